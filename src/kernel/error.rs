@@ -1,0 +1,88 @@
+//! What went wrong when the kernel was asked for something.
+
+use std::fmt;
+
+use rustix::io::Errno;
+
+/// A failed kernel operation: what was done, to what, and the kernel's answer.
+///
+/// Matched by the questions below, never by text.
+#[derive(Clone, Debug)]
+pub struct Error {
+    /// What was tried, as an administrator would say it: `add virtual service`, `list routes`.
+    pub operation: &'static str,
+    /// The object, in the notation of the kernel's own tools. Empty where the operation says it all.
+    pub object: String,
+    /// The kernel's answer.
+    pub cause: Cause,
+}
+
+/// The kernel's answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// An error number of the system, with the extended acknowledgement's text where the kernel gave one.
+    Errno(Errno, Option<String>),
+    /// An error number above 4096, which ipset defines for itself; the text is from our own table.
+    Ipset(i32, &'static str),
+    /// A program (`iptables-restore`, `modprobe`) failed: its exit status and what it wrote to stderr.
+    Program(String),
+    /// The answer could not be understood: truncated, of the wrong type, or missing.
+    Malformed(&'static str),
+    /// No answer within the time that any answer takes.
+    Timeout,
+}
+
+impl Error {
+    pub fn new(operation: &'static str, object: impl Into<String>, cause: Cause) -> Error {
+        Error { operation, object: object.into(), cause }
+    }
+
+    pub fn errno(operation: &'static str, object: impl Into<String>, errno: Errno) -> Error {
+        Error::new(operation, object, Cause::Errno(errno, None))
+    }
+
+    /// The object was there already.
+    pub fn is_exists(&self) -> bool {
+        matches!(self.cause, Cause::Errno(Errno::EXIST, _))
+    }
+
+    /// The object, or what it depends on, was not there.
+    pub fn is_absent(&self) -> bool {
+        matches!(
+            self.cause,
+            Cause::Errno(Errno::NOENT | Errno::SRCH | Errno::NODEV | Errno::ADDRNOTAVAIL, _)
+        )
+    }
+
+    /// Somebody else uses the object, or asks at the same moment.
+    pub fn is_busy(&self) -> bool {
+        matches!(self.cause, Cause::Errno(Errno::BUSY, _))
+    }
+
+    /// This kernel cannot do it at all: a module or a protocol family is missing.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(
+            self.cause,
+            Cause::Errno(Errno::OPNOTSUPP | Errno::AFNOSUPPORT | Errno::PROTONOSUPPORT, _)
+        )
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.operation)?;
+        if !self.object.is_empty() {
+            write!(f, " {}", self.object)?;
+        }
+        match &self.cause {
+            Cause::Errno(errno, None) => write!(f, ": {errno}"),
+            Cause::Errno(errno, Some(text)) => write!(f, ": {errno}: {text}"),
+            Cause::Ipset(number, text) => write!(f, ": {text} (ipset error {number})"),
+            Cause::Program(text) => write!(f, ": {text}"),
+            Cause::Malformed(text) => write!(f, ": unexpected answer: {text}"),
+            Cause::Timeout => f.write_str(": no answer"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

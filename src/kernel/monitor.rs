@@ -1,0 +1,1 @@
+//! Tells what others changed in the kernel, by netlink notifications.

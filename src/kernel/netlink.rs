@@ -1,0 +1,1 @@
+//! The netlink wire: sockets, messages, attributes, batches, dumps.

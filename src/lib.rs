@@ -1,0 +1,6 @@
+//! Sluice: a node network agent for Kubernetes. `docs/architecture.md` is the map.
+
+pub mod net;
+pub mod model;
+pub mod reconcile;
+pub mod kernel;

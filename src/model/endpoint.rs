@@ -1,0 +1,61 @@
+//! Where a Service's traffic may go.
+//!
+//! Kubernetes: `discovery.k8s.io/v1` EndpointSlice. A Service has any number of slices, each of one family.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use compact_str::CompactString;
+
+use crate::net::{Family, Protocol};
+
+/// All slices of one Service, by the name of the slice.
+///
+/// An address may stand in several slices for a moment while the controller moves it; readers must
+/// expect duplicates (`proxy::endpoints` merges them).
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Endpoints {
+    pub slices: BTreeMap<CompactString, Arc<EndpointSlice>>,
+}
+
+/// One slice. Slices of address type FQDN never become a value of this type.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointSlice {
+    pub family: Family,
+    /// The ports that every endpoint of this slice has. Entries without a number are left out at the door.
+    pub ports: Vec<EndpointPort>,
+    pub endpoints: Box<[Endpoint]>,
+}
+
+/// One entry of `ports[]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointPort {
+    /// Matches `ServicePort::name`; empty for the single unnamed port.
+    pub name: CompactString,
+    pub protocol: Protocol,
+    pub port: u16,
+}
+
+/// One backend: the first entry of `endpoints[].addresses` (the API defines the others as interchangeable
+/// names of the same backend, and connections must not be spread over them).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    pub address: IpAddr,
+    /// `nodeName`; absent for backends outside the cluster.
+    pub node: Option<Arc<str>>,
+    pub conditions: Conditions,
+}
+
+/// `endpoints[].conditions`, with the API's defaults applied: `ready` absent means true, `serving` absent
+/// means what `ready` means, `terminating` absent means false.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Conditions {
+    pub ready: bool,
+    pub serving: bool,
+    pub terminating: bool,
+}
+
+impl Conditions {
+    pub const READY: Conditions = Conditions { ready: true, serving: true, terminating: false };
+}

@@ -1,0 +1,66 @@
+//! The cluster and this host in our own words: plain data, parsed once at the door.
+//!
+//! Reading order: [`World`] is what subsystems see; [`Cluster`] and [`Host`] are its halves; one file
+//! for each kind of object. Nothing here knows the Kubernetes client, the kernel or a file format.
+
+mod endpoint;
+mod host;
+mod name;
+mod node;
+mod service;
+mod table;
+
+pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints};
+pub use host::{Host, HostAddress};
+pub use name::ObjectName;
+pub use node::{Node, NodeAddress, NodeAddressKind};
+pub use service::{
+    LoadBalancerAddress, ProxyAnnotations, Scheduler, SchedulerFlags, Service, ServicePort, ServiceType, TrafficPolicy,
+};
+pub use table::{Change, Table};
+
+use std::sync::Arc;
+
+use compact_str::CompactString;
+
+/// How far what we know of the cluster may be trusted, which decides what may be done to the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Authority {
+    /// Nothing is known yet: the kernel stays as it is.
+    Nothing,
+    /// The last known state from disk, used while the cluster cannot be reached. The kernel may be newer
+    /// than the file, so only what is missing altogether is created; nothing that exists changes or goes.
+    Remembered,
+    /// Some objects could not be read (a manifest that does not parse, say): what is known is put in
+    /// place, but nothing shrinks, because absence proves nothing.
+    Partial,
+    /// Every needed kind has been listed in full: the kernel is made equal to what is wanted.
+    Complete,
+}
+
+/// What subsystems see: one immutable view of the cluster and of this host.
+///
+/// Cloning is cheap (shared structure) and two views compare in time proportional to their difference.
+#[derive(Clone, Debug)]
+pub struct World {
+    pub cluster: Cluster,
+    pub host: Arc<Host>,
+    pub authority: Authority,
+}
+
+/// The Kubernetes objects that the running subsystems need.
+#[derive(Clone, Default, Debug)]
+pub struct Cluster {
+    pub services: Table<ObjectName, Service>,
+    /// The endpoint slices of each Service, by the name of the Service.
+    pub endpoints: Table<ObjectName, Endpoints>,
+    /// Nodes by name. The service proxy watches only its own.
+    pub nodes: Table<CompactString, Node>,
+}
+
+impl World {
+    /// The view before anything is known.
+    pub fn empty() -> World {
+        World { cluster: Cluster::default(), host: Arc::new(Host::default()), authority: Authority::Nothing }
+    }
+}

@@ -1,0 +1,90 @@
+//! The two address families, and a pair of values with one for each.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// An address family.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// Both families, in the order in which they are always worked on.
+    pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+    /// The length of a host prefix, in bits: 32 or 128.
+    pub fn host_bits(self) -> u8 {
+        match self {
+            Family::V4 => 32,
+            Family::V6 => 128,
+        }
+    }
+
+    /// The prefix that covers one address and nothing else.
+    pub fn host_prefix(address: IpAddr) -> IpNet {
+        IpNet::from(address)
+    }
+}
+
+impl From<IpAddr> for Family {
+    fn from(address: IpAddr) -> Family {
+        match address {
+            IpAddr::V4(_) => Family::V4,
+            IpAddr::V6(_) => Family::V6,
+        }
+    }
+}
+
+impl From<IpNet> for Family {
+    fn from(prefix: IpNet) -> Family {
+        Family::from(prefix.addr())
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        })
+    }
+}
+
+/// One value for each address family.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct PerFamily<T> {
+    pub v4: T,
+    pub v6: T,
+}
+
+impl<T> PerFamily<T> {
+    /// Builds both values by asking for each family in turn.
+    pub fn from_fn(mut value: impl FnMut(Family) -> T) -> PerFamily<T> {
+        PerFamily { v4: value(Family::V4), v6: value(Family::V6) }
+    }
+
+    /// The value of one family.
+    pub fn of(&self, family: Family) -> &T {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    /// The value of one family, to change it.
+    pub fn of_mut(&mut self, family: Family) -> &mut T {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+
+    /// Both values with their families, IPv4 first.
+    pub fn iter(&self) -> impl Iterator<Item = (Family, &T)> {
+        [(Family::V4, &self.v4), (Family::V6, &self.v6)].into_iter()
+    }
+}

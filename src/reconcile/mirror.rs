@@ -1,0 +1,386 @@
+//! A target and what was last seen of it.
+//!
+//! A mirror keeps its own list of dirty keys: a round costs what is dirty, not what exists. A key stays
+//! dirty until the kernel is seen to hold what is wanted, so a round that is cut short, by a failure or
+//! because shrinking is not allowed yet, is simply continued by the next one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::backoff::Backoff;
+use super::target::{Phase, Step, Target};
+
+/// When a round happens, and the randomness it may use; both come from outside so that tests decide them.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    pub now: Instant,
+    /// Any number; spreads retries.
+    pub jitter: u32,
+}
+
+/// What growing may do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Growth {
+    /// Create what is missing and change what differs.
+    Full,
+    /// Create what is missing, leave alone what exists in any form: for a remembered cluster, which may be
+    /// older than the kernel.
+    OnlyMissing,
+}
+
+/// An object that was not as we left it, found by an audit.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Drift {
+    /// Ours, and gone.
+    Missing(String),
+    /// Ours, and different.
+    Different(String),
+    /// Recognised as ours, and not known to us.
+    Unexpected(String),
+}
+
+/// What stands between the kernel and what is wanted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Trouble {
+    /// How many objects are in doubt; 0 where the family could not even be read.
+    pub objects: usize,
+    /// The first error of the last round that failed.
+    pub error: String,
+    pub since: Instant,
+}
+
+/// A target and what was last seen of it: success updates it, any failure makes it forget.
+pub struct Mirror<T: Target> {
+    target: T,
+    /// What was last seen; `None` before the first read and after a failed one.
+    seen: Option<BTreeMap<T::Key, T::Value>>,
+    dirty: Dirty<T::Key>,
+    /// Keys whose last step failed. They are read back, when the delay is over, before they are compared.
+    doubtful: BTreeSet<T::Key>,
+    backoff: Backoff,
+    trouble: Option<Trouble>,
+    steps_done: u64,
+}
+
+enum Dirty<K> {
+    All,
+    Keys(BTreeSet<K>),
+}
+
+/// One portion of an audit.
+pub struct Audited<K> {
+    pub drift: Vec<Drift>,
+    /// Where the next portion begins; `None` after the last.
+    pub next: Option<K>,
+}
+
+impl<T: Target> Mirror<T> {
+    pub fn new(target: T) -> Mirror<T> {
+        Mirror {
+            target,
+            seen: None,
+            dirty: Dirty::All,
+            doubtful: BTreeSet::new(),
+            backoff: Backoff::default(),
+            trouble: None,
+            steps_done: 0,
+        }
+    }
+
+    /// The family's name.
+    pub fn name(&self) -> &'static str {
+        self.target.name()
+    }
+
+    /// Says that what is wanted of this key may have changed.
+    pub fn mark(&mut self, key: T::Key) {
+        if let Dirty::Keys(keys) = &mut self.dirty {
+            keys.insert(key);
+        }
+    }
+
+    /// Says that everything wanted may have changed.
+    pub fn mark_all(&mut self) {
+        self.dirty = Dirty::All;
+    }
+
+    /// Says that the kernel was changed by somebody else: the next round reads everything again.
+    pub fn forget(&mut self) {
+        self.seen = None;
+        self.dirty = Dirty::All;
+        self.doubtful.clear();
+    }
+
+    /// True when the kernel is known to hold what was wanted in the last round.
+    pub fn is_settled(&self) -> bool {
+        matches!(&self.dirty, Dirty::Keys(keys) if keys.is_empty()) && self.seen.is_some()
+    }
+
+    /// What was last seen in the kernel; `None` while it is unknown.
+    pub fn seen(&self) -> Option<&BTreeMap<T::Key, T::Value>> {
+        self.seen.as_ref()
+    }
+
+    /// What currently fails; `None` while all is well.
+    pub fn trouble(&self) -> Option<&Trouble> {
+        self.trouble.as_ref()
+    }
+
+    /// When a failed step is due again.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.backoff.retry_at()
+    }
+
+    /// How many steps were performed since the start: a restart with everything in place performs none.
+    pub fn steps_done(&self) -> u64 {
+        self.steps_done
+    }
+
+    /// The target itself, for what is not a step.
+    pub fn target(&mut self) -> &mut T {
+        &mut self.target
+    }
+
+    /// The growing half of a round: creates and changes what is dirty and differs from `want`. Returns the
+    /// keys whose objects were created or changed in the kernel.
+    pub fn grow(&mut self, want: &BTreeMap<T::Key, T::Value>, growth: Growth, at: Moment) -> Vec<T::Key> {
+        if !self.learn(at) {
+            return Vec::new();
+        }
+        let steps = self.planned(want, |have, wanted| match (have, wanted) {
+            (None, Some(wanted)) => Some(Some(wanted.clone())),
+            (Some(have), Some(wanted)) if have != wanted && growth == Growth::Full => {
+                let grown = T::grown(have, wanted);
+                (grown != *have).then_some(Some(grown))
+            }
+            _ => None,
+        });
+        let done = self.perform(Phase::Grow, steps, at);
+        self.clean(want);
+        done
+    }
+
+    /// The shrinking half of a round: deletes what is dirty and not in `want`, and takes from what grew
+    /// its old parts. Returns the keys of the objects that were deleted or became smaller.
+    pub fn shrink(&mut self, want: &BTreeMap<T::Key, T::Value>, at: Moment) -> Vec<T::Key> {
+        if !self.learn(at) {
+            return Vec::new();
+        }
+        let steps = self.planned(want, |have, wanted| match (have, wanted) {
+            (Some(_), None) => Some(None),
+            // What could not grow (its step failed, so `have` is not known) is not in `seen`; what differs
+            // here has grown already and only has something left to lose.
+            (Some(have), Some(wanted)) if have != wanted && T::grown(have, wanted) == *have => {
+                Some(Some(wanted.clone()))
+            }
+            _ => None,
+        });
+        let done = self.perform(Phase::Shrink, steps, at);
+        self.clean(want);
+        done
+    }
+
+    /// Compares a portion of what was last seen with the kernel, and makes dirty what was changed by
+    /// somebody else. Start with `from = None`; the last portion also looks for objects that are ours and unknown.
+    pub fn audit(&mut self, from: Option<&T::Key>, most: usize, at: Moment) -> Audited<T::Key> {
+        use std::ops::Bound;
+        let nothing = Audited { drift: Vec::new(), next: None };
+        let Some(seen) = self.seen.as_ref() else { return nothing };
+        let begin = from.map_or(Bound::Unbounded, |key| Bound::Included(key.clone()));
+        let mut range = seen.range((begin, Bound::Unbounded));
+        let keys: Vec<T::Key> = range
+            .by_ref()
+            .take(most)
+            .map(|(key, _)| key.clone())
+            .filter(|key| !self.doubtful.contains(key))
+            .collect();
+        let next = range.next().map(|(key, _)| key.clone());
+        let mut found = match self.target.read_some(&keys) {
+            Ok(found) => found,
+            Err(error) => {
+                self.unreadable(error.to_string(), at);
+                return nothing;
+            }
+        };
+        let mut drift = Vec::new();
+        for key in keys {
+            self.compare_one(key, &mut found, &mut drift);
+        }
+        if next.is_none() {
+            match self.unknown_keys() {
+                Ok(unknown) => {
+                    for key in unknown {
+                        drift.push(Drift::Unexpected(key.to_string()));
+                        self.doubt(key);
+                    }
+                }
+                Err(error) => self.unreadable(error.to_string(), at),
+            }
+        }
+        Audited { drift, next }
+    }
+
+    fn compare_one(&mut self, key: T::Key, found: &mut BTreeMap<T::Key, T::Value>, drift: &mut Vec<Drift>) {
+        let Some(seen) = self.seen.as_mut() else { return };
+        match found.remove(&key) {
+            None => {
+                drift.push(Drift::Missing(key.to_string()));
+                seen.remove(&key);
+            }
+            Some(value) if seen.get(&key) != Some(&value) => {
+                drift.push(Drift::Different(key.to_string()));
+                seen.insert(key.clone(), value);
+            }
+            Some(_) => return,
+        }
+        self.mark(key);
+    }
+
+    fn unknown_keys(&mut self) -> Result<Vec<T::Key>, T::Error> {
+        let existing = self.target.keys()?;
+        let seen = self.seen.as_ref();
+        Ok(existing
+            .into_iter()
+            .filter(|key| !seen.is_some_and(|seen| seen.contains_key(key)) && !self.doubtful.contains(key))
+            .collect())
+    }
+
+    /// Makes sure that what is about to be compared is known. False while nothing can be compared.
+    fn learn(&mut self, at: Moment) -> bool {
+        let due = self.backoff.is_due(at.now);
+        if self.seen.is_none() {
+            if !due {
+                return false;
+            }
+            match self.target.read() {
+                Ok(found) => {
+                    self.seen = Some(found);
+                    self.dirty = Dirty::All;
+                    self.doubtful.clear();
+                }
+                Err(error) => {
+                    self.unreadable(error.to_string(), at);
+                    return false;
+                }
+            }
+        } else if due && !self.doubtful.is_empty() {
+            let keys: Vec<T::Key> = self.doubtful.iter().cloned().collect();
+            match self.target.read_some(&keys) {
+                Ok(found) => {
+                    let seen = self.seen.as_mut().expect("seen was checked above");
+                    for key in &keys {
+                        seen.remove(key);
+                    }
+                    seen.extend(found);
+                    self.doubtful.clear();
+                    for key in keys {
+                        self.mark(key);
+                    }
+                }
+                Err(error) => {
+                    self.unreadable(error.to_string(), at);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// The steps for all dirty keys for which `after` names a state to reach.
+    #[expect(clippy::type_complexity, reason = "a step's parts, used in two places")]
+    fn planned(
+        &self,
+        want: &BTreeMap<T::Key, T::Value>,
+        after: impl Fn(Option<&T::Value>, Option<&T::Value>) -> Option<Option<T::Value>>,
+    ) -> Vec<(T::Key, Option<T::Value>, Option<T::Value>)> {
+        let Some(seen) = self.seen.as_ref() else { return Vec::new() };
+        let plan = |key: &T::Key| {
+            if self.doubtful.contains(key) {
+                return None;
+            }
+            let have = seen.get(key);
+            after(have, want.get(key)).map(|then| (key.clone(), have.cloned(), then))
+        };
+        match &self.dirty {
+            Dirty::Keys(keys) => keys.iter().filter_map(plan).collect(),
+            Dirty::All => {
+                let gone = seen.keys().filter(|key| !want.contains_key(key));
+                want.keys().chain(gone).filter_map(plan).collect()
+            }
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "a step's parts, used in two places")]
+    fn perform(
+        &mut self,
+        phase: Phase,
+        planned: Vec<(T::Key, Option<T::Value>, Option<T::Value>)>,
+        at: Moment,
+    ) -> Vec<T::Key> {
+        if planned.is_empty() {
+            return Vec::new();
+        }
+        let steps: Vec<Step<'_, T::Key, T::Value>> = planned
+            .iter()
+            .map(|(key, have, want)| Step { key, have: have.as_ref(), want: want.as_ref() })
+            .collect();
+        let failures = self.target.apply(phase, &steps);
+        let failed: BTreeMap<usize, String> =
+            failures.into_iter().map(|failure| (failure.step, failure.error.to_string())).collect();
+        let first_error = failed.values().next().cloned();
+        let mut done = Vec::with_capacity(planned.len());
+        let seen = self.seen.as_mut().expect("steps are planned only from what was seen");
+        for (index, (key, _, want)) in planned.into_iter().enumerate() {
+            if failed.contains_key(&index) {
+                seen.remove(&key);
+                self.doubtful.insert(key);
+                continue;
+            }
+            match want {
+                Some(value) => seen.insert(key.clone(), value),
+                None => seen.remove(&key),
+            };
+            done.push(key);
+        }
+        self.steps_done += done.len() as u64;
+        if let Some(error) = first_error {
+            self.note_trouble(error, at);
+        }
+        done
+    }
+
+    /// Takes from the dirty keys those that are as wanted, and ends the trouble when none is left in doubt.
+    fn clean(&mut self, want: &BTreeMap<T::Key, T::Value>) {
+        let Some(seen) = self.seen.as_ref() else { return };
+        let settled = |key: &T::Key| seen.get(key) == want.get(key) && !self.doubtful.contains(key);
+        let left: BTreeSet<T::Key> = match &self.dirty {
+            Dirty::Keys(keys) => keys.iter().filter(|key| !settled(key)).cloned().collect(),
+            Dirty::All => {
+                want.keys().chain(seen.keys()).chain(&self.doubtful).filter(|key| !settled(key)).cloned().collect()
+            }
+        };
+        self.dirty = Dirty::Keys(left);
+        if self.doubtful.is_empty() && self.trouble.is_some() {
+            self.trouble = None;
+            self.backoff.succeeded();
+        }
+    }
+
+    fn doubt(&mut self, key: T::Key) {
+        self.doubtful.insert(key.clone());
+        self.mark(key);
+    }
+
+    fn unreadable(&mut self, error: String, at: Moment) {
+        self.seen = None;
+        self.dirty = Dirty::All;
+        self.doubtful.clear();
+        self.note_trouble(error, at);
+    }
+
+    fn note_trouble(&mut self, error: String, at: Moment) {
+        self.backoff.failed(at.now, at.jitter);
+        let since = self.trouble.as_ref().map_or(at.now, |trouble| trouble.since);
+        self.trouble = Some(Trouble { objects: self.doubtful.len(), error, since });
+    }
+}

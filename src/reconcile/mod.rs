@@ -1,0 +1,24 @@
+//! Making the kernel equal to what is wanted, whatever it was before.
+//!
+//! Three small things carry every subsystem:
+//! - a [`Target`] is one family of kernel objects: it reads what is ours and performs steps;
+//! - a [`Mirror`] is a target and what was last seen of it: it compares (pure) and asks for the steps;
+//! - [`Backoff`] says when a failed step is tried again.
+//!
+//! The rules, which hold for every family:
+//! - *Adopt and compare, never flush.* What exists and is wanted stays untouched.
+//! - *Grow forward, shrink backward.* A subsystem orders its targets so that each needs only those before
+//!   it, grows them in that order and shrinks them in the reverse, so nothing ever names what is not there.
+//! - *Nothing shrinks before the inputs are complete.* The caller simply does not call `shrink` until then.
+//! - *A failure forgets.* What failed is read back from the kernel before it is compared again, because a
+//!   failed call may have done its work. It is retried with a growing delay and is visible in health.
+//! - *Foreign objects are neither returned nor touched.*
+//! - *Cleanup is reconciling to nothing.* There is no second code path.
+
+mod backoff;
+mod mirror;
+mod target;
+
+pub use backoff::Backoff;
+pub use mirror::{Audited, Drift, Growth, Mirror, Moment, Trouble};
+pub use target::{Failure, Phase, Step, Target};

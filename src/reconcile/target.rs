@@ -1,0 +1,74 @@
+//! One family of kernel objects, as the reconcile core sees it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{Debug, Display};
+
+/// A family of kernel objects that are ours.
+///
+/// Implemented by each file of `kernel/` on the real kernel, and once more in memory for tests.
+pub trait Target {
+    /// What identifies one object in the kernel.
+    type Key: Ord + Clone + Debug + Display;
+    /// Everything else about it that we decide.
+    type Value: PartialEq + Clone + Debug;
+    type Error: Display;
+
+    /// What the family is called in logs, health and metrics: plural, lower case.
+    fn name(&self) -> &'static str;
+
+    /// Everything of ours that exists. Must recognise it without memory of an earlier run, and must not
+    /// return, not even read where that is avoidable, what belongs to others.
+    fn read(&mut self) -> Result<BTreeMap<Self::Key, Self::Value>, Self::Error>;
+
+    /// Like [`read`](Target::read), for these keys only: what exists of them. Families whose full read is
+    /// expensive override this, so that an audit and a read-back can go in portions.
+    fn read_some(&mut self, keys: &[Self::Key]) -> Result<BTreeMap<Self::Key, Self::Value>, Self::Error> {
+        let mut all = self.read()?;
+        Ok(keys.iter().filter_map(|key| all.remove_entry(key)).collect())
+    }
+
+    /// The keys of everything of ours that exists.
+    fn keys(&mut self) -> Result<BTreeSet<Self::Key>, Self::Error> {
+        Ok(self.read()?.into_keys().collect())
+    }
+
+    /// Performs the steps and returns those that failed; every other one is done. Independent steps go on
+    /// after a failure. A family whose change is one transaction reports all of its steps when it fails.
+    fn apply(&mut self, phase: Phase, steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Failure<Self::Error>>;
+
+    /// The state of an object after the growing half of a change from `have` to `want`.
+    ///
+    /// For most families a change is one act and nothing is left to shrink. A family whose values contain
+    /// parts (a virtual server and its destinations) answers with both the old parts and the new ones, and
+    /// gets a second step, in the shrinking phase, to lose the old.
+    fn grown(_have: &Self::Value, want: &Self::Value) -> Self::Value {
+        want.clone()
+    }
+}
+
+/// Which half of a round the steps belong to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// Create, change, add parts. Steps have a `want`.
+    Grow,
+    /// Delete, remove parts. Steps have a `have`.
+    Shrink,
+}
+
+/// One object's way from what was seen to what it shall be after this phase. Never `None` on both sides.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a, K, V> {
+    pub key: &'a K,
+    /// What exists, or `None` where the object is absent.
+    pub have: Option<&'a V>,
+    /// What shall exist after the step, or `None` where the object shall go.
+    pub want: Option<&'a V>,
+}
+
+/// A step that failed.
+#[derive(Debug)]
+pub struct Failure<E> {
+    /// Index into the steps given to `apply`.
+    pub step: usize,
+    pub error: E,
+}
