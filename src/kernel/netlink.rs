@@ -1,1 +1,0 @@
-//! The netlink wire: sockets, messages, attributes, batches, dumps.

@@ -1,0 +1,102 @@
+//! What may go wrong on the wire, and what it means for steps.
+
+use std::collections::BTreeMap;
+
+use rustix::io::Errno;
+
+use crate::kernel::{Cause, Error};
+use crate::reconcile::Failure;
+
+/// A message that the kernel refused.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    /// Index into the messages that were sent.
+    pub message: usize,
+    /// The kernel's error number, positive. Above 4095 it is the family's own (ipset).
+    pub errno: i32,
+    /// The text of the extended acknowledgement, where the kernel gave one.
+    pub text: Option<String>,
+    /// What the kernel sent back of the request, behind its message header. Empty for almost everything;
+    /// ipset writes the number of the element that it stumbled over into it.
+    pub request: Vec<u8>,
+}
+
+/// Why an operation came to nothing, or to an unknown end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// The kernel refused, and nothing was done.
+    Refused(Refusal),
+    /// The answer did not come or was dropped. What was asked may have been done or not.
+    Lost,
+    /// A dump was disturbed by changes every time it was tried.
+    Unsteady,
+    /// The socket failed: nothing was sent, or the answer could not be received.
+    System(Errno),
+    /// The kernel's answer could not be understood.
+    Malformed(&'static str),
+}
+
+impl Fault {
+    /// The kernel's error number, where there is one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Fault::Refused(refusal) => Some(refusal.errno),
+            Fault::System(errno) => Some(errno.raw_os_error()),
+            Fault::Lost | Fault::Unsteady | Fault::Malformed(_) => None,
+        }
+    }
+
+    /// The kernel has no such object.
+    pub(super) fn is_absent(&self) -> bool {
+        self.errno() == Some(Errno::NOENT.raw_os_error())
+    }
+}
+
+impl From<Refusal> for Cause {
+    fn from(refusal: Refusal) -> Cause {
+        match u16::try_from(refusal.errno) {
+            Ok(number @ 1..4096) => Cause::Errno(Errno::from_raw_os_error(i32::from(number)), refusal.text),
+            _ => Cause::Ipset(refusal.errno, "error of a subsystem"),
+        }
+    }
+}
+
+impl From<Fault> for Cause {
+    fn from(fault: Fault) -> Cause {
+        match fault {
+            Fault::Refused(refusal) => refusal.into(),
+            Fault::Lost => Cause::Timeout,
+            Fault::Unsteady => {
+                Cause::Errno(Errno::AGAIN, Some("the list changed while it was read, every time".into()))
+            }
+            Fault::System(errno) => Cause::Errno(errno, None),
+            Fault::Malformed(text) => Cause::Malformed(text),
+        }
+    }
+}
+
+/// Turns the result of a batch into the steps that failed. `owners` tells the step of each message; a step
+/// fails when one of its messages is refused, and speaks of the first. When the batch as a whole came to an
+/// unknown end, every step fails.
+pub fn failed_steps(
+    result: Result<Vec<Refusal>, Fault>,
+    owners: &[usize],
+    error: impl Fn(usize, Cause) -> Error,
+) -> Vec<Failure<Error>> {
+    let mut failed: BTreeMap<usize, Cause> = BTreeMap::new();
+    match result {
+        Ok(refusals) => {
+            for refusal in refusals {
+                if let Some(step) = owners.get(refusal.message) {
+                    failed.entry(*step).or_insert_with(|| refusal.into());
+                }
+            }
+        }
+        Err(fault) => {
+            for step in owners {
+                failed.entry(*step).or_insert_with(|| fault.clone().into());
+            }
+        }
+    }
+    failed.into_iter().map(|(step, cause)| Failure { step, error: error(step, cause) }).collect()
+}

@@ -1,0 +1,110 @@
+//! Generic netlink: families that are found by name.
+//!
+//! A family's number is given out when its module is loaded, so it changes when the module is reloaded;
+//! then the old number answers `ENOENT`. Asking for a family by name loads its module.
+//!
+//! Kernel: include/uapi/linux/genetlink.h, the family `nlctrl`.
+
+use super::answer::Answer;
+use super::fault::{Fault, Refusal};
+use super::message::Messages;
+use super::socket::{Bus, Socket};
+use crate::kernel::Error;
+
+const CONTROL_FAMILY: u16 = 0x10;
+const GET_FAMILY: u8 = 3;
+const CONTROL_VERSION: u8 = 2;
+const FAMILY_ID: u16 = 1;
+const FAMILY_NAME: u16 = 2;
+/// Command, version, two reserved bytes.
+const HEADER: usize = 4;
+
+/// A socket that speaks to one generic family. Messages are built with [`Messages::begin_generic`].
+#[derive(Debug)]
+pub struct GenericSocket {
+    socket: Socket,
+    family: &'static str,
+    number: Option<u16>,
+}
+
+impl GenericSocket {
+    /// Opens a socket in the network namespace of the calling thread. The family is looked up when it is
+    /// first spoken to.
+    pub fn open(family: &'static str) -> Result<GenericSocket, Error> {
+        Ok(GenericSocket { socket: Socket::open(Bus::Generic)?, family, number: None })
+    }
+
+    /// As [`Socket::batch`].
+    pub fn batch(&mut self, messages: &mut Messages) -> Result<Vec<Refusal>, Fault> {
+        messages.retype(self.number()?);
+        let refusals = self.socket.batch(messages)?;
+        // A family that is gone refuses everything.
+        let gone = refusals.len() == messages.len() && refusals.iter().all(|refusal| refusal.errno == libc::ENOENT);
+        if gone && !messages.is_empty() && self.has_moved()? {
+            messages.retype(self.number()?);
+            return self.socket.batch(messages);
+        }
+        Ok(refusals)
+    }
+
+    /// As [`Socket::request`].
+    pub fn request<T>(
+        &mut self,
+        message: &mut Messages,
+        mut parse: impl FnMut(&Answer<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, Fault> {
+        message.retype(self.number()?);
+        match self.socket.request(message, &mut parse) {
+            Err(fault) if fault.is_absent() && self.has_moved()? => {
+                message.retype(self.number()?);
+                self.socket.request(message, parse)
+            }
+            result => result,
+        }
+    }
+
+    /// As [`Socket::dump`].
+    pub fn dump<T>(
+        &mut self,
+        message: &mut Messages,
+        mut parse: impl FnMut(&Answer<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, Fault> {
+        message.retype(self.number()?);
+        match self.socket.dump(message, &mut parse) {
+            Err(fault) if fault.is_absent() && self.has_moved()? => {
+                message.retype(self.number()?);
+                self.socket.dump(message, parse)
+            }
+            result => result,
+        }
+    }
+
+    fn number(&mut self) -> Result<u16, Fault> {
+        if let Some(number) = self.number {
+            return Ok(number);
+        }
+        let number = self.look_up()?;
+        self.number = Some(number);
+        Ok(number)
+    }
+
+    /// Looks the family up again; true when it has another number than before.
+    fn has_moved(&mut self) -> Result<bool, Fault> {
+        let before = self.number.take();
+        Ok(Some(self.number()?) != before)
+    }
+
+    fn look_up(&mut self) -> Result<u16, Fault> {
+        let mut message = Messages::new();
+        message.begin(CONTROL_FAMILY, 0).header(&[GET_FAMILY, CONTROL_VERSION, 0, 0]).text(FAMILY_NAME, self.family);
+        let found = self.socket.request(&mut message, |answer| answer.attributes(HEADER).get(FAMILY_ID)?.u16());
+        match found {
+            Ok(numbers) => numbers.into_iter().next().ok_or(Fault::Malformed("a generic family without a number")),
+            Err(Fault::Refused(refusal)) if refusal.errno == libc::ENOENT => {
+                let text = format!("the kernel has no netlink family {}; its module is not there", self.family);
+                Err(Fault::Refused(Refusal { text: Some(text), ..refusal }))
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+}

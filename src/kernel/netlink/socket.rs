@@ -1,0 +1,341 @@
+//! Sockets: acts and dumps on one pair, notifications on another.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recvfrom, sendto, sockopt};
+use rustix::net::{SocketAddrAny, socket_with};
+
+use super::answer::{Answer, INTERRUPTED, answers, kind};
+use super::fault::{Fault, Refusal};
+use super::message::{Messages, flag};
+use super::option;
+use crate::kernel::Error;
+
+/// The netlink family that a socket speaks to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bus {
+    /// Links, addresses, routes.
+    Route,
+    /// ipset, conntrack, nf_tables.
+    Netfilter,
+    /// Families found by name, IPVS among them.
+    Generic,
+}
+
+/// Buffers of this size hold the errors of any portion. The kernel doubles the figure for its bookkeeping.
+const BUFFER_BYTES: usize = 4 << 20;
+/// A send is one kernel buffer, and larger ones were measured to be slower.
+const PORTION_BYTES: usize = 64 << 10;
+/// The kernel fills the datagrams of a dump as far as the receiver's buffer, and never beyond 32 KiB.
+const RECEIVE_BYTES: usize = 32 << 10;
+/// The kernel answers within the send call; whatever takes this long was lost.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// A dump that is disturbed this often is given up.
+const DUMP_TRIES: u32 = 30;
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// More datagrams than any dump has.
+const MOST_STALE: usize = 1 << 20;
+
+/// A pair of sockets of one network namespace: one for acts, one for dumps.
+#[derive(Debug)]
+pub struct Socket {
+    acts: Wire,
+    dumps: Wire,
+}
+
+/// A socket that receives notifications.
+#[derive(Debug)]
+pub struct Listener {
+    wire: Wire,
+}
+
+#[derive(Debug)]
+struct Wire {
+    socket: OwnedFd,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Socket {
+    /// Opens both sockets in the network namespace of the calling thread, where they stay.
+    pub fn open(bus: Bus) -> Result<Socket, Error> {
+        let open = || Wire::open(bus, &[]).map_err(|errno| Error::errno("open netlink socket", bus.name(), errno));
+        Ok(Socket { acts: open()?, dumps: open()? })
+    }
+
+    /// Sends the messages and returns those that the kernel refused; every other one was carried out. A
+    /// refused message does not stop those behind it. After a [`Fault`] nothing is known about any.
+    pub fn batch(&mut self, messages: &mut Messages) -> Result<Vec<Refusal>, Fault> {
+        let mut refusals = Vec::new();
+        let mut first = 0;
+        while first < messages.len() {
+            let next = messages.portion(first, PORTION_BYTES);
+            self.acts.perform(messages, first..next, &mut refusals)?;
+            first = next;
+        }
+        Ok(refusals)
+    }
+
+    /// Sends one message that is not a dump, and returns what `parse` makes of its answers.
+    pub fn request<T>(
+        &mut self,
+        message: &mut Messages,
+        mut parse: impl FnMut(&Answer<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, Fault> {
+        assert_eq!(message.len(), 1, "a request is one message");
+        message.reflag(0, flag::ACK, 0);
+        let sequence = self.acts.post(message, 0..1)?;
+        let mut found = Vec::new();
+        self.acts.collect(|answer| {
+            if answer.sequence != sequence {
+                return ControlFlow::Continue(());
+            }
+            match answer.refusal() {
+                Some(Refusal { errno: 0, .. }) => ControlFlow::Break(Ok(())),
+                Some(refusal) => ControlFlow::Break(Err(Fault::Refused(refusal))),
+                None => {
+                    found.extend(parse(answer));
+                    ControlFlow::Continue(())
+                }
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Asks for all objects that match the message, and returns what `parse` makes of them. A dump that was
+    /// disturbed by a change is repeated from the beginning, some thirty times.
+    pub fn dump<T>(
+        &mut self,
+        message: &mut Messages,
+        mut parse: impl FnMut(&Answer<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, Fault> {
+        assert_eq!(message.len(), 1, "a dump is one message");
+        message.reflag(0, flag::DUMP, flag::ACK);
+        for attempt in 0..DUMP_TRIES {
+            match self.dumps.dump_once(message, &mut parse) {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => thread::sleep(Duration::from_millis(1 << attempt.min(7)).min(LONGEST_PAUSE)),
+                // An earlier dump was given up midway and still holds the socket.
+                Err(fault) if fault.errno() == Some(Errno::BUSY.raw_os_error()) && attempt == 0 => self.dumps.drain(),
+                Err(fault) => return Err(fault),
+            }
+        }
+        Err(Fault::Unsteady)
+    }
+}
+
+impl Listener {
+    /// Opens a socket in the network namespace of the calling thread and joins the groups, by number.
+    pub fn open(bus: Bus, groups: &[u32]) -> Result<Listener, Error> {
+        let wire = Wire::open(bus, groups).map_err(|errno| Error::errno("listen for changes of", bus.name(), errno))?;
+        Ok(Listener { wire })
+    }
+
+    /// Hands every notification that has arrived to `each`, without waiting. [`Fault::Lost`] says that the
+    /// kernel had more to tell than the socket could hold.
+    pub fn receive(&mut self, mut each: impl FnMut(&Answer<'_>)) -> Result<(), Fault> {
+        while let Some(datagram) = self.wire.receive(RecvFlags::DONTWAIT)? {
+            answers(datagram).for_each(|answer| each(&answer));
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wire.socket.as_fd()
+    }
+}
+
+impl Wire {
+    fn open(bus: Bus, groups: &[u32]) -> Result<Wire, Errno> {
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, bus.protocol())?;
+        // Forcing needs CAP_NET_ADMIN; without it the system's limit applies.
+        if sockopt::set_socket_send_buffer_size_force(&socket, BUFFER_BYTES).is_err() {
+            sockopt::set_socket_send_buffer_size(&socket, BUFFER_BYTES)?;
+        }
+        if sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES).is_err() {
+            sockopt::set_socket_recv_buffer_size(&socket, BUFFER_BYTES)?;
+        }
+        option::set(socket.as_fd(), option::EXT_ACK, 1)?;
+        option::set(socket.as_fd(), option::CAP_ACK, 1)?;
+        option::set(socket.as_fd(), option::GET_STRICT_CHK, 1)?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER_WITHIN))?;
+        bind(&socket, &SocketAddrNetlink::new(0, 0))?;
+        for group in groups {
+            let group = i32::try_from(*group).map_err(|_| Errno::INVAL)?;
+            option::set(socket.as_fd(), option::ADD_MEMBERSHIP, group)?;
+        }
+        Ok(Wire { socket, sequence: 0, buffer: vec![0; RECEIVE_BYTES] })
+    }
+
+    /// Numbers the messages and sends them at once; returns the number of the first.
+    fn post(&mut self, messages: &mut Messages, range: std::ops::Range<usize>) -> Result<u32, Fault> {
+        let first = self.sequence.wrapping_add(1);
+        for index in range.clone() {
+            self.sequence = self.sequence.wrapping_add(1);
+            messages.number(index, self.sequence);
+        }
+        let bytes = messages.range(range.start, range.end);
+        loop {
+            match sendto(&self.socket, bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0)) {
+                Ok(sent) if sent == bytes.len() => return Ok(first),
+                Ok(_) => return Err(Fault::Malformed("a part of the messages was sent")),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(Fault::System(errno)),
+            }
+        }
+    }
+
+    /// Sends some messages, the last one with an acknowledgement, and waits for that.
+    fn perform(
+        &mut self,
+        messages: &mut Messages,
+        range: std::ops::Range<usize>,
+        refusals: &mut Vec<Refusal>,
+    ) -> Result<(), Fault> {
+        let count = range.len();
+        messages.reflag(range.end - 1, flag::ACK, 0);
+        let first = self.post(messages, range.clone())?;
+        self.collect(|answer| {
+            let Ok(offset) = usize::try_from(answer.sequence.wrapping_sub(first)) else {
+                return ControlFlow::Continue(());
+            };
+            let Some(refusal) = answer.refusal().filter(|_| offset < count) else {
+                return ControlFlow::Continue(());
+            };
+            if refusal.errno != 0 {
+                refusals.push(Refusal { message: range.start + offset, ..refusal });
+            }
+            if offset + 1 == count { ControlFlow::Break(Ok(())) } else { ControlFlow::Continue(()) }
+        })
+    }
+
+    /// One try of a dump; `None` when it was disturbed.
+    fn dump_once<T>(
+        &mut self,
+        message: &mut Messages,
+        parse: &mut impl FnMut(&Answer<'_>) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, Fault> {
+        let sequence = self.post(message, 0..1)?;
+        let mut found = Vec::new();
+        let mut disturbed = false;
+        self.collect(|answer| {
+            if answer.sequence != sequence {
+                return ControlFlow::Continue(());
+            }
+            disturbed |= answer.flags & INTERRUPTED != 0;
+            match answer.kind {
+                kind::DONE => ControlFlow::Break(end_of_dump(answer)),
+                kind::ERROR => ControlFlow::Break(match answer.refusal() {
+                    Some(Refusal { errno: 0, .. }) => Ok(()),
+                    Some(refusal) => Err(Fault::Refused(refusal)),
+                    None => Err(Fault::Malformed("a short error message")),
+                }),
+                kind::NOOP | kind::OVERRUN => ControlFlow::Continue(()),
+                _ => {
+                    found.extend(parse(answer));
+                    ControlFlow::Continue(())
+                }
+            }
+        })?;
+        Ok((!disturbed).then_some(found))
+    }
+
+    /// Hands answers to `each` until it says that it has seen the last.
+    fn collect(&mut self, mut each: impl FnMut(&Answer<'_>) -> ControlFlow<Result<(), Fault>>) -> Result<(), Fault> {
+        loop {
+            let datagram = self.receive(RecvFlags::empty())?.ok_or(Fault::Lost)?;
+            for answer in answers(datagram) {
+                if let ControlFlow::Break(result) = each(&answer) {
+                    return result;
+                }
+            }
+        }
+    }
+
+    /// The next datagram from the kernel, whole; `None` when the time is over, or with `DONTWAIT` when there
+    /// is none now.
+    fn receive(&mut self, flags: RecvFlags) -> Result<Option<&[u8]>, Fault> {
+        let length = loop {
+            // A look at the length first: a datagram that does not fit would be cut off and lost.
+            match recvfrom(&self.socket, &mut [0_u8; 0], flags | RecvFlags::PEEK | RecvFlags::TRUNC) {
+                Ok((_, length, _)) => self.buffer.resize(length.max(self.buffer.len()), 0),
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::NOBUFS) => return Err(Fault::Lost),
+                Err(errno) => return Err(Fault::System(errno)),
+            }
+            match recvfrom(&self.socket, self.buffer.as_mut_slice(), flags | RecvFlags::TRUNC) {
+                // Any process may write to a netlink socket whose number it knows: only the kernel is heard.
+                Ok((_, length, from)) if is_kernel(from.as_ref()) => break length,
+                Ok(_) | Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(Errno::NOBUFS) => return Err(Fault::Lost),
+                Err(errno) => return Err(Fault::System(errno)),
+            }
+        };
+        self.buffer.get(..length).map(Some).ok_or(Fault::Malformed("a datagram longer than announced"))
+    }
+
+    /// Reads what earlier requests left behind, which also brings a dump in progress to its end.
+    fn drain(&mut self) {
+        for _ in 0..MOST_STALE {
+            if !matches!(self.receive(RecvFlags::DONTWAIT), Ok(Some(_)) | Err(Fault::Lost)) {
+                return;
+            }
+        }
+    }
+}
+
+impl Bus {
+    fn protocol(self) -> Option<rustix::net::Protocol> {
+        match self {
+            // Number 0, which rustix writes as no protocol.
+            Bus::Route => None,
+            Bus::Netfilter => Some(netlink::NETFILTER),
+            Bus::Generic => Some(netlink::GENERIC),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Bus::Route => "rtnetlink",
+            Bus::Netfilter => "netfilter",
+            Bus::Generic => "generic netlink",
+        }
+    }
+}
+
+fn is_kernel(from: Option<&SocketAddrAny>) -> bool {
+    from.and_then(|from| SocketAddrNetlink::try_from(from.clone()).ok()).is_some_and(|from| from.pid() == 0)
+}
+
+/// The closing message carries 0 or a negative error number.
+fn end_of_dump(answer: &Answer<'_>) -> Result<(), Fault> {
+    let code = answer.header::<4>().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+    if code >= 0 {
+        return Ok(());
+    }
+    Err(Fault::Refused(Refusal { message: 0, errno: code.wrapping_neg(), text: None, request: Vec::new() }))
+}
+
+/// Runs `open` in the network namespace that the file stands for (`/run/netns/NAME`, `/proc/PID/ns/net`).
+/// What is opened there stays there. On a thread of its own, because the namespace belongs to the thread.
+pub fn in_namespace<T: Send>(path: &Path, open: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let namespace = std::fs::File::open(path)?;
+    thread::scope(|scope| {
+        let inside = scope.spawn(move || {
+            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?;
+            Ok(open())
+        });
+        inside.join().expect("what is run in a namespace does not panic")
+    })
+}

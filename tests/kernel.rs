@@ -1,0 +1,13 @@
+//! Each kernel family on the real kernel, in network namespaces of its own: written through us and read
+//! with the kernel's own tools, and the reverse.
+//!
+//! `native` needs namespaces, root, and what any kernel has. `dummy` and `ipvs` need these modules; they fail
+//! with a sentence where the module is missing, and are run in the guest of the lab then.
+//!
+//! Addresses: pods 10.244.0.0/16, services 10.96.0.0/12, nodes 192.0.2.0/24, outside 203.0.113.0/24, and their
+//! twins fd00:10:244::/56, fd00:10:96::/108, 2001:db8::/32.
+
+#[path = "kernel/namespace.rs"]
+mod namespace;
+#[path = "kernel/native/mod.rs"]
+mod native;

@@ -1,0 +1,3 @@
+//! Tests that any Linux with namespaces runs.
+
+mod netlink;
