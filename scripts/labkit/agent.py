@@ -1,0 +1,81 @@
+"""The agent on a node of the lab: started in the node's namespaces, killed, replaced, and its log read."""
+import os
+import shutil
+import signal
+import subprocess
+
+from . import kernel, net, own
+
+# The lab has no router subsystem: its routes are static. The outer ranges are those of `net`.
+FLAGS = ["--run-router=false", "--run-firewall=false", "--run-service-proxy=true", "--enable-ipv6=true",
+         "--ipvs-graceful-termination", "--ipvs-graceful-period=5s",
+         f"--service-cluster-ip-range={','.join(net.SERVICE_RANGES)}",
+         f"--service-external-ip-range={','.join(net.EXTERNAL_RANGES)}",
+         f"--loadbalancer-ip-range={','.join(net.EXTERNAL_RANGES)}"]
+
+
+class Agent:
+    def __init__(self, i, binary, source, flags=()):
+        self.i, self.source, self.extra = i, source, list(flags)
+        self.binary = binary
+        self.process = None
+        self.log = f"{net.RUN}/n{i}/agent.log"
+        self.state = f"{net.RUN}/n{i}/state"
+
+    def command(self, *more):
+        return net.node_command(self.i, self.binary, *FLAGS, f"--hostname-override=node{self.i}",
+                                f"--state-dir={self.state}", *self.source.flags(self.i), *self.extra, *more)
+
+    def start(self):
+        if self.process:
+            raise own.LabError(f"the agent of node {self.i} runs already")
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        return self
+
+    def stop(self, number=signal.SIGTERM, patience=20):
+        """Ends the agent by a signal; its exit status."""
+        process, self.process = self.process, None
+        if process is None:
+            return None
+        process.send_signal(number)
+        try:
+            return process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise own.LabError(f"the agent of node {self.i} did not end within {patience} s after signal {int(number)}") from None
+
+    def kill(self):
+        """kill -9."""
+        return self.stop(signal.SIGKILL)
+
+    def replace(self):
+        """Puts another file in the binary's place, as an upgrade does, and restarts."""
+        copy = f"{net.RUN}/n{self.i}/sluice-next"
+        shutil.copy2(self.binary, copy)
+        os.chmod(copy, 0o755)
+        self.stop()
+        self.binary = copy
+        return self.start()
+
+    def is_alive(self):
+        return self.process is not None and self.process.poll() is None
+
+    def text(self, since=0):
+        with open(self.log, errors="replace") as handle:
+            handle.seek(since)
+            return handle.read()
+
+    def position(self):
+        """Where the log ends now, for `text(since)`."""
+        return os.path.getsize(self.log) if os.path.exists(self.log) else 0
+
+    def once(self, *flags, patience=60):
+        """Runs the binary on its own on the node, to its end: (exit status, what it printed)."""
+        done = subprocess.run(net.node_command(self.i, self.binary, *flags), stdin=subprocess.DEVNULL, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=patience)
+        return done.returncode, done.stdout
+
+    def healthy(self):
+        return kernel.http_get(self.i, "/healthz")[0] == 200

@@ -1,0 +1,276 @@
+"""A real API server for the lab: etcd, kube-apiserver and two controllers of kube-controller-manager, on loopback.
+
+The programs come from PATH or are built once from Go modules of one pinned version (scripts/cluster). A keeper process
+owns them: they end with it, and it stops and starts the API server when a test asks for that. The lab plays scheduler
+and kubelet.
+"""
+import ctypes
+import json
+import os
+import secrets
+import shutil
+import signal
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+
+from . import net, own
+from .api import Api
+from .guest import free_port
+from .source import kubeconfig
+
+ETCD, KUBERNETES = "3.7.3", "1.36.3"
+PROGRAMS = {
+    "etcd": ("etcd", "go.etcd.io/etcd/server/v3", f"etcd-{ETCD}"),
+    "kube-apiserver": ("kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", f"kubernetes-{KUBERNETES}"),
+    "kube-controller-manager": ("kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", f"kubernetes-{KUBERNETES}"),
+    "kubectl": ("kubernetes", "k8s.io/kubernetes/cmd/kubectl", f"kubernetes-{KUBERNETES}"),
+}
+SECONDS = 7200  # a forgotten cluster ends by itself
+AGENT_RULES = [
+    {"apiGroups": [""], "resources": ["nodes", "services", "pods", "namespaces"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+]
+
+
+def command(action, name, more):
+    folder = own.state("clusters", name)
+    if action == "build":
+        print("\n".join(build()))
+    elif action == "up":
+        print(up(name)["kubeconfig"])
+    elif action == "down":
+        down(name)
+    elif action == "status":
+        found = facts(name)
+        print(f"{name}: up, port {found['port']}, {found['kubeconfig']}" if found else f"{name}: down")
+        return 0 if found else 1
+    else:
+        return subprocess.run([program("kubectl"), "--kubeconfig", f"{folder}/kubeconfig", *more]).returncode
+    return 0
+
+
+# ---------------------------------------------------------------- programs
+
+
+def path_of(name):
+    """The program in PATH when it is of the pinned release, else where ours is or will be."""
+    found = shutil.which(name)
+    return found if found and is_pinned(name, found) else f"{own.cache()}/cluster/{PROGRAMS[name][2]}/{name}"
+
+
+def is_pinned(name, path):
+    words = ["version", "--client"] if name == "kubectl" else ["--version"]
+    text = subprocess.run([path, *words], capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout
+    release = (ETCD if name == "etcd" else KUBERNETES).rsplit(".", 1)[0]
+    return f"{release}." in text
+
+
+def program(name):
+    if not os.path.exists(path_of(name)):
+        build([name])
+    return path_of(name)
+
+
+def build(names=tuple(PROGRAMS)):
+    """Builds what neither PATH nor the cache has; returns the paths."""
+    with own.locked("cluster-build"):
+        for name in names:
+            if not os.path.exists(path_of(name)):
+                compile_program(name)
+    return [path_of(name) for name in names]
+
+
+def compile_program(name):
+    if not shutil.which("go"):
+        raise own.LabError(f"{name} is not in PATH, and to build it a Go toolchain is needed: Go 1.26 or newer in PATH")
+    module, package, folder = PROGRAMS[name]
+    own.say(f"building {name} (from source, once; minutes on a cold machine)")
+    began = time.monotonic()
+    flags = "-s -w"
+    if module == "kubernetes":  # without these the server calls itself v0.0.0
+        major, minor, _ = KUBERNETES.split(".")
+        for package_of_version in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version"):
+            flags += f" -X {package_of_version}.gitVersion=v{KUBERNETES} -X {package_of_version}.gitMajor={major} -X {package_of_version}.gitMinor={minor}"
+    target = f"{own.cache()}/cluster/{folder}/{name}"
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    work = f"{target}.{os.getpid()}.new"
+    done = subprocess.run(["nice", "-n", "10", "go", "build", "-trimpath", "-ldflags", flags, "-o", work, package],
+                          cwd=os.path.join(own.TREE, "scripts", "cluster", module), env=dict(os.environ, CGO_ENABLED="0"),
+                          stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise own.LabError(f"building {name} failed with exit status {done.returncode}; go says why above")
+    os.rename(work, target)
+    own.say(f"built {name} in {time.monotonic() - began:.0f} s")
+
+
+# ---------------------------------------------------------------- up and down
+
+
+def facts(name):
+    """What is to be known of a running cluster: ports, tokens, the certificate. None when it is down."""
+    found = own.read_json(f"{own.state('clusters', name)}/cluster.json")
+    return found if found and own.is_alive(found["keeper"]) else None
+
+
+def up(name):
+    programs = dict(zip(PROGRAMS, build()))
+    with own.locked(f"cluster-{name}"):
+        if facts(name):
+            raise own.LabError(f"the cluster '{name}' is up already")
+        folder = own.state("clusters", name)
+        shutil.rmtree(folder)
+        own.state("clusters", name)
+        found = {"name": name, "programs": programs, "token": secrets.token_hex(16), "agent_token": secrets.token_hex(16),
+                 **{port: free_port() for port in ("port", "control", "etcd", "etcd_peer", "manager")},
+                 "kubeconfig": f"{folder}/kubeconfig"}
+        found["authority"] = certificates(folder)
+        own.write(f"{folder}/tokens.csv", f'{found["token"]},admin,admin,"system:masters"\n{found["agent_token"]},sluice,sluice\n', 0o600)
+        own.write(found["kubeconfig"], kubeconfig(f"https://127.0.0.1:{found['port']}", found["token"], found["authority"]), 0o600)
+        with open(f"{folder}/keeper.log", "wb") as log:
+            keeper = subprocess.Popen([own.PYTHON, "-B", "-m", "labkit.cluster", folder], stdin=subprocess.PIPE, stdout=log, stderr=log,
+                                      cwd=os.path.join(own.TREE, "scripts"), start_new_session=True)
+        found["keeper"] = own.identity(keeper.pid)
+        own.write(f"{folder}/cluster.json", json.dumps(found), 0o600)
+        keeper.stdin.close()  # it may read its facts now
+        try:
+            prepare(found, keeper, folder)
+        except BaseException:
+            own.end([found["keeper"]], grace=15)
+            raise
+    return found
+
+
+def prepare(found, keeper, folder):
+    api = Api(found)
+    if not own.wait(lambda: keeper.poll() is not None or api.is_ready(), 120, 0.3) or keeper.poll() is not None:
+        raise own.LabError("the API server did not become ready:\n" + last_words(folder))
+    rbac = "/apis/rbac.authorization.k8s.io/v1"
+    api.put(f"{rbac}/clusterroles", {"metadata": {"name": "sluice"}, "rules": AGENT_RULES})
+    api.put(f"{rbac}/clusterrolebindings", {
+        "metadata": {"name": "sluice"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "sluice"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "sluice"}]})
+
+
+def last_words(folder):
+    text = ""
+    for name in ("keeper", "etcd", "kube-apiserver", "kube-controller-manager"):
+        if os.path.exists(f"{folder}/{name}.log"):
+            with open(f"{folder}/{name}.log", errors="replace") as handle:
+                text += "".join(f"  {name}: {line}" for line in handle.readlines()[-5:])
+    return text
+
+
+def down(name):
+    found = facts(name)
+    if found:
+        own.end([found["keeper"]], grace=20)
+    shutil.rmtree(own.state("clusters", name), ignore_errors=True)
+
+
+def certificates(folder):
+    """An authority, the server's certificate signed by it, and the key of service accounts; the authority's PEM."""
+    own.run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=lab authority",
+            "-keyout", f"{folder}/authority.key", "-out", f"{folder}/authority.pem")
+    names = ["DNS:localhost", "DNS:kubernetes.default.svc", "IP:127.0.0.1", "IP:10.0.2.2", "IP:10.96.0.1", *[f"IP:{a}" for a in net.CONTROL]]
+    own.write(f"{folder}/server.ext", "basicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\nsubjectAltName=" + ",".join(names) + "\n")
+    own.run("openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=kube-apiserver",
+            "-keyout", f"{folder}/server.key", "-out", f"{folder}/server.csr")
+    own.run("openssl", "x509", "-req", "-in", f"{folder}/server.csr", "-CA", f"{folder}/authority.pem", "-CAkey", f"{folder}/authority.key",
+            "-CAcreateserial", "-days", "30", "-extfile", f"{folder}/server.ext", "-out", f"{folder}/server.pem")
+    own.run("openssl", "genrsa", "-out", f"{folder}/accounts.key", "2048")
+    with open(f"{folder}/authority.pem") as handle:
+        return handle.read()
+
+
+# ---------------------------------------------------------------- the keeper, a process of its own
+
+
+def commands(folder, found):
+    services, pods = ",".join(net.SERVICE_RANGES), ",".join(net.POD_RANGES)
+    etcd, peer = f"http://127.0.0.1:{found['etcd']}", f"http://127.0.0.1:{found['etcd_peer']}"
+    return {
+        "etcd": [
+            "--data-dir", f"{folder}/etcd", "--unsafe-no-fsync", "--quota-backend-bytes", str(4 << 30), "--log-level", "warn",
+            "--listen-client-urls", etcd, "--advertise-client-urls", etcd, "--listen-peer-urls", peer,
+            "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"],
+        "kube-apiserver": [
+            f"--etcd-servers={etcd}", "--bind-address=127.0.0.1", f"--secure-port={found['port']}", f"--cert-dir={folder}",
+            f"--tls-cert-file={folder}/server.pem", f"--tls-private-key-file={folder}/server.key",
+            "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={folder}/accounts.key",
+            f"--service-account-signing-key-file={folder}/accounts.key", f"--service-cluster-ip-range={services}",
+            f"--token-auth-file={folder}/tokens.csv", "--authorization-mode=RBAC",
+            "--disable-admission-plugins=ServiceAccount", "--shutdown-delay-duration=0s"],
+        "kube-controller-manager": [
+            f"--kubeconfig={found['kubeconfig']}", "--bind-address=127.0.0.1", f"--secure-port={found['manager']}",
+            f"--cert-dir={folder}", "--leader-elect=false", "--allocate-node-cidrs", f"--cluster-cidr={pods}",
+            f"--service-cluster-ip-range={services}",
+            "--controllers=endpointslice-controller,node-ipam-controller,namespace-controller,serviceaccount-controller"],
+    }
+
+
+class Keeper:
+    def __init__(self, folder):
+        self.folder = folder
+        self.found = own.read_json(f"{folder}/cluster.json")
+        self.commands = commands(folder, self.found)
+        self.running = {}
+
+    def start(self, name):
+        with open(f"{self.folder}/{name}.log", "ab") as log:
+            self.running[name] = subprocess.Popen(
+                [self.found["programs"][name], *self.commands[name]], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                preexec_fn=end_with_parent)
+
+    def stop(self, name):
+        """The API server waits for its watchers when asked to end; a test that takes it away means at once."""
+        process = self.running.pop(name, None)
+        if process:
+            process.terminate()
+            try:
+                process.wait(3)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def obey(self, line):
+        token, _, word = line.strip().partition(" ")
+        if not secrets.compare_digest(token, self.found["token"]):
+            return "wrong token"
+        if word == "stop":
+            self.stop("kube-apiserver")
+        elif word == "start" and "kube-apiserver" not in self.running:
+            self.start("kube-apiserver")
+        elif word != "start":
+            return "I know stop and start"
+        return "done"
+
+
+def end_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def keep(folder):
+    sys.stdin.read()  # until the facts are written
+    keeper = Keeper(folder)
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
+
+    class Control(socketserver.StreamRequestHandler):
+        def handle(self):
+            self.wfile.write((keeper.obey(self.rfile.readline().decode()) + "\n").encode())
+
+    for name in ("etcd", "kube-apiserver", "kube-controller-manager"):
+        keeper.start(name)
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", keeper.found["control"]), Control)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    over.wait(SECONDS)
+    for name in ("kube-controller-manager", "kube-apiserver", "etcd"):
+        keeper.stop(name)
+
+
+if __name__ == "__main__":
+    keep(sys.argv[1])

@@ -1,0 +1,82 @@
+"""What the kernel of a node holds, read without starting a program where that is possible."""
+import http.client
+import ipaddress
+import json
+import re
+import socket
+
+from . import net, own
+
+
+def ipvs(i):
+    """The virtual services of node i: {(protocol, address, port): {scheduler, flags, destinations}}.
+
+    `destinations` is {address: weight}; `flags` are the words after the scheduler (`persistent 600 FFFFFFFF`).
+    """
+    with net.Inside(f"n{i}"), open("/proc/net/ip_vs") as handle:
+        lines = handle.readlines()[3:]
+    services, current = {}, None
+    for line in lines:
+        words = line.split()
+        if words[0] in ("TCP", "UDP", "SCTP"):
+            current = {"scheduler": words[2], "flags": " ".join(words[3:]), "destinations": {}}
+            services[(words[0], *endpoint(words[1]))] = current
+        elif words[0] == "FWM":
+            current = {"scheduler": words[2], "flags": " ".join(words[3:]), "destinations": {}}
+            services[("FWM", int(words[1], 16), 0)] = current
+        else:
+            current["destinations"]["{}:{}".format(*endpoint(words[1]))] = int(words[3])
+    return services
+
+
+def endpoint(text):
+    """`0A600001:0050` or `[fd00:0010:...]:0050` as (address, port)."""
+    host, port = text.rsplit(":", 1)
+    address = ipaddress.ip_address(host.strip("[]") if "[" in host else int(host, 16))
+    return str(address), int(port, 16)
+
+
+def destinations(i, protocol, address, port):
+    """{pod address: weight} of one virtual service; None when there is no such service."""
+    found = ipvs(i).get((protocol.upper(), address, port))
+    return None if found is None else {d.rsplit(":", 1)[0]: w for d, w in found["destinations"].items()}
+
+
+def snapshot(i):
+    """Everything of node i that an agent could change, as text that two moments can be compared by."""
+    rules = {}
+    for flavour in ("legacy", "nft"):
+        for tool in ("iptables", "ip6tables"):
+            text = net.node(i, f"{tool}-{flavour}-save")
+            rules[f"{tool}-{flavour}"] = without_counts(text)
+    addresses = json.loads(own.run("/sbin/ip", "-n", f"n{i}", "-j", "addr", "show"))
+    return {
+        "ipvs": sorted(net.node(i, "ipvsadm", "-Sn").splitlines()),
+        "sets": sorted(without_counts(net.node(i, "ipset", "save"))),
+        **rules,
+        "addresses": sorted(f"{link['ifname']} {a['local']}/{a['prefixlen']}" for link in addresses for a in link["addr_info"]),
+        "routes": sorted(line for f in ("-4", "-6") for line in own.run(
+            "/sbin/ip", "-n", f"n{i}", f, "route", "show", "table", "all").splitlines() if "fe80" not in line and "multicast" not in line),
+        "policy": sorted(line for f in ("-4", "-6") for line in own.run("/sbin/ip", "-n", f"n{i}", f, "rule", "show").splitlines()),
+        "links": sorted(link["ifname"] for link in addresses),
+    }
+
+
+def without_counts(text):
+    """Lines of a dump without comments, counters, and what changes from one dump to the next."""
+    lines = [re.sub(r"\[\d+:\d+\]|(initval|bucketsize) \S+ ?", "", line).strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def http_get(i, path, port=20244, patience=5.0):
+    """(status, body) of the agent's own HTTP port, asked from its node; (0, reason) when it does not answer."""
+    with net.Inside(f"n{i}"):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patience)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException, socket.timeout) as error:
+            return 0, str(error)
+        finally:
+            connection.close()

@@ -1,0 +1,254 @@
+"""Nodes, pods, an underlay and a client outside, all of them network namespaces of this place.
+
+Address plan (i is the number of a node, p of a pod on it):
+  node ni      192.0.2.1i    2001:db8:2::1i     pods 10.244.i.0/24, fd00:10:244:i::/64 on kube-bridge
+  pod  nip<p>  given by the CNI plugin host-local: 10.244.i.2, fd00:10:244:i::2 for the first one
+  cp           192.0.2.100   2001:db8:2::100    where the nodes reach the API server
+  rtr          192.0.2.254   2001:db8:2::fe     router to the outside, knows service addresses by way of n1
+  ext          203.0.113.10  2001:db8:113::10   the client outside
+  services     10.96.0.0/12, fd00:10:96::/108; external and load balancer addresses 198.51.100.0/24, 2001:db8:51::/64
+With two subnets the even nodes are 192.0.2.13i, 2001:db8:2:1::1i behind rtr (.253, ::fd there), which then routes pod
+addresses too. Nobody has a default route: what is not in this plan is unreachable.
+"""
+import ctypes
+import json
+import os
+import signal
+
+from . import own
+
+RUN = "/run/lab"
+CNI = "/usr/lib/cni"
+CLONE_NEWNET = 0x40000000
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+POD_RANGES = ("10.244.0.0/16", "fd00:10:244::/56")
+SERVICE_RANGES = ("10.96.0.0/12", "fd00:10:96::/108")
+EXTERNAL_RANGES = ("198.51.100.0/24", "2001:db8:51::/64")
+CONTROL = ("192.0.2.100", "2001:db8:2::100")
+CLIENT = ("203.0.113.10", "2001:db8:113::10")
+ROUTER = ("192.0.2.254", "2001:db8:2::fe")
+FAR_ROUTER = ("192.0.2.253", "2001:db8:2:1::fd")
+
+# What a node has before a network agent comes: what container runtimes ask for, nothing about services.
+NODE_SYSCTLS = {
+    "net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1,
+    "net.bridge.bridge-nf-call-iptables": 1, "net.bridge.bridge-nf-call-ip6tables": 1,
+}
+# Addresses must be usable at once: no wait for duplicates anywhere.
+EVERY_SYSCTL = {
+    "net.ipv6.conf.all.accept_dad": 0, "net.ipv6.conf.default.accept_dad": 0,
+    "net.ipv6.conf.default.router_solicitations": 0,
+}
+
+
+def enter(namespace):
+    """Moves this thread into a network namespace, given by name, path or open file."""
+    if isinstance(namespace, int):
+        fd = namespace
+    else:
+        fd = os.open(namespace if "/" in namespace else f"/run/netns/{namespace}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if LIBC.setns(fd, CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+    finally:
+        if not isinstance(namespace, int):
+            os.close(fd)
+
+
+class Inside:
+    """`with Inside("n1"):` this thread is in that network namespace; files of /proc/net and sockets are its own."""
+
+    def __init__(self, namespace):
+        self.namespace = namespace
+
+    def __enter__(self):
+        self.home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        enter(self.namespace)
+
+    def __exit__(self, *_):
+        enter(self.home)
+        os.close(self.home)
+
+
+def ip(namespace, *lines):
+    """Several `ip` commands in one process."""
+    where = [] if namespace is None else ["-n", namespace]
+    return own.run("/sbin/ip", *where, "-batch", "-", text_in="\n".join(lines) + "\n")
+
+
+def sysctl(namespace, values):
+    with Inside(namespace):
+        for key, value in values.items():
+            with open("/proc/sys/" + key.replace(".", "/"), "w") as handle:
+                handle.write(str(value))
+
+
+class Plan:
+    def __init__(self, nodes, pods, subnets):
+        self.nodes, self.pods, self.subnets = nodes, pods, subnets
+
+    def far(self, i):
+        return self.subnets == 2 and i % 2 == 0
+
+    def addresses(self, i):
+        return (f"192.0.2.{130 + i}", f"2001:db8:2:1::{10 + i}") if self.far(i) else (f"192.0.2.{10 + i}", f"2001:db8:2::{10 + i}")
+
+    def prefixes(self):
+        return (25, 64) if self.subnets == 2 else (24, 64)
+
+    def pod_ranges(self, i):
+        return f"10.244.{i}.0/24", f"fd00:10:244:{i}::/64"
+
+    def next_hop(self, i, j):
+        """How node i reaches the pods of node j."""
+        same = self.far(i) == self.far(j)
+        return self.addresses(j) if same else (FAR_ROUTER if self.far(i) else ROUTER)
+
+    def pod_names(self):
+        return [f"n{i}p{p}" for i in range(1, self.nodes + 1) for p in range(1, self.pods + 1)]
+
+
+def load():
+    facts = own.read_json(f"{RUN}/plan.json")
+    if not facts:
+        raise own.LabError("there are no nodes here yet: nodes up")
+    return Plan(**facts)
+
+
+def up(nodes=3, pods=3, subnets=1):
+    plan = Plan(nodes, pods, subnets)
+    os.makedirs(RUN, exist_ok=True)
+    own.run("mount", "--bind", RUN, RUN)  # files of namespaces can be bound on a private mount only
+    own.run("mount", "--make-private", RUN)
+    os.makedirs("/run/netns", exist_ok=True)
+    node_names = [f"n{i}" for i in range(1, nodes + 1)]
+    names = ["fabric", "rtr", "ext", "cp", *node_names]
+    ip(None, *[f"netns add {name}" for name in names])
+    for name in names:
+        sysctl(name, EVERY_SYSCTL)
+        ip(name, "link set lo up")
+    segments = ["near", "out"] + (["far"] if subnets == 2 else [])
+    ip("fabric", *[line for s in segments for line in (f"link add {s} type bridge mcast_snooping 0", f"link set {s} up")])
+    sysctl("fabric", {"net.bridge.bridge-nf-call-iptables": 0, "net.bridge.bridge-nf-call-ip6tables": 0})
+    four, six = plan.prefixes()
+    attach("ext", "out", "eth0", CLIENT, (24, 64))
+    attach("rtr", "out", "out", ("203.0.113.254", "2001:db8:113::fe"), (24, 64))
+    attach("rtr", "near", "near", ROUTER, (four, six))
+    attach("cp", "near", "eth0", CONTROL, (four, six))
+    if subnets == 2:
+        attach("rtr", "far", "far", FAR_ROUTER, (four, six))
+    sysctl("rtr", {"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1})
+    for i in range(1, nodes + 1):
+        attach(f"n{i}", "far" if plan.far(i) else "near", "eth0", plan.addresses(i), (four, six))
+        sysctl(f"n{i}", NODE_SYSCTLS)
+        keep_namespaces(i)
+    routes(plan)
+    own.write(f"{RUN}/plan.json", json.dumps(vars(plan)))
+    for i in range(1, nodes + 1):
+        for p in range(1, pods + 1):
+            pod_add(i, f"n{i}p{p}")
+    return plan
+
+
+def attach(name, segment, interface, addresses, prefixes):
+    ip("fabric", f"link add {name}-{segment} type veth peer name {interface} netns {name}",
+       f"link set {name}-{segment} master {segment} up")
+    ip(name, f"addr add {addresses[0]}/{prefixes[0]} dev {interface}",
+       f"addr add {addresses[1]}/{prefixes[1]} dev {interface} nodad", f"link set {interface} up")
+
+
+def routes(plan):
+    """The static routes of everybody; an agent that routes would add those between nodes itself."""
+    near = [i for i in range(1, plan.nodes + 1) if not plan.far(i)]
+    first = plan.addresses(1)
+    at_router = [f"route add {r} via {first[f]}" for ranges in (SERVICE_RANGES, EXTERNAL_RANGES) for f, r in enumerate(ranges)]
+    for i in range(1, plan.nodes + 1):
+        gateway = FAR_ROUTER if plan.far(i) else ROUTER
+        lines = [f"route add 203.0.113.0/24 via {gateway[0]}", f"route add 2001:db8:113::/64 via {gateway[1]}"]
+        # External addresses that this node does not serve itself lie outside.
+        lines += [f"route add {r} via {gateway[f]}" for f, r in enumerate(EXTERNAL_RANGES)]
+        if plan.subnets == 2:
+            other = ("192.0.2.0/25", "2001:db8:2::/64") if plan.far(i) else ("192.0.2.128/25", "2001:db8:2:1::/64")
+            lines += [f"route add {r} via {gateway[f]}" for f, r in enumerate(other)]
+            at_router += [f"route add {r} via {plan.addresses(i)[f]}" for f, r in enumerate(plan.pod_ranges(i))]
+        for j in range(1, plan.nodes + 1):
+            if i != j:
+                lines += [f"route add {r} via {plan.next_hop(i, j)[f]}" for f, r in enumerate(plan.pod_ranges(j))]
+        ip(f"n{i}", *lines)
+    assert near, "the first node is always in the near subnet"
+    ip("rtr", *at_router)
+    beyond = ["192.0.2.0/24", *SERVICE_RANGES, *EXTERNAL_RANGES, "2001:db8:2::/48"]
+    ip("ext", *[f"route add {r} via {'2001:db8:113::fe' if ':' in r else '203.0.113.254'}" for r in beyond])
+    ip("cp", "route add 203.0.113.0/24 via 192.0.2.254", *(["route add 192.0.2.128/25 via 192.0.2.254"] if plan.subnets == 2 else []))
+
+
+def keep_namespaces(i):
+    """The node's own /sys, lock of iptables, CNI folders and host name, in namespaces that a bound file keeps."""
+    folder = f"{RUN}/n{i}"
+    os.makedirs(f"{folder}/cni", exist_ok=True)
+    for path in (f"{folder}/mnt", f"{folder}/uts", f"{folder}/xtables.lock", "/run/xtables.lock"):
+        with open(path, "a"):
+            pass
+    os.makedirs("/etc/cni/net.d", exist_ok=True)
+    own.run("nsenter", f"--net=/run/netns/n{i}", "unshare", f"--mount={folder}/mnt", f"--uts={folder}/uts",
+            "--propagation", "slave", "sh", "-ec",
+            f"hostname node{i}; mount -t sysfs sysfs /sys; mount -t cgroup2 cgroup2 /sys/fs/cgroup; "
+            f"mount --bind {folder}/xtables.lock /run/xtables.lock; mount --bind {folder}/cni /etc/cni/net.d")
+
+
+def node_command(i, *command):
+    """The command line that runs `command` in a node."""
+    return ["nsenter", f"--net=/run/netns/n{i}", f"--mount={RUN}/n{i}/mnt", f"--uts={RUN}/n{i}/uts", "--", *command]
+
+
+def node(i, *command, text_in=None):
+    return own.run(*node_command(i, *command), text_in=text_in)
+
+
+def cni(i, verb, pod):
+    """Asks the CNI plugins, as a container runtime does, to add a pod to its node or to take it away."""
+    plan = load()
+    conf = {
+        "cniVersion": "0.4.0", "name": "lab", "type": "bridge", "bridge": "kube-bridge", "isDefaultGateway": True,
+        "hairpinMode": True, "mtu": 1500,
+        "ipam": {"type": "host-local", "dataDir": f"{RUN}/n{i}/ipam",
+                 "ranges": [[{"subnet": r}] for r in plan.pod_ranges(i)]}}
+    env = {"CNI_COMMAND": verb, "CNI_CONTAINERID": pod, "CNI_NETNS": f"/run/netns/{pod}", "CNI_IFNAME": "eth0",
+           "CNI_PATH": CNI, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    return own.run(*node_command(i, f"{CNI}/bridge"), text_in=json.dumps(conf), env=env)
+
+
+def pod_add(i, name):
+    ip(None, f"netns add {name}")
+    sysctl(name, EVERY_SYSCTL)
+    ip(name, "link set lo up")
+    given = [a["address"].split("/")[0] for a in json.loads(cni(i, "ADD", name))["ips"]]
+    addresses = sorted(given, key=lambda a: ":" in a)
+    own.write(f"{RUN}/{name}.json", json.dumps(addresses))
+    return addresses
+
+
+def pod_delete(i, name):
+    cni(i, "DEL", name)
+    ip(None, f"netns del {name}")
+    os.unlink(f"{RUN}/{name}.json")
+
+
+def pod_addresses(name):
+    """(IPv4, IPv6) of a pod."""
+    return own.read_json(f"{RUN}/{name}.json")
+
+
+def down():
+    """Ends every process in our namespaces, then takes the namespaces away."""
+    names = [line.split()[0] for line in own.run("/sbin/ip", "netns", "list").splitlines() if line]
+    for name in names:
+        for pid in own.run("/sbin/ip", "netns", "pids", name).split():
+            os.kill(int(pid), signal.SIGKILL)
+    ip(None, *[f"netns del {name}" for name in names])
+    with open("/proc/self/mounts") as handle:
+        mounts = [line.split()[1] for line in handle if line.split()[1].startswith(RUN + "/n") or line.split()[1] == RUN]
+    for path in reversed(mounts):
+        own.run("umount", path)
+    os.unlink(f"{RUN}/plan.json") if os.path.exists(f"{RUN}/plan.json") else None

@@ -1,0 +1,131 @@
+"""Where the agents of the lab get their cluster from: a directory of manifests, or an API server.
+
+Both are used in the same way: `nodes`, then `put` a Service with its pods, `put` it again when its pods change,
+`delete` it. With manifests the lab itself plays the endpoint-slice controller; with an API server the real one works.
+"""
+import base64
+import json
+import os
+
+from . import net, objects, outside, own
+from .api import Api, ApiError
+
+
+class Manifests:
+    """Objects in files: `nodes.json`, and one file for each Service with its slices."""
+    name = "manifests"
+
+    def __init__(self, folder=f"{net.RUN}/manifests"):
+        self.folder = folder
+        os.makedirs(folder, exist_ok=True)
+
+    def flags(self, _node):
+        return ["--manifests", self.folder]
+
+    def nodes(self, plan):
+        self.write("nodes", [objects.node(plan, i) for i in range(1, plan.nodes + 1)])
+
+    def put(self, service):
+        self.write(service.name, [objects.service(service), *objects.slices(service)])
+
+    def delete(self, service):
+        os.unlink(f"{self.folder}/{service.name}.json")
+
+    def write(self, name, items):
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=1)
+        # Written aside: a file that is half there must not be seen under its name.
+        own.write(f"{net.RUN}/{name}.manifest", text)
+        os.rename(f"{net.RUN}/{name}.manifest", f"{self.folder}/{name}.json")
+
+    def close(self):
+        for name in os.listdir(self.folder):
+            os.unlink(f"{self.folder}/{name}")
+
+
+class Cluster:
+    """Objects in a real API server, which nodes reach as https://192.0.2.100:6443; the lab plays kubelet."""
+    name = "api"
+
+    def __init__(self, facts):
+        self.api = Api(facts)
+        self.facts = facts
+        self.services_of = {}  # pod: names of its Services
+        self.made = []
+
+    def flags(self, node):
+        path = f"{net.RUN}/kubeconfig"
+        if not os.path.exists(path):
+            own.write(path, kubeconfig(f"https://{net.CONTROL[0]}:6443", self.facts["agent_token"], self.facts["authority"]), 0o600)
+        return ["--kubeconfig", path]
+
+    def nodes(self, plan):
+        for i in range(1, plan.nodes + 1):
+            self.api.put("/api/v1/nodes", objects.node(plan, i))
+            self.api.patch(f"/api/v1/nodes/node{i}/status", {"status": objects.node_status(plan, i)})
+            self.made.append(f"/api/v1/nodes/node{i}")
+
+    def put(self, service):
+        base = f"/api/v1/namespaces/{objects.NAMESPACE}"
+        for pod in [p for p, names in self.services_of.items() if service.name in names and p not in service.pods]:
+            self.services_of[pod].remove(service.name)
+            self.api.patch(f"{base}/pods/{pod}", {"metadata": {"labels": {f"lab/{service.name}": None}}})
+        for pod in service.pods:
+            self.put_pod(base, pod, service.name)
+        made = objects.service(service)
+        self.api.put(f"{base}/services", made)
+        if service.balancer_ips:
+            self.api.patch(f"{base}/services/{service.name}/status", {"status": made["status"]})
+        self.made.append(f"{base}/services/{service.name}")
+
+    def put_pod(self, base, pod, service):
+        if pod not in self.services_of:
+            self.services_of[pod] = {service}
+            self.api.put(f"{base}/pods", objects.pod(pod, [service]))
+            self.api.patch(f"{base}/pods/{pod}/status", {"status": objects.pod_status(pod)})
+            self.made.append(f"{base}/pods/{pod}")
+        elif service not in self.services_of[pod]:
+            self.services_of[pod].add(service)
+            self.api.patch(f"{base}/pods/{pod}", {"metadata": {"labels": {f"lab/{service}": "yes"}}})
+
+    def delete(self, service):
+        self.api.delete(f"/api/v1/namespaces/{objects.NAMESPACE}/services/{service.name}")
+
+    def close(self):
+        for path in reversed(self.made):
+            try:
+                self.api.delete(path + ("?gracePeriodSeconds=0" if "/pods/" in path else ""))
+            except ApiError as error:
+                if error.status != 404:
+                    raise
+        self.made.clear()
+        self.services_of.clear()
+
+    def wait_for_slices(self, service, seconds=60):
+        """Until the controller has made what `service` says; only for those who must know that it was the agent's turn."""
+        path = f"/apis/discovery.k8s.io/v1/namespaces/{objects.NAMESPACE}/endpointslices?labelSelector=kubernetes.io/service-name%3D{service.name}"
+        want = sorted(net.pod_addresses(p)[0 if f == "4" else 1] for f in service.families for p in service.pods)
+
+        def there():
+            found = [a for item in self.api.get(path)["items"] for e in item["endpoints"] or [] for a in e["addresses"]]
+            return sorted(found) == want
+        if not own.wait(there, seconds, 0.2):
+            raise own.LabError(f"the controller made no slices for {service.name} within {seconds} s")
+
+    def stop_server(self):
+        """Stops the API server itself, on the machine; etcd and the controllers stay."""
+        outside.control(self.facts["control"], self.facts["token"], "stop")
+
+    def start_server(self):
+        outside.control(self.facts["control"], self.facts["token"], "start")
+        if not own.wait(self.api.is_ready, 60, 0.3):
+            raise own.LabError("the API server did not come back within 60 s")
+
+
+def kubeconfig(server, token, authority):
+    """A kubeconfig as JSON, which is YAML too. `authority` is the PEM of who signed the server's certificate."""
+    authority = base64.b64encode(authority.encode()).decode()
+    return json.dumps({
+        "apiVersion": "v1", "kind": "Config", "current-context": "lab",
+        "clusters": [{"name": "lab", "cluster": {"server": server, "certificate-authority-data": authority}}],
+        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
+        "users": [{"name": "lab", "user": {"token": token}}]}, indent=1)

@@ -1,0 +1,238 @@
+"""Traffic without a process per connection: servers that answer their name, and clients that count.
+
+A server answers every message with `NAME ADDRESS`: who it is and by which address it saw the sender. It keeps a
+connection open, so that the same port serves short and long-lived connections.
+
+Clients: `ask` makes one connection, `many` makes a number of them and counts who answered, `Load` keeps making new
+connections and keeps long-lived ones talking until it is stopped, and reports every one that failed or broke.
+"""
+import collections
+import errno
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+
+from .net import Inside, enter
+
+KINDS = {"tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP), "udp": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+         "sctp": (socket.SOCK_STREAM, 132)}
+PATIENCE = 8.0  # seconds; longer than three lost first packets, so that only what is really lost counts
+
+
+def open_socket(protocol, address):
+    kind, number = KINDS[protocol]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.socket(family, kind, number)
+
+
+# ---------------------------------------------------------------- servers
+
+
+def serve(namespace, ports, name=None):
+    """Starts a server process in a namespace on [(protocol, port)], both families; returns its number."""
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(tell)
+        with os.fdopen(ready) as handle:
+            word = handle.read()
+        if word != "ready":
+            raise OSError(f"server in {namespace}: {word}")
+        return pid
+    try:
+        os.close(ready)
+        enter(namespace)
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        selector = listen(ports)
+        os.write(tell, b"ready")
+        os.close(tell)
+        quiet = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(quiet, fd)
+        answer_forever(selector, name or namespace)
+    except BaseException as error:  # the parent must hear of it, whatever it is
+        os.write(tell, f"{type(error).__name__}: {error}".encode())
+    finally:
+        os._exit(1)
+
+
+def listen(ports):
+    selector = selectors.DefaultSelector()
+    for protocol, port in ports:
+        sock = open_socket(protocol, "::")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(("::", port))
+        if protocol != "udp":
+            sock.listen(512)
+        sock.setblocking(False)
+        selector.register(sock, selectors.EVENT_READ, "messages" if protocol == "udp" else "connections")
+    return selector
+
+
+def answer_forever(selector, name):
+    def words(address):
+        return f"{name} {address[0].removeprefix('::ffff:')}\n".encode()
+
+    while True:
+        for key, _ in selector.select():
+            sock = key.fileobj
+            try:
+                if key.data == "messages":
+                    _, sender = sock.recvfrom(4096)
+                    sock.sendto(words(sender), sender)
+                elif key.data == "connections":
+                    client, sender = sock.accept()
+                    client.setblocking(False)
+                    selector.register(client, selectors.EVENT_READ, words(sender))
+                elif sock.recv(4096):
+                    sock.sendall(key.data)
+                else:
+                    selector.unregister(sock)
+                    sock.close()
+            except BlockingIOError:
+                pass
+            except OSError:
+                if isinstance(key.data, bytes):
+                    selector.unregister(sock)
+                    sock.close()
+
+
+# ---------------------------------------------------------------- clients
+
+
+def exchange(sock):
+    """One message and its answer: (who answered, the address it saw)."""
+    sock.sendall(b"hello\n")
+    words = sock.recv(4096).decode().split()
+    if len(words) != 2:
+        raise ConnectionResetError(errno.ECONNRESET, "closed without an answer")
+    return words[0], words[1]
+
+
+def connect(address, port, protocol="tcp", patience=PATIENCE, source_port=None):
+    sock = open_socket(protocol, address)
+    sock.settimeout(patience)
+    try:
+        if source_port is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("", source_port))
+        sock.connect((address, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def ask(namespace, address, port, protocol="tcp", patience=PATIENCE, source_port=None):
+    """(who answered, the address it saw) for one connection from a namespace; OSError when there was none."""
+    with Inside(namespace):
+        with connect(address, port, protocol, patience, source_port) as sock:
+            return exchange(sock)
+
+
+def word(error):
+    """An error as one word, for counting."""
+    if isinstance(error, TimeoutError) or getattr(error, "errno", None) == errno.ETIMEDOUT:
+        return "timeout"
+    return errno.errorcode.get(getattr(error, "errno", None) or 0, type(error).__name__)
+
+
+def many(namespace, address, port, protocol="tcp", count=100, patience=PATIENCE):
+    """Makes `count` connections one after the other and counts: who answered, what they saw, what failed."""
+    answers, seen, errors = (collections.Counter() for _ in range(3))
+    slowest = 0.0
+    began = time.monotonic()
+    with Inside(namespace):
+        for _ in range(count):
+            at = time.monotonic()
+            try:
+                with connect(address, port, protocol, patience) as sock:
+                    who, source = exchange(sock)
+                answers[who] += 1
+                seen[source] += 1
+            except OSError as error:
+                errors[word(error)] += 1
+            slowest = max(slowest, time.monotonic() - at)
+    return {"answers": dict(sorted(answers.items())), "seen": dict(seen), "failed": sum(errors.values()),
+            "errors": dict(errors), "seconds": round(time.monotonic() - began, 2), "slowest_ms": round(slowest * 1000)}
+
+
+class Load:
+    """A process in a namespace that loads one address until `stop`, which returns what it counted.
+
+    `fresh` connections go one after the other, each a new one with one message, at most one in `pause` seconds.
+    `lasting` connections stay open and exchange a message every `pause` seconds, each in turn.
+    """
+
+    def __init__(self, namespace, address, port, protocol="tcp", lasting=4, pause=0.005):
+        self.order = (address, port, protocol, lasting, pause)
+        result, report = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(report)
+            self.result = result
+            return
+        try:
+            os.close(result)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            enter(namespace)
+            outcome = work(*self.order)
+        except BaseException as error:
+            outcome = {"failed": 1, "errors": {f"{type(error).__name__}: {error}": 1}, "fresh": 0, "broken": 0, "answers": {}}
+        with os.fdopen(report, "w") as handle:
+            json.dump(outcome, handle)
+        os._exit(0)
+
+    def stop(self):
+        os.kill(self.pid, signal.SIGTERM)
+        with os.fdopen(self.result) as handle:
+            text = handle.read()
+        os.waitpid(self.pid, 0)
+        if not text:
+            raise OSError("a load process died without a word")
+        return json.loads(text)
+
+
+def work(address, port, protocol, lasting, pause):
+    stopping = []
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
+    answers, errors, breaks = (collections.Counter() for _ in range(3))
+    messages = slowest = 0
+    held = []
+    for _ in range(lasting):
+        try:
+            held.append((connect(address, port, protocol), None))
+        except OSError as error:
+            breaks[word(error)] += 1
+    while not stopping:
+        at = time.monotonic()
+        try:
+            with connect(address, port, protocol) as sock:
+                answers[exchange(sock)[0]] += 1
+        except OSError as error:
+            errors[word(error)] += 1
+        slowest = max(slowest, time.monotonic() - at)
+        if held:
+            sock, before = held.pop(0)
+            try:
+                who = exchange(sock)[0]
+                messages += 1
+                if before not in (None, who) and protocol != "udp":
+                    breaks[f"moved from {before} to {who}"] += 1
+                held.append((sock, who))
+            except OSError as error:
+                breaks[word(error)] += 1
+        time.sleep(max(0.0, pause - (time.monotonic() - at)))
+    return {"fresh": sum(answers.values()) + sum(errors.values()), "failed": sum(errors.values()), "errors": dict(errors),
+            "answers": dict(sorted(answers.items())), "lasting": lasting, "messages": messages,
+            "broken": sum(breaks.values()), "breaks": dict(breaks), "slowest_ms": round(slowest * 1000)}
+
+
+if __name__ == "__main__":
+    sys.exit("traffic: this is a part of scripts/lab")
