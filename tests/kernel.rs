@@ -11,3 +11,5 @@
 mod namespace;
 #[path = "kernel/native/mod.rs"]
 mod native;
+#[path = "kernel/ipvs.rs"]
+mod ipvs;

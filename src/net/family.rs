@@ -24,6 +24,19 @@ impl Family {
         }
     }
 
+    /// The family's number in Linux: `AF_INET` or `AF_INET6`, which netfilter shares.
+    pub fn number(self) -> u8 {
+        match self {
+            Family::V4 => 2,
+            Family::V6 => 10,
+        }
+    }
+
+    /// The family with this number in Linux; `None` for one that is neither.
+    pub fn from_number(number: u8) -> Option<Family> {
+        Family::BOTH.into_iter().find(|family| family.number() == number)
+    }
+
     /// The prefix that covers one address and nothing else.
     pub fn host_prefix(address: IpAddr) -> IpNet {
         IpNet::from(address)

@@ -1,6 +1,19 @@
 //! IPVS: virtual services and their destinations.
 //!
-//! Kernel: generic netlink family `IPVS` (include/uapi/linux/ip_vs.h).
+//! Ours: what the owner of a [`Services`] target says, service by service; the kernel keeps no mark of who made
+//! a virtual service. Services of protocols other than TCP, UDP and SCTP are always somebody else's.
+//!
+//! Limits and surprises:
+//! - The kernel has no operation for several objects: a service and each of its destinations is a message.
+//! - Destinations are listed service by service, so a full reading takes one dump per service.
+//! - Flags are a value *and* a mask; without the mask the kernel ignores them silently.
+//! - A scheduler that the kernel does not have is answered `ENOENT`, like a missing object.
+//! - A service's netmask is always written as that of a single host, and not read back.
+//!
+//! Kernel: generic netlink family `IPVS` (include/uapi/linux/ip_vs.h, net/netfilter/ipvs/ip_vs_ctl.c).
+
+mod target;
+mod wire;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -9,6 +22,8 @@ use std::sync::Arc;
 use compact_str::CompactString;
 
 use crate::net::{Family, Protocol};
+
+pub use target::{Ours, Services};
 
 /// What identifies a virtual service in the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -69,6 +84,45 @@ pub enum Forwarding {
     Nat,
     /// Encapsulation in IP-in-IP.
     Tunnel,
+    /// A method, or a kind of tunnel, that we never use, by the method's number. Read so that it is put right.
+    Other(u8),
+}
+
+/// What a virtual service has carried since it was made, and how much at present.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Stats {
+    pub connections: u64,
+    pub packets_in: u64,
+    pub packets_out: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    /// Per second, as the kernel estimates it every two seconds.
+    pub connections_rate: u64,
+    pub packets_in_rate: u64,
+    pub packets_out_rate: u64,
+    pub bytes_in_rate: u64,
+    pub bytes_out_rate: u64,
+}
+
+/// The connections that a destination has now.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Connections {
+    /// Established.
+    pub active: u32,
+    /// In any other state: opening, closing, or without states (UDP).
+    pub inactive: u32,
+    /// Persistence templates.
+    pub persistent: u32,
+}
+
+/// How long a connection's entry lives without traffic, in seconds, for the whole network namespace. In what is
+/// written, 0 keeps what is.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Timeouts {
+    pub tcp: u32,
+    /// After a FIN was seen.
+    pub tcp_fin: u32,
+    pub udp: u32,
 }
 
 impl ServiceKey {

@@ -1,0 +1,298 @@
+//! Virtual services as a family of objects: what is ours is read, compared and changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::wire::{self, Command};
+use super::{Connections, Destination, ServiceKey, Stats, Timeouts, Virtual};
+use crate::kernel::netlink::{Fault, GenericSocket, Messages, Refusal, failed_steps};
+use crate::kernel::{Cause, Error};
+use crate::reconcile::{Failure, Phase, Step, Target};
+
+/// Which virtual services are ours.
+pub type Ours = Box<dyn Fn(&ServiceKey) -> bool + Send>;
+
+/// The virtual services of one network namespace that are ours.
+pub struct Services {
+    socket: GenericSocket,
+    ours: Ours,
+    messages: Messages,
+}
+
+impl Services {
+    /// Opens sockets in the network namespace of the calling thread. The module `ip_vs` is loaded by the kernel
+    /// when the first request is made.
+    pub fn open(ours: Ours) -> Result<Services, Error> {
+        Ok(Services { socket: GenericSocket::open(wire::FAMILY)?, ours, messages: Messages::new() })
+    }
+
+    /// Replaces the rule by which services are recognised. What it denies is neither read nor returned.
+    pub fn set_ours(&mut self, ours: Ours) {
+        self.ours = ours;
+    }
+
+    /// The counters of all services that are ours, in the kernel's order.
+    pub fn stats(&mut self) -> Result<Vec<(ServiceKey, Stats)>, Error> {
+        let ours = &self.ours;
+        wire::name_service(fresh(&mut self.messages), Command::ListServices, None);
+        self.socket
+            .dump(&mut self.messages, |answer| wire::stats(answer).filter(|(key, _)| ours(key)))
+            .map_err(|fault| Error::new("read counters of virtual services", "", fault.into()))
+    }
+
+    /// The connections that the destinations of a service have now; none where the service does not exist.
+    pub fn connections(&mut self, key: &ServiceKey) -> Result<Vec<(SocketAddr, Connections)>, Error> {
+        let listed = self.list_destinations(key)?;
+        Ok(listed.into_iter().map(|(destination, connections)| (destination.address, connections)).collect())
+    }
+
+    /// The timeouts of the network namespace.
+    pub fn timeouts(&mut self) -> Result<Timeouts, Error> {
+        const OPERATION: &str = "read IPVS timeouts";
+        wire::ask_for_timeouts(fresh(&mut self.messages));
+        let told = self
+            .socket
+            .request(&mut self.messages, wire::timeouts)
+            .map_err(|fault| Error::new(OPERATION, "", fault.into()))?;
+        told.first().copied().ok_or_else(|| Error::new(OPERATION, "", Cause::Malformed("no timeouts told")))
+    }
+
+    /// Sets those timeouts that are not 0 and not already so. True when something was written.
+    pub fn set_timeouts(&mut self, want: Timeouts) -> Result<bool, Error> {
+        let have = self.timeouts()?;
+        let needed = |want: u32, have: u32| if want == have { 0 } else { want };
+        let change = Timeouts {
+            tcp: needed(want.tcp, have.tcp),
+            tcp_fin: needed(want.tcp_fin, have.tcp_fin),
+            udp: needed(want.udp, have.udp),
+        };
+        if change == Timeouts::default() {
+            return Ok(false);
+        }
+        wire::set_timeouts(fresh(&mut self.messages), &change);
+        self.socket
+            .request(&mut self.messages, |_| Some(()))
+            .map_err(|fault| Error::new("set IPVS timeouts", "", fault.into()))?;
+        Ok(true)
+    }
+
+    fn list_destinations(&mut self, key: &ServiceKey) -> Result<Vec<(Destination, Connections)>, Error> {
+        wire::name_service(fresh(&mut self.messages), Command::ListDestinations, Some(key));
+        self.socket
+            .dump(&mut self.messages, |answer| wire::destination(answer, key.family()))
+            .map_err(|fault| Error::new("list destinations of", key.to_string(), fault.into()))
+    }
+
+    fn destinations(&mut self, key: &ServiceKey) -> Result<Arc<[Destination]>, Error> {
+        let mut listed: Vec<Destination> =
+            self.list_destinations(key)?.into_iter().map(|(destination, _)| destination).collect();
+        listed.sort_unstable();
+        Ok(listed.into())
+    }
+}
+
+impl Target for Services {
+    type Key = ServiceKey;
+    type Value = Virtual;
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        "virtual services"
+    }
+
+    fn read(&mut self) -> Result<BTreeMap<ServiceKey, Virtual>, Error> {
+        let ours = &self.ours;
+        wire::name_service(fresh(&mut self.messages), Command::ListServices, None);
+        let services = self
+            .socket
+            .dump(&mut self.messages, |answer| wire::service(answer).filter(|(key, _)| ours(key)))
+            .map_err(|fault| Error::new("list virtual services", "", fault.into()))?;
+        let mut found = BTreeMap::new();
+        for (key, service) in services {
+            let destinations = self.destinations(&key)?;
+            found.insert(key, Virtual { service, destinations });
+        }
+        Ok(found)
+    }
+
+    fn read_some(&mut self, keys: &[ServiceKey]) -> Result<BTreeMap<ServiceKey, Virtual>, Error> {
+        let mut found = BTreeMap::new();
+        for key in keys.iter().filter(|key| (self.ours)(key)).copied().collect::<Vec<_>>() {
+            wire::name_service(fresh(&mut self.messages), Command::ListServices, Some(&key));
+            let service = match self.socket.request(&mut self.messages, wire::service) {
+                Ok(told) => told.into_iter().find(|(told, _)| *told == key).map(|(_, service)| service),
+                Err(Fault::Refused(refusal)) if refusal.errno == libc::ESRCH => None,
+                Err(fault) => return Err(Error::new("read virtual service", key.to_string(), fault.into())),
+            };
+            if let Some(service) = service {
+                let destinations = self.destinations(&key)?;
+                found.insert(key, Virtual { service, destinations });
+            }
+        }
+        Ok(found)
+    }
+
+    fn keys(&mut self) -> Result<BTreeSet<ServiceKey>, Error> {
+        let ours = &self.ours;
+        wire::name_service(fresh(&mut self.messages), Command::ListServices, None);
+        let keys = self
+            .socket
+            .dump(&mut self.messages, |answer| wire::service_key(answer).filter(ours))
+            .map_err(|fault| Error::new("list virtual services", "", fault.into()))?;
+        Ok(keys.into_iter().collect())
+    }
+
+    /// Messages of a service stand together, its own before those of its destinations. What exists already, or
+    /// is gone already, fails its step: the kernel is not as it was seen, so it is read again.
+    fn apply(&mut self, _phase: Phase, steps: &[Step<'_, ServiceKey, Virtual>]) -> Vec<Failure<Error>> {
+        let mut plan =
+            Plan { messages: std::mem::take(fresh(&mut self.messages)), owners: Vec::new(), acts: Vec::new() };
+        for (index, step) in steps.iter().enumerate() {
+            plan.add(index, step);
+        }
+        let result = self.socket.batch(&mut plan.messages).map(|mut refusals| {
+            for refusal in &mut refusals {
+                explain(refusal, &plan.acts);
+            }
+            refusals
+        });
+        let failures = failed_steps(result, &plan.owners, |index, cause| {
+            let step = steps.get(index).expect("a failure belongs to a step");
+            let operation = match (step.have, step.want) {
+                (None, _) => "add virtual service",
+                (_, None) => "delete virtual service",
+                _ => "change virtual service",
+            };
+            Error::new(operation, step.key.to_string(), cause)
+        });
+        self.messages = plan.messages;
+        failures
+    }
+
+    fn grown(have: &Virtual, want: &Virtual) -> Virtual {
+        let mut all: BTreeMap<SocketAddr, Destination> = have.destinations.iter().map(by_address).collect();
+        all.extend(want.destinations.iter().map(by_address));
+        Virtual { service: want.service.clone(), destinations: all.into_values().collect() }
+    }
+}
+
+/// The messages of a round.
+struct Plan<'a> {
+    messages: Messages,
+    /// The step of each message.
+    owners: Vec<usize>,
+    /// What each message does.
+    acts: Vec<Act<'a>>,
+}
+
+enum Act<'a> {
+    /// Adds or changes a service with this scheduler.
+    Describe(&'a str),
+    /// Deletes a service.
+    Delete,
+    /// Changes this destination of a service.
+    Destination(SocketAddr),
+}
+
+impl<'a> Plan<'a> {
+    fn add(&mut self, index: usize, step: &Step<'a, ServiceKey, Virtual>) {
+        match (step.have, step.want) {
+            (_, None) => {
+                wire::name_service(&mut self.messages, Command::DeleteService, Some(step.key));
+                self.note(index, Act::Delete);
+            }
+            (None, Some(want)) => {
+                self.describe(index, Command::NewService, step.key, want);
+                self.change_destinations(index, step.key, &[], &want.destinations);
+            }
+            (Some(have), Some(want)) => {
+                if have.service != want.service {
+                    self.describe(index, Command::SetService, step.key, want);
+                }
+                self.change_destinations(index, step.key, &have.destinations, &want.destinations);
+            }
+        }
+    }
+
+    fn describe(&mut self, index: usize, command: Command, key: &ServiceKey, want: &'a Virtual) {
+        wire::describe_service(&mut self.messages, command, key, &want.service);
+        self.note(index, Act::Describe(&want.service.scheduler));
+    }
+
+    /// New destinations come before old ones go.
+    fn change_destinations(&mut self, index: usize, key: &ServiceKey, have: &[Destination], want: &[Destination]) {
+        for destination in want {
+            let command = match find(have, destination.address) {
+                None => Command::NewDestination,
+                Some(old) if old != destination => Command::SetDestination,
+                Some(_) => continue,
+            };
+            wire::describe_destination(&mut self.messages, command, key, destination);
+            self.note(index, Act::Destination(destination.address));
+        }
+        for destination in have.iter().filter(|destination| find(want, destination.address).is_none()) {
+            wire::describe_destination(&mut self.messages, Command::DeleteDestination, key, destination);
+            self.note(index, Act::Destination(destination.address));
+        }
+    }
+
+    fn note(&mut self, index: usize, act: Act<'a>) {
+        self.owners.push(index);
+        self.acts.push(act);
+    }
+}
+
+/// The kernel explains none of its refusals; what can be told apart gets its words here.
+fn explain(refusal: &mut Refusal, acts: &[Act<'_>]) {
+    refusal.text = match acts.get(refusal.message) {
+        Some(Act::Describe(scheduler)) if refusal.errno == libc::ENOENT => {
+            Some(format!("the kernel has no scheduler {scheduler} (module ip_vs_{scheduler})"))
+        }
+        Some(Act::Destination(address)) => Some(format!("destination {address}")),
+        _ => refusal.text.take(),
+    };
+}
+
+/// The destination with this address, of those sorted by address.
+fn find(destinations: &[Destination], address: SocketAddr) -> Option<&Destination> {
+    let index = destinations.binary_search_by_key(&address, |destination| destination.address).ok()?;
+    destinations.get(index)
+}
+
+fn by_address(destination: &Destination) -> (SocketAddr, Destination) {
+    (destination.address, *destination)
+}
+
+fn fresh(messages: &mut Messages) -> &mut Messages {
+    messages.clear();
+    messages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Forwarding, Service};
+    use super::*;
+
+    fn virtual_service(scheduler: &str, destinations: &[(&str, u32)]) -> Virtual {
+        let destination = |(address, weight): &(&str, u32)| Destination {
+            address: address.parse().expect("an address and a port"),
+            weight: *weight,
+            forwarding: Forwarding::Nat,
+        };
+        Virtual {
+            service: Service { scheduler: scheduler.into(), flags: 0, persistence_seconds: 0 },
+            destinations: destinations.iter().map(destination).collect(),
+        }
+    }
+
+    #[test]
+    fn a_grown_service_has_old_and_new_destinations_and_the_new_weights() {
+        let have = virtual_service("rr", &[("10.244.1.1:80", 1), ("10.244.1.2:80", 1)]);
+        let want = virtual_service("lc", &[("10.244.1.2:80", 0), ("10.244.1.3:80", 1)]);
+        let both = virtual_service("lc", &[("10.244.1.1:80", 1), ("10.244.1.2:80", 0), ("10.244.1.3:80", 1)]);
+        assert_eq!(Services::grown(&have, &want), both);
+        assert_eq!(Services::grown(&both, &want), both);
+        assert_eq!(Services::grown(&want, &want), want);
+    }
+}

@@ -1,0 +1,326 @@
+//! Virtual services on a kernel with `ip_vs`.
+
+use std::collections::BTreeMap;
+use std::net::{TcpListener, TcpStream};
+use std::sync::{PoisonError, RwLock};
+use std::thread;
+use std::time::Duration;
+
+use sluice::kernel::Error;
+use sluice::kernel::ipvs::{Destination, Forwarding, Service, ServiceKey, Services, Timeouts, Virtual, flags};
+use sluice::net::{Family, Protocol};
+use sluice::reconcile::{Failure, Phase, Step, Target};
+
+use crate::namespace::{self, attempt, run};
+
+/// Held for reading by all who use the module, for writing by who unloads it.
+static MODULE: RwLock<()> = RwLock::new(());
+
+fn in_new(test: impl FnOnce() + Send) {
+    let _in_use = MODULE.read().unwrap_or_else(PoisonError::into_inner);
+    namespace::in_new(|| {
+        let (loaded, _, error) = attempt("modprobe ip_vs");
+        assert!(loaded, "this kernel has no module ip_vs; run this test in the guest of the lab: {error}");
+        test();
+    });
+}
+
+fn everything() -> Services {
+    Services::open(Box::new(|_| true)).expect("sockets")
+}
+
+fn service(text: &str) -> ServiceKey {
+    let (protocol, address) = text.split_once(' ').expect("a protocol and an address");
+    let address: std::net::SocketAddr = address.parse().expect("an address and a port");
+    let protocol = Protocol::ALL.into_iter().find(|p| p.to_string() == protocol).expect("a protocol");
+    ServiceKey::Address { address: address.ip(), protocol, port: address.port() }
+}
+
+fn destination(address: &str, weight: u32, forwarding: Forwarding) -> Destination {
+    Destination { address: address.parse().expect("an address and a port"), weight, forwarding }
+}
+
+/// A service without flags, and its destinations as `address=weight`.
+fn virtual_service(scheduler: &str, destinations: &[&str]) -> Virtual {
+    let parse = |text: &&str| {
+        let (address, weight) = text.split_once('=').expect("an address and a weight");
+        destination(address, weight.parse().expect("a weight"), Forwarding::Nat)
+    };
+    Virtual {
+        service: Service { scheduler: scheduler.into(), flags: 0, persistence_seconds: 0 },
+        destinations: destinations.iter().map(parse).collect(),
+    }
+}
+
+fn apply(
+    services: &mut Services,
+    phase: Phase,
+    steps: &[(ServiceKey, Option<&Virtual>, Option<&Virtual>)],
+) -> Vec<Failure<Error>> {
+    let steps: Vec<Step<'_, ServiceKey, Virtual>> =
+        steps.iter().map(|(key, have, want)| Step { key, have: *have, want: *want }).collect();
+    services.apply(phase, &steps)
+}
+
+fn assert_done(failures: &[Failure<Error>]) {
+    assert!(failures.is_empty(), "{failures:?}");
+}
+
+/// What `ipvsadm -Sn` prints, sorted.
+fn saved() -> Vec<String> {
+    let mut lines: Vec<String> = run("ipvsadm -Sn").lines().map(|line| line.trim().to_owned()).collect();
+    lines.sort();
+    lines
+}
+
+fn examples() -> BTreeMap<ServiceKey, Virtual> {
+    let mut affine = virtual_service("rr", &["10.244.1.1:8080=1", "10.244.1.2:8080=0"]);
+    affine.service.flags = flags::PERSISTENT;
+    affine.service.persistence_seconds = 10800;
+    let mut hashed = virtual_service("mh", &["[fd00:10:244::1]:53=3"]);
+    hashed.service.flags = flags::SCHEDULER_1 | flags::SCHEDULER_2;
+    let mut tunnelled = virtual_service("sh", &[]);
+    tunnelled.destinations = [destination("10.244.1.1:0", 1, Forwarding::Tunnel)].into();
+    let mut tunnelled6 = virtual_service("lc", &[]);
+    tunnelled6.destinations = [destination("[fd00:10:244::1]:0", 1, Forwarding::Tunnel)].into();
+    BTreeMap::from([
+        (service("tcp 10.96.0.1:80"), affine),
+        (service("udp [fd00:10:96::1]:53"), hashed),
+        (service("sctp 10.96.0.2:9000"), virtual_service("wrr", &[])),
+        (ServiceKey::Mark { mark: 7, family: Family::V4 }, tunnelled),
+        (ServiceKey::Mark { mark: 7, family: Family::V6 }, tunnelled6),
+    ])
+}
+
+const EXAMPLES_SAVED: [&str; 10] = [
+    "-A -f 7 -6 -s lc",
+    "-A -f 7 -s sh",
+    "-A -t 10.96.0.1:80 -s rr -p 10800",
+    "-A -u [fd00:10:96::1]:53 -s mh -b mh-fallback,mh-port",
+    "-A --sctp-service 10.96.0.2:9000 -s wrr",
+    "-a -f 7 -6 -r [fd00:10:244::1]:0 -i -w 1 --tun-type ipip",
+    "-a -f 7 -r 10.244.1.1:0 -i -w 1 --tun-type ipip",
+    "-a -t 10.96.0.1:80 -r 10.244.1.1:8080 -m -w 1",
+    "-a -t 10.96.0.1:80 -r 10.244.1.2:8080 -m -w 0",
+    "-a -u [fd00:10:96::1]:53 -r [fd00:10:244::1]:53 -m -w 3",
+];
+
+#[test]
+fn what_we_write_ipvsadm_reads() {
+    in_new(|| {
+        let examples = examples();
+        let steps: Vec<_> = examples.iter().map(|(key, value)| (*key, None, Some(value))).collect();
+        let mut services = everything();
+        assert_done(&apply(&mut services, Phase::Grow, &steps));
+        let mut expected = EXAMPLES_SAVED.map(str::to_owned).to_vec();
+        expected.sort();
+        assert_eq!(saved(), expected);
+        assert_eq!(services.read().expect("a reading"), examples);
+        assert_eq!(services.keys().expect("keys"), examples.keys().copied().collect());
+        let keys: Vec<ServiceKey> = examples.keys().copied().collect();
+        assert_eq!(services.read_some(&keys).expect("a reading"), examples);
+    });
+}
+
+#[test]
+fn what_ipvsadm_writes_we_read() {
+    in_new(|| {
+        run("ipvsadm -A -t 10.96.0.1:80 -s rr -p 10800");
+        run("ipvsadm -a -t 10.96.0.1:80 -r 10.244.1.2:8080 -m -w 0");
+        run("ipvsadm -a -t 10.96.0.1:80 -r 10.244.1.1:8080 -m -w 1");
+        run("ipvsadm -A -u [fd00:10:96::1]:53 -s mh -b flag-1,flag-2");
+        run("ipvsadm -a -u [fd00:10:96::1]:53 -r [fd00:10:244::1]:53 -m -w 3");
+        run("ipvsadm -A -f 7 -s sh");
+        run("ipvsadm -a -f 7 -r 10.244.1.1 -i");
+        run("ipvsadm -A -f 7 -6 -s lc");
+        run("ipvsadm -a -f 7 -6 -r [fd00:10:244::1]:0 -i");
+        run("ipvsadm -A --sctp-service 10.96.0.2:9000 -s wrr");
+        assert_eq!(everything().read().expect("a reading"), examples());
+    });
+}
+
+#[test]
+fn destinations_of_other_methods_are_seen_as_different() {
+    in_new(|| {
+        run("ipvsadm -A -t 10.96.0.1:80 -s rr");
+        run("ipvsadm -a -t 10.96.0.1:80 -r 10.244.1.1 -g");
+        run("ipvsadm -a -t 10.96.0.1:80 -r 10.244.1.2 -i --tun-type gue --tun-port 6080");
+        let mut services = everything();
+        let key = service("tcp 10.96.0.1:80");
+        let found = services.read().expect("a reading").remove(&key).expect("the service");
+        assert_eq!(
+            found.destinations.iter().map(|d| d.forwarding).collect::<Vec<_>>(),
+            [Forwarding::Other(3), Forwarding::Other(2)]
+        );
+        let mut want = virtual_service("rr", &["10.244.1.1:80=1"]);
+        let ipip = destination("10.244.1.2:80", 1, Forwarding::Tunnel);
+        want.destinations = want.destinations.iter().copied().chain([ipip]).collect();
+        assert_done(&apply(&mut services, Phase::Grow, &[(key, Some(&found), Some(&want))]));
+        assert_eq!(services.read().expect("a reading").get(&key), Some(&want));
+    });
+}
+
+#[test]
+fn a_change_grows_first_and_shrinks_afterwards() {
+    in_new(|| {
+        let mut services = everything();
+        let key = service("tcp 10.96.0.1:80");
+        let old = virtual_service("rr", &["10.244.1.1:80=1", "10.244.1.2:80=1"]);
+        let mut new = virtual_service("lc", &["10.244.1.2:80=0", "10.244.1.3:80=1"]);
+        new.service.flags = flags::PERSISTENT;
+        new.service.persistence_seconds = 60;
+        assert_done(&apply(&mut services, Phase::Grow, &[(key, None, Some(&old))]));
+        let grown = Services::grown(&old, &new);
+        assert_done(&apply(&mut services, Phase::Grow, &[(key, Some(&old), Some(&grown))]));
+        assert_eq!(services.read().expect("a reading").get(&key), Some(&grown));
+        assert_done(&apply(&mut services, Phase::Shrink, &[(key, Some(&grown), Some(&new))]));
+        assert_eq!(
+            saved(),
+            [
+                "-A -t 10.96.0.1:80 -s lc -p 60",
+                "-a -t 10.96.0.1:80 -r 10.244.1.2:80 -m -w 0",
+                "-a -t 10.96.0.1:80 -r 10.244.1.3:80 -m -w 1",
+            ]
+        );
+        new.service.flags = 0;
+        new.service.persistence_seconds = 0;
+        let persistent = services.read().expect("a reading").remove(&key).expect("the service");
+        assert_done(&apply(&mut services, Phase::Grow, &[(key, Some(&persistent), Some(&new))]));
+        assert_eq!(services.read().expect("a reading").get(&key), Some(&new));
+        assert_done(&apply(&mut services, Phase::Shrink, &[(key, Some(&new), None)]));
+        assert!(saved().is_empty());
+    });
+}
+
+#[test]
+fn services_of_others_are_not_even_read() {
+    in_new(|| {
+        run("ipvsadm -A -t 203.0.113.9:80 -s rr");
+        run("ipvsadm -a -t 203.0.113.9:80 -r 203.0.113.10:80 -m");
+        let foreign = saved();
+        let key = service("tcp 10.96.0.1:80");
+        let mut services = Services::open(Box::new(|_| false)).expect("sockets");
+        services.set_ours(Box::new(move |asked| *asked == key));
+        let want = virtual_service("rr", &["10.244.1.1:80=1"]);
+        assert_done(&apply(&mut services, Phase::Grow, &[(key, None, Some(&want))]));
+        let found = services.read().expect("a reading");
+        assert_eq!(found, BTreeMap::from([(key, want.clone())]));
+        assert_eq!(services.keys().expect("keys"), found.keys().copied().collect());
+        assert!(services.read_some(&[service("tcp 203.0.113.9:80")]).expect("a reading").is_empty());
+        assert_eq!(services.stats().expect("counters").len(), 1);
+        assert_done(&apply(&mut services, Phase::Shrink, &[(key, Some(&want), None)]));
+        assert_eq!(saved(), foreign);
+    });
+}
+
+#[test]
+fn a_step_that_meets_drift_fails_alone() {
+    in_new(|| {
+        let mut services = everything();
+        let names = ["tcp 10.96.0.1:80", "tcp 10.96.0.2:80", "tcp 10.96.0.3:80", "tcp 10.96.0.4:80"];
+        let [gone, cut, taken, well] = names.map(service);
+        let old = virtual_service("rr", &["10.244.1.1:80=1", "10.244.1.2:80=1"]);
+        let new = virtual_service("rr", &["10.244.1.2:80=5"]);
+        let make: Vec<_> = [gone, cut, well].into_iter().map(|key| (key, None, Some(&old))).collect();
+        assert_done(&apply(&mut services, Phase::Grow, &make));
+        run("ipvsadm -D -t 10.96.0.1:80");
+        run("ipvsadm -d -t 10.96.0.2:80 -r 10.244.1.2:80");
+        run("ipvsadm -A -t 10.96.0.3:80 -s wlc");
+        let steps = [
+            (gone, Some(&old), Some(&new)),
+            (cut, Some(&old), Some(&new)),
+            (taken, None, Some(&new)),
+            (well, Some(&old), Some(&new)),
+        ];
+        let failures = apply(&mut services, Phase::Shrink, &steps);
+        let told: Vec<(usize, bool, bool)> =
+            failures.iter().map(|f| (f.step, f.error.is_absent(), f.error.is_exists())).collect();
+        assert_eq!(told, [(0, true, false), (1, true, false), (2, false, true)]);
+        let drifted = failures.iter().find(|f| f.step == 1).expect("the second step failed");
+        assert!(drifted.error.to_string().contains("destination 10.244.1.2:80"), "{}", drifted.error);
+        assert_eq!(services.read_some(&[gone, well]).expect("a reading"), BTreeMap::from([(well, new)]));
+    });
+}
+
+#[test]
+fn a_missing_scheduler_is_named_and_the_other_services_are_made() {
+    in_new(|| {
+        let mut services = everything();
+        let odd = virtual_service("nosuch", &["10.244.1.1:80=1"]);
+        let good = virtual_service("rr", &["10.244.1.1:80=1"]);
+        let steps = [(service("tcp 10.96.0.1:80"), None, Some(&odd)), (service("tcp 10.96.0.2:80"), None, Some(&good))];
+        let failures = apply(&mut services, Phase::Grow, &steps);
+        let [failure] = failures.as_slice() else { panic!("one step fails: {failures:?}") };
+        assert_eq!(failure.step, 0);
+        let text = failure.error.to_string();
+        assert!(
+            text.contains("add virtual service tcp 10.96.0.1:80") && text.contains("no scheduler nosuch"),
+            "{text}"
+        );
+        assert_eq!(services.keys().expect("keys").len(), 1);
+    });
+}
+
+#[test]
+fn timeouts_are_written_only_where_they_differ() {
+    in_new(|| {
+        let mut services = everything();
+        let before = services.timeouts().expect("timeouts");
+        assert!(!services.set_timeouts(Timeouts::default()).expect("nothing to write"));
+        assert!(!services.set_timeouts(before).expect("nothing to write"));
+        assert!(services.set_timeouts(Timeouts { tcp: 0, tcp_fin: 33, udp: before.udp }).expect("one is written"));
+        assert_eq!(services.timeouts().expect("timeouts"), Timeouts { tcp_fin: 33, ..before });
+        let shown = run("ipvsadm -Ln --timeout");
+        assert!(shown.contains(&format!("{} 33 {}", before.tcp, before.udp)), "{shown}");
+    });
+}
+
+#[test]
+fn counters_and_connections_tell_what_passed() {
+    in_new(|| {
+        run("ip address add 10.96.0.1/32 dev lo");
+        run("ip address add 10.244.1.1/32 dev lo");
+        let listener = TcpListener::bind("10.244.1.1:8080").expect("a backend");
+        let key = service("tcp 10.96.0.1:80");
+        let mut services = everything();
+        let want = virtual_service("rr", &["10.244.1.1:8080=1"]);
+        assert_done(&apply(&mut services, Phase::Grow, &[(key, None, Some(&want))]));
+        let client = TcpStream::connect("10.96.0.1:80").expect("the service answers");
+        let (_server, _) = listener.accept().expect("a connection");
+        // The kernel sums its counters every two seconds.
+        let counted = (0..300).find_map(|_| {
+            thread::sleep(Duration::from_millis(100));
+            let stats = services.stats().expect("counters");
+            stats.into_iter().find(|(_, stats)| stats.connections > 0)
+        });
+        let (counted, stats) = counted.expect("the connection is counted within 30 s");
+        assert_eq!((counted, stats.connections), (key, 1));
+        assert!(stats.packets_in >= 2 && stats.bytes_in > stats.packets_in, "{stats:?}");
+        let connections = services.connections(&key).expect("connections");
+        assert_eq!(connections.iter().map(|(_, c)| (c.active, c.inactive)).collect::<Vec<_>>(), [(1, 0)]);
+        drop(client);
+    });
+}
+
+#[test]
+fn the_module_may_be_reloaded_under_us() {
+    let _alone = MODULE.write().unwrap_or_else(PoisonError::into_inner);
+    namespace::in_new(|| {
+        assert!(attempt("modprobe ip_vs").0, "this kernel has no module ip_vs; run this test in the guest of the lab");
+        let mut services = everything();
+        let key = service("tcp 10.96.0.1:80");
+        let want = virtual_service("rr", &["10.244.1.1:80=1"]);
+        assert_done(&apply(&mut services, Phase::Grow, &[(key, None, Some(&want))]));
+        assert_done(&apply(&mut services, Phase::Shrink, &[(key, Some(&want), None)]));
+        // Namespaces of earlier tests, with their services, are taken down in the background.
+        let unloaded = (0..300).any(|_| {
+            thread::sleep(Duration::from_millis(100));
+            let users = "xt_ipvs ip_vs_rr ip_vs_lc ip_vs_sh ip_vs_mh ip_vs_wrr ip_vs_wlc";
+            attempt(&format!("modprobe -r {users}"));
+            attempt("modprobe -r ip_vs").0
+        });
+        assert!(unloaded, "ip_vs is unloaded within 30 s: {}", run("lsmod"));
+        assert_done(&apply(&mut services, Phase::Grow, &[(key, None, Some(&want))]));
+        assert_eq!(services.read().expect("a reading"), BTreeMap::from([(key, want)]));
+    });
+}
