@@ -16,6 +16,7 @@ pub mod link;
 pub mod module;
 pub mod monitor;
 pub mod netlink;
+mod program;
 pub mod route;
 pub mod sysctl;
 

@@ -1,15 +1,252 @@
 //! Kernel settings under `/proc/sys`, written only where they differ.
+//!
+//! Settings are never taken back: what they were before is nobody's knowledge. So this family only grows,
+//! and there is nothing to call `shrink` for.
+//!
+//! A setting whose file does not exist (its module is not loaded, its device is not there) is absent, which is
+//! not a failure. It is said once and looked for again whenever the settings are read.
+//!
+//! Some settings are corrected only where they have one certain value ([`Wanted::InsteadOf`]). They are ours
+//! only while they have the old or the new value; with any other they are the administrator's and are neither
+//! returned nor touched. What is wanted therefore depends on what was found: ask [`Settings::wanted`] before a
+//! round and after every audit.
+//!
+//! Kernel: Documentation/admin-guide/sysctl. The files below `/proc/sys/net` show the network namespace of the
+//! thread that opens them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 use compact_str::CompactString;
+use rustix::io::Errno;
+use tracing::warn;
+
+use super::Error;
+use crate::reconcile::{Failure, Phase, Step, Target};
+
+/// The settings that their owner decides, as a family of kernel objects. A value is written as the kernel prints
+/// it, with one space between its words.
+#[derive(Debug)]
+pub struct Settings {
+    rules: BTreeMap<Setting, Wanted>,
+    root: PathBuf,
+    /// Absent settings that were spoken of.
+    reported: BTreeSet<Setting>,
+}
 
 /// A setting, as its path below `/proc/sys`: `net/ipv4/vs/conntrack`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Setting(pub CompactString);
 
+/// What a setting shall be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Wanted {
+    /// This value, whatever it was.
+    Always(CompactString),
+    /// The value `new` where it is exactly `old`; any third value is left alone.
+    InsteadOf { old: CompactString, new: CompactString },
+}
+
+impl Wanted {
+    /// The value that a setting shall have which has the value `found`; `None` where it is not ours to decide.
+    pub fn given(&self, found: &str) -> Option<&CompactString> {
+        match self {
+            Wanted::Always(value) => Some(value),
+            Wanted::InsteadOf { old, new } => (found == old || found == new).then_some(new),
+        }
+    }
+}
+
+impl Settings {
+    pub fn new(rules: impl IntoIterator<Item = (Setting, Wanted)>) -> Settings {
+        Settings { rules: rules.into_iter().collect(), root: PathBuf::from("/proc/sys"), reported: BTreeSet::new() }
+    }
+
+    /// The desired state: what each setting that exists, and is ours to decide, shall be.
+    pub fn wanted(&mut self) -> Result<BTreeMap<Setting, CompactString>, Error> {
+        let found = self.read()?;
+        Ok(found
+            .into_iter()
+            .filter_map(|(setting, value)| {
+                let wanted = self.rules.get(&setting)?.given(&value)?.clone();
+                Some((setting, wanted))
+            })
+            .collect())
+    }
+
+    fn path(&self, setting: &Setting) -> PathBuf {
+        self.root.join(&*setting.0)
+    }
+
+    fn say_absent(&mut self, setting: &Setting) {
+        if self.reported.insert(setting.clone()) {
+            warn!(%setting, "the kernel does not have this setting now");
+        }
+    }
+
+    fn write(&mut self, setting: &Setting, value: &str) -> Result<(), Error> {
+        let found = match value_of(&self.path(setting)) {
+            Ok(found) => found,
+            Err(error) => return self.absent_or(error, "read setting", setting),
+        };
+        // It may have become the administrator's since it was compared.
+        let ours = self.rules.get(setting).is_none_or(|rule| rule.given(&found).is_some());
+        if !ours || found == value {
+            return Ok(());
+        }
+        let opened = OpenOptions::new().write(true).open(self.path(setting));
+        match opened.and_then(|mut file| file.write_all(value.as_bytes())) {
+            Ok(()) => Ok(()),
+            Err(error) => self.absent_or(error, "write setting", setting),
+        }
+    }
+
+    fn absent_or(&mut self, error: io::Error, operation: &'static str, setting: &Setting) -> Result<(), Error> {
+        if error.kind() == io::ErrorKind::NotFound {
+            self.say_absent(setting);
+            return Ok(());
+        }
+        Err(failed(operation, setting, &error))
+    }
+}
+
+impl Target for Settings {
+    type Key = Setting;
+    type Value = CompactString;
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        "settings"
+    }
+
+    fn read(&mut self) -> Result<BTreeMap<Setting, CompactString>, Error> {
+        let mut found = BTreeMap::new();
+        for (setting, rule) in self.rules.clone() {
+            match value_of(&self.path(&setting)) {
+                Ok(value) => {
+                    self.reported.remove(&setting);
+                    if rule.given(&value).is_some() {
+                        found.insert(setting, value);
+                    }
+                }
+                Err(error) => self.absent_or(error, "read setting", &setting)?,
+            }
+        }
+        Ok(found)
+    }
+
+    fn apply(&mut self, phase: Phase, steps: &[Step<'_, Setting, CompactString>]) -> Vec<Failure<Error>> {
+        if phase == Phase::Shrink {
+            return Vec::new();
+        }
+        let mut failures = Vec::new();
+        for (step, Step { key, want, .. }) in steps.iter().enumerate() {
+            let Some(want) = want else { continue };
+            if let Err(error) = self.write(key, want) {
+                failures.push(Failure { step, error });
+            }
+        }
+        failures
+    }
+}
+
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// The words of the file with one space between them: the kernel writes tabs between several numbers.
+fn value_of(path: &Path) -> io::Result<CompactString> {
+    let text = std::fs::read_to_string(path)?;
+    Ok(CompactString::from(text.split_whitespace().collect::<Vec<_>>().join(" ")))
+}
+
+fn failed(operation: &'static str, setting: &Setting, error: &io::Error) -> Error {
+    Error::errno(operation, setting.0.as_str(), Errno::from_io_error(error).unwrap_or(Errno::IO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn setting(name: &str) -> Setting {
+        Setting(name.into())
+    }
+
+    /// Settings over a directory that stands for `/proc/sys`, holding these files.
+    fn settings(files: &[(&str, &str)], rules: &[(&str, Wanted)]) -> (tempfile::TempDir, Settings) {
+        let root = tempfile::tempdir().expect("a directory");
+        for (name, value) in files {
+            std::fs::write(root.path().join(name), value).expect("a file");
+        }
+        let mut settings = Settings::new(rules.iter().map(|(name, rule)| (setting(name), rule.clone())));
+        settings.root = root.path().to_owned();
+        (root, settings)
+    }
+
+    fn always(value: &str) -> Wanted {
+        Wanted::Always(value.into())
+    }
+
+    fn two_instead_of_one() -> Wanted {
+        Wanted::InsteadOf { old: "1".into(), new: "2".into() }
+    }
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<Setting, CompactString> {
+        pairs.iter().map(|(name, value)| (setting(name), CompactString::from(*value))).collect()
+    }
+
+    #[test]
+    fn a_conditional_setting_is_ours_only_with_the_old_or_the_new_value() {
+        let rule = two_instead_of_one();
+        let given = |found| rule.given(found).map(CompactString::as_str);
+        assert_eq!([given("0"), given("1"), given("2"), given("10")], [None, Some("2"), Some("2"), None]);
+        assert_eq!(always("1").given("0"), Some(&"1".into()));
+    }
+
+    #[test]
+    fn what_is_missing_is_absent_and_what_is_the_administrators_is_not_returned() {
+        let files = [("conntrack", "0\n"), ("range", "4096\t131072\t6291456\n"), ("loose", "0\n"), ("strict", "1\n")];
+        let rules = [
+            ("conntrack", always("1")),
+            ("range", always("1 2 3")),
+            ("gone", always("1")),
+            ("loose", two_instead_of_one()),
+            ("strict", two_instead_of_one()),
+        ];
+        let (_root, mut settings) = settings(&files, &rules);
+        let found = settings.read().expect("all can be read");
+        assert_eq!(found, map(&[("conntrack", "0"), ("range", "4096 131072 6291456"), ("strict", "1")]));
+        let wanted = settings.wanted().expect("all can be read");
+        assert_eq!(wanted, map(&[("conntrack", "1"), ("range", "1 2 3"), ("strict", "2")]));
+        assert_eq!(settings.reported, BTreeSet::from([setting("gone")]));
+    }
+
+    #[test]
+    fn only_what_still_is_ours_is_written() {
+        let files = [("a", "0\n"), ("strict", "1\n"), ("changed", "0\n")];
+        let rules = [("a", always("1")), ("strict", two_instead_of_one()), ("changed", two_instead_of_one())];
+        let (root, mut settings) = settings(&files, &rules);
+        let wanted = map(&[("a", "1"), ("strict", "2"), ("changed", "2"), ("gone", "1")]);
+        let steps: Vec<Step<'_, _, _>> =
+            wanted.iter().map(|(key, want)| Step { key, have: None, want: Some(want) }).collect();
+        let failures = settings.apply(Phase::Grow, &steps);
+        assert!(failures.is_empty(), "{failures:?}");
+        let now = |name: &str| std::fs::read_to_string(root.path().join(name)).expect("a file").trim().to_owned();
+        // A plain file keeps what lies behind the shorter text written over it; /proc does not.
+        assert_eq!([now("a"), now("strict"), now("changed")], ["1", "2", "0"]);
+        assert!(!root.path().join("gone").exists());
+    }
+
+    #[test]
+    fn a_setting_that_cannot_be_written_is_a_failure() {
+        let (root, mut settings) = settings(&[], &[("a", always("1"))]);
+        std::fs::create_dir(root.path().join("a")).expect("a directory in its place");
+        let error = settings.read().expect_err("a directory is no setting");
+        assert!(error.to_string().starts_with("read setting a: "), "{error}");
     }
 }

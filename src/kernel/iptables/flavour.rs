@@ -1,0 +1,251 @@
+//! Which iptables this host uses.
+//!
+//! The same rules can be kept in two places of the kernel, each with programs of its own: legacy xtables and
+//! nf_tables. Both are in force at the same time, but the order between them is nobody's decision, so ours
+//! must stand where the host's own stand.
+//!
+//! The kubelet leaves a hint: empty chains `KUBE-IPTABLES-HINT` and `KUBE-KUBELET-CANARY` in the table `mangle`,
+//! of the flavour that it uses (Kubernetes KEP 3178). Where only one flavour has them that decides. Where both or
+//! none have them, the one with more rules wins, and where that is a draw, what plain `iptables` is.
+//! A flavour whose programs are missing, or do not work on this kernel, loses to the other.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::Ownership;
+use super::save::parse;
+use crate::kernel::program::{Call, Fault, run};
+use crate::net::{Family, PerFamily};
+
+/// One of the two implementations.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Flavour {
+    Legacy,
+    NfTables,
+}
+
+/// The programs that are used for a family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Programs {
+    pub flavour: Flavour,
+    /// The names do not say the flavour: `iptables-save`, not `iptables-nft-save`. For hosts that have only one.
+    pub plain: bool,
+}
+
+/// What was found out about this host.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Detected {
+    /// The programs to use; `None` for a family that cannot be used.
+    pub programs: PerFamily<Option<Programs>>,
+    /// The programs of the other flavour, where that holds chains of ours, left behind when the host changed
+    /// its flavour. Reconciling a second target with these programs to nothing removes them.
+    pub abandoned: PerFamily<Option<Programs>>,
+    /// Why a family cannot be used, a sentence for each.
+    pub disabled: Vec<String>,
+}
+
+/// What one flavour's programs showed.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+struct Seen {
+    /// They are there and they work, for at least one family.
+    usable: bool,
+    /// The kubelet's chains are there.
+    hint: bool,
+    rules: usize,
+}
+
+type Printed = PerFamily<Result<String, Fault>>;
+
+/// Listing tables takes long only where there are very many rules.
+const LIMIT: Duration = Duration::from_secs(30);
+
+impl Programs {
+    /// The programs that print and restore the rules of a family.
+    pub(super) fn of(self, family: Family) -> (&'static str, &'static str) {
+        match (family, self.plain, self.flavour) {
+            (Family::V4, true, _) => ("iptables-save", "iptables-restore"),
+            (Family::V6, true, _) => ("ip6tables-save", "ip6tables-restore"),
+            (Family::V4, false, Flavour::Legacy) => ("iptables-legacy-save", "iptables-legacy-restore"),
+            (Family::V6, false, Flavour::Legacy) => ("ip6tables-legacy-save", "ip6tables-legacy-restore"),
+            (Family::V4, false, Flavour::NfTables) => ("iptables-nft-save", "iptables-nft-restore"),
+            (Family::V6, false, Flavour::NfTables) => ("ip6tables-nft-save", "ip6tables-nft-restore"),
+        }
+    }
+}
+
+/// Finds out which flavour this host uses, in the network namespace of the calling thread. Runs a few
+/// programs and changes nothing.
+pub fn detect(ours: &Ownership) -> Detected {
+    let named = |flavour| Programs { flavour, plain: false };
+    let legacy = print_all(named(Flavour::Legacy));
+    let nf_tables = print_all(named(Flavour::NfTables));
+    let default = default_flavour();
+    let chosen = match decide(seen(&legacy), seen(&nf_tables), default) {
+        Some(flavour) => named(flavour),
+        None => Programs { flavour: default.unwrap_or(Flavour::NfTables), plain: true },
+    };
+    let plain;
+    let (printed, other) = match (chosen.plain, chosen.flavour) {
+        (true, _) => {
+            plain = print_all(chosen);
+            (&plain, None)
+        }
+        (false, Flavour::Legacy) => (&legacy, Some((named(Flavour::NfTables), &nf_tables))),
+        (false, Flavour::NfTables) => (&nf_tables, Some((named(Flavour::Legacy), &legacy))),
+    };
+    let mut detected = Detected::default();
+    for (family, printed) in printed.iter() {
+        match why_disabled(family, chosen, printed) {
+            Some(reason) => detected.disabled.push(reason),
+            None => *detected.programs.of_mut(family) = Some(chosen),
+        }
+    }
+    if let Some((other, printed)) = other {
+        for (family, printed) in printed.iter() {
+            let left = printed.as_ref().is_ok_and(|text| holds_ours(text, ours));
+            *detected.abandoned.of_mut(family) = left.then_some(other);
+        }
+    }
+    detected
+}
+
+/// The flavour to use, from what both showed and what plain `iptables` is; `None` where neither works.
+fn decide(legacy: Seen, nf_tables: Seen, default: Option<Flavour>) -> Option<Flavour> {
+    match (legacy.usable, nf_tables.usable) {
+        (false, false) => return None,
+        (true, false) => return Some(Flavour::Legacy),
+        (false, true) => return Some(Flavour::NfTables),
+        (true, true) => {}
+    }
+    let key = |seen: Seen| (seen.hint, seen.rules);
+    Some(match key(legacy).cmp(&key(nf_tables)) {
+        std::cmp::Ordering::Greater => Flavour::Legacy,
+        std::cmp::Ordering::Less => Flavour::NfTables,
+        std::cmp::Ordering::Equal => default.unwrap_or(Flavour::NfTables),
+    })
+}
+
+fn seen(printed: &Printed) -> Seen {
+    let texts: Vec<&str> = printed.iter().filter_map(|(_, text)| text.as_deref().ok()).collect();
+    Seen {
+        usable: !texts.is_empty(),
+        hint: texts.iter().any(|text| has_hint(text)),
+        rules: texts.iter().map(|text| text.lines().filter(|line| line.starts_with("-A ")).count()).sum(),
+    }
+}
+
+fn has_hint(text: &str) -> bool {
+    let mut table = "";
+    text.lines().any(|line| {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        }
+        table == "mangle" && (line.starts_with(":KUBE-IPTABLES-HINT ") || line.starts_with(":KUBE-KUBELET-CANARY "))
+    })
+}
+
+fn holds_ours(text: &str, ours: &Ownership) -> bool {
+    parse(text)
+        .is_ok_and(|saved| saved.iter().any(|(name, table)| table.chains.keys().any(|chain| ours.owns_in(name, chain))))
+}
+
+/// A program that fails on a kernel that has the family is used all the same: its errors are retried and seen.
+fn why_disabled(family: Family, programs: Programs, printed: &Result<String, Fault>) -> Option<String> {
+    let (save, _) = programs.of(family);
+    match printed {
+        Err(Fault::Missing) => Some(format!("no {family} rules: the program {save} is not installed")),
+        Err(_) if family == Family::V6 && !kernel_has_ipv6() => {
+            Some("no IPv6 rules: this kernel has no IPv6, or it is switched off".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn kernel_has_ipv6() -> bool {
+    Path::new("/proc/thread-self/net/if_inet6").exists()
+}
+
+fn print_all(programs: Programs) -> Printed {
+    PerFamily::from_fn(|family| run(Call { program: programs.of(family).0, arguments: &[], input: b"", limit: LIMIT }))
+}
+
+/// What plain `iptables` says that it is: `iptables v1.8.9 (nf_tables)`. Versions before 1.8 say nothing and
+/// are legacy.
+fn default_flavour() -> Option<Flavour> {
+    let version = run(Call { program: "iptables", arguments: &["--version"], input: b"", limit: LIMIT }).ok()?;
+    Some(if version.contains("nf_tables") { Flavour::NfTables } else { Flavour::Legacy })
+}
+
+impl fmt::Display for Flavour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Flavour::Legacy => "legacy",
+            Flavour::NfTables => "nf_tables",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HINT: &str = "*mangle\n:PREROUTING ACCEPT [0:0]\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n";
+    const CANARY: &str = "*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n";
+    const RULE: &str = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j ACCEPT\nCOMMIT\n";
+
+    fn printed(v4: &str, v6: &str) -> Printed {
+        PerFamily { v4: Ok(v4.to_owned()), v6: Ok(v6.to_owned()) }
+    }
+
+    fn missing() -> Printed {
+        PerFamily::from_fn(|_| Err(Fault::Missing))
+    }
+
+    fn decided(legacy: &Printed, nf_tables: &Printed) -> Option<Flavour> {
+        decide(seen(legacy), seen(nf_tables), Some(Flavour::Legacy))
+    }
+
+    #[test]
+    fn the_kubelets_hint_decides_against_any_number_of_rules() {
+        let many = RULE.repeat(100);
+        assert_eq!(decided(&printed(&many, ""), &printed(HINT, "")), Some(Flavour::NfTables));
+        assert_eq!(decided(&printed("", CANARY), &printed(&many, &many)), Some(Flavour::Legacy));
+        // The same chain in another table is not the hint.
+        let elsewhere = CANARY.replace("mangle", "nat");
+        assert_eq!(decided(&printed(RULE, ""), &printed(&elsewhere, "")), Some(Flavour::Legacy));
+    }
+
+    #[test]
+    fn without_a_hint_or_with_two_the_one_with_more_rules_wins() {
+        assert_eq!(decided(&printed("", ""), &printed("", RULE)), Some(Flavour::NfTables));
+        let both = format!("{HINT}{RULE}");
+        assert_eq!(decided(&printed(HINT, ""), &printed(&both, "")), Some(Flavour::NfTables));
+        assert_eq!(decided(&printed(&both, ""), &printed(HINT, "")), Some(Flavour::Legacy));
+    }
+
+    #[test]
+    fn a_draw_is_decided_by_what_plain_iptables_is() {
+        let nothing = seen(&printed("", ""));
+        assert_eq!(decide(nothing, nothing, Some(Flavour::Legacy)), Some(Flavour::Legacy));
+        assert_eq!(decide(nothing, nothing, None), Some(Flavour::NfTables));
+    }
+
+    #[test]
+    fn a_flavour_without_programs_loses_to_the_other() {
+        assert_eq!(decided(&missing(), &printed("", "")), Some(Flavour::NfTables));
+        assert_eq!(decided(&printed("", ""), &missing()), Some(Flavour::Legacy));
+        assert_eq!(decided(&missing(), &missing()), None);
+        let only_ipv4 = PerFamily { v4: Ok(String::new()), v6: Err(Fault::Missing) };
+        assert_eq!(decided(&only_ipv4, &missing()), Some(Flavour::Legacy));
+    }
+
+    #[test]
+    fn a_missing_program_disables_its_family_with_one_sentence() {
+        let programs = Programs { flavour: Flavour::NfTables, plain: false };
+        let why = why_disabled(Family::V6, programs, &Err(Fault::Missing));
+        assert_eq!(why.as_deref(), Some("no IPv6 rules: the program ip6tables-nft-save is not installed"));
+        assert_eq!(why_disabled(Family::V4, programs, &Err(Fault::Timeout)), None);
+        assert_eq!(why_disabled(Family::V6, programs, &Ok(String::new())), None);
+    }
+}

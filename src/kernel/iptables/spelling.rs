@@ -1,0 +1,123 @@
+//! How this machine's iptables spells the rules that we write.
+//!
+//! Rules are compared as text, so ours are written as `iptables-save` prints them. An iptables of another
+//! version may print them in another way, and then a chain would differ for ever and be written again and again.
+//! So what is written is read back once, and where the two texts differ the pair is remembered.
+//!
+//! To read back after every write would cost more than the write. Rules of one shape (the same options, other
+//! values) are spelled alike: once one of a shape came back as it was written, those of that shape are trusted.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use compact_str::CompactString;
+
+use super::save::{Words, target};
+
+/// What is known about the spelling of one family's program.
+#[derive(Clone, Default, Debug)]
+pub(super) struct Spelling {
+    /// Shapes that came back as they were written, every time.
+    faithful: BTreeSet<CompactString>,
+    /// What we wrote, by what is printed of it; only where the two differ.
+    written: BTreeMap<CompactString, CompactString>,
+    /// What we wrote of these pairs.
+    learned: BTreeSet<CompactString>,
+}
+
+/// When more pairs than this are known they are forgotten and learned anew: they may be of rules long gone.
+const MOST_PAIRS: usize = 20_000;
+
+impl Spelling {
+    /// Whether it is known how this rule is printed.
+    pub fn knows(&self, rule: &str) -> bool {
+        self.learned.contains(rule) || self.faithful.contains(&shape(rule))
+    }
+
+    /// Compares the rules of a chain as written with what is printed of them. Learns nothing when somebody
+    /// else changed the chain in between, as far as that shows.
+    pub fn learn(&mut self, written: &[CompactString], printed: &[CompactString]) {
+        let alike = written.len() == printed.len()
+            && written.iter().zip(printed).all(|(written, printed)| target(written) == target(printed));
+        if !alike {
+            return;
+        }
+        if self.written.len() > MOST_PAIRS {
+            *self = Spelling::default();
+        }
+        for (written, printed) in written.iter().zip(printed).filter(|(written, printed)| written == printed) {
+            if !self.written.contains_key(printed) {
+                self.faithful.insert(shape(written));
+            }
+        }
+        for (written, printed) in written.iter().zip(printed).filter(|(written, printed)| written != printed) {
+            self.faithful.remove(&shape(written));
+            self.written.insert(printed.clone(), written.clone());
+            self.learned.insert(written.clone());
+        }
+    }
+
+    /// The rule in our spelling.
+    pub fn as_written(&self, printed: &CompactString) -> CompactString {
+        self.written.get(printed).unwrap_or(printed).clone()
+    }
+}
+
+/// The rule's options and the names of its matches and its target, without the other values.
+fn shape(rule: &str) -> CompactString {
+    let mut shape = CompactString::default();
+    let mut named = false;
+    for word in Words::of(rule) {
+        let is_option = word.starts_with('-') || word == "!";
+        if is_option || named {
+            shape.push_str(&word);
+            shape.push(' ');
+        }
+        named = matches!(word.as_str(), "-m" | "-j" | "-g" | "-p");
+    }
+    shape
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(texts: &[&str]) -> Vec<CompactString> {
+        texts.iter().map(|text| CompactString::from(*text)).collect()
+    }
+
+    #[test]
+    fn a_shape_that_came_back_once_is_trusted_for_all_values() {
+        let mut spelling = Spelling::default();
+        assert!(!spelling.knows("-s 10.244.0.0/24 -j RETURN"));
+        let rule = rules(&["-s 10.244.0.0/24 -j RETURN"]);
+        spelling.learn(&rule, &rule);
+        assert!(spelling.knows("-s 10.244.7.0/24 -j RETURN"));
+        assert!(!spelling.knows("-d 10.244.7.0/24 -j RETURN"));
+        assert!(!spelling.knows("-s 10.244.7.0/24 -j ACCEPT"));
+    }
+
+    #[test]
+    fn another_spelling_is_read_as_ours_and_its_shape_is_not_trusted() {
+        let mut spelling = Spelling::default();
+        let same = rules(&["-s 10.244.0.0/24 -j RETURN"]);
+        spelling.learn(&same, &same);
+        let written = rules(&["-s 10.244.0.1 -j RETURN"]);
+        let printed = rules(&["-s 10.244.0.1/32 -j RETURN"]);
+        spelling.learn(&written, &printed);
+        assert_eq!(spelling.as_written(&printed[0]), written[0]);
+        assert_eq!(spelling.as_written(&same[0]), same[0]);
+        assert!(spelling.knows(&written[0]));
+        assert!(!spelling.knows("-s 10.244.0.2 -j RETURN"));
+    }
+
+    #[test]
+    fn a_chain_that_somebody_changed_meanwhile_teaches_nothing() {
+        let mut spelling = Spelling::default();
+        let written = rules(&["-s 10.244.0.1/32 -j RETURN", "-j DROP"]);
+        for printed in [&["-j DROP"][..], &["-j ACCEPT", "-j DROP"], &[]] {
+            spelling.learn(&written, &rules(printed));
+        }
+        assert!(!spelling.knows(&written[0]));
+        assert_eq!(spelling.as_written(&"-j DROP".into()), "-j DROP");
+    }
+}
