@@ -22,6 +22,14 @@ pub fn in_new(test: impl FnOnce() + Send) {
     });
 }
 
+/// Gives the calling thread, inside [`in_new`], a `/run` of its own: the lock of the legacy iptables lies there.
+pub fn own_run() {
+    // SAFETY: CLONE_NEWNS concerns the calling thread alone and no descriptor.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.expect("a new mount namespace needs root");
+    run("mount --make-rprivate /");
+    run("mount -t tmpfs run /run");
+}
+
 /// The file that stands for the namespace of the calling thread.
 pub fn path() -> PathBuf {
     PathBuf::from(format!("/proc/{}/task/{}/ns/net", std::process::id(), gettid().as_raw_nonzero()))
@@ -32,6 +40,13 @@ pub fn run(command: &str) -> String {
     let (ok, out, err) = attempt(command);
     assert!(ok, "`{command}` failed: {err}");
     out
+}
+
+/// Like [`run`], for a shell, which may be told more than words.
+pub fn shell(script: &str) -> String {
+    let output = Command::new("sh").arg("-c").arg(script).output().expect("start sh");
+    assert!(output.status.success(), "`{script}` failed: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Like [`run`], and answers whether it succeeded, with stdout and stderr.

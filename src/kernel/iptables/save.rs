@@ -184,13 +184,12 @@ COMMIT
         let filter = saved.get("filter").expect("the table");
         let input = filter.chains.get("INPUT").expect("the chain");
         assert!(input.builtin);
-        assert_eq!(input.rules.len(), 2);
-        assert_eq!(target(&input.rules[0]).as_deref(), Some("KUBE-ROUTER-SERVICES"));
-        assert_eq!(target(&input.rules[1]), None);
+        let targets: Vec<Option<CompactString>> = input.rules.iter().map(|rule| target(rule)).collect();
+        assert_eq!(targets, [Some("KUBE-ROUTER-SERVICES".into()), None]);
         let ours = filter.chains.get("KUBE-ROUTER-SERVICES").expect("the chain");
         assert!(!ours.builtin);
         assert_eq!(ours.rules.len(), 1, "{ours:?}");
-        assert!(ours.rules[0].contains("two\n-A lines"));
+        assert!(ours.rules.iter().all(|rule| rule.contains("two\n-A lines")));
     }
 
     #[test]

@@ -1,3 +1,10 @@
 //! Tests that any Linux with namespaces runs.
 
+mod iptables;
 mod netlink;
+mod sysctl;
+
+/// A moment for a round: now, without jitter.
+fn moment() -> sluice::reconcile::Moment {
+    sluice::reconcile::Moment { now: std::time::Instant::now(), jitter: 0 }
+}

@@ -1,0 +1,401 @@
+use std::collections::BTreeMap;
+
+use sluice::kernel::iptables::{ChainName, Flavour, Ownership, Piece, Programs, Rules, Table, Tables, detect, quoted};
+use sluice::net::{Family, PerFamily};
+use sluice::reconcile::{Drift, Growth, Mirror};
+
+use super::moment;
+use crate::namespace::{attempt, in_new, own_run, run, shell};
+
+const BOTH: [Flavour; 2] = [Flavour::Legacy, Flavour::NfTables];
+const SERVICES: &str = "KUBE-ROUTER-SERVICES";
+const SNAT: &str = "KUBE-ROUTER-SNAT";
+
+type Pieces = BTreeMap<Piece, Rules>;
+
+/// Runs the test once for each flavour, each time in a new network namespace with the sets that the rules name.
+fn with_each(test: impl Fn(Flavour) + Send + Sync) {
+    for flavour in BOTH {
+        in_new(|| {
+            own_run();
+            for (prefix, family) in [("", "inet"), ("inet6:", "inet6")] {
+                run(&format!("ipset create {prefix}kube-router-svip hash:ip timeout 0 family {family}"));
+                run(&format!("ipset create {prefix}kube-router-svip-prt hash:ip,port timeout 0 family {family}"));
+                run(&format!("ipset create {prefix}kube-router-local-ips hash:ip timeout 0 family {family}"));
+            }
+            test(flavour);
+        });
+    }
+}
+
+fn ours() -> Ownership {
+    Ownership {
+        chains: vec![(Table::Filter, ChainName::Exact(SERVICES.into())), (Table::Nat, ChainName::Exact(SNAT.into()))],
+        leftovers: true,
+    }
+}
+
+fn tables(flavour: Flavour) -> Tables {
+    Tables::new(PerFamily::from_fn(|_| Some(Programs { flavour, plain: false })), ours())
+}
+
+fn mirror(flavour: Flavour) -> Mirror<Tables> {
+    Mirror::new(tables(flavour))
+}
+
+fn rules(texts: impl IntoIterator<Item = impl AsRef<str>>) -> Rules {
+    Rules(texts.into_iter().map(|text| text.as_ref().into()).collect())
+}
+
+fn chain(family: Family, table: Table, chain: &str) -> Piece {
+    Piece::Chain { family, table, chain: chain.into() }
+}
+
+fn jump(family: Family, table: Table, from: &str, to: &str) -> Piece {
+    Piece::Jump { family, table, from: from.into(), to: to.into() }
+}
+
+/// Everything the service proxy writes, but for the match on IPVS, which this kernel may not have.
+fn all() -> Pieces {
+    let mut pieces = Pieces::new();
+    for family in Family::BOTH {
+        let (prefix, protocol, option, reject, pods, node) = match family {
+            Family::V4 => ("", "icmp", "icmp --icmp-type", "icmp-port-unreachable", "10.244.0.0/24", "192.0.2.1"),
+            Family::V6 => (
+                "inet6:",
+                "ipv6-icmp",
+                "icmp6 --icmpv6-type",
+                "icmp6-port-unreachable",
+                "fd00:10:244::/64",
+                "2001:db8::1",
+            ),
+        };
+        let types: &[(&str, u8)] = match family {
+            Family::V4 => &[
+                ("allow icmp echo requests", 8),
+                ("allow icmp destination unreachable messages", 3),
+                ("allow icmp time exceeded messages", 11),
+            ],
+            Family::V6 => &[
+                ("allow icmp echo requests", 128),
+                ("allow icmp destination unreachable messages", 1),
+                ("allow icmp packet too big messages", 2),
+                ("allow icmp time exceeded messages", 3),
+                ("allow icmp neighbor solicitation messages", 135),
+                ("allow icmp neighbor advertisement messages", 136),
+                ("allow icmp echo reply messages", 129),
+            ],
+        };
+        let icmp = types.iter().map(|(comment, number)| {
+            format!("-p {protocol} -m comment --comment {} -m {option} {number} -j ACCEPT", quoted(comment))
+        });
+        let sets = [
+            format!(
+                "-m comment --comment \"allow input traffic to ipvs services\" -m set --match-set {prefix}kube-router-svip-prt dst,dst -j ACCEPT"
+            ),
+            format!(
+                "-m comment --comment \"reject all unexpected traffic to service IPs\" -m set ! --match-set {prefix}kube-router-local-ips dst -j REJECT --reject-with {reject}"
+            ),
+        ];
+        pieces.insert(chain(family, Table::Filter, SERVICES), rules(icmp.chain(sets)));
+        let comment = "handle traffic to IPVS service IPs in custom chain";
+        let guard =
+            format!("-m comment --comment \"{comment}\" -m set --match-set {prefix}kube-router-svip dst -j {SERVICES}");
+        pieces.insert(jump(family, Table::Filter, "INPUT", SERVICES), rules([guard]));
+        let masquerade = [
+            format!("-s {pods} -j RETURN"),
+            format!("-d {pods} -j RETURN"),
+            "-m addrtype --dst-type LOCAL -j RETURN".to_owned(),
+            format!("-j SNAT --to-source {node} --random-fully"),
+        ];
+        pieces.insert(chain(family, Table::Nat, SNAT), rules(masquerade));
+        pieces.insert(
+            jump(family, Table::Nat, "POSTROUTING", SNAT),
+            rules([format!("-m mark --mark 0x1/0x1 -j {SNAT}")]),
+        );
+    }
+    pieces
+}
+
+fn program(flavour: Flavour, family: Family, rest: &str) -> String {
+    let six = if family == Family::V6 { "6" } else { "" };
+    let flavour = if flavour == Flavour::Legacy { "legacy" } else { "nft" };
+    format!("ip{six}tables-{flavour}{rest}")
+}
+
+/// What the tables hold, without the comments that name the time.
+fn saved(flavour: Flavour, family: Family, options: &str) -> Vec<String> {
+    let text = run(&program(flavour, family, &format!("-save {options}")));
+    text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
+}
+
+/// The rules of a chain, without `-A CHAIN`.
+fn chain_rules(flavour: Flavour, family: Family, table: &str, chain: &str) -> Vec<String> {
+    let head = format!("-A {chain} ");
+    let lines = saved(flavour, family, &format!("-t {table}"));
+    lines.iter().filter_map(|line| line.strip_prefix(&head)).map(str::to_owned).collect()
+}
+
+fn settle(mirror: &mut Mirror<Tables>, want: &Pieces) {
+    mirror.mark_all();
+    mirror.grow(want, Growth::Full, moment());
+    mirror.shrink(want, moment());
+    assert!(mirror.is_settled(), "{:?}", mirror.trouble());
+}
+
+#[test]
+fn every_rule_is_printed_as_it_was_written_so_a_restart_writes_nothing() {
+    with_each(|flavour| {
+        let want = all();
+        settle(&mut mirror(flavour), &want);
+        let mut again = mirror(flavour);
+        again.grow(&want, Growth::Full, moment());
+        assert_eq!(again.seen(), Some(&want), "{flavour}");
+        settle(&mut again, &want);
+        assert_eq!(again.steps_done(), 0, "{flavour}");
+    });
+}
+
+#[test]
+fn cleanup_leaves_what_was_there_before() {
+    with_each(|flavour| {
+        let mut mirror = mirror(flavour);
+        for family in Family::BOTH {
+            run(&program(flavour, family, " -t filter -A INPUT -p tcp -j ACCEPT"));
+            run(&program(flavour, family, " -t nat -A POSTROUTING -o lo -j ACCEPT"));
+        }
+        let before = Family::BOTH.map(|family| saved(flavour, family, ""));
+        settle(&mut mirror, &all());
+        assert_ne!(Family::BOTH.map(|family| saved(flavour, family, "")), before);
+        settle(&mut mirror, &Pieces::new());
+        assert_eq!(Family::BOTH.map(|family| saved(flavour, family, "")), before, "{flavour}");
+    });
+}
+
+#[test]
+fn foreign_rules_keep_their_places_and_their_counters() {
+    with_each(|flavour| {
+        let foreign = "*filter\n:INPUT ACCEPT [0:0]\n:FOREIGN - [0:0]\n\
+            [5:500] -A INPUT -s 203.0.113.1/32 -j DROP\n[6:600] -A INPUT -p tcp -j FOREIGN\n[7:700] -A FOREIGN -j RETURN\nCOMMIT\n";
+        shell(&format!("printf '{foreign}' | {}", program(flavour, Family::V4, "-restore --noflush --counters")));
+        let counted = || {
+            let lines = saved(flavour, Family::V4, "-t filter -c");
+            lines.into_iter().filter(|line| line.contains("] -A") && !line.contains(SERVICES)).collect::<Vec<_>>()
+        };
+        let before = counted();
+        assert_eq!(before.len(), 3, "{before:?}");
+        let mut mirror = mirror(flavour);
+        settle(&mut mirror, &all());
+        assert_eq!(counted(), before, "{flavour}");
+        // A change, then the end.
+        let mut fewer = all();
+        fewer.insert(chain(Family::V4, Table::Filter, SERVICES), rules(["-j RETURN"]));
+        settle(&mut mirror, &fewer);
+        assert_eq!(counted(), before, "{flavour}");
+        settle(&mut mirror, &Pieces::new());
+        assert_eq!(counted(), before, "{flavour}");
+    });
+}
+
+#[test]
+fn the_jump_of_an_earlier_slot_stays_first_and_one_that_was_pushed_down_comes_back() {
+    with_each(|flavour| {
+        let input = || chain_rules(flavour, Family::V4, "filter", "INPUT");
+        run(&program(flavour, Family::V4, " -N KUBE-ROUTER-INPUT"));
+        run(&program(flavour, Family::V4, " -A INPUT -j KUBE-ROUTER-INPUT"));
+        run(&program(flavour, Family::V4, " -A INPUT -s 203.0.113.1/32 -j DROP"));
+        let want = all();
+        let mut mirror = mirror(flavour);
+        settle(&mut mirror, &want);
+        let Some(Rules(guard)) = want.get(&jump(Family::V4, Table::Filter, "INPUT", SERVICES)) else {
+            panic!("the jump is wanted")
+        };
+        let right = ["-j KUBE-ROUTER-INPUT", guard[0].as_str(), "-s 203.0.113.1/32 -j DROP"];
+        assert_eq!(input(), right, "{flavour}");
+
+        run(&program(flavour, Family::V4, " -I INPUT 2 -s 203.0.113.2/32 -j DROP"));
+        let drift = mirror.audit(None, usize::MAX, moment()).drift;
+        assert!(matches!(drift.as_slice(), [Drift::Different(_)]), "{drift:?}");
+        settle(&mut mirror, &want);
+        let right = [right[0], right[1], "-s 203.0.113.2/32 -j DROP", right[2]];
+        assert_eq!(input(), right, "{flavour}");
+    });
+}
+
+#[test]
+fn what_somebody_deletes_or_edits_or_adds_is_found_by_the_audit_and_repaired() {
+    with_each(|flavour| {
+        let want = all();
+        let mut mirror = mirror(flavour);
+        settle(&mut mirror, &want);
+        assert_eq!(mirror.audit(None, usize::MAX, moment()).drift, []);
+        let right = Family::BOTH.map(|family| saved(flavour, family, ""));
+
+        run(&program(flavour, Family::V4, " -F INPUT"));
+        run(&program(flavour, Family::V6, &format!(" -D {SERVICES} 1")));
+        run(&program(flavour, Family::V4, &format!(" -t nat -A {SNAT} -j ACCEPT")));
+        run(&program(flavour, Family::V6, &format!(" -A FORWARD -j {SERVICES}")));
+        let mut drift: Vec<String> =
+            mirror.audit(None, usize::MAX, moment()).drift.iter().map(|drift| format!("{drift:?}")).collect();
+        drift.sort();
+        assert_eq!(
+            drift,
+            [
+                r#"Different("IPv4 nat KUBE-ROUTER-SNAT")"#,
+                r#"Different("IPv6 filter KUBE-ROUTER-SERVICES")"#,
+                r#"Missing("IPv4 filter INPUT to KUBE-ROUTER-SERVICES")"#,
+                r#"Unexpected("IPv6 filter FORWARD to KUBE-ROUTER-SERVICES")"#,
+            ]
+        );
+        settle(&mut mirror, &want);
+        assert_eq!(Family::BOTH.map(|family| saved(flavour, family, "")), right, "{flavour}");
+    });
+}
+
+#[test]
+fn a_refused_rule_fails_its_table_and_says_why_and_the_other_table_is_served() {
+    with_each(|flavour| {
+        let mut want = all();
+        let bad = rules(["-m set --match-set there-is-none dst -j ACCEPT"]);
+        want.insert(chain(Family::V4, Table::Filter, SERVICES), bad);
+        let mut mirror = mirror(flavour);
+        mirror.grow(&want, Growth::Full, moment());
+        let trouble = mirror.trouble().expect("the set does not exist");
+        assert_eq!(trouble.objects, 2, "{trouble:?}");
+        assert!(trouble.error.contains("there-is-none"), "{trouble:?}");
+        assert_eq!(chain_rules(flavour, Family::V4, "filter", "INPUT"), [""; 0]);
+        assert_eq!(chain_rules(flavour, Family::V4, "nat", "POSTROUTING").len(), 1);
+        assert_eq!(chain_rules(flavour, Family::V6, "filter", "INPUT").len(), 1);
+        // Once the set is there the next try brings it about.
+        run("ipset create there-is-none hash:ip");
+        let mut later = moment();
+        later.now += std::time::Duration::from_secs(60);
+        mirror.grow(&want, Growth::Full, later);
+        assert!(mirror.is_settled(), "{:?}", mirror.trouble());
+        assert_eq!(chain_rules(flavour, Family::V4, "filter", "INPUT").len(), 1);
+    });
+}
+
+#[test]
+fn a_chain_that_a_foreign_rule_jumps_to_stays_and_everything_else_goes() {
+    with_each(|flavour| {
+        let mut mirror = mirror(flavour);
+        settle(&mut mirror, &all());
+        run(&program(flavour, Family::V4, " -N FOREIGN"));
+        run(&program(flavour, Family::V4, &format!(" -A FOREIGN -j {SERVICES}")));
+        mirror.mark_all();
+        mirror.shrink(&Pieces::new(), moment());
+        let trouble = mirror.trouble().expect("the chain is in use");
+        assert_eq!((trouble.objects, trouble.error.contains(SERVICES)), (1, true), "{trouble:?}");
+        let left: Vec<String> = Family::BOTH
+            .iter()
+            .flat_map(|family| saved(flavour, *family, ""))
+            .filter(|line| line.contains("KUBE-ROUTER"))
+            .collect();
+        assert!(left.iter().all(|line| !line.contains(SNAT) && !line.starts_with("-A INPUT")), "{left:?}");
+    });
+}
+
+#[test]
+fn a_rule_in_another_spelling_is_written_once() {
+    with_each(|flavour| {
+        let odd =
+            ["-s 10.244.0.1 -p tcp --dport 80 -j RETURN", "-p icmp --icmp-type echo-request -j ACCEPT", "-j RETURN"];
+        let want = Pieces::from([(chain(Family::V4, Table::Filter, SERVICES), rules(odd))]);
+        let mut mirror = mirror(flavour);
+        settle(&mut mirror, &want);
+        assert_ne!(chain_rules(flavour, Family::V4, "filter", SERVICES), odd);
+        assert_eq!(mirror.audit(None, usize::MAX, moment()).drift, [], "{flavour}");
+        mirror.forget();
+        settle(&mut mirror, &want);
+        assert_eq!(mirror.steps_done(), 1, "{flavour}");
+    });
+}
+
+#[test]
+fn a_family_without_programs_fails_alone() {
+    with_each(|flavour| {
+        let programs = PerFamily { v4: Some(Programs { flavour, plain: false }), v6: None };
+        let mut mirror = Mirror::new(Tables::new(programs, ours()));
+        mirror.grow(&all(), Growth::Full, moment());
+        let trouble = mirror.trouble().expect("IPv6 rules cannot be written");
+        assert_eq!(trouble.objects, 4);
+        assert_eq!(chain_rules(flavour, Family::V4, "filter", "INPUT").len(), 1);
+    });
+}
+
+#[test]
+fn a_table_that_iptables_cannot_print_is_not_taken_for_an_empty_one() {
+    in_new(|| {
+        run("iptables-nft -A INPUT -j ACCEPT");
+        run("ip6tables-nft -A INPUT -j ACCEPT");
+        run("nft add rule ip filter INPUT ip ttl 5 fib saddr oif 0 drop");
+        run("nft add rule ip6 filter INPUT ip6 hoplimit 5 fib saddr oif 0 drop");
+        let only_filter = Ownership { chains: ours().chains.into_iter().take(1).collect(), leftovers: false };
+        let programs = PerFamily::from_fn(|_| Some(Programs { flavour: Flavour::NfTables, plain: false }));
+        let mut mirror = Mirror::new(Tables::new(programs, only_filter));
+        mirror.grow(&Pieces::new(), Growth::Full, moment());
+        assert!(mirror.seen().is_none());
+        let error = &mirror.trouble().expect("nothing is known about the table").error;
+        assert!(error.contains("iptables cannot express"), "{error}");
+    });
+}
+
+#[test]
+fn the_lock_of_another_program_is_waited_for_and_not_for_ever() {
+    in_new(|| {
+        own_run();
+        let lock = std::fs::File::create("/run/xtables.lock").expect("a lock file");
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("the lock");
+        let mut pieces = all();
+        pieces.retain(|piece, _| matches!(piece, Piece::Chain { family: Family::V4, table: Table::Nat, .. }));
+        let mut mirror = mirror(Flavour::Legacy);
+        mirror.grow(&pieces, Growth::Full, moment());
+        let error = &mirror.trouble().expect("the lock is held").error;
+        assert!(error.contains("xtables lock"), "{error}");
+        drop(lock);
+        let mut later = moment();
+        later.now += std::time::Duration::from_secs(60);
+        mirror.grow(&pieces, Growth::Full, later);
+        assert!(mirror.is_settled(), "{:?}", mirror.trouble());
+    });
+}
+
+#[test]
+fn the_hosts_flavour_is_found_by_the_kubelets_hint_and_the_other_ones_leftovers_too() {
+    for flavour in BOTH {
+        in_new(|| {
+            own_run();
+            let other = if flavour == Flavour::Legacy { Flavour::NfTables } else { Flavour::Legacy };
+            for number in 0..3 {
+                run(&program(other, Family::V4, &format!(" -A INPUT -s 203.0.113.{number} -j DROP")));
+            }
+            run(&program(other, Family::V4, &format!(" -t nat -N {SNAT}")));
+            let before = detect(&ours());
+            assert_eq!(before.programs.v4, Some(Programs { flavour: other, plain: false }), "more rules");
+            assert_eq!(before.abandoned, PerFamily::default());
+
+            run(&program(flavour, Family::V6, " -t mangle -N KUBE-IPTABLES-HINT"));
+            let after = detect(&ours());
+            assert_eq!(after.programs, PerFamily::from_fn(|_| Some(Programs { flavour, plain: false })), "the hint");
+            assert_eq!(after.abandoned, PerFamily { v4: Some(Programs { flavour: other, plain: false }), v6: None });
+            assert_eq!(after.disabled, [""; 0]);
+
+            let mut left = Mirror::new(Tables::new(after.abandoned, ours()));
+            left.shrink(&Pieces::new(), moment());
+            assert_eq!(left.steps_done(), 1);
+            assert_eq!(detect(&ours()).abandoned, PerFamily::default());
+        });
+    }
+}
+
+#[test]
+fn detection_changes_nothing() {
+    in_new(|| {
+        let (_, before, _) = attempt("nft list ruleset");
+        let detected = detect(&ours());
+        assert!(detected.programs.v4.is_some() && detected.programs.v6.is_some(), "{detected:?}");
+        assert_eq!(attempt("nft list ruleset").1, before);
+        assert_eq!(std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default(), "");
+    });
+}

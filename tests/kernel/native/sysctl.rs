@@ -1,0 +1,65 @@
+use std::collections::BTreeMap;
+
+use sluice::kernel::sysctl::{Setting, Settings, Wanted};
+use sluice::reconcile::{Growth, Mirror};
+
+use super::moment;
+use crate::namespace::{in_new, run};
+
+fn setting(name: &str) -> Setting {
+    Setting(name.into())
+}
+
+fn value(name: &str) -> String {
+    run(&format!("sysctl -n {name}")).trim().to_owned()
+}
+
+fn settings() -> Settings {
+    let two_instead_of_one = Wanted::InsteadOf { old: "1".into(), new: "2".into() };
+    Settings::new([
+        (setting("net/ipv4/conf/all/arp_ignore"), Wanted::Always("1".into())),
+        (setting("net/ipv4/conf/all/rp_filter"), two_instead_of_one.clone()),
+        (setting("net/ipv4/conf/lo/rp_filter"), two_instead_of_one.clone()),
+        (setting("net/ipv4/conf/there-is-none/rp_filter"), two_instead_of_one),
+    ])
+}
+
+#[test]
+fn settings_are_written_where_they_differ_and_only_in_this_namespace() {
+    let outside = value("net.ipv4.conf.all.arp_ignore");
+    in_new(|| {
+        run("sysctl -qw net.ipv4.conf.all.arp_ignore=0");
+        run("sysctl -qw net.ipv4.conf.all.rp_filter=1");
+        run("sysctl -qw net.ipv4.conf.lo.rp_filter=0");
+        let mut settings = settings();
+        let want = settings.wanted().expect("settings can be read");
+        let expected = [("net/ipv4/conf/all/arp_ignore", "1"), ("net/ipv4/conf/all/rp_filter", "2")];
+        assert_eq!(want, BTreeMap::from(expected.map(|(name, value)| (setting(name), value.into()))));
+        let mut mirror = Mirror::new(settings);
+        mirror.grow(&want, Growth::Full, moment());
+        assert!(mirror.is_settled(), "{:?}", mirror.trouble());
+        assert_eq!(mirror.steps_done(), 2);
+        assert_eq!(value("net.ipv4.conf.all.arp_ignore"), "1");
+        assert_eq!(value("net.ipv4.conf.all.rp_filter"), "2");
+        assert_eq!(value("net.ipv4.conf.lo.rp_filter"), "0");
+    });
+    assert_eq!(value("net.ipv4.conf.all.arp_ignore"), outside);
+}
+
+#[test]
+fn a_restart_with_everything_in_place_writes_nothing_and_an_audit_finds_what_was_changed() {
+    in_new(|| {
+        run("sysctl -qw net.ipv4.conf.all.arp_ignore=1");
+        let mut settings = settings();
+        let want = settings.wanted().expect("settings can be read");
+        let mut mirror = Mirror::new(settings);
+        mirror.grow(&want, Growth::Full, moment());
+        assert!(mirror.is_settled());
+        assert_eq!(mirror.steps_done(), 0);
+        run("sysctl -qw net.ipv4.conf.all.arp_ignore=0");
+        let audited = mirror.audit(None, 100, moment());
+        assert_eq!(audited.drift.len(), 1, "{:?}", audited.drift);
+        mirror.grow(&want, Growth::Full, moment());
+        assert_eq!(value("net.ipv4.conf.all.arp_ignore"), "1");
+    });
+}
