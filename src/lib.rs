@@ -3,4 +3,5 @@
 pub mod net;
 pub mod model;
 pub mod reconcile;
+pub mod k8s;
 pub mod kernel;

@@ -1,0 +1,117 @@
+use super::*;
+use crate::net::Protocol;
+
+fn parsed(yaml: &str) -> (Option<SliceOf>, Vec<String>) {
+    let object: EndpointSliceObject = serde_saphyr::from_str(yaml).expect("the test's YAML is sound");
+    let (_, slice, warnings) = endpoint_slice(&object, &mut NodeNames::default());
+    (slice, warnings.iter().map(Warning::to_string).collect())
+}
+
+fn with_body(body: &str) -> (SliceOf, Vec<String>) {
+    let (slice, warnings) = parsed(&format!(
+        "{{metadata: {{name: web-1, labels: {{kubernetes.io/service-name: web}}}}, addressType: IPv4, {body}}}"
+    ));
+    (slice.expect("the test's slice is used"), warnings)
+}
+
+#[test]
+fn absent_conditions_mean_what_the_api_says() {
+    let (slice, warnings) = with_body(
+        "ports: [{port: 8080}], endpoints: [{addresses: [10.244.1.1]}, {addresses: [10.244.1.2], conditions: {}}, \
+         {addresses: [10.244.1.3], conditions: {ready: false}}, \
+         {addresses: [10.244.1.4], conditions: {ready: false, serving: true, terminating: true}}, \
+         {addresses: [10.244.1.5], conditions: {ready: null, serving: null, terminating: null}}]",
+    );
+    let conditions: Vec<_> = slice
+        .slice
+        .endpoints
+        .iter()
+        .map(|e| (e.conditions.ready, e.conditions.serving, e.conditions.terminating))
+        .collect();
+    assert_eq!(
+        conditions,
+        [(true, true, false), (true, true, false), (false, false, false), (false, true, true), (true, true, false)]
+    );
+    assert_eq!(slice.slice.ports, [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }]);
+    assert!(warnings.is_empty());
+}
+
+#[test]
+fn the_first_address_is_the_endpoint() {
+    let (slice, _) = with_body("ports: [{port: 1}], endpoints: [{addresses: [10.244.1.1, 10.244.1.2], nodeName: a}]");
+    let [endpoint] = &*slice.slice.endpoints else { panic!("one endpoint, one address") };
+    assert_eq!((endpoint.address.to_string().as_str(), endpoint.node.as_deref()), ("10.244.1.1", Some("a")));
+}
+
+#[test]
+fn odd_ports_and_endpoints_are_left_out_and_the_rest_stays() {
+    let (slice, warnings) = with_body(
+        "ports: [{name: a, port: 80}, {name: b}, {name: c, port: null}, {name: null, port: 81}, {name: d, port: 99999}, \
+         {name: e, port: 82, protocol: ICMP}, {name: a, port: 80}, {name: a, port: 83}], \
+         endpoints: [{addresses: []}, {}, {addresses: [bad]}, {addresses: ['fd00:10:244::1']}, {addresses: [10.244.1.1]}]",
+    );
+    let ports: Vec<(&str, u16)> = slice.slice.ports.iter().map(|port| (port.name.as_str(), port.port)).collect();
+    assert_eq!(ports, [("a", 80), ("", 81)]);
+    assert_eq!(slice.slice.endpoints.len(), 1);
+    assert_eq!(warnings.len(), 8);
+}
+
+#[test]
+fn a_slice_without_ports_or_endpoints_is_a_slice() {
+    for body in ["ports: null, endpoints: null", "ports: [], endpoints: []", "ports: [{port: 80}]"] {
+        let (slice, warnings) = with_body(body);
+        assert_eq!((slice.slice.endpoints.len(), warnings.len()), (0, 0), "{body}");
+    }
+    let (slice, warnings) = with_body("endpoints: [{addresses: [10.244.1.1]}]");
+    assert_eq!(slice.slice.endpoints.len(), 1);
+    assert_eq!(warnings, ["ports: none usable, so nothing can be sent to the endpoints of this slice"]);
+}
+
+#[test]
+fn the_service_is_named_by_label_then_single_owner_then_generated_name() {
+    for (meta, expected) in [
+        (
+            "labels: {kubernetes.io/service-name: by-label}, ownerReferences: [{name: by-owner}], generateName: g-",
+            Some("by-label"),
+        ),
+        ("ownerReferences: [{name: by-owner}], generateName: by-prefix-", Some("by-owner")),
+        ("ownerReferences: [{name: one}, {name: two}], generateName: by-prefix-", Some("by-prefix")),
+        ("labels: {kubernetes.io/service-name: ''}", None),
+        ("labels: {}", None),
+    ] {
+        let (slice, warnings) = parsed(&format!("{{metadata: {{name: s, {meta}}}, addressType: IPv4}}"));
+        assert_eq!(slice.as_ref().map(|slice| slice.service.as_str()), expected, "{meta}");
+        assert_eq!(warnings.is_empty(), expected.is_some());
+    }
+}
+
+#[test]
+fn slices_that_no_node_needs_are_absent() {
+    let labels = "kubernetes.io/service-name: web";
+    for (yaml, count) in [
+        (
+            format!(
+                "{{metadata: {{name: s, labels: {{{labels}, service.kubernetes.io/headless: ''}}}}, addressType: IPv4}}"
+            ),
+            0,
+        ),
+        (format!("{{metadata: {{name: s, labels: {{{labels}}}}}, addressType: FQDN}}"), 0),
+        (format!("{{metadata: {{name: s, labels: {{{labels}}}}}, addressType: IPX}}"), 1),
+        (format!("{{metadata: {{name: s, labels: {{{labels}}}}}}}"), 1),
+    ] {
+        let (slice, warnings) = parsed(&yaml);
+        assert_eq!((slice, warnings.len()), (None, count), "{yaml}");
+    }
+}
+
+#[test]
+fn a_node_name_is_stored_once_and_forgotten_when_nobody_uses_it() {
+    let mut nodes = NodeNames::default();
+    let first = nodes.intern("node-1");
+    assert!(Arc::ptr_eq(&first, &nodes.intern("node-1")));
+    for index in 0..5000 {
+        nodes.intern(&format!("gone-{index}"));
+    }
+    assert!(nodes.names.len() <= 1100, "{}", nodes.names.len());
+    assert!(Arc::ptr_eq(&first, &nodes.intern("node-1")));
+}

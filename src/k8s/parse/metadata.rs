@@ -1,0 +1,52 @@
+//! `metadata`, as little of it as we use.
+//!
+//! An object's metadata is often larger than the object (managed fields, annotations of other programs).
+//! What is not named here is skipped in the pass that reads it and never occupies memory.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use serde::{Deserialize, Deserializer};
+
+/// Reads `metadata` into the client library's own type, leaving out all that we do not use.
+pub fn object_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    let narrow = Option::<NarrowMeta>::deserialize(deserializer)?.unwrap_or_default();
+    let owners = narrow.owner_references.unwrap_or_default().into_iter();
+    Ok(ObjectMeta {
+        name: narrow.name,
+        namespace: narrow.namespace,
+        generate_name: narrow.generate_name,
+        resource_version: narrow.resource_version,
+        creation_timestamp: narrow.creation_timestamp.and_then(|text| text.parse().ok()).map(Time),
+        labels: narrow.labels.map(without_nulls),
+        annotations: narrow.annotations.map(without_nulls),
+        owner_references: Some(
+            owners.map(|owner| OwnerReference { name: owner.name, ..OwnerReference::default() }).collect(),
+        ),
+        ..ObjectMeta::default()
+    })
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct NarrowMeta {
+    name: Option<String>,
+    namespace: Option<String>,
+    generate_name: Option<String>,
+    resource_version: Option<String>,
+    creation_timestamp: Option<String>,
+    labels: Option<BTreeMap<String, Option<String>>>,
+    annotations: Option<BTreeMap<String, Option<String>>>,
+    owner_references: Option<Vec<NarrowOwner>>,
+}
+
+#[derive(Deserialize)]
+struct NarrowOwner {
+    #[serde(default)]
+    name: String,
+}
+
+/// A key whose value is `null` is there, and empty: a manifest may say `kube-router.io/service.skiplbips:`.
+fn without_nulls(map: BTreeMap<String, Option<String>>) -> BTreeMap<String, String> {
+    map.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect()
+}

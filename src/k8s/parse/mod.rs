@@ -1,0 +1,126 @@
+//! From Kubernetes' objects to ours.
+//!
+//! One file for each kind: a narrow type that names only the fields we use (what else the object holds is
+//! skipped while it is read), and a pure function from it to a value of `model` and [`Warning`]s. The same
+//! narrow type reads the API's JSON and a manifest's YAML; the API's defaults are applied here, because a
+//! manifest comes without them.
+//!
+//! An item that makes no sense (an address that does not parse, a port above 65535) is left out with a
+//! warning, and the rest of the object stays. An object that cannot be used at all is treated as absent.
+
+pub mod endpoint_slice;
+pub mod node;
+pub mod service;
+
+mod metadata;
+mod number;
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::model::ObjectName;
+
+pub use metadata::object_meta;
+pub use number::Number;
+
+/// Something odd in an object.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Warning {
+    /// The field as the API names it, or the key of an annotation.
+    pub field: Cow<'static, str>,
+    pub text: String,
+}
+
+/// The warnings of one object, collected while it is parsed.
+#[derive(Default, Debug)]
+pub struct Warnings(Vec<Warning>);
+
+/// How many warnings of one object are kept. An object with a thousand bad ports is one mistake.
+const WARNINGS_KEPT: usize = 8;
+
+/// The names of nodes, each stored once however many endpoints mention it.
+#[derive(Default, Debug)]
+pub struct NodeNames {
+    names: HashSet<Arc<str>>,
+    sweep_at: usize,
+}
+
+impl Warnings {
+    /// Notes that a field is odd, and what is done about it.
+    pub fn odd(&mut self, field: impl Into<Cow<'static, str>>, text: impl fmt::Display) {
+        if self.0.len() < WARNINGS_KEPT {
+            self.0.push(Warning { field: field.into(), text: text.to_string() });
+        }
+    }
+
+    pub fn take(self) -> Vec<Warning> {
+        self.0
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.text)
+    }
+}
+
+impl NodeNames {
+    /// The one copy of this name.
+    pub fn intern(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.names.get(name) {
+            return known.clone();
+        }
+        if self.names.len() >= self.sweep_at {
+            self.names.retain(|name| Arc::strong_count(name) > 1);
+            self.sweep_at = (self.names.len() * 2).max(1024);
+        }
+        let name: Arc<str> = name.into();
+        self.names.insert(name.clone());
+        name
+    }
+}
+
+/// The name of a namespaced object; a manifest without a namespace means `default`, as for `kubectl`.
+fn object_name(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> ObjectName {
+    let namespace = meta.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or("default");
+    ObjectName::new(namespace, meta.name.as_deref().unwrap_or_default())
+}
+
+/// An address that a Service or an endpoint may have; otherwise why not. The API refuses the same ones:
+/// traffic to them never leaves the host, or reaches more than one receiver.
+fn unicast_address(text: &str) -> Result<IpAddr, String> {
+    let address: IpAddr = text.trim().parse().map_err(|_| format!("{text:?} is not an IP address"))?;
+    let unusable = match address {
+        IpAddr::V4(v4) => {
+            v4.is_unspecified() || v4.is_loopback() || v4.is_multicast() || v4.is_link_local() || v4.is_broadcast()
+        }
+        IpAddr::V6(v6) => {
+            v6.is_unspecified()
+                || v6.is_loopback()
+                || v6.is_multicast()
+                || v6.is_unicast_link_local()
+                || v6.to_ipv4_mapped().is_some()
+        }
+    };
+    if unusable { Err(format!("{text} is not a unicast address of a cluster")) } else { Ok(address) }
+}
+
+/// The addresses of a list, without duplicates, in its order.
+fn unicast_addresses<'a>(
+    field: &'static str,
+    texts: impl Iterator<Item = &'a str>,
+    warnings: &mut Warnings,
+) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for text in texts {
+        match unicast_address(text) {
+            Ok(address) if addresses.contains(&address) => {}
+            Ok(address) => addresses.push(address),
+            Err(why) => warnings.odd(field, format_args!("{why}; it is left out")),
+        }
+    }
+    addresses
+}
