@@ -5,3 +5,4 @@ pub mod model;
 pub mod reconcile;
 pub mod k8s;
 pub mod kernel;
+pub mod world;

@@ -5,6 +5,7 @@
 //! apart. `parse` is the door: odd input becomes a warning there, never an error further in.
 
 pub mod annotations;
+pub mod manifests;
 pub mod parse;
 
 use std::fmt;
@@ -71,6 +72,34 @@ pub struct SliceOf {
 pub struct ObjectId {
     pub kind: Kind,
     pub name: ObjectName,
+}
+
+/// What of the cluster is needed; nothing else is asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Wanted {
+    Services,
+    EndpointSlices,
+    /// The one Node of this name.
+    Node(CompactString),
+}
+
+impl Wanted {
+    pub fn kind(&self) -> Kind {
+        match self {
+            Wanted::Services => Kind::Service,
+            Wanted::EndpointSlices => Kind::EndpointSlice,
+            Wanted::Node(_) => Kind::Node,
+        }
+    }
+
+    /// Whether this object is among what is wanted.
+    pub fn includes(&self, object: &Object) -> bool {
+        match (self, object) {
+            (Wanted::Services, Object::Service(..)) | (Wanted::EndpointSlices, Object::EndpointSlice(..)) => true,
+            (Wanted::Node(wanted), Object::Node(name, _)) => wanted == name,
+            _ => false,
+        }
+    }
 }
 
 impl Kind {

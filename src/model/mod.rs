@@ -4,6 +4,7 @@
 //! for each kind of object. Nothing here knows the Kubernetes client, the kernel or a file format.
 
 mod endpoint;
+mod event_clock;
 mod host;
 mod name;
 mod node;
@@ -11,6 +12,7 @@ mod service;
 mod table;
 
 pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints};
+pub use event_clock::EventClock;
 pub use host::{Host, HostAddress};
 pub use name::ObjectName;
 pub use node::{Node, NodeAddress, NodeAddressKind};

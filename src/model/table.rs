@@ -55,10 +55,15 @@ impl<K: Ord + Clone + Hash, V: PartialEq> Table<K, V> {
     /// Puts a row in place. Returns false, and keeps the old row, where the new one is equal to it:
     /// an equal row must not look like a change to anybody.
     pub fn insert(&mut self, key: K, value: V) -> bool {
-        if self.rows.get(&key).is_some_and(|old| **old == value) {
+        self.insert_shared(key, Arc::new(value))
+    }
+
+    /// Like `insert`, for a value that others hold too.
+    pub fn insert_shared(&mut self, key: K, value: Arc<V>) -> bool {
+        if self.rows.get(&key).is_some_and(|old| Arc::ptr_eq(old, &value) || **old == *value) {
             return false;
         }
-        self.rows.insert(key, Arc::new(value));
+        self.rows.insert(key, value);
         true
     }
 

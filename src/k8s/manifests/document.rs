@@ -1,0 +1,403 @@
+//! The documents of one file, and the objects in a document.
+//!
+//! A file is cut into documents before anything is parsed: at lines that begin with `---` in YAML, and
+//! between values in JSON. So one document that does not parse leaves its neighbours alone, and a document
+//! whose text did not change need not be parsed again.
+//!
+//! Aliases of YAML are followed up to a bound, so a small file cannot grow into a large one in memory.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+
+use crate::k8s::parse::endpoint_slice::endpoint_slice;
+use crate::k8s::parse::node::node;
+use crate::k8s::parse::service::service;
+use crate::k8s::parse::{NodeNames, Warning};
+use crate::k8s::{Kind, Object};
+
+/// How the text of a file is to be read; decided by the end of its name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    Yaml,
+    Json,
+}
+
+/// A piece of a file that is one document.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Document<'a> {
+    pub format: Format,
+    /// The line of the file on which the document begins, counted from 1.
+    pub line: usize,
+    pub text: &'a str,
+}
+
+/// What a document holds.
+#[derive(Clone, Default, Debug)]
+pub struct Content {
+    pub objects: Vec<(Object, Vec<Warning>)>,
+    /// What could not be read. Objects that stood there are not in `objects`, so their absence means nothing.
+    pub broken: Vec<Remark>,
+    /// What was read and is left aside for a reason that a person should hear.
+    pub skipped: Vec<Remark>,
+}
+
+/// A line of a document, counted from 0 within it, and what is to be said about it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Remark {
+    pub line: usize,
+    pub text: String,
+}
+
+impl Format {
+    /// The format of a file with this name; `None` for a file that is no manifest. Hidden files are none:
+    /// editors keep their temporary copies under such names, and ConfigMap mounts their links.
+    pub fn of_file(name: &str) -> Option<Format> {
+        if name.starts_with('.') {
+            return None;
+        }
+        match name.rsplit_once('.')?.1 {
+            "yaml" | "yml" => Some(Format::Yaml),
+            "json" => Some(Format::Json),
+            _ => None,
+        }
+    }
+}
+
+/// Cuts a file into its documents. Empty documents are left out.
+pub fn documents(format: Format, text: &str) -> Vec<Document<'_>> {
+    match format {
+        Format::Yaml => yaml_documents(text),
+        Format::Json => json_documents(text),
+    }
+}
+
+impl Document<'_> {
+    /// The objects of this document.
+    pub fn content(&self, nodes: &mut NodeNames) -> Content {
+        let mut content = Content::default();
+        let whole = Piece::Whole(self);
+        let head = match scanned_head(self).map_or_else(|| whole.read::<Head>(), Ok) {
+            Ok(head) => head,
+            Err(remark) => {
+                content.broken.push(remark);
+                return content;
+            }
+        };
+        match head.kind.as_deref().unwrap_or_default().strip_suffix("List") {
+            Some(of_kind) => list_content(self, of_kind, nodes, &mut content),
+            None => content.add(&whole, &head, nodes),
+        }
+        content
+    }
+}
+
+impl Content {
+    fn add(&mut self, piece: &Piece<'_>, head: &Head, nodes: &mut NodeNames) {
+        let Some(name) = head.kind.as_deref() else {
+            self.skipped.push(piece.remark("no `kind`, so it is not an object of Kubernetes"));
+            return;
+        };
+        let Some(kind) = Kind::from_name(name) else { return };
+        let version = head.api_version.as_deref().unwrap_or_default();
+        if version != kind.api_version() {
+            let text = format!("a {kind} of apiVersion {version:?} is not read, only of {:?}", kind.api_version());
+            self.skipped.push(piece.remark(text));
+            return;
+        }
+        match object(kind, piece, nodes) {
+            Ok((object, _)) if object.id().name.name.is_empty() => {
+                self.broken.push(piece.remark(format!("a {kind} without metadata.name")));
+            }
+            Ok(found) => self.objects.push(found),
+            Err(remark) => self.broken.push(remark),
+        }
+    }
+}
+
+/// What stands between the bytes and an object: a whole document, or one item of a list in it.
+enum Piece<'a> {
+    Whole(&'a Document<'a>),
+    Item(usize, &'a serde_json::Value),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head {
+    api_version: Option<String>,
+    kind: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct List {
+    items: Option<Vec<serde_json::Value>>,
+}
+
+impl Piece<'_> {
+    fn read<T: DeserializeOwned>(&self) -> Result<T, Remark> {
+        match self {
+            Piece::Whole(Document { format: Format::Yaml, text, .. }) => yaml(text),
+            Piece::Whole(Document { format: Format::Json, text, .. }) => {
+                serde_json::from_str(text).map_err(json_remark)
+            }
+            Piece::Item(_, value) => T::deserialize(*value).map_err(|error| self.remark(error.to_string())),
+        }
+    }
+
+    fn remark(&self, text: impl Into<String>) -> Remark {
+        match self {
+            Piece::Whole(_) => Remark { line: 0, text: text.into() },
+            Piece::Item(index, _) => Remark { line: 0, text: format!("items[{index}]: {}", text.into()) },
+        }
+    }
+}
+
+/// The items of a `List`, or of a list of one kind (`ServiceList`), whose items may leave their kind out.
+fn list_content(document: &Document<'_>, of_kind: &str, nodes: &mut NodeNames, content: &mut Content) {
+    let items = match Piece::Whole(document).read::<List>() {
+        Ok(list) => list.items.unwrap_or_default(),
+        Err(remark) => {
+            content.broken.push(remark);
+            return;
+        }
+    };
+    let word = |item: &serde_json::Value, key: &str| item.get(key).and_then(|text| text.as_str()).map(str::to_owned);
+    for (index, item) in items.iter().enumerate() {
+        let mut head = Head { api_version: word(item, "apiVersion"), kind: word(item, "kind") };
+        if let (None, Some(kind)) = (&head.kind, Kind::from_name(of_kind)) {
+            head.kind = Some(kind.name().to_owned());
+            head.api_version.get_or_insert_with(|| kind.api_version().to_owned());
+        }
+        content.add(&Piece::Item(index, item), &head, nodes);
+    }
+}
+
+fn object(kind: Kind, piece: &Piece<'_>, nodes: &mut NodeNames) -> Result<(Object, Vec<Warning>), Remark> {
+    Ok(match kind {
+        Kind::Service => {
+            let (name, service, warnings) = service(&piece.read()?);
+            (Object::Service(name, service.map(Arc::new)), warnings)
+        }
+        Kind::EndpointSlice => {
+            let (name, slice, warnings) = endpoint_slice(&piece.read()?, nodes);
+            (Object::EndpointSlice(name, slice), warnings)
+        }
+        Kind::Node => {
+            let (name, node, warnings) = node(&piece.read()?);
+            (Object::Node(name, node.map(Arc::new)), warnings)
+        }
+    })
+}
+
+/// `apiVersion` and `kind` where they stand at the beginning of a line, as they do in every manifest written
+/// in block style: a key of the outermost mapping is the only thing that can. It spares parsing twice.
+fn scanned_head(document: &Document<'_>) -> Option<Head> {
+    if document.format != Format::Yaml {
+        return None;
+    }
+    let value = |key: &str| {
+        let mut lines = document.text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        let value = lines.next()?.trim();
+        let plain = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'/' | b'-'));
+        (lines.next().is_none() && plain && !value.is_empty()).then(|| value.to_owned())
+    };
+    Some(Head { api_version: Some(value("apiVersion")?), kind: Some(value("kind")?) })
+}
+
+fn yaml_documents(text: &str) -> Vec<Document<'_>> {
+    let mut documents = Vec::new();
+    let mut add = |first: usize, text| {
+        if !is_empty_yaml(text) {
+            documents.push(Document { format: Format::Yaml, line: first + 1, text });
+        }
+    };
+    let (mut start, mut first, mut at) = (0, 0, 0);
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let marks_a_start =
+            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if marks_a_start {
+            add(first, text.get(start..at).unwrap_or_default());
+            (start, first) = (at, index);
+        }
+        at += line.len();
+    }
+    add(first, text.get(start..).unwrap_or_default());
+    documents
+}
+
+fn is_empty_yaml(text: &str) -> bool {
+    text.lines().all(|line| {
+        let line = line.strip_prefix("---").unwrap_or(line).trim();
+        line.is_empty() || line.starts_with('#') || line == "..." || line == "\u{feff}"
+    })
+}
+
+fn json_documents(text: &str) -> Vec<Document<'_>> {
+    let mut documents = Vec::new();
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
+    let (mut start, mut line) = (0, 1);
+    loop {
+        let next = values.next();
+        // What does not parse is a document too: the last one, and its own parser says what is wrong with it.
+        let end = if let Some(Ok(_)) = next { values.byte_offset() } else { text.len() };
+        let piece = text.get(start..end).unwrap_or_default();
+        let body = piece.trim_start();
+        let blank = piece.len() - body.len();
+        line += newlines(piece.get(..blank).unwrap_or_default());
+        if !body.trim_end().is_empty() {
+            documents.push(Document { format: Format::Json, line, text: body });
+        }
+        line += newlines(body);
+        start = end;
+        if !matches!(next, Some(Ok(_))) {
+            return documents;
+        }
+    }
+}
+
+pub(super) fn newlines(text: &str) -> usize {
+    text.bytes().filter(|byte| *byte == b'\n').count()
+}
+
+fn yaml<T: DeserializeOwned>(text: &str) -> Result<T, Remark> {
+    // The size of a file is bounded where it is read; what is bounded here is what aliases make of it.
+    let options = serde_saphyr::options! {
+        with_snippet: false,
+        emit_comments: false,
+        budget: serde_saphyr::budget! {
+            max_events: 40_000_000,
+            max_nodes: 20_000_000,
+            max_total_scalar_bytes: 256 << 20,
+        },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 },
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let full = error.to_string();
+        let Some(place) = error.location() else { return Remark { line: 0, text: full } };
+        let suffix = format!(" at line {}, column {}", place.line(), place.column());
+        let text = full.strip_suffix(&suffix).unwrap_or(&full).to_owned();
+        Remark { line: usize::try_from(place.line()).unwrap_or(1).saturating_sub(1), text }
+    })
+}
+
+fn json_remark(error: serde_json::Error) -> Remark {
+    let full = error.to_string();
+    let suffix = format!(" at line {} column {}", error.line(), error.column());
+    let text = full.strip_suffix(&suffix).unwrap_or(&full).to_owned();
+    Remark { line: error.line().saturating_sub(1), text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  clusterIP: 10.96.0.1\n";
+
+    fn all(format: Format, text: &str) -> Vec<(usize, Content)> {
+        let mut nodes = NodeNames::default();
+        documents(format, text).iter().map(|document| (document.line, document.content(&mut nodes))).collect()
+    }
+
+    fn names(content: &Content) -> Vec<String> {
+        content.objects.iter().map(|(object, _)| object.id().to_string()).collect()
+    }
+
+    #[test]
+    fn documents_begin_at_their_markers_and_empty_ones_are_left_out() {
+        let text = "# a comment\n---\n---\na: 1\n--- # two\nb: 2\n---not a marker: 3\n...\n---\n";
+        let found: Vec<(usize, &str)> = documents(Format::Yaml, text).iter().map(|d| (d.line, d.text)).collect();
+        assert_eq!(found, [(3, "---\na: 1\n"), (5, "--- # two\nb: 2\n---not a marker: 3\n...\n")]);
+    }
+
+    #[test]
+    fn json_values_that_follow_each_other_are_documents() {
+        let text = "\n{\"a\": 1}\n\n{\"b\":\n 2} [3] oops\n{}";
+        let found: Vec<(usize, &str)> = documents(Format::Json, text).iter().map(|d| (d.line, d.text)).collect();
+        assert_eq!(found, [(2, "{\"a\": 1}"), (4, "{\"b\":\n 2}"), (5, "[3]"), (5, "oops\n{}")]);
+    }
+
+    #[test]
+    fn a_broken_document_leaves_its_neighbours_alone_and_names_its_line() {
+        let text = format!("{SERVICE}---\n{SERVICE}  ports:\n  - {{port: [}}\n---\n{SERVICE}");
+        let found = all(Format::Yaml, &text);
+        let broken: Vec<usize> = found.iter().map(|(_, content)| content.broken.len()).collect();
+        assert_eq!(broken, [0, 1, 0]);
+        let (line, content) = &found[1];
+        assert_eq!(line + content.broken[0].line, 15, "{:?}", content.broken);
+        assert!(!content.broken[0].text.contains("line"), "{:?}", content.broken);
+    }
+
+    #[test]
+    fn the_head_is_found_in_every_style() {
+        for (format, text) in [
+            (Format::Yaml, SERVICE.to_owned()),
+            (Format::Yaml, SERVICE.replace("kind: Service", "\"kind\": 'Service' # the kind")),
+            (Format::Yaml, SERVICE.replace("apiVersion: v1\n", "") + "apiVersion: \"v1\"\n"),
+            (Format::Yaml, "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {}}".to_owned()),
+            (
+                Format::Json,
+                "{\"spec\": {}, \"metadata\": {\"name\": \"web\"}, \"kind\": \"Service\", \"apiVersion\": \"v1\"}"
+                    .to_owned(),
+            ),
+        ] {
+            assert_eq!(names(&all(format, &text)[0].1), ["Service default/web"], "{text}");
+        }
+    }
+
+    #[test]
+    fn other_kinds_are_ignored_and_other_versions_are_remarked_upon() {
+        let mut nodes = NodeNames::default();
+        let mut content = |text| documents(Format::Yaml, text)[0].content(&mut nodes);
+        let deployment = content("apiVersion: apps/v1\nkind: Deployment\nspec: {replicas: x}\n");
+        assert_eq!((deployment.objects.len(), deployment.broken.len(), deployment.skipped.len()), (0, 0, 0));
+        let knative = content("apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\n");
+        assert_eq!((knative.objects.len(), knative.broken.len(), knative.skipped.len()), (0, 0, 1));
+        let values = content("image: nginx\n");
+        assert_eq!((values.broken.len(), values.skipped.len()), (0, 1));
+        let nameless = content("apiVersion: v1\nkind: Service\nmetadata: {}\n");
+        assert_eq!((nameless.broken.len(), nameless.skipped.len()), (1, 0));
+    }
+
+    #[test]
+    fn items_of_a_list_stand_for_themselves() {
+        let text = "apiVersion: v1\nkind: List\nitems:\n\
+                    - {apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: 10.96.0.1}}\n\
+                    - {apiVersion: v1, kind: Service, metadata: {name: b}, spec: {ports: 5}}\n\
+                    - {apiVersion: v1, kind: Pod, metadata: {name: c}}\n\
+                    - {apiVersion: v1, kind: Node, metadata: {name: d}}\n";
+        let content = &all(Format::Yaml, text)[0].1;
+        assert_eq!(names(content), ["Service default/a", "Node d"]);
+        assert!(content.broken[0].text.starts_with("items[1]: "), "{:?}", content.broken);
+        let typed = "{\"kind\":\"ServiceList\",\"apiVersion\":\"v1\",\"items\":[{\"metadata\":{\"name\":\"e\"}}]}";
+        assert_eq!(names(&all(Format::Json, typed)[0].1), ["Service default/e"]);
+        assert_eq!(all(Format::Yaml, "kind: List\napiVersion: v1\nitems:\n")[0].1.broken, []);
+    }
+
+    #[test]
+    fn aliases_cannot_grow_without_bound() {
+        let mut text = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\na: &a [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+        for (of, name) in ["a", "b", "c", "d", "e", "f", "g", "h"].iter().zip(["b", "c", "d", "e", "f", "g", "h", "i"])
+        {
+            text.push_str(&format!("{name}: &{name} [*{of},*{of},*{of},*{of},*{of},*{of},*{of},*{of},*{of},*{of}]\n"));
+        }
+        let content = &all(Format::Yaml, &text)[0].1;
+        assert_eq!((content.objects.len(), content.broken.len()), (0, 1), "{:?}", content.broken);
+    }
+
+    #[test]
+    fn files_are_known_by_the_end_of_their_names() {
+        for (name, format) in [
+            ("a.yaml", Some(Format::Yaml)),
+            ("a.b.yml", Some(Format::Yaml)),
+            ("a.json", Some(Format::Json)),
+            ("a.yaml~", None),
+            (".a.yaml", None),
+            (".#a.yaml", None),
+            ("yaml", None),
+            ("..data", None),
+        ] {
+            assert_eq!(Format::of_file(name), format, "{name}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! `--manifests DIR`: the cluster as a directory of files.
+//!
+//! Every `*.yaml`, `*.yml` and `*.json` file directly in the directory is read; a file may hold several
+//! documents and `List`s. Services, EndpointSlices and Nodes count, other kinds are ignored. The directory
+//! is watched (inotify): writing a file, renaming one into place and the swap of links that a ConfigMap
+//! mount makes are all seen within milliseconds, and cost what changed.
+//!
+//! Whatever is odd speaks with the name of the file and the line. A document that does not parse leaves its
+//! last good version in force. If there is none, because the program has just started, nothing in the kernel
+//! shrinks until it is mended (`model::Authority::Partial`).
+//!
+//! A file that is written in place is read when its writer closes it. One that is found otherwise (the
+//! directory is read as a whole at the start and after a swap of links) is read as it is at the start, and
+//! later only once it has been left alone for a moment, so that a half-written file does not look like a
+//! deletion.
+//!
+//! The source is one thread of its own: reading ten thousand documents must not hold up the rest. It ends
+//! when the receiver of its messages is gone.
+
+pub mod catalog;
+pub mod document;
+
+mod directory;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::Sender;
+use tracing::{debug, error, info, warn};
+
+use self::catalog::{Catalog, Changed, Said};
+use self::directory::{Directory, Look, Seen};
+use super::{Event, Message, Wanted};
+
+/// Reads and watches a directory, and tells what is wanted of it, until the receiver is gone.
+///
+/// # Errors
+/// Only where the thread cannot be started. A directory that is not there is waited for, and reported.
+pub fn spawn(path: PathBuf, wanted: Vec<Wanted>, out: Sender<Message>) -> std::io::Result<()> {
+    let source = Source { path, wanted, out, catalog: Catalog::default(), told_unknown: None };
+    std::thread::Builder::new().name("manifests".to_owned()).spawn(move || source.run()).map(drop)
+}
+
+/// How long a burst of events may last before it is worked on, and how long a pause ends it.
+const BURST: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// How often a directory that cannot be read is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often the whole directory is looked through although nothing was reported: links into other
+/// directories change without a word.
+const LOOK_THROUGH: Duration = Duration::from_secs(60);
+
+struct Source {
+    path: PathBuf,
+    wanted: Vec<Wanted>,
+    out: Sender<Message>,
+    catalog: Catalog,
+    told_unknown: Option<bool>,
+}
+
+/// The receiver is gone: there is nobody to work for.
+struct Closed;
+
+impl Source {
+    fn run(mut self) {
+        let mut listed = false;
+        loop {
+            let directory = match self.opened() {
+                Ok(directory) => directory,
+                Err(Closed) => return,
+            };
+            if let Err(Closed) = self.watch(directory, &mut listed) {
+                return;
+            }
+        }
+    }
+
+    /// Waits until the directory can be watched.
+    fn opened(&mut self) -> Result<Directory, Closed> {
+        let mut outage = false;
+        loop {
+            match Directory::open(&self.path) {
+                Ok(directory) => {
+                    if outage {
+                        info!(path = %self.path.display(), "The manifests directory is there again");
+                    }
+                    return Ok(directory);
+                }
+                Err(error) if !outage => {
+                    outage = true;
+                    error!(path = %self.path.display(), %error, "The manifests directory cannot be read; waiting for it");
+                    self.tell(Instant::now(), Event::Unreachable)?;
+                }
+                Err(_) if self.out.is_closed() => return Err(Closed),
+                Err(_) => std::thread::sleep(RETRY),
+            }
+        }
+    }
+
+    /// Follows the directory until it is gone.
+    fn watch(&mut self, mut directory: Directory, listed: &mut bool) -> Result<(), Closed> {
+        if !*listed {
+            for kind in self.wanted.iter().map(Wanted::kind).collect::<BTreeSet<_>>() {
+                self.tell(Instant::now(), Event::Listing(kind))?;
+            }
+        }
+        self.look_through(&mut directory, Instant::now(), if *listed { Look::WhenStill } else { Look::Now })?;
+        self.tell_unknown()?;
+        if !std::mem::replace(listed, true) {
+            for kind in self.wanted.iter().map(Wanted::kind).collect::<BTreeSet<_>>() {
+                self.tell(Instant::now(), Event::Listed(kind))?;
+            }
+            info!(path = %self.path.display(), files = self.catalog.files().count(), "Read the manifests");
+        }
+        let mut looked_through = Instant::now();
+        loop {
+            if self.out.is_closed() {
+                return Err(Closed);
+            }
+            match directory.wait(RETRY, PAUSE, BURST) {
+                Seen::Nothing => {}
+                Seen::Files(at, names) => self.look_at(&mut directory, at, names)?,
+                Seen::Everything(at) => self.look_through(&mut directory, at, Look::WhenStill)?,
+                Seen::Gone => {
+                    warn!(path = %self.path.display(), "The manifests directory is gone; what it said stays in force");
+                    return Ok(());
+                }
+            }
+            if looked_through.elapsed() > LOOK_THROUGH {
+                looked_through = Instant::now();
+                self.look_through(&mut directory, looked_through, Look::WhenStill)?;
+            }
+            self.tell_unknown()?;
+        }
+    }
+
+    fn look_through(&mut self, directory: &mut Directory, at: Instant, look: Look) -> Result<(), Closed> {
+        let names = match directory.names() {
+            Ok(names) => names,
+            Err(error) => {
+                warn!(path = %self.path.display(), %error, "The manifests directory cannot be listed");
+                return Ok(());
+            }
+        };
+        let gone: Vec<String> =
+            self.catalog.files().filter(|name| !names.contains(&***name)).map(|name| name.to_string()).collect();
+        for name in gone {
+            directory.forget(&name);
+            let changed = self.catalog.remove(&name);
+            self.tell_changed(at, &name, changed)?;
+        }
+        for name in names {
+            self.look_at_file(directory, at, &name, look)?;
+        }
+        Ok(())
+    }
+
+    fn look_at(&mut self, directory: &mut Directory, at: Instant, names: Vec<(String, Look)>) -> Result<(), Closed> {
+        for (name, look) in names {
+            self.look_at_file(directory, at, &name, look)?;
+        }
+        Ok(())
+    }
+
+    fn look_at_file(&mut self, directory: &mut Directory, at: Instant, name: &str, look: Look) -> Result<(), Closed> {
+        let Some(format) = document::Format::of_file(name) else { return Ok(()) };
+        let changed = match directory.read(name, look) {
+            Ok(directory::Reading::Same) => return Ok(()),
+            Ok(directory::Reading::Text(bytes)) => self.catalog.put(name, format, &bytes),
+            Ok(directory::Reading::Absent) => self.catalog.remove(name),
+            Err(error) => self.catalog.put_unreadable(name, 1, &error.to_string()),
+        };
+        self.tell_changed(at, name, changed)
+    }
+
+    fn tell_changed(&mut self, at: Instant, file: &str, changed: Changed) -> Result<(), Closed> {
+        let objects = changed.objects.len();
+        for remark in changed.remarks {
+            let path = self.path.join(file);
+            let file = path.display();
+            match remark {
+                Said::Broken { line, text } => {
+                    warn!(%file, line, error = %text, "A manifest cannot be read; what it said before stays in force");
+                }
+                Said::Mended => info!(%file, "The manifest can be read again"),
+                Said::Skipped { line, text } => warn!(%file, line, reason = %text, "A document is left aside"),
+                Said::Twice { object, counts } => {
+                    warn!(%object, %file, %counts, "An object stands in two places; the first one counts");
+                }
+            }
+        }
+        for (object, warnings) in changed.objects {
+            if self.wanted.iter().any(|wanted| wanted.includes(&object)) {
+                self.tell(at, Event::Object(object, warnings))?;
+            }
+        }
+        if objects > 0 {
+            debug!(file, objects, "Took in a manifest");
+        }
+        Ok(())
+    }
+
+    /// Tells whether something is unreadable without an earlier version, when that changes.
+    fn tell_unknown(&mut self) -> Result<(), Closed> {
+        let unknown = self.catalog.is_partly_unknown();
+        if self.told_unknown != Some(unknown) {
+            self.told_unknown = Some(unknown);
+            self.tell(Instant::now(), Event::Unreadable(unknown))?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, seen: Instant, event: Event) -> Result<(), Closed> {
+        self.out.blocking_send(Message { seen, event }).map_err(|_| Closed)
+    }
+}
+
+#[cfg(test)]
+mod tests;

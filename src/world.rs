@@ -1,0 +1,163 @@
+//! Joins what a source says of the cluster and what the kernel says of this host into the World, and
+//! publishes it.
+//!
+//! One task owns the tables. It takes in everything that is waiting, then publishes once: the newest World
+//! wins and nothing queues. A World shares all that did not change with the one before, so publishing costs
+//! the change and not the cluster.
+//!
+//! How far the World may be trusted (`model::Authority`) is decided here. It only ever grows: once every
+//! needed kind has been listed in full, an outage of the source changes nothing.
+//!
+//! Cancelling the task loses nothing but what was not published yet; end it through its `stop` instead, so
+//! that what is known is written to disk.
+
+mod joined;
+mod warned;
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep_until;
+use tracing::{info, warn};
+
+use self::joined::Joined;
+use self::warned::{Verdict, Warned};
+use crate::k8s::{Event, Message, Object, ObjectId, Wanted, Warning};
+use crate::model::{Authority, Cluster, EventClock, Host, World};
+
+/// What the World is made from.
+pub struct Inputs {
+    /// What a source (`k8s::watch`, `k8s::manifests`) says.
+    pub messages: mpsc::Receiver<Message>,
+    /// What is read of the cluster; the World is complete when each of these has been listed.
+    pub wanted: Vec<Wanted>,
+    /// The facts of this host. The value at the start must be real already: it is acted upon as soon as the
+    /// cluster is known.
+    pub host: watch::Receiver<Arc<Host>>,
+    /// The last known state, for the case that the source cannot be reached.
+    pub remembered: Option<Cluster>,
+    /// One clock for each consumer of the World.
+    pub clocks: Vec<Arc<EventClock>>,
+}
+
+/// How long to wait for a sign of life from the source before the last known state is used.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How many messages are taken in before a World is published all the same.
+const BATCH: usize = 4096;
+
+/// Publishes the World until `stop` is done or every sender of messages is gone.
+pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Output = ()>) {
+    let Inputs { mut messages, wanted, mut host, remembered, clocks } = inputs;
+    let mut builder = Builder { joined: Joined::new(&wanted, remembered), warned: Warned::default(), clocks, out };
+    builder.joined.set_host(host.borrow_and_update().clone());
+    builder.publish(None);
+    let mut stop = pin!(stop);
+    let patience_ends = tokio::time::Instant::now() + PATIENCE;
+    let mut batch = Vec::new();
+    loop {
+        tokio::select! {
+            () = &mut stop => return,
+            count = messages.recv_many(&mut batch, BATCH) => {
+                if count == 0 {
+                    return;
+                }
+                builder.take_in(&mut batch);
+            }
+            Ok(()) = host.changed() => {
+                let changed = builder.joined.set_host(host.borrow_and_update().clone());
+                builder.publish(changed.then(Instant::now));
+            }
+            () = sleep_until(patience_ends), if builder.joined.waits_for_a_sign_of_life() => builder.remember(),
+        }
+    }
+}
+
+struct Builder {
+    joined: Joined,
+    warned: Warned,
+    clocks: Vec<Arc<EventClock>>,
+    out: watch::Sender<World>,
+}
+
+impl Builder {
+    fn take_in(&mut self, batch: &mut Vec<Message>) {
+        let mut earliest: Option<Instant> = None;
+        for Message { seen, event } in batch.drain(..) {
+            if self.take_in_event(event) {
+                earliest = Some(earliest.map_or(seen, |earlier| earlier.min(seen)));
+            }
+        }
+        self.publish(earliest);
+    }
+
+    fn take_in_event(&mut self, event: Event) -> bool {
+        match event {
+            Event::Listing(kind) => self.joined.begin_listing(kind),
+            Event::Object(object, warnings) => {
+                self.say_once(&object, warnings);
+                return self.joined.put(object);
+            }
+            Event::Listed(kind) => return self.joined.end_listing(kind),
+            Event::Unreadable(unreadable) => self.joined.set_unreadable(unreadable),
+            Event::Unreachable => self.remember(),
+        }
+        false
+    }
+
+    /// Falls back on the last known state where nothing better is known.
+    fn remember(&mut self) {
+        if let Some(rows) = self.joined.remember() {
+            warn!(services = rows, "The cluster cannot be reached; using the last known state");
+            self.publish(None);
+        }
+    }
+
+    /// Publishes the World if it differs from the one that is out. `seen` is the time of the earliest event
+    /// that it contains and the one before did not.
+    fn publish(&mut self, seen: Option<Instant>) {
+        let before = self.out.borrow().authority;
+        let now = self.joined.authority();
+        if seen.is_none() && before == now && !self.joined.take_unpublished() {
+            return;
+        }
+        // While nothing may be done with it, a World of every hundred objects would only be copied.
+        if now == Authority::Nothing {
+            return;
+        }
+        self.joined.take_unpublished();
+        let world = self.joined.world(now);
+        if before != now {
+            let services = world.cluster.services.len();
+            info!(authority = ?now, before = ?before, services, "What is known of the cluster has changed in standing");
+        }
+        let clocks = &self.clocks;
+        self.out.send_modify(|published| {
+            *published = world;
+            for (clock, seen) in clocks.iter().zip(std::iter::repeat(seen)) {
+                seen.into_iter().for_each(|seen| clock.note(seen));
+            }
+        });
+    }
+
+    fn say_once(&mut self, object: &Object, warnings: Vec<Warning>) {
+        if warnings.is_empty() && self.warned.is_empty() {
+            return;
+        }
+        let id: ObjectId = object.id();
+        match self.warned.news(&id, warnings) {
+            Verdict::Say(warnings) => {
+                for Warning { field, text } in warnings {
+                    warn!(object = %id, %field, reason = %text, "Odd input");
+                }
+            }
+            Verdict::TooMany => warn!("Too many objects are odd; no more of them are named"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+use super::*;
+use crate::k8s::Kind;
+use crate::model::{HostAddress, ObjectName};
+
+struct Rig {
+    messages: mpsc::Sender<Message>,
+    host: watch::Sender<Arc<Host>>,
+    world: watch::Receiver<World>,
+    clock: Arc<EventClock>,
+    origin: Instant,
+}
+
+/// A World that is being published, from no messages yet; the runtime's clock stands still until waited for.
+fn rig(remembered: Option<Cluster>) -> Rig {
+    let (messages, receiver) = mpsc::channel(16);
+    let (host, host_receiver) = watch::channel(Arc::new(Host { node_name: "node-1".into(), ..Host::default() }));
+    let (out, world) = watch::channel(World::empty());
+    let origin = Instant::now();
+    let clock = Arc::new(EventClock::new(origin));
+    let wanted = vec![Wanted::Services];
+    let inputs = Inputs { messages: receiver, wanted, host: host_receiver, remembered, clocks: vec![clock.clone()] };
+    tokio::spawn(run(inputs, out, std::future::pending()));
+    Rig { messages, host, world, clock, origin }
+}
+
+impl Rig {
+    async fn say(&self, milliseconds: u64, event: Event) {
+        let seen = self.origin + Duration::from_millis(milliseconds);
+        self.messages.send(Message { seen, event }).await.expect("the World is being built");
+    }
+
+    async fn put(&self, milliseconds: u64, name: &str, address: &str) {
+        let yaml = format!("{{metadata: {{name: {name}}}, spec: {{clusterIP: {address}}}}}");
+        let object = serde_saphyr::from_str(&yaml).expect("the test's YAML is sound");
+        let (name, service, warnings) = crate::k8s::parse::service::service(&object);
+        self.say(milliseconds, Event::Object(Object::Service(name, service.map(Arc::new)), warnings)).await;
+    }
+
+    async fn next(&mut self) -> World {
+        self.world.changed().await.expect("the World is being built");
+        self.world.borrow_and_update().clone()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_published_before_anything_is_known() {
+    let mut rig = rig(None);
+    rig.say(1, Event::Listing(Kind::Service)).await;
+    rig.put(2, "a", "10.96.0.1").await;
+    assert!(tokio::time::timeout(Duration::from_secs(60), rig.world.changed()).await.is_err());
+    rig.say(3, Event::Listed(Kind::Service)).await;
+    let world = rig.next().await;
+    assert_eq!((world.authority, world.cluster.services.len()), (Authority::Complete, 1));
+    assert_eq!(world.host.node_name, "node-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_earliest_event_of_all_that_a_consumer_slept_through_is_its_time() {
+    let mut rig = rig(None);
+    rig.say(1, Event::Listing(Kind::Service)).await;
+    rig.say(2, Event::Listed(Kind::Service)).await;
+    rig.next().await;
+    rig.clock.take();
+    rig.put(5, "a", "10.96.0.1").await;
+    rig.put(4, "b", "10.96.0.2").await;
+    rig.next().await;
+    rig.put(6, "c", "10.96.0.3").await;
+    rig.next().await;
+    assert_eq!(rig.clock.take(), Some(rig.origin + Duration::from_millis(4)));
+    rig.put(7, "c", "10.96.0.3").await;
+    assert!(tokio::time::timeout(Duration::from_secs(60), rig.world.changed()).await.is_err(), "equal is no change");
+    assert_eq!(rig.clock.take(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_address_of_the_host_is_a_new_world() {
+    let mut rig = rig(None);
+    rig.say(1, Event::Listing(Kind::Service)).await;
+    rig.say(1, Event::Listed(Kind::Service)).await;
+    rig.next().await;
+    let address = HostAddress { address: "192.0.2.1".parse().expect("sound"), link: "eth0".into(), global: true };
+    let host = Host { node_name: "node-1".into(), addresses: vec![address] };
+    rig.host.send_replace(Arc::new(host.clone()));
+    assert_eq!(*rig.next().await.host, host);
+    rig.host.send_replace(Arc::new(host));
+    assert!(tokio::time::timeout(Duration::from_secs(60), rig.world.changed()).await.is_err());
+}
+
+async fn remembered() -> Cluster {
+    let mut rig = rig(None);
+    rig.say(1, Event::Listing(Kind::Service)).await;
+    rig.put(1, "old", "10.96.0.9").await;
+    rig.say(1, Event::Listed(Kind::Service)).await;
+    rig.next().await.cluster
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_for_three_seconds_brings_back_the_last_known_state() {
+    let mut rig = rig(Some(remembered().await));
+    let before = tokio::time::Instant::now();
+    let world = rig.next().await;
+    assert_eq!(before.elapsed().as_secs(), 3);
+    assert_eq!((world.authority, world.cluster.services.len()), (Authority::Remembered, 1));
+    rig.say(9000, Event::Listing(Kind::Service)).await;
+    rig.put(9000, "new", "10.96.0.1").await;
+    rig.say(9000, Event::Listed(Kind::Service)).await;
+    let world = rig.next().await;
+    assert_eq!(world.authority, Authority::Complete);
+    assert!(world.cluster.services.get(&ObjectName::new("default", "old")).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unreachable_source_brings_it_back_at_once_and_after_that_an_outage_is_nothing() {
+    let mut rig = rig(Some(remembered().await));
+    let before = tokio::time::Instant::now();
+    rig.say(1, Event::Unreachable).await;
+    assert_eq!(rig.next().await.authority, Authority::Remembered);
+    assert_eq!(before.elapsed().as_secs(), 0);
+    rig.say(2, Event::Listing(Kind::Service)).await;
+    rig.say(2, Event::Listed(Kind::Service)).await;
+    assert_eq!(rig.next().await.authority, Authority::Complete);
+    rig.say(3, Event::Unreachable).await;
+    assert!(tokio::time::timeout(Duration::from_secs(60), rig.world.changed()).await.is_err());
+}
