@@ -1,0 +1,207 @@
+//! From the words of the command line to flags, in the order and with the exit codes users know.
+//!
+//! The rules are those of Go's flag package, which the flags were made for:
+//! - `--x` switches on, `--x=false` off; `--x false` is a switch and a stray word, and stray words are an error;
+//! - other flags take `--x=value` or `--x value`, and the next word is the value whatever it looks like;
+//! - `-v 2`, `-v=2` and `-v2` are the same;
+//! - of a flag given twice the last counts, except that lists add up.
+//!
+//! Order: parse, verbosity, stray words, help, version. A flag that is unknown or has a bad value ends with
+//! exit code 2 and the usage text, every later mistake with 1.
+
+use std::any::TypeId;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+
+use clap::builder::ValueParser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches};
+
+use super::duration::GoDuration;
+use super::flags::Flags;
+use super::value::{Addresses, Strings, Uints, switch, unsigned};
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Request {
+    /// Run with these flags at this verbosity (0 and higher; negative numbers count as 0).
+    Run { flags: Box<Flags>, verbosity: u8 },
+    /// Print this text and end with exit code 0.
+    Print(String),
+}
+
+/// Why a command line cannot be followed.
+#[derive(Debug)]
+pub struct Refusal {
+    /// What to print, without the last line end.
+    pub text: String,
+    pub exit_code: u8,
+}
+
+/// Reads a command line. `words` begins with the name of the program.
+pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
+    let program = words.first().map_or_else(|| "sluice".to_owned(), |word| word.to_string_lossy().into_owned());
+    let matches = command().try_get_matches_from(words).map_err(|error| flag_refusal(&error, &program))?;
+    let flags = Flags::from_arg_matches(&matches).map_err(|error| flag_refusal(&error, &program))?;
+    let verbosity = verbosity(&flags.verbosity)?;
+    if let Some(word) = flags.words.first() {
+        let text = format!(
+            "{word:?} belongs to no flag: write --flag=value with the = sign, as in --run-router=false, and nothing else."
+        );
+        return Err(Refusal { text, exit_code: 1 });
+    }
+    if flags.help {
+        return Ok(Request::Print(usage(&program)));
+    }
+    if flags.version {
+        return Ok(Request::Print(version(&program)));
+    }
+    Ok(Request::Run { flags: Box::new(flags), verbosity })
+}
+
+/// `-v`: any whole number. What is below 0 says as little as 0 does, what is above 255 as much as 255.
+fn verbosity(typed: &str) -> Result<u8, Refusal> {
+    let number = typed.parse::<i64>().map_err(|_| Refusal {
+        text: format!("-v must be a whole number, for example -v 2; it is {typed:?}."),
+        exit_code: 1,
+    })?;
+    Ok(u8::try_from(number.max(0)).unwrap_or(u8::MAX))
+}
+
+fn version(program: &str) -> String {
+    format!(
+        "{program} version {VERSION}, built on {}, {TOOLCHAIN}",
+        option_env!("SLUICE_BUILD_DATE").unwrap_or("an unknown date")
+    )
+}
+
+/// The version of this build.
+pub const VERSION: &str = match option_env!("SLUICE_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
+
+/// What it was built with, in place of the Go version that dashboards show.
+pub const TOOLCHAIN: &str = concat!("rust", env!("CARGO_PKG_RUST_VERSION"));
+
+fn command() -> Command {
+    Flags::command().mut_args(go_rules)
+}
+
+/// Gives a flag the parsing rules of its type.
+fn go_rules(arg: Arg) -> Arg {
+    if arg.is_positional() {
+        return arg;
+    }
+    let value = arg.get_value_parser().type_id();
+    if value == TypeId::of::<bool>() {
+        let default = arg.get_default_values().first().cloned().unwrap_or_else(|| "false".into());
+        return arg
+            .action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_value(default)
+            .default_missing_value("true")
+            .value_parser(ValueParser::new(switch));
+    }
+    let name = type_name(&arg);
+    let arg = arg.allow_hyphen_values(true).value_name(name);
+    if value == TypeId::of::<u8>() {
+        arg.value_parser(unsigned::<u8>)
+    } else if value == TypeId::of::<u16>() {
+        arg.value_parser(unsigned::<u16>)
+    } else if value == TypeId::of::<u32>() {
+        arg.value_parser(unsigned::<u32>)
+    } else if value == TypeId::of::<u64>() {
+        arg.value_parser(unsigned::<u64>)
+    } else {
+        arg
+    }
+}
+
+/// The name of a flag's type in the usage text; empty for a switch.
+fn type_name(arg: &Arg) -> &'static str {
+    let value = arg.get_value_parser().type_id();
+    let names = [
+        (TypeId::of::<String>(), "string"),
+        (TypeId::of::<GoDuration>(), "duration"),
+        (TypeId::of::<u8>(), "uint8"),
+        (TypeId::of::<u16>(), "uint16"),
+        (TypeId::of::<u32>(), "uint32"),
+        (TypeId::of::<u64>(), "uint"),
+        (TypeId::of::<Strings>(), "strings"),
+        (TypeId::of::<Uints>(), "uints"),
+        (TypeId::of::<Addresses>(), "ipSlice"),
+    ];
+    names.into_iter().find(|(id, _)| value == *id).map_or("", |(_, name)| name)
+}
+
+/// The usage text: one line for each flag, in alphabetical order.
+pub fn usage(program: &str) -> String {
+    let mut lines: Vec<(String, String)> =
+        command().get_arguments().filter(|arg| !arg.is_positional()).map(usage_line).collect();
+    lines.sort_by(|(one, _), (other, _)| one.trim_start_matches(is_lead).cmp(other.trim_start_matches(is_lead)));
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut text = format!("Usage of {program}:");
+    for (name, meaning) in lines {
+        let _ = write!(text, "\n{name:width$}   {meaning}");
+    }
+    text
+}
+
+/// A flag's name and type, and its meaning with its default where that is not the zero of the type.
+fn usage_line(arg: &Arg) -> (String, String) {
+    let long = arg.get_long().unwrap_or_default();
+    let mut name = match arg.get_short() {
+        Some(short) => format!("  -{short}, --{long}"),
+        None => format!("      --{long}"),
+    };
+    let kind = type_name(arg);
+    if !kind.is_empty() {
+        name = format!("{name} {kind}");
+    }
+    let mut meaning = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    let default = arg.get_default_values().first().map(|value| value.to_string_lossy()).unwrap_or_default();
+    match (kind, &*default) {
+        (_, "" | "0s" | "false") => {}
+        ("string", text) => meaning.push_str(&format!(" (default {text:?})")),
+        (_, "0") => {}
+        (_, text) => meaning.push_str(&format!(" (default {text})")),
+    }
+    (name, meaning)
+}
+
+/// What stands before the long name of a flag in its usage line, for sorting.
+fn is_lead(c: char) -> bool {
+    c == ' ' || c == '-'
+}
+
+/// One sentence, the usage text, and the sentence again, so that it is seen at either end.
+fn flag_refusal(error: &clap::Error, program: &str) -> Refusal {
+    let sentence = flag_mistake(error);
+    Refusal { text: format!("{sentence}\n{}\n{sentence}", usage(program)), exit_code: 2 }
+}
+
+/// What is wrong with a flag, in one sentence.
+fn flag_mistake(error: &clap::Error) -> String {
+    let said = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    // clap names an argument with its values, as in `--bgp-port <uint32>`.
+    let name = said(ContextKind::InvalidArg).map_or("a flag", |arg| arg.split([' ', '[', '=']).next().unwrap_or(arg));
+    let value = said(ContextKind::InvalidValue).unwrap_or_default();
+    match error.kind() {
+        ErrorKind::UnknownArgument => match said(ContextKind::SuggestedArg) {
+            Some(similar) => format!("{name} is not a flag of this program; {similar} is."),
+            None => format!("{name} is not a flag of this program."),
+        },
+        ErrorKind::InvalidUtf8 => "a flag has a value that is not UTF-8.".to_owned(),
+        ErrorKind::ValueValidation => {
+            let reason = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+            format!("{name} cannot be {value:?}: {reason}.")
+        }
+        ErrorKind::InvalidValue if value.is_empty() => format!("{name} needs a value."),
+        _ => format!("{name} cannot be read: {}.", error.kind()),
+    }
+}

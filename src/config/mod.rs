@@ -1,0 +1,257 @@
+//! What the program is asked to do: from the command line, checked before anything is bound or written.
+//!
+//! Three steps: words → [`Flags`] (what was typed) → [`Config`] (what is meant). Subsystems see only their own
+//! part of `Config`, which holds values of the right type and no "not checked yet".
+//!
+//! Every flag of kube-router 2.11 is checked, also those of subsystems that are switched off or do not exist yet,
+//! so that a mistake in a manifest is found now and not on the day the subsystem is switched on. What does not
+//! exist yet ([`FEATURES`]) cannot be asked for: that is a mistake like any other.
+//!
+//! Nothing here reads the environment, a file or the clock; the few values needed come as [`Environment`].
+
+mod command_line;
+mod duration;
+mod flags;
+mod mistakes;
+mod observe;
+mod proxy;
+mod router;
+mod value;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Uri;
+use ipnet::IpNet;
+
+pub use command_line::{Refusal, Request, TOOLCHAIN, VERSION, request, usage};
+pub use duration::GoDuration;
+pub use flags::Flags;
+pub use mistakes::Mistakes;
+pub use observe::{MetricsConfig, ObserveConfig};
+pub use proxy::ProxyConfig;
+
+use crate::net::PerFamily;
+
+/// A checked configuration.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// The name of this host's Node object: `--hostname-override`, else `NODE_NAME`, else the host name.
+    pub node_name: String,
+    /// Where the cluster's objects come from.
+    pub source: Source,
+    /// `--state-dir`: where the last known state is kept; `None` keeps none.
+    pub state_dir: Option<PathBuf>,
+    /// `--cache-sync-timeout`: how long the first complete view may take; longer than zero.
+    pub cache_sync_timeout: Duration,
+    /// `--enable-ipv4`, `--enable-ipv6`; at least one is true.
+    pub families: PerFamily<bool>,
+    /// The service proxy, when it runs.
+    pub proxy: Option<ProxyConfig>,
+    pub observe: ObserveConfig,
+    /// `-v`: 0 and higher.
+    pub verbosity: u8,
+    pub log_format: LogFormat,
+    /// `--cleanup-config`: take everything of ours out of the kernel and end.
+    pub cleanup: bool,
+    /// What was accepted but means nothing, one sentence each, to be logged at the start.
+    pub notices: Vec<String>,
+}
+
+/// Where the cluster's objects come from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// The Kubernetes API. With neither, the service account of the pod we run in.
+    Api {
+        /// `--kubeconfig`.
+        kubeconfig: Option<PathBuf>,
+        /// `--master`: the API server, in place of the one that the kubeconfig or the pod names.
+        master: Option<Uri>,
+    },
+    /// `--manifests`: a directory of YAML and JSON files.
+    Manifests(PathBuf),
+}
+
+/// The form of the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What the configuration needs to know of the process's surroundings.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Environment {
+    /// The variable `NODE_NAME`; `None` when it is not set.
+    pub node_name: Option<String>,
+    /// The name the kernel has for this host.
+    pub host_name: String,
+}
+
+/// What a user can switch on, and whether this build has it.
+struct Feature {
+    flag: &'static str,
+    asked: fn(&Flags) -> bool,
+    /// As in "this build has no … yet".
+    noun: &'static str,
+    exists: bool,
+}
+
+/// What exists. A subsystem that becomes real flips its line here.
+const FEATURES: [Feature; 8] = [
+    Feature { flag: "run-service-proxy", asked: |f| f.run_service_proxy, noun: "service proxy", exists: true },
+    Feature { flag: "run-router", asked: |f| f.run_router, noun: "router", exists: false },
+    Feature { flag: "run-firewall", asked: |f| f.run_firewall, noun: "firewall", exists: false },
+    Feature { flag: "run-loadbalancer", asked: |f| f.run_loadbalancer, noun: "address allocator", exists: false },
+    Feature { flag: "hairpin-mode", asked: |f| f.hairpin_mode, noun: "hairpin mode", exists: false },
+    Feature {
+        flag: "use-nftables-for-netpol",
+        asked: |f| f.use_nftables_for_netpol,
+        noun: "nftables firewall",
+        exists: false,
+    },
+    Feature { flag: "enable-bfd", asked: |f| f.enable_bfd, noun: "BFD", exists: false },
+    Feature { flag: "enable-pprof", asked: |f| f.enable_pprof, noun: "profiler", exists: false },
+];
+
+impl Config {
+    /// What the flags mean in these surroundings, or everything that is wrong with them.
+    ///
+    /// `verbosity` is the checked value of `-v` (see [`Request::Run`]).
+    pub fn from_flags(flags: &Flags, verbosity: u8, environment: &Environment) -> Result<Config, Mistakes> {
+        let mut mistakes = Mistakes::default();
+        if !flags.cleanup_config {
+            // Cleaning up runs no subsystem, so it does not matter which ones were asked for.
+            features_must_exist(flags, &mut mistakes);
+        }
+        let families = PerFamily { v4: flags.enable_ipv4, v6: flags.enable_ipv6 };
+        if !families.v4 && !families.v6 {
+            mistakes.add(
+                "--enable-ipv4 and --enable-ipv6 are both off: start with at least one of them, \
+                 for example --enable-ipv4=true."
+                    .to_owned(),
+            );
+        }
+        let proxy = ProxyConfig::from_flags(flags, families, &mut mistakes);
+        let config = Config {
+            node_name: node_name(flags, environment, &mut mistakes),
+            source: source(flags, &mut mistakes),
+            state_dir: (!flags.state_dir.is_empty()).then(|| PathBuf::from(&flags.state_dir)),
+            cache_sync_timeout: mistakes.longer_than_zero("cache-sync-timeout", flags.cache_sync_timeout, "1m"),
+            families,
+            proxy: flags.run_service_proxy.then_some(proxy),
+            observe: ObserveConfig::from_flags(flags, &mut mistakes),
+            verbosity,
+            log_format: mistakes.one_of(
+                "log-format",
+                &flags.log_format,
+                ("text", LogFormat::Text),
+                ("json", LogFormat::Json),
+            ),
+            cleanup: flags.cleanup_config,
+            notices: notices(flags, &mut mistakes),
+        };
+        mistakes.longer_than_zero("iptables-sync-period", flags.iptables_sync_period, "5m");
+        mistakes.longer_than_zero("loadbalancer-sync-period", flags.loadbalancer_sync_period, "1m");
+        check_runtime_endpoint(&flags.runtime_endpoint, &mut mistakes);
+        router::check(flags, &mut mistakes);
+        if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+    }
+
+    /// True when nothing is asked for at all: neither a subsystem nor a cleanup.
+    pub fn runs_nothing(&self) -> bool {
+        self.proxy.is_none() && !self.cleanup
+    }
+}
+
+fn features_must_exist(flags: &Flags, mistakes: &mut Mistakes) {
+    for feature in FEATURES.iter().filter(|feature| !feature.exists && (feature.asked)(flags)) {
+        let Feature { flag, noun, .. } = feature;
+        mistakes.add(format!("--{flag} is on, but this build has no {noun} yet: start with --{flag}=false."));
+    }
+}
+
+/// The node's name, in lower case and without blanks around it, as the kubelet registers it.
+fn node_name(flags: &Flags, environment: &Environment, mistakes: &mut Mistakes) -> String {
+    let variable = environment.node_name.as_deref().unwrap_or_default();
+    let (origin, typed) = if !flags.hostname_override.is_empty() {
+        ("--hostname-override", flags.hostname_override.as_str())
+    } else if !variable.is_empty() {
+        ("NODE_NAME", variable)
+    } else {
+        ("the name of this host", environment.host_name.as_str())
+    };
+    let name = typed.trim().to_ascii_lowercase();
+    let letters = name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'));
+    let ends = |c: char| c.is_ascii_alphanumeric();
+    if !(letters && name.len() <= 253 && name.starts_with(ends) && name.ends_with(ends)) {
+        mistakes.add(format!(
+            "{origin} cannot be a node's name, which has letters, digits, - and . only: \
+             set --hostname-override to the name of this node; it is {typed:?}."
+        ));
+    }
+    name
+}
+
+fn source(flags: &Flags, mistakes: &mut Mistakes) -> Source {
+    if !flags.manifests.is_empty() {
+        for (flag, typed) in [("kubeconfig", &flags.kubeconfig), ("master", &flags.master)] {
+            if !typed.is_empty() {
+                mistakes.add(format!(
+                    "--manifests and --{flag} are both given: objects come from files or from the API, so remove one."
+                ));
+            }
+        }
+        return Source::Manifests(PathBuf::from(&flags.manifests));
+    }
+    Source::Api {
+        kubeconfig: (!flags.kubeconfig.is_empty()).then(|| PathBuf::from(&flags.kubeconfig)),
+        master: master(&flags.master, mistakes),
+    }
+}
+
+/// The API server's URL. Without a scheme it is reached by TLS.
+fn master(typed: &str, mistakes: &mut Mistakes) -> Option<Uri> {
+    if typed.is_empty() {
+        return None;
+    }
+    let complete = if typed.contains("://") { typed.to_owned() } else { format!("https://{typed}") };
+    let uri = complete.parse::<Uri>().ok();
+    let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
+    if uri.is_none() {
+        mistakes.add(format!("--master must be a URL like https://192.0.2.10:6443; it is {typed:?}."));
+    }
+    uri
+}
+
+fn check_runtime_endpoint(typed: &str, mistakes: &mut Mistakes) {
+    let path = typed.strip_prefix("unix://").unwrap_or_default();
+    if !typed.is_empty() && !path.starts_with('/') {
+        mistakes.add(format!(
+            "--runtime-endpoint must be a socket like unix:///run/containerd/containerd.sock; it is {typed:?}."
+        ));
+    }
+}
+
+/// Flags that are accepted and mean nothing. Their values are still checked.
+fn notices(flags: &Flags, mistakes: &mut Mistakes) -> Vec<String> {
+    let mut notices = Vec::new();
+    if !flags.cluster_cidr.is_empty() {
+        for text in flags.cluster_cidr.split(',') {
+            if text.trim().parse::<IpNet>().is_err() {
+                mistakes.add(format!(
+                    "--cluster-cidr must be a range like 10.244.0.0/16, or be removed; {text:?} is none."
+                ));
+            }
+        }
+        notices.push("--cluster-cidr has no effect: pod ranges are read from the Node objects.".to_owned());
+    }
+    if let Some(period) = flags.config_sync_period {
+        mistakes.longer_than_zero("config-sync-period", period, "1m");
+        notices.push("--config-sync-period has no effect: changes arrive as they happen.".to_owned());
+    }
+    notices
+}
+
+#[cfg(test)]
+mod tests;

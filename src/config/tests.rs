@@ -1,0 +1,253 @@
+//! Tables of cases for the command line and the configuration.
+
+use std::ffi::OsString;
+
+use super::*;
+
+/// Runs the whole way from words to a request; the name of the program is put in front.
+fn ask(words: &[&str]) -> Result<Request, Refusal> {
+    let words: Vec<OsString> = std::iter::once(&"sluice").chain(words).map(OsString::from).collect();
+    request(&words)
+}
+
+/// The flags of a command line that must parse.
+fn flags(words: &[&str]) -> Flags {
+    match ask(words) {
+        Ok(Request::Run { flags, .. }) => *flags,
+        other => panic!("{words:?} must parse and run, but: {other:?}"),
+    }
+}
+
+/// What is printed when a command line is refused, shortened to its first line, and the exit code.
+fn refused(words: &[&str]) -> (String, u8) {
+    match ask(words) {
+        Err(refusal) => (refusal.text.lines().next().unwrap_or_default().to_owned(), refusal.exit_code),
+        other => panic!("{words:?} must be refused, but: {other:?}"),
+    }
+}
+
+/// A configuration from the least that is needed, plus these words.
+fn configured(words: &[&str]) -> Result<Config, Mistakes> {
+    let environment = Environment { node_name: None, host_name: "node-1".to_owned() };
+    let words: Vec<&str> = ["--run-router=false", "--run-firewall=false"].iter().chain(words).copied().collect();
+    Config::from_flags(&flags(&words), 0, &environment)
+}
+
+fn config(words: &[&str]) -> Config {
+    configured(words).unwrap_or_else(|mistakes| panic!("{words:?} must be accepted, but: {mistakes}"))
+}
+
+/// Checks that these words lead to exactly these mistakes.
+fn check_mistakes(words: &[&str], sentences: &[&str]) {
+    let found = configured(words).err().unwrap_or_default();
+    assert_eq!(found.sentences(), sentences, "{words:?}");
+}
+
+#[test]
+fn a_switch_is_set_by_its_name_alone_or_by_a_value_behind_the_equals_sign() {
+    assert!(flags(&["--masquerade-all"]).masquerade_all);
+    assert!(!flags(&[]).masquerade_all);
+    assert!(flags(&[]).run_router);
+    for (value, meant) in [("1", true), ("T", true), ("True", true), ("0", false), ("f", false), ("FALSE", false)] {
+        assert_eq!(flags(&[&format!("--run-router={value}")]).run_router, meant, "{value}");
+    }
+    assert_eq!(refused(&["--run-router=yes"]), ("--run-router cannot be \"yes\": it must be true or false.".into(), 2));
+    assert_eq!(refused(&["--run-router="]).1, 2);
+}
+
+#[test]
+fn a_word_behind_a_switch_is_a_stray_word_and_stray_words_are_refused() {
+    let sentence =
+        "\"false\" belongs to no flag: write --flag=value with the = sign, as in --run-router=false, and nothing else.";
+    assert_eq!(refused(&["--run-router", "false"]), (sentence.into(), 1));
+    assert_eq!(refused(&["--", "false"]), (sentence.into(), 1));
+    assert_eq!(refused(&["false", "--help"]), (sentence.into(), 1));
+    assert_eq!(refused(&["--", "--help"]).1, 1);
+    assert_eq!(refused(&["-"]).1, 1);
+}
+
+#[test]
+fn other_flags_take_their_value_behind_the_equals_sign_or_as_the_next_word() {
+    assert_eq!(flags(&["--bgp-port=1790"]).bgp_port, 1790);
+    assert_eq!(flags(&["--bgp-port", "1790"]).bgp_port, 1790);
+    assert_eq!(flags(&["--service-tcp-timeout", "-1s"]).service_tcp_timeout, "-1s".parse().expect("a duration"));
+    assert_eq!(flags(&["--kubeconfig", "--run-router"]).kubeconfig, "--run-router");
+    assert_eq!(flags(&["--kubeconfig=a=b"]).kubeconfig, "a=b");
+    assert_eq!(flags(&["--router-id="]).router_id, "");
+    assert_eq!(flags(&["--router-id", ""]).router_id, "");
+    assert_eq!(refused(&["--bgp-port"]), ("--bgp-port needs a value.".into(), 2));
+    assert_eq!(refused(&["--cluster-asn="]).1, 2);
+}
+
+#[test]
+fn the_last_use_of_a_flag_counts() {
+    assert_eq!(flags(&["--bgp-port=1", "--bgp-port=2"]).bgp_port, 2);
+    assert!(!flags(&["--masquerade-all", "--masquerade-all=false"]).masquerade_all);
+    assert_eq!(flags(&["-v1", "--v=3"]).verbosity, "3");
+}
+
+#[test]
+fn lists_add_up_and_the_first_use_replaces_the_default() {
+    let ranges = |words: &[&str]| {
+        let ranges = config(words).proxy.expect("the proxy runs").service_cluster_ip_ranges;
+        ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(ranges(&[]), "10.96.0.0/12");
+    assert_eq!(ranges(&["--service-cluster-ip-range=10.0.0.0/16"]), "10.0.0.0/16");
+    let twice = ["--service-cluster-ip-range=10.0.0.0/16", "--service-cluster-ip-range", "10.1.0.0/16"];
+    assert_eq!(ranges(&twice), "10.0.0.0/16 10.1.0.0/16");
+    assert_eq!(ranges(&["--service-cluster-ip-range=\"10.0.0.0/16\",10.1.0.1/16"]), "10.0.0.0/16 10.1.0.0/16");
+}
+
+#[test]
+fn empty_lists_are_accepted_where_go_accepts_them() {
+    let words = ["--peer-router-ips=", "--peer-router-passwords=", "--excluded-cidrs=", "--peer-router-ips", ""];
+    assert!(flags(&words).peer_router_ips.iter().all(|list| list.0.is_empty()));
+    let sentence = "--peer-router-asns cannot be \"\": it must be decimal numbers with commas between them.";
+    assert_eq!(refused(&["--peer-router-asns="]), (sentence.into(), 2));
+}
+
+#[test]
+fn numbers_are_read_in_any_base_and_must_fit() {
+    assert_eq!(flags(&["--cluster-asn=0xFBF0"]).cluster_asn, 64496);
+    assert_eq!(flags(&["--health-port=0o17"]).health_port, 15);
+    let sentence = "--health-port cannot be \"65536\": it must be a whole number from 0 to 65535.";
+    assert_eq!(refused(&["--health-port=65536"]), (sentence.into(), 2));
+    assert_eq!(refused(&["--health-port", "-1"]).1, 2);
+    assert_eq!(refused(&["--peer-router-multihop-ttl=256"]).1, 2);
+    assert_eq!(refused(&["--peer-router-asns=0x10"]).1, 2);
+}
+
+#[test]
+fn a_bad_duration_is_a_bad_flag() {
+    let sentence = "--ipvs-sync-period cannot be \"90\": a duration needs a unit, for example 90s or 5m.";
+    assert_eq!(refused(&["--ipvs-sync-period=90"]), (sentence.into(), 2));
+    assert_eq!(refused(&["--config-sync-period=1d"]).1, 2);
+}
+
+#[test]
+fn an_unknown_flag_is_refused_and_a_similar_one_is_named() {
+    assert_eq!(
+        refused(&["--run-routers=false"]),
+        ("--run-routers is not a flag of this program; --run-router is.".into(), 2)
+    );
+    assert_eq!(refused(&["--qqq"]), ("--qqq is not a flag of this program.".into(), 2));
+    assert_eq!(refused(&["-x"]).1, 2);
+    assert_eq!(refused(&["-run-router"]).1, 2, "long names need two dashes");
+    assert_eq!(refused(&["--run-rout=false"]).1, 2, "names cannot be shortened");
+    assert_eq!(refused(&["--no-run-router"]).1, 2);
+}
+
+#[test]
+fn a_refused_flag_is_named_above_and_below_the_usage_text() {
+    let refusal = ask(&["--qqq"]).expect_err("unknown");
+    let sentence = "--qqq is not a flag of this program.";
+    assert_eq!(refusal.text, format!("{sentence}\n{}\n{sentence}", usage("sluice")));
+}
+
+#[test]
+fn a_word_that_is_not_utf8_is_refused() {
+    use std::os::unix::ffi::OsStringExt;
+    let refusal =
+        request(&["sluice".into(), OsString::from_vec(b"--kubeconfig=\xff".to_vec())]).expect_err("not UTF-8");
+    assert_eq!(refusal.exit_code, 2);
+}
+
+#[test]
+fn verbosity_has_three_forms_and_is_checked_before_everything_but_parsing() {
+    let verbosity = |words: &[&str]| match ask(words) {
+        Ok(Request::Run { verbosity, .. }) => verbosity,
+        other => panic!("{words:?}: {other:?}"),
+    };
+    for words in [&["-v", "2"][..], &["-v=2"], &["-v2"], &["--v=2"], &["--v", "2"], &["-v", "+2"]] {
+        assert_eq!(verbosity(words), 2, "{words:?}");
+    }
+    assert_eq!(verbosity(&[]), 0);
+    assert_eq!(verbosity(&["-v=-1"]), 0);
+    assert_eq!(verbosity(&["-v", "-1"]), 0);
+    assert_eq!(verbosity(&["-v", "1000"]), 255);
+    let sentence = "-v must be a whole number, for example -v 2; it is \"high\".";
+    assert_eq!(refused(&["-v=high"]), (sentence.into(), 1));
+    assert_eq!(refused(&["-v=high", "--help", "stray"]), (sentence.into(), 1));
+    assert_eq!(refused(&["-v=high", "--qqq"]).1, 2);
+}
+
+#[test]
+fn help_comes_before_version_and_both_before_the_configuration() {
+    let printed = |words: &[&str]| match ask(words) {
+        Ok(Request::Print(text)) => text,
+        other => panic!("{words:?}: {other:?}"),
+    };
+    for words in
+        [&["-h"][..], &["--help"], &["-hV"], &["--version", "--help"], &["--help=true"], &["-h", "-v3"], &["-hv3"]]
+    {
+        assert!(printed(words).starts_with("Usage of sluice:\n"), "{words:?}");
+    }
+    for words in [&["-V"][..], &["--version"], &["-V", "--help=false"]] {
+        let text = printed(words);
+        assert!(text.starts_with("sluice version ") && !text.contains('\n'), "{words:?}: {text}");
+    }
+    assert!(printed(&["-V", "--ipvs-sync-period=-1s"]).contains("version"));
+}
+
+#[test]
+fn the_least_that_is_needed_is_accepted() {
+    let config = config(&[]);
+    assert_eq!(config.node_name, "node-1");
+    assert_eq!(config.source, Source::Api { kubeconfig: None, master: None });
+    assert_eq!(config.state_dir, Some("/var/lib/sluice".into()));
+    assert_eq!(config.cache_sync_timeout, Duration::from_secs(60));
+    assert_eq!(config.families, PerFamily { v4: true, v6: false });
+    assert_eq!(config.observe.health, Some("[::]:20244".parse().expect("an address")));
+    assert_eq!(config.observe.metrics, None);
+    assert_eq!(config.log_format, LogFormat::Text);
+    assert!(!config.cleanup && !config.runs_nothing() && config.notices.is_empty());
+    let proxy = config.proxy.expect("the proxy runs");
+    assert_eq!(proxy.sync_period, Duration::from_secs(300));
+    assert_eq!(proxy.graceful_period, Duration::from_secs(30));
+    assert!(proxy.guard && proxy.strict_external_ip_validation);
+    assert!(!proxy.graceful_termination && !proxy.masquerade_all && !proxy.nodeport_bindon_all_ip);
+    assert_eq!((proxy.tcp_timeout, proxy.tcp_fin_timeout, proxy.udp_timeout), (None, None, None));
+    assert_eq!(proxy.service_node_port_range, 30000..=32767);
+}
+
+#[test]
+fn what_does_not_exist_yet_cannot_be_asked_for() {
+    let environment = Environment { node_name: None, host_name: "node-1".to_owned() };
+    let plain = Config::from_flags(&flags(&[]), 0, &environment).expect_err("router and firewall are on by default");
+    assert_eq!(
+        plain.to_string(),
+        "--run-router is on, but this build has no router yet: start with --run-router=false.\n\
+         --run-firewall is on, but this build has no firewall yet: start with --run-firewall=false."
+    );
+    for feature in FEATURES.iter().filter(|feature| !feature.exists) {
+        let mistakes = configured(&[&format!("--{}=true", feature.flag)]).expect_err(feature.flag);
+        assert_eq!(mistakes.sentences().len(), 1, "{mistakes}");
+        assert!(mistakes.to_string().starts_with(&format!("--{} is on", feature.flag)), "{mistakes}");
+    }
+}
+
+#[test]
+fn cleaning_up_needs_no_word_about_subsystems() {
+    let environment = Environment { node_name: None, host_name: "node-1".to_owned() };
+    let config = Config::from_flags(&flags(&["--cleanup-config"]), 0, &environment).expect("cleanup is possible");
+    assert!(config.cleanup && !config.runs_nothing());
+}
+
+#[test]
+fn nothing_to_run_is_told_apart() {
+    assert!(config(&["--run-service-proxy=false"]).runs_nothing());
+}
+
+#[test]
+fn all_mistakes_are_collected() {
+    check_mistakes(
+        &["--ipvs-sync-period=-1s", "--overlay-type=half", "--enable-ipv4=false", "--log-format=xml"],
+        &[
+            "--enable-ipv4 and --enable-ipv6 are both off: start with at least one of them, for example --enable-ipv4=true.",
+            "--ipvs-sync-period must be longer than 0s, for example 5m; it is -1s.",
+            "--log-format must be text or json; it is \"xml\".",
+            "--overlay-type must be subnet or full; it is \"half\".",
+        ],
+    );
+}
