@@ -3,7 +3,9 @@
 pub mod net;
 pub mod config;
 pub mod model;
+pub mod config;
 pub mod reconcile;
-pub mod k8s;
 pub mod kernel;
+pub mod k8s;
 pub mod world;
+pub mod proxy;

@@ -65,6 +65,11 @@ impl Settings {
         Settings { rules: rules.into_iter().collect(), root: PathBuf::from("/proc/sys"), reported: BTreeSet::new() }
     }
 
+    /// Replaces what each setting shall be.
+    pub fn set_rules(&mut self, rules: BTreeMap<Setting, Wanted>) {
+        self.rules = rules;
+    }
+
     /// The desired state: what each setting that exists, and is ours to decide, shall be.
     pub fn wanted(&mut self) -> Result<BTreeMap<Setting, CompactString>, Error> {
         let found = self.read()?;

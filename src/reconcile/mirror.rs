@@ -60,6 +60,8 @@ pub struct Mirror<T: Target> {
     backoff: Backoff,
     trouble: Option<Trouble>,
     steps_done: u64,
+    /// Where the next portion of an audit begins; `None` at the beginning.
+    audit_from: Option<T::Key>,
 }
 
 enum Dirty<K> {
@@ -68,10 +70,22 @@ enum Dirty<K> {
 }
 
 /// One portion of an audit.
-pub struct Audited<K> {
+#[derive(Default, Debug)]
+pub struct Audited {
     pub drift: Vec<Drift>,
-    /// Where the next portion begins; `None` after the last.
-    pub next: Option<K>,
+    /// True when the whole family has been looked at.
+    pub finished: bool,
+}
+
+/// What can be asked of any mirror, whatever its family.
+pub trait Reflection {
+    fn name(&self) -> &'static str;
+    fn is_settled(&self) -> bool;
+    fn trouble(&self) -> Option<&Trouble>;
+    fn retry_at(&self) -> Option<Instant>;
+    fn steps_done(&self) -> u64;
+    fn forget(&mut self);
+    fn audit(&mut self, most: usize, at: Moment) -> Audited;
 }
 
 impl<T: Target> Mirror<T> {
@@ -84,12 +98,8 @@ impl<T: Target> Mirror<T> {
             backoff: Backoff::default(),
             trouble: None,
             steps_done: 0,
+            audit_from: None,
         }
-    }
-
-    /// The family's name.
-    pub fn name(&self) -> &'static str {
-        self.target.name()
     }
 
     /// Says that what is wanted of this key may have changed.
@@ -104,36 +114,9 @@ impl<T: Target> Mirror<T> {
         self.dirty = Dirty::All;
     }
 
-    /// Says that the kernel was changed by somebody else: the next round reads everything again.
-    pub fn forget(&mut self) {
-        self.seen = None;
-        self.dirty = Dirty::All;
-        self.doubtful.clear();
-    }
-
-    /// True when the kernel is known to hold what was wanted in the last round.
-    pub fn is_settled(&self) -> bool {
-        matches!(&self.dirty, Dirty::Keys(keys) if keys.is_empty()) && self.seen.is_some()
-    }
-
     /// What was last seen in the kernel; `None` while it is unknown.
     pub fn seen(&self) -> Option<&BTreeMap<T::Key, T::Value>> {
         self.seen.as_ref()
-    }
-
-    /// What currently fails; `None` while all is well.
-    pub fn trouble(&self) -> Option<&Trouble> {
-        self.trouble.as_ref()
-    }
-
-    /// When a failed step is due again.
-    pub fn retry_at(&self) -> Option<Instant> {
-        self.backoff.retry_at()
-    }
-
-    /// How many steps were performed since the start: a restart with everything in place performs none.
-    pub fn steps_done(&self) -> u64 {
-        self.steps_done
     }
 
     /// The target itself, for what is not a step.
@@ -141,10 +124,15 @@ impl<T: Target> Mirror<T> {
         &mut self.target
     }
 
+    /// Notes that what is wanted of this family could not be found out.
+    pub fn fail(&mut self, error: T::Error, at: Moment) {
+        self.unreadable(error.to_string(), at);
+    }
+
     /// The growing half of a round: creates and changes what is dirty and differs from `want`. Returns the
     /// keys whose objects were created or changed in the kernel.
     pub fn grow(&mut self, want: &BTreeMap<T::Key, T::Value>, growth: Growth, at: Moment) -> Vec<T::Key> {
-        if !self.learn(at) {
+        if self.is_settled() || !self.learn(at) {
             return Vec::new();
         }
         let steps = self.planned(want, |have, wanted| match (have, wanted) {
@@ -163,7 +151,7 @@ impl<T: Target> Mirror<T> {
     /// The shrinking half of a round: deletes what is dirty and not in `want`, and takes from what grew
     /// its old parts. Returns the keys of the objects that were deleted or became smaller.
     pub fn shrink(&mut self, want: &BTreeMap<T::Key, T::Value>, at: Moment) -> Vec<T::Key> {
-        if !self.learn(at) {
+        if self.is_settled() || !self.learn(at) {
             return Vec::new();
         }
         let steps = self.planned(want, |have, wanted| match (have, wanted) {
@@ -178,46 +166,6 @@ impl<T: Target> Mirror<T> {
         let done = self.perform(Phase::Shrink, steps, at);
         self.clean(want);
         done
-    }
-
-    /// Compares a portion of what was last seen with the kernel, and makes dirty what was changed by
-    /// somebody else. Start with `from = None`; the last portion also looks for objects that are ours and unknown.
-    pub fn audit(&mut self, from: Option<&T::Key>, most: usize, at: Moment) -> Audited<T::Key> {
-        use std::ops::Bound;
-        let nothing = Audited { drift: Vec::new(), next: None };
-        let Some(seen) = self.seen.as_ref() else { return nothing };
-        let begin = from.map_or(Bound::Unbounded, |key| Bound::Included(key.clone()));
-        let mut range = seen.range((begin, Bound::Unbounded));
-        let keys: Vec<T::Key> = range
-            .by_ref()
-            .take(most)
-            .map(|(key, _)| key.clone())
-            .filter(|key| !self.doubtful.contains(key))
-            .collect();
-        let next = range.next().map(|(key, _)| key.clone());
-        let mut found = match self.target.read_some(&keys) {
-            Ok(found) => found,
-            Err(error) => {
-                self.unreadable(error.to_string(), at);
-                return nothing;
-            }
-        };
-        let mut drift = Vec::new();
-        for key in keys {
-            self.compare_one(key, &mut found, &mut drift);
-        }
-        if next.is_none() {
-            match self.unknown_keys() {
-                Ok(unknown) => {
-                    for key in unknown {
-                        drift.push(Drift::Unexpected(key.to_string()));
-                        self.doubt(key);
-                    }
-                }
-                Err(error) => self.unreadable(error.to_string(), at),
-            }
-        }
-        Audited { drift, next }
     }
 
     fn compare_one(&mut self, key: T::Key, found: &mut BTreeMap<T::Key, T::Value>, drift: &mut Vec<Drift>) {
@@ -246,7 +194,7 @@ impl<T: Target> Mirror<T> {
     }
 
     /// Makes sure that what is about to be compared is known. False while nothing can be compared.
-    fn learn(&mut self, at: Moment) -> bool {
+    pub fn learn(&mut self, at: Moment) -> bool {
         let due = self.backoff.is_due(at.now);
         if self.seen.is_none() {
             if !due {
@@ -320,10 +268,8 @@ impl<T: Target> Mirror<T> {
         if planned.is_empty() {
             return Vec::new();
         }
-        let steps: Vec<Step<'_, T::Key, T::Value>> = planned
-            .iter()
-            .map(|(key, have, want)| Step { key, have: have.as_ref(), want: want.as_ref() })
-            .collect();
+        let steps: Vec<Step<'_, T::Key, T::Value>> =
+            planned.iter().map(|(key, have, want)| Step { key, have: have.as_ref(), want: want.as_ref() }).collect();
         let failures = self.target.apply(phase, &steps);
         let failed: BTreeMap<usize, String> =
             failures.into_iter().map(|failure| (failure.step, failure.error.to_string())).collect();
@@ -372,9 +318,7 @@ impl<T: Target> Mirror<T> {
     }
 
     fn unreadable(&mut self, error: String, at: Moment) {
-        self.seen = None;
-        self.dirty = Dirty::All;
-        self.doubtful.clear();
+        self.forget();
         self.note_trouble(error, at);
     }
 
@@ -382,5 +326,77 @@ impl<T: Target> Mirror<T> {
         self.backoff.failed(at.now, at.jitter);
         let since = self.trouble.as_ref().map_or(at.now, |trouble| trouble.since);
         self.trouble = Some(Trouble { objects: self.doubtful.len(), error, since });
+    }
+}
+
+impl<T: Target> Reflection for Mirror<T> {
+    /// The family's name.
+    fn name(&self) -> &'static str {
+        self.target.name()
+    }
+
+    /// True when the kernel is known to hold what was wanted in the last round.
+    fn is_settled(&self) -> bool {
+        matches!(&self.dirty, Dirty::Keys(keys) if keys.is_empty()) && self.seen.is_some()
+    }
+
+    /// What currently fails; `None` while all is well.
+    fn trouble(&self) -> Option<&Trouble> {
+        self.trouble.as_ref()
+    }
+
+    /// When a failed step is due again.
+    fn retry_at(&self) -> Option<Instant> {
+        self.backoff.retry_at()
+    }
+
+    /// How many steps were performed since the start: a restart with everything in place performs none.
+    fn steps_done(&self) -> u64 {
+        self.steps_done
+    }
+
+    /// Says that the kernel was changed by somebody else: the next round reads everything again.
+    fn forget(&mut self) {
+        self.seen = None;
+        self.dirty = Dirty::All;
+        self.doubtful.clear();
+        self.audit_from = None;
+    }
+
+    /// Compares the next portion of what was last seen with the kernel, and makes dirty what was changed by
+    /// somebody else. The last portion also looks for objects that are ours and unknown.
+    fn audit(&mut self, most: usize, at: Moment) -> Audited {
+        use std::ops::Bound;
+        let stopped = Audited { drift: Vec::new(), finished: true };
+        let Some(seen) = self.seen.as_ref() else { return stopped };
+        let begin = self.audit_from.take().map_or(Bound::Unbounded, Bound::Included);
+        let mut range = seen.range((begin, Bound::Unbounded));
+        let portion: Vec<T::Key> = range.by_ref().take(most).map(|(key, _)| key.clone()).collect();
+        self.audit_from = range.next().map(|(key, _)| key.clone());
+        let keys: Vec<T::Key> = portion.into_iter().filter(|key| !self.doubtful.contains(key)).collect();
+        let mut found = match self.target.read_some(&keys) {
+            Ok(found) => found,
+            Err(error) => {
+                self.unreadable(error.to_string(), at);
+                return stopped;
+            }
+        };
+        let mut drift = Vec::new();
+        for key in keys {
+            self.compare_one(key, &mut found, &mut drift);
+        }
+        let finished = self.audit_from.is_none();
+        if finished {
+            match self.unknown_keys() {
+                Ok(unknown) => {
+                    for key in unknown {
+                        drift.push(Drift::Unexpected(key.to_string()));
+                        self.doubt(key);
+                    }
+                }
+                Err(error) => self.unreadable(error.to_string(), at),
+            }
+        }
+        Audited { drift, finished }
     }
 }

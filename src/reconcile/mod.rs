@@ -20,5 +20,5 @@ mod mirror;
 mod target;
 
 pub use backoff::Backoff;
-pub use mirror::{Audited, Drift, Growth, Mirror, Moment, Trouble};
+pub use mirror::{Audited, Drift, Growth, Mirror, Moment, Reflection, Trouble};
 pub use target::{Failure, Phase, Step, Target};

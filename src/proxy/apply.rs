@@ -1,0 +1,325 @@
+//! Puts a `Desired` service proxy into the kernel.
+//!
+//! Order of growing; each needs those before it:
+//!
+//! 1. the device, settings;
+//! 2. sets, their elements, the rules that name the sets: a new service port is let in before it answers,
+//!    so nobody who was answered once is refused a moment later;
+//! 3. virtual services with their destinations;
+//! 4. local routes: an address becomes ours when everything behind it stands.
+//!
+//! Shrinking goes the other way. What fails stops nothing else: the kernel itself refuses what needs a thing
+//! that is missing, and that is retried.
+//!
+//! Which virtual services are ours is told by the kernel's own set of service ports: an element is written
+//! before its virtual service and removed after it, so a process without memory finds all of ours and
+//! never one of somebody else's. What is wanted now is ours in any case.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use crate::kernel::address::AddressKey;
+use crate::kernel::conntrack::Flows;
+use crate::kernel::ipset::{ElementKey, Entry, SetName, SetSpec};
+use crate::kernel::iptables::{Piece, Rules};
+use crate::kernel::ipvs::{ServiceKey, Virtual};
+use crate::kernel::link::{Link, LinkName};
+use crate::kernel::route::{Route, RouteKey};
+use crate::kernel::sysctl::{Setting, Wanted};
+use crate::model::Authority;
+use crate::net::{Family, Protocol};
+use crate::reconcile::{Growth, Mirror, Moment, Reflection, Target};
+
+use super::desired::{Changed, Desired};
+use super::names::Set;
+
+/// The families of kernel objects that the service proxy keeps. Implemented once on Linux (`linux`) and once
+/// in memory for the simulation.
+pub trait Kernel {
+    type Links: Target<Key = LinkName, Value = Link>;
+    type Settings: Target<Key = Setting, Value = CompactString> + Ruled;
+    type Sets: Target<Key = SetName, Value = SetSpec>;
+    type Elements: Target<Key = ElementKey, Value = ()>;
+    type Rules: Target<Key = Piece, Value = Rules>;
+    type Virtuals: Target<Key = ServiceKey, Value = Virtual> + Owned;
+    type Routes: Target<Key = RouteKey, Value = Route>;
+    type Addresses: Target<Key = AddressKey, Value = ()>;
+
+    /// Makes the kernel forget tracked flows. Returns how many it forgot, or why it could not.
+    fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, String>;
+}
+
+/// A family whose objects carry no mark of their own, so that its owner has to say which are ours.
+pub trait Owned {
+    fn set_ours(&mut self, ours: Box<dyn Fn(&ServiceKey) -> bool + Send>);
+}
+
+/// A family whose desired state depends on what is found.
+pub trait Ruled: Target {
+    /// What each of these settings shall be, of those that exist and are ours to decide.
+    fn wanted(
+        &mut self,
+        rules: &BTreeMap<Setting, Wanted>,
+    ) -> Result<BTreeMap<Self::Key, Self::Value>, Self::Error>;
+}
+
+/// The targets of one kernel.
+pub struct Targets<K: Kernel> {
+    pub kernel: K,
+    pub links: K::Links,
+    pub settings: K::Settings,
+    pub sets: K::Sets,
+    pub elements: K::Elements,
+    pub rules: K::Rules,
+    pub virtuals: K::Virtuals,
+    pub routes: K::Routes,
+    pub addresses: K::Addresses,
+}
+
+/// What was last seen of the kernel, family by family.
+pub struct Mirrors<K: Kernel> {
+    kernel: K,
+    links: Mirror<K::Links>,
+    settings: Mirror<K::Settings>,
+    sets: Mirror<K::Sets>,
+    elements: Mirror<K::Elements>,
+    rules: Mirror<K::Rules>,
+    virtuals: Mirror<K::Virtuals>,
+    routes: Mirror<K::Routes>,
+    addresses: Mirror<K::Addresses>,
+    excluded: Vec<IpNet>,
+    /// UDP virtual services that changed and whose old flows have not been looked at yet.
+    udp: BTreeSet<ServiceKey>,
+    audited: usize,
+}
+
+/// What one round did.
+#[derive(Default, Debug)]
+pub struct Round {
+    /// Virtual services that were created, changed or deleted.
+    pub virtuals: usize,
+    /// Steps in all families together.
+    pub steps: u64,
+    /// Tracked flows to removed UDP backends that the kernel forgot, or why it could not.
+    pub flows: Option<Result<usize, String>>,
+}
+
+/// How many objects one portion of an audit reads.
+const AUDIT_PORTION: usize = 256;
+
+impl<K: Kernel> Mirrors<K> {
+    pub fn new(targets: Targets<K>, excluded: Vec<IpNet>) -> Mirrors<K> {
+        Mirrors {
+            kernel: targets.kernel,
+            links: Mirror::new(targets.links),
+            settings: Mirror::new(targets.settings),
+            sets: Mirror::new(targets.sets),
+            elements: Mirror::new(targets.elements),
+            rules: Mirror::new(targets.rules),
+            virtuals: Mirror::new(targets.virtuals),
+            routes: Mirror::new(targets.routes),
+            addresses: Mirror::new(targets.addresses),
+            excluded,
+            udp: BTreeSet::new(),
+            audited: 0,
+        }
+    }
+
+    /// Says what is wanted differently from now on.
+    pub fn mark(&mut self, changed: &Changed) {
+        if changed.settings {
+            self.settings.forget();
+        }
+        changed.sets.iter().for_each(|key| self.sets.mark(key.clone()));
+        changed.elements.iter().for_each(|key| self.elements.mark(key.clone()));
+        changed.rules.iter().for_each(|key| self.rules.mark(key.clone()));
+        changed.virtuals.iter().for_each(|key| self.virtuals.mark(*key));
+        changed.routes.iter().for_each(|key| self.routes.mark(key.clone()));
+        self.udp.extend(changed.virtuals.iter().filter(|key| is_udp(key)));
+    }
+
+    /// One round: growing as far as `authority` allows, then shrinking where it is allowed.
+    pub fn round(&mut self, desired: &Desired, authority: Authority, at: Moment) -> Round {
+        let growth = match authority {
+            Authority::Nothing => return Round::default(),
+            Authority::Remembered => Growth::OnlyMissing,
+            Authority::Partial | Authority::Complete => Growth::Full,
+        };
+        let before = self.steps_done();
+        self.links.grow(&desired.links, growth, at);
+        self.grow_settings(desired, at);
+        self.sets.grow(&desired.sets, growth, at);
+        self.elements.grow(&desired.elements, growth, at);
+        self.rules.grow(&desired.rules, growth, at);
+        self.learn_virtuals(desired, at);
+        let mut virtuals: BTreeSet<ServiceKey> =
+            self.virtuals.grow(&desired.virtuals, growth, at).into_iter().collect();
+        self.routes.grow(&desired.routes, growth, at);
+
+        let mut flows = None;
+        if authority == Authority::Complete {
+            self.routes.shrink(&desired.routes, at);
+            let udp = self.udp_destinations();
+            virtuals.extend(self.virtuals.shrink(&desired.virtuals, at));
+            flows = self.forget_flows(&udp);
+            self.rules.shrink(&desired.rules, at);
+            self.elements.shrink(&desired.elements, at);
+            self.sets.shrink(&desired.sets, at);
+            self.shrink_addresses(desired, at);
+            self.links.shrink(&desired.links, at);
+        }
+        Round { virtuals: virtuals.len(), steps: self.steps_done() - before, flows }
+    }
+
+    /// What the kernel was last seen to hold; reads it where it is not known. `None` while it cannot be read.
+    pub fn existing_virtuals(&mut self, desired: &Desired, at: Moment) -> Option<&BTreeMap<ServiceKey, Virtual>> {
+        self.elements.learn(at);
+        self.learn_virtuals(desired, at);
+        self.virtuals.seen()
+    }
+
+    /// Looks at the next portion of what should be in the kernel. `None` while the audit of all families goes
+    /// on; the names of families and what was found amiss come as they are found.
+    pub fn audit(&mut self, desired: &Desired, at: Moment) -> (Vec<(&'static str, crate::reconcile::Drift)>, bool) {
+        self.tell_ownership(desired);
+        let index = self.audited;
+        let mut families = self.reflections_mut();
+        let count = families.len();
+        let Some(family) = families.get_mut(index) else { return (Vec::new(), true) };
+        let name = family.name();
+        let portion = family.audit(AUDIT_PORTION, at);
+        if portion.finished {
+            self.audited = (index + 1) % count;
+        }
+        let drift = portion.drift.into_iter().map(|drift| (name, drift)).collect();
+        (drift, portion.finished && self.audited == 0)
+    }
+
+    /// Says that others may have changed links, addresses or routes.
+    pub fn forget_routing(&mut self) {
+        self.links.forget();
+        self.addresses.forget();
+        self.routes.forget();
+    }
+
+    /// Says that others may have changed rules.
+    pub fn forget_rules(&mut self) {
+        self.rules.forget();
+    }
+
+    /// Every family, for questions that concern all of them.
+    pub fn reflections(&self) -> [&dyn Reflection; 8] {
+        [&self.links, &self.settings, &self.sets, &self.elements, &self.rules, &self.virtuals, &self.routes, &self.addresses]
+    }
+
+    fn reflections_mut(&mut self) -> [&mut dyn Reflection; 8] {
+        [
+            &mut self.links,
+            &mut self.settings,
+            &mut self.sets,
+            &mut self.elements,
+            &mut self.rules,
+            &mut self.virtuals,
+            &mut self.routes,
+            &mut self.addresses,
+        ]
+    }
+
+    /// When the next retry of a failed step is due.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.reflections().into_iter().filter_map(|family| family.retry_at()).min()
+    }
+
+    /// True when every family is known to be as wanted.
+    pub fn is_settled(&self) -> bool {
+        self.reflections().into_iter().all(|family| family.is_settled())
+    }
+
+    fn steps_done(&self) -> u64 {
+        self.reflections().into_iter().map(|family| family.steps_done()).sum()
+    }
+
+    /// Settings are written whatever the authority: they do not depend on the cluster.
+    fn grow_settings(&mut self, desired: &Desired, at: Moment) {
+        if self.settings.is_settled() {
+            return;
+        }
+        match self.settings.target().wanted(&desired.settings) {
+            Ok(wanted) => {
+                self.settings.grow(&wanted, Growth::Full, at);
+            }
+            Err(error) => self.settings.fail(error, at),
+        }
+    }
+
+    fn learn_virtuals(&mut self, desired: &Desired, at: Moment) {
+        if self.virtuals.seen().is_none() {
+            self.tell_ownership(desired);
+        }
+        self.virtuals.learn(at);
+    }
+
+    /// Tells the family of virtual services which are ours, from the set that the kernel holds.
+    fn tell_ownership(&mut self, desired: &Desired) {
+        let names = Family::BOTH.map(|family| Set::ServicePorts.name(family));
+        let listed = self.elements.seen().into_iter().flat_map(|seen| seen.keys());
+        let marked = listed.filter(|key| names.contains(&key.set)).filter_map(|key| match key.entry {
+            Entry::IpPort(address, protocol, port) => Some(ServiceKey::Address { address, protocol, port }),
+            _ => None,
+        });
+        let excluded = |key: &ServiceKey| match key {
+            ServiceKey::Address { address, .. } => self.excluded.iter().any(|cidr| cidr.contains(address)),
+            ServiceKey::Mark { .. } => false,
+        };
+        let mut ours: BTreeSet<ServiceKey> = marked.filter(|key| !excluded(key)).collect();
+        ours.extend(desired.virtuals.keys());
+        self.virtuals.target().set_ours(Box::new(move |key| ours.contains(key)));
+    }
+
+    /// The destinations that changed UDP services have in the kernel, before they shrink.
+    fn udp_destinations(&mut self) -> Vec<(ServiceKey, Vec<SocketAddr>)> {
+        let Some(seen) = self.virtuals.seen() else { return Vec::new() };
+        let addresses = |key: &ServiceKey| {
+            let destinations = seen.get(key).map(|existing| existing.destinations.iter());
+            destinations.into_iter().flatten().map(|destination| destination.address).collect()
+        };
+        std::mem::take(&mut self.udp).into_iter().map(|key| (key, addresses(&key))).collect()
+    }
+
+    /// UDP has no end of connection: a client goes on sending to a backend that is gone for as long as the
+    /// flow is tracked, so the flows to destinations that have just been removed are forgotten.
+    fn forget_flows(&mut self, before: &[(ServiceKey, Vec<SocketAddr>)]) -> Option<Result<usize, String>> {
+        let seen = self.virtuals.seen()?;
+        let remains = |key: &ServiceKey, address: &SocketAddr| {
+            seen.get(key).is_some_and(|existing| existing.destinations.iter().any(|d| d.address == *address))
+        };
+        let mut flows = Vec::new();
+        for (key, addresses) in before {
+            let ServiceKey::Address { address, protocol, port } = *key else { continue };
+            let gone = addresses.iter().filter(|backend| !remains(key, backend));
+            let original_destination = SocketAddr::new(address, port);
+            flows.extend(gone.map(|backend| Flows { protocol, original_destination, reply_source: *backend }));
+        }
+        (!flows.is_empty()).then(|| self.kernel.forget_flows(&flows))
+    }
+
+    /// kube-router gives the device an address for every service. We have local routes instead, which cost
+    /// the kernel a small part of that, so its addresses go; when one goes the kernel may take a local route
+    /// with it, so what remains is looked at again.
+    fn shrink_addresses(&mut self, desired: &Desired, at: Moment) {
+        if self.addresses.shrink(&BTreeMap::new(), at).is_empty() {
+            return;
+        }
+        self.routes.forget();
+        self.routes.grow(&desired.routes, Growth::Full, at);
+        self.routes.shrink(&desired.routes, at);
+    }
+}
+
+fn is_udp(key: &ServiceKey) -> bool {
+    matches!(key, ServiceKey::Address { protocol: Protocol::Udp, .. })
+}

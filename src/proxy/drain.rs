@@ -1,0 +1,115 @@
+//! Graceful termination: a destination that is no longer wanted keeps its connections for a while.
+//!
+//! Flags: `--ipvs-graceful-termination`, `--ipvs-graceful-period`. Kernel: weight 0 takes no new connections
+//! and keeps the old ones. The period begins when the endpoint leaves its slice: a terminating pod stays in
+//! the slice until it is gone, so its own grace period has passed by then without our counting it.
+//!
+//! A destination that comes back is simply wanted again, and its draining is over.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::kernel::ipvs::ServiceKey;
+
+/// The destinations that are kept for their connections only, and until when.
+#[derive(Default, Debug)]
+pub struct Draining {
+    until: BTreeMap<(ServiceKey, SocketAddr), Instant>,
+}
+
+impl Draining {
+    /// Begins to drain a destination. One that drains already keeps its time.
+    pub fn begin(&mut self, service: ServiceKey, destination: SocketAddr, now: Instant, period: Duration) {
+        self.until.entry((service, destination)).or_insert(now + period);
+    }
+
+    /// Forgets a destination: it is wanted again, or its service is gone.
+    pub fn end(&mut self, service: ServiceKey, destination: SocketAddr) {
+        self.until.remove(&(service, destination));
+    }
+
+    /// Forgets all destinations of a service.
+    pub fn end_service(&mut self, service: ServiceKey) {
+        let gone: Vec<SocketAddr> = self.of(service).collect();
+        for destination in gone {
+            self.end(service, destination);
+        }
+    }
+
+    /// The destinations of one service that drain, sorted.
+    pub fn of(&self, service: ServiceKey) -> impl Iterator<Item = SocketAddr> + '_ {
+        use std::net::{IpAddr, Ipv4Addr};
+        let first = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+        self.until
+            .range((service, first)..)
+            .take_while(move |((key, _), _)| *key == service)
+            .map(|((_, destination), _)| *destination)
+    }
+
+    /// When the next destination's time is over.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.until.values().min().copied()
+    }
+
+    /// Ends all whose time is over, and returns their services.
+    pub fn expire(&mut self, now: Instant) -> Vec<ServiceKey> {
+        let over: Vec<(ServiceKey, SocketAddr)> =
+            self.until.iter().filter(|(_, until)| **until <= now).map(|(key, _)| *key).collect();
+        for key in &over {
+            self.until.remove(key);
+        }
+        let mut services: Vec<ServiceKey> = over.into_iter().map(|(service, _)| service).collect();
+        services.dedup();
+        services
+    }
+
+    pub fn len(&self) -> usize {
+        self.until.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.until.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Protocol;
+
+    const PERIOD: Duration = Duration::from_secs(30);
+
+    fn service(port: u16) -> ServiceKey {
+        ServiceKey::Address { address: [10, 96, 0, 1].into(), protocol: Protocol::Tcp, port }
+    }
+
+    fn destination(text: &str) -> SocketAddr {
+        text.parse().expect("a socket address")
+    }
+
+    #[test]
+    fn a_destination_drains_for_its_period_and_is_then_over() {
+        let now = Instant::now();
+        let mut draining = Draining::default();
+        draining.begin(service(80), destination("10.244.1.1:80"), now, PERIOD);
+        draining.begin(service(80), destination("10.244.1.1:80"), now + PERIOD / 2, PERIOD);
+        assert_eq!(draining.deadline(), Some(now + PERIOD));
+        assert_eq!(draining.expire(now + PERIOD / 2), []);
+        assert_eq!(draining.expire(now + PERIOD), [service(80)]);
+        assert!(draining.is_empty());
+    }
+
+    #[test]
+    fn services_drain_apart() {
+        let now = Instant::now();
+        let mut draining = Draining::default();
+        for (port, address) in [(80, "10.244.1.1:80"), (80, "[fd00:10:244::1]:80"), (81, "10.244.1.9:80")] {
+            draining.begin(service(port), destination(address), now, PERIOD);
+        }
+        assert_eq!(draining.of(service(80)).count(), 2);
+        draining.end_service(service(80));
+        assert_eq!(draining.of(service(80)).count(), 0);
+        assert_eq!(draining.of(service(81)).count(), 1);
+    }
+}

@@ -1,0 +1,191 @@
+//! Which endpoints serve a Service port: ready, terminating, local.
+//!
+//! Kubernetes: EndpointSlice conditions. Ready endpoints get new connections. Only when there is none do
+//! endpoints that are terminating and still serving, so that a Service whose pods all go away at once keeps
+//! answering for as long as any of them can. While ready ones exist, terminating ones keep their
+//! connections and get no new ones: weight 0.
+//!
+//! An endpoint is matched to a Service port by the port's name and protocol. An address that stands in
+//! several slices, which happens while the controller moves it, counts once, in its best condition.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::kernel::ipvs::{Destination, Forwarding};
+use crate::model::{Conditions, Endpoint, Endpoints, ServicePort};
+use crate::net::Family;
+
+/// Which of a Service's endpoints may be chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reach<'a> {
+    /// All of them.
+    Cluster,
+    /// Those on the node of this name.
+    Node(&'a str),
+}
+
+/// The weight of a destination that takes new connections.
+pub const SERVING: u32 = 1;
+/// The weight of a destination that only keeps the connections it has.
+pub const DRAINING: u32 = 0;
+
+/// The destinations of one port in one family, sorted by address, each address once.
+///
+/// `drains` says whether terminating endpoints may stay with weight 0 (`scheduler::can_drain`).
+pub fn destinations(
+    endpoints: &Endpoints,
+    port: &ServicePort,
+    family: Family,
+    reach: Reach<'_>,
+    drains: bool,
+) -> Vec<Destination> {
+    let candidates = candidates(endpoints, port, family, reach);
+    let any_ready = candidates.values().any(|standing| *standing == Standing::Ready);
+    let weight = |standing: Standing| match standing {
+        Standing::Ready => Some(SERVING),
+        Standing::Terminating if !any_ready => Some(SERVING),
+        Standing::Terminating if drains => Some(DRAINING),
+        Standing::Terminating => None,
+    };
+    candidates
+        .into_iter()
+        .filter_map(|(address, standing)| {
+            weight(standing).map(|weight| Destination { address, weight, forwarding: Forwarding::Nat })
+        })
+        .collect()
+}
+
+/// How far an endpoint may be used. The better one sorts later.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    Terminating,
+    Ready,
+}
+
+fn standing(conditions: Conditions) -> Option<Standing> {
+    if conditions.ready {
+        Some(Standing::Ready)
+    } else if conditions.serving && conditions.terminating {
+        Some(Standing::Terminating)
+    } else {
+        None
+    }
+}
+
+fn candidates(
+    endpoints: &Endpoints,
+    port: &ServicePort,
+    family: Family,
+    reach: Reach<'_>,
+) -> BTreeMap<SocketAddr, Standing> {
+    let mut candidates = BTreeMap::new();
+    for slice in endpoints.slices.values().filter(|slice| slice.family == family) {
+        let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
+        for number in numbers {
+            for endpoint in slice.endpoints.iter().filter(|endpoint| is_within(endpoint, reach)) {
+                let Some(standing) = standing(endpoint.conditions) else { continue };
+                let best = candidates.entry(SocketAddr::new(endpoint.address, number.port)).or_insert(standing);
+                *best = standing.max(*best);
+            }
+        }
+    }
+    candidates
+}
+
+fn is_within(endpoint: &Endpoint, reach: Reach<'_>) -> bool {
+    match reach {
+        Reach::Cluster => true,
+        Reach::Node(name) => endpoint.node.as_deref() == Some(name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{EndpointPort, EndpointSlice};
+    use crate::net::Protocol;
+
+    const READY: Conditions = Conditions::READY;
+    const NOT_READY: Conditions = Conditions { ready: false, serving: false, terminating: false };
+    const LEAVING: Conditions = Conditions { ready: false, serving: true, terminating: true };
+    const GONE: Conditions = Conditions { ready: false, serving: false, terminating: true };
+
+    #[test]
+    fn only_ready_endpoints_get_new_connections() {
+        check(&[(1, READY), (2, NOT_READY), (3, GONE)], Reach::Cluster, true, "10.244.1.1:8080=1");
+    }
+
+    #[test]
+    fn terminating_endpoints_keep_their_connections_while_others_are_ready() {
+        check(&[(1, READY), (2, LEAVING)], Reach::Cluster, true, "10.244.1.1:8080=1 10.244.1.2:8080=0");
+    }
+
+    #[test]
+    fn terminating_endpoints_serve_when_no_other_is_left() {
+        check(&[(1, NOT_READY), (2, LEAVING), (3, GONE)], Reach::Cluster, true, "10.244.1.2:8080=1");
+    }
+
+    #[test]
+    fn a_scheduler_that_cannot_drain_loses_terminating_endpoints_at_once() {
+        check(&[(1, READY), (2, LEAVING)], Reach::Cluster, false, "10.244.1.1:8080=1");
+        check(&[(2, LEAVING)], Reach::Cluster, false, "10.244.1.2:8080=1");
+    }
+
+    #[test]
+    fn a_local_policy_chooses_among_local_endpoints_only() {
+        // Endpoints with an even number are on node2.
+        check(&[(1, READY), (2, LEAVING), (4, NOT_READY)], Reach::Node("node2"), true, "10.244.1.2:8080=1");
+        check(&[(1, READY)], Reach::Node("node2"), true, "");
+    }
+
+    #[test]
+    fn an_address_in_two_slices_counts_once_in_its_best_condition() {
+        let mut endpoints = endpoints(&[(1, LEAVING), (2, READY)]);
+        endpoints.slices.insert("moved".into(), Arc::new(slice(&[(1, READY)])));
+        let found = destinations(&endpoints, &port("http"), Family::V4, Reach::Cluster, true);
+        assert_eq!(text(&found), "10.244.1.1:8080=1 10.244.1.2:8080=1");
+    }
+
+    #[test]
+    fn another_port_name_protocol_or_family_does_not_match() {
+        let endpoints = endpoints(&[(1, READY)]);
+        let none = |port: &ServicePort, family| {
+            assert_eq!(text(&destinations(&endpoints, port, family, Reach::Cluster, true)), "");
+        };
+        none(&port("https"), Family::V4);
+        none(&port("http"), Family::V6);
+        none(&ServicePort { protocol: Protocol::Udp, ..port("http") }, Family::V4);
+    }
+
+    fn check(given: &[(u8, Conditions)], reach: Reach<'_>, drains: bool, expected: &str) {
+        let found = destinations(&endpoints(given), &port("http"), Family::V4, reach, drains);
+        assert_eq!(text(&found), expected);
+    }
+
+    fn text(destinations: &[Destination]) -> String {
+        destinations.iter().map(|d| format!("{}={}", d.address, d.weight)).collect::<Vec<_>>().join(" ")
+    }
+
+    fn port(name: &str) -> ServicePort {
+        ServicePort { name: name.into(), protocol: Protocol::Tcp, port: 80, node_port: None }
+    }
+
+    fn endpoints(given: &[(u8, Conditions)]) -> Endpoints {
+        Endpoints { slices: [("web-1".into(), Arc::new(slice(given)))].into() }
+    }
+
+    fn slice(given: &[(u8, Conditions)]) -> EndpointSlice {
+        let endpoint = |(number, conditions): &(u8, Conditions)| Endpoint {
+            address: [10, 244, 1, *number].into(),
+            node: Some(if number % 2 == 0 { "node2".into() } else { "node1".into() }),
+            conditions: *conditions,
+        };
+        EndpointSlice {
+            family: Family::V4,
+            ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+            endpoints: given.iter().map(endpoint).collect(),
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Masquerading: when a connection to a backend must come back through this node.
+//!
+//! A client outside the cluster that is sent to a backend on another node must see the reply come from where
+//! it sent its packet. So connections that IPVS sent on get this node's source address, unless the reply
+//! returns here by itself:
+//! - the backend is a pod of this node, or this node itself (a pod on the host's network);
+//! - the client is a pod of this node.
+//!
+//! In these cases the backend sees the client's own address. With `--masquerade-all` everything gets the
+//! node's address. Where the node's pod ranges are not known, all that leaves the node does.
+//!
+//! Kernel: nat chain `KUBE-ROUTER-SNAT`, entered from POSTROUTING for what IPVS has translated:
+//! `iptables -t nat -A POSTROUTING -m ipvs --ipvs --vdir ORIGINAL --vmethod MASQ -j KUBE-ROUTER-SNAT`.
+//! A chain of our own, because several pod ranges of one family would otherwise translate each other's pods,
+//! and because rules in it need no other mark to be known as ours. Unlike kube-router's, these rules do not
+//! depend on `--run-router`: a proxy that runs alone has to see to its own return path.
+
+use std::collections::BTreeMap;
+
+use compact_str::{CompactString, format_compact};
+
+use crate::kernel::iptables::{Piece, Rules, Table};
+use crate::net::Family;
+
+use super::local_node::LocalNode;
+use super::names::CHAIN_SNAT;
+
+/// The masquerading chain and the jump to it, for one family.
+pub fn rules(node: &LocalNode, masquerade_all: bool, family: Family) -> BTreeMap<Piece, Rules> {
+    let mut chain: Vec<CompactString> = Vec::new();
+    if !masquerade_all {
+        for cidr in node.pod_cidrs.of(family) {
+            chain.push(format_compact!("-s {cidr} -j RETURN"));
+            chain.push(format_compact!("-d {cidr} -j RETURN"));
+        }
+        chain.push("-m addrtype --dst-type LOCAL -j RETURN".into());
+    }
+    chain.push(match node.source(family) {
+        Some(source) => format_compact!("-j SNAT --to-source {source} --random-fully"),
+        None => "-j MASQUERADE --random-fully".into(),
+    });
+    let jump = format_compact!("-m ipvs --ipvs --vdir ORIGINAL --vmethod MASQ -j {CHAIN_SNAT}");
+    BTreeMap::from([
+        (Piece::Chain { family, table: Table::Nat, chain: CHAIN_SNAT.into() }, Rules(chain)),
+        (
+            Piece::Jump { family, table: Table::Nat, from: "POSTROUTING".into(), to: CHAIN_SNAT.into() },
+            Rules(vec![jump]),
+        ),
+    ])
+}

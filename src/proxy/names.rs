@@ -1,0 +1,66 @@
+//! The names of everything that the service proxy keeps in the kernel.
+//!
+//! They are a contract with running nodes: kube-router uses the same ones, so either program finds, adopts
+//! and removes what the other left. Only [`CHAIN_SNAT`] is ours alone: kube-router writes its masquerade
+//! rules straight into POSTROUTING, where nobody can tell whose they are.
+
+use crate::kernel::ipset::SetName;
+use crate::net::Family;
+
+/// The dummy device that service addresses are local routes of.
+pub const DEVICE: &str = "kube-dummy-if";
+
+/// The filter chain that lets known service ports in and refuses the others.
+pub const CHAIN_GUARD: &str = "KUBE-ROUTER-SERVICES";
+/// The nat chain that gives connections to remote backends this node's source address.
+pub const CHAIN_SNAT: &str = "KUBE-ROUTER-SNAT";
+
+/// The sets that the guard reads, and by which a process without memory knows our virtual services.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Set {
+    /// The host's own addresses.
+    LocalAddresses,
+    /// Every service address.
+    ServiceAddresses,
+    /// Every service address with its protocol and port.
+    ServicePorts,
+}
+
+impl Set {
+    pub const ALL: [Set; 3] = [Set::LocalAddresses, Set::ServiceAddresses, Set::ServicePorts];
+
+    /// The set's name in one family. IPv6 names carry a prefix.
+    pub fn name(self, family: Family) -> SetName {
+        SetName(match (self, family) {
+            (Set::LocalAddresses, Family::V4) => "kube-router-local-ips".into(),
+            (Set::LocalAddresses, Family::V6) => "inet6:kube-router-local-ips".into(),
+            (Set::ServiceAddresses, Family::V4) => "kube-router-svip".into(),
+            (Set::ServiceAddresses, Family::V6) => "inet6:kube-router-svip".into(),
+            (Set::ServicePorts, Family::V4) => "kube-router-svip-prt".into(),
+            (Set::ServicePorts, Family::V6) => "inet6:kube-router-svip-prt".into(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_running_nodes() {
+        assert_eq!((DEVICE, CHAIN_GUARD), ("kube-dummy-if", "KUBE-ROUTER-SERVICES"));
+        let names: Vec<String> =
+            Family::BOTH.into_iter().flat_map(|family| Set::ALL.map(|set| set.name(family).to_string())).collect();
+        assert_eq!(
+            names,
+            [
+                "kube-router-local-ips",
+                "kube-router-svip",
+                "kube-router-svip-prt",
+                "inet6:kube-router-local-ips",
+                "inet6:kube-router-svip",
+                "inet6:kube-router-svip-prt"
+            ]
+        );
+    }
+}

@@ -1,0 +1,118 @@
+//! What one Service asks of the kernel: its virtual services and their destinations.
+//!
+//! A pure function of the Service, its endpoints, this node and the configuration. Everything else that the
+//! kernel needs (local routes, set elements) follows from the virtual services of all parts together
+//! (`plan`).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::config::ProxyConfig;
+use crate::kernel::ipvs::{Destination, Service as VirtualService, ServiceKey, Virtual};
+use crate::model::{Endpoints, Service, ServicePort, TrafficPolicy};
+use crate::net::Family;
+
+use super::endpoints::{self, Reach};
+use super::local_node::LocalNode;
+use super::{external_ip, node_port, scheduler, session_affinity, traffic_policy};
+
+/// The virtual services that one Service claims, in the order in which they were computed; a key may occur
+/// twice when a Service names one address twice.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Part {
+    pub claims: Vec<Claim>,
+}
+
+/// A claim to one address, protocol and port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Claim {
+    pub key: ServiceKey,
+    pub rank: Rank,
+    pub virtual_service: Virtual,
+}
+
+/// Whose claim to an address is stronger. Addresses that the control plane gives out come before addresses
+/// that anybody may write into a Service, so no tenant can take a cluster address by naming it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Rank {
+    /// A cluster address: made local by a route.
+    Cluster,
+    /// A node port: the address is the host's own.
+    NodePort,
+    /// An external or load balancer address: made local by a route.
+    External,
+}
+
+/// What a part is computed from, beside its Service.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a> {
+    pub node: &'a LocalNode,
+    pub config: &'a ProxyConfig,
+}
+
+/// The part of one Service.
+pub fn part(service: &Service, endpoints: &Endpoints, around: Surroundings<'_>) -> Part {
+    let mut claims = Vec::new();
+    for port in &service.ports {
+        for family in around.node.enabled_families() {
+            claims_of_port(service, endpoints, port, family, around, &mut claims);
+        }
+    }
+    Part { claims }
+}
+
+fn claims_of_port(
+    service: &Service,
+    endpoints: &Endpoints,
+    port: &ServicePort,
+    family: Family,
+    around: Surroundings<'_>,
+    claims: &mut Vec<Claim>,
+) {
+    let choose = |policy| {
+        let reach = match policy {
+            TrafficPolicy::Cluster => Reach::Cluster,
+            TrafficPolicy::Local => Reach::Node(&around.node.name),
+        };
+        let drains = scheduler::can_drain(service.annotations.scheduler);
+        Arc::<[Destination]>::from(endpoints::destinations(endpoints, port, family, reach, drains))
+    };
+    let (inside, outside) = (traffic_policy::internal(service), traffic_policy::external(service));
+    let internal = choose(inside);
+    let external = if outside == inside { internal.clone() } else { choose(outside) };
+    let mut claim = |rank, address: IpAddr, number, destinations: &Arc<[Destination]>| {
+        let key = ServiceKey::Address { address, protocol: port.protocol, port: number };
+        claims.push(Claim { key, rank, virtual_service: virtual_service(service, destinations.clone()) });
+    };
+    for address in service.cluster_ips.iter().filter(|ip| Family::from(**ip) == family) {
+        claim(Rank::Cluster, *address, port.port, &internal);
+    }
+    if outside == TrafficPolicy::Local && external.is_empty() {
+        return;
+    }
+    let has_family = service.cluster_ips.iter().any(|ip| Family::from(*ip) == family);
+    if let (Some(number), true) = (port.node_port, has_family) {
+        for address in node_port::node_port_addresses(around.node, around.config.nodeport_bindon_all_ip, family) {
+            claim(Rank::NodePort, address, number, &external);
+        }
+    }
+    let outer = external_ip::external_ips(service, around.config)
+        .chain(external_ip::load_balancer_ips(service, around.config))
+        .filter(|ip| Family::from(*ip) == family);
+    for address in outer {
+        claim(Rank::External, address, port.port, &external);
+    }
+}
+
+/// The virtual service of one claim; also used to compose it anew when draining destinations are added.
+pub fn virtual_service(service: &Service, destinations: Arc<[Destination]>) -> Virtual {
+    let (persistent, persistence_seconds) = session_affinity::persistence(service);
+    Virtual {
+        service: VirtualService {
+            scheduler: service.annotations.scheduler.name().into(),
+            flags: persistent | scheduler::scheduler_flags(&service.annotations, &destinations),
+            persistence_seconds,
+        },
+        destinations,
+    }
+}

@@ -1,0 +1,421 @@
+//! The desired state of the service proxy, kept up to date at the cost of what changed.
+//!
+//! Every Service has a part (`part`); the union of all parts is what the kernel shall hold. When the World
+//! changes, the tables say which Services differ, their parts are computed anew, and only what differs
+//! in the union is reported as changed. When something that all parts depend on changes (the node's
+//! addresses, say), all parts are computed. After any history the plan equals the one made at once from
+//! the newest World; `tests/properties.rs` walks random histories to hold it to that.
+//!
+//! What several Services claim has one owner: by rank first (`part::Rank`), then the older Service, then by name.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::config::ProxyConfig;
+use crate::kernel::ipset::{ElementKey, Entry, SetName};
+use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
+use crate::kernel::link::{Link, LinkKind, LinkName};
+use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
+use crate::model::{ObjectName, Scheduler, Table, World};
+use crate::net::{Family, PerFamily};
+
+use super::desired::{Changed, Desired};
+use super::drain::Draining;
+use super::endpoints::DRAINING;
+use super::local_node::LocalNode;
+use super::names::{DEVICE, Set};
+use super::part::{Claim, Part, Rank, Surroundings, part};
+use super::{guard, masquerade, scheduler, settings};
+
+/// The desired state and everything needed to change it by parts.
+pub struct Plan {
+    config: Arc<ProxyConfig>,
+    families: PerFamily<bool>,
+    /// The kernel's version, major and minor.
+    kernel: (u32, u32),
+    world: World,
+    node: LocalNode,
+    desired: Desired,
+    parts: HashMap<ObjectName, Held>,
+    owners: HashMap<ServiceKey, Vec<Owner>>,
+    /// The first of the owners of each key, as a value that others may keep.
+    published: Table<ServiceKey, ObjectName>,
+    /// How many virtual services use an address.
+    uses: HashMap<IpAddr, u32>,
+    /// How many elements each set shall hold.
+    sizes: BTreeMap<SetName, usize>,
+    draining: Draining,
+}
+
+/// A part, and what of its Service decides about conflicts and draining.
+struct Held {
+    part: Part,
+    created: i64,
+    scheduler: Scheduler,
+}
+
+/// One Service's claim to a key, in the order of precedence.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Owner {
+    rank: Rank,
+    created: i64,
+    name: ObjectName,
+}
+
+impl Plan {
+    pub fn new(config: Arc<ProxyConfig>, families: PerFamily<bool>, kernel: (u32, u32)) -> Plan {
+        Plan {
+            config,
+            families,
+            kernel,
+            world: World::empty(),
+            node: LocalNode::default(),
+            desired: Desired::default(),
+            parts: HashMap::new(),
+            owners: HashMap::new(),
+            published: Table::default(),
+            uses: HashMap::new(),
+            sizes: BTreeMap::new(),
+            draining: Draining::default(),
+        }
+    }
+
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    pub fn node(&self) -> &LocalNode {
+        &self.node
+    }
+
+    /// The Service that a virtual service belongs to.
+    pub fn owner(&self, key: &ServiceKey) -> Option<&ObjectName> {
+        self.owners.get(key)?.first().map(|owner| &owner.name)
+    }
+
+    /// Which Service every virtual service belongs to; cheap to clone.
+    pub fn owners(&self) -> &Table<ServiceKey, ObjectName> {
+        &self.published
+    }
+
+    /// How many destinations are kept for their connections only.
+    pub fn draining(&self) -> usize {
+        self.draining.len()
+    }
+
+    /// When draining destinations are due to go.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.draining.deadline()
+    }
+
+    /// Takes in a newer World and says what that changed.
+    pub fn update(&mut self, world: &World, now: Instant) -> Changed {
+        let mut changed = Changed::default();
+        let older = std::mem::replace(&mut self.world, world.clone());
+        let node = LocalNode::new(world, self.families);
+        let mut dirty: BTreeSet<ObjectName> = BTreeSet::new();
+        if node == self.node {
+            dirty.extend(world.cluster.services.changes_since(&older.cluster.services).map(|c| c.key().clone()));
+            dirty.extend(world.cluster.endpoints.changes_since(&older.cluster.endpoints).map(|c| c.key().clone()));
+        } else {
+            self.node = node;
+            self.replace_common(&mut changed);
+            dirty.extend(world.cluster.services.iter().map(|(name, _)| name.clone()));
+            dirty.extend(self.parts.keys().cloned());
+        }
+        for name in dirty {
+            self.update_service(&name, now, &mut changed);
+        }
+        self.resize_sets(&mut changed);
+        changed
+    }
+
+    /// Takes over destinations that an earlier run left in the kernel: what is not wanted any more drains
+    /// from now on, as if it had just left. Without graceful termination there is nothing to do.
+    pub fn adopt(&mut self, seen: &BTreeMap<ServiceKey, Virtual>, now: Instant) -> Changed {
+        let mut changed = Changed::default();
+        for (key, existing) in seen {
+            let Some(wanted) = self.claim(key) else { continue };
+            let left = existing.destinations.iter().filter(|d| !contains(&wanted.virtual_service.destinations, d));
+            let left: Vec<Destination> = left.copied().collect();
+            self.drain(*key, &left, now);
+            self.compose(*key, &mut changed);
+        }
+        changed
+    }
+
+    /// Lets destinations go whose time is over.
+    pub fn expire(&mut self, now: Instant) -> Changed {
+        let mut changed = Changed::default();
+        for key in self.draining.expire(now) {
+            self.compose(key, &mut changed);
+        }
+        changed
+    }
+
+    fn update_service(&mut self, name: &ObjectName, now: Instant, changed: &mut Changed) {
+        changed.parts_computed += 1;
+        let none = Default::default();
+        let held = self.world.cluster.services.get(name).map(|service| {
+            let endpoints = self.world.cluster.endpoints.get(name).map_or(&none, |endpoints| &**endpoints);
+            let around = Surroundings { node: &self.node, config: &self.config };
+            Held {
+                part: part(service, endpoints, around),
+                created: service.created,
+                scheduler: service.annotations.scheduler,
+            }
+        });
+        let old = match held {
+            Some(held) => self.parts.insert(name.clone(), held),
+            None => self.parts.remove(name),
+        };
+        let new = self.parts.get(name);
+        let mut keys: BTreeSet<ServiceKey> = BTreeSet::new();
+        for claim in new.iter().flat_map(|held| &held.part.claims) {
+            let before = old.as_ref().and_then(|old| old.part.claims.iter().find(|c| c.key == claim.key));
+            if before != Some(claim) || old.as_ref().is_some_and(|old| old.created != new.map_or(0, |new| new.created))
+            {
+                keys.insert(claim.key);
+            }
+        }
+        for claim in old.iter().flat_map(|held| &held.part.claims) {
+            if !new.is_some_and(|new| new.part.claims.iter().any(|c| c.key == claim.key)) {
+                keys.insert(claim.key);
+            }
+        }
+        for key in keys {
+            self.note_left(key, old.as_ref(), name, now);
+            self.update_owner(key, name, changed);
+            self.compose(key, changed);
+        }
+    }
+
+    /// Begins to drain what a Service's newest part no longer names.
+    fn note_left(&mut self, key: ServiceKey, old: Option<&Held>, name: &ObjectName, now: Instant) {
+        if self.owner(&key) != Some(name) {
+            return;
+        }
+        let claim = |held: &Held| held.part.claims.iter().find(|c| c.key == key).cloned();
+        let Some(before) = old.and_then(claim) else { return };
+        let Some(after) = self.parts.get(name).and_then(claim) else { return };
+        let (before, after) = (&before.virtual_service.destinations, &after.virtual_service.destinations);
+        let left: Vec<Destination> = before.iter().filter(|d| !contains(after, d)).copied().collect();
+        self.drain(key, &left, now);
+    }
+
+    fn drain(&mut self, key: ServiceKey, left: &[Destination], now: Instant) {
+        let scheduler = self.owner(&key).and_then(|name| self.parts.get(name)).map(|held| held.scheduler);
+        if !self.config.graceful_termination || !scheduler.is_some_and(scheduler::can_drain) {
+            return;
+        }
+        for destination in left {
+            self.draining.begin(key, destination.address, now, self.config.graceful_period);
+        }
+    }
+
+    fn update_owner(&mut self, key: ServiceKey, name: &ObjectName, changed: &mut Changed) {
+        let claim = self.parts.get(name).and_then(|held| {
+            let claim = held.part.claims.iter().filter(|c| c.key == key).min_by_key(|c| c.rank)?;
+            Some(Owner { rank: claim.rank, created: held.created, name: name.clone() })
+        });
+        let owners = self.owners.entry(key).or_default();
+        let was_shared = owners.len() > 1;
+        owners.retain(|owner| owner.name != *name);
+        if let Some(owner) = claim {
+            owners.push(owner);
+            owners.sort();
+        }
+        match owners.as_slice() {
+            [] => {
+                self.owners.remove(&key);
+                self.published.remove(&key);
+                return;
+            }
+            [first, second, ..] if !was_shared => changed.notes.push(format!(
+                "{key} is claimed by {} and by {}; {} has it, because cluster addresses come before others and older Services before newer ones",
+                first.name, second.name, first.name
+            )),
+            _ => {}
+        }
+        if let Some(first) = owners.first() {
+            self.published.insert(key, first.name.clone());
+        }
+    }
+
+    /// The strongest claim to a key.
+    fn claim(&self, key: &ServiceKey) -> Option<&Claim> {
+        let name = self.owner(key)?;
+        self.parts.get(name)?.part.claims.iter().filter(|c| c.key == *key).min_by_key(|c| c.rank)
+    }
+
+    /// Brings one virtual service, and what follows from it, up to date in the desired state.
+    fn compose(&mut self, key: ServiceKey, changed: &mut Changed) {
+        let Some(wanted) = self.claim(&key).map(|claim| claim.virtual_service.clone()) else {
+            self.draining.end_service(key);
+            if self.desired.virtuals.remove(&key).is_some() {
+                changed.virtuals.insert(key);
+                self.count_use(key, false, changed);
+            }
+            return;
+        };
+        let wanted = self.with_draining(key, wanted);
+        match self.desired.virtuals.get(&key) {
+            Some(old) if *old == wanted => return,
+            Some(_) => {}
+            None => self.count_use(key, true, changed),
+        }
+        self.desired.virtuals.insert(key, wanted);
+        changed.virtuals.insert(key);
+    }
+
+    /// Adds the destinations that drain, and forgets those that are wanted again.
+    fn with_draining(&mut self, key: ServiceKey, wanted: Virtual) -> Virtual {
+        let draining: Vec<_> = self.draining.of(key).collect();
+        if draining.is_empty() {
+            return wanted;
+        }
+        let mut destinations = wanted.destinations.to_vec();
+        for address in draining {
+            if destinations.iter().any(|d| d.address == address) {
+                self.draining.end(key, address);
+            } else {
+                destinations.push(Destination { address, weight: DRAINING, forwarding: Forwarding::Nat });
+            }
+        }
+        destinations.sort();
+        let mut service = wanted.service;
+        service.flags |= scheduler::draining_flags(&service.scheduler, &destinations);
+        Virtual { service, destinations: destinations.into() }
+    }
+
+    /// A virtual service appeared or went: its port and its address enter or leave the sets, and its address
+    /// becomes or ceases to be local.
+    fn count_use(&mut self, key: ServiceKey, appeared: bool, changed: &mut Changed) {
+        let ServiceKey::Address { address, protocol, port } = key else { return };
+        self.put_element(Set::ServicePorts, Entry::IpPort(address, protocol, port), appeared, changed);
+        let uses = self.uses.entry(address).or_default();
+        *uses = if appeared { *uses + 1 } else { uses.saturating_sub(1) };
+        if *uses == 0 {
+            self.uses.remove(&address);
+        }
+        self.follow_use(address, changed);
+    }
+
+    /// Brings what depends on an address being used at all up to date.
+    fn follow_use(&mut self, address: IpAddr, changed: &mut Changed) {
+        let used = self.uses.contains_key(&address);
+        self.put_element(Set::ServiceAddresses, Entry::Ip(address), used, changed);
+        let key = local_route_key(address);
+        let wanted = (used && !self.node.is_own(address)).then(|| self.local_route(Family::from(address)));
+        if self.desired.routes.get(&key) == wanted.as_ref() {
+            return;
+        }
+        match wanted {
+            Some(route) => self.desired.routes.insert(key.clone(), route),
+            None => self.desired.routes.remove(&key),
+        };
+        changed.routes.insert(key);
+    }
+
+    /// `ip route add local ADDRESS dev kube-dummy-if table local src NODE`: the address is this host's, and
+    /// the host's own packets to it come from the node's address, not from the service's.
+    fn local_route(&self, family: Family) -> Route {
+        Route {
+            kind: RouteKind::Local,
+            protocol: PROTOCOL_KERNEL,
+            source: self.node.source(family),
+            next_hops: vec![NextHop { link: LinkName(DEVICE.into()), gateway: None }],
+        }
+    }
+
+    fn put_element(&mut self, set: Set, entry: Entry, present: bool, changed: &mut Changed) {
+        let address = match entry {
+            Entry::Ip(address) | Entry::IpPort(address, ..) => address,
+            Entry::Net(prefix) => prefix.addr(),
+        };
+        let key = ElementKey { set: set.name(Family::from(address)), entry };
+        let differs = if present {
+            self.desired.elements.insert(key.clone(), ()).is_none()
+        } else {
+            self.desired.elements.remove(&key).is_some()
+        };
+        if differs {
+            let size = self.sizes.entry(key.set.clone()).or_default();
+            *size = if present { *size + 1 } else { size.saturating_sub(1) };
+            changed.elements.insert(key);
+        }
+    }
+
+    /// What does not belong to a single Service: the device, the host's addresses in their set, the rules, and
+    /// the routes' source. Called when the node changed.
+    fn replace_common(&mut self, changed: &mut Changed) {
+        self.desired.links = BTreeMap::from([(LinkName(DEVICE.into()), Link { kind: LinkKind::Dummy, up: true })]);
+        let settings = settings::settings(&self.node, self.kernel);
+        changed.settings = settings != self.desired.settings;
+        self.desired.settings = settings;
+        let mut rules = BTreeMap::new();
+        for family in self.node.enabled_families() {
+            if self.config.guard {
+                rules.extend(guard::rules(family));
+            }
+            rules.extend(masquerade::rules(&self.node, self.config.masquerade_all, family));
+        }
+        let old = std::mem::replace(&mut self.desired.rules, rules);
+        changed.rules.extend(different_keys(&old, &self.desired.rules));
+
+        let names = Family::BOTH.map(|family| Set::LocalAddresses.name(family));
+        let listed = self.desired.elements.keys().filter(|key| names.contains(&key.set)).map(|key| key.entry);
+        let gone: Vec<Entry> = listed.filter(|entry| !self.node.lists(entry)).collect();
+        for entry in gone {
+            self.put_element(Set::LocalAddresses, entry, false, changed);
+        }
+        let enabled = |address: &&IpAddr| *self.node.families.of(Family::from(**address));
+        let own: Vec<IpAddr> = self.node.addresses.iter().filter(enabled).copied().collect();
+        for address in own {
+            self.put_element(Set::LocalAddresses, Entry::Ip(address), true, changed);
+        }
+        let used: Vec<IpAddr> = self.uses.keys().copied().collect();
+        for address in used {
+            self.follow_use(address, changed);
+        }
+    }
+
+    /// Keeps the sets large enough for what they shall hold.
+    fn resize_sets(&mut self, changed: &mut Changed) {
+        let mut sets = BTreeMap::new();
+        for family in self.node.enabled_families() {
+            for set in Set::ALL {
+                let name = set.name(family);
+                let size = self.sizes.get(&name).copied().unwrap_or_default();
+                sets.insert(name, guard::set_spec(set, family, size));
+            }
+        }
+        changed.sets.extend(different_keys(&self.desired.sets, &sets));
+        self.desired.sets = sets;
+    }
+}
+
+/// `RTPROT_KERNEL`, which kube-router's local routes have too: programs that remove routes of protocols that
+/// they do not know leave it alone.
+const PROTOCOL_KERNEL: u8 = 2;
+
+/// The metric that the kernel gives to an IPv6 route that was made without one.
+const METRIC_V6: u32 = 1024;
+
+fn local_route_key(address: IpAddr) -> RouteKey {
+    let metric = match Family::from(address) {
+        Family::V4 => 0,
+        Family::V6 => METRIC_V6,
+    };
+    RouteKey { table: TABLE_LOCAL, destination: Family::host_prefix(address), metric }
+}
+
+fn different_keys<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> BTreeSet<K> {
+    old.keys().chain(new.keys()).filter(|key| old.get(key) != new.get(key)).cloned().collect()
+}
+
+fn contains(destinations: &[Destination], wanted: &Destination) -> bool {
+    destinations.iter().any(|d| d.address == wanted.address)
+}

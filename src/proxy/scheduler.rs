@@ -1,0 +1,65 @@
+//! Which backend gets a new connection: the IPVS scheduler of a Service, by annotation.
+//!
+//! Kubernetes: `kube-router.io/service.scheduler` and `kube-router.io/service.schedflags`, parsed at the door
+//! (`k8s::annotations`). Kernel: the scheduler's name and three flag bits of the virtual service; the module
+//! `ip_vs_<name>` is loaded by the kernel itself.
+//!
+//! Two schedulers do not go well with destinations of weight 0, by which connections are drained:
+//! - `sh` keeps such a destination in its table and refuses the clients that hash to it, unless the fall-back
+//!   flag is set; so we set it for as long as something drains.
+//! - `dh` does the same and has no such flag. All traffic of one service address hashes to one destination,
+//!   so draining it would refuse everybody: with `dh` a destination goes at once.
+
+use crate::kernel::ipvs::{Destination, flags};
+use crate::model::{ProxyAnnotations, Scheduler};
+
+/// The scheduler's flag bits for these destinations.
+pub fn scheduler_flags(annotations: &ProxyAnnotations, destinations: &[Destination]) -> u32 {
+    let wanted = annotations.scheduler_flags;
+    let bits =
+        [(wanted.flag_1, flags::SCHEDULER_1), (wanted.flag_2, flags::SCHEDULER_2), (wanted.flag_3, flags::SCHEDULER_3)];
+    let asked: u32 = bits.into_iter().filter(|(set, _)| *set).map(|(_, bit)| bit).sum();
+    asked | draining_flags(annotations.scheduler.name(), destinations)
+}
+
+/// The flag bits that a scheduler needs so that destinations of weight 0 do not refuse new connections.
+pub fn draining_flags(scheduler: &str, destinations: &[Destination]) -> u32 {
+    let drains = destinations.iter().any(|destination| destination.weight == 0);
+    if drains && scheduler == Scheduler::Sh.name() { flags::SCHEDULER_1 } else { 0 }
+}
+
+/// Whether a destination of weight 0 is harmless to new connections.
+pub fn can_drain(scheduler: Scheduler) -> bool {
+    scheduler != Scheduler::Dh
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::ipvs::Forwarding;
+    use crate::model::SchedulerFlags;
+
+    fn destinations(weights: &[u32]) -> Vec<Destination> {
+        let at = |i: usize| format!("10.244.1.{i}:80").parse().expect("a socket address");
+        weights
+            .iter()
+            .enumerate()
+            .map(|(i, weight)| Destination { address: at(i), weight: *weight, forwarding: Forwarding::Nat })
+            .collect()
+    }
+
+    #[test]
+    fn flags_of_the_annotation_become_bits() {
+        let both = SchedulerFlags { flag_1: true, flag_2: true, flag_3: false };
+        let annotations =
+            ProxyAnnotations { scheduler: Scheduler::Mh, scheduler_flags: both, ..ProxyAnnotations::default() };
+        assert_eq!(scheduler_flags(&annotations, &destinations(&[1])), 0x18);
+    }
+
+    #[test]
+    fn source_hashing_falls_back_while_something_drains() {
+        let annotations = ProxyAnnotations { scheduler: Scheduler::Sh, ..ProxyAnnotations::default() };
+        assert_eq!(scheduler_flags(&annotations, &destinations(&[1, 1])), 0);
+        assert_eq!(scheduler_flags(&annotations, &destinations(&[1, 0])), flags::SCHEDULER_1);
+    }
+}

@@ -1,0 +1,83 @@
+//! Kernel settings that the service proxy needs.
+//!
+//! Kernel: Documentation/networking/ipvs-sysctl.rst, ip-sysctl.rst. They are written only where they differ,
+//! and never taken back: what they were before is nobody's knowledge.
+//!
+//! - `vs/conntrack`: connections that IPVS translates are tracked, so that rules and masquerading apply to them.
+//! - `vs/expire_nodest_conn`: a connection to a destination that is gone ends, in place of being dropped silently.
+//! - `vs/expire_quiescent_template`: session affinity does not bind a client to a destination of weight 0.
+//! - `vs/conn_reuse_mode`: before Linux 5.9 a reused port cost a second of delay unless this was 0; since then
+//!   0 only sends clients that reuse a port to backends that are gone, so there it is 1.
+//! - `arp_ignore`, `arp_announce`: a service address is not announced by ARP from the wrong device.
+//! - `rp_filter`: strict filtering drops replies that come another way than the request left; it is made
+//!   loose where it is strict, and left off where it is off.
+//! - `bridge-nf-call-*`: what pods of one node send each other through a service passes IPVS on its way back.
+
+use std::collections::BTreeMap;
+
+use compact_str::{CompactString, format_compact};
+
+use crate::kernel::sysctl::{Setting, Wanted};
+use crate::net::Family;
+
+use super::local_node::LocalNode;
+use super::names::DEVICE;
+
+/// The bridge that kube-router's CNI configuration makes.
+const BRIDGE: &str = "kube-bridge";
+
+/// The first kernel on which reused ports need no help: 5.9.
+const REUSE_FIXED_IN: (u32, u32) = (5, 9);
+
+/// What each setting shall be, on a kernel of this version (major, minor).
+pub fn settings(node: &LocalNode, kernel: (u32, u32)) -> BTreeMap<Setting, Wanted> {
+    let mut settings = BTreeMap::new();
+    let mut always = |path: &str, value: &str| {
+        settings.insert(Setting(path.into()), Wanted::Always(value.into()));
+    };
+    always("net/ipv4/vs/conntrack", "1");
+    always("net/ipv4/vs/expire_nodest_conn", "1");
+    always("net/ipv4/vs/expire_quiescent_template", "1");
+    always("net/ipv4/vs/conn_reuse_mode", if kernel < REUSE_FIXED_IN { "0" } else { "1" });
+    if node.families.v4 {
+        always("net/ipv4/conf/all/arp_ignore", "1");
+        always("net/ipv4/conf/all/arp_announce", "2");
+        always("net/bridge/bridge-nf-call-iptables", "1");
+        for device in ["all", BRIDGE, DEVICE].into_iter().map(CompactString::from).chain(node.link(Family::V4)) {
+            let strict_to_loose = Wanted::InsteadOf { old: "1".into(), new: "2".into() };
+            settings.insert(Setting(format_compact!("net/ipv4/conf/{device}/rp_filter")), strict_to_loose);
+        }
+    }
+    if node.families.v6 {
+        settings.insert(Setting("net/bridge/bridge-nf-call-ip6tables".into()), Wanted::Always("1".into()));
+    }
+    settings
+}
+
+/// The major and minor version in the release text of a kernel: `6.1.0-56-cloud-amd64` is (6, 1).
+pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_versions_are_read_from_their_release() {
+        assert_eq!(kernel_version("6.1.0-56-cloud-amd64"), Some((6, 1)));
+        assert_eq!(kernel_version("5.10"), Some((5, 10)));
+        assert_eq!(kernel_version("nonsense"), None);
+    }
+
+    #[test]
+    fn reused_ports_are_left_to_kernels_that_can() {
+        let mode = |kernel| {
+            let settings = settings(&LocalNode::default(), kernel);
+            settings[&Setting("net/ipv4/vs/conn_reuse_mode".into())].clone()
+        };
+        assert_eq!(mode((5, 8)), Wanted::Always("0".into()));
+        assert_eq!(mode((6, 1)), Wanted::Always("1".into()));
+    }
+}
