@@ -108,9 +108,6 @@ pub struct Round {
     pub flows: Option<Result<usize, String>>,
 }
 
-/// How many objects one portion of an audit reads.
-const AUDIT_PORTION: usize = 256;
-
 impl<K: Kernel> Mirrors<K> {
     pub fn new(targets: Targets<K>, excluded: Vec<IpNet>) -> Mirrors<K> {
         Mirrors {
@@ -191,7 +188,7 @@ impl<K: Kernel> Mirrors<K> {
         let count = families.len();
         let Some(family) = families.get_mut(index) else { return (Vec::new(), true) };
         let name = family.name();
-        let portion = family.audit(AUDIT_PORTION, at);
+        let portion = family.audit(at);
         if portion.finished {
             self.audited = (index + 1) % count;
         }

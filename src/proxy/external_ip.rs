@@ -37,5 +37,5 @@ pub fn refused<'a>(service: &'a Service, config: &'a ProxyConfig) -> impl Iterat
 
 fn is_allowed(address: IpAddr, ranges: &[IpNet], config: &ProxyConfig) -> bool {
     let within = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&address));
-    !config.strict_external_ip_validation || (within(ranges) && !within(&config.cluster_ip_ranges))
+    !config.strict_external_ip_validation || (within(ranges) && !within(&config.service_cluster_ip_ranges))
 }

@@ -16,3 +16,5 @@ pub mod scheduler;
 pub mod session_affinity;
 pub mod traffic_policy;
 pub mod settings;
+pub mod driver;
+pub mod metrics;

@@ -85,7 +85,7 @@ pub trait Reflection {
     fn retry_at(&self) -> Option<Instant>;
     fn steps_done(&self) -> u64;
     fn forget(&mut self);
-    fn audit(&mut self, most: usize, at: Moment) -> Audited;
+    fn audit(&mut self, at: Moment) -> Audited;
 }
 
 impl<T: Target> Mirror<T> {
@@ -182,15 +182,6 @@ impl<T: Target> Mirror<T> {
             Some(_) => return,
         }
         self.mark(key);
-    }
-
-    fn unknown_keys(&mut self) -> Result<Vec<T::Key>, T::Error> {
-        let existing = self.target.keys()?;
-        let seen = self.seen.as_ref();
-        Ok(existing
-            .into_iter()
-            .filter(|key| !seen.is_some_and(|seen| seen.contains_key(key)) && !self.doubtful.contains(key))
-            .collect())
     }
 
     /// Makes sure that what is about to be compared is known. False while nothing can be compared.
@@ -312,11 +303,6 @@ impl<T: Target> Mirror<T> {
         }
     }
 
-    fn doubt(&mut self, key: T::Key) {
-        self.doubtful.insert(key.clone());
-        self.mark(key);
-    }
-
     fn unreadable(&mut self, error: String, at: Moment) {
         self.forget();
         self.note_trouble(error, at);
@@ -365,38 +351,47 @@ impl<T: Target> Reflection for Mirror<T> {
 
     /// Compares the next portion of what was last seen with the kernel, and makes dirty what was changed by
     /// somebody else. The last portion also looks for objects that are ours and unknown.
-    fn audit(&mut self, most: usize, at: Moment) -> Audited {
+    fn audit(&mut self, at: Moment) -> Audited {
+        match self.audit_next_portion() {
+            Ok(audited) => audited,
+            Err(error) => {
+                self.unreadable(error.to_string(), at);
+                Audited { drift: Vec::new(), finished: true }
+            }
+        }
+    }
+}
+
+impl<T: Target> Mirror<T> {
+    fn audit_next_portion(&mut self) -> Result<Audited, T::Error> {
         use std::ops::Bound;
-        let stopped = Audited { drift: Vec::new(), finished: true };
-        let Some(seen) = self.seen.as_ref() else { return stopped };
+        let Some(seen) = self.seen.as_ref() else { return Ok(Audited { drift: Vec::new(), finished: true }) };
+        let most = self.target.audit_portion();
+        let at_once = seen.len() <= most && self.audit_from.is_none();
         let begin = self.audit_from.take().map_or(Bound::Unbounded, Bound::Included);
         let mut range = seen.range((begin, Bound::Unbounded));
         let portion: Vec<T::Key> = range.by_ref().take(most).map(|(key, _)| key.clone()).collect();
         self.audit_from = range.next().map(|(key, _)| key.clone());
         let keys: Vec<T::Key> = portion.into_iter().filter(|key| !self.doubtful.contains(key)).collect();
-        let mut found = match self.target.read_some(&keys) {
-            Ok(found) => found,
-            Err(error) => {
-                self.unreadable(error.to_string(), at);
-                return stopped;
-            }
-        };
+        let mut found = if at_once { self.target.read()? } else { self.target.read_some(&keys)? };
         let mut drift = Vec::new();
         for key in keys {
             self.compare_one(key, &mut found, &mut drift);
         }
         let finished = self.audit_from.is_none();
         if finished {
-            match self.unknown_keys() {
-                Ok(unknown) => {
-                    for key in unknown {
-                        drift.push(Drift::Unexpected(key.to_string()));
-                        self.doubt(key);
-                    }
-                }
-                Err(error) => self.unreadable(error.to_string(), at),
+            let existing = if at_once { found.into_keys().collect() } else { self.target.keys()? };
+            for key in self.unknown_among(existing) {
+                drift.push(Drift::Unexpected(key.to_string()));
+                self.doubtful.insert(key.clone());
+                self.mark(key);
             }
         }
-        Audited { drift, finished }
+        Ok(Audited { drift, finished })
+    }
+
+    fn unknown_among(&self, existing: BTreeSet<T::Key>) -> Vec<T::Key> {
+        let known = |key: &T::Key| self.seen.as_ref().is_some_and(|seen| seen.contains_key(key));
+        existing.into_iter().filter(|key| !known(key) && !self.doubtful.contains(key)).collect()
     }
 }

@@ -32,6 +32,12 @@ pub trait Target {
         Ok(self.read()?.into_keys().collect())
     }
 
+    /// How many objects an audit reads at once. A family whose objects are read one by one says how many of
+    /// them may hold up a change; where one request reads all, all is right.
+    fn audit_portion(&self) -> usize {
+        usize::MAX
+    }
+
     /// Performs the steps and returns those that failed; every other one is done. Independent steps go on
     /// after a failure. A family whose change is one transaction reports all of its steps when it fails.
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Failure<Self::Error>>;

@@ -1,0 +1,284 @@
+//! The loop of the service proxy: newest World → plan → kernel.
+//!
+//! One task, on a thread of its own, owns the plan and the mirrors; kernel calls block it and nothing else.
+//! It has one wait, for a newer World, a disturbance in the kernel, or the next deadline (a retry, a
+//! draining destination, the next portion of an audit). Cancelling it between two turns loses nothing:
+//! what is programmed stays, and the next start adopts it.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use crate::config::ProxyConfig;
+use crate::kernel::ipvs::ServiceKey;
+use crate::model::{Authority, EventClock, ObjectName, Table, World};
+use crate::net::PerFamily;
+use crate::reconcile::{Drift, Moment};
+
+use super::apply::{Kernel, Mirrors, Round, Targets};
+use super::metrics::Metrics;
+use super::plan::Plan;
+
+/// What the loop is fed with and whom it tells.
+pub struct Surroundings {
+    pub world: watch::Receiver<World>,
+    pub clock: Arc<EventClock>,
+    /// What others did to the kernel since the last look.
+    pub disturbances: watch::Receiver<Disturbances>,
+    /// Which Service every virtual service belongs to, for whoever reads counters.
+    pub owners: watch::Sender<Table<ServiceKey, ObjectName>>,
+    pub standing: watch::Sender<Standing>,
+    pub metrics: Metrics,
+}
+
+/// How often others changed something that concerns the proxy. Only differences count.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Disturbances {
+    pub routing: u64,
+    pub rules: u64,
+}
+
+/// How the proxy stands, for health and readiness.
+#[derive(Clone, Default, Debug)]
+pub struct Standing {
+    /// Turns of the loop: it is alive as long as this grows.
+    pub turns: u64,
+    /// True once everything known has been brought into the kernel.
+    pub ready: bool,
+    /// What fails, one sentence for each family.
+    pub troubles: Vec<String>,
+}
+
+/// How long the loop sleeps at most, so that its life can be seen.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// The pause between two portions of an audit, in which changes go first.
+const BETWEEN_PORTIONS: Duration = Duration::from_millis(5);
+/// How long rules that somebody changed are left alone before they are read: others change them in bursts,
+/// and reading them starts programs.
+const RULES_SETTLE: Duration = Duration::from_millis(500);
+
+/// The proxy's state between two turns.
+pub struct Driver<K: Kernel> {
+    config: Arc<ProxyConfig>,
+    plan: Plan,
+    mirrors: Mirrors<K>,
+    around: Surroundings,
+    authority: Authority,
+    disturbed: Disturbances,
+    rules_read_at: Option<Instant>,
+    next_audit: Instant,
+    audit_found: usize,
+    /// The troubles that were spoken of, by family.
+    told: BTreeMap<&'static str, String>,
+    randomness: RandomState,
+    adopted: bool,
+    started: Instant,
+}
+
+impl<K: Kernel> Driver<K> {
+    pub fn new(
+        config: Arc<ProxyConfig>,
+        families: PerFamily<bool>,
+        kernel: (u32, u32),
+        targets: Targets<K>,
+        around: Surroundings,
+    ) -> Driver<K> {
+        let now = Instant::now();
+        let disturbed = *around.disturbances.borrow();
+        Driver {
+            plan: Plan::new(config.clone(), families, kernel),
+            mirrors: Mirrors::new(targets, config.excluded_cidrs.clone()),
+            authority: Authority::Nothing,
+            disturbed,
+            around,
+            rules_read_at: None,
+            next_audit: now + config.sync_period,
+            audit_found: 0,
+            told: BTreeMap::new(),
+            randomness: RandomState::new(),
+            adopted: false,
+            started: now,
+            config,
+        }
+    }
+
+    /// Runs until `stop` becomes true or the World's publisher is gone.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        loop {
+            let deadline = tokio::time::Instant::from_std(self.deadline(Instant::now()));
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                changed = self.around.world.changed() => if changed.is_err() { return },
+                Ok(()) = self.around.disturbances.changed() => self.note_disturbances(),
+                () = tokio::time::sleep_until(deadline) => {}
+            }
+            self.turn();
+        }
+    }
+
+    fn deadline(&self, now: Instant) -> Instant {
+        let due = [self.mirrors.retry_at(), self.plan.deadline(), self.rules_read_at, Some(self.next_audit)];
+        due.into_iter().flatten().fold(now + HEARTBEAT, Instant::min)
+    }
+
+    /// One turn: takes in what is new and brings it into the kernel.
+    fn turn(&mut self) {
+        let begun = Instant::now();
+        let seen = self.take_world(begun);
+        let expired = self.plan.expire(begun);
+        self.mirrors.mark(&expired);
+        if self.rules_read_at.is_some_and(|at| at <= begun) {
+            self.rules_read_at = None;
+            self.mirrors.forget_rules();
+        }
+        let round = self.round(begun);
+        let done = Instant::now();
+        if round.steps > 0 {
+            self.around.metrics.observe_round(done - begun);
+            if let Some(seen) = seen {
+                self.around.metrics.programming.observe((done - seen).as_secs_f64());
+            }
+            debug!(virtual_services = round.virtuals, steps = round.steps, took_ms = (done - begun).as_millis() as u64, "Changes are in the kernel");
+        }
+        if done >= self.next_audit {
+            self.audit(done);
+        }
+        self.tell(done);
+    }
+
+    /// Takes in the newest World. Returns when the earliest event in it was seen.
+    fn take_world(&mut self, now: Instant) -> Option<Instant> {
+        if !self.around.world.has_changed().unwrap_or(false) && self.authority != Authority::Nothing {
+            return None;
+        }
+        let (world, seen) = {
+            let borrowed = self.around.world.borrow_and_update();
+            (borrowed.clone(), self.around.clock.take())
+        };
+        self.authority = world.authority;
+        if self.authority == Authority::Nothing {
+            return None;
+        }
+        let changed = self.plan.update(&world, now);
+        self.around.metrics.parts.inc_by(changed.parts_computed as u64);
+        for note in &changed.notes {
+            warn!(reason = %note, "Two Services want the same address and port");
+        }
+        self.mirrors.mark(&changed);
+        if !changed.virtuals.is_empty() {
+            self.around.owners.send_replace(self.plan.owners().clone());
+        }
+        seen
+    }
+
+    fn round(&mut self, now: Instant) -> Round {
+        if self.authority == Authority::Nothing || self.mirrors.is_settled() {
+            return Round::default();
+        }
+        let at = self.moment(now);
+        if self.authority == Authority::Complete && !self.adopted {
+            // What an earlier run left in the kernel and nobody wants any more may still have connections.
+            if let Some(existing) = self.mirrors.existing_virtuals(self.plan.desired(), at) {
+                let existing = existing.clone();
+                let adopted = self.plan.adopt(&existing, now);
+                self.mirrors.mark(&adopted);
+                self.adopted = true;
+            }
+        }
+        let round = self.mirrors.round(self.plan.desired(), self.authority, at);
+        match &round.flows {
+            Some(Ok(0)) | None => {}
+            Some(Ok(flows)) => debug!(flows, "Flows to removed backends are forgotten"),
+            Some(Err(error)) => warn!(%error, "Flows to removed backends could not be forgotten"),
+        }
+        round
+    }
+
+    /// Looks at the next portion of the kernel, and repairs at once what somebody changed.
+    fn audit(&mut self, now: Instant) {
+        if self.authority == Authority::Nothing {
+            self.next_audit = now + self.config.sync_period;
+            return;
+        }
+        let at = self.moment(now);
+        let (drift, finished) = self.mirrors.audit(self.plan.desired(), at);
+        self.audit_found += drift.len();
+        for (family, drift) in &drift {
+            let (kind, object) = match drift {
+                Drift::Missing(object) => ("missing", object),
+                Drift::Different(object) => ("different", object),
+                Drift::Unexpected(object) => ("unexpected", object),
+            };
+            self.around.metrics.drift.with_label_values(&[family, kind]).inc();
+            warn!(family, kind, object = %object, "Somebody else changed what is ours; repairing it");
+        }
+        if !drift.is_empty() {
+            self.round(now);
+        }
+        self.next_audit = now + BETWEEN_PORTIONS;
+        if finished {
+            debug!(found = self.audit_found, "Everything of ours in the kernel has been compared");
+            self.audit_found = 0;
+            self.next_audit = now + self.config.sync_period;
+        }
+    }
+
+    fn note_disturbances(&mut self) {
+        let newest = *self.around.disturbances.borrow_and_update();
+        if newest.routing != self.disturbed.routing {
+            self.mirrors.forget_routing();
+        }
+        if newest.rules != self.disturbed.rules && self.rules_read_at.is_none() {
+            self.rules_read_at = Some(Instant::now() + RULES_SETTLE);
+        }
+        self.disturbed = newest;
+    }
+
+    /// Logs troubles that began or ended, and publishes how the proxy stands.
+    fn tell(&mut self, now: Instant) {
+        let mut troubles = Vec::new();
+        for family in self.mirrors.reflections() {
+            let name = family.name();
+            self.around.metrics.steps.with_label_values(&[name]).set(i64::try_from(family.steps_done()).unwrap_or(i64::MAX));
+            self.around.metrics.trouble.with_label_values(&[name]).set(i64::from(family.trouble().is_some()));
+            match family.trouble() {
+                Some(trouble) => {
+                    troubles.push(format!("{name}: {}", trouble.error));
+                    if self.told.get(name) != Some(&trouble.error) {
+                        warn!(family = name, objects = trouble.objects, error = %trouble.error, "The kernel is not as wanted; trying again");
+                        self.told.insert(name, trouble.error.clone());
+                    }
+                }
+                None => {
+                    if self.told.remove(name).is_some() {
+                        info!(family = name, "The kernel is as wanted again");
+                    }
+                }
+            }
+        }
+        self.around.metrics.services.set(i64::try_from(self.plan.desired().virtuals.len()).unwrap_or(i64::MAX));
+        self.around.metrics.draining.set(i64::try_from(self.plan.draining()).unwrap_or(i64::MAX));
+        let done = self.authority != Authority::Nothing && troubles.is_empty();
+        let was_ready = self.around.standing.borrow().ready;
+        if done && !was_ready {
+            let virtual_services = self.plan.desired().virtuals.len();
+            info!(virtual_services, authority = ?self.authority, took_ms = (now - self.started).as_millis() as u64, "First sync is done");
+        }
+        self.around.standing.send_modify(|standing| {
+            standing.turns += 1;
+            standing.ready = was_ready || done;
+            standing.troubles = troubles;
+        });
+    }
+
+    fn moment(&self, now: Instant) -> Moment {
+        let mut hasher = self.randomness.build_hasher();
+        hasher.write_u128((now - self.started).as_nanos());
+        Moment { now, jitter: hasher.finish() as u32 }
+    }
+}

@@ -1,0 +1,84 @@
+//! The service proxy's metrics: names, help texts and what is counted.
+//!
+//! Names and labels that kube-router's users graph are kept (`kube_router_…`). What it has no name for is
+//! called `sluice_proxy_…`. Counters have no `_total` where kube-router's have none. `docs/metrics.md`
+//! lists them all.
+
+use std::time::Duration;
+
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+/// What the proxy's task counts.
+pub struct Metrics {
+    /// Virtual services that the kernel was last seen to hold.
+    pub services: IntGauge,
+    /// Duration of a round.
+    pub round: Histogram,
+    /// From an event on the source's socket to the kernel's last acknowledgement.
+    pub programming: Histogram,
+    /// Services computed anew.
+    pub parts: prometheus::IntCounter,
+    /// Steps performed, by family.
+    pub steps: IntGaugeVec,
+    /// Objects whose last step failed, by family.
+    pub trouble: IntGaugeVec,
+    /// Differences that audits found, by family and kind.
+    pub drift: IntCounterVec,
+    /// Destinations that are kept for their connections only.
+    pub draining: IntGauge,
+}
+
+impl Metrics {
+    /// Makes the metrics and registers them.
+    ///
+    /// # Errors
+    /// Where a name is registered already.
+    pub fn register(registry: &Registry) -> Result<Metrics, prometheus::Error> {
+        let histogram = |name: &str, help: &str, finest: f64| {
+            let buckets = prometheus::exponential_buckets(finest, 2.0, 16)?;
+            Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))
+        };
+        let metrics = Metrics {
+            services: IntGauge::new(
+                "kube_router_controller_ipvs_services",
+                "Number of IPVS services that this agent keeps",
+            )?,
+            round: Histogram::with_opts(HistogramOpts::new(
+                "kube_router_controller_ipvs_services_sync_time",
+                "Time it took to bring changed services into the kernel, in seconds",
+            ))?,
+            programming: histogram(
+                "sluice_proxy_programming_seconds",
+                "Time from seeing a change of the cluster to the kernel's last acknowledgement, in seconds",
+                0.000_1,
+            )?,
+            parts: prometheus::IntCounter::new("sluice_proxy_services_computed_total", "Services computed anew")?,
+            steps: IntGaugeVec::new(
+                Opts::new("sluice_proxy_steps", "Changes made in the kernel since the start, by family of objects"),
+                &["family"],
+            )?,
+            trouble: IntGaugeVec::new(
+                Opts::new("sluice_proxy_failing", "1 while a family of kernel objects is not as wanted because of failures"),
+                &["family"],
+            )?,
+            drift: IntCounterVec::new(
+                Opts::new("sluice_proxy_drift_total", "Objects that somebody else changed, found by audits"),
+                &["family", "kind"],
+            )?,
+            draining: IntGauge::new("sluice_proxy_draining", "Destinations that are kept for their connections only")?,
+        };
+        registry.register(Box::new(metrics.services.clone()))?;
+        registry.register(Box::new(metrics.round.clone()))?;
+        registry.register(Box::new(metrics.programming.clone()))?;
+        registry.register(Box::new(metrics.parts.clone()))?;
+        registry.register(Box::new(metrics.steps.clone()))?;
+        registry.register(Box::new(metrics.trouble.clone()))?;
+        registry.register(Box::new(metrics.drift.clone()))?;
+        registry.register(Box::new(metrics.draining.clone()))?;
+        Ok(metrics)
+    }
+
+    pub(super) fn observe_round(&self, took: Duration) {
+        self.round.observe(took.as_secs_f64());
+    }
+}
