@@ -3,7 +3,6 @@
 pub mod net;
 pub mod config;
 pub mod model;
-pub mod config;
 pub mod reconcile;
 pub mod kernel;
 pub mod k8s;

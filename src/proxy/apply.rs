@@ -61,10 +61,7 @@ pub trait Owned {
 /// A family whose desired state depends on what is found.
 pub trait Ruled: Target {
     /// What each of these settings shall be, of those that exist and are ours to decide.
-    fn wanted(
-        &mut self,
-        rules: &BTreeMap<Setting, Wanted>,
-    ) -> Result<BTreeMap<Self::Key, Self::Value>, Self::Error>;
+    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Self::Key, Self::Value>, Self::Error>;
 }
 
 /// The targets of one kernel.
@@ -210,7 +207,16 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Every family, for questions that concern all of them.
     pub fn reflections(&self) -> [&dyn Reflection; 8] {
-        [&self.links, &self.settings, &self.sets, &self.elements, &self.rules, &self.virtuals, &self.routes, &self.addresses]
+        [
+            &self.links,
+            &self.settings,
+            &self.sets,
+            &self.elements,
+            &self.rules,
+            &self.virtuals,
+            &self.routes,
+            &self.addresses,
+        ]
     }
 
     fn reflections_mut(&mut self) -> [&mut dyn Reflection; 8] {

@@ -143,7 +143,12 @@ impl<K: Kernel> Driver<K> {
             if let Some(seen) = seen {
                 self.around.metrics.programming.observe((done - seen).as_secs_f64());
             }
-            debug!(virtual_services = round.virtuals, steps = round.steps, took_ms = (done - begun).as_millis() as u64, "Changes are in the kernel");
+            debug!(
+                virtual_services = round.virtuals,
+                steps = round.steps,
+                took_ms = (done - begun).as_millis() as u64,
+                "Changes are in the kernel"
+            );
         }
         if done >= self.next_audit {
             self.audit(done);
@@ -244,7 +249,11 @@ impl<K: Kernel> Driver<K> {
         let mut troubles = Vec::new();
         for family in self.mirrors.reflections() {
             let name = family.name();
-            self.around.metrics.steps.with_label_values(&[name]).set(i64::try_from(family.steps_done()).unwrap_or(i64::MAX));
+            self.around
+                .metrics
+                .steps
+                .with_label_values(&[name])
+                .set(i64::try_from(family.steps_done()).unwrap_or(i64::MAX));
             self.around.metrics.trouble.with_label_values(&[name]).set(i64::from(family.trouble().is_some()));
             match family.trouble() {
                 Some(trouble) => {

@@ -58,7 +58,10 @@ impl Metrics {
                 &["family"],
             )?,
             trouble: IntGaugeVec::new(
-                Opts::new("sluice_proxy_failing", "1 while a family of kernel objects is not as wanted because of failures"),
+                Opts::new(
+                    "sluice_proxy_failing",
+                    "1 while a family of kernel objects is not as wanted because of failures",
+                ),
                 &["family"],
             )?,
             drift: IntCounterVec::new(

@@ -1,20 +1,39 @@
-//! The service proxy.
+//! The service proxy: Services become IPVS virtual services.
+//!
+//! Kubernetes: Service and EndpointSlice. A packet to a service address is balanced by the kernel (IPVS, with
+//! destination NAT) over the endpoints of the Service; this module decides what the kernel shall hold and
+//! keeps it so. Nothing here sees a packet.
+//!
+//! In the kernel, for a Service `10.96.0.9:80` with endpoints `10.244.1.7:8080` and `10.244.2.8:8080`:
+//!
+//! ```text
+//! ipvsadm:  TCP 10.96.0.9:80 rr → 10.244.1.7:8080 Masq 1, 10.244.2.8:8080 Masq 1
+//! ip route: local 10.96.0.9 dev kube-dummy-if table local src NODE
+//! ipset:    kube-router-svip 10.96.0.9, kube-router-svip-prt 10.96.0.9,tcp:80
+//! iptables: INPUT → KUBE-ROUTER-SERVICES (the guard), POSTROUTING → KUBE-ROUTER-SNAT (masquerading)
+//! ```
+//!
+//! Reading order: [`part`] is what one Service asks for, with one file for each feature that decides about it
+//! ([`endpoints`], [`traffic_policy`], [`session_affinity`], [`scheduler`], [`node_port`], [`external_ip`]);
+//! [`plan`] keeps the union of all parts, [`desired`], with what all Services share ([`guard`],
+//! [`masquerade`], [`settings`], [`local_node`]) and what is on its way out ([`drain`]); [`apply`] brings it
+//! into the kernel; [`driver`] is the loop. [`names`] pins what running nodes call these things.
 
-pub mod apply;
-pub mod desired;
-pub mod drain;
-pub mod endpoints;
-pub mod external_ip;
-pub mod guard;
-pub mod local_node;
-pub mod masquerade;
 pub mod names;
-pub mod node_port;
+pub mod desired;
 pub mod part;
-pub mod plan;
-pub mod scheduler;
-pub mod session_affinity;
+pub mod endpoints;
 pub mod traffic_policy;
+pub mod session_affinity;
+pub mod scheduler;
+pub mod node_port;
+pub mod external_ip;
+pub mod plan;
+pub mod local_node;
+pub mod guard;
+pub mod masquerade;
 pub mod settings;
+pub mod drain;
+pub mod apply;
 pub mod driver;
 pub mod metrics;
