@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use sluice::kernel::sysctl::{Setting, Settings, Wanted};
-use sluice::reconcile::{Growth, Mirror};
+use sluice::reconcile::{Growth, Mirror, Reflection};
 
 use super::moment;
 use crate::namespace::{in_new, run};
@@ -57,7 +57,7 @@ fn a_restart_with_everything_in_place_writes_nothing_and_an_audit_finds_what_was
         assert!(mirror.is_settled());
         assert_eq!(mirror.steps_done(), 0);
         run("sysctl -qw net.ipv4.conf.all.arp_ignore=0");
-        let audited = mirror.audit(None, 100, moment());
+        let audited = mirror.audit(moment());
         assert_eq!(audited.drift.len(), 1, "{:?}", audited.drift);
         mirror.grow(&want, Growth::Full, moment());
         assert_eq!(value("net.ipv4.conf.all.arp_ignore"), "1");
