@@ -2,9 +2,11 @@
 
 pub mod net;
 pub mod config;
+pub mod observe;
 pub mod model;
 pub mod reconcile;
 pub mod kernel;
 pub mod k8s;
 pub mod world;
 pub mod proxy;
+pub mod app;

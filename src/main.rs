@@ -1,1 +1,61 @@
-fn main() {}
+//! The program: from the command line to a running node agent.
+//!
+//! Order: flags, help and version, configuration, log, root. Nothing is bound or written before all of these.
+//! Exit codes: 0 done, 1 refused or failed, 2 a flag that cannot be read.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use sluice::config::{self, Config, Environment, LogFormat, Refusal, Request};
+use sluice::observe::logging::{self, Form};
+use tracing::{info, warn};
+
+fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    match start(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => {
+            eprintln!("{}", refusal.text);
+            ExitCode::from(refusal.exit_code)
+        }
+    }
+}
+
+fn start(words: &[OsString]) -> Result<(), Refusal> {
+    let (flags, verbosity) = match config::request(words)? {
+        Request::Run { flags, verbosity } => (flags, verbosity),
+        Request::Print(text) => {
+            eprintln!("{text}");
+            return Ok(());
+        }
+    };
+    let config = Config::from_flags(&flags, verbosity, &environment()).map_err(refused)?;
+    let form = match config.log_format {
+        LogFormat::Text => Form::Text,
+        LogFormat::Json => Form::Json,
+    };
+    logging::start(form, config.verbosity);
+    if !rustix::process::geteuid().is_root() {
+        return Err(refused("sluice must run as root, because it changes the network of this host."));
+    }
+    info!(version = config::VERSION, toolchain = config::TOOLCHAIN, node = config.node_name, "starting");
+    for notice in &config.notices {
+        warn!(notice, "a flag has no effect");
+    }
+    if config.runs_nothing() {
+        info!("nothing is switched on, so there is nothing to do");
+        return Ok(());
+    }
+    sluice::app::run(config).map_err(|error| refused(format!("{error:#}")))
+}
+
+fn environment() -> Environment {
+    Environment {
+        node_name: std::env::var_os("NODE_NAME").map(|name| name.to_string_lossy().into_owned()),
+        host_name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    }
+}
+
+fn refused(sentence: impl ToString) -> Refusal {
+    Refusal { text: sentence.to_string(), exit_code: 1 }
+}

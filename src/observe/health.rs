@@ -1,0 +1,208 @@
+//! Is the program alive, and is it ready?
+//!
+//! `/healthz` answers the kubelet's liveness probe, which kills the pod when the answer is no. Only one thing is
+//! mended by that: a loop that has stopped turning. So a component is alive as long as it beats within its
+//! deadline, whatever its work runs into. An API server that cannot be reached or a kernel that refuses a write
+//! would still be there after a restart; they are *trouble*, and trouble is never a reason to be killed.
+//!
+//! `/readyz` answers whether what was asked for has been done: every component has finished its first round
+//! (`ready`), beats, and has no trouble. Its answer names each reason on a line of its own.
+//!
+//! A component owes its first beat within the deadline after it registers. Time is passed in, so that all of
+//! this is a calculation; the handle is shared between tasks and its lock is held for a few instructions only.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The health of the whole program. Clones are the same health.
+#[derive(Clone, Default, Debug)]
+pub struct Health {
+    components: Arc<Mutex<Vec<Component>>>,
+}
+
+/// One component's side of the health: where it says that it is alive and how it fares.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    health: Health,
+    index: usize,
+}
+
+#[derive(Debug)]
+struct Component {
+    name: &'static str,
+    deadline: Duration,
+    last_beat: Instant,
+    ready: bool,
+    trouble: Option<String>,
+}
+
+/// Why the program is not ready: one component, one reason.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reason {
+    pub component: &'static str,
+    pub text: String,
+}
+
+impl Health {
+    /// Adds a component that promises to beat at least once in every `deadline`, from now on. It starts unready.
+    pub fn register(&self, name: &'static str, deadline: Duration, now: Instant) -> Pulse {
+        let mut components = self.components();
+        components.push(Component { name, deadline, last_beat: now, ready: false, trouble: None });
+        Pulse { health: self.clone(), index: components.len() - 1 }
+    }
+
+    /// The components that have missed their deadline. Empty means alive.
+    pub fn stuck(&self, now: Instant) -> Vec<Reason> {
+        self.components().iter().filter_map(|component| component.stuck(now)).collect()
+    }
+
+    /// Everything that speaks against being ready, in the order of registration. Empty means ready.
+    pub fn unready(&self, now: Instant) -> Vec<Reason> {
+        self.components().iter().flat_map(|component| component.unready(now)).collect()
+    }
+
+    fn components(&self) -> MutexGuard<'_, Vec<Component>> {
+        // Each change is one assignment, so a thread that panicked here has left nothing half done.
+        self.components.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pulse {
+    /// The loop is alive.
+    pub fn beat(&self, now: Instant) {
+        // A beat that was delayed on its way must not undo a later one.
+        self.change(|component| component.last_beat = component.last_beat.max(now));
+    }
+
+    /// Whether what this component is there for has been done.
+    pub fn ready(&self, ready: bool) {
+        self.change(|component| component.ready = ready);
+    }
+
+    /// What goes wrong at the moment, in a few words; `None` when nothing does.
+    pub fn trouble(&self, trouble: Option<String>) {
+        self.change(|component| component.trouble = trouble);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Component)) {
+        if let Some(component) = self.health.components().get_mut(self.index) {
+            change(component);
+        }
+    }
+}
+
+impl Component {
+    fn stuck(&self, now: Instant) -> Option<Reason> {
+        let silent = now.saturating_duration_since(self.last_beat);
+        (silent > self.deadline).then(|| {
+            self.reason(format!("has not moved for {} s, allowed are {} s", silent.as_secs(), self.deadline.as_secs()))
+        })
+    }
+
+    fn unready(&self, now: Instant) -> impl Iterator<Item = Reason> {
+        let not_yet = (!self.ready).then(|| self.reason("has not finished its first round".to_owned()));
+        let trouble = self.trouble.as_ref().map(|text| self.reason(text.clone()));
+        [self.stuck(now), not_yet, trouble].into_iter().flatten()
+    }
+
+    fn reason(&self, text: String) -> Reason {
+        Reason { component: self.name, text }
+    }
+}
+
+impl fmt::Display for Reason {
+    /// One line, whatever the text holds.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.component, self.text.replace(['\r', '\n'], " "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    fn seconds(start: Instant, seconds: u64) -> Instant {
+        start + Duration::from_secs(seconds)
+    }
+
+    fn lines(reasons: &[Reason]) -> Vec<String> {
+        reasons.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn without_components_all_is_well() {
+        let (health, start) = (Health::default(), Instant::now());
+        assert!(health.stuck(start).is_empty());
+        assert!(health.unready(start).is_empty());
+    }
+
+    #[test]
+    fn a_component_lives_from_beat_to_deadline() {
+        let (health, start) = (Health::default(), Instant::now());
+        let proxy = health.register("proxy", DEADLINE, start);
+        assert!(health.stuck(seconds(start, 10)).is_empty(), "the first beat is due within the deadline");
+        assert_eq!(lines(&health.stuck(seconds(start, 11))), ["proxy: has not moved for 11 s, allowed are 10 s"]);
+        proxy.beat(seconds(start, 11));
+        assert!(health.stuck(seconds(start, 21)).is_empty(), "a late beat brings it back");
+        assert_eq!(health.stuck(seconds(start, 22)).len(), 1);
+    }
+
+    #[test]
+    fn one_stuck_component_is_not_hidden_by_the_others() {
+        let (health, start) = (Health::default(), Instant::now());
+        let (watch, _proxy) = (health.register("watch", DEADLINE, start), health.register("proxy", DEADLINE, start));
+        watch.beat(seconds(start, 60));
+        let stuck = health.stuck(seconds(start, 60));
+        assert_eq!(stuck.iter().map(|reason| reason.component).collect::<Vec<_>>(), ["proxy"]);
+    }
+
+    #[test]
+    fn a_beat_from_the_past_takes_nothing_away() {
+        let (health, start) = (Health::default(), Instant::now());
+        let proxy = health.register("proxy", DEADLINE, start);
+        proxy.beat(seconds(start, 20));
+        proxy.beat(seconds(start, 5));
+        assert!(health.stuck(seconds(start, 30)).is_empty());
+        assert!(health.stuck(start).is_empty(), "a clock read earlier than the last beat is no trouble either");
+    }
+
+    #[test]
+    fn trouble_makes_unready_and_never_dead() {
+        let (health, start) = (Health::default(), Instant::now());
+        let proxy = health.register("proxy", DEADLINE, start);
+        assert_eq!(lines(&health.unready(start)), ["proxy: has not finished its first round"]);
+        proxy.ready(true);
+        assert!(health.unready(start).is_empty());
+        proxy.trouble(Some("the kernel refuses\nvirtual services".to_owned()));
+        assert_eq!(lines(&health.unready(start)), ["proxy: the kernel refuses virtual services"]);
+        assert!(health.stuck(start).is_empty());
+        proxy.trouble(None);
+        assert!(health.unready(start).is_empty());
+    }
+
+    #[test]
+    fn a_stuck_component_is_not_ready_and_every_reason_is_named() {
+        let (health, start) = (Health::default(), Instant::now());
+        let proxy = health.register("proxy", DEADLINE, start);
+        proxy.trouble(Some("no route".to_owned()));
+        assert_eq!(
+            lines(&health.unready(seconds(start, 11))),
+            [
+                "proxy: has not moved for 11 s, allowed are 10 s",
+                "proxy: has not finished its first round",
+                "proxy: no route"
+            ]
+        );
+    }
+
+    #[test]
+    fn clones_speak_for_the_same_component() {
+        let (health, start) = (Health::default(), Instant::now());
+        let proxy = health.register("proxy", DEADLINE, start);
+        proxy.clone().ready(true);
+        assert!(health.clone().unready(start).is_empty());
+    }
+}
