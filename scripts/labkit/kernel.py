@@ -8,32 +8,36 @@ import socket
 from . import net, own
 
 
-def ipvs(i):
-    """The virtual services of node i: {(protocol, address, port): {scheduler, flags, destinations}}.
+PROTOCOLS = {"-t": "TCP", "-u": "UDP", "--sctp-service": "SCTP", "-f": "FWM"}
 
-    `destinations` is {address: weight}; `flags` are the words after the scheduler (`persistent 600 FFFFFFFF`).
+
+def ipvs(i):
+    """The virtual services of node i: {(protocol, address, port): {scheduler, options, destinations}}.
+
+    `destinations` is {"address:port": weight}; `options` are the words after the scheduler (`-p 600`). Asked from
+    ipvsadm, because /proc/net/ip_vs loses entries beyond 4 KiB when several namespaces have some.
     """
-    with net.Inside(f"n{i}"), open("/proc/net/ip_vs") as handle:
-        lines = handle.readlines()[3:]
-    services, current = {}, None
+    with net.Inside(f"n{i}"):
+        lines = own.run("/usr/sbin/ipvsadm", "-Sn").splitlines()
+    services = {}
     for line in lines:
         words = line.split()
-        if words[0] in ("TCP", "UDP", "SCTP"):
-            current = {"scheduler": words[2], "flags": " ".join(words[3:]), "destinations": {}}
-            services[(words[0], *endpoint(words[1]))] = current
-        elif words[0] == "FWM":
-            current = {"scheduler": words[2], "flags": " ".join(words[3:]), "destinations": {}}
-            services[("FWM", int(words[1], 16), 0)] = current
+        key = (PROTOCOLS[words[1]], *endpoint(words[2]))
+        if words[0] == "-A":
+            at = words.index("-s")
+            services[key] = {"scheduler": words[at + 1], "options": " ".join(words[at + 2:]), "destinations": {}}
         else:
-            current["destinations"]["{}:{}".format(*endpoint(words[1]))] = int(words[3])
+            address, port = endpoint(words[words.index("-r") + 1])
+            services[key]["destinations"][f"{address}:{port}"] = int(words[words.index("-w") + 1])
     return services
 
 
 def endpoint(text):
-    """`0A600001:0050` or `[fd00:0010:...]:0050` as (address, port)."""
+    """`10.96.0.1:80` or `[fd00:10:96::1]:80` as (address, port); a firewall mark as (mark, 0)."""
+    if ":" not in text:
+        return text, 0
     host, port = text.rsplit(":", 1)
-    address = ipaddress.ip_address(host.strip("[]") if "[" in host else int(host, 16))
-    return str(address), int(port, 16)
+    return str(ipaddress.ip_address(host.strip("[]"))), int(port)
 
 
 def destinations(i, protocol, address, port):

@@ -8,6 +8,7 @@ connections and keeps long-lived ones talking until it is stopped, and reports e
 """
 import collections
 import errno
+import itertools
 import json
 import os
 import selectors
@@ -26,7 +27,12 @@ PATIENCE = 8.0  # seconds; longer than three lost first packets, so that only wh
 def open_socket(protocol, address):
     kind, number = KINDS[protocol]
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return socket.socket(family, kind, number)
+    sock = socket.socket(family, kind, number)
+    if family == socket.AF_INET6:
+        # One family for each socket: SCTP tells its peer every address it has, also those of the other family,
+        # and what then travels beside the translated path belongs to no connection there.
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return sock
 
 
 # ---------------------------------------------------------------- servers
@@ -63,11 +69,10 @@ def serve(namespace, ports, name=None):
 
 def listen(ports):
     selector = selectors.DefaultSelector()
-    for protocol, port in ports:
-        sock = open_socket(protocol, "::")
+    for (protocol, port), anywhere in itertools.product(ports, ("0.0.0.0", "::")):
+        sock = open_socket(protocol, anywhere)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind(("::", port))
+        sock.bind((anywhere, port))
         if protocol != "udp":
             sock.listen(512)
         sock.setblocking(False)
@@ -77,7 +82,7 @@ def listen(ports):
 
 def answer_forever(selector, name):
     def words(address):
-        return f"{name} {address[0].removeprefix('::ffff:')}\n".encode()
+        return f"{name} {address[0]}\n".encode()
 
     while True:
         for key, _ in selector.select():

@@ -1,0 +1,47 @@
+"""Builds of the project for the demo and the tests: toolchains checked, one release binary, progress shown."""
+import os
+import re
+import shutil
+import subprocess
+import time
+
+from . import own, packages
+
+RUST, GO = (1, 95), (1, 26)
+
+
+def target():
+    return os.environ.get("CARGO_TARGET_DIR") or os.path.join(own.TREE, "target")
+
+
+def toolchain(program, least, where):
+    """Checks that a toolchain is there and new enough, and says what it is."""
+    path = shutil.which(program)
+    if not path:
+        raise own.LabError(f"{program} is not in PATH: {where}")
+    text = own.run(path, "version" if program == "go" else "--version", cwd=own.TREE).strip()
+    found = re.search(r"(\d+)\.(\d+)", text)
+    if not found or tuple(map(int, found.groups())) < least:
+        raise own.LabError(f"{text}: at least {least[0]}.{least[1]} is needed; {where}")
+    own.say(text)
+
+
+def rust():
+    packages.install(packages.COMPILER)
+    toolchain("cargo", RUST, f"install Rust {RUST[0]}.{RUST[1]} or newer (rustup.rs)")
+
+
+def go():
+    toolchain("go", GO, f"install Go {GO[0]}.{GO[1]} or newer (go.dev/dl)")
+
+
+def release():
+    """Builds the release binary and returns its path."""
+    began = time.monotonic()
+    own.say("building the release binary (cargo build --release)")
+    done = subprocess.run(["cargo", "build", "--release", "--locked", "--bin", "sluice"], cwd=own.TREE, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise own.LabError("the release build failed; cargo says why above")
+    path = os.path.join(target(), "release", "sluice")
+    own.say(f"release binary: {os.path.getsize(path) / 1e6:.1f} MB, {time.monotonic() - began:.0f} s")
+    return path

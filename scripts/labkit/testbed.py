@@ -1,0 +1,92 @@
+"""Nodes, pods that answer, a source of objects and an agent on every node: what the demo and the tests play on."""
+import os
+import signal
+
+from . import kernel, net, own, traffic
+from .agent import Agent
+from .objects import Service
+from .outside import relay
+from .source import Cluster, Manifests
+
+SERVED = [("tcp", 8080), ("udp", 8080), ("sctp", 8080)]
+
+
+class Testbed:
+    def __init__(self, binary, facts=None, nodes=3, pods=3, subnets=1):
+        """`facts` are those of a running cluster; without them the objects come from manifests."""
+        self.binary, self.facts = binary, facts
+        self.shape = (nodes, pods, subnets)
+        self.agents, self.processes, self.services = {}, [], {}
+        self.numbers = iter(range(10, 250))
+
+    def up(self):
+        self.plan = net.up(*self.shape)
+        for pod in self.plan.pod_names():
+            self.processes.append(traffic.serve(pod, SERVED))
+        if self.facts:
+            self.processes.append(relay(self.facts["port"]))
+        self.source = Cluster(self.facts) if self.facts else Manifests()
+        self.source.nodes(self.plan)
+        return self
+
+    def start_agents(self, *flags):
+        for i in range(1, self.plan.nodes + 1):
+            self.agents[i] = Agent(i, self.binary, self.source, flags).start()
+
+    def stop_agents(self):
+        for agent in self.agents.values():
+            agent.stop()
+        self.agents.clear()
+
+    def put(self, name, pods, **more):
+        """Creates a Service with addresses of its own, or gives one of that name other pods."""
+        if name in self.services:
+            service = self.services[name]
+            service.pods = list(pods)
+            for key, value in more.items():
+                setattr(service, key, value)
+        else:
+            service = self.services[name] = Service(name, next(self.numbers), list(pods), **more)
+        self.source.put(service)
+        return service
+
+    def delete(self, service):
+        self.source.delete(service)
+        del self.services[service.name]
+
+    def settle(self, *services, seconds=90, nodes=None):
+        """Until the kernel of every node serves exactly the pods of each Service at its cluster addresses."""
+        for i in nodes or self.agents:
+            for service in services or self.services.values():
+                if not own.wait(lambda: not self.missing(i, service), seconds, 0.2):
+                    raise own.LabError(f"node {i} does not serve '{service.name}' after {seconds} s: {self.missing(i, service)}"
+                                       f"\n{self.tail(i)}")
+
+    def missing(self, i, service):
+        """What the kernel of node i lacks, or has too much, of a Service; empty when it is right."""
+        present = kernel.ipvs(i)
+        for family in service.families:
+            want = {net.pod_addresses(p)[family == "6"] for p in service.pods}
+            for port in service.ports:
+                key = (port.protocol, service.address(family), port.port)
+                if key not in present:
+                    return f"no {port.protocol} {key[1]} {key[2]}"
+                live = {d.rsplit(":", 1)[0] for d, weight in present[key]["destinations"].items() if weight > 0}
+                if live != want:
+                    return f"{key[1]} has {sorted(live)}, not {sorted(want)}"
+        return ""
+
+    def tail(self, i, lines=25):
+        return "\n".join("  " + line for line in self.agents[i].text().splitlines()[-lines:])
+
+    def down(self):
+        for agent in self.agents.values():
+            agent.kill()
+        for pid in self.processes:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                pass
+        self.source.close()
+        net.down()
