@@ -6,6 +6,8 @@
 //! `monitor` tells what others changed.
 
 mod error;
+mod name;
+mod program;
 
 pub mod address;
 pub mod conntrack;
@@ -16,8 +18,8 @@ pub mod link;
 pub mod module;
 pub mod monitor;
 pub mod netlink;
-mod program;
 pub mod route;
 pub mod sysctl;
 
 pub use error::{Cause, Error};
+pub use name::Name;

@@ -70,6 +70,11 @@ impl Settings {
         self.rules = rules;
     }
 
+    /// Replaces the rules.
+    pub fn decide(&mut self, rules: &BTreeMap<Setting, Wanted>) {
+        self.rules.clone_from(rules);
+    }
+
     /// The desired state: what each setting that exists, and is ours to decide, shall be.
     pub fn wanted(&mut self) -> Result<BTreeMap<Setting, CompactString>, Error> {
         let found = self.read()?;

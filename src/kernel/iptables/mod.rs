@@ -39,7 +39,7 @@ use self::save::{SavedTable, parse, target};
 use self::slots::Place;
 use self::spelling::Spelling;
 use super::program::{Call, run};
-use super::{Cause, Error};
+use super::{Cause, Error, Name};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Failure, Phase, Step, Target};
 
@@ -85,16 +85,9 @@ pub struct Rules(pub Vec<CompactString>);
 /// What belongs to one owner, in both families.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Ownership {
-    pub chains: Vec<(Table, ChainName)>,
+    pub chains: Vec<(Table, Name)>,
     /// Whether kube-router's leftovers in the tables named above are this owner's to remove.
     pub leftovers: bool,
-}
-
-/// The name of a chain, or how the names of many begin.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum ChainName {
-    Exact(CompactString),
-    Prefix(CompactString),
 }
 
 /// How long a program waits for another one that holds the lock of the tables, in seconds.
@@ -312,15 +305,6 @@ impl Ownership {
     }
 }
 
-impl ChainName {
-    fn matches(&self, chain: &str) -> bool {
-        match self {
-            ChainName::Exact(name) => name == chain,
-            ChainName::Prefix(prefix) => chain.starts_with(prefix.as_str()),
-        }
-    }
-}
-
 impl Table {
     pub const ALL: [Table; 3] = [Table::Filter, Table::Nat, Table::Mangle];
 
@@ -434,8 +418,8 @@ mod tests {
     fn names_are_owned_in_their_table_only() {
         let ours = Ownership {
             chains: vec![
-                (Table::Filter, ChainName::Exact("KUBE-ROUTER-SERVICES".into())),
-                (Table::Nat, ChainName::Prefix("KUBE-NWPLCY-".into())),
+                (Table::Filter, Name::Exact("KUBE-ROUTER-SERVICES".into())),
+                (Table::Nat, Name::Prefix("KUBE-NWPLCY-".into())),
             ],
             leftovers: false,
         };

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
-use sluice::kernel::iptables::{ChainName, Flavour, Ownership, Piece, Programs, Rules, Table, Tables, detect, quoted};
+use sluice::kernel::Name;
+use sluice::kernel::iptables::{Flavour, Ownership, Piece, Programs, Rules, Table, Tables, detect, quoted};
 use sluice::net::{Family, PerFamily};
 use sluice::reconcile::{Drift, Growth, Mirror, Reflection};
 
@@ -30,7 +31,7 @@ fn with_each(test: impl Fn(Flavour) + Send + Sync) {
 
 fn ours() -> Ownership {
     Ownership {
-        chains: vec![(Table::Filter, ChainName::Exact(SERVICES.into())), (Table::Nat, ChainName::Exact(SNAT.into()))],
+        chains: vec![(Table::Filter, Name::Exact(SERVICES.into())), (Table::Nat, Name::Exact(SNAT.into()))],
         leftovers: true,
     }
 }

@@ -1,0 +1,91 @@
+//! The elements of sets as a family of kernel objects.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::acts::Ipset;
+use super::fault::error;
+use super::{ElementKey, Entry, SetName};
+use crate::kernel::{Error, Name};
+use crate::reconcile::{Failure, Phase, Step, Target};
+
+/// The elements of the sets of one owner. The sets are a family of their own, [`Sets`](super::Sets), that has to
+/// be there first.
+#[derive(Debug)]
+pub struct Elements {
+    ipset: Ipset,
+    ours: Vec<Name>,
+}
+
+/// Up to this many elements are asked for one by one; for more, their sets are read whole.
+const FEW: usize = 4096;
+
+impl Elements {
+    /// Opens a socket in the network namespace of the calling thread.
+    pub fn open(ours: Vec<Name>) -> Result<Elements, Error> {
+        Ok(Elements { ipset: Ipset::open()?, ours })
+    }
+
+    fn entries(&mut self, set: &SetName, asked: &[Entry]) -> Result<Vec<Entry>, Error> {
+        let has_prefixes = asked.iter().any(|entry| matches!(entry, Entry::Net(_)));
+        if has_prefixes || asked.len() > FEW {
+            let asked: BTreeSet<&Entry> = asked.iter().collect();
+            let mut entries = self.ipset.entries(set)?;
+            entries.retain(|entry| asked.contains(entry));
+            return Ok(entries);
+        }
+        let exist = self.ipset.test(set, asked)?;
+        Ok(asked.iter().zip(exist).filter_map(|(entry, exists)| exists.then_some(*entry)).collect())
+    }
+}
+
+impl Target for Elements {
+    type Key = ElementKey;
+    type Value = ();
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        "elements"
+    }
+
+    fn read(&mut self) -> Result<BTreeMap<ElementKey, ()>, Error> {
+        let mut found = BTreeMap::new();
+        for set in self.ipset.names()? {
+            if self.ours.iter().any(|own| own.matches(&set.0)) {
+                let entries = self.ipset.entries(&set)?;
+                found.extend(entries.into_iter().map(|entry| (ElementKey { set: set.clone(), entry }, ())));
+            }
+        }
+        Ok(found)
+    }
+
+    fn read_some(&mut self, keys: &[ElementKey]) -> Result<BTreeMap<ElementKey, ()>, Error> {
+        let mut asked: BTreeMap<&SetName, Vec<Entry>> = BTreeMap::new();
+        for key in keys {
+            asked.entry(&key.set).or_default().push(key.entry);
+        }
+        let mut found = BTreeMap::new();
+        for (set, asked) in asked {
+            let entries = self.entries(set, &asked)?;
+            found.extend(entries.into_iter().map(|entry| (ElementKey { set: set.clone(), entry }, ())));
+        }
+        Ok(found)
+    }
+
+    fn apply(&mut self, phase: Phase, steps: &[Step<'_, ElementKey, ()>]) -> Vec<Failure<Error>> {
+        let mut entries: BTreeMap<&SetName, Vec<(usize, Entry)>> = BTreeMap::new();
+        for (index, step) in steps.iter().enumerate() {
+            entries.entry(&step.key.set).or_default().push((index, step.key.entry));
+        }
+        let (operation, failed) = match phase {
+            Phase::Grow => ("add element", self.ipset.add(&entries)),
+            Phase::Shrink => ("delete element", self.ipset.delete(&entries)),
+        };
+        failed
+            .into_iter()
+            .filter_map(|(step, fault)| {
+                let key = steps.get(step)?.key;
+                Some(Failure { step, error: error(operation, &key.to_string(), fault) })
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,115 @@
+//! ipset: named sets of addresses, prefixes and ports, and their elements.
+//!
+//! Kernel: netlink subsystem `NFNL_SUBSYS_IPSET` (include/uapi/linux/netfilter/ipset/ip_set.h). Ours, for a process
+//! without memory: the sets with the names that their owner lists, and everything in them.
+//!
+//! Limits and surprises:
+//! - Elements travel some thousand in one message. That is no transaction: those before a bad one stay. The
+//!   kernel names the bad one, and the others are sent again, so it fails alone.
+//! - A set holds a fixed number of elements; to hold more it is replaced by a larger one, see [`Sets`].
+//! - A set is in use while a rule names it, and with nf_tables some milliseconds longer.
+//! - Elements that end by themselves, and those that exclude, are never ours: they read as absent.
+//! - Error numbers above 4096 are ipset's own; `fault` knows what they mean.
+
+mod acts;
+mod elements;
+mod fault;
+mod sets;
+mod wire;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use crate::net::{Family, Protocol};
+
+pub use self::acts::Ipset;
+pub use self::elements::Elements;
+pub use self::sets::Sets;
+
+/// The name of a set: at most 31 bytes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SetName(pub CompactString);
+
+/// What a set is made to hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SetSpec {
+    pub kind: SetKind,
+    pub family: Family,
+    /// How many elements fit. A set that must hold more is replaced by a larger one, atomically.
+    pub max_elements: u32,
+    /// Whether the set was made with the `timeout` extension. Sets that kube-router shares with us are, and
+    /// must stay so: it refuses a set that differs.
+    pub timeout: bool,
+}
+
+/// The set types in use.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum SetKind {
+    HashIp,
+    HashIpPort,
+    HashNet,
+    /// A set under our name that is of another type, or made in a way that we never use. It is read so that it
+    /// can be replaced.
+    Other,
+}
+
+/// One element of a set.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Entry {
+    Ip(IpAddr),
+    IpPort(IpAddr, Protocol, u16),
+    /// Host bits are zero. A prefix of length 0 is written as its two halves, which `hash:net` wants, and two
+    /// halves of everything read as everything: they are never to be wanted side by side.
+    Net(IpNet),
+}
+
+/// An element and the set it is in.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ElementKey {
+    pub set: SetName,
+    pub entry: Entry,
+}
+
+impl Entry {
+    /// The prefixes of length 0.
+    fn everything() -> [Entry; 2] {
+        [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)]
+            .map(|address| Entry::Net(IpNet::new(address, 0).expect("0 is a prefix length of both families")))
+    }
+
+    /// The elements by which the kernel is told this one: itself, or the halves of everything.
+    fn parts(&self) -> Vec<Entry> {
+        match self {
+            Entry::Net(prefix) if prefix.prefix_len() == 0 => {
+                prefix.subnets(1).expect("a prefix of length 0 has halves").map(Entry::Net).collect()
+            }
+            entry => vec![*entry],
+        }
+    }
+}
+
+impl fmt::Display for SetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Entry {
+    /// As `ipset save` prints it: `10.0.0.1`, `10.0.0.1,tcp:80`, `10.0.0.0/24`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Entry::Ip(address) => write!(f, "{address}"),
+            Entry::IpPort(address, protocol, port) => write!(f, "{address},{protocol}:{port}"),
+            Entry::Net(prefix) => write!(f, "{prefix}"),
+        }
+    }
+}
+
+impl fmt::Display for ElementKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.set, self.entry)
+    }
+}
