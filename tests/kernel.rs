@@ -13,3 +13,5 @@ mod namespace;
 mod native;
 #[path = "kernel/ipvs.rs"]
 mod ipvs;
+#[path = "kernel/dummy.rs"]
+mod dummy;

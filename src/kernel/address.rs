@@ -1,13 +1,24 @@
 //! Addresses on network devices.
 //!
-//! Kernel: rtnetlink `RTM_*ADDR` (include/uapi/linux/if_addr.h). Ours: every address on a device that is
-//! ours, but for the link-local ones (`fe80::/10`) that the kernel puts there by itself.
+//! Ours: every address on the devices whose names the owner of an [`Addresses`] target lists, but for the
+//! link-local ones (`fe80::/10`) that the kernel puts there by itself. Addresses that we add have the scope of
+//! their length: a host address is of scope link, as kube-router makes them, any other is global.
+//!
+//! The kernel walks the addresses of a device for every new one, so this is for devices with few of them.
+//!
+//! Kernel: rtnetlink `RTM_*ADDR` (include/uapi/linux/if_addr.h).
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
-use super::link::LinkName;
+use super::Error;
+use super::link::{self, LinkKind, LinkName, Names, no_device};
+use super::netlink::{Answer, Bus, Fault, Messages, Socket, failed_steps, flag};
+use crate::net::Family;
+use crate::reconcile::{Failure, Phase, Step, Target};
 
 /// An address on a device. The prefix keeps its host bits: `10.244.1.1/24`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -19,5 +30,191 @@ pub struct AddressKey {
 impl fmt::Display for AddressKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} dev {}", self.address, self.link)
+    }
+}
+
+/// An address without meaning (the dummy address of RFC 7600), for a device whose IPv4 routes must stay while
+/// its other addresses come and go: with the last address the kernel drops all IPv4 routes of the device.
+pub const KEEPER: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 0, 8), 32));
+
+/// The addresses of some devices.
+pub struct Addresses {
+    socket: Socket,
+    links: Vec<LinkName>,
+}
+
+/// An address of this host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostAddress {
+    pub link: LinkName,
+    pub kind: LinkKind,
+    /// The device is set up.
+    pub up: bool,
+    /// The prefix keeps its host bits.
+    pub address: IpNet,
+    pub scope: Scope,
+}
+
+/// How far an address is known.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Scope {
+    Global,
+    /// On this network: `fe80::/10`, and IPv4 addresses that were made so.
+    Link,
+    /// Inside this host: `127.0.0.0/8`, `::1`.
+    Host,
+}
+
+const NEW_ADDRESS: u16 = 20;
+const DELETE_ADDRESS: u16 = 21;
+const GET_ADDRESS: u16 = 22;
+/// Length of `struct ifaddrmsg`: family, prefix length, flags, scope, device.
+const HEADER: usize = 8;
+
+const ADDRESS: u16 = 1;
+const LOCAL: u16 = 2;
+
+/// IPv6: usable at once, nobody is asked whether it is taken.
+const NO_DUPLICATE_DETECTION: u8 = 0x02;
+const SCOPE_GLOBAL: u8 = 0;
+const SCOPE_LINK: u8 = 253;
+const SCOPE_HOST: u8 = 254;
+
+/// All addresses of the network namespace of the calling thread, by device and in the kernel's order.
+pub fn host_addresses() -> Result<Vec<HostAddress>, Error> {
+    let mut socket = Socket::open(Bus::Route)?;
+    let devices: BTreeMap<u32, link::Device> =
+        link::devices(&mut socket)?.into_iter().map(|device| (device.index, device)).collect();
+    let mut found = Vec::new();
+    for family in Family::BOTH {
+        for (index, address, scope) in list(&mut socket, family, 0)? {
+            let Some(device) = devices.get(&index) else { continue };
+            found.push(HostAddress {
+                link: device.name.clone(),
+                kind: device.kind.clone(),
+                up: device.up,
+                address,
+                scope,
+            });
+        }
+    }
+    Ok(found)
+}
+
+impl Addresses {
+    /// Opens sockets in the network namespace of the calling thread.
+    pub fn open(links: impl IntoIterator<Item = LinkName>) -> Result<Addresses, Error> {
+        Ok(Addresses { socket: Socket::open(Bus::Route)?, links: links.into_iter().collect() })
+    }
+}
+
+impl Target for Addresses {
+    type Key = AddressKey;
+    type Value = ();
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        "addresses"
+    }
+
+    fn read(&mut self) -> Result<BTreeMap<AddressKey, ()>, Error> {
+        let mut found = BTreeMap::new();
+        let mut names = Names::default();
+        for link in &self.links {
+            let Some(index) = names.number(&self.socket, link) else { continue };
+            for family in Family::BOTH {
+                let listed = list(&mut self.socket, family, index)?.into_iter();
+                let ours = listed.filter(|(_, address, _)| !is_link_local(address.addr()));
+                found.extend(ours.map(|(_, address, _)| (AddressKey { link: link.clone(), address }, ())));
+            }
+        }
+        Ok(found)
+    }
+
+    fn apply(&mut self, _phase: Phase, steps: &[Step<'_, AddressKey, ()>]) -> Vec<Failure<Error>> {
+        let mut messages = Messages::new();
+        let mut owners = Vec::new();
+        let mut failures = Vec::new();
+        let mut names = Names::default();
+        for (index, step) in steps.iter().enumerate() {
+            match names.number(&self.socket, &step.key.link) {
+                Some(device) => {
+                    write(&mut messages, device, step.key.address, step.want.is_some());
+                    owners.push(index);
+                }
+                None => {
+                    let error = no_device(operation(step), step.key.to_string(), &step.key.link);
+                    failures.push(Failure { step: index, error });
+                }
+            }
+        }
+        failures.extend(failed_steps(self.socket.batch(&mut messages), &owners, |index, cause| {
+            let step = steps.get(index).expect("a failure belongs to a step");
+            Error::new(operation(step), step.key.to_string(), cause)
+        }));
+        failures
+    }
+}
+
+fn operation(step: &Step<'_, AddressKey, ()>) -> &'static str {
+    if step.want.is_some() { "add address" } else { "delete address" }
+}
+
+/// `ip address add ADDRESS dev DEVICE`, or `delete`.
+fn write(messages: &mut Messages, device: u32, address: IpNet, wanted: bool) {
+    let family = Family::from(address);
+    let flags = if family == Family::V6 { NO_DUPLICATE_DETECTION } else { 0 };
+    let scope = if address.prefix_len() == family.host_bits() { SCOPE_LINK } else { SCOPE_GLOBAL };
+    if wanted {
+        messages.begin(NEW_ADDRESS, flag::CREATE | flag::EXCLUSIVE);
+        messages.header(&header([family.number(), address.prefix_len(), flags, scope], device));
+    } else {
+        messages.begin(DELETE_ADDRESS, 0).header(&header([family.number(), address.prefix_len(), 0, 0], device));
+    }
+    messages.address(LOCAL, address.addr()).address(ADDRESS, address.addr());
+}
+
+/// The addresses of one family: on one device, or on all where `device` is 0.
+fn list(socket: &mut Socket, family: Family, device: u32) -> Result<Vec<(u32, IpNet, Scope)>, Error> {
+    let mut message = Messages::new();
+    message.begin(GET_ADDRESS, 0).header(&header([family.number(), 0, 0, 0], device));
+    let listed = socket.dump(&mut message, |answer| {
+        // A kernel without this family lists those of the others, and an old one all devices.
+        address(answer)
+            .filter(|(index, address, _)| Family::from(*address) == family && (device == 0 || *index == device))
+    });
+    match listed {
+        Ok(listed) => Ok(listed),
+        Err(Fault::Refused(refusal)) if matches!(refusal.errno, libc::ENODEV | libc::EAFNOSUPPORT) => Ok(Vec::new()),
+        Err(fault) => Err(Error::new("list addresses", "", fault.into())),
+    }
+}
+
+/// The device, the address and its scope, that a message describes, be it an answer or a notification.
+pub(super) fn address(answer: &Answer<'_>) -> Option<(u32, IpNet, Scope)> {
+    if answer.kind != NEW_ADDRESS && answer.kind != DELETE_ADDRESS {
+        return None;
+    }
+    let [_, length, _, scope, i0, i1, i2, i3] = *answer.header::<HEADER>()?;
+    let attributes = answer.attributes(HEADER);
+    // On links between two hosts `ADDRESS` is the other one.
+    let own = attributes.get(LOCAL).or_else(|| attributes.get(ADDRESS))?;
+    let scope = match scope {
+        SCOPE_LINK => Scope::Link,
+        SCOPE_HOST => Scope::Host,
+        _ => Scope::Global,
+    };
+    Some((u32::from_ne_bytes([i0, i1, i2, i3]), IpNet::new(own.address()?, length).ok()?, scope))
+}
+
+fn header([family, length, flags, scope]: [u8; 4], device: u32) -> [u8; HEADER] {
+    let [i0, i1, i2, i3] = device.to_ne_bytes();
+    [family, length, flags, scope, i0, i1, i2, i3]
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }

@@ -189,6 +189,11 @@ impl Messages {
         self.open.clear();
     }
 
+    /// The messages as they are sent, but for their numbers.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The bytes of messages `first` to `last` (exclusive).
     pub(super) fn range(&self, first: usize, last: usize) -> &[u8] {
         let start = self.starts.get(first).copied().unwrap_or(self.bytes.len());

@@ -148,6 +148,13 @@ impl Listener {
     }
 }
 
+impl AsFd for Socket {
+    /// For requests that are not messages (`ioctl`), in the socket's network namespace.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.acts.socket.as_fd()
+    }
+}
+
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wire.socket.as_fd()

@@ -6,7 +6,7 @@ use super::*;
 
 /// One message of the kernel's, as bytes.
 fn datagram(messages: &Messages) -> Vec<u8> {
-    messages.range(0, messages.len()).to_vec()
+    messages.bytes().to_vec()
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! Tests that any Linux with namespaces runs.
 
+mod address;
 mod iptables;
+mod link;
 mod netlink;
+mod route;
 mod sysctl;
 
 /// A moment for a round: now, without jitter.

@@ -1,7 +1,24 @@
 //! Routes.
 //!
-//! Kernel: rtnetlink `RTM_*ROUTE` (include/uapi/linux/rtnetlink.h). Which routes are ours is one of the rules
-//! of [`Ownership`], each of which a process without memory can apply.
+//! Which routes are ours is one of the rules of [`Ownership`], each of which a process without memory can apply.
+//! Never ours: what the kernel puts on every device by itself (link-local and multicast prefixes, broadcast and
+//! anycast addresses, IPv6 routes of metric 0, which it makes for addresses and nobody else can), and entries of
+//! its cache.
+//!
+//! Limits and surprises:
+//! - A changed route is replaced in one act: at no moment is there none.
+//! - IPv6 routes made without a metric get 1024 from the kernel; [`RouteKey::new`] says so beforehand.
+//! - An IPv6 route added beside one of the same metric would silently become another way of that one; adding is
+//!   therefore exclusive, and fails where somebody else has the place.
+//! - When the last IPv4 address of a device goes, the kernel drops all IPv4 routes through the device and tells
+//!   nobody (`fib_disable_ip`). The same happens, in both families, when the device is set down. A device whose
+//!   routes matter keeps [`KEEPER`](super::address::KEEPER).
+//! - There is no reading of single routes; reading some costs as much as reading all of ours.
+//!
+//! Kernel: rtnetlink `RTM_*ROUTE` (include/uapi/linux/rtnetlink.h).
+
+mod target;
+mod wire;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,6 +26,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::link::LinkName;
+use crate::net::Family;
+
+pub use target::Routes;
 
 /// Number of the table that holds the host's own addresses.
 pub const TABLE_LOCAL: u32 = 255;
@@ -61,6 +81,20 @@ pub enum Ownership {
     Device { table: u32, link: LinkName },
     /// Every route of one table with one protocol number.
     Protocol { table: u32, protocol: u8 },
+}
+
+/// The metric that the kernel gives to IPv6 routes made without one.
+const DEFAULT_METRIC_V6: u32 = 1024;
+
+impl RouteKey {
+    /// A route with the metric that its family has where nobody chose one: 0 for IPv4, 1024 for IPv6.
+    pub fn new(table: u32, destination: IpNet) -> RouteKey {
+        let metric = match Family::from(destination) {
+            Family::V4 => 0,
+            Family::V6 => DEFAULT_METRIC_V6,
+        };
+        RouteKey { table, destination: destination.trunc(), metric }
+    }
 }
 
 impl fmt::Display for RouteKey {

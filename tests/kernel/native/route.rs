@@ -1,0 +1,223 @@
+//! Routes, on a device that any kernel has.
+
+use std::collections::BTreeMap;
+
+use sluice::kernel::link::LinkName;
+use sluice::kernel::netlink::{Bus, Listener};
+use sluice::kernel::route::{NextHop, Ownership, Route, RouteKey, RouteKind, Routes, TABLE_LOCAL, TABLE_MAIN};
+use sluice::reconcile::{Failure, Phase, Step, Target};
+
+use crate::namespace::{in_new, run};
+
+const PROTOCOL_KERNEL: u8 = 2;
+const PROTOCOL_OURS: u8 = 17;
+
+/// A device `ours` with node addresses on the other end of its wire.
+fn devices() {
+    run("ip link add ours type veth peer name theirs");
+    run("ip link set ours up");
+    run("ip link set theirs up");
+    run("ip address add 192.0.2.1/24 dev theirs");
+    run("ip address add 2001:db8::1/64 dev theirs nodad");
+}
+
+fn local_routes() -> Routes {
+    Routes::open(Ownership::Device { table: TABLE_LOCAL, link: LinkName("ours".into()) }).expect("sockets")
+}
+
+fn local(destination: &str, source: Option<&str>) -> (RouteKey, Route) {
+    let route = Route {
+        kind: RouteKind::Local,
+        protocol: PROTOCOL_KERNEL,
+        source: source.map(|source| source.parse().expect("an address")),
+        next_hops: vec![NextHop { link: LinkName("ours".into()), gateway: None }],
+    };
+    (RouteKey::new(TABLE_LOCAL, destination.parse().expect("a prefix")), route)
+}
+
+fn examples() -> BTreeMap<RouteKey, Route> {
+    BTreeMap::from([
+        local("10.96.0.1/32", Some("192.0.2.1")),
+        local("10.96.0.2/32", None),
+        local("fd00:10:96::1/128", Some("2001:db8::1")),
+        local("fd00:10:96::2/128", None),
+    ])
+}
+
+fn add(routes: &mut Routes, wanted: &BTreeMap<RouteKey, Route>) -> Vec<Failure<sluice::kernel::Error>> {
+    let steps: Vec<_> = wanted.iter().map(|(key, want)| Step { key, have: None, want: Some(want) }).collect();
+    routes.apply(Phase::Grow, &steps)
+}
+
+fn delete(routes: &mut Routes, wanted: &BTreeMap<RouteKey, Route>) -> Vec<Failure<sluice::kernel::Error>> {
+    let steps: Vec<_> = wanted.iter().map(|(key, have)| Step { key, have: Some(have), want: None }).collect();
+    routes.apply(Phase::Shrink, &steps)
+}
+
+#[test]
+fn what_we_write_ip_reads() {
+    in_new(|| {
+        devices();
+        let mut routes = local_routes();
+        let examples = examples();
+        let failures = add(&mut routes, &examples);
+        assert!(failures.is_empty(), "{failures:?}");
+        assert_eq!(routes.read().expect("a reading"), examples);
+        let shown = run("ip -4 route show table local dev ours");
+        let lines: Vec<&str> = shown.lines().map(str::trim).collect();
+        assert_eq!(
+            lines,
+            ["local 10.96.0.1 proto kernel scope host src 192.0.2.1", "local 10.96.0.2 proto kernel scope host",]
+        );
+        let shown = run("ip -6 route show table local dev ours");
+        assert!(shown.contains("local fd00:10:96::1 proto kernel src 2001:db8::1 metric 1024"), "{shown}");
+        assert!(run("ip route get 10.96.0.1").contains("local 10.96.0.1 dev lo"), "the address is this host's");
+        let failures = delete(&mut routes, &examples);
+        assert!(failures.is_empty(), "{failures:?}");
+        assert!(routes.read().expect("a reading").is_empty());
+    });
+}
+
+#[test]
+fn what_ip_writes_we_read_and_nothing_of_others() {
+    in_new(|| {
+        devices();
+        run("ip route add local 10.96.0.1 dev ours table local proto kernel src 192.0.2.1");
+        run("ip route add local 10.96.0.2 dev ours table local proto kernel");
+        run("ip -6 route add local fd00:10:96::1 dev ours table local proto kernel src 2001:db8::1");
+        run("ip -6 route add local fd00:10:96::2 dev ours table local proto kernel");
+        run("ip route add local 10.96.0.9 dev theirs table local");
+        run("ip route add 10.96.0.9 dev ours table main");
+        run("ip route add 10.96.0.9 dev ours table 78");
+        let mut routes = local_routes();
+        assert_eq!(routes.read().expect("a reading"), examples());
+        let others = || {
+            let all = run("ip -4 route show table all") + &run("ip -6 route show table all");
+            let ours = |line: &&str| {
+                !line.contains("10.96.0.1") && !line.contains("10.96.0.2") && !line.contains("fd00:10:96::")
+            };
+            all.lines().filter(ours).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let before = others();
+        let failures = delete(&mut routes, &examples());
+        assert!(failures.is_empty(), "{failures:?}");
+        assert!(routes.keys().expect("keys").is_empty());
+        assert_eq!(others(), before);
+    });
+}
+
+#[test]
+fn a_changed_route_is_replaced_without_a_moment_of_absence() {
+    const GROUPS: [u32; 2] = [7, 11];
+    const NEW_ROUTE: u16 = 24;
+    const REPLACED: u16 = 0x100;
+    in_new(|| {
+        devices();
+        let mut routes = local_routes();
+        let old = BTreeMap::from([local("10.96.0.1/32", None), local("fd00:10:96::1/128", None)]);
+        let new =
+            BTreeMap::from([local("10.96.0.1/32", Some("192.0.2.1")), local("fd00:10:96::1/128", Some("2001:db8::1"))]);
+        assert!(add(&mut routes, &old).is_empty());
+        let mut listener = Listener::open(Bus::Route, &GROUPS).expect("a listener");
+        let change: Vec<_> = old
+            .iter()
+            .zip(new.values())
+            .map(|((key, have), want)| Step { key, have: Some(have), want: Some(want) })
+            .collect();
+        assert!(routes.apply(Phase::Grow, &change).is_empty());
+        let mut heard = Vec::new();
+        listener.receive(|answer| heard.push((answer.kind, answer.flags & REPLACED))).expect("notifications");
+        assert_eq!(heard, [(NEW_ROUTE, REPLACED), (NEW_ROUTE, REPLACED)]);
+        assert_eq!(routes.read().expect("a reading"), new);
+    });
+}
+
+#[test]
+fn a_step_that_meets_drift_fails_alone() {
+    in_new(|| {
+        devices();
+        let mut routes = local_routes();
+        run("ip route add local 10.96.0.1 dev theirs table local");
+        run("ip -6 route add local fd00:10:96::1 dev theirs table local");
+        let failures = add(&mut routes, &examples());
+        assert_eq!(failures.iter().map(|failure| failure.step).collect::<Vec<_>>(), [0, 2]);
+        assert!(failures.iter().all(|failure| failure.error.is_exists()), "{failures:?}");
+        run("ip route del local 10.96.0.2 table local");
+        let failures = delete(&mut routes, &examples());
+        assert_eq!(failures.iter().map(|failure| failure.step).collect::<Vec<_>>(), [0, 1, 2]);
+        assert!(failures.iter().all(|failure| failure.error.is_absent()), "{failures:?}");
+        assert!(run("ip route show table local dev theirs").contains("10.96.0.1"), "somebody else's stays");
+    });
+}
+
+#[test]
+fn routes_of_a_protocol_keep_their_gateways_tables_and_several_ways() {
+    in_new(|| {
+        devices();
+        run("ip address add 192.0.2.2/24 dev ours");
+        run("ip address add 2001:db8::2/64 dev ours nodad");
+        for table in [TABLE_MAIN, 1000] {
+            let ownership = Ownership::Protocol { table, protocol: PROTOCOL_OURS };
+            let mut routes = Routes::open(ownership).expect("sockets");
+            assert!(routes.read().expect("a missing table is an empty one").is_empty());
+            let wanted: BTreeMap<RouteKey, Route> = [
+                ("10.244.1.0/24", vec!["192.0.2.9"]),
+                ("10.244.2.0/24", vec!["192.0.2.9", "192.0.2.10"]),
+                ("10.244.3.0/24", vec!["2001:db8::9"]),
+                ("fd00:10:244:1::/64", vec!["2001:db8::9"]),
+                ("fd00:10:244:2::/64", vec!["2001:db8::9", "2001:db8::10"]),
+            ]
+            .map(|(destination, gateways)| {
+                let hop = |gateway: &str| NextHop { link: LinkName("ours".into()), gateway: gateway.parse().ok() };
+                let next_hops = gateways.into_iter().map(hop).collect();
+                let route = Route { kind: RouteKind::Unicast, protocol: PROTOCOL_OURS, source: None, next_hops };
+                (RouteKey::new(table, destination.parse().expect("a prefix")), route)
+            })
+            .into();
+            run(&format!("ip route add 10.244.9.0/24 via 192.0.2.9 table {table} proto 18"));
+            let failures = add(&mut routes, &wanted);
+            assert!(failures.is_empty(), "{failures:?}");
+            assert_eq!(routes.read().expect("a reading"), wanted);
+            let shown = run(&format!("ip route show table {table} proto 17"));
+            assert!(shown.contains("10.244.1.0/24 via 192.0.2.9 dev ours"), "{shown}");
+            assert!(shown.contains("10.244.3.0/24 via inet6 2001:db8::9 dev ours"), "{shown}");
+            let failures = delete(&mut routes, &wanted);
+            assert!(failures.is_empty(), "{failures:?}");
+            assert!(run(&format!("ip route show table {table}")).contains("10.244.9.0/24"));
+        }
+    });
+}
+
+#[test]
+fn ten_thousand_routes_come_and_go() {
+    in_new(|| {
+        devices();
+        let mut routes = local_routes();
+        let pair = |n: u32| {
+            [local(&format!("10.96.{}.{}/32", n / 256, n % 256), None), local(&format!("fd00:10:96::{n:x}/128"), None)]
+        };
+        let wanted: BTreeMap<RouteKey, Route> = (1..=5000).flat_map(pair).collect();
+        assert!(add(&mut routes, &wanted).is_empty());
+        assert_eq!(routes.read().expect("a reading"), wanted);
+        assert!(delete(&mut routes, &wanted).is_empty());
+        assert!(routes.read().expect("a reading").is_empty());
+    });
+}
+
+#[test]
+fn a_route_through_a_missing_device_fails_alone() {
+    in_new(|| {
+        devices();
+        let mut wanted = examples();
+        if let Some(mut first) = wanted.first_entry() {
+            first.get_mut().next_hops = vec![NextHop { link: LinkName("absent".into()), gateway: None }];
+        }
+        let mut routes = local_routes();
+        let failures = add(&mut routes, &wanted);
+        let [failure] = failures.as_slice() else { panic!("one step fails: {failures:?}") };
+        assert!(failure.step == 0 && failure.error.to_string().contains("no device absent"), "{}", failure.error);
+        assert_eq!(routes.keys().expect("keys").len(), 3);
+        run("ip link delete ours");
+        assert!(routes.read().expect("a reading").is_empty());
+    });
+}
