@@ -6,7 +6,7 @@ use sluice::kernel::address::{AddressKey, Addresses, KEEPER};
 use sluice::kernel::link::{Link, LinkKind, LinkName, Links};
 use sluice::kernel::netlink::{Bus, Listener};
 use sluice::kernel::route::{NextHop, Ownership, Route, RouteKey, RouteKind, Routes, TABLE_LOCAL};
-use sluice::reconcile::{Growth, Mirror, Moment, Phase, Step, Target};
+use sluice::reconcile::{Growth, Mirror, Moment, Phase, Reflection, Step, Target};
 
 use crate::namespace::{self, attempt, run};
 
@@ -98,7 +98,7 @@ fn take_over() {
     addresses.shrink(&keeper, at);
     assert!(addresses.trouble().is_none(), "{:?}", addresses.trouble());
     assert!(routes.is_settled() && addresses.is_settled());
-    assert_eq!(routes.audit(None, 100, at).drift, [], "the kernel did nothing by itself");
+    assert_eq!(routes.audit(at).drift, [], "the kernel did nothing by itself");
     let mut gone = 0;
     let count = |answer: &sluice::kernel::netlink::Answer<'_>| {
         const SOURCE: u16 = 7;

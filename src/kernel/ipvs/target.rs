@@ -20,6 +20,9 @@ pub struct Services {
     messages: Messages,
 }
 
+/// Each service costs a request and a dump, some ten system calls.
+const AUDIT_PORTION: usize = 64;
+
 impl Services {
     /// Opens sockets in the network namespace of the calling thread. The module `ip_vs` is loaded by the kernel
     /// when the first request is made.
@@ -141,6 +144,10 @@ impl Target for Services {
             .dump(&mut self.messages, |answer| wire::service_key(answer).filter(ours))
             .map_err(|fault| Error::new("list virtual services", "", fault.into()))?;
         Ok(keys.into_iter().collect())
+    }
+
+    fn audit_portion(&self) -> usize {
+        AUDIT_PORTION
     }
 
     /// Messages of a service stand together, its own before those of its destinations. What exists already, or
