@@ -138,9 +138,10 @@ fn type_name(arg: &Arg) -> &'static str {
 
 /// The usage text: one line for each flag, in alphabetical order.
 pub fn usage(program: &str) -> String {
-    let mut lines: Vec<(String, String)> =
-        command().get_arguments().filter(|arg| !arg.is_positional()).map(usage_line).collect();
-    lines.sort_by(|(one, _), (other, _)| one.trim_start_matches(is_lead).cmp(other.trim_start_matches(is_lead)));
+    let command = command();
+    let mut flags: Vec<&Arg> = command.get_arguments().filter(|arg| !arg.is_positional()).collect();
+    flags.sort_by_key(|arg| arg.get_long());
+    let lines: Vec<(String, String)> = flags.into_iter().map(usage_line).collect();
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let mut text = format!("Usage of {program}:");
     for (name, meaning) in lines {
@@ -169,11 +170,6 @@ fn usage_line(arg: &Arg) -> (String, String) {
         (_, text) => meaning.push_str(&format!(" (default {text})")),
     }
     (name, meaning)
-}
-
-/// What stands before the long name of a flag in its usage line, for sorting.
-fn is_lead(c: char) -> bool {
-    c == ' ' || c == '-'
 }
 
 /// One sentence, the usage text, and the sentence again, so that it is seen at either end.

@@ -100,7 +100,7 @@ pub struct Flags {
     /// Program network policies with nftables instead of iptables
     #[arg(long)]
     pub use_nftables_for_netpol: bool,
-    /// Ranges of cluster IPs, at most one for each address family (default [10.96.0.0/12])
+    /// One or two ranges that cluster IPs of Services come from (default [10.96.0.0/12])
     #[arg(long)]
     pub service_cluster_ip_range: Vec<Strings>,
     /// Ranges that external IPs of Services may come from

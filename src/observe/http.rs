@@ -29,7 +29,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::health::Health;
-use super::metrics::Metrics;
+use super::metrics::Registry;
 
 /// What a listener answers.
 #[derive(Clone)]
@@ -37,7 +37,7 @@ pub enum Site {
     /// `/healthz` and `/readyz`.
     Health(Health),
     /// Metrics at one path.
-    Metrics { path: String, metrics: Metrics },
+    Metrics { path: String, registry: Registry },
 }
 
 /// Opens a listener. The error is a sentence that names the flags `--<name>-addr` and `--<name>-port`.
@@ -143,15 +143,15 @@ impl Served {
     async fn response(&self, path: &str) -> Response<Full<Bytes>> {
         match &self.site {
             Site::Health(health) => health_page(health, path, Instant::now()),
-            Site::Metrics { path: served, metrics } if path == served => self.metrics_page(metrics).await,
+            Site::Metrics { path: served, registry } if path == served => self.metrics_page(registry).await,
             Site::Metrics { .. } => not_found(),
         }
     }
 
-    async fn metrics_page(&self, metrics: &Metrics) -> Response<Full<Bytes>> {
+    async fn metrics_page(&self, registry: &Registry) -> Response<Full<Bytes>> {
         let _turn = self.scrape.acquire().await;
-        let metrics = metrics.clone();
-        match tokio::task::spawn_blocking(move || metrics.text()).await {
+        let registry = registry.clone();
+        match tokio::task::spawn_blocking(move || registry.text()).await {
             Ok(text) => page(StatusCode::OK, "text/plain; version=0.0.4", text),
             Err(error) => {
                 warn!(%error, "cannot collect metrics");

@@ -4,22 +4,23 @@
 //! `metrics.rs` and registers them here. The registry is a value of ours that is handed around, not the
 //! library's global one, so that two tests in one process do not meet.
 //!
-//! Beside the registry there is a list of what was registered ([`Metrics::families`]), because the registry
-//! itself is silent about families that have no series yet. The list is what `docs/metrics.md` is compared with.
+//! Beside the registry there is a list of its collectors ([`Registry::families`]), because the registry itself
+//! is silent about families that have no series yet. The list is what `docs/metrics.md` is compared with.
 //!
 //! Format: the Prometheus text exposition format 0.0.4.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use prometheus::core::Collector;
-use prometheus::{GaugeVec, Opts, Registry, TextEncoder};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{MetricFamily, MetricType};
+use prometheus::{GaugeVec, Opts, TextEncoder};
 
-/// The metrics of this process. Clones are the same metrics.
+/// The metrics of this process. Clones are the same registry.
 #[derive(Clone)]
-pub struct Metrics {
-    registry: Registry,
-    families: Arc<Mutex<Vec<Family>>>,
+pub struct Registry {
+    registry: prometheus::Registry,
+    collectors: Arc<Mutex<Vec<Shared>>>,
 }
 
 /// One metric family, as documented.
@@ -40,43 +41,34 @@ pub enum Kind {
     Histogram,
 }
 
-impl Metrics {
-    /// Metrics with one family: `kube_router_build_info{goversion,version} 1`.
-    pub fn new(version: &str, toolchain: &str) -> Metrics {
-        let metrics = Metrics { registry: Registry::new(), families: Arc::default() };
+impl Registry {
+    /// A registry with one family: `kube_router_build_info{goversion,version} 1`.
+    pub fn new(version: &str, toolchain: &str) -> Registry {
+        let registry = Registry { registry: prometheus::Registry::new(), collectors: Arc::default() };
         let opts = Opts::new(BUILD_INFO, "The build of this program; always 1. goversion names the toolchain.");
         let build_info = GaugeVec::new(opts, &["goversion", "version"]).expect("the name and the labels are valid");
-        let build_info = metrics.register(Kind::Gauge, build_info);
         build_info.with_label_values(&[toolchain, version]).set(1.0);
-        metrics
+        registry.register(Box::new(build_info)).expect("nothing else is registered yet");
+        registry
     }
 
-    /// Adds a collector, all of whose families are of one kind, and gives it back for use.
+    /// Adds a collector: counters, gauges and histograms, or one that makes its numbers when asked. The latter
+    /// runs on a thread where it may wait for the kernel, once at a time.
     ///
-    /// A name that is registered already is a broken invariant of this program, as families are constants.
-    pub fn register<C: Collector + Clone + 'static>(&self, kind: Kind, collector: C) -> C {
-        self.register_collector(Box::new(collector.clone()), |_| kind);
-        collector
+    /// # Errors
+    /// Where a family of that name is registered already.
+    pub fn register(&self, collector: Box<dyn Collector>) -> Result<(), prometheus::Error> {
+        let shared = Shared(Arc::from(collector));
+        self.registry.register(Box::new(shared.clone()))?;
+        self.collectors.lock().unwrap_or_else(PoisonError::into_inner).push(shared);
+        Ok(())
     }
 
-    /// Adds a collector that makes its numbers when asked; `kind` tells the kind of each of its families by name.
-    ///
-    /// Collectors run on a thread where they may wait for the kernel, one scrape at a time.
-    pub fn register_collector(&self, collector: Box<dyn Collector>, kind: impl Fn(&str) -> Kind) {
-        let mut families = self.families.lock().unwrap_or_else(PoisonError::into_inner);
-        for desc in collector.desc() {
-            let mut labels = desc.variable_labels.clone();
-            labels.extend(desc.const_label_pairs.iter().map(|pair| pair.name().to_owned()));
-            labels.sort();
-            let (name, help) = (desc.fq_name.clone(), desc.help.clone());
-            families.push(Family { kind: kind(&name), name, labels, help });
-        }
-        self.registry.register(collector).expect("every metric family is registered once");
-    }
-
-    /// Every registered family, sorted by name, whether or not it has series yet.
+    /// Every registered family, sorted by name, whether or not it has series yet. Asks every collector for its
+    /// numbers, to learn their kind: a collector gives all its families, also those without series.
     pub fn families(&self) -> Vec<Family> {
-        let mut families = self.families.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let collectors = self.collectors.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut families: Vec<Family> = collectors.iter().flat_map(|collector| collector.families()).collect();
         families.sort();
         families
     }
@@ -87,6 +79,43 @@ impl Metrics {
         // The encoder fails only on families without a name, which cannot be registered.
         TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).expect("registered families have names");
         text
+    }
+}
+
+/// A collector that the registry and the list both hold.
+#[derive(Clone)]
+struct Shared(Arc<dyn Collector>);
+
+impl Collector for Shared {
+    fn desc(&self) -> Vec<&Desc> {
+        self.0.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.0.collect()
+    }
+}
+
+impl Shared {
+    fn families(&self) -> Vec<Family> {
+        let collected = self.0.collect();
+        let kind = |name: &str| collected.iter().find(|family| family.name() == name).map(kind_of);
+        let family = |desc: &Desc| {
+            let mut labels = desc.variable_labels.clone();
+            labels.extend(desc.const_label_pairs.iter().map(|pair| pair.name().to_owned()));
+            labels.sort();
+            let kind = kind(&desc.fq_name).unwrap_or(Kind::Gauge);
+            Family { name: desc.fq_name.clone(), kind, labels, help: desc.help.clone() }
+        };
+        self.0.desc().into_iter().map(family).collect()
+    }
+}
+
+fn kind_of(family: &MetricFamily) -> Kind {
+    match family.get_field_type() {
+        MetricType::COUNTER => Kind::Counter,
+        MetricType::HISTOGRAM => Kind::Histogram,
+        _ => Kind::Gauge,
     }
 }
 
@@ -115,49 +144,54 @@ mod tests {
 
     use super::*;
 
+    fn sync_time() -> Histogram {
+        Histogram::with_opts(HistogramOpts::new("kube_router_sync_time", "Time")).expect("a valid family")
+    }
+
     #[test]
     fn the_build_is_told_with_the_labels_that_dashboards_know() {
-        let text = Metrics::new("0.1.0", "rust1.95").text();
+        let text = Registry::new("0.1.0", "rust1.95").text();
         assert!(text.contains("# TYPE kube_router_build_info gauge"), "{text}");
         assert!(text.contains("kube_router_build_info{goversion=\"rust1.95\",version=\"0.1.0\"} 1\n"), "{text}");
     }
 
     #[test]
     fn a_family_without_series_is_listed_although_it_is_not_exported() {
-        let metrics = Metrics::new("0.1.0", "rust1.95");
+        let registry = Registry::new("0.1.0", "rust1.95");
         let opts = Opts::new("kube_router_service_total_connections", "Connections");
         let counter = IntCounterVec::new(opts, &["svc_namespace", "port"]).expect("a valid family");
-        let counter = metrics.register(Kind::Counter, counter);
-        assert!(!metrics.text().contains("service_total_connections"));
+        registry.register(Box::new(counter.clone())).expect("a new name");
+        registry.register(Box::new(sync_time())).expect("a new name");
+        assert!(!registry.text().contains("service_total_connections"));
+        let rows: Vec<String> = registry.families().iter().map(ToString::to_string).collect();
         assert_eq!(
-            metrics.families().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            rows,
             [
                 "| `kube_router_build_info` | gauge | goversion, version | The build of this program; always 1. goversion names the toolchain. |",
                 "| `kube_router_service_total_connections` | counter | port, svc_namespace | Connections |",
+                "| `kube_router_sync_time` | histogram |  | Time |",
             ]
         );
         counter.with_label_values(&["default", "80"]).inc();
-        assert!(
-            metrics.text().contains("kube_router_service_total_connections{port=\"80\",svc_namespace=\"default\"} 1")
-        );
+        let series = "kube_router_service_total_connections{port=\"80\",svc_namespace=\"default\"} 1";
+        assert!(registry.text().contains(series));
     }
 
     #[test]
     fn two_registries_do_not_meet() {
-        let (one, other) = (Metrics::new("1", "x"), Metrics::new("2", "x"));
-        let histogram = Histogram::with_opts(HistogramOpts::new("kube_router_sync_time", "Time")).expect("valid");
-        one.register(Kind::Histogram, histogram).observe(0.1);
+        let (one, other) = (Registry::new("1", "x"), Registry::new("2", "x"));
+        let histogram = sync_time();
+        one.register(Box::new(histogram.clone())).expect("a new name");
+        histogram.observe(0.1);
         assert!(one.text().contains("kube_router_sync_time_count 1"));
         assert!(!other.text().contains("kube_router_sync_time"));
     }
 
     #[test]
-    #[should_panic(expected = "every metric family is registered once")]
-    fn a_family_registered_twice_is_a_broken_invariant() {
-        let metrics = Metrics::new("1", "x");
-        for _ in 0..2 {
-            let histogram = Histogram::with_opts(HistogramOpts::new("kube_router_sync_time", "Time")).expect("valid");
-            metrics.register(Kind::Histogram, histogram);
-        }
+    fn a_name_is_registered_once() {
+        let registry = Registry::new("1", "x");
+        registry.register(Box::new(sync_time())).expect("a new name");
+        assert!(registry.register(Box::new(sync_time())).is_err());
+        assert_eq!(registry.families().len(), 2, "what was refused is not listed");
     }
 }

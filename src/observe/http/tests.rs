@@ -73,8 +73,8 @@ async fn only_the_exact_paths_answer_and_any_method_will_do() {
 
 #[tokio::test]
 async fn metrics_are_at_their_own_path_alone() {
-    let metrics = Metrics::new("0.1.0", "rust");
-    let address = served(Site::Metrics { path: "/mine".to_owned(), metrics }).await;
+    let registry = Registry::new("0.1.0", "rust");
+    let address = served(Site::Metrics { path: "/mine".to_owned(), registry }).await;
     let (status, body) = page_at(address, "/mine").await;
     assert_eq!(status, "HTTP/1.1 200 OK");
     assert!(body.contains("\nkube_router_build_info{"), "{body}");
