@@ -1,10 +1,20 @@
 //! Connection tracking: forgetting flows.
 //!
-//! Kernel: netlink subsystem `NFNL_SUBSYS_CTNETLINK` (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
+//! A connectionless client that keeps its port keeps its entry, and with it a backend that is gone, for as long as
+//! it sends. Forgetting the entry sends its next packet to a backend that is there.
+//!
+//! Kernel: netlink subsystem `NFNL_SUBSYS_CTNETLINK` (include/uapi/linux/netfilter/nfnetlink_conntrack.h). The table
+//! is listed once for each family and protocol that is asked for. Kernels since 5.8 leave out the other
+//! protocols by themselves; older ones send everything, so every entry is compared here in any case.
+//! Entries are deleted by the tuple of their original direction, as it was listed, and by their number, so that
+//! a new flow with the same tuple is not hit.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 
-use crate::net::Protocol;
+use super::Error;
+use super::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket};
+use crate::net::{Family, Protocol};
 
 /// Flows that were sent to one address and translated to one backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -14,4 +24,151 @@ pub struct Flows {
     pub original_destination: SocketAddr,
     /// The source of the reply direction: the backend.
     pub reply_source: SocketAddr,
+}
+
+/// The header that every netfilter message has: family, version, resource.
+const HEADER: usize = 4;
+const GET: u16 = 1 << 8 | 1;
+const DELETE: u16 = 1 << 8 | 2;
+
+/// Attributes of an entry.
+mod entry {
+    pub const ORIGINAL: u16 = 1;
+    pub const REPLY: u16 = 2;
+    pub const NUMBER: u16 = 12;
+    pub const ZONE: u16 = 18;
+    pub const FILTER: u16 = 25;
+}
+
+/// Attributes of a direction.
+mod tuple {
+    pub const ADDRESSES: u16 = 1;
+    pub const PROTOCOL: u16 = 2;
+    /// Inside `ADDRESSES`.
+    pub const IPV4_SOURCE: u16 = 1;
+    pub const IPV4_DESTINATION: u16 = 2;
+    pub const IPV6_SOURCE: u16 = 3;
+    pub const IPV6_DESTINATION: u16 = 4;
+    /// Inside `PROTOCOL`.
+    pub const NUMBER: u16 = 1;
+    pub const SOURCE_PORT: u16 = 2;
+    pub const DESTINATION_PORT: u16 = 3;
+}
+
+/// Inside `FILTER`: which fields of the original direction decide.
+const ORIGINAL_FIELDS: u16 = 1;
+const REPLY_FIELDS: u16 = 2;
+const FIELD_PROTOCOL: u32 = 1 << 3;
+
+const NESTED: u16 = 0x8000;
+
+/// What a deletion needs of an entry.
+#[derive(Debug)]
+struct Tracked {
+    family: Family,
+    /// The original direction, as the kernel wrote it.
+    original: Vec<u8>,
+    number: Option<u32>,
+    zone: Option<u16>,
+}
+
+/// Makes the kernel forget these flows, in the network namespace of the calling thread. Returns how many
+/// entries it forgot. Flows that are not tracked are fine.
+pub fn forget(flows: &[Flows]) -> Result<usize, Error> {
+    if flows.is_empty() {
+        return Ok(0);
+    }
+    let mut socket = Socket::open(Bus::Netfilter)?;
+    let flows: BTreeSet<Flows> = flows.iter().copied().collect();
+    let kinds: BTreeSet<(Family, Protocol)> =
+        flows.iter().map(|flow| (Family::from(flow.original_destination.ip()), flow.protocol)).collect();
+    let mut messages = Messages::new();
+    for (family, protocol) in kinds {
+        let found = socket.dump(&mut listing(family, protocol), |answer| tracked(answer, family, &flows));
+        let failed = |fault: Fault| Error::new("list tracked flows", format!("{family} {protocol}"), fault.into());
+        for tracked in found.map_err(failed)? {
+            delete(&mut messages, &tracked);
+        }
+    }
+    let found = messages.len();
+    let refusals = socket.batch(&mut messages).map_err(|fault| Error::new("forget tracked flows", "", fault.into()))?;
+    let missing = refusals.iter().filter(|refusal| refusal.errno == libc::ENOENT).count();
+    match refusals.into_iter().find(|refusal| refusal.errno != libc::ENOENT) {
+        Some(refusal) => Err(Error::new("forget tracked flows", "", refusal.into())),
+        None => Ok(found - missing),
+    }
+}
+
+fn listing(family: Family, protocol: Protocol) -> Messages {
+    let mut message = Messages::new();
+    message.begin(GET, 0).header(&[family_number(family), 0, 0, 0]);
+    message.nest(entry::ORIGINAL).nest(tuple::PROTOCOL).u8(tuple::NUMBER, protocol.number()).end().end();
+    message.nest(entry::FILTER).u32(ORIGINAL_FIELDS, FIELD_PROTOCOL).u32(REPLY_FIELDS, 0).end();
+    message
+}
+
+fn delete(messages: &mut Messages, tracked: &Tracked) {
+    messages.begin(DELETE, 0).header(&[family_number(tracked.family), 0, 0, 0]);
+    messages.attribute(entry::ORIGINAL | NESTED, &tracked.original);
+    if let Some(number) = tracked.number {
+        messages.u32_be(entry::NUMBER, number);
+    }
+    if let Some(zone) = tracked.zone {
+        messages.u16_be(entry::ZONE, zone);
+    }
+}
+
+/// The entry, if it is one of the flows.
+fn tracked(answer: &Answer<'_>, family: Family, flows: &BTreeSet<Flows>) -> Option<Tracked> {
+    let attributes = answer.attributes(HEADER);
+    let original = attributes.get(entry::ORIGINAL)?;
+    let [_, (protocol, original_destination)] = ends(&original.attributes())?;
+    let [(_, reply_source), _] = ends(&attributes.get(entry::REPLY)?.attributes())?;
+    if !flows.contains(&Flows { protocol, original_destination, reply_source }) {
+        return None;
+    }
+    Some(Tracked {
+        family,
+        original: original.value.to_vec(),
+        number: attributes.get(entry::NUMBER).and_then(|number| number.u32_be()),
+        zone: attributes.get(entry::ZONE).and_then(|zone| zone.u16_be()),
+    })
+}
+
+/// The source and the destination of a direction.
+fn ends(direction: &Attributes<'_>) -> Option<[(Protocol, SocketAddr); 2]> {
+    let addresses = direction.get(tuple::ADDRESSES)?.attributes();
+    let ports = direction.get(tuple::PROTOCOL)?.attributes();
+    let protocol = Protocol::from_number(ports.get(tuple::NUMBER)?.u8()?)?;
+    let end = |v4: u16, v6: u16, port: u16| {
+        let address: IpAddr = addresses.get(v4).or_else(|| addresses.get(v6))?.address()?;
+        Some((protocol, SocketAddr::new(address, ports.get(port)?.u16_be()?)))
+    };
+    Some([
+        end(tuple::IPV4_SOURCE, tuple::IPV6_SOURCE, tuple::SOURCE_PORT)?,
+        end(tuple::IPV4_DESTINATION, tuple::IPV6_DESTINATION, tuple::DESTINATION_PORT)?,
+    ])
+}
+
+fn family_number(family: Family) -> u8 {
+    match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let answer = Answer { kind: GET, flags: 0, sequence: 1, payload: &bytes };
+            prop_assert!(tracked(&answer, Family::V4, &BTreeSet::new()).is_none());
+            let _ = ends(&Attributes::new(&bytes));
+        }
+    }
 }

@@ -113,3 +113,6 @@ impl fmt::Display for ElementKey {
         write!(f, "{} {}", self.set, self.entry)
     }
 }
+
+#[cfg(test)]
+mod tests;

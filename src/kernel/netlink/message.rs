@@ -195,7 +195,7 @@ impl Messages {
     }
 
     /// The bytes of messages `first` to `last` (exclusive).
-    pub(super) fn range(&self, first: usize, last: usize) -> &[u8] {
+    pub(in crate::kernel) fn range(&self, first: usize, last: usize) -> &[u8] {
         let start = self.starts.get(first).copied().unwrap_or(self.bytes.len());
         let end = self.starts.get(last).copied().unwrap_or(self.bytes.len());
         self.bytes.get(start..end).unwrap_or_default()

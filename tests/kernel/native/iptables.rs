@@ -211,7 +211,8 @@ fn the_jump_of_an_earlier_slot_stays_first_and_one_that_was_pushed_down_comes_ba
         let Some(Rules(guard)) = want.get(&jump(Family::V4, Table::Filter, "INPUT", SERVICES)) else {
             panic!("the jump is wanted")
         };
-        let right = ["-j KUBE-ROUTER-INPUT", guard[0].as_str(), "-s 203.0.113.1/32 -j DROP"];
+        let [guard] = guard.as_slice() else { panic!("a jump is one rule") };
+        let right = ["-j KUBE-ROUTER-INPUT", guard.as_str(), "-s 203.0.113.1/32 -j DROP"];
         assert_eq!(input(), right, "{flavour}");
 
         run(&program(flavour, Family::V4, " -I INPUT 2 -s 203.0.113.2/32 -j DROP"));

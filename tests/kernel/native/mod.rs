@@ -1,6 +1,8 @@
 //! Tests that any Linux with namespaces runs.
 
 mod address;
+mod conntrack;
+mod ipset;
 mod iptables;
 mod link;
 mod netlink;
