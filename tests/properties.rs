@@ -1,0 +1,275 @@
+//! What holds for every cluster and every history, tried on many made by chance.
+//!
+//! `PROPERTY_SEED` runs one history again; without it `PROPERTY_RUNS` histories are run (a few hundred by default),
+//! with a seed of the day's clock. A failure names its seed.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use sluice::kernel::ipvs::{ServiceKey, Virtual};
+use sluice::model::{Change, Cluster, ObjectName, Table, World};
+use sluice::proxy::desired::Desired;
+use sluice::proxy::plan::Plan;
+
+use support::random::{Random, number};
+use support::{flags, generate};
+
+const KERNEL: (u32, u32) = (6, 1);
+const GRACEFUL: &str = "--ipvs-graceful-termination=true";
+const LOOSE: &str = "--strict-external-ip-validation=false";
+
+/// Runs a check on many seeds, and names the one that failed.
+fn for_many(runs: u64, check: impl Fn(&mut Random) + std::panic::RefUnwindSafe) {
+    let seeds: Vec<u64> = match number("PROPERTY_SEED") {
+        Some(seed) => vec![seed],
+        None => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_nanos() as u64;
+            (0..number("PROPERTY_RUNS").unwrap_or(runs)).map(|run| now.wrapping_add(run)).collect()
+        }
+    };
+    for seed in seeds {
+        let run = std::panic::catch_unwind(|| check(&mut Random::new(seed)));
+        assert!(run.is_ok(), "failed; PROPERTY_SEED={seed} runs it again");
+    }
+}
+
+fn plan(words: &[&str]) -> Plan {
+    let (config, families) = flags::proxy(words);
+    Plan::new(config, families, KERNEL)
+}
+
+/// The flags of one run: some of those that decide what is wanted.
+fn words(random: &mut Random) -> Vec<&'static str> {
+    let mut words = Vec::new();
+    for word in [
+        LOOSE,
+        "--nodeport-bindon-all-ip=true",
+        "--masquerade-all=true",
+        "--ipvs-permit-all=false",
+        "--service-external-ip-range=203.0.113.0/24",
+        "--loadbalancer-ip-range=203.0.113.0/30",
+    ] {
+        if random.chance(40) {
+            words.push(word);
+        }
+    }
+    words.push(*random.pick(&["--enable-ipv6=true", "--enable-ipv6=false"]));
+    words
+}
+
+/// What a process that knows no history wants.
+fn at_once(words: &[&str], world: &World, now: Instant) -> Plan {
+    let mut fresh = plan(words);
+    fresh.update(&generate::copied(world), now);
+    fresh
+}
+
+#[test]
+fn a_plan_after_any_history_equals_the_one_made_at_once() {
+    for_many(200, |random| {
+        let words = words(random);
+        let (mut plan, now) = (plan(&words), Instant::now());
+        let mut world = generate::empty_world();
+        for _ in 0..40 {
+            let changes: Vec<String> = (0..1 + random.below(3)).map(|_| generate::change(&mut world, random)).collect();
+            plan.update(&world, now);
+            let fresh = at_once(&words, &world, now);
+            assert_same(plan.desired(), fresh.desired(), &changes);
+            assert_eq!(owners(&plan), owners(&fresh), "{changes:?}");
+        }
+    });
+}
+
+#[test]
+fn draining_leaves_nothing_behind_when_its_time_is_over() {
+    for_many(150, |random| {
+        let mut words = words(random);
+        words.push(GRACEFUL);
+        let (mut plan, mut now) = (plan(&words), Instant::now());
+        let mut world = generate::empty_world();
+        for _ in 0..30 {
+            let changes: Vec<String> = (0..1 + random.below(3)).map(|_| generate::change(&mut world, random)).collect();
+            plan.update(&world, now);
+            now += Duration::from_secs(random.below(20) as u64);
+            plan.expire(now);
+            only_draining_is_added(plan.desired(), at_once(&words, &world, now).desired(), &changes);
+        }
+        plan.expire(now + Duration::from_secs(3600));
+        assert_eq!((plan.draining(), plan.deadline()), (0, None));
+        assert_same(plan.desired(), at_once(&words, &world, now).desired(), &[]);
+    });
+}
+
+#[test]
+fn what_an_update_does_not_name_has_not_changed() {
+    for_many(150, |random| {
+        let mut words = words(random);
+        words.push(GRACEFUL);
+        let (mut plan, mut now) = (plan(&words), Instant::now());
+        let mut world = generate::empty_world();
+        plan.update(&world, now);
+        for _ in 0..30 {
+            let (older, cluster, host) = (plan.desired().clone(), world.cluster.clone(), world.host.clone());
+            let what = generate::change(&mut world, random);
+            now += Duration::from_secs(1);
+            let changed = plan.update(&world, now);
+            let newer = plan.desired();
+            names_all(&older.sets, &newer.sets, &changed.sets, &what);
+            names_all(&older.elements, &newer.elements, &changed.elements, &what);
+            names_all(&older.rules, &newer.rules, &changed.rules, &what);
+            names_all(&older.virtuals, &newer.virtuals, &changed.virtuals, &what);
+            names_all(&older.routes, &newer.routes, &changed.routes, &what);
+            assert!(changed.settings || older.settings == newer.settings, "{what}");
+            if *host == *world.host && what != "put the Node" && what != "remove the Node" {
+                assert!(changed.parts_computed <= rows_changed(&cluster, &world.cluster), "{what}: {changed:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn who_has_an_address_does_not_depend_on_who_came_first() {
+    for_many(200, |random| {
+        let words = words(random);
+        let now = Instant::now();
+        let mut complete = generate::empty_world();
+        for _ in 0..30 {
+            generate::change(&mut complete, random);
+        }
+        let mut names: Vec<ObjectName> = complete.cluster.services.iter().map(|(name, _)| name.clone()).collect();
+        let expected = at_once(&words, &complete, now);
+        for _ in 0..3 {
+            let mut plan = plan(&words);
+            let mut world = World { cluster: Cluster::default(), ..complete.clone() };
+            world.cluster.nodes = complete.cluster.nodes.clone();
+            for place in (1..names.len()).rev() {
+                names.swap(place, random.below(place + 1));
+            }
+            for name in &names {
+                let service = complete.cluster.services.get(name).expect("its name was listed");
+                world.cluster.services.insert(name.clone(), (**service).clone());
+                if random.chance(50) {
+                    plan.update(&world, now);
+                }
+            }
+            world.cluster.endpoints = complete.cluster.endpoints.clone();
+            plan.update(&world, now);
+            assert_eq!(owners(&plan), owners(&expected));
+            assert_same(plan.desired(), expected.desired(), &[]);
+        }
+    });
+}
+
+#[test]
+fn a_table_tells_every_difference_to_an_older_one_and_no_other() {
+    for_many(300, |random| {
+        let mut table: Table<u64, u64> = Table::default();
+        let mut model: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut versions = vec![(table.clone(), model.clone())];
+        for _ in 0..60 {
+            for _ in 0..random.below(12) {
+                let (key, value) = (random.next() % 64, random.next() % 3);
+                if random.chance(30) {
+                    assert_eq!(table.remove(&key).map(|value| *value), model.remove(&key));
+                } else {
+                    assert_eq!(table.insert(key, value), model.insert(key, value) != Some(value));
+                }
+            }
+            versions.push((table.clone(), model.clone()));
+            let (older, was) = random.pick(&versions);
+            assert_eq!(told(&table, older), differences(was, &model));
+            assert_eq!(told(older, &table), differences(&model, was));
+            assert_eq!(table.len(), model.len());
+        }
+    });
+}
+
+fn told(newer: &Table<u64, u64>, older: &Table<u64, u64>) -> Vec<(u64, Option<u64>, Option<u64>)> {
+    let told = newer.changes_since(older).map(|change| match change {
+        Change::Added(key, value) => (*key, None, Some(**value)),
+        Change::Updated(key, old, new) => (*key, Some(**old), Some(**new)),
+        Change::Removed(key, value) => (*key, Some(**value), None),
+    });
+    told.collect()
+}
+
+fn differences(was: &BTreeMap<u64, u64>, is: &BTreeMap<u64, u64>) -> Vec<(u64, Option<u64>, Option<u64>)> {
+    let keys: BTreeSet<u64> = was.keys().chain(is.keys()).copied().collect();
+    let both = |key: u64| (key, was.get(&key).copied(), is.get(&key).copied());
+    keys.into_iter().map(both).filter(|(_, was, is)| was != is).collect()
+}
+
+fn owners(plan: &Plan) -> BTreeMap<ServiceKey, ObjectName> {
+    let published: BTreeMap<ServiceKey, ObjectName> =
+        plan.owners().iter().map(|(key, name)| (*key, (**name).clone())).collect();
+    for key in plan.desired().virtuals.keys() {
+        assert_eq!(published.get(key), plan.owner(key), "{key}");
+    }
+    assert_eq!(published.len(), plan.desired().virtuals.len(), "only what is wanted has an owner");
+    published
+}
+
+fn rows_changed(older: &Cluster, newer: &Cluster) -> usize {
+    let mut names: BTreeSet<ObjectName> =
+        newer.services.changes_since(&older.services).map(|c| c.key().clone()).collect();
+    names.extend(newer.endpoints.changes_since(&older.endpoints).map(|c| c.key().clone()));
+    names.len()
+}
+
+fn names_all<K: Ord + Debug, V: PartialEq>(
+    older: &BTreeMap<K, V>,
+    newer: &BTreeMap<K, V>,
+    named: &BTreeSet<K>,
+    what: &str,
+) {
+    for key in older.keys().chain(newer.keys()) {
+        assert!(named.contains(key) || older.get(key) == newer.get(key), "{what}: {key:?} changed and is not named");
+    }
+}
+
+/// Compares family by family, so that a failure shows the one object that differs.
+fn assert_same(found: &Desired, expected: &Desired, changes: &[String]) {
+    same_rows(&found.links, &expected.links, changes);
+    same_rows(&found.sets, &expected.sets, changes);
+    same_rows(&found.elements, &expected.elements, changes);
+    same_rows(&found.rules, &expected.rules, changes);
+    same_rows(&found.virtuals, &expected.virtuals, changes);
+    same_rows(&found.routes, &expected.routes, changes);
+    same_rows(&found.settings, &expected.settings, changes);
+    assert_eq!(found, expected);
+}
+
+fn same_rows<K: Ord + Debug, V: PartialEq + Debug>(
+    found: &BTreeMap<K, V>,
+    expected: &BTreeMap<K, V>,
+    changes: &[String],
+) {
+    for key in found.keys().chain(expected.keys()) {
+        assert_eq!(found.get(key), expected.get(key), "{key:?} after {changes:?}");
+    }
+}
+
+/// Draining may add destinations of weight 0 to virtual services, with the flag by which `sh` avoids them, and
+/// nothing else.
+fn only_draining_is_added(found: &Desired, expected: &Desired, changes: &[String]) {
+    let stripped = |key: &ServiceKey, with: &Virtual| {
+        let wanted = &expected.virtuals.get(key).unwrap_or_else(|| panic!("{key} is not wanted: {changes:?}"));
+        let known = |address| wanted.destinations.iter().any(|d| d.address == address);
+        let mut stripped = with.clone();
+        stripped.destinations =
+            with.destinations.iter().filter(|d| d.weight > 0 || known(d.address)).copied().collect();
+        if stripped.destinations.len() < with.destinations.len() && with.service.scheduler == "sh" {
+            stripped.service.flags = wanted.service.flags;
+        }
+        if with.service.scheduler == "dh" {
+            assert_eq!(with, *wanted, "nothing drains with dh: {key} {changes:?}");
+        }
+        stripped
+    };
+    let virtuals = found.virtuals.iter().map(|(key, with)| (*key, stripped(key, with))).collect();
+    assert_same(&Desired { virtuals, ..found.clone() }, expected, changes);
+}

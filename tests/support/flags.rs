@@ -1,0 +1,25 @@
+//! A configuration as a user would type it.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+
+use sluice::config::{Config, Environment, ProxyConfig, Request, request};
+use sluice::net::PerFamily;
+
+/// What stands before the words of every test: the service proxy runs alone.
+const ALONE: [&str; 3] = ["sluice", "--run-router=false", "--run-firewall=false"];
+
+/// The checked configuration that these words mean on a host called `node1`.
+pub fn config(words: &[&str]) -> Config {
+    let words: Vec<OsString> = ALONE.iter().chain(words).map(OsString::from).collect();
+    let asked = request(&words).unwrap_or_else(|refusal| panic!("{}", refusal.text));
+    let Request::Run { flags, verbosity } = asked else { panic!("these words ask for a text, not for a run") };
+    let environment = Environment { node_name: Some("node1".to_owned()), host_name: "node1".to_owned() };
+    Config::from_flags(&flags, verbosity, &environment).unwrap_or_else(|mistakes| panic!("{mistakes:?}"))
+}
+
+/// The service proxy's part of it, and the families that are on.
+pub fn proxy(words: &[&str]) -> (Arc<ProxyConfig>, PerFamily<bool>) {
+    let config = config(words);
+    (Arc::new(config.proxy.expect("the service proxy is not switched off")), config.families)
+}

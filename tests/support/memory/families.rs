@@ -1,0 +1,383 @@
+//! The families: which rows are ours, what the kernel refuses, and what it does by itself.
+
+use std::collections::BTreeMap;
+use std::fmt::{Debug, Display};
+use std::net::SocketAddr;
+
+use compact_str::CompactString;
+use rustix::io::Errno;
+use sluice::kernel::Error;
+use sluice::kernel::address::AddressKey;
+use sluice::kernel::ipset::{ElementKey, SetKind, SetName, SetSpec};
+use sluice::kernel::iptables::{Piece, Rules};
+use sluice::kernel::ipvs::{Destination, ServiceKey, Services, Virtual};
+use sluice::kernel::link::{Link, LinkName};
+use sluice::kernel::route::{Route, RouteKey, RouteKind, TABLE_LOCAL};
+use sluice::kernel::sysctl::Setting;
+use sluice::net::Family;
+use sluice::proxy::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, Set};
+use sluice::reconcile::{Failure, Step, Target};
+
+use super::{Fault, Machine, Object, State, sets_named};
+
+/// One family of rows in a [`State`].
+pub trait Rows: Sized + 'static {
+    type Key: Ord + Clone + Debug + Display;
+    type Value: PartialEq + Clone + Debug;
+    const NAME: &'static str;
+
+    fn rows(state: &mut State) -> &mut BTreeMap<Self::Key, Self::Value>;
+
+    fn object(key: &Self::Key) -> Object;
+
+    fn is_ours(key: &Self::Key, value: &Self::Value) -> bool;
+
+    /// Why the kernel will not have it, beside that it exists or does not.
+    fn refusal(_state: &State, _key: &Self::Key, _want: Option<&Self::Value>) -> Option<Errno> {
+        None
+    }
+
+    /// Changes what was `found`, from what the caller believes it to be.
+    fn change(found: &mut Self::Value, _have: &Self::Value, want: &Self::Value) -> Result<(), Errno> {
+        *found = want.clone();
+        Ok(())
+    }
+
+    /// What the kernel does by itself afterwards.
+    fn follow(_state: &mut State, _key: &Self::Key, _want: Option<&Self::Value>) {}
+
+    fn grown(_have: &Self::Value, want: &Self::Value) -> Self::Value {
+        want.clone()
+    }
+
+    fn perform(machine: &mut Machine, steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Failure<Error>> {
+        machine.perform_each::<Self>(steps)
+    }
+}
+
+pub enum Links {}
+pub enum Settings {}
+pub enum Sets {}
+pub enum Elements {}
+pub enum RuleRows {}
+pub enum Virtuals {}
+pub enum Routes {}
+pub enum Addresses {}
+
+impl Rows for Links {
+    type Key = LinkName;
+    type Value = Link;
+    const NAME: &'static str = "links";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<LinkName, Link> {
+        &mut state.links
+    }
+
+    fn object(key: &LinkName) -> Object {
+        Object::Link(key.clone())
+    }
+
+    fn is_ours(key: &LinkName, _: &Link) -> bool {
+        key.0 == DEVICE
+    }
+
+    /// A device that goes, or goes down, takes its routes with it, and its addresses when it goes.
+    fn follow(state: &mut State, key: &LinkName, want: Option<&Link>) {
+        if want.is_some_and(|link| link.up) {
+            return;
+        }
+        state.routes.retain(|_, route| !leaves_by(route, key));
+        if want.is_none() {
+            state.addresses.retain(|address, ()| address.link != *key);
+        }
+    }
+}
+
+impl Rows for Settings {
+    type Key = Setting;
+    type Value = CompactString;
+    const NAME: &'static str = "settings";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<Setting, CompactString> {
+        &mut state.settings
+    }
+
+    fn object(key: &Setting) -> Object {
+        Object::Setting(key.clone())
+    }
+
+    fn is_ours(_: &Setting, _: &CompactString) -> bool {
+        false
+    }
+
+    fn refusal(_: &State, _: &Setting, want: Option<&CompactString>) -> Option<Errno> {
+        want.is_none().then_some(Errno::PERM)
+    }
+}
+
+impl Rows for Sets {
+    type Key = SetName;
+    type Value = SetSpec;
+    const NAME: &'static str = "sets";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<SetName, SetSpec> {
+        &mut state.sets
+    }
+
+    fn object(key: &SetName) -> Object {
+        Object::Set(key.clone())
+    }
+
+    fn is_ours(key: &SetName, _: &SetSpec) -> bool {
+        is_our_set(key)
+    }
+
+    /// A set that a rule names cannot go, and one that holds more cannot become smaller.
+    fn refusal(state: &State, key: &SetName, want: Option<&SetSpec>) -> Option<Errno> {
+        let held = state.elements.keys().filter(|element| element.set == *key).count();
+        match want {
+            Some(spec) if held > spec.max_elements as usize => Some(Errno::NOSPC),
+            Some(_) => None,
+            None => state.rules.values().any(|rules| sets_named(&rules.0).contains(&*key.0)).then_some(Errno::BUSY),
+        }
+    }
+
+    fn follow(state: &mut State, key: &SetName, want: Option<&SetSpec>) {
+        if want.is_none() {
+            state.elements.retain(|element, ()| element.set != *key);
+        }
+    }
+}
+
+impl Rows for Elements {
+    type Key = ElementKey;
+    type Value = ();
+    const NAME: &'static str = "set elements";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<ElementKey, ()> {
+        &mut state.elements
+    }
+
+    fn object(key: &ElementKey) -> Object {
+        Object::Element(key.clone())
+    }
+
+    fn is_ours(key: &ElementKey, (): &()) -> bool {
+        is_our_set(&key.set)
+    }
+
+    fn refusal(state: &State, key: &ElementKey, want: Option<&()>) -> Option<Errno> {
+        use sluice::kernel::ipset::Entry;
+        want?;
+        let Some(spec) = state.sets.get(&key.set) else { return Some(Errno::NOENT) };
+        let held = state.elements.keys().filter(|element| element.set == key.set).count();
+        let (kind, family) = match key.entry {
+            Entry::Ip(address) => (SetKind::HashIp, Family::from(address)),
+            Entry::IpPort(address, ..) => (SetKind::HashIpPort, Family::from(address)),
+            Entry::Net(prefix) => (SetKind::HashNet, Family::from(prefix)),
+        };
+        if (kind, family) != (spec.kind, spec.family) {
+            return Some(Errno::INVAL);
+        }
+        (held >= spec.max_elements as usize).then_some(Errno::NOSPC)
+    }
+}
+
+impl Rows for RuleRows {
+    type Key = Piece;
+    type Value = Rules;
+    const NAME: &'static str = "rules";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<Piece, Rules> {
+        &mut state.rules
+    }
+
+    fn object(key: &Piece) -> Object {
+        Object::Rule(key.clone())
+    }
+
+    fn is_ours(key: &Piece, _: &Rules) -> bool {
+        let ours = |chain: &CompactString| chain == CHAIN_GUARD || chain == CHAIN_SNAT;
+        match key {
+            Piece::Chain { chain, .. } => ours(chain),
+            Piece::Jump { to, .. } => ours(to),
+            Piece::Leftover { .. } => true,
+        }
+    }
+
+    /// The pieces of one address family are one transaction: all of them or none.
+    fn perform(machine: &mut Machine, steps: &[Step<'_, Piece, Rules>]) -> Vec<Failure<Error>> {
+        let mut failures = Vec::new();
+        for family in Family::BOTH {
+            let of_family = |piece: &Piece| match piece {
+                Piece::Chain { family: its, .. } | Piece::Jump { family: its, .. } => *its == family,
+                Piece::Leftover { family: its, .. } => *its == family,
+            };
+            let group: Vec<usize> = (0..steps.len()).filter(|index| of_family(steps[*index].key)).collect();
+            if let Err(errno) = transaction(machine, steps, &group) {
+                let failed = |index| Failure { step: index, error: Error::errno("restore", "rules", errno) };
+                failures.extend(group.into_iter().map(failed));
+            }
+        }
+        failures
+    }
+}
+
+fn transaction(machine: &mut Machine, steps: &[Step<'_, Piece, Rules>], group: &[usize]) -> Result<(), Errno> {
+    if group.is_empty() {
+        return Ok(());
+    }
+    let fault = machine.faults.of_step();
+    if matches!(fault, Fault::Before | Fault::Lost) {
+        return Err(Errno::INTR);
+    }
+    let mut rules = machine.state.rules.clone();
+    let mut missing = false;
+    for step in group.iter().map(|index| &steps[*index]) {
+        match step.want {
+            Some(want) => {
+                rules.insert(step.key.clone(), want.clone());
+            }
+            None => missing |= rules.remove(step.key).is_none(),
+        }
+    }
+    let jump_into_nothing = rules.keys().any(|piece| match piece {
+        Piece::Jump { family, table, to, .. } => {
+            !rules.contains_key(&Piece::Chain { family: *family, table: *table, chain: to.clone() })
+        }
+        _ => false,
+    });
+    let known = |name: &str| machine.state.sets.keys().any(|set| set.0 == name);
+    let unknown_set = rules.values().any(|rules| sets_named(&rules.0).into_iter().any(|name| !known(name)));
+    if missing || jump_into_nothing || unknown_set {
+        machine.refused.push(format!(
+            "rules: missing {missing}, jump into nothing {jump_into_nothing}, unknown set {unknown_set}"
+        ));
+        return Err(Errno::NOENT);
+    }
+    machine.state.rules = rules;
+    for index in group {
+        machine.acted(&Object::Rule(steps[*index].key.clone()));
+    }
+    if fault == Fault::After { Err(Errno::INTR) } else { Ok(()) }
+}
+
+impl Rows for Virtuals {
+    type Key = ServiceKey;
+    type Value = Virtual;
+    const NAME: &'static str = "virtual services";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<ServiceKey, Virtual> {
+        &mut state.virtuals
+    }
+
+    fn object(key: &ServiceKey) -> Object {
+        Object::Virtual(*key)
+    }
+
+    /// Nothing, until its owner says which are.
+    fn is_ours(_: &ServiceKey, _: &Virtual) -> bool {
+        false
+    }
+
+    /// Destinations are added, changed and removed one by one, each as the caller believes it to be; what the
+    /// kernel refuses of that leaves the rest done.
+    fn change(found: &mut Virtual, have: &Virtual, want: &Virtual) -> Result<(), Errno> {
+        let by_address = |list: &[Destination]| -> BTreeMap<SocketAddr, Destination> {
+            list.iter().map(|destination| (destination.address, *destination)).collect()
+        };
+        let (had, wanted) = (by_address(&have.destinations), by_address(&want.destinations));
+        let mut is = by_address(&found.destinations);
+        let mut refusal = Ok(());
+        for (address, destination) in &wanted {
+            match (had.get(address), is.contains_key(address)) {
+                (Some(old), _) if old == destination => {}
+                (None, true) => refusal = Err(Errno::EXIST),
+                (Some(_), false) => refusal = Err(Errno::NOENT),
+                _ => {
+                    is.insert(*address, *destination);
+                }
+            }
+        }
+        for address in had.keys().filter(|address| !wanted.contains_key(address)) {
+            if is.remove(address).is_none() {
+                refusal = Err(Errno::NOENT);
+            }
+        }
+        if have.service != want.service {
+            found.service = want.service.clone();
+        }
+        found.destinations = is.into_values().collect();
+        refusal
+    }
+
+    fn grown(have: &Virtual, want: &Virtual) -> Virtual {
+        <Services as Target>::grown(have, want)
+    }
+}
+
+impl Rows for Routes {
+    type Key = RouteKey;
+    type Value = Route;
+    const NAME: &'static str = "routes";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<RouteKey, Route> {
+        &mut state.routes
+    }
+
+    fn object(key: &RouteKey) -> Object {
+        Object::Route(key.clone())
+    }
+
+    fn is_ours(key: &RouteKey, route: &Route) -> bool {
+        key.table == TABLE_LOCAL && leaves_by(route, &LinkName(DEVICE.into()))
+    }
+
+    /// A route needs its device, up; its source must be an address of this host.
+    fn refusal(state: &State, _: &RouteKey, want: Option<&Route>) -> Option<Errno> {
+        let want = want?;
+        let stands = |link: &LinkName| state.links.get(link).is_some_and(|link| link.up);
+        if !want.next_hops.iter().all(|hop| stands(&hop.link)) {
+            return Some(Errno::NODEV);
+        }
+        let is_own = |source| state.addresses.keys().any(|key| key.address.addr() == source);
+        (!want.source.is_none_or(is_own)).then_some(Errno::INVAL)
+    }
+}
+
+impl Rows for Addresses {
+    type Key = AddressKey;
+    type Value = ();
+    const NAME: &'static str = "addresses";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<AddressKey, ()> {
+        &mut state.addresses
+    }
+
+    fn object(key: &AddressKey) -> Object {
+        Object::Address(key.clone())
+    }
+
+    fn is_ours(key: &AddressKey, (): &()) -> bool {
+        key.link.0 == DEVICE
+    }
+
+    /// With an address goes its local route, whoever made it.
+    fn follow(state: &mut State, key: &AddressKey, want: Option<&()>) {
+        if want.is_none() {
+            let prefix = Family::host_prefix(key.address.addr());
+            state.routes.retain(|route, value| {
+                let its = route.table == TABLE_LOCAL && route.destination == prefix && value.kind == RouteKind::Local;
+                !(its && leaves_by(value, &key.link))
+            });
+        }
+    }
+}
+
+fn is_our_set(name: &SetName) -> bool {
+    Family::BOTH.into_iter().any(|family| Set::ALL.into_iter().any(|set| set.name(family) == *name))
+}
+
+fn leaves_by(route: &Route, link: &LinkName) -> bool {
+    route.next_hops.iter().any(|hop| hop.link == *link)
+}

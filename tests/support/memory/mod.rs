@@ -1,0 +1,313 @@
+//! A kernel in memory.
+//!
+//! It refuses what Linux refuses (a rule that names a missing set, a set that is in use, what exists already, what
+//! is not there), takes with a device what stands on it, and can be made to fail, before the act and after it.
+//! All families share one [`Machine`], which outlives those who work on it: making new targets on the same machine is
+//! a restart of the program. What belongs to others stands in the same tables; [`Machine::foreign`] remembers it.
+
+mod families;
+mod state;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{Debug, Display};
+use std::marker::PhantomData;
+use std::rc::Rc;
+
+use compact_str::CompactString;
+use rustix::io::Errno;
+use sluice::kernel::Error;
+use sluice::kernel::conntrack::Flows;
+use sluice::kernel::ipvs::ServiceKey;
+use sluice::kernel::sysctl::{Setting, Wanted};
+use sluice::proxy::apply::{Kernel, Owned, Ruled, Targets};
+use sluice::reconcile::{Failure, Phase, Step, Target};
+
+use super::random::Random;
+
+pub use families::{Addresses, Elements, Links, Routes, Rows, RuleRows, Sets, Settings, Virtuals};
+pub use state::{HOST_V4, HOST_V6, Object, State};
+
+/// The machine that all targets work on.
+pub struct Machine {
+    pub state: State,
+    /// What belonged to others from the beginning.
+    pub foreign: State,
+    pub faults: Faults,
+    /// How many acts were performed.
+    pub acts: u64,
+    /// What the kernel refused by its own rules, that is, not by an injected fault.
+    pub refused: Vec<String>,
+    /// Called after every single act.
+    pub observer: Option<Box<dyn FnMut(&State, &Object)>>,
+}
+
+/// How often something fails, in percent.
+#[derive(Clone, Debug)]
+pub struct Faults {
+    pub random: Random,
+    pub steps: u32,
+    pub reads: u32,
+}
+
+/// A handle on a machine.
+#[derive(Clone)]
+pub struct MemoryKernel(Rc<RefCell<Machine>>);
+
+/// One family of objects on a machine.
+pub struct Memory<F: Rows> {
+    machine: MemoryKernel,
+    ours: Box<dyn Fn(&F::Key, &F::Value) -> bool>,
+    family: PhantomData<F>,
+}
+
+/// What is to happen to one step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// It fails and nothing is done.
+    Before,
+    /// It is done, and reported as failed.
+    After,
+    /// It fails, and so does everything behind it: the connection to the kernel broke.
+    Lost,
+}
+
+impl Faults {
+    pub fn none() -> Faults {
+        Faults { random: Random::new(0), steps: 0, reads: 0 }
+    }
+
+    fn of_step(&mut self) -> Fault {
+        if self.steps == 0 || !self.random.chance(self.steps) {
+            return Fault::None;
+        }
+        *self.random.pick(&[Fault::Before, Fault::Before, Fault::After, Fault::After, Fault::Lost])
+    }
+
+    fn of_read(&mut self) -> bool {
+        self.reads > 0 && self.random.chance(self.reads)
+    }
+}
+
+impl MemoryKernel {
+    /// A machine that holds this and nothing of ours.
+    pub fn new(foreign: State) -> MemoryKernel {
+        let machine = Machine {
+            state: foreign.clone(),
+            foreign,
+            faults: Faults::none(),
+            acts: 0,
+            refused: Vec::new(),
+            observer: None,
+        };
+        MemoryKernel(Rc::new(RefCell::new(machine)))
+    }
+
+    /// Looks at the machine, or changes it behind everybody's back.
+    pub fn with<R>(&self, act: impl FnOnce(&mut Machine) -> R) -> R {
+        act(&mut self.0.borrow_mut())
+    }
+
+    pub fn state(&self) -> State {
+        self.with(|machine| machine.state.clone())
+    }
+
+    /// Targets of every family.
+    pub fn targets(&self) -> Targets<MemoryKernel> {
+        Targets {
+            kernel: self.clone(),
+            links: Memory::new(self),
+            settings: Memory::new(self),
+            sets: Memory::new(self),
+            elements: Memory::new(self),
+            rules: Memory::new(self),
+            virtuals: Memory::new(self),
+            routes: Memory::new(self),
+            addresses: Memory::new(self),
+        }
+    }
+}
+
+impl Kernel for MemoryKernel {
+    type Links = Memory<Links>;
+    type Settings = Memory<Settings>;
+    type Sets = Memory<Sets>;
+    type Elements = Memory<Elements>;
+    type Rules = Memory<RuleRows>;
+    type Virtuals = Memory<Virtuals>;
+    type Routes = Memory<Routes>;
+    type Addresses = Memory<Addresses>;
+
+    fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, String> {
+        self.with(|machine| {
+            let before = machine.state.flows.len();
+            flows.iter().for_each(|flow| {
+                machine.state.flows.remove(flow);
+            });
+            Ok(before - machine.state.flows.len())
+        })
+    }
+}
+
+impl Owned for Memory<Virtuals> {
+    fn set_ours(&mut self, ours: Box<dyn Fn(&ServiceKey) -> bool + Send>) {
+        self.ours = Box::new(move |key, _| ours(key));
+    }
+}
+
+impl Ruled for Memory<Settings> {
+    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Setting, CompactString>, Error> {
+        let ours = rules.clone();
+        self.ours = Box::new(move |key, value| ours.get(key).is_some_and(|rule| rule.given(value).is_some()));
+        let found = self.read()?;
+        let given =
+            |(key, value): (Setting, CompactString)| Some((key.clone(), rules.get(&key)?.given(&value)?.clone()));
+        Ok(found.into_iter().filter_map(given).collect())
+    }
+}
+
+impl<F: Rows> Memory<F> {
+    pub fn new(machine: &MemoryKernel) -> Memory<F> {
+        Memory { machine: machine.clone(), ours: Box::new(F::is_ours), family: PhantomData }
+    }
+
+    fn readable(&self) -> Result<(), Error> {
+        let fails = self.machine.with(|machine| machine.faults.of_read());
+        if fails { Err(Error::errno("list", F::NAME, Errno::NOBUFS)) } else { Ok(()) }
+    }
+}
+
+impl<F: Rows> Target for Memory<F> {
+    type Key = F::Key;
+    type Value = F::Value;
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        F::NAME
+    }
+
+    fn read(&mut self) -> Result<BTreeMap<F::Key, F::Value>, Error> {
+        self.readable()?;
+        Ok(self.machine.with(|machine| {
+            let rows = F::rows(&mut machine.state).iter();
+            rows.filter(|(key, value)| (self.ours)(key, value)).map(|(k, v)| (k.clone(), v.clone())).collect()
+        }))
+    }
+
+    fn apply(&mut self, phase: Phase, steps: &[Step<'_, F::Key, F::Value>]) -> Vec<Failure<Error>> {
+        for step in steps {
+            let fits = match phase {
+                Phase::Grow => step.want.is_some(),
+                Phase::Shrink => step.have.is_some(),
+            };
+            assert!(fits, "{} {} is not a step of {phase:?}", F::NAME, step.key);
+        }
+        self.machine.with(|machine| F::perform(machine, steps))
+    }
+
+    fn grown(have: &F::Value, want: &F::Value) -> F::Value {
+        F::grown(have, want)
+    }
+}
+
+impl Machine {
+    /// Performs steps one by one, as netlink families do.
+    fn perform_each<F: Rows>(&mut self, steps: &[Step<'_, F::Key, F::Value>]) -> Vec<Failure<Error>> {
+        let mut failures = Vec::new();
+        let mut lost = false;
+        for (index, step) in steps.iter().enumerate() {
+            let fault = if lost { Fault::Lost } else { self.faults.of_step() };
+            lost |= fault == Fault::Lost;
+            let done = match fault {
+                Fault::None | Fault::After => self.act::<F>(step),
+                Fault::Before | Fault::Lost => Ok(()),
+            };
+            let errno = match (done, fault) {
+                (Ok(()), Fault::None) => continue,
+                (Err(errno), _) => errno,
+                (Ok(()), _) => Errno::INTR,
+            };
+            failures.push(Failure { step: index, error: Error::errno("change", step.key.to_string(), errno) });
+        }
+        failures
+    }
+
+    fn act<F: Rows>(&mut self, step: &Step<'_, F::Key, F::Value>) -> Result<(), Errno> {
+        let exists = F::rows(&mut self.state).contains_key(step.key);
+        let refusal = match (step.have, step.want) {
+            (None, Some(_)) if exists => Some(Errno::EXIST),
+            (Some(_), _) if !exists => Some(Errno::NOENT),
+            (None, None) => panic!("a step from nothing to nothing"),
+            _ => F::refusal(&self.state, step.key, step.want),
+        };
+        if let Some(errno) = refusal {
+            self.refused.push(format!("{} {}: {errno}", F::NAME, step.key));
+            return Err(errno);
+        }
+        let result = match (step.have, step.want) {
+            (Some(have), Some(want)) => {
+                let found = F::rows(&mut self.state).get_mut(step.key).expect("its existence was checked");
+                F::change(found, have, want)
+            }
+            (_, Some(want)) => {
+                F::rows(&mut self.state).insert(step.key.clone(), want.clone());
+                Ok(())
+            }
+            (_, None) => {
+                F::rows(&mut self.state).remove(step.key);
+                Ok(())
+            }
+        };
+        F::follow(&mut self.state, step.key, step.want);
+        if let Err(errno) = result {
+            self.refused.push(format!("{} {}: {errno}", F::NAME, step.key));
+        }
+        self.acted(&F::object(step.key));
+        result
+    }
+
+    fn acted(&mut self, object: &Object) {
+        self.acts += 1;
+        if let Some(mut observer) = self.observer.take() {
+            observer(&self.state, object);
+            self.observer = Some(observer);
+        }
+    }
+
+    /// What of others' is not as it was.
+    pub fn foreign_damage(&self) -> Vec<String> {
+        fn differences<K: Ord + Display, V: PartialEq + Debug>(
+            was: &BTreeMap<K, V>,
+            is: &BTreeMap<K, V>,
+            found: &mut Vec<String>,
+        ) {
+            let differs = was.iter().filter(|(key, value)| is.get(key) != Some(value));
+            found.extend(differs.map(|(key, value)| format!("{key} was {value:?}, is {:?}", is.get(key))));
+        }
+        let (was, is) = (&self.foreign, &self.state);
+        let mut found = Vec::new();
+        differences(&was.links, &is.links, &mut found);
+        differences(&was.sets, &is.sets, &mut found);
+        differences(&was.elements, &is.elements, &mut found);
+        differences(&was.rules, &is.rules, &mut found);
+        differences(&was.virtuals, &is.virtuals, &mut found);
+        differences(&was.routes, &is.routes, &mut found);
+        differences(&was.addresses, &is.addresses, &mut found);
+        found
+    }
+}
+
+/// The sets that the rules of a piece name.
+fn sets_named(rules: &[CompactString]) -> BTreeSet<&str> {
+    let mut named = BTreeSet::new();
+    for rule in rules {
+        let mut words = rule.split(' ');
+        while let Some(word) = words.next() {
+            if word == "--match-set" {
+                named.extend(words.next());
+            }
+        }
+    }
+    named
+}

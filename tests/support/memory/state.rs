@@ -1,0 +1,134 @@
+//! What a kernel holds, and what stands in it before we come.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use compact_str::CompactString;
+use sluice::kernel::address::AddressKey;
+use sluice::kernel::conntrack::Flows;
+use sluice::kernel::ipset::{ElementKey, Entry, SetKind, SetName, SetSpec};
+use sluice::kernel::iptables::{Piece, Rules, Table};
+use sluice::kernel::ipvs::{Destination, Forwarding, Service, ServiceKey, Virtual};
+use sluice::kernel::link::{Link, LinkKind, LinkName};
+use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL, TABLE_MAIN};
+use sluice::kernel::sysctl::Setting;
+use sluice::net::{Family, Protocol};
+
+/// The addresses of the host's own device.
+pub const HOST_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+pub const HOST_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1));
+
+/// All tables of a kernel, ours and others'.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct State {
+    pub links: BTreeMap<LinkName, Link>,
+    pub settings: BTreeMap<Setting, CompactString>,
+    pub sets: BTreeMap<SetName, SetSpec>,
+    pub elements: BTreeMap<ElementKey, ()>,
+    pub rules: BTreeMap<Piece, Rules>,
+    pub virtuals: BTreeMap<ServiceKey, Virtual>,
+    pub routes: BTreeMap<RouteKey, Route>,
+    pub addresses: BTreeMap<AddressKey, ()>,
+    pub flows: BTreeSet<Flows>,
+}
+
+/// The name of any object.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Object {
+    Link(LinkName),
+    Setting(Setting),
+    Set(SetName),
+    Element(ElementKey),
+    Rule(Piece),
+    Virtual(ServiceKey),
+    Route(RouteKey),
+    Address(AddressKey),
+}
+
+impl State {
+    /// A host with a device, a few settings, and in every family something that belongs to somebody else.
+    pub fn of_others() -> State {
+        let mut state = State::default();
+        let device = LinkName("eth0".into());
+        let kind = LinkKind::Other("ether".into());
+        state.links.insert(device.clone(), Link { kind, up: true });
+        for (path, value) in [
+            ("net/ipv4/vs/conntrack", "0"),
+            ("net/ipv4/vs/conn_reuse_mode", "1"),
+            ("net/ipv4/conf/all/rp_filter", "1"),
+            ("net/ipv4/conf/all/arp_ignore", "0"),
+            ("net/ipv4/ip_forward", "1"),
+        ] {
+            state.settings.insert(Setting(path.into()), value.into());
+        }
+        let set = SetName("BLOCKLIST".into());
+        let spec = SetSpec { kind: SetKind::HashIp, family: Family::V4, max_elements: 1024, timeout: false };
+        state.sets.insert(set.clone(), spec);
+        state.elements.insert(ElementKey { set, entry: Entry::Ip([203, 0, 113, 99].into()) }, ());
+        for family in Family::BOTH {
+            let table = Table::Filter;
+            let chain = Piece::Chain { family, table, chain: "BLOCK".into() };
+            state.rules.insert(chain, Rules(vec!["-p tcp -j DROP".into()]));
+            let jump = Piece::Jump { family, table, from: "FORWARD".into(), to: "BLOCK".into() };
+            state.rules.insert(jump, Rules(vec!["-j BLOCK".into()]));
+        }
+        for address in [HOST_V4, HOST_V6] {
+            state.virtuals.insert(
+                ServiceKey::Address { address, protocol: Protocol::Tcp, port: 9999 },
+                Virtual {
+                    service: Service { scheduler: "wlc".into(), flags: 0, persistence_seconds: 0 },
+                    destinations: [foreign_destination(address)].into(),
+                },
+            );
+            let family = Family::from(address);
+            let next_hops = vec![NextHop { link: device.clone(), gateway: None }];
+            let route = Route { kind: RouteKind::Local, protocol: 2, source: Some(address), next_hops };
+            let destination = Family::host_prefix(address);
+            state.routes.insert(RouteKey { table: TABLE_LOCAL, destination, metric: 0 }, route.clone());
+            let everywhere = match family {
+                Family::V4 => "0.0.0.0/0",
+                Family::V6 => "::/0",
+            };
+            let destination = everywhere.parse().expect("a prefix");
+            let main = RouteKey { table: TABLE_MAIN, destination, metric: 0 };
+            state.routes.insert(main, Route { kind: RouteKind::Unicast, source: None, ..route });
+            state.addresses.insert(AddressKey { link: device.clone(), address: destination_of(address) }, ());
+        }
+        let mark = ServiceKey::Mark { mark: 7, family: Family::V4 };
+        let service = Service { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 };
+        state.virtuals.insert(mark, Virtual { service, destinations: [].into() });
+        state
+    }
+}
+
+fn foreign_destination(address: IpAddr) -> Destination {
+    let address = match address {
+        IpAddr::V4(_) => "203.0.113.50:9999",
+        IpAddr::V6(_) => "[2001:db8:113::50]:9999",
+    };
+    Destination { address: address.parse().expect("a socket address"), weight: 5, forwarding: Forwarding::Nat }
+}
+
+fn destination_of(address: IpAddr) -> ipnet::IpNet {
+    let length = match address {
+        IpAddr::V4(_) => 24,
+        IpAddr::V6(_) => 64,
+    };
+    ipnet::IpNet::new(address, length).expect("a length of this family")
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Object::Link(key) => write!(f, "link {key}"),
+            Object::Setting(key) => write!(f, "setting {key}"),
+            Object::Set(key) => write!(f, "set {key}"),
+            Object::Element(key) => write!(f, "element {key}"),
+            Object::Rule(key) => write!(f, "rules {key}"),
+            Object::Virtual(key) => write!(f, "virtual service {key}"),
+            Object::Route(key) => write!(f, "route {key}"),
+            Object::Address(key) => write!(f, "address {key}"),
+        }
+    }
+}

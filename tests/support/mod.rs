@@ -1,0 +1,17 @@
+//! What several test programs share: a kernel in memory, clusters made by chance, packets.
+//!
+//! The address plan of all tests:
+//!
+//! | | IPv4 | IPv6 |
+//! |---|---|---|
+//! | pods | 10.244.0.0/16 | fd00:10:244::/56 |
+//! | services | 10.96.0.0/12 | fd00:10:96::/108 |
+//! | nodes | 192.0.2.0/24 | 2001:db8:2::/64 |
+//! | outside | 203.0.113.0/24 | 2001:db8:113::/64 |
+#![allow(dead_code, reason = "every test program uses its own part of this module")]
+
+pub mod flags;
+pub mod generate;
+pub mod memory;
+pub mod packet;
+pub mod random;

@@ -1,0 +1,119 @@
+//! What becomes of a new connection to an address: the packet's way through routing, our guard and IPVS.
+//!
+//! Only the forms of rules that the guard has are understood; any other one fails the test, so that a new rule
+//! gets its meaning here before it goes unnoticed.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use sluice::kernel::ipset::{ElementKey, Entry, SetName};
+use sluice::kernel::iptables::{Piece, Rules, Table};
+use sluice::kernel::ipvs::ServiceKey;
+use sluice::kernel::route::{RouteKind, TABLE_LOCAL};
+use sluice::net::{Family, Protocol};
+
+use super::memory::State;
+
+/// Where a connection ends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum End {
+    /// The address is not this host's: it goes where routing says.
+    Elsewhere,
+    /// The guard, or a virtual service without a backend, refuses it.
+    Refused,
+    /// A program of the host itself answers.
+    Host,
+    /// One of these backends answers.
+    Backends(BTreeSet<SocketAddr>),
+}
+
+/// The end of a new connection.
+pub fn end(state: &State, key: ServiceKey) -> End {
+    let ServiceKey::Address { address, protocol, port } = key else { return End::Elsewhere };
+    if !is_local(state, address) {
+        return End::Elsewhere;
+    }
+    if !guard_passes(state, address, protocol, port) {
+        return End::Refused;
+    }
+    let Some(found) = state.virtuals.get(&key) else { return End::Host };
+    let serving: BTreeSet<SocketAddr> = found.destinations.iter().filter(|d| d.weight > 0).map(|d| d.address).collect();
+    if serving.is_empty() { End::Refused } else { End::Backends(serving) }
+}
+
+/// Whether packets to this address are delivered to the host.
+pub fn is_local(state: &State, address: IpAddr) -> bool {
+    let prefix = Family::host_prefix(address);
+    state
+        .routes
+        .iter()
+        .any(|(key, route)| key.table == TABLE_LOCAL && key.destination == prefix && route.kind == RouteKind::Local)
+}
+
+/// Whether the guard lets this packet in.
+pub fn guard_passes(state: &State, address: IpAddr, protocol: Protocol, port: u16) -> bool {
+    let family = Family::from(address);
+    let packet = Packet { state, address, protocol, port };
+    for (piece, rules) in &state.rules {
+        match piece {
+            Piece::Jump { family: its, table: Table::Filter, from, to } if *its == family && from == "INPUT" => {
+                if let Some(verdict) = packet.jump(rules, family, to) {
+                    return verdict;
+                }
+            }
+            _ => {}
+        }
+    }
+    true
+}
+
+struct Packet<'a> {
+    state: &'a State,
+    address: IpAddr,
+    protocol: Protocol,
+    port: u16,
+}
+
+impl Packet<'_> {
+    /// The verdict of the chain behind a jump, if the packet takes it and the chain has one.
+    fn jump(&self, rules: &Rules, family: Family, to: &str) -> Option<bool> {
+        let taken = rules.0.iter().any(|rule| self.matches(rule));
+        let chain = Piece::Chain { family, table: Table::Filter, chain: to.into() };
+        let rules = self.state.rules.get(&chain).filter(|_| taken)?;
+        let hit = rules.0.iter().find(|rule| self.matches(rule))?;
+        let verdict = hit.split(" -j ").nth(1).expect("a rule has a verdict");
+        Some(match verdict.split(' ').next() {
+            Some("ACCEPT") => true,
+            Some("REJECT" | "DROP") => false,
+            other => panic!("{other:?} is a verdict that this tracer does not know: {hit}"),
+        })
+    }
+
+    fn matches(&self, rule: &str) -> bool {
+        let text = without_comment(rule);
+        let text = text.split(" -j ").next().unwrap_or_default().trim();
+        if text.starts_with("-p icmp") || text.starts_with("-p ipv6-icmp") {
+            return false;
+        }
+        let words: Vec<&str> = text.split_whitespace().collect();
+        match words.as_slice() {
+            ["-m", "set", "--match-set", set, "dst"] => self.is_in(set, Entry::Ip(self.address)),
+            ["-m", "set", "!", "--match-set", set, "dst"] => !self.is_in(set, Entry::Ip(self.address)),
+            ["-m", "set", "--match-set", set, "dst,dst"] => {
+                self.is_in(set, Entry::IpPort(self.address, self.protocol, self.port))
+            }
+            _ => panic!("a rule that this tracer does not know: {rule}"),
+        }
+    }
+
+    fn is_in(&self, set: &str, entry: Entry) -> bool {
+        self.state.elements.contains_key(&ElementKey { set: SetName(set.into()), entry })
+    }
+}
+
+fn without_comment(rule: &str) -> String {
+    match rule.split_once("-m comment --comment \"") {
+        Some((before, rest)) => format!("{before}{}", rest.split_once('"').map_or("", |(_, after)| after.trim_start())),
+        None => rule.to_owned(),
+    }
+}
