@@ -212,7 +212,8 @@ fn header([family, length, flags, scope]: [u8; 4], device: u32) -> [u8; HEADER] 
     [family, length, flags, scope, i0, i1, i2, i3]
 }
 
-fn is_link_local(address: IpAddr) -> bool {
+/// True for addresses that the kernel puts on every device by itself.
+pub(super) fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(_) => false,
         IpAddr::V6(address) => address.is_unicast_link_local(),

@@ -166,7 +166,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let answer = Answer { kind: GET, flags: 0, sequence: 1, payload: &bytes };
+            let answer = Answer { kind: GET, flags: 0, sequence: 1, port: 0, payload: &bytes };
             prop_assert!(tracked(&answer, Family::V4, &BTreeSet::new()).is_none());
             let _ = ends(&Attributes::new(&bytes));
         }

@@ -7,6 +7,7 @@
 
 mod error;
 mod name;
+mod own;
 mod program;
 
 pub mod address;

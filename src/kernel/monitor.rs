@@ -1,1 +1,182 @@
 //! Tells what others changed in the kernel, by netlink notifications.
+//!
+//! Coarse on purpose: a notification says where to look, and what is there is read by whoever cares. So nothing
+//! queues: what is delivered are counters, and only their difference counts. After an overrun of the socket
+//! every counter grows, because anything may have happened.
+//!
+//! What is not told: changes of our own (see `own`), what the kernel puts on every device by itself, pods'
+//! routes. What nobody can tell: legacy iptables, ipset, IPVS and sysctls have no notifications, and the kernel
+//! drops IPv4 routes silently with a device's last address and when it is set down; therefore a change of
+//! a device or of its addresses counts as one of its routes.
+//!
+//! A thread of its own listens. It ends when nobody listens to it any more, within a second.
+//!
+//! Kernel: rtnetlink groups `LINK`, `IPV4_IFADDR`, `IPV6_IFADDR`, `IPV4_ROUTE`, `IPV6_ROUTE`
+//! (include/uapi/linux/rtnetlink.h); `NFNLGRP_NFTABLES`, of which only the end of a change is looked at.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::address;
+use super::link::{self, Device, LinkName};
+use super::netlink::{Answer, Bus, Fault, Listener, Socket};
+use super::route::{self, TABLE_LOCAL};
+use super::{Cause, Error, own};
+
+/// How often others changed something, since the monitor was started. Only differences count.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Changes {
+    /// One of the devices that are ours: itself, its addresses, its routes in the table of local addresses.
+    pub ours: u64,
+    /// Another device of this host or its addresses: what [`address::host_addresses`] tells.
+    pub host: u64,
+    /// The rules of nf_tables, to which iptables belongs in that flavour.
+    pub rules: u64,
+}
+
+const LINK_GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
+const NFTABLES_GROUPS: [u32; 1] = [7];
+const DELETE_LINK: u16 = 17;
+/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN`: a change of the rules is complete.
+const NEW_GENERATION: u16 = 10 << 8 | 15;
+
+/// How long the thread waits before it looks whether anybody still listens.
+const LOOK_UP: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// The pause after a failure of a socket, which nothing explains.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Listens in the network namespace of the calling thread. `ours` are the devices of which more is told.
+pub fn start(ours: impl IntoIterator<Item = LinkName>) -> Result<watch::Receiver<Changes>, Error> {
+    let routing = Listener::open(Bus::Route, &LINK_GROUPS)?;
+    let rules = Listener::open(Bus::Netfilter, &NFTABLES_GROUPS)?;
+    let socket = Socket::open(Bus::Route)?;
+    let (changes, receiver) = watch::channel(Changes::default());
+    let mut monitor = Monitor { routing, rules, socket, view: View::new(ours), changes };
+    monitor.look_around()?;
+    thread::Builder::new().name("monitor".into()).spawn(move || monitor.run()).map_err(|error| {
+        let errno = rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::AGAIN);
+        Error::new("start the monitor", "", Cause::Errno(errno, None))
+    })?;
+    Ok(receiver)
+}
+
+struct Monitor {
+    routing: Listener,
+    rules: Listener,
+    socket: Socket,
+    view: View,
+    changes: watch::Sender<Changes>,
+}
+
+impl Monitor {
+    fn run(mut self) {
+        while !self.changes.is_closed() {
+            let mut sockets = [PollFd::new(&self.routing, PollFlags::IN), PollFd::new(&self.rules, PollFlags::IN)];
+            // An interrupted or failed wait is followed by a look at the sockets, as any other.
+            let _ = poll(&mut sockets, Some(&LOOK_UP));
+            let mut changes = *self.changes.borrow();
+            self.hear_routing(&mut changes);
+            self.hear_rules(&mut changes);
+            self.changes.send_if_modified(|told| std::mem::replace(told, changes) != changes);
+        }
+    }
+
+    fn hear_routing(&mut self, changes: &mut Changes) {
+        let view = &mut self.view;
+        let heard = self.routing.receive(|answer| {
+            if !own::is_own(Bus::Route, answer.port) {
+                view.note(answer, changes);
+            }
+        });
+        let Err(fault) = heard else { return };
+        self.note_fault("rtnetlink", fault);
+        changes.ours += 1;
+        changes.host += 1;
+        if let Err(error) = self.look_around() {
+            warn!(%error, "Devices could not be listed");
+        }
+    }
+
+    fn hear_rules(&mut self, changes: &mut Changes) {
+        let heard = self.rules.receive(|answer| {
+            if answer.kind == NEW_GENERATION && !own::is_own(Bus::Netfilter, answer.port) {
+                changes.rules += 1;
+            }
+        });
+        if let Err(fault) = heard {
+            self.note_fault("nf_tables", fault);
+            changes.rules += 1;
+        }
+    }
+
+    fn note_fault(&self, bus: &'static str, fault: Fault) {
+        if fault == Fault::Lost {
+            debug!(bus, "More was changed than could be told; everything is looked at");
+            return;
+        }
+        warn!(bus, cause = ?fault, "Changes by others could not be heard; everything is looked at");
+        thread::sleep(PAUSE);
+    }
+
+    /// Learns which devices there are.
+    fn look_around(&mut self) -> Result<(), Error> {
+        self.view.devices = link::devices(&mut self.socket)?.into_iter().map(|device| (device.index, device)).collect();
+        Ok(())
+    }
+}
+
+/// What is known of the devices, to tell changes from repetitions.
+struct View {
+    ours: Vec<LinkName>,
+    devices: BTreeMap<u32, Device>,
+}
+
+impl View {
+    fn new(ours: impl IntoIterator<Item = LinkName>) -> View {
+        View { ours: ours.into_iter().collect(), devices: BTreeMap::new() }
+    }
+
+    fn note(&mut self, answer: &Answer<'_>, changes: &mut Changes) {
+        if let Some(device) = link::device(answer) {
+            return self.note_device(device, answer.kind == DELETE_LINK, changes);
+        }
+        if let Some((index, address, _)) = address::address(answer) {
+            if self.is_ours(index) {
+                changes.ours += u64::from(!address::is_link_local(address.addr()));
+            } else {
+                changes.host += 1;
+            }
+            return;
+        }
+        if let Some((table, devices)) = route::told(answer)
+            && table == TABLE_LOCAL
+            && devices.iter().any(|device| self.is_ours(*device))
+        {
+            changes.ours += 1;
+        }
+    }
+
+    /// The kernel also speaks of a device when only its counters or its carrier changed.
+    fn note_device(&mut self, device: Device, gone: bool, changes: &mut Changes) {
+        let index = device.index;
+        let is_ours = self.ours.contains(&device.name) || self.is_ours(index);
+        let before = if gone { self.devices.remove(&index) } else { self.devices.insert(index, device) };
+        if before.as_ref() == self.devices.get(&index) {
+            return;
+        }
+        if is_ours {
+            changes.ours += 1;
+        } else {
+            changes.host += 1;
+        }
+    }
+
+    fn is_ours(&self, index: u32) -> bool {
+        self.devices.get(&index).is_some_and(|device| self.ours.contains(&device.name))
+    }
+}

@@ -15,7 +15,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::{Cause, Error};
+use super::{Cause, Error, own};
 
 /// A program and its arguments.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +60,7 @@ pub(super) fn run(call: Call<'_>) -> Result<String, Fault> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Fault::Missing),
         Err(error) => return Err(error.into()),
     };
+    own::note_program(child.id());
     let Some(status) = wait(&mut child, call.limit)? else { return Err(Fault::Timeout) };
     if status.success() {
         return Ok(contents(&mut said)?);

@@ -61,7 +61,7 @@ proptest! {
 
     #[test]
     fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let answer = Answer { kind: command::LIST, flags: 0, sequence: 1, payload: &bytes };
+        let answer = Answer { kind: command::LIST, flags: 0, sequence: 1, port: 0, payload: &bytes };
         let _ = (wire::set_name(&answer), wire::set_spec(&answer), wire::entries(&answer));
         let _ = (wire::highest_revision(&answer), wire::line_at_fault(&bytes));
     }

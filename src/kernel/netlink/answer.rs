@@ -27,6 +27,8 @@ pub struct Answer<'a> {
     pub kind: u16,
     pub flags: u16,
     pub sequence: u32,
+    /// The port of the socket whose request caused this message; 0 where the kernel acted by itself.
+    pub port: u32,
     /// Everything behind the message header: the family's header, then attributes.
     pub payload: &'a [u8],
 }
@@ -67,7 +69,7 @@ pub fn answers(datagram: &[u8]) -> impl Iterator<Item = Answer<'_>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let header = rest.first_chunk::<HEADER>()?;
-        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, p0, p1, p2, p3] = *header;
         let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
         let payload = rest.get(HEADER..length)?;
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -75,6 +77,7 @@ pub fn answers(datagram: &[u8]) -> impl Iterator<Item = Answer<'_>> {
             kind: u16::from_ne_bytes([k0, k1]),
             flags: u16::from_ne_bytes([f0, f1]),
             sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
+            port: u32::from_ne_bytes([p0, p1, p2, p3]),
             payload,
         })
     })

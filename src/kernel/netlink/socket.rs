@@ -10,16 +10,16 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recvfrom, sendto, sockopt};
-use rustix::net::{SocketAddrAny, socket_with};
+use rustix::net::{SocketAddrAny, getsockname, socket_with};
 
 use super::answer::{Answer, INTERRUPTED, answers, kind};
 use super::fault::{Fault, Refusal};
 use super::message::{Messages, flag};
 use super::option;
-use crate::kernel::Error;
+use crate::kernel::{Error, own};
 
 /// The netlink family that a socket speaks to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Bus {
     /// Links, addresses, routes.
     Route,
@@ -31,6 +31,8 @@ pub enum Bus {
 
 /// Buffers of this size hold the errors of any portion. The kernel doubles the figure for its bookkeeping.
 const BUFFER_BYTES: usize = 4 << 20;
+/// A notification takes about a kilobyte; somebody's bulk change must not overrun a listener easily.
+const LISTENER_BYTES: usize = 16 << 20;
 /// A send is one kernel buffer, and larger ones were measured to be slower.
 const PORTION_BYTES: usize = 64 << 10;
 /// The kernel fills the datagrams of a dump as far as the receiver's buffer, and never beyond 32 KiB.
@@ -59,6 +61,7 @@ pub struct Listener {
 #[derive(Debug)]
 struct Wire {
     socket: OwnedFd,
+    _own: own::Port,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -66,7 +69,9 @@ struct Wire {
 impl Socket {
     /// Opens both sockets in the network namespace of the calling thread, where they stay.
     pub fn open(bus: Bus) -> Result<Socket, Error> {
-        let open = || Wire::open(bus, &[]).map_err(|errno| Error::errno("open netlink socket", bus.name(), errno));
+        let open = || {
+            Wire::open(bus, &[], BUFFER_BYTES).map_err(|errno| Error::errno("open netlink socket", bus.name(), errno))
+        };
         Ok(Socket { acts: open()?, dumps: open()? })
     }
 
@@ -134,7 +139,8 @@ impl Socket {
 impl Listener {
     /// Opens a socket in the network namespace of the calling thread and joins the groups, by number.
     pub fn open(bus: Bus, groups: &[u32]) -> Result<Listener, Error> {
-        let wire = Wire::open(bus, groups).map_err(|errno| Error::errno("listen for changes of", bus.name(), errno))?;
+        let wire = Wire::open(bus, groups, LISTENER_BYTES)
+            .map_err(|errno| Error::errno("listen for changes of", bus.name(), errno))?;
         Ok(Listener { wire })
     }
 
@@ -162,14 +168,14 @@ impl AsFd for Listener {
 }
 
 impl Wire {
-    fn open(bus: Bus, groups: &[u32]) -> Result<Wire, Errno> {
+    fn open(bus: Bus, groups: &[u32], receive_bytes: usize) -> Result<Wire, Errno> {
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, bus.protocol())?;
         // Forcing needs CAP_NET_ADMIN; without it the system's limit applies.
         if sockopt::set_socket_send_buffer_size_force(&socket, BUFFER_BYTES).is_err() {
             sockopt::set_socket_send_buffer_size(&socket, BUFFER_BYTES)?;
         }
-        if sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES).is_err() {
-            sockopt::set_socket_recv_buffer_size(&socket, BUFFER_BYTES)?;
+        if sockopt::set_socket_recv_buffer_size_force(&socket, receive_bytes).is_err() {
+            sockopt::set_socket_recv_buffer_size(&socket, receive_bytes)?;
         }
         option::set(socket.as_fd(), option::EXT_ACK, 1)?;
         option::set(socket.as_fd(), option::CAP_ACK, 1)?;
@@ -180,7 +186,9 @@ impl Wire {
             let group = i32::try_from(*group).map_err(|_| Errno::INVAL)?;
             option::set(socket.as_fd(), option::ADD_MEMBERSHIP, group)?;
         }
-        Ok(Wire { socket, sequence: 0, buffer: vec![0; RECEIVE_BYTES] })
+        let address = SocketAddrNetlink::try_from(getsockname(&socket)?)?;
+        let own = own::Port::new(bus, address.pid());
+        Ok(Wire { socket, _own: own, sequence: 0, buffer: vec![0; RECEIVE_BYTES] })
     }
 
     /// Numbers the messages and sends them at once; returns the number of the first.

@@ -55,7 +55,7 @@ fn an_error_speaks_of_its_errno_and_its_text() {
     let mut payload = (-19_i32).to_ne_bytes().to_vec();
     payload.extend_from_slice(&[99, 0, 0, 0, 24, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     payload.extend_from_slice(&attributes);
-    let answer = Answer { kind: 2, flags: 0x300, sequence: 1, payload: &payload };
+    let answer = Answer { kind: 2, flags: 0x300, sequence: 1, port: 0, payload: &payload };
     let refusal = answer.refusal().expect("an error message");
     assert_eq!((refusal.errno, refusal.text.as_deref()), (19, Some("no such device")));
     let error = crate::kernel::Error::new("add route", "10.0.0.0/8", refusal.into());

@@ -26,6 +26,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::link::LinkName;
+use super::netlink::Answer;
 use crate::net::Family;
 
 pub use target::Routes;
@@ -81,6 +82,12 @@ pub enum Ownership {
     Device { table: u32, link: LinkName },
     /// Every route of one table with one protocol number.
     Protocol { table: u32, protocol: u8 },
+}
+
+/// The table and the devices of the route that a notification is about; `None` when it is never ours.
+pub(super) fn told(answer: &Answer<'_>) -> Option<(u32, Vec<u32>)> {
+    let route = wire::route(answer)?;
+    Some((route.key.table, route.hops.into_iter().map(|hop| hop.device).collect()))
 }
 
 /// The metric that the kernel gives to IPv6 routes made without one.

@@ -263,7 +263,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = route(&Answer { kind: NEW_ROUTE, flags: 0, sequence: 0, payload: &bytes });
+            let _ = route(&Answer { kind: NEW_ROUTE, flags: 0, sequence: 0, port: 0, payload: &bytes });
             let _ = multipath_hops(&bytes);
         }
     }

@@ -5,6 +5,7 @@ mod conntrack;
 mod ipset;
 mod iptables;
 mod link;
+mod monitor;
 mod netlink;
 mod route;
 mod sysctl;

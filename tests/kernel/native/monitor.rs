@@ -1,0 +1,200 @@
+//! What others change is told, and what we change is not.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
+
+use sluice::kernel::Name;
+use sluice::kernel::iptables::{Flavour, Ownership as RuleOwnership, Piece, Programs, Rules, Table, Tables};
+use sluice::kernel::link::LinkName;
+use sluice::kernel::monitor::{Changes, start};
+use sluice::kernel::netlink::{Bus, Messages, Socket, flag};
+use sluice::kernel::route::{NextHop, Ownership, Route, RouteKey, RouteKind, Routes, TABLE_LOCAL};
+use sluice::net::{Family, PerFamily};
+use sluice::reconcile::{Growth, Mirror, Phase, Step, Target};
+use tokio::sync::watch;
+
+use super::moment;
+use crate::namespace::{in_new, own_run, run};
+
+/// Two devices, the first of which is ours, and a monitor that has heard of nothing yet.
+fn monitor() -> watch::Receiver<Changes> {
+    run("ip link add ours type veth peer name theirs");
+    run("ip link set ours up");
+    run("ip link set theirs up");
+    let changes = start([LinkName("ours".into())]).expect("a monitor");
+    quiet(&changes);
+    changes
+}
+
+/// Waits until nothing has been told for a while: new devices get their own addresses late.
+fn quiet(changes: &watch::Receiver<Changes>) -> Changes {
+    let mut before = *changes.borrow();
+    for _ in 0..100 {
+        thread::sleep(Duration::from_millis(300));
+        let now = *changes.borrow();
+        if now == before {
+            return now;
+        }
+        before = now;
+    }
+    panic!("it never gets quiet");
+}
+
+/// Waits until enough has been told; panics where it is not within ten seconds.
+fn until(changes: &watch::Receiver<Changes>, enough: impl Fn(&Changes) -> bool) -> Changes {
+    for _ in 0..1000 {
+        let now = *changes.borrow();
+        if enough(&now) {
+            return now;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("not told: {:?}", *changes.borrow());
+}
+
+#[test]
+fn changes_of_our_device_its_addresses_and_its_local_routes_are_told() {
+    in_new(|| {
+        let changes = monitor();
+        for command in [
+            "ip route add local 10.96.0.1 dev ours table local",
+            "ip -6 route add local fd00:10:96::1 dev ours table local",
+            "ip route del local 10.96.0.1 dev ours table local",
+            "ip -6 route del local fd00:10:96::1 dev ours table local",
+            "ip address add 10.96.0.2/32 dev ours",
+            "ip address del 10.96.0.2/32 dev ours",
+            "ip address add fd00:10:96::2/128 dev ours nodad",
+            "ip link set ours down",
+            "ip link set ours up",
+            "ip link set ours name away",
+            "ip link set away name ours",
+            "ip link del ours",
+        ] {
+            let before = quiet(&changes);
+            run(command);
+            let now = until(&changes, |now| now.ours > before.ours);
+            assert_eq!(now.rules, before.rules, "{command}");
+        }
+    });
+}
+
+#[test]
+fn changes_of_other_devices_are_told_as_the_hosts() {
+    in_new(|| {
+        let changes = monitor();
+        for command in [
+            "ip address add 192.0.2.1/24 dev theirs",
+            "ip address add 2001:db8::1/64 dev theirs nodad",
+            "ip address del 192.0.2.1/24 dev theirs",
+            "ip link add more type bridge",
+            "ip link del more",
+        ] {
+            let before = quiet(&changes);
+            run(command);
+            let now = until(&changes, |now| now.host > before.host);
+            assert_eq!((now.ours, now.rules), (before.ours, before.rules), "{command}");
+        }
+        let before = quiet(&changes);
+        run("ip route add 10.244.1.0/24 dev ours");
+        run("ip route add local 10.96.0.1 dev theirs table local");
+        assert_eq!(quiet(&changes), before, "routes elsewhere concern nobody");
+    });
+}
+
+#[test]
+fn our_own_changes_are_not_told() {
+    in_new(|| {
+        let changes = monitor();
+        let before = quiet(&changes);
+        let rule = Ownership::Device { table: TABLE_LOCAL, link: LinkName("ours".into()) };
+        let mut routes = Routes::open(rule).expect("sockets");
+        let wanted: BTreeMap<RouteKey, Route> = (1..3000)
+            .flat_map(|n: u32| [format!("10.96.{}.{}/32", n / 256, n % 256), format!("fd00:10:96::{n:x}/128")])
+            .map(|destination| {
+                let route = Route {
+                    kind: RouteKind::Local,
+                    protocol: 2,
+                    source: None,
+                    next_hops: vec![NextHop { link: LinkName("ours".into()), gateway: None }],
+                };
+                (RouteKey::new(TABLE_LOCAL, destination.parse().expect("a prefix")), route)
+            })
+            .collect();
+        let add: Vec<_> = wanted.iter().map(|(key, want)| Step { key, have: None, want: Some(want) }).collect();
+        assert!(routes.apply(Phase::Grow, &add).is_empty());
+        let delete: Vec<_> = wanted.iter().map(|(key, have)| Step { key, have: Some(have), want: None }).collect();
+        assert!(routes.apply(Phase::Shrink, &delete).is_empty());
+        run("ip route add local 10.97.0.1 dev ours table local");
+        let now = until(&changes, |now| now.ours > before.ours);
+        assert_eq!(now, Changes { ours: before.ours + 1, ..before });
+    });
+}
+
+#[test]
+fn rules_of_others_are_told_and_ours_are_not() {
+    in_new(|| {
+        own_run();
+        let changes = monitor();
+        let before = quiet(&changes);
+        let ownership = RuleOwnership { chains: vec![(Table::Filter, Name::Exact("OURS".into()))], leftovers: false };
+        let programs = PerFamily::from_fn(|family| {
+            (family == Family::V4).then_some(Programs { flavour: Flavour::NfTables, plain: false })
+        });
+        let mut rules = Mirror::new(Tables::new(programs, ownership));
+        let chain = Piece::Chain { family: Family::V4, table: Table::Filter, chain: "OURS".into() };
+        let want = BTreeMap::from([(chain, Rules(vec!["-s 10.244.0.0/16 -j ACCEPT".into()]))]);
+        assert_eq!(rules.grow(&want, Growth::Full, moment()).len(), 1);
+        assert_eq!(quiet(&changes), before, "our own rules are not told");
+        run("iptables-nft -A OURS -j DROP");
+        let now = until(&changes, |now| now.rules > before.rules);
+        assert_eq!((now.ours, now.host), (before.ours, before.host));
+        run("iptables-nft -F OURS");
+        until(&changes, |later| later.rules > now.rules);
+    });
+}
+
+#[test]
+fn after_an_overrun_everything_is_told() {
+    in_new(|| {
+        let changes = monitor();
+        let before = quiet(&changes);
+        let mut socket = Socket::open(Bus::Route).expect("a socket");
+        // Faster than anybody can listen, until the monitor's socket is full once.
+        for round in 0..50 {
+            for command in [24_u8, 25] {
+                let mut again = Messages::new();
+                for n in 0..60_000_u16 {
+                    let [high, low] = n.to_be_bytes();
+                    let header = [2, 32, 0, 0, 254, 4, 0, 6, 0, 0, 0, 0];
+                    again.begin(command.into(), flag::CREATE).header(&header).attribute(1, &[10, 100, high, low]);
+                }
+                socket.batch(&mut again).expect("the batch is answered");
+            }
+            let now = *changes.borrow();
+            if now != before {
+                assert!(now.ours > before.ours && now.host > before.host, "round {round}: {now:?}");
+                return;
+            }
+        }
+        panic!("the socket was never full");
+    });
+}
+
+#[test]
+fn the_monitor_ends_when_nobody_listens() {
+    in_new(|| {
+        let threads = || {
+            let names = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
+            let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            names.map(name).filter(|name| name.trim() == "monitor").count()
+        };
+        let many: Vec<_> = (0..20).map(|_| start([]).expect("a monitor")).collect();
+        assert!(threads() >= 20);
+        drop(many);
+        assert!((0..200).any(|_| {
+            thread::sleep(Duration::from_millis(100));
+            threads() < 10
+        }));
+    });
+}
