@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::duration::GoDuration;
+use super::value::prefix;
 
 /// What is wrong with a configuration: one sentence each, in the order of the checks.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -69,9 +70,9 @@ impl Mistakes {
     pub(super) fn prefixes<'a>(&mut self, flag: &str, typed: impl Iterator<Item = &'a String>) -> Vec<IpNet> {
         let mut prefixes = Vec::new();
         for text in typed {
-            match text.trim().parse::<IpNet>() {
-                Ok(prefix) => prefixes.push(prefix.trunc()),
-                Err(_) => self.add(format!(
+            match prefix(text) {
+                Some(prefix) => prefixes.push(prefix),
+                None => self.add(format!(
                     "--{flag} must be ranges like 10.0.0.0/8 or fd00::/64 with commas between them; {text:?} is none."
                 )),
             }

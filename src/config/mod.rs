@@ -22,7 +22,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Uri;
-use ipnet::IpNet;
 
 pub use command_line::{Refusal, Request, TOOLCHAIN, VERSION, request, usage};
 pub use duration::GoDuration;
@@ -238,7 +237,7 @@ fn notices(flags: &Flags, mistakes: &mut Mistakes) -> Vec<String> {
     let mut notices = Vec::new();
     if !flags.cluster_cidr.is_empty() {
         for text in flags.cluster_cidr.split(',') {
-            if text.trim().parse::<IpNet>().is_err() {
+            if value::prefix(text).is_none() {
                 mistakes.add(format!(
                     "--cluster-cidr must be a range like 10.244.0.0/16, or be removed; {text:?} is none."
                 ));

@@ -4,6 +4,9 @@ use std::ffi::OsString;
 
 use super::*;
 
+mod checks;
+mod contract;
+
 /// Runs the whole way from words to a request; the name of the program is put in front.
 fn ask(words: &[&str]) -> Result<Request, Refusal> {
     let words: Vec<OsString> = std::iter::once(&"sluice").chain(words).map(OsString::from).collect();

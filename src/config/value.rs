@@ -9,6 +9,8 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use ipnet::IpNet;
+
 /// Reads the value of a switch.
 pub fn switch(text: &str) -> Result<bool, String> {
     match text {
@@ -51,6 +53,15 @@ fn based_number(text: &str) -> Option<u64> {
         return None;
     }
     u64::from_str_radix(&groups.replace('_', ""), base).ok()
+}
+
+/// Reads a range of addresses as a network: host bits are cut off. `None` for anything else.
+///
+/// An octet with a leading zero is refused, because half of the world reads it as octal.
+pub fn prefix(text: &str) -> Option<IpNet> {
+    let (address, length) = text.trim().split_once('/')?;
+    let length = length.bytes().all(|byte| byte.is_ascii_digit()).then(|| length.parse().ok())??;
+    IpNet::new(address.parse().ok()?, length).ok().map(|prefix| prefix.trunc())
 }
 
 /// One use of a list of texts.

@@ -1,0 +1,406 @@
+//! What the configuration accepts, what it refuses, and in which words.
+
+use ipnet::IpNet;
+
+use super::*;
+
+fn proxy(words: &[&str]) -> ProxyConfig {
+    config(words).proxy.expect("the proxy runs")
+}
+
+fn texts(prefixes: &[IpNet]) -> String {
+    prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn periods_must_be_longer_than_zero() {
+    let flags = [
+        ("cache-sync-timeout", "1m"),
+        ("config-sync-period", "1m"),
+        ("injected-routes-sync-period", "1m"),
+        ("iptables-sync-period", "5m"),
+        ("ipvs-sync-period", "5m"),
+        ("loadbalancer-sync-period", "1m"),
+        ("routes-sync-period", "5m"),
+    ];
+    for (flag, example) in flags {
+        for (typed, meant) in [("0", "0s"), ("0s", "0s"), ("-1s", "-1s"), ("-90m", "-1h30m0s")] {
+            let sentence = format!("--{flag} must be longer than 0s, for example {example}; it is {meant}.");
+            check_mistakes(&[&format!("--{flag}={typed}")], &[&sentence]);
+        }
+        check_mistakes(&[&format!("--{flag}=1ns")], &[]);
+    }
+}
+
+#[test]
+fn durations_with_bounds_accept_both_bounds() {
+    let flags = [
+        ("bgp-holdtime", "3s", "65535s", "2.999s", "65536s", "3s to 18h12m15s"),
+        ("bgp-graceful-restart-time", "1ns", "4095s", "0s", "4095.1s", "1ns to 1h8m15s"),
+        ("bgp-graceful-restart-deferral-time", "1ns", "18h", "0s", "18h1ns", "1ns to 18h0m0s"),
+    ];
+    for (flag, shortest, longest, too_short, too_long, bounds) in flags {
+        check_mistakes(&[&format!("--{flag}={shortest}"), &format!("--{flag}={longest}")], &[]);
+        for typed in [too_short, too_long, "-1s"] {
+            let meant: GoDuration = typed.parse().expect("a duration");
+            let sentence = format!("--{flag} must be from {bounds}; it is {meant}.");
+            check_mistakes(&[&format!("--{flag}={typed}")], &[&sentence]);
+        }
+    }
+}
+
+#[test]
+fn numbers_with_bounds_accept_both_bounds() {
+    let flags = [
+        ("overlay-encap-port", 1024, 65535),
+        ("bgp-port", 1, 65535),
+        ("bfd-port", 1, 65535),
+        ("bfd-detection-multiplier", 1, 255),
+        ("bfd-desired-min-tx-interval", 1, 4294967),
+        ("bfd-required-min-rx-interval", 1, 4294967),
+    ];
+    for (flag, smallest, largest) in flags {
+        check_mistakes(&[&format!("--{flag}={smallest}")], &[]);
+        check_mistakes(&[&format!("--{flag}={largest}")], &[]);
+        let sentence = |typed: u64| format!("--{flag} must be a number from {smallest} to {largest}; it is {typed}.");
+        check_mistakes(&[&format!("--{flag}={}", smallest - 1)], &[&sentence(smallest - 1)]);
+        if largest != 65535 || flag != "overlay-encap-port" {
+            check_mistakes(&[&format!("--{flag}={}", largest + 1)], &[&sentence(largest + 1)]);
+        }
+    }
+}
+
+#[test]
+fn words_are_out_of_their_few() {
+    for accepted in ["--overlay-type=full", "--overlay-encap=fou", "--log-format=json", "--router-id=generate"] {
+        check_mistakes(&[accepted], &[]);
+    }
+    check_mistakes(&["--overlay-type=Full"], &["--overlay-type must be subnet or full; it is \"Full\"."]);
+    check_mistakes(&["--overlay-type="], &["--overlay-type must be subnet or full; it is \"\"."]);
+    check_mistakes(&["--overlay-encap=gre"], &["--overlay-encap must be ipip or fou; it is \"gre\"."]);
+    assert_eq!(config(&["--log-format=json"]).log_format, LogFormat::Json);
+}
+
+#[test]
+fn a_family_must_be_left_and_the_ranges_must_be_of_enabled_families() {
+    assert_eq!(config(&["--enable-ipv6"]).families, PerFamily { v4: true, v6: true });
+    check_mistakes(
+        &["--service-cluster-ip-range=10.96.0.0/12,fd00:10:96::/108"],
+        &[
+            "--service-cluster-ip-range has fd00:10:96::/108, but IPv6 is off: remove that range or start with --enable-ipv6=true.",
+        ],
+    );
+    for flag in ["service-external-ip-range", "loadbalancer-ip-range"] {
+        let words = ["--enable-ipv4=false", "--enable-ipv6", &format!("--{flag}=203.0.113.0/24")];
+        let sentence = format!(
+            "--{flag} has 203.0.113.0/24, but IPv4 is off: remove that range or start with --enable-ipv4=true."
+        );
+        check_mistakes(&words, &[&sentence]);
+    }
+    check_mistakes(&["--excluded-cidrs=2001:db8::/32"], &[]);
+}
+
+#[test]
+fn the_default_range_of_cluster_ips_goes_with_its_family() {
+    let v6_alone = ["--enable-ipv4=false", "--enable-ipv6=true"];
+    assert_eq!(texts(&proxy(&v6_alone).service_cluster_ip_ranges), "");
+    check_mistakes(
+        &["--enable-ipv4=false", "--enable-ipv6=true", "--service-cluster-ip-range=10.96.0.0/12"],
+        &[
+            "--service-cluster-ip-range has 10.96.0.0/12, but IPv4 is off: remove that range or start with --enable-ipv4=true.",
+        ],
+    );
+    let typed = ["--enable-ipv4=false", "--enable-ipv6=true", "--service-cluster-ip-range=fd00:10:96::/108"];
+    assert_eq!(texts(&proxy(&typed).service_cluster_ip_ranges), "fd00:10:96::/108");
+}
+
+#[test]
+fn there_are_one_or_two_ranges_of_cluster_ips() {
+    let sentence = "--service-cluster-ip-range must be one or two ranges, for example 10.96.0.0/12; it has";
+    check_mistakes(&["--service-cluster-ip-range="], &[&format!("{sentence} 0.")]);
+    check_mistakes(&["--service-cluster-ip-range=10.0.0.0/16,10.1.0.0/16,10.2.0.0/16"], &[&format!("{sentence} 3.")]);
+    check_mistakes(&["--service-cluster-ip-range=10.0.0.0/16,10.1.0.0/16"], &[]);
+}
+
+#[test]
+fn ranges_are_networks() {
+    let config = proxy(&[
+        "--enable-ipv6",
+        "--excluded-cidrs=10.1.2.3/8, fd00::1/64",
+        "--excluded-cidrs=203.0.113.7/32",
+        "--service-external-ip-range=203.0.113.0/24",
+        "--loadbalancer-ip-range=0.0.0.0/0,::/0",
+    ]);
+    assert_eq!(texts(&config.excluded_cidrs), "10.0.0.0/8 fd00::/64 203.0.113.7/32");
+    assert_eq!(texts(&config.external_ip_ranges), "203.0.113.0/24");
+    assert_eq!(texts(&config.load_balancer_ip_ranges), "0.0.0.0/0 ::/0");
+    for flag in ["excluded-cidrs", "service-external-ip-range", "loadbalancer-ip-range", "service-cluster-ip-range"] {
+        for typed in
+            ["10.0.0.1", "10.0.0.0/33", "10.0.0/8", "fd00::/129", "x", "010.0.0.0/8", "10.0.0.0/+8", "10.0.0.0/"]
+        {
+            let sentence = format!(
+                "--{flag} must be ranges like 10.0.0.0/8 or fd00::/64 with commas between them; {typed:?} is none."
+            );
+            check_mistakes(&[&format!("--{flag}={typed}")], &[&sentence]);
+        }
+    }
+}
+
+#[test]
+fn switches_of_the_service_proxy_arrive() {
+    let all_other = proxy(&[
+        "--ipvs-graceful-termination",
+        "--ipvs-graceful-period=0",
+        "--ipvs-permit-all=false",
+        "--masquerade-all",
+        "--nodeport-bindon-all-ip",
+        "--strict-external-ip-validation=false",
+        "--ipvs-sync-period=1m",
+    ]);
+    assert!(all_other.graceful_termination && all_other.masquerade_all && all_other.nodeport_bindon_all_ip);
+    assert!(!all_other.guard && !all_other.strict_external_ip_validation);
+    assert_eq!((all_other.sync_period, all_other.graceful_period), (Duration::from_secs(60), Duration::ZERO));
+    check_mistakes(
+        &["--ipvs-graceful-period=-1s"],
+        &["--ipvs-graceful-period must be 0s or longer, for example 30s; it is -1s."],
+    );
+}
+
+#[test]
+fn timeouts_are_whole_seconds_that_the_kernel_can_count() {
+    let timeouts = |words: &[&str]| {
+        let config = proxy(words);
+        (config.tcp_timeout, config.tcp_fin_timeout, config.udp_timeout)
+    };
+    let words = ["--service-tcp-timeout=15m", "--service-tcpfin-timeout=2m0.9s", "--service-udp-timeout=0"];
+    assert_eq!(timeouts(&words), (Some(900), Some(120), None));
+    assert_eq!(timeouts(&["--service-udp-timeout=2147483s"]), (None, None, Some(2_147_483)));
+    for flag in ["service-tcp-timeout", "service-tcpfin-timeout", "service-udp-timeout"] {
+        for (typed, meant) in [("-1s", "-1s"), ("999ms", "999ms"), ("2147484s", "596h31m24s")] {
+            let sentence = format!("--{flag} must be 0s to keep the kernel's, or from 1s to 2147483s; it is {meant}.");
+            check_mistakes(&[&format!("--{flag}={typed}")], &[&sentence]);
+        }
+    }
+}
+
+#[test]
+fn node_ports_are_two_ports_in_rising_order() {
+    for (typed, first, last) in [("30000-32767", 30000, 32767), ("1:65535", 1, 65535), ("0-1", 0, 1)] {
+        let range = proxy(&[&format!("--service-node-port-range={typed}")]).service_node_port_range;
+        assert_eq!(range, first..=last, "{typed}");
+    }
+    for typed in ["", "30000", "2-1", "1-1", "1-65536", "1-2-3", " 1-2", "+1-2", "-1-2", "a-b", "30000–32767"] {
+        let sentence = format!(
+            "--service-node-port-range must be two ports in rising order, for example 30000-32767; it is {typed:?}."
+        );
+        check_mistakes(&[&format!("--service-node-port-range={typed}")], &[&sentence]);
+    }
+}
+
+#[test]
+fn listeners_have_an_address_a_port_and_a_path() {
+    let observe = |words: &[&str]| config(words).observe;
+    let health = |words: &[&str]| observe(words).health.map(|address| address.to_string());
+    assert_eq!(health(&["--health-addr=127.0.0.1"]), Some("127.0.0.1:20244".to_owned()));
+    assert_eq!(health(&["--health-addr=localhost"]), Some("127.0.0.1:20244".to_owned()));
+    assert_eq!(health(&["--health-addr=::1", "--health-port=1"]), Some("[::1]:1".to_owned()));
+    assert_eq!(health(&["--health-addr=[::1]", "--health-port=65535"]), Some("[::1]:65535".to_owned()));
+    assert_eq!(health(&["--health-port=0"]), None);
+    let metrics = observe(&["--metrics-port=65535", "--metrics-path=/own/path"]).metrics.expect("65535 is a port");
+    assert_eq!((metrics.address.to_string(), metrics.path), ("[::]:65535".to_owned(), "/own/path".to_owned()));
+    for flag in ["health-addr", "metrics-addr"] {
+        for typed in ["node-1", "127.0.0.1:80", "[::1", "127.1"] {
+            let sentence = format!("--{flag} must be an IP address, or empty for all addresses; it is {typed:?}.");
+            check_mistakes(&[&format!("--{flag}={typed}")], &[&sentence]);
+        }
+    }
+    for typed in ["", "metrics", "/a b", "/a?b", "/ä"] {
+        let sentence =
+            format!("--metrics-path must be a path that begins with /, for example /metrics; it is {typed:?}.");
+        check_mistakes(&[&format!("--metrics-path={typed}")], &[&sentence]);
+    }
+}
+
+#[test]
+fn two_listeners_cannot_share_an_address() {
+    let sentence =
+        "--health-port and --metrics-port are both 20244: give them different ports, or different addresses.";
+    check_mistakes(&["--metrics-port=20244"], &[sentence]);
+    check_mistakes(&["--metrics-port=20244", "--metrics-addr=127.0.0.1"], &[sentence]);
+    let words = ["--metrics-port=20244", "--metrics-addr=127.0.0.1", "--health-addr=127.0.0.1"];
+    check_mistakes(&words, &[sentence]);
+    check_mistakes(&["--metrics-port=20244", "--metrics-addr=127.0.0.1", "--health-addr=127.0.0.2"], &[]);
+    check_mistakes(&["--metrics-port=20244", "--health-port=0"], &[]);
+}
+
+#[test]
+fn as_numbers_are_of_the_right_kind() {
+    for accepted in [0, 64512, 65535, 4_200_000_000, 4_294_967_294_u64] {
+        check_mistakes(&[&format!("--cluster-asn={accepted}")], &[]);
+    }
+    for refused in [1, 64511, 65536, 4_199_999_999, 4_294_967_295_u64, u64::MAX] {
+        let sentence = format!(
+            "--cluster-asn must be a private AS number, 64512-65535 or 4200000000-4294967294, or 0; it is {refused}."
+        );
+        check_mistakes(&[&format!("--cluster-asn={refused}")], &[&sentence]);
+    }
+    let peer = "--peer-router-ips=203.0.113.1";
+    for accepted in [1, 23455, 23457, 63999, 64512, 65534, 131_072, 4_294_967_294_u64] {
+        check_mistakes(&[peer, &format!("--peer-router-asns={accepted}")], &[]);
+    }
+    for refused in [0, 23456, 64000, 64511, 65535, 131_071, 4_294_967_295_u64] {
+        let sentence = format!(
+            "--peer-router-asns must be in 1-23455, 23457-63999, 64512-65534 or 131072-4294967294; {refused} is not."
+        );
+        check_mistakes(&[peer, &format!("--peer-router-asns={refused}")], &[&sentence]);
+    }
+}
+
+#[test]
+fn the_lists_about_peers_have_the_same_length() {
+    let peers = ["--peer-router-ips=203.0.113.1,203.0.113.2", "--peer-router-asns=64512,64513"];
+    let with = |more: &str, sentences: &[&str]| check_mistakes(&[peers[0], peers[1], more], sentences);
+    with("--peer-router-ports=179,1179", &[]);
+    with("--peer-router-passwords=cGFzcw==,", &[]);
+    with("--peer-router-passwords=,", &[]);
+    with(
+        "--peer-router-asns=64514",
+        &["--peer-router-asns must have one AS number for each of the 2 addresses of --peer-router-ips; it has 3."],
+    );
+    with(
+        "--peer-router-ports=179",
+        &[
+            "--peer-router-ports must be empty or have one value for each of the 2 addresses of --peer-router-ips; it has 1.",
+        ],
+    );
+    with(
+        "--peer-router-ports=0,65536",
+        &[
+            "--peer-router-ports must be a number from 1 to 65535; it is 0.",
+            "--peer-router-ports must be a number from 1 to 65535; it is 65536.",
+        ],
+    );
+    with(
+        "--peer-router-passwords=cGFzcw==",
+        &[
+            "--peer-router-passwords must be empty or have one value for each of the 2 addresses of --peer-router-ips; it has 1.",
+        ],
+    );
+}
+
+#[test]
+fn a_bad_password_is_named_without_being_told() {
+    let words = |password: &str| format!("--peer-router-passwords={password}");
+    let peer = ["--peer-router-ips=203.0.113.1", "--peer-router-asns=64512"];
+    for accepted in ["cGFzcw==", "cGFzc3c=", "cGFzc3dv", "+/+/", "\"\""] {
+        check_mistakes(&[peer[0], peer[1], &words(accepted)], &[]);
+    }
+    for refused in ["secret", "cGFzcw", "====", "cG=z", "cGFz cw==", "cGF-"] {
+        let sentence =
+            format!("--peer-router-passwords must be base64; number 1, of length {}, is not.", refused.len());
+        check_mistakes(&[peer[0], peer[1], &words(refused)], &[&sentence]);
+    }
+}
+
+#[test]
+fn identifiers_and_addresses_of_the_speaker_are_addresses() {
+    check_mistakes(&["--router-id=192.0.2.1", "--gobgp-admin-address=", "--gobgp-admin-port=0"], &[]);
+    check_mistakes(&["--gobgp-admin-address=::1"], &[]);
+    check_mistakes(
+        &["--router-id=2001:db8::1"],
+        &[
+            "--router-id must have the form of an IPv4 address, for example 192.0.2.10, or be \"generate\"; it is \"2001:db8::1\".",
+        ],
+    );
+    check_mistakes(
+        &["--gobgp-admin-address=admin"],
+        &["--gobgp-admin-address must be an IP address, for example 127.0.0.1; it is \"admin\"."],
+    );
+}
+
+#[test]
+fn the_cluster_comes_from_the_api_or_from_files() {
+    let source = |words: &[&str]| config(words).source;
+    let master = |typed: &str| match source(&[&format!("--master={typed}")]) {
+        Source::Api { master, .. } => master.map(|uri| uri.to_string()),
+        Source::Manifests(_) => None,
+    };
+    assert_eq!(master("https://192.0.2.10:6443"), Some("https://192.0.2.10:6443/".to_owned()));
+    assert_eq!(master("http://192.0.2.10:8080/prefix"), Some("http://192.0.2.10:8080/prefix".to_owned()));
+    assert_eq!(master("192.0.2.10:6443"), Some("https://192.0.2.10:6443/".to_owned()));
+    assert_eq!(master("https://[2001:db8::1]:6443"), Some("https://[2001:db8::1]:6443/".to_owned()));
+    let kubeconfig = Some("/etc/kubeconfig".into());
+    assert_eq!(source(&["--kubeconfig=/etc/kubeconfig"]), Source::Api { kubeconfig, master: None });
+    assert_eq!(source(&["--manifests=/etc/objects"]), Source::Manifests("/etc/objects".into()));
+    for typed in ["ftp://192.0.2.10", "https://", "/path", "https://a b"] {
+        let sentence = format!("--master must be a URL like https://192.0.2.10:6443; it is {typed:?}.");
+        check_mistakes(&[&format!("--master={typed}")], &[&sentence]);
+    }
+    check_mistakes(
+        &["--manifests=d", "--kubeconfig=k", "--master=m"],
+        &[
+            "--manifests and --kubeconfig are both given: objects come from files or from the API, so remove one.",
+            "--manifests and --master are both given: objects come from files or from the API, so remove one.",
+        ],
+    );
+}
+
+#[test]
+fn the_state_directory_can_be_moved_or_left_out() {
+    assert_eq!(config(&["--state-dir="]).state_dir, None);
+    assert_eq!(config(&["--state-dir=/run/state"]).state_dir, Some("/run/state".into()));
+}
+
+#[test]
+fn the_node_is_named_by_flag_then_variable_then_host() {
+    let named = |flag: &str, variable: Option<&str>, host: &str| {
+        let environment = Environment { node_name: variable.map(str::to_owned), host_name: host.to_owned() };
+        let flags = flags(&["--run-router=false", "--run-firewall=false", &format!("--hostname-override={flag}")]);
+        Config::from_flags(&flags, 0, &environment).map(|config| config.node_name).map_err(|error| error.to_string())
+    };
+    assert_eq!(named("a", Some("b"), "c"), Ok("a".to_owned()));
+    assert_eq!(named("", Some("b"), "c"), Ok("b".to_owned()));
+    assert_eq!(named("", None, "c"), Ok("c".to_owned()));
+    assert_eq!(named("", Some(""), "c"), Ok("c".to_owned()));
+    assert_eq!(named("", Some(" Node-1.Example.Com\n"), ""), Ok("node-1.example.com".to_owned()));
+    let refused = |origin: &str, typed: &str| {
+        Err(format!(
+            "{origin} cannot be a node's name, which has letters, digits, - and . only: \
+             set --hostname-override to the name of this node; it is {typed:?}."
+        ))
+    };
+    assert_eq!(named("a_b", None, "c"), refused("--hostname-override", "a_b"));
+    assert_eq!(named("", Some("a/b"), "c"), refused("NODE_NAME", "a/b"));
+    assert_eq!(named("", None, ""), refused("the name of this host", ""));
+    assert_eq!(named("-a", None, ""), refused("--hostname-override", "-a"));
+    assert_eq!(named("a.", None, ""), refused("--hostname-override", "a."));
+    let long = "a".repeat(254);
+    assert_eq!(named(&long, None, ""), refused("--hostname-override", &long));
+}
+
+#[test]
+fn the_container_runtime_is_a_socket() {
+    check_mistakes(&["--runtime-endpoint=unix:///run/containerd/containerd.sock"], &[]);
+    for typed in ["/run/containerd/containerd.sock", "unix://", "unix://run/x", "tcp://127.0.0.1:1"] {
+        let sentence = format!(
+            "--runtime-endpoint must be a socket like unix:///run/containerd/containerd.sock; it is {typed:?}."
+        );
+        check_mistakes(&[&format!("--runtime-endpoint={typed}")], &[&sentence]);
+    }
+}
+
+#[test]
+fn flags_of_the_earliest_versions_are_noticed_and_still_checked() {
+    let notices = config(&["--cluster-cidr=10.244.0.0/16,fd00:10:244::/56", "--config-sync-period=1m"]).notices;
+    assert_eq!(
+        notices,
+        [
+            "--cluster-cidr has no effect: pod ranges are read from the Node objects.",
+            "--config-sync-period has no effect: changes arrive as they happen."
+        ]
+    );
+    check_mistakes(
+        &["--cluster-cidr=10.244.0.0"],
+        &["--cluster-cidr must be a range like 10.244.0.0/16, or be removed; \"10.244.0.0\" is none."],
+    );
+}

@@ -1,0 +1,89 @@
+//! The program from the outside: what it prints where, and its exit codes.
+//!
+//! Nothing here gets as far as running: each command line ends at a check, so no test touches the kernel.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_sluice");
+
+/// Runs the program with these words and without a node name in its environment.
+fn run(words: &[&str]) -> Output {
+    Command::new(PROGRAM).args(words).env_remove("NODE_NAME").output().expect("the program starts")
+}
+
+/// Checks the exit code and gives what was printed on standard error. Standard output is for nothing.
+fn said(output: &Output, exit_code: i32) -> String {
+    let text = String::from_utf8(output.stderr.clone()).expect("the program prints UTF-8");
+    assert_eq!(output.status.code(), Some(exit_code), "{text}");
+    assert!(output.stdout.is_empty(), "everything is said on standard error");
+    text
+}
+
+#[test]
+fn help_and_version_are_said_on_standard_error_and_end_well() {
+    let help = said(&run(&["--help"]), 0);
+    assert!(help.starts_with(&format!("Usage of {PROGRAM}:\n")) && help.contains("\n      --run-router "), "{help}");
+    let version = said(&run(&["--version"]), 0);
+    assert!(version.starts_with(&format!("{PROGRAM} version ")) && version.lines().count() == 1, "{version}");
+}
+
+#[test]
+fn an_unreadable_flag_ends_with_2_and_the_usage_text_between_two_sentences() {
+    let text = said(&run(&["--health-port=many"]), 2);
+    let sentence = "--health-port cannot be \"many\": it must be a whole number from 0 to 65535.";
+    assert!(
+        text.starts_with(&format!("{sentence}\nUsage of ")) && text.ends_with(&format!("\n{sentence}\n")),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_stray_word_ends_with_1_and_one_sentence() {
+    let text = said(&run(&["--run-router", "false"]), 1);
+    assert!(text.starts_with("\"false\" belongs to no flag") && text.lines().count() == 1, "{text}");
+}
+
+#[test]
+fn all_mistakes_are_said_before_anything_else() {
+    let text = said(&run(&["--ipvs-sync-period=-1s", "--overlay-type=half"]), 1);
+    let expected = "\
+--run-router is on, but this build has no router yet: start with --run-router=false.
+--run-firewall is on, but this build has no firewall yet: start with --run-firewall=false.
+--ipvs-sync-period must be longer than 0s, for example 5m; it is -1s.
+--overlay-type must be subnet or full; it is \"half\".
+";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn only_root_may_run_it_but_anybody_may_ask_for_help_and_have_flags_checked() {
+    // The built program may lie where nobody else can read it.
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let program = directory.path().join("sluice");
+    std::fs::copy(PROGRAM, &program).expect("the program can be copied");
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(directory.path(), everybody).expect("the directory is ours");
+    let as_nobody = |words: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(words).current_dir("/");
+        if rustix::process::geteuid().is_root() {
+            command.uid(65534).gid(65534);
+        }
+        command.output().expect("the program starts")
+    };
+    assert!(said(&as_nobody(&["--help"]), 0).starts_with("Usage of "));
+    assert!(said(&as_nobody(&["--overlay-type=half"]), 1).contains("--overlay-type must be"));
+    let text = said(&as_nobody(&["--run-router=false", "--run-firewall=false"]), 1);
+    assert_eq!(text, "sluice must run as root, because it changes the network of this host.\n");
+}
+
+#[test]
+fn with_nothing_switched_on_there_is_nothing_to_do() {
+    if !rustix::process::geteuid().is_root() {
+        panic!("this test runs the program beyond its root check: run it as root");
+    }
+    let off = ["--run-router=false", "--run-firewall=false", "--run-service-proxy=false"];
+    let text = said(&run(&off), 0);
+    assert!(text.contains("] starting version=") && text.contains("nothing is switched on"), "{text}");
+}
