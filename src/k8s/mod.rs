@@ -5,8 +5,10 @@
 //! apart. `parse` is the door: odd input becomes a warning there, never an error further in.
 
 pub mod annotations;
+pub mod client;
 pub mod manifests;
 pub mod parse;
+pub mod watch;
 
 use std::fmt;
 use std::sync::Arc;

@@ -6,15 +6,10 @@
 //!
 //! Aliases of YAML are followed up to a bound, so a small file cannot grow into a large one in memory.
 
-use std::sync::Arc;
-
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-use crate::k8s::parse::endpoint_slice::endpoint_slice;
-use crate::k8s::parse::node::node;
-use crate::k8s::parse::service::service;
-use crate::k8s::parse::{NodeNames, Warning};
+use crate::k8s::parse::{NodeNames, Warning, endpoint_slice_object, node_object, service_object};
 use crate::k8s::{Kind, Object};
 
 /// How the text of a file is to be read; decided by the end of its name.
@@ -175,18 +170,9 @@ fn list_content(document: &Document<'_>, of_kind: &str, nodes: &mut NodeNames, c
 
 fn object(kind: Kind, piece: &Piece<'_>, nodes: &mut NodeNames) -> Result<(Object, Vec<Warning>), Remark> {
     Ok(match kind {
-        Kind::Service => {
-            let (name, service, warnings) = service(&piece.read()?);
-            (Object::Service(name, service.map(Arc::new)), warnings)
-        }
-        Kind::EndpointSlice => {
-            let (name, slice, warnings) = endpoint_slice(&piece.read()?, nodes);
-            (Object::EndpointSlice(name, slice), warnings)
-        }
-        Kind::Node => {
-            let (name, node, warnings) = node(&piece.read()?);
-            (Object::Node(name, node.map(Arc::new)), warnings)
-        }
+        Kind::Service => service_object(&piece.read()?, nodes),
+        Kind::EndpointSlice => endpoint_slice_object(&piece.read()?, nodes),
+        Kind::Node => node_object(&piece.read()?, nodes),
     })
 }
 

@@ -21,6 +21,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::Object;
 use crate::model::ObjectName;
 
 pub use metadata::object_meta;
@@ -81,6 +82,27 @@ impl NodeNames {
         self.names.insert(name.clone());
         name
     }
+}
+
+/// A Service, as both sources tell it.
+pub fn service_object(object: &service::ServiceObject, _: &mut NodeNames) -> (Object, Vec<Warning>) {
+    let (name, service, warnings) = service::service(object);
+    (Object::Service(name, service.map(Arc::new)), warnings)
+}
+
+/// An EndpointSlice, as both sources tell it.
+pub fn endpoint_slice_object(
+    object: &endpoint_slice::EndpointSliceObject,
+    nodes: &mut NodeNames,
+) -> (Object, Vec<Warning>) {
+    let (name, slice, warnings) = endpoint_slice::endpoint_slice(object, nodes);
+    (Object::EndpointSlice(name, slice), warnings)
+}
+
+/// A Node, as both sources tell it.
+pub fn node_object(object: &node::NodeObject, _: &mut NodeNames) -> (Object, Vec<Warning>) {
+    let (name, node, warnings) = node::node(object);
+    (Object::Node(name, node.map(Arc::new)), warnings)
 }
 
 /// The name of a namespaced object; a manifest without a namespace means `default`, as for `kubectl`.

@@ -1,0 +1,293 @@
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc::{Receiver, channel};
+
+use self::api_server::{ApiServer, Faults, NODES, SERVICES, SLICES};
+use super::*;
+use crate::k8s::client::{Access, client};
+
+#[path = "../../../tests/support/api_server.rs"]
+mod api_server;
+
+const TIMING: Timing = Timing {
+    first: Duration::from_millis(2),
+    last: Duration::from_millis(20),
+    brief: Duration::from_millis(500),
+    patience: Duration::from_millis(300),
+    silence: Duration::from_millis(300),
+};
+
+fn service(name: &str, address: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": "default"}, "spec": {"clusterIP": address, "ports": [{"port": 80}]}})
+}
+
+fn slice(name: &str, service: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": "default", "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4", "ports": [{"port": 80}], "endpoints": [{"addresses": ["10.244.1.1"]}]})
+}
+
+/// A reader of what the followers say, which keeps what is in force as the World would.
+struct Reader {
+    messages: Receiver<Message>,
+    followers: JoinSet<()>,
+    in_force: BTreeMap<String, Object>,
+    listings: usize,
+    outages: usize,
+}
+
+async fn read(server: &ApiServer, wanted: Vec<Wanted>) -> Reader {
+    let access =
+        Access { kubeconfig: None, master: Some(format!("http://{}", server.address).parse().expect("a URL")) };
+    let client = client(&access).await.expect("nothing is needed");
+    let (out, messages) = channel(8);
+    let outage = Arc::new(Outage::default());
+    let mut followers = JoinSet::new();
+    for wanted in wanted {
+        let common = Common { out: out.clone(), outage: outage.clone(), timing: TIMING };
+        followers.spawn(follow(client.clone(), wanted, common));
+    }
+    Reader { messages, followers, in_force: BTreeMap::new(), listings: 0, outages: 0 }
+}
+
+impl Reader {
+    /// Reads on until what is in force is this.
+    async fn until(&mut self, names: &[&str]) {
+        let mut named: Option<Vec<String>> = None;
+        while named.is_some() || !self.in_force.keys().eq(names) {
+            let message = timeout(Duration::from_secs(20), self.messages.recv()).await;
+            let Ok(Some(message)) = message else {
+                panic!("{names:?} was expected, {:?} is in force", self.in_force.keys())
+            };
+            match message.event {
+                Event::Listing(_) => (named, self.listings) = (Some(Vec::new()), self.listings + 1),
+                Event::Object(object, _) => {
+                    let name = object.id().name.name.to_string();
+                    named.iter_mut().for_each(|named| named.push(name.clone()));
+                    match &object {
+                        Object::Service(_, None) | Object::EndpointSlice(_, None) | Object::Node(_, None) => {
+                            self.in_force.remove(&name)
+                        }
+                        _ => self.in_force.insert(name, object),
+                    };
+                }
+                Event::Listed(_) => {
+                    let named = named.take().expect("a listing has begun");
+                    self.in_force.retain(|name, _| named.contains(name));
+                }
+                Event::Unreachable => self.outages += 1,
+                Event::Unreadable(_) => panic!("only manifests can be unreadable in part"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_kind_is_listed_by_a_stream_and_followed_on_the_same_connection() {
+    let server = ApiServer::start().await;
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    reader.until(&["a"]).await;
+    server.put(SERVICES, service("b", "10.96.0.2"));
+    reader.until(&["a", "b"]).await;
+    server.delete(SERVICES, "default/a");
+    reader.until(&["b"]).await;
+    let requests = server.take_requests();
+    assert_eq!(requests.len(), 1, "{requests:?}");
+    assert!(
+        requests[0].contains("sendInitialEvents=true") && requests[0].contains("resourceVersion=0"),
+        "{requests:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_or_ignores_streaming_is_listed_in_pages() {
+    for faults in [
+        Faults { refuse_streaming: Some(422), ..Faults::default() },
+        Faults { refuse_streaming: Some(400), ..Faults::default() },
+        Faults { ignore_streaming: true, ..Faults::default() },
+    ] {
+        let server = ApiServer::start().await;
+        server.set_faults(faults);
+        for index in 0..1200 {
+            server.put(SERVICES, service(&format!("s{index:04}"), "10.96.0.1"));
+        }
+        let mut reader = read(&server, vec![Wanted::Services]).await;
+        let names: Vec<String> = (0..1200).map(|index| format!("s{index:04}")).collect();
+        let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+        reader.until(&names).await;
+        server.put(SERVICES, service("t", "10.96.0.2"));
+        names.push("t");
+        reader.until(&names).await;
+        let requests = server.take_requests();
+        let lists = requests.iter().filter(|request| !request.contains("watch=true")).count();
+        assert_eq!(lists, 3, "{requests:?}");
+        assert_eq!(reader.outages, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_cut_connection_is_resumed_where_it_was() {
+    let server = ApiServer::start().await;
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    reader.until(&["a"]).await;
+    for name in ["b", "c", "d"] {
+        server.cut();
+        server.put(SERVICES, service(name, "10.96.0.2"));
+    }
+    reader.until(&["a", "b", "c", "d"]).await;
+    assert_eq!(reader.listings, 1);
+}
+
+#[tokio::test]
+async fn bookmarks_carry_the_place_to_resume_at_past_a_compaction() {
+    let server = ApiServer::start().await;
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    reader.until(&["a"]).await;
+    // History moves on elsewhere; only a bookmark tells this watch.
+    server.put(NODES, json!({"metadata": {"name": "other"}}));
+    server.bookmark(SERVICES);
+    // Behind a change that is read, the bookmark has been read too.
+    server.say(SERVICES, &json!({"type": "ADDED", "object": service("b", "10.96.0.2")}).to_string());
+    reader.until(&["a", "b"]).await;
+    server.compact();
+    server.cut();
+    server.put(SERVICES, service("c", "10.96.0.3"));
+    reader.until(&["a", "b", "c"]).await;
+    assert_eq!(reader.listings, 1);
+}
+
+#[tokio::test]
+async fn a_forgotten_place_means_listing_anew_and_what_went_meanwhile_goes_at_its_end() {
+    for gone_as_status in [false, true] {
+        let mut server = ApiServer::start().await;
+        server.set_faults(Faults { gone_as_status, ..Faults::default() });
+        server.put(SERVICES, service("a", "10.96.0.1"));
+        server.put(SERVICES, service("b", "10.96.0.2"));
+        let mut reader = read(&server, vec![Wanted::Services]).await;
+        reader.until(&["a", "b"]).await;
+        server.stop();
+        server.delete(SERVICES, "default/a");
+        server.put(SERVICES, service("c", "10.96.0.3"));
+        server.compact();
+        server.resume().await;
+        reader.until(&["b", "c"]).await;
+        assert_eq!(reader.listings, 2);
+    }
+}
+
+#[tokio::test]
+async fn gone_in_the_middle_of_a_watch_means_listing_anew() {
+    let server = ApiServer::start().await;
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    reader.until(&["a"]).await;
+    let gone = json!({"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}});
+    server.say(SERVICES, &gone.to_string());
+    server.put(SERVICES, service("b", "10.96.0.2"));
+    reader.until(&["a", "b"]).await;
+    assert_eq!((reader.listings, reader.outages), (2, 0));
+}
+
+#[tokio::test]
+async fn an_outage_of_all_kinds_is_reported_once_and_survived() {
+    let mut server = ApiServer::start().await;
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    server.put(SLICES, slice("a-1", "a"));
+    server.stop();
+    // Both followers fail at the start already.
+    let mut reader = read(&server, vec![Wanted::Services, Wanted::EndpointSlices]).await;
+    sleep(Duration::from_millis(100)).await;
+    server.resume().await;
+    let mut services = 0;
+    while services < 2 {
+        match reader.messages.recv().await.expect("the followers go on").event {
+            Event::Unreachable => reader.outages += 1,
+            Event::Listed(_) => services += 1,
+            _ => {}
+        }
+    }
+    assert_eq!(reader.outages, 1);
+}
+
+#[tokio::test]
+async fn errors_of_the_server_are_retried() {
+    for code in [401, 403, 404, 429, 500, 503] {
+        let server = ApiServer::start().await;
+        server.set_faults(Faults { fail: (3, code), ..Faults::default() });
+        server.put(SERVICES, service("a", "10.96.0.1"));
+        let mut reader = read(&server, vec![Wanted::Services]).await;
+        reader.until(&["a"]).await;
+        assert_eq!((reader.outages, server.take_requests().len()), (1, 4), "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_closes_every_watch_at_once_is_asked_ever_more_slowly() {
+    let server = ApiServer::start().await;
+    server.set_faults(Faults { close_watches: true, ..Faults::default() });
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    reader.until(&["a"]).await;
+    sleep(Duration::from_millis(300)).await;
+    let requests = server.take_requests().len();
+    assert!((3..60).contains(&requests), "{requests}");
+}
+
+#[tokio::test]
+async fn an_object_that_makes_no_sense_is_left_out_and_the_stream_goes_on() {
+    let server = ApiServer::start().await;
+    server.put(SERVICES, service("z", "10.96.0.9"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    reader.until(&["z"]).await;
+    server.put(SERVICES, json!({"metadata": {"name": "odd", "namespace": "default"}, "spec": {"ports": "all"}}));
+    server.say(SERVICES, "{\"type\": \"ADDED\", \"object\": {\"metadata\": 5}}");
+    server.say(SERVICES, "not even JSON");
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    reader.until(&["a", "z"]).await;
+    // It is part of the next list as well.
+    server.put(NODES, json!({"metadata": {"name": "other"}}));
+    server.compact();
+    server.cut();
+    server.put(SERVICES, service("b", "10.96.0.2"));
+    reader.until(&["a", "b", "z"]).await;
+    assert_eq!((reader.listings, reader.outages), (2, 0));
+}
+
+#[tokio::test]
+async fn only_the_own_node_is_asked_for() {
+    let server = ApiServer::start().await;
+    for name in ["node-1", "node-2"] {
+        server.put(NODES, json!({"metadata": {"name": name}, "status": {"addresses": []}}));
+    }
+    let mut reader = read(&server, vec![Wanted::Node("node-1".into())]).await;
+    reader.until(&["node-1"]).await;
+}
+
+#[tokio::test]
+async fn a_watch_that_falls_silent_although_bookmarks_came_is_begun_anew() {
+    let server = ApiServer::start().await;
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    reader.until(&["a"]).await;
+    server.bookmark(SERVICES);
+    sleep(TIMING.silence * 3).await;
+    let requests = server.take_requests();
+    assert!(requests.len() >= 2, "{requests:?}");
+    server.put(SERVICES, service("b", "10.96.0.2"));
+    reader.until(&["a", "b"]).await;
+    assert_eq!((reader.listings, reader.outages), (1, 0));
+}
+
+#[tokio::test]
+async fn followers_end_when_nobody_listens() {
+    let mut server = ApiServer::start().await;
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    reader.until(&["a"]).await;
+    drop(reader.messages);
+    server.stop();
+    timeout(Duration::from_secs(20), reader.followers.join_all()).await.expect("they end");
+}

@@ -1,0 +1,284 @@
+//! An API server for tests: lists and watches of whatever objects a test puts into it, on a loopback socket,
+//! with the faults that a test asks for. It speaks the protocol of a real one: resource versions, pages,
+//! streaming lists, bookmarks, and 410 for versions that it has forgotten.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
+
+/// A running server. Dropping it closes everything.
+pub struct ApiServer {
+    pub address: SocketAddr,
+    state: Arc<Mutex<State>>,
+    running: JoinSet<()>,
+}
+
+/// The faults that are on.
+#[derive(Clone, Default)]
+pub struct Faults {
+    /// Answer to streaming lists, as a server without them gives: a status, or an ordinary watch.
+    pub refuse_streaming: Option<u16>,
+    pub ignore_streaming: bool,
+    /// The next so many requests are answered with this status.
+    pub fail: (usize, u16),
+    /// Watches are closed as soon as they have said what they have to say at once.
+    pub close_watches: bool,
+    /// A forgotten version is refused by the status of the response, not within the stream.
+    pub gone_as_status: bool,
+}
+
+#[derive(Default)]
+struct State {
+    version: u64,
+    /// Watches can be resumed at versions from here on.
+    oldest: u64,
+    /// Objects by path of the collection and `namespace/name`.
+    objects: BTreeMap<String, BTreeMap<String, Value>>,
+    history: Vec<(u64, String, String)>,
+    watches: Vec<(String, UnboundedSender<String>)>,
+    faults: Faults,
+    requests: Vec<String>,
+    connections: Vec<tokio::task::AbortHandle>,
+}
+
+pub const SERVICES: &str = "/api/v1/services";
+pub const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
+pub const NODES: &str = "/api/v1/nodes";
+
+impl ApiServer {
+    pub async fn start() -> ApiServer {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a loopback socket");
+        let address = listener.local_addr().expect("it is bound");
+        let state = Arc::new(Mutex::new(State { version: 100, ..State::default() }));
+        let mut server = ApiServer { address, state, running: JoinSet::new() };
+        server.accept(listener);
+        server
+    }
+
+    /// Stops listening and cuts all connections; `resume` listens again on the same port.
+    pub fn stop(&mut self) {
+        self.running.abort_all();
+        self.cut();
+    }
+
+    pub async fn resume(&mut self) {
+        while self.running.join_next().await.is_some() {}
+        let listener = TcpListener::bind(self.address).await.expect("the port is still free");
+        self.accept(listener);
+    }
+
+    /// Cuts all connections.
+    pub fn cut(&self) {
+        let mut state = self.state();
+        state.watches.clear();
+        state.connections.drain(..).for_each(|connection| connection.abort());
+    }
+
+    /// Creates or replaces an object.
+    pub fn put(&self, path: &str, object: Value) {
+        let mut state = self.state();
+        let name = name(&object);
+        let known = state.objects.entry(path.to_owned()).or_default().contains_key(&name);
+        state.change(path, name, object, if known { "MODIFIED" } else { "ADDED" });
+    }
+
+    pub fn delete(&self, path: &str, name: &str) {
+        let mut state = self.state();
+        let object = state.objects.get(path).and_then(|all| all.get(name)).cloned().expect("it is there");
+        state.change(path, name.to_owned(), object, "DELETED");
+    }
+
+    /// Sends a raw line to everyone who watches a collection.
+    pub fn say(&self, path: &str, line: &str) {
+        self.state().tell(path, line);
+    }
+
+    /// Tells everyone who watches a collection where in history they are.
+    pub fn bookmark(&self, path: &str) {
+        let mut state = self.state();
+        let line = bookmark(state.version, false);
+        state.tell(path, &line);
+    }
+
+    /// Forgets history, so that no watch can be resumed at a version before now.
+    pub fn compact(&self) {
+        let mut state = self.state();
+        state.oldest = state.version;
+        state.history.clear();
+    }
+
+    pub fn set_faults(&self, faults: Faults) {
+        self.state().faults = faults;
+    }
+
+    /// The requests since the last call, path and query.
+    pub fn take_requests(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().requests)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no test panics while it holds the lock")
+    }
+
+    fn accept(&mut self, listener: TcpListener) {
+        let state = self.state.clone();
+        self.running.spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let served = state.clone();
+                let answer = service_fn(move |request| {
+                    let state = served.clone();
+                    async move { Ok::<_, Infallible>(answer(&state, &request)) }
+                });
+                let connection =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), answer);
+                let task = tokio::spawn(async move { drop(connection.await) });
+                state.lock().expect("no test panics while it holds the lock").connections.push(task.abort_handle());
+            }
+        });
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.cut();
+    }
+}
+
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+fn answer(state: &Mutex<State>, request: &Request<Incoming>) -> Answer {
+    let mut state = state.lock().expect("no test panics while it holds the lock");
+    let query: BTreeMap<String, String> =
+        request.uri().query().unwrap_or_default().split('&').filter_map(pair).collect();
+    let path = request.uri().path().to_owned();
+    state.requests.push(request.uri().to_string());
+    if state.faults.fail.0 > 0 {
+        state.faults.fail.0 -= 1;
+        return status(state.faults.fail.1, "as the test asked");
+    }
+    let is = |key: &str, value: &str| query.get(key).is_some_and(|it| it == value);
+    if !is("watch", "true") {
+        return list(&state, &path, &query);
+    }
+    let streaming = is("sendInitialEvents", "true");
+    if let (true, Some(code)) = (streaming, state.faults.refuse_streaming) {
+        return status(code, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled");
+    }
+    let from: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
+    if from != 0 && from < state.oldest && state.faults.gone_as_status {
+        return status(410, "too old resource version");
+    }
+    watch(&mut state, &path, &query, from, streaming)
+}
+
+fn watch(state: &mut State, path: &str, query: &BTreeMap<String, String>, from: u64, streaming: bool) -> Answer {
+    let (lines, body) = unbounded_channel();
+    let say = |line: String| drop(lines.send(line));
+    if from == 0 {
+        for object in state.selected(path, query) {
+            say(json!({"type": "ADDED", "object": object}).to_string());
+        }
+        if streaming && !state.faults.ignore_streaming {
+            say(bookmark(state.version, true));
+        }
+    } else if from < state.oldest {
+        let gone = json!({"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"});
+        say(json!({"type": "ERROR", "object": gone}).to_string());
+    } else {
+        for (_, _, line) in state.history.iter().filter(|(version, at, _)| *version > from && at == path) {
+            say(line.clone());
+        }
+    }
+    if !state.faults.close_watches {
+        state.watches.push((path.to_owned(), lines));
+    }
+    let frames = stream::unfold(body, |mut body: UnboundedReceiver<String>| async move {
+        let line = body.recv().await?;
+        Some((Ok::<_, Infallible>(Frame::data(Bytes::from(line + "\n"))), body))
+    });
+    Response::new(BodyExt::boxed_unsync(StreamBody::new(frames)))
+}
+
+fn list(state: &State, path: &str, query: &BTreeMap<String, String>) -> Answer {
+    let all = state.selected(path, query);
+    let start: usize = query.get("continue").and_then(|token| token.parse().ok()).unwrap_or(0);
+    let limit: usize = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(all.len().max(1));
+    let items: Vec<&Value> = all.iter().copied().skip(start).take(limit).collect();
+    let mut metadata = json!({"resourceVersion": state.version.to_string()});
+    if start + limit < all.len() {
+        metadata["continue"] = json!((start + limit).to_string());
+    }
+    full(StatusCode::OK, &json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}))
+}
+
+impl State {
+    fn change(&mut self, path: &str, name: String, mut object: Value, what: &str) {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        let line = json!({"type": what, "object": object}).to_string();
+        let all = self.objects.entry(path.to_owned()).or_default();
+        if what == "DELETED" {
+            all.remove(&name);
+        } else {
+            all.insert(name, object);
+        }
+        self.history.push((self.version, path.to_owned(), line.clone()));
+        self.tell(path, &line);
+    }
+
+    fn tell(&mut self, path: &str, line: &str) {
+        self.watches.retain(|(at, watch)| at != path || watch.send(line.to_owned()).is_ok());
+    }
+
+    /// The objects of a collection, as far as a field selector by name wants them.
+    fn selected(&self, path: &str, query: &BTreeMap<String, String>) -> Vec<&Value> {
+        let wanted = query.get("fieldSelector").and_then(|selector| selector.strip_prefix("metadata.name="));
+        let all = self.objects.get(path).into_iter().flatten();
+        all.filter(|(_, object)| wanted.is_none_or(|name| object["metadata"]["name"] == *name))
+            .map(|(_, it)| it)
+            .collect()
+    }
+}
+
+fn bookmark(version: u64, ends_initial_events: bool) -> String {
+    let mut metadata = json!({"resourceVersion": version.to_string()});
+    if ends_initial_events {
+        metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+    }
+    json!({"type": "BOOKMARK", "object": {"kind": "Any", "apiVersion": "v1", "metadata": metadata}}).to_string()
+}
+
+fn name(object: &Value) -> String {
+    let part = |key: &str| object["metadata"][key].as_str().unwrap_or_default();
+    format!("{}/{}", part("namespace"), part("name"))
+}
+
+fn pair(text: &str) -> Option<(String, String)> {
+    let (key, value) = text.split_once('=')?;
+    Some((key.to_owned(), value.replace("%3D", "=")))
+}
+
+fn status(code: u16, message: &str) -> Answer {
+    let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": message});
+    full(StatusCode::from_u16(code).expect("the test's status is one"), &body)
+}
+
+fn full(code: StatusCode, body: &Value) -> Answer {
+    let mut answer = Response::new(BodyExt::boxed_unsync(Full::new(Bytes::from(body.to_string()))));
+    *answer.status_mut() = code;
+    answer
+}
