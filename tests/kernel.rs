@@ -13,5 +13,7 @@ mod namespace;
 mod native;
 #[path = "kernel/ipvs.rs"]
 mod ipvs;
+#[path = "kernel/ipvs_rules.rs"]
+mod ipvs_rules;
 #[path = "kernel/dummy.rs"]
 mod dummy;

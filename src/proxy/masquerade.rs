@@ -39,7 +39,8 @@ pub fn rules(node: &LocalNode, masquerade_all: bool, family: Family) -> BTreeMap
         Some(source) => format_compact!("-j SNAT --to-source {source} --random-fully"),
         None => "-j MASQUERADE --random-fully".into(),
     });
-    let jump = format_compact!("-m ipvs --ipvs --vdir ORIGINAL --vmethod MASQ -j {CHAIN_SNAT}");
+    // As it is printed: `--ipvs` goes without saying where more is asked.
+    let jump = format_compact!("-m ipvs --vdir ORIGINAL --vmethod MASQ -j {CHAIN_SNAT}");
     BTreeMap::from([
         (Piece::Chain { family, table: Table::Nat, chain: CHAIN_SNAT.into() }, Rules(chain)),
         (

@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
 
 use sluice::kernel::Name;
-use sluice::kernel::iptables::{Flavour, Ownership, Piece, Programs, Rules, Table, Tables, detect, quoted};
+use sluice::kernel::iptables::{Flavour, Ownership, Piece, Programs, Rules, Table, Tables, detect};
 use sluice::net::{Family, PerFamily};
+use sluice::proxy::local_node::LocalNode;
+use sluice::proxy::{guard, masquerade};
 use sluice::reconcile::{Drift, Growth, Mirror, Reflection};
 
 use super::moment;
@@ -60,62 +62,26 @@ fn jump(family: Family, table: Table, from: &str, to: &str) -> Piece {
 fn all() -> Pieces {
     let mut pieces = Pieces::new();
     for family in Family::BOTH {
-        let (prefix, protocol, option, reject, pods, node) = match family {
-            Family::V4 => ("", "icmp", "icmp --icmp-type", "icmp-port-unreachable", "10.244.0.0/24", "192.0.2.1"),
-            Family::V6 => (
-                "inet6:",
-                "ipv6-icmp",
-                "icmp6 --icmpv6-type",
-                "icmp6-port-unreachable",
-                "fd00:10:244::/64",
-                "2001:db8::1",
-            ),
-        };
-        let types: &[(&str, u8)] = match family {
-            Family::V4 => &[
-                ("allow icmp echo requests", 8),
-                ("allow icmp destination unreachable messages", 3),
-                ("allow icmp time exceeded messages", 11),
-            ],
-            Family::V6 => &[
-                ("allow icmp echo requests", 128),
-                ("allow icmp destination unreachable messages", 1),
-                ("allow icmp packet too big messages", 2),
-                ("allow icmp time exceeded messages", 3),
-                ("allow icmp neighbor solicitation messages", 135),
-                ("allow icmp neighbor advertisement messages", 136),
-                ("allow icmp echo reply messages", 129),
-            ],
-        };
-        let icmp = types.iter().map(|(comment, number)| {
-            format!("-p {protocol} -m comment --comment {} -m {option} {number} -j ACCEPT", quoted(comment))
-        });
-        let sets = [
-            format!(
-                "-m comment --comment \"allow input traffic to ipvs services\" -m set --match-set {prefix}kube-router-svip-prt dst,dst -j ACCEPT"
-            ),
-            format!(
-                "-m comment --comment \"reject all unexpected traffic to service IPs\" -m set ! --match-set {prefix}kube-router-local-ips dst -j REJECT --reject-with {reject}"
-            ),
-        ];
-        pieces.insert(chain(family, Table::Filter, SERVICES), rules(icmp.chain(sets)));
-        let comment = "handle traffic to IPVS service IPs in custom chain";
-        let guard =
-            format!("-m comment --comment \"{comment}\" -m set --match-set {prefix}kube-router-svip dst -j {SERVICES}");
-        pieces.insert(jump(family, Table::Filter, "INPUT", SERVICES), rules([guard]));
-        let masquerade = [
-            format!("-s {pods} -j RETURN"),
-            format!("-d {pods} -j RETURN"),
-            "-m addrtype --dst-type LOCAL -j RETURN".to_owned(),
-            format!("-j SNAT --to-source {node} --random-fully"),
-        ];
-        pieces.insert(chain(family, Table::Nat, SNAT), rules(masquerade));
+        pieces.extend(guard::rules(family));
+        pieces.extend(masquerade::rules(&node(), false, family));
         pieces.insert(
             jump(family, Table::Nat, "POSTROUTING", SNAT),
             rules([format!("-m mark --mark 0x1/0x1 -j {SNAT}")]),
         );
     }
     pieces
+}
+
+fn node() -> LocalNode {
+    let parse = |text: &str| text.parse().expect("a prefix");
+    LocalNode {
+        address: PerFamily { v4: "192.0.2.1".parse().ok(), v6: "2001:db8::1".parse().ok() },
+        pod_cidrs: PerFamily {
+            v4: vec![parse("10.244.0.0/24")],
+            v6: vec![parse("fd00:10:244::/64"), parse("fd00:10:244:1::/64")],
+        },
+        ..LocalNode::default()
+    }
 }
 
 fn program(flavour: Flavour, family: Family, rest: &str) -> String {
