@@ -75,7 +75,8 @@ fn version(program: &str) -> String {
     )
 }
 
-/// The version of this build.
+/// The version of this build: the variable `SLUICE_VERSION` of the build, else the package's. Its date is in
+/// `SLUICE_BUILD_DATE`; a build that sets neither is the same at any time.
 pub const VERSION: &str = match option_env!("SLUICE_VERSION") {
     Some(version) => version,
     None => env!("CARGO_PKG_VERSION"),

@@ -254,3 +254,63 @@ fn all_mistakes_are_collected() {
         ],
     );
 }
+
+#[test]
+fn odd_forms_are_read_as_go_reads_them() {
+    let ends = |words: &[&str]| match ask(words) {
+        Ok(Request::Run { .. }) => 255,
+        Ok(Request::Print(_)) => 0,
+        Err(refusal) => refusal.exit_code,
+    };
+    let cases: [(&[&str], u8); 19] = [
+        (&["-h=false"], 255),
+        (&["-h=true"], 0),
+        (&["-hV"], 0),
+        (&["-Vh"], 0),
+        (&["-hx"], 2),
+        (&["-V2"], 2),
+        (&["-h2"], 2),
+        (&["-vV"], 1),
+        (&["-v"], 2),
+        (&["--v"], 2),
+        (&["-v="], 1),
+        (&["--help=maybe"], 2),
+        (&["---help"], 2),
+        (&["--=x"], 2),
+        (&["--run-router=true=false"], 2),
+        (&["-5"], 2),
+        (&["--RUN-ROUTER"], 2),
+        (&["--run_router"], 2),
+        (&["--"], 255),
+    ];
+    for (words, exit_code) in cases {
+        assert_eq!(ends(words), exit_code, "{words:?}");
+    }
+    assert_eq!(flags(&["--kubeconfig", "--", "--master=m"]).kubeconfig, "--");
+    assert_eq!(flags(&["--kubeconfig", "--", "--master=m"]).master, "m");
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_words_end_in_a_configuration_or_in_sentences(
+        typed in proptest::collection::vec((0_usize..90, 0_usize..24, "[-a-z0-9.:/,\"= ]{0,12}"), 0..6)
+    ) {
+        let names: Vec<String> = usage("sluice").lines().skip(1).filter_map(flag_name).collect();
+        let values = ["", "0", "-1s", "1h", "true", "10.0.0.0/8", "::/0", "65535", "\"", ",,", "192.0.2.1", "unix:///x"];
+        let words: Vec<String> = typed.iter().map(|(flag, value, random)| {
+            let value = values.get(*value).copied().unwrap_or(random);
+            names.get(*flag).map_or(random.clone(), |name| format!("--{name}={value}"))
+        }).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        if let Ok(Request::Run { flags, verbosity }) = ask(&words) {
+            let outcome = Config::from_flags(&flags, verbosity, &Environment::default());
+            let mistakes = outcome.err().unwrap_or_default();
+            proptest::prop_assert!(mistakes.sentences().iter().all(|text| text.ends_with('.') && !text.contains('\n')));
+        }
+    }
+}
+
+/// The long name in a line of the usage text.
+fn flag_name(line: &str) -> Option<String> {
+    line.split_once("--")?.1.split(' ').next().map(str::to_owned)
+}

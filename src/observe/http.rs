@@ -152,7 +152,7 @@ impl Served {
         let _turn = self.scrape.acquire().await;
         let registry = registry.clone();
         match tokio::task::spawn_blocking(move || registry.text()).await {
-            Ok(text) => page(StatusCode::OK, "text/plain; version=0.0.4", text),
+            Ok(text) => page(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
             Err(error) => {
                 warn!(%error, "cannot collect metrics");
                 page(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, "cannot collect metrics\n".to_owned())
