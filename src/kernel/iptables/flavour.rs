@@ -150,12 +150,13 @@ fn holds_ours(text: &str, ours: &Ownership) -> bool {
         .is_ok_and(|saved| saved.iter().any(|(name, table)| table.chains.keys().any(|chain| ours.owns_in(name, chain))))
 }
 
-/// A program that fails on a kernel that has the family is used all the same: its errors are retried and seen.
+/// A program that fails is used all the same: its errors are retried and seen. On a kernel without IPv6 some
+/// versions of the programs work all the same, for nobody.
 fn why_disabled(family: Family, programs: Programs, printed: &Result<String, Fault>) -> Option<String> {
     let (save, _) = programs.of(family);
     match printed {
         Err(Fault::Missing) => Some(format!("no {family} rules: the program {save} is not installed")),
-        Err(_) if family == Family::V6 && !kernel_has_ipv6() => {
+        _ if family == Family::V6 && !kernel_has_ipv6() => {
             Some("no IPv6 rules: this kernel has no IPv6, or it is switched off".to_owned())
         }
         _ => None,

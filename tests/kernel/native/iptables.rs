@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::process::Command;
 
 use sluice::kernel::Name;
 use sluice::kernel::iptables::{Flavour, Ownership, Piece, Programs, Rules, Table, Tables, detect};
@@ -364,5 +365,122 @@ fn detection_changes_nothing() {
         assert!(detected.programs.v4.is_some() && detected.programs.v6.is_some(), "{detected:?}");
         assert_eq!(attempt("nft list ruleset").1, before);
         assert_eq!(std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default(), "");
+    });
+}
+
+#[test]
+fn what_kube_router_wrote_is_adopted_untouched() {
+    with_each(|flavour| {
+        let iptables = |rest: &str| {
+            shell(&format!("{} {rest}", program(flavour, Family::V4, "")));
+        };
+        iptables(&format!("-N {SERVICES}"));
+        for (kind, comment) in [
+            ("echo-request", "allow icmp echo requests"),
+            ("destination-unreachable", "allow icmp destination unreachable messages"),
+            ("time-exceeded", "allow icmp time exceeded messages"),
+        ] {
+            iptables(&format!("-A {SERVICES} -m comment --comment '{comment}' -p icmp --icmp-type {kind} -j ACCEPT"));
+        }
+        iptables(&format!(
+            "-A {SERVICES} -m comment --comment 'allow input traffic to ipvs services' \
+             -m set --match-set kube-router-svip-prt dst,dst -j ACCEPT"
+        ));
+        iptables(&format!(
+            "-A {SERVICES} -m comment --comment 'reject all unexpected traffic to service IPs' \
+             -m set ! --match-set kube-router-local-ips dst -j REJECT --reject-with icmp-port-unreachable"
+        ));
+        iptables(&format!(
+            "-I INPUT 1 -m comment --comment 'handle traffic to IPVS service IPs in custom chain' \
+             -m set --match-set kube-router-svip dst -j {SERVICES}"
+        ));
+        let mut mirror = mirror(flavour);
+        settle(&mut mirror, &guard::rules(Family::V4));
+        assert_eq!(mirror.steps_done(), 0, "{flavour}: {:?}", mirror.seen());
+    });
+}
+
+#[test]
+fn rules_settle_while_somebody_else_keeps_changing_the_same_tables() {
+    with_each(|flavour| {
+        let add = program(flavour, Family::V4, " -w 5 -I INPUT -s 203.0.113.1/32 -j DROP");
+        let delete = program(flavour, Family::V4, " -w 5 -D INPUT -s 203.0.113.1/32 -j DROP");
+        let script = format!("i=0; while [ $i -lt 60 ]; do {add} && {delete} || exit 1; i=$((i+1)); done");
+        let mut other = Command::new("sh").arg("-c").arg(script).spawn().expect("start sh");
+        let (all, none) = (all(), Pieces::new());
+        let mut mirror = mirror(flavour);
+        let mut at = moment();
+        while other.try_wait().expect("it is our child").is_none() {
+            for want in [&all, &none] {
+                // A jump may land behind a rule that came in between; only its place is then wrong.
+                at.now += std::time::Duration::from_secs(60);
+                mirror.mark_all();
+                mirror.grow(want, Growth::Full, at);
+                mirror.shrink(want, at);
+                assert!(mirror.is_settled(), "{flavour}: {:?}", mirror.trouble());
+                mirror.audit(at);
+            }
+        }
+        assert!(other.wait().expect("it is our child").success(), "a foreign change failed");
+        settle(&mut mirror, &all);
+        assert_eq!(mirror.audit(moment()).drift, [], "{flavour}");
+        assert_eq!(chain_rules(flavour, Family::V4, "filter", "INPUT").len(), 1, "{flavour}");
+    });
+}
+
+/// Inside [`in_new`]: leaves only these programs of iptables on the machine, as links to where they really are.
+fn only_these_programs(links: &[(&str, &str)]) {
+    own_run();
+    run("mkdir /run/real");
+    run("mount --bind /usr/sbin /run/real");
+    run("mount -t tmpfs programs /usr/sbin");
+    for (name, program) in links {
+        run(&format!("ln -s /run/real/{program} /usr/sbin/{name}"));
+    }
+}
+
+#[test]
+fn a_host_with_programs_of_one_flavour_uses_that() {
+    in_new(|| {
+        only_these_programs(&[("iptables-legacy-save", "xtables-legacy-multi"), ("iptables", "xtables-nft-multi")]);
+        let detected = detect(&ours());
+        let legacy = Programs { flavour: Flavour::Legacy, plain: false };
+        assert_eq!(detected.programs, PerFamily { v4: Some(legacy), v6: None });
+        assert_eq!(detected.disabled, ["no IPv6 rules: the program ip6tables-legacy-save is not installed"]);
+    });
+}
+
+#[test]
+fn a_host_with_plain_programs_uses_them() {
+    in_new(|| {
+        let all = ["iptables", "iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore"];
+        only_these_programs(&all.map(|name| (name, "xtables-nft-multi")));
+        let detected = detect(&ours());
+        let plain = Programs { flavour: Flavour::NfTables, plain: true };
+        assert_eq!(detected.programs, PerFamily { v4: Some(plain), v6: Some(plain) });
+        assert_eq!(detected.disabled, [""; 0]);
+        let want: Pieces = masquerade::rules(&node(), true, Family::V6)
+            .into_iter()
+            .filter(|(piece, _)| matches!(piece, Piece::Chain { .. }))
+            .collect();
+        let mut mirror = Mirror::new(Tables::new(detected.programs, ours()));
+        settle(&mut mirror, &want);
+        assert!(run("/run/real/ip6tables-nft-save -t nat").contains(":KUBE-ROUTER-SNAT - "));
+    });
+}
+
+#[test]
+fn a_host_without_programs_says_so_once_for_each_family() {
+    in_new(|| {
+        only_these_programs(&[]);
+        let detected = detect(&ours());
+        assert_eq!(detected.programs, PerFamily::default());
+        assert_eq!(
+            detected.disabled,
+            [
+                "no IPv4 rules: the program iptables-save is not installed",
+                "no IPv6 rules: the program ip6tables-save is not installed"
+            ]
+        );
     });
 }
