@@ -12,7 +12,10 @@
 //! that what is known is written to disk.
 
 mod joined;
+mod last_known;
 mod warned;
+
+pub use last_known::LastKnown;
 
 use std::future::Future;
 use std::pin::pin;
@@ -24,9 +27,10 @@ use tokio::time::sleep_until;
 use tracing::{info, warn};
 
 use self::joined::Joined;
+use self::last_known::Keeper;
 use self::warned::{Verdict, Warned};
 use crate::k8s::{Event, Message, Object, ObjectId, Wanted, Warning};
-use crate::model::{Authority, Cluster, EventClock, Host, World};
+use crate::model::{Authority, EventClock, Host, World};
 
 /// What the World is made from.
 pub struct Inputs {
@@ -37,8 +41,8 @@ pub struct Inputs {
     /// The facts of this host. The value at the start must be real already: it is acted upon as soon as the
     /// cluster is known.
     pub host: watch::Receiver<Arc<Host>>,
-    /// The last known state, for the case that the source cannot be reached.
-    pub remembered: Option<Cluster>,
+    /// The last known state: read in the case that the source cannot be reached, written when all is known.
+    pub last_known: Option<LastKnown>,
     /// One clock for each consumer of the World.
     pub clocks: Vec<Arc<EventClock>>,
 }
@@ -51,19 +55,25 @@ const BATCH: usize = 4096;
 
 /// Publishes the World until `stop` is done or every sender of messages is gone.
 pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Output = ()>) {
-    let Inputs { mut messages, wanted, mut host, remembered, clocks } = inputs;
-    let mut builder = Builder { joined: Joined::new(&wanted, remembered), warned: Warned::default(), clocks, out };
+    let Inputs { mut messages, wanted, mut host, last_known, clocks } = inputs;
+    let mut builder = Builder {
+        joined: Joined::new(&wanted),
+        warned: Warned::default(),
+        clocks,
+        out,
+        keeper: last_known.map(Keeper::new),
+    };
     builder.joined.set_host(host.borrow_and_update().clone());
-    builder.publish(None);
     let mut stop = pin!(stop);
     let patience_ends = tokio::time::Instant::now() + PATIENCE;
     let mut batch = Vec::new();
     loop {
+        let waits = builder.keeper.is_some() && builder.joined.waits_for_a_sign_of_life();
         tokio::select! {
-            () = &mut stop => return,
+            () = &mut stop => break,
             count = messages.recv_many(&mut batch, BATCH) => {
                 if count == 0 {
-                    return;
+                    break;
                 }
                 builder.take_in(&mut batch);
             }
@@ -71,8 +81,21 @@ pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Ou
                 let changed = builder.joined.set_host(host.borrow_and_update().clone());
                 builder.publish(changed.then(Instant::now));
             }
-            () = sleep_until(patience_ends), if builder.joined.waits_for_a_sign_of_life() => builder.remember(),
+            () = sleep_until(patience_ends), if waits => builder.remember(),
+            () = kept(&mut builder.keeper, &builder.out) => {}
         }
+    }
+    if let Some(mut keeper) = builder.keeper {
+        let world = builder.out.borrow().clone();
+        keeper.finish(&world.cluster).await;
+    }
+}
+
+/// Does what the keeper of the last known state has to do next, when it is time; never ready without one.
+async fn kept(keeper: &mut Option<Keeper>, out: &watch::Sender<World>) {
+    match keeper {
+        Some(keeper) => keeper.next(|| out.borrow().cluster.clone()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -81,6 +104,7 @@ struct Builder {
     warned: Warned,
     clocks: Vec<Arc<EventClock>>,
     out: watch::Sender<World>,
+    keeper: Option<Keeper>,
 }
 
 impl Builder {
@@ -110,9 +134,27 @@ impl Builder {
 
     /// Falls back on the last known state where nothing better is known.
     fn remember(&mut self) {
-        if let Some(rows) = self.joined.remember() {
-            warn!(services = rows, "The cluster cannot be reached; using the last known state");
-            self.publish(None);
+        if !self.joined.may_remember() {
+            return;
+        }
+        let read = self.keeper.as_ref().map(|keeper| (keeper.file().path(), keeper.file().read()));
+        let Some((path, read)) = read else { return };
+        let path = path.display();
+        match read {
+            Ok(Some(cluster)) => {
+                let services = cluster.services.len();
+                warn!(%path, services, "The cluster cannot be reached; using the last known state");
+                self.joined.remember(cluster);
+                self.publish(None);
+            }
+            Ok(None) => {
+                warn!(%path, "The cluster cannot be reached, and there is no last known state");
+                self.joined.remember_nothing();
+            }
+            Err(error) => {
+                warn!(%path, %error, "The last known state cannot be used; it is ignored");
+                self.joined.remember_nothing();
+            }
         }
     }
 
@@ -134,11 +176,16 @@ impl Builder {
             let services = world.cluster.services.len();
             info!(authority = ?now, before = ?before, services, "What is known of the cluster has changed in standing");
         }
+        if now == Authority::Complete
+            && let Some(keeper) = &mut self.keeper
+        {
+            keeper.changed();
+        }
         let clocks = &self.clocks;
         self.out.send_modify(|published| {
             *published = world;
-            for (clock, seen) in clocks.iter().zip(std::iter::repeat(seen)) {
-                seen.into_iter().for_each(|seen| clock.note(seen));
+            if let Some(seen) = seen {
+                clocks.iter().for_each(|clock| clock.note(seen));
             }
         });
     }

@@ -21,13 +21,21 @@ pub struct Joined {
     /// gone does not say whose it was.
     slices: HashMap<ObjectName, CompactString>,
     listings: Vec<Listing>,
-    /// The last known state, until something better is known.
-    remembered: Option<Cluster>,
-    is_remembering: bool,
+    remembers: Remembers,
     shows_life: bool,
     unreadable: bool,
     was_complete: bool,
     unpublished: bool,
+}
+
+/// What became of the last known state.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Remembers {
+    /// Nobody has asked for it.
+    NotYet,
+    /// There is none, or it cannot be used.
+    Nothing,
+    Something,
 }
 
 /// How far one kind has been listed.
@@ -40,15 +48,14 @@ struct Listing {
 }
 
 impl Joined {
-    pub fn new(wanted: &[Wanted], remembered: Option<Cluster>) -> Joined {
+    pub fn new(wanted: &[Wanted]) -> Joined {
         let listing = |wanted: &Wanted| Listing { kind: wanted.kind(), is_known: false, named: None };
         Joined {
             cluster: Cluster::default(),
             host: Arc::new(Host::default()),
             slices: HashMap::new(),
             listings: wanted.iter().map(listing).collect(),
-            remembered,
-            is_remembering: false,
+            remembers: Remembers::NotYet,
             shows_life: false,
             unreadable: false,
             was_complete: false,
@@ -60,7 +67,7 @@ impl Joined {
     pub fn authority(&mut self) -> Authority {
         let is_listed = self.listings.iter().all(|listing| listing.is_known);
         self.was_complete |= is_listed && !self.unreadable;
-        match (self.was_complete, is_listed, self.is_remembering) {
+        match (self.was_complete, is_listed, self.remembers == Remembers::Something) {
             (true, _, _) => Authority::Complete,
             (false, true, _) => Authority::Partial,
             (false, false, true) => Authority::Remembered,
@@ -80,7 +87,7 @@ impl Joined {
 
     /// True while nothing at all has been heard of the cluster.
     pub fn waits_for_a_sign_of_life(&self) -> bool {
-        !self.shows_life && !self.is_remembering && self.remembered.is_some()
+        !self.shows_life && self.may_remember()
     }
 
     /// True if the facts of the host are new.
@@ -95,13 +102,19 @@ impl Joined {
         self.unreadable = unreadable;
     }
 
-    /// Puts the last known state in place, unless all is known already. Returns the number of its Services.
-    /// What has been heard of since the start counts more than what is remembered.
-    pub fn remember(&mut self) -> Option<usize> {
-        if self.listings.iter().all(|listing| listing.is_known) {
-            return None;
-        }
-        let remembered = self.remembered.take()?;
+    /// Whether the last known state would be of use: it was not asked for yet, and not all is known.
+    pub fn may_remember(&self) -> bool {
+        self.remembers == Remembers::NotYet && !self.listings.iter().all(|listing| listing.is_known)
+    }
+
+    /// Notes that there is no last known state to put in place.
+    pub fn remember_nothing(&mut self) {
+        self.remembers = Remembers::Nothing;
+    }
+
+    /// Puts the last known state in place where nothing is known. What has been heard of since the start
+    /// counts more.
+    pub fn remember(&mut self, remembered: Cluster) {
         let missing = |kind| self.listings.iter().any(|listing| listing.kind == kind && !listing.is_known);
         let (services, slices, nodes) = (missing(Kind::Service), missing(Kind::EndpointSlice), missing(Kind::Node));
         for (name, service) in remembered.services.iter().filter(|_| services) {
@@ -122,8 +135,7 @@ impl Joined {
                 self.cluster.nodes.insert_shared(name.clone(), node.clone());
             }
         }
-        (self.is_remembering, self.unpublished) = (true, true);
-        Some(remembered.services.len())
+        (self.remembers, self.unpublished) = (Remembers::Something, true);
     }
 
     pub fn begin_listing(&mut self, kind: Kind) {

@@ -1,3 +1,8 @@
+use std::path::Path;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
 use super::*;
 use crate::k8s::Kind;
 use crate::model::{HostAddress, ObjectName};
@@ -8,19 +13,23 @@ struct Rig {
     world: watch::Receiver<World>,
     clock: Arc<EventClock>,
     origin: Instant,
+    stop: oneshot::Sender<()>,
+    running: JoinHandle<()>,
 }
 
 /// A World that is being published, from no messages yet; the runtime's clock stands still until waited for.
-fn rig(remembered: Option<Cluster>) -> Rig {
+fn rig(state_dir: Option<&Path>) -> Rig {
     let (messages, receiver) = mpsc::channel(16);
     let (host, host_receiver) = watch::channel(Arc::new(Host { node_name: "node-1".into(), ..Host::default() }));
     let (out, world) = watch::channel(World::empty());
     let origin = Instant::now();
     let clock = Arc::new(EventClock::new(origin));
     let wanted = vec![Wanted::Services];
-    let inputs = Inputs { messages: receiver, wanted, host: host_receiver, remembered, clocks: vec![clock.clone()] };
-    tokio::spawn(run(inputs, out, std::future::pending()));
-    Rig { messages, host, world, clock, origin }
+    let last_known = state_dir.map(LastKnown::new);
+    let inputs = Inputs { messages: receiver, wanted, host: host_receiver, last_known, clocks: vec![clock.clone()] };
+    let (stop, stopped) = oneshot::channel();
+    let running = tokio::spawn(run(inputs, out, async move { drop(stopped.await) }));
+    Rig { messages, host, world, clock, origin, stop, running }
 }
 
 impl Rig {
@@ -86,17 +95,73 @@ async fn a_new_address_of_the_host_is_a_new_world() {
     assert!(tokio::time::timeout(Duration::from_secs(60), rig.world.changed()).await.is_err());
 }
 
-async fn remembered() -> Cluster {
-    let mut rig = rig(None);
+/// A state directory in which one Service is known.
+async fn state_dir() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut rig = rig(Some(directory.path()));
     rig.say(1, Event::Listing(Kind::Service)).await;
     rig.put(1, "old", "10.96.0.9").await;
     rig.say(1, Event::Listed(Kind::Service)).await;
-    rig.next().await.cluster
+    rig.next().await;
+    rig.stop.send(()).expect("it goes on until now");
+    rig.running.await.expect("it ends");
+    directory
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_is_written_down_after_a_while_and_at_the_end() {
+    let directory = state_dir().await;
+    let file = LastKnown::new(directory.path());
+    let names = || {
+        let cluster = file.read().expect("sound").expect("there");
+        cluster.services.iter().map(|(name, _)| name.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(), ["old"]);
+    let mut rig = rig(Some(directory.path()));
+    rig.say(1, Event::Listing(Kind::Service)).await;
+    rig.put(1, "a", "10.96.0.1").await;
+    rig.say(1, Event::Listed(Kind::Service)).await;
+    rig.next().await;
+    tokio::time::sleep(Duration::from_secs(29)).await;
+    assert_eq!(names(), ["old"]);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    rig.put(2, "b", "10.96.0.2").await;
+    rig.next().await;
+    assert_eq!(names(), ["a"]);
+    rig.stop.send(()).expect("it goes on until now");
+    rig.running.await.expect("it ends");
+    assert_eq!(names(), ["a", "b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_was_not_finished_is_not_written_down() {
+    let directory = state_dir().await;
+    let rig = rig(Some(directory.path()));
+    rig.say(1, Event::Listing(Kind::Service)).await;
+    rig.put(1, "a", "10.96.0.1").await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    rig.stop.send(()).expect("it goes on until now");
+    rig.running.await.expect("it ends");
+    let cluster = LastKnown::new(directory.path()).read().expect("sound").expect("there");
+    assert!(cluster.services.get(&ObjectName::new("default", "a")).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_file_is_ignored() {
+    let directory = state_dir().await;
+    std::fs::write(LastKnown::new(directory.path()).path(), "something else").expect("writable");
+    let mut rig = rig(Some(directory.path()));
+    rig.say(1, Event::Unreachable).await;
+    assert!(tokio::time::timeout(Duration::from_secs(60), rig.world.changed()).await.is_err());
+    rig.say(2, Event::Listing(Kind::Service)).await;
+    rig.say(2, Event::Listed(Kind::Service)).await;
+    assert_eq!(rig.next().await.authority, Authority::Complete);
 }
 
 #[tokio::test(start_paused = true)]
 async fn silence_for_three_seconds_brings_back_the_last_known_state() {
-    let mut rig = rig(Some(remembered().await));
+    let directory = state_dir().await;
+    let mut rig = rig(Some(directory.path()));
     let before = tokio::time::Instant::now();
     let world = rig.next().await;
     assert_eq!(before.elapsed().as_secs(), 3);
@@ -111,7 +176,8 @@ async fn silence_for_three_seconds_brings_back_the_last_known_state() {
 
 #[tokio::test(start_paused = true)]
 async fn an_unreachable_source_brings_it_back_at_once_and_after_that_an_outage_is_nothing() {
-    let mut rig = rig(Some(remembered().await));
+    let directory = state_dir().await;
+    let mut rig = rig(Some(directory.path()));
     let before = tokio::time::Instant::now();
     rig.say(1, Event::Unreachable).await;
     assert_eq!(rig.next().await.authority, Authority::Remembered);

@@ -52,7 +52,7 @@ fn names(joined: &Joined) -> Vec<String> {
 
 #[test]
 fn an_equal_object_is_no_change() {
-    let mut joined = Joined::new(&WANTED, None);
+    let mut joined = Joined::new(&WANTED);
     assert!(joined.put(service("a", "10.96.0.1")));
     assert!(!joined.put(service("a", "10.96.0.1")));
     assert!(joined.put(slice("a-1", "a")));
@@ -62,7 +62,7 @@ fn an_equal_object_is_no_change() {
 
 #[test]
 fn a_listing_shrinks_only_at_its_end() {
-    let mut joined = Joined::new(&WANTED, None);
+    let mut joined = Joined::new(&WANTED);
     list(&mut joined, Kind::Service, vec![service("a", "10.96.0.1"), service("b", "10.96.0.2")]);
     list(&mut joined, Kind::EndpointSlice, vec![slice("a-1", "a"), slice("b-1", "b")]);
     joined.begin_listing(Kind::Service);
@@ -76,7 +76,7 @@ fn a_listing_shrinks_only_at_its_end() {
 
 #[test]
 fn a_listing_that_begins_again_forgets_what_it_named() {
-    let mut joined = Joined::new(&WANTED, None);
+    let mut joined = Joined::new(&WANTED);
     list(&mut joined, Kind::Service, vec![service("a", "10.96.0.1"), service("b", "10.96.0.2")]);
     joined.begin_listing(Kind::Service);
     joined.put(service("a", "10.96.0.1"));
@@ -86,7 +86,7 @@ fn a_listing_that_begins_again_forgets_what_it_named() {
 
 #[test]
 fn a_slice_may_change_hands_and_go_without_saying_whose_it_was() {
-    let mut joined = Joined::new(&WANTED, None);
+    let mut joined = Joined::new(&WANTED);
     joined.put(slice("s", "a"));
     joined.put(slice("t", "a"));
     assert!(joined.put(slice("s", "b")));
@@ -99,7 +99,7 @@ fn a_slice_may_change_hands_and_go_without_saying_whose_it_was() {
 
 #[test]
 fn all_is_known_when_every_needed_kind_was_listed_and_stays_so() {
-    let mut joined = Joined::new(&WANTED, None);
+    let mut joined = Joined::new(&WANTED);
     assert_eq!(joined.authority(), Authority::Nothing);
     list(&mut joined, Kind::Service, vec![]);
     assert_eq!(joined.authority(), Authority::Nothing);
@@ -108,12 +108,12 @@ fn all_is_known_when_every_needed_kind_was_listed_and_stays_so() {
     joined.begin_listing(Kind::Service);
     joined.set_unreadable(true);
     assert_eq!(joined.authority(), Authority::Complete);
-    assert_eq!(joined.remember(), None);
+    assert!(!joined.may_remember());
 }
 
 #[test]
 fn what_cannot_be_read_at_the_start_keeps_everything_from_shrinking_until_it_can() {
-    let mut joined = Joined::new(&WANTED, None);
+    let mut joined = Joined::new(&WANTED);
     list(&mut joined, Kind::Service, vec![]);
     list(&mut joined, Kind::EndpointSlice, vec![]);
     joined.set_unreadable(true);
@@ -124,18 +124,19 @@ fn what_cannot_be_read_at_the_start_keeps_everything_from_shrinking_until_it_can
 
 #[test]
 fn the_last_known_state_fills_what_is_not_known_and_yields_to_what_is() {
-    let mut earlier = Joined::new(&WANTED, None);
+    let mut earlier = Joined::new(&WANTED);
     for object in [service("a", "10.96.0.1"), service("old", "10.96.0.9"), slice("a-1", "a"), slice("old-1", "old")] {
         earlier.put(object);
     }
     earlier.cluster.nodes.insert("node-1".into(), Node::default());
-    let mut joined = Joined::new(&WANTED, Some(earlier.cluster.clone()));
+    let mut joined = Joined::new(&WANTED);
     assert!(joined.waits_for_a_sign_of_life());
     joined.begin_listing(Kind::Service);
     joined.put(service("a", "10.96.0.2"));
     assert!(!joined.waits_for_a_sign_of_life());
-    assert_eq!(joined.remember(), Some(2));
-    assert_eq!(joined.remember(), None);
+    assert!(joined.may_remember());
+    joined.remember(earlier.cluster.clone());
+    assert!(!joined.may_remember());
     assert_eq!(joined.authority(), Authority::Remembered);
     assert_eq!(names(&joined), ["a", "old", "a/a-1", "old/old-1"]);
     assert!(joined.cluster.nodes.is_empty(), "a kind that nobody wants is not remembered");

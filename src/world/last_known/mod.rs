@@ -1,0 +1,209 @@
+//! The last known state of the cluster, in a file of `--state-dir`.
+//!
+//! It is for one case: the program starts while the cluster cannot be reached. What is in the file is then
+//! put in place where it is missing; nothing that exists is changed or removed on its word
+//! (`model::Authority::Remembered`).
+//!
+//! The file is written seldom, all at once or not at all (a new file takes the old one's name), and only for
+//! its owner to read. A file that is damaged, foreign or of another version is reported and ignored.
+
+mod record;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, info, warn};
+
+pub use record::Unusable;
+
+use crate::model::Cluster;
+
+/// The file.
+#[derive(Clone, Debug)]
+pub struct LastKnown {
+    directory: PathBuf,
+}
+
+/// The file and its being kept up to date, beside everything else.
+pub struct Keeper {
+    file: LastKnown,
+    schedule: Schedule,
+    writing: Option<JoinHandle<io::Result<bool>>>,
+    fails: bool,
+}
+
+/// When the file is to be written.
+#[derive(Default, Debug)]
+struct Schedule {
+    first_unsaved: Option<Instant>,
+    last_written: Option<Instant>,
+}
+
+/// Why there is nothing to remember although there is a file.
+#[derive(thiserror::Error, Debug)]
+pub enum Forgotten {
+    #[error("{0}")]
+    Unreadable(#[from] io::Error),
+    #[error("{0}")]
+    Unusable(#[from] Unusable),
+}
+
+const NAME: &str = "last-known";
+const NEW_NAME: &str = "last-known.new";
+
+/// A cluster of ten thousand Services with ten endpoints each takes some three megabytes.
+const MAX_BYTES: u64 = 128 << 20;
+
+/// How long a change may stay unwritten, so that a burst of them is written once.
+const SETTLE: Duration = Duration::from_secs(30);
+
+/// How often the file is written at most, however many changes there are.
+const APART: Duration = Duration::from_secs(300);
+
+impl LastKnown {
+    pub fn new(directory: &Path) -> LastKnown {
+        LastKnown { directory: directory.to_owned() }
+    }
+
+    /// The file's path.
+    pub fn path(&self) -> PathBuf {
+        self.directory.join(NAME)
+    }
+
+    /// What was known; `None` where nothing was ever written.
+    ///
+    /// # Errors
+    /// There is a file, and it cannot be used.
+    pub fn read(&self) -> Result<Option<Cluster>, Forgotten> {
+        let file = match File::open(self.path()) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut bytes)?;
+        Ok(Some(record::decode(&bytes)?))
+    }
+
+    /// Writes a cluster down, unless the file holds it already. True if it was written.
+    ///
+    /// # Errors
+    /// The directory cannot be made or written to; the former file is still there then.
+    pub fn write(&self, cluster: &Cluster) -> io::Result<bool> {
+        let bytes = record::encode(cluster);
+        let mut header = Vec::new();
+        if let Ok(file) = File::open(self.path()) {
+            file.take(record::HEADER as u64).read_to_end(&mut header)?;
+        }
+        if bytes.starts_with(&header) && header.len() == record::HEADER {
+            return Ok(false);
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        let new = self.directory.join(NEW_NAME);
+        // What an earlier try left behind may have other permissions.
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, self.path())?;
+        File::open(&self.directory)?.sync_all()?;
+        Ok(true)
+    }
+}
+
+impl Keeper {
+    pub fn new(file: LastKnown) -> Keeper {
+        Keeper { file, schedule: Schedule::default(), writing: None, fails: false }
+    }
+
+    pub fn file(&self) -> &LastKnown {
+        &self.file
+    }
+
+    /// Notes that what is known has changed. Only what is known in full may be noted.
+    pub fn changed(&mut self) {
+        self.schedule.changed(Instant::now());
+    }
+
+    /// Waits until the file is due and begins to write it, or until it is written. May be cancelled at any
+    /// time and called again.
+    pub async fn next(&mut self, cluster: impl FnOnce() -> Cluster) {
+        if self.writing.is_some() {
+            self.written().await;
+            return;
+        }
+        match self.schedule.due() {
+            Some(due) => sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+        self.begin(cluster());
+    }
+
+    /// Writes down what is not written yet.
+    pub async fn finish(&mut self, cluster: &Cluster) {
+        self.written().await;
+        if self.schedule.due().is_some() {
+            self.begin(cluster.clone());
+            self.written().await;
+        }
+    }
+
+    fn begin(&mut self, cluster: Cluster) {
+        self.schedule.written(Instant::now());
+        let file = self.file.clone();
+        self.writing = Some(spawn_blocking(move || file.write(&cluster)));
+    }
+
+    async fn written(&mut self) {
+        let Some(writing) = &mut self.writing else { return };
+        let result = writing.await.map_err(io::Error::other).flatten();
+        self.writing = None;
+        let path = self.file.path();
+        let path = path.display();
+        match result {
+            Ok(written) => {
+                if written {
+                    debug!(%path, "Wrote down the last known state");
+                }
+                if std::mem::replace(&mut self.fails, false) {
+                    info!(%path, "The last known state can be written again");
+                }
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.fails, true) {
+                    warn!(%path, %error, "The last known state cannot be written; a restart without the API would not know it");
+                }
+                self.schedule.changed(Instant::now());
+            }
+        }
+    }
+}
+
+impl Schedule {
+    /// Notes that what is known differs from the file.
+    fn changed(&mut self, now: Instant) {
+        self.first_unsaved.get_or_insert(now);
+    }
+
+    /// Notes that writing was begun.
+    fn written(&mut self, now: Instant) {
+        *self = Schedule { first_unsaved: None, last_written: Some(now) };
+    }
+
+    /// When the file is to be written; `None` while it holds all that is known.
+    fn due(&self) -> Option<Instant> {
+        let settled = self.first_unsaved? + SETTLE;
+        Some(self.last_written.map_or(settled, |last| settled.max(last + APART)))
+    }
+}
+
+#[cfg(test)]
+mod tests;
