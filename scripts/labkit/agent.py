@@ -8,7 +8,7 @@ from . import kernel, net, own
 
 # The lab has no router subsystem: its routes are static. The outer ranges are those of `net`.
 FLAGS = ["--run-router=false", "--run-firewall=false", "--run-service-proxy=true", "--enable-ipv6=true",
-         "--ipvs-graceful-termination", "--ipvs-graceful-period=5s",
+         "--metrics-port=20241", "--ipvs-graceful-termination", "--ipvs-graceful-period=120s",
          f"--service-cluster-ip-range={','.join(net.SERVICE_RANGES)}",
          f"--service-external-ip-range={','.join(net.EXTERNAL_RANGES)}",
          f"--loadbalancer-ip-range={','.join(net.EXTERNAL_RANGES)}"]

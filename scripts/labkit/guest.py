@@ -48,35 +48,44 @@ class Guest:
 
     # ------------------------------------------------------------------ up and down
 
-    def up(self, series="6.1", shares=(), memory=2048, processors=2, seconds=7200):
-        """Boots the guest; it is ended after `seconds` should everybody forget it."""
+    def up(self, series="6.1", shares=(), memory=2048, processors=2, seconds=7200, preload=PRELOAD, arguments=""):
+        """Boots the guest; it is ended after `seconds` should everybody forget it.
+
+        `preload` are kernel modules to load at the start, `arguments` more words for the kernel's command line.
+        """
         packages.install({**packages.TOOLS, **packages.GUEST})
         with own.locked(f"guest-{self.name}"):
             if self.is_up():
                 raise own.LabError(f"the guest '{self.name}' is up already")
-            self.boot(series, shares, memory, processors, seconds)
+            began = time.monotonic()
+            version, image, initrd, record = self.prepare(series, shares, preload)
+            self.boot(record, self.machine(image, initrd, memory, processors, arguments), seconds)
+            own.say(f"guest '{self.name}' up in {time.monotonic() - began:.1f} s, kernel {version}")
 
-    def boot(self, series, shares, memory, processors, seconds):
-        began = time.monotonic()
+    def prepare(self, series, shares, preload):
         version, image, modules = packages.kernel(series)
         shutil.rmtree(self.folder, ignore_errors=True)
         own.state("guests", self.name)
         shares = self.shares(shares)
-        record = {"kernel": version, "token": secrets.token_hex(16), "port": free_port(), "files": [], "qemu": [0, None]}
-        initrd = self.initrd(version, modules, shares, record["token"])
+        record = {"kernel": version, "token": secrets.token_hex(16), "port": free_port(), "shares": shares,
+                  "files": [], "qemu": [0, None]}
+        return version, image, self.initrd(version, modules, preload, record), record
+
+    def machine(self, image, initrd, memory, processors, arguments):
         size = f"{memory}M"
-        command = [
-            "timeout", "-k", "5", str(seconds), "qemu-system-x86_64", "-M", "q35,memory-backend=ram",
-            "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", str(processors), "-m", size,
-            "-object", f"memory-backend-memfd,id=ram,size={size},share=on",
+        return [
+            "qemu-system-x86_64", "-M", "q35,memory-backend=ram", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max",
+            "-smp", str(processors), "-m", size, "-object", f"memory-backend-memfd,id=ram,size={size},share=on",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            "-serial", f"file:{self.folder}/console.log", "-device", "virtio-rng-pci",
-            "-kernel", image, "-initrd", initrd, "-append",
-            "console=ttyS0 quiet panic=-1 norandmaps mitigations=off tsc=reliable nowatchdog",
-            "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{record['port']}-10.0.2.15:{PORT}",
-            "-device", "virtio-net-pci,netdev=net,romfile="]
+            "-serial", f"file:{self.folder}/console.log", "-device", "virtio-rng-pci", "-kernel", image, "-initrd", initrd,
+            "-append", f"console=ttyS0 quiet panic=-1 norandmaps mitigations=off tsc=reliable nowatchdog {arguments}"]
+
+    def boot(self, record, machine, seconds):
+        command = ["timeout", "-k", "5", str(seconds), *machine,
+                   "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{record['port']}-10.0.2.15:{PORT}",
+                   "-device", "virtio-net-pci,netdev=net,romfile="]
         try:
-            for number, (tag, path, mode) in enumerate([("root", "/", "ro")] + shares):
+            for number, (tag, path, mode) in enumerate([("root", "/", "ro")] + record["shares"]):
                 daemon, plug = self.serve_files(number, tag, path, mode)
                 record["files"].append(daemon)
                 command += plug
@@ -84,13 +93,12 @@ class Guest:
                 qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
             record["qemu"] = own.identity(qemu.pid)
             own.write(f"{self.folder}/guest.json", json.dumps(record), 0o600)
-            own.wait(lambda: qemu.poll() is not None or self.execute(["/bin/true"], quiet=True, timeout=5) == 0, BOOT_SECONDS, 0.1)
-            if qemu.poll() is not None or self.execute(["/bin/true"], quiet=True, timeout=30):
+            answers = lambda: self.execute(["/bin/true"], quiet=True, timeout=10) == 0  # noqa: E731
+            if not own.wait(lambda: qemu.poll() is not None or answers(), BOOT_SECONDS, 0.1) or qemu.poll() is not None:
                 raise own.LabError(f"the guest '{self.name}' did not come up:\n{self.last_words()}")
         except BaseException:
             own.end([record["qemu"], *record["files"]], grace=0.5)
             raise
-        own.say(f"guest '{self.name}' up in {time.monotonic() - began:.1f} s, kernel {version}")
 
     def shares(self, shares):
         """[(tag, folder, rw or ro)]; the kernels' folder comes along when it is not on the root file system."""
@@ -117,7 +125,7 @@ class Guest:
         return own.identity(daemon.pid), [
             "-chardev", f"socket,id=files{number},path={sock}", "-device", f"vhost-user-fs-pci,chardev=files{number},tag={tag}"]
 
-    def initrd(self, version, modules, shares, token):
+    def initrd(self, version, modules, preload, record):
         """Writes the first root of this guest: busybox, the modules to reach the machine's root, and its settings."""
         root = f"{self.folder}/initrd"
         for name in ("bin", "modules", "proc", "sys", "dev"):
@@ -136,10 +144,10 @@ class Guest:
         for path in order:
             shutil.copy(path, f"{root}/modules/")
         own.write(f"{root}/modules/list", "".join(os.path.basename(path) + "\n" for path in order))
-        own.write(f"{root}/token", token)
+        own.write(f"{root}/token", record["token"])
         own.write(f"{root}/guest.conf",
-                  f"NAME={self.name}\nMODULES='{modules}'\nPRELOAD='{' '.join(PRELOAD)}'\n"
-                  f"SHARES='{' '.join(f'{path}:{mode}' for _, path, mode in shares)}'\n")
+                  f"NAME={self.name}\nMODULES='{modules}'\nPRELOAD='{' '.join(preload)}'\n"
+                  f"SHARES='{' '.join(f'{path}:{mode}' for _, path, mode in record['shares'])}'\n")
         image = f"{self.folder}/initrd.img"
         with open(os.open(image, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as handle:
             subprocess.run("find . | cpio -o -H newc --quiet", shell=True, cwd=root, stdout=handle, check=True)

@@ -52,7 +52,8 @@ def snapshot(i):
     for flavour in ("legacy", "nft"):
         for tool in ("iptables", "ip6tables"):
             text = net.node(i, f"{tool}-{flavour}-save")
-            rules[f"{tool}-{flavour}"] = without_counts(text)
+            # A built-in chain is there or not depending on who looked last; what somebody wrote into it counts.
+            rules[f"{tool}-{flavour}"] = [line for line in without_counts(text) if not re.match(r":[A-Z]+ (ACCEPT|DROP)$", line)]
     addresses = json.loads(own.run("/sbin/ip", "-n", f"n{i}", "-j", "addr", "show"))
     return {
         "ipvs": sorted(net.node(i, "ipvsadm", "-Sn").splitlines()),
@@ -68,8 +69,32 @@ def snapshot(i):
 
 def without_counts(text):
     """Lines of a dump without comments, counters, and what changes from one dump to the next."""
-    lines = [re.sub(r"\[\d+:\d+\]|(initval|bucketsize) \S+ ?", "", line).strip() for line in text.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+    lines = [re.sub(r"\[\d+:\d+\]|(initval|bucketsize|hashsize) \S+ ?", "", line).strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith(("#", "*", "COMMIT"))]
+
+
+def difference(before, after):
+    """What two snapshots differ in, as text."""
+    lines = []
+    for part in before:
+        lines += [f"- {part}: {line}" for line in before[part] if line not in after[part]]
+        lines += [f"+ {part}: {line}" for line in after[part] if line not in before[part]]
+    return "\n".join(lines) or "only the order of lines"
+
+
+def connections(i):
+    """How many connections every virtual service of node i has scheduled since it was made."""
+    with net.Inside(f"n{i}"):
+        lines = own.run("/usr/sbin/ipvsadm", "-Ln", "--stats", "--exact").splitlines()
+    words = [line.split() for line in lines]
+    return {(w[0], w[1]): int(w[2]) for w in words if w and w[0] in ("TCP", "UDP", "SCTP", "FWM")}
+
+
+def metric(i, name, port=20241):
+    """The sum of a metric of the agent over its labels; None when it has none of that name."""
+    status, text = http_get(i, "/metrics", port)
+    values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if re.match(rf"{name}(\{{| )", line)]
+    return sum(values) if status == 200 and values else None
 
 
 def http_get(i, path, port=20244, patience=5.0):

@@ -63,10 +63,13 @@ class Testbed:
                                        f"\n{self.tail(i)}")
 
     def missing(self, i, service):
-        """What the kernel of node i lacks, or has too much, of a Service; empty when it is right."""
+        return self.unserved(i, service, service.pods)
+
+    def unserved(self, i, service, pods):
+        """What the kernel of node i lacks, or has too much, when it shall send a Service to these pods."""
         present = kernel.ipvs(i)
         for family in service.families:
-            want = {net.pod_addresses(p)[family == "6"] for p in service.pods}
+            want = {net.pod_addresses(p)[family == "6"] for p in pods}
             for port in service.ports:
                 key = (port.protocol, service.address(family), port.port)
                 if key not in present:
@@ -75,6 +78,22 @@ class Testbed:
                 if live != want:
                     return f"{key[1]} has {sorted(live)}, not {sorted(want)}"
         return ""
+
+    def ready(self, *nodes, seconds=60):
+        """Until the agents say that everything asked for is done."""
+        for i in nodes or self.agents:
+            if not own.wait(lambda: kernel.http_get(i, "/readyz")[0] == 200, seconds, 0.1):
+                raise own.LabError(f"the agent of node {i} is not ready after {seconds} s: {kernel.http_get(i, '/readyz')}\n{self.tail(i)}")
+
+    def restore(self):
+        """Brings the agents back to what they were, after a test that changed or ended some."""
+        for agent in self.agents.values():
+            if agent.is_alive() and not agent.extra and agent.binary == self.binary:
+                continue
+            agent.stop()
+            agent.extra, agent.binary = [], self.binary
+            agent.start()
+        self.ready()
 
     def tail(self, i, lines=25):
         return "\n".join("  " + line for line in self.agents[i].text().splitlines()[-lines:])

@@ -1,0 +1,70 @@
+#!/usr/bin/python3
+"""The agent on kernels that lack a part: bare.py no-ipvs|no-ipv6 BINARY, in a guest that was booted without it."""
+import os
+import subprocess
+import sys
+
+TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+sys.path.insert(0, os.path.join(TREE, "scripts"))
+from labkit import net, objects, own  # noqa: E402
+from labkit.source import Manifests  # noqa: E402
+
+LOG = "/run/lab/agent.log"
+
+
+def node():
+    """A Node with one IPv4 Service in manifests, and its address on a link; where they lie."""
+    os.makedirs(net.RUN, exist_ok=True)
+    own.write(f"{net.RUN}/n1p1.json", '["10.244.1.2", "fd00:10:244:1::2"]')
+    net.ip(None, "link add under type dummy", "link set under up", "addr add 192.0.2.11/24 dev under")
+    source = Manifests()
+    item = objects.node(net.Plan(1, 1, 1), 1)
+    item["spec"] = {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]}
+    item["status"]["addresses"] = [{"type": "InternalIP", "address": "192.0.2.11"}]
+    service = objects.Service("bare", 10, ["n1p1"], families="4")
+    source.write("all", [item, objects.service(service), *objects.slices(service)])
+    return source
+
+
+def start(binary, source, *flags):
+    """The agent in the guest's own namespaces."""
+    command = [binary, "--run-router=false", "--run-firewall=false", "--hostname-override=node1", "--state-dir=/run/lab/state",
+               *source.flags(1), *flags]
+    with open(LOG, "wb") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def said(word):
+    with open(LOG, errors="replace") as handle:
+        return [line for line in handle if word in line]
+
+
+def no_ipvs(binary):
+    """A kernel without ip_vs is named in one clear sentence."""
+    source = node()
+    with open("/proc/sys/kernel/modprobe", "w") as handle:
+        handle.write("/bin/false\n")
+    own.run("mount", "-t", "tmpfs", "tmpfs", "/lib/modules")
+    agent = start(binary, source)
+    own.wait(lambda: said("ip_vs") or agent.poll() is not None, 60, 0.2)
+    lines = said("ip_vs")
+    agent.kill()
+    return lines and len(lines) <= 3 and not said("panicked"), lines
+
+
+def no_ipv6(binary):
+    """On a kernel without IPv6 the IPv4 Services are served."""
+    agent = start(binary, node(), "--enable-ipv6=false")
+    served = own.wait(lambda: "10.96.1.10:80" in own.run("ipvsadm", "-Sn"), 60, 0.5)
+    alive = agent.poll() is None
+    agent.kill()
+    return served and alive and not os.path.exists("/proc/net/if_inet6"), own.run("ipvsadm", "-Sn")
+
+
+if __name__ == "__main__":
+    held, seen = {"no-ipvs": no_ipvs, "no-ipv6": no_ipv6}[sys.argv[1]](sys.argv[2])
+    if not held:
+        with open(LOG, errors="replace") as log:
+            print(f"{sys.argv[1]}: {seen}\n{log.read()[-3000:]}")
+    print(f"e2e: {1 if held else 0} passed, {0 if held else 1} failed", flush=True)
+    sys.exit(0 if held else 1)

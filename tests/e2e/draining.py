@@ -1,0 +1,30 @@
+"""--ipvs-graceful-termination: an endpoint that goes keeps its connections and gets no new ones."""
+import expect
+from expect import PODS
+from labkit import kernel, net, traffic
+
+
+def a_removed_endpoint_keeps_its_connections_and_gets_no_new_ones(bed):
+    with expect.service(bed, "drained") as s:
+        with net.Inside("n1p2"):
+            held = [traffic.connect(s.address(), 80) for _ in range(6)]
+            names = [traffic.exchange(sock)[0] for sock in held]
+        expect.that(names.count("n3p1") == 2, names)
+        with expect.load(("n1p3", s.address(), 80), ("n2p3", s.address("6"), 80)):
+            bed.put(s.name, PODS[:2])
+            bed.settle(s)
+            expect.that(kernel.destinations(1, "TCP", s.address(), 80).get(expect.pod("n3p1", "4")) == 0, kernel.ipvs(1))
+            expect.share("n1p2", s.address(), 80, PODS[:2])
+            again = [traffic.exchange(sock)[0] for sock in held]
+        for sock in held:
+            sock.close()
+        expect.that(again == names, "connections moved:", names, again)
+
+
+def an_endpoint_that_comes_back_while_it_drains_is_served_again(bed):
+    with expect.service(bed, "returning") as s:
+        bed.put(s.name, PODS[:2])
+        bed.settle(s)
+        bed.put(s.name, PODS)
+        bed.settle(s)
+        expect.share("n1p2", s.address(), 80, PODS)

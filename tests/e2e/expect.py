@@ -1,0 +1,108 @@
+"""What the end-to-end tests say about traffic and kernels."""
+import contextlib
+
+from labkit import net, own, traffic
+
+PODS = ["n1p1", "n2p1", "n3p1"]
+FAMILIES = ("4", "6")
+
+
+def that(true, *words):
+    if not true:
+        raise AssertionError(" ".join(str(w) for w in words))
+
+
+def soon(condition, seconds, *words):
+    that(own.wait(condition, seconds, 0.2), *words, f"(waited {seconds} s)")
+
+
+def many(namespace, address, port, protocol="tcp", count=12):
+    """Connections of which none may fail: who answered how often, and which addresses the servers saw."""
+    outcome = traffic.many(namespace, address, port, protocol, count)
+    that(outcome["failed"] == 0, f"{outcome['failed']} of {count} from {namespace} to {address} {port} {protocol}:", outcome)
+    return outcome
+
+
+def share(namespace, address, port, pods, protocol="tcp", each=3):
+    """Every one of the pods answers equally often."""
+    outcome = many(namespace, address, port, protocol, each * len(pods))
+    that(outcome["answers"] == {p: each for p in pods}, f"not {each} each from {namespace} to {address} {port} {protocol}:", outcome)
+    return outcome
+
+
+def one(namespace, address, port, protocol="tcp", count=8):
+    """One and the same pod answers always; its name."""
+    outcome = many(namespace, address, port, protocol, count)
+    that(len(outcome["answers"]) == 1, "more than one answered:", outcome)
+    return next(iter(outcome["answers"]))
+
+
+def refused(namespace, address, port, protocol="tcp"):
+    """The attempt is turned down by somebody, not lost."""
+    try:
+        who = traffic.ask(namespace, address, port, protocol)
+    except OSError as error:
+        that(traffic.word(error) in ("ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "EACCES"),
+             f"{namespace} to {address} {port} {protocol}: not refused but", traffic.word(error))
+        return
+    raise AssertionError(f"{namespace} to {address} {port} {protocol}: answered by {who}")
+
+
+def silent(namespace, address, port, protocol="tcp"):
+    """Nobody answers, in whatever way."""
+    try:
+        who = traffic.ask(namespace, address, port, protocol, patience=2.0)
+    except OSError:
+        return
+    raise AssertionError(f"{namespace} to {address} {port} {protocol}: answered by {who}")
+
+
+@contextlib.contextmanager
+def service(bed, name, pods=None, settle=True, **more):
+    """A Service for the time of one test, served by every node before the test goes on."""
+    made = bed.put(name, PODS if pods is None else pods, **more)
+    try:
+        if settle:
+            bed.settle(made)
+        yield made
+    finally:
+        bed.delete(made)
+
+
+@contextlib.contextmanager
+def load(*targets, pause=0.03):
+    """Streams of new and of long-lived connections on [(namespace, address, port, protocol)]: not one may fail."""
+    running = [(t, traffic.Load(*t, pause=pause)) for t in targets]
+    outcomes = []
+    try:
+        yield outcomes
+    finally:
+        outcomes += [(t, process.stop()) for t, process in running]
+    for target, outcome in outcomes:
+        that(outcome["failed"] == 0 and outcome["broken"] == 0, target, outcome)
+        that(outcome["fresh"] > 10 and outcome["messages"] > 10, "hardly any traffic:", target, outcome)
+
+
+@contextlib.contextmanager
+def host_server(i, name, ports):
+    """A program on the host itself, listening on all its addresses."""
+    import os
+    import signal
+    pid = traffic.serve(f"n{i}", ports, name)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def pod(name, family):
+    return net.pod_addresses(name)[family == "6"]
+
+
+def logged(bed, i, since, *words, seconds=20):
+    """A line of the agent's log since then that has all the words."""
+    def there():
+        return [line for line in bed.agents[i].text(since).splitlines() if all(w.lower() in line.lower() for w in words)]
+    soon(there, seconds, f"node {i} did not log", words, "but:\n" + bed.agents[i].text(since)[-2000:])
+    return there()[0]

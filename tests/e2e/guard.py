@@ -1,0 +1,34 @@
+"""Only what a Service has answers on a service address. Node 1 has nf_tables rules, node 2 those of legacy iptables."""
+import expect
+from expect import FAMILIES, PODS
+from labkit import kernel
+
+
+def an_unknown_port_of_a_service_address_is_refused(bed):
+    with expect.service(bed, "guarded", external_ips=["198.51.100.40", "2001:db8:51::40"]) as s:
+        for f, family in enumerate(FAMILIES):
+            for client in ("n1p2", "n2p2", "n1", "n2"):
+                expect.refused(client, s.address(family), 81)
+                expect.refused(client, s.address(family), 81, "udp")
+            expect.refused("ext", ["198.51.100.40", "2001:db8:51::40"][f], 81)
+            expect.share("n2p2", s.address(family), 80, PODS)
+
+
+def a_port_of_the_host_cannot_be_reached_through_a_service_address(bed):
+    with expect.service(bed, "not-the-host") as s:
+        for i in (1, 2):
+            with expect.host_server(i, f"host{i}", [("tcp", 7777), ("udp", 7777)]):
+                for f, family in enumerate(FAMILIES):
+                    for protocol in ("tcp", "udp"):
+                        expect.refused(f"n{i}p2", s.address(family), 7777, protocol)
+                        expect.refused(f"n{i}", s.address(family), 7777, protocol)
+                        expect.share(f"n{i}p2", bed.plan.addresses(i)[f], 7777, [f"host{i}"], protocol)
+
+
+def rules_are_written_by_the_flavour_that_the_node_uses(bed):
+    with expect.service(bed, "flavour"):
+        for i, used, other in ((1, "nft", "legacy"), (2, "legacy", "nft")):
+            state = kernel.snapshot(i)
+            for tool in ("iptables", "ip6tables"):
+                expect.that(any("KUBE-ROUTER-SERVICES" in rule for rule in state[f"{tool}-{used}"]), f"node {i} lacks {tool}-{used} rules")
+                expect.that(not any("KUBE-ROUTER" in rule for rule in state[f"{tool}-{other}"]), f"node {i} has {tool}-{other} rules")

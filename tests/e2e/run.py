@@ -1,0 +1,107 @@
+#!/usr/bin/python3
+"""Runs the end-to-end tests where the nodes are (a guest, or this machine's namespaces); `scripts/test` calls it.
+
+  run.py BINARY [--bed manifests|api] [--only WORD] [--long]
+
+A test is a function whose name is a sentence, in one of the modules below; it gets the testbed of its module and says
+by an exception what does not hold. Each test makes the Services it needs and takes them away again.
+"""
+import argparse
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+
+TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+sys.path[:0] = [os.path.join(TREE, "scripts"), os.path.join(TREE, "tests", "e2e")]
+from labkit import net, own  # noqa: E402
+from labkit.testbed import Testbed  # noqa: E402
+
+BEDS = {
+    "manifests": ["schedulers", "affinity", "exposure", "protocols", "policies", "guard", "masquerade",
+                  "restart", "draining", "repair", "bad_input", "one_family", "foreign"],
+    "api": ["api"],
+}
+LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the others' by nf_tables
+
+
+def tests_of(bed, only, long):
+    for name in BEDS[bed]:
+        module = importlib.import_module(name)
+        for function in vars(module).values():
+            if not callable(function) or getattr(function, "__module__", "") != name or function.__name__.startswith("_"):
+                continue
+            if isinstance(function, type) or (getattr(function, "long", False) and not long):
+                continue
+            if not only or only in function.__name__ or only == name:
+                yield function
+
+
+def make(bed, binary):
+    facts = json.loads(os.environ.get("SLUICE_LAB_CLUSTER", "null"))
+    if bed == "api" and not facts:
+        raise own.LabError("the tests with an API server were asked for, and there is none")
+    made = Testbed(binary, facts if bed == "api" else None, subnets=2 if bed == "api" else 1).up()
+    for tool in ("iptables", "ip6tables"):  # what a kubelet leaves where legacy is in use
+        net.node(LEGACY_NODE, f"{tool}-legacy", "-w", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
+    made.start_agents()
+    made.ready()
+    return made
+
+
+def main():
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("binary")
+    parser.add_argument("--bed", action="append", choices=list(BEDS))
+    parser.add_argument("--only", help="tests with this in their name, or of this module")
+    parser.add_argument("--long", action="store_true")
+    known = parser.parse_args()
+    passed, failed = 0, []
+    for bed in known.bed or BEDS:
+        tests = list(tests_of(bed, known.only, known.long))
+        if not tests:
+            continue
+        print(f"-- {bed}: {len(tests)} tests", flush=True)
+        here = make(bed, known.binary)
+        try:
+            for test in tests:
+                if run(test, here):
+                    passed += 1
+                else:
+                    failed.append(f"{bed}: {test.__name__}")
+        finally:
+            here.down()
+    for name in failed:
+        print(f"FAILED {name}", flush=True)
+    print(f"e2e: {passed} passed, {len(failed)} failed", flush=True)
+    return 1 if failed or not passed else 0
+
+
+def run(test, bed):
+    began = time.monotonic()
+    try:
+        test(bed)
+        wrong = ""
+    except Exception:  # whatever went wrong, the other tests still run
+        wrong = traceback.format_exc()
+    print(f"{'FAILED' if wrong else 'ok    '} {test.__name__} ({time.monotonic() - began:.1f} s)", flush=True)
+    if wrong:
+        print(wrong, flush=True)
+        for i in bed.agents:
+            print(f"log of the agent of node {i}:\n{bed.tail(i)}", flush=True)
+    try:
+        bed.restore()
+    except Exception:
+        traceback.print_exc()
+        wrong = wrong or "not restored"
+    return not wrong
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except own.LabError as error:
+        own.say(f"e2e: {error}")
+        sys.exit(1)
