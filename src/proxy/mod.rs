@@ -37,3 +37,4 @@ pub mod drain;
 pub mod apply;
 pub mod driver;
 pub mod metrics;
+pub mod serve;

@@ -1,0 +1,165 @@
+//! The counters of every virtual service, for whoever reads the metrics.
+//!
+//! Kernel: the 64-bit counters and rates of IPVS services, read by a socket of our own when somebody asks, so
+//! that reading never holds up a change. A reading serves everybody who asks within a second of it: the
+//! kernel itself sums its counters every two.
+//!
+//! Names and labels are kube-router's. Unlike there, node ports of both families and of all addresses are
+//! among them, and packets do not wrap at 32 bits.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Histogram, HistogramOpts};
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::kernel::ipvs::{ServiceKey, Services, Stats};
+use crate::model::{ObjectName, Table};
+
+/// Reads the counters when metrics are asked for.
+pub struct Counters {
+    owners: watch::Receiver<Table<ServiceKey, ObjectName>>,
+    descriptions: Vec<Desc>,
+    export_time: Histogram,
+    last: Mutex<Option<(Instant, Vec<MetricFamily>)>>,
+}
+
+/// How long a reading is good for.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// One metric of each virtual service.
+struct Reading {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    value: fn(&Stats) -> u64,
+}
+
+const READINGS: [Reading; 10] = [
+    counter("kube_router_service_total_connections", "Total incoming connections", |s| s.connections),
+    counter("kube_router_service_packets_in", "Total incoming packets", |s| s.packets_in),
+    counter("kube_router_service_packets_out", "Total outgoing packets", |s| s.packets_out),
+    counter("kube_router_service_bytes_in", "Total incoming bytes", |s| s.bytes_in),
+    counter("kube_router_service_bytes_out", "Total outgoing bytes", |s| s.bytes_out),
+    gauge("kube_router_service_pps_in", "Incoming packets per second", |s| s.packets_in_rate),
+    gauge("kube_router_service_pps_out", "Outgoing packets per second", |s| s.packets_out_rate),
+    gauge("kube_router_service_cps", "Service connections per second", |s| s.connections_rate),
+    gauge("kube_router_service_bps_in", "Incoming bytes per second", |s| s.bytes_in_rate),
+    gauge("kube_router_service_bps_out", "Outgoing bytes per second", |s| s.bytes_out_rate),
+];
+
+const LABELS: [&str; 5] = ["svc_namespace", "service_name", "service_vip", "protocol", "port"];
+
+impl Counters {
+    /// Counters of the virtual services that belong to these owners.
+    ///
+    /// # Errors
+    /// Where a metric's name or labels are not valid, which they are.
+    pub fn new(owners: watch::Receiver<Table<ServiceKey, ObjectName>>) -> Result<Counters, prometheus::Error> {
+        let labels: Vec<String> = LABELS.into_iter().map(str::to_owned).collect();
+        let describe = |reading: &Reading| {
+            Desc::new(reading.name.to_owned(), reading.help.to_owned(), labels.clone(), Default::default())
+        };
+        let export_time = Histogram::with_opts(HistogramOpts::new(
+            "kube_router_controller_ipvs_metrics_export_time",
+            "Time it took to read the counters of all services, in seconds",
+        ))?;
+        let mut descriptions = READINGS.iter().map(describe).collect::<Result<Vec<Desc>, _>>()?;
+        descriptions.extend(export_time.desc().into_iter().cloned());
+        Ok(Counters { owners, descriptions, export_time, last: Mutex::new(None) })
+    }
+
+    fn read(&self) -> Vec<MetricFamily> {
+        let begun = Instant::now();
+        let owners = self.owners.borrow().clone();
+        let ours = owners.clone();
+        let stats = Services::open(Box::new(move |key| ours.get(key).is_some())).and_then(|mut s| s.stats());
+        let stats = match stats {
+            Ok(stats) => stats,
+            Err(error) => {
+                warn!(%error, "Counters of services cannot be read");
+                Vec::new()
+            }
+        };
+        let labelled: Vec<(Vec<LabelPair>, Stats)> =
+            stats.into_iter().filter_map(|(key, stats)| Some((labels(&key, &owners)?, stats))).collect();
+        let families = READINGS.iter().map(|reading| family(reading, &labelled)).collect();
+        self.export_time.observe(begun.elapsed().as_secs_f64());
+        families
+    }
+}
+
+impl Collector for Counters {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut families = match last.as_ref() {
+            Some((at, families)) if at.elapsed() < FRESH => families.clone(),
+            _ => {
+                let families = self.read();
+                *last = Some((Instant::now(), families.clone()));
+                families
+            }
+        };
+        families.extend(self.export_time.collect());
+        families
+    }
+}
+
+const fn counter(name: &'static str, help: &'static str, value: fn(&Stats) -> u64) -> Reading {
+    Reading { name, help, kind: MetricType::COUNTER, value }
+}
+
+const fn gauge(name: &'static str, help: &'static str, value: fn(&Stats) -> u64) -> Reading {
+    Reading { name, help, kind: MetricType::GAUGE, value }
+}
+
+fn labels(key: &ServiceKey, owners: &Table<ServiceKey, ObjectName>) -> Option<Vec<LabelPair>> {
+    let owner = owners.get(key)?;
+    let ServiceKey::Address { address, protocol, port } = key else { return None };
+    let values = [
+        owner.namespace.to_string(),
+        owner.name.to_string(),
+        address.to_string(),
+        protocol.to_string(),
+        port.to_string(),
+    ];
+    let pair = |(name, value): (&str, String)| {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.to_owned());
+        pair.set_value(value);
+        pair
+    };
+    let mut labels: Vec<LabelPair> = LABELS.into_iter().zip(values).map(pair).collect();
+    labels.sort_by(|a, b| a.name().cmp(b.name()));
+    Some(labels)
+}
+
+fn family(reading: &Reading, labelled: &[(Vec<LabelPair>, Stats)]) -> MetricFamily {
+    let metric = |(labels, stats): &(Vec<LabelPair>, Stats)| {
+        let mut metric = Metric::from_label(labels.clone());
+        let value = (reading.value)(stats) as f64;
+        if reading.kind == MetricType::COUNTER {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+        metric
+    };
+    let mut family = MetricFamily::default();
+    family.set_name(reading.name.to_owned());
+    family.set_help(reading.help.to_owned());
+    family.set_field_type(reading.kind);
+    family.set_metric(labelled.iter().map(metric).collect());
+    family
+}
