@@ -1,10 +1,173 @@
 //! What runs, in which order it starts, and how it ends.
+//!
+//! Threads:
+//! - this one, with the listeners, the World's task, the API watches and the signals;
+//! - `manifests`, where the cluster is a directory;
+//! - `proxy`, which owns everything that the service proxy does to the kernel;
+//! - `monitor`, which waits for notifications of the kernel.
+//!
+//! Start: listeners are bound first, because a mistake there must be known before anything is written; then
+//! the host's facts, the World, its sources, and the proxy. None of them waits for another: the proxy begins
+//! when the World says something.
+//!
+//! End, by SIGTERM or SIGINT: the loops finish their turn and nothing in the kernel is taken back.
 
-use anyhow::bail;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use crate::config::Config;
+use anyhow::{Context, anyhow};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info};
 
-/// Runs until the process is told to end.
-pub fn run(_config: Config) -> anyhow::Result<()> {
-    bail!("this build runs no subsystem yet")
+use crate::cleanup;
+use crate::config::{Config, ObserveConfig, ProxyConfig, Source, TOOLCHAIN, VERSION};
+use crate::k8s::{Message, Wanted, manifests};
+use crate::kernel::address::host_addresses;
+use crate::model::{EventClock, Host, Table, World};
+use crate::net::PerFamily;
+use crate::observe::health::{Health, Pulse};
+use crate::observe::http::{self, Site};
+use crate::observe::metrics::Registry;
+use crate::proxy::driver::{Driver, Surroundings};
+use crate::proxy::metrics::Metrics;
+use crate::proxy::serve::Counters;
+use crate::proxy::{linux, settings};
+use crate::world;
+
+/// How many messages of a source may wait; a source that is faster waits itself.
+const MESSAGES: usize = 4096;
+/// A proxy that has not turned for so long is stuck. One turn may have to wait for other programs' locks.
+const PROXY_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Runs until a signal ends it, or cleans up where that is asked for.
+///
+/// # Errors
+/// What keeps the program from starting, as a sentence.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    if config.cleanup {
+        return cleanup::run();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let health = Health::default();
+    let registry = Registry::new(VERSION, TOOLCHAIN);
+    listen(&config.observe, &health, &registry).await?;
+    let (stop, stopped) = watch::channel(false);
+
+    let found = host_addresses().context("the addresses of this host cannot be read")?;
+    let (_host_out, host) = watch::channel(Arc::new(world::host(&config.node_name, found)));
+    let clock = Arc::new(EventClock::new(Instant::now()));
+    let (world_out, world_in) = watch::channel(World::empty());
+    let world_task = start_world(&config, host, clock.clone(), world_out, stopped.clone())?;
+
+    let mut proxy = None;
+    if let Some(settings) = &config.proxy {
+        let pulse = health.register("service proxy", PROXY_DEADLINE, Instant::now());
+        let fed = Fed { world: world_in, clock, stop: stopped };
+        proxy = Some(start_proxy(settings.clone(), config.families, fed, pulse, &registry).await?);
+    }
+
+    wait_for_signal().await?;
+    info!("Stopping; what is in the kernel stays there");
+    stop.send_replace(true);
+    world_task.await.context("the World's task broke off")?;
+    if let Some(proxy) = proxy {
+        proxy.join().map_err(|_| anyhow!("the service proxy broke off"))?;
+    }
+    Ok(())
+}
+
+async fn listen(config: &ObserveConfig, health: &Health, registry: &Registry) -> anyhow::Result<()> {
+    if let Some(address) = config.health {
+        let listener = http::bind("health", address).await.map_err(anyhow::Error::msg)?;
+        tokio::spawn(http::serve(listener, Site::Health(health.clone())));
+    }
+    if let Some(metrics) = &config.metrics {
+        let listener = http::bind("metrics", metrics.address).await.map_err(anyhow::Error::msg)?;
+        let site = Site::Metrics { path: metrics.path.clone(), registry: registry.clone() };
+        tokio::spawn(http::serve(listener, site));
+    }
+    Ok(())
+}
+
+/// Starts the source of the cluster and the task that joins it with the host into the World.
+fn start_world(
+    config: &Config,
+    host: watch::Receiver<Arc<Host>>,
+    clock: Arc<EventClock>,
+    out: watch::Sender<World>,
+    mut stop: watch::Receiver<bool>,
+) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+    let (messages_out, messages) = mpsc::channel::<Message>(MESSAGES);
+    let node = config.node_name.as_str().into();
+    let wanted = vec![Wanted::Services, Wanted::EndpointSlices, Wanted::Node(node)];
+    match &config.source {
+        Source::Manifests(directory) => manifests::spawn(directory.clone(), wanted.clone(), messages_out)?,
+        Source::Api { .. } => anyhow::bail!("the API source is not wired yet"),
+    }
+    let inputs = world::Inputs { messages, wanted, host, remembered: None, clocks: vec![clock] };
+    Ok(tokio::spawn(world::run(inputs, out, async move {
+        // An error means that the sender is gone, which is an end too.
+        let _ = stop.wait_for(|stop| *stop).await;
+    })))
+}
+
+/// What feeds the proxy and ends it.
+struct Fed {
+    world: watch::Receiver<World>,
+    clock: Arc<EventClock>,
+    stop: watch::Receiver<bool>,
+}
+
+/// Starts the proxy on a thread of its own, and waits until it has opened the kernel.
+async fn start_proxy(
+    config: ProxyConfig,
+    families: PerFamily<bool>,
+    fed: Fed,
+    pulse: Pulse,
+    registry: &Registry,
+) -> anyhow::Result<JoinHandle<()>> {
+    let metrics = Metrics::register(registry)?;
+    let (owners, owners_in) = watch::channel(Table::default());
+    registry.register(Box::new(Counters::new(owners_in)?))?;
+    let (_disturbed, disturbances) = watch::channel(Default::default());
+    let (opened, open) = oneshot::channel();
+    let around = Surroundings { world: fed.world, clock: fed.clock, disturbances, owners, pulse, metrics };
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let kernel = settings::kernel_version(&release).unwrap_or((u32::MAX, 0));
+    let stop = fed.stop;
+    let thread = std::thread::Builder::new().name("proxy".to_owned()).spawn(move || {
+        let config = Arc::new(config);
+        let targets = match linux::open(&config) {
+            Ok(targets) => targets,
+            Err(error) => {
+                // The receiver only goes when the program ends.
+                let _ = opened.send(Err(error));
+                return;
+            }
+        };
+        let _ = opened.send(Ok(()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        match runtime {
+            Ok(runtime) => runtime.block_on(Driver::new(config, families, kernel, targets, around).run(stop)),
+            Err(error) => error!(%error, "The service proxy has no timers"),
+        }
+    })?;
+    open.await.context("the service proxy broke off")?.context("the service proxy cannot reach the kernel")?;
+    Ok(thread)
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
 }

@@ -9,4 +9,5 @@ pub mod kernel;
 pub mod k8s;
 pub mod world;
 pub mod proxy;
+pub mod cleanup;
 pub mod app;

@@ -11,6 +11,7 @@
 //! Cancelling the task loses nothing but what was not published yet; end it through its `stop` instead, so
 //! that what is known is written to disk.
 
+mod host;
 mod joined;
 mod last_known;
 mod warned;
@@ -28,6 +29,7 @@ use tracing::{info, warn};
 
 use self::joined::Joined;
 use self::last_known::Keeper;
+pub use self::host::host;
 use self::warned::{Verdict, Warned};
 use crate::k8s::{Event, Message, Object, ObjectId, Wanted, Warning};
 use crate::model::{Authority, EventClock, Host, World};

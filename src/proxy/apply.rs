@@ -2,7 +2,7 @@
 //!
 //! Order of growing; each needs those before it:
 //!
-//! 1. the device, settings;
+//! 1. the device with one address that keeps its routes alive, settings;
 //! 2. sets, their elements, the rules that name the sets: a new service port is let in before it answers,
 //!    so nobody who was answered once is refused a moment later;
 //! 3. virtual services with their destinations;
@@ -51,6 +51,10 @@ pub trait Kernel {
 
     /// Makes the kernel forget tracked flows. Returns how many it forgot, or why it could not.
     fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, String>;
+
+    /// Removes what is ours from where it no longer belongs: rules in the tables of the flavour that the host
+    /// has given up. Called once what replaces them stands. Returns why something could not be removed.
+    fn remove_abandoned(&mut self) -> Vec<String>;
 }
 
 /// A family whose objects carry no mark of their own, so that its owner has to say which are ours.
@@ -145,8 +149,12 @@ impl<K: Kernel> Mirrors<K> {
         };
         let before = self.steps_done();
         self.links.grow(&desired.links, growth, at);
+        self.addresses.grow(&desired.addresses, growth, at);
         self.grow_settings(desired, at);
-        self.sets.grow(&desired.sets, growth, at);
+        if !self.sets.grow(&desired.sets, growth, at).is_empty() {
+            // A set that was made anew may have lost its elements.
+            self.elements.forget();
+        }
         self.elements.grow(&desired.elements, growth, at);
         self.rules.grow(&desired.rules, growth, at);
         self.learn_virtuals(desired, at);
@@ -167,6 +175,11 @@ impl<K: Kernel> Mirrors<K> {
             self.links.shrink(&desired.links, at);
         }
         Round { virtuals: virtuals.len(), steps: self.steps_done() - before, flows }
+    }
+
+    /// Removes what earlier runs left where it no longer belongs.
+    pub fn remove_abandoned(&mut self) -> Vec<String> {
+        self.kernel.remove_abandoned()
     }
 
     /// What the kernel was last seen to hold; reads it where it is not known. `None` while it cannot be read.
@@ -314,7 +327,7 @@ impl<K: Kernel> Mirrors<K> {
     /// the kernel a small part of that, so its addresses go; when one goes the kernel may take a local route
     /// with it, so what remains is looked at again.
     fn shrink_addresses(&mut self, desired: &Desired, at: Moment) {
-        if self.addresses.shrink(&BTreeMap::new(), at).is_empty() {
+        if self.addresses.shrink(&desired.addresses, at).is_empty() {
             return;
         }
         self.routes.forget();

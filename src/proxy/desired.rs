@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::kernel::address::AddressKey;
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::ipvs::{ServiceKey, Virtual};
@@ -15,6 +16,7 @@ pub struct Desired {
     /// What settings shall be, as rules: some depend on what they are.
     pub settings: BTreeMap<Setting, Wanted>,
     pub links: BTreeMap<LinkName, Link>,
+    pub addresses: BTreeMap<AddressKey, ()>,
     pub sets: BTreeMap<SetName, SetSpec>,
     pub elements: BTreeMap<ElementKey, ()>,
     pub rules: BTreeMap<Piece, Rules>,

@@ -17,6 +17,7 @@ use crate::config::ProxyConfig;
 use crate::kernel::ipvs::ServiceKey;
 use crate::model::{Authority, EventClock, ObjectName, Table, World};
 use crate::net::PerFamily;
+use crate::observe::health::Pulse;
 use crate::reconcile::{Drift, Moment};
 
 use super::apply::{Kernel, Mirrors, Round, Targets};
@@ -31,7 +32,7 @@ pub struct Surroundings {
     pub disturbances: watch::Receiver<Disturbances>,
     /// Which Service every virtual service belongs to, for whoever reads counters.
     pub owners: watch::Sender<Table<ServiceKey, ObjectName>>,
-    pub standing: watch::Sender<Standing>,
+    pub pulse: Pulse,
     pub metrics: Metrics,
 }
 
@@ -40,17 +41,6 @@ pub struct Surroundings {
 pub struct Disturbances {
     pub routing: u64,
     pub rules: u64,
-}
-
-/// How the proxy stands, for health and readiness.
-#[derive(Clone, Default, Debug)]
-pub struct Standing {
-    /// Turns of the loop: it is alive as long as this grows.
-    pub turns: u64,
-    /// True once everything known has been brought into the kernel.
-    pub ready: bool,
-    /// What fails, one sentence for each family.
-    pub troubles: Vec<String>,
 }
 
 /// How long the loop sleeps at most, so that its life can be seen.
@@ -75,7 +65,11 @@ pub struct Driver<K: Kernel> {
     /// The troubles that were spoken of, by family.
     told: BTreeMap<&'static str, String>,
     randomness: RandomState,
+    /// Steps performed since the start.
+    steps: u64,
     adopted: bool,
+    cleared: bool,
+    synced: bool,
     started: Instant,
 }
 
@@ -100,7 +94,10 @@ impl<K: Kernel> Driver<K> {
             audit_found: 0,
             told: BTreeMap::new(),
             randomness: RandomState::new(),
+            steps: 0,
             adopted: false,
+            cleared: false,
+            synced: false,
             started: now,
             config,
         }
@@ -138,6 +135,7 @@ impl<K: Kernel> Driver<K> {
         }
         let round = self.round(begun);
         let done = Instant::now();
+        self.steps += round.steps;
         if round.steps > 0 {
             self.around.metrics.observe_round(done - begun);
             if let Some(seen) = seen {
@@ -196,6 +194,12 @@ impl<K: Kernel> Driver<K> {
             }
         }
         let round = self.mirrors.round(self.plan.desired(), self.authority, at);
+        if self.adopted && !self.cleared && self.mirrors.is_settled() {
+            self.cleared = true;
+            for error in self.mirrors.remove_abandoned() {
+                warn!(%error, "What an earlier run left in the other tables could not be removed");
+            }
+        }
         match &round.flows {
             Some(Ok(0)) | None => {}
             Some(Ok(flows)) => debug!(flows, "Flows to removed backends are forgotten"),
@@ -272,17 +276,15 @@ impl<K: Kernel> Driver<K> {
         }
         self.around.metrics.services.set(i64::try_from(self.plan.desired().virtuals.len()).unwrap_or(i64::MAX));
         self.around.metrics.draining.set(i64::try_from(self.plan.draining()).unwrap_or(i64::MAX));
-        let done = self.authority != Authority::Nothing && troubles.is_empty();
-        let was_ready = self.around.standing.borrow().ready;
-        if done && !was_ready {
+        if !self.synced && self.authority != Authority::Nothing && troubles.is_empty() {
+            self.synced = true;
             let virtual_services = self.plan.desired().virtuals.len();
-            info!(virtual_services, authority = ?self.authority, took_ms = (now - self.started).as_millis() as u64, "First sync is done");
+            let took_ms = (now - self.started).as_millis() as u64;
+            info!(virtual_services, authority = ?self.authority, steps = self.steps, took_ms, "First sync is done");
         }
-        self.around.standing.send_modify(|standing| {
-            standing.turns += 1;
-            standing.ready = was_ready || done;
-            standing.troubles = troubles;
-        });
+        self.around.pulse.beat(now);
+        self.around.pulse.ready(self.synced);
+        self.around.pulse.trouble((!troubles.is_empty()).then(|| troubles.join("; ")));
     }
 
     fn moment(&self, now: Instant) -> Moment {

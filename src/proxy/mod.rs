@@ -35,6 +35,7 @@ pub mod masquerade;
 pub mod settings;
 pub mod drain;
 pub mod apply;
+pub mod linux;
 pub mod driver;
 pub mod metrics;
 pub mod serve;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::ProxyConfig;
+use crate::kernel::address::{AddressKey, KEEPER};
 use crate::kernel::ipset::{ElementKey, Entry, SetName};
 use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkKind, LinkName};
@@ -352,6 +353,7 @@ impl Plan {
     /// the routes' source. Called when the node changed.
     fn replace_common(&mut self, changed: &mut Changed) {
         self.desired.links = BTreeMap::from([(LinkName(DEVICE.into()), Link { kind: LinkKind::Dummy, up: true })]);
+        self.keep_device(changed);
         let settings = settings::settings(&self.node, self.kernel);
         changed.settings = settings != self.desired.settings;
         self.desired.settings = settings;
@@ -382,6 +384,22 @@ impl Plan {
         }
     }
 
+    /// One address without meaning on the device: with the last IPv4 address the kernel drops all IPv4 routes of
+    /// a device, and the last one may be kube-router's, which go while our routes stay. The kernel makes a
+    /// local route for it, which reads as one of ours.
+    fn keep_device(&mut self, changed: &mut Changed) {
+        let link = LinkName(DEVICE.into());
+        let key = local_route_key(KEEPER.addr());
+        self.desired.addresses.clear();
+        self.desired.routes.remove(&key);
+        if self.node.families.v4 {
+            let route = Route { source: Some(KEEPER.addr()), ..self.local_route(Family::V4) };
+            self.desired.addresses.insert(AddressKey { link, address: KEEPER }, ());
+            self.desired.routes.insert(key.clone(), route);
+        }
+        changed.routes.insert(key);
+    }
+
     /// Keeps the sets large enough for what they shall hold.
     fn resize_sets(&mut self, changed: &mut Changed) {
         let mut sets = BTreeMap::new();
@@ -401,15 +419,8 @@ impl Plan {
 /// they do not know leave it alone.
 const PROTOCOL_KERNEL: u8 = 2;
 
-/// The metric that the kernel gives to an IPv6 route that was made without one.
-const METRIC_V6: u32 = 1024;
-
 fn local_route_key(address: IpAddr) -> RouteKey {
-    let metric = match Family::from(address) {
-        Family::V4 => 0,
-        Family::V6 => METRIC_V6,
-    };
-    RouteKey { table: TABLE_LOCAL, destination: Family::host_prefix(address), metric }
+    RouteKey::new(TABLE_LOCAL, Family::host_prefix(address))
 }
 
 fn different_keys<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> BTreeSet<K> {

@@ -1,0 +1,150 @@
+//! The service proxy's families of kernel objects on Linux, and which of them are ours.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use compact_str::CompactString;
+use tracing::{info, warn};
+
+use crate::config::ProxyConfig;
+use crate::kernel::address::Addresses;
+use crate::kernel::conntrack::{self, Flows};
+use crate::kernel::ipset::{Elements, SetName, Sets};
+use crate::kernel::iptables::{self, Ownership, Programs, Table, Tables};
+use crate::kernel::ipvs::{ServiceKey, Services, Timeouts};
+use crate::kernel::link::{LinkName, Links};
+use crate::kernel::route::{self, Routes, TABLE_LOCAL};
+use crate::kernel::sysctl::{Setting, Settings, Wanted};
+use crate::kernel::{Error, Name, module};
+use crate::net::{Family, PerFamily};
+use crate::reconcile::{Mirror, Moment, Reflection};
+
+use super::apply::{Kernel, Owned, Ruled, Targets};
+use super::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, Set};
+
+/// The kernel of the network namespace that it was opened in.
+pub struct Linux {
+    /// Programs of the tables that the host no longer uses, where they still hold something of ours.
+    abandoned: PerFamily<Option<Programs>>,
+}
+
+/// The set that stands in for another one while that is replaced.
+const TEMPORARY_SET: &str = "sluice-proxy-tmp";
+
+/// Modules that the kernel does not load by itself when they are first used.
+const MODULES: [&str; 2] = ["ip_vs", "br_netfilter"];
+
+/// Opens everything in the network namespace of the calling thread, which has to be the one that uses it:
+/// settings and programs follow the thread.
+///
+/// # Errors
+/// Where the kernel has no netlink sockets for us, or no IPVS.
+pub fn open(config: &ProxyConfig) -> Result<Targets<Linux>, Error> {
+    for error in module::load(&MODULES) {
+        warn!(%error, "A kernel module could not be loaded");
+    }
+    let mut targets = open_for_cleanup()?;
+    set_timeouts(&mut targets.virtuals, config);
+    Ok(targets)
+}
+
+/// Like [`open`], without loading or setting anything.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_for_cleanup() -> Result<Targets<Linux>, Error> {
+    let detected = iptables::detect(&ownership());
+    for reason in &detected.disabled {
+        warn!(%reason, "Rules of one family cannot be kept");
+    }
+    for (family, programs) in detected.programs.iter() {
+        if let Some(programs) = programs {
+            info!(%family, flavour = ?programs.flavour, "iptables");
+        }
+    }
+    let device = LinkName(DEVICE.into());
+    let mut own_sets = set_names();
+    own_sets.push(Name::Exact(TEMPORARY_SET.into()));
+    Ok(Targets {
+        kernel: Linux { abandoned: detected.abandoned },
+        links: Links::open([device.clone()])?,
+        settings: Settings::new([]),
+        sets: Sets::open(own_sets, SetName(TEMPORARY_SET.into()))?,
+        elements: Elements::open(set_names())?,
+        rules: Tables::new(detected.programs, ownership()),
+        virtuals: Services::open(Box::new(|_| false))?,
+        routes: Routes::open(route::Ownership::Device { table: TABLE_LOCAL, link: device.clone() })?,
+        addresses: Addresses::open([device])?,
+    })
+}
+
+impl Kernel for Linux {
+    type Links = Links;
+    type Settings = Settings;
+    type Sets = Sets;
+    type Elements = Elements;
+    type Rules = Tables;
+    type Virtuals = Services;
+    type Routes = Routes;
+    type Addresses = Addresses;
+
+    fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, String> {
+        conntrack::forget(flows).map_err(|error| error.to_string())
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        let abandoned = std::mem::take(&mut self.abandoned);
+        if abandoned == PerFamily::default() {
+            return Vec::new();
+        }
+        info!("Removing rules of ours from the tables that this host no longer uses");
+        let mut mirror = Mirror::new(Tables::new(abandoned, ownership()));
+        mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
+        mirror.trouble().map(|trouble| trouble.error.clone()).into_iter().collect()
+    }
+}
+
+impl Owned for Services {
+    fn set_ours(&mut self, ours: Box<dyn Fn(&ServiceKey) -> bool + Send>) {
+        Services::set_ours(self, ours);
+    }
+}
+
+impl Ruled for Settings {
+    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Setting, CompactString>, Error> {
+        self.set_rules(rules.clone());
+        Settings::wanted(self)
+    }
+}
+
+/// Our chains, and what kube-router left beside them.
+fn ownership() -> Ownership {
+    Ownership {
+        chains: vec![
+            (Table::Filter, Name::Exact(CHAIN_GUARD.into())),
+            (Table::Nat, Name::Exact(CHAIN_SNAT.into())),
+        ],
+        leftovers: true,
+    }
+}
+
+fn set_names() -> Vec<Name> {
+    let of_family = |family: Family| Set::ALL.map(|set| Name::Exact(set.name(family).0));
+    Family::BOTH.into_iter().flat_map(of_family).collect()
+}
+
+fn set_timeouts(services: &mut Services, config: &ProxyConfig) {
+    let wanted = Timeouts {
+        tcp: config.tcp_timeout.unwrap_or_default(),
+        tcp_fin: config.tcp_fin_timeout.unwrap_or_default(),
+        udp: config.udp_timeout.unwrap_or_default(),
+    };
+    if wanted == Timeouts::default() {
+        return;
+    }
+    match services.set_timeouts(wanted) {
+        Ok(true) => info!(tcp = wanted.tcp, tcp_fin = wanted.tcp_fin, udp = wanted.udp, "IPVS timeouts are set"),
+        Ok(false) => {}
+        Err(error) => warn!(%error, "IPVS timeouts could not be set"),
+    }
+}
