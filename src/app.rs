@@ -19,12 +19,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::cleanup;
 use crate::config::{Config, ObserveConfig, ProxyConfig, Source, TOOLCHAIN, VERSION};
-use crate::k8s::{Message, Wanted, manifests};
+use crate::k8s::client::{self, Access};
+use crate::k8s::{Message, Wanted, manifests, watch as watch_api};
 use crate::kernel::address::host_addresses;
+use crate::kernel::link::LinkName;
+use crate::kernel::monitor::{self, Changes};
 use crate::model::{EventClock, Host, Table, World};
 use crate::net::PerFamily;
 use crate::observe::health::{Health, Pulse};
@@ -32,12 +35,15 @@ use crate::observe::http::{self, Site};
 use crate::observe::metrics::Registry;
 use crate::proxy::driver::{Driver, Surroundings};
 use crate::proxy::metrics::Metrics;
+use crate::proxy::names::DEVICE;
 use crate::proxy::serve::Counters;
 use crate::proxy::{linux, settings};
 use crate::world;
 
 /// How many messages of a source may wait; a source that is faster waits itself.
 const MESSAGES: usize = 4096;
+/// How long the host's links are left alone after the first change of a burst.
+const HOST_SETTLE: Duration = Duration::from_millis(50);
 /// A proxy that has not turned for so long is stuck. One turn may have to wait for other programs' locks.
 const PROXY_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -59,16 +65,16 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     listen(&config.observe, &health, &registry).await?;
     let (stop, stopped) = watch::channel(false);
 
-    let found = host_addresses().context("the addresses of this host cannot be read")?;
-    let (_host_out, host) = watch::channel(Arc::new(world::host(&config.node_name, found)));
+    let changes = monitor::start([LinkName(DEVICE.into())]).context("the kernel cannot be listened to")?;
+    let host = follow_host(config.node_name.clone(), changes.clone())?;
     let clock = Arc::new(EventClock::new(Instant::now()));
     let (world_out, world_in) = watch::channel(World::empty());
-    let world_task = start_world(&config, host, clock.clone(), world_out, stopped.clone())?;
+    let world_task = start_world(&config, host, clock.clone(), world_out, stopped.clone()).await?;
 
     let mut proxy = None;
     if let Some(settings) = &config.proxy {
         let pulse = health.register("service proxy", PROXY_DEADLINE, Instant::now());
-        let fed = Fed { world: world_in, clock, stop: stopped };
+        let fed = Fed { world: world_in, clock, changes, stop: stopped };
         proxy = Some(start_proxy(settings.clone(), config.families, fed, pulse, &registry).await?);
     }
 
@@ -95,8 +101,38 @@ async fn listen(config: &ObserveConfig, health: &Health, registry: &Registry) ->
     Ok(())
 }
 
+/// Publishes the facts of this host, now and whenever the kernel says that they changed.
+fn follow_host(node_name: String, mut changes: watch::Receiver<Changes>) -> anyhow::Result<watch::Receiver<Arc<Host>>> {
+    let found = host_addresses().context("the addresses of this host cannot be read")?;
+    let (out, host) = watch::channel(Arc::new(world::host(&node_name, found)));
+    tokio::spawn(async move {
+        let mut told = changes.borrow_and_update().host;
+        while changes.changed().await.is_ok() {
+            let newest = changes.borrow_and_update().host;
+            if newest == told {
+                continue;
+            }
+            told = newest;
+            // Links and addresses change in bursts; one reading serves them all.
+            tokio::time::sleep(HOST_SETTLE).await;
+            match host_addresses() {
+                Ok(found) => {
+                    let host = Arc::new(world::host(&node_name, found));
+                    out.send_if_modified(|known| {
+                        let differs = **known != *host;
+                        *known = host;
+                        differs
+                    });
+                }
+                Err(error) => warn!(%error, "The addresses of this host cannot be read"),
+            }
+        }
+    });
+    Ok(host)
+}
+
 /// Starts the source of the cluster and the task that joins it with the host into the World.
-fn start_world(
+async fn start_world(
     config: &Config,
     host: watch::Receiver<Arc<Host>>,
     clock: Arc<EventClock>,
@@ -108,7 +144,11 @@ fn start_world(
     let wanted = vec![Wanted::Services, Wanted::EndpointSlices, Wanted::Node(node)];
     match &config.source {
         Source::Manifests(directory) => manifests::spawn(directory.clone(), wanted.clone(), messages_out)?,
-        Source::Api { .. } => anyhow::bail!("the API source is not wired yet"),
+        Source::Api { kubeconfig, master } => {
+            let access = Access { kubeconfig: kubeconfig.clone(), master: master.clone() };
+            let client = client::client(&access).await?;
+            tokio::spawn(watch_api::run(client, wanted.clone(), messages_out));
+        }
     }
     let inputs = world::Inputs { messages, wanted, host, remembered: None, clocks: vec![clock] };
     Ok(tokio::spawn(world::run(inputs, out, async move {
@@ -121,6 +161,7 @@ fn start_world(
 struct Fed {
     world: watch::Receiver<World>,
     clock: Arc<EventClock>,
+    changes: watch::Receiver<Changes>,
     stop: watch::Receiver<bool>,
 }
 
@@ -135,9 +176,8 @@ async fn start_proxy(
     let metrics = Metrics::register(registry)?;
     let (owners, owners_in) = watch::channel(Table::default());
     registry.register(Box::new(Counters::new(owners_in)?))?;
-    let (_disturbed, disturbances) = watch::channel(Default::default());
     let (opened, open) = oneshot::channel();
-    let around = Surroundings { world: fed.world, clock: fed.clock, disturbances, owners, pulse, metrics };
+    let around = Surroundings { world: fed.world, clock: fed.clock, disturbances: fed.changes, owners, pulse, metrics };
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let kernel = settings::kernel_version(&release).unwrap_or((u32::MAX, 0));
     let stop = fed.stop;

@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::ProxyConfig;
 use crate::kernel::ipvs::ServiceKey;
+use crate::kernel::monitor::Changes;
 use crate::model::{Authority, EventClock, ObjectName, Table, World};
 use crate::net::PerFamily;
 use crate::observe::health::Pulse;
@@ -28,19 +29,12 @@ use super::plan::Plan;
 pub struct Surroundings {
     pub world: watch::Receiver<World>,
     pub clock: Arc<EventClock>,
-    /// What others did to the kernel since the last look.
-    pub disturbances: watch::Receiver<Disturbances>,
+    /// What others did to the kernel.
+    pub disturbances: watch::Receiver<Changes>,
     /// Which Service every virtual service belongs to, for whoever reads counters.
     pub owners: watch::Sender<Table<ServiceKey, ObjectName>>,
     pub pulse: Pulse,
     pub metrics: Metrics,
-}
-
-/// How often others changed something that concerns the proxy. Only differences count.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Disturbances {
-    pub routing: u64,
-    pub rules: u64,
 }
 
 /// How long the loop sleeps at most, so that its life can be seen.
@@ -58,7 +52,7 @@ pub struct Driver<K: Kernel> {
     mirrors: Mirrors<K>,
     around: Surroundings,
     authority: Authority,
-    disturbed: Disturbances,
+    disturbed: Changes,
     rules_read_at: Option<Instant>,
     next_audit: Instant,
     audit_found: usize,
@@ -239,7 +233,7 @@ impl<K: Kernel> Driver<K> {
 
     fn note_disturbances(&mut self) {
         let newest = *self.around.disturbances.borrow_and_update();
-        if newest.routing != self.disturbed.routing {
+        if newest.ours != self.disturbed.ours {
             self.mirrors.forget_routing();
         }
         if newest.rules != self.disturbed.rules && self.rules_read_at.is_none() {
