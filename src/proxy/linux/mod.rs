@@ -120,10 +120,7 @@ impl Ruled for Settings {
 /// Our chains, and what kube-router left beside them.
 fn ownership() -> Ownership {
     Ownership {
-        chains: vec![
-            (Table::Filter, Name::Exact(CHAIN_GUARD.into())),
-            (Table::Nat, Name::Exact(CHAIN_SNAT.into())),
-        ],
+        chains: vec![(Table::Filter, Name::Exact(CHAIN_GUARD.into())), (Table::Nat, Name::Exact(CHAIN_SNAT.into()))],
         leftovers: true,
     }
 }
