@@ -38,7 +38,7 @@ use crate::proxy::metrics::Metrics;
 use crate::proxy::names::DEVICE;
 use crate::proxy::serve::Counters;
 use crate::proxy::{linux, settings};
-use crate::world;
+use crate::world::{self, LastKnown};
 
 /// How many messages of a source may wait; a source that is faster waits itself.
 const MESSAGES: usize = 4096;
@@ -150,7 +150,8 @@ async fn start_world(
             tokio::spawn(watch_api::run(client, wanted.clone(), messages_out));
         }
     }
-    let inputs = world::Inputs { messages, wanted, host, remembered: None, clocks: vec![clock] };
+    let last_known = config.state_dir.as_deref().map(LastKnown::new);
+    let inputs = world::Inputs { messages, wanted, host, last_known, clocks: vec![clock] };
     Ok(tokio::spawn(world::run(inputs, out, async move {
         // An error means that the sender is gone, which is an end too.
         let _ = stop.wait_for(|stop| *stop).await;

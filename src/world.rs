@@ -16,7 +16,8 @@ mod joined;
 mod last_known;
 mod warned;
 
-pub use last_known::LastKnown;
+pub use self::host::host;
+pub use self::last_known::LastKnown;
 
 use std::future::Future;
 use std::pin::pin;
@@ -29,7 +30,6 @@ use tracing::{info, warn};
 
 use self::joined::Joined;
 use self::last_known::Keeper;
-pub use self::host::host;
 use self::warned::{Verdict, Warned};
 use crate::k8s::{Event, Message, Object, ObjectId, Wanted, Warning};
 use crate::model::{Authority, EventClock, Host, World};

@@ -32,7 +32,7 @@ use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{Setting, Wanted};
 use crate::model::Authority;
 use crate::net::{Family, Protocol};
-use crate::reconcile::{Growth, Mirror, Moment, Reflection, Target};
+use crate::reconcile::{Drift, Growth, Mirror, Moment, Reflection, Target};
 
 use super::desired::{Changed, Desired};
 use super::names::Set;
@@ -107,6 +107,13 @@ pub struct Round {
     pub steps: u64,
     /// Tracked flows to removed UDP backends that the kernel forgot, or why it could not.
     pub flows: Option<Result<usize, String>>,
+}
+
+/// Something that an audit found amiss.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Found {
+    pub family: &'static str,
+    pub drift: Drift,
 }
 
 impl<K: Kernel> Mirrors<K> {
@@ -189,33 +196,30 @@ impl<K: Kernel> Mirrors<K> {
         self.virtuals.seen()
     }
 
-    /// Looks at the next portion of what should be in the kernel. `None` while the audit of all families goes
-    /// on; the names of families and what was found amiss come as they are found.
-    pub fn audit(&mut self, desired: &Desired, at: Moment) -> (Vec<(&'static str, crate::reconcile::Drift)>, bool) {
+    /// Looks at the next portion of what should be in the kernel. Returns what was found amiss, with the names of
+    /// the families, and whether the audit of all families is finished.
+    pub fn audit(&mut self, desired: &Desired, at: Moment) -> (Vec<Found>, bool) {
         self.tell_ownership(desired);
         let index = self.audited;
         let mut families = self.reflections_mut();
         let count = families.len();
         let Some(family) = families.get_mut(index) else { return (Vec::new(), true) };
-        let name = family.name();
-        let portion = family.audit(at);
-        if portion.finished {
+        let (found, finished) = audit_one(*family, at);
+        if finished {
             self.audited = (index + 1) % count;
         }
-        let drift = portion.drift.into_iter().map(|drift| (name, drift)).collect();
-        (drift, portion.finished && self.audited == 0)
+        (found, finished && self.audited == 0)
     }
 
-    /// Says that others may have changed links, addresses or routes.
-    pub fn forget_routing(&mut self) {
-        self.links.forget();
-        self.addresses.forget();
-        self.routes.forget();
+    /// Looks at devices, addresses and routes at once: somebody else changed some of them.
+    pub fn audit_routing(&mut self, at: Moment) -> Vec<Found> {
+        let families: [&mut dyn Reflection; 3] = [&mut self.links, &mut self.addresses, &mut self.routes];
+        families.into_iter().flat_map(|family| audit_one(family, at).0).collect()
     }
 
-    /// Says that others may have changed rules.
-    pub fn forget_rules(&mut self) {
-        self.rules.forget();
+    /// Looks at the rules at once: somebody else changed some.
+    pub fn audit_rules(&mut self, at: Moment) -> Vec<Found> {
+        audit_one(&mut self.rules, at).0
     }
 
     /// Every family, for questions that concern all of them.
@@ -334,6 +338,12 @@ impl<K: Kernel> Mirrors<K> {
         self.routes.grow(&desired.routes, Growth::Full, at);
         self.routes.shrink(&desired.routes, at);
     }
+}
+
+fn audit_one(family: &mut dyn Reflection, at: Moment) -> (Vec<Found>, bool) {
+    let name = family.name();
+    let audited = family.audit(at);
+    (audited.drift.into_iter().map(|drift| Found { family: name, drift }).collect(), audited.finished)
 }
 
 fn is_udp(key: &ServiceKey) -> bool {

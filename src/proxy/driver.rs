@@ -21,7 +21,7 @@ use crate::net::PerFamily;
 use crate::observe::health::Pulse;
 use crate::reconcile::{Drift, Moment};
 
-use super::apply::{Kernel, Mirrors, Round, Targets};
+use super::apply::{Found, Kernel, Mirrors, Round, Targets};
 use super::metrics::Metrics;
 use super::plan::Plan;
 
@@ -41,6 +41,8 @@ pub struct Surroundings {
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// The pause between two portions of an audit, in which changes go first.
 const BETWEEN_PORTIONS: Duration = Duration::from_millis(5);
+/// How long devices and routes that somebody changed are left alone before they are read.
+const ROUTING_SETTLE: Duration = Duration::from_millis(20);
 /// How long rules that somebody changed are left alone before they are read: others change them in bursts,
 /// and reading them starts programs.
 const RULES_SETTLE: Duration = Duration::from_millis(500);
@@ -53,6 +55,7 @@ pub struct Driver<K: Kernel> {
     around: Surroundings,
     authority: Authority,
     disturbed: Changes,
+    routing_read_at: Option<Instant>,
     rules_read_at: Option<Instant>,
     next_audit: Instant,
     audit_found: usize,
@@ -83,6 +86,7 @@ impl<K: Kernel> Driver<K> {
             authority: Authority::Nothing,
             disturbed,
             around,
+            routing_read_at: None,
             rules_read_at: None,
             next_audit: now + config.sync_period,
             audit_found: 0,
@@ -113,8 +117,9 @@ impl<K: Kernel> Driver<K> {
     }
 
     fn deadline(&self, now: Instant) -> Instant {
-        let due = [self.mirrors.retry_at(), self.plan.deadline(), self.rules_read_at, Some(self.next_audit)];
-        due.into_iter().flatten().fold(now + HEARTBEAT, Instant::min)
+        let read_at = [self.routing_read_at, self.rules_read_at];
+        let due = [self.mirrors.retry_at(), self.plan.deadline(), Some(self.next_audit)].into_iter().chain(read_at);
+        due.flatten().fold(now + HEARTBEAT, Instant::min)
     }
 
     /// One turn: takes in what is new and brings it into the kernel.
@@ -123,10 +128,7 @@ impl<K: Kernel> Driver<K> {
         let seen = self.take_world(begun);
         let expired = self.plan.expire(begun);
         self.mirrors.mark(&expired);
-        if self.rules_read_at.is_some_and(|at| at <= begun) {
-            self.rules_read_at = None;
-            self.mirrors.forget_rules();
-        }
+        self.look_at_disturbances(begun);
         let round = self.round(begun);
         let done = Instant::now();
         self.steps += round.steps;
@@ -209,19 +211,11 @@ impl<K: Kernel> Driver<K> {
             return;
         }
         let at = self.moment(now);
-        let (drift, finished) = self.mirrors.audit(self.plan.desired(), at);
-        self.audit_found += drift.len();
-        for (family, drift) in &drift {
-            let (kind, object) = match drift {
-                Drift::Missing(object) => ("missing", object),
-                Drift::Different(object) => ("different", object),
-                Drift::Unexpected(object) => ("unexpected", object),
-            };
-            self.around.metrics.drift.with_label_values(&[family, kind]).inc();
-            warn!(family, kind, object = %object, "Somebody else changed what is ours; repairing it");
-        }
-        if !drift.is_empty() {
-            self.round(now);
+        let (found, finished) = self.mirrors.audit(self.plan.desired(), at);
+        self.audit_found += found.len();
+        self.report(&found);
+        if !found.is_empty() {
+            self.steps += self.round(now).steps;
         }
         self.next_audit = now + BETWEEN_PORTIONS;
         if finished {
@@ -233,13 +227,41 @@ impl<K: Kernel> Driver<K> {
 
     fn note_disturbances(&mut self) {
         let newest = *self.around.disturbances.borrow_and_update();
-        if newest.ours != self.disturbed.ours {
-            self.mirrors.forget_routing();
+        let now = Instant::now();
+        if newest.ours != self.disturbed.ours && self.routing_read_at.is_none() {
+            self.routing_read_at = Some(now + ROUTING_SETTLE);
         }
         if newest.rules != self.disturbed.rules && self.rules_read_at.is_none() {
-            self.rules_read_at = Some(Instant::now() + RULES_SETTLE);
+            self.rules_read_at = Some(now + RULES_SETTLE);
         }
         self.disturbed = newest;
+    }
+
+    /// Compares what others say they changed, when they have had a moment to finish.
+    fn look_at_disturbances(&mut self, now: Instant) {
+        let at = self.moment(now);
+        if self.routing_read_at.is_some_and(|due| due <= now) {
+            self.routing_read_at = None;
+            let found = self.mirrors.audit_routing(at);
+            self.report(&found);
+        }
+        if self.rules_read_at.is_some_and(|due| due <= now) {
+            self.rules_read_at = None;
+            let found = self.mirrors.audit_rules(at);
+            self.report(&found);
+        }
+    }
+
+    fn report(&self, found: &[Found]) {
+        for Found { family, drift } in found {
+            let (kind, object) = match drift {
+                Drift::Missing(object) => ("missing", object),
+                Drift::Different(object) => ("different", object),
+                Drift::Unexpected(object) => ("unexpected", object),
+            };
+            self.around.metrics.drift.with_label_values(&[*family, kind]).inc();
+            warn!(family, kind, object = %object, "Somebody else changed what is ours; repairing it");
+        }
     }
 
     /// Logs troubles that began or ended, and publishes how the proxy stands.
