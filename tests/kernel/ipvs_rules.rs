@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use sluice::kernel::Name;
 use sluice::kernel::iptables::{Flavour, Ownership, Piece, Programs, Rules, Table, Tables};
+use sluice::kernel::{Name, module};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::local_node::LocalNode;
 use sluice::proxy::masquerade;
@@ -123,4 +123,17 @@ fn kube_routers_masquerading_is_replaced_by_ours_and_foreign_rules_stay() {
         settle(&mut mirror, &BTreeMap::new());
         assert_eq!(postrouting(flavour, family), &right[1..], "{flavour} {family}");
     });
+}
+
+#[test]
+fn a_module_is_present_once_it_is_loaded() {
+    // Nothing else here uses this one.
+    let name = "xt_u32";
+    run(&format!("modprobe --quiet --remove {name}"));
+    assert!(!module::is_present(name));
+    let errors = module::load(&[name, "xt-u32"]);
+    assert!(errors.is_empty(), "{errors:?}");
+    assert!(module::is_present(name));
+    run(&format!("modprobe --remove {name}"));
+    assert!(!module::is_present(name));
 }
