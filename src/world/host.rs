@@ -1,7 +1,12 @@
 //! What the kernel says of this host, in the model's words.
 //!
-//! Devices that carry service addresses are not the host's own: what is on them belongs to Services, and
-//! counting it among the host's addresses would make the proxy leave it alone.
+//! Two kinds of addresses are left out:
+//! - those on devices that carry service addresses: they belong to Services, and counting them among the host's
+//!   own would make the proxy leave them alone;
+//! - IPv6 link-local ones, which no Service can have: every pod that starts brings a device with one, and the
+//!   start of a pod must not look like a change of the host.
+
+use std::net::IpAddr;
 
 use crate::kernel::address::{HostAddress as Found, Scope};
 use crate::model::{Host, HostAddress};
@@ -11,7 +16,10 @@ const CARRY_SERVICE_ADDRESSES: [&str; 3] = ["kube-dummy-if", "kube-ipvs0", "node
 
 /// The facts of the host whose Node object has this name.
 pub fn host(node_name: &str, found: Vec<Found>) -> Host {
-    let own = found.into_iter().filter(|found| !CARRY_SERVICE_ADDRESSES.contains(&found.link.0.as_str()));
+    let own = found.into_iter().filter(|found| {
+        let link_local = matches!(found.address.addr(), IpAddr::V6(address) if address.is_unicast_link_local());
+        !link_local && !CARRY_SERVICE_ADDRESSES.contains(&found.link.0.as_str())
+    });
     let mut addresses: Vec<HostAddress> = own
         .map(|found| HostAddress {
             address: found.address.addr(),
@@ -21,4 +29,35 @@ pub fn host(node_name: &str, found: Vec<Found>) -> Host {
         .collect();
     addresses.sort();
     Host { node_name: node_name.into(), addresses }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::link::{LinkKind, LinkName};
+
+    #[test]
+    fn a_pod_that_starts_does_not_change_the_host() {
+        let before = vec![found("eth0", "192.0.2.1/24", Scope::Global), found("lo", "127.0.0.1/8", Scope::Host)];
+        let mut after = before.clone();
+        after.push(found("veth1a2b", "fe80::1/64", Scope::Link));
+        assert_eq!(host("node1", before), host("node1", after));
+    }
+
+    #[test]
+    fn service_addresses_are_not_the_hosts_own() {
+        let listed = vec![
+            found("kube-dummy-if", "10.96.0.1/32", Scope::Link),
+            found("kube-ipvs0", "10.96.0.2/32", Scope::Global),
+            found("nodelocaldns", "10.96.0.10/32", Scope::Global),
+            found("dummy0", "192.0.2.7/32", Scope::Global),
+        ];
+        let kept: Vec<String> = host("node1", listed).addresses.iter().map(|a| a.address.to_string()).collect();
+        assert_eq!(kept, ["192.0.2.7"]);
+    }
+
+    fn found(link: &str, address: &str, scope: Scope) -> Found {
+        let address = address.parse().expect("an address with its prefix length");
+        Found { link: LinkName(link.into()), kind: LinkKind::Dummy, up: true, address, scope }
+    }
 }
