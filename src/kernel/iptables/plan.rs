@@ -51,6 +51,9 @@ pub(super) fn plan(table: Table, current: &SavedTable, changes: &[Change<'_>]) -
         match (change.piece, change.want) {
             (Piece::Chain { chain, .. }, Some(rules)) => filled.push((chain, rules)),
             (Piece::Chain { chain, .. }, None) => dropped.push((change.step, chain)),
+            (Piece::Jump { from, to, .. }, Some(_)) if (Place { table, chain: from }).slot(to).is_none() => {
+                plan.refused.push((change.step, "this jump has no slot in the list of ours"));
+            }
             (Piece::Jump { from, to, .. }, want) => {
                 builtin.entry(from).or_default().jumps.insert(to, want);
             }
@@ -138,87 +141,4 @@ fn say(lines: &mut String, line: std::fmt::Arguments<'_>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kernel::iptables::save;
-    use crate::net::Family;
-
-    fn chain(name: &str) -> Piece {
-        Piece::Chain { family: Family::V4, table: Table::Filter, chain: name.into() }
-    }
-
-    fn jump(to: &str) -> Piece {
-        Piece::Jump { family: Family::V4, table: Table::Filter, from: "INPUT".into(), to: to.into() }
-    }
-
-    fn rules(texts: &[&str]) -> Rules {
-        Rules(texts.iter().map(|text| CompactString::from(*text)).collect())
-    }
-
-    fn planned(current: &str, changes: &[(Piece, Option<Rules>)]) -> Plan {
-        let saved = save::parse(current).expect("it is well formed");
-        let nothing = SavedTable::default();
-        let changes: Vec<Change<'_>> = changes
-            .iter()
-            .enumerate()
-            .map(|(step, (piece, want))| Change { step, piece, want: want.as_ref() })
-            .collect();
-        plan(Table::Filter, saved.get("filter").unwrap_or(&nothing), &changes)
-    }
-
-    #[test]
-    fn chains_are_named_before_any_rule_and_jumps_come_last() {
-        let changes = [
-            (chain("KUBE-ROUTER-SERVICES"), Some(rules(&["-j A"]))),
-            (chain("A"), Some(rules(&["-j ACCEPT", "-j DROP"]))),
-            (jump("KUBE-ROUTER-SERVICES"), Some(rules(&["-j KUBE-ROUTER-SERVICES"]))),
-        ];
-        let plan = planned("*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j KUBE-ROUTER-INPUT\nCOMMIT\n", &changes);
-        let script = "*filter
-:KUBE-ROUTER-SERVICES - [0:0]
-:A - [0:0]
--A KUBE-ROUTER-SERVICES -j A
--A A -j ACCEPT
--A A -j DROP
--I INPUT 2 -j KUBE-ROUTER-SERVICES
-COMMIT
-";
-        assert_eq!(plan.script, script);
-        assert!(plan.refused.is_empty());
-    }
-
-    #[test]
-    fn a_chain_that_is_still_jumped_to_stays_and_the_others_go() {
-        let current = "*filter\n:INPUT ACCEPT [0:0]\n:A - [0:0]\n:B - [0:0]\n:FOREIGN - [0:0]\n\
-            -A INPUT -j B\n-A INPUT -j A\n-A B -j A\n-A FOREIGN -j B\nCOMMIT\n";
-        let all = [(chain("A"), None), (chain("B"), None), (jump("A"), None), (jump("B"), None)];
-        let plan = planned(current, &all);
-        assert_eq!(plan.script, "*filter\n-D INPUT -j A\n-D INPUT -j B\n:A - [0:0]\n-X A\nCOMMIT\n");
-        assert_eq!(plan.refused.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [1]);
-    }
-
-    #[test]
-    fn what_is_gone_already_needs_no_lines() {
-        let plan = planned("*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n", &[(chain("A"), None), (jump("A"), None)]);
-        assert!(plan.script.is_empty() && plan.refused.is_empty(), "{plan:?}");
-    }
-
-    #[test]
-    fn a_rule_cannot_smuggle_in_another_line() {
-        let changes = [(chain("A"), Some(rules(&["-j DROP\n-I INPUT -j ACCEPT"]))), (chain("B"), Some(rules(&[])))];
-        let plan = planned("", &changes);
-        assert_eq!(plan.script, "*filter\n:B - [0:0]\nCOMMIT\n");
-        assert_eq!(plan.refused.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [0]);
-    }
-
-    #[test]
-    fn every_copy_of_a_leftover_goes() {
-        let rule = "-m ipvs --vdir ORIGINAL --vmethod MASQ -m comment --comment \"\" -j MASQUERADE";
-        let current =
-            format!("*filter\n:INPUT ACCEPT [0:0]\n-A INPUT {rule}\n-A INPUT -j ACCEPT\n-A INPUT {rule}\nCOMMIT\n");
-        let piece =
-            Piece::Leftover { family: Family::V4, table: Table::Filter, from: "INPUT".into(), rule: rule.into() };
-        let plan = planned(&current, &[(piece, None)]);
-        assert_eq!(plan.script, format!("*filter\n-D INPUT {rule}\n-D INPUT {rule}\nCOMMIT\n"));
-    }
-}
+mod tests;

@@ -41,15 +41,15 @@ pub(super) struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Where a jump to this chain comes among ours; `None` for a chain that has no slot here.
-    fn slot(self, to: &str) -> Option<usize> {
+    /// Where a jump to this chain comes among ours; `None` for a chain that has no slot here. Such a jump has no
+    /// place that could be kept, and is not to be wanted.
+    pub fn slot(self, to: &str) -> Option<usize> {
         let (_, _, slots) = ORDER.iter().find(|(table, chain, _)| (*table, *chain) == (self.table, self.chain))?;
         slots.iter().position(|slot| *slot == to)
     }
 
     /// How many rules at the top of the chain are jumps that may stand before one to `to`.
     fn head(self, rules: &[CompactString], to: &str) -> usize {
-        // A jump of ours that the list does not know comes behind those that it knows.
         let own = self.slot(to).unwrap_or(usize::MAX);
         rules
             .iter()
