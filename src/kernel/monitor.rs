@@ -50,39 +50,57 @@ const LOOK_UP: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// The pause after a failure of a socket, which nothing explains.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Listens in the network namespace of the calling thread. `ours` are the devices of which more is told.
+/// Starts a thread that listens in the network namespace of the calling thread. `ours` are the devices of which
+/// more is told.
 pub fn start(ours: impl IntoIterator<Item = LinkName>) -> Result<watch::Receiver<Changes>, Error> {
-    let routing = Listener::open(Bus::Route, &LINK_GROUPS)?;
-    let rules = Listener::open(Bus::Netfilter, &NFTABLES_GROUPS)?;
-    let socket = Socket::open(Bus::Route)?;
-    let (changes, receiver) = watch::channel(Changes::default());
-    let mut monitor = Monitor { routing, rules, socket, view: View::new(ours), changes };
-    monitor.look_around()?;
-    thread::Builder::new().name("monitor".into()).spawn(move || monitor.run()).map_err(|error| {
+    let monitor = Monitor::open(ours)?;
+    let (told, receiver) = watch::channel(Changes::default());
+    thread::Builder::new().name("monitor".into()).spawn(move || monitor.run(&told)).map_err(|error| {
         let errno = rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::AGAIN);
         Error::new("start the monitor", "", Cause::Errno(errno, None))
     })?;
     Ok(receiver)
 }
 
-struct Monitor {
+/// What the thread works with.
+pub struct Monitor {
     routing: Listener,
     rules: Listener,
     socket: Socket,
     view: View,
-    changes: watch::Sender<Changes>,
+    changes: Changes,
 }
 
 impl Monitor {
-    fn run(mut self) {
-        while !self.changes.is_closed() {
+    /// Listens from now on in the network namespace of the calling thread.
+    pub fn open(ours: impl IntoIterator<Item = LinkName>) -> Result<Monitor, Error> {
+        let mut monitor = Monitor {
+            routing: Listener::open(Bus::Route, &LINK_GROUPS)?,
+            rules: Listener::open(Bus::Netfilter, &NFTABLES_GROUPS)?,
+            socket: Socket::open(Bus::Route)?,
+            view: View::new(ours),
+            changes: Changes::default(),
+        };
+        monitor.look_around()?;
+        Ok(monitor)
+    }
+
+    /// Takes in what has been told meanwhile, without waiting.
+    pub fn hear(&mut self) -> Changes {
+        let mut changes = self.changes;
+        self.hear_routing(&mut changes);
+        self.hear_rules(&mut changes);
+        self.changes = changes;
+        changes
+    }
+
+    fn run(mut self, told: &watch::Sender<Changes>) {
+        while !told.is_closed() {
             let mut sockets = [PollFd::new(&self.routing, PollFlags::IN), PollFd::new(&self.rules, PollFlags::IN)];
             // An interrupted or failed wait is followed by a look at the sockets, as any other.
             let _ = poll(&mut sockets, Some(&LOOK_UP));
-            let mut changes = *self.changes.borrow();
-            self.hear_routing(&mut changes);
-            self.hear_rules(&mut changes);
-            self.changes.send_if_modified(|told| std::mem::replace(told, changes) != changes);
+            let changes = self.hear();
+            told.send_if_modified(|told| std::mem::replace(told, changes) != changes);
         }
     }
 

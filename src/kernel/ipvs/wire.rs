@@ -253,3 +253,63 @@ fn address(family: Family, bytes: &[u8]) -> Option<IpAddr> {
         Family::V6 => bytes.first_chunk::<16>().map(|octets| IpAddr::V6(Ipv6Addr::from(*octets))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::netlink::answers;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_readers_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let answer = Answer { kind: 0, flags: 0, sequence: 0, port: 0, payload: &bytes };
+            let _ = (service_key(&answer), service(&answer), stats(&answer), timeouts(&answer));
+            let _ = (destination(&answer, Family::V4), destination(&answer, Family::V6));
+        }
+
+        #[test]
+        fn a_damaged_description_is_read_as_something_or_nothing(at in 0_usize..120, byte in any::<u8>()) {
+            let mut messages = Messages::new();
+            let key = ServiceKey::Mark { mark: 7, family: Family::V6 };
+            let described = Service { scheduler: "rr".into(), flags: 1, persistence_seconds: 60 };
+            describe_service(&mut messages, Command::NewService, &key, &described);
+            let mut bytes = messages.bytes().to_vec();
+            if let Some(place) = bytes.get_mut(at) {
+                *place = byte;
+            }
+            for answer in answers(&bytes) {
+                let _ = (service_key(&answer), service(&answer), stats(&answer), destination(&answer, Family::V4));
+            }
+        }
+    }
+
+    #[test]
+    fn a_service_reads_back_as_it_was_described() {
+        let address: IpAddr = "10.96.0.1".parse().expect("an address");
+        for key in [
+            ServiceKey::Address { address, protocol: Protocol::Sctp, port: 9000 },
+            ServiceKey::Mark { mark: 7, family: Family::V6 },
+        ] {
+            let described = Service { scheduler: "mh".into(), flags: flags::SCHEDULER_1, persistence_seconds: 60 };
+            let mut messages = Messages::new();
+            describe_service(&mut messages, Command::NewService, &key, &described);
+            let answer = answers(messages.bytes()).next().expect("one message");
+            assert_eq!(service(&answer), Some((key, described)));
+            assert_eq!(service_key(&answer), Some(key));
+        }
+    }
+
+    #[test]
+    fn a_destination_reads_back_as_it_was_described() {
+        let key = ServiceKey::Mark { mark: 7, family: Family::V4 };
+        for (address, forwarding) in [("10.244.1.1:80", Forwarding::Nat), ("[fd00:10:244::1]:0", Forwarding::Tunnel)] {
+            let described =
+                Destination { address: address.parse().expect("an address and a port"), weight: 3, forwarding };
+            let mut messages = Messages::new();
+            describe_destination(&mut messages, Command::NewDestination, &key, &described);
+            let answer = answers(messages.bytes()).next().expect("one message");
+            assert_eq!(destination(&answer, Family::V4), Some((described, Connections::default())));
+        }
+    }
+}

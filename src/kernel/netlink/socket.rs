@@ -35,8 +35,9 @@ const BUFFER_BYTES: usize = 4 << 20;
 const LISTENER_BYTES: usize = 16 << 20;
 /// A send is one kernel buffer, and larger ones were measured to be slower.
 const PORTION_BYTES: usize = 64 << 10;
-/// The kernel fills the datagrams of a dump as far as the receiver's buffer, and never beyond 32 KiB.
-const RECEIVE_BYTES: usize = 32 << 10;
+/// Longer than nearly all datagrams: the kernel fills those of a dump to 32 KiB, and returns a refused
+/// request of ipset whole, which is as long as an attribute can be.
+const RECEIVE_BYTES: usize = 128 << 10;
 /// The kernel answers within the send call; whatever takes this long was lost.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// A dump that is disturbed this often is given up.
@@ -127,6 +128,8 @@ impl Socket {
             match self.dumps.dump_once(message, &mut parse) {
                 Ok(Some(found)) => return Ok(found),
                 Ok(None) => thread::sleep(Duration::from_millis(1 << attempt.min(7)).min(LONGEST_PAUSE)),
+                // A datagram was longer than the buffer; now it fits.
+                Err(Fault::Lost) if attempt == 0 => self.dumps.drain(),
                 // An earlier dump was given up midway and still holds the socket.
                 Err(fault) if fault.errno() == Some(Errno::BUSY.raw_os_error()) && attempt == 0 => self.dumps.drain(),
                 Err(fault) => return Err(fault),
@@ -277,26 +280,23 @@ impl Wire {
     }
 
     /// The next datagram from the kernel, whole; `None` when the time is over, or with `DONTWAIT` when there
-    /// is none now.
+    /// is none now. One that is longer than the buffer is lost, and the buffer grows for the next try.
     fn receive(&mut self, flags: RecvFlags) -> Result<Option<&[u8]>, Fault> {
         let length = loop {
-            // A look at the length first: a datagram that does not fit would be cut off and lost.
-            match recvfrom(&self.socket, &mut [0_u8; 0], flags | RecvFlags::PEEK | RecvFlags::TRUNC) {
-                Ok((_, length, _)) => self.buffer.resize(length.max(self.buffer.len()), 0),
-                Err(Errno::INTR) => continue,
+            match recvfrom(&self.socket, self.buffer.as_mut_slice(), flags | RecvFlags::TRUNC) {
+                // Any process may write to a netlink socket whose number it knows: only the kernel is heard.
+                Ok((_, length, from)) if is_kernel(from.as_ref()) => break length,
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(Errno::NOBUFS) => return Err(Fault::Lost),
                 Err(errno) => return Err(Fault::System(errno)),
             }
-            match recvfrom(&self.socket, self.buffer.as_mut_slice(), flags | RecvFlags::TRUNC) {
-                // Any process may write to a netlink socket whose number it knows: only the kernel is heard.
-                Ok((_, length, from)) if is_kernel(from.as_ref()) => break length,
-                Ok(_) | Err(Errno::INTR | Errno::AGAIN) => {}
-                Err(Errno::NOBUFS) => return Err(Fault::Lost),
-                Err(errno) => return Err(Fault::System(errno)),
-            }
         };
-        self.buffer.get(..length).map(Some).ok_or(Fault::Malformed("a datagram longer than announced"))
+        if length > self.buffer.len() {
+            self.buffer.resize(length.next_power_of_two(), 0);
+            return Err(Fault::Lost);
+        }
+        Ok(self.buffer.get(..length))
     }
 
     /// Reads what earlier requests left behind, which also brings a dump in progress to its end.

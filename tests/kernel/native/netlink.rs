@@ -149,7 +149,7 @@ fn a_listener_hears_changes_and_says_when_it_missed_some() {
         listener.receive(|answer| heard.push(answer.kind)).expect("nothing was missed");
         assert_eq!(heard, [NEW_ROUTE]);
         messages.clear();
-        for n in 2..30_000 {
+        for n in 2..60_000 {
             blackhole(&mut messages, n);
         }
         socket.batch(&mut messages).expect("the batch is answered");
