@@ -8,15 +8,16 @@
 //! 3. virtual services with their destinations;
 //! 4. local routes: an address becomes ours when everything behind it stands.
 //!
-//! Shrinking goes the other way. What fails stops nothing else: the kernel itself refuses what needs a thing
-//! that is missing, and that is retried.
+//! Shrinking goes the other way. What fails stops nothing but what depends on it: that waits, because the kernel
+//! refuses it, or, where the kernel does not know of the dependence, because we do not ask for it.
 //!
 //! Which virtual services are ours is told by the kernel's own set of service ports: an element is written
 //! before its virtual service and removed after it, so a process without memory finds all of ours and
 //! never one of somebody else's. What is wanted now is ours in any case.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use compact_str::CompactString;
@@ -26,7 +27,7 @@ use crate::kernel::address::AddressKey;
 use crate::kernel::conntrack::Flows;
 use crate::kernel::ipset::{ElementKey, Entry, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
-use crate::kernel::ipvs::{ServiceKey, Virtual};
+use crate::kernel::ipvs::{Destination, ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkName};
 use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{Setting, Wanted};
@@ -36,6 +37,7 @@ use crate::reconcile::{Drift, Growth, Mirror, Moment, Reflection, Target};
 
 use super::desired::{Changed, Desired};
 use super::names::Set;
+use super::plan::local_route_key;
 
 /// The families of kernel objects that the service proxy keeps. Implemented once on Linux (`linux`) and once
 /// in memory for the simulation.
@@ -93,8 +95,8 @@ pub struct Mirrors<K: Kernel> {
     routes: Mirror<K::Routes>,
     addresses: Mirror<K::Addresses>,
     excluded: Vec<IpNet>,
-    /// UDP virtual services that changed and whose old flows have not been looked at yet.
-    udp: BTreeSet<ServiceKey>,
+    /// UDP virtual services that changed and are not yet as wanted, with the destinations they have had since.
+    udp: BTreeMap<ServiceKey, BTreeSet<SocketAddr>>,
     audited: usize,
 }
 
@@ -129,7 +131,7 @@ impl<K: Kernel> Mirrors<K> {
             routes: Mirror::new(targets.routes),
             addresses: Mirror::new(targets.addresses),
             excluded,
-            udp: BTreeSet::new(),
+            udp: BTreeMap::new(),
             audited: 0,
         }
     }
@@ -144,7 +146,9 @@ impl<K: Kernel> Mirrors<K> {
         changed.rules.iter().for_each(|key| self.rules.mark(key.clone()));
         changed.virtuals.iter().for_each(|key| self.virtuals.mark(*key));
         changed.routes.iter().for_each(|key| self.routes.mark(key.clone()));
-        self.udp.extend(changed.virtuals.iter().filter(|key| is_udp(key)));
+        for key in changed.virtuals.iter().filter(|key| is_udp(key)) {
+            self.udp.entry(*key).or_default();
+        }
     }
 
     /// One round: growing as far as `authority` allows, then shrinking where it is allowed.
@@ -155,7 +159,8 @@ impl<K: Kernel> Mirrors<K> {
             Authority::Partial | Authority::Complete => Growth::Full,
         };
         let before = self.steps_done();
-        self.links.grow(&desired.links, growth, at);
+        // The device does not depend on the cluster: one that is down is set up whatever is known.
+        self.links.grow(&desired.links, Growth::Full, at);
         self.addresses.grow(&desired.addresses, growth, at);
         self.grow_settings(desired, at);
         if !self.sets.grow(&desired.sets, growth, at).is_empty() {
@@ -164,24 +169,21 @@ impl<K: Kernel> Mirrors<K> {
         }
         self.elements.grow(&desired.elements, growth, at);
         self.rules.grow(&desired.rules, growth, at);
-        self.learn_virtuals(desired, at);
-        let mut virtuals: BTreeSet<ServiceKey> =
-            self.virtuals.grow(&desired.virtuals, growth, at).into_iter().collect();
-        self.routes.grow(&desired.routes, growth, at);
+        let mut changed: BTreeSet<ServiceKey> = self.grow_virtuals(desired, growth, at).into_iter().collect();
+        self.grow_routes(desired, growth, at);
 
         let mut flows = None;
         if authority == Authority::Complete {
             self.routes.shrink(&desired.routes, at);
-            let udp = self.udp_destinations();
-            virtuals.extend(self.virtuals.shrink(&desired.virtuals, at));
-            flows = self.forget_flows(&udp);
+            changed.extend(self.shrink_virtuals(desired, at));
+            flows = self.forget_flows(desired);
             self.rules.shrink(&desired.rules, at);
-            self.elements.shrink(&desired.elements, at);
-            self.sets.shrink(&desired.sets, at);
+            self.shrink_elements(desired, at);
+            self.shrink_sets(desired, at);
             self.shrink_addresses(desired, at);
             self.links.shrink(&desired.links, at);
         }
-        Round { virtuals: virtuals.len(), steps: self.steps_done() - before, flows }
+        Round { virtuals: changed.len(), steps: self.steps_done() - before, flows }
     }
 
     /// Removes what earlier runs left where it no longer belongs.
@@ -276,11 +278,27 @@ impl<K: Kernel> Mirrors<K> {
         }
     }
 
-    fn learn_virtuals(&mut self, desired: &Desired, at: Moment) {
-        if self.virtuals.seen().is_none() {
+    /// False while it is not known which virtual services are ours, or what they are.
+    fn learn_virtuals(&mut self, desired: &Desired, at: Moment) -> bool {
+        if self.virtuals.would_read(at) {
+            if self.elements.seen().is_none() {
+                self.virtuals.wait_for_others();
+                return false;
+            }
             self.tell_ownership(desired);
         }
-        self.virtuals.learn(at);
+        self.virtuals.learn(at)
+    }
+
+    /// A virtual service is created when it is marked as ours.
+    fn grow_virtuals(&mut self, desired: &Desired, growth: Growth, at: Moment) -> Vec<ServiceKey> {
+        if !self.learn_virtuals(desired, at) {
+            return Vec::new();
+        }
+        self.note_udp_destinations();
+        let elements = &self.elements;
+        let is_marked = |key: &ServiceKey| port_element(key).is_none_or(|element| elements.has(&element));
+        self.virtuals.grow_where(&desired.virtuals, growth, at, is_marked)
     }
 
     /// Tells the family of virtual services which are ours, from the set that the kernel holds.
@@ -297,33 +315,87 @@ impl<K: Kernel> Mirrors<K> {
         };
         let mut ours: BTreeSet<ServiceKey> = marked.filter(|key| !excluded(key)).collect();
         ours.extend(desired.virtuals.keys());
+        // What was ours stays ours, whoever took its element away.
+        ours.extend(self.virtuals.known_keys());
         self.virtuals.target().set_ours(Box::new(move |key| ours.contains(key)));
     }
 
-    /// The destinations that changed UDP services have in the kernel, before they shrink.
-    fn udp_destinations(&mut self) -> Vec<(ServiceKey, Vec<SocketAddr>)> {
-        let Some(seen) = self.virtuals.seen() else { return Vec::new() };
-        let addresses = |key: &ServiceKey| {
-            let destinations = seen.get(key).map(|existing| existing.destinations.iter());
-            destinations.into_iter().flatten().map(|destination| destination.address).collect()
-        };
-        std::mem::take(&mut self.udp).into_iter().map(|key| (key, addresses(&key))).collect()
+    /// A service address becomes local when the guard knows it and a virtual service answers on it.
+    fn grow_routes(&mut self, desired: &Desired, growth: Growth, at: Moment) {
+        let (elements, virtuals) = (&self.elements, &self.virtuals);
+        self.routes.grow_where(&desired.routes, growth, at, |key| {
+            let address = key.destination.addr();
+            let answers = virtuals.seen().is_some_and(|seen| seen.range(services_on(address)).next().is_some());
+            let is_the_devices = desired.addresses.keys().any(|key| key.address.addr() == address);
+            is_the_devices || (answers && elements.has(&address_element(address)))
+        });
+    }
+
+    /// The last virtual service of an address goes when the address is no longer local.
+    fn shrink_virtuals(&mut self, desired: &Desired, at: Moment) -> Vec<ServiceKey> {
+        if !self.learn_virtuals(desired, at) {
+            return Vec::new();
+        }
+        let routes = &self.routes;
+        self.virtuals.shrink_where(&desired.virtuals, at, |key, seen| {
+            let ServiceKey::Address { address, .. } = *key else { return true };
+            let mut others = seen.range(services_on(address)).filter(|(other, _)| desired.virtuals.contains_key(other));
+            let route = local_route_key(address);
+            routes.lacks(route.clone()..=route) || others.next().is_some()
+        })
+    }
+
+    /// An element goes when what it marks is gone.
+    fn shrink_elements(&mut self, desired: &Desired, at: Moment) {
+        let (virtuals, routes) = (&self.virtuals, &self.routes);
+        self.elements.shrink_where(&desired.elements, at, |key, _| match key.entry {
+            Entry::IpPort(address, protocol, port) => {
+                let service = ServiceKey::Address { address, protocol, port };
+                virtuals.lacks(service..=service)
+            }
+            Entry::Ip(address) if *key == address_element(address) => {
+                let route = local_route_key(address);
+                virtuals.lacks(services_on(address)) && routes.lacks(route.clone()..=route)
+            }
+            _ => true,
+        });
+    }
+
+    /// A set takes its elements with it, so it goes when it is empty.
+    fn shrink_sets(&mut self, desired: &Desired, at: Moment) {
+        let elements = &self.elements;
+        let is_empty = |set: &SetName| elements.seen().is_some() && !elements.known_keys().any(|key| key.set == *set);
+        self.sets.shrink_where(&desired.sets, at, |set, _| is_empty(set));
+    }
+
+    /// Notes the destinations that changed UDP services have in the kernel before this round.
+    fn note_udp_destinations(&mut self) {
+        let Some(seen) = self.virtuals.seen() else { return };
+        for (key, before) in &mut self.udp {
+            let existing = seen.get(key).into_iter().flat_map(|existing| existing.destinations.iter());
+            before.extend(existing.map(|destination| destination.address));
+        }
     }
 
     /// UDP has no end of connection: a client goes on sending to a backend that is gone for as long as the
-    /// flow is tracked, so the flows to destinations that have just been removed are forgotten.
-    fn forget_flows(&mut self, before: &[(ServiceKey, Vec<SocketAddr>)]) -> Option<Result<usize, String>> {
-        let seen = self.virtuals.seen()?;
-        let remains = |key: &ServiceKey, address: &SocketAddr| {
-            seen.get(key).is_some_and(|existing| existing.destinations.iter().any(|d| d.address == *address))
-        };
+    /// flow is tracked, so the flows to removed destinations are forgotten, once the removal is certain.
+    fn forget_flows(&mut self, desired: &Desired) -> Option<Result<usize, String>> {
+        let virtuals = &self.virtuals;
         let mut flows = Vec::new();
-        for (key, addresses) in before {
-            let ServiceKey::Address { address, protocol, port } = *key else { continue };
-            let gone = addresses.iter().filter(|backend| !remains(key, backend));
+        self.udp.retain(|key, before| {
+            let existing = virtuals.seen().and_then(|seen| seen.get(key));
+            let is_certain = existing.is_some() || virtuals.lacks(*key..=*key);
+            if !is_certain || existing != desired.virtuals.get(key) {
+                return true;
+            }
+            let ServiceKey::Address { address, protocol, port } = *key else { return false };
+            let among = |list: &[Destination], backend| list.iter().any(|d| d.address == backend);
+            let remains = |backend| existing.is_some_and(|existing| among(&existing.destinations, backend));
+            let gone = before.iter().filter(|backend| !remains(**backend));
             let original_destination = SocketAddr::new(address, port);
             flows.extend(gone.map(|backend| Flows { protocol, original_destination, reply_source: *backend }));
-        }
+            false
+        });
         (!flows.is_empty()).then(|| self.kernel.forget_flows(&flows))
     }
 
@@ -344,6 +416,25 @@ fn audit_one(family: &mut dyn Reflection, at: Moment) -> (Vec<Found>, bool) {
     let name = family.name();
     let audited = family.audit(at);
     (audited.drift.into_iter().map(|drift| Found { family: name, drift }).collect(), audited.finished)
+}
+
+/// The element by which a virtual service is known to be ours.
+fn port_element(key: &ServiceKey) -> Option<ElementKey> {
+    let ServiceKey::Address { address, protocol, port } = *key else { return None };
+    let set = Set::ServicePorts.name(Family::from(address));
+    Some(ElementKey { set, entry: Entry::IpPort(address, protocol, port) })
+}
+
+/// The element by which the guard knows a service address.
+fn address_element(address: IpAddr) -> ElementKey {
+    ElementKey { set: Set::ServiceAddresses.name(Family::from(address)), entry: Entry::Ip(address) }
+}
+
+/// Every virtual service that an address may have.
+fn services_on(address: IpAddr) -> RangeInclusive<ServiceKey> {
+    let [first, .., last] = Protocol::ALL;
+    let key = |protocol, port| ServiceKey::Address { address, protocol, port };
+    key(first, 0)..=key(last, u16::MAX)
 }
 
 fn is_udp(key: &ServiceKey) -> bool {

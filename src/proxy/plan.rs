@@ -419,7 +419,8 @@ impl Plan {
 /// they do not know leave it alone.
 const PROTOCOL_KERNEL: u8 = 2;
 
-fn local_route_key(address: IpAddr) -> RouteKey {
+/// The route that makes an address local.
+pub fn local_route_key(address: IpAddr) -> RouteKey {
     RouteKey::new(TABLE_LOCAL, Family::host_prefix(address))
 }
 

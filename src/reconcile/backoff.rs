@@ -22,6 +22,11 @@ impl Backoff {
         self.retry_at = Some(now + doubled - shorter);
     }
 
+    /// Notes that the next try is being made: there is nothing to wait for until its result is known.
+    pub fn tried(&mut self) {
+        self.retry_at = None;
+    }
+
     /// Notes that all is well.
     pub fn succeeded(&mut self) {
         *self = Backoff::default();

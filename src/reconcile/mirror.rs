@@ -5,6 +5,7 @@
 //! because shrinking is not allowed yet, is simply continued by the next one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeBounds;
 use std::time::Instant;
 
 use super::backoff::Backoff;
@@ -57,6 +58,9 @@ pub struct Mirror<T: Target> {
     dirty: Dirty<T::Key>,
     /// Keys whose last step failed. They are read back, when the delay is over, before they are compared.
     doubtful: BTreeSet<T::Key>,
+    /// Keys whose last step failed, with the half of a round in which it did. They stay here while they are tried
+    /// again: only a success, or nothing left to do, ends the trouble.
+    failing: BTreeMap<T::Key, Phase>,
     backoff: Backoff,
     trouble: Option<Trouble>,
     steps_done: u64,
@@ -95,6 +99,7 @@ impl<T: Target> Mirror<T> {
             seen: None,
             dirty: Dirty::All,
             doubtful: BTreeSet::new(),
+            failing: BTreeMap::new(),
             backoff: Backoff::default(),
             trouble: None,
             steps_done: 0,
@@ -119,6 +124,22 @@ impl<T: Target> Mirror<T> {
         self.seen.as_ref()
     }
 
+    /// The keys that exist or may exist, as far as is known.
+    pub fn known_keys(&self) -> impl Iterator<Item = &T::Key> {
+        self.seen.iter().flat_map(BTreeMap::keys).chain(&self.doubtful)
+    }
+
+    /// Whether this object is known to exist, in whatever form.
+    pub fn has(&self, key: &T::Key) -> bool {
+        self.seen.as_ref().is_some_and(|seen| seen.contains_key(key))
+    }
+
+    /// Whether it is known that none of these keys exists: a key in doubt may.
+    pub fn lacks(&self, keys: impl RangeBounds<T::Key> + Clone) -> bool {
+        let Some(seen) = self.seen.as_ref() else { return false };
+        seen.range(keys.clone()).next().is_none() && self.doubtful.range(keys).next().is_none()
+    }
+
     /// The target itself, for what is not a step.
     pub fn target(&mut self) -> &mut T {
         &mut self.target
@@ -132,11 +153,23 @@ impl<T: Target> Mirror<T> {
     /// The growing half of a round: creates and changes what is dirty and differs from `want`. Returns the
     /// keys whose objects were created or changed in the kernel.
     pub fn grow(&mut self, want: &BTreeMap<T::Key, T::Value>, growth: Growth, at: Moment) -> Vec<T::Key> {
+        self.grow_where(want, growth, at, |_| true)
+    }
+
+    /// Like [`grow`](Mirror::grow), for objects that need others which the kernel itself does not ask for: creates
+    /// only those for which `may_come` says that what they need is there. The others stay dirty.
+    pub fn grow_where(
+        &mut self,
+        want: &BTreeMap<T::Key, T::Value>,
+        growth: Growth,
+        at: Moment,
+        may_come: impl Fn(&T::Key) -> bool,
+    ) -> Vec<T::Key> {
         if self.is_settled() || !self.learn(at) {
             return Vec::new();
         }
-        let steps = self.planned(want, |have, wanted| match (have, wanted) {
-            (None, Some(wanted)) => Some(Some(wanted.clone())),
+        let steps = self.planned(want, |key, have, wanted| match (have, wanted) {
+            (None, Some(wanted)) => may_come(key).then(|| Some(wanted.clone())),
             (Some(have), Some(wanted)) if have != wanted && growth == Growth::Full => {
                 let grown = T::grown(have, wanted);
                 (grown != *have).then_some(Some(grown))
@@ -144,18 +177,30 @@ impl<T: Target> Mirror<T> {
             _ => None,
         });
         let done = self.perform(Phase::Grow, steps, at);
-        self.clean(want);
+        self.clean(Phase::Grow, want);
         done
     }
 
     /// The shrinking half of a round: deletes what is dirty and not in `want`, and takes from what grew
     /// its old parts. Returns the keys of the objects that were deleted or became smaller.
     pub fn shrink(&mut self, want: &BTreeMap<T::Key, T::Value>, at: Moment) -> Vec<T::Key> {
+        self.shrink_where(want, at, |_, _| true)
+    }
+
+    /// Like [`shrink`](Mirror::shrink), for objects that others need without the kernel knowing: deletes only those
+    /// for which `may_go`, which also gets what was last seen of the family, says that nobody needs them any more.
+    pub fn shrink_where(
+        &mut self,
+        want: &BTreeMap<T::Key, T::Value>,
+        at: Moment,
+        may_go: impl Fn(&T::Key, &BTreeMap<T::Key, T::Value>) -> bool,
+    ) -> Vec<T::Key> {
         if self.is_settled() || !self.learn(at) {
             return Vec::new();
         }
-        let steps = self.planned(want, |have, wanted| match (have, wanted) {
-            (Some(_), None) => Some(None),
+        let Some(seen) = self.seen.as_ref() else { return Vec::new() };
+        let steps = self.planned(want, |key, have, wanted| match (have, wanted) {
+            (Some(_), None) => may_go(key, seen).then_some(None),
             // What could not grow (its step failed, so `have` is not known) is not in `seen`; what differs
             // here has grown already and only has something left to lose.
             (Some(have), Some(wanted)) if have != wanted && T::grown(have, wanted) == *have => {
@@ -164,7 +209,7 @@ impl<T: Target> Mirror<T> {
             _ => None,
         });
         let done = self.perform(Phase::Shrink, steps, at);
-        self.clean(want);
+        self.clean(Phase::Shrink, want);
         done
     }
 
@@ -184,6 +229,16 @@ impl<T: Target> Mirror<T> {
         self.mark(key);
     }
 
+    /// Whether [`learn`](Mirror::learn) would read now.
+    pub fn would_read(&self, at: Moment) -> bool {
+        (self.seen.is_none() || !self.doubtful.is_empty()) && self.backoff.is_due(at.now)
+    }
+
+    /// Says that the next try has to wait for another family, whose own retry will bring it about.
+    pub fn wait_for_others(&mut self) {
+        self.backoff.tried();
+    }
+
     /// Makes sure that what is about to be compared is known. False while nothing can be compared.
     pub fn learn(&mut self, at: Moment) -> bool {
         let due = self.backoff.is_due(at.now);
@@ -196,6 +251,7 @@ impl<T: Target> Mirror<T> {
                     self.seen = Some(found);
                     self.dirty = Dirty::All;
                     self.doubtful.clear();
+                    self.backoff.tried();
                 }
                 Err(error) => {
                     self.unreadable(error.to_string(), at);
@@ -212,6 +268,7 @@ impl<T: Target> Mirror<T> {
                     }
                     seen.extend(found);
                     self.doubtful.clear();
+                    self.backoff.tried();
                     for key in keys {
                         self.mark(key);
                     }
@@ -230,7 +287,7 @@ impl<T: Target> Mirror<T> {
     fn planned(
         &self,
         want: &BTreeMap<T::Key, T::Value>,
-        after: impl Fn(Option<&T::Value>, Option<&T::Value>) -> Option<Option<T::Value>>,
+        after: impl Fn(&T::Key, Option<&T::Value>, Option<&T::Value>) -> Option<Option<T::Value>>,
     ) -> Vec<(T::Key, Option<T::Value>, Option<T::Value>)> {
         let Some(seen) = self.seen.as_ref() else { return Vec::new() };
         let plan = |key: &T::Key| {
@@ -238,7 +295,7 @@ impl<T: Target> Mirror<T> {
                 return None;
             }
             let have = seen.get(key);
-            after(have, want.get(key)).map(|then| (key.clone(), have.cloned(), then))
+            after(key, have, want.get(key)).map(|then| (key.clone(), have.cloned(), then))
         };
         match &self.dirty {
             Dirty::Keys(keys) => keys.iter().filter_map(plan).collect(),
@@ -270,9 +327,11 @@ impl<T: Target> Mirror<T> {
         for (index, (key, _, want)) in planned.into_iter().enumerate() {
             if failed.contains_key(&index) {
                 seen.remove(&key);
+                self.failing.insert(key.clone(), phase);
                 self.doubtful.insert(key);
                 continue;
             }
+            self.failing.remove(&key);
             match want {
                 Some(value) => seen.insert(key.clone(), value),
                 None => seen.remove(&key),
@@ -286,8 +345,8 @@ impl<T: Target> Mirror<T> {
         done
     }
 
-    /// Takes from the dirty keys those that are as wanted, and ends the trouble when none is left in doubt.
-    fn clean(&mut self, want: &BTreeMap<T::Key, T::Value>) {
+    /// Takes from the dirty keys those that are as wanted, and ends the trouble when nothing fails any more.
+    fn clean(&mut self, phase: Phase, want: &BTreeMap<T::Key, T::Value>) {
         let Some(seen) = self.seen.as_ref() else { return };
         let settled = |key: &T::Key| seen.get(key) == want.get(key) && !self.doubtful.contains(key);
         let left: BTreeSet<T::Key> = match &self.dirty {
@@ -296,8 +355,11 @@ impl<T: Target> Mirror<T> {
                 want.keys().chain(seen.keys()).chain(&self.doubtful).filter(|key| !settled(key)).cloned().collect()
             }
         };
+        // What failed in this half, is not in doubt and was not tried again has nothing left to do in it.
+        self.failing
+            .retain(|key, failed_in| self.doubtful.contains(key) || (*failed_in != phase && left.contains(key)));
         self.dirty = Dirty::Keys(left);
-        if self.doubtful.is_empty() && self.trouble.is_some() {
+        if self.doubtful.is_empty() && self.failing.is_empty() && self.trouble.is_some() {
             self.trouble = None;
             self.backoff.succeeded();
         }
@@ -395,3 +457,6 @@ impl<T: Target> Mirror<T> {
         existing.into_iter().filter(|key| !known(key) && !self.doubtful.contains(key)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use sluice::kernel::ipset::{ElementKey, SetKind, SetName, SetSpec};
 use sluice::kernel::iptables::{Piece, Rules};
 use sluice::kernel::ipvs::{Destination, ServiceKey, Services, Virtual};
 use sluice::kernel::link::{Link, LinkName};
-use sluice::kernel::route::{Route, RouteKey, RouteKind, TABLE_LOCAL};
+use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
 use sluice::kernel::sysctl::Setting;
 use sluice::net::Family;
 use sluice::proxy::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, Set};
@@ -84,6 +84,8 @@ impl Rows for Links {
     /// A device that goes, or goes down, takes its routes with it, and its addresses when it goes.
     fn follow(state: &mut State, key: &LinkName, want: Option<&Link>) {
         if want.is_some_and(|link| link.up) {
+            let its: Vec<AddressKey> = state.addresses.keys().filter(|address| address.link == *key).cloned().collect();
+            its.iter().for_each(|address| make_local(state, address));
             return;
         }
         state.routes.retain(|_, route| !leaves_by(route, key));
@@ -362,9 +364,22 @@ impl Rows for Addresses {
         key.link.0 == DEVICE
     }
 
-    /// With an address goes its local route, whoever made it.
+    fn refusal(state: &State, key: &AddressKey, want: Option<&()>) -> Option<Errno> {
+        (want.is_some() && !state.links.contains_key(&key.link)).then_some(Errno::NODEV)
+    }
+
+    /// With an address comes and goes its local route, whoever made it; with the last IPv4 address of a device go all its
+    /// IPv4 routes.
     fn follow(state: &mut State, key: &AddressKey, want: Option<&()>) {
-        if want.is_none() {
+        if want.is_some() {
+            make_local(state, key);
+        } else {
+            let is_v4 = |address: &AddressKey| Family::from(address.address) == Family::V4;
+            let left = state.addresses.keys().any(|address| address.link == key.link && is_v4(address));
+            if is_v4(key) && !left {
+                let of_v4 = |route: &RouteKey| Family::from(route.destination) == Family::V4;
+                state.routes.retain(|route, value| !(of_v4(route) && leaves_by(value, &key.link)));
+            }
             let prefix = Family::host_prefix(key.address.addr());
             state.routes.retain(|route, value| {
                 let its = route.table == TABLE_LOCAL && route.destination == prefix && value.kind == RouteKind::Local;
@@ -372,6 +387,18 @@ impl Rows for Addresses {
             });
         }
     }
+}
+
+/// The kernel makes an address of a device that is up local, unless a route says so already.
+fn make_local(state: &mut State, key: &AddressKey) {
+    let (address, link) = (key.address.addr(), key.link.clone());
+    if !state.links.get(&link).is_some_and(|link| link.up) {
+        return;
+    }
+    let route = RouteKey { table: TABLE_LOCAL, destination: Family::host_prefix(address), metric: 0 };
+    let next_hops = vec![NextHop { link, gateway: None }];
+    let local = Route { kind: RouteKind::Local, protocol: 2, source: Some(address), next_hops };
+    state.routes.entry(route).or_insert(local);
 }
 
 fn is_our_set(name: &SetName) -> bool {

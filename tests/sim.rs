@@ -1,0 +1,58 @@
+//! The service proxy walks at random between worlds, on a kernel in memory.
+//!
+//! A walk changes the cluster, lets time pass, ends and starts the program (also with the last known state, or
+//! with a partial one), damages what is ours behind its back, and lets steps and reads fail, before the act and
+//! after it. [`watch`] looks at the kernel after every single act; when things have settled the walk compares the kernel
+//! with what is wanted.
+//!
+//! - `SIM_SEED=n` runs one walk again; a failure names its seed and tells what happened.
+//! - `SIM_WALKS=n` walks (by default a few), each of `SIM_STEPS=n` steps.
+
+#[path = "support/mod.rs"]
+mod support;
+
+#[path = "sim/agent.rs"]
+mod agent;
+#[path = "sim/damage.rs"]
+mod damage;
+#[path = "sim/walk.rs"]
+mod walk;
+#[path = "sim/watch.rs"]
+mod watch;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use support::random::number;
+use walk::Walk;
+
+#[test]
+fn whatever_happens_the_kernel_becomes_what_is_wanted_by_a_way_that_hurts_nobody() {
+    let steps = number("SIM_STEPS").unwrap_or(150);
+    let seeds: Vec<u64> = match number("SIM_SEED") {
+        Some(seed) => vec![seed],
+        None => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_nanos() as u64;
+            (0..number("SIM_WALKS").unwrap_or(60)).map(|walk| now.wrapping_add(walk)).collect()
+        }
+    };
+    println!("seeds {} to {}, {steps} steps each", seeds[0], seeds[seeds.len() - 1]);
+    let mut totals = walk::Counts::default();
+    for seed in seeds {
+        let mut walk = Walk::new(seed);
+        let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| walk.run(steps)));
+        if run.is_err() {
+            let told = walk.story.join("\n  ");
+            panic!("a walk failed; SIM_SEED={seed} SIM_STEPS={steps} runs it again. What happened:\n  {told}");
+        }
+        totals.add(&walk.counts);
+    }
+    println!("{totals:?}");
+    totals.must_have_seen_everything(steps);
+}
+
+#[test]
+fn every_kind_of_damage_is_found_by_an_audit_and_repaired() {
+    for kind in damage::Kind::ALL {
+        Walk::new(1).damage_is_found_and_repaired(kind);
+    }
+}

@@ -1,0 +1,104 @@
+//! The program, as far as the walk needs it: the turns of `proxy::driver`, with time and chance from outside.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluice::config::ProxyConfig;
+use sluice::model::{Authority, World};
+use sluice::net::PerFamily;
+use sluice::proxy::apply::{Found, Mirrors, Round};
+use sluice::proxy::desired::Desired;
+use sluice::proxy::plan::Plan;
+use sluice::reconcile::Moment;
+
+use crate::support::memory::MemoryKernel;
+
+/// One run of the program.
+pub struct Agent {
+    pub plan: Plan,
+    pub mirrors: Mirrors<MemoryKernel>,
+    pub authority: Authority,
+    adopted: bool,
+}
+
+impl Agent {
+    pub fn start(kernel: &MemoryKernel, config: &Arc<ProxyConfig>, families: PerFamily<bool>) -> Agent {
+        Agent {
+            plan: Plan::new(config.clone(), families, (6, 1)),
+            mirrors: Mirrors::new(kernel.targets(), config.excluded_cidrs.clone()),
+            authority: Authority::Nothing,
+            adopted: false,
+        }
+    }
+
+    pub fn take_world(&mut self, world: &World, now: Instant) {
+        self.authority = world.authority;
+        if self.authority == Authority::Nothing {
+            return;
+        }
+        let changed = self.plan.update(world, now);
+        self.mirrors.mark(&changed);
+    }
+
+    pub fn expire(&mut self, now: Instant) {
+        let expired = self.plan.expire(now);
+        self.mirrors.mark(&expired);
+    }
+
+    /// Takes over what an earlier run left, once everything is known.
+    pub fn adopt(&mut self, at: Moment) {
+        if self.authority != Authority::Complete || self.adopted {
+            return;
+        }
+        if let Some(existing) = self.mirrors.existing_virtuals(self.plan.desired(), at) {
+            let existing = existing.clone();
+            let adopted = self.plan.adopt(&existing, at.now);
+            self.mirrors.mark(&adopted);
+            self.adopted = true;
+        }
+    }
+
+    pub fn round(&mut self, at: Moment) -> Round {
+        self.mirrors.round(self.plan.desired(), self.authority, at)
+    }
+
+    /// Audits everything, and returns what was found.
+    pub fn audit(&mut self, at: Moment) -> Vec<Found> {
+        let mut found = Vec::new();
+        // An audit may be in the middle of a pass: finish that one, then make a whole one.
+        for _ in 0..2 {
+            loop {
+                let (portion, finished) = self.mirrors.audit(self.plan.desired(), at);
+                found.extend(portion);
+                if finished {
+                    break;
+                }
+            }
+        }
+        found
+    }
+
+    pub fn desired(&self) -> &Desired {
+        self.plan.desired()
+    }
+}
+
+/// The clock of a walk.
+#[derive(Clone, Copy)]
+pub struct Clock {
+    pub now: Instant,
+}
+
+impl Clock {
+    pub fn new() -> Clock {
+        Clock { now: Instant::now() }
+    }
+
+    pub fn pass(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    pub fn pass_until(&mut self, at: Option<Instant>) {
+        self.now = at.map_or(self.now, |at| at.max(self.now));
+    }
+}

@@ -1,0 +1,214 @@
+//! What others do to what is ours.
+
+use std::net::IpAddr;
+
+use sluice::kernel::address::AddressKey;
+use sluice::kernel::ipset::{ElementKey, Entry};
+use sluice::kernel::iptables::Piece;
+use sluice::kernel::ipvs::{Destination, Forwarding, ServiceKey};
+use sluice::kernel::link::LinkName;
+use sluice::kernel::route::RouteKey;
+use sluice::net::{Family, Protocol};
+use sluice::proxy::names::{DEVICE, Set};
+
+use crate::support::memory::{Addresses, Links, Rows, State};
+use crate::support::random::Random;
+
+/// A kind of damage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    DeleteVirtual,
+    ChangeScheduler,
+    AddDestination,
+    RemoveDestination,
+    DeleteElement,
+    AddElement,
+    DeleteJump,
+    ChangeChain,
+    DeleteRoute,
+    ChangeRoute,
+    AddRoute,
+    DeleteDevice,
+    DeviceDown,
+    AddAddress,
+    DeleteAddress,
+    ChangeSetting,
+}
+
+/// What was damaged.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Hurt {
+    /// What concerns one service address.
+    Address(IpAddr),
+    /// What concerns all.
+    Everything,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 16] = [
+        Kind::DeleteVirtual,
+        Kind::ChangeScheduler,
+        Kind::AddDestination,
+        Kind::RemoveDestination,
+        Kind::DeleteElement,
+        Kind::AddElement,
+        Kind::DeleteJump,
+        Kind::ChangeChain,
+        Kind::DeleteRoute,
+        Kind::ChangeRoute,
+        Kind::AddRoute,
+        Kind::DeleteDevice,
+        Kind::DeviceDown,
+        Kind::AddAddress,
+        Kind::DeleteAddress,
+        Kind::ChangeSetting,
+    ];
+}
+
+/// Damages something, if there is something of that kind, and says what.
+pub fn hurt(state: &mut State, foreign: &State, kind: Kind, random: &mut Random) -> Option<(Hurt, String)> {
+    let said = |hurt: Hurt, what: String| Some((hurt, format!("{kind:?}: {what}")));
+    match kind {
+        Kind::DeleteVirtual => {
+            let key = our_virtual(state, foreign, random)?;
+            state.virtuals.remove(&key);
+            said(Hurt::Address(address(&key)), key.to_string())
+        }
+        Kind::ChangeScheduler => {
+            let key = our_virtual(state, foreign, random)?;
+            let found = state.virtuals.get_mut(&key)?;
+            found.service.scheduler = if found.service.scheduler == "wlc" { "sed".into() } else { "wlc".into() };
+            said(Hurt::Address(address(&key)), key.to_string())
+        }
+        Kind::AddDestination => {
+            let key = our_virtual(state, foreign, random)?;
+            let text = match key.family() {
+                Family::V4 => "203.0.113.66:666",
+                Family::V6 => "[2001:db8:113::66]:666",
+            };
+            let address_and_port = text.parse().expect("a socket address");
+            let found = state.virtuals.get_mut(&key)?;
+            let mut list = found.destinations.to_vec();
+            list.retain(|destination| destination.address != address_and_port);
+            list.push(Destination { address: address_and_port, weight: 9, forwarding: Forwarding::Nat });
+            list.sort();
+            found.destinations = list.into();
+            said(Hurt::Address(address(&key)), format!("{text} at {key}"))
+        }
+        Kind::RemoveDestination => {
+            let served = |key: &ServiceKey| !state.virtuals[key].destinations.is_empty();
+            let ours = state.virtuals.keys().filter(|key| !foreign.virtuals.contains_key(key) && served(key));
+            let key = random.pick_from(ours.copied())?;
+            let found = state.virtuals.get_mut(&key)?;
+            let mut list = found.destinations.to_vec();
+            list.pop()?;
+            found.destinations = list.into();
+            said(Hurt::Address(address(&key)), key.to_string())
+        }
+        Kind::DeleteElement => {
+            let key = random.pick_from(state.elements.keys().filter(|key| is_ours(key)).cloned())?;
+            state.elements.remove(&key);
+            said(Hurt::Address(entry_address(&key.entry)), key.to_string())
+        }
+        Kind::AddElement => {
+            let stray = IpAddr::from([203, 0, 113, 200 + random.below(8) as u8]);
+            let set = Set::ServicePorts.name(Family::V4);
+            let key = ElementKey { set, entry: Entry::IpPort(stray, Protocol::Tcp, 81) };
+            let fits = state.sets.contains_key(&key.set) && state.elements.insert(key.clone(), ()).is_none();
+            fits.then_some(())?;
+            said(Hurt::Address(stray), key.to_string())
+        }
+        Kind::DeleteJump => {
+            let jumps = state.rules.keys().filter(|piece| matches!(piece, Piece::Jump { .. }));
+            let key = random.pick_from(jumps.filter(|piece| !foreign.rules.contains_key(piece)).cloned())?;
+            state.rules.remove(&key);
+            said(Hurt::Everything, key.to_string())
+        }
+        Kind::ChangeChain => {
+            let chains = state.rules.keys().filter(|piece| matches!(piece, Piece::Chain { .. }));
+            let key = random.pick_from(chains.filter(|piece| !foreign.rules.contains_key(piece)).cloned())?;
+            state.rules.get_mut(&key)?.0.pop()?;
+            said(Hurt::Everything, key.to_string())
+        }
+        Kind::DeleteRoute => {
+            let key = our_route(state, foreign, random)?;
+            state.routes.remove(&key);
+            said(Hurt::Address(key.destination.addr()), key.to_string())
+        }
+        Kind::ChangeRoute => {
+            let key = our_route(state, foreign, random)?;
+            let route = state.routes.get_mut(&key)?;
+            route.protocol = route.protocol.wrapping_add(1);
+            said(Hurt::Address(key.destination.addr()), key.to_string())
+        }
+        Kind::AddRoute => {
+            let mut key = our_route(state, foreign, random)?;
+            let route = state.routes.get(&key)?.clone();
+            let stray = IpAddr::from([203, 0, 113, 210]);
+            key = RouteKey::new(key.table, Family::host_prefix(stray));
+            state.routes.insert(key.clone(), route).is_none().then_some(())?;
+            said(Hurt::Address(stray), key.to_string())
+        }
+        Kind::DeleteDevice => {
+            let device = LinkName(DEVICE.into());
+            state.links.remove(&device)?;
+            Links::follow(state, &device, None);
+            said(Hurt::Everything, DEVICE.to_owned())
+        }
+        Kind::DeviceDown => {
+            let device = LinkName(DEVICE.into());
+            let link = state.links.get_mut(&device).filter(|link| link.up)?;
+            link.up = false;
+            let down = link.clone();
+            Links::follow(state, &device, Some(&down));
+            said(Hurt::Everything, DEVICE.to_owned())
+        }
+        Kind::AddAddress => {
+            state.links.get(&LinkName(DEVICE.into()))?;
+            let stray = IpAddr::from([203, 0, 113, 220 + random.below(4) as u8]);
+            let key = AddressKey { link: LinkName(DEVICE.into()), address: Family::host_prefix(stray) };
+            state.addresses.insert(key.clone(), ()).is_none().then_some(())?;
+            Addresses::follow(state, &key, Some(&()));
+            said(Hurt::Everything, key.to_string())
+        }
+        Kind::DeleteAddress => {
+            let ours = state.addresses.keys().filter(|key| key.link.0 == DEVICE);
+            let key = random.pick_from(ours.cloned())?;
+            state.addresses.remove(&key);
+            Addresses::follow(state, &key, None);
+            said(Hurt::Everything, key.to_string())
+        }
+        Kind::ChangeSetting => {
+            let (key, value) = state.settings.iter_mut().find(|(key, _)| key.0 == "net/ipv4/vs/conntrack")?;
+            (*value == "1").then_some(())?;
+            *value = "0".into();
+            said(Hurt::Everything, key.to_string())
+        }
+    }
+}
+
+fn our_virtual(state: &State, foreign: &State, random: &mut Random) -> Option<ServiceKey> {
+    random.pick_from(state.virtuals.keys().filter(|key| !foreign.virtuals.contains_key(key)).copied())
+}
+
+fn our_route(state: &State, foreign: &State, random: &mut Random) -> Option<RouteKey> {
+    random.pick_from(state.routes.keys().filter(|key| !foreign.routes.contains_key(key)).cloned())
+}
+
+fn is_ours(key: &ElementKey) -> bool {
+    Family::BOTH.into_iter().any(|family| Set::ALL.into_iter().any(|set| set.name(family) == key.set))
+}
+
+fn address(key: &ServiceKey) -> IpAddr {
+    match key {
+        ServiceKey::Address { address, .. } => *address,
+        ServiceKey::Mark { .. } => panic!("the proxy makes no services for marks"),
+    }
+}
+
+fn entry_address(entry: &Entry) -> IpAddr {
+    match entry {
+        Entry::Ip(address) | Entry::IpPort(address, ..) => *address,
+        Entry::Net(prefix) => prefix.addr(),
+    }
+}

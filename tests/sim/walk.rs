@@ -1,0 +1,512 @@
+//! One walk: a cluster, a kernel, a program, and chance.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice::config::ProxyConfig;
+use sluice::kernel::conntrack::Flows;
+use sluice::kernel::ipvs::ServiceKey;
+use sluice::model::{Authority, World};
+use sluice::net::{PerFamily, Protocol};
+use sluice::proxy::apply::Mirrors;
+use sluice::proxy::desired::Desired;
+use sluice::reconcile::Moment;
+
+use crate::agent::{Agent, Clock};
+use crate::damage::{self, Kind};
+use crate::support::memory::{Faults, MemoryKernel, State};
+use crate::support::random::Random;
+use crate::support::{flags, generate};
+use crate::watch::Watch;
+
+/// A walk and everything in it.
+pub struct Walk {
+    random: Random,
+    kernel: MemoryKernel,
+    watch: Watch,
+    config: Arc<ProxyConfig>,
+    families: PerFamily<bool>,
+    agent: Agent,
+    clock: Clock,
+    /// The newest cluster.
+    world: World,
+    /// What an earlier run wrote down of the cluster.
+    remembered: World,
+    /// Whether a failure was injected, or something was damaged, since all was last well: until then the kernel may
+    /// refuse something.
+    disturbed: bool,
+    pub story: Vec<String>,
+    pub counts: Counts,
+}
+
+/// How often what happened, so that a walk that tests nothing is seen to.
+#[derive(Default, Debug)]
+pub struct Counts {
+    pub settled: u64,
+    pub acts_checked: u64,
+    pub restarts: u64,
+    pub restarts_without_a_write: u64,
+    pub damages: u64,
+    pub failures: u64,
+    pub cleanups: u64,
+    pub flows_forgotten: u64,
+    pub by_authority: BTreeMap<String, u64>,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: &Counts) {
+        self.settled += other.settled;
+        self.acts_checked += other.acts_checked;
+        self.restarts += other.restarts;
+        self.restarts_without_a_write += other.restarts_without_a_write;
+        self.damages += other.damages;
+        self.failures += other.failures;
+        self.cleanups += other.cleanups;
+        self.flows_forgotten += other.flows_forgotten;
+        for (authority, rounds) in &other.by_authority {
+            *self.by_authority.entry(authority.clone()).or_default() += rounds;
+        }
+    }
+
+    pub fn must_have_seen_everything(&self, steps: u64) {
+        if steps < 100 {
+            return;
+        }
+        let all = [
+            self.settled,
+            self.acts_checked,
+            self.restarts,
+            self.restarts_without_a_write,
+            self.damages,
+            self.failures,
+            self.cleanups,
+            self.flows_forgotten,
+        ];
+        assert!(
+            all.iter().all(|count| *count > 0) && self.by_authority.len() == 4,
+            "something never happened: {self:?}"
+        );
+    }
+}
+
+/// So many rounds are enough to settle when nothing fails any more.
+const ROUNDS_TO_SETTLE: usize = 12;
+
+impl Walk {
+    pub fn new(seed: u64) -> Walk {
+        let mut random = Random::new(seed);
+        let kernel = MemoryKernel::new(State::of_others());
+        let watch = Watch::default();
+        let observer = watch.clone();
+        kernel.with(|machine| {
+            machine.observer = Some(Box::new(move |state, object| observer.acted(state, object)));
+        });
+        let (config, families) = configuration(&mut random);
+        let agent = Agent::start(&kernel, &config, families);
+        Walk {
+            world: generate::empty_world(),
+            remembered: generate::empty_world(),
+            random,
+            kernel,
+            watch,
+            config,
+            families,
+            agent,
+            clock: Clock::new(),
+            disturbed: false,
+            story: Vec::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    pub fn run(&mut self, steps: u64) {
+        self.restart();
+        for _ in 0..steps {
+            self.step();
+        }
+        self.settle();
+        self.clean_up();
+        self.counts.acts_checked = self.watch.checked();
+    }
+
+    fn tell(&mut self, what: impl Into<String>) {
+        self.story.push(what.into());
+    }
+
+    fn step(&mut self) {
+        match self.random.below(100) {
+            0..=44 => self.change_world(),
+            45..=54 => self.let_time_pass(),
+            55..=69 => self.work(),
+            70..=77 => self.damage(),
+            78..=84 => self.restart(),
+            85..=87 => self.audit(),
+            88..=89 => self.somebody_sends_datagrams(),
+            _ => self.settle(),
+        }
+    }
+
+    fn change_world(&mut self) {
+        for _ in 0..1 + self.random.below(3) {
+            let what = generate::change(&mut self.world, &mut self.random);
+            self.tell(what);
+        }
+        self.publish();
+        if self.random.chance(70) {
+            self.work();
+        }
+    }
+
+    /// Hands the newest World to the program, unless it lives on memory only.
+    fn publish(&mut self) {
+        if matches!(self.agent.authority, Authority::Partial | Authority::Complete) {
+            self.world.authority = self.agent.authority;
+            self.agent.take_world(&self.world.clone(), self.clock.now);
+        }
+    }
+
+    fn let_time_pass(&mut self) {
+        let seconds = self.random.below(25) as u64;
+        self.clock.pass(Duration::from_secs(seconds));
+        self.agent.expire(self.clock.now);
+        self.tell(format!("{seconds} s pass"));
+        self.work();
+    }
+
+    /// One round or a few, in which steps and reads may fail.
+    fn work(&mut self) {
+        let fails = self.random.chance(40);
+        if fails {
+            let random = Random::new(self.random.next());
+            let steps = *self.random.pick(&[2, 10, 40]);
+            let reads = *self.random.pick(&[0, 0, 10, 50]);
+            self.kernel.with(|machine| machine.faults = Faults { random, steps, reads });
+            self.disturbed = true;
+        }
+        for _ in 0..1 + self.random.below(3) {
+            self.round();
+            if self.random.chance(50) {
+                self.clock.pass_until(self.agent.mirrors.retry_at());
+            }
+        }
+        self.kernel.with(|machine| machine.faults = Faults::none());
+    }
+
+    fn moment(&mut self) -> Moment {
+        Moment { now: self.clock.now, jitter: self.random.next() as u32 }
+    }
+
+    fn round(&mut self) {
+        let at = self.moment();
+        self.agent.adopt(at);
+        let (state, foreign) = self.kernel.with(|machine| (machine.state.clone(), machine.foreign.clone()));
+        self.watch.begin(&state, &foreign, self.agent.desired(), self.agent.authority);
+        let round = self.agent.round(at);
+        if let Some(Ok(flows)) = round.flows {
+            self.counts.flows_forgotten += flows as u64;
+        }
+        *self.counts.by_authority.entry(format!("{:?}", self.agent.authority)).or_default() += 1;
+        if self.agent.mirrors.reflections().iter().any(|family| family.trouble().is_some()) {
+            self.counts.failures += 1;
+        }
+        let acts = self.watch.take_acts().join(", ");
+        let waits = self.unsettled().join(", ");
+        let authority = self.agent.authority;
+        self.tell(format!("a round of {} steps as {authority:?}: {acts}; unsettled: {waits}", round.steps));
+        self.look();
+    }
+
+    /// What must hold after every round.
+    fn look(&mut self) {
+        let seen = self.watch.take_seen();
+        assert!(seen.is_empty(), "{seen:#?}");
+        let (refused, damage) =
+            self.kernel.with(|machine| (std::mem::take(&mut machine.refused), machine.foreign_damage()));
+        assert!(damage.is_empty(), "what belongs to others was touched: {damage:#?}");
+        assert!(self.disturbed || refused.is_empty(), "the kernel refused, and nobody had disturbed: {refused:#?}");
+    }
+
+    fn damage(&mut self) {
+        let kind = *self.random.pick(&Kind::ALL);
+        let foreign = self.kernel.with(|machine| machine.foreign.clone());
+        let random = &mut self.random;
+        let hurt = self.kernel.with(|machine| damage::hurt(&mut machine.state, &foreign, kind, random));
+        let Some((hurt, what)) = hurt else { return };
+        self.watch.excuse(&hurt);
+        self.disturbed = true;
+        self.counts.damages += 1;
+        self.tell(what);
+        if self.random.chance(30) {
+            self.tell("the monitors notice");
+            let at = self.moment();
+            self.agent.mirrors.audit_routing(at);
+            self.agent.mirrors.audit_rules(at);
+        }
+        if self.random.chance(50) {
+            self.work();
+        }
+    }
+
+    fn audit(&mut self) {
+        let at = self.moment();
+        let found = self.agent.audit(at);
+        self.tell(format!("an audit finds {found:?}"));
+    }
+
+    /// Clients of UDP services leave flows behind.
+    fn somebody_sends_datagrams(&mut self) {
+        if self.watch.is_damaged() || self.agent.authority != Authority::Complete {
+            return;
+        }
+        self.settle();
+        let mut flows = Vec::new();
+        for (key, found) in &self.agent.desired().virtuals {
+            let ServiceKey::Address { address, protocol: Protocol::Udp, port } = *key else { continue };
+            let original_destination = SocketAddr::new(address, port);
+            flows.extend(found.destinations.iter().map(|destination| Flows {
+                protocol: Protocol::Udp,
+                original_destination,
+                reply_source: destination.address,
+            }));
+        }
+        self.kernel.with(|machine| machine.state.flows.extend(flows));
+    }
+
+    /// Ends the program, at any moment, and starts it again with more or less knowledge.
+    fn restart(&mut self) {
+        if self.watch.is_damaged() {
+            // Which virtual services are ours is told by their elements: somebody who takes those away may make us
+            // forget a service for good. So damage is repaired before the memory goes.
+            self.start_from(World { authority: Authority::Complete, ..self.world.clone() });
+            self.settle();
+        }
+        let settled = self.random.chance(30);
+        if settled {
+            self.settle();
+        }
+        self.counts.restarts += 1;
+        let complete = settled && self.agent.authority == Authority::Complete;
+        if !complete && self.random.chance(20) {
+            (self.config, self.families) = configuration(&mut self.random);
+        }
+        if !settled {
+            // Flows to a backend that was removed just before the end are nobody's knowledge any more.
+            self.kernel.with(|machine| machine.state.flows.clear());
+        }
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        self.tell("the program starts again");
+        if complete && self.random.chance(70) {
+            self.world.authority = Authority::Complete;
+            self.start_from(self.world.clone());
+            let before = self.kernel.with(|machine| machine.acts);
+            self.round();
+            assert_eq!(before, self.kernel.with(|machine| machine.acts), "a restart with everything in place wrote");
+            self.counts.restarts_without_a_write += 1;
+            return;
+        }
+        if self.random.chance(30) {
+            self.start_from(World { authority: Authority::Nothing, ..self.remembered.clone() });
+            self.work();
+        }
+        if self.random.chance(60) {
+            self.start_from(World { authority: Authority::Remembered, ..self.remembered.clone() });
+            self.work();
+        }
+        if self.random.chance(40) {
+            self.start_from(World { authority: Authority::Partial, ..self.world.clone() });
+            self.work();
+        }
+        if self.random.chance(90) {
+            self.start_from(World { authority: Authority::Complete, ..self.world.clone() });
+            self.work();
+        }
+    }
+
+    fn start_from(&mut self, world: World) {
+        self.tell(format!("{:?} is known", world.authority));
+        self.agent.take_world(&world, self.clock.now);
+    }
+
+    /// Nothing fails any more: the kernel becomes what is wanted.
+    fn settle(&mut self) {
+        self.kernel.with(|machine| machine.faults = Faults::none());
+        if self.watch.is_damaged() {
+            // What others did is unknown until it is looked for, and may stand in the way.
+            self.rounds_until_quiet();
+            self.audit();
+        }
+        self.become_settled();
+        if self.agent.authority == Authority::Complete {
+            self.watch.all_repaired();
+            self.disturbed = false;
+        }
+        self.tell("settled");
+        match self.agent.authority {
+            Authority::Complete => self.must_be_as_wanted(),
+            Authority::Partial => self.must_hold_at_least_what_is_wanted(),
+            Authority::Remembered | Authority::Nothing => {}
+        }
+        let before = self.kernel.with(|machine| machine.acts);
+        self.round();
+        assert_eq!(before, self.kernel.with(|machine| machine.acts), "settled, and a round wrote something");
+        self.counts.settled += 1;
+        if self.agent.authority == Authority::Complete && self.random.chance(50) {
+            self.remembered = self.world.clone();
+        }
+    }
+
+    fn rounds_until_quiet(&mut self) {
+        for _ in 0..ROUNDS_TO_SETTLE {
+            self.clock.pass_until(self.agent.mirrors.retry_at());
+            self.agent.expire(self.clock.now);
+            self.round();
+            if self.agent.mirrors.is_settled() {
+                break;
+            }
+        }
+    }
+
+    fn become_settled(&mut self) {
+        self.rounds_until_quiet();
+        let trouble: Vec<_> = self.agent.mirrors.reflections().iter().filter_map(|f| f.trouble().cloned()).collect();
+        assert!(trouble.is_empty(), "nothing fails, and there is trouble: {trouble:#?}");
+        if self.agent.authority == Authority::Complete {
+            assert!(self.agent.mirrors.is_settled(), "nothing fails, and it does not settle: {:#?}", self.unsettled());
+        }
+    }
+
+    fn unsettled(&self) -> Vec<&'static str> {
+        self.agent.mirrors.reflections().iter().filter(|family| !family.is_settled()).map(|f| f.name()).collect()
+    }
+
+    /// Everything wanted is there, and nothing else of ours.
+    fn must_be_as_wanted(&mut self) {
+        let (state, foreign) = self.kernel.with(|machine| (machine.state.clone(), machine.foreign.clone()));
+        let desired = self.agent.desired();
+        let Desired { links, addresses, sets, elements, rules, virtuals, routes, .. } = desired;
+        same(&state.links, &foreign.links, links);
+        same(&state.sets, &foreign.sets, sets);
+        same(&state.elements, &foreign.elements, elements);
+        same(&state.rules, &foreign.rules, rules);
+        same(&state.virtuals, &foreign.virtuals, virtuals);
+        same(&state.routes, &foreign.routes, routes);
+        same(&state.addresses, &foreign.addresses, addresses);
+        for (setting, rule) in &desired.settings {
+            if let Some(value) = state.settings.get(setting) {
+                assert!(rule.given(value).is_none_or(|wanted| wanted == value), "{setting} is {value}, not {rule:?}");
+            }
+        }
+        for flow in &state.flows {
+            let address = flow.original_destination;
+            let key = ServiceKey::Address { address: address.ip(), protocol: flow.protocol, port: address.port() };
+            let backends = virtuals.get(&key).map(|found| &found.destinations);
+            let remains = backends.is_some_and(|list| list.iter().any(|d| d.address == flow.reply_source));
+            assert!(remains, "{flow:?} is still tracked, and its backend is gone");
+        }
+    }
+
+    fn must_hold_at_least_what_is_wanted(&mut self) {
+        let state = self.kernel.state();
+        let desired = self.agent.desired();
+        assert!(desired.elements.keys().all(|key| state.elements.contains_key(key)));
+        assert!(desired.routes.iter().all(|(key, route)| state.routes.get(key) == Some(route)));
+        assert!(desired.rules.iter().all(|(key, rules)| state.rules.get(key) == Some(rules)));
+        for (key, wanted) in &desired.virtuals {
+            let found = state.virtuals.get(key).unwrap_or_else(|| panic!("{key} is wanted and not there"));
+            assert_eq!(found.service, wanted.service, "{key}");
+            assert!(wanted.destinations.iter().all(|d| found.destinations.contains(d)), "{key}");
+        }
+    }
+
+    /// The end: the program is asked to take everything away, at first with failures, and ended in the middle.
+    fn clean_up(&mut self) {
+        self.tell("cleaning up");
+        let nothing = Desired::default();
+        for attempt in 0..4 {
+            let random = Random::new(self.random.next());
+            let steps = if attempt < 3 { 15 } else { 0 };
+            self.disturbed = true;
+            self.kernel.with(|machine| machine.faults = Faults { random, steps, reads: 0 });
+            let mut mirrors = Mirrors::new(self.kernel.targets(), self.config.excluded_cidrs.clone());
+            for _ in 0..ROUNDS_TO_SETTLE {
+                self.clock.pass_until(mirrors.retry_at());
+                let at = self.moment();
+                let (state, foreign) = self.kernel.with(|machine| (machine.state.clone(), machine.foreign.clone()));
+                self.watch.begin(&state, &foreign, &nothing, Authority::Complete);
+                mirrors.round(&nothing, Authority::Complete, at);
+                self.look();
+                if attempt < 3 && self.random.chance(40) {
+                    break;
+                }
+            }
+        }
+        let (state, foreign) = self.kernel.with(|machine| (machine.state.clone(), machine.foreign.clone()));
+        same(&state.links, &foreign.links, &BTreeMap::new());
+        same(&state.sets, &foreign.sets, &BTreeMap::new());
+        same(&state.elements, &foreign.elements, &BTreeMap::new());
+        same(&state.rules, &foreign.rules, &BTreeMap::new());
+        same(&state.virtuals, &foreign.virtuals, &BTreeMap::new());
+        same(&state.routes, &foreign.routes, &BTreeMap::new());
+        same(&state.addresses, &foreign.addresses, &BTreeMap::new());
+        self.counts.cleanups += 1;
+    }
+
+    /// One damage of one kind, found and repaired.
+    pub fn damage_is_found_and_repaired(&mut self, kind: Kind) {
+        (self.config, self.families) = flags::proxy(&["--strict-external-ip-validation=false", "--enable-ipv6=true"]);
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        self.agent.authority = Authority::Complete;
+        for _ in 0..200 {
+            generate::change(&mut self.world, &mut self.random);
+        }
+        self.publish();
+        self.settle();
+        let foreign = self.kernel.with(|machine| machine.foreign.clone());
+        let random = &mut self.random;
+        let hurt = self.kernel.with(|machine| damage::hurt(&mut machine.state, &foreign, kind, random));
+        let (hurt, what) = hurt.unwrap_or_else(|| panic!("there is nothing to damage by {kind:?}"));
+        self.watch.excuse(&hurt);
+        self.disturbed = true;
+        let at = self.moment();
+        let found = self.agent.audit(at);
+        assert!(!found.is_empty(), "an audit does not see {what}");
+        self.settle();
+        let at = self.moment();
+        let found = self.agent.audit(at);
+        assert!(found.is_empty(), "{what} is repaired, and an audit still sees {found:?}");
+    }
+}
+
+/// Some of the flags that decide what is wanted and how it goes.
+fn configuration(random: &mut Random) -> (Arc<ProxyConfig>, PerFamily<bool>) {
+    let mut words = Vec::new();
+    for (word, percent) in [
+        ("--strict-external-ip-validation=false", 70),
+        ("--ipvs-graceful-termination=true", 50),
+        ("--nodeport-bindon-all-ip=true", 30),
+        ("--masquerade-all=true", 30),
+        ("--ipvs-permit-all=false", 20),
+        ("--enable-ipv6=true", 80),
+    ] {
+        if random.chance(percent) {
+            words.push(word);
+        }
+    }
+    flags::proxy(&words)
+}
+
+/// What is there is what belongs to others and what is wanted.
+fn same<K: Ord + Clone + Debug, V: Clone + PartialEq + Debug>(
+    found: &BTreeMap<K, V>,
+    foreign: &BTreeMap<K, V>,
+    wanted: &BTreeMap<K, V>,
+) {
+    let mut expected = foreign.clone();
+    expected.extend(wanted.iter().map(|(key, value)| (key.clone(), value.clone())));
+    for key in found.keys().chain(expected.keys()) {
+        assert_eq!(found.get(key), expected.get(key), "{key:?}: found, and expected");
+    }
+}

@@ -1,0 +1,287 @@
+//! Looks at the kernel after every single act of a round, and writes down what must never be seen.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+use sluice::kernel::ipset::{ElementKey, Entry};
+use sluice::kernel::ipvs::{ServiceKey, Virtual};
+use sluice::kernel::route::{RouteKey, TABLE_LOCAL};
+use sluice::model::Authority;
+use sluice::net::{Family, Protocol};
+use sluice::proxy::desired::Desired;
+use sluice::proxy::names::Set;
+
+use crate::damage::Hurt;
+use crate::support::memory::{Object, State};
+use crate::support::packet::{self, End};
+
+/// What was seen that must not be.
+#[derive(Clone, Default)]
+pub struct Watch(Rc<RefCell<Round>>);
+
+/// What a round may do, and what it did.
+#[derive(Default)]
+struct Round {
+    before: State,
+    authority: Option<Authority>,
+    /// Where connections ended before the round.
+    ends_before: BTreeMap<ServiceKey, BTreeSet<SocketAddr>>,
+    /// Where they shall end.
+    ends_after: BTreeMap<ServiceKey, BTreeSet<SocketAddr>>,
+    /// Those that work before and shall work after.
+    stable: Vec<ServiceKey>,
+    guarded: bool,
+    /// Addresses that the device itself needs.
+    of_device: BTreeSet<IpAddr>,
+    /// Virtual services of others.
+    foreign: BTreeSet<ServiceKey>,
+    last: BTreeMap<ServiceKey, Virtual>,
+    /// Damaged addresses, of which no order can be asked until they are repaired.
+    excused: BTreeSet<IpAddr>,
+    everything_excused: bool,
+    seen: Vec<String>,
+    /// The acts of the round, to be told.
+    acts: Vec<String>,
+    pub checked: u64,
+}
+
+impl Watch {
+    /// A round begins.
+    pub fn begin(&self, state: &State, foreign: &State, desired: &Desired, authority: Authority) {
+        let mut round = self.0.borrow_mut();
+        round.before = state.clone();
+        round.authority = Some(authority);
+        round.of_device = desired.addresses.keys().map(|key| key.address.addr()).collect();
+        round.foreign = foreign.virtuals.keys().copied().collect();
+        round.last = state.virtuals.clone();
+        round.guarded = desired.rules.keys().any(|piece| piece.to_string().contains("KUBE-ROUTER-SERVICES"));
+        let after = State {
+            virtuals: desired.virtuals.clone(),
+            elements: desired.elements.clone(),
+            rules: desired.rules.clone(),
+            routes: foreign.routes.iter().chain(&desired.routes).map(|(k, r)| (k.clone(), r.clone())).collect(),
+            ..State::default()
+        };
+        round.ends_before = ends(state);
+        round.ends_after = ends(&after);
+        let before: BTreeSet<ServiceKey> = round.ends_before.keys().copied().collect();
+        round.stable = round.ends_after.keys().filter(|key| before.contains(key)).copied().collect();
+    }
+
+    /// Something of ours was damaged by others.
+    pub fn excuse(&self, hurt: &Hurt) {
+        let mut round = self.0.borrow_mut();
+        match hurt {
+            Hurt::Address(address) => {
+                round.excused.insert(*address);
+            }
+            Hurt::Everything => round.everything_excused = true,
+        }
+    }
+
+    /// All damage is repaired.
+    pub fn all_repaired(&self) {
+        let mut round = self.0.borrow_mut();
+        round.excused.clear();
+        round.everything_excused = false;
+    }
+
+    /// Whether something is damaged and not yet repaired.
+    pub fn is_damaged(&self) -> bool {
+        let round = self.0.borrow();
+        round.everything_excused || !round.excused.is_empty()
+    }
+
+    /// One act has just been done.
+    pub fn acted(&self, state: &State, object: &Object) {
+        let mut round = self.0.borrow_mut();
+        round.checked += 1;
+        let exists = round.exists(state, object);
+        round.acts.push(format!("{}{object}", if exists { "+" } else { "-" }));
+        if !round.everything_excused {
+            let mut seen = round.wrong_order(state, object);
+            seen.extend(round.shrinking(state, object));
+            seen.extend(round.unreachable(state, object));
+            round.seen.extend(seen);
+        }
+        if let Object::Virtual(key) = object {
+            match state.virtuals.get(key) {
+                Some(found) => round.last.insert(*key, found.clone()),
+                None => round.last.remove(key),
+            };
+        }
+    }
+
+    pub fn take_acts(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.borrow_mut().acts)
+    }
+
+    pub fn take_seen(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.borrow_mut().seen)
+    }
+
+    pub fn checked(&self) -> u64 {
+        self.0.borrow().checked
+    }
+}
+
+impl Round {
+    /// A thing without what it needs.
+    fn wrong_order(&self, state: &State, object: &Object) -> Vec<String> {
+        let mut seen = Vec::new();
+        match object {
+            Object::Virtual(key) => {
+                let ServiceKey::Address { address, protocol, port } = *key else { return seen };
+                if self.excused.contains(&address) {
+                    return seen;
+                }
+                let exists = state.virtuals.contains_key(key);
+                if exists && !has_port_element(state, address, protocol, port) {
+                    seen.push(format!("{key} stands without its element"));
+                }
+                if !exists && self.last.contains_key(key) && self.is_routed_to_nothing(state, address) {
+                    seen.push(format!("{key} went, and its address is still routed to this host"));
+                }
+            }
+            Object::Route(key) if key.table == TABLE_LOCAL && state.routes.contains_key(key) => {
+                let address = key.destination.addr();
+                if self.excused.contains(&address) || self.of_device.contains(&address) {
+                    return seen;
+                }
+                if !self.before.routes.contains_key(key) && self.is_routed_to_nothing(state, address) {
+                    seen.push(format!("route {key} stands before its virtual service"));
+                }
+                if self.guarded && !has_address_element(state, address) {
+                    seen.push(format!("route {key} stands, and the guard does not know its address"));
+                }
+            }
+            Object::Element(key) if !state.elements.contains_key(key) => seen.extend(self.element_gone(state, key)),
+            _ => {}
+        }
+        seen
+    }
+
+    fn element_gone(&self, state: &State, key: &ElementKey) -> Option<String> {
+        match key.entry {
+            Entry::IpPort(address, protocol, port) => {
+                let service = ServiceKey::Address { address, protocol, port };
+                let stands = state.virtuals.contains_key(&service) && !self.excused.contains(&address);
+                stands.then(|| format!("the element of {service} went before it"))
+            }
+            Entry::Ip(address) if key.set == Set::ServiceAddresses.name(Family::from(address)) => {
+                let used =
+                    !self.excused.contains(&address) && (self.has_virtual(state, address) || our_route(state, address));
+                used.then(|| format!("{address} is in use and left the set of service addresses"))
+            }
+            _ => None,
+        }
+    }
+
+    fn exists(&self, state: &State, object: &Object) -> bool {
+        match object {
+            Object::Link(key) => state.links.contains_key(key),
+            Object::Setting(key) => state.settings.contains_key(key),
+            Object::Set(key) => state.sets.contains_key(key),
+            Object::Element(key) => state.elements.contains_key(key),
+            Object::Rule(key) => state.rules.contains_key(key),
+            Object::Virtual(key) => state.virtuals.contains_key(key),
+            Object::Route(key) => state.routes.contains_key(key),
+            Object::Address(key) => state.addresses.contains_key(key),
+        }
+    }
+
+    /// A loss that the authority does not allow.
+    fn shrinking(&self, state: &State, object: &Object) -> Option<String> {
+        if self.authority == Some(Authority::Complete) {
+            return None;
+        }
+        let remembered = self.authority == Some(Authority::Remembered);
+        let (is, was) = match object {
+            Object::Setting(_) => return None,
+            Object::Link(key) => (state.links.contains_key(key), false),
+            Object::Set(key) => (state.sets.contains_key(key), self.before.sets.contains_key(key)),
+            Object::Element(key) => (state.elements.contains_key(key), self.before.elements.contains_key(key)),
+            Object::Rule(key) => (state.rules.contains_key(key), self.before.rules.contains_key(key)),
+            Object::Route(key) => (state.routes.contains_key(key), self.before.routes.contains_key(key)),
+            Object::Address(key) => (state.addresses.contains_key(key), self.before.addresses.contains_key(key)),
+            Object::Virtual(key) => {
+                if let (Some(old), Some(new)) = (self.last.get(key), state.virtuals.get(key)) {
+                    let kept = |d: &SocketAddr| new.destinations.iter().any(|new| new.address == *d);
+                    let lost = old.destinations.iter().map(|d| d.address).find(|address| !kept(address));
+                    if let Some(lost) = lost {
+                        return Some(format!("{key} lost {lost} although not everything is known"));
+                    }
+                }
+                (state.virtuals.contains_key(key), self.before.virtuals.contains_key(key))
+            }
+        };
+        if !is {
+            return Some(format!("{object} went although not everything is known"));
+        }
+        (was && remembered).then(|| format!("{object} changed on the word of a remembered cluster"))
+    }
+
+    /// A connection that worked before and shall work after, and does not now; or one to a place that neither knows.
+    fn unreachable(&self, state: &State, object: &Object) -> Vec<String> {
+        let mut seen = Vec::new();
+        for key in self.stable.iter().filter(|key| !self.is_excused(key)) {
+            if !matches!(packet::end(state, *key), End::Backends(_)) {
+                seen.push(format!("connections to {key} end at {:?}, after {object}", packet::end(state, *key)));
+            }
+        }
+        let Object::Virtual(key) = object else { return seen };
+        if let End::Backends(now) = packet::end(state, *key) {
+            let known = |backend: &SocketAddr| {
+                let among = |ends: &BTreeMap<ServiceKey, BTreeSet<SocketAddr>>| {
+                    ends.get(key).is_some_and(|ends| ends.contains(backend))
+                };
+                among(&self.ends_before) || among(&self.ends_after)
+            };
+            if let Some(stranger) = now.iter().find(|backend| !known(backend)).filter(|_| !self.is_excused(key)) {
+                seen.push(format!("connections to {key} may end at {stranger}, which nobody asked for"));
+            }
+        }
+        seen
+    }
+
+    fn has_virtual(&self, state: &State, address: IpAddr) -> bool {
+        let on_it = |key: &ServiceKey| matches!(key, ServiceKey::Address { address: its, .. } if *its == address);
+        state.virtuals.keys().any(|key| on_it(key) && !self.foreign.contains(key))
+    }
+
+    fn is_routed_to_nothing(&self, state: &State, address: IpAddr) -> bool {
+        our_route(state, address) && !self.has_virtual(state, address)
+    }
+
+    fn is_excused(&self, key: &ServiceKey) -> bool {
+        matches!(key, ServiceKey::Address { address, .. } if self.excused.contains(address))
+    }
+}
+
+/// Where connections to each virtual service end that has backends.
+fn ends(state: &State) -> BTreeMap<ServiceKey, BTreeSet<SocketAddr>> {
+    let served = state.virtuals.keys().filter_map(|key| match packet::end(state, *key) {
+        End::Backends(backends) => Some((*key, backends)),
+        _ => None,
+    });
+    served.collect()
+}
+
+fn has_port_element(state: &State, address: IpAddr, protocol: Protocol, port: u16) -> bool {
+    let set = Set::ServicePorts.name(Family::from(address));
+    state.elements.contains_key(&ElementKey { set, entry: Entry::IpPort(address, protocol, port) })
+}
+
+fn has_address_element(state: &State, address: IpAddr) -> bool {
+    let set = Set::ServiceAddresses.name(Family::from(address));
+    state.elements.contains_key(&ElementKey { set, entry: Entry::Ip(address) })
+}
+
+fn our_route(state: &State, address: IpAddr) -> bool {
+    let is_ours = |key: &RouteKey| key.table == TABLE_LOCAL && key.destination == Family::host_prefix(address);
+    state.routes.iter().any(|(key, route)| {
+        is_ours(key) && route.next_hops.iter().any(|hop| hop.link.0 == sluice::proxy::names::DEVICE)
+    })
+}
