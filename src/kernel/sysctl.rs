@@ -70,56 +70,54 @@ impl Settings {
         self.rules = rules;
     }
 
-    /// Replaces the rules.
-    pub fn decide(&mut self, rules: &BTreeMap<Setting, Wanted>) {
-        self.rules.clone_from(rules);
+    /// The desired state: what each setting that exists, and is ours to decide, shall be. One that cannot be
+    /// read is wanted too where its value does not matter, so that its step fails and is seen.
+    pub fn wanted(&mut self) -> Result<BTreeMap<Setting, CompactString>, Error> {
+        let mut wanted = BTreeMap::new();
+        for (setting, rule) in self.rules.clone() {
+            let value = match (self.look(&setting), &rule) {
+                (Some(Ok(found)), rule) => rule.given(&found),
+                (Some(Err(_)), Wanted::Always(value)) => Some(value),
+                _ => None,
+            };
+            wanted.extend(value.map(|value| (setting, value.clone())));
+        }
+        Ok(wanted)
     }
 
-    /// The desired state: what each setting that exists, and is ours to decide, shall be.
-    pub fn wanted(&mut self) -> Result<BTreeMap<Setting, CompactString>, Error> {
-        let found = self.read()?;
-        Ok(found
-            .into_iter()
-            .filter_map(|(setting, value)| {
-                let wanted = self.rules.get(&setting)?.given(&value)?.clone();
-                Some((setting, wanted))
-            })
-            .collect())
+    /// The value of a setting; `None`, which is said once, where the kernel does not have it.
+    fn look(&mut self, setting: &Setting) -> Option<Result<CompactString, Error>> {
+        match value_of(&self.path(setting)) {
+            Ok(value) => {
+                self.reported.remove(setting);
+                Some(Ok(value))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if self.reported.insert(setting.clone()) {
+                    warn!(%setting, "The kernel does not have this setting now");
+                }
+                None
+            }
+            Err(error) => Some(Err(failed("read setting", setting, &error))),
+        }
     }
 
     fn path(&self, setting: &Setting) -> PathBuf {
         self.root.join(&*setting.0)
     }
 
-    fn say_absent(&mut self, setting: &Setting) {
-        if self.reported.insert(setting.clone()) {
-            warn!(%setting, "the kernel does not have this setting now");
-        }
-    }
-
     fn write(&mut self, setting: &Setting, value: &str) -> Result<(), Error> {
-        let found = match value_of(&self.path(setting)) {
-            Ok(found) => found,
-            Err(error) => return self.absent_or(error, "read setting", setting),
-        };
+        let Some(found) = self.look(setting) else { return Ok(()) };
+        let found = found?;
         // It may have become the administrator's since it was compared.
         let ours = self.rules.get(setting).is_none_or(|rule| rule.given(&found).is_some());
         if !ours || found == value {
             return Ok(());
         }
         let opened = OpenOptions::new().write(true).open(self.path(setting));
-        match opened.and_then(|mut file| file.write_all(value.as_bytes())) {
-            Ok(()) => Ok(()),
-            Err(error) => self.absent_or(error, "write setting", setting),
-        }
-    }
-
-    fn absent_or(&mut self, error: io::Error, operation: &'static str, setting: &Setting) -> Result<(), Error> {
-        if error.kind() == io::ErrorKind::NotFound {
-            self.say_absent(setting);
-            return Ok(());
-        }
-        Err(failed(operation, setting, &error))
+        opened
+            .and_then(|mut file| file.write_all(value.as_bytes()))
+            .map_err(|error| failed("write setting", setting, &error))
     }
 }
 
@@ -135,14 +133,10 @@ impl Target for Settings {
     fn read(&mut self) -> Result<BTreeMap<Setting, CompactString>, Error> {
         let mut found = BTreeMap::new();
         for (setting, rule) in self.rules.clone() {
-            match value_of(&self.path(&setting)) {
-                Ok(value) => {
-                    self.reported.remove(&setting);
-                    if rule.given(&value).is_some() {
-                        found.insert(setting, value);
-                    }
-                }
-                Err(error) => self.absent_or(error, "read setting", &setting)?,
+            // One that cannot be read does not hide the others.
+            let Some(Ok(value)) = self.look(&setting) else { continue };
+            if rule.given(&value).is_some() {
+                found.insert(setting, value);
             }
         }
         Ok(found)
@@ -253,10 +247,17 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_cannot_be_written_is_a_failure() {
-        let (root, mut settings) = settings(&[], &[("a", always("1"))]);
+    fn a_setting_that_cannot_be_read_fails_alone() {
+        let (root, mut settings) = settings(&[("b", "0\n")], &[("a", always("1")), ("b", always("1"))]);
         std::fs::create_dir(root.path().join("a")).expect("a directory in its place");
-        let error = settings.read().expect_err("a directory is no setting");
-        assert!(error.to_string().starts_with("read setting a: "), "{error}");
+        assert_eq!(settings.read().expect("the other can be read"), map(&[("b", "0")]));
+        let wanted = settings.wanted().expect("the other can be read");
+        assert_eq!(wanted, map(&[("a", "1"), ("b", "1")]));
+        let steps: Vec<Step<'_, _, _>> =
+            wanted.iter().map(|(key, want)| Step { key, have: None, want: Some(want) }).collect();
+        let failures = settings.apply(Phase::Grow, &steps);
+        let texts: Vec<String> = failures.iter().map(|failure| failure.error.to_string()).collect();
+        assert_eq!(texts.len(), 1);
+        assert!(texts.iter().all(|text| text.starts_with("read setting a: ")), "{texts:?}");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::Duration;
 
-use super::fault::{BUSY, EXIST, HASH_FULL, REFERENCED, error};
+use super::fault::{BUSY, HASH_FULL, LAST_OF_SYSTEM, REFERENCED, error};
 use super::wire::{self, command, outer};
 use super::{Entry, SetKind, SetName, SetSpec};
 use crate::kernel::netlink::{Bus, Fault, Messages, Refusal, Socket};
@@ -63,7 +63,8 @@ impl Ipset {
         }
     }
 
-    /// Which of these elements exist. Not for prefixes: an address in a larger prefix counts as there.
+    /// Which of these elements exist. What the set could never hold does not. Not for prefixes: an address in a
+    /// larger prefix counts as there.
     pub(super) fn test(&mut self, set: &SetName, entries: &[Entry]) -> Result<Vec<bool>, Error> {
         let mut messages = Messages::new();
         for entry in entries {
@@ -73,13 +74,11 @@ impl Ipset {
         let refusals = self.socket.batch(&mut messages).map_err(|fault| error("test elements", &set.0, fault))?;
         let mut exist = vec![true; entries.len()];
         for refusal in refusals {
-            match refusal.errno {
-                EXIST | libc::ENOENT => {
-                    if let Some(exists) = exist.get_mut(refusal.message) {
-                        *exists = false;
-                    }
-                }
-                _ => return Err(error("test elements", &set.0, Fault::Refused(refusal))),
+            if refusal.errno <= LAST_OF_SYSTEM && refusal.errno != libc::ENOENT {
+                return Err(error("test elements", &set.0, Fault::Refused(refusal)));
+            }
+            if let Some(exists) = exist.get_mut(refusal.message) {
+                *exists = false;
             }
         }
         Ok(exist)

@@ -8,17 +8,19 @@ use rustix::io::Errno;
 use crate::kernel::netlink::{Fault, Refusal};
 use crate::kernel::{Cause, Error};
 
+/// The error numbers above this one are ipset's own.
+pub(super) const LAST_OF_SYSTEM: i32 = 4095;
 pub(super) const BUSY: i32 = 4100;
 pub(super) const TYPE_MISMATCH: i32 = 4102;
-/// For additions: it is there; for tests and deletions: it is not.
-pub(super) const EXIST: i32 = 4103;
 pub(super) const REFERENCED: i32 = 4108;
 pub(super) const HASH_FULL: i32 = 4352;
 
 /// The kernel's answer in words.
 pub(super) fn cause(fault: Fault) -> Cause {
     match fault {
-        Fault::Refused(refusal) if refusal.errno > 4095 => Cause::Ipset(refusal.errno, meaning(refusal.errno)),
+        Fault::Refused(refusal) if refusal.errno > LAST_OF_SYSTEM => {
+            Cause::Ipset(refusal.errno, meaning(refusal.errno))
+        }
         // What a kernel answers that does not know the subsystem, and nothing that we send provokes.
         Fault::Refused(Refusal { errno: libc::EINVAL, .. }) => {
             Cause::Errno(Errno::OPNOTSUPP, Some("the kernel has no ip_set, or refuses what was asked".to_owned()))
@@ -39,7 +41,8 @@ fn meaning(number: i32) -> &'static str {
         BUSY => "the set is in use",
         4101 => "a set with the second name exists already",
         TYPE_MISMATCH => "the sets are of different types",
-        EXIST => "the element is there already, or is not there",
+        // For additions: it is there; for tests and deletions: it is not.
+        4103 => "the element is there already, or is not there",
         4104 => "the prefix length is invalid",
         4105 => "the netmask is invalid",
         4106 => "the address family does not fit the type of the set",

@@ -119,12 +119,12 @@ impl Tables {
                     Ok(()) => {
                         readable += 1;
                         if self.unreadable.remove(&(family, table)) {
-                            info!(%family, table = table.name(), "rules can be read again");
+                            info!(%family, table = table.name(), "Rules can be read again");
                         }
                     }
                     Err(error) => {
                         if self.unreadable.insert((family, table)) {
-                            warn!(%family, table = table.name(), %error, "rules cannot be read");
+                            warn!(%family, table = table.name(), %error, "Rules cannot be read");
                         }
                         first_error.get_or_insert(error);
                     }
@@ -374,7 +374,7 @@ fn restore(programs: Programs, family: Family, script: &str) -> Result<(), Error
     let arguments = ["--noflush", "--wait", LOCK_WAIT];
     let result = run(Call { program, arguments: &arguments, input: script.as_bytes(), limit: LIMIT });
     let Err(fault) = result else { return Ok(()) };
-    debug!(%family, script, "these rules were refused");
+    debug!(%family, script, "These rules were refused");
     let mut error = fault.of("change rules", &family.to_string(), program);
     if let Cause::Program(words) = &mut error.cause {
         *words = with_line(words, script);

@@ -228,6 +228,13 @@ fn bad_elements_fail_alone() {
         let trouble = mirror.trouble().expect("three elements are bad and one set is missing");
         assert_eq!(trouble.objects, 5, "{trouble:?}");
         assert_eq!(saved("kube-router-svip").1.len(), 250);
+        // What failed is read back and tried again; the others stay known.
+        let mut later = moment();
+        later.now += std::time::Duration::from_secs(60);
+        run("ipset create KUBE-there-is-none hash:ip");
+        let done = mirror.grow(&want, Growth::Full, later);
+        assert_eq!((done.len(), mirror.seen().map(BTreeMap::len)), (2, Some(252)));
+        assert_eq!(mirror.trouble().map(|trouble| trouble.objects), Some(3));
     });
 }
 
