@@ -8,10 +8,13 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use sluice::config::ProxyConfig;
 use sluice::kernel::ipvs::{ServiceKey, Virtual};
 use sluice::model::{Change, Cluster, ObjectName, Table, World};
+use sluice::net::PerFamily;
 use sluice::proxy::desired::Desired;
 use sluice::proxy::plan::Plan;
 
@@ -37,14 +40,19 @@ fn for_many(runs: u64, check: impl Fn(&mut Random) + std::panic::RefUnwindSafe) 
     }
 }
 
-fn plan(words: &[&str]) -> Plan {
-    let (config, families) = flags::proxy(words);
-    Plan::new(config, families, KERNEL)
+/// A checked configuration.
+struct Setup {
+    config: Arc<ProxyConfig>,
+    families: PerFamily<bool>,
 }
 
-/// The flags of one run: some of those that decide what is wanted.
-fn words(random: &mut Random) -> Vec<&'static str> {
-    let mut words = Vec::new();
+fn plan(setup: &Setup) -> Plan {
+    Plan::new(setup.config.clone(), setup.families, KERNEL)
+}
+
+/// The configuration of one run: some of the flags that decide what is wanted, and these.
+fn setup(random: &mut Random, always: &[&'static str]) -> Setup {
+    let mut words = always.to_vec();
     for word in [
         LOOSE,
         "--nodeport-bindon-all-ip=true",
@@ -58,12 +66,13 @@ fn words(random: &mut Random) -> Vec<&'static str> {
         }
     }
     words.push(*random.pick(&["--enable-ipv6=true", "--enable-ipv6=false"]));
-    words
+    let (config, families) = flags::proxy(&words);
+    Setup { config, families }
 }
 
 /// What a process that knows no history wants.
-fn at_once(words: &[&str], world: &World, now: Instant) -> Plan {
-    let mut fresh = plan(words);
+fn at_once(setup: &Setup, world: &World, now: Instant) -> Plan {
+    let mut fresh = plan(setup);
     fresh.update(&generate::copied(world), now);
     fresh
 }
@@ -71,13 +80,13 @@ fn at_once(words: &[&str], world: &World, now: Instant) -> Plan {
 #[test]
 fn a_plan_after_any_history_equals_the_one_made_at_once() {
     for_many(200, |random| {
-        let words = words(random);
-        let (mut plan, now) = (plan(&words), Instant::now());
+        let setup = setup(random, &[]);
+        let (mut plan, now) = (plan(&setup), Instant::now());
         let mut world = generate::empty_world();
         for _ in 0..40 {
             let changes: Vec<String> = (0..1 + random.below(3)).map(|_| generate::change(&mut world, random)).collect();
             plan.update(&world, now);
-            let fresh = at_once(&words, &world, now);
+            let fresh = at_once(&setup, &world, now);
             assert_same(plan.desired(), fresh.desired(), &changes);
             assert_eq!(owners(&plan), owners(&fresh), "{changes:?}");
         }
@@ -87,29 +96,27 @@ fn a_plan_after_any_history_equals_the_one_made_at_once() {
 #[test]
 fn draining_leaves_nothing_behind_when_its_time_is_over() {
     for_many(150, |random| {
-        let mut words = words(random);
-        words.push(GRACEFUL);
-        let (mut plan, mut now) = (plan(&words), Instant::now());
+        let setup = setup(random, &[GRACEFUL]);
+        let (mut plan, mut now) = (plan(&setup), Instant::now());
         let mut world = generate::empty_world();
         for _ in 0..30 {
             let changes: Vec<String> = (0..1 + random.below(3)).map(|_| generate::change(&mut world, random)).collect();
             plan.update(&world, now);
             now += Duration::from_secs(random.below(20) as u64);
             plan.expire(now);
-            only_draining_is_added(plan.desired(), at_once(&words, &world, now).desired(), &changes);
+            only_draining_is_added(plan.desired(), at_once(&setup, &world, now).desired(), &changes);
         }
         plan.expire(now + Duration::from_secs(3600));
         assert_eq!((plan.draining(), plan.deadline()), (0, None));
-        assert_same(plan.desired(), at_once(&words, &world, now).desired(), &[]);
+        assert_same(plan.desired(), at_once(&setup, &world, now).desired(), &[]);
     });
 }
 
 #[test]
 fn what_an_update_does_not_name_has_not_changed() {
     for_many(150, |random| {
-        let mut words = words(random);
-        words.push(GRACEFUL);
-        let (mut plan, mut now) = (plan(&words), Instant::now());
+        let setup = setup(random, &[GRACEFUL]);
+        let (mut plan, mut now) = (plan(&setup), Instant::now());
         let mut world = generate::empty_world();
         plan.update(&world, now);
         for _ in 0..30 {
@@ -134,16 +141,16 @@ fn what_an_update_does_not_name_has_not_changed() {
 #[test]
 fn who_has_an_address_does_not_depend_on_who_came_first() {
     for_many(200, |random| {
-        let words = words(random);
+        let setup = setup(random, &[]);
         let now = Instant::now();
         let mut complete = generate::empty_world();
         for _ in 0..30 {
             generate::change(&mut complete, random);
         }
         let mut names: Vec<ObjectName> = complete.cluster.services.iter().map(|(name, _)| name.clone()).collect();
-        let expected = at_once(&words, &complete, now);
+        let expected = at_once(&setup, &complete, now);
         for _ in 0..3 {
-            let mut plan = plan(&words);
+            let mut plan = plan(&setup);
             let mut world = World { cluster: Cluster::default(), ..complete.clone() };
             world.cluster.nodes = complete.cluster.nodes.clone();
             for place in (1..names.len()).rev() {

@@ -277,6 +277,11 @@ impl Plan {
         if draining.is_empty() {
             return wanted;
         }
+        if !Scheduler::from_name(&wanted.service.scheduler).is_some_and(scheduler::can_drain) {
+            // They began to drain under another scheduler.
+            self.draining.end_service(key);
+            return wanted;
+        }
         let mut destinations = wanted.destinations.to_vec();
         for address in draining {
             if destinations.iter().any(|d| d.address == address) {

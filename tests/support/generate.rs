@@ -111,10 +111,13 @@ fn ports(random: &mut Random) -> Vec<ServicePort> {
 }
 
 fn annotations(random: &mut Random) -> ProxyAnnotations {
+    // Those that treat draining each in their own way come often.
+    let often: &[Scheduler] = &[Scheduler::Rr, Scheduler::Sh, Scheduler::Dh];
+    let schedulers = if random.chance(50) { often } else { &Scheduler::ALL };
     let mut flag = || random.chance(30);
     let scheduler_flags = SchedulerFlags { flag_1: flag(), flag_2: flag(), flag_3: flag() };
     ProxyAnnotations {
-        scheduler: *random.pick(&Scheduler::ALL),
+        scheduler: *random.pick(schedulers),
         scheduler_flags,
         local: random.chance(20),
         skip_load_balancer_ips: random.chance(20),
