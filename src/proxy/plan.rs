@@ -28,7 +28,7 @@ use super::endpoints::DRAINING;
 use super::local_node::LocalNode;
 use super::names::{DEVICE, Set};
 use super::part::{Claim, Part, Rank, Surroundings, part};
-use super::{guard, masquerade, scheduler, settings};
+use super::{guard, masquerade, node_port, scheduler, settings};
 
 /// The desired state and everything needed to change it by parts.
 pub struct Plan {
@@ -117,12 +117,15 @@ impl Plan {
         let older = std::mem::replace(&mut self.world, world.clone());
         let node = LocalNode::new(world, self.families);
         let mut dirty: BTreeSet<ObjectName> = BTreeSet::new();
-        if node == self.node {
+        let (same, parts_stay) = (node == self.node, self.parts_stay(&node));
+        self.node = node;
+        if !same {
+            self.replace_common(&mut changed);
+        }
+        if parts_stay {
             dirty.extend(world.cluster.services.changes_since(&older.cluster.services).map(|c| c.key().clone()));
             dirty.extend(world.cluster.endpoints.changes_since(&older.cluster.endpoints).map(|c| c.key().clone()));
         } else {
-            self.node = node;
-            self.replace_common(&mut changed);
             dirty.extend(world.cluster.services.iter().map(|(name, _)| name.clone()));
             dirty.extend(self.parts.keys().cloned());
         }
@@ -154,6 +157,19 @@ impl Plan {
             self.compose(key, &mut changed);
         }
         changed
+    }
+
+    /// Whether a change of the node leaves every part as it is. Addresses of the host come and go; parts name
+    /// only those that node ports listen on.
+    fn parts_stay(&self, newer: &LocalNode) -> bool {
+        let named = |node: &LocalNode| {
+            let family = |family| {
+                let on_all = self.config.nodeport_bindon_all_ip;
+                node_port::node_port_addresses(node, on_all, family)
+            };
+            (node.name.clone(), node.families, PerFamily::from_fn(family))
+        };
+        named(&self.node) == named(newer)
     }
 
     fn update_service(&mut self, name: &ObjectName, now: Instant, changed: &mut Changed) {
