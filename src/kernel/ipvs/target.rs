@@ -1,6 +1,7 @@
 //! Virtual services as a family of objects: what is ours is read, compared and changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ pub struct Services {
     socket: GenericSocket,
     ours: Ours,
     messages: Messages,
+    spread: RandomState,
 }
 
 /// Each service costs a request and a dump, some ten system calls.
@@ -27,7 +29,8 @@ impl Services {
     /// Opens sockets in the network namespace of the calling thread. The module `ip_vs` is loaded by the kernel
     /// when the first request is made.
     pub fn open(ours: Ours) -> Result<Services, Error> {
-        Ok(Services { socket: GenericSocket::open(wire::FAMILY)?, ours, messages: Messages::new() })
+        let socket = GenericSocket::open(wire::FAMILY)?;
+        Ok(Services { socket, ours, messages: Messages::new(), spread: RandomState::new() })
     }
 
     /// Replaces the rule by which services are recognised. What it denies is neither read nor returned.
@@ -153,8 +156,12 @@ impl Target for Services {
     /// Messages of a service stand together, its own before those of its destinations. What exists already, or
     /// is gone already, fails its step: the kernel is not as it was seen, so it is read again.
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, ServiceKey, Virtual>]) -> Vec<Failure<Error>> {
-        let mut plan =
-            Plan { messages: std::mem::take(fresh(&mut self.messages)), owners: Vec::new(), acts: Vec::new() };
+        let mut plan = Plan {
+            messages: std::mem::take(fresh(&mut self.messages)),
+            owners: Vec::new(),
+            acts: Vec::new(),
+            spread: &self.spread,
+        };
         for (index, step) in steps.iter().enumerate() {
             plan.add(index, step);
         }
@@ -191,6 +198,8 @@ struct Plan<'a> {
     owners: Vec<usize>,
     /// What each message does.
     acts: Vec<Act<'a>>,
+    /// Chance, different in every process.
+    spread: &'a RandomState,
 }
 
 enum Act<'a> {
@@ -222,14 +231,22 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Where to begin among so many destinations of a service.
+    fn start(&self, key: &ServiceKey, count: usize) -> usize {
+        let chance = usize::try_from(self.spread.hash_one(key) >> 33).unwrap_or_default();
+        chance.checked_rem(count).unwrap_or_default()
+    }
+
     fn describe(&mut self, index: usize, command: Command, key: &ServiceKey, want: &'a Virtual) {
         wire::describe_service(&mut self.messages, command, key, &want.service);
         self.note(index, Act::Describe(&want.service.scheduler));
     }
 
-    /// New destinations come before old ones go.
+    /// New destinations come before old ones go. They come in an order that begins at another place on each
+    /// node: a scheduler that goes around begins with the first, and all nodes' first clients would go to one.
     fn change_destinations(&mut self, index: usize, key: &ServiceKey, have: &[Destination], want: &[Destination]) {
-        for destination in want {
+        let (later, sooner) = want.split_at(self.start(key, want.len()));
+        for destination in sooner.iter().chain(later) {
             let command = match find(have, destination.address) {
                 None => Command::NewDestination,
                 Some(old) if old != destination => Command::SetDestination,
