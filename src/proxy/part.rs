@@ -55,7 +55,7 @@ pub fn part(service: &Service, endpoints: &Endpoints, around: Surroundings<'_>) 
     let mut claims = Vec::new();
     for port in &service.ports {
         for family in around.node.enabled_families() {
-            claims_of_port(service, endpoints, port, family, around, &mut claims);
+            claims.extend(claims_of_port(service, endpoints, port, family, around));
         }
     }
     Part { claims }
@@ -67,8 +67,8 @@ fn claims_of_port(
     port: &ServicePort,
     family: Family,
     around: Surroundings<'_>,
-    claims: &mut Vec<Claim>,
-) {
+) -> Vec<Claim> {
+    let mut claims = Vec::new();
     let choose = |policy| {
         let reach = match policy {
             TrafficPolicy::Cluster => Reach::Cluster,
@@ -88,7 +88,7 @@ fn claims_of_port(
         claim(Rank::Cluster, *address, port.port, &internal);
     }
     if outside == TrafficPolicy::Local && external.is_empty() {
-        return;
+        return claims;
     }
     let has_family = service.cluster_ips.iter().any(|ip| Family::from(*ip) == family);
     if let (Some(number), true) = (port.node_port, has_family) {
@@ -102,6 +102,7 @@ fn claims_of_port(
     for address in outer {
         claim(Rank::External, address, port.port, &external);
     }
+    claims
 }
 
 /// The virtual service of one claim; also used to compose it anew when draining destinations are added.

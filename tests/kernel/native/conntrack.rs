@@ -1,3 +1,5 @@
+//! Tracked flows of the real kernel: those to a backend that is gone are forgotten, and no others.
+
 use sluice::kernel::conntrack::{Flows, forget};
 use sluice::net::Protocol;
 

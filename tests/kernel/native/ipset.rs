@@ -1,3 +1,5 @@
+//! Sets and their elements in the real kernel: written by us and read with `ipset`, and the reverse.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -1,3 +1,5 @@
+//! Chains and jumps in the real kernel, in both flavours and families, beside rules of others.
+
 use std::collections::BTreeMap;
 use std::process::Command;
 

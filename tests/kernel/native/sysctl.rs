@@ -1,3 +1,5 @@
+//! Settings of the real kernel: written where they differ, and left to the administrator where they are his.
+
 use std::collections::BTreeMap;
 
 use sluice::kernel::sysctl::{Setting, Settings, Wanted};

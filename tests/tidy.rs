@@ -1,0 +1,509 @@
+//! The rules that hold the code together and that no compiler checks: who may import whom, where effects are
+//! allowed, what a file must begin with and how long it may be, which names are not used, and that the texts beside the
+//! code say what the code says.
+//!
+//! Every rule here is written down in `docs/architecture.md`. A failure lists all offences, not only the first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Who may use whom, by the first part of the path below `src`. A module may always use itself.
+const IMPORTS: [(&str, &[&str]); 9] = [
+    ("net", &[]),
+    ("observe", &[]),
+    ("model", &["net"]),
+    ("config", &["net"]),
+    ("reconcile", &["observe"]),
+    ("kernel", &["net", "reconcile"]),
+    ("k8s", &["net", "model"]),
+    ("proxy", &["net", "model", "config", "kernel", "reconcile", "observe"]),
+    ("world", &["net", "model", "k8s", "kernel"]),
+];
+
+/// These use everything.
+const ROOTS: [&str; 4] = ["app", "cleanup", "main", "lib"];
+
+/// Where effects are allowed: below these directories, in these files, and in files of these names.
+const EFFECTS: [&str; 9] =
+    ["kernel/", "k8s/", "observe/", "reconcile/", "world.rs", "world/host.rs", "app.rs", "cleanup.rs", "main.rs"];
+const EFFECT_NAMES: [&str; 4] = ["mod.rs", "apply.rs", "serve.rs", "driver.rs"];
+
+/// What an effect looks like in code.
+const EFFECT_WORDS: [&str; 16] = [
+    "async ",
+    ".await",
+    "Instant::now",
+    "SystemTime::now",
+    ".elapsed()",
+    "tracing::",
+    "tokio::",
+    "std::fs",
+    "fs::read",
+    "fs::write",
+    "File::",
+    "std::process",
+    "std::thread",
+    "std::env",
+    "println!",
+    "RandomState",
+];
+
+const FORBIDDEN_FILES: [&str; 9] =
+    ["util", "utils", "common", "manager", "helper", "helpers", "misc", "types", "shared"];
+const FORBIDDEN_ENDS: [&str; 6] = ["Manager", "Helper", "Handler", "Controller", "Info", "Util"];
+
+const LINES_OF_A_FILE: usize = 500;
+const LINES_OF_A_FUNCTION: usize = 70;
+const ARGUMENTS: usize = 5;
+
+/// One file of the sources.
+struct Source {
+    /// Below the project's top.
+    path: String,
+    text: String,
+    /// Without comments, and without the tests at its end.
+    code: Vec<String>,
+}
+
+#[test]
+fn modules_use_only_those_they_may() {
+    let allowed: BTreeMap<&str, &[&str]> = IMPORTS.into_iter().collect();
+    let mut offences = Vec::new();
+    for source in sources("src") {
+        let module = module_of(&source.path);
+        if ROOTS.contains(&module) {
+            continue;
+        }
+        let Some(allowed) = allowed.get(module) else {
+            offences.push(format!("{}: module {module} has no line in the table of imports", source.path));
+            continue;
+        };
+        for (number, line) in numbered(&source.code) {
+            for used in names_after("crate::", line).into_iter().chain(names_after("sluice::", line)) {
+                if used != module && !allowed.contains(&used.as_str()) {
+                    offences.push(format!("{}:{number}: {module} may not use {used}", source.path));
+                }
+            }
+        }
+    }
+    none(offences);
+}
+
+#[test]
+fn effects_happen_only_where_they_are_expected() {
+    let mut offences = Vec::new();
+    for source in sources("src").iter().filter(|source| !may_act(&source.path)) {
+        for (number, line) in numbered(&source.code) {
+            for word in EFFECT_WORDS.iter().filter(|word| line.contains(**word)) {
+                offences.push(format!("{}:{number}: {word:?} in a file that is to be pure", source.path));
+            }
+        }
+    }
+    none(offences);
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    let files = sources("src").into_iter().chain(sources("tests"));
+    let silent = |source: &Source| !source.text.starts_with("//! ") && !source.path.ends_with("/tests.rs");
+    none(files.filter(silent).map(|source| source.path).collect());
+}
+
+#[test]
+fn files_and_functions_are_of_a_size_that_can_be_read() {
+    let mut offences = Vec::new();
+    for source in sources("src").iter().filter(|source| !is_test(&source.path)) {
+        let lines = without_tests(&source.text).count();
+        if lines > LINES_OF_A_FILE {
+            offences.push(format!("{}: {lines} lines", source.path));
+        }
+        offences.extend(functions(&source.code).into_iter().filter_map(|function| {
+            let Function { name, line, lines, arguments } = function;
+            let too_much = lines > LINES_OF_A_FUNCTION || arguments > ARGUMENTS;
+            too_much.then(|| format!("{}:{line}: {name} has {lines} lines and {arguments} arguments", source.path))
+        }));
+    }
+    none(offences);
+}
+
+#[test]
+fn names_say_something() {
+    let mut offences = Vec::new();
+    for source in sources("src").into_iter().chain(sources("tests")) {
+        let parts = Path::new(&source.path).with_extension("");
+        for part in parts.iter().filter_map(|part| part.to_str()).filter(|part| FORBIDDEN_FILES.contains(part)) {
+            offences.push(format!("{}: {part} says nothing", source.path));
+        }
+        for (number, line) in numbered(&source.code) {
+            let words: Vec<&str> = line.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+            for pair in words.windows(2) {
+                let [kind, name] = pair else { continue };
+                let is_type = ["struct", "enum", "trait"].contains(kind);
+                if is_type && FORBIDDEN_ENDS.iter().any(|end| name.len() > end.len() && name.ends_with(end)) {
+                    offences.push(format!("{}:{number}: {name} says nothing with its last word", source.path));
+                }
+                if *kind == "fn" && name.starts_with("get_") {
+                    offences.push(format!("{}:{number}: {name}: a function is named by its result", source.path));
+                }
+            }
+        }
+    }
+    none(offences);
+}
+
+#[test]
+fn every_file_belongs_to_the_program_or_to_a_test() {
+    let mut reached = BTreeSet::new();
+    let mut roots: Vec<PathBuf> = vec![top().join("src/lib.rs"), top().join("src/main.rs")];
+    let tests = fs::read_dir(top().join("tests")).expect("the tests are in a directory");
+    roots.extend(tests.map(|entry| entry.expect("a directory can be listed").path()).filter(|path| is_rust(path)));
+    // Programs that Cargo.toml names by their path.
+    let manifest = read("Cargo.toml");
+    let named = manifest.lines().filter_map(|line| line.strip_prefix("path = \"")?.strip_suffix('"'));
+    roots.extend(named.map(|path| top().join(path)));
+    for root in roots {
+        reach(&root, true, &mut reached);
+    }
+    let exists = |source: &Source| !reached.contains(&top().join(&source.path));
+    let files = sources("src").into_iter().chain(sources("tests"));
+    none(files.filter(exists).map(|source| format!("{}: no `mod` leads here", source.path)).collect());
+}
+
+#[test]
+fn unsafe_code_stands_only_next_to_the_kernel() {
+    let mut offences = Vec::new();
+    for source in sources("src") {
+        let announced = source.text.contains("#![expect(unsafe_code, reason = ");
+        let uses = source.code.iter().any(|line| line.contains("unsafe {") || line.contains("unsafe fn"));
+        if uses && !(announced && source.path.starts_with("src/kernel/")) {
+            offences.push(format!("{}: unsafe code, without a reason or outside of kernel", source.path));
+        }
+    }
+    none(offences);
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let manifest = read("Cargo.toml");
+    let mut declared: BTreeSet<(String, String)> = BTreeSet::new();
+    let mut section = String::new();
+    for line in manifest.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']').to_owned();
+        } else if section.ends_with("dependencies") {
+            if let Some((name, _)) = line.split_once('=') {
+                declared.insert((section.clone(), name.trim().to_owned()));
+            }
+        }
+    }
+    let mut explained = BTreeSet::new();
+    let mut heading = "";
+    let text = read("docs/dependencies.md");
+    for line in text.lines() {
+        match line {
+            "## In the program" => heading = "dependencies",
+            "## In tests only" => heading = "dev-dependencies",
+            _ if line.starts_with("## ") => heading = "",
+            _ => {}
+        }
+        let mut cells = line.split('|').map(str::trim).skip(1);
+        let (name, reason) = (cells.next().unwrap_or_default(), cells.next().unwrap_or_default());
+        if let Some(name) =
+            name.strip_prefix('`').and_then(|name| name.strip_suffix('`')).filter(|_| !heading.is_empty())
+        {
+            assert!(reason.len() > 20, "{name} has no reason in docs/dependencies.md");
+            explained.insert((heading.to_owned(), name.to_owned()));
+        }
+    }
+    assert!(!declared.is_empty());
+    assert_eq!(declared, explained, "left: Cargo.toml, right: docs/dependencies.md");
+}
+
+#[test]
+fn texts_speak_of_the_project_alone() {
+    // Written in pieces, so that this file does not offend.
+    let words = [["/ro", "ot/"], ["/wo", "rk/"], ["/fa", "rm/"], ["clau", "de"], ["anthro", "pic"], ["chat", "gpt"]];
+    let words: Vec<String> = words.iter().map(|pieces| pieces.concat()).collect();
+    let mut offences = Vec::new();
+    for path in every_text() {
+        let text = read(&path);
+        for (number, line) in text.lines().enumerate() {
+            let lower = line.to_lowercase();
+            let starts_a_path = |word: &str| {
+                lower.match_indices(word).any(|(at, _)| {
+                    let before = lower.get(..at).and_then(|before| before.chars().next_back());
+                    !word.starts_with('/') || before.is_none_or(|c| !c.is_alphanumeric() && c != '}' && c != '_')
+                })
+            };
+            offences.extend(
+                words.iter().filter(|word| starts_a_path(word)).map(|word| format!("{path}:{}: {word}", number + 1)),
+            );
+        }
+    }
+    none(offences);
+}
+
+#[test]
+fn no_limit_is_lifted_without_a_reason() {
+    let mut offences = Vec::new();
+    for source in sources("src").into_iter().chain(sources("tests")) {
+        for (number, line) in numbered(&source.code) {
+            if line.contains("[allow(") && !line.contains("reason") {
+                offences.push(format!("{}:{number}: {}", source.path, line.trim()));
+            }
+        }
+    }
+    none(offences);
+}
+
+/// Follows `mod` from file to file.
+fn reach(file: &Path, is_root: bool, reached: &mut BTreeSet<PathBuf>) {
+    let Ok(text) = fs::read_to_string(file) else {
+        panic!("{} is named by a `mod` and does not exist", file.display())
+    };
+    if !reached.insert(file.to_owned()) {
+        return;
+    }
+    let directory = file.parent().expect("a file is in a directory");
+    let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let own = if is_root || stem == "mod" { directory.to_owned() } else { directory.join(stem) };
+    let mut path = None;
+    for line in text.lines().map(str::trim) {
+        if let Some(given) = line.strip_prefix("#[path = \"").and_then(|rest| rest.strip_suffix("\"]")) {
+            path = Some(directory.join(given));
+            continue;
+        }
+        let declared = line.strip_suffix(';').and_then(|line| line.rsplit_once("mod "));
+        let Some((before, name)) = declared.filter(|(before, _)| before.is_empty() || before.starts_with("pub")) else {
+            if !line.starts_with("#[") {
+                path = None;
+            }
+            continue;
+        };
+        assert!(before.is_empty() || before.ends_with(' '), "{line}");
+        let flat = own.join(format!("{name}.rs"));
+        let child = path.take().unwrap_or_else(|| if flat.exists() { flat } else { own.join(name).join("mod.rs") });
+        reach(&child.canonicalize().unwrap_or(child), false, reached);
+    }
+}
+
+/// One function as the formatter leaves it.
+struct Function {
+    name: String,
+    line: usize,
+    lines: usize,
+    arguments: usize,
+}
+
+/// The functions of formatted code: each ends with a brace at the depth at which it began.
+fn functions(code: &[String]) -> Vec<Function> {
+    let mut functions = Vec::new();
+    for (index, line) in code.iter().enumerate() {
+        let head = line.trim_start();
+        let Some(at) = head.find("fn ").filter(|at| head[..*at].split(' ').all(is_qualifier)) else { continue };
+        let name: String = head[at + 3..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        let end = format!("{}}}", &line[..line.len() - head.len()]);
+        let body = code[index..].iter().position(|line| *line == end || line.ends_with(';') && !line.contains('{'));
+        let lines = body.map_or(1, |last| last + 1);
+        let text = code[index..(index + lines).min(code.len())].join(" ");
+        functions.push(Function { name, line: index + 1, lines, arguments: arguments(&text) });
+    }
+    functions
+}
+
+fn is_qualifier(word: &str) -> bool {
+    word.is_empty() || word.starts_with("pub") || word.ends_with(')') || ["const", "async", "unsafe"].contains(&word)
+}
+
+/// How many arguments a function takes, itself not counted.
+fn arguments(text: &str) -> usize {
+    let after_name = text.split_once("fn ").map_or("", |(_, rest)| rest);
+    let (mut depth, mut angles, mut count, mut inside) = (0_i32, 0_i32, 0, String::new());
+    let mut previous = ' ';
+    for c in after_name.chars() {
+        match c {
+            '<' => angles += 1,
+            '>' if previous != '-' && previous != '=' => angles -= 1,
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => depth -= 1,
+            _ => {}
+        }
+        previous = c;
+        let ends = depth == 0 && angles == 0 && c == ')';
+        if ends || (depth == 1 && angles == 0 && c == ',') {
+            let name = inside.trim_matches(|c: char| c.is_whitespace() || c == '(' || c == ',');
+            if !name.is_empty() && !name.ends_with("self") {
+                count += 1;
+            }
+            inside.clear();
+        } else if depth >= 1 {
+            inside.push(c);
+        }
+        if ends {
+            break;
+        }
+    }
+    count
+}
+
+fn sources(below: &str) -> Vec<Source> {
+    let mut files = Vec::new();
+    collect(&top().join(below), &mut files);
+    let sources = files.into_iter().filter(|path| is_rust(path)).map(|path| {
+        let text = fs::read_to_string(&path).expect("a source file is text");
+        let code = without_tests(&text).map(|line| if is_comment(line) { String::new() } else { line.to_owned() });
+        Source { path: relative(&path), code: code.collect(), text }
+    });
+    let sources: Vec<Source> = sources.collect();
+    assert!(!sources.is_empty(), "there are sources in {below}");
+    sources
+}
+
+/// All texts of the project.
+fn every_text() -> Vec<String> {
+    let mut files = Vec::new();
+    for directory in ["src", "tests", "docs", "scripts", "daemonset", "cni", ".ci"] {
+        collect(&top().join(directory), &mut files);
+    }
+    files.extend(["Cargo.toml", "README.md", "clippy.toml", "rustfmt.toml"].map(|name| top().join(name)));
+    let readable = files.into_iter().filter(|path| fs::read_to_string(path).is_ok());
+    readable.map(|path| relative(&path)).collect()
+}
+
+fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries {
+        let path = entry.expect("a directory can be listed").path();
+        match path.is_dir() {
+            true if path.file_name().is_some_and(|name| name == "__pycache__") => {}
+            true => collect(&path, files),
+            false => files.push(path),
+        }
+    }
+    files.sort();
+}
+
+/// The lines before the tests at the end of a file.
+fn without_tests(text: &str) -> impl Iterator<Item = &str> {
+    let mut lines = text.lines().peekable();
+    std::iter::from_fn(move || {
+        let line = lines.next()?;
+        let tests_follow = lines.peek().is_some_and(|next| next.starts_with("mod tests") || next.starts_with("#[path"));
+        (!(line == "#[cfg(test)]" && tests_follow)).then_some(line)
+    })
+}
+
+fn may_act(path: &str) -> bool {
+    let below = path.strip_prefix("src/").unwrap_or(path);
+    let name = below.rsplit('/').next().unwrap_or_default();
+    is_test(path)
+        || EFFECT_NAMES.contains(&name)
+        || EFFECTS.iter().any(|place| below == *place || (place.ends_with('/') && below.starts_with(place)))
+}
+
+fn is_test(path: &str) -> bool {
+    path.ends_with("/tests.rs") || path.contains("/tests/")
+}
+
+fn module_of(path: &str) -> &str {
+    let below = path.strip_prefix("src/").unwrap_or(path);
+    below.split(['/', '.']).next().unwrap_or_default()
+}
+
+/// The first parts of the paths in a line that begin with `prefix`; those of a list in braces too.
+fn names_after(prefix: &str, line: &str) -> Vec<String> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut names = Vec::new();
+    for (at, _) in line.match_indices(prefix) {
+        if line[..at].chars().next_back().is_some_and(is_word) {
+            continue;
+        }
+        let rest = &line[at + prefix.len()..];
+        match rest.strip_prefix('{') {
+            Some(list) => {
+                names.extend(list.split(',').map(|one| one.trim().chars().take_while(|c| is_word(*c)).collect()))
+            }
+            None => names.push(rest.chars().take_while(|c| is_word(*c)).collect()),
+        }
+    }
+    names.retain(|name: &String| name.chars().next().is_some_and(char::is_lowercase));
+    names
+}
+
+fn is_comment(line: &str) -> bool {
+    line.trim_start().starts_with("//")
+}
+
+fn numbered(code: &[String]) -> impl Iterator<Item = (usize, &String)> {
+    code.iter().enumerate().map(|(index, line)| (index + 1, line))
+}
+
+fn none(offences: Vec<String>) {
+    assert!(offences.is_empty(), "{} offences:\n  {}", offences.len(), offences.join("\n  "));
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(top().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn top() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(top()).unwrap_or(path).display().to_string()
+}
+
+fn is_rust(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "rs")
+}
+
+/// The rules are rules only if they can be broken.
+mod rules_bite {
+    use super::*;
+
+    fn code(text: &str) -> Vec<String> {
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn imports_are_found_alone_in_lists_and_in_the_middle_of_a_line() {
+        assert_eq!(names_after("crate::", "use crate::kernel::ipvs;"), ["kernel"]);
+        assert_eq!(names_after("crate::", "use crate::{net::Family, proxy};"), ["net", "proxy"]);
+        assert_eq!(names_after("crate::", "    x: crate::world::World, y: othercrate::z"), ["world"]);
+    }
+
+    #[test]
+    fn lines_and_arguments_of_functions_are_counted() {
+        let found = functions(&code(
+            "    pub(super) fn short(&mut self, a: BTreeMap<K, V>, b: impl Fn(&K, u8) -> bool) -> R {\n        x\n    }",
+        ));
+        assert_eq!(
+            found.iter().map(|f| (f.name.as_str(), f.lines, f.arguments)).collect::<Vec<_>>(),
+            [("short", 3, 2)]
+        );
+        let found =
+            functions(&code("async fn long(\n    a: u8,\n    b: u8,\n) -> Result<(), E> {\n    x\n}\nstruct S;"));
+        assert_eq!(found.iter().map(|f| (f.name.as_str(), f.lines, f.arguments)).collect::<Vec<_>>(), [("long", 6, 2)]);
+    }
+
+    #[test]
+    fn tests_at_the_end_of_a_file_do_not_count() {
+        let text = "//! A\nfn a() {}\n#[cfg(test)]\nmod tests {\n    fn b() {}\n}\n";
+        assert_eq!(without_tests(text).count(), 2);
+    }
+
+    #[test]
+    fn a_pure_file_is_told_from_one_that_acts() {
+        for (path, acts) in [
+            ("src/proxy/plan.rs", false),
+            ("src/proxy/driver.rs", true),
+            ("src/kernel/ipvs/wire.rs", true),
+            ("src/world/joined.rs", false),
+            ("src/world.rs", true),
+        ] {
+            assert_eq!(may_act(path), acts, "{path}");
+        }
+    }
+}
