@@ -224,7 +224,9 @@ fn main() {
     let values: Vec<Arc<Endpoints>> = (0..SERVICES).map(|index| Arc::new(endpoints(index, 0, &nodes))).collect();
     let weight = (LIVE.load(Ordering::Relaxed) - before) as f64 / f64::from(1 << 20);
     drop(values);
-    println!("{SERVICES} Services x {ENDPOINTS} endpoints; the rows themselves weigh {weight:.2} MiB in every structure");
+    println!(
+        "{SERVICES} Services x {ENDPOINTS} endpoints; the rows themselves weigh {weight:.2} MiB in every structure"
+    );
     println!("| structure | change p50, us | p99, us | filling, us a row | its own weight, MiB |");
     println!("|---|---|---|---|---|");
     measure::<Ours>();

@@ -23,8 +23,10 @@ pub struct Directory {
     path: PathBuf,
     notify: OwnedFd,
     read: BTreeMap<String, Stamp>,
-    /// Files that were still being written when they were looked at.
+    /// Files to look at again, and when: still being written, or missing, when they were looked at.
     unsettled: BTreeMap<String, Instant>,
+    /// Files that were found missing, and since when.
+    missing: BTreeMap<String, Instant>,
 }
 
 /// What was seen since the last time.
@@ -88,7 +90,13 @@ impl Directory {
             | WatchFlags::ONLYDIR;
         inotify::add_watch(&notify, path, events)?;
         fs::read_dir(path)?;
-        Ok(Directory { path: path.to_owned(), notify, read: BTreeMap::new(), unsettled: BTreeMap::new() })
+        Ok(Directory {
+            path: path.to_owned(),
+            notify,
+            read: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
+            missing: BTreeMap::new(),
+        })
     }
 
     /// The names of the manifests that are there now.
@@ -113,12 +121,10 @@ impl Directory {
         let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
         let mut file = match File::open(&path) {
             Ok(file) => file,
-            Err(error) if absent(&error) => {
-                self.read.remove(name);
-                return Ok(Reading::Absent);
-            }
+            Err(error) if absent(&error) => return Ok(self.absent(name)),
             Err(error) => return Err(error),
         };
+        self.missing.remove(name);
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Ok(Reading::Absent);
@@ -141,10 +147,18 @@ impl Directory {
         Ok(Reading::Text(bytes))
     }
 
-    /// Forgets a file that is gone.
-    pub fn forget(&mut self, name: &str) {
+    /// A file is gone when it has been missing for a moment: many an editor moves the old one away before
+    /// it writes the new one, and that must not look like a deletion.
+    fn absent(&mut self, name: &str) -> Reading {
+        let now = Instant::now();
+        let since = *self.missing.entry(name.to_owned()).or_insert(now);
+        if now.duration_since(since) < STILL {
+            self.unsettled.insert(name.to_owned(), since + STILL);
+            return Reading::Same;
+        }
+        self.missing.remove(name);
         self.read.remove(name);
-        self.unsettled.remove(name);
+        Reading::Absent
     }
 
     /// Waits for something to happen, at most for `patience`; then until nothing more happens for `pause`,
@@ -155,16 +169,13 @@ impl Directory {
         let mut batch = Batch::default();
         self.wait_once(due, &mut batch);
         let first = Instant::now();
-        if batch.is_empty() {
-            let due: Vec<String> =
-                self.unsettled.iter().filter(|(_, at)| **at <= first).map(|(name, _)| name.clone()).collect();
-            let files: Vec<_> = due.into_iter().map(|name| (name, Look::WhenStill)).collect();
-            return if files.is_empty() { Seen::Nothing } else { Seen::Files(first, files) };
-        }
-        while first.elapsed() < burst && self.wait_once(pause, &mut batch) {}
+        while !batch.is_empty() && first.elapsed() < burst && self.wait_once(pause, &mut batch) {}
+        let due = self.unsettled.iter().filter(|(_, at)| **at <= first);
+        due.for_each(|(name, _)| batch.add_file(name, Look::WhenStill));
         match batch {
             Batch { gone: true, .. } => Seen::Gone,
             Batch { everything: true, .. } => Seen::Everything(first),
+            Batch { files, .. } if files.is_empty() => Seen::Nothing,
             Batch { files, .. } => Seen::Files(first, files.into_iter().collect()),
         }
     }
@@ -188,6 +199,7 @@ impl Directory {
     }
 }
 
+/// What was reported within one burst.
 #[derive(Default)]
 struct Batch {
     gone: bool,
@@ -200,6 +212,13 @@ impl Batch {
         !self.gone && !self.everything && self.files.is_empty()
     }
 
+    fn add_file(&mut self, name: &str, look: Look) {
+        let known = self.files.entry(name.to_owned()).or_insert(look);
+        if look == Look::Now {
+            *known = Look::Now;
+        }
+    }
+
     fn add(&mut self, events: ReadFlags, name: Option<&str>) {
         if events.intersects(ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::IGNORED | ReadFlags::UNMOUNT) {
             self.gone = true;
@@ -209,10 +228,7 @@ impl Batch {
             // A file that was just created is empty; its text comes before `IN_CLOSE_WRITE`. A link or a
             // hard link comes with its text and without that event, so it is looked at when still.
             let look = if events.contains(ReadFlags::CREATE) { Look::WhenStill } else { Look::Now };
-            let known = self.files.entry(name.to_owned()).or_insert(look);
-            if look == Look::Now {
-                *known = Look::Now;
-            }
+            self.add_file(name, look);
         } else if name.is_none_or(|name| name.starts_with("..")) {
             self.everything = true;
         }

@@ -12,7 +12,7 @@
 //! A file that is written in place is read when its writer closes it. One that is found otherwise (the
 //! directory is read as a whole at the start and after a swap of links) is read as it is at the start, and
 //! later only once it has been left alone for a moment, so that a half-written file does not look like a
-//! deletion.
+//! deletion. Nor is a file gone before it has been missing for a moment.
 //!
 //! The source is one thread of its own: reading ten thousand documents must not hold up the rest. It ends
 //! when the receiver of its messages is gone.
@@ -148,9 +148,7 @@ impl Source {
         let gone: Vec<String> =
             self.catalog.files().filter(|name| !names.contains(&***name)).map(|name| name.to_string()).collect();
         for name in gone {
-            directory.forget(&name);
-            let changed = self.catalog.remove(&name);
-            self.tell_changed(at, &name, changed)?;
+            self.look_at_file(directory, at, &name, look)?;
         }
         for name in names {
             self.look_at_file(directory, at, &name, look)?;

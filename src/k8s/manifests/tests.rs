@@ -71,6 +71,21 @@ fn a_directory_is_listed_and_then_followed() {
 }
 
 #[test]
+fn a_file_that_is_moved_away_and_written_anew_was_never_gone() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("a.yaml");
+    fs::write(&file, service("a", "10.96.0.1")).expect("writable");
+    let mut messages = watch(directory.path());
+    told_until(&mut messages, LISTED);
+    for last in 2..6 {
+        fs::rename(&file, directory.path().join("a.yaml~")).expect("same directory");
+        std::thread::sleep(BURST);
+        fs::write(&file, service("a", &format!("10.96.0.{last}"))).expect("writable");
+        assert_eq!(told(&mut messages), format!("a 10.96.0.{last}"));
+    }
+}
+
+#[test]
 fn the_swap_of_links_of_a_configmap_mount_is_seen() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = |name: &str| directory.path().join(name);
