@@ -198,3 +198,35 @@ impl View {
         self.devices.get(&index).is_some_and(|device| self.ours.contains(&device.name))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_notification_makes_the_view_panic(
+            kind in proptest::sample::select(vec![16_u16, 17, 20, 21, 24, 25, NEW_GENERATION]),
+            payload in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let mut changes = Changes::default();
+            let mut view = View::new([LinkName("ours".into())]);
+            view.note(&Answer { kind, flags: 0, sequence: 0, port: 0, payload: &payload }, &mut changes);
+            prop_assert!(changes.ours + changes.host <= 1);
+        }
+    }
+
+    #[test]
+    fn a_repeated_description_of_a_device_is_no_change() {
+        let device = |up| Device { index: 7, name: LinkName("ours".into()), kind: link::LinkKind::Dummy, up };
+        let mut changes = Changes::default();
+        let mut view = View::new([LinkName("ours".into())]);
+        for (device, gone, told) in
+            [(device(true), false, 1), (device(true), false, 1), (device(false), false, 2), (device(false), true, 3)]
+        {
+            view.note_device(device, gone, &mut changes);
+            assert_eq!(changes, Changes { ours: told, ..Changes::default() });
+        }
+    }
+}

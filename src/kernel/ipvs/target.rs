@@ -25,6 +25,9 @@ pub struct Services {
 /// Each service costs a request and a dump, some ten system calls.
 const AUDIT_PORTION: usize = 64;
 
+/// How much is written before it is sent: many sends' worth, and little memory however many services there are.
+const AT_ONCE_BYTES: usize = 1 << 20;
+
 impl Services {
     /// Opens sockets in the network namespace of the calling thread. The module `ip_vs` is loaded by the kernel
     /// when the first request is made.
@@ -81,6 +84,29 @@ impl Services {
             .request(&mut self.messages, |_| Some(()))
             .map_err(|fault| Error::new("set IPVS timeouts", "", fault.into()))?;
         Ok(true)
+    }
+
+    /// Sends what is planned so far and empties the plan.
+    fn send(&mut self, plan: &mut Plan<'_>, steps: &[Step<'_, ServiceKey, Virtual>]) -> Vec<Failure<Error>> {
+        let result = self.socket.batch(&mut plan.messages).map(|mut refusals| {
+            for refusal in &mut refusals {
+                explain(refusal, &plan.acts);
+            }
+            refusals
+        });
+        let failures = failed_steps(result, &plan.owners, |index, cause| {
+            let step = steps.get(index).expect("a failure belongs to a step");
+            let operation = match (step.have, step.want) {
+                (None, _) => "add virtual service",
+                (_, None) => "delete virtual service",
+                _ => "change virtual service",
+            };
+            Error::new(operation, step.key.to_string(), cause)
+        });
+        plan.messages.clear();
+        plan.owners.clear();
+        plan.acts.clear();
+        failures
     }
 
     fn list_destinations(&mut self, key: &ServiceKey) -> Result<Vec<(Destination, Connections)>, Error> {
@@ -160,26 +186,16 @@ impl Target for Services {
             messages: std::mem::take(fresh(&mut self.messages)),
             owners: Vec::new(),
             acts: Vec::new(),
-            spread: &self.spread,
+            spread: self.spread.clone(),
         };
+        let mut failures = Vec::new();
         for (index, step) in steps.iter().enumerate() {
             plan.add(index, step);
-        }
-        let result = self.socket.batch(&mut plan.messages).map(|mut refusals| {
-            for refusal in &mut refusals {
-                explain(refusal, &plan.acts);
+            if plan.messages.bytes().len() > AT_ONCE_BYTES {
+                failures.extend(self.send(&mut plan, steps));
             }
-            refusals
-        });
-        let failures = failed_steps(result, &plan.owners, |index, cause| {
-            let step = steps.get(index).expect("a failure belongs to a step");
-            let operation = match (step.have, step.want) {
-                (None, _) => "add virtual service",
-                (_, None) => "delete virtual service",
-                _ => "change virtual service",
-            };
-            Error::new(operation, step.key.to_string(), cause)
-        });
+        }
+        failures.extend(self.send(&mut plan, steps));
         self.messages = plan.messages;
         failures
     }
@@ -199,7 +215,7 @@ struct Plan<'a> {
     /// What each message does.
     acts: Vec<Act<'a>>,
     /// Chance, different in every process.
-    spread: &'a RandomState,
+    spread: RandomState,
 }
 
 enum Act<'a> {
