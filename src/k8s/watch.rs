@@ -435,4 +435,4 @@ fn random() -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,11 +1,14 @@
 use std::path::Path;
 
+use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::k8s::Kind;
-use crate::model::{HostAddress, ObjectName};
+use crate::k8s::client::{Access, client};
+use crate::k8s::watch::tests::api_server::{self, ApiServer};
+use crate::model::{Change, HostAddress, ObjectName};
 
 struct Rig {
     messages: mpsc::Sender<Message>,
@@ -187,4 +190,80 @@ async fn an_unreachable_source_brings_it_back_at_once_and_after_that_an_outage_i
     assert_eq!(rig.next().await.authority, Authority::Complete);
     rig.say(3, Event::Unreachable).await;
     assert!(tokio::time::timeout(Duration::from_secs(60), rig.world.changed()).await.is_err());
+}
+
+/// A World of the cluster that a server holds.
+fn from_api(client: kube::Client, state_dir: &Path) -> Rig {
+    let (messages, receiver) = mpsc::channel(256);
+    let (host, host_receiver) = watch::channel(Arc::new(Host::default()));
+    let (out, world) = watch::channel(World::empty());
+    let origin = Instant::now();
+    let clock = Arc::new(EventClock::new(origin));
+    let wanted = vec![Wanted::Services, Wanted::EndpointSlices];
+    tokio::spawn(crate::k8s::watch::run(client, wanted.clone(), messages.clone()));
+    let last_known = Some(LastKnown::new(state_dir));
+    let inputs = Inputs { messages: receiver, wanted, host: host_receiver, last_known, clocks: vec![clock.clone()] };
+    let (stop, stopped) = oneshot::channel();
+    let running = tokio::spawn(run(inputs, out, async move { drop(stopped.await) }));
+    Rig { messages, host, world, clock, origin, stop, running }
+}
+
+/// Ten thousand Services with ten endpoints each; a change; a restart while the server is away, and its return.
+#[tokio::test]
+async fn a_large_cluster_is_read_remembered_and_found_again() {
+    const SERVICES: usize = 10_000;
+    let mut server = ApiServer::start().await;
+    let endpoints: Vec<_> = (0..10)
+        .map(|last| json!({"addresses": [format!("10.244.1.{last}")], "nodeName": format!("node-{last}")}))
+        .collect();
+    let slice = |index: usize, endpoints: &[serde_json::Value]| {
+        json!({"metadata": {"name": format!("s{index}-a"), "namespace": "default",
+            "labels": {"kubernetes.io/service-name": format!("s{index}")}},
+            "addressType": "IPv4", "ports": [{"port": 80}], "endpoints": endpoints})
+    };
+    for index in 0..SERVICES {
+        let address = format!("10.96.{}.{}", index / 250, 1 + index % 250);
+        server.put(
+            api_server::SERVICES,
+            json!({"metadata": {"name": format!("s{index}"), "namespace": "default"},
+                "spec": {"clusterIP": address, "ports": [{"port": 80}]}}),
+        );
+        server.put(api_server::SLICES, slice(index, &endpoints));
+    }
+    let access =
+        Access { kubeconfig: None, master: Some(format!("http://{}", server.address).parse().expect("a URL")) };
+    let client = client(&access).await.expect("nothing is needed");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+
+    let mut rig = from_api(client.clone(), directory.path());
+    let is = |authority| move |world: &World| world.authority == authority;
+    let world = rig.world.wait_for(is(Authority::Complete)).await.expect("it is being built").clone();
+    assert_eq!((world.cluster.services.len(), world.cluster.endpoints.len()), (SERVICES, SERVICES));
+    let slices = world.cluster.endpoints.iter().flat_map(|(_, endpoints)| endpoints.slices.values());
+    let nodes = slices.flat_map(|slice| slice.endpoints.iter().filter_map(|endpoint| endpoint.node.as_ref()));
+    let names: std::collections::HashSet<*const u8> = nodes.map(|name| name.as_ptr()).collect();
+    assert_eq!(names.len(), 10, "the name of a node is in memory once");
+    server.put(api_server::SLICES, slice(77, &endpoints[1..]));
+    let changed = rig.next().await;
+    let changes: Vec<_> = changed.cluster.endpoints.changes_since(&world.cluster.endpoints).collect();
+    assert_eq!(changes.len(), 1);
+    assert_eq!(changed.cluster.services.changes_since(&world.cluster.services).count(), 0);
+    rig.stop.send(()).expect("it goes on until now");
+    rig.running.await.expect("it ends");
+
+    server.stop();
+    let mut rig = from_api(client, directory.path());
+    let remembered = rig.world.wait_for(is(Authority::Remembered)).await.expect("it is being built").clone();
+    assert_eq!(remembered.cluster.services.changes_since(&changed.cluster.services).count(), 0);
+    assert_eq!(remembered.cluster.endpoints.changes_since(&changed.cluster.endpoints).count(), 0);
+    server.delete(api_server::SERVICES, "default/s5");
+    server.resume().await;
+    let world = rig.world.wait_for(is(Authority::Complete)).await.expect("it is being built").clone();
+    let changes: Vec<_> = world.cluster.services.changes_since(&remembered.cluster.services).collect();
+    assert!(matches!(changes[..], [Change::Removed(name, _)] if name.name == "s5"), "{}", changes.len());
+}
+
+#[test]
+fn an_endpoint_is_small() {
+    assert!(size_of::<crate::model::Endpoint>() <= 40, "{}", size_of::<crate::model::Endpoint>());
 }

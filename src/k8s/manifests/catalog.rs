@@ -9,6 +9,7 @@
 //! While a document of a file does not parse, nothing that the file said before is taken back: which of its
 //! objects the broken document stands for cannot be known.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
@@ -58,6 +59,8 @@ struct File {
     documents: HashMap<u64, Content>,
     objects: Objects,
     broken: Vec<(usize, String)>,
+    /// Objects of which only the first counts.
+    twice: BTreeSet<ObjectId>,
     /// Something is broken, and was already when the file was first seen.
     unknown: bool,
 }
@@ -126,10 +129,12 @@ impl Catalog {
                 );
                 content
             });
-            file.add(&name, document, content, hash, &mut changed);
+            file.add(document, content, hash);
         }
         let old = old.unwrap_or_else(|| File { unknown: true, ..File::default() });
         changed.note_broken(&old.broken, &file.broken);
+        let twice = file.twice.difference(&old.twice).cloned();
+        changed.remarks.extend(twice.map(|object| Said::Twice { object, counts: name.clone() }));
         file.unknown = old.unknown && !file.broken.is_empty();
         if !file.broken.is_empty() {
             for (id, kept) in &old.objects {
@@ -186,13 +191,15 @@ impl Catalog {
 }
 
 impl File {
-    fn add(&mut self, name: &Arc<str>, document: &Document<'_>, content: Content, hash: u64, changed: &mut Changed) {
+    fn add(&mut self, document: &Document<'_>, content: Content, hash: u64) {
         for found in &content.objects {
-            let id = found.0.id();
-            if self.objects.contains_key(&id) {
-                changed.remarks.push(Said::Twice { object: id, counts: name.clone() });
-            } else {
-                self.objects.insert(id, found.clone());
+            match self.objects.entry(found.0.id()) {
+                Entry::Vacant(place) => {
+                    place.insert(found.clone());
+                }
+                Entry::Occupied(place) => {
+                    self.twice.insert(place.key().clone());
+                }
             }
         }
         self.broken.extend(content.broken.iter().map(|Remark { line, text }| (document.line + line, text.clone())));

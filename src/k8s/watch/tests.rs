@@ -8,7 +8,7 @@ use super::*;
 use crate::k8s::client::{Access, client};
 
 #[path = "../../../tests/support/api_server.rs"]
-mod api_server;
+pub(crate) mod api_server;
 
 const TIMING: Timing = Timing {
     first: Duration::from_millis(2),

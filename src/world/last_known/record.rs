@@ -376,6 +376,7 @@ const CRC_START: u32 = u32::MAX;
 
 /// CRC-32 of IEEE 802.3, reflected, as `cksum -a crc32b` computes it; `state` goes from call to call.
 fn crc32(state: u32, bytes: &[u8]) -> u32 {
+    #[expect(clippy::indexing_slicing, reason = "computed when the program is compiled, where a panic is an error")]
     const TABLE: [u32; 256] = {
         let mut table = [0; 256];
         let mut index = 0;

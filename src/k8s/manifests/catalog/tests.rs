@@ -110,7 +110,9 @@ fn of_two_places_the_first_counts_whatever_was_read_first() {
         assert!(catalog.owners.is_empty() && catalog.rivals.is_empty());
     }
     let twice_in_one = service("x", "10.96.0.1") + &service("x", "10.96.0.2");
-    assert_eq!(put(&mut Catalog::default(), "f.yaml", &twice_in_one), ["+x 10.96.0.1", "!twice x f.yaml"]);
+    let mut catalog = Catalog::default();
+    assert_eq!(put(&mut catalog, "f.yaml", &twice_in_one), ["+x 10.96.0.1", "!twice x f.yaml"]);
+    assert_eq!(put(&mut catalog, "f.yaml", &(twice_in_one + &service("y", "10.96.0.3"))), ["+y 10.96.0.3"]);
 }
 
 /// Any history of files ends in what reading the last state afresh gives.
