@@ -37,7 +37,7 @@ pub const NODE_POD_CIDRS: &str = "kube-router.io/pod-cidrs";
 pub const TABLE: &[Annotation] = &[
     row(On::Service, SERVICE_SCHEDULER, "name of an IPVS scheduler", "the scheduler of every port; rr where absent"),
     row(On::Service, SERVICE_SCHEDFLAGS, "list of flag-1, flag-2, flag-3", "flags of the schedulers sh and mh"),
-    row(On::Service, SERVICE_LOCAL, "true", "external traffic policy Local, internal traffic policy Cluster"),
+    row(On::Service, SERVICE_LOCAL, "true", "external traffic policy Local, whatever the spec says"),
     row(On::Service, SERVICE_SKIP_LB_IPS, "presence", "load balancer addresses are neither served nor announced"),
     row(On::Service, "kube-router.io/service.dsr", "tunnel", "direct server return for external addresses"),
     row(On::Service, "kube-router.io/service.hairpin", "presence", "an endpoint may reach itself by its Service"),
