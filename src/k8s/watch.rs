@@ -30,7 +30,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::client::chain;
 use super::parse::{NodeNames, Warning, endpoint_slice_object, node_object, service_object};
@@ -412,7 +412,7 @@ where
         if std::mem::replace(&mut self.is_out, true) || self.common.outage.0.fetch_add(1, Ordering::Relaxed) > 0 {
             return Ok(());
         }
-        error!(kind = %self.kind, error = reason, "The Kubernetes API cannot be read; what is known stays in force");
+        warn!(kind = %self.kind, error = reason, "The Kubernetes API cannot be read; what is known stays in force");
         self.tell(Event::Unreachable).await
     }
 
