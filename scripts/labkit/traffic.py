@@ -21,6 +21,7 @@ from .net import Inside, enter
 
 KINDS = {"tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP), "udp": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
          "sctp": (socket.SOCK_STREAM, 132)}
+GIVE_UP = 3  # so many failures say enough; time-outs are dear
 PATIENCE = 8.0  # seconds; longer than three lost first packets, so that only what is really lost counts
 
 
@@ -149,7 +150,7 @@ def word(error):
 
 
 def many(namespace, address, port, protocol="tcp", count=100, patience=PATIENCE):
-    """Makes `count` connections one after the other and counts: who answered, what they saw, what failed."""
+    """Makes up to `count` connections one after the other and counts: who answered, what they saw, what failed."""
     answers, seen, errors = (collections.Counter() for _ in range(3))
     slowest = 0.0
     began = time.monotonic()
@@ -164,6 +165,8 @@ def many(namespace, address, port, protocol="tcp", count=100, patience=PATIENCE)
             except OSError as error:
                 errors[word(error)] += 1
             slowest = max(slowest, time.monotonic() - at)
+            if sum(errors.values()) == GIVE_UP:
+                break
     return {"answers": dict(sorted(answers.items())), "seen": dict(seen), "failed": sum(errors.values()),
             "errors": dict(errors), "seconds": round(time.monotonic() - began, 2), "slowest_ms": round(slowest * 1000)}
 

@@ -19,7 +19,7 @@ def external_policy_local_answers_only_where_an_endpoint_is(bed):
         for f, family in enumerate(FAMILIES):
             expect.silent("ext", bed.plan.addresses(1)[f], 30087)
             expect.share("ext", bed.plan.addresses(2)[f], 30087, ["n2p1"])
-            expect.share("n1p1", s.address(family), 80, ["n2p1"])
+            expect.share("n1p2", s.address(family), 80, ["n2p1"])
 
 
 def internal_policy_local_uses_the_endpoints_of_the_clients_node(bed):
@@ -28,4 +28,4 @@ def internal_policy_local_uses_the_endpoints_of_the_clients_node(bed):
         for family in FAMILIES:
             expect.share("n1p3", s.address(family), 80, ["n1p1", "n1p2"])
             expect.share("n2p3", s.address(family), 80, ["n2p1"])
-            expect.silent("n3p1", s.address(family), 80)
+            expect.silent("n3p2", s.address(family), 80)
