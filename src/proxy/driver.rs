@@ -108,7 +108,11 @@ impl<K: Kernel> Driver<K> {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
-                changed = self.around.world.changed() => if changed.is_err() { return },
+                changed = self.around.world.changed() => match changed {
+                    // The wait itself has marked the World as seen; the turn must find it new.
+                    Ok(()) => self.around.world.mark_changed(),
+                    Err(_) => return,
+                },
                 Ok(()) = self.around.disturbances.changed() => self.note_disturbances(),
                 () = tokio::time::sleep_until(deadline) => {}
             }
