@@ -15,6 +15,8 @@ mod support;
 mod agent;
 #[path = "sim/damage.rs"]
 mod damage;
+#[path = "sim/takeover.rs"]
+mod takeover;
 #[path = "sim/walk.rs"]
 mod walk;
 #[path = "sim/watch.rs"]
@@ -48,6 +50,18 @@ fn whatever_happens_the_kernel_becomes_what_is_wanted_by_a_way_that_hurts_nobody
     }
     println!("{totals:?}");
     totals.must_have_seen_everything(steps);
+}
+
+#[test]
+fn what_kube_router_left_is_taken_over_and_no_connection_ends() {
+    for seed in 0..20 {
+        Walk::new(seed).takes_over_from_kube_router();
+    }
+}
+
+#[test]
+fn a_set_becomes_smaller_when_its_elements_have_gone() {
+    Walk::new(1).a_set_is_made_smaller();
 }
 
 #[test]

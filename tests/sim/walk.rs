@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use sluice::config::ProxyConfig;
 use sluice::kernel::conntrack::Flows;
+use sluice::kernel::ipset::{ElementKey, Entry, SetKind, SetSpec};
 use sluice::kernel::ipvs::ServiceKey;
 use sluice::model::{Authority, World};
-use sluice::net::{PerFamily, Protocol};
+use sluice::net::{Family, PerFamily, Protocol};
 use sluice::proxy::apply::Mirrors;
-use sluice::proxy::desired::Desired;
+use sluice::proxy::desired::{Changed, Desired};
+use sluice::proxy::names::Set;
 use sluice::reconcile::Moment;
 
 use crate::agent::{Agent, Clock};
@@ -24,15 +26,15 @@ use crate::watch::Watch;
 
 /// A walk and everything in it.
 pub struct Walk {
-    random: Random,
-    kernel: MemoryKernel,
+    pub random: Random,
+    pub kernel: MemoryKernel,
     watch: Watch,
-    config: Arc<ProxyConfig>,
-    families: PerFamily<bool>,
-    agent: Agent,
-    clock: Clock,
+    pub config: Arc<ProxyConfig>,
+    pub families: PerFamily<bool>,
+    pub agent: Agent,
+    pub clock: Clock,
     /// The newest cluster.
-    world: World,
+    pub world: World,
     /// What an earlier run wrote down of the cluster.
     remembered: World,
     /// Whether a failure was injected, or something was damaged, since all was last well: until then the kernel may
@@ -199,7 +201,7 @@ impl Walk {
         Moment { now: self.clock.now, jitter: self.random.next() as u32 }
     }
 
-    fn round(&mut self) {
+    pub fn round(&mut self) {
         let at = self.moment();
         self.agent.adopt(at);
         let (state, foreign) = self.kernel.with(|machine| (machine.state.clone(), machine.foreign.clone()));
@@ -325,13 +327,13 @@ impl Walk {
         }
     }
 
-    fn start_from(&mut self, world: World) {
+    pub fn start_from(&mut self, world: World) {
         self.tell(format!("{:?} is known", world.authority));
         self.agent.take_world(&world, self.clock.now);
     }
 
     /// Nothing fails any more: the kernel becomes what is wanted.
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
         self.kernel.with(|machine| machine.faults = Faults::none());
         if self.watch.is_damaged() {
             // What others did is unknown until it is looked for, and may stand in the way.
@@ -452,6 +454,36 @@ impl Walk {
         same(&state.routes, &foreign.routes, &BTreeMap::new());
         same(&state.addresses, &foreign.addresses, &BTreeMap::new());
         self.counts.cleanups += 1;
+    }
+
+    /// A set that holds many elements shall hold few, and be no larger than that.
+    pub fn a_set_is_made_smaller(&mut self) {
+        let name = Set::ServiceAddresses.name(Family::V4);
+        let desired = |count: u8, max_elements| {
+            let spec = SetSpec { kind: SetKind::HashIp, family: Family::V4, max_elements, timeout: true };
+            let element = |n: u8| (ElementKey { set: name.clone(), entry: Entry::Ip([10, 96, 0, n].into()) }, ());
+            let elements = (0..count).map(element).collect();
+            Desired { sets: [(name.clone(), spec)].into(), elements, ..Desired::default() }
+        };
+        let mut mirrors = Mirrors::new(self.kernel.targets(), Vec::new());
+        for (count, max_elements) in [(4, 4), (2, 2), (4, 8)] {
+            let desired = desired(count, max_elements);
+            let mut changed = Changed::default();
+            changed.sets.insert(name.clone());
+            changed
+                .elements
+                .extend((0..8).map(|n: u8| ElementKey { set: name.clone(), entry: Entry::Ip([10, 96, 0, n].into()) }));
+            mirrors.mark(&changed);
+            for authority in [Authority::Partial, Authority::Complete] {
+                let at = self.moment();
+                let (state, foreign) = self.kernel.with(|machine| (machine.state.clone(), machine.foreign.clone()));
+                self.watch.begin(&state, &foreign, &desired, authority);
+                mirrors.round(&desired, authority, at);
+                self.look();
+            }
+            assert!(mirrors.is_settled());
+            assert_eq!(self.kernel.state().sets.get(&name), desired.sets.get(&name));
+        }
     }
 
     /// One damage of one kind, found and repaired.

@@ -97,4 +97,9 @@ impl Target for Sets {
         let perform = |(index, step)| Some(Failure { step: index, error: self.perform(step).err()? });
         steps.iter().enumerate().filter_map(perform).collect()
     }
+
+    /// A set becomes larger at once, and smaller when the elements that are too many have gone.
+    fn grown(have: &SetSpec, want: &SetSpec) -> SetSpec {
+        SetSpec { max_elements: have.max_elements.max(want.max_elements), ..*want }
+    }
 }

@@ -8,7 +8,7 @@ use compact_str::CompactString;
 use rustix::io::Errno;
 use sluice::kernel::Error;
 use sluice::kernel::address::AddressKey;
-use sluice::kernel::ipset::{ElementKey, SetKind, SetName, SetSpec};
+use sluice::kernel::ipset::{self, ElementKey, SetKind, SetName, SetSpec};
 use sluice::kernel::iptables::{Piece, Rules};
 use sluice::kernel::ipvs::{Destination, ServiceKey, Services, Virtual};
 use sluice::kernel::link::{Link, LinkName};
@@ -142,6 +142,10 @@ impl Rows for Sets {
             Some(_) => None,
             None => state.rules.values().any(|rules| sets_named(&rules.0).contains(&*key.0)).then_some(Errno::BUSY),
         }
+    }
+
+    fn grown(have: &SetSpec, want: &SetSpec) -> SetSpec {
+        <ipset::Sets as Target>::grown(have, want)
     }
 
     fn follow(state: &mut State, key: &SetName, want: Option<&SetSpec>) {
@@ -368,8 +372,8 @@ impl Rows for Addresses {
         (want.is_some() && !state.links.contains_key(&key.link)).then_some(Errno::NODEV)
     }
 
-    /// With an address comes and goes its local route, whoever made it; with the last IPv4 address of a device go all its
-    /// IPv4 routes.
+    /// With an address comes and goes its own local route, whose source it is; with the last IPv4 address of a device
+    /// go all its IPv4 routes.
     fn follow(state: &mut State, key: &AddressKey, want: Option<&()>) {
         if want.is_some() {
             make_local(state, key);
@@ -380,10 +384,10 @@ impl Rows for Addresses {
                 let of_v4 = |route: &RouteKey| Family::from(route.destination) == Family::V4;
                 state.routes.retain(|route, value| !(of_v4(route) && leaves_by(value, &key.link)));
             }
-            let prefix = Family::host_prefix(key.address.addr());
+            let (address, prefix) = (key.address.addr(), Family::host_prefix(key.address.addr()));
             state.routes.retain(|route, value| {
                 let its = route.table == TABLE_LOCAL && route.destination == prefix && value.kind == RouteKind::Local;
-                !(its && leaves_by(value, &key.link))
+                !(its && value.source == Some(address) && leaves_by(value, &key.link))
             });
         }
     }

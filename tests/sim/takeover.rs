@@ -1,0 +1,62 @@
+//! Taking over from kube-router, and going back to it: what it left is adopted, and no connection ends.
+
+use std::time::Duration;
+
+use sluice::kernel::address::AddressKey;
+use sluice::kernel::iptables::{Piece, Rules, Table};
+use sluice::kernel::link::LinkName;
+use sluice::kernel::route::TABLE_LOCAL;
+use sluice::model::Authority;
+use sluice::net::Family;
+use sluice::proxy::names::{CHAIN_SNAT, DEVICE};
+
+use crate::agent::Agent;
+use crate::support::memory::State;
+use crate::support::{flags, generate};
+use crate::walk::Walk;
+
+impl Walk {
+    /// kube-router ran here a moment ago, for the same cluster.
+    pub fn takes_over_from_kube_router(&mut self) {
+        (self.config, self.families) = flags::proxy(&["--strict-external-ip-validation=false", "--enable-ipv6=true"]);
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        self.world.authority = Authority::Complete;
+        for _ in 0..60 {
+            generate::change(&mut self.world, &mut self.random);
+        }
+        self.start_from(self.world.clone());
+        self.settle();
+        self.kernel.with(|machine| as_kube_router_leaves_it(&mut machine.state));
+
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        self.start_from(self.world.clone());
+        self.round();
+        self.clock.pass(Duration::from_secs(1));
+        self.settle();
+    }
+}
+
+/// The differences between what we keep and what kube-router does: an address for every service address on the device,
+/// none to keep the device, and masquerading straight in POSTROUTING.
+fn as_kube_router_leaves_it(state: &mut State) {
+    let device = LinkName(DEVICE.into());
+    state.addresses.retain(|key, ()| key.link != device);
+    state.routes.retain(|_, route| {
+        let is_the_devices = route.next_hops.iter().any(|hop| hop.link == device);
+        !(is_the_devices && route.source.is_some_and(|source| source.to_string() == "192.0.0.8"))
+    });
+    let local = state
+        .routes
+        .iter()
+        .filter(|(key, route)| key.table == TABLE_LOCAL && route.next_hops.iter().any(|hop| hop.link == device));
+    let addresses: Vec<AddressKey> =
+        local.map(|(key, _)| AddressKey { link: device.clone(), address: key.destination }).collect();
+    state.addresses.extend(addresses.into_iter().map(|key| (key, ())));
+    state.rules.retain(|piece, _| !piece.to_string().contains(CHAIN_SNAT));
+    for family in Family::BOTH {
+        let rule = "-m ipvs --vdir ORIGINAL --vmethod MASQ -m comment --comment \"\" -j MASQUERADE";
+        let from = "POSTROUTING".into();
+        let piece = Piece::Leftover { family, table: Table::Nat, from, rule: rule.into() };
+        state.rules.insert(piece, Rules(vec![rule.into()]));
+    }
+}
