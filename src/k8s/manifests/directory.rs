@@ -111,6 +111,12 @@ impl Directory {
         Ok(names)
     }
 
+    /// Whether a file was written to a moment ago, so that more of it may be to come.
+    pub fn is_being_written(&self) -> bool {
+        let names = self.names().unwrap_or_default();
+        names.iter().filter_map(|name| fs::metadata(self.path.join(name)).ok()).any(|metadata| !is_still(&metadata))
+    }
+
     /// The text of a file, if it is not what was read last.
     ///
     /// # Errors

@@ -10,9 +10,9 @@
 //! shrinks until it is mended (`model::Authority::Partial`).
 //!
 //! A file that is written in place is read when its writer closes it. One that is found otherwise (the
-//! directory is read as a whole at the start and after a swap of links) is read as it is at the start, and
-//! later only once it has been left alone for a moment, so that a half-written file does not look like a
-//! deletion. Nor is a file gone before it has been missing for a moment.
+//! directory is read as a whole at the start and after a swap of links) is read only once it has been left
+//! alone for a moment, so that a half-written file does not look like a deletion. Nor is a file gone before
+//! it has been missing for a moment.
 //!
 //! The source is one thread of its own: reading ten thousand documents must not hold up the rest. It ends
 //! when the receiver of its messages is gone.
@@ -103,6 +103,10 @@ impl Source {
     /// Follows the directory until it is gone.
     fn watch(&mut self, mut directory: Directory, listed: &mut bool) -> Result<(), Closed> {
         if !*listed {
+            let patience_ends = Instant::now() + RETRY;
+            while directory.is_being_written() && Instant::now() < patience_ends {
+                std::thread::sleep(BURST);
+            }
             for kind in self.wanted.iter().map(Wanted::kind).collect::<BTreeSet<_>>() {
                 self.tell(Instant::now(), Event::Listing(kind))?;
             }
