@@ -8,6 +8,8 @@
 //! - `SIM_SEED=n` runs one walk again; a failure names its seed and tells what happened.
 //! - `SIM_WALKS=n` walks (by default a few), each of `SIM_STEPS=n` steps.
 
+#![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
+
 #[path = "support/mod.rs"]
 mod support;
 

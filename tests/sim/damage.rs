@@ -66,6 +66,7 @@ impl Kind {
 }
 
 /// Damages something, if there is something of that kind, and says what.
+#[expect(clippy::too_many_lines, reason = "one arm for each kind of damage")]
 pub fn hurt(state: &mut State, foreign: &State, kind: Kind, random: &mut Random) -> Option<(Hurt, String)> {
     let said = |hurt: Hurt, what: String| Some((hurt, format!("{kind:?}: {what}")));
     match kind {

@@ -145,7 +145,8 @@ fn address(random: &mut Random, v4: &str, v6: &str, count: usize) -> IpAddr {
 
 fn service_name(random: &mut Random) -> ObjectName {
     let namespace = *random.pick(&["default", "shop"]);
-    ObjectName::new(namespace, *random.pick(&["web", "api", "dns", "db", "queue"]))
+    let name: &str = random.pick::<&str>(&["web", "api", "dns", "db", "queue"]);
+    ObjectName::new(namespace, name)
 }
 
 fn put_service(cluster: &mut Cluster, random: &mut Random) -> String {

@@ -39,8 +39,11 @@ pub struct Machine {
     /// What the kernel refused by its own rules, that is, not by an injected fault.
     pub refused: Vec<String>,
     /// Called after every single act.
-    pub observer: Option<Box<dyn FnMut(&State, &Object)>>,
+    pub observer: Option<Observer>,
 }
+
+/// Whom every act is told.
+pub type Observer = Box<dyn FnMut(&State, &Object)>;
 
 /// How often something fails, in percent.
 #[derive(Clone, Debug)]
@@ -57,9 +60,12 @@ pub struct MemoryKernel(Rc<RefCell<Machine>>);
 /// One family of objects on a machine.
 pub struct Memory<F: Rows> {
     machine: MemoryKernel,
-    ours: Box<dyn Fn(&F::Key, &F::Value) -> bool>,
+    ours: Box<Ours<F>>,
     family: PhantomData<F>,
 }
+
+/// Says which rows of a family are ours.
+type Ours<F> = dyn Fn(&<F as Rows>::Key, &<F as Rows>::Value) -> bool;
 
 /// What is to happen to one step.
 #[derive(Clone, Copy, PartialEq, Eq)]
