@@ -22,7 +22,7 @@ def a_port_of_the_host_cannot_be_reached_through_a_service_address(bed):
                     for protocol in ("tcp", "udp"):
                         expect.refused(f"n{i}p2", s.address(family), 7777, protocol)
                         expect.refused(f"n{i}", s.address(family), 7777, protocol)
-                        expect.share(f"n{i}p2", bed.plan.addresses(i)[f], 7777, [f"host{i}"], protocol)
+                    expect.share(f"n{i}p2", bed.plan.addresses(i)[f], 7777, [f"host{i}"])
 
 
 def rules_are_written_by_the_flavour_that_the_node_uses(bed):

@@ -32,7 +32,7 @@ def a_service_without_endpoints_refuses(bed):
     with expect.service(bed, "empty", pods=[]) as s:
         for family in FAMILIES:
             expect.refused("n1p2", s.address(family), 80)
-            bed.put(s.name, PODS)
+        bed.put(s.name, PODS)
         bed.settle(s)
         expect.share("n1p2", s.address(), 80, PODS)
 
