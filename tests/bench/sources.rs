@@ -223,7 +223,7 @@ async fn from_manifests(
     let read = began.elapsed();
     let memory = memory(mark);
     // Making the texts is no part of a change. A file with everything is large: fewer of them will do.
-    let count = if files.len() == 1 && services > 1_000 { 20 } else { CHANGES };
+    let count = if files.len() == 1 { 20 } else { CHANGES };
     let texts: Vec<(String, String)> = (1..=count)
         .map(|version| {
             let (index, file) = (version * 7 % services, file_of(version * 7 % services));
