@@ -105,6 +105,10 @@ fn draining_leaves_nothing_behind_when_its_time_is_over() {
             now += Duration::from_secs(random.below(20) as u64);
             plan.expire(now);
             only_draining_is_added(plan.desired(), at_once(&setup, &world, now).desired(), &changes);
+            let count =
+                |desired: &Desired| desired.virtuals.values().map(|found| found.destinations.len()).sum::<usize>();
+            let added = count(plan.desired()) - count(at_once(&setup, &world, now).desired());
+            assert_eq!(added, plan.draining(), "every destination that drains has its time: {changes:?}");
         }
         plan.expire(now + Duration::from_secs(3600));
         assert_eq!((plan.draining(), plan.deadline()), (0, None));

@@ -129,6 +129,9 @@ impl Walk {
         for _ in 0..steps {
             self.step();
         }
+        if self.watch.is_damaged() {
+            self.start_from(World { authority: Authority::Complete, ..self.world.clone() });
+        }
         self.settle();
         self.clean_up();
         self.counts.acts_checked = self.watch.checked();
@@ -233,6 +236,13 @@ impl Walk {
 
     fn damage(&mut self) {
         let kind = *self.random.pick(&Kind::ALL);
+        if kind == Kind::DeleteElement {
+            // A virtual service whose element went before this program had seen it is nobody's for ever.
+            if self.agent.authority != Authority::Complete {
+                return;
+            }
+            self.settle();
+        }
         let foreign = self.kernel.with(|machine| machine.foreign.clone());
         let random = &mut self.random;
         let hurt = self.kernel.with(|machine| damage::hurt(&mut machine.state, &foreign, kind, random));
