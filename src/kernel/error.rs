@@ -48,10 +48,7 @@ impl Error {
 
     /// The object, or what it depends on, was not there.
     pub fn is_absent(&self) -> bool {
-        matches!(
-            self.cause,
-            Cause::Errno(Errno::NOENT | Errno::SRCH | Errno::NODEV | Errno::ADDRNOTAVAIL, _)
-        )
+        matches!(self.cause, Cause::Errno(Errno::NOENT | Errno::SRCH | Errno::NODEV | Errno::ADDRNOTAVAIL, _))
     }
 
     /// Somebody else uses the object, or asks at the same moment.
@@ -61,10 +58,7 @@ impl Error {
 
     /// This kernel cannot do it at all: a module or a protocol family is missing.
     pub fn is_unsupported(&self) -> bool {
-        matches!(
-            self.cause,
-            Cause::Errno(Errno::OPNOTSUPP | Errno::AFNOSUPPORT | Errno::PROTONOSUPPORT, _)
-        )
+        matches!(self.cause, Cause::Errno(Errno::OPNOTSUPP | Errno::AFNOSUPPORT | Errno::PROTONOSUPPORT, _))
     }
 }
 

@@ -114,8 +114,19 @@ pub enum Scheduler {
 
 impl Scheduler {
     pub const ALL: [Scheduler; 13] = [
-        Scheduler::Rr, Scheduler::Wrr, Scheduler::Lc, Scheduler::Wlc, Scheduler::Sh, Scheduler::Dh, Scheduler::Mh,
-        Scheduler::Sed, Scheduler::Nq, Scheduler::Lblc, Scheduler::Lblcr, Scheduler::Fo, Scheduler::Ovf,
+        Scheduler::Rr,
+        Scheduler::Wrr,
+        Scheduler::Lc,
+        Scheduler::Wlc,
+        Scheduler::Sh,
+        Scheduler::Dh,
+        Scheduler::Mh,
+        Scheduler::Sed,
+        Scheduler::Nq,
+        Scheduler::Lblc,
+        Scheduler::Lblcr,
+        Scheduler::Fo,
+        Scheduler::Ovf,
     ];
 
     /// The kernel's name, which is also the annotation's value.
