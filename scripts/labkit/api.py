@@ -56,14 +56,17 @@ class Api:
         return self.request("DELETE", path)
 
     def put(self, collection, item):
-        """Creates the object, or replaces the one of its name."""
-        try:
-            return self.request("POST", collection, item)
-        except ApiError as error:
-            if error.status != 409:
-                raise
+        """Creates the object, or replaces the one of its name.
+
+        Asked first: a Service created a second time is refused for its address, before anybody looks at its name.
+        """
         path = f"{collection}/{item['metadata']['name']}"
-        version = self.get(path)["metadata"]["resourceVersion"]
+        try:
+            version = self.get(path)["metadata"]["resourceVersion"]
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return self.request("POST", collection, item)
         return self.request("PUT", path, {**item, "metadata": {**item["metadata"], "resourceVersion": version}})
 
     def is_ready(self):

@@ -59,7 +59,8 @@ def snapshot(i):
         "ipvs": sorted(net.node(i, "ipvsadm", "-Sn").splitlines()),
         "sets": sorted(without_counts(net.node(i, "ipset", "save"))),
         **rules,
-        "addresses": sorted(f"{link['ifname']} {a['local']}/{a['prefixlen']}" for link in addresses for a in link["addr_info"]),
+        "addresses": sorted(f"{link['ifname']} {a['local']}/{a['prefixlen']}" for link in addresses for a in link["addr_info"]
+                            if not a["local"].startswith("fe80:")),
         "routes": sorted(line for f in ("-4", "-6") for line in own.run(
             "/sbin/ip", "-n", f"n{i}", f, "route", "show", "table", "all").splitlines() if "fe80" not in line and "multicast" not in line),
         "policy": sorted(line for f in ("-4", "-6") for line in own.run("/sbin/ip", "-n", f"n{i}", f, "rule", "show").splitlines()),

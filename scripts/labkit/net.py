@@ -4,10 +4,10 @@ Address plan (i is the number of a node, p of a pod on it):
   node ni      192.0.2.1i    2001:db8:2::1i     pods 10.244.i.0/24, fd00:10:244:i::/64 on kube-bridge
   pod  nip<p>  given by the CNI plugin host-local: 10.244.i.2, fd00:10:244:i::2 for the first one
   cp           192.0.2.100   2001:db8:2::100    where the nodes reach the API server
-  rtr          192.0.2.254   2001:db8:2::fe     router to the outside, knows service addresses by way of n1
+  rtr          192.0.2.1     2001:db8:2::1      router to the outside, knows service addresses by way of n1
   ext          203.0.113.10  2001:db8:113::10   the client outside
   services     10.96.0.0/12, fd00:10:96::/108; external and load balancer addresses 198.51.100.0/24, 2001:db8:51::/64
-With two subnets the even nodes are 192.0.2.13i, 2001:db8:2:1::1i behind rtr (.253, ::fd there), which then routes pod
+With two subnets (of half the size) the even nodes are 192.0.2.13i, 2001:db8:2:1::1i behind rtr (.129, ::1 there), which then routes pod
 addresses too. Nobody has a default route: what is not in this plan is unreachable.
 """
 import ctypes
@@ -27,8 +27,8 @@ SERVICE_RANGES = ("10.96.0.0/12", "fd00:10:96::/108")
 EXTERNAL_RANGES = ("198.51.100.0/24", "2001:db8:51::/64")
 CONTROL = ("192.0.2.100", "2001:db8:2::100")
 CLIENT = ("203.0.113.10", "2001:db8:113::10")
-ROUTER = ("192.0.2.254", "2001:db8:2::fe")
-FAR_ROUTER = ("192.0.2.253", "2001:db8:2:1::fd")
+ROUTER = ("192.0.2.1", "2001:db8:2::1")
+FAR_ROUTER = ("192.0.2.129", "2001:db8:2:1::1")
 
 # What a node has before a network agent comes: what container runtimes ask for, nothing about services.
 NODE_SYSCTLS = {
@@ -180,7 +180,8 @@ def routes(plan):
     ip("rtr", *at_router)
     beyond = ["192.0.2.0/24", *SERVICE_RANGES, *EXTERNAL_RANGES, "2001:db8:2::/48"]
     ip("ext", *[f"route add {r} via {'2001:db8:113::fe' if ':' in r else '203.0.113.254'}" for r in beyond])
-    ip("cp", "route add 203.0.113.0/24 via 192.0.2.254", *(["route add 192.0.2.128/25 via 192.0.2.254"] if plan.subnets == 2 else []))
+    far = ["192.0.2.128/25", "2001:db8:2:1::/64"] if plan.subnets == 2 else []
+    ip("cp", *[f"route add {r} via {ROUTER[':' in r]}" for r in ["203.0.113.0/24", "2001:db8:113::/64", *far]])
 
 
 def keep_namespaces(i):
