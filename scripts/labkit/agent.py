@@ -7,23 +7,30 @@ import subprocess
 from . import kernel, net, own
 
 # The lab has no router subsystem: its routes are static. The outer ranges are those of `net`.
-FLAGS = ["--run-router=false", "--run-firewall=false", "--run-service-proxy=true", "--enable-ipv6=true",
-         "--metrics-port=20241", "--ipvs-graceful-termination", "--ipvs-graceful-period=120s",
-         f"--service-cluster-ip-range={','.join(net.SERVICE_RANGES)}",
-         f"--service-external-ip-range={','.join(net.EXTERNAL_RANGES)}",
-         f"--loadbalancer-ip-range={','.join(net.EXTERNAL_RANGES)}"]
+FLAGS = ["--run-router=false", "--run-firewall=false", "--metrics-port=20241", "--ipvs-graceful-termination",
+         "--ipvs-graceful-period=120s"]
+
+
+def family_flags(families="46"):
+    """The flags that follow from the families of the cluster."""
+    def of(ranges):
+        return ",".join(r for f, r in zip("46", ranges) if f in families)
+    return [f"--enable-ipv{f}={'true' if f in families else 'false'}" for f in "46"] + [
+        f"--service-cluster-ip-range={of(net.SERVICE_RANGES)}", f"--service-external-ip-range={of(net.EXTERNAL_RANGES)}",
+        f"--loadbalancer-ip-range={of(net.EXTERNAL_RANGES)}"]
 
 
 class Agent:
     def __init__(self, i, binary, source, flags=()):
         self.i, self.source, self.extra = i, source, list(flags)
         self.binary = binary
+        self.families = "46"
         self.process = None
         self.log = f"{net.RUN}/n{i}/agent.log"
         self.state = f"{net.RUN}/n{i}/state"
 
     def command(self, *more):
-        return net.node_command(self.i, self.binary, *FLAGS, f"--hostname-override=node{self.i}",
+        return net.node_command(self.i, self.binary, *FLAGS, *family_flags(self.families), f"--hostname-override=node{self.i}",
                                 f"--state-dir={self.state}", *self.source.flags(self.i), *self.extra, *more)
 
     def start(self):

@@ -2,7 +2,7 @@
 import expect
 from expect import PODS
 from labkit import kernel, net
-from labkit.agent import FLAGS
+from labkit.agent import FLAGS, family_flags
 
 
 def _plant(i):
@@ -41,7 +41,7 @@ def _intact(i, before, when):
 
 
 def _clean(bed, i):
-    status, text = bed.agents[i].once(*FLAGS, "--cleanup-config")
+    status, text = bed.agents[i].once(*FLAGS, *family_flags(), "--cleanup-config")
     expect.that(status == 0, f"--cleanup-config ended with {status}:", text)
 
 

@@ -18,12 +18,12 @@ def _alone(bed, family):
     return source, s
 
 
-def _run(bed, family, flags):
+def _run(bed, family):
     agent = bed.agents[3]
     source, s = _alone(bed, family)
-    usual = agent.source, agent.extra
+    usual = agent.source
     agent.stop()
-    agent.source, agent.extra = source, flags
+    agent.source, agent.families = source, family
     try:
         agent.start()
         bed.settle(s, nodes=[3])
@@ -33,17 +33,15 @@ def _run(bed, family, flags):
         expect.that(not other, "the other family is served:", other)
     finally:
         agent.stop()
-        agent.source, agent.extra = usual
+        agent.source, agent.families = usual, "46"
         agent.start()
         source.close()
         os.rmdir(source.folder)
 
 
 def a_node_with_ipv4_alone_serves_ipv4(bed):
-    _run(bed, "4", ["--enable-ipv6=false", "--service-cluster-ip-range=10.96.0.0/12", "--service-external-ip-range=198.51.100.0/24",
-                    "--loadbalancer-ip-range=198.51.100.0/24"])
+    _run(bed, "4")
 
 
 def a_node_with_ipv6_alone_serves_ipv6(bed):
-    _run(bed, "6", ["--enable-ipv4=false", "--service-cluster-ip-range=fd00:10:96::/108", "--service-external-ip-range=2001:db8:51::/64",
-                    "--loadbalancer-ip-range=2001:db8:51::/64"])
+    _run(bed, "6")
