@@ -35,7 +35,7 @@ def tests_of(bed, only, long):
                 continue
             if isinstance(function, type) or (getattr(function, "long", False) and not long):
                 continue
-            if not only or only in function.__name__ or only == name:
+            if not only or name in only or any(word in function.__name__ for word in only):
                 yield function
 
 
@@ -55,7 +55,7 @@ def main():
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("binary")
     parser.add_argument("--bed", action="append", choices=list(BEDS))
-    parser.add_argument("--only", help="tests with this in their name, or of this module")
+    parser.add_argument("--only", action="append", help="tests with this in their name, or of this module")
     parser.add_argument("--long", action="store_true")
     known = parser.parse_args()
     passed, failed = 0, []
