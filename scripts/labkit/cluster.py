@@ -7,6 +7,7 @@ and kubelet.
 import ctypes
 import json
 import os
+import queue
 import secrets
 import shutil
 import signal
@@ -250,24 +251,35 @@ class Keeper:
 
 
 def end_with_parent():
+    """Lets a child end with us. The kernel means the thread that started it, so the main thread starts everything."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def keep(folder):
     sys.stdin.read()  # until the facts are written
     keeper = Keeper(folder)
-    over = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: over.set())
+    orders = queue.Queue()
+    signal.signal(signal.SIGTERM, lambda *_: orders.put((None, None)))
 
     class Control(socketserver.StreamRequestHandler):
         def handle(self):
-            self.wfile.write((keeper.obey(self.rfile.readline().decode()) + "\n").encode())
+            answer = queue.Queue()
+            orders.put((self.rfile.readline().decode(), answer))
+            self.wfile.write((answer.get() + "\n").encode())
 
     for name in ("etcd", "kube-apiserver", "kube-controller-manager"):
         keeper.start(name)
     server = socketserver.ThreadingTCPServer(("127.0.0.1", keeper.found["control"]), Control)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    over.wait(SECONDS)
+    over = time.monotonic() + SECONDS
+    while time.monotonic() < over:
+        try:
+            line, answer = orders.get(timeout=over - time.monotonic())
+        except (queue.Empty, ValueError):
+            break
+        if line is None:
+            break
+        answer.put(keeper.obey(line))
     for name in ("kube-controller-manager", "kube-apiserver", "etcd"):
         keeper.stop(name)
 
