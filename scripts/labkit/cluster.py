@@ -122,9 +122,7 @@ def up(name):
     with own.locked(f"cluster-{name}"):
         if facts(name):
             raise own.LabError(f"the cluster '{name}' is up already")
-        folder = own.state("clusters", name)
-        shutil.rmtree(folder)
-        own.state("clusters", name)
+        folder = own.fresh(own.state("clusters", name))
         found = {"name": name, "programs": programs, "token": secrets.token_hex(16), "agent_token": secrets.token_hex(16),
                  **{port: free_port() for port in ("port", "control", "etcd", "etcd_peer", "manager")},
                  "kubeconfig": f"{folder}/kubeconfig"}

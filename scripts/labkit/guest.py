@@ -67,8 +67,7 @@ class Guest:
 
     def prepare(self, series, shares, preload):
         version, image, modules = packages.kernel(series)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        own.state("guests", self.name)
+        own.fresh(self.folder)
         shares = self.shares(shares)
         record = {"kernel": version, "token": secrets.token_hex(16), "port": free_port(), "shares": shares,
                   "files": [], "qemu": [0, None]}

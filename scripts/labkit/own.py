@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,10 +26,15 @@ def cache():
 
 
 def state(*names):
-    """The folder of one running thing, a guest or a cluster; only we may read it."""
-    path = os.path.join(cache(), "running", *names)
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    return path
+    """The folder of one running thing, a guest or a cluster."""
+    return os.path.join(cache(), "running", *names)
+
+
+def fresh(folder):
+    """Makes such a folder, empty; only we may read it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder, mode=0o700)
+    return folder
 
 
 class LabError(Exception):

@@ -48,9 +48,7 @@ class Native:
             subprocess.run(["modprobe", "-qa", *("br_netfilter", "veth", "dummy", "sctp", "nf_conntrack_netlink")])
             script = ("mount -t tmpfs tmpfs /run; mkdir -p /run/netns /run/lock /run/lab; ip link set lo up; "
                       'mount -t tmpfs tmpfs /etc/cni 2>/dev/null; echo up > "$0/ready"; exec sleep infinity')
-            ready = f"{self.folder}/ready"
-            if os.path.exists(ready):
-                os.unlink(ready)
+            ready = f"{own.fresh(self.folder)}/ready"
             outer = subprocess.Popen(
                 ["unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc",
                  "sh", "-c", script, self.folder], stdin=subprocess.DEVNULL, start_new_session=True)
