@@ -216,7 +216,7 @@ fn differences(was: &BTreeMap<u64, u64>, is: &BTreeMap<u64, u64>) -> Vec<(u64, O
 
 fn owners(plan: &Plan) -> BTreeMap<ServiceKey, ObjectName> {
     let published: BTreeMap<ServiceKey, ObjectName> =
-        plan.owners().iter().map(|(key, name)| (*key, (**name).clone())).collect();
+        plan.owners().iter().map(|(key, owner)| (*key, owner.name.clone())).collect();
     for key in plan.desired().virtuals.keys() {
         assert_eq!(published.get(key), plan.owner(key), "{key}");
     }
@@ -234,7 +234,7 @@ fn rows_changed(older: &Cluster, newer: &Cluster) -> usize {
 fn names_all<K: Ord + Debug, V: PartialEq>(
     older: &BTreeMap<K, V>,
     newer: &BTreeMap<K, V>,
-    named: &BTreeSet<K>,
+    named: &[K],
     what: &str,
 ) {
     for key in older.keys().chain(newer.keys()) {

@@ -17,7 +17,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use compact_str::CompactString;
@@ -37,7 +36,7 @@ use crate::reconcile::{Drift, Growth, Mirror, Moment, Reflection, Target};
 
 use super::desired::{Changed, Desired};
 use super::names::Set;
-use super::plan::local_route_key;
+use super::plan::{local_route_key, services_on};
 
 /// The families of kernel objects that the service proxy keeps. Implemented once on Linux (`linux`) and once
 /// in memory for the simulation.
@@ -297,7 +296,8 @@ impl<K: Kernel> Mirrors<K> {
         }
         self.note_udp_destinations();
         let elements = &self.elements;
-        let is_marked = |key: &ServiceKey| port_element(key).is_none_or(|element| elements.has(&element));
+        let all = elements.is_settled();
+        let is_marked = |key: &ServiceKey| all || port_element(key).is_none_or(|element| elements.has(&element));
         self.virtuals.grow_where(&desired.virtuals, growth, at, is_marked)
     }
 
@@ -323,7 +323,11 @@ impl<K: Kernel> Mirrors<K> {
     /// A service address becomes local when the guard knows it and a virtual service answers on it.
     fn grow_routes(&mut self, desired: &Desired, growth: Growth, at: Moment) {
         let (elements, virtuals) = (&self.elements, &self.virtuals);
+        let all = elements.is_settled() && virtuals.is_settled();
         self.routes.grow_where(&desired.routes, growth, at, |key| {
+            if all {
+                return true;
+            }
             let address = key.destination.addr();
             let answers = virtuals.seen().is_some_and(|seen| seen.range(services_on(address)).next().is_some());
             let is_the_devices = desired.addresses.keys().any(|key| key.address.addr() == address);
@@ -428,13 +432,6 @@ fn port_element(key: &ServiceKey) -> Option<ElementKey> {
 /// The element by which the guard knows a service address.
 fn address_element(address: IpAddr) -> ElementKey {
     ElementKey { set: Set::ServiceAddresses.name(Family::from(address)), entry: Entry::Ip(address) }
-}
-
-/// Every virtual service that an address may have.
-fn services_on(address: IpAddr) -> RangeInclusive<ServiceKey> {
-    let [first, .., last] = Protocol::ALL;
-    let key = |protocol, port| ServiceKey::Address { address, protocol, port };
-    key(first, 0)..=key(last, u16::MAX)
 }
 
 fn is_udp(key: &ServiceKey) -> bool {

@@ -1,6 +1,6 @@
 //! What the service proxy wants of the kernel: one sorted map for each family of objects.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::kernel::address::AddressKey;
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
@@ -24,15 +24,15 @@ pub struct Desired {
     pub routes: BTreeMap<RouteKey, Route>,
 }
 
-/// Which keys of [`Desired`] changed.
+/// Which keys of [`Desired`] changed, in any order; a key may stand there twice.
 #[derive(Default, Debug)]
 pub struct Changed {
     pub settings: bool,
-    pub sets: BTreeSet<SetName>,
-    pub elements: BTreeSet<ElementKey>,
-    pub rules: BTreeSet<Piece>,
-    pub virtuals: BTreeSet<ServiceKey>,
-    pub routes: BTreeSet<RouteKey>,
+    pub sets: Vec<SetName>,
+    pub elements: Vec<ElementKey>,
+    pub rules: Vec<Piece>,
+    pub virtuals: Vec<ServiceKey>,
+    pub routes: Vec<RouteKey>,
     /// How many Services were computed anew.
     pub parts_computed: usize,
     /// What an administrator should know about, one sentence each.

@@ -16,13 +16,14 @@ use tracing::{debug, info, warn};
 use crate::config::ProxyConfig;
 use crate::kernel::ipvs::ServiceKey;
 use crate::kernel::monitor::Changes;
-use crate::model::{Authority, EventClock, ObjectName, Table, World};
+use crate::model::{Authority, EventClock, Table, World};
 use crate::net::PerFamily;
 use crate::observe::health::Pulse;
 use crate::reconcile::{Drift, Moment};
 
 use super::apply::{Found, Kernel, Mirrors, Round, Targets};
 use super::metrics::Metrics;
+use super::owners::Owner;
 use super::plan::Plan;
 
 /// What the loop is fed with and whom it tells.
@@ -32,7 +33,7 @@ pub struct Surroundings {
     /// What others did to the kernel.
     pub disturbances: watch::Receiver<Changes>,
     /// Which Service every virtual service belongs to, for whoever reads counters.
-    pub owners: watch::Sender<Table<ServiceKey, ObjectName>>,
+    pub owners: watch::Sender<Table<ServiceKey, Owner>>,
     pub pulse: Pulse,
     pub metrics: Metrics,
 }
@@ -64,6 +65,11 @@ pub struct Driver<K: Kernel> {
     randomness: RandomState,
     /// Steps performed since the start.
     steps: u64,
+    /// Time spent since the start on calculating, and on comparing and changing the kernel.
+    computing: Duration,
+    programming: Duration,
+    /// When a World said something for the first time.
+    first_world: Option<Instant>,
     adopted: bool,
     cleared: bool,
     synced: bool,
@@ -93,6 +99,9 @@ impl<K: Kernel> Driver<K> {
             told: BTreeMap::new(),
             randomness: RandomState::new(),
             steps: 0,
+            computing: Duration::ZERO,
+            programming: Duration::ZERO,
+            first_world: None,
             adopted: false,
             cleared: false,
             synced: false,
@@ -133,9 +142,12 @@ impl<K: Kernel> Driver<K> {
         let expired = self.plan.expire(begun);
         self.mirrors.mark(&expired);
         self.look_at_disturbances(begun);
+        let computed = Instant::now();
         let round = self.round(begun);
         let done = Instant::now();
         self.steps += round.steps;
+        self.computing += computed - begun;
+        self.programming += done - computed;
         if round.steps > 0 {
             self.around.metrics.observe_round(done - begun);
             if let Some(seen) = seen {
@@ -144,7 +156,9 @@ impl<K: Kernel> Driver<K> {
             debug!(
                 virtual_services = round.virtuals,
                 steps = round.steps,
-                took_ms = (done - begun).as_millis() as u64,
+                compute_us = (computed - begun).as_micros() as u64,
+                kernel_us = (done - computed).as_micros() as u64,
+                since_seen_us = seen.map(|seen| (done - seen).as_micros() as u64),
                 "Changes are in the kernel"
             );
         }
@@ -167,6 +181,7 @@ impl<K: Kernel> Driver<K> {
         if self.authority == Authority::Nothing {
             return None;
         }
+        self.first_world.get_or_insert(now);
         let changed = self.plan.update(&world, now);
         self.around.metrics.parts.inc_by(changed.parts_computed as u64);
         for note in &changed.notes {
@@ -299,8 +314,15 @@ impl<K: Kernel> Driver<K> {
         if !self.synced && self.authority != Authority::Nothing && troubles.is_empty() {
             self.synced = true;
             let virtual_services = self.plan.desired().virtuals.len();
-            let took_ms = (now - self.started).as_millis() as u64;
-            info!(virtual_services, authority = ?self.authority, steps = self.steps, took_ms, "First sync is done");
+            info!(
+                virtual_services,
+                authority = ?self.authority,
+                steps = self.steps,
+                input_us = self.first_world.map(|at| (at - self.started).as_micros() as u64),
+                compute_us = self.computing.as_micros() as u64,
+                kernel_us = self.programming.as_micros() as u64,
+                "First sync is done"
+            );
         }
         self.around.pulse.beat(now);
         self.around.pulse.ready(self.synced);

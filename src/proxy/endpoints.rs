@@ -8,7 +8,6 @@
 //! An endpoint is matched to a Service port by the port's name and protocol. An address that stands in
 //! several slices, which happens while the controller moves it, counts once, in its best condition.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::kernel::ipvs::{Destination, Forwarding};
@@ -40,7 +39,7 @@ pub fn destinations(
     drains: bool,
 ) -> Vec<Destination> {
     let candidates = candidates(endpoints, port, family, reach);
-    let any_ready = candidates.values().any(|standing| *standing == Standing::Ready);
+    let any_ready = candidates.iter().any(|(_, standing)| *standing == Standing::Ready);
     let weight = |standing: Standing| match standing {
         Standing::Ready => Some(SERVING),
         Standing::Terminating if !any_ready => Some(SERVING),
@@ -72,23 +71,26 @@ fn standing(conditions: Conditions) -> Option<Standing> {
     }
 }
 
+/// Sorted by address, each address once.
 fn candidates(
     endpoints: &Endpoints,
     port: &ServicePort,
     family: Family,
     reach: Reach<'_>,
-) -> BTreeMap<SocketAddr, Standing> {
-    let mut candidates = BTreeMap::new();
+) -> Vec<(SocketAddr, Standing)> {
+    let mut candidates = Vec::new();
     for slice in endpoints.slices.values().filter(|slice| slice.family == family) {
         let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
         for number in numbers {
             for endpoint in slice.endpoints.iter().filter(|endpoint| is_within(endpoint, reach)) {
                 let Some(standing) = standing(endpoint.conditions) else { continue };
-                let best = candidates.entry(SocketAddr::new(endpoint.address, number.port)).or_insert(standing);
-                *best = standing.max(*best);
+                candidates.push((SocketAddr::new(endpoint.address, number.port), standing));
             }
         }
     }
+    // The best standing of an address comes first and is the one that stays.
+    candidates.sort_unstable_by(|(one, standing), (other, others)| one.cmp(other).then(others.cmp(standing)));
+    candidates.dedup_by_key(|(address, _)| *address);
     candidates
 }
 

@@ -15,7 +15,8 @@
 //!
 //! Reading order: [`part`] is what one Service asks for, with one file for each feature that decides about it
 //! ([`endpoints`], [`traffic_policy`], [`session_affinity`], [`scheduler`], [`node_port`], [`external_ip`]);
-//! [`plan`] keeps the union of all parts, [`desired`], with what all Services share ([`guard`],
+//! [`plan`] keeps the union of all parts, [`desired`], one for each key ([`owners`]), with what all Services
+//! share ([`guard`],
 //! [`masquerade`], [`settings`], [`local_node`]) and what is on its way out ([`drain`]); [`apply`] brings it
 //! into the kernel; [`driver`] is the loop. [`names`] pins what running nodes call these things.
 
@@ -29,6 +30,7 @@ pub mod scheduler;
 pub mod node_port;
 pub mod external_ip;
 pub mod plan;
+pub mod owners;
 pub mod local_node;
 pub mod guard;
 pub mod masquerade;

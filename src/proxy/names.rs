@@ -4,8 +4,10 @@
 //! and removes what the other left. Only [`CHAIN_SNAT`] is ours alone: kube-router writes its masquerade
 //! rules straight into POSTROUTING, where nobody can tell whose they are.
 
+use std::sync::LazyLock;
+
 use crate::kernel::ipset::SetName;
-use crate::net::Family;
+use crate::net::{Family, PerFamily};
 
 /// The dummy device that service addresses are local routes of.
 pub const DEVICE: &str = "kube-dummy-if";
@@ -16,7 +18,7 @@ pub const CHAIN_GUARD: &str = "KUBE-ROUTER-SERVICES";
 pub const CHAIN_SNAT: &str = "KUBE-ROUTER-SNAT";
 
 /// The sets that the guard reads, and by which a process without memory knows our virtual services.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Set {
     /// The host's own addresses.
     LocalAddresses,
@@ -31,16 +33,29 @@ impl Set {
 
     /// The set's name in one family. IPv6 names carry a prefix.
     pub fn name(self, family: Family) -> SetName {
-        SetName(match (self, family) {
-            (Set::LocalAddresses, Family::V4) => "kube-router-local-ips".into(),
-            (Set::LocalAddresses, Family::V6) => "inet6:kube-router-local-ips".into(),
-            (Set::ServiceAddresses, Family::V4) => "kube-router-svip".into(),
-            (Set::ServiceAddresses, Family::V6) => "inet6:kube-router-svip".into(),
-            (Set::ServicePorts, Family::V4) => "kube-router-svip-prt".into(),
-            (Set::ServicePorts, Family::V6) => "inet6:kube-router-svip-prt".into(),
-        })
+        let [local, addresses, ports] = NAMES.of(family);
+        match self {
+            Set::LocalAddresses => local.clone(),
+            Set::ServiceAddresses => addresses.clone(),
+            Set::ServicePorts => ports.clone(),
+        }
+    }
+
+    fn text(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Set::LocalAddresses, Family::V4) => "kube-router-local-ips",
+            (Set::LocalAddresses, Family::V6) => "inet6:kube-router-local-ips",
+            (Set::ServiceAddresses, Family::V4) => "kube-router-svip",
+            (Set::ServiceAddresses, Family::V6) => "inet6:kube-router-svip",
+            (Set::ServicePorts, Family::V4) => "kube-router-svip-prt",
+            (Set::ServicePorts, Family::V6) => "inet6:kube-router-svip-prt",
+        }
     }
 }
+
+/// Each name once in memory, however many elements mention it.
+static NAMES: LazyLock<PerFamily<[SetName; 3]>> =
+    LazyLock::new(|| PerFamily::from_fn(|family| Set::ALL.map(|set| SetName(set.text(family).into()))));
 
 #[cfg(test)]
 mod tests {

@@ -52,7 +52,8 @@ pub struct Surroundings<'a> {
 
 /// The part of one Service.
 pub fn part(service: &Service, endpoints: &Endpoints, around: Surroundings<'_>) -> Part {
-    let mut claims = Vec::new();
+    // For most Services that is exact.
+    let mut claims = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
     for port in &service.ports {
         for family in around.node.enabled_families() {
             claims.extend(claims_of_port(service, endpoints, port, family, around));

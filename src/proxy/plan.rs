@@ -6,28 +6,31 @@
 //! addresses, say), all parts are computed. After any history the plan equals the one made at once from
 //! the newest World; `tests/properties.rs` walks random histories to hold it to that.
 //!
-//! What several Services claim has one owner: by rank first (`part::Rank`), then the older Service, then by name.
+//! What several Services claim has one owner (`owners`).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
+use std::collections::btree_map::{BTreeMap, Entry as Place};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::ProxyConfig;
 use crate::kernel::address::{AddressKey, KEEPER};
-use crate::kernel::ipset::{ElementKey, Entry, SetName};
+use crate::kernel::ipset::{ElementKey, Entry};
 use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkKind, LinkName};
 use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
 use crate::model::{ObjectName, Scheduler, Table, World};
-use crate::net::{Family, PerFamily};
+use crate::net::{Family, PerFamily, Protocol};
 
 use super::desired::{Changed, Desired};
 use super::drain::Draining;
 use super::endpoints::DRAINING;
 use super::local_node::LocalNode;
 use super::names::{DEVICE, Set};
-use super::part::{Claim, Part, Rank, Surroundings, part};
+use super::owners::{Owner, Owners};
+use super::part::{Claim, Surroundings, part};
 use super::{guard, masquerade, node_port, scheduler, settings};
 
 /// The desired state and everything needed to change it by parts.
@@ -39,30 +42,19 @@ pub struct Plan {
     world: World,
     node: LocalNode,
     desired: Desired,
-    parts: HashMap<ObjectName, Held>,
-    owners: HashMap<ServiceKey, Vec<Owner>>,
-    /// The first of the owners of each key, as a value that others may keep.
-    published: Table<ServiceKey, ObjectName>,
-    /// How many virtual services use an address.
-    uses: HashMap<IpAddr, u32>,
+    parts: HashMap<ObjectName, Arc<Held>>,
+    owners: Owners,
     /// How many elements each set shall hold.
-    sizes: BTreeMap<SetName, usize>,
+    sizes: BTreeMap<(Set, Family), usize>,
     draining: Draining,
 }
 
 /// A part, and what of its Service decides about conflicts and draining.
 struct Held {
-    part: Part,
+    /// Sorted by key, each key once: with its strongest claim.
+    claims: Box<[Claim]>,
     created: i64,
     scheduler: Scheduler,
-}
-
-/// One Service's claim to a key, in the order of precedence.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Owner {
-    rank: Rank,
-    created: i64,
-    name: ObjectName,
 }
 
 impl Plan {
@@ -75,9 +67,7 @@ impl Plan {
             node: LocalNode::default(),
             desired: Desired::default(),
             parts: HashMap::new(),
-            owners: HashMap::new(),
-            published: Table::default(),
-            uses: HashMap::new(),
+            owners: Owners::default(),
             sizes: BTreeMap::new(),
             draining: Draining::default(),
         }
@@ -93,12 +83,12 @@ impl Plan {
 
     /// The Service that a virtual service belongs to.
     pub fn owner(&self, key: &ServiceKey) -> Option<&ObjectName> {
-        self.owners.get(key)?.first().map(|owner| &owner.name)
+        self.owners.of(key)
     }
 
     /// Which Service every virtual service belongs to; cheap to clone.
-    pub fn owners(&self) -> &Table<ServiceKey, ObjectName> {
-        &self.published
+    pub fn owners(&self) -> &Table<ServiceKey, Owner> {
+        self.owners.all()
     }
 
     /// How many destinations are kept for their connections only.
@@ -116,21 +106,25 @@ impl Plan {
         let mut changed = Changed::default();
         let older = std::mem::replace(&mut self.world, world.clone());
         let node = LocalNode::new(world, self.families);
-        let mut dirty: BTreeSet<ObjectName> = BTreeSet::new();
+        let (services, endpoints) = (&world.cluster.services, &world.cluster.endpoints);
         let (same, parts_stay) = (node == self.node, self.parts_stay(&node));
         self.node = node;
         if !same {
             self.replace_common(&mut changed);
         }
+        let mut dirty: Vec<&ObjectName> = Vec::new();
         if parts_stay {
-            dirty.extend(world.cluster.services.changes_since(&older.cluster.services).map(|c| c.key().clone()));
-            dirty.extend(world.cluster.endpoints.changes_since(&older.cluster.endpoints).map(|c| c.key().clone()));
+            dirty.extend(services.changes_since(&older.cluster.services).map(|change| change.key()));
+            dirty.extend(endpoints.changes_since(&older.cluster.endpoints).map(|change| change.key()));
         } else {
-            dirty.extend(world.cluster.services.iter().map(|(name, _)| name.clone()));
-            dirty.extend(self.parts.keys().cloned());
+            dirty.extend(services.iter().map(|(name, _)| name));
+            dirty.extend(older.cluster.services.iter().map(|(name, _)| name));
         }
+        dirty.sort();
+        dirty.dedup();
+        self.parts.reserve(services.len().saturating_sub(self.parts.len()));
         for name in dirty {
-            self.update_service(&name, now, &mut changed);
+            self.update_service(name, now, &mut changed);
         }
         self.resize_sets(&mut changed);
         changed
@@ -174,49 +168,44 @@ impl Plan {
 
     fn update_service(&mut self, name: &ObjectName, now: Instant, changed: &mut Changed) {
         changed.parts_computed += 1;
-        let none = Default::default();
-        let held = self.world.cluster.services.get(name).map(|service| {
-            let endpoints = self.world.cluster.endpoints.get(name).map_or(&none, |endpoints| &**endpoints);
-            let around = Surroundings { node: &self.node, config: &self.config };
-            Held {
-                part: part(service, endpoints, around),
-                created: service.created,
-                scheduler: service.annotations.scheduler,
-            }
-        });
-        let old = match held {
-            Some(held) => self.parts.insert(name.clone(), held),
+        let new = self.held(name).map(Arc::new);
+        let old = match &new {
+            Some(new) => self.parts.insert(name.clone(), new.clone()),
             None => self.parts.remove(name),
         };
-        let new = self.parts.get(name);
-        let mut keys: BTreeSet<ServiceKey> = BTreeSet::new();
-        for claim in new.iter().flat_map(|held| &held.part.claims) {
-            let before = old.as_ref().and_then(|old| old.part.claims.iter().find(|c| c.key == claim.key));
-            if before != Some(claim) || old.as_ref().is_some_and(|old| old.created != new.map_or(0, |new| new.created))
-            {
-                keys.insert(claim.key);
+        let (new, old) = (new.as_deref(), old.as_deref());
+        for key in different_claims(old, new) {
+            if let (Some(old), Some(new)) = (old, new) {
+                self.note_left(key, name, [old, new], now);
             }
-        }
-        for claim in old.iter().flat_map(|held| &held.part.claims) {
-            if !new.is_some_and(|new| new.part.claims.iter().any(|c| c.key == claim.key)) {
-                keys.insert(claim.key);
-            }
-        }
-        for key in keys {
-            self.note_left(key, old.as_ref(), name, now);
-            self.update_owner(key, name, changed);
-            self.compose(key, changed);
+            let claim = new.and_then(|new| new.claim(&key));
+            let created = new.map_or(0, |new| new.created);
+            let bid = claim.map(|claim| Owner { rank: claim.rank, created, name: name.clone() });
+            let has_it = self.owners.update(key, name, bid, &mut changed.notes);
+            let claim = if has_it { claim } else { self.claim(&key) };
+            let wanted = claim.map(|claim| claim.virtual_service.clone());
+            self.put_virtual(key, wanted, changed);
         }
     }
 
+    fn held(&self, name: &ObjectName) -> Option<Held> {
+        let service = self.world.cluster.services.get(name)?;
+        let none = Default::default();
+        let endpoints = self.world.cluster.endpoints.get(name).map_or(&none, |endpoints| &**endpoints);
+        let around = Surroundings { node: &self.node, config: &self.config };
+        let mut claims = part(service, endpoints, around).claims;
+        claims.sort_by_key(|claim| (claim.key, claim.rank));
+        claims.dedup_by_key(|claim| claim.key);
+        let scheduler = service.annotations.scheduler;
+        Some(Held { claims: claims.into_boxed_slice(), created: service.created, scheduler })
+    }
+
     /// Begins to drain what a Service's newest part no longer names.
-    fn note_left(&mut self, key: ServiceKey, old: Option<&Held>, name: &ObjectName, now: Instant) {
+    fn note_left(&mut self, key: ServiceKey, name: &ObjectName, [old, new]: [&Held; 2], now: Instant) {
+        let (Some(before), Some(after)) = (old.claim(&key), new.claim(&key)) else { return };
         if self.owner(&key) != Some(name) {
             return;
         }
-        let claim = |held: &Held| held.part.claims.iter().find(|c| c.key == key).cloned();
-        let Some(before) = old.and_then(claim) else { return };
-        let Some(after) = self.parts.get(name).and_then(claim) else { return };
         let (before, after) = (&before.virtual_service.destinations, &after.virtual_service.destinations);
         let left: Vec<Destination> = before.iter().filter(|d| !contains(after, d)).copied().collect();
         self.drain(key, &left, now);
@@ -232,63 +221,43 @@ impl Plan {
         }
     }
 
-    fn update_owner(&mut self, key: ServiceKey, name: &ObjectName, changed: &mut Changed) {
-        let claim = self.parts.get(name).and_then(|held| {
-            let claim = held.part.claims.iter().filter(|c| c.key == key).min_by_key(|c| c.rank)?;
-            Some(Owner { rank: claim.rank, created: held.created, name: name.clone() })
-        });
-        let owners = self.owners.entry(key).or_default();
-        let was_shared = owners.len() > 1;
-        owners.retain(|owner| owner.name != *name);
-        if let Some(owner) = claim {
-            owners.push(owner);
-            owners.sort();
-        }
-        match owners.as_slice() {
-            [] => {
-                self.owners.remove(&key);
-                self.published.remove(&key);
-                return;
-            }
-            [first, second, ..] if !was_shared => changed.notes.push(format!(
-                "{key} is claimed by {} and by {}; {} has it, because cluster addresses come before others and older Services before newer ones",
-                first.name, second.name, first.name
-            )),
-            _ => {}
-        }
-        if let Some(first) = owners.first() {
-            self.published.insert(key, first.name.clone());
-        }
-    }
-
     /// The strongest claim to a key.
     fn claim(&self, key: &ServiceKey) -> Option<&Claim> {
-        let name = self.owner(key)?;
-        self.parts.get(name)?.part.claims.iter().filter(|c| c.key == *key).min_by_key(|c| c.rank)
+        self.parts.get(self.owner(key)?)?.claim(key)
     }
 
     /// Brings one virtual service, and what follows from it, up to date in the desired state.
     fn compose(&mut self, key: ServiceKey, changed: &mut Changed) {
-        let Some(wanted) = self.claim(&key).map(|claim| claim.virtual_service.clone()) else {
+        let wanted = self.claim(&key).map(|claim| claim.virtual_service.clone());
+        self.put_virtual(key, wanted, changed);
+    }
+
+    fn put_virtual(&mut self, key: ServiceKey, wanted: Option<Virtual>, changed: &mut Changed) {
+        let Some(wanted) = wanted else {
             self.draining.end_service(key);
             if self.desired.virtuals.remove(&key).is_some() {
-                changed.virtuals.insert(key);
-                self.count_use(key, false, changed);
+                changed.virtuals.push(key);
+                self.follow_virtual(key, false, changed);
             }
             return;
         };
         let wanted = self.with_draining(key, wanted);
-        match self.desired.virtuals.get(&key) {
-            Some(old) if *old == wanted => return,
-            Some(_) => {}
-            None => self.count_use(key, true, changed),
+        changed.virtuals.push(key);
+        match self.desired.virtuals.entry(key) {
+            Place::Occupied(place) if *place.get() == wanted => drop(changed.virtuals.pop()),
+            Place::Occupied(mut place) => drop(place.insert(wanted)),
+            Place::Vacant(place) => {
+                place.insert(wanted);
+                self.follow_virtual(key, true, changed);
+            }
         }
-        self.desired.virtuals.insert(key, wanted);
-        changed.virtuals.insert(key);
     }
 
     /// Adds the destinations that drain, and forgets those that are wanted again.
     fn with_draining(&mut self, key: ServiceKey, wanted: Virtual) -> Virtual {
+        if self.draining.is_empty() {
+            return wanted;
+        }
         let draining: Vec<_> = self.draining.of(key).collect();
         if draining.is_empty() {
             return wanted;
@@ -314,20 +283,17 @@ impl Plan {
 
     /// A virtual service appeared or went: its port and its address enter or leave the sets, and its address
     /// becomes or ceases to be local.
-    fn count_use(&mut self, key: ServiceKey, appeared: bool, changed: &mut Changed) {
+    fn follow_virtual(&mut self, key: ServiceKey, appeared: bool, changed: &mut Changed) {
         let ServiceKey::Address { address, protocol, port } = key else { return };
         self.put_element(Set::ServicePorts, Entry::IpPort(address, protocol, port), appeared, changed);
-        let uses = self.uses.entry(address).or_default();
-        *uses = if appeared { *uses + 1 } else { uses.saturating_sub(1) };
-        if *uses == 0 {
-            self.uses.remove(&address);
+        let is_only = self.desired.virtuals.range(services_on(address)).all(|(other, _)| *other == key);
+        if is_only {
+            self.follow_use(address, appeared, changed);
         }
-        self.follow_use(address, changed);
     }
 
     /// Brings what depends on an address being used at all up to date.
-    fn follow_use(&mut self, address: IpAddr, changed: &mut Changed) {
-        let used = self.uses.contains_key(&address);
+    fn follow_use(&mut self, address: IpAddr, used: bool, changed: &mut Changed) {
         self.put_element(Set::ServiceAddresses, Entry::Ip(address), used, changed);
         let key = local_route_key(address);
         let wanted = (used && !self.node.is_own(address)).then(|| self.local_route(Family::from(address)));
@@ -338,7 +304,7 @@ impl Plan {
             Some(route) => self.desired.routes.insert(key.clone(), route),
             None => self.desired.routes.remove(&key),
         };
-        changed.routes.insert(key);
+        changed.routes.push(key);
     }
 
     /// `ip route add local ADDRESS dev kube-dummy-if table local src NODE`: the address is this host's, and
@@ -357,16 +323,17 @@ impl Plan {
             Entry::Ip(address) | Entry::IpPort(address, ..) => address,
             Entry::Net(prefix) => prefix.addr(),
         };
-        let key = ElementKey { set: set.name(Family::from(address)), entry };
+        let family = Family::from(address);
+        let key = ElementKey { set: set.name(family), entry };
         let differs = if present {
             self.desired.elements.insert(key.clone(), ()).is_none()
         } else {
             self.desired.elements.remove(&key).is_some()
         };
         if differs {
-            let size = self.sizes.entry(key.set.clone()).or_default();
+            let size = self.sizes.entry((set, family)).or_default();
             *size = if present { *size + 1 } else { size.saturating_sub(1) };
-            changed.elements.insert(key);
+            changed.elements.push(key);
         }
     }
 
@@ -399,9 +366,10 @@ impl Plan {
         for address in own {
             self.put_element(Set::LocalAddresses, Entry::Ip(address), true, changed);
         }
-        let used: Vec<IpAddr> = self.uses.keys().copied().collect();
+        let mut used: Vec<IpAddr> = self.desired.virtuals.keys().filter_map(address_of).collect();
+        used.dedup();
         for address in used {
-            self.follow_use(address, changed);
+            self.follow_use(address, true, changed);
         }
     }
 
@@ -418,7 +386,7 @@ impl Plan {
             self.desired.addresses.insert(AddressKey { link, address: KEEPER }, ());
             self.desired.routes.insert(key.clone(), route);
         }
-        changed.routes.insert(key);
+        changed.routes.push(key);
     }
 
     /// Keeps the sets large enough for what they shall hold.
@@ -426,9 +394,8 @@ impl Plan {
         let mut sets = BTreeMap::new();
         for family in self.node.enabled_families() {
             for set in Set::ALL {
-                let name = set.name(family);
-                let size = self.sizes.get(&name).copied().unwrap_or_default();
-                sets.insert(name, guard::set_spec(set, family, size));
+                let size = self.sizes.get(&(set, family)).copied().unwrap_or_default();
+                sets.insert(set.name(family), guard::set_spec(set, family, size));
             }
         }
         changed.sets.extend(different_keys(&self.desired.sets, &sets));
@@ -445,7 +412,39 @@ pub fn local_route_key(address: IpAddr) -> RouteKey {
     RouteKey::new(TABLE_LOCAL, Family::host_prefix(address))
 }
 
-fn different_keys<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> BTreeSet<K> {
+/// Every virtual service that an address may have.
+pub fn services_on(address: IpAddr) -> RangeInclusive<ServiceKey> {
+    let [first, .., last] = Protocol::ALL;
+    let key = |protocol, port| ServiceKey::Address { address, protocol, port };
+    key(first, 0)..=key(last, u16::MAX)
+}
+
+fn address_of(key: &ServiceKey) -> Option<IpAddr> {
+    match key {
+        ServiceKey::Address { address, .. } => Some(*address),
+        ServiceKey::Mark { .. } => None,
+    }
+}
+
+impl Held {
+    fn claim(&self, key: &ServiceKey) -> Option<&Claim> {
+        let index = self.claims.binary_search_by_key(key, |claim| claim.key).ok()?;
+        self.claims.get(index)
+    }
+}
+
+/// The keys for which two parts of one Service say something else.
+fn different_claims(old: Option<&Held>, new: Option<&Held>) -> Vec<ServiceKey> {
+    fn claims(held: Option<&Held>) -> impl Iterator<Item = &Claim> {
+        held.into_iter().flat_map(|held| &held.claims)
+    }
+    let is_younger = matches!((old, new), (Some(old), Some(new)) if old.created != new.created);
+    let differs = |claim: &&Claim| is_younger || old.and_then(|old| old.claim(&claim.key)) != Some(claim);
+    let is_gone = |claim: &&Claim| new.and_then(|new| new.claim(&claim.key)).is_none();
+    claims(new).filter(differs).chain(claims(old).filter(is_gone)).map(|claim| claim.key).collect()
+}
+
+fn different_keys<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
     old.keys().chain(new.keys()).filter(|key| old.get(key) != new.get(key)).cloned().collect()
 }
 

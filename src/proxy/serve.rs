@@ -17,11 +17,13 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::kernel::ipvs::{ServiceKey, Services, Stats};
-use crate::model::{ObjectName, Table};
+use crate::model::Table;
+
+use super::owners::Owner;
 
 /// Reads the counters when metrics are asked for.
 pub struct Counters {
-    owners: watch::Receiver<Table<ServiceKey, ObjectName>>,
+    owners: watch::Receiver<Table<ServiceKey, Owner>>,
     descriptions: Vec<Desc>,
     export_time: Histogram,
     last: Mutex<Option<(Instant, Vec<MetricFamily>)>>,
@@ -58,7 +60,7 @@ impl Counters {
     ///
     /// # Errors
     /// Where a metric's name or labels are not valid, which they are.
-    pub fn new(owners: watch::Receiver<Table<ServiceKey, ObjectName>>) -> Result<Counters, prometheus::Error> {
+    pub fn new(owners: watch::Receiver<Table<ServiceKey, Owner>>) -> Result<Counters, prometheus::Error> {
         let labels: Vec<String> = LABELS.into_iter().map(str::to_owned).collect();
         let describe = |reading: &Reading| {
             Desc::new(reading.name.to_owned(), reading.help.to_owned(), labels.clone(), Default::default())
@@ -120,8 +122,8 @@ const fn gauge(name: &'static str, help: &'static str, value: fn(&Stats) -> u64)
     Reading { name, help, kind: MetricType::GAUGE, value }
 }
 
-fn labels(key: &ServiceKey, owners: &Table<ServiceKey, ObjectName>) -> Option<Vec<LabelPair>> {
-    let owner = owners.get(key)?;
+fn labels(key: &ServiceKey, owners: &Table<ServiceKey, Owner>) -> Option<Vec<LabelPair>> {
+    let owner = &owners.get(key)?.name;
     let ServiceKey::Address { address, protocol, port } = key else { return None };
     let values = [
         owner.namespace.to_string(),

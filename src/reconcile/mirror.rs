@@ -4,6 +4,7 @@
 //! dirty until the kernel is seen to hold what is wanted, so a round that is cut short, by a failure or
 //! because shrinking is not allowed yet, is simply continued by the next one.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeBounds;
 use std::time::Instant;
@@ -290,19 +291,15 @@ impl<T: Target> Mirror<T> {
         after: impl Fn(&T::Key, Option<&T::Value>, Option<&T::Value>) -> Option<Option<T::Value>>,
     ) -> Vec<(T::Key, Option<T::Value>, Option<T::Value>)> {
         let Some(seen) = self.seen.as_ref() else { return Vec::new() };
-        let plan = |key: &T::Key| {
+        let plan = |(key, have, wanted): (&T::Key, Option<&T::Value>, Option<&T::Value>)| {
             if self.doubtful.contains(key) {
                 return None;
             }
-            let have = seen.get(key);
-            after(key, have, want.get(key)).map(|then| (key.clone(), have.cloned(), then))
+            after(key, have, wanted).map(|then| (key.clone(), have.cloned(), then))
         };
         match &self.dirty {
-            Dirty::Keys(keys) => keys.iter().filter_map(plan).collect(),
-            Dirty::All => {
-                let gone = seen.keys().filter(|key| !want.contains_key(key));
-                want.keys().chain(gone).filter_map(plan).collect()
-            }
+            Dirty::Keys(keys) => keys.iter().map(|key| (key, seen.get(key), want.get(key))).filter_map(plan).collect(),
+            Dirty::All => side_by_side(seen, want).filter_map(plan).collect(),
         }
     }
 
@@ -323,6 +320,7 @@ impl<T: Target> Mirror<T> {
             failures.into_iter().map(|failure| (failure.step, failure.error.to_string())).collect();
         let first_error = failed.values().next().cloned();
         let mut done = Vec::with_capacity(planned.len());
+        let mut there = Vec::with_capacity(planned.len());
         let seen = self.seen.as_mut().expect("steps are planned only from what was seen");
         for (index, (key, _, want)) in planned.into_iter().enumerate() {
             if failed.contains_key(&index) {
@@ -332,11 +330,17 @@ impl<T: Target> Mirror<T> {
                 continue;
             }
             self.failing.remove(&key);
+            done.push(key.clone());
             match want {
-                Some(value) => seen.insert(key.clone(), value),
-                None => seen.remove(&key),
-            };
-            done.push(key);
+                Some(value) => there.push((key, value)),
+                None => drop(seen.remove(&key)),
+            }
+        }
+        if seen.is_empty() {
+            // Building a map at once costs a fraction of filling it.
+            *seen = there.into_iter().collect();
+        } else {
+            seen.extend(there);
         }
         self.steps_done += done.len() as u64;
         if let Some(error) = first_error {
@@ -348,11 +352,14 @@ impl<T: Target> Mirror<T> {
     /// Takes from the dirty keys those that are as wanted, and ends the trouble when nothing fails any more.
     fn clean(&mut self, phase: Phase, want: &BTreeMap<T::Key, T::Value>) {
         let Some(seen) = self.seen.as_ref() else { return };
-        let settled = |key: &T::Key| seen.get(key) == want.get(key) && !self.doubtful.contains(key);
         let left: BTreeSet<T::Key> = match &self.dirty {
-            Dirty::Keys(keys) => keys.iter().filter(|key| !settled(key)).cloned().collect(),
+            Dirty::Keys(keys) => {
+                let settled = |key: &&T::Key| seen.get(key) == want.get(key) && !self.doubtful.contains(key);
+                keys.iter().filter(|key| !settled(key)).cloned().collect()
+            }
             Dirty::All => {
-                want.keys().chain(seen.keys()).chain(&self.doubtful).filter(|key| !settled(key)).cloned().collect()
+                let differing = side_by_side(seen, want).filter(|(_, have, wanted)| have != wanted);
+                differing.map(|(key, ..)| key).chain(&self.doubtful).cloned().collect()
             }
         };
         // What failed in this half, is not in doubt and was not tried again has nothing left to do in it.
@@ -375,6 +382,25 @@ impl<T: Target> Mirror<T> {
         let since = self.trouble.as_ref().map_or(at.now, |trouble| trouble.since);
         self.trouble = Some(Trouble { objects: self.doubtful.len(), error, since });
     }
+}
+
+/// Every key of two maps, in order, with its value in each.
+fn side_by_side<'a, K: Ord, V>(
+    one: &'a BTreeMap<K, V>,
+    other: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, Option<&'a V>, Option<&'a V>)> {
+    let (mut one, mut other) = (one.iter().peekable(), other.iter().peekable());
+    std::iter::from_fn(move || {
+        let order = match (one.peek(), other.peek()) {
+            (Some((key, _)), Some((others, _))) => key.cmp(others),
+            (Some(_), None) => Ordering::Less,
+            (None, _) => Ordering::Greater,
+        };
+        let here = if order.is_le() { one.next() } else { None };
+        let there = if order.is_ge() { other.next() } else { None };
+        let (key, _) = here.or(there)?;
+        Some((key, here.map(|(_, value)| value), there.map(|(_, value)| value)))
+    })
 }
 
 impl<T: Target> Reflection for Mirror<T> {

@@ -479,7 +479,7 @@ impl Walk {
         for (count, max_elements) in [(4, 4), (2, 2), (4, 8)] {
             let desired = desired(count, max_elements);
             let mut changed = Changed::default();
-            changed.sets.insert(name.clone());
+            changed.sets.push(name.clone());
             changed
                 .elements
                 .extend((0..8).map(|n: u8| ElementKey { set: name.clone(), entry: Entry::Ip([10, 96, 0, n].into()) }));

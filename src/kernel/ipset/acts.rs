@@ -194,7 +194,7 @@ fn listing(set: &str, flags: u32) -> Messages {
 /// Cuts the elements of a set into packs. A prefix of length 0 becomes its halves.
 fn packs<'a>(set: &'a SetName, entries: &[(usize, Entry)]) -> Vec<Pack<'a>> {
     let parts: Vec<(usize, Entry)> =
-        entries.iter().flat_map(|(step, entry)| entry.parts().into_iter().map(|part| (*step, part))).collect();
+        entries.iter().flat_map(|(step, entry)| entry.parts().map(|part| (*step, part))).collect();
     parts
         .chunks(MOST_IN_PACK.min(usize::from(u16::MAX) / wire::LARGEST_ELEMENT))
         .map(|pack| (set, pack.to_vec()))
@@ -234,9 +234,8 @@ fn after_refusal(
 fn whole(entries: Vec<Entry>) -> Vec<Entry> {
     let mut entries: BTreeSet<Entry> = entries.into_iter().collect();
     for everything in Entry::everything() {
-        let halves = everything.parts();
-        if halves.iter().all(|half| entries.contains(half)) {
-            for half in halves {
+        if everything.parts().all(|half| entries.contains(&half)) {
+            for half in everything.parts() {
                 entries.remove(&half);
             }
             entries.insert(everything);

@@ -17,10 +17,11 @@ mod fault;
 mod sets;
 mod wire;
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
-use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::net::{Family, Protocol};
@@ -29,9 +30,9 @@ pub use self::acts::Ipset;
 pub use self::elements::Elements;
 pub use self::sets::Sets;
 
-/// The name of a set: at most 31 bytes.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct SetName(pub CompactString);
+/// The name of a set: at most 31 bytes. Shared, because every element carries it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct SetName(pub Arc<str>);
 
 /// What a set is made to hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,13 +82,27 @@ impl Entry {
     }
 
     /// The elements by which the kernel is told this one: itself, or the halves of everything.
-    fn parts(&self) -> Vec<Entry> {
-        match self {
+    fn parts(self) -> impl Iterator<Item = Entry> {
+        let (whole, halves) = match self {
             Entry::Net(prefix) if prefix.prefix_len() == 0 => {
-                prefix.subnets(1).expect("a prefix of length 0 has halves").map(Entry::Net).collect()
+                (None, Some(prefix.subnets(1).expect("a prefix of length 0 has halves")))
             }
-            entry => vec![*entry],
-        }
+            entry => (Some(entry), None),
+        };
+        whole.into_iter().chain(halves.into_iter().flatten().map(Entry::Net))
+    }
+}
+
+impl Ord for SetName {
+    /// By text. Elements are compared with others of their own set most of the time, so one pointer decides.
+    fn cmp(&self, other: &SetName) -> Ordering {
+        if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
+    }
+}
+
+impl PartialOrd for SetName {
+    fn partial_cmp(&self, other: &SetName) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 

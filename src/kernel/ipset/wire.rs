@@ -6,7 +6,6 @@
 
 use std::net::IpAddr;
 
-use compact_str::CompactString;
 use ipnet::IpNet;
 
 use super::{Entry, SetKind, SetName, SetSpec};
@@ -127,7 +126,7 @@ pub(super) fn element(messages: &mut Messages, entry: &Entry, line: u32) {
 
 /// The name of the set that an answer is about.
 pub(super) fn set_name(answer: &Answer<'_>) -> Option<SetName> {
-    Some(SetName(CompactString::from(answer.attributes(HEADER).get(outer::SET)?.text()?)))
+    Some(SetName(answer.attributes(HEADER).get(outer::SET)?.text()?.into()))
 }
 
 /// What an answer says about the set as a whole; `None` where it only carries elements.

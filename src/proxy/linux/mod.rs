@@ -126,7 +126,7 @@ fn ownership() -> Ownership {
 }
 
 fn set_names() -> Vec<Name> {
-    let of_family = |family: Family| Set::ALL.map(|set| Name::Exact(set.name(family).0));
+    let of_family = |family: Family| Set::ALL.map(|set| Name::Exact((*set.name(family).0).into()));
     Family::BOTH.into_iter().flat_map(of_family).collect()
 }
 

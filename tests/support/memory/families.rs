@@ -253,7 +253,7 @@ fn transaction(machine: &mut Machine, steps: &[Step<'_, Piece, Rules>], group: &
         }
         _ => false,
     });
-    let known = |name: &str| machine.state.sets.keys().any(|set| set.0 == name);
+    let known = |name: &str| machine.state.sets.keys().any(|set| *set.0 == *name);
     let unknown_set = rules.values().any(|rules| sets_named(&rules.0).into_iter().any(|name| !known(name)));
     if missing || jump_into_nothing || unknown_set {
         machine.refused.push(format!(
