@@ -1,0 +1,76 @@
+//! The cluster of the benchmarks: Services with one port and one cluster address each, and their endpoints.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use sluice::model::{
+    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, ObjectName,
+    ProxyAnnotations, Service, ServicePort, ServiceType, TrafficPolicy, World,
+};
+use sluice::net::{Family, Protocol};
+
+/// A World with so many Services of so many endpoints each.
+pub fn world(services: usize, endpoints: usize) -> World {
+    let mut world = World::empty();
+    world.authority = Authority::Complete;
+    world.host = Arc::new(Host {
+        node_name: "node1".into(),
+        addresses: vec![HostAddress { address: [192, 0, 2, 11].into(), link: "eth0".into(), global: true }],
+    });
+    for index in 0..services {
+        world.cluster.services.insert(name(index), service(index));
+        let slice = slice((0..endpoints).map(|number| endpoint_address(index, number)));
+        world.cluster.endpoints.insert(name(index), slice);
+    }
+    world
+}
+
+/// Replaces one endpoint of one Service; each call with another `turn` by another address.
+pub fn change_endpoint(world: &mut World, index: usize, turn: usize) {
+    let old = world.cluster.endpoints.get(&name(index)).expect("every Service has endpoints");
+    let old = old.slices.values().next().expect("in one slice");
+    let fresh = endpoint_address(index, 100 + turn);
+    let addresses = old.endpoints.iter().skip(1).map(|endpoint| endpoint.address).chain([fresh]);
+    let slice = slice(addresses.collect::<Vec<_>>().into_iter());
+    assert!(world.cluster.endpoints.insert(name(index), slice), "the new endpoints differ");
+}
+
+fn name(index: usize) -> ObjectName {
+    ObjectName::new("bench", &format!("service-{index:05}"))
+}
+
+fn service(index: usize) -> Service {
+    Service {
+        kind: ServiceType::ClusterIp,
+        cluster_ips: vec![nth([10, 96, 1, 0], index)],
+        external_ips: Vec::new(),
+        load_balancer: Vec::new(),
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
+        affinity_seconds: None,
+        internal_traffic_policy: TrafficPolicy::Cluster,
+        external_traffic_policy: TrafficPolicy::Cluster,
+        health_check_node_port: None,
+        annotations: ProxyAnnotations::default(),
+        created: 0,
+    }
+}
+
+fn slice(addresses: impl Iterator<Item = IpAddr>) -> Endpoints {
+    let node: Arc<str> = "node2".into();
+    let endpoint = |address| Endpoint { address, node: Some(node.clone()), conditions: Conditions::READY };
+    let slice = EndpointSlice {
+        family: Family::V4,
+        ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: addresses.map(endpoint).collect(),
+    };
+    Endpoints { slices: [("slice".into(), Arc::new(slice))].into() }
+}
+
+/// Many pods serve several Services, so addresses come again.
+fn endpoint_address(index: usize, number: usize) -> IpAddr {
+    nth([10, 244, 0, 1], (index * 7 + number) % 60_000)
+}
+
+fn nth(first: [u8; 4], index: usize) -> IpAddr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::from(first)) + u32::try_from(index).expect("few addresses")).into()
+}
