@@ -1,10 +1,12 @@
 """What the end-to-end tests say about traffic and kernels."""
 import contextlib
+import time
 
 from labkit import net, own, traffic
 
 PODS = ["n1p1", "n2p1", "n3p1"]
 FAMILIES = ("4", "6")
+LEAST_LOAD = 4  # seconds that a stream lasts at least: a change is often in the kernel before ten connections were made
 
 
 def that(true, *words):
@@ -73,9 +75,10 @@ def service(bed, name, pods=None, settle=True, **more):
 def load(*targets, pause=0.03):
     """Streams of new and of long-lived connections on [(namespace, address, port, protocol)]: not one may fail."""
     running = [(t, traffic.Load(*t, pause=pause)) for t in targets]
-    outcomes = []
+    outcomes, until = [], time.monotonic() + LEAST_LOAD
     try:
         yield outcomes
+        time.sleep(max(0, until - time.monotonic()))
     finally:
         outcomes += [(t, process.stop()) for t, process in running]
     for target, outcome in outcomes:
