@@ -231,12 +231,7 @@ fn rows_changed(older: &Cluster, newer: &Cluster) -> usize {
     names.len()
 }
 
-fn names_all<K: Ord + Debug, V: PartialEq>(
-    older: &BTreeMap<K, V>,
-    newer: &BTreeMap<K, V>,
-    named: &[K],
-    what: &str,
-) {
+fn names_all<K: Ord + Debug, V: PartialEq>(older: &BTreeMap<K, V>, newer: &BTreeMap<K, V>, named: &[K], what: &str) {
     for key in older.keys().chain(newer.keys()) {
         assert!(named.contains(key) || older.get(key) == newer.get(key), "{what}: {key:?} changed and is not named");
     }
