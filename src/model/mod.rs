@@ -8,6 +8,9 @@ mod event_clock;
 mod host;
 mod name;
 mod node;
+mod pod;
+mod policy;
+mod selector;
 mod service;
 mod table;
 
@@ -16,6 +19,9 @@ pub use event_clock::EventClock;
 pub use host::{Host, HostAddress};
 pub use name::ObjectName;
 pub use node::{Node, NodeAddress, NodeAddressKind};
+pub use pod::{NamedPort, Namespace, Pod};
+pub use policy::{Namespaces, NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports};
+pub use selector::{Labels, Operator, Requirement, Selector};
 pub use service::{
     LoadBalancerAddress, ProxyAnnotations, Scheduler, SchedulerFlags, Service, ServicePort, ServiceType, TrafficPolicy,
 };
@@ -58,6 +64,9 @@ pub struct Cluster {
     pub endpoints: Table<ObjectName, Endpoints>,
     /// Nodes by name. The service proxy watches only its own.
     pub nodes: Table<CompactString, Node>,
+    pub pods: Table<ObjectName, Pod>,
+    pub namespaces: Table<CompactString, Namespace>,
+    pub policies: Table<ObjectName, NetworkPolicy>,
 }
 
 impl World {

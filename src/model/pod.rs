@@ -1,0 +1,60 @@
+//! A Pod and a Namespace, as far as network policies speak of them.
+//!
+//! Kubernetes: `Pod.metadata.labels`, `spec.nodeName`, `spec.hostNetwork`, `spec.containers[].ports[]`,
+//! `status.phase`, `status.podIPs[]`; `Namespace.metadata.labels`. A cluster has many pods, so what many of them have
+//! in common (labels, ports, the node's name) is shared memory.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use compact_str::CompactString;
+
+use super::selector::Labels;
+use crate::net::Protocol;
+
+/// A Pod. One that has finished, or shares its node's network, or has no address yet is a value too, because its labels
+/// and its place still explain why no policy applies to it: ask [`Pod::takes_part`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pod {
+    pub labels: Labels,
+    /// `status.podIPs` and `status.podIP`, without duplicates, in the API's order.
+    pub addresses: Box<[IpAddr]>,
+    /// `spec.nodeName`; `None` until the pod is scheduled. Which pods are local is decided by it, never by addresses.
+    pub node: Option<Arc<str>>,
+    /// `spec.hostNetwork`: its addresses are the node's.
+    pub host_network: bool,
+    /// Phase Succeeded or Failed: its address may belong to another pod by now.
+    pub finished: bool,
+    /// Named ports of all containers that run while the pod runs, sorted.
+    pub ports: Arc<[NamedPort]>,
+}
+
+/// One named entry of `containers[].ports[]` (or of an init container that keeps running).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct NamedPort {
+    pub name: CompactString,
+    pub protocol: Protocol,
+    pub number: u16,
+}
+
+/// A Namespace.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Namespace {
+    pub labels: Labels,
+    /// The annotation `net.beta.kubernetes.io/network-policy` asks for `DefaultDeny`: pods of this namespace accept
+    /// only what a policy allows, although none may select them.
+    pub isolated: bool,
+}
+
+impl Pod {
+    /// Whether policies concern this pod at all: it runs, has addresses, and they are its own.
+    pub fn takes_part(&self) -> bool {
+        !self.finished && !self.host_network && !self.addresses.is_empty()
+    }
+
+    /// The numbers that a port name stands for in this pod; usually one, none where the name is unknown.
+    pub fn port_numbers<'a>(&'a self, name: &'a str, protocol: Protocol) -> impl Iterator<Item = u16> + 'a {
+        let named = move |port: &&NamedPort| port.name == name && port.protocol == protocol;
+        self.ports.iter().filter(named).map(|port| port.number)
+    }
+}
