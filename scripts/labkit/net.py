@@ -13,6 +13,7 @@ addresses too. Nobody has a default route: what is not in this plan is unreachab
 import ctypes
 import json
 import os
+import shutil
 import signal
 
 from . import own
@@ -252,4 +253,5 @@ def down():
         mounts = [line.split()[1] for line in handle if line.split()[1].startswith(RUN + "/n") or line.split()[1] == RUN]
     for path in reversed(mounts):
         own.run("umount", path)
-    os.unlink(f"{RUN}/plan.json") if os.path.exists(f"{RUN}/plan.json") else None
+    # Also which addresses the CNI plugins gave away: the next nodes begin anew.
+    shutil.rmtree(RUN, ignore_errors=True)
