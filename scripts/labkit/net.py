@@ -11,6 +11,7 @@ With two subnets (of half the size) the even nodes are 192.0.2.13i, 2001:db8:2:1
 addresses too. Nobody has a default route: what is not in this plan is unreachable.
 """
 import ctypes
+import glob
 import json
 import os
 import shutil
@@ -253,5 +254,8 @@ def down():
         mounts = [line.split()[1] for line in handle if line.split()[1].startswith(RUN + "/n") or line.split()[1] == RUN]
     for path in reversed(mounts):
         own.run("umount", path)
-    # Also which addresses the CNI plugins gave away: the next nodes begin anew.
-    shutil.rmtree(RUN, ignore_errors=True)
+    # With what a node kept (the addresses that the CNI plugins gave away, say) goes also what is known of its pods.
+    for path in glob.glob(f"{RUN}/n[0-9]*"):
+        shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+    if os.path.exists(f"{RUN}/plan.json"):
+        os.unlink(f"{RUN}/plan.json")
