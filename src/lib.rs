@@ -9,5 +9,6 @@ pub mod kernel;
 pub mod k8s;
 pub mod world;
 pub mod proxy;
+pub mod firewall;
 pub mod cleanup;
 pub mod app;

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Who may use whom, by the first part of the path below `src`. A module may always use itself.
-const IMPORTS: [(&str, &[&str]); 9] = [
+const IMPORTS: [(&str, &[&str]); 10] = [
     ("net", &[]),
     ("observe", &[]),
     ("model", &["net"]),
@@ -20,6 +20,7 @@ const IMPORTS: [(&str, &[&str]); 9] = [
     ("kernel", &["net", "reconcile"]),
     ("k8s", &["net", "model"]),
     ("proxy", &["net", "model", "config", "kernel", "reconcile", "observe"]),
+    ("firewall", &["net", "model", "config", "kernel", "reconcile", "observe"]),
     ("world", &["net", "model", "k8s", "kernel"]),
 ];
 

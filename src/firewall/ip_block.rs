@@ -1,0 +1,230 @@
+//! `ipBlock`: peers given as an address range with holes.
+//!
+//! Kubernetes: `NetworkPolicyPeer.ipBlock { cidr, except[] }`. An address matches when it lies in `cidr` and in none of
+//! `except`. The blocks of one rule are alternatives: one match is enough, so a hole is a hole in its own block only and
+//! another block may fill it.
+//!
+//! In the kernel the blocks of a rule are one set of disjoint prefixes. Excluding elements (`nomatch`) would be shorter,
+//! but they cut a hole into every block of the set. A hole costs at most 32 prefixes (128 for IPv6).
+//!
+//! A whole family (`0.0.0.0/0`, `::/0`) is one prefix of length 0 here; that `hash:net` refuses it is the backend's
+//! concern. Addresses are compared as they are seen on this node: blocks match pods of the cluster too, and traffic
+//! whose source was translated on its way matches by the translated address.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use crate::net::Family;
+
+use super::rules::Block;
+
+/// The addresses of all blocks together, as few disjoint prefixes as can be, sorted, IPv4 first.
+pub fn prefixes(blocks: &[Block]) -> Vec<IpNet> {
+    Family::BOTH.into_iter().flat_map(|family| prefixes_of(blocks, family)).collect()
+}
+
+/// Whether an address lies in one of the blocks and not in a hole of that one.
+pub fn holds(blocks: &[Block], address: IpAddr) -> bool {
+    let in_block =
+        |block: &Block| block.cidr.contains(&address) && !block.except.iter().any(|hole| hole.contains(&address));
+    blocks.iter().any(in_block)
+}
+
+/// A block in its canonical form: what cannot matter is left out.
+pub fn block(cidr: IpNet, except: &[IpNet]) -> Block {
+    let cidr = cidr.trunc();
+    let meets = |hole: &IpNet| hole.contains(&cidr) || cidr.contains(hole);
+    // A hole larger than the block leaves nothing of it, as one of its own size does.
+    let within = |hole: &IpNet| if cidr.contains(hole) { hole.trunc() } else { cidr };
+    let mut except: Vec<IpNet> = except.iter().filter(|hole| meets(hole)).map(within).collect();
+    except.sort();
+    except.dedup();
+    Block { cidr, except: except.into() }
+}
+
+fn prefixes_of(blocks: &[Block], family: Family) -> Vec<IpNet> {
+    let of_family = blocks.iter().filter(|block| Family::from(block.cidr) == family);
+    let mut spans: Vec<Span> = of_family.flat_map(without_holes).collect();
+    spans.sort();
+    let mut joined: Vec<Span> = Vec::new();
+    for span in spans {
+        match joined.last_mut() {
+            // The first address behind the last span: there is none where that one reaches the end.
+            Some(last) if last.last.checked_add(1).is_none_or(|behind| span.first <= behind) => {
+                last.last = last.last.max(span.last);
+            }
+            _ => joined.push(span),
+        }
+    }
+    joined.into_iter().flat_map(|span| span.prefixes(family)).collect()
+}
+
+/// Addresses from `first` to `last`, both included, as numbers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Span {
+    first: u128,
+    last: u128,
+}
+
+impl From<IpNet> for Span {
+    fn from(prefix: IpNet) -> Span {
+        Span { first: number(prefix.network()), last: number(prefix.broadcast()) }
+    }
+}
+
+impl Span {
+    /// The fewest prefixes that cover exactly this span: each as large as its first address and the end allow.
+    fn prefixes(self, family: Family) -> Vec<IpNet> {
+        let mut prefixes = Vec::new();
+        let mut next = Some(self.first).filter(|first| *first <= self.last);
+        while let Some(first) = next {
+            let left = (self.last - first).checked_add(1).map_or(u128::BITS, u128::ilog2);
+            let host_bits = first.trailing_zeros().min(left).min(u32::from(family.host_bits()));
+            let last = first + u128::MAX.checked_shr(u128::BITS - host_bits).unwrap_or(0);
+            let length = family.host_bits() - u8::try_from(host_bits).expect("at most 128 bits");
+            prefixes.push(IpNet::new(address(first, family), length).expect("no longer than the family's addresses"));
+            next = last.checked_add(1).filter(|next| *next <= self.last);
+        }
+        prefixes
+    }
+}
+
+/// What the holes leave of one block.
+fn without_holes(block: &Block) -> Vec<Span> {
+    let Span { first, last } = Span::from(block.cidr);
+    let mut left = Vec::new();
+    let mut next = Some(first);
+    // Sorted by their first address, so what lies before a hole is cut by no later one.
+    for hole in block.except.iter().map(|hole| Span::from(*hole)) {
+        let Some(first) = next else { break };
+        if let Some(before) = hole.first.checked_sub(1).filter(|before| first <= *before) {
+            left.push(Span { first, last: before });
+        }
+        next = hole.last.checked_add(1).map(|behind| behind.max(first));
+    }
+    left.extend(next.filter(|first| *first <= last).map(|first| Span { first, last }));
+    left
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => u128::from(address),
+    }
+}
+
+/// The address with this number; of a number too large for the family, what fits.
+fn address(number: u128, family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::from(u32::try_from(number).unwrap_or(u32::MAX))),
+        Family::V6 => IpAddr::V6(Ipv6Addr::from(number)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(blocks: &[(&str, &[&str])], expected: &str) {
+        let net = |text: &&str| text.parse::<IpNet>().unwrap();
+        let blocks: Vec<Block> =
+            blocks.iter().map(|(cidr, except)| block(net(cidr), &except.iter().map(net).collect::<Vec<_>>())).collect();
+        let found: Vec<String> = prefixes(&blocks).iter().map(IpNet::to_string).collect();
+        assert_eq!(found.join(" "), expected);
+    }
+
+    #[test]
+    fn a_hole_is_not_allowed() {
+        check(&[("10.0.0.0/30", &["10.0.0.1/32"])], "10.0.0.0/32 10.0.0.2/31");
+    }
+
+    #[test]
+    fn one_block_may_fill_the_hole_of_another() {
+        check(&[("10.0.0.0/30", &["10.0.0.1/32"]), ("10.0.0.1/32", &[])], "10.0.0.0/30");
+        check(&[("10.0.0.0/30", &["10.0.0.1/32"]), ("10.0.0.0/30", &[])], "10.0.0.0/30");
+    }
+
+    #[test]
+    fn a_hole_outside_its_block_changes_nothing() {
+        check(&[("10.0.0.0/30", &["10.9.0.0/16", "2001:db8::/32"])], "10.0.0.0/30");
+    }
+
+    #[test]
+    fn holes_may_overlap_and_stand_in_any_order() {
+        check(&[("10.0.0.0/29", &["10.0.0.4/30", "10.0.0.0/31", "10.0.0.4/32"])], "10.0.0.2/31");
+    }
+
+    #[test]
+    fn a_hole_of_the_block_s_size_or_larger_leaves_nothing() {
+        check(&[("10.0.0.0/30", &["10.0.0.0/30"])], "");
+        check(&[("10.0.0.0/30", &["10.0.0.0/8"])], "");
+        check(&[("::/0", &["::/0"])], "");
+    }
+
+    #[test]
+    fn overlapping_nested_and_touching_blocks_become_one() {
+        check(&[("10.0.0.0/25", &[]), ("10.0.0.128/25", &[]), ("10.0.0.64/26", &[])], "10.0.0.0/24");
+        check(&[("0.0.0.0/0", &[]), ("10.0.0.0/8", &[])], "0.0.0.0/0");
+    }
+
+    #[test]
+    fn a_whole_family_is_one_prefix() {
+        check(&[("0.0.0.0/0", &[])], "0.0.0.0/0");
+        check(&[("::/0", &[])], "::/0");
+        check(&[("0.0.0.0/1", &[]), ("128.0.0.0/1", &[]), ("::/1", &[]), ("8000::/1", &[])], "0.0.0.0/0 ::/0");
+    }
+
+    #[test]
+    fn the_first_and_the_last_address_of_a_family_may_be_holes() {
+        check(
+            &[("0.0.0.0/0", &["0.0.0.0/1", "255.255.255.255/32"])],
+            &(1..32).map(|n| format!("{}/{}", Ipv4Addr::from(!(u32::MAX >> n)), n + 1)).collect::<Vec<_>>().join(" "),
+        );
+        check(&[("fffe::/15", &["ffff::/16"])], "fffe::/16");
+        check(&[("::/0", &["8000::/1", "::/2"])], "4000::/2");
+    }
+
+    #[test]
+    fn host_bits_do_not_matter() {
+        check(&[("10.0.0.3/30", &["10.0.0.1/31"])], "10.0.0.2/31");
+    }
+
+    proptest! {
+        /// In a small corner of either family every address can be asked.
+        #[test]
+        fn prefixes_hold_what_the_blocks_hold(
+            blocks in vec((0..32u32, 27..=32u8, vec((0..32u32, 27..=32u8), 0..4)), 0..5),
+            family in prop_oneof![Just(Family::V4), Just(Family::V6)],
+            at_end: bool,
+        ) {
+            let longer = family.host_bits() - 32;
+            let start = match (family, at_end) {
+                (_, false) => 0,
+                (Family::V4, true) => u128::from(u32::MAX - 31),
+                (Family::V6, true) => u128::MAX - 31,
+            };
+            let net = |(low, length): (u32, u8)| {
+                IpNet::new(address(start + u128::from(low), family), length + longer).unwrap()
+            };
+            let blocks: Vec<(IpNet, Vec<IpNet>)> = blocks
+                .into_iter()
+                .map(|(low, length, except)| (net((low, length)), except.into_iter().map(net).collect()))
+                .collect();
+            let canonical: Vec<Block> = blocks.iter().map(|(cidr, except)| block(*cidr, except)).collect();
+            let found = prefixes(&canonical);
+            for low in 0..32 {
+                let address = address(start + low, family);
+                let wanted = blocks.iter().any(|(cidr, except)| {
+                    cidr.contains(&address) && !except.iter().any(|hole| hole.contains(&address))
+                });
+                prop_assert_eq!(found.iter().filter(|prefix| prefix.contains(&address)).count(), usize::from(wanted));
+                prop_assert_eq!(holds(&canonical, address), wanted);
+            }
+            prop_assert_eq!(&found, &IpNet::aggregate(&found), "as few as can be, and sorted");
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The compiled form of all NetworkPolicies that concern this node: one typed rule set that no backend shows in.
+//!
+//! How a packet is judged by it: for each direction apart, each pod of this node at that end of the packet (the source
+//! for egress, the destination for ingress) has to agree. A pod agrees when it is [`Isolation::Open`] in this
+//! direction, or when any [`Match`] of any rule of any policy that isolates it holds. There is no order between
+//! policies, rules and matches, and nothing here denies: what is not allowed is dropped.
+//!
+//! Names are those of the API objects: a policy and a direction name a list of rules, a rule's place in the list is its
+//! place in `spec.ingress[]` or `spec.egress[]`. Sets are named by the question that they answer ([`SetKey`]), so
+//! policies that ask the same question share one set; what they hold follows the cluster, the rules do not.
+//!
+//! Only what concerns this node is here: pods of other nodes only appear as elements of sets, policies that select no
+//! pod of this node do not appear.
+//!
+//! An address that several running pods claim (a pod was replaced, and its old object is not gone yet) has only the
+//! rights that all of them have: a set holds it only where each of them belongs there, and each pod of this node that
+//! claims it has to agree to its packets. See `claims`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use crate::model::{ObjectName, Selector};
+use crate::net::{Family, PerFamily, Protocol};
+
+/// Everything that is to be enforced on this node.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct RuleSet {
+    /// The pods of this node that policies can concern: running, with addresses of their own. Pods that nothing
+    /// isolates are here too.
+    pub pods: BTreeMap<ObjectName, LocalPod>,
+    /// The rules of each policy that isolates a pod of this node, for each direction in which it does.
+    pub policies: BTreeMap<PolicyKey, Arc<[Rule]>>,
+    /// Every set that one of the rules names, and no other. A set may be empty: then it matches nothing.
+    pub sets: BTreeMap<Arc<SetKey>, Contents>,
+}
+
+/// Seen from the isolated pod: ingress is what comes to it, egress is what it sends.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Direction {
+    Ingress,
+    Egress,
+}
+
+/// A pod of this node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LocalPod {
+    /// As in the API's order; of either family, at least one.
+    pub addresses: Box<[IpAddr]>,
+    pub ingress: Isolation,
+    pub egress: Isolation,
+}
+
+/// Whether policies restrict a pod in one direction.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Isolation {
+    /// No policy selects the pod for this direction: everything passes.
+    Open,
+    /// Only what one of these policies allows passes.
+    Isolated {
+        /// Sorted. Empty where the namespace's annotation alone isolates: then nothing passes.
+        policies: Box<[ObjectName]>,
+        /// The namespace's annotation asks for isolation too. Only ever true for ingress.
+        by_namespace: bool,
+    },
+}
+
+/// One direction of one policy.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PolicyKey {
+    pub policy: ObjectName,
+    pub direction: Direction,
+}
+
+/// One entry of `ingress[]` or `egress[]`: it allows what any of its matches holds for; without a match, nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rule {
+    pub matches: Box<[Match]>,
+}
+
+/// One condition on a packet; both parts have to hold.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Match {
+    /// The address at the other end (the source for ingress, the destination for egress) is in this set;
+    /// `None` for any address of either family.
+    pub peer: Option<Arc<SetKey>>,
+    pub port: PortMatch,
+}
+
+/// A condition on protocol and destination port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PortMatch {
+    /// Every protocol, also those without ports.
+    Any,
+    /// Every port of this protocol.
+    Protocol(Protocol),
+    /// The destination port lies in one of these ranges: sorted, neither overlapping nor touching, at least one.
+    Numbers(Protocol, Box<[PortRange]>),
+    /// The destination address and the destination port stand together in this set, a [`SetKey::NamedPort`], whose
+    /// protocol is the packet's.
+    Named(Arc<SetKey>),
+}
+
+/// Ports from `first` to `last`, both included; equal for a single port.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PortRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+/// The question that a set answers. Equal questions are one set, whoever asks.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum SetKey {
+    /// The addresses of the selected pods: elements are [`Element::Address`].
+    Pods(Selection),
+    /// The addresses of these blocks, without their holes: elements are [`Element::Prefix`], as few as can be,
+    /// disjoint. Sorted, without duplicates, at least one.
+    Blocks(Box<[Block]>),
+    /// Where a port of this name is: elements are [`Element::Port`], pods' addresses with the number that the pod
+    /// gives to the name in this protocol.
+    NamedPort { pods: PortOwners, name: CompactString, protocol: Protocol },
+}
+
+/// The pods that one `podSelector` and `namespaceSelector` select.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Selection {
+    pub namespaces: Scope,
+    pub pods: Selector,
+}
+
+/// The namespaces that a [`Selection`] looks into.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Scope {
+    /// The one of this name.
+    Named(CompactString),
+    Selected(Selector),
+}
+
+/// An `ipBlock`. Host bits are zero; `except` is sorted, and each of it lies inside `cidr`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Block {
+    pub cidr: IpNet,
+    pub except: Box<[IpNet]>,
+}
+
+/// Whose named ports a set holds.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum PortOwners {
+    /// Pods of this node. Rules of ingress are only asked about packets to the pod that they isolate, so all of them
+    /// share one set for each name.
+    Local,
+    /// All pods of the cluster.
+    All,
+    /// The pods that a peer selects.
+    Selected(Selection),
+    /// Pods whose address lies in one of these blocks; canonical as in [`SetKey::Blocks`].
+    Inside(Box<[Block]>),
+}
+
+/// What a set holds, family by family.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Contents {
+    pub elements: PerFamily<BTreeSet<Element>>,
+}
+
+/// One element of a set. All elements of a set are of one kind, which the set's key tells.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Element {
+    Address(IpAddr),
+    Port(IpAddr, u16),
+    /// Host bits are zero; the whole of a family is a prefix of length 0.
+    Prefix(IpNet),
+}
+
+impl RuleSet {
+    /// The pods of this node that have this address: one, or several for a moment.
+    pub fn local_pods_at(&self, address: IpAddr) -> impl Iterator<Item = (&ObjectName, &LocalPod)> {
+        self.pods.iter().filter(move |(_, pod)| pod.addresses.contains(&address))
+    }
+}
+
+impl Direction {
+    pub const BOTH: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+
+    /// The word of the API's `policyTypes`, in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Direction::Ingress => "ingress",
+            Direction::Egress => "egress",
+        }
+    }
+}
+
+impl LocalPod {
+    pub fn isolation(&self, direction: Direction) -> &Isolation {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+    }
+}
+
+impl Rule {
+    /// The sets that the rule names; one may come several times.
+    pub fn sets(&self) -> impl Iterator<Item = &Arc<SetKey>> {
+        self.matches.iter().flat_map(|one| {
+            let named = match &one.port {
+                PortMatch::Named(set) => Some(set),
+                PortMatch::Any | PortMatch::Protocol(_) | PortMatch::Numbers(..) => None,
+            };
+            one.peer.iter().chain(named)
+        })
+    }
+}
+
+impl Contents {
+    /// Whether an address belongs to a set of addresses or prefixes.
+    pub fn holds_address(&self, address: IpAddr) -> bool {
+        let elements = self.elements.of(Family::from(address));
+        let host = Element::Prefix(Family::host_prefix(address));
+        // Prefixes of a set are disjoint, so only the last one that does not begin behind the address can hold it.
+        let around = elements.range(..=host).next_back();
+        let in_prefix = matches!(around, Some(Element::Prefix(prefix)) if prefix.contains(&address));
+        in_prefix || elements.contains(&Element::Address(address))
+    }
+
+    /// Whether an address and a port stand together in a set of named ports.
+    pub fn holds_port(&self, address: IpAddr, port: u16) -> bool {
+        self.elements.of(Family::from(address)).contains(&Element::Port(address, port))
+    }
+
+    /// How many elements there are, of both families together.
+    pub fn len(&self) -> usize {
+        self.elements.iter().map(|(_, elements)| elements.len()).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Element {
+    pub fn family(&self) -> Family {
+        match self {
+            Element::Address(address) | Element::Port(address, _) => Family::from(*address),
+            Element::Prefix(prefix) => Family::from(*prefix),
+        }
+    }
+}
+
+impl FromIterator<Element> for Contents {
+    fn from_iter<I: IntoIterator<Item = Element>>(elements: I) -> Contents {
+        let (v4, v6): (Vec<Element>, Vec<Element>) =
+            elements.into_iter().partition(|element| element.family() == Family::V4);
+        // Collecting sorted elements packs them densely, which inserting one by one does not.
+        Contents { elements: PerFamily { v4: v4.into_iter().collect(), v6: v6.into_iter().collect() } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contents(prefixes: &[&str]) -> Contents {
+        prefixes.iter().map(|prefix| Element::Prefix(prefix.parse().unwrap())).collect()
+    }
+
+    fn holds(contents: &Contents, address: &str) -> bool {
+        contents.holds_address(address.parse().unwrap())
+    }
+
+    #[test]
+    fn an_address_belongs_to_the_prefix_around_it() {
+        let contents = contents(&["203.0.113.0/30", "203.0.113.8/32", "2001:db8:113::/64"]);
+        assert!(holds(&contents, "203.0.113.0") && holds(&contents, "203.0.113.3"));
+        assert!(!holds(&contents, "203.0.113.4") && !holds(&contents, "203.0.113.7"));
+        assert!(holds(&contents, "203.0.113.8") && !holds(&contents, "203.0.113.9"));
+        assert!(holds(&contents, "2001:db8:113::ffff") && !holds(&contents, "2001:db8:114::"));
+    }
+
+    #[test]
+    fn everything_of_one_family_says_nothing_of_the_other() {
+        let contents = contents(&["0.0.0.0/0"]);
+        assert!(holds(&contents, "0.0.0.0") && holds(&contents, "255.255.255.255"));
+        assert!(!holds(&contents, "::") && !holds(&contents, "64:ff9b::1"));
+    }
+
+    #[test]
+    fn a_port_belongs_to_its_address_only() {
+        let address: IpAddr = "10.244.1.7".parse().unwrap();
+        let contents: Contents = [Element::Port(address, 8080)].into_iter().collect();
+        assert!(contents.holds_port(address, 8080) && !contents.holds_port(address, 8081));
+        assert!(!contents.holds_port("10.244.1.8".parse().unwrap(), 8080));
+        assert!(!contents.holds_address(address), "a set of named ports is no set of addresses");
+    }
+}
