@@ -43,11 +43,24 @@ pub(super) enum Fault {
 /// As much of what a failed program wrote to stderr as an error repeats, in bytes.
 const MOST_SAID: usize = 2000;
 
+/// A program that was started and not waited for yet.
+#[derive(Debug)]
+pub(super) struct Running {
+    child: Child,
+    said: File,
+    complained: File,
+    deadline: Instant,
+}
+
 /// Runs a program to its end and returns what it wrote to stdout. Characters that are not UTF-8 are replaced.
 pub(super) fn run(call: Call<'_>) -> Result<String, Fault> {
+    start(call)?.finish()
+}
+
+/// Starts a program, so that several can run at the same time.
+pub(super) fn start(call: Call<'_>) -> Result<Running, Fault> {
     let input = memory_file(call.input)?;
-    let mut said = memory_file(&[])?;
-    let mut complained = memory_file(&[])?;
+    let (said, complained) = (memory_file(&[])?, memory_file(&[])?);
     let started = Command::new(call.program)
         .args(call.arguments)
         .env("LC_ALL", "C")
@@ -55,19 +68,26 @@ pub(super) fn run(call: Call<'_>) -> Result<String, Fault> {
         .stdout(Stdio::from(said.try_clone()?))
         .stderr(Stdio::from(complained.try_clone()?))
         .spawn();
-    let mut child = match started {
+    let child = match started {
         Ok(child) => child,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Fault::Missing),
         Err(error) => return Err(error.into()),
     };
     own::note_program(child.id());
-    let Some(status) = wait(&mut child, call.limit)? else { return Err(Fault::Timeout) };
-    if status.success() {
-        return Ok(contents(&mut said)?);
+    Ok(Running { child, said, complained, deadline: Instant::now() + call.limit })
+}
+
+impl Running {
+    /// Waits for the program's end; as [`run`].
+    pub fn finish(mut self) -> Result<String, Fault> {
+        let Some(status) = wait(&mut self.child, self.deadline)? else { return Err(Fault::Timeout) };
+        if status.success() {
+            return Ok(contents(&mut self.said)?);
+        }
+        let words = contents(&mut self.complained)?;
+        let words = words.trim();
+        Err(Fault::Failed(if words.is_empty() { status.to_string() } else { shortened(words).to_owned() }))
     }
-    let words = contents(&mut complained)?;
-    let words = words.trim();
-    Err(Fault::Failed(if words.is_empty() { status.to_string() } else { shortened(words).to_owned() }))
 }
 
 impl Fault {
@@ -96,8 +116,8 @@ impl From<io::Error> for Fault {
 }
 
 /// Waits for the child's end; kills it and answers `None` when that does not come in time.
-fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>, Fault> {
-    match ends_within(child, limit) {
+fn wait(child: &mut Child, deadline: Instant) -> Result<Option<ExitStatus>, Fault> {
+    match ends_before(child, deadline) {
         Ok(true) => Ok(Some(child.wait()?)),
         Ok(false) => {
             child.kill()?;
@@ -113,9 +133,8 @@ fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>, Fault>
     }
 }
 
-fn ends_within(child: &Child, limit: Duration) -> Result<bool, Fault> {
+fn ends_before(child: &Child, deadline: Instant) -> Result<bool, Fault> {
     let handle: OwnedFd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
-    let deadline = Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(|_| Fault::System(Errno::INVAL))?;

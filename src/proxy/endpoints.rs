@@ -46,12 +46,11 @@ pub fn destinations(
         Standing::Terminating if drains => Some(DRAINING),
         Standing::Terminating => None,
     };
-    candidates
-        .into_iter()
-        .filter_map(|(address, standing)| {
-            weight(standing).map(|weight| Destination { address, weight, forwarding: Forwarding::Nat })
-        })
-        .collect()
+    let mut destinations = Vec::with_capacity(candidates.len());
+    destinations.extend(candidates.into_iter().filter_map(|(address, standing)| {
+        weight(standing).map(|weight| Destination { address, weight, forwarding: Forwarding::Nat })
+    }));
+    destinations
 }
 
 /// How far an endpoint may be used. The better one sorts later.
@@ -78,7 +77,8 @@ fn candidates(
     family: Family,
     reach: Reach<'_>,
 ) -> Vec<(SocketAddr, Standing)> {
-    let mut candidates = Vec::new();
+    let most = endpoints.slices.values().map(|slice| slice.endpoints.len()).sum();
+    let mut candidates = Vec::with_capacity(most);
     for slice in endpoints.slices.values().filter(|slice| slice.family == family) {
         let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
         for number in numbers {

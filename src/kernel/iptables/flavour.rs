@@ -8,14 +8,18 @@
 //! of the flavour that it uses (Kubernetes KEP 3178). Where only one flavour has them that decides. Where both or
 //! none have them, the one with more rules wins, and where that is a draw, what plain `iptables` is.
 //! A flavour whose programs are missing, or do not work on this kernel, loses to the other.
+//!
+//! Starting programs is what a start of ours would mostly wait for, so they run side by side, and those of the legacy
+//! flavour only where the kernel has legacy tables (`/proc/net/ip_tables_names`) or nothing else works.
 
+use std::cell::LazyCell;
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
 use super::Ownership;
 use super::save::parse;
-use crate::kernel::program::{Call, Fault, run};
+use crate::kernel::program::{Call, Fault, Running, run, start};
 use crate::net::{Family, PerFamily};
 
 /// One of the two implementations.
@@ -41,6 +45,8 @@ pub struct Detected {
     /// The programs of the other flavour, where that holds chains of ours, left behind when the host changed
     /// its flavour. Reconciling a second target with these programs to nothing removes them.
     pub abandoned: PerFamily<Option<Programs>>,
+    /// What the programs to use have just printed, all tables of a family.
+    pub printed: PerFamily<Option<String>>,
     /// Why a family cannot be used, a sentence for each.
     pub disabled: Vec<String>,
 }
@@ -78,17 +84,29 @@ impl Programs {
 /// programs and changes nothing.
 pub fn detect(ours: &Ownership) -> Detected {
     let named = |flavour| Programs { flavour, plain: false };
-    let legacy = print_all(named(Flavour::Legacy));
-    let nf_tables = print_all(named(Flavour::NfTables));
-    let default = default_flavour();
-    let chosen = match decide(seen(&legacy), seen(&nf_tables), default) {
+    let [mut legacy, nf_tables] = match has_legacy_tables() {
+        true => print_all([named(Flavour::Legacy), named(Flavour::NfTables)]),
+        false => {
+            let [nf_tables] = print_all([named(Flavour::NfTables)]);
+            [PerFamily::from_fn(|_| Ok(String::new())), nf_tables]
+        }
+    };
+    let default = LazyCell::new(default_flavour);
+    let decide = |legacy: &Printed| decide(seen(legacy), seen(&nf_tables), || *default);
+    let mut decided = decide(&legacy);
+    if decided == Some(Flavour::Legacy) && !has_legacy_tables() {
+        // Nothing was asked yet, and the programs may not be there.
+        [legacy] = print_all([named(Flavour::Legacy)]);
+        decided = decide(&legacy);
+    }
+    let chosen = match decided {
         Some(flavour) => named(flavour),
         None => Programs { flavour: default.unwrap_or(Flavour::NfTables), plain: true },
     };
     let plain;
     let (printed, other) = match (chosen.plain, chosen.flavour) {
         (true, _) => {
-            plain = print_all(chosen);
+            [plain] = print_all([chosen]);
             (&plain, None)
         }
         (false, Flavour::Legacy) => (&legacy, Some((named(Flavour::NfTables), &nf_tables))),
@@ -98,7 +116,10 @@ pub fn detect(ours: &Ownership) -> Detected {
     for (family, printed) in printed.iter() {
         match why_disabled(family, chosen, printed) {
             Some(reason) => detected.disabled.push(reason),
-            None => *detected.programs.of_mut(family) = Some(chosen),
+            None => {
+                *detected.programs.of_mut(family) = Some(chosen);
+                *detected.printed.of_mut(family) = printed.as_ref().ok().cloned();
+            }
         }
     }
     if let Some((other, printed)) = other {
@@ -111,7 +132,7 @@ pub fn detect(ours: &Ownership) -> Detected {
 }
 
 /// The flavour to use, from what both showed and what plain `iptables` is; `None` where neither works.
-fn decide(legacy: Seen, nf_tables: Seen, default: Option<Flavour>) -> Option<Flavour> {
+fn decide(legacy: Seen, nf_tables: Seen, default: impl FnOnce() -> Option<Flavour>) -> Option<Flavour> {
     match (legacy.usable, nf_tables.usable) {
         (false, false) => return None,
         (true, false) => return Some(Flavour::Legacy),
@@ -122,7 +143,7 @@ fn decide(legacy: Seen, nf_tables: Seen, default: Option<Flavour>) -> Option<Fla
     Some(match key(legacy).cmp(&key(nf_tables)) {
         std::cmp::Ordering::Greater => Flavour::Legacy,
         std::cmp::Ordering::Less => Flavour::NfTables,
-        std::cmp::Ordering::Equal => default.unwrap_or(Flavour::NfTables),
+        std::cmp::Ordering::Equal => default().unwrap_or(Flavour::NfTables),
     })
 }
 
@@ -167,8 +188,17 @@ fn kernel_has_ipv6() -> bool {
     Path::new("/proc/thread-self/net/if_inet6").exists()
 }
 
-fn print_all(programs: Programs) -> Printed {
-    PerFamily::from_fn(|family| run(Call { program: programs.of(family).0, arguments: &[], input: b"", limit: LIMIT }))
+/// What these programs print, all of them at the same time.
+fn print_all<const N: usize>(programs: [Programs; N]) -> [Printed; N] {
+    let begin = |program| start(Call { program, arguments: &[], input: b"", limit: LIMIT });
+    let started = programs.map(|programs| Family::BOTH.map(|family| begin(programs.of(family).0)));
+    started.map(|[v4, v6]| PerFamily { v4: v4.and_then(Running::finish), v6: v6.and_then(Running::finish) })
+}
+
+/// Whether the kernel has any legacy table in this network namespace; without one there is nothing to print.
+fn has_legacy_tables() -> bool {
+    let names = ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"];
+    names.into_iter().any(|path| std::fs::read(path).is_ok_and(|names| !names.is_empty()))
 }
 
 /// What plain `iptables` says that it is: `iptables v1.8.9 (nf_tables)`. Versions before 1.8 say nothing and
@@ -204,7 +234,7 @@ mod tests {
     }
 
     fn decided(legacy: &Printed, nf_tables: &Printed) -> Option<Flavour> {
-        decide(seen(legacy), seen(nf_tables), Some(Flavour::Legacy))
+        decide(seen(legacy), seen(nf_tables), || Some(Flavour::Legacy))
     }
 
     #[test]
@@ -228,8 +258,8 @@ mod tests {
     #[test]
     fn a_draw_is_decided_by_what_plain_iptables_is() {
         let nothing = seen(&printed("", ""));
-        assert_eq!(decide(nothing, nothing, Some(Flavour::Legacy)), Some(Flavour::Legacy));
-        assert_eq!(decide(nothing, nothing, None), Some(Flavour::NfTables));
+        assert_eq!(decide(nothing, nothing, || Some(Flavour::Legacy)), Some(Flavour::Legacy));
+        assert_eq!(decide(nothing, nothing, || None), Some(Flavour::NfTables));
     }
 
     #[test]

@@ -28,14 +28,14 @@ mod spelling;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
 use tracing::{debug, info, warn};
 
 use self::leftover::is_leftover;
 use self::plan::{Change, Plan, depends_on_table, plan};
-use self::save::{SavedTable, parse, target};
+use self::save::{Saved, SavedTable, parse, target};
 use self::slots::Place;
 use self::spelling::Spelling;
 use super::program::{Call, run};
@@ -54,6 +54,8 @@ pub struct Tables {
     spelling: PerFamily<Spelling>,
     /// Tables that could not be read the last time.
     unreadable: BTreeSet<(Family, Table)>,
+    /// What was printed a moment ago, for the first reading.
+    printed: Option<(Instant, PerFamily<Option<String>>)>,
 }
 
 /// The tables in use, in the order in which a restore file names them.
@@ -94,11 +96,20 @@ pub struct Ownership {
 const LOCK_WAIT: &str = "5";
 /// How long a program may take altogether.
 const LIMIT: Duration = Duration::from_secs(30);
+/// How long what was detected is good for the first reading.
+const FRESH: Duration = Duration::from_secs(2);
 
 impl Tables {
     /// Rules through these programs; a family without programs has none, and wanting some there fails.
     pub fn new(programs: PerFamily<Option<Programs>>, ours: Ownership) -> Tables {
-        Tables { programs, ours, spelling: PerFamily::default(), unreadable: BTreeSet::new() }
+        Tables { programs, ours, spelling: PerFamily::default(), unreadable: BTreeSet::new(), printed: None }
+    }
+
+    /// Like [`new`](Tables::new), with what was detected just now: the first reading, if it comes at once, is
+    /// spared.
+    pub fn detected(detected: Detected, ours: Ownership) -> Tables {
+        let printed = Some((Instant::now(), detected.printed));
+        Tables { printed, ..Tables::new(detected.programs, ours) }
     }
 
     /// Whether rules of this family can be wanted.
@@ -111,12 +122,16 @@ impl Tables {
         let mut found = BTreeMap::new();
         let mut readable = 0;
         let mut first_error = None;
+        let mut known =
+            self.printed.take().filter(|(at, _)| at.elapsed() < FRESH).map(|(_, text)| text).unwrap_or_default();
         for family in Family::BOTH {
             let Some(programs) = *self.programs.of(family) else { continue };
             let tables: Vec<Table> = self.ours.tables().filter(|table| pass(family, *table)).collect();
-            for table in tables {
-                match self.read_table((family, table), programs, &mut found) {
-                    Ok(()) => {
+            let known = known.of_mut(family).take().and_then(|text| parse(&text).ok());
+            for (table, saved) in printed_all(programs, family, &tables, known) {
+                match saved {
+                    Ok(saved) => {
+                        self.recognise((family, table), &saved, &mut found);
                         readable += 1;
                         if self.unreadable.remove(&(family, table)) {
                             info!(%family, table = table.name(), "Rules can be read again");
@@ -138,13 +153,7 @@ impl Tables {
     }
 
     /// Adds what is ours in one table of one family.
-    fn read_table(
-        &self,
-        (family, table): (Family, Table),
-        programs: Programs,
-        found: &mut BTreeMap<Piece, Rules>,
-    ) -> Result<(), Error> {
-        let saved = printed(programs, family, table)?;
+    fn recognise(&self, (family, table): (Family, Table), saved: &SavedTable, found: &mut BTreeMap<Piece, Rules>) {
         let spelling = self.spelling.of(family);
         let spelled = |rules: &[CompactString]| Rules(rules.iter().map(|rule| spelling.as_written(rule)).collect());
         for (name, chain) in &saved.chains {
@@ -167,7 +176,6 @@ impl Tables {
                 }
             }
         }
-        Ok(())
     }
 
     /// Performs the changes of one family, all tables at once and, if that fails, each table alone.
@@ -204,12 +212,12 @@ impl Tables {
     ) -> Result<Vec<Failure<Error>>, Error> {
         let mut script = String::new();
         let mut failures = Vec::new();
+        // Places are numbers and deletions need their rule, so what stands there now decides.
+        let depends = tables.iter().filter(|(_, changes)| changes.iter().any(depends_on_table));
+        let depends: Vec<Table> = depends.map(|(table, _)| *table).collect();
+        let mut current: BTreeMap<Table, _> = printed_all(programs, family, &depends, None).into_iter().collect();
         for (table, changes) in tables {
-            // Places are numbers and deletions need their rule, so what stands there now decides.
-            let current = match changes.iter().any(depends_on_table) {
-                true => printed(programs, family, *table)?,
-                false => SavedTable::default(),
-            };
+            let current = current.remove(table).unwrap_or_else(|| Ok(SavedTable::default()))?;
             let Plan { script: lines, refused } = plan(*table, &current, changes);
             script.push_str(&lines);
             failures.extend(refused.into_iter().map(|(step, reason)| {
@@ -227,14 +235,17 @@ impl Tables {
 
     /// Reads back what was written and may be printed in another spelling. What fails here shows elsewhere.
     fn learn(&mut self, family: Family, programs: Programs, tables: &BTreeMap<Table, Vec<Change<'_>>>) {
-        for (table, changes) in tables {
-            let spelling = self.spelling.of_mut(family);
-            let written = || changes.iter().filter_map(|change| Some((change.piece, change.want?)));
-            if written().all(|(_, rules)| rules.0.iter().all(|rule| spelling.knows(rule))) {
-                continue;
-            }
-            let Ok(saved) = printed(programs, family, *table) else { continue };
-            for (piece, rules) in written() {
+        let spelling = self.spelling.of_mut(family);
+        let written = |table: &Table| {
+            let changes = tables.get(table).into_iter().flatten();
+            changes.filter_map(|change| Some((change.piece, change.want?)))
+        };
+        let knows = |rules: &Rules| rules.0.iter().all(|rule| spelling.knows(rule));
+        let new = tables.keys().filter(|table| !written(table).all(|(_, rules)| knows(rules)));
+        let new: Vec<Table> = new.copied().collect();
+        for (table, saved) in printed_all(programs, family, &new, None) {
+            let Ok(saved) = saved else { continue };
+            for (piece, rules) in written(&table) {
                 match piece {
                     Piece::Chain { chain, .. } => {
                         if let Some(found) = saved.chains.get(chain) {
@@ -356,6 +367,24 @@ fn by_table<'a>(changes: &[Change<'a>]) -> BTreeMap<Table, Vec<Change<'a>>> {
 
 fn fail_all(changes: &[Change<'_>], error: &Error) -> Vec<Failure<Error>> {
     changes.iter().map(|change| Failure { step: change.step, error: error.clone() }).collect()
+}
+
+/// What these tables hold now, from what is known already or from one run of the program; where that fails, each
+/// table is asked alone.
+fn printed_all(
+    programs: Programs,
+    family: Family,
+    tables: &[Table],
+    known: Option<Saved>,
+) -> Vec<(Table, Result<SavedTable, Error>)> {
+    let whole = known.or_else(|| {
+        let call = Call { program: programs.of(family).0, arguments: &[], input: b"", limit: LIMIT };
+        if tables.len() > 1 { parse(&run(call).ok()?).ok() } else { None }
+    });
+    let Some(mut whole) = whole else {
+        return tables.iter().map(|table| (*table, printed(programs, family, *table))).collect();
+    };
+    tables.iter().map(|table| (*table, Ok(whole.remove(table.name()).unwrap_or_default()))).collect()
 }
 
 /// What the table holds now.

@@ -71,7 +71,7 @@ pub fn open_for_cleanup() -> Result<Targets<Linux>, Error> {
         settings: Settings::new([]),
         sets: Sets::open(own_sets, SetName(TEMPORARY_SET.into()))?,
         elements: Elements::open(set_names())?,
-        rules: Tables::new(detected.programs, ownership()),
+        rules: Tables::detected(detected, ownership()),
         virtuals: Services::open(Box::new(|_| false))?,
         routes: Routes::open(route::Ownership::Device { table: TABLE_LOCAL, link: device.clone() })?,
         addresses: Addresses::open([device])?,
