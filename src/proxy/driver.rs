@@ -202,8 +202,7 @@ impl<K: Kernel> Driver<K> {
         if self.authority == Authority::Complete && !self.adopted {
             // What an earlier run left in the kernel and nobody wants any more may still have connections.
             if let Some(existing) = self.mirrors.existing_virtuals(self.plan.desired(), at) {
-                let existing = existing.clone();
-                let adopted = self.plan.adopt(&existing, now);
+                let adopted = self.plan.adopt(existing, now);
                 self.mirrors.mark(&adopted);
                 self.adopted = true;
             }

@@ -21,7 +21,7 @@ use crate::kernel::ipset::{ElementKey, Entry};
 use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkKind, LinkName};
 use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
-use crate::model::{ObjectName, Scheduler, Table, World};
+use crate::model::{Endpoints, ObjectName, Scheduler, Service, Table, World};
 use crate::net::{Family, PerFamily, Protocol};
 
 use super::desired::{Changed, Desired};
@@ -112,19 +112,27 @@ impl Plan {
         if !same {
             self.replace_common(&mut changed);
         }
-        let mut dirty: Vec<&ObjectName> = Vec::new();
         if parts_stay {
+            let mut dirty: Vec<&ObjectName> = Vec::new();
             dirty.extend(services.changes_since(&older.cluster.services).map(|change| change.key()));
             dirty.extend(endpoints.changes_since(&older.cluster.endpoints).map(|change| change.key()));
+            dirty.sort();
+            dirty.dedup();
+            for name in dirty {
+                let service = services.get(name).map(|service| (&**service, endpoints.get(name)));
+                self.update_service(name, service, now, &mut changed);
+            }
         } else {
-            dirty.extend(services.iter().map(|(name, _)| name));
-            dirty.extend(older.cluster.services.iter().map(|(name, _)| name));
-        }
-        dirty.sort();
-        dirty.dedup();
-        self.parts.reserve(services.len().saturating_sub(self.parts.len()));
-        for name in dirty {
-            self.update_service(name, now, &mut changed);
+            for (name, _) in older.cluster.services.iter().filter(|(name, _)| services.get(name).is_none()) {
+                self.update_service(name, None, now, &mut changed);
+            }
+            self.parts.reserve(services.len().saturating_sub(self.parts.len()));
+            let mut endpoints = endpoints.iter().peekable();
+            for (name, service) in services.iter() {
+                while endpoints.next_if(|(other, _)| *other < name).is_some() {}
+                let its = endpoints.next_if(|(other, _)| *other == name).map(|(_, its)| its);
+                self.update_service(name, Some((service, its)), now, &mut changed);
+            }
         }
         self.resize_sets(&mut changed);
         changed
@@ -138,8 +146,10 @@ impl Plan {
             let Some(wanted) = self.claim(key) else { continue };
             let left = existing.destinations.iter().filter(|d| !contains(&wanted.virtual_service.destinations, d));
             let left: Vec<Destination> = left.copied().collect();
-            self.drain(*key, &left, now);
-            self.compose(*key, &mut changed);
+            if !left.is_empty() {
+                self.drain(*key, &left, now);
+                self.compose(*key, &mut changed);
+            }
         }
         changed
     }
@@ -166,9 +176,15 @@ impl Plan {
         named(&self.node) == named(newer)
     }
 
-    fn update_service(&mut self, name: &ObjectName, now: Instant, changed: &mut Changed) {
+    fn update_service(
+        &mut self,
+        name: &ObjectName,
+        service: Option<(&Service, Option<&Arc<Endpoints>>)>,
+        now: Instant,
+        changed: &mut Changed,
+    ) {
         changed.parts_computed += 1;
-        let new = self.held(name).map(Arc::new);
+        let new = service.map(|(service, endpoints)| Arc::new(self.held(service, endpoints)));
         let old = match &new {
             Some(new) => self.parts.insert(name.clone(), new.clone()),
             None => self.parts.remove(name),
@@ -188,16 +204,15 @@ impl Plan {
         }
     }
 
-    fn held(&self, name: &ObjectName) -> Option<Held> {
-        let service = self.world.cluster.services.get(name)?;
+    fn held(&self, service: &Service, endpoints: Option<&Arc<Endpoints>>) -> Held {
         let none = Default::default();
-        let endpoints = self.world.cluster.endpoints.get(name).map_or(&none, |endpoints| &**endpoints);
+        let endpoints = endpoints.map_or(&none, |endpoints| &**endpoints);
         let around = Surroundings { node: &self.node, config: &self.config };
         let mut claims = part(service, endpoints, around).claims;
         claims.sort_by_key(|claim| (claim.key, claim.rank));
         claims.dedup_by_key(|claim| claim.key);
         let scheduler = service.annotations.scheduler;
-        Some(Held { claims: claims.into_boxed_slice(), created: service.created, scheduler })
+        Held { claims: claims.into_boxed_slice(), created: service.created, scheduler }
     }
 
     /// Begins to drain what a Service's newest part no longer names.

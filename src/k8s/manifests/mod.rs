@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, trace, warn};
 
 use self::catalog::{Catalog, Changed, Said};
 use self::directory::{Directory, Look, Seen};
@@ -38,7 +38,7 @@ use super::{Event, Message, Wanted};
 /// # Errors
 /// Only where the thread cannot be started. A directory that is not there is waited for, and reported.
 pub fn spawn(path: PathBuf, wanted: Vec<Wanted>, out: Sender<Message>) -> std::io::Result<()> {
-    let source = Source { path, wanted, out, catalog: Catalog::default(), told_unknown: None };
+    let source = Source { path, wanted, out, catalog: Catalog::default(), told_unknown: None, untold: Vec::new() };
     std::thread::Builder::new().name("manifests".to_owned()).spawn(move || source.run()).map(drop)
 }
 
@@ -53,12 +53,17 @@ const RETRY: Duration = Duration::from_secs(1);
 /// directories change without a word.
 const LOOK_THROUGH: Duration = Duration::from_secs(60);
 
+/// How many messages are handed over together: waking the receiver costs more than taking a message in.
+const AT_ONCE: usize = 512;
+
 struct Source {
     path: PathBuf,
     wanted: Vec<Wanted>,
     out: Sender<Message>,
     catalog: Catalog,
     told_unknown: Option<bool>,
+    /// What was not handed over yet.
+    untold: Vec<Message>,
 }
 
 /// The receiver is gone: there is nobody to work for.
@@ -93,6 +98,7 @@ impl Source {
                     outage = true;
                     error!(path = %self.path.display(), %error, "The manifests directory cannot be read; waiting for it");
                     self.tell(Instant::now(), Event::Unreachable)?;
+                    self.hand_over()?;
                 }
                 Err(_) if self.out.is_closed() => return Err(Closed),
                 Err(_) => std::thread::sleep(RETRY),
@@ -117,6 +123,7 @@ impl Source {
             for kind in self.wanted.iter().map(Wanted::kind).collect::<BTreeSet<_>>() {
                 self.tell(Instant::now(), Event::Listed(kind))?;
             }
+            self.hand_over()?;
             info!(path = %self.path.display(), files = self.catalog.files().count(), "Read the manifests");
         }
         let mut looked_through = Instant::now();
@@ -200,7 +207,7 @@ impl Source {
             }
         }
         if objects > 0 {
-            debug!(file, objects, "Took in a manifest");
+            trace!(file, objects, "Took in a manifest");
         }
         Ok(())
     }
@@ -212,11 +219,17 @@ impl Source {
             self.told_unknown = Some(unknown);
             self.tell(Instant::now(), Event::Unreadable(unknown))?;
         }
-        Ok(())
+        self.hand_over()
     }
 
-    fn tell(&self, seen: Instant, event: Event) -> Result<(), Closed> {
-        self.out.blocking_send(Message { seen, event }).map_err(|_| Closed)
+    fn tell(&mut self, seen: Instant, event: Event) -> Result<(), Closed> {
+        self.untold.push(Message { seen, event });
+        if self.untold.len() < AT_ONCE { Ok(()) } else { self.hand_over() }
+    }
+
+    fn hand_over(&mut self) -> Result<(), Closed> {
+        let told = |message| self.out.blocking_send(message).map_err(|_| Closed);
+        self.untold.drain(..).try_for_each(told)
     }
 }
 

@@ -47,6 +47,12 @@ pub struct Messages {
     open: Vec<usize>,
 }
 
+/// The header of an attribute.
+fn head(length: u16, kind: u16) -> [u8; ATTRIBUTE_HEADER] {
+    let ([l0, l1], [k0, k1]) = (length.to_ne_bytes(), kind.to_ne_bytes());
+    [l0, l1, k0, k1]
+}
+
 impl Messages {
     pub fn new() -> Messages {
         Messages::default()
@@ -83,9 +89,21 @@ impl Messages {
     pub fn attribute(&mut self, kind: u16, value: &[u8]) -> &mut Messages {
         let length = ATTRIBUTE_HEADER + value.len();
         let length = u16::try_from(length).expect("an attribute's value fits its 16-bit length");
-        self.bytes.extend_from_slice(&length.to_ne_bytes());
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        self.bytes.extend_from_slice(&head(length, kind));
         self.bytes.extend_from_slice(value);
+        self.seal()
+    }
+
+    /// An attribute of at most 4 bytes, which with its padding is written at once.
+    fn small<const N: usize>(&mut self, kind: u16, value: [u8; N]) -> &mut Messages {
+        const { assert!(N <= 4) };
+        let mut whole = [0; ATTRIBUTE_HEADER + 4];
+        let (front, back) = whole.split_at_mut(ATTRIBUTE_HEADER);
+        front.copy_from_slice(&head((ATTRIBUTE_HEADER + N) as u16, kind));
+        for (place, byte) in back.iter_mut().zip(value) {
+            *place = byte;
+        }
+        self.bytes.extend_from_slice(&whole);
         self.seal()
     }
 
@@ -95,25 +113,25 @@ impl Messages {
     }
 
     pub fn u8(&mut self, kind: u16, value: u8) -> &mut Messages {
-        self.attribute(kind, &[value])
+        self.small(kind, [value])
     }
 
     pub fn u16(&mut self, kind: u16, value: u16) -> &mut Messages {
-        self.attribute(kind, &value.to_ne_bytes())
+        self.small(kind, value.to_ne_bytes())
     }
 
     /// In network byte order, without the flag that says so: for ports.
     pub fn u16_be(&mut self, kind: u16, value: u16) -> &mut Messages {
-        self.attribute(kind, &value.to_be_bytes())
+        self.small(kind, value.to_be_bytes())
     }
 
     pub fn u32(&mut self, kind: u16, value: u32) -> &mut Messages {
-        self.attribute(kind, &value.to_ne_bytes())
+        self.small(kind, value.to_ne_bytes())
     }
 
     /// In network byte order, without the flag that says so.
     pub fn u32_be(&mut self, kind: u16, value: u32) -> &mut Messages {
-        self.attribute(kind, &value.to_be_bytes())
+        self.small(kind, value.to_be_bytes())
     }
 
     pub fn u64_be(&mut self, kind: u16, value: u64) -> &mut Messages {
@@ -151,8 +169,7 @@ impl Messages {
     /// are sent without it.
     pub fn nest_plain(&mut self, kind: u16) -> &mut Messages {
         self.open.push(self.bytes.len());
-        self.bytes.extend_from_slice(&[0; 2]);
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        self.bytes.extend_from_slice(&head(0, kind));
         self.seal()
     }
 
@@ -239,7 +256,8 @@ impl Messages {
     /// Pads to the alignment and writes the length of the message so far into its header, so that the
     /// buffer holds whole messages at any time.
     fn seal(&mut self) -> &mut Messages {
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+        let padding = self.bytes.len().next_multiple_of(4) - self.bytes.len();
+        self.bytes.extend_from_slice([0; 3].get(..padding).expect("at most three bytes are missing"));
         let start = *self.starts.last().expect("a message was begun");
         let length = u32::try_from(self.bytes.len() - start).expect("a message is shorter than 4 GiB");
         self.patch(start, &length.to_ne_bytes());
