@@ -8,6 +8,7 @@ pub mod reconcile;
 pub mod kernel;
 pub mod k8s;
 pub mod world;
+pub mod bgp;
 pub mod proxy;
 pub mod firewall;
 pub mod cleanup;

@@ -11,11 +11,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Who may use whom, by the first part of the path below `src`. A module may always use itself.
-const IMPORTS: [(&str, &[&str]); 10] = [
+const IMPORTS: [(&str, &[&str]); 11] = [
     ("net", &[]),
     ("observe", &[]),
     ("model", &["net"]),
     ("config", &["net"]),
+    ("bgp", &["net"]),
     ("reconcile", &["observe"]),
     ("kernel", &["net", "reconcile"]),
     ("k8s", &["net", "model"]),

@@ -68,7 +68,7 @@ impl fmt::Display for Family {
 }
 
 /// One value for each address family.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct PerFamily<T> {
     pub v4: T,
     pub v6: T,

@@ -1,0 +1,170 @@
+//! Capabilities: what each side can do beyond RFC 4271, said in OPEN.
+//!
+//! RFC 5492. Ours: multiprotocol (RFC 4760), route refresh (RFC 2918) and its enhanced form (RFC 7313), four-octet numbers
+//! (RFC 6793), graceful restart (RFC 4724, with the bit of RFC 8538), IPv4 prefixes with IPv6 next hops (RFC 8950),
+//! extended messages (RFC 8654). What we do not know is kept as it is, to be shown.
+
+use super::reader::Reader;
+use super::{family_of, numbers_of};
+use crate::net::{Family, PerFamily};
+
+const MULTIPROTOCOL: u8 = 1;
+const ROUTE_REFRESH: u8 = 2;
+const EXTENDED_NEXT_HOP: u8 = 5;
+const EXTENDED_MESSAGE: u8 = 6;
+const GRACEFUL_RESTART: u8 = 64;
+const FOUR_OCTET_AS: u8 = 65;
+const ENHANCED_REFRESH: u8 = 70;
+
+/// In the flags of graceful restart: the sender is restarting; notifications count as restarts too.
+const RESTARTING: u16 = 0x8000;
+const NOTIFICATIONS: u16 = 0x4000;
+const TIME: u16 = 0x0fff;
+/// In the flags of one of its families: forwarding went on.
+const FORWARDING: u8 = 0x80;
+const IPV4: u16 = 1;
+const IPV6: u16 = 2;
+const UNICAST: u16 = 1;
+
+/// Everything that one side can do.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Capabilities {
+    /// The families it names; one that names none speaks IPv4 (RFC 4760 8).
+    pub families: PerFamily<bool>,
+    /// It named a family, though perhaps none of ours.
+    pub multiprotocol: bool,
+    pub refresh: bool,
+    pub enhanced_refresh: bool,
+    /// Its number, in four octets.
+    pub asn: Option<u32>,
+    pub restart: Option<GracefulRestart>,
+    /// IPv4 prefixes may have IPv6 next hops.
+    pub extended_next_hop: bool,
+    /// Messages of up to 65,535 bytes.
+    pub extended_message: bool,
+    /// Those we do not know: number and value.
+    pub unknown: Vec<(u8, Box<[u8]>)>,
+}
+
+/// What a side says of its restarts.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct GracefulRestart {
+    /// It has restarted and begins anew.
+    pub restarting: bool,
+    /// A notification, or silence, is to be taken as a restart as well (RFC 8538).
+    pub notifications: bool,
+    /// How long it will take to come back, in seconds; at most 4,095.
+    pub seconds: u16,
+    /// The families that it keeps, and whether it went on forwarding them.
+    pub families: PerFamily<Option<bool>>,
+}
+
+impl Capabilities {
+    /// The families that are spoken.
+    pub fn spoken(&self) -> PerFamily<bool> {
+        if self.multiprotocol { self.families } else { PerFamily { v4: true, v6: false } }
+    }
+
+    /// Takes in the capabilities of one optional parameter; `None` when one of them is malformed.
+    pub(super) fn read(&mut self, mut reader: Reader) -> Option<()> {
+        while !reader.is_empty() {
+            let (number, length) = (reader.u8()?, reader.u8()?);
+            let value = reader.part(usize::from(length))?;
+            self.read_one(number, value)?;
+        }
+        Some(())
+    }
+
+    fn read_one(&mut self, number: u8, mut value: Reader) -> Option<()> {
+        match number {
+            MULTIPROTOCOL => {
+                let (afi, _, safi) = (value.u16()?, value.u8()?, value.u8()?);
+                self.multiprotocol = true;
+                if let Some(family) = family_of(afi, safi) {
+                    *self.families.of_mut(family) = true;
+                }
+            }
+            ROUTE_REFRESH => self.refresh = true,
+            EXTENDED_NEXT_HOP => {
+                while !value.is_empty() {
+                    let all = (value.u16()?, value.u16()?, value.u16()?);
+                    self.extended_next_hop |= all == (IPV4, UNICAST, IPV6);
+                }
+            }
+            EXTENDED_MESSAGE => self.extended_message = true,
+            // RFC 4724 3: of several the last one counts.
+            GRACEFUL_RESTART => self.restart = Some(GracefulRestart::decode(&mut value)?),
+            FOUR_OCTET_AS => self.asn = Some(value.u32()?),
+            ENHANCED_REFRESH => self.enhanced_refresh = true,
+            _ => {
+                self.unknown.push((number, value.bytes(value.len())?.into()));
+            }
+        }
+        value.is_empty().then_some(())
+    }
+
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        for (family, _) in self.families.iter().filter(|(_, spoken)| **spoken) {
+            let (afi, safi) = numbers_of(family);
+            push(out, MULTIPROTOCOL, &[0, afi as u8, 0, safi]);
+        }
+        for (number, has) in [
+            (ROUTE_REFRESH, self.refresh),
+            (EXTENDED_MESSAGE, self.extended_message),
+            (ENHANCED_REFRESH, self.enhanced_refresh),
+        ] {
+            if has {
+                push(out, number, &[]);
+            }
+        }
+        if let Some(asn) = self.asn {
+            push(out, FOUR_OCTET_AS, &asn.to_be_bytes());
+        }
+        if let Some(restart) = &self.restart {
+            push(out, GRACEFUL_RESTART, &restart.encoded());
+        }
+        if self.extended_next_hop {
+            push(out, EXTENDED_NEXT_HOP, &[0, 1, 0, 1, 0, 2]);
+        }
+        for (number, value) in &self.unknown {
+            push(out, *number, value);
+        }
+    }
+}
+
+fn push(out: &mut Vec<u8>, number: u8, value: &[u8]) {
+    out.extend_from_slice(&[number, value.len() as u8]);
+    out.extend_from_slice(value);
+}
+
+impl GracefulRestart {
+    fn decode(value: &mut Reader) -> Option<GracefulRestart> {
+        let head = value.u16()?;
+        let mut families = PerFamily::default();
+        while !value.is_empty() {
+            let (afi, safi, flags) = (value.u16()?, value.u8()?, value.u8()?);
+            if let Some(family) = family_of(afi, safi) {
+                *families.of_mut(family) = Some(flags & FORWARDING != 0);
+            }
+        }
+        Some(GracefulRestart {
+            restarting: head & RESTARTING != 0,
+            notifications: head & NOTIFICATIONS != 0,
+            seconds: head & TIME,
+            families,
+        })
+    }
+
+    fn encoded(&self) -> Vec<u8> {
+        let bit = |set: bool, bit: u16| if set { bit } else { 0 };
+        let head = bit(self.restarting, RESTARTING) | bit(self.notifications, NOTIFICATIONS) | self.seconds.min(TIME);
+        let mut out = head.to_be_bytes().to_vec();
+        for (family, forwarding) in Family::BOTH.map(|family| (family, *self.families.of(family))) {
+            let Some(forwarding) = forwarding else { continue };
+            let (afi, safi) = numbers_of(family);
+            out.extend_from_slice(&afi.to_be_bytes());
+            out.extend_from_slice(&[safi, if forwarding { FORWARDING } else { 0 }]);
+        }
+        out
+    }
+}

@@ -1,0 +1,102 @@
+//! Prefixes as they are written in UPDATE: a length in bits, and as many bytes as that needs.
+//!
+//! RFC 4271 4.3 (*Withdrawn Routes*, *Network Layer Reachability Information*), RFC 4760 5 for the multiprotocol
+//! attributes. Bits behind the length have no meaning and are cleared. Our own order of prefixes, by address and then by
+//! length, keeps everything inside of a prefix directly behind it.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::reader::Reader;
+use crate::net::Family;
+
+/// The prefixes of a field, or `None` when it does not consist of prefixes: a length that the family does not have, or
+/// an end within one.
+pub(super) fn decode(family: Family, bytes: &[u8]) -> Option<Vec<IpNet>> {
+    let mut reader = Reader::new(bytes);
+    // A prefix of the lengths that are usual takes four bytes; what is longer makes the list grow.
+    let mut prefixes = Vec::with_capacity(bytes.len() / 4);
+    while !reader.is_empty() {
+        prefixes.push(one(family, &mut reader)?);
+    }
+    Some(prefixes)
+}
+
+fn one(family: Family, reader: &mut Reader) -> Option<IpNet> {
+    let length = reader.u8()?;
+    if length > family.host_bits() {
+        return None;
+    }
+    let bytes = reader.bytes(usize::from(length).div_ceil(8))?;
+    Some(match family {
+        Family::V4 => {
+            let address = Ipv4Addr::from(padded::<4>(bytes)?);
+            IpNet::V4(Ipv4Net::new(address, length).ok()?.trunc())
+        }
+        Family::V6 => {
+            let address = Ipv6Addr::from(padded::<16>(bytes)?);
+            IpNet::V6(Ipv6Net::new(address, length).ok()?.trunc())
+        }
+    })
+}
+
+fn padded<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
+    let mut padded = [0; N];
+    padded.get_mut(..bytes.len())?.copy_from_slice(bytes);
+    Some(padded)
+}
+
+/// How many bytes a prefix takes.
+pub(super) fn encoded_length(prefix: IpNet) -> usize {
+    1 + usize::from(prefix.prefix_len()).div_ceil(8)
+}
+
+pub(super) fn encode(prefix: IpNet, out: &mut Vec<u8>) {
+    let bytes = encoded_length(prefix) - 1;
+    out.push(prefix.prefix_len());
+    match prefix {
+        IpNet::V4(prefix) => out.extend(prefix.network().octets().iter().take(bytes)),
+        IpNet::V6(prefix) => out.extend(prefix.network().octets().iter().take(bytes)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_take_only_the_bytes_that_they_need() {
+        let mut bytes = Vec::new();
+        for text in ["0.0.0.0/0", "10.244.0.0/16", "10.244.1.0/25", "192.0.2.1/32"] {
+            encode(text.parse().unwrap(), &mut bytes);
+        }
+        assert_eq!(bytes, [0, 16, 10, 244, 25, 10, 244, 1, 0, 32, 192, 0, 2, 1]);
+        let read: Vec<String> = decode(Family::V4, &bytes).unwrap().iter().map(IpNet::to_string).collect();
+        assert_eq!(read, ["0.0.0.0/0", "10.244.0.0/16", "10.244.1.0/25", "192.0.2.1/32"]);
+    }
+
+    #[test]
+    fn bits_behind_the_length_are_cleared() {
+        assert_eq!(decode(Family::V4, &[9, 10, 0xff]), Some(vec!["10.128.0.0/9".parse().unwrap()]));
+        assert_eq!(decode(Family::V6, &[7, 0xfd]), Some(vec!["fc00::/7".parse().unwrap()]));
+    }
+
+    #[test]
+    fn what_is_no_prefix_is_refused() {
+        assert_eq!(decode(Family::V4, &[33, 1, 2, 3, 4, 5]), None);
+        assert_eq!(decode(Family::V6, &[129]), None);
+        assert_eq!(decode(Family::V4, &[24, 10, 0]), None);
+        assert_eq!(decode(Family::V4, &[]), Some(vec![]));
+    }
+
+    #[test]
+    fn what_is_inside_of_a_prefix_follows_it() {
+        let mut prefixes: Vec<IpNet> = ["10.1.0.0/16", "10.0.0.0/8", "11.0.0.0/8", "10.1.2.0/24", "10.0.0.0/16"]
+            .map(|text| text.parse().unwrap())
+            .to_vec();
+        prefixes.sort();
+        let sorted: Vec<String> = prefixes.iter().map(IpNet::to_string).collect();
+        assert_eq!(sorted, ["10.0.0.0/8", "10.0.0.0/16", "10.1.0.0/16", "10.1.2.0/24", "11.0.0.0/8"]);
+    }
+}

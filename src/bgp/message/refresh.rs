@@ -1,0 +1,77 @@
+//! ROUTE-REFRESH: a peer asks for our routes again.
+//!
+//! RFC 2918; the markers around the answer are RFC 7313 (enhanced route refresh): between *begin* and *end* the peer
+//! sends everything that it has, and what did not come again by then is gone.
+
+use super::notification::{Notification, Reason};
+use super::reader::Reader;
+use super::{HEADER, family_of, numbers_of};
+use crate::net::Family;
+
+/// What is asked for or announced.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum RefreshKind {
+    /// Send everything again.
+    Request,
+    /// From here on everything is sent again.
+    Begin,
+    /// Everything has been sent again.
+    End,
+}
+
+/// A ROUTE-REFRESH for one family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refresh {
+    pub family: Family,
+    pub kind: RefreshKind,
+}
+
+const REQUEST: u8 = 0;
+const BEGIN: u8 = 1;
+const END: u8 = 2;
+const LENGTH: usize = 4;
+
+impl Refresh {
+    /// Parses a body. `None` where there is nothing for us in it: another family, a kind that nobody knows yet (RFC 7313
+    /// 5: to be ignored).
+    pub(super) fn decode(body: &[u8]) -> Result<Option<Refresh>, Notification> {
+        let mut reader = Reader::new(body);
+        let (Some(afi), Some(subtype), Some(safi)) = (reader.u16(), reader.u8(), reader.u8()) else {
+            return Err(wrong_length(body));
+        };
+        let kind = match subtype {
+            REQUEST => RefreshKind::Request,
+            BEGIN => RefreshKind::Begin,
+            END => RefreshKind::End,
+            _ => return Ok(None),
+        };
+        if body.len() != LENGTH {
+            return Err(match kind {
+                RefreshKind::Begin | RefreshKind::End => malformed(body),
+                RefreshKind::Request => wrong_length(body),
+            });
+        }
+        Ok(family_of(afi, safi).map(|family| Refresh { family, kind }))
+    }
+
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        let (afi, safi) = numbers_of(self.family);
+        let subtype = match self.kind {
+            RefreshKind::Request => REQUEST,
+            RefreshKind::Begin => BEGIN,
+            RefreshKind::End => END,
+        };
+        out.extend_from_slice(&afi.to_be_bytes());
+        out.extend_from_slice(&[subtype, safi]);
+    }
+}
+
+/// RFC 7313 5: the whole message goes back.
+fn malformed(body: &[u8]) -> Notification {
+    Notification::with(Reason::REFRESH_LENGTH, super::framed(super::ROUTE_REFRESH, |out| out.extend_from_slice(body)))
+}
+
+fn wrong_length(body: &[u8]) -> Notification {
+    let length = u16::try_from(HEADER + body.len()).unwrap_or(u16::MAX);
+    Notification::with(Reason::BAD_MESSAGE_LENGTH, length.to_be_bytes())
+}

@@ -1,0 +1,156 @@
+//! UPDATE: routes that have come and routes that have gone.
+//!
+//! RFC 4271 4.3 and 6.3 for the form, RFC 4760 for the attributes that carry other families, RFC 4724 2 for End-of-RIB, and
+//! RFC 7606 for what is done about errors: as little as keeps the tables right. A message is either taken as it is, or
+//! without some attribute, or its routes are taken as withdrawn, or a whole family is ignored from now on, or the session
+//! ends. Only the last is an error here; the others are [`Remark`]s beside what remains.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::attributes::Attributes;
+use super::notification::{Notification, Reason};
+use super::path_attribute::{Block, Flaw, MP_REACH, MP_UNREACH, Reach};
+use super::reader::Reader;
+use super::{Dialect, prefix};
+use crate::net::Family;
+
+/// What an UPDATE says. Withdrawals come first: a prefix in both lists is announced (RFC 4271 4.3).
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Update {
+    pub withdrawn: Vec<IpNet>,
+    /// At most one for the body and one for the multiprotocol attribute: the next hops differ.
+    pub announced: Vec<Announced>,
+    /// The other side has sent everything that it has of this family.
+    pub end_of_rib: Option<Family>,
+    /// What was wrong with it, at most one for each attribute.
+    pub remarks: Vec<Remark>,
+}
+
+/// Routes that have the same attributes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Announced {
+    pub attributes: Attributes,
+    pub prefixes: Vec<IpNet>,
+}
+
+/// Something that was wrong and did not end the session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Remark {
+    /// The attribute's number; 0 for the message as a whole.
+    pub attribute: u8,
+    pub fault: &'static str,
+    pub treatment: Treatment,
+}
+
+/// What is done about an error, the mildest first (RFC 7606 2).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Treatment {
+    /// The attribute is left out.
+    DiscardAttribute,
+    /// The routes in the message are taken as withdrawn.
+    Withdraw,
+    /// All routes of the family go, and those that still come over this session are ignored.
+    DisableFamily(Family),
+    /// The session ends.
+    Reset,
+}
+
+impl Update {
+    /// Reads a body. RFC 7606 3 a: lengths that contradict each other, and prefixes that are none, end the session, because
+    /// then nobody knows which routes are meant.
+    pub(super) fn decode(body: &[u8], dialect: &Dialect) -> Result<Update, Notification> {
+        let mut reader = Reader::new(body);
+        let malformed = || Notification::new(Reason::MALFORMED_ATTRIBUTES);
+        let mut field = || {
+            let length = reader.u16()?;
+            reader.bytes(usize::from(length))
+        };
+        let withdrawn = field().ok_or_else(malformed)?;
+        let attributes = field().ok_or_else(malformed)?;
+        let networks = reader.rest();
+        if body.len() == 4 {
+            return Ok(Update { end_of_rib: Some(Family::V4), ..Update::default() });
+        }
+        let invalid = || Notification::new(Reason::INVALID_NETWORK);
+        let withdrawn = prefix::decode(Family::V4, withdrawn).ok_or_else(invalid)?;
+        let networks = prefix::decode(Family::V4, networks).ok_or_else(invalid)?;
+        let spoken = dialect.families.v4;
+        let mut update = Update { withdrawn, ..Update::default() };
+        let has_networks = !update.withdrawn.is_empty() || !networks.is_empty();
+        if has_networks && !spoken {
+            update.remark(0, "IPv4 prefixes, which this session does not speak", Treatment::DiscardAttribute);
+            update.withdrawn.clear();
+        }
+        let mut block = Block::decode(attributes, dialect);
+        block.require(spoken && !networks.is_empty());
+        update.judge(&block, !networks.is_empty() || block.has_seen(MP_REACH))?;
+        update.read(block, if spoken { networks } else { Vec::new() }, dialect);
+        Ok(update)
+    }
+
+    /// Ends the session where that is the only thing left to do, and notes the other flaws. `reachable`: the message
+    /// says of some route that it can be reached, whether we can read which or not.
+    fn judge(&mut self, block: &Block, reachable: bool) -> Result<(), Notification> {
+        let fatal = |flaw: &&Flaw| match flaw.treatment {
+            Treatment::Reset => true,
+            // RFC 7606 5.2: there is nothing to withdraw, so that the routes that were meant are not known.
+            Treatment::Withdraw => !reachable && flaw.attribute != MP_UNREACH,
+            Treatment::DiscardAttribute | Treatment::DisableFamily(_) => false,
+        };
+        if let Some(flaw) = block.flaws.iter().find(fatal) {
+            return Err(Notification::with(flaw.reason, flaw.data.as_slice()));
+        }
+        for flaw in &block.flaws {
+            self.remark(flaw.attribute, flaw.fault, flaw.treatment);
+        }
+        Ok(())
+    }
+
+    /// Takes in what the attributes say.
+    fn read(&mut self, mut block: Block, networks: Vec<IpNet>, dialect: &Dialect) {
+        let reach = block.reach.take();
+        let unreach = block.unreach.take();
+        if networks.is_empty() && reach.is_none() && unreach.as_ref().is_some_and(|gone| gone.prefixes.is_empty()) {
+            self.end_of_rib = unreach.as_ref().filter(|_| block.is_empty()).map(|unreach| unreach.family);
+        }
+        self.withdrawn.extend(unreach.into_iter().flat_map(|unreach| unreach.prefixes));
+        let worst = block.flaws.iter().map(|flaw| flaw.treatment).max();
+        if worst.is_some_and(|worst| worst >= Treatment::Withdraw) {
+            self.withdrawn.extend(networks);
+            self.withdrawn.extend(reach.into_iter().flat_map(|reach| reach.prefixes));
+            return;
+        }
+        self.announce(block, networks, reach, dialect);
+    }
+
+    fn announce(&mut self, block: Block, networks: Vec<IpNet>, reach: Option<Reach>, dialect: &Dialect) {
+        let next_hop = block.next_hop;
+        // The two mandatory attributes are there where something is reachable; otherwise nobody asks for the set.
+        let Some(attributes) = block.attributes(dialect) else { return };
+        if let Some(next_hop) = next_hop.filter(|_| !networks.is_empty()) {
+            let attributes = attributes.with_next_hop(IpAddr::V4(next_hop));
+            self.announced.push(Announced { attributes, prefixes: networks });
+        }
+        if let Some(reach) = reach.filter(|reach| !reach.prefixes.is_empty()) {
+            let mut attributes = attributes.with_next_hop(reach.next_hop);
+            if reach.link_local.is_some() {
+                attributes.change_rare(|rare| rare.link_local = reach.link_local);
+            }
+            self.announced.push(Announced { attributes, prefixes: reach.prefixes });
+        }
+    }
+
+    fn remark(&mut self, attribute: u8, fault: &'static str, treatment: Treatment) {
+        self.remarks.push(Remark { attribute, fault, treatment });
+    }
+
+    /// The families that are to be ignored from now on.
+    pub fn disabled(&self) -> impl Iterator<Item = Family> + '_ {
+        self.remarks.iter().filter_map(|remark| match remark.treatment {
+            Treatment::DisableFamily(family) => Some(family),
+            Treatment::DiscardAttribute | Treatment::Withdraw | Treatment::Reset => None,
+        })
+    }
+}

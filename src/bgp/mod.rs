@@ -1,0 +1,11 @@
+//! Our own BGP speaker. It knows no Kubernetes, and it does no I/O: bytes and the time go in, bytes and facts come out.
+//!
+//! ```text
+//!  bytes ──► message ──► session ──► rib ──► routes for the kernel
+//!                           ▲         │
+//!                           └─────────┴──► message ──► bytes
+//! ```
+//!
+//! - [`message`]: messages as values; what is wrong with one and what is done about it.
+
+pub mod message;
