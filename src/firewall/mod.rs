@@ -6,11 +6,22 @@
 //!
 //! Reading order: [`rules`] is the compiled form, which knows no backend; [`compile`] makes the rules of one policy, with
 //! one file for each feature that decides about them: [`selection`] (pods and namespaces by labels), [`ip_block`]
-//! (address ranges with holes), [`port_number`], [`named_port`].
+//! (address ranges with holes), [`port_number`], [`named_port`]; [`isolation`] says whether a pod is restricted at all
+//! (default deny). [`plan`] keeps the rule set up to date: [`claims`] says which pods have an address, [`membership`]
+//! what a set holds there, [`index`] which selectors to ask about a pod, [`fill`] what a new set holds. [`verdict`] traces a packet through
+//! the rule set, which is what the rules mean; [`icmp`] lists what always passes.
 
 pub mod rules;
 pub mod compile;
+pub mod isolation;
 pub mod selection;
 pub mod ip_block;
 pub mod port_number;
 pub mod named_port;
+pub mod plan;
+pub mod claims;
+pub mod membership;
+pub mod index;
+pub mod fill;
+pub mod verdict;
+pub mod icmp;

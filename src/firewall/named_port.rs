@@ -12,11 +12,11 @@ use std::net::IpAddr;
 
 use compact_str::CompactString;
 
-use crate::model::{Labels, ObjectName, Pod, PolicyPort, PortMatch as Asked};
+use crate::model::{Pod, PolicyPort, PortMatch as Asked};
 use crate::net::Protocol;
 
-use super::rules::{Element, PortOwners, SetKey};
-use super::{ip_block, selection};
+use super::ip_block;
+use super::rules::{Element, PortOwners, Selection, SetKey};
 
 /// The names that `ports[]` asks for.
 pub fn names(ports: &[PolicyPort]) -> impl Iterator<Item = (&CompactString, Protocol)> {
@@ -36,23 +36,12 @@ pub fn owners(peer: Option<&SetKey>) -> PortOwners {
     }
 }
 
-/// What a pod is asked about.
-#[derive(Clone, Copy)]
-pub struct Candidate<'a> {
-    pub name: &'a ObjectName,
-    pub pod: &'a Pod,
-    /// The labels of its namespace, where that is known.
-    pub namespace: Option<&'a Labels>,
-    /// Whether it is a pod of this node.
-    pub is_local: bool,
-}
-
-/// Whether a pod that takes part is among these, with this address of its.
-pub fn is_among(owners: &PortOwners, candidate: Candidate<'_>, address: IpAddr) -> bool {
+/// Whether a pod is among these with this address of its, where it `is_selected` by selectors. That it is of this node
+/// is not asked here.
+pub fn is_among(owners: &PortOwners, address: IpAddr, is_selected: impl FnOnce(&Selection) -> bool) -> bool {
     match owners {
-        PortOwners::Local => candidate.is_local,
-        PortOwners::All => true,
-        PortOwners::Selected(wanted) => selection::selects(wanted, candidate.name, candidate.pod, candidate.namespace),
+        PortOwners::Local | PortOwners::All => true,
+        PortOwners::Selected(selection) => is_selected(selection),
         PortOwners::Inside(blocks) => ip_block::holds(blocks, address),
     }
 }

@@ -216,6 +216,16 @@ impl Rule {
     }
 }
 
+impl SetKey {
+    /// The protocol of the ports that a set of named ports holds.
+    pub fn protocol(&self) -> Option<Protocol> {
+        match self {
+            SetKey::NamedPort { protocol, .. } => Some(*protocol),
+            SetKey::Pods(_) | SetKey::Blocks(_) => None,
+        }
+    }
+}
+
 impl Contents {
     /// Whether an address belongs to a set of addresses or prefixes.
     pub fn holds_address(&self, address: IpAddr) -> bool {

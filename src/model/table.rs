@@ -61,6 +61,14 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         self.blocks.iter().flat_map(|block| block.iter()).map(|row| (&row.0, &row.1))
     }
 
+    /// The rows from this key on, sorted by key.
+    pub fn iter_from<'a>(&'a self, first: &K) -> impl Iterator<Item = (&'a K, &'a Arc<V>)> + use<'a, K, V> {
+        let at = self.block_of(first).unwrap_or(0);
+        let blocks = self.blocks.get(at..).unwrap_or_default();
+        let row = blocks.first().map_or(0, |block| block.partition_point(|row| row.0 < *first));
+        blocks.iter().flat_map(|block| block.iter()).skip(row).map(|row| (&row.0, &row.1))
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }
@@ -255,6 +263,10 @@ mod tests {
     fn check(table: &Table<u16, u8>, model: &BTreeMap<u16, u8>) {
         assert!(table.iter().map(|(key, value)| (*key, **value)).eq(model.iter().map(|(key, value)| (*key, *value))));
         assert_eq!((table.len(), table.is_empty()), (model.len(), model.is_empty()));
+        for first in [0, 700, 1999, 3000] {
+            let from = table.iter_from(&first).map(|(key, value)| (*key, **value));
+            assert!(from.eq(model.range(first..).map(|(key, value)| (*key, *value))), "from {first}");
+        }
         assert!(table.blocks.iter().all(|block| !block.is_empty() && block.len() <= BLOCK));
     }
 

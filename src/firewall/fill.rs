@@ -1,0 +1,151 @@
+//! What new sets hold, all at once.
+//!
+//! One pass over the pods answers for all sets that are new, and looks only into the namespaces that one of them looks
+//! into. Blocks need no pods at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use compact_str::CompactString;
+
+use crate::model::{Namespace, ObjectName, Pod, Table};
+
+use super::claims::Claims;
+use super::index::SetIndex;
+use super::rules::{Contents, Element, LocalPod, PortOwners, Scope, Selection, SetKey};
+use super::{ip_block, membership, selection};
+
+/// What the answer depends on, beside the sets.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a> {
+    pub pods: &'a Table<ObjectName, Pod>,
+    pub namespaces: &'a Table<CompactString, Namespace>,
+    pub claims: &'a Claims,
+    pub local: &'a BTreeMap<ObjectName, LocalPod>,
+}
+
+/// What these sets hold, and how many pods were asked for it.
+pub fn contents(
+    sets: &BTreeSet<Arc<SetKey>>,
+    around: Surroundings<'_>,
+) -> (impl Iterator<Item = (Arc<SetKey>, Contents)>, usize) {
+    let mut filling = Filling { around, sets: sets.iter().collect(), elements: vec![Vec::new(); sets.len()], asked: 0 };
+    filling.add_blocks();
+    filling.ask_pods_of_this_node();
+    filling.ask_pods_of_the_cluster();
+    let filled: Vec<(Arc<SetKey>, Contents)> = filling
+        .sets
+        .into_iter()
+        .zip(filling.elements)
+        .map(|(set, elements)| (set.clone(), elements.into_iter().collect()))
+        .collect();
+    (filled.into_iter(), filling.asked)
+}
+
+/// All pods of one namespace.
+pub fn pods_of<'a>(
+    pods: &'a Table<ObjectName, Pod>,
+    namespace: &'a str,
+) -> impl Iterator<Item = (&'a ObjectName, &'a Arc<Pod>)> {
+    pods.iter_from(&ObjectName::new(namespace, "")).take_while(move |(name, _)| name.namespace == namespace)
+}
+
+struct Filling<'a> {
+    around: Surroundings<'a>,
+    sets: Vec<&'a Arc<SetKey>>,
+    /// Those of the set in the same place.
+    elements: Vec<Vec<Element>>,
+    asked: usize,
+}
+
+impl<'a> Filling<'a> {
+    fn add_blocks(&mut self) {
+        for (set, elements) in self.sets.iter().zip(&mut self.elements) {
+            if let SetKey::Blocks(blocks) = &***set {
+                elements.extend(ip_block::prefixes(blocks).into_iter().map(Element::Prefix));
+            }
+        }
+    }
+
+    fn ask_pods_of_this_node(&mut self) {
+        let index = self.index(membership::is_of_this_node);
+        if index.is_empty() {
+            return;
+        }
+        for name in self.around.local.keys() {
+            if let Some(pod) = self.around.pods.get(name) {
+                self.ask(&index, name, pod);
+            }
+        }
+    }
+
+    fn ask_pods_of_the_cluster(&mut self) {
+        let index = self.index(|set| !membership::is_of_this_node(set));
+        if index.is_empty() {
+            return;
+        }
+        let pods = self.around.pods;
+        let Some(namespaces) = self.namespaces() else {
+            pods.iter().for_each(|(name, pod)| self.ask(&index, name, pod));
+            return;
+        };
+        for namespace in namespaces {
+            pods_of(pods, namespace).for_each(|(name, pod)| self.ask(&index, name, pod));
+        }
+    }
+
+    /// The sets that pass, each by its place.
+    fn index(&self, pass: impl Fn(&SetKey) -> bool) -> SetIndex<usize> {
+        let mut index = SetIndex::default();
+        for (place, set) in self.sets.iter().enumerate().filter(|(_, set)| pass(set)) {
+            index.insert(set, &place);
+        }
+        index
+    }
+
+    /// The namespaces that the sets look into; `None` for all pods, whatever their namespace.
+    fn namespaces(&self) -> Option<BTreeSet<&'a str>> {
+        let mut names = BTreeSet::new();
+        for set in &self.sets {
+            match &***set {
+                SetKey::Pods(selection) | SetKey::NamedPort { pods: PortOwners::Selected(selection), .. } => {
+                    names.extend(self.looked_into(selection));
+                }
+                SetKey::NamedPort { pods: PortOwners::All | PortOwners::Inside(_), .. } => return None,
+                SetKey::NamedPort { pods: PortOwners::Local, .. } | SetKey::Blocks(_) => {}
+            }
+        }
+        Some(names)
+    }
+
+    fn looked_into(&self, asked: &'a Selection) -> Vec<&'a str> {
+        match &asked.namespaces {
+            Scope::Named(name) => vec![name],
+            Scope::Selected(_) => {
+                let all = self.around.namespaces.iter();
+                let looks = |(name, namespace): &(&CompactString, &Arc<Namespace>)| {
+                    selection::looks_into(&asked.namespaces, name, Some(&namespace.labels))
+                };
+                all.filter(looks).map(|(name, _)| name.as_str()).collect()
+            }
+        }
+    }
+
+    /// Adds what a pod has in each set that it may belong to.
+    fn ask(&mut self, index: &SetIndex<usize>, name: &ObjectName, pod: &Pod) {
+        self.asked += 1;
+        if !pod.takes_part() {
+            return;
+        }
+        let namespaces = self.around.namespaces;
+        let labels = namespaces.get(&name.namespace).map(|namespace| &namespace.labels);
+        for place in index.candidates(&name.namespace, labels, pod) {
+            let (Some(set), Some(elements)) = (self.sets.get(*place), self.elements.get_mut(*place)) else { continue };
+            for address in &pod.addresses {
+                // Several pods that have one address each give the same answer, which a set holds once.
+                let claimants = self.around.claims.of(*address);
+                elements.extend(membership::elements_at(set, *address, claimants, namespaces));
+            }
+        }
+    }
+}

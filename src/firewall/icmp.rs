@@ -1,0 +1,50 @@
+//! The kinds of ICMP and ICMPv6 that no policy stops.
+//!
+//! Kubernetes says nothing of ICMP: policies speak of TCP, UDP and SCTP. As in kube-router, what networks need to work
+//! and people need to find faults always passes, in both directions: echo requests, the two errors, and for IPv6
+//! neighbour discovery. So a ping never says whether a policy stops a path.
+//!
+//! Numbers: RFC 792, RFC 4443, RFC 4861 (IANA, "ICMP Type Numbers"). Errors of other kinds belong to a connection and
+//! pass because of it.
+
+use crate::net::Family;
+
+/// A kind that always passes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kind {
+    pub number: u8,
+    /// As iptables writes it.
+    pub name: &'static str,
+}
+
+/// The kinds that always pass in this family, in the order of their rules.
+pub fn always_pass(family: Family) -> &'static [Kind] {
+    match family {
+        Family::V4 => &[
+            Kind { number: 8, name: "echo-request" },
+            Kind { number: 3, name: "destination-unreachable" },
+            Kind { number: 11, name: "time-exceeded" },
+        ],
+        Family::V6 => &[
+            Kind { number: 128, name: "echo-request" },
+            Kind { number: 1, name: "destination-unreachable" },
+            Kind { number: 3, name: "time-exceeded" },
+            Kind { number: 135, name: "neighbour-solicitation" },
+            Kind { number: 136, name: "neighbour-advertisement" },
+            Kind { number: 129, name: "echo-reply" },
+        ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbour_discovery_passes_where_it_exists() {
+        let passes = |family, number| always_pass(family).iter().any(|kind| kind.number == number);
+        assert!(passes(Family::V6, 135) && passes(Family::V6, 136));
+        assert!(!passes(Family::V4, 135) && !passes(Family::V4, 136));
+        assert!(passes(Family::V4, 8) && !passes(Family::V6, 8));
+    }
+}

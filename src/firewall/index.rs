@@ -1,0 +1,218 @@
+//! Which selectors could select a pod: found by its labels, so that a change of one pod asks a few of them and not all.
+//!
+//! A selector can only select what has one of the values that it names for some label, or has that label at all. So each
+//! is filed under one of its requirements, the one with the fewest values, and a pod with eight labels looks into some
+//! twenty places. A selector that names no label (`{}`, or only what must not be there) is filed under everything.
+//! What is found is a candidate: the other requirements still have to be asked.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use compact_str::CompactString;
+
+use crate::model::{Labels, Operator, Pod, Selector};
+
+use super::rules::{PortOwners, Scope, Selection, SetKey};
+
+/// What is looked for by the pods that it selects.
+pub struct Index<T> {
+    /// By the name of the one namespace that is looked into.
+    named: BTreeMap<CompactString, ByLabel<BTreeSet<T>>>,
+    /// By labels of the namespace, and then of the pod.
+    selected: ByLabel<ByLabel<BTreeSet<T>>>,
+}
+
+/// Sets of addresses and of ports, by the pods that may belong to them.
+pub struct SetIndex<T> {
+    selections: Index<T>,
+    /// Sets of named ports that no selector decides about, by the name of the port.
+    ports: BTreeMap<CompactString, BTreeSet<T>>,
+}
+
+/// Things filed under a label with a value, under a label alone, or under neither.
+struct ByLabel<P> {
+    rest: P,
+    keys: BTreeMap<CompactString, OfKey<P>>,
+}
+
+struct OfKey<P> {
+    rest: P,
+    values: BTreeMap<CompactString, P>,
+}
+
+/// A place where things are filed; one that is empty is given up.
+trait Place: Default {
+    fn is_empty(&self) -> bool;
+}
+
+impl<T: Ord + Clone> Index<T> {
+    pub fn insert(&mut self, selection: &Selection, item: &T) {
+        self.visit(selection, &mut |place| {
+            place.insert(item.clone());
+        });
+    }
+
+    pub fn remove(&mut self, selection: &Selection, item: &T) {
+        self.visit(selection, &mut |place| {
+            place.remove(item);
+        });
+    }
+
+    /// What may select a pod of this namespace with these labels. `namespace` are the labels of the namespace, where
+    /// that is known.
+    pub fn candidates<'a>(
+        &'a self,
+        name: &str,
+        namespace: Option<&'a Labels>,
+        labels: &'a Labels,
+    ) -> impl Iterator<Item = &'a T> {
+        let selected = namespace.into_iter().flat_map(|namespace| self.selected.of(namespace));
+        self.named.get(name).into_iter().chain(selected).flat_map(|by_label| by_label.of(labels)).flatten()
+    }
+
+    fn visit(&mut self, selection: &Selection, act: &mut dyn FnMut(&mut BTreeSet<T>)) {
+        match &selection.namespaces {
+            Scope::Named(name) => {
+                let by_label = self.named.entry(name.clone()).or_default();
+                by_label.visit(&selection.pods, act);
+                if by_label.is_empty() {
+                    self.named.remove(name);
+                }
+            }
+            Scope::Selected(namespaces) => {
+                self.selected.visit(namespaces, &mut |by_label| by_label.visit(&selection.pods, act));
+            }
+        }
+    }
+}
+
+impl<T: Ord + Clone> SetIndex<T> {
+    /// Files a set. One of blocks does not depend on pods and is not filed.
+    pub fn insert(&mut self, key: &SetKey, item: &T) {
+        match key {
+            SetKey::Pods(selection) | SetKey::NamedPort { pods: PortOwners::Selected(selection), .. } => {
+                self.selections.insert(selection, item);
+            }
+            SetKey::NamedPort { name, .. } => {
+                self.ports.entry(name.clone()).or_default().insert(item.clone());
+            }
+            SetKey::Blocks(_) => {}
+        }
+    }
+
+    pub fn remove(&mut self, key: &SetKey, item: &T) {
+        match key {
+            SetKey::Pods(selection) | SetKey::NamedPort { pods: PortOwners::Selected(selection), .. } => {
+                self.selections.remove(selection, item);
+            }
+            SetKey::NamedPort { name, .. } => {
+                let left = self.ports.get_mut(name).map(|items| {
+                    items.remove(item);
+                    items.len()
+                });
+                if left == Some(0) {
+                    self.ports.remove(name);
+                }
+            }
+            SetKey::Blocks(_) => {}
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ports.is_empty() && self.selections.named.is_empty() && self.selections.selected.is_empty()
+    }
+
+    /// The sets that a pod of this namespace may belong to; one may come twice.
+    pub fn candidates<'a>(
+        &'a self,
+        name: &str,
+        namespace: Option<&'a Labels>,
+        pod: &'a Pod,
+    ) -> impl Iterator<Item = &'a T> {
+        let named = pod.ports.iter().filter_map(|port| self.ports.get(&port.name)).flatten();
+        self.selections.candidates(name, namespace, &pod.labels).chain(named)
+    }
+}
+
+impl<P: Place> ByLabel<P> {
+    /// The places that something with these labels looks into.
+    fn of<'a>(&'a self, labels: &'a Labels) -> impl Iterator<Item = &'a P> {
+        let of_label = |(key, value)| {
+            let of_key = self.keys.get(key);
+            let of_value = of_key.and_then(|of_key| of_key.values.get(value));
+            of_key.map(|of_key| &of_key.rest).into_iter().chain(of_value)
+        };
+        // Without any key, no label needs to be asked: most namespaces look like that.
+        let labels = (!self.keys.is_empty()).then(|| labels.iter().flat_map(of_label));
+        std::iter::once(&self.rest).chain(labels.into_iter().flatten())
+    }
+
+    /// Acts on each place where a selector is filed.
+    fn visit(&mut self, selector: &Selector, act: &mut dyn FnMut(&mut P)) {
+        let (key, values) = match narrowest(selector) {
+            None => return act(&mut self.rest),
+            Some(found) => found,
+        };
+        let of_key = self.keys.entry(key.clone()).or_default();
+        match values {
+            None => act(&mut of_key.rest),
+            Some(values) => {
+                for value in values {
+                    let place = of_key.values.entry(value.clone()).or_default();
+                    act(place);
+                    if place.is_empty() {
+                        of_key.values.remove(value);
+                    }
+                }
+            }
+        }
+        if of_key.rest.is_empty() && of_key.values.is_empty() {
+            self.keys.remove(key);
+        }
+    }
+}
+
+/// The requirement under which a selector is filed: the label, and its values if it names some.
+fn narrowest(selector: &Selector) -> Option<(&CompactString, Option<&[CompactString]>)> {
+    let narrow = selector.requirements.iter().filter_map(|requirement| match &requirement.operator {
+        Operator::In(values) => Some((&requirement.key, Some(&**values))),
+        Operator::Exists => Some((&requirement.key, None)),
+        Operator::NotIn(_) | Operator::DoesNotExist => None,
+    });
+    narrow.min_by_key(|(_, values)| values.map_or(usize::MAX, <[_]>::len))
+}
+
+impl<T: Ord> Place for BTreeSet<T> {
+    fn is_empty(&self) -> bool {
+        BTreeSet::is_empty(self)
+    }
+}
+
+impl<P: Place> Place for ByLabel<P> {
+    fn is_empty(&self) -> bool {
+        self.rest.is_empty() && self.keys.is_empty()
+    }
+}
+
+impl<P: Place> Default for ByLabel<P> {
+    fn default() -> Self {
+        ByLabel { rest: P::default(), keys: BTreeMap::new() }
+    }
+}
+
+impl<P: Place> Default for OfKey<P> {
+    fn default() -> Self {
+        OfKey { rest: P::default(), values: BTreeMap::new() }
+    }
+}
+
+impl<T: Ord> Default for Index<T> {
+    fn default() -> Self {
+        Index { named: BTreeMap::new(), selected: ByLabel::default() }
+    }
+}
+
+impl<T: Ord> Default for SetIndex<T> {
+    fn default() -> Self {
+        SetIndex { selections: Index::default(), ports: BTreeMap::new() }
+    }
+}

@@ -1,0 +1,79 @@
+//! Isolation and default deny: when a pod accepts, or sends, only what is allowed.
+//!
+//! Kubernetes: `spec.podSelector` and `spec.policyTypes`. A pod is isolated for ingress as soon as one policy of its
+//! namespace selects it for ingress, for egress likewise, and the two never touch each other. What several policies
+//! allow adds up. A policy without rules is the API's default deny: it isolates and allows nothing.
+//!
+//! The older default deny is an annotation of the Namespace,
+//! `net.beta.kubernetes.io/network-policy={"ingress":{"isolation":"DefaultDeny"}}`: it isolates all pods of the namespace
+//! for ingress, as a policy without rules that selects all would.
+
+use crate::model::{Namespace, NetworkPolicy, ObjectName};
+
+use super::rules::{Direction, Isolation};
+
+/// The isolation of a pod that these policies, sorted by name, select.
+pub fn isolation<'a>(
+    direction: Direction,
+    selecting: impl Iterator<Item = (&'a ObjectName, &'a NetworkPolicy)>,
+    namespace: Option<&Namespace>,
+) -> Isolation {
+    let concerned = |policy: &NetworkPolicy| match direction {
+        Direction::Ingress => policy.ingress.is_some(),
+        Direction::Egress => policy.egress.is_some(),
+    };
+    let policies: Box<[ObjectName]> =
+        selecting.filter(|(_, policy)| concerned(policy)).map(|(name, _)| name.clone()).collect();
+    let by_namespace = direction == Direction::Ingress && namespace.is_some_and(|namespace| namespace.isolated);
+    if policies.is_empty() && !by_namespace { Isolation::Open } else { Isolation::Isolated { policies, by_namespace } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Selector;
+
+    fn policy(ingress: bool, egress: bool) -> NetworkPolicy {
+        let rules = |isolates: bool| isolates.then(|| [].into());
+        NetworkPolicy { pods: Selector::everything(), ingress: rules(ingress), egress: rules(egress) }
+    }
+
+    fn isolated(policies: &[&str], by_namespace: bool) -> Isolation {
+        let policies = policies.iter().map(|name| ObjectName::new("shop", name)).collect();
+        Isolation::Isolated { policies, by_namespace }
+    }
+
+    fn check(policies: &[(&str, NetworkPolicy)], namespace: Option<bool>, [ingress, egress]: [Isolation; 2]) {
+        let named: Vec<(ObjectName, &NetworkPolicy)> =
+            policies.iter().map(|(name, policy)| (ObjectName::new("shop", name), policy)).collect();
+        let selecting = || named.iter().map(|(name, policy)| (name, *policy));
+        let namespace = namespace.map(|isolated| Namespace { isolated, ..Namespace::default() });
+        assert_eq!(isolation(Direction::Ingress, selecting(), namespace.as_ref()), ingress);
+        assert_eq!(isolation(Direction::Egress, selecting(), namespace.as_ref()), egress);
+    }
+
+    #[test]
+    fn without_a_policy_a_pod_is_open() {
+        check(&[], None, [Isolation::Open, Isolation::Open]);
+        check(&[], Some(false), [Isolation::Open, Isolation::Open]);
+    }
+
+    #[test]
+    fn a_policy_isolates_in_its_own_directions_only() {
+        check(&[("in", policy(true, false))], None, [isolated(&["in"], false), Isolation::Open]);
+        check(&[("out", policy(false, true))], None, [Isolation::Open, isolated(&["out"], false)]);
+        check(&[("none", policy(false, false))], None, [Isolation::Open, Isolation::Open]);
+    }
+
+    #[test]
+    fn every_policy_of_a_direction_counts() {
+        let both = [("a", policy(true, true)), ("b", policy(true, false))];
+        check(&both, None, [isolated(&["a", "b"], false), isolated(&["a"], false)]);
+    }
+
+    #[test]
+    fn the_annotation_of_a_namespace_is_a_default_deny_for_ingress() {
+        check(&[], Some(true), [isolated(&[], true), Isolation::Open]);
+        check(&[("a", policy(true, true))], Some(true), [isolated(&["a"], true), isolated(&["a"], false)]);
+    }
+}

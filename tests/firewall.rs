@@ -1,0 +1,19 @@
+//! The firewall's rules against the meaning of NetworkPolicies, packet by packet.
+//!
+//! [`oracle`] says what the API means, written without the compiler. Clusters made by chance ([`clusters`]) are compiled
+//! and changed step by step; after each step packets between all kinds of addresses are judged by both.
+//!
+//! `PROPERTY_SEED` runs one history again; without it `PROPERTY_RUNS` histories are run (a few hundred by default), with a
+//! seed of the day's clock. A failure names its seed.
+
+#![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
+
+#[path = "support/mod.rs"]
+mod support;
+
+#[path = "firewall/clusters.rs"]
+mod clusters;
+#[path = "firewall/histories.rs"]
+mod histories;
+#[path = "firewall/oracle.rs"]
+mod oracle;

@@ -1,0 +1,152 @@
+//! What NetworkPolicies mean: the API's text, evaluated directly for one packet, with everything asked anew each time.
+//!
+//! Nothing of the compiler is used here, and of the model only its data: selectors, blocks and ports are evaluated by
+//! this file's own words.
+//!
+//! One thing the API does not say: whose packet it is when two running pods have one address. The rule that is checked
+//! (`firewall::claims`): a peer is selected when all pods with its address are, a port name stands for a number when
+//! all pods with the address say so, and each pod of this node with the address has to agree.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use sluice::firewall::rules::Direction;
+use sluice::firewall::verdict::{Packet, Traffic};
+use sluice::model::{
+    Labels, Namespaces, NetworkPolicy, ObjectName, Operator, Peer, Peers, Pod, PolicyPort, PolicyRule, PortMatch,
+    Ports, Selector, World,
+};
+
+/// Whether this node lets a packet pass on one side.
+pub fn passes(world: &World, packet: &Packet, direction: Direction) -> bool {
+    let always = match packet.traffic {
+        Traffic::Icmp { kind } if packet.destination.is_ipv4() => [3, 8, 11].contains(&kind),
+        Traffic::Icmp { kind } => [1, 3, 128, 129, 135, 136].contains(&kind),
+        Traffic::Port { .. } => false,
+    };
+    let (own, _) = sides(packet, direction);
+    let from_node = packet.from_this_node && direction == Direction::Ingress;
+    always || packet.source == packet.destination || from_node || {
+        running(world, own)
+            .into_iter()
+            .filter(|(_, pod)| is_here(world, pod))
+            .all(|(name, pod)| agrees(world, (name, pod), packet, direction))
+    }
+}
+
+fn sides(packet: &Packet, direction: Direction) -> (IpAddr, IpAddr) {
+    match direction {
+        Direction::Ingress => (packet.destination, packet.source),
+        Direction::Egress => (packet.source, packet.destination),
+    }
+}
+
+/// The pods that have this address as their own.
+fn running(world: &World, address: IpAddr) -> Vec<(&ObjectName, &Pod)> {
+    let has = |pod: &Pod| !pod.finished && !pod.host_network && pod.addresses.contains(&address);
+    world.cluster.pods.iter().map(|(name, pod)| (name, &**pod)).filter(|(_, pod)| has(pod)).collect()
+}
+
+fn is_here(world: &World, pod: &Pod) -> bool {
+    pod.node.as_deref().is_some_and(|node| *node == *world.host.node_name)
+}
+
+fn agrees(world: &World, (name, pod): (&ObjectName, &Pod), packet: &Packet, direction: Direction) -> bool {
+    let mut isolated = match direction {
+        Direction::Ingress => world.cluster.namespaces.get(&name.namespace).is_some_and(|ns| ns.isolated),
+        Direction::Egress => false,
+    };
+    for (policy_name, policy) in world.cluster.policies.iter() {
+        if policy_name.namespace != name.namespace || !selected(&policy.pods, &pod.labels) {
+            continue;
+        }
+        let Some(rules) = rules(policy, direction) else { continue };
+        isolated = true;
+        if rules.iter().any(|rule| allows(world, &policy_name.namespace, rule, packet, direction)) {
+            return true;
+        }
+    }
+    !isolated
+}
+
+fn rules(policy: &NetworkPolicy, direction: Direction) -> Option<&[PolicyRule]> {
+    match direction {
+        Direction::Ingress => policy.ingress.as_deref(),
+        Direction::Egress => policy.egress.as_deref(),
+    }
+}
+
+fn allows(world: &World, namespace: &str, rule: &PolicyRule, packet: &Packet, direction: Direction) -> bool {
+    let (_, other) = sides(packet, direction);
+    let peer = match &rule.peers {
+        Peers::Any => true,
+        Peers::Of(peers) => peers.iter().any(|peer| is_peer(world, namespace, peer, other)),
+    };
+    let port = match &rule.ports {
+        Ports::Any => true,
+        Ports::Of(ports) => ports.iter().any(|port| is_port(world, port, packet, direction)),
+    };
+    peer && port
+}
+
+fn is_peer(world: &World, own: &str, peer: &Peer, address: IpAddr) -> bool {
+    match peer {
+        Peer::Block { cidr, except } => inside(*cidr, address) && !except.iter().any(|hole| inside(*hole, address)),
+        Peer::Pods { namespaces, pods } => {
+            let all = running(world, address);
+            !all.is_empty()
+                && all.iter().all(|(name, pod)| {
+                    let right_namespace = match namespaces {
+                        Namespaces::Own => name.namespace == own,
+                        Namespaces::Selected(selector) => match world.cluster.namespaces.get(&name.namespace) {
+                            Some(namespace) => selected(selector, &namespace.labels),
+                            None => false,
+                        },
+                    };
+                    right_namespace && selected(pods, &pod.labels)
+                })
+        }
+    }
+}
+
+fn is_port(world: &World, wanted: &PolicyPort, packet: &Packet, direction: Direction) -> bool {
+    let Traffic::Port { protocol, port } = packet.traffic else { return false };
+    let name = match &wanted.number {
+        _ if wanted.protocol != protocol => return false,
+        PortMatch::Any => return true,
+        PortMatch::Range { first, last } => return *first <= port && port <= *last,
+        PortMatch::Named(name) => name,
+    };
+    // At ingress the destination is the isolated pod, which is one of this node.
+    let mut destinations = running(world, packet.destination);
+    destinations.retain(|(_, pod)| direction == Direction::Egress || is_here(world, pod));
+    let says = |pod: &Pod| pod.ports.iter().any(|p| p.name == *name && p.protocol == protocol && p.number == port);
+    !destinations.is_empty() && destinations.iter().all(|(_, pod)| says(pod))
+}
+
+fn selected(selector: &Selector, labels: &Labels) -> bool {
+    selector.requirements.iter().all(|requirement| {
+        let found = labels.iter().find(|(key, _)| *key == requirement.key).map(|(_, value)| value);
+        match (&requirement.operator, found) {
+            (Operator::In(values), Some(value)) => values.iter().any(|one| one == value),
+            (Operator::NotIn(values), Some(value)) => values.iter().all(|one| one != value),
+            (Operator::Exists, Some(_)) | (Operator::NotIn(_) | Operator::DoesNotExist, None) => true,
+            (Operator::In(_) | Operator::Exists, None) | (Operator::DoesNotExist, Some(_)) => false,
+        }
+    })
+}
+
+/// Whether the first bits of both are the same.
+fn inside(prefix: IpNet, address: IpAddr) -> bool {
+    let same = |a: &[u8], b: &[u8]| {
+        (0..usize::from(prefix.prefix_len())).all(|bit| {
+            let mask = 0x80 >> (bit % 8);
+            a[bit / 8] & mask == b[bit / 8] & mask
+        })
+    };
+    match (prefix.addr(), address) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => same(&a.octets(), &b.octets()),
+        (IpAddr::V6(a), IpAddr::V6(b)) => same(&a.octets(), &b.octets()),
+        _ => false,
+    }
+}
