@@ -140,8 +140,7 @@ async fn start_world(
     mut stop: watch::Receiver<bool>,
 ) -> anyhow::Result<tokio::task::JoinHandle<()>> {
     let (messages_out, messages) = mpsc::channel::<Message>(MESSAGES);
-    let node = config.node_name.as_str().into();
-    let wanted = vec![Wanted::Services, Wanted::EndpointSlices, Wanted::Node(node)];
+    let wanted = wanted(config);
     match &config.source {
         Source::Manifests(directory) => manifests::spawn(directory.clone(), wanted.clone(), messages_out)?,
         Source::Api { kubeconfig, master } => {
@@ -156,6 +155,18 @@ async fn start_world(
         // An error means that the sender is gone, which is an end too.
         let _ = stop.wait_for(|stop| *stop).await;
     })))
+}
+
+/// What the running subsystems need of the cluster.
+fn wanted(config: &Config) -> Vec<Wanted> {
+    let mut wanted = vec![Wanted::Node(config.node_name.as_str().into())];
+    if config.proxy.is_some() {
+        wanted.extend([Wanted::Services, Wanted::EndpointSlices]);
+    }
+    if config.firewall {
+        wanted.extend([Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies]);
+    }
+    wanted
 }
 
 /// What feeds the proxy and ends it.

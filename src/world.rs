@@ -5,8 +5,9 @@
 //! wins and nothing queues. A World shares all that did not change with the one before, so publishing costs
 //! the change and not the cluster.
 //!
-//! How far the World may be trusted (`model::Authority`) is decided here. It only ever grows: once every
-//! needed kind has been listed in full, an outage of the source changes nothing.
+//! How far the World may be trusted (`model::Authority`) is decided here, for what the service proxy needs and for what
+//! the firewall needs apart. It only ever grows: once every needed kind has been listed in full, an outage of the source
+//! changes nothing.
 //!
 //! Cancelling the task loses nothing but what was not published yet; end it through its `stop` instead, so
 //! that what is known is written to disk.
@@ -17,7 +18,7 @@ mod last_known;
 mod warned;
 
 pub use self::host::host;
-pub use self::last_known::LastKnown;
+pub use self::last_known::{Known, LastKnown};
 
 use std::future::Future;
 use std::pin::pin;
@@ -28,11 +29,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 use tracing::{info, warn};
 
-use self::joined::Joined;
+use self::joined::{Joined, Standing};
 use self::last_known::Keeper;
 use self::warned::{Verdict, Warned};
-use crate::k8s::{Event, Message, Object, ObjectId, Wanted, Warning};
-use crate::model::{Authority, EventClock, Host, World};
+use crate::k8s::{Event, Kind, Message, Object, ObjectId, Wanted, Warning};
+use crate::model::{Authority, Cluster, EventClock, Host, World};
 
 /// What the World is made from.
 pub struct Inputs {
@@ -58,12 +59,13 @@ const BATCH: usize = 4096;
 /// Publishes the World until `stop` is done or every sender of messages is gone.
 pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Output = ()>) {
     let Inputs { mut messages, wanted, mut host, last_known, clocks } = inputs;
+    let kinds: Vec<Kind> = wanted.iter().map(Wanted::kind).collect();
     let mut builder = Builder {
         joined: Joined::new(&wanted),
         warned: Warned::default(),
         clocks,
         out,
-        keeper: last_known.map(Keeper::new),
+        keeper: last_known.map(|file| Keeper::new(file, kinds)),
     };
     builder.joined.set_host(host.borrow_and_update().clone());
     let mut stop = pin!(stop);
@@ -127,7 +129,10 @@ impl Builder {
                 self.say_once(&object, warnings);
                 return self.joined.put(object);
             }
-            Event::Listed(kind) => return self.joined.end_listing(kind),
+            Event::Listed(kind) => {
+                let changed = self.joined.end_listing(kind);
+                return self.recall() || changed;
+            }
             Event::Unreadable(unreadable) => self.joined.set_unreadable(unreadable),
             Event::Unreachable => self.remember(),
         }
@@ -143,10 +148,10 @@ impl Builder {
         let Some((path, read)) = read else { return };
         let path = path.display();
         match read {
-            Ok(Some(cluster)) => {
-                let services = cluster.services.len();
-                warn!(%path, services, "The cluster cannot be reached; using the last known state");
-                self.joined.remember(cluster);
+            Ok(Some(known)) => {
+                let (services, policies) = (known.cluster.services.len(), known.cluster.policies.len());
+                warn!(%path, services, policies, "The cluster cannot be reached; using the last known state");
+                self.joined.remember(known);
                 self.publish(None);
             }
             Ok(None) => {
@@ -160,25 +165,50 @@ impl Builder {
         }
     }
 
+    /// Looks in the last known state for what cannot be understood now. True if it was there.
+    fn recall(&mut self) -> bool {
+        if !self.joined.lacks_good_versions() {
+            return false;
+        }
+        match self.keeper.as_ref().map(|keeper| keeper.file().read()) {
+            Some(Ok(Some(known))) => self.joined.recall(&known.cluster),
+            // Without a file, or with one that makes no sense, there is no good version: that is said of the object.
+            _ => false,
+        }
+    }
+
     /// Publishes the World if it differs from the one that is out. `seen` is the time of the earliest event
     /// that it contains and the one before did not.
     fn publish(&mut self, seen: Option<Instant>) {
-        let before = self.out.borrow().authority;
-        let now = self.joined.authority();
+        let before = {
+            let out = self.out.borrow();
+            Standing { proxied: out.authority, policed: out.policy_authority }
+        };
+        let now = self.joined.standing();
         if seen.is_none() && before == now && !self.joined.take_unpublished() {
             return;
         }
         // While nothing may be done with it, a World of every hundred objects would only be copied.
-        if now == Authority::Nothing {
+        if now.proxied.max(now.policed) == Authority::Nothing {
             return;
         }
         self.joined.take_unpublished();
         let world = self.joined.world(now);
         if before != now {
-            let services = world.cluster.services.len();
-            info!(authority = ?now, before = ?before, services, "What is known of the cluster has changed in standing");
+            let Cluster { services, pods, policies, .. } = &world.cluster;
+            let (services, pods, policies) = (services.len(), pods.len(), policies.len());
+            let Standing { proxied: authority, policed: policy_authority } = now;
+            info!(
+                ?authority,
+                ?policy_authority,
+                ?before,
+                services,
+                pods,
+                policies,
+                "The cluster is known otherwise than before"
+            );
         }
-        if now == Authority::Complete
+        if self.joined.is_complete()
             && let Some(keeper) = &mut self.keeper
         {
             keeper.changed();

@@ -47,6 +47,8 @@ pub struct Config {
     pub families: PerFamily<bool>,
     /// The service proxy, when it runs.
     pub proxy: Option<ProxyConfig>,
+    /// `--run-firewall`: policies, and the pods and namespaces that they speak of, are needed.
+    pub firewall: bool,
     pub observe: ObserveConfig,
     /// `-v`: 0 and higher.
     pub verbosity: u8,
@@ -139,6 +141,7 @@ impl Config {
             cache_sync_timeout: mistakes.longer_than_zero("cache-sync-timeout", flags.cache_sync_timeout, "1m"),
             families,
             proxy: flags.run_service_proxy.then_some(proxy),
+            firewall: flags.run_firewall,
             observe: ObserveConfig::from_flags(flags, &mut mistakes),
             verbosity,
             log_format: mistakes.one_of(
@@ -159,7 +162,7 @@ impl Config {
 
     /// True when nothing is asked for at all: neither a subsystem nor a cleanup.
     pub fn runs_nothing(&self) -> bool {
-        self.proxy.is_none() && !self.cleanup
+        self.proxy.is_none() && !self.firewall && !self.cleanup
     }
 }
 

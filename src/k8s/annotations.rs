@@ -1,5 +1,5 @@
-//! Every `kube-router.io` annotation, its type and its meaning, in one table, and the parsing of those that
-//! the service proxy and the node facts need.
+//! Every annotation that is obeyed, its type and its meaning, in one table, and the parsing of those that the service
+//! proxy, the firewall and the node facts need.
 //!
 //! The keys are a contract with manifests that exist: spelling and meaning are kube-router's. Where a value
 //! is not understood the effect is that of an absent annotation, and a warning says so.
@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
+use serde::Deserialize;
 
 use super::parse::Warnings;
 use crate::model::{ProxyAnnotations, Scheduler, SchedulerFlags};
@@ -24,6 +25,7 @@ pub struct Annotation {
 pub enum On {
     Service,
     Node,
+    Namespace,
 }
 
 pub const SERVICE_SCHEDULER: &str = "kube-router.io/service.scheduler";
@@ -32,6 +34,9 @@ pub const SERVICE_LOCAL: &str = "kube-router.io/service.local";
 pub const SERVICE_SKIP_LB_IPS: &str = "kube-router.io/service.skiplbips";
 pub const NODE_POD_CIDR: &str = "kube-router.io/pod-cidr";
 pub const NODE_POD_CIDRS: &str = "kube-router.io/pod-cidrs";
+
+/// Older than NetworkPolicy v1, and the one key here that is not in kube-router's own domain.
+pub const NAMESPACE_ISOLATION: &str = "net.beta.kubernetes.io/network-policy";
 
 /// All keys. Those of subsystems that do not exist yet are listed so that nobody gives them another meaning.
 pub const TABLE: &[Annotation] = &[
@@ -66,6 +71,12 @@ pub const TABLE: &[Annotation] = &[
     row(On::Node, "kube-router.io/peer.passwords", "list of base64 texts", "their MD5 keys"),
     row(On::Node, "kube-router.io/peer.localips", "list of addresses", "our address towards each of them"),
     row(On::Node, "kube-router.io/bgp-local-addresses", "list of addresses", "addresses to listen on for BGP"),
+    row(
+        On::Namespace,
+        NAMESPACE_ISOLATION,
+        "{\"ingress\":{\"isolation\":\"DefaultDeny\"}}",
+        "pods of the namespace accept only what a policy allows",
+    ),
 ];
 
 /// What the service proxy obeys of a Service's annotations.
@@ -93,6 +104,35 @@ pub fn pod_cidrs(annotations: &BTreeMap<String, String>, warnings: &mut Warnings
         }
     }
     ranges
+}
+
+/// Whether a Namespace's annotation asks for the isolation of all its pods.
+pub fn isolates(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> bool {
+    #[derive(Deserialize)]
+    struct Isolation {
+        ingress: Option<Ingress>,
+    }
+    #[derive(Deserialize)]
+    struct Ingress {
+        isolation: Option<String>,
+    }
+    let Some(text) = annotations.get(NAMESPACE_ISOLATION) else { return false };
+    let written = match serde_json::from_str::<Isolation>(text) {
+        Ok(written) => written.ingress.and_then(|ingress| ingress.isolation).unwrap_or_default(),
+        Err(error) => {
+            warnings.odd(NAMESPACE_ISOLATION, format_args!("{error}; the namespace is not isolated by it"));
+            return false;
+        }
+    };
+    match written.as_str() {
+        "DefaultDeny" => true,
+        "" => false,
+        other => {
+            let text = format_args!("the isolation {other:?} is not known; the namespace is not isolated by it");
+            warnings.odd(NAMESPACE_ISOLATION, text);
+            false
+        }
+    }
 }
 
 const fn row(on: On, key: &'static str, value: &'static str, meaning: &'static str) -> Annotation {
@@ -181,12 +221,31 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_is_isolated_by_exactly_one_word_and_by_no_mistake() {
+        for (value, isolated, odd) in [
+            ("{\"ingress\":{\"isolation\":\"DefaultDeny\"}}", true, 0),
+            (" { \"ingress\" : { \"isolation\" : \"DefaultDeny\", \"more\": 1 } } ", true, 0),
+            ("{}", false, 0),
+            ("{\"ingress\":{}}", false, 0),
+            ("{\"ingress\":{\"isolation\":\"defaultdeny\"}}", false, 1),
+            ("{\"ingress\":\"DefaultDeny\"}", false, 1),
+            ("DefaultDeny", false, 1),
+            ("", false, 1),
+        ] {
+            let annotations = [(NAMESPACE_ISOLATION.to_owned(), value.to_owned())].into();
+            let mut warnings = Warnings::default();
+            assert_eq!(isolates(&annotations, &mut warnings), isolated, "{value}");
+            assert_eq!(warnings.take().len(), odd, "{value}");
+        }
+    }
+
+    #[test]
     fn no_key_stands_twice_in_the_table() {
         let mut keys: Vec<&str> = TABLE.iter().map(|row| row.key).collect();
         keys.sort_unstable();
         let all = keys.len();
         keys.dedup();
         assert_eq!(keys.len(), all);
-        assert!(keys.iter().all(|key| key.starts_with("kube-router.io/")));
+        assert!(keys.iter().all(|key| key.starts_with("kube-router.io/") || *key == NAMESPACE_ISOLATION));
     }
 }

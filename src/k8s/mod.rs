@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use compact_str::CompactString;
 
-use crate::model::{EndpointSlice, Node, ObjectName, Service};
+use crate::model::{EndpointSlice, Namespace, NetworkPolicy, Node, ObjectName, Pod, Service};
 
 pub use parse::Warning;
 
@@ -27,6 +27,9 @@ pub enum Kind {
     EndpointSlice,
     /// The service proxy watches only the Node of its own host.
     Node,
+    Pod,
+    Namespace,
+    NetworkPolicy,
 }
 
 /// One message of a source.
@@ -60,6 +63,12 @@ pub enum Object {
     Service(ObjectName, Option<Arc<Service>>),
     EndpointSlice(ObjectName, Option<SliceOf>),
     Node(CompactString, Option<Arc<Node>>),
+    Pod(ObjectName, Option<Arc<Pod>>),
+    Namespace(CompactString, Option<Arc<Namespace>>),
+    NetworkPolicy(ObjectName, Option<Arc<NetworkPolicy>>),
+    /// It is there, but what it asks for cannot be understood. Its last good version stays in force; where there is
+    /// none, its kind is known in part only.
+    Unreadable(ObjectId),
 }
 
 /// A slice and the name of the Service it belongs to, which is in the slice's own namespace.
@@ -83,6 +92,10 @@ pub enum Wanted {
     EndpointSlices,
     /// The one Node of this name.
     Node(CompactString),
+    /// Of the whole cluster: any of them may be somebody's peer.
+    Pods,
+    Namespaces,
+    NetworkPolicies,
 }
 
 impl Wanted {
@@ -91,49 +104,70 @@ impl Wanted {
             Wanted::Services => Kind::Service,
             Wanted::EndpointSlices => Kind::EndpointSlice,
             Wanted::Node(_) => Kind::Node,
+            Wanted::Pods => Kind::Pod,
+            Wanted::Namespaces => Kind::Namespace,
+            Wanted::NetworkPolicies => Kind::NetworkPolicy,
         }
     }
 
     /// Whether this object is among what is wanted.
     pub fn includes(&self, object: &Object) -> bool {
-        match (self, object) {
-            (Wanted::Services, Object::Service(..)) | (Wanted::EndpointSlices, Object::EndpointSlice(..)) => true,
-            (Wanted::Node(wanted), Object::Node(name, _)) => wanted == name,
-            _ => false,
-        }
+        let id = object.id();
+        let is_named = match self {
+            Wanted::Node(name) => id.name.name == *name,
+            _ => true,
+        };
+        id.kind == self.kind() && is_named
     }
 }
 
 impl Kind {
+    pub const ALL: [Kind; 6] =
+        [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod, Kind::Namespace, Kind::NetworkPolicy];
+
     /// The API's name of the kind.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
             Kind::Node => "Node",
+            Kind::Pod => "Pod",
+            Kind::Namespace => "Namespace",
+            Kind::NetworkPolicy => "NetworkPolicy",
         }
     }
 
     /// `apiVersion` of the one version of this kind that is read.
     pub fn api_version(self) -> &'static str {
         match self {
-            Kind::Service | Kind::Node => "v1",
+            Kind::Service | Kind::Node | Kind::Pod | Kind::Namespace => "v1",
             Kind::EndpointSlice => "discovery.k8s.io/v1",
+            Kind::NetworkPolicy => "networking.k8s.io/v1",
         }
     }
 
     /// The kind with this API name; `None` for a kind that is not read.
     pub fn from_name(name: &str) -> Option<Kind> {
-        [Kind::Service, Kind::EndpointSlice, Kind::Node].into_iter().find(|kind| kind.name() == name)
+        Kind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Whether objects of this kind belong to no namespace.
+    fn is_cluster_wide(self) -> bool {
+        matches!(self, Kind::Node | Kind::Namespace)
     }
 }
 
 impl Object {
     pub fn id(&self) -> ObjectId {
+        let of = |kind, name: &ObjectName| ObjectId { kind, name: name.clone() };
         match self {
-            Object::Service(name, _) => ObjectId { kind: Kind::Service, name: name.clone() },
-            Object::EndpointSlice(name, _) => ObjectId { kind: Kind::EndpointSlice, name: name.clone() },
+            Object::Service(name, _) => of(Kind::Service, name),
+            Object::EndpointSlice(name, _) => of(Kind::EndpointSlice, name),
             Object::Node(name, _) => ObjectId { kind: Kind::Node, name: ObjectName::new("", name) },
+            Object::Pod(name, _) => of(Kind::Pod, name),
+            Object::Namespace(name, _) => ObjectId { kind: Kind::Namespace, name: ObjectName::new("", name) },
+            Object::NetworkPolicy(name, _) => of(Kind::NetworkPolicy, name),
+            Object::Unreadable(id) => id.clone(),
         }
     }
 
@@ -143,6 +177,22 @@ impl Object {
             Kind::Service => Object::Service(id.name, None),
             Kind::EndpointSlice => Object::EndpointSlice(id.name, None),
             Kind::Node => Object::Node(id.name.name, None),
+            Kind::Pod => Object::Pod(id.name, None),
+            Kind::Namespace => Object::Namespace(id.name.name, None),
+            Kind::NetworkPolicy => Object::NetworkPolicy(id.name, None),
+        }
+    }
+
+    /// Whether this is the word that the object is gone.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Object::Service(_, value) => value.is_none(),
+            Object::EndpointSlice(_, value) => value.is_none(),
+            Object::Node(_, value) => value.is_none(),
+            Object::Pod(_, value) => value.is_none(),
+            Object::Namespace(_, value) => value.is_none(),
+            Object::NetworkPolicy(_, value) => value.is_none(),
+            Object::Unreadable(_) => false,
         }
     }
 }
@@ -155,9 +205,9 @@ impl fmt::Display for Kind {
 
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.kind {
-            Kind::Node => write!(f, "{} {}", self.kind, self.name.name),
-            _ => write!(f, "{} {}", self.kind, self.name),
+        match self.kind.is_cluster_wide() {
+            true => write!(f, "{} {}", self.kind, self.name.name),
+            false => write!(f, "{} {}", self.kind, self.name),
         }
     }
 }

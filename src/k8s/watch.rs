@@ -33,7 +33,10 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::client::chain;
-use super::parse::{NodeNames, Warning, endpoint_slice_object, node_object, service_object};
+use super::parse::{
+    Pool, Warning, endpoint_slice_object, namespace_object, network_policy_object, node_object, pod_object,
+    service_object,
+};
 use super::{Event, Kind, Message, Object, Wanted};
 
 /// Tells what is wanted of the cluster until the receiver is gone. Cancelling it ends all watches.
@@ -58,6 +61,9 @@ async fn follow(client: Client, wanted: Wanted, common: Common) {
             follower.fields = Some(format!("metadata.name={name}"));
             follower.run().await;
         }
+        Wanted::Pods => Follower::new(kind, Api::all(client), pod_object, common).run().await,
+        Wanted::Namespaces => Follower::new(kind, Api::all(client), namespace_object, common).run().await,
+        Wanted::NetworkPolicies => Follower::new(kind, Api::all(client), network_policy_object, common).run().await,
     }
 }
 
@@ -103,9 +109,9 @@ struct Follower<K> {
     kind: Kind,
     api: Api<K>,
     fields: Option<String>,
-    object: fn(&K, &mut NodeNames) -> (Object, Vec<Warning>),
+    object: fn(&K, &mut Pool) -> (Object, Vec<Warning>),
     common: Common,
-    nodes: NodeNames,
+    pool: Pool,
     strategy: Strategy,
     /// The resource version to resume at; `None`: everything is to be listed.
     version: Option<String>,
@@ -145,7 +151,7 @@ where
     fn new(
         kind: Kind,
         api: Api<K>,
-        object: fn(&K, &mut NodeNames) -> (Object, Vec<Warning>),
+        object: fn(&K, &mut Pool) -> (Object, Vec<Warning>),
         common: Common,
     ) -> Follower<K> {
         Follower {
@@ -154,7 +160,7 @@ where
             fields: None,
             object,
             common,
-            nodes: NodeNames::default(),
+            pool: Pool::default(),
             strategy: Strategy::Stream,
             version: None,
             failures: 0,
@@ -325,7 +331,7 @@ where
                 (object.meta().resource_version.clone(), told)
             }
             WatchEvent::Deleted(object) => {
-                let (last, _) = (self.object)(&object, &mut self.nodes);
+                let (last, _) = (self.object)(&object, &mut self.pool);
                 let told = self.tell(Event::Object(Object::gone(last.id()), Vec::new())).await;
                 (object.meta().resource_version.clone(), told)
             }
@@ -388,7 +394,7 @@ where
     }
 
     async fn tell_object(&mut self, object: &K) -> Result<(), Gone> {
-        let (object, warnings) = (self.object)(object, &mut self.nodes);
+        let (object, warnings) = (self.object)(object, &mut self.pool);
         self.tell(Event::Object(object, warnings)).await
     }
 

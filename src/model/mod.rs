@@ -53,7 +53,11 @@ pub enum Authority {
 pub struct World {
     pub cluster: Cluster,
     pub host: Arc<Host>,
+    /// Over Services, endpoints and nodes.
     pub authority: Authority,
+    /// Over pods, namespaces, policies and nodes. Apart, so that Services need not wait for every pod to be listed, and
+    /// neither suffers where only the other cannot be read.
+    pub policy_authority: Authority,
 }
 
 /// The Kubernetes objects that the running subsystems need.
@@ -72,6 +76,11 @@ pub struct Cluster {
 impl World {
     /// The view before anything is known.
     pub fn empty() -> World {
-        World { cluster: Cluster::default(), host: Arc::new(Host::default()), authority: Authority::Nothing }
+        World {
+            cluster: Cluster::default(),
+            host: Arc::new(Host::default()),
+            authority: Authority::Nothing,
+            policy_authority: Authority::Nothing,
+        }
     }
 }

@@ -43,6 +43,11 @@ impl Labels {
         self.0.get(place).map(|(_, value)| value.as_str())
     }
 
+    /// Whether somebody else holds the same memory.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     /// Keys and values, sorted by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))

@@ -4,14 +4,21 @@
 //!
 //! A listing grows at once and shrinks at its end: what it does not name is removed only when it is over,
 //! because until then absence proves nothing.
+//!
+//! What is known together is judged together: the kinds that the service proxy needs, and those that the firewall
+//! needs. Neither waits for the other's, and while nothing may be done with a kind its changes are nobody's news.
+//!
+//! An object that cannot be understood keeps its last good version. Where there is none its kinds are known in part
+//! only, until they have been complete once: from then on it is a new object which never was in force.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use compact_str::CompactString;
 
+use super::last_known::Known;
 use crate::k8s::{Kind, Object, ObjectId, SliceOf, Wanted};
-use crate::model::{Authority, Cluster, Endpoints, Host, ObjectName, World};
+use crate::model::{Authority, Cluster, Endpoints, Host, ObjectName, Table, World};
 
 /// Everything that is known, from all inputs.
 pub struct Joined {
@@ -21,63 +28,86 @@ pub struct Joined {
     /// gone does not say whose it was.
     slices: HashMap<ObjectName, CompactString>,
     listings: Vec<Listing>,
-    remembers: Remembers,
+    proxied: Part,
+    policed: Part,
+    /// The last known state has been asked for.
+    has_asked: bool,
     shows_life: bool,
+    /// The source cannot read something and cannot say what.
     unreadable: bool,
-    was_complete: bool,
+    /// Objects that cannot be understood and of which no good version is known.
+    unknown: HashSet<ObjectId>,
     unpublished: bool,
 }
 
-/// What became of the last known state.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Remembers {
-    /// Nobody has asked for it.
-    NotYet,
-    /// There is none, or it cannot be used.
-    Nothing,
-    Something,
+/// What may be done on the word of the tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Standing {
+    /// Over what the service proxy needs.
+    pub proxied: Authority,
+    /// Over what the firewall needs.
+    pub policed: Authority,
 }
+
+/// Kinds that are known together. The Node of this host is needed by every part and makes none.
+struct Part {
+    kinds: &'static [Kind],
+    was_complete: bool,
+    now: Authority,
+}
+
+const PROXIED: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+const POLICED: [Kind; 4] = [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Node];
 
 /// How far one kind has been listed.
 struct Listing {
     kind: Kind,
     /// It has been listed in full at least once.
     is_known: bool,
+    /// The last known state, in which this kind was known in full, has been put in place.
+    is_remembered: bool,
     /// What the listing that is under way has named so far.
     named: Option<HashSet<ObjectName>>,
 }
 
 impl Joined {
     pub fn new(wanted: &[Wanted]) -> Joined {
-        let listing = |wanted: &Wanted| Listing { kind: wanted.kind(), is_known: false, named: None };
+        let listing =
+            |wanted: &Wanted| Listing { kind: wanted.kind(), is_known: false, is_remembered: false, named: None };
         Joined {
             cluster: Cluster::default(),
             host: Arc::new(Host::default()),
             slices: HashMap::new(),
             listings: wanted.iter().map(listing).collect(),
-            remembers: Remembers::NotYet,
+            proxied: Part { kinds: &PROXIED, was_complete: false, now: Authority::Nothing },
+            policed: Part { kinds: &POLICED, was_complete: false, now: Authority::Nothing },
+            has_asked: false,
             shows_life: false,
             unreadable: false,
-            was_complete: false,
+            unknown: HashSet::new(),
             unpublished: false,
         }
     }
 
     /// What may be done on the word of these tables.
-    pub fn authority(&mut self) -> Authority {
-        let is_listed = self.listings.iter().all(|listing| listing.is_known);
-        self.was_complete |= is_listed && !self.unreadable;
-        match (self.was_complete, is_listed, self.remembers == Remembers::Something) {
-            (true, _, _) => Authority::Complete,
-            (false, true, _) => Authority::Partial,
-            (false, false, true) => Authority::Remembered,
-            (false, false, false) => Authority::Nothing,
+    pub fn standing(&mut self) -> Standing {
+        let sound = |kind| !self.unreadable && !self.unknown.iter().any(|id| id.kind == kind);
+        Standing {
+            proxied: self.proxied.authority(&self.listings, sound),
+            policed: self.policed.authority(&self.listings, sound),
         }
     }
 
+    /// Whether everything that is wanted is known in full, as of the last standing.
+    pub fn is_complete(&self) -> bool {
+        let parts = [&self.proxied, &self.policed];
+        parts.iter().all(|part| part.now == Authority::Complete || !part.is_wanted(&self.listings))
+    }
+
     /// The World as of now.
-    pub fn world(&self, authority: Authority) -> World {
-        World { cluster: self.cluster.clone(), host: self.host.clone(), authority }
+    pub fn world(&self, standing: Standing) -> World {
+        let Standing { proxied: authority, policed: policy_authority } = standing;
+        World { cluster: self.cluster.clone(), host: self.host.clone(), authority, policy_authority }
     }
 
     /// Whether anything changed since the last call.
@@ -104,38 +134,70 @@ impl Joined {
 
     /// Whether the last known state would be of use: it was not asked for yet, and not all is known.
     pub fn may_remember(&self) -> bool {
-        self.remembers == Remembers::NotYet && !self.listings.iter().all(|listing| listing.is_known)
+        !self.has_asked && !self.listings.iter().all(|listing| listing.is_known)
     }
 
     /// Notes that there is no last known state to put in place.
     pub fn remember_nothing(&mut self) {
-        self.remembers = Remembers::Nothing;
+        self.has_asked = true;
     }
 
     /// Puts the last known state in place where nothing is known. What has been heard of since the start
     /// counts more.
-    pub fn remember(&mut self, remembered: Cluster) {
-        let missing = |kind| self.listings.iter().any(|listing| listing.kind == kind && !listing.is_known);
-        let (services, slices, nodes) = (missing(Kind::Service), missing(Kind::EndpointSlice), missing(Kind::Node));
-        for (name, service) in remembered.services.iter().filter(|_| services) {
-            if self.cluster.services.get(name).is_none() {
-                self.cluster.services.insert_shared(name.clone(), service.clone());
+    pub fn remember(&mut self, remembered: Known) {
+        self.has_asked = true;
+        let Known { cluster, kinds } = remembered;
+        for kind in kinds {
+            let missing = self.listings.iter_mut().filter(|listing| listing.kind == kind && !listing.is_known);
+            if missing.map(|listing| listing.is_remembered = true).count() > 0 {
+                self.remember_kind(kind, &cluster);
             }
         }
-        for (name, endpoints) in remembered.endpoints.iter().filter(|_| slices) {
-            for (slice_name, slice) in &endpoints.slices {
-                let id = ObjectName { namespace: name.namespace.clone(), name: slice_name.clone() };
-                if !self.slices.contains_key(&id) {
-                    self.put_slice(id, Some(SliceOf { service: name.name.clone(), slice: slice.clone() }));
+        self.unpublished = true;
+    }
+
+    fn remember_kind(&mut self, kind: Kind, remembered: &Cluster) {
+        let own = &mut self.cluster;
+        match kind {
+            Kind::Service => fill(&mut own.services, &remembered.services),
+            Kind::Node => fill(&mut own.nodes, &remembered.nodes),
+            Kind::Pod => fill(&mut own.pods, &remembered.pods),
+            Kind::Namespace => fill(&mut own.namespaces, &remembered.namespaces),
+            Kind::NetworkPolicy => {
+                fill(&mut own.policies, &remembered.policies);
+                self.unknown.retain(|id| own.policies.get(&id.name).is_none());
+            }
+            Kind::EndpointSlice => {
+                for (name, endpoints) in remembered.endpoints.iter() {
+                    self.remember_slices(name, endpoints);
                 }
             }
         }
-        for (name, node) in remembered.nodes.iter().filter(|_| nodes) {
-            if self.cluster.nodes.get(name).is_none() {
-                self.cluster.nodes.insert_shared(name.clone(), node.clone());
+    }
+
+    fn remember_slices(&mut self, service: &ObjectName, endpoints: &Endpoints) {
+        for (slice_name, slice) in &endpoints.slices {
+            let id = ObjectName { namespace: service.namespace.clone(), name: slice_name.clone() };
+            if !self.slices.contains_key(&id) {
+                self.put_slice(id, Some(SliceOf { service: service.name.clone(), slice: slice.clone() }));
             }
         }
-        (self.remembers, self.unpublished) = (Remembers::Something, true);
+    }
+
+    /// Whether there are objects that cannot be understood and of which no good version is known.
+    pub fn lacks_good_versions(&self) -> bool {
+        !self.unknown.is_empty()
+    }
+
+    /// Puts the good versions of objects in place that cannot be understood now. True if there was any.
+    pub fn recall(&mut self, earlier: &Cluster) -> bool {
+        let unknown = self.unknown.iter().filter(|id| id.kind == Kind::NetworkPolicy);
+        let good: Vec<_> =
+            unknown.filter_map(|id| Some((id.clone(), earlier.policies.get(&id.name)?.clone()))).collect();
+        for (id, policy) in &good {
+            self.put(Object::NetworkPolicy(id.name.clone(), Some(policy.clone())));
+        }
+        !good.is_empty()
     }
 
     pub fn begin_listing(&mut self, kind: Kind) {
@@ -157,10 +219,11 @@ impl Joined {
         for name in self.names(kind).into_iter().filter(|name| !named.contains(name)) {
             changed |= self.put(Object::gone(ObjectId { kind, name }));
         }
+        self.unknown.retain(|id| id.kind != kind || named.contains(&id.name));
         changed
     }
 
-    /// Takes in one object. True if it differs from what was known.
+    /// Takes in one object. True if it differs from what was known, and somebody may act upon it.
     pub fn put(&mut self, object: Object) -> bool {
         self.shows_life = true;
         let id = object.id();
@@ -169,15 +232,27 @@ impl Joined {
                 named.insert(id.name.clone());
             }
         }
+        let kind = id.kind;
+        if matches!(object, Object::Unreadable(_)) {
+            if !self.is_held(&id) {
+                self.unknown.insert(id);
+            }
+            return false;
+        }
+        self.unknown.remove(&id);
+        let own = &mut self.cluster;
         let changed = match object {
-            Object::Service(name, Some(service)) => self.cluster.services.insert_shared(name, service),
-            Object::Service(name, None) => self.cluster.services.remove(&name).is_some(),
+            Object::Service(name, value) => set(&mut own.services, name, value),
             Object::EndpointSlice(name, slice) => self.put_slice(name, slice),
-            Object::Node(name, Some(node)) => self.cluster.nodes.insert_shared(name, node),
-            Object::Node(name, None) => self.cluster.nodes.remove(&name).is_some(),
+            Object::Node(name, value) => set(&mut own.nodes, name, value),
+            Object::Pod(name, value) => set(&mut own.pods, name, value),
+            Object::Namespace(name, value) => set(&mut own.namespaces, name, value),
+            Object::NetworkPolicy(name, value) => set(&mut own.policies, name, value),
+            Object::Unreadable(_) => false,
         };
-        self.unpublished |= changed;
-        changed
+        let told = [&self.proxied, &self.policed].iter().any(|part| part.tells(kind));
+        self.unpublished |= changed && told;
+        changed && told
     }
 
     fn put_slice(&mut self, name: ObjectName, slice: Option<SliceOf>) -> bool {
@@ -221,11 +296,73 @@ impl Joined {
         }
     }
 
+    /// Whether a good version of this object is known.
+    fn is_held(&self, id: &ObjectId) -> bool {
+        let own = &self.cluster;
+        match id.kind {
+            Kind::Service => own.services.get(&id.name).is_some(),
+            Kind::EndpointSlice => self.slices.contains_key(&id.name),
+            Kind::Node => own.nodes.get(&id.name.name).is_some(),
+            Kind::Pod => own.pods.get(&id.name).is_some(),
+            Kind::Namespace => own.namespaces.get(&id.name.name).is_some(),
+            Kind::NetworkPolicy => own.policies.get(&id.name).is_some(),
+        }
+    }
+
     fn names(&self, kind: Kind) -> Vec<ObjectName> {
+        let own = &self.cluster;
         match kind {
-            Kind::Service => self.cluster.services.iter().map(|(name, _)| name.clone()).collect(),
+            Kind::Service => own.services.iter().map(|(name, _)| name.clone()).collect(),
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
-            Kind::Node => self.cluster.nodes.iter().map(|(name, _)| ObjectName::new("", name)).collect(),
+            Kind::Node => own.nodes.iter().map(|(name, _)| ObjectName::new("", name)).collect(),
+            Kind::Pod => own.pods.iter().map(|(name, _)| name.clone()).collect(),
+            Kind::Namespace => own.namespaces.iter().map(|(name, _)| ObjectName::new("", name)).collect(),
+            Kind::NetworkPolicy => own.policies.iter().map(|(name, _)| name.clone()).collect(),
+        }
+    }
+}
+
+impl Part {
+    fn authority(&mut self, listings: &[Listing], sound: impl Fn(Kind) -> bool) -> Authority {
+        let own = || listings.iter().filter(|listing| self.kinds.contains(&listing.kind));
+        let is_listed = own().all(|listing| listing.is_known);
+        let is_wanted = self.is_wanted(listings);
+        let complete = self.was_complete || is_listed && own().all(|listing| sound(listing.kind));
+        let remembered = own().all(|listing| listing.is_known || listing.is_remembered);
+        self.was_complete = is_wanted && complete;
+        self.now = match (is_wanted, complete, is_listed, remembered) {
+            (false, ..) => Authority::Nothing,
+            (true, true, _, _) => Authority::Complete,
+            (true, false, true, _) => Authority::Partial,
+            (true, false, false, true) => Authority::Remembered,
+            (true, false, false, false) => Authority::Nothing,
+        };
+        self.now
+    }
+
+    fn is_wanted(&self, listings: &[Listing]) -> bool {
+        listings.iter().any(|listing| listing.kind != Kind::Node && self.kinds.contains(&listing.kind))
+    }
+
+    /// Whether a change of this kind is anybody's news.
+    fn tells(&self, kind: Kind) -> bool {
+        self.now > Authority::Nothing && self.kinds.contains(&kind)
+    }
+}
+
+/// Sets or removes one row. True if that changed anything.
+fn set<K: Ord + Clone, V: PartialEq>(table: &mut Table<K, V>, key: K, value: Option<Arc<V>>) -> bool {
+    match value {
+        Some(value) => table.insert_shared(key, value),
+        None => table.remove(&key).is_some(),
+    }
+}
+
+/// Adds the rows whose keys are not there.
+fn fill<K: Ord + Clone, V: PartialEq>(table: &mut Table<K, V>, from: &Table<K, V>) {
+    for (key, value) in from.iter() {
+        if table.get(key).is_none() {
+            table.insert_shared(key.clone(), value.clone());
         }
     }
 }

@@ -8,7 +8,7 @@ use super::*;
 use crate::k8s::Kind;
 use crate::k8s::client::{Access, client};
 use crate::k8s::watch::tests::api_server::{self, ApiServer};
-use crate::model::{Change, HostAddress, ObjectName};
+use crate::model::{Change, HostAddress, ObjectName, Pod};
 
 struct Rig {
     messages: mpsc::Sender<Message>,
@@ -116,8 +116,8 @@ async fn what_is_known_is_written_down_after_a_while_and_at_the_end() {
     let directory = state_dir().await;
     let file = LastKnown::new(directory.path());
     let names = || {
-        let cluster = file.read().expect("sound").expect("there");
-        cluster.services.iter().map(|(name, _)| name.name.to_string()).collect::<Vec<_>>()
+        let known = file.read().expect("sound").expect("there");
+        known.cluster.services.iter().map(|(name, _)| name.name.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(names(), ["old"]);
     let mut rig = rig(Some(directory.path()));
@@ -145,8 +145,8 @@ async fn a_listing_that_was_not_finished_is_not_written_down() {
     tokio::time::sleep(Duration::from_secs(600)).await;
     rig.stop.send(()).expect("it goes on until now");
     rig.running.await.expect("it ends");
-    let cluster = LastKnown::new(directory.path()).read().expect("sound").expect("there");
-    assert!(cluster.services.get(&ObjectName::new("default", "a")).is_none());
+    let known = LastKnown::new(directory.path()).read().expect("sound").expect("there");
+    assert!(known.cluster.services.get(&ObjectName::new("default", "a")).is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -193,13 +193,13 @@ async fn an_unreachable_source_brings_it_back_at_once_and_after_that_an_outage_i
 }
 
 /// A World of the cluster that a server holds.
-fn from_api(client: kube::Client, state_dir: &Path) -> Rig {
+fn from_api(client: kube::Client, state_dir: &Path, wanted: &[Wanted]) -> Rig {
     let (messages, receiver) = mpsc::channel(256);
     let (host, host_receiver) = watch::channel(Arc::new(Host::default()));
     let (out, world) = watch::channel(World::empty());
     let origin = Instant::now();
     let clock = Arc::new(EventClock::new(origin));
-    let wanted = vec![Wanted::Services, Wanted::EndpointSlices];
+    let wanted = wanted.to_vec();
     tokio::spawn(crate::k8s::watch::run(client, wanted.clone(), messages.clone()));
     let last_known = Some(LastKnown::new(state_dir));
     let inputs = Inputs { messages: receiver, wanted, host: host_receiver, last_known, clocks: vec![clock.clone()] };
@@ -235,7 +235,8 @@ async fn a_large_cluster_is_read_remembered_and_found_again() {
     let client = client(&access).await.expect("nothing is needed");
     let directory = tempfile::tempdir().expect("a temporary directory");
 
-    let mut rig = from_api(client.clone(), directory.path());
+    let wanted = [Wanted::Services, Wanted::EndpointSlices];
+    let mut rig = from_api(client.clone(), directory.path(), &wanted);
     let is = |authority| move |world: &World| world.authority == authority;
     let world = rig.world.wait_for(is(Authority::Complete)).await.expect("it is being built").clone();
     assert_eq!((world.cluster.services.len(), world.cluster.endpoints.len()), (SERVICES, SERVICES));
@@ -252,7 +253,7 @@ async fn a_large_cluster_is_read_remembered_and_found_again() {
     rig.running.await.expect("it ends");
 
     server.stop();
-    let mut rig = from_api(client, directory.path());
+    let mut rig = from_api(client, directory.path(), &wanted);
     let remembered = rig.world.wait_for(is(Authority::Remembered)).await.expect("it is being built").clone();
     assert_eq!(remembered.cluster.services.changes_since(&changed.cluster.services).count(), 0);
     assert_eq!(remembered.cluster.endpoints.changes_since(&changed.cluster.endpoints).count(), 0);
@@ -261,6 +262,76 @@ async fn a_large_cluster_is_read_remembered_and_found_again() {
     let world = rig.world.wait_for(is(Authority::Complete)).await.expect("it is being built").clone();
     let changes: Vec<_> = world.cluster.services.changes_since(&remembered.cluster.services).collect();
     assert!(matches!(changes[..], [Change::Removed(name, _)] if name.name == "s5"), "{}", changes.len());
+}
+
+/// A policy and its pods are known; the program starts again while the server is away.
+#[tokio::test]
+async fn policies_are_in_force_again_before_the_server_is() {
+    let mut server = ApiServer::start().await;
+    let pod = |name: &str, address: &str, resource: usize| {
+        json!({"metadata": {"name": name, "namespace": "shop", "labels": {"app": name}, "resourceVersion": resource},
+            "spec": {"nodeName": "node-1"}, "status": {"phase": "Running", "podIP": address,
+            "conditions": [{"type": "Ready", "lastProbeTime": format!("{resource}")}]}})
+    };
+    server.put(api_server::NAMESPACES, json!({"metadata": {"name": "shop"}}));
+    server.put(api_server::PODS, pod("web", "10.244.1.5", 1));
+    server.put(
+        api_server::POLICIES,
+        json!({"metadata": {"name": "p", "namespace": "shop"}, "spec": {"podSelector": {"matchLabels": {"app": "web"}}}}),
+    );
+    let access =
+        Access { kubeconfig: None, master: Some(format!("http://{}", server.address).parse().expect("a URL")) };
+    let client = client(&access).await.expect("nothing is needed");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let wanted = [Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies];
+    let is = |authority| move |world: &World| world.policy_authority == authority;
+    let rows = |world: &World| {
+        let Cluster { pods, namespaces, policies, .. } = &world.cluster;
+        (pods.len(), namespaces.len(), policies.len())
+    };
+
+    let mut rig = from_api(client.clone(), directory.path(), &wanted);
+    let world = rig.world.wait_for(is(Authority::Complete)).await.expect("it is being built").clone();
+    assert_eq!((rows(&world), world.authority), ((1, 1, 1), Authority::Nothing));
+    rig.world.borrow_and_update();
+    // The kubelet writes a pod's status often; only the second of these changes anything that is kept.
+    server.put(api_server::PODS, pod("web", "10.244.1.5", 2));
+    server.put(api_server::PODS, pod("web", "10.244.1.6", 3));
+    let world = rig.next().await;
+    let address = |pod: &Arc<Pod>| pod.addresses[0].to_string();
+    assert!(world.cluster.pods.iter().map(|(_, pod)| address(pod)).eq(["10.244.1.6"]), "one World, not two");
+    rig.stop.send(()).expect("it goes on until now");
+    rig.running.await.expect("it ends");
+
+    server.stop();
+    let mut rig = from_api(client, directory.path(), &wanted);
+    let remembered = rig.world.wait_for(is(Authority::Remembered)).await.expect("it is being built").clone();
+    assert_eq!(rows(&remembered), (1, 1, 1));
+    assert_eq!(remembered.cluster.pods.changes_since(&world.cluster.pods).count(), 0);
+    assert_eq!(remembered.cluster.policies.changes_since(&world.cluster.policies).count(), 0);
+    // The API has a new version of the policy, which cannot be understood: the good one stays in force.
+    let sideways = json!({"metadata": {"name": "p", "namespace": "shop"}, "spec": {"policyTypes": ["Sideways"]}});
+    server.put(api_server::POLICIES, sideways.clone());
+    server.resume().await;
+    let world = rig.world.wait_for(is(Authority::Complete)).await.expect("it is being built").clone();
+    assert_eq!(world.cluster.policies.changes_since(&remembered.cluster.policies).count(), 0);
+    rig.stop.send(()).expect("it goes on until now");
+    rig.running.await.expect("it ends");
+    let access =
+        Access { kubeconfig: None, master: Some(format!("http://{}", server.address).parse().expect("a URL")) };
+    let client = crate::k8s::client::client(&access).await.expect("nothing is needed");
+    let mut rig = from_api(client.clone(), directory.path(), &wanted);
+    let world = rig.world.wait_for(is(Authority::Complete)).await.expect("it is being built").clone();
+    assert_eq!(rows(&world), (1, 1, 1), "it is found on disk");
+    let elsewhere = tempfile::tempdir().expect("a temporary directory");
+    let mut rig = from_api(client, elsewhere.path(), &wanted);
+    let world = rig.world.wait_for(is(Authority::Partial)).await.expect("it is being built").clone();
+    assert_eq!(rows(&world), (1, 1, 0), "it was never known here");
+}
+
+#[test]
+fn a_pod_is_small() {
+    assert!(size_of::<Pod>() <= 72, "{}", size_of::<Pod>());
 }
 
 #[test]

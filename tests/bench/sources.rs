@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use sluice::k8s::client::{Access, client};
 use sluice::k8s::{Message, Wanted, manifests, watch as watch_api};
 use sluice::model::{Authority, EventClock, Host, World};
-use sluice::world::{self, Inputs, LastKnown};
+use sluice::world::{self, Inputs, Known, LastKnown};
 use tokio::sync::{mpsc, watch};
 
 #[path = "../support/api_server.rs"]
@@ -254,13 +254,14 @@ fn last_known(world: &World) {
     let directory = tempfile::tempdir().unwrap();
     let file = LastKnown::new(directory.path());
     let began = Instant::now();
-    file.write(&world.cluster).unwrap();
+    let kinds = WANTED.iter().map(Wanted::kind).collect();
+    file.write(&Known { cluster: world.cluster.clone(), kinds }).unwrap();
     let written = began.elapsed();
     let began = Instant::now();
     let read = file.read().unwrap().unwrap();
     println!(
         "last known state: {} Services, {} KiB, written in {:.0} ms, read in {:.0} ms",
-        read.services.len(),
+        read.cluster.services.len(),
         std::fs::metadata(file.path()).unwrap().len() >> 10,
         written.as_secs_f64() * 1e3,
         began.elapsed().as_secs_f64() * 1e3

@@ -50,7 +50,16 @@ fn put(world: &mut World, object: Object) {
         Object::Node(name, Some(node)) => {
             world.cluster.nodes.insert(name, (*node).clone());
         }
-        Object::Service(_, None) | Object::EndpointSlice(_, None) | Object::Node(_, None) => {}
+        Object::Pod(name, Some(pod)) => {
+            world.cluster.pods.insert(name, (*pod).clone());
+        }
+        Object::Namespace(name, Some(namespace)) => {
+            world.cluster.namespaces.insert(name, (*namespace).clone());
+        }
+        Object::NetworkPolicy(name, Some(policy)) => {
+            world.cluster.policies.insert(name, (*policy).clone());
+        }
+        object => assert!(object.is_gone() || matches!(object, Object::Unreadable(_)), "{object:?} was put nowhere"),
     }
 }
 

@@ -58,6 +58,9 @@ struct State {
 pub const SERVICES: &str = "/api/v1/services";
 pub const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 pub const NODES: &str = "/api/v1/nodes";
+pub const PODS: &str = "/api/v1/pods";
+pub const NAMESPACES: &str = "/api/v1/namespaces";
+pub const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
 
 impl ApiServer {
     pub async fn start() -> ApiServer {

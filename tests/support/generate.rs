@@ -53,7 +53,7 @@ pub fn change(world: &mut World, random: &mut Random) -> String {
 
 /// The same World, taken in all at once by somebody who shares nothing with the one who made it.
 pub fn copied(world: &World) -> World {
-    let mut copy = World { cluster: Cluster::default(), host: world.host.clone(), authority: world.authority };
+    let mut copy = World { cluster: Cluster::default(), ..world.clone() };
     copy_rows(&world.cluster.services, &mut copy.cluster.services);
     copy_rows(&world.cluster.endpoints, &mut copy.cluster.endpoints);
     copy_rows(&world.cluster.nodes, &mut copy.cluster.nodes);

@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 
-use super::document::{Content, Document, Format, Remark, documents, newlines};
-use crate::k8s::parse::{NodeNames, Warning};
-use crate::k8s::{Object, ObjectId};
+use super::document::{Content, Document, Format, Reader, Remark, documents, newlines};
+use crate::k8s::parse::Warning;
+use crate::k8s::{Kind, Object, ObjectId};
 
 /// The files and the objects in them.
 #[derive(Default)]
@@ -26,7 +26,7 @@ pub struct Catalog {
     owners: HashMap<ObjectId, Arc<str>>,
     /// Files that name an object which another file before them names too.
     rivals: BTreeMap<ObjectId, BTreeSet<Arc<str>>>,
-    nodes: NodeNames,
+    reader: Reader,
 }
 
 /// What a change of one file did.
@@ -66,6 +66,13 @@ struct File {
 }
 
 impl Catalog {
+    /// A catalog that reads only these kinds.
+    pub fn of(kinds: impl IntoIterator<Item = Kind>) -> Catalog {
+        let mut catalog = Catalog::default();
+        catalog.reader.kinds = kinds.into_iter().collect();
+        catalog
+    }
+
     /// Takes in the present text of a file.
     pub fn put(&mut self, name: &str, format: Format, bytes: &[u8]) -> Changed {
         match std::str::from_utf8(bytes) {
@@ -120,7 +127,7 @@ impl Catalog {
             let hash = hash(document.text);
             let known = old.as_mut().and_then(|old| old.documents.remove(&hash));
             let content = known.unwrap_or_else(|| {
-                let content = document.content(&mut self.nodes);
+                let content = document.content(&mut self.reader);
                 changed.remarks.extend(
                     content
                         .skipped

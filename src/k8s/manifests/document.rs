@@ -6,10 +6,15 @@
 //!
 //! Aliases of YAML are followed up to a bound, so a small file cannot grow into a large one in memory.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-use crate::k8s::parse::{NodeNames, Warning, endpoint_slice_object, node_object, service_object};
+use crate::k8s::parse::{
+    Pool, Warning, endpoint_slice_object, namespace_object, network_policy_object, node_object, pod_object,
+    service_object,
+};
 use crate::k8s::{Kind, Object};
 
 /// How the text of a file is to be read; decided by the end of its name.
@@ -17,6 +22,14 @@ use crate::k8s::{Kind, Object};
 pub enum Format {
     Yaml,
     Json,
+}
+
+/// What all documents are read with.
+#[derive(Debug)]
+pub struct Reader {
+    /// Documents of other kinds are not even parsed: nobody needs them, and so they cannot be broken either.
+    pub kinds: BTreeSet<Kind>,
+    pub pool: Pool,
 }
 
 /// A piece of a file that is one document.
@@ -70,7 +83,7 @@ pub fn documents(format: Format, text: &str) -> Vec<Document<'_>> {
 
 impl Document<'_> {
     /// The objects of this document.
-    pub fn content(&self, nodes: &mut NodeNames) -> Content {
+    pub fn content(&self, reader: &mut Reader) -> Content {
         let mut content = Content::default();
         let whole = Piece::Whole(self);
         let head = match scanned_head(self).map_or_else(|| whole.read::<Head>(), Ok) {
@@ -81,27 +94,34 @@ impl Document<'_> {
             }
         };
         match head.kind.as_deref().unwrap_or_default().strip_suffix("List") {
-            Some(of_kind) => list_content(self, of_kind, nodes, &mut content),
-            None => content.add(&whole, &head, nodes),
+            Some(of_kind) => list_content(self, of_kind, reader, &mut content),
+            None => content.add(&whole, &head, reader),
         }
         content
     }
 }
 
+impl Default for Reader {
+    /// Reads every kind.
+    fn default() -> Reader {
+        Reader { kinds: Kind::ALL.into(), pool: Pool::default() }
+    }
+}
+
 impl Content {
-    fn add(&mut self, piece: &Piece<'_>, head: &Head, nodes: &mut NodeNames) {
+    fn add(&mut self, piece: &Piece<'_>, head: &Head, reader: &mut Reader) {
         let Some(name) = head.kind.as_deref() else {
             self.skipped.push(piece.remark("no `kind`, so it is not an object of Kubernetes"));
             return;
         };
-        let Some(kind) = Kind::from_name(name) else { return };
+        let Some(kind) = Kind::from_name(name).filter(|kind| reader.kinds.contains(kind)) else { return };
         let version = head.api_version.as_deref().unwrap_or_default();
         if version != kind.api_version() {
             let text = format!("a {kind} of apiVersion {version:?} is not read, only of {:?}", kind.api_version());
             self.skipped.push(piece.remark(text));
             return;
         }
-        match object(kind, piece, nodes) {
+        match object(kind, piece, &mut reader.pool) {
             Ok((object, _)) if object.id().name.name.is_empty() => {
                 self.broken.push(piece.remark(format!("a {kind} without metadata.name")));
             }
@@ -149,7 +169,7 @@ impl Piece<'_> {
 }
 
 /// The items of a `List`, or of a list of one kind (`ServiceList`), whose items may leave their kind out.
-fn list_content(document: &Document<'_>, of_kind: &str, nodes: &mut NodeNames, content: &mut Content) {
+fn list_content(document: &Document<'_>, of_kind: &str, reader: &mut Reader, content: &mut Content) {
     let items = match Piece::Whole(document).read::<List>() {
         Ok(list) => list.items.unwrap_or_default(),
         Err(remark) => {
@@ -164,15 +184,18 @@ fn list_content(document: &Document<'_>, of_kind: &str, nodes: &mut NodeNames, c
             head.kind = Some(kind.name().to_owned());
             head.api_version.get_or_insert_with(|| kind.api_version().to_owned());
         }
-        content.add(&Piece::Item(index, item), &head, nodes);
+        content.add(&Piece::Item(index, item), &head, reader);
     }
 }
 
-fn object(kind: Kind, piece: &Piece<'_>, nodes: &mut NodeNames) -> Result<(Object, Vec<Warning>), Remark> {
+fn object(kind: Kind, piece: &Piece<'_>, pool: &mut Pool) -> Result<(Object, Vec<Warning>), Remark> {
     Ok(match kind {
-        Kind::Service => service_object(&piece.read()?, nodes),
-        Kind::EndpointSlice => endpoint_slice_object(&piece.read()?, nodes),
-        Kind::Node => node_object(&piece.read()?, nodes),
+        Kind::Service => service_object(&piece.read()?, pool),
+        Kind::EndpointSlice => endpoint_slice_object(&piece.read()?, pool),
+        Kind::Node => node_object(&piece.read()?, pool),
+        Kind::Pod => pod_object(&piece.read()?, pool),
+        Kind::Namespace => namespace_object(&piece.read()?, pool),
+        Kind::NetworkPolicy => network_policy_object(&piece.read()?, pool),
     })
 }
 
@@ -281,8 +304,8 @@ mod tests {
     const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  clusterIP: 10.96.0.1\n";
 
     fn all(format: Format, text: &str) -> Vec<(usize, Content)> {
-        let mut nodes = NodeNames::default();
-        documents(format, text).iter().map(|document| (document.line, document.content(&mut nodes))).collect()
+        let mut reader = Reader::default();
+        documents(format, text).iter().map(|document| (document.line, document.content(&mut reader))).collect()
     }
 
     fn names(content: &Content) -> Vec<String> {
@@ -333,8 +356,8 @@ mod tests {
 
     #[test]
     fn other_kinds_are_ignored_and_other_versions_are_remarked_upon() {
-        let mut nodes = NodeNames::default();
-        let mut content = |text| documents(Format::Yaml, text)[0].content(&mut nodes);
+        let mut reader = Reader::default();
+        let mut content = |text| documents(Format::Yaml, text)[0].content(&mut reader);
         let deployment = content("apiVersion: apps/v1\nkind: Deployment\nspec: {replicas: x}\n");
         assert_eq!((deployment.objects.len(), deployment.broken.len(), deployment.skipped.len()), (0, 0, 0));
         let knative = content("apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\n");
@@ -346,11 +369,42 @@ mod tests {
     }
 
     #[test]
+    fn a_kind_that_nobody_needs_cannot_be_broken() {
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: all}\n";
+        let list =
+            "{\"kind\":\"PodList\",\"apiVersion\":\"v1\",\"items\":[{\"metadata\":{\"name\":\"a\"},\"spec\":5}]}";
+        for text in [pod, list] {
+            let mut reader = Reader::default();
+            let document = documents(Format::Yaml, text)[0];
+            assert_eq!(document.content(&mut reader).broken.len(), 1, "{text}");
+            reader.kinds.remove(&Kind::Pod);
+            let content = document.content(&mut reader);
+            assert_eq!((content.objects.len(), content.broken.len(), content.skipped.len()), (0, 0, 0), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_firewall_reads_is_read_from_manifests_too() {
+        let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n\
+                    apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop}\nstatus: {podIP: 10.244.1.5}\n---\n\
+                    apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: shop}\n\
+                    spec: {podSelector: {}}\n---\n\
+                    apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: q, namespace: shop}\n\
+                    spec: {policyTypes: [Both]}\n---\n\
+                    apiVersion: crd.projectcalico.org/v1\nkind: NetworkPolicy\nmetadata: {name: other}\n";
+        let found = all(Format::Yaml, text);
+        let names: Vec<String> = found.iter().flat_map(|(_, content)| names(content)).collect();
+        assert_eq!(names, ["Namespace shop", "Pod shop/web", "NetworkPolicy shop/p", "NetworkPolicy shop/q"]);
+        assert!(matches!(found[3].1.objects[0].0, Object::Unreadable(_)));
+        assert_eq!(found[4].1.skipped.len(), 1);
+    }
+
+    #[test]
     fn items_of_a_list_stand_for_themselves() {
         let text = "apiVersion: v1\nkind: List\nitems:\n\
                     - {apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: 10.96.0.1}}\n\
                     - {apiVersion: v1, kind: Service, metadata: {name: b}, spec: {ports: 5}}\n\
-                    - {apiVersion: v1, kind: Pod, metadata: {name: c}}\n\
+                    - {apiVersion: apps/v1, kind: Deployment, metadata: {name: c}}\n\
                     - {apiVersion: v1, kind: Node, metadata: {name: d}}\n";
         let content = &all(Format::Yaml, text)[0].1;
         assert_eq!(names(content), ["Service default/a", "Node d"]);

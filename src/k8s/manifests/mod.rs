@@ -1,7 +1,7 @@
 //! `--manifests DIR`: the cluster as a directory of files.
 //!
 //! Every `*.yaml`, `*.yml` and `*.json` file directly in the directory is read; a file may hold several
-//! documents and `List`s. Services, EndpointSlices and Nodes count, other kinds are ignored. The directory
+//! documents and `List`s. Only kinds that a running subsystem needs are read, others are ignored. The directory
 //! is watched (inotify): writing a file, renaming one into place and the swap of links that a ConfigMap
 //! mount makes are all seen within milliseconds, and cost what changed.
 //!
@@ -38,7 +38,8 @@ use super::{Event, Message, Wanted};
 /// # Errors
 /// Only where the thread cannot be started. A directory that is not there is waited for, and reported.
 pub fn spawn(path: PathBuf, wanted: Vec<Wanted>, out: Sender<Message>) -> std::io::Result<()> {
-    let source = Source { path, wanted, out, catalog: Catalog::default(), told_unknown: None, untold: Vec::new() };
+    let catalog = Catalog::of(wanted.iter().map(Wanted::kind));
+    let source = Source { path, wanted, out, catalog, told_unknown: None, untold: Vec::new() };
     std::thread::Builder::new().name("manifests".to_owned()).spawn(move || source.run()).map(drop)
 }
 

@@ -18,19 +18,16 @@ use kube::Resource;
 use serde::Deserialize;
 
 use super::service::protocol;
-use super::{NodeNames, Number, Warning, Warnings, object_meta, object_name, unicast_address};
+use super::{Number, Pool, Warning, Warnings, object_meta, object_name, unicast_address};
 use crate::k8s::SliceOf;
 use crate::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, ObjectName};
 use crate::net::Family;
 
 /// The slice that an API object describes, and its Service; `None` where no node agent needs it.
-pub fn endpoint_slice(
-    object: &EndpointSliceObject,
-    nodes: &mut NodeNames,
-) -> (ObjectName, Option<SliceOf>, Vec<Warning>) {
+pub fn endpoint_slice(object: &EndpointSliceObject, pool: &mut Pool) -> (ObjectName, Option<SliceOf>, Vec<Warning>) {
     let mut warnings = Warnings::default();
     let name = object_name(&object.metadata);
-    let slice = slice_of(object, nodes, &mut warnings);
+    let slice = slice_of(object, pool, &mut warnings);
     (name, slice, warnings.take())
 }
 
@@ -71,7 +68,7 @@ struct Port {
     port: Option<Number>,
 }
 
-fn slice_of(object: &EndpointSliceObject, nodes: &mut NodeNames, warnings: &mut Warnings) -> Option<SliceOf> {
+fn slice_of(object: &EndpointSliceObject, pool: &mut Pool, warnings: &mut Warnings) -> Option<SliceOf> {
     let meta = &object.metadata;
     if meta.labels.as_ref().is_some_and(|labels| labels.contains_key(HEADLESS)) {
         return None;
@@ -95,7 +92,7 @@ fn slice_of(object: &EndpointSliceObject, nodes: &mut NodeNames, warnings: &mut 
         return None;
     };
     let ports = ports(object, warnings);
-    let endpoints = endpoints(object, family, nodes, warnings);
+    let endpoints = endpoints(object, family, pool, warnings);
     if ports.is_empty() && !endpoints.is_empty() {
         warnings.odd("ports", "none usable, so nothing can be sent to the endpoints of this slice");
     }
@@ -141,7 +138,7 @@ fn ports(object: &EndpointSliceObject, warnings: &mut Warnings) -> Vec<EndpointP
 fn endpoints(
     object: &EndpointSliceObject,
     family: Family,
-    nodes: &mut NodeNames,
+    pool: &mut Pool,
     warnings: &mut Warnings,
 ) -> Box<[Endpoint]> {
     let mut endpoints = Vec::with_capacity(object.endpoints.as_ref().map_or(0, Vec::len));
@@ -154,7 +151,7 @@ fn endpoints(
         match unicast_address(text) {
             Ok(address) if Family::from(address) == family => endpoints.push(Endpoint {
                 address,
-                node: entry.node_name.as_deref().filter(|name| !name.is_empty()).map(|name| nodes.intern(name)),
+                node: entry.node_name.as_deref().filter(|name| !name.is_empty()).map(|name| pool.node(name)),
                 conditions: conditions(entry.conditions.unwrap_or_default()),
             }),
             Ok(address) => {

@@ -27,6 +27,28 @@ pub fn object_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectM
     })
 }
 
+/// Like [`object_meta`], for objects of whose metadata only name and labels count. A pod's annotations are often larger
+/// than all the rest of it.
+pub fn labelled_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    let narrow = Option::<LabelledMeta>::deserialize(deserializer)?.unwrap_or_default();
+    Ok(ObjectMeta {
+        name: narrow.name,
+        namespace: narrow.namespace,
+        resource_version: narrow.resource_version,
+        labels: narrow.labels.map(without_nulls),
+        ..ObjectMeta::default()
+    })
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct LabelledMeta {
+    name: Option<String>,
+    namespace: Option<String>,
+    resource_version: Option<String>,
+    labels: Option<BTreeMap<String, Option<String>>>,
+}
+
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
 struct NarrowMeta {

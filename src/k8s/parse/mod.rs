@@ -6,26 +6,32 @@
 //! manifest comes without them.
 //!
 //! An item that makes no sense (an address that does not parse, a port above 65535) is left out with a
-//! warning, and the rest of the object stays. An object that cannot be used at all is treated as absent.
+//! warning, and the rest of the object stays. An object that cannot be used at all is treated as absent; but a
+//! policy that cannot be understood is no policy that is gone ([`Object::Unreadable`]).
 
 pub mod endpoint_slice;
+pub mod namespace;
+pub mod network_policy;
 pub mod node;
+pub mod pod;
+pub mod selector;
 pub mod service;
 
 mod metadata;
 mod number;
+mod pool;
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::Object;
+use super::{Kind, Object, ObjectId};
 use crate::model::ObjectName;
 
-pub use metadata::object_meta;
+pub use metadata::{labelled_meta, object_meta};
 pub use number::Number;
+pub use pool::Pool;
 
 /// Something odd in an object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -41,13 +47,6 @@ pub struct Warnings(Vec<Warning>);
 
 /// How many warnings of one object are kept. An object with a thousand bad ports is one mistake.
 const WARNINGS_KEPT: usize = 8;
-
-/// The names of nodes, each stored once however many endpoints mention it.
-#[derive(Default, Debug)]
-pub struct NodeNames {
-    names: HashSet<Arc<str>>,
-    sweep_at: usize,
-}
 
 impl Warnings {
     /// Notes that a field is odd, and what is done about it.
@@ -68,41 +67,44 @@ impl fmt::Display for Warning {
     }
 }
 
-impl NodeNames {
-    /// The one copy of this name.
-    pub fn intern(&mut self, name: &str) -> Arc<str> {
-        if let Some(known) = self.names.get(name) {
-            return known.clone();
-        }
-        if self.names.len() >= self.sweep_at {
-            self.names.retain(|name| Arc::strong_count(name) > 1);
-            self.sweep_at = (self.names.len() * 2).max(1024);
-        }
-        let name: Arc<str> = name.into();
-        self.names.insert(name.clone());
-        name
-    }
-}
-
 /// A Service, as both sources tell it.
-pub fn service_object(object: &service::ServiceObject, _: &mut NodeNames) -> (Object, Vec<Warning>) {
+pub fn service_object(object: &service::ServiceObject, _: &mut Pool) -> (Object, Vec<Warning>) {
     let (name, service, warnings) = service::service(object);
     (Object::Service(name, service.map(Arc::new)), warnings)
 }
 
 /// An EndpointSlice, as both sources tell it.
-pub fn endpoint_slice_object(
-    object: &endpoint_slice::EndpointSliceObject,
-    nodes: &mut NodeNames,
-) -> (Object, Vec<Warning>) {
-    let (name, slice, warnings) = endpoint_slice::endpoint_slice(object, nodes);
+pub fn endpoint_slice_object(object: &endpoint_slice::EndpointSliceObject, pool: &mut Pool) -> (Object, Vec<Warning>) {
+    let (name, slice, warnings) = endpoint_slice::endpoint_slice(object, pool);
     (Object::EndpointSlice(name, slice), warnings)
 }
 
 /// A Node, as both sources tell it.
-pub fn node_object(object: &node::NodeObject, _: &mut NodeNames) -> (Object, Vec<Warning>) {
+pub fn node_object(object: &node::NodeObject, _: &mut Pool) -> (Object, Vec<Warning>) {
     let (name, node, warnings) = node::node(object);
     (Object::Node(name, node.map(Arc::new)), warnings)
+}
+
+/// A Pod, as both sources tell it.
+pub fn pod_object(object: &pod::PodObject, pool: &mut Pool) -> (Object, Vec<Warning>) {
+    let (name, pod, warnings) = pod::pod(object, pool);
+    (Object::Pod(name, pod.map(Arc::new)), warnings)
+}
+
+/// A Namespace, as both sources tell it.
+pub fn namespace_object(object: &namespace::NamespaceObject, pool: &mut Pool) -> (Object, Vec<Warning>) {
+    let (name, namespace, warnings) = namespace::namespace(object, pool);
+    (Object::Namespace(name, namespace.map(Arc::new)), warnings)
+}
+
+/// A NetworkPolicy, as both sources tell it.
+pub fn network_policy_object(object: &network_policy::NetworkPolicyObject, _: &mut Pool) -> (Object, Vec<Warning>) {
+    let (name, policy, warnings) = network_policy::network_policy(object);
+    let object = match policy {
+        Some(policy) => Object::NetworkPolicy(name, Some(Arc::new(policy))),
+        None => Object::Unreadable(ObjectId { kind: Kind::NetworkPolicy, name }),
+    };
+    (object, warnings)
 }
 
 /// The name of a namespaced object; a manifest without a namespace means `default`, as for `kubectl`.

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{Receiver, channel};
 
-use self::api_server::{ApiServer, Faults, NODES, SERVICES, SLICES};
+use self::api_server::{ApiServer, Faults, NAMESPACES, NODES, PODS, POLICIES, SERVICES, SLICES};
 use super::*;
 use crate::k8s::client::{Access, client};
 
@@ -25,6 +25,17 @@ fn service(name: &str, address: &str) -> Value {
 fn slice(name: &str, service: &str) -> Value {
     json!({"metadata": {"name": name, "namespace": "default", "labels": {"kubernetes.io/service-name": service}},
         "addressType": "IPv4", "ports": [{"port": 80}], "endpoints": [{"addresses": ["10.244.1.1"]}]})
+}
+
+fn pod(name: &str, address: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": "shop", "labels": {"app": "web"},
+            "managedFields": [{"manager": "kubelet", "fieldsV1": {"f:status": {}}}]},
+        "spec": {"nodeName": "node-1", "containers": [{"ports": [{"name": "http", "containerPort": 80}]}]},
+        "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}})
+}
+
+fn policy(name: &str, types: &[&str]) -> Value {
+    json!({"metadata": {"name": name, "namespace": "shop"}, "spec": {"podSelector": {}, "policyTypes": types}})
 }
 
 /// A reader of what the followers say, which keeps what is in force as the World would.
@@ -64,11 +75,9 @@ impl Reader {
                 Event::Object(object, _) => {
                     let name = object.id().name.name.to_string();
                     named.iter_mut().for_each(|named| named.push(name.clone()));
-                    match &object {
-                        Object::Service(_, None) | Object::EndpointSlice(_, None) | Object::Node(_, None) => {
-                            self.in_force.remove(&name)
-                        }
-                        _ => self.in_force.insert(name, object),
+                    match object.is_gone() {
+                        true => self.in_force.remove(&name),
+                        false => self.in_force.insert(name, object),
                     };
                 }
                 Event::Listed(_) => {
@@ -290,4 +299,35 @@ async fn followers_end_when_nobody_listens() {
     drop(reader.messages);
     server.stop();
     timeout(Duration::from_secs(20), reader.followers.join_all()).await.expect("they end");
+}
+
+#[tokio::test]
+async fn what_the_firewall_reads_is_listed_and_followed_across_the_whole_cluster() {
+    for refuse_streaming in [None, Some(422)] {
+        let server = ApiServer::start().await;
+        server.set_faults(Faults { refuse_streaming, ..Faults::default() });
+        server.put(NAMESPACES, json!({"metadata": {"name": "shop", "labels": {"team": "blue"}}}));
+        server.put(PODS, pod("web-1", "10.244.1.5"));
+        server.put(POLICIES, policy("closed", &["Ingress", "Egress"]));
+        let mut namespaces = read(&server, vec![Wanted::Namespaces]).await;
+        namespaces.until(&["shop"]).await;
+        let Some(Object::Namespace(_, Some(shop))) = namespaces.in_force.get("shop") else { panic!("it is there") };
+        assert_eq!(shop.labels.value("kubernetes.io/metadata.name"), Some("shop"));
+        let mut pods = read(&server, vec![Wanted::Pods]).await;
+        pods.until(&["web-1"]).await;
+        server.put(PODS, pod("web-2", "10.244.1.6"));
+        server.delete(PODS, "shop/web-1");
+        pods.until(&["web-2"]).await;
+        let Some(Object::Pod(_, Some(pod))) = pods.in_force.get("web-2") else { panic!("it is there") };
+        assert!(pod.takes_part());
+        let mut policies = read(&server, vec![Wanted::NetworkPolicies]).await;
+        policies.until(&["closed"]).await;
+        server.put(POLICIES, policy("odd", &["Sideways"]));
+        policies.until(&["closed", "odd"]).await;
+        assert!(matches!(policies.in_force["odd"], Object::Unreadable(_)));
+        server.delete(POLICIES, "shop/odd");
+        policies.until(&["closed"]).await;
+        let requests = server.take_requests();
+        assert!(requests.iter().all(|request| !request.contains("Selector")), "{requests:?}");
+    }
 }

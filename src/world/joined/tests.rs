@@ -1,5 +1,7 @@
 use super::*;
-use crate::model::{EndpointSlice, Node, ProxyAnnotations, Service, ServiceType, TrafficPolicy};
+use crate::model::{
+    EndpointSlice, Namespace, NetworkPolicy, Node, Pod, ProxyAnnotations, Selector, Service, ServiceType, TrafficPolicy,
+};
 use crate::net::Family;
 
 fn service(name: &str, address: &str) -> Object {
@@ -29,7 +31,54 @@ fn gone(object: &Object) -> Object {
     Object::gone(object.id())
 }
 
+fn pod(name: &str, address: &str) -> Object {
+    let pod = Pod {
+        labels: [("app", name)].into_iter().collect(),
+        addresses: [address.parse().expect("the test's address is sound")].into(),
+        node: Some("node-1".into()),
+        host_network: false,
+        finished: false,
+        ports: [].into(),
+    };
+    Object::Pod(ObjectName::new("default", name), Some(Arc::new(pod)))
+}
+
+fn namespace(name: &str) -> Object {
+    Object::Namespace(name.into(), Some(Arc::new(Namespace::default())))
+}
+
+fn policy(name: &str, for_egress: bool) -> Object {
+    let egress = for_egress.then(Box::default);
+    let policy = NetworkPolicy { pods: Selector::everything(), ingress: Some(Box::default()), egress };
+    Object::NetworkPolicy(ObjectName::new("default", name), Some(Arc::new(policy)))
+}
+
+fn unreadable(name: &str) -> Object {
+    Object::Unreadable(policy(name, false).id())
+}
+
 const WANTED: [Wanted; 2] = [Wanted::Services, Wanted::EndpointSlices];
+
+const ALL: [Wanted; 5] =
+    [Wanted::Services, Wanted::EndpointSlices, Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies];
+
+/// Tables of which all is known: nothing exists.
+fn known(wanted: &[Wanted]) -> Joined {
+    let mut joined = Joined::new(wanted);
+    for wanted in wanted {
+        list(&mut joined, wanted.kind(), vec![]);
+    }
+    joined.standing();
+    joined
+}
+
+fn proxied(joined: &mut Joined) -> Authority {
+    joined.standing().proxied
+}
+
+fn policed(joined: &mut Joined) -> Authority {
+    joined.standing().policed
+}
 
 fn list(joined: &mut Joined, kind: Kind, objects: Vec<Object>) {
     joined.begin_listing(kind);
@@ -52,12 +101,13 @@ fn names(joined: &Joined) -> Vec<String> {
 
 #[test]
 fn an_equal_object_is_no_change() {
-    let mut joined = Joined::new(&WANTED);
-    assert!(joined.put(service("a", "10.96.0.1")));
-    assert!(!joined.put(service("a", "10.96.0.1")));
-    assert!(joined.put(slice("a-1", "a")));
-    assert!(!joined.put(slice("a-1", "a")));
-    assert!(joined.take_unpublished() && !joined.take_unpublished());
+    let mut joined = known(&ALL);
+    for object in [service("a", "10.96.0.1"), slice("a-1", "a"), pod("a", "10.244.1.5"), policy("p", false)] {
+        assert!(joined.put(object.clone()));
+        assert!(joined.take_unpublished());
+        assert!(!joined.put(object));
+        assert!(!joined.take_unpublished());
+    }
 }
 
 #[test]
@@ -86,7 +136,7 @@ fn a_listing_that_begins_again_forgets_what_it_named() {
 
 #[test]
 fn a_slice_may_change_hands_and_go_without_saying_whose_it_was() {
-    let mut joined = Joined::new(&WANTED);
+    let mut joined = known(&WANTED);
     joined.put(slice("s", "a"));
     joined.put(slice("t", "a"));
     assert!(joined.put(slice("s", "b")));
@@ -100,14 +150,14 @@ fn a_slice_may_change_hands_and_go_without_saying_whose_it_was() {
 #[test]
 fn all_is_known_when_every_needed_kind_was_listed_and_stays_so() {
     let mut joined = Joined::new(&WANTED);
-    assert_eq!(joined.authority(), Authority::Nothing);
+    assert_eq!(proxied(&mut joined), Authority::Nothing);
     list(&mut joined, Kind::Service, vec![]);
-    assert_eq!(joined.authority(), Authority::Nothing);
+    assert_eq!(proxied(&mut joined), Authority::Nothing);
     list(&mut joined, Kind::EndpointSlice, vec![]);
-    assert_eq!(joined.authority(), Authority::Complete);
+    assert_eq!(proxied(&mut joined), Authority::Complete);
     joined.begin_listing(Kind::Service);
     joined.set_unreadable(true);
-    assert_eq!(joined.authority(), Authority::Complete);
+    assert_eq!(proxied(&mut joined), Authority::Complete);
     assert!(!joined.may_remember());
 }
 
@@ -117,9 +167,9 @@ fn what_cannot_be_read_at_the_start_keeps_everything_from_shrinking_until_it_can
     list(&mut joined, Kind::Service, vec![]);
     list(&mut joined, Kind::EndpointSlice, vec![]);
     joined.set_unreadable(true);
-    assert_eq!(joined.authority(), Authority::Partial);
+    assert_eq!(proxied(&mut joined), Authority::Partial);
     joined.set_unreadable(false);
-    assert_eq!(joined.authority(), Authority::Complete);
+    assert_eq!(proxied(&mut joined), Authority::Complete);
 }
 
 #[test]
@@ -135,16 +185,134 @@ fn the_last_known_state_fills_what_is_not_known_and_yields_to_what_is() {
     joined.put(service("a", "10.96.0.2"));
     assert!(!joined.waits_for_a_sign_of_life());
     assert!(joined.may_remember());
-    joined.remember(earlier.cluster.clone());
+    joined.remember(Known { cluster: earlier.cluster.clone(), kinds: Kind::ALL.to_vec() });
     assert!(!joined.may_remember());
-    assert_eq!(joined.authority(), Authority::Remembered);
+    assert_eq!(proxied(&mut joined), Authority::Remembered);
     assert_eq!(names(&joined), ["a", "old", "a/a-1", "old/old-1"]);
     assert!(joined.cluster.nodes.is_empty(), "a kind that nobody wants is not remembered");
     let address = joined.cluster.services.get(&ObjectName::new("default", "a")).expect("it was put").cluster_ips[0];
     assert_eq!(address.to_string(), "10.96.0.2");
     joined.end_listing(Kind::Service);
-    assert_eq!(joined.authority(), Authority::Remembered);
+    assert_eq!(proxied(&mut joined), Authority::Remembered);
     list(&mut joined, Kind::EndpointSlice, vec![slice("a-2", "a")]);
     assert_eq!(names(&joined), ["a", "a/a-2"]);
-    assert_eq!(joined.authority(), Authority::Complete);
+    assert_eq!(proxied(&mut joined), Authority::Complete);
+}
+
+#[test]
+fn neither_part_waits_for_the_other_and_a_kind_that_is_being_listed_is_no_news() {
+    let mut joined = Joined::new(&ALL);
+    joined.begin_listing(Kind::Pod);
+    assert!(!joined.put(pod("a", "10.244.1.5")), "nobody may act upon it yet");
+    list(&mut joined, Kind::Service, vec![]);
+    list(&mut joined, Kind::EndpointSlice, vec![]);
+    assert_eq!((proxied(&mut joined), policed(&mut joined)), (Authority::Complete, Authority::Nothing));
+    assert!(!joined.is_complete());
+    joined.take_unpublished();
+    assert!(!joined.put(pod("b", "10.244.1.6")));
+    assert!(!joined.take_unpublished());
+    joined.end_listing(Kind::Pod);
+    list(&mut joined, Kind::Namespace, vec![namespace("default")]);
+    assert_eq!(policed(&mut joined), Authority::Nothing);
+    list(&mut joined, Kind::NetworkPolicy, vec![policy("p", false)]);
+    assert_eq!(policed(&mut joined), Authority::Complete);
+    assert!(joined.is_complete());
+    assert_eq!((joined.cluster.pods.len(), joined.cluster.namespaces.len(), joined.cluster.policies.len()), (2, 1, 1));
+    assert!(joined.put(pod("b", "10.244.1.7")));
+}
+
+#[test]
+fn what_nobody_wants_is_not_known_and_keeps_nothing_from_being_complete() {
+    let mut joined = known(&[Wanted::Services, Wanted::EndpointSlices, Wanted::Node("node-1".into())]);
+    assert_eq!((proxied(&mut joined), policed(&mut joined)), (Authority::Complete, Authority::Nothing));
+    assert!(joined.is_complete());
+    let mut joined = known(&[Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies]);
+    assert_eq!((proxied(&mut joined), policed(&mut joined)), (Authority::Nothing, Authority::Complete));
+    assert!(joined.is_complete());
+}
+
+#[test]
+fn pods_namespaces_and_policies_go_at_the_end_of_a_listing_that_does_not_name_them() {
+    let mut joined = known(&ALL);
+    for object in [pod("a", "10.244.1.5"), pod("b", "10.244.1.6"), namespace("x"), namespace("y"), policy("p", false)] {
+        joined.put(object);
+    }
+    list(&mut joined, Kind::Pod, vec![pod("b", "10.244.1.6")]);
+    list(&mut joined, Kind::Namespace, vec![namespace("y")]);
+    list(&mut joined, Kind::NetworkPolicy, vec![]);
+    assert!(joined.cluster.pods.iter().map(|(name, _)| name.name.as_str()).eq(["b"]));
+    assert!(joined.cluster.namespaces.iter().map(|(name, _)| name.as_str()).eq(["y"]));
+    assert!(joined.cluster.policies.is_empty());
+    for object in [pod("b", "10.244.1.6"), namespace("y")] {
+        assert!(joined.put(gone(&object)));
+        assert!(!joined.put(gone(&object)));
+    }
+    assert!(joined.cluster.pods.is_empty() && joined.cluster.namespaces.is_empty());
+}
+
+#[test]
+fn a_policy_that_cannot_be_understood_keeps_its_last_good_version() {
+    let mut joined = known(&ALL);
+    joined.put(policy("p", true));
+    assert!(!joined.put(unreadable("p")));
+    list(&mut joined, Kind::NetworkPolicy, vec![unreadable("p")]);
+    let id = policy("p", true).id();
+    assert!(joined.cluster.policies.get(&id.name).is_some_and(|policy| policy.egress.is_some()));
+    assert!(!joined.lacks_good_versions());
+    assert!(joined.put(policy("p", false)));
+    assert!(joined.put(gone(&policy("p", false))));
+    assert!(joined.cluster.policies.is_empty());
+}
+
+#[test]
+fn a_policy_that_was_never_understood_makes_the_start_partial_until_it_is_mended_or_gone() {
+    let start = || {
+        let mut joined = Joined::new(&ALL);
+        for kind in [Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Namespace] {
+            list(&mut joined, kind, vec![]);
+        }
+        list(&mut joined, Kind::NetworkPolicy, vec![policy("q", false), unreadable("p")]);
+        assert_eq!((proxied(&mut joined), policed(&mut joined)), (Authority::Complete, Authority::Partial));
+        assert!(joined.lacks_good_versions() && !joined.is_complete());
+        joined
+    };
+    let mut mended = start();
+    assert!(mended.put(policy("p", false)));
+    assert_eq!(policed(&mut mended), Authority::Complete);
+    let mut deleted = start();
+    deleted.put(gone(&policy("p", false)));
+    assert_eq!(policed(&mut deleted), Authority::Complete);
+    let mut not_listed = start();
+    list(&mut not_listed, Kind::NetworkPolicy, vec![policy("q", false)]);
+    assert_eq!(policed(&mut not_listed), Authority::Complete);
+    let mut recalled = start();
+    let mut earlier = Joined::new(&ALL);
+    for object in [policy("p", true), policy("q", true), policy("r", true)] {
+        earlier.put(object);
+    }
+    assert!(recalled.recall(&earlier.cluster));
+    assert_eq!(policed(&mut recalled), Authority::Complete);
+    let egress = recalled.cluster.policies.iter().map(|(name, policy)| (name.name.as_str(), policy.egress.is_some()));
+    assert!(egress.eq([("p", true), ("q", false)]), "only what cannot be understood is taken from there");
+    assert!(!recalled.recall(&earlier.cluster));
+}
+
+#[test]
+fn only_kinds_that_were_known_in_full_are_remembered() {
+    let mut earlier = Joined::new(&ALL);
+    for object in [service("a", "10.96.0.1"), pod("a", "10.244.1.5"), policy("p", false), namespace("default")] {
+        earlier.put(object);
+    }
+    let remembers = |kinds: &[Kind]| {
+        let mut joined = Joined::new(&ALL);
+        joined.put(unreadable("p"));
+        joined.remember(Known { cluster: earlier.cluster.clone(), kinds: kinds.to_vec() });
+        let lacks = joined.lacks_good_versions();
+        (proxied(&mut joined), policed(&mut joined), joined.cluster.pods.len(), lacks)
+    };
+    assert_eq!(remembers(&Kind::ALL), (Authority::Remembered, Authority::Remembered, 1, false));
+    let without_policies = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+    assert_eq!(remembers(&without_policies), (Authority::Remembered, Authority::Nothing, 0, true));
+    let only_policed = [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Node];
+    assert_eq!(remembers(&only_policed), (Authority::Nothing, Authority::Remembered, 1, false));
 }

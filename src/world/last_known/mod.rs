@@ -21,7 +21,15 @@ use tracing::{debug, info, warn};
 
 pub use record::Unusable;
 
+use crate::k8s::Kind;
 use crate::model::Cluster;
+
+/// What was known, and of which kinds it was all. Other kinds were not needed, so their absence means nothing.
+#[derive(Clone, Debug)]
+pub struct Known {
+    pub cluster: Cluster,
+    pub kinds: Vec<Kind>,
+}
 
 /// The file.
 #[derive(Clone, Debug)]
@@ -32,8 +40,9 @@ pub struct LastKnown {
 /// The file and its being kept up to date, beside everything else.
 pub struct Keeper {
     file: LastKnown,
+    kinds: Vec<Kind>,
     schedule: Schedule,
-    writing: Option<JoinHandle<io::Result<bool>>>,
+    writing: Option<JoinHandle<io::Result<Written>>>,
     fails: bool,
 }
 
@@ -42,6 +51,17 @@ pub struct Keeper {
 struct Schedule {
     first_unsaved: Option<Instant>,
     last_written: Option<Instant>,
+    /// How large the file was then, in bytes.
+    size: u64,
+}
+
+/// What writing did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Written {
+    /// The file has so many bytes now.
+    Anew(u64),
+    /// The file held it already.
+    Same,
 }
 
 /// Why there is nothing to remember although there is a file.
@@ -56,7 +76,7 @@ pub enum Forgotten {
 const NAME: &str = "last-known";
 const NEW_NAME: &str = "last-known.new";
 
-/// A cluster of ten thousand Services with ten endpoints each takes some three megabytes.
+/// Ten thousand Services with ten endpoints each take some two megabytes, fifty thousand pods about as much.
 const MAX_BYTES: u64 = 128 << 20;
 
 /// How long a change may stay unwritten, so that a burst of them is written once.
@@ -64,6 +84,10 @@ const SETTLE: Duration = Duration::from_secs(30);
 
 /// How often the file is written at most, however many changes there are.
 const APART: Duration = Duration::from_secs(300);
+
+/// How many bytes are written in a second at most, on average. Somewhere in a large cluster something always changes, and
+/// every node writes all of it.
+const BYTES_PER_SECOND: u64 = 10_000;
 
 impl LastKnown {
     pub fn new(directory: &Path) -> LastKnown {
@@ -79,7 +103,7 @@ impl LastKnown {
     ///
     /// # Errors
     /// There is a file, and it cannot be used.
-    pub fn read(&self) -> Result<Option<Cluster>, Forgotten> {
+    pub fn read(&self) -> Result<Option<Known>, Forgotten> {
         let file = match File::open(self.path()) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -90,18 +114,18 @@ impl LastKnown {
         Ok(Some(record::decode(&bytes)?))
     }
 
-    /// Writes a cluster down, unless the file holds it already. True if it was written.
+    /// Writes down what is known, unless the file holds it already.
     ///
     /// # Errors
     /// The directory cannot be made or written to; the former file is still there then.
-    pub fn write(&self, cluster: &Cluster) -> io::Result<bool> {
-        let bytes = record::encode(cluster);
+    pub fn write(&self, known: &Known) -> io::Result<Written> {
+        let bytes = record::encode(known);
         let mut header = Vec::new();
         if let Ok(file) = File::open(self.path()) {
             file.take(record::HEADER as u64).read_to_end(&mut header)?;
         }
         if bytes.starts_with(&header) && header.len() == record::HEADER {
-            return Ok(false);
+            return Ok(Written::Same);
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
         let new = self.directory.join(NEW_NAME);
@@ -115,13 +139,14 @@ impl LastKnown {
         file.sync_all()?;
         fs::rename(&new, self.path())?;
         File::open(&self.directory)?.sync_all()?;
-        Ok(true)
+        Ok(Written::Anew(bytes.len() as u64))
     }
 }
 
 impl Keeper {
-    pub fn new(file: LastKnown) -> Keeper {
-        Keeper { file, schedule: Schedule::default(), writing: None, fails: false }
+    /// `kinds`: what is known in full whenever a change is noted.
+    pub fn new(file: LastKnown, kinds: Vec<Kind>) -> Keeper {
+        Keeper { file, kinds, schedule: Schedule::default(), writing: None, fails: false }
     }
 
     pub fn file(&self) -> &LastKnown {
@@ -159,7 +184,8 @@ impl Keeper {
     fn begin(&mut self, cluster: Cluster) {
         self.schedule.written(Instant::now());
         let file = self.file.clone();
-        self.writing = Some(spawn_blocking(move || file.write(&cluster)));
+        let known = Known { cluster, kinds: self.kinds.clone() };
+        self.writing = Some(spawn_blocking(move || file.write(&known)));
     }
 
     async fn written(&mut self) {
@@ -170,8 +196,9 @@ impl Keeper {
         let path = path.display();
         match result {
             Ok(written) => {
-                if written {
-                    debug!(%path, "Wrote down the last known state");
+                if let Written::Anew(bytes) = written {
+                    debug!(%path, bytes, "Wrote down the last known state");
+                    self.schedule.size = bytes;
                 }
                 if std::mem::replace(&mut self.fails, false) {
                     info!(%path, "The last known state can be written again");
@@ -195,13 +222,14 @@ impl Schedule {
 
     /// Notes that writing was begun.
     fn written(&mut self, now: Instant) {
-        *self = Schedule { first_unsaved: None, last_written: Some(now) };
+        (self.first_unsaved, self.last_written) = (None, Some(now));
     }
 
     /// When the file is to be written; `None` while it holds all that is known.
     fn due(&self) -> Option<Instant> {
         let settled = self.first_unsaved? + SETTLE;
-        Some(self.last_written.map_or(settled, |last| settled.max(last + APART)))
+        let apart = APART.max(Duration::from_secs(self.size / BYTES_PER_SECOND));
+        Some(self.last_written.map_or(settled, |last| settled.max(last + apart)))
     }
 }
 

@@ -4,7 +4,12 @@
 //! change only together with [`VERSION`]. It begins with a magic text, the version of the form, the length of
 //! the body and a checksum over all of that and the body; the body is `postcard`.
 //!
+//! Form 2 is form 1, which knew what the service proxy needs, and behind it what the firewall needs ([`policed`]). Form 1
+//! is still read: a program that takes the place of an older one while the API is away must know what that one knew.
+//!
 //! Pure: bytes in, cluster out, and the reverse.
+
+mod policed;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,6 +19,9 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use self::policed::PolicedRecord;
+use super::Known;
+use crate::k8s::Kind;
 use crate::model::{
     Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, LoadBalancerAddress, Node, NodeAddress,
     NodeAddressKind, ObjectName, ProxyAnnotations, Scheduler, SchedulerFlags, Service, ServicePort, ServiceType,
@@ -26,15 +34,16 @@ use crate::net::{Family, Protocol};
 pub enum Unusable {
     #[error("it is not a file of this program")]
     Foreign,
-    #[error("it was written in form {0}, and this program knows form {VERSION}")]
+    #[error("it was written in form {0}, and this program knows forms up to {VERSION}")]
     OtherVersion(u32),
     #[error("it is damaged: {0}")]
     Damaged(&'static str),
 }
 
-/// The bytes of a file that holds this cluster.
-pub fn encode(cluster: &Cluster) -> Vec<u8> {
-    let body = postcard::to_stdvec(&ClusterRecord::of(cluster)).expect("plain data in memory can be written down");
+/// The bytes of a file that holds what is known.
+pub fn encode(known: &Known) -> Vec<u8> {
+    let records = (ClusterRecord::of(&known.cluster), PolicedRecord::of(known));
+    let body = postcard::to_stdvec(&records).expect("plain data in memory can be written down");
     let mut bytes = Vec::with_capacity(HEADER + body.len());
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&VERSION.to_le_bytes());
@@ -45,8 +54,8 @@ pub fn encode(cluster: &Cluster) -> Vec<u8> {
     bytes
 }
 
-/// The cluster in the bytes of a file.
-pub fn decode(bytes: &[u8]) -> Result<Cluster, Unusable> {
+/// What the bytes of a file hold.
+pub fn decode(bytes: &[u8]) -> Result<Known, Unusable> {
     let (start, rest) = bytes.split_at_checked(HEADER - 4).ok_or_else(|| too_short(bytes))?;
     let (magic, numbers) = start.split_at(MAGIC.len());
     if magic != MAGIC {
@@ -54,7 +63,7 @@ pub fn decode(bytes: &[u8]) -> Result<Cluster, Unusable> {
     }
     let (version, length) = numbers.split_at(4);
     let version = u32::from_le_bytes(version.try_into().expect("four bytes were split off"));
-    if version != VERSION {
+    if version != VERSION && version != PROXIED_ONLY {
         return Err(Unusable::OtherVersion(version));
     }
     let length = u64::from_le_bytes(length.try_into().expect("eight bytes are left"));
@@ -65,12 +74,26 @@ pub fn decode(bytes: &[u8]) -> Result<Cluster, Unusable> {
     if (crc32(crc32(CRC_START, start), body) ^ CRC_START).to_le_bytes() != checksum {
         return Err(Unusable::Damaged("its checksum is wrong"));
     }
-    let record: ClusterRecord = postcard::from_bytes(body).map_err(|_| Unusable::Damaged("its body makes no sense"))?;
-    record.cluster().ok_or(Unusable::Damaged("it names something unknown"))
+    let senseless = |_| Unusable::Damaged("its body makes no sense");
+    let unknown = || Unusable::Damaged("it names something unknown");
+    let (record, rest): (ClusterRecord, _) = postcard::take_from_bytes(body).map_err(senseless)?;
+    let mut known = Known { cluster: record.cluster().ok_or_else(unknown)?, kinds: OF_PROXIED_ONLY.to_vec() };
+    let mut rest = rest;
+    if version == VERSION {
+        let record: PolicedRecord;
+        (record, rest) = postcard::take_from_bytes(rest).map_err(senseless)?;
+        record.complete(&mut known).ok_or_else(unknown)?;
+    }
+    if rest.is_empty() { Ok(known) } else { Err(Unusable::Damaged("there is something behind its end")) }
 }
 
-/// The form that this program writes, and the only one that it reads.
-const VERSION: u32 = 1;
+/// The form that this program writes.
+const VERSION: u32 = 2;
+
+/// An earlier form that is still read, and the kinds of which it knew all.
+const PROXIED_ONLY: u32 = 1;
+const OF_PROXIED_ONLY: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+
 const MAGIC: &[u8; 8] = b"sluice\n\x1a";
 
 /// Magic, version, length, checksum. Two files with equal headers hold the same cluster.

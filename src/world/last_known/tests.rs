@@ -3,12 +3,12 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 use crate::model::Node;
 
-fn cluster(nodes: usize) -> Cluster {
+fn known(nodes: usize) -> Known {
     let mut cluster = Cluster::default();
     for index in 0..nodes {
         cluster.nodes.insert(format!("node-{index}").into(), Node::default());
     }
-    cluster
+    Known { cluster, kinds: vec![Kind::Node] }
 }
 
 #[test]
@@ -16,12 +16,14 @@ fn what_is_written_is_read_and_only_by_its_owner() {
     let parent = tempfile::tempdir().expect("a temporary directory");
     let last_known = LastKnown::new(&parent.path().join("state/sluice"));
     assert!(last_known.read().expect("no file is no error").is_none());
-    assert!(last_known.write(&cluster(3)).expect("writable"));
-    assert!(!last_known.write(&cluster(3)).expect("writable"), "the file holds it already");
-    assert!(last_known.write(&cluster(2)).expect("writable"));
-    assert_eq!(last_known.read().expect("sound").expect("there").nodes.len(), 2);
-    let mode = fs::metadata(last_known.path()).expect("there").permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    assert!(last_known.write(&known(3)).expect("writable") != Written::Same);
+    assert_eq!(last_known.write(&known(3)).expect("writable"), Written::Same);
+    let written = last_known.write(&known(2)).expect("writable");
+    let read = last_known.read().expect("sound").expect("there");
+    assert_eq!((read.cluster.nodes.len(), read.kinds), (2, vec![Kind::Node]));
+    let file = fs::metadata(last_known.path()).expect("there");
+    assert_eq!(written, Written::Anew(file.len()));
+    assert_eq!(file.permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::read_dir(&last_known.directory).expect("there").count(), 1, "nothing is left behind");
 }
 
@@ -33,12 +35,15 @@ fn a_file_that_cannot_be_used_is_said_to_be_so_and_replaced() {
         (&b"#!/bin/sh\nexit 1 # far longer than any header\n"[..], "it is not a file of this program"),
         (b"", "it is damaged: it is too short"),
         (b"sluice\n\x1a\x01", "it is damaged: it is too short"),
-        (b"sluice\n\x1a\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "it was written in form 2, and this program knows form 1"),
+        (
+            b"sluice\n\x1a\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            "it was written in form 3, and this program knows forms up to 2",
+        ),
     ] {
         fs::write(last_known.path(), bytes).expect("writable");
         fs::write(directory.path().join(NEW_NAME), "left behind").expect("writable");
         assert_eq!(last_known.read().expect_err("it cannot be used").to_string(), reason);
-        assert!(last_known.write(&cluster(1)).expect("writable"));
+        assert!(last_known.write(&known(1)).expect("writable") != Written::Same);
         assert!(last_known.read().is_ok());
     }
 }
@@ -48,7 +53,7 @@ fn a_directory_that_cannot_be_written_to_is_an_error_and_the_file_stays() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let last_known = LastKnown::new(&directory.path().join("state"));
     fs::write(directory.path().join("state"), "a file where a directory should be").expect("writable");
-    assert!(last_known.write(&cluster(1)).is_err());
+    assert!(last_known.write(&known(1)).is_err());
     assert!(last_known.read().is_err());
 }
 
@@ -68,4 +73,16 @@ async fn a_burst_is_written_once_and_writes_are_minutes_apart() {
     schedule.written(after(331));
     schedule.changed(after(1000));
     assert_eq!(schedule.due(), Some(after(1030)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_file_is_written_more_seldom() {
+    let start = Instant::now();
+    let after = |seconds| start + Duration::from_secs(seconds);
+    let mut schedule = Schedule { size: 3_000_000, ..Schedule::default() };
+    schedule.written(after(0));
+    schedule.changed(after(1));
+    assert_eq!(schedule.due(), Some(after(300)));
+    schedule.size = 6_000_000;
+    assert_eq!(schedule.due(), Some(after(600)));
 }

@@ -3,7 +3,7 @@ use crate::net::Protocol;
 
 fn parsed(yaml: &str) -> (Option<SliceOf>, Vec<String>) {
     let object: EndpointSliceObject = serde_saphyr::from_str(yaml).expect("the test's YAML is sound");
-    let (_, slice, warnings) = endpoint_slice(&object, &mut NodeNames::default());
+    let (_, slice, warnings) = endpoint_slice(&object, &mut Pool::default());
     (slice, warnings.iter().map(Warning::to_string).collect())
 }
 
@@ -102,16 +102,4 @@ fn slices_that_no_node_needs_are_absent() {
         let (slice, warnings) = parsed(&yaml);
         assert_eq!((slice, warnings.len()), (None, count), "{yaml}");
     }
-}
-
-#[test]
-fn a_node_name_is_stored_once_and_forgotten_when_nobody_uses_it() {
-    let mut nodes = NodeNames::default();
-    let first = nodes.intern("node-1");
-    assert!(Arc::ptr_eq(&first, &nodes.intern("node-1")));
-    for index in 0..5000 {
-        nodes.intern(&format!("gone-{index}"));
-    }
-    assert!(nodes.names.len() <= 1100, "{}", nodes.names.len());
-    assert!(Arc::ptr_eq(&first, &nodes.intern("node-1")));
 }

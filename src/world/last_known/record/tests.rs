@@ -2,6 +2,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::{
+    Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, Operator, Peer, Peers, Pod, PolicyPort, PolicyRule,
+    PortMatch, Ports, Requirement, Selector,
+};
 
 fn address() -> impl Strategy<Value = IpAddr> {
     prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)]
@@ -99,11 +103,89 @@ prop_compose! {
     }
 }
 
+fn labels() -> impl Strategy<Value = Labels> {
+    vec(("[ab]", word()), 0..3).prop_map(|pairs| pairs.into_iter().collect())
+}
+
+prop_compose! {
+    fn pod()(
+        labels in labels(),
+        addresses in vec(address(), 0..3),
+        node in proptest::option::of("[a-c]"),
+        (host_network, finished) in any::<(bool, bool)>(),
+        ports in vec(("[ab]", protocol(), any::<u16>()), 0..3),
+    ) -> Pod {
+        Pod {
+            labels,
+            addresses: addresses.into(),
+            node: node.map(Arc::from),
+            host_network,
+            finished,
+            ports: ports.into_iter().map(|(name, protocol, number)| NamedPort { name: name.into(), protocol, number }).collect(),
+        }
+    }
+}
+
+fn selector() -> impl Strategy<Value = Selector> {
+    let requirement = (word(), 0..4u8, vec(word(), 1..3)).prop_map(|(key, operator, values)| {
+        let operator = match operator {
+            0 => Operator::In(values.into()),
+            1 => Operator::NotIn(values.into()),
+            2 => Operator::Exists,
+            _ => Operator::DoesNotExist,
+        };
+        Requirement { key, operator }
+    });
+    vec(requirement, 0..3).prop_map(|requirements| requirements.into_iter().collect())
+}
+
+fn range() -> impl Strategy<Value = IpNet> {
+    (address(), 0..=32u8).prop_map(|(address, length)| IpNet::new(address, length).expect("short enough"))
+}
+
+fn peer() -> impl Strategy<Value = Peer> {
+    let pods = |(namespaces, pods): (Option<Selector>, Selector)| Peer::Pods {
+        namespaces: namespaces.map_or(Namespaces::Own, Namespaces::Selected),
+        pods,
+    };
+    prop_oneof![
+        (proptest::option::of(selector()), selector()).prop_map(pods),
+        (range(), vec(range(), 0..3)).prop_map(|(cidr, except)| Peer::Block { cidr, except: except.into() }),
+    ]
+}
+
+fn policy_port() -> impl Strategy<Value = PolicyPort> {
+    let number = prop_oneof![
+        Just(PortMatch::Any),
+        any::<(u16, u16)>().prop_map(|(first, last)| PortMatch::Range { first, last }),
+        word().prop_map(PortMatch::Named),
+    ];
+    (protocol(), number).prop_map(|(protocol, number)| PolicyPort { protocol, number })
+}
+
+fn rules() -> impl Strategy<Value = Option<Box<[PolicyRule]>>> {
+    let rule = (proptest::option::of(vec(peer(), 0..3)), proptest::option::of(vec(policy_port(), 0..3)));
+    let rule = rule.prop_map(|(peers, ports)| PolicyRule {
+        peers: peers.map_or(Peers::Any, |peers| Peers::Of(peers.into())),
+        ports: ports.map_or(Ports::Any, |ports| Ports::Of(ports.into())),
+    });
+    proptest::option::of(vec(rule, 0..3).prop_map(Box::from))
+}
+
+prop_compose! {
+    fn network_policy()(pods in selector(), ingress in rules(), egress in rules()) -> NetworkPolicy {
+        NetworkPolicy { pods, ingress, egress }
+    }
+}
+
 prop_compose! {
     fn cluster()(
         services in vec((name(), service()), 0..6),
         slices in vec((name(), vec((word(), slice()), 1..4)), 0..6),
         nodes in vec((word(), node()), 0..3),
+        pods in vec((name(), pod()), 0..12),
+        namespaces in vec((word(), labels(), any::<bool>()), 0..3),
+        policies in vec((name(), network_policy()), 0..4),
     ) -> Cluster {
         let mut cluster = Cluster::default();
         for (name, service) in services {
@@ -116,11 +198,32 @@ prop_compose! {
         for (name, node) in nodes {
             cluster.nodes.insert(name, node);
         }
+        for (name, pod) in pods {
+            cluster.pods.insert(name, pod);
+        }
+        for (name, labels, isolated) in namespaces {
+            cluster.namespaces.insert(name, Namespace { labels, isolated });
+        }
+        for (name, policy) in policies {
+            cluster.policies.insert(name, policy);
+        }
         cluster
     }
 }
 
-fn assert_equal(one: &Cluster, other: &Cluster) {
+fn known() -> impl Strategy<Value = Known> {
+    (cluster(), vec(0..Kind::ALL.len(), 0..6)).prop_map(|(cluster, kinds)| Known {
+        cluster,
+        kinds: kinds.into_iter().map(|index| Kind::ALL[index]).collect(),
+    })
+}
+
+fn assert_equal(one: &Known, other: &Known) {
+    assert_eq!(one.kinds, other.kinds);
+    let (one, other) = (&one.cluster, &other.cluster);
+    assert!(one.pods.iter().eq(other.pods.iter()));
+    assert!(one.namespaces.iter().eq(other.namespaces.iter()));
+    assert!(one.policies.iter().eq(other.policies.iter()));
     assert!(one.services.iter().eq(other.services.iter()));
     assert!(one.endpoints.iter().eq(other.endpoints.iter()));
     assert!(one.nodes.iter().eq(other.nodes.iter()));
@@ -128,15 +231,15 @@ fn assert_equal(one: &Cluster, other: &Cluster) {
 
 proptest! {
     #[test]
-    fn what_is_read_is_what_was_written(cluster in cluster()) {
-        let bytes = encode(&cluster);
-        assert_equal(&cluster, &decode(&bytes).expect("it was just written"));
+    fn what_is_read_is_what_was_written(known in known()) {
+        let bytes = encode(&known);
+        assert_equal(&known, &decode(&bytes).expect("it was just written"));
         prop_assert_eq!(encode(&decode(&bytes).expect("it was just written")), bytes);
     }
 
     #[test]
-    fn no_flipped_bit_and_no_missing_end_goes_unnoticed(cluster in cluster(), place in any::<proptest::sample::Index>(), bit in 0..8u8) {
-        let bytes = encode(&cluster);
+    fn no_flipped_bit_and_no_missing_end_goes_unnoticed(known in known(), place in any::<proptest::sample::Index>(), bit in 0..8u8) {
+        let bytes = encode(&known);
         let place = place.index(bytes.len());
         let mut flipped = bytes.clone();
         flipped[place] ^= 1u8 << bit;
@@ -150,15 +253,21 @@ proptest! {
     #[test]
     fn any_bytes_are_read_without_a_crash(bytes in vec(any::<u8>(), 0..200)) {
         prop_assert!(decode(&bytes).is_err());
-        // Behind a sound header any body is reached.
-        let mut framed = MAGIC.to_vec();
-        framed.extend_from_slice(&VERSION.to_le_bytes());
-        framed.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-        let checksum = crc32(crc32(CRC_START, &framed), &bytes) ^ CRC_START;
-        framed.extend_from_slice(&checksum.to_le_bytes());
-        framed.extend_from_slice(&bytes);
-        drop(decode(&framed));
+        // Behind a sound header any body is reached, and behind an empty first record any second one.
+        drop(decode(&framed(VERSION, &bytes)));
+        drop(decode(&framed(VERSION, &[&[0; 4], &bytes[..]].concat())));
     }
+}
+
+/// A file of this form with this body.
+fn framed(version: u32, body: &[u8]) -> Vec<u8> {
+    let mut framed = MAGIC.to_vec();
+    framed.extend_from_slice(&version.to_le_bytes());
+    framed.extend_from_slice(&(body.len() as u64).to_le_bytes());
+    let checksum = crc32(crc32(CRC_START, &framed), body) ^ CRC_START;
+    framed.extend_from_slice(&checksum.to_le_bytes());
+    framed.extend_from_slice(body);
+    framed
 }
 
 #[test]
@@ -166,10 +275,8 @@ fn the_checksum_is_the_one_that_everybody_knows() {
     assert_eq!(crc32(CRC_START, b"123456789") ^ CRC_START, 0xcbf4_3926);
 }
 
-/// The bytes of one cluster, as the first program that wrote this form wrote them. If this fails the form has
-/// changed, and `VERSION` must change with it.
-#[test]
-fn the_form_is_a_promise() {
+/// What both forms begin with.
+fn proxied_cluster() -> Cluster {
     let mut cluster = Cluster::default();
     cluster.nodes.insert(
         "n".into(),
@@ -190,9 +297,95 @@ fn the_form_is_a_promise() {
     };
     let slices = [("s".into(), Arc::new(slice))].into_iter().collect();
     cluster.endpoints.insert(ObjectName::new("a", "b"), Endpoints { slices });
+    cluster
+}
+
+const PROXIED_BYTES: &[u8] = &[
+    1, 1, b'n', 0, 1, 1, b'a', 1, b'b', 1, b's', 0, 1, 1, b'p', 6, 0xac, 2, 0, 1, 0, 10, 244, 1, 1, 1, 3, 1, 1, b'n',
+    1, 1, 0, 192, 0, 2, 1, 1, 0, 10, 244, 1, 0, 24,
+];
+
+#[test]
+fn the_form_of_programs_without_a_firewall_is_still_read() {
+    let known = decode(&framed(1, PROXIED_BYTES)).expect("form 1 is known");
+    let expected = Known { cluster: proxied_cluster(), kinds: vec![Kind::Service, Kind::EndpointSlice, Kind::Node] };
+    assert_equal(&known, &expected);
+    assert!(decode(&framed(1, &[PROXIED_BYTES, &[0][..]].concat())).is_err());
+    assert!(decode(&framed(2, PROXIED_BYTES)).is_err(), "the second record is missing");
+}
+
+/// The bytes of one cluster, as the first program that wrote this form wrote them. If this fails the form has
+/// changed, and `VERSION` must change with it.
+#[test]
+fn the_form_is_a_promise() {
+    let mut cluster = proxied_cluster();
+    let pod = |last: u8, host_network| Pod {
+        labels: [("k", "v")].into_iter().collect(),
+        addresses: [IpAddr::from([10, 244, 1, last])].into(),
+        node: Some("n".into()),
+        host_network,
+        finished: host_network,
+        ports: [NamedPort { name: "p".into(), protocol: Protocol::Udp, number: 53 }].into(),
+    };
+    cluster.pods.insert(ObjectName::new("a", "web-1"), pod(1, false));
+    cluster.pods.insert(ObjectName::new("a", "web-2"), pod(2, true));
+    let labels: Labels = [("k", "v")].into_iter().collect();
+    cluster.namespaces.insert("a".into(), Namespace { labels, isolated: true });
+    let selector = |operator| [Requirement { key: "k".into(), operator }].into_iter().collect::<Selector>();
+    let block = Peer::Block {
+        cidr: "10.0.0.0/8".parse().expect("sound"),
+        except: ["10.1.0.0/16".parse().expect("sound")].into(),
+    };
+    let own = Peer::Pods { namespaces: Namespaces::Own, pods: selector(Operator::Exists) };
+    let other = Peer::Pods { namespaces: Namespaces::Selected(Selector::everything()), pods: Selector::everything() };
+    let port = |number| PolicyPort { protocol: Protocol::Tcp, number };
+    let numbers = [PortMatch::Any, PortMatch::Range { first: 1, last: 2 }, PortMatch::Named("p".into())];
+    let rule = PolicyRule { peers: Peers::Of([block, own, other].into()), ports: Ports::Of(numbers.map(port).into()) };
+    let policy = NetworkPolicy {
+        pods: selector(Operator::In(["v".into()].into())),
+        ingress: Some([rule, PolicyRule { peers: Peers::Any, ports: Ports::Any }].into()),
+        egress: None,
+    };
+    cluster.policies.insert(ObjectName::new("a", "p"), policy);
     let body: &[u8] = &[
-        1, 1, b'n', 0, 1, 1, b'a', 1, b'b', 1, b's', 0, 1, 1, b'p', 6, 0xac, 2, 0, 1, 0, 10, 244, 1, 1, 1, 3, 1, 1,
-        b'n', 1, 1, 0, 192, 0, 2, 1, 1, 0, 10, 244, 1, 0, 24,
+        6, 0, 1, 2, 3, 4, 5, // kinds
+        2, 1, b'k', 1, b'v', 1, 1, 0, 1, // words, labels
+        1, 1, 1, b'p', 17, 53, 1, 1, b'n', // ports, nodes
+        1, 1, b'a', 2, 0, 5, b'w', b'e', b'b', b'-', b'1', 0, 0, 1, 0, 1, 0, 10, 244, 1, 1, // the first pod
+        4, 1, b'2', 0, 0, 1, 3, 1, 0, 10, 244, 1, 2, // the second
+        1, 1, b'a', 0, 1, // namespaces
+        1, 1, b'a', 1, b'p', 1, 1, b'k', 0, 1, 1, b'v', // the policy's name and selector
+        1, 2, 1, 3, // two rules for ingress, the first with three peers
+        1, 0, 10, 0, 0, 0, 8, 1, 0, 10, 1, 0, 0, 16, 0, 0, 1, 1, b'k', 2, 0, 0, 1, 0, 0, // they are these
+        1, 3, 6, 0, 6, 1, 1, 2, 6, 2, 1, b'p', 0, 0, // its ports; the second rule
+        0, // no egress
     ];
-    assert_eq!(&encode(&cluster)[HEADER..], body);
+    let known = Known { cluster, kinds: Kind::ALL.to_vec() };
+    assert_eq!(&encode(&known)[HEADER..], [PROXIED_BYTES, body].concat());
+}
+
+#[test]
+fn a_pod_takes_few_bytes_and_shares_its_memory_with_its_like() {
+    let mut cluster = Cluster::default();
+    for index in 0..1000u16 {
+        let [high, low] = index.to_be_bytes();
+        let pod = Pod {
+            labels: [("app.kubernetes.io/name", "web"), ("pod-template-hash", "7d9f8b6c5")].into_iter().collect(),
+            addresses: [IpAddr::from([10, 244, high, low])].into(),
+            node: Some(format!("node-{}", index % 10).into()),
+            host_network: false,
+            finished: false,
+            ports: [NamedPort { name: "http".into(), protocol: Protocol::Tcp, number: 8080 }].into(),
+        };
+        cluster.pods.insert(ObjectName::new("shop", &format!("web-7d9f8b6c5-{index:05}")), pod);
+    }
+    let bytes = encode(&Known { cluster, kinds: vec![Kind::Pod] });
+    assert!(bytes.len() < 20_000, "{}", bytes.len());
+    let known = decode(&bytes).expect("it was just written");
+    let places = |place: fn(&Pod) -> usize| {
+        known.cluster.pods.iter().map(|(_, pod)| place(pod)).collect::<std::collections::HashSet<_>>().len()
+    };
+    assert_eq!(places(|pod| pod.labels.value("pod-template-hash").map_or(0, |text| text.as_ptr() as usize)), 1);
+    assert_eq!(places(|pod| pod.ports.as_ptr() as usize), 1);
+    assert_eq!(places(|pod| pod.node.as_ref().map_or(0, |name| name.as_ptr() as usize)), 10);
 }
