@@ -7,5 +7,7 @@
 //! ```
 //!
 //! - [`message`]: messages as values; what is wrong with one and what is done about it.
+//! - [`session`]: one neighbour, from the first dial to the established session.
 
 pub mod message;
+pub mod session;

@@ -80,6 +80,19 @@ pub enum Message {
     Ignored,
 }
 
+impl Message {
+    /// The number of its kind.
+    pub fn kind(&self) -> u8 {
+        match self {
+            Message::Open(_) => OPEN,
+            Message::Update(_) => UPDATE,
+            Message::Notification(_) => NOTIFICATION,
+            Message::Keepalive => KEEPALIVE,
+            Message::Refresh(_) | Message::Ignored => ROUTE_REFRESH,
+        }
+    }
+}
+
 /// A message as [`Framing`] cuts it out: its kind, and what follows its head.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Frame<'a> {

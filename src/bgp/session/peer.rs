@@ -1,0 +1,437 @@
+//! A neighbour: when it is dialled, what is said to it, and how its connections end.
+//!
+//! RFC 4271 8. Which of two connections becomes the session, and what is kept when it ends, is in `succession`.
+
+mod succession;
+
+use std::time::{Duration, Instant};
+
+use super::super::message::{self, Message, Notification, Reason};
+use super::connection::{Connection, Due, Verdict};
+use super::{Agreement, Cause, Effect, Event, LinkId, Moment, Settings, Side, State};
+use crate::net::PerFamily;
+
+/// The first time between two dials; every failure doubles it.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// How long a dial may take.
+const DIAL: Duration = Duration::from_secs(10);
+/// How long a new connection waits for the end of the session that it would replace.
+const CHALLENGE: Duration = Duration::from_secs(3);
+/// A session that lasted so long was good: what follows its end is not a series of failures.
+const GOOD: Duration = Duration::from_secs(60);
+
+/// A neighbour.
+#[derive(Debug)]
+pub struct Peer {
+    settings: Settings,
+    /// We have restarted, and say so in OPEN.
+    restarting: bool,
+    phase: Phase,
+    /// Failures in a row.
+    failures: u32,
+    /// The routes that outlived the last session, and until when.
+    stale: Option<Stale>,
+    effects: Vec<Effect>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Nobody is dialled and nobody is let in; `until` with an end, or else until it is started.
+    Idle { until: Option<Instant> },
+    /// Up to one connection of each side.
+    Open { dial: Dial, connections: Vec<Connection> },
+    /// A session, and a connection that may take its place.
+    Established { since: Instant, session: Connection, challenger: Option<Challenger> },
+}
+
+/// A connection beside a session. It is answered when the session has ended, and closed when that takes too long.
+#[derive(Debug)]
+struct Challenger {
+    connection: Connection,
+    until: Instant,
+    /// The other side has said its KEEPALIVE already.
+    confirmed: bool,
+}
+
+/// Our dialling.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Dial {
+    /// It is to dial.
+    Never,
+    /// Later.
+    At(Instant),
+    /// We are at it, at the longest until then.
+    Now(Instant),
+    /// We have made a connection.
+    Done,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Stale {
+    families: PerFamily<bool>,
+    until: Instant,
+}
+
+impl Peer {
+    /// A neighbour that has not been started.
+    pub fn new(settings: Settings, restarting: bool) -> Peer {
+        let phase = Phase::Idle { until: None };
+        Peer { settings, restarting, phase, failures: 0, stale: None, effects: Vec::new() }
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Settings for the next session; one that stands goes on with what was agreed.
+    pub fn change(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
+    /// Our own restart is over: it is not said any more.
+    pub fn has_restarted(&mut self) {
+        self.restarting = false;
+    }
+
+    pub fn state(&self) -> State {
+        match &self.phase {
+            Phase::Idle { .. } => State::Idle,
+            Phase::Established { .. } => State::Established,
+            Phase::Open { dial, connections } => {
+                let own = if matches!(dial, Dial::Now(_)) { State::Connect } else { State::Active };
+                connections.iter().map(Connection::state).max().unwrap_or(own)
+            }
+        }
+    }
+
+    /// Nobody has started it, or somebody has stopped it.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.phase, Phase::Idle { until: None })
+    }
+
+    /// What is agreed, while the session stands.
+    pub fn agreement(&self) -> Option<&Agreement> {
+        match &self.phase {
+            Phase::Established { session, .. } => session.talk().map(|talk| talk.agreement.as_ref()),
+            Phase::Idle { .. } | Phase::Open { .. } => None,
+        }
+    }
+
+    /// The connection of the session, and since when it stands.
+    pub fn session(&self) -> Option<(LinkId, Instant)> {
+        match &self.phase {
+            Phase::Established { session, since, .. } => Some((session.link, *since)),
+            Phase::Idle { .. } | Phase::Open { .. } => None,
+        }
+    }
+
+    /// The families of which routes are kept that have not come again.
+    pub fn stale(&self) -> PerFamily<bool> {
+        self.stale.map(|stale| stale.families).unwrap_or_default()
+    }
+
+    /// When it wants to be asked again, at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        let own = match &self.phase {
+            Phase::Idle { until } => *until,
+            Phase::Open { dial: Dial::At(at) | Dial::Now(at), .. } => Some(*at),
+            Phase::Open { .. } => None,
+            Phase::Established { challenger, .. } => challenger.as_ref().map(|challenger| challenger.until),
+        };
+        let connections = self.settled().filter_map(Connection::deadline);
+        connections.chain(own).chain(self.stale.map(|stale| stale.until)).min()
+    }
+
+    /// Takes in what has happened.
+    pub fn step(&mut self, at: Moment, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Start => self.start(at),
+            Event::Stop(notification) => self.stop(&notification, None),
+            Event::Restart(notification) => {
+                if !self.is_stopped() {
+                    self.stop(&notification, None);
+                    self.start(at);
+                }
+            }
+            Event::Refuse(notification, time) => {
+                if !self.is_stopped() {
+                    self.stop(&notification, Some(at.now + time));
+                }
+            }
+            Event::Dialled(link) => self.dialled(at, link),
+            Event::DialFailed => self.dial_failed(at),
+            Event::Accepted(link) => self.accepted(at, link),
+            Event::Closed(link) => self.ended(at, link, Cause::Closed),
+            Event::Stuck(link) => {
+                let notification = Notification::new(Reason::SEND_HOLD_TIMER_EXPIRED);
+                self.ended(at, link, Cause::Sent(notification));
+            }
+            Event::Tick => self.tick(at),
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Takes in what has come over a connection.
+    pub fn receive(&mut self, at: Moment, link: LinkId, bytes: &[u8]) -> Vec<Effect> {
+        if let Some(connection) = self.connection(link) {
+            connection.framing.push(bytes);
+        }
+        while let Some(message) = self.connection(link).and_then(Connection::next) {
+            match message {
+                Ok(message) => self.message(at, link, message),
+                Err(notification) => self.wrong(at, link, notification),
+            }
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    fn start(&mut self, at: Moment) {
+        if let Phase::Idle { .. } = self.phase {
+            self.phase = Phase::Open { dial: Dial::Never, connections: Vec::new() };
+            self.failures = 0;
+            if !self.settings.passive {
+                self.dial(at);
+            }
+        }
+    }
+
+    /// Ends everything, and drops its routes.
+    fn stop(&mut self, notification: &Notification, until: Option<Instant>) {
+        if let Phase::Open { dial: Dial::Now(_), .. } = self.phase {
+            self.effects.push(Effect::AbandonDial);
+        }
+        let was = std::mem::replace(&mut self.phase, Phase::Idle { until });
+        let down = matches!(was, Phase::Established { .. });
+        let (connections, session) = match was {
+            Phase::Idle { .. } => (Vec::new(), None),
+            Phase::Open { connections, .. } => (connections, None),
+            Phase::Established { session, challenger, .. } => {
+                (challenger.into_iter().map(|challenger| challenger.connection).collect(), Some(session))
+            }
+        };
+        if let Some(session) = session {
+            // RFC 8538 3.1: who keeps routes after a notification has to be told that these are not to be kept.
+            let hard = session.talk().is_some_and(|talk| talk.agreement.keeps_after_notifications());
+            let said = if hard { notification.clone().hardened() } else { notification.clone() };
+            self.say_and_close(session.link, &said);
+        }
+        for connection in &connections {
+            self.say_and_close(connection.link, notification);
+        }
+        let cause = Cause::Sent(notification.clone());
+        match down {
+            true => self.effects.push(Effect::Down { kept: PerFamily::default(), cause }),
+            false if !connections.is_empty() => self.effects.push(Effect::Failed(cause)),
+            false => {}
+        }
+        self.drop_stale(PerFamily { v4: true, v6: true });
+    }
+
+    fn dial(&mut self, at: Moment) {
+        if let Phase::Open { dial, .. } = &mut self.phase {
+            *dial = Dial::Now(at.now + DIAL);
+            self.effects.push(Effect::Dial);
+        }
+    }
+
+    /// The time between two dials: it doubles with every failure in a row.
+    fn retry(&self) -> Duration {
+        let doubled = FIRST_RETRY * 2_u32.pow(self.failures.saturating_sub(1).min(16));
+        doubled.min(self.settings.connect_retry)
+    }
+
+    /// Puts off the next dial.
+    fn dial_later(&mut self, at: Moment) {
+        let next = if self.settings.passive { Dial::Never } else { Dial::At(at.after(self.retry())) };
+        if let Phase::Open { dial, .. } = &mut self.phase {
+            *dial = next;
+        }
+    }
+
+    /// Plans the next dial, unless a connection of ours goes on, or one is being made or planned.
+    fn resume_dialling(&mut self, at: Moment) {
+        if let Phase::Open { dial: Dial::Done | Dial::Never, connections } = &self.phase
+            && connections.iter().all(|one| one.side == Side::Theirs)
+        {
+            self.dial_later(at);
+        }
+    }
+
+    fn dialled(&mut self, at: Moment, link: LinkId) {
+        match &mut self.phase {
+            Phase::Open { dial: dial @ Dial::Now(_), connections } => {
+                *dial = Dial::Done;
+                connections.push(Connection::new(link, Side::Ours, at.now));
+                self.send_open(link);
+            }
+            // It was abandoned, and the answer was on its way already.
+            Phase::Idle { .. } | Phase::Open { .. } | Phase::Established { .. } => {
+                self.effects.push(Effect::Close(link));
+            }
+        }
+    }
+
+    fn dial_failed(&mut self, at: Moment) {
+        if let Phase::Open { dial: Dial::Now(_), .. } = self.phase {
+            self.failures = self.failures.saturating_add(1);
+            self.dial_later(at);
+        }
+    }
+
+    fn accepted(&mut self, at: Moment, link: LinkId) {
+        let connection = Connection::new(link, Side::Theirs, at.now);
+        match &mut self.phase {
+            Phase::Idle { .. } => return self.say_and_close(link, &Notification::new(Reason::REJECTED)),
+            Phase::Open { connections, .. } => {
+                // It has one connection that it dialled, so that an older one is dead.
+                if let Some(old) = connections.iter().position(|one| one.side == Side::Theirs) {
+                    self.effects.push(Effect::Close(connections.swap_remove(old).link));
+                }
+                connections.push(connection);
+            }
+            Phase::Established { challenger: Some(_), .. } => return self.effects.push(Effect::Close(link)),
+            Phase::Established { challenger, .. } => *challenger = Some(Challenger::new(connection, at)),
+        }
+        self.send_open(link);
+    }
+
+    fn send_open(&mut self, link: LinkId) {
+        let open = message::open(&self.settings.open(self.restarting));
+        self.effects.push(Effect::Send(link, open));
+    }
+
+    fn message(&mut self, at: Moment, link: LinkId, message: Message) {
+        let settings = &self.settings;
+        let connection = connections_of(&mut self.phase).find(|one| one.link == link);
+        let verdict = connection.map_or(Verdict::Nothing, |connection| connection.judge(message, settings, at));
+        match verdict {
+            Verdict::Nothing => {}
+            Verdict::Agreed(agreement) => self.agreed(at, link, agreement),
+            Verdict::Confirmed => self.confirmed(at, link),
+            Verdict::Update(update) => {
+                let ended = update.end_of_rib;
+                self.effects.push(Effect::Update(update));
+                if let Some(family) = ended {
+                    self.drop_stale(PerFamily::from_fn(|one| one == family));
+                }
+            }
+            Verdict::Refresh(refresh) => self.effects.push(Effect::Refresh(refresh)),
+            Verdict::Ended(notification) => self.ended(at, link, Cause::Received(notification)),
+            Verdict::Wrong(notification) => self.wrong(at, link, notification),
+        }
+    }
+
+    /// Something that cannot be read or must not be: this is said, the connection ends, and the other side is not let in for a
+    /// while, so that it does not keep us busy.
+    fn wrong(&mut self, at: Moment, link: LinkId, notification: Notification) {
+        if self.connection(link).is_none() {
+            return;
+        }
+        self.ended(at, link, Cause::Sent(notification));
+        if let Phase::Open { connections, dial: Dial::At(_) | Dial::Never } = &self.phase
+            && connections.is_empty()
+        {
+            self.phase = Phase::Idle { until: Some(at.after(self.retry())) };
+        }
+    }
+
+    /// A connection ends.
+    fn ended(&mut self, at: Moment, link: LinkId, cause: Cause) {
+        if self.connection(link).is_none() {
+            return;
+        }
+        match &cause {
+            Cause::Sent(notification) => self.say_and_close(link, notification),
+            Cause::Closed | Cause::Received(_) | Cause::Replaced => self.effects.push(Effect::Close(link)),
+        }
+        match &mut self.phase {
+            Phase::Idle { .. } => {}
+            Phase::Open { connections, .. } => {
+                connections.retain(|one| one.link != link);
+                // Where the other connection goes on, this one has lost against it: that is no failure.
+                self.failures = self.failures.saturating_add(u32::from(connections.is_empty()));
+                self.effects.push(Effect::Failed(cause));
+                self.resume_dialling(at);
+            }
+            Phase::Established { session, .. } if session.link == link => self.session_ended(at, cause),
+            Phase::Established { challenger, .. } => {
+                *challenger = None;
+                self.effects.push(Effect::Failed(cause));
+            }
+        }
+    }
+
+    fn tick(&mut self, at: Moment) {
+        if self.stale.is_some_and(|stale| stale.until <= at.now) {
+            self.drop_stale(PerFamily { v4: true, v6: true });
+        }
+        match &self.phase {
+            Phase::Idle { until: Some(until) } if *until <= at.now => {
+                self.phase = Phase::Open { dial: Dial::Never, connections: Vec::new() };
+                if !self.settings.passive {
+                    self.dial(at);
+                }
+            }
+            Phase::Open { dial: Dial::At(time), connections } if *time <= at.now => {
+                // What has come so far may still become the session; what is silent may not keep us from dialling.
+                match connections.iter().any(|one| one.state() == State::OpenConfirm) {
+                    true => self.dial_later(at),
+                    false => self.dial(at),
+                }
+            }
+            Phase::Open { dial: Dial::Now(time), .. } if *time <= at.now => {
+                self.effects.push(Effect::AbandonDial);
+                self.dial_failed(at);
+            }
+            Phase::Idle { .. } | Phase::Open { .. } | Phase::Established { .. } => {}
+        }
+        if let Phase::Established { challenger: Some(challenger), .. } = &self.phase
+            && challenger.until <= at.now
+        {
+            let link = challenger.connection.link;
+            self.ended(at, link, Cause::Sent(Notification::new(Reason::COLLISION)));
+        }
+        let links: Vec<LinkId> = self.settled().map(|connection| connection.link).collect();
+        for link in links {
+            match self.connection(link).map_or(Due::Nothing, |connection| connection.due(at)) {
+                Due::Nothing => {}
+                Due::Keepalive => self.effects.push(Effect::Send(link, message::keepalive())),
+                Due::Silent => self.ended(at, link, Cause::Sent(Notification::new(Reason::HOLD_TIMER_EXPIRED))),
+            }
+        }
+    }
+
+    fn say_and_close(&mut self, link: LinkId, notification: &Notification) {
+        self.effects.push(Effect::Send(link, message::notification(notification)));
+        self.effects.push(Effect::Close(link));
+    }
+
+    fn connection(&mut self, link: LinkId) -> Option<&mut Connection> {
+        connections_of(&mut self.phase).find(|one| one.link == link)
+    }
+
+    /// The connections that keep their own time: all but the one beside a session.
+    fn settled(&self) -> impl Iterator<Item = &Connection> {
+        let (many, session) = match &self.phase {
+            Phase::Idle { .. } => (&[][..], None),
+            Phase::Open { connections, .. } => (connections.as_slice(), None),
+            Phase::Established { session, .. } => (&[][..], Some(session)),
+        };
+        many.iter().chain(session)
+    }
+}
+
+fn connections_of(phase: &mut Phase) -> impl Iterator<Item = &mut Connection> {
+    let (many, session, challenger) = match phase {
+        Phase::Idle { .. } => (&mut [][..], None, None),
+        Phase::Open { connections, .. } => (connections.as_mut_slice(), None, None),
+        Phase::Established { session, challenger, .. } => (&mut [][..], Some(session), challenger.as_mut()),
+    };
+    many.iter_mut().chain(session).chain(challenger.map(|challenger| &mut challenger.connection))
+}
+
+impl Challenger {
+    fn new(connection: Connection, at: Moment) -> Challenger {
+        Challenger { connection, until: at.now + CHALLENGE, confirmed: false }
+    }
+}

@@ -1,0 +1,153 @@
+//! Which of two connections becomes the session, and what of the routes outlives one.
+//!
+//! RFC 4271 6.8 and RFC 6286 2.3 for two connections at once; RFC 4724 4.2 and RFC 8538 for the routes of a neighbour that
+//! restarts.
+
+use std::time::Duration;
+
+use super::super::super::message::{self, Notification, Reason};
+use super::super::{Agreement, Cause, Effect, LinkId, Moment, Side, State, rank};
+use super::{Challenger, Dial, GOOD, Peer, Phase, Stale};
+use crate::net::PerFamily;
+
+impl Peer {
+    /// An OPEN is good. What follows depends on the other connection, if there is one.
+    pub(super) fn agreed(&mut self, at: Moment, link: LinkId, agreement: Box<Agreement>) {
+        if let Phase::Established { session, challenger: Some(challenger), .. } = &mut self.phase {
+            // RFC 4724 5: who says that it has restarted has forgotten the session.
+            let restarted = agreement.restart.is_some_and(|restart| restart.restarting);
+            challenger.connection.confirm(agreement, at);
+            let session = session.link;
+            match restarted {
+                true => self.ended(at, session, Cause::Replaced),
+                // If it has forgotten without saying so, this finds out.
+                false => self.effects.push(Effect::Send(session, message::keepalive())),
+            }
+            return;
+        }
+        let theirs = rank(agreement.open.identifier, agreement.open.asn);
+        let ours = rank(self.settings.local.identifier, self.settings.local.asn);
+        // RFC 4271 6.8, RFC 6286 2.3: the connection stays that the greater one dialled.
+        let winner = if ours > theirs { Side::Ours } else { Side::Theirs };
+        self.confirm(at, link, agreement);
+        let Phase::Open { connections, .. } = &self.phase else { return };
+        let confirmed = connections.iter().filter(|one| one.state() == State::OpenConfirm).count();
+        let loser = connections.iter().find(|one| one.side != winner).filter(|_| confirmed == 2);
+        if let Some(loser) = loser.map(|loser| loser.link) {
+            self.ended(at, loser, Cause::Sent(Notification::new(Reason::COLLISION)));
+        }
+    }
+
+    /// Says that an OPEN is good.
+    fn confirm(&mut self, at: Moment, link: LinkId, agreement: Box<Agreement>) {
+        if let Some(connection) = self.connection(link) {
+            connection.confirm(agreement, at);
+            self.effects.push(Effect::Send(link, message::keepalive()));
+        }
+    }
+
+    /// The session stands. Another connection stays for a while: if the other side has decided for it, it ends this one.
+    pub(super) fn confirmed(&mut self, at: Moment, link: LinkId) {
+        let (dial, connections) = match &mut self.phase {
+            Phase::Idle { .. } => return,
+            Phase::Open { dial, connections } => (dial, connections),
+            Phase::Established { challenger, .. } => {
+                let challenger = challenger.as_mut().filter(|challenger| challenger.connection.link == link);
+                return challenger.into_iter().for_each(|challenger| challenger.confirmed = true);
+            }
+        };
+        let Some(index) = connections.iter().position(|one| one.link == link) else { return };
+        let mut session = connections.swap_remove(index);
+        let challenger = connections.pop().map(|other| Challenger::new(other, at));
+        if let Dial::Now(_) = dial {
+            self.effects.push(Effect::AbandonDial);
+        }
+        session.establish(at);
+        let agreement = session.talk().map(|talk| talk.agreement.clone());
+        self.phase = Phase::Established { since: at.now, session, challenger };
+        if let Some(agreement) = agreement {
+            self.judge_stale(at, &agreement);
+            self.effects.push(Effect::Up(link, agreement));
+        }
+    }
+
+    /// RFC 4724 4.2: of what was kept only that stays whose forwarding went on over the restart, and not for ever.
+    fn judge_stale(&mut self, at: Moment, agreement: &Agreement) {
+        let forwarding = |family| {
+            let families = agreement.restart.filter(|_| *agreement.dialect.families.of(family));
+            families.is_some_and(|restart| *restart.families.of(family) == Some(true))
+        };
+        self.drop_stale(PerFamily::from_fn(|family| !forwarding(family)));
+        if let (Some(stale), Some(restart)) = (&mut self.stale, self.settings.restart) {
+            stale.until = at.now + restart.stale;
+        }
+    }
+
+    pub(super) fn drop_stale(&mut self, families: PerFamily<bool>) {
+        let Some(stale) = &mut self.stale else { return };
+        let dropped = PerFamily::from_fn(|family| *families.of(family) && *stale.families.of(family));
+        let left = PerFamily::from_fn(|family| *stale.families.of(family) && !*families.of(family));
+        stale.families = left;
+        if left == PerFamily::default() {
+            self.stale = None;
+        }
+        if dropped != PerFamily::default() {
+            self.effects.push(Effect::DropStale(dropped));
+        }
+    }
+
+    pub(super) fn session_ended(&mut self, at: Moment, cause: Cause) {
+        let idle = Phase::Idle { until: None };
+        let Phase::Established { since, session, challenger } = std::mem::replace(&mut self.phase, idle) else {
+            return;
+        };
+        let mut kept = PerFamily::default();
+        if let Some(talk) = session.talk()
+            && survives(&talk.agreement, &cause)
+        {
+            kept = talk.agreement.kept();
+            let seconds = talk.agreement.restart.map_or(0, |restart| restart.seconds);
+            let until = at.now + Duration::from_secs(u64::from(seconds));
+            // What was kept over an earlier end, and has not come again, goes now: RFC 4724 4.2.
+            self.drop_stale(PerFamily { v4: true, v6: true });
+            self.stale = (kept != PerFamily::default()).then_some(Stale { families: kept, until });
+        } else {
+            self.stale = None;
+        }
+        self.effects.push(Effect::Down { kept, cause });
+        self.failures = if at.now - since < GOOD { self.failures.saturating_add(1) } else { 1 };
+        self.phase = Phase::Open { dial: Dial::Done, connections: Vec::new() };
+        match challenger {
+            Some(challenger) => self.promote(at, challenger),
+            None => self.resume_dialling(at),
+        }
+    }
+
+    /// The connection that waited for the end of the session goes on.
+    fn promote(&mut self, at: Moment, challenger: Challenger) {
+        let Challenger { mut connection, confirmed, .. } = challenger;
+        let link = connection.link;
+        let answered = connection.state() == State::OpenConfirm;
+        connection.go_on(at);
+        if let Phase::Open { connections, .. } = &mut self.phase {
+            connections.push(connection);
+        }
+        self.resume_dialling(at);
+        if answered {
+            self.effects.push(Effect::Send(link, message::keepalive()));
+        }
+        if confirmed {
+            self.confirmed(at, link);
+        }
+    }
+}
+
+/// Whether routes outlive an end: always when nothing was said; with RFC 8538 also when it was, unless it is a hard reset.
+fn survives(agreement: &Agreement, cause: &Cause) -> bool {
+    match cause {
+        Cause::Closed | Cause::Replaced => true,
+        Cause::Received(notification) | Cause::Sent(notification) => {
+            agreement.keeps_after_notifications() && notification.reason != Reason::HARD_RESET
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Two connections at once: RFC 4271 6.8, and what we do beyond it.
+
+use super::*;
+
+/// The effects of both OPENs coming, first on one connection and then on the other.
+fn both_open(local: Ipv4Addr, first: LinkId, second: LinkId) -> (String, State) {
+    let local = Local { identifier: local, ..LOCAL };
+    let mut bench = Bench::new(Settings { local, ..settings() });
+    bench.step(Event::Start);
+    bench.step(Event::Dialled(OURS));
+    bench.step(Event::Accepted(THEIRS));
+    bench.open(first);
+    let effects = bench.open(second);
+    (words(&effects), bench.peer.state())
+}
+
+#[test]
+fn the_connection_stays_that_the_greater_identifier_dialled() {
+    let (smaller, greater) = (Ipv4Addr::new(192, 0, 2, 10), Ipv4Addr::new(192, 0, 2, 30));
+    for (first, second) in [(OURS, THEIRS), (THEIRS, OURS)] {
+        for (local, loser) in [(smaller, "ours"), (greater, "theirs")] {
+            let (effects, state) = both_open(local, first, second);
+            assert!(
+                effects.contains(&format!("NOTIFICATION 6/7 connection collision resolution on {loser}")),
+                "{effects}"
+            );
+            assert_eq!(state, State::OpenConfirm);
+        }
+    }
+}
+
+#[test]
+fn the_same_identifier_in_two_systems_is_decided_by_their_numbers() {
+    let settings = Settings { asn: Some(65002), ..settings() };
+    let mut bench = Bench::new(settings.clone());
+    bench.step(Event::Start);
+    bench.step(Event::Dialled(OURS));
+    bench.step(Event::Accepted(THEIRS));
+    let theirs = Settings { local: Local { asn: 65002, ..LOCAL }, ..settings };
+    let open = message::open(&theirs.open(false));
+    bench.receive(OURS, &open);
+    let effects = bench.receive(THEIRS, &open);
+    assert!(words(&effects).contains("close ours"), "RFC 6286 2.3: {}", words(&effects));
+}
+
+#[test]
+fn a_session_that_its_neighbour_has_forgotten_is_replaced_as_soon_as_that_shows() {
+    let mut bench = Bench::established(settings());
+    bench.step(Event::Accepted(THEIRS));
+    let effects = bench.open(THEIRS);
+    assert_eq!(words(&effects), "KEEPALIVE on ours", "the session is tried");
+    assert_eq!(words(&bench.keepalive(THEIRS)), "", "the new connection waits");
+    let effects = bench.step(Event::Closed(OURS));
+    assert_eq!(words(&effects), "close ours, DOWN keeping all (closed), KEEPALIVE on theirs, UP on theirs");
+}
+
+#[test]
+fn a_session_that_lives_keeps_its_place() {
+    let mut bench = Bench::established(settings());
+    bench.step(Event::Accepted(THEIRS));
+    bench.open(THEIRS);
+    let effects = bench.pass(4.0);
+    assert!(words(&effects).contains("NOTIFICATION 6/7"), "{}", words(&effects));
+    assert_eq!(bench.peer.session().map(|(link, _)| link), Some(OURS));
+}
+
+#[test]
+fn who_decides_for_the_other_connection_ends_the_session_and_is_followed() {
+    let mut bench = Bench::new(settings());
+    bench.step(Event::Start);
+    bench.step(Event::Dialled(OURS));
+    bench.step(Event::Accepted(THEIRS));
+    bench.open(OURS);
+    bench.keepalive(OURS);
+    assert_eq!(bench.peer.state(), State::Established);
+    let collision = message::notification(&Notification::new(Reason::COLLISION));
+    bench.receive(OURS, &collision);
+    bench.open(THEIRS);
+    bench.keepalive(THEIRS);
+    assert_eq!(bench.peer.session().map(|(link, _)| link), Some(THEIRS));
+}
+
+#[test]
+fn a_silent_connection_does_not_keep_us_from_dialling_and_there_is_only_one() {
+    let mut bench = Bench::new(settings());
+    bench.step(Event::Start);
+    bench.step(Event::DialFailed);
+    bench.step(Event::Accepted(THEIRS));
+    let effects = bench.step(Event::Accepted(THIRD));
+    assert!(words(&effects).starts_with("close theirs"), "{}", words(&effects));
+    assert!(words(&bench.pass(2.0)).contains("dial"));
+    bench.step(Event::Dialled(OURS));
+    bench.open(OURS);
+    bench.keepalive(OURS);
+    assert_eq!(bench.peer.state(), State::Established);
+}
+
+/// Two machines and the wires between them; messages wait until they are carried.
+struct Pair {
+    peers: [Peer; 2],
+    /// For each machine: its connections, by the side that dialled them, that are open, and what waits on them.
+    wires: Vec<Wire>,
+    dials: [bool; 2],
+    now: Instant,
+}
+
+type Act = Box<dyn FnOnce(&mut Pair)>;
+
+struct Wire {
+    dialled_by: usize,
+    links: [LinkId; 2],
+    waiting: [Vec<Vec<u8>>; 2],
+    open: [bool; 2],
+}
+
+impl Pair {
+    fn take(&mut self, of: usize, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Dial => self.dials[of] = true,
+                Effect::AbandonDial => self.dials[of] = false,
+                Effect::Send(link, bytes) => self.wire(of, link).waiting[1 - of].push(bytes),
+                Effect::Close(link) => self.wire(of, link).open[of] = false,
+                _ => {}
+            }
+        }
+    }
+
+    fn wire(&mut self, of: usize, link: LinkId) -> &mut Wire {
+        self.wires.iter_mut().find(|wire| wire.links[of] == link).expect("the link is a wire")
+    }
+
+    /// One thing, by chance: a dial comes through, a message, or an end is noticed.
+    fn act(&mut self, choice: usize, jitter: u8) -> bool {
+        let at = Moment { now: self.now, jitter };
+        let mut acts: Vec<Act> = Vec::new();
+        for of in 0..2 {
+            if self.dials[of] {
+                acts.push(Box::new(move |pair| {
+                    pair.dials[of] = false;
+                    let number = pair.wires.len() as u64 * 2;
+                    let links = [LinkId(number), LinkId(number + 1)];
+                    let wire = Wire { dialled_by: of, links, waiting: [vec![], vec![]], open: [true; 2] };
+                    pair.wires.push(wire);
+                    let effects = pair.peers[of].step(at, Event::Dialled(links[of]));
+                    pair.take(of, effects);
+                    let effects = pair.peers[1 - of].step(at, Event::Accepted(links[1 - of]));
+                    pair.take(1 - of, effects);
+                }));
+            }
+        }
+        for index in 0..self.wires.len() {
+            for of in 0..2 {
+                let wire = &self.wires[index];
+                if !wire.open[of] {
+                    continue;
+                }
+                if !wire.waiting[of].is_empty() {
+                    acts.push(Box::new(move |pair| {
+                        let link = pair.wires[index].links[of];
+                        let bytes = pair.wires[index].waiting[of].remove(0);
+                        let effects = pair.peers[of].receive(at, link, &bytes);
+                        pair.take(of, effects);
+                    }));
+                } else if !wire.open[1 - of] {
+                    acts.push(Box::new(move |pair| {
+                        let link = pair.wires[index].links[of];
+                        let effects = pair.peers[of].step(at, Event::Closed(link));
+                        pair.take(of, effects);
+                    }));
+                }
+            }
+        }
+        if acts.is_empty() {
+            return false;
+        }
+        let choice = choice % acts.len();
+        acts.swap_remove(choice)(self);
+        true
+    }
+}
+
+#[test]
+fn two_that_dial_each_other_come_together_whatever_the_order() {
+    let mut late = 0;
+    for seed in 0..3000_u64 {
+        let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut next = move || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random
+        };
+        let now = Instant::now();
+        let peers = [Peer::new(settings(), false), Peer::new(theirs(), false)];
+        let mut pair = Pair { peers, wires: Vec::new(), dials: [false; 2], now };
+        for of in 0..2 {
+            let at = Moment { now, jitter: next() as u8 };
+            let effects = pair.peers[of].step(at, Event::Start);
+            pair.take(of, effects);
+        }
+        while pair.act(next() as usize, next() as u8) {}
+        // Most come together at once; who closed something waits for a timer.
+        for _ in 0..20 {
+            if pair.peers.iter().all(|peer| peer.state() == State::Established) {
+                break;
+            }
+            late += 1;
+            let deadline = pair.peers.iter().filter_map(Peer::deadline).min().expect("somebody waits");
+            pair.now = pair.now.max(deadline);
+            for of in 0..2 {
+                let at = Moment { now: pair.now, jitter: next() as u8 };
+                let effects = pair.peers[of].step(at, Event::Tick);
+                pair.take(of, effects);
+            }
+            while pair.act(next() as usize, next() as u8) {}
+        }
+        let sessions: Vec<Option<LinkId>> =
+            pair.peers.iter().map(|peer| peer.session().map(|(link, _)| link)).collect();
+        let same = pair.wires.iter().any(|wire| wire.links.map(Some).as_slice() == sessions && wire.open == [true; 2]);
+        assert!(
+            same,
+            "seed {seed}: {sessions:?}, dialled by {:?}",
+            pair.wires.iter().map(|wire| wire.dialled_by).collect::<Vec<_>>()
+        );
+    }
+    assert_eq!(late, 0, "nobody had to wait for a timer");
+}

@@ -1,0 +1,168 @@
+//! What of a neighbour's routes outlives a session: RFC 4724 and RFC 8538.
+
+use super::*;
+
+const ALL: PerFamily<bool> = PerFamily { v4: true, v6: true };
+const NONE: PerFamily<bool> = PerFamily { v4: false, v6: false };
+
+fn kept(effects: &[Effect]) -> PerFamily<bool> {
+    let down = effects.iter().find_map(|effect| match effect {
+        Effect::Down { kept, .. } => Some(*kept),
+        _ => None,
+    });
+    down.expect("the session has ended")
+}
+
+fn dropped(effects: &[Effect]) -> PerFamily<bool> {
+    let mut all = NONE;
+    for effect in effects {
+        if let Effect::DropStale(families) = effect {
+            all = PerFamily::from_fn(|family| *all.of(family) || *families.of(family));
+        }
+    }
+    all
+}
+
+/// A session with a neighbour that says this of its restarts.
+fn with(restart: Option<GracefulRestart>) -> Bench {
+    let mut bench = Bench::new(settings());
+    bench.step(Event::Start);
+    bench.step(Event::Dialled(OURS));
+    come_back(&mut bench, OURS, restart);
+    bench
+}
+
+fn come_back(bench: &mut Bench, link: LinkId, restart: Option<GracefulRestart>) -> Vec<Effect> {
+    let mut open = their_open();
+    open.capabilities.restart = restart;
+    let mut effects = bench.receive(link, &message::open(&open));
+    effects.extend(bench.keepalive(link));
+    assert_eq!(bench.peer.state(), State::Established);
+    effects
+}
+
+fn restart() -> GracefulRestart {
+    GracefulRestart {
+        restarting: false,
+        notifications: false,
+        seconds: 120,
+        families: PerFamily { v4: Some(true), v6: Some(true) },
+    }
+}
+
+#[test]
+fn routes_outlive_a_connection_that_breaks_but_not_what_was_said() {
+    assert_eq!(kept(&with(Some(restart())).step(Event::Closed(OURS))), ALL);
+    assert_eq!(kept(&with(None).step(Event::Closed(OURS))), NONE);
+    let cease = message::notification(&Notification::new(Reason::RESET));
+    assert_eq!(kept(&with(Some(restart())).receive(OURS, &cease)), NONE, "RFC 4724");
+    let both = GracefulRestart { notifications: true, ..restart() };
+    assert_eq!(kept(&with(Some(both)).receive(OURS, &cease)), ALL, "RFC 8538");
+    let hard = message::notification(&Notification::new(Reason::RESET).hardened());
+    assert_eq!(kept(&with(Some(both)).receive(OURS, &hard)), NONE, "RFC 8538");
+    let only_v4 = GracefulRestart { families: PerFamily { v4: Some(false), v6: None }, ..restart() };
+    assert_eq!(kept(&with(Some(only_v4)).step(Event::Closed(OURS))), PerFamily { v4: true, v6: false });
+}
+
+#[test]
+fn silence_counts_as_a_restart_only_where_that_was_agreed() {
+    assert_eq!(kept(&with(Some(restart())).pass(200.0)), NONE);
+    let both = GracefulRestart { notifications: true, ..restart() };
+    assert_eq!(kept(&with(Some(both)).pass(95.0)), ALL);
+}
+
+#[test]
+fn a_stop_is_said_so_that_nothing_is_kept() {
+    let both = GracefulRestart { notifications: true, ..restart() };
+    let effects = with(Some(both)).step(Event::Stop(Notification::with_text(Reason::SHUTDOWN, "bye")));
+    assert!(words(&effects).starts_with("NOTIFICATION 6/9 hard reset on ours"), "{}", words(&effects));
+    assert_eq!(kept(&effects), NONE);
+    let effects = with(Some(restart())).step(Event::Stop(Notification::new(Reason::SHUTDOWN)));
+    assert!(words(&effects).starts_with("NOTIFICATION 6/2 "), "{}", words(&effects));
+}
+
+#[test]
+fn who_does_not_come_back_in_time_loses_its_routes() {
+    let mut bench = with(Some(restart()));
+    bench.step(Event::Closed(OURS));
+    assert_eq!(bench.peer.stale(), ALL);
+    assert_eq!(dropped(&bench.pass(119.0)), NONE);
+    assert_eq!(dropped(&bench.pass(2.0)), ALL);
+    assert_eq!(bench.peer.stale(), NONE);
+}
+
+#[test]
+fn who_comes_back_keeps_what_it_still_forwards_until_it_has_said_all() {
+    let mut bench = with(Some(restart()));
+    bench.step(Event::Closed(OURS));
+    bench.step(Event::Accepted(THEIRS));
+    let back =
+        GracefulRestart { restarting: true, families: PerFamily { v4: Some(true), v6: Some(false) }, ..restart() };
+    let effects = come_back(&mut bench, THEIRS, Some(back));
+    assert_eq!(dropped(&effects), PerFamily { v4: false, v6: true }, "it has forgotten how to forward IPv6");
+    let effects = bench.receive(THEIRS, &message::end_of_rib(Family::V4));
+    assert_eq!(dropped(&effects), PerFamily { v4: true, v6: false });
+    assert!(matches!(effects.as_slice(), [Effect::Update(_), Effect::DropStale(_)]), "what came is taken first");
+}
+
+#[test]
+fn who_comes_back_without_graceful_restart_begins_anew() {
+    let mut bench = with(Some(restart()));
+    bench.step(Event::Closed(OURS));
+    bench.step(Event::Accepted(THEIRS));
+    assert_eq!(dropped(&come_back(&mut bench, THEIRS, None)), ALL);
+}
+
+#[test]
+fn who_comes_back_and_never_ends_is_waited_for_within_bounds() {
+    let mut bench = with(Some(restart()));
+    bench.step(Event::Closed(OURS));
+    bench.step(Event::Accepted(THEIRS));
+    come_back(&mut bench, THEIRS, Some(restart()));
+    for _ in 0..4 {
+        assert_eq!(dropped(&bench.pass(70.0)), NONE);
+        bench.keepalive(THEIRS);
+    }
+    assert_eq!(dropped(&bench.pass(30.0)), ALL, "300 seconds");
+}
+
+#[test]
+fn a_second_end_before_all_was_said_drops_what_was_kept_before() {
+    let mut bench = with(Some(restart()));
+    bench.step(Event::Closed(OURS));
+    bench.step(Event::Accepted(THEIRS));
+    come_back(&mut bench, THEIRS, Some(restart()));
+    let effects = bench.step(Event::Closed(THEIRS));
+    assert_eq!((dropped(&effects), kept(&effects)), (ALL, ALL));
+    let order = words(&effects);
+    assert!(order.find("drop what is stale") < order.find("DOWN"), "{order}");
+}
+
+#[test]
+fn who_says_that_it_has_restarted_replaces_its_session_at_once() {
+    let mut bench = with(Some(restart()));
+    bench.step(Event::Accepted(THEIRS));
+    let back = GracefulRestart { restarting: true, ..restart() };
+    let effects = come_back(&mut bench, THEIRS, Some(back));
+    assert_eq!(words(&effects), "close ours, DOWN keeping all (replaced), KEEPALIVE on theirs, UP on theirs");
+}
+
+#[test]
+fn our_own_restart_is_said_until_it_is_over() {
+    let said = |peer: &mut Peer| {
+        let at = Moment { now: Instant::now(), jitter: 0 };
+        let effects = peer.step(at, Event::Accepted(THEIRS));
+        let [Effect::Send(_, bytes)] = effects.as_slice() else { panic!("{}", words(&effects)) };
+        let mut framing = message::Framing::default();
+        framing.push(bytes);
+        let Ok(Message::Open(open)) = message::decode(framing.next(false).unwrap().unwrap(), None) else { panic!() };
+        peer.step(at, Event::Closed(THEIRS));
+        open.capabilities.restart.unwrap()
+    };
+    let mut peer = Peer::new(settings(), true);
+    peer.step(Moment { now: Instant::now(), jitter: 0 }, Event::Start);
+    let restart = said(&mut peer);
+    assert!(restart.restarting && restart.families.v4 == Some(true), "{restart:?}");
+    peer.has_restarted();
+    assert!(!said(&mut peer).restarting);
+}

@@ -1,0 +1,135 @@
+//! Hold timers, keepalives, dials and what is agreed.
+
+use super::*;
+
+#[test]
+fn the_smaller_hold_time_counts_and_a_third_of_it_is_the_time_between_keepalives() {
+    let mut bench = Bench::new(settings());
+    bench.step(Event::Start);
+    bench.step(Event::Dialled(OURS));
+    bench.receive(OURS, &message::open(&Open { hold_time: 30, ..their_open() }));
+    bench.keepalive(OURS);
+    assert_eq!(bench.peer.agreement().map(|agreement| agreement.hold_time), Some(30));
+    assert_eq!(words(&bench.pass(9.9)), "");
+    assert_eq!(words(&bench.pass(0.2)), "KEEPALIVE on ours");
+    bench.keepalive(OURS);
+    let effects = bench.pass(31.0);
+    assert!(words(&effects).contains("NOTIFICATION 4/0 hold timer expired on ours"), "{}", words(&effects));
+}
+
+#[test]
+fn without_a_hold_time_there_are_no_keepalives_and_silence_is_no_fault() {
+    let mut bench = Bench::new(Settings { hold_time: 0, ..settings() });
+    bench.step(Event::Start);
+    bench.step(Event::Dialled(OURS));
+    bench.open(OURS);
+    bench.keepalive(OURS);
+    assert_eq!(words(&bench.pass(100_000.0)), "");
+    assert_eq!(bench.peer.state(), State::Established);
+}
+
+#[test]
+fn chance_shortens_times_by_a_quarter_at_the_most() {
+    let now = Instant::now();
+    let time = Duration::from_secs(1000);
+    let shortest = Moment { now, jitter: 255 }.after(time);
+    assert_eq!(Moment { now, jitter: 0 }.after(time), now + time);
+    assert!(shortest >= now + time * 3 / 4 && shortest < now + time * 4 / 5);
+}
+
+#[test]
+fn who_was_too_busy_to_listen_forgives_a_silence_once() {
+    let mut bench = Bench::established(settings());
+    bench.now += Duration::from_secs(120);
+    assert_eq!(words(&bench.step(Event::Tick)), "KEEPALIVE on ours", "30 seconds late: the fault is ours");
+    bench.keepalive(OURS);
+    assert_eq!(bench.peer.state(), State::Established);
+    bench.now += Duration::from_secs(120);
+    bench.step(Event::Tick);
+    let effects = bench.pass(3.0);
+    assert!(words(&effects).contains("NOTIFICATION 4/0"), "but not for ever: {}", words(&effects));
+}
+
+#[test]
+fn dials_are_further_and_further_apart() {
+    let mut bench = Bench::new(settings());
+    assert_eq!(words(&bench.step(Event::Start)), "dial", "at once");
+    let mut waits = Vec::new();
+    for _ in 0..9 {
+        bench.step(Event::DialFailed);
+        let before = bench.now;
+        bench.now = bench.peer.deadline().unwrap();
+        waits.push((bench.now - before).as_secs());
+        assert_eq!(words(&bench.step(Event::Tick)), "dial");
+    }
+    assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+    assert!(words(&bench.pass(11.0)).starts_with("abandon the dial"), "a dial that takes too long");
+}
+
+#[test]
+fn a_passive_one_never_dials() {
+    let mut bench = Bench::new(Settings { passive: true, ..settings() });
+    assert_eq!(words(&bench.step(Event::Start)), "");
+    assert_eq!((bench.peer.state(), bench.peer.deadline()), (State::Active, None));
+    bench.step(Event::Accepted(THEIRS));
+    bench.step(Event::Closed(THEIRS));
+    assert_eq!(bench.peer.deadline(), None);
+}
+
+#[test]
+fn who_sends_rubbish_is_not_let_in_for_a_while_that_grows() {
+    let mut bench = Bench::new(Settings { passive: true, ..settings() });
+    bench.step(Event::Start);
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        bench.step(Event::Accepted(THEIRS));
+        bench.receive(THEIRS, &[1; 100]);
+        assert_eq!(bench.peer.state(), State::Idle);
+        let refusal = "NOTIFICATION 6/5 connection rejected on third, close third";
+        assert_eq!(words(&bench.step(Event::Accepted(THIRD))), refusal);
+        let before = bench.now;
+        bench.now = bench.peer.deadline().unwrap();
+        waits.push((bench.now - before).as_secs());
+        bench.step(Event::Tick);
+    }
+    assert_eq!(waits, [1, 2, 4, 8]);
+}
+
+#[test]
+fn families_numbers_and_sizes_are_what_both_can() {
+    let agree = |change: fn(&mut Open)| {
+        let mut open = their_open();
+        change(&mut open);
+        settings().agree(open)
+    };
+    let all = agree(|_| {}).unwrap();
+    let expected = Dialect {
+        internal: true,
+        four_octets: true,
+        families: PerFamily { v4: true, v6: true },
+        extended_next_hop: true,
+        extended_message: true,
+    };
+    assert_eq!(all.dialect, expected);
+    let plain = agree(|open| open.capabilities = message::Capabilities::default()).unwrap();
+    let families = PerFamily { v4: true, v6: false };
+    let few = Dialect { four_octets: false, families, extended_next_hop: false, extended_message: false, ..expected };
+    assert_eq!(plain.dialect, few);
+    assert_eq!((plain.restart, plain.refresh), (None, false));
+    let refused = |change: fn(&mut Open)| agree(change).map(drop).unwrap_err();
+    assert_eq!(refused(|open| open.asn = 65002).reason, Reason::BAD_PEER_AS);
+    assert_eq!(refused(|open| open.identifier = LOCAL.identifier).reason, Reason::BAD_IDENTIFIER);
+    let none = refused(|open| open.capabilities.families = PerFamily::default());
+    let wanted = vec![1, 4, 0, 1, 0, 1, 1, 4, 0, 2, 0, 1];
+    assert_eq!(none, Notification::with(Reason::UNSUPPORTED_CAPABILITY, wanted));
+}
+
+#[test]
+fn whoever_may_come_where_no_number_is_expected() {
+    let any = Settings { asn: None, ..settings() };
+    let mut open = their_open();
+    open.asn = 64999;
+    open.identifier = LOCAL.identifier;
+    let agreement = any.agree(open).unwrap();
+    assert!(!agreement.dialect.internal, "and its identifier may be ours: RFC 6286");
+}
