@@ -18,7 +18,7 @@ import threading
 import time
 
 from . import net, own
-from .api import Api
+from .api import Api, ApiError
 from .guest import free_port
 from .source import kubeconfig
 
@@ -30,11 +30,9 @@ PROGRAMS = {
     "kubectl": ("kubernetes", "k8s.io/kubernetes/cmd/kubectl", f"kubernetes-{KUBERNETES}"),
 }
 SECONDS = 7200  # a forgotten cluster ends by itself
-AGENT_RULES = [
-    {"apiGroups": [""], "resources": ["nodes", "services", "pods", "namespaces"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
-]
+# What a user applies: the agents of the lab have the rights that are written there, and no others.
+INSTALLED = os.path.join(own.TREE, "daemonset", "kube-router-proxy-daemonset.yaml")
+ACCOUNT = "/api/v1/namespaces/kube-system/serviceaccounts/kube-router"
 
 
 def command(action, name, more):
@@ -123,11 +121,11 @@ def up(name):
         if facts(name):
             raise own.LabError(f"the cluster '{name}' is up already")
         folder = own.fresh(own.state("clusters", name))
-        found = {"name": name, "programs": programs, "token": secrets.token_hex(16), "agent_token": secrets.token_hex(16),
+        found = {"name": name, "programs": programs, "token": secrets.token_hex(16),
                  **{port: free_port() for port in ("port", "control", "etcd", "etcd_peer", "manager")},
                  "kubeconfig": f"{folder}/kubeconfig"}
         found["authority"] = certificates(folder)
-        own.write(f"{folder}/tokens.csv", f'{found["token"]},admin,admin,"system:masters"\n{found["agent_token"]},sluice,sluice\n', 0o600)
+        own.write(f"{folder}/tokens.csv", f'{found["token"]},admin,admin,"system:masters"\n', 0o600)
         own.write(found["kubeconfig"], kubeconfig(f"https://127.0.0.1:{found['port']}", found["token"], found["authority"]), 0o600)
         with open(f"{folder}/keeper.log", "wb") as log:
             keeper = subprocess.Popen([own.PYTHON, "-B", "-m", "labkit.cluster", folder], stdin=subprocess.PIPE, stdout=log, stderr=log,
@@ -140,6 +138,7 @@ def up(name):
         except BaseException:
             own.end([found["keeper"]], grace=15)
             raise
+        own.write(f"{folder}/cluster.json", json.dumps(found), 0o600)
     return found
 
 
@@ -147,11 +146,22 @@ def prepare(found, keeper, folder):
     api = Api(found)
     if not own.wait(lambda: keeper.poll() is not None or api.is_ready(), 120, 0.3) or keeper.poll() is not None:
         raise own.LabError("the API server did not become ready:\n" + last_words(folder))
-    rbac = "/apis/rbac.authorization.k8s.io/v1"
-    api.put(f"{rbac}/clusterroles", {"metadata": {"name": "sluice"}, "rules": AGENT_RULES})
-    api.put(f"{rbac}/clusterrolebindings", {
-        "metadata": {"name": "sluice"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "sluice"},
-        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "sluice"}]})
+    if not own.wait(lambda: has_namespace(api, "kube-system"), 60, 0.3):
+        raise own.LabError("the API server made no namespace kube-system:\n" + last_words(folder))
+    with open(INSTALLED) as handle:
+        text = handle.read().replace("%APISERVER%", f"https://{net.CONTROL[0]}:6443")
+    own.run(found["programs"]["kubectl"], "--kubeconfig", found["kubeconfig"], "apply", "--validate=strict", "-f", "-", text_in=text)
+    asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": SECONDS}}
+    found["agent_token"] = api.request("POST", f"{ACCOUNT}/token", asked)["status"]["token"]
+
+
+def has_namespace(api, name):
+    try:
+        return api.get(f"/api/v1/namespaces/{name}")["status"]["phase"] == "Active"
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return False
 
 
 def last_words(folder):
@@ -202,7 +212,7 @@ def commands(folder, found):
             "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={folder}/accounts.key",
             f"--service-account-signing-key-file={folder}/accounts.key", f"--service-cluster-ip-range={services}",
             f"--token-auth-file={folder}/tokens.csv", "--authorization-mode=RBAC",
-            "--disable-admission-plugins=ServiceAccount", "--shutdown-delay-duration=0s"],
+            "--disable-admission-plugins=ServiceAccount", "--allow-privileged=true", "--shutdown-delay-duration=0s"],
         "kube-controller-manager": [
             f"--kubeconfig={found['kubeconfig']}", "--bind-address=127.0.0.1", f"--secure-port={found['manager']}",
             f"--cert-dir={folder}", "--leader-elect=false", "--allocate-node-cidrs", f"--cluster-cidr={pods}",
