@@ -35,6 +35,7 @@ use crate::net::{Family, Protocol};
 use crate::reconcile::{Drift, Growth, Mirror, Moment, Reflection, Target};
 
 use super::desired::{Changed, Desired};
+use super::endpoints::DRAINING;
 use super::names::Set;
 use super::plan::{local_route_key, services_on};
 
@@ -46,7 +47,7 @@ pub trait Kernel {
     type Sets: Target<Key = SetName, Value = SetSpec>;
     type Elements: Target<Key = ElementKey, Value = ()>;
     type Rules: Target<Key = Piece, Value = Rules>;
-    type Virtuals: Target<Key = ServiceKey, Value = Virtual> + Owned;
+    type Virtuals: Target<Key = ServiceKey, Value = Virtual> + Owned + Connected;
     type Routes: Target<Key = RouteKey, Value = Route>;
     type Addresses: Target<Key = AddressKey, Value = ()>;
 
@@ -61,6 +62,12 @@ pub trait Kernel {
 /// A family whose objects carry no mark of their own, so that its owner has to say which are ours.
 pub trait Owned {
     fn set_ours(&mut self, ours: Box<dyn Fn(&ServiceKey) -> bool + Send>);
+}
+
+/// A family whose objects carry connections.
+pub trait Connected: Target<Key = ServiceKey> {
+    /// How many connections each destination of a virtual service has now, in any state of theirs.
+    fn connections(&mut self, key: &ServiceKey) -> Result<Vec<(Destination, u64)>, Self::Error>;
 }
 
 /// A family whose desired state depends on what is found.
@@ -195,6 +202,14 @@ impl<K: Kernel> Mirrors<K> {
         self.elements.learn(at);
         self.learn_virtuals(desired, at);
         self.virtuals.seen()
+    }
+
+    /// The destinations of a virtual service that the kernel gives no new connections and that have none any more.
+    /// None where the kernel does not say.
+    pub fn idle(&mut self, key: &ServiceKey) -> Vec<SocketAddr> {
+        let found = self.virtuals.target().connections(key).unwrap_or_default();
+        let idle = found.into_iter().filter(|(destination, count)| *count == 0 && destination.weight == DRAINING);
+        idle.map(|(destination, _)| destination.address).collect()
     }
 
     /// Looks at the next portion of what should be in the kernel. Returns what was found amiss, with the names of

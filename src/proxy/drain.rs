@@ -4,6 +4,10 @@
 //! and keeps the old ones. The period begins when the endpoint leaves its slice: a terminating pod stays in
 //! the slice until it is gone, so its own grace period has passed by then without our counting it.
 //!
+//! A destination whose last connection has ended need not wait for the end of its period: every few seconds
+//! somebody looks. Persistence templates do not count; a destination of weight 0 is not given new connections by them
+//! (`net.ipv4.vs.expire_quiescent_template`).
+//!
 //! A destination that comes back is simply wanted again, and its draining is over.
 
 use std::collections::BTreeMap;
@@ -16,12 +20,30 @@ use crate::kernel::ipvs::ServiceKey;
 #[derive(Default, Debug)]
 pub struct Draining {
     until: BTreeMap<(ServiceKey, SocketAddr), Instant>,
+    /// When to look next whether any has no connection left.
+    look_at: Option<Instant>,
 }
+
+/// How often connections are looked at while something drains. Also the least that a destination drains: before
+/// its weight is 0 in the kernel, having no connection means nothing.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(5);
 
 impl Draining {
     /// Begins to drain a destination. One that drains already keeps its time.
     pub fn begin(&mut self, service: ServiceKey, destination: SocketAddr, now: Instant, period: Duration) {
         self.until.entry((service, destination)).or_insert(now + period);
+        self.look_at.get_or_insert(now + BETWEEN_LOOKS);
+    }
+
+    /// The services with draining destinations, when it is time to look for connections; else none.
+    pub fn to_look_at(&mut self, now: Instant) -> Vec<ServiceKey> {
+        if self.look_at.is_none_or(|due| due > now) {
+            return Vec::new();
+        }
+        self.look_at = (!self.is_empty()).then(|| now + BETWEEN_LOOKS);
+        let mut services: Vec<ServiceKey> = self.until.keys().map(|(service, _)| *service).collect();
+        services.dedup();
+        services
     }
 
     /// Forgets a destination: it is wanted again, or its service is gone.
@@ -47,9 +69,10 @@ impl Draining {
             .map(|((_, destination), _)| *destination)
     }
 
-    /// When the next destination's time is over.
+    /// When there is something to do next: a destination's time is over, or connections are to be looked at.
     pub fn deadline(&self) -> Option<Instant> {
-        self.until.values().min().copied()
+        let over = self.until.values().min().copied()?;
+        Some(self.look_at.map_or(over, |look_at| look_at.min(over)))
     }
 
     /// Ends all whose time is over, and returns their services.
@@ -94,10 +117,24 @@ mod tests {
         let mut draining = Draining::default();
         draining.begin(service(80), destination("10.244.1.1:80"), now, PERIOD);
         draining.begin(service(80), destination("10.244.1.1:80"), now + PERIOD / 2, PERIOD);
-        assert_eq!(draining.deadline(), Some(now + PERIOD));
+        assert_eq!(draining.deadline(), Some(now + BETWEEN_LOOKS));
         assert_eq!(draining.expire(now + PERIOD / 2), []);
         assert_eq!(draining.expire(now + PERIOD), [service(80)]);
         assert!(draining.is_empty());
+    }
+
+    #[test]
+    fn connections_are_looked_at_every_few_seconds_while_something_drains() {
+        let now = Instant::now();
+        let mut draining = Draining::default();
+        draining.begin(service(80), destination("10.244.1.1:80"), now, PERIOD);
+        draining.begin(service(80), destination("10.244.1.2:80"), now, PERIOD);
+        assert_eq!(draining.to_look_at(now), []);
+        assert_eq!(draining.to_look_at(now + BETWEEN_LOOKS), [service(80)]);
+        assert_eq!(draining.deadline(), Some(now + 2 * BETWEEN_LOOKS));
+        draining.end_service(service(80));
+        assert_eq!(draining.to_look_at(now + 2 * BETWEEN_LOOKS), []);
+        assert_eq!(draining.deadline(), None);
     }
 
     #[test]

@@ -141,6 +141,7 @@ impl<K: Kernel> Driver<K> {
         let seen = self.take_world(begun);
         let expired = self.plan.expire(begun);
         self.mirrors.mark(&expired);
+        self.release_idle(begun);
         self.look_at_disturbances(begun);
         let computed = Instant::now();
         let round = self.round(begun);
@@ -166,6 +167,17 @@ impl<K: Kernel> Driver<K> {
             self.audit(done);
         }
         self.tell(done);
+    }
+
+    /// Lets draining destinations go that have no connection left.
+    fn release_idle(&mut self, now: Instant) {
+        for key in self.plan.to_look_at(now) {
+            let idle = self.mirrors.idle(&key);
+            if !idle.is_empty() {
+                let changed = self.plan.release(key, &idle);
+                self.mirrors.mark(&changed);
+            }
+        }
     }
 
     /// Takes in the newest World. Returns when the earliest event in it was seen.

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::collections::btree_map::{BTreeMap, Entry as Place};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
@@ -96,7 +96,7 @@ impl Plan {
         self.draining.len()
     }
 
-    /// When draining destinations are due to go.
+    /// When draining destinations are due to go, or to be looked at.
     pub fn deadline(&self) -> Option<Instant> {
         self.draining.deadline()
     }
@@ -160,6 +160,20 @@ impl Plan {
         for key in self.draining.expire(now) {
             self.compose(key, &mut changed);
         }
+        changed
+    }
+
+    /// The virtual services whose draining destinations may have lost their last connection, when it is time to look.
+    pub fn to_look_at(&mut self, now: Instant) -> Vec<ServiceKey> {
+        self.draining.to_look_at(now)
+    }
+
+    /// Lets destinations of a virtual service go before their time: they have no connection left. Those that do not
+    /// drain stay.
+    pub fn release(&mut self, key: ServiceKey, idle: &[SocketAddr]) -> Changed {
+        let mut changed = Changed::default();
+        idle.iter().for_each(|destination| self.draining.end(key, *destination));
+        self.compose(key, &mut changed);
         changed
     }
 

@@ -29,3 +29,16 @@ def an_endpoint_that_comes_back_while_it_drains_is_served_again(bed):
         bed.put(s.name, PODS)
         bed.settle(s)
         expect.share("n1p2", s.address(), 80, PODS)
+
+
+def an_endpoint_without_connections_goes_before_its_time(bed):
+    with expect.service(bed, "idle") as s, net.Inside("n1p2"):
+        held = [traffic.connect(s.address(), 80) for _ in range(3)]
+        bed.put(s.name, PODS[:2])
+        bed.settle(s)
+        gone = {f: expect.pod("n3p1", f) for f in s.families}
+        expect.soon(lambda: gone["6"] not in kernel.destinations(1, "TCP", s.address("6"), 80), 30,
+                    "the destination that nobody is connected to stays for its whole period")
+        expect.that(kernel.destinations(1, "TCP", s.address(), 80).get(gone["4"]) == 0, "the one with a connection is gone")
+        for sock in held:
+            sock.close()

@@ -1,9 +1,11 @@
 //! The program, as far as the walk needs it: the turns of `proxy::driver`, with time and chance from outside.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice::config::ProxyConfig;
+use sluice::kernel::ipvs::ServiceKey;
 use sluice::model::{Authority, World};
 use sluice::net::PerFamily;
 use sluice::proxy::apply::{Found, Mirrors, Round};
@@ -43,6 +45,18 @@ impl Agent {
     pub fn expire(&mut self, now: Instant) {
         let expired = self.plan.expire(now);
         self.mirrors.mark(&expired);
+    }
+
+    /// Lets draining destinations go that have no connection left, and returns them.
+    pub fn release_idle(&mut self, now: Instant) -> Vec<(ServiceKey, SocketAddr)> {
+        let mut released = Vec::new();
+        for key in self.plan.to_look_at(now) {
+            let idle = self.mirrors.idle(&key);
+            let changed = self.plan.release(key, &idle);
+            self.mirrors.mark(&changed);
+            released.extend(idle.into_iter().map(|destination| (key, destination)));
+        }
+        released
     }
 
     /// Takes over what an earlier run left, once everything is known.

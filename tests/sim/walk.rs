@@ -9,7 +9,7 @@ use std::time::Duration;
 use sluice::config::ProxyConfig;
 use sluice::kernel::conntrack::Flows;
 use sluice::kernel::ipset::{ElementKey, Entry, SetKind, SetSpec};
-use sluice::kernel::ipvs::ServiceKey;
+use sluice::kernel::ipvs::{ServiceKey, Virtual};
 use sluice::model::{Authority, World};
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::proxy::apply::Mirrors;
@@ -55,6 +55,7 @@ pub struct Counts {
     pub failures: u64,
     pub cleanups: u64,
     pub flows_forgotten: u64,
+    pub released_when_idle: u64,
     pub by_authority: BTreeMap<String, u64>,
 }
 
@@ -68,6 +69,7 @@ impl Counts {
         self.failures += other.failures;
         self.cleanups += other.cleanups;
         self.flows_forgotten += other.flows_forgotten;
+        self.released_when_idle += other.released_when_idle;
         for (authority, rounds) in &other.by_authority {
             *self.by_authority.entry(authority.clone()).or_default() += rounds;
         }
@@ -86,6 +88,7 @@ impl Counts {
             self.failures,
             self.cleanups,
             self.flows_forgotten,
+            self.released_when_idle,
         ];
         assert!(
             all.iter().all(|count| *count > 0) && self.by_authority.len() == 4,
@@ -148,7 +151,8 @@ impl Walk {
             55..=69 => self.work(),
             70..=77 => self.damage(),
             78..=84 => self.restart(),
-            85..=87 => self.audit(),
+            85..=86 => self.audit(),
+            87 => self.connections_come_and_go(),
             88..=89 => self.somebody_sends_datagrams(),
             _ => self.settle(),
         }
@@ -178,7 +182,36 @@ impl Walk {
         self.clock.pass(Duration::from_secs(seconds));
         self.agent.expire(self.clock.now);
         self.tell(format!("{seconds} s pass"));
+        self.release_idle();
         self.work();
+    }
+
+    /// Only what has no connection goes before its time, and only what the kernel gives no new ones.
+    fn release_idle(&mut self) {
+        let released = self.agent.release_idle(self.clock.now);
+        self.counts.released_when_idle += released.len() as u64;
+        self.kernel.with(|machine| {
+            for (key, destination) in &released {
+                assert!(!machine.busy.contains(&(*key, *destination)), "{destination} of {key} has connections");
+                let existing = machine.state.virtuals.get(key).expect("it was listed");
+                let its = existing.destinations.iter().find(|other| other.address == *destination);
+                assert_eq!(its.map(|its| its.weight), Some(0), "{destination} of {key} takes connections");
+            }
+        });
+    }
+
+    /// Some destinations have connections from now on, the others have none.
+    fn connections_come_and_go(&mut self) {
+        let random = &mut self.random;
+        self.kernel.with(|machine| {
+            let of_service = |(key, existing): (&ServiceKey, &Virtual)| {
+                let key = *key;
+                existing.destinations.iter().map(move |d| (key, d.address)).collect::<Vec<_>>()
+            };
+            let all = machine.state.virtuals.iter().flat_map(of_service);
+            machine.busy = all.filter(|_| random.chance(50)).collect();
+        });
+        self.tell("connections come and go");
     }
 
     /// One round or a few, in which steps and reads may fail.

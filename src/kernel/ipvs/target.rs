@@ -51,9 +51,8 @@ impl Services {
     }
 
     /// The connections that the destinations of a service have now; none where the service does not exist.
-    pub fn connections(&mut self, key: &ServiceKey) -> Result<Vec<(SocketAddr, Connections)>, Error> {
-        let listed = self.list_destinations(key)?;
-        Ok(listed.into_iter().map(|(destination, connections)| (destination.address, connections)).collect())
+    pub fn connections(&mut self, key: &ServiceKey) -> Result<Vec<(Destination, Connections)>, Error> {
+        self.list_destinations(key)
     }
 
     /// The timeouts of the network namespace.

@@ -11,7 +11,7 @@ use crate::kernel::address::Addresses;
 use crate::kernel::conntrack::{self, Flows};
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Ownership, Programs, Table, Tables};
-use crate::kernel::ipvs::{ServiceKey, Services, Timeouts};
+use crate::kernel::ipvs::{Connections, Destination, ServiceKey, Services, Timeouts};
 use crate::kernel::link::{LinkName, Links};
 use crate::kernel::route::{self, Routes, TABLE_LOCAL};
 use crate::kernel::sysctl::{Setting, Settings, Wanted};
@@ -19,7 +19,7 @@ use crate::kernel::{Error, Name, module};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Mirror, Moment, Reflection};
 
-use super::apply::{Kernel, Owned, Ruled, Targets};
+use super::apply::{Connected, Kernel, Owned, Ruled, Targets};
 use super::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, Set};
 
 /// The kernel of the network namespace that it was opened in.
@@ -107,6 +107,14 @@ impl Kernel for Linux {
 impl Owned for Services {
     fn set_ours(&mut self, ours: Box<dyn Fn(&ServiceKey) -> bool + Send>) {
         Services::set_ours(self, ours);
+    }
+}
+
+impl Connected for Services {
+    fn connections(&mut self, key: &ServiceKey) -> Result<Vec<(Destination, u64)>, Error> {
+        let listed = Services::connections(self, key)?;
+        let count = |has: Connections| u64::from(has.active) + u64::from(has.inactive);
+        Ok(listed.into_iter().map(|(destination, has)| (destination, count(has))).collect())
     }
 }
 

@@ -12,15 +12,16 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Display};
 use std::marker::PhantomData;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use compact_str::CompactString;
 use rustix::io::Errno;
 use sluice::kernel::Error;
 use sluice::kernel::conntrack::Flows;
-use sluice::kernel::ipvs::ServiceKey;
+use sluice::kernel::ipvs::{Destination, ServiceKey};
 use sluice::kernel::sysctl::{Setting, Wanted};
-use sluice::proxy::apply::{Kernel, Owned, Ruled, Targets};
+use sluice::proxy::apply::{Connected, Kernel, Owned, Ruled, Targets};
 use sluice::reconcile::{Failure, Phase, Step, Target};
 
 use super::random::Random;
@@ -34,6 +35,8 @@ pub struct Machine {
     /// What belonged to others from the beginning.
     pub foreign: State,
     pub faults: Faults,
+    /// The destinations that have connections.
+    pub busy: BTreeSet<(ServiceKey, SocketAddr)>,
     /// How many acts were performed.
     pub acts: u64,
     /// What the kernel refused by its own rules, that is, not by an injected fault.
@@ -103,6 +106,7 @@ impl MemoryKernel {
             state: foreign.clone(),
             foreign,
             faults: Faults::none(),
+            busy: BTreeSet::new(),
             acts: 0,
             refused: Vec::new(),
             observer: None,
@@ -164,6 +168,18 @@ impl Kernel for MemoryKernel {
 impl Owned for Memory<Virtuals> {
     fn set_ours(&mut self, ours: Box<dyn Fn(&ServiceKey) -> bool + Send>) {
         self.ours = Box::new(move |key, _| ours(key));
+    }
+}
+
+impl Connected for Memory<Virtuals> {
+    fn connections(&mut self, key: &ServiceKey) -> Result<Vec<(Destination, u64)>, Error> {
+        self.readable()?;
+        self.machine.with(|machine| {
+            let existing = machine.state.virtuals.get(key);
+            let listed = existing.into_iter().flat_map(|existing| existing.destinations.iter());
+            let count = |address| u64::from(machine.busy.contains(&(*key, address)));
+            Ok(listed.map(|destination| (*destination, count(destination.address))).collect())
+        })
     }
 }
 
