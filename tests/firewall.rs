@@ -1,7 +1,8 @@
 //! The firewall's rules against the meaning of NetworkPolicies, packet by packet.
 //!
 //! [`oracle`] says what the API means, written without the compiler. Clusters made by chance ([`clusters`]) are compiled
-//! and changed step by step; after each step packets between all kinds of addresses are judged by both.
+//! and changed step by step; after each step packets between all kinds of addresses are judged by both. [`mistakes`] puts
+//! known mistakes back and shows that the comparison finds each of them; [`defects`] are the same as hand-written cases.
 //!
 //! `PROPERTY_SEED` runs one history again; without it `PROPERTY_RUNS` histories are run (a few hundred by default), with a
 //! seed of the day's clock. A failure names its seed.
@@ -11,9 +12,15 @@
 #[path = "support/mod.rs"]
 mod support;
 
+#[path = "firewall/cases.rs"]
+mod cases;
 #[path = "firewall/clusters.rs"]
 mod clusters;
+#[path = "firewall/defects.rs"]
+mod defects;
 #[path = "firewall/histories.rs"]
 mod histories;
+#[path = "firewall/mistakes.rs"]
+mod mistakes;
 #[path = "firewall/oracle.rs"]
 mod oracle;
