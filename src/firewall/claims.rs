@@ -77,3 +77,44 @@ impl Claims {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::given::{address, object, pod};
+    use super::*;
+
+    fn claimant(name: &str) -> Arc<Claimant> {
+        Arc::new(Claimant { name: object(name), pod: Arc::new(pod("10.244.1.1", "", "")), is_local: true })
+    }
+
+    fn names(claims: &Claims) -> Vec<String> {
+        claims.of(address("10.244.1.1")).iter().map(|claimant| claimant.name.to_string()).collect()
+    }
+
+    #[test]
+    fn the_order_of_events_does_not_show() {
+        let all = ["shop/a", "shop/b", "shop/c"];
+        for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+            let mut claims = Claims::default();
+            for place in order {
+                claims.add(address("10.244.1.1"), &claimant(all[place]));
+            }
+            assert_eq!(names(&claims), all);
+            claims.remove(address("10.244.1.1"), &object("shop/b"));
+            assert_eq!(names(&claims), ["shop/a", "shop/c"]);
+            claims.remove(address("10.244.1.1"), &object("shop/a"));
+            assert_eq!(names(&claims), ["shop/c"]);
+            claims.remove(address("10.244.1.1"), &object("shop/c"));
+            assert!(names(&claims).is_empty() && claims.all.is_empty());
+        }
+    }
+
+    #[test]
+    fn who_has_no_claim_loses_none() {
+        let mut claims = Claims::default();
+        claims.add(address("10.244.1.1"), &claimant("shop/a"));
+        claims.remove(address("10.244.1.1"), &object("shop/b"));
+        claims.remove(address("10.244.1.2"), &object("shop/a"));
+        assert_eq!(names(&claims), ["shop/a"]);
+    }
+}

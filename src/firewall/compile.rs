@@ -82,3 +82,92 @@ fn with_ports(peer: Option<Arc<SetKey>>, ports: &[PolicyPort], direction: Direct
     }));
     matches
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::given::{block, pods, pods_in, policy, rule};
+    use super::*;
+
+    fn compiled(rule: PolicyRule, direction: Direction) -> Vec<Match> {
+        let list = Some(std::slice::from_ref(&rule));
+        let both = policy("", list, list);
+        let rules = rules("shop", &both, direction).unwrap();
+        assert_eq!(rules.len(), 1);
+        rules[0].matches.to_vec()
+    }
+
+    fn kinds(matches: &[Match]) -> Vec<&'static str> {
+        let kind = |set: &SetKey| match set {
+            SetKey::Pods(_) => "pods",
+            SetKey::Blocks(_) => "blocks",
+            SetKey::NamedPort { pods: PortOwners::Local, .. } => "ports here",
+            SetKey::NamedPort { pods: PortOwners::All, .. } => "ports anywhere",
+            SetKey::NamedPort { pods: PortOwners::Selected(_), .. } => "ports of pods",
+            SetKey::NamedPort { pods: PortOwners::Inside(_), .. } => "ports inside",
+        };
+        let words = |one: &Match| {
+            let peer = one.peer.as_deref().map_or("any", kind);
+            let port = match &one.port {
+                PortMatch::Any => "any",
+                PortMatch::Protocol(_) => "protocol",
+                PortMatch::Numbers(..) => "numbers",
+                PortMatch::Named(set) => kind(set),
+            };
+            [peer, port]
+        };
+        matches.iter().flat_map(words).collect()
+    }
+
+    #[test]
+    fn a_rule_without_anything_allows_everything() {
+        for direction in Direction::BOTH {
+            assert_eq!(kinds(&compiled(rule(&[], &[]), direction)), ["any", "any"]);
+        }
+    }
+
+    #[test]
+    fn a_rule_is_the_product_of_its_peers_and_its_ports() {
+        let peers = [pods("app=web"), block("10.0.0.0/8"), pods_in("", ""), block("192.0.2.0/24 192.0.2.1/32")];
+        let matches = compiled(rule(&peers, &["tcp/80", "udp/*", "tcp/443"]), Direction::Ingress);
+        let each = |peer| [peer, "numbers", peer, "protocol"];
+        assert_eq!(kinds(&matches), [each("pods"), each("pods"), each("blocks")].concat());
+    }
+
+    #[test]
+    fn a_named_port_of_ingress_is_looked_up_here_and_one_of_egress_at_the_peers() {
+        let peers = [pods("app=web"), block("10.0.0.0/8")];
+        let named = rule(&peers, &["tcp/http"]);
+        assert_eq!(kinds(&compiled(named.clone(), Direction::Ingress)), ["pods", "ports here", "blocks", "ports here"]);
+        assert_eq!(kinds(&compiled(named, Direction::Egress)), ["any", "ports of pods", "any", "ports inside"]);
+        assert_eq!(kinds(&compiled(rule(&[], &["tcp/http"]), Direction::Egress)), ["any", "ports anywhere"]);
+        assert_eq!(kinds(&compiled(rule(&[], &["tcp/http"]), Direction::Ingress)), ["any", "ports here"]);
+    }
+
+    #[test]
+    fn the_order_of_peers_and_ports_does_not_matter() {
+        let one = rule(&[pods("app=a"), pods("app=b"), block("10.0.0.0/8"), block("::/0")], &["tcp/80", "tcp/http"]);
+        let other = rule(
+            &[block("::/0"), pods("app=b"), block("10.0.0.7/8"), pods("app=a"), pods("app=a")],
+            &["tcp/http", "tcp/80", "tcp/80"],
+        );
+        for direction in Direction::BOTH {
+            assert_eq!(compiled(one.clone(), direction), compiled(other.clone(), direction));
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_read_matches_nothing() {
+        let nobody = PolicyRule { peers: Peers::Of([].into()), ports: Ports::Any };
+        let nowhere = PolicyRule { peers: Peers::Any, ports: Ports::Of([].into()) };
+        for direction in Direction::BOTH {
+            assert!(compiled(nobody.clone(), direction).is_empty() && compiled(nowhere.clone(), direction).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_direction_that_is_left_alone_has_no_rules_and_one_without_rules_has_none_either() {
+        let ingress = policy("", Some(&[]), None);
+        assert_eq!(rules("shop", &ingress, Direction::Ingress).as_deref(), Some(&[][..]));
+        assert_eq!(rules("shop", &ingress, Direction::Egress), None);
+    }
+}

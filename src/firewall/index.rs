@@ -216,3 +216,87 @@ impl<T: Ord> Default for SetIndex<T> {
         SetIndex { selections: Index::default(), ports: BTreeMap::new() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::given::{labels, pod, selector};
+    use super::*;
+    use crate::net::Protocol;
+
+    fn selection(namespaces: &str, pods: &str) -> Selection {
+        let namespaces = match namespaces.strip_prefix("name=") {
+            Some(name) => Scope::Named(name.into()),
+            None => Scope::Selected(selector(namespaces)),
+        };
+        Selection { namespaces, pods: selector(pods) }
+    }
+
+    fn index(selections: &[(&str, &str)]) -> Index<usize> {
+        let mut index = Index::default();
+        for (place, (namespaces, pods)) in selections.iter().enumerate() {
+            index.insert(&selection(namespaces, pods), &place);
+        }
+        index
+    }
+
+    fn found(index: &Index<usize>, namespace: Option<&str>, of: &str) -> Vec<usize> {
+        let (namespace, of) = (namespace.map(labels), labels(of));
+        let mut found: Vec<usize> = index.candidates("shop", namespace.as_ref(), &of).copied().collect();
+        found.sort_unstable();
+        found
+    }
+
+    #[test]
+    fn a_selector_is_found_by_what_it_asks_for() {
+        let index = index(&[
+            ("name=shop", "app=web"),
+            ("name=other", "app=web"),
+            ("name=shop", "app=web,db tier=front,back,middle"),
+            ("name=shop", "canary"),
+            ("name=shop", "app!=web"),
+            ("name=shop", "!app"),
+            ("name=shop", ""),
+        ]);
+        assert_eq!(found(&index, None, "app=web"), [0, 2, 4, 5, 6]);
+        assert_eq!(found(&index, None, "app=db canary=no"), [2, 3, 4, 5, 6]);
+        assert_eq!(found(&index, None, ""), [4, 5, 6]);
+    }
+
+    #[test]
+    fn a_selector_of_namespaces_is_found_by_their_labels() {
+        let index = index(&[("team=red", "app=web"), ("", "app=web"), ("team", "app=db"), ("team!=red", "")]);
+        assert_eq!(found(&index, Some("team=red"), "app=web"), [0, 1, 3]);
+        assert_eq!(found(&index, Some("team=blue"), "app=db"), [2, 3]);
+        assert_eq!(found(&index, Some(""), "app=web"), [1, 3]);
+        assert_eq!(found(&index, None, "app=web"), [] as [usize; 0], "a namespace that is not known is not selected");
+    }
+
+    #[test]
+    fn a_value_of_an_empty_list_is_never_found() {
+        let nothing = [crate::model::Requirement { key: "app".into(), operator: Operator::In([].into()) }];
+        let asked = Selection { namespaces: Scope::Named("shop".into()), pods: nothing.into_iter().collect() };
+        let mut index = Index::default();
+        index.insert(&asked, &0);
+        assert_eq!(found(&index, None, "app=web"), [] as [usize; 0]);
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_is_removed() {
+        let mut sets = SetIndex::default();
+        let port = |pods| SetKey::NamedPort { pods, name: "http".into(), protocol: Protocol::Tcp };
+        let keys = [
+            SetKey::Pods(selection("name=shop", "app=web,db")),
+            SetKey::Pods(selection("team=red,blue stage", "tier")),
+            SetKey::Pods(selection("", "")),
+            port(PortOwners::Local),
+            port(PortOwners::Selected(selection("team", "app=web"))),
+        ];
+        keys.iter().for_each(|key| sets.insert(key, key));
+        let (namespace, web) = (labels("team=red stage=test"), pod("10.244.1.1", "app=web tier=x", "http/tcp/80"));
+        let found = |sets: &SetIndex<SetKey>| sets.candidates("shop", Some(&namespace), &web).count();
+        assert_eq!(found(&sets), keys.len());
+        keys.iter().for_each(|key| sets.remove(key, key));
+        assert_eq!(found(&sets), 0);
+        assert!(sets.is_empty(), "no empty place is kept");
+    }
+}

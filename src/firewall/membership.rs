@@ -75,3 +75,82 @@ fn belongs(set: &SetKey, claimant: &Claimant, namespaces: &Table<CompactString, 
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::given::{address, labels, object, pod, selector};
+    use super::super::rules::{Scope, Selection};
+    use super::*;
+    use crate::net::Protocol;
+
+    const ADDRESS: &str = "10.244.1.1";
+
+    /// `pods` are names with labels and ports; those named `local…` are of this node.
+    fn check(set: &SetKey, pods: &[(&str, &str, &str)], expected: &[Element]) {
+        let mut namespaces = Table::default();
+        namespaces.insert("shop".into(), Namespace { labels: labels("team=red"), isolated: false });
+        let claimant = |(name, of, ports): &(&str, &str, &str)| {
+            let name = object(name);
+            let is_local = name.name.starts_with("local");
+            Arc::new(Claimant { name, pod: Arc::new(pod(ADDRESS, of, ports)), is_local })
+        };
+        let claimants: Vec<Arc<Claimant>> = pods.iter().map(claimant).collect();
+        let found: Vec<Element> = elements_at(set, address(ADDRESS), &claimants, &namespaces).collect();
+        assert_eq!(found, expected);
+    }
+
+    fn of_red(of: &str) -> Selection {
+        Selection { namespaces: Scope::Selected(selector("team=red")), pods: selector(of) }
+    }
+
+    fn http(pods: PortOwners) -> SetKey {
+        SetKey::NamedPort { pods, name: "http".into(), protocol: Protocol::Tcp }
+    }
+
+    fn at(number: u16) -> Element {
+        Element::Port(address(ADDRESS), number)
+    }
+
+    #[test]
+    fn the_address_of_a_selected_pod_is_in_the_set() {
+        let set = SetKey::Pods(of_red("app=web"));
+        check(&set, &[("shop/a", "app=web", "")], &[Element::Address(address(ADDRESS))]);
+        check(&set, &[("shop/a", "app=db", "")], &[]);
+        check(&set, &[("unknown/a", "app=web", "")], &[]);
+        check(&set, &[], &[]);
+    }
+
+    #[test]
+    fn all_pods_of_an_address_have_to_belong_to_the_set() {
+        let set = SetKey::Pods(of_red("app=web"));
+        check(&set, &[("shop/a", "app=web", ""), ("shop/b", "app=web", "")], &[Element::Address(address(ADDRESS))]);
+        check(&set, &[("shop/a", "app=web", ""), ("shop/b", "app=db", "")], &[]);
+        check(&set, &[("shop/a", "app=db", ""), ("shop/b", "app=web", "")], &[]);
+    }
+
+    #[test]
+    fn a_name_stands_for_the_numbers_that_all_pods_of_the_address_agree_on() {
+        let set = http(PortOwners::All);
+        check(&set, &[("shop/a", "", "http/tcp/80 http/tcp/8080 dns/udp/53")], &[at(80), at(8080)]);
+        let other = ("shop/b", "", "http/tcp/8080 http/udp/80");
+        check(&set, &[("shop/a", "", "http/tcp/80 http/tcp/8080"), other], &[at(8080)]);
+        check(&set, &[("shop/a", "", "http/tcp/80"), other], &[]);
+        check(&http(PortOwners::Selected(of_red("app=web"))), &[("shop/a", "app=web", "http/tcp/80")], &[at(80)]);
+        check(&http(PortOwners::Selected(of_red("app=web"))), &[("shop/a", "app=db", "http/tcp/80")], &[]);
+    }
+
+    #[test]
+    fn a_set_of_this_node_s_ports_asks_the_pods_of_this_node() {
+        let set = http(PortOwners::Local);
+        check(&set, &[("shop/other", "", "http/tcp/80")], &[]);
+        check(&set, &[("shop/local", "", "http/tcp/80"), ("shop/other", "", "http/tcp/81")], &[at(80)]);
+        check(&set, &[("shop/local", "", "http/tcp/80"), ("shop/local-too", "", "")], &[]);
+    }
+
+    #[test]
+    fn a_set_of_blocks_asks_nobody() {
+        let blocks = [super::super::ip_block::block("10.0.0.0/8".parse().unwrap(), &[])];
+        check(&SetKey::Blocks(blocks.clone().into()), &[("shop/a", "", "http/tcp/80")], &[]);
+        check(&http(PortOwners::Inside(blocks.into())), &[("shop/a", "", "http/tcp/80")], &[at(80)]);
+    }
+}

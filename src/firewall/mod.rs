@@ -9,7 +9,8 @@
 //! (address ranges with holes), [`port_number`], [`named_port`]; [`isolation`] says whether a pod is restricted at all
 //! (default deny). [`plan`] keeps the rule set up to date: [`claims`] says which pods have an address, [`membership`]
 //! what a set holds there, [`index`] which selectors to ask about a pod, [`fill`] what a new set holds. [`verdict`] traces a packet through
-//! the rule set, which is what the rules mean; [`icmp`] lists what always passes.
+//! the rule set, which is what the rules mean; [`icmp`] lists what always passes, [`explain`] tells people.
+//! [`identity`] is what a name in the kernel is made from.
 
 pub mod rules;
 pub mod compile;
@@ -25,3 +26,7 @@ pub mod index;
 pub mod fill;
 pub mod verdict;
 pub mod icmp;
+pub mod explain;
+pub mod identity;
+#[cfg(test)]
+mod given;

@@ -55,3 +55,46 @@ pub fn elements<'a>(
 ) -> impl Iterator<Item = Element> + 'a {
     pod.port_numbers(name, protocol).map(move |number| Element::Port(address, number))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::given::{address, pod, port, selector};
+    use super::super::rules::Scope;
+    use super::*;
+
+    fn numbers(ports: &str, name: &str, protocol: Protocol) -> Vec<Element> {
+        elements(&pod("10.244.1.1", "", ports), address("10.244.1.1"), name, protocol).collect()
+    }
+
+    #[test]
+    fn a_name_belongs_to_its_protocol() {
+        let ports = "dns/tcp/53 dns/udp/5353";
+        assert_eq!(numbers(ports, "dns", Protocol::Udp), [Element::Port(address("10.244.1.1"), 5353)]);
+        assert_eq!(numbers(ports, "dns", Protocol::Sctp), []);
+    }
+
+    #[test]
+    fn a_name_that_nobody_has_stands_for_nothing() {
+        assert_eq!(numbers("http/tcp/80", "https", Protocol::Tcp), []);
+    }
+
+    #[test]
+    fn numbers_are_no_names() {
+        let ports = [port("tcp/80"), port("tcp/http"), port("udp/*"), port("udp/dns")];
+        let found: Vec<(String, Protocol)> =
+            names(&ports).map(|(name, protocol)| (name.to_string(), protocol)).collect();
+        assert_eq!(found, [("http".to_owned(), Protocol::Tcp), ("dns".to_owned(), Protocol::Udp)]);
+    }
+
+    #[test]
+    fn the_destinations_of_egress_are_its_peers() {
+        let selection = Selection { namespaces: Scope::Named("shop".into()), pods: selector("app=web") };
+        assert_eq!(owners(None), PortOwners::All);
+        assert_eq!(owners(Some(&SetKey::Pods(selection.clone()))), PortOwners::Selected(selection.clone()));
+        let blocks: Box<[_]> =
+            Box::new([ip_block::block("10.0.0.0/8".parse().unwrap(), &["10.1.0.0/16".parse().unwrap()])]);
+        assert_eq!(owners(Some(&SetKey::Blocks(blocks.clone()))), PortOwners::Inside(blocks.clone()));
+        let is_among = |text| is_among(&PortOwners::Inside(blocks.clone()), address(text), |_| true);
+        assert!(is_among("10.0.0.1") && !is_among("10.1.0.1") && !is_among("192.0.2.1"));
+    }
+}

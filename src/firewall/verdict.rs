@@ -3,6 +3,7 @@
 //! This is the meaning of `rules`, written down once: a backend is right when the kernel does the same. It tells what
 //! this node does. A packet between two pods of different nodes is judged by each node for its own end.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use crate::model::ObjectName;
@@ -79,6 +80,15 @@ pub enum Exemption {
 pub fn verdict(rules: &RuleSet, packet: &Packet) -> Verdict {
     let decide = |direction| decision(rules, packet, direction);
     Verdict { egress: decide(Direction::Egress), ingress: decide(Direction::Ingress) }
+}
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Traffic::Port { protocol, port } => write!(f, "{protocol} {port}"),
+            Traffic::Icmp { kind } => write!(f, "icmp {kind}"),
+        }
+    }
 }
 
 impl Verdict {

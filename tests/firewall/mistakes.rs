@@ -26,44 +26,44 @@ const WORLDS: u64 = 1000;
 const PACKETS: usize = 400;
 
 enum Mistake {
-    InRules(fn(&mut RuleSet)),
-    InWorld(fn(&mut World)),
+    Rules(fn(&mut RuleSet)),
+    Cluster(fn(&mut World)),
     /// Of the rules of an earlier World and of those of the present one.
-    InHistory(fn(&RuleSet, &mut RuleSet)),
+    History(fn(&RuleSet, &mut RuleSet)),
 }
 
-use Mistake::{InHistory, InRules, InWorld};
+use Mistake::{Cluster, History, Rules};
 
 const MISTAKES: [(&str, Mistake); 27] = [
-    ("D1: what a policy allows in, its targets may send to each other", InRules(mix_directions)),
-    ("D2: a port name that nobody has opens all ports to the peers", InRules(open_unresolved_names)),
-    ("D3: the addresses of one named port leak into those of another", InRules(leak_port_addresses)),
-    ("D4: a hole cuts into other blocks too", InRules(cut_all_blocks)),
-    ("D5: overlapping blocks are refused", InRules(refuse_overlapping_blocks)),
-    ("D6: all of IPv6 is only its usual parts", InRules(shrink_everything)),
-    ("D7: what was allowed stays allowed", InHistory(keep_elements)),
-    ("D8: a set that is too large is not loaded", InRules(refuse_large_sets)),
-    ("D9: names that run together to one text share their rules", InRules(join_names)),
-    ("D13: a named port of egress without peers is a number at every destination", InRules(names_become_numbers)),
-    ("policies of egress are not enforced", InRules(|rules| open(rules, Direction::Egress))),
-    ("policies of ingress are not enforced", InRules(|rules| open(rules, Direction::Ingress))),
-    ("only the first policy of a pod counts", InRules(keep_first_policy)),
-    ("only the first match of a rule counts", InRules(keep_first_match)),
-    ("the annotation of the namespace does not isolate", InWorld(forget_annotations)),
-    ("pods that have finished are peers and targets", InWorld(revive_finished)),
-    ("pods with their node's network are peers and targets", InWorld(forget_host_network)),
-    ("only the first address of a pod counts", InWorld(keep_first_address)),
-    ("of two pods with one address the first has it", InWorld(first_comes_first)),
-    ("only matchLabels are read", InWorld(drop_expressions)),
-    ("NotIn asks for the label to be there", InWorld(not_in_needs_label)),
-    ("the end of a range of ports is ignored", InWorld(drop_range_ends)),
-    ("a port name is looked up whatever the protocol", InWorld(forget_protocols_of_names)),
-    ("an empty list of ports is a missing one", InWorld(open_empty_ports)),
-    ("an empty list of peers is a missing one", InWorld(open_empty_peers)),
-    ("a policy without rules does not isolate", InWorld(forget_empty_policies)),
+    ("D1: what a policy allows in, its targets may send to each other", Rules(mix_directions)),
+    ("D2: a port name that nobody has opens all ports to the peers", Rules(open_unresolved_names)),
+    ("D3: the addresses of one named port leak into those of another", Rules(leak_port_addresses)),
+    ("D4: a hole cuts into other blocks too", Rules(cut_all_blocks)),
+    ("D5: overlapping blocks are refused", Rules(refuse_overlapping_blocks)),
+    ("D6: all of IPv6 is only its usual parts", Rules(shrink_everything)),
+    ("D7: what was allowed stays allowed", History(keep_elements)),
+    ("D8: a set that is too large is not loaded", Rules(refuse_large_sets)),
+    ("D9: names that run together to one text share their rules", Rules(join_names)),
+    ("D13: a named port of egress without peers is a number at every destination", Rules(names_become_numbers)),
+    ("policies of egress are not enforced", Rules(|rules| open(rules, Direction::Egress))),
+    ("policies of ingress are not enforced", Rules(|rules| open(rules, Direction::Ingress))),
+    ("only the first policy of a pod counts", Rules(keep_first_policy)),
+    ("only the first match of a rule counts", Rules(keep_first_match)),
+    ("the annotation of the namespace does not isolate", Cluster(forget_annotations)),
+    ("pods that have finished are peers and targets", Cluster(revive_finished)),
+    ("pods with their node's network are peers and targets", Cluster(forget_host_network)),
+    ("only the first address of a pod counts", Cluster(keep_first_address)),
+    ("of two pods with one address the first has it", Cluster(first_comes_first)),
+    ("only matchLabels are read", Cluster(drop_expressions)),
+    ("NotIn asks for the label to be there", Cluster(not_in_needs_label)),
+    ("the end of a range of ports is ignored", Cluster(drop_range_ends)),
+    ("a port name is looked up whatever the protocol", Cluster(forget_protocols_of_names)),
+    ("an empty list of ports is a missing one", Cluster(open_empty_ports)),
+    ("an empty list of peers is a missing one", Cluster(open_empty_peers)),
+    ("a policy without rules does not isolate", Cluster(forget_empty_policies)),
     (
         "a protocol without a port number means TCP's",
-        InRules(|rules| {
+        Rules(|rules| {
             edit_matches(rules, |one| {
                 if let PortMatch::Protocol(protocol) = &mut one.port {
                     *protocol = sluice::net::Protocol::Tcp;
@@ -93,17 +93,17 @@ fn shows(mistake: &Mistake, seed: u64) -> bool {
         clusters::change(&mut world, &mut random);
     }
     let rules = match mistake {
-        InRules(make) => {
+        Rules(make) => {
             let mut rules = histories::rules(&world);
             make(&mut rules);
             rules
         }
-        InWorld(make) => {
+        Cluster(make) => {
             let mut mistaken = clusters::copied(&world);
             make(&mut mistaken);
             histories::rules(&mistaken)
         }
-        InHistory(make) => {
+        History(make) => {
             let mut rules = histories::rules(&world);
             make(&histories::rules(&earlier), &mut rules);
             rules

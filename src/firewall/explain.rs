@@ -1,0 +1,416 @@
+//! Why a packet passes or not, for people: the question, the parties, what each direction says.
+//!
+//! `sluice policy explain --from NS/POD --to NS/POD:PORT[/PROTO]`, either side also an address (`10.244.1.7`,
+//! `[fd00::7]:80/udp`). The answer comes from the rule set that the kernel is made equal to (`verdict`), one for each
+//! family in which both sides have an address. As text or, for programs, as JSON (`-o json`).
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use compact_str::CompactString;
+use serde_json::{Value, json};
+
+use crate::model::{ObjectName, Pod, World};
+use crate::net::{Family, Protocol};
+
+use super::rules::{Direction, RuleSet};
+use super::verdict::{Decision, Exemption, Packet, Traffic, Verdict, verdict};
+
+/// What is asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Question {
+    pub from: End,
+    pub to: End,
+    pub protocol: Protocol,
+    pub port: u16,
+}
+
+/// One side of a question.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum End {
+    Pod(ObjectName),
+    Address(IpAddr),
+}
+
+/// What becomes of the packets of one family.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answer {
+    pub packet: Packet,
+    pub from: Party,
+    pub to: Party,
+    pub verdict: Verdict,
+}
+
+/// Who is at one side.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Party {
+    pub address: IpAddr,
+    pub standing: Standing,
+}
+
+/// What policies have to do with a party.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// A pod whose rules are on this node.
+    Here(ObjectName),
+    /// A pod whose rules are on another node, where that is known.
+    Elsewhere(ObjectName, Option<CompactString>),
+    /// A pod with the network of its node: policies do not concern it, and only blocks speak of it.
+    HostNetwork(ObjectName),
+    /// This node itself.
+    ThisNode,
+    /// No running pod of the cluster has the address.
+    Nobody,
+}
+
+/// Why there is no answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Unanswerable {
+    NoPod(ObjectName),
+    /// Its address may belong to another pod by now.
+    Finished(ObjectName),
+    NoAddress(ObjectName),
+    /// One side has IPv4 only and the other IPv6 only.
+    NoCommonFamily,
+}
+
+impl Question {
+    /// A question in the words of the command line, or what is wrong with them.
+    pub fn parse(from: &str, to: &str) -> Result<Question, String> {
+        let wanted = || format!("{to:?} must be NAMESPACE/POD:PORT[/PROTOCOL] or ADDRESS:PORT[/PROTOCOL]");
+        let (end, port) = to.rsplit_once(':').ok_or_else(wanted)?;
+        let (port, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+        let protocol = Protocol::from_api(&protocol.to_uppercase())
+            .ok_or_else(|| format!("{protocol:?} must be tcp, udp or sctp"))?;
+        let port = port.parse().map_err(|_| wanted())?;
+        let bare = end.strip_prefix('[').and_then(|end| end.strip_suffix(']')).unwrap_or(end);
+        Ok(Question { from: from.parse()?, to: bare.parse()?, protocol, port })
+    }
+}
+
+impl FromStr for End {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<End, String> {
+        if let Ok(address) = text.parse() {
+            return Ok(End::Address(address));
+        }
+        match text.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+                Ok(End::Pod(ObjectName::new(namespace, name)))
+            }
+            _ => Err(format!("{text:?} must be NAMESPACE/POD or an address")),
+        }
+    }
+}
+
+/// The answers to a question, IPv4 first; at least one.
+pub fn answers(rules: &RuleSet, world: &World, question: &Question) -> Result<Vec<Answer>, Unanswerable> {
+    let (from, to) = (addresses(world, &question.from)?, addresses(world, &question.to)?);
+    let first = |addresses: &[IpAddr], family| addresses.iter().copied().find(|ip| Family::from(*ip) == family);
+    let pairs = Family::BOTH.into_iter().filter_map(|family| Some((first(&from, family)?, first(&to, family)?)));
+    let answers: Vec<Answer> = pairs
+        .map(|(source, destination)| {
+            let from = Party { address: source, standing: standing(world, &question.from, source) };
+            let to = Party { address: destination, standing: standing(world, &question.to, destination) };
+            let traffic = Traffic::Port { protocol: question.protocol, port: question.port };
+            let from_this_node = is_this_node(world, source);
+            let packet = Packet { source, destination, traffic, from_this_node };
+            Answer { packet, from, to, verdict: verdict(rules, &packet) }
+        })
+        .collect();
+    if answers.is_empty() { Err(Unanswerable::NoCommonFamily) } else { Ok(answers) }
+}
+
+/// The answers as lines of text, each ended.
+pub fn text(answers: &[Answer]) -> String {
+    answers.iter().map(text_of).collect()
+}
+
+/// The answers for programs.
+pub fn json(answers: &[Answer]) -> Value {
+    json!({ "answers": answers.iter().map(json_of).collect::<Vec<_>>() })
+}
+
+fn addresses(world: &World, end: &End) -> Result<Vec<IpAddr>, Unanswerable> {
+    let name = match end {
+        End::Address(address) => return Ok(vec![*address]),
+        End::Pod(name) => name,
+    };
+    let pod = world.cluster.pods.get(name).ok_or_else(|| Unanswerable::NoPod(name.clone()))?;
+    match pod {
+        pod if pod.finished => Err(Unanswerable::Finished(name.clone())),
+        pod if pod.addresses.is_empty() => Err(Unanswerable::NoAddress(name.clone())),
+        pod => Ok(pod.addresses.to_vec()),
+    }
+}
+
+fn standing(world: &World, end: &End, address: IpAddr) -> Standing {
+    let has = |pod: &Pod| pod.takes_part() && pod.addresses.contains(&address);
+    let found = match end {
+        End::Pod(name) => world.cluster.pods.get(name).map(|pod| (name, pod)),
+        End::Address(_) => world.cluster.pods.iter().find(|(_, pod)| has(pod)),
+    };
+    match found {
+        None if is_this_node(world, address) => Standing::ThisNode,
+        None => Standing::Nobody,
+        Some((name, pod)) if pod.host_network => Standing::HostNetwork(name.clone()),
+        Some((name, pod)) => match pod.node.as_deref() {
+            Some(node) if node == world.host.node_name => Standing::Here(name.clone()),
+            node => Standing::Elsewhere(name.clone(), node.map(CompactString::from)),
+        },
+    }
+}
+
+fn is_this_node(world: &World, address: IpAddr) -> bool {
+    let node = world.cluster.nodes.get(&world.host.node_name);
+    let known = node.is_some_and(|node| node.addresses.iter().any(|own| own.address == address));
+    known || world.host.addresses.iter().any(|own| own.address == address)
+}
+
+fn text_of(answer: &Answer) -> String {
+    let Answer { packet, from, to, verdict } = answer;
+    let passes = if verdict.passes() { "allowed" } else { "denied" };
+    let egress = side(&verdict.egress, from, Direction::Egress);
+    let ingress = side(&verdict.ingress, to, Direction::Ingress);
+    format!("{from} to {to}, {}: {passes}\n  egress: {egress}\n  ingress: {ingress}\n", packet.traffic)
+}
+
+/// What one side says, as a sentence without its end.
+fn side(decision: &Decision, party: &Party, direction: Direction) -> String {
+    match decision {
+        Decision::NotHere => nothing_here(party),
+        Decision::Exempt(exemption) => format!("allowed: {}", reason(*exemption)),
+        Decision::Open { pod } => format!("allowed: no policy isolates {pod} for {}", direction.name()),
+        Decision::Allowed { policy, rule, .. } => {
+            format!("allowed by {policy}, rule {rule} (spec.{}[{rule}])", direction.name())
+        }
+        Decision::Denied { pod, policies, by_namespace } => {
+            let mut isolating: Vec<String> = policies.iter().map(ObjectName::to_string).collect();
+            if *by_namespace {
+                isolating.push(format!("the annotation of namespace {}", pod.namespace));
+            }
+            format!("denied: {pod} is isolated by {}, and nothing allows it", isolating.join(", "))
+        }
+    }
+}
+
+fn nothing_here(party: &Party) -> String {
+    match &party.standing {
+        Standing::Elsewhere(pod, Some(node)) => format!("not decided here: {pod} runs on {node}"),
+        Standing::Elsewhere(pod, None) | Standing::Here(pod) => format!("not decided here: {pod} has no node yet"),
+        Standing::HostNetwork(pod) => format!("not concerned: {pod} uses the network of its node"),
+        Standing::ThisNode => "not concerned: this node itself".to_owned(),
+        Standing::Nobody => "not concerned: no pod of the cluster has this address".to_owned(),
+    }
+}
+
+fn reason(exemption: Exemption) -> String {
+    match exemption {
+        Exemption::Icmp(kind) => format!("ICMP {kind} always passes"),
+        Exemption::FromThisNode => "a node always reaches its own pods".to_owned(),
+        Exemption::ToItself => "a pod always reaches itself".to_owned(),
+    }
+}
+
+fn json_of(answer: &Answer) -> Value {
+    let Answer { packet, from, to, verdict } = answer;
+    let (protocol, port) = match packet.traffic {
+        Traffic::Port { protocol, port } => (json!(protocol.to_string()), json!(port)),
+        Traffic::Icmp { kind } => (json!("icmp"), json!(kind)),
+    };
+    json!({
+        "family": Family::from(packet.source).to_string(),
+        "from": json_of_party(from),
+        "to": json_of_party(to),
+        "protocol": protocol,
+        "port": port,
+        "allowed": verdict.passes(),
+        "egress": json_of_decision(&verdict.egress),
+        "ingress": json_of_decision(&verdict.ingress),
+    })
+}
+
+fn json_of_party(party: &Party) -> Value {
+    let (pod, node, standing) = match &party.standing {
+        Standing::Here(pod) => (Some(pod), None, "here"),
+        Standing::Elsewhere(pod, node) => (Some(pod), node.as_deref(), "elsewhere"),
+        Standing::HostNetwork(pod) => (Some(pod), None, "hostNetwork"),
+        Standing::ThisNode => (None, None, "thisNode"),
+        Standing::Nobody => (None, None, "nobody"),
+    };
+    json!({
+        "address": party.address.to_string(),
+        "pod": pod.map(ObjectName::to_string),
+        "node": node,
+        "standing": standing,
+    })
+}
+
+fn json_of_decision(decision: &Decision) -> Value {
+    let names = |names: &[ObjectName]| names.iter().map(ObjectName::to_string).collect::<Vec<_>>();
+    match decision {
+        Decision::NotHere => json!({ "decision": "notHere" }),
+        Decision::Exempt(exemption) => json!({ "decision": "exempt", "reason": reason(*exemption) }),
+        Decision::Open { pod } => json!({ "decision": "open", "pod": pod.to_string() }),
+        Decision::Allowed { pod, policy, rule } => json!({
+            "decision": "allowed", "pod": pod.to_string(), "policy": policy.to_string(), "rule": rule,
+        }),
+        Decision::Denied { pod, policies, by_namespace } => json!({
+            "decision": "denied", "pod": pod.to_string(), "isolatedBy": names(policies), "byNamespace": by_namespace,
+        }),
+    }
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.standing {
+            Standing::Here(pod) | Standing::Elsewhere(pod, _) | Standing::HostNetwork(pod) => {
+                write!(f, "{pod} ({})", self.address)
+            }
+            Standing::ThisNode => write!(f, "this node ({})", self.address),
+            Standing::Nobody => write!(f, "{}", self.address),
+        }
+    }
+}
+
+impl fmt::Display for Unanswerable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unanswerable::NoPod(pod) => write!(f, "there is no pod {pod}"),
+            Unanswerable::Finished(pod) => write!(f, "{pod} has finished; its address may be another pod's by now"),
+            Unanswerable::NoAddress(pod) => write!(f, "{pod} has no address yet"),
+            Unanswerable::NoCommonFamily => f.write_str("the two sides have no address of the same family"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::given::{labels, object, pod, pods, policy, rule};
+    use super::super::plan::Plan;
+    use super::*;
+    use crate::model::{Host, HostAddress, Namespace};
+
+    fn world() -> World {
+        let mut world = World::empty();
+        let own = HostAddress { address: [192, 0, 2, 11].into(), link: "eth0".into(), global: true };
+        world.host = Arc::new(Host { node_name: "node1".into(), addresses: vec![own] });
+        let cluster = &mut world.cluster;
+        cluster.namespaces.insert("shop".into(), Namespace { labels: labels(""), isolated: true });
+        cluster.pods.insert(object("shop/web"), pod("10.244.1.7 fd00:10:244:1::7", "app=web", ""));
+        cluster.pods.insert(object("shop/db"), pod("10.244.1.8", "app=db", ""));
+        let mut far = pod("10.244.2.9 fd00:10:244:2::9", "app=far", "");
+        far.node = Some("node2".into());
+        cluster.pods.insert(object("shop/far"), far);
+        let mut done = pod("10.244.1.8", "", "");
+        done.finished = true;
+        cluster.pods.insert(object("shop/done"), done);
+        let allows = [rule(&[pods("app=nobody")], &[]), rule(&[pods("app=web")], &["tcp/5432"])];
+        cluster.policies.insert(object("shop/db"), policy("app=db", Some(&allows), None));
+        cluster.policies.insert(object("shop/out"), policy("app=db", None, Some(&[])));
+        world
+    }
+
+    fn asked(from: &str, to: &str) -> Result<Vec<Answer>, Unanswerable> {
+        let world = world();
+        let mut plan = Plan::new();
+        plan.update(&world);
+        answers(plan.rules(), &world, &Question::parse(from, to).unwrap())
+    }
+
+    fn check(from: &str, to: &str, expected: &str) {
+        assert_eq!(text(&asked(from, to).unwrap()), expected);
+    }
+
+    #[test]
+    fn the_rule_that_allows_is_named() {
+        check(
+            "shop/web",
+            "shop/db:5432",
+            "shop/web (10.244.1.7) to shop/db (10.244.1.8), tcp 5432: allowed\n\
+             \x20 egress: allowed: no policy isolates shop/web for egress\n\
+             \x20 ingress: allowed by shop/db, rule 1 (spec.ingress[1])\n",
+        );
+    }
+
+    #[test]
+    fn everything_that_isolates_is_named_where_nothing_allows() {
+        check(
+            "shop/db",
+            "shop/db:80",
+            "shop/db (10.244.1.8) to shop/db (10.244.1.8), tcp 80: allowed\n\
+             \x20 egress: allowed: a pod always reaches itself\n\
+             \x20 ingress: allowed: a pod always reaches itself\n",
+        );
+        check(
+            "203.0.113.1",
+            "shop/db:80/udp",
+            "203.0.113.1 to shop/db (10.244.1.8), udp 80: denied\n\
+             \x20 egress: not concerned: no pod of the cluster has this address\n\
+             \x20 ingress: denied: shop/db is isolated by shop/db, the annotation of namespace shop, and nothing allows it\n",
+        );
+    }
+
+    #[test]
+    fn both_families_are_answered_and_other_nodes_decide_for_themselves() {
+        check(
+            "shop/far",
+            "shop/web:80",
+            "shop/far (10.244.2.9) to shop/web (10.244.1.7), tcp 80: denied\n\
+             \x20 egress: not decided here: shop/far runs on node2\n\
+             \x20 ingress: denied: shop/web is isolated by the annotation of namespace shop, and nothing allows it\n\
+             shop/far (fd00:10:244:2::9) to shop/web (fd00:10:244:1::7), tcp 80: denied\n\
+             \x20 egress: not decided here: shop/far runs on node2\n\
+             \x20 ingress: denied: shop/web is isolated by the annotation of namespace shop, and nothing allows it\n",
+        );
+    }
+
+    #[test]
+    fn an_address_is_told_by_the_pod_that_has_it() {
+        check(
+            "192.0.2.11",
+            "10.244.1.8:80/sctp",
+            "this node (192.0.2.11) to shop/db (10.244.1.8), sctp 80: allowed\n\
+             \x20 egress: not concerned: this node itself\n\
+             \x20 ingress: allowed: a node always reaches its own pods\n",
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_answered_says_why() {
+        assert_eq!(asked("shop/none", "shop/db:80"), Err(Unanswerable::NoPod(object("shop/none"))));
+        assert_eq!(asked("shop/done", "shop/db:80"), Err(Unanswerable::Finished(object("shop/done"))));
+        assert_eq!(asked("2001:db8:113::1", "shop/db:80"), Err(Unanswerable::NoCommonFamily));
+    }
+
+    #[test]
+    fn programs_get_the_same_as_people() {
+        let found = json(&asked("shop/web", "shop/db:5432/tcp").unwrap());
+        let expected = json!({ "answers": [{
+            "family": "IPv4",
+            "from": { "address": "10.244.1.7", "pod": "shop/web", "node": null, "standing": "here" },
+            "to": { "address": "10.244.1.8", "pod": "shop/db", "node": null, "standing": "here" },
+            "protocol": "tcp",
+            "port": 5432,
+            "allowed": true,
+            "egress": { "decision": "open", "pod": "shop/web" },
+            "ingress": { "decision": "allowed", "pod": "shop/db", "policy": "shop/db", "rule": 1 },
+        }] });
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn words_that_are_no_question_are_refused_with_what_was_wanted() {
+        for (from, to) in
+            [("shop", "shop/db:80"), ("shop/web", "shop/db"), ("shop/web", "shop/db:80/icmp"), ("a/b", "a/:1")]
+        {
+            assert!(Question::parse(from, to).is_err_and(|text| text.contains("must be")), "{from} {to}");
+        }
+        let v6 = Question::parse("a/b", "[fd00::7]:80/udp").unwrap();
+        assert_eq!((v6.to, v6.protocol, v6.port), (End::Address("fd00::7".parse().unwrap()), Protocol::Udp, 80));
+    }
+}
