@@ -223,3 +223,23 @@ async fn wait_for_signal() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+    use crate::config::{Environment, Request, request};
+
+    #[test]
+    fn only_what_a_running_subsystem_needs_is_asked_for() {
+        let words = ["sluice", "--run-router=false", "--run-firewall=false"].map(OsString::from);
+        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+        let environment = Environment { node_name: Some("node-1".to_owned()), host_name: "node-1".to_owned() };
+        let proxy = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
+        let node = Wanted::Node("node-1".into());
+        assert_eq!(wanted(&proxy), [node.clone(), Wanted::Services, Wanted::EndpointSlices]);
+        let firewall = Config { proxy: None, firewall: true, ..proxy };
+        assert_eq!(wanted(&firewall), [node, Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies]);
+    }
+}

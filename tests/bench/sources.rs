@@ -4,13 +4,10 @@
 //! `cargo bench --bench sources` prints a table for `docs/benchmarks.md`. The API server is a scripted one in
 //! the same process, on another thread, so the times from the API contain its work on the second core.
 
-#![expect(unsafe_code, reason = "an allocator that counts bytes cannot be written without")]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a measurement may end with a crash")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -24,29 +21,12 @@ use tokio::sync::{mpsc, watch};
 #[allow(dead_code, reason = "this needs no faults")]
 mod api_server;
 
+mod memory;
+
 use api_server::{ApiServer, Faults, SERVICES, SLICES};
 
-struct Counting;
-
-static LIVE: AtomicIsize = AtomicIsize::new(0);
-static PEAK: AtomicIsize = AtomicIsize::new(0);
-
-// SAFETY: every call goes to the system's allocator unchanged; counting does not touch the memory.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let live = LIVE.fetch_add(layout.size() as isize, Ordering::Relaxed) + layout.size() as isize;
-        PEAK.fetch_max(live, Ordering::Relaxed);
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size() as isize, Ordering::Relaxed);
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: memory::Counting = memory::Counting;
 
 const SIZES: [usize; 3] = [100, 1_000, 10_000];
 const ENDPOINTS: usize = 10;
@@ -149,17 +129,6 @@ fn print(name: &str, services: usize, read: Duration, memory: (isize, isize), ch
     );
 }
 
-/// Live and highest memory since a mark.
-fn memory(mark: isize) -> (isize, isize) {
-    (LIVE.load(Ordering::Relaxed) - mark, PEAK.load(Ordering::Relaxed) - mark)
-}
-
-fn mark() -> isize {
-    let live = LIVE.load(Ordering::Relaxed);
-    PEAK.store(live, Ordering::Relaxed);
-    live
-}
-
 /// The server on a thread of its own; calls go to it through the returned value, which is shared.
 fn server(services: usize, streaming: bool) -> Arc<ApiServer> {
     let (out, server) = std::sync::mpsc::channel();
@@ -184,14 +153,14 @@ async fn from_api(name: &str, services: usize, streaming: bool) {
     let server = server(services, streaming);
     let master = format!("http://{}", server.address).parse().unwrap();
     let client = client(&Access { kubeconfig: None, master: Some(master) }).await.unwrap();
-    let mark = mark();
+    let mark = memory::mark();
     let began = Instant::now();
     let (out, messages) = mpsc::channel(1024);
     let running = tokio::spawn(watch_api::run(client, WANTED.to_vec(), out));
     let mut reader = reader(messages);
     reader.complete(services).await;
     let read = began.elapsed();
-    let memory = memory(mark);
+    let memory = memory::since(mark);
     let changes = reader.changes(CHANGES, |version| server.put(SLICES, slice(version * 7 % services, version))).await;
     print(name, services, read, memory, changes);
     running.abort();
@@ -214,14 +183,14 @@ async fn from_manifests(
         files.entry(file_of(index)).or_default().extend([service(index), slice(index, 0)]);
     }
     files.iter().for_each(|(file, objects)| write(file, objects));
-    let mark = mark();
+    let mark = memory::mark();
     let began = Instant::now();
     let (out, messages) = mpsc::channel(1024);
     manifests::spawn(directory.path().to_owned(), WANTED.to_vec(), out).unwrap();
     let mut reader = reader(messages);
     let world = reader.complete(services).await;
     let read = began.elapsed();
-    let memory = memory(mark);
+    let memory = memory::since(mark);
     // Making the texts is no part of a change. A file with everything is large: fewer of them will do.
     let count = if files.len() == 1 { 20 } else { CHANGES };
     let texts: Vec<(String, String)> = (1..=count)
