@@ -13,8 +13,9 @@
 //!
 //! The policy's own `podSelector` and its `policyTypes` have no such safe side: selecting nothing would open what the
 //! policy was to close, selecting every pod would cut off pods that it does not concern, and any set of pods in between
-//! may be given what the rules allow. A policy in which one of these makes no sense is unreadable
-//! (`k8s::Object::Unreadable`): its last good version stays in force, and where there is none, it is not known.
+//! may be given what the rules allow. A policy in which one of these makes no sense, or may be misspelt, is unreadable
+//! (`k8s::Object::Unreadable`): its last good version stays in force, and where there is none, it is not known. No
+//! single mistake in a policy allows more than the policy did; a test makes all of them.
 
 use compact_str::CompactString;
 use ipnet::IpNet;
@@ -61,9 +62,15 @@ enum Direction {
 }
 
 fn policy(spec: &Spec, warnings: &mut Warnings) -> Option<NetworkPolicy> {
-    // A field that a later API adds to every policy must not take all of them out of force.
+    // A field that a later API adds to every policy must not take all of them out of force. An API server says which
+    // pods and directions a policy is for; where that is missing too, the field may be its misspelling.
+    let says_whom = spec.pod_selector.is_some() && spec.policy_types.is_some();
     for name in spec.unknown.keys() {
-        warnings.odd(format!("spec.{name}"), "is not known and has no effect");
+        let effect = if says_whom { "it has no effect" } else { UNREADABLE };
+        warnings.odd(format!("spec.{name}"), format_args!("is not known; {effect}"));
+    }
+    if !says_whom && !spec.unknown.is_empty() {
+        return None;
     }
     let (is_ingress, is_egress) = directions(spec, warnings)?;
     let pods = match spec.pod_selector.as_ref().map_or_else(|| Ok(Selector::everything()), selector) {

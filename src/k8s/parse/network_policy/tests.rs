@@ -1,3 +1,5 @@
+use serde_json::{Value, json};
+
 use super::*;
 use crate::model::{Operator, Requirement};
 use crate::net::Protocol;
@@ -274,8 +276,98 @@ fn a_policy_that_cannot_say_whom_it_concerns_is_unreadable() {
 }
 
 #[test]
-fn a_field_of_a_later_api_beside_the_known_ones_only_speaks() {
-    let (policy, warnings) = parsed("{podSelector: {matchLabels: {app: web}}, priority: 5}");
-    assert_eq!(policy.expect("what is known is in force").pods, is("app", "web"));
-    assert_eq!(warnings, ["spec.priority: is not known and has no effect"]);
+fn a_field_that_is_not_known_may_be_new_or_a_misspelling() {
+    let (policy, warnings) = parsed("{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress], priority: 5}");
+    assert_eq!(policy.expect("a later API has it beside the known ones").pods, is("app", "web"));
+    assert_eq!(warnings, ["spec.priority: is not known; it has no effect"]);
+    for spec in
+        ["{podselector: {matchLabels: {app: web}}, policyTypes: [Ingress]}", "{podSelector: {}, types: [Egress]}"]
+    {
+        let (policy, warnings) = parsed(spec);
+        assert_eq!((policy, warnings.len()), (None, 1), "{spec}");
+    }
+}
+
+/// Every way to spoil one place of a value: a value of the wrong kind, a senseless word, or a misspelt key.
+fn spoilt(sound: &Value) -> Vec<Value> {
+    let mut all: Vec<Value> = [json!({"odd": 1}), json!([["odd"]]), json!("§"), json!(-7), json!(70000)].into();
+    match sound {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                let with = |key: &str, value: Value| {
+                    let mut fields = fields.clone();
+                    fields.insert(key.to_owned(), value);
+                    Value::Object(fields)
+                };
+                let without: serde_json::Map<_, _> = fields
+                    .iter()
+                    .filter(|(other, _)| *other != key)
+                    .map(|(key, value)| (key.clone(), value.clone()))
+                    .collect();
+                let mut misspelt = without;
+                misspelt.insert(format!("{key}x"), value.clone());
+                // The words of a selector are free: another one is another policy, and no mistake that could be seen.
+                if !["matchLabels", "key", "values"].contains(&key.as_str()) {
+                    all.extend(spoilt(value).into_iter().map(|value| with(key, value)));
+                }
+                all.push(Value::Object(misspelt));
+            }
+        }
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                all.extend(spoilt(item).into_iter().map(|item| {
+                    let mut items = items.clone();
+                    items[index] = item;
+                    Value::Array(items)
+                }));
+            }
+        }
+        _ => {}
+    }
+    all
+}
+
+/// Whether these rules allow nothing that those do not.
+fn within(new: &[PolicyRule], old: &[PolicyRule]) -> bool {
+    let peers = |new: &Peers, old: &Peers| match (new, old) {
+        (_, Peers::Any) => true,
+        (Peers::Any, Peers::Of(_)) => false,
+        (Peers::Of(new), Peers::Of(old)) => new.iter().all(|peer| old.contains(peer)),
+    };
+    let ports = |new: &Ports, old: &Ports| match (new, old) {
+        (_, Ports::Any) => true,
+        (Ports::Any, Ports::Of(_)) => false,
+        (Ports::Of(new), Ports::Of(old)) => new.iter().all(|port| old.contains(port)),
+    };
+    new.iter().all(|new| old.iter().any(|old| peers(&new.peers, &old.peers) && ports(&new.ports, &old.ports)))
+}
+
+#[test]
+fn no_single_mistake_allows_more() {
+    let sound = json!({"podSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": ["web"]}]},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "a"}}, "namespaceSelector": {"matchExpressions":
+                [{"key": "team", "operator": "NotIn", "values": ["red"]}]}},
+            {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16", "10.2.0.0/16"]}}],
+            "ports": [{"protocol": "UDP", "port": 53, "endPort": 60}, {"port": "http"}]}],
+        "egress": [{"to": [{"namespaceSelector": {"matchLabels": {"team": "blue"}}}]}, {"ports": [{"protocol": "SCTP"}]}]});
+    let read = |spec: &Value| {
+        let object = json!({"metadata": {"name": "p"}, "spec": spec});
+        // What is not even of the right kind is a broken document, whose last version stays in force.
+        serde_json::from_value::<NetworkPolicyObject>(object).ok().and_then(|object| network_policy(&object).1)
+    };
+    let old = read(&sound).expect("it is sound");
+    let direction = |new: &Option<Box<[PolicyRule]>>, old: &Option<Box<[PolicyRule]>>| match (new, old) {
+        (Some(new), Some(old)) => within(new, old),
+        _ => false,
+    };
+    let all = spoilt(&sound);
+    let mut in_force = 0;
+    for spec in &all {
+        let Some(new) = read(spec) else { continue };
+        in_force += 1;
+        assert_eq!(new.pods, old.pods, "{spec}");
+        assert!(direction(&new.ingress, &old.ingress) && direction(&new.egress, &old.egress), "{spec}\n{new:?}");
+    }
+    assert!(all.len() > 200 && in_force > 50, "{} mistakes, {in_force} in force", all.len());
 }
