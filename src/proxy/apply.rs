@@ -17,7 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
 use ipnet::IpNet;
@@ -103,8 +103,15 @@ pub struct Mirrors<K: Kernel> {
     excluded: Vec<IpNet>,
     /// UDP virtual services that changed and are not yet as wanted, with the destinations they have had since.
     udp: BTreeMap<ServiceKey, BTreeSet<SocketAddr>>,
+    /// Flows that are to be forgotten, and were not yet.
+    flows: Vec<Flows>,
+    /// When to try that again, after it failed.
+    flows_at: Option<Instant>,
     audited: usize,
 }
+
+/// How long after a failure the kernel is asked again to forget flows.
+const FORGET_AGAIN: Duration = Duration::from_secs(5);
 
 /// What one round did.
 #[derive(Default, Debug)]
@@ -138,6 +145,8 @@ impl<K: Kernel> Mirrors<K> {
             addresses: Mirror::new(targets.addresses),
             excluded,
             udp: BTreeMap::new(),
+            flows: Vec::new(),
+            flows_at: None,
             audited: 0,
         }
     }
@@ -182,7 +191,8 @@ impl<K: Kernel> Mirrors<K> {
         if authority == Authority::Complete {
             self.routes.shrink(&desired.routes, at);
             changed.extend(self.shrink_virtuals(desired, at));
-            flows = self.forget_flows(desired);
+            self.note_flows(desired);
+            flows = self.forget_flows(at);
             self.rules.shrink(&desired.rules, at);
             self.shrink_elements(desired, at);
             self.shrink_sets(desired, at);
@@ -267,12 +277,12 @@ impl<K: Kernel> Mirrors<K> {
 
     /// When the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.reflections().into_iter().filter_map(|family| family.retry_at()).min()
+        self.reflections().into_iter().filter_map(|family| family.retry_at()).chain(self.flows_at).min()
     }
 
     /// True when every family is known to be as wanted.
     pub fn is_settled(&self) -> bool {
-        self.reflections().into_iter().all(|family| family.is_settled())
+        self.flows.is_empty() && self.reflections().into_iter().all(|family| family.is_settled())
     }
 
     fn steps_done(&self) -> u64 {
@@ -397,10 +407,10 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// UDP has no end of connection: a client goes on sending to a backend that is gone for as long as the
-    /// flow is tracked, so the flows to removed destinations are forgotten, once the removal is certain.
-    fn forget_flows(&mut self, desired: &Desired) -> Option<Result<usize, String>> {
+    /// flow is tracked, so the flows to removed destinations are to be forgotten, once the removal is certain.
+    fn note_flows(&mut self, desired: &Desired) {
         let virtuals = &self.virtuals;
-        let mut flows = Vec::new();
+        let flows = &mut self.flows;
         self.udp.retain(|key, before| {
             let existing = virtuals.seen().and_then(|seen| seen.get(key));
             let is_certain = existing.is_some() || virtuals.lacks(*key..=*key);
@@ -408,14 +418,30 @@ impl<K: Kernel> Mirrors<K> {
                 return true;
             }
             let ServiceKey::Address { address, protocol, port } = *key else { return false };
-            let among = |list: &[Destination], backend| list.iter().any(|d| d.address == backend);
-            let remains = |backend| existing.is_some_and(|existing| among(&existing.destinations, backend));
-            let gone = before.iter().filter(|backend| !remains(**backend));
             let original_destination = SocketAddr::new(address, port);
-            flows.extend(gone.map(|backend| Flows { protocol, original_destination, reply_source: *backend }));
+            let flow = |backend: &SocketAddr| Flows { protocol, original_destination, reply_source: *backend };
+            // What failed to be forgotten before is healthy when its backend has come back.
+            flows.retain(|flow| {
+                flow.original_destination != original_destination || !has_destination(existing, flow.reply_source)
+            });
+            flows.extend(before.iter().filter(|backend| !has_destination(existing, **backend)).map(flow));
             false
         });
-        (!flows.is_empty()).then(|| self.kernel.forget_flows(&flows))
+    }
+
+    fn forget_flows(&mut self, at: Moment) -> Option<Result<usize, String>> {
+        if self.flows.is_empty() || self.flows_at.is_some_and(|due| at.now < due) {
+            return None;
+        }
+        let forgotten = self.kernel.forget_flows(&self.flows);
+        match &forgotten {
+            Ok(_) => {
+                self.flows.clear();
+                self.flows_at = None;
+            }
+            Err(_) => self.flows_at = Some(at.now + FORGET_AGAIN),
+        }
+        Some(forgotten)
     }
 
     /// kube-router gives the device an address for every service. We have local routes instead, which cost
@@ -435,6 +461,10 @@ fn audit_one(family: &mut dyn Reflection, at: Moment) -> (Vec<Found>, bool) {
     let name = family.name();
     let audited = family.audit(at);
     (audited.drift.into_iter().map(|drift| Found { family: name, drift }).collect(), audited.finished)
+}
+
+fn has_destination(existing: Option<&Virtual>, address: SocketAddr) -> bool {
+    existing.is_some_and(|existing| existing.destinations.iter().any(|other| other.address == address))
 }
 
 /// The element by which a virtual service is known to be ours.

@@ -73,6 +73,8 @@ pub struct Driver<K: Kernel> {
     adopted: bool,
     cleared: bool,
     synced: bool,
+    /// The last try to make the kernel forget flows failed.
+    flows_stay: bool,
     started: Instant,
 }
 
@@ -105,6 +107,7 @@ impl<K: Kernel> Driver<K> {
             adopted: false,
             cleared: false,
             synced: false,
+            flows_stay: false,
             started: now,
             config,
         }
@@ -229,7 +232,13 @@ impl<K: Kernel> Driver<K> {
         match &round.flows {
             Some(Ok(0)) | None => {}
             Some(Ok(flows)) => debug!(flows, "Flows to removed backends are forgotten"),
-            Some(Err(error)) => warn!(%error, "Flows to removed backends could not be forgotten"),
+            Some(Err(error)) if !self.flows_stay => {
+                warn!(%error, "Flows to removed backends could not be forgotten; trying again");
+            }
+            Some(Err(_)) => {}
+        }
+        if let Some(flows) = &round.flows {
+            self.flows_stay = flows.is_err();
         }
         round
     }

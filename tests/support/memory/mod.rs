@@ -151,6 +151,9 @@ impl Kernel for MemoryKernel {
 
     fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, String> {
         self.with(|machine| {
+            if machine.faults.of_read() {
+                return Err("connection tracking does not answer".to_owned());
+            }
             let before = machine.state.flows.len();
             flows.iter().for_each(|flow| {
                 machine.state.flows.remove(flow);
