@@ -12,4 +12,5 @@ pub mod bgp;
 pub mod proxy;
 pub mod firewall;
 pub mod cleanup;
+pub mod ask;
 pub mod app;

@@ -24,6 +24,11 @@ fn main() -> ExitCode {
 fn start(words: &[OsString]) -> Result<(), Refusal> {
     let (flags, verbosity) = match config::request(words)? {
         Request::Run { flags, verbosity } => (flags, verbosity),
+        Request::Ask(ask) => {
+            let answer = sluice::ask::run(&ask).map_err(|error| refused(format!("{error:#}")))?;
+            print!("{answer}");
+            return Ok(());
+        }
         Request::Print(text) => {
             eprintln!("{text}");
             return Ok(());

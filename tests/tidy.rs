@@ -11,11 +11,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Who may use whom, by the first part of the path below `src`. A module may always use itself.
-const IMPORTS: [(&str, &[&str]); 11] = [
+const IMPORTS: [(&str, &[&str]); 12] = [
     ("net", &[]),
     ("observe", &[]),
     ("model", &["net"]),
     ("config", &["net"]),
+    ("ask", &["config", "observe"]),
     ("bgp", &["net"]),
     ("reconcile", &["observe"]),
     ("kernel", &["net", "reconcile"]),
@@ -29,8 +30,18 @@ const IMPORTS: [(&str, &[&str]); 11] = [
 const ROOTS: [&str; 4] = ["app", "cleanup", "main", "lib"];
 
 /// Where effects are allowed: below these directories, in these files, and in files of these names.
-const EFFECTS: [&str; 9] =
-    ["kernel/", "k8s/", "observe/", "reconcile/", "world.rs", "world/host.rs", "app.rs", "cleanup.rs", "main.rs"];
+const EFFECTS: [&str; 10] = [
+    "ask.rs",
+    "kernel/",
+    "k8s/",
+    "observe/",
+    "reconcile/",
+    "world.rs",
+    "world/host.rs",
+    "app.rs",
+    "cleanup.rs",
+    "main.rs",
+];
 const EFFECT_NAMES: [&str; 4] = ["mod.rs", "apply.rs", "serve.rs", "driver.rs"];
 
 /// What an effect looks like in code.

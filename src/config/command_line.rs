@@ -17,6 +17,7 @@ use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches};
 
+use super::ask::{Ask, ask, is_ask};
 use super::duration::GoDuration;
 use super::flags::Flags;
 use super::value::{Addresses, Strings, Uints, switch, unsigned};
@@ -26,6 +27,8 @@ use super::value::{Addresses, Strings, Uints, switch, unsigned};
 pub enum Request {
     /// Run with these flags at this verbosity (0 and higher; negative numbers count as 0).
     Run { flags: Box<Flags>, verbosity: u8 },
+    /// Ask the program that runs already, print the answer and end.
+    Ask(Ask),
     /// Print this text and end with exit code 0.
     Print(String),
 }
@@ -40,6 +43,9 @@ pub struct Refusal {
 
 /// Reads a command line. `words` begins with the name of the program.
 pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
+    if is_ask(words) {
+        return ask(words);
+    }
     let program = words.first().map_or_else(|| "sluice".to_owned(), |word| word.to_string_lossy().into_owned());
     let matches = command().try_get_matches_from(words).map_err(|error| flag_refusal(&error, &program))?;
     let flags = Flags::from_arg_matches(&matches).map_err(|error| flag_refusal(&error, &program))?;

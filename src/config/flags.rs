@@ -30,6 +30,9 @@ pub struct Flags {
     /// Directory that keeps the last known state of the cluster for a start without the API server; empty keeps none
     #[arg(long, default_value = DEFAULT_STATE_DIR)]
     pub state_dir: String,
+    /// Unix socket on which this host's root may ask, with sluice policy explain; empty means none
+    #[arg(long, default_value = DEFAULT_SOCKET)]
+    pub socket: String,
     /// Name of this node; without it the variable NODE_NAME, then the host name
     #[arg(long, default_value = "")]
     pub hostname_override: String,
@@ -289,6 +292,7 @@ pub struct Flags {
 }
 
 const DEFAULT_STATE_DIR: &str = "/var/lib/sluice";
+pub(super) const DEFAULT_SOCKET: &str = "/run/sluice/sluice.sock";
 
 /// What `--service-cluster-ip-range` means when it is not given: the range kubeadm gives a cluster.
 pub const DEFAULT_CLUSTER_IP_RANGE: &str = "10.96.0.0/12";

@@ -9,6 +9,7 @@
 //!
 //! Nothing here reads the environment, a file or the clock; the few values needed come as [`Environment`].
 
+mod ask;
 mod command_line;
 mod duration;
 mod flags;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use http::Uri;
 
+pub use ask::{Ask, Output};
 pub use command_line::{Refusal, Request, TOOLCHAIN, VERSION, request, usage};
 pub use duration::GoDuration;
 pub use flags::Flags;
@@ -41,6 +43,8 @@ pub struct Config {
     pub source: Source,
     /// `--state-dir`: where the last known state is kept; `None` keeps none.
     pub state_dir: Option<PathBuf>,
+    /// `--socket`: where this host's root may ask; `None` for nowhere.
+    pub socket: Option<PathBuf>,
     /// `--cache-sync-timeout`: how long the first complete view may take; longer than zero.
     pub cache_sync_timeout: Duration,
     /// `--enable-ipv4`, `--enable-ipv6`; at least one is true.
@@ -137,6 +141,7 @@ impl Config {
         let config = Config {
             node_name: node_name(flags, environment, &mut mistakes),
             source: source(flags, &mut mistakes),
+            socket: (!flags.socket.is_empty()).then(|| PathBuf::from(&flags.socket)),
             state_dir: (!flags.state_dir.is_empty()).then(|| PathBuf::from(&flags.state_dir)),
             cache_sync_timeout: mistakes.longer_than_zero("cache-sync-timeout", flags.cache_sync_timeout, "1m"),
             families,

@@ -5,5 +5,6 @@
 
 pub mod health;
 pub mod http;
+pub mod local;
 pub mod logging;
 pub mod metrics;

@@ -346,6 +346,24 @@ fn the_cluster_comes_from_the_api_or_from_files() {
 }
 
 #[test]
+fn the_local_socket_can_be_moved_or_left_out() {
+    assert_eq!(config(&[]).socket, Some("/run/sluice/sluice.sock".into()));
+    assert_eq!(config(&["--socket="]).socket, None);
+    assert_eq!(config(&["--socket=/run/other.sock"]).socket, Some("/run/other.sock".into()));
+}
+
+#[test]
+fn a_question_is_no_start() {
+    let asked = ask(&["policy", "explain", "--from", "a/b", "--to=10.244.1.7:80/udp", "-o", "json"]);
+    let Ok(Request::Ask(asked)) = asked else { panic!("{asked:?}") };
+    let (from, to) = ("a/b".to_owned(), "10.244.1.7:80/udp".to_owned());
+    let socket = "/run/sluice/sluice.sock".into();
+    assert_eq!(asked, Ask::PolicyExplain { from, to, output: Output::Json, socket });
+    let refused = ask(&["policy", "explain", "--from", "a/b"]).expect_err("one side is missing");
+    assert!(refused.exit_code == 2 && refused.text.contains("--to"), "{refused:?}");
+}
+
+#[test]
 fn the_state_directory_can_be_moved_or_left_out() {
     assert_eq!(config(&["--state-dir="]).state_dir, None);
     assert_eq!(config(&["--state-dir=/run/state"]).state_dir, Some("/run/state".into()));

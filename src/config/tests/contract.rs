@@ -85,7 +85,7 @@ v string 0
 version bool false";
 
 /// What this program has beyond them: two flags of the earliest versions, and three of its own.
-const MORE: [&str; 5] = ["cluster-cidr", "config-sync-period", "log-format", "manifests", "state-dir"];
+const MORE: [&str; 6] = ["cluster-cidr", "config-sync-period", "log-format", "manifests", "socket", "state-dir"];
 
 /// The flags of the usage text, in the form of the table above.
 fn offered() -> Vec<String> {

@@ -1,0 +1,130 @@
+//! The other side of the local socket: a user on this host asks the running program.
+//!
+//! `sluice policy explain`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
+//! It needs no API server and reads no cluster: the program answers from what it has put into the kernel.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use http::header::ACCEPT;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+use crate::config::{Ask, Output};
+use crate::observe::local::JSON;
+
+/// Asks, and returns the answer's text.
+///
+/// # Errors
+/// Where nobody listens, or there is no answer; a sentence for the user.
+pub fn run(ask: &Ask) -> anyhow::Result<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let Ask::PolicyExplain { from, to, output, socket } = ask;
+    let about = BTreeMap::from([("from", from.as_str()), ("to", to.as_str())]);
+    runtime.block_on(answer(socket, "/policy/explain", &about, *output))
+}
+
+async fn answer(socket: &Path, path: &str, about: &BTreeMap<&str, &str>, output: Output) -> anyhow::Result<String> {
+    let unreachable =
+        || format!("nobody answers on {}: is sluice running on this host, with the same --socket?", socket.display());
+    let stream = UnixStream::connect(socket).await.with_context(unreachable)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.with_context(unreachable)?;
+    let driven = tokio::spawn(connection);
+    let mut request = Request::post(path).header("host", "localhost");
+    if output == Output::Json {
+        request = request.header(ACCEPT, JSON);
+    }
+    let request = request.body(Full::new(Bytes::from(serde_json::to_vec(about)?)))?;
+    let response = sender.send_request(request).await.context("the question was not answered")?;
+    let status = response.status();
+    let body = response.into_body().collect().await.context("the answer broke off")?.to_bytes();
+    driven.abort();
+    let text = String::from_utf8_lossy(&body).into_owned();
+    if status == StatusCode::OK { Ok(text) } else { Err(anyhow!("{}", text.trim_end())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::thread;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::observe::local::{self, Answer, Answerers, Form, Question};
+
+    fn answered(question: &Question) -> Answer {
+        let word = |key: &str| question.about.get(key).cloned().unwrap_or_default();
+        match (word("from").as_str(), question.form) {
+            ("nobody", _) => Err("There is no pod \"nobody\".".to_owned()),
+            (from, Form::Text) => Ok(format!("{from} to {}\n", word("to"))),
+            (from, Form::Json) => Ok(format!("{{\"from\":{from:?}}}")),
+        }
+    }
+
+    /// A program that answers as `answered` on a socket of its own, for as long as the test runs.
+    fn program(directory: &Path, answers: bool) -> PathBuf {
+        let path = directory.join("sockets").join("sluice.sock");
+        let (ready, begun) = std::sync::mpsc::channel();
+        let socket = path.clone();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let (out, mut questions) = mpsc::channel::<Question>(1);
+                let answerers: Answerers = if answers { [("/policy/explain", out)].into() } else { Answerers::new() };
+                let listener = local::bind(&socket).expect("the socket is made");
+                ready.send(()).expect("the test waits");
+                tokio::spawn(local::serve(listener, answerers));
+                while let Some(question) = questions.recv().await {
+                    let answer = answered(&question);
+                    question.answer.send(answer).expect("the asker waits");
+                }
+                std::future::pending::<()>().await;
+            });
+        });
+        begun.recv().expect("the program listens");
+        path
+    }
+
+    fn asked(from: &str, output: Output, socket: &Path) -> Result<String, String> {
+        let (from, to) = (from.to_owned(), "shop/web:80".to_owned());
+        run(&Ask::PolicyExplain { from, to, output, socket: socket.to_owned() }).map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn a_question_is_answered_in_the_form_asked_for_or_refused_with_a_sentence() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = program(directory.path(), true);
+        assert_eq!(asked("shop/db", Output::Text, &socket).as_deref(), Ok("shop/db to shop/web:80\n"));
+        assert_eq!(asked("shop/db", Output::Json, &socket).as_deref(), Ok("{\"from\":\"shop/db\"}"));
+        assert_eq!(asked("nobody", Output::Text, &socket), Err("There is no pod \"nobody\".".to_owned()));
+    }
+
+    #[test]
+    fn a_program_without_the_subsystem_says_so_and_an_absent_one_is_named_by_its_socket() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = program(directory.path(), false);
+        let refused = asked("shop/db", Output::Text, &socket).expect_err("nobody can answer");
+        assert!(refused.contains("does not run"), "{refused}");
+        let refused =
+            asked("shop/db", Output::Text, &directory.path().join("other.sock")).expect_err("nobody is there");
+        assert!(refused.contains("other.sock") && refused.contains("--socket"), "{refused}");
+    }
+
+    #[test]
+    fn only_the_owner_may_open_the_socket_and_a_new_start_takes_the_name_over() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = program(directory.path(), false);
+        let again = program(directory.path(), true);
+        assert_eq!(socket, again);
+        let mode = std::fs::metadata(&socket).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(asked("shop/db", Output::Text, &socket).is_ok(), "the newer one answers");
+    }
+}

@@ -1,0 +1,73 @@
+//! Questions to a running program, as typed: `sluice policy explain --from … --to …`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand, ValueEnum};
+
+use super::command_line::{Refusal, Request};
+use super::flags::DEFAULT_SOCKET;
+
+/// What is asked of the program that runs on this host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ask {
+    /// Why packets of one party reach another, or do not. The words are those of the user.
+    PolicyExplain { from: String, to: String, output: Output, socket: PathBuf },
+}
+
+/// How the answer is printed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}
+
+/// Ask the sluice that runs on this host
+#[derive(Parser)]
+#[command(name = "sluice", disable_help_subcommand = true)]
+struct Words {
+    #[command(subcommand)]
+    about: About,
+}
+
+#[derive(Subcommand)]
+enum About {
+    /// Network policies
+    #[command(subcommand)]
+    Policy(Policy),
+}
+
+#[derive(Subcommand)]
+enum Policy {
+    /// Say whether packets pass, and which policy and rule decides
+    Explain {
+        /// NAMESPACE/POD or an address
+        #[arg(long)]
+        from: String,
+        /// NAMESPACE/POD:PORT[/PROTOCOL] or ADDRESS:PORT[/PROTOCOL]; the protocol is tcp, udp or sctp
+        #[arg(long)]
+        to: String,
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+        /// The --socket of the running program
+        #[arg(long, default_value = DEFAULT_SOCKET)]
+        socket: PathBuf,
+    },
+}
+
+/// Whether a command line is a question.
+pub(super) fn is_ask(words: &[OsString]) -> bool {
+    words.get(1).is_some_and(|word| word == "policy")
+}
+
+/// Reads a question. `words` begins with the name of the program.
+pub(super) fn ask(words: &[OsString]) -> Result<Request, Refusal> {
+    match Words::try_parse_from(words) {
+        Ok(Words { about: About::Policy(Policy::Explain { from, to, output, socket }) }) => {
+            Ok(Request::Ask(Ask::PolicyExplain { from, to, output, socket }))
+        }
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => Ok(Request::Print(error.to_string())),
+        Err(error) => Err(Refusal { text: error.to_string().trim_end().to_owned(), exit_code: 2 }),
+    }
+}

@@ -1,0 +1,171 @@
+//! The socket on which this host's root may ask what the program knows: why a packet is dropped, say.
+//!
+//! HTTP/1 on a unix socket that only its owner may open (mode 0600): `POST` of a JSON object to a path, answered with
+//! text, or with JSON where `Accept` asks for it. Who answers a path is handed in; the answer is made between two turns
+//! of that subsystem's loop, so it is of one piece, and asking holds up nothing but the asker.
+//!
+//! A start takes the socket's name over from whoever had it: a socket that an earlier run left behind answers nobody.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use ::http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tracing::{debug, warn};
+
+/// Something that was asked.
+#[derive(Debug)]
+pub struct Question {
+    /// The members of the JSON object.
+    pub about: BTreeMap<String, String>,
+    pub form: Form,
+    /// Where the answer goes. Dropping it says that there is none.
+    pub answer: oneshot::Sender<Answer>,
+}
+
+/// How the answer is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Form {
+    Text,
+    Json,
+}
+
+/// The text of the answer, in the form asked for, or a sentence that says why there is none.
+pub type Answer = Result<String, String>;
+
+/// Who answers which path.
+pub type Answerers = BTreeMap<&'static str, mpsc::Sender<Question>>;
+
+/// Opens the socket; its directory is made where it is missing. The error is a sentence that names the flag `--socket`.
+///
+/// # Errors
+/// Where the directory cannot be made or written to.
+pub fn bind(path: &Path) -> Result<UnixListener, String> {
+    let opened = || -> io::Result<UnixListener> {
+        if let Some(directory) = path.parent() {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        }
+        // Made aside, so that the name never stands for a socket that others may open or that nobody listens on.
+        let aside = path.with_extension("new");
+        match std::fs::remove_file(&aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&aside)?;
+        std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::rename(&aside, path)?;
+        Ok(listener)
+    };
+    opened().map_err(|error| {
+        format!(
+            "--socket: cannot listen on {}, {error}: choose another path, or leave it empty for none.",
+            path.display()
+        )
+    })
+}
+
+/// Answers for as long as it is polled.
+pub async fn serve(listener: UnixListener, answerers: Answerers) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let answerers = Arc::new(answerers);
+    loop {
+        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let answerers = answerers.clone();
+                tokio::spawn(async move {
+                    connection(stream, answerers).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept a connection on the local socket");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+/// Connections at a time.
+const CONNECTIONS: usize = 8;
+/// How long one may last altogether.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The largest question, in bytes.
+const MOST: usize = 64 << 10;
+
+async fn connection(stream: UnixStream, answerers: Arc<Answerers>) {
+    let service = service_fn(|request| {
+        let answerers = &answerers;
+        async move { Ok::<_, Infallible>(response(request, answerers).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(PATIENCE, served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "a connection on the local socket ended early"),
+        Err(_) => debug!("a connection on the local socket took too long"),
+    }
+}
+
+async fn response(request: Request<Incoming>, answerers: &Answerers) -> Response<Full<Bytes>> {
+    let Some(answerer) = answerers.get(request.uri().path()) else {
+        return page(
+            StatusCode::NOT_FOUND,
+            Form::Text,
+            "This program does not run what could answer that.\n".to_owned(),
+        );
+    };
+    let wants_json = request.headers().get(ACCEPT).is_some_and(|value| value.as_bytes() == JSON.as_bytes());
+    let form = if wants_json { Form::Json } else { Form::Text };
+    let body = match Limited::new(request.into_body(), MOST).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => {
+            return page(StatusCode::BAD_REQUEST, Form::Text, format!("The question cannot be read: {error}.\n"));
+        }
+    };
+    let about = match serde_json::from_slice(&body) {
+        Ok(about) => about,
+        Err(error) => {
+            return page(StatusCode::BAD_REQUEST, Form::Text, format!("The question makes no sense: {error}.\n"));
+        }
+    };
+    let (answer, answered) = oneshot::channel();
+    let asked = answerer.send(Question { about, form, answer }).await.is_ok();
+    match answered.await {
+        Ok(Ok(text)) => page(StatusCode::OK, form, text),
+        Ok(Err(sentence)) => page(StatusCode::UNPROCESSABLE_ENTITY, Form::Text, format!("{sentence}\n")),
+        Err(_) => {
+            debug!(asked, "a question was not answered");
+            page(StatusCode::SERVICE_UNAVAILABLE, Form::Text, "There is no answer at the moment.\n".to_owned())
+        }
+    }
+}
+
+/// The media type of JSON, in `Accept` and in answers.
+pub const JSON: &str = "application/json";
+const TEXT: &str = "text/plain; charset=utf-8";
+
+fn page(status: StatusCode, form: Form, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let content_type = match form {
+        Form::Text => TEXT,
+        Form::Json => JSON,
+    };
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
