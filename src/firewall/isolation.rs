@@ -18,13 +18,41 @@ pub fn isolation<'a>(
     selecting: impl Iterator<Item = (&'a ObjectName, &'a NetworkPolicy)>,
     namespace: Option<&Namespace>,
 ) -> Isolation {
-    let concerned = |policy: &NetworkPolicy| match direction {
+    let isolating = selecting.filter(|(_, policy)| isolates(policy, direction));
+    let policies: Box<[ObjectName]> = isolating.map(|(name, _)| name.clone()).collect();
+    let by_namespace = direction == Direction::Ingress && namespace.is_some_and(|namespace| namespace.isolated);
+    of(policies, by_namespace)
+}
+
+/// Whether a policy isolates the pods that it selects in this direction.
+pub fn isolates(policy: &NetworkPolicy, direction: Direction) -> bool {
+    match direction {
         Direction::Ingress => policy.ingress.is_some(),
         Direction::Egress => policy.egress.is_some(),
+    }
+}
+
+/// Adds one policy to those that isolate a pod, or takes it away. False if nothing changed by that.
+pub fn set_isolating(isolation: &mut Isolation, policy: &ObjectName, isolating: bool) -> bool {
+    let (policies, by_namespace) = match isolation {
+        Isolation::Open => (&mut Box::default(), false),
+        Isolation::Isolated { policies, by_namespace } => (policies, *by_namespace),
     };
-    let policies: Box<[ObjectName]> =
-        selecting.filter(|(_, policy)| concerned(policy)).map(|(name, _)| name.clone()).collect();
-    let by_namespace = direction == Direction::Ingress && namespace.is_some_and(|namespace| namespace.isolated);
+    let place = match (policies.binary_search(policy), isolating) {
+        (Ok(_), true) | (Err(_), false) => return false,
+        (Ok(place) | Err(place), _) => place,
+    };
+    let mut policies = std::mem::take(policies).into_vec();
+    if isolating {
+        policies.insert(place, policy.clone());
+    } else {
+        policies.remove(place);
+    }
+    *isolation = of(policies.into(), by_namespace);
+    true
+}
+
+fn of(policies: Box<[ObjectName]>, by_namespace: bool) -> Isolation {
     if policies.is_empty() && !by_namespace { Isolation::Open } else { Isolation::Isolated { policies, by_namespace } }
 }
 
@@ -69,6 +97,25 @@ mod tests {
     fn every_policy_of_a_direction_counts() {
         let both = [("a", policy(true, true)), ("b", policy(true, false))];
         check(&both, None, [isolated(&["a", "b"], false), isolated(&["a"], false)]);
+    }
+
+    #[test]
+    fn one_policy_comes_and_goes_among_the_others() {
+        let mut isolation = Isolation::Open;
+        let mut set = |name: &str, isolating| {
+            let differs = set_isolating(&mut isolation, &ObjectName::new("shop", name), isolating);
+            (differs, isolation.clone())
+        };
+        assert_eq!(set("b", true), (true, isolated(&["b"], false)));
+        assert_eq!(set("b", true), (false, isolated(&["b"], false)));
+        assert_eq!(set("a", true), (true, isolated(&["a", "b"], false)));
+        assert_eq!(set("c", false), (false, isolated(&["a", "b"], false)));
+        assert_eq!(set("b", false), (true, isolated(&["a"], false)));
+        assert_eq!(set("a", false), (true, Isolation::Open));
+        assert_eq!(set("a", false), (false, Isolation::Open));
+        let mut isolation = isolated(&["a"], true);
+        assert!(set_isolating(&mut isolation, &ObjectName::new("shop", "a"), false));
+        assert_eq!(isolation, isolated(&[], true), "the annotation stays");
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub struct Plan {
     /// How many matches name each set.
     uses: BTreeMap<Arc<SetKey>, usize>,
     /// The policies that select each pod of this node, whatever their directions; sorted.
-    selecting: BTreeMap<ObjectName, Box<[ObjectName]>>,
+    selecting: BTreeMap<ObjectName, Vec<ObjectName>>,
     /// How many pods of this node each policy selects; none that selects no pod.
     selected: BTreeMap<ObjectName, usize>,
 }
@@ -67,7 +67,7 @@ pub struct Changed {
 struct Dirty {
     /// Sets that may differ at an address.
     places: Vec<(IpAddr, Arc<SetKey>)>,
-    /// Pods of this node, before or after, that other policies may select, or that are new or changed themselves.
+    /// Pods of this node, before or after, that changed, or whose namespace changed what isolates them.
     pods: BTreeSet<ObjectName>,
     policies: BTreeSet<ObjectName>,
 }
@@ -96,7 +96,7 @@ impl Plan {
         let mut dirty = Dirty::default();
         self.take_in_pods(&older, &mut dirty);
         self.take_in_namespaces(&older, &mut dirty);
-        self.take_in_policies(&older, &mut dirty);
+        self.take_in_policies(&older, &mut dirty, &mut changed);
         for name in std::mem::take(&mut dirty.pods) {
             self.update_local_pod(&name, &mut dirty, &mut changed);
         }
@@ -186,25 +186,63 @@ impl Plan {
         }
     }
 
-    /// Brings the index of policies up to date, and finds the pods that they select, or selected.
-    fn take_in_policies(&mut self, older: &Cluster, dirty: &mut Dirty) {
+    /// Brings the index of policies up to date, and what each of them isolates. Pods that are dirty find out for
+    /// themselves; for the others a policy is one more or one less, however many there are.
+    fn take_in_policies(&mut self, older: &Cluster, dirty: &mut Dirty, changed: &mut Changed) {
         let newer = self.cluster.clone();
         for change in newer.policies.changes_since(&older.policies) {
             let name = change.key();
             let (before, after) = (older.policies.get(name), newer.policies.get(name));
+            dirty.policies.insert(name.clone());
+            let isolates = |policy: &NetworkPolicy| Direction::BOTH.map(|side| isolation::isolates(policy, side));
+            let same = |(one, other): (&Arc<NetworkPolicy>, &Arc<NetworkPolicy>)| {
+                one.pods == other.pods && isolates(one) == isolates(other)
+            };
+            if before.zip(after).is_some_and(same) {
+                continue;
+            }
             if let Some(policy) = before {
                 self.policies.remove(&targets(name, policy), name);
             }
             if let Some(policy) = after {
                 self.policies.insert(&targets(name, policy), name);
             }
-            let selects = |pod: &&ObjectName| {
-                let selected = self.selecting.get(*pod).is_some_and(|policies| policies.contains(name));
-                let labels = newer.pods.get(pod).map(|pod| &pod.labels);
-                selected || after.zip(labels).is_some_and(|(policy, labels)| policy.pods.selects(labels))
-            };
-            dirty.pods.extend(self.local_pods_of(&name.namespace).filter(selects).cloned());
-            dirty.policies.insert(name.clone());
+            let pods = self.local_pods_of(&name.namespace).filter(|pod| !dirty.pods.contains(pod));
+            for pod in pods.cloned().collect::<Vec<_>>() {
+                self.update_one_policy(&pod, (name, after), dirty, changed);
+            }
+        }
+    }
+
+    /// Brings up to date whether one policy, or none any more, selects a pod that is itself as it was.
+    fn update_one_policy(
+        &mut self,
+        name: &ObjectName,
+        (policy_name, policy): (&ObjectName, Option<&Arc<NetworkPolicy>>),
+        dirty: &mut Dirty,
+        changed: &mut Changed,
+    ) {
+        changed.pods_asked += 1;
+        let pod = self.cluster.pods.get(name).expect("a pod in the rule set is in the World");
+        let policy = policy.filter(|policy| policy.pods.selects(&pod.labels));
+        let selecting = self.selecting.get_mut(name).expect("a pod in the rule set knows its policies");
+        match (selecting.binary_search(policy_name), policy) {
+            (Err(place), Some(_)) => {
+                selecting.insert(place, policy_name.clone());
+                self.count_up(policy_name, dirty);
+            }
+            (Ok(place), None) => {
+                selecting.remove(place);
+                self.count_down(policy_name, dirty);
+            }
+            _ => {}
+        }
+        let local = self.rules.pods.get_mut(name).expect("only pods of this node are asked");
+        for direction in Direction::BOTH {
+            let isolating = policy.is_some_and(|policy| isolation::isolates(policy, direction));
+            if isolation::set_isolating(local.isolation_mut(direction), policy_name, isolating) {
+                changed.pods.insert(name.clone());
+            }
         }
     }
 
@@ -217,7 +255,13 @@ impl Plan {
             Some(selecting) => self.selecting.insert(name.clone(), selecting),
             None => self.selecting.remove(name),
         };
-        self.count(selecting.as_deref().unwrap_or_default(), before.as_deref().unwrap_or_default(), dirty);
+        let (now, before) = (selecting.as_deref().unwrap_or_default(), before.as_deref().unwrap_or_default());
+        for policy in now.iter().filter(|policy| !holds(before, policy)) {
+            self.count_up(policy, dirty);
+        }
+        for policy in before.iter().filter(|policy| !holds(now, policy)) {
+            self.count_down(policy, dirty);
+        }
         let wanted = pod.zip(selecting).map(|(pod, selecting)| LocalPod {
             addresses: pod.addresses.clone(),
             ingress: self.isolation(Direction::Ingress, name, &selecting),
@@ -234,14 +278,14 @@ impl Plan {
     }
 
     /// The policies that select a pod, sorted.
-    fn selecting(&self, name: &ObjectName, pod: &Pod) -> Box<[ObjectName]> {
+    fn selecting(&self, name: &ObjectName, pod: &Pod) -> Vec<ObjectName> {
         let selects = |policy: &&ObjectName| {
             self.cluster.policies.get(policy).is_some_and(|policy| policy.pods.selects(&pod.labels))
         };
         let candidates = self.policies.candidates(&name.namespace, None, &pod.labels);
         let mut selecting: Vec<ObjectName> = candidates.filter(selects).cloned().collect();
         selecting.sort();
-        selecting.into()
+        selecting
     }
 
     fn isolation(&self, direction: Direction, name: &ObjectName, selecting: &[ObjectName]) -> Isolation {
@@ -250,22 +294,22 @@ impl Plan {
         isolation::isolation(direction, policies, namespace.map(|namespace| &**namespace))
     }
 
-    /// Counts that other policies select a pod than before; those that select their first or lose their last are dirty.
-    fn count(&mut self, after: &[ObjectName], before: &[ObjectName], dirty: &mut Dirty) {
-        for policy in after.iter().filter(|policy| !before.contains(policy)) {
-            let count = self.selected.entry(policy.clone()).or_default();
-            *count += 1;
-            if *count == 1 {
-                dirty.policies.insert(policy.clone());
-            }
+    /// Counts that one pod more is selected; a policy that selects its first is to be compiled.
+    fn count_up(&mut self, policy: &ObjectName, dirty: &mut Dirty) {
+        let count = self.selected.entry(policy.clone()).or_default();
+        *count += 1;
+        if *count == 1 {
+            dirty.policies.insert(policy.clone());
         }
-        for policy in before.iter().filter(|policy| !after.contains(policy)) {
-            let count = self.selected.get_mut(policy).expect("a policy that selects a pod is counted");
-            *count -= 1;
-            if *count == 0 {
-                self.selected.remove(policy);
-                dirty.policies.insert(policy.clone());
-            }
+    }
+
+    /// Counts that one pod less is selected; a policy that loses its last is not needed here.
+    fn count_down(&mut self, policy: &ObjectName, dirty: &mut Dirty) {
+        let count = self.selected.get_mut(policy).expect("a policy that selects a pod is counted");
+        *count -= 1;
+        if *count == 0 {
+            self.selected.remove(policy);
+            dirty.policies.insert(policy.clone());
         }
     }
 
@@ -386,6 +430,11 @@ impl Changed {
     pub fn is_empty(&self) -> bool {
         self.pods.is_empty() && self.policies.is_empty() && self.sets.is_empty() && self.elements.is_empty()
     }
+}
+
+/// Whether a name is in a sorted list.
+fn holds(sorted: &[ObjectName], name: &ObjectName) -> bool {
+    sorted.binary_search(name).is_ok()
 }
 
 /// What a policy's `podSelector` selects.
@@ -528,6 +577,18 @@ mod tests {
         let changed = plan.update(&world);
         assert_eq!((changed.policies.len(), changed.pods.len()), (2, 1));
         assert!(changed.sets.is_empty() && changed.elements.is_empty());
+    }
+
+    #[test]
+    fn a_changed_rule_asks_no_pod() {
+        let mut world = world(5);
+        put_policy(&mut world, "shop/in", allows(&[pods("app=web")], &["tcp/80"]));
+        let mut plan = Plan::new();
+        plan.update(&world);
+        put_policy(&mut world, "shop/in", allows(&[pods("app=web")], &["tcp/443"]));
+        let changed = plan.update(&world);
+        assert_eq!((changed.policies.len(), changed.pods_asked), (1, 0));
+        assert!(changed.pods.is_empty() && changed.sets.is_empty() && changed.elements.is_empty());
     }
 
     #[test]

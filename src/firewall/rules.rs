@@ -201,6 +201,14 @@ impl LocalPod {
             Direction::Egress => &self.egress,
         }
     }
+
+    /// The isolation in one direction, to change it.
+    pub fn isolation_mut(&mut self, direction: Direction) -> &mut Isolation {
+        match direction {
+            Direction::Ingress => &mut self.ingress,
+            Direction::Egress => &mut self.egress,
+        }
+    }
 }
 
 impl Rule {

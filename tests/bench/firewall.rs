@@ -106,6 +106,13 @@ fn measure(pods: usize) {
         let again = ObjectName::new(&name.namespace, &format!("{}-again-{turn}", name.name));
         world.cluster.pods.insert(again, pod);
     });
+    many("rule of a policy", &mut plan, &mut world, |world, turn| {
+        let index = turn % POLICIES;
+        let (name, mut policy) = policy(index);
+        let extra = PolicyRule { peers: Peers::Any, ports: Ports::Of(Box::new([tcp(1024 + turn as u16)])) };
+        policy.ingress = policy.ingress.map(|rules| rules.iter().cloned().chain([extra]).collect());
+        world.cluster.policies.insert(name, policy);
+    });
     many("rule for all pods", &mut plan, &mut world, |world, turn| {
         let (name, mut policy) = policy(turn % POLICIES);
         let pods = is("pod-template-hash", &format!("{:010x}", turn % APPS * 7919));
@@ -113,13 +120,6 @@ fn measure(pods: usize) {
         let extra =
             PolicyRule { peers: Peers::Of(Box::new([Peer::Pods { namespaces: everywhere, pods }])), ports: Ports::Any };
         policy.ingress = Some(Box::new([extra]));
-        world.cluster.policies.insert(name, policy);
-    });
-    many("rule of a policy", &mut plan, &mut world, |world, turn| {
-        let index = turn % POLICIES;
-        let (name, mut policy) = policy(index);
-        let extra = PolicyRule { peers: Peers::Any, ports: Ports::Of(Box::new([tcp(1024 + turn as u16)])) };
-        policy.ingress = policy.ingress.map(|rules| rules.iter().cloned().chain([extra]).collect());
         world.cluster.policies.insert(name, policy);
     });
 }
