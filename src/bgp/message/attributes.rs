@@ -30,7 +30,8 @@ pub struct Attributes {
     pub local_pref: Option<u32>,
     /// COMMUNITIES, sorted, without repetitions.
     pub communities: Box<[Community]>,
-    rare: Option<Box<Rare>>,
+    /// Changed by `change_rare` alone, so that equal sets are equal. Visible here, so that a set can be made from another one.
+    pub(in crate::bgp) rare: Option<Box<Rare>>,
 }
 
 /// What few routes have.

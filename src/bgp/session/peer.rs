@@ -31,6 +31,8 @@ pub struct Peer {
     failures: u32,
     /// The routes that outlived the last session, and until when.
     stale: Option<Stale>,
+    /// Messages that have come, by their kind.
+    received: [u64; 6],
     effects: Vec<Effect>,
 }
 
@@ -76,7 +78,7 @@ impl Peer {
     /// A neighbour that has not been started.
     pub fn new(settings: Settings, restarting: bool) -> Peer {
         let phase = Phase::Idle { until: None };
-        Peer { settings, restarting, phase, failures: 0, stale: None, effects: Vec::new() }
+        Peer { settings, restarting, phase, failures: 0, stale: None, received: [0; 6], effects: Vec::new() }
     }
 
     pub fn settings(&self) -> &Settings {
@@ -123,6 +125,11 @@ impl Peer {
             Phase::Established { session, since, .. } => Some((session.link, *since)),
             Phase::Idle { .. } | Phase::Open { .. } => None,
         }
+    }
+
+    /// How many messages of each kind have come, by the numbers of the kinds (RFC 4271 4.1).
+    pub fn received(&self) -> [u64; 6] {
+        self.received
     }
 
     /// The families of which routes are kept that have not come again.
@@ -178,7 +185,12 @@ impl Peer {
         }
         while let Some(message) = self.connection(link).and_then(Connection::next) {
             match message {
-                Ok(message) => self.message(at, link, message),
+                Ok(message) => {
+                    if let Some(count) = self.received.get_mut(usize::from(message.kind())) {
+                        *count += 1;
+                    }
+                    self.message(at, link, message);
+                }
                 Err(notification) => self.wrong(at, link, notification),
             }
         }

@@ -1,0 +1,417 @@
+//! Import and export policy: which routes are taken, which are passed on, and what is changed in them.
+//!
+//! Statements are tried in their order; the first one whose conditions all hold and that decides, decides. One that only
+//! changes something lets the next ones follow. When none decides, the policy's default does. Names of policies, sets and
+//! statements are kept as they were given: they are shown, and users' scripts look for them.
+//!
+//! On import the neighbour is the one that a route came from, on export the one that it goes to. Routes of our own came from
+//! no neighbour, so that a condition on neighbours does not hold for their import. An empty set contains nothing. (In
+//! GoBGP an empty set of neighbours contains all, which lets routes out to neighbours that nobody meant.)
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::message::{Attributes, Community, LargeCommunity};
+use crate::net::Family;
+
+/// One direction's policy.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Policy {
+    pub name: String,
+    pub statements: Vec<Statement>,
+    /// What happens to a route that no statement decides on.
+    pub otherwise: Decision,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decision {
+    Accept,
+    Reject,
+}
+
+/// Conditions, and what is done where they hold.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Statement {
+    pub name: String,
+    pub prefixes: Option<Condition<PrefixSet>>,
+    pub neighbours: Option<Condition<NeighbourSet>>,
+    pub communities: Option<Condition<CommunitySet>>,
+    /// What is changed; also where the statement does not decide.
+    pub changes: Vec<Change>,
+    pub decision: Option<Decision>,
+}
+
+/// A set that is looked into.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Condition<S> {
+    pub set: Arc<S>,
+    pub matching: Matching,
+}
+
+/// How a set has to match. A route has one prefix and one neighbour, so that *any* and *all* differ for communities only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Matching {
+    Any,
+    All,
+    /// None of the set.
+    Not,
+}
+
+/// Something that is changed in a route.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    AddCommunities(Vec<Community>),
+    RemoveCommunities(Vec<Community>),
+    ReplaceCommunities(Vec<Community>),
+    AddLargeCommunities(Vec<LargeCommunity>),
+    /// In front of what is there, which on export to another system begins with our own number.
+    Prepend {
+        asn: u32,
+        times: u8,
+    },
+    /// Our own address, if we have one that the neighbour can use.
+    NextHopSelf,
+    NextHop(IpAddr),
+    LocalPref(u32),
+    Med(Option<u32>),
+}
+
+/// Prefixes, with the lengths that are meant inside of each.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct PrefixSet {
+    pub name: String,
+    ranges: BTreeMap<IpNet, Vec<Lengths>>,
+    /// The lengths that entries have, so that few questions find all that contain a prefix.
+    lengths: BTreeSet<(Family, u8)>,
+}
+
+/// From and to, both included.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Lengths {
+    pub least: u8,
+    pub most: u8,
+}
+
+/// Neighbours, as prefixes of their addresses.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct NeighbourSet {
+    pub name: String,
+    pub prefixes: BTreeSet<IpNet>,
+}
+
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct CommunitySet {
+    pub name: String,
+    pub communities: BTreeSet<Community>,
+}
+
+/// What becomes of a route.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    Rejected,
+    Unchanged,
+    Changed(Attributes),
+}
+
+/// The statements of a policy that can hold for one neighbour, by their place. Neighbours with equal ones are treated alike.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct Applicable(Arc<[u16]>);
+
+impl Policy {
+    /// A policy without statements.
+    pub fn all(otherwise: Decision) -> Policy {
+        Policy { name: String::new(), statements: Vec::new(), otherwise }
+    }
+
+    /// The statements whose condition on neighbours holds for this one, or for routes of our own.
+    pub fn applicable(&self, neighbour: Option<IpAddr>) -> Applicable {
+        let holds = |statement: &Statement| match (&statement.neighbours, neighbour) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(condition), Some(neighbour)) => {
+                condition.set.contains(neighbour) == (condition.matching != Matching::Not)
+            }
+        };
+        let places = self.statements.iter().zip(0_u16..).filter(|(statement, _)| holds(statement));
+        Applicable(places.map(|(_, place)| place).collect())
+    }
+
+    /// What becomes of a route. `own` is our address towards the neighbour, for those changes that need it.
+    pub fn outcome(
+        &self,
+        applicable: &Applicable,
+        prefix: IpNet,
+        attributes: &Attributes,
+        own: Option<IpAddr>,
+    ) -> Outcome {
+        let mut changed: Option<Attributes> = None;
+        for place in applicable.0.iter() {
+            let Some(statement) = self.statements.get(usize::from(*place)) else { continue };
+            if !statement.holds(prefix, changed.as_ref().unwrap_or(attributes)) {
+                continue;
+            }
+            if statement.decision == Some(Decision::Reject) {
+                return Outcome::Rejected;
+            }
+            for change in &statement.changes {
+                change.make(changed.get_or_insert_with(|| attributes.clone()), own);
+            }
+            if statement.decision == Some(Decision::Accept) {
+                return changed.map_or(Outcome::Unchanged, Outcome::Changed);
+            }
+        }
+        match self.otherwise {
+            Decision::Reject => Outcome::Rejected,
+            Decision::Accept => changed.map_or(Outcome::Unchanged, Outcome::Changed),
+        }
+    }
+}
+
+impl Statement {
+    /// Whether the conditions hold; the one on neighbours has been looked at before.
+    fn holds(&self, prefix: IpNet, attributes: &Attributes) -> bool {
+        let prefixes = self
+            .prefixes
+            .as_ref()
+            .is_none_or(|condition| condition.set.contains(prefix) == (condition.matching != Matching::Not));
+        prefixes && self.communities.as_ref().is_none_or(|condition| condition.holds(attributes))
+    }
+}
+
+impl Condition<CommunitySet> {
+    fn holds(&self, attributes: &Attributes) -> bool {
+        let has = |community: &Community| attributes.has(*community);
+        match self.matching {
+            Matching::Any => self.set.communities.iter().any(has),
+            Matching::All => !self.set.communities.is_empty() && self.set.communities.iter().all(has),
+            Matching::Not => !self.set.communities.iter().any(has),
+        }
+    }
+}
+
+impl Change {
+    fn make(&self, attributes: &mut Attributes, own: Option<IpAddr>) {
+        match self {
+            Change::AddCommunities(added) => attributes.add_communities(added),
+            Change::RemoveCommunities(removed) => {
+                let left = attributes.communities.iter().filter(|one| !removed.contains(one));
+                attributes.communities = left.copied().collect();
+            }
+            Change::ReplaceCommunities(all) => {
+                attributes.communities = Box::default();
+                attributes.add_communities(all);
+            }
+            Change::AddLargeCommunities(added) => attributes.change_rare(|rare| {
+                let all: BTreeSet<LargeCommunity> = rare.large.iter().chain(added).copied().collect();
+                rare.large = all.into_iter().collect();
+            }),
+            Change::Prepend { asn, times } => {
+                attributes.as_path = attributes.as_path.prepended(*asn, usize::from(*times));
+            }
+            Change::NextHopSelf => {
+                if let Some(own) = own {
+                    *attributes = attributes.with_next_hop(own);
+                }
+            }
+            Change::NextHop(next_hop) => *attributes = attributes.with_next_hop(*next_hop),
+            Change::LocalPref(local_pref) => attributes.local_pref = Some(*local_pref),
+            Change::Med(med) => attributes.med = *med,
+        }
+    }
+}
+
+impl PrefixSet {
+    pub fn new(name: &str) -> PrefixSet {
+        PrefixSet { name: name.to_owned(), ..PrefixSet::default() }
+    }
+
+    /// Adds what lies inside of a prefix and has one of these lengths.
+    pub fn insert(&mut self, prefix: IpNet, lengths: Lengths) {
+        let prefix = prefix.trunc();
+        let ranges = self.ranges.entry(prefix).or_default();
+        if !ranges.contains(&lengths) {
+            ranges.push(lengths);
+            ranges.sort_unstable();
+        }
+        self.lengths.insert((Family::from(prefix), prefix.prefix_len()));
+    }
+
+    /// Adds one prefix and nothing inside of it.
+    pub fn insert_exactly(&mut self, prefix: IpNet) {
+        let length = prefix.prefix_len();
+        self.insert(prefix, Lengths { least: length, most: length });
+    }
+
+    pub fn contains(&self, prefix: IpNet) -> bool {
+        let length = prefix.prefix_len();
+        let family = Family::from(prefix);
+        self.lengths.range((family, 0)..=(family, length)).any(|(_, outer)| {
+            let covering = IpNet::new(prefix.addr(), *outer).ok().map(|covering| covering.trunc());
+            let ranges = covering.and_then(|covering| self.ranges.get(&covering));
+            ranges.into_iter().flatten().any(|range| (range.least..=range.most).contains(&length))
+        })
+    }
+
+    /// All entries, by their prefixes.
+    pub fn iter(&self) -> impl Iterator<Item = (IpNet, Lengths)> + '_ {
+        self.ranges.iter().flat_map(|(prefix, ranges)| ranges.iter().map(|range| (*prefix, *range)))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+}
+
+impl NeighbourSet {
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.prefixes.iter().any(|prefix| prefix.contains(&address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bgp::message::AsPath;
+
+    fn prefix(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn set(entries: &[(&str, u8, u8)]) -> Option<Condition<PrefixSet>> {
+        let mut set = PrefixSet::new("set");
+        for (text, least, most) in entries {
+            set.insert(prefix(text), Lengths { least: *least, most: *most });
+        }
+        Some(Condition { set: Arc::new(set), matching: Matching::Any })
+    }
+
+    fn neighbours(all: &[&str]) -> Option<Condition<NeighbourSet>> {
+        let prefixes = all.iter().map(|text| prefix(text)).collect();
+        let set = Arc::new(NeighbourSet { name: "neighbours".into(), prefixes });
+        Some(Condition { set, matching: Matching::Any })
+    }
+
+    fn policy(statements: Vec<Statement>, otherwise: Decision) -> Policy {
+        Policy { name: "policy".into(), statements, otherwise }
+    }
+
+    fn accept() -> Statement {
+        Statement { decision: Some(Decision::Accept), ..Statement::default() }
+    }
+
+    fn reject() -> Statement {
+        Statement { decision: Some(Decision::Reject), ..Statement::default() }
+    }
+
+    fn route() -> Attributes {
+        Attributes::local(address("203.0.113.1"))
+    }
+
+    fn outcome(policy: &Policy, neighbour: Option<&str>, text: &str, attributes: &Attributes) -> Outcome {
+        let applicable = policy.applicable(neighbour.map(address));
+        policy.outcome(&applicable, prefix(text), attributes, Some(address("192.0.2.1")))
+    }
+
+    #[test]
+    fn a_prefix_is_in_a_set_when_an_entry_contains_it_with_its_length() {
+        let set = set(&[("10.0.0.0/8", 16, 24), ("10.1.0.0/16", 30, 32), ("fd00::/8", 8, 128)]).unwrap().set;
+        for (text, inside) in [
+            ("10.0.0.0/8", false),
+            ("10.9.0.0/16", true),
+            ("10.9.9.0/24", true),
+            ("10.9.9.0/25", false),
+            ("10.1.2.3/32", true),
+            ("10.2.2.3/32", false),
+            ("11.0.0.0/16", false),
+            ("fd00:10:244::/56", true),
+            ("2001:db8::/32", false),
+        ] {
+            assert_eq!(set.contains(prefix(text)), inside, "{text}");
+        }
+        let mut default = PrefixSet::new("default");
+        default.insert_exactly(prefix("0.0.0.0/0"));
+        assert!(default.contains(prefix("0.0.0.0/0")) && !default.contains(prefix("10.0.0.0/8")));
+        assert!(!default.contains(prefix("::/0")), "the families are apart");
+    }
+
+    #[test]
+    fn the_first_statement_that_holds_decides() {
+        let first = Statement { prefixes: set(&[("10.1.0.0/16", 16, 32)]), ..reject() };
+        let second = Statement { prefixes: set(&[("10.0.0.0/8", 8, 32)]), ..accept() };
+        let policy = policy(vec![first, second], Decision::Reject);
+        assert_eq!(outcome(&policy, None, "10.1.2.0/24", &route()), Outcome::Rejected);
+        assert_eq!(outcome(&policy, None, "10.2.2.0/24", &route()), Outcome::Unchanged);
+        assert_eq!(outcome(&policy, None, "11.0.0.0/24", &route()), Outcome::Rejected, "the default");
+    }
+
+    #[test]
+    fn neighbours_are_told_apart_and_an_empty_set_contains_nobody() {
+        let inside = Statement { neighbours: neighbours(&["192.0.2.0/24", "2001:db8:2::/64"]), ..accept() };
+        let nobody = Statement { neighbours: neighbours(&[]), ..accept() };
+        let policy = policy(vec![nobody, inside], Decision::Reject);
+        let of = |neighbour| outcome(&policy, neighbour, "10.244.1.0/24", &route());
+        assert_eq!(of(Some("192.0.2.7")), Outcome::Unchanged);
+        assert_eq!(of(Some("2001:db8:2::7")), Outcome::Unchanged);
+        assert_eq!(of(Some("203.0.113.7")), Outcome::Rejected);
+        assert_eq!(of(None), Outcome::Rejected, "a route of our own comes from no neighbour");
+        let two = policy.applicable(Some(address("192.0.2.1")));
+        assert_eq!(two, policy.applicable(Some(address("192.0.2.2"))), "they share their work");
+    }
+
+    #[test]
+    fn what_a_statement_changes_stays_changed_for_those_behind_it() {
+        let mark = Statement {
+            changes: vec![
+                Change::AddCommunities(vec![Community(7)]),
+                Change::Prepend { asn: 65009, times: 2 },
+                Change::NextHopSelf,
+                Change::Med(Some(5)),
+                Change::LocalPref(200),
+                Change::AddLargeCommunities(vec![LargeCommunity([1, 2, 3])]),
+            ],
+            ..Statement::default()
+        };
+        let communities = BTreeSet::from([Community(7)]);
+        let marked = Statement {
+            communities: Some(Condition {
+                set: Arc::new(CommunitySet { name: "marked".into(), communities }),
+                matching: Matching::All,
+            }),
+            ..accept()
+        };
+        let policy = policy(vec![mark, marked], Decision::Reject);
+        let route = Attributes { as_path: AsPath::sequence(&[65001]), ..route() };
+        let Outcome::Changed(changed) = outcome(&policy, None, "10.244.1.0/24", &route) else { panic!() };
+        assert_eq!(changed.as_path.to_string(), "65009 65009 65001");
+        assert_eq!(changed.next_hop, address("192.0.2.1"));
+        assert_eq!((changed.med, changed.local_pref), (Some(5), Some(200)));
+        assert_eq!(changed.rare().large.as_ref(), [LargeCommunity([1, 2, 3])]);
+    }
+
+    #[test]
+    fn communities_are_matched_replaced_and_taken_away() {
+        let condition = |matching| {
+            let communities = BTreeSet::from([Community(1), Community(2)]);
+            Condition { set: Arc::new(CommunitySet { name: "set".into(), communities }), matching }
+        };
+        let mut some = route();
+        some.add_communities(&[Community(1)]);
+        let mut both = some.clone();
+        both.add_communities(&[Community(2)]);
+        let holds = |matching| [route(), some.clone(), both.clone()].map(|route| condition(matching).holds(&route));
+        assert_eq!(holds(Matching::Any), [false, true, true]);
+        assert_eq!(holds(Matching::All), [false, false, true]);
+        assert_eq!(holds(Matching::Not), [true, false, false]);
+        Change::RemoveCommunities(vec![Community(1)]).make(&mut both, None);
+        assert_eq!(both.communities.as_ref(), [Community(2)]);
+        Change::ReplaceCommunities(vec![Community(9)]).make(&mut both, None);
+        assert_eq!(both.communities.as_ref(), [Community(9)]);
+    }
+}

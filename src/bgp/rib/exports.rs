@@ -1,0 +1,489 @@
+//! What goes to the neighbours: Adj-RIB-Out, without keeping it.
+//!
+//! RFC 4271 9.2. Neighbours with the same [`View`] form a group. A change is rendered and written once for a group, and the
+//! same bytes go to all its members; only the neighbour that a route comes from is left out. What a neighbour has been told
+//! before follows from what was the best before, so that nothing is kept for each prefix and neighbour.
+//!
+//! A member that has just come, or that reads more slowly than things change, is *behind*: it has its own place in a walk over
+//! the table and its own list of prefixes that have changed since. It is told the newest state of each when there is room,
+//! and is with the others again when the list is empty. So its backlog is never longer than the table, however slow it is.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::super::message::{self, Dialect, Packing, Refresh, RefreshKind};
+use super::super::policy::Policy;
+use super::export::{Own, Renderer, Shown, View};
+use super::intern::{Interned, Seed};
+use super::table::{Best, PeerId, Table};
+use crate::net::{Family, PerFamily};
+
+/// How long the pieces are that messages are handed over in.
+const PIECE: usize = 64 << 10;
+
+/// Bytes for one neighbour: whole messages.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Parcel {
+    pub to: PeerId,
+    pub bytes: Arc<[u8]>,
+    pub messages: u32,
+}
+
+/// How much is worked on and sent at a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    /// How many bytes may be on their way to a neighbour before it is behind.
+    pub room: usize,
+    /// How many prefixes are worked on at a time.
+    pub portion: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds { room: 1 << 20, portion: 8192 }
+    }
+}
+
+/// All groups.
+#[derive(Debug)]
+pub(super) struct Exports {
+    own: Own,
+    bounds: Bounds,
+    policy: Arc<Policy>,
+    groups: BTreeMap<View, Members>,
+    /// Families that nothing is said of yet: we have restarted and do not know all routes.
+    held: PerFamily<bool>,
+    parcels: Vec<Parcel>,
+    /// Somebody may be behind.
+    behind: bool,
+}
+
+type Members = BTreeMap<PeerId, Member>;
+
+/// A neighbour.
+#[derive(Debug, Default)]
+struct Member {
+    /// Bytes that it has not taken yet.
+    on_the_way: usize,
+    behind: Option<Behind>,
+}
+
+/// What it has still to be told.
+#[derive(Debug, Default)]
+struct Behind {
+    /// Prefixes that have changed, and whether it may have a route to them.
+    changed: BTreeMap<IpNet, bool>,
+    walk: PerFamily<Option<Walk>>,
+}
+
+/// A place in the table.
+#[derive(Clone, Copy, Debug)]
+struct Walk {
+    after: Option<IpNet>,
+    /// It asked for everything again: it may have what is still to come.
+    again: bool,
+    /// The end is said with a mark of RFC 7313 instead of End-of-RIB.
+    marked: bool,
+}
+
+/// What has changed for the members of a group.
+struct Change {
+    prefix: IpNet,
+    old: Option<Shown>,
+    new: Option<Shown>,
+}
+
+/// Members with the same dialect.
+struct Receivers<'a> {
+    dialect: Dialect,
+    room: usize,
+    members: &'a mut Members,
+}
+
+/// Bytes for all members but one.
+struct Piece {
+    except: PeerId,
+    bytes: Arc<[u8]>,
+    messages: u32,
+}
+
+impl Exports {
+    pub fn new(own: Own, bounds: Bounds, policy: Arc<Policy>, held: PerFamily<bool>) -> Exports {
+        Exports { own, bounds, policy, groups: BTreeMap::new(), held, parcels: Vec::new(), behind: false }
+    }
+
+    /// A session is established: it is told everything.
+    pub fn add(&mut self, peer: PeerId, view: View) {
+        let walk = Walk { after: None, again: false, marked: false };
+        let walk = PerFamily::from_fn(|family| view.dialect.families.of(family).then_some(walk));
+        self.behind = true;
+        let member = Member { on_the_way: 0, behind: Some(Behind { changed: BTreeMap::new(), walk }) };
+        self.groups.entry(view).or_default().insert(peer, member);
+    }
+
+    pub fn remove(&mut self, peer: PeerId) {
+        self.take(peer);
+    }
+
+    /// A neighbour asks for everything again. `marked`: it understands marks around the answer.
+    pub fn refresh(&mut self, peer: PeerId, family: Family, marked: bool) {
+        let Some(member) = self.groups.values_mut().find_map(|members| members.get_mut(&peer)) else { return };
+        self.behind = true;
+        let behind = member.behind.get_or_insert_default();
+        let first = behind.walk.of(family).is_some_and(|walk| !walk.again);
+        // During the first walk it has not got everything once: the end of that is still owed.
+        let walk = Walk { after: None, again: true, marked: marked && !first };
+        *behind.walk.of_mut(family) = Some(walk);
+        if walk.marked {
+            let begin = message::refresh(&Refresh { family, kind: RefreshKind::Begin });
+            send(peer, member, &begin.into(), 1, &mut self.parcels);
+        }
+    }
+
+    /// A neighbour has taken so many bytes.
+    pub fn taken(&mut self, peer: PeerId, bytes: usize) {
+        if let Some(member) = self.groups.values_mut().find_map(|members| members.get_mut(&peer)) {
+            member.on_the_way = member.on_the_way.saturating_sub(bytes);
+        }
+    }
+
+    /// How many bytes a neighbour has still to take.
+    pub fn on_the_way(&self, peer: PeerId) -> usize {
+        self.groups.values().find_map(|members| members.get(&peer)).map_or(0, |member| member.on_the_way)
+    }
+
+    /// Families that were held back are told.
+    pub fn release(&mut self, families: PerFamily<bool>) {
+        self.held = PerFamily::from_fn(|family| *self.held.of(family) && !*families.of(family));
+    }
+
+    /// The best routes to these prefixes have changed.
+    pub fn changed(&mut self, table: &Table, dirty: &BTreeMap<IpNet, Option<Best>>, interned: &mut Interned) {
+        for (view, members) in &mut self.groups {
+            let mut renderer = Renderer::new(self.own, view, &self.policy, table);
+            let mut changes = Vec::new();
+            for (prefix, before) in dirty {
+                let old = renderer.shown(*prefix, before.as_ref(), interned);
+                let new = renderer.shown(*prefix, table.best(*prefix).as_ref(), interned);
+                if old != new {
+                    changes.push(Change { prefix: *prefix, old, new });
+                }
+            }
+            self.behind |= deliver(
+                Receivers { dialect: view.dialect, room: self.bounds.room, members },
+                changes,
+                &mut self.parcels,
+            );
+        }
+    }
+
+    /// Tells those that are behind as much as there is room for, and hands over everything that is to be sent.
+    pub fn finish(&mut self, table: &Table, interned: &mut Interned) -> Vec<Parcel> {
+        if !std::mem::take(&mut self.behind) {
+            return std::mem::take(&mut self.parcels);
+        }
+        for (view, members) in &mut self.groups {
+            let mut renderer = Renderer::new(self.own, view, &self.policy, table);
+            for (peer, member) in members.iter_mut().filter(|(_, member)| member.behind.is_some()) {
+                while member.on_the_way < self.bounds.room
+                    && let Some(behind) = &mut member.behind
+                {
+                    let Some(portion) = behind.portion(table, self.held, self.bounds.portion) else { break };
+                    let (packing, messages) = portion.written(*peer, &mut renderer, interned);
+                    if messages > 0 {
+                        send(*peer, member, &packing.into(), messages, &mut self.parcels);
+                    }
+                    if member.behind.as_ref().is_some_and(Behind::is_over) {
+                        member.behind = None;
+                    }
+                }
+                self.behind |= member.behind.is_some();
+            }
+        }
+        std::mem::take(&mut self.parcels)
+    }
+
+    /// Views have changed, or the policy: everybody is told the difference. Nothing in the table may be dirty.
+    pub fn change_views(
+        &mut self,
+        policy: Arc<Policy>,
+        view_of: impl Fn(PeerId, &View) -> View,
+        table: &Table,
+        interned: &mut Interned,
+    ) {
+        let mut moved: BTreeMap<(View, View), Members> = BTreeMap::new();
+        for (old, members) in std::mem::take(&mut self.groups) {
+            for (peer, member) in members {
+                moved.entry((old.clone(), view_of(peer, &old))).or_default().insert(peer, member);
+            }
+        }
+        for ((old_view, new_view), mut members) in moved {
+            let (dialect, room) = (new_view.dialect, self.bounds.room);
+            let mut before = Renderer::new(self.own, &old_view, &self.policy, table);
+            let mut after = Renderer::new(self.own, &new_view, &policy, table);
+            let mut changes = Vec::new();
+            for (prefix, _) in Family::BOTH.into_iter().flat_map(|family| table.walk(family, None)) {
+                let best = table.best(prefix);
+                let old = before.shown(prefix, best.as_ref(), interned);
+                let new = after.shown(prefix, best.as_ref(), interned);
+                if old != new {
+                    changes.push(Change { prefix, old, new });
+                }
+                if changes.len() >= self.bounds.portion {
+                    let changes = std::mem::take(&mut changes);
+                    self.behind |=
+                        deliver(Receivers { dialect, room, members: &mut members }, changes, &mut self.parcels);
+                }
+            }
+            self.behind |= deliver(Receivers { dialect, room, members: &mut members }, changes, &mut self.parcels);
+            self.groups.entry(new_view.clone()).or_default().append(&mut members);
+        }
+        self.policy = policy;
+    }
+
+    /// How the table looks to a neighbour; with its session.
+    pub fn shown_to(&self, peer: PeerId, prefix: IpNet, table: &Table, interned: &mut Interned) -> Option<Shown> {
+        let (view, _) = self.groups.iter().find(|(_, members)| members.contains_key(&peer))?;
+        let mut renderer = Renderer::new(self.own, view, &self.policy, table);
+        let shown = renderer.shown(prefix, table.best(prefix).as_ref(), interned);
+        shown.filter(|shown| shown.source != peer)
+    }
+
+    /// Whether a neighbour has been told everything that it is to be told.
+    pub fn is_told(&self, peer: PeerId) -> bool {
+        let member = self.groups.values().find_map(|members| members.get(&peer));
+        member.is_some_and(|member| member.behind.is_none())
+    }
+
+    /// How many groups there are.
+    pub fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    fn take(&mut self, peer: PeerId) {
+        self.groups.retain(|_, members| {
+            members.remove(&peer);
+            !members.is_empty()
+        });
+    }
+}
+
+fn send(peer: PeerId, member: &mut Member, bytes: &Arc<[u8]>, messages: u32, parcels: &mut Vec<Parcel>) {
+    member.on_the_way += bytes.len();
+    parcels.push(Parcel { to: peer, bytes: bytes.clone(), messages });
+}
+
+/// Tells members of changes: those with room now, the others later. True when there are others.
+fn deliver(to: Receivers, changes: Vec<Change>, parcels: &mut Vec<Parcel>) -> bool {
+    if changes.is_empty() {
+        return false;
+    }
+    let mut later = false;
+    let mut pieces = None;
+    for (peer, member) in to.members {
+        if member.behind.is_none() && member.on_the_way < to.room {
+            // Written when the first one takes it: all may be behind.
+            let (common, own) = pieces.get_or_insert_with(|| written(to.dialect, &changes));
+            for piece in common.iter().chain(own.get(peer)).filter(|piece| piece.except != *peer) {
+                send(*peer, member, &piece.bytes, piece.messages, parcels);
+            }
+        } else {
+            let behind = member.behind.get_or_insert_default();
+            changes.iter().for_each(|change| behind.note(*peer, change));
+            later = true;
+        }
+    }
+    later
+}
+
+/// Changes as messages: for all, and for some members one more piece each.
+fn written(dialect: Dialect, changes: &[Change]) -> (Vec<Piece>, BTreeMap<PeerId, Piece>) {
+    let mut gone: BTreeMap<(PeerId, Family), Vec<IpNet>> = BTreeMap::new();
+    let mut alone: BTreeMap<(PeerId, Family), Vec<IpNet>> = BTreeMap::new();
+    let mut sets = Sets::default();
+    for Change { prefix, old, new } in changes {
+        let family = Family::from(*prefix);
+        match (old, new) {
+            (Some(old), None) => gone.entry((old.source, family)).or_default().push(*prefix),
+            (Some(old), Some(new)) if old.source != new.source => {
+                // The neighbour that the best route comes from now has had the other one.
+                alone.entry((new.source, family)).or_default().push(*prefix);
+                sets.add(family, new, *prefix);
+            }
+            (_, Some(new)) => sets.add(family, new, *prefix),
+            (None, None) => {}
+        }
+    }
+    let mut pieces = Pieces { dialect, done: Vec::new(), current: None };
+    let mut announced = Pieces { dialect, done: Vec::new(), current: None };
+    for (shown, family, prefixes) in sets.all {
+        let packing = announced.packing(shown.source);
+        if !packing.announce(family, &shown.attributes, &prefixes) {
+            // RFC 8654 6: what does not fit any more is gone.
+            gone.entry((shown.source, family)).or_default().extend(prefixes);
+        }
+    }
+    for ((source, family), prefixes) in gone {
+        pieces.packing(source).withdraw(family, &prefixes);
+    }
+    let mut common = pieces.finish();
+    common.extend(announced.finish());
+    let mut own = BTreeMap::new();
+    for (peer, prefixes) in by_peer(alone) {
+        let mut packing = Packing::new(dialect);
+        prefixes.into_iter().for_each(|(family, prefixes)| packing.withdraw(family, &prefixes));
+        let (bytes, messages) = packing.finish();
+        own.insert(peer, Piece { except: PeerId::LOCAL, bytes: bytes.into(), messages });
+    }
+    (common, own)
+}
+
+type Prefixes = Vec<(Family, Vec<IpNet>)>;
+
+fn by_peer(all: BTreeMap<(PeerId, Family), Vec<IpNet>>) -> BTreeMap<PeerId, Prefixes> {
+    let mut peers: BTreeMap<PeerId, Prefixes> = BTreeMap::new();
+    for ((peer, family), prefixes) in all {
+        peers.entry(peer).or_default().push((family, prefixes));
+    }
+    peers
+}
+
+/// Prefixes by the attributes that they share, in the order in which these came first.
+#[derive(Default)]
+struct Sets {
+    all: Vec<(Shown, Family, Vec<IpNet>)>,
+    places: HashMap<(usize, PeerId, Family), usize, Seed>,
+}
+
+impl Default for Seed {
+    fn default() -> Seed {
+        Seed(0)
+    }
+}
+
+impl Sets {
+    fn add(&mut self, family: Family, shown: &Shown, prefix: IpNet) {
+        let key = (Arc::as_ptr(&shown.attributes) as usize, shown.source, family);
+        let place = *self.places.entry(key).or_insert_with(|| {
+            self.all.push((shown.clone(), family, Vec::new()));
+            self.all.len() - 1
+        });
+        if let Some((_, _, prefixes)) = self.all.get_mut(place) {
+            prefixes.push(prefix);
+        }
+    }
+}
+
+/// Messages in pieces, each for all but one.
+struct Pieces {
+    dialect: Dialect,
+    done: Vec<Piece>,
+    current: Option<(PeerId, Packing)>,
+}
+
+impl Pieces {
+    fn packing(&mut self, except: PeerId) -> &mut Packing {
+        let fits = |(one, packing): &(PeerId, Packing)| *one == except && packing.len() < PIECE;
+        if !self.current.as_ref().is_some_and(fits) {
+            self.close();
+        }
+        let dialect = self.dialect;
+        &mut self.current.get_or_insert_with(|| (except, Packing::new(dialect))).1
+    }
+
+    fn close(&mut self) {
+        if let Some((except, packing)) = self.current.take().filter(|(_, packing)| !packing.is_empty()) {
+            let (bytes, messages) = packing.finish();
+            self.done.push(Piece { except, bytes: bytes.into(), messages });
+        }
+    }
+
+    fn finish(mut self) -> Vec<Piece> {
+        self.close();
+        self.done
+    }
+}
+
+/// Some prefixes that a member is told of, and what is said behind them.
+struct Portion {
+    /// And whether it may have a route to each.
+    prefixes: Vec<(IpNet, bool)>,
+    ends: Option<(Family, Walk)>,
+}
+
+impl Behind {
+    /// Notes a change that it is to be told of later.
+    fn note(&mut self, peer: PeerId, change: &Change) {
+        let reached = match self.walk.of(Family::from(change.prefix)) {
+            None => true,
+            Some(walk) => walk.again || walk.after.is_some_and(|after| change.prefix <= after),
+        };
+        if reached {
+            let has = change.old.as_ref().is_some_and(|old| old.source != peer);
+            self.changed.entry(change.prefix).or_insert(has);
+        }
+    }
+
+    /// What comes next; `None` when there is nothing that may be said.
+    fn portion(&mut self, table: &Table, held: PerFamily<bool>, most: usize) -> Option<Portion> {
+        if !self.changed.is_empty() {
+            let rest = self.changed.keys().nth(most).copied();
+            let later = rest.map(|rest| self.changed.split_off(&rest)).unwrap_or_default();
+            let now = std::mem::replace(&mut self.changed, later);
+            return Some(Portion { prefixes: now.into_iter().collect(), ends: None });
+        }
+        let next = Family::BOTH.into_iter().find(|family| self.walk.of(*family).is_some() && !*held.of(*family))?;
+        let walk = self.walk.of_mut(next);
+        let Walk { after, again, .. } = (*walk)?;
+        let prefixes: Vec<(IpNet, bool)> =
+            table.walk(next, after).take(most).map(|(prefix, _)| (prefix, again)).collect();
+        if let Some(walk) = walk.as_mut()
+            && prefixes.len() == most
+        {
+            walk.after = prefixes.last().map(|(prefix, _)| *prefix);
+            return Some(Portion { prefixes, ends: None });
+        }
+        let ends = walk.take().map(|walk| (next, walk));
+        Some(Portion { prefixes, ends })
+    }
+
+    fn is_over(&self) -> bool {
+        self.changed.is_empty() && self.walk.v4.is_none() && self.walk.v6.is_none()
+    }
+}
+
+impl Portion {
+    /// The portion as messages, as the member sees it.
+    fn written(&self, peer: PeerId, renderer: &mut Renderer, interned: &mut Interned) -> (Vec<u8>, u32) {
+        let dialect = renderer.view.dialect;
+        let mut gone: BTreeMap<Family, Vec<IpNet>> = BTreeMap::new();
+        let mut sets = Sets::default();
+        for (prefix, has) in &self.prefixes {
+            let best = renderer.table.best(*prefix);
+            match renderer.shown(*prefix, best.as_ref(), interned).filter(|shown| shown.source != peer) {
+                Some(shown) => sets.add(Family::from(*prefix), &shown, *prefix),
+                None if *has => gone.entry(Family::from(*prefix)).or_default().push(*prefix),
+                None => {}
+            }
+        }
+        let mut packing = Packing::new(dialect);
+        for (shown, family, prefixes) in sets.all {
+            if !packing.announce(family, &shown.attributes, &prefixes) {
+                gone.entry(family).or_default().extend(prefixes);
+            }
+        }
+        gone.into_iter().for_each(|(family, prefixes)| packing.withdraw(family, &prefixes));
+        let (mut bytes, mut messages) = packing.finish();
+        if let Some((family, walk)) = self.ends {
+            let end = match walk.marked {
+                true => message::refresh(&Refresh { family, kind: RefreshKind::End }),
+                false => message::end_of_rib(family),
+            };
+            bytes.extend(end);
+            messages += 1;
+        }
+        (bytes, messages)
+    }
+}

@@ -1,0 +1,333 @@
+//! All routes: what came from each neighbour, and which is the best to each prefix.
+//!
+//! RFC 4271 3.2: Adj-RIB-In and Loc-RIB are one table here, with all routes to a prefix in one place, the best first.
+//! A route is kept as it came, also when it is not used (import policy, a loop), so that policy can change without asking
+//! the neighbour again. Beside the table stand the prefixes whose best route has changed, each with what it was before,
+//! until somebody takes them.
+//!
+//! The map is sorted: what lies inside of a prefix is one range of it, and a walk over it can stop and go on later. A route
+//! takes about 100 bytes besides its attributes, which it shares.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::super::message::Attributes;
+use super::best_path::{self, Candidate, Source};
+use crate::net::{Family, PerFamily};
+
+/// Where a route comes from: a neighbour, or ourselves.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PeerId(pub u32);
+
+impl PeerId {
+    /// Ourselves.
+    pub const LOCAL: PeerId = PeerId(0);
+}
+
+/// One route.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Path {
+    pub source: PeerId,
+    /// It is kept over a restart of its neighbour, and has not come again.
+    pub stale: bool,
+    /// As it came.
+    pub received: Arc<Attributes>,
+    /// As it is used; `None` when it is not.
+    pub used: Option<Arc<Attributes>>,
+}
+
+/// The best route to a prefix.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Best {
+    pub source: PeerId,
+    pub attributes: Arc<Attributes>,
+}
+
+/// How many routes a neighbour has brought, and how many of them are used.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Count {
+    pub received: u32,
+    pub used: u32,
+}
+
+/// The table.
+#[derive(Debug, Default)]
+pub struct Table {
+    paths: BTreeMap<IpNet, Vec<Path>>,
+    sources: BTreeMap<PeerId, Source>,
+    counts: BTreeMap<PeerId, PerFamily<Count>>,
+    /// Next hops that cannot be reached: routes through them are not chosen.
+    unreachable: BTreeSet<IpAddr>,
+    /// Among how many next hops traffic is shared at the most; 1 for no sharing.
+    sharing: usize,
+    /// What has changed, and what was the best before.
+    dirty: BTreeMap<IpNet, Option<Best>>,
+}
+
+impl Table {
+    /// Sets among how many next hops traffic is shared at the most.
+    pub fn share(&mut self, most: usize) {
+        self.sharing = most;
+    }
+
+    /// Says what counts of a neighbour before its routes come.
+    pub fn set_source(&mut self, id: PeerId, source: Source) {
+        self.sources.insert(id, source);
+    }
+
+    pub fn source(&self, id: PeerId) -> Option<&Source> {
+        self.sources.get(&id)
+    }
+
+    /// All that routes may come from.
+    pub fn sources(&self) -> Vec<(PeerId, Source)> {
+        self.sources.iter().map(|(id, source)| (*id, *source)).collect()
+    }
+
+    /// A neighbour is no more; it has no routes.
+    pub fn forget_source(&mut self, id: PeerId) {
+        self.sources.remove(&id);
+    }
+
+    /// Takes in a route.
+    pub fn announce(&mut self, prefix: IpNet, path: Path) {
+        let source = path.source;
+        let paths = self.paths.entry(prefix).or_default();
+        let known = paths.iter_mut().find(|known| known.source == source);
+        let used = path.used.is_some();
+        let before = match known {
+            Some(known) if known.received == path.received && known.used == path.used => {
+                known.stale = path.stale;
+                return;
+            }
+            Some(known) => Some(known.used.is_some()),
+            None => None,
+        };
+        self.change(prefix, |paths| match paths.iter_mut().find(|known| known.source == source) {
+            Some(known) => *known = path,
+            None => {
+                // Most prefixes have few routes: no place is kept for more.
+                paths.reserve_exact(1);
+                paths.push(path);
+            }
+        });
+        let count = self.counts.entry(source).or_default().of_mut(Family::from(prefix));
+        count.received += u32::from(before.is_none());
+        count.used = count.used + u32::from(used) - u32::from(before == Some(true));
+    }
+
+    /// Takes a route away. A neighbour may withdraw what it never announced.
+    pub fn withdraw(&mut self, prefix: IpNet, source: PeerId) {
+        let known = self.paths.get(&prefix).and_then(|paths| paths.iter().find(|path| path.source == source));
+        let Some(used) = known.map(|path| path.used.is_some()) else { return };
+        self.change(prefix, |paths| paths.retain(|path| path.source != source));
+        let count = self.counts.entry(source).or_default().of_mut(Family::from(prefix));
+        count.received -= 1;
+        count.used -= u32::from(used);
+    }
+
+    /// Takes away all routes of a neighbour, of these families, that fulfil a condition.
+    pub fn withdraw_all(&mut self, source: PeerId, families: PerFamily<bool>, which: impl Fn(&Path) -> bool) {
+        for prefix in self.prefixes_of(source, families, which) {
+            self.withdraw(prefix, source);
+        }
+        if self.count(source) == PerFamily::default() {
+            self.counts.remove(&source);
+        }
+    }
+
+    /// Marks all routes of a neighbour: they have not come again yet.
+    pub fn mark_stale(&mut self, source: PeerId, families: PerFamily<bool>) {
+        for (family, marked) in Family::BOTH.map(|family| (family, *families.of(family))) {
+            if marked && self.count(source).of(family).received > 0 {
+                let of_family = self.paths.range_mut(bounds(family)).flat_map(|(_, paths)| paths);
+                of_family.filter(|path| path.source == source).for_each(|path| path.stale = true);
+            }
+        }
+    }
+
+    /// Decides again which routes are used: `used` answers it for each route.
+    pub fn reconsider(
+        &mut self,
+        source: PeerId,
+        mut used: impl FnMut(IpNet, &Arc<Attributes>) -> Option<Arc<Attributes>>,
+    ) {
+        for prefix in self.prefixes_of(source, PerFamily { v4: true, v6: true }, |_| true) {
+            let path =
+                self.path(prefix, source).map(|path| Path { used: used(prefix, &path.received), ..path.clone() });
+            if let Some(path) = path {
+                self.announce(prefix, path);
+            }
+        }
+    }
+
+    /// Says whether a next hop can be reached; what is not said of any can be.
+    pub fn set_reachable(&mut self, next_hop: IpAddr, reachable: bool) {
+        let changed = if reachable { self.unreachable.remove(&next_hop) } else { self.unreachable.insert(next_hop) };
+        if !changed {
+            return;
+        }
+        let through = |path: &Path| path.used.as_ref().is_some_and(|used| used.next_hop == next_hop);
+        let affected = self.paths.iter().filter(|(_, paths)| paths.iter().any(through));
+        let affected: Vec<IpNet> = affected.map(|(prefix, _)| *prefix).collect();
+        for prefix in affected {
+            let before = self.best_before(prefix, reachable, next_hop);
+            self.dirty.entry(prefix).or_insert(before);
+            self.change(prefix, |_| {});
+        }
+    }
+
+    /// What was the best before a next hop changed.
+    fn best_before(&self, prefix: IpNet, reachable: bool, next_hop: IpAddr) -> Option<Best> {
+        let first = self.paths.get(&prefix)?.first()?;
+        let used = first.used.as_ref()?;
+        // The best stands first as long as its next hop could be reached before the change.
+        let could = if used.next_hop == next_hop { !reachable } else { !self.unreachable.contains(&used.next_hop) };
+        could.then(|| Best { source: first.source, attributes: used.clone() })
+    }
+
+    /// Changes the routes to a prefix, and puts the best first.
+    fn change(&mut self, prefix: IpNet, change: impl FnOnce(&mut Vec<Path>)) {
+        let Some(paths) = self.paths.get_mut(&prefix) else { return };
+        let before = best_of(paths, &self.unreachable);
+        change(paths);
+        put_best_first(paths, &self.sources, &self.unreachable);
+        let after = best_of(paths, &self.unreachable);
+        if paths.is_empty() {
+            self.paths.remove(&prefix);
+        }
+        // Where traffic is shared those that share it may be others, though the best has stayed.
+        if before != after || self.sharing > 1 {
+            self.dirty.entry(prefix).or_insert(before);
+        }
+    }
+
+    /// The best route to a prefix.
+    pub fn best(&self, prefix: IpNet) -> Option<Best> {
+        best_of(self.paths.get(&prefix)?, &self.unreachable)
+    }
+
+    /// All routes to a prefix, the best first if there is one.
+    pub fn paths(&self, prefix: IpNet) -> &[Path] {
+        self.paths.get(&prefix).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    pub fn path(&self, prefix: IpNet, source: PeerId) -> Option<&Path> {
+        self.paths(prefix).iter().find(|path| path.source == source)
+    }
+
+    /// The next hops among which traffic is shared, the best first.
+    pub fn next_hops(&self, prefix: IpNet) -> Vec<IpAddr> {
+        let Some(best) = self.best(prefix) else { return Vec::new() };
+        let mut next_hops = vec![best.attributes.next_hop];
+        if self.sharing > 1 {
+            let candidates = candidates(self.paths(prefix), &self.sources, &self.unreachable);
+            let places = best_path::equals(&candidates.all, 0);
+            for place in places {
+                let next_hop = candidates.all.get(place).map(|candidate| candidate.attributes.next_hop);
+                next_hops.extend(next_hop.filter(|next_hop| !next_hops.contains(next_hop)));
+            }
+            next_hops.truncate(self.sharing);
+        }
+        next_hops
+    }
+
+    /// Prefixes of a family with their routes, from behind this one on.
+    pub fn walk(&self, family: Family, after: Option<IpNet>) -> impl Iterator<Item = (IpNet, &[Path])> {
+        let (first, last) = bounds(family);
+        let start = after.map_or(first, Bound::Excluded);
+        self.paths.range((start, last)).map(|(prefix, paths)| (*prefix, paths.as_slice()))
+    }
+
+    /// Takes at most so many of the prefixes that have changed, each with what was the best before.
+    pub fn take_dirty(&mut self, most: usize) -> BTreeMap<IpNet, Option<Best>> {
+        if self.dirty.len() <= most {
+            return std::mem::take(&mut self.dirty);
+        }
+        let Some(rest) = self.dirty.keys().nth(most).copied() else { return BTreeMap::new() };
+        let later = self.dirty.split_off(&rest);
+        std::mem::replace(&mut self.dirty, later)
+    }
+
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    pub fn count(&self, source: PeerId) -> PerFamily<Count> {
+        self.counts.get(&source).copied().unwrap_or_default()
+    }
+
+    /// How many prefixes there are.
+    pub fn len(&self) -> usize {
+        self.paths.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.paths.is_empty()
+    }
+
+    fn prefixes_of(&self, source: PeerId, families: PerFamily<bool>, which: impl Fn(&Path) -> bool) -> Vec<IpNet> {
+        let counts = self.count(source);
+        let wanted = |family: &Family| *families.of(*family) && counts.of(*family).received > 0;
+        let mut prefixes = Vec::new();
+        for family in Family::BOTH.into_iter().filter(wanted) {
+            let of_family = self.paths.range(bounds(family));
+            let has = |paths: &[Path]| paths.iter().any(|path| path.source == source && which(path));
+            prefixes.extend(of_family.filter(|(_, paths)| has(paths)).map(|(prefix, _)| *prefix));
+        }
+        prefixes
+    }
+}
+
+/// The first path, if it can be chosen.
+fn best_of(paths: &[Path], unreachable: &BTreeSet<IpAddr>) -> Option<Best> {
+    let first = paths.first()?;
+    let used = first.used.as_ref().filter(|used| !unreachable.contains(&used.next_hop))?;
+    Some(Best { source: first.source, attributes: used.clone() })
+}
+
+/// The routes that can be chosen, and where each stands among all.
+struct Candidates<'a> {
+    all: Vec<Candidate<'a>>,
+    places: Vec<usize>,
+}
+
+fn candidates<'a>(
+    paths: &'a [Path],
+    sources: &'a BTreeMap<PeerId, Source>,
+    unreachable: &BTreeSet<IpAddr>,
+) -> Candidates<'a> {
+    let mut candidates = Candidates { all: Vec::with_capacity(paths.len()), places: Vec::with_capacity(paths.len()) };
+    for (place, path) in paths.iter().enumerate() {
+        let used = path.used.as_deref().filter(|used| !unreachable.contains(&used.next_hop));
+        if let (Some(attributes), Some(source)) = (used, sources.get(&path.source)) {
+            candidates.all.push(Candidate { attributes, source });
+            candidates.places.push(place);
+        }
+    }
+    candidates
+}
+
+fn put_best_first(paths: &mut [Path], sources: &BTreeMap<PeerId, Source>, unreachable: &BTreeSet<IpAddr>) {
+    if paths.len() < 2 {
+        return;
+    }
+    let candidates = candidates(paths, sources, unreachable);
+    let best = best_path::best(&candidates.all).and_then(|place| candidates.places.get(place).copied());
+    if let Some(best) = best.filter(|best| *best < paths.len()) {
+        paths.swap(0, best);
+    }
+}
+
+/// The range of a family: IPv4 stands before IPv6.
+fn bounds(family: Family) -> (Bound<IpNet>, Bound<IpNet>) {
+    let first_of_v6 = IpNet::V6(ipnet::Ipv6Net::default());
+    match family {
+        Family::V4 => (Bound::Unbounded, Bound::Excluded(first_of_v6)),
+        Family::V6 => (Bound::Included(first_of_v6), Bound::Unbounded),
+    }
+}

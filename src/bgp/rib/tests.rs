@@ -1,0 +1,595 @@
+//! What neighbours are told, seen from their side: every parcel is read, and makes the table that the neighbour has.
+
+use super::super::message::{
+    self, AsPath, Community, Dialect, ExtendedCommunity, Framing, Message, Refresh, RefreshKind,
+};
+use super::super::policy::{Change, Condition, Decision, Matching, PrefixSet, Statement};
+use super::*;
+use std::net::Ipv4Addr;
+
+const OWN: Own = Own { asn: 65001, identifier: Ipv4Addr::new(192, 0, 2, 1), cluster: Ipv4Addr::new(192, 0, 2, 1) };
+
+/// A neighbour, and what it has been told.
+struct Told {
+    kind: Kind,
+    dialect: Dialect,
+    routes: BTreeMap<IpNet, Attributes>,
+    /// End-of-RIB, marks of a refresh, in their order.
+    marks: Vec<String>,
+    messages: usize,
+    /// It does not take what is sent to it.
+    deaf: bool,
+}
+
+struct Bench {
+    rib: Rib,
+    told: BTreeMap<PeerId, Told>,
+    routes: BTreeMap<IpNet, Vec<IpAddr>>,
+    parcels: Vec<Parcel>,
+}
+
+fn address(number: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, number))
+}
+
+fn prefix(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn prefixes(count: u32) -> Vec<IpNet> {
+    let net = |number: u32| IpNet::new(Ipv4Addr::from(0x0a00_0000 + (number << 8)).into(), 24).unwrap();
+    (0..count).map(net).collect()
+}
+
+fn policies() -> Policies {
+    let all = Arc::new(Policy::all(Decision::Accept));
+    Policies { import: all.clone(), export: all }
+}
+
+/// A policy that rejects one prefix.
+fn without(text: &str) -> Arc<Policy> {
+    let mut set = PrefixSet::new("set");
+    set.insert_exactly(prefix(text));
+    let prefixes = Some(Condition { set: Arc::new(set), matching: Matching::Any });
+    let statement = Statement { prefixes, decision: Some(Decision::Reject), ..Statement::default() };
+    Arc::new(Policy { name: "policy".into(), statements: vec![statement], otherwise: Decision::Accept })
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench::with(Bounds::default(), 1, PerFamily::default())
+    }
+
+    fn with(bounds: Bounds, sharing: usize, held: PerFamily<bool>) -> Bench {
+        let addresses = BTreeSet::from([address(1)]);
+        let rules = Rules { own: OWN, policies: policies(), addresses, sharing, held, bounds, seed: 7 };
+        Bench { rib: Rib::new(rules), told: BTreeMap::new(), routes: BTreeMap::new(), parcels: Vec::new() }
+    }
+
+    fn join(&mut self, number: u8, kind: Kind) -> PeerId {
+        let families = PerFamily { v4: true, v6: true };
+        let internal = kind != Kind::External;
+        let dialect =
+            Dialect { internal, four_octets: true, families, extended_next_hop: false, extended_message: false };
+        self.join_speaking(number, kind, dialect)
+    }
+
+    fn join_speaking(&mut self, number: u8, kind: Kind, dialect: Dialect) -> PeerId {
+        let peer = PeerId(u32::from(number));
+        let identifier = Ipv4Addr::new(192, 0, 2, number);
+        let own = PerFamily { v4: Some(address(1)), v6: Some("2001:db8:2::1".parse().unwrap()) };
+        let view = View { kind, dialect, own, next_hop_self: false, statements: Applicable::default() };
+        self.rib.join(Joining { peer, source: Source { kind, identifier, address: address(number) }, view });
+        let told = Told { kind, dialect, routes: BTreeMap::new(), marks: vec![], messages: 0, deaf: false };
+        self.told.insert(peer, told);
+        self.flush();
+        peer
+    }
+
+    fn announce(&mut self, peer: PeerId, attributes: Attributes, prefixes: &[IpNet]) {
+        let announced = vec![Announced { attributes, prefixes: prefixes.to_vec() }];
+        self.rib.receive(peer, Update { announced, ..Update::default() });
+        self.flush();
+    }
+
+    fn withdraw(&mut self, peer: PeerId, prefixes: &[IpNet]) {
+        self.rib.receive(peer, Update { withdrawn: prefixes.to_vec(), ..Update::default() });
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        loop {
+            let flushed = self.rib.flush();
+            if flushed == Flushed::default() {
+                return;
+            }
+            for change in flushed.routes {
+                assert_eq!(change.best.is_some(), !change.next_hops.is_empty());
+                match change.next_hops.is_empty() {
+                    true => drop(self.routes.remove(&change.prefix)),
+                    false => drop(self.routes.insert(change.prefix, change.next_hops)),
+                }
+            }
+            for parcel in flushed.parcels {
+                let told = self.told.get_mut(&parcel.to).expect("nobody else is told");
+                told.take(&parcel);
+                if !told.deaf {
+                    self.rib.taken(parcel.to, parcel.bytes.len());
+                }
+                self.parcels.push(parcel);
+            }
+        }
+    }
+
+    fn told(&self, peer: PeerId) -> &Told {
+        &self.told[&peer]
+    }
+
+    fn has(&self, peer: PeerId, text: &str) -> Option<&Attributes> {
+        self.told(peer).routes.get(&prefix(text))
+    }
+
+    /// What everybody has been told is what everybody is to see.
+    fn check(&mut self) {
+        let peers: Vec<PeerId> = self.told.keys().copied().collect();
+        for peer in peers {
+            let all = Family::BOTH.into_iter().flat_map(|family| self.rib.table().walk(family, None));
+            let all: Vec<IpNet> = all.map(|(prefix, _)| prefix).collect();
+            let mut should = BTreeMap::new();
+            for prefix in all {
+                should.extend(self.rib.shown_to(peer, prefix).map(|shown| (prefix, (*shown).clone())));
+            }
+            assert_eq!(self.told(peer).routes, should, "{peer:?}");
+        }
+    }
+}
+
+impl Told {
+    fn take(&mut self, parcel: &Parcel) {
+        let mut framing = Framing::default();
+        framing.push(&parcel.bytes);
+        let mut messages = 0;
+        while let Some(frame) = framing.next(self.dialect.extended_message).unwrap() {
+            messages += 1;
+            match message::decode(frame, Some(&self.dialect)).unwrap() {
+                Message::Update(update) => {
+                    assert_eq!(update.remarks, [], "{:?}", self.kind);
+                    update.withdrawn.iter().for_each(|prefix| drop(self.routes.remove(prefix)));
+                    for Announced { attributes, prefixes } in update.announced {
+                        self.routes.extend(prefixes.into_iter().map(|prefix| (prefix, attributes.clone())));
+                    }
+                    self.marks.extend(update.end_of_rib.map(|family| format!("end of {family}")));
+                }
+                Message::Refresh(refresh) => self.marks.push(format!("{:?} {}", refresh.kind, refresh.family)),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(messages, parcel.messages);
+        self.messages += messages as usize;
+    }
+}
+
+fn route(path: &[u32], next_hop: u8) -> Attributes {
+    Attributes { as_path: AsPath::sequence(path), ..Attributes::local(address(next_hop)) }
+}
+
+const NET: &str = "10.244.1.0/24";
+
+fn net() -> [IpNet; 1] {
+    [prefix(NET)]
+}
+
+#[test]
+fn a_route_goes_to_everybody_but_the_one_it_came_from() {
+    let mut bench = Bench::new();
+    let [one, two, three] = [11, 12, 13].map(|number| bench.join(number, Kind::External));
+    bench.announce(one, route(&[64611], 11), &net());
+    assert_eq!([one, two, three].map(|peer| bench.has(peer, NET).is_some()), [false, true, true]);
+    let told = bench.has(two, NET).unwrap();
+    assert_eq!((told.as_path.to_string().as_str(), told.next_hop), ("65001 64611", address(1)));
+    // A better one from another: the first one hears of it, the other one loses what it was told.
+    bench.announce(two, route(&[], 12), &net());
+    assert!(bench.has(two, NET).is_some(), "a path from outside has to begin with a number");
+    bench.announce(two, route(&[64612], 12), &net());
+    bench.withdraw(one, &net());
+    assert_eq!([one, two, three].map(|peer| bench.has(peer, NET).is_some()), [true, false, true]);
+    bench.withdraw(two, &net());
+    assert_eq!([one, two, three].map(|peer| bench.has(peer, NET).is_some()), [false; 3]);
+    assert_eq!(bench.routes, BTreeMap::new());
+    bench.check();
+}
+
+#[test]
+fn neighbours_that_see_the_same_share_the_bytes() {
+    let mut bench = Bench::new();
+    let one = bench.join(11, Kind::External);
+    for number in 12..60 {
+        bench.join(number, Kind::External);
+    }
+    bench.parcels.clear();
+    bench.announce(one, route(&[64611], 11), &prefixes(100));
+    assert_eq!(bench.parcels.len(), 48);
+    let first = bench.parcels[0].bytes.clone();
+    assert!(bench.parcels.iter().all(|parcel| Arc::ptr_eq(&parcel.bytes, &first)));
+    assert_eq!((bench.rib.groups(), bench.parcels[0].messages), (1, 1));
+    bench.check();
+}
+
+#[test]
+fn communities_keep_routes_where_they_belong() {
+    for (community, outside, inside) in [
+        (Community::NO_EXPORT, false, true),
+        (Community::NO_EXPORT_SUBCONFED, false, true),
+        (Community::NO_ADVERTISE, false, false),
+        (Community(7), true, true),
+    ] {
+        let mut bench = Bench::new();
+        let (from, out, inner) =
+            (bench.join(11, Kind::External), bench.join(12, Kind::External), bench.join(13, Kind::Internal));
+        let mut route = route(&[64611], 11);
+        route.add_communities(&[community]);
+        bench.announce(from, route, &net());
+        assert_eq!((bench.has(out, NET).is_some(), bench.has(inner, NET).is_some()), (outside, inside), "{community}");
+        assert!(bench.routes.contains_key(&prefix(NET)), "we use it ourselves");
+    }
+}
+
+#[test]
+fn what_has_no_meaning_outside_stays_inside() {
+    let mut bench = Bench::new();
+    let (inner, out) = (bench.join(11, Kind::Internal), bench.join(12, Kind::External));
+    let mut attributes = Attributes { med: Some(5), local_pref: Some(300), ..route(&[64999], 50) };
+    attributes.change_rare(|rare| {
+        rare.originator = Some(Ipv4Addr::new(192, 0, 2, 77));
+        rare.clusters = Box::from([Ipv4Addr::new(0, 0, 0, 9)]);
+        rare.extended = Box::from([ExtendedCommunity(1), ExtendedCommunity(1 << 62)]);
+        rare.link_local = Some("fe80::1".parse().unwrap());
+    });
+    bench.announce(inner, attributes, &net());
+    let told = bench.has(out, NET).unwrap();
+    assert_eq!((told.med, told.local_pref, told.next_hop), (None, None, address(1)));
+    assert_eq!((told.rare().originator, told.rare().clusters.len()), (None, 0));
+    assert_eq!(told.rare().extended.as_ref(), [ExtendedCommunity(1)]);
+    bench.rib.originate(prefix("10.244.2.0/24"), Attributes { med: Some(9), ..route(&[], 5) });
+    bench.flush();
+    let own = bench.has(out, "10.244.2.0/24").unwrap();
+    assert_eq!((own.med, own.next_hop, own.as_path.to_string().as_str()), (Some(9), address(5), "65001"));
+    let own = bench.has(inner, "10.244.2.0/24").unwrap();
+    assert_eq!((own.local_pref, own.next_hop, own.as_path.is_empty()), (Some(100), address(5), true));
+}
+
+#[test]
+fn routes_from_inside_go_on_inside_only_by_reflection() {
+    let mut bench = Bench::new();
+    let [client, other] = [11, 12].map(|number| bench.join(number, Kind::Client));
+    let [plain, second] = [13, 14].map(|number| bench.join(number, Kind::Internal));
+    bench.announce(client, route(&[], 11), &net());
+    assert_eq!([client, other, plain, second].map(|peer| bench.has(peer, NET).is_some()), [false, true, true, true]);
+    let rare = bench.has(other, NET).unwrap().rare().clone();
+    assert_eq!((rare.originator, rare.clusters.as_ref()), (Some(Ipv4Addr::new(192, 0, 2, 11)), &[OWN.cluster][..]));
+    assert_eq!(bench.has(other, NET).unwrap().next_hop, address(11), "the next hop stays");
+    bench.announce(plain, route(&[], 13), &prefixes(1));
+    let of = |peer| bench.told(peer).routes.contains_key(&prefixes(1)[0]);
+    assert_eq!([client, other, plain, second].map(of), [true, true, false, false]);
+    bench.check();
+}
+
+#[test]
+fn loops_and_what_leads_to_ourselves_are_kept_and_not_used() {
+    let mut own_originator = route(&[], 20);
+    own_originator.change_rare(|rare| rare.originator = Some(OWN.identifier));
+    let mut own_cluster = route(&[], 20);
+    own_cluster.change_rare(|rare| rare.clusters = Box::from([Ipv4Addr::new(0, 0, 0, 1), OWN.cluster]));
+    for (attributes, why) in [
+        (route(&[64611, 65001], 20), "our number in the path"),
+        (own_originator, "it began here"),
+        (own_cluster, "it has passed here"),
+        (route(&[], 1), "the next hop is ours"),
+        (Attributes::local("0.0.0.0".parse().unwrap()), "no next hop"),
+        (Attributes::local("224.0.0.1".parse().unwrap()), "a next hop of many"),
+        (Attributes::local("255.255.255.255".parse().unwrap()), "a next hop of all"),
+    ] {
+        let mut bench = Bench::new();
+        let (one, two) = (bench.join(11, Kind::Client), bench.join(12, Kind::Client));
+        bench.announce(one, attributes, &net());
+        assert_eq!((bench.has(two, NET), bench.routes.len()), (None, 0), "{why}");
+        assert_eq!(bench.rib.table().count(one).v4, Count { received: 1, used: 0 });
+    }
+}
+
+#[test]
+fn prefixes_that_no_route_can_have_are_ignored() {
+    let mut bench = Bench::new();
+    let one = bench.join(11, Kind::External);
+    let odd = [
+        "127.0.0.0/8",
+        "0.1.0.0/16",
+        "224.0.0.0/4",
+        "239.1.1.1/32",
+        "240.0.0.0/8",
+        "fe80::/64",
+        "ff02::1/128",
+        "::1/128",
+    ];
+    bench.announce(one, route(&[64611], 11), &odd.map(prefix));
+    assert!(bench.rib.table().is_empty());
+    bench.announce(one, route(&[64611], 11), &["0.0.0.0/0", "::/0", "192.0.2.0/24"].map(prefix));
+    assert_eq!(bench.rib.table().len(), 3, "whether a default route is wanted is for policy to say");
+}
+
+#[test]
+fn a_route_whose_next_hop_is_lost_is_withdrawn_and_comes_back() {
+    let mut bench = Bench::new();
+    let [one, two, three] = [11, 12, 13].map(|number| bench.join(number, Kind::External));
+    bench.announce(one, route(&[64611], 11), &net());
+    bench.announce(two, route(&[64612, 1], 12), &net());
+    bench.rib.set_reachable(address(11), false);
+    bench.flush();
+    assert_eq!(bench.has(three, NET).unwrap().as_path.to_string(), "65001 64612 1");
+    assert_eq!(bench.routes[&prefix(NET)], [address(12)]);
+    bench.check();
+    bench.rib.set_reachable(address(12), false);
+    bench.flush();
+    assert_eq!((bench.has(three, NET), bench.routes.len()), (None, 0));
+    bench.rib.set_reachable(address(11), true);
+    bench.flush();
+    assert_eq!(bench.routes[&prefix(NET)], [address(11)]);
+    bench.check();
+}
+
+#[test]
+fn traffic_is_shared_among_equals() {
+    let mut bench = Bench::with(Bounds::default(), 2, PerFamily::default());
+    let peers = [11, 12, 13].map(|number| bench.join(number, Kind::External));
+    for (peer, number) in peers.into_iter().zip([11, 12, 13]) {
+        bench.announce(peer, route(&[64600], number), &net());
+    }
+    assert_eq!(bench.routes[&prefix(NET)].len(), 2, "no more than are wanted");
+    bench.withdraw(peers[1], &net());
+    assert_eq!(bench.routes[&prefix(NET)], [address(11), address(13)]);
+    bench.withdraw(peers[2], &net());
+    assert_eq!(bench.routes[&prefix(NET)], [address(11)], "the best has stayed, and is alone now");
+}
+
+#[test]
+fn attributes_that_no_longer_fit_are_taken_as_gone() {
+    let mut bench = Bench::new();
+    let one = bench.join(11, Kind::External);
+    let small = bench.join(12, Kind::External);
+    let large = Dialect { extended_message: true, ..bench.told(small).dialect };
+    let large = bench.join_speaking(13, Kind::External, large);
+    bench.announce(one, route(&[64611], 11), &net());
+    assert!(bench.has(small, NET).is_some() && bench.has(large, NET).is_some());
+    let mut long = route(&[64611], 11);
+    long.add_communities(&(1..1500).map(Community).collect::<Vec<_>>());
+    bench.announce(one, long, &net());
+    assert!(bench.has(small, NET).is_none() && bench.has(large, NET).is_some());
+    let late = bench.join(14, Kind::External);
+    assert_eq!((bench.has(late, NET), bench.told(late).marks.len()), (None, 2));
+}
+
+#[test]
+fn who_comes_late_is_told_all_and_that_it_was_all() {
+    let bounds = Bounds { portion: 7, ..Bounds::default() };
+    let mut bench = Bench::with(bounds, 1, PerFamily::default());
+    let one = bench.join(11, Kind::External);
+    bench.announce(one, route(&[64611], 11), &prefixes(100));
+    let six = Attributes { next_hop: "2001:db8:2::b".parse().unwrap(), ..route(&[64611], 11) };
+    bench.announce(one, six, &[prefix("fd00:10:244::/64")]);
+    let late = bench.join(12, Kind::External);
+    assert_eq!(bench.told(late).routes.len(), 101);
+    assert_eq!(bench.told(late).marks, ["end of IPv4", "end of IPv6"]);
+    assert_eq!(bench.told(one).marks, ["end of IPv4", "end of IPv6"], "also with nothing to say");
+    bench.check();
+}
+
+#[test]
+fn what_is_held_is_told_when_it_is_released_family_by_family() {
+    let mut bench = Bench::with(Bounds::default(), 1, PerFamily { v4: true, v6: true });
+    let (one, two) = (bench.join(11, Kind::External), bench.join(12, Kind::External));
+    bench.announce(one, route(&[64611], 11), &net());
+    assert_eq!((bench.told(two).messages, bench.told(one).messages), (0, 0));
+    bench.rib.release(PerFamily { v4: true, v6: false });
+    bench.rib.refresh(two, Refresh { family: Family::V6, kind: RefreshKind::Request }, false);
+    bench.flush();
+    assert!(bench.has(two, NET).is_some());
+    assert_eq!(bench.told(two).marks, ["end of IPv4"]);
+    bench.rib.release(PerFamily { v4: false, v6: true });
+    bench.rib.refresh(two, Refresh { family: Family::V6, kind: RefreshKind::Request }, false);
+    bench.flush();
+    assert_eq!(bench.told(two).marks, ["end of IPv4", "end of IPv6"]);
+}
+
+#[test]
+fn who_asks_is_told_again_with_marks_if_it_knows_them() {
+    let mut bench = Bench::new();
+    let (one, two) = (bench.join(11, Kind::External), bench.join(12, Kind::External));
+    bench.announce(one, route(&[64611], 11), &net());
+    let request = Refresh { family: Family::V4, kind: RefreshKind::Request };
+    for (marks, expected) in [(false, vec!["end of IPv4"]), (true, vec!["Begin IPv4", "End IPv4"])] {
+        let told = bench.told.get_mut(&two).unwrap();
+        told.marks.clear();
+        told.routes.clear();
+        bench.rib.refresh(two, request, marks);
+        bench.flush();
+        assert_eq!(bench.told(two).marks, expected);
+        bench.check();
+    }
+}
+
+#[test]
+fn what_does_not_come_again_between_the_marks_is_gone() {
+    let mut bench = Bench::new();
+    let one = bench.join(11, Kind::External);
+    bench.announce(one, route(&[64611], 11), &prefixes(3));
+    let mark = |kind| Refresh { family: Family::V4, kind };
+    bench.rib.refresh(one, mark(RefreshKind::End), true);
+    bench.flush();
+    assert_eq!(bench.routes.len(), 3, "an end without a beginning");
+    bench.rib.refresh(one, mark(RefreshKind::Begin), true);
+    bench.announce(one, route(&[64611], 11), &prefixes(2));
+    assert_eq!(bench.routes.len(), 3);
+    bench.rib.refresh(one, mark(RefreshKind::End), true);
+    bench.flush();
+    assert_eq!(bench.routes.len(), 2);
+}
+
+#[test]
+fn a_family_that_is_given_up_is_ignored_and_the_other_one_stays() {
+    let mut bench = Bench::new();
+    let one = bench.join(11, Kind::External);
+    let six = [prefix("fd00:10:244::/64")];
+    let route_v6 = Attributes { next_hop: "2001:db8:2::b".parse().unwrap(), ..route(&[64611], 11) };
+    bench.announce(one, route(&[64611], 11), &net());
+    bench.announce(one, route_v6.clone(), &six);
+    assert_eq!(bench.routes.len(), 2);
+    let fault = "for a test";
+    let remark = message::Remark { attribute: 14, fault, treatment: message::Treatment::DisableFamily(Family::V6) };
+    bench.rib.receive(one, Update { remarks: vec![remark], ..Update::default() });
+    bench.announce(one, route_v6, &six);
+    assert_eq!(bench.routes.keys().copied().collect::<Vec<_>>(), net());
+}
+
+#[test]
+fn routes_that_are_kept_over_a_restart_stay_until_they_come_again_or_are_dropped() {
+    let mut bench = Bench::new();
+    let (one, two) = (bench.join(11, Kind::External), bench.join(12, Kind::External));
+    bench.announce(one, route(&[64611], 11), &prefixes(3));
+    bench.told.remove(&one);
+    bench.rib.leave(one, PerFamily { v4: true, v6: false });
+    bench.flush();
+    assert_eq!((bench.told(two).routes.len(), bench.told(two).messages), (3, 3), "nobody is told");
+    bench.join(11, Kind::External);
+    bench.announce(one, route(&[64611], 11), &prefixes(1));
+    bench.rib.drop_stale(one, PerFamily { v4: true, v6: true });
+    bench.flush();
+    assert_eq!(bench.routes.keys().copied().collect::<Vec<_>>(), prefixes(1));
+    bench.check();
+    bench.told.remove(&one);
+    bench.rib.leave(one, PerFamily::default());
+    bench.flush();
+    assert_eq!((bench.routes.len(), bench.told(two).routes.len()), (0, 0));
+}
+
+#[test]
+fn policies_hold_for_what_is_there_and_only_the_difference_is_told() {
+    let mut bench = Bench::new();
+    let (one, two) = (bench.join(11, Kind::External), bench.join(12, Kind::External));
+    bench.announce(one, route(&[64611], 11), &prefixes(50));
+    let before = bench.told(two).messages;
+    let export = without("10.0.7.0/24");
+    bench.rib.set_policies(Policies { export: export.clone(), ..policies() });
+    bench.flush();
+    assert_eq!((bench.told(two).routes.len(), bench.told(two).messages), (49, before + 1));
+    bench.check();
+    bench.rib.set_policies(Policies { import: without("10.0.9.0/24"), export });
+    bench.flush();
+    assert_eq!((bench.told(two).routes.len(), bench.routes.len()), (48, 49));
+    assert_eq!(bench.rib.table().count(one).v4, Count { received: 50, used: 49 });
+    bench.rib.set_policies(policies());
+    bench.flush();
+    assert_eq!((bench.told(two).routes.len(), bench.routes.len()), (50, 50), "all is still there");
+    bench.check();
+}
+
+#[test]
+fn import_changes_what_is_used_and_not_what_came() {
+    let mut bench = Bench::new();
+    let changes = vec![Change::LocalPref(50), Change::AddCommunities(vec![Community(7)])];
+    let statement = Statement { changes, ..Statement::default() };
+    let import = Policy { name: "import".into(), statements: vec![statement], otherwise: Decision::Accept };
+    bench.rib.set_policies(Policies { import: Arc::new(import), ..policies() });
+    let one = bench.join(11, Kind::External);
+    bench.announce(one, route(&[64611], 11), &net());
+    let path = bench.rib.table().path(prefix(NET), one).unwrap().clone();
+    assert_eq!((path.received.local_pref, path.used.unwrap().local_pref), (None, Some(50)));
+}
+
+#[test]
+fn next_hops_of_another_family_go_only_where_they_are_understood() {
+    let mut bench = Bench::new();
+    let one = bench.join(11, Kind::Internal);
+    let plain = bench.join(12, Kind::Client);
+    let dialect = Dialect { extended_next_hop: true, ..bench.told(plain).dialect };
+    let knows = bench.join_speaking(13, Kind::Client, dialect);
+    let six = Attributes { next_hop: "2001:db8:2::b".parse().unwrap(), ..route(&[], 11) };
+    bench.announce(one, six, &net());
+    assert_eq!((bench.has(plain, NET).is_some(), bench.has(knows, NET).is_some()), (false, true));
+    bench.check();
+}
+
+#[test]
+fn who_reads_slowly_is_told_the_newest_state_and_its_backlog_has_a_bound() {
+    let mut bench = Bench::with(Bounds { room: 2000, portion: 100 }, 1, PerFamily::default());
+    let (one, slow) = (bench.join(11, Kind::External), bench.join(12, Kind::External));
+    bench.told.get_mut(&slow).unwrap().deaf = true;
+    for round in 0..200 {
+        let attributes = Attributes { origin: message::Origin::Egp, ..route(&[64611, 1 + round], 11) };
+        bench.announce(one, attributes, &prefixes(20));
+    }
+    assert!(bench.rib.on_the_way(slow) < 4000, "{}", bench.rib.on_the_way(slow));
+    let told = bench.told.get_mut(&slow).unwrap();
+    told.deaf = false;
+    let before = told.messages;
+    bench.rib.taken(slow, usize::MAX);
+    bench.flush();
+    assert!(bench.told(slow).messages <= before + 1, "what was in between is not told");
+    bench.check();
+}
+
+#[test]
+fn whatever_comes_in_whatever_order_everybody_is_told_what_it_is_to_see() {
+    for seed in 0..60_u64 {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut next = move |end: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as usize % end
+        };
+        let mut bench = Bench::with(Bounds { room: 1 + next(800), portion: 1 + next(9) }, 1, PerFamily::default());
+        let kinds = [Kind::External, Kind::External, Kind::Internal, Kind::Client, Kind::Client];
+        for (number, kind) in kinds.into_iter().enumerate() {
+            bench.join(11 + number as u8, kind);
+        }
+        for _ in 0..250 {
+            let number = 11 + next(kinds.len()) as u8;
+            let peer = PeerId(u32::from(number));
+            let some: Vec<IpNet> = (0..1 + next(6)).map(|_| prefixes(30)[next(30)]).collect();
+            match next(10) {
+                0..4 => {
+                    let path: Vec<u32> = (0..1 + next(3)).map(|_| 64600 + next(4) as u32).collect();
+                    bench.announce(peer, route(&path, 20 + next(3) as u8), &some);
+                }
+                4 | 5 => bench.withdraw(peer, &some),
+                6 => {
+                    let told = bench.told.get_mut(&peer).unwrap();
+                    told.deaf = !told.deaf;
+                    if !told.deaf {
+                        bench.rib.taken(peer, usize::MAX);
+                        bench.flush();
+                    }
+                }
+                7 => {
+                    let blocked = without(&prefixes(30)[next(30)].to_string());
+                    bench.rib.set_policies(Policies { export: blocked, ..policies() });
+                    bench.flush();
+                }
+                8 => {
+                    bench.rib.set_reachable(address(20 + next(3) as u8), next(2) == 0);
+                    bench.flush();
+                }
+                _ => {
+                    bench.rib.refresh(peer, Refresh { family: Family::V4, kind: RefreshKind::Request }, next(2) == 0);
+                    bench.flush();
+                }
+            }
+        }
+        for peer in bench.told.keys().copied().collect::<Vec<_>>() {
+            bench.told.get_mut(&peer).unwrap().deaf = false;
+            bench.rib.taken(peer, usize::MAX);
+        }
+        bench.flush();
+        bench.check();
+    }
+}

@@ -1,0 +1,444 @@
+//! The speaker: all neighbours and the table together, as one machine without I/O.
+//!
+//! What happens goes in as an [`Input`] with the time, what is to be done comes out. Whoever holds the sockets has one wait: the next
+//! input or [`Speaker::deadline`]. Neighbours are known by their addresses, connections by numbers that are never used again.
+//!
+//! Backpressure: bytes that were handed over and not yet taken by the socket are counted for each neighbour. Who takes them
+//! slowly is told the newest state later (`rib::exports`); who takes none for eight minutes is let go (RFC 9687).
+//!
+//! After a restart of ours (RFC 4724 4.1) nobody is told anything until all neighbours that are there have sent what they
+//! have. A neighbour that is not there is waited for a moment only, and the whole wait has a bound.
+
+mod neighbour;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use super::message::{self, Attributes, Notification, Reason, Refresh, RefreshKind, Remark, Update};
+use super::rib::{Joining, PeerId, Policies, Rib, RouteChange, Rules};
+use super::session::{Agreement, Cause, Effect, Event, LinkId, Moment, Peer};
+use crate::net::{Family, PerFamily};
+
+pub use neighbour::{Messages, Neighbour, Wanted};
+
+/// How long a neighbour that floods us with prefixes is left alone.
+const FLOODED: Duration = Duration::from_secs(300);
+/// How long nothing may be taken of what we send (RFC 9687 5).
+const SEND_HOLD: Duration = Duration::from_secs(480);
+const ALL: PerFamily<bool> = PerFamily { v4: true, v6: true };
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// This neighbour is wanted, with these settings; it may be there already.
+    Want(Box<Wanted>),
+    /// This one is not wanted any more, and is told why.
+    Remove(IpAddr, Notification),
+    /// It is stopped until it is started again.
+    Stop(IpAddr, Notification),
+    Start(IpAddr),
+    /// Its session begins anew.
+    Restart(IpAddr, Notification),
+    /// It is asked for its routes again.
+    AskAgain(IpAddr),
+    /// It is told everything again.
+    TellAgain(IpAddr),
+    /// A route of our own.
+    Originate(IpNet, Box<Attributes>),
+    Retract(IpNet),
+    Policies(Policies),
+    /// A next hop can be reached, or not.
+    Reachable(IpAddr, bool),
+    Dialled(IpAddr, LinkId),
+    DialFailed(IpAddr),
+    Accepted(IpAddr, LinkId),
+    Closed(LinkId),
+    /// So many bytes of what was to be sent have gone.
+    Taken(LinkId, usize),
+    /// The deadline is reached.
+    Tick,
+}
+
+/// Something that is to be done, or to be known.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Output {
+    Dial(IpAddr),
+    AbandonDial(IpAddr),
+    Send(LinkId, Arc<[u8]>),
+    /// Close, when everything has been sent.
+    Close(LinkId),
+    /// Best routes that have changed.
+    Routes(Vec<RouteChange>),
+    Fact(IpAddr, Fact),
+    /// Our restart is over: the table is as complete as it gets.
+    Complete,
+}
+
+/// Something about a neighbour that is worth a line in a log.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Fact {
+    Up(Box<Agreement>),
+    Down {
+        kept: PerFamily<bool>,
+        cause: Cause,
+    },
+    /// A connection that was no session has ended.
+    Failed(Cause),
+    /// An UPDATE was taken, but not as it was.
+    Remarks(Vec<Remark>),
+    /// It has sent more prefixes than it may.
+    TooMany {
+        family: Family,
+        most: u32,
+    },
+    /// It has sent everything that it has.
+    Complete(Family),
+}
+
+/// How we restart.
+#[derive(Clone, Copy, Debug)]
+pub struct Restarting {
+    /// How long neighbours that are not there are waited for.
+    pub patience: Duration,
+    /// How long everything may take (RFC 4724, *Selection_Deferral_Timer*).
+    pub deferral: Duration,
+}
+
+/// The speaker.
+#[derive(Debug)]
+pub struct Speaker {
+    rib: Rib,
+    neighbours: BTreeMap<IpAddr, Neighbour>,
+    addresses: BTreeMap<PeerId, IpAddr>,
+    links: BTreeMap<LinkId, IpAddr>,
+    /// When each neighbour wants to be asked again.
+    timers: BTreeSet<(Instant, IpAddr)>,
+    next: u32,
+    /// Until our restart is over: when its two waits end.
+    restart: Option<Restart>,
+    outputs: Vec<Output>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Restart {
+    patience: Instant,
+    deferral: Instant,
+    /// The one of the two that comes next.
+    next: Instant,
+    held: PerFamily<bool>,
+}
+
+impl Speaker {
+    /// A speaker without neighbours. `restarting`: an earlier run of ours has left routes in the kernel.
+    pub fn new(mut rules: Rules, restarting: Option<Restarting>, now: Instant) -> Speaker {
+        rules.held = if restarting.is_some() { ALL } else { PerFamily::default() };
+        let restart = restarting.map(|Restarting { patience, deferral }| Restart {
+            patience: now + patience,
+            deferral: now + deferral,
+            next: now + patience.min(deferral),
+            held: ALL,
+        });
+        Speaker {
+            rib: Rib::new(rules),
+            neighbours: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            links: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            next: PeerId::LOCAL.0 + 1,
+            restart,
+            outputs: Vec::new(),
+        }
+    }
+
+    pub fn rib(&self) -> &Rib {
+        &self.rib
+    }
+
+    /// All neighbours, by their addresses.
+    pub fn neighbours(&self) -> impl Iterator<Item = (IpAddr, &Neighbour)> {
+        self.neighbours.iter().map(|(address, neighbour)| (*address, neighbour))
+    }
+
+    pub fn neighbour(&self, address: IpAddr) -> Option<&Neighbour> {
+        self.neighbours.get(&address)
+    }
+
+    /// What a neighbour is told of a prefix; `None` when nothing.
+    pub fn told(&mut self, address: IpAddr, prefix: IpNet) -> Option<Arc<Attributes>> {
+        let id = self.neighbours.get(&address)?.id;
+        self.rib.shown_to(id, prefix)
+    }
+
+    /// Our restart is not over yet.
+    pub fn is_restarting(&self) -> bool {
+        self.restart.is_some()
+    }
+
+    /// When it wants to be asked again, at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        let first = self.timers.first().map(|(at, _)| *at);
+        first.into_iter().chain(self.restart.map(|restart| restart.next)).min()
+    }
+
+    /// Takes in what has happened.
+    pub fn step(&mut self, at: Moment, input: Input) -> Vec<Output> {
+        match input {
+            Input::Want(wanted) => self.want(at, *wanted),
+            Input::Remove(address, notification) => self.remove(at, address, notification),
+            Input::Stop(address, notification) => self.event(at, address, Event::Stop(notification)),
+            Input::Start(address) => self.event(at, address, Event::Start),
+            Input::Restart(address, notification) => self.event(at, address, Event::Restart(notification)),
+            Input::AskAgain(address) => self.ask_again(address),
+            Input::TellAgain(address) => self.tell_again(address),
+            Input::Originate(prefix, attributes) => self.rib.originate(prefix, *attributes),
+            Input::Retract(prefix) => self.rib.retract(prefix),
+            Input::Policies(policies) => self.rib.set_policies(policies),
+            Input::Reachable(next_hop, reachable) => self.rib.set_reachable(next_hop, reachable),
+            Input::Dialled(address, link) => self.connected(at, address, link, Event::Dialled(link)),
+            Input::DialFailed(address) => self.event(at, address, Event::DialFailed),
+            Input::Accepted(address, link) => self.connected(at, address, link, Event::Accepted(link)),
+            Input::Closed(link) => {
+                if let Some(address) = self.links.get(&link).copied() {
+                    self.event(at, address, Event::Closed(link));
+                    self.links.remove(&link);
+                }
+            }
+            Input::Taken(link, bytes) => self.taken(at, link, bytes),
+            Input::Tick => self.tick(at),
+        }
+        self.finish(at)
+    }
+
+    /// Takes in what has come over a connection.
+    pub fn receive(&mut self, at: Moment, link: LinkId, bytes: &[u8]) -> Vec<Output> {
+        if let Some(address) = self.links.get(&link).copied()
+            && let Some(neighbour) = self.neighbours.get_mut(&address)
+        {
+            let effects = neighbour.peer.receive(at, link, bytes);
+            self.take(at, address, effects);
+            self.set_timer(address);
+        }
+        self.finish(at)
+    }
+
+    fn want(&mut self, at: Moment, wanted: Wanted) {
+        let address = wanted.address;
+        if let Some(neighbour) = self.neighbours.get_mut(&address) {
+            let anew = neighbour.change(wanted);
+            if anew {
+                self.event(at, address, Event::Restart(Notification::new(Reason::CONFIGURATION_CHANGE)));
+            }
+            return;
+        }
+        let id = PeerId(self.next);
+        self.next += 1;
+        let peer = Peer::new(wanted.settings.clone(), self.restart.is_some());
+        self.neighbours.insert(address, Neighbour::new(id, wanted, peer, at.now));
+        self.addresses.insert(id, address);
+        self.event(at, address, Event::Start);
+    }
+
+    fn remove(&mut self, at: Moment, address: IpAddr, notification: Notification) {
+        self.event(at, address, Event::Stop(notification));
+        if let Some(neighbour) = self.neighbours.remove(&address) {
+            self.timers.retain(|(_, one)| *one != address);
+            self.addresses.remove(&neighbour.id);
+            self.rib.forget(neighbour.id);
+        }
+    }
+
+    fn ask_again(&mut self, address: IpAddr) {
+        let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
+        let Some((link, _)) = neighbour.peer.session() else { return };
+        let Some(agreement) = neighbour.peer.agreement().filter(|agreement| agreement.refresh) else { return };
+        let spoken = agreement.dialect.families;
+        for family in Family::BOTH.into_iter().filter(|family| *spoken.of(*family)) {
+            let request = message::refresh(&Refresh { family, kind: RefreshKind::Request });
+            neighbour.has_sent(&request);
+            self.outputs.push(Output::Send(link, request.into()));
+        }
+    }
+
+    fn tell_again(&mut self, address: IpAddr) {
+        let Some(neighbour) = self.neighbours.get(&address) else { return };
+        for family in Family::BOTH {
+            if neighbour.speaks(family) {
+                self.rib.resend(neighbour.id, family);
+            }
+        }
+    }
+
+    fn connected(&mut self, at: Moment, address: IpAddr, link: LinkId, event: Event) {
+        match self.neighbours.contains_key(&address) {
+            true => {
+                self.links.insert(link, address);
+                self.event(at, address, event);
+            }
+            false => self.outputs.push(Output::Close(link)),
+        }
+    }
+
+    fn taken(&mut self, at: Moment, link: LinkId, bytes: usize) {
+        let Some(address) = self.links.get(&link).copied() else { return };
+        let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
+        // What is left of an earlier session does not count for this one.
+        if neighbour.peer.session().is_some_and(|(session, _)| session == link) {
+            self.rib.taken(neighbour.id, bytes);
+            neighbour.has_taken(self.rib.on_the_way(neighbour.id), at.now);
+            self.set_timer(address);
+        }
+    }
+
+    fn tick(&mut self, at: Moment) {
+        let due = self.timers.iter().take_while(|(time, _)| *time <= at.now);
+        let due: Vec<IpAddr> = due.map(|(_, address)| *address).collect();
+        for address in due {
+            self.event(at, address, Event::Tick);
+            let Some(neighbour) = self.neighbours.get(&address) else { continue };
+            if let Some((link, _)) = neighbour.peer.session().filter(|_| neighbour.is_stuck(at.now)) {
+                self.event(at, address, Event::Stuck(link));
+            }
+        }
+    }
+
+    /// Notes when a neighbour wants to be asked again.
+    fn set_timer(&mut self, address: IpAddr) {
+        let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
+        let deadline = neighbour.deadline();
+        let before = std::mem::replace(&mut neighbour.timer, deadline);
+        if before != deadline {
+            if let Some(before) = before {
+                self.timers.remove(&(before, address));
+            }
+            self.timers.extend(deadline.map(|at| (at, address)));
+        }
+    }
+
+    fn event(&mut self, at: Moment, address: IpAddr, event: Event) {
+        if let Some(neighbour) = self.neighbours.get_mut(&address) {
+            let effects = neighbour.peer.step(at, event);
+            self.take(at, address, effects);
+            self.set_timer(address);
+        }
+    }
+
+    /// Does what a neighbour's machine asks for.
+    fn take(&mut self, at: Moment, address: IpAddr, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Dial => self.outputs.push(Output::Dial(address)),
+                Effect::AbandonDial => self.outputs.push(Output::AbandonDial(address)),
+                Effect::Send(link, bytes) => {
+                    if let Some(neighbour) = self.neighbours.get_mut(&address) {
+                        neighbour.has_sent(&bytes);
+                    }
+                    self.outputs.push(Output::Send(link, bytes.into()));
+                }
+                Effect::Close(link) => {
+                    self.links.remove(&link);
+                    self.outputs.push(Output::Close(link));
+                }
+                Effect::Up(_, agreement) => self.up(at, address, agreement),
+                Effect::Down { kept, cause } => self.down(address, kept, cause),
+                Effect::Update(update) => self.update(at, address, *update),
+                Effect::Refresh(refresh) => self.refresh(address, refresh),
+                Effect::DropStale(families) => {
+                    if let Some(neighbour) = self.neighbours.get(&address) {
+                        self.rib.drop_stale(neighbour.id, families);
+                    }
+                }
+                Effect::Failed(cause) => self.outputs.push(Output::Fact(address, Fact::Failed(cause))),
+            }
+        }
+    }
+
+    fn up(&mut self, at: Moment, address: IpAddr, agreement: Box<Agreement>) {
+        let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
+        neighbour.begin(at.now);
+        let (source, view) = neighbour.looks(&agreement);
+        self.rib.join(Joining { peer: neighbour.id, source, view });
+        self.outputs.push(Output::Fact(address, Fact::Up(agreement)));
+    }
+
+    fn down(&mut self, address: IpAddr, kept: PerFamily<bool>, cause: Cause) {
+        let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
+        neighbour.end();
+        self.rib.leave(neighbour.id, kept);
+        self.outputs.push(Output::Fact(address, Fact::Down { kept, cause }));
+    }
+
+    fn update(&mut self, at: Moment, address: IpAddr, update: Update) {
+        let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
+        if !update.remarks.is_empty() {
+            self.outputs.push(Output::Fact(address, Fact::Remarks(update.remarks.clone())));
+        }
+        let ended = update.end_of_rib;
+        self.rib.receive(neighbour.id, update);
+        if let Some(family) = ended
+            && neighbour.complete(family)
+        {
+            self.outputs.push(Output::Fact(address, Fact::Complete(family)));
+        }
+        let counts = self.rib.table().count(neighbour.id);
+        let exceeded = |family: &Family| neighbour.most(*family).is_some_and(|most| counts.of(*family).received > most);
+        if let Some(family) = Family::BOTH.into_iter().find(exceeded) {
+            let most = neighbour.most(family).unwrap_or_default();
+            self.outputs.push(Output::Fact(address, Fact::TooMany { family, most }));
+            // RFC 4486 4: the family and the bound go with it.
+            let afi = if family == Family::V4 { 1 } else { 2 };
+            let data = [&[0, afi, 1][..], &most.to_be_bytes()].concat();
+            let notification = Notification::with(Reason::MAXIMUM_PREFIXES, data);
+            self.event(at, address, Event::Refuse(notification, FLOODED));
+        }
+    }
+
+    fn refresh(&mut self, address: IpAddr, refresh: Refresh) {
+        let Some(neighbour) = self.neighbours.get(&address) else { return };
+        let marks = neighbour.peer.agreement().is_some_and(|agreement| agreement.enhanced_refresh);
+        if neighbour.speaks(refresh.family) {
+            self.rib.refresh(neighbour.id, refresh, marks);
+        }
+    }
+
+    /// Tells everybody what has changed, and hands over what is to be done.
+    fn finish(&mut self, at: Moment) -> Vec<Output> {
+        self.end_restart(at);
+        let flushed = self.rib.flush();
+        for parcel in flushed.parcels {
+            let Some(address) = self.addresses.get(&parcel.to).copied() else { continue };
+            let Some(neighbour) = self.neighbours.get_mut(&address) else { continue };
+            let Some((link, _)) = neighbour.peer.session() else { continue };
+            neighbour.has_sent_updates(&parcel, at.now);
+            self.outputs.push(Output::Send(link, parcel.bytes));
+            self.set_timer(address);
+        }
+        if !flushed.routes.is_empty() {
+            self.outputs.push(Output::Routes(flushed.routes));
+        }
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// RFC 4724 4.1: a family is told when all neighbours that are there have said all they have of it.
+    fn end_restart(&mut self, at: Moment) {
+        let Some(restart) = &mut self.restart else { return };
+        let late = restart.deferral <= at.now;
+        restart.next =
+            if restart.patience > at.now { restart.patience.min(restart.deferral) } else { restart.deferral };
+        let missing = restart.patience > at.now && self.neighbours.values().any(Neighbour::is_missing);
+        let over = |family: Family| {
+            late || !missing && self.neighbours.values().all(|neighbour| !neighbour.is_awaited(family))
+        };
+        let released = PerFamily::from_fn(|family| *restart.held.of(family) && over(family));
+        restart.held = PerFamily::from_fn(|family| *restart.held.of(family) && !*released.of(family));
+        self.rib.release(released);
+        if restart.held == PerFamily::default() {
+            self.restart = None;
+            self.neighbours.values_mut().for_each(|neighbour| neighbour.peer.has_restarted());
+            self.outputs.push(Output::Complete);
+        }
+    }
+}

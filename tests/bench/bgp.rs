@@ -1,0 +1,234 @@
+//! What the BGP speaker's calculation costs: two neighbours send 100,000 prefixes each, a third one is told.
+//!
+//! `cargo bench --bench bgp [PREFIXES]`: native, without sockets. Bytes go in as they come from a socket, in pieces of 64 KiB, and
+//! come out as they would go into one. `scripts/bench router` measures the whole.
+#![expect(clippy::indexing_slicing, reason = "a measurement may end with a crash")]
+
+use std::collections::BTreeSet;
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::{IpNet, Ipv4Net};
+use sluice::bgp::message::{self, AsPath, Attributes, Capabilities, Community, Dialect, Framing, Open, Packing};
+use sluice::bgp::policy::{Decision, Policy};
+use sluice::bgp::rib::{Bounds, Own, Policies, Rules};
+use sluice::bgp::session::{LinkId, Local, Moment, Settings};
+use sluice::bgp::speaker::{Input, Output, Speaker, Wanted};
+use sluice::net::{Family, PerFamily};
+
+const OWN: u32 = 64512;
+/// How many prefixes share their attributes.
+const SHARED: usize = 5;
+const PIECE: usize = 64 << 10;
+const CHANGES: usize = 2000;
+
+const DIALECT: Dialect = Dialect {
+    internal: false,
+    four_octets: true,
+    families: PerFamily { v4: true, v6: true },
+    extended_next_hop: true,
+    extended_message: false,
+};
+
+fn main() {
+    let prefixes = std::env::args().skip(1).find_map(|word| word.parse().ok()).unwrap_or(100_000);
+    println!("{:<28} {:>9} {:>9} {:>11} {:>10}", "2 x prefixes, to a third", "all, ms", "MiB", "messages", "bytes");
+    for (name, offset, turns) in
+        [("the same, in turn", 0, true), ("the same, at once", 0, false), ("different, at once", prefixes, false)]
+    {
+        table(name, prefixes, offset, turns);
+    }
+}
+
+/// A table of one neighbour, as the bytes that it sends.
+fn sent(neighbour: usize, first: usize, count: usize) -> Vec<u8> {
+    let mut packing = Packing::new(DIALECT);
+    let prefixes: Vec<IpNet> = (first..first + count).map(prefix).collect();
+    for (number, prefixes) in prefixes.chunks(SHARED).enumerate() {
+        assert!(packing.announce(Family::V4, &attributes(neighbour, first / SHARED + number), prefixes));
+    }
+    packing.finish().0
+}
+
+/// Prefixes that are spread as those of the Internet are.
+fn prefix(number: usize) -> IpNet {
+    let address = 1 << 28 | (number as u32) << 9;
+    Ipv4Net::new(Ipv4Addr::from(address), 24).expect("the length is one").trunc().into()
+}
+
+fn attributes(neighbour: usize, number: usize) -> Attributes {
+    let mut attributes = Attributes::local(address(neighbour));
+    let number = number as u32;
+    let path = [asn(neighbour), 1000 + number % 40, 2000 + number % 900, 10_000 + number];
+    attributes.as_path = AsPath::sequence(&path[..2 + number as usize % 3]);
+    attributes.med = (number % 3 == 0).then_some(number % 100);
+    attributes.add_communities(&[Community(asn(neighbour) << 16 | number % 500)]);
+    attributes
+}
+
+fn asn(neighbour: usize) -> u32 {
+    64600 + neighbour as u32
+}
+
+fn address(neighbour: usize) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(203, 0, 113, neighbour as u8 + 1))
+}
+
+fn link(neighbour: usize) -> LinkId {
+    LinkId(neighbour as u64 + 1)
+}
+
+fn speaker() -> Speaker {
+    let identifier = Ipv4Addr::new(192, 0, 2, 1);
+    let all = || Arc::new(Policy::all(Decision::Accept));
+    let rules = Rules {
+        own: Own { asn: OWN, identifier, cluster: identifier },
+        policies: Policies { import: all(), export: all() },
+        addresses: BTreeSet::from([IpAddr::V4(identifier)]),
+        sharing: 1,
+        held: PerFamily::default(),
+        bounds: Bounds::default(),
+        seed: 42,
+    };
+    Speaker::new(rules, None, Instant::now())
+}
+
+fn at() -> Moment {
+    Moment { now: Instant::now(), jitter: 0 }
+}
+
+/// Brings up a session, and counts what comes of it.
+fn join(speaker: &mut Speaker, neighbour: usize, counted: &mut Counted) {
+    let settings = Settings {
+        local: Local { asn: OWN, identifier: Ipv4Addr::new(192, 0, 2, 1) },
+        asn: Some(asn(neighbour)),
+        passive: true,
+        hold_time: 90,
+        connect_retry: Duration::from_secs(60),
+        families: PerFamily { v4: true, v6: true },
+        restart: None,
+    };
+    let wanted = Wanted {
+        address: address(neighbour),
+        settings,
+        client: false,
+        own: PerFamily { v4: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))), v6: None },
+        next_hop_self: false,
+        most: PerFamily::default(),
+    };
+    speaker.step(at(), Input::Want(Box::new(wanted)));
+    speaker.step(at(), Input::Accepted(address(neighbour), link(neighbour)));
+    let IpAddr::V4(identifier) = address(neighbour) else { unreachable!("they are IPv4") };
+    let capabilities = Capabilities {
+        families: PerFamily { v4: true, v6: true },
+        multiprotocol: true,
+        asn: Some(asn(neighbour)),
+        ..Capabilities::default()
+    };
+    let open = Open { asn: asn(neighbour), hold_time: 90, identifier, capabilities };
+    receive(speaker, neighbour, &message::open(&open), counted);
+    receive(speaker, neighbour, &message::keepalive(), counted);
+    assert!(speaker.neighbour(address(neighbour)).is_some_and(|one| one.peer().session().is_some()));
+}
+
+/// What the third neighbour was sent.
+#[derive(Default)]
+struct Counted {
+    messages: usize,
+    bytes: usize,
+    routes: usize,
+}
+
+/// Hands over bytes, and takes everything that is sent at once.
+fn receive(speaker: &mut Speaker, neighbour: usize, bytes: &[u8], counted: &mut Counted) {
+    let outputs = speaker.receive(at(), link(neighbour), bytes);
+    take(speaker, outputs, counted);
+}
+
+fn take(speaker: &mut Speaker, outputs: Vec<Output>, counted: &mut Counted) {
+    let mut waiting = outputs;
+    while let Some(output) = waiting.pop() {
+        match output {
+            Output::Send(to, bytes) => {
+                if to == link(2) {
+                    counted.bytes += bytes.len();
+                    let mut framing = Framing::default();
+                    framing.push(&bytes);
+                    while let Ok(Some(_)) = framing.next(true) {
+                        counted.messages += 1;
+                    }
+                }
+                waiting.extend(speaker.step(at(), Input::Taken(to, bytes.len())));
+            }
+            Output::Routes(routes) => counted.routes += routes.len(),
+            _ => {}
+        }
+    }
+}
+
+fn table(name: &str, prefixes: usize, offset: usize, in_turn: bool) {
+    let streams = [sent(0, 0, prefixes), sent(1, offset, prefixes)];
+    let before = resident();
+    let mut speaker = speaker();
+    let mut counted = Counted::default();
+    (0..3).for_each(|neighbour| join(&mut speaker, neighbour, &mut counted));
+    let begun = Instant::now();
+    let mut pieces: [Vec<&[u8]>; 2] = [0, 1].map(|one: usize| streams[one].chunks(PIECE).rev().collect());
+    while pieces.iter().any(|pieces| !pieces.is_empty()) {
+        for neighbour in 0..2 {
+            while let Some(piece) = pieces[neighbour].pop() {
+                receive(&mut speaker, neighbour, piece, &mut counted);
+                if !in_turn {
+                    break;
+                }
+            }
+        }
+    }
+    let took = begun.elapsed();
+    let memory = resident().saturating_sub(before);
+    assert_eq!(speaker.rib().table().len(), prefixes + offset);
+    let Counted { messages, bytes, .. } = counted;
+    let mebibytes = memory as f64 / f64::from(1 << 20);
+    println!("{name:<28} {:>9.1} {mebibytes:>9.1} {messages:>11} {bytes:>10}", took.as_secs_f64() * 1e3);
+    late(&mut speaker);
+    changes(&mut speaker, prefixes);
+    black_box(speaker);
+}
+
+/// A neighbour that comes when all is there.
+fn late(speaker: &mut Speaker) {
+    let mut counted = Counted::default();
+    let begun = Instant::now();
+    join(speaker, 3, &mut counted);
+    println!("  a late neighbour: {:.1} ms", begun.elapsed().as_secs_f64() * 1e3);
+}
+
+/// One change after the other, with everything loaded.
+fn changes(speaker: &mut Speaker, prefixes: usize) {
+    let mut took = Vec::new();
+    for change in 0..CHANGES {
+        let mut packing = Packing::new(DIALECT);
+        let mut changed = attributes(0, change);
+        changed.as_path = AsPath::sequence(&[asn(0)]);
+        changed.med = Some(change as u32 + 1000);
+        assert!(packing.announce(Family::V4, &changed, &[prefix(change * 37 % prefixes)]));
+        let mut counted = Counted::default();
+        let begun = Instant::now();
+        receive(speaker, 0, &packing.finish().0, &mut counted);
+        took.push(begun.elapsed());
+        assert!(counted.messages > 0);
+    }
+    took.sort_unstable();
+    let percentile = |percent: usize| took[took.len() * percent / 100].as_secs_f64() * 1e6;
+    println!("  one change: {:.1} us, 99 of 100 within {:.1} us", percentile(50), percentile(99));
+}
+
+/// The memory that the process occupies, in bytes.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("the kernel tells of processes");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("the memory is a line of it");
+    let kibibytes: usize = line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number");
+    kibibytes << 10
+}
