@@ -10,6 +10,8 @@
 //! have. A neighbour that is not there is waited for a moment only, and the whole wait has a bound.
 
 mod neighbour;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

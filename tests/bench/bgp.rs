@@ -63,8 +63,8 @@ fn attributes(neighbour: usize, number: usize) -> Attributes {
     let number = number as u32;
     let path = [asn(neighbour), 1000 + number % 40, 2000 + number % 900, 10_000 + number];
     attributes.as_path = AsPath::sequence(&path[..2 + number as usize % 3]);
-    attributes.med = (number % 3 == 0).then_some(number % 100);
-    attributes.add_communities(&[Community(asn(neighbour) << 16 | number % 500)]);
+    attributes.med = number.is_multiple_of(3).then_some(number % 100);
+    attributes.add_communities(&[Community((asn(neighbour) << 16) | (number % 500))]);
     attributes
 }
 
@@ -177,8 +177,8 @@ fn table(name: &str, prefixes: usize, offset: usize, in_turn: bool) {
     let begun = Instant::now();
     let mut pieces: [Vec<&[u8]>; 2] = [0, 1].map(|one: usize| streams[one].chunks(PIECE).rev().collect());
     while pieces.iter().any(|pieces| !pieces.is_empty()) {
-        for neighbour in 0..2 {
-            while let Some(piece) = pieces[neighbour].pop() {
+        for (neighbour, pieces) in pieces.iter_mut().enumerate() {
+            while let Some(piece) = pieces.pop() {
                 receive(&mut speaker, neighbour, piece, &mut counted);
                 if !in_turn {
                     break;

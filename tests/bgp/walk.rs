@@ -94,10 +94,8 @@ impl Walk {
                 }
                 network.block(host, blocked);
             }
-            13 => {
-                if !network.slow.remove(&host) {
-                    network.slow.insert(host);
-                }
+            13 if !network.slow.remove(&host) => {
+                network.slow.insert(host);
             }
             _ => {}
         }
@@ -116,7 +114,7 @@ impl Walk {
 
     fn check(&mut self) {
         let expected = expected::tables(&self.network.hosts);
-        for host in 0..self.network.hosts.len() {
+        for (host, expected) in expected.iter().enumerate() {
             let plan = self.network.hosts[host].plan.clone();
             let speaker = self.network.hosts[host].speaker.as_ref().expect("all are alive");
             assert!(!speaker.is_restarting(), "{host} restarts no more");
@@ -131,7 +129,7 @@ impl Walk {
                 let has = best
                     .as_ref()
                     .map(|best| (best.attributes.as_path.numbers().collect::<Vec<u32>>(), best.attributes.next_hop));
-                let should = expected[host].get(prefix).map(|route| (route.path.clone(), route.next_hop));
+                let should = expected.get(prefix).map(|route| (route.path.clone(), route.next_hop));
                 assert_eq!(has, should, "the route of {host} to {prefix}");
                 let kernel = self.network.hosts[host].kernel.get(prefix).copied();
                 assert_eq!(

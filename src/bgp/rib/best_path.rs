@@ -51,9 +51,9 @@ pub(super) fn best(candidates: &[Candidate]) -> Option<usize> {
 /// The places of those that are as good as the best up to where only a decision is needed, and come from the same side:
 /// traffic may be shared among them.
 pub(super) fn equals(candidates: &[Candidate], best: usize) -> Vec<usize> {
-    let from_inside = candidates.get(best).map(Candidate::from_inside);
+    let is_inside = candidates.get(best).map(Candidate::is_inside);
     let mut equals = equally_good(candidates);
-    equals.retain(|place| candidates.get(*place).map(Candidate::from_inside) == from_inside);
+    equals.retain(|place| candidates.get(*place).map(Candidate::is_inside) == is_inside);
     equals
 }
 
@@ -83,7 +83,7 @@ impl Candidate<'_> {
         same && self.attributes.med.unwrap_or(0) < other.attributes.med.unwrap_or(0)
     }
 
-    fn from_inside(&self) -> bool {
+    fn is_inside(&self) -> bool {
         match self.source.kind {
             Kind::Local | Kind::External => false,
             Kind::Internal | Kind::Client => true,
@@ -94,7 +94,7 @@ impl Candidate<'_> {
     fn tie_breakers(&self) -> (bool, Ipv4Addr, usize, IpAddr) {
         let rare = self.attributes.rare();
         let began_at = rare.originator.unwrap_or(self.source.identifier);
-        (self.from_inside(), began_at, rare.clusters.len(), self.source.address)
+        (self.is_inside(), began_at, rare.clusters.len(), self.source.address)
     }
 }
 

@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use super::super::message::{Attributes, Community, Dialect};
 use super::super::policy::{Applicable, Outcome, Policy};
 use super::best_path::{Kind, Source};
-use super::intern::Interned;
+use super::intern::{Interned, Seed};
 use super::table::{Best, PeerId, Table};
 use crate::net::{Family, PerFamily};
 
@@ -57,12 +57,12 @@ pub(super) struct Renderer<'a> {
     pub view: &'a View,
     pub policy: &'a Policy,
     pub table: &'a Table,
-    made: HashMap<(usize, PeerId, Family), Option<Arc<Attributes>>, super::intern::Seed>,
+    made: HashMap<(usize, PeerId, Family), Option<Arc<Attributes>>, Seed>,
 }
 
 impl<'a> Renderer<'a> {
     pub fn new(own: Own, view: &'a View, policy: &'a Policy, table: &'a Table) -> Renderer<'a> {
-        Renderer { own, view, policy, table, made: HashMap::with_hasher(super::intern::Seed(0)) }
+        Renderer { own, view, policy, table, made: HashMap::default() }
     }
 
     /// How the best route to a prefix looks; `None` when it is not shown.

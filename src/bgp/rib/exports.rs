@@ -357,12 +357,6 @@ struct Sets {
     places: HashMap<(usize, PeerId, Family), usize, Seed>,
 }
 
-impl Default for Seed {
-    fn default() -> Seed {
-        Seed(0)
-    }
-}
-
 impl Sets {
     fn add(&mut self, family: Family, shown: &Shown, prefix: IpNet) {
         let key = (Arc::as_ptr(&shown.attributes) as usize, shown.source, family);

@@ -23,7 +23,7 @@ pub struct Interned {
 }
 
 /// Begins hashes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Seed(pub u64);
 
 /// Multiplies and folds, eight bytes at a time.

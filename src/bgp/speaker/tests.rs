@@ -1,0 +1,307 @@
+//! What only the whole speaker does: limits, restarts of ours, slow neighbours, settings that change.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use super::super::message::{AsPath, Capabilities, Dialect, Framing, GracefulRestart, Message, Open, Packing};
+use super::super::policy::{Decision, Policy};
+use super::super::rib::{Bounds, Own};
+use super::super::session::{Local, Restart as Graceful, Settings, State};
+use super::*;
+
+const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+fn address(number: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, number))
+}
+
+fn wanted(number: u8) -> Wanted {
+    let restart = Graceful { seconds: 120, stale: Duration::from_secs(300) };
+    let settings = Settings {
+        local: Local { asn: 65001, identifier: OWN },
+        asn: Some(65001),
+        passive: true,
+        hold_time: 90,
+        connect_retry: Duration::from_secs(60),
+        families: ALL,
+        restart: Some(restart),
+    };
+    let own = PerFamily { v4: Some(address(1)), v6: None };
+    Wanted { address: address(number), settings, client: true, own, next_hop_self: false, most: PerFamily::default() }
+}
+
+struct Bench {
+    speaker: Speaker,
+    now: Instant,
+    outputs: Vec<Output>,
+    next: u64,
+}
+
+impl Bench {
+    fn new(restarting: Option<Restarting>) -> Bench {
+        let now = Instant::now();
+        let all = || Arc::new(Policy::all(Decision::Accept));
+        let rules = Rules {
+            own: Own { asn: 65001, identifier: OWN, cluster: OWN },
+            policies: Policies { import: all(), export: all() },
+            addresses: BTreeSet::from([address(1)]),
+            sharing: 1,
+            held: PerFamily::default(),
+            bounds: Bounds::default(),
+            seed: 1,
+        };
+        Bench { speaker: Speaker::new(rules, restarting, now), now, outputs: Vec::new(), next: 0 }
+    }
+
+    fn step(&mut self, input: Input) {
+        let outputs = self.speaker.step(Moment { now: self.now, jitter: 0 }, input);
+        self.outputs.extend(outputs);
+    }
+
+    fn receive(&mut self, link: LinkId, bytes: &[u8]) {
+        let outputs = self.speaker.receive(Moment { now: self.now, jitter: 0 }, link, bytes);
+        self.outputs.extend(outputs);
+    }
+
+    fn want(&mut self, wanted: Wanted) {
+        self.step(Input::Want(Box::new(wanted)));
+    }
+
+    /// A neighbour comes; with or without graceful restart, which it may be in the middle of.
+    fn come(&mut self, number: u8, restarting: Option<bool>) -> LinkId {
+        self.next += 1;
+        let link = LinkId(self.next);
+        self.step(Input::Accepted(address(number), link));
+        let restart = restarting.map(|restarting| GracefulRestart {
+            restarting,
+            notifications: true,
+            seconds: 120,
+            families: PerFamily { v4: Some(true), v6: Some(true) },
+        });
+        let capabilities = Capabilities {
+            families: ALL,
+            multiprotocol: true,
+            refresh: true,
+            asn: Some(65001),
+            restart,
+            ..Capabilities::default()
+        };
+        let identifier = Ipv4Addr::new(192, 0, 2, number);
+        self.receive(link, &message::open(&Open { asn: 65001, hold_time: 90, identifier, capabilities }));
+        self.receive(link, &message::keepalive());
+        assert_eq!(self.state(number), State::Established);
+        link
+    }
+
+    fn state(&self, number: u8) -> State {
+        self.speaker.neighbour(address(number)).unwrap().peer().state()
+    }
+
+    fn announce(&mut self, link: LinkId, next_hop: u8, prefixes: &[IpNet]) {
+        let families = ALL;
+        let dialect =
+            Dialect { internal: true, four_octets: true, families, extended_next_hop: false, extended_message: false };
+        let mut attributes = Attributes::local(address(next_hop));
+        attributes.as_path = AsPath::sequence(&[64999]);
+        let mut packing = Packing::new(dialect);
+        assert!(packing.announce(Family::V4, &attributes, prefixes));
+        self.receive(link, &packing.finish().0);
+    }
+
+    /// Lets time pass; what is due is done.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(next) = self.speaker.deadline().filter(|next| *next <= end) {
+            self.now = self.now.max(next);
+            self.step(Input::Tick);
+        }
+        self.now = end;
+    }
+
+    fn ends(&mut self, link: LinkId) {
+        for family in Family::BOTH {
+            self.receive(link, &message::end_of_rib(family));
+        }
+    }
+
+    /// Kinds of what was sent on a connection since the last question: `open`, `update`, ….
+    fn said(&mut self, to: LinkId) -> Vec<String> {
+        let mut said = Vec::new();
+        for output in &self.outputs {
+            let Output::Send(link, bytes) = output else { continue };
+            let mut framing = Framing::default();
+            framing.push(bytes);
+            while let Some(frame) = framing.next(true).unwrap().filter(|_| *link == to) {
+                said.push(match message::decode(frame, None).unwrap() {
+                    Message::Open(_) => "open".to_owned(),
+                    Message::Update(_) => "update".to_owned(),
+                    Message::Notification(notification) => notification.to_string(),
+                    Message::Keepalive => "keepalive".to_owned(),
+                    Message::Refresh(_) | Message::Ignored => "refresh".to_owned(),
+                });
+            }
+        }
+        self.outputs.retain(|output| !matches!(output, Output::Send(link, _) if *link == to));
+        said
+    }
+
+    fn facts(&self, which: impl Fn(&Fact) -> bool) -> usize {
+        self.outputs.iter().filter(|output| matches!(output, Output::Fact(_, fact) if which(fact))).count()
+    }
+}
+
+fn prefixes(count: u32) -> Vec<IpNet> {
+    let net = |number: u32| IpNet::new(Ipv4Addr::from(0x0af4_0000 + (number << 8)).into(), 24).unwrap();
+    (0..count).map(net).collect()
+}
+
+#[test]
+fn who_sends_too_many_prefixes_is_let_go_and_left_alone_for_a_while() {
+    let mut bench = Bench::new(None);
+    bench.want(Wanted { most: PerFamily { v4: Some(10), v6: None }, ..wanted(2) });
+    bench.want(wanted(3));
+    let (flooding, other) = (bench.come(2, Some(false)), bench.come(3, None));
+    bench.announce(flooding, 2, &prefixes(10));
+    bench.announce(other, 3, &prefixes(20));
+    assert_eq!((bench.state(2), bench.speaker.rib().table().len()), (State::Established, 20));
+    bench.said(flooding);
+    bench.announce(flooding, 2, &prefixes(11));
+    let said = bench.said(flooding);
+    let expected = "6/9 hard reset (6/1 maximum number of prefixes reached)";
+    assert_eq!(said.last().map(String::as_str), Some(expected));
+    assert_eq!((bench.state(2), bench.state(3)), (State::Idle, State::Established));
+    assert_eq!(bench.facts(|fact| matches!(fact, Fact::TooMany { family: Family::V4, most: 10 })), 1);
+    let id = bench.speaker.neighbour(address(2)).unwrap().id();
+    assert_eq!(bench.speaker.rib().table().count(id), PerFamily::default());
+    bench.step(Input::Accepted(address(2), LinkId(99)));
+    assert_eq!(bench.said(LinkId(99)), ["6/5 connection rejected"]);
+    bench.pass(Duration::from_secs(60));
+    bench.receive(other, &message::keepalive());
+    bench.pass(Duration::from_secs(60));
+    assert_eq!(bench.state(2), State::Idle);
+}
+
+#[test]
+fn strangers_are_not_let_in() {
+    let mut bench = Bench::new(None);
+    bench.step(Input::Accepted(address(9), LinkId(1)));
+    assert_eq!(bench.outputs, [Output::Close(LinkId(1))]);
+}
+
+const RESTARTING: Option<Restarting> =
+    Some(Restarting { patience: Duration::from_millis(800), deferral: Duration::from_secs(60) });
+
+#[test]
+fn after_a_restart_of_ours_nobody_is_told_anything_until_all_have_said_what_they_have() {
+    let mut bench = Bench::new(RESTARTING);
+    bench.want(wanted(2));
+    bench.want(wanted(3));
+    let (one, two) = (bench.come(2, Some(false)), bench.come(3, Some(false)));
+    assert_eq!(bench.said(one), ["open", "keepalive"]);
+    bench.announce(one, 2, &prefixes(3));
+    bench.ends(one);
+    bench.pass(Duration::from_secs(10));
+    assert!(bench.speaker.is_restarting());
+    assert!(!bench.said(two).contains(&"update".to_owned()));
+    bench.ends(two);
+    assert_eq!(bench.said(two), ["update", "update", "update"], "the routes and two ends");
+    assert_eq!(bench.outputs.iter().filter(|output| **output == Output::Complete).count(), 1);
+}
+
+#[test]
+fn a_neighbour_that_is_not_there_delays_a_restart_by_a_moment_only() {
+    let mut bench = Bench::new(RESTARTING);
+    bench.want(wanted(2));
+    bench.want(wanted(3));
+    let one = bench.come(2, Some(false));
+    bench.ends(one);
+    bench.pass(Duration::from_millis(700));
+    assert!(bench.speaker.is_restarting());
+    bench.pass(Duration::from_millis(200));
+    assert!(!bench.speaker.is_restarting());
+}
+
+#[test]
+fn who_says_no_end_or_waits_for_ours_is_not_waited_for() {
+    let mut bench = Bench::new(RESTARTING);
+    bench.want(wanted(2));
+    bench.want(wanted(3));
+    bench.come(2, None);
+    assert!(bench.speaker.is_restarting(), "the other one may still come");
+    bench.come(3, Some(true));
+    assert!(!bench.speaker.is_restarting());
+}
+
+#[test]
+fn a_neighbour_that_never_ends_delays_a_restart_within_bounds() {
+    let mut bench = Bench::new(RESTARTING);
+    bench.want(wanted(2));
+    bench.come(2, Some(false));
+    bench.pass(Duration::from_secs(59));
+    assert!(bench.speaker.is_restarting());
+    bench.pass(Duration::from_secs(2));
+    assert!(!bench.speaker.is_restarting());
+}
+
+#[test]
+fn who_takes_nothing_for_eight_minutes_is_let_go() {
+    let mut bench = Bench::new(None);
+    bench.want(wanted(2));
+    bench.want(wanted(3));
+    let (from, deaf) = (bench.come(2, None), bench.come(3, None));
+    let own = bench.speaker.rib().on_the_way(bench.speaker.neighbour(address(2)).unwrap().id());
+    bench.step(Input::Taken(from, own));
+    bench.announce(from, 2, &prefixes(3));
+    for _ in 0..16 {
+        bench.pass(Duration::from_secs(29));
+        [from, deaf].into_iter().for_each(|link| bench.receive(link, &message::keepalive()));
+    }
+    assert_eq!(bench.state(3), State::Established);
+    bench.pass(Duration::from_secs(29));
+    assert_eq!((bench.state(2), bench.state(3)), (State::Established, State::Active));
+    assert!(bench.said(deaf).contains(&"8/0 send hold timer expired".to_owned()));
+}
+
+#[test]
+fn settings_that_concern_the_session_begin_a_new_one_and_others_do_not() {
+    let mut bench = Bench::new(None);
+    bench.want(wanted(2));
+    bench.come(2, None);
+    bench.want(wanted(2));
+    bench.want(Wanted { most: PerFamily { v4: Some(1000), v6: None }, ..wanted(2) });
+    let settings = Settings { connect_retry: Duration::from_secs(5), ..wanted(2).settings };
+    bench.want(Wanted { settings, ..wanted(2) });
+    assert_eq!(bench.state(2), State::Established);
+    let settings = Settings { hold_time: 30, ..wanted(2).settings };
+    let link = LinkId(1);
+    bench.said(link);
+    bench.want(Wanted { settings, ..wanted(2) });
+    assert_eq!(bench.said(link), ["6/6 other configuration change"]);
+    assert_eq!((bench.state(2), bench.speaker.neighbour(address(2)).unwrap().flops()), (State::Active, 1));
+}
+
+#[test]
+fn who_is_removed_leaves_nothing() {
+    let mut bench = Bench::new(None);
+    bench.want(wanted(2));
+    let link = bench.come(2, Some(false));
+    bench.announce(link, 2, &prefixes(3));
+    bench.step(Input::Remove(address(2), Notification::new(Reason::DECONFIGURED)));
+    assert!(bench.speaker.rib().table().is_empty());
+    assert_eq!((bench.speaker.neighbours().count(), bench.speaker.deadline()), (0, None));
+    bench.receive(link, &message::keepalive());
+    bench.step(Input::Closed(link));
+    bench.step(Input::Taken(link, 100));
+}
+
+#[test]
+fn messages_are_counted() {
+    let mut bench = Bench::new(None);
+    bench.want(wanted(2));
+    let link = bench.come(2, None);
+    bench.announce(link, 2, &prefixes(3));
+    bench.step(Input::AskAgain(address(2)));
+    let neighbour = bench.speaker.neighbour(address(2)).unwrap();
+    assert_eq!(neighbour.peer().received(), [0, 1, 1, 0, 1, 0]);
+    assert_eq!(neighbour.sent(), [0, 1, 2, 0, 1, 2], "two ends, and a question for each family");
+}
