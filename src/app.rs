@@ -3,11 +3,11 @@
 //! Threads:
 //! - this one, with the listeners, the World's task, the API watches and the signals;
 //! - `manifests`, where the cluster is a directory;
-//! - `proxy`, which owns everything that the service proxy does to the kernel;
+//! - `proxy` and `firewall`, each of which owns everything that its subsystem does to the kernel;
 //! - `monitor`, which waits for notifications of the kernel.
 //!
 //! Start: listeners are bound first, because a mistake there must be known before anything is written; then
-//! the host's facts, the World, its sources, and the proxy. None of them waits for another: the proxy begins
+//! the host's facts, the World, its sources, and the subsystems. None of them waits for another: a subsystem begins
 //! when the World says something.
 //!
 //! End, by SIGTERM or SIGINT: the loops finish their turn and nothing in the kernel is taken back.
@@ -22,9 +22,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::cleanup;
-use crate::config::{Config, ObserveConfig, ProxyConfig, Source, TOOLCHAIN, VERSION};
+use crate::config::{Config, FirewallConfig, ObserveConfig, ProxyConfig, Source, TOOLCHAIN, VERSION};
+use crate::firewall;
 use crate::k8s::client::{self, Access};
 use crate::k8s::{Message, Wanted, manifests, watch as watch_api};
+use crate::kernel::Error;
 use crate::kernel::address::host_addresses;
 use crate::kernel::link::LinkName;
 use crate::kernel::monitor::{self, Changes};
@@ -44,8 +46,8 @@ use crate::world::{self, LastKnown};
 const MESSAGES: usize = 4096;
 /// How long the host's links are left alone after the first change of a burst.
 const HOST_SETTLE: Duration = Duration::from_millis(50);
-/// A proxy that has not turned for so long is stuck. One turn may have to wait for other programs' locks.
-const PROXY_DEADLINE: Duration = Duration::from_secs(120);
+/// A subsystem that has not turned for so long is stuck. One turn may have to wait for other programs' locks.
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Runs until a signal ends it, or cleans up where that is asked for.
 ///
@@ -67,23 +69,29 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
     let changes = monitor::start([LinkName(DEVICE.into())]).context("the kernel cannot be listened to")?;
     let host = follow_host(config.node_name.clone(), changes.clone())?;
-    let clock = Arc::new(EventClock::new(Instant::now()));
-    let (world_out, world_in) = watch::channel(World::empty());
-    let world_task = start_world(&config, host, clock.clone(), world_out, stopped.clone()).await?;
+    let (world_out, world) = watch::channel(World::empty());
+    // One clock for each subsystem, whether it runs or not.
+    let clocks = [(); 2].map(|()| Arc::new(EventClock::new(Instant::now())));
+    let [for_proxy, for_firewall] = clocks.clone();
+    let world_task = start_world(&config, host, clocks.to_vec(), world_out, stopped.clone()).await?;
 
-    let mut proxy = None;
-    if let Some(settings) = &config.proxy {
-        let pulse = health.register("service proxy", PROXY_DEADLINE, Instant::now());
-        let fed = Fed { world: world_in, clock, changes, stop: stopped };
-        proxy = Some(start_proxy(settings.clone(), config.families, fed, pulse, &registry).await?);
+    let surroundings = |clock| Fed { world: world.clone(), clock, changes: changes.clone(), stop: stopped.clone() };
+    let mut running = Vec::new();
+    if let Some(settings) = config.proxy {
+        let pulse = health.register("service proxy", DEADLINE, Instant::now());
+        running.push(start_proxy(settings, config.families, surroundings(for_proxy), pulse, &registry).await?);
+    }
+    if let Some(settings) = config.firewall {
+        let pulse = health.register("firewall", DEADLINE, Instant::now());
+        running.push(start_firewall(settings, config.families, surroundings(for_firewall), pulse, &registry).await?);
     }
 
     wait_for_signal().await?;
     info!("Stopping; what is in the kernel stays there");
     stop.send_replace(true);
     world_task.await.context("the World's task broke off")?;
-    if let Some(proxy) = proxy {
-        proxy.join().map_err(|_| anyhow!("the service proxy broke off"))?;
+    for Running { name, thread } in running {
+        thread.join().map_err(|_| anyhow!("the {name} broke off"))?;
     }
     Ok(())
 }
@@ -135,7 +143,7 @@ fn follow_host(node_name: String, mut changes: watch::Receiver<Changes>) -> anyh
 async fn start_world(
     config: &Config,
     host: watch::Receiver<Arc<Host>>,
-    clock: Arc<EventClock>,
+    clocks: Vec<Arc<EventClock>>,
     out: watch::Sender<World>,
     mut stop: watch::Receiver<bool>,
 ) -> anyhow::Result<tokio::task::JoinHandle<()>> {
@@ -150,7 +158,7 @@ async fn start_world(
         }
     }
     let last_known = config.state_dir.as_deref().map(LastKnown::new);
-    let inputs = world::Inputs { messages, wanted, host, last_known, clocks: vec![clock] };
+    let inputs = world::Inputs { messages, wanted, host, last_known, clocks };
     Ok(tokio::spawn(world::run(inputs, out, async move {
         // An error means that the sender is gone, which is an end too.
         let _ = stop.wait_for(|stop| *stop).await;
@@ -163,13 +171,13 @@ fn wanted(config: &Config) -> Vec<Wanted> {
     if config.proxy.is_some() {
         wanted.extend([Wanted::Services, Wanted::EndpointSlices]);
     }
-    if config.firewall {
+    if config.firewall.is_some() {
         wanted.extend([Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies]);
     }
     wanted
 }
 
-/// What feeds the proxy and ends it.
+/// What feeds a subsystem and ends it.
 struct Fed {
     world: watch::Receiver<World>,
     clock: Arc<EventClock>,
@@ -177,41 +185,92 @@ struct Fed {
     stop: watch::Receiver<bool>,
 }
 
-/// Starts the proxy on a thread of its own, and waits until it has opened the kernel.
+/// A subsystem on its thread.
+struct Running {
+    name: &'static str,
+    thread: JoinHandle<()>,
+}
+
 async fn start_proxy(
     config: ProxyConfig,
     families: PerFamily<bool>,
     fed: Fed,
     pulse: Pulse,
     registry: &Registry,
-) -> anyhow::Result<JoinHandle<()>> {
+) -> anyhow::Result<Running> {
     let metrics = Metrics::register(registry)?;
     let (owners, owners_in) = watch::channel(Table::default());
     registry.register(Box::new(Counters::new(owners_in)?))?;
-    let (opened, open) = oneshot::channel();
     let around = Surroundings { world: fed.world, clock: fed.clock, disturbances: fed.changes, owners, pulse, metrics };
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let kernel = settings::kernel_version(&release).unwrap_or((u32::MAX, 0));
     let stop = fed.stop;
-    let thread = std::thread::Builder::new().name("proxy".to_owned()).spawn(move || {
-        let config = Arc::new(config);
-        let targets = match linux::open(&config) {
-            Ok(targets) => targets,
-            Err(error) => {
+    let config = Arc::new(config);
+    let opened = config.clone();
+    let open = move || Ok((linux::open(&opened)?, ()));
+    let run = move |targets| Driver::new(config, families, kernel, targets, around).run(stop);
+    let (running, ()) = start("service proxy", "proxy", open, run).await?;
+    Ok(running)
+}
+
+async fn start_firewall(
+    config: FirewallConfig,
+    families: PerFamily<bool>,
+    fed: Fed,
+    pulse: Pulse,
+    registry: &Registry,
+) -> anyhow::Result<Running> {
+    let metrics = firewall::metrics::Metrics::register(registry)?;
+    let (owners, owners_in) = watch::channel(Arc::default());
+    let around = firewall::driver::Surroundings {
+        world: fed.world,
+        clock: fed.clock,
+        disturbances: fed.changes,
+        owners,
+        pulse,
+        metrics,
+    };
+    let stop = fed.stop;
+    let run = move |targets| firewall::driver::Driver::new(Arc::new(config), families, targets, around).run(stop);
+    let (running, programs) = start("firewall", "firewall", firewall::linux::open, run).await?;
+    registry.register(Box::new(firewall::serve::Refused::new(owners_in, programs)?))?;
+    Ok(running)
+}
+
+/// Starts a subsystem on a thread of its own, and waits until it has opened the kernel. `open` also says something to
+/// whoever starts it.
+async fn start<T, S, F>(
+    name: &'static str,
+    thread: &'static str,
+    open: impl FnOnce() -> Result<(T, S), Error> + Send + 'static,
+    run: impl FnOnce(T) -> F + Send + 'static,
+) -> anyhow::Result<(Running, S)>
+where
+    S: Send + 'static,
+    F: Future<Output = ()>,
+{
+    let (opened, is_open) = oneshot::channel();
+    let thread = std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
+        let targets = match open() {
+            Ok((targets, said)) => {
                 // The receiver only goes when the program ends.
+                let _ = opened.send(Ok(said));
+                targets
+            }
+            Err(error) => {
                 let _ = opened.send(Err(error));
                 return;
             }
         };
-        let _ = opened.send(Ok(()));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         match runtime {
-            Ok(runtime) => runtime.block_on(Driver::new(config, families, kernel, targets, around).run(stop)),
-            Err(error) => error!(%error, "The service proxy has no timers"),
+            Ok(runtime) => runtime.block_on(run(targets)),
+            Err(error) => error!(%error, subsystem = name, "A subsystem has no timers"),
         }
     })?;
-    open.await.context("the service proxy broke off")?.context("the service proxy cannot reach the kernel")?;
-    Ok(thread)
+    let said = is_open.await.with_context(|| format!("the {name} broke off"))?;
+    let said = said.with_context(|| format!("the {name} cannot reach the kernel"))?;
+    Ok((Running { name, thread }, said))
 }
 
 async fn wait_for_signal() -> anyhow::Result<()> {
@@ -239,7 +298,9 @@ mod tests {
         let proxy = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
         let node = Wanted::Node("node-1".into());
         assert_eq!(wanted(&proxy), [node.clone(), Wanted::Services, Wanted::EndpointSlices]);
-        let firewall = Config { proxy: None, firewall: true, ..proxy };
+        let words = ["sluice", "--run-router=false", "--run-service-proxy=false"].map(OsString::from);
+        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+        let firewall = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
         assert_eq!(wanted(&firewall), [node, Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies]);
     }
 }

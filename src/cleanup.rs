@@ -8,38 +8,88 @@ use std::time::Instant;
 use anyhow::bail;
 use tracing::info;
 
+use crate::firewall;
 use crate::model::Authority;
-use crate::proxy::apply::Mirrors;
-use crate::proxy::desired::Desired;
-use crate::proxy::linux;
-use crate::reconcile::Moment;
+use crate::proxy;
+use crate::reconcile::{Moment, Reflection};
 
 /// How often what fails at first is tried again at once: another program may hold a lock for a moment.
 const TRIES: usize = 3;
+
+/// What is to be done with any subsystem's mirrors.
+trait Removable {
+    /// One round in which nothing is wanted; how many objects went.
+    fn remove(&mut self, at: Moment) -> u64;
+    fn remove_abandoned(&mut self) -> Vec<String>;
+    fn families(&self) -> Vec<&dyn Reflection>;
+}
 
 /// Takes everything of ours out of the kernel.
 ///
 /// # Errors
 /// What could not be removed, a line for each family.
 pub fn run() -> anyhow::Result<()> {
-    let mut mirrors = Mirrors::new(linux::open_for_cleanup()?, Vec::new());
-    let nothing = Desired::default();
+    let mut proxy = proxy::apply::Mirrors::new(proxy::linux::open_for_cleanup()?, Vec::new());
+    let mut firewall = firewall::apply::Mirrors::new(firewall::linux::open_for_cleanup()?.0);
     let mut removed = 0;
-    for _ in 0..TRIES {
-        removed += mirrors.round(&nothing, Authority::Complete, Moment { now: Instant::now(), jitter: 0 }).steps;
-        if mirrors.is_settled() {
-            break;
-        }
-        if let Some(at) = mirrors.retry_at() {
-            std::thread::sleep(at.saturating_duration_since(Instant::now()));
-        }
+    let mut left = Vec::new();
+    let subsystems: [&mut dyn Removable; 2] = [&mut firewall, &mut proxy];
+    for subsystem in subsystems {
+        let (count, errors) = remove(subsystem);
+        removed += count;
+        left.extend(errors);
     }
-    let mut left: Vec<String> = mirrors.remove_abandoned();
-    let failing = mirrors.reflections().into_iter().filter_map(|family| Some((family.name(), family.trouble()?)));
-    left.extend(failing.map(|(name, trouble)| format!("{name}: {}", trouble.error)));
     info!(removed, "Objects of ours were removed from the kernel");
     if !left.is_empty() {
         bail!("not everything could be removed:\n{}", left.join("\n"));
     }
     Ok(())
+}
+
+/// Removes everything of one subsystem. Returns how many objects went, and why others could not.
+fn remove(subsystem: &mut dyn Removable) -> (u64, Vec<String>) {
+    let mut removed = 0;
+    for _ in 0..TRIES {
+        removed += subsystem.remove(Moment { now: Instant::now(), jitter: 0 });
+        let families = subsystem.families();
+        if families.iter().all(|family| family.is_settled()) {
+            break;
+        }
+        if let Some(at) = families.iter().filter_map(|family| family.retry_at()).min() {
+            std::thread::sleep(at.saturating_duration_since(Instant::now()));
+        }
+    }
+    let mut left = subsystem.remove_abandoned();
+    let families = subsystem.families();
+    let failing = families.iter().filter_map(|family| Some((family.name(), family.trouble()?)));
+    left.extend(failing.map(|(name, trouble)| format!("{name}: {}", trouble.error)));
+    (removed, left)
+}
+
+impl<K: proxy::apply::Kernel> Removable for proxy::apply::Mirrors<K> {
+    fn remove(&mut self, at: Moment) -> u64 {
+        self.round(&proxy::desired::Desired::default(), Authority::Complete, at).steps
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        proxy::apply::Mirrors::remove_abandoned(self)
+    }
+
+    fn families(&self) -> Vec<&dyn Reflection> {
+        self.reflections().to_vec()
+    }
+}
+
+impl<K: firewall::apply::Kernel> Removable for firewall::apply::Mirrors<K> {
+    fn remove(&mut self, at: Moment) -> u64 {
+        self.round(&firewall::desired::Desired::default(), Authority::Complete, at).steps
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        firewall::apply::Mirrors::remove_abandoned(self)
+    }
+
+    fn families(&self) -> Vec<&dyn Reflection> {
+        self.reflections().to_vec()
+    }
 }

@@ -49,7 +49,6 @@ fn all_mistakes_are_said_before_anything_else() {
     let text = said(&run(&["--ipvs-sync-period=-1s", "--overlay-type=half"]), 1);
     let expected = "\
 --run-router is on, but this build has no router yet: start with --run-router=false.
---run-firewall is on, but this build has no firewall yet: start with --run-firewall=false.
 --ipvs-sync-period must be longer than 0s, for example 5m; it is -1s.
 --overlay-type must be subnet or full; it is \"half\".
 ";

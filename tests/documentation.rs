@@ -1,8 +1,11 @@
 //! Pages that list what the program has are written from the program. `UPDATE=1` rewrites them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::{env, fs};
 
+use sluice::firewall;
+use sluice::kernel::iptables::Families;
 use sluice::model::Table;
 use sluice::observe::metrics::Registry;
 use sluice::proxy::metrics::Metrics;
@@ -15,6 +18,10 @@ fn the_page_of_metrics_lists_every_family_and_no_other() {
     Metrics::register(&registry).expect("the names are free");
     let (_owners, receiver) = watch::channel(Table::default());
     registry.register(Box::new(Counters::new(receiver).expect("valid names"))).expect("the names are free");
+    firewall::metrics::Metrics::register(&registry).expect("the names are free");
+    let (_owners, receiver) = watch::channel(Arc::default());
+    let refused = firewall::serve::Refused::new(receiver, Families::default()).expect("valid names");
+    registry.register(Box::new(refused)).expect("the names are free");
     let rows: Vec<String> = registry.families().iter().map(ToString::to_string).collect();
     let begin = "| name | kind | labels | meaning |\n|---|---|---|---|\n";
     let page = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");

@@ -12,6 +12,7 @@
 mod ask;
 mod command_line;
 mod duration;
+mod firewall;
 mod flags;
 mod mistakes;
 mod observe;
@@ -27,6 +28,7 @@ use http::Uri;
 pub use ask::{Ask, Output};
 pub use command_line::{Refusal, Request, TOOLCHAIN, VERSION, request, usage};
 pub use duration::GoDuration;
+pub use firewall::FirewallConfig;
 pub use flags::Flags;
 pub use mistakes::Mistakes;
 pub use observe::{MetricsConfig, ObserveConfig};
@@ -51,8 +53,8 @@ pub struct Config {
     pub families: PerFamily<bool>,
     /// The service proxy, when it runs.
     pub proxy: Option<ProxyConfig>,
-    /// `--run-firewall`: policies, and the pods and namespaces that they speak of, are needed.
-    pub firewall: bool,
+    /// The firewall, when it runs.
+    pub firewall: Option<FirewallConfig>,
     pub observe: ObserveConfig,
     /// `-v`: 0 and higher.
     pub verbosity: u8,
@@ -106,7 +108,7 @@ struct Feature {
 const FEATURES: [Feature; 8] = [
     Feature { flag: "run-service-proxy", asked: |f| f.run_service_proxy, noun: "service proxy", exists: true },
     Feature { flag: "run-router", asked: |f| f.run_router, noun: "router", exists: false },
-    Feature { flag: "run-firewall", asked: |f| f.run_firewall, noun: "firewall", exists: false },
+    Feature { flag: "run-firewall", asked: |f| f.run_firewall, noun: "firewall", exists: true },
     Feature { flag: "run-loadbalancer", asked: |f| f.run_loadbalancer, noun: "address allocator", exists: false },
     Feature { flag: "hairpin-mode", asked: |f| f.hairpin_mode, noun: "hairpin mode", exists: false },
     Feature {
@@ -138,6 +140,7 @@ impl Config {
             );
         }
         let proxy = ProxyConfig::from_flags(flags, families, &mut mistakes);
+        let firewall = FirewallConfig::from_flags(flags, &proxy, &mut mistakes);
         let config = Config {
             node_name: node_name(flags, environment, &mut mistakes),
             source: source(flags, &mut mistakes),
@@ -146,7 +149,7 @@ impl Config {
             cache_sync_timeout: mistakes.longer_than_zero("cache-sync-timeout", flags.cache_sync_timeout, "1m"),
             families,
             proxy: flags.run_service_proxy.then_some(proxy),
-            firewall: flags.run_firewall,
+            firewall: flags.run_firewall.then_some(firewall),
             observe: ObserveConfig::from_flags(flags, &mut mistakes),
             verbosity,
             log_format: mistakes.one_of(
@@ -158,7 +161,6 @@ impl Config {
             cleanup: flags.cleanup_config,
             notices: notices(flags, &mut mistakes),
         };
-        mistakes.longer_than_zero("iptables-sync-period", flags.iptables_sync_period, "5m");
         mistakes.longer_than_zero("loadbalancer-sync-period", flags.loadbalancer_sync_period, "1m");
         check_runtime_endpoint(&flags.runtime_endpoint, &mut mistakes);
         router::check(flags, &mut mistakes);
@@ -167,7 +169,7 @@ impl Config {
 
     /// True when nothing is asked for at all: neither a subsystem nor a cleanup.
     pub fn runs_nothing(&self) -> bool {
-        self.proxy.is_none() && !self.firewall && !self.cleanup
+        self.proxy.is_none() && self.firewall.is_none() && !self.cleanup
     }
 }
 

@@ -217,17 +217,31 @@ fn the_least_that_is_needed_is_accepted() {
 #[test]
 fn what_does_not_exist_yet_cannot_be_asked_for() {
     let environment = Environment { node_name: None, host_name: "node-1".to_owned() };
-    let plain = Config::from_flags(&flags(&[]), 0, &environment).expect_err("router and firewall are on by default");
+    let plain = Config::from_flags(&flags(&[]), 0, &environment).expect_err("the router is on by default");
     assert_eq!(
         plain.to_string(),
-        "--run-router is on, but this build has no router yet: start with --run-router=false.\n\
-         --run-firewall is on, but this build has no firewall yet: start with --run-firewall=false."
+        "--run-router is on, but this build has no router yet: start with --run-router=false."
     );
     for feature in FEATURES.iter().filter(|feature| !feature.exists) {
         let mistakes = configured(&[&format!("--{}=true", feature.flag)]).expect_err(feature.flag);
         assert_eq!(mistakes.sentences().len(), 1, "{mistakes}");
         assert!(mistakes.to_string().starts_with(&format!("--{} is on", feature.flag)), "{mistakes}");
     }
+}
+
+#[test]
+fn the_firewall_runs_by_default_with_the_ranges_of_services() {
+    let environment = Environment { node_name: None, host_name: "node-1".to_owned() };
+    let words = ["--run-router=false", "--service-external-ip-range=203.0.113.0/24", "--netpol-default-deny"];
+    let config = Config::from_flags(&flags(&words), 0, &environment).expect("the flags are sound");
+    let firewall = config.firewall.expect("the firewall runs");
+    assert!(firewall.default_deny);
+    assert_eq!(firewall.sync_period, Duration::from_secs(300));
+    assert_eq!(firewall.service_cluster_ip_ranges, ["10.96.0.0/12".parse().expect("a range")]);
+    assert_eq!(firewall.external_ip_ranges, ["203.0.113.0/24".parse().expect("a range")]);
+    assert!(firewall.load_balancer_ip_ranges.is_empty());
+    assert_eq!(firewall.service_node_port_range, 30000..=32767);
+    assert_eq!(self::config(&[]).firewall, None);
 }
 
 #[test]

@@ -10,7 +10,11 @@
 //! (default deny). [`plan`] keeps the rule set up to date: [`claims`] says which pods have an address, [`membership`]
 //! what a set holds there, [`index`] which selectors to ask about a pod, [`fill`] what a new set holds. [`verdict`] traces a packet through
 //! the rule set, which is what the rules mean; [`icmp`] lists what always passes, [`explain`] tells people.
-//! [`identity`] is what a name in the kernel is made from.
+//!
+//! In the kernel, with iptables and ipset: [`names`], made of what a thing is for ([`identity`]); [`policy_chain`],
+//! [`pod_chain`], [`dispatch`] with [`exemptions`] are the rules, [`lowering`] keeps them and the sets up to date
+//! ([`desired`]); [`apply`] brings them into the kernel, [`overlay`] is what it leaves out because the kernel refuses it;
+//! [`driver`] is the loop; [`drops`] counts what was refused.
 
 pub mod rules;
 pub mod compile;
@@ -28,5 +32,20 @@ pub mod verdict;
 pub mod icmp;
 pub mod explain;
 pub mod identity;
+pub mod names;
+pub mod comment;
+pub mod policy_chain;
+pub mod pod_chain;
+pub mod exemptions;
+pub mod dispatch;
+pub mod desired;
+pub mod lowering;
+pub mod overlay;
+pub mod apply;
+pub mod linux;
+pub mod driver;
+pub mod drops;
+pub mod metrics;
+pub mod serve;
 #[cfg(test)]
 mod given;

@@ -113,6 +113,36 @@ pub fn copied(world: &World) -> World {
     copy
 }
 
+/// A pod of this node that no policy selects.
+pub fn put_plain_pod(world: &mut World, address: &str) {
+    let pod = plain_pod(address.parse().expect("an address"), NODES[0]);
+    world.cluster.pods.insert(ObjectName::new("plain", address), pod);
+}
+
+/// Many pods of another node, and one of this node that all of them may reach.
+pub fn put_many_pods(world: &mut World, count: u32) {
+    for number in 0..count {
+        let address = IpAddr::from((0x0a80_0000 + number).to_be_bytes());
+        world.cluster.pods.insert(ObjectName::new("many", &number.to_string()), plain_pod(address, NODES[1]));
+    }
+    world.cluster.pods.insert(ObjectName::new("many", "here"), plain_pod([10, 244, 0, 7].into(), NODES[0]));
+    let peer = Peer::Pods { namespaces: Namespaces::Own, pods: Selector::everything() };
+    let rule = PolicyRule { peers: Peers::Of([peer].into()), ports: Ports::Any };
+    let policy = NetworkPolicy { pods: Selector::everything(), ingress: Some([rule].into()), egress: None };
+    world.cluster.policies.insert(ObjectName::new("many", "all"), policy);
+}
+
+fn plain_pod(address: IpAddr, node: &str) -> Pod {
+    Pod {
+        labels: Labels::default(),
+        addresses: [address].into(),
+        node: Some(node.into()),
+        host_network: false,
+        finished: false,
+        ports: [].into(),
+    }
+}
+
 /// A packet between any two of the addresses in use and some outside.
 pub fn packet(random: &mut Random) -> Packet {
     let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses().into_iter().partition(IpAddr::is_ipv4);

@@ -11,6 +11,7 @@
 #![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
 #![allow(dead_code, reason = "every test program uses its own part of this module")]
 
+pub mod chains;
 pub mod flags;
 pub mod generate;
 pub mod memory;

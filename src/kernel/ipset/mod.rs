@@ -35,7 +35,7 @@ pub use self::sets::Sets;
 pub struct SetName(pub Arc<str>);
 
 /// What a set is made to hold.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct SetSpec {
     pub kind: SetKind,
     pub family: Family,

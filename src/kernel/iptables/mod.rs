@@ -14,12 +14,14 @@
 //!   comments). A difference in spelling costs one needless write after a start, see `spelling`.
 //! - Legacy tables are rewritten whole by the kernel whatever changes, so fewer runs are better than small ones.
 //! - Legacy tools exclude each other by a lock in a file, `/run/xtables.lock`: it has to be the host's.
-//! - If the run for all tables fails, each table is tried alone, so that what one of them refuses does not hold
-//!   up the others. Within a table all steps fail together.
+//! - If the run for all tables fails, each table is tried alone, and then its changes in parts (`isolate`), so that
+//!   what the kernel refuses does not hold up the rest. While another program holds the lock nothing is tried twice.
 //! - A table that cannot be read while others can (a kernel without IPv6 address translation) reads as empty: what
 //!   is wanted there is tried, fails and is reported, and the other tables are served.
 
+mod counted;
 mod flavour;
+mod isolate;
 mod leftover;
 mod plan;
 mod save;
@@ -43,6 +45,7 @@ use super::{Cause, Error, Name};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Failure, Phase, Step, Target};
 
+pub use self::counted::{Counted, counted};
 pub use self::flavour::{Detected, Flavour, Programs, detect};
 pub use self::save::quoted;
 
@@ -56,6 +59,17 @@ pub struct Tables {
     unreadable: BTreeSet<(Family, Table)>,
     /// What was printed a moment ago, for the first reading.
     printed: Option<(Instant, PerFamily<Option<String>>)>,
+    refused: Vec<Refusal>,
+}
+
+/// The programs of each family; `None` for one without rules.
+pub type Families = PerFamily<Option<Programs>>;
+
+/// A piece that the kernel refuses for its own sake, while it takes others.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    pub piece: Piece,
+    pub reason: String,
 }
 
 /// The tables in use, in the order in which a restore file names them.
@@ -102,7 +116,13 @@ const FRESH: Duration = Duration::from_secs(2);
 impl Tables {
     /// Rules through these programs; a family without programs has none, and wanting some there fails.
     pub fn new(programs: PerFamily<Option<Programs>>, ours: Ownership) -> Tables {
-        Tables { programs, ours, spelling: PerFamily::default(), unreadable: BTreeSet::new(), printed: None }
+        let spelling = PerFamily::default();
+        Tables { programs, ours, spelling, unreadable: BTreeSet::new(), printed: None, refused: Vec::new() }
+    }
+
+    /// Pieces that were refused for their own sake since this was asked the last time.
+    pub fn take_refused(&mut self) -> Vec<Refusal> {
+        std::mem::take(&mut self.refused)
     }
 
     /// Like [`new`](Tables::new), with what was detected just now: the first reading, if it comes at once, is
@@ -189,18 +209,50 @@ impl Tables {
             Ok(failures) => return failures,
             Err(error) => error,
         };
-        if tables.len() == 1 {
+        if is_locked(&error) {
             return fail_all(changes, &error);
         }
         let mut failures = Vec::new();
         for (table, changes) in &tables {
             let alone = BTreeMap::from([(*table, changes.clone())]);
-            match self.attempt(family, programs, &alone) {
+            let attempted = if tables.len() == 1 { Err(error.clone()) } else { self.attempt(family, programs, &alone) };
+            match attempted {
                 Ok(refused) => failures.extend(refused),
-                Err(error) => failures.extend(fail_all(changes, &error)),
+                Err(error) => failures.extend(self.in_parts((family, programs), *table, changes, error)),
             }
         }
         failures
+    }
+
+    /// Makes changes that failed together in parts, where it is the changes that fail and not the program.
+    fn in_parts(
+        &mut self,
+        (family, programs): (Family, Programs),
+        table: Table,
+        changes: &[Change<'_>],
+        error: Error,
+    ) -> Vec<Failure<Error>> {
+        let is_refusal = matches!(error.cause, Cause::Program(_));
+        let current = printed(programs, family, table);
+        let works = || restore(programs, family, &format!("*{}\nCOMMIT\n", table.name())).is_ok();
+        let (true, Ok(current)) = (is_refusal && works(), current) else { return fail_all(changes, &error) };
+        let existing = current.chains.into_keys().collect();
+        let needs = Cause::Program("it needs a chain that the kernel refuses".to_owned());
+        let dependent = Error::new("change rules", family.to_string(), needs);
+        let mut refused = Vec::new();
+        let parted = isolate::in_parts(changes, &existing, &dependent, &mut |part| {
+            let tables = BTreeMap::from([(table, part.to_vec())]);
+            refused.extend(self.attempt(family, programs, &tables)?);
+            Ok(())
+        });
+        for step in parted.refused {
+            let piece = changes.iter().find(|change| change.step == step && change.want.is_some());
+            let reason = parted.failed.iter().find(|(failed, _)| *failed == step).map(|(_, error)| error.to_string());
+            let refusal = piece.zip(reason).map(|(change, reason)| Refusal { piece: change.piece.clone(), reason });
+            self.refused.extend(refusal);
+        }
+        refused.extend(parted.failed.into_iter().map(|(step, error)| Failure { step, error }));
+        refused
     }
 
     /// One run of the program. Fails as a whole, or answers with the steps that were left out.
@@ -285,6 +337,7 @@ impl Target for Tables {
 
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, Piece, Rules>]) -> Vec<Failure<Error>> {
         let mut failures = Vec::new();
+        self.refused.clear();
         for family in Family::BOTH {
             let changes: Vec<Change<'_>> = steps
                 .iter()
@@ -363,6 +416,11 @@ fn by_table<'a>(changes: &[Change<'a>]) -> BTreeMap<Table, Vec<Change<'a>>> {
         tables.entry(change.piece.table()).or_default().push(*change);
     }
     tables
+}
+
+/// Whether another program holds the lock of the tables.
+fn is_locked(error: &Error) -> bool {
+    matches!(&error.cause, Cause::Program(words) if words.contains("xtables lock"))
 }
 
 fn fail_all(changes: &[Change<'_>], error: &Error) -> Vec<Failure<Error>> {

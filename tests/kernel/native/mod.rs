@@ -2,11 +2,13 @@
 
 mod address;
 mod conntrack;
+mod firewall;
 mod ipset;
 mod iptables;
 mod link;
 mod monitor;
 mod netlink;
+mod places;
 mod route;
 mod sysctl;
 

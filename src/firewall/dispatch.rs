@@ -1,0 +1,191 @@
+//! The fixed chains: which packet is judged by which pod's chain, and what passes whatever policies say.
+//!
+//! ```text
+//! FORWARD → KUBE-ROUTER-FORWARD    packets between pods, and between pods and the outside
+//! OUTPUT  → KUBE-ROUTER-OUTPUT     packets of the host, and of pods that IPVS gave their real destination
+//! INPUT   → KUBE-ROUTER-INPUT      packets of pods to the host: only what they send is judged
+//!
+//! each:  exemptions, in INPUT only (`exemptions`)
+//!        from or to a pod of this node → KUBE-NWPLCY-COMMON: what belongs to a connection, and some ICMP (`icmp`)
+//!        -s POD ! -d POD → the pod's chain for egress        only for pods that are isolated in that direction
+//!        ! -s POD -d POD → the pod's chain for ingress       not in INPUT
+//!        → KUBE-NWPLCY-TAIL
+//! ```
+//!
+//! What nobody refused and comes from or goes to a pod of this node is accepted at the end, as kube-router does it: on
+//! hosts whose FORWARD drops by default pods would be cut off otherwise. Everything else falls through to the rules of
+//! others.
+//!
+//! What the host itself sends is accepted where it goes to a pod of this node: the kubelet's probes have to arrive,
+//! whatever policies say. A pod that sends to its own address, through a Service, is let through as well.
+//!
+//! `--netpol-default-deny`: the tail refuses new connections from and to addresses of this node's pod ranges that are
+//! not in the set of pods whose rules are in the kernel. Addresses of the host itself are not meant: pods' gateway lies
+//! in the range too.
+
+use compact_str::{CompactString, format_compact};
+use ipnet::IpNet;
+
+use crate::config::FirewallConfig;
+use crate::kernel::iptables::{Piece, Rules, Table};
+use crate::net::Family;
+
+use super::comment::comment;
+use super::names::{
+    self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, CHAIN_TAIL, MARK, rule_id,
+};
+use super::pod_chain::unreachable;
+use super::rules::{Direction, Isolation, RuleSet};
+use super::{exemptions, icmp};
+
+/// The built-in chains, each with the chain of ours that is entered from it.
+pub const ENTRANCES: [(&str, &str); 3] = [("INPUT", CHAIN_INPUT), ("FORWARD", CHAIN_FORWARD), ("OUTPUT", CHAIN_OUTPUT)];
+
+/// The three dispatch chains of a family.
+pub fn chains(rules: &RuleSet, config: &FirewallConfig, family: Family) -> [(Piece, Rules); 3] {
+    let pods = names::local_pods(family);
+    let egress = jumps(rules, Direction::Egress, family);
+    let ingress = jumps(rules, Direction::Ingress, family);
+    let common = |side: &str| in_set(pods, side, "of local pods", &format!("-j {CHAIN_COMMON}"));
+    // The comment is kube-router's: if it ever takes over again, it finds its own rule by it and puts it last.
+    let said = comment("rule to explicitly handle traffic for network policies ACCEPT/REJECT decision");
+    let tail = format_compact!("{said} -j {CHAIN_TAIL}");
+
+    let mut input = exemptions::rules(config, family);
+    input.push(common("src"));
+    input.extend(egress.iter().cloned());
+    input.push(tail.clone());
+
+    let mut forward = vec![common("src"), common("dst")];
+    forward.extend(egress.iter().chain(&ingress).cloned());
+    forward.push(tail.clone());
+
+    let local = "-m addrtype --src-type LOCAL";
+    let mut output = vec![
+        common("src"),
+        common("dst"),
+        in_set(pods, "dst", "from local node", &format!("{local} -j ACCEPT")),
+        format_compact!("{} {local} -j RETURN", comment("from local node")),
+    ];
+    output.extend(egress.into_iter().chain(ingress));
+    output.push(tail);
+
+    [(CHAIN_INPUT, input), (CHAIN_FORWARD, forward), (CHAIN_OUTPUT, output)]
+        .map(|(name, rules)| (chain(family, name), Rules(rules)))
+}
+
+/// The chains and the jumps that depend neither on pods nor on the node.
+pub fn fixed(family: Family) -> Vec<(Piece, Rules)> {
+    let mark =
+        format_compact!("{} -j MARK --set-xmark {MARK}", comment("rule to mark traffic matching a network policy"));
+    let mut pieces =
+        vec![(chain(family, CHAIN_DEFAULT), Rules(vec![mark])), (chain(family, CHAIN_COMMON), common(family))];
+    for (from, to) in ENTRANCES {
+        let said = "kube-router netpol";
+        let id = rule_id(from, &["-m", "comment", "--comment", said, "-j", to]);
+        let jump = Piece::Jump { family, table: Table::Filter, from: from.into(), to: to.into() };
+        pieces.push((jump, Rules(vec![format_compact!("-m comment --comment \"{said} - {id}\" -j {to}")])));
+    }
+    pieces
+}
+
+/// The last chain. `closed` are the ranges in which only known pods may be reached, with `--netpol-default-deny`.
+pub fn tail(family: Family, closed: &[IpNet]) -> (Piece, Rules) {
+    let pods = names::local_pods(family);
+    let mut rules = Vec::new();
+    for range in closed.iter().filter(|range| Family::from(**range) == family) {
+        let said = comment("from a pod to its gateway (default-deny)");
+        rules.push(format_compact!(
+            "-d {range} {said} -m set ! --match-set {pods} src -m addrtype --dst-type LOCAL -j RETURN"
+        ));
+        for (option, side) in [("-s", "src"), ("-d", "dst")] {
+            rules.push(format_compact!(
+                "{option} {range} {} -m set ! --match-set {pods} {side} \
+                 -m conntrack ! --ctstate RELATED,ESTABLISHED,UNTRACKED -m addrtype ! --{side}-type LOCAL \
+                 -j REJECT --reject-with {}",
+                comment("reject unprogrammed local pod (default-deny)"),
+                unreachable(family)
+            ));
+        }
+    }
+    for side in ["src", "dst"] {
+        rules.push(in_set(pods, side, "passed network policies", "-j ACCEPT"));
+    }
+    (chain(family, CHAIN_TAIL), Rules(rules))
+}
+
+/// Whether the rules of the last chain close a range.
+pub fn closes(tail: &Rules) -> bool {
+    tail.0.iter().any(|rule| rule.contains(" -j REJECT "))
+}
+
+/// A chain of ours, as a key.
+pub fn chain(family: Family, name: &str) -> Piece {
+    Piece::Chain { family, table: Table::Filter, chain: name.into() }
+}
+
+/// For each address of each pod that is isolated in this direction, the jump to the pod's chain.
+fn jumps(rules: &RuleSet, direction: Direction, family: Family) -> Vec<CompactString> {
+    let isolated = rules.pods.iter().filter(|(_, pod)| *pod.isolation(direction) != Isolation::Open);
+    isolated
+        .flat_map(|(name, pod)| {
+            let chain = names::pod_chain(name, direction);
+            let said = comment(&format!("{name} {}", direction.name()));
+            let addresses = pod.addresses.iter().filter(|address| Family::from(**address) == family);
+            addresses.map(move |address| {
+                let one = Family::host_prefix(*address);
+                match direction {
+                    Direction::Egress => format_compact!("-s {one} ! -d {one} {said} -j {chain}"),
+                    Direction::Ingress => format_compact!("! -s {one} -d {one} {said} -j {chain}"),
+                }
+            })
+        })
+        .collect()
+}
+
+fn common(family: Family) -> Rules {
+    let established = comment("rule for stateful firewall for pod");
+    let mut rules = vec![format_compact!("{established} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT")];
+    rules.extend(icmp::always_pass(family).iter().map(|kind| {
+        let said = comment(&format!("allow icmp {}", kind.name));
+        let number = kind.number;
+        match family {
+            Family::V4 => format_compact!("-p icmp {said} -m icmp --icmp-type {number} -j ACCEPT"),
+            Family::V6 => format_compact!("-p ipv6-icmp {said} -m icmp6 --icmpv6-type {number} -j ACCEPT"),
+        }
+    }));
+    Rules(rules)
+}
+
+fn in_set(set: &crate::kernel::ipset::SetName, side: &str, said: &str, rest: &str) -> CompactString {
+    format_compact!("{} -m set --match-set {set} {side} {rest}", comment(said))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jumps_from_the_built_in_chains_are_those_of_running_nodes() {
+        let jumps: Vec<CompactString> = fixed(Family::V6)
+            .into_iter()
+            .filter(|(piece, _)| matches!(piece, Piece::Jump { .. }))
+            .flat_map(|(_, rules)| rules.0)
+            .collect();
+        assert_eq!(
+            jumps,
+            [
+                "-m comment --comment \"kube-router netpol - 4IA2OSFRMVNDXBVV\" -j KUBE-ROUTER-INPUT",
+                "-m comment --comment \"kube-router netpol - TEMCG2JMHZYE7H7T\" -j KUBE-ROUTER-FORWARD",
+                "-m comment --comment \"kube-router netpol - VEAAIY32XVBHCSCY\" -j KUBE-ROUTER-OUTPUT",
+            ]
+        );
+    }
+
+    #[test]
+    fn nothing_is_closed_by_default() {
+        let range = ["10.244.1.0/24".parse().unwrap()];
+        assert!(!closes(&tail(Family::V4, &[]).1) && !closes(&tail(Family::V6, &range).1));
+        assert!(closes(&tail(Family::V4, &range).1));
+    }
+}

@@ -1,0 +1,130 @@
+//! Which refused packets belong to which policy.
+//!
+//! A packet is refused by a pod's chain when none of the policies that isolate the pod in that direction allows it, so
+//! it counts for each of them. The counters are the kernel's and belong to rules; a chain that is written anew begins at
+//! zero. What was counted before stays in the sum.
+
+use std::collections::BTreeMap;
+
+use compact_str::CompactString;
+
+use crate::kernel::iptables::Counted;
+use crate::model::ObjectName;
+use crate::net::Family;
+
+use super::names;
+use super::rules::{Direction, Isolation, RuleSet};
+
+/// For each pod's chain those on whose behalf it refuses.
+pub type Owners = BTreeMap<CompactString, Box<[Owner]>>;
+
+/// A policy and a direction. The annotation of a namespace is a policy without a name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Owner {
+    pub namespace: CompactString,
+    pub policy: CompactString,
+    pub direction: Direction,
+}
+
+/// Sums of refused packets.
+#[derive(Default)]
+pub struct Drops {
+    /// What each chain's counter was when it was last read.
+    last: BTreeMap<(Family, CompactString), u64>,
+    sums: BTreeMap<Owner, u64>,
+}
+
+/// Who owns the chains of these pods.
+pub fn owners(rules: &RuleSet) -> Owners {
+    let mut owners = Owners::new();
+    for (name, pod) in &rules.pods {
+        for direction in Direction::BOTH {
+            let Isolation::Isolated { policies, by_namespace } = pod.isolation(direction) else { continue };
+            let owner = |policy: &ObjectName| Owner {
+                namespace: policy.namespace.clone(),
+                policy: policy.name.clone(),
+                direction,
+            };
+            let annotation = by_namespace.then(|| owner(&ObjectName::new(&name.namespace, "")));
+            let all = policies.iter().map(owner).chain(annotation).collect();
+            owners.insert(names::pod_chain(name, direction), all);
+        }
+    }
+    owners
+}
+
+impl Drops {
+    /// Takes in what the kernel has counted until now. Policies that isolate a pod have a sum, also of nothing.
+    pub fn add(&mut self, counted: &[Counted], owners: &Owners) {
+        for owner in owners.values().flatten() {
+            self.sums.entry(owner.clone()).or_default();
+        }
+        let mut now = BTreeMap::new();
+        for rule in counted.iter().filter(|rule| rule.rule.contains(" -j REJECT")) {
+            let key = (rule.family, rule.chain.clone());
+            // A counter that went back belongs to a chain that was written anew.
+            let before = self.last.get(&key).copied().filter(|before| *before <= rule.packets).unwrap_or_default();
+            for owner in owners.get(&rule.chain).into_iter().flatten() {
+                *self.sums.entry(owner.clone()).or_default() += rule.packets - before;
+            }
+            now.insert(key, rule.packets);
+        }
+        self.last = now;
+    }
+
+    pub fn sums(&self) -> &BTreeMap<Owner, u64> {
+        &self.sums
+    }
+
+    /// Forgets the sums of those who own nothing any more.
+    pub fn forget_others(&mut self, owners: &Owners) {
+        self.sums.retain(|owner, _| owners.values().flatten().any(|other| other == owner));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(policy: &str) -> Owner {
+        Owner { namespace: "shop".into(), policy: policy.into(), direction: Direction::Ingress }
+    }
+
+    fn counted(chain: &str, packets: u64) -> Counted {
+        let rule = "-m mark ! --mark 0x10000/0x10000 -j REJECT --reject-with icmp-port-unreachable";
+        Counted { family: Family::V4, chain: chain.into(), rule: rule.into(), packets }
+    }
+
+    #[test]
+    fn a_packet_counts_for_every_policy_that_isolates_its_pod() {
+        let owners: Owners = [("A".into(), [owner("a"), owner("b")].into()), ("B".into(), [owner("b")].into())].into();
+        let mut drops = Drops::default();
+        drops.add(&[counted("A", 3), counted("B", 4), counted("C", 5)], &owners);
+        drops.add(&[counted("A", 5), counted("B", 4)], &owners);
+        assert_eq!(drops.sums().clone().into_iter().collect::<Vec<_>>(), [(owner("a"), 5), (owner("b"), 9)]);
+    }
+
+    #[test]
+    fn a_chain_that_is_written_anew_loses_nothing_that_was_counted() {
+        let owners: Owners = [("A".into(), [owner("a")].into())].into();
+        let mut drops = Drops::default();
+        for packets in [10, 2, 3] {
+            drops.add(&[counted("A", packets)], &owners);
+        }
+        assert_eq!(drops.sums().get(&owner("a")), Some(&13));
+        drops.add(&[], &owners);
+        drops.add(&[counted("A", 3)], &owners);
+        assert_eq!(drops.sums().get(&owner("a")), Some(&16), "the chain was gone in between");
+    }
+
+    #[test]
+    fn only_refusals_count_and_a_policy_that_refused_nothing_says_so() {
+        let owners: Owners = [("A".into(), [owner("a")].into())].into();
+        let mut drops = Drops::default();
+        let invalid = Counted { rule: "-m conntrack --ctstate INVALID -j DROP".into(), ..counted("A", 7) };
+        drops.add(&[invalid], &owners);
+        assert_eq!(drops.sums().get(&owner("a")), Some(&0));
+        drops.forget_others(&Owners::new());
+        assert!(drops.sums().is_empty());
+    }
+}

@@ -1,0 +1,95 @@
+//! Packets that pods send to Services: judged where their real destination is known.
+//!
+//! A packet to a service address comes to INPUT with that address; IPVS gives it the endpoint's and sends it through
+//! OUTPUT, with the pod still as its source. Policies speak of endpoints, so INPUT lets the ranges of Services pass and
+//! OUTPUT judges. These rules come first of all in the chain, with the words that kube-router writes.
+//!
+//! The price, as there: whatever the host itself answers on a port of the node port range is reached by its pods,
+//! whatever their egress policies say.
+
+use compact_str::{CompactString, format_compact};
+use ipnet::IpNet;
+
+use crate::config::FirewallConfig;
+use crate::net::{Family, Protocol};
+
+use super::names::{CHAIN_INPUT, rule_id};
+
+/// The first rules of the chain for INPUT, in the order of kube-router.
+pub fn rules(config: &FirewallConfig, family: Family) -> Vec<CompactString> {
+    let of_family = |ranges: &[IpNet]| -> Vec<IpNet> {
+        ranges.iter().filter(|range| Family::from(**range) == family).copied().collect()
+    };
+    let mut rules = Vec::new();
+    for range in of_family(&config.service_cluster_ip_ranges) {
+        rules.push(to_range(range, "allow traffic to primary/secondary cluster IP range"));
+    }
+    rules.extend(Protocol::ALL.map(|protocol| to_node_ports(config, protocol)));
+    for range in of_family(&config.external_ip_ranges) {
+        rules.push(to_range(range, &format!("allow traffic to external IP range: {range}")));
+    }
+    for range in of_family(&config.load_balancer_ip_ranges) {
+        rules.push(to_range(range, &format!("allow traffic to load balancer IP range: {range}")));
+    }
+    rules
+}
+
+fn to_range(range: IpNet, said: &str) -> CompactString {
+    let text = range.to_string();
+    let id = rule_id(CHAIN_INPUT, &["-m", "comment", "--comment", said, "-d", &text, "-j", "RETURN"]);
+    format_compact!("-d {range} -m comment --comment \"{said} - {id}\" -j RETURN")
+}
+
+fn to_node_ports(config: &FirewallConfig, protocol: Protocol) -> CompactString {
+    let range = &config.service_node_port_range;
+    let ports = format!("{}:{}", range.start(), range.end());
+    let said = format!("allow LOCAL {} traffic to node ports", protocol.to_string().to_uppercase());
+    let protocol = protocol.to_string();
+    let head = ["-p", &protocol, "-m", "comment", "--comment", &said];
+    let tail = ["-m", "addrtype", "--dst-type", "LOCAL", "-m", "multiport", "--dports", &ports, "-j", "RETURN"];
+    let id = rule_id(CHAIN_INPUT, &[&head[..], &tail[..]].concat());
+    format_compact!("-p {protocol} -m comment --comment \"{said} - {id}\" {}", tail.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_rules_are_those_of_running_nodes() {
+        let range = |text: &str| vec![text.parse().unwrap()];
+        let config = FirewallConfig {
+            sync_period: Duration::from_secs(300),
+            default_deny: false,
+            service_cluster_ip_ranges: range("10.96.0.0/12"),
+            external_ip_ranges: range("203.0.113.0/24"),
+            load_balancer_ip_ranges: range("203.0.113.0/24"),
+            service_node_port_range: 30000..=32767,
+        };
+        let local = "-m addrtype --dst-type LOCAL -m multiport --dports 30000:32767 -j RETURN";
+        let said = |text: &str| format!("-m comment --comment \"{text}\"");
+        assert_eq!(
+            rules(&config, Family::V4),
+            [
+                format!(
+                    "-d 10.96.0.0/12 {} -j RETURN",
+                    said("allow traffic to primary/secondary cluster IP range - BVHX2PIHDXXEO43X")
+                ),
+                format!("-p tcp {} {local}", said("allow LOCAL TCP traffic to node ports - LR7XO7NXDBGQJD2M")),
+                format!("-p udp {} {local}", said("allow LOCAL UDP traffic to node ports - 76UCBPIZNGJNWNUZ")),
+                format!("-p sctp {} {local}", said("allow LOCAL SCTP traffic to node ports - YU47VQ3DEDE3VDG7")),
+                format!(
+                    "-d 203.0.113.0/24 {} -j RETURN",
+                    said("allow traffic to external IP range: 203.0.113.0/24 - LHOQU5ELQQ6P3LF6")
+                ),
+                format!(
+                    "-d 203.0.113.0/24 {} -j RETURN",
+                    said("allow traffic to load balancer IP range: 203.0.113.0/24 - 2J4EYZURXQNDHUE2")
+                ),
+            ]
+        );
+        assert_eq!(rules(&config, Family::V6).len(), 3);
+    }
+}

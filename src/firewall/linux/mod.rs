@@ -1,0 +1,125 @@
+//! The firewall's families of kernel objects on Linux, and which of them are ours.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use tracing::{info, warn};
+
+use crate::kernel::ipset::{Elements, SetName, Sets};
+use crate::kernel::iptables::{self, Families, Ownership, Refusal, Table, Tables};
+use crate::kernel::sysctl::{Setting, Settings, Wanted};
+use crate::kernel::{Error, Name, module};
+use crate::net::Family;
+use crate::reconcile::{Growth, Mirror, Moment, Reflection};
+
+use super::apply::{Kernel, Refusing, Targets};
+use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, OF_IPV6, POD_CHAINS, POLICY_CHAINS, SETS, local_pods};
+
+/// The kernel of the network namespace that it was opened in.
+pub struct Linux {
+    /// Programs of the tables that the host no longer uses, where they still hold something of ours.
+    abandoned: Families,
+    settings: Mirror<Settings>,
+}
+
+/// The set that stands in for another one while that is replaced.
+const TEMPORARY_SET: &str = "sluice-firewall-tmp";
+
+/// Modules that the kernel does not load by itself when they are first used: packets between the pods of a bridge only
+/// pass the rules with it.
+const MODULES: [&str; 1] = ["br_netfilter"];
+
+/// Opens everything in the network namespace of the calling thread, which has to be the one that uses it: programs
+/// follow the thread. Also returns the programs of each family.
+///
+/// # Errors
+/// Where the kernel has no netlink sockets for us.
+pub fn open() -> Result<(Targets<Linux>, Families), Error> {
+    for error in module::load(&MODULES) {
+        warn!(%error, "A kernel module could not be loaded");
+    }
+    open_for_cleanup()
+}
+
+/// Like [`open`], without loading anything.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_for_cleanup() -> Result<(Targets<Linux>, Families), Error> {
+    let detected = iptables::detect(&ownership());
+    for reason in &detected.disabled {
+        warn!(%reason, "Rules of one family cannot be kept");
+    }
+    let (programs, abandoned) = (detected.programs, detected.abandoned);
+    Ok((targets(Tables::detected(detected, ownership()), abandoned)?, programs))
+}
+
+/// Like [`open_for_cleanup`], with these programs.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(programs: Families) -> Result<Targets<Linux>, Error> {
+    targets(Tables::new(programs, ownership()), Families::default())
+}
+
+fn targets(rules: Tables, abandoned: Families) -> Result<Targets<Linux>, Error> {
+    let mut sets = set_names();
+    sets.push(Name::Exact(TEMPORARY_SET.into()));
+    Ok(Targets {
+        kernel: Linux { abandoned, settings: Mirror::new(Settings::new(settings())) },
+        sets: Sets::open(sets, SetName(TEMPORARY_SET.into()))?,
+        elements: Elements::open(set_names())?,
+        rules,
+    })
+}
+
+impl Kernel for Linux {
+    type Sets = Sets;
+    type Elements = Elements;
+    type Rules = Tables;
+
+    fn keep_settings(&mut self, at: Moment) -> Result<(), String> {
+        self.settings.forget();
+        let wanted = self.settings.target().wanted().map_err(|error| error.to_string())?;
+        self.settings.grow(&wanted, Growth::Full, at);
+        self.settings.trouble().map_or(Ok(()), |trouble| Err(trouble.error.clone()))
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        let abandoned = std::mem::take(&mut self.abandoned);
+        if abandoned == Families::default() {
+            return Vec::new();
+        }
+        info!("Removing rules of network policies from the tables that this host no longer uses");
+        let mut mirror = Mirror::new(Tables::new(abandoned, ownership()));
+        mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
+        mirror.trouble().map(|trouble| trouble.error.clone()).into_iter().collect()
+    }
+}
+
+impl Refusing for Tables {
+    fn take_refused(&mut self) -> Vec<Refusal> {
+        Tables::take_refused(self)
+    }
+}
+
+/// Packets between pods on one bridge pass the rules only where these say so. A host without bridges does not have them.
+fn settings() -> [(Setting, Wanted); 2] {
+    ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"]
+        .map(|path| (Setting(path.into()), Wanted::Always("1".into())))
+}
+
+/// Our chains, and those of a kube-router that ran here before.
+pub fn ownership() -> Ownership {
+    let exact = [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT].map(|chain| Name::Exact(chain.into()));
+    let prefixes = [POLICY_CHAINS, POD_CHAINS].map(|prefix| Name::Prefix(prefix.into()));
+    let chains = exact.into_iter().chain(prefixes).map(|name| (Table::Filter, name)).collect();
+    Ownership { chains, leftovers: false }
+}
+
+/// Our sets, and those of a kube-router that ran here before.
+pub fn set_names() -> Vec<Name> {
+    let prefixes = SETS.into_iter().flat_map(|prefix| [prefix.to_owned(), format!("{OF_IPV6}{prefix}")]);
+    let pods = Family::BOTH.map(|family| Name::Exact((*local_pods(family).0).into()));
+    prefixes.map(|prefix| Name::Prefix(prefix.into())).chain(pods).collect()
+}

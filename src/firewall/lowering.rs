@@ -1,0 +1,267 @@
+//! From the rule set to what the kernel shall hold, by parts: a changed pod or label changes elements, a changed
+//! policy its own chains.
+//!
+//! Each part of the rule set becomes objects whose names follow from it alone, so a part that changed is lowered
+//! anew and compared with what was wanted of it before. The result equals that of lowering everything at once, after
+//! any history (`tests/firewall.rs`).
+//!
+//! Families stand apart: what is off is not there, and what can have no element in a family has no set there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::config::FirewallConfig;
+use crate::kernel::ipset::{ElementKey, Entry, SetKind, SetName, SetSpec};
+use crate::kernel::iptables::{Piece, Rules};
+use crate::model::{ObjectName, World};
+use crate::net::{Family, PerFamily};
+
+use super::desired::{Changed, Desired};
+use super::rules::{Contents, Direction, Element, Isolation, PolicyKey, RuleSet, SetKey};
+use super::{dispatch, names, plan, pod_chain, policy_chain};
+
+/// What the kernel shall hold, kept up to date.
+pub struct Lowering {
+    config: Arc<FirewallConfig>,
+    families: PerFamily<bool>,
+    desired: Desired,
+    /// The addresses of each pod, as they were lowered.
+    pods: BTreeMap<ObjectName, Box<[IpAddr]>>,
+    /// The ranges in which only known pods may be reached; `None` before the first World.
+    closed: Option<Vec<IpNet>>,
+}
+
+/// How many elements kube-router's sets hold; ours hold as many until they must hold more.
+const USUAL_CAPACITY: usize = 65_536;
+
+impl Lowering {
+    pub fn new(config: Arc<FirewallConfig>, families: PerFamily<bool>) -> Lowering {
+        Lowering { config, families, desired: Desired::default(), pods: BTreeMap::new(), closed: None }
+    }
+
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// Takes in what changed of the rule set, and the facts of this node.
+    pub fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::Changed) -> Changed {
+        let mut told = Changed::default();
+        let is_first = self.closed.is_none();
+        let closed = closed_ranges(&self.config, world);
+        if self.closed.as_ref() != Some(&closed) {
+            self.lower_tail(&closed, &mut told);
+            self.closed = Some(closed);
+        }
+        for set in &changed.sets {
+            self.lower_set(set, rules.sets.get(set), &mut told);
+        }
+        self.lower_elements(rules, &changed.elements, &mut told);
+        for key in &changed.policies {
+            self.lower_policy(key, rules, &mut told);
+        }
+        for name in &changed.pods {
+            self.lower_pod(name, rules, &mut told);
+        }
+        if is_first {
+            self.lower_fixed(&mut told);
+        }
+        if is_first || !changed.pods.is_empty() {
+            for family in self.enabled() {
+                for (piece, chain) in dispatch::chains(rules, &self.config, family) {
+                    self.put_rules(piece, Some(chain), &mut told);
+                }
+            }
+        }
+        told
+    }
+
+    /// The families that are switched on, IPv4 first.
+    fn enabled(&self) -> impl Iterator<Item = Family> + use<> {
+        let families = self.families;
+        Family::BOTH.into_iter().filter(move |family| *families.of(*family))
+    }
+
+    fn lower_fixed(&mut self, told: &mut Changed) {
+        for family in self.enabled() {
+            for (piece, rules) in dispatch::fixed(family) {
+                self.put_rules(piece, Some(rules), told);
+            }
+            self.put_local_pods(family, told);
+        }
+    }
+
+    fn lower_tail(&mut self, closed: &[IpNet], told: &mut Changed) {
+        for family in self.enabled() {
+            let (piece, rules) = dispatch::tail(family, closed);
+            self.put_rules(piece, Some(rules), told);
+        }
+    }
+
+    /// A set that appeared, went, or is to be compared as a whole.
+    fn lower_set(&mut self, key: &SetKey, contents: Option<&Contents>, told: &mut Changed) {
+        let set_names = names::set(key);
+        for family in self.enabled() {
+            let contents = contents.filter(|_| policy_chain::is_of(key, family));
+            let elements = contents.map(|contents| contents.elements.of(family));
+            let spec = elements.map(|elements| spec(kind(key), family, elements.len()));
+            let name = self.put_set(set_names.of(family), spec, told);
+            let before: Vec<ElementKey> =
+                self.desired.elements.range(elements_of(&name)).map(|(key, ())| key.clone()).collect();
+            let entries = elements.into_iter().flatten().filter_map(|element| entry(key, *element));
+            let after: BTreeSet<ElementKey> = entries.map(|entry| ElementKey { set: name.clone(), entry }).collect();
+            for key in before.into_iter().filter(|key| !after.contains(key)) {
+                self.desired.elements.remove(&key);
+                told.elements.push(key);
+            }
+            for key in after {
+                if self.desired.elements.insert(key.clone(), ()).is_none() {
+                    told.elements.push(key);
+                }
+            }
+        }
+    }
+
+    /// Elements that entered or left sets.
+    fn lower_elements(&mut self, rules: &RuleSet, changed: &[(Arc<SetKey>, Element)], told: &mut Changed) {
+        let mut resized = BTreeSet::new();
+        for (key, element) in changed {
+            let family = element.family();
+            let (Some(contents), true) = (rules.sets.get(key), *self.families.of(family)) else { continue };
+            let (Some(entry), true) = (entry(key, *element), policy_chain::is_of(key, family)) else { continue };
+            let elements = contents.elements.of(family);
+            let name = self.known(names::set(key).of(family));
+            let place = ElementKey { set: name, entry };
+            match elements.contains(element) {
+                true => drop(self.desired.elements.insert(place.clone(), ())),
+                false => drop(self.desired.elements.remove(&place)),
+            }
+            resized.insert((place.set.clone(), spec(kind(key), family, elements.len())));
+            told.elements.push(place);
+        }
+        for (name, spec) in resized {
+            self.put_set(&name, Some(spec), told);
+        }
+    }
+
+    fn lower_policy(&mut self, key: &PolicyKey, rules: &RuleSet, told: &mut Changed) {
+        let name = names::policy_chain(key);
+        for family in self.enabled() {
+            let chain = rules.policies.get(key).map(|rules| policy_chain::rules(key, rules, family));
+            self.put_rules(dispatch::chain(family, &name), chain, told);
+        }
+    }
+
+    fn lower_pod(&mut self, name: &ObjectName, rules: &RuleSet, told: &mut Changed) {
+        let pod = rules.pods.get(name);
+        let addresses = pod.map(|pod| pod.addresses.clone());
+        for direction in Direction::BOTH {
+            let chain_name = names::pod_chain(name, direction);
+            for family in self.enabled() {
+                let here = pod.filter(|pod| pod.addresses.iter().any(|address| Family::from(*address) == family));
+                let chain = here.and_then(|pod| match pod.isolation(direction) {
+                    Isolation::Open => None,
+                    Isolation::Isolated { policies, .. } => Some(pod_chain::rules(name, direction, policies, family)),
+                });
+                self.put_rules(dispatch::chain(family, &chain_name), chain, told);
+            }
+        }
+        let before = match addresses.clone() {
+            Some(addresses) => self.pods.insert(name.clone(), addresses),
+            None => self.pods.remove(name),
+        };
+        let concerned: BTreeSet<IpAddr> = before.into_iter().chain(addresses).flatten().collect();
+        for address in concerned {
+            self.lower_address(address, rules, told);
+        }
+    }
+
+    /// An address is in the set of local pods while a pod of this node has it.
+    fn lower_address(&mut self, address: IpAddr, rules: &RuleSet, told: &mut Changed) {
+        let family = Family::from(address);
+        if !*self.families.of(family) {
+            return;
+        }
+        let key = ElementKey { set: self.known(names::local_pods(family)), entry: Entry::Ip(address) };
+        let changed = match rules.local_pods_at(address).next() {
+            Some(_) => self.desired.elements.insert(key.clone(), ()).is_none(),
+            None => self.desired.elements.remove(&key).is_some(),
+        };
+        if changed {
+            told.elements.push(key);
+            self.put_local_pods(family, told);
+        }
+    }
+
+    /// The set is kube-router's too, so it is made as there.
+    fn put_local_pods(&mut self, family: Family, told: &mut Changed) {
+        let name = names::local_pods(family);
+        let count = self.desired.elements.range(elements_of(name)).count();
+        let spec = SetSpec { timeout: true, ..spec(SetKind::HashIp, family, count) };
+        self.put_set(name, Some(spec), told);
+    }
+
+    /// Returns the name as it is known already, so that all elements share it.
+    fn put_set(&mut self, name: &SetName, spec: Option<SetSpec>, told: &mut Changed) -> SetName {
+        let name = self.known(name);
+        if self.desired.sets.get(&name) != spec.as_ref() {
+            match spec {
+                Some(spec) => drop(self.desired.sets.insert(name.clone(), spec)),
+                None => drop(self.desired.sets.remove(&name)),
+            }
+            told.sets.push(name.clone());
+        }
+        name
+    }
+
+    fn known(&self, name: &SetName) -> SetName {
+        self.desired.sets.get_key_value(name).map_or(name, |(known, _)| known).clone()
+    }
+
+    fn put_rules(&mut self, piece: Piece, rules: Option<Rules>, told: &mut Changed) {
+        if self.desired.rules.get(&piece) == rules.as_ref() {
+            return;
+        }
+        match rules {
+            Some(rules) => drop(self.desired.rules.insert(piece.clone(), rules)),
+            None => drop(self.desired.rules.remove(&piece)),
+        }
+        told.rules.push(piece);
+    }
+}
+
+/// All keys that elements of a set can have.
+pub fn elements_of(set: &SetName) -> std::ops::RangeInclusive<ElementKey> {
+    let first = Entry::Ip(IpAddr::from([0; 4]));
+    let last = Entry::Net(Family::host_prefix(IpAddr::from([0xff; 16])));
+    ElementKey { set: set.clone(), entry: first }..=ElementKey { set: set.clone(), entry: last }
+}
+
+/// The ranges of this node's pods, where addresses in them are closed until their rules stand.
+fn closed_ranges(config: &FirewallConfig, world: &World) -> Vec<IpNet> {
+    let node = world.cluster.nodes.get(&world.host.node_name);
+    node.filter(|_| config.default_deny).map_or(Vec::new(), |node| node.pod_cidrs.clone())
+}
+
+fn spec(kind: SetKind, family: Family, elements: usize) -> SetSpec {
+    let capacity = elements.next_power_of_two().max(USUAL_CAPACITY);
+    SetSpec { kind, family, max_elements: u32::try_from(capacity).unwrap_or(u32::MAX), timeout: false }
+}
+
+fn kind(key: &SetKey) -> SetKind {
+    match key {
+        SetKey::Pods(_) => SetKind::HashIp,
+        SetKey::Blocks(_) => SetKind::HashNet,
+        SetKey::NamedPort { .. } => SetKind::HashIpPort,
+    }
+}
+
+fn entry(key: &SetKey, element: Element) -> Option<Entry> {
+    match element {
+        Element::Address(address) => Some(Entry::Ip(address)),
+        Element::Prefix(prefix) => Some(Entry::Net(prefix)),
+        Element::Port(address, port) => Some(Entry::IpPort(address, key.protocol()?, port)),
+    }
+}

@@ -1,0 +1,108 @@
+//! The firewall's metrics: names, help texts and what is counted.
+//!
+//! Names that kube-router's users graph are kept (`kube_router_controller_…`); what it has no name for is called
+//! `sluice_firewall_…`. `docs/metrics.md` lists them all. Refused packets are counted by the kernel and read when
+//! somebody asks (`serve`).
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+
+use crate::observe::metrics::Registry;
+
+/// What the firewall's task counts.
+pub struct Metrics {
+    /// Duration of a round.
+    pub round: Histogram,
+    /// The part of it that the rules took, and the part of the sets.
+    pub rules: Histogram,
+    pub sets_round: Histogram,
+    /// Policies' chains that the kernel shall hold, both families together.
+    pub chains: IntGauge,
+    /// Sets that the kernel shall hold, both families together.
+    pub sets: IntGauge,
+    /// From an event on the source's socket to the kernel's last acknowledgement.
+    pub programming: Histogram,
+    /// How often a pod was asked whether it belongs somewhere.
+    pub asked: IntCounter,
+    /// Steps performed, by family.
+    pub steps: IntGaugeVec,
+    /// Families of objects whose last step failed.
+    pub trouble: IntGaugeVec,
+    /// Chains that the kernel refuses.
+    pub refused: IntGauge,
+    /// Differences that audits found, by family and kind.
+    pub drift: IntCounterVec,
+    /// When the kernel was last known to be as wanted, in seconds since 1970.
+    pub last_success: IntGauge,
+}
+
+impl Metrics {
+    /// Makes the metrics and registers them.
+    ///
+    /// # Errors
+    /// Where a name is registered already.
+    pub fn register(registry: &Registry) -> Result<Metrics, prometheus::Error> {
+        let histogram = |name: &str, help: &str| Histogram::with_opts(HistogramOpts::new(name, help));
+        let programming = HistogramOpts::new(
+            "sluice_firewall_programming_seconds",
+            "Time from seeing a change of the cluster to the kernel's last acknowledgement, in seconds",
+        );
+        let by_family = |name: &str, help: &str| IntGaugeVec::new(Opts::new(name, help), &["family"]);
+        let metrics = Metrics {
+            round: histogram(
+                "kube_router_controller_iptables_sync_time",
+                "Time it took to bring changed policies and pods into the kernel, in seconds",
+            )?,
+            rules: histogram(
+                "kube_router_controller_policy_chains_sync_time",
+                "Time it took to bring changed rules into the kernel, in seconds",
+            )?,
+            sets_round: histogram(
+                "sluice_firewall_sets_seconds",
+                "Time it took to bring changed sets and elements into the kernel, in seconds",
+            )?,
+            chains: IntGauge::new("kube_router_controller_policy_chains", "Chains of policies, of both families")?,
+            sets: IntGauge::new("kube_router_controller_policy_ipsets", "Sets of addresses, of both families")?,
+            programming: Histogram::with_opts(programming.buckets(prometheus::exponential_buckets(0.000_1, 2.0, 16)?))?,
+            asked: IntCounter::new(
+                "sluice_firewall_pods_asked_total",
+                "How often a pod was asked whether a policy or a set selects it",
+            )?,
+            steps: by_family(
+                "sluice_firewall_steps",
+                "Changes made in the kernel since the start, by family of objects",
+            )?,
+            trouble: by_family(
+                "sluice_firewall_failing",
+                "1 while a family of kernel objects is not as wanted because of failures",
+            )?,
+            refused: IntGauge::new(
+                "sluice_firewall_refused_chains",
+                "Chains that the kernel refuses; what only they would allow is refused",
+            )?,
+            drift: IntCounterVec::new(
+                Opts::new("sluice_firewall_drift_total", "Objects that somebody else changed, found by audits"),
+                &["family", "kind"],
+            )?,
+            last_success: IntGauge::new(
+                "sluice_firewall_last_success_timestamp_seconds",
+                "When the kernel was last known to be as wanted, in seconds since 1970",
+            )?,
+        };
+        metrics.add_to(registry)?;
+        Ok(metrics)
+    }
+
+    fn add_to(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        for histogram in [&self.round, &self.rules, &self.sets_round, &self.programming] {
+            registry.register(Box::new(histogram.clone()))?;
+        }
+        for gauge in [&self.chains, &self.sets, &self.refused, &self.last_success] {
+            registry.register(Box::new(gauge.clone()))?;
+        }
+        for gauges in [&self.steps, &self.trouble] {
+            registry.register(Box::new(gauges.clone()))?;
+        }
+        registry.register(Box::new(self.asked.clone()))?;
+        registry.register(Box::new(self.drift.clone()))
+    }
+}

@@ -1,0 +1,143 @@
+//! The names of everything that the firewall keeps in the kernel.
+//!
+//! Fixed names and prefixes are a contract with running nodes: kube-router uses the same, so either program finds and
+//! removes what the other left. Behind a prefix stand 16 letters (base32 of a SHA-256, 80 bits) of what the object is
+//! for. They never change while that stays, whatever the policy says, so an unchanged chain is recognised after a
+//! restart and left alone (`identity`).
+//!
+//! A set is named by the question that it answers and by nothing else, as in `rules`; policies that ask the same share
+//! it. Named ports are `KUBE-DST-`, because they are always those of the destination, everything else is `KUBE-SRC-`.
+
+use std::sync::LazyLock;
+
+use compact_str::{CompactString, format_compact};
+use ring::digest::{SHA256, digest};
+
+use crate::kernel::ipset::SetName;
+use crate::model::ObjectName;
+use crate::net::{Family, PerFamily};
+
+use super::identity::{identity, joined};
+use super::rules::{Direction, PolicyKey, SetKey};
+
+/// The dispatch chains, entered first of all from `INPUT`, `FORWARD` and `OUTPUT`.
+pub const CHAIN_INPUT: &str = "KUBE-ROUTER-INPUT";
+pub const CHAIN_FORWARD: &str = "KUBE-ROUTER-FORWARD";
+pub const CHAIN_OUTPUT: &str = "KUBE-ROUTER-OUTPUT";
+
+/// Marks a packet as allowed.
+pub const CHAIN_DEFAULT: &str = "KUBE-NWPLCY-DEFAULT";
+/// What passes whatever policies say.
+pub const CHAIN_COMMON: &str = "KUBE-NWPLCY-COMMON";
+/// What becomes of packets that no pod's chain refused.
+pub const CHAIN_TAIL: &str = "KUBE-NWPLCY-TAIL";
+
+/// One chain for each isolated pod and direction.
+pub const POD_CHAINS: &str = "KUBE-POD-FW-";
+/// One chain for each policy and direction, and the three fixed ones above.
+pub const POLICY_CHAINS: &str = "KUBE-NWPLCY-";
+
+/// How the names of sets begin; those of IPv6 have [`OF_IPV6`] before that.
+pub const SETS: [&str; 2] = [ADDRESSES, PORTS];
+pub const OF_IPV6: &str = "inet6:";
+const ADDRESSES: &str = "KUBE-SRC-";
+const PORTS: &str = "KUBE-DST-";
+
+/// The addresses of this node's pods whose rules are in the kernel.
+const LOCAL_PODS: &str = "kube-router-local-pods";
+
+/// The bit of a packet's mark that says that a policy allows it.
+pub const MARK: &str = "0x10000/0x10000";
+
+/// The chain of an isolated pod in one direction; the same in both families.
+pub fn pod_chain(pod: &ObjectName, direction: Direction) -> CompactString {
+    let identity = joined(&["pod", &pod.namespace, &pod.name, direction.name()]);
+    format_compact!("{POD_CHAINS}{}", letters(identity.as_bytes()))
+}
+
+/// The chain of one direction of a policy; the same in both families.
+pub fn policy_chain(key: &PolicyKey) -> CompactString {
+    let identity = joined(&["policy", &key.policy.namespace, &key.policy.name, key.direction.name()]);
+    format_compact!("{POLICY_CHAINS}{}", letters(identity.as_bytes()))
+}
+
+/// What a set is called in each family.
+pub fn set(key: &SetKey) -> PerFamily<SetName> {
+    let prefix = match key {
+        SetKey::Pods(_) | SetKey::Blocks(_) => ADDRESSES,
+        SetKey::NamedPort { .. } => PORTS,
+    };
+    let name = format_compact!("{prefix}{}", letters(identity(key).as_bytes()));
+    PerFamily::from_fn(|family| of_family(&name, family))
+}
+
+/// The set of this node's pods whose rules are in the kernel.
+pub fn local_pods(family: Family) -> &'static SetName {
+    static NAMES: LazyLock<PerFamily<SetName>> =
+        LazyLock::new(|| PerFamily::from_fn(|family| of_family(LOCAL_PODS, family)));
+    NAMES.of(family)
+}
+
+/// The letters by which kube-router knows a rule of its own again: they stand at the end of the rule's comment. They
+/// are made of the chain that the rule stands in and of its words, joined without anything between.
+pub fn rule_id(chain: &str, words: &[&str]) -> String {
+    let mut text = chain.to_owned();
+    words.iter().for_each(|word| text.push_str(word));
+    letters(text.as_bytes())
+}
+
+fn of_family(name: &str, family: Family) -> SetName {
+    match family {
+        Family::V4 => SetName(name.into()),
+        Family::V6 => SetName(format!("{OF_IPV6}{name}").into()),
+    }
+}
+
+/// The first 16 letters of the base32 form (RFC 4648) of the SHA-256: 80 bits, five for each.
+fn letters(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    let hash = digest(&SHA256, bytes);
+    let first = hash.as_ref().iter().take(10).fold(0_u128, |number, byte| number << 8 | u128::from(*byte));
+    let letter = |place: u32| ALPHABET.get((first >> (75 - 5 * place) & 31) as usize).map(|letter| char::from(*letter));
+    (0..16).filter_map(letter).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::rules::{PortOwners, Scope, Selection};
+    use crate::model::Selector;
+    use crate::net::Protocol;
+
+    #[test]
+    fn ids_are_those_that_running_nodes_show() {
+        let jump = |from, to| rule_id(from, &["-m", "comment", "--comment", "kube-router netpol", "-j", to]);
+        assert_eq!(jump("INPUT", CHAIN_INPUT), "4IA2OSFRMVNDXBVV");
+        assert_eq!(jump("FORWARD", CHAIN_FORWARD), "TEMCG2JMHZYE7H7T");
+        assert_eq!(jump("OUTPUT", CHAIN_OUTPUT), "VEAAIY32XVBHCSCY");
+    }
+
+    #[test]
+    fn names_that_look_alike_when_joined_are_told_apart() {
+        let pod = |namespace, name| pod_chain(&ObjectName::new(namespace, name), Direction::Ingress);
+        assert_ne!(pod("a", "bc"), pod("ab", "c"));
+        let policy = |namespace, name, direction| {
+            policy_chain(&PolicyKey { policy: ObjectName::new(namespace, name), direction })
+        };
+        assert_ne!(policy("a", "bc", Direction::Ingress), policy("ab", "c", Direction::Ingress));
+        assert_ne!(policy("a", "b", Direction::Ingress), policy("a", "b", Direction::Egress));
+    }
+
+    #[test]
+    fn names_of_sets_fit_into_the_kernel_and_tell_families_apart() {
+        let everybody = Selection { namespaces: Scope::Named("shop".into()), pods: Selector::everything() };
+        let port = SetKey::NamedPort { pods: PortOwners::Local, name: "http".into(), protocol: Protocol::Tcp };
+        let names: Vec<SetName> = [SetKey::Pods(everybody), port]
+            .iter()
+            .flat_map(|key| Family::BOTH.map(|family| set(key).of(family).clone()))
+            .collect();
+        let heads: Vec<&str> = names.iter().map(|name| &name.0[..name.0.len() - 16]).collect();
+        assert_eq!(heads, ["KUBE-SRC-", "inet6:KUBE-SRC-", "KUBE-DST-", "inet6:KUBE-DST-"]);
+        assert!(names.iter().all(|name| name.0.len() <= 31), "{names:?}");
+    }
+}

@@ -1,0 +1,276 @@
+//! What is wanted of the rules as long as not all of it can be had.
+//!
+//! Two reasons to deviate from what follows from the policies, and in both nothing opens:
+//!
+//! - The kernel refuses a chain, because a module is missing, say, or a set that the chain names could not be made. A
+//!   policy's chain is left out, and with it the jumps to it: the pods that the policy isolates stay isolated, and what
+//!   only this policy would allow is refused. A pod's chain is tried in forms that ask for less, down to one that drops
+//!   everything. What is left out is tried again, ever more seldom.
+//! - Not everything could be read ([`Authority::Partial`](crate::model::Authority)): absence proves nothing, so pods that
+//!   are judged stay judged, although nobody knows them any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use compact_str::CompactString;
+
+use crate::kernel::ipset::SetName;
+use crate::kernel::iptables::{Piece, Rules};
+use crate::net::Family;
+use crate::reconcile::{Backoff, Moment};
+
+use super::dispatch;
+use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, CHAIN_TAIL, POD_CHAINS, POLICY_CHAINS};
+use super::pod_chain::{self, Form};
+
+/// The chains that the kernel has refused, and when they are tried again.
+#[derive(Default)]
+pub struct Refusals(BTreeMap<Piece, Refused>);
+
+/// One of them.
+pub struct Refused {
+    pub reason: String,
+    pub since: Instant,
+    form: Form,
+    backoff: Backoff,
+}
+
+/// What of the rules is left out or reduced at the moment.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Overlay {
+    /// Policies' chains that are left out, with the jumps to them.
+    omitted: BTreeSet<Piece>,
+    /// Pods' chains that are not there as a whole.
+    reduced: BTreeMap<Piece, Form>,
+    /// Jumps of dispatch chains that stay although nobody wants them.
+    kept: BTreeMap<Piece, Vec<CompactString>>,
+}
+
+/// A refusal counts as so many failures in a row: the next try is some seconds away.
+const FAILURES_AT_ONCE: u32 = 7;
+
+impl Refusals {
+    /// Takes in that the kernel has refused a chain. Returns false for one that nothing can be put in the place of.
+    pub fn note(&mut self, piece: &Piece, reason: String, at: Moment) -> bool {
+        if !is_policy(piece) && !is_pod(piece) {
+            return false;
+        }
+        let fresh = Refused { reason: String::new(), since: at.now, form: Form::Unlogged, backoff: Backoff::default() };
+        let known = self.0.contains_key(piece);
+        let refused = self.0.entry(piece.clone()).or_insert(fresh);
+        // A form that was refused itself is not the whole that waits for its time.
+        let was_reduced = known && refused.backoff.retry_at().is_some();
+        if was_reduced {
+            refused.form = Form::Closed;
+        }
+        refused.reason = reason;
+        // The reduced form needs the time until then, and failures of the kernel seldom pass within it.
+        let times = if known { 1 } else { FAILURES_AT_ONCE };
+        (0..times).for_each(|_| refused.backoff.failed(at.now, at.jitter));
+        true
+    }
+
+    /// What is to be left out now: what was refused and is not to be tried again yet.
+    pub fn overlay(&mut self, now: Instant) -> Overlay {
+        let mut overlay = Overlay::default();
+        for (piece, refused) in &mut self.0 {
+            if refused.backoff.retry_at().is_some_and(|at| at <= now) {
+                refused.backoff.tried();
+            }
+            if refused.backoff.retry_at().is_none() {
+                continue;
+            }
+            if is_policy(piece) {
+                overlay.omitted.insert(piece.clone());
+            } else {
+                overlay.reduced.insert(piece.clone(), refused.form);
+            }
+        }
+        overlay
+    }
+
+    /// Forgets those that nobody wants any more or that are there now. Returns how many were forgotten.
+    pub fn settle(&mut self, want: &BTreeMap<Piece, Rules>, seen: Option<&BTreeMap<Piece, Rules>>) -> usize {
+        let before = self.0.len();
+        self.0.retain(|piece, _| match want.get(piece) {
+            None => false,
+            Some(rules) => seen.is_none_or(|seen| seen.get(piece) != Some(rules)),
+        });
+        before - self.0.len()
+    }
+
+    pub fn all(&self) -> &BTreeMap<Piece, Refused> {
+        &self.0
+    }
+
+    /// When the next one is due again.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.0.values().filter_map(|refused| refused.backoff.retry_at()).min()
+    }
+}
+
+impl Overlay {
+    /// Leaves out the policies' chains that name one of these sets, which do not exist.
+    pub fn omit_those_naming(&mut self, missing: &BTreeSet<SetName>, rules: &BTreeMap<Piece, Rules>) {
+        if missing.is_empty() {
+            return;
+        }
+        let names = |rule: &CompactString| sets_named(rule).any(|name| missing.iter().any(|set| *set.0 == *name));
+        let naming = rules.iter().filter(|(piece, rules)| is_policy(piece) && rules.0.iter().any(names));
+        self.omitted.extend(naming.map(|(piece, _)| piece.clone()));
+    }
+
+    /// Keeps the jumps to pods' chains that the dispatch chains have and that are not wanted.
+    pub fn keep_jumps(&mut self, rules: &BTreeMap<Piece, Rules>, seen: &BTreeMap<Piece, Rules>) {
+        for family in Family::BOTH {
+            for name in [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT] {
+                let piece = dispatch::chain(family, name);
+                let (Some(wanted), Some(found)) = (rules.get(&piece), seen.get(&piece)) else { continue };
+                let is_jump = |rule: &&CompactString| {
+                    pod_chain::jump(rule).is_some_and(|to| seen.contains_key(&dispatch::chain(family, to)))
+                        && rule.contains(POD_CHAINS)
+                };
+                let jumps: Vec<CompactString> =
+                    found.0.iter().filter(is_jump).filter(|rule| !wanted.0.contains(rule)).cloned().collect();
+                if !jumps.is_empty() {
+                    self.kept.insert(piece, jumps);
+                }
+            }
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        *self == Overlay::default()
+    }
+
+    /// The rules as they are wanted for the time being.
+    pub fn over(&self, rules: &BTreeMap<Piece, Rules>) -> BTreeMap<Piece, Rules> {
+        let wanted = rules.iter().filter(|(piece, _)| !self.omitted.contains(piece));
+        wanted.map(|(piece, rules)| (piece.clone(), self.over_one(piece, rules))).collect()
+    }
+
+    fn over_one(&self, piece: &Piece, rules: &Rules) -> Rules {
+        if is_pod(piece) {
+            let form = self.reduced.get(piece).copied().unwrap_or(Form::Whole);
+            let reduced = pod_chain::reduced(rules, form);
+            let family = piece.family();
+            return pod_chain::without(&reduced, |chain| self.omitted.contains(&dispatch::chain(family, chain)));
+        }
+        let Some(kept) = self.kept.get(piece) else { return rules.clone() };
+        // The last rule is the jump to the tail, which accepts.
+        let (last, others) = rules.0.split_last().map_or((None, &[][..]), |(last, others)| (Some(last), others));
+        Rules(others.iter().chain(kept).chain(last).cloned().collect())
+    }
+}
+
+/// The sets that a rule names.
+pub fn sets_named(rule: &str) -> impl Iterator<Item = &str> {
+    rule.split("--match-set ").skip(1).filter_map(|rest| rest.split(' ').next())
+}
+
+fn is_policy(piece: &Piece) -> bool {
+    let fixed = [super::names::CHAIN_DEFAULT, super::names::CHAIN_COMMON, CHAIN_TAIL];
+    matches!(piece, Piece::Chain { chain, .. } if chain.starts_with(POLICY_CHAINS) && !fixed.contains(&chain.as_str()))
+}
+
+fn is_pod(piece: &Piece) -> bool {
+    matches!(piece, Piece::Chain { chain, .. } if chain.starts_with(POD_CHAINS))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::firewall::rules::{Direction, PolicyKey};
+    use crate::firewall::{names, policy_chain};
+    use crate::model::ObjectName;
+
+    fn pod() -> Piece {
+        dispatch::chain(Family::V4, &names::pod_chain(&ObjectName::new("shop", "web-1"), Direction::Ingress))
+    }
+
+    fn policy(name: &str) -> (PolicyKey, Piece) {
+        let key = PolicyKey { policy: ObjectName::new("shop", name), direction: Direction::Ingress };
+        let chain = names::policy_chain(&key);
+        (key, dispatch::chain(Family::V4, &chain))
+    }
+
+    fn pod_rules(policies: &[&str]) -> Rules {
+        let policies: Vec<ObjectName> = policies.iter().map(|name| ObjectName::new("shop", name)).collect();
+        pod_chain::rules(&ObjectName::new("shop", "web-1"), Direction::Ingress, &policies, Family::V4)
+    }
+
+    fn wanted() -> BTreeMap<Piece, Rules> {
+        let mut rules: BTreeMap<Piece, Rules> =
+            ["a", "b"].map(policy).map(|(key, piece)| (piece, policy_chain::rules(&key, &[], Family::V4))).into();
+        rules.insert(pod(), pod_rules(&["a", "b"]));
+        rules
+    }
+
+    #[test]
+    fn a_refused_policy_allows_nothing_and_its_pods_stay_isolated() {
+        let at = Moment { now: Instant::now(), jitter: 0 };
+        let mut refusals = Refusals::default();
+        assert!(refusals.note(&policy("b").1, "no module".into(), at));
+        let over = refusals.overlay(at.now).over(&wanted());
+        assert_eq!(over.get(&pod()), Some(&pod_rules(&["a"])));
+        assert!(!over.contains_key(&policy("b").1));
+        // When it is due it is tried again as a whole.
+        let later = at.now + Duration::from_secs(60);
+        assert!(refusals.overlay(later).is_empty());
+    }
+
+    #[test]
+    fn a_refused_pod_is_closed_by_ever_less() {
+        let at = Moment { now: Instant::now(), jitter: 0 };
+        let mut refusals = Refusals::default();
+        let form = |refusals: &mut Refusals| {
+            assert!(refusals.note(&pod(), "no module".into(), at));
+            refusals.overlay(at.now).over(&wanted()).remove(&pod())
+        };
+        let whole = pod_rules(&["a", "b"]);
+        assert_eq!(form(&mut refusals), Some(pod_chain::reduced(&whole, Form::Unlogged)));
+        assert_eq!(form(&mut refusals), Some(pod_chain::reduced(&whole, Form::Closed)));
+        let later = Moment { now: at.now + Duration::from_secs(60), jitter: 0 };
+        assert!(refusals.overlay(later.now).is_empty(), "the whole is tried again");
+        assert!(refusals.note(&pod(), "no module".into(), later));
+        let still = refusals.overlay(later.now).over(&wanted()).remove(&pod());
+        assert_eq!(still, Some(pod_chain::reduced(&whole, Form::Closed)), "and what held before holds again");
+    }
+
+    #[test]
+    fn chains_that_nobody_can_replace_are_nobodys_refusal() {
+        let at = Moment { now: Instant::now(), jitter: 0 };
+        assert!(!Refusals::default().note(&dispatch::chain(Family::V4, CHAIN_FORWARD), "no".into(), at));
+        assert!(!Refusals::default().note(&dispatch::chain(Family::V4, CHAIN_TAIL), "no".into(), at));
+    }
+
+    #[test]
+    fn what_names_a_missing_set_is_left_out() {
+        let (_, piece) = policy("a");
+        let mut rules = wanted();
+        rules.insert(piece.clone(), Rules(vec!["-m set --match-set KUBE-SRC-A src -g KUBE-NWPLCY-DEFAULT".into()]));
+        let mut overlay = Overlay::default();
+        overlay.omit_those_naming(&[SetName("KUBE-SRC-B".into())].into(), &rules);
+        assert!(overlay.is_empty());
+        overlay.omit_those_naming(&[SetName("KUBE-SRC-A".into())].into(), &rules);
+        assert_eq!(overlay.over(&rules).get(&pod()), Some(&pod_rules(&["b"])));
+    }
+
+    #[test]
+    fn pods_that_nobody_knows_any_more_stay_judged_where_absence_proves_nothing() {
+        let forward = dispatch::chain(Family::V4, CHAIN_FORWARD);
+        let jump = "-s 10.244.1.7/32 ! -d 10.244.1.7/32 -j KUBE-POD-FW-OLD";
+        let tail = "-j KUBE-NWPLCY-TAIL";
+        let rules = |texts: &[&str]| Rules(texts.iter().map(|text| CompactString::from(*text)).collect());
+        let want: BTreeMap<Piece, Rules> = [(forward.clone(), rules(&[tail]))].into();
+        let mut seen: BTreeMap<Piece, Rules> = [(forward.clone(), rules(&[jump, tail]))].into();
+        let mut overlay = Overlay::default();
+        overlay.keep_jumps(&want, &seen);
+        assert!(overlay.is_empty(), "its chain is gone");
+        seen.insert(dispatch::chain(Family::V4, "KUBE-POD-FW-OLD"), rules(&["-j DROP"]));
+        overlay.keep_jumps(&want, &seen);
+        assert_eq!(overlay.over(&want).get(&forward), Some(&rules(&[jump, tail])));
+    }
+}

@@ -1,0 +1,213 @@
+//! A policy's chain: one rule for each condition under which the policy allows a packet.
+//!
+//! ```text
+//! -A KUBE-NWPLCY-… -p tcp -m comment --comment "shop/web ingress 0" -m set --match-set KUBE-SRC-… src -m multiport --dports 80,443 -g KUBE-NWPLCY-DEFAULT
+//! ```
+//!
+//! A rule that holds goes to the chain that marks the packet, which returns to the pod's chain. The rules know nothing
+//! of pods: one chain serves every pod that the policy selects, and only packets to (from) such a pod enter it.
+//!
+//! Kernel: `xt_multiport` takes 15 numbers in a rule, a range being two of them; it knows SCTP, so no module for that
+//! protocol is needed. A packet without ports is only matched by rules that ask for none.
+
+use std::fmt::Write;
+
+use compact_str::CompactString;
+
+use crate::kernel::iptables::Rules;
+use crate::net::{Family, Protocol};
+
+use super::comment::comment;
+use super::names::{self, CHAIN_DEFAULT};
+use super::rules::{Block, Direction, Match, PolicyKey, PortMatch, PortOwners, PortRange, Rule, SetKey};
+
+/// How many numbers one rule takes.
+const SLOTS: usize = 15;
+
+/// The rules of a policy's chain in one family.
+pub fn rules(key: &PolicyKey, rules: &[Rule], family: Family) -> Rules {
+    let mut lines = Vec::new();
+    for (place, rule) in rules.iter().enumerate() {
+        let comment = comment(&format!("{} {} {place}", key.policy, key.direction.name()));
+        for one in rule.matches.iter().filter(|one| can_hold(one, family)) {
+            lines.extend(conditions(one, key.direction, family).into_iter().map(|condition| {
+                let Condition { protocol, rest } = condition;
+                CompactString::from(format!("{protocol}{comment}{rest} -g {CHAIN_DEFAULT}"))
+            }));
+        }
+    }
+    Rules(lines)
+}
+
+/// Whether a set can have elements of a family at all; where it cannot, the set does not exist there.
+pub fn is_of(set: &SetKey, family: Family) -> bool {
+    let among = |blocks: &[Block]| blocks.iter().any(|block| Family::from(block.cidr) == family);
+    match set {
+        SetKey::Blocks(blocks) | SetKey::NamedPort { pods: PortOwners::Inside(blocks), .. } => among(blocks),
+        SetKey::Pods(_) | SetKey::NamedPort { .. } => true,
+    }
+}
+
+/// What one rule asks, in the order in which iptables prints it.
+struct Condition {
+    protocol: String,
+    rest: String,
+}
+
+fn can_hold(one: &Match, family: Family) -> bool {
+    let named = match &one.port {
+        PortMatch::Named(set) => Some(set),
+        PortMatch::Any | PortMatch::Protocol(_) | PortMatch::Numbers(..) => None,
+    };
+    one.peer.iter().chain(named).all(|set| is_of(set, family))
+}
+
+fn conditions(one: &Match, direction: Direction, family: Family) -> Vec<Condition> {
+    let side = match direction {
+        Direction::Ingress => "src",
+        Direction::Egress => "dst",
+    };
+    let peer = one.peer.as_ref().map_or(String::new(), |set| in_set(set, side, family));
+    let of = |protocol: &Protocol| format!("-p {protocol} ");
+    match &one.port {
+        PortMatch::Any => vec![Condition { protocol: String::new(), rest: peer }],
+        PortMatch::Protocol(protocol) => vec![Condition { protocol: of(protocol), rest: peer }],
+        PortMatch::Numbers(protocol, ranges) => lists(ranges)
+            .into_iter()
+            .map(|list| Condition { protocol: of(protocol), rest: format!("{peer} -m multiport --dports {list}") })
+            .collect(),
+        PortMatch::Named(set) => {
+            // Address, protocol and number stand together in the set.
+            let port = in_set(set, "dst,dst", family);
+            vec![Condition { protocol: String::new(), rest: format!("{peer}{port}") }]
+        }
+    }
+}
+
+fn in_set(set: &SetKey, sides: &str, family: Family) -> String {
+    format!(" -m set --match-set {} {sides}", names::set(set).of(family))
+}
+
+/// The ranges as lists that fit into a rule each.
+fn lists(ranges: &[PortRange]) -> Vec<String> {
+    let mut lists: Vec<(usize, String)> = Vec::new();
+    for range in ranges {
+        let slots = if range.first == range.last { 1 } else { 2 };
+        match lists.last_mut() {
+            Some((used, list)) if *used + slots <= SLOTS => {
+                *used += slots;
+                list.push(',');
+                write_range(list, *range);
+            }
+            _ => {
+                let mut list = String::new();
+                write_range(&mut list, *range);
+                lists.push((slots, list));
+            }
+        }
+    }
+    lists.into_iter().map(|(_, list)| list).collect()
+}
+
+fn write_range(list: &mut String, range: PortRange) {
+    let written = match range.first == range.last {
+        true => write!(list, "{}", range.first),
+        false => write!(list, "{}:{}", range.first, range.last),
+    };
+    written.expect("writing to a string does not fail");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::firewall::rules::{Scope, Selection};
+    use crate::model::{ObjectName, Selector};
+
+    fn web() -> Arc<SetKey> {
+        Arc::new(SetKey::Pods(Selection { namespaces: Scope::Named("shop".into()), pods: Selector::everything() }))
+    }
+
+    fn block(cidr: &str) -> Arc<SetKey> {
+        Arc::new(SetKey::Blocks([Block { cidr: cidr.parse().unwrap(), except: [].into() }].into()))
+    }
+
+    fn check(matches: &[Match], direction: Direction, family: Family, expected: &[&str]) {
+        let key = PolicyKey { policy: ObjectName::new("shop", "web"), direction };
+        let Rules(found) = rules(&key, &[Rule { matches: [].into() }, Rule { matches: matches.into() }], family);
+        let (web, port) = (names::set(&web()), names::set(&http()));
+        let (blocks, six) = (names::set(&block("10.0.0.0/8")), names::set(&block("fd00::/8")));
+        let expected: Vec<String> = expected
+            .iter()
+            .map(|rule| {
+                rule.replace("WEB", &web.of(family).0)
+                    .replace("HTTP", &port.of(family).0)
+                    .replace("BLOCKS", &blocks.of(family).0)
+                    .replace("SIX", &six.of(family).0)
+            })
+            .collect();
+        assert_eq!(found, expected);
+    }
+
+    fn http() -> SetKey {
+        SetKey::NamedPort { pods: PortOwners::Local, name: "http".into(), protocol: Protocol::Tcp }
+    }
+
+    fn numbers(ranges: &[(u16, u16)]) -> PortMatch {
+        let range = |(first, last): &(u16, u16)| PortRange { first: *first, last: *last };
+        PortMatch::Numbers(Protocol::Sctp, ranges.iter().map(range).collect())
+    }
+
+    #[test]
+    fn a_peer_is_the_source_of_ingress_and_the_destination_of_egress() {
+        let one = [Match { peer: Some(web()), port: PortMatch::Any }];
+        let head = r#"-m comment --comment "shop/web"#;
+        let rule =
+            |direction, side| format!("{head} {direction} 1\" -m set --match-set WEB {side} -g KUBE-NWPLCY-DEFAULT");
+        check(&one, Direction::Ingress, Family::V4, &[&rule("ingress", "src")]);
+        check(&one, Direction::Egress, Family::V6, &[&rule("egress", "dst")]);
+    }
+
+    #[test]
+    fn ports_are_lists_of_fifteen_numbers_a_range_being_two() {
+        let ranges: Vec<(u16, u16)> = (0..8).map(|n| (n * 10, n * 10 + 1)).chain([(99, 99)]).collect();
+        check(
+            &[Match { peer: None, port: numbers(&ranges) }],
+            Direction::Ingress,
+            Family::V4,
+            &[
+                "-p sctp -m comment --comment \"shop/web ingress 1\" -m multiport --dports 0:1,10:11,20:21,30:31,40:41,50:51,60:61 -g KUBE-NWPLCY-DEFAULT",
+                "-p sctp -m comment --comment \"shop/web ingress 1\" -m multiport --dports 70:71,99 -g KUBE-NWPLCY-DEFAULT",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_protocol_alone_and_a_named_port() {
+        let named = Match { peer: Some(web()), port: PortMatch::Named(Arc::new(http())) };
+        let udp = Match { peer: None, port: PortMatch::Protocol(Protocol::Udp) };
+        check(
+            &[named, udp],
+            Direction::Ingress,
+            Family::V4,
+            &[
+                "-m comment --comment \"shop/web ingress 1\" -m set --match-set WEB src -m set --match-set HTTP dst,dst -g KUBE-NWPLCY-DEFAULT",
+                "-p udp -m comment --comment \"shop/web ingress 1\" -g KUBE-NWPLCY-DEFAULT",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_block_of_the_other_family_is_no_rule() {
+        let blocks = [
+            Match { peer: Some(block("10.0.0.0/8")), port: PortMatch::Any },
+            Match { peer: Some(block("fd00::/8")), port: PortMatch::Any },
+        ];
+        let rule = |set| {
+            format!("-m comment --comment \"shop/web egress 1\" -m set --match-set {set} dst -g KUBE-NWPLCY-DEFAULT")
+        };
+        check(&blocks, Direction::Egress, Family::V4, &[&rule("BLOCKS")]);
+        check(&blocks, Direction::Egress, Family::V6, &[&rule("SIX")]);
+    }
+}

@@ -1,0 +1,94 @@
+//! The refused packets of every policy, for whoever reads the metrics.
+//!
+//! Read with `iptables-save -c` when somebody asks, so that nothing is read for nobody. A reading serves everybody who
+//! asks within a second of it. What was counted between the last reading and a change of a pod's chain is lost.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Counter, LabelPair, Metric, MetricFamily, MetricType};
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::kernel::Name;
+use crate::kernel::iptables::{Families, Table, counted};
+
+use super::drops::{Drops, Owner, Owners};
+use super::names::POD_CHAINS;
+
+/// Reads the counters when metrics are asked for.
+pub struct Refused {
+    owners: watch::Receiver<Arc<Owners>>,
+    programs: Families,
+    description: Desc,
+    last: Mutex<Last>,
+}
+
+#[derive(Default)]
+struct Last {
+    at: Option<Instant>,
+    drops: Drops,
+}
+
+/// How long a reading is good for.
+const FRESH: Duration = Duration::from_secs(1);
+
+const NAME: &str = "sluice_firewall_refused_packets_total";
+const HELP: &str = "Packets that a pod's policies did not allow; each counts for every policy that isolates the pod";
+/// The order in which the text has them.
+const LABELS: [&str; 3] = ["direction", "namespace", "policy"];
+
+impl Refused {
+    /// The counters of the chains that these own.
+    ///
+    /// # Errors
+    /// Where the metric's name or labels are not valid, which they are.
+    pub fn new(owners: watch::Receiver<Arc<Owners>>, programs: Families) -> Result<Refused, prometheus::Error> {
+        let labels = LABELS.into_iter().map(str::to_owned).collect();
+        let description = Desc::new(NAME.to_owned(), HELP.to_owned(), labels, Default::default())?;
+        Ok(Refused { owners, programs, description, last: Mutex::default() })
+    }
+}
+
+impl Collector for Refused {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.description]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.at.is_none_or(|at| at.elapsed() >= FRESH) {
+            let owners = self.owners.borrow().clone();
+            match counted(&self.programs, Table::Filter, &[Name::Prefix(POD_CHAINS.into())]) {
+                Ok(counted) => {
+                    last.drops.add(&counted, &owners);
+                    last.drops.forget_others(&owners);
+                    last.at = Some(Instant::now());
+                }
+                Err(error) => warn!(%error, "Refused packets cannot be counted"),
+            }
+        }
+        let mut family = MetricFamily::default();
+        family.set_name(NAME.to_owned());
+        family.set_help(HELP.to_owned());
+        family.set_field_type(MetricType::COUNTER);
+        family.set_metric(last.drops.sums().iter().map(|(owner, packets)| metric(owner, *packets)).collect());
+        vec![family]
+    }
+}
+
+fn metric(owner: &Owner, packets: u64) -> Metric {
+    let values = [owner.direction.name().to_owned(), owner.namespace.to_string(), owner.policy.to_string()];
+    let pair = |(name, value): (&str, String)| {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.to_owned());
+        pair.set_value(value);
+        pair
+    };
+    let mut metric = Metric::from_label(LABELS.into_iter().zip(values).map(pair).collect());
+    let mut counter = Counter::default();
+    counter.set_value(packets as f64);
+    metric.set_counter(counter);
+    metric
+}

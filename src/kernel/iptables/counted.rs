@@ -1,0 +1,66 @@
+//! How many packets met a rule.
+//!
+//! Kernel: each rule has counters, which `iptables-save -c` prints before it: `[12:840] -A CHAIN RULE`, packets and
+//! bytes. A rule that is written anew begins at zero.
+
+use compact_str::CompactString;
+
+use super::{Families, LIMIT, Table};
+use crate::kernel::program::{Call, run};
+use crate::kernel::{Error, Name};
+use crate::net::Family;
+
+/// A rule with its counter.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Counted {
+    pub family: Family,
+    pub chain: CompactString,
+    /// Without `-A CHAIN`.
+    pub rule: CompactString,
+    pub packets: u64,
+}
+
+/// The rules of the chains with these names, in every family that has programs.
+///
+/// # Errors
+/// Where a table cannot be listed.
+pub fn counted(programs: &Families, table: Table, chains: &[Name]) -> Result<Vec<Counted>, Error> {
+    let mut all = Vec::new();
+    for (family, programs) in programs.iter() {
+        let Some(programs) = programs else { continue };
+        let (program, _) = programs.of(family);
+        let arguments = ["-c", "-t", table.name()];
+        let text = run(Call { program, arguments: &arguments, input: b"", limit: LIMIT })
+            .map_err(|fault| fault.of("count packets", &format!("{family} {}", table.name()), program))?;
+        all.extend(text.lines().filter_map(|line| parse(family, line, chains)));
+    }
+    Ok(all)
+}
+
+fn parse(family: Family, line: &str, chains: &[Name]) -> Option<Counted> {
+    let (counters, rest) = line.strip_prefix('[')?.split_once("] -A ")?;
+    let (chain, rule) = rest.split_once(' ')?;
+    if !chains.iter().any(|name| name.matches(chain)) {
+        return None;
+    }
+    let (packets, _) = counters.split_once(':')?;
+    Some(Counted { family, chain: chain.into(), rule: rule.into(), packets: packets.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_a_chain_a_rule_and_a_number() {
+        let chains = [Name::Prefix("KUBE-POD-FW-".into())];
+        let read =
+            |line| parse(Family::V4, line, &chains).map(|counted| (counted.chain, counted.rule, counted.packets));
+        let line = "[12:840] -A KUBE-POD-FW-A -m mark ! --mark 0x10000/0x10000 -j REJECT";
+        let rule = "-m mark ! --mark 0x10000/0x10000 -j REJECT";
+        assert_eq!(read(line), Some(("KUBE-POD-FW-A".into(), rule.into(), 12)));
+        for other in ["[1:2] -A INPUT -j ACCEPT", ":INPUT ACCEPT [0:0]", "[x:1] -A KUBE-POD-FW-A -j DROP", "[", ""] {
+            assert_eq!(read(other), None, "{other}");
+        }
+    }
+}

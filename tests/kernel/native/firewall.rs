@@ -1,0 +1,441 @@
+//! Network policies in the real kernel: who reaches whom, with real packets between namespaces, before and after each
+//! change; both flavours of iptables, both families.
+//!
+//! Each test is a node: its pods, a pod of another node and a host outside are namespaces with a device each, and the
+//! node routes between them.
+
+#![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is how a test says so")]
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluice::config::FirewallConfig;
+use sluice::firewall::apply::Mirrors;
+use sluice::firewall::desired::Desired;
+use sluice::firewall::linux::{self, Linux};
+use sluice::firewall::lowering::Lowering;
+use sluice::firewall::plan::Plan;
+use sluice::firewall::verdict::{Packet, Traffic, verdict};
+use sluice::kernel::Name;
+use sluice::kernel::iptables::{Families, Flavour, Programs, Table, counted};
+use sluice::model::{
+    Authority, Host, Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, Node, ObjectName, Operator, Peer, Peers,
+    Pod, PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, World,
+};
+use sluice::net::{Family, PerFamily, Protocol};
+use sluice::reconcile::Moment;
+
+use super::moment;
+use super::places::{Place, Places};
+use crate::namespace::{in_new, own_run, run, shell};
+
+const BOTH: [Flavour; 2] = [Flavour::Legacy, Flavour::NfTables];
+const PODS: [(&str, &str, &str); 4] = [
+    ("web", "10.244.1.10", "fd00:10:244:1::10"),
+    ("db", "10.244.1.11", "fd00:10:244:1::11"),
+    ("far", "10.244.2.10", "fd00:10:244:2::10"),
+    ("plain", "10.244.1.12", "fd00:10:244:1::12"),
+];
+const OUTSIDE: (&str, &str, &str) = ("outside", "203.0.113.9", "2001:db8:113::9");
+/// Those of the node itself, which is also the pods' gateway.
+const GATEWAY: (&str, &str, &str) = ("node", "10.244.1.1", "fd00:10:244:1::1");
+
+/// A node with its firewall.
+struct Machine {
+    flavour: Flavour,
+    places: Arc<Places>,
+    world: World,
+    config: Arc<FirewallConfig>,
+    plan: Plan,
+    lowering: Lowering,
+    mirrors: Mirrors<Linux>,
+}
+
+fn with_each(default_deny: bool, test: impl Fn(&mut Machine) + Send + Sync) {
+    for flavour in BOTH {
+        in_new(|| {
+            own_run();
+            let all = PODS.into_iter().chain([OUTSIDE]);
+            let places = Places::new(all.map(|(name, v4, v6)| Place::new(name, v4, v6)).collect(), GATEWAY);
+            test(&mut Machine::new(flavour, places, default_deny));
+        });
+    }
+}
+
+impl Machine {
+    fn new(flavour: Flavour, places: Places, default_deny: bool) -> Machine {
+        let config = Arc::new(FirewallConfig {
+            sync_period: Duration::from_secs(300),
+            default_deny,
+            service_cluster_ip_ranges: vec!["10.96.0.0/12".parse().unwrap()],
+            external_ip_ranges: Vec::new(),
+            load_balancer_ip_ranges: Vec::new(),
+            service_node_port_range: 30000..=32767,
+        });
+        let mut world = World::empty();
+        world.host = Arc::new(Host { node_name: "node1".into(), addresses: Vec::new() });
+        let pod_cidrs = ["10.244.1.0/24", "fd00:10:244:1::/64"].iter().map(|cidr| cidr.parse().unwrap()).collect();
+        world.cluster.nodes.insert("node1".into(), Node { addresses: Vec::new(), pod_cidrs });
+        world.cluster.namespaces.insert("shop".into(), Namespace::default());
+        for (name, v4, v6) in PODS {
+            put_pod(&mut world, name, &[v4, v6], &[("app", name)]);
+        }
+        Machine {
+            flavour,
+            places: Arc::new(places),
+            world,
+            plan: Plan::new(),
+            lowering: Lowering::new(config.clone(), BOTH_FAMILIES),
+            mirrors: mirrors(flavour),
+            config,
+        }
+    }
+
+    fn programs(&self) -> Families {
+        programs(self.flavour)
+    }
+
+    /// Brings the world into the kernel. Returns how many steps that took.
+    fn settle(&mut self) -> u64 {
+        let changed = self.plan.update(&self.world);
+        let lowered = self.lowering.update(self.plan.rules(), &self.world, &changed);
+        self.mirrors.mark(&lowered);
+        self.round_until_settled()
+    }
+
+    fn round_until_settled(&mut self) -> u64 {
+        let mut steps = 0;
+        let mut at = moment();
+        for _ in 0..10 {
+            steps += self.mirrors.round(self.lowering.desired(), Authority::Complete, at).steps;
+            if self.mirrors.is_settled() {
+                return steps;
+            }
+            at = Moment { now: self.mirrors.retry_at().unwrap_or_else(Instant::now), jitter: 0 };
+        }
+        let troubles: Vec<_> = self.mirrors.reflections().iter().map(|family| family.trouble().cloned()).collect();
+        panic!("it does not settle: {troubles:?}");
+    }
+
+    /// The program ends and starts anew. Returns how many steps the new one takes.
+    fn restart(&mut self) -> u64 {
+        self.plan = Plan::new();
+        self.lowering = Lowering::new(self.config.clone(), BOTH_FAMILIES);
+        self.mirrors = mirrors(self.flavour);
+        self.settle()
+    }
+
+    /// Tries every path and compares with what the rules mean.
+    fn check(&mut self, told: &str) {
+        self.settle();
+        let mut wrong = Vec::new();
+        let names: Vec<&str> = PODS.iter().map(|(name, ..)| *name).chain(["outside", "node"]).collect();
+        for family in Family::BOTH {
+            for (from, to) in names.iter().flat_map(|from| names.iter().map(move |to| (*from, *to))) {
+                // What never passes this node says nothing.
+                let passes_here =
+                    from != to && !(["far", "outside"].contains(&from) && ["far", "outside", "node"].contains(&to));
+                if !passes_here || (from, to) == ("node", "node") {
+                    continue;
+                }
+                let tries = [(Protocol::Tcp, 80), (Protocol::Tcp, 81), (Protocol::Udp, 80), (Protocol::Udp, 81)];
+                for (protocol, port) in tries {
+                    let expected = self.expected(family, (from, to), protocol, port);
+                    if self.places.reaches(family, (from, to), protocol, port) != expected {
+                        wrong.push(format!("{family} {from} to {to} {protocol} {port}: {expected} is expected"));
+                    }
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{:?}, {told}:\n{}\n{}", self.flavour, wrong.join("\n"), self.saved());
+    }
+
+    fn expected(&self, family: Family, (from, to): (&str, &str), protocol: Protocol, port: u16) -> bool {
+        let address = |name: &str| -> IpAddr { self.places.address(name, family) };
+        let packet = Packet {
+            source: address(from),
+            destination: address(to),
+            traffic: Traffic::Port { protocol, port },
+            from_this_node: from == "node",
+        };
+        verdict(self.plan.rules(), &packet).passes()
+    }
+
+    fn saved(&self) -> String {
+        let flavour = if self.flavour == Flavour::Legacy { "legacy" } else { "nft" };
+        shell(&format!("iptables-{flavour}-save -t filter; ip6tables-{flavour}-save -t filter; ipset save"))
+    }
+
+    fn put_policy(&mut self, name: &str, policy: NetworkPolicy) {
+        self.world.cluster.policies.insert(ObjectName::new("shop", name), policy);
+    }
+}
+
+const BOTH_FAMILIES: PerFamily<bool> = PerFamily { v4: true, v6: true };
+
+fn programs(flavour: Flavour) -> Families {
+    PerFamily::from_fn(|_| Some(Programs { flavour, plain: false }))
+}
+
+fn mirrors(flavour: Flavour) -> Mirrors<Linux> {
+    Mirrors::new(linux::open_with(programs(flavour)).expect("the kernel can be reached"))
+}
+
+fn put_pod(world: &mut World, name: &str, addresses: &[&str], labels: &[(&str, &str)]) {
+    let port = |name: &str, number| NamedPort { name: name.into(), protocol: Protocol::Tcp, number };
+    let pod = Pod {
+        labels: labels.iter().copied().collect::<Labels>(),
+        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        node: Some(if name == "far" { "node2" } else { "node1" }.into()),
+        host_network: false,
+        finished: false,
+        ports: [port("http", 80), port("other", 81)].into(),
+    };
+    world.cluster.pods.insert(ObjectName::new("shop", name), pod);
+}
+
+fn app(name: &str) -> Selector {
+    [Requirement { key: "app".into(), operator: Operator::In([name.into()].into()) }].into_iter().collect()
+}
+
+fn from_app(name: &str) -> Peers {
+    Peers::Of([Peer::Pods { namespaces: Namespaces::Own, pods: app(name) }].into())
+}
+
+fn rule(peers: Peers, ports: Ports) -> PolicyRule {
+    PolicyRule { peers, ports }
+}
+
+fn port(protocol: Protocol, number: PortMatch) -> Ports {
+    Ports::Of([PolicyPort { protocol, number }].into())
+}
+
+fn ingress(pods: Selector, rules: &[PolicyRule]) -> NetworkPolicy {
+    NetworkPolicy { pods, ingress: Some(rules.into()), egress: None }
+}
+
+fn egress(pods: Selector, rules: &[PolicyRule]) -> NetworkPolicy {
+    NetworkPolicy { pods, ingress: None, egress: Some(rules.into()) }
+}
+
+fn block(cidr: &str, except: &[&str]) -> Peers {
+    let except = except.iter().map(|hole| hole.parse().unwrap()).collect();
+    Peers::Of([Peer::Block { cidr: cidr.parse().unwrap(), except }].into())
+}
+
+#[test]
+fn who_reaches_whom_follows_the_policies_step_by_step() {
+    with_each(false, |machine| {
+        machine.check("without policies");
+        machine.put_policy("deny", ingress(app("web"), &[]));
+        machine.check("web accepts nothing");
+        machine.put_policy("allow", ingress(app("web"), &[rule(from_app("db"), Ports::Any)]));
+        machine.check("web accepts db");
+        let http = port(Protocol::Tcp, PortMatch::Named("http".into()));
+        machine.put_policy("allow", ingress(app("web"), &[rule(from_app("db"), http)]));
+        machine.check("web accepts db at a named port");
+        put_pod(&mut machine.world, "db", &[PODS[1].1, PODS[1].2], &[("app", "other")]);
+        machine.check("db has other labels");
+        put_pod(&mut machine.world, "db", &[PODS[1].1, PODS[1].2], &[("app", "db")]);
+        machine.put_policy("out", egress(app("web"), &[rule(block("0.0.0.0/0", &["10.244.0.0/16"]), Ports::Any)]));
+        machine.check("web sends outside only");
+        let ports = port(Protocol::Udp, PortMatch::Range { first: 80, last: 81 });
+        machine.put_policy("out", egress(app("web"), &[rule(block("::/0", &[]), ports)]));
+        machine.check("web sends by IPv6 and UDP only");
+        machine.put_policy(
+            "both",
+            NetworkPolicy {
+                pods: Selector::everything(),
+                ingress: Some([rule(from_app("web"), Ports::Any)].into()),
+                egress: Some([].into()),
+            },
+        );
+        machine.check("what one direction allows does not serve the other");
+        for name in ["deny", "allow", "out", "both"] {
+            machine.world.cluster.policies.remove(&ObjectName::new("shop", name));
+        }
+        machine.check("without policies again");
+        let saved = machine.saved();
+        assert!(!saved.contains("KUBE-POD-FW-") && !saved.contains("KUBE-SRC-"), "nothing is left over: {saved}");
+    });
+}
+
+#[test]
+fn a_restart_writes_nothing_and_a_label_changes_one_element() {
+    with_each(false, |machine| {
+        let numbers: Vec<PolicyPort> = (0..20)
+            .map(|n| PolicyPort {
+                protocol: Protocol::Sctp,
+                number: PortMatch::Range { first: n * 10, last: n * 10 + n % 3 },
+            })
+            .collect();
+        machine.put_policy(
+            "many",
+            ingress(
+                app("web"),
+                &[
+                    rule(from_app("db"), Ports::Of(numbers.into())),
+                    rule(block("0.0.0.0/0", &["203.0.113.0/24"]), Ports::Any),
+                    rule(block("::/0", &[]), port(Protocol::Tcp, PortMatch::Named("http".into()))),
+                    rule(Peers::Any, port(Protocol::Udp, PortMatch::Any)),
+                ],
+            ),
+        );
+        machine.put_policy(
+            "out",
+            egress(app("web"), &[rule(from_app("far"), port(Protocol::Tcp, PortMatch::Named("http".into())))]),
+        );
+        assert!(machine.settle() > 0);
+        let before = machine.saved();
+        assert_eq!(machine.restart(), 0, "{}", before);
+        put_pod(&mut machine.world, "far", &[PODS[2].1], &[("app", "db")]);
+        // It enters the set of peers of ingress and leaves both sets of egress, and one family goes.
+        let steps = machine.settle();
+        assert!(steps <= 4, "{steps}");
+    });
+}
+
+#[test]
+fn cleanup_leaves_what_was_there_before() {
+    with_each(false, |machine| {
+        run("ipset create BLOCKLIST hash:ip");
+        let six = |flavour| if flavour == Flavour::Legacy { "legacy" } else { "nft" };
+        for program in ["iptables", "ip6tables"] {
+            run(&format!("{program}-{} -A FORWARD -p tcp -m tcp --dport 9 -j DROP", six(machine.flavour)));
+        }
+        let plain = |machine: &Machine| {
+            machine.saved().lines().filter(|line| !line.starts_with(['#', ':'])).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let before = plain(machine);
+        machine.put_policy("deny", ingress(app("web"), &[rule(from_app("db"), Ports::Any)]));
+        machine.settle();
+        assert_ne!(plain(machine), before);
+        machine.mirrors = mirrors(machine.flavour);
+        let nothing = Desired::default();
+        machine.mirrors.round(&nothing, Authority::Complete, moment());
+        assert!(machine.mirrors.is_settled());
+        assert_eq!(plain(machine), before);
+    });
+}
+
+#[test]
+fn what_somebody_flushes_is_found_and_comes_back() {
+    with_each(false, |machine| {
+        machine.put_policy("deny", ingress(app("web"), &[rule(from_app("db"), Ports::Any)]));
+        machine.check("before");
+        let flavour = if machine.flavour == Flavour::Legacy { "legacy" } else { "nft" };
+        for program in ["iptables", "ip6tables"] {
+            run(&format!("{program}-{flavour} -F"));
+        }
+        assert!(!machine.mirrors.audit_rules(moment()).is_empty());
+        machine.round_until_settled();
+        machine.check("after the rules were flushed");
+        let sets = shell("ipset list -n | grep KUBE-SRC");
+        run(&format!("ipset flush {}", sets.lines().next().expect("there is a set")));
+        while !machine.mirrors.audit(moment()).1 {}
+        machine.round_until_settled();
+        machine.check("after a set was flushed");
+    });
+}
+
+#[test]
+fn refused_packets_are_counted_by_chain() {
+    with_each(false, |machine| {
+        machine.put_policy("deny", ingress(app("web"), &[]));
+        machine.settle();
+        for _ in 0..3 {
+            assert!(!machine.places.reaches(Family::V4, ("db", "web"), Protocol::Tcp, 80));
+        }
+        assert!(!machine.places.reaches(Family::V6, ("outside", "web"), Protocol::Tcp, 80));
+        let counted = counted(&machine.programs(), Table::Filter, &[Name::Prefix("KUBE-POD-FW-".into())]).unwrap();
+        let refused: BTreeMap<Family, u64> = counted
+            .iter()
+            .filter(|rule| rule.rule.contains("-j REJECT"))
+            .map(|rule| (rule.family, rule.packets))
+            .collect();
+        assert_eq!(refused, BTreeMap::from([(Family::V4, 3), (Family::V6, 1)]));
+    });
+}
+
+#[test]
+fn a_pod_is_closed_until_it_is_known_and_the_node_reaches_it_all_the_same() {
+    with_each(true, |machine| {
+        let plain = ObjectName::new("shop", "plain");
+        let pod = machine.world.cluster.pods.get(&plain).unwrap().clone();
+        machine.world.cluster.pods.remove(&plain);
+        machine.settle();
+        for family in Family::BOTH {
+            let reaches = |pair| machine.places.reaches(family, pair, Protocol::Tcp, 80);
+            assert!(!reaches(("plain", "outside")) && !reaches(("outside", "plain")) && !reaches(("db", "plain")));
+            assert!(reaches(("node", "plain")) && reaches(("plain", "node")) && reaches(("db", "node")));
+            assert!(reaches(("db", "outside")) && reaches(("outside", "db")) && reaches(("db", "web")));
+        }
+        machine.world.cluster.pods.insert(plain, (*pod).clone());
+        machine.check("everybody is known");
+        assert_eq!(machine.restart(), 0);
+    });
+}
+
+/// The rules that kube-router 2.11 writes, by hand and for one family: `web` accepts nothing but from `db`.
+const KUBE_ROUTER: &str = "*filter
+:KUBE-ROUTER-INPUT - [0:0]
+:KUBE-ROUTER-FORWARD - [0:0]
+:KUBE-ROUTER-OUTPUT - [0:0]
+:KUBE-NWPLCY-DEFAULT - [0:0]
+:KUBE-NWPLCY-COMMON - [0:0]
+:KUBE-NWPLCY-TAIL - [0:0]
+:KUBE-NWPLCY-VUOBX2QE27PMHWR4 - [0:0]
+:KUBE-POD-FW-CQ4BS6KVJJ6GC7XE - [0:0]
+-I INPUT 1 -m comment --comment \"kube-router netpol - 4IA2OSFRMVNDXBVV\" -j KUBE-ROUTER-INPUT
+-I FORWARD 1 -m comment --comment \"kube-router netpol - TEMCG2JMHZYE7H7T\" -j KUBE-ROUTER-FORWARD
+-I OUTPUT 1 -m comment --comment \"kube-router netpol - VEAAIY32XVBHCSCY\" -j KUBE-ROUTER-OUTPUT
+-A KUBE-NWPLCY-DEFAULT -m comment --comment \"rule to mark traffic matching a network policy\" -j MARK --set-xmark 0x10000/0x10000
+-A KUBE-NWPLCY-COMMON -m comment --comment \"\\\"rule to drop invalid state for pod\\\"\" -m conntrack --ctstate INVALID -j DROP
+-A KUBE-NWPLCY-COMMON -m comment --comment \"\\\"rule for stateful firewall for pod\\\"\" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A KUBE-NWPLCY-TAIL -m mark --mark 0x20000/0x20000 -m comment --comment \"rule to explicitly ACCEPT traffic that comply to network policies\" -j ACCEPT
+-A KUBE-NWPLCY-VUOBX2QE27PMHWR4 -m set --match-set KUBE-SRC-ZH7PMEL32QCTUMHX src -m set --match-set KUBE-DST-JEB2RTBKBRKVDVXX dst -j MARK --set-xmark 0x10000/0x10000
+-A KUBE-NWPLCY-VUOBX2QE27PMHWR4 -m set --match-set KUBE-SRC-ZH7PMEL32QCTUMHX src -m set --match-set KUBE-DST-JEB2RTBKBRKVDVXX dst -m mark --mark 0x10000/0x10000 -j RETURN
+-A KUBE-POD-FW-CQ4BS6KVJJ6GC7XE -j KUBE-NWPLCY-COMMON
+-A KUBE-POD-FW-CQ4BS6KVJJ6GC7XE -d 10.244.1.10/32 -m addrtype --src-type LOCAL -j ACCEPT
+-A KUBE-POD-FW-CQ4BS6KVJJ6GC7XE -s 10.244.1.10/32 -j KUBE-NWPLCY-DEFAULT
+-A KUBE-POD-FW-CQ4BS6KVJJ6GC7XE -d 10.244.1.10/32 -j KUBE-NWPLCY-VUOBX2QE27PMHWR4
+-A KUBE-POD-FW-CQ4BS6KVJJ6GC7XE -m mark ! --mark 0x10000/0x10000 -m limit --limit 10/min --limit-burst 10 -j NFLOG --nflog-group 100
+-A KUBE-POD-FW-CQ4BS6KVJJ6GC7XE -m mark ! --mark 0x10000/0x10000 -j REJECT --reject-with icmp-port-unreachable
+-A KUBE-POD-FW-CQ4BS6KVJJ6GC7XE -j MARK --set-xmark 0x0/0x10000
+-A KUBE-POD-FW-CQ4BS6KVJJ6GC7XE -j MARK --set-xmark 0x20000/0x20000
+-A KUBE-ROUTER-INPUT -s 10.244.1.10/32 -j KUBE-POD-FW-CQ4BS6KVJJ6GC7XE
+-A KUBE-ROUTER-FORWARD -d 10.244.1.10/32 -j KUBE-POD-FW-CQ4BS6KVJJ6GC7XE
+-A KUBE-ROUTER-FORWARD -s 10.244.1.10/32 -j KUBE-POD-FW-CQ4BS6KVJJ6GC7XE
+-A KUBE-ROUTER-FORWARD -j KUBE-NWPLCY-TAIL
+-A KUBE-ROUTER-OUTPUT -d 10.244.1.10/32 -j KUBE-POD-FW-CQ4BS6KVJJ6GC7XE
+-A KUBE-ROUTER-OUTPUT -s 10.244.1.10/32 -j KUBE-POD-FW-CQ4BS6KVJJ6GC7XE
+COMMIT
+";
+
+#[test]
+fn a_running_kube_router_is_taken_over_and_no_path_opens_or_closes_in_between() {
+    with_each(false, |machine| {
+        run("ipset create KUBE-SRC-ZH7PMEL32QCTUMHX hash:ip timeout 0");
+        run("ipset add KUBE-SRC-ZH7PMEL32QCTUMHX 10.244.1.11 timeout 0");
+        run("ipset create KUBE-DST-JEB2RTBKBRKVDVXX hash:ip timeout 0");
+        run("ipset add KUBE-DST-JEB2RTBKBRKVDVXX 10.244.1.10 timeout 0");
+        let flavour = if machine.flavour == Flavour::Legacy { "legacy" } else { "nft" };
+        shell(&format!("iptables-{flavour}-restore --noflush <<'RULES'\n{KUBE_ROUTER}RULES"));
+        machine.put_policy("web", ingress(app("web"), &[rule(from_app("db"), Ports::Any)]));
+        let (allowed, refused) = machine.places.clone().while_streaming(("db", "web"), ("plain", "web"), || {
+            std::thread::sleep(Duration::from_millis(100));
+            machine.settle();
+            std::thread::sleep(Duration::from_millis(100));
+        });
+        assert!(allowed.tried > 20 && allowed.passed == allowed.tried, "never closed: {allowed:?}");
+        assert!(refused.tried > 20 && refused.passed == 0, "never open: {refused:?}");
+        machine.check("taken over");
+        let saved = machine.saved();
+        for theirs in ["VUOBX2QE27PMHWR4", "CQ4BS6KVJJ6GC7XE", "ZH7PMEL32QCTUMHX", "JEB2RTBKBRKVDVXX"] {
+            assert!(!saved.contains(theirs), "{theirs} is left over: {saved}");
+        }
+    });
+}

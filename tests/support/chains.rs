@@ -1,0 +1,220 @@
+//! What becomes of a packet in the firewall's chains: the rules as they are written, read word by word, and the sets.
+//!
+//! Only the words that our rules use are understood; any other one fails the test, so that a new word gets its meaning
+//! here before it goes unnoticed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use sluice::firewall::verdict::{Packet, Traffic};
+use sluice::kernel::ipset::{ElementKey, Entry, SetName};
+use sluice::kernel::iptables::{Piece, Rules, Table};
+use sluice::net::{Family, Protocol};
+
+/// What the chains of the table `filter` look at.
+pub struct Chains<'a> {
+    pub rules: &'a BTreeMap<Piece, Rules>,
+    pub elements: &'a BTreeMap<ElementKey, ()>,
+    /// The addresses of the host itself.
+    pub local: &'a BTreeSet<IpAddr>,
+}
+
+/// What connection tracking says of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    New,
+    Established,
+    Invalid,
+}
+
+/// What became of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    Accepted,
+    Rejected,
+    Dropped,
+    /// It is left to the rules of others.
+    Left,
+}
+
+/// A packet on its way.
+pub struct Traced {
+    pub packet: Packet,
+    pub state: State,
+    pub mark: u32,
+}
+
+enum Outcome {
+    Ended(Fate),
+    Returned,
+}
+
+impl Fate {
+    pub fn passes(self) -> bool {
+        matches!(self, Fate::Accepted | Fate::Left)
+    }
+}
+
+impl Chains<'_> {
+    /// What becomes of a packet in a built-in chain, and the mark that it has then.
+    pub fn fate(&self, builtin: &str, mut traced: Traced) -> (Fate, u32) {
+        let family = Family::from(traced.packet.destination);
+        for (piece, rules) in self.rules {
+            let Piece::Jump { family: its, table: Table::Filter, from, to } = piece else { continue };
+            if *its != family || from != builtin || !rules.0.iter().any(|rule| self.matches(rule, &traced)) {
+                continue;
+            }
+            if let Outcome::Ended(fate) = self.chain(family, to, &mut traced, 0) {
+                return (fate, traced.mark);
+            }
+        }
+        (Fate::Left, traced.mark)
+    }
+
+    fn chain(&self, family: Family, name: &str, traced: &mut Traced, depth: usize) -> Outcome {
+        assert!(depth < 10, "chains that jump in a circle: {name}");
+        let piece = Piece::Chain { family, table: Table::Filter, chain: name.into() };
+        let rules = self.rules.get(&piece).unwrap_or_else(|| panic!("a jump to {piece}, which does not exist"));
+        for rule in &rules.0 {
+            if !self.matches(rule, traced) {
+                continue;
+            }
+            let words = words(rule);
+            let at = words.iter().position(|word| word == "-j" || word == "-g").expect("a rule has a target");
+            match words[at + 1].as_str() {
+                "ACCEPT" => return Outcome::Ended(Fate::Accepted),
+                "REJECT" => return Outcome::Ended(Fate::Rejected),
+                "DROP" => return Outcome::Ended(Fate::Dropped),
+                "RETURN" => return Outcome::Returned,
+                "NFLOG" => {}
+                "MARK" => {
+                    let (value, mask) = mark(&words[at + 3]);
+                    assert_eq!(words[at + 2], "--set-xmark");
+                    traced.mark = (traced.mark & !mask) ^ value;
+                }
+                chain => {
+                    let outcome = self.chain(family, chain, traced, depth + 1);
+                    if matches!(outcome, Outcome::Ended(_)) || words[at] == "-g" {
+                        return outcome;
+                    }
+                }
+            }
+        }
+        Outcome::Returned
+    }
+
+    fn matches(&self, rule: &str, traced: &Traced) -> bool {
+        let words = words(rule);
+        let mut words = words.iter().map(String::as_str);
+        let mut negated = false;
+        while let Some(word) = words.next() {
+            let mut next = || words.next().expect("an option has a value");
+            let holds = match word {
+                "-j" | "-g" => break,
+                "!" => {
+                    negated = true;
+                    continue;
+                }
+                "-m" => {
+                    next();
+                    continue;
+                }
+                "--comment" | "--limit" | "--limit-burst" => {
+                    next();
+                    continue;
+                }
+                "-s" => prefix(next()).contains(&traced.packet.source),
+                "-d" => prefix(next()).contains(&traced.packet.destination),
+                "-p" => is_protocol(next(), traced.packet.traffic),
+                "--icmp-type" | "--icmpv6-type" => {
+                    let number: u8 = next().parse().expect("the number of a kind");
+                    traced.packet.traffic == Traffic::Icmp { kind: number }
+                }
+                "--ctstate" => next().split(',').any(|state| is_state(state, traced.state)),
+                "--mark" => {
+                    let (value, mask) = mark(next());
+                    traced.mark & mask == value
+                }
+                "--src-type" => next() == "LOCAL" && self.local.contains(&traced.packet.source),
+                "--dst-type" => next() == "LOCAL" && self.local.contains(&traced.packet.destination),
+                "--dports" => is_among(next(), traced.packet.traffic),
+                "--match-set" => {
+                    let set = next();
+                    self.is_in(set, next(), &traced.packet)
+                }
+                other => panic!("{other:?} is a word that this reader does not know: {rule}"),
+            };
+            if holds == std::mem::take(&mut negated) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn is_in(&self, set: &str, sides: &str, packet: &Packet) -> bool {
+        let set = SetName(set.into());
+        let has = |entry| self.elements.contains_key(&ElementKey { set: set.clone(), entry });
+        let address = match sides {
+            "src" => packet.source,
+            "dst" => packet.destination,
+            "dst,dst" => {
+                let Traffic::Port { protocol, port } = packet.traffic else { return false };
+                return has(Entry::IpPort(packet.destination, protocol, port));
+            }
+            other => panic!("{other:?} is a side that this reader does not know"),
+        };
+        let bits = Family::from(address).host_bits();
+        let around = |length| IpNet::new(address, length).expect("a length of the family").trunc();
+        has(Entry::Ip(address)) || (0..=bits).any(|length| has(Entry::Net(around(length))))
+    }
+}
+
+fn is_protocol(name: &str, traffic: Traffic) -> bool {
+    match traffic {
+        Traffic::Icmp { .. } => name == "icmp" || name == "ipv6-icmp",
+        Traffic::Port { protocol, .. } => Protocol::ALL.into_iter().any(|p| p.to_string() == name && p == protocol),
+    }
+}
+
+fn is_state(name: &str, state: State) -> bool {
+    match name {
+        "NEW" => state == State::New,
+        "ESTABLISHED" => state == State::Established,
+        "INVALID" => state == State::Invalid,
+        "RELATED" | "UNTRACKED" => false,
+        other => panic!("{other:?} is a state that this reader does not know"),
+    }
+}
+
+fn is_among(ranges: &str, traffic: Traffic) -> bool {
+    let Traffic::Port { port, .. } = traffic else { return false };
+    assert!(ranges.split([',', ':']).count() <= 15, "multiport takes 15 numbers: {ranges}");
+    ranges.split(',').any(|range| {
+        let (first, last) = range.split_once(':').unwrap_or((range, range));
+        let number = |text: &str| text.parse::<u16>().expect("a port");
+        (number(first)..=number(last)).contains(&port)
+    })
+}
+
+fn prefix(text: &str) -> IpNet {
+    text.parse().expect("a prefix")
+}
+
+fn mark(text: &str) -> (u32, u32) {
+    let number = |text: &str| u32::from_str_radix(text.trim_start_matches("0x"), 16).expect("a number of a mark");
+    let (value, mask) = text.split_once('/').expect("a mark has a mask");
+    (number(value), number(mask))
+}
+
+/// The words of a rule, without quotes.
+fn words(rule: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    for (place, part) in rule.split('"').enumerate() {
+        match place % 2 {
+            0 => words.extend(part.split_whitespace().map(str::to_owned)),
+            _ => words.push(part.to_owned()),
+        }
+    }
+    words
+}
