@@ -1,4 +1,5 @@
-//! What the BGP speaker's calculation costs: two neighbours send 100,000 prefixes each, a third one is told.
+//! What the BGP speaker's calculation costs: two neighbours send 100,000 prefixes each, a third one is told; 1,000 clients of a
+//! reflector; 100 clients with ten routes each.
 //!
 //! `cargo bench --bench bgp [PREFIXES]`: native, without sockets. Bytes go in as they come from a socket, in pieces of 64 KiB, and
 //! come out as they would go into one. `scripts/bench router` measures the whole.
@@ -73,7 +74,7 @@ fn asn(neighbour: usize) -> u32 {
 }
 
 fn address(neighbour: usize) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(203, 0, 113, neighbour as u8 + 1))
+    IpAddr::V4(Ipv4Addr::from(0xcb00_7101 + neighbour as u32))
 }
 
 fn link(neighbour: usize) -> LinkId {
@@ -101,9 +102,13 @@ fn at() -> Moment {
 
 /// Brings up a session, and counts what comes of it.
 fn join(speaker: &mut Speaker, neighbour: usize, counted: &mut Counted) {
+    join_as(speaker, neighbour, asn(neighbour), counted);
+}
+
+fn join_as(speaker: &mut Speaker, neighbour: usize, asn: u32, counted: &mut Counted) {
     let settings = Settings {
         local: Local { asn: OWN, identifier: Ipv4Addr::new(192, 0, 2, 1) },
-        asn: Some(asn(neighbour)),
+        asn: Some(asn),
         passive: true,
         hold_time: 90,
         connect_retry: Duration::from_secs(60),
@@ -113,7 +118,7 @@ fn join(speaker: &mut Speaker, neighbour: usize, counted: &mut Counted) {
     let wanted = Wanted {
         address: address(neighbour),
         settings,
-        client: false,
+        client: asn == OWN,
         own: PerFamily { v4: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))), v6: None },
         next_hop_self: false,
         most: PerFamily::default(),
@@ -124,10 +129,10 @@ fn join(speaker: &mut Speaker, neighbour: usize, counted: &mut Counted) {
     let capabilities = Capabilities {
         families: PerFamily { v4: true, v6: true },
         multiprotocol: true,
-        asn: Some(asn(neighbour)),
+        asn: Some(asn),
         ..Capabilities::default()
     };
-    let open = Open { asn: asn(neighbour), hold_time: 90, identifier, capabilities };
+    let open = Open { asn, hold_time: 90, identifier, capabilities };
     receive(speaker, neighbour, &message::open(&open), counted);
     receive(speaker, neighbour, &message::keepalive(), counted);
     assert!(speaker.neighbour(address(neighbour)).is_some_and(|one| one.peer().session().is_some()));
@@ -223,6 +228,46 @@ fn changes(speaker: &mut Speaker, prefixes: usize) {
     took.sort_unstable();
     let percentile = |percent: usize| took[took.len() * percent / 100].as_secs_f64() * 1e6;
     println!("  one change: {:.1} us, 99 of 100 within {:.1} us", percentile(50), percentile(99));
+}
+
+/// Neighbours inside of our system that come all at once, each with a prefix of both families.
+fn mesh(neighbours: usize) {
+    let before = resident();
+    let mut speaker = speaker();
+    let mut counted = Counted::default();
+    let begun = Instant::now();
+    for neighbour in 0..neighbours {
+        join_as(&mut speaker, neighbour, OWN, &mut counted);
+        let v4 = Ipv4Net::new(Ipv4Addr::from(0x0af4_0000 + ((neighbour as u32) << 8)), 24).expect("a length").into();
+        let bits = 0xfd00_0010_0244 << 80 | (neighbour as u128) << 64;
+        let v6 = ipnet::Ipv6Net::new(bits.into(), 64).expect("a length").into();
+        let next_hop = IpAddr::V6((0x2001_0db8_0002 << 80 | neighbour as u128).into());
+        for (family, prefix, next_hop) in [(Family::V4, v4, address(neighbour)), (Family::V6, v6, next_hop)] {
+            let mut packing = Packing::new(Dialect { internal: true, ..DIALECT });
+            assert!(packing.announce(family, &Attributes::local(next_hop), &[prefix]));
+            receive(&mut speaker, neighbour, &packing.finish().0, &mut counted);
+        }
+    }
+    assert_eq!(speaker.rib().table().len(), 2 * neighbours);
+    let took = begun.elapsed().as_secs_f64() * 1e3;
+    let memory = resident().saturating_sub(before) as f64 / f64::from(1 << 20);
+    println!("{neighbours} clients with two prefixes each, all told of all: {took:.1} ms, {memory:.1} MiB");
+}
+
+/// Clients of a reflector.
+fn reflector(clients: usize, routes: usize) {
+    let mut speaker = speaker();
+    let mut counted = Counted::default();
+    (0..clients).for_each(|client| join_as(&mut speaker, client, OWN, &mut counted));
+    let begun = Instant::now();
+    for client in 0..clients {
+        let mut packing = Packing::new(Dialect { internal: true, ..DIALECT });
+        let prefixes: Vec<IpNet> = (0..routes).map(|route| prefix(client * routes + route)).collect();
+        assert!(packing.announce(Family::V4, &Attributes::local(address(client)), &prefixes));
+        receive(&mut speaker, client, &packing.finish().0, &mut counted);
+    }
+    let took = begun.elapsed().as_secs_f64() * 1e3;
+    println!("a reflector, {clients} clients with {routes} routes each: {took:.1} ms");
 }
 
 /// The memory that the process occupies, in bytes.

@@ -355,7 +355,9 @@ fn is_usable(rules: &Rules, source: &Source, attributes: &Attributes) -> bool {
         || rare.clusters.contains(&own.cluster);
     // RFC 4271 6.3: a next hop that is our own address, or none.
     let next_hop = attributes.next_hop;
-    let nowhere = next_hop.is_unspecified() || next_hop.is_multicast() || next_hop.is_loopback();
+    // Among speakers on one host, as in tests, the addresses of the loopback device lead somewhere.
+    let loopback = next_hop.is_loopback() && !source.address.is_loopback();
+    let nowhere = next_hop.is_unspecified() || next_hop.is_multicast() || loopback;
     let broadcast = matches!(next_hop, IpAddr::V4(next_hop) if next_hop.is_broadcast());
     // A neighbour outside that does not begin the path with its own number hides where the route came from.
     let headless = source.kind == Kind::External && attributes.as_path.neighbour().is_none();

@@ -331,3 +331,26 @@ fn bounds(family: Family) -> (Bound<IpNet>, Bound<IpNet>) {
         Family::V6 => (Bound::Included(first_of_v6), Bound::Unbounded),
     }
 }
+
+#[cfg(test)]
+impl Table {
+    /// What must always be true.
+    pub fn check(&self) {
+        let mut counts: BTreeMap<PeerId, PerFamily<Count>> = BTreeMap::new();
+        for (prefix, paths) in &self.paths {
+            assert!(!paths.is_empty(), "{prefix} has no routes");
+            let used = |path: &Path| path.used.as_ref().is_some_and(|used| !self.unreachable.contains(&used.next_hop));
+            assert!(paths.iter().all(|path| !used(path)) || used(&paths[0]), "the best stands first");
+            for path in paths {
+                let count = counts.entry(path.source).or_default().of_mut(Family::from(*prefix));
+                count.received += 1;
+                count.used += u32::from(path.used.is_some());
+                assert_eq!(paths.iter().filter(|other| other.source == path.source).count(), 1);
+            }
+        }
+        for (source, count) in &self.counts {
+            assert_eq!(counts.remove(source).unwrap_or_default(), *count, "{source:?}");
+        }
+        assert_eq!(counts, BTreeMap::new());
+    }
+}

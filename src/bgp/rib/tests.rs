@@ -131,6 +131,7 @@ impl Bench {
 
     /// What everybody has been told is what everybody is to see.
     fn check(&mut self) {
+        self.rib.table().check();
         let peers: Vec<PeerId> = self.told.keys().copied().collect();
         for peer in peers {
             let all = Family::BOTH.into_iter().flat_map(|family| self.rib.table().walk(family, None));

@@ -8,6 +8,7 @@ use super::super::policy::{Decision, Policy};
 use super::super::rib::{Bounds, Own};
 use super::super::session::{Local, Restart as Graceful, Settings, State};
 use super::*;
+use proptest::prelude::*;
 
 const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
@@ -304,4 +305,44 @@ fn messages_are_counted() {
     let neighbour = bench.speaker.neighbour(address(2)).unwrap();
     assert_eq!(neighbour.peer().received(), [0, 1, 1, 0, 1, 0]);
     assert_eq!(neighbour.sent(), [0, 1, 2, 0, 1, 2], "two ends, and a question for each family");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1024) })]
+
+    #[test]
+    fn rubbish_from_one_neighbour_breaks_nothing_and_leaves_the_other_one_alone(
+        wrong in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
+        cut in 1..200_usize,
+        internal in any::<bool>(),
+    ) {
+        let mut bench = Bench::new(None);
+        bench.want(wanted(2));
+        bench.want(wanted(3));
+        let (odd, other) = (bench.come(2, Some(false)), bench.come(3, None));
+        bench.announce(other, 3, &prefixes(2));
+        let families = ALL;
+        let dialect = Dialect { internal, four_octets: true, families, extended_next_hop: true, extended_message: false };
+        let mut packing = Packing::new(dialect);
+        let mut attributes = Attributes::local(address(2));
+        attributes.as_path = AsPath::sequence(&[64999, 64998]);
+        attributes.add_communities(&[message::Community(1), message::Community(2)]);
+        attributes.change_rare(|rare| rare.originator = Some(Ipv4Addr::new(192, 0, 2, 7)));
+        prop_assert!(packing.announce(Family::V4, &attributes, &prefixes(9)));
+        let attributes = attributes.with_next_hop("2001:db8:2::2".parse().unwrap());
+        prop_assert!(packing.announce(Family::V6, &attributes, &["fd00:10:244::/64".parse().unwrap()]));
+        packing.withdraw(Family::V4, &prefixes(3));
+        let mut stream = packing.finish().0;
+        stream.extend(message::refresh(&Refresh { family: Family::V4, kind: RefreshKind::Begin }));
+        stream.extend(message::end_of_rib(Family::V6));
+        for (at, byte) in wrong {
+            let at = at.index(stream.len());
+            stream[at] = byte;
+        }
+        stream.chunks(cut).for_each(|piece| bench.receive(odd, piece));
+        prop_assert_eq!(bench.state(3), State::Established);
+        let id = bench.speaker.neighbour(address(3)).unwrap().id();
+        prop_assert_eq!(bench.speaker.rib().table().count(id).v4.received, 2);
+        bench.speaker.rib().table().check();
+    }
 }
