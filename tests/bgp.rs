@@ -18,9 +18,11 @@ mod random;
 #[path = "bgp/walk.rs"]
 mod walk;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use random::number;
+use network::{Network, Plan};
+use random::{Random, number};
 use walk::Walk;
 
 #[test]
@@ -44,4 +46,73 @@ fn whatever_happens_all_speakers_come_to_the_tables_that_a_direct_computation_gi
         sessions += walk.network.sessions;
     }
     assert!(sessions > 10, "there were sessions");
+}
+
+/// Three hosts in a row, each in a system of its own, with a route of each family.
+fn row(graceful: bool) -> Network {
+    let plans = (0..3_usize).map(|host| {
+        let peers: &[usize] = [&[1][..], &[0, 2], &[1]][host];
+        let origins = [format!("10.244.{host}.0/24"), format!("fd00:10:244:{host}::/64")];
+        Plan {
+            asn: 64512 + host as u32,
+            peers: peers.iter().map(|peer| (*peer, false)).collect::<BTreeMap<usize, bool>>(),
+            next_hop_self: false,
+            restarts_gracefully: graceful,
+            origins: origins.iter().map(|text| text.parse().expect("a prefix")).collect(),
+            blocked: BTreeSet::new(),
+            stopped: BTreeSet::new(),
+        }
+    });
+    let mut network = Network::new(plans.collect(), Random::new(1));
+    network.pass(Duration::from_secs(5));
+    let all = network.hosts.iter().map(|host| host.kernel.len());
+    assert_eq!(all.collect::<Vec<_>>(), [6, 6, 6], "all have heard of all");
+    network
+}
+
+#[test]
+fn a_speaker_that_restarts_gracefully_costs_its_neighbours_no_route() {
+    let mut network = row(true);
+    let before: Vec<_> = network.hosts.iter().map(|host| host.kernel.clone()).collect();
+    network.kill(1, false);
+    network.pass(Duration::from_secs(10));
+    network.start(1, true);
+    network.pass(Duration::from_millis(700));
+    let after: Vec<_> = network.hosts.iter().map(|host| host.kernel.clone()).collect();
+    assert_eq!(after, before, "in less than a second");
+    network.pass(Duration::from_secs(300));
+    assert!(network.hosts.iter().all(|host| host.removed == 0));
+    assert!(network.hosts.iter().all(|host| host.kernel.len() == 6));
+}
+
+#[test]
+fn a_speaker_that_does_not_come_back_loses_its_routes_when_its_time_is_over() {
+    let mut network = row(true);
+    network.kill(1, false);
+    network.pass(Duration::from_secs(39));
+    assert_eq!(network.hosts[0].kernel.len(), 6);
+    network.pass(Duration::from_secs(2));
+    assert_eq!(network.hosts[0].kernel.len(), 2);
+}
+
+#[test]
+fn a_speaker_that_restarts_otherwise_loses_its_routes_at_once() {
+    let mut network = row(false);
+    network.kill(1, false);
+    network.pass(Duration::from_millis(100));
+    assert_eq!((network.hosts[0].kernel.len(), network.hosts[2].kernel.len()), (2, 2));
+    network.start(1, false);
+    network.pass(Duration::from_secs(5));
+    assert_eq!((network.hosts[0].kernel.len(), network.hosts[2].kernel.len()), (6, 6));
+}
+
+#[test]
+fn a_host_that_dies_without_notice_and_comes_back_replaces_its_dead_sessions_without_waiting_for_a_timer() {
+    let mut network = row(true);
+    network.kill(1, true);
+    network.pass(Duration::from_secs(2));
+    network.start(1, true);
+    network.pass(Duration::from_secs(3));
+    assert!(network.hosts.iter().all(|host| host.kernel.len() == 6));
+    assert!(network.hosts.iter().all(|host| host.removed == 0));
 }

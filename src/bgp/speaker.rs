@@ -430,7 +430,9 @@ impl Speaker {
         let late = restart.deferral <= at.now;
         restart.next =
             if restart.patience > at.now { restart.patience.min(restart.deferral) } else { restart.deferral };
-        let missing = restart.patience > at.now && self.neighbours.values().any(Neighbour::is_missing);
+        // Before the first neighbour is wanted nobody knows how many there will be.
+        let unknown = self.neighbours.is_empty() || self.neighbours.values().any(Neighbour::is_missing);
+        let missing = restart.patience > at.now && unknown;
         let over = |family: Family| {
             late || !missing && self.neighbours.values().all(|neighbour| !neighbour.is_awaited(family))
         };

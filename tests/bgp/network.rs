@@ -39,6 +39,8 @@ pub struct Host {
     pub speaker: Option<Speaker>,
     /// What a kernel would have been told.
     pub kernel: BTreeMap<IpNet, IpAddr>,
+    /// How often it was told to take a route away.
+    pub removed: usize,
     dials: BTreeMap<usize, u64>,
 }
 
@@ -120,7 +122,7 @@ fn export(blocked: &BTreeSet<IpNet>) -> Policies {
 impl Network {
     pub fn new(plans: Vec<Plan>, random: Random) -> Network {
         let now = Instant::now();
-        let host = |plan| Host { plan, speaker: None, kernel: BTreeMap::new(), dials: BTreeMap::new() };
+        let host = |plan| Host { plan, speaker: None, kernel: BTreeMap::new(), removed: 0, dials: BTreeMap::new() };
         let hosts: Vec<Host> = plans.into_iter().map(host).collect();
         let mut network = Network {
             now,
@@ -294,7 +296,10 @@ impl Network {
                     for change in routes {
                         match change.next_hops.first() {
                             Some(next_hop) => self.hosts[host].kernel.insert(change.prefix, *next_hop),
-                            None => self.hosts[host].kernel.remove(&change.prefix),
+                            None => {
+                                self.hosts[host].removed += 1;
+                                self.hosts[host].kernel.remove(&change.prefix)
+                            }
                         };
                     }
                 }

@@ -234,6 +234,15 @@ fn who_says_no_end_or_waits_for_ours_is_not_waited_for() {
 }
 
 #[test]
+fn a_restart_is_not_over_before_the_neighbours_are_known() {
+    let mut bench = Bench::new(RESTARTING);
+    bench.step(Input::Originate(prefixes(1)[0], Box::new(Attributes::local(address(1)))));
+    assert!(bench.speaker.is_restarting());
+    bench.pass(Duration::from_secs(1));
+    assert!(!bench.speaker.is_restarting(), "there are none");
+}
+
+#[test]
 fn a_neighbour_that_never_ends_delays_a_restart_within_bounds() {
     let mut bench = Bench::new(RESTARTING);
     bench.want(wanted(2));
