@@ -62,6 +62,13 @@ fn what_kube_router_left_is_taken_over_and_no_connection_ends() {
 }
 
 #[test]
+fn a_remembered_service_is_put_into_an_empty_kernel_only() {
+    for seed in 0..20 {
+        Walk::new(seed).remembers_more_than_the_kernel_holds();
+    }
+}
+
+#[test]
 fn a_set_becomes_smaller_when_its_elements_have_gone() {
     Walk::new(1).a_set_is_made_smaller();
 }

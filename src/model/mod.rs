@@ -37,7 +37,8 @@ pub enum Authority {
     /// Nothing is known yet: the kernel stays as it is.
     Nothing,
     /// The last known state from disk, used while the cluster cannot be reached. The kernel may be newer
-    /// than the file, so only what is missing altogether is created; nothing that exists changes or goes.
+    /// than the file, so nothing that exists changes or goes, and where the kernel holds anything of ours
+    /// that could be told from the file, what it lacks is taken for deleted: the file is for a kernel that is empty.
     Remembered,
     /// Some objects could not be read (a manifest that does not parse, say): what is known is put in
     /// place, but nothing shrinks, because absence proves nothing.

@@ -17,7 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use compact_str::CompactString;
 use ipnet::IpNet;
@@ -31,13 +31,14 @@ use crate::kernel::link::{Link, LinkName};
 use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{Setting, Wanted};
 use crate::model::Authority;
-use crate::net::{Family, Protocol};
+use crate::net::Family;
 use crate::reconcile::{Drift, Growth, Mirror, Moment, Reflection, Target};
 
 use super::desired::{Changed, Desired};
 use super::endpoints::DRAINING;
 use super::names::Set;
 use super::plan::{local_route_key, services_on};
+use super::udp_flows::UdpFlows;
 
 /// The families of kernel objects that the service proxy keeps. Implemented once on Linux (`linux`) and once
 /// in memory for the simulation.
@@ -101,17 +102,11 @@ pub struct Mirrors<K: Kernel> {
     routes: Mirror<K::Routes>,
     addresses: Mirror<K::Addresses>,
     excluded: Vec<IpNet>,
-    /// UDP virtual services that changed and are not yet as wanted, with the destinations they have had since.
-    udp: BTreeMap<ServiceKey, BTreeSet<SocketAddr>>,
-    /// Flows that are to be forgotten, and were not yet.
-    flows: Vec<Flows>,
-    /// When to try that again, after it failed.
-    flows_at: Option<Instant>,
+    udp: UdpFlows,
+    /// Whether a remembered cluster is put in place; `None` until the kernel could be read.
+    uses_memory: Option<bool>,
     audited: usize,
 }
-
-/// How long after a failure the kernel is asked again to forget flows.
-const FORGET_AGAIN: Duration = Duration::from_secs(5);
 
 /// What one round did.
 #[derive(Default, Debug)]
@@ -144,9 +139,8 @@ impl<K: Kernel> Mirrors<K> {
             routes: Mirror::new(targets.routes),
             addresses: Mirror::new(targets.addresses),
             excluded,
-            udp: BTreeMap::new(),
-            flows: Vec::new(),
-            flows_at: None,
+            udp: UdpFlows::default(),
+            uses_memory: None,
             audited: 0,
         }
     }
@@ -161,9 +155,7 @@ impl<K: Kernel> Mirrors<K> {
         changed.rules.iter().for_each(|key| self.rules.mark(key.clone()));
         changed.virtuals.iter().for_each(|key| self.virtuals.mark(*key));
         changed.routes.iter().for_each(|key| self.routes.mark(key.clone()));
-        for key in changed.virtuals.iter().filter(|key| is_udp(key)) {
-            self.udp.entry(*key).or_default();
-        }
+        changed.virtuals.iter().for_each(|key| self.udp.mark(*key));
     }
 
     /// One round: growing as far as `authority` allows, then shrinking where it is allowed.
@@ -182,8 +174,12 @@ impl<K: Kernel> Mirrors<K> {
             // A set that was made anew may have lost its elements.
             self.elements.forget();
         }
-        self.elements.grow(&desired.elements, growth, at);
         self.rules.grow(&desired.rules, growth, at);
+        let growth = match authority {
+            Authority::Remembered if !self.uses_memory(desired, at) => Growth::Nothing,
+            _ => growth,
+        };
+        self.elements.grow(&desired.elements, growth, at);
         let mut changed: BTreeSet<ServiceKey> = self.grow_virtuals(desired, growth, at).into_iter().collect();
         self.grow_routes(desired, growth, at);
 
@@ -191,8 +187,7 @@ impl<K: Kernel> Mirrors<K> {
         if authority == Authority::Complete {
             self.routes.shrink(&desired.routes, at);
             changed.extend(self.shrink_virtuals(desired, at));
-            self.note_flows(desired);
-            flows = self.forget_flows(at);
+            flows = self.forget_flows(desired, at);
             self.rules.shrink(&desired.rules, at);
             self.shrink_elements(desired, at);
             self.shrink_sets(desired, at);
@@ -277,12 +272,12 @@ impl<K: Kernel> Mirrors<K> {
 
     /// When the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.reflections().into_iter().filter_map(|family| family.retry_at()).chain(self.flows_at).min()
+        self.reflections().into_iter().filter_map(|family| family.retry_at()).chain(self.udp.retry_at()).min()
     }
 
     /// True when every family is known to be as wanted.
     pub fn is_settled(&self) -> bool {
-        self.flows.is_empty() && self.reflections().into_iter().all(|family| family.is_settled())
+        self.udp.is_settled() && self.reflections().into_iter().all(|family| family.is_settled())
     }
 
     fn steps_done(&self) -> u64 {
@@ -319,7 +314,9 @@ impl<K: Kernel> Mirrors<K> {
         if !self.learn_virtuals(desired, at) {
             return Vec::new();
         }
-        self.note_udp_destinations();
+        if let Some(seen) = self.virtuals.seen() {
+            self.udp.note_before(seen);
+        }
         let elements = &self.elements;
         let all = elements.is_settled();
         let is_marked = |key: &ServiceKey| all || port_element(key).is_none_or(|element| elements.has(&element));
@@ -397,51 +394,23 @@ impl<K: Kernel> Mirrors<K> {
         self.sets.shrink_where(&desired.sets, at, |set, _| is_empty(set));
     }
 
-    /// Notes the destinations that changed UDP services have in the kernel before this round.
-    fn note_udp_destinations(&mut self) {
-        let Some(seen) = self.virtuals.seen() else { return };
-        for (key, before) in &mut self.udp {
-            let existing = seen.get(key).into_iter().flat_map(|existing| existing.destinations.iter());
-            before.extend(existing.map(|destination| destination.address));
-        }
-    }
-
-    /// UDP has no end of connection: a client goes on sending to a backend that is gone for as long as the
-    /// flow is tracked, so the flows to removed destinations are to be forgotten, once the removal is certain.
-    fn note_flows(&mut self, desired: &Desired) {
+    fn forget_flows(&mut self, desired: &Desired, at: Moment) -> Option<Result<usize, String>> {
         let virtuals = &self.virtuals;
-        let flows = &mut self.flows;
-        self.udp.retain(|key, before| {
-            let existing = virtuals.seen().and_then(|seen| seen.get(key));
-            let is_certain = existing.is_some() || virtuals.lacks(*key..=*key);
-            if !is_certain || existing != desired.virtuals.get(key) {
-                return true;
-            }
-            let ServiceKey::Address { address, protocol, port } = *key else { return false };
-            let original_destination = SocketAddr::new(address, port);
-            let flow = |backend: &SocketAddr| Flows { protocol, original_destination, reply_source: *backend };
-            // What failed to be forgotten before is healthy when its backend has come back.
-            flows.retain(|flow| {
-                flow.original_destination != original_destination || !has_destination(existing, flow.reply_source)
-            });
-            flows.extend(before.iter().filter(|backend| !has_destination(existing, **backend)).map(flow));
-            false
+        self.udp.note_after(&desired.virtuals, |key| match virtuals.seen().and_then(|seen| seen.get(key)) {
+            Some(existing) => Ok(Some(existing)),
+            None if virtuals.lacks(*key..=*key) => Ok(None),
+            None => Err(()),
         });
+        self.udp.forget(at.now, |flows| self.kernel.forget_flows(flows))
     }
 
-    fn forget_flows(&mut self, at: Moment) -> Option<Result<usize, String>> {
-        if self.flows.is_empty() || self.flows_at.is_some_and(|due| at.now < due) {
-            return None;
+    /// Whether a remembered cluster is put in place: only where the kernel holds no virtual service of ours, as after
+    /// a boot. Otherwise the kernel is the newer memory: what it lacks was deleted after the file was written.
+    fn uses_memory(&mut self, desired: &Desired, at: Moment) -> bool {
+        if self.uses_memory.is_none() {
+            self.uses_memory = self.existing_virtuals(desired, at).map(BTreeMap::is_empty);
         }
-        let forgotten = self.kernel.forget_flows(&self.flows);
-        match &forgotten {
-            Ok(_) => {
-                self.flows.clear();
-                self.flows_at = None;
-            }
-            Err(_) => self.flows_at = Some(at.now + FORGET_AGAIN),
-        }
-        Some(forgotten)
+        self.uses_memory.unwrap_or(false)
     }
 
     /// kube-router gives the device an address for every service. We have local routes instead, which cost
@@ -463,10 +432,6 @@ fn audit_one(family: &mut dyn Reflection, at: Moment) -> (Vec<Found>, bool) {
     (audited.drift.into_iter().map(|drift| Found { family: name, drift }).collect(), audited.finished)
 }
 
-fn has_destination(existing: Option<&Virtual>, address: SocketAddr) -> bool {
-    existing.is_some_and(|existing| existing.destinations.iter().any(|other| other.address == address))
-}
-
 /// The element by which a virtual service is known to be ours.
 fn port_element(key: &ServiceKey) -> Option<ElementKey> {
     let ServiceKey::Address { address, protocol, port } = *key else { return None };
@@ -477,8 +442,4 @@ fn port_element(key: &ServiceKey) -> Option<ElementKey> {
 /// The element by which the guard knows a service address.
 fn address_element(address: IpAddr) -> ElementKey {
     ElementKey { set: Set::ServiceAddresses.name(Family::from(address)), entry: Entry::Ip(address) }
-}
-
-fn is_udp(key: &ServiceKey) -> bool {
-    matches!(key, ServiceKey::Address { protocol: Protocol::Udp, .. })
 }

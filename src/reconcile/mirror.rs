@@ -28,6 +28,8 @@ pub enum Growth {
     /// Create what is missing, leave alone what exists in any form: for a remembered cluster, which may be
     /// older than the kernel.
     OnlyMissing,
+    /// Only find out what exists.
+    Nothing,
 }
 
 /// An object that was not as we left it, found by an audit.
@@ -170,7 +172,7 @@ impl<T: Target> Mirror<T> {
             return Vec::new();
         }
         let steps = self.planned(want, |key, have, wanted| match (have, wanted) {
-            (None, Some(wanted)) => may_come(key).then(|| Some(wanted.clone())),
+            (None, Some(wanted)) => (growth != Growth::Nothing && may_come(key)).then(|| Some(wanted.clone())),
             (Some(have), Some(wanted)) if have != wanted && growth == Growth::Full => {
                 let grown = T::grown(have, wanted);
                 (grown != *have).then_some(Some(grown))

@@ -6,7 +6,7 @@ use sluice::kernel::address::AddressKey;
 use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::kernel::link::LinkName;
 use sluice::kernel::route::TABLE_LOCAL;
-use sluice::model::Authority;
+use sluice::model::{Authority, World};
 use sluice::net::Family;
 use sluice::proxy::names::{CHAIN_SNAT, DEVICE};
 
@@ -33,6 +33,47 @@ impl Walk {
         self.round();
         self.clock.pass(Duration::from_secs(1));
         self.settle();
+    }
+}
+
+impl Walk {
+    /// The last known state was written before Services were deleted, and the program starts while the cluster cannot
+    /// be reached: what was deleted does not come back. In an empty kernel everything that is remembered does.
+    pub fn remembers_more_than_the_kernel_holds(&mut self) {
+        self.world.authority = Authority::Complete;
+        let mut remembered = self.world.clone();
+        while self.agent.desired().virtuals.len() < 3 {
+            generate::change(&mut self.world, &mut self.random);
+            self.start_from(self.world.clone());
+            self.settle();
+            if self.agent.desired().virtuals.len() == 2 {
+                remembered = self.world.clone();
+            }
+        }
+        let newest = std::mem::replace(&mut remembered, self.world.clone());
+        remembered.authority = Authority::Remembered;
+        self.world = newest;
+        self.start_from(World { authority: Authority::Complete, ..self.world.clone() });
+        self.settle();
+
+        let held = self.kernel.state().virtuals;
+        let is_empty = self.agent.desired().virtuals.is_empty();
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        self.start_from(remembered.clone());
+        self.settle();
+        if !is_empty {
+            assert_eq!(self.kernel.state().virtuals, held, "a deleted Service came back");
+        }
+
+        let mut booted = Walk::new(1);
+        booted.config = self.config.clone();
+        booted.families = self.families;
+        booted.agent = Agent::start(&booted.kernel, &booted.config, booted.families);
+        booted.start_from(remembered);
+        booted.settle();
+        let virtuals = booted.kernel.state().virtuals;
+        let wanted = &booted.agent.desired().virtuals;
+        assert!(wanted.len() > 2 && wanted.keys().all(|key| virtuals.contains_key(key)), "something is forgotten");
     }
 }
 

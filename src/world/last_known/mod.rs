@@ -1,8 +1,8 @@
 //! The last known state of the cluster, in a file of `--state-dir`.
 //!
 //! It is for one case: the program starts while the cluster cannot be reached. What is in the file is then
-//! put in place where it is missing; nothing that exists is changed or removed on its word
-//! (`model::Authority::Remembered`).
+//! put in place where the kernel holds nothing of ours, as after a boot; nothing that exists is changed or removed
+//! on its word (`model::Authority::Remembered`).
 //!
 //! The file is written seldom, all at once or not at all (a new file takes the old one's name), and only for
 //! its owner to read. A file that is damaged, foreign or of another version is reported and ignored.
