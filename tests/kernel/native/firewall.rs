@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice::config::FirewallConfig;
-use sluice::firewall::apply::Mirrors;
+use sluice::firewall::apply::{Mirrors, Round};
 use sluice::firewall::desired::Desired;
 use sluice::firewall::linux::{self, Linux};
 use sluice::firewall::lowering::Lowering;
@@ -33,7 +33,7 @@ use super::places::{Place, Places};
 use crate::namespace::{in_new, own_run, run, shell};
 
 const BOTH: [Flavour; 2] = [Flavour::Legacy, Flavour::NfTables];
-const PODS: [(&str, &str, &str); 4] = [
+pub const PODS: [(&str, &str, &str); 4] = [
     ("web", "10.244.1.10", "fd00:10:244:1::10"),
     ("db", "10.244.1.11", "fd00:10:244:1::11"),
     ("far", "10.244.2.10", "fd00:10:244:2::10"),
@@ -44,17 +44,17 @@ const OUTSIDE: (&str, &str, &str) = ("outside", "203.0.113.9", "2001:db8:113::9"
 const GATEWAY: (&str, &str, &str) = ("node", "10.244.1.1", "fd00:10:244:1::1");
 
 /// A node with its firewall.
-struct Machine {
-    flavour: Flavour,
-    places: Arc<Places>,
-    world: World,
+pub struct Machine {
+    pub flavour: Flavour,
+    pub places: Arc<Places>,
+    pub world: World,
     config: Arc<FirewallConfig>,
     plan: Plan,
     lowering: Lowering,
-    mirrors: Mirrors<Linux>,
+    pub mirrors: Mirrors<Linux>,
 }
 
-fn with_each(default_deny: bool, test: impl Fn(&mut Machine) + Send + Sync) {
+pub fn with_each(default_deny: bool, test: impl Fn(&mut Machine) + Send + Sync) {
     for flavour in BOTH {
         in_new(|| {
             own_run();
@@ -99,14 +99,23 @@ impl Machine {
     }
 
     /// Brings the world into the kernel. Returns how many steps that took.
-    fn settle(&mut self) -> u64 {
-        let changed = self.plan.update(&self.world);
-        let lowered = self.lowering.update(self.plan.rules(), &self.world, &changed);
-        self.mirrors.mark(&lowered);
+    pub fn settle(&mut self) -> u64 {
+        self.take_in();
         self.round_until_settled()
     }
 
-    fn round_until_settled(&mut self) -> u64 {
+    pub fn take_in(&mut self) {
+        let changed = self.plan.update(&self.world);
+        let lowered = self.lowering.update(self.plan.rules(), &self.world, &changed);
+        self.mirrors.mark(&lowered);
+    }
+
+    /// One round at a time that a test may choose.
+    pub fn round(&mut self, at: Moment) -> Round {
+        self.mirrors.round(self.lowering.desired(), Authority::Complete, at)
+    }
+
+    pub fn round_until_settled(&mut self) -> u64 {
         let mut steps = 0;
         let mut at = moment();
         for _ in 0..10 {
@@ -129,8 +138,12 @@ impl Machine {
     }
 
     /// Tries every path and compares with what the rules mean.
-    fn check(&mut self, told: &str) {
+    pub fn check(&mut self, told: &str) {
         self.settle();
+        self.check_paths(told);
+    }
+
+    pub fn check_paths(&self, told: &str) {
         let mut wrong = Vec::new();
         let names: Vec<&str> = PODS.iter().map(|(name, ..)| *name).chain(["outside", "node"]).collect();
         for family in Family::BOTH {
@@ -164,12 +177,12 @@ impl Machine {
         verdict(self.plan.rules(), &packet).passes()
     }
 
-    fn saved(&self) -> String {
+    pub fn saved(&self) -> String {
         let flavour = if self.flavour == Flavour::Legacy { "legacy" } else { "nft" };
         shell(&format!("iptables-{flavour}-save -t filter; ip6tables-{flavour}-save -t filter; ipset save"))
     }
 
-    fn put_policy(&mut self, name: &str, policy: NetworkPolicy) {
+    pub fn put_policy(&mut self, name: &str, policy: NetworkPolicy) {
         self.world.cluster.policies.insert(ObjectName::new("shop", name), policy);
     }
 }
@@ -184,12 +197,12 @@ fn mirrors(flavour: Flavour) -> Mirrors<Linux> {
     Mirrors::new(linux::open_with(programs(flavour)).expect("the kernel can be reached"))
 }
 
-fn put_pod(world: &mut World, name: &str, addresses: &[&str], labels: &[(&str, &str)]) {
+pub fn put_pod(world: &mut World, name: &str, addresses: &[&str], labels: &[(&str, &str)]) {
     let port = |name: &str, number| NamedPort { name: name.into(), protocol: Protocol::Tcp, number };
     let pod = Pod {
         labels: labels.iter().copied().collect::<Labels>(),
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
-        node: Some(if name == "far" { "node2" } else { "node1" }.into()),
+        node: Some(if name.starts_with("far") { "node2" } else { "node1" }.into()),
         host_network: false,
         finished: false,
         ports: [port("http", 80), port("other", 81)].into(),
@@ -197,15 +210,15 @@ fn put_pod(world: &mut World, name: &str, addresses: &[&str], labels: &[(&str, &
     world.cluster.pods.insert(ObjectName::new("shop", name), pod);
 }
 
-fn app(name: &str) -> Selector {
+pub fn app(name: &str) -> Selector {
     [Requirement { key: "app".into(), operator: Operator::In([name.into()].into()) }].into_iter().collect()
 }
 
-fn from_app(name: &str) -> Peers {
+pub fn from_app(name: &str) -> Peers {
     Peers::Of([Peer::Pods { namespaces: Namespaces::Own, pods: app(name) }].into())
 }
 
-fn rule(peers: Peers, ports: Ports) -> PolicyRule {
+pub fn rule(peers: Peers, ports: Ports) -> PolicyRule {
     PolicyRule { peers, ports }
 }
 
@@ -213,7 +226,7 @@ fn port(protocol: Protocol, number: PortMatch) -> Ports {
     Ports::Of([PolicyPort { protocol, number }].into())
 }
 
-fn ingress(pods: Selector, rules: &[PolicyRule]) -> NetworkPolicy {
+pub fn ingress(pods: Selector, rules: &[PolicyRule]) -> NetworkPolicy {
     NetworkPolicy { pods, ingress: Some(rules.into()), egress: None }
 }
 

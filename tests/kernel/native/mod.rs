@@ -3,6 +3,7 @@
 mod address;
 mod conntrack;
 mod firewall;
+mod firewall_failures;
 mod ipset;
 mod iptables;
 mod link;
