@@ -3,7 +3,8 @@
 //! [`oracle`] says what the API means, written without the compiler. Clusters made by chance ([`clusters`]) are compiled
 //! and changed step by step; after each step packets between all kinds of addresses are judged by both. [`mistakes`] puts
 //! known mistakes back and shows that the comparison finds each of them; [`defects`] are the same as hand-written cases.
-//! [`lowered`] does it once more with the rules in the kernel's words.
+//! [`lowered`] does it once more with the rules in the kernel's words, and [`walk`] with a kernel in memory that fails,
+//! refuses, and is damaged by others.
 //!
 //! `PROPERTY_SEED` runs one history again; without it `PROPERTY_RUNS` histories are run (a few hundred by default), with a
 //! seed of the day's clock. A failure names its seed.
@@ -27,3 +28,5 @@ mod lowered;
 mod mistakes;
 #[path = "firewall/oracle.rs"]
 mod oracle;
+#[path = "firewall/walk.rs"]
+mod walk;

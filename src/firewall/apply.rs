@@ -20,7 +20,7 @@ use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Refusal, Rules};
 use crate::model::Authority;
 use crate::net::{Family, PerFamily};
-use crate::reconcile::{Drift, Growth, Mirror, Moment, Reflection, Target};
+use crate::reconcile::{Drift, Growth, Mirror, Moment, Reflection, Target, Trouble};
 
 use super::desired::{Changed, Desired};
 use super::dispatch;
@@ -67,6 +67,9 @@ pub struct Mirrors<K: Kernel> {
     overlay: Overlay,
     audited: usize,
 }
+
+/// How long rules wait for sets and elements that fail.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What one round did.
 #[derive(Default, Debug)]
@@ -126,6 +129,9 @@ impl<K: Kernel> Mirrors<K> {
         self.grow_sets(desired, growth, at);
         let sets_are_there = Instant::now();
         let want = self.rules_for_now(desired, authority, at);
+        if self.waits_for_sets(desired, at) {
+            return Round { steps: self.steps_done() - before, sets_took: sets_are_there - begun, ..Round::default() };
+        }
         let want = want.as_ref().unwrap_or(&desired.rules);
         self.rules.grow(want, growth, at);
         let refused = self.take_refused(at);
@@ -207,6 +213,17 @@ impl<K: Kernel> Mirrors<K> {
 
     fn steps_done(&self) -> u64 {
         self.reflections().into_iter().map(|family| family.steps_done()).sum()
+    }
+
+    /// While sets or elements have just failed to come, rules that may name them are left as they are: a set that lacks
+    /// an address refuses what is allowed. What goes on failing delays the rules no longer.
+    fn waits_for_sets(&self, desired: &Desired, at: Moment) -> bool {
+        fn lacks<T: Target>(mirror: &Mirror<T>, mut wanted: impl Iterator<Item = T::Key>, at: Moment) -> bool {
+            let is_fresh = |trouble: &Trouble| at.now.saturating_duration_since(trouble.since) < PATIENCE;
+            mirror.trouble().is_some_and(is_fresh) && wanted.any(|key| !mirror.has(&key))
+        }
+        let elements = desired.elements.keys().filter(|key| pods_of(key).is_none());
+        lacks(&self.sets, desired.sets.keys().cloned(), at) || lacks(&self.elements, elements.cloned(), at)
     }
 
     fn grow_sets(&mut self, desired: &Desired, growth: Growth, at: Moment) {

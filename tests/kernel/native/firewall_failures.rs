@@ -15,7 +15,7 @@ use sluice::firewall::rules::{Direction, PolicyKey};
 use sluice::kernel::iptables::Flavour;
 use sluice::model::{NetworkPolicy, ObjectName, Ports, Selector};
 use sluice::net::{Family, Protocol};
-use sluice::reconcile::{Moment, Reflection};
+use sluice::reconcile::Moment;
 
 use super::firewall::{Machine, app, from_app, ingress, put_pod, rule, with_each};
 use crate::namespace::{run, shell};

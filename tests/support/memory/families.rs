@@ -1,6 +1,6 @@
 //! The families: which rows are ours, what the kernel refuses, and what it does by itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Display};
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use sluice::kernel::Error;
 use sluice::kernel::address::AddressKey;
 use sluice::kernel::ipset::{self, ElementKey, SetKind, SetName, SetSpec};
-use sluice::kernel::iptables::{Piece, Rules};
+use sluice::kernel::iptables::{Piece, Refusal, Rules};
 use sluice::kernel::ipvs::{Destination, ServiceKey, Services, Virtual};
 use sluice::kernel::link::{Link, LinkName};
 use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
@@ -220,6 +220,8 @@ impl Rows for RuleRows {
                 Piece::Leftover { family: its, .. } => *its == family,
             };
             let group: Vec<usize> = (0..steps.len()).filter(|index| of_family(steps[*index].key)).collect();
+            let (group, refused) = loadable(machine, steps, group);
+            failures.extend(refused);
             if let Err(errno) = transaction(machine, steps, &group) {
                 let failed = |index| Failure { step: index, error: Error::errno("restore", "rules", errno) };
                 failures.extend(group.into_iter().map(failed));
@@ -227,6 +229,51 @@ impl Rows for RuleRows {
         }
         failures
     }
+}
+
+/// The steps that this kernel takes, and the failures of those that it does not, or that need them.
+fn loadable(
+    machine: &mut Machine,
+    steps: &[Step<'_, Piece, Rules>],
+    mut group: Vec<usize>,
+) -> (Vec<usize>, Vec<Failure<Error>>) {
+    let mut failures = Vec::new();
+    let mut missing: BTreeSet<(Family, CompactString)> = BTreeSet::new();
+    loop {
+        let before = group.len();
+        group.retain(|index| {
+            let step = &steps[*index];
+            let Some(rules) = step.want else { return true };
+            let family = step.key.family();
+            let needs = rules.0.iter().filter_map(|rule| chain_entered(rule)).any(|to| missing.contains(&(family, to)));
+            let chain = match step.key {
+                Piece::Chain { chain, .. } => Some(chain.clone()),
+                Piece::Jump { .. } | Piece::Leftover { .. } => None,
+            };
+            let refused = chain.as_ref().is_some_and(|chain| machine.unloadable.contains(chain));
+            // A pod's chain that drops everything is taken by any kernel.
+            let refused = refused && *rules.0 != [CompactString::from("-j DROP")];
+            if !needs && !refused {
+                return true;
+            }
+            if refused {
+                let reason = "this kernel lacks a module".to_owned();
+                machine.tried_in_vain.push(Refusal { piece: step.key.clone(), reason });
+            }
+            missing.extend(chain.filter(|_| !machine.state.rules.contains_key(step.key)).map(|chain| (family, chain)));
+            failures.push(Failure { step: *index, error: Error::errno("restore", step.key.to_string(), Errno::NOENT) });
+            false
+        });
+        if group.len() == before {
+            return (group, failures);
+        }
+    }
+}
+
+/// The chain of a user that a rule leads to.
+fn chain_entered(rule: &str) -> Option<CompactString> {
+    let mut words = rule.split(' ').skip_while(|word| *word != "-j" && *word != "-g").skip(1);
+    words.next().filter(|to| to.starts_with("KUBE-")).map(CompactString::from)
 }
 
 fn transaction(machine: &mut Machine, steps: &[Step<'_, Piece, Rules>], group: &[usize]) -> Result<(), Errno> {
@@ -247,12 +294,18 @@ fn transaction(machine: &mut Machine, steps: &[Step<'_, Piece, Rules>], group: &
             None => missing |= rules.remove(step.key).is_none(),
         }
     }
-    let jump_into_nothing = rules.keys().any(|piece| match piece {
-        Piece::Jump { family, table, to, .. } => {
-            !rules.contains_key(&Piece::Chain { family: *family, table: *table, chain: to.clone() })
-        }
-        _ => false,
-    });
+    let entered = rules.iter().flat_map(|(piece, rules)| rules.0.iter().map(move |rule| (piece, rule)));
+    let chain_of = |piece: &Piece, chain| Piece::Chain { family: piece.family(), table: piece.table(), chain };
+    let enters_nothing = entered
+        .filter_map(|(piece, rule)| Some(chain_of(piece, chain_entered(rule)?)))
+        .any(|chain| !rules.contains_key(&chain));
+    let jump_into_nothing = enters_nothing
+        || rules.keys().any(|piece| match piece {
+            Piece::Jump { family, table, to, .. } => {
+                !rules.contains_key(&Piece::Chain { family: *family, table: *table, chain: to.clone() })
+            }
+            _ => false,
+        });
     let known = |name: &str| machine.state.sets.keys().any(|set| *set.0 == *name);
     let unknown_set = rules.values().any(|rules| sets_named(&rules.0).into_iter().any(|name| !known(name)));
     if missing || jump_into_nothing || unknown_set {

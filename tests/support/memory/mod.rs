@@ -17,12 +17,15 @@ use std::rc::Rc;
 
 use compact_str::CompactString;
 use rustix::io::Errno;
+use sluice::firewall;
 use sluice::kernel::Error;
 use sluice::kernel::conntrack::Flows;
+use sluice::kernel::ipset::SetName;
+use sluice::kernel::iptables::{Piece, Refusal};
 use sluice::kernel::ipvs::{Destination, ServiceKey};
 use sluice::kernel::sysctl::{Setting, Wanted};
 use sluice::proxy::apply::{Connected, Kernel, Owned, Ruled, Targets};
-use sluice::reconcile::{Failure, Phase, Step, Target};
+use sluice::reconcile::{Failure, Moment, Phase, Step, Target};
 
 use super::random::Random;
 
@@ -41,6 +44,10 @@ pub struct Machine {
     pub acts: u64,
     /// What the kernel refused by its own rules, that is, not by an injected fault.
     pub refused: Vec<String>,
+    /// Chains that this kernel does not take, because it lacks what their rules need.
+    pub unloadable: BTreeSet<CompactString>,
+    /// Those of them that were tried since somebody asked.
+    pub tried_in_vain: Vec<Refusal>,
     /// Called after every single act.
     pub observer: Option<Observer>,
 }
@@ -109,6 +116,8 @@ impl MemoryKernel {
             busy: BTreeSet::new(),
             acts: 0,
             refused: Vec::new(),
+            unloadable: BTreeSet::new(),
+            tried_in_vain: Vec::new(),
             observer: None,
         };
         MemoryKernel(Rc::new(RefCell::new(machine)))
@@ -121,6 +130,24 @@ impl MemoryKernel {
 
     pub fn state(&self) -> State {
         self.with(|machine| machine.state.clone())
+    }
+
+    /// Targets of the families that the firewall keeps.
+    pub fn firewall_targets(&self) -> firewall::apply::Targets<MemoryKernel> {
+        let ours = firewall::linux::ownership();
+        let owns = move |chain: &str| ours.chains.iter().any(|(_, name)| name.matches(chain));
+        let is_ours = move |piece: &Piece| match piece {
+            Piece::Chain { chain, .. } => owns(chain),
+            Piece::Jump { to, .. } => owns(to),
+            Piece::Leftover { .. } => false,
+        };
+        let is_our_set = |set: &SetName| firewall::linux::set_names().iter().any(|name| name.matches(&set.0));
+        firewall::apply::Targets {
+            kernel: self.clone(),
+            sets: Memory { ours: Box::new(move |set, _| is_our_set(set)), ..Memory::new(self) },
+            elements: Memory { ours: Box::new(move |element, _| is_our_set(&element.set)), ..Memory::new(self) },
+            rules: Memory { ours: Box::new(move |piece, _| is_ours(piece)), ..Memory::new(self) },
+        }
     }
 
     /// Targets of every family.
@@ -165,6 +192,26 @@ impl Kernel for MemoryKernel {
     /// Memory has one flavour of tables, so nothing is ever left in another one.
     fn remove_abandoned(&mut self) -> Vec<String> {
         Vec::new()
+    }
+}
+
+impl firewall::apply::Kernel for MemoryKernel {
+    type Sets = Memory<Sets>;
+    type Elements = Memory<Elements>;
+    type Rules = Memory<RuleRows>;
+
+    fn keep_settings(&mut self, _: Moment) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+impl firewall::apply::Refusing for Memory<RuleRows> {
+    fn take_refused(&mut self) -> Vec<Refusal> {
+        self.machine.with(|machine| std::mem::take(&mut machine.tried_in_vain))
     }
 }
 
