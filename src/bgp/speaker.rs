@@ -145,7 +145,7 @@ impl Speaker {
             held: ALL,
         });
         Speaker {
-            rib: Rib::new(rules),
+            rib: Rib::new(rules, now),
             neighbours: BTreeMap::new(),
             addresses: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -188,6 +188,7 @@ impl Speaker {
 
     /// Takes in what has happened.
     pub fn step(&mut self, at: Moment, input: Input) -> Vec<Output> {
+        self.rib.set_time(at.now);
         match input {
             Input::Want(wanted) => self.want(at, *wanted),
             Input::Remove(address, notification) => self.remove(at, address, notification),
@@ -217,6 +218,7 @@ impl Speaker {
 
     /// Takes in what has come over a connection.
     pub fn receive(&mut self, at: Moment, link: LinkId, bytes: &[u8]) -> Vec<Output> {
+        self.rib.set_time(at.now);
         if let Some(address) = self.links.get(&link).copied()
             && let Some(neighbour) = self.neighbours.get_mut(&address)
         {

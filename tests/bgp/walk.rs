@@ -153,7 +153,7 @@ impl Walk {
                     let other = self.network.hosts[peer].speaker.as_ref().expect("all are alive");
                     let id = other.neighbour(address(host)).expect("it is wanted").id();
                     let path = other.rib().table().path(*prefix, id);
-                    assert!(path.is_none_or(|path| !path.stale), "{peer} has a stale route from {host}");
+                    assert!(path.is_none_or(|path| !path.is_stale()), "{peer} has a stale route from {host}");
                     let heard = path.map(|path| path.received.clone());
                     assert_eq!(told, heard, "what {host} told {peer} of {prefix}");
                 }

@@ -20,6 +20,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use ipnet::IpNet;
 
@@ -107,9 +108,9 @@ pub struct Joining {
 }
 
 impl Rib {
-    pub fn new(rules: Rules) -> Rib {
+    pub fn new(rules: Rules, now: Instant) -> Rib {
         let exports = exports::Exports::new(rules.own, rules.bounds, rules.policies.export.clone(), rules.held);
-        let mut table = Table::default();
+        let mut table = Table::new(now);
         table.share(rules.sharing);
         let address = IpAddr::V4(rules.own.identifier);
         table.set_source(PeerId::LOCAL, Source { kind: Kind::Local, identifier: rules.own.identifier, address });
@@ -119,6 +120,11 @@ impl Rib {
 
     pub fn table(&self) -> &Table {
         &self.table
+    }
+
+    /// It is so late: routes that come now came now.
+    pub fn set_time(&mut self, now: Instant) {
+        self.table.set_time(now);
     }
 
     pub fn policies(&self) -> &Policies {
@@ -152,7 +158,7 @@ impl Rib {
 
     /// What has been kept of a neighbour and has not come again goes.
     pub fn drop_stale(&mut self, peer: PeerId, families: PerFamily<bool>) {
-        self.table.withdraw_all(peer, families, |path| path.stale);
+        self.table.withdraw_all(peer, families, Path::is_stale);
     }
 
     /// A neighbour is no more, and its session has ended.
@@ -196,8 +202,7 @@ impl Rib {
                     Outcome::Changed(changed) => Some(self.interned.intern(changed)),
                 };
             }
-            let received = received.clone();
-            self.table.announce(prefix, Path { source: peer, stale: false, received, used });
+            self.table.announce(prefix, peer, received.clone(), used);
         }
     }
 
@@ -205,7 +210,7 @@ impl Rib {
     pub fn originate(&mut self, prefix: IpNet, attributes: Attributes) {
         let received = self.interned.intern(attributes);
         let used = self.imported_here(prefix, &received);
-        self.table.announce(prefix, Path { source: PeerId::LOCAL, stale: false, received, used });
+        self.table.announce(prefix, PeerId::LOCAL, received, used);
     }
 
     fn imported_here(&mut self, prefix: IpNet, received: &Arc<Attributes>) -> Option<Arc<Attributes>> {

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -32,13 +33,17 @@ impl PeerId {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Path {
     pub source: PeerId,
-    /// It is kept over a restart of its neighbour, and has not come again.
-    pub stale: bool,
+    arrival: Arrival,
     /// As it came.
     pub received: Arc<Attributes>,
     /// As it is used; `None` when it is not.
     pub used: Option<Arc<Attributes>>,
 }
+
+/// When a route came, in seconds since the table was begun; and whether it is stale, in the highest bit, because a table has
+/// many of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Arrival(u32);
 
 /// The best route to a prefix.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -55,8 +60,11 @@ pub struct Count {
 }
 
 /// The table.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Table {
+    begun: Instant,
+    /// Since then, in seconds.
+    clock: u32,
     paths: BTreeMap<IpNet, Vec<Path>>,
     sources: BTreeMap<PeerId, Source>,
     counts: BTreeMap<PeerId, PerFamily<Count>>,
@@ -68,7 +76,41 @@ pub struct Table {
     dirty: BTreeMap<IpNet, Option<Best>>,
 }
 
+impl Path {
+    /// It is kept over a restart of its neighbour, and has not come again.
+    pub fn is_stale(&self) -> bool {
+        self.arrival.0 & STALE != 0
+    }
+}
+
+/// In an arrival.
+const STALE: u32 = 1 << 31;
+
 impl Table {
+    /// An empty table.
+    pub fn new(now: Instant) -> Table {
+        Table {
+            begun: now,
+            clock: 0,
+            paths: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            counts: BTreeMap::new(),
+            unreachable: BTreeSet::new(),
+            sharing: 1,
+            dirty: BTreeMap::new(),
+        }
+    }
+
+    /// It is so late: routes that come now came now.
+    pub fn set_time(&mut self, now: Instant) {
+        self.clock = (now.saturating_duration_since(self.begun).as_secs() as u32) & !STALE;
+    }
+
+    /// How long a route has been there as it is.
+    pub fn age(&self, path: &Path) -> Duration {
+        Duration::from_secs(u64::from(self.clock.saturating_sub(path.arrival.0 & !STALE)))
+    }
+
     /// Sets among how many next hops traffic is shared at the most.
     pub fn share(&mut self, most: usize) {
         self.sharing = most;
@@ -93,15 +135,25 @@ impl Table {
         self.sources.remove(&id);
     }
 
-    /// Takes in a route.
-    pub fn announce(&mut self, prefix: IpNet, path: Path) {
+    /// Takes in a route: as it came, and as it is used.
+    pub fn announce(
+        &mut self,
+        prefix: IpNet,
+        source: PeerId,
+        received: Arc<Attributes>,
+        used: Option<Arc<Attributes>>,
+    ) {
+        self.take_in(prefix, Path { source, arrival: Arrival(self.clock), received, used });
+    }
+
+    fn take_in(&mut self, prefix: IpNet, path: Path) {
         let source = path.source;
         let paths = self.paths.entry(prefix).or_default();
         let known = paths.iter_mut().find(|known| known.source == source);
         let used = path.used.is_some();
         let before = match known {
             Some(known) if known.received == path.received && known.used == path.used => {
-                known.stale = path.stale;
+                known.arrival.0 &= !STALE;
                 return;
             }
             Some(known) => Some(known.used.is_some()),
@@ -145,7 +197,7 @@ impl Table {
         for (family, marked) in Family::BOTH.map(|family| (family, *families.of(family))) {
             if marked && self.count(source).of(family).received > 0 {
                 let of_family = self.paths.range_mut(bounds(family)).flat_map(|(_, paths)| paths);
-                of_family.filter(|path| path.source == source).for_each(|path| path.stale = true);
+                of_family.filter(|path| path.source == source).for_each(|path| path.arrival.0 |= STALE);
             }
         }
     }
@@ -160,7 +212,7 @@ impl Table {
             let path =
                 self.path(prefix, source).map(|path| Path { used: used(prefix, &path.received), ..path.clone() });
             if let Some(path) = path {
-                self.announce(prefix, path);
+                self.take_in(prefix, path);
             }
         }
     }

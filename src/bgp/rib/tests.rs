@@ -63,7 +63,12 @@ impl Bench {
     fn with(bounds: Bounds, sharing: usize, held: PerFamily<bool>) -> Bench {
         let addresses = BTreeSet::from([address(1)]);
         let rules = Rules { own: OWN, policies: policies(), addresses, sharing, held, bounds, seed: 7 };
-        Bench { rib: Rib::new(rules), told: BTreeMap::new(), routes: BTreeMap::new(), parcels: Vec::new() }
+        Bench {
+            rib: Rib::new(rules, Instant::now()),
+            told: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            parcels: Vec::new(),
+        }
     }
 
     fn join(&mut self, number: u8, kind: Kind) -> PeerId {
@@ -593,4 +598,27 @@ fn whatever_comes_in_whatever_order_everybody_is_told_what_it_is_to_see() {
         bench.flush();
         bench.check();
     }
+}
+
+#[test]
+fn a_route_is_as_old_as_it_is_without_a_change() {
+    let now = Instant::now();
+    let mut bench = Bench::new();
+    bench.rib = Rib::new(bench.rib.rules.clone(), now);
+    let one = bench.join(11, Kind::External);
+    let age = |bench: &Bench| {
+        let table = bench.rib.table();
+        table.path(prefix(NET), one).map(|path| (table.age(path).as_secs(), path.is_stale()))
+    };
+    bench.rib.set_time(now + std::time::Duration::from_secs(10));
+    bench.announce(one, route(&[64611], 11), &net());
+    bench.rib.set_time(now + std::time::Duration::from_secs(30));
+    bench.rib.leave(one, PerFamily { v4: true, v6: false });
+    assert_eq!(age(&bench), Some((20, true)));
+    bench.join(11, Kind::External);
+    bench.announce(one, route(&[64611], 11), &net());
+    assert_eq!(age(&bench), Some((20, false)), "it came again as it was");
+    bench.announce(one, route(&[64611, 1], 11), &net());
+    assert_eq!(age(&bench), Some((0, false)));
+    assert_eq!(size_of::<Path>(), 24, "a table has many of them");
 }

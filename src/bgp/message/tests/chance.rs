@@ -120,8 +120,14 @@ fn announced(stream: &[u8], dialect: &Dialect) -> Vec<(Attributes, IpNet)> {
     all
 }
 
+/// So many cases, or `BGP_CASES` times as many for a longer search.
+fn cases(usual: u32) -> ProptestConfig {
+    let times = std::env::var("BGP_CASES").map_or(1, |text| text.parse().expect("BGP_CASES is a number"));
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(usual * times) }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(96) })]
+    #![proptest_config(cases(96))]
 
     #[test]
     fn what_is_written_is_read_back(
@@ -148,7 +154,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4096) })]
+    #![proptest_config(cases(4096))]
 
     #[test]
     fn arbitrary_bodies_break_nothing(
