@@ -194,6 +194,7 @@ impl Network {
             client: plan.peers[&peer],
             own: PerFamily { v4: Some(address(host)), v6: Some(address_v6(host)) },
             next_hop_self: plan.next_hop_self,
+            first_as: true,
             most: PerFamily::default(),
         }
     }

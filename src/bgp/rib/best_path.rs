@@ -30,6 +30,8 @@ pub struct Source {
     pub kind: Kind,
     pub identifier: Ipv4Addr,
     pub address: IpAddr,
+    /// What the paths of its routes have to begin with: its own number, where that is asked for (RFC 4271 6.3).
+    pub first: Option<u32>,
 }
 
 /// A route that may be chosen.
@@ -105,7 +107,7 @@ mod tests {
 
     fn source(kind: Kind, number: u8) -> Source {
         let address = Ipv4Addr::new(192, 0, 2, number);
-        Source { kind, identifier: address, address: IpAddr::V4(address) }
+        Source { kind, identifier: address, address: IpAddr::V4(address), first: None }
     }
 
     fn route(path: &[u32]) -> Attributes {

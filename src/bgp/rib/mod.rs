@@ -113,7 +113,10 @@ impl Rib {
         let mut table = Table::new(now);
         table.share(rules.sharing);
         let address = IpAddr::V4(rules.own.identifier);
-        table.set_source(PeerId::LOCAL, Source { kind: Kind::Local, identifier: rules.own.identifier, address });
+        table.set_source(
+            PeerId::LOCAL,
+            Source { kind: Kind::Local, identifier: rules.own.identifier, address, first: None },
+        );
         let interned = intern::Interned::new(rules.seed);
         Rib { rules, table, interned, exports, sessions: BTreeMap::new(), flushed: Flushed::default() }
     }
@@ -365,7 +368,9 @@ fn is_usable(rules: &Rules, source: &Source, attributes: &Attributes) -> bool {
     let nowhere = next_hop.is_unspecified() || next_hop.is_multicast() || loopback;
     let broadcast = matches!(next_hop, IpAddr::V4(next_hop) if next_hop.is_broadcast());
     // A neighbour outside that does not begin the path with its own number hides where the route came from.
-    let headless = source.kind == Kind::External && attributes.as_path.neighbour().is_none();
+    let first = attributes.as_path.neighbour();
+    let headless =
+        source.kind == Kind::External && (first.is_none() || source.first.is_some() && first != source.first);
     !(looped || nowhere || broadcast || headless || rules.addresses.contains(&next_hop))
 }
 

@@ -84,7 +84,11 @@ impl Bench {
         let identifier = Ipv4Addr::new(192, 0, 2, number);
         let own = PerFamily { v4: Some(address(1)), v6: Some("2001:db8:2::1".parse().unwrap()) };
         let view = View { kind, dialect, own, next_hop_self: false, statements: Applicable::default() };
-        self.rib.join(Joining { peer, source: Source { kind, identifier, address: address(number) }, view });
+        self.rib.join(Joining {
+            peer,
+            source: Source { kind, identifier, address: address(number), first: None },
+            view,
+        });
         let told = Told { kind, dialect, routes: BTreeMap::new(), marks: vec![], messages: 0, deaf: false };
         self.told.insert(peer, told);
         self.flush();
@@ -301,6 +305,18 @@ fn loops_and_what_leads_to_ourselves_are_kept_and_not_used() {
         assert_eq!((bench.has(two, NET), bench.routes.len()), (None, 0), "{why}");
         assert_eq!(bench.rib.table().count(one).v4, Count { received: 1, used: 0 });
     }
+}
+
+#[test]
+fn a_path_has_to_begin_with_its_neighbour_where_that_is_asked_for() {
+    let mut bench = Bench::new();
+    let one = bench.join(11, Kind::External);
+    let source = *bench.rib.table().source(one).unwrap();
+    bench.rib.table.set_source(one, Source { first: Some(64611), ..source });
+    bench.announce(one, route(&[64612, 64611], 11), &net());
+    assert_eq!(bench.routes.len(), 0);
+    bench.announce(one, route(&[64611, 64612], 11), &net());
+    assert_eq!(bench.routes.len(), 1);
 }
 
 #[test]

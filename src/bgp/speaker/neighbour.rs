@@ -20,6 +20,8 @@ pub struct Wanted {
     pub own: PerFamily<Option<IpAddr>>,
     /// Routes from outside get our next hop when it is inside.
     pub next_hop_self: bool,
+    /// The paths of its routes have to begin with its own number when it is outside. Servers of routes do not put it there.
+    pub first_as: bool,
     /// How many prefixes it may send; `None` for as many as it likes.
     pub most: PerFamily<Option<u32>>,
 }
@@ -163,7 +165,9 @@ impl Neighbour {
         if agreement.dialect.extended_next_hop {
             own.v4 = own.v4.or(own.v6);
         }
-        let source = Source { kind, identifier: agreement.open.identifier, address: self.wanted.address };
+        let open = &agreement.open;
+        let first = (kind == Kind::External && self.wanted.first_as).then_some(open.asn);
+        let source = Source { kind, identifier: open.identifier, address: self.wanted.address, first };
         let view = View {
             kind,
             dialect: agreement.dialect,

@@ -28,7 +28,8 @@ fn wanted(number: u8) -> Wanted {
         restart: Some(restart),
     };
     let own = PerFamily { v4: Some(address(1)), v6: None };
-    Wanted { address: address(number), settings, client: true, own, next_hop_self: false, most: PerFamily::default() }
+    let most = PerFamily::default();
+    Wanted { address: address(number), settings, client: true, own, next_hop_self: false, first_as: true, most }
 }
 
 struct Bench {
