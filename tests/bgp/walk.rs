@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use sluice::bgp::message::{Notification, Reason};
+use sluice::bgp::speaker::Input;
 
 use crate::expected;
 use crate::network::{Network, Plan, address};
@@ -61,7 +63,7 @@ impl Walk {
         let peers: Vec<usize> = network.hosts[host].plan.peers.keys().copied().collect();
         let peer = *network.random.pick(&peers);
         let alive = network.hosts[host].speaker.is_some();
-        match network.random.below(14) {
+        match network.random.below(17) {
             0..4 if alive => match network.hosts[host].plan.origins.contains(&prefix) {
                 true => network.retract(host, prefix),
                 false => network.originate(host, prefix),
@@ -96,6 +98,12 @@ impl Walk {
             }
             13 if !network.slow.remove(&host) => {
                 network.slow.insert(host);
+            }
+            14 => network.step(host, Input::AskAgain(address(peer))),
+            15 => network.step(host, Input::TellAgain(address(peer))),
+            16 => {
+                network.tell(format!("{host} begins anew with {peer}"));
+                network.step(host, Input::Restart(address(peer), Notification::new(Reason::RESET)));
             }
             _ => {}
         }
