@@ -34,6 +34,7 @@ use crate::model::{EventClock, Host, Table, World};
 use crate::net::PerFamily;
 use crate::observe::health::{Health, Pulse};
 use crate::observe::http::{self, Site};
+use crate::observe::local::{self, Answerers};
 use crate::observe::metrics::Registry;
 use crate::proxy::driver::{Driver, Surroundings};
 use crate::proxy::metrics::Metrics;
@@ -77,13 +78,21 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
     let surroundings = |clock| Fed { world: world.clone(), clock, changes: changes.clone(), stop: stopped.clone() };
     let mut running = Vec::new();
+    let mut answerers = Answerers::new();
     if let Some(settings) = config.proxy {
         let pulse = health.register("service proxy", DEADLINE, Instant::now());
         running.push(start_proxy(settings, config.families, surroundings(for_proxy), pulse, &registry).await?);
     }
     if let Some(settings) = config.firewall {
         let pulse = health.register("firewall", DEADLINE, Instant::now());
-        running.push(start_firewall(settings, config.families, surroundings(for_firewall), pulse, &registry).await?);
+        let (ask, questions) = mpsc::channel(1);
+        answerers.insert("/policy/explain", ask);
+        let fed = Asked { fed: surroundings(for_firewall), questions };
+        running.push(start_firewall(settings, config.families, fed, pulse, &registry).await?);
+    }
+    // Nothing listens that nobody could answer on.
+    if let Some(path) = config.socket.as_deref().filter(|_| !answerers.is_empty()) {
+        tokio::spawn(local::serve(local::bind(path).map_err(anyhow::Error::msg)?, answerers));
     }
 
     wait_for_signal().await?;
@@ -185,6 +194,12 @@ struct Fed {
     stop: watch::Receiver<bool>,
 }
 
+/// The same for one that can be asked.
+struct Asked {
+    fed: Fed,
+    questions: mpsc::Receiver<local::Question>,
+}
+
 /// A subsystem on its thread.
 struct Running {
     name: &'static str,
@@ -216,10 +231,11 @@ async fn start_proxy(
 async fn start_firewall(
     config: FirewallConfig,
     families: PerFamily<bool>,
-    fed: Fed,
+    asked: Asked,
     pulse: Pulse,
     registry: &Registry,
 ) -> anyhow::Result<Running> {
+    let Asked { fed, questions } = asked;
     let metrics = firewall::metrics::Metrics::register(registry)?;
     let (owners, owners_in) = watch::channel(Arc::default());
     let around = firewall::driver::Surroundings {
@@ -227,6 +243,7 @@ async fn start_firewall(
         clock: fed.clock,
         disturbances: fed.changes,
         owners,
+        questions,
         pulse,
         metrics,
     };

@@ -199,13 +199,12 @@ impl Builder {
             let (services, pods, policies) = (services.len(), pods.len(), policies.len());
             let Standing { proxied: authority, policed: policy_authority } = now;
             info!(
-                ?authority,
-                ?policy_authority,
-                ?before,
+                services_known = ?authority,
+                policies_known = ?policy_authority,
                 services,
                 pods,
                 policies,
-                "The cluster is known otherwise than before"
+                "How far the cluster is known has changed"
             );
         }
         if self.joined.is_complete()

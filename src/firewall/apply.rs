@@ -24,6 +24,7 @@ use crate::reconcile::{Drift, Growth, Mirror, Moment, Reflection, Target, Troubl
 
 use super::desired::{Changed, Desired};
 use super::dispatch;
+use super::enforced::Seen;
 use super::lowering::elements_of;
 use super::names::{self, CHAIN_TAIL};
 use super::overlay::{Overlay, Refusals};
@@ -190,9 +191,9 @@ impl<K: Kernel> Mirrors<K> {
         &self.refusals
     }
 
-    /// What was last seen of the rules; `None` while it is not known.
-    pub fn seen_rules(&self) -> Option<&BTreeMap<Piece, Rules>> {
-        self.rules.seen()
+    /// What was last seen of the kernel.
+    pub fn seen(&self) -> Seen<'_> {
+        Seen { rules: self.rules.seen(), elements: self.elements.seen(), refusals: &self.refusals }
     }
 
     /// When the next retry of a failed step is due.

@@ -9,7 +9,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::config::FirewallConfig;
@@ -18,10 +18,13 @@ use crate::kernel::monitor::Changes;
 use crate::model::{Authority, EventClock, World};
 use crate::net::{Family, PerFamily};
 use crate::observe::health::Pulse;
+use crate::observe::local::{Answer, Form, Question};
 use crate::reconcile::{Drift, Moment};
 
 use super::apply::{Found, Kernel, Mirrors, Round, Targets};
 use super::drops::{self, Owners};
+use super::enforced::enforced;
+use super::explain;
 use super::lowering::Lowering;
 use super::metrics::Metrics;
 use super::plan::Plan;
@@ -34,6 +37,8 @@ pub struct Surroundings {
     pub disturbances: watch::Receiver<Changes>,
     /// Which policies each pod's chain refuses for, for whoever reads counters.
     pub owners: watch::Sender<Arc<Owners>>,
+    /// What users ask on this host.
+    pub questions: mpsc::Receiver<Question>,
     pub pulse: Pulse,
     pub metrics: Metrics,
 }
@@ -119,6 +124,7 @@ impl<K: Kernel> Driver<K> {
                     Err(_) => return,
                 },
                 Ok(()) = self.around.disturbances.changed() => self.note_disturbances(),
+                Some(question) = self.around.questions.recv() => self.answer(question),
                 () = tokio::time::sleep_until(deadline) => {}
             }
             self.turn();
@@ -223,6 +229,32 @@ impl<K: Kernel> Driver<K> {
             self.audit_found = 0;
             self.next_audit = now + self.config.sync_period;
         }
+    }
+
+    /// Answers from the rule set that the kernel is made equal to.
+    fn answer(&self, question: Question) {
+        let text = self.explained(&question);
+        // The asker may have gone away.
+        let _ = question.answer.send(text);
+    }
+
+    fn explained(&self, question: &Question) -> Answer {
+        let about = |word: &str| question.about.get(word).map_or("", String::as_str);
+        let asked = explain::Question::parse(about("from"), about("to"))?;
+        if self.authority == Authority::Nothing {
+            return Err("nothing is known of the cluster yet".to_owned());
+        }
+        let rules = self.plan.rules();
+        let world = self.around.world.borrow().clone();
+        let mut answers = explain::answers(rules, &world, &asked).map_err(|why| why.to_string())?;
+        for answer in &mut answers {
+            let of = (&answer.verdict, Family::from(answer.packet.source));
+            answer.enforced = Some(enforced(rules, of, self.lowering.desired(), self.mirrors.seen()));
+        }
+        Ok(match question.form {
+            Form::Text => explain::text(&answers),
+            Form::Json => format!("{:#}\n", explain::json(&answers)),
+        })
     }
 
     fn note_disturbances(&mut self) {

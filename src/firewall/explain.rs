@@ -40,6 +40,8 @@ pub struct Answer {
     pub from: Party,
     pub to: Party,
     pub verdict: Verdict,
+    /// Whether the kernel has the rules that say so, or what it lacks; `None` where nobody has looked.
+    pub enforced: Option<Result<(), String>>,
 }
 
 /// Who is at one side.
@@ -117,7 +119,7 @@ pub fn answers(rules: &RuleSet, world: &World, question: &Question) -> Result<Ve
             let traffic = Traffic::Port { protocol: question.protocol, port: question.port };
             let from_this_node = is_this_node(world, source);
             let packet = Packet { source, destination, traffic, from_this_node };
-            Answer { packet, from, to, verdict: verdict(rules, &packet) }
+            Answer { packet, from, to, verdict: verdict(rules, &packet), enforced: None }
         })
         .collect();
     if answers.is_empty() { Err(Unanswerable::NoCommonFamily) } else { Ok(answers) }
@@ -170,11 +172,17 @@ fn is_this_node(world: &World, address: IpAddr) -> bool {
 }
 
 fn text_of(answer: &Answer) -> String {
-    let Answer { packet, from, to, verdict } = answer;
+    let Answer { packet, from, to, verdict, enforced } = answer;
     let passes = if verdict.passes() { "allowed" } else { "denied" };
     let egress = side(&verdict.egress, from, Direction::Egress);
     let ingress = side(&verdict.ingress, to, Direction::Ingress);
-    format!("{from} to {to}, {}: {passes}\n  egress: {egress}\n  ingress: {ingress}\n", packet.traffic)
+    let mut text = format!("{from} to {to}, {}: {passes}\n  egress: {egress}\n  ingress: {ingress}\n", packet.traffic);
+    match enforced {
+        Some(Ok(())) => text.push_str("  kernel: has these rules\n"),
+        Some(Err(lacks)) => text.push_str(&format!("  kernel: does not do so yet: {lacks}\n")),
+        None => {}
+    }
+    text
 }
 
 /// What one side says, as a sentence without its end.
@@ -215,7 +223,7 @@ fn reason(exemption: Exemption) -> String {
 }
 
 fn json_of(answer: &Answer) -> Value {
-    let Answer { packet, from, to, verdict } = answer;
+    let Answer { packet, from, to, verdict, enforced } = answer;
     let (protocol, port) = match packet.traffic {
         Traffic::Port { protocol, port } => (json!(protocol.to_string()), json!(port)),
         Traffic::Icmp { kind } => (json!("icmp"), json!(kind)),
@@ -229,6 +237,8 @@ fn json_of(answer: &Answer) -> Value {
         "allowed": verdict.passes(),
         "egress": json_of_decision(&verdict.egress),
         "ingress": json_of_decision(&verdict.ingress),
+        "inKernel": enforced.as_ref().map(Result::is_ok),
+        "kernelLacks": enforced.as_ref().and_then(|enforced| enforced.as_ref().err()),
     })
 }
 
@@ -389,7 +399,9 @@ mod tests {
 
     #[test]
     fn programs_get_the_same_as_people() {
-        let found = json(&asked("shop/web", "shop/db:5432/tcp").unwrap());
+        let mut answers = asked("shop/web", "shop/db:5432/tcp").unwrap();
+        answers[0].enforced = Some(Err("a chain is missing".to_owned()));
+        let found = json(&answers);
         let expected = json!({ "answers": [{
             "family": "IPv4",
             "from": { "address": "10.244.1.7", "pod": "shop/web", "node": null, "standing": "here" },
@@ -399,6 +411,8 @@ mod tests {
             "allowed": true,
             "egress": { "decision": "open", "pod": "shop/web" },
             "ingress": { "decision": "allowed", "pod": "shop/db", "policy": "shop/db", "rule": 1 },
+            "inKernel": false,
+            "kernelLacks": "a chain is missing",
         }] });
         assert_eq!(found, expected);
     }

@@ -106,6 +106,14 @@ impl Verdict {
 }
 
 impl Decision {
+    /// The pod of this node that decides; `None` where none has to.
+    pub fn pod(&self) -> Option<&ObjectName> {
+        match self {
+            Decision::Open { pod } | Decision::Allowed { pod, .. } | Decision::Denied { pod, .. } => Some(pod),
+            Decision::NotHere | Decision::Exempt(_) => None,
+        }
+    }
+
     pub fn passes(&self) -> bool {
         !matches!(self, Decision::Denied { .. })
     }

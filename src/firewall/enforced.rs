@@ -1,0 +1,161 @@
+//! Whether the kernel has what an answer rests on.
+//!
+//! A verdict is traced through the rule set; the kernel does the same when it holds the dispatch chains, the chains of the
+//! isolated pods at both ends and of the policies that isolate them, and every element of the sets that those name. Compared
+//! is what was last seen of the kernel with what is wanted of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::kernel::ipset::{ElementKey, SetName};
+use crate::kernel::iptables::{Piece, Rules};
+use crate::net::Family;
+
+use super::desired::Desired;
+use super::dispatch::chain;
+use super::lowering::elements_of;
+use super::names::{self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, CHAIN_TAIL};
+use super::overlay::{Refusals, sets_named};
+use super::rules::{Direction, Isolation, PolicyKey, RuleSet};
+use super::verdict::Verdict;
+
+/// What was last seen of the kernel; `None` where it is not known.
+#[derive(Clone, Copy)]
+pub struct Seen<'a> {
+    pub rules: Option<&'a BTreeMap<Piece, Rules>>,
+    pub elements: Option<&'a BTreeMap<ElementKey, ()>>,
+    pub refusals: &'a Refusals,
+}
+
+/// What the kernel lacks of what this verdict rests on, as a sentence without its end; the first of several.
+///
+/// # Errors
+/// That sentence.
+pub fn enforced(
+    rules: &RuleSet,
+    (verdict, family): (&Verdict, Family),
+    desired: &Desired,
+    seen: Seen<'_>,
+) -> Result<(), String> {
+    let (Some(seen_rules), Some(seen_elements)) = (seen.rules, seen.elements) else {
+        return Err("what the kernel holds is not known at the moment".to_owned());
+    };
+    let pieces = pieces(rules, verdict, family);
+    for piece in &pieces {
+        if let Some(refused) = seen.refusals.all().get(piece) {
+            return Err(format!("the kernel refuses {piece}: {}", refused.reason));
+        }
+        if seen_rules.get(piece) != desired.rules.get(piece) {
+            return Err(format!("{piece} is not as it must be"));
+        }
+    }
+    let named = |piece: &Piece| desired.rules.get(piece).into_iter().flat_map(|rules| rules.0.iter());
+    let sets: BTreeSet<&str> = pieces.iter().flat_map(named).flat_map(|rule| sets_named(rule)).collect();
+    for set in sets {
+        let name = SetName(set.into());
+        if !seen_elements.range(elements_of(&name)).eq(desired.elements.range(elements_of(&name))) {
+            return Err(format!("set {set} does not hold what it must"));
+        }
+    }
+    Ok(())
+}
+
+/// The chains that a packet of this family with this verdict goes through.
+fn pieces(rules: &RuleSet, verdict: &Verdict, family: Family) -> Vec<Piece> {
+    let fixed = [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_TAIL];
+    let mut pieces: Vec<Piece> = fixed.map(|name| chain(family, name)).into();
+    for direction in Direction::BOTH {
+        let Some((name, pod)) = verdict.of(direction).pod().and_then(|name| rules.pods.get_key_value(name)) else {
+            continue;
+        };
+        let Isolation::Isolated { policies, .. } = pod.isolation(direction) else { continue };
+        pieces.push(chain(family, &names::pod_chain(name, direction)));
+        let of_policy = |policy| names::policy_chain(&PolicyKey { policy, direction });
+        pieces.extend(policies.iter().cloned().map(|policy| chain(family, &of_policy(policy))));
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::super::explain::{Question, answers};
+    use super::super::given::{labels, object, pod, pods, policy, rule};
+    use super::super::lowering::Lowering;
+    use super::super::plan::Plan;
+    use super::*;
+    use crate::config::{Config, Environment, Request, request};
+    use crate::model::{Host, Namespace, World};
+    use crate::net::PerFamily;
+    use crate::reconcile::Moment;
+
+    struct Given {
+        world: World,
+        plan: Plan,
+        lowering: Lowering,
+    }
+
+    fn given() -> Given {
+        let mut world = World::empty();
+        world.host = Arc::new(Host { node_name: "node1".into(), ..Host::default() });
+        let cluster = &mut world.cluster;
+        cluster.namespaces.insert("shop".into(), Namespace { labels: labels(""), isolated: false });
+        cluster.pods.insert(object("shop/web"), pod("10.244.1.7", "app=web", ""));
+        cluster.pods.insert(object("shop/db"), pod("10.244.1.8", "app=db", ""));
+        let allows = [rule(&[pods("app=web")], &["tcp/5432"])];
+        cluster.policies.insert(object("shop/db"), policy("app=db", Some(&allows), None));
+        let words = ["sluice", "--run-router=false", "--hostname-override=node1"].map(OsString::from);
+        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+        let config = Config::from_flags(&flags, verbosity, &Environment::default()).expect("the flags are sound");
+        let both = PerFamily { v4: true, v6: true };
+        let mut lowering = Lowering::new(Arc::new(config.firewall.expect("the firewall runs")), both);
+        let mut plan = Plan::new();
+        let changed = plan.update(&world);
+        lowering.update(plan.rules(), &world, &changed);
+        Given { world, plan, lowering }
+    }
+
+    /// Whether the answer for web → db is enforced by a kernel that differs from what is wanted as `change` makes it.
+    fn told(change: impl FnOnce(&mut Desired, &mut Refusals)) -> Result<(), String> {
+        let Given { world, plan, lowering } = given();
+        let mut kernel = lowering.desired().clone();
+        let mut refusals = Refusals::default();
+        change(&mut kernel, &mut refusals);
+        let question = Question::parse("shop/web", "shop/db:5432").expect("a question");
+        let answers = answers(plan.rules(), &world, &question).expect("an answer");
+        let seen = Seen { rules: Some(&kernel.rules), elements: Some(&kernel.elements), refusals: &refusals };
+        enforced(plan.rules(), (&answers[0].verdict, Family::V4), lowering.desired(), seen)
+    }
+
+    fn chain_of_policy() -> Piece {
+        let key = PolicyKey { policy: object("shop/db"), direction: Direction::Ingress };
+        chain(Family::V4, &names::policy_chain(&key))
+    }
+
+    #[test]
+    fn what_the_kernel_holds_is_enforced() {
+        assert_eq!(told(|_, _| {}), Ok(()));
+    }
+
+    #[test]
+    fn a_missing_chain_a_missing_element_and_a_refused_chain_are_named() {
+        let piece = chain_of_policy();
+        let lacks = told(|kernel, _| drop(kernel.rules.remove(&piece).expect("it is wanted")));
+        assert_eq!(lacks, Err(format!("{piece} is not as it must be")));
+        let lacks = told(|kernel, _| kernel.elements.retain(|key, ()| !key.set.0.starts_with("KUBE-SRC-")));
+        assert!(lacks.as_ref().is_err_and(|words| words.starts_with("set KUBE-SRC-")), "{lacks:?}");
+        let at = Moment { now: Instant::now(), jitter: 0 };
+        let lacks = told(|_, refusals| {
+            refusals.note(&piece, "no module".to_owned(), at);
+        });
+        assert_eq!(lacks, Err(format!("the kernel refuses {piece}: no module")));
+    }
+
+    #[test]
+    fn what_concerns_other_pods_or_the_other_family_does_not_count() {
+        let other = |piece: &Piece| piece.family() == Family::V6;
+        assert_eq!(told(|kernel, _| kernel.rules.retain(|piece, _| !other(piece))), Ok(()));
+    }
+}
