@@ -347,7 +347,7 @@ impl Speaker {
                     self.outputs.push(Output::Close(link));
                 }
                 Effect::Up(_, agreement) => self.up(at, address, agreement),
-                Effect::Down { kept, cause } => self.down(address, kept, cause),
+                Effect::Down { kept, cause } => self.down(at, address, kept, cause),
                 Effect::Update(update) => self.update(at, address, *update),
                 Effect::Refresh(refresh) => self.refresh(address, refresh),
                 Effect::DropStale(families) => {
@@ -368,9 +368,9 @@ impl Speaker {
         self.outputs.push(Output::Fact(address, Fact::Up(agreement)));
     }
 
-    fn down(&mut self, address: IpAddr, kept: PerFamily<bool>, cause: Cause) {
+    fn down(&mut self, at: Moment, address: IpAddr, kept: PerFamily<bool>, cause: Cause) {
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
-        neighbour.end();
+        neighbour.end(at.now);
         self.rib.leave(neighbour.id, kept);
         self.outputs.push(Output::Fact(address, Fact::Down { kept, cause }));
     }

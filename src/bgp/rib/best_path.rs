@@ -7,6 +7,7 @@
 //! restart count like all others (RFC 4724 4.2).
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::super::message::{Attributes, Origin};
@@ -64,9 +65,14 @@ fn equally_good(candidates: &[Candidate]) -> Vec<usize> {
     let best = candidates.iter().map(Candidate::rank).min();
     let mut left: Vec<(usize, &Candidate)> =
         candidates.iter().enumerate().filter(|(_, candidate)| Some(candidate.rank()) == best).collect();
-    if left.len() > 1 {
-        let all = left.clone();
-        left.retain(|(_, one)| !all.iter().any(|(_, other)| other.beats_by_med(one)));
+    let first = left.first().map(|(_, candidate)| candidate.med());
+    if left.iter().any(|(_, candidate)| Some(candidate.med()) != first) {
+        let mut lowest: BTreeMap<Option<u32>, u32> = BTreeMap::new();
+        for (_, candidate) in &left {
+            let lowest = lowest.entry(candidate.neighbour()).or_insert(u32::MAX);
+            *lowest = candidate.med().min(*lowest);
+        }
+        left.retain(|(_, candidate)| lowest.get(&candidate.neighbour()) == Some(&candidate.med()));
     }
     left.into_iter().map(|(place, _)| place).collect()
 }
@@ -80,9 +86,13 @@ impl Candidate<'_> {
     }
 
     /// A route without MED has the lowest one (RFC 4271 9.1.2.2 c).
-    fn beats_by_med(&self, other: &Candidate) -> bool {
-        let same = self.attributes.as_path.neighbour() == other.attributes.as_path.neighbour();
-        same && self.attributes.med.unwrap_or(0) < other.attributes.med.unwrap_or(0)
+    fn med(&self) -> u32 {
+        self.attributes.med.unwrap_or(0)
+    }
+
+    /// The system whose MEDs can be compared with this one; `None` is ours.
+    fn neighbour(&self) -> Option<u32> {
+        self.attributes.as_path.neighbour()
     }
 
     fn is_inside(&self) -> bool {

@@ -6,7 +6,7 @@ mod succession;
 
 use std::time::{Duration, Instant};
 
-use super::super::message::{self, Message, Notification, Reason};
+use super::super::message::{self, Message, Notification, Open, Reason};
 use super::connection::{Connection, Due, Verdict};
 use super::{Agreement, Cause, Effect, Event, LinkId, Moment, Settings, Side, State};
 use crate::net::PerFamily;
@@ -109,6 +109,11 @@ impl Peer {
     /// Nobody has started it, or somebody has stopped it.
     pub fn is_stopped(&self) -> bool {
         matches!(self.phase, Phase::Idle { until: None })
+    }
+
+    /// What we say of ourselves to it.
+    pub fn own_open(&self) -> Open {
+        self.settings.open(self.restarting)
     }
 
     /// What is agreed, while the session stands.
@@ -308,7 +313,7 @@ impl Peer {
     }
 
     fn send_open(&mut self, link: LinkId) {
-        let open = message::open(&self.settings.open(self.restarting));
+        let open = message::open(&self.own_open());
         self.effects.push(Effect::Send(link, open));
     }
 

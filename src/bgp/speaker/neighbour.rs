@@ -46,8 +46,9 @@ pub struct Neighbour {
     sent: Messages,
     /// How often its session has ended.
     flops: u32,
-    /// A session of it has ended.
-    ended: bool,
+    /// When its last session began, and when it ended.
+    began: Option<Instant>,
+    ended: Option<Instant>,
 }
 
 const UPDATE: usize = 2;
@@ -64,7 +65,8 @@ impl Neighbour {
             complete: PerFamily::default(),
             sent: [0; 6],
             flops: 0,
-            ended: false,
+            began: None,
+            ended: None,
         }
     }
 
@@ -84,6 +86,16 @@ impl Neighbour {
     /// Messages that were sent to it.
     pub fn sent(&self) -> Messages {
         self.sent
+    }
+
+    /// When its last session began; `None` when there was none yet.
+    pub fn began(&self) -> Option<Instant> {
+        self.began
+    }
+
+    /// When its last session ended; `None` while it stands, or when there was none yet.
+    pub fn ended(&self) -> Option<Instant> {
+        self.ended
     }
 
     /// How often its session has ended.
@@ -108,11 +120,13 @@ impl Neighbour {
         self.complete = PerFamily::default();
         self.progress = now;
         self.on_the_way = 0;
+        self.began = Some(now);
+        self.ended = None;
     }
 
-    pub(super) fn end(&mut self) {
+    pub(super) fn end(&mut self, now: Instant) {
         self.flops = self.flops.saturating_add(1);
-        self.ended = true;
+        self.ended = Some(now);
         self.on_the_way = 0;
     }
 
@@ -180,7 +194,7 @@ impl Neighbour {
 
     /// It is wanted and has no session yet, nor has had one since we began.
     pub(super) fn is_missing(&self) -> bool {
-        self.peer.session().is_none() && !self.peer.is_stopped() && !self.ended
+        self.peer.session().is_none() && !self.peer.is_stopped() && self.ended.is_none()
     }
 
     /// It has a session and has still to say all it has of a family. Who does not take part in graceful restarts says no

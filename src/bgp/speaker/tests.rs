@@ -288,7 +288,10 @@ fn settings_that_concern_the_session_begin_a_new_one_and_others_do_not() {
     bench.said(link);
     bench.want(Wanted { settings, ..wanted(2) });
     assert_eq!(bench.said(link), ["6/6 other configuration change"]);
-    assert_eq!((bench.state(2), bench.speaker.neighbour(address(2)).unwrap().flops()), (State::Active, 1));
+    let neighbour = bench.speaker.neighbour(address(2)).unwrap();
+    assert_eq!((neighbour.peer().state(), neighbour.flops()), (State::Active, 1));
+    assert_eq!((neighbour.began(), neighbour.ended()), (Some(bench.now), Some(bench.now)));
+    assert_eq!(neighbour.peer().own_open().hold_time, 30);
 }
 
 #[test]
