@@ -21,7 +21,7 @@ from labkit.testbed import Testbed  # noqa: E402
 
 BEDS = {
     "manifests": ["schedulers", "affinity", "exposure", "protocols", "policies", "guard", "masquerade",
-                  "restart", "draining", "repair", "bad_input", "one_family", "foreign", "soak"],
+                  "restart", "draining", "repair", "bad_input", "one_family", "foreign", "network_policies", "soak"],
     "api": ["api"],
 }
 LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the others' by nf_tables

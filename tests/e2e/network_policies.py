@@ -1,0 +1,138 @@
+"""The firewall together with the service proxy: who reaches whom over TCP, UDP and SCTP, in both families, on three nodes.
+
+Pods, policies and Services come from manifests; node 2 has legacy iptables. A pod of the lab has the labels `pod` (its
+name) and `node`.
+"""
+import contextlib
+import json
+import os
+
+import expect
+from expect import FAMILIES
+from labkit import kernel, net, objects, traffic
+from labkit.agent import FLAGS, family_flags
+from labkit.objects import Port
+
+PROTOCOLS = ("tcp", "udp", "sctp")
+
+
+def _pod(name):
+    made = {**objects.pod(name, []), "status": objects.pod_status(name)}
+    made["metadata"]["labels"] = {"pod": name, "node": objects.node_of(name)}
+    made["spec"]["containers"][0]["ports"] = [{"name": "main", "containerPort": objects.TARGET}]
+    return made
+
+
+def _policy(name, selected, **spec):
+    return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name, "namespace": objects.NAMESPACE},
+            "spec": {"podSelector": {"matchLabels": selected}, **spec}}
+
+
+def _pods(**labels):
+    return {"podSelector": {"matchLabels": labels}}
+
+
+@contextlib.contextmanager
+def _firewall(bed, *flags):
+    """Agents with the firewall, for the time of one test; afterwards nothing of it is left on any node."""
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": objects.NAMESPACE}}
+    bed.source.write("pods", [namespace, *[_pod(p) for p in bed.plan.pod_names()]])
+    for i, agent in bed.agents.items():
+        agent.stop()
+        agent.extra = ["--run-firewall=true", f"--socket={net.RUN}/n{i}/sluice.sock", *flags]
+        agent.start()
+    try:
+        bed.ready()
+        yield
+    finally:
+        for name in ("pods", "policies"):
+            _apply(bed, name, None)
+        for i, agent in bed.agents.items():
+            agent.stop()
+            status, text = agent.once(*FLAGS, *family_flags(), "--cleanup-config")
+            left = [line for line in text.splitlines() if "could not be removed" in line]
+            expect.that(status == 0 and not left, f"--cleanup-config of node {i} ended with {status}:", text)
+            rules = [line for table in kernel.snapshot(i).values() for line in table if "NWPLCY" in line or "KUBE-POD-FW" in line]
+            expect.that(not rules, f"node {i} has kept", rules)
+            agent.extra = []
+            agent.start()
+        bed.ready()
+
+
+def _apply(bed, name, items):
+    """Puts objects in place of those of that name, or takes them away."""
+    if items is not None:
+        bed.source.write(name, items)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{bed.source.folder}/{name}.json")
+
+
+def _reaches(client, address, protocol):
+    try:
+        return traffic.ask(client, address, objects.TARGET, protocol, patience=1.5) is not None
+    except OSError:
+        return False
+
+
+def _becomes(expected, wrong):
+    """Until the truth table is as expected: {(client, address, protocol): whether it gets an answer}."""
+    def differs():
+        return {key: _reaches(*key) for key, wanted in expected.items() if _reaches(*key) != wanted}
+    expect.soon(lambda: not differs(), 40, wrong, differs)
+
+
+def _table(clients, target, allowed):
+    """The truth table of some clients to one pod, of which those in `allowed` (client, protocol) get an answer."""
+    return {(client, expect.pod(target, family), protocol): (client, protocol) in allowed
+            for client in clients for family in FAMILIES for protocol in PROTOCOLS}
+
+
+def _explain(bed, i, source, target, *more):
+    return net.node(i, bed.binary, "policy", "explain", f"--socket={net.RUN}/n{i}/sluice.sock", "--from", source, "--to", target, *more)
+
+
+def policies_say_who_reaches_whom_over_every_protocol_and_family(bed):
+    clients = ("n1p1", "n2p1", "n3p2")
+    every = {(c, p) for c in clients for p in PROTOCOLS}
+    with _firewall(bed):
+        _becomes(_table(clients, "n3p1", every), "without a policy somebody is cut off:")
+        _apply(bed, "policies", [_policy("only-n1p1", {"pod": "n3p1"}, policyTypes=["Ingress"], ingress=[
+            {"from": [_pods(pod="n1p1")], "ports": [{"protocol": "TCP", "port": "main"}, {"protocol": "SCTP", "port": objects.TARGET}]}])])
+        _becomes(_table(clients, "n3p1", {("n1p1", "tcp"), ("n1p1", "sctp")}), "one policy for ingress:")
+        expect.that(_reaches("n3", expect.pod("n3p1", "4"), "tcp"), "the node does not reach its own pod")
+        said = _explain(bed, 3, "default/n2p1", f"default/n3p1:{objects.TARGET}")
+        expect.that("denied" in said and "default/only-n1p1" in said and "kernel: has these rules" in said, said)
+        said = json.loads(_explain(bed, 3, "default/n1p1", f"default/n3p1:{objects.TARGET}", "-o", "json"))
+        expect.that([a["allowed"] and a["inKernel"] for a in said["answers"]] == [True, True], said)
+        # The same policy through a Service: what counts is the pod behind it.
+        with expect.service(bed, "guarded", ["n3p1"], kind="NodePort", ports=[Port(80, node_port=30120)]) as s:
+            for family in FAMILIES:
+                expect.many("n1p1", s.address(family), 80)
+                for client in ("n2p1", "n3p2"):
+                    expect.silent(client, s.address(family), 80)
+        # Another pod gets the rights when it gets the label, and only then.
+        made = [_pod(p) for p in bed.plan.pod_names()]
+        next(p for p in made if p["metadata"]["name"] == "n2p1")["metadata"]["labels"]["pod"] = "n1p1"
+        _apply(bed, "pods", [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": objects.NAMESPACE}}, *made])
+        _becomes(_table(clients, "n3p1", {(c, p) for c in ("n1p1", "n2p1") for p in ("tcp", "sctp")}), "a label that changed:")
+        _apply(bed, "policies", None)
+        _becomes(_table(clients, "n3p1", every), "after the policy has gone:")
+
+
+def egress_is_apart_from_ingress_and_an_agent_that_starts_again_keeps_everything(bed):
+    with _firewall(bed):
+        _apply(bed, "policies", [_policy("out", {"node": "node1"}, policyTypes=["Egress"], egress=[{"to": [_pods(pod="n2p1")]}])])
+        allowed = {("n1p1", p) for p in PROTOCOLS}
+        _becomes(_table(["n1p1"], "n2p1", allowed) | _table(["n1p1"], "n3p1", set()), "a policy for egress:")
+        expect.that(_reaches("n3p1", expect.pod("n1p1", "4"), "tcp"), "egress rules stop what comes in")
+        with expect.load(("n1p1", expect.pod("n2p1", "4"), objects.TARGET), ("n1p1", expect.pod("n2p1", "6"), objects.TARGET), pause=0.1):
+            for end in (bed.agents[1].kill, bed.agents[1].stop):
+                before = kernel.snapshot(1)
+                end()
+                expect.that(not _reaches("n1p1", expect.pod("n3p1", "4"), "tcp"), "without an agent the policy is not enforced")
+                bed.agents[1].start()
+                bed.ready(1)
+                after = kernel.snapshot(1)
+                expect.that(after == before, "a start changed something:", kernel.difference(before, after))
+        expect.that(not _reaches("n1p1", expect.pod("n3p1", "6"), "tcp"), "the policy is not enforced any more")
