@@ -146,20 +146,18 @@ impl Machine {
     pub fn check_paths(&self, told: &str) {
         let mut wrong = Vec::new();
         let names: Vec<&str> = PODS.iter().map(|(name, ..)| *name).chain(["outside", "node"]).collect();
-        for family in Family::BOTH {
-            for (from, to) in names.iter().flat_map(|from| names.iter().map(move |to| (*from, *to))) {
-                // What never passes this node says nothing.
-                let passes_here =
-                    from != to && !(["far", "outside"].contains(&from) && ["far", "outside", "node"].contains(&to));
-                if !passes_here || (from, to) == ("node", "node") {
-                    continue;
-                }
-                let tries = [(Protocol::Tcp, 80), (Protocol::Tcp, 81), (Protocol::Udp, 80), (Protocol::Udp, 81)];
-                for (protocol, port) in tries {
-                    let expected = self.expected(family, (from, to), protocol, port);
-                    if self.places.reaches(family, (from, to), protocol, port) != expected {
-                        wrong.push(format!("{family} {from} to {to} {protocol} {port}: {expected} is expected"));
-                    }
+        for (family, from) in Family::BOTH.into_iter().flat_map(|family| names.iter().map(move |from| (family, *from)))
+        {
+            // What never passes this node says nothing.
+            let is_far = ["far", "outside"].contains(&from);
+            let others = names.iter().filter(|to| **to != from && !(is_far && ["far", "outside", "node"].contains(to)));
+            let kinds = [(Protocol::Tcp, 80), (Protocol::Tcp, 81), (Protocol::Udp, 80), (Protocol::Udp, 81)];
+            let tries: Vec<(&str, Protocol, u16)> =
+                others.flat_map(|to| kinds.map(|(protocol, port)| (*to, protocol, port))).collect();
+            for ((to, protocol, port), found) in tries.iter().zip(self.places.reach_from(family, from, &tries)) {
+                let expected = self.expected(family, (from, to), *protocol, *port);
+                if found != expected {
+                    wrong.push(format!("{family} {from} to {to} {protocol} {port}: {expected} is expected"));
                 }
             }
         }
