@@ -97,7 +97,7 @@ pub struct Flags {
     /// Time between two audits of the network policies in the kernel; must be longer than 0s
     #[arg(long, default_value = "5m0s")]
     pub iptables_sync_period: GoDuration,
-    /// Refuse all traffic of pods that no network policy selects
+    /// Refuse new connections of this node's pods until their rules are in the kernel
     #[arg(long)]
     pub netpol_default_deny: bool,
     /// Program network policies with nftables instead of iptables

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
-use crate::kernel::iptables::{Piece, Refusal, Rules};
+use crate::kernel::iptables::{Piece, Refusal, Rules, Timing};
 use crate::model::Authority;
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Drift, Growth, Mirror, Moment, Reflection, Target, Trouble};
@@ -48,6 +48,9 @@ pub trait Kernel {
 pub trait Refusing {
     /// What was refused for its own sake since this was asked the last time.
     fn take_refused(&mut self) -> Vec<Refusal>;
+
+    /// How long programs took since this was asked the last time.
+    fn take_timings(&mut self) -> Vec<Timing>;
 }
 
 /// The targets of one kernel.
@@ -72,6 +75,9 @@ pub struct Mirrors<K: Kernel> {
 /// How long rules wait for sets and elements that fail.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// In how many forms a chain is tried: whole, then reduced, then closed; and once more for what needs it.
+const FORMS: usize = 3;
+
 /// What one round did.
 #[derive(Default, Debug)]
 pub struct Round {
@@ -80,6 +86,8 @@ pub struct Round {
     /// What the sets and their elements took, and what the rules took.
     pub sets_took: Duration,
     pub rules_took: Duration,
+    /// The programs that were run for it.
+    pub timings: Vec<Timing>,
     /// Chains that the kernel refuses, for the first time or again.
     pub refused: Vec<Refusal>,
     /// How many chains that had been refused are there now, or are not wanted any more.
@@ -129,24 +137,36 @@ impl<K: Kernel> Mirrors<K> {
         }
         self.grow_sets(desired, growth, at);
         let sets_are_there = Instant::now();
-        let want = self.rules_for_now(desired, authority, at);
+        let mut want = self.rules_for_now(desired, authority, at);
         if self.waits_for_sets(desired, at) {
             return Round { steps: self.steps_done() - before, sets_took: sets_are_there - begun, ..Round::default() };
         }
+        self.rules.grow(want.as_ref().unwrap_or(&desired.rules), growth, at);
+        let mut refused = self.take_refused(at);
+        for _ in 0..FORMS {
+            // What was not refused is in force; what stands in for the rest must not come later than it can.
+            if refused.is_empty() || self.rules.is_settled() {
+                break;
+            }
+            self.rules.try_at_once();
+            want = self.rules_for_now(desired, authority, at);
+            self.rules.grow(want.as_ref().unwrap_or(&desired.rules), growth, at);
+            refused.extend(self.take_refused(at));
+        }
         let want = want.as_ref().unwrap_or(&desired.rules);
-        self.rules.grow(want, growth, at);
-        let refused = self.take_refused(at);
-        self.let_in_pods(desired, want, growth, at);
         let rules_are_there = Instant::now();
         if authority == Authority::Complete {
             self.rules.shrink(want, at);
             self.shrink_sets(desired, at);
         }
+        // Last of all: what an earlier pod with the same address might do has gone from the sets by now.
+        self.let_in_pods(desired, want, growth, at);
         let settled = self.refusals.settle(&desired.rules, self.rules.seen());
         Round {
             steps: self.steps_done() - before,
             sets_took: sets_are_there - begun,
             rules_took: rules_are_there - sets_are_there,
+            timings: self.rules.target().take_timings(),
             refused,
             settled,
         }

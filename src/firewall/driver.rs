@@ -145,8 +145,9 @@ impl<K: Kernel> Driver<K> {
         let round = self.round(begun);
         let done = Instant::now();
         self.steps += round.steps;
+        let metrics = &self.around.metrics;
+        metrics.observe_programs(&round.timings);
         if round.steps > 0 {
-            let metrics = &self.around.metrics;
             metrics.round.observe((done - begun).as_secs_f64());
             metrics.sets_round.observe(round.sets_took.as_secs_f64());
             metrics.rules.observe(round.rules_took.as_secs_f64());

@@ -6,12 +6,17 @@
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
+use crate::kernel::iptables::{Program, Timing};
+use crate::net::PerFamily;
 use crate::observe::metrics::Registry;
 
 /// What the firewall's task counts.
 pub struct Metrics {
     /// Duration of a round.
     pub round: Histogram,
+    /// What single programs took, by family.
+    pub save: PerFamily<Histogram>,
+    pub restore: PerFamily<Histogram>,
     /// The part of it that the rules took, and the part of the sets.
     pub rules: Histogram,
     pub sets_round: Histogram,
@@ -52,6 +57,26 @@ impl Metrics {
                 "kube_router_controller_iptables_sync_time",
                 "Time it took to bring changed policies and pods into the kernel, in seconds",
             )?,
+            save: PerFamily {
+                v4: histogram(
+                    "kube_router_controller_iptables_v4_save_time",
+                    "Time it took to read the rules of IPv4, in seconds",
+                )?,
+                v6: histogram(
+                    "kube_router_controller_iptables_v6_save_time",
+                    "Time it took to read the rules of IPv6, in seconds",
+                )?,
+            },
+            restore: PerFamily {
+                v4: histogram(
+                    "kube_router_controller_iptables_v4_restore_time",
+                    "Time it took to write rules of IPv4, in seconds",
+                )?,
+                v6: histogram(
+                    "kube_router_controller_iptables_v6_restore_time",
+                    "Time it took to write rules of IPv6, in seconds",
+                )?,
+            },
             rules: histogram(
                 "kube_router_controller_policy_chains_sync_time",
                 "Time it took to bring changed rules into the kernel, in seconds",
@@ -92,8 +117,22 @@ impl Metrics {
         Ok(metrics)
     }
 
+    /// Counts what single programs took.
+    pub(super) fn observe_programs(&self, timings: &[Timing]) {
+        for timing in timings {
+            let histograms = match timing.program {
+                Program::Save => &self.save,
+                Program::Restore => &self.restore,
+            };
+            histograms.of(timing.family).observe(timing.took.as_secs_f64());
+        }
+    }
+
     fn add_to(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         for histogram in [&self.round, &self.rules, &self.sets_round, &self.programming] {
+            registry.register(Box::new(histogram.clone()))?;
+        }
+        for (_, histogram) in self.save.iter().chain(self.restore.iter()) {
             registry.register(Box::new(histogram.clone()))?;
         }
         for gauge in [&self.chains, &self.sets, &self.refused, &self.last_success] {

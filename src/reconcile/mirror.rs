@@ -242,6 +242,11 @@ impl<T: Target> Mirror<T> {
         self.backoff.tried();
     }
 
+    /// Says that what failed need not wait for its time: something else is wanted in its place.
+    pub fn try_at_once(&mut self) {
+        self.backoff.tried();
+    }
+
     /// Makes sure that what is about to be compared is known. False while nothing can be compared.
     pub fn learn(&mut self, at: Moment) -> bool {
         let due = self.backoff.is_due(at.now);

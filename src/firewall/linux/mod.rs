@@ -6,7 +6,7 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 use crate::kernel::ipset::{Elements, SetName, Sets};
-use crate::kernel::iptables::{self, Families, Ownership, Refusal, Table, Tables};
+use crate::kernel::iptables::{self, Families, Ownership, Refusal, Table, Tables, Timing};
 use crate::kernel::sysctl::{Setting, Settings, Wanted};
 use crate::kernel::{Error, Name, module};
 use crate::net::Family;
@@ -100,6 +100,10 @@ impl Kernel for Linux {
 impl Refusing for Tables {
     fn take_refused(&mut self) -> Vec<Refusal> {
         Tables::take_refused(self)
+    }
+
+    fn take_timings(&mut self) -> Vec<Timing> {
+        Tables::take_timings(self)
     }
 }
 

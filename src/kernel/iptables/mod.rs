@@ -27,6 +27,7 @@ mod plan;
 mod save;
 mod slots;
 mod spelling;
+mod timing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -40,6 +41,7 @@ use self::plan::{Change, Plan, depends_on_table, plan};
 use self::save::{Saved, SavedTable, parse, target};
 use self::slots::Place;
 use self::spelling::Spelling;
+use self::timing::Timings;
 use super::program::{Call, run};
 use super::{Cause, Error, Name};
 use crate::net::{Family, PerFamily};
@@ -48,6 +50,7 @@ use crate::reconcile::{Failure, Phase, Step, Target};
 pub use self::counted::{Counted, counted};
 pub use self::flavour::{Detected, Flavour, Programs, detect};
 pub use self::save::quoted;
+pub use self::timing::{Program, Timing};
 
 /// The rules of one owner, as a family of kernel objects. Works in the network namespace of the calling thread.
 #[derive(Debug)]
@@ -60,6 +63,7 @@ pub struct Tables {
     /// What was printed a moment ago, for the first reading.
     printed: Option<(Instant, PerFamily<Option<String>>)>,
     refused: Vec<Refusal>,
+    timings: Timings,
 }
 
 /// The programs of each family; `None` for one without rules.
@@ -117,7 +121,13 @@ impl Tables {
     /// Rules through these programs; a family without programs has none, and wanting some there fails.
     pub fn new(programs: PerFamily<Option<Programs>>, ours: Ownership) -> Tables {
         let spelling = PerFamily::default();
-        Tables { programs, ours, spelling, unreadable: BTreeSet::new(), printed: None, refused: Vec::new() }
+        let (unreadable, refused) = (BTreeSet::new(), Vec::new());
+        Tables { programs, ours, spelling, unreadable, printed: None, refused, timings: Timings::default() }
+    }
+
+    /// How long the programs took since this was asked the last time.
+    pub fn take_timings(&mut self) -> Vec<Timing> {
+        self.timings.take()
     }
 
     /// Pieces that were refused for their own sake since this was asked the last time.
@@ -148,7 +158,10 @@ impl Tables {
             let Some(programs) = *self.programs.of(family) else { continue };
             let tables: Vec<Table> = self.ours.tables().filter(|table| pass(family, *table)).collect();
             let known = known.of_mut(family).take().and_then(|text| parse(&text).ok());
-            for (table, saved) in printed_all(programs, family, &tables, known) {
+            let begun = Instant::now();
+            let printed = printed_all(programs, family, &tables, known);
+            self.timings.note(family, Program::Save, begun);
+            for (table, saved) in printed {
                 match saved {
                     Ok(saved) => {
                         self.recognise((family, table), &saved, &mut found);
@@ -279,7 +292,10 @@ impl Tables {
             }));
         }
         if !script.is_empty() {
-            restore(programs, family, &script)?;
+            let begun = Instant::now();
+            let restored = restore(programs, family, &script);
+            self.timings.note(family, Program::Restore, begun);
+            restored?;
             self.learn(family, programs, tables);
         }
         Ok(failures)

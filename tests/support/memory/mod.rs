@@ -21,7 +21,7 @@ use sluice::firewall;
 use sluice::kernel::Error;
 use sluice::kernel::conntrack::Flows;
 use sluice::kernel::ipset::SetName;
-use sluice::kernel::iptables::{Piece, Refusal};
+use sluice::kernel::iptables::{Piece, Refusal, Timing};
 use sluice::kernel::ipvs::{Destination, ServiceKey};
 use sluice::kernel::sysctl::{Setting, Wanted};
 use sluice::proxy::apply::{Connected, Kernel, Owned, Ruled, Targets};
@@ -212,6 +212,11 @@ impl firewall::apply::Kernel for MemoryKernel {
 impl firewall::apply::Refusing for Memory<RuleRows> {
     fn take_refused(&mut self) -> Vec<Refusal> {
         self.machine.with(|machine| std::mem::take(&mut machine.tried_in_vain))
+    }
+
+    /// Memory runs no programs.
+    fn take_timings(&mut self) -> Vec<Timing> {
+        Vec::new()
     }
 }
 
