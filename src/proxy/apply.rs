@@ -206,6 +206,11 @@ impl<K: Kernel> Mirrors<K> {
     pub fn existing_virtuals(&mut self, desired: &Desired, at: Moment) -> Option<&BTreeMap<ServiceKey, Virtual>> {
         self.elements.learn(at);
         self.learn_virtuals(desired, at);
+        if let Some(seen) = self.virtuals.seen() {
+            // What an earlier run left may never be wanted in this one, and has flows all the same.
+            seen.keys().for_each(|key| self.udp.mark(*key));
+            self.udp.note_before(seen);
+        }
         self.virtuals.seen()
     }
 
