@@ -12,6 +12,7 @@
 //!
 //! End, by SIGTERM or SIGINT: the loops finish their turn and nothing in the kernel is taken back.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -21,16 +22,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
+use crate::bgp::driver;
 use crate::cleanup;
-use crate::config::{Config, FirewallConfig, ObserveConfig, ProxyConfig, Source, TOOLCHAIN, VERSION};
+use crate::config::{Config, FirewallConfig, ObserveConfig, ProxyConfig, RouterConfig, Source, TOOLCHAIN, VERSION};
 use crate::firewall;
+use crate::gobgp;
+use crate::gobgp::serve::Place;
+use crate::gobgp::service::Service;
 use crate::k8s::client::{self, Access};
-use crate::k8s::{Message, Wanted, manifests, watch as watch_api};
+use crate::k8s::{Message, Wanted, manifests, report, watch as watch_api};
 use crate::kernel::Error;
 use crate::kernel::address::host_addresses;
 use crate::kernel::link::LinkName;
-use crate::kernel::monitor::{self, Changes};
-use crate::model::{EventClock, Host, Table, World};
+use crate::kernel::monitor::{self, Changes, Watched};
+use crate::model::{EventClock, Host, Report, Table, World};
 use crate::net::PerFamily;
 use crate::observe::health::{Health, Pulse};
 use crate::observe::http::{self, Site};
@@ -41,6 +46,7 @@ use crate::proxy::metrics::Metrics;
 use crate::proxy::names::DEVICE;
 use crate::proxy::serve::Counters;
 use crate::proxy::{linux, settings};
+use crate::router;
 use crate::world::{self, LastKnown};
 
 /// How many messages of a source may wait; a source that is faster waits itself.
@@ -56,7 +62,8 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// What keeps the program from starting, as a sentence.
 pub fn run(config: Config) -> anyhow::Result<()> {
     if config.cleanup {
-        return cleanup::run();
+        let overlay = config.router.and_then(|router| router.overlay);
+        return cleanup::run(overlay.and_then(|overlay| overlay.udp_port));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(config))
@@ -68,20 +75,36 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     listen(&config.observe, &health, &registry).await?;
     let (stop, stopped) = watch::channel(false);
 
-    let changes = monitor::start([LinkName(DEVICE.into())]).context("the kernel cannot be listened to")?;
+    let changes = monitor::start(watched(&config)).context("the kernel cannot be listened to")?;
     let host = follow_host(config.node_name.clone(), changes.clone())?;
     let (world_out, world) = watch::channel(World::empty());
     // One clock for each subsystem, whether it runs or not.
-    let clocks = [(); 2].map(|()| Arc::new(EventClock::new(Instant::now())));
-    let [for_proxy, for_firewall] = clocks.clone();
-    let world_task = start_world(&config, host, clocks.to_vec(), world_out, stopped.clone()).await?;
+    let clocks = [(); 3].map(|()| Arc::new(EventClock::new(Instant::now())));
+    let [for_proxy, for_firewall, for_router] = clocks.clone();
+    let (report, reports) = watch::channel(Report::default());
+    let messages = start_source(&config, reports).await?;
+    let last_known = config.state_dir.as_deref().map(LastKnown::new);
+    let inputs = world::Inputs {
+        messages,
+        wanted: wanted(&config),
+        host,
+        last_known,
+        clocks: clocks.to_vec(),
+        report: report.clone(),
+    };
+    let world_task = start_world(inputs, world_out, stopped.clone());
 
+    // What the router's neighbours believe is the service proxy's to know; a router that does not run says nothing.
+    let (believed_out, believed) = watch::channel(Table::default());
+    // And a router begins to announce when the service proxy serves.
+    let (served_out, served) = watch::channel(config.proxy.is_none());
     let surroundings = |clock| Fed { world: world.clone(), clock, changes: changes.clone(), stop: stopped.clone() };
     let mut running = Vec::new();
     let mut answerers = Answerers::new();
     if let Some(settings) = config.proxy {
         let pulse = health.register("service proxy", DEADLINE, Instant::now());
-        running.push(start_proxy(settings, config.families, surroundings(for_proxy), pulse, &registry).await?);
+        let fed = Waiting { fed: surroundings(for_proxy), believed, served: served_out };
+        running.push(start_proxy(settings, config.families, fed, pulse, &registry).await?);
     }
     if let Some(settings) = config.firewall {
         let pulse = health.register("firewall", DEADLINE, Instant::now());
@@ -89,6 +112,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         answerers.insert("/policy/explain", ask);
         let fed = Asked { fed: surroundings(for_firewall), questions };
         running.push(start_firewall(settings, config.families, fed, pulse, &registry).await?);
+    }
+    if let Some(settings) = config.router {
+        let pulses = ["router", "BGP speaker"].map(|name| health.register(name, DEADLINE, Instant::now()));
+        let (access, speaker) = watch::channel(None);
+        let beside = config.socket.as_ref().map(|socket| Place::Socket(socket.with_file_name("gobgp.sock")));
+        let places = settings.admin.iter().copied().map(Place::Port).chain(beside).collect();
+        let fed = Reporting { fed: surroundings(for_router), report, access, served, believed: believed_out };
+        running.push(start_router(settings, config.families, fed, pulses, &registry).await?);
+        gobgp::serve::spawn(Service::new(speaker), places);
     }
     // Nothing listens that nobody could answer on.
     if let Some(path) = config.socket.as_deref().filter(|_| !answerers.is_empty()) {
@@ -116,6 +148,12 @@ async fn listen(config: &ObserveConfig, health: &Health, registry: &Registry) ->
         tokio::spawn(http::serve(listener, site));
     }
     Ok(())
+}
+
+/// What of the kernel is watched for whom.
+fn watched(config: &Config) -> Watched {
+    let routes = config.router.as_ref().map(|_| router::linux::learned_routes().to_vec());
+    Watched { ours: vec![LinkName(DEVICE.into())], routes: routes.unwrap_or_default() }
 }
 
 /// Publishes the facts of this host, now and whenever the kernel says that they changed.
@@ -148,37 +186,47 @@ fn follow_host(node_name: String, mut changes: watch::Receiver<Changes>) -> anyh
     Ok(host)
 }
 
-/// Starts the source of the cluster and the task that joins it with the host into the World.
-async fn start_world(
-    config: &Config,
-    host: watch::Receiver<Arc<Host>>,
-    clocks: Vec<Arc<EventClock>>,
-    out: watch::Sender<World>,
-    mut stop: watch::Receiver<bool>,
-) -> anyhow::Result<tokio::task::JoinHandle<()>> {
-    let (messages_out, messages) = mpsc::channel::<Message>(MESSAGES);
-    let wanted = wanted(config);
+/// Starts the source of the cluster. Where that is an API server, it is also told how this node stands.
+async fn start_source(config: &Config, reports: watch::Receiver<Report>) -> anyhow::Result<mpsc::Receiver<Message>> {
+    let (out, messages) = mpsc::channel::<Message>(MESSAGES);
     match &config.source {
-        Source::Manifests(directory) => manifests::spawn(directory.clone(), wanted.clone(), messages_out)?,
+        Source::Manifests(directory) => manifests::spawn(directory.clone(), wanted(config), out)?,
         Source::Api { kubeconfig, master } => {
             let access = Access { kubeconfig: kubeconfig.clone(), master: master.clone() };
             let client = client::client(&access).await?;
-            tokio::spawn(watch_api::run(client, wanted.clone(), messages_out));
+            tokio::spawn(watch_api::run(client.clone(), wanted(config), out));
+            if config.router.is_some() {
+                tokio::spawn(report::run(client, config.node_name.clone(), reports));
+            }
         }
     }
-    let last_known = config.state_dir.as_deref().map(LastKnown::new);
-    let inputs = world::Inputs { messages, wanted, host, last_known, clocks };
-    Ok(tokio::spawn(world::run(inputs, out, async move {
+    Ok(messages)
+}
+
+/// Starts the task that joins the cluster with the host into the World.
+fn start_world(
+    inputs: world::Inputs,
+    out: watch::Sender<World>,
+    mut stop: watch::Receiver<bool>,
+) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(world::run(inputs, out, async move {
         // An error means that the sender is gone, which is an end too.
         let _ = stop.wait_for(|stop| *stop).await;
-    })))
+    }))
 }
 
 /// What the running subsystems need of the cluster.
 fn wanted(config: &Config) -> Vec<Wanted> {
-    let mut wanted = vec![Wanted::Node(config.node_name.as_str().into())];
-    if config.proxy.is_some() {
+    let nodes = match config.router {
+        Some(_) => Wanted::Nodes,
+        None => Wanted::Node(config.node_name.as_str().into()),
+    };
+    let mut wanted = vec![nodes];
+    if config.proxy.is_some() || config.router.is_some() {
         wanted.extend([Wanted::Services, Wanted::EndpointSlices]);
+    }
+    if config.router.is_some() {
+        wanted = vec![Wanted::Nodes, Wanted::Services, Wanted::EndpointSlices];
     }
     if config.firewall.is_some() {
         wanted.extend([Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies]);
@@ -200,6 +248,22 @@ struct Asked {
     questions: mpsc::Receiver<local::Question>,
 }
 
+/// The same for one that says how it stands, and whose speaker can be seen from outside.
+struct Reporting {
+    fed: Fed,
+    report: watch::Sender<Report>,
+    access: watch::Sender<Option<driver::Access>>,
+    served: watch::Receiver<bool>,
+    believed: watch::Sender<Table<IpAddr, ()>>,
+}
+
+/// The same for one that waits for what others believe, and says when it serves.
+struct Waiting {
+    fed: Fed,
+    believed: watch::Receiver<Table<IpAddr, ()>>,
+    served: watch::Sender<bool>,
+}
+
 /// A subsystem on its thread.
 struct Running {
     name: &'static str,
@@ -209,14 +273,24 @@ struct Running {
 async fn start_proxy(
     config: ProxyConfig,
     families: PerFamily<bool>,
-    fed: Fed,
+    waiting: Waiting,
     pulse: Pulse,
     registry: &Registry,
 ) -> anyhow::Result<Running> {
     let metrics = Metrics::register(registry)?;
     let (owners, owners_in) = watch::channel(Table::default());
     registry.register(Box::new(Counters::new(owners_in)?))?;
-    let around = Surroundings { world: fed.world, clock: fed.clock, disturbances: fed.changes, owners, pulse, metrics };
+    let Waiting { fed, believed, served } = waiting;
+    let around = Surroundings {
+        world: fed.world,
+        clock: fed.clock,
+        disturbances: fed.changes,
+        believed,
+        served,
+        owners,
+        pulse,
+        metrics,
+    };
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let kernel = settings::kernel_version(&release).unwrap_or((u32::MAX, 0));
     let stop = fed.stop;
@@ -251,6 +325,38 @@ async fn start_firewall(
     let run = move |targets| firewall::driver::Driver::new(Arc::new(config), families, targets, around).run(stop);
     let (running, programs) = start("firewall", "firewall", firewall::linux::open, run).await?;
     registry.register(Box::new(firewall::serve::Refused::new(owners_in, programs)?))?;
+    Ok(running)
+}
+
+async fn start_router(
+    config: RouterConfig,
+    families: PerFamily<bool>,
+    reporting: Reporting,
+    [pulse, speaker_pulse]: [Pulse; 2],
+    registry: &Registry,
+) -> anyhow::Result<Running> {
+    let Reporting { fed, report, access, served, believed } = reporting;
+    let metrics = router::metrics::Metrics::register(registry)?;
+    // A speaker that is not wanted yet is not stuck.
+    speaker_pulse.ready(true);
+    let around = router::driver::Surroundings {
+        world: fed.world,
+        clock: fed.clock,
+        disturbances: fed.changes,
+        pulse,
+        speaker_pulse,
+        report,
+        metrics,
+        access,
+        served,
+        believed,
+    };
+    let stop = fed.stop;
+    let config = Arc::new(config);
+    let opened = config.clone();
+    let open = move || Ok((router::linux::open(&opened, families)?, ()));
+    let run = move |targets| router::driver::Driver::new(config, families, targets, around).run(stop);
+    let (running, ()) = start("router", "router", open, run).await?;
     Ok(running)
 }
 
@@ -305,13 +411,17 @@ mod tests {
     use std::ffi::OsString;
 
     use super::*;
-    use crate::config::{Environment, Request, request};
+    use crate::config::{Environment, Mistakes, Request, request};
 
     #[test]
     fn only_what_a_running_subsystem_needs_is_asked_for() {
         let words = ["sluice", "--run-router=false", "--run-firewall=false"].map(OsString::from);
         let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
-        let environment = Environment { node_name: Some("node-1".to_owned()), host_name: "node-1".to_owned() };
+        let environment = Environment {
+            node_name: Some("node-1".to_owned()),
+            host_name: "node-1".to_owned(),
+            ..Environment::default()
+        };
         let proxy = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
         let node = Wanted::Node("node-1".into());
         assert_eq!(wanted(&proxy), [node.clone(), Wanted::Services, Wanted::EndpointSlices]);
@@ -319,5 +429,9 @@ mod tests {
         let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
         let firewall = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
         assert_eq!(wanted(&firewall), [node, Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies]);
+        let words = ["sluice", "--run-firewall=false", "--run-service-proxy=false"].map(OsString::from);
+        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+        let router = Config::meant(&flags, verbosity, &environment, &mut Mistakes::default());
+        assert_eq!(wanted(&router), [Wanted::Nodes, Wanted::Services, Wanted::EndpointSlices]);
     }
 }

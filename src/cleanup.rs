@@ -12,6 +12,7 @@ use crate::firewall;
 use crate::model::Authority;
 use crate::proxy;
 use crate::reconcile::{Moment, Reflection};
+use crate::router;
 
 /// How often what fails at first is tried again at once: another program may hold a lock for a moment.
 const TRIES: usize = 3;
@@ -24,16 +25,17 @@ trait Removable {
     fn families(&self) -> Vec<&dyn Reflection>;
 }
 
-/// Takes everything of ours out of the kernel.
+/// Takes everything of ours out of the kernel. `tunnel_port`: where packets of tunnels arrive inside UDP, if that is said.
 ///
 /// # Errors
 /// What could not be removed, a line for each family.
-pub fn run() -> anyhow::Result<()> {
+pub fn run(tunnel_port: Option<u16>) -> anyhow::Result<()> {
     let mut proxy = proxy::apply::Mirrors::new(proxy::linux::open_for_cleanup()?, Vec::new());
     let mut firewall = firewall::apply::Mirrors::new(firewall::linux::open_for_cleanup()?.0);
+    let mut router = router::apply::Mirrors::new(router::linux::open_for_cleanup(tunnel_port)?);
     let mut removed = 0;
     let mut left = Vec::new();
-    let subsystems: [&mut dyn Removable; 2] = [&mut firewall, &mut proxy];
+    let subsystems: [&mut dyn Removable; 3] = [&mut firewall, &mut proxy, &mut router];
     for subsystem in subsystems {
         let (count, errors) = remove(subsystem);
         removed += count;
@@ -91,5 +93,24 @@ impl<K: firewall::apply::Kernel> Removable for firewall::apply::Mirrors<K> {
 
     fn families(&self) -> Vec<&dyn Reflection> {
         self.reflections().to_vec()
+    }
+}
+
+impl<K: router::apply::Kernel> Removable for router::apply::Mirrors<K> {
+    fn remove(&mut self, at: Moment) -> u64 {
+        let leave = router::apply::Leave { authority: Authority::Complete, routes_are_complete: true };
+        let nothing = (router::desired::Desired::default(), router::routes::Routes::default());
+        let steps = self.round(&nothing.0, &nothing.1, leave, at).steps;
+        self.remove_bridge(at);
+        steps
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        router::apply::Mirrors::remove_abandoned(self)
+    }
+
+    fn families(&self) -> Vec<&dyn Reflection> {
+        // A bridge that pods are on stays, and that is no failure.
+        self.reflections().into_iter().filter(|family| family.name() != "bridges").collect()
     }
 }

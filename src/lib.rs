@@ -11,6 +11,8 @@ pub mod world;
 pub mod bgp;
 pub mod proxy;
 pub mod firewall;
+pub mod gobgp;
+pub mod router;
 pub mod cleanup;
 pub mod ask;
 pub mod app;

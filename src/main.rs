@@ -58,6 +58,7 @@ fn environment() -> Environment {
     Environment {
         node_name: std::env::var_os("NODE_NAME").map(|name| name.to_string_lossy().into_owned()),
         host_name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        cni_file: std::env::var_os("KUBE_ROUTER_CNI_CONF_FILE").filter(|path| !path.is_empty()).map(Into::into),
     }
 }
 

@@ -5,8 +5,8 @@
 //! wins and nothing queues. A World shares all that did not change with the one before, so publishing costs
 //! the change and not the cluster.
 //!
-//! How far the World may be trusted (`model::Authority`) is decided here, for what the service proxy needs and for what
-//! the firewall needs apart. It only ever grows: once every needed kind has been listed in full, an outage of the source
+//! How far the World may be trusted (`model::Authority`) is decided here, for what the service proxy, the firewall and the
+//! router need apart. It only ever grows: once every needed kind has been listed in full, an outage of the source
 //! changes nothing.
 //!
 //! Cancelling the task loses nothing but what was not published yet; end it through its `stop` instead, so
@@ -20,20 +20,22 @@ mod warned;
 pub use self::host::host;
 pub use self::last_known::{Known, LastKnown};
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use compact_str::CompactString;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::joined::{Joined, Standing};
 use self::last_known::Keeper;
 use self::warned::{Verdict, Warned};
-use crate::k8s::{Event, Kind, Message, Object, ObjectId, Wanted, Warning};
-use crate::model::{Authority, Cluster, EventClock, Host, World};
+use crate::k8s::{Event, Message, Object, ObjectId, Wanted, Warning};
+use crate::model::{Authority, Cluster, EventClock, Host, Report, World};
 
 /// What the World is made from.
 pub struct Inputs {
@@ -48,6 +50,8 @@ pub struct Inputs {
     pub last_known: Option<LastKnown>,
     /// One clock for each consumer of the World.
     pub clocks: Vec<Arc<EventClock>>,
+    /// Where it is said what is odd about the Node of this host.
+    pub report: watch::Sender<Report>,
 }
 
 /// How long to wait for a sign of life from the source before the last known state is used.
@@ -58,14 +62,15 @@ const BATCH: usize = 4096;
 
 /// Publishes the World until `stop` is done or every sender of messages is gone.
 pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Output = ()>) {
-    let Inputs { mut messages, wanted, mut host, last_known, clocks } = inputs;
-    let kinds: Vec<Kind> = wanted.iter().map(Wanted::kind).collect();
+    let Inputs { mut messages, wanted, mut host, last_known, clocks, report } = inputs;
     let mut builder = Builder {
         joined: Joined::new(&wanted),
         warned: Warned::default(),
         clocks,
         out,
-        keeper: last_known.map(|file| Keeper::new(file, kinds)),
+        report,
+        own: host.borrow().node_name.clone(),
+        keeper: last_known.map(|file| Keeper::new(file, &wanted)),
     };
     builder.joined.set_host(host.borrow_and_update().clone());
     let mut stop = pin!(stop);
@@ -108,6 +113,9 @@ struct Builder {
     warned: Warned,
     clocks: Vec<Arc<EventClock>>,
     out: watch::Sender<World>,
+    report: watch::Sender<Report>,
+    /// The name of this host's Node.
+    own: CompactString,
     keeper: Option<Keeper>,
 }
 
@@ -126,6 +134,7 @@ impl Builder {
         match event {
             Event::Listing(kind) => self.joined.begin_listing(kind),
             Event::Object(object, warnings) => {
+                self.report(&object, &warnings);
                 self.say_once(&object, warnings);
                 return self.joined.put(object);
             }
@@ -182,26 +191,30 @@ impl Builder {
     fn publish(&mut self, seen: Option<Instant>) {
         let before = {
             let out = self.out.borrow();
-            Standing { proxied: out.authority, policed: out.policy_authority }
+            Standing { proxied: out.authority, policed: out.policy_authority, routed: out.node_authority }
         };
         let now = self.joined.standing();
         if seen.is_none() && before == now && !self.joined.take_unpublished() {
             return;
         }
-        // While nothing may be done with it, a World of every hundred objects would only be copied.
-        if now.proxied.max(now.policed) == Authority::Nothing {
+        // While nothing may be done with it, a World of every hundred objects would only be copied. Who this node is says
+        // what is closed by default, and that is known before all else.
+        let is_first_of_node = self.joined.has_own_node() && !has_own_node(&self.out.borrow());
+        if now.proxied.max(now.policed).max(now.routed) == Authority::Nothing && !is_first_of_node {
             return;
         }
         self.joined.take_unpublished();
         let world = self.joined.world(now);
         if before != now {
-            let Cluster { services, pods, policies, .. } = &world.cluster;
-            let (services, pods, policies) = (services.len(), pods.len(), policies.len());
-            let Standing { proxied: authority, policed: policy_authority } = now;
+            let Cluster { services, nodes, pods, policies, .. } = &world.cluster;
+            let (services, nodes, pods, policies) = (services.len(), nodes.len(), pods.len(), policies.len());
+            let Standing { proxied: authority, policed: policy_authority, routed: node_authority } = now;
             info!(
                 services_known = ?authority,
                 policies_known = ?policy_authority,
+                nodes_known = ?node_authority,
                 services,
+                nodes,
                 pods,
                 policies,
                 "How far the cluster is known has changed"
@@ -221,6 +234,21 @@ impl Builder {
         });
     }
 
+    /// Reports what the Node of this host says that is odd, or that somebody should see to.
+    fn report(&self, object: &Object, warnings: &[Warning]) {
+        let Object::Node(name, node) = object else { return };
+        if *name != self.own {
+            return;
+        }
+        let is_denied = node.as_ref().is_some_and(|node| node.network_unavailable);
+        let odd: BTreeSet<String> = warnings.iter().map(Warning::to_string).collect();
+        self.report.send_if_modified(|report| {
+            let differs = (report.is_denied, &report.odd) != (is_denied, &odd);
+            (report.is_denied, report.odd) = (is_denied, odd);
+            differs
+        });
+    }
+
     fn say_once(&mut self, object: &Object, warnings: Vec<Warning>) {
         if warnings.is_empty() && self.warned.is_empty() {
             return;
@@ -228,13 +256,22 @@ impl Builder {
         let id: ObjectId = object.id();
         match self.warned.news(&id, warnings) {
             Verdict::Say(warnings) => {
+                // The agent of another Node says so itself; a thousand others need not.
+                let is_others = matches!(object, Object::Node(name, _) if *name != self.own);
                 for Warning { field, text } in warnings {
-                    warn!(object = %id, %field, reason = %text, "Odd input");
+                    match is_others {
+                        true => debug!(object = %id, %field, reason = %text, "Odd input"),
+                        false => warn!(object = %id, %field, reason = %text, "Odd input"),
+                    }
                 }
             }
             Verdict::TooMany => warn!("Too many objects are odd; no more of them are named"),
         }
     }
+}
+
+fn has_own_node(world: &World) -> bool {
+    world.cluster.nodes.get(&world.host.node_name).is_some()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use sluice::model::Table;
 use sluice::observe::metrics::Registry;
 use sluice::proxy::metrics::Metrics;
 use sluice::proxy::serve::Counters;
+use sluice::router;
 use tokio::sync::watch;
 
 #[test]
@@ -22,6 +23,7 @@ fn the_page_of_metrics_lists_every_family_and_no_other() {
     let (_owners, receiver) = watch::channel(Arc::default());
     let refused = firewall::serve::Refused::new(receiver, Families::default()).expect("valid names");
     registry.register(Box::new(refused)).expect("the names are free");
+    router::metrics::Metrics::register(&registry).expect("the names are free");
     let rows: Vec<String> = registry.families().iter().map(ToString::to_string).collect();
     let begin = "| name | kind | labels | meaning |\n|---|---|---|---|\n";
     let page = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");

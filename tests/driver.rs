@@ -3,16 +3,21 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice::kernel::monitor::Changes;
-use sluice::model::{EventClock, Table, World};
+use sluice::model::{
+    Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, EventClock, ObjectName, Service, ServicePort,
+    ServiceType, Table, TrafficPolicy, World,
+};
+use sluice::net::{Family, Protocol};
 use sluice::observe::health::Health;
 use sluice::observe::metrics::Registry;
 use sluice::proxy::driver::{Driver, Surroundings};
 use sluice::proxy::metrics::Metrics;
-use sluice::proxy::plan::Plan;
+use sluice::proxy::plan::{Plan, local_route_key, services_on};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
@@ -27,6 +32,7 @@ struct Running {
     kernel: MemoryKernel,
     world: watch::Sender<World>,
     changes: watch::Sender<Changes>,
+    believed: watch::Sender<Table<IpAddr, ()>>,
     stop: watch::Sender<bool>,
 }
 
@@ -60,24 +66,85 @@ fn what_somebody_takes_away_comes_back_when_the_kernel_tells_of_it() {
     });
 }
 
+#[test]
+fn an_address_is_closed_when_routers_have_been_told_and_not_before() {
+    with_running(async |running| {
+        let world = served();
+        running.world.send_replace(world.clone());
+        running.settles(&world).await;
+        running.believe(true);
+        running.world.send_replace(generate::empty_world());
+        // What else is to be done is done at once.
+        running.until("the other Service is gone", |state| !state.holds(OTHER)).await;
+        assert!(running.kernel.state().holds(ADDRESS), "it is served until routers know");
+        running.believe(false);
+        running.until("the address is closed", |state| !state.holds(ADDRESS)).await;
+        running.settles(&generate::empty_world()).await;
+    });
+}
+
+#[test]
+fn an_address_is_closed_in_the_end_when_nobody_ever_says_that_routers_know() {
+    with_running(async |running| {
+        let world = served();
+        running.world.send_replace(world.clone());
+        running.settles(&world).await;
+        running.believe(true);
+        running.world.send_replace(generate::empty_world());
+        running.settles(&generate::empty_world()).await;
+    });
+}
+
+const ADDRESS: &str = "10.96.0.1";
+const OTHER: &str = "10.96.0.2";
+
+/// Two Services with an endpoint each.
+fn served() -> World {
+    let mut world = generate::empty_world();
+    for (name, address) in [("one", ADDRESS), ("other", OTHER)] {
+        let name = ObjectName { namespace: "default".into(), name: name.into() };
+        let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+        let cluster_ips = vec![address.parse().expect("an address")];
+        let service = Service {
+            kind: ServiceType::ClusterIp,
+            ports: vec![port],
+            cluster_ips,
+            internal_traffic_policy: TrafficPolicy::Cluster,
+            ..generate::service(&mut Random::new(1))
+        };
+        world.cluster.services.insert(name.clone(), service);
+        let endpoint = Endpoint { address: [10, 244, 1, 5].into(), node: None, conditions: Conditions::READY };
+        let slice = EndpointSlice {
+            family: Family::V4,
+            ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+            endpoints: vec![endpoint].into(),
+        };
+        world.cluster.endpoints.insert(name, Endpoints { slices: [("one".into(), Arc::new(slice))].into() });
+    }
+    world
+}
+
 /// Runs the loop on an empty kernel for as long as the test does.
 fn with_running(test: impl AsyncFnOnce(&Running)) {
     let kernel = MemoryKernel::new(State::default());
     let (world, world_in) = watch::channel(World::empty());
     let (changes, disturbances) = watch::channel(Changes::default());
     let (stop, stopped) = watch::channel(false);
+    let (believed, believed_in) = watch::channel(Table::default());
     let (owners, _owners_in) = watch::channel(Table::default());
     let around = Surroundings {
         world: world_in,
         clock: Arc::new(EventClock::new(Instant::now())),
         disturbances,
+        believed: believed_in,
+        served: watch::channel(false).0,
         owners,
         pulse: Health::default().register("service proxy", Duration::from_secs(60), Instant::now()),
         metrics: Metrics::register(&Registry::new("test", "test")).expect("names are registered once"),
     };
     let (config, families) = flags::proxy(&[]);
     let driver = Driver::new(config, families, KERNEL, kernel.targets(), around);
-    let running = Running { kernel, world, changes, stop };
+    let running = Running { kernel, world, changes, believed, stop };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async {
         let task = tokio::task::spawn_local(driver.run(stopped));
@@ -87,7 +154,29 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
     });
 }
 
+/// What a kernel holds of an address.
+trait Holds {
+    fn holds(&self, address: &str) -> bool;
+}
+
+impl Holds for State {
+    fn holds(&self, address: &str) -> bool {
+        let address: IpAddr = address.parse().expect("an address");
+        let service = services_on(address);
+        self.routes.contains_key(&local_route_key(address)) || self.virtuals.range(service).next().is_some()
+    }
+}
+
 impl Running {
+    /// Routers believe in an address, or nobody does in any.
+    fn believe(&self, one: bool) {
+        let mut believed = Table::default();
+        if one {
+            believed.insert(ADDRESS.parse().expect("an address"), ());
+        }
+        self.believed.send_replace(believed);
+    }
+
     /// Waits until the kernel has exactly the virtual services that a fresh start would make of this World.
     async fn settles(&self, world: &World) {
         let (config, families) = flags::proxy(&[]);

@@ -20,6 +20,8 @@ mod cases;
 mod clusters;
 #[path = "firewall/defects.rs"]
 mod defects;
+#[path = "firewall/driver.rs"]
+mod driver;
 #[path = "firewall/histories.rs"]
 mod histories;
 #[path = "firewall/lowered.rs"]

@@ -15,5 +15,7 @@ mod native;
 mod ipvs;
 #[path = "kernel/ipvs_rules.rs"]
 mod ipvs_rules;
+#[path = "kernel/tunnel.rs"]
+mod tunnel;
 #[path = "kernel/dummy.rs"]
 mod dummy;

@@ -3,13 +3,18 @@
 //! `PROPERTY_SEED` runs one history again; without it `PROPERTY_RUNS` histories are run (a few hundred by default),
 //! with a seed of the day's clock. A failure names its seed.
 
+#[path = "properties/router.rs"]
+mod router;
+#[path = "properties/router_walk.rs"]
+mod router_walk;
 #[path = "support/mod.rs"]
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use sluice::config::ProxyConfig;
 use sluice::kernel::ipvs::{ServiceKey, Virtual};
@@ -18,27 +23,12 @@ use sluice::net::PerFamily;
 use sluice::proxy::desired::Desired;
 use sluice::proxy::plan::Plan;
 
-use support::random::{Random, number};
+use support::random::{Random, for_many};
 use support::{flags, generate};
 
 const KERNEL: (u32, u32) = (6, 1);
 const GRACEFUL: &str = "--ipvs-graceful-termination=true";
 const LOOSE: &str = "--strict-external-ip-validation=false";
-
-/// Runs a check on many seeds, and names the one that failed.
-fn for_many(runs: u64, check: impl Fn(&mut Random) + std::panic::RefUnwindSafe) {
-    let seeds: Vec<u64> = match number("PROPERTY_SEED") {
-        Some(seed) => vec![seed],
-        None => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_nanos() as u64;
-            (0..number("PROPERTY_RUNS").unwrap_or(runs)).map(|run| now.wrapping_add(run)).collect()
-        }
-    };
-    for seed in seeds {
-        let run = std::panic::catch_unwind(|| check(&mut Random::new(seed)));
-        assert!(run.is_ok(), "failed; PROPERTY_SEED={seed} runs it again");
-    }
-}
 
 /// A checked configuration.
 struct Setup {
@@ -114,6 +104,66 @@ fn draining_leaves_nothing_behind_when_its_time_is_over() {
         assert_eq!((plan.draining(), plan.deadline()), (0, None));
         assert_same(plan.desired(), at_once(&setup, &world, now).desired(), &[]);
     });
+}
+
+#[test]
+fn only_what_would_close_an_address_that_routers_believe_in_stays_and_only_for_its_time() {
+    for_many(150, |random| {
+        let graceful = *random.pick(&["--ipvs-graceful-termination=false", GRACEFUL]);
+        let setup = setup(random, &[graceful]);
+        let (mut plan, mut now) = (plan(&setup), Instant::now());
+        let mut world = generate::empty_world();
+        for _ in 0..40 {
+            let older = plan.desired().clone();
+            let mut named: Vec<ServiceKey> = Vec::new();
+            if random.chance(60) {
+                let addresses = plan.desired().virtuals.keys().filter_map(address_of);
+                let mut believed = Table::default();
+                for address in addresses.filter(|_| random.chance(60)) {
+                    believed.insert(address, ());
+                }
+                named.extend(plan.set_believed(believed.clone()).virtuals);
+                plan_believes(&plan, &believed);
+            }
+            let changes: Vec<String> = (0..1 + random.below(3)).map(|_| generate::change(&mut world, random)).collect();
+            named.extend(plan.update(&world, now).virtuals);
+            now += Duration::from_millis(random.below(200) as u64);
+            named.extend(plan.expire(now).virtuals);
+            names_all(&older.virtuals, &plan.desired().virtuals, &named, &format!("{changes:?}"));
+            stays_only_what_serves(&plan, at_once(&setup, &world, now).desired(), &changes);
+        }
+        let over = now + Duration::from_secs(3600);
+        plan.expire(over);
+        assert!(!plan.is_closing() && plan.deadline().is_none());
+        assert_same(plan.desired(), at_once(&setup, &world, now).desired(), &[]);
+    });
+}
+
+fn address_of(key: &ServiceKey) -> Option<IpAddr> {
+    if let ServiceKey::Address { address, .. } = key { Some(*address) } else { None }
+}
+
+/// What waits is believed in.
+fn plan_believes(plan: &Plan, believed: &Table<IpAddr, ()>) {
+    for key in plan.closing() {
+        let address = address_of(&key).expect("only addresses are announced");
+        assert!(believed.get(&address).is_some(), "{key} waits for nobody");
+    }
+}
+
+/// What is not as it will be waits, is served, and will not be; or has destinations that drain.
+fn stays_only_what_serves(plan: &Plan, fresh: &Desired, changes: &[String]) {
+    let serves = |found: Option<&Virtual>| found.is_some_and(|found| found.destinations.iter().any(|d| d.weight > 0));
+    for key in plan.closing() {
+        assert!(serves(plan.desired().virtuals.get(&key)), "{changes:?}: {key} is closed, and waits to be");
+        assert!(!serves(fresh.virtuals.get(&key)), "{changes:?}: {key} serves, and waits to be closed");
+    }
+    let waiting: BTreeSet<ServiceKey> = plan.closing().collect();
+    for key in plan.desired().virtuals.keys().chain(fresh.virtuals.keys()).filter(|key| !waiting.contains(key)) {
+        let (found, wanted) = (plan.desired().virtuals.get(key), fresh.virtuals.get(key));
+        assert_eq!(found.is_some(), wanted.is_some(), "{changes:?}: {key}");
+        assert_eq!(serves(found), serves(wanted), "{changes:?}: {key}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ import subprocess
 
 from . import kernel, net, own
 
-# The lab has no router subsystem: its routes are static. The outer ranges are those of `net`.
+# Where nothing else is said, routes are static and nothing is isolated. The outer ranges are those of `net`.
 FLAGS = ["--run-router=false", "--run-firewall=false", "--metrics-port=20241", "--ipvs-graceful-termination",
          "--ipvs-graceful-period=120s"]
 
@@ -36,8 +36,11 @@ class Agent:
     def start(self):
         if self.process:
             raise own.LabError(f"the agent of node {self.i} runs already")
+        # What the manifests of `daemonset/` say: the file is a list of plugins.
+        env = {**os.environ, "KUBE_ROUTER_CNI_CONF_FILE": "/etc/cni/net.d/10-kuberouter.conflist"}
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
+                                            start_new_session=True)
         return self
 
     def stop(self, number=signal.SIGTERM, patience=20):

@@ -29,9 +29,16 @@ PROGRAMS = {
     "kube-controller-manager": ("kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", f"kubernetes-{KUBERNETES}"),
     "kubectl": ("kubernetes", "k8s.io/kubernetes/cmd/kubectl", f"kubernetes-{KUBERNETES}"),
 }
+# What is built in the same way for other tests.
+NEWER_GOBGP = "gobgp"
+OTHERS = {NEWER_GOBGP: ("gobgp", "github.com/osrg/gobgp/v4/cmd/gobgp", "gobgp-4.8.0")}
 SECONDS = 7200  # a forgotten cluster ends by itself
-# What a user applies: the agents of the lab have the rights that are written there, and no others.
-INSTALLED = os.path.join(own.TREE, "daemonset", "kube-router-proxy-daemonset.yaml")
+# What users apply. The agents of the lab have the rights that are written in one of these files, and no others.
+INSTALLED = os.path.join(own.TREE, "daemonset")
+ALL = "generic-kuberouter-all-features.yaml"
+# What users write in the place of the words between percent signs.
+WORDS = {"%APISERVER%": f"https://{net.CONTROL[0]}:6443", "%CLUSTERASN%": "64512", "%PEERIPS%": f"{net.CONTROL[0]},{net.CONTROL[1]}",
+         "%PEERASNS%": "65001,65001"}
 ACCOUNT = "/api/v1/namespaces/kube-system/serviceaccounts/kube-router"
 
 
@@ -83,10 +90,19 @@ def build(names=tuple(PROGRAMS)):
     return [path_of(name) for name in names]
 
 
+def newer_gobgp():
+    """The path of the newest client of GoBGP; the one in PATH is Debian's."""
+    path = f"{own.cache()}/cluster/{OTHERS[NEWER_GOBGP][2]}/{NEWER_GOBGP}"
+    with own.locked("gobgp-build"):
+        if not os.path.exists(path):
+            compile_program(NEWER_GOBGP)
+    return path
+
+
 def compile_program(name):
     if not shutil.which("go"):
         raise own.LabError(f"{name} is not in PATH, and to build it a Go toolchain is needed: Go 1.26 or newer in PATH")
-    module, package, folder = PROGRAMS[name]
+    module, package, folder = {**PROGRAMS, **OTHERS}[name]
     own.say(f"building {name} (from source, once; minutes on a cold machine)")
     began = time.monotonic()
     flags = "-s -w"
@@ -148,11 +164,34 @@ def prepare(found, keeper, folder):
         raise own.LabError("the API server did not become ready:\n" + last_words(folder))
     if not own.wait(lambda: has_namespace(api, "kube-system"), 60, 0.3):
         raise own.LabError("the API server made no namespace kube-system:\n" + last_words(folder))
-    with open(INSTALLED) as handle:
-        text = handle.read().replace("%APISERVER%", f"https://{net.CONTROL[0]}:6443")
-    own.run(found["programs"]["kubectl"], "--kubeconfig", found["kubeconfig"], "apply", "--validate=strict", "-f", "-", text_in=text)
+    found["installed"] = {name: installed(found, name) for name in sorted(os.listdir(INSTALLED))}
+    apply(found, ALL)
     asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": SECONDS}}
     found["agent_token"] = api.request("POST", f"{ACCOUNT}/token", asked)["status"]["token"]
+
+
+def text_of(name):
+    """A file of `daemonset/`, as a user applies it."""
+    with open(os.path.join(INSTALLED, name)) as handle:
+        text = handle.read()
+    for word, meaning in WORDS.items():
+        text = text.replace(word, meaning)
+    return text
+
+
+def apply(found, name, *more):
+    """What the API server says of each object of the file, having checked every field of it."""
+    said = own.run(found["programs"]["kubectl"], "--kubeconfig", found["kubeconfig"], "apply", "--validate=strict", "-o", "json", *more,
+                   "-f", "-", text_in=text_of(name))
+    return json.loads(said)["items"]
+
+
+def installed(found, name):
+    """What a file gives to the agent, as the API server understands it: its rights, its flags, its CNI file."""
+    items = {item["kind"]: item for item in apply(found, name, "--dry-run=server")}
+    pod = items["DaemonSet"]["spec"]["template"]["spec"]
+    return {"rules": items["ClusterRole"]["rules"], "args": pod["containers"][0]["args"], "account": pod["serviceAccountName"],
+            "cni": items.get("ConfigMap", {}).get("data", {}).get("cni-conf.json")}
 
 
 def has_namespace(api, name):

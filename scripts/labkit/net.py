@@ -9,6 +9,7 @@ Address plan (i is the number of a node, p of a pod on it):
   services     10.96.0.0/12, fd00:10:96::/108; external and load balancer addresses 198.51.100.0/24, 2001:db8:51::/64
 With two subnets (of half the size) the even nodes are 192.0.2.13i, 2001:db8:2:1::1i behind rtr (.129, ::1 there), which then routes pod
 addresses too. Nobody has a default route: what is not in this plan is unreachable.
+A plan with `routed` has no route to any pod: agents route, and pods come with the CNI file that the agent of their node has written.
 """
 import ctypes
 import glob
@@ -87,8 +88,8 @@ def sysctl(namespace, values):
 
 
 class Plan:
-    def __init__(self, nodes, pods, subnets):
-        self.nodes, self.pods, self.subnets = nodes, pods, subnets
+    def __init__(self, nodes, pods, subnets, routed=False):
+        self.nodes, self.pods, self.subnets, self.routed = nodes, pods, subnets, routed
 
     def far(self, i):
         return self.subnets == 2 and i % 2 == 0
@@ -118,8 +119,9 @@ def load():
     return Plan(**facts)
 
 
-def up(nodes=3, pods=3, subnets=1):
-    plan = Plan(nodes, pods, subnets)
+def up(nodes=3, pods=3, subnets=1, routed=False):
+    """Makes it all. Where agents route, pods are added later: `pod_add`, when the CNI file is there."""
+    plan = Plan(nodes, pods, subnets, routed)
     os.makedirs(RUN, exist_ok=True)
     own.run("mount", "--bind", RUN, RUN)  # files of namespaces can be bound on a private mount only
     own.run("mount", "--make-private", RUN)
@@ -147,10 +149,15 @@ def up(nodes=3, pods=3, subnets=1):
         keep_namespaces(i)
     routes(plan)
     own.write(f"{RUN}/plan.json", json.dumps(vars(plan)))
-    for i in range(1, nodes + 1):
-        for p in range(1, pods + 1):
-            pod_add(i, f"n{i}p{p}")
+    if not routed:
+        for name in plan.pod_names():
+            pod_add(node_of(name), name)
     return plan
+
+
+def node_of(pod):
+    """The number of the node that a pod of this name is on."""
+    return int(pod[1:].split("p")[0])
 
 
 def attach(name, segment, interface, addresses, prefixes):
@@ -173,9 +180,10 @@ def routes(plan):
         if plan.subnets == 2:
             other = ("192.0.2.0/25", "2001:db8:2::/64") if plan.far(i) else ("192.0.2.128/25", "2001:db8:2:1::/64")
             lines += [f"route add {r} via {gateway[f]}" for f, r in enumerate(other)]
-            at_router += [f"route add {r} via {plan.addresses(i)[f]}" for f, r in enumerate(plan.pod_ranges(i))]
+            if not plan.routed:
+                at_router += [f"route add {r} via {plan.addresses(i)[f]}" for f, r in enumerate(plan.pod_ranges(i))]
         for j in range(1, plan.nodes + 1):
-            if i != j:
+            if i != j and not plan.routed:
                 lines += [f"route add {r} via {plan.next_hop(i, j)[f]}" for f, r in enumerate(plan.pod_ranges(j))]
         ip(f"n{i}", *lines)
     assert near, "the first node is always in the near subnet"
@@ -189,15 +197,25 @@ def routes(plan):
 def keep_namespaces(i):
     """The node's own /sys, lock of iptables, CNI folders and host name, in namespaces that a bound file keeps."""
     folder = f"{RUN}/n{i}"
-    os.makedirs(f"{folder}/cni", exist_ok=True)
+    for kept in ("cni", "networks"):
+        os.makedirs(f"{folder}/{kept}", exist_ok=True)
     for path in (f"{folder}/mnt", f"{folder}/uts", f"{folder}/xtables.lock", "/run/xtables.lock"):
         with open(path, "a"):
             pass
     os.makedirs("/etc/cni/net.d", exist_ok=True)
-    own.run("nsenter", f"--net=/run/netns/n{i}", "unshare", f"--mount={folder}/mnt", f"--uts={folder}/uts",
-            "--propagation", "slave", "sh", "-ec",
-            f"hostname node{i}; mount -t sysfs sysfs /sys; mount -t cgroup2 cgroup2 /sys/fs/cgroup; "
-            f"mount --bind {folder}/xtables.lock /run/xtables.lock; mount --bind {folder}/cni /etc/cni/net.d")
+    os.makedirs("/var/lib/cni", exist_ok=True)
+    for patience in reversed(range(40)):
+        try:
+            own.run("nsenter", f"--net=/run/netns/n{i}", "unshare", f"--mount={folder}/mnt", f"--uts={folder}/uts",
+                    "--propagation", "slave", "sh", "-ec",
+                    f"hostname node{i}; mount -t sysfs sysfs /sys; mount -t cgroup2 cgroup2 /sys/fs/cgroup; "
+                    f"mount --bind {folder}/xtables.lock /run/xtables.lock; mount --bind {folder}/cni /etc/cni/net.d; "
+                    f"mount --bind {folder}/networks /var/lib/cni")
+            return
+        except own.LabError as error:
+            # Newer kernels refuse at times to bind a namespace that has just been made, several times in a row too.
+            if "Invalid argument" not in str(error) or not patience:
+                raise
 
 
 def node_command(i, *command):
@@ -209,24 +227,38 @@ def node(i, *command, text_in=None):
     return own.run(*node_command(i, *command), text_in=text_in)
 
 
+def cni_file(i):
+    """Where the agent of node i keeps the CNI file, seen from outside of its namespaces."""
+    return f"{RUN}/n{i}/cni/10-kuberouter.conflist"
+
+
 def cni(i, verb, pod):
-    """Asks the CNI plugins, as a container runtime does, to add a pod to its node or to take it away."""
+    """Asks the CNI plugins, as a container runtime does, to add a pod to its node or to take it away; what they answer."""
     plan = load()
-    conf = {
-        "cniVersion": "0.4.0", "name": "lab", "type": "bridge", "bridge": "kube-bridge", "isDefaultGateway": True,
-        "hairpinMode": True, "mtu": 1500,
-        "ipam": {"type": "host-local", "dataDir": f"{RUN}/n{i}/ipam",
-                 "ranges": [[{"subnet": r}] for r in plan.pod_ranges(i)]}}
+    if plan.routed:
+        conf = own.read_json(cni_file(i))
+        if not conf:
+            raise own.LabError(f"the agent of node {i} has written no CNI file")
+    else:
+        conf = {"cniVersion": "0.4.0", "name": "lab", "plugins": [{
+            "type": "bridge", "bridge": "kube-bridge", "isDefaultGateway": True, "hairpinMode": True, "mtu": 1500,
+            "ipam": {"type": "host-local", "ranges": [[{"subnet": r}] for r in plan.pod_ranges(i)]}}]}
     env = {"CNI_COMMAND": verb, "CNI_CONTAINERID": pod, "CNI_NETNS": f"/run/netns/{pod}", "CNI_IFNAME": "eth0",
            "CNI_PATH": CNI, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-    return own.run(*node_command(i, f"{CNI}/bridge"), text_in=json.dumps(conf), env=env)
+    answer = None
+    for plugin in conf["plugins"] if verb == "ADD" else reversed(conf["plugins"]):
+        # What CNI's specification has a runtime do: each plugin gets the list's name and version, and the answer of the one before.
+        asked = {"cniVersion": conf["cniVersion"], "name": conf["name"], **plugin, **({"prevResult": answer} if answer else {})}
+        said = own.run(*node_command(i, f"{CNI}/{plugin['type']}"), text_in=json.dumps(asked), env=env)
+        answer = json.loads(said) if said.strip() else None
+    return answer
 
 
 def pod_add(i, name):
     ip(None, f"netns add {name}")
     sysctl(name, EVERY_SYSCTL)
     ip(name, "link set lo up")
-    given = [a["address"].split("/")[0] for a in json.loads(cni(i, "ADD", name))["ips"]]
+    given = [a["address"].split("/")[0] for a in cni(i, "ADD", name)["ips"]]
     addresses = sorted(given, key=lambda a: ":" in a)
     own.write(f"{RUN}/{name}.json", json.dumps(addresses))
     return addresses

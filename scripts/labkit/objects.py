@@ -96,17 +96,22 @@ def node_of(pod):
     return "node" + pod[1:].split("p")[0]
 
 
-def node(plan, i):
-    ranges = list(plan.pod_ranges(i))
+def node(plan, i, families="46", annotations=None):
+    ranges = [r for r in plan.pod_ranges(i) if family_of(r) in families]
     return {
-        "apiVersion": "v1", "kind": "Node", "metadata": {"name": f"node{i}", "labels": {"kubernetes.io/hostname": f"node{i}"}},
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": f"node{i}", "labels": {"kubernetes.io/hostname": f"node{i}"}, "annotations": annotations or {}},
         "spec": {"podCIDR": ranges[0], "podCIDRs": ranges},
-        "status": node_status(plan, i),
+        "status": node_status(plan, i, families),
     }
 
 
-def node_status(plan, i):
-    addresses = [{"type": "InternalIP", "address": a} for a in plan.addresses(i)]
+def family_of(address):
+    return "6" if ":" in address else "4"
+
+
+def node_status(plan, i, families="46"):
+    addresses = [{"type": "InternalIP", "address": a} for a in plan.addresses(i) if family_of(a) in families]
     return {"addresses": [*addresses, {"type": "Hostname", "address": f"node{i}"}],
             "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "the lab plays kubelet"}]}
 

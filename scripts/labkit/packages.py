@@ -25,6 +25,10 @@ GUEST = {
     "cpio": "/usr/bin/cpio",
     "xz-utils": "/usr/bin/xz",
 }
+# Routing daemons of others. Where there is an init system Debian starts them at once, with configurations that do nothing.
+SPEAKERS = {"gobgpd": "/usr/bin/gobgpd", "bird2": "/usr/sbin/bird", "frr": "/usr/lib/frr/bgpd"}
+# The router outside and the client that the demo shows.
+SHOWN = {"bird2": "/usr/sbin/bird", "gobgpd": "/usr/bin/gobgp"}
 COMPILER = {"gcc": "/usr/bin/gcc", "libc6-dev": "/usr/include/stdlib.h"}
 # Each series of Debian's kernels for clouds, by the package that always names its newest one.
 KERNELS = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd64"}

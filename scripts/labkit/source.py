@@ -22,14 +22,23 @@ class Manifests:
     def flags(self, _node):
         return ["--manifests", self.folder]
 
-    def nodes(self, plan):
-        self.write("nodes", [objects.node(plan, i) for i in range(1, plan.nodes + 1)])
+    def nodes(self, plan, numbers=None, families="46", annotations=None):
+        """The Node objects of all nodes, or of some, which have addresses and pods of these families; {number: annotations}."""
+        notes = annotations or {}
+        self.write("nodes", [objects.node(plan, i, families, notes.get(i)) for i in numbers or range(1, plan.nodes + 1)])
 
     def put(self, service):
         self.write(service.name, [objects.service(service), *objects.slices(service)])
 
     def delete(self, service):
         os.unlink(f"{self.folder}/{service.name}.json")
+
+    def apply(self, name, items):
+        """Puts objects of any kind there, together under a name."""
+        self.write(name, items)
+
+    def withdraw(self, name):
+        os.unlink(f"{self.folder}/{name}.json")
 
     def write(self, name, items):
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=1)
@@ -51,6 +60,7 @@ class Cluster:
         self.facts = facts
         self.services_of = {}  # pod: names of its Services
         self.made = []
+        self.applied = {}  # what was put there by `apply`, by name
 
     def flags(self, node):
         path = f"{net.RUN}/kubeconfig"
@@ -58,9 +68,9 @@ class Cluster:
             own.write(path, kubeconfig(f"https://{net.CONTROL[0]}:6443", self.facts["agent_token"], self.facts["authority"]), 0o600)
         return ["--kubeconfig", path]
 
-    def nodes(self, plan):
+    def nodes(self, plan, annotations=None):
         for i in range(1, plan.nodes + 1):
-            self.api.put("/api/v1/nodes", objects.node(plan, i))
+            self.api.put("/api/v1/nodes", objects.node(plan, i, annotations=(annotations or {}).get(i)))
             self.api.patch(f"/api/v1/nodes/node{i}/status", {"status": objects.node_status(plan, i)})
             self.made.append(f"/api/v1/nodes/node{i}")
 
@@ -76,6 +86,27 @@ class Cluster:
         if service.balancer_ips:
             self.api.patch(f"{base}/services/{service.name}/status", {"status": made["status"]})
         self.made.append(f"{base}/services/{service.name}")
+
+    def apply(self, name, items):
+        """Puts objects there: a pod that exists gets labels beside those it has."""
+        for item in items:
+            meta, kind = item["metadata"], item["kind"]
+            if kind == "Pod" and meta["name"] in self.services_of:
+                self.api.patch(self.path_of(item), {"metadata": {"labels": meta["labels"]}})
+                continue
+            self.api.put(os.path.dirname(self.path_of(item)), item)
+            if "status" in item:
+                self.api.patch(f"{self.path_of(item)}/status", {"status": item["status"]})
+            self.applied.setdefault(name, []).append(self.path_of(item))
+
+    def withdraw(self, name):
+        for path in self.applied.pop(name, []):
+            self.api.delete(path + ("?gracePeriodSeconds=0" if "/pods/" in path else ""))
+
+    @staticmethod
+    def path_of(item):
+        group, plural = {"Pod": ("/api/v1", "pods"), "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies")}[item["kind"]]
+        return f"{group}/namespaces/{item['metadata']['namespace']}/{plural}/{item['metadata']['name']}"
 
     def put_pod(self, base, pod, service):
         if pod not in self.services_of:

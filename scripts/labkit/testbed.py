@@ -1,8 +1,9 @@
 """Nodes, pods that answer, a source of objects and an agent on every node: what the demo and the tests play on."""
+import itertools
 import os
 import signal
 
-from . import kernel, net, own, traffic
+from . import cluster, kernel, net, own, traffic
 from .agent import Agent
 from .objects import Service
 from .outside import relay
@@ -12,31 +13,74 @@ SERVED = [("tcp", 8080), ("udp", 8080), ("sctp", 8080)]
 
 
 class Testbed:
-    def __init__(self, binary, facts=None, nodes=3, pods=3, subnets=1):
-        """`facts` are those of a running cluster; without them the objects come from manifests."""
+    def __init__(self, binary, facts=None, nodes=3, pods=3, subnets=1, flags=(), routed=False):
+        """`facts` are those of a running cluster; without them the objects come from manifests.
+
+        `flags` are those that agents have unless a test asks for others, `{i}` in them the number of the node. With `routed` they are to have the router.
+        """
         self.binary, self.facts = binary, facts
-        self.shape = (nodes, pods, subnets)
+        self.shape = (nodes, pods, subnets, routed)
+        self.flags = list(flags)
         self.agents, self.processes, self.services = {}, [], {}
-        self.numbers = iter(range(10, 250))
+        self.numbers = itertools.cycle(range(10, 250))
 
     def up(self):
         self.plan = net.up(*self.shape)
-        for pod in self.plan.pod_names():
-            self.processes.append(traffic.serve(pod, SERVED))
+        if not self.plan.routed:
+            self.serve()
         if self.facts:
             self.processes.append(relay(self.facts["port"]))
         self.source = Cluster(self.facts) if self.facts else Manifests()
         self.source.nodes(self.plan)
         return self
 
-    def start_agents(self, *flags):
+    def place_cni_files(self):
+        """Does what the init container of the manifests does. Agents make the file themselves where there is none."""
         for i in range(1, self.plan.nodes + 1):
-            self.agents[i] = Agent(i, self.binary, self.source, flags).start()
+            own.write(net.cni_file(i), self.facts["installed"][cluster.ALL]["cni"])
+
+    def start_agents(self):
+        if self.plan.routed and self.facts:
+            self.place_cni_files()
+        for i in range(1, self.plan.nodes + 1):
+            self.agents[i] = Agent(i, self.binary, self.source, self.flags_of(i)).start()
+        if self.plan.routed:
+            for i in self.agents:
+                self.attach(i)
+            self.serve()
+
+    def flags_of(self, i):
+        return [flag.replace("{i}", str(i)) for flag in self.flags]
+
+    def serve(self):
+        """A server in every pod."""
+        self.servers = [traffic.serve(pod, SERVED) for pod in self.plan.pod_names()]
+        self.processes += self.servers
+
+    def attach(self, i):
+        """Adds the pods of node i, as soon as its agent has written how."""
+        def names_ranges():
+            plugins = (own.read_json(net.cni_file(i)) or {}).get("plugins", [])
+            return any(plugin.get("ipam", {}).get("ranges") for plugin in plugins)
+        if not own.wait(names_ranges, 60, 0.1):
+            raise own.LabError(f"the agent of node {i} has put no ranges into the CNI file after 60 s\n{self.tail(i)}")
+        for pod in self.plan.pod_names():
+            if net.node_of(pod) == i:
+                net.pod_add(i, pod)
 
     def stop_agents(self):
         for agent in self.agents.values():
             agent.stop()
         self.agents.clear()
+
+    def detach(self):
+        """Ends all pods."""
+        for pid in self.servers:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            self.processes.remove(pid)
+        for pod in self.plan.pod_names():
+            net.pod_delete(net.node_of(pod), pod)
 
     def put(self, name, pods, **more):
         """Creates a Service with addresses of its own, or gives one of that name other pods."""
@@ -46,9 +90,14 @@ class Testbed:
             for key, value in more.items():
                 setattr(service, key, value)
         else:
-            service = self.services[name] = Service(name, next(self.numbers), list(pods), **more)
+            service = self.services[name] = Service(name, self.free_number(), list(pods), **more)
         self.source.put(service)
         return service
+
+    def free_number(self):
+        """The next one in turn, so that an address rests for as long as possible before another Service gets it."""
+        taken = {service.number for service in self.services.values()}
+        return next(number for number in self.numbers if number not in taken)
 
     def delete(self, service):
         self.source.delete(service)
@@ -87,11 +136,11 @@ class Testbed:
 
     def restore(self):
         """Brings the agents back to what they were, after a test that changed or ended some."""
-        for agent in self.agents.values():
-            if agent.is_alive() and not agent.extra and agent.binary == self.binary:
+        for i, agent in self.agents.items():
+            if agent.is_alive() and agent.extra == self.flags_of(i) and agent.binary == self.binary:
                 continue
             agent.stop()
-            agent.extra, agent.binary = [], self.binary
+            agent.extra, agent.binary = self.flags_of(i), self.binary
             agent.start()
         self.ready()
 

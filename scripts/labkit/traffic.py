@@ -21,6 +21,7 @@ from .net import Inside, enter
 
 KINDS = {"tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP), "udp": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
          "sctp": (socket.SOCK_STREAM, 132)}
+ECHO = b"ECHO"  # UDP messages that begin so are sent back as they are
 GIVE_UP = 3  # so many failures say enough; time-outs are dear
 PATIENCE = 8.0  # seconds; longer than three lost first packets, so that only what is really lost counts
 
@@ -90,8 +91,8 @@ def answer_forever(selector, name):
             sock = key.fileobj
             try:
                 if key.data == "messages":
-                    _, sender = sock.recvfrom(4096)
-                    sock.sendto(words(sender), sender)
+                    message, sender = sock.recvfrom(1 << 16)
+                    sock.sendto(message if message.startswith(ECHO) else words(sender), sender)
                 elif key.data == "connections":
                     client, sender = sock.accept()
                     client.setblocking(False)

@@ -8,14 +8,18 @@
 //! no neighbour, so that a condition on neighbours does not hold for their import. An empty set contains nothing. (In
 //! GoBGP an empty set of neighbours contains all, which lets routes out to neighbours that nobody meant.)
 
+mod as_path;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::message::{Attributes, Community, LargeCommunity};
+use super::message::{Attributes, Community, ExtendedCommunity, LargeCommunity};
 use crate::net::Family;
+
+pub use as_path::{AsPathPattern, AsPathSet, NoPattern};
 
 /// One direction's policy.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,7 +42,10 @@ pub struct Statement {
     pub name: String,
     pub prefixes: Option<Condition<PrefixSet>>,
     pub neighbours: Option<Condition<NeighbourSet>>,
+    pub as_paths: Option<Condition<AsPathSet>>,
     pub communities: Option<Condition<CommunitySet>>,
+    pub extended: Option<Condition<ExtendedCommunitySet>>,
+    pub large: Option<Condition<LargeCommunitySet>>,
     /// What is changed; also where the statement does not decide.
     pub changes: Vec<Change>,
     pub decision: Option<Decision>,
@@ -51,7 +58,7 @@ pub struct Condition<S> {
     pub matching: Matching,
 }
 
-/// How a set has to match. A route has one prefix and one neighbour, so that *any* and *all* differ for communities only.
+/// How a set has to match. A route has one prefix and one neighbour, so that *any* and *all* differ for paths and communities only.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Matching {
     Any,
@@ -108,12 +115,32 @@ pub struct CommunitySet {
     pub communities: BTreeSet<Community>,
 }
 
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct ExtendedCommunitySet {
+    pub name: String,
+    pub communities: BTreeSet<ExtendedCommunity>,
+}
+
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct LargeCommunitySet {
+    pub name: String,
+    pub communities: BTreeSet<LargeCommunity>,
+}
+
 /// What becomes of a route.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
     Rejected,
     Unchanged,
     Changed(Attributes),
+}
+
+/// Where two policies may say something different to a neighbour for which the same statements can hold.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Difference {
+    Anywhere,
+    /// Of what lies inside of these prefixes, and of nothing else.
+    Inside(BTreeSet<IpNet>),
 }
 
 /// The statements of a policy that can hold for one neighbour, by their place. Neighbours with equal ones are treated alike.
@@ -137,6 +164,25 @@ impl Policy {
         };
         let places = self.statements.iter().zip(0_u16..).filter(|(statement, _)| holds(statement));
         Applicable(places.map(|(_, place)| place).collect())
+    }
+
+    /// Where a policy that takes the place of this one may say something different. Sets of prefixes change often, and few
+    /// routes lie inside of what changes in them.
+    pub fn difference(&self, newer: &Policy) -> Difference {
+        let mut inside = BTreeSet::new();
+        if self.otherwise != newer.otherwise || self.statements.len() != newer.statements.len() {
+            return Difference::Anywhere;
+        }
+        for (old, new) in self.statements.iter().zip(&newer.statements) {
+            let plain = |statement: &Statement| Statement { prefixes: None, neighbours: None, ..statement.clone() };
+            match (&old.prefixes, &new.prefixes) {
+                _ if plain(old) != plain(new) => return Difference::Anywhere,
+                (None, None) => {}
+                (Some(old), Some(new)) if old.matching == new.matching => inside.extend(old.set.difference(&new.set)),
+                _ => return Difference::Anywhere,
+            }
+        }
+        Difference::Inside(inside)
     }
 
     /// What becomes of a route. `own` is our address towards the neighbour, for those changes that need it.
@@ -177,17 +223,25 @@ impl Statement {
             .prefixes
             .as_ref()
             .is_none_or(|condition| condition.set.contains(prefix) == (condition.matching != Matching::Not));
-        prefixes && self.communities.as_ref().is_none_or(|condition| condition.holds(attributes))
+        let path = |pattern: &AsPathPattern| pattern.matches(&attributes.as_path);
+        let community = |one: &Community| attributes.has(*one);
+        let extended = |one: &ExtendedCommunity| attributes.rare().extended.binary_search(one).is_ok();
+        let large = |one: &LargeCommunity| attributes.rare().large.binary_search(one).is_ok();
+        prefixes
+            && self.as_paths.as_ref().is_none_or(|it| it.matching.holds(&it.set.patterns, path))
+            && self.communities.as_ref().is_none_or(|it| it.matching.holds(&it.set.communities, community))
+            && self.extended.as_ref().is_none_or(|it| it.matching.holds(&it.set.communities, extended))
+            && self.large.as_ref().is_none_or(|it| it.matching.holds(&it.set.communities, large))
     }
 }
 
-impl Condition<CommunitySet> {
-    fn holds(&self, attributes: &Attributes) -> bool {
-        let has = |community: &Community| attributes.has(*community);
-        match self.matching {
-            Matching::Any => self.set.communities.iter().any(has),
-            Matching::All => !self.set.communities.is_empty() && self.set.communities.iter().all(has),
-            Matching::Not => !self.set.communities.iter().any(has),
+impl Matching {
+    /// Whether a set of several matches a route that has some of it. Of an empty set nothing is there.
+    fn holds<T>(self, set: &BTreeSet<T>, has: impl Fn(&T) -> bool) -> bool {
+        match self {
+            Matching::Any => set.iter().any(has),
+            Matching::All => !set.is_empty() && set.iter().all(has),
+            Matching::Not => !set.iter().any(has),
         }
     }
 }
@@ -255,6 +309,15 @@ impl PrefixSet {
         })
     }
 
+    /// The prefixes of entries that only one of two sets has.
+    fn difference<'a>(&'a self, other: &'a PrefixSet) -> impl Iterator<Item = IpNet> {
+        let only = |one: &'a PrefixSet, other: &'a PrefixSet| {
+            let differs = |(prefix, ranges): &(&IpNet, &Vec<Lengths>)| other.ranges.get(*prefix) != Some(*ranges);
+            one.ranges.iter().filter(differs).map(|(prefix, _)| *prefix)
+        };
+        only(self, other).chain(only(other, self))
+    }
+
     /// All entries, by their prefixes.
     pub fn iter(&self) -> impl Iterator<Item = (IpNet, Lengths)> + '_ {
         self.ranges.iter().flat_map(|(prefix, ranges)| ranges.iter().map(|range| (*prefix, *range)))
@@ -267,7 +330,16 @@ impl PrefixSet {
 
 impl NeighbourSet {
     pub fn contains(&self, address: IpAddr) -> bool {
-        self.prefixes.iter().any(|prefix| prefix.contains(&address))
+        /// Above so many prefixes it is quicker to ask for each length that one may have.
+        const FEW: usize = 64;
+        // Most are single addresses.
+        let covers =
+            |length: u8| IpNet::new(address, length).is_ok_and(|covering| self.prefixes.contains(&covering.trunc()));
+        let bits = Family::from(address).host_bits();
+        match self.prefixes.len() {
+            0..=FEW => self.prefixes.iter().any(|prefix| prefix.contains(&address)),
+            _ => (0..=bits).rev().any(covers),
+        }
     }
 }
 
@@ -396,6 +468,57 @@ mod tests {
     }
 
     #[test]
+    fn a_large_set_of_neighbours_answers_like_a_small_one() {
+        let few = NeighbourSet { name: "few".into(), prefixes: ["192.0.2.0/24", "2001:db8::7/128"].map(prefix).into() };
+        let mut many = few.clone();
+        many.prefixes.extend((0..200).map(|number| prefix(&format!("203.0.113.{number}/32"))));
+        for set in [&few, &many] {
+            for (text, inside) in
+                [("192.0.2.9", true), ("192.0.3.9", false), ("2001:db8::7", true), ("2001:db8::8", false)]
+            {
+                assert_eq!(set.contains(address(text)), inside, "{text} in {}", set.name);
+            }
+        }
+        assert!(many.contains(address("203.0.113.199")) && !many.contains(address("203.0.113.200")));
+    }
+
+    #[test]
+    fn paths_and_all_kinds_of_communities_are_conditions() {
+        let mut route = Attributes { as_path: AsPath::sequence(&[65001, 65002]), ..route() };
+        route.change_rare(|rare| {
+            rare.extended = [ExtendedCommunity(7)].into();
+            rare.large = [LargeCommunity([1, 2, 3])].into();
+        });
+        fn any<S>(set: S) -> Option<Condition<S>> {
+            Some(Condition { set: Arc::new(set), matching: Matching::Any })
+        }
+        let path = |text: &str| {
+            let patterns = [text.parse().unwrap()].into();
+            Statement { as_paths: any(AsPathSet { name: "paths".into(), patterns }), ..accept() }
+        };
+        let extended = |number| {
+            let communities = [ExtendedCommunity(number)].into();
+            Statement { extended: any(ExtendedCommunitySet { name: "extended".into(), communities }), ..accept() }
+        };
+        let large = |number| {
+            let communities = [LargeCommunity([1, 2, number])].into();
+            Statement { large: any(LargeCommunitySet { name: "large".into(), communities }), ..accept() }
+        };
+        for (statement, holds) in [
+            (path("^65001_"), true),
+            (path("^65002_"), false),
+            (extended(7), true),
+            (extended(8), false),
+            (large(3), true),
+            (large(4), false),
+        ] {
+            let policy = policy(vec![statement], Decision::Reject);
+            let passes = outcome(&policy, None, "10.244.1.0/24", &route) != Outcome::Rejected;
+            assert_eq!(passes, holds, "{policy:?}");
+        }
+    }
+
+    #[test]
     fn communities_are_matched_replaced_and_taken_away() {
         let condition = |matching| {
             let communities = BTreeSet::from([Community(1), Community(2)]);
@@ -405,7 +528,11 @@ mod tests {
         some.add_communities(&[Community(1)]);
         let mut both = some.clone();
         both.add_communities(&[Community(2)]);
-        let holds = |matching| [route(), some.clone(), both.clone()].map(|route| condition(matching).holds(&route));
+        let statement = |matching| Statement { communities: Some(condition(matching)), ..Statement::default() };
+        let holds = |matching| {
+            let holds = |route: &Attributes| statement(matching).holds(prefix("10.244.1.0/24"), route);
+            [route(), some.clone(), both.clone()].each_ref().map(holds)
+        };
         assert_eq!(holds(Matching::Any), [false, true, true]);
         assert_eq!(holds(Matching::All), [false, false, true]);
         assert_eq!(holds(Matching::Not), [true, false, false]);

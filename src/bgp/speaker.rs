@@ -7,7 +7,7 @@
 //! slowly is told the newest state later (`rib::exports`); who takes none for eight minutes is let go (RFC 9687).
 //!
 //! After a restart of ours (RFC 4724 4.1) nobody is told anything until all neighbours that are there have sent what they
-//! have. A neighbour that is not there is waited for a moment only, and the whole wait has a bound.
+//! have. Neighbours that are not there are waited for as long as others come, and a moment more; the whole wait has a bound.
 
 mod neighbour;
 #[cfg(test)]
@@ -33,9 +33,9 @@ const FLOODED: Duration = Duration::from_secs(300);
 const SEND_HOLD: Duration = Duration::from_secs(480);
 const ALL: PerFamily<bool> = PerFamily { v4: true, v6: true };
 
-/// Something that happens.
-#[derive(Clone, Debug)]
-pub enum Input {
+/// What whoever owns the speaker wants of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Order {
     /// This neighbour is wanted, with these settings; it may be there already.
     Want(Box<Wanted>),
     /// This one is not wanted any more, and is told why.
@@ -52,9 +52,20 @@ pub enum Input {
     /// A route of our own.
     Originate(IpNet, Box<Attributes>),
     Retract(IpNet),
+    /// The same for an operator, beside what is ours.
+    Add(IpNet, Box<Attributes>),
+    Delete(IpNet),
     Policies(Policies),
-    /// A next hop can be reached, or not.
-    Reachable(IpAddr, bool),
+    /// These are our own addresses now: routes that lead to them are not used.
+    OwnAddresses(BTreeSet<IpAddr>),
+    /// These next hops cannot be reached, and all others can, as far as anybody knows.
+    Unreachable(BTreeSet<IpAddr>),
+}
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+pub enum Input {
+    Order(Order),
     Dialled(IpAddr, LinkId),
     DialFailed(IpAddr),
     Accepted(IpAddr, LinkId),
@@ -63,6 +74,12 @@ pub enum Input {
     Taken(LinkId, usize),
     /// The deadline is reached.
     Tick,
+}
+
+impl From<Order> for Input {
+    fn from(order: Order) -> Input {
+        Input::Order(order)
+    }
 }
 
 /// Something that is to be done, or to be known.
@@ -90,7 +107,7 @@ pub enum Fact {
     },
     /// A connection that was no session has ended.
     Failed(Cause),
-    /// An UPDATE was taken, but not as it was.
+    /// An UPDATE was taken, but not as it was. The same of one neighbour is told once a minute.
     Remarks(Vec<Remark>),
     /// It has sent more prefixes than it may.
     TooMany {
@@ -99,12 +116,14 @@ pub enum Fact {
     },
     /// It has sent everything that it has.
     Complete(Family),
+    /// So many routes it is not told of, because their attributes do not fit into a message to it (RFC 8654 6).
+    Unfit(u32),
 }
 
 /// How we restart.
 #[derive(Clone, Copy, Debug)]
 pub struct Restarting {
-    /// How long neighbours that are not there are waited for.
+    /// How long neighbours that are not there are waited for, from the last one on that has come.
     pub patience: Duration,
     /// How long everything may take (RFC 4724, *Selection_Deferral_Timer*).
     pub deferral: Duration,
@@ -127,6 +146,7 @@ pub struct Speaker {
 
 #[derive(Clone, Copy, Debug)]
 struct Restart {
+    quiet: Duration,
     patience: Instant,
     deferral: Instant,
     /// The one of the two that comes next.
@@ -139,6 +159,7 @@ impl Speaker {
     pub fn new(mut rules: Rules, restarting: Option<Restarting>, now: Instant) -> Speaker {
         rules.held = if restarting.is_some() { ALL } else { PerFamily::default() };
         let restart = restarting.map(|Restarting { patience, deferral }| Restart {
+            quiet: patience,
             patience: now + patience,
             deferral: now + deferral,
             next: now + patience.min(deferral),
@@ -150,7 +171,7 @@ impl Speaker {
             addresses: BTreeMap::new(),
             links: BTreeMap::new(),
             timers: BTreeSet::new(),
-            next: PeerId::LOCAL.0 + 1,
+            next: PeerId::FIRST.0,
             restart,
             outputs: Vec::new(),
         }
@@ -167,6 +188,12 @@ impl Speaker {
 
     pub fn neighbour(&self, address: IpAddr) -> Option<&Neighbour> {
         self.neighbours.get(&address)
+    }
+
+    /// Neighbours with a session that have not been told everything: they read slowly, or have just come.
+    pub fn behind(&self) -> impl Iterator<Item = IpAddr> {
+        let is_behind = |neighbour: &&Neighbour| neighbour.peer.session().is_some() && !self.rib.is_told(neighbour.id);
+        self.neighbours.values().filter(is_behind).map(|neighbour| neighbour.wanted().address)
     }
 
     /// What a neighbour is told of a prefix; `None` when nothing.
@@ -187,20 +214,10 @@ impl Speaker {
     }
 
     /// Takes in what has happened.
-    pub fn step(&mut self, at: Moment, input: Input) -> Vec<Output> {
+    pub fn step(&mut self, at: Moment, input: impl Into<Input>) -> Vec<Output> {
         self.rib.set_time(at.now);
-        match input {
-            Input::Want(wanted) => self.want(at, *wanted),
-            Input::Remove(address, notification) => self.remove(at, address, notification),
-            Input::Stop(address, notification) => self.event(at, address, Event::Stop(notification)),
-            Input::Start(address) => self.event(at, address, Event::Start),
-            Input::Restart(address, notification) => self.event(at, address, Event::Restart(notification)),
-            Input::AskAgain(address) => self.ask_again(address),
-            Input::TellAgain(address) => self.tell_again(address),
-            Input::Originate(prefix, attributes) => self.rib.originate(prefix, *attributes),
-            Input::Retract(prefix) => self.rib.retract(prefix),
-            Input::Policies(policies) => self.rib.set_policies(policies),
-            Input::Reachable(next_hop, reachable) => self.rib.set_reachable(next_hop, reachable),
+        match input.into() {
+            Input::Order(order) => self.follow(at, order),
             Input::Dialled(address, link) => self.connected(at, address, link, Event::Dialled(link)),
             Input::DialFailed(address) => self.event(at, address, Event::DialFailed),
             Input::Accepted(address, link) => self.connected(at, address, link, Event::Accepted(link)),
@@ -216,6 +233,15 @@ impl Speaker {
         self.finish(at)
     }
 
+    /// Takes in several orders, and tells everybody what comes of all of them together.
+    pub fn orders(&mut self, at: Moment, orders: impl IntoIterator<Item = Order>) -> Vec<Output> {
+        self.rib.set_time(at.now);
+        for order in orders {
+            self.follow(at, order);
+        }
+        self.finish(at)
+    }
+
     /// Takes in what has come over a connection.
     pub fn receive(&mut self, at: Moment, link: LinkId, bytes: &[u8]) -> Vec<Output> {
         self.rib.set_time(at.now);
@@ -227,6 +253,25 @@ impl Speaker {
             self.set_timer(address);
         }
         self.finish(at)
+    }
+
+    fn follow(&mut self, at: Moment, order: Order) {
+        match order {
+            Order::Want(wanted) => self.want(at, *wanted),
+            Order::Remove(address, notification) => self.remove(at, address, notification),
+            Order::Stop(address, notification) => self.event(at, address, Event::Stop(notification)),
+            Order::Start(address) => self.event(at, address, Event::Start),
+            Order::Restart(address, notification) => self.event(at, address, Event::Restart(notification)),
+            Order::AskAgain(address) => self.ask_again(address),
+            Order::TellAgain(address) => self.tell_again(address),
+            Order::Originate(prefix, attributes) => self.rib.originate(PeerId::LOCAL, prefix, *attributes),
+            Order::Retract(prefix) => self.rib.retract(PeerId::LOCAL, prefix),
+            Order::Add(prefix, attributes) => self.rib.originate(PeerId::OPERATOR, prefix, *attributes),
+            Order::Delete(prefix) => self.rib.retract(PeerId::OPERATOR, prefix),
+            Order::Policies(policies) => self.rib.set_policies(policies),
+            Order::OwnAddresses(addresses) => self.rib.set_addresses(addresses),
+            Order::Unreachable(next_hops) => self.rib.set_unreachable(next_hops),
+        }
     }
 
     fn want(&mut self, at: Moment, wanted: Wanted) {
@@ -332,6 +377,7 @@ impl Speaker {
 
     /// Does what a neighbour's machine asks for.
     fn take(&mut self, at: Moment, address: IpAddr, effects: Vec<Effect>) {
+        let mut refused = None;
         for effect in effects {
             match effect {
                 Effect::Dial => self.outputs.push(Output::Dial(address)),
@@ -348,7 +394,8 @@ impl Speaker {
                 }
                 Effect::Up(_, agreement) => self.up(at, address, agreement),
                 Effect::Down { kept, cause } => self.down(at, address, kept, cause),
-                Effect::Update(update) => self.update(at, address, *update),
+                Effect::Update(update) if refused.is_none() => refused = self.update(at, address, *update),
+                Effect::Update(_) => {}
                 Effect::Refresh(refresh) => self.refresh(address, refresh),
                 Effect::DropStale(families) => {
                     if let Some(neighbour) = self.neighbours.get(&address) {
@@ -358,11 +405,18 @@ impl Speaker {
                 Effect::Failed(cause) => self.outputs.push(Output::Fact(address, Fact::Failed(cause))),
             }
         }
+        // Last: the same bytes may have ended the session, and what is kept of it has to go as well.
+        if let Some(notification) = refused {
+            self.event(at, address, Event::Refuse(notification, FLOODED));
+        }
     }
 
     fn up(&mut self, at: Moment, address: IpAddr, agreement: Box<Agreement>) {
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
         neighbour.begin(at.now);
+        if let Some(restart) = &mut self.restart {
+            restart.patience = at.now + restart.quiet;
+        }
         let (source, view) = neighbour.looks(&agreement);
         self.rib.join(Joining { peer: neighbour.id, source, view });
         self.outputs.push(Output::Fact(address, Fact::Up(agreement)));
@@ -375,10 +429,12 @@ impl Speaker {
         self.outputs.push(Output::Fact(address, Fact::Down { kept, cause }));
     }
 
-    fn update(&mut self, at: Moment, address: IpAddr, update: Update) {
-        let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
-        if !update.remarks.is_empty() {
-            self.outputs.push(Output::Fact(address, Fact::Remarks(update.remarks.clone())));
+    /// Takes in an UPDATE. Returns with what words the neighbour is refused, where it has announced too much.
+    fn update(&mut self, at: Moment, address: IpAddr, update: Update) -> Option<Notification> {
+        let neighbour = self.neighbours.get_mut(&address)?;
+        let remarks = neighbour.news_of(&update.remarks, at.now);
+        if !remarks.is_empty() {
+            self.outputs.push(Output::Fact(address, Fact::Remarks(remarks)));
         }
         let ended = update.end_of_rib;
         self.rib.receive(neighbour.id, update);
@@ -389,15 +445,12 @@ impl Speaker {
         }
         let counts = self.rib.table().count(neighbour.id);
         let exceeded = |family: &Family| neighbour.most(*family).is_some_and(|most| counts.of(*family).received > most);
-        if let Some(family) = Family::BOTH.into_iter().find(exceeded) {
-            let most = neighbour.most(family).unwrap_or_default();
-            self.outputs.push(Output::Fact(address, Fact::TooMany { family, most }));
-            // RFC 4486 4: the family and the bound go with it.
-            let afi = if family == Family::V4 { 1 } else { 2 };
-            let data = [&[0, afi, 1][..], &most.to_be_bytes()].concat();
-            let notification = Notification::with(Reason::MAXIMUM_PREFIXES, data);
-            self.event(at, address, Event::Refuse(notification, FLOODED));
-        }
+        let family = Family::BOTH.into_iter().find(exceeded)?;
+        let most = neighbour.most(family).unwrap_or_default();
+        self.outputs.push(Output::Fact(address, Fact::TooMany { family, most }));
+        // RFC 4486 4: the family and the bound go with it.
+        let afi = if family == Family::V4 { 1 } else { 2 };
+        Some(Notification::with(Reason::MAXIMUM_PREFIXES, [&[0, afi, 1][..], &most.to_be_bytes()].concat()))
     }
 
     fn refresh(&mut self, address: IpAddr, refresh: Refresh) {
@@ -416,7 +469,9 @@ impl Speaker {
             let Some(address) = self.addresses.get(&parcel.to).copied() else { continue };
             let Some(neighbour) = self.neighbours.get_mut(&address) else { continue };
             let Some((link, _)) = neighbour.peer.session() else { continue };
-            neighbour.has_sent_updates(&parcel, at.now);
+            if let Some(unfit) = neighbour.has_sent_updates(&parcel, at.now) {
+                self.outputs.push(Output::Fact(address, Fact::Unfit(unfit)));
+            }
             self.outputs.push(Output::Send(link, parcel.bytes));
             self.set_timer(address);
         }

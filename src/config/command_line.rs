@@ -202,6 +202,10 @@ fn flag_mistake(error: &clap::Error) -> String {
         ErrorKind::InvalidUtf8 => "a flag has a value that is not UTF-8.".to_owned(),
         ErrorKind::ValueValidation => {
             let reason = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+            // The sentence may end up in a log.
+            if name == "--peer-router-passwords" {
+                return format!("{name} cannot be read: {reason}.");
+            }
             format!("{name} cannot be {value:?}: {reason}.")
         }
         ErrorKind::InvalidValue if value.is_empty() => format!("{name} needs a value."),

@@ -34,9 +34,9 @@ impl FirewallConfig {
         FirewallConfig {
             sync_period: mistakes.longer_than_zero("iptables-sync-period", flags.iptables_sync_period, "5m"),
             default_deny: flags.netpol_default_deny,
-            service_cluster_ip_ranges: proxy.service_cluster_ip_ranges.clone(),
-            external_ip_ranges: proxy.external_ip_ranges.clone(),
-            load_balancer_ip_ranges: proxy.load_balancer_ip_ranges.clone(),
+            service_cluster_ip_ranges: proxy.ranges.cluster_ips.clone(),
+            external_ip_ranges: proxy.ranges.external_ips.clone(),
+            load_balancer_ip_ranges: proxy.ranges.load_balancer_ips.clone(),
             service_node_port_range: proxy.service_node_port_range.clone(),
         }
     }

@@ -185,7 +185,7 @@ pub struct Flags {
     /// UDP port of fou tunnels, 1024 or higher
     #[arg(long, default_value = "5555")]
     pub overlay_encap_port: u16,
-    /// On AWS, switch off the source and destination check of this instance
+    /// On AWS, say that the source and destination check of this instance has to be off
     #[arg(long, default_value = "true")]
     pub disable_source_dest_check: bool,
     /// AS number of all nodes: 64512-65535 or 4200000000-4294967294; 0 means 64512

@@ -18,6 +18,7 @@ mod mistakes;
 mod observe;
 mod proxy;
 mod router;
+mod service_ranges;
 mod value;
 
 use std::path::PathBuf;
@@ -33,6 +34,8 @@ pub use flags::Flags;
 pub use mistakes::Mistakes;
 pub use observe::{MetricsConfig, ObserveConfig};
 pub use proxy::ProxyConfig;
+pub use router::{Advertise, GracefulRestart, Overlay, Reach, RouterConfig, RouterId};
+pub use service_ranges::ServiceRanges;
 
 use crate::net::PerFamily;
 
@@ -55,6 +58,8 @@ pub struct Config {
     pub proxy: Option<ProxyConfig>,
     /// The firewall, when it runs.
     pub firewall: Option<FirewallConfig>,
+    /// The router, when it runs.
+    pub router: Option<RouterConfig>,
     pub observe: ObserveConfig,
     /// `-v`: 0 and higher.
     pub verbosity: u8,
@@ -93,6 +98,8 @@ pub struct Environment {
     pub node_name: Option<String>,
     /// The name the kernel has for this host.
     pub host_name: String,
+    /// The variable `KUBE_ROUTER_CNI_CONF_FILE`; `None` when it is not set.
+    pub cni_file: Option<PathBuf>,
 }
 
 /// What a user can switch on, and whether this build has it.
@@ -107,7 +114,7 @@ struct Feature {
 /// What exists. A subsystem that becomes real flips its line here.
 const FEATURES: [Feature; 8] = [
     Feature { flag: "run-service-proxy", asked: |f| f.run_service_proxy, noun: "service proxy", exists: true },
-    Feature { flag: "run-router", asked: |f| f.run_router, noun: "router", exists: false },
+    Feature { flag: "run-router", asked: |f| f.run_router, noun: "router", exists: true },
     Feature { flag: "run-firewall", asked: |f| f.run_firewall, noun: "firewall", exists: true },
     Feature { flag: "run-loadbalancer", asked: |f| f.run_loadbalancer, noun: "address allocator", exists: false },
     Feature { flag: "hairpin-mode", asked: |f| f.hairpin_mode, noun: "hairpin mode", exists: false },
@@ -131,6 +138,13 @@ impl Config {
             // Cleaning up runs no subsystem, so it does not matter which ones were asked for.
             features_must_exist(flags, &mut mistakes);
         }
+        let config = Config::meant(flags, verbosity, environment, &mut mistakes);
+        if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+    }
+
+    /// What the flags mean, whether or not this build has all that they ask for. What is wrong with them is added to the
+    /// mistakes, and something stands in for it.
+    pub fn meant(flags: &Flags, verbosity: u8, environment: &Environment, mistakes: &mut Mistakes) -> Config {
         let families = PerFamily { v4: flags.enable_ipv4, v6: flags.enable_ipv6 };
         if !families.v4 && !families.v6 {
             mistakes.add(
@@ -139,18 +153,20 @@ impl Config {
                     .to_owned(),
             );
         }
-        let proxy = ProxyConfig::from_flags(flags, families, &mut mistakes);
-        let firewall = FirewallConfig::from_flags(flags, &proxy, &mut mistakes);
+        let proxy = ProxyConfig::from_flags(flags, families, mistakes);
+        let firewall = FirewallConfig::from_flags(flags, &proxy, mistakes);
+        let router = RouterConfig::from_flags(flags, environment, &proxy.ranges, mistakes);
         let config = Config {
-            node_name: node_name(flags, environment, &mut mistakes),
-            source: source(flags, &mut mistakes),
+            node_name: node_name(flags, environment, mistakes),
+            source: source(flags, mistakes),
             socket: (!flags.socket.is_empty()).then(|| PathBuf::from(&flags.socket)),
             state_dir: (!flags.state_dir.is_empty()).then(|| PathBuf::from(&flags.state_dir)),
             cache_sync_timeout: mistakes.longer_than_zero("cache-sync-timeout", flags.cache_sync_timeout, "1m"),
             families,
             proxy: flags.run_service_proxy.then_some(proxy),
             firewall: flags.run_firewall.then_some(firewall),
-            observe: ObserveConfig::from_flags(flags, &mut mistakes),
+            router: flags.run_router.then_some(router),
+            observe: ObserveConfig::from_flags(flags, mistakes),
             verbosity,
             log_format: mistakes.one_of(
                 "log-format",
@@ -159,17 +175,16 @@ impl Config {
                 ("json", LogFormat::Json),
             ),
             cleanup: flags.cleanup_config,
-            notices: notices(flags, &mut mistakes),
+            notices: notices(flags, mistakes),
         };
         mistakes.longer_than_zero("loadbalancer-sync-period", flags.loadbalancer_sync_period, "1m");
-        check_runtime_endpoint(&flags.runtime_endpoint, &mut mistakes);
-        router::check(flags, &mut mistakes);
-        if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+        check_runtime_endpoint(&flags.runtime_endpoint, mistakes);
+        config
     }
 
     /// True when nothing is asked for at all: neither a subsystem nor a cleanup.
     pub fn runs_nothing(&self) -> bool {
-        self.proxy.is_none() && self.firewall.is_none() && !self.cleanup
+        self.proxy.is_none() && self.firewall.is_none() && self.router.is_none() && !self.cleanup
     }
 }
 

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use super::duration::GoDuration;
 use super::flags::{DEFAULT_CLUSTER_IP_RANGE, Flags};
 use super::mistakes::Mistakes;
+use super::service_ranges::ServiceRanges;
 use super::value::Strings;
 use crate::net::{Family, PerFamily};
 
@@ -30,15 +31,9 @@ pub struct ProxyConfig {
     pub hairpin_mode: bool,
     /// `--nodeport-bindon-all-ip`: node ports answer on every address of the host.
     pub nodeport_bindon_all_ip: bool,
-    /// `--strict-external-ip-validation`: the three ranges below decide which external addresses are served.
-    pub strict_external_ip_validation: bool,
-    /// `--service-cluster-ip-range`: where cluster IPs come from; external addresses must lie outside.
-    /// One or two ranges of enabled families; none when only the default was there and its family is off.
-    pub service_cluster_ip_ranges: Vec<IpNet>,
-    /// `--service-external-ip-range`: where `spec.externalIPs` may come from. Empty means nowhere.
-    pub external_ip_ranges: Vec<IpNet>,
-    /// `--loadbalancer-ip-range`: where load balancer addresses may come from. Empty means nowhere.
-    pub load_balancer_ip_ranges: Vec<IpNet>,
+    /// `--strict-external-ip-validation`, `--service-cluster-ip-range`, `--service-external-ip-range` and
+    /// `--loadbalancer-ip-range`: which external addresses are served.
+    pub ranges: ServiceRanges,
     /// `--service-tcp-timeout` in whole seconds; `None` keeps the kernel's. The same for the next two.
     pub tcp_timeout: Option<u32>,
     /// `--service-tcpfin-timeout`, in seconds.
@@ -69,10 +64,12 @@ impl ProxyConfig {
             masquerade_all: flags.masquerade_all,
             hairpin_mode: flags.hairpin_mode,
             nodeport_bindon_all_ip: flags.nodeport_bindon_all_ip,
-            strict_external_ip_validation: flags.strict_external_ip_validation,
-            service_cluster_ip_ranges: cluster_ip_ranges(&flags.service_cluster_ip_range, families, mistakes),
-            external_ip_ranges: ranges("service-external-ip-range", &flags.service_external_ip_range, mistakes),
-            load_balancer_ip_ranges: ranges("loadbalancer-ip-range", &flags.loadbalancer_ip_range, mistakes),
+            ranges: ServiceRanges {
+                strict: flags.strict_external_ip_validation,
+                cluster_ips: cluster_ip_ranges(&flags.service_cluster_ip_range, families, mistakes),
+                external_ips: ranges("service-external-ip-range", &flags.service_external_ip_range, mistakes),
+                load_balancer_ips: ranges("loadbalancer-ip-range", &flags.loadbalancer_ip_range, mistakes),
+            },
             tcp_timeout: timeout("service-tcp-timeout", flags.service_tcp_timeout, mistakes),
             tcp_fin_timeout: timeout("service-tcpfin-timeout", flags.service_tcpfin_timeout, mistakes),
             udp_timeout: timeout("service-udp-timeout", flags.service_udp_timeout, mistakes),

@@ -1,106 +1,295 @@
-//! The checks of the router's flags: BGP, routes, tunnels, BFD.
+//! What the router is asked to do: BGP, routes, tunnels, CNI.
 //!
 //! Limits come from the wire formats: RFC 4271 (hold time: 16 bits of seconds, at least 3), RFC 4724 (restart
 //! time: 12 bits), RFC 5880 (detection multiplier: 8 bits; intervals: 32 bits of microseconds), RFC 6996 (private
 //! AS numbers), RFC 7607 and 7300 (AS numbers never used).
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Environment;
+use super::duration::GoDuration;
 use super::flags::Flags;
 use super::mistakes::Mistakes;
+use super::service_ranges::ServiceRanges;
+use crate::net::{ExternalPeer, NoSecret, Password, Secret, asn};
 
-/// Adds what is wrong with the router's flags.
-pub(super) fn check(flags: &Flags, mistakes: &mut Mistakes) {
-    mistakes.longer_than_zero("routes-sync-period", flags.routes_sync_period, "5m");
-    mistakes.longer_than_zero("injected-routes-sync-period", flags.injected_routes_sync_period, "1m");
-    check_overlay(flags, mistakes);
-    check_speaker(flags, mistakes);
-    check_peers(flags, mistakes);
-    check_bfd(flags, mistakes);
+/// The router's part of the configuration, checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RouterConfig {
+    /// `--enable-cni`: the file that is kept up to date; `None` for none. The bridge exists in either case.
+    pub cni_file: Option<PathBuf>,
+    /// `--auto-mtu`: the MTU of pods follows from that of the node.
+    pub auto_mtu: bool,
+    /// `--enable-pod-egress`: what pods send to the outside leaves with the node's address.
+    pub pod_egress: bool,
+    /// `--enable-overlay`, `--overlay-type`, `--overlay-encap`, `--overlay-encap-port`; `None` for no tunnels.
+    pub overlay: Option<Overlay>,
+    /// `--nodes-full-mesh`: all nodes have [`cluster_asn`](RouterConfig::cluster_asn); otherwise each says its own.
+    pub full_mesh: bool,
+    /// `--enable-ibgp`: nodes peer with each other at all.
+    pub internal_peers: bool,
+    /// `--cluster-asn`; 64512 where it is 0.
+    pub cluster_asn: u32,
+    pub router_id: RouterId,
+    /// `--bgp-port`: where we listen, and where other nodes do.
+    pub port: u16,
+    /// `--bgp-holdtime`, in seconds: what external peers are offered.
+    pub hold_time: u16,
+    /// `--bgp-graceful-restart`; `None` for no part in it.
+    pub graceful_restart: Option<GracefulRestart>,
+    /// `--peer-router-*`. Where there is any, those of the node's annotations do not count. With
+    /// [`passwords_file`](RouterConfig::passwords_file) their passwords are not known yet.
+    pub peers: Vec<ExternalPeer>,
+    /// `--peer-router-passwords-file`, when it counts: `--peer-router-passwords` is empty.
+    pub passwords_file: Option<PathBuf>,
+    /// `--peer-router-multihop-ttl`: how far away external peers of other systems may be; `None` for one hop.
+    pub multihop: Option<u8>,
+    /// `--override-nexthop`: external peers are told that we are the next hop.
+    pub override_next_hop: bool,
+    pub advertise: Advertise,
+    /// Which external addresses may be announced; those of the service proxy.
+    pub ranges: ServiceRanges,
+    /// `--gobgp-admin-address`, `--gobgp-admin-port`: where the management API listens; empty for nowhere.
+    pub admin: Vec<SocketAddr>,
+    /// `--routes-sync-period`: time between two audits of what is not routes; longer than zero.
+    pub sync_period: Duration,
+    /// `--injected-routes-sync-period`: time between two audits of routes; longer than zero.
+    pub routes_sync_period: Duration,
+    /// `--disable-source-dest-check`.
+    pub disable_source_dest_check: bool,
 }
 
-fn check_overlay(flags: &Flags, mistakes: &mut Mistakes) {
-    mistakes.one_of("overlay-type", &flags.overlay_type, ("subnet", ()), ("full", ()));
-    mistakes.one_of("overlay-encap", &flags.overlay_encap, ("ipip", ()), ("fou", ()));
+/// Tunnels between nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Overlay {
+    pub reach: Reach,
+    /// The UDP port of `fou` tunnels; `None` for plain `ipip`.
+    pub udp_port: Option<u16>,
+}
+
+/// Between which nodes there are tunnels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reach {
+    /// Those that are not on one link.
+    Subnet,
+    /// All.
+    Full,
+}
+
+/// `--router-id`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RouterId {
+    /// The node's own IPv4 address.
+    Address,
+    /// A hash of the node's address.
+    Generate,
+    Is(Ipv4Addr),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GracefulRestart {
+    /// `--bgp-graceful-restart-time`, in whole seconds, at least one: how long peers keep our routes.
+    pub seconds: u16,
+    /// `--bgp-graceful-restart-deferral-time`: how long the choice of routes may wait for peers.
+    pub deferral: Duration,
+}
+
+/// What is announced to external peers, unless a Service says otherwise of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Advertise {
+    /// `--advertise-pod-cidr`.
+    pub pod_cidrs: bool,
+    /// `--advertise-cluster-ip`.
+    pub cluster_ips: bool,
+    /// `--advertise-external-ip`.
+    pub external_ips: bool,
+    /// `--advertise-loadbalancer-ip`.
+    pub load_balancer_ips: bool,
+}
+
+const DEFAULT_CLUSTER_ASN: u32 = 64512;
+const DEFAULT_CNI_FILE: &str = "/etc/cni/net.d/10-kuberouter.conf";
+
+impl RouterConfig {
+    /// Reads and checks the router's flags, which is done even when it does not run. The ranges of Services are those of the
+    /// service proxy, whose flags are read before.
+    pub(super) fn from_flags(
+        flags: &Flags,
+        environment: &Environment,
+        ranges: &ServiceRanges,
+        mistakes: &mut Mistakes,
+    ) -> RouterConfig {
+        let file = || environment.cni_file.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CNI_FILE));
+        let has_passwords = flags.peer_router_passwords.iter().any(|list| !list.0.is_empty());
+        let passwords_file = (!has_passwords && !flags.peer_router_passwords_file.is_empty())
+            .then(|| PathBuf::from(&flags.peer_router_passwords_file));
+        let sync_period = mistakes.longer_than_zero("routes-sync-period", flags.routes_sync_period, "5m");
+        let routes = ("injected-routes-sync-period", flags.injected_routes_sync_period);
+        let config = RouterConfig {
+            cni_file: flags.enable_cni.then(file),
+            auto_mtu: flags.auto_mtu,
+            pod_egress: flags.enable_pod_egress,
+            sync_period,
+            routes_sync_period: mistakes.longer_than_zero(routes.0, routes.1, "1m"),
+            overlay: overlay(flags, mistakes),
+            full_mesh: flags.nodes_full_mesh,
+            internal_peers: flags.enable_ibgp,
+            cluster_asn: cluster_asn(flags.cluster_asn, mistakes),
+            router_id: router_id(&flags.router_id, mistakes),
+            port: port("bgp-port", flags.bgp_port.into(), mistakes),
+            hold_time: hold_time(flags.bgp_holdtime, mistakes),
+            graceful_restart: graceful_restart(flags, mistakes),
+            admin: admin(flags, mistakes),
+            peers: peers(flags, passwords_file.is_some(), mistakes),
+            passwords_file,
+            multihop: Some(flags.peer_router_multihop_ttl).filter(|ttl| *ttl >= 2),
+            override_next_hop: flags.override_nexthop,
+            advertise: Advertise {
+                pod_cidrs: flags.advertise_pod_cidr,
+                cluster_ips: flags.advertise_cluster_ip,
+                external_ips: flags.advertise_external_ip,
+                load_balancer_ips: flags.advertise_loadbalancer_ip,
+            },
+            ranges: ranges.clone(),
+            disable_source_dest_check: flags.disable_source_dest_check,
+        };
+        check_bfd(flags, mistakes);
+        config
+    }
+}
+
+fn overlay(flags: &Flags, mistakes: &mut Mistakes) -> Option<Overlay> {
+    let (subnet, full) = (("subnet", Reach::Subnet), ("full", Reach::Full));
+    let reach = mistakes.one_of("overlay-type", &flags.overlay_type, subnet, full);
+    let is_udp = mistakes.one_of("overlay-encap", &flags.overlay_encap, ("ipip", false), ("fou", true));
     mistakes.number_within("overlay-encap-port", flags.overlay_encap_port.into(), 1024..=65535);
+    flags.enable_overlay.then_some(Overlay { reach, udp_port: is_udp.then_some(flags.overlay_encap_port) })
 }
 
-fn check_speaker(flags: &Flags, mistakes: &mut Mistakes) {
+fn cluster_asn(typed: u64, mistakes: &mut Mistakes) -> u32 {
+    if typed == 0 {
+        return DEFAULT_CLUSTER_ASN;
+    }
+    if !PRIVATE_ASNS.iter().any(|range| range.contains(&typed)) {
+        mistakes.add(format!(
+            "--cluster-asn must be a private AS number, 64512-65535 or 4200000000-4294967294, or 0; it is {typed}."
+        ));
+    }
+    u32::try_from(typed).unwrap_or(DEFAULT_CLUSTER_ASN)
+}
+
+fn router_id(typed: &str, mistakes: &mut Mistakes) -> RouterId {
+    match (typed, typed.parse::<Ipv4Addr>()) {
+        ("", _) => RouterId::Address,
+        ("generate", _) => RouterId::Generate,
+        // RFC 6286 2.1: any but zero.
+        (_, Ok(id)) if !id.is_unspecified() => RouterId::Is(id),
+        _ => {
+            mistakes.add(format!(
+                "--router-id must have the form of an IPv4 address, for example 192.0.2.10, or be \"generate\"; it is {typed:?}."
+            ));
+            RouterId::Address
+        }
+    }
+}
+
+fn hold_time(typed: GoDuration, mistakes: &mut Mistakes) -> u16 {
     let seconds = Duration::from_secs;
-    let asn = flags.cluster_asn;
-    if asn != 0 && !PRIVATE_ASNS.iter().any(|range| range.contains(&asn)) {
-        mistakes.add(format!(
-            "--cluster-asn must be a private AS number, 64512-65535 or 4200000000-4294967294, or 0; it is {asn}."
-        ));
-    }
-    let router_id = flags.router_id.as_str();
-    if !router_id.is_empty() && router_id != "generate" && router_id.parse::<Ipv4Addr>().is_err() {
-        mistakes.add(format!(
-            "--router-id must have the form of an IPv4 address, for example 192.0.2.10, or be \"generate\"; it is {router_id:?}."
-        ));
-    }
-    mistakes.number_within("bgp-port", flags.bgp_port.into(), PORTS);
-    mistakes.duration_within("bgp-holdtime", flags.bgp_holdtime, seconds(3)..=seconds(65535));
-    let shortest = Duration::from_nanos(1);
-    mistakes.duration_within("bgp-graceful-restart-time", flags.bgp_graceful_restart_time, shortest..=seconds(4095));
-    mistakes.duration_within(
-        "bgp-graceful-restart-deferral-time",
-        flags.bgp_graceful_restart_deferral_time,
-        shortest..=seconds(18 * 3600),
-    );
-    let admin = flags.gobgp_admin_address.as_str();
-    if !admin.is_empty() && admin != "localhost" && admin.parse::<IpAddr>().is_err() {
-        mistakes.add(format!("--gobgp-admin-address must be an IP address, for example 127.0.0.1; it is {admin:?}."));
-    }
+    mistakes.duration_within("bgp-holdtime", typed, seconds(3)..=seconds(65535));
+    typed.positive_or_zero().and_then(|time| u16::try_from(time.as_secs()).ok()).unwrap_or_default()
+}
+
+fn graceful_restart(flags: &Flags, mistakes: &mut Mistakes) -> Option<GracefulRestart> {
+    let (seconds, shortest) = (Duration::from_secs, Duration::from_nanos(1));
+    let (time, deferral) = (flags.bgp_graceful_restart_time, flags.bgp_graceful_restart_deferral_time);
+    mistakes.duration_within("bgp-graceful-restart-time", time, shortest..=seconds(4095));
+    mistakes.duration_within("bgp-graceful-restart-deferral-time", deferral, shortest..=seconds(18 * 3600));
+    let time = time.positive_or_zero().and_then(|time| u16::try_from(time.as_secs()).ok()).unwrap_or_default();
+    let deferral = deferral.positive_or_zero().unwrap_or_default();
+    // On the wire 0 would mean that nothing is kept.
+    flags.bgp_graceful_restart.then_some(GracefulRestart { seconds: time.max(1), deferral })
+}
+
+/// Where the management API listens: at the address, and on the loopback too, where its client looks first.
+fn admin(flags: &Flags, mistakes: &mut Mistakes) -> Vec<SocketAddr> {
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let typed = flags.gobgp_admin_address.as_str();
+    let address = match typed {
+        "" | "localhost" => loopback,
+        _ => typed.parse().unwrap_or_else(|_| {
+            mistakes
+                .add(format!("--gobgp-admin-address must be an IP address, for example 127.0.0.1; it is {typed:?}."));
+            loopback
+        }),
+    };
+    let with_loopback = !address.is_loopback() && !address.is_unspecified();
+    let all = std::iter::once(address).chain(with_loopback.then_some(loopback));
+    let port = flags.gobgp_admin_port;
+    all.filter(|_| port != 0).map(|address| SocketAddr::new(address, port)).collect()
 }
 
 const PORTS: RangeInclusive<u64> = 1..=65535;
 const PRIVATE_ASNS: [RangeInclusive<u64>; 2] = [64512..=65535, 4_200_000_000..=4_294_967_294];
-/// Without 23456 (AS_TRANS), the documentation and reserved blocks, and the last number of either width.
-const PEER_ASNS: [RangeInclusive<u64>; 4] = [1..=23455, 23457..=63999, 64512..=65534, 131_072..=4_294_967_294];
 
-fn check_peers(flags: &Flags, mistakes: &mut Mistakes) {
-    let peers = flags.peer_router_ips.iter().map(|list| list.0.len()).sum::<usize>();
+fn port(flag: &str, typed: u64, mistakes: &mut Mistakes) -> u16 {
+    mistakes.number_within(flag, typed, PORTS);
+    u16::try_from(typed).unwrap_or_default()
+}
+
+fn peers(flags: &Flags, has_passwords_file: bool, mistakes: &mut Mistakes) -> Vec<ExternalPeer> {
+    let addresses: Vec<IpAddr> = flags.peer_router_ips.iter().flat_map(|list| list.0.iter().copied()).collect();
     let asns: Vec<u64> = flags.peer_router_asns.iter().flat_map(|list| list.0.iter().copied()).collect();
     let ports: Vec<u64> = flags.peer_router_ports.iter().flat_map(|list| list.0.iter().copied()).collect();
     let passwords: Vec<&String> = flags.peer_router_passwords.iter().flat_map(|list| &list.0).collect();
-    if asns.len() != peers {
+    let count = addresses.len();
+    if asns.len() != count {
         mistakes.add(format!(
-            "--peer-router-asns must have one AS number for each of the {peers} addresses of --peer-router-ips; it has {}.",
+            "--peer-router-asns must have one AS number for each of the {count} addresses of --peer-router-ips; it has {}.",
             asns.len()
         ));
     }
-    for (flag, count) in [("peer-router-ports", ports.len()), ("peer-router-passwords", passwords.len())] {
-        if count != 0 && count != peers {
+    for (flag, given) in [("peer-router-ports", ports.len()), ("peer-router-passwords", passwords.len())] {
+        if given != 0 && given != count {
             mistakes.add(format!(
-                "--{flag} must be empty or have one value for each of the {peers} addresses of --peer-router-ips; it has {count}."
+                "--{flag} must be empty or have one value for each of the {count} addresses of --peer-router-ips; it has {given}."
             ));
         }
     }
-    for asn in asns.iter().filter(|asn| !PEER_ASNS.iter().any(|range| range.contains(asn))) {
-        mistakes.add(format!(
-            "--peer-router-asns must be in 1-23455, 23457-63999, 64512-65534 or 131072-4294967294; {asn} is not."
-        ));
+    for wrong in asns.iter().filter(|typed| !u32::try_from(**typed).is_ok_and(asn::is_peer)) {
+        mistakes.add(format!("--peer-router-asns must be in {}; {wrong} is not.", asn::PEER_RANGES));
     }
-    for port in ports {
-        mistakes.number_within("peer-router-ports", port, PORTS);
-    }
-    for (position, password) in passwords.iter().enumerate().filter(|(_, password)| !is_base64(password)) {
-        // The password itself stays out of the sentence, because sentences end up in logs.
-        let (number, length) = (position + 1, password.len());
-        mistakes.add(format!("--peer-router-passwords must be base64; number {number}, of length {length}, is not."));
-    }
+    let ports: Vec<u16> = ports.into_iter().map(|typed| port("peer-router-ports", typed, mistakes)).collect();
+    let passwords: Vec<Password> =
+        passwords.into_iter().enumerate().map(|(place, typed)| password(place, typed, mistakes)).collect();
+    let unsaid = if has_passwords_file { Password::Unknown } else { Password::None };
+    let peer = |(place, (address, typed)): (usize, (IpAddr, u64))| ExternalPeer {
+        port: ports.get(place).copied(),
+        password: passwords.get(place).cloned().unwrap_or_else(|| unsaid.clone()),
+        ..ExternalPeer::new(address, u32::try_from(typed).unwrap_or_default())
+    };
+    addresses.into_iter().zip(asns).enumerate().map(peer).collect()
 }
 
-/// True for base64 with padding (RFC 4648 section 4); the empty text is base64 of nothing.
-fn is_base64(text: &str) -> bool {
-    let digits = text.trim_end_matches('=');
-    let padding = text.len() - digits.len();
-    text.len().is_multiple_of(4)
-        && padding <= 2
-        && digits.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/')
+fn password(place: usize, typed: &str, mistakes: &mut Mistakes) -> Password {
+    match Secret::from_base64(typed) {
+        Ok(secret) => secret.map_or(Password::None, Password::Key),
+        Err(why) => {
+            // The password itself stays out of the sentence, because sentences end up in logs.
+            let (number, length) = (place + 1, typed.len());
+            mistakes.add(match why {
+                NoSecret::NotBase64 => {
+                    format!("--peer-router-passwords must be base64; number {number}, of length {length}, is not.")
+                }
+                NoSecret::TooLong => {
+                    format!("--peer-router-passwords must be of 80 bytes at most; number {number} is longer.")
+                }
+            });
+            Password::Unknown
+        }
+    }
 }
 
 fn check_bfd(flags: &Flags, mistakes: &mut Mistakes) {

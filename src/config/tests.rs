@@ -6,6 +6,7 @@ use super::*;
 
 mod checks;
 mod contract;
+mod router;
 
 /// Runs the whole way from words to a request; the name of the program is put in front.
 fn ask(words: &[&str]) -> Result<Request, Refusal> {
@@ -31,7 +32,7 @@ fn refused(words: &[&str]) -> (String, u8) {
 
 /// A configuration from the least that is needed, plus these words.
 fn configured(words: &[&str]) -> Result<Config, Mistakes> {
-    let environment = Environment { node_name: None, host_name: "node-1".to_owned() };
+    let environment = Environment { node_name: None, host_name: "node-1".to_owned(), ..Environment::default() };
     let words: Vec<&str> = ["--run-router=false", "--run-firewall=false"].iter().chain(words).copied().collect();
     Config::from_flags(&flags(&words), 0, &environment)
 }
@@ -92,7 +93,7 @@ fn the_last_use_of_a_flag_counts() {
 #[test]
 fn lists_add_up_and_the_first_use_replaces_the_default() {
     let ranges = |words: &[&str]| {
-        let ranges = config(words).proxy.expect("the proxy runs").service_cluster_ip_ranges;
+        let ranges = config(words).proxy.expect("the proxy runs").ranges.cluster_ips;
         ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
     };
     assert_eq!(ranges(&[]), "10.96.0.0/12");
@@ -208,7 +209,7 @@ fn the_least_that_is_needed_is_accepted() {
     let proxy = config.proxy.expect("the proxy runs");
     assert_eq!(proxy.sync_period, Duration::from_secs(300));
     assert_eq!(proxy.graceful_period, Duration::from_secs(30));
-    assert!(proxy.guard && proxy.strict_external_ip_validation);
+    assert!(proxy.guard && proxy.ranges.strict);
     assert!(!proxy.graceful_termination && !proxy.masquerade_all && !proxy.nodeport_bindon_all_ip);
     assert_eq!((proxy.tcp_timeout, proxy.tcp_fin_timeout, proxy.udp_timeout), (None, None, None));
     assert_eq!(proxy.service_node_port_range, 30000..=32767);
@@ -216,12 +217,6 @@ fn the_least_that_is_needed_is_accepted() {
 
 #[test]
 fn what_does_not_exist_yet_cannot_be_asked_for() {
-    let environment = Environment { node_name: None, host_name: "node-1".to_owned() };
-    let plain = Config::from_flags(&flags(&[]), 0, &environment).expect_err("the router is on by default");
-    assert_eq!(
-        plain.to_string(),
-        "--run-router is on, but this build has no router yet: start with --run-router=false."
-    );
     for feature in FEATURES.iter().filter(|feature| !feature.exists) {
         let mistakes = configured(&[&format!("--{}=true", feature.flag)]).expect_err(feature.flag);
         assert_eq!(mistakes.sentences().len(), 1, "{mistakes}");
@@ -231,7 +226,7 @@ fn what_does_not_exist_yet_cannot_be_asked_for() {
 
 #[test]
 fn the_firewall_runs_by_default_with_the_ranges_of_services() {
-    let environment = Environment { node_name: None, host_name: "node-1".to_owned() };
+    let environment = Environment { node_name: None, host_name: "node-1".to_owned(), ..Environment::default() };
     let words = ["--run-router=false", "--service-external-ip-range=203.0.113.0/24", "--netpol-default-deny"];
     let config = Config::from_flags(&flags(&words), 0, &environment).expect("the flags are sound");
     let firewall = config.firewall.expect("the firewall runs");
@@ -246,7 +241,7 @@ fn the_firewall_runs_by_default_with_the_ranges_of_services() {
 
 #[test]
 fn cleaning_up_needs_no_word_about_subsystems() {
-    let environment = Environment { node_name: None, host_name: "node-1".to_owned() };
+    let environment = Environment { node_name: None, host_name: "node-1".to_owned(), ..Environment::default() };
     let config = Config::from_flags(&flags(&["--cleanup-config"]), 0, &environment).expect("cleanup is possible");
     assert!(config.cleanup && !config.runs_nothing());
 }
@@ -263,8 +258,8 @@ fn all_mistakes_are_collected() {
         &[
             "--enable-ipv4 and --enable-ipv6 are both off: start with at least one of them, for example --enable-ipv4=true.",
             "--ipvs-sync-period must be longer than 0s, for example 5m; it is -1s.",
-            "--log-format must be text or json; it is \"xml\".",
             "--overlay-type must be subnet or full; it is \"half\".",
+            "--log-format must be text or json; it is \"xml\".",
         ],
     );
 }

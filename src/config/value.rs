@@ -11,13 +11,11 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
+use crate::net::go::{self, number};
+
 /// Reads the value of a switch.
 pub fn switch(text: &str) -> Result<bool, String> {
-    match text {
-        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
-        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
-        _ => Err("it must be true or false".to_owned()),
-    }
+    go::switch(text).ok_or_else(|| "it must be true or false".to_owned())
 }
 
 /// Reads an unsigned number up to the largest that `T` holds.
@@ -28,31 +26,9 @@ pub fn unsigned<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
         4 => u64::from(u32::MAX),
         _ => u64::MAX,
     };
-    based_number(text)
+    number(text)
         .and_then(|number| T::try_from(number).ok())
         .ok_or_else(|| format!("it must be a whole number from 0 to {largest}"))
-}
-
-/// A number with an optional base prefix; `None` for anything else, a sign included.
-fn based_number(text: &str) -> Option<u64> {
-    let lower = text.to_ascii_lowercase();
-    let (digits, base, prefixed) = if let Some(digits) = lower.strip_prefix("0x") {
-        (digits, 16, true)
-    } else if let Some(digits) = lower.strip_prefix("0o") {
-        (digits, 8, true)
-    } else if let Some(digits) = lower.strip_prefix("0b") {
-        (digits, 2, true)
-    } else if lower.len() > 1 && lower.starts_with('0') {
-        (lower.get(1..)?, 8, true)
-    } else {
-        (lower.as_str(), 10, false)
-    };
-    // One `_` may stand between two digits, or between the prefix and the first digit.
-    let groups = if prefixed { digits.strip_prefix('_').unwrap_or(digits) } else { digits };
-    if groups.split('_').any(|group| group.is_empty() || !group.chars().all(|c| c.is_digit(base))) {
-        return None;
-    }
-    u64::from_str_radix(&groups.replace('_', ""), base).ok()
 }
 
 /// Reads a range of addresses as a network: host bits are cut off. `None` for anything else.

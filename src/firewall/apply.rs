@@ -8,32 +8,43 @@
 //!
 //! Shrinking goes the other way: chains that nobody enters any more, elements, sets.
 //!
-//! The set of local pods stands apart while addresses are closed by default (`--netpol-default-deny`): being in it opens
-//! an address, so an address comes after its rules and leaves before them. Otherwise it is a set like any other.
+//! Elements of sets that rules name already come and go in an order in which nothing opens between two acts (`order`,
+//! `turning`). The families wait for nothing in each other, and what closes a path does not wait for rules that fail.
+//!
+//! The set of local pods stands apart once our tail is in the kernel: being in it opens an address, so an address comes
+//! after its rules, and, where unknown addresses are closed (`--netpol-default-deny`), leaves before them. At a first
+//! start it is filled first, so that the tail cuts nobody off.
 //!
 //! What the kernel refuses is left out, so that it does not hold up the rest (`overlay`).
+//!
+//! A remembered cluster is for a kernel that has nothing of ours, as after a boot. Where our dispatch chains are entered,
+//! the kernel is the newer memory, and what it lacks was deleted after the file was written.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod acts;
+
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Refusal, Rules, Timing};
 use crate::model::Authority;
 use crate::net::{Family, PerFamily};
-use crate::reconcile::{Drift, Growth, Mirror, Moment, Reflection, Target, Trouble};
+use crate::reconcile::{Audits, Found, Growth, Mirror, Moment, Reflection, Target, audit};
 
+use self::acts::{Given, pods_of};
 use super::desired::{Changed, Desired};
 use super::dispatch;
 use super::enforced::Seen;
 use super::lowering::elements_of;
-use super::names::{self, CHAIN_TAIL};
+use super::names::CHAIN_TAIL;
 use super::overlay::{Overlay, Refusals};
+use super::turning::AllRules;
 
 /// The families of kernel objects that the firewall keeps. Implemented once on Linux (`linux`) and once in memory for
 /// the simulation.
 pub trait Kernel {
     type Sets: Target<Key = SetName, Value = SetSpec>;
-    type Elements: Target<Key = ElementKey, Value = ()>;
+    type Elements: Target<Key = ElementKey, Value = ()> + Timed;
     type Rules: Target<Key = Piece, Value = Rules> + Refusing;
 
     /// Brings about what lets the rules see all packets of pods. Called before the first round and after each audit.
@@ -51,6 +62,15 @@ pub trait Refusing {
 
     /// How long programs took since this was asked the last time.
     fn take_timings(&mut self) -> Vec<Timing>;
+
+    /// Whether the rules of this family could not be read the last time, while those of the other could.
+    fn is_unreadable(&self, family: Family) -> bool;
+}
+
+/// A family that tells how long its changes took.
+pub trait Timed {
+    /// For each family of addresses, since this was asked the last time.
+    fn take_took(&mut self) -> PerFamily<Duration>;
 }
 
 /// The targets of one kernel.
@@ -69,14 +89,19 @@ pub struct Mirrors<K: Kernel> {
     rules: Mirror<K::Rules>,
     refusals: Refusals,
     overlay: Overlay,
-    audited: usize,
+    audits: Audits,
+    /// Whether a remembered cluster is put in place: once it has been, all that there is comes from it.
+    uses_memory: bool,
+    /// Elements that were wanted and are no longer.
+    left: BTreeSet<ElementKey>,
+    /// Since when something may be left that nobody enters any more.
+    untidy_since: Option<Instant>,
 }
 
-/// How long rules wait for sets and elements that fail.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// In how many forms a chain is tried: whole, then reduced, then closed; and once more for what needs it.
-const FORMS: usize = 3;
+/// How long what nobody enters any more stays behind a change, so that removing it holds up none that follows; and how long
+/// at most, while changes go on.
+const TIDY: Duration = Duration::from_millis(200);
+const TIDY_AT_LAST: Duration = Duration::from_secs(5);
 
 /// What one round did.
 #[derive(Default, Debug)]
@@ -85,6 +110,8 @@ pub struct Round {
     pub steps: u64,
     /// What the sets and their elements took, and what the rules took.
     pub sets_took: Duration,
+    /// What changing the elements of each family took; zero where none changed.
+    pub elements_took: PerFamily<Duration>,
     pub rules_took: Duration,
     /// The programs that were run for it.
     pub timings: Vec<Timing>,
@@ -92,13 +119,6 @@ pub struct Round {
     pub refused: Vec<Refusal>,
     /// How many chains that had been refused are there now, or are not wanted any more.
     pub settled: usize,
-}
-
-/// Something that an audit found amiss.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Found {
-    pub family: &'static str,
-    pub drift: Drift,
 }
 
 impl<K: Kernel> Mirrors<K> {
@@ -110,7 +130,10 @@ impl<K: Kernel> Mirrors<K> {
             rules: Mirror::new(targets.rules),
             refusals: Refusals::default(),
             overlay: Overlay::default(),
-            audited: 0,
+            audits: Audits::default(),
+            uses_memory: false,
+            left: BTreeSet::new(),
+            untidy_since: None,
         }
     }
 
@@ -119,57 +142,73 @@ impl<K: Kernel> Mirrors<K> {
         changed.sets.iter().for_each(|key| self.sets.mark(key.clone()));
         changed.elements.iter().for_each(|key| self.elements.mark(key.clone()));
         changed.rules.iter().for_each(|key| self.rules.mark(key.clone()));
+        self.left.extend(changed.left.iter().cloned());
+        if !changed.rules.is_empty() {
+            // What failed is tried again together with what is new.
+            self.rules.try_at_once();
+        }
     }
 
     /// One round: growing as far as `authority` allows, then shrinking where it is allowed.
     pub fn round(&mut self, desired: &Desired, authority: Authority, at: Moment) -> Round {
-        let growth = match authority {
-            Authority::Nothing => return Round::default(),
-            Authority::Remembered => Growth::OnlyMissing,
-            Authority::Partial | Authority::Complete => Growth::Full,
-        };
-        let before = self.steps_done();
-        let begun = Instant::now();
-        // Whether addresses are closed already decides about the order below. What fails here shows with the rules.
+        let (before, begun) = (self.steps_done(), Instant::now());
+        if authority == Authority::Nothing {
+            return Round::default();
+        }
+        // What is in force already decides about the order below. What fails here shows with the rules.
         self.rules.learn(at);
-        if authority == Authority::Complete {
-            self.shut_out_gone_pods(desired, at);
+        if authority == Authority::Remembered && !self.may_use_memory() {
+            return Round::default();
         }
-        self.grow_sets(desired, growth, at);
+        let mut left = std::mem::take(&mut self.left);
+        left.retain(|key| authority != Authority::Complete && !desired.elements.contains_key(key));
+        let mut round = self.acts(&Given { desired, authority, at, left: &left }, begun);
+        self.left = left;
+        round.steps = self.steps_done() - before;
+        round.elements_took = self.elements.target().take_took();
+        round.timings = self.rules.target().take_timings();
+        round
+    }
+
+    fn acts(&mut self, given: &Given<'_>, begun: Instant) -> Round {
+        let Given { desired, authority, at, .. } = *given;
+        let mut round = Round::default();
+        match authority {
+            Authority::Complete => self.shut_out_gone_pods(desired, at),
+            _ => self.untidy_since = None,
+        }
+        self.grow_sets(desired, at);
+        let order = self.order(given);
+        self.change_elements_before(given, &order);
         let sets_are_there = Instant::now();
-        let mut want = self.rules_for_now(desired, authority, at);
-        if self.waits_for_sets(desired, at) {
-            return Round { steps: self.steps_done() - before, sets_took: sets_are_there - begun, ..Round::default() };
+        round.sets_took = sets_are_there - begun;
+        if self.waits_for_sets(desired, &order, at) {
+            self.untidy_since = None;
+            return round;
         }
-        self.rules.grow(want.as_ref().unwrap_or(&desired.rules), growth, at);
-        let mut refused = self.take_refused(at);
-        for _ in 0..FORMS {
-            // What was not refused is in force; what stands in for the rest must not come later than it can.
-            if refused.is_empty() || self.rules.is_settled() {
-                break;
-            }
-            self.rules.try_at_once();
-            want = self.rules_for_now(desired, authority, at);
-            self.rules.grow(want.as_ref().unwrap_or(&desired.rules), growth, at);
-            refused.extend(self.take_refused(at));
-        }
+        let mut held = self.held(given, &order);
+        self.turn(given, &order, &mut held, &mut round);
+        let rules_before = self.rules.steps_done();
+        let want = self.grow_rules(given, held, &mut round);
         let want = want.as_ref().unwrap_or(&desired.rules);
-        let rules_are_there = Instant::now();
-        if authority == Authority::Complete {
-            self.rules.shrink(want, at);
+        round.rules_took = sets_are_there.elapsed();
+        self.add_behind(given, want, |key, _| order.late.contains(key));
+        // What closes a path goes before what nobody enters any more.
+        let may_go = |key: &ElementKey| given.may_go(key) && !self.waits_for_rules(key, &order, held, at);
+        let going: BTreeSet<ElementKey> =
+            self.elements.differing(&desired.elements).surplus.into_iter().filter(may_go).collect();
+        self.elements.shrink_where(&desired.elements, at, |key, _| going.contains(key));
+        if authority == Authority::Complete && self.is_time_to_tidy(self.rules.steps_done() > rules_before, at) {
+            // Where rules could not be changed, the old ones may still need what shall go.
+            let stuck: BTreeSet<Family> = self.rules.failing_to_grow().map(Piece::family).collect();
+            let may_go = |piece: &Piece| !stuck.contains(&piece.family()) && !*held.of(piece.family());
+            self.rules.shrink_where(want, at, |piece, _| may_go(piece));
             self.shrink_sets(desired, at);
         }
         // Last of all: what an earlier pod with the same address might do has gone from the sets by now.
-        self.let_in_pods(desired, want, growth, at);
-        let settled = self.refusals.settle(&desired.rules, self.rules.seen());
-        Round {
-            steps: self.steps_done() - before,
-            sets_took: sets_are_there - begun,
-            rules_took: rules_are_there - sets_are_there,
-            timings: self.rules.target().take_timings(),
-            refused,
-            settled,
-        }
+        self.add_behind(given, want, |key, behind| pods_of(key).is_some_and(|family| *behind.of(family)));
+        round.settled = self.refusals.settle(&desired.rules, self.rules.seen());
+        round
     }
 
     /// Brings about what lets the rules see all packets of pods, or says why that failed.
@@ -185,20 +224,19 @@ impl<K: Kernel> Mirrors<K> {
     /// Looks at the next portion of what should be in the kernel. Returns what was found amiss and whether the audit of
     /// all families is finished.
     pub fn audit(&mut self, at: Moment) -> (Vec<Found>, bool) {
-        let index = self.audited;
         let mut families: [&mut dyn Reflection; 3] = [&mut self.sets, &mut self.elements, &mut self.rules];
-        let count = families.len();
-        let Some(family) = families.get_mut(index) else { return (Vec::new(), true) };
-        let (found, finished) = audit_one(*family, at);
-        if finished {
-            self.audited = (index + 1) % count;
-        }
-        (found, finished && self.audited == 0)
+        self.audits.next_portion(&mut families, at)
+    }
+
+    /// Looks at everything at once: somebody asks what the kernel holds.
+    pub fn look_at_all(&mut self, at: Moment) -> Vec<Found> {
+        let families: [&mut dyn Reflection; 3] = [&mut self.sets, &mut self.elements, &mut self.rules];
+        families.into_iter().flat_map(|family| audit(family, at).0).collect()
     }
 
     /// Looks at the rules at once: somebody else changed some.
     pub fn audit_rules(&mut self, at: Moment) -> Vec<Found> {
-        audit_one(&mut self.rules, at).0
+        audit(&mut self.rules, at).0
     }
 
     /// Every family, for questions that concern all of them.
@@ -219,7 +257,7 @@ impl<K: Kernel> Mirrors<K> {
     /// When the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
         let families = self.reflections().into_iter().filter_map(|family| family.retry_at());
-        families.chain(self.refusals.retry_at()).min()
+        families.chain(self.refusals.retry_at()).chain(self.untidy_since.map(|since| since + TIDY)).min()
     }
 
     /// True when every family is known to be as wanted, as far as the kernel takes it.
@@ -236,40 +274,20 @@ impl<K: Kernel> Mirrors<K> {
         self.reflections().into_iter().map(|family| family.steps_done()).sum()
     }
 
-    /// While sets or elements have just failed to come, rules that may name them are left as they are: a set that lacks
-    /// an address refuses what is allowed. What goes on failing delays the rules no longer.
-    fn waits_for_sets(&self, desired: &Desired, at: Moment) -> bool {
-        fn lacks<T: Target>(mirror: &Mirror<T>, mut wanted: impl Iterator<Item = T::Key>, at: Moment) -> bool {
-            let is_fresh = |trouble: &Trouble| at.now.saturating_duration_since(trouble.since) < PATIENCE;
-            mirror.trouble().is_some_and(is_fresh) && wanted.any(|key| !mirror.has(&key))
-        }
-        let elements = desired.elements.keys().filter(|key| pods_of(key).is_none());
-        lacks(&self.sets, desired.sets.keys().cloned(), at) || lacks(&self.elements, elements.cloned(), at)
+    /// Whether what is remembered is put in place: the kernel is known to have nothing of ours that anything enters.
+    fn may_use_memory(&mut self) -> bool {
+        let is_read = Family::BOTH.into_iter().all(|family| !self.rules.peek().is_unreadable(family));
+        let is_ours = |rules: &AllRules| rules.keys().any(|piece| matches!(piece, Piece::Jump { .. }));
+        self.uses_memory |= is_read && self.rules.seen().is_some_and(|seen| !is_ours(seen));
+        self.uses_memory
     }
 
-    fn grow_sets(&mut self, desired: &Desired, growth: Growth, at: Moment) {
-        let made = self.sets.grow(&desired.sets, growth, at);
+    fn grow_sets(&mut self, desired: &Desired, at: Moment) {
+        let made = self.sets.grow(&desired.sets, Growth::Full, at);
         // A set that is made has no elements, whatever was known of an older one of the same name.
         if made.iter().any(|set| !self.elements.lacks(elements_of(set))) {
             self.elements.forget();
         }
-        let open = PerFamily::from_fn(|family| !self.is_closed(desired, family));
-        self.elements
-            .grow_where(&desired.elements, growth, at, |key| pods_of(key).is_none_or(|family| *open.of(family)));
-    }
-
-    /// Lets the addresses of pods in whose rules are all there, where being known opens an address.
-    fn let_in_pods(&mut self, desired: &Desired, want: &BTreeMap<Piece, Rules>, growth: Growth, at: Moment) {
-        if self.elements.is_settled() || !Family::BOTH.into_iter().any(|family| self.is_closed(desired, family)) {
-            return;
-        }
-        let seen = self.rules.seen();
-        let stand = PerFamily::from_fn(|family| {
-            let mut chains = want.iter().filter(|(piece, _)| piece.family() == family);
-            seen.is_some_and(|seen| chains.all(|(piece, rules)| seen.get(piece) == Some(rules)))
-        });
-        self.elements
-            .grow_where(&desired.elements, growth, at, |key| pods_of(key).is_none_or(|family| *stand.of(family)));
     }
 
     /// Takes the addresses of pods that have gone out of the set before their rules go, where it opens them.
@@ -282,18 +300,9 @@ impl<K: Kernel> Mirrors<K> {
         }
     }
 
-    /// Whether addresses that are not known are closed already. Before that, those of running pods come first, so that
-    /// closing cuts none of them.
-    fn is_closed(&self, desired: &Desired, family: Family) -> bool {
-        let tail = dispatch::chain(family, CHAIN_TAIL);
-        let closes = |rules: Option<&Rules>| rules.is_some_and(dispatch::closes);
-        let seen = self.rules.seen();
-        // While nothing is known of the rules, the tail that an earlier run wrote may be there.
-        closes(desired.rules.get(&tail)) && seen.is_none_or(|seen| closes(seen.get(&tail)))
-    }
-
     /// The rules that are wanted for now, where that is not simply what is desired.
-    fn rules_for_now(&mut self, desired: &Desired, authority: Authority, at: Moment) -> Option<BTreeMap<Piece, Rules>> {
+    fn rules_for_now(&mut self, given: &Given<'_>) -> Option<AllRules> {
+        let Given { desired, authority, at, .. } = *given;
         let mut overlay = self.refusals.overlay(at.now);
         if let (true, Some(seen)) = (self.sets.trouble().is_some(), self.sets.seen()) {
             let missing: BTreeSet<SetName> =
@@ -311,29 +320,29 @@ impl<K: Kernel> Mirrors<K> {
         (!self.overlay.is_empty()).then(|| self.overlay.over(&desired.rules))
     }
 
+    /// Whether to remove what nobody enters any more.
+    fn is_time_to_tidy(&mut self, has_changed: bool, at: Moment) -> bool {
+        let patience = if has_changed { TIDY_AT_LAST } else { TIDY };
+        let waits = match self.untidy_since {
+            Some(since) => at.now < since + patience,
+            None => has_changed && !self.is_settled(),
+        };
+        self.untidy_since = if waits { self.untidy_since.or(Some(at.now)) } else { None };
+        !waits
+    }
+
     fn take_refused(&mut self, at: Moment) -> Vec<Refusal> {
         let mut refused = self.rules.target().take_refused();
         refused.retain(|refusal| self.refusals.note(&refusal.piece, refusal.reason.clone(), at));
         refused
     }
 
-    /// Elements go when no rule names their set any more, or the set stays; sets go when they are empty.
+    /// Elements go when no rule names their set any more; sets go when they are empty.
     fn shrink_sets(&mut self, desired: &Desired, at: Moment) {
         let rules_are_settled = self.rules.is_settled();
         self.elements
-            .shrink_where(&desired.elements, at, |key, _| rules_are_settled || desired.sets.contains_key(&key.set));
+            .shrink_where(&desired.elements, at, |key, _| rules_are_settled && !desired.sets.contains_key(&key.set));
         let elements = &self.elements;
         self.sets.shrink_where(&desired.sets, at, |set, _| rules_are_settled && elements.lacks(elements_of(set)));
     }
-}
-
-/// The family of the set of local pods that an element belongs to, if it belongs to one.
-fn pods_of(key: &ElementKey) -> Option<Family> {
-    Family::BOTH.into_iter().find(|family| key.set == *names::local_pods(*family))
-}
-
-fn audit_one(family: &mut dyn Reflection, at: Moment) -> (Vec<Found>, bool) {
-    let name = family.name();
-    let audited = family.audit(at);
-    (audited.drift.into_iter().map(|drift| Found { family: name, drift }).collect(), audited.finished)
 }

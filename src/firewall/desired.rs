@@ -1,6 +1,6 @@
 //! What the firewall wants of the kernel: one sorted map for each family of objects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
@@ -11,6 +11,8 @@ pub struct Desired {
     pub sets: BTreeMap<SetName, SetSpec>,
     pub elements: BTreeMap<ElementKey, ()>,
     pub rules: BTreeMap<Piece, Rules>,
+    /// Those of the sets that say where pods of this node listen: what a pod itself accepts depends on them.
+    pub ports_here: BTreeSet<SetName>,
 }
 
 /// Which keys of [`Desired`] changed, in any order; a key may stand there twice.
@@ -19,6 +21,8 @@ pub struct Changed {
     pub sets: Vec<SetName>,
     pub elements: Vec<ElementKey>,
     pub rules: Vec<Piece>,
+    /// Those of the elements that were wanted and are no longer: something says so, which absence alone does not.
+    pub left: Vec<ElementKey>,
 }
 
 impl Changed {

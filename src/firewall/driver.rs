@@ -4,8 +4,7 @@
 //! wait, for a newer World, rules that somebody changed, or the next deadline (a retry, the next portion of an audit).
 //! Cancelling it between two turns loses nothing: what is programmed stays, and the next start adopts it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,15 +18,15 @@ use crate::model::{Authority, EventClock, World};
 use crate::net::{Family, PerFamily};
 use crate::observe::health::Pulse;
 use crate::observe::local::{Answer, Form, Question};
-use crate::reconcile::{Drift, Moment};
+use crate::reconcile::Moments;
 
-use super::apply::{Found, Kernel, Mirrors, Round, Targets};
+use super::apply::{Kernel, Mirrors, Round, Targets};
 use super::drops::{self, Owners};
 use super::enforced::enforced;
 use super::explain;
 use super::lowering::Lowering;
 use super::metrics::Metrics;
-use super::plan::Plan;
+use super::plan::{self, Plan};
 
 /// What the loop is fed with and whom it tells.
 pub struct Surroundings {
@@ -64,11 +63,11 @@ pub struct Driver<K: Kernel> {
     rules_read_at: Option<Instant>,
     next_audit: Instant,
     audit_found: usize,
-    /// The troubles that were spoken of, by family.
-    told: BTreeMap<&'static str, String>,
     told_refused: BTreeSet<Piece>,
     told_unclosed: PerFamily<bool>,
-    randomness: RandomState,
+    /// What is closed by default is, or will be as soon as the kernel takes it, though pods are not known yet.
+    closed_first: bool,
+    moments: Moments,
     /// Steps performed since the start.
     steps: u64,
     /// Whether the kernel's settings are as they must be; `None` before they were looked at.
@@ -97,10 +96,10 @@ impl<K: Kernel> Driver<K> {
             rules_read_at: None,
             next_audit: now + config.sync_period,
             audit_found: 0,
-            told: BTreeMap::new(),
             told_refused: BTreeSet::new(),
             told_unclosed: PerFamily::default(),
-            randomness: RandomState::new(),
+            closed_first: false,
+            moments: Moments::since(now),
             steps: 0,
             settings: None,
             cleared: false,
@@ -147,6 +146,7 @@ impl<K: Kernel> Driver<K> {
         self.steps += round.steps;
         let metrics = &self.around.metrics;
         metrics.observe_programs(&round.timings);
+        metrics.observe_elements(round.elements_took);
         if round.steps > 0 {
             metrics.round.observe((done - begun).as_secs_f64());
             metrics.sets_round.observe(round.sets_took.as_secs_f64());
@@ -180,6 +180,7 @@ impl<K: Kernel> Driver<K> {
         };
         self.authority = world.policy_authority;
         if self.authority == Authority::Nothing {
+            self.close_first(&world);
             return None;
         }
         let changed = self.plan.update(&world);
@@ -193,15 +194,32 @@ impl<K: Kernel> Driver<K> {
         seen
     }
 
+    /// Closes what `--netpol-default-deny` closes as soon as the ranges are known: pods and policies may take their time, and
+    /// nothing is to be open meanwhile. As what is remembered this is for a kernel without rules of ours: those that an
+    /// earlier run left know the pods.
+    fn close_first(&mut self, world: &World) {
+        let node = world.cluster.nodes.get(&world.host.node_name);
+        if self.closed_first || !self.config.default_deny || node.is_none_or(|node| node.pod_cidrs.is_empty()) {
+            return;
+        }
+        self.closed_first = true;
+        let nothing = self.lowering.update(self.plan.rules(), world, &plan::Changed::default());
+        self.mirrors.mark(&nothing);
+    }
+
     fn round(&mut self, now: Instant) -> Round {
         let nothing_to_do = self.mirrors.is_settled() && !self.mirrors.has_due_refusals(now);
-        if self.authority == Authority::Nothing || nothing_to_do {
+        let authority = match self.authority {
+            Authority::Nothing if self.closed_first => Authority::Remembered,
+            authority => authority,
+        };
+        if authority == Authority::Nothing || nothing_to_do {
             return Round::default();
         }
         if self.settings.is_none() {
-            self.settings = Some(self.mirrors.keep_settings(self.moment(now)));
+            self.settings = Some(self.mirrors.keep_settings(self.moments.at(now)));
         }
-        let round = self.mirrors.round(self.lowering.desired(), self.authority, self.moment(now));
+        let round = self.mirrors.round(self.lowering.desired(), authority, self.moments.at(now));
         if self.authority == Authority::Complete && !self.cleared && self.mirrors.is_settled() {
             self.cleared = true;
             for error in self.mirrors.remove_abandoned() {
@@ -217,37 +235,42 @@ impl<K: Kernel> Driver<K> {
             self.next_audit = now + self.config.sync_period;
             return;
         }
-        let (found, finished) = self.mirrors.audit(self.moment(now));
+        let (found, finished) = self.mirrors.audit(self.moments.at(now));
         self.audit_found += found.len();
-        self.report(&found);
+        self.around.metrics.families.found(&found);
         if !found.is_empty() {
             self.steps += self.round(now).steps;
         }
         self.next_audit = now + BETWEEN_PORTIONS;
         if finished {
-            self.settings = Some(self.mirrors.keep_settings(self.moment(now)));
+            self.settings = Some(self.mirrors.keep_settings(self.moments.at(now)));
             debug!(found = self.audit_found, "All rules and sets of ours in the kernel have been compared");
             self.audit_found = 0;
             self.next_audit = now + self.config.sync_period;
         }
     }
 
-    /// Answers from the rule set that the kernel is made equal to.
-    fn answer(&self, question: Question) {
+    /// Answers from the rule set that the kernel is made equal to, and from what the kernel holds now.
+    fn answer(&mut self, question: Question) {
         let text = self.explained(&question);
         // The asker may have gone away.
         let _ = question.answer.send(text);
     }
 
-    fn explained(&self, question: &Question) -> Answer {
+    fn explained(&mut self, question: &Question) -> Answer {
         let about = |word: &str| question.about.get(word).map_or("", String::as_str);
         let asked = explain::Question::parse(about("from"), about("to"))?;
         if self.authority == Authority::Nothing {
             return Err("nothing is known of the cluster yet".to_owned());
         }
-        let rules = self.plan.rules();
         let world = self.around.world.borrow().clone();
-        let mut answers = explain::answers(rules, &world, &asked).map_err(|why| why.to_string())?;
+        let (rules, closed) = (self.plan.rules(), self.lowering.closed());
+        let known = explain::Known { rules, world: &world, config: &self.config, closed };
+        let mut answers = explain::answers(known, &asked).map_err(|why| why.to_string())?;
+        // What the last audit saw may be minutes old. What is amiss now is told, and repaired in the turn that follows.
+        let found = self.mirrors.look_at_all(self.moments.at(Instant::now()));
+        self.around.metrics.families.found(&found);
+        let rules = self.plan.rules();
         for answer in &mut answers {
             let of = (&answer.verdict, Family::from(answer.packet.source));
             answer.enforced = Some(enforced(rules, of, self.lowering.desired(), self.mirrors.seen()));
@@ -270,20 +293,8 @@ impl<K: Kernel> Driver<K> {
     fn look_at_disturbances(&mut self, now: Instant) {
         if self.rules_read_at.is_some_and(|due| due <= now) {
             self.rules_read_at = None;
-            let found = self.mirrors.audit_rules(self.moment(now));
-            self.report(&found);
-        }
-    }
-
-    fn report(&self, found: &[Found]) {
-        for Found { family, drift } in found {
-            let (kind, object) = match drift {
-                Drift::Missing(object) => ("missing", object),
-                Drift::Different(object) => ("different", object),
-                Drift::Unexpected(object) => ("unexpected", object),
-            };
-            self.around.metrics.drift.with_label_values(&[*family, kind]).inc();
-            warn!(family, kind, object = %object, "Somebody else changed what is ours; repairing it");
+            let found = self.mirrors.audit_rules(self.moments.at(now));
+            self.around.metrics.families.found(&found);
         }
     }
 
@@ -306,41 +317,11 @@ impl<K: Kernel> Driver<K> {
     /// Logs troubles that began or ended, and publishes how the firewall stands.
     fn tell(&mut self, now: Instant) {
         let mut troubles = self.tell_refusals();
-        let settings =
-            self.settings.as_ref().and_then(|settings| settings.as_ref().err()).map(|error| (1, error.clone()));
-        self.tell_trouble("settings", settings, &mut troubles);
-        let mut found = Vec::new();
-        for family in self.mirrors.reflections() {
-            let name = family.name();
-            let metrics = &self.around.metrics;
-            let steps = i64::try_from(family.steps_done()).unwrap_or(i64::MAX);
-            metrics.steps.with_label_values(&[name]).set(steps);
-            metrics.trouble.with_label_values(&[name]).set(i64::from(family.trouble().is_some()));
-            let trouble = family.trouble().map(|trouble| (trouble.objects, trouble.error.clone()));
-            found.push((name, trouble));
-        }
-        for (name, trouble) in found {
-            self.tell_trouble(name, trouble, &mut troubles);
-        }
+        let account = &mut self.around.metrics.families;
+        let settings = self.settings.as_ref().and_then(|settings| settings.as_ref().err());
+        troubles.extend(account.trouble("settings", settings.map(|error| (1, error.as_str()))));
+        troubles.extend(account.families(&self.mirrors.reflections()));
         self.publish(now, troubles);
-    }
-
-    /// Says that a trouble began, changed or ended, and adds it to the list.
-    fn tell_trouble(&mut self, family: &'static str, trouble: Option<(usize, String)>, troubles: &mut Vec<String>) {
-        match trouble {
-            Some((objects, error)) => {
-                troubles.push(format!("{family}: {error}"));
-                if self.told.get(family) != Some(&error) {
-                    warn!(family, objects, %error, "The kernel is not as wanted; trying again");
-                    self.told.insert(family, error);
-                }
-            }
-            None => {
-                if self.told.remove(family).is_some() {
-                    info!(family, "The kernel is as wanted again");
-                }
-            }
-        }
     }
 
     /// Says of each chain that the kernel refuses once when that begins and once when it ends.
@@ -391,11 +372,5 @@ impl<K: Kernel> Driver<K> {
         self.around.pulse.beat(now);
         self.around.pulse.ready(self.synced);
         self.around.pulse.trouble((!troubles.is_empty()).then(|| troubles.join("; ")));
-    }
-
-    fn moment(&self, now: Instant) -> Moment {
-        let mut hasher = self.randomness.build_hasher();
-        hasher.write_u128((now - self.started).as_nanos());
-        Moment { now, jitter: hasher.finish() as u32 }
     }
 }

@@ -1,7 +1,7 @@
 //! Whether the kernel has what an answer rests on.
 //!
-//! A verdict is traced through the rule set; the kernel does the same when it holds the dispatch chains, the chains of the
-//! isolated pods at both ends and of the policies that isolate them, and every element of the sets that those name. Compared
+//! A verdict is traced through the rule set; the kernel does the same when it holds the dispatch chains with the jumps to
+//! them, the chains of the isolated pods at both ends and of the policies that isolate them, and every element of the sets that those name. Compared
 //! is what was last seen of the kernel with what is wanted of it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,7 +39,9 @@ pub fn enforced(
     let (Some(seen_rules), Some(seen_elements)) = (seen.rules, seen.elements) else {
         return Err("what the kernel holds is not known at the moment".to_owned());
     };
-    let pieces = pieces(rules, verdict, family);
+    let mut pieces = pieces(rules, verdict, family);
+    let is_jump = |piece: &&Piece| matches!(piece, Piece::Jump { .. }) && piece.family() == family;
+    pieces.extend(desired.rules.keys().filter(is_jump).cloned());
     for piece in &pieces {
         if let Some(refused) = seen.refusals.all().get(piece) {
             return Err(format!("the kernel refuses {piece}: {}", refused.reason));
@@ -81,12 +83,12 @@ mod tests {
     use std::sync::Arc;
     use std::time::Instant;
 
-    use super::super::explain::{Question, answers};
+    use super::super::explain::{Known, Question, answers};
     use super::super::given::{labels, object, pod, pods, policy, rule};
     use super::super::lowering::Lowering;
     use super::super::plan::Plan;
     use super::*;
-    use crate::config::{Config, Environment, Request, request};
+    use crate::config::{Config, Environment, FirewallConfig, Request, request};
     use crate::model::{Host, Namespace, World};
     use crate::net::PerFamily;
     use crate::reconcile::Moment;
@@ -95,6 +97,7 @@ mod tests {
         world: World,
         plan: Plan,
         lowering: Lowering,
+        config: Arc<FirewallConfig>,
     }
 
     fn given() -> Given {
@@ -110,21 +113,23 @@ mod tests {
         let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
         let config = Config::from_flags(&flags, verbosity, &Environment::default()).expect("the flags are sound");
         let both = PerFamily { v4: true, v6: true };
-        let mut lowering = Lowering::new(Arc::new(config.firewall.expect("the firewall runs")), both);
+        let config = Arc::new(config.firewall.expect("the firewall runs"));
+        let mut lowering = Lowering::new(config.clone(), both);
         let mut plan = Plan::new();
         let changed = plan.update(&world);
         lowering.update(plan.rules(), &world, &changed);
-        Given { world, plan, lowering }
+        Given { world, plan, lowering, config }
     }
 
     /// Whether the answer for web → db is enforced by a kernel that differs from what is wanted as `change` makes it.
     fn told(change: impl FnOnce(&mut Desired, &mut Refusals)) -> Result<(), String> {
-        let Given { world, plan, lowering } = given();
+        let Given { world, plan, lowering, config } = given();
         let mut kernel = lowering.desired().clone();
         let mut refusals = Refusals::default();
         change(&mut kernel, &mut refusals);
         let question = Question::parse("shop/web", "shop/db:5432").expect("a question");
-        let answers = answers(plan.rules(), &world, &question).expect("an answer");
+        let known = Known { rules: plan.rules(), world: &world, config: &config, closed: &[] };
+        let answers = answers(known, &question).expect("an answer");
         let seen = Seen { rules: Some(&kernel.rules), elements: Some(&kernel.elements), refusals: &refusals };
         enforced(plan.rules(), (&answers[0].verdict, Family::V4), lowering.desired(), seen)
     }
@@ -144,6 +149,10 @@ mod tests {
         let piece = chain_of_policy();
         let lacks = told(|kernel, _| drop(kernel.rules.remove(&piece).expect("it is wanted")));
         assert_eq!(lacks, Err(format!("{piece} is not as it must be")));
+        let is_jump =
+            |piece: &Piece| matches!(piece, Piece::Jump { family: Family::V4, from, .. } if from == "FORWARD");
+        let lacks = told(|kernel, _| kernel.rules.retain(|piece, _| !is_jump(piece)));
+        assert!(lacks.as_ref().is_err_and(|words| words.contains("FORWARD")), "{lacks:?}");
         let lacks = told(|kernel, _| kernel.elements.retain(|key, ()| !key.set.0.starts_with("KUBE-SRC-")));
         assert!(lacks.as_ref().is_err_and(|words| words.starts_with("set KUBE-SRC-")), "{lacks:?}");
         let at = Moment { now: Instant::now(), jitter: 0 };

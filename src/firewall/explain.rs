@@ -3,14 +3,19 @@
 //! `sluice policy explain --from NS/POD --to NS/POD:PORT[/PROTO]`, either side also an address (`10.244.1.7`,
 //! `[fd00::7]:80/udp`). The answer comes from the rule set that the kernel is made equal to (`verdict`), one for each
 //! family in which both sides have an address. As text or, for programs, as JSON (`-o json`).
+//!
+//! What flags add is part of the answer: a pod reaches the node ports of its own node, `--netpol-default-deny` closes what
+//! is not known, and an address of Services is none that policies speak of.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use compact_str::CompactString;
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
+use crate::config::FirewallConfig;
 use crate::model::{ObjectName, Pod, World};
 use crate::net::{Family, Protocol};
 
@@ -24,6 +29,16 @@ pub struct Question {
     pub to: End,
     pub protocol: Protocol,
     pub port: u16,
+}
+
+/// What an answer comes from.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    pub rules: &'a RuleSet,
+    pub world: &'a World,
+    pub config: &'a FirewallConfig,
+    /// The ranges in which only known pods may be reached.
+    pub closed: &'a [IpNet],
 }
 
 /// One side of a question.
@@ -75,6 +90,8 @@ pub enum Unanswerable {
     NoAddress(ObjectName),
     /// One side has IPv4 only and the other IPv6 only.
     NoCommonFamily,
+    /// Policies are asked about the pod that a Service chooses, and with the port of that pod.
+    OfServices(IpAddr),
 }
 
 impl Question {
@@ -108,7 +125,13 @@ impl FromStr for End {
 }
 
 /// The answers to a question, IPv4 first; at least one.
-pub fn answers(rules: &RuleSet, world: &World, question: &Question) -> Result<Vec<Answer>, Unanswerable> {
+pub fn answers(known: Known<'_>, question: &Question) -> Result<Vec<Answer>, Unanswerable> {
+    let Known { world, config, .. } = known;
+    if let End::Address(address) = question.to
+        && is_of_services(config, address)
+    {
+        return Err(Unanswerable::OfServices(address));
+    }
     let (from, to) = (addresses(world, &question.from)?, addresses(world, &question.to)?);
     let first = |addresses: &[IpAddr], family| addresses.iter().copied().find(|ip| Family::from(*ip) == family);
     let pairs = Family::BOTH.into_iter().filter_map(|family| Some((first(&from, family)?, first(&to, family)?)));
@@ -119,10 +142,40 @@ pub fn answers(rules: &RuleSet, world: &World, question: &Question) -> Result<Ve
             let traffic = Traffic::Port { protocol: question.protocol, port: question.port };
             let from_this_node = is_this_node(world, source);
             let packet = Packet { source, destination, traffic, from_this_node };
-            Answer { packet, from, to, verdict: verdict(rules, &packet), enforced: None }
+            Answer { packet, from, to, verdict: judged(known, &packet), enforced: None }
         })
         .collect();
     if answers.is_empty() { Err(Unanswerable::NoCommonFamily) } else { Ok(answers) }
+}
+
+/// What this node does with a packet: what policies say, and what flags add to it.
+fn judged(known: Known<'_>, packet: &Packet) -> Verdict {
+    let Known { rules, world, config, closed } = known;
+    let mut verdict = verdict(rules, packet);
+    let to_this_node = is_this_node(world, packet.destination);
+    if let Traffic::Port { port, .. } = packet.traffic
+        && verdict.egress.pod().is_some()
+        && to_this_node
+        && config.service_node_port_range.contains(&port)
+    {
+        verdict.egress = Decision::Exempt(Exemption::NodePort);
+    }
+    let is_closed = |address| closed.iter().any(|range| range.contains(&address));
+    if verdict.egress == Decision::NotHere && !packet.from_this_node && is_closed(packet.source) {
+        verdict.egress = Decision::Closed;
+    }
+    let is_sent_by_us = packet.from_this_node || to_this_node;
+    if verdict.ingress == Decision::NotHere && !is_sent_by_us && is_closed(packet.destination) {
+        verdict.ingress = Decision::Closed;
+    }
+    verdict
+}
+
+/// Whether packets to this address are let to whoever knows Services, and are judged behind that.
+fn is_of_services(config: &FirewallConfig, address: IpAddr) -> bool {
+    let FirewallConfig { service_cluster_ip_ranges, external_ip_ranges, load_balancer_ip_ranges, .. } = config;
+    let mut ranges = service_cluster_ip_ranges.iter().chain(external_ip_ranges).chain(load_balancer_ip_ranges);
+    ranges.any(|range| range.contains(&address))
 }
 
 /// The answers as lines of text, each ended.
@@ -179,7 +232,7 @@ fn text_of(answer: &Answer) -> String {
     let mut text = format!("{from} to {to}, {}: {passes}\n  egress: {egress}\n  ingress: {ingress}\n", packet.traffic);
     match enforced {
         Some(Ok(())) => text.push_str("  kernel: has these rules\n"),
-        Some(Err(lacks)) => text.push_str(&format!("  kernel: does not do so yet: {lacks}\n")),
+        Some(Err(lacks)) => text.push_str(&format!("  kernel: does not do so now: {lacks}\n")),
         None => {}
     }
     text
@@ -201,6 +254,9 @@ fn side(decision: &Decision, party: &Party, direction: Direction) -> String {
             }
             format!("denied: {pod} is isolated by {}, and nothing allows it", isolating.join(", "))
         }
+        Decision::Closed => {
+            "denied: no pod of this node is known at this address, and --netpol-default-deny closes it".to_owned()
+        }
     }
 }
 
@@ -219,6 +275,7 @@ fn reason(exemption: Exemption) -> String {
         Exemption::Icmp(kind) => format!("ICMP {kind} always passes"),
         Exemption::FromThisNode => "a node always reaches its own pods".to_owned(),
         Exemption::ToItself => "a pod always reaches itself".to_owned(),
+        Exemption::NodePort => "a pod always reaches the node ports of its own node".to_owned(),
     }
 }
 
@@ -262,6 +319,7 @@ fn json_of_decision(decision: &Decision) -> Value {
     let names = |names: &[ObjectName]| names.iter().map(ObjectName::to_string).collect::<Vec<_>>();
     match decision {
         Decision::NotHere => json!({ "decision": "notHere" }),
+        Decision::Closed => json!({ "decision": "closed" }),
         Decision::Exempt(exemption) => json!({ "decision": "exempt", "reason": reason(*exemption) }),
         Decision::Open { pod } => json!({ "decision": "open", "pod": pod.to_string() }),
         Decision::Allowed { pod, policy, rule } => json!({
@@ -292,6 +350,10 @@ impl fmt::Display for Unanswerable {
             Unanswerable::Finished(pod) => write!(f, "{pod} has finished; its address may be another pod's by now"),
             Unanswerable::NoAddress(pod) => write!(f, "{pod} has no address yet"),
             Unanswerable::NoCommonFamily => f.write_str("the two sides have no address of the same family"),
+            Unanswerable::OfServices(address) => write!(
+                f,
+                "{address} is an address of Services: policies speak of the pod behind it and of that pod's port, so ask about that"
+            ),
         }
     }
 }
@@ -308,7 +370,7 @@ mod tests {
     fn world() -> World {
         let mut world = World::empty();
         let own = HostAddress { address: [192, 0, 2, 11].into(), link: "eth0".into(), global: true };
-        world.host = Arc::new(Host { node_name: "node1".into(), addresses: vec![own] });
+        world.host = Arc::new(Host { node_name: "node1".into(), addresses: vec![own], ..Host::default() });
         let cluster = &mut world.cluster;
         cluster.namespaces.insert("shop".into(), Namespace { labels: labels(""), isolated: true });
         cluster.pods.insert(object("shop/web"), pod("10.244.1.7 fd00:10:244:1::7", "app=web", ""));
@@ -329,7 +391,18 @@ mod tests {
         let world = world();
         let mut plan = Plan::new();
         plan.update(&world);
-        answers(plan.rules(), &world, &Question::parse(from, to).unwrap())
+        let ranges = |text: &str| vec![text.parse().unwrap()];
+        let config = FirewallConfig {
+            sync_period: std::time::Duration::from_secs(300),
+            default_deny: true,
+            service_cluster_ip_ranges: ranges("10.96.0.0/12"),
+            external_ip_ranges: ranges("203.0.113.128/25"),
+            load_balancer_ip_ranges: Vec::new(),
+            service_node_port_range: 30000..=32767,
+        };
+        let closed = ranges("10.244.1.0/24");
+        let known = Known { rules: plan.rules(), world: &world, config: &config, closed: &closed };
+        answers(known, &Question::parse(from, to).unwrap())
     }
 
     fn check(from: &str, to: &str, expected: &str) {
@@ -388,6 +461,36 @@ mod tests {
              \x20 egress: not concerned: this node itself\n\
              \x20 ingress: allowed: a node always reaches its own pods\n",
         );
+    }
+
+    #[test]
+    fn what_flags_add_is_part_of_the_answer() {
+        check(
+            "shop/db",
+            "192.0.2.11:30080",
+            "shop/db (10.244.1.8) to this node (192.0.2.11), tcp 30080: allowed\n\
+             \x20 egress: allowed: a pod always reaches the node ports of its own node\n\
+             \x20 ingress: not concerned: this node itself\n",
+        );
+        check(
+            "shop/db",
+            "192.0.2.11:80",
+            "shop/db (10.244.1.8) to this node (192.0.2.11), tcp 80: denied\n\
+             \x20 egress: denied: shop/db is isolated by shop/out, and nothing allows it\n\
+             \x20 ingress: not concerned: this node itself\n",
+        );
+        let unknown = asked("10.244.1.99", "203.0.113.1:80").unwrap();
+        assert!(
+            text(&unknown).contains("tcp 80: denied\n  egress: denied: no pod of this node is known"),
+            "{unknown:?}"
+        );
+        let unknown = asked("shop/far", "10.244.1.99:80").unwrap();
+        assert!(!unknown[0].verdict.passes() && unknown[0].verdict.ingress == Decision::Closed, "{unknown:?}");
+        assert!(asked("192.0.2.11", "10.244.1.99:80").unwrap()[0].verdict.passes(), "the node itself is never cut");
+        for address in ["10.96.0.10", "203.0.113.200"] {
+            let told = asked("shop/db", &format!("{address}:53/udp")).unwrap_err().to_string();
+            assert!(told.starts_with(&format!("{address} is an address of Services")), "{told}");
+        }
     }
 
     #[test]

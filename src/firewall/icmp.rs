@@ -2,7 +2,8 @@
 //!
 //! Kubernetes says nothing of ICMP: policies speak of TCP, UDP and SCTP. As in kube-router, what networks need to work
 //! and people need to find faults always passes, in both directions: echo requests, the two errors, and for IPv6
-//! neighbour discovery. So a ping never says whether a policy stops a path.
+//! neighbour discovery and, as RFC 4890 demands, packet-too-big, which in IPv4 is a kind of destination-unreachable. So a
+//! ping never says whether a policy stops a path.
 //!
 //! Numbers: RFC 792, RFC 4443, RFC 4861 (IANA, "ICMP Type Numbers"). Errors of other kinds belong to a connection and
 //! pass because of it.
@@ -28,6 +29,7 @@ pub fn always_pass(family: Family) -> &'static [Kind] {
         Family::V6 => &[
             Kind { number: 128, name: "echo-request" },
             Kind { number: 1, name: "destination-unreachable" },
+            Kind { number: 2, name: "packet-too-big" },
             Kind { number: 3, name: "time-exceeded" },
             Kind { number: 135, name: "neighbour-solicitation" },
             Kind { number: 136, name: "neighbour-advertisement" },

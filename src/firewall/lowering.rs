@@ -20,7 +20,7 @@ use crate::model::{ObjectName, World};
 use crate::net::{Family, PerFamily};
 
 use super::desired::{Changed, Desired};
-use super::rules::{Contents, Direction, Element, Isolation, PolicyKey, RuleSet, SetKey};
+use super::rules::{Contents, Direction, Element, Isolation, PolicyKey, PortOwners, RuleSet, SetKey};
 use super::{dispatch, names, plan, pod_chain, policy_chain};
 
 /// What the kernel shall hold, kept up to date.
@@ -46,11 +46,16 @@ impl Lowering {
         &self.desired
     }
 
+    /// The ranges in which only known pods may be reached.
+    pub fn closed(&self) -> &[IpNet] {
+        self.closed.as_deref().unwrap_or_default()
+    }
+
     /// Takes in what changed of the rule set, and the facts of this node.
     pub fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::Changed) -> Changed {
         let mut told = Changed::default();
         let is_first = self.closed.is_none();
-        let closed = closed_ranges(&self.config, world);
+        let closed = self.closed_ranges(world);
         if self.closed.as_ref() != Some(&closed) {
             self.lower_tail(&closed, &mut told);
             self.closed = Some(closed);
@@ -84,6 +89,19 @@ impl Lowering {
         Family::BOTH.into_iter().filter(move |family| *families.of(*family))
     }
 
+    /// The ranges of this node's pods, where addresses in them are closed until their rules stand. A Node that goes, or
+    /// that has no range any more, opens nothing: the last ones that were known in a family stay.
+    fn closed_ranges(&self, world: &World) -> Vec<IpNet> {
+        if !self.config.default_deny {
+            return Vec::new();
+        }
+        let node = world.cluster.nodes.get(&world.host.node_name);
+        let known: Vec<IpNet> = node.into_iter().flat_map(|node| node.pod_cidrs.iter().copied()).collect();
+        let before = self.closed.iter().flatten().copied();
+        let kept = before.filter(|old| !known.iter().any(|new| Family::from(*new) == Family::from(*old)));
+        known.iter().copied().chain(kept).collect()
+    }
+
     fn lower_fixed(&mut self, told: &mut Changed) {
         for family in self.enabled() {
             for (piece, rules) in dispatch::fixed(family) {
@@ -108,13 +126,18 @@ impl Lowering {
             let elements = contents.map(|contents| contents.elements.of(family));
             let spec = elements.map(|elements| spec(kind(key), family, elements.len()));
             let name = self.put_set(set_names.of(family), spec, told);
+            match key {
+                SetKey::NamedPort { pods: PortOwners::Local, .. } if elements.is_some() => {
+                    self.desired.ports_here.insert(name.clone());
+                }
+                _ => drop(self.desired.ports_here.remove(&name)),
+            }
             let before: Vec<ElementKey> =
                 self.desired.elements.range(elements_of(&name)).map(|(key, ())| key.clone()).collect();
             let entries = elements.into_iter().flatten().filter_map(|element| entry(key, *element));
             let after: BTreeSet<ElementKey> = entries.map(|entry| ElementKey { set: name.clone(), entry }).collect();
             for key in before.into_iter().filter(|key| !after.contains(key)) {
-                self.desired.elements.remove(&key);
-                told.elements.push(key);
+                self.remove_element(key, told);
             }
             for key in after {
                 if self.desired.elements.insert(key.clone(), ()).is_none() {
@@ -134,12 +157,14 @@ impl Lowering {
             let elements = contents.elements.of(family);
             let name = self.known(names::set(key).of(family));
             let place = ElementKey { set: name, entry };
-            match elements.contains(element) {
-                true => drop(self.desired.elements.insert(place.clone(), ())),
-                false => drop(self.desired.elements.remove(&place)),
-            }
             resized.insert((place.set.clone(), spec(kind(key), family, elements.len())));
-            told.elements.push(place);
+            match elements.contains(element) {
+                true => {
+                    self.desired.elements.insert(place.clone(), ());
+                    told.elements.push(place);
+                }
+                false => self.remove_element(place, told),
+            }
         }
         for (name, spec) in resized {
             self.put_set(&name, Some(spec), told);
@@ -185,13 +210,21 @@ impl Lowering {
             return;
         }
         let key = ElementKey { set: self.known(names::local_pods(family)), entry: Entry::Ip(address) };
-        let changed = match rules.local_pods_at(address).next() {
-            Some(_) => self.desired.elements.insert(key.clone(), ()).is_none(),
-            None => self.desired.elements.remove(&key).is_some(),
-        };
-        if changed {
-            told.elements.push(key);
+        let before = told.elements.len();
+        match rules.local_pods_at(address).next() {
+            Some(_) if self.desired.elements.insert(key.clone(), ()).is_none() => told.elements.push(key),
+            Some(_) => {}
+            None => self.remove_element(key, told),
+        }
+        if told.elements.len() > before {
             self.put_local_pods(family, told);
+        }
+    }
+
+    fn remove_element(&mut self, key: ElementKey, told: &mut Changed) {
+        if self.desired.elements.remove(&key).is_some() {
+            told.left.push(key.clone());
+            told.elements.push(key);
         }
     }
 
@@ -237,12 +270,6 @@ pub fn elements_of(set: &SetName) -> std::ops::RangeInclusive<ElementKey> {
     let first = Entry::Ip(IpAddr::from([0; 4]));
     let last = Entry::Net(Family::host_prefix(IpAddr::from([0xff; 16])));
     ElementKey { set: set.clone(), entry: first }..=ElementKey { set: set.clone(), entry: last }
-}
-
-/// The ranges of this node's pods, where addresses in them are closed until their rules stand.
-fn closed_ranges(config: &FirewallConfig, world: &World) -> Vec<IpNet> {
-    let node = world.cluster.nodes.get(&world.host.node_name);
-    node.filter(|_| config.default_deny).map_or(Vec::new(), |node| node.pod_cidrs.clone())
 }
 
 fn spec(kind: SetKind, family: Family, elements: usize) -> SetSpec {

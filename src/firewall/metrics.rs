@@ -4,11 +4,14 @@
 //! `sluice_firewall_…`. `docs/metrics.md` lists them all. Refused packets are counted by the kernel and read when
 //! somebody asks (`serve`).
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+use std::time::Duration;
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge};
 
 use crate::kernel::iptables::{Program, Timing};
 use crate::net::PerFamily;
 use crate::observe::metrics::Registry;
+use crate::reconcile::Account;
 
 /// What the firewall's task counts.
 pub struct Metrics {
@@ -17,6 +20,8 @@ pub struct Metrics {
     /// What single programs took, by family.
     pub save: PerFamily<Histogram>,
     pub restore: PerFamily<Histogram>,
+    /// What changing the elements of sets took, by family.
+    pub elements: PerFamily<Histogram>,
     /// The part of it that the rules took, and the part of the sets.
     pub rules: Histogram,
     pub sets_round: Histogram,
@@ -28,14 +33,10 @@ pub struct Metrics {
     pub programming: Histogram,
     /// How often a pod was asked whether it belongs somewhere.
     pub asked: IntCounter,
-    /// Steps performed, by family.
-    pub steps: IntGaugeVec,
-    /// Families of objects whose last step failed.
-    pub trouble: IntGaugeVec,
+    /// How the families of kernel objects stand.
+    pub families: Account,
     /// Chains that the kernel refuses.
     pub refused: IntGauge,
-    /// Differences that audits found, by family and kind.
-    pub drift: IntCounterVec,
     /// When the kernel was last known to be as wanted, in seconds since 1970.
     pub last_success: IntGauge,
 }
@@ -51,7 +52,6 @@ impl Metrics {
             "sluice_firewall_programming_seconds",
             "Time from seeing a change of the cluster to the kernel's last acknowledgement, in seconds",
         );
-        let by_family = |name: &str, help: &str| IntGaugeVec::new(Opts::new(name, help), &["family"]);
         let metrics = Metrics {
             round: histogram(
                 "kube_router_controller_iptables_sync_time",
@@ -77,6 +77,16 @@ impl Metrics {
                     "Time it took to write rules of IPv6, in seconds",
                 )?,
             },
+            elements: PerFamily {
+                v4: histogram(
+                    "kube_router_controller_policy_ipset_v4_restore_time",
+                    "Time it took to change elements of the sets of IPv4, in seconds",
+                )?,
+                v6: histogram(
+                    "kube_router_controller_policy_ipset_v6_restore_time",
+                    "Time it took to change elements of the sets of IPv6, in seconds",
+                )?,
+            },
             rules: histogram(
                 "kube_router_controller_policy_chains_sync_time",
                 "Time it took to bring changed rules into the kernel, in seconds",
@@ -92,21 +102,10 @@ impl Metrics {
                 "sluice_firewall_pods_asked_total",
                 "How often a pod was asked whether a policy or a set selects it",
             )?,
-            steps: by_family(
-                "sluice_firewall_steps",
-                "Changes made in the kernel since the start, by family of objects",
-            )?,
-            trouble: by_family(
-                "sluice_firewall_failing",
-                "1 while a family of kernel objects is not as wanted because of failures",
-            )?,
+            families: Account::register(registry, "sluice_firewall")?,
             refused: IntGauge::new(
                 "sluice_firewall_refused_chains",
                 "Chains that the kernel refuses; what only they would allow is refused",
-            )?,
-            drift: IntCounterVec::new(
-                Opts::new("sluice_firewall_drift_total", "Objects that somebody else changed, found by audits"),
-                &["family", "kind"],
             )?,
             last_success: IntGauge::new(
                 "sluice_firewall_last_success_timestamp_seconds",
@@ -128,20 +127,23 @@ impl Metrics {
         }
     }
 
+    /// Counts what changing elements took, where any changed.
+    pub(super) fn observe_elements(&self, took: PerFamily<Duration>) {
+        for (family, took) in took.iter().filter(|(_, took)| !took.is_zero()) {
+            self.elements.of(family).observe(took.as_secs_f64());
+        }
+    }
+
     fn add_to(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         for histogram in [&self.round, &self.rules, &self.sets_round, &self.programming] {
             registry.register(Box::new(histogram.clone()))?;
         }
-        for (_, histogram) in self.save.iter().chain(self.restore.iter()) {
+        for (_, histogram) in self.save.iter().chain(self.restore.iter()).chain(self.elements.iter()) {
             registry.register(Box::new(histogram.clone()))?;
         }
         for gauge in [&self.chains, &self.sets, &self.refused, &self.last_success] {
             registry.register(Box::new(gauge.clone()))?;
         }
-        for gauges in [&self.steps, &self.trouble] {
-            registry.register(Box::new(gauges.clone()))?;
-        }
-        registry.register(Box::new(self.asked.clone()))?;
-        registry.register(Box::new(self.drift.clone()))
+        registry.register(Box::new(self.asked.clone()))
     }
 }

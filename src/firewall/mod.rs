@@ -14,7 +14,8 @@
 //!
 //! In the kernel, with iptables and ipset: [`names`], made of what a thing is for ([`identity`]); [`policy_chain`],
 //! [`pod_chain`], [`dispatch`] with [`exemptions`] are the rules, [`lowering`] keeps them and the sets up to date
-//! ([`desired`]); [`apply`] brings them into the kernel, [`overlay`] is what it leaves out because the kernel refuses it;
+//! ([`desired`]); [`apply`] brings them into the kernel, [`overlay`] is what it leaves out because the kernel refuses it, [`order`] what
+//! goes before what so that nothing opens between two acts, [`turning`] one such way;
 //! [`driver`] is the loop; [`drops`] counts what was refused.
 
 pub mod rules;
@@ -43,6 +44,8 @@ pub mod dispatch;
 pub mod desired;
 pub mod lowering;
 pub mod overlay;
+pub mod order;
+pub mod turning;
 pub mod apply;
 pub mod linux;
 pub mod driver;

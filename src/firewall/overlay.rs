@@ -52,7 +52,7 @@ const FAILURES_AT_ONCE: u32 = 7;
 impl Refusals {
     /// Takes in that the kernel has refused a chain. Returns false for one that nothing can be put in the place of.
     pub fn note(&mut self, piece: &Piece, reason: String, at: Moment) -> bool {
-        if !is_policy(piece) && !is_pod(piece) {
+        if !has_stand_in(piece) {
             return false;
         }
         let fresh = Refused { reason: String::new(), since: at.now, form: Form::Unlogged, backoff: Backoff::default() };
@@ -166,6 +166,11 @@ impl Overlay {
 /// The sets that a rule names.
 pub fn sets_named(rule: &str) -> impl Iterator<Item = &str> {
     rule.split("--match-set ").skip(1).filter_map(|rest| rest.split(' ').next())
+}
+
+/// Whether there is something to put in the place of this piece when the kernel refuses it.
+pub fn has_stand_in(piece: &Piece) -> bool {
+    is_policy(piece) || is_pod(piece)
 }
 
 fn is_policy(piece: &Piece) -> bool {

@@ -1,7 +1,8 @@
 //! One packet traced through the rule set: what happens to it in each direction, and which policy and rule decide.
 //!
 //! This is the meaning of `rules`, written down once: a backend is right when the kernel does the same. It tells what
-//! this node does. A packet between two pods of different nodes is judged by each node for its own end.
+//! this node does. A packet between two pods of different nodes is judged by each node for its own end. What flags add to
+//! what policies say is added by whoever knows the flags (`explain`).
 
 use std::fmt;
 use std::net::IpAddr;
@@ -63,6 +64,8 @@ pub enum Decision {
         policies: Box<[ObjectName]>,
         by_namespace: bool,
     },
+    /// No pod of this node is known at this address, and unknown ones are closed (`--netpol-default-deny`).
+    Closed,
 }
 
 /// Why a packet passes whatever policies say.
@@ -74,6 +77,8 @@ pub enum Exemption {
     FromThisNode,
     /// A pod to its own address: that never leaves the pod.
     ToItself,
+    /// A pod to its own node on a port of the node port range.
+    NodePort,
 }
 
 /// What becomes of a packet.
@@ -110,12 +115,12 @@ impl Decision {
     pub fn pod(&self) -> Option<&ObjectName> {
         match self {
             Decision::Open { pod } | Decision::Allowed { pod, .. } | Decision::Denied { pod, .. } => Some(pod),
-            Decision::NotHere | Decision::Exempt(_) => None,
+            Decision::NotHere | Decision::Exempt(_) | Decision::Closed => None,
         }
     }
 
     pub fn passes(&self) -> bool {
-        !matches!(self, Decision::Denied { .. })
+        !matches!(self, Decision::Denied { .. } | Decision::Closed)
     }
 }
 

@@ -10,7 +10,13 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::parse::Warnings;
-use crate::model::{ProxyAnnotations, Scheduler, SchedulerFlags};
+use crate::model::{AnnounceAnnotations, ProxyAnnotations, Scheduler, SchedulerFlags};
+use crate::net::go;
+
+mod peers;
+mod routing;
+
+pub use routing::routing;
 
 /// One row of [`TABLE`].
 pub struct Annotation {
@@ -32,8 +38,25 @@ pub const SERVICE_SCHEDULER: &str = "kube-router.io/service.scheduler";
 pub const SERVICE_SCHEDFLAGS: &str = "kube-router.io/service.schedflags";
 pub const SERVICE_LOCAL: &str = "kube-router.io/service.local";
 pub const SERVICE_SKIP_LB_IPS: &str = "kube-router.io/service.skiplbips";
+pub const SERVICE_ADVERTISE_CLUSTER_IP: &str = "kube-router.io/service.advertise.clusterip";
+pub const SERVICE_ADVERTISE_EXTERNAL_IP: &str = "kube-router.io/service.advertise.externalip";
+pub const SERVICE_ADVERTISE_LOAD_BALANCER_IP: &str = "kube-router.io/service.advertise.loadbalancerip";
 pub const NODE_POD_CIDR: &str = "kube-router.io/pod-cidr";
 pub const NODE_POD_CIDRS: &str = "kube-router.io/pod-cidrs";
+pub const NODE_ASN: &str = "kube-router.io/node.asn";
+pub const NODE_REFLECTOR_SERVER: &str = "kube-router.io/rr.server";
+pub const NODE_REFLECTOR_CLIENT: &str = "kube-router.io/rr.client";
+pub const NODE_PREPEND_AS: &str = "kube-router.io/path-prepend.as";
+pub const NODE_PREPEND_REPEAT: &str = "kube-router.io/path-prepend.repeat-n";
+pub const NODE_COMMUNITIES: &str = "kube-router.io/node.bgp.communities";
+pub const NODE_IMPORT_REJECT: &str = "kube-router.io/node.bgp.customimportreject";
+pub const NODE_PEERS: &str = "kube-router.io/peers";
+pub const NODE_PEER_IPS: &str = "kube-router.io/peer.ips";
+pub const NODE_PEER_ASNS: &str = "kube-router.io/peer.asns";
+pub const NODE_PEER_PORTS: &str = "kube-router.io/peer.ports";
+pub const NODE_PEER_PASSWORDS: &str = "kube-router.io/peer.passwords";
+pub const NODE_PEER_LOCAL_IPS: &str = "kube-router.io/peer.localips";
+pub const NODE_BGP_LOCAL_ADDRESSES: &str = "kube-router.io/bgp-local-addresses";
 
 /// Older than NetworkPolicy v1, and the one key here that is not in kube-router's own domain.
 pub const NAMESPACE_ISOLATION: &str = "net.beta.kubernetes.io/network-policy";
@@ -47,30 +70,25 @@ pub const TABLE: &[Annotation] = &[
     row(On::Service, "kube-router.io/service.dsr", "tunnel", "direct server return for external addresses"),
     row(On::Service, "kube-router.io/service.hairpin", "presence", "an endpoint may reach itself by its Service"),
     row(On::Service, "kube-router.io/service.hairpin.externalips", "presence", "hairpin for external addresses too"),
-    row(On::Service, "kube-router.io/service.advertise.clusterip", "bool", "overrides --advertise-cluster-ip"),
-    row(On::Service, "kube-router.io/service.advertise.externalip", "bool", "overrides --advertise-external-ip"),
-    row(
-        On::Service,
-        "kube-router.io/service.advertise.loadbalancerip",
-        "bool",
-        "overrides --advertise-loadbalancer-ip",
-    ),
+    row(On::Service, SERVICE_ADVERTISE_CLUSTER_IP, "bool", "overrides --advertise-cluster-ip"),
+    row(On::Service, SERVICE_ADVERTISE_EXTERNAL_IP, "bool", "overrides --advertise-external-ip"),
+    row(On::Service, SERVICE_ADVERTISE_LOAD_BALANCER_IP, "bool", "overrides --advertise-loadbalancer-ip"),
     row(On::Node, NODE_POD_CIDRS, "list of CIDRs", "pod ranges of the node; wins over spec.podCIDRs"),
     row(On::Node, NODE_POD_CIDR, "CIDR", "pod range of the node; wins over spec.podCIDR"),
-    row(On::Node, "kube-router.io/node.asn", "number", "AS number of the node"),
-    row(On::Node, "kube-router.io/rr.server", "number or IPv4 address", "route reflector with this cluster id"),
-    row(On::Node, "kube-router.io/rr.client", "number or IPv4 address", "client of the route reflectors"),
-    row(On::Node, "kube-router.io/path-prepend.as", "number", "AS to prepend towards external peers"),
-    row(On::Node, "kube-router.io/path-prepend.repeat-n", "number", "how often to prepend it"),
-    row(On::Node, "kube-router.io/node.bgp.communities", "list of communities", "added towards external peers"),
-    row(On::Node, "kube-router.io/node.bgp.customimportreject", "list of CIDRs", "routes never imported"),
-    row(On::Node, "kube-router.io/peers", "YAML list", "external peers of the node"),
-    row(On::Node, "kube-router.io/peer.ips", "list of addresses", "external peers, older form"),
-    row(On::Node, "kube-router.io/peer.asns", "list of numbers", "their AS numbers"),
-    row(On::Node, "kube-router.io/peer.ports", "list of numbers", "their TCP ports"),
-    row(On::Node, "kube-router.io/peer.passwords", "list of base64 texts", "their MD5 keys"),
-    row(On::Node, "kube-router.io/peer.localips", "list of addresses", "our address towards each of them"),
-    row(On::Node, "kube-router.io/bgp-local-addresses", "list of addresses", "addresses to listen on for BGP"),
+    row(On::Node, NODE_ASN, "number", "AS number of the node"),
+    row(On::Node, NODE_REFLECTOR_SERVER, "number or IPv4 address", "route reflector with this cluster id"),
+    row(On::Node, NODE_REFLECTOR_CLIENT, "number or IPv4 address", "client of the route reflectors"),
+    row(On::Node, NODE_PREPEND_AS, "number", "AS to prepend towards external peers"),
+    row(On::Node, NODE_PREPEND_REPEAT, "number", "how often to prepend it"),
+    row(On::Node, NODE_COMMUNITIES, "list of communities", "added towards external peers"),
+    row(On::Node, NODE_IMPORT_REJECT, "list of CIDRs", "routes never imported"),
+    row(On::Node, NODE_PEERS, "YAML list", "external peers of the node"),
+    row(On::Node, NODE_PEER_IPS, "list of addresses", "external peers, older form"),
+    row(On::Node, NODE_PEER_ASNS, "list of numbers", "their AS numbers"),
+    row(On::Node, NODE_PEER_PORTS, "list of numbers", "their TCP ports"),
+    row(On::Node, NODE_PEER_PASSWORDS, "list of base64 texts", "their MD5 keys"),
+    row(On::Node, NODE_PEER_LOCAL_IPS, "list of addresses", "our address towards each of them"),
+    row(On::Node, NODE_BGP_LOCAL_ADDRESSES, "list of addresses", "addresses to listen on for BGP"),
     row(
         On::Namespace,
         NAMESPACE_ISOLATION,
@@ -90,6 +108,23 @@ pub fn proxy_annotations(annotations: &BTreeMap<String, String>, warnings: &mut 
     }
 }
 
+/// What the router obeys of a Service's annotations.
+pub fn announce_annotations(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> AnnounceAnnotations {
+    let mut switch = |key: &'static str| {
+        let text = annotations.get(key)?;
+        let meant = go::switch(text.trim());
+        if meant.is_none() {
+            warnings.odd(key, format_args!("{text:?} is neither true nor false; the flag decides"));
+        }
+        meant
+    };
+    AnnounceAnnotations {
+        cluster_ips: switch(SERVICE_ADVERTISE_CLUSTER_IP),
+        external_ips: switch(SERVICE_ADVERTISE_EXTERNAL_IP),
+        load_balancer_ips: switch(SERVICE_ADVERTISE_LOAD_BALANCER_IP),
+    }
+}
+
 /// The pod ranges that a Node's annotations give; empty where they give none.
 pub fn pod_cidrs(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Vec<IpNet> {
     let mut ranges = Vec::new();
@@ -106,7 +141,8 @@ pub fn pod_cidrs(annotations: &BTreeMap<String, String>, warnings: &mut Warnings
     ranges
 }
 
-/// Whether a Namespace's annotation asks for the isolation of all its pods.
+/// Whether a Namespace's annotation asks for the isolation of all its pods. One that cannot be understood does: whoever
+/// wrote it meant to close something, and a mistake never opens what was closed.
 pub fn isolates(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> bool {
     #[derive(Deserialize)]
     struct Isolation {
@@ -116,21 +152,21 @@ pub fn isolates(annotations: &BTreeMap<String, String>, warnings: &mut Warnings)
     struct Ingress {
         isolation: Option<String>,
     }
-    let Some(text) = annotations.get(NAMESPACE_ISOLATION) else { return false };
+    let Some(text) = annotations.get(NAMESPACE_ISOLATION).filter(|text| !text.is_empty()) else { return false };
     let written = match serde_json::from_str::<Isolation>(text) {
         Ok(written) => written.ingress.and_then(|ingress| ingress.isolation).unwrap_or_default(),
         Err(error) => {
-            warnings.odd(NAMESPACE_ISOLATION, format_args!("{error}; the namespace is not isolated by it"));
-            return false;
+            warnings.odd(NAMESPACE_ISOLATION, format_args!("{error}; the namespace is isolated all the same"));
+            return true;
         }
     };
     match written.as_str() {
         "DefaultDeny" => true,
         "" => false,
         other => {
-            let text = format_args!("the isolation {other:?} is not known; the namespace is not isolated by it");
+            let text = format_args!("the isolation {other:?} is not known; the namespace is isolated all the same");
             warnings.odd(NAMESPACE_ISOLATION, text);
-            false
+            true
         }
     }
 }
@@ -221,21 +257,33 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_is_isolated_by_exactly_one_word_and_by_no_mistake() {
+    fn a_namespace_is_isolated_by_one_word_and_by_what_may_be_that_word() {
         for (value, isolated, odd) in [
             ("{\"ingress\":{\"isolation\":\"DefaultDeny\"}}", true, 0),
             (" { \"ingress\" : { \"isolation\" : \"DefaultDeny\", \"more\": 1 } } ", true, 0),
             ("{}", false, 0),
             ("{\"ingress\":{}}", false, 0),
-            ("{\"ingress\":{\"isolation\":\"defaultdeny\"}}", false, 1),
-            ("{\"ingress\":\"DefaultDeny\"}", false, 1),
-            ("DefaultDeny", false, 1),
-            ("", false, 1),
+            ("{\"ingress\":{\"isolation\":\"defaultdeny\"}}", true, 1),
+            ("{\"ingress\":\"DefaultDeny\"}", true, 1),
+            ("DefaultDeny", true, 1),
+            ("", false, 0),
         ] {
             let annotations = [(NAMESPACE_ISOLATION.to_owned(), value.to_owned())].into();
             let mut warnings = Warnings::default();
             assert_eq!(isolates(&annotations, &mut warnings), isolated, "{value}");
             assert_eq!(warnings.take().len(), odd, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_a_service_says_of_its_announcement_wins_when_it_says_yes_or_no() {
+        let odd = "kube-router.io/service.advertise.externalip: \"yes\" is neither true nor false; the flag decides";
+        for (text, meant, warning) in [("true", Some(true), None), ("0", Some(false), None), ("yes", None, Some(odd))] {
+            let annotations = [(SERVICE_ADVERTISE_EXTERNAL_IP.to_owned(), text.to_owned())].into();
+            let mut warnings = Warnings::default();
+            let announce = announce_annotations(&annotations, &mut warnings);
+            assert_eq!(announce, AnnounceAnnotations { external_ips: meant, ..AnnounceAnnotations::default() });
+            assert_eq!(warnings.take().first().map(ToString::to_string).as_deref(), warning);
         }
     }
 

@@ -5,9 +5,12 @@
 //! apart. `parse` is the door: odd input becomes a warning there, never an error further in.
 
 pub mod annotations;
+pub mod answer;
 pub mod client;
 pub mod manifests;
 pub mod parse;
+pub mod report;
+mod request;
 pub mod watch;
 
 use std::fmt;
@@ -25,7 +28,7 @@ pub use parse::Warning;
 pub enum Kind {
     Service,
     EndpointSlice,
-    /// The service proxy watches only the Node of its own host.
+    /// Only the Node of the own host, unless the router runs.
     Node,
     Pod,
     Namespace,
@@ -92,6 +95,8 @@ pub enum Wanted {
     EndpointSlices,
     /// The one Node of this name.
     Node(CompactString),
+    /// All of them: each may be a neighbour.
+    Nodes,
     /// Of the whole cluster: any of them may be somebody's peer.
     Pods,
     Namespaces,
@@ -103,7 +108,7 @@ impl Wanted {
         match self {
             Wanted::Services => Kind::Service,
             Wanted::EndpointSlices => Kind::EndpointSlice,
-            Wanted::Node(_) => Kind::Node,
+            Wanted::Node(_) | Wanted::Nodes => Kind::Node,
             Wanted::Pods => Kind::Pod,
             Wanted::Namespaces => Kind::Namespace,
             Wanted::NetworkPolicies => Kind::NetworkPolicy,
@@ -146,6 +151,18 @@ impl Kind {
         }
     }
 
+    /// Where the API serves all objects of this kind.
+    pub fn path(self) -> &'static str {
+        match self {
+            Kind::Service => "/api/v1/services",
+            Kind::EndpointSlice => "/apis/discovery.k8s.io/v1/endpointslices",
+            Kind::Node => "/api/v1/nodes",
+            Kind::Pod => "/api/v1/pods",
+            Kind::Namespace => "/api/v1/namespaces",
+            Kind::NetworkPolicy => "/apis/networking.k8s.io/v1/networkpolicies",
+        }
+    }
+
     /// The kind with this API name; `None` for a kind that is not read.
     pub fn from_name(name: &str) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| kind.name() == name)
@@ -169,6 +186,20 @@ impl Object {
             Object::NetworkPolicy(name, _) => of(Kind::NetworkPolicy, name),
             Object::Unreadable(id) => id.clone(),
         }
+    }
+
+    /// What identifies the object, in the order of [`ObjectId`], without a copy of it.
+    pub fn key(&self) -> (Kind, &str, &str) {
+        let (kind, name) = match self {
+            Object::Node(name, _) => return (Kind::Node, "", name),
+            Object::Namespace(name, _) => return (Kind::Namespace, "", name),
+            Object::Service(name, _) => (Kind::Service, name),
+            Object::EndpointSlice(name, _) => (Kind::EndpointSlice, name),
+            Object::Pod(name, _) => (Kind::Pod, name),
+            Object::NetworkPolicy(name, _) => (Kind::NetworkPolicy, name),
+            Object::Unreadable(id) => (id.kind, &id.name),
+        };
+        (kind, &name.namespace, &name.name)
     }
 
     /// The word that this object is gone.

@@ -18,25 +18,23 @@
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::{Stream, StreamExt};
-use kube::api::{Api, ListParams, VersionMatch, WatchEvent, WatchParams};
-use kube::{Client, Resource};
-use serde::de::DeserializeOwned;
+use kube::Client;
+use kube::core::params::{ListParams, VersionMatch, WatchParams};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::client::chain;
+use super::answer::Change;
 use super::parse::{
-    Pool, Warning, endpoint_slice_object, namespace_object, network_policy_object, node_object, pod_object,
+    ApiObject, Pool, Warning, endpoint_slice_object, namespace_object, network_policy_object, node_object, pod_object,
     service_object,
 };
+use super::request::{Asking, Failure, Stumble, Watch};
 use super::{Event, Kind, Message, Object, Wanted};
 
 /// Tells what is wanted of the cluster until the receiver is gone. Cancelling it ends all watches.
@@ -54,16 +52,17 @@ pub async fn run(client: Client, wanted: Vec<Wanted>, out: Sender<Message>) {
 async fn follow(client: Client, wanted: Wanted, common: Common) {
     let kind = wanted.kind();
     match wanted {
-        Wanted::Services => Follower::new(kind, Api::all(client), service_object, common).run().await,
-        Wanted::EndpointSlices => Follower::new(kind, Api::all(client), endpoint_slice_object, common).run().await,
+        Wanted::Services => Follower::new(kind, client, service_object, common).run().await,
+        Wanted::EndpointSlices => Follower::new(kind, client, endpoint_slice_object, common).run().await,
         Wanted::Node(name) => {
-            let mut follower = Follower::new(kind, Api::all(client), node_object, common);
+            let mut follower = Follower::new(kind, client, node_object, common);
             follower.fields = Some(format!("metadata.name={name}"));
             follower.run().await;
         }
-        Wanted::Pods => Follower::new(kind, Api::all(client), pod_object, common).run().await,
-        Wanted::Namespaces => Follower::new(kind, Api::all(client), namespace_object, common).run().await,
-        Wanted::NetworkPolicies => Follower::new(kind, Api::all(client), network_policy_object, common).run().await,
+        Wanted::Nodes => Follower::new(kind, client, node_object, common).run().await,
+        Wanted::Pods => Follower::new(kind, client, pod_object, common).run().await,
+        Wanted::Namespaces => Follower::new(kind, client, namespace_object, common).run().await,
+        Wanted::NetworkPolicies => Follower::new(kind, client, network_policy_object, common).run().await,
     }
 }
 
@@ -107,7 +106,7 @@ struct Outage(AtomicUsize);
 /// One kind, and where in its history we are.
 struct Follower<K> {
     kind: Kind,
-    api: Api<K>,
+    asking: Asking<K>,
     fields: Option<String>,
     object: fn(&K, &mut Pool) -> (Object, Vec<Warning>),
     common: Common,
@@ -144,19 +143,16 @@ enum End {
 /// Objects in a page of a list, as other clients have it.
 const PAGE: u32 = 500;
 
-impl<K> Follower<K>
-where
-    K: Resource + DeserializeOwned + Clone + std::fmt::Debug,
-{
+impl<K: ApiObject> Follower<K> {
     fn new(
         kind: Kind,
-        api: Api<K>,
+        client: Client,
         object: fn(&K, &mut Pool) -> (Object, Vec<Warning>),
         common: Common,
     ) -> Follower<K> {
         Follower {
             kind,
-            api,
+            asking: Asking::new(client, kind),
             fields: None,
             object,
             common,
@@ -206,31 +202,30 @@ where
     /// Lists everything as the beginning of a watch, and goes on with the watch.
     async fn stream_all(&mut self) -> End {
         let params = self.watch_params(true);
-        let stream = match self.patiently(self.api.watch(&params, "0")).await {
+        let mut stream = match self.patiently(self.asking.watch(&params, "0")).await {
             Ok(stream) => stream,
             Err(end) => return end,
         };
         if self.tell(Event::Listing(self.kind)).await.is_err() {
             return End::Closed;
         }
-        let mut stream = pin!(stream);
         loop {
             // A server that does not know the parameter begins an ordinary watch, which is silent when it
             // has named everything and never says that this was all.
             let Ok(next) = timeout(self.common.timing.patience, stream.next()).await else {
                 return End::NoStreaming;
             };
-            let event = match next {
-                None => return End::Failed("the list ended before it was complete".to_owned()),
-                Some(Err(error)) => match self.stream_error(error) {
-                    Some(end) => return end,
-                    None => continue,
-                },
-                Some(Ok(event)) => event,
+            let change = match next {
+                Ok(Some(change)) => change,
+                Ok(None) => return End::Failed("the list ended before it was complete".to_owned()),
+                Err(Stumble::Unreadable(reason)) => {
+                    self.left_out(&reason);
+                    continue;
+                }
+                Err(Stumble::Broken(reason)) => return End::Failed(reason),
             };
-            let is_last = matches!(&event, WatchEvent::Bookmark(mark)
-                if mark.metadata.annotations.contains_key("k8s.io/initial-events-end"));
-            if let Some(end) = self.take_in(event, false).await {
+            let is_last = matches!(change, Change::Bookmark { ends_list: true, .. });
+            if let Some(end) = self.take_in(change, false).await {
                 return end;
             }
             if is_last {
@@ -253,21 +248,28 @@ where
             return End::Closed;
         }
         loop {
-            let page = match self.patiently(self.api.list(&params)).await {
+            let page = match self.patiently(self.asking.list(&params)).await {
                 Ok(page) => page,
                 Err(end) => return end,
             };
             self.end_outage();
-            for object in page.items {
-                if self.tell_object(&object).await.is_err() {
+            for item in page.items {
+                let told = match item {
+                    Ok(object) => self.tell_object(&object).await,
+                    Err(reason) => {
+                        self.left_out(&reason);
+                        Ok(())
+                    }
+                };
+                if told.is_err() {
                     return End::Closed;
                 }
             }
             // A place in a list already says what it is a list of.
             (params.resource_version, params.version_match) = (None, None);
-            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            params.continue_token = page.next;
             if params.continue_token.is_none() {
-                self.version = page.metadata.resource_version.filter(|version| !version.is_empty());
+                self.version = page.version;
                 self.failures = 0;
                 return match (self.tell(Event::Listed(self.kind)).await, &self.version) {
                     (Err(Gone), _) => End::Closed,
@@ -281,17 +283,17 @@ where
     /// Resumes watching at a version.
     async fn watch(&mut self, version: &str) -> End {
         let params = self.watch_params(false);
-        match self.patiently(self.api.watch(&params, version)).await {
+        match self.patiently(self.asking.watch(&params, version)).await {
             Ok(stream) => {
                 self.end_outage();
-                self.go_on(pin!(stream)).await
+                self.go_on(stream).await
             }
             Err(end) => end,
         }
     }
 
     /// Follows a watch until it ends.
-    async fn go_on(&mut self, mut stream: impl Stream<Item = kube::Result<WatchEvent<K>>> + Unpin) -> End {
+    async fn go_on(&mut self, mut stream: Watch<K>) -> End {
         let Timing { patience, mut silence, .. } = self.common.timing;
         let ends_after = Duration::from_secs(u64::from(WATCH_SECONDS)) + patience;
         let bookmarked = std::mem::replace(&mut silence, ends_after);
@@ -300,18 +302,19 @@ where
                 Ok(next) => next,
                 Err(_) => return End::Orderly,
             };
-            let event = match next {
-                None => return End::Orderly,
-                Some(Err(error)) => match self.stream_error(error) {
-                    Some(end) => return end,
-                    None => continue,
-                },
-                Some(Ok(event)) => event,
+            let change = match next {
+                Ok(Some(change)) => change,
+                // A connection that breaks is no outage; one that cannot be made again is.
+                Ok(None) | Err(Stumble::Broken(_)) => return End::Orderly,
+                Err(Stumble::Unreadable(reason)) => {
+                    self.left_out(&reason);
+                    continue;
+                }
             };
-            if matches!(event, WatchEvent::Bookmark(_)) {
+            if matches!(change, Change::Bookmark { .. }) {
                 silence = bookmarked;
             }
-            if let Some(end) = self.take_in(event, true).await {
+            if let Some(end) = self.take_in(change, true).await {
                 return end;
             }
         }
@@ -319,31 +322,27 @@ where
 
     /// Takes in one event. `resumable`: its version is a place at which the watch can be resumed, which it is
     /// not before the list is complete.
-    async fn take_in(&mut self, event: WatchEvent<K>, resumable: bool) -> Option<End> {
-        if !matches!(event, WatchEvent::Error(_)) {
+    async fn take_in(&mut self, change: Change<K>, resumable: bool) -> Option<End> {
+        if !matches!(change, Change::Refused(_)) {
             self.end_outage();
             // Progress; but a list that never comes to its end is none, however many objects it names.
             self.failures = if resumable { 0 } else { self.failures };
         }
-        let (version, told) = match event {
-            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                let told = self.tell_object(&object).await;
-                (object.meta().resource_version.clone(), told)
-            }
-            WatchEvent::Deleted(object) => {
+        let (version, told) = match change {
+            Change::Is(object) => (object.metadata().resource_version.clone(), self.tell_object(&object).await),
+            Change::Gone(object) => {
                 let (last, _) = (self.object)(&object, &mut self.pool);
                 let told = self.tell(Event::Object(Object::gone(last.id()), Vec::new())).await;
-                (object.meta().resource_version.clone(), told)
+                (object.metadata().resource_version.clone(), told)
             }
-            WatchEvent::Bookmark(mark) => {
-                let is_last = mark.metadata.annotations.contains_key("k8s.io/initial-events-end");
-                if resumable || is_last {
-                    self.version = Some(mark.metadata.resource_version).filter(|version| !version.is_empty());
+            Change::Bookmark { version, ends_list } => {
+                if resumable || ends_list {
+                    self.version = version;
                 }
                 (None, Ok(()))
             }
-            WatchEvent::Error(status) if status.code == 410 => return Some(End::Expired),
-            WatchEvent::Error(status) => return Some(End::Failed(status.message.clone())),
+            Change::Refused(refusal) if refusal.code == 410 => return Some(End::Expired),
+            Change::Refused(refusal) => return Some(End::Failed(refusal.to_string())),
         };
         if resumable && version.is_some() {
             self.version = version;
@@ -351,33 +350,22 @@ where
         told.is_err().then_some(End::Closed)
     }
 
-    /// What an error in a stream means; `None` where the stream goes on behind it.
-    fn stream_error(&self, error: kube::Error) -> Option<End> {
-        let reason = match error {
-            kube::Error::Api(status) if status.code == 410 => return Some(End::Expired),
-            // The client library takes a line that it cannot read for a status without any content.
-            kube::Error::Api(status) if status.code == 0 && status.message.is_empty() => {
-                "no object of this kind".into()
-            }
-            kube::Error::SerdeError(error) => error.to_string(),
-            error => return Some(End::Failed(chain(&error))),
-        };
-        // The object stays as it is known; its next version may be sound.
+    /// An object stays as it is known; its next version may be sound.
+    fn left_out(&self, reason: &str) {
         warn!(kind = %self.kind, error = reason, "An object from the API server makes no sense and is left out");
-        None
     }
 
     /// The answer to a request, if it comes in time and is none of the known refusals.
-    async fn patiently<T>(&self, answer: impl Future<Output = kube::Result<T>>) -> Result<T, End> {
+    async fn patiently<T>(&self, answer: impl Future<Output = Result<T, Failure>>) -> Result<T, End> {
         match timeout(self.common.timing.patience, answer).await {
             Err(_) => Err(End::Failed("no answer in time".to_owned())),
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(kube::Error::Api(status))) => Err(match (status.code, self.strategy, &self.version) {
+            Ok(Err(Failure::Refused(refusal))) => Err(match (refusal.code, self.strategy, &self.version) {
                 (410, ..) => End::Expired,
                 (400 | 422, Strategy::Stream, None) => End::NoStreaming,
-                _ => End::Failed(format!("{} ({})", status.message, status.code)),
+                _ => End::Failed(refusal.to_string()),
             }),
-            Ok(Err(error)) => Err(End::Failed(chain(&error))),
+            Ok(Err(Failure::Broken(reason))) => Err(End::Failed(reason)),
         }
     }
 

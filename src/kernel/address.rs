@@ -50,6 +50,8 @@ pub struct HostAddress {
     pub kind: LinkKind,
     /// The device is set up.
     pub up: bool,
+    /// The device's largest packet, in bytes.
+    pub mtu: u32,
     /// The prefix keeps its host bits.
     pub address: IpNet,
     pub scope: Scope,
@@ -93,6 +95,7 @@ pub fn host_addresses() -> Result<Vec<HostAddress>, Error> {
                 link: device.name.clone(),
                 kind: device.kind.clone(),
                 up: device.up,
+                mtu: device.mtu,
                 address,
                 scope,
             });

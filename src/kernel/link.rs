@@ -66,11 +66,15 @@ const GET_LINK: u16 = 18;
 const HEADER: usize = 16;
 
 const NAME: u16 = 3;
+const MTU: u16 = 4;
+const MASTER: u16 = 10;
 const LINK_INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
 const DUMMY: &str = "dummy";
 
 const UP: u32 = 0x1;
+/// `IFF_LOWER_UP`: there is a carrier.
+const CARRIER: u32 = 0x1_0000;
 
 impl Links {
     /// Opens sockets in the network namespace of the calling thread.
@@ -183,6 +187,12 @@ pub struct Device {
     pub name: LinkName,
     pub kind: LinkKind,
     pub up: bool,
+    /// Something is at the other end.
+    pub carrier: bool,
+    /// It is a port of another device, as those of pods are.
+    pub port: bool,
+    /// The largest packet, in bytes.
+    pub mtu: u32,
 }
 
 /// All devices of the socket's network namespace.
@@ -202,13 +212,17 @@ pub(super) fn device(answer: &Answer<'_>) -> Option<Device> {
     if family != 0 {
         return None;
     }
+    let flags = u32::from_ne_bytes([f0, f1, f2, f3]);
     let attributes = answer.attributes(HEADER);
     let kind = attributes.get(LINK_INFO).and_then(|info| info.attributes().get(INFO_KIND)?.text());
     Some(Device {
         index: u32::from_ne_bytes([i0, i1, i2, i3]),
         name: LinkName(attributes.get(NAME)?.text()?.into()),
         kind: if kind == Some(DUMMY) { LinkKind::Dummy } else { LinkKind::Other(kind.unwrap_or_default().into()) },
-        up: u32::from_ne_bytes([f0, f1, f2, f3]) & UP != 0,
+        up: flags & UP != 0,
+        carrier: flags & CARRIER != 0,
+        port: attributes.get(MASTER).is_some(),
+        mtu: attributes.get(MTU).and_then(|mtu| mtu.u32()).unwrap_or_default(),
     })
 }
 

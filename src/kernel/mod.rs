@@ -2,8 +2,8 @@
 //! process without memory knows them.
 //!
 //! `netlink` is the wire under all of them; `ipvs`, `ipset`, `link`, `address`, `route`, `iptables` and
-//! `sysctl` are families of objects (`reconcile::Target`); `conntrack` and `module` are acts;
-//! `monitor` tells what others changed.
+//! `sysctl` are families of objects (`reconcile::Target`); `conntrack`, `module` and `nftables` are acts;
+//! `bridge`, `rule` and `tunnel` say what is wanted of such objects; `monitor` tells what others changed; `tcp` opens sockets for routing protocols.
 
 mod error;
 mod name;
@@ -11,6 +11,7 @@ mod own;
 mod program;
 
 pub mod address;
+pub mod bridge;
 pub mod conntrack;
 pub mod ipset;
 pub mod iptables;
@@ -19,8 +20,12 @@ pub mod link;
 pub mod module;
 pub mod monitor;
 pub mod netlink;
+pub mod nftables;
 pub mod route;
+pub mod rule;
 pub mod sysctl;
+pub mod tcp;
+pub mod tunnel;
 
 pub use error::{Cause, Error};
 pub use name::Name;

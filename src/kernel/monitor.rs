@@ -23,9 +23,9 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::address;
-use super::link::{self, Device, LinkName};
+use super::link::{self, Device, LinkKind, LinkName};
 use super::netlink::{Answer, Bus, Fault, Listener, Socket};
-use super::route::{self, TABLE_LOCAL};
+use super::route::{self, Protocol, TABLE_LOCAL, TABLE_MAIN, Told};
 use super::{Cause, Error, own};
 
 /// How often others changed something, since the monitor was started. Only differences count.
@@ -37,6 +37,20 @@ pub struct Changes {
     pub host: u64,
     /// The rules of nf_tables, to which iptables belongs in that flavour.
     pub rules: u64,
+    /// Routes that are watched, and devices that may carry them: all but those of pods (`veth`). A device that is set down or
+    /// goes, or loses an address, takes routes along without a word.
+    pub routes: u64,
+    /// What leads to other hosts may have changed: routes of the main table that are nobody's we watch, and do not lead to pods;
+    /// devices, their carriers and addresses.
+    pub ways: u64,
+}
+
+/// What is watched besides what every host has.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Watched {
+    /// Devices of which more is told.
+    pub ours: Vec<LinkName>,
+    pub routes: Vec<Protocol>,
 }
 
 const LINK_GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
@@ -50,10 +64,9 @@ const LOOK_UP: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// The pause after a failure of a socket, which nothing explains.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Starts a thread that listens in the network namespace of the calling thread. `ours` are the devices of which
-/// more is told.
-pub fn start(ours: impl IntoIterator<Item = LinkName>) -> Result<watch::Receiver<Changes>, Error> {
-    let monitor = Monitor::open(ours)?;
+/// Starts a thread that listens in the network namespace of the calling thread.
+pub fn start(watched: Watched) -> Result<watch::Receiver<Changes>, Error> {
+    let monitor = Monitor::open(watched)?;
     let (told, receiver) = watch::channel(Changes::default());
     thread::Builder::new().name("monitor".into()).spawn(move || monitor.run(&told)).map_err(|error| {
         let errno = rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::AGAIN);
@@ -73,12 +86,12 @@ pub struct Monitor {
 
 impl Monitor {
     /// Listens from now on in the network namespace of the calling thread.
-    pub fn open(ours: impl IntoIterator<Item = LinkName>) -> Result<Monitor, Error> {
+    pub fn open(watched: Watched) -> Result<Monitor, Error> {
         let mut monitor = Monitor {
             routing: Listener::open(Bus::Route, &LINK_GROUPS)?,
             rules: Listener::open(Bus::Netfilter, &NFTABLES_GROUPS)?,
             socket: Socket::open(Bus::Route)?,
-            view: View::new(ours),
+            view: View::new(watched),
             changes: Changes::default(),
         };
         monitor.look_around()?;
@@ -115,6 +128,8 @@ impl Monitor {
         self.note_fault("rtnetlink", fault);
         changes.ours += 1;
         changes.host += 1;
+        changes.routes += 1;
+        changes.ways += 1;
         if let Err(error) = self.look_around() {
             warn!(%error, "Devices could not be listed");
         }
@@ -150,13 +165,13 @@ impl Monitor {
 
 /// What is known of the devices, to tell changes from repetitions.
 struct View {
-    ours: Vec<LinkName>,
+    watched: Watched,
     devices: BTreeMap<u32, Device>,
 }
 
 impl View {
-    fn new(ours: impl IntoIterator<Item = LinkName>) -> View {
-        View { ours: ours.into_iter().collect(), devices: BTreeMap::new() }
+    fn new(watched: Watched) -> View {
+        View { watched, devices: BTreeMap::new() }
     }
 
     fn note(&mut self, answer: &Answer<'_>, changes: &mut Changes) {
@@ -167,36 +182,60 @@ impl View {
             if self.is_ours(index) {
                 changes.ours += u64::from(!address::is_link_local(address.addr()));
             } else {
+                let carries = u64::from(self.devices.get(&index).is_none_or(carries_routes));
                 changes.host += 1;
+                changes.routes += carries;
+                changes.ways += carries;
             }
             return;
         }
-        if let Some((table, devices)) = route::told(answer)
-            && table == TABLE_LOCAL
-            && devices.iter().any(|device| self.is_ours(*device))
-        {
+        let Some(Told { of, to_host, devices }) = route::told(answer) else { return };
+        if of.table == TABLE_LOCAL && devices.iter().any(|device| self.is_ours(*device)) {
             changes.ours += 1;
         }
+        let is_watched = self.watched.routes.contains(&of);
+        // Some plugins give each pod a route of its own.
+        let is_pod = |device: &u32| to_host && self.devices.get(device).is_some_and(|one| !carries_routes(one));
+        let leads_nowhere = |device: &u32| self.is_ours(*device) || is_pod(device);
+        let elsewhere = of.table == TABLE_MAIN && !is_watched && !devices.iter().any(leads_nowhere);
+        changes.routes += u64::from(is_watched);
+        changes.ways += u64::from(elsewhere);
     }
 
-    /// The kernel also speaks of a device when only its counters or its carrier changed.
+    /// The kernel also speaks of a device when only its counters changed. A carrier that comes or goes concerns the ways alone.
     fn note_device(&mut self, device: Device, gone: bool, changes: &mut Changes) {
         let index = device.index;
-        let is_ours = self.ours.contains(&device.name) || self.is_ours(index);
+        let is_ours = self.watched.ours.contains(&device.name) || self.is_ours(index);
+        let carries_routes = carries_routes(&device);
+        let (carrier, port) = (!gone && device.carrier, device.port);
         let before = if gone { self.devices.remove(&index) } else { self.devices.insert(index, device) };
-        if before.as_ref() == self.devices.get(&index) {
+        let other_carrier = before.as_ref().is_none_or(|before| before.carrier != carrier);
+        changes.ways += u64::from(other_carrier && !is_ours && !port);
+        let same = |device: &Device| before.as_ref().is_some_and(|before| is_same(before, device));
+        if self.devices.get(&index).map_or(before.is_none(), same) {
             return;
         }
         if is_ours {
             changes.ours += 1;
         } else {
             changes.host += 1;
+            changes.routes += u64::from(carries_routes);
         }
     }
 
     fn is_ours(&self, index: u32) -> bool {
-        self.devices.get(&index).is_some_and(|device| self.ours.contains(&device.name))
+        self.devices.get(&index).is_some_and(|device| self.watched.ours.contains(&device.name))
     }
+}
+
+/// But for its carrier, and for what it is a port of.
+fn is_same(one: &Device, other: &Device) -> bool {
+    *one == Device { carrier: one.carrier, port: one.port, ..other.clone() }
+}
+
+/// Devices of pods come and go all the time, and no route that is watched leads through them.
+fn carries_routes(device: &Device) -> bool {
+    !matches!(&device.kind, LinkKind::Other(kind) if kind == "veth")
 }
 
 #[cfg(test)]
@@ -211,7 +250,7 @@ mod tests {
             payload in proptest::collection::vec(any::<u8>(), 0..200),
         ) {
             let mut changes = Changes::default();
-            let mut view = View::new([LinkName("ours".into())]);
+            let mut view = View::new(Watched { ours: vec![LinkName("ours".into())], ..Watched::default() });
             view.note(&Answer { kind, flags: 0, sequence: 0, port: 0, payload: &payload }, &mut changes);
             prop_assert!(changes.ours + changes.host <= 1);
         }
@@ -219,9 +258,17 @@ mod tests {
 
     #[test]
     fn a_repeated_description_of_a_device_is_no_change() {
-        let device = |up| Device { index: 7, name: LinkName("ours".into()), kind: link::LinkKind::Dummy, up };
+        let device = |up| Device {
+            index: 7,
+            name: LinkName("ours".into()),
+            kind: link::LinkKind::Dummy,
+            up,
+            carrier: up,
+            port: false,
+            mtu: 1500,
+        };
         let mut changes = Changes::default();
-        let mut view = View::new([LinkName("ours".into())]);
+        let mut view = View::new(Watched { ours: vec![LinkName("ours".into())], ..Watched::default() });
         for (device, gone, told) in
             [(device(true), false, 1), (device(true), false, 1), (device(false), false, 2), (device(false), true, 3)]
         {

@@ -56,6 +56,25 @@ pub struct Conditions {
     pub terminating: bool,
 }
 
+/// How far an endpoint may be used. The better one sorts later.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Use {
+    /// It goes away and still serves: it gets new connections only where nobody else is left.
+    Terminating,
+    Ready,
+}
+
 impl Conditions {
     pub const READY: Conditions = Conditions { ready: true, serving: true, terminating: false };
+
+    /// How far an endpoint in this condition may be used; `None` for not at all.
+    pub fn use_of(self) -> Option<Use> {
+        if self.ready {
+            Some(Use::Ready)
+        } else if self.serving && self.terminating {
+            Some(Use::Terminating)
+        } else {
+            None
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use compact_str::CompactString;
+use ipnet::IpNet;
 
 /// Facts of this host that desired state depends on. Read from the kernel; changes arrive as events.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -12,6 +13,26 @@ pub struct Host {
     /// The addresses of the host's own links, sorted: what a packet "to this host" may be addressed to.
     /// Devices that carry service addresses or pods are not the host's own and are left out (`world`).
     pub addresses: Vec<HostAddress>,
+    /// The networks that the host's own links are on, sorted: what is reached without a gateway.
+    pub on_link: Vec<OnLink>,
+    /// The host's own links that carry addresses, sorted by name.
+    pub links: Vec<HostLink>,
+}
+
+/// A network that a link is on.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct OnLink {
+    /// Host bits are zero; never a host prefix.
+    pub prefix: IpNet,
+    pub link: CompactString,
+}
+
+/// One link.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct HostLink {
+    pub name: CompactString,
+    /// The largest packet, in bytes.
+    pub mtu: u32,
 }
 
 /// One address on one link.

@@ -10,20 +10,23 @@ mod name;
 mod node;
 mod pod;
 mod policy;
+mod report;
 mod selector;
 mod service;
 mod table;
 
-pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints};
+pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Use};
 pub use event_clock::EventClock;
-pub use host::{Host, HostAddress};
+pub use host::{Host, HostAddress, HostLink, OnLink};
 pub use name::ObjectName;
-pub use node::{Node, NodeAddress, NodeAddressKind};
+pub use node::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing};
 pub use pod::{NamedPort, Namespace, Pod};
 pub use policy::{Namespaces, NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports};
+pub use report::Report;
 pub use selector::{Labels, Operator, Requirement, Selector};
 pub use service::{
-    LoadBalancerAddress, ProxyAnnotations, Scheduler, SchedulerFlags, Service, ServicePort, ServiceType, TrafficPolicy,
+    AnnounceAnnotations, LoadBalancerAddress, ProxyAnnotations, Scheduler, SchedulerFlags, Service, ServicePort,
+    ServiceType, TrafficPolicy,
 };
 pub use table::{Change, Table};
 
@@ -59,6 +62,8 @@ pub struct World {
     /// Over pods, namespaces, policies and nodes. Apart, so that Services need not wait for every pod to be listed, and
     /// neither suffers where only the other cannot be read.
     pub policy_authority: Authority,
+    /// Over all nodes, where all of them are read. Apart for the same reason.
+    pub node_authority: Authority,
 }
 
 /// The Kubernetes objects that the running subsystems need.
@@ -67,7 +72,7 @@ pub struct Cluster {
     pub services: Table<ObjectName, Service>,
     /// The endpoint slices of each Service, by the name of the Service.
     pub endpoints: Table<ObjectName, Endpoints>,
-    /// Nodes by name. The service proxy watches only its own.
+    /// Nodes by name: all of them where the router runs, else only our own.
     pub nodes: Table<CompactString, Node>,
     pub pods: Table<ObjectName, Pod>,
     pub namespaces: Table<CompactString, Namespace>,
@@ -82,6 +87,7 @@ impl World {
             host: Arc::new(Host::default()),
             authority: Authority::Nothing,
             policy_authority: Authority::Nothing,
+            node_authority: Authority::Nothing,
         }
     }
 }

@@ -1,13 +1,13 @@
-//! A Node: its addresses and the pod ranges it was given.
+//! A Node: its addresses, the pod ranges it was given, and what its annotations say of routing.
 //!
-//! Kubernetes: `Node.status.addresses[]`, `Node.spec.podCIDRs` and `podCIDR`, and the annotations
+//! Kubernetes: `Node.status.addresses[]`, the condition `NetworkUnavailable`, `Node.spec.providerID`, `Node.spec.podCIDRs` and `podCIDR`, and the annotations
 //! `kube-router.io/pod-cidr` and `kube-router.io/pod-cidrs`, which win over the spec.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
-use crate::net::Family;
+use crate::net::{ExternalPeer, Family, PerFamily};
 
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Node {
@@ -15,6 +15,12 @@ pub struct Node {
     pub addresses: Vec<NodeAddress>,
     /// Both families, without duplicates, masked to the prefix.
     pub pod_cidrs: Vec<IpNet>,
+    /// The condition `NetworkUnavailable` is `True`, so that no pod comes here.
+    pub network_unavailable: bool,
+    /// `spec.providerID` says that it is a machine of AWS.
+    pub is_on_aws: bool,
+    /// What most nodes have nothing of.
+    pub routing: Option<Box<Routing>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,13 +35,85 @@ pub enum NodeAddressKind {
     External,
 }
 
+/// The annotations of a Node about BGP, parsed.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Routing {
+    /// `kube-router.io/node.asn`; not 0.
+    pub asn: Option<u32>,
+    pub reflection: Reflection,
+    pub prepend: Option<Prepend>,
+    /// `kube-router.io/node.bgp.communities`, in their order, without repetitions.
+    pub communities: Vec<u32>,
+    /// `kube-router.io/node.bgp.customimportreject`, masked.
+    pub import_reject: Vec<IpNet>,
+    /// `kube-router.io/peers`, or the lists `kube-router.io/peer.*`.
+    pub peers: Vec<ExternalPeer>,
+    /// `kube-router.io/bgp-local-addresses`; empty for the node's own.
+    pub local_addresses: Vec<IpAddr>,
+}
+
+/// What a node is in the reflection of routes (RFC 4456), and in which cluster of it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Reflection {
+    #[default]
+    None,
+    /// `kube-router.io/rr.server`.
+    Server(Ipv4Addr),
+    /// `kube-router.io/rr.client`, where it is no server.
+    Client(Ipv4Addr),
+}
+
+/// `kube-router.io/path-prepend.as` and `.repeat-n`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Prepend {
+    pub asn: u32,
+    /// Not 0.
+    pub times: u8,
+}
+
 impl Node {
     /// The address by which the node is known in one family: its first internal address of that family,
     /// else its first external one.
     pub fn address(&self, family: Family) -> Option<IpAddr> {
-        let of_kind = |kind| {
-            self.addresses.iter().find(|a| a.kind == kind && Family::from(a.address) == family).map(|a| a.address)
-        };
+        self.first(|address| Family::from(address) == family)
+    }
+
+    /// The address by which the node is known to its neighbours: its first internal address, else its first external one,
+    /// among those of the families that are on.
+    pub fn primary(&self, families: PerFamily<bool>) -> Option<IpAddr> {
+        self.first(|address| *families.of(Family::from(address)))
+    }
+
+    /// What its annotations say of routing.
+    pub fn routing(&self) -> &Routing {
+        static NOTHING: std::sync::LazyLock<Routing> = std::sync::LazyLock::new(Routing::default);
+        self.routing.as_deref().unwrap_or(&NOTHING)
+    }
+
+    fn first(&self, fits: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        let of_kind = |kind| self.addresses.iter().find(|a| a.kind == kind && fits(a.address)).map(|a| a.address);
         of_kind(NodeAddressKind::Internal).or_else(|| of_kind(NodeAddressKind::External))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_known_by_its_first_internal_address_of_a_family_that_is_on() {
+        let address = |kind, text: &str| NodeAddress { kind, address: text.parse().expect("an address") };
+        let node = Node {
+            addresses: vec![
+                address(NodeAddressKind::External, "203.0.113.1"),
+                address(NodeAddressKind::Internal, "2001:db8::1"),
+                address(NodeAddressKind::Internal, "192.0.2.1"),
+            ],
+            ..Node::default()
+        };
+        let primary = |v4, v6| node.primary(PerFamily { v4, v6 }).map(|address| address.to_string());
+        assert_eq!(primary(true, true).as_deref(), Some("2001:db8::1"));
+        assert_eq!(primary(true, false).as_deref(), Some("192.0.2.1"));
+        assert_eq!(primary(false, false), None);
     }
 }

@@ -27,6 +27,7 @@ pub struct Service {
     /// `spec.healthCheckNodePort`.
     pub health_check_node_port: Option<u16>,
     pub annotations: ProxyAnnotations,
+    pub announce: AnnounceAnnotations,
     /// `metadata.creationTimestamp` in seconds since 1970 (0 where absent). When two Services claim one
     /// address and port the older one has it, so that a newcomer cannot take what another already serves.
     pub created: i64,
@@ -78,6 +79,17 @@ pub struct ProxyAnnotations {
     pub local: bool,
     /// `kube-router.io/service.skiplbips`: load balancer addresses are not served.
     pub skip_load_balancer_ips: bool,
+}
+
+/// The `kube-router.io/service.advertise.*` annotations, which say more than the flags; `None` where absent or not understood.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct AnnounceAnnotations {
+    /// `kube-router.io/service.advertise.clusterip`.
+    pub cluster_ips: Option<bool>,
+    /// `kube-router.io/service.advertise.externalip`.
+    pub external_ips: Option<bool>,
+    /// `kube-router.io/service.advertise.loadbalancerip`.
+    pub load_balancer_ips: Option<bool>,
 }
 
 /// An IPVS scheduler, by the name that the kernel knows it by (`ip_vs_<name>`).

@@ -1,10 +1,16 @@
-//! Words for addresses: families, protocols, prefixes.
+//! Words for addresses and neighbours: families, protocols, prefixes; autonomous systems and secrets.
 //!
 //! Both address families are values here, never generic parameters: code is written once and asks
 //! a [`Family`] where the two differ. Prefixes are `ipnet::IpNet`, addresses `std::net::IpAddr`.
 
+pub mod asn;
+mod external_peer;
 mod family;
+pub mod go;
 mod protocol;
+mod secret;
 
+pub use external_peer::{ExternalPeer, Password};
 pub use family::{Family, PerFamily};
 pub use protocol::Protocol;
+pub use secret::{NoSecret, Secret};

@@ -32,7 +32,7 @@ use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{Setting, Wanted};
 use crate::model::Authority;
 use crate::net::Family;
-use crate::reconcile::{Drift, Growth, Mirror, Moment, Reflection, Target};
+use crate::reconcile::{Audits, Found, Growth, Mirror, Moment, Reflection, Target, audit};
 
 use super::desired::{Changed, Desired};
 use super::endpoints::DRAINING;
@@ -105,7 +105,7 @@ pub struct Mirrors<K: Kernel> {
     udp: UdpFlows,
     /// Whether a remembered cluster is put in place; `None` until the kernel could be read.
     uses_memory: Option<bool>,
-    audited: usize,
+    audits: Audits,
 }
 
 /// What one round did.
@@ -117,13 +117,6 @@ pub struct Round {
     pub steps: u64,
     /// Tracked flows to removed UDP backends that the kernel forgot, or why it could not.
     pub flows: Option<Result<usize, String>>,
-}
-
-/// Something that an audit found amiss.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Found {
-    pub family: &'static str,
-    pub drift: Drift,
 }
 
 impl<K: Kernel> Mirrors<K> {
@@ -141,7 +134,7 @@ impl<K: Kernel> Mirrors<K> {
             excluded,
             udp: UdpFlows::default(),
             uses_memory: None,
-            audited: 0,
+            audits: Audits::default(),
         }
     }
 
@@ -226,26 +219,21 @@ impl<K: Kernel> Mirrors<K> {
     /// the families, and whether the audit of all families is finished.
     pub fn audit(&mut self, desired: &Desired, at: Moment) -> (Vec<Found>, bool) {
         self.tell_ownership(desired);
-        let index = self.audited;
-        let mut families = self.reflections_mut();
-        let count = families.len();
-        let Some(family) = families.get_mut(index) else { return (Vec::new(), true) };
-        let (found, finished) = audit_one(*family, at);
-        if finished {
-            self.audited = (index + 1) % count;
-        }
-        (found, finished && self.audited == 0)
+        let mut audits = self.audits;
+        let audited = audits.next_portion(&mut self.reflections_mut(), at);
+        self.audits = audits;
+        audited
     }
 
     /// Looks at devices, addresses and routes at once: somebody else changed some of them.
     pub fn audit_routing(&mut self, at: Moment) -> Vec<Found> {
         let families: [&mut dyn Reflection; 3] = [&mut self.links, &mut self.addresses, &mut self.routes];
-        families.into_iter().flat_map(|family| audit_one(family, at).0).collect()
+        families.into_iter().flat_map(|family| audit(family, at).0).collect()
     }
 
     /// Looks at the rules at once: somebody else changed some.
     pub fn audit_rules(&mut self, at: Moment) -> Vec<Found> {
-        audit_one(&mut self.rules, at).0
+        audit(&mut self.rules, at).0
     }
 
     /// Every family, for questions that concern all of them.
@@ -429,12 +417,6 @@ impl<K: Kernel> Mirrors<K> {
         self.routes.grow(&desired.routes, Growth::Full, at);
         self.routes.shrink(&desired.routes, at);
     }
-}
-
-fn audit_one(family: &mut dyn Reflection, at: Moment) -> (Vec<Found>, bool) {
-    let name = family.name();
-    let audited = family.audit(at);
-    (audited.drift.into_iter().map(|drift| Found { family: name, drift }).collect(), audited.finished)
 }
 
 /// The element by which a virtual service is known to be ours.

@@ -5,8 +5,7 @@
 //! draining destination, the next portion of an audit). Cancelling it between two turns loses nothing:
 //! what is programmed stays, and the next start adopts it.
 
-use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,9 +18,10 @@ use crate::kernel::monitor::Changes;
 use crate::model::{Authority, EventClock, Table, World};
 use crate::net::PerFamily;
 use crate::observe::health::Pulse;
-use crate::reconcile::{Drift, Moment};
+use crate::reconcile::Moments;
 
-use super::apply::{Found, Kernel, Mirrors, Round, Targets};
+use super::apply::{Kernel, Mirrors, Round, Targets};
+use super::desired::Changed;
 use super::metrics::Metrics;
 use super::owners::Owner;
 use super::plan::Plan;
@@ -32,6 +32,10 @@ pub struct Surroundings {
     pub clock: Arc<EventClock>,
     /// What others did to the kernel.
     pub disturbances: watch::Receiver<Changes>,
+    /// Addresses that routers may still send traffic for (`closing`). Empty where nothing announces any.
+    pub believed: watch::Receiver<Table<IpAddr, ()>>,
+    /// Where it is said that what was known at the start is served.
+    pub served: watch::Sender<bool>,
     /// Which Service every virtual service belongs to, for whoever reads counters.
     pub owners: watch::Sender<Table<ServiceKey, Owner>>,
     pub pulse: Pulse,
@@ -60,9 +64,7 @@ pub struct Driver<K: Kernel> {
     rules_read_at: Option<Instant>,
     next_audit: Instant,
     audit_found: usize,
-    /// The troubles that were spoken of, by family.
-    told: BTreeMap<&'static str, String>,
-    randomness: RandomState,
+    moments: Moments,
     /// Steps performed since the start.
     steps: u64,
     /// Time spent since the start on calculating, and on comparing and changing the kernel.
@@ -98,8 +100,7 @@ impl<K: Kernel> Driver<K> {
             rules_read_at: None,
             next_audit: now + config.sync_period,
             audit_found: 0,
-            told: BTreeMap::new(),
-            randomness: RandomState::new(),
+            moments: Moments::since(now),
             steps: 0,
             computing: Duration::ZERO,
             programming: Duration::ZERO,
@@ -126,6 +127,7 @@ impl<K: Kernel> Driver<K> {
                     Err(_) => return,
                 },
                 Ok(()) = self.around.disturbances.changed() => self.note_disturbances(),
+                Ok(()) = self.around.believed.changed(), if self.plan.is_closing() => self.around.believed.mark_changed(),
                 () = tokio::time::sleep_until(deadline) => {}
             }
             self.turn();
@@ -141,6 +143,8 @@ impl<K: Kernel> Driver<K> {
     /// One turn: takes in what is new and brings it into the kernel.
     fn turn(&mut self) {
         let begun = Instant::now();
+        let withdrawn = self.take_believed();
+        self.mirrors.mark(&withdrawn);
         let seen = self.take_world(begun);
         let expired = self.plan.expire(begun);
         self.mirrors.mark(&expired);
@@ -183,6 +187,15 @@ impl<K: Kernel> Driver<K> {
         }
     }
 
+    /// Takes in what routers may still believe in.
+    fn take_believed(&mut self) -> Changed {
+        if !self.around.believed.has_changed().unwrap_or(false) {
+            return Changed::default();
+        }
+        let believed = self.around.believed.borrow_and_update().clone();
+        self.plan.set_believed(believed)
+    }
+
     /// Takes in the newest World. Returns when the earliest event in it was seen.
     fn take_world(&mut self, now: Instant) -> Option<Instant> {
         if !self.around.world.has_changed().unwrap_or(false) && self.authority != Authority::Nothing {
@@ -213,7 +226,7 @@ impl<K: Kernel> Driver<K> {
         if self.authority == Authority::Nothing || self.mirrors.is_settled() {
             return Round::default();
         }
-        let at = self.moment(now);
+        let at = self.moments.at(now);
         if self.authority == Authority::Complete && !self.adopted {
             // What an earlier run left in the kernel and nobody wants any more may still have connections.
             if let Some(existing) = self.mirrors.existing_virtuals(self.plan.desired(), at) {
@@ -249,10 +262,10 @@ impl<K: Kernel> Driver<K> {
             self.next_audit = now + self.config.sync_period;
             return;
         }
-        let at = self.moment(now);
+        let at = self.moments.at(now);
         let (found, finished) = self.mirrors.audit(self.plan.desired(), at);
         self.audit_found += found.len();
-        self.report(&found);
+        self.around.metrics.families.found(&found);
         if !found.is_empty() {
             self.steps += self.round(now).steps;
         }
@@ -278,61 +291,27 @@ impl<K: Kernel> Driver<K> {
 
     /// Compares what others say they changed, when they have had a moment to finish.
     fn look_at_disturbances(&mut self, now: Instant) {
-        let at = self.moment(now);
+        let at = self.moments.at(now);
         if self.routing_read_at.is_some_and(|due| due <= now) {
             self.routing_read_at = None;
             let found = self.mirrors.audit_routing(at);
-            self.report(&found);
+            self.around.metrics.families.found(&found);
         }
         if self.rules_read_at.is_some_and(|due| due <= now) {
             self.rules_read_at = None;
             let found = self.mirrors.audit_rules(at);
-            self.report(&found);
-        }
-    }
-
-    fn report(&self, found: &[Found]) {
-        for Found { family, drift } in found {
-            let (kind, object) = match drift {
-                Drift::Missing(object) => ("missing", object),
-                Drift::Different(object) => ("different", object),
-                Drift::Unexpected(object) => ("unexpected", object),
-            };
-            self.around.metrics.drift.with_label_values(&[*family, kind]).inc();
-            warn!(family, kind, object = %object, "Somebody else changed what is ours; repairing it");
+            self.around.metrics.families.found(&found);
         }
     }
 
     /// Logs troubles that began or ended, and publishes how the proxy stands.
     fn tell(&mut self, now: Instant) {
-        let mut troubles = Vec::new();
-        for family in self.mirrors.reflections() {
-            let name = family.name();
-            self.around
-                .metrics
-                .steps
-                .with_label_values(&[name])
-                .set(i64::try_from(family.steps_done()).unwrap_or(i64::MAX));
-            self.around.metrics.trouble.with_label_values(&[name]).set(i64::from(family.trouble().is_some()));
-            match family.trouble() {
-                Some(trouble) => {
-                    troubles.push(format!("{name}: {}", trouble.error));
-                    if self.told.get(name) != Some(&trouble.error) {
-                        warn!(family = name, objects = trouble.objects, error = %trouble.error, "The kernel is not as wanted; trying again");
-                        self.told.insert(name, trouble.error.clone());
-                    }
-                }
-                None => {
-                    if self.told.remove(name).is_some() {
-                        info!(family = name, "The kernel is as wanted again");
-                    }
-                }
-            }
-        }
+        let troubles = self.around.metrics.families.families(&self.mirrors.reflections());
         self.around.metrics.services.set(i64::try_from(self.plan.desired().virtuals.len()).unwrap_or(i64::MAX));
         self.around.metrics.draining.set(i64::try_from(self.plan.draining()).unwrap_or(i64::MAX));
         if !self.synced && self.authority != Authority::Nothing && troubles.is_empty() {
             self.synced = true;
+            self.around.served.send_replace(true);
             let virtual_services = self.plan.desired().virtuals.len();
             info!(
                 virtual_services,
@@ -347,11 +326,5 @@ impl<K: Kernel> Driver<K> {
         self.around.pulse.beat(now);
         self.around.pulse.ready(self.synced);
         self.around.pulse.trouble((!troubles.is_empty()).then(|| troubles.join("; ")));
-    }
-
-    fn moment(&self, now: Instant) -> Moment {
-        let mut hasher = self.randomness.build_hasher();
-        hasher.write_u128((now - self.started).as_nanos());
-        Moment { now, jitter: hasher.finish() as u32 }
     }
 }

@@ -11,7 +11,7 @@
 use std::net::SocketAddr;
 
 use crate::kernel::ipvs::{Destination, Forwarding};
-use crate::model::{Conditions, Endpoint, Endpoints, ServicePort};
+use crate::model::{Endpoint, Endpoints, ServicePort, Use};
 use crate::net::Family;
 
 /// Which of a Service's endpoints may be chosen.
@@ -39,12 +39,12 @@ pub fn destinations(
     drains: bool,
 ) -> Vec<Destination> {
     let candidates = candidates(endpoints, port, family, reach);
-    let any_ready = candidates.iter().any(|(_, standing)| *standing == Standing::Ready);
-    let weight = |standing: Standing| match standing {
-        Standing::Ready => Some(SERVING),
-        Standing::Terminating if !any_ready => Some(SERVING),
-        Standing::Terminating if drains => Some(DRAINING),
-        Standing::Terminating => None,
+    let any_ready = candidates.iter().any(|(_, standing)| *standing == Use::Ready);
+    let weight = |standing: Use| match standing {
+        Use::Ready => Some(SERVING),
+        Use::Terminating if !any_ready => Some(SERVING),
+        Use::Terminating if drains => Some(DRAINING),
+        Use::Terminating => None,
     };
     let mut destinations = Vec::with_capacity(candidates.len());
     destinations.extend(candidates.into_iter().filter_map(|(address, standing)| {
@@ -53,37 +53,15 @@ pub fn destinations(
     destinations
 }
 
-/// How far an endpoint may be used. The better one sorts later.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Standing {
-    Terminating,
-    Ready,
-}
-
-fn standing(conditions: Conditions) -> Option<Standing> {
-    if conditions.ready {
-        Some(Standing::Ready)
-    } else if conditions.serving && conditions.terminating {
-        Some(Standing::Terminating)
-    } else {
-        None
-    }
-}
-
 /// Sorted by address, each address once.
-fn candidates(
-    endpoints: &Endpoints,
-    port: &ServicePort,
-    family: Family,
-    reach: Reach<'_>,
-) -> Vec<(SocketAddr, Standing)> {
+fn candidates(endpoints: &Endpoints, port: &ServicePort, family: Family, reach: Reach<'_>) -> Vec<(SocketAddr, Use)> {
     let most = endpoints.slices.values().map(|slice| slice.endpoints.len()).sum();
     let mut candidates = Vec::with_capacity(most);
     for slice in endpoints.slices.values().filter(|slice| slice.family == family) {
         let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
         for number in numbers {
             for endpoint in slice.endpoints.iter().filter(|endpoint| is_within(endpoint, reach)) {
-                let Some(standing) = standing(endpoint.conditions) else { continue };
+                let Some(standing) = endpoint.conditions.use_of() else { continue };
                 candidates.push((SocketAddr::new(endpoint.address, number.port), standing));
             }
         }
@@ -106,7 +84,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::{EndpointPort, EndpointSlice};
+    use crate::model::{Conditions, EndpointPort, EndpointSlice};
     use crate::net::Protocol;
 
     const READY: Conditions = Conditions::READY;

@@ -6,9 +6,10 @@
 
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+use prometheus::{Histogram, HistogramOpts, IntGauge};
 
 use crate::observe::metrics::Registry;
+use crate::reconcile::Account;
 
 /// What the proxy's task counts.
 pub struct Metrics {
@@ -20,12 +21,8 @@ pub struct Metrics {
     pub programming: Histogram,
     /// Services computed anew.
     pub parts: prometheus::IntCounter,
-    /// Steps performed, by family.
-    pub steps: IntGaugeVec,
-    /// Objects whose last step failed, by family.
-    pub trouble: IntGaugeVec,
-    /// Differences that audits found, by family and kind.
-    pub drift: IntCounterVec,
+    /// How the families of kernel objects stand.
+    pub families: Account,
     /// Destinations that are kept for their connections only.
     pub draining: IntGauge,
 }
@@ -55,30 +52,13 @@ impl Metrics {
                 0.000_1,
             )?,
             parts: prometheus::IntCounter::new("sluice_proxy_services_computed_total", "Services computed anew")?,
-            steps: IntGaugeVec::new(
-                Opts::new("sluice_proxy_steps", "Changes made in the kernel since the start, by family of objects"),
-                &["family"],
-            )?,
-            trouble: IntGaugeVec::new(
-                Opts::new(
-                    "sluice_proxy_failing",
-                    "1 while a family of kernel objects is not as wanted because of failures",
-                ),
-                &["family"],
-            )?,
-            drift: IntCounterVec::new(
-                Opts::new("sluice_proxy_drift_total", "Objects that somebody else changed, found by audits"),
-                &["family", "kind"],
-            )?,
+            families: Account::register(registry, "sluice_proxy")?,
             draining: IntGauge::new("sluice_proxy_draining", "Destinations that are kept for their connections only")?,
         };
         registry.register(Box::new(metrics.services.clone()))?;
         registry.register(Box::new(metrics.round.clone()))?;
         registry.register(Box::new(metrics.programming.clone()))?;
         registry.register(Box::new(metrics.parts.clone()))?;
-        registry.register(Box::new(metrics.steps.clone()))?;
-        registry.register(Box::new(metrics.trouble.clone()))?;
-        registry.register(Box::new(metrics.drift.clone()))?;
         registry.register(Box::new(metrics.draining.clone()))?;
         Ok(metrics)
     }

@@ -17,7 +17,7 @@
 //! ([`endpoints`], [`traffic_policy`], [`session_affinity`], [`scheduler`], [`node_port`], [`external_ip`]);
 //! [`plan`] keeps the union of all parts, [`desired`], one for each key ([`owners`]), with what all Services
 //! share ([`guard`],
-//! [`masquerade`], [`settings`], [`local_node`]) and what is on its way out ([`drain`], [`udp_flows`]); [`apply`] brings it
+//! [`masquerade`], [`settings`], [`local_node`]) and what is on its way out ([`drain`], [`closing`], [`udp_flows`]); [`apply`] brings it
 //! into the kernel; [`driver`] is the loop. [`names`] pins what running nodes call these things.
 
 pub mod names;
@@ -36,6 +36,7 @@ pub mod guard;
 pub mod masquerade;
 pub mod settings;
 pub mod drain;
+pub mod closing;
 pub mod udp_flows;
 pub mod apply;
 pub mod linux;

@@ -8,6 +8,8 @@
 //!
 //! What several Services claim has one owner (`owners`).
 
+mod host;
+
 use std::collections::HashMap;
 use std::collections::btree_map::{BTreeMap, Entry as Place};
 use std::net::{IpAddr, SocketAddr};
@@ -16,14 +18,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::ProxyConfig;
-use crate::kernel::address::{AddressKey, KEEPER};
 use crate::kernel::ipset::{ElementKey, Entry};
 use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
-use crate::kernel::link::{Link, LinkKind, LinkName};
+use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
 use crate::model::{Endpoints, ObjectName, Scheduler, Service, Table, World};
 use crate::net::{Family, PerFamily, Protocol};
 
+use super::closing::{Closing, serves};
 use super::desired::{Changed, Desired};
 use super::drain::Draining;
 use super::endpoints::DRAINING;
@@ -31,7 +33,7 @@ use super::local_node::LocalNode;
 use super::names::{DEVICE, Set};
 use super::owners::{Owner, Owners};
 use super::part::{Claim, Surroundings, part};
-use super::{guard, masquerade, node_port, scheduler, settings};
+use super::{guard, node_port, scheduler};
 
 /// The desired state and everything needed to change it by parts.
 pub struct Plan {
@@ -47,6 +49,9 @@ pub struct Plan {
     /// How many elements each set shall hold.
     sizes: BTreeMap<(Set, Family), usize>,
     draining: Draining,
+    /// Addresses that routers may still send traffic for.
+    believed: Table<IpAddr, ()>,
+    closing: Closing,
 }
 
 /// A part, and what of its Service decides about conflicts and draining.
@@ -70,6 +75,8 @@ impl Plan {
             owners: Owners::default(),
             sizes: BTreeMap::new(),
             draining: Draining::default(),
+            believed: Table::default(),
+            closing: Closing::default(),
         }
     }
 
@@ -96,9 +103,29 @@ impl Plan {
         self.draining.len()
     }
 
-    /// When draining destinations are due to go, or to be looked at.
+    /// When draining destinations are due to go, or to be looked at, or something is closed for good.
     pub fn deadline(&self) -> Option<Instant> {
-        self.draining.deadline()
+        self.draining.deadline().into_iter().chain(self.closing.deadline()).min()
+    }
+
+    /// Something stays open until routers have been told.
+    pub fn is_closing(&self) -> bool {
+        !self.closing.is_empty()
+    }
+
+    /// The virtual services that stay open for the moment.
+    pub fn closing(&self) -> impl Iterator<Item = ServiceKey> + '_ {
+        self.closing.keys()
+    }
+
+    /// Takes in which addresses routers may still send traffic for.
+    pub fn set_believed(&mut self, believed: Table<IpAddr, ()>) -> Changed {
+        self.believed = believed;
+        let mut changed = Changed::default();
+        let told = |key: &ServiceKey| address_of(key).is_none_or(|address| self.believed.get(&address).is_none());
+        let over: Vec<ServiceKey> = self.closing.keys().filter(told).collect();
+        self.close(over, &mut changed);
+        changed
     }
 
     /// Takes in a newer World and says what that changed.
@@ -134,6 +161,7 @@ impl Plan {
                 self.update_service(name, Some((service, its)), now, &mut changed);
             }
         }
+        self.close_what_others_keep_open(&mut changed);
         self.resize_sets(&mut changed);
         changed
     }
@@ -154,9 +182,10 @@ impl Plan {
         changed
     }
 
-    /// Lets destinations go whose time is over.
+    /// Lets destinations go whose time is over, and what has been kept open for long enough.
     pub fn expire(&mut self, now: Instant) -> Changed {
         let mut changed = Changed::default();
+        self.close(self.closing.overdue(now), &mut changed);
         for key in self.draining.expire(now) {
             self.compose(key, &mut changed);
         }
@@ -214,7 +243,36 @@ impl Plan {
             let has_it = self.owners.update(key, name, bid, &mut changed.notes);
             let claim = if has_it { claim } else { self.claim(&key) };
             let wanted = claim.map(|claim| claim.virtual_service.clone());
-            self.put_virtual(key, wanted, changed);
+            if self.is_to_stay(key, wanted.as_ref()) {
+                self.closing.begin(key, now);
+            } else {
+                self.closing.end(&key);
+                self.put_virtual(key, wanted, changed);
+            }
+        }
+    }
+
+    /// Whether a virtual service stays as it is, because it would close an address that routers still believe in.
+    fn is_to_stay(&self, key: ServiceKey, wanted: Option<&Virtual>) -> bool {
+        let is_believed = address_of(&key).is_some_and(|address| self.believed.get(&address).is_some());
+        is_believed && !wanted.is_some_and(serves) && self.desired.virtuals.get(&key).is_some_and(serves)
+    }
+
+    /// An address of which another port is served here is not withdrawn: nobody has to be waited for.
+    fn close_what_others_keep_open(&mut self, changed: &mut Changed) {
+        let is_served = |key: &ServiceKey| {
+            let others = address_of(key).map(|address| self.desired.virtuals.range(services_on(address)));
+            others.into_iter().flatten().any(|(other, found)| serves(found) && !self.closing.contains(other))
+        };
+        let served: Vec<ServiceKey> = self.closing.keys().filter(is_served).collect();
+        self.close(served, changed);
+    }
+
+    /// Lets virtual services become what they are to be by now.
+    fn close(&mut self, keys: Vec<ServiceKey>, changed: &mut Changed) {
+        for key in keys {
+            self.closing.end(&key);
+            self.compose(key, changed);
         }
     }
 
@@ -257,6 +315,9 @@ impl Plan {
 
     /// Brings one virtual service, and what follows from it, up to date in the desired state.
     fn compose(&mut self, key: ServiceKey, changed: &mut Changed) {
+        if self.closing.contains(&key) {
+            return;
+        }
         let wanted = self.claim(&key).map(|claim| claim.virtual_service.clone());
         self.put_virtual(key, wanted, changed);
     }
@@ -364,58 +425,6 @@ impl Plan {
             *size = if present { *size + 1 } else { size.saturating_sub(1) };
             changed.elements.push(key);
         }
-    }
-
-    /// What does not belong to a single Service: the device, the host's addresses in their set, the rules, and
-    /// the routes' source. Called when the node changed.
-    fn replace_common(&mut self, changed: &mut Changed) {
-        self.desired.links = BTreeMap::from([(LinkName(DEVICE.into()), Link { kind: LinkKind::Dummy, up: true })]);
-        self.keep_device(changed);
-        let settings = settings::settings(&self.node, self.kernel);
-        changed.settings = settings != self.desired.settings;
-        self.desired.settings = settings;
-        let mut rules = BTreeMap::new();
-        for family in self.node.enabled_families() {
-            if self.config.guard {
-                rules.extend(guard::rules(family));
-            }
-            rules.extend(masquerade::rules(&self.node, self.config.masquerade_all, family));
-        }
-        let old = std::mem::replace(&mut self.desired.rules, rules);
-        changed.rules.extend(different_keys(&old, &self.desired.rules));
-
-        let names = Family::BOTH.map(|family| Set::LocalAddresses.name(family));
-        let listed = self.desired.elements.keys().filter(|key| names.contains(&key.set)).map(|key| key.entry);
-        let gone: Vec<Entry> = listed.filter(|entry| !self.node.lists(entry)).collect();
-        for entry in gone {
-            self.put_element(Set::LocalAddresses, entry, false, changed);
-        }
-        let enabled = |address: &&IpAddr| *self.node.families.of(Family::from(**address));
-        let own: Vec<IpAddr> = self.node.addresses.iter().filter(enabled).copied().collect();
-        for address in own {
-            self.put_element(Set::LocalAddresses, Entry::Ip(address), true, changed);
-        }
-        let mut used: Vec<IpAddr> = self.desired.virtuals.keys().filter_map(address_of).collect();
-        used.dedup();
-        for address in used {
-            self.follow_use(address, true, changed);
-        }
-    }
-
-    /// One address without meaning on the device: with the last IPv4 address the kernel drops all IPv4 routes of
-    /// a device, and the last one may be kube-router's, which go while our routes stay. The kernel makes a
-    /// local route for it, which reads as one of ours.
-    fn keep_device(&mut self, changed: &mut Changed) {
-        let link = LinkName(DEVICE.into());
-        let key = local_route_key(KEEPER.addr());
-        self.desired.addresses.clear();
-        self.desired.routes.remove(&key);
-        if self.node.families.v4 {
-            let route = Route { source: Some(KEEPER.addr()), ..self.local_route(Family::V4) };
-            self.desired.addresses.insert(AddressKey { link, address: KEEPER }, ());
-            self.desired.routes.insert(key.clone(), route);
-        }
-        changed.routes.push(key);
     }
 
     /// Keeps the sets large enough for what they shall hold.

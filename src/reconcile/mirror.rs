@@ -4,21 +4,19 @@
 //! dirty until the kernel is seen to hold what is wanted, so a round that is cut short, by a failure or
 //! because shrinking is not allowed yet, is simply continued by the next one.
 
-use std::cmp::Ordering;
+mod audited;
+mod differing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeBounds;
 use std::time::Instant;
 
+use self::differing::side_by_side;
 use super::backoff::Backoff;
+use super::moment::Moment;
 use super::target::{Phase, Step, Target};
 
-/// When a round happens, and the randomness it may use; both come from outside so that tests decide them.
-#[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    pub now: Instant,
-    /// Any number; spreads retries.
-    pub jitter: u32,
-}
+pub use self::differing::Differing;
 
 /// What growing may do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,6 +73,9 @@ enum Dirty<K> {
     All,
     Keys(BTreeSet<K>),
 }
+
+/// The parts of steps: the key, what is there, and what shall be.
+type Planned<T> = Vec<(<T as Target>::Key, Option<<T as Target>::Value>, Option<<T as Target>::Value>)>;
 
 /// One portion of an audit.
 #[derive(Default, Debug)]
@@ -137,10 +138,58 @@ impl<T: Target> Mirror<T> {
         self.seen.as_ref().is_some_and(|seen| seen.contains_key(key))
     }
 
+    /// How many of the wanted objects among `these` are not known to exist, in whatever form. Costs what is dirty.
+    pub fn missing(&self, want: &BTreeMap<T::Key, T::Value>, these: impl Fn(&T::Key) -> bool) -> usize {
+        let lacks = |key: &&T::Key| these(key) && !self.has(key) && want.contains_key(*key);
+        match &self.dirty {
+            Dirty::Keys(keys) if self.seen.is_some() => keys.iter().filter(lacks).count(),
+            Dirty::Keys(_) | Dirty::All => want.keys().filter(lacks).count(),
+        }
+    }
+
     /// Whether it is known that none of these keys exists: a key in doubt may.
     pub fn lacks(&self, keys: impl RangeBounds<T::Key> + Clone) -> bool {
         let Some(seen) = self.seen.as_ref() else { return false };
         seen.range(keys.clone()).next().is_none() && self.doubtful.range(keys).next().is_none()
+    }
+
+    /// Whether it is not known of some object what it is: it could not be read, changed or deleted.
+    pub fn is_in_doubt(&self) -> bool {
+        self.seen.is_none() || !self.doubtful.is_empty()
+    }
+
+    /// The keys whose last step failed and that were not read back since: nobody knows what the kernel holds there.
+    pub fn doubts(&self) -> impl Iterator<Item = &T::Key> {
+        self.doubtful.iter()
+    }
+
+    /// What is wanted and not there, and what is there and not wanted, as far as is known.
+    pub fn differing(&self, want: &BTreeMap<T::Key, T::Value>) -> Differing<T::Key> {
+        let mut differing = Differing { missing: Vec::new(), surplus: Vec::new() };
+        let Some(seen) = self.seen.as_ref() else { return differing };
+        let mut note = |key: &T::Key, is_there: bool, is_wanted: bool| match (is_there, is_wanted) {
+            _ if self.doubtful.contains(key) => {}
+            (false, true) => differing.missing.push(key.clone()),
+            (true, false) => differing.surplus.push(key.clone()),
+            (true, true) | (false, false) => {}
+        };
+        match &self.dirty {
+            Dirty::Keys(keys) => keys.iter().for_each(|key| note(key, seen.contains_key(key), want.contains_key(key))),
+            Dirty::All => {
+                side_by_side(seen, want).for_each(|(key, have, wanted)| note(key, have.is_some(), wanted.is_some()));
+            }
+        }
+        differing
+    }
+
+    /// The keys of objects that could not be created or changed when that was tried the last time.
+    pub fn failing_to_grow(&self) -> impl Iterator<Item = &T::Key> {
+        self.failing.iter().filter(|(_, phase)| **phase == Phase::Grow).map(|(key, _)| key)
+    }
+
+    /// The target itself, to ask.
+    pub fn peek(&self) -> &T {
+        &self.target
     }
 
     /// The target itself, for what is not a step.
@@ -168,12 +217,33 @@ impl<T: Target> Mirror<T> {
         at: Moment,
         may_come: impl Fn(&T::Key) -> bool,
     ) -> Vec<T::Key> {
+        self.grow_those(want, growth, at, (may_come, |_| true))
+    }
+
+    /// Like [`grow`](Mirror::grow), but only where `among` says so. The others stay dirty, also where they exist.
+    pub fn grow_among(
+        &mut self,
+        want: &BTreeMap<T::Key, T::Value>,
+        growth: Growth,
+        at: Moment,
+        among: impl Fn(&T::Key) -> bool,
+    ) -> Vec<T::Key> {
+        self.grow_those(want, growth, at, (&among, &among))
+    }
+
+    fn grow_those(
+        &mut self,
+        want: &BTreeMap<T::Key, T::Value>,
+        growth: Growth,
+        at: Moment,
+        (may_come, may_change): (impl Fn(&T::Key) -> bool, impl Fn(&T::Key) -> bool),
+    ) -> Vec<T::Key> {
         if self.is_settled() || !self.learn(at) {
             return Vec::new();
         }
         let steps = self.planned(want, |key, have, wanted| match (have, wanted) {
             (None, Some(wanted)) => (growth != Growth::Nothing && may_come(key)).then(|| Some(wanted.clone())),
-            (Some(have), Some(wanted)) if have != wanted && growth == Growth::Full => {
+            (Some(have), Some(wanted)) if have != wanted && growth == Growth::Full && may_change(key) => {
                 let grown = T::grown(have, wanted);
                 (grown != *have).then_some(Some(grown))
             }
@@ -271,15 +341,11 @@ impl<T: Target> Mirror<T> {
             match self.target.read_some(&keys) {
                 Ok(found) => {
                     let seen = self.seen.as_mut().expect("seen was checked above");
-                    for key in &keys {
-                        seen.remove(key);
-                    }
+                    keys.iter().for_each(|key| drop(seen.remove(key)));
                     seen.extend(found);
                     self.doubtful.clear();
                     self.backoff.tried();
-                    for key in keys {
-                        self.mark(key);
-                    }
+                    keys.into_iter().for_each(|key| self.mark(key));
                 }
                 Err(error) => {
                     self.unreadable(error.to_string(), at);
@@ -291,12 +357,11 @@ impl<T: Target> Mirror<T> {
     }
 
     /// The steps for all dirty keys for which `after` names a state to reach.
-    #[expect(clippy::type_complexity, reason = "a step's parts, used in two places")]
     fn planned(
         &self,
         want: &BTreeMap<T::Key, T::Value>,
         after: impl Fn(&T::Key, Option<&T::Value>, Option<&T::Value>) -> Option<Option<T::Value>>,
-    ) -> Vec<(T::Key, Option<T::Value>, Option<T::Value>)> {
+    ) -> Planned<T> {
         let Some(seen) = self.seen.as_ref() else { return Vec::new() };
         let plan = |(key, have, wanted): (&T::Key, Option<&T::Value>, Option<&T::Value>)| {
             if self.doubtful.contains(key) {
@@ -310,13 +375,7 @@ impl<T: Target> Mirror<T> {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "a step's parts, used in two places")]
-    fn perform(
-        &mut self,
-        phase: Phase,
-        planned: Vec<(T::Key, Option<T::Value>, Option<T::Value>)>,
-        at: Moment,
-    ) -> Vec<T::Key> {
+    fn perform(&mut self, phase: Phase, planned: Planned<T>, at: Moment) -> Vec<T::Key> {
         if planned.is_empty() {
             return Vec::new();
         }
@@ -391,25 +450,6 @@ impl<T: Target> Mirror<T> {
     }
 }
 
-/// Every key of two maps, in order, with its value in each.
-fn side_by_side<'a, K: Ord, V>(
-    one: &'a BTreeMap<K, V>,
-    other: &'a BTreeMap<K, V>,
-) -> impl Iterator<Item = (&'a K, Option<&'a V>, Option<&'a V>)> {
-    let (mut one, mut other) = (one.iter().peekable(), other.iter().peekable());
-    std::iter::from_fn(move || {
-        let order = match (one.peek(), other.peek()) {
-            (Some((key, _)), Some((others, _))) => key.cmp(others),
-            (Some(_), None) => Ordering::Less,
-            (None, _) => Ordering::Greater,
-        };
-        let here = if order.is_le() { one.next() } else { None };
-        let there = if order.is_ge() { other.next() } else { None };
-        let (key, _) = here.or(there)?;
-        Some((key, here.map(|(_, value)| value), there.map(|(_, value)| value)))
-    })
-}
-
 impl<T: Target> Reflection for Mirror<T> {
     /// The family's name.
     fn name(&self) -> &'static str {
@@ -454,40 +494,6 @@ impl<T: Target> Reflection for Mirror<T> {
                 Audited { drift: Vec::new(), finished: true }
             }
         }
-    }
-}
-
-impl<T: Target> Mirror<T> {
-    fn audit_next_portion(&mut self) -> Result<Audited, T::Error> {
-        use std::ops::Bound;
-        let Some(seen) = self.seen.as_ref() else { return Ok(Audited { drift: Vec::new(), finished: true }) };
-        let most = self.target.audit_portion();
-        let at_once = seen.len() <= most && self.audit_from.is_none();
-        let begin = self.audit_from.take().map_or(Bound::Unbounded, Bound::Included);
-        let mut range = seen.range((begin, Bound::Unbounded));
-        let portion: Vec<T::Key> = range.by_ref().take(most).map(|(key, _)| key.clone()).collect();
-        self.audit_from = range.next().map(|(key, _)| key.clone());
-        let keys: Vec<T::Key> = portion.into_iter().filter(|key| !self.doubtful.contains(key)).collect();
-        let mut found = if at_once { self.target.read()? } else { self.target.read_some(&keys)? };
-        let mut drift = Vec::new();
-        for key in keys {
-            self.compare_one(key, &mut found, &mut drift);
-        }
-        let finished = self.audit_from.is_none();
-        if finished {
-            let existing = if at_once { found.into_keys().collect() } else { self.target.keys()? };
-            for key in self.unknown_among(existing) {
-                drift.push(Drift::Unexpected(key.to_string()));
-                self.doubtful.insert(key.clone());
-                self.mark(key);
-            }
-        }
-        Ok(Audited { drift, finished })
-    }
-
-    fn unknown_among(&self, existing: BTreeSet<T::Key>) -> Vec<T::Key> {
-        let known = |key: &T::Key| self.seen.as_ref().is_some_and(|seen| seen.contains_key(key));
-        existing.into_iter().filter(|key| !known(key) && !self.doubtful.contains(key)).collect()
     }
 }
 

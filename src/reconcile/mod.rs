@@ -1,6 +1,7 @@
 //! Making the kernel equal to what is wanted, whatever it was before.
 //!
-//! Three small things carry every subsystem:
+//! Three small things carry every subsystem, with [`Audits`] that look through several families by turns and an
+//! [`Account`] of how they stand:
 //! - a [`Target`] is one family of kernel objects: it reads what is ours and performs steps;
 //! - a [`Mirror`] is a target and what was last seen of it: it compares (pure) and asks for the steps;
 //! - [`Backoff`] says when a failed step is tried again.
@@ -15,10 +16,16 @@
 //! - *Foreign objects are neither returned nor touched.*
 //! - *Cleanup is reconciling to nothing.* There is no second code path.
 
+mod account;
+mod audits;
 mod backoff;
 mod mirror;
+mod moment;
 mod target;
 
+pub use account::Account;
+pub use audits::{Audits, Found, audit};
 pub use backoff::Backoff;
-pub use mirror::{Audited, Drift, Growth, Mirror, Moment, Reflection, Trouble};
+pub use mirror::{Audited, Differing, Drift, Growth, Mirror, Reflection, Trouble};
+pub use moment::{Moment, Moments};
 pub use target::{Failure, Phase, Step, Target};

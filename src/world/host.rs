@@ -6,10 +6,11 @@
 //! - IPv6 link-local ones, which no Service can have: every pod that starts brings a device with one, and the
 //!   start of a pod must not look like a change of the host.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::kernel::address::{HostAddress as Found, Scope};
-use crate::model::{Host, HostAddress};
+use crate::model::{Host, HostAddress, HostLink, OnLink};
 
 /// Devices that carry service addresses: ours and kube-router's, kube-proxy's, and NodeLocal DNSCache's.
 const CARRY_SERVICE_ADDRESSES: [&str; 3] = ["kube-dummy-if", "kube-ipvs0", "nodelocaldns"];
@@ -20,7 +21,10 @@ pub fn host(node_name: &str, found: Vec<Found>) -> Host {
         let link_local = matches!(found.address.addr(), IpAddr::V6(address) if address.is_unicast_link_local());
         !link_local && !CARRY_SERVICE_ADDRESSES.contains(&found.link.0.as_str())
     });
+    let own: Vec<Found> = own.collect();
+    let (on_link, links) = (on_link(&own), links(&own));
     let mut addresses: Vec<HostAddress> = own
+        .into_iter()
         .map(|found| HostAddress {
             address: found.address.addr(),
             link: found.link.0,
@@ -28,7 +32,24 @@ pub fn host(node_name: &str, found: Vec<Found>) -> Host {
         })
         .collect();
     addresses.sort();
-    Host { node_name: node_name.into(), addresses }
+    Host { node_name: node_name.into(), addresses, on_link, links }
+}
+
+/// The networks of the addresses. One of host length is on no network: what is behind it the routes say.
+fn on_link(own: &[Found]) -> Vec<OnLink> {
+    let is_network = |found: &&Found| {
+        found.up && found.scope != Scope::Host && found.address.prefix_len() < found.address.max_prefix_len()
+    };
+    let networks = own.iter().filter(is_network);
+    let all: BTreeSet<OnLink> =
+        networks.map(|found| OnLink { prefix: found.address.trunc(), link: found.link.0.clone() }).collect();
+    all.into_iter().collect()
+}
+
+fn links(own: &[Found]) -> Vec<HostLink> {
+    let all: BTreeSet<HostLink> =
+        own.iter().map(|found| HostLink { name: found.link.0.clone(), mtu: found.mtu }).collect();
+    all.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -56,8 +77,24 @@ mod tests {
         assert_eq!(kept, ["192.0.2.7"]);
     }
 
+    #[test]
+    fn networks_are_those_of_the_addresses_that_are_not_alone() {
+        let listed = vec![
+            found("lo", "127.0.0.1/8", Scope::Host),
+            found("eth0", "192.0.2.1/24", Scope::Global),
+            found("eth0", "192.0.2.9/24", Scope::Global),
+            found("eth0", "2001:db8::1/64", Scope::Global),
+            found("eth1", "203.0.113.1/32", Scope::Global),
+        ];
+        let host = host("node1", listed);
+        let networks: Vec<String> = host.on_link.iter().map(|one| format!("{} {}", one.prefix, one.link)).collect();
+        assert_eq!(networks, ["192.0.2.0/24 eth0", "2001:db8::/64 eth0"]);
+        let links: Vec<String> = host.links.iter().map(|one| format!("{} {}", one.name, one.mtu)).collect();
+        assert_eq!(links, ["eth0 1500", "eth1 1500", "lo 1500"]);
+    }
+
     fn found(link: &str, address: &str, scope: Scope) -> Found {
         let address = address.parse().expect("an address with its prefix length");
-        Found { link: LinkName(link.into()), kind: LinkKind::Dummy, up: true, address, scope }
+        Found { link: LinkName(link.into()), kind: LinkKind::Dummy, up: true, mtu: 1500, address, scope }
     }
 }

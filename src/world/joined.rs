@@ -5,8 +5,8 @@
 //! A listing grows at once and shrinks at its end: what it does not name is removed only when it is over,
 //! because until then absence proves nothing.
 //!
-//! What is known together is judged together: the kinds that the service proxy needs, and those that the firewall
-//! needs. Neither waits for the other's, and while nothing may be done with a kind its changes are nobody's news.
+//! What is known together is judged together: the kinds that the service proxy needs, those that the firewall needs, and all
+//! nodes, which the router needs. None waits for the others', and while nothing may be done with a kind its changes are nobody's news.
 //!
 //! An object that cannot be understood keeps its last good version. Where there is none its kinds are known in part
 //! only, until they have been complete once: from then on it is a new object which never was in force.
@@ -30,6 +30,7 @@ pub struct Joined {
     listings: Vec<Listing>,
     proxied: Part,
     policed: Part,
+    routed: Part,
     /// The last known state has been asked for.
     has_asked: bool,
     shows_life: bool,
@@ -47,17 +48,23 @@ pub struct Standing {
     pub proxied: Authority,
     /// Over what the firewall needs.
     pub policed: Authority,
+    /// Over all nodes.
+    pub routed: Authority,
 }
 
-/// Kinds that are known together. The Node of this host is needed by every part and makes none.
+/// Kinds that are known together.
 struct Part {
     kinds: &'static [Kind],
+    is_wanted: bool,
+    /// What is remembered of these kinds is all that there was.
+    may_be_remembered: bool,
     was_complete: bool,
     now: Authority,
 }
 
 const PROXIED: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
 const POLICED: [Kind; 4] = [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Node];
+const ROUTED: [Kind; 1] = [Kind::Node];
 
 /// How far one kind has been listed.
 struct Listing {
@@ -79,8 +86,9 @@ impl Joined {
             host: Arc::new(Host::default()),
             slices: HashMap::new(),
             listings: wanted.iter().map(listing).collect(),
-            proxied: Part { kinds: &PROXIED, was_complete: false, now: Authority::Nothing },
-            policed: Part { kinds: &POLICED, was_complete: false, now: Authority::Nothing },
+            proxied: Part::new(&PROXIED, wanted.iter().any(|wanted| is_beside_nodes(wanted, &PROXIED))),
+            policed: Part::new(&POLICED, wanted.iter().any(|wanted| is_beside_nodes(wanted, &POLICED))),
+            routed: Part::new(&ROUTED, wanted.contains(&Wanted::Nodes)),
             has_asked: false,
             shows_life: false,
             unreadable: false,
@@ -95,19 +103,28 @@ impl Joined {
         Standing {
             proxied: self.proxied.authority(&self.listings, sound),
             policed: self.policed.authority(&self.listings, sound),
+            routed: self.routed.authority(&self.listings, sound),
         }
     }
 
     /// Whether everything that is wanted is known in full, as of the last standing.
     pub fn is_complete(&self) -> bool {
-        let parts = [&self.proxied, &self.policed];
-        parts.iter().all(|part| part.now == Authority::Complete || !part.is_wanted(&self.listings))
+        self.parts().all(|part| part.now == Authority::Complete || !part.is_wanted)
     }
 
     /// The World as of now.
     pub fn world(&self, standing: Standing) -> World {
-        let Standing { proxied: authority, policed: policy_authority } = standing;
-        World { cluster: self.cluster.clone(), host: self.host.clone(), authority, policy_authority }
+        let Standing { proxied: authority, policed: policy_authority, routed: node_authority } = standing;
+        World { cluster: self.cluster.clone(), host: self.host.clone(), authority, policy_authority, node_authority }
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        [&self.proxied, &self.policed, &self.routed].into_iter()
+    }
+
+    /// Whether the Node that this host is has been heard of.
+    pub fn has_own_node(&self) -> bool {
+        self.cluster.nodes.get(&self.host.node_name).is_some()
     }
 
     /// Whether anything changed since the last call.
@@ -146,7 +163,8 @@ impl Joined {
     /// counts more.
     pub fn remember(&mut self, remembered: Known) {
         self.has_asked = true;
-        let Known { cluster, kinds } = remembered;
+        let Known { cluster, kinds, all_nodes } = remembered;
+        self.routed.may_be_remembered = all_nodes;
         for kind in kinds {
             let missing = self.listings.iter_mut().filter(|listing| listing.kind == kind && !listing.is_known);
             if missing.map(|listing| listing.is_remembered = true).count() > 0 {
@@ -250,7 +268,7 @@ impl Joined {
             Object::NetworkPolicy(name, value) => set(&mut own.policies, name, value),
             Object::Unreadable(_) => false,
         };
-        let told = [&self.proxied, &self.policed].iter().any(|part| part.tells(kind));
+        let told = self.parts().any(|part| part.tells(kind));
         self.unpublished |= changed && told;
         changed && told
     }
@@ -322,13 +340,22 @@ impl Joined {
     }
 }
 
+/// The Node of this host is needed by every part and makes none.
+fn is_beside_nodes(wanted: &Wanted, kinds: &[Kind]) -> bool {
+    wanted.kind() != Kind::Node && kinds.contains(&wanted.kind())
+}
+
 impl Part {
+    fn new(kinds: &'static [Kind], is_wanted: bool) -> Part {
+        Part { kinds, is_wanted, may_be_remembered: true, was_complete: false, now: Authority::Nothing }
+    }
+
     fn authority(&mut self, listings: &[Listing], sound: impl Fn(Kind) -> bool) -> Authority {
         let own = || listings.iter().filter(|listing| self.kinds.contains(&listing.kind));
         let is_listed = own().all(|listing| listing.is_known);
-        let is_wanted = self.is_wanted(listings);
+        let is_wanted = self.is_wanted;
         let complete = self.was_complete || is_listed && own().all(|listing| sound(listing.kind));
-        let remembered = own().all(|listing| listing.is_known || listing.is_remembered);
+        let remembered = self.may_be_remembered && own().all(|listing| listing.is_known || listing.is_remembered);
         self.was_complete = is_wanted && complete;
         self.now = match (is_wanted, complete, is_listed, remembered) {
             (false, ..) => Authority::Nothing,
@@ -338,10 +365,6 @@ impl Part {
             (true, false, false, false) => Authority::Nothing,
         };
         self.now
-    }
-
-    fn is_wanted(&self, listings: &[Listing]) -> bool {
-        listings.iter().any(|listing| listing.kind != Kind::Node && self.kinds.contains(&listing.kind))
     }
 
     /// Whether a change of this kind is anybody's news.

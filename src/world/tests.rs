@@ -8,12 +8,13 @@ use super::*;
 use crate::k8s::Kind;
 use crate::k8s::client::{Access, client};
 use crate::k8s::watch::tests::api_server::{self, ApiServer};
-use crate::model::{Change, HostAddress, ObjectName, Pod};
+use crate::model::{Change, HostAddress, ObjectName, Pod, Report};
 
 struct Rig {
     messages: mpsc::Sender<Message>,
     host: watch::Sender<Arc<Host>>,
     world: watch::Receiver<World>,
+    report: watch::Receiver<Report>,
     clock: Arc<EventClock>,
     origin: Instant,
     stop: oneshot::Sender<()>,
@@ -25,14 +26,22 @@ fn rig(state_dir: Option<&Path>) -> Rig {
     let (messages, receiver) = mpsc::channel(16);
     let (host, host_receiver) = watch::channel(Arc::new(Host { node_name: "node-1".into(), ..Host::default() }));
     let (out, world) = watch::channel(World::empty());
+    let (report_out, report) = watch::channel(Report::default());
     let origin = Instant::now();
     let clock = Arc::new(EventClock::new(origin));
     let wanted = vec![Wanted::Services];
     let last_known = state_dir.map(LastKnown::new);
-    let inputs = Inputs { messages: receiver, wanted, host: host_receiver, last_known, clocks: vec![clock.clone()] };
+    let inputs = Inputs {
+        messages: receiver,
+        wanted,
+        host: host_receiver,
+        last_known,
+        clocks: vec![clock.clone()],
+        report: report_out,
+    };
     let (stop, stopped) = oneshot::channel();
     let running = tokio::spawn(run(inputs, out, async move { drop(stopped.await) }));
-    Rig { messages, host, world, clock, origin, stop, running }
+    Rig { messages, host, world, report, clock, origin, stop, running }
 }
 
 impl Rig {
@@ -67,6 +76,29 @@ async fn nothing_is_published_before_anything_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_odd_about_our_own_node_is_reported_for_as_long_as_it_is() {
+    let mut rig = rig(None);
+    let node = |name: &str, annotation: &str, network: &str| {
+        let yaml = format!(
+            "{{metadata: {{name: {name}, annotations: {{kube-router.io/node.asn: '{annotation}'}}}}, \
+             status: {{conditions: [{{type: NetworkUnavailable, status: '{network}'}}]}}}}"
+        );
+        let object = serde_saphyr::from_str(&yaml).expect("the test's YAML is sound");
+        let (object, warnings) = crate::k8s::parse::node_object(&object, &mut crate::k8s::parse::Pool::default());
+        Event::Object(object, warnings)
+    };
+    rig.say(1, node("node-2", "none", "True")).await;
+    rig.say(2, node("node-1", "many", "True")).await;
+    rig.report.changed().await.expect("the World is being built");
+    let report = rig.report.borrow_and_update().clone();
+    let odd = "kube-router.io/node.asn: \"many\" is not an AS number; the node has none";
+    assert_eq!((report.is_denied, report.odd), (true, [odd.to_owned()].into()), "of others nothing is said");
+    rig.say(3, node("node-1", "65001", "False")).await;
+    rig.report.changed().await.expect("the World is being built");
+    assert_eq!(*rig.report.borrow_and_update(), Report::default());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_earliest_event_of_all_that_a_consumer_slept_through_is_its_time() {
     let mut rig = rig(None);
     rig.say(1, Event::Listing(Kind::Service)).await;
@@ -91,7 +123,7 @@ async fn a_new_address_of_the_host_is_a_new_world() {
     rig.say(1, Event::Listed(Kind::Service)).await;
     rig.next().await;
     let address = HostAddress { address: "192.0.2.1".parse().expect("sound"), link: "eth0".into(), global: true };
-    let host = Host { node_name: "node-1".into(), addresses: vec![address] };
+    let host = Host { node_name: "node-1".into(), addresses: vec![address], ..Host::default() };
     rig.host.send_replace(Arc::new(host.clone()));
     assert_eq!(*rig.next().await.host, host);
     rig.host.send_replace(Arc::new(host));
@@ -197,15 +229,23 @@ fn from_api(client: kube::Client, state_dir: &Path, wanted: &[Wanted]) -> Rig {
     let (messages, receiver) = mpsc::channel(256);
     let (host, host_receiver) = watch::channel(Arc::new(Host::default()));
     let (out, world) = watch::channel(World::empty());
+    let (report_out, report) = watch::channel(Report::default());
     let origin = Instant::now();
     let clock = Arc::new(EventClock::new(origin));
     let wanted = wanted.to_vec();
     tokio::spawn(crate::k8s::watch::run(client, wanted.clone(), messages.clone()));
     let last_known = Some(LastKnown::new(state_dir));
-    let inputs = Inputs { messages: receiver, wanted, host: host_receiver, last_known, clocks: vec![clock.clone()] };
+    let inputs = Inputs {
+        messages: receiver,
+        wanted,
+        host: host_receiver,
+        last_known,
+        clocks: vec![clock.clone()],
+        report: report_out,
+    };
     let (stop, stopped) = oneshot::channel();
     let running = tokio::spawn(run(inputs, out, async move { drop(stopped.await) }));
-    Rig { messages, host, world, clock, origin, stop, running }
+    Rig { messages, host, world, report, clock, origin, stop, running }
 }
 
 /// Ten thousand Services with ten endpoints each; a change; a restart while the server is away, and its return.

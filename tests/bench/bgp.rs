@@ -16,7 +16,8 @@ use sluice::bgp::message::{self, AsPath, Attributes, Capabilities, Community, Di
 use sluice::bgp::policy::{Decision, Policy};
 use sluice::bgp::rib::{Bounds, Kind, Own, Policies, Rules};
 use sluice::bgp::session::{LinkId, Local, Moment, Settings};
-use sluice::bgp::speaker::{Input, Output, Speaker, Wanted};
+use sluice::bgp::speaker::{Input, Order, Output, Speaker, Wanted};
+use sluice::bgp::transport::Transport;
 use sluice::net::{Family, PerFamily};
 
 const OWN: u32 = 64512;
@@ -135,13 +136,14 @@ fn join_as(speaker: &mut Speaker, neighbour: usize, kind: Kind, counted: &mut Co
     let wanted = Wanted {
         address: address(neighbour),
         settings,
+        transport: Transport::default(),
         client: kind == Kind::Client,
         own: PerFamily { v4: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))), v6: None },
         next_hop_self: false,
         first_as: true,
         most: PerFamily::default(),
     };
-    speaker.step(at(), Input::Want(Box::new(wanted)));
+    speaker.step(at(), Order::Want(Box::new(wanted)));
     speaker.step(at(), Input::Accepted(address(neighbour), link(neighbour)));
     let IpAddr::V4(identifier) = address(neighbour) else { unreachable!("they are IPv4") };
     let capabilities = Capabilities {

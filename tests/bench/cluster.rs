@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use sluice::model::{
-    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, ObjectName,
-    ProxyAnnotations, Service, ServicePort, ServiceType, TrafficPolicy, World,
+    AnnounceAnnotations, Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress,
+    ObjectName, ProxyAnnotations, Service, ServicePort, ServiceType, TrafficPolicy, World,
 };
 use sluice::net::{Family, Protocol};
 
@@ -16,6 +16,7 @@ pub fn world(services: usize, endpoints: usize) -> World {
     world.host = Arc::new(Host {
         node_name: "node1".into(),
         addresses: vec![HostAddress { address: [192, 0, 2, 11].into(), link: "eth0".into(), global: true }],
+        ..Host::default()
     });
     for index in 0..services {
         world.cluster.services.insert(name(index), service(index));
@@ -51,6 +52,7 @@ fn service(index: usize) -> Service {
         external_traffic_policy: TrafficPolicy::Cluster,
         health_check_node_port: None,
         annotations: ProxyAnnotations::default(),
+        announce: AnnounceAnnotations::default(),
         created: 0,
     }
 }

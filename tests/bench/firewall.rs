@@ -152,7 +152,7 @@ fn rules(plan: &Plan) -> usize {
 fn world(pods: usize) -> World {
     let mut world = World::empty();
     world.authority = Authority::Complete;
-    world.host = Arc::new(Host { node_name: NODE.into(), addresses: Vec::new() });
+    world.host = Arc::new(Host { node_name: NODE.into(), ..Host::default() });
     for index in 0..NAMESPACES {
         let name = namespace(index);
         let labels = labels(&[("kubernetes.io/metadata.name", &name), ("team", &format!("team-{}", index % 10))]);

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sluice::k8s::client::{Access, client};
 use sluice::k8s::parse::{Pool, namespace_object, network_policy_object, pod_object};
 use sluice::k8s::{Event, Kind, Message, Object, Wanted, Warning, watch as watch_api};
-use sluice::model::{Authority, EventClock, Host, World};
+use sluice::model::{Authority, EventClock, Host, Report, World};
 use sluice::world::{self, Inputs, Known, LastKnown};
 use tokio::sync::{mpsc, watch};
 
@@ -135,9 +135,11 @@ fn fed() -> Fed {
     let (messages, receiver) = mpsc::channel(4096);
     let (host, host_receiver) = watch::channel(Arc::new(Host::default()));
     let (out, world) = watch::channel(World::empty());
+    let (report, _) = watch::channel(Report::default());
     let clock = Arc::new(EventClock::new(Instant::now()));
     let clocks = vec![clock.clone()];
-    let inputs = Inputs { messages: receiver, wanted: WANTED.to_vec(), host: host_receiver, last_known: None, clocks };
+    let inputs =
+        Inputs { messages: receiver, wanted: WANTED.to_vec(), host: host_receiver, last_known: None, clocks, report };
     tokio::spawn(world::run(inputs, out, std::future::pending()));
     Fed { messages, world, clock, _host: host }
 }
@@ -240,7 +242,8 @@ async fn change(fed: &mut Fed, pool: &mut Pool, pods: usize) {
 fn last_known(world: &World) {
     let directory = tempfile::tempdir().unwrap();
     let file = LastKnown::new(directory.path());
-    let known = Known { cluster: world.cluster.clone(), kinds: WANTED.iter().map(Wanted::kind).collect() };
+    let known =
+        Known { cluster: world.cluster.clone(), kinds: WANTED.iter().map(Wanted::kind).collect(), all_nodes: false };
     let mark = memory::mark();
     let began = Instant::now();
     file.write(&known).unwrap();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use sluice::k8s::client::{Access, client};
 use sluice::k8s::{Message, Wanted, manifests, watch as watch_api};
-use sluice::model::{Authority, EventClock, Host, World};
+use sluice::model::{Authority, EventClock, Host, Report, World};
 use sluice::world::{self, Inputs, Known, LastKnown};
 use tokio::sync::{mpsc, watch};
 
@@ -80,9 +80,10 @@ struct Reader {
 fn reader(messages: mpsc::Receiver<Message>) -> Reader {
     let (host, host_receiver) = watch::channel(Arc::new(Host::default()));
     let (out, world) = watch::channel(World::empty());
+    let (report, _) = watch::channel(Report::default());
     let clock = Arc::new(EventClock::new(Instant::now()));
     let clocks = vec![clock.clone()];
-    let inputs = Inputs { messages, wanted: WANTED.to_vec(), host: host_receiver, last_known: None, clocks };
+    let inputs = Inputs { messages, wanted: WANTED.to_vec(), host: host_receiver, last_known: None, clocks, report };
     tokio::spawn(world::run(inputs, out, std::future::pending()));
     Reader { world, clock, _host: host }
 }
@@ -224,7 +225,7 @@ fn last_known(world: &World) {
     let file = LastKnown::new(directory.path());
     let began = Instant::now();
     let kinds = WANTED.iter().map(Wanted::kind).collect();
-    file.write(&Known { cluster: world.cluster.clone(), kinds }).unwrap();
+    file.write(&Known { cluster: world.cluster.clone(), kinds, all_nodes: false }).unwrap();
     let written = began.elapsed();
     let began = Instant::now();
     let read = file.read().unwrap().unwrap();

@@ -13,7 +13,8 @@ use sluice::bgp::message::Attributes;
 use sluice::bgp::policy::{Condition, Decision, Matching, Policy, PrefixSet, Statement};
 use sluice::bgp::rib::{Bounds, Own, Policies, Rules};
 use sluice::bgp::session::{LinkId, Local, Moment, Restart, Settings};
-use sluice::bgp::speaker::{Fact, Input, Output, Restarting, Speaker, Wanted};
+use sluice::bgp::speaker::{Fact, Input, Order, Output, Restarting, Speaker, Wanted};
+use sluice::bgp::transport::Transport;
 use sluice::net::PerFamily;
 
 use crate::random::Random;
@@ -170,7 +171,7 @@ impl Network {
         }
         for peer in plan.peers.keys() {
             let wanted = self.wanted(host, *peer);
-            self.step(host, Input::Want(Box::new(wanted)));
+            self.step(host, Order::Want(Box::new(wanted)));
             if plan.stopped.contains(peer) {
                 self.set_stopped(host, *peer, true);
             }
@@ -191,6 +192,7 @@ impl Network {
                 families: PerFamily { v4: true, v6: true },
                 restart: plan.restarts_gracefully.then_some(restart),
             },
+            transport: Transport::default(),
             client: plan.peers[&peer],
             own: PerFamily { v4: Some(address(host)), v6: Some(address_v6(host)) },
             next_hop_self: plan.next_hop_self,
@@ -214,28 +216,28 @@ impl Network {
     pub fn originate(&mut self, host: usize, prefix: IpNet) {
         self.hosts[host].plan.origins.insert(prefix);
         let next_hop = if matches!(prefix, IpNet::V4(_)) { address(host) } else { address_v6(host) };
-        self.step(host, Input::Originate(prefix, Box::new(Attributes::local(next_hop))));
+        self.step(host, Order::Originate(prefix, Box::new(Attributes::local(next_hop))));
     }
 
     pub fn retract(&mut self, host: usize, prefix: IpNet) {
         self.hosts[host].plan.origins.remove(&prefix);
-        self.step(host, Input::Retract(prefix));
+        self.step(host, Order::Retract(prefix));
     }
 
     pub fn block(&mut self, host: usize, blocked: BTreeSet<IpNet>) {
         self.hosts[host].plan.blocked = blocked;
         let policies = export(&self.hosts[host].plan.blocked);
-        self.step(host, Input::Policies(policies));
+        self.step(host, Order::Policies(policies));
     }
 
     pub fn set_stopped(&mut self, host: usize, peer: usize, stopped: bool) {
         use sluice::bgp::message::{Notification, Reason};
         if stopped {
             self.hosts[host].plan.stopped.insert(peer);
-            self.step(host, Input::Stop(address(peer), Notification::with_text(Reason::SHUTDOWN, "for a test")));
+            self.step(host, Order::Stop(address(peer), Notification::with_text(Reason::SHUTDOWN, "for a test")));
         } else {
             self.hosts[host].plan.stopped.remove(&peer);
-            self.step(host, Input::Start(address(peer)));
+            self.step(host, Order::Start(address(peer)));
         }
     }
 
@@ -270,7 +272,7 @@ impl Network {
         }
     }
 
-    pub fn step(&mut self, host: usize, input: Input) {
+    pub fn step(&mut self, host: usize, input: impl Into<Input>) {
         let at = Moment { now: self.now, jitter: self.random.next() as u8 };
         let Some(speaker) = &mut self.hosts[host].speaker else { return };
         let outputs = speaker.step(at, input);

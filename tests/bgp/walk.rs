@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use sluice::bgp::message::{Notification, Reason};
-use sluice::bgp::speaker::Input;
+use sluice::bgp::speaker::Order;
 
 use crate::expected;
 use crate::network::{Network, Plan, address};
@@ -99,11 +99,11 @@ impl Walk {
             13 if !network.slow.remove(&host) => {
                 network.slow.insert(host);
             }
-            14 => network.step(host, Input::AskAgain(address(peer))),
-            15 => network.step(host, Input::TellAgain(address(peer))),
+            14 => network.step(host, Order::AskAgain(address(peer))),
+            15 => network.step(host, Order::TellAgain(address(peer))),
             16 => {
                 network.tell(format!("{host} begins anew with {peer}"));
-                network.step(host, Input::Restart(address(peer), Notification::new(Reason::RESET)));
+                network.step(host, Order::Restart(address(peer), Notification::new(Reason::RESET)));
             }
             _ => {}
         }

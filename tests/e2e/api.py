@@ -3,8 +3,9 @@ import time
 
 import expect
 from expect import FAMILIES, PODS
-from labkit import kernel
+from labkit import kernel, objects, own
 from labkit.objects import Port
+from router import everyone
 
 
 def services_reach_every_node_and_balance(bed):
@@ -30,11 +31,89 @@ def an_endpoint_that_goes_and_comes_is_followed_without_a_failed_request(bed):
             bed.settle(s)
 
 
-def the_rights_in_the_daemonset_file_are_enough(bed):
-    """The agents run as its service account; the lab has applied the file to the API server with strict validation."""
+def pods_of_all_nodes_reach_each_other_by_routes_of_the_agents(bed):
+    everyone(bed, sizes={"4": 1480, "6": 1460})
+
+
+def _has_network(bed, i):
+    found = bed.source.api.get(f"/api/v1/nodes/node{i}")["status"]["conditions"]
+    expect.that("Ready" in [c["type"] for c in found], "what others said of the Node is gone:", found)
+    return any(c["type"] == "NetworkUnavailable" and c["status"] == "False" for c in found)
+
+
+def nodes_say_that_their_network_is_there(bed):
+    for i in bed.agents:
+        expect.soon(lambda: _has_network(bed, i), 30, f"node {i} does not")
+
+
+def a_node_that_somebody_calls_unreachable_says_again_that_its_network_is_there(bed):
+    unavailable = {"type": "NetworkUnavailable", "status": "True", "reason": "Somebody", "message": "said so"}
+    for i in (1, 2):
+        body, kind = {"status": {"conditions": [unavailable]}}, "application/strategic-merge-patch+json"
+        bed.source.api.request("PATCH", f"/api/v1/nodes/node{i}/status", body, kind)
+    for i in (1, 2):
+        expect.soon(lambda: _has_network(bed, i), 60, f"node {i} does not")
+
+
+PEERS = "kube-router.io/peers"
+_OURSELVES = "- remoteip: 192.0.2.13\n  remoteasn: 65001\n"
+
+
+def a_problem_of_the_router_becomes_one_event_about_its_node(bed):
+    def events():
+        found = bed.source.api.get("/api/v1/namespaces/default/events")["items"]
+        found = [e for e in found if e["involvedObject"]["name"] == "node3" and e["reason"] == "RouterProblem"]
+        return [e for e in found if e["metadata"]["name"] not in earlier]
+    earlier = []
+    earlier = [e["metadata"]["name"] for e in events()]
+    node = "/api/v1/nodes/node3"
+    bed.source.api.patch(node, {"metadata": {"annotations": {PEERS: _OURSELVES}}})
+    try:
+        expect.soon(events, 30, "there is no Event")
+        bed.source.api.patch(node, {"metadata": {"annotations": {"unrelated": "yes"}}})
+        time.sleep(2)
+        expect.that(len(events()) == 1 and "an address of this node" in events()[0]["message"], "not one that says it:", events())
+    finally:
+        bed.source.api.patch(node, {"metadata": {"annotations": {PEERS: None, "unrelated": None}}})
+
+
+def _refused(agent, since=0):
+    return [line for line in agent.text(since).splitlines() if "forbidden" in line.lower() or "(403)" in line]
+
+
+def each_file_that_users_apply_gives_the_rights_that_its_flags_need(bed):
+    """The lab has shown every file to the API server with strict validation; the agents have had the rights of the largest one."""
     for i, agent in bed.agents.items():
-        refused = [line for line in agent.text().splitlines() if "forbidden" in line.lower() or "(403)" in line]
-        expect.that(not refused, f"the agent of node {i} was refused something:", refused)
+        expect.that(not _refused(agent), f"the agent of node {i} was refused something:", _refused(agent))
+    role, agent = "/apis/rbac.authorization.k8s.io/v1/clusterroles/kube-router", bed.agents[3]
+    usual = bed.source.api.get(role)["rules"]
+    held = set()
+    bed.source.api.patch("/api/v1/nodes/node3", {"metadata": {"annotations": {PEERS: _OURSELVES}}})
+    try:
+        for name, file in bed.facts["installed"].items():
+            flags = [arg for arg in file["args"] if not arg.startswith(("--kubeconfig", "--master"))]
+            if repr((sorted(flags), file["rules"])) in held:
+                continue
+            held.add(repr((sorted(flags), file["rules"])))
+            agent.stop()
+            bed.source.api.patch(role, {"rules": file["rules"]})
+            time.sleep(1)  # the authorizer follows
+            # What the agent has to tell the cluster shall not have been told yet.
+            bed.source.api.patch("/api/v1/nodes/node3/status", {"status": objects.node_status(bed.plan, 3)})
+            since = agent.position()
+            agent.extra = flags
+            agent.start()
+            bed.ready(3)
+            if "--run-router=true" in file["args"]:
+                # Where it neither attaches pods nor connects nodes, the pods' network is another program's, which says when it is there.
+                is_ours = not {"--enable-cni=false", "--enable-ibgp=false"} <= set(flags)
+                own.wait(lambda: _refused(agent, since) or _has_network(bed, 3), 30 if is_ours else 5, 0.2)
+                time.sleep(1)  # for the Event that follows
+                expect.that(_has_network(bed, 3) == is_ours or _refused(agent, since), name, "says of the pods' network what is not so")
+            expect.that(not _refused(agent, since), name, "does not give enough rights:", _refused(agent, since))
+    finally:
+        bed.source.api.patch(role, {"rules": usual})
+        bed.source.api.patch("/api/v1/nodes/node3", {"metadata": {"annotations": {PEERS: None}}})
 
 
 def a_deleted_service_disappears(bed):
@@ -48,7 +127,7 @@ def an_outage_of_the_api_server_with_a_restart_in_it_fails_no_request(bed):
     with expect.service(bed, "outage", kind="NodePort", ports=[Port(80, node_port=30102)]) as s:
         targets = [("n1p2", s.address(), 80), ("n2p2", s.address("6"), 80), ("n3p2", s.address(), 80),
                    ("ext", bed.plan.addresses(1)[0], 30102), ("ext", bed.plan.addresses(2)[1], 30102)]
-        with expect.load(*targets, pause=0.1):
+        with expect.load(*targets, pause=0.1), expect.stream({"n1p1": ["n2p1", "n3p1"]}):
             bed.source.stop_server()
             try:
                 time.sleep(3)

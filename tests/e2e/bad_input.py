@@ -139,7 +139,7 @@ def flags_that_make_no_sense_end_with_one_clear_sentence(bed):
             (["--no-such-flag"], 2, ["no-such-flag"]),
             (["--ipvs-sync-period=soon"], 2, ["ipvs-sync-period"]),
             (["--run-router=false", "--run-firewall=false", "--service-cluster-ip-range=10.96.0.0/99"], 1, ["service-cluster-ip-range"]),
-            (["--run-router", "--run-firewall=false"], 1, ["run-router"])):
+            (["--run-router=false", "--run-loadbalancer"], 1, ["run-loadbalancer"])):
         found, text = agent.once(*flags, patience=30)
         expect.that(found == status, flags, f"ended with {found}:", text)
         for word in words:

@@ -2,7 +2,7 @@
 import contextlib
 import time
 
-from labkit import net, own, traffic
+from labkit import net, objects, own, packets, traffic
 
 PODS = ["n1p1", "n2p1", "n3p1"]
 FAMILIES = ("4", "6")
@@ -87,16 +87,38 @@ def load(*targets, pause=0.03):
 
 
 @contextlib.contextmanager
-def host_server(i, name, ports):
-    """A program on the host itself, listening on all its addresses."""
+def stream(pairs, families=FAMILIES):
+    """Packets without end from one pod to others, as {pod: [pods]}: every single one arrives and comes back."""
+    running = [(client, packets.Stream(client, [(pod(server, f), objects.TARGET) for server in servers for f in families]))
+               for client, servers in pairs.items()]
+    outcomes = []
+    try:
+        time.sleep(1)
+        yield
+        time.sleep(1)
+    finally:
+        outcomes += [(client, process.stop()) for client, process in running]
+    for client, outcome in outcomes:
+        that(outcome["lost"] == 0 and not outcome["errors"], f"from {client}:", outcome)
+        that(outcome["sent"] > 20, "hardly any packets:", client, outcome)
+
+
+@contextlib.contextmanager
+def server(namespace, ports, name=None):
+    """A program in a namespace, listening on all its addresses."""
     import os
     import signal
-    pid = traffic.serve(f"n{i}", ports, name)
+    pid = traffic.serve(namespace, ports, name)
     try:
         yield
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def host_server(i, name, ports):
+    """The same on a node itself."""
+    return server(f"n{i}", ports, name)
 
 
 def pod(name, family):

@@ -120,6 +120,38 @@ def policies_say_who_reaches_whom_over_every_protocol_and_family(bed):
         _becomes(_table(clients, "n3p1", every), "after the policy has gone:")
 
 
+def a_namespace_with_other_labels_and_a_pod_at_anothers_address_have_the_rights_of_what_they_are_now(bed):
+    clients = ("n1p1", "n2p1", "n3p2")
+    every = {(c, p) for c in clients for p in PROTOCOLS}
+
+    def objects_are(labels, **others):
+        """`others`: labels of pods that stand in the place of those of that name, at the same addresses."""
+        made = [_pod(p) for p in bed.plan.pod_names()]
+        for pod in made:
+            if label := others.get(pod["metadata"]["name"]):
+                pod["metadata"]["name"] += "-again"
+                pod["metadata"]["labels"]["pod"] = label
+        _apply(bed, "pods", [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": objects.NAMESPACE, "labels": labels}}, *made])
+
+    with _firewall(bed):
+        _apply(bed, "policies", [_policy("of-blue", {"pod": "n3p1"}, policyTypes=["Ingress"], ingress=[
+            {"from": [{"namespaceSelector": {"matchLabels": {"color": "blue"}}}]}])])
+        _becomes(_table(clients, "n3p1", set()), "a namespace without the label:")
+        objects_are({"color": "blue"})
+        _becomes(_table(clients, "n3p1", every), "a namespace that got the label:")
+        objects_are({"color": "red"})
+        _becomes(_table(clients, "n3p1", set()), "a namespace with another label:")
+        _apply(bed, "policies", [_policy("of-n1p1", {"pod": "n3p1"}, policyTypes=["Ingress"], ingress=[{"from": [_pods(pod="n1p1")]}])])
+        first = {("n1p1", p) for p in PROTOCOLS}
+        _becomes(_table(clients, "n3p1", first), "before anybody is replaced:")
+        objects_are({}, n1p1="other", n2p1="n1p1")
+        _becomes(_table(clients, "n3p1", {("n2p1", p) for p in PROTOCOLS}), "pods that stand at the addresses of others:")
+        objects_are({}, n3p1="free")
+        _becomes(_table(clients, "n3p1", every), "a pod that no policy selects at the address of one that was selected:")
+        objects_are({})
+        _becomes(_table(clients, "n3p1", first), "all as it was:")
+
+
 def egress_is_apart_from_ingress_and_an_agent_that_starts_again_keeps_everything(bed):
     with _firewall(bed):
         _apply(bed, "policies", [_policy("out", {"node": "node1"}, policyTypes=["Egress"], egress=[{"to": [_pods(pod="n2p1")]}])])
@@ -136,3 +168,37 @@ def egress_is_apart_from_ingress_and_an_agent_that_starts_again_keeps_everything
                 after = kernel.snapshot(1)
                 expect.that(after == before, "a start changed something:", kernel.difference(before, after))
         expect.that(not _reaches("n1p1", expect.pod("n3p1", "6"), "tcp"), "the policy is not enforced any more")
+
+
+def a_policy_judges_who_comes_through_a_node_port_by_the_address_that_the_pod_sees(bed):
+    def from_block(name, pod, block, *holes):
+        return _policy(name, {"pod": pod}, policyTypes=["Ingress"], ingress=[
+            {"from": [{"ipBlock": {"cidr": block, "except": list(holes)}}], "ports": [{"protocol": "TCP", "port": objects.TARGET}]}])
+
+    def answers(address, port):
+        try:
+            return traffic.ask("ext", address, port, patience=1.5)[1]
+        except OSError:
+            return None
+
+    local, far = [Port(80, node_port=30121)], [Port(80, node_port=30122)]
+    with _firewall(bed), expect.service(bed, "kept", ["n1p1"], kind="NodePort", external_policy="Local", ports=local), \
+            expect.service(bed, "hidden", ["n2p1"], kind="NodePort", ports=far):
+        for address, client in zip(bed.plan.addresses(1), net.CLIENT):
+            expect.that(answers(address, 30121) == client, "without a policy the pod does not see the client itself:", answers(address, 30121))
+        # With `Local` the pod sees the client: its address is what the policy is about.
+        _apply(bed, "policies", [from_block("v4", "n1p1", f"{net.CLIENT[0]}/32"), from_block("v6", "n1p1", f"{net.CLIENT[1]}/128")])
+        for address, client in zip(bed.plan.addresses(1), net.CLIENT):
+            expect.soon(lambda: answers(address, 30121) == client, 30, "a policy for the client's address does not let it in")
+        expect.soon(lambda: not _reaches("n2p1", expect.pod("n1p1", "4"), "tcp"), 30, "it lets others in")
+        _apply(bed, "policies", [from_block("v4", "n1p1", "203.0.113.0/24", f"{net.CLIENT[0]}/32"),
+                                 from_block("v6", "n1p1", "2001:db8:113::/64", f"{net.CLIENT[1]}/128")])
+        for address in bed.plan.addresses(1):
+            expect.soon(lambda: answers(address, 30121) is None, 30, "a policy with a hole for the client lets it in")
+        # With `Cluster` the pod of another node sees the first node.
+        _apply(bed, "policies", [from_block("v4", "n2p1", f"{net.CLIENT[0]}/32"), from_block("v6", "n2p1", f"{net.CLIENT[1]}/128")])
+        for address in bed.plan.addresses(1):
+            expect.soon(lambda: answers(address, 30122) is None, 30, "the client's address counts although the pod does not see it")
+        _apply(bed, "policies", [from_block("v4", "n2p1", f"{bed.plan.addresses(1)[0]}/32"), from_block("v6", "n2p1", f"{bed.plan.addresses(1)[1]}/128")])
+        for address in bed.plan.addresses(1):
+            expect.soon(lambda: answers(address, 30122) == address, 30, "a policy for the node's address does not let in what comes through it")

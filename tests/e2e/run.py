@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Runs the end-to-end tests where the nodes are (a guest, or this machine's namespaces); `scripts/test` calls it.
 
-  run.py BINARY [--bed manifests|api] [--only WORD] [--long]
+  run.py BINARY [--bed manifests|routing|routing-flat|forwarding|api] [--only WORD] [--long]
 
 A test is a function whose name is a sentence, in one of the modules below; it gets the testbed of its module and says
 by an exception what does not hold. Each test makes the Services it needs and takes them away again.
@@ -22,7 +22,18 @@ from labkit.testbed import Testbed  # noqa: E402
 BEDS = {
     "manifests": ["schedulers", "affinity", "exposure", "protocols", "policies", "guard", "masquerade",
                   "restart", "draining", "repair", "bad_input", "one_family", "foreign", "network_policies", "soak"],
-    "api": ["api"],
+    "routing": ["routing"],
+    "routing-flat": ["routing_flat"],
+    "forwarding": ["forwarding", "withdrawal"],
+    "api": ["api", "api_policies"],
+}
+ROUTER = ["--run-router=true", "--run-service-proxy=false"]
+# How the beds differ from three nodes with three pods each on one subnet.
+SHAPES = {
+    "routing": {"pods": 1, "subnets": 2, "routed": True, "flags": ROUTER},
+    "routing-flat": {"pods": 1, "routed": True, "flags": ROUTER},
+    "forwarding": {"pods": 1, "subnets": 2, "routed": True, "flags": ["--run-router=true"]},  # and the service proxy
+    "api": {"subnets": 2, "routed": True, "flags": ["--run-router=true"]},
 }
 LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the others' by nf_tables
 
@@ -43,7 +54,7 @@ def make(bed, binary):
     facts = json.loads(os.environ.get("SLUICE_LAB_CLUSTER", "null"))
     if bed == "api" and not facts:
         raise own.LabError("the tests with an API server were asked for, and there is none")
-    made = Testbed(binary, facts if bed == "api" else None, subnets=2 if bed == "api" else 1).up()
+    made = Testbed(binary, facts if bed == "api" else None, **SHAPES.get(bed, {})).up()
     for tool in ("iptables", "ip6tables"):  # what a kubelet leaves where legacy is in use
         net.node(LEGACY_NODE, f"{tool}-legacy", "-w", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
     made.start_agents()

@@ -7,13 +7,16 @@ import expect
 from expect import PODS
 from labkit import kernel
 
+# A pod does not reach itself through its own Service while there is no hairpin mode.
+CLIENTS = ["n1p2", "n2p2", "n3p2"]
+SERVING = ["n2p1", "n3p1", "n2p3"]
 SECONDS = int(os.environ.get("SLUICE_SOAK", "600"))
-MOST_GROWTH = 1.5  # of the resident memory, from the end of the first quarter to the end
+MOST_GROWTH = 2048  # KiB of its own memory, from the end of the first quarter to the end; pages of the program come and go
 
 
 def _memory(bed, i):
     with open(f"/proc/{bed.agents[i].process.pid}/status") as handle:
-        return next(int(line.split()[1]) for line in handle if line.startswith("VmRSS:"))
+        return next(int(line.split()[1]) for line in handle if line.startswith("RssAnon:"))
 
 
 def ten_minutes_of_churn_fail_no_connection_and_leak_nothing(bed):
@@ -22,11 +25,11 @@ def ten_minutes_of_churn_fail_no_connection_and_leak_nothing(bed):
     dice = random.Random(seed)
     counts = {i: len(kernel.ipvs(i)) for i in bed.agents}
     with expect.service(bed, "steady") as s, expect.load(
-            ("n1p2", s.address(), 80), ("n2p2", s.address("6"), 80), ("n3p2", s.address(), 80), pause=0.2):
+            *((client, s.address(family), 80) for client, family in zip(CLIENTS, "464")), pause=0.2):
         began, first, others, turns = time.monotonic(), {}, [], 0
         while time.monotonic() < began + SECONDS:
             turns += 1
-            bed.put(s.name, ["n1p2", *dice.sample(PODS, dice.randrange(1, 4))])
+            bed.put(s.name, ["n1p1", *dice.sample(SERVING, dice.randrange(1, 4))])
             if len(others) < 6 and dice.random() < 0.6:
                 others.append(bed.put(f"churn-{turns}", dice.sample(PODS, 2)))
             elif others:
@@ -45,8 +48,8 @@ def ten_minutes_of_churn_fail_no_connection_and_leak_nothing(bed):
         for other in others:
             bed.delete(other)
         bed.settle(s)
-    print(f"       {turns} turns; resident memory of one process {first} KiB after a quarter, {last} KiB at the end", flush=True)
-    expect.that(last < first * MOST_GROWTH, f"memory grew from {first} to {last} KiB")
+    print(f"       {turns} turns; own memory of one process {first} KiB after a quarter, {last} KiB at the end", flush=True)
+    expect.that(last < first + MOST_GROWTH, f"memory grew from {first} to {last} KiB")
     for i in bed.agents:
         expect.soon(lambda: len(kernel.ipvs(i)) == counts[i], 150, f"node {i} has {len(kernel.ipvs(i))} virtual services, not {counts[i]}")
 

@@ -65,7 +65,7 @@ const OTHERS: [&str; 9] = [
 /// A World in which nothing but this host is known.
 pub fn empty_world() -> World {
     let mut world = World::empty();
-    world.host = Arc::new(Host { node_name: NODES[0].into(), addresses: Vec::new() });
+    world.host = Arc::new(Host { node_name: NODES[0].into(), ..Host::default() });
     world.authority = Authority::Complete;
     world
 }
@@ -92,7 +92,7 @@ pub fn change(world: &mut World, random: &mut Random) -> String {
         92..=98 => remove_one(&mut cluster.policies, random),
         _ => {
             let name = *random.pick(&NODES);
-            world.host = Arc::new(Host { node_name: name.into(), addresses: Vec::new() });
+            world.host = Arc::new(Host { node_name: name.into(), ..Host::default() });
             format!("this node is {name}")
         }
     }
@@ -149,7 +149,7 @@ pub fn packet(random: &mut Random) -> Packet {
     let family = if random.chance(50) { v4 } else { v6 };
     let (source, destination) = (*random.pick(&family), *random.pick(&family));
     let traffic = match random.below(12) {
-        0 => Traffic::Icmp { kind: *random.pick(&[3, 8, 13, 128, 135]) },
+        0 => Traffic::Icmp { kind: *random.pick(&[0, 1, 2, 3, 8, 11, 13, 128, 129, 133, 135, 136]) },
         _ => Traffic::Port { protocol: *random.pick(&Protocol::ALL), port: *random.pick(&[53, 80, 81, 82, 8080]) },
     };
     let from_this_node = OTHERS[0].parse() == Ok(source) || OTHERS[4].parse() == Ok(source);

@@ -2,30 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use sluice::firewall::plan::{Changed, Plan};
 use sluice::firewall::rules::{Direction, RuleSet};
 use sluice::firewall::verdict::{Packet, verdict};
 use sluice::model::World;
 
-use super::support::random::{Random, number};
+use super::support::random::{Random, for_many};
 use super::{clusters, oracle};
-
-/// Runs a check on many seeds, and names the one that failed.
-pub fn for_many(runs: u64, check: impl Fn(&mut Random) + std::panic::RefUnwindSafe) {
-    let seeds: Vec<u64> = match number("PROPERTY_SEED") {
-        Some(seed) => vec![seed],
-        None => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_nanos() as u64;
-            (0..number("PROPERTY_RUNS").unwrap_or(runs)).map(|run| now.wrapping_add(run)).collect()
-        }
-    };
-    for seed in seeds {
-        let run = std::panic::catch_unwind(|| check(&mut Random::new(seed)));
-        assert!(run.is_ok(), "failed; PROPERTY_SEED={seed} runs it again");
-    }
-}
 
 /// The rules of a World, computed at once.
 pub fn rules(world: &World) -> RuleSet {

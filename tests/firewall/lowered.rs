@@ -13,16 +13,16 @@ use sluice::firewall::lowering::Lowering;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
-use sluice::firewall::{lowering, names, overlay};
+use sluice::firewall::{dispatch, lowering, names, overlay};
 use sluice::kernel::ipset::ElementKey;
 use sluice::kernel::iptables::Piece;
 use sluice::model::{Node, World};
 use sluice::net::{Family, PerFamily, Protocol};
 
+use super::cases::{Case, HERE};
 use super::clusters;
-use super::histories::for_many;
 use super::support::chains::{Chains, Fate, State, Traced};
-use super::support::random::Random;
+use super::support::random::{Random, for_many};
 
 const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
 
@@ -96,10 +96,92 @@ fn the_chains_do_what_the_rules_mean() {
     });
 }
 
+/// The kinds are written down here once more, so that none gets lost: RFC 792, RFC 4443, RFC 4861, RFC 4890.
+#[test]
+fn the_kinds_of_icmp_that_networks_need_pass_to_and_from_closed_pods_and_no_others_do() {
+    let world = Case::new()
+        .namespace("shop", "")
+        .pod("shop/shut", HERE, ["10.244.0.1 fd00:10:244::1", "", ""])
+        .policy("shop/shut", "", [Some(&[]), Some(&[])])
+        .0;
+    let (_, desired) = lowered(&world, false, BOTH);
+    let local = local();
+    for (pod, other, passing) in [
+        ("10.244.0.1", "203.0.113.1", &[3, 8, 11][..]),
+        ("fd00:10:244::1", "2001:db8:113::9", &[1, 2, 3, 128, 129, 135, 136]),
+    ] {
+        let (pod, other): (IpAddr, IpAddr) = (pod.parse().unwrap(), other.parse().unwrap());
+        for (source, destination) in [(pod, other), (other, pod)] {
+            for builtin in ["FORWARD", "OUTPUT"] {
+                let found: Vec<u8> = (0..=255)
+                    .filter(|kind| {
+                        let traffic = Traffic::Icmp { kind: *kind };
+                        let packet = Packet { source, destination, traffic, from_this_node: false };
+                        let traced = Traced { packet, state: State::New, mark: 0 };
+                        chains(&desired, &local).fate(builtin, traced).0.passes()
+                    })
+                    .collect();
+                assert_eq!(found, passing, "{source} to {destination} in {builtin}");
+            }
+        }
+    }
+}
+
+/// What flags allow goes with them: the chains are ours as a whole.
+#[test]
+fn exemptions_that_a_changed_flag_takes_away_are_not_wanted_any_more() {
+    let world = clusters::empty_world();
+    let inputs = |config: FirewallConfig| {
+        let mut lowering = Lowering::new(Arc::new(config), BOTH);
+        lowering.update(&RuleSet::default(), &world, &Default::default());
+        let rules = &lowering.desired().rules;
+        let input = rules.get(&dispatch::chain(Family::V4, names::CHAIN_INPUT)).unwrap();
+        input.0.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let wide = inputs((*config(false)).clone());
+    let narrow = inputs(FirewallConfig {
+        service_cluster_ip_ranges: vec!["10.112.0.0/12".parse().unwrap()],
+        external_ip_ranges: Vec::new(),
+        service_node_port_range: 31000..=31999,
+        ..(*config(false)).clone()
+    });
+    for word in ["10.96.0.0/12", "203.0.113.128/25", "30000:32767"] {
+        assert!(wide.iter().any(|rule| rule.contains(word)), "{word}: {wide:?}");
+        assert!(!narrow.iter().any(|rule| rule.contains(word)), "{word}: {narrow:?}");
+    }
+    assert!(narrow.iter().any(|rule| rule.contains("31000:31999")), "{narrow:?}");
+}
+
+#[test]
+fn a_range_that_nobody_names_any_more_stays_closed() {
+    let mut world = clusters::empty_world();
+    let with = |world: &mut World, ranges: &[&str]| {
+        let pod_cidrs = ranges.iter().map(|range| range.parse().unwrap()).collect();
+        world.cluster.nodes.insert("node1".into(), Node { pod_cidrs, ..Node::default() });
+    };
+    let mut lowering = Lowering::new(config(true), BOTH);
+    let mut closed = |world: &World| {
+        lowering.update(&RuleSet::default(), world, &Default::default());
+        lowering.closed().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    with(&mut world, &["10.244.0.0/24", "fd00:10:244::/64"]);
+    assert_eq!(closed(&world), ["10.244.0.0/24", "fd00:10:244::/64"]);
+    with(&mut world, &[]);
+    assert_eq!(closed(&world), ["10.244.0.0/24", "fd00:10:244::/64"]);
+    with(&mut world, &["10.244.7.0/24"]);
+    assert_eq!(closed(&world), ["10.244.7.0/24", "fd00:10:244::/64"], "a family that has a new range has no old one");
+    world.cluster.nodes.remove(&"node1".into());
+    assert_eq!(closed(&world), ["10.244.7.0/24", "fd00:10:244::/64"]);
+}
+
 #[test]
 fn what_is_lowered_does_not_depend_on_history() {
     for_many(25, |random| {
         let mut world = clusters::empty_world();
+        for name in ["node1", "node2"] {
+            let pod_cidrs = vec!["10.244.0.0/24".parse().unwrap()];
+            world.cluster.nodes.insert(name.into(), Node { pod_cidrs, ..Node::default() });
+        }
         let (mut plan, mut lowering) = (Plan::new(), Lowering::new(config(true), BOTH));
         let mut told = Vec::new();
         for _ in 0..50 {
@@ -107,8 +189,9 @@ fn what_is_lowered_does_not_depend_on_history() {
                 told.push(clusters::change(&mut world, random));
             }
             if random.chance(5) {
-                let pod_cidrs = if random.chance(50) { vec!["10.244.0.0/24".parse().unwrap()] } else { Vec::new() };
-                world.cluster.nodes.insert("node1".into(), Node { addresses: Vec::new(), pod_cidrs });
+                // Ranges move here and never go: those that were known stay closed, as is meant.
+                let pod_cidrs = vec![random.pick(&["10.244.0.0/24", "10.244.1.0/24"]).parse().unwrap()];
+                world.cluster.nodes.insert("node1".into(), Node { pod_cidrs, ..Node::default() });
             }
             let before = lowering.desired().clone();
             let changed = plan.update(&world);
@@ -117,6 +200,7 @@ fn what_is_lowered_does_not_depend_on_history() {
             assert_eq!(lowering.desired().sets, expected.sets, "after {told:#?}");
             assert_eq!(lowering.desired().elements, expected.elements, "after {told:#?}");
             assert_eq!(lowering.desired().rules, expected.rules, "after {told:#?}");
+            let before_all = before.clone();
             let mut replayed = before;
             for key in &told_changed.sets {
                 copy(&mut replayed.sets, &expected.sets, key);
@@ -127,6 +211,12 @@ fn what_is_lowered_does_not_depend_on_history() {
             for key in &told_changed.rules {
                 copy(&mut replayed.rules, &expected.rules, key);
             }
+            assert_eq!(lowering.desired().ports_here, expected.ports_here, "after {told:#?}");
+            replayed.ports_here.clone_from(&expected.ports_here);
+            let went = |key: &ElementKey| before_all.elements.contains_key(key) && !expected.elements.contains_key(key);
+            assert!(told_changed.left.iter().all(went), "what left was there, after {told:#?}");
+            let gone = before_all.elements.keys().filter(|key| !expected.elements.contains_key(*key)).count();
+            assert_eq!(told_changed.left.len(), gone, "all that left is told, after {told:#?}");
             assert_eq!(replayed, expected, "every difference is named, after {told:#?}");
         }
     });
@@ -165,7 +255,7 @@ fn rules_name_only_sets_that_are_there() {
 fn a_pod_that_is_not_known_is_closed_and_the_host_reaches_everybody() {
     let mut world = clusters::empty_world();
     let pod_cidrs = vec!["10.244.0.0/24".parse().unwrap(), "fd00:10:244::/64".parse().unwrap()];
-    world.cluster.nodes.insert("node1".into(), Node { addresses: Vec::new(), pod_cidrs });
+    world.cluster.nodes.insert("node1".into(), Node { pod_cidrs, ..Node::default() });
     let known = "10.244.0.7";
     clusters::put_plain_pod(&mut world, known);
     let (_, desired) = lowered(&world, true, BOTH);

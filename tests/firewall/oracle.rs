@@ -21,7 +21,7 @@ use sluice::model::{
 pub fn passes(world: &World, packet: &Packet, direction: Direction) -> bool {
     let always = match packet.traffic {
         Traffic::Icmp { kind } if packet.destination.is_ipv4() => [3, 8, 11].contains(&kind),
-        Traffic::Icmp { kind } => [1, 3, 128, 129, 135, 136].contains(&kind),
+        Traffic::Icmp { kind } => [1, 2, 3, 128, 129, 135, 136].contains(&kind),
         Traffic::Port { .. } => false,
     };
     let (own, _) = sides(packet, direction);

@@ -2,9 +2,9 @@
 //!
 //! A walk changes the cluster, lets time pass, starts the program anew (also with the last known state, or with a partial
 //! one), damages what is ours behind its back, takes modules away, and lets steps and reads fail, before the act and
-//! after it. After every single act no rule leads nowhere; while only policies change and no module is missing, what was
-//! refused before and shall be refused afterwards is refused all the time, and what may pass passes all the time, also
-//! when steps fail. While unknown addresses are closed, an address that opens has its rules. When things have settled
+//! after it. After every single act no rule leads nowhere; what was refused before and shall be refused afterwards is
+//! refused all the time, whatever changes at once, also when steps fail and modules are missing; and while only policies
+//! change, or the labels of one pod, and no module is missing, what may pass passes all the time. A start with an older memory opens nothing. While unknown addresses are closed, an address that opens has its rules. When things have settled
 //! the kernel does what the rules mean.
 
 use std::cell::RefCell;
@@ -24,15 +24,15 @@ use sluice::firewall::verdict::{Packet, Traffic, verdict};
 use sluice::firewall::{dispatch, icmp, names};
 use sluice::kernel::ipset::{ElementKey, Entry};
 use sluice::kernel::iptables::{Piece, Rules};
-use sluice::model::{Authority, Node, World};
+use sluice::model::{Authority, Node, Pod, World};
 use sluice::net::{Family, PerFamily};
 use sluice::reconcile::Moment;
 
+use super::cases::{Case, ELSEWHERE, HERE, pods, pods_in, rule};
 use super::clusters;
-use super::histories::for_many;
 use super::support::chains::{Chains, State as Tracked, Traced};
 use super::support::memory::{Faults, MemoryKernel, Object, State};
-use super::support::random::Random;
+use super::support::random::{Random, for_many};
 
 const STEPS: usize = 60;
 /// The ranges of this node's pods, which hold all pods of the clusters.
@@ -67,6 +67,88 @@ fn whatever_happens_nothing_opens_and_in_the_end_the_kernel_does_what_the_rules_
     for_many(12, |random| Walk::new(random).run());
 }
 
+#[test]
+fn a_family_whose_rules_cannot_be_changed_keeps_nothing_open_and_holds_nothing_up() {
+    for_many(6, |random| Walk::new(random).run_without_a_family());
+}
+
+#[test]
+fn what_is_seen_to_go_goes_also_while_only_a_part_is_known() {
+    for_many(8, |random| Walk::new(random).run_on_a_part());
+}
+
+#[test]
+fn a_namespace_with_other_labels_opens_nothing_between_pods_that_are_each_others_peers_by_them() {
+    let shop = |color: &str| {
+        let case = Case::new().namespace("shop", color);
+        let case =
+            case.pod("shop/a", HERE, ["10.244.0.1", "app=a", ""]).pod("shop/b", HERE, ["10.244.0.2", "app=b", ""]);
+        let case = case.policy("shop/out", "app=a", [None, Some(&[rule(&[pods_in("team=red", "")], &[])])]);
+        case.policy("shop/in", "app=b", [Some(&[rule(&[pods_in("team=blue", "")], &[])]), None]).0
+    };
+    stays_closed(&[(shop("team=blue"), 9), (shop("team=red"), 9)], ("10.244.0.1", "10.244.0.2"));
+}
+
+#[test]
+fn a_policy_and_a_pods_labels_that_change_together_open_nothing() {
+    let shop = |peers: &str, of: &str| {
+        let case = Case::new().namespace("shop", "");
+        let case = case.pod("shop/db", HERE, ["10.244.0.1", "app=db", ""]).pod(
+            "shop/web",
+            HERE,
+            ["10.244.0.2", "app=web", ""],
+        );
+        let case = case.pod("shop/x", ELSEWHERE, ["10.244.0.3", of, ""]);
+        let case = case.policy("shop/db", "app=db", [Some(&[rule(&[pods(peers)], &[])]), None]);
+        case.policy("shop/web", "app=web", [Some(&[rule(&[pods("role=client")], &[])]), None]).0
+    };
+    let worlds = [(shop("role=client", ""), 9), (shop("role=admin", "role=client"), 9)];
+    stays_closed(&worlds, ("10.244.0.3", "10.244.0.1"));
+}
+
+#[test]
+fn a_policy_that_comes_back_does_not_name_what_it_left() {
+    let shop = |has_policy: bool, of: &str| {
+        let case = Case::new().namespace("shop", "");
+        let case =
+            case.pod("shop/db", HERE, ["10.244.0.1", "app=db", ""]).pod("shop/x", ELSEWHERE, ["10.244.0.3", of, ""]);
+        let case = case.policy("shop/always", "app=db", [Some(&[]), None]);
+        match has_policy {
+            true => case.policy("shop/again", "app=db", [Some(&[rule(&[pods("role=client")], &[])]), None]).0,
+            false => case.0,
+        }
+    };
+    // The second program ends after its first round, before it removes what nobody enters any more.
+    let worlds = [(shop(true, "role=client"), 9), (shop(false, ""), 1), (shop(true, ""), 9)];
+    stays_closed(&worlds, ("10.244.0.3", "10.244.0.1"));
+}
+
+/// Programs that put one World after the other into the kernel, each with so many rounds: from the second World on the
+/// packet is refused after every single act.
+fn stays_closed(worlds: &[(World, usize)], (source, destination): (&str, &str)) {
+    let traffic = Traffic::Port { protocol: sluice::net::Protocol::Tcp, port: 80 };
+    let [source, destination] = [source, destination].map(|text| text.parse().expect("an address"));
+    let packet = Packet { source, destination, traffic, from_this_node: false };
+    for goes_on in [false, true] {
+        let mut random = Random::new(1);
+        let mut walk = Walk::new(&mut random);
+        for (number, (world, rounds)) in worlds.iter().enumerate() {
+            if number > 1 || number == 1 && worlds.len() == 2 {
+                assert!(!passes(&walk.kernel.state(), packet), "it is closed before");
+                watch(&walk.kernel, Some(Promise { never: vec![packet], always: Vec::new() }));
+            }
+            if !goes_on || number == 0 {
+                walk.agent = Agent::start(&walk.kernel, &walk.config);
+            }
+            walk.world = World { host: walk.world.host.clone(), ..world.clone() };
+            walk.agent.take_in(&walk.world);
+            walk.rounds(*rounds);
+        }
+        watch(&walk.kernel, None);
+        assert!(!passes(&walk.kernel.state(), packet), "it is closed afterwards");
+    }
+}
+
 impl Agent {
     fn start(kernel: &MemoryKernel, config: &Arc<FirewallConfig>) -> Agent {
         Agent {
@@ -97,7 +179,7 @@ impl<'r> Walk<'r> {
         let kernel = MemoryKernel::new(State::of_others());
         let mut world = clusters::empty_world();
         let pod_cidrs = RANGES.iter().map(|range| range.parse().expect("a range")).collect();
-        world.cluster.nodes.insert("node1".into(), Node { addresses: Vec::new(), pod_cidrs });
+        world.cluster.nodes.insert("node1".into(), Node { pod_cidrs, ..Node::default() });
         let mut agent = Agent::start(&kernel, &config);
         agent.take_in(&world);
         Walk { random, kernel, config, world, agent, now: Instant::now(), story: Vec::new() }
@@ -107,7 +189,8 @@ impl<'r> Walk<'r> {
         for _ in 0..STEPS {
             let told = match self.random.below(20) {
                 0..=9 => self.change_anything(),
-                10..=13 => self.change_policies_only(),
+                10..=12 => self.change_policies_only(),
+                13 => self.change_labels_of_one_pod(),
                 14 => self.restart(),
                 15 => self.restart_with_what_was_remembered(),
                 16 => self.see_only_a_part(),
@@ -136,16 +219,100 @@ impl<'r> Walk<'r> {
         assert!(foreign.is_empty(), "{foreign:?}");
     }
 
-    fn change_anything(&mut self) -> String {
+    /// The rules of IPv6 cannot be changed: IPv4 goes on as ever, and whoever shall be no peer any more is none.
+    fn run_without_a_family(mut self) {
+        for _ in 0..20 {
+            self.change_some(1);
+        }
+        self.settle();
+        self.kernel.with(|machine| machine.broken = Some(Family::V6));
+        for _ in 0..30 {
+            let count = 1 + self.random.below(4);
+            let told = self.change_some(count);
+            self.story.push(told);
+            self.rounds(3);
+            self.now += Duration::from_secs(3);
+            self.rounds(3);
+            let (state, desired) = (self.kernel.state(), self.agent.lowering.desired());
+            let surplus: Vec<&ElementKey> = state
+                .elements
+                .keys()
+                .filter(|key| desired.sets.contains_key(&key.set) && !desired.elements.contains_key(key))
+                .collect();
+            assert!(surplus.is_empty(), "{surplus:?} are left, after {:#?}", self.story);
+            for _ in 0..20 {
+                let packet = Packet { from_this_node: false, ..clusters::packet(self.random) };
+                if packet.source.is_ipv4() {
+                    let expected = self.expected(self.agent.plan.rules(), &packet);
+                    assert_eq!(passes(&state, packet), expected, "{packet:?}, after {:#?}", self.story);
+                }
+            }
+        }
+        self.kernel.with(|machine| machine.broken = None);
+        self.now += Duration::from_secs(60);
+        self.settle();
+        self.check_rest();
+    }
+
+    /// A start at which one object could not be read, and changes behind it.
+    fn run_on_a_part(mut self) {
+        for _ in 0..20 {
+            self.change_some(1);
+        }
+        self.settle();
+        self.agent = Agent::start(&self.kernel, &self.config);
+        self.agent.take_in(&self.world);
+        self.rounds_of(3, Authority::Partial);
+        for _ in 0..30 {
+            let told = self.change_some(1);
+            self.story.push(told);
+            self.rounds_of(4, Authority::Partial);
+            let state = self.kernel.state();
+            for _ in 0..30 {
+                let packet = Packet { from_this_node: false, ..clusters::packet(self.random) };
+                let expected = self.expected(self.agent.plan.rules(), &packet);
+                assert!(expected || !passes(&state, packet), "{packet:?} is open, after {:#?}", self.story);
+            }
+        }
+    }
+
+    fn change_some(&mut self, count: usize) -> String {
         let node = self.world.host.clone();
-        let told = clusters::change(&mut self.world, self.random);
+        let told: Vec<String> = (0..count).map(|_| clusters::change(&mut self.world, self.random)).collect();
         // The name of a running host does not change.
         self.world.host = node;
         self.agent.take_in(&self.world);
-        watch_entering(&self.kernel, self.agent.plan.rules().clone());
-        self.rounds(3);
+        told.join("; ")
+    }
+
+    fn change_anything(&mut self) -> String {
+        let count = *self.random.pick(&[1, 1, 8]);
+        if self.random.chance(30) {
+            let told = self.change_some(count);
+            watch_entering(&self.kernel, self.agent.plan.rules().clone());
+            self.rounds(3);
+            watch(&self.kernel, None);
+            return told;
+        }
+        self.settle();
+        let before = self.agent.plan.rules().clone();
+        let told = self.change_some(count);
+        let promise = Promise { always: Vec::new(), ..self.promise(&before) };
+        watch(&self.kernel, Some(promise));
+        self.fail_at_times();
+        self.rounds(5);
+        self.kernel.with(|machine| machine.faults = Faults::none());
         watch(&self.kernel, None);
         told
+    }
+
+    fn fail_at_times(&mut self) -> bool {
+        let faults = self.random.chance(50);
+        if faults {
+            let random = Random::new(self.random.next());
+            self.kernel.with(|machine| machine.faults = Faults { random, steps: 20, reads: 10, alive_for: None });
+        }
+        faults
     }
 
     /// Only here a packet's fate is known at every moment: sets and rules change together.
@@ -160,15 +327,9 @@ impl<'r> Walk<'r> {
         }
         self.world.cluster = sluice::model::Cluster { policies: self.world.cluster.policies.clone(), ..older };
         self.agent.take_in(&self.world);
-        let lacks_nothing = self.kernel.with(|machine| machine.unloadable.is_empty());
-        let well = lacks_nothing && self.agent.mirrors.refusals().all().is_empty();
-        let promise = self.promise(&before, well);
+        let promise = self.promise(&before);
         watch(&self.kernel, Some(promise));
-        let faults = self.random.chance(50);
-        if faults {
-            let random = Random::new(self.random.next());
-            self.kernel.with(|machine| machine.faults = Faults { random, steps: 20, reads: 10 });
-        }
+        let faults = self.fail_at_times();
         // Before rules have waited too long for sets that fail again and again.
         self.rounds(5);
         self.kernel.with(|machine| machine.faults = Faults::none());
@@ -176,14 +337,39 @@ impl<'r> Walk<'r> {
         format!("policies change, with faults: {faults}")
     }
 
-    fn promise(&mut self, before: &RuleSet, well: bool) -> Promise {
+    /// What one object says changes at one moment, also where the kernel needs several acts for it.
+    fn change_labels_of_one_pod(&mut self) -> String {
+        self.settle();
+        let before = self.agent.plan.rules().clone();
+        let is_here = |pod: &Pod| pod.node.as_deref() == Some("node1") && pod.takes_part();
+        let here = self.world.cluster.pods.iter().filter(|(_, pod)| is_here(pod)).map(|(name, _)| name.clone());
+        let Some(name) = self.random.pick_from(here) else { return "no pod is here".to_owned() };
+        let other = clusters::world(self.random, 8);
+        let labels = other.cluster.pods.iter().next().map(|(_, pod)| pod.labels.clone()).unwrap_or_default();
+        let mut pod = (**self.world.cluster.pods.get(&name).expect("it was picked")).clone();
+        pod.labels = labels;
+        let told = format!("{name} gets the labels {:?}", pod.labels);
+        self.world.cluster.pods.insert(name, pod);
+        self.agent.take_in(&self.world);
+        let promise = self.promise(&before);
+        watch(&self.kernel, Some(promise));
+        self.fail_at_times();
+        self.rounds(5);
+        self.kernel.with(|machine| machine.faults = Faults::none());
+        watch(&self.kernel, None);
+        told
+    }
+
+    fn promise(&mut self, before: &RuleSet) -> Promise {
+        let lacks_nothing = self.kernel.with(|machine| machine.unloadable.is_empty());
+        let well = lacks_nothing && self.agent.mirrors.refusals().all().is_empty();
         let after = self.agent.plan.rules().clone();
         let mut promise = Promise::default();
         for _ in 0..60 {
             let packet = Packet { from_this_node: false, ..clusters::packet(self.random) };
             match (self.expected(before, &packet), self.expected(&after, &packet)) {
-                // What the kernel refuses is put in force in another form a moment after the rest.
-                (false, false) if well => promise.never.push(packet),
+                (false, false) => promise.never.push(packet),
+                // What stands in for a chain that the kernel refuses allows less.
                 (true, true) if well => promise.always.push(packet),
                 _ => {}
             }
@@ -208,7 +394,14 @@ impl<'r> Walk<'r> {
         self.agent = Agent::start(&self.kernel, &self.config);
         self.agent.take_in(&remembered);
         let before = self.kernel.state();
-        self.agent.mirrors.round(self.agent.lowering.desired(), Authority::Remembered, self.moment());
+        let mut promise = Promise::default();
+        for _ in 0..60 {
+            let packet = Packet { from_this_node: false, ..clusters::packet(self.random) };
+            promise.never.extend((!passes(&before, packet)).then_some(packet));
+        }
+        watch(&self.kernel, Some(promise));
+        self.rounds_of(2, Authority::Remembered);
+        watch(&self.kernel, None);
         let after = self.kernel.state();
         let kept = before.rules.iter().all(|(piece, rules)| after.rules.get(piece) == Some(rules))
             && before.sets.iter().all(|(set, spec)| after.sets.get(set) == Some(spec))
@@ -303,9 +496,13 @@ impl<'r> Walk<'r> {
     }
 
     fn rounds(&mut self, rounds: usize) {
+        self.rounds_of(rounds, Authority::Complete);
+    }
+
+    fn rounds_of(&mut self, rounds: usize, authority: Authority) {
         for _ in 0..rounds {
             let at = self.moment();
-            self.agent.mirrors.round(self.agent.lowering.desired(), Authority::Complete, at);
+            self.agent.mirrors.round(self.agent.lowering.desired(), authority, at);
             self.now = self.agent.mirrors.retry_at().map_or(self.now, |at| at.max(self.now));
         }
     }

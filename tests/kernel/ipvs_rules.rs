@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sluice::kernel::iptables::{Flavour, Ownership, Piece, Programs, Rules, Table, Tables};
+use sluice::kernel::iptables::{Flavour, Leftovers, Ownership, Piece, Programs, Rules, Table, Tables};
 use sluice::kernel::{Name, module};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::local_node::LocalNode;
@@ -28,7 +28,8 @@ fn with_each(test: impl Fn(Flavour, Family) + Send + Sync) {
 }
 
 fn mirror(flavour: Flavour) -> Mirror<Tables> {
-    let ours = Ownership { chains: vec![(Table::Nat, Name::Prefix("KUBE-ROUTER-".into()))], leftovers: true };
+    let ours =
+        Ownership { chains: vec![(Table::Nat, Name::Prefix("KUBE-ROUTER-".into()))], leftovers: Leftovers::Proxy };
     Mirror::new(Tables::new(PerFamily::from_fn(|_| Some(Programs { flavour, plain: false })), ours))
 }
 

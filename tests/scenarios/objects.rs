@@ -17,7 +17,7 @@ pub fn world<'a>(documents: &str, host: impl Iterator<Item = &'a str>) -> (World
     world.host = Arc::new(if addresses.is_empty() {
         generate::host(false)
     } else {
-        Host { node_name: "node1".into(), addresses }
+        Host { node_name: "node1".into(), addresses, ..Host::default() }
     });
     let mut catalog = Catalog::default();
     let changed = catalog.put("objects.yaml", Format::Yaml, repeated(documents).as_bytes());

@@ -8,10 +8,10 @@ use sluice::config::ProxyConfig;
 use sluice::kernel::ipvs::ServiceKey;
 use sluice::model::{Authority, World};
 use sluice::net::PerFamily;
-use sluice::proxy::apply::{Found, Mirrors, Round};
+use sluice::proxy::apply::{Mirrors, Round};
 use sluice::proxy::desired::Desired;
 use sluice::proxy::plan::Plan;
-use sluice::reconcile::Moment;
+use sluice::reconcile::{Found, Moment};
 
 use crate::support::memory::MemoryKernel;
 

@@ -221,7 +221,7 @@ impl Walk {
             let random = Random::new(self.random.next());
             let steps = *self.random.pick(&[2, 10, 40]);
             let reads = *self.random.pick(&[0, 0, 10, 50]);
-            self.kernel.with(|machine| machine.faults = Faults { random, steps, reads });
+            self.kernel.with(|machine| machine.faults = Faults { random, steps, reads, alive_for: None });
             self.disturbed = true;
         }
         for _ in 0..1 + self.random.below(3) {
@@ -474,7 +474,7 @@ impl Walk {
             let random = Random::new(self.random.next());
             let steps = if attempt < 3 { 15 } else { 0 };
             self.disturbed = true;
-            self.kernel.with(|machine| machine.faults = Faults { random, steps, reads: 0 });
+            self.kernel.with(|machine| machine.faults = Faults { random, steps, reads: 0, alive_for: None });
             let mut mirrors = Mirrors::new(self.kernel.targets(), self.config.excluded_cidrs.clone());
             for _ in 0..ROUNDS_TO_SETTLE {
                 self.clock.pass_until(mirrors.retry_at());

@@ -189,6 +189,9 @@ impl Round {
             Object::Virtual(key) => state.virtuals.contains_key(key),
             Object::Route(key) => state.routes.contains_key(key),
             Object::Address(key) => state.addresses.contains_key(key),
+            Object::Bridge(_) | Object::Tunnel(_) | Object::ReceivePort(_) | Object::SourceRule(_) => {
+                unreachable!("the service proxy has none of these")
+            }
         }
     }
 
@@ -206,6 +209,9 @@ impl Round {
             Object::Rule(key) => (state.rules.contains_key(key), self.before.rules.contains_key(key)),
             Object::Route(key) => (state.routes.contains_key(key), self.before.routes.contains_key(key)),
             Object::Address(key) => (state.addresses.contains_key(key), self.before.addresses.contains_key(key)),
+            Object::Bridge(_) | Object::Tunnel(_) | Object::ReceivePort(_) | Object::SourceRule(_) => {
+                unreachable!("the service proxy has none of these")
+            }
             Object::Virtual(key) => {
                 if let (Some(old), Some(new)) = (self.last.get(key), state.virtuals.get(key)) {
                     let kept = |d: &SocketAddr| new.destinations.iter().any(|new| new.address == *d);

@@ -1,6 +1,6 @@
 //! An API server for tests: lists and watches of whatever objects a test puts into it, on a loopback socket,
 //! with the faults that a test asks for. It speaks the protocol of a real one: resource versions, pages,
-//! streaming lists, bookmarks, and 410 for versions that it has forgotten.
+//! streaming lists, bookmarks, 410 for versions that it has forgotten, JSON and protocol buffers.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use futures_util::stream;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -19,6 +20,9 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
+
+#[path = "protobuf.rs"]
+pub mod protobuf;
 
 /// A running server. Dropping it closes everything.
 pub struct ApiServer {
@@ -37,6 +41,8 @@ pub struct Faults {
     pub fail: (usize, u16),
     /// Watches are closed as soon as they have said what they have to say at once.
     pub close_watches: bool,
+    /// Speak JSON whatever is asked for, as a proxy in between might.
+    pub json_only: bool,
     /// A forgotten version is refused by the status of the response, not within the stream.
     pub gone_as_status: bool,
 }
@@ -161,6 +167,32 @@ impl Drop for ApiServer {
     }
 }
 
+/// What an answer is encoded in.
+#[derive(Clone, Copy, PartialEq)]
+enum Encoding {
+    Json,
+    Protobuf,
+}
+
+impl Encoding {
+    /// The first of those that the request accepts, as the API server chooses.
+    fn wanted(request: &Request<Incoming>) -> Encoding {
+        let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        match accept.starts_with("application/vnd.kubernetes.protobuf") {
+            true => Encoding::Protobuf,
+            false => Encoding::Json,
+        }
+    }
+
+    fn content_type(self, is_watch: bool) -> HeaderValue {
+        HeaderValue::from_static(match (self, is_watch) {
+            (Encoding::Json, _) => "application/json",
+            (Encoding::Protobuf, false) => "application/vnd.kubernetes.protobuf",
+            (Encoding::Protobuf, true) => "application/vnd.kubernetes.protobuf;stream=watch",
+        })
+    }
+}
+
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 fn answer(state: &Mutex<State>, request: &Request<Incoming>) -> Answer {
@@ -169,26 +201,52 @@ fn answer(state: &Mutex<State>, request: &Request<Incoming>) -> Answer {
         request.uri().query().unwrap_or_default().split('&').filter_map(pair).collect();
     let path = request.uri().path().to_owned();
     state.requests.push(request.uri().to_string());
+    let encoding = if state.faults.json_only { Encoding::Json } else { Encoding::wanted(request) };
     if state.faults.fail.0 > 0 {
         state.faults.fail.0 -= 1;
-        return status(state.faults.fail.1, "as the test asked");
+        return status(encoding, state.faults.fail.1, "as the test asked");
     }
     let is = |key: &str, value: &str| query.get(key).is_some_and(|it| it == value);
+    if let Some(object) = state.one(&path) {
+        return full(Encoding::Json, StatusCode::OK, object.to_string().into_bytes());
+    }
     if !is("watch", "true") {
-        return list(&state, &path, &query);
+        return list(&state, &path, &query, encoding);
     }
     let streaming = is("sendInitialEvents", "true");
     if let (true, Some(code)) = (streaming, state.faults.refuse_streaming) {
-        return status(code, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled");
+        return status(
+            encoding,
+            code,
+            "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled",
+        );
     }
     let from: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
     if from != 0 && from < state.oldest && state.faults.gone_as_status {
-        return status(410, "too old resource version");
+        return status(encoding, 410, "too old resource version");
     }
-    watch(&mut state, &path, &query, from, streaming)
+    let lines = watch(&mut state, &path, &query, from, streaming);
+    let frames = stream::unfold((lines, path), move |(mut lines, path)| async move {
+        let line = lines.recv().await?;
+        let bytes = match encoding {
+            Encoding::Json => Bytes::from(line + "\n"),
+            Encoding::Protobuf => Bytes::from(protobuf::event(&path, &line)),
+        };
+        Some((Ok::<_, Infallible>(Frame::data(bytes)), (lines, path)))
+    });
+    let mut answer = Response::new(BodyExt::boxed_unsync(StreamBody::new(frames)));
+    answer.headers_mut().insert(CONTENT_TYPE, encoding.content_type(true));
+    answer
 }
 
-fn watch(state: &mut State, path: &str, query: &BTreeMap<String, String>, from: u64, streaming: bool) -> Answer {
+/// Begins a watch: its events, as lines of JSON.
+fn watch(
+    state: &mut State,
+    path: &str,
+    query: &BTreeMap<String, String>,
+    from: u64,
+    streaming: bool,
+) -> UnboundedReceiver<String> {
     let (lines, body) = unbounded_channel();
     let say = |line: String| drop(lines.send(line));
     if from == 0 {
@@ -209,14 +267,10 @@ fn watch(state: &mut State, path: &str, query: &BTreeMap<String, String>, from: 
     if !state.faults.close_watches {
         state.watches.push((path.to_owned(), lines));
     }
-    let frames = stream::unfold(body, |mut body: UnboundedReceiver<String>| async move {
-        let line = body.recv().await?;
-        Some((Ok::<_, Infallible>(Frame::data(Bytes::from(line + "\n"))), body))
-    });
-    Response::new(BodyExt::boxed_unsync(StreamBody::new(frames)))
+    body
 }
 
-fn list(state: &State, path: &str, query: &BTreeMap<String, String>) -> Answer {
+fn list(state: &State, path: &str, query: &BTreeMap<String, String>, encoding: Encoding) -> Answer {
     let all = state.selected(path, query);
     let start: usize = query.get("continue").and_then(|token| token.parse().ok()).unwrap_or(0);
     let limit: usize = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(all.len().max(1));
@@ -225,7 +279,13 @@ fn list(state: &State, path: &str, query: &BTreeMap<String, String>) -> Answer {
     if start + limit < all.len() {
         metadata["continue"] = json!((start + limit).to_string());
     }
-    full(StatusCode::OK, &json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}))
+    let body = match encoding {
+        Encoding::Json => {
+            json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}).to_string().into_bytes()
+        }
+        Encoding::Protobuf => protobuf::list(path, &metadata, &items),
+    };
+    full(encoding, StatusCode::OK, body)
 }
 
 impl State {
@@ -245,6 +305,12 @@ impl State {
 
     fn tell(&mut self, path: &str, line: &str) {
         self.watches.retain(|(at, watch)| at != path || watch.send(line.to_owned()).is_ok());
+    }
+
+    /// An object without a namespace, by the path of its own.
+    fn one(&self, path: &str) -> Option<&Value> {
+        let (collection, name) = path.rsplit_once('/')?;
+        self.objects.get(collection)?.get(&format!("/{name}"))
     }
 
     /// The objects of a collection, as far as a field selector by name wants them.
@@ -275,13 +341,18 @@ fn pair(text: &str) -> Option<(String, String)> {
     Some((key.to_owned(), value.replace("%3D", "=")))
 }
 
-fn status(code: u16, message: &str) -> Answer {
+fn status(encoding: Encoding, code: u16, message: &str) -> Answer {
     let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": message});
-    full(StatusCode::from_u16(code).expect("the test's status is one"), &body)
+    let bytes = match encoding {
+        Encoding::Json => body.to_string().into_bytes(),
+        Encoding::Protobuf => protobuf::status(&body),
+    };
+    full(encoding, StatusCode::from_u16(code).expect("the test's status is one"), bytes)
 }
 
-fn full(code: StatusCode, body: &Value) -> Answer {
-    let mut answer = Response::new(BodyExt::boxed_unsync(Full::new(Bytes::from(body.to_string()))));
+fn full(encoding: Encoding, code: StatusCode, body: Vec<u8>) -> Answer {
+    let mut answer = Response::new(BodyExt::boxed_unsync(Full::new(Bytes::from(body))));
+    answer.headers_mut().insert(CONTENT_TYPE, encoding.content_type(false));
     *answer.status_mut() = code;
     answer
 }

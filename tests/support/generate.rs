@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use sluice::model::{
-    Authority, Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress,
-    LoadBalancerAddress, Node, NodeAddress, NodeAddressKind, ObjectName, ProxyAnnotations, Scheduler, SchedulerFlags,
-    Service, ServicePort, ServiceType, Table, TrafficPolicy, World,
+    AnnounceAnnotations, Authority, Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host,
+    HostAddress, LoadBalancerAddress, Node, NodeAddress, NodeAddressKind, ObjectName, ProxyAnnotations, Scheduler,
+    SchedulerFlags, Service, ServicePort, ServiceType, Table, TrafficPolicy, World,
 };
 use sluice::net::{Family, Protocol};
 
@@ -89,6 +89,7 @@ pub fn service(random: &mut Random) -> Service {
         external_traffic_policy: policy(random),
         health_check_node_port: None,
         annotations: if annotated { annotations(random) } else { ProxyAnnotations::default() },
+        announce: AnnounceAnnotations::default(),
         created: random.below(4) as i64,
     }
 }
@@ -296,7 +297,7 @@ fn put_node(cluster: &mut Cluster, random: &mut Random) -> String {
         return "remove the Node".to_owned();
     }
     let internal = |address| NodeAddress { kind: NodeAddressKind::Internal, address };
-    let mut node = Node { addresses: vec![internal(HOST_V4)], pod_cidrs: Vec::new() };
+    let mut node = Node { addresses: vec![internal(HOST_V4)], ..Node::default() };
     if random.chance(70) {
         node.addresses.push(internal(HOST_V6));
     }
@@ -328,5 +329,5 @@ pub fn host(second: bool) -> Host {
         addresses.push(on("eth1", parse("192.0.2.65"), true));
     }
     addresses.sort();
-    Host { node_name: "node1".into(), addresses }
+    Host { node_name: "node1".into(), addresses, ..Host::default() }
 }

@@ -1,6 +1,7 @@
 //! Chance that can be had again: the same seed gives the same numbers (SplitMix64).
 
 use std::env;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A source of numbers.
 #[derive(Clone, Debug)]
@@ -46,4 +47,19 @@ impl Random {
 pub fn number(variable: &str) -> Option<u64> {
     let text = env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} must be a number; it is {text:?}")))
+}
+
+/// Runs a check on many seeds, and names the one that failed.
+pub fn for_many(runs: u64, check: impl Fn(&mut Random) + std::panic::RefUnwindSafe) {
+    let seeds: Vec<u64> = match number("PROPERTY_SEED") {
+        Some(seed) => vec![seed],
+        None => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_nanos() as u64;
+            (0..number("PROPERTY_RUNS").unwrap_or(runs)).map(|run| now.wrapping_add(run)).collect()
+        }
+    };
+    for seed in seeds {
+        let run = std::panic::catch_unwind(|| check(&mut Random::new(seed)));
+        assert!(run.is_ok(), "failed; PROPERTY_SEED={seed} runs it again");
+    }
 }

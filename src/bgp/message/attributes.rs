@@ -112,6 +112,15 @@ impl Attributes {
         }
     }
 
+    /// About how many bytes the set takes.
+    pub(in crate::bgp) fn weight(&self) -> usize {
+        let lists = |rare: &Rare| {
+            let unknown: usize = rare.unknown.iter().map(|unknown| 24 + unknown.value.len()).sum();
+            128 + 4 * rare.clusters.len() + 8 * rare.extended.len() + 12 * rare.large.len() + unknown
+        };
+        96 + self.as_path.bytes().len() + 4 * self.communities.len() + self.rare.as_deref().map_or(0, lists)
+    }
+
     /// The same with another next hop; the one on the link went with the old one.
     pub fn with_next_hop(&self, next_hop: IpAddr) -> Attributes {
         let mut changed = Attributes { next_hop, ..self.clone() };

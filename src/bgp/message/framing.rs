@@ -55,8 +55,7 @@ fn check(length: u16, kind: u8, extended: bool) -> Result<(), Notification> {
         UPDATE => (HEADER + 4, longest),
         NOTIFICATION => (HEADER + 2, longest),
         KEEPALIVE => (HEADER, HEADER),
-        // What is wrong with a longer one is said by its own rules.
-        ROUTE_REFRESH => (HEADER + 4, longest),
+        // What is wrong with another length is said by the rules of its kind (RFC 7313 5).
         _ => (HEADER, longest),
     };
     if !(least..=most).contains(&usize::from(length)) {

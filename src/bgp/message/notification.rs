@@ -7,6 +7,7 @@
 use std::fmt;
 
 use super::reader::Reader;
+use super::{HEADER, LONGEST};
 
 /// The kind of an error: code and subcode.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -177,7 +178,8 @@ impl Notification {
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&[self.reason.code, self.reason.subcode]);
-        out.extend_from_slice(&self.data);
+        // What it answers may have been longer than the other side takes.
+        out.extend(self.data.iter().take(LONGEST - HEADER - 2));
     }
 }
 

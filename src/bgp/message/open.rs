@@ -45,7 +45,8 @@ impl Open {
         };
         let capabilities = parameters(reader)?;
         let asn = capabilities.asn.unwrap_or(u32::from(short));
-        if asn == 0 || short == 0 {
+        // RFC 7607 2; RFC 6793 9: 23456 stands for others and is nobody's own.
+        if asn == 0 || short == 0 || asn == AS_TRANS {
             return Err(Notification::new(Reason::BAD_PEER_AS));
         }
         if identifier.is_unspecified() {

@@ -129,8 +129,10 @@ impl Block {
                 let number = rest.get(1).copied().unwrap_or_default();
                 let raw = Raw { flags: 0, number, value: &[], whole: rest };
                 let fault = "an attribute ends behind the end of all of them";
-                block
-                    .add_flaw(raw, Refused { fault, treatment: Treatment::Withdraw, reason: Reason::ATTRIBUTE_LENGTH });
+                // RFC 7606 5.3: but not those that stand in this attribute.
+                let hides = [MP_REACH, MP_UNREACH].contains(&number);
+                let treatment = if hides { Treatment::Reset } else { Treatment::Withdraw };
+                block.add_flaw(raw, Refused { fault, treatment, reason: Reason::ATTRIBUTE_LENGTH });
                 break;
             };
             if let Err(refused) = block.read(raw, dialect) {
@@ -199,8 +201,13 @@ impl Block {
         self.seen.get(usize::from(number / 64)).is_some_and(|word| word & (1 << (number % 64)) != 0)
     }
 
+    /// Of each attribute the worst flaw is kept: a message has room for thousands that are repeated.
     fn add_flaw(&mut self, raw: Raw, refused: Refused) {
         let Refused { fault, treatment, reason } = refused;
+        if self.flaws.iter().any(|known| known.attribute == raw.number && known.treatment >= treatment) {
+            return;
+        }
+        self.flaws.retain(|known| known.attribute != raw.number);
         self.flaws.push(Flaw { attribute: raw.number, fault, treatment, reason, data: raw.whole.to_vec() });
     }
 
@@ -254,6 +261,8 @@ impl Block {
             AS4_PATH | AS4_AGGREGATOR if dialect.four_octets => {
                 return discard("an attribute of two-octet speakers, from one that has four");
             }
+            // RFC 6793 6: it has at least one number.
+            AS4_PATH if value.len() < 6 => return discard("AS4_PATH is too short"),
             AS4_PATH => {
                 let path = AsPath::decode(value, true, Kind::As4Path);
                 self.as4_path = Some(path.map_or_else(|| discard("AS4_PATH is malformed"), Ok)?);

@@ -61,6 +61,23 @@ pub(super) fn encode(prefix: IpNet, out: &mut Vec<u8>) {
     }
 }
 
+/// Whether a unicast route can have it.
+pub(super) fn is_unicast(prefix: IpNet) -> bool {
+    match prefix {
+        IpNet::V4(prefix) => {
+            let [first, ..] = prefix.network().octets();
+            let local = prefix.prefix_len() >= 8 && (first == 0 || first == 127);
+            !(local || prefix.prefix_len() >= 4 && first >= 224)
+        }
+        IpNet::V6(prefix) => {
+            let network = prefix.network();
+            let local = prefix.prefix_len() == 128 && (network.is_loopback() || network.is_unspecified());
+            let link = prefix.prefix_len() >= 10 && network.is_unicast_link_local();
+            !(local || link || prefix.prefix_len() >= 8 && network.is_multicast())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,6 +105,19 @@ mod tests {
         assert_eq!(decode(Family::V6, &[129]), None);
         assert_eq!(decode(Family::V4, &[24, 10, 0]), None);
         assert_eq!(decode(Family::V4, &[]), Some(vec![]));
+    }
+
+    #[test]
+    fn prefixes_that_no_route_can_have_are_known() {
+        let unicast = |text: &str| is_unicast(text.parse().unwrap());
+        for odd in
+            ["127.0.0.0/8", "0.1.0.0/16", "224.0.0.0/4", "239.1.1.1/32", "240.0.0.0/8", "fe80::/64", "ff02::1/128"]
+        {
+            assert!(!unicast(odd), "{odd}");
+        }
+        assert!(!unicast("::1/128"));
+        // Whether a default route is wanted is for policy to say.
+        assert!(["0.0.0.0/0", "::/0", "192.0.2.0/24"].into_iter().all(unicast));
     }
 
     #[test]

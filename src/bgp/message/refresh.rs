@@ -36,15 +36,14 @@ impl Refresh {
     /// 5: to be ignored).
     pub(super) fn decode(body: &[u8]) -> Result<Option<Refresh>, Notification> {
         let mut reader = Reader::new(body);
-        let (Some(afi), Some(subtype), Some(safi)) = (reader.u16(), reader.u8(), reader.u8()) else {
-            return Err(wrong_length(body));
-        };
+        let (Some(afi), Some(subtype)) = (reader.u16(), reader.u8()) else { return Err(wrong_length(body)) };
         let kind = match subtype {
             REQUEST => RefreshKind::Request,
             BEGIN => RefreshKind::Begin,
             END => RefreshKind::End,
             _ => return Ok(None),
         };
+        let safi = reader.u8().unwrap_or_default();
         if body.len() != LENGTH {
             return Err(match kind {
                 RefreshKind::Begin | RefreshKind::End => malformed(body),

@@ -8,6 +8,8 @@ mod errors;
 mod open;
 #[path = "tests/update.rs"]
 mod update;
+#[path = "tests/wire.rs"]
+mod wire;
 
 use super::*;
 
@@ -102,7 +104,6 @@ fn what_is_wrong_with_a_head_is_said_before_the_message_is_whole() {
         ("001c01", false, "001c"), // an OPEN without its fixed part
         ("001602", false, "0016"), // an UPDATE without its lengths
         ("001403", false, "0014"), // a NOTIFICATION without its codes
-        ("001605", false, "0016"), // a ROUTE-REFRESH without its family
         ("100102", false, "1001"), // longer than was agreed
         ("100101", true, "1001"),  // an OPEN is never longer
         ("100104", true, "1001"),

@@ -100,7 +100,10 @@ impl Update {
             Treatment::DiscardAttribute | Treatment::DisableFamily(_) => false,
         };
         if let Some(flaw) = block.flaws.iter().find(fatal) {
-            return Err(Notification::with(flaw.reason, flaw.data.as_slice()));
+            // RFC 4271 6.3: the attribute goes with it where it is one attribute that is wrong.
+            let whole = flaw.reason == Reason::MALFORMED_ATTRIBUTES;
+            let data = if whole { &[][..] } else { flaw.data.as_slice() };
+            return Err(Notification::with(flaw.reason, data));
         }
         for flaw in &block.flaws {
             self.remark(flaw.attribute, flaw.fault, flaw.treatment);
@@ -127,19 +130,33 @@ impl Update {
 
     fn announce(&mut self, block: Block, networks: Vec<IpNet>, reach: Option<Reach>, dialect: &Dialect) {
         let next_hop = block.next_hop;
+        let networks = self.unicast(networks);
         // The two mandatory attributes are there where something is reachable; otherwise nobody asks for the set.
         let Some(attributes) = block.attributes(dialect) else { return };
         if let Some(next_hop) = next_hop.filter(|_| !networks.is_empty()) {
             let attributes = attributes.with_next_hop(IpAddr::V4(next_hop));
             self.announced.push(Announced { attributes, prefixes: networks });
         }
-        if let Some(reach) = reach.filter(|reach| !reach.prefixes.is_empty()) {
+        if let Some(reach) = reach {
+            let prefixes = self.unicast(reach.prefixes);
             let mut attributes = attributes.with_next_hop(reach.next_hop);
             if reach.link_local.is_some() {
                 attributes.change_rare(|rare| rare.link_local = reach.link_local);
             }
-            self.announced.push(Announced { attributes, prefixes: reach.prefixes });
+            if !prefixes.is_empty() {
+                self.announced.push(Announced { attributes, prefixes });
+            }
         }
+    }
+
+    /// RFC 4271 6.3: prefixes that no unicast route can have are ignored.
+    fn unicast(&mut self, mut prefixes: Vec<IpNet>) -> Vec<IpNet> {
+        let count = prefixes.len();
+        prefixes.retain(|prefix| prefix::is_unicast(*prefix));
+        if prefixes.len() < count {
+            self.remark(0, "a prefix that no unicast route has", Treatment::DiscardAttribute);
+        }
+        prefixes
     }
 
     fn remark(&mut self, attribute: u8, fault: &'static str, treatment: Treatment) {

@@ -27,6 +27,7 @@ pub struct Packing {
     dialect: Dialect,
     bytes: Vec<u8>,
     messages: u32,
+    unfit: u32,
 }
 
 /// The two lengths that an UPDATE has besides its head.
@@ -45,7 +46,7 @@ struct Around {
 
 impl Packing {
     pub fn new(dialect: Dialect) -> Packing {
-        Packing { dialect, bytes: Vec::new(), messages: 0 }
+        Packing { dialect, bytes: Vec::new(), messages: 0, unfit: 0 }
     }
 
     /// Announces prefixes of one family. False when the attributes leave no room for a prefix; nothing is written then.
@@ -57,12 +58,14 @@ impl Packing {
         if !in_body {
             around.multiprotocol = reach(family, attributes);
         }
+        // All or nothing: where the longest has no room nobody could tell later which of them were written.
+        let longest = prefixes.iter().max_by_key(|prefix| prefix.prefix_len());
+        if longest.is_some_and(|longest| self.fitting(&around, std::slice::from_ref(longest)).0.is_empty()) {
+            return false;
+        }
         let mut rest = prefixes;
         while !rest.is_empty() {
             let (now, later) = self.fitting(&around, rest);
-            if now.is_empty() {
-                return false;
-            }
             self.write(&around, now, !in_body);
             rest = later;
         }
@@ -84,6 +87,17 @@ impl Packing {
             }
             rest = later;
         }
+    }
+
+    /// Withdraws prefixes whose attributes leave no room for them (RFC 8654 6).
+    pub fn give_up(&mut self, family: Family, prefixes: &[IpNet]) {
+        self.withdraw(family, prefixes);
+        self.unfit = self.unfit.saturating_add(prefixes.len() as u32);
+    }
+
+    /// How many prefixes were withdrawn because they do not fit.
+    pub fn unfit(&self) -> u32 {
+        self.unfit
     }
 
     /// The bytes, and how many messages they are.

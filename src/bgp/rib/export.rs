@@ -8,7 +8,7 @@
 //! | outside | our number in front | ours; that of our own routes stays | gone | only of our own routes | gone |
 //! | inside | as it is | as it is; ours if so configured and it came from outside | as it is, or 100 | as it is | added when reflected |
 //!
-//! Export policy comes last, so that it sees and changes what would be sent.
+//! A route of our own without a next hop has ours. Export policy comes last, so that it sees and changes what would be sent.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -110,6 +110,9 @@ impl<'a> Renderer<'a> {
         let mut made = attributes.clone();
         // A next hop on the link means nothing beyond it.
         made.change_rare(|rare| rare.link_local = None);
+        if source.kind == Kind::Local && made.next_hop.is_unspecified() {
+            made = made.with_next_hop((*self.view.own.of(family))?);
+        }
         if self.view.kind == Kind::External {
             made.as_path = made.as_path.prepended(self.own.asn, 1);
             made.local_pref = None;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::super::message::{self, Dialect, Packing, Refresh, RefreshKind};
-use super::super::policy::Policy;
+use super::super::policy::{Difference, Policy};
 use super::export::{Own, Renderer, Shown, View};
 use super::intern::{Interned, Seed};
 use super::table::{Best, PeerId, Table};
@@ -29,6 +29,8 @@ pub struct Parcel {
     pub to: PeerId,
     pub bytes: Arc<[u8]>,
     pub messages: u32,
+    /// How many routes it is not told of, because their attributes do not fit into a message to it.
+    pub unfit: u32,
 }
 
 /// How much is worked on and sent at a time.
@@ -84,7 +86,7 @@ struct Walk {
     after: Option<IpNet>,
     /// It asked for everything again: it may have what is still to come.
     again: bool,
-    /// The end is said with a mark of RFC 7313 instead of End-of-RIB.
+    /// Beginning and end are said with marks of RFC 7313, in place of End-of-RIB.
     marked: bool,
 }
 
@@ -107,6 +109,7 @@ struct Piece {
     except: PeerId,
     bytes: Arc<[u8]>,
     messages: u32,
+    unfit: u32,
 }
 
 impl Exports {
@@ -127,18 +130,25 @@ impl Exports {
         self.take(peer);
     }
 
-    /// A neighbour asks for everything again. `marked`: it understands marks around the answer.
+    /// A neighbour is told everything again. `marked`: it understands marks around that.
+    ///
+    /// What goes on already begins anew, and ends as it was to end: the first time with End-of-RIB, which is owed to everybody;
+    /// and who asks more often than it reads is sent one mark only.
     pub fn refresh(&mut self, peer: PeerId, family: Family, marked: bool) {
         let Some(member) = self.groups.values_mut().find_map(|members| members.get_mut(&peer)) else { return };
         self.behind = true;
-        let behind = member.behind.get_or_insert_default();
-        let first = behind.walk.of(family).is_some_and(|walk| !walk.again);
-        // During the first walk it has not got everything once: the end of that is still owed.
-        let walk = Walk { after: None, again: true, marked: marked && !first };
-        *behind.walk.of_mut(family) = Some(walk);
-        if walk.marked {
-            let begin = message::refresh(&Refresh { family, kind: RefreshKind::Begin });
-            send(peer, member, &begin.into(), 1, &mut self.parcels);
+        match member.behind.get_or_insert_default().walk.of_mut(family) {
+            // Nothing has been said yet.
+            Some(Walk { after: None, .. }) => {}
+            Some(walk) => (walk.after, walk.again) = (None, true),
+            none => {
+                *none = Some(Walk { after: None, again: true, marked });
+                if marked {
+                    let bytes = message::refresh(&Refresh { family, kind: RefreshKind::Begin }).into();
+                    let begin = Piece { except: PeerId::LOCAL, bytes, messages: 1, unfit: 0 };
+                    send(peer, member, &begin, &mut self.parcels);
+                }
+            }
         }
     }
 
@@ -191,9 +201,9 @@ impl Exports {
                     && let Some(behind) = &mut member.behind
                 {
                     let Some(portion) = behind.portion(table, self.held, self.bounds.portion) else { break };
-                    let (packing, messages) = portion.written(*peer, &mut renderer, interned);
-                    if messages > 0 {
-                        send(*peer, member, &packing.into(), messages, &mut self.parcels);
+                    let piece = portion.written(*peer, &mut renderer, interned);
+                    if piece.messages > 0 {
+                        send(*peer, member, &piece, &mut self.parcels);
                     }
                     if member.behind.as_ref().is_some_and(Behind::is_over) {
                         member.behind = None;
@@ -205,10 +215,11 @@ impl Exports {
         std::mem::take(&mut self.parcels)
     }
 
-    /// Views have changed, or the policy: everybody is told the difference. Nothing in the table may be dirty.
+    /// Views have changed, or the policy: everybody is told the difference. Nothing in the table may be dirty. `policy` comes
+    /// with what it may say differently where a view stays as it is.
     pub fn change_views(
         &mut self,
-        policy: Arc<Policy>,
+        (policy, difference): (Arc<Policy>, Difference),
         view_of: impl Fn(PeerId, &View) -> View,
         table: &Table,
         interned: &mut Interned,
@@ -224,7 +235,12 @@ impl Exports {
             let mut before = Renderer::new(self.own, &old_view, &self.policy, table);
             let mut after = Renderer::new(self.own, &new_view, &policy, table);
             let mut changes = Vec::new();
-            for (prefix, _) in Family::BOTH.into_iter().flat_map(|family| table.walk(family, None)) {
+            let all = || Family::BOTH.into_iter().flat_map(|family| table.walk(family, None).map(|(prefix, _)| prefix));
+            let prefixes: Box<dyn Iterator<Item = IpNet>> = match &difference {
+                Difference::Inside(outer) if old_view == new_view => Box::new(table.inside(outer).into_iter()),
+                _ => Box::new(all()),
+            };
+            for prefix in prefixes {
                 let best = table.best(prefix);
                 let old = before.shown(prefix, best.as_ref(), interned);
                 let new = after.shown(prefix, best.as_ref(), interned);
@@ -270,9 +286,10 @@ impl Exports {
     }
 }
 
-fn send(peer: PeerId, member: &mut Member, bytes: &Arc<[u8]>, messages: u32, parcels: &mut Vec<Parcel>) {
+fn send(peer: PeerId, member: &mut Member, piece: &Piece, parcels: &mut Vec<Parcel>) {
+    let Piece { bytes, messages, unfit, .. } = piece;
     member.on_the_way += bytes.len();
-    parcels.push(Parcel { to: peer, bytes: bytes.clone(), messages });
+    parcels.push(Parcel { to: peer, bytes: bytes.clone(), messages: *messages, unfit: *unfit });
 }
 
 /// Tells members of changes: those with room now, the others later. True when there are others.
@@ -287,7 +304,7 @@ fn deliver(to: Receivers, changes: Vec<Change>, parcels: &mut Vec<Parcel>) -> bo
             // Written when the first one takes it: all may be behind.
             let (common, own) = pieces.get_or_insert_with(|| written(to.dialect, &changes));
             for piece in common.iter().chain(own.get(peer)).filter(|piece| piece.except != *peer) {
-                send(*peer, member, &piece.bytes, piece.messages, parcels);
+                send(*peer, member, piece, parcels);
             }
         } else {
             let behind = member.behind.get_or_insert_default();
@@ -301,7 +318,7 @@ fn deliver(to: Receivers, changes: Vec<Change>, parcels: &mut Vec<Parcel>) -> bo
 /// Changes as messages: for all, and for some members one more piece each.
 fn written(dialect: Dialect, changes: &[Change]) -> (Vec<Piece>, BTreeMap<PeerId, Piece>) {
     let mut gone: BTreeMap<(PeerId, Family), Vec<IpNet>> = BTreeMap::new();
-    let mut alone: BTreeMap<(PeerId, Family), Vec<IpNet>> = BTreeMap::new();
+    let mut alone: BTreeMap<PeerId, BTreeMap<Family, Vec<IpNet>>> = BTreeMap::new();
     let mut sets = Sets::default();
     for Change { prefix, old, new } in changes {
         let family = Family::from(*prefix);
@@ -309,7 +326,7 @@ fn written(dialect: Dialect, changes: &[Change]) -> (Vec<Piece>, BTreeMap<PeerId
             (Some(old), None) => gone.entry((old.source, family)).or_default().push(*prefix),
             (Some(old), Some(new)) if old.source != new.source => {
                 // The neighbour that the best route comes from now has had the other one.
-                alone.entry((new.source, family)).or_default().push(*prefix);
+                alone.entry(new.source).or_default().entry(family).or_default().push(*prefix);
                 sets.add(family, new, *prefix);
             }
             (_, Some(new)) => sets.add(family, new, *prefix),
@@ -321,8 +338,7 @@ fn written(dialect: Dialect, changes: &[Change]) -> (Vec<Piece>, BTreeMap<PeerId
     for (shown, family, prefixes) in sets.all {
         let packing = announced.packing(shown.source);
         if !packing.announce(family, &shown.attributes, &prefixes) {
-            // RFC 8654 6: what does not fit any more is gone.
-            gone.entry((shown.source, family)).or_default().extend(prefixes);
+            pieces.packing(shown.source).give_up(family, &prefixes);
         }
     }
     for ((source, family), prefixes) in gone {
@@ -331,23 +347,20 @@ fn written(dialect: Dialect, changes: &[Change]) -> (Vec<Piece>, BTreeMap<PeerId
     let mut common = pieces.finish();
     common.extend(announced.finish());
     let mut own = BTreeMap::new();
-    for (peer, prefixes) in by_peer(alone) {
+    for (peer, prefixes) in alone {
         let mut packing = Packing::new(dialect);
         prefixes.into_iter().for_each(|(family, prefixes)| packing.withdraw(family, &prefixes));
-        let (bytes, messages) = packing.finish();
-        own.insert(peer, Piece { except: PeerId::LOCAL, bytes: bytes.into(), messages });
+        own.insert(peer, Piece::of(PeerId::LOCAL, packing));
     }
     (common, own)
 }
 
-type Prefixes = Vec<(Family, Vec<IpNet>)>;
-
-fn by_peer(all: BTreeMap<(PeerId, Family), Vec<IpNet>>) -> BTreeMap<PeerId, Prefixes> {
-    let mut peers: BTreeMap<PeerId, Prefixes> = BTreeMap::new();
-    for ((peer, family), prefixes) in all {
-        peers.entry(peer).or_default().push((family, prefixes));
+impl Piece {
+    fn of(except: PeerId, packing: Packing) -> Piece {
+        let unfit = packing.unfit();
+        let (bytes, messages) = packing.finish();
+        Piece { except, bytes: bytes.into(), messages, unfit }
     }
-    peers
 }
 
 /// Prefixes by the attributes that they share, in the order in which these came first.
@@ -389,8 +402,7 @@ impl Pieces {
 
     fn close(&mut self) {
         if let Some((except, packing)) = self.current.take().filter(|(_, packing)| !packing.is_empty()) {
-            let (bytes, messages) = packing.finish();
-            self.done.push(Piece { except, bytes: bytes.into(), messages });
+            self.done.push(Piece::of(except, packing));
         }
     }
 
@@ -450,7 +462,7 @@ impl Behind {
 
 impl Portion {
     /// The portion as messages, as the member sees it.
-    fn written(&self, peer: PeerId, renderer: &mut Renderer, interned: &mut Interned) -> (Vec<u8>, u32) {
+    fn written(&self, peer: PeerId, renderer: &mut Renderer, interned: &mut Interned) -> Piece {
         let dialect = renderer.view.dialect;
         let mut gone: BTreeMap<Family, Vec<IpNet>> = BTreeMap::new();
         let mut sets = Sets::default();
@@ -465,10 +477,11 @@ impl Portion {
         let mut packing = Packing::new(dialect);
         for (shown, family, prefixes) in sets.all {
             if !packing.announce(family, &shown.attributes, &prefixes) {
-                gone.entry(family).or_default().extend(prefixes);
+                packing.give_up(family, &prefixes);
             }
         }
         gone.into_iter().for_each(|(family, prefixes)| packing.withdraw(family, &prefixes));
+        let unfit = packing.unfit();
         let (mut bytes, mut messages) = packing.finish();
         if let Some((family, walk)) = self.ends {
             let end = match walk.marked {
@@ -478,6 +491,6 @@ impl Portion {
             bytes.extend(end);
             messages += 1;
         }
-        (bytes, messages)
+        Piece { except: PeerId::LOCAL, bytes: bytes.into(), messages, unfit }
     }
 }

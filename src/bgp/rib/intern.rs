@@ -1,7 +1,7 @@
 //! Equal sets of attributes are kept once.
 //!
 //! A table of 100,000 routes has far fewer sets of attributes than routes. Sets that nobody uses any more go when the number
-//! of sets has doubled, so that looking for them costs little for each set.
+//! of sets, or their size, has doubled, so that looking for them costs little for each set.
 //!
 //! The hash has a seed that comes from outside: a neighbour that could foresee it could choose attributes that all fall into
 //! one place.
@@ -12,14 +12,17 @@ use std::sync::Arc;
 
 use super::super::message::Attributes;
 
-/// When the first sweep is made.
+/// When the first sweep is made: at so many sets, or when they weigh so many bytes. Few sets may be long ones.
 const FEW: usize = 1024;
+const LIGHT: usize = 4 << 20;
 
 /// All sets that are in use, and some that were.
 #[derive(Debug)]
 pub struct Interned {
     sets: HashSet<Arc<Attributes>, Seed>,
     sweep_at: usize,
+    weight: usize,
+    sweep_at_weight: usize,
 }
 
 /// Begins hashes.
@@ -33,7 +36,7 @@ pub(super) struct Folding {
 
 impl Interned {
     pub fn new(seed: u64) -> Interned {
-        Interned { sets: HashSet::with_hasher(Seed(seed)), sweep_at: FEW }
+        Interned { sets: HashSet::with_hasher(Seed(seed)), sweep_at: FEW, weight: 0, sweep_at_weight: LIGHT }
     }
 
     /// The one set that equals this one.
@@ -41,9 +44,10 @@ impl Interned {
         if let Some(known) = self.sets.get(&attributes) {
             return known.clone();
         }
-        if self.sets.len() >= self.sweep_at {
+        if self.sets.len() >= self.sweep_at || self.weight >= self.sweep_at_weight {
             self.sweep();
         }
+        self.weight += attributes.weight();
         let new = Arc::new(attributes);
         self.sets.insert(new.clone());
         new
@@ -52,6 +56,8 @@ impl Interned {
     /// Drops what nobody uses.
     fn sweep(&mut self) {
         self.sets.retain(|set| Arc::strong_count(set) > 1);
+        self.weight = self.sets.iter().map(|set| set.weight()).sum();
+        self.sweep_at_weight = (self.weight * 2).max(LIGHT);
         self.sweep_at = (self.sets.len() * 2).max(FEW);
         if self.sets.capacity() > self.sweep_at * 2 {
             self.sets.shrink_to(self.sweep_at);

@@ -18,14 +18,14 @@ mod table;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
 
 use super::message::{Announced, Attributes, Refresh, RefreshKind, Update};
-use super::policy::{Applicable, Outcome, Policy};
+use super::policy::{Applicable, Difference, Outcome, Policy};
 use crate::net::{Family, PerFamily};
 
 pub use best_path::{Kind, Source};
@@ -112,11 +112,12 @@ impl Rib {
         let exports = exports::Exports::new(rules.own, rules.bounds, rules.policies.export.clone(), rules.held);
         let mut table = Table::new(now);
         table.share(rules.sharing);
-        let address = IpAddr::V4(rules.own.identifier);
-        table.set_source(
-            PeerId::LOCAL,
-            Source { kind: Kind::Local, identifier: rules.own.identifier, address, first: None },
-        );
+        // No address of a neighbour. Of two routes that are as good as each other our own is chosen.
+        let ours = [(PeerId::LOCAL, Ipv4Addr::UNSPECIFIED), (PeerId::OPERATOR, Ipv4Addr::BROADCAST)];
+        for (id, address) in ours {
+            let (identifier, address) = (rules.own.identifier, IpAddr::V4(address));
+            table.set_source(id, Source { kind: Kind::Local, identifier, address, first: None });
+        }
         let interned = intern::Interned::new(rules.seed);
         Rib { rules, table, interned, exports, sessions: BTreeMap::new(), flushed: Flushed::default() }
     }
@@ -132,6 +133,11 @@ impl Rib {
 
     pub fn policies(&self) -> &Policies {
         &self.rules.policies
+    }
+
+    /// Ourselves, as far as routes show it.
+    pub fn own(&self) -> &Own {
+        &self.rules.own
     }
 
     /// A session is established. The statements of the view are filled in here.
@@ -193,46 +199,33 @@ impl Rib {
         let usable = is_usable(&self.rules, source, &attributes);
         let received = self.interned.intern(attributes);
         for prefix in prefixes {
-            if *session.disabled.of(Family::from(prefix)) || !is_unicast(prefix) {
+            if *session.disabled.of(Family::from(prefix)) {
                 continue;
             }
             let mut used = None;
             if usable {
-                let import = &self.rules.policies.import;
-                used = match import.outcome(&session.applicable, prefix, &received, None) {
-                    Outcome::Rejected => None,
-                    Outcome::Unchanged => Some(received.clone()),
-                    Outcome::Changed(changed) => Some(self.interned.intern(changed)),
-                };
+                used = imported(&self.rules, &session.applicable, (prefix, &received), &mut self.interned);
             }
             self.table.announce(prefix, peer, received.clone(), used);
         }
     }
 
-    /// A route of our own. It goes through import policy like the others.
-    pub fn originate(&mut self, prefix: IpNet, attributes: Attributes) {
+    /// A route of our own, or an operator's. It goes through import policy like the others.
+    pub fn originate(&mut self, whose: PeerId, prefix: IpNet, attributes: Attributes) {
         let received = self.interned.intern(attributes);
-        let used = self.imported_here(prefix, &received);
-        self.table.announce(prefix, PeerId::LOCAL, received, used);
+        let applicable = self.rules.policies.import.applicable(None);
+        let used = imported(&self.rules, &applicable, (prefix, &received), &mut self.interned);
+        self.table.announce(prefix, whose, received, used);
     }
 
-    fn imported_here(&mut self, prefix: IpNet, received: &Arc<Attributes>) -> Option<Arc<Attributes>> {
-        let import = &self.rules.policies.import;
-        match import.outcome(&import.applicable(None), prefix, received, None) {
-            Outcome::Rejected => None,
-            Outcome::Unchanged => Some(received.clone()),
-            Outcome::Changed(changed) => Some(self.interned.intern(changed)),
-        }
+    /// Takes back a route of our own, or an operator's.
+    pub fn retract(&mut self, whose: PeerId, prefix: IpNet) {
+        self.table.withdraw(prefix, whose);
     }
 
-    /// Takes back a route of our own.
-    pub fn retract(&mut self, prefix: IpNet) {
-        self.table.withdraw(prefix, PeerId::LOCAL);
-    }
-
-    /// A next hop can be reached, or not any more.
-    pub fn set_reachable(&mut self, next_hop: IpAddr, reachable: bool) {
-        self.table.set_reachable(next_hop, reachable);
+    /// These next hops cannot be reached, and all others can.
+    pub fn set_unreachable(&mut self, next_hops: BTreeSet<IpAddr>) {
+        self.table.set_unreachable(next_hops);
     }
 
     /// A ROUTE-REFRESH. `marks`: both sides know the marks of RFC 7313.
@@ -262,41 +255,60 @@ impl Rib {
     /// Other policies: they hold for all routes that are there, and everybody is told the difference.
     pub fn set_policies(&mut self, policies: Policies) {
         if policies.import != self.rules.policies.import {
-            self.rules.policies.import = policies.import;
-            self.import_again();
+            let before = std::mem::replace(&mut self.rules.policies.import, policies.import);
+            self.import_again(&before);
         }
         self.settle();
         if policies.export != self.rules.policies.export {
+            let difference = self.rules.policies.export.difference(&policies.export);
             self.rules.policies.export = policies.export.clone();
             let sessions = &self.sessions;
             let view_of = |peer: PeerId, old: &View| {
                 let address = sessions.get(&peer).map(|session| session.address);
                 View { statements: policies.export.applicable(address), ..old.clone() }
             };
-            self.exports.change_views(policies.export.clone(), view_of, &self.table, &mut self.interned);
+            let newer = (policies.export.clone(), difference);
+            self.exports.change_views(newer, view_of, &self.table, &mut self.interned);
         }
     }
 
-    /// Decides anew about all routes that have come.
-    fn import_again(&mut self) {
-        let import = self.rules.policies.import.clone();
+    /// Other addresses are ours: routes that lead to them are not used.
+    pub fn set_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+        if self.rules.addresses == addresses {
+            return;
+        }
+        self.rules.addresses = addresses;
         for (peer, source) in self.table.sources() {
-            let applicable = import.applicable((source.kind != Kind::Local).then_some(source.address));
-            let (rules, interned) = (&self.rules, &mut self.interned);
-            self.table.reconsider(peer, |prefix, received| {
-                if source.kind != Kind::Local && !is_usable(rules, &source, received) {
-                    return None;
-                }
-                match import.outcome(&applicable, prefix, received, None) {
-                    Outcome::Rejected => None,
-                    Outcome::Unchanged => Some(received.clone()),
-                    Outcome::Changed(changed) => Some(interned.intern(changed)),
-                }
-            });
+            let neighbour = (source.kind != Kind::Local).then_some(source.address);
+            let applicable = self.rules.policies.import.applicable(neighbour);
+            self.reconsider((peer, source), &applicable, &Difference::Anywhere);
+        }
+    }
+
+    /// Decides anew about the routes that have come, as far as policy may say something different of them.
+    fn import_again(&mut self, before: &Policy) {
+        let import = self.rules.policies.import.clone();
+        let difference = before.difference(&import);
+        for (peer, source) in self.table.sources() {
+            let neighbour = (source.kind != Kind::Local).then_some(source.address);
+            let applicable = import.applicable(neighbour);
+            let is_same = before.applicable(neighbour) == applicable;
+            let scope = if is_same { &difference } else { &Difference::Anywhere };
+            self.reconsider((peer, source), &applicable, scope);
             if let Some(session) = self.sessions.get_mut(&peer) {
                 session.applicable = applicable;
             }
         }
+    }
+
+    fn reconsider(&mut self, (peer, source): (PeerId, Source), applicable: &Applicable, scope: &Difference) {
+        let (rules, interned) = (&self.rules, &mut self.interned);
+        self.table.reconsider(peer, scope, |prefix, received| {
+            if source.kind != Kind::Local && !is_usable(rules, &source, received) {
+                return None;
+            }
+            imported(rules, applicable, (prefix, received), interned)
+        });
     }
 
     /// A neighbour has taken so many bytes of what was sent.
@@ -321,6 +333,11 @@ impl Rib {
         std::mem::take(&mut self.flushed)
     }
 
+    /// The route to a prefix, as it is now.
+    pub fn route(&self, prefix: IpNet) -> RouteChange {
+        RouteChange { prefix, best: self.table.best(prefix), next_hops: self.table.next_hops(prefix) }
+    }
+
     /// What a neighbour sees of a prefix.
     pub fn shown_to(&mut self, peer: PeerId, prefix: IpNet) -> Option<Arc<Attributes>> {
         let shown = self.exports.shown_to(peer, prefix, &self.table, &mut self.interned);
@@ -343,13 +360,26 @@ impl Rib {
             let dirty = self.table.take_dirty(self.rules.bounds.portion);
             self.exports.changed(&self.table, &dirty, &mut self.interned);
             for (prefix, before) in dirty {
-                let best = self.table.best(prefix);
-                if best != before || self.rules.sharing > 1 {
-                    let next_hops = self.table.next_hops(prefix);
-                    self.flushed.routes.push(RouteChange { prefix, best, next_hops });
+                let change = self.route(prefix);
+                if change.best != before || self.rules.sharing > 1 {
+                    self.flushed.routes.push(change);
                 }
             }
         }
+    }
+}
+
+/// A route as import policy has it; `None` where policy has it unused.
+fn imported(
+    rules: &Rules,
+    applicable: &Applicable,
+    (prefix, received): (IpNet, &Arc<Attributes>),
+    interned: &mut intern::Interned,
+) -> Option<Arc<Attributes>> {
+    match rules.policies.import.outcome(applicable, prefix, received, None) {
+        Outcome::Rejected => None,
+        Outcome::Unchanged => Some(received.clone()),
+        Outcome::Changed(changed) => Some(interned.intern(changed)),
     }
 }
 
@@ -366,27 +396,12 @@ fn is_usable(rules: &Rules, source: &Source, attributes: &Attributes) -> bool {
     // Among speakers on one host, as in tests, the addresses of the loopback device lead somewhere.
     let loopback = next_hop.is_loopback() && !source.address.is_loopback();
     let nowhere = next_hop.is_unspecified() || next_hop.is_multicast() || loopback;
+    // Which link it is on nobody says: neighbours are not reached over link-local addresses here.
+    let on_some_link = matches!(next_hop, IpAddr::V6(next_hop) if next_hop.is_unicast_link_local());
     let broadcast = matches!(next_hop, IpAddr::V4(next_hop) if next_hop.is_broadcast());
     // A neighbour outside that does not begin the path with its own number hides where the route came from.
     let first = attributes.as_path.neighbour();
     let headless =
         source.kind == Kind::External && (first.is_none() || source.first.is_some() && first != source.first);
-    !(looped || nowhere || broadcast || headless || rules.addresses.contains(&next_hop))
-}
-
-/// RFC 4271 6.3: prefixes that no unicast route can have are ignored.
-fn is_unicast(prefix: IpNet) -> bool {
-    match prefix {
-        IpNet::V4(prefix) => {
-            let [first, ..] = prefix.network().octets();
-            let local = prefix.prefix_len() >= 8 && (first == 0 || first == 127);
-            !(local || prefix.prefix_len() >= 4 && first >= 224)
-        }
-        IpNet::V6(prefix) => {
-            let network = prefix.network();
-            let local = prefix.prefix_len() == 128 && (network.is_loopback() || network.is_unspecified());
-            let link = prefix.prefix_len() >= 10 && network.is_unicast_link_local();
-            !(local || link || prefix.prefix_len() >= 8 && network.is_multicast())
-        }
-    }
+    !(looped || nowhere || on_some_link || broadcast || headless || rules.addresses.contains(&next_hop))
 }

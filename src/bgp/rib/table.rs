@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::super::message::Attributes;
+use super::super::policy::Difference;
 use super::best_path::{self, Candidate, Source};
 use crate::net::{Family, PerFamily};
 
@@ -27,6 +28,15 @@ pub struct PeerId(pub u32);
 impl PeerId {
     /// Ourselves.
     pub const LOCAL: PeerId = PeerId(0);
+    /// Ourselves too, for somebody who asks for it while we run. What is wanted by both stays when one wants it no more.
+    pub const OPERATOR: PeerId = PeerId(1);
+    /// The first neighbour.
+    pub const FIRST: PeerId = PeerId(2);
+
+    /// Whether it is no neighbour.
+    pub fn is_local(self) -> bool {
+        self < PeerId::FIRST
+    }
 }
 
 /// One route.
@@ -153,7 +163,8 @@ impl Table {
         let used = path.used.is_some();
         let before = match known {
             Some(known) if known.received == path.received && known.used == path.used => {
-                known.arrival.0 &= !STALE;
+                // It has come again, unless policy alone has looked at it.
+                known.arrival.0 &= !STALE | path.arrival.0;
                 return;
             }
             Some(known) => Some(known.used.is_some()),
@@ -202,13 +213,18 @@ impl Table {
         }
     }
 
-    /// Decides again which routes are used: `used` answers it for each route.
+    /// Decides again which routes of a neighbour are used, as far as `scope` goes: `used` answers it for each route.
     pub fn reconsider(
         &mut self,
         source: PeerId,
+        scope: &Difference,
         mut used: impl FnMut(IpNet, &Arc<Attributes>) -> Option<Arc<Attributes>>,
     ) {
-        for prefix in self.prefixes_of(source, PerFamily { v4: true, v6: true }, |_| true) {
+        let prefixes = match scope {
+            Difference::Anywhere => self.prefixes_of(source, PerFamily { v4: true, v6: true }, |_| true),
+            Difference::Inside(outer) => self.inside(outer).into_iter().collect(),
+        };
+        for prefix in prefixes {
             let path =
                 self.path(prefix, source).map(|path| Path { used: used(prefix, &path.received), ..path.clone() });
             if let Some(path) = path {
@@ -217,29 +233,22 @@ impl Table {
         }
     }
 
-    /// Says whether a next hop can be reached; what is not said of any can be.
-    pub fn set_reachable(&mut self, next_hop: IpAddr, reachable: bool) {
-        let changed = if reachable { self.unreachable.remove(&next_hop) } else { self.unreachable.insert(next_hop) };
-        if !changed {
+    /// Says which next hops cannot be reached; all others can. One walk over the table, however many of them change.
+    pub fn set_unreachable(&mut self, unreachable: BTreeSet<IpAddr>) {
+        let before = std::mem::replace(&mut self.unreachable, unreachable);
+        let changed: BTreeSet<IpAddr> = before.symmetric_difference(&self.unreachable).copied().collect();
+        if changed.is_empty() {
             return;
         }
-        let through = |path: &Path| path.used.as_ref().is_some_and(|used| used.next_hop == next_hop);
+        let through = |path: &Path| path.used.as_ref().is_some_and(|used| changed.contains(&used.next_hop));
         let affected = self.paths.iter().filter(|(_, paths)| paths.iter().any(through));
-        let affected: Vec<IpNet> = affected.map(|(prefix, _)| *prefix).collect();
-        for prefix in affected {
-            let before = self.best_before(prefix, reachable, next_hop);
-            self.dirty.entry(prefix).or_insert(before);
+        // The best stood first as long as its next hop could be reached.
+        let affected: Vec<(IpNet, Option<Best>)> =
+            affected.map(|(prefix, paths)| (*prefix, best_of(paths, &before))).collect();
+        for (prefix, best) in affected {
+            self.dirty.entry(prefix).or_insert(best);
             self.change(prefix, |_| {});
         }
-    }
-
-    /// What was the best before a next hop changed.
-    fn best_before(&self, prefix: IpNet, reachable: bool, next_hop: IpAddr) -> Option<Best> {
-        let first = self.paths.get(&prefix)?.first()?;
-        let used = first.used.as_ref()?;
-        // The best stands first as long as its next hop could be reached before the change.
-        let could = if used.next_hop == next_hop { !reachable } else { !self.unreachable.contains(&used.next_hop) };
-        could.then(|| Best { source: first.source, attributes: used.clone() })
     }
 
     /// Changes the routes to a prefix, and puts the best first.
@@ -274,10 +283,11 @@ impl Table {
 
     /// The next hops among which traffic is shared, the best first.
     pub fn next_hops(&self, prefix: IpNet) -> Vec<IpAddr> {
-        let Some(best) = self.best(prefix) else { return Vec::new() };
+        let paths = self.paths(prefix);
+        let Some(best) = best_of(paths, &self.unreachable) else { return Vec::new() };
         let mut next_hops = vec![best.attributes.next_hop];
-        if self.sharing > 1 {
-            let candidates = candidates(self.paths(prefix), &self.sources, &self.unreachable);
+        if self.sharing > 1 && paths.len() > 1 {
+            let candidates = candidates(paths, &self.sources, &self.unreachable);
             let places = best_path::equals(&candidates.all, 0);
             for place in places {
                 let next_hop = candidates.all.get(place).map(|candidate| candidate.attributes.next_hop);
@@ -320,6 +330,15 @@ impl Table {
 
     pub fn is_empty(&self) -> bool {
         self.paths.is_empty()
+    }
+
+    /// All prefixes that lie inside of any of these.
+    pub fn inside(&self, outer: &BTreeSet<IpNet>) -> BTreeSet<IpNet> {
+        let below = |outer: &IpNet| {
+            let from = *outer;
+            self.paths.range(from..).map(|(prefix, _)| *prefix).take_while(move |prefix| from.contains(prefix))
+        };
+        outer.iter().flat_map(below).collect()
     }
 
     fn prefixes_of(&self, source: PeerId, families: PerFamily<bool>, which: impl Fn(&Path) -> bool) -> Vec<IpNet> {

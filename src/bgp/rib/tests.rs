@@ -3,7 +3,7 @@
 use super::super::message::{
     self, AsPath, Community, Dialect, ExtendedCommunity, Framing, Message, Refresh, RefreshKind,
 };
-use super::super::policy::{Change, Condition, Decision, Matching, PrefixSet, Statement};
+use super::super::policy::{Change, Condition, Decision, Lengths, Matching, NeighbourSet, PrefixSet, Statement};
 use super::*;
 use std::net::Ipv4Addr;
 
@@ -26,6 +26,8 @@ struct Bench {
     told: BTreeMap<PeerId, Told>,
     routes: BTreeMap<IpNet, Vec<IpAddr>>,
     parcels: Vec<Parcel>,
+    /// Whether those who join take what is sent to them.
+    hearing: bool,
 }
 
 fn address(number: u8) -> IpAddr {
@@ -68,6 +70,7 @@ impl Bench {
             told: BTreeMap::new(),
             routes: BTreeMap::new(),
             parcels: Vec::new(),
+            hearing: true,
         }
     }
 
@@ -89,10 +92,25 @@ impl Bench {
             source: Source { kind, identifier, address: address(number), first: None },
             view,
         });
-        let told = Told { kind, dialect, routes: BTreeMap::new(), marks: vec![], messages: 0, deaf: false };
+        let told = Told { kind, dialect, routes: BTreeMap::new(), marks: vec![], messages: 0, deaf: !self.hearing };
         self.told.insert(peer, told);
         self.flush();
         peer
+    }
+
+    /// The same for one that takes nothing for the time being.
+    fn join_deaf(&mut self, number: u8, kind: Kind) -> PeerId {
+        self.hearing = false;
+        let peer = self.join(number, kind);
+        self.hearing = true;
+        peer
+    }
+
+    /// It takes what is sent to it, as from now.
+    fn listen(&mut self, peer: PeerId) {
+        self.told.get_mut(&peer).unwrap().deaf = false;
+        self.rib.taken(peer, usize::MAX);
+        self.flush();
     }
 
     fn announce(&mut self, peer: PeerId, attributes: Attributes, prefixes: &[IpNet]) {
@@ -260,7 +278,7 @@ fn what_has_no_meaning_outside_stays_inside() {
     assert_eq!((told.med, told.local_pref, told.next_hop), (None, None, address(1)));
     assert_eq!((told.rare().originator, told.rare().clusters.len()), (None, 0));
     assert_eq!(told.rare().extended.as_ref(), [ExtendedCommunity(1)]);
-    bench.rib.originate(prefix("10.244.2.0/24"), Attributes { med: Some(9), ..route(&[], 5) });
+    bench.rib.originate(PeerId::LOCAL, prefix("10.244.2.0/24"), Attributes { med: Some(9), ..route(&[], 5) });
     bench.flush();
     let own = bench.has(out, "10.244.2.0/24").unwrap();
     assert_eq!((own.med, own.next_hop, own.as_path.to_string().as_str()), (Some(9), address(5), "65001"));
@@ -320,40 +338,20 @@ fn a_path_has_to_begin_with_its_neighbour_where_that_is_asked_for() {
 }
 
 #[test]
-fn prefixes_that_no_route_can_have_are_ignored() {
-    let mut bench = Bench::new();
-    let one = bench.join(11, Kind::External);
-    let odd = [
-        "127.0.0.0/8",
-        "0.1.0.0/16",
-        "224.0.0.0/4",
-        "239.1.1.1/32",
-        "240.0.0.0/8",
-        "fe80::/64",
-        "ff02::1/128",
-        "::1/128",
-    ];
-    bench.announce(one, route(&[64611], 11), &odd.map(prefix));
-    assert!(bench.rib.table().is_empty());
-    bench.announce(one, route(&[64611], 11), &["0.0.0.0/0", "::/0", "192.0.2.0/24"].map(prefix));
-    assert_eq!(bench.rib.table().len(), 3, "whether a default route is wanted is for policy to say");
-}
-
-#[test]
 fn a_route_whose_next_hop_is_lost_is_withdrawn_and_comes_back() {
     let mut bench = Bench::new();
     let [one, two, three] = [11, 12, 13].map(|number| bench.join(number, Kind::External));
     bench.announce(one, route(&[64611], 11), &net());
     bench.announce(two, route(&[64612, 1], 12), &net());
-    bench.rib.set_reachable(address(11), false);
+    bench.rib.set_unreachable(BTreeSet::from([address(11)]));
     bench.flush();
     assert_eq!(bench.has(three, NET).unwrap().as_path.to_string(), "65001 64612 1");
     assert_eq!(bench.routes[&prefix(NET)], [address(12)]);
     bench.check();
-    bench.rib.set_reachable(address(12), false);
+    bench.rib.set_unreachable(BTreeSet::from([address(11), address(12)]));
     bench.flush();
     assert_eq!((bench.has(three, NET), bench.routes.len()), (None, 0));
-    bench.rib.set_reachable(address(11), true);
+    bench.rib.set_unreachable(BTreeSet::from([address(12)]));
     bench.flush();
     assert_eq!(bench.routes[&prefix(NET)], [address(11)]);
     bench.check();
@@ -440,6 +438,92 @@ fn who_asks_is_told_again_with_marks_if_it_knows_them() {
 }
 
 #[test]
+fn who_asks_again_during_the_first_answer_gets_its_end_all_the_same() {
+    let mut bench = Bench::with(Bounds { room: 300, portion: 3 }, 1, PerFamily::default());
+    let one = bench.join(11, Kind::External);
+    bench.announce(one, route(&[64611], 11), &prefixes(40));
+    let two = bench.join_deaf(12, Kind::External);
+    let request = Refresh { family: Family::V4, kind: RefreshKind::Request };
+    for _ in 0..3 {
+        bench.rib.refresh(two, request, true);
+        bench.flush();
+        bench.rib.taken(two, 300);
+        bench.flush();
+    }
+    bench.listen(two);
+    assert_eq!(bench.told(two).marks, ["end of IPv4", "end of IPv6"]);
+    assert_eq!(bench.told(two).routes.len(), 40);
+    bench.check();
+}
+
+#[test]
+fn what_is_told_again_by_our_own_wish_in_between_ends_with_the_mark_that_it_began_with() {
+    let mut bench = Bench::with(Bounds { room: 300, portion: 3 }, 1, PerFamily::default());
+    let (one, two) = (bench.join(11, Kind::External), bench.join(12, Kind::External));
+    bench.announce(one, route(&[64611], 11), &prefixes(40));
+    let told = bench.told.get_mut(&two).unwrap();
+    (told.deaf, told.marks) = (true, vec![]);
+    bench.rib.refresh(two, Refresh { family: Family::V4, kind: RefreshKind::Request }, true);
+    bench.flush();
+    bench.rib.resend(two, Family::V4);
+    bench.listen(two);
+    assert_eq!(bench.told(two).marks, ["Begin IPv4", "End IPv4"]);
+}
+
+#[test]
+fn who_asks_without_end_and_reads_nothing_is_owed_no_more_for_that() {
+    let mut bench = Bench::with(Bounds { room: 300, portion: 3 }, 1, PerFamily::default());
+    let (one, two) = (bench.join(11, Kind::External), bench.join(12, Kind::External));
+    bench.announce(one, route(&[64611], 11), &prefixes(40));
+    bench.told.get_mut(&two).unwrap().deaf = true;
+    for _ in 0..1000 {
+        bench.rib.refresh(two, Refresh { family: Family::V4, kind: RefreshKind::Request }, true);
+        bench.flush();
+    }
+    assert!(bench.rib.on_the_way(two) < 1000, "{}", bench.rib.on_the_way(two));
+    bench.listen(two);
+    bench.check();
+}
+
+#[test]
+fn who_asks_while_we_restart_is_told_nothing_before_its_time() {
+    let mut bench = Bench::with(Bounds::default(), 1, PerFamily { v4: true, v6: true });
+    let (one, two) = (bench.join(11, Kind::External), bench.join(12, Kind::External));
+    bench.announce(one, route(&[64611], 11), &net());
+    bench.rib.refresh(two, Refresh { family: Family::V4, kind: RefreshKind::Request }, true);
+    bench.flush();
+    bench.announce(one, route(&[64612], 11), &prefixes(3));
+    bench.withdraw(one, &net());
+    assert_eq!(bench.told(two).messages, 0);
+    bench.rib.release(PerFamily { v4: true, v6: true });
+    bench.flush();
+    assert_eq!(bench.told(two).marks, ["end of IPv4", "end of IPv6"]);
+    bench.check();
+}
+
+#[test]
+fn another_policy_is_no_sign_of_life_of_a_neighbour_that_has_gone() {
+    let v4 = PerFamily { v4: true, v6: false };
+    for everywhere in [false, true] {
+        let mut bench = Bench::new();
+        let one = bench.join(11, Kind::External);
+        bench.announce(one, route(&[64611], 11), &prefixes(3));
+        bench.rib.leave(one, v4);
+        bench.told.remove(&one);
+        bench.flush();
+        assert_eq!(bench.routes.len(), 3, "they are kept");
+        let mut import = Policy::clone(&without("10.0.1.0/24"));
+        import.statements.extend(everywhere.then(Statement::default));
+        let import = Arc::new(import);
+        bench.rib.set_policies(Policies { import, ..policies() });
+        bench.flush();
+        bench.rib.drop_stale(one, v4);
+        bench.flush();
+        assert_eq!(bench.routes.len(), 0);
+    }
+}
+
+#[test]
 fn what_does_not_come_again_between_the_marks_is_gone() {
     let mut bench = Bench::new();
     let one = bench.join(11, Kind::External);
@@ -512,6 +596,85 @@ fn policies_hold_for_what_is_there_and_only_the_difference_is_told() {
     bench.flush();
     assert_eq!((bench.told(two).routes.len(), bench.routes.len()), (50, 50), "all is still there");
     bench.check();
+}
+
+#[test]
+fn a_changed_set_of_prefixes_is_heeded_by_every_route_inside_for_every_neighbour() {
+    let texts = ["10.0.0.0/16", "10.0.3.0/24", "10.0.4.0/22", "10.0.7.0/24", "10.0.0.0/8"];
+    let policy = |texts: &[&str], neighbours: &[u8]| {
+        let mut set = PrefixSet::new("set");
+        texts.iter().for_each(|text| set.insert(prefix(text), Lengths { least: 0, most: 32 }));
+        let neighbours = neighbours.iter().map(|number| IpNet::from(address(*number))).collect();
+        let neighbours = NeighbourSet { name: "neighbours".into(), prefixes: neighbours };
+        let statement = Statement {
+            prefixes: Some(Condition { set: Arc::new(set), matching: Matching::Any }),
+            neighbours: Some(Condition { set: Arc::new(neighbours), matching: Matching::Any }),
+            decision: Some(Decision::Reject),
+            ..Statement::default()
+        };
+        Arc::new(Policy { name: "policy".into(), statements: vec![statement], otherwise: Decision::Accept })
+    };
+    let mut bench = Bench::new();
+    let (one, two) = (bench.join(11, Kind::External), bench.join(12, Kind::External));
+    bench.announce(one, route(&[64611], 11), &prefixes(20));
+    bench.announce(two, route(&[64612, 64612], 12), &prefixes(20));
+    let neighbours = [&[][..], &[11], &[12], &[11, 12]];
+    let mut state = 7_u64;
+    let mut next = move |end: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % end
+    };
+    for _ in 0..200 {
+        let some = |next: &mut dyn FnMut(usize) -> usize| -> Vec<&str> {
+            texts.into_iter().filter(|_| next(3) == 0).collect()
+        };
+        let import = policy(&some(&mut next), neighbours[next(4)]);
+        let export = policy(&some(&mut next), neighbours[next(4)]);
+        bench.rib.set_policies(Policies { import: import.clone(), export });
+        bench.flush();
+        bench.check();
+        for (number, peer) in [(11, one), (12, two)] {
+            let applicable = import.applicable(Some(address(number)));
+            for prefix in prefixes(20) {
+                let path = bench.rib.table().path(prefix, peer).unwrap();
+                let taken = import.outcome(&applicable, prefix, &path.received, None) != Outcome::Rejected;
+                assert_eq!(path.used.is_some(), taken, "{prefix} from {number}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_we_and_an_operator_announce_stays_when_one_of_both_wants_it_no_more() {
+    for (first, last) in [(PeerId::LOCAL, PeerId::OPERATOR), (PeerId::OPERATOR, PeerId::LOCAL)] {
+        let mut bench = Bench::new();
+        let one = bench.join(11, Kind::External);
+        for whose in [first, last] {
+            bench.rib.originate(whose, prefix(NET), Attributes::local(address(1)));
+            bench.flush();
+            assert_eq!(bench.rib.table().best(prefix(NET)).unwrap().source, first.min(whose), "ours is chosen");
+        }
+        bench.rib.retract(first, prefix(NET));
+        bench.flush();
+        assert!(bench.has(one, NET).is_some());
+        bench.rib.retract(last, prefix(NET));
+        bench.flush();
+        assert!(bench.has(one, NET).is_none());
+        bench.check();
+    }
+}
+
+#[test]
+fn routes_to_an_address_that_is_ours_are_not_used_as_long_as_it_is() {
+    let mut bench = Bench::new();
+    let one = bench.join(11, Kind::External);
+    bench.announce(one, route(&[64611], 50), &net());
+    for (ours, used) in [(address(50), false), (address(1), true)] {
+        bench.rib.set_addresses(BTreeSet::from([ours]));
+        bench.flush();
+        assert_eq!(bench.routes.contains_key(&prefix(NET)), used, "{ours} is ours");
+        bench.check();
+    }
 }
 
 #[test]
@@ -598,7 +761,8 @@ fn whatever_comes_in_whatever_order_everybody_is_told_what_it_is_to_see() {
                     bench.flush();
                 }
                 8 => {
-                    bench.rib.set_reachable(address(20 + next(3) as u8), next(2) == 0);
+                    let away = (20..23).map(address).filter(|_| next(2) == 0).collect();
+                    bench.rib.set_unreachable(away);
                     bench.flush();
                 }
                 _ => {

@@ -31,6 +31,11 @@ pub(super) enum Stage {
     },
     /// We have agreed, have said so with a KEEPALIVE, and wait for theirs.
     OpenConfirm(Talk),
+    /// Theirs has come. It becomes the session, unless the connection wins that is being made beside it; until then at the latest.
+    Confirmed {
+        talk: Talk,
+        until: Instant,
+    },
     Established(Talk),
 }
 
@@ -72,7 +77,7 @@ impl Connection {
     pub fn state(&self) -> State {
         match self.stage {
             Stage::OpenSent { .. } => State::OpenSent,
-            Stage::OpenConfirm(_) => State::OpenConfirm,
+            Stage::OpenConfirm(_) | Stage::Confirmed { .. } => State::OpenConfirm,
             Stage::Established(_) => State::Established,
         }
     }
@@ -80,13 +85,26 @@ impl Connection {
     pub fn talk(&self) -> Option<&Talk> {
         match &self.stage {
             Stage::OpenSent { .. } => None,
-            Stage::OpenConfirm(talk) | Stage::Established(talk) => Some(talk),
+            Stage::OpenConfirm(talk) | Stage::Confirmed { talk, .. } | Stage::Established(talk) => Some(talk),
         }
+    }
+
+    /// When it began, as long as it has not brought an OPEN.
+    pub fn unopened_since(&self) -> Option<Instant> {
+        match &self.stage {
+            Stage::OpenSent { until } => until.checked_sub(OPEN_HOLD),
+            Stage::OpenConfirm(_) | Stage::Confirmed { .. } | Stage::Established(_) => None,
+        }
+    }
+
+    /// Both sides have confirmed, and it waits for another connection.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.stage, Stage::Confirmed { .. })
     }
 
     fn dialect(&self) -> Option<&Dialect> {
         match &self.stage {
-            Stage::Established(talk) => Some(&talk.agreement.dialect),
+            Stage::Confirmed { talk, .. } | Stage::Established(talk) => Some(&talk.agreement.dialect),
             Stage::OpenSent { .. } | Stage::OpenConfirm(_) => None,
         }
     }
@@ -102,14 +120,16 @@ impl Connection {
         }
     }
 
-    /// Judges a message.
+    /// Judges a message. One that waits is established first: whoever goes on with it means it.
     pub fn judge(&mut self, message: Message, settings: &Settings, at: Moment) -> Verdict {
         match (&mut self.stage, message) {
             (_, Message::Notification(notification)) => Verdict::Ended(notification),
             (Stage::OpenSent { .. }, Message::Open(open)) => agreed(settings, open),
             (Stage::OpenSent { .. }, other) => unexpected(Reason::UNEXPECTED_IN_OPEN_SENT, &other),
             (Stage::OpenConfirm(_), Message::Keepalive) => Verdict::Confirmed,
-            (Stage::OpenConfirm(_), other) => unexpected(Reason::UNEXPECTED_IN_OPEN_CONFIRM, &other),
+            (Stage::OpenConfirm(_) | Stage::Confirmed { .. }, other) => {
+                unexpected(Reason::UNEXPECTED_IN_OPEN_CONFIRM, &other)
+            }
             (Stage::Established(_), other @ Message::Open(_)) => unexpected(Reason::UNEXPECTED_IN_ESTABLISHED, &other),
             (Stage::Established(talk), Message::Keepalive | Message::Ignored) => {
                 talk.heard(at);
@@ -134,11 +154,20 @@ impl Connection {
         self.stage = Stage::OpenConfirm(talk);
     }
 
+    /// The other side has confirmed too, and it waits until then.
+    pub fn wait(&mut self, until: Instant) {
+        let sent = Stage::OpenSent { until };
+        self.stage = match std::mem::replace(&mut self.stage, sent) {
+            Stage::OpenConfirm(talk) => Stage::Confirmed { talk, until },
+            other => other,
+        };
+    }
+
     /// The other side has confirmed too.
     pub fn establish(&mut self, at: Moment) {
         let waiting = Stage::OpenSent { until: at.now };
         self.stage = match std::mem::replace(&mut self.stage, waiting) {
-            Stage::OpenConfirm(mut talk) | Stage::Established(mut talk) => {
+            Stage::OpenConfirm(mut talk) | Stage::Confirmed { mut talk, .. } | Stage::Established(mut talk) => {
                 talk.heard(at);
                 Stage::Established(talk)
             }
@@ -151,6 +180,8 @@ impl Connection {
         match &mut self.stage {
             Stage::OpenSent { until } if *until <= at.now => Due::Silent,
             Stage::OpenSent { .. } => Due::Nothing,
+            Stage::Confirmed { until, .. } if *until <= at.now => Due::Session,
+            Stage::Confirmed { talk, .. } => talk.due(at),
             Stage::OpenConfirm(talk) | Stage::Established(talk) => talk.due(at),
         }
     }
@@ -159,7 +190,7 @@ impl Connection {
     pub fn go_on(&mut self, at: Moment) {
         match &mut self.stage {
             Stage::OpenSent { until } => *until = at.now + OPEN_HOLD,
-            Stage::OpenConfirm(talk) | Stage::Established(talk) => {
+            Stage::OpenConfirm(talk) | Stage::Confirmed { talk, .. } | Stage::Established(talk) => {
                 talk.heard(at);
                 talk.said(at);
             }
@@ -169,7 +200,8 @@ impl Connection {
     pub fn deadline(&self) -> Option<Instant> {
         match &self.stage {
             Stage::OpenSent { until } => Some(*until),
-            Stage::OpenConfirm(talk) | Stage::Established(talk) => talk.hold.into_iter().chain(talk.keepalive).min(),
+            Stage::Confirmed { talk, until } => talk.deadline().into_iter().chain([*until]).min(),
+            Stage::OpenConfirm(talk) | Stage::Established(talk) => talk.deadline(),
         }
     }
 }
@@ -182,6 +214,8 @@ pub(super) enum Due {
     Keepalive,
     /// It has been silent for too long.
     Silent,
+    /// It has waited long enough, and is the session.
+    Session,
 }
 
 impl Talk {
@@ -196,6 +230,10 @@ impl Talk {
     fn said(&mut self, at: Moment) {
         let seconds = self.agreement.hold_time;
         self.keepalive = (seconds > 0).then(|| at.after(Duration::from_secs(u64::from(seconds)) / 3));
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.hold.into_iter().chain(self.keepalive).min()
     }
 
     fn due(&mut self, at: Moment) -> Due {

@@ -16,6 +16,9 @@
 //! the new connection takes over; when not, the new one is closed. Without this a restarted neighbour is locked out
 //! until the hold timer ends, or two speakers that decide at the same moment lose both connections.
 //!
+//! The reverse, too: a connection that both have confirmed, beside one that is being made and would win, waits for that one. The
+//! other side may have decided for it already, and a session would begin only to end.
+//!
 //! After a failure the machine goes on listening and dials again later (1 s, 2 s, 4 s …): this is the RFC's Idle with an
 //! automatic, passive start. It refuses connections only while it is stopped, or for a while when the neighbour has sent what
 //! cannot be read, or too much.

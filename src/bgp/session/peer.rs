@@ -43,7 +43,7 @@ enum Phase {
     /// Up to one connection of each side.
     Open { dial: Dial, connections: Vec<Connection> },
     /// A session, and a connection that may take its place.
-    Established { since: Instant, session: Connection, challenger: Option<Challenger> },
+    Established { since: Instant, session: Connection, challenger: Option<Box<Challenger>> },
 }
 
 /// A connection beside a session. It is answered when the session has ended, and closed when that takes too long.
@@ -307,7 +307,7 @@ impl Peer {
                 connections.push(connection);
             }
             Phase::Established { challenger: Some(_), .. } => return self.effects.push(Effect::Close(link)),
-            Phase::Established { challenger, .. } => *challenger = Some(Challenger::new(connection, at)),
+            Phase::Established { challenger, .. } => *challenger = Some(Box::new(Challenger::new(connection, at))),
         }
         self.send_open(link);
     }
@@ -318,6 +318,10 @@ impl Peer {
     }
 
     fn message(&mut self, at: Moment, link: LinkId, message: Message) {
+        let waiting = self.connection(link).is_some_and(|connection| connection.is_waiting());
+        if waiting && !matches!(message, Message::Notification(_)) {
+            self.establish(at, link);
+        }
         let settings = &self.settings;
         let connection = connections_of(&mut self.phase).find(|one| one.link == link);
         let verdict = connection.map_or(Verdict::Nothing, |connection| connection.judge(message, settings, at));
@@ -367,8 +371,12 @@ impl Peer {
                 connections.retain(|one| one.link != link);
                 // Where the other connection goes on, this one has lost against it: that is no failure.
                 self.failures = self.failures.saturating_add(u32::from(connections.is_empty()));
+                let waiting = connections.iter().find(|one| one.is_waiting()).map(|one| one.link);
                 self.effects.push(Effect::Failed(cause));
-                self.resume_dialling(at);
+                match waiting {
+                    Some(link) => self.establish(at, link),
+                    None => self.resume_dialling(at),
+                }
             }
             Phase::Established { session, .. } if session.link == link => self.session_ended(at, cause),
             Phase::Established { challenger, .. } => {
@@ -412,6 +420,7 @@ impl Peer {
         for link in links {
             match self.connection(link).map_or(Due::Nothing, |connection| connection.due(at)) {
                 Due::Nothing => {}
+                Due::Session => self.establish(at, link),
                 Due::Keepalive => self.effects.push(Effect::Send(link, message::keepalive())),
                 Due::Silent => self.ended(at, link, Cause::Sent(Notification::new(Reason::HOLD_TIMER_EXPIRED))),
             }

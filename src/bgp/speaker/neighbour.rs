@@ -1,11 +1,14 @@
 //! A neighbour as the speaker knows it: its settings, its machine, and how its session goes.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use super::super::message::{Remark, Treatment};
 use super::super::policy::Applicable;
 use super::super::rib::{Kind, Parcel, PeerId, Source, View};
 use super::super::session::{Agreement, Peer, Settings};
+use super::super::transport::Transport;
 use super::SEND_HOLD;
 use crate::net::{Family, PerFamily};
 
@@ -14,6 +17,8 @@ use crate::net::{Family, PerFamily};
 pub struct Wanted {
     pub address: IpAddr,
     pub settings: Settings,
+    /// The connections under its session.
+    pub transport: Transport,
     /// We reflect routes to it and from it (RFC 4456).
     pub client: bool,
     /// Our addresses towards it.
@@ -49,7 +54,14 @@ pub struct Neighbour {
     /// When its last session began, and when it ended.
     began: Option<Instant>,
     ended: Option<Instant>,
+    /// What was wrong with its updates, and when that was last told. There are few: attributes and treatments have numbers.
+    remarked: BTreeMap<(u8, Treatment), Instant>,
+    /// Routes that did not fit since that was last told, and when that was.
+    unfit: (u32, Option<Instant>),
 }
+
+/// How long the same is not told again.
+const AGAIN: Duration = Duration::from_secs(60);
 
 const UPDATE: usize = 2;
 
@@ -67,6 +79,8 @@ impl Neighbour {
             flops: 0,
             began: None,
             ended: None,
+            remarked: BTreeMap::new(),
+            unfit: (0, None),
         }
     }
 
@@ -147,7 +161,21 @@ impl Neighbour {
         }
     }
 
-    pub(super) fn has_sent_updates(&mut self, parcel: &Parcel, now: Instant) {
+    /// Of what was wrong with an update that which was not told just now.
+    pub(super) fn news_of(&mut self, remarks: &[Remark], now: Instant) -> Vec<Remark> {
+        let mut news = Vec::new();
+        for remark in remarks {
+            let told = self.remarked.get(&(remark.attribute, remark.treatment));
+            if told.is_none_or(|told| now.saturating_duration_since(*told) >= AGAIN) {
+                self.remarked.insert((remark.attribute, remark.treatment), now);
+                news.push(*remark);
+            }
+        }
+        news
+    }
+
+    /// UPDATEs go to it; how many routes did not fit into them, when that is to be told.
+    pub(super) fn has_sent_updates(&mut self, parcel: &Parcel, now: Instant) -> Option<u32> {
         if let Some(count) = self.sent.get_mut(UPDATE) {
             *count += u64::from(parcel.messages);
         }
@@ -155,6 +183,13 @@ impl Neighbour {
             self.progress = now;
         }
         self.on_the_way += parcel.bytes.len();
+        let (count, told) = &mut self.unfit;
+        *count = count.saturating_add(parcel.unfit);
+        let due = *count > 0 && told.is_none_or(|told| now.saturating_duration_since(told) >= AGAIN);
+        due.then(|| {
+            *told = Some(now);
+            std::mem::take(count)
+        })
     }
 
     /// It has taken something, and so much is left.

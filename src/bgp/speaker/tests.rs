@@ -7,6 +7,7 @@ use super::super::message::{AsPath, Capabilities, Dialect, Framing, GracefulRest
 use super::super::policy::{Decision, Policy};
 use super::super::rib::{Bounds, Own};
 use super::super::session::{Local, Restart as Graceful, Settings, State};
+use super::super::transport::Transport;
 use super::*;
 use proptest::prelude::*;
 
@@ -29,7 +30,9 @@ fn wanted(number: u8) -> Wanted {
     };
     let own = PerFamily { v4: Some(address(1)), v6: None };
     let most = PerFamily::default();
-    Wanted { address: address(number), settings, client: true, own, next_hop_self: false, first_as: true, most }
+    let transport = Transport::default();
+    let address = address(number);
+    Wanted { address, settings, transport, client: true, own, next_hop_self: false, first_as: true, most }
 }
 
 struct Bench {
@@ -55,7 +58,7 @@ impl Bench {
         Bench { speaker: Speaker::new(rules, restarting, now), now, outputs: Vec::new(), next: 0 }
     }
 
-    fn step(&mut self, input: Input) {
+    fn step(&mut self, input: impl Into<Input>) {
         let outputs = self.speaker.step(Moment { now: self.now, jitter: 0 }, input);
         self.outputs.extend(outputs);
     }
@@ -66,7 +69,7 @@ impl Bench {
     }
 
     fn want(&mut self, wanted: Wanted) {
-        self.step(Input::Want(Box::new(wanted)));
+        self.step(Order::Want(Box::new(wanted)));
     }
 
     /// A neighbour comes; with or without graceful restart, which it may be in the middle of.
@@ -100,14 +103,7 @@ impl Bench {
     }
 
     fn announce(&mut self, link: LinkId, next_hop: u8, prefixes: &[IpNet]) {
-        let families = ALL;
-        let dialect =
-            Dialect { internal: true, four_octets: true, families, extended_next_hop: false, extended_message: false };
-        let mut attributes = Attributes::local(address(next_hop));
-        attributes.as_path = AsPath::sequence(&[64999]);
-        let mut packing = Packing::new(dialect);
-        assert!(packing.announce(Family::V4, &attributes, prefixes));
-        self.receive(link, &packing.finish().0);
+        self.receive(link, &announcement(next_hop, prefixes));
     }
 
     /// Lets time pass; what is due is done.
@@ -152,6 +148,17 @@ impl Bench {
     }
 }
 
+/// An UPDATE.
+fn announcement(next_hop: u8, prefixes: &[IpNet]) -> Vec<u8> {
+    let dialect =
+        Dialect { internal: true, four_octets: true, families: ALL, extended_next_hop: false, extended_message: false };
+    let mut attributes = Attributes::local(address(next_hop));
+    attributes.as_path = AsPath::sequence(&[64999]);
+    let mut packing = Packing::new(dialect);
+    assert!(packing.announce(Family::V4, &attributes, prefixes));
+    packing.finish().0
+}
+
 fn prefixes(count: u32) -> Vec<IpNet> {
     let net = |number: u32| IpNet::new(Ipv4Addr::from(0x0af4_0000 + (number << 8)).into(), 24).unwrap();
     (0..count).map(net).collect()
@@ -181,6 +188,18 @@ fn who_sends_too_many_prefixes_is_let_go_and_left_alone_for_a_while() {
     bench.receive(other, &message::keepalive());
     bench.pass(Duration::from_secs(60));
     assert_eq!(bench.state(2), State::Idle);
+}
+
+#[test]
+fn nothing_is_kept_of_who_sends_too_many_prefixes_and_ends_the_session_with_the_same_bytes() {
+    let mut bench = Bench::new(None);
+    bench.want(Wanted { most: PerFamily { v4: Some(10), v6: None }, ..wanted(2) });
+    let flooding = bench.come(2, Some(false));
+    bench.announce(flooding, 2, &prefixes(3));
+    let end = message::notification(&Notification::new(Reason::CONFIGURATION_CHANGE));
+    bench.receive(flooding, &[announcement(2, &prefixes(11)), end].concat());
+    assert_eq!(bench.state(2), State::Idle);
+    assert_eq!(bench.speaker.rib().table().len(), 0);
 }
 
 #[test]
@@ -224,6 +243,20 @@ fn a_neighbour_that_is_not_there_delays_a_restart_by_a_moment_only() {
 }
 
 #[test]
+fn neighbours_that_come_one_after_the_other_are_all_waited_for() {
+    let mut bench = Bench::new(RESTARTING);
+    (2..=5).for_each(|number| bench.want(wanted(number)));
+    for number in 2..=4 {
+        let link = bench.come(number, Some(false));
+        bench.ends(link);
+        bench.pass(Duration::from_millis(700));
+        assert!(bench.speaker.is_restarting(), "others come still");
+    }
+    bench.pass(Duration::from_millis(200));
+    assert!(!bench.speaker.is_restarting(), "the last one is away");
+}
+
+#[test]
 fn who_says_no_end_or_waits_for_ours_is_not_waited_for() {
     let mut bench = Bench::new(RESTARTING);
     bench.want(wanted(2));
@@ -237,7 +270,7 @@ fn who_says_no_end_or_waits_for_ours_is_not_waited_for() {
 #[test]
 fn a_restart_is_not_over_before_the_neighbours_are_known() {
     let mut bench = Bench::new(RESTARTING);
-    bench.step(Input::Originate(prefixes(1)[0], Box::new(Attributes::local(address(1)))));
+    bench.step(Order::Originate(prefixes(1)[0], Box::new(Attributes::local(address(1)))));
     assert!(bench.speaker.is_restarting());
     bench.pass(Duration::from_secs(1));
     assert!(!bench.speaker.is_restarting(), "there are none");
@@ -300,7 +333,7 @@ fn who_is_removed_leaves_nothing() {
     bench.want(wanted(2));
     let link = bench.come(2, Some(false));
     bench.announce(link, 2, &prefixes(3));
-    bench.step(Input::Remove(address(2), Notification::new(Reason::DECONFIGURED)));
+    bench.step(Order::Remove(address(2), Notification::new(Reason::DECONFIGURED)));
     assert!(bench.speaker.rib().table().is_empty());
     assert_eq!((bench.speaker.neighbours().count(), bench.speaker.deadline()), (0, None));
     bench.receive(link, &message::keepalive());
@@ -314,14 +347,20 @@ fn messages_are_counted() {
     bench.want(wanted(2));
     let link = bench.come(2, None);
     bench.announce(link, 2, &prefixes(3));
-    bench.step(Input::AskAgain(address(2)));
+    bench.step(Order::AskAgain(address(2)));
     let neighbour = bench.speaker.neighbour(address(2)).unwrap();
     assert_eq!(neighbour.peer().received(), [0, 1, 1, 0, 1, 0]);
     assert_eq!(neighbour.sent(), [0, 1, 2, 0, 1, 2], "two ends, and a question for each family");
 }
 
+/// So many cases, or `BGP_CASES` times as many for a longer search.
+fn cases(usual: u32) -> ProptestConfig {
+    let times = std::env::var("BGP_CASES").map_or(1, |text| text.parse().expect("BGP_CASES is a number"));
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(usual * times) }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1024) })]
+    #![proptest_config(cases(1024))]
 
     #[test]
     fn rubbish_from_one_neighbour_breaks_nothing_and_leaves_the_other_one_alone(

@@ -103,7 +103,7 @@ fn a_family_must_be_left_and_the_ranges_must_be_of_enabled_families() {
 #[test]
 fn the_default_range_of_cluster_ips_goes_with_its_family() {
     let v6_alone = ["--enable-ipv4=false", "--enable-ipv6=true"];
-    assert_eq!(texts(&proxy(&v6_alone).service_cluster_ip_ranges), "");
+    assert_eq!(texts(&proxy(&v6_alone).ranges.cluster_ips), "");
     check_mistakes(
         &["--enable-ipv4=false", "--enable-ipv6=true", "--service-cluster-ip-range=10.96.0.0/12"],
         &[
@@ -111,7 +111,7 @@ fn the_default_range_of_cluster_ips_goes_with_its_family() {
         ],
     );
     let typed = ["--enable-ipv4=false", "--enable-ipv6=true", "--service-cluster-ip-range=fd00:10:96::/108"];
-    assert_eq!(texts(&proxy(&typed).service_cluster_ip_ranges), "fd00:10:96::/108");
+    assert_eq!(texts(&proxy(&typed).ranges.cluster_ips), "fd00:10:96::/108");
 }
 
 #[test]
@@ -132,8 +132,8 @@ fn ranges_are_networks() {
         "--loadbalancer-ip-range=0.0.0.0/0,::/0",
     ]);
     assert_eq!(texts(&config.excluded_cidrs), "10.0.0.0/8 fd00::/64 203.0.113.7/32");
-    assert_eq!(texts(&config.external_ip_ranges), "203.0.113.0/24");
-    assert_eq!(texts(&config.load_balancer_ip_ranges), "0.0.0.0/0 ::/0");
+    assert_eq!(texts(&config.ranges.external_ips), "203.0.113.0/24");
+    assert_eq!(texts(&config.ranges.load_balancer_ips), "0.0.0.0/0 ::/0");
     for flag in ["excluded-cidrs", "service-external-ip-range", "loadbalancer-ip-range", "service-cluster-ip-range"] {
         for typed in
             ["10.0.0.1", "10.0.0.0/33", "10.0.0/8", "fd00::/129", "x", "010.0.0.0/8", "10.0.0.0/+8", "10.0.0.0/"]
@@ -158,7 +158,7 @@ fn switches_of_the_service_proxy_arrive() {
         "--ipvs-sync-period=1m",
     ]);
     assert!(all_other.graceful_termination && all_other.masquerade_all && all_other.nodeport_bindon_all_ip);
-    assert!(!all_other.guard && !all_other.strict_external_ip_validation);
+    assert!(!all_other.guard && !all_other.ranges.strict);
     assert_eq!((all_other.sync_period, all_other.graceful_period), (Duration::from_secs(60), Duration::ZERO));
     check_mistakes(
         &["--ipvs-graceful-period=-1s"],
@@ -372,7 +372,11 @@ fn the_state_directory_can_be_moved_or_left_out() {
 #[test]
 fn the_node_is_named_by_flag_then_variable_then_host() {
     let named = |flag: &str, variable: Option<&str>, host: &str| {
-        let environment = Environment { node_name: variable.map(str::to_owned), host_name: host.to_owned() };
+        let environment = Environment {
+            node_name: variable.map(str::to_owned),
+            host_name: host.to_owned(),
+            ..Environment::default()
+        };
         let flags = flags(&["--run-router=false", "--run-firewall=false", &format!("--hostname-override={flag}")]);
         Config::from_flags(&flags, 0, &environment).map(|config| config.node_name).map_err(|error| error.to_string())
     };

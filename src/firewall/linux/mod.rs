@@ -1,19 +1,20 @@
 //! The firewall's families of kernel objects on Linux, and which of them are ours.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
 use crate::kernel::ipset::{Elements, SetName, Sets};
-use crate::kernel::iptables::{self, Families, Ownership, Refusal, Table, Tables, Timing};
+use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Refusal, Table, Tables, Timing};
 use crate::kernel::sysctl::{Setting, Settings, Wanted};
-use crate::kernel::{Error, Name, module};
-use crate::net::Family;
+use crate::kernel::{Error, Name, module, nftables};
+use crate::net::{Family, PerFamily};
 use crate::reconcile::{Growth, Mirror, Moment, Reflection};
 
-use super::apply::{Kernel, Refusing, Targets};
+use super::apply::{Kernel, Refusing, Targets, Timed};
 use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, OF_IPV6, POD_CHAINS, POLICY_CHAINS, SETS, local_pods};
+use super::overlay;
 
 /// The kernel of the network namespace that it was opened in.
 pub struct Linux {
@@ -28,6 +29,12 @@ const TEMPORARY_SET: &str = "sluice-firewall-tmp";
 /// Modules that the kernel does not load by itself when they are first used: packets between the pods of a bridge only
 /// pass the rules with it.
 const MODULES: [&str; 1] = ["br_netfilter"];
+
+/// Where kube-router keeps network policies with `--use-nftables-for-netpol`.
+pub const KUBE_ROUTERS_TABLES: [nftables::Table<'static>; 2] = [
+    nftables::Table { family: Family::V4, name: "kube-router-filter-ipv4" },
+    nftables::Table { family: Family::V6, name: "kube-router-filter-ipv6" },
+];
 
 /// Opens everything in the network namespace of the calling thread, which has to be the one that uses it: programs
 /// follow the thread. Also returns the programs of each family.
@@ -69,7 +76,7 @@ fn targets(rules: Tables, abandoned: Families) -> Result<Targets<Linux>, Error> 
         kernel: Linux { abandoned, settings: Mirror::new(Settings::new(settings())) },
         sets: Sets::open(sets, SetName(TEMPORARY_SET.into()))?,
         elements: Elements::open(set_names())?,
-        rules,
+        rules: rules.waiting_for(overlay::has_stand_in),
     })
 }
 
@@ -86,14 +93,22 @@ impl Kernel for Linux {
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {
+        let mut left = remove_kube_routers_tables();
         let abandoned = std::mem::take(&mut self.abandoned);
         if abandoned == Families::default() {
-            return Vec::new();
+            return left;
         }
         info!("Removing rules of network policies from the tables that this host no longer uses");
         let mut mirror = Mirror::new(Tables::new(abandoned, ownership()));
         mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
-        mirror.trouble().map(|trouble| trouble.error.clone()).into_iter().collect()
+        left.extend(mirror.trouble().map(|trouble| trouble.error.clone()));
+        left
+    }
+}
+
+impl Timed for Elements {
+    fn take_took(&mut self) -> PerFamily<Duration> {
+        Elements::take_took(self)
     }
 }
 
@@ -104,6 +119,24 @@ impl Refusing for Tables {
 
     fn take_timings(&mut self) -> Vec<Timing> {
         Tables::take_timings(self)
+    }
+
+    fn is_unreadable(&self, family: Family) -> bool {
+        Tables::is_unreadable(self, family)
+    }
+}
+
+/// What a kube-router with `--use-nftables-for-netpol` leaves goes on refusing by the policies of its last moment. Returns
+/// why something could not be removed.
+fn remove_kube_routers_tables() -> Vec<String> {
+    match nftables::remove(&KUBE_ROUTERS_TABLES) {
+        Ok(removed) => {
+            for table in removed {
+                info!(family = %table.family, table = table.name, "Removed the network policies that kube-router kept in a table of its own");
+            }
+            Vec::new()
+        }
+        Err(error) => vec![error.to_string()],
     }
 }
 
@@ -118,7 +151,7 @@ pub fn ownership() -> Ownership {
     let exact = [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT].map(|chain| Name::Exact(chain.into()));
     let prefixes = [POLICY_CHAINS, POD_CHAINS].map(|prefix| Name::Prefix(prefix.into()));
     let chains = exact.into_iter().chain(prefixes).map(|name| (Table::Filter, name)).collect();
-    Ownership { chains, leftovers: false }
+    Ownership { chains, leftovers: Leftovers::None }
 }
 
 /// Our sets, and those of a kube-router that ran here before.

@@ -9,7 +9,7 @@
 //! While a document of a file does not parse, nothing that the file said before is taken back: which of its
 //! objects the broken document stands for cannot be known.
 
-use std::collections::btree_map::Entry;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
@@ -51,13 +51,30 @@ pub enum Said {
 
 /// An object as it stands in a file, and what is odd about it.
 type Found = (Object, Vec<Warning>);
-type Objects = BTreeMap<ObjectId, Found>;
 
-/// One file.
+/// One file. There may be as many of them as objects, and nothing is odd about most.
 #[derive(Default)]
 struct File {
-    documents: HashMap<u64, Content>,
-    objects: Objects,
+    /// Sorted by what identifies the object.
+    objects: Box<[Kept]>,
+    odd: Option<Box<Odd>>,
+}
+
+/// An object that counts within its file.
+#[derive(Clone)]
+struct Kept {
+    object: Object,
+    warnings: Option<Box<[Warning]>>,
+    /// The hash of the document that says this object and others that are kept, and nothing else; `None` where that
+    /// document is not in the file any more, or says more.
+    document: Option<u64>,
+}
+
+/// What is odd about a file.
+#[derive(Clone, PartialEq, Default)]
+struct Odd {
+    /// Documents that say something other than objects, or nothing.
+    others: BTreeMap<u64, Content>,
     broken: Vec<(usize, String)>,
     /// Objects of which only the first counts.
     twice: BTreeSet<ObjectId>,
@@ -87,12 +104,12 @@ impl Catalog {
     /// Notes that a file cannot be read.
     pub fn put_unreadable(&mut self, name: &str, line: usize, why: &str) -> Changed {
         let mut changed = Changed::default();
-        let old = self.files.remove(name);
-        let unknown = old.as_ref().is_none_or(|old| old.unknown);
-        let mut file = old.unwrap_or_default();
+        let mut file = self.files.remove(name).unwrap_or_else(File::never_read);
+        let mut odd = file.odd.take().map(|odd| *odd).unwrap_or_default();
         let broken = vec![(line, why.to_owned())];
-        changed.note_broken(&file.broken, &broken);
-        (file.broken, file.unknown) = (broken, unknown);
+        changed.note_broken(&odd.broken, &broken);
+        odd.broken = broken;
+        file.odd = Some(Box::new(odd));
         self.files.insert(name.into(), file);
         changed
     }
@@ -113,20 +130,17 @@ impl Catalog {
 
     /// Whether something is broken of which no earlier version is known.
     pub fn is_partly_unknown(&self) -> bool {
-        self.files.values().any(|file| file.unknown)
+        self.files.values().any(|file| file.odd().unknown)
     }
 
     fn put_text(&mut self, name: &str, documents: &[Document<'_>]) -> Changed {
         let mut changed = Changed::default();
-        let (name, mut old) = match self.files.remove_entry(name) {
-            Some((name, old)) => (name, Some(old)),
-            None => (Arc::from(name), None),
-        };
-        let mut file = File::default();
+        let (name, old) = self.files.remove_entry(name).unwrap_or_else(|| (Arc::from(name), File::never_read()));
+        let known = old.documents();
+        let mut reading = Reading::default();
         for document in documents {
             let hash = hash(document.text);
-            let known = old.as_mut().and_then(|old| old.documents.remove(&hash));
-            let content = known.unwrap_or_else(|| {
+            let content = old.content(&known, hash).unwrap_or_else(|| {
                 let content = document.content(&mut self.reader);
                 changed.remarks.extend(
                     content
@@ -136,38 +150,27 @@ impl Catalog {
                 );
                 content
             });
-            file.add(document, content, hash);
+            reading.add(document, content, hash);
         }
-        let old = old.unwrap_or_else(|| File { unknown: true, ..File::default() });
-        changed.note_broken(&old.broken, &file.broken);
-        let twice = file.twice.difference(&old.twice).cloned();
+        let file = reading.file(&old);
+        changed.note_broken(&old.odd().broken, &file.odd().broken);
+        let twice = file.odd().twice.difference(&old.odd().twice).cloned();
         changed.remarks.extend(twice.map(|object| Said::Twice { object, counts: name.clone() }));
-        file.unknown = old.unknown && !file.broken.is_empty();
-        if !file.broken.is_empty() {
-            for (id, kept) in &old.objects {
-                file.objects.entry(id.clone()).or_insert_with(|| kept.clone());
-            }
-        }
         self.files.insert(name.clone(), file);
         self.settle(&name, &old.objects, &mut changed);
         changed
     }
 
     /// Works out what the objects of one file, before and now, mean for the whole.
-    fn settle(&mut self, name: &Arc<str>, before: &Objects, changed: &mut Changed) {
-        let nothing = Objects::new();
-        let now = self.files.get(name).map_or(&nothing, |file| &file.objects);
-        let new_or_different = now.iter().filter(|(id, found)| before.get(*id) != Some(*found)).map(|(id, _)| id);
-        let gone = before.keys().filter(|id| !now.contains_key(*id));
-        let touched: Vec<ObjectId> = new_or_different.chain(gone).cloned().collect();
-        for id in touched {
-            let was = before.get(&id);
+    fn settle(&mut self, name: &Arc<str>, before: &[Kept], changed: &mut Changed) {
+        let now = self.files.get(name).map_or(&[][..], |file| &file.objects);
+        for (id, was) in differing(before, now) {
             self.settle_object(name, id, was, changed);
         }
     }
 
-    fn settle_object(&mut self, name: &Arc<str>, id: ObjectId, was: Option<&Found>, changed: &mut Changed) {
-        let is_here = self.files.get(name).is_some_and(|file| file.objects.contains_key(&id));
+    fn settle_object(&mut self, name: &Arc<str>, id: ObjectId, was: Option<&Kept>, changed: &mut Changed) {
+        let is_here = self.files.get(name).is_some_and(|file| file.kept(&id).is_some());
         let owner = self.owners.get(&id).cloned();
         let mut claims = self.rivals.remove(&id).unwrap_or_default();
         claims.extend(owner.clone());
@@ -188,29 +191,137 @@ impl Catalog {
         if !claims.is_empty() {
             self.rivals.insert(id.clone(), claims);
         }
-        let now = self.files.get(&winner).and_then(|file| file.objects.get(&id));
-        let same = owner.as_ref() == Some(&winner) && (winner != *name || was == now);
+        let now = self.files.get(&winner).and_then(|file| file.kept(&id));
+        let same = owner.as_ref() == Some(&winner) && (winner != *name || says_the_same(was, now));
         if let (false, Some(now)) = (same, now) {
-            changed.objects.push(now.clone());
+            changed.objects.push(now.found());
         }
         self.owners.insert(id, winner);
     }
 }
 
 impl File {
-    fn add(&mut self, document: &Document<'_>, content: Content, hash: u64) {
-        for found in &content.objects {
-            match self.objects.entry(found.0.id()) {
-                Entry::Vacant(place) => {
-                    place.insert(found.clone());
-                }
-                Entry::Occupied(place) => {
-                    self.twice.insert(place.key().clone());
-                }
-            }
+    /// What is known of a file before it was read: nothing, so what is broken in it has no earlier version.
+    fn never_read() -> File {
+        File { odd: Some(Box::new(Odd { unknown: true, ..Odd::default() })), ..File::default() }
+    }
+
+    fn odd(&self) -> &Odd {
+        static NOTHING: Odd =
+            Odd { others: BTreeMap::new(), broken: Vec::new(), twice: BTreeSet::new(), unknown: false };
+        self.odd.as_deref().unwrap_or(&NOTHING)
+    }
+
+    fn kept(&self, id: &ObjectId) -> Option<&Kept> {
+        let wanted = (id.kind, id.name.namespace.as_str(), id.name.name.as_str());
+        let place = self.objects.binary_search_by(|kept| kept.object.key().cmp(&wanted)).ok()?;
+        self.objects.get(place)
+    }
+
+    /// The documents of which the kept objects are all that they say, with those objects; sorted.
+    fn documents(&self) -> Vec<(u64, &Kept)> {
+        let mut documents: Vec<_> = self.objects.iter().filter_map(|kept| Some((kept.document?, kept))).collect();
+        documents.sort_unstable_by_key(|(hash, _)| *hash);
+        documents
+    }
+
+    /// What a document says that the file held already.
+    fn content(&self, documents: &[(u64, &Kept)], hash: u64) -> Option<Content> {
+        let first = documents.partition_point(|(its, _)| *its < hash);
+        let same = documents.iter().skip(first).take_while(|(its, _)| *its == hash);
+        let objects: Vec<Found> = same.map(|(_, kept)| kept.found()).collect();
+        match objects.is_empty() {
+            true => self.odd().others.get(&hash).cloned(),
+            false => Some(Content { objects, ..Content::default() }),
         }
-        self.broken.extend(content.broken.iter().map(|Remark { line, text }| (document.line + line, text.clone())));
-        self.documents.insert(hash, content);
+    }
+}
+
+impl Kept {
+    fn found(&self) -> Found {
+        (self.object.clone(), self.warnings.as_deref().unwrap_or_default().to_vec())
+    }
+}
+
+/// A file that is being read, in the order of its documents.
+#[derive(Default)]
+struct Reading {
+    objects: Vec<Kept>,
+    odd: Odd,
+}
+
+impl Reading {
+    fn add(&mut self, document: &Document<'_>, content: Content, hash: u64) {
+        let is_plain = content.broken.is_empty() && content.skipped.is_empty() && !content.objects.is_empty();
+        let kept = |(object, warnings): &Found| Kept {
+            object: object.clone(),
+            warnings: (!warnings.is_empty()).then(|| warnings.as_slice().into()),
+            document: is_plain.then_some(hash),
+        };
+        self.objects.extend(content.objects.iter().map(kept));
+        let broken = content.broken.iter().map(|Remark { line, text }| (document.line + line, text.clone()));
+        self.odd.broken.extend(broken);
+        if !is_plain {
+            self.odd.others.insert(hash, content);
+        }
+    }
+
+    /// The file as it is now, with what it said before where something is broken.
+    fn file(self, old: &File) -> File {
+        let Reading { mut objects, mut odd } = self;
+        odd.unknown = old.odd().unknown && !odd.broken.is_empty();
+        let losers = keep_the_first(&mut objects);
+        let spoiled: BTreeSet<u64> = losers.iter().filter_map(|kept| kept.document).collect();
+        for kept in &mut objects {
+            kept.document = kept.document.filter(|hash| !spoiled.contains(hash));
+        }
+        odd.twice = losers.iter().map(|kept| kept.object.id()).collect();
+        if !odd.broken.is_empty() {
+            objects.extend(old.objects.iter().map(|kept| Kept { document: None, ..kept.clone() }));
+            keep_the_first(&mut objects);
+        }
+        File { objects: objects.into(), odd: (odd != Odd::default()).then(|| Box::new(odd)) }
+    }
+}
+
+/// Sorts objects and takes out all but the first of equal name; those that were taken out.
+fn keep_the_first(objects: &mut Vec<Kept>) -> Vec<Kept> {
+    let mut losers = Vec::new();
+    // Stable, so those of equal name stay in the order of the file.
+    objects.sort_by(|one, other| one.object.key().cmp(&other.object.key()));
+    objects.dedup_by(|later, first| {
+        let same = later.object.key() == first.object.key();
+        if same {
+            losers.push(later.clone());
+        }
+        same
+    });
+    losers
+}
+
+/// The objects that are not the same in both, sorted, with what they were before.
+fn differing<'a>(before: &'a [Kept], now: &[Kept]) -> Vec<(ObjectId, Option<&'a Kept>)> {
+    let mut differing = Vec::new();
+    let (mut before, mut now) = (before.iter().peekable(), now.iter().peekable());
+    loop {
+        let order = match (before.peek(), now.peek()) {
+            (None, None) => return differing,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(was), Some(is)) => was.object.key().cmp(&is.object.key()),
+        };
+        let was = before.next_if(|_| order.is_le());
+        let is = now.next_if(|_| order.is_ge());
+        if let Some(kept) = was.or(is).filter(|_| !says_the_same(was, is)) {
+            differing.push((kept.object.id(), was));
+        }
+    }
+}
+
+fn says_the_same(one: Option<&Kept>, other: Option<&Kept>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => one.object == other.object && one.warnings == other.warnings,
+        (one, other) => one.is_none() && other.is_none(),
     }
 }
 

@@ -7,9 +7,12 @@
 //! Aliases of YAML are followed up to a bound, so a small file cannot grow into a large one in memory.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
-use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::{DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use serde_saphyr::with_deserializer_from_str_with_options;
 
 use crate::k8s::parse::{
     Pool, Warning, endpoint_slice_object, namespace_object, network_policy_object, node_object, pod_object,
@@ -42,7 +45,7 @@ pub struct Document<'a> {
 }
 
 /// What a document holds.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, PartialEq, Default, Debug)]
 pub struct Content {
     pub objects: Vec<(Object, Vec<Warning>)>,
     /// What could not be read. Objects that stood there are not in `objects`, so their absence means nothing.
@@ -134,7 +137,7 @@ impl Content {
 /// What stands between the bytes and an object: a whole document, or one item of a list in it.
 enum Piece<'a> {
     Whole(&'a Document<'a>),
-    Item(usize, &'a serde_json::Value),
+    Item(usize, &'a Value),
 }
 
 #[derive(Deserialize)]
@@ -144,10 +147,16 @@ struct Head {
     kind: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct List {
-    items: Option<Vec<serde_json::Value>>,
+/// The items of a list, taken in one after the other: all of them at once would be many times as large as the text.
+struct Items<'a> {
+    /// The kind of items that do not say theirs.
+    of_kind: &'a str,
+    reader: &'a mut Reader,
+    content: &'a mut Content,
 }
+
+/// The list itself.
+struct List<'a>(Items<'a>);
 
 impl Piece<'_> {
     fn read<T: DeserializeOwned>(&self) -> Result<T, Remark> {
@@ -170,21 +179,88 @@ impl Piece<'_> {
 
 /// The items of a `List`, or of a list of one kind (`ServiceList`), whose items may leave their kind out.
 fn list_content(document: &Document<'_>, of_kind: &str, reader: &mut Reader, content: &mut Content) {
-    let items = match Piece::Whole(document).read::<List>() {
-        Ok(list) => list.items.unwrap_or_default(),
-        Err(remark) => {
-            content.broken.push(remark);
-            return;
+    let list = List(Items { of_kind, reader, content });
+    let read = match document.format {
+        Format::Yaml => {
+            with_deserializer_from_str_with_options(document.text, yaml_options(), |yaml| list.deserialize(yaml))
+                .map_err(yaml_remark)
         }
+        Format::Json => list.deserialize(&mut serde_json::Deserializer::from_str(document.text)).map_err(json_remark),
     };
-    let word = |item: &serde_json::Value, key: &str| item.get(key).and_then(|text| text.as_str()).map(str::to_owned);
-    for (index, item) in items.iter().enumerate() {
-        let mut head = Head { api_version: word(item, "apiVersion"), kind: word(item, "kind") };
-        if let (None, Some(kind)) = (&head.kind, Kind::from_name(of_kind)) {
-            head.kind = Some(kind.name().to_owned());
-            head.api_version.get_or_insert_with(|| kind.api_version().to_owned());
+    if let Err(remark) = read {
+        // Which of the items the broken text stands for cannot be known.
+        content.objects.clear();
+        content.broken.push(remark);
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for List<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for List<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of objects")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Items { of_kind, reader, content } = self.0;
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "items" => map.next_value_seed(Items { of_kind, reader, content })?,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
         }
-        content.add(&Piece::Item(index, item), &head, reader);
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Items<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_option(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Items<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a sequence of objects")
+    }
+
+    fn visit_none<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let word = |item: &Value, key: &str| item.get(key).and_then(|text| text.as_str()).map(str::to_owned);
+        let mut index = 0;
+        while let Some(item) = items.next_element::<Value>()? {
+            let mut head = Head { api_version: word(&item, "apiVersion"), kind: word(&item, "kind") };
+            if let (None, Some(kind)) = (&head.kind, Kind::from_name(self.of_kind)) {
+                head.kind = Some(kind.name().to_owned());
+                head.api_version.get_or_insert_with(|| kind.api_version().to_owned());
+            }
+            self.content.add(&Piece::Item(index, &item), &head, self.reader);
+            index += 1;
+        }
+        Ok(())
     }
 }
 
@@ -270,8 +346,12 @@ pub(super) fn newlines(text: &str) -> usize {
 }
 
 fn yaml<T: DeserializeOwned>(text: &str) -> Result<T, Remark> {
-    // The size of a file is bounded where it is read; what is bounded here is what aliases make of it.
-    let options = serde_saphyr::options! {
+    serde_saphyr::from_str_with_options(text, yaml_options()).map_err(yaml_remark)
+}
+
+/// The size of a file is bounded where it is read; what is bounded here is what aliases make of it.
+fn yaml_options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
         with_snippet: false,
         emit_comments: false,
         budget: serde_saphyr::budget! {
@@ -280,14 +360,15 @@ fn yaml<T: DeserializeOwned>(text: &str) -> Result<T, Remark> {
             max_total_scalar_bytes: 256 << 20,
         },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 },
-    };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-        let full = error.to_string();
-        let Some(place) = error.location() else { return Remark { line: 0, text: full } };
-        let suffix = format!(" at line {}, column {}", place.line(), place.column());
-        let text = full.strip_suffix(&suffix).unwrap_or(&full).to_owned();
-        Remark { line: usize::try_from(place.line()).unwrap_or(1).saturating_sub(1), text }
-    })
+    }
+}
+
+fn yaml_remark(error: serde_saphyr::Error) -> Remark {
+    let full = error.to_string();
+    let Some(place) = error.location() else { return Remark { line: 0, text: full } };
+    let suffix = format!(" at line {}, column {}", place.line(), place.column());
+    let text = full.strip_suffix(&suffix).unwrap_or(&full).to_owned();
+    Remark { line: usize::try_from(place.line()).unwrap_or(1).saturating_sub(1), text }
 }
 
 fn json_remark(error: serde_json::Error) -> Remark {
@@ -397,6 +478,22 @@ mod tests {
         assert_eq!(names, ["Namespace shop", "Pod shop/web", "NetworkPolicy shop/p", "NetworkPolicy shop/q"]);
         assert!(matches!(found[3].1.objects[0].0, Object::Unreadable(_)));
         assert_eq!(found[4].1.skipped.len(), 1);
+    }
+
+    #[test]
+    fn a_list_that_breaks_off_tells_of_none_of_its_items() {
+        let item = "{\"kind\": \"Service\", \"apiVersion\": \"v1\", \"metadata\": {\"name\": \"web\"}, \"spec\": {}}";
+        let whole = format!("{{\"kind\": \"List\", \"apiVersion\": \"v1\", \"items\": [{item}, {item}]}}");
+        for (format, text, broken) in [
+            (Format::Json, whole.clone(), 0),
+            (Format::Yaml, whole.clone(), 0),
+            (Format::Json, whole.replacen("}]}", "}, 5:]}", 1), 1),
+            (Format::Yaml, whole.replacen("}]}", "}, [}", 1), 1),
+        ] {
+            let found = all(format, &text);
+            let content = &found[0].1;
+            assert_eq!((content.broken.len(), content.objects.len()), (broken, 2 - 2 * broken), "{format:?} {text}");
+        }
     }
 
     #[test]

@@ -9,12 +9,12 @@
 //! Conditions that are absent mean what the API says they mean: a slice written by hand has none, and its
 //! endpoints are ready.
 
+mod protobuf;
+
 use std::sync::Arc;
 
 use compact_str::CompactString;
-use k8s_openapi::api::discovery::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
 use serde::Deserialize;
 
 use super::service::protocol;
@@ -35,8 +35,7 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// The fields of an EndpointSlice that are read.
-#[derive(Resource, Deserialize, Clone, Debug)]
-#[resource(inherit = "api::EndpointSlice")]
+#[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointSliceObject {
     #[serde(deserialize_with = "object_meta")]

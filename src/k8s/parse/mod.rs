@@ -2,8 +2,8 @@
 //!
 //! One file for each kind: a narrow type that names only the fields we use (what else the object holds is
 //! skipped while it is read), and a pure function from it to a value of `model` and [`Warning`]s. The same
-//! narrow type reads the API's JSON and a manifest's YAML; the API's defaults are applied here, because a
-//! manifest comes without them.
+//! narrow type reads the API's JSON and a manifest's YAML, and `<kind>/protobuf.rs` fills it from the API's protocol
+//! buffers; the API's defaults are applied here, because a manifest comes without them.
 //!
 //! An item that makes no sense (an address that does not parse, a port above 65535) is left out with a
 //! warning, and the rest of the object stays. An object that cannot be used at all is treated as absent; but a
@@ -14,6 +14,7 @@ pub mod namespace;
 pub mod network_policy;
 pub mod node;
 pub mod pod;
+pub mod protobuf;
 pub mod selector;
 pub mod service;
 
@@ -32,6 +33,7 @@ use crate::model::ObjectName;
 pub use metadata::{labelled_meta, object_meta};
 pub use number::Number;
 pub use pool::Pool;
+pub use protobuf::ApiObject;
 
 /// Something odd in an object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

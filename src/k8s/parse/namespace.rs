@@ -5,10 +5,10 @@
 //! The API server gives every Namespace the label `kubernetes.io/metadata.name` with its own name, and refuses another
 //! value. A manifest comes without it, so it is set here: the selectors of policies rely on it.
 
+mod protobuf;
+
 use compact_str::CompactString;
-use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
 use serde::Deserialize;
 
 use super::{Pool, Warning, Warnings, object_meta};
@@ -34,8 +34,7 @@ pub fn namespace(object: &NamespaceObject, pool: &mut Pool) -> (CompactString, O
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// The fields of a Namespace that are read.
-#[derive(Resource, Deserialize, Clone, Debug)]
-#[resource(inherit = "api::Namespace")]
+#[derive(Deserialize, Clone, Debug)]
 pub struct NamespaceObject {
     #[serde(deserialize_with = "object_meta")]
     pub metadata: ObjectMeta,
@@ -75,8 +74,12 @@ mod tests {
         let (namespace, warnings) = with("{\"ingress\": {\"isolation\": \"DefaultDeny\"}}");
         assert!(namespace.expect("it has a name").isolated && warnings.is_empty());
         let (namespace, warnings) = with("{\"ingress\":");
-        assert!(!namespace.expect("it has a name").isolated);
+        assert!(namespace.expect("it has a name").isolated, "a mistake opens nothing");
         assert!(warnings[0].starts_with("net.beta.kubernetes.io/network-policy: EOF while parsing"), "{warnings:?}");
+        let (namespace, warnings) = with("{\"ingress\": {\"isolation\": \"DefaultDney\"}}");
+        assert!(namespace.expect("it has a name").isolated && warnings[0].contains("DefaultDney"), "{warnings:?}");
+        let (namespace, warnings) = with("{}");
+        assert!(!namespace.expect("it has a name").isolated && warnings.is_empty());
     }
 
     #[test]

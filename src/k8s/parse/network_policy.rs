@@ -19,12 +19,11 @@
 
 use compact_str::CompactString;
 use ipnet::IpNet;
-use k8s_openapi::api::networking::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
 use serde::Deserialize;
 
 use self::written::{Block, PeerObject, PortObject, RuleObject, Spec};
+use super::protobuf::{ApiObject, FromProtobuf};
 use super::selector::{Incomprehensible, SelectorObject, selector};
 use super::service::protocol;
 use super::{Number, Warning, Warnings, labelled_meta, object_name};
@@ -46,12 +45,20 @@ pub fn network_policy(object: &NetworkPolicyObject) -> (ObjectName, Option<Netwo
 }
 
 /// The fields of a NetworkPolicy that are read.
-#[derive(Resource, Deserialize, Clone, Debug)]
-#[resource(inherit = "api::NetworkPolicy")]
+#[derive(Deserialize, Clone, Debug)]
 pub struct NetworkPolicyObject {
     #[serde(deserialize_with = "labelled_meta")]
     pub metadata: ObjectMeta,
     spec: Option<Spec>,
+}
+
+/// Policies are few and change seldom, and a field that is not known has to be seen: in protocol buffers it would be passed over.
+impl ApiObject for NetworkPolicyObject {
+    const FROM_PROTOBUF: Option<FromProtobuf<Self>> = None;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
 }
 
 /// One of the two directions, as the API calls it.
@@ -112,11 +119,17 @@ fn rules(
         let field = format!("spec.{}[{index}]", direction.field());
         let Some(rule_object) = rule_object else {
             warnings.odd(field, "is empty; it allows nothing. A rule that allows everything is written {}");
+            rules.push(nothing());
             continue;
         };
-        rules.extend(rule(direction, rule_object, &field, warnings));
+        rules.push(rule(direction, rule_object, &field, warnings).unwrap_or_else(nothing));
     }
     rules.into()
+}
+
+/// Stands in the place of a rule that cannot be read, so that the others keep theirs: people are told places.
+fn nothing() -> PolicyRule {
+    PolicyRule { peers: Peers::Of([].into()), ports: Ports::Of([].into()) }
 }
 
 /// One rule. `None` where it has a field that is not known, because such a field may well narrow what it allows.

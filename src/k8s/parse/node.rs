@@ -1,19 +1,21 @@
 //! A Node, from the API's form to ours.
 //!
-//! Kubernetes: core/v1 Node, `status.addresses`, `spec.podCIDR`, `spec.podCIDRs`, and the two annotations
-//! that win over the spec. A Node changes every few seconds (its status carries heartbeats and images);
+//! Kubernetes: core/v1 Node, `status.addresses`, `status.conditions` (whether the network is unavailable), `spec.podCIDR`, `spec.podCIDRs`, the two annotations
+//! that win over the spec, `spec.providerID`, and those about BGP. A Node changes every few seconds (its status carries heartbeats and images);
 //! none of that is read, so it is equal to its predecessor and no change to anybody.
+
+mod protobuf;
+
+use std::collections::BTreeMap;
 
 use compact_str::CompactString;
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
 use serde::Deserialize;
 
 use super::{Warning, Warnings, object_meta, unicast_address};
-use crate::k8s::annotations;
-use crate::model::{Node, NodeAddress, NodeAddressKind};
+use crate::k8s::annotations::{self, routing};
+use crate::model::{Node, NodeAddress, NodeAddressKind, Routing};
 
 /// The Node that an API object describes.
 pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) {
@@ -23,13 +25,20 @@ pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) 
         warnings.odd("metadata.name", "absent; the object is left out");
         return (name, None, warnings.take());
     }
-    let node = Node { addresses: addresses(object, &mut warnings), pod_cidrs: pod_cidrs(object, &mut warnings) };
+    let none = BTreeMap::new();
+    let annotations = object.metadata.annotations.as_ref().unwrap_or(&none);
+    let node = Node {
+        addresses: addresses(object, &mut warnings),
+        pod_cidrs: pod_cidrs(object, &mut warnings),
+        network_unavailable: network_unavailable(object),
+        is_on_aws: is_on_aws(object),
+        routing: Some(Box::new(routing(annotations, &mut warnings))).filter(|routing| **routing != Routing::default()),
+    };
     (name, Some(node), warnings.take())
 }
 
 /// The fields of a Node that are read.
-#[derive(Resource, Deserialize, Clone, Debug)]
-#[resource(inherit = "api::Node")]
+#[derive(Deserialize, Clone, Debug)]
 pub struct NodeObject {
     #[serde(deserialize_with = "object_meta")]
     pub metadata: ObjectMeta,
@@ -43,11 +52,21 @@ struct Spec {
     pod_cidr: Option<String>,
     #[serde(rename = "podCIDRs")]
     pod_cidrs: Option<Vec<String>>,
+    #[serde(rename = "providerID")]
+    provider_id: Option<String>,
 }
 
 #[derive(Deserialize, Clone, Debug)]
 struct Status {
     addresses: Option<Vec<Address>>,
+    conditions: Option<Vec<Condition>>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    status: Option<String>,
 }
 
 #[derive(Deserialize, Clone, Debug)]
@@ -77,6 +96,20 @@ fn addresses(object: &NodeObject, warnings: &mut Warnings) -> Vec<NodeAddress> {
         }
     }
     addresses
+}
+
+fn network_unavailable(object: &NodeObject) -> bool {
+    let conditions = object.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let says_so = |condition: &Condition| {
+        condition.kind.as_deref() == Some("NetworkUnavailable") && condition.status.as_deref() == Some("True")
+    };
+    conditions.is_some_and(|conditions| conditions.iter().any(says_so))
+}
+
+/// `aws:///eu-central-1a/i-0123456789abcdef0`.
+fn is_on_aws(object: &NodeObject) -> bool {
+    let provider = object.spec.as_ref().and_then(|spec| spec.provider_id.as_deref());
+    provider.is_some_and(|provider| provider.starts_with("aws"))
 }
 
 fn pod_cidrs(object: &NodeObject, warnings: &mut Warnings) -> Vec<IpNet> {
@@ -126,6 +159,26 @@ mod tests {
         );
         let ranges: Vec<String> = node.pod_cidrs.iter().map(IpNet::to_string).collect();
         assert_eq!(ranges, ["10.244.1.0/24", "fd00:10:244:1::/64"]);
+    }
+
+    #[test]
+    fn of_all_conditions_only_an_unavailable_network_counts() {
+        let of = |conditions: &str| {
+            parsed(&format!("{{metadata: {{name: a}}, status: {{conditions: {conditions}}}}}")).0.network_unavailable
+        };
+        let heartbeat = "{type: Ready, status: 'True', lastHeartbeatTime: '2026-01-01T00:00:00Z'}";
+        assert!(of(&format!("[{heartbeat}, {{type: NetworkUnavailable, status: 'True'}}]")));
+        for other in ["[]", "[{type: NetworkUnavailable, status: 'False'}]", "[{type: NetworkUnavailable}]"] {
+            assert!(!of(other), "{other}");
+        }
+        assert!(!of(&format!("[{heartbeat}]")));
+    }
+
+    #[test]
+    fn a_machine_of_aws_is_known_by_its_provider() {
+        let of = |spec: &str| parsed(&format!("{{metadata: {{name: a}}, spec: {spec}}}")).0.is_on_aws;
+        assert!(of("{providerID: 'aws:///eu-central-1a/i-0123456789abcdef0'}"));
+        assert!(!of("{providerID: 'gce://project/zone/node'}") && !of("{}"));
     }
 
     #[test]

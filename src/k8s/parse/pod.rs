@@ -10,12 +10,12 @@
 //!
 //! A pod that is not scheduled, has no address or has finished is a value too: `model::Pod` says what follows from it.
 
+mod protobuf;
+
 use std::net::IpAddr;
 
 use compact_str::CompactString;
-use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
 use serde::Deserialize;
 
 use super::service::protocol;
@@ -45,8 +45,7 @@ pub fn pod(object: &PodObject, pool: &mut Pool) -> (ObjectName, Option<Pod>, Vec
 }
 
 /// The fields of a Pod that are read.
-#[derive(Resource, Deserialize, Clone, Debug)]
-#[resource(inherit = "api::Pod")]
+#[derive(Deserialize, Clone, Debug)]
 pub struct PodObject {
     #[serde(deserialize_with = "labelled_meta")]
     pub metadata: ObjectMeta,

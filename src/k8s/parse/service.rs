@@ -9,13 +9,13 @@
 //! Addresses under `status.loadBalancer` count only for type LoadBalancer: whoever may write the status of
 //! another Service must not be given an address by it.
 
-use k8s_openapi::api::core::v1 as api;
+mod protobuf;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
 use serde::Deserialize;
 
 use super::{Number, Warning, Warnings, object_meta, object_name, unicast_address, unicast_addresses};
-use crate::k8s::annotations::proxy_annotations;
+use crate::k8s::annotations::{announce_annotations, proxy_annotations};
 use crate::model::{LoadBalancerAddress, ObjectName, Service, ServicePort, ServiceType, TrafficPolicy};
 use crate::net::Protocol;
 
@@ -37,8 +37,7 @@ const AFFINITY_SECONDS: u32 = 10_800;
 const AFFINITY_SECONDS_MAX: i64 = 86_400;
 
 /// The fields of a Service that are read.
-#[derive(Resource, Deserialize, Clone, Debug)]
-#[resource(inherit = "api::Service")]
+#[derive(Deserialize, Clone, Debug)]
 pub struct ServiceObject {
     #[serde(deserialize_with = "object_meta")]
     pub metadata: ObjectMeta,
@@ -145,6 +144,7 @@ fn served(object: &ServiceObject, warnings: &mut Warnings) -> Option<Service> {
         external_traffic_policy: policy("spec.externalTrafficPolicy", &spec.external_traffic_policy, warnings),
         health_check_node_port: health_check_node_port(spec, warnings),
         annotations: annotations.map(|all| proxy_annotations(all, warnings)).unwrap_or_default(),
+        announce: annotations.map(|all| announce_annotations(all, warnings)).unwrap_or_default(),
         created: object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
     })
 }

@@ -110,6 +110,23 @@ async fn a_kind_is_listed_by_a_stream_and_followed_on_the_same_connection() {
 }
 
 #[tokio::test]
+async fn a_server_that_speaks_json_whatever_it_is_asked_for_is_understood() {
+    for refuse_streaming in [None, Some(400)] {
+        let server = ApiServer::start().await;
+        server.set_faults(Faults { json_only: true, refuse_streaming, ..Faults::default() });
+        server.put(SERVICES, service("a", "10.96.0.1"));
+        let mut reader = read(&server, vec![Wanted::Services]).await;
+        reader.until(&["a"]).await;
+        server.put(SERVICES, service("b", "10.96.0.2"));
+        reader.until(&["a", "b"]).await;
+        server.cut();
+        server.delete(SERVICES, "default/b");
+        reader.until(&["a"]).await;
+        assert_eq!(reader.listings, 1);
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_refuses_or_ignores_streaming_is_listed_in_pages() {
     for faults in [
         Faults { refuse_streaming: Some(422), ..Faults::default() },
@@ -273,6 +290,16 @@ async fn only_the_own_node_is_asked_for() {
     }
     let mut reader = read(&server, vec![Wanted::Node("node-1".into())]).await;
     reader.until(&["node-1"]).await;
+}
+
+#[tokio::test]
+async fn all_nodes_are_asked_for_where_they_are_needed() {
+    let server = ApiServer::start().await;
+    for name in ["node-1", "node-2"] {
+        server.put(NODES, json!({"metadata": {"name": name}, "status": {"addresses": []}}));
+    }
+    let mut reader = read(&server, vec![Wanted::Nodes]).await;
+    reader.until(&["node-1", "node-2"]).await;
 }
 
 #[tokio::test]

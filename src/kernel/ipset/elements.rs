@@ -1,11 +1,14 @@
 //! The elements of sets as a family of kernel objects.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use super::acts::Ipset;
 use super::fault::error;
 use super::{ElementKey, Entry, SetName};
+use crate::kernel::netlink::Fault;
 use crate::kernel::{Error, Name};
+use crate::net::{Family, PerFamily};
 use crate::reconcile::{Failure, Phase, Step, Target};
 
 /// The elements of the sets of one owner. The sets are a family of their own, [`Sets`](super::Sets), that has to
@@ -14,6 +17,7 @@ use crate::reconcile::{Failure, Phase, Step, Target};
 pub struct Elements {
     ipset: Ipset,
     ours: Vec<Name>,
+    took: PerFamily<Duration>,
 }
 
 /// Up to this many elements are asked for one by one; for more, their sets are read whole.
@@ -22,7 +26,30 @@ const FEW: usize = 4096;
 impl Elements {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open(ours: Vec<Name>) -> Result<Elements, Error> {
-        Ok(Elements { ipset: Ipset::open()?, ours })
+        Ok(Elements { ipset: Ipset::open()?, ours, took: PerFamily::default() })
+    }
+
+    /// How long changing the elements of each family took since this was asked the last time.
+    pub fn take_took(&mut self) -> PerFamily<Duration> {
+        std::mem::take(&mut self.took)
+    }
+
+    /// Changes the elements of one family. Returns the steps that failed.
+    fn change(&mut self, phase: Phase, family: Family, steps: &[Step<'_, ElementKey, ()>]) -> BTreeMap<usize, Fault> {
+        let mut entries: BTreeMap<&SetName, Vec<(usize, Entry)>> = BTreeMap::new();
+        for (index, step) in steps.iter().enumerate().filter(|(_, step)| step.key.entry.family() == family) {
+            entries.entry(&step.key.set).or_default().push((index, step.key.entry));
+        }
+        if entries.is_empty() {
+            return BTreeMap::new();
+        }
+        let begun = Instant::now();
+        let failed = match phase {
+            Phase::Grow => self.ipset.add(&entries),
+            Phase::Shrink => self.ipset.delete(&entries),
+        };
+        *self.took.of_mut(family) += begun.elapsed();
+        failed
     }
 
     fn entries(&mut self, set: &SetName, asked: &[Entry]) -> Result<Vec<Entry>, Error> {
@@ -72,16 +99,12 @@ impl Target for Elements {
     }
 
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, ElementKey, ()>]) -> Vec<Failure<Error>> {
-        let mut entries: BTreeMap<&SetName, Vec<(usize, Entry)>> = BTreeMap::new();
-        for (index, step) in steps.iter().enumerate() {
-            entries.entry(&step.key.set).or_default().push((index, step.key.entry));
-        }
-        let (operation, failed) = match phase {
-            Phase::Grow => ("add element", self.ipset.add(&entries)),
-            Phase::Shrink => ("delete element", self.ipset.delete(&entries)),
+        let operation = match phase {
+            Phase::Grow => "add element",
+            Phase::Shrink => "delete element",
         };
+        let failed = Family::BOTH.into_iter().flat_map(|family| self.change(phase, family, steps));
         failed
-            .into_iter()
             .filter_map(|(step, fault)| {
                 let key = steps.get(step)?.key;
                 Some(Failure { step, error: error(operation, &key.to_string(), fault) })

@@ -75,6 +75,13 @@ pub struct ElementKey {
 }
 
 impl Entry {
+    pub fn family(&self) -> Family {
+        match self {
+            Entry::Ip(address) | Entry::IpPort(address, ..) => Family::from(*address),
+            Entry::Net(prefix) => Family::from(*prefix),
+        }
+    }
+
     /// The prefixes of length 0.
     fn everything() -> [Entry; 2] {
         [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)]

@@ -5,7 +5,8 @@
 
 use compact_str::CompactString;
 
-use super::{Families, LIMIT, Table};
+use super::running::LIMIT;
+use super::{Families, Table};
 use crate::kernel::program::{Call, run};
 use crate::kernel::{Error, Name};
 use crate::net::Family;

@@ -3,14 +3,18 @@
 //! A transaction fails as a whole, and only some programs say which line was at fault. So the changes are made in
 //! parts: chains that others jump to first, jumps after the chains, deletions last; a part that fails is cut in half
 //! until single changes remain. What is refused stays as it was, what needs it does so too, and the rest is done.
+//!
+//! Where the owner has something to put in the place of what is refused, nothing is done before it has: packets would meet
+//! some chains of the old and some of the new. There the chains are tried in others that nobody enters.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 
 use compact_str::CompactString;
 
 use super::plan::Change;
 use super::save::target;
-use super::{Piece, Rules};
+use super::{Piece, Rules, Table};
 
 /// What became of the changes, by their steps.
 #[derive(Debug)]
@@ -39,6 +43,57 @@ pub(super) fn in_parts<'a, E: Clone>(
     let mut parts = Parts { existing, dependent, missing: BTreeSet::new(), parted };
     parts.make(&ordered, attempt);
     parts.parted
+}
+
+/// Which of these chains the kernel refuses, by their steps, found out without touching them: their rules are put into
+/// chains with names of their own, and removed again. `is_ours` says of a target that it is a chain, which may not be
+/// there. `attempt` runs a script.
+pub(super) fn on_trial<E>(
+    table: Table,
+    changes: &[Change<'_>],
+    is_ours: &dyn Fn(&str) -> bool,
+    attempt: &mut dyn FnMut(&str) -> Result<(), E>,
+) -> Vec<(usize, E)> {
+    let Err(error) = attempt(&trial(table, changes, is_ours)) else { return Vec::new() };
+    match changes {
+        [] => Vec::new(),
+        [only] => vec![(only.step, error)],
+        _ => {
+            let (first, second) = changes.split_at(changes.len() / 2);
+            let mut refused = on_trial(table, first, is_ours, attempt);
+            refused.extend(on_trial(table, second, is_ours, attempt));
+            refused
+        }
+    }
+}
+
+/// A script that makes chains with these rules, and one behind it that removes them. Where a rule goes when it matches is
+/// left out: that chain may have to come first.
+fn trial(table: Table, changes: &[Change<'_>], is_ours: &dyn Fn(&str) -> bool) -> String {
+    let (mut names, mut rules, mut removals) = (String::new(), String::new(), String::new());
+    for change in changes {
+        let (Piece::Chain { chain, .. }, Some(wanted)) = (change.piece, change.want) else { continue };
+        let name = trial_name(chain);
+        writeln!(names, ":{name} - [0:0]").expect(WRITES);
+        writeln!(removals, "-X {name}").expect(WRITES);
+        for rule in &wanted.0 {
+            let condition = target(rule).filter(|to| is_ours(to)).and_then(|to| {
+                let rest = rule.strip_suffix(to.as_str())?;
+                rest.strip_suffix("-j ").or_else(|| rest.strip_suffix("-g "))
+            });
+            writeln!(rules, "-A {name} {}", condition.unwrap_or(rule).trim_end()).expect(WRITES);
+        }
+    }
+    let table = table.name();
+    format!("*{table}\n{names}{rules}COMMIT\n*{table}\n{names}{removals}COMMIT\n")
+}
+
+const WRITES: &str = "writing to a string does not fail";
+
+/// A name that belongs to the same owner, by its beginning, and is no longer.
+fn trial_name(chain: &str) -> String {
+    let kept = chain.len().saturating_sub(6);
+    format!("{}-TRIAL", chain.get(..kept).unwrap_or(chain))
 }
 
 struct Parts<'p, E> {
@@ -181,6 +236,25 @@ mod tests {
             made(&[("KUBE-POD", &["-j KUBE-A"]), ("KUBE-A", &["bad -j ACCEPT"])], &["KUBE-A"]);
         assert_eq!(there, ["KUBE-A", "KUBE-POD"]);
         assert_eq!((failed, refused), (vec![1], vec![1]));
+    }
+
+    #[test]
+    fn a_trial_finds_all_that_are_refused_and_names_only_chains_of_its_own() {
+        let names: Vec<String> = (0..40).map(|number| format!("KUBE-NWPLCY-ABCDEFGHIJ{number:06}")).collect();
+        let rules_of = |number: usize| match number {
+            7 | 31 => rules(&["-m comment --comment \"a -j b\" -m bad -g KUBE-NWPLCY-DEFAULT"]),
+            _ => rules(&["-p tcp -j REJECT --reject-with tcp-reset", "-j KUBE-NWPLCY-DEFAULT"]),
+        };
+        let pieces: Vec<(Piece, Rules)> =
+            names.iter().enumerate().map(|(number, name)| (chain(name), rules_of(number))).collect();
+        let changes: Vec<Change<'_>> =
+            pieces.iter().enumerate().map(|(step, (piece, rules))| Change { step, piece, want: Some(rules) }).collect();
+        let found = on_trial(Table::Filter, &changes, &|to| to.starts_with("KUBE-"), &mut |script| {
+            assert!(!script.contains("KUBE-NWPLCY-DEFAULT") && script.matches("COMMIT").count() == 2, "{script}");
+            assert!(!names.iter().any(|name| script.contains(name.as_str())), "{script}");
+            if script.contains("-m bad\n") { Err("refused") } else { Ok(()) }
+        });
+        assert_eq!(found, [(7, "refused"), (31, "refused")]);
     }
 
     #[test]

@@ -10,19 +10,71 @@
 //! and older versions masqueraded by `MASQUERADE`. Ours is in a chain of its own, so what has exactly this shape,
 //! the empty comment included, is a leftover whoever took over has to remove. Nothing else has an empty
 //! comment by accident.
+//!
+//! Its router masquerades what pods send to the outside in the same place, known by the names of its sets, and accepts packets
+//! of pods in `FORWARD`, known by the text of its comments:
+//!
+//! ```text
+//! -m set --match-set kube-router-pod-subnets src -m set ! --match-set kube-router-pod-subnets dst -m set ! --match-set kube-router-node-ips dst -j MASQUERADE --random-fully
+//! -i kube-bridge -m comment --comment "allow outbound traffic from pods" -j ACCEPT
+//! ```
+//!
+//! These belong to whoever takes the router's place, and stay while kube-router goes on as the router beside us.
 
 use super::Table;
 use super::save::Words;
 
-/// Whether a rule of a built-in chain is one that kube-router wrote and nobody needs any more.
-pub(super) fn is_leftover(table: Table, chain: &str, rule: &str) -> bool {
-    (table, chain) == (Table::Nat, "POSTROUTING") && is_masquerade(rule)
+/// Whose place an owner takes, and whose leftovers it removes therefore.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Leftovers {
+    #[default]
+    None,
+    Proxy,
+    Router,
 }
 
-fn is_masquerade(rule: &str) -> bool {
-    let words: Vec<_> = Words::of(rule).collect();
-    let words: Vec<&str> = words.iter().map(|word| word.as_str()).collect();
-    let rest = match words.as_slice() {
+impl Leftovers {
+    /// Whether a rule of a built-in chain is one that kube-router wrote and nobody needs any more.
+    pub(super) fn include(self, table: Table, chain: &str, rule: &str) -> bool {
+        let words: Vec<_> = Words::of(rule).collect();
+        let words: Vec<&str> = words.iter().map(|word| word.as_str()).collect();
+        match (self, table, chain) {
+            (Leftovers::Proxy, Table::Nat, "POSTROUTING") => is_masquerade(&words),
+            (Leftovers::Router, Table::Nat, "POSTROUTING") => is_pod_egress(&words),
+            (Leftovers::Router, Table::Filter, "FORWARD") => is_accept_of_pods(&words),
+            _ => false,
+        }
+    }
+}
+
+fn is_pod_egress(words: &[&str]) -> bool {
+    let ["-m", "set", "--match-set", pods, "src", "-m", "set", "!", "--match-set", again, "dst", rest @ ..] = words
+    else {
+        return false;
+    };
+    let rest = match rest {
+        // Older versions knew no set of nodes.
+        ["-m", "set", "!", "--match-set", "kube-router-node-ips" | "inet6:kube-router-node-ips", "dst", rest @ ..] => {
+            rest
+        }
+        rest => rest,
+    };
+    let is_set = matches!(*pods, "kube-router-pod-subnets" | "inet6:kube-router-pod-subnets");
+    is_set && pods == again && matches!(rest, ["-j", "MASQUERADE"] | ["-j", "MASQUERADE", "--random-fully"])
+}
+
+fn is_accept_of_pods(words: &[&str]) -> bool {
+    let [way, link, "-m", "comment", "--comment", comment, "-j", "ACCEPT"] = words else { return false };
+    match *comment {
+        "allow outbound traffic from pods" => (*way, *link) == ("-i", "kube-bridge"),
+        "allow inbound traffic to pods" => (*way, *link) == ("-o", "kube-bridge"),
+        "allow outbound node port traffic on node interface with which node ip is associated" => *way == "-o",
+        _ => false,
+    }
+}
+
+fn is_masquerade(words: &[&str]) -> bool {
+    let rest = match words {
         ["!", "-s", source, "!", "-d", destination, rest @ ..] if source == destination => rest,
         rest => rest,
     };
@@ -66,10 +118,46 @@ mod tests {
                 "MASQUERADE --random-fully",
             ] {
                 let rule = format!("{head} -j {verdict}");
-                assert!(is_leftover(Table::Nat, "POSTROUTING", &rule), "{rule}");
-                assert!(!is_leftover(Table::Nat, "PREROUTING", &rule), "{rule}");
-                assert!(!is_leftover(Table::Mangle, "POSTROUTING", &rule), "{rule}");
+                assert!(Leftovers::Proxy.include(Table::Nat, "POSTROUTING", &rule), "{rule}");
+                assert!(!Leftovers::Proxy.include(Table::Nat, "PREROUTING", &rule), "{rule}");
+                assert!(!Leftovers::Proxy.include(Table::Mangle, "POSTROUTING", &rule), "{rule}");
+                assert!(!Leftovers::Router.include(Table::Nat, "POSTROUTING", &rule), "{rule}");
+                assert!(!Leftovers::None.include(Table::Nat, "POSTROUTING", &rule), "{rule}");
             }
+        }
+    }
+
+    #[test]
+    fn rules_of_kube_routers_router_are_known_to_whoever_takes_its_place() {
+        let pods = "-m set --match-set kube-router-pod-subnets src -m set ! --match-set kube-router-pod-subnets dst";
+        let node = "-m set ! --match-set kube-router-node-ips dst";
+        let port = "allow outbound node port traffic on node interface with which node ip is associated";
+        let egress = |rule: &str| Leftovers::Router.include(Table::Nat, "POSTROUTING", rule);
+        let forward = |rule: &str| Leftovers::Router.include(Table::Filter, "FORWARD", rule);
+        for rule in [
+            format!("{pods} {node} -j MASQUERADE --random-fully"),
+            format!("{pods} {node} -j MASQUERADE"),
+            format!("{pods} -j MASQUERADE"),
+            format!("{pods} {node} -j MASQUERADE").replace("kube-router", "inet6:kube-router"),
+        ] {
+            assert!(egress(&rule), "{rule}");
+            assert!(!Leftovers::Proxy.include(Table::Nat, "POSTROUTING", &rule), "kube-router may be the router still");
+        }
+        for rule in [
+            r#"-i kube-bridge -m comment --comment "allow outbound traffic from pods" -j ACCEPT"#.to_owned(),
+            r#"-o kube-bridge -m comment --comment "allow inbound traffic to pods" -j ACCEPT"#.to_owned(),
+            format!("-o eth7 -m comment --comment \"{port}\" -j ACCEPT"),
+        ] {
+            assert!(forward(&rule) && !egress(&rule), "{rule}");
+        }
+        for foreign in [
+            "-m set --match-set kube-router-pod-subnets src -j KUBE-ROUTER-EGRESS",
+            "-m set --match-set kube-router-pod-subnets src -m set ! --match-set other dst -j MASQUERADE",
+            "-j KUBE-ROUTER-PODS",
+            "-i kube-bridge -j ACCEPT",
+            r#"-i docker0 -m comment --comment "allow outbound traffic from pods" -j ACCEPT"#,
+        ] {
+            assert!(!egress(foreign) && !forward(foreign), "{foreign}");
         }
     }
 
@@ -88,7 +176,7 @@ mod tests {
             String::new(),
         ];
         for rule in foreign {
-            assert!(!is_leftover(Table::Nat, "POSTROUTING", &rule), "{rule}");
+            assert!(!Leftovers::Proxy.include(Table::Nat, "POSTROUTING", &rule), "{rule}");
         }
     }
 }

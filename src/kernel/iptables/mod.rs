@@ -23,32 +23,34 @@ mod counted;
 mod flavour;
 mod isolate;
 mod leftover;
+mod piece;
 mod plan;
+mod running;
 mod save;
 mod slots;
 mod spelling;
 mod timing;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use self::leftover::is_leftover;
-use self::plan::{Change, Plan, depends_on_table, plan};
-use self::save::{Saved, SavedTable, parse, target};
+use self::plan::{Change, Plan, depends_on_table, plan, presumed};
+use self::running::{begin_restore, end_restore, is_locked, printed, printed_all, restore};
+use self::save::{SavedTable, parse, target};
 use self::slots::Place;
 use self::spelling::Spelling;
 use self::timing::Timings;
-use super::program::{Call, run};
 use super::{Cause, Error, Name};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Failure, Phase, Step, Target};
 
 pub use self::counted::{Counted, counted};
 pub use self::flavour::{Detected, Flavour, Programs, detect};
+pub use self::leftover::Leftovers;
+pub use self::piece::{Piece, Rules, Table};
 pub use self::save::quoted;
 pub use self::timing::{Program, Timing};
 
@@ -64,6 +66,8 @@ pub struct Tables {
     printed: Option<(Instant, PerFamily<Option<String>>)>,
     refused: Vec<Refusal>,
     timings: Timings,
+    /// Of which pieces the owner puts something else in the place when they are refused.
+    has_stand_in: fn(&Piece) -> bool,
 }
 
 /// The programs of each family; `None` for one without rules.
@@ -76,44 +80,14 @@ pub struct Refusal {
     pub reason: String,
 }
 
-/// The tables in use, in the order in which a restore file names them.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Table {
-    Filter,
-    Nat,
-    Mangle,
-}
-
-/// Something of ours in the tables.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Piece {
-    /// A chain of ours. Sorted before the jumps, which need it.
-    Chain { family: Family, table: Table, chain: CompactString },
-    /// A rule of ours in a built-in chain (`INPUT`, `POSTROUTING`, …) that jumps to a chain of ours. Its place
-    /// among other jumps of ours is fixed by one list in `slots`; foreign rules keep their places. A jump
-    /// that is not in its place reads as no rules at all.
-    Jump { family: Family, table: Table, from: CompactString, to: CompactString },
-    /// A rule that kube-router left in a built-in chain. It is never wanted, so taking over removes it.
-    Leftover { family: Family, table: Table, from: CompactString, rule: CompactString },
-}
-
-/// The rules of a chain, or the one rule that is a jump; each in the canonical form in which `iptables-save`
-/// prints it, without the leading `-A CHAIN`: `-p icmp -m icmp --icmp-type 8 -j ACCEPT`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Rules(pub Vec<CompactString>);
-
 /// What belongs to one owner, in both families.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Ownership {
     pub chains: Vec<(Table, Name)>,
-    /// Whether kube-router's leftovers in the tables named above are this owner's to remove.
-    pub leftovers: bool,
+    /// Which of kube-router's leftovers in the tables named above are this owner's to remove.
+    pub leftovers: Leftovers,
 }
 
-/// How long a program waits for another one that holds the lock of the tables, in seconds.
-const LOCK_WAIT: &str = "5";
-/// How long a program may take altogether.
-const LIMIT: Duration = Duration::from_secs(30);
 /// How long what was detected is good for the first reading.
 const FRESH: Duration = Duration::from_secs(2);
 
@@ -122,7 +96,14 @@ impl Tables {
     pub fn new(programs: PerFamily<Option<Programs>>, ours: Ownership) -> Tables {
         let spelling = PerFamily::default();
         let (unreadable, refused) = (BTreeSet::new(), Vec::new());
-        Tables { programs, ours, spelling, unreadable, printed: None, refused, timings: Timings::default() }
+        let (timings, has_stand_in) = (Timings::default(), |_: &Piece| false);
+        Tables { programs, ours, spelling, unreadable, printed: None, refused, timings, has_stand_in }
+    }
+
+    /// Makes no change of a table while a piece for which this holds is refused: the owner is told and asks for something
+    /// else in its place, so that packets meet all of the old or all of the new.
+    pub fn waiting_for(self, has_stand_in: fn(&Piece) -> bool) -> Tables {
+        Tables { has_stand_in, ..self }
     }
 
     /// How long the programs took since this was asked the last time.
@@ -133,6 +114,11 @@ impl Tables {
     /// Pieces that were refused for their own sake since this was asked the last time.
     pub fn take_refused(&mut self) -> Vec<Refusal> {
         std::mem::take(&mut self.refused)
+    }
+
+    /// Whether a table of this family could not be read the last time.
+    pub fn is_unreadable(&self, family: Family) -> bool {
+        self.unreadable.iter().any(|(its, _)| *its == family)
     }
 
     /// Like [`new`](Tables::new), with what was detected just now: the first reading, if it comes at once, is
@@ -203,7 +189,7 @@ impl Tables {
                 if let Some(to) = to {
                     let rules = if place.holds(&chain.rules, &to) { jumps(&chain.rules, &to) } else { Vec::new() };
                     found.insert(Piece::Jump { family, table, from, to }, spelled(&rules));
-                } else if self.ours.leftovers && is_leftover(table, name, rule) {
+                } else if self.ours.leftovers.include(table, name, rule) {
                     let piece = Piece::Leftover { family, table, from, rule: rule.clone() };
                     found.insert(piece, Rules(vec![rule.clone()]));
                 }
@@ -211,19 +197,21 @@ impl Tables {
         }
     }
 
-    /// Performs the changes of one family, all tables at once and, if that fails, each table alone.
-    fn apply_family(&mut self, family: Family, changes: &[Change<'_>]) -> Vec<Failure<Error>> {
-        let Some(programs) = *self.programs.of(family) else {
-            let cause = Cause::Program("this family has no usable iptables programs on this host".to_owned());
-            return fail_all(changes, &Error::new("change rules", family.to_string(), cause));
-        };
-        let tables = by_table(changes);
-        let error = match self.attempt(family, programs, &tables) {
-            Ok(failures) => return failures,
-            Err(error) => error,
-        };
+    /// Performs the changes of one family again that failed all at once: with what the tables hold now, then each table
+    /// alone, then in parts.
+    fn apply_again(&mut self, family: Family, changes: &[Change<'_>], error: Error) -> Vec<Failure<Error>> {
+        let Some(programs) = *self.programs.of(family) else { return fail_all(changes, &error) };
         if is_locked(&error) {
             return fail_all(changes, &error);
+        }
+        let tables = by_table(changes);
+        let mut error = error;
+        // What was presumed of chains that go may have been wrong.
+        if changes.iter().any(|change| change.want.is_none()) {
+            match self.attempt(family, programs, &tables) {
+                Ok(failures) => return failures,
+                Err(newer) => error = newer,
+            }
         }
         let mut failures = Vec::new();
         for (table, changes) in &tables {
@@ -249,6 +237,16 @@ impl Tables {
         let current = printed(programs, family, table);
         let works = || restore(programs, family, &format!("*{}\nCOMMIT\n", table.name())).is_ok();
         let (true, Ok(current)) = (is_refusal && works(), current) else { return fail_all(changes, &error) };
+        let replaceable: Vec<Change<'_>> = changes
+            .iter()
+            .filter(|change| change.want.is_some() && (self.has_stand_in)(change.piece))
+            .copied()
+            .collect();
+        let is_ours = |to: &str| self.ours.owns_in(table.name(), to);
+        let refused = isolate::on_trial(table, &replaceable, &is_ours, &mut |script| restore(programs, family, script));
+        if !refused.is_empty() {
+            return self.wait_for_stand_ins(family, changes, refused);
+        }
         let existing = current.chains.into_keys().collect();
         let needs = Cause::Program("it needs a chain that the kernel refuses".to_owned());
         let dependent = Error::new("change rules", family.to_string(), needs);
@@ -268,6 +266,27 @@ impl Tables {
         refused
     }
 
+    /// Tells the owner what is refused, and leaves everything as it is.
+    fn wait_for_stand_ins(
+        &mut self,
+        family: Family,
+        changes: &[Change<'_>],
+        refused: Vec<(usize, Error)>,
+    ) -> Vec<Failure<Error>> {
+        let waits = Cause::Program("it waits for what is put in the place of a refused chain".to_owned());
+        let waits = Error::new("change rules", family.to_string(), waits);
+        let mut refused: BTreeMap<usize, Error> = refused.into_iter().collect();
+        for change in changes {
+            let reason = refused.get(&change.step).map(ToString::to_string);
+            self.refused.extend(reason.map(|reason| Refusal { piece: change.piece.clone(), reason }));
+        }
+        let failure = |change: &Change<'_>| {
+            let error = refused.remove(&change.step).unwrap_or_else(|| waits.clone());
+            Failure { step: change.step, error }
+        };
+        changes.iter().map(failure).collect()
+    }
+
     /// One run of the program. Fails as a whole, or answers with the steps that were left out.
     fn attempt(
         &mut self,
@@ -275,30 +294,64 @@ impl Tables {
         programs: Programs,
         tables: &BTreeMap<Table, Vec<Change<'_>>>,
     ) -> Result<Vec<Failure<Error>>, Error> {
-        let mut script = String::new();
-        let mut failures = Vec::new();
-        // Places are numbers and deletions need their rule, so what stands there now decides.
-        let depends = tables.iter().filter(|(_, changes)| changes.iter().any(depends_on_table));
-        let depends: Vec<Table> = depends.map(|(table, _)| *table).collect();
-        let mut current: BTreeMap<Table, _> = printed_all(programs, family, &depends, None).into_iter().collect();
-        for (table, changes) in tables {
-            let current = current.remove(table).unwrap_or_else(|| Ok(SavedTable::default()))?;
-            let Plan { script: lines, refused } = plan(*table, &current, changes);
-            script.push_str(&lines);
-            failures.extend(refused.into_iter().map(|(step, reason)| {
-                let piece = changes.iter().find(|change| change.step == step).map(|change| change.piece.to_string());
-                let error = Error::new("change rules", piece.unwrap_or_default(), Cause::Program(reason.to_owned()));
-                Failure { step, error }
-            }));
-        }
-        if !script.is_empty() {
-            let begun = Instant::now();
-            let restored = restore(programs, family, &script);
+        let is_filled = |change: &Change<'_>| change.want.is_some() && !depends_on_table(change);
+        let to_read = tables.iter().filter(|(_, changes)| !changes.iter().all(is_filled));
+        let to_read: Vec<Table> = to_read.map(|(table, _)| *table).collect();
+        let script = written(tables, printed_all(programs, family, &to_read, None))?;
+        let sent = Sent { family, programs, tables, script, begun: Instant::now() };
+        self.finish(sent, |script| restore(programs, family, script))
+    }
+
+    /// Waits for a run of the program with a script, and notes what it did. An empty script needs no run.
+    fn finish(
+        &mut self,
+        sent: Sent<'_>,
+        run: impl FnOnce(&str) -> Result<(), Error>,
+    ) -> Result<Vec<Failure<Error>>, Error> {
+        let Sent { family, programs, tables, script: Script { text, failures }, begun } = sent;
+        if !text.is_empty() {
+            let restored = run(&text);
             self.timings.note(family, Program::Restore, begun);
             restored?;
             self.learn(family, programs, tables);
         }
         Ok(failures)
+    }
+
+    /// The changes of both families, with one program for each at the same time.
+    fn apply_all(&mut self, changes: &PerFamily<Vec<Change<'_>>>) -> Vec<Failure<Error>> {
+        let mut failures = Vec::new();
+        let mut begun = Vec::new();
+        for (family, changes) in changes.iter().filter(|(_, changes)| !changes.is_empty()) {
+            let Some(programs) = *self.programs.of(family) else {
+                let cause = Cause::Program("this family has no usable iptables programs on this host".to_owned());
+                failures.extend(fail_all(changes, &Error::new("change rules", family.to_string(), cause)));
+                continue;
+            };
+            let tables = by_table(changes);
+            // Places are numbers and deletions need their rule, so for them what stands there now decides.
+            let depends = |changes: &[Change<'_>]| changes.iter().any(depends_on_table);
+            let (to_read, known): (Vec<_>, Vec<_>) = tables.iter().partition(|(_, changes)| depends(changes));
+            let to_read: Vec<Table> = to_read.into_iter().map(|(table, _)| *table).collect();
+            let mut current = printed_all(programs, family, &to_read, None);
+            current.extend(known.into_iter().map(|(table, changes)| (*table, Ok(presumed(changes)))));
+            match written(&tables, current) {
+                Ok(script) => {
+                    let running = (!script.text.is_empty()).then(|| begin_restore(programs, family, &script.text));
+                    begun.push((family, programs, tables, script, running, Instant::now()));
+                }
+                Err(error) => failures.extend(fail_all(changes, &error)),
+            }
+        }
+        for (family, programs, tables, script, running, at) in begun {
+            let end = |text: &str| running.map_or(Ok(()), |running| end_restore(programs, family, text, running));
+            let sent = Sent { family, programs, tables: &tables, script, begun: at };
+            failures.extend(match self.finish(sent, end) {
+                Ok(failures) => failures,
+                Err(error) => self.apply_again(family, changes.of(family), error),
+            });
+        }
+        failures
     }
 
     /// Reads back what was written and may be printed in another spelling. What fails here shows elsewhere.
@@ -351,21 +404,12 @@ impl Target for Tables {
         Ok(keys.iter().filter_map(|key| all.remove_entry(key)).collect())
     }
 
-    fn apply(&mut self, _phase: Phase, steps: &[Step<'_, Piece, Rules>]) -> Vec<Failure<Error>> {
-        let mut failures = Vec::new();
+    fn apply<'a>(&mut self, _phase: Phase, steps: &[Step<'a, Piece, Rules>]) -> Vec<Failure<Error>> {
         self.refused.clear();
-        for family in Family::BOTH {
-            let changes: Vec<Change<'_>> = steps
-                .iter()
-                .enumerate()
-                .filter(|(_, step)| step.key.family() == family)
-                .map(|(index, step)| Change { step: index, piece: step.key, want: step.want })
-                .collect();
-            if !changes.is_empty() {
-                failures.extend(self.apply_family(family, &changes));
-            }
-        }
-        failures
+        let change =
+            |(index, step): (usize, &Step<'a, Piece, Rules>)| Change { step: index, piece: step.key, want: step.want };
+        let of = |family| steps.iter().enumerate().filter(move |(_, step)| step.key.family() == family);
+        self.apply_all(&PerFamily::from_fn(|family| of(family).map(change).collect()))
     }
 }
 
@@ -385,45 +429,44 @@ impl Ownership {
     }
 }
 
-impl Table {
-    pub const ALL: [Table; 3] = [Table::Filter, Table::Nat, Table::Mangle];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Table::Filter => "filter",
-            Table::Nat => "nat",
-            Table::Mangle => "mangle",
-        }
-    }
-}
-
-impl Piece {
-    pub fn family(&self) -> Family {
-        match self {
-            Piece::Chain { family, .. } | Piece::Jump { family, .. } | Piece::Leftover { family, .. } => *family,
-        }
-    }
-
-    pub fn table(&self) -> Table {
-        match self {
-            Piece::Chain { table, .. } | Piece::Jump { table, .. } | Piece::Leftover { table, .. } => *table,
-        }
-    }
-}
-
-impl fmt::Display for Piece {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Piece::Chain { family, table, chain } => write!(f, "{family} {} {chain}", table.name()),
-            Piece::Jump { family, table, from, to } => write!(f, "{family} {} {from} to {to}", table.name()),
-            Piece::Leftover { family, table, from, rule } => write!(f, "{family} {} {from} {rule}", table.name()),
-        }
-    }
-}
-
 /// The rules that jump to this chain.
 fn jumps(rules: &[CompactString], to: &str) -> Vec<CompactString> {
     rules.iter().filter(|rule| target(rule).as_deref() == Some(to)).cloned().collect()
+}
+
+/// What the program is told, and the steps that are left out.
+struct Script {
+    text: String,
+    failures: Vec<Failure<Error>>,
+}
+
+/// A script with which a program runs or is to run.
+struct Sent<'a> {
+    family: Family,
+    programs: Programs,
+    tables: &'a BTreeMap<Table, Vec<Change<'a>>>,
+    script: Script,
+    begun: Instant,
+}
+
+/// The script for these changes on tables that hold `current`.
+fn written(
+    tables: &BTreeMap<Table, Vec<Change<'_>>>,
+    current: Vec<(Table, Result<SavedTable, Error>)>,
+) -> Result<Script, Error> {
+    let mut script = Script { text: String::new(), failures: Vec::new() };
+    let mut current: BTreeMap<Table, _> = current.into_iter().collect();
+    for (table, changes) in tables {
+        let current = current.remove(table).unwrap_or_else(|| Ok(SavedTable::default()))?;
+        let Plan { script: lines, refused } = plan(*table, &current, changes);
+        script.text.push_str(&lines);
+        script.failures.extend(refused.into_iter().map(|(step, reason)| {
+            let piece = changes.iter().find(|change| change.step == step).map(|change| change.piece.to_string());
+            let error = Error::new("change rules", piece.unwrap_or_default(), Cause::Program(reason.to_owned()));
+            Failure { step, error }
+        }));
+    }
+    Ok(script)
 }
 
 fn by_table<'a>(changes: &[Change<'a>]) -> BTreeMap<Table, Vec<Change<'a>>> {
@@ -434,88 +477,13 @@ fn by_table<'a>(changes: &[Change<'a>]) -> BTreeMap<Table, Vec<Change<'a>>> {
     tables
 }
 
-/// Whether another program holds the lock of the tables.
-fn is_locked(error: &Error) -> bool {
-    matches!(&error.cause, Cause::Program(words) if words.contains("xtables lock"))
-}
-
 fn fail_all(changes: &[Change<'_>], error: &Error) -> Vec<Failure<Error>> {
     changes.iter().map(|change| Failure { step: change.step, error: error.clone() }).collect()
-}
-
-/// What these tables hold now, from what is known already or from one run of the program; where that fails, each
-/// table is asked alone.
-fn printed_all(
-    programs: Programs,
-    family: Family,
-    tables: &[Table],
-    known: Option<Saved>,
-) -> Vec<(Table, Result<SavedTable, Error>)> {
-    let whole = known.or_else(|| {
-        let call = Call { program: programs.of(family).0, arguments: &[], input: b"", limit: LIMIT };
-        if tables.len() > 1 { parse(&run(call).ok()?).ok() } else { None }
-    });
-    let Some(mut whole) = whole else {
-        return tables.iter().map(|table| (*table, printed(programs, family, *table))).collect();
-    };
-    tables.iter().map(|table| (*table, Ok(whole.remove(table.name()).unwrap_or_default()))).collect()
-}
-
-/// What the table holds now.
-fn printed(programs: Programs, family: Family, table: Table) -> Result<SavedTable, Error> {
-    let (program, _) = programs.of(family);
-    let arguments = ["-t", table.name()];
-    let object = || format!("{family} {}", table.name());
-    let text = run(Call { program, arguments: &arguments, input: b"", limit: LIMIT })
-        .map_err(|fault| fault.of("list rules", &object(), program))?;
-    let mut saved = parse(&text).map_err(|reason| Error::new("list rules", object(), Cause::Malformed(reason)))?;
-    Ok(saved.remove(table.name()).unwrap_or_default())
-}
-
-fn restore(programs: Programs, family: Family, script: &str) -> Result<(), Error> {
-    let (_, program) = programs.of(family);
-    let arguments = ["--noflush", "--wait", LOCK_WAIT];
-    let result = run(Call { program, arguments: &arguments, input: script.as_bytes(), limit: LIMIT });
-    let Err(fault) = result else { return Ok(()) };
-    debug!(%family, script, "These rules were refused");
-    let mut error = fault.of("change rules", &family.to_string(), program);
-    if let Cause::Program(words) = &mut error.cause {
-        *words = with_line(words, script);
-    }
-    Err(error)
-}
-
-/// What the program said in one line, with the text of the line of the script that it complained about.
-fn with_line(words: &str, script: &str) -> String {
-    let said: Vec<&str> =
-        words.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Try `")).collect();
-    let said = said.join("; ");
-    let number = said.split("line").skip(1).find_map(|rest| {
-        let digits = rest.trim_start_matches([' ', ':']);
-        digits.split(|letter: char| !letter.is_ascii_digit()).next()?.parse::<usize>().ok()
-    });
-    let line = number.and_then(|number| script.lines().nth(number.checked_sub(1)?));
-    line.map_or(said.clone(), |line| format!("{said}: {line}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_error_of_the_program_names_the_line() {
-        let script = "*filter\n:A - [0:0]\n-A A -m set --match-set nope src -j ACCEPT\nCOMMIT\n";
-        let words = "iptables-nft-restore v1.8.9 (nf_tables): Set nope doesn't exist.\n\nError occurred at line: 3\n\
-            Try `iptables-nft-restore -h' or 'iptables-nft-restore --help' for more information.";
-        assert_eq!(
-            with_line(words, script),
-            "iptables-nft-restore v1.8.9 (nf_tables): Set nope doesn't exist.; Error occurred at line: 3: \
-             -A A -m set --match-set nope src -j ACCEPT"
-        );
-        assert_eq!(with_line("iptables-restore: line 4 failed", script), "iptables-restore: line 4 failed: COMMIT");
-        assert_eq!(with_line("no number on any line", script), "no number on any line");
-        assert_eq!(with_line("line 0; line 99", script), "line 0; line 99");
-    }
 
     #[test]
     fn names_are_owned_in_their_table_only() {
@@ -524,7 +492,7 @@ mod tests {
                 (Table::Filter, Name::Exact("KUBE-ROUTER-SERVICES".into())),
                 (Table::Nat, Name::Prefix("KUBE-NWPLCY-".into())),
             ],
-            leftovers: false,
+            leftovers: Leftovers::None,
         };
         assert!(ours.owns(Table::Filter, "KUBE-ROUTER-SERVICES"));
         assert!(!ours.owns(Table::Nat, "KUBE-ROUTER-SERVICES"));

@@ -10,7 +10,7 @@ use std::fmt::Write;
 
 use compact_str::CompactString;
 
-use super::save::{SavedTable, target};
+use super::save::{SavedChain, SavedTable, target};
 use super::slots::{Edit, Place, delete_first};
 use super::{Piece, Rules, Table};
 
@@ -31,9 +31,21 @@ pub(super) struct Plan {
     pub refused: Vec<(usize, &'static str)>,
 }
 
-/// Whether this change depends on what else the table holds.
+/// Whether this change depends on what else the table holds. A chain that goes is said to be there, and may go unless a
+/// foreign rule jumps to it: that the kernel tells.
 pub(super) fn depends_on_table(change: &Change<'_>) -> bool {
-    !matches!((change.piece, change.want), (Piece::Chain { .. }, Some(_)))
+    !matches!(change.piece, Piece::Chain { .. })
+}
+
+/// A table of which nothing is known but the chains that go.
+pub(super) fn presumed(changes: &[Change<'_>]) -> SavedTable {
+    let mut table = SavedTable::default();
+    for change in changes.iter().filter(|change| change.want.is_none()) {
+        if let Piece::Chain { chain, .. } = change.piece {
+            table.chains.insert(chain.clone(), SavedChain::default());
+        }
+    }
+    table
 }
 
 /// The lines that perform these changes, all of this table, on a table that holds `current`.

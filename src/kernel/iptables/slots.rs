@@ -15,13 +15,14 @@ use super::{Rules, Table};
 
 /// For each built-in chain the chains that we jump to, in the order of the jumps.
 ///
-/// `INPUT`: what policy forbids is forbidden before a service answers. `POSTROUTING`: the source address for
-/// masquerading wins over the one for hairpin connections, as with kube-router.
+/// `INPUT`: what policy forbids is forbidden before a service answers. `FORWARD`: and before pods are let through.
+/// `POSTROUTING`: the source address for masquerading wins over the one for hairpin connections, as with kube-router, and
+/// both over the one for what pods send to the outside.
 const ORDER: [(Table, &str, &[&str]); 4] = [
     (Table::Filter, "INPUT", &["KUBE-ROUTER-INPUT", "KUBE-ROUTER-SERVICES"]),
-    (Table::Filter, "FORWARD", &["KUBE-ROUTER-FORWARD"]),
+    (Table::Filter, "FORWARD", &["KUBE-ROUTER-FORWARD", "KUBE-ROUTER-PODS"]),
     (Table::Filter, "OUTPUT", &["KUBE-ROUTER-OUTPUT"]),
-    (Table::Nat, "POSTROUTING", &["KUBE-ROUTER-SNAT", "KUBE-ROUTER-HAIRPIN"]),
+    (Table::Nat, "POSTROUTING", &["KUBE-ROUTER-SNAT", "KUBE-ROUTER-HAIRPIN", "KUBE-ROUTER-EGRESS"]),
 ];
 
 /// One change of a built-in chain.

@@ -62,14 +62,16 @@ impl Spelling {
     }
 }
 
-/// The rule's options and the names of its matches and its target, without the other values.
+/// The rule's options and the names of its matches and its target, without the other values. The name of a chain is a
+/// value: nothing is spelled otherwise because of it.
 fn shape(rule: &str) -> CompactString {
     let mut shape = CompactString::default();
     let mut named = false;
     for word in Words::of(rule) {
         let is_option = word.starts_with('-') || word == "!";
         if is_option || named {
-            shape.push_str(&word);
+            let is_chain = word.starts_with("KUBE-");
+            shape.push_str(if is_chain { "KUBE-" } else { &word });
             shape.push(' ');
         }
         named = matches!(word.as_str(), "-m" | "-j" | "-g" | "-p");
@@ -94,6 +96,11 @@ mod tests {
         assert!(spelling.knows("-s 10.244.7.0/24 -j RETURN"));
         assert!(!spelling.knows("-d 10.244.7.0/24 -j RETURN"));
         assert!(!spelling.knows("-s 10.244.7.0/24 -j ACCEPT"));
+        let rule = rules(&["-m mark ! --mark 1/1 -j KUBE-NWPLCY-A"]);
+        spelling.learn(&rule, &rule);
+        assert!(
+            spelling.knows("-m mark ! --mark 1/1 -j KUBE-NWPLCY-B") && !spelling.knows("-m mark ! --mark 1/1 -j DROP")
+        );
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub type Ours = Box<dyn Fn(&ServiceKey) -> bool + Send>;
 pub struct Services {
     socket: GenericSocket,
     ours: Ours,
+    /// A kernel without IPVS has no services, and that is no failure.
+    may_be_missing: bool,
     messages: Messages,
     spread: RandomState,
 }
@@ -33,7 +35,13 @@ impl Services {
     /// when the first request is made.
     pub fn open(ours: Ours) -> Result<Services, Error> {
         let socket = GenericSocket::open(wire::FAMILY)?;
-        Ok(Services { socket, ours, messages: Messages::new(), spread: RandomState::new() })
+        let spread = RandomState::new();
+        Ok(Services { socket, ours, may_be_missing: false, messages: Messages::new(), spread })
+    }
+
+    /// For whoever only takes away: a kernel without IPVS holds no services, and says so without an error.
+    pub fn accept_missing_ipvs(&mut self) {
+        self.may_be_missing = true;
     }
 
     /// Replaces the rule by which services are recognised. What it denies is neither read nor returned.
@@ -133,12 +141,16 @@ impl Target for Services {
     }
 
     fn read(&mut self) -> Result<BTreeMap<ServiceKey, Virtual>, Error> {
+        let of_all = |fault: Fault| Error::new("list virtual services", "", fault.into());
+        if self.may_be_missing && !self.socket.exists().map_err(of_all)? {
+            return Ok(BTreeMap::new());
+        }
         let ours = &self.ours;
         wire::name_service(fresh(&mut self.messages), Command::ListServices, None);
         let services = self
             .socket
             .dump(&mut self.messages, |answer| wire::service(answer).filter(|(key, _)| ours(key)))
-            .map_err(|fault| Error::new("list virtual services", "", fault.into()))?;
+            .map_err(of_all)?;
         let mut found = BTreeMap::new();
         for (key, service) in services {
             let destinations = self.destinations(&key)?;

@@ -79,6 +79,15 @@ impl GenericSocket {
         }
     }
 
+    /// Whether the kernel has the family at all. One that is a module which can be loaded is there.
+    pub fn exists(&mut self) -> Result<bool, Fault> {
+        match self.number() {
+            Ok(_) => Ok(true),
+            Err(fault) if fault.is_absent() => Ok(false),
+            Err(fault) => Err(fault),
+        }
+    }
+
     fn number(&mut self) -> Result<u16, Fault> {
         if let Some(number) = self.number {
             return Ok(number);

@@ -89,6 +89,25 @@ impl Socket {
         Ok(refusals)
     }
 
+    /// Sends messages that count together or not at all, with the marks of their subsystem around them. Waited for is the
+    /// acknowledgement of the one before the last: not every kernel acknowledges the marks.
+    pub fn transaction(&mut self, messages: &mut Messages) -> Result<(), Fault> {
+        let count = messages.len();
+        let last = count.checked_sub(2).expect("a transaction has messages between its marks");
+        messages.reflag(last, flag::ACK, 0);
+        let first = self.acts.post(messages, 0..count)?;
+        self.acts.collect(|answer| {
+            let offset = usize::try_from(answer.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
+            match answer.refusal() {
+                Some(refusal) if offset < count && refusal.errno != 0 => {
+                    ControlFlow::Break(Err(Fault::Refused(refusal)))
+                }
+                Some(_) if offset == last => ControlFlow::Break(Ok(())),
+                _ => ControlFlow::Continue(()),
+            }
+        })
+    }
+
     /// Sends one message that is not a dump, and returns what `parse` makes of its answers.
     pub fn request<T>(
         &mut self,

@@ -17,6 +17,7 @@
 //!
 //! Kernel: rtnetlink `RTM_*ROUTE` (include/uapi/linux/rtnetlink.h).
 
+mod lookup;
 mod target;
 mod wire;
 
@@ -29,6 +30,7 @@ use super::link::LinkName;
 use super::netlink::Answer;
 use crate::net::Family;
 
+pub use lookup::{Leading, Lookup};
 pub use target::Routes;
 
 /// Number of the table that holds the host's own addresses.
@@ -75,19 +77,36 @@ pub struct NextHop {
     pub gateway: Option<IpAddr>,
 }
 
+/// A table and the protocol number of the routes in it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Protocol {
+    pub table: u32,
+    pub protocol: u8,
+}
+
 /// Which routes a [`Routes`] target calls its own.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Ownership {
     /// Every route of one table that leaves through one device, which is ours.
     Device { table: u32, link: LinkName },
-    /// Every route of one table with one protocol number.
-    Protocol { table: u32, protocol: u8 },
+    /// Every route that has, in one of these tables, the protocol number that goes with it.
+    Protocols(Vec<Protocol>),
 }
 
-/// The table and the devices of the route that a notification is about; `None` when it is never ours.
-pub(super) fn told(answer: &Answer<'_>) -> Option<(u32, Vec<u32>)> {
+/// What a notification says of a route.
+pub(super) struct Told {
+    pub of: Protocol,
+    /// It leads to one host alone.
+    pub to_host: bool,
+    pub devices: Vec<u32>,
+}
+
+/// The route that a notification is about; `None` when it is never ours.
+pub(super) fn told(answer: &Answer<'_>) -> Option<Told> {
     let route = wire::route(answer)?;
-    Some((route.key.table, route.hops.into_iter().map(|hop| hop.device).collect()))
+    let of = Protocol { table: route.key.table, protocol: route.protocol };
+    let to_host = route.key.destination.prefix_len() == route.key.destination.max_prefix_len();
+    Some(Told { of, to_host, devices: route.hops.into_iter().map(|hop| hop.device).collect() })
 }
 
 /// The metric that the kernel gives to IPv6 routes made without one.

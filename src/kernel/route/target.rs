@@ -73,17 +73,19 @@ impl Target for Routes {
 
     fn read(&mut self) -> Result<BTreeMap<RouteKey, Route>, Error> {
         let mut names = Names::default();
-        let filter = match &self.ownership {
+        let filters: Vec<Filter> = match &self.ownership {
             Ownership::Device { table, link } => {
                 let Some(device) = names.number(&self.socket, link) else { return Ok(BTreeMap::new()) };
-                Filter { table: *table, device: Some(device), protocol: None }
+                vec![Filter { table: *table, device: Some(device), protocol: None }]
             }
-            Ownership::Protocol { table, protocol } => {
-                Filter { table: *table, device: None, protocol: Some(*protocol) }
-            }
+            Ownership::Protocols(protocols) => protocols
+                .iter()
+                .map(|of| Filter { table: of.table, device: None, protocol: Some(of.protocol) })
+                .collect(),
         };
         let mut found = BTreeMap::new();
-        for family in Family::BOTH {
+        let both = |filter| Family::BOTH.map(|family| (family, filter));
+        for (family, filter) in filters.into_iter().flat_map(both) {
             for listed in self.list(family, filter)? {
                 let mut next_hops = Vec::with_capacity(listed.hops.len());
                 for hop in listed.hops {

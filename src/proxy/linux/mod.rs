@@ -10,7 +10,7 @@ use crate::config::ProxyConfig;
 use crate::kernel::address::Addresses;
 use crate::kernel::conntrack::{self, Flows};
 use crate::kernel::ipset::{Elements, SetName, Sets};
-use crate::kernel::iptables::{self, Ownership, Programs, Table, Tables};
+use crate::kernel::iptables::{self, Leftovers, Ownership, Programs, Table, Tables};
 use crate::kernel::ipvs::{Connections, Destination, ServiceKey, Services, Timeouts};
 use crate::kernel::link::{LinkName, Links};
 use crate::kernel::route::{self, Routes, TABLE_LOCAL};
@@ -43,16 +43,22 @@ pub fn open(config: &ProxyConfig) -> Result<Targets<Linux>, Error> {
     for error in module::load(&MODULES) {
         warn!(%error, "A kernel module could not be loaded");
     }
-    let mut targets = open_for_cleanup()?;
+    let mut targets = opened()?;
     set_timeouts(&mut targets.virtuals, config);
     Ok(targets)
 }
 
-/// Like [`open`], without loading or setting anything.
+/// Like [`open`], without loading or setting anything. A kernel without IPVS has no virtual services of ours.
 ///
 /// # Errors
-/// As [`open`].
+/// Where the kernel has no netlink sockets for us.
 pub fn open_for_cleanup() -> Result<Targets<Linux>, Error> {
+    let mut targets = opened()?;
+    targets.virtuals.accept_missing_ipvs();
+    Ok(targets)
+}
+
+fn opened() -> Result<Targets<Linux>, Error> {
     let detected = iptables::detect(&ownership());
     for reason in &detected.disabled {
         warn!(%reason, "Rules of one family cannot be kept");
@@ -129,7 +135,7 @@ impl Ruled for Settings {
 fn ownership() -> Ownership {
     Ownership {
         chains: vec![(Table::Filter, Name::Exact(CHAIN_GUARD.into())), (Table::Nat, Name::Exact(CHAIN_SNAT.into()))],
-        leftovers: true,
+        leftovers: Leftovers::Proxy,
     }
 }
 

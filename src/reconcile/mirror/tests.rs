@@ -298,6 +298,21 @@ fn a_key_in_doubt_neither_exists_for_certain_nor_is_it_certainly_absent() {
 }
 
 #[test]
+fn what_is_missing_is_counted_before_and_after_a_failure() {
+    let want = jars(&[("one", "a"), ("two", "b"), ("three", "c")]);
+    let mut scene = Scene::new(&[("one", "z")]);
+    assert_eq!(scene.mirror.missing(&want, |_| true), 3, "nothing is known yet");
+    scene.shelf().failing.insert("two", true);
+    scene.round(&want);
+    assert_eq!(scene.mirror.missing(&want, |_| true), 1);
+    assert_eq!(scene.mirror.missing(&want, |key| *key != "two"), 0);
+    scene.shelf().failing.clear();
+    scene.wait();
+    scene.round(&want);
+    assert_eq!(scene.mirror.missing(&want, |_| true), 0);
+}
+
+#[test]
 fn an_audit_in_portions_finds_what_is_missing_different_and_unexpected() {
     let mut scene = Scene::new(&[]);
     let want = jars(&[("a", "1"), ("b", "2"), ("c", "3"), ("d", "4"), ("e", "5")]);

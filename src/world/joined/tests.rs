@@ -1,6 +1,7 @@
 use super::*;
 use crate::model::{
-    EndpointSlice, Namespace, NetworkPolicy, Node, Pod, ProxyAnnotations, Selector, Service, ServiceType, TrafficPolicy,
+    AnnounceAnnotations, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, ProxyAnnotations, Selector, Service,
+    ServiceType, TrafficPolicy,
 };
 use crate::net::Family;
 
@@ -16,6 +17,7 @@ fn service(name: &str, address: &str) -> Object {
         external_traffic_policy: TrafficPolicy::Cluster,
         health_check_node_port: None,
         annotations: ProxyAnnotations::default(),
+        announce: AnnounceAnnotations::default(),
         created: 0,
     };
     Object::Service(ObjectName::new("default", name), Some(Arc::new(service)))
@@ -185,7 +187,7 @@ fn the_last_known_state_fills_what_is_not_known_and_yields_to_what_is() {
     joined.put(service("a", "10.96.0.2"));
     assert!(!joined.waits_for_a_sign_of_life());
     assert!(joined.may_remember());
-    joined.remember(Known { cluster: earlier.cluster.clone(), kinds: Kind::ALL.to_vec() });
+    joined.remember(Known { cluster: earlier.cluster.clone(), kinds: Kind::ALL.to_vec(), all_nodes: true });
     assert!(!joined.may_remember());
     assert_eq!(proxied(&mut joined), Authority::Remembered);
     assert_eq!(names(&joined), ["a", "old", "a/a-1", "old/old-1"]);
@@ -306,7 +308,7 @@ fn only_kinds_that_were_known_in_full_are_remembered() {
     let remembers = |kinds: &[Kind]| {
         let mut joined = Joined::new(&ALL);
         joined.put(unreadable("p"));
-        joined.remember(Known { cluster: earlier.cluster.clone(), kinds: kinds.to_vec() });
+        joined.remember(Known { cluster: earlier.cluster.clone(), kinds: kinds.to_vec(), all_nodes: true });
         let lacks = joined.lacks_good_versions();
         (proxied(&mut joined), policed(&mut joined), joined.cluster.pods.len(), lacks)
     };
@@ -315,4 +317,35 @@ fn only_kinds_that_were_known_in_full_are_remembered() {
     assert_eq!(remembers(&without_policies), (Authority::Remembered, Authority::Nothing, 0, true));
     let only_policed = [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Node];
     assert_eq!(remembers(&only_policed), (Authority::Nothing, Authority::Remembered, 1, false));
+}
+
+fn node(name: &str) -> Object {
+    Object::Node(name.into(), Some(Arc::new(Node::default())))
+}
+
+#[test]
+fn all_nodes_are_known_when_they_were_listed_and_wait_for_nothing_else() {
+    let wanted = [Wanted::Nodes, Wanted::Services, Wanted::EndpointSlices];
+    let mut joined = Joined::new(&wanted);
+    list(&mut joined, Kind::Node, vec![node("node-1"), node("node-2")]);
+    let routed = |joined: &mut Joined| joined.standing().routed;
+    assert_eq!((routed(&mut joined), proxied(&mut joined)), (Authority::Complete, Authority::Nothing));
+    assert!(joined.put(node("node-3")), "it is news to the router");
+    assert!(!joined.is_complete());
+    let mut joined = known(&[Wanted::Node("node-1".into()), Wanted::Services, Wanted::EndpointSlices]);
+    assert_eq!(routed(&mut joined), Authority::Nothing, "our own node is not all nodes");
+    assert!(joined.is_complete());
+}
+
+#[test]
+fn one_remembered_node_is_not_all_nodes() {
+    let remembers = |all_nodes| {
+        let mut earlier = Joined::new(&[Wanted::Nodes]);
+        earlier.put(node("node-1"));
+        let mut joined = Joined::new(&[Wanted::Nodes, Wanted::Services, Wanted::EndpointSlices]);
+        joined.remember(Known { cluster: earlier.cluster, kinds: Kind::ALL.to_vec(), all_nodes });
+        (joined.standing().routed, joined.standing().proxied)
+    };
+    assert_eq!(remembers(true), (Authority::Remembered, Authority::Remembered));
+    assert_eq!(remembers(false), (Authority::Nothing, Authority::Remembered));
 }

@@ -21,14 +21,16 @@ use tracing::{debug, info, warn};
 
 pub use record::Unusable;
 
-use crate::k8s::Kind;
+use crate::k8s::{Kind, Wanted};
 use crate::model::Cluster;
 
 /// What was known, and of which kinds it was all. Other kinds were not needed, so their absence means nothing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Known {
     pub cluster: Cluster,
     pub kinds: Vec<Kind>,
+    /// The nodes are all that there were, and not only our own.
+    pub all_nodes: bool,
 }
 
 /// The file.
@@ -41,6 +43,7 @@ pub struct LastKnown {
 pub struct Keeper {
     file: LastKnown,
     kinds: Vec<Kind>,
+    all_nodes: bool,
     schedule: Schedule,
     writing: Option<JoinHandle<io::Result<Written>>>,
     fails: bool,
@@ -144,9 +147,10 @@ impl LastKnown {
 }
 
 impl Keeper {
-    /// `kinds`: what is known in full whenever a change is noted.
-    pub fn new(file: LastKnown, kinds: Vec<Kind>) -> Keeper {
-        Keeper { file, kinds, schedule: Schedule::default(), writing: None, fails: false }
+    /// `wanted`: what is known in full whenever a change is noted.
+    pub fn new(file: LastKnown, wanted: &[Wanted]) -> Keeper {
+        let (kinds, all_nodes) = (wanted.iter().map(Wanted::kind).collect(), wanted.contains(&Wanted::Nodes));
+        Keeper { file, kinds, all_nodes, schedule: Schedule::default(), writing: None, fails: false }
     }
 
     pub fn file(&self) -> &LastKnown {
@@ -184,7 +188,7 @@ impl Keeper {
     fn begin(&mut self, cluster: Cluster) {
         self.schedule.written(Instant::now());
         let file = self.file.clone();
-        let known = Known { cluster, kinds: self.kinds.clone() };
+        let known = Known { cluster, kinds: self.kinds.clone(), all_nodes: self.all_nodes };
         self.writing = Some(spawn_blocking(move || file.write(&known)));
     }
 

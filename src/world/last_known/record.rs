@@ -4,12 +4,13 @@
 //! change only together with [`VERSION`]. It begins with a magic text, the version of the form, the length of
 //! the body and a checksum over all of that and the body; the body is `postcard`.
 //!
-//! Form 2 is form 1, which knew what the service proxy needs, and behind it what the firewall needs ([`policed`]). Form 1
-//! is still read: a program that takes the place of an older one while the API is away must know what that one knew.
+//! Form 3 is form 2 and behind it what the router needs ([`routed`]). Form 2 is form 1, which knew what the service proxy
+//! needs, and behind it what the firewall needs ([`policed`]). Earlier forms are still read: a program that takes the place of an older one while the API is away must know what that one knew.
 //!
 //! Pure: bytes in, cluster out, and the reverse.
 
 mod policed;
+mod routed;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,12 +21,13 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use self::policed::PolicedRecord;
+use self::routed::RoutedRecord;
 use super::Known;
 use crate::k8s::Kind;
 use crate::model::{
-    Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, LoadBalancerAddress, Node, NodeAddress,
-    NodeAddressKind, ObjectName, ProxyAnnotations, Scheduler, SchedulerFlags, Service, ServicePort, ServiceType,
-    TrafficPolicy,
+    AnnounceAnnotations, Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, LoadBalancerAddress,
+    Node, NodeAddress, NodeAddressKind, ObjectName, ProxyAnnotations, Scheduler, SchedulerFlags, Service, ServicePort,
+    ServiceType, TrafficPolicy,
 };
 use crate::net::{Family, Protocol};
 
@@ -42,7 +44,7 @@ pub enum Unusable {
 
 /// The bytes of a file that holds what is known.
 pub fn encode(known: &Known) -> Vec<u8> {
-    let records = (ClusterRecord::of(&known.cluster), PolicedRecord::of(known));
+    let records = (ClusterRecord::of(&known.cluster), PolicedRecord::of(known), RoutedRecord::of(known));
     let body = postcard::to_stdvec(&records).expect("plain data in memory can be written down");
     let mut bytes = Vec::with_capacity(HEADER + body.len());
     bytes.extend_from_slice(MAGIC);
@@ -63,7 +65,7 @@ pub fn decode(bytes: &[u8]) -> Result<Known, Unusable> {
     }
     let (version, length) = numbers.split_at(4);
     let version = u32::from_le_bytes(version.try_into().expect("four bytes were split off"));
-    if version != VERSION && version != PROXIED_ONLY {
+    if !(PROXIED_ONLY..=VERSION).contains(&version) {
         return Err(Unusable::OtherVersion(version));
     }
     let length = u64::from_le_bytes(length.try_into().expect("eight bytes are left"));
@@ -77,10 +79,16 @@ pub fn decode(bytes: &[u8]) -> Result<Known, Unusable> {
     let senseless = |_| Unusable::Damaged("its body makes no sense");
     let unknown = || Unusable::Damaged("it names something unknown");
     let (record, rest): (ClusterRecord, _) = postcard::take_from_bytes(body).map_err(senseless)?;
-    let mut known = Known { cluster: record.cluster().ok_or_else(unknown)?, kinds: OF_PROXIED_ONLY.to_vec() };
+    let cluster = record.cluster().ok_or_else(unknown)?;
+    let mut known = Known { cluster, kinds: OF_PROXIED_ONLY.to_vec(), all_nodes: false };
     let mut rest = rest;
-    if version == VERSION {
+    if version >= WITH_POLICED {
         let record: PolicedRecord;
+        (record, rest) = postcard::take_from_bytes(rest).map_err(senseless)?;
+        record.complete(&mut known).ok_or_else(unknown)?;
+    }
+    if version >= WITH_ROUTED {
+        let record: RoutedRecord;
         (record, rest) = postcard::take_from_bytes(rest).map_err(senseless)?;
         record.complete(&mut known).ok_or_else(unknown)?;
     }
@@ -88,10 +96,12 @@ pub fn decode(bytes: &[u8]) -> Result<Known, Unusable> {
 }
 
 /// The form that this program writes.
-const VERSION: u32 = 2;
+const VERSION: u32 = WITH_ROUTED;
 
-/// An earlier form that is still read, and the kinds of which it knew all.
+/// The first form, and the kinds of which it knew all.
 const PROXIED_ONLY: u32 = 1;
+const WITH_POLICED: u32 = 2;
+const WITH_ROUTED: u32 = 3;
 const OF_PROXIED_ONLY: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
 
 const MAGIC: &[u8; 8] = b"sluice\n\x1a";
@@ -296,6 +306,7 @@ impl ServiceRecord {
                 local: self.annotated_local,
                 skip_load_balancer_ips: self.skip_load_balancer_ips,
             },
+            announce: AnnounceAnnotations::default(),
             created: self.created,
         })
     }
@@ -390,6 +401,10 @@ impl NodeRecord {
                 .into_iter()
                 .map(|(address, length)| IpNet::new(address, length).ok())
                 .collect::<Option<_>>()?,
+            // What is the case now says only the API.
+            network_unavailable: false,
+            is_on_aws: false,
+            routing: None,
         };
         Some((self.name, node))
     }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use sluice::kernel::link::LinkName;
-use sluice::kernel::route::{NextHop, Ownership, Route, RouteKey, RouteKind, Routes};
+use sluice::kernel::route::{NextHop, Ownership, Protocol, Route, RouteKey, RouteKind, Routes};
 use sluice::reconcile::{Phase, Step, Target};
 
 use crate::namespace::{self, run};
@@ -38,7 +38,8 @@ fn in_namespace() {
     let batch = directory.path().join("batch");
     let line = |index| format!("route add {} via 192.0.2.2 dev eth0 proto {PROTOCOL} table {TABLE}\n", prefix(index));
     std::fs::write(&batch, (0..ROUTES).map(line).collect::<String>()).expect("a file");
-    let open = || Routes::open(Ownership::Protocol { table: TABLE, protocol: PROTOCOL }).expect("sockets");
+    let open =
+        || Routes::open(Ownership::Protocols(vec![Protocol { table: TABLE, protocol: PROTOCOL }])).expect("sockets");
     let (mut alone, mut together) = (open(), open());
     let mut ways = [
         Way::new("ip -batch", || {

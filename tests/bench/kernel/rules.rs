@@ -8,7 +8,7 @@ use std::process::Command;
 
 use compact_str::CompactString;
 use sluice::kernel::Name;
-use sluice::kernel::iptables::{Flavour, Ownership, Piece, Programs, Rules, Table, Tables};
+use sluice::kernel::iptables::{Flavour, Leftovers, Ownership, Piece, Programs, Rules, Table, Tables};
 use sluice::net::{Family, PerFamily};
 use sluice::reconcile::{Phase, Step, Target};
 
@@ -44,7 +44,7 @@ fn with(flavour: Flavour, name: &'static str) -> Result<(), String> {
     std::fs::write(&all, script(CHAINS)).expect("a file");
     std::fs::write(&half, script(CHAINS / 2)).expect("a file");
     let programs = Programs { flavour, plain: false };
-    let ours = Ownership { chains: vec![(Table::Mangle, Name::Prefix("BENCH-".into()))], leftovers: false };
+    let ours = Ownership { chains: vec![(Table::Mangle, Name::Prefix("BENCH-".into()))], leftovers: Leftovers::None };
     let mut tables = Tables::new(PerFamily { v4: Some(programs), v6: None }, ours);
     let arguments = ["--noflush", "--wait", "5"];
     let mut ways = [

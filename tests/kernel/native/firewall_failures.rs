@@ -10,14 +10,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use sluice::firewall::names;
-use sluice::firewall::rules::{Direction, PolicyKey};
 use sluice::kernel::iptables::Flavour;
 use sluice::model::{NetworkPolicy, ObjectName, Ports, Selector};
 use sluice::net::{Family, Protocol};
 use sluice::reconcile::Moment;
 
-use super::firewall::{Machine, app, from_app, ingress, put_pod, rule, with_each};
+use super::firewall::{Machine, app, block, from_app, ingress, put_pod, rule, with_each};
 use crate::namespace::{run, shell};
 
 /// While this file exists, scripts for `iptables-restore` that hold its words are refused.
@@ -54,8 +52,9 @@ fn accepts_db(app_name: &str) -> NetworkPolicy {
     ingress(app(app_name), &[rule(from_app("db"), Ports::Any)])
 }
 
-fn reaches(machine: &Machine, pair: (&str, &str)) -> [bool; 2] {
-    Family::BOTH.map(|family| machine.places.reaches(family, pair, Protocol::Tcp, 80))
+/// Web accepts the database and nobody else.
+fn assert_web_is_guarded(machine: &Machine, told: &str) {
+    machine.assert_paths(told, &[(("db", "web"), true), (("outside", "web"), false)]);
 }
 
 /// Rounds until this much time has passed, as the machine sees it.
@@ -76,8 +75,7 @@ fn rounds_for(machine: &mut Machine, seconds: u64) -> Vec<String> {
 fn a_policy_that_the_kernel_refuses_holds_up_no_other_and_opens_nothing() {
     with_each(false, |machine| {
         guard_programs();
-        let bad = PolicyKey { policy: ObjectName::new("shop", "bad"), direction: Direction::Ingress };
-        refuse(&format!("-A {} ", names::policy_chain(&bad)));
+        refuse("shop/bad ingress 0");
         machine.put_policy("good", accepts_db("web"));
         machine.put_policy("bad", accepts_db("plain"));
         machine.take_in();
@@ -85,21 +83,45 @@ fn a_policy_that_the_kernel_refuses_holds_up_no_other_and_opens_nothing() {
         assert_eq!(refused.len(), 2, "once for each family: {refused:?}");
         assert!(machine.mirrors.is_settled(), "the rest is as wanted");
         assert_eq!(machine.mirrors.refusals().all().len(), 2);
-        assert_eq!(reaches(machine, ("db", "web")), [true; 2]);
-        assert_eq!(reaches(machine, ("outside", "web")), [false; 2], "the other policy is in force");
-        assert_eq!(reaches(machine, ("db", "plain")), [false; 2], "what only the refused policy allows is closed");
-        assert_eq!(reaches(machine, ("outside", "plain")), [false; 2], "and its pod stays isolated");
-        assert_eq!(reaches(machine, ("outside", "db")), [true; 2]);
+        assert_web_is_guarded(machine, "the other policy is in force");
+        let paths = [(("db", "plain"), false), (("outside", "plain"), false), (("outside", "db"), true)];
+        machine.assert_paths("what only the refused policy allows is closed, and its pod stays isolated", &paths);
 
         machine.put_policy("good", ingress(app("web"), &[]));
         machine.take_in();
         machine.round(Moment { now: Instant::now(), jitter: 0 });
-        assert_eq!(reaches(machine, ("db", "web")), [false; 2], "changes of others go on");
+        machine.assert_paths("changes of others go on", &[(("db", "web"), false)]);
 
         refuse_nothing();
         rounds_for(machine, 60);
         assert!(machine.mirrors.refusals().all().is_empty());
         machine.check_paths("when the kernel takes it");
+    });
+}
+
+#[test]
+fn a_refused_chain_does_not_let_packets_meet_some_of_the_old_rules_and_some_of_the_new() {
+    with_each(false, |machine| {
+        guard_programs();
+        machine.put_policy("moves", accepts_db("web"));
+        machine.put_policy("stays", ingress(app("web"), &[]));
+        machine.settle();
+        let everybody = block("0.0.0.0/0", &[]);
+        machine.put_policy("moves", ingress(app("plain"), &[rule(everybody, Ports::Any)]));
+        machine.put_policy("bad", accepts_db("db"));
+        refuse("shop/bad ingress 0");
+        let paths = (("node", "web"), ("outside", "web"));
+        let (allowed, refused) = machine.places.clone().while_streaming(Family::V4, paths, || {
+            machine.take_in();
+            rounds_for(machine, 1);
+        });
+        assert!(allowed.passed > 0 && refused.tried > 0 && refused.passed == 0, "{allowed:?} {refused:?}");
+        let open = [(("outside", "plain"), true), (("outside", "web"), false), (("outside", "db"), false)];
+        let paths: Vec<_> = open.map(|(path, open)| ((Family::V4, path.0, path.1, Protocol::Tcp, 80), open)).into();
+        for (way, open) in paths {
+            assert_eq!(machine.places.wrong(&[way], &[Some(open)]), [], "the rest is in force");
+        }
+        assert!(!machine.saved().contains("-TRIAL"), "nothing is left of trials");
     });
 }
 
@@ -131,13 +153,41 @@ fn while_rules_cannot_be_written_nothing_opens_and_what_stands_stays() {
         let refused = rounds_for(machine, 2);
         assert!(refused.is_empty(), "it is the program that fails: {refused:?}");
         assert_eq!(rules_of(&machine.saved()), rules_of(&before));
-        assert_eq!(reaches(machine, ("outside", "web")), [false; 2]);
+        machine.assert_paths("nothing opens", &[(("outside", "web"), false)]);
         let troubles: Vec<String> =
             machine.mirrors.reflections().iter().filter_map(|family| Some(family.trouble()?.error.clone())).collect();
         assert_eq!(troubles.len(), 1, "{troubles:?}");
         refuse_nothing();
         rounds_for(machine, 60);
         machine.check_paths("when rules can be written again");
+    });
+}
+
+#[test]
+fn while_the_program_that_writes_rules_is_missing_nothing_opens_and_what_stands_stays() {
+    with_each(false, |machine| {
+        machine.put_policy("good", accepts_db("web"));
+        machine.settle();
+        let before = machine.saved();
+        // A device without a number, in an upper layer, hides what lies below.
+        fs::create_dir_all("/run/front").unwrap();
+        for program in
+            ["iptables", "ip6tables"].iter().flat_map(|tool| ["legacy", "nft"].map(|it| format!("{tool}-{it}")))
+        {
+            run(&format!("mknod /run/front/{program}-restore c 0 0"));
+        }
+        run("mount -t overlay front -o lowerdir=/run/front:/usr/sbin /usr/sbin");
+        machine.world.cluster.policies.remove(&ObjectName::new("shop", "good"));
+        machine.put_policy("all", ingress(Selector::everything(), &[]));
+        machine.take_in();
+        rounds_for(machine, 2);
+        assert_eq!(rules_of(&machine.saved()), rules_of(&before));
+        assert_web_is_guarded(machine, "what stands stays");
+        let trouble = machine.mirrors.reflections().iter().find_map(|family| family.trouble().cloned());
+        assert!(trouble.as_ref().is_some_and(|trouble| trouble.error.contains("not installed")), "{trouble:?}");
+        run("umount /usr/sbin");
+        rounds_for(machine, 60);
+        machine.check_paths("when the program is there again");
     });
 }
 
@@ -167,7 +217,7 @@ fn while_another_program_holds_the_lock_what_stands_stays() {
         assert!(round.refused.is_empty());
         let trouble = machine.mirrors.reflections().iter().find_map(|family| family.trouble().cloned());
         assert!(trouble.is_some_and(|trouble| trouble.error.contains("lock")));
-        assert_eq!((reaches(machine, ("db", "web")), reaches(machine, ("outside", "web"))), ([true; 2], [false; 2]));
+        assert_web_is_guarded(machine, "what stands stays");
         drop(holder.stdin.take());
         holder.wait().unwrap();
         rounds_for(machine, 10);
@@ -188,7 +238,6 @@ fn a_set_of_70000_addresses_is_complete_and_a_label_costs_one_of_them() {
         assert_eq!(count.trim(), "1", "{}", shell("ipset list -t"));
         put_pod(&mut machine.world, "far-7", &["10.128.0.7"], &[("app", "other")]);
         assert_eq!(machine.settle(), 1);
-        assert_eq!(reaches(machine, ("db", "web")), [true; 2]);
-        assert_eq!(reaches(machine, ("outside", "web")), [false; 2]);
+        assert_web_is_guarded(machine, "with the whole set");
     });
 }

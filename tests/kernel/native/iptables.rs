@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use sluice::kernel::Name;
-use sluice::kernel::iptables::{Flavour, Ownership, Piece, Programs, Rules, Table, Tables, detect};
+use sluice::kernel::iptables::{Flavour, Leftovers, Ownership, Piece, Programs, Rules, Table, Tables, detect};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::local_node::LocalNode;
 use sluice::proxy::{guard, masquerade};
@@ -37,7 +37,7 @@ fn with_each(test: impl Fn(Flavour) + Send + Sync) {
 fn ours() -> Ownership {
     Ownership {
         chains: vec![(Table::Filter, Name::Exact(SERVICES.into())), (Table::Nat, Name::Exact(SNAT.into()))],
-        leftovers: true,
+        leftovers: Leftovers::Proxy,
     }
 }
 
@@ -301,7 +301,7 @@ fn a_table_that_iptables_cannot_print_is_not_taken_for_an_empty_one() {
         run("ip6tables-nft -A INPUT -j ACCEPT");
         run("nft add rule ip filter INPUT ip ttl 5 fib saddr oif 0 drop");
         run("nft add rule ip6 filter INPUT ip6 hoplimit 5 fib saddr oif 0 drop");
-        let only_filter = Ownership { chains: ours().chains.into_iter().take(1).collect(), leftovers: false };
+        let only_filter = Ownership { chains: ours().chains.into_iter().take(1).collect(), leftovers: Leftovers::None };
         let programs = PerFamily::from_fn(|_| Some(Programs { flavour: Flavour::NfTables, plain: false }));
         let mut mirror = Mirror::new(Tables::new(programs, only_filter));
         mirror.grow(&Pieces::new(), Growth::Full, moment());

@@ -1,8 +1,11 @@
 //! Tests that any Linux with namespaces runs.
 
 mod address;
+mod bridge;
 mod conntrack;
 mod firewall;
+mod firewall_conformance;
+mod firewall_crash;
 mod firewall_failures;
 mod ipset;
 mod iptables;
@@ -11,6 +14,9 @@ mod monitor;
 mod netlink;
 mod places;
 mod route;
+mod next_hop;
+mod router;
+mod rule;
 mod sysctl;
 
 /// A moment for a round: now, without jitter.

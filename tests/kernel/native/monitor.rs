@@ -5,11 +5,13 @@ use std::thread;
 use std::time::Duration;
 
 use sluice::kernel::Name;
-use sluice::kernel::iptables::{Flavour, Ownership as RuleOwnership, Piece, Programs, Rules, Table, Tables};
+use sluice::kernel::iptables::{Flavour, Leftovers, Ownership as RuleOwnership, Piece, Programs, Rules, Table, Tables};
 use sluice::kernel::link::LinkName;
-use sluice::kernel::monitor::{Changes, Monitor, start};
+use sluice::kernel::monitor::{Changes, Monitor, Watched, start};
 use sluice::kernel::netlink::{Bus, Messages, Socket, flag};
-use sluice::kernel::route::{NextHop, Ownership, Route, RouteKey, RouteKind, Routes, TABLE_LOCAL};
+use sluice::kernel::route::{
+    NextHop, Ownership, Protocol, Route, RouteKey, RouteKind, Routes, TABLE_LOCAL, TABLE_MAIN,
+};
 use sluice::net::{Family, PerFamily};
 use sluice::reconcile::{Growth, Mirror, Phase, Step, Target};
 use tokio::sync::watch;
@@ -25,9 +27,13 @@ fn monitor() -> watch::Receiver<Changes> {
         run(&format!("ip link set {device} addrgenmode none"));
         run(&format!("ip link set {device} up"));
     }
-    let changes = start([LinkName("ours".into())]).expect("a monitor");
+    let changes = start(watched()).expect("a monitor");
     quiet(&changes);
     changes
+}
+
+fn watched() -> Watched {
+    Watched { ours: vec![LinkName("ours".into())], routes: vec![Protocol { table: TABLE_MAIN, protocol: 17 }] }
 }
 
 /// Waits until nothing has been told for a while.
@@ -106,6 +112,64 @@ fn changes_of_other_devices_are_told_as_the_hosts() {
 }
 
 #[test]
+fn what_may_lead_elsewhere_is_told_and_what_leads_to_pods_is_not() {
+    in_new(|| {
+        let changes = monitor();
+        run("ip link add wire type veth peer name far");
+        run("ip link add port type bridge");
+        run("ip address add 192.0.2.1/24 dev theirs");
+        run("ip link set wire up");
+        let mut before = quiet(&changes);
+        for command in [
+            "ip route add 203.0.113.0/24 dev theirs",
+            "ip route delete 203.0.113.0/24 dev theirs",
+            "ip route add unreachable 203.0.113.0/24",
+            "ip link set far up",
+            "ip link set far down",
+            "ip address delete 192.0.2.1/24 dev theirs",
+        ] {
+            run(command);
+            before = until(&changes, |now| now.ways > before.ways);
+        }
+        run("ip link set wire master port");
+        run("ip link set far master port");
+        before = quiet(&changes);
+        run("ip link set far up");
+        run("ip route add 10.244.1.5 dev wire");
+        run("ip route add 10.244.1.0/24 dev theirs proto 17");
+        assert_eq!(quiet(&changes).ways, before.ways);
+    });
+}
+
+#[test]
+fn routes_that_are_watched_and_devices_that_may_carry_them_are_told() {
+    in_new(|| {
+        let changes = monitor();
+        run("ip link add wire type bridge");
+        run("ip link set wire addrgenmode none");
+        run("ip link set wire up");
+        let mut before = quiet(&changes);
+        run("ip route add 10.244.1.0/24 dev theirs proto 18");
+        run("ip route add 10.244.1.0/24 dev theirs proto 17 table 100");
+        run("ip link add pod type veth peer name eth0");
+        run("ip link delete pod");
+        let elsewhere = quiet(&changes);
+        assert_eq!(elsewhere.routes, before.routes, "neither these routes nor devices of pods");
+        for command in [
+            "ip route add 10.244.2.0/24 dev wire proto 17",
+            "ip route delete 10.244.2.0/24",
+            "ip address add 192.0.2.1/24 dev wire",
+            "ip address delete 192.0.2.1/24 dev wire",
+            "ip link set wire down",
+            "ip link delete wire",
+        ] {
+            run(command);
+            before = until(&changes, |now| now.routes > before.routes);
+        }
+    });
+}
+
+#[test]
 fn our_own_changes_are_not_told() {
     in_new(|| {
         let changes = monitor();
@@ -140,7 +204,8 @@ fn rules_of_others_are_told_and_ours_are_not() {
         own_run();
         let changes = monitor();
         let before = quiet(&changes);
-        let ownership = RuleOwnership { chains: vec![(Table::Filter, Name::Exact("OURS".into()))], leftovers: false };
+        let ownership =
+            RuleOwnership { chains: vec![(Table::Filter, Name::Exact("OURS".into()))], leftovers: Leftovers::None };
         let programs = PerFamily::from_fn(|family| {
             (family == Family::V4).then_some(Programs { flavour: Flavour::NfTables, plain: false })
         });
@@ -160,7 +225,7 @@ fn rules_of_others_are_told_and_ours_are_not() {
 #[test]
 fn after_an_overrun_everything_is_told() {
     in_new(|| {
-        let mut monitor = Monitor::open([]).expect("a monitor");
+        let mut monitor = Monitor::open(Watched::default()).expect("a monitor");
         let mut socket = Socket::open(Bus::Route).expect("a socket");
         let mut messages = Messages::new();
         for n in 0..60_000_u16 {
@@ -169,8 +234,8 @@ fn after_an_overrun_everything_is_told() {
             messages.begin(24, flag::CREATE).header(&header).attribute(1, &[10, 100, high, low]);
         }
         assert_eq!(socket.batch(&mut messages).expect("the batch is answered"), []);
-        assert_eq!(monitor.hear(), Changes { ours: 1, host: 1, rules: 0 });
-        assert_eq!(monitor.hear(), Changes { ours: 1, host: 1, rules: 0 });
+        assert_eq!(monitor.hear(), Changes { ours: 1, host: 1, rules: 0, routes: 1, ways: 1 });
+        assert_eq!(monitor.hear(), Changes { ours: 1, host: 1, rules: 0, routes: 1, ways: 1 });
         run("ip link add more type bridge");
         assert!(monitor.hear().host > 1, "it goes on listening");
     });
@@ -184,8 +249,12 @@ fn the_monitor_ends_when_nobody_listens() {
             let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
             names.map(name).filter(|name| name.trim() == "monitor").count()
         };
-        let many: Vec<_> = (0..20).map(|_| start([]).expect("a monitor")).collect();
-        assert!(threads() >= 20);
+        let many: Vec<_> = (0..20).map(|_| start(Watched::default()).expect("a monitor")).collect();
+        // Threads get their names a moment after they have begun.
+        assert!((0..200).any(|_| {
+            thread::sleep(Duration::from_millis(10));
+            threads() >= 20
+        }));
         drop(many);
         assert!((0..200).any(|_| {
             thread::sleep(Duration::from_millis(100));

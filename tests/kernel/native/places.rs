@@ -2,13 +2,19 @@
 
 #![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, ipproto, recv, sendto, socket_with, sockopt,
+};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use sluice::net::{Family, Protocol};
 
@@ -31,7 +37,12 @@ struct Served {
     namespace: Option<File>,
     tcp: BTreeMap<u16, TcpListener>,
     udp: BTreeMap<u16, UdpSocket>,
+    /// Whatever SCTP comes, for each family: the kernel need not speak it.
+    sctp: [OwnedFd; 2],
 }
+
+/// A way to try: `(family, from, to, protocol, port)`.
+pub type Try<'a> = (Family, &'a str, &'a str, Protocol, u16);
 
 /// How a stream of new connections fared.
 #[derive(Clone, Copy, Default, Debug)]
@@ -40,6 +51,8 @@ pub struct Tally {
     pub passed: usize,
 }
 
+/// Of the node's end of a link, and of the other.
+const LINK_ADDRESSES: [&str; 2] = ["02:00:00:00:00:01", "02:00:00:00:00:02"];
 const PORTS: [u16; 2] = [80, 81];
 /// Longer than any packet needs here: a device hands it on at once. A refusal by IPv6 that comes as fast, while the
 /// connection is still being asked for, is not heard by TCP, so that what is refused is waited for.
@@ -48,6 +61,10 @@ const PATIENCE: Duration = Duration::from_millis(120);
 impl Place {
     pub fn new(name: &str, v4: &str, v6: &str) -> Place {
         Place { name: name.to_owned(), addresses: [v4, v6].map(|text| text.parse().expect("an address")) }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
     }
 }
 
@@ -69,14 +86,14 @@ impl Places {
         for place in places {
             connect(&place, gateway);
             let namespace = File::open(format!("/run/netns/{}", place.name)).expect("the new namespace");
-            let (tcp, udp) = inside(&namespace, listen);
-            let served = Served { addresses: place.addresses, namespace: Some(namespace), tcp, udp };
+            let (tcp, udp, sctp) = inside(&namespace, listen);
+            let served = Served { addresses: place.addresses, namespace: Some(namespace), tcp, udp, sctp };
             all.insert(place.name, served);
         }
         let (name, v4, v6) = gateway;
-        let (tcp, udp) = listen();
+        let (tcp, udp, sctp) = listen();
         let addresses = [v4, v6].map(|text| text.parse().expect("an address"));
-        all.insert(name.to_owned(), Served { addresses, namespace: None, tcp, udp });
+        all.insert(name.to_owned(), Served { addresses, namespace: None, tcp, udp, sctp });
         Places { node, all }
     }
 
@@ -85,37 +102,140 @@ impl Places {
         if family == Family::V4 { v4 } else { v6 }
     }
 
-    /// Whether a new connection, or a packet of UDP, arrives.
+    /// Whether a new connection, or a packet of another protocol, arrives.
     pub fn reaches(&self, family: Family, (from, to): (&str, &str), protocol: Protocol, port: u16) -> bool {
-        self.reach_from(family, from, &[(to, protocol, port)])[0]
+        self.reach(&[(family, from, to, protocol, port)])[0]
     }
 
-    /// The same for many from one place, one after the other: to go there takes longer than to try.
-    pub fn reach_from(&self, family: Family, from: &str, tries: &[(&str, Protocol, u16)]) -> Vec<bool> {
-        let source = SocketAddr::new(self.address(from, family), 0);
-        let namespace = self.all[from].namespace.as_ref().unwrap_or(&self.node);
-        inside(namespace, || {
-            let reaches = |(to, protocol, port): &(&str, Protocol, u16)| {
-                let target = &self.all[*to];
-                let to = SocketAddr::new(self.address(to, family), *port);
-                match protocol {
-                    Protocol::Tcp => connects(to, &target.tcp[port]),
-                    Protocol::Udp => {
-                        send(source, to);
-                        arrives(&target.udp[port])
-                    }
-                    Protocol::Sctp => panic!("no listener speaks SCTP"),
+    /// Whether a packet of ICMP, or ICMPv6, of this kind arrives. It is about no connection that there ever was.
+    pub fn reaches_with_icmp(&self, family: Family, (from, to): (&str, &str), kind: u8) -> bool {
+        let (source, target) = (self.address(from, family), self.address(to, family));
+        let mark: [u8; 4] = std::process::id().wrapping_mul(u32::from(kind) + 1).to_be_bytes();
+        let mut packet = vec![kind, 0, 0, 0];
+        packet.extend(mark.repeat(12));
+        if family == Family::V4 {
+            let sum = internet_checksum(&packet).to_be_bytes();
+            packet[2..4].copy_from_slice(&sum);
+        }
+        let listening = self.at(to, || raw_icmp(target));
+        self.at(from, || {
+            let socket = raw_icmp(source);
+            sendto(&socket, &packet, SendFlags::empty(), &SocketAddr::new(target, 0)).expect("it can be sent");
+        });
+        let until = Instant::now() + PATIENCE;
+        let mut bytes = [0; 256];
+        while Instant::now() < until {
+            match recv(&listening, bytes.as_mut_slice(), RecvFlags::DONTWAIT) {
+                // What IPv4 hands over begins with the packet's own header.
+                Ok((_, length)) if bytes[..length].windows(48).any(|found| *found == packet[4..52]) => return true,
+                Ok(_) => {}
+                Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
+        false
+    }
+
+    /// Does something in the namespace of one of them.
+    fn at<R: Send>(&self, name: &str, act: impl FnOnce() -> R + Send) -> R {
+        inside(self.all[name].namespace.as_ref().unwrap_or(&self.node), act)
+    }
+
+    /// Those of many ways that are not as expected: open, closed, or either; and whether they are open. What should be open
+    /// is tried again before it counts as closed, because on a busy machine packets take their time.
+    pub fn wrong<'a>(&self, tries: &[Try<'a>], expected: &[Option<bool>]) -> Vec<(Try<'a>, bool)> {
+        let found = self.reach(tries);
+        let differs = |(index, open): &(usize, &bool)| expected[*index].is_some_and(|expected| expected != **open);
+        let (open, mut closed): (Vec<_>, Vec<_>) = found
+            .iter()
+            .enumerate()
+            .filter(differs)
+            .map(|(index, open)| (tries[index], *open))
+            .partition(|(_, open)| *open);
+        for times in [2, 4, 8, 16] {
+            if closed.is_empty() {
+                break;
+            }
+            let again: Vec<Try<'_>> = closed.iter().map(|(way, _)| *way).collect();
+            let mut reached = self.reach_within(&again, times).into_iter();
+            closed.retain(|_| reached.next() == Some(false));
+        }
+        open.into_iter().chain(closed).collect()
+    }
+
+    /// Whether many ways are open, all tried at the same time: what is refused has to be waited for.
+    pub fn reach(&self, tries: &[Try<'_>]) -> Vec<bool> {
+        self.reach_within(tries, 1)
+    }
+
+    /// The same with so many times the usual patience.
+    fn reach_within(&self, tries: &[Try<'_>], times: u32) -> Vec<bool> {
+        static TOKENS: AtomicU32 = AtomicU32::new(1);
+        let first = TOKENS.fetch_add(u32::try_from(tries.len()).expect("few"), Ordering::Relaxed);
+        let begun = Instant::now();
+        let mut asked: Vec<(usize, OwnedFd)> = std::thread::scope(|scope| {
+            let places: BTreeSet<&str> = tries.iter().map(|(_, from, ..)| *from).collect();
+            let senders: Vec<_> = places
+                .into_iter()
+                .map(|place| scope.spawn(move || self.send_all(place, (0..).zip(first..).zip(tries))))
+                .collect();
+            senders.into_iter().flat_map(|sender| sender.join().expect("it comes to an end")).collect()
+        });
+        let mut reached = vec![false; tries.len()];
+        while !asked.is_empty() && begun.elapsed() < PATIENCE * times {
+            for index in answered(&mut asked) {
+                reached[index] = true;
+            }
+        }
+        std::thread::sleep((FLIGHT * times).saturating_sub(begun.elapsed()));
+        for (name, place) in &self.all {
+            place.tcp.values().for_each(|listener| while listener.accept().is_ok() {});
+            for token in place.arrived() {
+                let index = usize::try_from(token.wrapping_sub(first)).expect("a number");
+                // What an earlier trial sent may come late.
+                if let Some((.., to, _, _)) = tries.get(index) {
+                    assert_eq!(to, name, "a packet went astray");
+                    reached[index] = true;
                 }
-            };
-            tries.iter().map(reaches).collect()
+            }
+        }
+        reached
+    }
+
+    /// Begins the tries that go out from one place. Returns connections that are being made.
+    fn send_all<'a>(
+        &self,
+        place: &str,
+        tries: impl Iterator<Item = ((usize, u32), &'a Try<'a>)> + Send,
+    ) -> Vec<(usize, OwnedFd)> {
+        let namespace = self.all[place].namespace.as_ref().unwrap_or(&self.node);
+        inside(namespace, || {
+            let mut asked = Vec::new();
+            for ((index, token), (family, from, to, protocol, port)) in tries {
+                if *from != place {
+                    continue;
+                }
+                let source = SocketAddr::new(self.address(from, *family), 0);
+                let target = SocketAddr::new(self.address(to, *family), *port);
+                match protocol {
+                    Protocol::Tcp => asked.extend(connecting(source, target).map(|socket| (index, socket))),
+                    Protocol::Udp => send_udp(source, target, token),
+                    Protocol::Sctp => send_sctp(source, target, token),
+                }
+            }
+            asked
         })
     }
 
     /// Opens connections on two paths, one after the other, for as long as something else is done.
-    pub fn while_streaming(&self, one: (&str, &str), other: (&str, &str), act: impl FnOnce()) -> (Tally, Tally) {
+    pub fn while_streaming(
+        &self,
+        family: Family,
+        (one, other): ((&str, &str), (&str, &str)),
+        act: impl FnOnce(),
+    ) -> (Tally, Tally) {
         let done = AtomicBool::new(false);
         let stream = |(from, to_name): (&str, &str)| {
-            let to = SocketAddr::new(self.address(to_name, Family::V4), 80);
+            let to = SocketAddr::new(self.address(to_name, family), 80);
             let listener = &self.all[to_name].tcp[&80];
             let namespace = self.all[from].namespace.as_ref().unwrap_or(&self.node);
             inside(namespace, || {
@@ -140,7 +260,8 @@ impl Places {
 fn connect(place: &Place, (_, v4, v6): (&str, &str, &str)) {
     let Place { name, addresses: [own4, own6] } = place;
     run(&format!("ip netns add {name}"));
-    run(&format!("ip link add to-{name} type veth peer name eth0 netns {name}"));
+    let [near, far] = LINK_ADDRESSES;
+    run(&format!("ip link add to-{name} address {near} type veth peer name eth0 address {far} netns {name}"));
     for (device, setting) in [(format!("to-{name}"), "accept_dad"), (format!("to-{name}"), "accept_ra")] {
         std::fs::write(format!("/proc/sys/net/ipv6/conf/{device}/{setting}"), "0").expect("a setting of a device");
     }
@@ -158,16 +279,137 @@ fn connect(place: &Place, (_, v4, v6): (&str, &str, &str)) {
     within(format!("route add default via {v4} dev eth0 src {own4}"));
     within(format!("-6 route add {v6}/128 dev eth0"));
     within(format!("-6 route add default via {v6} dev eth0 src {own6}"));
+    // Whom an address belongs to is said, not asked: all namespaces of a machine share one small table of answers.
+    for (own, gateway) in [(own4.to_string(), v4), (own6.to_string(), v6)] {
+        run(&format!("ip neigh add {own} lladdr {far} dev to-{name} nud permanent"));
+        within(format!("neigh add {gateway} lladdr {near} dev eth0 nud permanent"));
+    }
 }
 
-fn listen() -> (BTreeMap<u16, TcpListener>, BTreeMap<u16, UdpSocket>) {
+type Listeners = (BTreeMap<u16, TcpListener>, BTreeMap<u16, UdpSocket>, [OwnedFd; 2]);
+
+fn listen() -> Listeners {
     let tcp = PORTS.map(|port| {
         let listener = TcpListener::bind(format!("[::]:{port}")).expect("the port is free");
         listener.set_nonblocking(true).expect("a listener need not wait");
         (port, listener)
     });
-    let udp = PORTS.map(|port| (port, UdpSocket::bind(format!("[::]:{port}")).expect("the port is free")));
-    (tcp.into(), udp.into())
+    let udp = PORTS.map(|port| {
+        let socket = UdpSocket::bind(format!("[::]:{port}")).expect("the port is free");
+        socket.set_nonblocking(true).expect("a socket need not wait");
+        (port, socket)
+    });
+    (tcp.into(), udp.into(), [AddressFamily::INET, AddressFamily::INET6].map(raw_sctp))
+}
+
+impl Served {
+    /// The tokens of the packets that have come.
+    fn arrived(&self) -> Vec<u32> {
+        let mut tokens = Vec::new();
+        let mut packet = [0; 256];
+        for socket in self.udp.values() {
+            while let Ok((length, _)) = socket.recv_from(&mut packet) {
+                tokens.extend(packet[..length].first_chunk().map(|token| u32::from_be_bytes(*token)));
+            }
+        }
+        for (socket, header) in self.sctp.iter().zip([20, 0]) {
+            while let Ok((_, length)) = recv(socket, &mut packet[..], RecvFlags::empty()) {
+                // Behind the common header (12 bytes) and that of the chunk (4): the initiate tag.
+                let token = packet[..length].get(header + 16..header + 20).and_then(<[u8]>::first_chunk);
+                tokens.extend(token.map(|token| u32::from_be_bytes(*token)));
+            }
+        }
+        tokens
+    }
+}
+
+/// Those of the connections that are made by now; those that failed are dropped.
+fn answered(asked: &mut Vec<(usize, OwnedFd)>) -> Vec<usize> {
+    let mut waiting: Vec<PollFd<'_>> = asked.iter().map(|(_, socket)| PollFd::new(socket, PollFlags::OUT)).collect();
+    let pause = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+    poll(&mut waiting, Some(&pause)).expect("sockets can be waited for");
+    let told: Vec<bool> = waiting.iter().map(|fd| !fd.revents().is_empty()).collect();
+    let mut made = Vec::new();
+    let mut told = told.into_iter();
+    asked.retain(|(index, socket)| {
+        if told.next() != Some(true) {
+            return true;
+        }
+        match sockopt::socket_error(socket).expect("a socket has an outcome") {
+            Ok(()) => made.push(*index),
+            Err(error) => assert!(REFUSALS.contains(&error), "{error}"),
+        }
+        false
+    });
+    made
+}
+
+const REFUSALS: [Errno; 4] = [Errno::CONNREFUSED, Errno::HOSTUNREACH, Errno::TIMEDOUT, Errno::ACCESS];
+/// How long packets without an answer may be on their way.
+const FLIGHT: Duration = Duration::from_millis(20);
+
+/// A connection that is asked for; `None` where it is refused at once. It ends by a reset, so nothing of it stays.
+fn connecting(source: SocketAddr, target: SocketAddr) -> Option<OwnedFd> {
+    let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK, None).expect("a socket");
+    sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).expect("a socket can be told so");
+    bind(&socket, &source).expect("an address of this place");
+    match rustix::net::connect(&socket, &target) {
+        Ok(()) | Err(Errno::INPROGRESS) => Some(socket),
+        Err(error) => {
+            assert!(REFUSALS.contains(&error), "{target}: {error}");
+            None
+        }
+    }
+}
+
+fn send_udp(source: SocketAddr, target: SocketAddr, token: u32) {
+    let socket = UdpSocket::bind(source).expect("an address of this place");
+    socket.send_to(&token.to_be_bytes(), target).expect("it can be sent");
+}
+
+fn raw_sctp(family: AddressFamily) -> OwnedFd {
+    socket_with(family, SocketType::RAW, SocketFlags::NONBLOCK, Some(ipproto::SCTP)).expect("a raw socket needs root")
+}
+
+/// The first packet of an association (RFC 9260, INIT), with the token as its initiate tag.
+fn send_sctp(source: SocketAddr, mut target: SocketAddr, token: u32) {
+    let socket = raw_sctp(if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 });
+    bind(&socket, &source).expect("an address of this place");
+    let own_port = 32768 + (token % 28_000) as u16;
+    let mut packet = Vec::new();
+    packet.extend([own_port.to_be_bytes(), target.port().to_be_bytes()].concat());
+    packet.extend([0; 8]);
+    packet.extend([1, 0, 0, 20]);
+    packet.extend(token.to_be_bytes());
+    packet.extend([0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+    let sum = crc32c(&packet).to_le_bytes();
+    packet[8..12].copy_from_slice(&sum);
+    target.set_port(0);
+    sendto(&socket, &packet, SendFlags::empty(), &target).expect("it can be sent");
+}
+
+fn raw_icmp(address: IpAddr) -> OwnedFd {
+    let (family, protocol) = match address {
+        IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
+        IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
+    };
+    let socket = socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol)).expect("root may do so");
+    bind(&socket, &SocketAddr::new(address, 0)).expect("the address is here");
+    socket
+}
+
+/// RFC 1071.
+fn internet_checksum(bytes: &[u8]) -> u16 {
+    let sum: u32 =
+        bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !(((folded & 0xffff) + (folded >> 16)) as u16)
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    let round = |sum: u32| if sum & 1 == 1 { (sum >> 1) ^ 0x82F6_3B78 } else { sum >> 1 };
+    !bytes.iter().fold(!0, |sum, byte| (0..8).fold(sum ^ u32::from(*byte), |sum, _| round(sum)))
 }
 
 /// Does something in another network namespace.
@@ -191,25 +433,6 @@ fn connects(to: SocketAddr, listener: &TcpListener) -> bool {
         Err(error) => {
             let refused = [ErrorKind::ConnectionRefused, ErrorKind::TimedOut, ErrorKind::HostUnreachable];
             assert!(refused.contains(&error.kind()), "{to}: {error}");
-            false
-        }
-    }
-}
-
-fn send(from: SocketAddr, to: SocketAddr) {
-    let socket = UdpSocket::bind(from).expect("an address of this place");
-    socket.send_to(b"a packet", to).expect("it can be sent");
-}
-
-/// Whether a packet has come. Nobody waits long: between namespaces a packet arrives while it is being sent.
-fn arrives(listener: &UdpSocket) -> bool {
-    listener.set_read_timeout(Some(Duration::from_millis(15))).expect("a timeout");
-    let mut packet = [0; 64];
-    match listener.recv(&mut packet) {
-        Ok(_) => true,
-        Err(error) if error.kind() == ErrorKind::Interrupted => arrives(listener),
-        Err(error) => {
-            assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
             false
         }
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use sluice::kernel::link::LinkName;
 use sluice::kernel::netlink::{Bus, Listener};
-use sluice::kernel::route::{NextHop, Ownership, Route, RouteKey, RouteKind, Routes, TABLE_LOCAL, TABLE_MAIN};
+use sluice::kernel::route::{
+    NextHop, Ownership, Protocol, Route, RouteKey, RouteKind, Routes, TABLE_LOCAL, TABLE_MAIN,
+};
 use sluice::reconcile::{Failure, Phase, Step, Target};
 
 use crate::namespace::{in_new, run};
@@ -157,7 +159,7 @@ fn routes_of_a_protocol_keep_their_gateways_tables_and_several_ways() {
         run("ip address add 192.0.2.2/24 dev ours");
         run("ip address add 2001:db8::2/64 dev ours nodad");
         for table in [TABLE_MAIN, 1000] {
-            let ownership = Ownership::Protocol { table, protocol: PROTOCOL_OURS };
+            let ownership = Ownership::Protocols(vec![Protocol { table, protocol: PROTOCOL_OURS }]);
             let mut routes = Routes::open(ownership).expect("sockets");
             assert!(routes.read().expect("a missing table is an empty one").is_empty());
             let wanted: BTreeMap<RouteKey, Route> = [
@@ -184,6 +186,46 @@ fn routes_of_a_protocol_keep_their_gateways_tables_and_several_ways() {
             let failures = delete(&mut routes, &wanted);
             assert!(failures.is_empty(), "{failures:?}");
             assert!(run(&format!("ip route show table {table}")).contains("10.244.9.0/24"));
+        }
+    });
+}
+
+#[test]
+fn one_way_becomes_several_and_several_become_others_in_place() {
+    const GROUPS: [u32; 2] = [7, 11];
+    const DELETE_ROUTE: u16 = 25;
+    in_new(|| {
+        devices();
+        run("ip address add 192.0.2.2/24 dev ours");
+        run("ip address add 2001:db8::2/64 dev ours nodad");
+        let ownership = Ownership::Protocols(vec![Protocol { table: TABLE_MAIN, protocol: PROTOCOL_OURS }]);
+        let mut routes = Routes::open(ownership).expect("sockets");
+        let to = |ways: &[u8]| -> BTreeMap<RouteKey, Route> {
+            let hop = |address: String| NextHop { link: LinkName("ours".into()), gateway: address.parse().ok() };
+            let route =
+                |next_hops| Route { kind: RouteKind::Unicast, protocol: PROTOCOL_OURS, source: None, next_hops };
+            let four = ways.iter().map(|way| hop(format!("192.0.2.{way}"))).collect();
+            let six = ways.iter().map(|way| hop(format!("2001:db8::{way}"))).collect();
+            let key = |prefix: &str| RouteKey::new(TABLE_MAIN, prefix.parse().expect("a prefix"));
+            [(key("10.244.1.0/24"), route(four)), (key("fd00:10:244:1::/64"), route(six))].into()
+        };
+        let mut have = to(&[9]);
+        assert!(add(&mut routes, &have).is_empty());
+        let mut listener = Listener::open(Bus::Route, &GROUPS).expect("a listener");
+        for ways in [&[9, 10][..], &[10, 11, 12], &[9, 13], &[13], &[9, 10, 11], &[12]] {
+            let want = to(ways);
+            let change: Vec<_> = have
+                .iter()
+                .zip(want.values())
+                .map(|((key, have), want)| Step { key, have: Some(have), want: Some(want) })
+                .collect();
+            let failures = routes.apply(Phase::Grow, &change);
+            assert!(failures.is_empty(), "to {ways:?}: {failures:?}");
+            assert_eq!(routes.read().expect("a reading"), want, "{ways:?}");
+            let mut deleted = 0;
+            listener.receive(|answer| deleted += u32::from(answer.kind == DELETE_ROUTE)).expect("notifications");
+            assert_eq!(deleted, 0, "nothing is away for a moment, to {ways:?}");
+            have = want;
         }
     });
 }

@@ -1,6 +1,6 @@
 //! The families: which rows are ours, what the kernel refuses, and what it does by itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::{Debug, Display};
 use std::net::SocketAddr;
 
@@ -42,6 +42,9 @@ pub trait Rows: Sized + 'static {
         *found = want.clone();
         Ok(())
     }
+
+    /// What goes with an object that is changed or deleted.
+    fn lose(_state: &mut State, _key: &Self::Key, _have: &Self::Value, _want: Option<&Self::Value>) {}
 
     /// What the kernel does by itself afterwards.
     fn follow(_state: &mut State, _key: &Self::Key, _want: Option<&Self::Value>) {}
@@ -222,7 +225,11 @@ impl Rows for RuleRows {
             let group: Vec<usize> = (0..steps.len()).filter(|index| of_family(steps[*index].key)).collect();
             let (group, refused) = loadable(machine, steps, group);
             failures.extend(refused);
-            if let Err(errno) = transaction(machine, steps, &group) {
+            let done = match machine.broken == Some(family) {
+                true => Err(Errno::BUSY),
+                false => transaction(machine, steps, &group),
+            };
+            if let Err(errno) = done {
                 let failed = |index| Failure { step: index, error: Error::errno("restore", "rules", errno) };
                 failures.extend(group.into_iter().map(failed));
             }
@@ -231,43 +238,33 @@ impl Rows for RuleRows {
     }
 }
 
-/// The steps that this kernel takes, and the failures of those that it does not, or that need them.
+/// The steps of one family if this kernel takes all of them; else none, and their failures: while one is refused the others
+/// wait for what is put in its place.
 fn loadable(
     machine: &mut Machine,
     steps: &[Step<'_, Piece, Rules>],
-    mut group: Vec<usize>,
+    group: Vec<usize>,
 ) -> (Vec<usize>, Vec<Failure<Error>>) {
-    let mut failures = Vec::new();
-    let mut missing: BTreeSet<(Family, CompactString)> = BTreeSet::new();
-    loop {
-        let before = group.len();
-        group.retain(|index| {
-            let step = &steps[*index];
-            let Some(rules) = step.want else { return true };
-            let family = step.key.family();
-            let needs = rules.0.iter().filter_map(|rule| chain_entered(rule)).any(|to| missing.contains(&(family, to)));
-            let chain = match step.key {
-                Piece::Chain { chain, .. } => Some(chain.clone()),
-                Piece::Jump { .. } | Piece::Leftover { .. } => None,
-            };
-            let refused = chain.as_ref().is_some_and(|chain| machine.unloadable.contains(chain));
-            // A pod's chain that drops everything is taken by any kernel.
-            let refused = refused && *rules.0 != [CompactString::from("-j DROP")];
-            if !needs && !refused {
-                return true;
-            }
-            if refused {
-                let reason = "this kernel lacks a module".to_owned();
-                machine.tried_in_vain.push(Refusal { piece: step.key.clone(), reason });
-            }
-            missing.extend(chain.filter(|_| !machine.state.rules.contains_key(step.key)).map(|chain| (family, chain)));
-            failures.push(Failure { step: *index, error: Error::errno("restore", step.key.to_string(), Errno::NOENT) });
-            false
-        });
-        if group.len() == before {
-            return (group, failures);
-        }
+    // A pod's chain that drops everything is taken by any kernel.
+    let drops = Rules(vec![CompactString::from("-j DROP")]);
+    let is_refused = |piece: &Piece, want: Option<&Rules>| match piece {
+        Piece::Chain { chain, .. } => machine.unloadable.contains(chain) && want.is_some_and(|rules| *rules != drops),
+        Piece::Jump { .. } | Piece::Leftover { .. } => false,
+    };
+    let refused: Vec<Refusal> = group
+        .iter()
+        .filter(|index| is_refused(steps[**index].key, steps[**index].want))
+        .map(|index| Refusal { piece: steps[*index].key.clone(), reason: "this kernel lacks a module".to_owned() })
+        .collect();
+    if refused.is_empty() {
+        return (group, Vec::new());
     }
+    machine.tried_in_vain.extend(refused);
+    let failed = |index: usize| Failure {
+        step: index,
+        error: Error::errno("restore", steps[index].key.to_string(), Errno::NOENT),
+    };
+    (Vec::new(), group.into_iter().map(failed).collect())
 }
 
 /// The chain of a user that a rule leads to.
@@ -395,7 +392,9 @@ impl Rows for Routes {
     /// A route needs its device, up; its source must be an address of this host.
     fn refusal(state: &State, _: &RouteKey, want: Option<&Route>) -> Option<Errno> {
         let want = want?;
-        let stands = |link: &LinkName| state.links.get(link).is_some_and(|link| link.up);
+        let stands = |link: &LinkName| {
+            state.links.get(link).is_some_and(|link| link.up) || state.tunnels.get(link).is_some_and(|tunnel| tunnel.up)
+        };
         if !want.next_hops.iter().all(|hop| stands(&hop.link)) {
             return Some(Errno::NODEV);
         }

@@ -7,6 +7,7 @@
 
 mod families;
 mod state;
+pub mod ways;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,7 @@ use std::fmt::{Debug, Display};
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use compact_str::CompactString;
 use rustix::io::Errno;
@@ -24,6 +26,7 @@ use sluice::kernel::ipset::SetName;
 use sluice::kernel::iptables::{Piece, Refusal, Timing};
 use sluice::kernel::ipvs::{Destination, ServiceKey};
 use sluice::kernel::sysctl::{Setting, Wanted};
+use sluice::net::{Family, PerFamily};
 use sluice::proxy::apply::{Connected, Kernel, Owned, Ruled, Targets};
 use sluice::reconcile::{Failure, Moment, Phase, Step, Target};
 
@@ -46,7 +49,9 @@ pub struct Machine {
     pub refused: Vec<String>,
     /// Chains that this kernel does not take, because it lacks what their rules need.
     pub unloadable: BTreeSet<CompactString>,
-    /// Those of them that were tried since somebody asked.
+    /// The family whose rules cannot be changed, whatever is tried.
+    pub broken: Option<Family>,
+    /// Those chains that were tried since somebody asked.
     pub tried_in_vain: Vec<Refusal>,
     /// Called after every single act.
     pub observer: Option<Observer>,
@@ -61,6 +66,8 @@ pub struct Faults {
     pub random: Random,
     pub steps: u32,
     pub reads: u32,
+    /// After so many more steps the program is dead: nothing of what it still asks for is done.
+    pub alive_for: Option<u32>,
 }
 
 /// A handle on a machine.
@@ -91,10 +98,15 @@ enum Fault {
 
 impl Faults {
     pub fn none() -> Faults {
-        Faults { random: Random::new(0), steps: 0, reads: 0 }
+        Faults { random: Random::new(0), steps: 0, reads: 0, alive_for: None }
     }
 
     fn of_step(&mut self) -> Fault {
+        match &mut self.alive_for {
+            Some(0) => return Fault::Lost,
+            Some(steps) => *steps -= 1,
+            None => {}
+        }
         if self.steps == 0 || !self.random.chance(self.steps) {
             return Fault::None;
         }
@@ -117,6 +129,7 @@ impl MemoryKernel {
             acts: 0,
             refused: Vec::new(),
             unloadable: BTreeSet::new(),
+            broken: None,
             tried_in_vain: Vec::new(),
             observer: None,
         };
@@ -209,6 +222,13 @@ impl firewall::apply::Kernel for MemoryKernel {
     }
 }
 
+impl firewall::apply::Timed for Memory<Elements> {
+    /// Nothing takes time in memory.
+    fn take_took(&mut self) -> PerFamily<Duration> {
+        PerFamily::default()
+    }
+}
+
 impl firewall::apply::Refusing for Memory<RuleRows> {
     fn take_refused(&mut self) -> Vec<Refusal> {
         self.machine.with(|machine| std::mem::take(&mut machine.tried_in_vain))
@@ -217,6 +237,10 @@ impl firewall::apply::Refusing for Memory<RuleRows> {
     /// Memory runs no programs.
     fn take_timings(&mut self) -> Vec<Timing> {
         Vec::new()
+    }
+
+    fn is_unreadable(&self, _: Family) -> bool {
+        false
     }
 }
 
@@ -327,6 +351,9 @@ impl Machine {
             self.refused.push(format!("{} {}: {errno}", F::NAME, step.key));
             return Err(errno);
         }
+        if let Some(have) = step.have {
+            F::lose(&mut self.state, step.key, have, step.want);
+        }
         let result = match (step.have, step.want) {
             (Some(have), Some(want)) => {
                 let found = F::rows(&mut self.state).get_mut(step.key).expect("its existence was checked");
@@ -376,6 +403,10 @@ impl Machine {
         differences(&was.virtuals, &is.virtuals, &mut found);
         differences(&was.routes, &is.routes, &mut found);
         differences(&was.addresses, &is.addresses, &mut found);
+        differences(&was.bridges, &is.bridges, &mut found);
+        differences(&was.tunnels, &is.tunnels, &mut found);
+        differences(&was.receive_ports, &is.receive_ports, &mut found);
+        differences(&was.source_rules, &is.source_rules, &mut found);
         found
     }
 }

@@ -6,13 +6,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use compact_str::CompactString;
 use sluice::kernel::address::AddressKey;
+use sluice::kernel::bridge::Bridge;
 use sluice::kernel::conntrack::Flows;
 use sluice::kernel::ipset::{ElementKey, Entry, SetKind, SetName, SetSpec};
 use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::kernel::ipvs::{Destination, Forwarding, Service, ServiceKey, Virtual};
 use sluice::kernel::link::{Link, LinkKind, LinkName};
 use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL, TABLE_MAIN};
+use sluice::kernel::rule::RuleKey;
 use sluice::kernel::sysctl::Setting;
+use sluice::kernel::tunnel::{ReceivePort, Tunnel};
 use sluice::net::{Family, Protocol};
 
 /// The addresses of the host's own device.
@@ -31,6 +34,10 @@ pub struct State {
     pub routes: BTreeMap<RouteKey, Route>,
     pub addresses: BTreeMap<AddressKey, ()>,
     pub flows: BTreeSet<Flows>,
+    pub bridges: BTreeMap<LinkName, Bridge>,
+    pub tunnels: BTreeMap<LinkName, Tunnel>,
+    pub receive_ports: BTreeMap<ReceivePort, ()>,
+    pub source_rules: BTreeMap<RuleKey, ()>,
 }
 
 /// The name of any object.
@@ -44,6 +51,10 @@ pub enum Object {
     Virtual(ServiceKey),
     Route(RouteKey),
     Address(AddressKey),
+    Bridge(LinkName),
+    Tunnel(LinkName),
+    ReceivePort(ReceivePort),
+    SourceRule(RuleKey),
 }
 
 impl State {
@@ -59,6 +70,8 @@ impl State {
             ("net/ipv4/conf/all/rp_filter", "1"),
             ("net/ipv4/conf/all/arp_ignore", "0"),
             ("net/ipv4/ip_forward", "1"),
+            ("net/bridge/bridge-nf-call-iptables", "0"),
+            ("net/ipv6/conf/all/disable_ipv6", "1"),
         ] {
             state.settings.insert(Setting(path.into()), value.into());
         }
@@ -98,7 +111,27 @@ impl State {
         let mark = ServiceKey::Mark { mark: 7, family: Family::V4 };
         let service = Service { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 };
         state.virtuals.insert(mark, Virtual { service, destinations: [].into() });
+        state.add_ways_of_others(device);
         state
+    }
+
+    /// What routers of others have: a device and a port for tunnels, routes beside ours, a rule, a bridge.
+    fn add_ways_of_others(&mut self, device: LinkName) {
+        let end = |last| IpAddr::V4(Ipv4Addr::new(192, 0, 2, last));
+        let (local, remote) = (end(1), end(200));
+        let tunnel = Tunnel { local, remote, udp_port: None, ttl: 64, mtu: Some(1400), up: true };
+        self.tunnels.insert(LinkName("tun-office".into()), tunnel);
+        self.bridges.insert(LinkName("docker0".into()), Bridge { mtu: Some(1400), up: true });
+        self.receive_ports.insert(ReceivePort { family: Family::V4, port: 6000 }, ());
+        let prefix = |text: &str| text.parse().expect("a prefix");
+        self.source_rules.insert(RuleKey { source: prefix("198.51.100.0/24"), table: 88 }, ());
+        for (table, destination, protocol) in
+            [(TABLE_MAIN, "10.244.77.0/24", 18), (77, "192.0.2.200/32", 4), (88, "10.244.2.0/24", 17)]
+        {
+            let next_hops = vec![NextHop { link: device.clone(), gateway: Some(remote) }];
+            let route = Route { kind: RouteKind::Unicast, protocol, source: None, next_hops };
+            self.routes.insert(RouteKey::new(table, prefix(destination)), route);
+        }
     }
 }
 
@@ -129,6 +162,10 @@ impl fmt::Display for Object {
             Object::Virtual(key) => write!(f, "virtual service {key}"),
             Object::Route(key) => write!(f, "route {key}"),
             Object::Address(key) => write!(f, "address {key}"),
+            Object::Bridge(key) => write!(f, "bridge {key}"),
+            Object::Tunnel(key) => write!(f, "tunnel {key}"),
+            Object::ReceivePort(key) => write!(f, "receiving {key}"),
+            Object::SourceRule(key) => write!(f, "rule {key}"),
         }
     }
 }

@@ -90,18 +90,24 @@ prop_compose! {
     }
 }
 
+/// Others are read, and left out.
+fn unicast(mut prefixes: Vec<IpNet>) -> Vec<IpNet> {
+    prefixes.retain(|prefix| prefix::is_unicast(*prefix));
+    prefixes
+}
+
 fn prefixes_v4() -> impl Strategy<Value = Vec<IpNet>> {
     let one = (any::<u32>(), 0_u8..=32).prop_map(|(address, length)| {
         IpNet::V4(Ipv4Net::new(address.into(), length).expect("the length is one of IPv4").trunc())
     });
-    prop::collection::vec(one, 1..3000)
+    prop::collection::vec(one, 1..3000).prop_map(unicast)
 }
 
 fn prefixes_v6() -> impl Strategy<Value = Vec<IpNet>> {
     let one = (any::<u128>(), 0_u8..=128).prop_map(|(address, length)| {
         IpNet::V6(Ipv6Net::new(address.into(), length).expect("the length is one of IPv6").trunc())
     });
-    prop::collection::vec(one, 1..600)
+    prop::collection::vec(one, 1..600).prop_map(unicast)
 }
 
 /// Reads all messages of a stream and puts together what they announce.
@@ -121,7 +127,7 @@ fn announced(stream: &[u8], dialect: &Dialect) -> Vec<(Attributes, IpNet)> {
 }
 
 /// So many cases, or `BGP_CASES` times as many for a longer search.
-fn cases(usual: u32) -> ProptestConfig {
+pub(super) fn cases(usual: u32) -> ProptestConfig {
     let times = std::env::var("BGP_CASES").map_or(1, |text| text.parse().expect("BGP_CASES is a number"));
     ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(usual * times) }
 }

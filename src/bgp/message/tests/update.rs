@@ -33,6 +33,22 @@ fn an_ipv4_route_is_read_and_written() {
 }
 
 #[test]
+fn where_the_longest_prefix_has_no_room_none_is_written() {
+    let packed = |communities: u32| {
+        let mut attributes = one("", &EXTERNAL);
+        attributes.communities = (0..communities).map(Community).collect();
+        let mut packing = Packing::new(EXTERNAL);
+        let prefixes: Vec<ipnet::IpNet> =
+            ["0.0.0.0/0", "10.0.0.0/8", "10.244.1.1/32"].map(|text| text.parse().unwrap()).into();
+        (packing.announce(Family::V4, &attributes, &prefixes), packing.finish().1)
+    };
+    // How many communities there may be at most, until not even the shortest prefix fits.
+    let full = (900..1100).find(|count| !packed(*count).0).unwrap();
+    assert!(packed(full - 1).1 > 0);
+    (full..full + 5).for_each(|count| assert_eq!(packed(count), (false, 0), "{count} communities"));
+}
+
+#[test]
 fn every_attribute_is_read_and_written() {
     let all = "
         80 04 04 0000000a

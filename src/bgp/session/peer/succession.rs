@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use super::super::super::message::{self, Notification, Reason};
-use super::super::{Agreement, Cause, Effect, LinkId, Moment, Side, State, rank};
-use super::{Challenger, Dial, GOOD, Peer, Phase, Stale};
+use super::super::connection::Connection;
+use super::super::{Agreement, Cause, Effect, LinkId, Local, Moment, Side, State, rank};
+use super::{CHALLENGE, Challenger, Dial, GOOD, Peer, Phase, Stale};
 use crate::net::PerFamily;
 
 impl Peer {
@@ -25,10 +26,7 @@ impl Peer {
             }
             return;
         }
-        let theirs = rank(agreement.open.identifier, agreement.open.asn);
-        let ours = rank(self.settings.local.identifier, self.settings.local.asn);
-        // RFC 4271 6.8, RFC 6286 2.3: the connection stays that the greater one dialled.
-        let winner = if ours > theirs { Side::Ours } else { Side::Theirs };
+        let winner = winner(self.settings.local, &agreement);
         self.confirm(at, link, agreement);
         let Phase::Open { connections, .. } = &self.phase else { return };
         let confirmed = connections.iter().filter(|one| one.state() == State::OpenConfirm).count();
@@ -46,19 +44,37 @@ impl Peer {
         }
     }
 
-    /// The session stands. Another connection stays for a while: if the other side has decided for it, it ends this one.
+    /// Both sides have confirmed. Where another connection is being made that would win, the other side may just be deciding
+    /// for it: this one waits, so that no session begins only to end.
     pub(super) fn confirmed(&mut self, at: Moment, link: LinkId) {
-        let (dial, connections) = match &mut self.phase {
-            Phase::Idle { .. } => return,
-            Phase::Open { dial, connections } => (dial, connections),
+        let local = self.settings.local;
+        match &mut self.phase {
+            Phase::Idle { .. } => {}
+            Phase::Open { connections, .. } => {
+                let Some(index) = connections.iter().position(|one| one.link == link) else { return };
+                // One that has been silent for long is no rival.
+                let others = connections.iter().filter(|one| one.link != link);
+                let until = others.filter_map(Connection::unopened_since).max().map(|since| since + CHALLENGE);
+                let Some(one) = connections.get_mut(index) else { return };
+                let wins = one.talk().is_none_or(|talk| winner(local, &talk.agreement) == one.side);
+                match until.filter(|until| !wins && *until > at.now) {
+                    Some(until) => one.wait(until),
+                    None => self.establish(at, link),
+                }
+            }
             Phase::Established { challenger, .. } => {
                 let challenger = challenger.as_mut().filter(|challenger| challenger.connection.link == link);
-                return challenger.into_iter().for_each(|challenger| challenger.confirmed = true);
+                challenger.into_iter().for_each(|challenger| challenger.confirmed = true);
             }
-        };
+        }
+    }
+
+    /// The session stands. Another connection stays for a while: if the other side has decided for it, it ends this one.
+    pub(super) fn establish(&mut self, at: Moment, link: LinkId) {
+        let Phase::Open { dial, connections } = &mut self.phase else { return };
         let Some(index) = connections.iter().position(|one| one.link == link) else { return };
         let mut session = connections.swap_remove(index);
-        let challenger = connections.pop().map(|other| Challenger::new(other, at));
+        let challenger = connections.pop().map(|other| Box::new(Challenger::new(other, at)));
         if let Dial::Now(_) = dial {
             self.effects.push(Effect::AbandonDial);
         }
@@ -109,7 +125,9 @@ impl Peer {
             let seconds = talk.agreement.restart.map_or(0, |restart| restart.seconds);
             let until = at.now + Duration::from_secs(u64::from(seconds));
             // What was kept over an earlier end, and has not come again, goes now: RFC 4724 4.2.
-            self.drop_stale(PerFamily { v4: true, v6: true });
+            if !is_collision(&cause) {
+                self.drop_stale(PerFamily { v4: true, v6: true });
+            }
             self.stale = (kept != PerFamily::default()).then_some(Stale { families: kept, until });
         } else {
             self.stale = None;
@@ -118,7 +136,7 @@ impl Peer {
         self.failures = if at.now - since < GOOD { self.failures.saturating_add(1) } else { 1 };
         self.phase = Phase::Open { dial: Dial::Done, connections: Vec::new() };
         match challenger {
-            Some(challenger) => self.promote(at, challenger),
+            Some(challenger) => self.promote(at, *challenger),
             None => self.resume_dialling(at),
         }
     }
@@ -142,10 +160,24 @@ impl Peer {
     }
 }
 
-/// Whether routes outlive an end: always when nothing was said; with RFC 8538 also when it was, unless it is a hard reset.
+/// RFC 4271 6.8, RFC 6286 2.3: of two connections the one stays that the greater speaker dialled.
+fn winner(local: Local, agreement: &Agreement) -> Side {
+    let theirs = rank(agreement.open.identifier, agreement.open.asn);
+    let ours = rank(local.identifier, local.asn);
+    if ours > theirs { Side::Ours } else { Side::Theirs }
+}
+
+/// The other side has decided for the other connection. It goes on there, so that nothing of what it said before is over.
+fn is_collision(cause: &Cause) -> bool {
+    matches!(cause, Cause::Received(notification) if notification.reason == Reason::COLLISION)
+}
+
+/// Whether routes outlive an end: always when nothing was said, and when only the connection has lost; with RFC 8538 also when
+/// something was said, unless it is a hard reset.
 fn survives(agreement: &Agreement, cause: &Cause) -> bool {
     match cause {
         Cause::Closed | Cause::Replaced => true,
+        cause if is_collision(cause) => true,
         Cause::Received(notification) | Cause::Sent(notification) => {
             agreement.keeps_after_notifications() && notification.reason != Reason::HARD_RESET
         }

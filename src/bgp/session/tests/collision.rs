@@ -69,10 +69,10 @@ fn who_decides_for_the_other_connection_ends_the_session_and_is_followed() {
     let mut bench = Bench::new(settings());
     bench.step(Event::Start);
     bench.step(Event::Dialled(OURS));
-    bench.step(Event::Accepted(THEIRS));
     bench.open(OURS);
     bench.keepalive(OURS);
     assert_eq!(bench.peer.state(), State::Established);
+    bench.step(Event::Accepted(THEIRS));
     let collision = message::notification(&Notification::new(Reason::COLLISION));
     bench.receive(OURS, &collision);
     bench.open(THEIRS);
@@ -88,11 +88,11 @@ fn a_silent_connection_does_not_keep_us_from_dialling_and_there_is_only_one() {
     bench.step(Event::Accepted(THEIRS));
     let effects = bench.step(Event::Accepted(THIRD));
     assert!(words(&effects).starts_with("close theirs"), "{}", words(&effects));
-    assert!(words(&bench.pass(2.0)).contains("dial"));
+    assert!(words(&bench.pass(4.0)).contains("dial"));
     bench.step(Event::Dialled(OURS));
     bench.open(OURS);
     bench.keepalive(OURS);
-    assert_eq!(bench.peer.state(), State::Established);
+    assert_eq!(bench.peer.state(), State::Established, "nor from a session");
 }
 
 /// Two machines and the wires between them; messages wait until they are carried.
@@ -225,4 +225,58 @@ fn two_that_dial_each_other_come_together_whatever_the_order() {
         );
     }
     assert_eq!(late, 0, "nobody had to wait for a timer");
+}
+
+/// A neighbour with the greater identifier. The connection that we dialled is confirmed by both; the one that it dialled, which
+/// wins, has not brought its OPEN yet.
+fn confirmed_beside_the_winner() -> Bench {
+    let mut bench = Bench::new(settings());
+    bench.step(Event::Start);
+    bench.step(Event::Dialled(OURS));
+    bench.open(OURS);
+    bench.step(Event::Accepted(THEIRS));
+    assert_eq!(words(&bench.keepalive(OURS)), "", "it waits");
+    assert_eq!(bench.peer.state(), State::OpenConfirm);
+    bench
+}
+
+#[test]
+fn no_session_begins_only_to_lose_against_a_connection_that_is_being_made() {
+    let mut bench = confirmed_beside_the_winner();
+    assert_eq!(
+        words(&bench.open(THEIRS)),
+        "KEEPALIVE on theirs, NOTIFICATION 6/7 connection collision resolution on ours, close ours, \
+         failed (sent 6/7 connection collision resolution)"
+    );
+    assert_eq!(words(&bench.keepalive(THEIRS)), "UP on theirs");
+}
+
+#[test]
+fn the_other_side_may_decide_first() {
+    let mut bench = confirmed_beside_the_winner();
+    let collision = message::notification(&Notification::new(Reason::COLLISION));
+    let effects = bench.receive(OURS, &collision);
+    assert_eq!(words(&effects), "close ours, failed (received 6/7 connection collision resolution)");
+    bench.open(THEIRS);
+    assert_eq!(words(&bench.keepalive(THEIRS)), "UP on theirs");
+}
+
+#[test]
+fn what_waits_is_the_session_when_the_other_connection_ends() {
+    let mut bench = confirmed_beside_the_winner();
+    assert_eq!(words(&bench.step(Event::Closed(THEIRS))), "close theirs, failed (closed), UP on ours");
+}
+
+#[test]
+fn what_waits_is_the_session_when_the_other_side_goes_on_with_it() {
+    let mut bench = confirmed_beside_the_winner();
+    let effects = bench.receive(OURS, &message::end_of_rib(Family::V6));
+    assert_eq!(words(&effects), "UP on ours, take the update");
+}
+
+#[test]
+fn what_waits_does_not_wait_for_long() {
+    let mut bench = confirmed_beside_the_winner();
+    assert_eq!(words(&bench.pass(2.9)), "");
+    assert_eq!(words(&bench.pass(0.2)), "UP on ours");
 }

@@ -65,6 +65,23 @@ fn routes_outlive_a_connection_that_breaks_but_not_what_was_said() {
 }
 
 #[test]
+fn a_session_that_loses_against_another_connection_costs_no_route_even_in_the_middle_of_a_restart() {
+    let collision = message::notification(&Notification::new(Reason::COLLISION));
+    let mut bench = with(Some(restart()));
+    assert_eq!(kept(&bench.receive(OURS, &collision)), ALL);
+    // The same on the way back, before anything has come again.
+    let mut bench = with(Some(restart()));
+    bench.step(Event::Closed(OURS));
+    bench.pass(2.0);
+    bench.step(Event::Dialled(THIRD));
+    come_back(&mut bench, THIRD, Some(restart()));
+    bench.step(Event::Accepted(THEIRS));
+    let effects = bench.receive(THIRD, &collision);
+    assert_eq!((kept(&effects), dropped(&effects)), (ALL, NONE), "{}", words(&effects));
+    assert_eq!(bench.peer.stale(), ALL);
+}
+
+#[test]
 fn silence_counts_as_a_restart_only_where_that_was_agreed() {
     assert_eq!(kept(&with(Some(restart())).pass(200.0)), NONE);
     let both = GracefulRestart { notifications: true, ..restart() };

@@ -59,6 +59,15 @@ const SITUATIONS: &[Situation] = &[
             bench.open(THEIRS);
         },
     },
+    Situation {
+        name: "Confirmed on ours, OpenSent on theirs, which would win",
+        reach: |bench| {
+            ours_sent(bench);
+            bench.step(Event::Accepted(THEIRS));
+            bench.open(OURS);
+            bench.keepalive(OURS);
+        },
+    },
     Situation { name: "Established on ours", reach: established },
     Situation {
         name: "Established on ours, OpenSent on theirs",

@@ -49,7 +49,7 @@ fn unchanged_documents_are_not_parsed_again() {
     let two = service("a", "10.96.0.1") + &service("b", "10.96.0.2");
     let before = catalog.put("f.yaml", Format::Yaml, two.as_bytes());
     catalog.put("f.yaml", Format::Yaml, (two + &service("c", "10.96.0.3")).as_bytes());
-    let kept = &catalog.files["f.yaml"].objects[&before.objects[0].0.id()].0;
+    let kept = &catalog.files["f.yaml"].kept(&before.objects[0].0.id()).expect("it is there").object;
     let (Object::Service(_, Some(first)), Object::Service(_, Some(second))) = (&before.objects[0].0, kept) else {
         panic!("both are Services")
     };
@@ -115,6 +115,34 @@ fn of_two_places_the_first_counts_whatever_was_read_first() {
     assert_eq!(put(&mut catalog, "f.yaml", &(twice_in_one + &service("y", "10.96.0.3"))), ["+y 10.96.0.3"]);
 }
 
+#[test]
+fn of_two_in_one_file_the_second_counts_when_the_first_has_gone() {
+    let mut catalog = Catalog::default();
+    let (first, second) = (service("x", "10.96.0.1"), service("x", "10.96.0.2"));
+    put(&mut catalog, "f.yaml", &(first.clone() + &second + &service("y", "10.96.0.3")));
+    assert_eq!(put(&mut catalog, "f.yaml", &(second.clone() + &service("y", "10.96.0.3"))), ["+x 10.96.0.2"]);
+    assert_eq!(put(&mut catalog, "f.yaml", &(second + &first)), ["-y", "!twice x f.yaml"]);
+}
+
+#[test]
+fn what_stayed_because_of_a_broken_document_is_not_taken_for_one_of_another_text() {
+    let mut catalog = Catalog::default();
+    let list =
+        |items: &[&str]| format!("{{\"apiVersion\": \"v1\", \"kind\": \"List\", \"items\": [{}]}}\n", items.join(","));
+    let item = |name: &str, address: &str| {
+        format!(
+            "{{\"apiVersion\": \"v1\", \"kind\": \"Service\", \"metadata\": {{\"name\": {name:?}}}, \"spec\": {{\"clusterIP\": {address:?}}}}}"
+        )
+    };
+    let mut say = |text: &str| told(catalog.put("f.json", Format::Json, text.as_bytes()));
+    let both = list(&[&item("a", "10.96.0.1"), &item("b", "10.96.0.2")]);
+    assert_eq!(say(&both), ["+a 10.96.0.1", "+b 10.96.0.2"]);
+    // Another document takes `a` over while the list is broken.
+    let taken = item("a", "10.96.0.9");
+    assert_eq!(say(&format!("{taken}\n{{")), ["+a 10.96.0.9", "!broken 2"]);
+    assert_eq!(say(&format!("{both}{taken}")), ["+a 10.96.0.1", "!mended", "!twice a f.json"]);
+}
+
 /// Any history of files ends in what reading the last state afresh gives.
 #[test]
 fn any_history_ends_where_a_fresh_reading_begins() {
@@ -150,5 +178,34 @@ fn any_history_ends_where_a_fresh_reading_begins() {
             }
         }
         prop_assert_eq!(in_force, expected);
+    });
+}
+
+#[test]
+fn manifests_that_are_damaged_break_nothing() {
+    use proptest::prelude::*;
+    let yaml = service("a", "10.96.0.1")
+        + "apiVersion: v1\nkind: List\nitems: &all\n- {apiVersion: v1, kind: Node, metadata: {name: n}}\n- *all\n---\n"
+        + "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, labels: {kubernetes.io/service-name: a}}\n"
+        + "addressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [10.244.1.5], conditions: {ready: true}}]\n";
+    let json = include_str!("../../../../tests/support/wire/nodes.json");
+    let damage = (any::<prop::sample::Index>(), any::<u8>());
+    let piece = any::<(prop::sample::Index, prop::sample::Index)>();
+    proptest!(|(is_json in any::<bool>(), wrong in prop::collection::vec(damage, 1..8), (from, to) in piece, twice in any::<bool>())| {
+        let (format, text) = if is_json { (Format::Json, json) } else { (Format::Yaml, yaml.as_str()) };
+        let mut bytes = text.as_bytes().to_vec();
+        for (at, byte) in wrong {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let (from, to) = (from.index(bytes.len()), to.index(bytes.len()));
+        let piece = bytes[from.min(to)..from.max(to)].to_vec();
+        if twice {
+            bytes.splice(to..to, piece);
+        }
+        let mut catalog = Catalog::default();
+        catalog.put("a", format, &bytes);
+        catalog.put("a", format, text.as_bytes());
+        catalog.remove("a");
     });
 }

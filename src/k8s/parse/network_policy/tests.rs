@@ -43,6 +43,10 @@ fn ports(list: &str) -> (Ports, Vec<String>) {
 const NOBODY: fn() -> Peers = || Peers::Of(Box::new([]));
 const NO_PORT: fn() -> Ports = || Ports::Of(Box::new([]));
 
+fn nothing() -> PolicyRule {
+    PolicyRule { peers: NOBODY(), ports: NO_PORT() }
+}
+
 #[test]
 fn without_policy_types_a_policy_is_for_ingress_and_with_egress_rules_for_egress_too() {
     for (spec, ingress, egress) in [
@@ -250,11 +254,12 @@ fn a_rule_that_may_be_narrower_than_it_reads_allows_nothing() {
     ] {
         let (policy, warnings) = parsed(&format!("{{ingress: [{rule}, {{}}]}}"));
         let everything = PolicyRule { peers: Peers::Any, ports: Ports::Any };
-        assert_eq!(policy.expect("the rest stays").ingress, Some([everything].into()), "{rule}");
+        let expected = [nothing(), everything];
+        assert_eq!(policy.expect("the rest stays").ingress, Some(expected.into()), "{rule}");
         assert_eq!(warnings, [warning], "{rule}");
     }
     let (policy, warnings) = parsed("{policyTypes: [Egress], egress: [{from: [{podSelector: {}}]}]}");
-    assert_eq!(policy.expect("the rest stays").egress, Some(Box::default()));
+    assert_eq!(policy.expect("the rest stays").egress, Some([nothing()].into()));
     assert_eq!(warnings, ["spec.egress[0].from: is not a field of this rule; the rule allows nothing"]);
 }
 

@@ -1,11 +1,14 @@
+use std::net::Ipv4Addr;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, Operator, Peer, Peers, Pod, PolicyPort, PolicyRule,
-    PortMatch, Ports, Requirement, Selector,
+    AnnounceAnnotations, Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, Operator, Peer, Peers, Pod,
+    PolicyPort, PolicyRule, PortMatch, Ports, Prepend, Reflection, Requirement, Routing, Selector,
 };
+use crate::net::{ExternalPeer, Password, Secret};
 
 fn address() -> impl Strategy<Value = IpAddr> {
     prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)]
@@ -45,6 +48,13 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn announce()(said in any::<[Option<bool>; 3]>()) -> AnnounceAnnotations {
+        let [cluster_ips, external_ips, load_balancer_ips] = said;
+        AnnounceAnnotations { cluster_ips, external_ips, load_balancer_ips }
+    }
+}
+
+prop_compose! {
     fn service()(
         kind in prop_oneof![Just(ServiceType::ClusterIp), Just(ServiceType::NodePort), Just(ServiceType::LoadBalancer)],
         (cluster_ips, external_ips) in (vec(address(), 1..3), vec(address(), 0..3)),
@@ -54,13 +64,14 @@ prop_compose! {
         (internal_traffic_policy, external_traffic_policy) in (policy(), policy()),
         health_check_node_port in any::<Option<u16>>(),
         annotations in annotations(),
+        announce in announce(),
         created in any::<i64>(),
     ) -> Service {
         let load_balancer =
             balancer.into_iter().map(|(address, through_balancer)| LoadBalancerAddress { address, through_balancer });
         Service {
             kind, cluster_ips, external_ips, load_balancer: load_balancer.collect(), ports, affinity_seconds,
-            internal_traffic_policy, external_traffic_policy, health_check_node_port, annotations, created,
+            internal_traffic_policy, external_traffic_policy, health_check_node_port, annotations, announce, created,
         }
     }
 }
@@ -94,11 +105,52 @@ prop_compose! {
     fn node()(
         addresses in vec((any::<bool>(), address()), 0..4),
         ranges in vec((address(), 0..=32u8), 0..3),
+        routing in proptest::option::of(routing()),
     ) -> Node {
         let kind = |internal| if internal { NodeAddressKind::Internal } else { NodeAddressKind::External };
         Node {
             addresses: addresses.into_iter().map(|(it, address)| NodeAddress { kind: kind(it), address }).collect(),
             pod_cidrs: ranges.into_iter().map(|(it, length)| IpNet::new(it, length).expect("short enough")).collect(),
+            network_unavailable: false,
+            is_on_aws: false,
+            routing: routing.map(Box::new),
+        }
+    }
+}
+
+fn reflection() -> impl Strategy<Value = Reflection> {
+    prop_oneof![
+        Just(Reflection::None),
+        any::<u32>().prop_map(|id| Reflection::Server(id.into())),
+        any::<u32>().prop_map(|id| Reflection::Client(id.into())),
+    ]
+}
+
+prop_compose! {
+    fn external_peer()(
+        address in address(),
+        (asn, port, has_password) in any::<(u32, Option<u16>, bool)>(),
+        local in proptest::option::of(address()),
+    ) -> ExternalPeer {
+        let password = if has_password { Password::Unknown } else { Password::None };
+        ExternalPeer { address, asn, port, password, local }
+    }
+}
+
+prop_compose! {
+    fn routing()(
+        asn in any::<Option<u32>>(),
+        reflection in reflection(),
+        prepend in any::<Option<(u32, u8)>>(),
+        communities in vec(any::<u32>(), 0..3),
+        ranges in vec((address(), 0..=32u8), 0..3),
+        peers in vec(external_peer(), 0..3),
+        local_addresses in vec(address(), 0..3),
+    ) -> Routing {
+        let import_reject = ranges.into_iter().map(|(it, length)| IpNet::new(it, length).expect("short enough"));
+        Routing {
+            asn, reflection, prepend: prepend.map(|(asn, times)| Prepend { asn, times }), communities,
+            import_reject: import_reject.collect(), peers, local_addresses,
         }
     }
 }
@@ -212,14 +264,15 @@ prop_compose! {
 }
 
 fn known() -> impl Strategy<Value = Known> {
-    (cluster(), vec(0..Kind::ALL.len(), 0..6)).prop_map(|(cluster, kinds)| Known {
+    (cluster(), vec(0..Kind::ALL.len(), 0..6), any::<bool>()).prop_map(|(cluster, kinds, all_nodes)| Known {
         cluster,
+        all_nodes,
         kinds: kinds.into_iter().map(|index| Kind::ALL[index]).collect(),
     })
 }
 
 fn assert_equal(one: &Known, other: &Known) {
-    assert_eq!(one.kinds, other.kinds);
+    assert_eq!((&one.kinds, one.all_nodes), (&other.kinds, other.all_nodes));
     let (one, other) = (&one.cluster, &other.cluster);
     assert!(one.pods.iter().eq(other.pods.iter()));
     assert!(one.namespaces.iter().eq(other.namespaces.iter()));
@@ -286,6 +339,9 @@ fn proxied_cluster() -> Cluster {
                 address: "192.0.2.1".parse().expect("sound"),
             }],
             pod_cidrs: vec!["10.244.1.0/24".parse().expect("sound")],
+            network_unavailable: false,
+            is_on_aws: false,
+            routing: None,
         },
     );
     let conditions = Conditions { ready: true, serving: true, terminating: false };
@@ -308,7 +364,8 @@ const PROXIED_BYTES: &[u8] = &[
 #[test]
 fn the_form_of_programs_without_a_firewall_is_still_read() {
     let known = decode(&framed(1, PROXIED_BYTES)).expect("form 1 is known");
-    let expected = Known { cluster: proxied_cluster(), kinds: vec![Kind::Service, Kind::EndpointSlice, Kind::Node] };
+    let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node];
+    let expected = Known { cluster: proxied_cluster(), kinds, all_nodes: false };
     assert_equal(&known, &expected);
     assert!(decode(&framed(1, &[PROXIED_BYTES, &[0][..]].concat())).is_err());
     assert!(decode(&framed(2, PROXIED_BYTES)).is_err(), "the second record is missing");
@@ -360,8 +417,33 @@ fn the_form_is_a_promise() {
         1, 3, 6, 0, 6, 1, 1, 2, 6, 2, 1, b'p', 0, 0, // its ports; the second rule
         0, // no egress
     ];
-    let known = Known { cluster, kinds: Kind::ALL.to_vec() };
-    assert_eq!(&encode(&known)[HEADER..], [PROXIED_BYTES, body].concat());
+    let mut known = Known { cluster, kinds: Kind::ALL.to_vec(), all_nodes: false };
+    let without_routing = decode(&framed(2, &[PROXIED_BYTES, body].concat())).expect("form 2 is known");
+    assert_equal(&without_routing, &known);
+    let routing = Routing {
+        asn: Some(65001),
+        reflection: Reflection::Client(Ipv4Addr::new(0, 0, 0, 42)),
+        prepend: Some(Prepend { asn: 300, times: 2 }),
+        communities: vec![7],
+        import_reject: vec!["10.0.0.0/8".parse().expect("sound")],
+        peers: vec![ExternalPeer {
+            port: Some(179),
+            password: Password::Key(Secret::from_base64("cGFzcw==").expect("sound").expect("a secret")),
+            ..ExternalPeer::new("203.0.113.1".parse().expect("sound"), 65002)
+        }],
+        local_addresses: vec!["192.0.2.1".parse().expect("sound")],
+    };
+    known.all_nodes = true;
+    let mut node = (**known.cluster.nodes.get(&"n".into()).expect("it was put")).clone();
+    node.routing = Some(Box::new(routing));
+    known.cluster.nodes.insert("n".into(), node);
+    let routed: &[u8] = &[
+        1, 1, 1, b'n', 1, 0xe9, 0xfb, 3, 1, 2, 0, 0, 0, 42, 1, 0xac, 2, 2, 1, 7, 1, 0, 10, 0, 0, 0,
+        8, // what it is and what it changes
+        1, 0, 203, 0, 113, 1, 0xea, 0xfb, 3, 1, 0xb3, 1, 1, 0, // the peer: a password, and not which
+        1, 0, 192, 0, 2, 1, 0, // where it listens; no services
+    ];
+    assert_eq!(&encode(&known)[HEADER..], [PROXIED_BYTES, body, routed].concat());
 }
 
 #[test]
@@ -379,7 +461,7 @@ fn a_pod_takes_few_bytes_and_shares_its_memory_with_its_like() {
         };
         cluster.pods.insert(ObjectName::new("shop", &format!("web-7d9f8b6c5-{index:05}")), pod);
     }
-    let bytes = encode(&Known { cluster, kinds: vec![Kind::Pod] });
+    let bytes = encode(&Known { cluster, kinds: vec![Kind::Pod], all_nodes: false });
     assert!(bytes.len() < 20_000, "{}", bytes.len());
     let known = decode(&bytes).expect("it was just written");
     let places = |place: fn(&Pod) -> usize| {

@@ -1,0 +1,10 @@
+//! Makes Rust of `proto/`: messages, and what a server of the two services needs. No program has to be installed for it.
+
+use std::error::Error;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let files = protox::compile(["proto/gobgp_v3.proto", "proto/gobgp_v4.proto"], ["proto"])?;
+    tonic_prost_build::configure().build_client(false).build_transport(false).compile_fds(files)?;
+    Ok(())
+}

@@ -1,0 +1,365 @@
+#!/usr/bin/python3
+"""The part of scripts/bench firewall that runs where the node is: one size, or the cost of packets.
+
+A change is timed in two ways: by the agent, from seeing the event to the kernel's last acknowledgement (a line of its log), and
+from outside, from the moment at which the object is changed until a connection that it allows or refuses says so. The
+second is the same for every agent.
+"""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+from labkit import bench_policies as objects, net, own, traffic  # noqa: E402
+from labkit.api import Api  # noqa: E402
+from labkit.bench import Agent, PATH, timestamp  # noqa: E402
+from labkit.outside import relay  # noqa: E402
+from labkit.source import kubeconfig  # noqa: E402
+
+OURS = ["--run-router=false", "--run-firewall=true", "--run-service-proxy=false", "--hostname-override=node1", "--log-format=json",
+        f"--socket={net.RUN}/bench.sock"]
+THEIRS = ["--run-router=false", "--run-firewall=true", "--run-service-proxy=false", "--hostname-override=node1", "--v=0"]
+FIRST, ROUND = "Network policies are in force", "Changes of policies are in the kernel"
+COUNTS = f"{net.RUN}/bench-counts"
+FRONT = f"{net.RUN}/bench-front"
+PROGRAMS = [f"{family}-{flavour}{verb}" for family in ("iptables", "ip6tables") for flavour in ("nft-", "legacy-", "")
+            for verb in ("save", "restore")] + ["iptables", "ip6tables", "ipset", "nft"]
+SECONDS = 0.4
+TURNS = 12
+
+
+class Ours(Agent):
+    """The product. `front` is a folder with programs that stand before those of the host."""
+
+    def __init__(self, plan, source, front=""):
+        super().__init__(plan["binary"], source.flags, verbosity=1, flags=OURS, path=front + PATH)
+        self.first = FIRST
+
+    def start_figures(self):
+        line, _ = self.wait_for(FIRST, pause=0.02)
+        rounds = [seen for seen in self.lines() if seen["message"] == ROUND]
+        found = {word: sum(seen[f"{word}_us"] for seen in rounds) / 1e3 for word in ("compute", "sets", "rules")}
+        return {"whole": (timestamp(line) - self.began) * 1e3, "steps": line["steps"], "elements": line["elements"], **found}
+
+    def rounds_after(self, number):
+        return [seen for seen in self.lines()[number:] if seen["message"] == ROUND]
+
+
+class Theirs:
+    """A kube-router, of which only what can be seen from outside is known."""
+
+    def __init__(self, plan, source, front=""):
+        self.log = f"{net.RUN}/kube-router.log"
+        with open(self.log, "wb") as log:
+            command = [plan["kube_router"], *THEIRS, *source.flags]
+            self.began = time.time()
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                                            env=dict(os.environ, PATH=front + PATH, NODE_NAME="node1"),
+                                            preexec_fn=lambda: net.enter("n1"))
+
+    memory, processor_seconds, __enter__ = Agent.memory, Agent.processor_seconds, Agent.__enter__
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait(60)
+
+
+class Manifests:
+    """Pods of one node in one file, but for those that change."""
+    kind = "manifests (json)"
+
+    def __init__(self, plan):
+        self.folder = f"{net.RUN}/bench-manifests"
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.makedirs(self.folder)
+        self.flags = ["--manifests", self.folder]
+        self.apart = set(changing(plan)) | set(range(objects.LOCAL))
+        self.write("cluster", [objects.node(), *objects.namespaces()])
+        for first in range(0, plan["pods"], objects.LOCAL):
+            numbers = [i for i in range(first, min(first + objects.LOCAL, plan["pods"])) if i not in self.apart]
+            self.write(f"pods-{first:05}", map(objects.pod, numbers))
+        for index in self.apart:
+            self.label(index, objects.application(index))
+        self.client("other")
+        self.policies(plan["policies"])
+
+    def write(self, name, items):
+        """As a whole: what is half there must not be seen."""
+        with open(f"{net.RUN}/bench.manifest", "w") as handle:
+            handle.write("\n".join(json.dumps(item) for item in items))
+        os.rename(f"{net.RUN}/bench.manifest", f"{self.folder}/{name}.json")
+
+    def label(self, index, app):
+        self.write(f"pod-{index:05}", [objects.pod(index, app)])
+
+    def client(self, app):
+        self.write("client", [objects.client(app)])
+
+    def policies(self, count):
+        self.write("policies", map(objects.policy, range(count)))
+
+
+class Cluster:
+    kind = "API server"
+
+    def __init__(self, plan):
+        facts = plan["cluster"]
+        self.api = Api(facts)
+        path = f"{net.RUN}/bench-kubeconfig"
+        own.write(path, kubeconfig(f"https://{net.CONTROL[0]}:6443", facts["token"], facts["authority"]), 0o600)
+        self.flags = ["--kubeconfig", path]
+        self.api.put("/api/v1/nodes", objects.node())
+        self.api.patch("/api/v1/nodes/node1/status", {"status": objects.node()["status"]})
+        for space in objects.namespaces():
+            self.api.put("/api/v1/namespaces", space)
+        self.clear_policies()
+        objects.fill(facts, [*map(objects.pod, range(plan["pods"])), objects.client("other")])
+        objects.fill(facts, [*map(objects.policy, range(plan["policies"]))])
+
+    def clear_policies(self):
+        for space in map(objects.namespace, range(objects.NAMESPACES)):
+            self.api.delete(f"/apis/networking.k8s.io/v1/namespaces/{space}/networkpolicies")
+
+    def relabel(self, pod, app):
+        meta = pod["metadata"]
+        self.api.patch(f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}", {"metadata": {"labels": {objects.APP: app}}})
+
+    def label(self, index, app):
+        self.relabel(objects.pod(index), f"app-{app}")
+
+    def client(self, app):
+        self.relabel(objects.client(app), app)
+
+
+def changing(plan):
+    """Pods of other nodes that enter and leave the set of application 0, which rules of node 1 name."""
+    far = [i for i in range(objects.LOCAL, plan["pods"]) if objects.application(i) > 1]
+    return [far[turn * 7919 % len(far)] for turn in range(plan["changes"] // 2)]
+
+
+def main():
+    plan = json.loads(os.environ["SLUICE_BENCH"])
+    net.up(1, 2, 1)
+    # Every refusal is told, however often somebody asks.
+    net.sysctl("n1", {"net.ipv4.icmp_ratelimit": 0})
+    servers, forwarder = [], relay(plan["cluster"]["port"]) if plan["cluster"] else None
+    try:
+        if plan["what"] == "packets":
+            packets(plan)
+        else:
+            servers.append(traffic.serve(objects.SERVER, [("tcp", objects.NUMBER), ("tcp", objects.METRICS)]))
+            size(plan)
+    finally:
+        for pid in [*servers, *([forwarder] if forwarder else [])]:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        net.down()
+
+
+# ---------------------------------------------------------------- one size
+
+
+def size(plan):
+    source = (Cluster if plan["cluster"] else Manifests)(plan)
+    shutil.rmtree(f"{net.RUN}/bench-state", ignore_errors=True)
+    # Nobody shall pay for bringing a program into memory.
+    subprocess.run([plan["binary"], "--version"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    print(f"\n{plan['pods']:,} pods, {objects.LOCAL} of them here; {plan['policies']:,} policies; from {source.kind}", flush=True)
+    ours(plan, source)
+    if plan["kube_router"]:
+        own.run(*net.node_command(1, plan["binary"], *OURS, *source.flags, "--cleanup-config"))
+        theirs(plan, source)
+
+
+def ours(plan, source):
+    with Ours(plan, source) as agent:
+        start = agent.start_figures()
+        settled(source, agent)
+    with Ours(plan, source) as agent:
+        again = agent.start_figures()
+    if again["steps"]:
+        raise own.LabError(f"the restart made {again['steps']} changes in a kernel that was as wanted")
+    with Ours(plan, source) as agent:
+        agent.wait_for(FIRST)
+        peers = changes(agent, source, [(index, app) for index in changing(plan) for app in (0, objects.application(index))])
+        here = [index for index in range(2, objects.LOCAL) if objects.application(index) == 0][:plan["changes"] // 8 or 1]
+        local = changes(agent, source, [(index, app) for index in here for app in (1, 0)])
+        outside = observed(source, plan["changes"] // 4)
+        asked = question(plan)
+        memory = agent.memory()
+    ms = lambda value: f"{value:,.1f}"  # noqa: E731
+    waited = start["whole"] - start["compute"] - start["sets"] - start["rules"]
+    print(f"  cold start, ms          {ms(start['whole'])} = input {ms(waited)}, compute {ms(start['compute'])}, sets {ms(start['sets'])}, "
+          f"rules {ms(start['rules'])}; {start['elements']:,} elements")
+    print(f"  restart, ms             {ms(again['whole'])}; changes in the kernel: {again['steps']}")
+    print(f"  label of a peer, ms     {spread(peers, 'since_seen')}; seen from outside {spread(outside)}")
+    middle = {word: sorted(t[word] for t in local)[len(local) // 2] for word in ("compute", "sets", "rules")}
+    print(f"  label of a pod here, ms {spread(local, 'since_seen')}; " + ", ".join(f"{word} {ms(middle[word])}" for word in middle))
+    print(f"  policy explain, ms      {ms(asked)}")
+    print(f"  resident memory, MiB    {memory[0]:.1f} (at most {memory[1]:.1f})")
+    for what, (count, bytes_in) in counted(plan, source, Ours, here).items():
+        print(f"  programs for {what:<10} {count:.1f} with {bytes_in:,.0f} bytes of rules", flush=True)
+
+
+def theirs(plan, source):
+    with Theirs(plan, source) as agent:
+        start = settled(source, agent)
+        outside = observed(source, max(10, plan["changes"] // 16))
+        memory = agent.memory()
+    with Theirs(plan, source) as agent:
+        again = settled(source, agent, flips=True)
+    here = [index for index in range(2, objects.LOCAL) if objects.application(index) == 0][:4]
+    print(f"  kube-router: cold start {start * 1e3:,.0f} ms (until a refused connection is), restart {again * 1e3:,.0f} ms (until a change is taken in)")
+    print(f"  kube-router: label of a peer, ms, seen from outside {spread(outside)}")
+    print(f"  kube-router: resident memory, MiB {memory[0]:.1f} (at most {memory[1]:.1f})")
+    for what, (count, bytes_in) in counted(plan, source, Theirs, here).items():
+        print(f"  kube-router: programs for {what} {count:.1f} with {bytes_in:,.0f} bytes of rules", flush=True)
+
+
+def spread(took, word=None):
+    took = sorted(t[word] for t in took) if word else sorted(took)
+    return f"p50 {took[len(took) // 2]:,.1f}, p99 {took[len(took) * 99 // 100]:,.1f} of {len(took)}"
+
+
+def changes(agent, source, turns):
+    """What single changes took, in ms, from the agent's seeing the event to the kernel's last acknowledgement."""
+    took = []
+    for index, app in turns:
+        after = len(agent.lines())
+        source.label(index, app)
+        line, _ = agent.wait_for(ROUND, after, pause=0.002)
+        while "since_seen_us" not in line:  # what nobody enters any more was removed
+            after += 1
+            line, _ = agent.wait_for(ROUND, after, pause=0.002)
+        took.append({word: line[f"{word}_us"] / 1e3 for word in ("since_seen", "compute", "sets", "rules")})
+    return took
+
+
+def allowed():
+    """Whether the client reaches the port of the server that only application 0 may."""
+    try:
+        with net.Inside(objects.CLIENT), traffic.connect(net.pod_addresses(objects.SERVER)[0], objects.METRICS, patience=0.02):
+            return True
+    except OSError:
+        return False
+
+
+def observed(source, count):
+    """What changes of the client's label took, in ms, until connections say so."""
+    took = []
+    for turn in range(count):
+        wanted = turn % 2 == 0
+        at = time.monotonic()
+        source.client("app-0" if wanted else "other")
+        if not own.wait(lambda: allowed() == wanted, 300, 0):
+            raise own.LabError(f"five minutes after its label changed the client is {'refused' if wanted else 'allowed'}")
+        took.append((time.monotonic() - at) * 1e3)
+    source.client("other")
+    return took
+
+
+def settled(source, agent, flips=False):
+    """Seconds from the start of an agent until the client is refused, or until it is let in when it gets its label."""
+    if flips:
+        source.client("app-0")
+    if not own.wait(lambda: allowed() == flips, 600, 0.01):
+        raise own.LabError("the agent does not enforce the policies within ten minutes")
+    took = time.time() - agent.began
+    if flips:
+        source.client("other")
+    return took
+
+
+def question(plan):
+    """What one question takes, in ms, with the program that asks it."""
+    best = 1e9
+    for _ in range(5):
+        at = time.monotonic()
+        said = own.run(*net.node_command(1, plan["binary"], "policy", "explain", f"--socket={net.RUN}/bench.sock", "--from", f"{objects.CLIENTS}/client",
+                                         "--to", f"{objects.namespace(0)}/{objects.name(0)}:{objects.METRICS}"))
+        best = min(best, (time.monotonic() - at) * 1e3)
+        if "kernel: has these rules" not in said:
+            raise own.LabError(f"the agent does not say that its rules are in the kernel:\n{said}")
+    return best
+
+
+def counted(plan, source, kind, here):
+    """{what: (programs, bytes that they were given)} for one change, counted by programs that stand before the host's."""
+    shutil.rmtree(FRONT, ignore_errors=True)
+    os.makedirs(FRONT)
+    for name in PROGRAMS:
+        real = shutil.which(name, path=PATH)
+        if real:
+            own.write(f"{FRONT}/{name}", f"#!/bin/sh\nt=$(mktemp {net.RUN}/in.XXXXXX)\ncase {name} in *restore|nft|ipset) cat > $t;; esac\n"
+                      f"echo {name} $(stat -c %s $t) >> {COUNTS}\nexec {real} \"$@\" < $t\n", 0o755)
+    open(COUNTS, "w").close()
+    with kind(plan, source, front=FRONT + ":") as agent:
+        settled(source, agent, flips=True)
+        time.sleep(5)
+        found = {}
+        for what, turns in (("a peer", [lambda: source.client("app-0"), lambda: source.client("other")] * 4),
+                            ("a pod here", [lambda i=i, a=a: source.label(i, a) for i in here[:4] for a in (1, 0)])):
+            open(COUNTS, "w").close()
+            for turn in turns:
+                turn()
+                time.sleep(2)
+            with open(COUNTS) as handle:
+                lines = [line.split() for line in handle]
+            found[what] = len(lines) / len(turns), sum(int(size) for _, size in lines) / len(turns)
+    return found
+
+
+# ---------------------------------------------------------------- packets
+
+
+def packets(plan):
+    source = Manifests({**plan, "policies": 0})
+    with subprocess.Popen(net_command(objects.SERVER, plan["packets"], "serve")) as server:
+        try:
+            print("\nBetween two pods of one node, over IPv4: new connections in a second, and bytes over one; best of "
+                  f"{TURNS} times {SECONDS} s")
+            time.sleep(0.5)
+            base = row(plan, "no policy, no agent", None)
+            with Ours(plan, source) as agent:
+                agent.wait_for(FIRST)
+                row(plan, "no policy", base)
+                for count in (1, 300, 1000):
+                    spaced(source, agent, [*map(objects.policy, range(1, count)), objects.guard(0, 1)])
+                    row(plan, f"{count:,} {'policy' if count == 1 else 'policies, one of them'} for the pod", base)
+                for count in (10, 300, 1000):
+                    spaced(source, agent, [objects.guard(i, count) for i in range(count)])
+                    row(plan, f"{count:,} policies for the pod, the last allows", base)
+        finally:
+            server.kill()
+
+
+def spaced(source, agent, policies):
+    after = len(agent.lines())
+    source.write("policies", policies)
+    agent.wait_for(ROUND, after)
+    time.sleep(1)
+
+
+def row(plan, what, base):
+    turns = [json.loads(own.run(*net_command(objects.CLIENT, plan["packets"], "measure", net.pod_addresses(objects.SERVER)[0], str(SECONDS))))
+             for _ in range(TURNS)]
+    best = {word: max(turn[word] for turn in turns) for word in ("connections", "bytes")}
+    beside = "" if base is None else f"  ({best['connections'] / base['connections']:.0%}, {best['bytes'] / base['bytes']:.0%})"
+    print(f"  {what:<46} {best['connections']:>8,.0f}/s {best['bytes'] / 1e9:>7.2f} GB/s{beside}", flush=True)
+    return best
+
+
+def net_command(namespace, *command):
+    return ["nsenter", f"--net=/run/netns/{namespace}", *command]
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except own.LabError as error:
+        own.say(f"bench: {error}")
+        sys.exit(1)

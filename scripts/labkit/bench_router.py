@@ -1,0 +1,401 @@
+#!/usr/bin/python3
+"""The part of scripts/bench router that runs where the daemons are: each row, each daemon in turn, in a namespace of its own.
+
+Neighbours are played by a program of ours (tests/bench/router.rs), the same for all; it knows what they are to hear and says when it is exactly
+that. What the kernel holds is seen in the kernel's own counters, and then compared route by route.
+"""
+import contextlib
+import ipaddress
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+from labkit import net, own  # noqa: E402
+from labkit.bench_daemons import ADDRESS, ASN, NAMESPACE, SIX, Bird, Frr, Gobgp, Role, Sluice, Speaker  # noqa: E402
+
+PREFIXES = 100_000
+CHANGES = 1000
+MESH = 1000
+CLIENTS, EACH = 100, 10
+RESTARTED, KEPT = 10, 100
+ROUTES = 20_000
+AT_MOST = 60
+# Of what takes long there is no second time.
+ENOUGH = 20
+
+
+class Late(Exception):
+    """Something did not happen in time."""
+
+
+class Ground:
+    """A namespace for the daemon and one for its neighbours, which all have addresses there, on one link."""
+
+    def __init__(self, neighbours):
+        self.neighbours = neighbours
+
+    def __enter__(self):
+        net.ip(None, f"netns add {NAMESPACE}", "netns add theirs", f"link add eth0 netns {NAMESPACE} type veth peer name eth0 netns theirs")
+        net.ip(NAMESPACE, "link set lo up", "link set eth0 up", f"addr add {ADDRESS}/16 dev eth0", f"addr add {SIX}/64 dev eth0 nodad")
+        net.ip("theirs", "link set lo up", "link set eth0 up", *(f"addr add {address(number)}/16 dev eth0" for number in range(self.neighbours)))
+        net.sysctl(NAMESPACE, {"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1})
+        return self
+
+    def __exit__(self, *_):
+        net.ip(None, f"netns del {NAMESPACE}", "netns del theirs")
+
+
+class Neighbours:
+    """The program that plays them."""
+
+    def __init__(self, plan, *words):
+        command = [plan["program"], words[0], ADDRESS, str(ASN), *map(str, words[1:])]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+                                        preexec_fn=lambda: net.enter("theirs"))
+        self.rest = b""
+        self.waiting = []
+
+    def tell(self, command):
+        self.process.stdin.write(command.encode() + b"\n")
+        self.process.stdin.flush()
+
+    def hear(self, event, seconds=AT_MOST):
+        """The next event of this name; others before it are dropped."""
+        deadline = time.monotonic() + seconds
+        while True:
+            while self.waiting:
+                heard = self.waiting.pop(0)
+                if heard["event"] == event:
+                    return heard
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
+                raise Late
+            read = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not read:
+                raise own.LabError("the program that plays neighbours has ended")
+            *lines, self.rest = (self.rest + read).split(b"\n")
+            self.waiting += [json.loads(line) for line in lines]
+
+    def check(self):
+        """What is heard is still as it should be, a while later."""
+        time.sleep(0.3)
+        self.tell("check")
+        wrong = self.hear("check")["wrong"]
+        return "" if wrong == 0 else f"ends with {wrong:,} wrong routes"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(30)
+
+
+class Running:
+    """A daemon, its neighbours and the ground below, for one measurement."""
+
+    def __init__(self, kind, plan, role, *words):
+        self.kind, self.plan, self.role, self.words = kind, plan, role, words
+
+    def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(Ground(len(self.role.peers)))
+            daemon = self.kind(self.role, self.plan)
+            stack.callback(daemon.stop)
+            neighbours = stack.enter_context(Neighbours(self.plan, *self.words))
+            self.stack = stack.pop_all()
+        return daemon, neighbours
+
+    def __exit__(self, *_):
+        self.stack.close()
+
+
+def address(number):
+    return f"198.18.{1 + number // 250}.{1 + number % 250}"
+
+
+def prefix(number):
+    return f"{ipaddress.ip_address((1 << 28) + (number << 9))}/24"
+
+
+def inside(count):
+    return [(address(number), ASN) for number in range(count)]
+
+
+def outside(count):
+    return [(address(number), 64601 + number) for number in range(count)]
+
+
+def tables(kind, plan, order):
+    """(a) Two whole tables to a third neighbour; then a fourth one comes, then single changes."""
+    reflector = kind is Sluice
+    role = Role(inside(4), reflects=True, kernel=True) if reflector else Role(outside(4))
+    words = ["tables", PREFIXES, order] + (["internal"] if reflector else [])
+    with Running(kind, plan, role, *words) as (daemon, neighbours):
+        daemon.start()
+        neighbours.hear("up")
+        time.sleep(1)
+        before = daemon.processor_seconds()
+        neighbours.tell("send")
+        found = {"s": neighbours.hear("right")["ms"] / 1e3}
+        said = neighbours.check()
+        found["CPU s"] = daemon.processor_seconds() - before
+        found["MiB"], found["anonymous"] = daemon.memory()
+        neighbours.tell("late")
+        up = neighbours.hear("up")["ms"]
+        found["late s"] = (neighbours.hear("right")["ms"] - up) / 1e3
+        neighbours.tell(f"change {CHANGES} 10")
+        changed = neighbours.hear("changed")
+        found["p50 ms"], found["p99 ms"], found["changes"] = changed["p50"], changed["p99"], changed["count"]
+        found["said"] = said or neighbours.check()
+        return found
+
+
+def mesh(kind, plan, dials):
+    """(b) Many neighbours inside, with a prefix of both families each."""
+    role = Role(inside(MESH), dials=dials, kernel=True)
+    words = ["group", MESH, 0, "pods"] + (["listen"] if dials else [])
+    with Running(kind, plan, role, *words) as (daemon, neighbours):
+        neighbours.hear("ready")
+        if not dials:
+            daemon.start()
+            listening()
+            time.sleep(2)
+        began = time.monotonic()
+        if dials:
+            daemon.start()
+            neighbours.tell("mark")
+        else:
+            neighbours.tell("dial")
+        found = {}
+        if daemon.protocol:
+            found["s"] = in_kernel(daemon, MESH, MESH) - began
+            neighbours.hear("up")
+        else:
+            neighbours.hear("sent")
+            found["s"], found["said"] = time.monotonic() - began, "sessions alone: it leaves the kernel to others"
+        time.sleep(5)
+        found["MiB"], found["anonymous"] = daemon.memory()
+        before, at = daemon.processor_seconds(), time.monotonic()
+        time.sleep(plan["rest"])
+        found["at rest %"] = 100 * (daemon.processor_seconds() - before) / (time.monotonic() - at)
+        return found
+
+
+def first(kind, plan, dials):
+    """(c) From the start of the process to its first announcement."""
+    with Running(kind, plan, Role(inside(1), dials=dials, announces=True), "group", 1, 0, *(["listen"] if dials else [])) as (daemon, neighbours):
+        neighbours.hear("ready")
+        neighbours.tell("mark" if dials else "dial")
+        daemon.start()
+        return {"s": neighbours.hear("first")["ms"] / 1e3}
+
+
+def reflector(kind, plan):
+    """(d) Every client hears the routes of all others."""
+    with Running(kind, plan, Role(inside(CLIENTS), reflects=True), "group", CLIENTS, EACH, "reflected", "hold") as (daemon, neighbours):
+        daemon.start()
+        neighbours.hear("ready")
+        neighbours.tell("dial")
+        neighbours.hear("up")
+        time.sleep(2)
+        before = daemon.processor_seconds()
+        neighbours.tell("send")
+        found = {"s": neighbours.hear("right")["ms"] / 1e3, "said": neighbours.check()}
+        found["CPU s"] = daemon.processor_seconds() - before
+        found["MiB"], found["anonymous"] = daemon.memory()
+        return found
+
+
+def restart(kind, plan, away):
+    """(e) A reflector that crashes and comes back: when it has told everybody that this is all, and what the kernel had to do without."""
+    role = Role(inside(RESTARTED), reflects=True, graceful=True, kernel=True)
+    with Running(kind, plan, role, "group", RESTARTED, KEPT, "reflected", "graceful") as (daemon, neighbours):
+        daemon.start()
+        neighbours.hear("ready")
+        neighbours.tell("dial")
+        neighbours.hear("right")
+        if daemon.protocol:
+            in_kernel(daemon, RESTARTED * KEPT, 0)
+        time.sleep(2)
+        with Watch() as watch:
+            neighbours.tell(f"again {away}")
+            neighbours.hear("begun")
+            daemon.crash()
+            neighbours.tell("mark")
+            daemon.start(again=True)
+            ended = neighbours.hear("ended")
+            said = neighbours.check()
+            time.sleep(1)
+        present = RESTARTED - away
+        early = "" if ended["whole"] == present else f"told {present - ended['whole']} of {present} too early that it was all"
+        found = {"s": ended["after_sent"] / 1e3, "whole s": ended["ms"] / 1e3, "said": ", ".join(filter(None, [early, said]))}
+        if daemon.protocol:
+            kept = {prefix(number) for number in range(present * KEPT)}
+            found["deleted"] = sum(1 for one in watch.deleted if one in kept)
+        return found
+
+
+def kernel(kind, plan):
+    """(f) Routes of one neighbour into the kernel."""
+    with Running(kind, plan, Role(inside(1), kernel=True), "group", 1, ROUTES, "hold") as (daemon, neighbours):
+        daemon.start()
+        neighbours.hear("ready")
+        neighbours.tell("dial")
+        neighbours.hear("up")
+        time.sleep(2)
+        before, began = daemon.processor_seconds(), time.monotonic()
+        neighbours.tell("send")
+        found = {"s": in_kernel(daemon, ROUTES, 0, pause=0.001) - began}
+        found["CPU s"] = daemon.processor_seconds() - before
+        found["MiB"], found["anonymous"] = daemon.memory()
+        return found
+
+
+class Batch:
+    """The same routes by `ip -batch`."""
+    name = "ip -batch"
+
+
+def batch(_kind, _plan):
+    with Ground(1):
+        path = f"{net.RUN}/bench.batch"
+        own.write(path, "".join(f"route add {prefix(number)} via {address(0)} dev eth0 proto 17\n" for number in range(ROUTES)))
+        with net.Inside(NAMESPACE):
+            began = time.monotonic()
+            own.run("/sbin/ip", "-batch", path)
+            return {"s": time.monotonic() - began}
+
+
+class Watch:
+    """What is deleted from the kernel's routes."""
+
+    def __enter__(self):
+        self.path = f"{net.RUN}/bench.watch"
+        with open(self.path, "wb") as out:
+            self.process = subprocess.Popen(["/sbin/ip", "monitor", "route"], stdin=subprocess.DEVNULL, stdout=out,
+                                            preexec_fn=lambda: net.enter(NAMESPACE))
+        time.sleep(0.2)
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait(30)
+        with open(self.path) as handle:
+            lines = [line.split() for line in handle]
+        self.deleted = [words[1] for words in lines if len(words) > 1 and words[0] == "Deleted"]
+
+
+def listening():
+    """Waits until somebody listens on the port of BGP."""
+    def is_there():
+        with net.Inside(NAMESPACE), open("/proc/thread-self/net/tcp") as v4, open("/proc/thread-self/net/tcp6") as v6:
+            lines = [line.split() for handle in (v4, v6) for line in handle]
+        return any(words[1].endswith(":00B3") and words[3] == "0A" for words in lines)
+    if not own.wait(is_there, AT_MOST):
+        raise Late
+
+
+def in_kernel(daemon, four, six, pause=0.005):
+    """Waits until the kernel has so many routes of the daemon, by its cheap counters, and counts them then. When that was."""
+    deadline = time.monotonic() + AT_MOST
+    with net.Inside(NAMESPACE):
+        while time.monotonic() < deadline:
+            if counted_four() >= four and counted_six() >= six:
+                at = time.monotonic()
+                if listed("-4", daemon) >= four and (six == 0 or listed("-6", daemon) >= six):
+                    return at
+            time.sleep(pause)
+    raise Late
+
+
+def counted_four():
+    with open("/proc/thread-self/net/fib_triestat") as handle:
+        return next(int(line.split()[1]) for line in handle if line.strip().startswith("Prefixes:"))
+
+
+def counted_six():
+    with open("/proc/thread-self/net/rt6_stats") as handle:
+        return int(handle.read().split()[3], 16)
+
+
+def listed(family, daemon):
+    return own.run("/sbin/ip", family, "-o", "route", "show", "proto", daemon.protocol).count("\n")
+
+
+ALL = [Sluice, Bird, Frr, Gobgp]
+# Each row: its letter, title, how it is measured, with whom, and what its columns say.
+ROWS = [
+    ("a", f"2 x {PREFIXES:,} prefixes to a third, in turn", lambda kind, plan: tables(kind, plan, "turn"), [Speaker, Bird, Frr, Gobgp, Sluice]),
+    ("a", f"2 x {PREFIXES:,} prefixes to a third, at once", lambda kind, plan: tables(kind, plan, "once"), [Speaker, Bird, Frr, Gobgp, Sluice]),
+    ("b", f"{MESH:,} neighbours inside dial it", lambda kind, plan: mesh(kind, plan, False), ALL),
+    ("b", f"{MESH:,} neighbours inside, dialled by it from its start", lambda kind, plan: mesh(kind, plan, True), ALL),
+    ("c", "process start to the first announcement, dialled", lambda kind, plan: first(kind, plan, False), ALL),
+    ("c", "process start to the first announcement, dialling", lambda kind, plan: first(kind, plan, True), ALL),
+    ("d", f"a reflector, {CLIENTS} clients x {EACH} routes", reflector, ALL),
+    ("e", "kill -9 with graceful restart, last route sent to the last End-of-RIB, all there", lambda kind, plan: restart(kind, plan, 0), ALL),
+    ("e", "the same with one neighbour away", lambda kind, plan: restart(kind, plan, 1), ALL),
+    ("f", f"{ROUTES:,} routes of one neighbour into the kernel", kernel, [Batch, Sluice, Bird, Frr]),
+]
+
+
+def measure(how, kind, plan):
+    """The best of several times; what could not be done says why."""
+    best, spent = None, time.monotonic()
+    for _ in range(plan["repeat"]):
+        try:
+            found = batch(kind, plan) if kind is Batch else how(kind, plan)
+        except Late:
+            found = {"said": f"not within {AT_MOST} s"}
+        if best is None or found.get("s", AT_MOST) < best.get("s", AT_MOST):
+            best = found
+        # One wrong end counts, whatever the others were.
+        if found.get("said"):
+            best["said"] = found["said"]
+        if time.monotonic() - spent > ENOUGH:
+            break
+    return best
+
+
+def report(title, rows):
+    columns = [name for name in dict.fromkeys(name for _, found in rows for name in found) if name not in ("said", "s")]
+    fastest = min((found["s"] for _, found in rows if "s" in found), default=None)
+    print(f"\n{title}\n  {'':<18}{'s':>9}{'x best':>8}" + "".join(f"{column:>11}" for column in columns))
+    for name, found in rows:
+        cells = [f"{found['s']:.3f}" if "s" in found else "-", f"{found['s'] / fastest:.1f}" if "s" in found else "-"]
+        more = [figure(found[column]) if column in found else "-" for column in columns]
+        print(f"  {name:<18}{cells[0]:>9}{cells[1]:>8}" + "".join(f"{text:>11}" for text in more) + f"  {found.get('said', '')}".rstrip(), flush=True)
+
+
+def figure(value):
+    return str(value) if isinstance(value, int) else f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def main():
+    plan = json.loads(os.environ["SLUICE_BENCH"])
+    os.makedirs(net.RUN, exist_ok=True)
+    for letter, title, how, kinds in ROWS:
+        if letter not in plan["rows"]:
+            continue
+        rows = []
+        for kind in kinds:
+            if kind is Batch or kind.name.split("'")[0].lower() in plan["only"]:
+                name = f"{kind.name} (reflects)" if letter == "a" and kind is Sluice else kind.name
+                rows.append((name, measure(how, kind, plan)))
+        report(f"({letter}) {title}", rows)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except own.LabError as error:
+        own.say(f"bench: {error}")
+        sys.exit(1)

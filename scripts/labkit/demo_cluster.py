@@ -1,0 +1,193 @@
+"""The last part of the demo: a small cluster on Sluice alone, and a router outside that learns from it.
+
+Three nodes, the second of them in another subnet, have no route to any pod but those that agents make. The router between
+the subnets and the outside is BIRD: it speaks BGP with every node, and all that it knows of pods and services it has from
+them. Where the nodes find it stands in an annotation of theirs.
+"""
+import contextlib
+import json
+import os
+import subprocess
+import time
+
+from . import kernel, net, objects, own, packets, traffic
+from .demo_report import hold, logs, say, show, title
+from .testbed import Testbed
+
+NODES, OUTSIDE = 64512, 64600  # numbers of their autonomous systems
+LOCAL = ("198.51.100.20", "2001:db8:51::20")
+FLAGS = ["--run-router=true", "--run-firewall=true", "--advertise-cluster-ip", "--advertise-external-ip",
+         f"--cluster-asn={NODES}", "--bgp-graceful-restart", f"--socket={net.RUN}/n{{i}}/sluice.sock"]
+BIRD = f"{net.RUN}/bird"
+PREFIX = {"4": 32, "6": 128}
+PODS = ["n1p1", "n2p1", "n3p1"]
+
+
+def run(binary, facts):
+    title("A small cluster on Sluice alone: proxy, firewall and router on three nodes in two subnets, BIRD as the router outside")
+    bed = Testbed(binary, facts, pods=2, subnets=2, routed=True, flags=FLAGS).up()
+    try:
+        ranges = [*net.SERVICE_RANGES, *net.EXTERNAL_RANGES]
+        net.ip("rtr", *[f"route del {r}" for r in ranges])  # it shall know them from nobody but the nodes
+        net.ip("ext", *[f"route add {r} via {'2001:db8:113::fe' if ':' in r else '203.0.113.254'}" for r in net.POD_RANGES])
+        bed.source.nodes(bed.plan, annotations={i: peering(bed.plan, i) for i in range(1, bed.plan.nodes + 1)})
+        with bird(bed.plan):
+            bed.start_agents()
+            bed.ready()
+            say("every node is ready, and its pods were attached by the CNI plugins with the file that its agent wrote")
+            made = {"web": bed.put("web", PODS),
+                    "local": bed.put("local", ["n3p1"], external_ips=list(LOCAL), external_policy="Local")}
+            bed.settle()
+            pods_reach_each_other(bed)
+            outside_learns(bed, made)
+            client_reaches(bed, made)
+            tables(bed, made)
+            service_moves(bed, made["local"])
+            crash_loses_nothing(bed, made["web"])
+            for i, agent in bed.agents.items():
+                hold(f"the agent of node {i} of the small cluster is alive and healthy", agent.is_alive() and agent.healthy(),
+                     kernel.http_get(i, "/healthz"))
+        logs(bed)
+    finally:
+        bed.down()
+
+
+def peering(plan, i):
+    """The annotations by which a node finds the router outside."""
+    router = net.FAR_ROUTER if plan.far(i) else net.ROUTER
+    return {"kube-router.io/peer.ips": router[0], "kube-router.io/peer.asns": str(OUTSIDE)}
+
+
+@contextlib.contextmanager
+def bird(plan):
+    """BIRD in the router's namespace, which speaks with every node and gives what it learns to its kernel."""
+    sessions = "".join(
+        f"protocol bgp node{i} {{ local as {OUTSIDE}; neighbor {plan.addresses(i)[0]} as {NODES}; direct; "
+        "connect retry time 2; graceful restart on; ipv4 { import all; export none; }; ipv6 { import all; export none; }; }\n"
+        for i in range(1, plan.nodes + 1))
+    own.write(f"{BIRD}.conf", f"router id {net.ROUTER[0]};\nprotocol device {{ }}\n" + "".join(
+        f"protocol kernel {{ ipv{f} {{ export where source = RTS_BGP; }}; merge paths on; }}\n" for f in "46") + sessions)
+    with open(f"{BIRD}.log", "wb") as log:
+        process = subprocess.Popen(["ip", "netns", "exec", "rtr", "bird", "-f", "-c", f"{BIRD}.conf", "-s", f"{BIRD}.ctl"],
+                                   stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    own.wait(lambda: process.poll() is not None or os.path.exists(f"{BIRD}.ctl"), 20, 0.1)
+    if process.poll() is not None:
+        with open(f"{BIRD}.log") as log:
+            raise own.LabError(f"BIRD does not run: {log.read()}")
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def birdc(*words):
+    return own.run("birdc", "-r", "-s", f"{BIRD}.ctl", *words)
+
+
+def at_router(family, prefix):
+    """Through which gateways the router outside sends what is for a prefix."""
+    said = own.run("/sbin/ip", "-n", "rtr", f"-{family}", "-j", "route", "show", prefix)
+    return sorted(hop["gateway"] for route in json.loads(said or "[]") for hop in route.get("nexthops", [route]))
+
+
+def routes_at_router(family):
+    return own.run("/sbin/ip", "-n", "rtr", f"-{family}", "route", "show", "proto", "bird").splitlines()
+
+
+def eventually(what, wanted, look, seconds=60):
+    own.wait(lambda: look() == wanted, seconds, 0.2)
+    found = look()
+    hold(what, found == wanted, f"{found} and not {wanted}")
+
+
+def pods_reach_each_other(bed):
+    for family in "46":
+        seen = {(a, b): asked(a, net.pod_addresses(b)[family == "6"]) for a in PODS for b in PODS if a != b}
+        good = {(a, b): (b, net.pod_addresses(a)[family == "6"]) for a, b in seen}
+        hold(f"IPv{family}: pods of all nodes reach each other, and are seen with their own addresses", seen == good, seen)
+
+
+def asked(client, address, port=objects.TARGET):
+    try:
+        return traffic.ask(client, address, port)
+    except OSError as error:
+        return traffic.word(error)
+
+
+def outside_learns(bed, made):
+    plan = bed.plan
+    numbers = range(1, plan.nodes + 1)
+    for f, family in enumerate("46"):
+        for i in numbers:
+            prefix = plan.pod_ranges(i)[f]
+            eventually(f"the router outside has {prefix} from node {i}", [plan.addresses(i)[f]], lambda: at_router(family, prefix))
+        web = f"{made['web'].address(family)}/{PREFIX[family]}"
+        eventually(f"the router outside has the Service {web} from all nodes", sorted(plan.addresses(i)[f] for i in numbers),
+                   lambda: at_router(family, web))
+        eventually(f"and {LOCAL[f]}, which wants local pods, from node 3 alone", [plan.addresses(3)[f]],
+                   lambda: at_router(family, f"{LOCAL[f]}/{PREFIX[family]}"))
+    show("router$ birdc show route", birdc("show", "route"))
+
+
+def client_reaches(bed, made):
+    for f, family in enumerate("46"):
+        answers = {pod: asked("ext", net.pod_addresses(pod)[f]) for pod in PODS}
+        hold(f"IPv{family}: the client outside reaches pods by their own addresses",
+             all(a == (pod, net.CLIENT[f]) for pod, a in answers.items()), answers)
+        outcome = traffic.many("ext", made["web"].address(family), 80, count=9)
+        hold(f"IPv{family}: and the Service, answered by pods", not outcome["failed"] and set(outcome["answers"]) <= set(PODS), outcome)
+        seen = asked("ext", LOCAL[f], 80)
+        hold(f"IPv{family}: and the Service with local pods, which see its own address", seen == ("n3p1", net.CLIENT[f]), seen)
+
+
+def tables(bed, made):
+    """What the client of GoBGP says on node 1."""
+    plan = bed.plan
+    for words, wanted in (
+            ("neighbor", [net.ROUTER[0], *[plan.addresses(i)[0] for i in (2, 3)]]),
+            ("global", [str(NODES)]),
+            ("global rib", [*[plan.pod_ranges(i)[0] for i in (1, 2, 3)], made["web"].address("4")]),
+            ("global rib -a ipv6", [*[plan.pod_ranges(i)[1] for i in (1, 2, 3)], made["web"].address("6")])):
+        said = net.node(1, "gobgp", *words.split())
+        show(f"node 1$ gobgp {words}", said)
+        hold(f"`gobgp {words}` shows what there is", all(part in said for part in wanted), said)
+    said = net.node(1, "gobgp", "neighbor", net.ROUTER[0], "adj-out")
+    hold("`gobgp neighbor ADDRESS adj-out` shows what the router outside is told",
+         plan.pod_ranges(1)[0] in said and plan.pod_ranges(3)[0] not in said, said)
+
+
+def service_moves(bed, service):
+    say("the Service that wants local pods moves from node 3 to node 1")
+    bed.put(service.name, ["n1p1"])
+    for f, family in enumerate("46"):
+        eventually(f"IPv{family}: the router outside follows", [bed.plan.addresses(1)[f]],
+                   lambda: at_router(family, f"{LOCAL[f]}/{PREFIX[family]}"))
+        seen = asked("ext", LOCAL[f], 80)
+        hold(f"IPv{family}: the pod on node 1 answers the client outside", seen == ("n1p1", net.CLIENT[f]), seen)
+
+
+def crash_loses_nothing(bed, service):
+    say("packets between pods, and between the client outside and pods; the agents of nodes 1 and 2 killed (-9) and restarted")
+    before = {f: routes_at_router(f) for f in "46"}
+    targets = {client: [(address, objects.TARGET) for pod in PODS if pod != client for address in net.pod_addresses(pod)]
+               for client in ("n1p1", "n2p1", "ext")}
+    streams = {client: packets.Stream(client, to) for client, to in targets.items()}
+    load = traffic.Load("ext", service.address("4"), 80, pause=0.05)
+    time.sleep(1)
+    for i in (1, 2):
+        bed.agents[i].kill()
+    time.sleep(1)
+    for i in (1, 2):
+        bed.agents[i].start()
+    bed.ready()
+    time.sleep(2)
+    for client, stream in streams.items():
+        outcome = stream.stop()
+        print(f"  from {client:<5} {outcome['sent']:>6} packets sent, {outcome['lost']} lost", flush=True)
+        hold(f"no packet from {client} was lost", outcome["lost"] == 0 and not outcome["errors"] and outcome["sent"] > 50, outcome)
+    o = load.stop()
+    print(f"  ext to the Service: {o['fresh']} connections, {o['failed']} failed; {o['lasting']} long-lived, {o['broken']} broken", flush=True)
+    hold("no connection from outside to the Service failed or broke", o["failed"] == o["broken"] == 0 and o["fresh"] > 10, o)
+    after = {f: routes_at_router(f) for f in "46"}
+    hold("the router outside has the routes that it had", after == before, kernel.difference(before, after))

@@ -1,0 +1,122 @@
+"""Single packets instead of connections: how large they may be, and whether every one of a stream arrives.
+
+The servers of `traffic` send every UDP message back that begins with `ECHO`.
+"""
+import collections
+import errno
+import json
+import os
+import selectors
+import signal
+import socket
+import time
+
+from .net import Inside, enter
+from .traffic import ECHO, connect, word
+
+# Linux, in.h and in6.h; Python names only some of them.
+IP_MTU_DISCOVER, IP_MTU, IPV6_MTU_DISCOVER, IPV6_MTU, ALWAYS = 10, 14, 23, 24, 2
+HEADERS = {socket.AF_INET: 28, socket.AF_INET6: 48}
+
+
+def largest(namespace, address, port):
+    """The size, with its headers, of the largest packet that goes there and comes back in one piece.
+
+    No packet may be cut on its way: the first is as large as the link, and whoever cannot pass it on has to say so.
+    """
+    with Inside(namespace), connect(address, port, "udp", 3.0) as sock:
+        level, discover, mtu = (socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_MTU) if sock.family == socket.AF_INET else (
+            socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_MTU)
+        sock.setsockopt(level, discover, ALWAYS)
+        for _ in range(5):
+            size = sock.getsockopt(level, mtu)
+            message = ECHO.ljust(size - HEADERS[sock.family], b".")
+            try:
+                sock.send(message)
+                if sock.recv(1 << 16) == message:
+                    return size
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE and sock.getsockopt(level, mtu) == size:
+                    raise OSError(f"a packet of {size} bytes from {namespace} to {address}: {word(error)}") from None
+        raise OSError(f"from {namespace} to {address}: no size is found that passes")
+
+
+def bulk(namespace, address, port, size=100_000):
+    """Sends so many bytes over TCP, and returns when the other end has read them all."""
+    with Inside(namespace), connect(address, port) as sock:
+        sock.sendall(b"." * size)
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(4096):
+            pass
+
+
+class Stream:
+    """A process in a namespace that sends every target a numbered packet each `pause` seconds, until `stop`.
+
+    What `stop` returns says how many were sent, and which of them never came back.
+    """
+
+    def __init__(self, namespace, targets, pause=0.05):
+        result, report = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(report)
+            self.result = result
+            return
+        try:
+            os.close(result)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            enter(namespace)
+            outcome = flow(targets, pause)
+        except BaseException as error:
+            outcome = {"sent": 0, "lost": 1, "errors": {f"{type(error).__name__}: {error}": 1}}
+        with os.fdopen(report, "w") as handle:
+            json.dump(outcome, handle)
+        os._exit(0)
+
+    def stop(self):
+        os.kill(self.pid, signal.SIGTERM)
+        with os.fdopen(self.result) as handle:
+            text = handle.read()
+        os.waitpid(self.pid, 0)
+        return json.loads(text)
+
+
+def flow(targets, pause):
+    stopping = []
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
+    selector, errors, sent = selectors.DefaultSelector(), collections.Counter(), 0
+    missing = {}  # (address, number): when it was sent
+    for address, port in targets:
+        sock = connect(address, port, "udp")
+        sock.setblocking(False)
+        selector.register(sock, selectors.EVENT_READ, address)
+    began = due = time.monotonic()
+    while not stopping:
+        for key in list(selector.get_map().values()):
+            sent += 1
+            missing[key.data, sent] = time.monotonic() - began
+            attempt(lambda: key.fileobj.send(ECHO + b" %d" % sent), key.data, errors)
+        due = max(due + pause, time.monotonic())
+        while not stopping and (left := due - time.monotonic()) > 0:
+            collect(selector, left, missing, errors)
+    last = time.monotonic() + 5
+    while missing and time.monotonic() < last:
+        collect(selector, 0.2, missing, errors)
+    lost = [f"{address} after {at:.2f} s" for (address, _), at in missing.items()]
+    return {"sent": sent, "lost": len(lost), "which": lost[:6] + lost[-2:], "errors": dict(errors)}
+
+
+def collect(selector, seconds, missing, errors):
+    for key, _ in selector.select(seconds):
+        answer = attempt(lambda: key.fileobj.recv(1 << 16), key.data, errors)
+        if answer and answer.startswith(ECHO):
+            missing.pop((key.data, int(answer[len(ECHO):])), None)
+
+
+def attempt(act, address, errors):
+    try:
+        return act()
+    except OSError as error:
+        errors[f"{address}: {word(error)}"] += 1
+        return None

@@ -1,0 +1,452 @@
+//! The speaker with sockets and a clock: the one part of `bgp` that has effects.
+//!
+//! One task, on a thread of its own, owns the speaker and all sockets. It has one wait: for orders, for a socket, for whoever takes
+//! the news, or for the next deadline. A turn takes in a bounded number of things, of each connection one buffer at the most, so
+//! that no neighbour keeps it from the others; then everything that has come of them is written.
+//!
+//! The task never waits for whoever takes the news (`news`), and nobody can make it send more than a neighbour takes
+//! (`speaker`, backpressure). When it ends, or dies, its sockets close without a word, which is how a graceful restart begins
+//! (RFC 4724 4.1); who wants sessions to end for good gives orders to remove the neighbours first.
+//!
+//! Who may connect: neighbours that are wanted, to the address of ours that is configured for them, with their password. Others
+//! are closed at once, and counted. A neighbour that says nothing is closed by its machine (`session`).
+
+mod apply;
+mod news;
+mod outbox;
+mod serve;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use futures_util::{FutureExt, StreamExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::error;
+
+use super::rib::Rules;
+use super::session::{LinkId, Moment};
+use super::speaker::{Fact, Input, Order, Output, Restarting, Speaker};
+use crate::kernel::{Error, tcp};
+use crate::observe::health::Pulse;
+use crate::reconcile::{self, Moments};
+use apply::{Happened, Links, Reading, Waits, hops};
+use news::News;
+use serve::Listeners;
+
+pub use news::{Event, Refusal, Refused, Subject};
+
+/// What a speaker begins with.
+#[derive(Debug)]
+pub struct Setup {
+    pub rules: Rules,
+    /// An earlier run has left routes in the kernel.
+    pub restarting: Option<Restarting>,
+    /// Where it says that it is alive.
+    pub pulse: Pulse,
+}
+
+/// Gives orders to the speaker and asks it. Clones speak to the same one.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+}
+
+/// A speaker and where it listens, for those who look from outside.
+#[derive(Clone, Debug)]
+pub struct Access {
+    pub handle: Handle,
+    pub listen: BTreeSet<SocketAddr>,
+}
+
+/// What the speaker tells, in the order in which it happens. Of each prefix only the newest route is told.
+#[derive(Debug)]
+pub struct Events {
+    batches: mpsc::Receiver<Vec<Event>>,
+}
+
+/// The speaker has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the BGP speaker has ended")]
+pub struct Ended;
+
+enum Command {
+    Orders(Vec<Order>),
+    Listen(BTreeSet<SocketAddr>),
+    Ask(Box<dyn FnOnce(&mut Speaker) + Send>),
+    Write(oneshot::Sender<()>),
+}
+
+/// Somebody waits until everything of before is written.
+struct Writing {
+    /// Neighbours that have not been told everything yet: they read slowly, or have just come.
+    behind: Vec<IpAddr>,
+    /// What connections have still to send, when all have been told.
+    ends: Option<Vec<(LinkId, u64)>>,
+    tell: oneshot::Sender<()>,
+}
+
+/// How many commands may wait; who is faster waits itself.
+const COMMANDS: usize = 64;
+/// How many things are taken in before anything is written.
+const AT_ONCE: usize = 256;
+/// How much is read from a connection before it is another one's turn.
+const BUFFER: usize = 16 << 10;
+/// How many connections a neighbour may have: two by the protocol, and some that are just ending.
+const CONNECTIONS: usize = 8;
+/// How long it sleeps at most, so that its life can be seen.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Starts a speaker on a thread of its own. It ends when `stop` becomes true or every handle is gone.
+///
+/// # Errors
+/// The system gives no thread, or nothing to wait with.
+pub fn spawn(setup: Setup, stop: watch::Receiver<bool>) -> io::Result<(Handle, Events, JoinHandle<()>)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (commands, commands_in) = mpsc::channel(COMMANDS);
+    let (batches_out, batches) = mpsc::channel(1);
+    let run = move || {
+        // Sockets are made here and not before, so that they belong to this thread's place in the network.
+        let driver = Driver::new(setup);
+        runtime.block_on(driver.run(commands_in, batches_out, stop));
+    };
+    let thread = std::thread::Builder::new().name("bgp".to_owned()).spawn(run)?;
+    Ok((Handle { commands }, Events { batches }, thread))
+}
+
+impl Handle {
+    /// Whether both speak to the same one.
+    pub fn is_same(&self, other: &Handle) -> bool {
+        self.commands.same_channel(&other.commands)
+    }
+
+    /// Gives orders; the neighbours are told what comes of all of them together.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn order(&self, orders: impl Into<Vec<Order>>) -> Result<(), Ended> {
+        self.send(Command::Orders(orders.into())).await
+    }
+
+    /// Listens on these addresses and no others.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn listen(&self, on: BTreeSet<SocketAddr>) -> Result<(), Ended> {
+        self.send(Command::Listen(on)).await
+    }
+
+    /// Asks the speaker something. Whoever gives it steps here loses what comes of them: that is what orders are for.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Speaker) -> T + Send + 'static,
+    ) -> Result<T, Ended> {
+        let (answer_out, answer) = oneshot::channel();
+        let ask = move |speaker: &mut Speaker| {
+            // Who has asked may not want to know any more.
+            let _ = answer_out.send(question(speaker));
+        };
+        self.send(Command::Ask(Box::new(ask))).await?;
+        answer.await.map_err(|_| Ended)
+    }
+
+    /// Says when the sockets of all neighbours have taken what came of everything that was ordered before. A neighbour
+    /// that reads slowly makes that take long; one that goes away is not waited for.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn written(&self) -> Result<oneshot::Receiver<()>, Ended> {
+        let (tell, told) = oneshot::channel();
+        self.send(Command::Write(tell)).await?;
+        Ok(told)
+    }
+
+    async fn send(&self, command: Command) -> Result<(), Ended> {
+        self.commands.send(command).await.map_err(|_| Ended)
+    }
+}
+
+impl Events {
+    /// What has happened since; `None` when the speaker has ended. Nothing is lost when the wait is given up.
+    pub async fn next(&mut self) -> Option<Vec<Event>> {
+        self.batches.recv().await
+    }
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Command::Orders(orders) => f.debug_tuple("Orders").field(orders).finish(),
+            Command::Listen(on) => f.debug_tuple("Listen").field(on).finish(),
+            Command::Ask(_) => f.write_str("Ask"),
+            Command::Write(_) => f.write_str("Write"),
+        }
+    }
+}
+
+struct Driver {
+    speaker: Speaker,
+    links: Links,
+    listeners: Listeners,
+    waits: Waits,
+    news: News,
+    /// Neighbours that could not be dialled since their last session.
+    undialled: BTreeSet<IpAddr>,
+    /// Who waits until something is written.
+    writings: Vec<Writing>,
+    moments: Moments,
+    buffer: Vec<u8>,
+    pulse: Pulse,
+}
+
+impl Driver {
+    fn new(setup: Setup) -> Driver {
+        let now = Instant::now();
+        if let Err(error) = tcp::raise_open_files() {
+            error!(%error, "The number of open files stays as it is");
+        }
+        Driver {
+            speaker: Speaker::new(setup.rules, setup.restarting, now),
+            links: Links::default(),
+            listeners: Listeners::default(),
+            waits: Waits::new(),
+            news: News::default(),
+            undialled: BTreeSet::new(),
+            writings: Vec::new(),
+            moments: Moments::since(now),
+            buffer: vec![0; BUFFER],
+            pulse: setup.pulse,
+        }
+    }
+
+    async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        batches: mpsc::Sender<Vec<Event>>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        loop {
+            let now = Instant::now();
+            let deadline = tokio::time::Instant::from_std(self.deadline(now));
+            tokio::select! {
+                // What is ordered holds for whatever comes over the sockets after it.
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                command = commands.recv() => match command {
+                    Some(command) => self.obey(command),
+                    None => return,
+                },
+                Ok(permit) = batches.reserve(), if self.news.is_due(now) => {
+                    let rib = self.speaker.rib();
+                    permit.send(self.news.take(now, |prefix| rib.route(prefix)));
+                    continue;
+                }
+                Some(happened) = self.waits.next(), if !self.waits.is_empty() => self.take(happened.ok()),
+                () = tokio::task::yield_now(), if self.links.is_busy() => {}
+                () = tokio::time::sleep_until(deadline) => {}
+            }
+            for _ in 0..COMMANDS {
+                let Ok(command) = commands.try_recv() else { break };
+                self.obey(command);
+            }
+            for _ in 0..AT_ONCE {
+                let Some(Some(happened)) = self.waits.next().now_or_never() else { break };
+                self.take(happened.ok());
+            }
+            self.finish_turn();
+        }
+    }
+
+    fn deadline(&self, now: Instant) -> Instant {
+        let due = [self.speaker.deadline(), self.links.deadline(), self.listeners.deadline(), self.news.deadline(now)];
+        due.into_iter().flatten().fold(now + HEARTBEAT, Instant::min)
+    }
+
+    /// What is due at the end of every turn.
+    fn finish_turn(&mut self) {
+        let now = Instant::now();
+        if self.speaker.deadline().is_some_and(|deadline| deadline <= now) {
+            self.step(Input::Tick);
+        }
+        self.links.expire(now);
+        let at = self.moments.at(now);
+        self.listeners.open(&self.waits, at, &mut self.news);
+        for (link, bytes) in self.links.write(&self.waits) {
+            self.step(Input::Taken(link, bytes));
+        }
+        self.tell_what_is_written();
+        self.pulse.beat(now);
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Orders(orders) => {
+                let outputs = self.speaker.orders(self.moment(), orders);
+                self.carry_out(outputs);
+                self.set_passwords();
+            }
+            Command::Listen(on) => {
+                self.listeners.set(on);
+                let at = self.moments.at(Instant::now());
+                self.listeners.open(&self.waits, at, &mut self.news);
+            }
+            Command::Ask(ask) => ask(&mut self.speaker),
+            Command::Write(tell) => {
+                let behind = self.speaker.behind().collect();
+                self.writings.push(Writing { behind, ends: None, tell });
+            }
+        }
+    }
+
+    /// Tells those who wait that what they wait for is written.
+    fn tell_what_is_written(&mut self) {
+        for mut writing in std::mem::take(&mut self.writings) {
+            if !writing.behind.is_empty() {
+                let behind: BTreeSet<IpAddr> = self.speaker.behind().collect();
+                writing.behind.retain(|address| behind.contains(address));
+            }
+            if writing.behind.is_empty() {
+                let ends = writing.ends.get_or_insert_with(|| self.links.ends());
+                ends.retain(|(link, end)| !self.links.is_past(*link, *end));
+                if ends.is_empty() {
+                    // Who has asked may not want to know any more.
+                    let _ = writing.tell.send(());
+                    continue;
+                }
+            }
+            if !writing.tell.is_closed() {
+                self.writings.push(writing);
+            }
+        }
+    }
+
+    /// Takes in what a socket has brought; nothing, when it is not waited for any more.
+    fn take(&mut self, happened: Option<Happened>) {
+        match happened {
+            None => {}
+            Some(Happened::Readable(link)) => match self.links.read(&self.waits, link, &mut self.buffer) {
+                Reading::Bytes(bytes) => {
+                    let at = self.moment();
+                    let outputs = self.speaker.receive(at, link, self.buffer.get(..bytes).unwrap_or_default());
+                    self.carry_out(outputs);
+                }
+                Reading::End => self.step(Input::Closed(link)),
+                Reading::Nothing => {}
+            },
+            Some(Happened::Writable(link)) => self.links.writable(link),
+            Some(Happened::Dialled(address, result)) => self.dialled(address, result),
+            Some(Happened::Accepted(on, accepted)) if self.listeners.contains(on) => match accepted {
+                Ok((stream, from)) => {
+                    self.listeners.accepted(on, &self.waits, &mut self.news);
+                    self.accept(on, stream, from.ip().to_canonical());
+                }
+                // It was gone before it was taken.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
+                    self.listeners.accepted(on, &self.waits, &mut self.news);
+                }
+                Err(error) => {
+                    let at = self.moments.at(Instant::now());
+                    self.listeners.failed(on, &error, at, &mut self.news);
+                }
+            },
+            Some(Happened::Accepted(..)) => {}
+        }
+    }
+
+    fn dialled(&mut self, address: IpAddr, result: Result<TcpStream, Error>) {
+        self.links.end_dial(address);
+        match result {
+            Ok(stream) => {
+                let link = self.links.add(&self.waits, address, stream);
+                self.step(Input::Dialled(address, link));
+            }
+            Err(error) => {
+                if self.speaker.neighbour(address).is_some() && self.undialled.insert(address) {
+                    self.news.push(Event::Trouble(Subject::Dialling(address), Some(error)));
+                }
+                self.step(Input::DialFailed(address));
+            }
+        }
+    }
+
+    fn accept(&mut self, on: SocketAddr, stream: TcpStream, from: IpAddr) {
+        match self.admit(on, &stream, from) {
+            Err(refusal) => self.news.refused(from, refusal),
+            // The neighbour has gone while we were looking.
+            Ok(Err(_)) => {}
+            Ok(Ok(())) => {
+                let link = self.links.add(&self.waits, from, stream);
+                self.step(Input::Accepted(from, link));
+            }
+        }
+    }
+
+    /// Whether a connection is let in, and what came of making it the neighbour's own.
+    fn admit(&self, on: SocketAddr, stream: &TcpStream, from: IpAddr) -> Result<Result<(), Error>, Refusal> {
+        let neighbour = self.speaker.neighbour(from).ok_or(Refusal::Stranger)?;
+        let transport = &neighbour.wanted().transport;
+        let local = stream.local_addr().ok().map(|local| local.ip().to_canonical());
+        if transport.local.is_some() && transport.local != local {
+            return Err(Refusal::OtherAddress);
+        }
+        if !self.listeners.has_key(on, from) {
+            return Err(Refusal::NoPassword);
+        }
+        if self.links.count(from) >= CONNECTIONS {
+            return Err(Refusal::TooMany);
+        }
+        let key = transport.password.as_ref().map(|password| password.key());
+        Ok(tcp::adopt(stream, from, hops(transport.time_to_live), key))
+    }
+
+    fn moment(&self) -> Moment {
+        let reconcile::Moment { now, jitter } = self.moments.at(Instant::now());
+        Moment { now, jitter: jitter as u8 }
+    }
+
+    fn step(&mut self, input: Input) {
+        let outputs = self.speaker.step(self.moment(), input);
+        self.carry_out(outputs);
+    }
+
+    fn carry_out(&mut self, outputs: Vec<Output>) {
+        for output in outputs {
+            match output {
+                Output::Dial(address) => {
+                    if let Some(neighbour) = self.speaker.neighbour(address) {
+                        self.links.dial(&self.waits, address, &neighbour.wanted().transport);
+                    }
+                }
+                Output::AbandonDial(address) => self.links.end_dial(address),
+                Output::Send(link, bytes) => self.links.send(link, bytes),
+                Output::Close(link) => self.links.close(link, Instant::now()),
+                Output::Routes(changes) => self.news.routes(changes.into_iter().map(|change| change.prefix)),
+                Output::Fact(address, fact) => {
+                    // However the session came about, nothing is wrong with the neighbour any more.
+                    if matches!(fact, Fact::Up(_)) && self.undialled.remove(&address) {
+                        self.news.push(Event::Trouble(Subject::Dialling(address), None));
+                    }
+                    self.news.push(Event::Fact(address, fact));
+                }
+                Output::Complete => self.news.complete(),
+            }
+        }
+    }
+
+    /// The sockets that listen have the passwords of the neighbours that are wanted.
+    fn set_passwords(&mut self) {
+        let password = |(address, neighbour): (IpAddr, &super::speaker::Neighbour)| {
+            Some((address, neighbour.wanted().transport.password.clone()?))
+        };
+        let passwords = self.speaker.neighbours().filter_map(password).collect();
+        self.listeners.set_passwords(passwords, &mut self.news);
+        self.undialled.retain(|address| self.speaker.neighbour(*address).is_some());
+    }
+}

@@ -1,0 +1,275 @@
+//! What has happened and has not been told yet.
+//!
+//! Whoever listens may be slow: a whole table takes a while to go into the kernel. Meanwhile only the prefixes wait whose routes have
+//! changed, and what their routes are is looked up when they are told: a portion at a time, so that one side works on the next
+//! portion while the other one has the last. Facts are few; where nobody listens for long the oldest go.
+//!
+//! What is waiting stands in two turns. What comes while a turn is being told goes into the next one, so that a fact is told after all
+//! routes that were there before it, and nothing waits for ever behind what changes all the time.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use super::super::rib::RouteChange;
+use super::super::speaker::Fact;
+use crate::kernel::Error;
+
+/// Something that the owner of the speaker has to know.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Best routes that have changed; each prefix once.
+    Routes(Vec<RouteChange>),
+    Fact(IpAddr, Fact),
+    /// Our restart is over: the table is as complete as it gets.
+    Complete,
+    /// Something does not work, and why; `None` when it works again. Said when that changes, not at every try.
+    Trouble(Subject, Option<Error>),
+    /// Connections that were closed at once, since this was last said: a minute ago, or never.
+    Refused(Vec<Refused>),
+    /// So many facts and troubles have been forgotten, because nobody took them. What counts can be asked for.
+    Lost(u64),
+}
+
+/// What does not work.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Subject {
+    /// Listening, or accepting what comes.
+    Listening(SocketAddr),
+    Dialling(IpAddr),
+    /// The password of a neighbour cannot be set on the sockets that listen; it is not let in.
+    Password(IpAddr),
+}
+
+/// Connections from one address that were closed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refused {
+    pub from: IpAddr,
+    pub because: Refusal,
+    pub times: u64,
+}
+
+/// Why a connection is closed before a word is said.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Refusal {
+    /// It is from no neighbour.
+    Stranger,
+    /// It came to another address of ours than the one that is configured for the neighbour.
+    OtherAddress,
+    /// The neighbour has a password and the kernel has not taken it.
+    NoPassword,
+    /// The neighbour has too many connections already, of which most are just ending.
+    TooMany,
+}
+
+/// What waits to be told.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// What is being told.
+    turn: Turn,
+    /// What comes after it.
+    next: Turn,
+    refused: BTreeMap<(IpAddr, Refusal), u64>,
+    /// When refusals may be told again.
+    refused_at: Option<Instant>,
+}
+
+/// Prefixes whose routes have changed, and what has happened after that.
+#[derive(Debug, Default)]
+struct Turn {
+    routes: BTreeSet<IpNet>,
+    rest: VecDeque<Event>,
+    complete: bool,
+    lost: u64,
+}
+
+const MOST: usize = 4096;
+/// How many routes are told at once.
+const PORTION: usize = 4096;
+/// How many addresses are told apart.
+const MOST_REFUSED: usize = 64;
+const BETWEEN_REFUSALS: Duration = Duration::from_secs(60);
+
+impl News {
+    /// The routes to these prefixes have changed.
+    pub fn routes(&mut self, prefixes: impl Iterator<Item = IpNet>) {
+        let told = &self.turn.routes;
+        self.next.routes.extend(prefixes.filter(|prefix| !told.contains(prefix)));
+    }
+
+    pub fn complete(&mut self) {
+        self.next.complete = true;
+    }
+
+    pub fn push(&mut self, event: Event) {
+        self.next.rest.push_back(event);
+        if self.next.rest.len() > MOST {
+            self.next.rest.pop_front();
+            self.next.lost += 1;
+        }
+    }
+
+    /// A connection was closed.
+    pub fn refused(&mut self, from: IpAddr, because: Refusal) {
+        if self.refused.len() < MOST_REFUSED || self.refused.contains_key(&(from, because)) {
+            *self.refused.entry((from, because)).or_default() += 1;
+        }
+    }
+
+    /// When refusals are to be told that are known already. What is due waits for whoever takes it, and not for a time.
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        self.refused_at.filter(|at| *at > now && !self.refused.is_empty())
+    }
+
+    /// Whether there is something to tell.
+    pub fn is_due(&self, now: Instant) -> bool {
+        let refused = !self.refused.is_empty() && self.refused_at.is_none_or(|at| at <= now);
+        refused || !self.turn.is_empty() || !self.next.is_empty()
+    }
+
+    /// The next portion of what there is to tell. `route`: what the route to a prefix is now.
+    pub fn take(&mut self, now: Instant, route: impl Fn(IpNet) -> RouteChange) -> Vec<Event> {
+        if self.turn.is_empty() {
+            self.turn = std::mem::take(&mut self.next);
+        }
+        let mut events = self.turn.take(route);
+        if !self.refused.is_empty() && self.refused_at.is_none_or(|at| at <= now) {
+            let refused = std::mem::take(&mut self.refused).into_iter();
+            let refused = refused.map(|((from, because), times)| Refused { from, because, times });
+            events.push(Event::Refused(refused.collect()));
+            self.refused_at = Some(now + BETWEEN_REFUSALS);
+        }
+        events
+    }
+}
+
+impl Turn {
+    fn is_empty(&self) -> bool {
+        self.routes.is_empty() && self.rest.is_empty() && !self.complete && self.lost == 0
+    }
+
+    /// A portion of the routes, and with the last of them everything else.
+    fn take(&mut self, route: impl Fn(IpNet) -> RouteChange) -> Vec<Event> {
+        let mut events = Vec::new();
+        let portion: Vec<RouteChange> =
+            std::iter::from_fn(|| self.routes.pop_first()).take(PORTION).map(route).collect();
+        if !portion.is_empty() {
+            events.push(Event::Routes(portion));
+        }
+        if !self.routes.is_empty() {
+            return events;
+        }
+        if self.lost > 0 {
+            events.push(Event::Lost(std::mem::take(&mut self.lost)));
+        }
+        events.extend(self.rest.drain(..));
+        if std::mem::take(&mut self.complete) {
+            events.push(Event::Complete);
+        }
+        events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    fn prefix(number: u32) -> IpNet {
+        ipnet::Ipv4Net::new((0x0af4_0000 + (number << 8)).into(), 24).unwrap().into()
+    }
+
+    /// A route whose next hop says when it was looked up.
+    fn looked_up(at: u8) -> impl Fn(IpNet) -> RouteChange {
+        move |prefix| RouteChange { prefix, best: None, next_hops: vec![IpAddr::from([192, 0, 2, at])] }
+    }
+
+    fn told(news: &mut News, at: u8) -> (Vec<IpNet>, usize) {
+        let events = news.take(Instant::now(), looked_up(at));
+        let facts = events.iter().filter(|event| !matches!(event, Event::Routes(_))).count();
+        let routes = events.into_iter().filter_map(|event| match event {
+            Event::Routes(routes) => Some(routes),
+            _ => None,
+        });
+        (routes.flatten().map(|change| change.prefix).collect(), facts)
+    }
+
+    #[test]
+    fn of_each_prefix_only_the_newest_route_is_told_and_before_the_facts() {
+        let mut news = News::default();
+        news.routes([prefix(1), prefix(2)].into_iter());
+        news.complete();
+        news.push(Event::Trouble(Subject::Dialling(HERE), None));
+        news.routes([prefix(1)].into_iter());
+        let events = news.take(Instant::now(), looked_up(9));
+        let [Event::Routes(routes), Event::Trouble(..), Event::Complete] = events.as_slice() else {
+            panic!("{events:?}")
+        };
+        assert_eq!(*routes, [looked_up(9)(prefix(1)), looked_up(9)(prefix(2))]);
+        assert!(!news.is_due(Instant::now()));
+    }
+
+    #[test]
+    fn a_whole_table_is_told_in_portions_and_facts_after_what_came_before_them() {
+        let mut news = News::default();
+        news.routes((0..PORTION as u32 + 10).map(prefix));
+        news.push(Event::Trouble(Subject::Dialling(HERE), None));
+        assert_eq!(told(&mut news, 1), ((0..PORTION as u32).map(prefix).collect(), 0));
+        // What changes meanwhile: one that has been told, one that waits, and a fact.
+        news.routes([prefix(3), prefix(PORTION as u32 + 3)].into_iter());
+        news.complete();
+        let left = (PORTION as u32..PORTION as u32 + 10).map(prefix).collect();
+        assert_eq!(told(&mut news, 2), (left, 1));
+        assert_eq!(told(&mut news, 3), (vec![prefix(3)], 1));
+        assert!(!news.is_due(Instant::now()));
+    }
+
+    #[test]
+    fn what_changes_all_the_time_keeps_nothing_else_waiting() {
+        let mut news = News::default();
+        news.routes((0..2 * PORTION as u32).map(prefix));
+        news.push(Event::Trouble(Subject::Dialling(HERE), None));
+        let mut facts = 0;
+        for turn in 0..2 {
+            let (routes, said) = told(&mut news, turn);
+            news.routes(routes.into_iter());
+            facts += said;
+        }
+        assert_eq!(facts, 1);
+    }
+
+    #[test]
+    fn what_nobody_takes_does_not_grow() {
+        let mut news = News::default();
+        (0..MOST + 10).for_each(|_| news.push(Event::Trouble(Subject::Dialling(HERE), None)));
+        let events = news.take(Instant::now(), looked_up(1));
+        assert!(matches!(events.first(), Some(Event::Lost(10))));
+        assert_eq!(events.len(), MOST + 1);
+    }
+
+    #[test]
+    fn refusals_are_told_at_once_and_then_once_in_a_while() {
+        let (mut news, now) = (News::default(), Instant::now());
+        news.refused(HERE, Refusal::Stranger);
+        assert_eq!(news.take(now, looked_up(1)).len(), 1);
+        news.refused(HERE, Refusal::Stranger);
+        news.refused(HERE, Refusal::Stranger);
+        assert!(!news.is_due(now), "it was just said");
+        let later = news.deadline(now).expect("it will be said");
+        assert!(news.is_due(later) && news.deadline(later).is_none());
+        let events = news.take(later, looked_up(1));
+        let [Event::Refused(refused)] = events.as_slice() else { panic!("{events:?}") };
+        assert_eq!(*refused, [Refused { from: HERE, because: Refusal::Stranger, times: 2 }]);
+    }
+
+    #[test]
+    fn strangers_from_everywhere_are_counted_apart_up_to_a_bound() {
+        let mut news = News::default();
+        (0..1000_u32).for_each(|from| news.refused(IpAddr::V4(from.into()), Refusal::Stranger));
+        let events = news.take(Instant::now(), looked_up(1));
+        assert!(matches!(events.as_slice(), [Event::Refused(refused)] if refused.len() == MOST_REFUSED));
+    }
+}

@@ -1,0 +1,198 @@
+//! Listening: on which addresses, and with which passwords.
+//!
+//! Each address has a socket of its own; those of IPv6 take no IPv4. An address that cannot be listened on is tried again, at
+//! first soon and then every half a minute. Passwords of neighbours are keys on all sockets of their family, and a neighbour
+//! whose key a socket has not taken is not let in over it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::net::TcpListener;
+
+use super::super::transport::Password;
+use super::apply::{Happened, Wait, Waits};
+use super::news::{Event, News, Subject};
+use crate::kernel::{Error, tcp};
+use crate::net::Family;
+use crate::reconcile::{Backoff, Moment};
+
+/// All addresses that are to be listened on.
+#[derive(Debug, Default)]
+pub(super) struct Listeners {
+    all: BTreeMap<SocketAddr, Listener>,
+    passwords: BTreeMap<IpAddr, Password>,
+    /// Neighbours whose password some socket has not taken.
+    refused: BTreeSet<IpAddr>,
+}
+
+#[derive(Debug, Default)]
+struct Listener {
+    socket: Option<Arc<TcpListener>>,
+    /// It is waited for until somebody comes.
+    accepting: Option<Wait>,
+    /// The keys that the socket has.
+    keys: BTreeMap<IpAddr, Password>,
+    backoff: Backoff,
+    /// It has been said that something is wrong.
+    troubled: bool,
+}
+
+impl Listeners {
+    /// Listens on these addresses and on no others.
+    pub fn set(&mut self, wanted: BTreeSet<SocketAddr>) {
+        self.all.retain(|address, _| wanted.contains(address));
+        for address in wanted {
+            self.all.entry(address).or_default();
+        }
+    }
+
+    /// These neighbours have passwords, and no others.
+    pub fn set_passwords(&mut self, passwords: BTreeMap<IpAddr, Password>, news: &mut News) {
+        if self.passwords != passwords {
+            self.passwords = passwords;
+            self.key_all(news);
+        }
+    }
+
+    /// Whether this socket lets a neighbour in with its password alone, if it has one.
+    pub fn has_key(&self, on: SocketAddr, of: IpAddr) -> bool {
+        let wanted = self.passwords.get(&of);
+        wanted.is_none() || self.all.get(&on).is_some_and(|listener| listener.keys.get(&of) == wanted)
+    }
+
+    /// The next time that something is to be tried again.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.all.values().filter_map(|listener| listener.backoff.retry_at()).min()
+    }
+
+    /// Opens what is not open, and waits for whoever comes.
+    pub fn open(&mut self, waits: &Waits, at: Moment, news: &mut News) {
+        let mut opened = false;
+        for (address, listener) in &mut self.all {
+            if listener.accepting.is_some() || listener.backoff.retry_at().is_some_and(|retry| retry > at.now) {
+                continue;
+            }
+            match listener.listen(*address) {
+                Ok(new) => {
+                    opened |= new;
+                    listener.backoff.tried();
+                    listener.accept(waits, *address);
+                    // One that could not let anybody in has still to show that it can.
+                    if new {
+                        listener.works(*address, news);
+                    }
+                }
+                Err(error) => listener.failed(*address, error, at, news),
+            }
+        }
+        if opened {
+            self.key_all(news);
+        }
+    }
+
+    /// Somebody has come, or nobody could.
+    pub fn accepted(&mut self, on: SocketAddr, waits: &Waits, news: &mut News) {
+        if let Some(listener) = self.all.get_mut(&on) {
+            listener.backoff.succeeded();
+            listener.works(on, news);
+            listener.accept(waits, on);
+        }
+    }
+
+    /// Nobody can be let in for a while: there are too many open files, or the like.
+    pub fn failed(&mut self, on: SocketAddr, error: &std::io::Error, at: Moment, news: &mut News) {
+        if let Some(listener) = self.all.get_mut(&on) {
+            let errno = rustix::io::Errno::from_io_error(error).unwrap_or(rustix::io::Errno::IO);
+            listener.failed(on, Error::errno("accept connections on", on.to_string(), errno), at, news);
+        }
+    }
+
+    /// Whether an address is listened on.
+    pub fn contains(&self, on: SocketAddr) -> bool {
+        self.all.contains_key(&on)
+    }
+
+    fn key_all(&mut self, news: &mut News) {
+        let mut failed: BTreeMap<IpAddr, Error> = BTreeMap::new();
+        for (address, listener) in &mut self.all {
+            failed.extend(listener.key(*address, &self.passwords));
+        }
+        for (neighbour, error) in &failed {
+            if self.refused.insert(*neighbour) {
+                news.push(Event::Trouble(Subject::Password(*neighbour), Some(error.clone())));
+            }
+        }
+        self.refused.retain(|neighbour| {
+            let still = failed.contains_key(neighbour);
+            if !still {
+                news.push(Event::Trouble(Subject::Password(*neighbour), None));
+            }
+            still
+        });
+    }
+}
+
+impl Listener {
+    /// Opens the socket, unless it is open; true when it is a new one.
+    fn listen(&mut self, on: SocketAddr) -> Result<bool, Error> {
+        if self.socket.is_some() {
+            return Ok(false);
+        }
+        let socket = TcpListener::from_std(tcp::listen(on)?).map_err(|error| {
+            let errno = rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO);
+            Error::errno("wait for", on.to_string(), errno)
+        })?;
+        self.socket = Some(Arc::new(socket));
+        self.keys = BTreeMap::new();
+        Ok(true)
+    }
+
+    fn accept(&mut self, waits: &Waits, on: SocketAddr) {
+        self.accepting = self.socket.clone().map(|socket| {
+            Wait::new(waits, async move {
+                let accepted = socket.accept().await;
+                Happened::Accepted(on, accepted)
+            })
+        });
+    }
+
+    fn works(&mut self, on: SocketAddr, news: &mut News) {
+        if std::mem::take(&mut self.troubled) {
+            news.push(Event::Trouble(Subject::Listening(on), None));
+        }
+    }
+
+    fn failed(&mut self, on: SocketAddr, error: Error, at: Moment, news: &mut News) {
+        self.accepting = None;
+        self.backoff.failed(at.now, at.jitter);
+        if !std::mem::replace(&mut self.troubled, true) {
+            news.push(Event::Trouble(Subject::Listening(on), Some(error)));
+        }
+    }
+
+    /// Gives the socket the keys of its family and takes the others away; returns what could not be set.
+    fn key(&mut self, on: SocketAddr, passwords: &BTreeMap<IpAddr, Password>) -> BTreeMap<IpAddr, Error> {
+        let Some(socket) = &self.socket else { return BTreeMap::new() };
+        let mut failed = BTreeMap::new();
+        let ours = |neighbour: &IpAddr| Family::from(*neighbour) == Family::from(on.ip());
+        let gone: Vec<IpAddr> = self.keys.keys().filter(|known| !passwords.contains_key(known)).copied().collect();
+        for neighbour in gone {
+            match tcp::set_key(socket, neighbour, None) {
+                Ok(()) => drop(self.keys.remove(&neighbour)),
+                Err(error) => drop(failed.insert(neighbour, error)),
+            }
+        }
+        for (neighbour, password) in passwords.iter().filter(|(neighbour, _)| ours(neighbour)) {
+            if self.keys.get(neighbour) == Some(password) {
+                continue;
+            }
+            match tcp::set_key(socket, *neighbour, Some(password.key())) {
+                Ok(()) => drop(self.keys.insert(*neighbour, password.clone())),
+                Err(error) => drop(failed.insert(*neighbour, error)),
+            }
+        }
+        failed
+    }
+}

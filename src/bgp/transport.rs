@@ -1,0 +1,128 @@
+//! How a neighbour is reached: the TCP connection under its session, as it is configured.
+//!
+//! RFC 4271 8.1.1 (port, passive), RFC 2385 (TCP MD5), RFC 5082 (GTSM, *TTL security*). This is a value; `driver` brings it about.
+//!
+//! How it looks in the kernel: a password is a key of `TCP_MD5SIG` on the socket that dials and, under the neighbour's address,
+//! on the sockets that listen. Hops are `IP_TTL` and `IPV6_UNICAST_HOPS`, what must be left of them `IP_MINTTL` and
+//! `IPV6_MINHOPCOUNT`.
+//!
+//! Neighbours with link-local addresses are not spoken with: nobody can configure one, because their device cannot be given.
+
+use std::fmt;
+use std::net::IpAddr;
+
+/// The TCP port of BGP.
+pub const PORT: u16 = 179;
+
+/// The transport of one neighbour.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Transport {
+    /// The port that it listens on.
+    pub port: u16,
+    /// Our address: we dial from it, and take no connection to another one. `None` for any, as the kernel chooses.
+    pub local: Option<IpAddr>,
+    /// TCP MD5. Connections without it, or with another one, are not made.
+    pub password: Option<Password>,
+    pub time_to_live: TimeToLive,
+}
+
+impl Default for Transport {
+    fn default() -> Transport {
+        Transport { port: PORT, local: None, password: None, time_to_live: TimeToLive::System }
+    }
+}
+
+/// How far packets to a neighbour go, and how far those may come that are taken for its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TimeToLive {
+    /// As far as those of any program: for neighbours inside.
+    System,
+    /// So many hops: 1 for a neighbour outside on our link, more for *multihop*.
+    Hops(u8),
+    /// GTSM: ours leave with 255, and what comes over more than so many hops is dropped by the kernel. 1 for a neighbour on
+    /// our link. Both sides have to do it.
+    Secured { hops: u8 },
+}
+
+/// A password for TCP MD5, from 1 to 80 bytes. It is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(Box<[u8]>);
+
+/// Why something cannot be a password.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("a password has from 1 to {} bytes, and this one has {length}", Password::LONGEST)]
+pub struct Unfit {
+    pub length: usize,
+}
+
+impl TimeToLive {
+    /// What packets leave with.
+    pub fn sent(self) -> Option<u8> {
+        match self {
+            TimeToLive::System => None,
+            TimeToLive::Hops(hops) => Some(hops.max(1)),
+            TimeToLive::Secured { .. } => Some(u8::MAX),
+        }
+    }
+
+    /// What must be left when a packet comes.
+    pub fn least(self) -> Option<u8> {
+        match self {
+            TimeToLive::System | TimeToLive::Hops(_) => None,
+            TimeToLive::Secured { hops } => Some(u8::MAX - hops.max(1) + 1),
+        }
+    }
+}
+
+impl Password {
+    /// The kernel's bound (`TCP_MD5SIG_MAXKEYLEN`).
+    pub const LONGEST: usize = 80;
+
+    pub fn new(text: impl AsRef<[u8]>) -> Result<Password, Unfit> {
+        let length = text.as_ref().len();
+        match length {
+            1..=Self::LONGEST => Ok(Password(text.as_ref().into())),
+            _ => Err(Unfit { length }),
+        }
+    }
+
+    /// For the kernel, and nobody else.
+    pub(in crate::bgp) fn key(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_neighbour_so_many_hops_away_leaves_so_much_of_the_255() {
+        let least = [1, 2, 255, 0].map(|hops| TimeToLive::Secured { hops }.least());
+        assert_eq!(least, [Some(255), Some(254), Some(1), Some(255)]);
+        assert_eq!(TimeToLive::Hops(0).sent(), Some(1), "with 0 nothing would leave");
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let password = Password::new("open sesame").unwrap();
+        let transport = Transport { password: Some(password), ..Transport::default() };
+        assert!(!format!("{transport:?} {transport:#?}").contains("sesame"));
+    }
+
+    #[test]
+    fn a_password_has_the_length_that_the_kernel_takes() {
+        assert_eq!(Password::new(""), Err(Unfit { length: 0 }));
+        assert!(Password::new([b'x'; 80]).is_ok());
+        assert_eq!(
+            Password::new([b'x'; 81]).unwrap_err().to_string(),
+            "a password has from 1 to 80 bytes, and this one has 81"
+        );
+    }
+}

@@ -1,0 +1,42 @@
+//! Where addresses of Services may come from, as the administrator said.
+//!
+//! Kubernetes: anybody who may write a Service may write any address into `spec.externalIPs`, so an address
+//! is served and announced only where the administrator allowed it: it must lie in `--service-external-ip-range`
+//! (for `externalIPs`) or `--loadbalancer-ip-range` (for load balancer addresses) and outside
+//! `--service-cluster-ip-range`. No range means none is allowed. `--strict-external-ip-validation=false`
+//! allows all.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// The ranges of Services, checked.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct ServiceRanges {
+    /// `--strict-external-ip-validation`: the three ranges below decide which external addresses are served.
+    pub strict: bool,
+    /// `--service-cluster-ip-range`: where cluster IPs come from; external addresses must lie outside.
+    /// One or two ranges of enabled families; none when only the default was there and its family is off.
+    pub cluster_ips: Vec<IpNet>,
+    /// `--service-external-ip-range`: where `spec.externalIPs` may come from. Empty means nowhere.
+    pub external_ips: Vec<IpNet>,
+    /// `--loadbalancer-ip-range`: where load balancer addresses may come from. Empty means nowhere.
+    pub load_balancer_ips: Vec<IpNet>,
+}
+
+impl ServiceRanges {
+    /// Whether an entry of `spec.externalIPs` counts.
+    pub fn allow_external_ip(&self, address: IpAddr) -> bool {
+        self.allow(address, &self.external_ips)
+    }
+
+    /// Whether a load balancer address counts.
+    pub fn allow_load_balancer_ip(&self, address: IpAddr) -> bool {
+        self.allow(address, &self.load_balancer_ips)
+    }
+
+    fn allow(&self, address: IpAddr, ranges: &[IpNet]) -> bool {
+        let within = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&address));
+        !self.strict || (within(ranges) && !within(&self.cluster_ips))
+    }
+}

@@ -1,0 +1,126 @@
+//! What the router's flags mean.
+
+use super::*;
+use crate::net::Password;
+
+/// What the router would be asked to do, whether or not this build has one.
+fn router(words: &[&str]) -> RouterConfig {
+    let mut mistakes = Mistakes::default();
+    let environment = Environment { host_name: "node-1".to_owned(), ..Environment::default() };
+    let config = Config::meant(&flags(words), 0, &environment, &mut mistakes);
+    assert!(mistakes.is_empty(), "{words:?}: {mistakes}");
+    config.router.expect("the router is on by default")
+}
+
+#[test]
+fn without_flags_there_is_a_mesh_with_tunnels_between_subnets() {
+    let config = router(&[]);
+    assert_eq!(config.cni_file, Some("/etc/cni/net.d/10-kuberouter.conf".into()));
+    assert!(config.auto_mtu && config.pod_egress && config.full_mesh && config.internal_peers);
+    assert_eq!(config.overlay, Some(Overlay { reach: Reach::Subnet, udp_port: None }));
+    assert_eq!((config.cluster_asn, config.router_id, config.port), (64512, RouterId::Address, 179));
+    assert_eq!((config.hold_time, config.graceful_restart, config.multihop), (90, None, None));
+    assert_eq!((config.peers.len(), config.passwords_file), (0, None));
+    let only_pods = Advertise { pod_cidrs: true, cluster_ips: false, external_ips: false, load_balancer_ips: false };
+    assert_eq!(config.advertise, only_pods);
+    assert_eq!(config.admin, ["127.0.0.1:50051".parse().expect("a socket's address")]);
+    assert_eq!((config.sync_period, config.routes_sync_period), (Duration::from_secs(300), Duration::from_secs(60)));
+}
+
+#[test]
+fn every_flag_of_the_router_arrives() {
+    let config = router(&[
+        "--enable-cni=false",
+        "--overlay-type=full",
+        "--overlay-encap=fou",
+        "--overlay-encap-port=6000",
+        "--nodes-full-mesh=false",
+        "--enable-ibgp=false",
+        "--cluster-asn=4200000001",
+        "--router-id=192.0.2.9",
+        "--bgp-port=1179",
+        "--bgp-holdtime=30s",
+        "--bgp-graceful-restart",
+        "--bgp-graceful-restart-time=500ms",
+        "--peer-router-multihop-ttl=3",
+        "--override-nexthop",
+        "--advertise-pod-cidr=false",
+        "--advertise-loadbalancer-ip",
+    ]);
+    assert_eq!(config.cni_file, None);
+    assert_eq!(config.overlay, Some(Overlay { reach: Reach::Full, udp_port: Some(6000) }));
+    assert!(!config.full_mesh && !config.internal_peers && config.override_next_hop);
+    assert_eq!((config.cluster_asn, config.port, config.hold_time), (4_200_000_001, 1179, 30));
+    assert_eq!(config.router_id, RouterId::Is("192.0.2.9".parse().expect("an address")));
+    let restart = GracefulRestart { seconds: 1, deferral: Duration::from_secs(360) };
+    assert_eq!(config.graceful_restart, Some(restart), "part of a second is a second: 0 would mean never");
+    assert_eq!(config.multihop, Some(3));
+    assert!(!config.advertise.pod_cidrs && config.advertise.load_balancer_ips);
+    assert_eq!(router(&["--enable-overlay=false"]).overlay, None);
+    assert_eq!(router(&["--peer-router-multihop-ttl=1"]).multihop, None, "one hop is what there is anyway");
+}
+
+#[test]
+fn external_peers_are_put_together_from_their_lists() {
+    let words = [
+        "--peer-router-ips=203.0.113.1,2001:db8:113::2",
+        "--peer-router-asns=65001,4200000001",
+        "--peer-router-ports=179,1179",
+        "--peer-router-passwords=,cGFzcw==",
+        "--peer-router-passwords-file=/etc/peers",
+    ];
+    let config = router(&words);
+    let [first, second] = config.peers.as_slice() else { panic!("two peers: {:?}", config.peers) };
+    assert_eq!((first.asn, first.port, &first.password), (65001, Some(179), &Password::None));
+    assert_eq!((second.asn, second.port), (4_200_000_001, Some(1179)));
+    let Password::Key(secret) = &second.password else { panic!("a password: {:?}", second.password) };
+    assert_eq!(secret.key(), b"pass");
+    assert_eq!(config.passwords_file, None, "the flag wins over the file");
+    let config = router(&[&words[..3], &words[4..]].concat());
+    assert_eq!(config.passwords_file, Some("/etc/peers".into()));
+    assert!(config.peers.iter().all(|peer| peer.password == Password::Unknown), "nobody has read the file yet");
+    assert!(!format!("{:?}", router(&words)).contains("pass\""));
+}
+
+#[test]
+fn the_management_api_always_listens_where_its_client_looks() {
+    let listens = |words: &[&str]| router(words).admin.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    assert_eq!(listens(&["--gobgp-admin-address=192.0.2.1"]), "192.0.2.1:50051 127.0.0.1:50051");
+    assert_eq!(listens(&["--gobgp-admin-address=0.0.0.0", "--gobgp-admin-port=1"]), "0.0.0.0:1");
+    assert_eq!(listens(&["--gobgp-admin-address=::1"]), "[::1]:50051");
+    assert_eq!(listens(&["--gobgp-admin-address="]), "127.0.0.1:50051");
+    assert_eq!(listens(&["--gobgp-admin-port=0"]), "");
+}
+
+#[test]
+fn the_cni_file_is_where_the_surroundings_say() {
+    let file = Some("/etc/cni/net.d/10-kuberouter.conflist".into());
+    let environment = Environment { host_name: "node-1".to_owned(), cni_file: file.clone(), ..Environment::default() };
+    let config = Config::meant(&flags(&[]), 0, &environment, &mut Mistakes::default());
+    assert_eq!(config.router.and_then(|router| router.cni_file), file);
+}
+
+#[test]
+fn identifiers_and_passwords_have_their_limits() {
+    check_mistakes(
+        &["--router-id=0.0.0.0"],
+        &[
+            "--router-id must have the form of an IPv4 address, for example 192.0.2.10, or be \"generate\"; it is \"0.0.0.0\".",
+        ],
+    );
+    let long = format!("--peer-router-passwords={}", "QUJD".repeat(27));
+    check_mistakes(
+        &["--peer-router-ips=203.0.113.1", "--peer-router-asns=64512", &long],
+        &["--peer-router-passwords must be of 80 bytes at most; number 1 is longer."],
+    );
+}
+
+#[test]
+fn a_password_that_cannot_be_read_is_not_repeated() {
+    let (sentence, code) = refused(&["--peer-router-passwords=hu\"sh"]);
+    assert!(
+        sentence.starts_with("--peer-router-passwords cannot be read: ") && !sentence.contains("sh\""),
+        "{sentence}"
+    );
+    assert_eq!(code, 2);
+}

@@ -1,0 +1,236 @@
+//! The acts of one round: elements before the rules, rules, elements behind them.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::kernel::ipset::ElementKey;
+use crate::kernel::iptables::{Piece, Rules};
+use crate::model::Authority;
+use crate::net::{Family, PerFamily};
+use crate::reconcile::{Growth, Moment, Reflection, Trouble};
+
+use super::super::desired::Desired;
+use super::super::dispatch;
+use super::super::names::{self, CHAIN_TAIL};
+use super::super::order::{Between, Order};
+use super::super::turning::AllRules;
+use super::{Kernel, Mirrors, Refusing, Round};
+
+/// What a round works on.
+pub(super) struct Given<'a> {
+    pub desired: &'a Desired,
+    pub authority: Authority,
+    pub at: Moment,
+    /// Elements that were wanted and are no longer.
+    pub left: &'a BTreeSet<ElementKey>,
+}
+
+/// How long rules wait for sets and elements that fail, and elements that close a path for rules that do.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// In how many forms a chain is tried: whole, then reduced, then closed; and once more for what needs it.
+const FORMS: usize = 3;
+
+impl<K: Kernel> Mirrors<K> {
+    /// In which order elements and rules change.
+    pub(super) fn order(&mut self, given: &Given<'_>) -> Order {
+        let Given { desired, at, .. } = *given;
+        if self.elements.is_settled() || !self.elements.learn(at) {
+            return Order::default();
+        }
+        let want = self.rules_for_now(given);
+        let differing = self.elements.differing(&desired.elements);
+        let rules_stay = self.rules.is_settled();
+        let unknown = PerFamily::from_fn(|family| {
+            let in_doubt = self.rules.doubts().any(|piece| piece.family() == family);
+            in_doubt || self.rules.seen().is_none() || self.rules.peek().is_unreadable(family)
+        });
+        let (nothing, want) = (AllRules::new(), want.as_ref().unwrap_or(&desired.rules));
+        let seen = self.rules.seen().unwrap_or(&nothing);
+        Order::between(Between { seen, want, desired, differing, unknown, rules_stay })
+    }
+
+    /// What goes before the rules change, then what comes before that.
+    pub(super) fn change_elements_before(&mut self, given: &Given<'_>, order: &Order) {
+        let Given { desired, authority, at, .. } = *given;
+        if authority != Authority::Remembered && !(order.early.is_empty() && order.unnamed.is_empty()) {
+            let goes = |key: &ElementKey| order.unnamed.contains(key) || order.early.contains(key) && given.may_go(key);
+            self.elements.shrink_where(&desired.elements, at, |key, _| goes(key));
+        }
+        let behind = PerFamily::from_fn(|family| self.is_behind(desired, family));
+        let waits = |key: &ElementKey| order.late.contains(key) || order.turning.elements.contains(key);
+        self.elements.grow_where(&desired.elements, Growth::Full, at, |key| match pods_of(key) {
+            Some(family) => !*behind.of(family),
+            None => !waits(key) && !*order.unknown.of(key.entry.family()),
+        });
+    }
+
+    /// While sets or elements have just failed to come, rules that may name them are left as they are: a set that lacks
+    /// an address refuses what is allowed. What goes on failing delays the rules no longer.
+    pub(super) fn waits_for_sets(&self, desired: &Desired, order: &Order, at: Moment) -> bool {
+        let lacks_set = || desired.sets.keys().any(|set| !self.sets.has(set));
+        let waits = |key: &ElementKey| {
+            let unknown = *order.unknown.of(key.entry.family());
+            unknown || pods_of(key).is_some() || order.late.contains(key) || order.turning.elements.contains(key)
+        };
+        let lacks_element = || desired.elements.keys().any(|key| !self.elements.has(key) && !waits(key));
+        is_fresh(self.sets.trouble(), at) && lacks_set() || is_fresh(self.elements.trouble(), at) && lacks_element()
+    }
+
+    /// The families whose rules stay as they are for now: what they are is not known, or an element that had to go
+    /// before them has not gone.
+    pub(super) fn held(&self, given: &Given<'_>, order: &Order) -> PerFamily<bool> {
+        let is_stuck = |key: &ElementKey| {
+            !given.desired.elements.contains_key(key) && given.desired.sets.contains_key(&key.set) && given.may_go(key)
+        };
+        let waits = is_fresh(self.elements.trouble(), given.at);
+        PerFamily::from_fn(|family| {
+            let stuck = || self.elements.doubts().any(|key| key.entry.family() == family && is_stuck(key));
+            let in_doubt = self.rules.doubts().any(|piece| piece.family() == family);
+            in_doubt || waits && (stuck() || order.early.iter().any(|key| is_stuck(key) && self.elements.has(key)))
+        })
+    }
+
+    /// Gives pods stricter chains and then their places in sets. Until that has succeeded their chains must not become less
+    /// strict, so all rules of their family are held.
+    pub(super) fn turn(&mut self, given: &Given<'_>, order: &Order, held: &mut PerFamily<bool>, round: &mut Round) {
+        let Given { desired, at, .. } = *given;
+        let turning = &order.turning;
+        let mut stand = PerFamily { v4: false, v6: false };
+        for _ in 0..FORMS {
+            if turning.elements.is_empty() {
+                return;
+            }
+            let want = self.rules_for_now(given);
+            let want = want.as_ref().unwrap_or(&desired.rules);
+            let Some(seen) = self.rules.seen() else { break };
+            let stricter = turning.stricter(seen, want, |piece| self.refusals.all().contains_key(piece));
+            let concerned = |piece: &Piece| turning.concerns(piece.family()) && !*held.of(piece.family());
+            self.rules.grow_among(&stricter, Growth::Full, at, concerned);
+            let differing = stricter.iter().filter(|(piece, rules)| want.get(piece) != Some(rules));
+            differing.for_each(|(piece, _)| self.rules.mark(piece.clone()));
+            stand = PerFamily::from_fn(|family| !*held.of(family) && self.stand(&stricter, family));
+            let refused = self.take_refused(at);
+            if refused.is_empty() {
+                break;
+            }
+            // What was refused is tried at once in the form that stands in for it.
+            round.refused.extend(refused);
+            self.rules.try_at_once();
+        }
+        let is_its = |key: &ElementKey| turning.elements.contains(key) && *stand.of(key.entry.family());
+        self.elements.grow_where(&desired.elements, Growth::Full, at, is_its);
+        let has_come = |key: &ElementKey| !desired.elements.contains_key(key) || self.elements.has(key);
+        if turning.elements.iter().all(has_come) || !is_fresh(self.elements.trouble(), at) {
+            let may_go: BTreeSet<&ElementKey> =
+                turning.elements.iter().filter(|key| is_its(key) && given.may_go(key)).collect();
+            self.elements.shrink_where(&desired.elements, at, |key, _| may_go.contains(key));
+        }
+        let is_open = |key: &&ElementKey| self.elements.has(key) != desired.elements.contains_key(*key);
+        for key in turning.elements.iter().filter(is_open) {
+            *held.of_mut(key.entry.family()) = true;
+        }
+    }
+
+    /// Changes the rules of families that are not held; what is refused is replaced at once by what stands in for it.
+    /// Returns the rules that are wanted for now, where they are not what is desired.
+    pub(super) fn grow_rules(
+        &mut self,
+        given: &Given<'_>,
+        held: PerFamily<bool>,
+        round: &mut Round,
+    ) -> Option<AllRules> {
+        let mut want = self.rules_for_now(given);
+        for _ in 0..=FORMS {
+            let rules = want.as_ref().unwrap_or(&given.desired.rules);
+            self.rules.grow_among(rules, Growth::Full, given.at, |piece| !*held.of(piece.family()));
+            let refused = self.take_refused(given.at);
+            let is_done = refused.is_empty() || self.rules.is_settled();
+            round.refused.extend(refused);
+            if is_done {
+                break;
+            }
+            // What was not refused is in force; what stands in for the rest must not come later than it can.
+            self.rules.try_at_once();
+            want = self.rules_for_now(given);
+        }
+        want
+    }
+
+    /// Adds elements whose family has its rules as they are wanted for now; `which` is also told where the addresses of
+    /// pods are let in behind the rules.
+    pub(super) fn add_behind(
+        &mut self,
+        given: &Given<'_>,
+        want: &AllRules,
+        which: impl Fn(&ElementKey, &PerFamily<bool>) -> bool,
+    ) {
+        let Given { desired, at, .. } = *given;
+        if self.elements.is_settled() {
+            return;
+        }
+        let behind = PerFamily::from_fn(|family| self.is_behind(desired, family));
+        let missing = self.elements.differing(&desired.elements).missing;
+        let late: BTreeSet<ElementKey> = missing.into_iter().filter(|key| which(key, &behind)).collect();
+        if late.is_empty() {
+            return;
+        }
+        let stand = PerFamily::from_fn(|family| {
+            late.iter().any(|key| key.entry.family() == family) && self.stand(want, family)
+        });
+        self.elements
+            .grow_where(&desired.elements, Growth::Full, at, |key| late.contains(key) && *stand.of(key.entry.family()));
+    }
+
+    /// Whether the rules of this family are known to be these.
+    pub(super) fn stand(&self, rules: &AllRules, family: Family) -> bool {
+        let mut rules = rules.iter().filter(|(piece, _)| piece.family() == family);
+        self.rules.seen().is_some_and(|seen| rules.all(|(piece, rules)| seen.get(piece) == Some(rules)))
+    }
+
+    /// Whether an element that should go stays for now, because rules that must be stricter before that fail. They may take
+    /// a while and no longer: what closes a path does not wait for ever.
+    pub(super) fn waits_for_rules(&self, key: &ElementKey, order: &Order, held: PerFamily<bool>, at: Moment) -> bool {
+        let family = key.entry.family();
+        let waits = *order.unknown.of(family) || *held.of(family) && order.turning.elements.contains(key);
+        waits && (is_fresh(self.rules.trouble(), at) || is_fresh(self.elements.trouble(), at))
+    }
+
+    /// Whether the addresses of pods are let in behind their rules: our tail is in the kernel. Before that, those of running
+    /// pods come first, so that it cuts none of them.
+    pub(super) fn is_behind(&self, desired: &Desired, family: Family) -> bool {
+        let tail = dispatch::chain(family, CHAIN_TAIL);
+        let closes = |rules: Option<&Rules>| rules.is_some_and(dispatch::closes);
+        match self.rules.seen() {
+            Some(seen) if !self.rules.peek().is_unreadable(family) => {
+                let (seen, wanted) = (seen.get(&tail), desired.rules.get(&tail));
+                seen.is_some() && seen == wanted || closes(wanted) && closes(seen)
+            }
+            // While nothing is known of the rules, the tail that an earlier run wrote may be there.
+            _ => closes(desired.rules.get(&tail)),
+        }
+    }
+}
+
+impl Given<'_> {
+    /// Whether something says that an element is to go from a set that stays: a cluster that is known in full, or a change
+    /// that was seen. Absence alone does not where only a part is known.
+    pub(super) fn may_go(&self, key: &ElementKey) -> bool {
+        let says = match self.authority {
+            Authority::Nothing | Authority::Remembered => false,
+            Authority::Partial => self.left.contains(key),
+            Authority::Complete => true,
+        };
+        says && self.desired.sets.contains_key(&key.set)
+    }
+}
+
+/// Whether this has failed for so short a time that others wait for it.
+fn is_fresh(trouble: Option<&Trouble>, at: Moment) -> bool {
+    trouble.is_some_and(|trouble| at.now.saturating_duration_since(trouble.since) < PATIENCE)
+}
+
+/// The family of the set of local pods that an element belongs to, if it belongs to one.
+pub(super) fn pods_of(key: &ElementKey) -> Option<Family> {
+    Family::BOTH.into_iter().find(|family| key.set == *names::local_pods(*family))
+}

@@ -1,0 +1,294 @@
+//! What goes before the rules, with them, and behind them.
+//!
+//! Elements and rules cannot be changed in one act, so a packet may meet the rules of one moment and the sets of another.
+//! What may come of that follows from one property: every condition of ours on a set says "is in it", so with the same
+//! rules an element that comes only ever opens paths, and one that goes only ever closes them.
+//!
+//! - *Removed first, added last*: the old rules with what is in a set before and after, the new rules with the same,
+//!   then what is new. Whatever has changed at once, nothing is open that was not open before and shall not be open
+//!   afterwards. The price: new connections of pods that themselves moved between sets may be refused meanwhile.
+//! - *Added first, removed last*, where the rules stay and one pod has moved: of all that its packets are asked, only
+//!   the other end's question changes, so nothing is closed that was and shall be open either. The same holds where no
+//!   pod of this node moved: none of its packets is judged at two ends that changed.
+//! - *In three acts* (`turning`), where the rules change too, but only those of the one pod that moved.
+//!
+//! Sets that no rule names yet stand apart: they are filled before rules name them, and what is left in them from
+//! earlier goes before that, too. So do the sets of local pods, which `apply` knows about.
+//!
+//! Found by comparing what was seen with what is wanted, so it holds across a restart, too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use compact_str::CompactString;
+
+use crate::kernel::ipset::{ElementKey, Entry};
+use crate::kernel::iptables::{Piece, Rules};
+use crate::net::{Family, PerFamily};
+use crate::reconcile::Differing;
+
+use super::desired::Desired;
+use super::names::{self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, CHAIN_TAIL};
+use super::names::{POD_CHAINS, POLICY_CHAINS};
+use super::overlay::sets_named;
+use super::turning::{AllRules, Turning, chains_of, jump_of};
+
+/// When elements come and go that cannot do so at any time.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Order {
+    /// They go before the rules change, and before anything comes.
+    pub early: BTreeSet<ElementKey>,
+    /// As those, and nobody is concerned: no rule names their set yet.
+    pub unnamed: BTreeSet<ElementKey>,
+    /// They come when the rules are as wanted.
+    pub late: BTreeSet<ElementKey>,
+    pub turning: Turning,
+    /// Families of which it is not known what rules the kernel has: nothing can be said of their elements.
+    pub unknown: PerFamily<bool>,
+}
+
+/// What an order is made of.
+pub struct Between<'a> {
+    /// The rules as they were seen.
+    pub seen: &'a AllRules,
+    /// The rules as they are wanted for now.
+    pub want: &'a AllRules,
+    pub desired: &'a Desired,
+    /// Elements that are to come and to go.
+    pub differing: Differing<ElementKey>,
+    pub unknown: PerFamily<bool>,
+    /// The rules are as wanted, in both families.
+    pub rules_stay: bool,
+}
+
+impl Order {
+    /// The order of what lies between the kernel as it was seen and as it is wanted.
+    pub fn between(between: Between<'_>) -> Order {
+        let mut order = Order { unknown: between.unknown, ..Order::default() };
+        let is_apart = |key: &ElementKey| key.set == *names::local_pods(key.entry.family());
+        for family in Family::BOTH.into_iter().filter(|family| !*between.unknown.of(*family)) {
+            let of_family = |keys: &[ElementKey]| -> BTreeSet<ElementKey> {
+                keys.iter().filter(|key| key.entry.family() == family && !is_apart(key)).cloned().collect()
+            };
+            let mut moves =
+                Moves { come: of_family(&between.differing.missing), go: of_family(&between.differing.surplus) };
+            moves.go.retain(|key| between.desired.sets.contains_key(&key.set));
+            if !moves.is_empty() {
+                order.of_family(&between, family, moves);
+            }
+        }
+        order
+    }
+
+    fn of_family(&mut self, between: &Between<'_>, family: Family, mut moves: Moves) {
+        let differs =
+            |(piece, rules): (&Piece, &Rules)| piece.family() == family && between.seen.get(piece) != Some(rules);
+        if between.rules_stay || !between.want.iter().any(differs) {
+            let is_one = moves.of_one_pod(between.desired).is_some();
+            if !is_one && !moves.come.is_empty() && !moves.go.is_empty() && moves.concern_pods_here(between.desired) {
+                self.early.extend(moves.go);
+                self.late.extend(moves.come);
+            }
+            return;
+        }
+        let named: BTreeSet<&str> = named(between.seen, family);
+        let is_named = |key: &ElementKey| named.contains(&*key.set.0);
+        self.unnamed.extend(moves.go.iter().filter(|key| !is_named(key)).cloned());
+        moves.come.retain(is_named);
+        moves.go.retain(is_named);
+        match moves.of_one_pod(between.desired) {
+            _ if moves.is_empty() => {}
+            Some(address) if only_concerns(address, (between.seen, between.want), family) => {
+                self.turning.addresses.insert(address);
+                self.turning.elements.extend(moves.come.into_iter().chain(moves.go));
+            }
+            _ => {
+                self.early.extend(moves.go);
+                self.late.extend(moves.come);
+            }
+        }
+    }
+}
+
+/// The elements of one family that come and go in sets that rules name.
+struct Moves {
+    come: BTreeSet<ElementKey>,
+    go: BTreeSet<ElementKey>,
+}
+
+impl Moves {
+    fn is_empty(&self) -> bool {
+        self.come.is_empty() && self.go.is_empty()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &ElementKey> {
+        self.come.iter().chain(&self.go)
+    }
+
+    /// The address that all of it is about, where it is one, and where that pod listens as before.
+    fn of_one_pod(&self, desired: &Desired) -> Option<IpAddr> {
+        let first = address(&self.all().next()?.entry)?;
+        let is_its = |key: &ElementKey| address(&key.entry) == Some(first) && !desired.ports_here.contains(&key.set);
+        self.all().all(is_its).then_some(first)
+    }
+
+    fn concern_pods_here(&self, desired: &Desired) -> bool {
+        self.all().any(|key| {
+            let set = names::local_pods(key.entry.family()).clone();
+            let is_here = |address| desired.elements.contains_key(&ElementKey { set, entry: Entry::Ip(address) });
+            desired.ports_here.contains(&key.set) || address(&key.entry).is_none_or(is_here)
+        })
+    }
+}
+
+/// Whether the rules differ in what judges this address and in nothing else.
+fn only_concerns(address: IpAddr, (seen, want): (&AllRules, &AllRules), family: Family) -> bool {
+    let owners = |rules| -> BTreeMap<CompactString, BTreeSet<IpAddr>> {
+        let mut owners: BTreeMap<CompactString, BTreeSet<IpAddr>> = BTreeMap::new();
+        for (owner, chains) in chains_of(rules, family) {
+            for chain in chains {
+                owners.entry(chain.into()).or_default().insert(owner);
+            }
+        }
+        owners
+    };
+    let (before, after) = (owners(seen), owners(want));
+    let is_its = |chain: &str| {
+        let mut all = before.get(chain).into_iter().chain(after.get(chain)).flatten();
+        all.all(|owner| *owner == address)
+    };
+    let judges_others = |rules: &Rules| -> Vec<CompactString> {
+        let concerns = |rule: &str| jump_of(rule).is_some_and(|(_, own)| own.iter().all(|one| *one == address));
+        rules.0.iter().filter(|rule| !concerns(rule)).cloned().collect()
+    };
+    want.iter().filter(|(piece, _)| piece.family() == family).all(|(piece, new)| match (piece, seen.get(piece)) {
+        (_, Some(old)) if old == new => true,
+        (Piece::Chain { chain, .. }, old) if [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT].contains(&chain.as_str()) => {
+            old.is_some_and(|old| judges_others(old) == judges_others(new))
+        }
+        (Piece::Chain { chain, .. }, _) if [CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_TAIL].contains(&chain.as_str()) => false,
+        (Piece::Chain { chain, .. }, _) if chain.starts_with(POD_CHAINS) => is_its(chain),
+        // Whoever enters a policy's chain that is new is looked at above.
+        (Piece::Chain { chain, .. }, None) => chain.starts_with(POLICY_CHAINS),
+        _ => false,
+    })
+}
+
+/// The sets that rules of this family name.
+fn named(rules: &AllRules, family: Family) -> BTreeSet<&str> {
+    let of_family = rules.iter().filter(|(piece, _)| piece.family() == family);
+    of_family.flat_map(|(_, rules)| &rules.0).flat_map(|rule| sets_named(rule)).collect()
+}
+
+fn address(entry: &Entry) -> Option<IpAddr> {
+    match entry {
+        Entry::Ip(address) | Entry::IpPort(address, ..) => Some(*address),
+        Entry::Net(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::dispatch;
+    use crate::kernel::ipset::{SetKind, SetName, SetSpec};
+
+    const PEERS: (&str, &[&str]) = (
+        "KUBE-NWPLCY-PEERS",
+        &[
+            "-m set --match-set PEERS src -g KUBE-NWPLCY-DEFAULT",
+            "-m set --match-set OTHERS src -g KUBE-NWPLCY-DEFAULT",
+        ],
+    );
+    const TAIL: &str = "-j TAIL";
+
+    fn jump(pod: u8) -> String {
+        format!(
+            "-s 10.244.1.{pod}/32 ! -d 10.244.1.{pod}/32 -m comment --comment \"shop/p {pod}\" -j KUBE-POD-FW-{pod}"
+        )
+    }
+
+    fn rules(isolated: &[u8], chains: &[(&str, &[&str])]) -> AllRules {
+        let rule = |rules: &[&str]| Rules(rules.iter().map(|rule| CompactString::from(*rule)).collect());
+        let mut all: AllRules =
+            chains.iter().map(|(name, rules)| (dispatch::chain(Family::V4, name), rule(rules))).collect();
+        let jumps = isolated.iter().map(|pod| jump(*pod)).chain([TAIL.to_owned()]);
+        let forward = Rules(jumps.map(CompactString::from).collect());
+        all.insert(dispatch::chain(Family::V4, CHAIN_FORWARD), forward);
+        all
+    }
+
+    fn elements(words: &[&str]) -> BTreeSet<ElementKey> {
+        let element = |word: &&str| {
+            let (set, address) = word.split_once(' ').unwrap();
+            ElementKey { set: SetName(set.into()), entry: Entry::Ip(address.parse().unwrap()) }
+        };
+        words.iter().map(element).collect()
+    }
+
+    /// Pods 1 and 2 are pods of this node.
+    fn desired() -> Desired {
+        let spec = SetSpec { kind: SetKind::HashIp, family: Family::V4, max_elements: 65_536, timeout: false };
+        let sets = ["PEERS", "OTHERS", "NEW"].map(|name| (SetName(name.into()), spec)).into();
+        let here = elements(&["kube-router-local-pods 10.244.1.1", "kube-router-local-pods 10.244.1.2"]);
+        Desired { sets, elements: here.into_iter().map(|key| (key, ())).collect(), ..Desired::default() }
+    }
+
+    fn order(seen: &AllRules, want: &AllRules, come: &[&str], go: &[&str]) -> Order {
+        let list = |words| elements(words).into_iter().collect();
+        let differing = Differing { missing: list(come), surplus: list(go) };
+        let (desired, unknown) = (desired(), PerFamily::default());
+        Order::between(Between { seen, want, desired: &desired, differing, unknown, rules_stay: false })
+    }
+
+    #[test]
+    fn a_pod_that_becomes_isolated_and_a_peer_is_isolated_first() {
+        let (seen, want) = (rules(&[], &[PEERS]), rules(&[1], &[PEERS, ("KUBE-POD-FW-1", &["-j REJECT"])]));
+        let order = order(&seen, &want, &["PEERS 10.244.1.1"], &[]);
+        assert_eq!(order.turning.elements, elements(&["PEERS 10.244.1.1"]));
+        assert_eq!((order.early, order.late), (BTreeSet::new(), BTreeSet::new()));
+        assert_eq!(order.turning.stricter(&seen, &want, |_| false), want, "what is wanted is stricter");
+    }
+
+    #[test]
+    fn one_pod_that_moves_between_sets_comes_before_it_goes() {
+        let same = rules(&[1, 2], &[PEERS]);
+        assert_eq!(order(&same, &same, &["PEERS 10.244.1.1"], &["OTHERS 10.244.1.1"]), Order::default());
+    }
+
+    #[test]
+    fn pods_that_move_together_go_before_they_come_where_one_of_them_is_here() {
+        let same = rules(&[1, 2], &[PEERS]);
+        let here = order(&same, &same, &["PEERS 10.244.1.1"], &["OTHERS 10.244.9.9"]);
+        assert_eq!(here.early, elements(&["OTHERS 10.244.9.9"]));
+        assert_eq!(here.late, elements(&["PEERS 10.244.1.1"]));
+        let far = order(&same, &same, &["PEERS 10.244.9.8"], &["OTHERS 10.244.9.9"]);
+        assert_eq!(far, Order::default());
+    }
+
+    #[test]
+    fn where_a_policy_changes_too_peers_go_before_and_come_behind() {
+        let other: (&str, &[&str]) = (PEERS.0, &["-m set --match-set PEERS src -g KUBE-NWPLCY-DEFAULT"]);
+        let (seen, want) = (rules(&[1], &[PEERS]), rules(&[1], &[other]));
+        let order = order(&seen, &want, &["PEERS 10.244.1.1"], &["PEERS 10.244.9.9"]);
+        assert_eq!(order.early, elements(&["PEERS 10.244.9.9"]));
+        assert_eq!(order.late, elements(&["PEERS 10.244.1.1"]));
+        assert_eq!(order.turning, Turning::default());
+    }
+
+    #[test]
+    fn where_another_pods_rules_change_too_nothing_turns() {
+        let chains: &[(&str, &[&str])] = &[PEERS, ("KUBE-POD-FW-1", &["-j REJECT"]), ("KUBE-POD-FW-2", &["-j REJECT"])];
+        let (seen, want) = (rules(&[], &[PEERS]), rules(&[1, 2], chains));
+        let order = order(&seen, &want, &["PEERS 10.244.1.1"], &[]);
+        assert_eq!((order.turning, order.late), (Turning::default(), elements(&["PEERS 10.244.1.1"])));
+    }
+
+    #[test]
+    fn a_set_that_no_rule_names_yet_is_cleaned_before_it_is_named() {
+        let new: (&str, &[&str]) = ("KUBE-NWPLCY-NEW", &["-m set --match-set NEW src -g KUBE-NWPLCY-DEFAULT"]);
+        let (seen, want) = (rules(&[1], &[PEERS]), rules(&[1], &[PEERS, new]));
+        let order = order(&seen, &want, &["NEW 10.244.1.1"], &["NEW 10.244.9.9", "GONE 10.244.9.9"]);
+        assert_eq!(order, Order { unnamed: elements(&["NEW 10.244.9.9"]), ..Order::default() });
+    }
+}

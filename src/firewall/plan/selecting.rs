@@ -1,0 +1,156 @@
+//! Which policies select the pods of this node, and what that isolates.
+//!
+//! A pod that changed asks the index for the policies that may select it; a policy that changed asks the pods of its
+//! namespace on this node. How many pods a policy selects decides whether it is needed here at all.
+
+use std::sync::Arc;
+
+use super::{Changed, Dirty, Plan};
+use crate::firewall::isolation;
+use crate::firewall::rules::{Direction, Isolation, LocalPod, Scope, Selection};
+use crate::model::{Cluster, NetworkPolicy, ObjectName, Pod};
+
+impl Plan {
+    /// Brings the index of policies up to date, and what each of them isolates. Pods that are dirty find out for
+    /// themselves; for the others a policy is one more or one less, however many there are.
+    pub(super) fn take_in_policies(&mut self, older: &Cluster, dirty: &mut Dirty, changed: &mut Changed) {
+        let newer = self.cluster.clone();
+        for change in newer.policies.changes_since(&older.policies) {
+            let name = change.key();
+            let (before, after) = (older.policies.get(name), newer.policies.get(name));
+            dirty.policies.insert(name.clone());
+            let isolates = |policy: &NetworkPolicy| Direction::BOTH.map(|side| isolation::isolates(policy, side));
+            let same = |(one, other): (&Arc<NetworkPolicy>, &Arc<NetworkPolicy>)| {
+                one.pods == other.pods && isolates(one) == isolates(other)
+            };
+            if before.zip(after).is_some_and(same) {
+                continue;
+            }
+            if let Some(policy) = before {
+                self.policies.remove(&targets(name, policy), name);
+            }
+            if let Some(policy) = after {
+                self.policies.insert(&targets(name, policy), name);
+            }
+            let pods = self.local_pods_of(&name.namespace).filter(|pod| !dirty.pods.contains(pod));
+            for pod in pods.cloned().collect::<Vec<_>>() {
+                self.update_one_policy(&pod, (name, after), dirty, changed);
+            }
+        }
+    }
+
+    /// Brings up to date whether one policy, or none any more, selects a pod that is itself as it was.
+    fn update_one_policy(
+        &mut self,
+        name: &ObjectName,
+        (policy_name, policy): (&ObjectName, Option<&Arc<NetworkPolicy>>),
+        dirty: &mut Dirty,
+        changed: &mut Changed,
+    ) {
+        changed.pods_asked += 1;
+        let pod = self.cluster.pods.get(name).expect("a pod in the rule set is in the World");
+        let policy = policy.filter(|policy| policy.pods.selects(&pod.labels));
+        let selecting = self.selecting.get_mut(name).expect("a pod in the rule set knows its policies");
+        match (selecting.binary_search(policy_name), policy) {
+            (Err(place), Some(_)) => {
+                selecting.insert(place, policy_name.clone());
+                self.count_up(policy_name, dirty);
+            }
+            (Ok(place), None) => {
+                selecting.remove(place);
+                self.count_down(policy_name, dirty);
+            }
+            _ => {}
+        }
+        let local = self.rules.pods.get_mut(name).expect("only pods of this node are asked");
+        for direction in Direction::BOTH {
+            let isolating = policy.is_some_and(|policy| isolation::isolates(policy, direction));
+            if isolation::set_isolating(local.isolation_mut(direction), policy_name, isolating) {
+                changed.pods.insert(name.clone());
+            }
+        }
+    }
+
+    /// Finds out anew what isolates one pod of this node, or that it is none.
+    pub(super) fn update_local_pod(&mut self, name: &ObjectName, dirty: &mut Dirty, changed: &mut Changed) {
+        changed.pods_asked += 1;
+        let pod = self.cluster.pods.get(name).filter(|pod| pod.takes_part() && self.is_local(pod)).cloned();
+        let selecting = pod.as_ref().map(|pod| self.selecting(name, pod));
+        let before = match selecting.clone() {
+            Some(selecting) => self.selecting.insert(name.clone(), selecting),
+            None => self.selecting.remove(name),
+        };
+        let (now, before) = (selecting.as_deref().unwrap_or_default(), before.as_deref().unwrap_or_default());
+        for policy in now.iter().filter(|policy| !holds(before, policy)) {
+            self.count_up(policy, dirty);
+        }
+        for policy in before.iter().filter(|policy| !holds(now, policy)) {
+            self.count_down(policy, dirty);
+        }
+        let wanted = pod.zip(selecting).map(|(pod, selecting)| LocalPod {
+            addresses: pod.addresses.clone(),
+            ingress: self.isolation(Direction::Ingress, name, &selecting),
+            egress: self.isolation(Direction::Egress, name, &selecting),
+        });
+        if self.rules.pods.get(name) == wanted.as_ref() {
+            return;
+        }
+        match wanted {
+            Some(pod) => drop(self.rules.pods.insert(name.clone(), pod)),
+            None => drop(self.rules.pods.remove(name)),
+        }
+        changed.pods.insert(name.clone());
+    }
+
+    /// The policies that select a pod, sorted.
+    fn selecting(&self, name: &ObjectName, pod: &Pod) -> Vec<ObjectName> {
+        let selects = |policy: &&ObjectName| {
+            self.cluster.policies.get(policy).is_some_and(|policy| policy.pods.selects(&pod.labels))
+        };
+        let candidates = self.policies.candidates(&name.namespace, None, &pod.labels);
+        let mut selecting: Vec<ObjectName> = candidates.filter(selects).cloned().collect();
+        selecting.sort();
+        selecting
+    }
+
+    fn isolation(&self, direction: Direction, name: &ObjectName, selecting: &[ObjectName]) -> Isolation {
+        let policies = selecting.iter().filter_map(|name| Some((name, &**self.cluster.policies.get(name)?)));
+        let namespace = self.cluster.namespaces.get(&name.namespace);
+        isolation::isolation(direction, policies, namespace.map(|namespace| &**namespace))
+    }
+
+    /// Counts that one pod more is selected; a policy that selects its first is to be compiled.
+    fn count_up(&mut self, policy: &ObjectName, dirty: &mut Dirty) {
+        let count = self.selected.entry(policy.clone()).or_default();
+        *count += 1;
+        if *count == 1 {
+            dirty.policies.insert(policy.clone());
+        }
+    }
+
+    /// Counts that one pod less is selected; a policy that loses its last is not needed here.
+    fn count_down(&mut self, policy: &ObjectName, dirty: &mut Dirty) {
+        let count = self.selected.get_mut(policy).expect("a policy that selects a pod is counted");
+        *count -= 1;
+        if *count == 0 {
+            self.selected.remove(policy);
+            dirty.policies.insert(policy.clone());
+        }
+    }
+
+    /// The pods of this node in one namespace, as the rule set has them.
+    pub(super) fn local_pods_of(&self, namespace: &str) -> impl Iterator<Item = &ObjectName> {
+        let all = self.rules.pods.range(ObjectName::new(namespace, "")..).map(|(name, _)| name);
+        all.take_while(move |name| name.namespace == namespace)
+    }
+}
+
+/// Whether a name is in a sorted list.
+fn holds(sorted: &[ObjectName], name: &ObjectName) -> bool {
+    sorted.binary_search(name).is_ok()
+}
+
+/// What a policy's `podSelector` selects.
+fn targets(name: &ObjectName, policy: &NetworkPolicy) -> Selection {
+    Selection { namespaces: Scope::Named(name.namespace.clone()), pods: policy.pods.clone() }
+}

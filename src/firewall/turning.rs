@@ -1,0 +1,176 @@
+//! Pods whose own chains change together with their places in the sets of others.
+//!
+//! A pod of this node gets other labels, or another pod gets its address. By its chains it may do less now, by the sets of
+//! other pods' policies more (or the reverse): what was refused at one end is refused at the other. Elements and rules
+//! cannot be changed in one act, so done one after the other they would open such a path for a moment, and for long where
+//! the second act fails.
+//!
+//! So it goes in three acts. First the pod's chains say what both the old and the new ones allow ([`stricter`]): the old
+//! rules and behind them the new ones, each of which refuse. Then its places in sets change. Then its chains are as
+//! wanted. At any time a path is open only where it was before or is to be, and closed only where it was or is to be.
+//!
+//! When this is the way, and what else may be: `order`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use crate::kernel::ipset::ElementKey;
+use crate::kernel::iptables::{Piece, Rules};
+use crate::net::Family;
+
+use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, POD_CHAINS, POLICY_CHAINS};
+use super::{dispatch, pod_chain};
+
+/// All rules of ours.
+pub type AllRules = BTreeMap<Piece, Rules>;
+
+/// What has to wait until the chains of the pods that it is about are stricter.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Turning {
+    pub addresses: BTreeSet<IpAddr>,
+    /// Elements that come or go in sets which rules name, before and after.
+    pub elements: BTreeSet<ElementKey>,
+}
+
+impl Turning {
+    /// Whether chains of this family become stricter.
+    pub fn concerns(&self, family: Family) -> bool {
+        self.addresses.iter().any(|address| Family::from(*address) == family)
+    }
+
+    /// The wanted rules, but with pods' chains in which the old rules stand before the new ones. What the kernel refuses
+    /// is as wanted: what then stands in for it is strict.
+    pub fn stricter(&self, seen: &AllRules, wanted: &AllRules, is_refused: impl Fn(&Piece) -> bool) -> AllRules {
+        let mut stricter = wanted.clone();
+        for family in Family::BOTH {
+            let chains =
+                |rules| chains_of(rules, family).into_iter().filter(|(address, _)| self.addresses.contains(address));
+            let names: BTreeSet<CompactString> =
+                chains(seen).chain(chains(wanted)).flat_map(|(_, names)| names).map(CompactString::from).collect();
+            for name in names {
+                let piece = dispatch::chain(family, &name);
+                let Some(old) = seen.get(&piece).filter(|_| !is_refused(&piece)) else { continue };
+                let both = match wanted.get(&piece) {
+                    Some(new) if !old.0.ends_with(&new.0) => Rules(old.0.iter().chain(&new.0).cloned().collect()),
+                    // They are behind each other already, or the pod is not isolated any more.
+                    _ => old.clone(),
+                };
+                keep_policies(&mut stricter, &both, seen, family);
+                // What is in doubt cannot be jumped to; asking one policy less is stricter still.
+                let both = pod_chain::without(&both, |to| {
+                    to.starts_with(POLICY_CHAINS) && !stricter.contains_key(&dispatch::chain(family, to))
+                });
+                stricter.insert(piece, both);
+            }
+            self.keep_jumps(&mut stricter, seen, family);
+        }
+        stricter
+    }
+
+    /// Puts back the jumps to chains of these pods that are not wanted any more, before the last rule, which accepts.
+    fn keep_jumps(&self, rules: &mut AllRules, seen: &AllRules, family: Family) {
+        for name in [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT] {
+            let piece = dispatch::chain(family, name);
+            let (Some(old), Some(new)) = (seen.get(&piece), rules.get(&piece)) else { continue };
+            let concerns = |rule: &&CompactString| {
+                jump_of(rule).is_some_and(|(to, own)| {
+                    own.iter().any(|one| self.addresses.contains(one))
+                        && rules.contains_key(&dispatch::chain(family, to))
+                })
+            };
+            let kept: Vec<CompactString> =
+                old.0.iter().filter(concerns).filter(|rule| !new.0.contains(rule)).cloned().collect();
+            let Some(new) = rules.get_mut(&piece) else { continue };
+            let place = new.0.len().saturating_sub(1);
+            new.0.splice(place..place, kept);
+        }
+    }
+}
+
+/// Keeps the chains of policies that these rules jump to.
+fn keep_policies(kept: &mut AllRules, rules: &Rules, seen: &AllRules, family: Family) {
+    let policies = rules.0.iter().filter_map(|rule| pod_chain::jump(rule)).filter(|to| to.starts_with(POLICY_CHAINS));
+    for piece in policies.map(|to| dispatch::chain(family, to)) {
+        if let (Some(old), false) = (seen.get(&piece), kept.contains_key(&piece)) {
+            kept.insert(piece, old.clone());
+        }
+    }
+}
+
+/// The pods' chains that each address is judged by.
+pub fn chains_of(rules: &AllRules, family: Family) -> BTreeMap<IpAddr, BTreeSet<&str>> {
+    let mut chains: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
+    let all = [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT]
+        .into_iter()
+        .filter_map(|name| rules.get(&dispatch::chain(family, name)));
+    for (chain, addresses) in all.flat_map(|rules| &rules.0).filter_map(|rule| jump_of(rule)) {
+        for address in addresses {
+            chains.entry(address).or_default().insert(chain);
+        }
+    }
+    chains
+}
+
+/// The pod's chain that a dispatch rule jumps to, and the addresses of that pod which it names.
+pub fn jump_of(rule: &str) -> Option<(&str, Vec<IpAddr>)> {
+    let chain = pod_chain::jump(rule).filter(|chain| chain.starts_with(POD_CHAINS))?;
+    let mut addresses = Vec::new();
+    let mut words = rule.split(' ');
+    while let Some(word) = words.next() {
+        match word {
+            "-s" | "-d" => {
+                let prefix: Option<IpNet> = words.next().and_then(|word| word.parse().ok());
+                addresses.extend(prefix.map(|prefix| prefix.addr()));
+            }
+            // What follows is for people.
+            "--comment" => break,
+            _ => {}
+        }
+    }
+    addresses.dedup();
+    Some((chain, addresses))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(chains: &[(&str, &[&str])]) -> AllRules {
+        let rule = |rules: &[&str]| Rules(rules.iter().map(|rule| CompactString::from(*rule)).collect());
+        chains.iter().map(|(name, rules)| (dispatch::chain(Family::V4, name), rule(rules))).collect()
+    }
+
+    fn turning() -> Turning {
+        Turning { addresses: [[10, 244, 1, 1].into()].into(), elements: BTreeSet::new() }
+    }
+
+    const A: &str = "-s 10.244.1.1/32 ! -d 10.244.1.1/32 -m comment --comment \"shop/a -s egress\" -j KUBE-POD-FW-A";
+    const PEERS: (&str, &[&str]) = ("KUBE-NWPLCY-PEERS", &["-m set --match-set PEERS src -g KUBE-NWPLCY-DEFAULT"]);
+
+    #[test]
+    fn a_pod_that_is_free_and_no_peer_any_more_is_free_last() {
+        let seen = rules(&[
+            (CHAIN_FORWARD, &[A, "-j TAIL"]),
+            PEERS,
+            ("KUBE-POD-FW-A", &["-m mark -j KUBE-NWPLCY-OLD", "-j REJECT"]),
+            ("KUBE-NWPLCY-OLD", &["-j RETURN"]),
+        ]);
+        let wanted = rules(&[(CHAIN_FORWARD, &["-j TAIL"]), PEERS]);
+        let stricter = turning().stricter(&seen, &wanted, |_| false);
+        assert_eq!(stricter, seen, "what was is stricter, with all that it needs");
+    }
+
+    #[test]
+    fn old_rules_stand_before_new_ones_and_only_once() {
+        let of =
+            |rule: &str| rules(&[(CHAIN_FORWARD, &[A, "-j TAIL"]), PEERS, ("KUBE-POD-FW-A", &[rule, "-j REJECT"])]);
+        let (old, new) = (of("-j KUBE-NWPLCY-OLD"), of("-j KUBE-NWPLCY-NEW"));
+        let both = turning().stricter(&old, &new, |_| false);
+        let chain = dispatch::chain(Family::V4, "KUBE-POD-FW-A");
+        assert_eq!(both[&chain].0, ["-j KUBE-NWPLCY-OLD", "-j REJECT", "-j KUBE-NWPLCY-NEW", "-j REJECT"]);
+        assert_eq!(turning().stricter(&both, &new, |_| false)[&chain], both[&chain]);
+    }
+}

@@ -1,0 +1,170 @@
+//! Where the API listens, and which of its two services a call is for.
+//!
+//! HTTP/2 without encryption and without a greeting of HTTP/1, as gRPC clients begin. A place where nobody can listen (a port in use,
+//! an address that is not there yet) is tried again; the other places work meanwhile.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::rt::{Read, Write};
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::Service as _;
+use tonic::server::NamedService;
+use tracing::{debug, error, info, warn};
+
+use super::service::Service;
+use super::stubs::{Four, Three};
+use super::wire::api::go_bgp_service_server::GoBgpServiceServer;
+use super::wire::apipb::gobgp_api_server::GobgpApiServer;
+use crate::observe::local;
+
+/// A place to listen on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Place {
+    Port(SocketAddr),
+    /// Only its owner may open it.
+    Socket(PathBuf),
+}
+
+/// Connections at a time, over all places.
+const CONNECTIONS: usize = 32;
+/// Calls at a time on one connection.
+const CALLS: u32 = 32;
+/// How soon a place is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+/// How long a connection on which nothing comes is not asked whether it lives, and how long it has for an answer.
+const QUIET: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Serves in the background, for as long as the runtime lives.
+pub fn spawn(service: Service, places: Vec<Place>) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    for place in places {
+        tokio::spawn(listen(place, service.clone(), connections.clone()));
+    }
+}
+
+enum Listener {
+    Port(TcpListener),
+    Socket(UnixListener),
+}
+
+enum Accepted {
+    Port(TcpStream),
+    Socket(UnixStream),
+}
+
+impl Place {
+    async fn bind(&self) -> Result<Listener, String> {
+        match self {
+            Place::Port(address) => {
+                TcpListener::bind(address).await.map(Listener::Port).map_err(|error| error.to_string())
+            }
+            Place::Socket(path) => local::bind(path).map(Listener::Socket),
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Place::Port(address) => address.to_string(),
+            Place::Socket(path) => path.display().to_string(),
+        }
+    }
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Listener::Port(listener) => listener.accept().await.map(|(stream, _)| Accepted::Port(stream)),
+            Listener::Socket(listener) => listener.accept().await.map(|(stream, _)| Accepted::Socket(stream)),
+        }
+    }
+}
+
+async fn listen(place: Place, service: Service, connections: Arc<Semaphore>) {
+    let mut has_failed = false;
+    let listener = loop {
+        match place.bind().await {
+            Ok(listener) => break listener,
+            Err(reason) if !std::mem::replace(&mut has_failed, true) => {
+                error!(place = %place.text(), %reason, "The gobgp API cannot listen; trying again");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(RETRY).await;
+    };
+    if has_failed {
+        info!(place = %place.text(), "The gobgp API listens now");
+    }
+    loop {
+        let permit = connections.clone().acquire_owned().await.expect("the semaphore is never closed");
+        match listener.accept().await {
+            Ok(Accepted::Port(stream)) => drop(tokio::spawn(connection(TokioIo::new(stream), service.clone(), permit))),
+            Ok(Accepted::Socket(stream)) => {
+                drop(tokio::spawn(connection(TokioIo::new(stream), service.clone(), permit)))
+            }
+            Err(error) => {
+                warn!(place = %place.text(), %error, "The gobgp API cannot accept a connection");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+async fn connection(
+    stream: impl Read + Write + Unpin + Send + 'static,
+    service: Service,
+    permit: OwnedSemaphorePermit,
+) {
+    let services =
+        Services { three: GobgpApiServer::new(Three(service.clone())), four: GoBgpServiceServer::new(Four(service)) };
+    let served = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(CALLS)
+        .keep_alive_interval(QUIET)
+        .keep_alive_timeout(PATIENCE)
+        .serve_connection(stream, service_fn(move |request| services.clone().call(request)));
+    if let Err(error) = served.await {
+        debug!(%error, "A connection of the gobgp API ended early");
+    }
+    drop(permit);
+}
+
+#[derive(Clone)]
+struct Services {
+    three: GobgpApiServer<Three>,
+    four: GoBgpServiceServer<Four>,
+}
+
+impl Services {
+    async fn call(mut self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let path = request.uri().path().to_owned();
+        let called = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+        let response = match called {
+            GobgpApiServer::<Three>::NAME => self.three.call(request).await?,
+            GoBgpServiceServer::<Four>::NAME => self.four.call(request).await?,
+            _ => return Ok(unimplemented(&path)),
+        };
+        // The stubs give no reason for what they do not know.
+        let is = |name, value: &str| response.headers().get(name).is_some_and(|one| one.as_bytes() == value.as_bytes());
+        let is_unknown = is("grpc-status", "12") && !response.headers().contains_key("grpc-message");
+        Ok(if is_unknown { unimplemented(&path) } else { response })
+    }
+}
+
+fn unimplemented(path: &str) -> Response<Body> {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    Status::unimplemented(format!("this agent does not serve {name}")).into_http()
+}

@@ -1,0 +1,201 @@
+//! What changes, for as long as somebody looks: `gobgp monitor`.
+//!
+//! The speaker is asked again and again, and what differs is told. So it costs nothing when nobody looks, misses nothing that lasts,
+//! and is the same for all tables; changes that follow each other within a second are told as one, and who looks at a large table
+//! has the speaker walk over it each time, in portions.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use ipnet::IpNet;
+use tonic::Status;
+
+use super::routes::{self, Lookup, Row, Shown, Which};
+use super::service::{Many, Service, clock};
+use super::version::Version;
+use super::wire::messages::watch_event_response::{Event, PeerEvent, TableEvent};
+use super::wire::messages::{Path, Peer, WatchEventRequest, WatchEventResponse};
+use crate::net::Family;
+
+/// How often is looked.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How many routes go into one message.
+const TOGETHER: usize = 500;
+
+/// What of a table is looked at.
+const BEST: i32 = 0;
+const ADJ_IN: i32 = 1;
+/// With routes that policy rejects left out.
+const POST_POLICY: i32 = 2;
+
+/// Kinds of what is told of a neighbour.
+const INITIAL: i32 = 1;
+const END_OF_INITIAL: i32 = 2;
+const STATE: i32 = 3;
+
+/// What counts of a neighbour's state: who it is, and how its session stands.
+type Standing = (i32, i32, u32, String);
+
+/// A route that is looked at: its prefix, and whom it comes from.
+type Key = (IpNet, Option<IpAddr>, Ipv4Addr);
+
+/// Everything that one client looks at.
+struct Watching {
+    service: Service,
+    version: Version,
+    peers: Option<Option<BTreeMap<IpAddr, Standing>>>,
+    tables: Vec<TableWatch>,
+    waiting: VecDeque<WatchEventResponse>,
+}
+
+/// A table that is looked at.
+struct TableWatch {
+    kind: i32,
+    /// Of this neighbour only.
+    of: Option<IpAddr>,
+    /// What is there already is told, too.
+    initial: bool,
+    /// `None` before the first look.
+    known: Option<BTreeMap<Key, Shown>>,
+}
+
+/// Starts to look.
+///
+/// # Errors
+/// Something is asked for that there is not.
+pub fn watch(
+    service: Service,
+    version: Version,
+    request: WatchEventRequest,
+) -> Result<Many<WatchEventResponse>, Status> {
+    let mut tables = Vec::new();
+    for filter in request.table.map(|table| table.filters).unwrap_or_default() {
+        let kind = version.place(filter.r#type).filter(|kind| (BEST..=POST_POLICY).contains(kind));
+        let kind =
+            kind.ok_or_else(|| Status::unimplemented("best, adj-in and post-policy can be watched, nothing else"))?;
+        let of = match filter.peer_address.as_str() {
+            "" => None,
+            name => Some(name.parse().map_err(|_| Status::invalid_argument(format!("{name:?} is no address")))?),
+        };
+        tables.push(TableWatch { kind, of, initial: filter.init, known: None });
+    }
+    let peers = request.peer.is_some().then_some(None);
+    let watching = Watching { service, version, peers, tables, waiting: VecDeque::new() };
+    let events = stream::try_unfold((watching, true), |(mut watching, mut at_once)| async move {
+        loop {
+            if let Some(event) = watching.waiting.pop_front() {
+                return Ok(Some((event, (watching, at_once))));
+            }
+            if !std::mem::take(&mut at_once) {
+                tokio::time::sleep(PAUSE).await;
+            }
+            watching.look().await?;
+        }
+    });
+    Ok(Box::pin(events))
+}
+
+impl Watching {
+    async fn look(&mut self) -> Result<(), Status> {
+        if let Some(known) = &mut self.peers {
+            let all = self.service.all_peers(self.version).await?;
+            self.waiting.extend(peer_events(known, all));
+        }
+        for table in &mut self.tables {
+            let mut paths = table.look(&self.service, self.version).await?.into_iter().peekable();
+            while paths.peek().is_some() {
+                let paths = paths.by_ref().take(TOGETHER).collect();
+                self.waiting.push_back(response(Event::Table(TableEvent { paths })));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn response(event: Event) -> WatchEventResponse {
+    WatchEventResponse { event: Some(event) }
+}
+
+/// What is told of neighbours, after what was known of them.
+fn peer_events(known: &mut Option<BTreeMap<IpAddr, Standing>>, all: BTreeMap<IpAddr, Peer>) -> Vec<WatchEventResponse> {
+    let event = |kind, peer| response(Event::Peer(PeerEvent { r#type: kind, peer }));
+    let standing = |peer: &Peer| {
+        let state = peer.state.clone().unwrap_or_default();
+        (state.session_state, state.admin_state, state.flops, state.router_id)
+    };
+    let newest = all.iter().map(|(address, peer)| (*address, standing(peer))).collect();
+    let before = known.replace(newest);
+    let is_first = before.is_none();
+    let before = before.unwrap_or_default();
+    let kind = if is_first { INITIAL } else { STATE };
+    let changed = all.into_iter().filter(|(address, peer)| before.get(address) != Some(&standing(peer)));
+    let mut events: Vec<_> = changed.map(|(_, peer)| event(kind, Some(peer))).collect();
+    if is_first {
+        // The clients look into the neighbour of every event.
+        let nobody = Peer { conf: Some(Default::default()), state: Some(Default::default()), ..Peer::default() };
+        events.push(event(END_OF_INITIAL, Some(nobody)));
+    }
+    events
+}
+
+impl TableWatch {
+    /// What has changed since the last look.
+    async fn look(&mut self, service: &Service, version: Version) -> Result<Vec<Path>, Status> {
+        let mut newest = BTreeMap::new();
+        for which in self.whiches(service, version).await? {
+            for family in Family::BOTH {
+                let mut rows = service.rows(which, family, vec![Lookup::All]);
+                while let Some(row) = rows.next().await {
+                    self.take(row?, &mut newest);
+                }
+            }
+        }
+        let before = self.known.take();
+        let silent = before.is_none() && !self.initial;
+        let before = before.unwrap_or_default();
+        let clock = clock();
+        let gone = before.iter().filter(|(key, _)| !newest.contains_key(*key));
+        let gone = gone.map(|((prefix, ..), shown)| routes::withdrawal(version, clock, *prefix, shown));
+        let differs = |(key, shown): &(&Key, &Shown)| {
+            before.get(*key).is_none_or(|known| known.attributes != shown.attributes || known.source != shown.source)
+        };
+        let there = newest.iter().filter(differs);
+        let there = there.map(|((prefix, ..), shown)| routes::path(version, clock, *prefix, shown));
+        let paths = if silent { Vec::new() } else { gone.chain(there).collect() };
+        self.known = Some(newest);
+        Ok(paths)
+    }
+
+    /// The tables that make up this one.
+    async fn whiches(&self, service: &Service, version: Version) -> Result<Vec<Which>, Status> {
+        if self.kind == BEST {
+            return Ok(vec![Which::Global]);
+        }
+        let neighbours = match self.of {
+            Some(address) => vec![address],
+            None => service.all_peers(version).await?.into_keys().collect(),
+        };
+        Ok(neighbours.into_iter().map(Which::In).collect())
+    }
+
+    fn take(&self, row: Row, newest: &mut BTreeMap<Key, Shown>) {
+        for shown in row.routes {
+            let counts = match self.kind {
+                BEST => shown.best,
+                ADJ_IN => true,
+                _ => !shown.unused,
+            };
+            if counts {
+                // Of the best there is one to each prefix, whoever it comes from.
+                let of = if self.kind == BEST {
+                    (None, Ipv4Addr::UNSPECIFIED)
+                } else {
+                    (shown.source.address, shown.source.identifier)
+                };
+                newest.insert((row.prefix, of.0, of.1), shown);
+            }
+        }
+    }
+}

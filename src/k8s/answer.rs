@@ -1,0 +1,355 @@
+//! Answers of the API server, from bytes to objects, in both of the API's encodings.
+//!
+//! Kubernetes: "API concepts", sections *Resource encoding* and *Kubernetes Protobuf encoding*;
+//! `k8s.io/apimachinery` `pkg/runtime/generated.proto` and `pkg/apis/meta/v1/generated.proto`.
+//!
+//! Protocol buffers are asked for and JSON is understood: which one came is said by the answer's `Content-Type`. In
+//! protocol buffers an object is half as long, and reading it takes a fraction of the work on both sides, which counts
+//! where every node of a large cluster asks for the same objects.
+//!
+//! A watch is a stream of events. In JSON each is a line. In protocol buffers each has its length in front of it (four bytes,
+//! the highest first), and the object within an event has the magic bytes and the envelope of one that stands alone.
+
+use std::fmt;
+
+use bytes::Bytes;
+use kube::core::WatchEvent;
+use prost::Message;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::parse::ApiObject;
+use super::parse::protobuf::ObjectMeta;
+
+/// How an answer is encoded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Encoding {
+    Json,
+    Protobuf,
+}
+
+impl Encoding {
+    /// The encoding that this value of `Content-Type` stands for. What is not known is read as JSON, and says so when it is none.
+    pub fn of(content_type: Option<&str>) -> Encoding {
+        let media_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
+        match media_type.trim().eq_ignore_ascii_case("application/vnd.kubernetes.protobuf") {
+            true => Encoding::Protobuf,
+            false => Encoding::Json,
+        }
+    }
+}
+
+/// What is asked for: the value of `Accept` for a list and for a watch of objects `K`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Accept {
+    pub list: &'static str,
+    pub watch: &'static str,
+}
+
+impl Accept {
+    pub const fn of<K: ApiObject>() -> Accept {
+        match K::FROM_PROTOBUF {
+            Some(_) => Accept {
+                list: "application/vnd.kubernetes.protobuf, application/json",
+                watch: "application/vnd.kubernetes.protobuf;stream=watch, application/json",
+            },
+            None => Accept { list: "application/json", watch: "application/json" },
+        }
+    }
+}
+
+/// Something that an event of a watch says.
+#[derive(Debug)]
+pub enum Change<K> {
+    /// The object is new or has changed.
+    Is(K),
+    Gone(K),
+    /// How far the watch has come. `ends_list`: everything that existed at the beginning has been named.
+    Bookmark {
+        version: Option<String>,
+        ends_list: bool,
+    },
+    Refused(Refusal),
+}
+
+/// A `Status` of the API that says no.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    /// As in HTTP.
+    pub code: u16,
+    pub message: String,
+}
+
+/// A page of a list.
+#[derive(Debug)]
+pub struct Page<K> {
+    /// Each object, or what is wrong with it.
+    pub items: Vec<Result<K, String>>,
+    /// Of the whole list.
+    pub version: Option<String>,
+    /// Where the next page begins; `None` behind the last one.
+    pub next: Option<String>,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.message, self.code)
+    }
+}
+
+/// Cuts the bytes of a watch into its events.
+#[derive(Debug)]
+pub struct Events {
+    encoding: Encoding,
+    bytes: Vec<u8>,
+    /// So many bytes belong to events that have been handed out.
+    taken: usize,
+    /// In so many bytes there is no end of an event.
+    searched: usize,
+}
+
+/// An event longer than this is none. The API server takes no object beyond a few megabytes.
+const LONGEST: usize = 64 << 20;
+
+/// An event is longer than any object can be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("an event of the watch is longer than {LONGEST} bytes")]
+pub struct TooLong;
+
+impl Events {
+    pub fn new(encoding: Encoding) -> Events {
+        Events { encoding, bytes: Vec::new(), taken: 0, searched: 0 }
+    }
+
+    /// Takes in what has come next.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if self.taken > 0 {
+            self.bytes.drain(..self.taken);
+            self.taken = 0;
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next whole event, encoded; `None` where more bytes are needed.
+    ///
+    /// # Errors
+    /// It is too long: nothing behind it can be understood.
+    pub fn cut(&mut self) -> Result<Option<&[u8]>, TooLong> {
+        match self.encoding {
+            Encoding::Json => self.line(),
+            Encoding::Protobuf => self.measured(),
+        }
+    }
+
+    fn line(&mut self) -> Result<Option<&[u8]>, TooLong> {
+        loop {
+            let rest = self.bytes.get(self.taken..).unwrap_or_default();
+            let unread = rest.get(self.searched..).unwrap_or_default();
+            let Some(end) = unread.iter().position(|byte| *byte == b'\n') else {
+                self.searched = rest.len();
+                return if rest.len() > LONGEST { Err(TooLong) } else { Ok(None) };
+            };
+            let begin = self.taken;
+            let end = begin + std::mem::take(&mut self.searched) + end;
+            self.taken = end + 1;
+            let is_blank = self.bytes.get(begin..end).is_some_and(|line| line.trim_ascii().is_empty());
+            if !is_blank {
+                return Ok(self.bytes.get(begin..end));
+            }
+        }
+    }
+
+    fn measured(&mut self) -> Result<Option<&[u8]>, TooLong> {
+        let rest = self.bytes.get(self.taken..).unwrap_or_default();
+        let Some((length, rest)) = rest.split_first_chunk() else { return Ok(None) };
+        let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+        if length > LONGEST {
+            return Err(TooLong);
+        }
+        if rest.len() < length {
+            return Ok(None);
+        }
+        let begin = self.taken + size_of::<u32>();
+        self.taken = begin + length;
+        Ok(self.bytes.get(begin..self.taken))
+    }
+}
+
+/// Reads an event of a watch.
+///
+/// # Errors
+/// What is wrong with it, for a log.
+pub fn event<K: ApiObject>(encoding: Encoding, bytes: &[u8]) -> Result<Change<K>, String> {
+    let (Encoding::Protobuf, Some(object)) = (encoding, K::FROM_PROTOBUF) else { return json_event(bytes) };
+    let event = WatchEventMessage::decode(bytes).map_err(|error| error.to_string())?;
+    let raw = event.object.unwrap_or_default().raw;
+    let inner = within(&raw)?;
+    let read = || object(&inner).map_err(|error| error.to_string());
+    match event.kind.as_str() {
+        "ADDED" | "MODIFIED" => read().map(Change::Is),
+        "DELETED" => read().map(Change::Gone),
+        "BOOKMARK" => {
+            let mark = Marked::decode(inner).map_err(|error| error.to_string())?;
+            let metadata = mark.metadata.unwrap_or_default();
+            let ends_list = metadata.annotations.contains_key(ENDS_LIST);
+            Ok(Change::Bookmark { version: some(metadata.resource_version.unwrap_or_default()), ends_list })
+        }
+        "ERROR" => StatusMessage::decode(inner)
+            .map(|status| Change::Refused(status.refusal()))
+            .map_err(|error| error.to_string()),
+        other => Err(format!("an event of the kind {other:?}")),
+    }
+}
+
+/// The annotation of the bookmark that ends the initial events of a streaming list.
+const ENDS_LIST: &str = "k8s.io/initial-events-end";
+
+fn json_event<K: ApiObject>(bytes: &[u8]) -> Result<Change<K>, String> {
+    let event: WatchEvent<K> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    Ok(match event {
+        WatchEvent::Added(object) | WatchEvent::Modified(object) => Change::Is(object),
+        WatchEvent::Deleted(object) => Change::Gone(object),
+        WatchEvent::Bookmark(mark) => Change::Bookmark {
+            ends_list: mark.metadata.annotations.contains_key(ENDS_LIST),
+            version: some(mark.metadata.resource_version),
+        },
+        WatchEvent::Error(status) => Change::Refused(Refusal { code: status.code, message: status.message }),
+    })
+}
+
+/// Reads a page of a list.
+///
+/// # Errors
+/// What is wrong with the page as a whole, for a log.
+pub fn page<K: ApiObject>(encoding: Encoding, bytes: &Bytes) -> Result<Page<K>, String> {
+    let (Encoding::Protobuf, Some(object)) = (encoding, K::FROM_PROTOBUF) else { return json_page(bytes) };
+    let list = ListMessage::decode(within(bytes)?).map_err(|error| error.to_string())?;
+    let items = list.items.iter().map(|item| object(item).map_err(|error| error.to_string())).collect();
+    let metadata = list.metadata.unwrap_or_default();
+    Ok(Page { items, version: some(metadata.resource_version), next: some(metadata.next) })
+}
+
+fn json_page<K: ApiObject>(bytes: &[u8]) -> Result<Page<K>, String> {
+    let list: JsonList = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let read = |item: &RawValue| serde_json::from_str(item.get()).map_err(|error| error.to_string());
+    let items = list.items.unwrap_or_default().into_iter().map(read).collect();
+    let metadata = list.metadata.unwrap_or_default();
+    let text = |text: Option<String>| text.and_then(some);
+    Ok(Page { items, version: text(metadata.resource_version), next: text(metadata.next) })
+}
+
+/// Reads the `Status` of an answer whose HTTP status is an error.
+pub fn refusal(encoding: Encoding, code: u16, bytes: &Bytes) -> Refusal {
+    let read = match encoding {
+        Encoding::Json => serde_json::from_slice::<JsonStatus>(bytes).ok().and_then(|status| status.message),
+        Encoding::Protobuf => {
+            let status = within(bytes).ok().and_then(|inner| StatusMessage::decode(inner).ok());
+            status.map(|status| status.message)
+        }
+    };
+    // A proxy in between answers in its own words.
+    let first_line = || String::from_utf8_lossy(bytes).lines().next().unwrap_or_default().chars().take(200).collect();
+    let message = read.and_then(some).unwrap_or_else(first_line);
+    Refusal { code, message: some(message).unwrap_or_else(|| "no reason given".to_owned()) }
+}
+
+/// What is in the envelope of an object that stands alone.
+fn within(bytes: &Bytes) -> Result<Bytes, String> {
+    if !bytes.starts_with(MAGIC) {
+        return Err("no object in the encoding that the answer names".to_owned());
+    }
+    Envelope::decode(bytes.slice(MAGIC.len()..)).map(|envelope| envelope.raw).map_err(|error| error.to_string())
+}
+
+/// Stands in front of each object, so that nobody takes another encoding for this one.
+const MAGIC: &[u8] = b"k8s\0";
+
+fn some(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+/// `runtime.Unknown`.
+#[derive(Clone, PartialEq, Message)]
+struct Envelope {
+    #[prost(bytes = "bytes", tag = "2")]
+    raw: Bytes,
+}
+
+/// `meta.v1.WatchEvent`.
+#[derive(Clone, PartialEq, Message)]
+struct WatchEventMessage {
+    #[prost(string, tag = "1")]
+    kind: String,
+    #[prost(message, optional, tag = "2")]
+    object: Option<RawExtension>,
+}
+
+/// `runtime.RawExtension`.
+#[derive(Clone, PartialEq, Message)]
+struct RawExtension {
+    #[prost(bytes = "bytes", tag = "1")]
+    raw: Bytes,
+}
+
+/// Any object, of which only the metadata is read.
+#[derive(Clone, PartialEq, Message)]
+struct Marked {
+    #[prost(message, optional, tag = "1")]
+    metadata: Option<ObjectMeta>,
+}
+
+/// A list of any kind.
+#[derive(Clone, PartialEq, Message)]
+struct ListMessage {
+    #[prost(message, optional, tag = "1")]
+    metadata: Option<ListMeta>,
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    items: Vec<Bytes>,
+}
+
+/// `meta.v1.ListMeta`.
+#[derive(Clone, PartialEq, Message)]
+struct ListMeta {
+    #[prost(string, tag = "2")]
+    resource_version: String,
+    #[prost(string, tag = "3")]
+    next: String,
+}
+
+/// `meta.v1.Status`.
+#[derive(Clone, PartialEq, Message)]
+struct StatusMessage {
+    #[prost(string, tag = "3")]
+    message: String,
+    #[prost(int32, tag = "6")]
+    code: i32,
+}
+
+impl StatusMessage {
+    fn refusal(self) -> Refusal {
+        Refusal { code: u16::try_from(self.code).unwrap_or(0), message: self.message }
+    }
+}
+
+#[derive(Deserialize)]
+struct JsonList<'a> {
+    metadata: Option<JsonListMeta>,
+    #[serde(borrow)]
+    items: Option<Vec<&'a RawValue>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct JsonListMeta {
+    resource_version: Option<String>,
+    #[serde(rename = "continue")]
+    next: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct JsonStatus {
+    message: Option<String>,
+}
+
+#[cfg(test)]
+mod tests;

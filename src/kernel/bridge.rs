@@ -1,0 +1,16 @@
+//! The bridge that pods are on: what we decide about it.
+//!
+//! Kernel: a device of type `bridge` with the kernel's defaults, set up (`ip link add kube-bridge type bridge`). It is ours by
+//! its name, and never deleted while pods are on it. Its addresses belong to the CNI plugin, which gives it the gateway's.
+
+mod target;
+
+pub use target::Bridges;
+
+/// The bridge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bridge {
+    /// The largest packet, in bytes; `None` leaves it as it is.
+    pub mtu: Option<u32>,
+    pub up: bool,
+}

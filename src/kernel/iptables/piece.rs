@@ -1,0 +1,69 @@
+//! What a rule set is made of: chains, the jumps to them, and what kube-router left, each with the rules that it is.
+
+use std::fmt;
+
+use compact_str::CompactString;
+
+use crate::net::Family;
+
+/// The tables in use, in the order in which a restore file names them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Table {
+    Filter,
+    Nat,
+    Mangle,
+}
+
+/// Something of ours in the tables.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Piece {
+    /// A chain of ours. Sorted before the jumps, which need it.
+    Chain { family: Family, table: Table, chain: CompactString },
+    /// A rule of ours in a built-in chain (`INPUT`, `POSTROUTING`, …) that jumps to a chain of ours. Its place
+    /// among other jumps of ours is fixed by one list in `slots`; foreign rules keep their places. A jump
+    /// that is not in its place reads as no rules at all.
+    Jump { family: Family, table: Table, from: CompactString, to: CompactString },
+    /// A rule that kube-router left in a built-in chain. It is never wanted, so taking over removes it.
+    Leftover { family: Family, table: Table, from: CompactString, rule: CompactString },
+}
+
+/// The rules of a chain, or the one rule that is a jump; each in the canonical form in which `iptables-save`
+/// prints it, without the leading `-A CHAIN`: `-p icmp -m icmp --icmp-type 8 -j ACCEPT`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rules(pub Vec<CompactString>);
+
+impl Table {
+    pub const ALL: [Table; 3] = [Table::Filter, Table::Nat, Table::Mangle];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Table::Filter => "filter",
+            Table::Nat => "nat",
+            Table::Mangle => "mangle",
+        }
+    }
+}
+
+impl Piece {
+    pub fn family(&self) -> Family {
+        match self {
+            Piece::Chain { family, .. } | Piece::Jump { family, .. } | Piece::Leftover { family, .. } => *family,
+        }
+    }
+
+    pub fn table(&self) -> Table {
+        match self {
+            Piece::Chain { table, .. } | Piece::Jump { table, .. } | Piece::Leftover { table, .. } => *table,
+        }
+    }
+}
+
+impl fmt::Display for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Piece::Chain { family, table, chain } => write!(f, "{family} {} {chain}", table.name()),
+            Piece::Jump { family, table, from, to } => write!(f, "{family} {} {from} to {to}", table.name()),
+            Piece::Leftover { family, table, from, rule } => write!(f, "{family} {} {from} {rule}", table.name()),
+        }
+    }
+}

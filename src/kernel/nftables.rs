@@ -1,0 +1,76 @@
+//! Whole tables of nf_tables, by their names: to find and to remove those that another program left.
+//!
+//! Kernel: netlink subsystem `NFNL_SUBSYS_NFTABLES` (include/uapi/linux/netfilter/nf_tables.h). Changes stand between the
+//! marks of a batch (include/uapi/linux/netfilter/nfnetlink.h) and count together. Nothing here is ours: whoever calls says
+//! which tables, and a table goes with everything in it.
+//!
+//! A kernel without nf_tables has no tables.
+
+use rustix::io::Errno;
+
+use super::netlink::{Bus, Fault, Messages, Socket};
+use super::{Cause, Error};
+use crate::net::Family;
+
+/// A table of one family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Table<'a> {
+    pub family: Family,
+    pub name: &'a str,
+}
+
+const SUBSYSTEM: u8 = 10;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const GET_TABLE: u16 = (SUBSYSTEM as u16) << 8 | 1;
+const DELETE_TABLE: u16 = (SUBSYSTEM as u16) << 8 | 2;
+/// The attribute of a table with its name.
+const NAME: u16 = 1;
+
+/// Removes those of the tables that are there, in the network namespace of the calling thread. Returns which.
+///
+/// # Errors
+/// What the kernel says.
+pub fn remove<'a>(tables: &[Table<'a>]) -> Result<Vec<Table<'a>>, Error> {
+    let mut socket = Socket::open(Bus::Netfilter)?;
+    let mut removed = Vec::new();
+    for table in tables {
+        if !exists(&mut socket, *table)? {
+            continue;
+        }
+        let mut messages = Messages::new();
+        messages.begin(BATCH_BEGIN, 0).header(&[0, 0, 0, SUBSYSTEM]);
+        about(&mut messages, DELETE_TABLE, *table);
+        messages.begin(BATCH_END, 0).header(&[0, 0, 0, SUBSYSTEM]);
+        match socket.transaction(&mut messages) {
+            Ok(()) => removed.push(*table),
+            // Somebody else was faster.
+            Err(fault) if fault.errno() == Some(Errno::NOENT.raw_os_error()) => {}
+            Err(fault) => return Err(Error::new("remove table", table.name, fault.into())),
+        }
+    }
+    Ok(removed)
+}
+
+fn exists(socket: &mut Socket, table: Table<'_>) -> Result<bool, Error> {
+    let mut message = Messages::new();
+    about(&mut message, GET_TABLE, table);
+    match socket.request(&mut message, |_| Some(())) {
+        Ok(_) => Ok(true),
+        Err(Fault::Refused(refusal)) if is_absent(refusal.errno) => Ok(false),
+        Err(fault) => Err(Error::new("look for table", table.name, Cause::from(fault))),
+    }
+}
+
+/// The table is not there, or the kernel knows no tables.
+fn is_absent(errno: i32) -> bool {
+    [Errno::NOENT, Errno::INVAL, Errno::OPNOTSUPP].iter().any(|known| known.raw_os_error() == errno)
+}
+
+fn about(messages: &mut Messages, kind: u16, table: Table<'_>) {
+    let family = match table.family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    };
+    messages.begin(kind, 0).header(&[family, 0, 0, 0]).text(NAME, table.name);
+}

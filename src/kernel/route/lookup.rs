@@ -1,0 +1,109 @@
+//! Where the kernel would send a packet: one question, one answer.
+//!
+//! `ip route get fibmatch ADDRESS`. The answer is the route that decides, and not a copy of it, so that it is known who made it
+//! and whether its link carries anything.
+//!
+//! Kernel: `RTM_GETROUTE` without `NLM_F_DUMP`, `RTM_F_FIB_MATCH` (4.13); `RTNH_F_LINKDOWN` (4.1). A host without a route says
+//! `ENETUNREACH`; routes that refuse say so with an error of their own (IPv4) or with their type (IPv6).
+
+use std::net::IpAddr;
+
+use super::wire::{GET_ROUTE, NEW_ROUTE};
+use crate::kernel::Error;
+use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Refusal, Socket};
+use crate::net::Family;
+
+/// Asks for routes in the network namespace of the thread that opened it.
+pub struct Lookup {
+    socket: Socket,
+    message: Messages,
+}
+
+/// The route that decides about an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leading {
+    /// There is none, or one that refuses, or its link is down.
+    Nowhere,
+    Somewhere {
+        /// The address is on the link itself, and not behind a gateway.
+        direct: bool,
+        /// `rtm_protocol`: who made the route.
+        protocol: u8,
+    },
+}
+
+/// Length of `struct rtmsg`.
+const HEADER: usize = 12;
+const DESTINATION: u16 = 1;
+const GATEWAY: u16 = 5;
+const MULTIPATH: u16 = 9;
+const VIA: u16 = 18;
+/// `RTM_F_FIB_MATCH`.
+const MATCHED: u32 = 0x2000;
+/// `RTNH_F_DEAD | RTNH_F_LINKDOWN`.
+const DOWN: u32 = 1 | 16;
+/// `RTN_BLACKHOLE` to `RTN_THROW`.
+const REFUSING: std::ops::RangeInclusive<u8> = 6..=9;
+
+impl Lookup {
+    /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The system gives none.
+    pub fn open() -> Result<Lookup, Error> {
+        Ok(Lookup { socket: Socket::open(Bus::Route)?, message: Messages::new() })
+    }
+
+    /// The route that decides about packets to an address; `None` where the kernel's answer says neither.
+    ///
+    /// # Errors
+    /// The question could not be asked.
+    pub fn leading(&mut self, to: IpAddr) -> Result<Option<Leading>, Error> {
+        let family = Family::from(to);
+        let [f0, f1, f2, f3] = MATCHED.to_ne_bytes();
+        let header = [family.number(), family.host_bits(), 0, 0, 0, 0, 0, 0, f0, f1, f2, f3];
+        self.message.clear();
+        self.message.begin(GET_ROUTE, 0).header(&header).address(DESTINATION, to);
+        match self.socket.request(&mut self.message, leading) {
+            Ok(found) => Ok(found.into_iter().next()),
+            Err(Fault::Refused(refusal)) if is_no(&refusal) => Ok(Some(Leading::Nowhere)),
+            Err(fault) => Err(Error::new("look up a route", to.to_string(), fault.into())),
+        }
+    }
+}
+
+/// No route, or one that is unreachable, prohibited or a blackhole. The last has the error of a question that the kernel does not
+/// understand; that it explains in words.
+fn is_no(refusal: &Refusal) -> bool {
+    match refusal.errno {
+        libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES => true,
+        errno => errno == libc::EINVAL && refusal.text.is_none(),
+    }
+}
+
+fn leading(answer: &Answer<'_>) -> Option<Leading> {
+    if answer.kind != NEW_ROUTE {
+        return None;
+    }
+    let [_, _, _, _, _, protocol, _, kind, f0, f1, f2, f3] = *answer.header::<HEADER>()?;
+    let attributes = answer.attributes(HEADER);
+    if REFUSING.contains(&kind) || u32::from_ne_bytes([f0, f1, f2, f3]) & DOWN != 0 {
+        return Some(Leading::Nowhere);
+    }
+    // Of several ways the kernel says each by itself; some of them leads somewhere.
+    let direct = [GATEWAY, VIA, MULTIPATH].into_iter().all(|kind| attributes.get(kind).is_none());
+    Some(Leading::Somewhere { direct, protocol })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = leading(&Answer { kind: NEW_ROUTE, flags: 0, sequence: 0, port: 0, payload: &bytes });
+        }
+    }
+}

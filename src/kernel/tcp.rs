@@ -1,0 +1,201 @@
+//! TCP sockets with the options that routing protocols need and that the standard library does not know.
+//!
+//! tcp(7), ip(7), ipv6(7): `TCP_MD5SIG` (RFC 2385), `IP_MINTTL` and `IPV6_MINHOPCOUNT` (RFC 5082), `IP_FREEBIND`, and the class
+//! of service CS6, which is meant for what keeps the network itself alive (RFC 4594 3.1).
+//!
+//! Nothing of this outlives the process: sockets go with it.
+//!
+//! What sockets that listen are told counts for the answers to connections that are only being made; what they accept is told
+//! again, because neighbours differ. A key of TCP MD5 belongs to a neighbour's address and a socket: on one that listens the
+//! kernel drops what comes from there with another key or without one, before anybody sees it.
+#![expect(unsafe_code, reason = "two socket options are known neither to the standard library nor to rustix")]
+
+use std::ffi::c_int;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen as listen_on, socket_with, sockopt};
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use super::Error;
+use crate::net::Family;
+
+/// How far packets go, and how much must be left of that when one comes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Hops {
+    /// `None` for what the system does.
+    pub sent: Option<u8>,
+    /// `None` for any.
+    pub least: Option<u8>,
+}
+
+/// How many connections may wait to be accepted: a whole cluster may dial at once. The kernel has a bound of its own,
+/// `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// Class selector 6, *network control*.
+const CLASS: u8 = 0xc0;
+const KEY: usize = libc::TCP_MD5SIG_MAXKEYLEN;
+
+/// Listens, without waiting. An address that is not there yet will do: IPv6 addresses need a moment when they are new.
+///
+/// # Errors
+/// The port is in use, or the kernel lacks the family.
+pub fn listen(on: SocketAddr) -> Result<TcpListener, Error> {
+    let listen = || -> rustix::io::Result<OwnedFd> {
+        let socket = open(on.ip())?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        match on {
+            SocketAddr::V4(_) => sockopt::set_ip_freebind(&socket, true)?,
+            SocketAddr::V6(_) => {
+                sockopt::set_ipv6_v6only(&socket, true)?;
+                sockopt::set_ipv6_freebind(&socket, true)?;
+            }
+        }
+        // A neighbour that counts hops does so from the first answer on; for the others it is more than enough.
+        set(&socket, on.ip(), Hops { sent: Some(u8::MAX), least: None })?;
+        bind(&socket, &on)?;
+        listen_on(&socket, BACKLOG)?;
+        Ok(socket)
+    };
+    listen().map(TcpListener::from).map_err(|errno| Error::errno("listen on", on.to_string(), errno))
+}
+
+/// A socket that is to connect to a neighbour, without waiting. `local` is the address that it connects from.
+///
+/// # Errors
+/// `local` is not ours, the kernel lacks something, or there are too many open files.
+pub fn dialling(to: IpAddr, local: Option<IpAddr>, hops: Hops, key: Option<&[u8]>) -> Result<TcpStream, Error> {
+    let socket = || -> rustix::io::Result<OwnedFd> {
+        let socket = open(to)?;
+        set(&socket, to, hops)?;
+        if let Some(local) = local {
+            bind(&socket, &SocketAddr::new(local, 0))?;
+        }
+        Ok(socket)
+    };
+    let socket = socket().map_err(|errno| Error::errno("connect to", to.to_string(), errno))?;
+    if key.is_some() {
+        set_key(&socket, to, key)?;
+    }
+    Ok(TcpStream::from(socket))
+}
+
+/// Makes an accepted connection what the neighbour's own would be.
+///
+/// # Errors
+/// The kernel lacks something.
+pub fn adopt(socket: impl AsFd, from: IpAddr, hops: Hops, key: Option<&[u8]>) -> Result<(), Error> {
+    let nodelay = sockopt::set_tcp_nodelay(&socket, true).and_then(|()| set(&socket, from, hops));
+    nodelay.map_err(|errno| Error::errno("accept a connection from", from.to_string(), errno))?;
+    match key {
+        // The connection may be older than the key of the socket that listened.
+        Some(_) => set_key(socket, from, key),
+        None => Ok(()),
+    }
+}
+
+/// From now on packets from this address need this key, or none.
+///
+/// # Errors
+/// The kernel has no TCP MD5, or no memory left for options.
+pub fn set_key(socket: impl AsFd, of: IpAddr, key: Option<&[u8]>) -> Result<(), Error> {
+    let option = signature(of, key.unwrap_or_default());
+    match set_raw(&socket, libc::IPPROTO_TCP, libc::TCP_MD5SIG, &option) {
+        // There was none to take away.
+        Err(Errno::NOENT) if key.is_none() => Ok(()),
+        result => result.map_err(|errno| Error::errno("set the password of", of.to_string(), errno)),
+    }
+}
+
+/// Lets the process have as many open files as it may: one for each connection.
+///
+/// # Errors
+/// The system refuses what it has said before.
+pub fn raise_open_files() -> Result<(), Error> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).map_err(|errno| Error::errno("raise the number of", "open files", errno))
+}
+
+fn open(family_of: IpAddr) -> rustix::io::Result<OwnedFd> {
+    let family = match Family::from(family_of) {
+        Family::V4 => AddressFamily::INET,
+        Family::V6 => AddressFamily::INET6,
+    };
+    // Multipath TCP would be another protocol; it cannot have keys.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    match Family::from(family_of) {
+        Family::V4 => sockopt::set_ip_tos(&socket, CLASS)?,
+        Family::V6 => sockopt::set_ipv6_tclass(&socket, u32::from(CLASS))?,
+    }
+    Ok(socket)
+}
+
+fn set(socket: impl AsFd, family_of: IpAddr, hops: Hops) -> rustix::io::Result<()> {
+    let least = c_int::from(hops.least.unwrap_or(0)).to_ne_bytes();
+    match Family::from(family_of) {
+        Family::V4 => {
+            // -1 is what the system does.
+            sockopt::set_ip_ttl(&socket, hops.sent.map_or(u32::MAX, u32::from))?;
+            set_raw(&socket, libc::IPPROTO_IP, libc::IP_MINTTL, &least)
+        }
+        Family::V6 => {
+            sockopt::set_ipv6_unicast_hops(&socket, hops.sent)?;
+            set_raw(&socket, libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT, &least)
+        }
+    }
+}
+
+/// `struct tcp_md5sig` of `linux/tcp.h`: a `sockaddr_storage` of 128 bytes, flags, the prefix's length, the key's length in two
+/// bytes, the number of a device, and the key.
+fn signature(of: IpAddr, key: &[u8]) -> [u8; 136 + KEY] {
+    let mut option = [0; 136 + KEY];
+    let mut put = |at: usize, bytes: &[u8]| {
+        option.iter_mut().skip(at).zip(bytes).for_each(|(to, from)| *to = *from);
+    };
+    match of {
+        IpAddr::V4(of) => {
+            put(0, &(libc::AF_INET as u16).to_ne_bytes());
+            put(4, &of.octets());
+        }
+        IpAddr::V6(of) => {
+            put(0, &(libc::AF_INET6 as u16).to_ne_bytes());
+            put(8, &Ipv6Addr::octets(&of));
+        }
+    }
+    let key = key.get(..KEY).unwrap_or(key);
+    put(130, &(key.len() as u16).to_ne_bytes());
+    put(136, key);
+    option
+}
+
+fn set_raw(socket: impl AsFd, level: c_int, name: c_int, value: &[u8]) -> rustix::io::Result<()> {
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: the descriptor is open as long as it is borrowed, and the kernel reads no more than the length that is given,
+    // which is that of the value.
+    let result =
+        unsafe { libc::setsockopt(socket, level, name, value.as_ptr().cast(), value.len() as libc::socklen_t) };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = std::io::Error::last_os_error();
+    Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_stands_where_the_kernel_looks_for_it() {
+        let option = signature("192.0.2.7".parse().unwrap(), b"key");
+        assert_eq!(option.len(), 216, "sizeof(struct tcp_md5sig)");
+        assert_eq!(option[..8], [2, 0, 0, 0, 192, 0, 2, 7]);
+        assert_eq!((&option[130..132], &option[136..140]), (&3_u16.to_ne_bytes()[..], &b"key\0"[..]));
+        let option = signature("2001:db8::7".parse().unwrap(), b"key");
+        assert_eq!((option[0], &option[8..12], option[23]), (10, &[0x20, 1, 0xd, 0xb8][..], 7));
+    }
+}

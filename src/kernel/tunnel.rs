@@ -1,0 +1,58 @@
+//! Tunnels to other nodes: what we decide about one.
+//!
+//! Kernel: `ipip` devices for IPv4 and `ip6tnl` devices for IPv6 (include/uapi/linux/if_tunnel.h). A plain tunnel over IPv6
+//! carries packets of both families, all others those of their own; one inside UDP is GUE (include/uapi/linux/fou.h):
+//!
+//! ```text
+//! ip link add tun-e443169117a type ipip local 192.0.2.1 remote 10.0.0.1 ttl inherit pmtudisc mode any
+//! ip link add tun-e443169117a type ipip local 192.0.2.1 remote 10.0.0.1 ttl 225 encap gue encap-sport auto encap-dport 5555
+//! ip fou add port 5555 gue
+//! ```
+//!
+//! Ours: the devices whose names begin with `tun-` and eleven hexadecimal digits (`router::names`), of these two types; and the
+//! receiving ports of the number that is configured, and of those that these devices send to.
+//!
+//! Limits and surprises:
+//! - Path MTU discovery is on, so that a packet that does not fit is answered and not cut. IPv6 tunnels are made without the
+//!   option that limits encapsulation, which would take eight bytes of every packet.
+//! - The type, and whether there is UDP, cannot be changed in place; addresses, TTL, the port and the MTU can.
+
+mod receive;
+mod target;
+
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::net::Family;
+
+pub use receive::ReceivePorts;
+pub use target::Tunnels;
+
+/// A tunnel. Its name is its key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tunnel {
+    /// Both ends are of one family, which decides the device's type.
+    pub local: IpAddr,
+    pub remote: IpAddr,
+    /// The UDP port that packets are sent to inside GUE; `None` for a plain tunnel.
+    pub udp_port: Option<u16>,
+    /// 0 takes it from the packet inside.
+    pub ttl: u8,
+    /// The largest packet inside, in bytes; `None` leaves it to the kernel.
+    pub mtu: Option<u32>,
+    pub up: bool,
+}
+
+/// A UDP port at which packets inside GUE arrive, and are unpacked.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ReceivePort {
+    pub family: Family,
+    pub port: u16,
+}
+
+impl fmt::Display for ReceivePort {
+    /// The number and the family: `port 5555 IPv4`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "port {} {}", self.port, self.family)
+    }
+}

@@ -1,0 +1,253 @@
+//! Tunnels, over netlink.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::Tunnel;
+use crate::kernel::Error;
+use crate::kernel::link::LinkName;
+use crate::kernel::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket, flag};
+use crate::net::Family;
+use crate::reconcile::{Failure, Phase, Step, Target};
+
+/// The tunnels of one network namespace that are ours by their names.
+pub struct Tunnels {
+    socket: Socket,
+    is_ours: fn(&str) -> bool,
+    compares_mtu: bool,
+}
+
+const NEW_LINK: u16 = 16;
+const DELETE_LINK: u16 = 17;
+const GET_LINK: u16 = 18;
+/// Length of `struct ifinfomsg`.
+const HEADER: usize = 16;
+const NAME: u16 = 3;
+const MTU: u16 = 4;
+const LINK_INFO: u16 = 18;
+const INFO_KIND: u16 = 1;
+const INFO_DATA: u16 = 2;
+const UP: u32 = 0x1;
+
+/// `IFLA_IPTUN_*`.
+mod data {
+    pub const LOCAL: u16 = 2;
+    pub const REMOTE: u16 = 3;
+    pub const TTL: u16 = 4;
+    pub const FLAGS: u16 = 8;
+    pub const PROTOCOL: u16 = 9;
+    pub const PATH_MTU_DISCOVERY: u16 = 10;
+    pub const ENCAP_TYPE: u16 = 15;
+    pub const ENCAP_FLAGS: u16 = 16;
+    pub const ENCAP_SOURCE_PORT: u16 = 17;
+    pub const ENCAP_DESTINATION_PORT: u16 = 18;
+}
+
+/// `TUNNEL_ENCAP_GUE`.
+const GUE: u16 = 2;
+/// `TUNNEL_ENCAP_FLAG_CSUM6`: UDP over IPv6 has a checksum (RFC 8200 8.1).
+const CHECKSUM_V6: u16 = 2;
+/// `IP6_TNL_F_IGN_ENCAP_LIMIT`: no option that limits how often a packet is encapsulated, which takes eight bytes.
+const NO_ENCAP_LIMIT: u32 = 0x1;
+
+impl Tunnels {
+    /// Opens a socket in the network namespace of the calling thread. `is_ours` tells by a device's name. `compares_mtu`: whether
+    /// MTUs are decided by us; otherwise they read as `None`.
+    pub fn open(is_ours: fn(&str) -> bool, compares_mtu: bool) -> Result<Tunnels, Error> {
+        Ok(Tunnels { socket: Socket::open(Bus::Route)?, is_ours, compares_mtu })
+    }
+
+    /// One message for each, because replacing is two acts which nothing may come between.
+    fn perform(&mut self, step: &Step<'_, LinkName, Tunnel>) -> Result<(), Error> {
+        let name = step.key;
+        let stays = |have: &&Tunnel, want: &Tunnel| is_same_device(have, want);
+        let (operation, result) = match (step.have, step.want) {
+            (Some(have), Some(want)) if stays(&have, want) => ("change tunnel", self.send(change(name, want))),
+            (Some(_), Some(want)) => {
+                // Its routes go with it; they are read back and made again in the same round.
+                let deleted = self.send(delete(name)).or_else(already_gone);
+                ("replace tunnel", deleted.and_then(|()| self.send(add(name, want))))
+            }
+            (None, Some(want)) => ("add tunnel", self.send(add(name, want))),
+            (Some(_), None) => ("delete tunnel", self.send(delete(name)).or_else(already_gone)),
+            (None, None) => return Ok(()),
+        };
+        result.map_err(|fault| Error::new(operation, name.to_string(), fault.into()))
+    }
+
+    fn send(&mut self, mut messages: Messages) -> Result<(), Fault> {
+        match self.socket.batch(&mut messages)?.into_iter().next() {
+            Some(refusal) => Err(Fault::Refused(refusal)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Target for Tunnels {
+    type Key = LinkName;
+    type Value = Tunnel;
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        "tunnels"
+    }
+
+    fn read(&mut self) -> Result<BTreeMap<LinkName, Tunnel>, Error> {
+        let (is_ours, compares_mtu) = (self.is_ours, self.compares_mtu);
+        let mut message = Messages::new();
+        message.begin(GET_LINK, 0).header(&[0; HEADER]);
+        let listed = self
+            .socket
+            .dump(&mut message, |answer| tunnel(answer).filter(|(name, _)| is_ours(&name.0)))
+            .map_err(|fault| Error::new("list tunnels", "", fault.into()))?;
+        let decided = |tunnel: Tunnel| Tunnel { mtu: tunnel.mtu.filter(|_| compares_mtu), ..tunnel };
+        Ok(listed.into_iter().map(|(name, tunnel)| (name, decided(tunnel))).collect())
+    }
+
+    fn apply(&mut self, _phase: Phase, steps: &[Step<'_, LinkName, Tunnel>]) -> Vec<Failure<Error>> {
+        let failed = |(index, step)| self.perform(step).err().map(|error| Failure { step: index, error });
+        steps.iter().enumerate().filter_map(failed).collect()
+    }
+}
+
+/// Whether one becomes the other without being made anew.
+fn is_same_device(have: &Tunnel, want: &Tunnel) -> bool {
+    Family::from(have.local) == Family::from(want.local) && have.udp_port.is_some() == want.udp_port.is_some()
+}
+
+fn already_gone(fault: Fault) -> Result<(), Fault> {
+    match fault {
+        Fault::Refused(refusal) if refusal.errno == libc::ENODEV => Ok(()),
+        fault => Err(fault),
+    }
+}
+
+// ip link add NAME type ipip|ip6tnl local ADDRESS remote ADDRESS …
+fn add(name: &LinkName, tunnel: &Tunnel) -> Messages {
+    describe(name, tunnel, flag::CREATE | flag::EXCLUSIVE)
+}
+
+// ip link change NAME type ipip|ip6tnl local ADDRESS remote ADDRESS …
+fn change(name: &LinkName, tunnel: &Tunnel) -> Messages {
+    describe(name, tunnel, 0)
+}
+
+// ip link delete NAME
+fn delete(name: &LinkName) -> Messages {
+    let mut message = Messages::new();
+    message.begin(DELETE_LINK, 0).header(&[0; HEADER]).text(NAME, &name.0);
+    message
+}
+
+fn describe(name: &LinkName, tunnel: &Tunnel, flags: u16) -> Messages {
+    let mut message = Messages::new();
+    message.begin(NEW_LINK, flags).header(&header(tunnel.up)).text(NAME, &name.0);
+    if let Some(mtu) = tunnel.mtu {
+        message.u32(MTU, mtu);
+    }
+    let family = Family::from(tunnel.local);
+    message.nest(LINK_INFO).text(INFO_KIND, kind(family)).nest(INFO_DATA);
+    message.address(data::LOCAL, tunnel.local).address(data::REMOTE, tunnel.remote).u8(data::TTL, tunnel.ttl);
+    match family {
+        Family::V4 => message.u8(data::PATH_MTU_DISCOVERY, 1),
+        Family::V6 => message.u32(data::FLAGS, NO_ENCAP_LIMIT),
+    };
+    message.u8(data::PROTOCOL, protocol(tunnel, family));
+    if let Some(port) = tunnel.udp_port {
+        message.u16(data::ENCAP_TYPE, GUE).u16(data::ENCAP_FLAGS, CHECKSUM_V6);
+        // Another source port for each flow, so that the network in between can share the load.
+        message.u16_be(data::ENCAP_SOURCE_PORT, 0).u16_be(data::ENCAP_DESTINATION_PORT, port);
+    }
+    message.end().end();
+    message
+}
+
+fn kind(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipip",
+        Family::V6 => "ip6tnl",
+    }
+}
+
+/// The protocol inside: any for a plain tunnel, the tunnel's own family inside UDP.
+fn protocol(tunnel: &Tunnel, family: Family) -> u8 {
+    match (tunnel.udp_port, family) {
+        (None, _) => 0,
+        (Some(_), Family::V4) => 4,
+        (Some(_), Family::V6) => 41,
+    }
+}
+
+/// `struct ifinfomsg` that says whether the device is up, and nothing else.
+fn header(up: bool) -> [u8; HEADER] {
+    let [f0, f1, f2, f3] = if up { UP } else { 0 }.to_ne_bytes();
+    let [c0, c1, c2, c3] = UP.to_ne_bytes();
+    [0, 0, 0, 0, 0, 0, 0, 0, f0, f1, f2, f3, c0, c1, c2, c3]
+}
+
+/// The tunnel that an answer describes; `None` for a device of another type, and for a tunnel without two ends.
+fn tunnel(answer: &Answer<'_>) -> Option<(LinkName, Tunnel)> {
+    let [family, _, _, _, _, _, _, _, f0, f1, f2, f3, ..] = *answer.header::<HEADER>()?;
+    if family != 0 {
+        return None;
+    }
+    let attributes = answer.attributes(HEADER);
+    let info = attributes.get(LINK_INFO)?.attributes();
+    let written = info.get(INFO_KIND)?.text()?;
+    let inside = info.get(INFO_DATA)?.attributes();
+    let end = |which: u16| inside.get(which)?.address();
+    let (local, remote): (IpAddr, IpAddr) = (end(data::LOCAL)?, end(data::REMOTE)?);
+    if kind(Family::from(local)) != written || Family::from(local) != Family::from(remote) {
+        return None;
+    }
+    let tunnel = Tunnel {
+        local,
+        remote,
+        udp_port: udp_port(&inside),
+        ttl: inside.get(data::TTL).and_then(|ttl| ttl.u8()).unwrap_or_default(),
+        mtu: attributes.get(MTU).and_then(|mtu| mtu.u32()),
+        up: u32::from_ne_bytes([f0, f1, f2, f3]) & UP != 0,
+    };
+    Some((LinkName(attributes.get(NAME)?.text()?.into()), tunnel))
+}
+
+/// Encapsulation that is not GUE reads as a port that nobody wants, so that it is put right.
+fn udp_port(inside: &Attributes<'_>) -> Option<u16> {
+    match inside.get(data::ENCAP_TYPE).and_then(|kind| kind.u16()).unwrap_or_default() {
+        0 => None,
+        GUE => inside.get(data::ENCAP_DESTINATION_PORT).and_then(|port| port.u16_be()),
+        _ => Some(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::netlink::answers;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = tunnel(&Answer { kind: NEW_LINK, flags: 0, sequence: 0, port: 0, payload: &bytes });
+        }
+    }
+
+    #[test]
+    fn a_tunnel_reads_back_as_it_was_written() {
+        for (local, remote, udp_port) in [
+            ("192.0.2.1", "192.0.2.2", None),
+            ("192.0.2.1", "192.0.2.2", Some(5555)),
+            ("2001:db8::1", "2001:db8::2", None),
+            ("2001:db8::1", "2001:db8::2", Some(6000)),
+        ] {
+            let end = |text: &str| text.parse().expect("an address");
+            let (local, remote) = (end(local), end(remote));
+            let written = Tunnel { local, remote, udp_port, ttl: 225, mtu: Some(1400), up: true };
+            let name = LinkName("tun-0123456789a".into());
+            let bytes = add(&name, &written).bytes().to_vec();
+            let read: Vec<_> = answers(&bytes).filter_map(|answer| tunnel(&answer)).collect();
+            assert_eq!(read, [(name, written)]);
+        }
+    }
+}

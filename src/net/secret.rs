@@ -1,0 +1,118 @@
+//! A secret that neighbours share: the key of TCP MD5 (RFC 2385).
+//!
+//! It comes as base64 (RFC 4648 section 4, with padding; line breaks inside are skipped, as Go's library does) and never shows
+//! again: not in a log, not in a debug text, not in a file that we write.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// At most 80 bytes, which is what the kernel takes (`TCP_MD5SIG_MAXKEYLEN`), and never none.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Secret(Arc<[u8]>);
+
+/// Why a text is no secret; in words that end a sentence and do not repeat the text.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NoSecret {
+    NotBase64,
+    TooLong,
+}
+
+const LONGEST: usize = 80;
+
+impl Secret {
+    /// Reads a secret; `None` for an empty text, which says that there is none.
+    pub fn from_base64(text: &str) -> Result<Option<Secret>, NoSecret> {
+        let bytes = decoded(text).ok_or(NoSecret::NotBase64)?;
+        match bytes.len() {
+            0 => Ok(None),
+            1..=LONGEST => Ok(Some(Secret(bytes.into()))),
+            _ => Err(NoSecret::TooLong),
+        }
+    }
+
+    /// The key as the kernel takes it.
+    pub fn key(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl fmt::Display for NoSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NoSecret::NotBase64 => "not base64",
+            NoSecret::TooLong => "longer than the 80 bytes that the kernel takes",
+        })
+    }
+}
+
+/// The bytes that base64 with padding stands for.
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = text.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect();
+    let padding = digits.iter().rev().take_while(|byte| **byte == b'=').count();
+    if !digits.len().is_multiple_of(4) || padding > 2 {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(digits.len() / 4 * 3);
+    let (mut bits, mut count) = (0_u32, 0);
+    for digit in digits.iter().take(digits.len() - padding) {
+        bits = bits << 6 | u32::from(value(*digit)?);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push((bits >> count) as u8);
+            bits &= (1 << count) - 1;
+        }
+    }
+    Some(bytes)
+}
+
+fn value(digit: u8) -> Option<u8> {
+    Some(match digit {
+        b'A'..=b'Z' => digit - b'A',
+        b'a'..=b'z' => digit - b'a' + 26,
+        b'0'..=b'9' => digit - b'0' + 52,
+        b'+' => 62,
+        b'/' => 63,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &str) -> Result<Option<Vec<u8>>, NoSecret> {
+        Secret::from_base64(text).map(|secret| secret.map(|secret| secret.key().to_vec()))
+    }
+
+    #[test]
+    fn base64_is_read_with_its_padding() {
+        for (text, bytes) in [("cGFzcw==", "pass"), ("Zm9vYmE=", "fooba"), ("Zm9v\r\nYmFy", "foobar"), ("+/+/", "")] {
+            let bytes = if bytes.is_empty() { vec![0xfb, 0xff, 0xbf] } else { bytes.as_bytes().to_vec() };
+            assert_eq!(key(text), Ok(Some(bytes)), "{text}");
+        }
+        assert_eq!(key(""), Ok(None));
+        for text in ["cGFzcw", "cGFzcw=", "c===", "cGF zcw=", "pässword", "=cGF", "a", "cG==".repeat(2).as_str()] {
+            assert_eq!(key(text), Err(NoSecret::NotBase64), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_take_is_no_secret() {
+        let of = |count: usize| "QUJD".repeat(count);
+        assert_eq!(key(&of(26)).map(|key| key.map(|key| key.len())), Ok(Some(78)));
+        assert_eq!(key(&of(27)), Err(NoSecret::TooLong));
+    }
+
+    #[test]
+    fn a_secret_does_not_show() {
+        let secret = Secret::from_base64("cGFzcw==");
+        assert!(!format!("{secret:?}").contains("pass") && !format!("{secret:?}").contains("112"));
+    }
+}

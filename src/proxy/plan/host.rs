@@ -1,0 +1,68 @@
+//! What does not belong to a single Service: the device, the host's addresses in their set, the rules, and the routes' source.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::kernel::address::{AddressKey, KEEPER};
+use crate::kernel::ipset::Entry;
+use crate::kernel::link::{Link, LinkKind, LinkName};
+use crate::kernel::route::Route;
+use crate::net::Family;
+
+use super::{Plan, address_of, different_keys, local_route_key};
+use crate::proxy::desired::Changed;
+use crate::proxy::names::{DEVICE, Set};
+use crate::proxy::{guard, masquerade, settings};
+
+impl Plan {
+    /// Brings all of it up to date. Called when the node changed.
+    pub(super) fn replace_common(&mut self, changed: &mut Changed) {
+        self.desired.links = BTreeMap::from([(LinkName(DEVICE.into()), Link { kind: LinkKind::Dummy, up: true })]);
+        self.keep_device(changed);
+        let settings = settings::settings(&self.node, self.kernel);
+        changed.settings = settings != self.desired.settings;
+        self.desired.settings = settings;
+        let mut rules = BTreeMap::new();
+        for family in self.node.enabled_families() {
+            if self.config.guard {
+                rules.extend(guard::rules(family));
+            }
+            rules.extend(masquerade::rules(&self.node, self.config.masquerade_all, family));
+        }
+        let old = std::mem::replace(&mut self.desired.rules, rules);
+        changed.rules.extend(different_keys(&old, &self.desired.rules));
+
+        let names = Family::BOTH.map(|family| Set::LocalAddresses.name(family));
+        let listed = self.desired.elements.keys().filter(|key| names.contains(&key.set)).map(|key| key.entry);
+        let gone: Vec<Entry> = listed.filter(|entry| !self.node.lists(entry)).collect();
+        for entry in gone {
+            self.put_element(Set::LocalAddresses, entry, false, changed);
+        }
+        let enabled = |address: &&IpAddr| *self.node.families.of(Family::from(**address));
+        let own: Vec<IpAddr> = self.node.addresses.iter().filter(enabled).copied().collect();
+        for address in own {
+            self.put_element(Set::LocalAddresses, Entry::Ip(address), true, changed);
+        }
+        let mut used: Vec<IpAddr> = self.desired.virtuals.keys().filter_map(address_of).collect();
+        used.dedup();
+        for address in used {
+            self.follow_use(address, true, changed);
+        }
+    }
+
+    /// One address without meaning on the device: with the last IPv4 address the kernel drops all IPv4 routes of
+    /// a device, and the last one may be kube-router's, which go while our routes stay. The kernel makes a
+    /// local route for it, which reads as one of ours.
+    fn keep_device(&mut self, changed: &mut Changed) {
+        let link = LinkName(DEVICE.into());
+        let key = local_route_key(KEEPER.addr());
+        self.desired.addresses.clear();
+        self.desired.routes.remove(&key);
+        if self.node.families.v4 {
+            let route = Route { source: Some(KEEPER.addr()), ..self.local_route(Family::V4) };
+            self.desired.addresses.insert(AddressKey { link, address: KEEPER }, ());
+            self.desired.routes.insert(key.clone(), route);
+        }
+        changed.routes.push(key);
+    }
+}

@@ -1,0 +1,90 @@
+//! How the families of a subsystem stand, for people: in the log once when a trouble begins, changes or ends, in metrics
+//! all the time.
+
+use std::collections::BTreeMap;
+
+use prometheus::{IntCounterVec, IntGaugeVec, Opts};
+use tracing::{info, warn};
+
+use super::audits::Found;
+use super::mirror::{Drift, Reflection};
+use crate::observe::metrics::Registry;
+
+/// What one subsystem says of its families.
+pub struct Account {
+    /// The troubles that were spoken of, by family.
+    told: BTreeMap<&'static str, String>,
+    steps: IntGaugeVec,
+    failing: IntGaugeVec,
+    drift: IntCounterVec,
+}
+
+impl Account {
+    /// Makes the metrics, whose names begin with `prefix`, and registers them.
+    ///
+    /// # Errors
+    /// Where a name is registered already.
+    pub fn register(registry: &Registry, prefix: &str) -> Result<Account, prometheus::Error> {
+        let options = |name: &str, help: &str| Opts::new(format!("{prefix}_{name}"), help);
+        let account = Account {
+            told: BTreeMap::new(),
+            steps: IntGaugeVec::new(
+                options("steps", "Changes made in the kernel since the start, by family of objects"),
+                &["family"],
+            )?,
+            failing: IntGaugeVec::new(
+                options("failing", "1 while a family of kernel objects is not as wanted because of failures"),
+                &["family"],
+            )?,
+            drift: IntCounterVec::new(
+                options("drift_total", "Objects that somebody else changed, found by audits"),
+                &["family", "kind"],
+            )?,
+        };
+        registry.register(Box::new(account.steps.clone()))?;
+        registry.register(Box::new(account.failing.clone()))?;
+        registry.register(Box::new(account.drift.clone()))?;
+        Ok(account)
+    }
+
+    /// Says what an audit found.
+    pub fn found(&self, found: &[Found]) {
+        for Found { family, drift } in found {
+            let (kind, object) = match drift {
+                Drift::Missing(object) => ("missing", object),
+                Drift::Different(object) => ("different", object),
+                Drift::Unexpected(object) => ("unexpected", object),
+            };
+            self.drift.with_label_values(&[*family, kind]).inc();
+            warn!(family, kind, object = %object, "Somebody else changed what is ours; repairing it");
+        }
+    }
+
+    /// Says how the families stand. Returns the troubles, for health.
+    pub fn families(&mut self, families: &[&dyn Reflection]) -> Vec<String> {
+        let mut troubles = Vec::new();
+        for family in families {
+            let (name, trouble) = (family.name(), family.trouble());
+            let steps = i64::try_from(family.steps_done()).unwrap_or(i64::MAX);
+            self.steps.with_label_values(&[name]).set(steps);
+            self.failing.with_label_values(&[name]).set(i64::from(trouble.is_some()));
+            troubles.extend(self.trouble(name, trouble.map(|trouble| (trouble.objects, trouble.error.as_str()))));
+        }
+        troubles
+    }
+
+    /// Says how something stands that is no family: how many objects are not as wanted, and why. Returns the trouble.
+    pub fn trouble(&mut self, name: &'static str, trouble: Option<(usize, &str)>) -> Option<String> {
+        let Some((objects, error)) = trouble else {
+            if self.told.remove(name).is_some() {
+                info!(family = name, "The kernel is as wanted again");
+            }
+            return None;
+        };
+        if self.told.get(name).map(String::as_str) != Some(error) {
+            warn!(family = name, objects, error, "The kernel is not as wanted; trying again");
+            self.told.insert(name, error.to_owned());
+        }
+        Some(format!("{name}: {error}"))
+    }
+}

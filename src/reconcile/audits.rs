@@ -1,0 +1,36 @@
+//! Audits of several families, one portion at a time, so that none of them holds up a change for long.
+
+use super::mirror::{Drift, Reflection};
+use super::moment::Moment;
+
+/// Something that an audit found amiss, and the name of the family.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Found {
+    pub family: &'static str,
+    pub drift: Drift,
+}
+
+/// How far the audit of a subsystem has come: the place of the family whose turn it is.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Audits(usize);
+
+impl Audits {
+    /// Looks at the next portion. Returns what was found amiss, and whether the audit of all families is finished.
+    /// The families are to be the same each time, in the same order.
+    pub fn next_portion(&mut self, families: &mut [&mut dyn Reflection], at: Moment) -> (Vec<Found>, bool) {
+        let count = families.len();
+        let Some(family) = families.get_mut(self.0) else { return (Vec::new(), true) };
+        let (found, finished) = audit(*family, at);
+        if finished {
+            self.0 = (self.0 + 1) % count;
+        }
+        (found, finished && self.0 == 0)
+    }
+}
+
+/// Looks at the next portion of one family; also says whether that was the last.
+pub fn audit(family: &mut dyn Reflection, at: Moment) -> (Vec<Found>, bool) {
+    let name = family.name();
+    let audited = family.audit(at);
+    (audited.drift.into_iter().map(|drift| Found { family: name, drift }).collect(), audited.finished)
+}

@@ -1,0 +1,40 @@
+//! Comparing the next portion of what was last seen with the kernel.
+
+use std::collections::BTreeSet;
+
+use super::{Audited, Drift, Mirror};
+use crate::reconcile::target::Target;
+
+impl<T: Target> Mirror<T> {
+    pub(super) fn audit_next_portion(&mut self) -> Result<Audited, T::Error> {
+        use std::ops::Bound;
+        let Some(seen) = self.seen.as_ref() else { return Ok(Audited { drift: Vec::new(), finished: true }) };
+        let most = self.target.audit_portion();
+        let at_once = seen.len() <= most && self.audit_from.is_none();
+        let begin = self.audit_from.take().map_or(Bound::Unbounded, Bound::Included);
+        let mut range = seen.range((begin, Bound::Unbounded));
+        let portion: Vec<T::Key> = range.by_ref().take(most).map(|(key, _)| key.clone()).collect();
+        self.audit_from = range.next().map(|(key, _)| key.clone());
+        let keys: Vec<T::Key> = portion.into_iter().filter(|key| !self.doubtful.contains(key)).collect();
+        let mut found = if at_once { self.target.read()? } else { self.target.read_some(&keys)? };
+        let mut drift = Vec::new();
+        for key in keys {
+            self.compare_one(key, &mut found, &mut drift);
+        }
+        let finished = self.audit_from.is_none();
+        if finished {
+            let existing = if at_once { found.into_keys().collect() } else { self.target.keys()? };
+            for key in self.unknown_among(existing) {
+                drift.push(Drift::Unexpected(key.to_string()));
+                self.doubtful.insert(key.clone());
+                self.mark(key);
+            }
+        }
+        Ok(Audited { drift, finished })
+    }
+
+    fn unknown_among(&self, existing: BTreeSet<T::Key>) -> Vec<T::Key> {
+        let known = |key: &T::Key| self.seen.as_ref().is_some_and(|seen| seen.contains_key(key));
+        existing.into_iter().filter(|key| !known(key) && !self.doubtful.contains(key)).collect()
+    }
+}

@@ -1,0 +1,334 @@
+//! Puts a `Desired` router into the kernel.
+//!
+//! Order of growing; each needs those before it:
+//!
+//! 1. settings, the bridge;
+//! 2. sets, their elements, the rules that name the sets: pods keep their own addresses among each other from the first packet on;
+//! 3. ports that receive tunnels' packets, tunnels;
+//! 4. routes;
+//! 5. rules that choose the table of tunnels: an empty table says nothing, so nobody is led astray before.
+//!
+//! Shrinking goes the other way. Routes that this run has not heard of are not deleted before the speaker has said all that it
+//! knows: what an earlier run learned serves until then. The bridge stays: pods may be on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Instant;
+
+use compact_str::CompactString;
+
+use crate::kernel::bridge::Bridge;
+use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
+use crate::kernel::iptables::{Piece, Rules};
+use crate::kernel::link::LinkName;
+use crate::kernel::route::{Route, RouteKey, TABLE_MAIN};
+use crate::kernel::rule::RuleKey;
+use crate::kernel::sysctl::{Setting, Wanted};
+use crate::kernel::tunnel::{ReceivePort, Tunnel};
+use crate::model::Authority;
+use crate::reconcile::{Audits, Found, Growth, Mirror, Moment, Reflection, Target, audit};
+
+use super::desired::{Changed, Desired};
+use super::names::{BRIDGE, Set};
+use super::reachable::Lead;
+use super::routes::Routes;
+
+/// The families of kernel objects that the router keeps. Implemented once on Linux (`linux`) and once in memory for tests.
+pub trait Kernel {
+    type Settings: Target<Key = Setting, Value = CompactString> + Ruled;
+    type Bridges: Target<Key = LinkName, Value = Bridge>;
+    type Sets: Target<Key = SetName, Value = SetSpec>;
+    type Elements: Target<Key = ElementKey, Value = ()>;
+    type Rules: Target<Key = Piece, Value = Rules>;
+    type ReceivePorts: Target<Key = ReceivePort, Value = ()>;
+    type Tunnels: Target<Key = LinkName, Value = Tunnel>;
+    type Routes: Target<Key = RouteKey, Value = Route>;
+    type SourceRules: Target<Key = RuleKey, Value = ()>;
+
+    /// Nobody is on the bridge, as far as that can be known.
+    fn bridge_is_free(&mut self) -> bool;
+
+    /// Where packets to a next hop would go.
+    fn leads_to(&mut self, _next_hop: IpAddr) -> Lead {
+        Lead::Unknown
+    }
+
+    /// Removes what is ours from where it no longer belongs: rules in the tables of the flavour that the host has given up.
+    /// Called once what replaces them stands. Returns why something could not be removed.
+    fn remove_abandoned(&mut self) -> Vec<String>;
+}
+
+/// A family whose desired state depends on what is found.
+pub trait Ruled: Target {
+    /// What each of these settings shall be, of those that exist and are ours to decide.
+    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Self::Key, Self::Value>, Self::Error>;
+}
+
+/// The targets of one kernel.
+pub struct Targets<K: Kernel> {
+    pub kernel: K,
+    pub settings: K::Settings,
+    pub bridges: K::Bridges,
+    pub sets: K::Sets,
+    pub elements: K::Elements,
+    pub rules: K::Rules,
+    pub receive_ports: K::ReceivePorts,
+    pub tunnels: K::Tunnels,
+    pub routes: K::Routes,
+    pub source_rules: K::SourceRules,
+}
+
+/// What was last seen of the kernel, family by family.
+pub struct Mirrors<K: Kernel> {
+    kernel: K,
+    settings: Mirror<K::Settings>,
+    bridges: Mirror<K::Bridges>,
+    sets: Mirror<K::Sets>,
+    elements: Mirror<K::Elements>,
+    rules: Mirror<K::Rules>,
+    receive_ports: Mirror<K::ReceivePorts>,
+    tunnels: Mirror<K::Tunnels>,
+    routes: Mirror<K::Routes>,
+    source_rules: Mirror<K::SourceRules>,
+    /// Routes that this run has heard of since learned routes were last complete.
+    heard: BTreeSet<RouteKey>,
+    audits: Audits,
+}
+
+/// What may be done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leave {
+    /// How well the cluster is known.
+    pub authority: Authority,
+    /// Learned routes are complete: what is not among them may go.
+    pub routes_are_complete: bool,
+}
+
+/// What one round did.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Round {
+    /// Steps in all families together.
+    pub steps: u64,
+    /// Routes that were added or replaced, and those that were deleted.
+    pub routes_grown: usize,
+    pub routes_gone: usize,
+}
+
+impl<K: Kernel> Mirrors<K> {
+    pub fn new(targets: Targets<K>) -> Mirrors<K> {
+        Mirrors {
+            kernel: targets.kernel,
+            settings: Mirror::new(targets.settings),
+            bridges: Mirror::new(targets.bridges),
+            sets: Mirror::new(targets.sets),
+            elements: Mirror::new(targets.elements),
+            rules: Mirror::new(targets.rules),
+            receive_ports: Mirror::new(targets.receive_ports),
+            tunnels: Mirror::new(targets.tunnels),
+            routes: Mirror::new(targets.routes),
+            source_rules: Mirror::new(targets.source_rules),
+            heard: BTreeSet::new(),
+            audits: Audits::default(),
+        }
+    }
+
+    /// Says what is wanted differently from now on.
+    pub fn mark(&mut self, changed: &Changed) {
+        if changed.settings {
+            self.settings.forget();
+        }
+        if changed.bridge {
+            self.bridges.mark_all();
+        }
+        changed.sets.iter().for_each(|key| self.sets.mark(key.clone()));
+        changed.elements.iter().for_each(|key| self.elements.mark(key.clone()));
+        changed.rules.iter().for_each(|key| self.rules.mark(key.clone()));
+        changed.receive_ports.iter().for_each(|key| self.receive_ports.mark(*key));
+        changed.tunnels.iter().for_each(|key| self.tunnels.mark(key.clone()));
+        changed.routes.iter().for_each(|key| self.routes.mark(key.clone()));
+        self.heard.extend(changed.routes.iter().cloned());
+        changed.source_rules.iter().for_each(|key| self.source_rules.mark(*key));
+    }
+
+    /// Whether an earlier run has left routes in the kernel; false while that cannot be read.
+    pub fn has_routes(&mut self, at: Moment) -> bool {
+        self.routes.learn(at) && self.routes.seen().is_some_and(|seen| !seen.is_empty())
+    }
+
+    /// How many of the routes that are wanted in the main table the kernel has not.
+    pub fn missing_routes(&self, learned: &Routes) -> usize {
+        self.routes.missing(learned.routes(), |key| key.table == TABLE_MAIN)
+    }
+
+    /// One round: growing as far as is allowed, then shrinking.
+    pub fn round(&mut self, desired: &Desired, learned: &Routes, leave: Leave, at: Moment) -> Round {
+        let growth = match leave.authority {
+            Authority::Nothing => return Round::default(),
+            Authority::Remembered => Growth::OnlyMissing,
+            Authority::Partial | Authority::Complete => Growth::Full,
+        };
+        let before = self.steps_done();
+        self.grow_settings(desired, at);
+        let bridges = desired.bridge.map(|bridge| (LinkName(BRIDGE.into()), bridge)).into_iter().collect();
+        self.bridges.grow(&bridges, growth, at);
+        if !self.sets.grow(&desired.sets, growth, at).is_empty() {
+            // A set that was made anew may have lost its elements.
+            self.elements.forget();
+        }
+        self.elements.grow(&desired.elements, growth, at);
+        self.rules.grow(&desired.rules, growth, at);
+        self.receive_ports.grow(&desired.receive_ports, growth, at);
+        // What was learned is from now, however old the cluster's memory is.
+        self.grow_tunnels(learned, at);
+        let routes_grown = self.routes.grow(learned.routes(), Growth::Full, at).len();
+        self.source_rules.grow(&desired.source_rules, growth, at);
+
+        let mut routes_gone = 0;
+        if leave.authority == Authority::Complete {
+            self.source_rules.shrink(&desired.source_rules, at);
+            // What was heard of and is no longer wanted has been withdrawn: it need not wait for neighbours that are not there.
+            let (all, heard) = (leave.routes_are_complete, &self.heard);
+            routes_gone = self.routes.shrink_where(learned.routes(), at, |key, _| all || heard.contains(key)).len();
+            if all {
+                self.heard.clear();
+                self.shrink_tunnels(learned, at);
+                self.receive_ports.shrink(&desired.receive_ports, at);
+            }
+            self.rules.shrink(&desired.rules, at);
+            self.shrink_sets(desired, at);
+        }
+        Round { steps: self.steps_done() - before, routes_grown, routes_gone }
+    }
+
+    /// Removes the bridge where nobody is on it: only cleaning up does so.
+    pub fn remove_bridge(&mut self, at: Moment) {
+        if self.kernel.bridge_is_free() {
+            self.bridges.mark_all();
+            self.bridges.shrink(&BTreeMap::new(), at);
+        }
+    }
+
+    /// Where packets to a next hop would go.
+    pub fn leads_to(&mut self, next_hop: IpAddr) -> Lead {
+        self.kernel.leads_to(next_hop)
+    }
+
+    /// Removes what earlier runs left where it no longer belongs.
+    pub fn remove_abandoned(&mut self) -> Vec<String> {
+        self.kernel.remove_abandoned()
+    }
+
+    /// Looks at the next portion of what should be in the kernel. Returns what was found amiss, and whether the audit of
+    /// all families is finished.
+    pub fn audit(&mut self, at: Moment) -> (Vec<Found>, bool) {
+        let mut audits = self.audits;
+        let audited = audits.next_portion(&mut self.reflections_mut(), at);
+        self.audits = audits;
+        audited
+    }
+
+    /// Looks at devices and routes at once: somebody else changed some of them, or a link that carried routes was lost.
+    pub fn audit_routing(&mut self, at: Moment) -> Vec<Found> {
+        let families: [&mut dyn Reflection; 4] =
+            [&mut self.bridges, &mut self.tunnels, &mut self.routes, &mut self.source_rules];
+        families.into_iter().flat_map(|family| audit(family, at).0).collect()
+    }
+
+    /// Looks at the rules at once: somebody else changed some.
+    pub fn audit_rules(&mut self, at: Moment) -> Vec<Found> {
+        audit(&mut self.rules, at).0
+    }
+
+    /// Every family, for questions that concern all of them.
+    pub fn reflections(&self) -> [&dyn Reflection; 9] {
+        [
+            &self.settings,
+            &self.bridges,
+            &self.sets,
+            &self.elements,
+            &self.rules,
+            &self.receive_ports,
+            &self.tunnels,
+            &self.routes,
+            &self.source_rules,
+        ]
+    }
+
+    fn reflections_mut(&mut self) -> [&mut dyn Reflection; 9] {
+        [
+            &mut self.settings,
+            &mut self.bridges,
+            &mut self.sets,
+            &mut self.elements,
+            &mut self.rules,
+            &mut self.receive_ports,
+            &mut self.tunnels,
+            &mut self.routes,
+            &mut self.source_rules,
+        ]
+    }
+
+    /// When the next retry of a failed step is due.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.reflections().into_iter().filter_map(|family| family.retry_at()).min()
+    }
+
+    /// True when every family is known to be as wanted.
+    pub fn is_settled(&self) -> bool {
+        self.reflections().into_iter().all(|family| family.is_settled())
+    }
+
+    fn steps_done(&self) -> u64 {
+        self.reflections().into_iter().map(|family| family.steps_done()).sum()
+    }
+
+    /// Settings are written whatever the authority: they do not depend on the cluster.
+    fn grow_settings(&mut self, desired: &Desired, at: Moment) {
+        if self.settings.is_settled() {
+            return;
+        }
+        match self.settings.target().wanted(&desired.settings) {
+            Ok(wanted) => {
+                self.settings.grow(&wanted, Growth::Full, at);
+            }
+            Err(error) => self.settings.fail(error, at),
+        }
+    }
+
+    fn grow_tunnels(&mut self, learned: &Routes, at: Moment) {
+        let there: BTreeSet<LinkName> = self.tunnels.known_keys().cloned().collect();
+        let grown = self.tunnels.grow(learned.tunnels(), Growth::Full, at);
+        if grown.iter().any(|name| there.contains(name)) {
+            // A tunnel that was made anew, or set up, has lost its routes.
+            self.routes.forget();
+        }
+    }
+
+    /// A tunnel goes when no route is left that leads through it: the kernel would drop it without a word.
+    fn shrink_tunnels(&mut self, learned: &Routes, at: Moment) {
+        // A route that could not be changed or deleted may still lead through the tunnel that it is to leave.
+        let seen = self.routes.seen().filter(|_| !self.routes.is_in_doubt());
+        let used: Option<BTreeSet<&LinkName>> =
+            seen.map(|seen| seen.values().flat_map(|route| &route.next_hops).map(|hop| &hop.link).collect());
+        self.tunnels
+            .shrink_where(learned.tunnels(), at, |name, _| used.as_ref().is_some_and(|used| !used.contains(name)));
+    }
+
+    /// Elements go when no rule names their set any more, or the set stays; sets go when they are empty.
+    fn shrink_sets(&mut self, desired: &Desired, at: Moment) {
+        let rules_are_settled = self.rules.is_settled();
+        self.elements
+            .shrink_where(&desired.elements, at, |key, _| rules_are_settled || desired.sets.contains_key(&key.set));
+        let elements = &self.elements;
+        let is_empty = |set: &SetName| {
+            elements.is_settled() && elements.seen().is_some_and(|seen| seen.keys().all(|key| key.set != *set))
+        };
+        self.sets.shrink_where(&desired.sets, at, |set, _| rules_are_settled && is_empty(set));
+    }
+}
+
+/// All sets of the router, by name.
+pub fn set_names() -> Vec<SetName> {
+    let both = |set: Set| crate::net::Family::BOTH.map(|family| set.name(family));
+    Set::ALL.into_iter().flat_map(both).collect()
+}

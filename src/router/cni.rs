@@ -1,0 +1,259 @@
+//! The CNI file: which ranges pods get their addresses from, and how large their packets may be.
+//!
+//! CNI specification 1.0 (network configuration, lists of plugins), the plugins `bridge` and `host-local`. The file is shared with
+//! whoever installed it: what is in it stays, but for the `mtu` of the bridge plugin and the ranges of its `ipam`. A file whose
+//! name ends in `.conflist` is a list of plugins, any other is one plugin. Where there is no file, there will be one with the
+//! plugins `bridge`, `host-local` and `portmap`.
+//!
+//! The ranges become exactly those of the node: an older one is somebody else's by now. A range set that is there keeps what else
+//! it says (`rangeStart`, `gateway`). Equal ranges are told by what they mean and not by how they are written. While the node has
+//! no ranges nothing is changed, and another `ipam` than `host-local` is left alone.
+//!
+//! The text is compact, its keys are sorted, and it has no line break at its end, as kube-router writes it.
+
+use std::path::Path;
+
+use ipnet::IpNet;
+use serde_json::{Map, Value, json};
+
+use super::names::BRIDGE;
+
+/// What is wanted of the file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Conf {
+    /// The ranges of this node's pods, IPv4 first.
+    pub ranges: Vec<IpNet>,
+    /// The largest packet of a pod, in bytes; `None` leaves it as it is.
+    pub mtu: Option<u32>,
+}
+
+/// The two forms of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Form {
+    /// One plugin.
+    Single,
+    /// A list of plugins.
+    List,
+}
+
+/// Why a file is left as it is, as a sentence.
+#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
+pub enum Unusable {
+    #[error("it is not JSON: {0}; it is left as it is, so that pods may lack addresses")]
+    NotJson(String),
+    #[error("it has no plugin of type bridge; it is left as it is")]
+    NoBridge,
+    #[error("its ipam is of type {0:?} and not host-local, so that its ranges are left as they are")]
+    OtherIpam(String),
+}
+
+impl Form {
+    /// The form of the file with this name.
+    pub fn of(path: &Path) -> Form {
+        let is_list = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("conflist"));
+        if is_list { Form::List } else { Form::Single }
+    }
+}
+
+/// What the file is to hold, given what it holds. An error goes with what could be done all the same, if anything.
+pub fn text(present: Option<&str>, form: Form, wanted: &Conf) -> (Option<String>, Option<Unusable>) {
+    let mut conf = match present.filter(|text| !text.trim().is_empty()).map(serde_json::from_str::<Value>) {
+        None if wanted.ranges.is_empty() => return (None, None),
+        None => fresh(form),
+        Some(Ok(conf)) => conf,
+        Some(Err(error)) => return (None, Some(Unusable::NotJson(error.to_string()))),
+    };
+    let Some(plugin) = bridge_plugin(&mut conf, form) else { return (None, Some(Unusable::NoBridge)) };
+    if let Some(mtu) = wanted.mtu {
+        plugin.insert("mtu".to_owned(), mtu.into());
+    }
+    let mut unusable = None;
+    if !wanted.ranges.is_empty() {
+        unusable = set_ranges(plugin, &wanted.ranges).err();
+    }
+    (Some(conf.to_string()), unusable)
+}
+
+/// A file for a node that has none.
+fn fresh(form: Form) -> Value {
+    let bridge = json!({
+        "type": "bridge",
+        "bridge": BRIDGE,
+        "isDefaultGateway": true,
+        "hairpinMode": true,
+        "ipam": {"type": "host-local"},
+    });
+    match form {
+        Form::Single => {
+            let mut single = bridge;
+            if let Some(fields) = single.as_object_mut() {
+                fields.insert("cniVersion".to_owned(), "0.3.0".into());
+                fields.insert("name".to_owned(), "mynet".into());
+            }
+            single
+        }
+        Form::List => {
+            let portmap = json!({"type": "portmap", "capabilities": {"snat": true, "portMappings": true}});
+            json!({"cniVersion": "0.3.0", "name": "mynet", "plugins": [bridge, portmap]})
+        }
+    }
+}
+
+/// The plugin whose ranges and MTU are ours to set. A single plugin is it, whatever its type.
+fn bridge_plugin(conf: &mut Value, form: Form) -> Option<&mut Map<String, Value>> {
+    match form {
+        Form::Single => conf.as_object_mut().filter(|plugin| plugin.contains_key("type")),
+        Form::List => {
+            let plugins = conf.get_mut("plugins")?.as_array_mut()?;
+            let is_bridge = |plugin: &&mut Value| plugin.get("type").and_then(Value::as_str) == Some("bridge");
+            plugins.iter_mut().find(is_bridge)?.as_object_mut()
+        }
+    }
+}
+
+fn set_ranges(plugin: &mut Map<String, Value>, ranges: &[IpNet]) -> Result<(), Unusable> {
+    if !plugin.get("ipam").is_some_and(Value::is_object) {
+        plugin.insert("ipam".to_owned(), json!({"type": "host-local"}));
+    }
+    let Some(ipam) = plugin.get_mut("ipam").and_then(Value::as_object_mut) else { return Ok(()) };
+    match ipam.get("type").and_then(Value::as_str) {
+        Some("host-local") => {}
+        None => drop(ipam.insert("type".to_owned(), "host-local".into())),
+        Some(other) => return Err(Unusable::OtherIpam(other.to_owned())),
+    }
+    // The older form, one range beside the list.
+    ipam.remove("subnet");
+    let present = ipam.get("ranges").and_then(Value::as_array).cloned().unwrap_or_default();
+    let set_of = |range: &IpNet| {
+        let same = |set: &&Value| subnet(set) == Some(*range);
+        present.iter().find(same).cloned().unwrap_or_else(|| json!([{"subnet": range.to_string()}]))
+    };
+    let sets: Vec<Value> = ranges.iter().map(set_of).collect();
+    ipam.insert("ranges".to_owned(), sets.into());
+    Ok(())
+}
+
+/// The range of a set that has one.
+fn subnet(set: &Value) -> Option<IpNet> {
+    let [range] = set.as_array()?.as_slice() else { return None };
+    range.get("subnet")?.as_str()?.parse::<IpNet>().ok().map(|range| range.trunc())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conf(ranges: &[&str], mtu: Option<u32>) -> Conf {
+        Conf { ranges: ranges.iter().map(|range| range.parse().expect("a range")).collect(), mtu }
+    }
+
+    const NODE: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
+
+    fn list(ipam: &str) -> String {
+        format!(
+            r#"{{"cniVersion":"0.3.0","name":"mynet","plugins":[{{"bridge":"kube-bridge","ipam":{ipam},"type":"bridge"}}]}}"#
+        )
+    }
+
+    fn check(present: &str, form: Form, wanted: &Conf, expected: &str) {
+        let (found, unusable) = text(Some(present), form, wanted);
+        assert_eq!((found.as_deref(), unusable), (Some(expected), None), "{present}");
+        let again = text(Some(expected), form, wanted).0;
+        assert_eq!(again.as_deref(), Some(expected), "it is as it should be, and stays so");
+    }
+
+    #[test]
+    fn the_nodes_ranges_are_put_in_and_what_else_is_there_stays() {
+        let expected = list(
+            r#"{"ranges":[[{"subnet":"10.244.1.0/24"}],[{"subnet":"fd00:10:244:1::/64"}]],"routes":[{"dst":"0.0.0.0/0"}],"type":"host-local"}"#,
+        );
+        let present = list(r#"{ "type": "host-local", "routes": [{"dst": "0.0.0.0/0"}] }"#);
+        check(&present, Form::List, &conf(&NODE, None), &expected);
+    }
+
+    #[test]
+    fn one_plugin_alone_is_edited_whatever_its_type_and_the_mtu_is_set() {
+        let present =
+            r#"{"name":"mynet","type":"bridge","bridge":"kube-bridge","ipam":{"type":"host-local"},"more":[1]}"#;
+        let expected = r#"{"bridge":"kube-bridge","ipam":{"ranges":[[{"subnet":"10.244.1.0/24"}]],"type":"host-local"},"more":[1],"mtu":1480,"name":"mynet","type":"bridge"}"#;
+        check(present, Form::Single, &conf(&NODE[..1], Some(1480)), expected);
+    }
+
+    #[test]
+    fn ranges_of_an_earlier_life_of_the_node_go() {
+        let present = list(
+            r#"{"type":"host-local","subnet":"10.244.9.0/24","ranges":[[{"subnet":"10.244.8.0/24"}],[{"subnet":"10.244.1.0/24"}]]}"#,
+        );
+        let expected = list(r#"{"ranges":[[{"subnet":"10.244.1.0/24"}]],"type":"host-local"}"#);
+        check(&present, Form::List, &conf(&NODE[..1], None), &expected);
+    }
+
+    #[test]
+    fn a_range_that_is_written_in_another_way_is_the_same_and_keeps_what_it_says() {
+        let present = list(
+            r#"{"type":"host-local","ranges":[[{"subnet":"fd00:10:244:1:0::/64","gateway":"fd00:10:244:1::1"}],[{"subnet":"10.244.1.7/24"}]]}"#,
+        );
+        let expected = list(
+            r#"{"ranges":[[{"subnet":"10.244.1.7/24"}],[{"gateway":"fd00:10:244:1::1","subnet":"fd00:10:244:1:0::/64"}]],"type":"host-local"}"#,
+        );
+        check(&present, Form::List, &conf(&NODE, None), &expected);
+    }
+
+    #[test]
+    fn a_missing_ipam_is_made() {
+        let present = r#"{"plugins":[{"type":"loopback"},{"type":"bridge"}]}"#;
+        let expected = r#"{"plugins":[{"type":"loopback"},{"ipam":{"ranges":[[{"subnet":"10.244.1.0/24"}]],"type":"host-local"},"type":"bridge"}]}"#;
+        check(present, Form::List, &conf(&NODE[..1], None), expected);
+    }
+
+    #[test]
+    fn a_node_without_a_file_gets_one() {
+        for (form, count) in [(Form::Single, 1), (Form::List, 2)] {
+            let (made, unusable) = text(None, form, &conf(&NODE, Some(1500)));
+            let made = made.expect("a file is made");
+            assert_eq!(unusable, None);
+            assert!(NODE.iter().all(|range| made.contains(range)) && made.contains("\"mtu\":1500"), "{made}");
+            assert_eq!(made.matches("\"type\":\"bridge\"").count() + made.matches("portmap").count(), count, "{made}");
+            check(&made, form, &conf(&NODE, Some(1500)), &made);
+        }
+        assert_eq!(text(None, Form::List, &conf(&[], Some(1500))), (None, None), "while the node has no ranges");
+    }
+
+    #[test]
+    fn while_the_node_has_no_ranges_those_in_the_file_stay() {
+        let present = list(r#"{"ranges":[[{"subnet":"10.244.9.0/24"}]],"type":"host-local"}"#);
+        check(&present, Form::List, &conf(&[], None), &present);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_understood_is_left_alone_in_one_sentence() {
+        let wanted = conf(&NODE, Some(1500));
+        for (present, form, sentence) in [
+            ("{", Form::List, "it is not JSON"),
+            ("[]", Form::Single, "it has no plugin of type bridge; it is left as it is"),
+            ("{}", Form::Single, "it has no plugin of type bridge; it is left as it is"),
+            ("{}", Form::List, "it has no plugin of type bridge; it is left as it is"),
+            (r#"{"plugins":[{"type":"macvlan"}]}"#, Form::List, "it has no plugin of type bridge; it is left as it is"),
+        ] {
+            let (found, unusable) = text(Some(present), form, &wanted);
+            assert_eq!(found, None, "{present}");
+            assert!(unusable.expect("it says why").to_string().starts_with(sentence), "{present}");
+        }
+        let other = list(r#"{"type":"dhcp"}"#);
+        let (found, unusable) = text(Some(&other), Form::List, &wanted);
+        assert!(found.expect("the MTU is set").contains(r#""ipam":{"type":"dhcp"},"mtu":1500"#));
+        assert_eq!(unusable, Some(Unusable::OtherIpam("dhcp".to_owned())));
+    }
+
+    #[test]
+    fn the_end_of_its_name_says_which_form_a_file_has() {
+        for (path, form) in [
+            ("/etc/cni/net.d/10-kuberouter.conf", Form::Single),
+            ("/etc/cni/net.d/10-kuberouter.conflist", Form::List),
+            ("/etc/cni/net.d/10-kuberouter.CONFLIST", Form::List),
+            ("/etc/cni/net.d/10-kuberouter", Form::Single),
+        ] {
+            assert_eq!(Form::of(Path::new(path)), form, "{path}");
+        }
+    }
+}

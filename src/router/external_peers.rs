@@ -1,0 +1,103 @@
+//! Peering with routers outside of the cluster.
+//!
+//! Flags `--peer-router-*`, and where there are none, the annotations `kube-router.io/peers` or `peer.*` of our own Node;
+//! `--bgp-holdtime`, `--peer-router-multihop-ttl`. TCP port 179 unless another one is named; `--bgp-port` is for nodes.
+//!
+//! A peer in another AS has to be one hop away, or as many as the flag says; one in ours may be anywhere. The session starts at
+//! the address that is configured for the peer, else at our own of the peer's family.
+//!
+//! The file of `--peer-router-passwords-file` is read by whoever may read files; [`passwords`] says what is in it.
+
+use std::net::IpAddr;
+
+use crate::bgp::session::{Local, Settings};
+use crate::bgp::speaker::Wanted;
+use crate::bgp::transport::{self, PORT, TimeToLive, Transport};
+use crate::config::RouterConfig;
+use crate::net::{ExternalPeer, Family, Password, PerFamily, Secret};
+
+use super::identity::Identity;
+use super::mesh::{MOST, RETRY, restart};
+use super::problem::{About, Problem};
+
+/// The external peers that count, and where they come from.
+pub fn external_peers<'a>(config: &'a RouterConfig, own: &'a Identity) -> &'a [ExternalPeer] {
+    if config.peers.is_empty() { &own.routing.peers } else { &config.peers }
+}
+
+/// How we peer with one, or why not. `password` is the peer's own, or what the file of passwords says.
+pub fn peering(
+    peer: &ExternalPeer,
+    password: &Password,
+    own: &Identity,
+    config: &RouterConfig,
+    local: Local,
+) -> Result<Wanted, Problem> {
+    let problem = |text: String| Problem::new(About::ExternalPeer(peer.address), text);
+    let family = Family::from(peer.address);
+    if own.all.contains(&peer.address) {
+        return Err(problem("it is an address of this node; there is no session".to_owned()));
+    }
+    let password = match password {
+        Password::None => None,
+        Password::Key(secret) => transport::Password::new(secret.key()).ok(),
+        Password::Unknown => return Err(problem("its password is not known (yet); there is no session".to_owned())),
+    };
+    let Some(here) = peer.local.or(*own.addresses.of(family)) else {
+        return Err(problem(format!("this node has no {family} address to reach it from; there is no session")));
+    };
+    let external = peer.asn != local.asn;
+    let hops = config.multihop.unwrap_or(1);
+    let with_here = |address: Option<IpAddr>, of: Family| if of == family { Some(here) } else { address };
+    Ok(Wanted {
+        address: peer.address,
+        settings: Settings {
+            local,
+            asn: Some(peer.asn),
+            passive: false,
+            hold_time: config.hold_time,
+            connect_retry: RETRY,
+            families: own.capable(),
+            restart: config.graceful_restart.map(restart),
+        },
+        transport: Transport {
+            port: peer.port.unwrap_or(PORT),
+            local: Some(here),
+            password,
+            time_to_live: if external { TimeToLive::Hops(hops) } else { TimeToLive::System },
+        },
+        client: false,
+        own: PerFamily::from_fn(|of| with_here(*own.addresses.of(of), of)),
+        next_hop_self: false,
+        first_as: false,
+        most: PerFamily { v4: Some(MOST), v6: Some(MOST) },
+    })
+}
+
+/// The passwords in a file: in base64 with commas between them, one for each of so many peers, blank for none. A line break or
+/// a blank around one does not count. What cannot be read is not known, so that its peer waits; the sentences say which.
+pub fn passwords(text: &str, peers: usize) -> (Vec<Password>, Vec<String>) {
+    let items: Vec<&str> = text.trim().split(',').map(str::trim).collect();
+    if items.len() != peers {
+        let sentence = format!(
+            "the file of passwords must have one for each of the {peers} addresses of --peer-router-ips; it has {}",
+            items.len()
+        );
+        return (vec![Password::Unknown; peers], vec![sentence]);
+    }
+    let mut sentences = Vec::new();
+    let mut password = |(place, item): (usize, &&str)| match Secret::from_base64(item) {
+        Ok(secret) => secret.map_or(Password::None, Password::Key),
+        Err(why) => {
+            let length = item.len();
+            sentences.push(format!("password {} of the file, of length {length}, is {why}", place + 1));
+            Password::Unknown
+        }
+    };
+    let passwords = items.iter().enumerate().map(&mut password).collect();
+    (passwords, sentences)
+}
+
+#[cfg(test)]
+#[path = "external_peers/tests.rs"]
+mod tests;

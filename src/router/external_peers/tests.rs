@@ -1,0 +1,101 @@
+use std::net::Ipv4Addr;
+
+use super::*;
+use crate::router::given::{address, config, host, node};
+
+const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
+
+fn peer(text: &str, asn: u32) -> ExternalPeer {
+    ExternalPeer::new(address(text), asn)
+}
+
+fn peer_with(peer: &ExternalPeer, own: &str, words: &[&str]) -> Result<Wanted, String> {
+    let config = config(words);
+    let own = Identity::new(&host("192.0.2.1/24"), Some(&node(own, "")), &config, BOTH);
+    let local = Local { asn: 64512, identifier: Ipv4Addr::new(192, 0, 2, 1) };
+    peering(peer, &peer.password, &own, &config, local).map_err(|problem| problem.text)
+}
+
+const DUAL: &str = "192.0.2.1 2001:db8::1";
+
+#[test]
+fn an_external_peer_is_one_hop_away_at_the_port_of_bgp() {
+    let wanted = peer_with(&peer("203.0.113.1", 65001), DUAL, &["--bgp-port=1179"]).expect("a session");
+    assert_eq!((wanted.transport.port, wanted.transport.time_to_live), (179, TimeToLive::Hops(1)));
+    assert_eq!(wanted.transport.local, Some(address("192.0.2.1")));
+    assert_eq!((wanted.settings.asn, wanted.settings.hold_time), (Some(65001), 90));
+    assert_eq!(wanted.settings.families, BOTH, "by what the node has");
+}
+
+#[test]
+fn hops_hold_time_and_port_are_as_they_are_configured() {
+    let words = ["--peer-router-multihop-ttl=4", "--bgp-holdtime=9s"];
+    let one = ExternalPeer { port: Some(1179), ..peer("203.0.113.1", 65001) };
+    let wanted = peer_with(&one, DUAL, &words).expect("a session");
+    assert_eq!((wanted.transport.port, wanted.transport.time_to_live), (1179, TimeToLive::Hops(4)));
+    assert_eq!(wanted.settings.hold_time, 9);
+    let internal = peer_with(&peer("203.0.113.1", 64512), DUAL, &words).expect("a session");
+    assert_eq!(internal.transport.time_to_live, TimeToLive::System, "inside of our system it may be anywhere");
+}
+
+#[test]
+fn a_session_starts_at_our_address_of_the_peers_family_or_at_the_named_one() {
+    let to = |peer: &ExternalPeer| peer_with(peer, DUAL, &[]).map(|wanted| (wanted.transport.local, wanted.own));
+    let v6 = to(&peer("2001:db8:113::1", 65001)).expect("a session");
+    assert_eq!(v6.0, Some(address("2001:db8::1")));
+    let named = ExternalPeer { local: Some(address("192.0.2.77")), ..peer("203.0.113.1", 65001) };
+    let (local, own) = to(&named).expect("a session");
+    assert_eq!(local, Some(address("192.0.2.77")));
+    assert_eq!(own, PerFamily { v4: Some(address("192.0.2.77")), v6: Some(address("2001:db8::1")) });
+}
+
+#[test]
+fn a_peer_that_cannot_be_one_says_why_and_leaves_the_others() {
+    let why = |peer: ExternalPeer, own: &str| peer_with(&peer, own, &[]).expect_err("there is no session");
+    let no_v6 = why(peer("2001:db8:113::1", 65001), "192.0.2.1");
+    assert_eq!(no_v6, "this node has no IPv6 address to reach it from; there is no session");
+    assert_eq!(why(peer("192.0.2.1", 65001), DUAL), "it is an address of this node; there is no session");
+    let unknown = ExternalPeer { password: Password::Unknown, ..peer("203.0.113.1", 65001) };
+    assert_eq!(why(unknown, DUAL), "its password is not known (yet); there is no session");
+}
+
+#[test]
+fn a_password_goes_into_the_transport_and_shows_nowhere() {
+    let secret = Secret::from_base64("cGFzcw==").expect("base64").expect("a secret");
+    let one = ExternalPeer { password: Password::Key(secret), ..peer("203.0.113.1", 65001) };
+    let wanted = peer_with(&one, DUAL, &[]).expect("a session");
+    assert_eq!(wanted.transport.password, transport::Password::new("pass").ok());
+    assert!(!format!("{wanted:?} {one:?}").contains("pass\""));
+}
+
+#[test]
+fn those_of_flags_come_before_those_of_annotations() {
+    let flags = ["--peer-router-ips=203.0.113.1", "--peer-router-asns=65001"];
+    let own = Identity {
+        routing: crate::model::Routing { peers: vec![peer("203.0.113.2", 65002)], ..Default::default() },
+        ..Identity::default()
+    };
+    let of = |words: &[&str]| external_peers(&config(words), &own).iter().map(|peer| peer.asn).collect::<Vec<_>>();
+    assert_eq!((of(&flags), of(&[])), (vec![65001], vec![65002]));
+}
+
+#[test]
+fn a_file_of_passwords_has_one_for_each_peer_and_a_bad_one_stops_only_its_own() {
+    let read = |text: &str, peers| {
+        let (passwords, sentences) = passwords(text, peers);
+        let shown = passwords.iter().map(|password| match password {
+            Password::None => "-".to_owned(),
+            Password::Key(secret) => String::from_utf8_lossy(secret.key()).into_owned(),
+            Password::Unknown => "?".to_owned(),
+        });
+        (shown.collect::<Vec<_>>().join(" "), sentences)
+    };
+    assert_eq!(read("cGFzcw==,\n", 2), ("pass -".to_owned(), vec![]));
+    assert_eq!(read("cGFzcw==, cGFzcw==\n", 2), ("pass pass".to_owned(), vec![]));
+    let (shown, sentences) = read("secret!,cGFzcw==", 2);
+    assert_eq!(shown, "? pass");
+    assert_eq!(sentences, ["password 1 of the file, of length 7, is not base64"]);
+    let (shown, sentences) = read("cGFzcw==", 2);
+    assert_eq!((shown.as_str(), sentences.len()), ("? ?", 1));
+    assert!(!sentences[0].contains("cGFz"));
+}

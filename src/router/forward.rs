@@ -1,0 +1,68 @@
+//! Packets of pods pass the host, also where it forwards nothing by default (Docker sets `FORWARD` to drop).
+//!
+//! In the kernel: a filter chain of our own, entered from `FORWARD` behind the network policies:
+//!
+//! ```text
+//! iptables -A KUBE-ROUTER-PODS -i kube-bridge -j ACCEPT
+//! iptables -A KUBE-ROUTER-PODS -o kube-bridge -j ACCEPT
+//! iptables -A KUBE-ROUTER-PODS -o eth0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+//! ```
+//!
+//! The last one is for answers of pods on other nodes to clients of node ports, which pass through this node. kube-router
+//! accepts everything that leaves by the node's link; nothing but these answers needs that. The chain holds the link of today:
+//! no rule is left behind for an earlier one.
+
+use std::collections::BTreeMap;
+
+use compact_str::{CompactString, format_compact};
+
+use crate::kernel::iptables::{Piece, Rules, Table, quoted};
+use crate::net::Family;
+
+use super::identity::Identity;
+use super::names::{BRIDGE, CHAIN_PODS};
+
+/// The chain and the jump to it, for one family.
+pub fn rules(own: &Identity, family: Family) -> BTreeMap<Piece, Rules> {
+    let comment = |text| quoted(text);
+    let mut chain: Vec<CompactString> = vec![
+        format_compact!("-i {BRIDGE} -m comment --comment {} -j ACCEPT", comment("allow outbound traffic from pods")),
+        format_compact!("-o {BRIDGE} -m comment --comment {} -j ACCEPT", comment("allow inbound traffic to pods")),
+    ];
+    chain.extend(own.links.of(family).as_ref().map(|link| {
+        format_compact!(
+            "-o {link} -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment {} -j ACCEPT",
+            comment("allow outbound node port traffic on node interface with which node ip is associated")
+        )
+    }));
+    BTreeMap::from([
+        (Piece::Chain { family, table: Table::Filter, chain: CHAIN_PODS.into() }, Rules(chain)),
+        (
+            Piece::Jump { family, table: Table::Filter, from: "FORWARD".into(), to: CHAIN_PODS.into() },
+            Rules(vec![format_compact!("-j {CHAIN_PODS}")]),
+        ),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::PerFamily;
+
+    fn chain(link: Option<&str>) -> Vec<CompactString> {
+        let links = PerFamily { v4: link.map(CompactString::from), v6: None };
+        let own = Identity { links, ..Identity::default() };
+        let chain = Piece::Chain { family: Family::V4, table: Table::Filter, chain: CHAIN_PODS.into() };
+        rules(&own, Family::V4).remove(&chain).expect("there is a chain").0
+    }
+
+    #[test]
+    fn pods_pass_and_what_leaves_by_the_nodes_link_only_as_an_answer() {
+        let rules = chain(Some("eth0"));
+        assert_eq!(rules[0], "-i kube-bridge -m comment --comment \"allow outbound traffic from pods\" -j ACCEPT");
+        assert_eq!(rules[1], "-o kube-bridge -m comment --comment \"allow inbound traffic to pods\" -j ACCEPT");
+        assert!(rules[2].starts_with("-o eth0 -m conntrack --ctstate RELATED,ESTABLISHED "), "{}", rules[2]);
+        assert_eq!(chain(Some("eth1"))[..2], rules[..2]);
+        assert_eq!(chain(None).len(), 2, "no rule is left for a link that carries nothing any more");
+    }
+}

@@ -1,0 +1,182 @@
+//! The files of this host that the router reads and writes: the CNI file and the file of passwords.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use tracing::{info, warn};
+
+use crate::config::RouterConfig;
+use crate::model::Authority;
+use crate::net::Password;
+
+use super::cni::{Conf, Form, text};
+use super::external_peers;
+
+/// What was last done with them.
+pub struct HostFiles {
+    cni: Option<PathBuf>,
+    /// The CNI file has to be looked at.
+    stale: bool,
+    retry_at: Option<Instant>,
+    trouble: Option<String>,
+    passwords: Option<PathBuf>,
+    /// When the file of passwords was written that was read, or why it could not be read.
+    read: Option<Result<SystemTime, String>>,
+}
+
+const RETRY: Duration = Duration::from_secs(5);
+
+impl HostFiles {
+    pub fn new(config: &RouterConfig) -> HostFiles {
+        HostFiles {
+            cni: config.cni_file.clone(),
+            stale: true,
+            retry_at: None,
+            trouble: None,
+            passwords: config.passwords_file.clone(),
+            read: None,
+        }
+    }
+
+    /// What is wanted of the CNI file may have changed, or the file itself.
+    pub fn mark(&mut self, changed: bool) {
+        self.stale |= changed;
+    }
+
+    /// Makes the CNI file say what is wanted. Returns why it does not, where it does not. What is only remembered of the cluster
+    /// changes no file.
+    pub fn write(&mut self, wanted: Option<&Conf>, authority: Authority, now: Instant) -> Option<String> {
+        let is_due = self.stale || self.retry_at.is_some_and(|at| at <= now);
+        let (Some(path), Some(wanted), true) = (&self.cni, wanted, is_due && authority > Authority::Remembered) else {
+            return self.trouble.clone();
+        };
+        (self.stale, self.retry_at) = (false, None);
+        self.trouble = match brought_about(path, wanted) {
+            Ok(unusable) => unusable,
+            Err(error) => {
+                self.retry_at = Some(now + RETRY);
+                Some(format!("{}: {error}", path.display()))
+            }
+        };
+        self.trouble.clone()
+    }
+
+    /// What the file of passwords says, where it says something else than before.
+    pub fn passwords(&mut self, peers: usize) -> Option<Vec<Password>> {
+        let path = self.passwords.as_ref()?;
+        let found = read_when_newer(path, self.read.as_ref());
+        let (stamp, text) = match found {
+            Ok(None) => return None,
+            Ok(Some(found)) => found,
+            Err(error) => {
+                let error = error.to_string();
+                if self.read != Some(Err(error.clone())) {
+                    warn!(path = %path.display(), error, "The file of passwords cannot be read; its peers wait");
+                    self.read = Some(Err(error));
+                }
+                return None;
+            }
+        };
+        self.read = Some(Ok(stamp));
+        let (passwords, sentences) = external_peers::passwords(&text, peers);
+        for sentence in sentences {
+            warn!(path = %path.display(), reason = sentence, "The file of passwords is not as it should be");
+        }
+        Some(passwords)
+    }
+}
+
+fn read_when_newer(path: &Path, read: Option<&Result<SystemTime, String>>) -> io::Result<Option<(SystemTime, String)>> {
+    let stamp = fs::metadata(path)?.modified()?;
+    if read == Some(&Ok(stamp)) {
+        return Ok(None);
+    }
+    Ok(Some((stamp, fs::read_to_string(path)?)))
+}
+
+/// Makes the file say what is wanted. Returns what keeps a part of it from being said.
+fn brought_about(path: &Path, wanted: &Conf) -> io::Result<Option<String>> {
+    let present = match fs::read_to_string(path) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let (new, unusable) = text(present.as_deref(), Form::of(path), wanted);
+    if let Some(new) = new.filter(|new| present.as_ref() != Some(new)) {
+        replace(path, &new)?;
+        info!(path = %path.display(), ranges = ?wanted.ranges, mtu = wanted.mtu, "The CNI file was written");
+    }
+    Ok(unusable.map(|why| format!("{}: {why}", path.display())))
+}
+
+/// Puts a text in the place of a file. Whoever reads it meanwhile finds all of the old or all of the new.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(directory)?;
+    // Names that begin with a dot are no configuration to whoever looks through the directory.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let new = directory.join(format!(".{name}.new"));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conf() -> Conf {
+        Conf { ranges: vec!["10.244.1.0/24".parse().expect("a range")], mtu: Some(1480) }
+    }
+
+    fn files(cni: &Path) -> HostFiles {
+        HostFiles { cni: Some(cni.to_owned()), stale: true, retry_at: None, trouble: None, passwords: None, read: None }
+    }
+
+    #[test]
+    fn the_cni_file_is_made_kept_and_put_right() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("net.d/10-kuberouter.conflist");
+        let mut files = files(&path);
+        let now = Instant::now();
+        assert_eq!(files.write(Some(&conf()), Authority::Remembered, now), None);
+        assert!(!path.exists(), "what is only remembered changes no file");
+        assert_eq!(files.write(Some(&conf()), Authority::Complete, now), None);
+        let written = fs::read_to_string(&path).expect("it is there");
+        assert!(written.contains("10.244.1.0/24") && written.contains("1480"), "{written}");
+        let stamp = || fs::metadata(&path).and_then(|of| of.modified()).expect("it is there");
+        let before = stamp();
+        files.mark(true);
+        assert_eq!(files.write(Some(&conf()), Authority::Complete, now), None);
+        assert_eq!(stamp(), before, "what is right is not written again");
+        fs::write(&path, written.replace("1480", "9000")).expect("writable");
+        files.mark(true);
+        assert_eq!(files.write(Some(&conf()), Authority::Complete, now), None);
+        assert_eq!(fs::read_to_string(&path).expect("it is there"), written);
+        assert_eq!(
+            fs::read_dir(path.parent().expect("a directory")).expect("readable").count(),
+            1,
+            "nothing else stays"
+        );
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_trouble_and_is_tried_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("net.d"), "a file in the way").expect("writable");
+        let path = directory.path().join("net.d/10-kuberouter.conf");
+        let mut files = files(&path);
+        let now = Instant::now();
+        let trouble = files.write(Some(&conf()), Authority::Complete, now).expect("it cannot be written");
+        assert!(trouble.contains("10-kuberouter.conf"), "{trouble}");
+        fs::remove_file(directory.path().join("net.d")).expect("it is there");
+        assert!(files.write(Some(&conf()), Authority::Complete, now).is_some(), "not yet");
+        assert_eq!(files.write(Some(&conf()), Authority::Complete, now + RETRY), None);
+        assert!(path.exists());
+    }
+}

@@ -1,0 +1,130 @@
+//! Who this node is to its neighbours: its addresses, its numbers, its pods' ranges.
+//!
+//! Kubernetes: `Node.status.addresses`, `Node.spec.podCIDRs` and the annotations of our own Node object; and what the host says
+//! of its links. Families that are off by `--enable-ipv4` and `--enable-ipv6` do not exist here.
+//!
+//! Where pod ranges are absent there are none: those in the CNI file may be of an earlier life of this node, and belong to
+//! another one by now.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use crate::config::RouterConfig;
+use crate::model::{Host, Node, Reflection, Routing};
+use crate::net::{Family, PerFamily};
+
+use super::problem::{About, Problem};
+use super::router_id::router_id;
+
+/// Our own node. A change of any of it makes everything that depends on it be computed anew.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Identity {
+    pub name: CompactString,
+    /// The families that are on.
+    pub families: PerFamily<bool>,
+    /// The address by which other nodes know us; `None` without a Node object that has one.
+    pub primary: Option<IpAddr>,
+    /// Our address in each family: what next hops and tunnels name.
+    pub addresses: PerFamily<Option<IpAddr>>,
+    /// The same, where it is an address of this very host: only such a one can be the source of a route.
+    pub sources: PerFamily<Option<IpAddr>>,
+    /// All addresses of the Node.
+    pub all: BTreeSet<IpAddr>,
+    /// The link that carries our address in each family.
+    pub links: PerFamily<Option<CompactString>>,
+    /// The largest packet of the link that carries the primary address, in bytes.
+    pub mtu: Option<u32>,
+    pub pod_cidrs: PerFamily<Vec<IpNet>>,
+    pub asn: Option<u32>,
+    pub router_id: Option<Ipv4Addr>,
+    /// It is a machine of AWS, which drops packets of pods, and that is to be switched off (`--disable-source-dest-check`).
+    pub drops_packets_of_pods: bool,
+    /// What the Node's annotations say.
+    pub routing: Routing,
+}
+
+impl Identity {
+    /// Who we are, by our Node object, this host and the configuration.
+    pub fn new(host: &Host, node: Option<&Node>, config: &RouterConfig, families: PerFamily<bool>) -> Identity {
+        let nothing = Node::default();
+        let node = node.unwrap_or(&nothing);
+        let routing = node.routing().clone();
+        let addresses = PerFamily::from_fn(|family| node.address(family).filter(|_| *families.of(family)));
+        let carrying = |address: IpAddr| host.addresses.iter().find(|own| own.address == address);
+        let primary = node.primary(families);
+        let link = |address: Option<IpAddr>| Some(carrying(address?)?.link.clone());
+        let primary_link = link(primary);
+        Identity {
+            name: host.node_name.clone(),
+            families,
+            primary,
+            addresses,
+            sources: PerFamily::from_fn(|family| addresses.of(family).filter(|own| carrying(*own).is_some())),
+            all: node.addresses.iter().map(|own| own.address).collect(),
+            links: PerFamily::from_fn(|family| link(*addresses.of(family))),
+            mtu: host.links.iter().find(|link| Some(&link.name) == primary_link.as_ref()).map(|link| link.mtu),
+            pod_cidrs: PerFamily::from_fn(|family| {
+                let of_family = node.pod_cidrs.iter().filter(|range| Family::from(**range) == family);
+                of_family.filter(|_| *families.of(family)).copied().collect()
+            }),
+            asn: if config.full_mesh { Some(config.cluster_asn) } else { routing.asn },
+            router_id: primary.map(|primary| router_id(config.router_id, primary, node.address(Family::V4))),
+            drops_packets_of_pods: node.is_on_aws && config.disable_source_dest_check,
+            routing,
+        }
+    }
+
+    /// The families that are on and that the node has an address of: what is spoken and routed.
+    pub fn capable(&self) -> PerFamily<bool> {
+        PerFamily::from_fn(|family| self.addresses.of(family).is_some())
+    }
+
+    /// The families that are on, IPv4 first.
+    pub fn enabled_families(&self) -> impl Iterator<Item = Family> {
+        self.families.iter().filter(|(_, enabled)| **enabled).map(|(family, _)| family)
+    }
+
+    /// The ranges of our pods, IPv4 first.
+    pub fn all_pod_cidrs(&self) -> impl Iterator<Item = IpNet> {
+        self.pod_cidrs.v4.iter().chain(&self.pod_cidrs.v6).copied()
+    }
+
+    /// We reflect routes.
+    pub fn is_reflector(&self) -> bool {
+        matches!(self.routing.reflection, Reflection::Server(_))
+    }
+
+    /// What our node lacks.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if self.primary.is_none() {
+            let text =
+                format!("the Node {} has no usable InternalIP or ExternalIP, so there are no sessions", self.name);
+            return vec![Problem::new(About::Speaker, text)];
+        }
+        if self.asn.is_none() {
+            let text = "--nodes-full-mesh is off and the annotation kube-router.io/node.asn is absent or no number, so there \
+                        are no sessions";
+            problems.push(Problem::new(About::Speaker, text));
+        }
+        if self.drops_packets_of_pods {
+            let text = "this node is an instance of EC2, which drops packets of pods between nodes of one subnet unless its \
+                        source/destination check is off; --disable-source-dest-check does not switch it off yet: do so in EC2, or \
+                        use --overlay-type=full, and then set --disable-source-dest-check=false";
+            problems.push(Problem::new(About::Cloud, text));
+        }
+        for family in self.enabled_families() {
+            if self.addresses.of(family).is_none() {
+                let text = "it is on, but the Node has no address of it";
+                problems.push(Problem::new(About::Family(family), text));
+            } else if self.pod_cidrs.of(family).is_empty() {
+                let text = "the Node has no pod range of it (spec.podCIDRs), so pods get no address of it";
+                problems.push(Problem::new(About::Family(family), text));
+            }
+        }
+        problems
+    }
+}

@@ -1,0 +1,113 @@
+//! Peering with the other nodes: who talks to whom, and how.
+//!
+//! Flags `--enable-ibgp`, `--nodes-full-mesh`, `--bgp-port`, `--bgp-graceful-restart*`; annotations `kube-router.io/node.asn`,
+//! `rr.server` and `rr.client`. The same rule decides on both ends, so that nobody dials a node that would not answer:
+//!
+//! | we are \ it is | nothing | reflector | client |
+//! |---|---|---|---|
+//! | nothing | peer | peer | – |
+//! | reflector | peer | peer | client, in the same cluster |
+//! | client | – | peer, in the same cluster | – |
+//!
+//! Without a full mesh only nodes of one AS peer with each other. A session runs between the primary addresses of two nodes,
+//! or where these are of different families, between addresses of the first family that both have.
+//!
+//! In the kernel: one TCP connection for each node, which carries the routes of both families.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::bgp::session::{Local, Restart, Settings};
+use crate::bgp::speaker::Wanted;
+use crate::bgp::transport::{TimeToLive, Transport};
+use crate::config::{GracefulRestart, RouterConfig};
+use crate::model::{Node, Reflection};
+use crate::net::{Family, PerFamily};
+
+use super::identity::Identity;
+
+/// What nodes offer each other, in seconds; `--bgp-holdtime` is for external peers.
+const HOLD_TIME: u16 = 90;
+/// The longest time between two dials.
+pub const RETRY: Duration = Duration::from_secs(120);
+/// How many prefixes of one family a neighbour may send: more than the whole Internet has.
+pub const MOST: u32 = 2_000_000;
+
+/// Nodes always take part in each other's restarts, so that no packet between pods is lost while one of them is away for a
+/// moment; `--bgp-graceful-restart` is about neighbours outside.
+const AMONG_NODES: GracefulRestart = GracefulRestart { seconds: 90, deferral: Duration::from_secs(360) };
+
+/// How we peer with a node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Peering {
+    /// It is no peer of ours, and is not meant to be.
+    None,
+    /// It should be one, and cannot be; a sentence says why.
+    Impossible(&'static str),
+    With(Box<Wanted>),
+}
+
+/// How we peer with another node. `local`: what all our neighbours see of us.
+pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local) -> Peering {
+    let same_system = config.full_mesh || node.routing().asn == Some(local.asn);
+    let Some(client) = relation(own.routing.reflection, node.routing().reflection) else { return Peering::None };
+    if !config.internal_peers || !same_system {
+        return Peering::None;
+    }
+    let Some(here) = own.primary else { return Peering::None };
+    let Some(there) = node.primary(own.families) else {
+        return Peering::Impossible("it has no usable InternalIP or ExternalIP, so nobody peers with it");
+    };
+    let Some((here, there)) = session_addresses(here, there, own, node) else {
+        return Peering::Impossible("it has no address of a family that this node has one of, so they cannot peer");
+    };
+    let capable = own.capable();
+    let families = PerFamily::from_fn(|family| *capable.of(family) && node.address(family).is_some());
+    Peering::With(Box::new(Wanted {
+        address: there,
+        settings: Settings {
+            local,
+            // In a full mesh all nodes have the same number.
+            asn: Some(local.asn),
+            passive: false,
+            hold_time: HOLD_TIME,
+            connect_retry: RETRY,
+            families,
+            restart: Some(restart(config.graceful_restart.unwrap_or(AMONG_NODES))),
+        },
+        transport: Transport { port: config.port, local: Some(here), password: None, time_to_live: TimeToLive::System },
+        client,
+        own: own.addresses,
+        next_hop_self: false,
+        first_as: false,
+        most: PerFamily { v4: Some(MOST), v6: Some(MOST) },
+    }))
+}
+
+/// Our part in graceful restarts.
+pub fn restart(config: GracefulRestart) -> Restart {
+    Restart { seconds: config.seconds, stale: config.deferral }
+}
+
+/// Whether two nodes peer, and whether the other one is a client of ours.
+fn relation(own: Reflection, other: Reflection) -> Option<bool> {
+    match (own, other) {
+        (Reflection::None, Reflection::Client(_))
+        | (Reflection::Client(_), Reflection::None | Reflection::Client(_)) => None,
+        (Reflection::Client(own), Reflection::Server(other)) => (own == other).then_some(false),
+        (Reflection::Server(own), Reflection::Client(other)) => (own == other).then_some(true),
+        (Reflection::None | Reflection::Server(_), Reflection::None | Reflection::Server(_)) => Some(false),
+    }
+}
+
+/// Both ends of a session, ours first; the same pair on both ends.
+pub fn session_addresses(here: IpAddr, there: IpAddr, own: &Identity, node: &Node) -> Option<(IpAddr, IpAddr)> {
+    if Family::from(here) == Family::from(there) {
+        return Some((here, there));
+    }
+    Family::BOTH.into_iter().find_map(|family| Some(((*own.addresses.of(family))?, node.address(family)?)))
+}
+
+#[cfg(test)]
+#[path = "mesh/tests.rs"]
+mod tests;

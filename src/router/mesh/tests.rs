@@ -1,0 +1,134 @@
+use std::net::Ipv4Addr;
+
+use super::*;
+use crate::router::given::{address, config, host, node, with};
+
+const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
+
+fn local() -> Local {
+    Local { asn: 64512, identifier: Ipv4Addr::new(192, 0, 2, 1) }
+}
+
+fn identity(own: &Node, config: &RouterConfig, families: PerFamily<bool>) -> Identity {
+    Identity::new(&host("192.0.2.1/24 2001:db8::1/64"), Some(own), config, families)
+}
+
+fn peer(own: &Node, other: &Node, words: &[&str], families: PerFamily<bool>) -> Peering {
+    let config = config(words);
+    let own = identity(own, &config, families);
+    let asn = own.asn.unwrap_or(64512);
+    peering(&own, other, &config, Local { asn, ..local() })
+}
+
+fn wanted(own: &Node, other: &Node, words: &[&str]) -> Wanted {
+    match peer(own, other, words, BOTH) {
+        Peering::With(wanted) => *wanted,
+        other => panic!("they are to peer, but: {other:?}"),
+    }
+}
+
+fn dual(number: u8) -> Node {
+    node(&format!("192.0.2.{number} 2001:db8::{number}"), "")
+}
+
+#[test]
+fn nodes_peer_by_their_primary_addresses_over_one_session_for_both_families() {
+    let wanted = wanted(&dual(1), &dual(2), &[]);
+    assert_eq!(wanted.address, address("192.0.2.2"));
+    assert_eq!(wanted.transport.local, Some(address("192.0.2.1")));
+    assert_eq!(wanted.settings.families, BOTH);
+    assert_eq!(wanted.own, PerFamily { v4: Some(address("192.0.2.1")), v6: Some(address("2001:db8::1")) });
+    assert_eq!((wanted.transport.port, wanted.settings.hold_time), (179, 90));
+    assert!(!wanted.client && wanted.transport.password.is_none());
+}
+
+#[test]
+fn in_a_full_mesh_a_neighbour_has_the_number_of_the_cluster_and_no_other() {
+    assert_eq!(wanted(&dual(1), &dual(2), &[]).settings.asn, Some(64512));
+}
+
+#[test]
+fn flags_for_external_peers_do_not_concern_nodes_but_the_port_and_restarts_do() {
+    let words = ["--bgp-holdtime=30s", "--peer-router-multihop-ttl=5", "--bgp-port=1179"];
+    let wanted = wanted(&dual(1), &dual(2), &words);
+    assert_eq!((wanted.settings.hold_time, wanted.transport.time_to_live), (90, TimeToLive::System));
+    assert_eq!(wanted.transport.port, 1179);
+}
+
+#[test]
+fn nodes_keep_each_others_routes_through_a_restart_whatever_outside_neighbours_are_offered() {
+    for (words, seconds) in [
+        (&[][..], 90),
+        (&["--bgp-graceful-restart"], 90),
+        (&["--bgp-graceful-restart", "--bgp-graceful-restart-time=30s"], 30),
+    ] {
+        let restart = wanted(&dual(1), &dual(2), words).settings.restart.expect("always");
+        assert_eq!((restart.seconds, restart.stale), (seconds, Duration::from_secs(360)), "{words:?}");
+    }
+}
+
+#[test]
+fn a_session_carries_the_families_that_both_nodes_have_and_that_are_on() {
+    let families = |other: &str| wanted(&dual(1), &node(other, ""), &[]).settings.families;
+    assert_eq!(families("192.0.2.2"), PerFamily { v4: true, v6: false });
+    assert_eq!(families("2001:db8::2 192.0.2.2"), BOTH);
+    let only_v4 = PerFamily { v4: true, v6: false };
+    let Peering::With(wanted) = peer(&dual(1), &dual(2), &[], only_v4) else { panic!("they peer") };
+    assert_eq!(wanted.settings.families, only_v4);
+    assert_eq!(wanted.own.v6, None);
+}
+
+#[test]
+fn nodes_whose_first_addresses_are_of_different_families_meet_where_both_are() {
+    let (one, other) = (dual(1), node("2001:db8::2 192.0.2.2", ""));
+    assert_eq!(wanted(&one, &other, &[]).address, address("192.0.2.2"));
+    let config = config(&[]);
+    let there = Identity::new(&host("192.0.2.2/24"), Some(&other), &config, BOTH);
+    let Peering::With(back) = peering(&there, &one, &config, local()) else { panic!("they peer") };
+    assert_eq!((back.address, back.transport.local), (address("192.0.2.1"), Some(address("192.0.2.2"))));
+}
+
+#[test]
+fn a_node_that_cannot_be_a_peer_says_why() {
+    assert!(matches!(peer(&dual(1), &node("", ""), &[], BOTH), Peering::Impossible(_)));
+    let only_v4 = node("192.0.2.1", "");
+    assert!(matches!(peer(&only_v4, &node("2001:db8::2", ""), &[], BOTH), Peering::Impossible(_)));
+}
+
+#[test]
+fn without_sessions_between_nodes_nobody_peers() {
+    assert_eq!(peer(&dual(1), &dual(2), &["--enable-ibgp=false"], BOTH), Peering::None);
+}
+
+#[test]
+fn without_a_full_mesh_only_nodes_of_one_system_peer() {
+    let in_system = |number, asn| with(dual(number), |routing| routing.asn = Some(asn));
+    let words = ["--nodes-full-mesh=false"];
+    assert_eq!(wanted(&in_system(1, 65001), &in_system(2, 65001), &words).settings.asn, Some(65001));
+    assert_eq!(peer(&in_system(1, 65001), &in_system(2, 65002), &words, BOTH), Peering::None);
+    assert_eq!(peer(&in_system(1, 65001), &dual(2), &words, BOTH), Peering::None);
+}
+
+#[test]
+fn both_ends_agree_on_whether_they_peer_and_who_is_whose_client() {
+    let cluster = |number| Ipv4Addr::from_bits(number);
+    let roles = [
+        Reflection::None,
+        Reflection::Server(cluster(1)),
+        Reflection::Server(cluster(2)),
+        Reflection::Client(cluster(1)),
+        Reflection::Client(cluster(2)),
+    ];
+    for one in roles {
+        for other in roles {
+            let (there, back) = (relation(one, other), relation(other, one));
+            assert_eq!(there.is_some(), back.is_some(), "{one:?} {other:?}");
+            let is_client = matches!((one, other), (Reflection::Server(a), Reflection::Client(b)) if a == b);
+            assert_eq!(there == Some(true), is_client, "{one:?} {other:?}");
+        }
+    }
+    assert_eq!(relation(roles[3], roles[3]), None, "clients talk through their reflector");
+    assert_eq!(relation(roles[1], roles[4]), None, "clients belong to the reflectors of their own cluster");
+    assert_eq!(relation(roles[1], roles[2]), Some(false), "reflectors of two clusters are plain neighbours");
+    assert_eq!(relation(roles[1], roles[0]), Some(false));
+}

@@ -1,0 +1,121 @@
+//! The router's metrics: names, help texts and what is counted.
+//!
+//! Names that kube-router's users graph are kept (`kube_router_controller_bgp_…`, `kube_router_host_routes_…`); what it has no
+//! name for is called `sluice_router_…`. `docs/metrics.md` lists them all.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+
+use crate::bgp::speaker::Order;
+use crate::observe::metrics::Registry;
+use crate::reconcile::Account;
+
+use super::identity::Identity;
+
+/// What the router's task counts.
+pub struct Metrics {
+    /// Best routes that have changed, one by one.
+    pub received: IntCounter,
+    /// What we announce and take back, by what it is.
+    sent: IntCounterVec,
+    /// Duration of telling the speaker which neighbours are wanted.
+    pub peers_sync: Histogram,
+    /// Duration of a round.
+    pub round: Histogram,
+    /// One for each neighbour, with how its session stands.
+    pub peers: IntGaugeVec,
+    /// Routes that the kernel shall hold.
+    pub routes: IntGauge,
+    pub routes_added: IntCounter,
+    pub routes_removed: IntCounter,
+    pub routes_sync: Histogram,
+    /// From a learned route to the kernel's last acknowledgement.
+    pub programming: Histogram,
+    /// How the families of kernel objects stand.
+    pub families: Account,
+    /// What keeps parts of the router from working.
+    pub problems: IntGauge,
+    /// Pod ranges of other nodes to which there is no route in the kernel.
+    pub unreached: IntGauge,
+}
+
+impl Metrics {
+    /// Makes the metrics and registers them.
+    ///
+    /// # Errors
+    /// Where a name is registered already.
+    pub fn register(registry: &Registry) -> Result<Metrics, prometheus::Error> {
+        let histogram = |name: &str, help: &str| Histogram::with_opts(HistogramOpts::new(name, help));
+        let programming = HistogramOpts::new(
+            "sluice_router_programming_seconds",
+            "Time from a learned route to the kernel's last acknowledgement, in seconds",
+        );
+        let metrics = Metrics {
+            received: IntCounter::new(
+                "kube_router_controller_bgp_advertisements_received",
+                "Best routes that have changed, ours included",
+            )?,
+            sent: IntCounterVec::new(
+                Opts::new("kube_router_controller_bgp_advertisements_sent", "Routes of ours announced and withdrawn"),
+                &["type"],
+            )?,
+            peers_sync: histogram(
+                "kube_router_controller_bgp_internal_peers_sync_time",
+                "Time it took to tell the speaker which neighbours are wanted, in seconds",
+            )?,
+            round: histogram(
+                "kube_router_controller_routes_sync_time",
+                "Time it took to bring changes of nodes and routes into the kernel, in seconds",
+            )?,
+            peers: IntGaugeVec::new(
+                Opts::new("kube_router_bgp_peer_info", "Neighbours and how their sessions stand"),
+                &["address", "type", "asn", "state"],
+            )?,
+            routes: IntGauge::new("kube_router_host_routes_synced", "Learned routes that the kernel shall hold")?,
+            routes_added: IntCounter::new("kube_router_host_routes_added", "Learned routes added or replaced")?,
+            routes_removed: IntCounter::new("kube_router_host_routes_removed", "Learned routes deleted")?,
+            routes_sync: histogram(
+                "kube_router_host_routes_sync_time",
+                "Time it took to bring learned routes into the kernel, in seconds",
+            )?,
+            programming: Histogram::with_opts(programming.buckets(prometheus::exponential_buckets(0.000_1, 2.0, 16)?))?,
+            families: Account::register(registry, "sluice_router")?,
+            problems: IntGauge::new(
+                "sluice_router_problems",
+                "What keeps parts of the router from working; the log says what it is",
+            )?,
+            unreached: IntGauge::new(
+                "sluice_router_unreached_ranges",
+                "Pod ranges of other nodes to which the kernel has no route",
+            )?,
+        };
+        metrics.add_to(registry)?;
+        Ok(metrics)
+    }
+
+    fn add_to(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        for counter in [&self.received, &self.routes_added, &self.routes_removed] {
+            registry.register(Box::new(counter.clone()))?;
+        }
+        for histogram in [&self.peers_sync, &self.round, &self.routes_sync, &self.programming] {
+            registry.register(Box::new(histogram.clone()))?;
+        }
+        for gauge in [&self.routes, &self.problems, &self.unreached] {
+            registry.register(Box::new(gauge.clone()))?;
+        }
+        registry.register(Box::new(self.sent.clone()))?;
+        registry.register(Box::new(self.peers.clone()))
+    }
+
+    /// Counts what the speaker is told to announce and to withdraw.
+    pub fn count(&self, orders: &[Order], own: &Identity) {
+        for order in orders {
+            let (prefix, kind) = match order {
+                Order::Originate(prefix, _) => (prefix, "advertise-vip"),
+                Order::Retract(prefix) => (prefix, "withdraw-vip"),
+                _ => continue,
+            };
+            let is_pods = own.all_pod_cidrs().any(|range| range == *prefix);
+            self.sent.with_label_values(&[if is_pods { "pod-route" } else { kind }]).inc();
+        }
+    }
+}

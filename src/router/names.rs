@@ -1,0 +1,136 @@
+//! The names and numbers of everything that the router keeps in the kernel.
+//!
+//! They are a contract with running nodes: kube-router uses the same, so either program finds, adopts and removes what the
+//! other left. Only the two chains are ours alone: kube-router writes its rules straight into `FORWARD` and `POSTROUTING`,
+//! where nobody can tell whose they are.
+
+use std::net::IpAddr;
+use std::sync::LazyLock;
+
+use compact_str::{CompactString, format_compact};
+use ring::digest::{SHA256, digest};
+
+use crate::kernel::ipset::SetName;
+use crate::kernel::link::LinkName;
+use crate::net::{Family, PerFamily};
+
+/// The bridge that pods are on.
+pub const BRIDGE: &str = "kube-bridge";
+
+/// The protocol number of learned routes, which iproute2 shows as `mrouted`.
+pub const PROTOCOL: u8 = 17;
+
+/// The table that says which nodes are behind tunnels, for packets from pods.
+pub const TUNNEL_TABLE: u32 = 77;
+/// The protocol number of the routes in it: `boot`, as iproute2 gives it.
+pub const TUNNEL_PROTOCOL: u8 = 3;
+
+/// How the names of tunnels begin.
+pub const TUNNELS: &str = "tun-";
+
+/// The nat chain that gives what pods send to the outside the node's address.
+pub const CHAIN_EGRESS: &str = "KUBE-ROUTER-EGRESS";
+/// The filter chain that lets packets of pods through.
+pub const CHAIN_PODS: &str = "KUBE-ROUTER-PODS";
+
+/// The sets of what belongs to all nodes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Set {
+    /// The ranges of their pods.
+    PodRanges,
+    /// Their own addresses.
+    NodeAddresses,
+}
+
+impl Set {
+    pub const ALL: [Set; 2] = [Set::PodRanges, Set::NodeAddresses];
+
+    /// The set's name in one family. IPv6 names carry a prefix.
+    pub fn name(self, family: Family) -> SetName {
+        let [ranges, addresses] = NAMES.of(family);
+        match self {
+            Set::PodRanges => ranges.clone(),
+            Set::NodeAddresses => addresses.clone(),
+        }
+    }
+}
+
+/// Each name once in memory, however many elements mention it.
+static NAMES: LazyLock<PerFamily<[SetName; 2]>> = LazyLock::new(|| PerFamily {
+    v4: ["kube-router-pod-subnets", "kube-router-node-ips"].map(|name| SetName(name.into())),
+    v6: ["inet6:kube-router-pod-subnets", "inet6:kube-router-node-ips"].map(|name| SetName(name.into())),
+});
+
+/// The name of the tunnel to a node: made of its address without the signs in it.
+pub fn tunnel(remote: IpAddr) -> LinkName {
+    hashed(&remote.to_string().replace(['.', ':'], ""))
+}
+
+/// The name for an address whose usual one is taken by another: 21.3.0.4 and 2.13.0.4 are the same without their dots.
+pub fn other_tunnel(remote: IpAddr) -> LinkName {
+    hashed(&remote.to_string())
+}
+
+/// Whether a device is a tunnel of ours, by its name.
+pub fn is_tunnel(name: &str) -> bool {
+    let digits = name.strip_prefix(TUNNELS).unwrap_or_default();
+    digits.len() == 11 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// The prefix and eleven hexadecimal digits of the SHA-256: the fifteen letters that a device's name may have.
+fn hashed(text: &str) -> LinkName {
+    let hash = digest(&SHA256, text.as_bytes());
+    let mut name = CompactString::from(TUNNELS);
+    for byte in hash.as_ref().iter().take(6) {
+        name.push_str(&format_compact!("{byte:02x}"));
+    }
+    name.truncate(15);
+    LinkName(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(text: &str, name: fn(IpAddr) -> LinkName) -> String {
+        name(text.parse().expect("an address")).to_string()
+    }
+
+    #[test]
+    fn tunnels_are_called_as_on_running_nodes() {
+        for (remote, name) in [
+            ("10.0.0.1", "tun-e443169117a"),
+            ("192.168.1.10", "tun-28c98c87e81"),
+            ("10.240.0.5", "tun-27f9f245919"),
+            ("2001:db8::10", "tun-c95e274c9d3"),
+            ("fd00:10:244::1", "tun-37818bba79f"),
+            ("21.3.0.4", "tun-8bbcaad3138"),
+        ] {
+            assert_eq!(of(remote, tunnel), name);
+        }
+    }
+
+    #[test]
+    fn two_nodes_whose_usual_names_are_equal_have_another_one() {
+        assert_eq!(of("21.3.0.4", tunnel), of("2.13.0.4", tunnel));
+        assert_ne!(of("21.3.0.4", other_tunnel), of("2.13.0.4", other_tunnel));
+        assert_eq!(of("21.3.0.4", other_tunnel).len(), 15);
+    }
+
+    #[test]
+    fn only_names_of_this_form_are_ours() {
+        assert!(is_tunnel("tun-e443169117a"));
+        for foreign in
+            ["tun0", "tun-", "tun-office", "tun-e443169117", "tun-e443169117A", "xtun-e443169117a", "tun-e443169117ab"]
+        {
+            assert!(!is_tunnel(foreign), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn sets_are_called_as_on_running_nodes() {
+        let names = Family::BOTH.map(|family| Set::ALL.map(|set| set.name(family).to_string()));
+        assert_eq!(names[0], ["kube-router-pod-subnets", "kube-router-node-ips"]);
+        assert_eq!(names[1], ["inet6:kube-router-pod-subnets", "inet6:kube-router-node-ips"]);
+    }
+}

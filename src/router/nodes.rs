@@ -1,0 +1,216 @@
+//! All nodes: what each of them brings, and what they have in common.
+//!
+//! A node brings addresses and pod ranges, which several may claim for a moment while a cluster changes, and how we peer with it.
+//! What a node brings is computed anew when that node changes, and for all of them when our own does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use crate::bgp::session::Local;
+use crate::bgp::speaker::Wanted;
+use crate::config::{RouterConfig, RouterId};
+use crate::kernel::ipset::ElementKey;
+use crate::kernel::link::LinkName;
+use crate::model::Node;
+use crate::net::{Family, PerFamily};
+
+use super::claims::Claims;
+use super::identity::Identity;
+use super::mesh::{self, Peering};
+use super::names::tunnel;
+use super::node_sets;
+use super::problem::{About, Problem};
+use super::router_id::router_id;
+
+/// What all nodes bring, and who brings it.
+#[derive(Default, Debug)]
+pub struct Nodes {
+    parts: BTreeMap<CompactString, Part>,
+    elements: Claims<ElementKey, CompactString, ()>,
+    /// Every address of every node, with that node's addresses in both families.
+    addresses: Claims<IpAddr, CompactString, PerFamily<Option<IpAddr>>>,
+    /// The same addresses, by the usual names of the tunnels to them.
+    by_tunnel: BTreeMap<LinkName, BTreeSet<IpAddr>>,
+    /// The pod ranges of other nodes.
+    ranges: Claims<IpNet, CompactString, ()>,
+    /// The addresses under which nodes peer, ours too.
+    peering: Claims<IpAddr, CompactString, ()>,
+    identifiers: Claims<Ipv4Addr, CompactString, ()>,
+}
+
+/// What one node brings.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+struct Part {
+    elements: Vec<ElementKey>,
+    addresses: BTreeMap<IpAddr, PerFamily<Option<IpAddr>>>,
+    ranges: Vec<IpNet>,
+    peering: Option<IpAddr>,
+    wanted: Option<Wanted>,
+    identifier: Option<Ipv4Addr>,
+    impossible: Option<&'static str>,
+}
+
+/// What a change of one node changed.
+#[derive(Default, Debug)]
+pub struct Changed {
+    pub elements: Vec<ElementKey>,
+    /// Addresses that are another node's now, or nobody's, or a node's for the first time.
+    pub addresses: Vec<IpAddr>,
+    /// The neighbour that it was, and the one that it is.
+    pub before: Option<IpAddr>,
+    pub wanted: Option<Wanted>,
+    /// Anything that policies are made of.
+    pub policies: bool,
+}
+
+/// Our own node and the configuration; without numbers of ours nobody peers.
+#[derive(Clone, Copy)]
+pub struct Around<'a> {
+    pub own: &'a Identity,
+    pub config: &'a RouterConfig,
+    pub local: Option<Local>,
+}
+
+impl Nodes {
+    /// Takes in a node as it is now; `None` when it is gone.
+    pub fn update(&mut self, name: &CompactString, node: Option<&Node>, around: Around<'_>) -> Changed {
+        let new = node.map(|node| part(name, node, around)).unwrap_or_default();
+        let old = match node {
+            Some(_) => self.parts.insert(name.clone(), new.clone()),
+            None => self.parts.remove(name),
+        };
+        let old = old.unwrap_or_default();
+        let mut changed = Changed::default();
+        for key in different(&old.elements, &new.elements) {
+            let is_there = new.elements.contains(key).then_some(());
+            if self.elements.put(key, name, is_there) {
+                changed.elements.push(key.clone());
+            }
+        }
+        let addresses: BTreeSet<IpAddr> = old.addresses.keys().chain(new.addresses.keys()).copied().collect();
+        for address in addresses {
+            if self.addresses.put(&address, name, new.addresses.get(&address).copied()) {
+                self.note_tunnel(address);
+                changed.addresses.push(address);
+            }
+        }
+        for range in different(&old.ranges, &new.ranges) {
+            changed.policies |= self.ranges.put(range, name, new.ranges.contains(range).then_some(()));
+        }
+        for address in [old.peering, new.peering].into_iter().flatten() {
+            changed.policies |= self.peering.put(&address, name, (new.peering == Some(address)).then_some(()));
+        }
+        for identifier in [old.identifier, new.identifier].into_iter().flatten() {
+            let is_its = new.identifier == Some(identifier);
+            self.identifiers.put(&identifier, name, is_its.then_some(()));
+        }
+        changed.policies |= !changed.addresses.is_empty();
+        changed.before = old.wanted.map(|wanted| wanted.address);
+        changed.wanted = new.wanted;
+        changed
+    }
+
+    fn note_tunnel(&mut self, address: IpAddr) {
+        let name = tunnel(address);
+        let alike = self.by_tunnel.entry(name.clone()).or_default();
+        match self.addresses.contains(&address) {
+            true => alike.insert(address),
+            false => alike.remove(&address),
+        };
+        if alike.is_empty() {
+            self.by_tunnel.remove(&name);
+        }
+    }
+
+    /// The addresses of nodes, in their order, whose tunnels would have the name of the one to this address.
+    pub fn named_alike(&self, address: IpAddr) -> impl Iterator<Item = IpAddr> {
+        self.by_tunnel.get(&tunnel(address)).into_iter().flatten().copied()
+    }
+
+    /// Whether a node other than this one has this address; its addresses in both families then.
+    pub fn other(&self, own: &CompactString, address: IpAddr) -> Option<PerFamily<Option<IpAddr>>> {
+        let is_own = self.addresses.owners(&address).any(|name| name == own);
+        self.addresses.first(&address).filter(|_| !is_own).copied()
+    }
+
+    /// Whether any node has this address.
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address)
+    }
+
+    pub fn has_element(&self, key: &ElementKey) -> bool {
+        self.elements.contains(key)
+    }
+
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.addresses.keys().copied().collect()
+    }
+
+    pub fn ranges(&self) -> Vec<IpNet> {
+        self.ranges.keys().copied().collect()
+    }
+
+    pub fn peering(&self) -> Vec<IpAddr> {
+        self.peering.keys().copied().collect()
+    }
+
+    /// The pod ranges of other nodes with the nodes that have them.
+    pub fn ranges_by_node(&self) -> impl Iterator<Item = (&CompactString, IpNet)> {
+        self.parts.iter().flat_map(|(name, part)| part.ranges.iter().map(move |range| (name, *range)))
+    }
+
+    /// What is wrong with nodes.
+    pub fn problems(&self, own: &Identity) -> Vec<Problem> {
+        let about = |name: &CompactString, text: String| Problem::new(About::Node(name.clone()), text);
+        let impossible = self.parts.iter().filter_map(|(name, part)| Some(about(name, part.impossible?.to_owned())));
+        let mut problems: Vec<Problem> = impossible.collect();
+        for (address, owners) in self.peering.contested() {
+            let mut names = owners.iter();
+            let Some(first) = names.next() else { continue };
+            problems
+                .extend(names.map(|name| about(name, format!("its address {address} is that of Node {first} too"))));
+        }
+        for name in own.router_id.iter().flat_map(|id| self.identifiers.owners(id)).filter(|name| **name != own.name) {
+            let text = "its BGP identifier is that of this node, so there is no session: give one of them another one by \
+                        --router-id";
+            problems.push(about(name, text.to_owned()));
+        }
+        problems
+    }
+}
+
+fn part(name: &CompactString, node: &Node, around: Around<'_>) -> Part {
+    let Around { own, config, local } = around;
+    let is_own = *name == own.name;
+    let both = PerFamily::from_fn(|family| node.address(family).filter(|_| *own.families.of(family)));
+    let primary = node.primary(own.families);
+    let peering = match local {
+        Some(local) if !is_own => mesh::peering(own, node, config, local),
+        _ => Peering::None,
+    };
+    let (wanted, impossible) = match peering {
+        Peering::None => (None, None),
+        Peering::Impossible(why) => (None, Some(why)),
+        Peering::With(wanted) => (Some(*wanted), None),
+    };
+    // What other nodes were given by flags of their own nobody knows.
+    let identifier = primary.filter(|_| !matches!(config.router_id, RouterId::Is(_)));
+    let enabled = |range: &&IpNet| *own.families.of(Family::from(**range));
+    Part {
+        elements: node_sets::elements(node, own.families),
+        addresses: node.addresses.iter().map(|one| (one.address, both)).collect(),
+        ranges: node.pod_cidrs.iter().filter(|_| !is_own).filter(enabled).copied().collect(),
+        peering: wanted.as_ref().map(|wanted| wanted.address).or(primary),
+        identifier: identifier.map(|own| router_id(config.router_id, own, node.address(Family::V4))),
+        wanted,
+        impossible,
+    }
+}
+
+/// What stands in one of two lists and not in the other.
+fn different<'a, T: PartialEq>(old: &'a [T], new: &'a [T]) -> impl Iterator<Item = &'a T> {
+    old.iter().filter(|one| !new.contains(one)).chain(new.iter().filter(|one| !old.contains(one)))
+}

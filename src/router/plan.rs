@@ -1,0 +1,489 @@
+//! What the router wants, kept up to date at the cost of what changed.
+//!
+//! Inputs are the World ([`Plan::update`]), what the speaker has learned ([`Plan::learn`]) and the passwords in a file
+//! ([`Plan::set_passwords`]). Every Node and every Service has a part; a change names the parts that it touches. A change of our
+//! own node computes all of them anew. After any history the plan equals the one made at once from the newest inputs;
+//! `tests/properties.rs` walks random histories to hold it to that.
+//!
+//! Nothing is wanted of a kind that is not known (`model::Authority::Nothing`): a half-known cluster would look like one whose
+//! nodes have gone. There is no speaker before nodes and Services are known, because what it announces first is taken for all.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use crate::bgp::message::Attributes;
+use crate::bgp::rib::{Own, RouteChange};
+use crate::bgp::session::Local;
+use crate::bgp::speaker::Wanted;
+use crate::config::RouterConfig;
+use crate::kernel::ipset::ElementKey;
+use crate::kernel::rule::RuleKey;
+use crate::kernel::tunnel::ReceivePort;
+use crate::model::{Authority, Endpoints, Node, ObjectName, OnLink, Reflection, Service, Table, World};
+use crate::net::{ExternalPeer, Family, Password, PerFamily};
+
+use super::advertise::{Announcer, announced};
+use super::claims::Claims;
+use super::desired::{Changed, Desired, Speaker};
+use super::identity::Identity;
+use super::names::{Set, TUNNEL_TABLE};
+use super::nodes::{Around, Nodes};
+use super::policy::{Contents, Sets, Stale};
+use super::problem::{About, Problem};
+use super::routes::{Place, Routes};
+use super::{cni, external_peers, forward, mtu, node_sets, pod_egress, settings};
+
+/// What is wanted, and everything needed to change it by parts.
+pub struct Plan {
+    config: Arc<RouterConfig>,
+    families: PerFamily<bool>,
+    /// What the file of passwords says, where there is one.
+    passwords: Vec<Password>,
+    known: Known,
+    own: Identity,
+    on_link: Vec<OnLink>,
+    desired: Desired,
+    routes: Routes,
+    nodes: Nodes,
+    peers: Claims<IpAddr, PeerOwner, Wanted>,
+    /// The external peers that are claimed.
+    external: Vec<IpAddr>,
+    external_problems: Vec<Problem>,
+    /// What each Service wants to be announced.
+    services: HashMap<ObjectName, Vec<IpAddr>>,
+    announced: Claims<IpAddr, ObjectName, ()>,
+    /// Addresses of Services that are addresses of nodes.
+    refused: BTreeSet<IpAddr>,
+    sizes: BTreeMap<(Set, Family), usize>,
+    sets: Option<Sets>,
+    stale: Stale,
+}
+
+/// What of the World is acted upon.
+#[derive(Clone, Default)]
+struct Known {
+    has_nodes: bool,
+    has_services: bool,
+    nodes: Table<CompactString, Node>,
+    services: Table<ObjectName, Service>,
+    endpoints: Table<ObjectName, Endpoints>,
+}
+
+/// Who wants a neighbour. What the administrator says of it comes before what follows from a Node.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum PeerOwner {
+    External,
+    Node(CompactString),
+}
+
+impl Known {
+    fn of(world: &World) -> Known {
+        let has_nodes = world.node_authority > Authority::Nothing;
+        let has_services = world.authority > Authority::Nothing;
+        let cluster = &world.cluster;
+        Known {
+            has_nodes,
+            has_services,
+            nodes: if has_nodes { cluster.nodes.clone() } else { Table::default() },
+            services: if has_services { cluster.services.clone() } else { Table::default() },
+            endpoints: if has_services { cluster.endpoints.clone() } else { Table::default() },
+        }
+    }
+}
+
+impl Plan {
+    pub fn new(config: Arc<RouterConfig>, families: PerFamily<bool>) -> Plan {
+        Plan {
+            config,
+            families,
+            passwords: Vec::new(),
+            known: Known::default(),
+            own: Identity::default(),
+            on_link: Vec::new(),
+            desired: Desired::default(),
+            routes: Routes::default(),
+            nodes: Nodes::default(),
+            peers: Claims::default(),
+            external: Vec::new(),
+            external_problems: Vec::new(),
+            services: HashMap::new(),
+            announced: Claims::default(),
+            refused: BTreeSet::new(),
+            sizes: BTreeMap::new(),
+            sets: None,
+            stale: Stale::default(),
+        }
+    }
+
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// Routes and tunnels that are wanted.
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    pub fn own(&self) -> &Identity {
+        &self.own
+    }
+
+    /// Whether another node has this address.
+    pub fn is_node(&self, address: IpAddr) -> bool {
+        self.nodes.other(&self.own.name, address).is_some()
+    }
+
+    /// The pod ranges of other nodes to which no route has been learned yet. Where nodes do not peer with each other nobody
+    /// expects any.
+    pub fn unreached(&self) -> impl Iterator<Item = (&CompactString, IpNet)> {
+        let expected = self.config.internal_peers && self.desired.speaker.is_some();
+        self.nodes.ranges_by_node().filter(move |(_, range)| expected && !self.routes.has(*range))
+    }
+
+    /// Takes in a newer World and says what that changed.
+    pub fn update(&mut self, world: &World) -> Changed {
+        let mut changed = Changed::default();
+        let older = std::mem::replace(&mut self.known, Known::of(world));
+        let node = self.known.nodes.get(&world.host.node_name);
+        let own = Identity::new(&world.host, node.map(|node| &**node), &self.config, self.families);
+        let announces = |plan: &Plan| (plan.own.name.clone(), plan.own.addresses);
+        let announced_before = announces(self);
+        let knows_more = (older.has_nodes, older.has_services) != (self.known.has_nodes, self.known.has_services);
+        let is_other = own != self.own || knows_more || self.sets.is_none();
+        let moved = world.host.on_link != self.on_link;
+        self.own = own;
+        self.on_link.clone_from(&world.host.on_link);
+        if is_other {
+            self.replace_own(&mut changed);
+        }
+        self.update_nodes(&older, is_other, &mut changed);
+        self.update_services(&older, announces(self) != announced_before, &mut changed);
+        if is_other || moved {
+            self.stale = Stale::ALL;
+            self.routes.look_at_all_again();
+        }
+        self.settle(&mut changed);
+        changed
+    }
+
+    /// Takes in what the speaker has learned.
+    pub fn learn(&mut self, changes: &[RouteChange]) -> Changed {
+        let mut changed = Changed::default();
+        self.routes.learn(changes);
+        self.settle_routes(&mut changed);
+        changed
+    }
+
+    /// Another speaker takes the place of the one before: what was learned stays until [`Plan::drop_stale_routes`].
+    pub fn keep_routes_as_stale(&mut self) -> bool {
+        self.routes.mark_stale()
+    }
+
+    /// The speaker has said all that it knows.
+    pub fn drop_stale_routes(&mut self) -> Changed {
+        let mut changed = Changed::default();
+        self.routes.drop_stale();
+        self.settle_routes(&mut changed);
+        changed
+    }
+
+    /// Takes in what the file of passwords says (`external_peers::passwords`).
+    pub fn set_passwords(&mut self, passwords: Vec<Password>) -> Changed {
+        let mut changed = Changed::default();
+        self.passwords = passwords;
+        self.update_external_peers(&mut changed);
+        self.settle(&mut changed);
+        changed
+    }
+
+    /// Our numbers; `None` while there can be no speaker.
+    fn local(&self) -> Option<Local> {
+        let is_known = self.known.has_nodes && self.known.has_services;
+        let local = Local { asn: self.own.asn?, identifier: self.own.router_id? };
+        is_known.then_some(local)
+    }
+
+    /// What follows from our own node alone. Called when it has changed.
+    fn replace_own(&mut self, changed: &mut Changed) {
+        let speaker = self.local().map(|local| self.speaker(local));
+        let before = self.desired.speaker.as_ref();
+        changed.speaker |= speaker.as_ref().map(|one| one.own) != before.map(|one| one.own);
+        changed.listen |= speaker.as_ref().map(|one| &one.listen) != before.map(|one| &one.listen);
+        changed.addresses |= speaker.as_ref().map(|one| &one.addresses) != before.map(|one| &one.addresses);
+        self.desired.speaker = speaker;
+        let mut rules = BTreeMap::new();
+        for family in self.own.enabled_families().filter(|_| self.known.has_nodes) {
+            rules.extend(forward::rules(&self.own, family));
+            if self.config.pod_egress {
+                rules.extend(pod_egress::rules(family));
+            }
+        }
+        changed.rules.extend(replace(&mut self.desired.rules, rules));
+        let overlay = self.config.overlay;
+        let sources = self.own.all_pod_cidrs().filter(|_| overlay.is_some());
+        let source_rules = sources.map(|source| (RuleKey { source, table: TUNNEL_TABLE }, ())).collect();
+        changed.source_rules.extend(replace(&mut self.desired.source_rules, source_rules));
+        let port = overlay.and_then(|overlay| overlay.udp_port);
+        let families = self.own.capable();
+        let capable = Family::BOTH.into_iter().filter(|family| *families.of(*family));
+        let ports = capable.filter_map(|family| Some((ReceivePort { family, port: port? }, ()))).collect();
+        changed.receive_ports.extend(replace(&mut self.desired.receive_ports, ports));
+        let settings = settings::settings(self.families);
+        changed.settings |= std::mem::replace(&mut self.desired.settings, settings.clone()) != settings;
+        let mtu = mtu::pods(self.own.mtu, &self.config, families);
+        let bridge = self.known.has_nodes.then_some(crate::kernel::bridge::Bridge { mtu, up: true });
+        changed.bridge |= std::mem::replace(&mut self.desired.bridge, bridge) != bridge;
+        let conf = cni::Conf { ranges: self.own.all_pod_cidrs().collect(), mtu };
+        let conf = Some(conf).filter(|_| self.config.cni_file.is_some() && self.known.has_nodes);
+        changed.cni |= std::mem::replace(&mut self.desired.cni, conf.clone()) != conf;
+        for range in self.own.all_pod_cidrs().collect::<Vec<_>>() {
+            self.put_announcement(range, changed);
+        }
+        for prefix in self.desired.announcements.keys().copied().collect::<Vec<_>>() {
+            self.put_announcement(prefix, changed);
+        }
+        self.update_external_peers(changed);
+    }
+
+    fn speaker(&self, local: Local) -> Speaker {
+        let own = &self.own;
+        let cluster = match own.routing.reflection {
+            Reflection::Server(cluster) => cluster,
+            Reflection::None | Reflection::Client(_) => local.identifier,
+        };
+        let enabled = |address: &&IpAddr| *own.families.of(Family::from(**address));
+        let named: Vec<IpAddr> = own.routing.local_addresses.iter().filter(enabled).copied().collect();
+        let own_addresses = own.addresses.iter().filter_map(|(_, address)| *address);
+        let listen = if named.is_empty() { own_addresses.collect() } else { named };
+        Speaker {
+            own: Own { asn: local.asn, identifier: local.identifier, cluster },
+            addresses: own.all.clone(),
+            listen: listen.into_iter().map(|address| SocketAddr::new(address, self.config.port)).collect(),
+        }
+    }
+
+    fn update_external_peers(&mut self, changed: &mut Changed) {
+        let mut wanted: BTreeMap<IpAddr, Wanted> = BTreeMap::new();
+        self.external_problems.clear();
+        let from_file = self.config.passwords_file.is_some() && !self.config.peers.is_empty();
+        let peers: Vec<ExternalPeer> = external_peers::external_peers(&self.config, &self.own).to_vec();
+        for (place, peer) in peers.iter().enumerate() {
+            let Some(local) = self.local() else { continue };
+            let read = self.passwords.get(place).unwrap_or(&Password::Unknown);
+            let password = if from_file { read } else { &peer.password };
+            match external_peers::peering(peer, password, &self.own, &self.config, local) {
+                Ok(_) if !*self.families.of(Family::from(peer.address)) => {
+                    let text = format!("{} is off; there is no session", Family::from(peer.address));
+                    self.external_problems.push(Problem::new(About::ExternalPeer(peer.address), text));
+                }
+                Ok(_) if wanted.contains_key(&peer.address) => {
+                    let text = "it is named twice; the first one counts";
+                    self.external_problems.push(Problem::new(About::ExternalPeer(peer.address), text));
+                }
+                Ok(peering) => drop(wanted.insert(peer.address, peering)),
+                Err(problem) => self.external_problems.push(problem),
+            }
+        }
+        let external: Vec<IpAddr> = wanted.keys().copied().collect();
+        let before = std::mem::replace(&mut self.external, external);
+        for address in before.iter().chain(&self.external.clone()) {
+            self.put_peer(*address, &PeerOwner::External, wanted.get(address).cloned(), changed);
+        }
+        self.stale.own |= before != self.external;
+    }
+
+    fn put_peer(&mut self, address: IpAddr, owner: &PeerOwner, wanted: Option<Wanted>, changed: &mut Changed) {
+        if self.peers.put(&address, owner, wanted) {
+            match self.peers.first(&address) {
+                Some(wanted) => self.desired.peers.insert(address, wanted.clone()),
+                None => self.desired.peers.remove(&address),
+            };
+            changed.peers.insert(address);
+        }
+    }
+
+    fn update_nodes(&mut self, older: &Known, all: bool, changed: &mut Changed) {
+        let known = self.known.nodes.clone();
+        let names: BTreeSet<&CompactString> = match all {
+            true => known.iter().chain(older.nodes.iter()).map(|(name, _)| name).collect(),
+            false => known.changes_since(&older.nodes).map(|change| change.key()).collect(),
+        };
+        let local = self.local();
+        for name in names {
+            changed.nodes_computed += 1;
+            let around = Around { own: &self.own, config: &self.config, local };
+            let news = self.nodes.update(name, known.get(name).map(|node| &**node), around);
+            self.stale.nodes |= news.policies;
+            let address = news.wanted.as_ref().map(|wanted| wanted.address);
+            let owner = PeerOwner::Node(name.clone());
+            if let Some(before) = news.before.filter(|before| Some(*before) != address) {
+                self.put_peer(before, &owner, None, changed);
+            }
+            if let Some(wanted) = news.wanted {
+                self.put_peer(wanted.address, &owner, Some(wanted), changed);
+            }
+            for key in news.elements {
+                self.put_element(key, changed);
+            }
+            for address in news.addresses {
+                self.nodes.named_alike(address).for_each(|alike| self.routes.look_again(alike));
+                self.routes.look_again(address);
+                self.put_announcement(Family::host_prefix(address), changed);
+            }
+        }
+    }
+
+    fn put_element(&mut self, key: ElementKey, changed: &mut Changed) {
+        let place = Set::ALL.into_iter().flat_map(|set| Family::BOTH.map(|family| (set, family)));
+        let place = place.into_iter().find(|(set, family)| set.name(*family) == key.set);
+        let size = self.sizes.entry(place.expect("only sets of ours have elements here")).or_default();
+        if self.nodes.has_element(&key) {
+            *size += usize::from(self.desired.elements.insert(key.clone(), ()).is_none());
+        } else {
+            *size -= usize::from(self.desired.elements.remove(&key).is_some());
+        }
+        changed.elements.push(key);
+    }
+
+    fn update_services(&mut self, older: &Known, all: bool, changed: &mut Changed) {
+        let known = self.known.clone();
+        let (services, endpoints) = (&known.services, &known.endpoints);
+        let names: BTreeSet<&ObjectName> = match all {
+            true => services.iter().chain(older.services.iter()).map(|(name, _)| name).collect(),
+            false => {
+                let of_services = services.changes_since(&older.services).map(|change| change.key());
+                let of_endpoints = endpoints.changes_since(&older.endpoints).map(|change| change.key());
+                of_services.chain(of_endpoints).collect()
+            }
+        };
+        let none = Endpoints::default();
+        for name in names {
+            changed.services_computed += 1;
+            let announcer = Announcer { name: &self.own.name, families: self.own.capable() };
+            let its = endpoints.get(name).map_or(&none, |endpoints| &**endpoints);
+            let service = services.get(name);
+            let new = service.map(|service| announced(service, its, announcer, &self.config)).unwrap_or_default();
+            let old = match new.is_empty() {
+                true => self.services.remove(name),
+                false => self.services.insert(name.clone(), new.clone()),
+            };
+            let old = old.unwrap_or_default();
+            for address in old.iter().chain(&new).copied().collect::<BTreeSet<_>>() {
+                let wanted = new.contains(&address).then_some(());
+                if self.announced.put(&address, name, wanted) {
+                    self.put_announcement(Family::host_prefix(address), changed);
+                }
+            }
+        }
+    }
+
+    /// Brings one announcement up to date: of our pods, or of a Service.
+    fn put_announcement(&mut self, prefix: IpNet, changed: &mut Changed) {
+        let family = Family::from(prefix);
+        let address = prefix.addr();
+        let is_service = prefix.prefix_len() == family.host_bits() && self.announced.contains(&address);
+        // Whoever announces a node's own address takes that node's traffic away.
+        let is_node = is_service && self.nodes.has(address);
+        let refused = if is_node { self.refused.insert(address) } else { self.refused.remove(&address) };
+        let is_ours = self.own.pod_cidrs.of(family).contains(&prefix);
+        let wanted = (is_ours || is_service && !is_node).then_some(*self.own.addresses.of(family)).flatten();
+        let wanted = wanted.map(Attributes::local);
+        changed.problems |= refused;
+        if self.desired.announcements.get(&prefix) == wanted.as_ref() {
+            return;
+        }
+        match wanted {
+            Some(wanted) => self.desired.announcements.insert(prefix, wanted),
+            None => self.desired.announcements.remove(&prefix),
+        };
+        changed.announcements.insert(prefix);
+        self.stale.services |= is_service || !is_ours;
+    }
+
+    /// What follows from everything together.
+    fn settle(&mut self, changed: &mut Changed) {
+        self.settle_policies(changed);
+        self.settle_routes(changed);
+        let mut sets = BTreeMap::new();
+        for family in self.own.enabled_families().filter(|_| self.known.has_nodes) {
+            for set in Set::ALL {
+                let size = self.sizes.get(&(set, family)).copied().unwrap_or_default();
+                sets.insert(set.name(family), node_sets::spec(set, family, size));
+            }
+        }
+        changed.sets.extend(replace(&mut self.desired.sets, sets));
+        let mut problems: BTreeSet<Problem> = BTreeSet::new();
+        if self.known.has_nodes {
+            problems.extend(self.own.problems());
+            problems.extend(self.nodes.problems(&self.own));
+            problems.extend(self.external_problems.iter().cloned());
+            problems.extend(self.refused.iter().map(|address| {
+                Problem::new(About::ServiceAddress(*address), "it is an address of a node; it is not announced")
+            }));
+        }
+        changed.problems = problems != self.desired.problems;
+        self.desired.problems = problems;
+    }
+
+    fn settle_policies(&mut self, changed: &mut Changed) {
+        let stale = std::mem::take(&mut self.stale);
+        if !stale.any() {
+            return;
+        }
+        let is_service = |prefix: &&IpNet| !self.own.pod_cidrs.of(Family::from(**prefix)).contains(prefix);
+        let services = || self.desired.announcements.keys().filter(is_service).copied().collect();
+        let carrying: BTreeSet<&CompactString> = self.own.links.iter().filter_map(|(_, link)| link.as_ref()).collect();
+        let on_link = self.on_link.iter().filter(|network| carrying.contains(&network.link));
+        let on_link: Vec<IpNet> = on_link.map(|network| network.prefix).collect();
+        let contents = Contents {
+            own: &self.own,
+            config: &self.config,
+            services: &services,
+            node_pods: &|| self.nodes.ranges(),
+            node_addresses: &|| self.nodes.addresses(),
+            peering: &|| self.nodes.peering(),
+            external: &self.external,
+            on_link: &on_link,
+        };
+        let mut sets = self.sets.take();
+        match &mut sets {
+            Some(sets) => sets.update(stale, contents),
+            None => sets = Some(Sets::new(contents)),
+        }
+        let policies = sets.as_ref().map(|sets| sets.policies(&self.own, &self.config));
+        self.sets = sets;
+        changed.policies |= policies != self.desired.policies;
+        self.desired.policies = policies;
+    }
+
+    fn settle_routes(&mut self, changed: &mut Changed) {
+        let place = Place {
+            own: &self.own,
+            config: &self.config,
+            on_link: &self.on_link,
+            node: &|address| self.nodes.other(&self.own.name, address),
+            first_alike: &|address| {
+                let is_other = |alike: &IpAddr| self.nodes.other(&self.own.name, *alike).is_some();
+                self.nodes.named_alike(address).find(is_other)
+            },
+        };
+        let settled = self.routes.settle(place);
+        changed.routes.extend(settled.routes);
+        changed.tunnels.extend(settled.tunnels);
+    }
+}
+
+/// Puts a map in the place of another one; the keys in which they differ.
+fn replace<K: Ord + Clone, V: PartialEq>(map: &mut BTreeMap<K, V>, new: BTreeMap<K, V>) -> Vec<K> {
+    let old = std::mem::replace(map, new);
+    let differs = |key: &&K| old.get(*key) != map.get(*key);
+    old.keys().chain(map.keys()).filter(differs).cloned().collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+#[cfg(test)]
+#[path = "plan/tests.rs"]
+mod tests;

@@ -1,0 +1,59 @@
+//! What pods send to the outside leaves with the node's address (`--enable-pod-egress`).
+//!
+//! Inside of the cluster, to pods and to nodes, a pod is seen with its own address. Anywhere else nobody may know the way back.
+//!
+//! In the kernel: a nat chain of our own, entered from `POSTROUTING` for packets of pods:
+//!
+//! ```text
+//! iptables -t nat -A POSTROUTING -m set --match-set kube-router-pod-subnets src -j KUBE-ROUTER-EGRESS
+//! iptables -t nat -A KUBE-ROUTER-EGRESS -m set ! --match-set kube-router-pod-subnets dst
+//!     -m set ! --match-set kube-router-node-ips dst -j MASQUERADE --random-fully
+//! ```
+//!
+//! kube-router has one rule of both, in `POSTROUTING` itself; it is a leftover there once this chain stands.
+
+use std::collections::BTreeMap;
+
+use compact_str::format_compact;
+
+use crate::kernel::iptables::{Piece, Rules, Table};
+use crate::net::Family;
+
+use super::names::{CHAIN_EGRESS, Set};
+
+/// The chain and the jump to it, for one family.
+pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
+    let (pods, nodes) = (Set::PodRanges.name(family), Set::NodeAddresses.name(family));
+    let jump = format_compact!("-m set --match-set {pods} src -j {CHAIN_EGRESS}");
+    let masquerade = format_compact!(
+        "-m set ! --match-set {pods} dst -m set ! --match-set {nodes} dst -j MASQUERADE --random-fully"
+    );
+    BTreeMap::from([
+        (Piece::Chain { family, table: Table::Nat, chain: CHAIN_EGRESS.into() }, Rules(vec![masquerade])),
+        (
+            Piece::Jump { family, table: Table::Nat, from: "POSTROUTING".into(), to: CHAIN_EGRESS.into() },
+            Rules(vec![jump]),
+        ),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leaves_the_cluster_is_masqueraded_and_nothing_else() {
+        let text = |family| {
+            let lines = rules(family).into_iter().map(|(piece, rules)| format!("{piece:?}: {}", rules.0.join("; ")));
+            lines.collect::<Vec<_>>()
+        };
+        let [v4, v6] = Family::BOTH.map(text);
+        assert_eq!(v4.len(), 2);
+        assert!(v4[0].ends_with(
+            ": -m set ! --match-set kube-router-pod-subnets dst -m set ! --match-set kube-router-node-ips dst \
+             -j MASQUERADE --random-fully"
+        ));
+        assert!(v4[1].ends_with(": -m set --match-set kube-router-pod-subnets src -j KUBE-ROUTER-EGRESS"));
+        assert!(v6.iter().all(|line| line.contains("inet6:kube-router-pod-subnets")), "{v6:?}");
+    }
+}

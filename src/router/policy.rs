@@ -1,0 +1,299 @@
+//! Which routes are taken and which are passed on: the import and export policy of this node, as values of `bgp::policy`.
+//!
+//! Names of policies, sets and statements are kube-router's, because users look for them with `gobgp policy`; sets that it does
+//! not have are named in the same manner. A statement is called after its set of prefixes and its set of neighbours.
+//!
+//! What comes of it:
+//!
+//! | route | to nodes | to external peers |
+//! |---|---|---|
+//! | our pods | yes | with `--advertise-pod-cidr` |
+//! | addresses of Services | never | yes |
+//! | what was learned | by a reflector | pods of other nodes by a reflector, with `--advertise-pod-cidr` |
+//!
+//! Towards external peers: `kube-router.io/path-prepend.*`, `node.bgp.communities`, `--override-nexthop`.
+//!
+//! Never taken, from anybody: a default route, an address of a Service that we announce, our own pods' ranges, addresses of
+//! nodes and the networks of our links, cluster addresses (`--service-cluster-ip-range`), what lies inside of any of these or
+//! inside of another node's pod range, and what `kube-router.io/node.bgp.customimportreject` names. Another node's pod range
+//! itself is taken, also where it lies in the range of cluster addresses: a cluster whose flag says less than the truth goes on
+//! working. Where nodes peer with routers alone it comes from those.
+//!
+//! A reflector has the same policies as all others. In GoBGP a set without neighbours holds for all of them; here it holds for
+//! none, and its statements do not exist.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::bgp::message::Community;
+use crate::bgp::policy::{Change, Condition, Decision, Lengths, Matching, NeighbourSet, Policy, PrefixSet, Statement};
+use crate::bgp::rib::Policies;
+use crate::config::RouterConfig;
+use crate::net::{Family, PerFamily};
+
+use super::identity::Identity;
+
+/// What policies are made of. A set is only made anew when what is in it has changed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sets {
+    /// `podcidrdefinedset`: our pods' ranges, exactly.
+    pods: PerFamily<Arc<PrefixSet>>,
+    /// `podcidrinsidedefinedset`: the pods' ranges of all nodes, and all inside.
+    inside_pods: PerFamily<Arc<PrefixSet>>,
+    /// `servicevipsdefinedset`: what we announce for Services, exactly.
+    services: PerFamily<Arc<PrefixSet>>,
+    /// `serviceclusteripdefinedset`: the range of cluster addresses, and all inside.
+    cluster_ips: PerFamily<Arc<PrefixSet>>,
+    /// `defaultroutedefinedset`.
+    default_route: PerFamily<Arc<PrefixSet>>,
+    /// `customimportrejectdefinedset`: what the annotation names, and all inside.
+    rejected: PerFamily<Arc<PrefixSet>>,
+    /// `nodepodcidrdefinedset`: the pods' ranges of other nodes, exactly.
+    node_pods: PerFamily<Arc<PrefixSet>>,
+    /// `nodeipdefinedset`: addresses of nodes, and the networks of our links with all inside.
+    node_addresses: PerFamily<Arc<PrefixSet>>,
+    /// `iBGPpeerset`.
+    nodes: PerFamily<Arc<NeighbourSet>>,
+    /// `externalpeerset`.
+    external: PerFamily<Arc<NeighbourSet>>,
+    /// `allpeerset`: whoever it is, also a neighbour that somebody adds with the client of GoBGP.
+    all: PerFamily<Arc<NeighbourSet>>,
+}
+
+/// What changed since the sets were made.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Stale {
+    /// Our own node, our external peers, or anything else that is not of the three below.
+    pub own: bool,
+    pub services: bool,
+    pub nodes: bool,
+}
+
+/// What is in the sets.
+#[derive(Clone, Copy)]
+pub struct Contents<'a> {
+    pub own: &'a Identity,
+    pub config: &'a RouterConfig,
+    /// What we announce for Services.
+    pub services: &'a dyn Fn() -> Vec<IpNet>,
+    /// The pods' ranges of all nodes but our own.
+    pub node_pods: &'a dyn Fn() -> Vec<IpNet>,
+    /// The addresses of all nodes, ours too.
+    pub node_addresses: &'a dyn Fn() -> Vec<IpAddr>,
+    /// The addresses under which nodes peer, ours too.
+    pub peering: &'a dyn Fn() -> Vec<IpAddr>,
+    pub external: &'a [IpAddr],
+    /// The networks of our links.
+    pub on_link: &'a [IpNet],
+}
+
+impl Stale {
+    pub const ALL: Stale = Stale { own: true, services: true, nodes: true };
+
+    pub fn any(self) -> bool {
+        self.own || self.services || self.nodes
+    }
+}
+
+impl Sets {
+    pub fn new(contents: Contents<'_>) -> Sets {
+        let (prefixes, neighbours) = (|| per_family(|_| Arc::default()), || per_family(|_| Arc::default()));
+        let mut sets = Sets {
+            pods: prefixes(),
+            inside_pods: prefixes(),
+            services: prefixes(),
+            cluster_ips: prefixes(),
+            default_route: per_family(|family| {
+                exactly("defaultroutedefinedset", [everything(family)].into_iter(), family)
+            }),
+            rejected: prefixes(),
+            node_pods: prefixes(),
+            node_addresses: prefixes(),
+            nodes: neighbours(),
+            external: neighbours(),
+            all: per_family(|family| {
+                let prefixes = BTreeSet::from([everything(family)]);
+                Arc::new(NeighbourSet { name: name("allpeerset", family), prefixes })
+            }),
+        };
+        sets.update(Stale::ALL, contents);
+        sets
+    }
+
+    /// Makes those sets anew whose contents have changed.
+    pub fn update(&mut self, stale: Stale, contents: Contents<'_>) {
+        let Contents { own, config, services, node_pods, node_addresses, peering, external, on_link } = contents;
+        if stale.own {
+            let rejected = &own.routing.import_reject;
+            self.pods = per_family(|f| exactly("podcidrdefinedset", own.all_pod_cidrs(), f));
+            self.cluster_ips =
+                per_family(|f| inside("serviceclusteripdefinedset", config.ranges.cluster_ips.iter().copied(), f));
+            self.rejected = per_family(|f| inside("customimportrejectdefinedset", rejected.iter().copied(), f));
+            self.external = per_family(|f| neighbours("externalpeerset", external.iter().copied(), f));
+        }
+        if stale.services {
+            let services = services();
+            self.services = per_family(|f| exactly("servicevipsdefinedset", services.iter().copied(), f));
+        }
+        if stale.nodes || stale.own {
+            let (pods, addresses, peers) = (node_pods(), node_addresses(), peering());
+            let networks = || addresses.iter().map(|one| IpNet::from(*one)).chain(on_link.iter().copied());
+            self.node_pods = per_family(|f| exactly("nodepodcidrdefinedset", pods.iter().copied(), f));
+            let all_pods = || own.all_pod_cidrs().chain(pods.iter().copied());
+            self.inside_pods = per_family(|f| inside("podcidrinsidedefinedset", all_pods(), f));
+            self.node_addresses = per_family(|f| inside("nodeipdefinedset", networks(), f));
+            self.nodes =
+                per_family(|f| neighbours("iBGPpeerset", peers.iter().copied().filter(|_| config.internal_peers), f));
+        }
+    }
+
+    /// Both policies of these sets.
+    pub fn policies(&self, own: &Identity, config: &RouterConfig) -> Policies {
+        let (import, export) = (self.import(), self.export(own, config));
+        Policies { import: Arc::new(import), export: Arc::new(export) }
+    }
+
+    fn import(&self) -> Policy {
+        let refused = [&self.services, &self.default_route, &self.rejected, &self.pods, &self.node_addresses];
+        let mut statements = Vec::new();
+        for family in Family::BOTH {
+            let all = self.all.of(family);
+            for set in refused {
+                statements.extend(statements_of(set, all, &Outcome::reject()));
+            }
+            statements.extend(statements_of(&self.node_pods, all, &Outcome::accept()));
+            statements.extend(statements_of(&self.inside_pods, all, &Outcome::reject()));
+            statements.extend(statements_of(&self.cluster_ips, all, &Outcome::reject()));
+        }
+        Policy { name: "kube_router_import1".to_owned(), statements, otherwise: Decision::Accept }
+    }
+
+    fn export(&self, own: &Identity, config: &RouterConfig) -> Policy {
+        let mut statements = Vec::new();
+        for family in Family::BOTH {
+            let nodes = self.nodes.of(family);
+            statements.extend(statements_of(&self.pods, nodes, &Outcome::accept()));
+            if own.is_reflector() && !nodes.prefixes.is_empty() {
+                statements.extend(statements_of(&self.services, nodes, &Outcome::reject()));
+                statements.push(Statement {
+                    name: format!("reflected{}", nodes.name),
+                    neighbours: Some(any(nodes)),
+                    ..Outcome::accept().statement()
+                });
+            }
+        }
+        let outwards = outwards(own, config);
+        for family in Family::BOTH {
+            let external = self.external.of(family);
+            statements.extend(statements_of(&self.services, external, &outwards));
+            if config.advertise.pod_cidrs {
+                statements.extend(statements_of(&self.pods, external, &outwards));
+            }
+            if config.advertise.pod_cidrs && own.is_reflector() {
+                statements.extend(statements_of(&self.node_pods, external, &outwards));
+            }
+        }
+        Policy { name: "kube_router_export1".to_owned(), statements, otherwise: Decision::Reject }
+    }
+}
+
+/// What a statement does where it holds.
+struct Outcome {
+    decision: Decision,
+    changes: Vec<Change>,
+}
+
+impl Outcome {
+    fn accept() -> Outcome {
+        Outcome { decision: Decision::Accept, changes: Vec::new() }
+    }
+
+    fn reject() -> Outcome {
+        Outcome { decision: Decision::Reject, changes: Vec::new() }
+    }
+
+    fn statement(&self) -> Statement {
+        Statement { decision: Some(self.decision), changes: self.changes.clone(), ..Statement::default() }
+    }
+}
+
+/// What is changed in everything that external peers are told.
+fn outwards(own: &Identity, config: &RouterConfig) -> Outcome {
+    let routing = &own.routing;
+    let mut changes = Vec::new();
+    changes.extend(routing.prepend.map(|prepend| Change::Prepend { asn: prepend.asn, times: prepend.times }));
+    if config.override_next_hop {
+        changes.push(Change::NextHopSelf);
+    }
+    if !routing.communities.is_empty() {
+        changes.push(Change::AddCommunities(routing.communities.iter().copied().map(Community).collect()));
+    }
+    Outcome { changes, ..Outcome::accept() }
+}
+
+/// One statement for each family of prefixes, where both sets have something in them.
+fn statements_of(
+    prefixes: &PerFamily<Arc<PrefixSet>>,
+    neighbours: &Arc<NeighbourSet>,
+    outcome: &Outcome,
+) -> Vec<Statement> {
+    let sets = prefixes.iter().filter(|(_, set)| !set.is_empty() && !neighbours.prefixes.is_empty());
+    let statement = |(_, set): (Family, &Arc<PrefixSet>)| Statement {
+        name: format!("{}{}", set.name, neighbours.name),
+        prefixes: Some(any(set)),
+        neighbours: Some(any(neighbours)),
+        ..outcome.statement()
+    };
+    sets.map(statement).collect()
+}
+
+fn any<S>(set: &Arc<S>) -> Condition<S> {
+    Condition { set: set.clone(), matching: Matching::Any }
+}
+
+fn per_family<T>(make: impl FnMut(Family) -> T) -> PerFamily<T> {
+    PerFamily::from_fn(make)
+}
+
+fn everything(family: Family) -> IpNet {
+    let first = match family {
+        Family::V4 => IpAddr::from([0; 4]),
+        Family::V6 => IpAddr::from([0; 16]),
+    };
+    IpNet::new(first, 0).expect("0 is a prefix length of both families")
+}
+
+/// The name of a set in one family.
+fn name(base: &str, family: Family) -> String {
+    match family {
+        Family::V4 => base.to_owned(),
+        Family::V6 => format!("{base}v6"),
+    }
+}
+
+fn exactly(base: &str, prefixes: impl Iterator<Item = IpNet>, family: Family) -> Arc<PrefixSet> {
+    let mut set = PrefixSet::new(&name(base, family));
+    prefixes.filter(|prefix| Family::from(*prefix) == family).for_each(|prefix| set.insert_exactly(prefix));
+    Arc::new(set)
+}
+
+fn inside(base: &str, prefixes: impl Iterator<Item = IpNet>, family: Family) -> Arc<PrefixSet> {
+    let mut set = PrefixSet::new(&name(base, family));
+    for prefix in prefixes.filter(|prefix| Family::from(*prefix) == family) {
+        set.insert(prefix, Lengths { least: prefix.prefix_len(), most: family.host_bits() });
+    }
+    Arc::new(set)
+}
+
+fn neighbours(base: &str, addresses: impl Iterator<Item = IpAddr>, family: Family) -> Arc<NeighbourSet> {
+    let of_family = addresses.filter(|address| Family::from(*address) == family);
+    let prefixes: BTreeSet<IpNet> = of_family.map(IpNet::from).collect();
+    Arc::new(NeighbourSet { name: name(base, family), prefixes })
+}
+
+#[cfg(test)]
+#[path = "policy/tests.rs"]
+mod tests;

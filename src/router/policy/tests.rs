@@ -1,0 +1,248 @@
+use std::sync::Arc as Shared;
+
+use super::*;
+use crate::bgp::message::Attributes;
+use crate::bgp::policy;
+use crate::model::{Prepend, Reflection, World};
+use crate::router::given::{address, config, host, node, prefix, three_nodes, with, world};
+use crate::router::plan::Plan;
+
+const PEERS: [&str; 3] = ["--peer-router-ips=203.0.113.1", "--peer-router-asns=65001", "--enable-ipv6"];
+
+/// The policies of the first of three nodes.
+fn policies(words: &[&str], world: &World) -> Policies {
+    let words: Vec<&str> = PEERS.iter().chain(words).copied().collect();
+    let mut plan = Plan::new(Shared::new(config(&words)), PerFamily { v4: true, v6: true });
+    plan.update(world);
+    plan.desired().policies.clone().expect("the cluster is known")
+}
+
+fn names(policy: &Policy) -> Vec<&str> {
+    policy.statements.iter().map(|statement| statement.name.as_str()).collect()
+}
+
+/// What becomes of a route between us and a neighbour.
+fn outcome(policy: &Policy, neighbour: &str, text: &str) -> policy::Outcome {
+    let applicable = policy.applicable(Some(address(neighbour)));
+    policy.outcome(&applicable, prefix(text), &Attributes::local(address("192.0.2.1")), Some(address("192.0.2.1")))
+}
+
+fn passes(policy: &Policy, neighbour: &str, text: &str) -> bool {
+    outcome(policy, neighbour, text) != policy::Outcome::Rejected
+}
+
+const NODE: &str = "192.0.2.2";
+const EXTERNAL: &str = "203.0.113.1";
+const OWN_PODS: &str = "10.244.1.0/24";
+
+/// Three nodes, and a Service whose cluster address is announced.
+fn announcing() -> World {
+    let mut world = three_nodes();
+    let service = crate::model::Service {
+        kind: crate::model::ServiceType::ClusterIp,
+        cluster_ips: vec![address("10.96.0.9"), address("fd00:10:96::9")],
+        external_ips: vec![],
+        load_balancer: vec![],
+        ports: vec![],
+        affinity_seconds: None,
+        internal_traffic_policy: Default::default(),
+        external_traffic_policy: Default::default(),
+        health_check_node_port: None,
+        annotations: Default::default(),
+        announce: crate::model::AnnounceAnnotations { cluster_ips: Some(true), ..Default::default() },
+        created: 0,
+    };
+    world.cluster.services.insert(crate::model::ObjectName::new("default", "web"), service);
+    world
+}
+
+#[test]
+fn pods_go_to_nodes_and_services_only_to_the_outside() {
+    let export = policies(&[], &announcing()).export;
+    for (route, inside, outside) in [
+        (OWN_PODS, true, true),
+        ("fd00:10:244:1::/64", true, true),
+        ("10.96.0.9/32", false, true),
+        ("fd00:10:96::9/128", false, true),
+        ("10.244.2.0/24", false, false),
+        ("198.51.100.0/24", false, false),
+    ] {
+        assert_eq!(passes(&export, NODE, route), inside, "{route}");
+        assert_eq!(passes(&export, EXTERNAL, route), outside, "{route}");
+    }
+    let export = policies(&["--advertise-pod-cidr=false"], &announcing()).export;
+    assert!(passes(&export, NODE, OWN_PODS) && !passes(&export, EXTERNAL, OWN_PODS));
+    assert!(!passes(&export, "198.51.100.7", OWN_PODS), "nobody else is told anything");
+}
+
+#[test]
+fn nobody_brings_a_default_route_or_our_own_ranges_also_who_was_added_by_a_client() {
+    let import = policies(&[], &announcing()).import;
+    for neighbour in [NODE, EXTERNAL, "198.51.100.7", "2001:db8:51::7"] {
+        for route in ["0.0.0.0/0", "::/0", OWN_PODS, "fd00:10:244:1::/64", "10.96.0.9/32", "fd00:10:96::9/128"] {
+            assert!(!passes(&import, neighbour, route), "{route} from {neighbour}");
+        }
+        assert!(passes(&import, neighbour, "198.18.7.0/24"), "from {neighbour}");
+    }
+}
+
+#[test]
+fn sets_and_statements_have_the_names_that_users_look_for() {
+    let Policies { import, export } = policies(&[], &announcing());
+    assert_eq!((import.name.as_str(), import.otherwise), ("kube_router_import1", Decision::Accept));
+    assert_eq!((export.name.as_str(), export.otherwise), ("kube_router_export1", Decision::Reject));
+    assert_eq!(
+        names(&export),
+        [
+            "podcidrdefinedsetiBGPpeerset",
+            "podcidrdefinedsetv6iBGPpeerset",
+            "servicevipsdefinedsetexternalpeerset",
+            "servicevipsdefinedsetv6externalpeerset",
+            "podcidrdefinedsetexternalpeerset",
+            "podcidrdefinedsetv6externalpeerset",
+        ]
+    );
+    let known = [
+        "servicevipsdefinedsetallpeerset",
+        "servicevipsdefinedsetv6allpeerset",
+        "defaultroutedefinedsetallpeerset",
+        "defaultroutedefinedsetv6allpeerset",
+    ];
+    assert_eq!(names(&import)[..4], known);
+}
+
+#[test]
+fn where_nodes_are_known_by_ipv6_addresses_their_statements_are_for_them_and_for_nobody_else() {
+    let six =
+        |number: u8| node(&format!("2001:db8::{number}"), &format!("fd00:10:244:{number}::/64 10.244.{number}.0/24"));
+    let world = world(host("2001:db8::1/64"), &[("node-1", six(1)), ("node-2", six(2))]);
+    let words = ["--advertise-pod-cidr=false", "--enable-ipv6"];
+    let mut plan = Plan::new(
+        Shared::new(config(&[&words[..], &["--peer-router-ips=2001:db8:113::1", "--peer-router-asns=65001"]].concat())),
+        PerFamily { v4: true, v6: true },
+    );
+    plan.update(&world);
+    let export = plan.desired().policies.clone().expect("known").export;
+    assert_eq!(names(&export), ["podcidrdefinedsetiBGPpeersetv6", "podcidrdefinedsetv6iBGPpeersetv6"]);
+    assert!(passes(&export, "2001:db8::2", "fd00:10:244:1::/64"));
+    assert!(!passes(&export, "2001:db8:113::1", "fd00:10:244:1::/64"));
+}
+
+#[test]
+fn what_external_peers_are_told_is_changed_as_the_annotations_say() {
+    let mut world = announcing();
+    let own = (**world.cluster.nodes.get(&"node-1".into()).expect("it is there")).clone();
+    let own = with(own, |routing| {
+        routing.prepend = Some(Prepend { asn: 65000, times: 2 });
+        routing.communities = vec![7];
+    });
+    world.cluster.nodes.insert("node-1".into(), own);
+    let export = policies(&["--override-nexthop"], &world).export;
+    for route in [OWN_PODS, "10.96.0.9/32"] {
+        let policy::Outcome::Changed(changed) = outcome(&export, EXTERNAL, route) else { panic!("{route} is changed") };
+        assert_eq!(changed.as_path.to_string(), "65000 65000");
+        assert_eq!(changed.communities.as_ref(), [Community(7)]);
+    }
+    assert_eq!(outcome(&export, NODE, OWN_PODS), policy::Outcome::Unchanged, "nodes are told the plain truth");
+    let nexthop = |change: &Change| *change == Change::NextHopSelf;
+    assert!(export.statements.iter().any(|statement| statement.changes.iter().any(nexthop)));
+}
+
+#[test]
+fn what_is_ours_is_never_learned_from_anybody() {
+    let import = policies(&[], &announcing()).import;
+    for neighbour in [NODE, EXTERNAL] {
+        for route in [
+            "0.0.0.0/0",
+            "::/0",
+            OWN_PODS,
+            "10.244.1.128/25",
+            "10.244.1.5/32",
+            "10.244.2.0/25",
+            "fd00:10:244:3:1::/80",
+            "fd00:10:244:1:2::/80",
+            "10.96.0.9/32",
+            "10.96.0.10/32",
+            "10.100.0.0/16",
+            "192.0.2.2/32",
+            "10.0.0.3/32",
+            "192.0.2.0/24",
+            "192.0.2.128/25",
+            "2001:db8::2/128",
+            "2001:db8::/64",
+        ] {
+            assert!(!passes(&import, neighbour, route), "{route} from {neighbour}");
+        }
+    }
+    for (route, from) in [
+        ("10.244.2.0/24", NODE),
+        ("fd00:10:244:3::/64", NODE),
+        ("198.51.100.0/24", EXTERNAL),
+        ("10.0.0.0/8", EXTERNAL),
+        ("192.0.0.0/16", EXTERNAL),
+        ("2001:db8:7::/48", EXTERNAL),
+    ] {
+        assert!(passes(&import, from, route), "{route} from {from}");
+    }
+}
+
+#[test]
+fn pods_of_other_nodes_are_learned_also_where_the_flag_about_services_says_less_than_the_truth() {
+    let mut world = three_nodes();
+    world.cluster.nodes.insert("node-2".into(), node("192.0.2.2", "10.100.2.0/24"));
+    let import = policies(&[], &world).import;
+    assert!(passes(&import, NODE, "10.100.2.0/24"));
+    assert!(passes(&import, EXTERNAL, "10.100.2.0/24"), "where nodes peer with routers alone it comes from those");
+    assert!([NODE, EXTERNAL].iter().all(|from| !passes(&import, from, "10.100.2.0/25")));
+}
+
+#[test]
+fn what_the_annotation_names_is_refused_with_all_inside() {
+    let mut world = three_nodes();
+    let own = (**world.cluster.nodes.get(&"node-1".into()).expect("it is there")).clone();
+    let own = with(own, |routing| routing.import_reject = vec![prefix("198.51.100.0/24"), prefix("2001:db8:7::/48")]);
+    world.cluster.nodes.insert("node-1".into(), own);
+    let import = policies(&[], &world).import;
+    for (route, taken) in [
+        ("198.51.100.0/24", false),
+        ("198.51.100.4/30", false),
+        ("198.51.0.0/16", true),
+        ("2001:db8:7:1::/64", false),
+        ("2001:db8:7:1::5/128", false),
+    ] {
+        assert_eq!(passes(&import, EXTERNAL, route), taken, "{route}");
+    }
+    assert!(names(&import).contains(&"customimportrejectdefinedsetv6allpeerset"));
+}
+
+#[test]
+fn a_reflector_passes_on_what_it_learned_and_has_policies_like_everybody() {
+    let mut world = announcing();
+    let own = (**world.cluster.nodes.get(&"node-1".into()).expect("it is there")).clone();
+    let own = with(own, |routing| {
+        routing.reflection = Reflection::Server([0, 0, 0, 1].into());
+        routing.communities = vec![7];
+    });
+    world.cluster.nodes.insert("node-1".into(), own);
+    let Policies { import, export } = policies(&[], &world);
+    for (route, inside, outside) in [
+        (OWN_PODS, true, true),
+        ("10.244.2.0/24", true, true),
+        ("198.51.100.0/24", true, false),
+        ("10.96.0.9/32", false, true),
+    ] {
+        assert_eq!(passes(&export, NODE, route), inside, "{route}");
+        assert_eq!(passes(&export, EXTERNAL, route), outside, "{route}");
+    }
+    assert!(!passes(&import, EXTERNAL, "0.0.0.0/0") && !passes(&import, NODE, OWN_PODS));
+    assert!(matches!(outcome(&export, EXTERNAL, "10.244.2.0/24"), policy::Outcome::Changed(_)));
+    let closed = policies(&["--advertise-pod-cidr=false"], &world).export;
+    assert!(!passes(&closed, EXTERNAL, "10.244.2.0/24"));
+}
+
+#[test]
+fn without_sessions_between_nodes_there_are_no_statements_about_them() {
+    let Policies { import, export } = policies(&["--enable-ibgp=false"], &announcing());
+    assert!(names(&export).iter().chain(&names(&import)).all(|name| !name.contains("iBGP")));
+    assert!(!passes(&import, EXTERNAL, "0.0.0.0/0"));
+}

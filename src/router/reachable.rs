@@ -1,0 +1,233 @@
+//! Which next hops of learned routes cannot be reached, so that nobody is sent there.
+//!
+//! RFC 4271 9.1.2.1: a route whose next hop cannot be resolved is not used. The kernel is asked for the route to each next hop
+//! when it is first seen, and again when somebody changes links, addresses or routes. A next hop is lost when the kernel has no
+//! route to it, when the link that leads to it has no carrier, or when it was on one of our links and now is behind a gateway
+//! without being a node: the way round leads to another router.
+//!
+//! Rather too late than wrongly:
+//! - A next hop counts as reached until it has been lost for three seconds. It is reached again at once.
+//! - While no next hop is reached at all, none is lost: it is we who are cut off, there is no better way, and nobody to tell. So
+//!   our own NIC may flap.
+//! - An answer that says neither, and a route that we made ourselves of what was learned, change nothing: routes of ours cannot
+//!   hold each other up, nor bring each other down.
+//! - A new speaker begins with everything reached.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::bgp::rib::{PeerId, RouteChange};
+
+/// How long a next hop has to be lost before that counts.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How many may be lost at a time; more than these are left as they are.
+const MOST: usize = 1024;
+
+/// What the kernel says of a next hop.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lead {
+    /// It is on one of our links.
+    Direct,
+    /// It is behind a gateway.
+    Onwards,
+    Nowhere,
+    Unknown,
+}
+
+/// All next hops that are or were used.
+#[derive(Default, Debug)]
+pub struct Reachable {
+    known: BTreeMap<IpAddr, Known>,
+    /// To be asked for.
+    due: BTreeSet<IpAddr>,
+    /// Some that were told of came back, or were forgotten.
+    returned: bool,
+}
+
+#[derive(Clone, Copy, Default, Debug)]
+struct Known {
+    /// It was on one of our links when it was last reached.
+    direct: bool,
+    /// The kernel's last answer led to it.
+    reached: bool,
+    lost: Option<Instant>,
+    /// The speaker knows that it is lost.
+    told: bool,
+}
+
+impl Reachable {
+    /// Routes were just learned: their next hops, where others have told us of them and they are new.
+    pub fn look_at(&mut self, changes: &[RouteChange]) {
+        let foreign = |change: &&RouteChange| change.best.as_ref().is_some_and(|best| best.source != PeerId::LOCAL);
+        let next_hops = changes.iter().filter(foreign).flat_map(|change| &change.next_hops);
+        self.due.extend(next_hops.filter(|next_hop| !self.known.contains_key(next_hop)));
+    }
+
+    /// Links, addresses or routes have changed. `used`: the next hops of all routes that are used; those that are lost are
+    /// asked for too.
+    pub fn look_at_all(&mut self, used: BTreeSet<IpAddr>) {
+        self.known.retain(|next_hop, known| known.told || used.contains(next_hop));
+        self.due = used;
+        self.due.extend(self.known.keys());
+    }
+
+    /// The next hops that the kernel is to be asked for now.
+    pub fn take_due(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.due)
+    }
+
+    /// Notes what the kernel has said. A node that was on a link may be behind a gateway now.
+    pub fn note(&mut self, next_hop: IpAddr, lead: Lead, is_node: bool, now: Instant) {
+        let known = self.known.entry(next_hop).or_default();
+        let lost = match lead {
+            Lead::Unknown => return,
+            Lead::Nowhere => true,
+            Lead::Onwards => known.direct && !is_node,
+            Lead::Direct => false,
+        };
+        if lost {
+            known.reached = false;
+            known.lost.get_or_insert(now);
+            return;
+        }
+        self.returned |= known.told;
+        *known = Known { direct: lead == Lead::Direct, reached: true, lost: None, told: false };
+    }
+
+    /// What has been lost for long enough counts from now on, unless we are cut off. Returns all that are lost, when the
+    /// speaker is to be told.
+    pub fn settle(&mut self, now: Instant) -> Option<BTreeSet<IpAddr>> {
+        let connected = self.known.values().any(|known| known.reached);
+        let mut changed = std::mem::take(&mut self.returned);
+        let mut told = self.known.values().filter(|known| known.told).count();
+        for known in self.known.values_mut().filter(|known| known.is_doubtful()) {
+            if !connected {
+                known.lost = Some(now);
+            } else if known.lost.is_some_and(|lost| now >= lost + PATIENCE) && told < MOST {
+                known.told = true;
+                told += 1;
+                changed = true;
+            }
+        }
+        let lost = self.known.iter().filter(|(_, known)| known.told).map(|(next_hop, _)| *next_hop);
+        changed.then(|| lost.collect())
+    }
+
+    /// When it wants to be asked again.
+    pub fn deadline(&self) -> Option<Instant> {
+        let lost = self.known.values().filter(|known| known.is_doubtful()).filter_map(|known| known.lost);
+        lost.min().map(|lost| lost + PATIENCE)
+    }
+
+    /// Another speaker begins: everything is reached.
+    pub fn forget(&mut self) {
+        *self = Reachable::default();
+    }
+}
+
+impl Known {
+    fn is_doubtful(&self) -> bool {
+        self.lost.is_some() && !self.told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn hop(number: u8) -> IpAddr {
+        IpAddr::from([192, 0, 2, number])
+    }
+
+    fn set(numbers: &[u8]) -> BTreeSet<IpAddr> {
+        numbers.iter().copied().map(hop).collect()
+    }
+
+    /// All are asked for, and these are the answers.
+    fn round(reachable: &mut Reachable, answers: &[(u8, Lead)], now: Instant) {
+        reachable.look_at_all(answers.iter().map(|(number, _)| hop(*number)).collect());
+        for next_hop in reachable.take_due() {
+            let answer = answers.iter().find(|(number, _)| hop(*number) == next_hop);
+            reachable.note(next_hop, answer.map_or(Lead::Unknown, |(_, lead)| *lead), false, now);
+        }
+    }
+
+    #[test]
+    fn a_next_hop_is_lost_after_a_while_and_is_back_at_once() {
+        let (mut reachable, now) = (Reachable::default(), Instant::now());
+        round(&mut reachable, &[(1, Lead::Direct), (2, Lead::Onwards)], now);
+        assert_eq!((reachable.settle(now), reachable.deadline()), (None, None));
+        round(&mut reachable, &[(1, Lead::Nowhere), (2, Lead::Onwards)], now);
+        assert_eq!(reachable.settle(now), None);
+        let later = reachable.deadline().expect("it is looked at again");
+        assert_eq!(reachable.settle(later), Some(set(&[1])));
+        assert_eq!((reachable.settle(later), reachable.deadline()), (None, None), "it is said once");
+        // No route uses it any more, and still it is asked for.
+        reachable.look_at_all(set(&[2]));
+        assert_eq!(reachable.take_due(), set(&[1, 2]));
+        reachable.note(hop(1), Lead::Direct, false, later);
+        assert_eq!(reachable.settle(later), Some(set(&[])));
+    }
+
+    #[test]
+    fn a_flap_is_not_noticed() {
+        let (mut reachable, now) = (Reachable::default(), Instant::now());
+        round(&mut reachable, &[(1, Lead::Nowhere), (2, Lead::Direct)], now);
+        round(&mut reachable, &[(1, Lead::Direct), (2, Lead::Direct)], now + PATIENCE / 2);
+        assert_eq!(reachable.settle(now + PATIENCE), None);
+    }
+
+    #[test]
+    fn while_we_are_cut_off_nothing_is_lost_nor_right_after_it() {
+        let (mut reachable, now) = (Reachable::default(), Instant::now());
+        round(&mut reachable, &[(1, Lead::Nowhere), (2, Lead::Nowhere)], now);
+        let later = now + 10 * PATIENCE;
+        assert_eq!(reachable.settle(later), None);
+        // The link is up again; its routes come a little later.
+        reachable.note(hop(3), Lead::Direct, false, later);
+        assert_eq!(reachable.settle(later), None);
+        assert_eq!(reachable.settle(later + PATIENCE), Some(set(&[1, 2])));
+    }
+
+    #[test]
+    fn who_was_on_our_link_and_is_behind_a_gateway_is_lost_unless_it_is_a_node() {
+        let (mut reachable, now) = (Reachable::default(), Instant::now());
+        round(&mut reachable, &[(1, Lead::Direct), (2, Lead::Direct), (3, Lead::Onwards)], now);
+        reachable.note(hop(1), Lead::Onwards, false, now);
+        reachable.note(hop(2), Lead::Onwards, true, now);
+        reachable.note(hop(3), Lead::Onwards, false, now);
+        assert_eq!(reachable.settle(now + PATIENCE), Some(set(&[1])));
+    }
+
+    #[test]
+    fn an_answer_that_says_nothing_changes_nothing() {
+        let (mut reachable, now) = (Reachable::default(), Instant::now());
+        round(&mut reachable, &[(1, Lead::Unknown), (2, Lead::Nowhere), (3, Lead::Onwards)], now);
+        reachable.note(hop(2), Lead::Unknown, false, now);
+        assert_eq!(reachable.settle(now + PATIENCE), Some(set(&[2])));
+        reachable.note(hop(2), Lead::Unknown, false, now);
+        assert_eq!(reachable.settle(now + 2 * PATIENCE), None);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_told_is_what_was_lost_last(answers in proptest::collection::vec((1_u8..5, 0_u8..4), 0..60)) {
+            let (mut reachable, mut now, mut told) = (Reachable::default(), Instant::now(), BTreeSet::new());
+            reachable.note(hop(9), Lead::Direct, true, now);
+            let mut last: BTreeMap<u8, Lead> = BTreeMap::new();
+            for (number, lead) in answers {
+                let lead = [Lead::Direct, Lead::Onwards, Lead::Nowhere, Lead::Unknown][usize::from(lead)];
+                reachable.note(hop(number), lead, true, now);
+                if lead != Lead::Unknown {
+                    last.insert(number, lead);
+                }
+                now += PATIENCE;
+                told = reachable.settle(now).unwrap_or(told);
+                let lost = last.iter().filter(|(_, lead)| **lead == Lead::Nowhere).map(|(number, _)| hop(*number));
+                prop_assert_eq!(&told, &lost.collect::<BTreeSet<_>>());
+            }
+        }
+    }
+}

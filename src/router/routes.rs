@@ -1,0 +1,324 @@
+//! From learned routes to routes of the kernel.
+//!
+//! RFC 4271 9.1.2.1: a route is used by way of its next hop. What that means here:
+//!
+//! | next hop | without tunnels | `--overlay-type=subnet` | `full` |
+//! |---|---|---|---|
+//! | a node on one of our links | `via` it | `via` it | a tunnel to it |
+//! | a node elsewhere | nothing: the network knows the way, or nobody does | a tunnel to it | a tunnel to it |
+//! | another router on one of our links | `via` it | `via` it | `via` it |
+//! | another router elsewhere | nothing | nothing | nothing |
+//!
+//! In the kernel, in the main table with protocol 17:
+//!
+//! ```text
+//! ip route replace 10.244.2.0/24 via 192.0.2.2 dev eth0 proto 17
+//! ip route replace 10.244.3.0/24 dev tun-e443169117a src 192.0.2.1 proto 17
+//! ip route replace 10.0.0.1/32 dev tun-e443169117a table 77 proto boot       # for replies of pods to the node itself
+//! ```
+//!
+//! Several next hops share the traffic. A tunnel exists while a route needs it. Tunnels lead to nodes only. A next hop of the
+//! other family stands for the same node's address of the route's own family; another router's IPv6 address serves IPv4 routes
+//! as it is (RFC 8950), the reverse is nothing that the kernel can do.
+//!
+//! Work follows the change: a route, a next hop that becomes another thing, or everything when our own place changes.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use crate::bgp::rib::RouteChange;
+use crate::config::{Reach, RouterConfig};
+use crate::kernel::link::LinkName;
+use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_MAIN};
+use crate::kernel::tunnel::Tunnel;
+use crate::model::OnLink;
+use crate::net::{Family, PerFamily};
+
+use super::identity::Identity;
+use super::mtu;
+use super::names::{PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE, other_tunnel, tunnel};
+
+/// What routes depend on besides themselves.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    pub own: &'a Identity,
+    pub config: &'a RouterConfig,
+    pub on_link: &'a [OnLink],
+    /// The addresses in both families of the node that has this one; `None` for an address of no other node.
+    pub node: &'a dyn Fn(IpAddr) -> Option<PerFamily<Option<IpAddr>>>,
+    /// The first address of other nodes whose tunnel would have the name of the one to this address.
+    pub first_alike: &'a dyn Fn(IpAddr) -> Option<IpAddr>,
+}
+
+/// All learned routes, and what the kernel is to make of them.
+#[derive(Default, Debug)]
+pub struct Routes {
+    /// Next hops as they were learned, the best first.
+    learned: BTreeMap<IpNet, Box<[IpAddr]>>,
+    by_next_hop: BTreeMap<IpAddr, BTreeSet<IpNet>>,
+    /// The routes that go through the tunnel to each node.
+    tunnelled: BTreeMap<IpAddr, BTreeSet<IpNet>>,
+    /// The ways of each route, as they are now.
+    ways: BTreeMap<IpNet, Vec<Way>>,
+    routes: BTreeMap<RouteKey, Route>,
+    tunnels: BTreeMap<LinkName, Tunnel>,
+    dirty: BTreeSet<IpNet>,
+    /// Learned from a speaker that is no more, and not learned again yet.
+    stale: BTreeSet<IpNet>,
+}
+
+/// What changed.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Changed {
+    pub routes: Vec<RouteKey>,
+    pub tunnels: Vec<LinkName>,
+}
+
+/// How a next hop is reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Way {
+    Gateway { link: CompactString, gateway: IpAddr },
+    Tunnel(IpAddr),
+}
+
+impl Routes {
+    pub fn routes(&self) -> &BTreeMap<RouteKey, Route> {
+        &self.routes
+    }
+
+    pub fn tunnels(&self) -> &BTreeMap<LinkName, Tunnel> {
+        &self.tunnels
+    }
+
+    /// Whether a route to this prefix has been learned.
+    pub fn has(&self, prefix: IpNet) -> bool {
+        self.learned.contains_key(&prefix)
+    }
+
+    /// The next hops of all learned routes.
+    pub fn next_hops(&self) -> impl Iterator<Item = IpAddr> {
+        self.by_next_hop.keys().copied()
+    }
+
+    /// Takes in what was learned. Routes of our own lead nowhere.
+    pub fn learn(&mut self, changes: &[RouteChange]) {
+        for change in changes {
+            let learned = change.best.as_ref().is_some_and(|best| !best.source.is_local());
+            let next_hops: Box<[IpAddr]> = if learned { change.next_hops.as_slice().into() } else { Box::default() };
+            let prefix = change.prefix;
+            self.stale.remove(&prefix);
+            let before = match next_hops.is_empty() {
+                true => self.learned.remove(&prefix),
+                false => self.learned.insert(prefix, next_hops.clone()),
+            };
+            for gone in before.iter().flat_map(|before| before.iter()) {
+                if let Some(prefixes) = self.by_next_hop.get_mut(gone) {
+                    prefixes.remove(&prefix);
+                    if prefixes.is_empty() {
+                        self.by_next_hop.remove(gone);
+                    }
+                }
+            }
+            for next_hop in &next_hops {
+                self.by_next_hop.entry(*next_hop).or_default().insert(prefix);
+            }
+            self.dirty.insert(prefix);
+        }
+    }
+
+    /// Another speaker begins: what was learned stays until it has said all that it knows. Returns whether there is any.
+    pub fn mark_stale(&mut self) -> bool {
+        self.stale = self.learned.keys().copied().collect();
+        !self.stale.is_empty()
+    }
+
+    /// The speaker has said all that it knows: what it has not said again goes.
+    pub fn drop_stale(&mut self) {
+        let gone = std::mem::take(&mut self.stale).into_iter();
+        let gone: Vec<RouteChange> =
+            gone.map(|prefix| RouteChange { prefix, best: None, next_hops: Vec::new() }).collect();
+        self.learn(&gone);
+    }
+
+    /// Something has become known of an address, or is no longer true of it.
+    pub fn look_again(&mut self, next_hop: IpAddr) {
+        self.dirty.extend(self.by_next_hop.get(&next_hop).into_iter().flatten());
+        self.dirty.extend(self.tunnelled.get(&next_hop).into_iter().flatten());
+    }
+
+    /// Our own place has changed: everything is looked at again.
+    pub fn look_at_all_again(&mut self) {
+        self.dirty.extend(self.learned.keys());
+    }
+
+    /// Brings routes and tunnels up to date with what was learned.
+    pub fn settle(&mut self, place: Place<'_>) -> Changed {
+        let mut changed = Changed::default();
+        let mut remotes: BTreeSet<IpAddr> = BTreeSet::new();
+        let dirty = std::mem::take(&mut self.dirty);
+        for prefix in &dirty {
+            let ways = self.learned.get(prefix).map(|next_hops| ways(*prefix, next_hops, place)).unwrap_or_default();
+            // Tunnels whose parameters may differ: of the nodes that routes go to now.
+            remotes.extend(ways.iter().filter_map(remote));
+            remotes.extend(self.set_ways(*prefix, ways));
+        }
+        for remote in remotes {
+            self.put_tunnel(remote, place, &mut changed);
+        }
+        for prefix in dirty {
+            let route = self.ways.get(&prefix).map(|ways| route(prefix, ways, place));
+            self.put_route(RouteKey::new(TABLE_MAIN, prefix), route, &mut changed);
+        }
+        changed
+    }
+
+    /// Notes how a prefix is reached; the nodes to which there is a first or no longer a tunnel.
+    fn set_ways(&mut self, prefix: IpNet, ways: Vec<Way>) -> Vec<IpAddr> {
+        let before = match ways.is_empty() {
+            true => self.ways.remove(&prefix),
+            false => self.ways.insert(prefix, ways.clone()),
+        };
+        let mut different = Vec::new();
+        for gone in before.iter().flatten().filter(|way| !ways.contains(way)).filter_map(remote) {
+            let Some(prefixes) = self.tunnelled.get_mut(&gone) else { continue };
+            prefixes.remove(&prefix);
+            if prefixes.is_empty() {
+                self.tunnelled.remove(&gone);
+                different.push(gone);
+            }
+        }
+        for remote in ways.iter().filter_map(remote) {
+            let prefixes = self.tunnelled.entry(remote).or_default();
+            if prefixes.is_empty() {
+                different.push(remote);
+            }
+            prefixes.insert(prefix);
+        }
+        different
+    }
+
+    /// Brings the tunnel to a node, and its route in the table of tunnels, up to date.
+    fn put_tunnel(&mut self, remote: IpAddr, place: Place<'_>, changed: &mut Changed) {
+        let name = name(remote, place);
+        let wanted = self.tunnelled.contains_key(&remote).then(|| parameters(remote, place)).flatten();
+        // The name that it has not, or no longer.
+        let others = [tunnel(remote), other_tunnel(remote)].into_iter().filter(|other| *other != name);
+        let others: Vec<LinkName> = others.collect();
+        for other in others {
+            if self.tunnels.get(&other).is_some_and(|tunnel| tunnel.remote == remote) {
+                self.tunnels.remove(&other);
+                changed.tunnels.push(other);
+            }
+        }
+        let before = self.tunnels.get(&name).copied();
+        if before != wanted && (wanted.is_some() || before.is_some_and(|before| before.remote == remote)) {
+            match wanted {
+                Some(wanted) => self.tunnels.insert(name.clone(), wanted),
+                None => self.tunnels.remove(&name),
+            };
+            changed.tunnels.push(name.clone());
+        }
+        let route = wanted.map(|_| Route {
+            kind: RouteKind::Unicast,
+            protocol: TUNNEL_PROTOCOL,
+            source: None,
+            next_hops: vec![NextHop { link: name, gateway: None }],
+        });
+        self.put_route(RouteKey::new(TUNNEL_TABLE, Family::host_prefix(remote)), route, changed);
+    }
+
+    fn put_route(&mut self, key: RouteKey, wanted: Option<Route>, changed: &mut Changed) {
+        match wanted {
+            Some(wanted) => match self.routes.entry(key.clone()) {
+                Entry::Occupied(entry) if *entry.get() == wanted => return,
+                entry => drop(entry.insert_entry(wanted)),
+            },
+            None if self.routes.remove(&key).is_none() => return,
+            None => {}
+        }
+        changed.routes.push(key);
+    }
+}
+
+fn route(prefix: IpNet, ways: &[Way], place: Place<'_>) -> Route {
+    let through_tunnels = ways.iter().any(|way| remote(way).is_some());
+    let source = place.own.sources.of(Family::from(prefix)).filter(|_| through_tunnels);
+    let next_hop = |way: &Way| match way {
+        Way::Gateway { link, gateway } => NextHop { link: LinkName(link.clone()), gateway: Some(*gateway) },
+        Way::Tunnel(remote) => NextHop { link: name(*remote, place), gateway: None },
+    };
+    Route { kind: RouteKind::Unicast, protocol: PROTOCOL, source, next_hops: ways.iter().map(next_hop).collect() }
+}
+
+/// The name of the tunnel to a node. Of those whose usual names are equal the one with the smallest address has it, whether or
+/// not there is a tunnel to it: what has been learned so far changes no names.
+fn name(remote: IpAddr, place: Place<'_>) -> LinkName {
+    let first = (place.first_alike)(remote);
+    if first.is_none_or(|first| first == remote) { tunnel(remote) } else { other_tunnel(remote) }
+}
+
+fn remote(way: &Way) -> Option<IpAddr> {
+    match way {
+        Way::Tunnel(remote) => Some(*remote),
+        Way::Gateway { .. } => None,
+    }
+}
+
+/// How a prefix is reached, each way once, in the order of the next hops.
+///
+/// The kernel takes several ways of an IPv6 route only where each has a gateway, which tunnels have not: there the first counts.
+fn ways(prefix: IpNet, next_hops: &[IpAddr], place: Place<'_>) -> Vec<Way> {
+    let mut ways = Vec::with_capacity(next_hops.len());
+    for way in next_hops.iter().filter_map(|next_hop| way(Family::from(prefix), *next_hop, place)) {
+        if !ways.contains(&way) {
+            ways.push(way);
+        }
+    }
+    if Family::from(prefix) == Family::V6 && ways.iter().any(|way| remote(way).is_some()) {
+        ways.truncate(1);
+    }
+    ways
+}
+
+fn way(family: Family, next_hop: IpAddr, place: Place<'_>) -> Option<Way> {
+    let node = (place.node)(next_hop);
+    // Of a node its address of the route's family counts.
+    let next_hop = match &node {
+        Some(addresses) if Family::from(next_hop) != family => (*addresses.of(family))?,
+        _ => next_hop,
+    };
+    if family == Family::V6 && next_hop.is_ipv4() {
+        return None;
+    }
+    let on_link = place.on_link.iter().filter(|network| network.prefix.contains(&next_hop));
+    let link = on_link.max_by_key(|network| network.prefix.prefix_len()).map(|network| network.link.clone());
+    let tunnelled = match place.config.overlay.map(|overlay| overlay.reach) {
+        Some(Reach::Full) => node.is_some(),
+        Some(Reach::Subnet) => node.is_some() && link.is_none(),
+        None => false,
+    };
+    let ends = place.own.addresses.of(Family::from(next_hop)).is_some();
+    match (tunnelled, link) {
+        (true, _) => ends.then_some(Way::Tunnel(next_hop)),
+        (false, link) => link.map(|link| Way::Gateway { link, gateway: next_hop }),
+    }
+}
+
+/// The tunnel to a node; `None` where there are none.
+fn parameters(remote: IpAddr, place: Place<'_>) -> Option<Tunnel> {
+    /// What kube-router gives to tunnels inside UDP; plain ones take over the inner packet's.
+    const TTL_OF_UDP: u8 = 225;
+    let overlay = place.config.overlay?;
+    let local = (*place.own.addresses.of(Family::from(remote)))?;
+    let ttl = if overlay.udp_port.is_some() { TTL_OF_UDP } else { 0 };
+    let mtu = mtu::tunnel(place.own.mtu, place.config, overlay, remote);
+    Some(Tunnel { local, remote, udp_port: overlay.udp_port, ttl, mtu, up: true })
+}
+
+#[cfg(test)]
+#[path = "routes/tests.rs"]
+mod tests;

@@ -1,0 +1,317 @@
+//! The speaker that is running, and what it has heard.
+//!
+//! A speaker's own numbers cannot change: when they do, another one takes its place. What neighbours have to say is awaited
+//! before learned routes count as complete; how long, is the time for which they keep our routes (RFC 4724 4.2).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use prometheus::IntGaugeVec;
+use tokio::sync::{oneshot, watch};
+use tracing::{error, info};
+
+use crate::bgp::driver::{self, Access, Event, Events, Handle, Setup};
+use crate::bgp::message::{Notification, Reason};
+use crate::bgp::rib::{Bounds, Rules};
+use crate::bgp::session::State;
+use crate::bgp::speaker::{Fact, Order, Restarting};
+use crate::config::RouterConfig;
+use crate::net::PerFamily;
+use crate::observe::health::Pulse;
+
+use super::desired::{Desired, SHARING};
+
+/// What a wait brings.
+pub enum News {
+    Events(Vec<Event>),
+    /// Neighbours have been told everything that was ordered before this number was given to [`Sessions::ask_written`].
+    Written(u64),
+    /// The speaker has ended by itself.
+    Ended,
+}
+
+/// All sessions of this node.
+pub struct Sessions {
+    running: Option<Running>,
+    /// How many speakers there have been.
+    generation: u64,
+    /// Where others find the speaker that is running.
+    access: watch::Sender<Option<Access>>,
+    pulse: Pulse,
+    /// How long neighbours are waited for.
+    patience: Duration,
+    /// What neighbours have not said yet, by family.
+    awaited: BTreeMap<IpAddr, PerFamily<bool>>,
+    complete: bool,
+    /// Until when neighbours are waited for.
+    until: Option<Instant>,
+    /// When a speaker that could not be started is tried again.
+    retry_at: Option<Instant>,
+}
+
+struct Running {
+    handle: Handle,
+    events: Events,
+    stop: watch::Sender<bool>,
+    thread: JoinHandle<()>,
+    /// What was asked about being written, in its order.
+    writing: VecDeque<(u64, oneshot::Receiver<()>)>,
+}
+
+/// How long neighbours that are not there hold up what we tell the others after a restart (RFC 4724 4.1), from the last one on that
+/// has come. Whoever is there is dialled at once and answers at once.
+const PATIENCE: Duration = Duration::from_millis(700);
+/// How long neighbours keep our routes where nothing says otherwise, and how long the choice of routes may wait.
+const USUAL_RESTART: Duration = Duration::from_secs(90);
+const USUAL_DEFERRAL: Duration = Duration::from_secs(360);
+/// How long neighbours have to be told that we go.
+const FAREWELL: Duration = Duration::from_millis(300);
+const RETRY: Duration = Duration::from_secs(5);
+
+impl Sessions {
+    pub fn new(config: &RouterConfig, pulse: Pulse, access: watch::Sender<Option<Access>>) -> Sessions {
+        let seconds = config.graceful_restart.map(|restart| Duration::from_secs(restart.seconds.into()));
+        Sessions {
+            running: None,
+            generation: 0,
+            access,
+            pulse,
+            patience: seconds.unwrap_or(USUAL_RESTART),
+            awaited: BTreeMap::new(),
+            complete: false,
+            until: None,
+            retry_at: None,
+        }
+    }
+
+    /// What the speaker tells next. Never, where there is none. Nothing is lost when the wait is given up.
+    pub async fn next(&mut self) -> News {
+        let Some(running) = &mut self.running else { return std::future::pending().await };
+        let Running { events, writing, .. } = running;
+        let news = tokio::select! {
+            events = events.next() => events,
+            number = first_written(writing) => return News::Written(number),
+        };
+        match news {
+            Some(events) => News::Events(events),
+            None => {
+                self.running = None;
+                self.access.send_replace(None);
+                self.retry_at = Some(Instant::now());
+                News::Ended
+            }
+        }
+    }
+
+    /// Which speaker this is, of all that there have been.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// A speaker is wanted, there is none, and it is time to try.
+    pub fn is_missing(&self, desired: &Desired) -> bool {
+        let is_due = self.retry_at.is_some_and(|at| at <= Instant::now());
+        desired.speaker.is_some() && self.running.is_none() && is_due
+    }
+
+    /// A speaker that is not there is tried at this time.
+    pub fn try_at(&mut self, at: Instant) {
+        self.retry_at = Some(at);
+    }
+
+    /// When something is due: another try, where a speaker is wanted, or the end of waiting for neighbours.
+    pub fn deadline(&self, desired: &Desired) -> Option<Instant> {
+        let retry = self.retry_at.filter(|_| desired.speaker.is_some() && self.running.is_none());
+        let end = self.until.filter(|_| !self.awaited.is_empty());
+        retry.into_iter().chain(end).min()
+    }
+
+    /// Puts another speaker in the place of the one that is there. `restarting`: the kernel has routes of an earlier run.
+    pub async fn replace(&mut self, desired: &Desired, restarting: bool, config: &RouterConfig) {
+        self.stop();
+        self.generation += 1;
+        self.retry_at = None;
+        self.complete = false;
+        let (Some(wanted), Some(policies)) = (&desired.speaker, &desired.policies) else { return };
+        let deferral = config.graceful_restart.map_or(USUAL_DEFERRAL, |restart| restart.deferral);
+        let rules = Rules {
+            own: wanted.own,
+            policies: policies.clone(),
+            addresses: wanted.addresses.clone(),
+            sharing: SHARING,
+            held: PerFamily::default(),
+            bounds: Bounds::default(),
+            seed: RandomState::new().hash_one(()),
+        };
+        let restarting = restarting.then_some(Restarting { patience: PATIENCE, deferral });
+        let (stop, stopped) = watch::channel(false);
+        let setup = Setup { rules, restarting, pulse: self.pulse.clone() };
+        match driver::spawn(setup, stopped) {
+            Ok((handle, events, thread)) => {
+                info!(asn = wanted.own.asn, identifier = %wanted.own.identifier, restarting = restarting.is_some(), "BGP is starting");
+                self.awaited = desired.peers.keys().map(|peer| (*peer, PerFamily { v4: true, v6: true })).collect();
+                self.until = Some(Instant::now() + self.patience);
+                // Without a restart nothing is held back, and nothing is ever said to be complete.
+                self.complete = restarting.is_none();
+                self.running = Some(Running { handle, events, stop, thread, writing: VecDeque::new() });
+                self.listen(desired).await;
+                self.order(desired.all_orders()).await;
+            }
+            Err(reason) => {
+                error!(%reason, "BGP cannot be started; trying again");
+                self.retry_at = Some(Instant::now() + RETRY);
+            }
+        }
+    }
+
+    /// Gives orders. Where the speaker has ended, another one gets them all.
+    pub async fn order(&mut self, orders: Vec<Order>) {
+        for order in &orders {
+            if let Order::Remove(peer, _) = order {
+                self.awaited.remove(peer);
+            }
+        }
+        if let (Some(running), false) = (&self.running, orders.is_empty()) {
+            // Its end is told by its events.
+            let _ = running.handle.order(orders).await;
+        }
+    }
+
+    /// Asks to be told, with this number, when everything that was ordered until now is written. False where nobody can be told
+    /// anything.
+    pub async fn ask_written(&mut self, number: u64) -> bool {
+        let Some(running) = &mut self.running else { return false };
+        let Ok(answer) = running.handle.written().await else { return false };
+        running.writing.push_back((number, answer));
+        true
+    }
+
+    /// Listens where it is wanted.
+    pub async fn listen(&self, desired: &Desired) {
+        if let (Some(running), Some(wanted)) = (&self.running, &desired.speaker) {
+            let _ = running.handle.listen(wanted.listen.clone()).await;
+            let access = Access { handle: running.handle.clone(), listen: wanted.listen.clone() };
+            self.access.send_replace(Some(access));
+        }
+    }
+
+    /// Notes what the speaker tells.
+    pub fn note(&mut self, event: &Event) {
+        match event {
+            Event::Complete => self.complete = true,
+            Event::Fact(peer, Fact::Up(agreement)) => {
+                let spoken = agreement.dialect.families;
+                self.awaits(*peer, |awaited| PerFamily { v4: awaited.v4 && spoken.v4, v6: awaited.v6 && spoken.v6 });
+            }
+            Event::Fact(peer, Fact::Complete(family)) => self.awaits(*peer, |mut awaited| {
+                *awaited.of_mut(*family) = false;
+                awaited
+            }),
+            _ => {}
+        }
+    }
+
+    fn awaits(&mut self, peer: IpAddr, change: impl FnOnce(PerFamily<bool>) -> PerFamily<bool>) {
+        let Some(awaited) = self.awaited.get_mut(&peer) else { return };
+        *awaited = change(*awaited);
+        if !awaited.v4 && !awaited.v6 {
+            self.awaited.remove(&peer);
+        }
+    }
+
+    /// Whether what was learned is all there is to learn, so that the kernel need not have more. Never without a speaker.
+    pub fn have_said_all(&mut self, now: Instant, desired: &Desired) -> bool {
+        self.awaited.retain(|peer, _| desired.peers.contains_key(peer));
+        if self.patience_is_over(now) {
+            self.awaited.clear();
+        }
+        self.is_running() && self.complete && self.awaited.is_empty()
+    }
+
+    /// Neighbours have been waited for long enough.
+    pub fn patience_is_over(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+
+    /// Where no speaker is wanted or can be started there is none that could be stuck.
+    pub fn beat_for_nobody(&self, now: Instant) {
+        if self.running.is_none() {
+            self.pulse.beat(now);
+        }
+    }
+
+    /// Shows how each session stands.
+    pub async fn show(&self, peers: &IntGaugeVec) {
+        let Some(running) = &self.running else {
+            peers.reset();
+            return;
+        };
+        let rows = running.handle.ask(|speaker| {
+            let row = |(address, neighbour): (IpAddr, &crate::bgp::speaker::Neighbour)| {
+                let settings = &neighbour.wanted().settings;
+                (address, settings.asn, settings.local.asn, neighbour.peer().state())
+            };
+            speaker.neighbours().map(row).collect::<Vec<_>>()
+        });
+        let Ok(rows) = rows.await else { return };
+        peers.reset();
+        for (address, asn, own, state) in rows {
+            let kind = if asn == Some(own) { "internal" } else { "external" };
+            let (address, asn) = (address.to_string(), asn.unwrap_or_default().to_string());
+            peers.with_label_values(&[address.as_str(), kind, &asn, word(state)]).set(1);
+        }
+    }
+
+    /// Ends the speaker with the program. Neighbours that keep our routes are told nothing (RFC 4724 4); the others that we go.
+    pub async fn end(mut self, desired: &Desired) {
+        let told = desired.peers.iter().filter(|(_, wanted)| wanted.settings.restart.is_none());
+        let goodbye = |peer: &IpAddr| Order::Remove(*peer, Notification::new(Reason::DECONFIGURED));
+        let orders: Vec<Order> = told.map(|(peer, _)| goodbye(peer)).collect();
+        if !orders.is_empty() {
+            self.order(orders).await;
+            if let Some(running) = &self.running
+                && let Ok(written) = running.handle.written().await
+            {
+                // Who does not read it in time sees the connection end.
+                let _ = tokio::time::timeout(FAREWELL, written).await;
+            }
+        }
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        let Some(running) = self.running.take() else { return };
+        self.access.send_replace(None);
+        running.stop.send_replace(true);
+        if running.thread.join().is_err() {
+            error!("The BGP speaker broke off");
+        }
+    }
+}
+
+/// The number of the first question, when it is answered. Also where it never will be: then there is nobody to be told.
+async fn first_written(writing: &mut VecDeque<(u64, oneshot::Receiver<()>)>) -> u64 {
+    let Some((number, answer)) = writing.front_mut() else { return std::future::pending().await };
+    let _ = answer.await;
+    let number = *number;
+    writing.pop_front();
+    number
+}
+
+fn word(state: State) -> &'static str {
+    match state {
+        State::Idle => "idle",
+        State::Connect => "connect",
+        State::Active => "active",
+        State::OpenSent => "opensent",
+        State::OpenConfirm => "openconfirm",
+        State::Established => "established",
+    }
+}

@@ -1,0 +1,50 @@
+//! Kernel settings and modules that pod networking needs.
+//!
+//! What pods of one node send each other over the bridge shall pass the same rules as everything else
+//! (`bridge-nf-call-iptables`, which the module `br_netfilter` brings). Where IPv6 is on, the kernel shall not have it off.
+//! Forwarding itself is switched on by the CNI plugin, with the first pod.
+
+use std::collections::BTreeMap;
+
+use crate::config::RouterConfig;
+use crate::kernel::sysctl::{Setting, Wanted};
+use crate::net::PerFamily;
+
+/// What settings shall be.
+pub fn settings(families: PerFamily<bool>) -> BTreeMap<Setting, Wanted> {
+    let always = |name: &str, value: &str| (Setting(name.into()), Wanted::Always(value.into()));
+    let mut settings = BTreeMap::from([always("net/bridge/bridge-nf-call-iptables", "1")]);
+    if families.v6 {
+        settings.extend([
+            always("net/bridge/bridge-nf-call-ip6tables", "1"),
+            always("net/ipv6/conf/all/disable_ipv6", "0"),
+        ]);
+    }
+    settings
+}
+
+/// The modules that are loaded at the start.
+pub fn modules(config: &RouterConfig, families: PerFamily<bool>) -> Vec<&'static str> {
+    let is_udp = config.overlay.is_some_and(|overlay| overlay.udp_port.is_some());
+    let mut modules = vec!["br_netfilter"];
+    modules.extend((is_udp && families.v4).then_some("fou"));
+    modules.extend((is_udp && families.v6).then_some("fou6"));
+    modules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::router::given::config;
+
+    #[test]
+    fn only_what_is_on_is_asked_for() {
+        let names = |v6| settings(PerFamily { v4: true, v6 }).len();
+        assert_eq!((names(false), names(true)), (1, 3));
+        let modules = |words: &[&str], v6| modules(&config(words), PerFamily { v4: true, v6 });
+        assert_eq!(modules(&[], true), ["br_netfilter"]);
+        assert_eq!(modules(&["--overlay-encap=fou"], false), ["br_netfilter", "fou"]);
+        assert_eq!(modules(&["--overlay-encap=fou"], true), ["br_netfilter", "fou", "fou6"]);
+        assert_eq!(modules(&["--overlay-encap=fou", "--enable-overlay=false"], true), ["br_netfilter"]);
+    }
+}

@@ -1,0 +1,163 @@
+//! What was said in the log of neighbours and problems: each thing once when it begins and once when it ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info, warn};
+
+use crate::bgp::driver::Event;
+use crate::bgp::message::{Reason, Remark};
+use crate::bgp::session::Cause;
+use crate::bgp::speaker::Fact;
+
+use super::problem::Problem;
+
+/// What has been said.
+#[derive(Default)]
+pub struct Told {
+    problems: BTreeSet<Problem>,
+    /// Why connections with a neighbour become no session: each reason is said once, until there is one. Both ends dial, so
+    /// that two reasons may take turns.
+    failing: BTreeMap<IpAddr, BTreeSet<String>>,
+    odd: BTreeMap<IpAddr, Odd>,
+}
+
+/// Updates of a neighbour that are not as they should be.
+struct Odd {
+    said_at: Instant,
+    /// How many came since.
+    unsaid: u64,
+}
+
+/// How often odd updates of one neighbour are spoken of at the most, and of how many oddities of one update.
+const ODD_PAUSE: Duration = Duration::from_secs(60);
+const ODD_SHOWN: usize = 3;
+/// How many reasons are remembered of one neighbour, and so said.
+const REASONS: usize = 8;
+
+impl Told {
+    /// Says which problems are new, and which are gone. Returns whether there were any such.
+    pub fn problems(&mut self, now: &BTreeSet<Problem>) -> bool {
+        if self.problems == *now {
+            return false;
+        }
+        for Problem { about, text } in now.difference(&self.problems) {
+            warn!(%about, reason = text, "A part of the router does not work");
+        }
+        for Problem { about, text } in self.problems.difference(now) {
+            info!(%about, reason = text, "A part of the router works again");
+        }
+        self.problems.clone_from(now);
+        true
+    }
+
+    /// These neighbours are others now, or gone: what is said of them is said anew.
+    pub fn forget<'a>(&mut self, peers: impl IntoIterator<Item = &'a IpAddr>) {
+        for peer in peers {
+            self.failing.remove(peer);
+            self.odd.remove(peer);
+        }
+    }
+
+    /// Says what has happened to a neighbour.
+    pub fn event(&mut self, event: &Event) {
+        match event {
+            Event::Fact(peer, Fact::Failed(cause)) => self.failed(*peer, cause),
+            Event::Fact(peer, Fact::Remarks(remarks)) => self.odd(*peer, remarks),
+            Event::Fact(peer, fact) => {
+                if matches!(fact, Fact::Up(_)) {
+                    self.failing.remove(peer);
+                }
+                say(peer, fact);
+            }
+            Event::Trouble(subject, Some(error)) => warn!(?subject, %error, "BGP cannot do something; trying again"),
+            Event::Trouble(subject, None) => info!(?subject, "BGP can do it again"),
+            Event::Refused(refused) => {
+                for one in refused {
+                    info!(from = %one.from, because = ?one.because, times = one.times, "Connections for BGP were closed");
+                }
+            }
+            Event::Lost(events) => warn!(events, "More has happened to neighbours than could be told"),
+            Event::Routes(_) | Event::Complete => {}
+        }
+    }
+
+    fn failed(&mut self, peer: IpAddr, cause: &Cause) {
+        let reason = because(cause);
+        // Both ends dial, and one of the two connections goes: so most sessions begin.
+        if is_collision(cause) {
+            debug!(%peer, reason, "Of two connections for BGP one is left");
+            return;
+        }
+        let said = self.failing.entry(peer).or_default();
+        if said.len() < REASONS && said.insert(reason.clone()) {
+            warn!(%peer, reason, "A connection for BGP became no session; trying again");
+        }
+    }
+
+    fn odd(&mut self, peer: IpAddr, remarks: &[Remark]) {
+        let now = Instant::now();
+        let odd = self.odd.get_mut(&peer).filter(|odd| now < odd.said_at + ODD_PAUSE);
+        if let Some(odd) = odd {
+            odd.unsaid += 1;
+            return;
+        }
+        let unsaid = self.odd.insert(peer, Odd { said_at: now, unsaid: 0 }).map_or(0, |before| before.unsaid);
+        let shown = remarks.get(..ODD_SHOWN).unwrap_or(remarks);
+        warn!(%peer, remarks = ?shown, more_since_the_last = unsaid, "A neighbour's update is not as it should be");
+    }
+}
+
+/// Says what needs no memory.
+fn say(peer: &IpAddr, fact: &Fact) {
+    match fact {
+        Fact::Up(agreement) => info!(
+            %peer,
+            asn = agreement.open.asn,
+            ipv4 = agreement.dialect.families.v4,
+            ipv6 = agreement.dialect.families.v6,
+            hold_time = agreement.hold_time,
+            graceful_restart = agreement.restart.is_some(),
+            "BGP session is up"
+        ),
+        Fact::Down { kept, cause } => {
+            warn!(%peer, reason = because(cause), kept_ipv4 = kept.v4, kept_ipv6 = kept.v6, "BGP session is down");
+        }
+        Fact::Failed(_) | Fact::Remarks(_) => {}
+        Fact::TooMany { family, most } => {
+            warn!(%peer, %family, most, "A neighbour has sent more prefixes than it may; its session has ended");
+        }
+        Fact::Unfit(routes) => {
+            warn!(%peer, routes, "A neighbour is not told of routes: their attributes do not fit into a message to it");
+        }
+        Fact::Complete(family) => debug!(%peer, %family, "A neighbour has sent everything that it has"),
+    }
+}
+
+fn is_collision(cause: &Cause) -> bool {
+    matches!(cause, Cause::Sent(said) | Cause::Received(said) if said.reason == Reason::COLLISION)
+}
+
+fn because(cause: &Cause) -> String {
+    match cause {
+        Cause::Closed => "the connection was closed".to_owned(),
+        Cause::Received(said) => {
+            let meant = match said.reason {
+                Reason::BAD_PEER_AS => " (it expects another AS number of us)",
+                Reason::BAD_IDENTIFIER => " (it does not take our BGP identifier: its own may be the same)",
+                _ => "",
+            };
+            format!("it said {said}{meant}")
+        }
+        Cause::Sent(said) => {
+            let meant = match said.reason {
+                Reason::BAD_PEER_AS => " (it has another AS number than is configured for it)",
+                Reason::BAD_IDENTIFIER => " (its BGP identifier is ours: give one of us another one by --router-id)",
+                _ => "",
+            };
+            format!("we said {said}{meant}")
+        }
+        Cause::Replaced => "it has restarted".to_owned(),
+    }
+}

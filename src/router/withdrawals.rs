@@ -1,0 +1,137 @@
+//! Addresses of Services that neighbours may still send traffic for: announced, or withdrawn and not yet told to everybody.
+//!
+//! Kubernetes: nothing; it is what makes "withdraw first, close after" possible. When an address is no longer announced, it stays
+//! here until the sockets of all neighbours have taken the withdrawal. The service proxy, which learns of the same change at the
+//! same time, looks here before it closes an address.
+//!
+//! An address that is not here is nobody's concern: nothing announces it, or everybody has been told.
+//!
+//! A state machine: whoever owns it asks the speaker, and says [`Withdrawals::written`] with the number that it was given.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::model::Table;
+use crate::net::Family;
+
+/// What neighbours may still believe.
+#[derive(Default)]
+pub struct Withdrawals {
+    believed: Table<IpAddr, ()>,
+    /// Those that are withdrawn, with the number of the last question about them.
+    leaving: BTreeMap<IpAddr, u64>,
+    asked: u64,
+}
+
+impl Withdrawals {
+    /// The addresses; cheap to clone.
+    pub fn believed(&self) -> &Table<IpAddr, ()> {
+        &self.believed
+    }
+
+    /// Takes in which of some prefixes are announced now. A number, where something was withdrawn: when everything ordered
+    /// until now is written, that is to be said with this number.
+    pub fn update(&mut self, prefixes: impl IntoIterator<Item = (IpNet, bool)>) -> Option<u64> {
+        let mut leaving = Vec::new();
+        for (prefix, is_announced) in prefixes {
+            let address = prefix.addr();
+            if prefix.prefix_len() != Family::from(prefix).host_bits() {
+                continue;
+            }
+            if is_announced {
+                self.leaving.remove(&address);
+                self.believed.insert(address, ());
+            } else if self.believed.get(&address).is_some() {
+                leaving.push(address);
+            }
+        }
+        if leaving.is_empty() {
+            return None;
+        }
+        self.asked += 1;
+        self.leaving.extend(leaving.into_iter().map(|address| (address, self.asked)));
+        Some(self.asked)
+    }
+
+    /// Everything is written that was ordered before this number was given.
+    pub fn written(&mut self, number: u64) {
+        let over: Vec<IpAddr> =
+            self.leaving.iter().filter(|(_, asked)| **asked <= number).map(|(address, _)| *address).collect();
+        for address in over {
+            self.leaving.remove(&address);
+            self.believed.remove(&address);
+        }
+    }
+
+    /// The speaker has gone, and with it all sessions: nobody can be told anything.
+    pub fn end(&mut self) {
+        self.leaving.clear();
+        self.believed = Table::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(text: &str) -> IpNet {
+        text.parse().expect("a prefix")
+    }
+
+    fn believed(withdrawals: &Withdrawals) -> String {
+        withdrawals.believed().iter().map(|(address, _)| address.to_string()).collect::<Vec<_>>().join(" ")
+    }
+
+    const A: &str = "10.96.0.1/32";
+    const B: &str = "fd00:10:96::1/128";
+
+    #[test]
+    fn an_address_stays_until_everybody_has_been_told_that_it_is_withdrawn() {
+        let mut withdrawals = Withdrawals::default();
+        assert_eq!(withdrawals.update([(prefix(A), true), (prefix(B), true)]), None);
+        let number = withdrawals.update([(prefix(A), false)]).expect("something is withdrawn");
+        assert_eq!(believed(&withdrawals), "10.96.0.1 fd00:10:96::1");
+        withdrawals.written(number);
+        assert_eq!(believed(&withdrawals), "fd00:10:96::1");
+        assert_eq!(withdrawals.update([(prefix(A), false)]), None, "nobody believes in it any more");
+    }
+
+    #[test]
+    fn an_earlier_answer_says_nothing_of_a_later_withdrawal() {
+        let mut withdrawals = Withdrawals::default();
+        withdrawals.update([(prefix(A), true), (prefix(B), true)]);
+        let first = withdrawals.update([(prefix(A), false)]).expect("a question");
+        let second = withdrawals.update([(prefix(B), false)]).expect("a question");
+        withdrawals.written(first);
+        assert_eq!(believed(&withdrawals), "fd00:10:96::1");
+        withdrawals.written(second);
+        assert_eq!(believed(&withdrawals), "");
+    }
+
+    #[test]
+    fn an_address_that_is_announced_again_meanwhile_stays() {
+        let mut withdrawals = Withdrawals::default();
+        withdrawals.update([(prefix(A), true)]);
+        let first = withdrawals.update([(prefix(A), false)]).expect("a question");
+        withdrawals.update([(prefix(A), true)]);
+        withdrawals.written(first);
+        assert_eq!(believed(&withdrawals), "10.96.0.1");
+        let second = withdrawals.update([(prefix(A), false)]).expect("a question");
+        withdrawals.written(first);
+        assert_eq!(believed(&withdrawals), "10.96.0.1", "that was the answer to an older question");
+        withdrawals.written(second);
+        assert_eq!(believed(&withdrawals), "");
+    }
+
+    #[test]
+    fn ranges_of_pods_are_no_addresses_and_the_end_of_the_speaker_ends_all() {
+        let mut withdrawals = Withdrawals::default();
+        withdrawals.update([(prefix("10.244.1.0/24"), true), (prefix(A), true)]);
+        assert_eq!(believed(&withdrawals), "10.96.0.1");
+        assert_eq!(withdrawals.update([(prefix("10.244.1.0/24"), false)]), None);
+        withdrawals.end();
+        assert_eq!(believed(&withdrawals), "");
+    }
+}

@@ -1,0 +1,144 @@
+//! What the router needs, as it is written down: what the annotations of Nodes and Services say of BGP.
+//!
+//! Most Nodes and Services say nothing of it and are not named here. Passwords are not written down: the file says that there
+//! is one, and a neighbour with a password waits until the API tells it again.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::{Known, NameRecord};
+use crate::model::{AnnounceAnnotations, Prepend, Reflection, Routing};
+use crate::net::{ExternalPeer, Password};
+
+#[derive(Serialize, Deserialize)]
+pub struct RoutedRecord {
+    all_nodes: bool,
+    nodes: Vec<(CompactString, RoutingRecord)>,
+    /// Cluster, external and load balancer addresses: 0 unsaid, 1 not announced, 2 announced.
+    services: Vec<(NameRecord, [u8; 3])>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RoutingRecord {
+    asn: Option<u32>,
+    /// 1 server, 2 client; and the cluster.
+    reflection: Option<(u8, Ipv4Addr)>,
+    prepend: Option<(u32, u8)>,
+    communities: Vec<u32>,
+    import_reject: Vec<(IpAddr, u8)>,
+    peers: Vec<PeerRecord>,
+    local_addresses: Vec<IpAddr>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PeerRecord {
+    address: IpAddr,
+    asn: u32,
+    port: Option<u16>,
+    has_password: bool,
+    local: Option<IpAddr>,
+}
+
+impl RoutedRecord {
+    pub fn of(known: &Known) -> RoutedRecord {
+        let nodes = known.cluster.nodes.iter();
+        let routing =
+            nodes.filter_map(|(name, node)| Some((name.clone(), RoutingRecord::of(node.routing.as_deref()?))));
+        let services = known.cluster.services.iter().filter(|(_, it)| it.announce != AnnounceAnnotations::default());
+        RoutedRecord {
+            all_nodes: known.all_nodes,
+            nodes: routing.collect(),
+            services: services.map(|(name, it)| (NameRecord::of(name), announce_record(it.announce))).collect(),
+        }
+    }
+
+    /// Adds what is written here; `None` where it makes no sense.
+    pub fn complete(self, known: &mut Known) -> Option<()> {
+        known.all_nodes = self.all_nodes;
+        for (name, record) in self.nodes {
+            let mut node = (**known.cluster.nodes.get(&name)?).clone();
+            node.routing = Some(Box::new(record.routing()?));
+            known.cluster.nodes.insert_shared(name, Arc::new(node));
+        }
+        for (name, record) in self.services {
+            let name = name.name();
+            let mut service = (**known.cluster.services.get(&name)?).clone();
+            service.announce = announce(record)?;
+            known.cluster.services.insert_shared(name, Arc::new(service));
+        }
+        Some(())
+    }
+}
+
+fn announce_record(announce: AnnounceAnnotations) -> [u8; 3] {
+    let AnnounceAnnotations { cluster_ips, external_ips, load_balancer_ips } = announce;
+    [cluster_ips, external_ips, load_balancer_ips].map(|said| said.map_or(0, |said| 1 + u8::from(said)))
+}
+
+fn announce(record: [u8; 3]) -> Option<AnnounceAnnotations> {
+    let said = |number| match number {
+        0 => Some(None),
+        1 => Some(Some(false)),
+        2 => Some(Some(true)),
+        _ => None,
+    };
+    let [cluster_ips, external_ips, load_balancer_ips] = record;
+    Some(AnnounceAnnotations {
+        cluster_ips: said(cluster_ips)?,
+        external_ips: said(external_ips)?,
+        load_balancer_ips: said(load_balancer_ips)?,
+    })
+}
+
+impl RoutingRecord {
+    fn of(routing: &Routing) -> RoutingRecord {
+        RoutingRecord {
+            asn: routing.asn,
+            reflection: match routing.reflection {
+                Reflection::None => None,
+                Reflection::Server(cluster) => Some((1, cluster)),
+                Reflection::Client(cluster) => Some((2, cluster)),
+            },
+            prepend: routing.prepend.map(|prepend| (prepend.asn, prepend.times)),
+            communities: routing.communities.clone(),
+            import_reject: routing.import_reject.iter().map(|range| (range.addr(), range.prefix_len())).collect(),
+            peers: routing.peers.iter().map(PeerRecord::of).collect(),
+            local_addresses: routing.local_addresses.clone(),
+        }
+    }
+
+    fn routing(self) -> Option<Routing> {
+        let range = |(address, length)| IpNet::new(address, length).ok();
+        Some(Routing {
+            asn: self.asn,
+            reflection: match self.reflection {
+                None => Reflection::None,
+                Some((1, cluster)) => Reflection::Server(cluster),
+                Some((2, cluster)) => Reflection::Client(cluster),
+                Some(_) => return None,
+            },
+            prepend: self.prepend.map(|(asn, times)| Prepend { asn, times }),
+            communities: self.communities,
+            import_reject: self.import_reject.into_iter().map(range).collect::<Option<_>>()?,
+            peers: self.peers.into_iter().map(PeerRecord::peer).collect(),
+            local_addresses: self.local_addresses,
+        })
+    }
+}
+
+impl PeerRecord {
+    fn of(peer: &ExternalPeer) -> PeerRecord {
+        let has_password = peer.password != Password::None;
+        PeerRecord { address: peer.address, asn: peer.asn, port: peer.port, has_password, local: peer.local }
+    }
+
+    fn peer(self) -> ExternalPeer {
+        let PeerRecord { address, asn, port, has_password, local } = self;
+        let password = if has_password { Password::Unknown } else { Password::None };
+        ExternalPeer { address, asn, port, password, local }
+    }
+}

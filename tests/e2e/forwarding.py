@@ -1,0 +1,58 @@
+"""Hosts that forward nothing by themselves (`FORWARD` drops, as Docker leaves it), with router and service proxy: all that pods and
+clients of Services need passes all the same, with legacy iptables (node 2) and nf_tables."""
+import contextlib
+
+import expect
+from expect import FAMILIES, PODS
+from labkit import net
+from labkit.objects import Port
+from router import everyone
+
+
+@contextlib.contextmanager
+def _nothing_is_forwarded(bed):
+    def policy(word):
+        for i in bed.agents:
+            for tool in ("iptables", "ip6tables"):
+                net.node(i, f"{tool}-{'legacy' if i == 2 else 'nft'}", "-w", "-P", "FORWARD", word)
+    policy("DROP")
+    try:
+        yield
+    finally:
+        policy("ACCEPT")
+
+
+def pods_of_all_nodes_reach_each_other_and_the_outside(bed):
+    with _nothing_is_forwarded(bed), expect.server("ext", [("tcp", 8080)]):
+        everyone(bed, sizes={"4": 1480, "6": 1460})
+        for i in bed.agents:
+            for f, _ in enumerate(FAMILIES):
+                expect.many(f"n{i}p1", net.CLIENT[f], 8080)
+
+
+def clients_of_node_ports_are_answered_by_pods_of_every_node(bed):
+    ports = [Port(80, node_port=30091), Port(53, "UDP", node_port=30092)]
+    with _nothing_is_forwarded(bed), expect.service(bed, "passing", kind="NodePort", ports=ports):
+        for i in bed.agents:
+            for address in bed.plan.addresses(i):
+                expect.share("ext", address, 30091, PODS)
+                expect.share("ext", address, 30092, PODS, "udp")
+
+
+def clients_of_external_addresses_are_answered_too(bed):
+    addresses = ["198.51.100.24", "2001:db8:51::24"]
+    with _nothing_is_forwarded(bed), expect.service(bed, "outer", external_ips=addresses):
+        for address in addresses:
+            expect.share("ext", address, 80, PODS)
+
+
+def what_nobody_asked_for_is_not_forwarded(bed):
+    """The outside reaches no pod by its address on a node's link: only answers leave there without being a pod's."""
+    with _nothing_is_forwarded(bed), expect.server("ext", [("tcp", 8080)]):
+        # From another node's address to the outside, by way of node 1, as a router in its place would do.
+        for f, _ in enumerate(FAMILIES):
+            net.ip("n3", f"route add {net.CLIENT[f]} via {bed.plan.addresses(1)[f]} dev eth0")
+            try:
+                expect.silent("n3", net.CLIENT[f], 8080)
+            finally:
+                net.ip("n3", f"route del {net.CLIENT[f]} via {bed.plan.addresses(1)[f]} dev eth0")

@@ -1,0 +1,86 @@
+"""What the tests of the router say about pods, routes and tunnels."""
+import itertools
+import json
+import os
+
+import expect
+from expect import FAMILIES
+from labkit import kernel, net, objects, own, packets, traffic
+
+OVERLAY = {"none": ["--enable-overlay=false"], "subnet": [], "full": ["--overlay-type=full"], "fou": ["--overlay-encap=fou"]}
+
+
+def everyone(bed, families=FAMILIES, numbers=None, sizes=None, everywhere=False):
+    """All pods of all nodes reach each other and are seen with their own addresses, with packets of every size.
+
+    `sizes` is what the largest packet shall have on a way that leaves its subnet, or `everywhere`, by family.
+    """
+    pods = [f"n{i}p1" for i in numbers or bed.agents]
+    for pod, family in itertools.product(pods, families):
+        # What a pod has once heard of a way it believes for minutes.
+        own.run("/sbin/ip", "-n", pod, f"-{family}", "route", "flush", "cache")
+    for client, server in itertools.permutations(pods, 2):
+        for family in families:
+            address, where = expect.pod(server, family), f"{client} to {server} by IPv{family}:"
+            who, seen = traffic.ask(client, address, objects.TARGET)
+            expect.that((who, seen) == (server, expect.pod(client, family)), where, "answered by", who, "which saw", seen)
+            packets.bulk(client, address, objects.TARGET)
+            largest = packets.largest(client, address, objects.TARGET)
+            leaves = bed.plan.far(net.node_of(client)) != bed.plan.far(net.node_of(server))
+            wanted = sizes[family] if sizes and (leaves or everywhere or bed.plan.subnets == 1) else 1500
+            expect.that(largest == wanted, where, f"the largest packet has {largest} bytes, not {wanted}")
+
+
+def run_with(bed, *flags, families="46", numbers=None, attach=False):
+    """Agents with these flags and Nodes of these families, until all of them say that they are done."""
+    for agent in bed.agents.values():
+        agent.stop()
+    bed.source.nodes(bed.plan, numbers, families)
+    for i in numbers or bed.agents:
+        bed.agents[i].extra, bed.agents[i].families = [*bed.flags, *flags], families
+        bed.agents[i].start()
+    bed.ready(*(numbers or bed.agents))
+    if attach:
+        reattach(bed)
+
+
+def reattach(bed):
+    """The pods anew, so that they have what the CNI file says now."""
+    bed.detach()
+    for i in bed.agents:
+        bed.attach(i)
+    bed.serve()
+
+
+def learned(i, family="4"):
+    """The learned routes of node i: {prefix: route, as `ip -j` shows it}."""
+    return {route["dst"]: route for route in show(i, family, "route", "show", "proto", "17")}
+
+
+def show(i, family, *words):
+    return json.loads(own.run("/sbin/ip", "-n", f"n{i}", f"-{family}", "-j", "-d", *words) or "[]")
+
+
+def tunnels(i):
+    """{name: what `ip -d` says of it, with its number in the kernel} of the tunnels of node i that are ours."""
+    return {link["ifname"]: (link["ifindex"], link["mtu"], link["linkinfo"])
+            for link in show(i, "0", "link", "show") if link["ifname"].startswith("tun-") and link["ifname"] != "tun-foreign"}
+
+
+def everything(i):
+    """A snapshot, with the numbers of devices, by which a device that was made anew is seen."""
+    numbers = [f"{link['ifindex']} {link['ifname']}" for link in show(i, "0", "link", "show")]
+    return {**kernel.snapshot(i), "devices": sorted(numbers), "fou": receive_ports(i)}
+
+
+def receive_ports(i):
+    """The ports of node i that receive packets of tunnels inside UDP."""
+    return net.node(i, "ip", "fou", "show").splitlines() if os.path.exists("/sys/module/fou") else []
+
+
+def known_way(bed, verb):
+    """The network's own routes to pods: by the router between the subnets."""
+    for i in bed.agents:
+        gateway = net.FAR_ROUTER if bed.plan.far(i) else net.ROUTER
+        net.ip(f"n{i}", *[f"route {verb} {r} via {gateway[f]} proto static" for f, r in enumerate(net.POD_RANGES)])
+        net.ip("rtr", *[f"route {verb} {r} via {bed.plan.addresses(i)[f]}" for f, r in enumerate(bed.plan.pod_ranges(i))])

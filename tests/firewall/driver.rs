@@ -1,0 +1,304 @@
+//! The loop of the firewall, from a World to a kernel in memory that fails, is slow to be known, or is flushed: what is in
+//! force meanwhile, and what health, metrics and log say.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use sluice::config::FirewallConfig;
+use sluice::firewall::dispatch;
+use sluice::firewall::driver::{Driver, Surroundings};
+use sluice::firewall::lowering::Lowering;
+use sluice::firewall::metrics::Metrics;
+use sluice::firewall::names::{self, CHAIN_TAIL};
+use sluice::firewall::plan::Plan;
+use sluice::kernel::monitor::Changes;
+use sluice::model::{Authority, EventClock, Node, World};
+use sluice::net::{Family, PerFamily};
+use sluice::observe::health::Health;
+use sluice::observe::metrics::Registry;
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+
+use super::cases::{Case, HERE, pods, rule};
+use super::support::memory::{MemoryKernel, State};
+
+const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
+
+/// A running loop: what it is fed with, and where it tells how it stands.
+struct Running {
+    kernel: MemoryKernel,
+    world: watch::Sender<World>,
+    changes: watch::Sender<Changes>,
+    stop: watch::Sender<bool>,
+    health: Health,
+    registry: Registry,
+    log: Log,
+    config: Arc<FirewallConfig>,
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+#[test]
+fn what_others_flushed_comes_back_when_the_kernel_tells_of_it() {
+    with_running(false, async |running| {
+        running.settles(&shop()).await;
+        let before = running.kernel.state();
+        running.kernel.with(|machine| machine.state.rules.clear());
+        running.changes.send_replace(Changes { rules: 1, ..Changes::default() });
+        running.until("the rules are back", |state| ours(state) == ours(&before)).await;
+        running
+            .until_told(|text| text.contains("sluice_firewall_drift_total{family=\"rules\",kind=\"missing\"}"))
+            .await;
+        assert!(running.log.lines("Somebody else changed what is ours").len() > 4);
+    });
+}
+
+#[test]
+fn a_family_that_fails_is_told_and_the_other_one_goes_on() {
+    with_running(false, async |running| {
+        running.settles(&shop()).await;
+        running.until_ready().await;
+        running.kernel.with(|machine| machine.broken = Some(Family::V6));
+        let world = Case(shop()).policy("shop/web", "app=web", [Some(&[]), Some(&[])]).0;
+        running.world.send_replace(world.clone());
+        let wanted = desired(&running.config, &world);
+        let of = |state: &State, family| {
+            ours(state).into_iter().filter(|(piece, _)| piece.family() == family).collect::<Vec<_>>()
+        };
+        let v4: Vec<_> = wanted.clone().into_iter().filter(|(piece, _)| piece.family() == Family::V4).collect();
+        running.until("IPv4 is as wanted", |state| of(state, Family::V4) == v4).await;
+        running.until_unready("network policies", "rules: ").await;
+        running.until_told(|text| text.contains("sluice_firewall_failing{family=\"rules\"} 1")).await;
+        running.beats(5).await;
+        assert!(running.health.stuck(Instant::now()).is_empty(), "a failure kills nobody");
+        assert_eq!(running.log.lines("The kernel is not as wanted").len(), 1, "{}", running.log.text());
+        running.kernel.with(|machine| machine.broken = None);
+        running.until("both are as wanted", |state| ours(state) == wanted).await;
+        running.until_ready().await;
+        running.until_told(|text| text.contains("sluice_firewall_failing{family=\"rules\"} 0")).await;
+        assert_eq!(running.log.lines("The kernel is as wanted again").len(), 1);
+    });
+}
+
+#[test]
+fn a_chain_that_the_kernel_refuses_is_told_once_and_the_rest_is_in_force() {
+    with_running(false, async |running| {
+        let refused = names::policy_chain(&sluice::firewall::rules::PolicyKey {
+            policy: sluice::model::ObjectName::new("shop", "web"),
+            direction: sluice::firewall::rules::Direction::Ingress,
+        });
+        running.kernel.with(|machine| machine.unloadable = [refused.clone()].into());
+        running.world.send_replace(shop());
+        running.until_unready("network policies", &format!("refused: IPv4 filter {refused}: this kernel lacks")).await;
+        running.until_told(|text| text.contains("sluice_firewall_refused_chains 2")).await;
+        running.beats(5).await;
+        assert_eq!(running.log.lines("The kernel refuses a chain").len(), 2, "once for each family");
+        let has_chain = running.kernel.state().rules.keys().any(|piece| piece.to_string().contains(names::POD_CHAINS));
+        assert!(has_chain, "the pod stays isolated");
+    });
+}
+
+#[test]
+fn addresses_are_closed_before_pods_and_policies_are_known() {
+    with_running(true, async |running| {
+        let world = World { policy_authority: Authority::Nothing, ..Case::new().0 };
+        running.world.send_replace(World { authority: Authority::Nothing, ..with_node(world) });
+        running
+            .until("unknown addresses are closed", |state| closes(state, Family::V4) && closes(state, Family::V6))
+            .await;
+        running.beats(3).await;
+        assert!(!running.health.unready(Instant::now()).is_empty(), "nothing is said of policies yet");
+        // A pod that comes then is known to the set, and the range stays closed when the Node goes.
+        let known = with_node(shop());
+        running.settles(&known).await;
+        running.until_ready().await;
+        let mut gone = known.clone();
+        gone.cluster.nodes.remove(&HERE.into());
+        gone = Case(gone).pod("shop/late", HERE, ["10.244.0.9 fd00:10:244::9", "app=late", ""]).0;
+        running.world.send_replace(gone);
+        let late = |state: &State| state.elements.keys().any(|key| key.to_string().contains("10.244.0.9"));
+        running.until("the World behind it is in force", late).await;
+        let state = running.kernel.state();
+        assert!(closes(&state, Family::V4) && closes(&state, Family::V6), "a Node that goes opens nothing");
+    });
+}
+
+#[test]
+fn what_an_earlier_run_left_is_not_closed_before_its_pods_are_known() {
+    with_running(true, async |running| {
+        running.settles(&with_node(shop())).await;
+        let acts = running.kernel.with(|machine| machine.acts);
+        let again = running.parts();
+        run(&again, async |again| {
+            let world = World { policy_authority: Authority::Nothing, ..with_node(Case::new().0) };
+            again.world.send_replace(world);
+            again.beats(3).await;
+            assert_eq!(again.kernel.with(|machine| machine.acts), acts, "nothing is written");
+        })
+        .await;
+    });
+}
+
+fn shop() -> World {
+    let case = Case::new()
+        .namespace("shop", "")
+        .pod("shop/web", HERE, ["10.244.0.1 fd00:10:244::1", "app=web", ""])
+        .pod("shop/db", HERE, ["10.244.0.2 fd00:10:244::2", "app=db", ""])
+        .policy("shop/web", "app=web", [Some(&[rule(&[pods("app=db")], &[])]), None]);
+    World { policy_authority: Authority::Complete, ..case.0 }
+}
+
+fn with_node(mut world: World) -> World {
+    let pod_cidrs = ["10.244.0.0/24", "fd00:10:244::/64"].map(|range| range.parse().expect("a range")).into();
+    world.cluster.nodes.insert(HERE.into(), Node { pod_cidrs, ..Node::default() });
+    world
+}
+
+fn desired(config: &Arc<FirewallConfig>, world: &World) -> Ours {
+    let mut plan = Plan::new();
+    let changed = plan.update(world);
+    let mut lowering = Lowering::new(config.clone(), BOTH);
+    lowering.update(plan.rules(), world, &changed);
+    lowering.desired().rules.clone()
+}
+
+type Ours = std::collections::BTreeMap<sluice::kernel::iptables::Piece, sluice::kernel::iptables::Rules>;
+
+fn ours(state: &State) -> Ours {
+    let ours = state.rules.iter().filter(|(piece, _)| piece.to_string().contains("KUBE-"));
+    ours.map(|(piece, rules)| (piece.clone(), rules.clone())).collect()
+}
+
+fn closes(state: &State, family: Family) -> bool {
+    state.rules.get(&dispatch::chain(family, CHAIN_TAIL)).is_some_and(dispatch::closes)
+}
+
+/// Runs the loop on an empty kernel for as long as the test does.
+fn with_running(default_deny: bool, test: impl AsyncFnOnce(&Running)) {
+    let config = FirewallConfig {
+        sync_period: Duration::from_secs(300),
+        default_deny,
+        service_cluster_ip_ranges: Vec::new(),
+        external_ip_ranges: Vec::new(),
+        load_balancer_ip_ranges: Vec::new(),
+        service_node_port_range: 30000..=32767,
+    };
+    let running = Running {
+        kernel: MemoryKernel::new(State::default()),
+        world: watch::channel(World::empty()).0,
+        changes: watch::channel(Changes::default()).0,
+        stop: watch::channel(false).0,
+        health: Health::default(),
+        registry: Registry::new("test", "test"),
+        log: Log::default(),
+        config: Arc::new(config),
+    };
+    let log = running.log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone()).finish();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    tracing::subscriber::with_default(subscriber, || runtime.block_on(LocalSet::new().run_until(run(&running, test))));
+}
+
+async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
+    let (owners, _owners_in) = watch::channel(Arc::default());
+    let (_asking, questions) = mpsc::channel(1);
+    let around = Surroundings {
+        world: running.world.subscribe(),
+        clock: Arc::new(EventClock::new(Instant::now())),
+        disturbances: running.changes.subscribe(),
+        owners,
+        questions,
+        pulse: running.health.register("network policies", Duration::from_secs(60), Instant::now()),
+        metrics: Metrics::register(&running.registry).expect("names are registered once"),
+    };
+    let driver = Driver::new(running.config.clone(), BOTH, running.kernel.firewall_targets(), around);
+    let task = tokio::task::spawn_local(driver.run(running.stop.subscribe()));
+    test(running).await;
+    running.stop.send_replace(true);
+    task.await.expect("the loop ends when it is told to");
+}
+
+impl Running {
+    /// The same kernel for another run of the program.
+    fn parts(&self) -> Running {
+        Running {
+            kernel: self.kernel.clone(),
+            world: watch::channel(World::empty()).0,
+            changes: watch::channel(Changes::default()).0,
+            stop: watch::channel(false).0,
+            health: Health::default(),
+            registry: Registry::new("test", "test"),
+            log: self.log.clone(),
+            config: self.config.clone(),
+        }
+    }
+
+    async fn settles(&self, world: &World) {
+        self.world.send_replace(world.clone());
+        let wanted = desired(&self.config, world);
+        self.until("the kernel holds the newest World", |state| ours(state) == wanted).await;
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&State) -> bool) {
+        self.waits(what, || holds(&self.kernel.state())).await;
+    }
+
+    async fn until_ready(&self) {
+        self.waits("it is ready", || self.health.unready(Instant::now()).is_empty()).await;
+    }
+
+    async fn until_unready(&self, component: &str, words: &str) {
+        let tells = || {
+            let reasons = self.health.unready(Instant::now());
+            reasons.iter().any(|reason| reason.component == component && reason.text.contains(words))
+        };
+        self.waits(&format!("{component} says {words:?}: {:?}", self.health.unready(Instant::now())), tells).await;
+    }
+
+    /// Waits for words in the metrics.
+    async fn until_told(&self, holds: impl Fn(&str) -> bool) {
+        self.waits("the metrics say so", || holds(&self.registry.text())).await;
+    }
+
+    /// Lets the loop turn, told that others changed rules each time.
+    async fn beats(&self, times: u64) {
+        for _ in 0..times {
+            self.world.send_modify(|_| {});
+            tokio::time::sleep(Duration::from_millis(60)).await;
+        }
+    }
+
+    async fn waits(&self, what: &str, holds: impl Fn() -> bool) {
+        for _ in 0..2000 {
+            if holds() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("never: {what}; {:?}\n{}", self.health.unready(Instant::now()), self.log.text());
+    }
+}
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().expect("nobody panicked here")).into_owned()
+    }
+
+    fn lines(&self, words: &str) -> Vec<String> {
+        self.text().lines().filter(|line| line.contains(words)).map(str::to_owned).collect()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("nobody panicked here").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

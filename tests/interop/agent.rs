@@ -1,0 +1,181 @@
+//! The whole agent, with its Node and Services from a directory, beside GoBGP: what the client of GoBGP shows of it.
+
+use std::fs;
+use std::process::Child;
+
+use crate::cell::{Cell, Daemon};
+use crate::client::{Client, clients, debians, lines};
+use crate::ground::{Between, Host, eventually, look, with_hosts};
+use crate::other::Other;
+
+/// An agent that runs on a host; it ends with the test.
+struct Agent<'a> {
+    host: &'a Host,
+    running: Child,
+}
+
+const FLAGS: [&str; 11] = [
+    "--run-service-proxy=false",
+    "--run-firewall=false",
+    "--enable-ipv6",
+    "--enable-cni=false",
+    "--enable-overlay=false",
+    "--health-port=0",
+    "--cluster-asn=65001",
+    "--peer-router-ips=192.0.2.2",
+    "--peer-router-asns=65002",
+    "--advertise-cluster-ip",
+    "--hostname-override=node-1",
+];
+const LOG: &str = "agent.log";
+
+impl<'a> Agent<'a> {
+    fn start(host: &'a Host) -> Agent<'a> {
+        let node = "apiVersion: v1\nkind: Node\nmetadata: {name: node-1}\n\
+                    spec: {podCIDRs: [10.244.1.0/24, 'fd00:10:244:1::/64']}\n\
+                    status: {addresses: [{type: InternalIP, address: 192.0.2.1}, {type: InternalIP, address: '2001:db8::1'}]}\n";
+        fs::create_dir(host.file("manifests")).expect("a directory");
+        let argument = |name: &str, file: &str| format!("--{name}={}", host.file(file).display());
+        let places =
+            [argument("manifests", "manifests"), argument("state-dir", "state"), argument("socket", "sluice.sock")];
+        let command = [env!("CARGO_BIN_EXE_sluice")].into_iter().chain(FLAGS).chain(places.iter().map(String::as_str));
+        let words: Vec<&str> = command.collect();
+        put(host, "node", node);
+        service(host, "web", 9);
+        Agent { host, running: host.start(&words, LOG) }
+    }
+}
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- what the agent says\n{}", fs::read_to_string(self.host.file(LOG)).unwrap_or_default());
+        }
+        drop(self.running.kill());
+        drop(self.running.wait());
+    }
+}
+
+/// Puts a file where the agent looks, all at once.
+fn put(host: &Host, name: &str, text: &str) {
+    fs::write(host.file("new"), text).expect("a file");
+    fs::rename(host.file("new"), host.file("manifests").join(format!("{name}.yaml"))).expect("its place");
+}
+
+/// A Service with the cluster addresses 10.96.0.N and fd00:10:96::N, and a pod behind it.
+fn service(host: &Host, name: &str, number: u8) {
+    let slice = |family: &str, pod: &str| {
+        format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: {family}\n\
+             metadata: {{name: {name}-{}, namespace: default, labels: {{kubernetes.io/service-name: {name}}}}}\n\
+             ports: [{{port: 8080, protocol: TCP}}]\n\
+             endpoints: [{{addresses: ['{pod}'], nodeName: node-1, conditions: {{ready: true}}}}]\n",
+            family.to_lowercase()
+        )
+    };
+    let text = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\n\
+         spec: {{type: ClusterIP, clusterIP: 10.96.0.{number}, clusterIPs: [10.96.0.{number}, 'fd00:10:96::{number}'], \
+         ipFamilies: [IPv4, IPv6], ports: [{{port: 80, protocol: TCP, targetPort: 8080}}]}}\n{}{}",
+        slice("IPv4", "10.244.1.5"),
+        slice("IPv6", "fd00:10:244:1::5")
+    );
+    put(host, name, &text);
+}
+
+/// Runs a test for each client, with an agent on the first host that has a session with GoBGP on the second.
+fn with_agent(test: impl Fn(&Client, &Host, &Other) + Send + Sync) {
+    for client in clients() {
+        with_hosts(2, Between::Link, |hosts| {
+            let cell = Cell::with(Daemon::Gobgp);
+            let _agent = Agent::start(&hosts[0]);
+            let other = Other::start(&cell, &hosts[1], vec![&hosts[0]]);
+            look(|| hosts[0].ask(&["gobgp", "global"])).expect("the API answers");
+            let routes = || found(&debians(), other.host, "global rib");
+            let all = ["10.96.0.9/32", "10.244.1.0/24", "203.0.113.0/25", "203.0.113.128/25"];
+            eventually("what GoBGP has", &all.map(str::to_owned).to_vec(), routes);
+            test(&client, &hosts[0], &other);
+        });
+    }
+}
+
+/// The prefixes that the client lists.
+fn found(client: &Client, host: &Host, command: &str) -> Vec<String> {
+    let text = client.says(host, command);
+    // It puts a mark or a number before each prefix.
+    text.lines().skip(1).filter_map(|line| line.split(' ').nth(1)).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_clients_show_an_agents_neighbours_routes_and_policies() {
+    with_agent(|client, host, other| {
+        assert_eq!(lines(&client.says(host, "global"))[..2], ["AS: 65001", "Router-ID: 192.0.2.1"]);
+        let all = "Peer AS Up/Down State |#Received Accepted\n192.0.2.2 65002 TIME Establ | 4 4";
+        eventually("the neighbours", &all.to_owned(), || client.says(host, "neighbor"));
+        let four = ["10.96.0.9/32", "10.244.1.0/24", "203.0.113.0/25", "203.0.113.128/25"];
+        assert_eq!(found(client, host, "global rib"), four);
+        let six = ["2001:db8:113::/64", "2001:db8:113:1::/64", "fd00:10:96::9/128", "fd00:10:244:1::/64"];
+        assert_eq!(found(client, host, "global rib -a ipv6"), six);
+        assert_eq!(found(client, host, "neighbor 192.0.2.2 adj-out"), four[..2]);
+        assert_eq!(found(client, host, "neighbor 192.0.2.2 adj-in"), four[2..]);
+        let sets = client.says(host, "policy prefix");
+        for set in [
+            "podcidrdefinedset 10.244.1.0/24 24..24",
+            "servicevipsdefinedset 10.96.0.9/32 32..32",
+            "servicevipsdefinedsetv6 fd00:10:96::9/128 128..128",
+            "defaultroutedefinedset 0.0.0.0/0 0..0",
+        ] {
+            assert!(lines(&sets).contains(&set), "{set} is not in\n{sets}");
+        }
+        let neighbours = client.says(host, "policy neighbor");
+        for set in ["allpeerset 0.0.0.0/0", "externalpeerset 192.0.2.2/32"] {
+            assert!(lines(&neighbours).contains(&set), "{set} is not in\n{neighbours}");
+        }
+        let policies = client.says(host, "policy");
+        assert!(policies.contains("Name kube_router_import1:") && policies.contains("Name kube_router_export1:"));
+        debians().says(other.host, "global rib add 0.0.0.0/0 nexthop 192.0.2.2");
+        debians().says(other.host, "global rib add 10.244.1.128/25 nexthop 192.0.2.2");
+        let bad = || (found(client, host, "neighbor 192.0.2.2 adj-in").len(), found(client, host, "global rib").len());
+        eventually("routes that came and are not used", &(4, 4), bad);
+    });
+}
+
+#[test]
+fn what_a_client_adds_and_what_the_cluster_wants_stand_beside_each_other() {
+    with_agent(|client, host, other| {
+        client.says(host, "global rib add 10.96.0.77/32");
+        client.says(host, "global rib add 198.51.100.0/24");
+        client.says(host, "neighbor add 192.0.2.66 as 65002");
+        let theirs = || {
+            let wanted = ["10.96.0.77/32", "198.51.100.0/24"];
+            found(&debians(), other.host, "global rib")
+                .into_iter()
+                .filter(|one| wanted.contains(&one.as_str()))
+                .collect()
+        };
+        // The policy of the agent says what leaves: what its Services have, and the pods.
+        eventually("what they have", &Vec::<String>::new(), theirs);
+        service(host, "more", 77);
+        eventually("what they have", &vec!["10.96.0.77/32".to_owned()], theirs);
+        client.says(host, "global rib del all");
+        let ours = || found(client, host, "global rib");
+        let all = ["10.96.0.9/32", "10.96.0.77/32", "10.244.1.0/24", "203.0.113.0/25", "203.0.113.128/25"];
+        eventually("what we have", &all.map(str::to_owned).to_vec(), ours);
+        assert_eq!(theirs(), ["10.96.0.77/32"], "the cluster wants it");
+        assert!(client.refuses(host, "neighbor del 192.0.2.2").contains("the cluster wants neighbor 192.0.2.2"));
+        client.says(host, "neighbor del 192.0.2.66");
+        assert_eq!(lines(&client.says(host, "neighbor")).len(), 2);
+        assert!(client.says(host, "neighbor 192.0.2.2").contains("192.0.2.2"));
+    });
+}
+
+#[test]
+fn the_newer_client_may_use_the_socket_of_the_agent() {
+    with_agent(|client, host, _| {
+        let target = format!("unix://{}", host.file("gobgp.sock").display());
+        let command = format!("--target {target} global");
+        if client.is_newer {
+            assert_eq!(lines(&client.says(host, &command))[0], "AS: 65001");
+        }
+    });
+}

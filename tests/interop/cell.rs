@@ -1,0 +1,139 @@
+//! A cell of the matrix: with whom, over what, and how the session is set up on both sides; what each announces, and what
+//! the other is to have then.
+
+use std::collections::BTreeSet;
+
+use sluice::net::{Family, PerFamily};
+
+use crate::ground::{Between, Host};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Daemon {
+    Gobgp,
+    Bird,
+    Frr,
+}
+
+/// How a session is set up. Only what differs from [`Cell::with`] is said in the matrix.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    pub daemon: Daemon,
+    /// Our number and theirs.
+    pub asns: [u32; 2],
+    /// The family of the addresses between which the session is.
+    pub over: Family,
+    /// What routes it carries.
+    pub families: PerFamily<bool>,
+    /// IPv4 routes have IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
+    /// Our password and theirs.
+    pub passwords: [Option<&'static str>; 2],
+    pub between: Between,
+    pub hops: Hops,
+    pub dials: Dials,
+    pub reflects: Reflects,
+    pub graceful: bool,
+    /// How many prefixes of a family we take, and they.
+    pub most: [Option<u32>; 2],
+    /// The daemon says only what fits into two octets (RFC 6793).
+    pub two_octets: bool,
+}
+
+/// How far the other side may be, as both are told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hops {
+    /// One hop outside, any inside.
+    Plain,
+    Multihop(u8),
+    /// GTSM.
+    Secured(u8),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dials {
+    Both,
+    We,
+    They,
+}
+
+/// Who reflects routes to whom.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reflects {
+    Nobody,
+    /// They are our client.
+    We,
+    /// We are their client.
+    They,
+}
+
+/// The attributes of the second route of each family, as a daemon is to have them.
+const OUR_ATTRIBUTES: &str =
+    "origin incomplete med 50{pref} community 65001:100 community 65001:200 extended rt:65001:300 large 65001:1:2";
+const THEIR_ATTRIBUTES: &str = "med 70{pref} community 65002:70 extended rt:65002:700 large 65002:7:8";
+/// What both prefer the second route with, inside.
+pub const PREFERENCE: u32 = 200;
+
+pub const OURS: PerFamily<[&str; 2]> =
+    PerFamily { v4: ["10.244.1.0/24", "10.244.2.0/24"], v6: ["fd00:10:244:1::/64", "fd00:10:244:2::/64"] };
+pub const THEIRS: PerFamily<[&str; 2]> =
+    PerFamily { v4: ["203.0.113.0/25", "203.0.113.128/25"], v6: ["2001:db8:113::/64", "2001:db8:113:1::/64"] };
+
+impl Cell {
+    /// A plain session outside that carries both families over IPv4.
+    pub fn with(daemon: Daemon) -> Cell {
+        Cell {
+            daemon,
+            asns: [65001, 65002],
+            over: Family::V4,
+            families: PerFamily { v4: true, v6: true },
+            extended_next_hop: false,
+            passwords: [None, None],
+            between: Between::Link,
+            hops: Hops::Plain,
+            dials: Dials::Both,
+            reflects: Reflects::Nobody,
+            graceful: false,
+            most: [None, None],
+            two_octets: false,
+        }
+    }
+
+    pub fn inside(daemon: Daemon) -> Cell {
+        Cell { asns: [65001, 65001], ..Cell::with(daemon) }
+    }
+
+    pub fn is_inside(&self) -> bool {
+        self.asns[0] == self.asns[1]
+    }
+
+    /// The next hop of routes of a family that a host announces.
+    pub fn next_hop(&self, host: &Host, family: Family) -> String {
+        let family = if self.extended_next_hop { Family::V6 } else { family };
+        host.address(family).to_string()
+    }
+
+    /// What they have of us.
+    pub fn they_have(&self, us: &Host) -> BTreeSet<String> {
+        self.announced(us, OURS, (self.asns[0], OUR_ATTRIBUTES))
+    }
+
+    /// What we have of them.
+    pub fn we_have(&self, them: &Host) -> BTreeSet<String> {
+        self.announced(them, THEIRS, (self.asns[1], THEIR_ATTRIBUTES))
+    }
+
+    fn announced(&self, by: &Host, prefixes: PerFamily<[&str; 2]>, of: (u32, &str)) -> BTreeSet<String> {
+        let (asn, attributes) = of;
+        let path = if self.is_inside() { String::new() } else { format!(" path {asn}") };
+        let preference = if self.is_inside() { format!(" pref {PREFERENCE}") } else { String::new() };
+        let attributes = attributes.replace("{pref}", &preference);
+        let spoken = Family::BOTH.into_iter().filter(|family| *self.families.of(*family));
+        spoken
+            .flat_map(|family| {
+                let [plain, rich] = prefixes.of(family);
+                let via = self.next_hop(by, family);
+                [format!("{plain} via {via}{path}"), format!("{rich} via {via}{path} {attributes}")]
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,477 @@
+//! The whole program as a router: nodes on one link, in namespaces of their own, with their Nodes from a directory.
+
+#![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::namespace::{attempt, in_new, own_run, run};
+
+/// Namespaces have names that no other test has; they go when the test ends, however it ends.
+struct Cluster {
+    prefix: String,
+    directory: tempfile::TempDir,
+    count: usize,
+    agents: BTreeMap<usize, Child>,
+    /// More flags for single nodes.
+    flags: BTreeMap<usize, Vec<String>>,
+}
+
+const FLAGS: &[&str] = &[
+    "--run-service-proxy=false",
+    "--run-firewall=false",
+    "--enable-ipv6",
+    "--enable-overlay=false",
+    "--health-port=0",
+    "--gobgp-admin-port=0",
+    "-v=1",
+];
+
+impl Cluster {
+    /// So many nodes, each with a pod that answers behind it. No agent runs yet.
+    fn new(count: usize) -> Cluster {
+        let prefix = format!("rt{}", std::process::id());
+        let directory = tempfile::tempdir().expect("a directory");
+        let cluster = Cluster { prefix, directory, count, agents: BTreeMap::new(), flags: BTreeMap::new() };
+        own_run();
+        fs::create_dir_all("/run/netns").expect("a directory of names");
+        run("ip link add wire type bridge");
+        run("ip link set wire up");
+        for number in 1..=count {
+            cluster.connect(number);
+        }
+        let nodes: Vec<String> = (1..=count).map(node).collect();
+        cluster.write(&nodes);
+        cluster
+    }
+
+    fn name(&self, number: usize) -> String {
+        format!("{}n{number}", self.prefix)
+    }
+
+    fn connect(&self, number: usize) {
+        let name = self.name(number);
+        run(&format!("ip netns add {name}"));
+        run(&format!("ip link add port{number} type veth peer name eth0 netns {name}"));
+        run(&format!("ip link set port{number} master wire up"));
+        // Nobody has the link-local addresses already, and asking for a second would lose the first packets.
+        run(&format!("ip netns exec {name} sysctl -qw net.ipv6.conf.eth0.accept_dad=0"));
+        for command in [
+            "link set lo up".to_owned(),
+            "link set eth0 up".to_owned(),
+            format!("address add 192.0.2.{number}/24 dev eth0"),
+            format!("address add 2001:db8::{number}/64 dev eth0 nodad"),
+            // Stands in for a pod: it answers at an address out of the node's range.
+            format!("address add 10.244.{number}.5/32 dev lo"),
+            format!("address add fd00:10:244:{number}::5/128 dev lo"),
+        ] {
+            run(&format!("ip -n {name} {command}"));
+        }
+    }
+
+    /// A pod on the bridge that the agent has made, as the CNI plugin would attach it. Its namespace.
+    fn attach_pod(&self, number: usize) -> String {
+        let (node, pod) = (self.name(number), format!("{}p{number}", self.prefix));
+        run(&format!("ip netns add {pod}"));
+        for setting in
+            ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv6.conf.kube-bridge.accept_dad=0"]
+        {
+            run(&format!("ip netns exec {node} sysctl -qw {setting}"));
+        }
+        for command in [
+            format!("link add pod type veth peer name eth0 netns {pod}"),
+            "link set pod master kube-bridge up".to_owned(),
+            format!("address add 10.244.{number}.1/24 dev kube-bridge"),
+            format!("-6 address add fd00:10:244:{number}::1/64 dev kube-bridge nodad"),
+        ] {
+            run(&format!("ip -n {node} {command}"));
+        }
+        for command in [
+            "link set eth0 up".to_owned(),
+            format!("address add 10.244.{number}.9/24 dev eth0"),
+            format!("-6 address add fd00:10:244:{number}::9/64 dev eth0 nodad"),
+            format!("route add default via 10.244.{number}.1"),
+            format!("-6 route add default via fd00:10:244:{number}::1"),
+        ] {
+            run(&format!("ip -n {pod} {command}"));
+        }
+        pod
+    }
+
+    fn write(&self, nodes: &[String]) {
+        let manifests = self.directory.path().join("manifests");
+        fs::create_dir_all(&manifests).expect("a directory");
+        let new = self.directory.path().join("nodes.yaml");
+        fs::write(&new, nodes.join("---\n")).expect("a file");
+        fs::rename(new, manifests.join("nodes.yaml")).expect("its place");
+    }
+
+    fn file(&self, kind: &str, number: usize) -> PathBuf {
+        self.directory.path().join(format!("{kind}{number}"))
+    }
+
+    fn start(&mut self, number: usize) {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.file("log", number)).expect("a log");
+        let child = Command::new("ip")
+            .args(["netns", "exec", &self.name(number), env!("CARGO_BIN_EXE_sluice")])
+            .args(FLAGS)
+            .args(self.flags.get(&number).into_iter().flatten())
+            .arg(format!("--hostname-override=node-{number}"))
+            .arg(format!("--manifests={}", self.directory.path().join("manifests").display()))
+            .arg(format!("--state-dir={}", self.file("state", number).display()))
+            .arg("--socket=")
+            .env("KUBE_ROUTER_CNI_CONF_FILE", self.file("cni", number).with_extension("conflist"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("the log"))
+            .stderr(log)
+            .spawn()
+            .expect("the program");
+        self.agents.insert(number, child);
+    }
+
+    /// kill -9.
+    fn kill(&mut self, number: usize) {
+        let mut child = self.agents.remove(&number).expect("it runs");
+        child.kill().expect("it runs");
+        child.wait().expect("it has ended");
+    }
+
+    fn terminate(&mut self, number: usize) {
+        let mut child = self.agents.remove(&number).expect("it runs");
+        run(&format!("kill -TERM {}", child.id()));
+        assert!(child.wait().expect("it has ended").success(), "{}", self.log(number));
+    }
+
+    fn log(&self, number: usize) -> String {
+        fs::read_to_string(self.file("log", number)).unwrap_or_default()
+    }
+
+    /// The learned routes of a node, both families.
+    fn routes(&self, number: usize) -> Vec<String> {
+        let name = self.name(number);
+        let of = |family: &str| run(&format!("ip -n {name} {family} route show proto 17"));
+        let listed = of("-4") + &of("-6");
+        listed.lines().filter_map(|line| Some(line.split_once(" dev ")?.0.to_owned())).collect()
+    }
+
+    /// Waits until a node has exactly these routes.
+    fn until(&self, number: usize, wanted: &[&str]) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.routes(number) != wanted {
+            assert!(
+                Instant::now() < deadline,
+                "node {number} has {:?}, not {wanted:?}\n{}",
+                self.routes(number),
+                self.log(number)
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until a node has said something so many times.
+    fn until_said(&self, number: usize, words: &str, times: usize) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.log(number).matches(words).count() < times {
+            assert!(Instant::now() < deadline, "node {number} has not said {words:?}:\n{}", self.log(number));
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Packets from one node's pod to another's, of both families, all the time while something is done. None is lost.
+    fn without_losing_a_packet(&mut self, from: usize, to: usize, what: impl FnOnce(&mut Cluster)) {
+        let stream = |address: String, source: String| {
+            Command::new("ip")
+                .args(["netns", "exec", &self.name(from), "ping", "-i", "0.01", "-W", "2", "-I", &source, &address])
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("ping")
+        };
+        let streams = [
+            stream(format!("10.244.{to}.5"), format!("10.244.{from}.5")),
+            stream(format!("fd00:10:244:{to}::5"), format!("fd00:10:244:{from}::5")),
+        ];
+        thread::sleep(Duration::from_millis(200));
+        what(self);
+        thread::sleep(Duration::from_millis(300));
+        for ping in streams {
+            run(&format!("kill -INT {}", ping.id()));
+            let said = ping.wait_with_output().expect("ping has ended").stdout;
+            let said = String::from_utf8_lossy(&said).into_owned();
+            let summary = said.lines().find(|line| line.contains("packets transmitted")).expect("a summary");
+            let number = |word: usize| summary.split_whitespace().nth(word).and_then(|n| n.parse::<u32>().ok());
+            let (sent, received) = (number(0).expect("a number"), number(3).expect("a number"));
+            // The last one may be under way when ping is told to end.
+            assert!(sent > 10 && sent - received <= 1, "{summary}");
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for child in self.agents.values_mut() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        for number in 1..=self.count {
+            drop(attempt(&format!("ip netns delete {}", self.name(number))));
+        }
+    }
+}
+
+fn node(number: usize) -> String {
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: node-{number}}}\n\
+         spec: {{podCIDRs: [10.244.{number}.0/24, 'fd00:10:244:{number}::/64']}}\n\
+         status: {{addresses: [{{type: InternalIP, address: 192.0.2.{number}}}, \
+         {{type: InternalIP, address: '2001:db8::{number}'}}]}}\n"
+    )
+}
+
+const OF_1: [&str; 2] = ["10.244.1.0/24 via 192.0.2.1", "fd00:10:244:1::/64 via 2001:db8::1"];
+const OF_2: [&str; 2] = ["10.244.2.0/24 via 192.0.2.2", "fd00:10:244:2::/64 via 2001:db8::2"];
+
+#[test]
+fn nodes_learn_the_way_to_each_others_pods_and_keep_it() {
+    in_new(|| {
+        let mut cluster = Cluster::new(2);
+        cluster.start(1);
+        cluster.start(2);
+        cluster.until(1, &OF_2);
+        cluster.until(2, &OF_1);
+        let conf = fs::read_to_string(cluster.file("cni", 1).with_extension("conflist")).expect("the CNI file");
+        assert!(
+            conf.contains("10.244.1.0/24") && conf.contains("fd00:10:244:1::/64") && !conf.contains("10.244.2."),
+            "{conf}"
+        );
+        cluster.until_said(1, "Pods of other nodes can be reached", 1);
+
+        // Who restarts, however it ended, changes nothing in the kernel, and nobody loses a packet.
+        cluster.without_losing_a_packet(2, 1, |cluster| {
+            cluster.kill(1);
+            thread::sleep(Duration::from_millis(300));
+            cluster.start(1);
+            cluster.until_said(1, "BGP has heard everything", 1);
+            cluster.until_said(1, "Pods of other nodes can be reached", 2);
+        });
+        cluster.without_losing_a_packet(1, 2, |cluster| {
+            cluster.terminate(1);
+            thread::sleep(Duration::from_millis(300));
+            cluster.start(1);
+            cluster.until_said(1, "BGP has heard everything", 2);
+        });
+        let restarts = cluster.log(1);
+        let restarts = restarts.lines().filter(|line| line.contains("The router is in force")).skip(1);
+        assert!(
+            restarts.clone().count() == 2 && restarts.clone().all(|line| line.contains("steps=0")),
+            "{}",
+            cluster.log(1)
+        );
+
+        // What somebody takes away, and what goes with a link, comes back.
+        let name = cluster.name(1);
+        run(&format!("ip -n {name} route delete 10.244.2.0/24"));
+        run(&format!("ip -n {name} -6 route delete fd00:10:244:2::/64"));
+        cluster.until(1, &OF_2);
+        run(&format!("ip -n {name} link set eth0 down"));
+        run(&format!("ip -n {name} link set eth0 up"));
+        run(&format!("ip -n {name} address replace 2001:db8::1/64 dev eth0 nodad"));
+        cluster.until(1, &OF_2);
+
+        // Pods get the MTU of the link, also when that changes.
+        let mtu = |wanted: &str| {
+            let bridge = run(&format!("ip -n {name} link show kube-bridge"));
+            let conf = fs::read_to_string(cluster.file("cni", 1).with_extension("conflist")).expect("the CNI file");
+            bridge.contains(&format!("mtu {wanted} ")) && conf.contains(&format!("\"mtu\":{wanted},"))
+        };
+        assert!(mtu("1500"), "{}", cluster.log(1));
+        run(&format!("ip -n {name} link set eth0 mtu 1400"));
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !mtu("1400") {
+            assert!(Instant::now() < deadline, "{}", cluster.log(1));
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+}
+
+#[test]
+fn a_node_that_comes_is_learned_and_one_that_goes_is_forgotten() {
+    in_new(|| {
+        let mut cluster = Cluster::new(3);
+        cluster.write(&[node(1), node(2)]);
+        cluster.start(1);
+        cluster.start(2);
+        cluster.until(1, &OF_2);
+        run(&format!("ip -n {} route add 10.1.0.0/24 via 192.0.2.2 proto 18", cluster.name(1)));
+        cluster.without_losing_a_packet(1, 2, |cluster| {
+            cluster.write(&[node(1), node(2), node(3)]);
+            cluster.start(3);
+            cluster.until(3, &[OF_1[0], OF_2[0], OF_1[1], OF_2[1]]);
+            cluster.until(1, &[OF_2[0], "10.244.3.0/24 via 192.0.2.3", OF_2[1], "fd00:10:244:3::/64 via 2001:db8::3"]);
+            cluster.write(&[node(1), node(2)]);
+            cluster.until(1, &OF_2);
+            cluster.until(2, &OF_1);
+        });
+        cluster.terminate(1);
+        let (_, _, said) =
+            attempt(&format!("ip netns exec {} {} --cleanup-config", cluster.name(1), env!("CARGO_BIN_EXE_sluice")));
+        assert_eq!(cluster.routes(1), Vec::<String>::new(), "{said}");
+        assert!(run(&format!("ip -n {} route", cluster.name(1))).contains("10.1.0.0/24"), "of somebody else");
+    });
+}
+
+/// What of a node is wrong, and what is said of it.
+const ODD: [(&str, &str, &str); 9] = [
+    ("kube-router.io/node.asn", "many", "is not an AS number"),
+    ("kube-router.io/rr.server", "first", "is neither a number nor an IPv4 address"),
+    ("kube-router.io/path-prepend.as", "65000", "kube-router.io/path-prepend.repeat-n is absent"),
+    ("kube-router.io/node.bgp.communities", "65001:1,nobody", "is not a community"),
+    ("kube-router.io/node.bgp.customimportreject", "10.0.0.0/99", "is not a CIDR"),
+    ("kube-router.io/peers", "[{remoteip: 192.0.2.300, remoteasn: 65001}]", "left out"),
+    ("kube-router.io/bgp-local-addresses", "192.0.2.1,here", "is not an address of a host"),
+    ("kube-router.io/pod-cidr", "10.244.1.0/99", "is not a CIDR"),
+    ("kube-router.io/peer.ips", "192.0.2.9,192.0.2.10", ""),
+];
+
+fn annotated(number: usize, annotations: &[(&str, &str)]) -> String {
+    let all: Vec<String> = annotations.iter().map(|(key, value)| format!("{key}: '{value}'")).collect();
+    let from = format!("{{name: node-{number}}}");
+    node(number).replace(&from, &format!("{{name: node-{number}, annotations: {{{}}}}}", all.join(", ")))
+}
+
+#[test]
+fn what_is_wrong_is_said_once_and_everything_else_works() {
+    in_new(|| {
+        let mut cluster = Cluster::new(4);
+        let odd: Vec<(&str, &str)> = ODD.iter().map(|(key, value, _)| (*key, *value)).collect();
+        let without_pods = node(4).replace("podCIDRs: [10.244.4.0/24, 'fd00:10:244:4::/64']", "unschedulable: false");
+        cluster.write(&[annotated(1, &odd), node(2), node(3), without_pods]);
+        let missing = cluster.directory.path().join("no-passwords");
+        let passwords = format!("--peer-router-passwords-file={}", missing.display());
+        let peer = ["--peer-router-ips=192.0.2.200", "--peer-router-asns=65200"].map(str::to_owned);
+        cluster.flags.insert(1, [[passwords].as_slice(), &peer].concat());
+        cluster.flags.insert(2, vec!["--peer-router-ips=192.0.2.3".into(), "--peer-router-asns=65333".into()]);
+        cluster.flags.insert(4, vec!["--router-id=192.0.2.2".into()]);
+        (1..=4).for_each(|number| cluster.start(number));
+        // Node 3 has the wrong number for node 2, and node 4 its identifier; both are neighbours of node 1.
+        let all: Vec<String> = [
+            "10.244.2.0/24 via 192.0.2.2",
+            "10.244.3.0/24 via 192.0.2.3",
+            "fd00:10:244:2::/64 via 2001:db8::2",
+            "fd00:10:244:3::/64 via 2001:db8::3",
+        ]
+        .map(str::to_owned)
+        .into();
+        cluster.until(1, &all.iter().map(String::as_str).collect::<Vec<_>>());
+        cluster.until(2, &OF_1);
+        cluster.until(3, &OF_1);
+        cluster.until(4, &[OF_1[0], all[1].as_str(), OF_1[1], all[3].as_str()]);
+        // Long enough for several more tries.
+        thread::sleep(Duration::from_secs(6));
+        let log = cluster.log(1);
+        for (key, _, why) in ODD.iter().filter(|(_, _, why)| !why.is_empty()) {
+            let says = |line: &&str| {
+                line.contains("Odd input") && line.contains(&format!("field={key} ")) && line.contains(why)
+            };
+            assert_eq!(log.lines().filter(says).count(), 1, "{key}:\n{log}");
+        }
+        for (number, words, times) in [
+            (1, "The file of passwords cannot be read", 1),
+            (2, "it has another AS number than is configured for it", 1),
+            (3, "it said 2/2 bad peer AS", 1),
+            (2, "its BGP identifier is ours", 1),
+            (4, "pods get no address of it", 2),
+        ] {
+            let log = cluster.log(number);
+            assert_eq!(log.lines().filter(|line| line.contains(words)).count(), times, "{words}:\n{log}");
+        }
+        // Annotations that make sense are taken at once.
+        cluster.write(&[annotated(1, &[("kube-router.io/pod-cidrs", "10.244.1.0/25")]), node(2), node(3), node(4)]);
+        cluster.until(2, &["10.244.1.0/25 via 192.0.2.1"]);
+    });
+}
+
+/// Hosts that forward nothing by themselves, as Docker leaves them; the kubelet's chain says which tables count.
+#[test]
+fn pods_are_reached_where_the_host_forwards_nothing_with_either_kind_of_tables() {
+    for flavour in ["legacy", "nft"] {
+        in_new(|| {
+            let mut cluster = Cluster::new(2);
+            for (number, tool) in [(1, "iptables"), (1, "ip6tables"), (2, "iptables"), (2, "ip6tables")] {
+                let within = format!("ip netns exec {} {tool}-{flavour} -w", cluster.name(number));
+                run(&format!("{within} -t mangle -N KUBE-IPTABLES-HINT"));
+                run(&format!("{within} -P FORWARD DROP"));
+            }
+            cluster.start(1);
+            cluster.start(2);
+            cluster.until(1, &OF_2);
+            cluster.until(2, &OF_1);
+            let pods = [1, 2].map(|number| cluster.attach_pod(number));
+            run("ip netns add outside");
+            run("ip link add to-outside type veth peer name eth0 netns outside");
+            run("ip link set to-outside master wire up");
+            run("ip -n outside link set eth0 up");
+            run("ip -n outside address add 192.0.2.100/24 dev eth0");
+            run("ip -n outside -6 address add 2001:db8::100/64 dev eth0 nodad");
+            run("ip -n outside route add 203.0.113.0/24 via 192.0.2.1");
+            for to in ["10.244.2.9", "fd00:10:244:2::9", "192.0.2.100", "2001:db8::100", "192.0.2.2", "2001:db8::2"] {
+                assert!(reaches(&pods[0], to), "{flavour}: {to}\n{}", cluster.log(1));
+            }
+            assert!(reaches(&pods[1], "10.244.1.9") && reaches(&pods[1], "fd00:10:244:1::9"), "{flavour}");
+            // What is no pod's and no answer stays where it is.
+            run(&format!("ip -n {} address add 203.0.113.1/24 dev eth0", cluster.name(2)));
+            run(&format!("ip -n {} route add 203.0.113.0/24 via 192.0.2.2", cluster.name(1)));
+            assert!(!reaches("outside", "203.0.113.1"), "{flavour}: the node forwards for others");
+        });
+    }
+}
+
+/// Whether ping is answered, tried for a while: neighbours have to be found first.
+fn reaches(from: &str, to: &str) -> bool {
+    (0..3).any(|_| attempt(&format!("ip netns exec {from} ping -c 1 -W 1 {to}")).0)
+}
+
+#[test]
+fn neighbours_that_cannot_be_spoken_with_are_told_once_and_the_others_are_spoken_with() {
+    in_new(|| {
+        let mut cluster = Cluster::new(3);
+        // Node 2 knows no password; nobody has the other address.
+        let flags = [
+            "--peer-router-ips=192.0.2.2,192.0.2.200",
+            "--peer-router-asns=64512,65200",
+            "--peer-router-passwords=c2VzYW1l,",
+        ];
+        cluster.flags.insert(1, flags.map(str::to_owned).into());
+        let namespace = fs::File::open(format!("/run/netns/{}", cluster.name(1))).expect("the namespace of node 1");
+        let occupant = thread::spawn(move || {
+            let network = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), network).expect("root may move");
+            TcpListener::bind("0.0.0.0:179").expect("it is free")
+        });
+        let occupant = occupant.join().expect("it listens");
+        (1..=3).for_each(|number| cluster.start(number));
+        let of_3 = ["10.244.3.0/24 via 192.0.2.3", "fd00:10:244:3::/64 via 2001:db8::3"];
+        cluster.until(1, &of_3);
+        cluster.until(2, &of_3);
+        cluster.until(3, &[OF_1[0], OF_2[0], OF_1[1], OF_2[1]]);
+        let troubles = ["Listening(192.0.2.1:179)", "Dialling(192.0.2.2)", "Dialling(192.0.2.200)"];
+        for subject in troubles {
+            cluster.until_said(1, subject, 1);
+        }
+        // Long enough for several more tries.
+        thread::sleep(Duration::from_secs(6));
+        let log = cluster.log(1);
+        for subject in troubles {
+            assert_eq!(log.matches(subject).count(), 1, "{subject}:\n{log}");
+        }
+        assert!(!log.contains("sesame") && !log.contains("c2VzYW1l"), "{log}");
+        drop(occupant);
+        cluster.until_said(1, troubles[0], 2);
+        cluster.until_said(1, "BGP can do it again", 1);
+    });
+}

@@ -1,0 +1,192 @@
+//! Tunnels to other nodes, on a kernel with `ipip`, `ip6_tunnel`, `fou` and `fou6`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Barrier, Mutex};
+
+use sluice::kernel::link::LinkName;
+use sluice::kernel::tunnel::{ReceivePort, ReceivePorts, Tunnel, Tunnels};
+use sluice::net::Family;
+use sluice::reconcile::{Phase, Step, Target};
+
+use crate::namespace::{self, attempt, run};
+
+fn in_new(test: impl FnOnce() + Send) {
+    namespace::in_new(|| {
+        let (made, _, error) = attempt("ip link add probe type ipip local 192.0.2.1 remote 192.0.2.9");
+        assert!(made, "this kernel has no module ipip; run this test in the guest of the lab: {error}");
+        run("ip link delete probe");
+        run("modprobe -a fou fou6");
+        run("ip link add eth0 type dummy");
+        run("ip link set eth0 up");
+        run("ip address add 192.0.2.1/24 dev eth0");
+        run("ip address add 2001:db8::1/64 dev eth0 nodad");
+        test();
+    });
+}
+
+fn is_ours(name: &str) -> bool {
+    name.starts_with("tun-")
+}
+
+fn tunnel(local: &str, remote: &str, udp_port: Option<u16>) -> Tunnel {
+    let end = |text: &str| text.parse().expect("an address");
+    Tunnel { local: end(local), remote: end(remote), udp_port, ttl: 0, mtu: Some(1400), up: true }
+}
+
+fn name(number: usize) -> LinkName {
+    LinkName(format!("tun-{number:011x}").into())
+}
+
+fn only(tunnels: &mut Tunnels, key: &LinkName) -> Tunnel {
+    let mut found = tunnels.read().expect("a reading");
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(key).expect("it is this one")
+}
+
+#[test]
+fn a_tunnel_of_either_family_is_made_found_changed_and_deleted() {
+    in_new(|| {
+        run("ip link add tun-foreign type ipip local 192.0.2.1 remote 192.0.2.8");
+        run("ip link add tun-00000000099 type dummy");
+        let mut tunnels = Tunnels::open(|name| name.len() == 15 && is_ours(name), true).expect("a socket");
+        for (number, (want, kind)) in [
+            (tunnel("192.0.2.1", "192.0.2.2", None), "ipip"),
+            (tunnel("192.0.2.1", "192.0.2.2", Some(5555)), "encap gue"),
+            (tunnel("2001:db8::1", "2001:db8::2", None), "ip6tnl"),
+            (tunnel("2001:db8::1", "2001:db8::2", Some(5555)), "encap gue"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let key = name(number);
+            let failures = tunnels.apply(Phase::Grow, &[Step { key: &key, have: None, want: Some(&want) }]);
+            assert!(failures.is_empty(), "{failures:?}");
+            assert_eq!(only(&mut tunnels, &key), want);
+            let shown = run(&format!("ip -d link show {key} up"));
+            assert!(shown.contains(kind) && shown.contains("mtu 1400"), "{shown}");
+
+            run(&format!("ip link set {key} down mtu 1300"));
+            let have = only(&mut tunnels, &key);
+            assert_eq!(have, Tunnel { mtu: Some(1300), up: false, ..want });
+            let number = || run(&format!("ip -o link show {key}")).split(':').next().map(str::to_owned);
+            let before = number();
+            let other = Tunnel { ttl: 64, ..want };
+            assert!(
+                tunnels.apply(Phase::Grow, &[Step { key: &key, have: Some(&have), want: Some(&other) }]).is_empty()
+            );
+            assert_eq!(only(&mut tunnels, &key), other);
+            assert_eq!(number(), before, "it was made anew");
+
+            assert!(tunnels.apply(Phase::Shrink, &[Step { key: &key, have: Some(&other), want: None }]).is_empty());
+            assert!(tunnels.read().expect("a reading").is_empty());
+        }
+        assert!(run("ip link show tun-foreign").contains("tun-foreign"));
+    });
+}
+
+#[test]
+fn a_tunnel_that_cannot_be_changed_in_place_is_replaced() {
+    in_new(|| {
+        let mut tunnels = Tunnels::open(is_ours, true).expect("a socket");
+        let (key, plain) = (name(1), tunnel("192.0.2.1", "192.0.2.2", None));
+        let inside_udp = tunnel("192.0.2.1", "192.0.2.2", Some(5555));
+        assert!(tunnels.apply(Phase::Grow, &[Step { key: &key, have: None, want: Some(&plain) }]).is_empty());
+        for (have, want) in [(plain, inside_udp), (inside_udp, plain)] {
+            let failures = tunnels.apply(Phase::Grow, &[Step { key: &key, have: Some(&have), want: Some(&want) }]);
+            assert!(failures.is_empty(), "{failures:?}");
+            assert_eq!(only(&mut tunnels, &key), want);
+        }
+    });
+}
+
+#[test]
+fn a_tunnel_that_kube_router_made_is_ours_and_kept() {
+    in_new(|| {
+        run("ip link add tun-e443169117a type ipip local 192.0.2.1 remote 10.0.0.1 ttl inherit nopmtudisc");
+        run("ip link set tun-e443169117a up");
+        let mut tunnels = Tunnels::open(is_ours, false).expect("a socket");
+        let want = Tunnel { mtu: None, ..tunnel("192.0.2.1", "10.0.0.1", None) };
+        assert_eq!(only(&mut tunnels, &LinkName("tun-e443169117a".into())), want);
+    });
+}
+
+#[test]
+fn ports_that_receive_packets_inside_udp_are_made_found_and_deleted_for_each_family() {
+    in_new(|| {
+        run("ip fou add port 7777 gue");
+        let mut ports = ReceivePorts::open([5555].into()).expect("a socket");
+        assert!(ports.read().expect("a reading").is_empty());
+        let keys = Family::BOTH.map(|family| ReceivePort { family, port: 5555 });
+        let make: Vec<_> = keys.iter().map(|key| Step { key, have: None, want: Some(&()) }).collect();
+        assert!(ports.apply(Phase::Grow, &make).is_empty());
+        assert!(run("ip fou show").contains("port 5555 gue"));
+        assert!(run("ip -6 fou show").contains("port 5555 gue"));
+        assert_eq!(ports.read().expect("a reading"), keys.iter().map(|key| (*key, ())).collect::<BTreeMap<_, _>>());
+        let delete: Vec<_> = keys.iter().map(|key| Step { key, have: Some(&()), want: None }).collect();
+        assert!(ports.apply(Phase::Shrink, &delete).is_empty());
+        assert!(ports.read().expect("a reading").is_empty());
+        assert!(run("ip fou show").contains("7777"));
+    });
+}
+
+/// A node with one tunnel to the other, and a pod's address behind it.
+fn node(number: u8, other: u8, udp_port: Option<u16>) {
+    let mut tunnels = Tunnels::open(is_ours, true).expect("a socket");
+    for (key, local, remote) in [
+        (name(4), format!("192.0.2.{number}"), format!("192.0.2.{other}")),
+        (name(6), format!("2001:db8::{number}"), format!("2001:db8::{other}")),
+    ] {
+        let want = tunnel(&local, &remote, udp_port);
+        assert!(tunnels.apply(Phase::Grow, &[Step { key: &key, have: None, want: Some(&want) }]).is_empty());
+    }
+    if let Some(port) = udp_port {
+        let mut ports = ReceivePorts::open([port].into()).expect("a socket");
+        let keys = Family::BOTH.map(|family| ReceivePort { family, port });
+        let make: Vec<_> = keys.iter().map(|key| Step { key, have: None, want: Some(&()) }).collect();
+        assert!(ports.apply(Phase::Grow, &make).is_empty());
+    }
+    run(&format!("ip address add 10.244.{number}.1/32 dev lo"));
+    run(&format!("ip address add fd00:10:244:{number}::1/128 dev lo"));
+    run(&format!("ip route add 10.244.{other}.0/24 dev {} src 10.244.{number}.1", name(4)));
+    run(&format!("ip route add fd00:10:244:{other}::/64 dev {} src fd00:10:244:{number}::1", name(6)));
+}
+
+/// The other node, in a namespace of its own on another thread: says where that is, and waits for its end of the wire.
+fn other_node(udp_port: Option<u16>, made: &Mutex<Sender<PathBuf>>, wired: &Barrier) {
+    namespace::in_new(|| {
+        made.lock().expect("one thread").send(namespace::path()).expect("somebody waits");
+        wired.wait();
+        run("ip address add 192.0.2.2/24 dev eth0");
+        run("ip address add 2001:db8::2/64 dev eth0 nodad");
+        run("ip link set eth0 up");
+        node(2, 1, udp_port);
+        run("ping -c 2 -i 0.2 -W 5 10.244.1.1");
+        run("ping -c 2 -i 0.2 -W 5 fd00:10:244:1::1");
+    });
+}
+
+#[test]
+fn packets_of_both_families_go_through_plain_tunnels_and_through_udp() {
+    for udp_port in [None, Some(5555)] {
+        in_new(|| {
+            run("ip link delete eth0");
+            run("ip link add wire type veth peer name eth0");
+            let wired = Barrier::new(2);
+            let (made, is_made) = channel();
+            let made = Mutex::new(made);
+            std::thread::scope(|scope| {
+                let other = scope.spawn(|| other_node(udp_port, &made, &wired));
+                let there = is_made.recv().expect("the other namespace is made");
+                run(&format!("ip link set eth0 netns {}", there.display()));
+                run("ip address add 192.0.2.1/24 dev wire");
+                run("ip address add 2001:db8::1/64 dev wire nodad");
+                run("ip link set wire up");
+                node(1, 2, udp_port);
+                wired.wait();
+                other.join().expect("the other node reaches this one");
+            });
+        });
+    }
+}

@@ -1,0 +1,197 @@
+//! The families of the router: devices that packets go through, routes that were learned, and rules that choose a table.
+
+use std::collections::BTreeMap;
+
+use compact_str::CompactString;
+use rustix::io::Errno;
+use sluice::kernel::Error;
+use sluice::kernel::bridge::Bridge;
+use sluice::kernel::iptables::Piece;
+use sluice::kernel::link::LinkName;
+use sluice::kernel::route::{Route, RouteKey};
+use sluice::kernel::rule::RuleKey;
+use sluice::kernel::sysctl::{Setting, Wanted};
+use sluice::kernel::tunnel::{ReceivePort, Tunnel};
+use sluice::net::Family;
+use sluice::proxy;
+use sluice::router::apply::{Kernel, Ruled, Targets, set_names};
+use sluice::router::linux::learned_routes;
+use sluice::router::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, TUNNEL_TABLE, is_tunnel};
+
+use super::families::{Elements, Routes, Rows, RuleRows, Sets, Settings};
+use super::{Memory, MemoryKernel, Object, State};
+
+pub enum Bridges {}
+pub enum Tunnels {}
+pub enum ReceivePorts {}
+pub enum LearnedRoutes {}
+pub enum SourceRules {}
+
+/// The port that is configured where nothing else is.
+const PORT: u16 = 5555;
+
+impl Rows for Bridges {
+    type Key = LinkName;
+    type Value = Bridge;
+    const NAME: &'static str = "bridges";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<LinkName, Bridge> {
+        &mut state.bridges
+    }
+
+    fn object(key: &LinkName) -> Object {
+        Object::Bridge(key.clone())
+    }
+
+    fn is_ours(key: &LinkName, _: &Bridge) -> bool {
+        key.0 == BRIDGE
+    }
+}
+
+impl Rows for Tunnels {
+    type Key = LinkName;
+    type Value = Tunnel;
+    const NAME: &'static str = "tunnels";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<LinkName, Tunnel> {
+        &mut state.tunnels
+    }
+
+    fn object(key: &LinkName) -> Object {
+        Object::Tunnel(key.clone())
+    }
+
+    fn is_ours(key: &LinkName, _: &Tunnel) -> bool {
+        is_tunnel(&key.0)
+    }
+
+    /// One of another family, or with UDP instead of without, is made anew, and has lost its routes.
+    fn lose(state: &mut State, key: &LinkName, _: &Tunnel, want: Option<&Tunnel>) {
+        let found = state.tunnels.get(key).copied();
+        let stays = |(found, want): (Tunnel, &Tunnel)| {
+            let is_same = Family::from(found.local) == Family::from(want.local);
+            is_same && found.udp_port.is_some() == want.udp_port.is_some() && want.up
+        };
+        if !found.zip(want).is_some_and(stays) {
+            lose_routes(state, key);
+        }
+    }
+}
+
+/// A device that goes takes its routes along, and of shared ones its part.
+pub fn lose_routes(state: &mut State, link: &LinkName) {
+    state.routes.retain(|_, route| {
+        route.next_hops.retain(|hop| hop.link != *link);
+        !route.next_hops.is_empty()
+    });
+}
+
+impl Rows for ReceivePorts {
+    type Key = ReceivePort;
+    type Value = ();
+    const NAME: &'static str = "receiving ports";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<ReceivePort, ()> {
+        &mut state.receive_ports
+    }
+
+    fn object(key: &ReceivePort) -> Object {
+        Object::ReceivePort(*key)
+    }
+
+    fn is_ours(key: &ReceivePort, (): &()) -> bool {
+        key.port == PORT
+    }
+}
+
+impl Rows for LearnedRoutes {
+    type Key = RouteKey;
+    type Value = Route;
+    const NAME: &'static str = "routes";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<RouteKey, Route> {
+        &mut state.routes
+    }
+
+    fn object(key: &RouteKey) -> Object {
+        Object::Route(key.clone())
+    }
+
+    fn is_ours(key: &RouteKey, route: &Route) -> bool {
+        learned_routes().iter().any(|ours| (ours.table, ours.protocol) == (key.table, route.protocol))
+    }
+
+    fn refusal(state: &State, key: &RouteKey, want: Option<&Route>) -> Option<Errno> {
+        Routes::refusal(state, key, want)
+    }
+}
+
+impl Rows for SourceRules {
+    type Key = RuleKey;
+    type Value = ();
+    const NAME: &'static str = "source rules";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<RuleKey, ()> {
+        &mut state.source_rules
+    }
+
+    fn object(key: &RuleKey) -> Object {
+        Object::SourceRule(*key)
+    }
+
+    fn is_ours(key: &RuleKey, (): &()) -> bool {
+        key.table == TUNNEL_TABLE
+    }
+}
+
+impl MemoryKernel {
+    /// Targets of the families that the router keeps.
+    pub fn router_targets(&self) -> Targets<MemoryKernel> {
+        let names = set_names();
+        let elements_of = names.clone();
+        let is_ours = |piece: &Piece| match piece {
+            Piece::Chain { chain, .. } => [CHAIN_EGRESS, CHAIN_PODS].contains(&chain.as_str()),
+            Piece::Jump { to, .. } => [CHAIN_EGRESS, CHAIN_PODS].contains(&to.as_str()),
+            Piece::Leftover { .. } => false,
+        };
+        Targets {
+            kernel: self.clone(),
+            settings: Memory::new(self),
+            bridges: Memory::new(self),
+            sets: Memory { ours: Box::new(move |set, _| names.contains(set)), ..Memory::new(self) },
+            elements: Memory { ours: Box::new(move |key, _| elements_of.contains(&key.set)), ..Memory::new(self) },
+            rules: Memory { ours: Box::new(move |piece, _| is_ours(piece)), ..Memory::new(self) },
+            receive_ports: Memory::new(self),
+            tunnels: Memory::new(self),
+            routes: Memory::new(self),
+            source_rules: Memory::new(self),
+        }
+    }
+}
+
+impl Kernel for MemoryKernel {
+    type Settings = Memory<Settings>;
+    type Bridges = Memory<Bridges>;
+    type Sets = Memory<Sets>;
+    type Elements = Memory<Elements>;
+    type Rules = Memory<RuleRows>;
+    type ReceivePorts = Memory<ReceivePorts>;
+    type Tunnels = Memory<Tunnels>;
+    type Routes = Memory<LearnedRoutes>;
+    type SourceRules = Memory<SourceRules>;
+
+    /// Memory has no pods.
+    fn bridge_is_free(&mut self) -> bool {
+        true
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+impl Ruled for Memory<Settings> {
+    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Setting, CompactString>, Error> {
+        proxy::apply::Ruled::wanted(self, rules)
+    }
+}
