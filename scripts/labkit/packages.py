@@ -8,6 +8,9 @@ from . import own
 
 TOOLS = {
     "iproute2": "/sbin/ip",
+    "iputils-ping": "/usr/bin/ping",
+    "nftables": "/usr/sbin/nft",
+    "procps": "/sbin/sysctl",
     "iptables": "/usr/sbin/iptables",
     "ipset": "/usr/sbin/ipset",
     "ipvsadm": "/usr/sbin/ipvsadm",
