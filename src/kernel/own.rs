@@ -5,6 +5,8 @@
 //! Without this list every change of ours would look like somebody's, and be followed by a reading.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::process::Child;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::netlink::Bus;
@@ -12,8 +14,9 @@ use super::netlink::Bus;
 static PORTS: Mutex<BTreeSet<(Bus, u32)>> = Mutex::new(BTreeSet::new());
 static PROGRAMS: Mutex<VecDeque<u32>> = Mutex::new(VecDeque::new());
 
-/// Programs are few and short; their notifications are read at once.
-const MOST_PROGRAMS: usize = 16;
+/// Programs are few and short, and their notifications are read at once; some room for a thread that has to wait for a
+/// processor.
+const MOST_PROGRAMS: usize = 64;
 
 /// The port of an open socket of ours.
 #[derive(Debug)]
@@ -35,13 +38,16 @@ impl Drop for Port {
     }
 }
 
-/// Notes that we started this program.
-pub(super) fn note_program(process: u32) {
+/// Starts a program and notes it as ours. Whoever asks meanwhile waits, so that no program is taken for somebody's because
+/// it was quicker than we are.
+pub(super) fn start_program(start: impl FnOnce() -> io::Result<Child>) -> io::Result<Child> {
     let mut programs = lock(&PROGRAMS);
-    programs.push_back(process);
+    let child = start()?;
+    programs.push_back(child.id());
     if programs.len() > MOST_PROGRAMS {
         programs.pop_front();
     }
+    Ok(child)
 }
 
 /// True when a notification with this port was caused by us.

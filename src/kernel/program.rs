@@ -61,19 +61,14 @@ pub(super) fn run(call: Call<'_>) -> Result<String, Fault> {
 pub(super) fn start(call: Call<'_>) -> Result<Running, Fault> {
     let input = memory_file(call.input)?;
     let (said, complained) = (memory_file(&[])?, memory_file(&[])?);
-    let started = Command::new(call.program)
-        .args(call.arguments)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::from(input))
-        .stdout(Stdio::from(said.try_clone()?))
-        .stderr(Stdio::from(complained.try_clone()?))
-        .spawn();
-    let child = match started {
+    let mut command = Command::new(call.program);
+    command.args(call.arguments).env("LC_ALL", "C").stdin(Stdio::from(input));
+    command.stdout(Stdio::from(said.try_clone()?)).stderr(Stdio::from(complained.try_clone()?));
+    let child = match own::start_program(|| command.spawn()) {
         Ok(child) => child,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Fault::Missing),
         Err(error) => return Err(error.into()),
     };
-    own::note_program(child.id());
     Ok(Running { child, said, complained, deadline: Instant::now() + call.limit })
 }
 
