@@ -94,8 +94,14 @@ pub struct Mirrors<K: Kernel> {
     uses_memory: bool,
     /// Elements that were wanted and are no longer.
     left: BTreeSet<ElementKey>,
-    /// Since when something may be left that nobody enters any more.
-    untidy_since: Option<Instant>,
+    untidy: Option<Untidy>,
+}
+
+/// Something may be left that nobody enters any more.
+#[derive(Clone, Copy)]
+struct Untidy {
+    since: Instant,
+    until: Instant,
 }
 
 /// How long what nobody enters any more stays behind a change, so that removing it holds up none that follows; and how long
@@ -133,7 +139,7 @@ impl<K: Kernel> Mirrors<K> {
             audits: Audits::default(),
             uses_memory: false,
             left: BTreeSet::new(),
-            untidy_since: None,
+            untidy: None,
         }
     }
 
@@ -175,7 +181,7 @@ impl<K: Kernel> Mirrors<K> {
         let mut round = Round::default();
         match authority {
             Authority::Complete => self.shut_out_gone_pods(desired, at),
-            _ => self.untidy_since = None,
+            _ => self.untidy = None,
         }
         self.grow_sets(desired, at);
         let order = self.order(given);
@@ -183,7 +189,9 @@ impl<K: Kernel> Mirrors<K> {
         let sets_are_there = Instant::now();
         round.sets_took = sets_are_there - begun;
         if self.waits_for_sets(desired, &order, at) {
-            self.untidy_since = None;
+            // All that is due meanwhile waits for the same, so that nobody comes back for it before.
+            self.untidy = None;
+            self.refusals.fall_due(at.now);
             return round;
         }
         let mut held = self.held(given, &order);
@@ -207,6 +215,10 @@ impl<K: Kernel> Mirrors<K> {
         }
         // Last of all: what an earlier pod with the same address might do has gone from the sets by now.
         self.add_behind(given, want, |key, behind| pods_of(key).is_some_and(|family| *behind.of(family)));
+        if self.is_settled() {
+            // What came last of all was all that was left.
+            self.untidy = None;
+        }
         round.settled = self.refusals.settle(&desired.rules, self.rules.seen());
         round
     }
@@ -257,7 +269,7 @@ impl<K: Kernel> Mirrors<K> {
     /// When the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
         let families = self.reflections().into_iter().filter_map(|family| family.retry_at());
-        families.chain(self.refusals.retry_at()).chain(self.untidy_since.map(|since| since + TIDY)).min()
+        families.chain(self.refusals.retry_at()).chain(self.untidy.map(|untidy| untidy.until)).min()
     }
 
     /// True when every family is known to be as wanted, as far as the kernel takes it.
@@ -322,13 +334,12 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Whether to remove what nobody enters any more.
     fn is_time_to_tidy(&mut self, has_changed: bool, at: Moment) -> bool {
-        let patience = if has_changed { TIDY_AT_LAST } else { TIDY };
-        let waits = match self.untidy_since {
-            Some(since) => at.now < since + patience,
-            None => has_changed && !self.is_settled(),
-        };
-        self.untidy_since = if waits { self.untidy_since.or(Some(at.now)) } else { None };
-        !waits
+        if has_changed && !self.is_settled() {
+            let since = self.untidy.map_or(at.now, |untidy| untidy.since);
+            self.untidy = Some(Untidy { since, until: (at.now + TIDY).min(since + TIDY_AT_LAST) });
+        }
+        self.untidy = self.untidy.filter(|untidy| at.now < untidy.until);
+        self.untidy.is_none()
     }
 
     fn take_refused(&mut self, at: Moment) -> Vec<Refusal> {

@@ -70,13 +70,20 @@ impl Refusals {
         true
     }
 
-    /// What is to be left out now: what was refused and is not to be tried again yet.
-    pub fn overlay(&mut self, now: Instant) -> Overlay {
-        let mut overlay = Overlay::default();
-        for (piece, refused) in &mut self.0 {
-            if refused.backoff.retry_at().is_some_and(|at| at <= now) {
+    /// Ends the waiting of those whose time has come: they are wanted whole again as soon as rules are changed.
+    pub fn fall_due(&mut self, now: Instant) {
+        for refused in self.0.values_mut() {
+            if refused.backoff.is_due(now) {
                 refused.backoff.tried();
             }
+        }
+    }
+
+    /// What is to be left out now: what was refused and is not to be tried again yet.
+    pub fn overlay(&mut self, now: Instant) -> Overlay {
+        self.fall_due(now);
+        let mut overlay = Overlay::default();
+        for (piece, refused) in &self.0 {
             if refused.backoff.retry_at().is_none() {
                 continue;
             }

@@ -142,6 +142,29 @@ fn what_an_earlier_run_left_is_not_closed_before_its_pods_are_known() {
     });
 }
 
+#[test]
+fn a_loop_that_has_nothing_left_to_do_sleeps() {
+    with_running(true, async |running| {
+        running.settles(&with_node(shop())).await;
+        // What came last of all are the addresses of pods, behind a change of the rules.
+        let more = Case(with_node(shop())).pod("shop/late", HERE, ["10.244.0.9 fd00:10:244::9", "app=web", ""]).0;
+        running.settles(&more).await;
+        running.until_ready().await;
+        let before = busy_ticks();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let spent = busy_ticks() - before;
+        assert!(spent < 50, "{spent} hundredths of a second at rest");
+    });
+}
+
+/// The processor's time that this thread has had, in hundredths of a second (proc_pid_stat(5): `utime` and `stime`).
+fn busy_ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("every thread has one");
+    let (_, behind_name) = stat.rsplit_once(") ").expect("the name of the program");
+    let ticks = behind_name.split(' ').skip(11).take(2);
+    ticks.map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+}
+
 fn shop() -> World {
     let case = Case::new()
         .namespace("shop", "")

@@ -503,7 +503,15 @@ impl<'r> Walk<'r> {
         for _ in 0..rounds {
             let at = self.moment();
             self.agent.mirrors.round(self.agent.lowering.desired(), authority, at);
-            self.now = self.agent.mirrors.retry_at().map_or(self.now, |at| at.max(self.now));
+            let mirrors = &self.agent.mirrors;
+            if mirrors.is_settled() {
+                assert_eq!(mirrors.retry_at(), mirrors.refusals().retry_at(), "what is settled is done");
+            }
+            let Some(due) = mirrors.retry_at() else { continue };
+            let families =
+                mirrors.reflections().map(|family| (family.name(), family.retry_at(), family.trouble().cloned()));
+            assert!(due > self.now, "nothing is left for the same moment: {families:?}, after {:#?}", self.story);
+            self.now = due;
         }
     }
 

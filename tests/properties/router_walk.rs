@@ -307,6 +307,7 @@ impl<'r> Walk<'r> {
         }
         for _ in 0..1 + self.random.below(3) {
             self.round();
+            self.check_rest();
             if self.random.chance(50) {
                 self.pass_until_retry();
             }
@@ -316,6 +317,12 @@ impl<'r> Walk<'r> {
 
     fn pass_until_retry(&mut self) {
         self.now = self.agent.mirrors.retry_at().map_or(self.now, |at| at.max(self.now));
+    }
+
+    /// Whoever is settled has nothing to come back for, and nobody comes back at the same moment.
+    fn check_rest(&self) {
+        let (settled, due) = (self.agent.mirrors.is_settled(), self.agent.mirrors.retry_at());
+        assert!(due.is_none_or(|due| !settled && due > self.now), "settled: {settled}, {due:?}");
     }
 
     fn moment(&mut self) -> Moment {

@@ -226,11 +226,18 @@ impl Walk {
         }
         for _ in 0..1 + self.random.below(3) {
             self.round();
+            self.check_rest();
             if self.random.chance(50) {
                 self.clock.pass_until(self.agent.mirrors.retry_at());
             }
         }
         self.kernel.with(|machine| machine.faults = Faults::none());
+    }
+
+    /// Whoever is settled has nothing to come back for, and nobody comes back at the same moment.
+    fn check_rest(&self) {
+        let (settled, due) = (self.agent.mirrors.is_settled(), self.agent.mirrors.retry_at());
+        assert!(due.is_none_or(|due| !settled && due > self.clock.now), "settled: {settled}, {due:?}");
     }
 
     fn moment(&mut self) -> Moment {
