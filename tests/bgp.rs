@@ -19,22 +19,16 @@ mod random;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use network::{Network, Plan};
-use random::{Random, number};
+use random::{Random, number, seeds};
 use walk::Walk;
 
 #[test]
 fn whatever_happens_all_speakers_come_to_the_tables_that_a_direct_computation_gives() {
     let steps = number("BGP_STEPS").unwrap_or(40);
-    let seeds: Vec<u64> = match number("BGP_SEED") {
-        Some(seed) => vec![seed],
-        None => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_nanos() as u64;
-            (0..number("BGP_WALKS").unwrap_or(40)).map(|walk| now.wrapping_add(walk)).collect()
-        }
-    };
+    let seeds = seeds("BGP_SEED", number("BGP_WALKS").unwrap_or(40));
     let mut sessions = 0;
     for seed in seeds {
         let mut walk = Walk::new(seed);

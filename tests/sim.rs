@@ -6,7 +6,8 @@
 //! with what is wanted.
 //!
 //! - `SIM_SEED=n` runs one walk again; a failure names its seed and tells what happened.
-//! - `SIM_WALKS=n` walks (by default a few), each of `SIM_STEPS=n` steps.
+//! - `SIM_WALKS=n` walks (by default a few), each of `SIM_STEPS=n` steps, with seeds from `FIRST_SEED` on or of the day's
+//!   clock.
 
 #![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
 
@@ -24,21 +25,13 @@ mod walk;
 #[path = "sim/watch.rs"]
 mod watch;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use support::random::number;
+use support::random::{number, seeds};
 use walk::Walk;
 
 #[test]
 fn whatever_happens_the_kernel_becomes_what_is_wanted_by_a_way_that_hurts_nobody() {
     let steps = number("SIM_STEPS").unwrap_or(150);
-    let seeds: Vec<u64> = match number("SIM_SEED") {
-        Some(seed) => vec![seed],
-        None => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_nanos() as u64;
-            (0..number("SIM_WALKS").unwrap_or(60)).map(|walk| now.wrapping_add(walk)).collect()
-        }
-    };
+    let seeds = seeds("SIM_SEED", number("SIM_WALKS").unwrap_or(60));
     println!("seeds {} to {}, {steps} steps each", seeds[0], seeds[seeds.len() - 1]);
     let mut totals = walk::Counts::default();
     for seed in seeds {

@@ -49,16 +49,21 @@ pub fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} must be a number; it is {text:?}")))
 }
 
+/// The first seed of a run: the number in `FIRST_SEED`, which makes the run the same each time, or one of the clock.
+pub fn first_seed() -> u64 {
+    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_nanos() as u64;
+    number("FIRST_SEED").unwrap_or_else(clock)
+}
+
+/// The seed in an environment variable, or so many from the first one on.
+pub fn seeds(variable: &str, runs: u64) -> Vec<u64> {
+    let (first, runs) = number(variable).map_or_else(|| (first_seed(), runs), |seed| (seed, 1));
+    (0..runs).map(|run| first.wrapping_add(run)).collect()
+}
+
 /// Runs a check on many seeds, and names the one that failed.
 pub fn for_many(runs: u64, check: impl Fn(&mut Random) + std::panic::RefUnwindSafe) {
-    let seeds: Vec<u64> = match number("PROPERTY_SEED") {
-        Some(seed) => vec![seed],
-        None => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_nanos() as u64;
-            (0..number("PROPERTY_RUNS").unwrap_or(runs)).map(|run| now.wrapping_add(run)).collect()
-        }
-    };
-    for seed in seeds {
+    for seed in seeds("PROPERTY_SEED", number("PROPERTY_RUNS").unwrap_or(runs)) {
         let run = std::panic::catch_unwind(|| check(&mut Random::new(seed)));
         assert!(run.is_ok(), "failed; PROPERTY_SEED={seed} runs it again");
     }
