@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::message::{self, Attributes, Notification, Reason, Refresh, RefreshKind, Remark, Update};
-use super::rib::{Joining, PeerId, Policies, Rib, RouteChange, Rules};
+use super::rib::{Joining, PeerId, Policies, Rib, Rules};
 use super::session::{Agreement, Cause, Effect, Event, LinkId, Moment, Peer};
 use crate::net::{Family, PerFamily};
 
@@ -90,8 +90,8 @@ pub enum Output {
     Send(LinkId, Arc<[u8]>),
     /// Close, when everything has been sent.
     Close(LinkId),
-    /// Best routes that have changed.
-    Routes(Vec<RouteChange>),
+    /// Prefixes whose route has changed; see [`Flushed::routes`](super::rib::Flushed::routes).
+    Routes(Vec<IpNet>),
     Fact(IpAddr, Fact),
     /// Our restart is over: the table is as complete as it gets.
     Complete,

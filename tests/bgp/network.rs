@@ -295,13 +295,15 @@ impl Network {
                         self.close(wire, end, false);
                     }
                 }
-                Output::Routes(routes) => {
-                    for change in routes {
-                        match change.next_hops.first() {
-                            Some(next_hop) => self.hosts[host].kernel.insert(change.prefix, *next_hop),
+                Output::Routes(prefixes) => {
+                    let host = &mut self.hosts[host];
+                    let rib = host.speaker.as_ref().expect("it has just spoken").rib();
+                    for prefix in prefixes {
+                        match rib.route(prefix).next_hops.first() {
+                            Some(next_hop) => host.kernel.insert(prefix, *next_hop),
                             None => {
-                                self.hosts[host].removed += 1;
-                                self.hosts[host].kernel.remove(&change.prefix)
+                                host.removed += 1;
+                                host.kernel.remove(&prefix)
                             }
                         };
                     }

@@ -300,9 +300,12 @@ impl Cluster {
                         self.events.push_back(Event::Closed(other.owner, other.link));
                     }
                 }
-                Output::Routes(changes) => {
+                Output::Routes(prefixes) => {
                     if let Owner::Node(number) = owner {
-                        self.members.get_mut(&number).expect("it is there").plan.learn(&changes);
+                        let member = self.members.get_mut(&number).expect("it is there");
+                        let rib = member.speaker.as_ref().expect("it has just spoken").rib();
+                        let changes: Vec<_> = prefixes.into_iter().map(|prefix| rib.route(prefix)).collect();
+                        member.plan.learn(&changes);
                     }
                 }
                 Output::AbandonDial(_) | Output::Fact(..) | Output::Complete => {}

@@ -427,7 +427,7 @@ impl Driver {
                 Output::AbandonDial(address) => self.links.end_dial(address),
                 Output::Send(link, bytes) => self.links.send(link, bytes),
                 Output::Close(link) => self.links.close(link, Instant::now()),
-                Output::Routes(changes) => self.news.routes(changes.into_iter().map(|change| change.prefix)),
+                Output::Routes(prefixes) => self.news.routes(prefixes),
                 Output::Fact(address, fact) => {
                     // However the session came about, nothing is wrong with the neighbour any more.
                     if matches!(fact, Fact::Up(_)) && self.undialled.remove(&address) {

@@ -94,9 +94,9 @@ const BETWEEN_REFUSALS: Duration = Duration::from_secs(60);
 
 impl News {
     /// The routes to these prefixes have changed.
-    pub fn routes(&mut self, prefixes: impl Iterator<Item = IpNet>) {
+    pub fn routes(&mut self, prefixes: impl IntoIterator<Item = IpNet>) {
         let told = &self.turn.routes;
-        self.next.routes.extend(prefixes.filter(|prefix| !told.contains(prefix)));
+        self.next.routes.extend(prefixes.into_iter().filter(|prefix| !told.contains(prefix)));
     }
 
     pub fn complete(&mut self) {
@@ -200,10 +200,10 @@ mod tests {
     #[test]
     fn of_each_prefix_only_the_newest_route_is_told_and_before_the_facts() {
         let mut news = News::default();
-        news.routes([prefix(1), prefix(2)].into_iter());
+        news.routes([prefix(1), prefix(2)]);
         news.complete();
         news.push(Event::Trouble(Subject::Dialling(HERE), None));
-        news.routes([prefix(1)].into_iter());
+        news.routes([prefix(1)]);
         let events = news.take(Instant::now(), looked_up(9));
         let [Event::Routes(routes), Event::Trouble(..), Event::Complete] = events.as_slice() else {
             panic!("{events:?}")
@@ -219,7 +219,7 @@ mod tests {
         news.push(Event::Trouble(Subject::Dialling(HERE), None));
         assert_eq!(told(&mut news, 1), ((0..PORTION as u32).map(prefix).collect(), 0));
         // What changes meanwhile: one that has been told, one that waits, and a fact.
-        news.routes([prefix(3), prefix(PORTION as u32 + 3)].into_iter());
+        news.routes([prefix(3), prefix(PORTION as u32 + 3)]);
         news.complete();
         let left = (PORTION as u32..PORTION as u32 + 10).map(prefix).collect();
         assert_eq!(told(&mut news, 2), (left, 1));
@@ -235,7 +235,7 @@ mod tests {
         let mut facts = 0;
         for turn in 0..2 {
             let (routes, said) = told(&mut news, turn);
-            news.routes(routes.into_iter());
+            news.routes(routes);
             facts += said;
         }
         assert_eq!(facts, 1);

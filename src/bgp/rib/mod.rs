@@ -59,7 +59,7 @@ pub struct Rules {
     pub seed: u64,
 }
 
-/// The best route to a prefix has changed.
+/// The route to a prefix.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RouteChange {
     pub prefix: IpNet,
@@ -72,7 +72,9 @@ pub struct RouteChange {
 /// What comes of a flush.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Flushed {
-    pub routes: Vec<RouteChange>,
+    /// Prefixes whose best route has changed, or may have changed where traffic is shared. What it is now is asked of
+    /// [`Rib::route`] when it is wanted: until then it may have changed again.
+    pub routes: Vec<IpNet>,
     pub parcels: Vec<Parcel>,
 }
 
@@ -360,9 +362,8 @@ impl Rib {
             let dirty = self.table.take_dirty(self.rules.bounds.portion);
             self.exports.changed(&self.table, &dirty, &mut self.interned);
             for (prefix, before) in dirty {
-                let change = self.route(prefix);
-                if change.best != before || self.rules.sharing > 1 {
-                    self.flushed.routes.push(change);
+                if self.rules.sharing > 1 || self.table.best(prefix) != before {
+                    self.flushed.routes.push(prefix);
                 }
             }
         }
