@@ -14,6 +14,7 @@ use crate::reconcile::{Failure, Phase, Step, Target};
 pub struct Bridges {
     socket: Socket,
     name: LinkName,
+    /// Whether the MTU is decided by us, as far as the last change has said.
     compares_mtu: bool,
 }
 
@@ -41,8 +42,8 @@ struct Found {
 }
 
 impl Bridges {
-    /// Opens a socket in the network namespace of the calling thread. `compares_mtu`: whether the MTU is decided by us;
-    /// otherwise it reads as `None`.
+    /// Opens a socket in the network namespace of the calling thread. `compares_mtu`: whether the MTU is decided by us,
+    /// until a change says so or otherwise; where it is not it reads as `None`.
     pub fn open(name: LinkName, compares_mtu: bool) -> Result<Bridges, Error> {
         Ok(Bridges { socket: Socket::open(Bus::Route)?, name, compares_mtu })
     }
@@ -100,9 +101,11 @@ impl Bridges {
         };
         let failed = |cause: Cause| Error::new(operation, step.key.to_string(), cause);
         match self.socket.batch(&mut message) {
-            Ok(refusals) => refusals.into_iter().next().map_or(Ok(()), |refusal| Err(failed(refusal.into()))),
-            Err(fault) => Err(failed(fault.into())),
+            Ok(refusals) => refusals.into_iter().next().map_or(Ok(()), |refusal| Err(failed(refusal.into())))?,
+            Err(fault) => return Err(failed(fault.into())),
         }
+        self.compares_mtu = step.want.map_or(self.compares_mtu, |want| want.mtu.is_some());
+        Ok(())
     }
 }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use sluice::kernel::bridge::{Bridge, Bridges};
 use sluice::kernel::link::LinkName;
-use sluice::reconcile::{Phase, Step, Target};
+use sluice::reconcile::{Growth, Mirror, Phase, Reflection, Step, Target, audit};
 
+use super::moment;
 use crate::namespace::{in_new, run};
 
 fn name() -> LinkName {
@@ -48,6 +49,23 @@ fn an_mtu_that_nobody_decides_is_left_alone() {
         let mut bridges = Bridges::open(name(), false).expect("a socket");
         let want = Bridge { mtu: None, up: true };
         assert_eq!(bridges.read().expect("a reading"), BTreeMap::from([(name(), want)]));
+    });
+}
+
+#[test]
+fn an_mtu_that_is_not_known_yet_is_no_difference_until_it_is() {
+    in_new(|| {
+        run("ip link add kube-bridge type bridge");
+        run("ip link set kube-bridge up mtu 9000");
+        let mut bridges = Mirror::new(Bridges::open(name(), true).expect("a socket"));
+        for (mtu, shown) in [(None, 9000), (Some(1480), 1480), (None, 1480)] {
+            let want = BTreeMap::from([(name(), Bridge { mtu, up: true })]);
+            bridges.mark(name());
+            bridges.grow(&want, Growth::Full, moment());
+            let (found, _) = audit(&mut bridges, moment());
+            assert!(found.is_empty() && bridges.is_settled(), "{mtu:?}: {found:?}");
+            assert!(run("ip link show kube-bridge").contains(&format!("mtu {shown} ")));
+        }
     });
 }
 
