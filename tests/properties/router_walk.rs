@@ -387,16 +387,20 @@ impl<'r> Walk<'r> {
         self.kernel.with(|machine| machine.faults = Faults::none());
         self.tell(format!("it is killed after {steps} steps"));
         self.counts.kills += 1;
-        self.restart();
+        self.start(false);
     }
 
-    /// The program starts, with more or less knowledge.
     fn restart(&mut self) {
         let was_settled = self.random.chance(40);
         if was_settled {
             self.know_everything();
             self.settle();
         }
+        self.start(was_settled);
+    }
+
+    /// The program starts, with more or less knowledge.
+    fn start(&mut self, was_settled: bool) {
         let other = !was_settled && self.random.chance(15);
         if other {
             self.setup = setup(self.random);

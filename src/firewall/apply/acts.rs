@@ -78,16 +78,20 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// The families whose rules stay as they are for now: what they are is not known, or an element that had to go
-    /// before them has not gone.
+    /// before them has not gone, or may not have.
     pub(super) fn held(&self, given: &Given<'_>, order: &Order) -> PerFamily<bool> {
         let is_stuck = |key: &ElementKey| {
             !given.desired.elements.contains_key(key) && given.desired.sets.contains_key(&key.set) && given.may_go(key)
         };
         let waits = is_fresh(self.elements.trouble(), given.at);
+        let is_unread = self.elements.seen().is_none();
         PerFamily::from_fn(|family| {
             let stuck = || self.elements.doubts().any(|key| key.entry.family() == family && is_stuck(key));
             let in_doubt = self.rules.doubts().any(|piece| piece.family() == family);
-            in_doubt || waits && (stuck() || order.early.iter().any(|key| is_stuck(key) && self.elements.has(key)))
+            let unread = || is_unread && self.are_entered(family);
+            in_doubt
+                || waits
+                    && (unread() || stuck() || order.early.iter().any(|key| is_stuck(key) && self.elements.has(key)))
         })
     }
 
@@ -186,6 +190,12 @@ impl<K: Kernel> Mirrors<K> {
     pub(super) fn stand(&self, rules: &AllRules, family: Family) -> bool {
         let mut rules = rules.iter().filter(|(piece, _)| piece.family() == family);
         self.rules.seen().is_some_and(|seen| rules.all(|(piece, rules)| seen.get(piece) == Some(rules)))
+    }
+
+    /// Whether packets meet rules of ours, as far as is known.
+    fn are_entered(&self, family: Family) -> bool {
+        let is_jump = |piece: &Piece| matches!(piece, Piece::Jump { .. }) && piece.family() == family;
+        self.rules.seen().is_some_and(|seen| seen.keys().any(is_jump))
     }
 
     /// Whether an element that should go stays for now, because rules that must be stricter before that fail. They may take
