@@ -6,8 +6,9 @@
 //! [`lowered`] does it once more with the rules in the kernel's words, and [`walk`] with a kernel in memory that fails,
 //! refuses, and is damaged by others.
 //!
-//! `PROPERTY_SEED` runs one history again; without it `PROPERTY_RUNS` histories are run (a few hundred by default), with
-//! seeds from `FIRST_SEED` on or of the day's clock. A failure names its seed.
+//! `PROPERTY_SEED` runs one history again; without it `PROPERTY_RUNS` histories are run (by default as many as fit into
+//! some seconds; `PROPERTY_TIMES` multiplies that), with seeds from `FIRST_SEED` on or of the day's clock. A failure
+//! names its seed.
 
 #![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
 

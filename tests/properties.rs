@@ -1,7 +1,8 @@
 //! What holds for every cluster and every history, tried on many made by chance.
 //!
-//! `PROPERTY_SEED` runs one history again; without it `PROPERTY_RUNS` histories are run (a few hundred by default), with
-//! seeds from `FIRST_SEED` on or of the day's clock. A failure names its seed.
+//! `PROPERTY_SEED` runs one history again; without it `PROPERTY_RUNS` histories are run (by default as many as fit into
+//! some seconds; `PROPERTY_TIMES` multiplies that), with seeds from `FIRST_SEED` on or of the day's clock. A failure
+//! names its seed.
 
 #[path = "properties/router.rs"]
 mod router;

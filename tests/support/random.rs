@@ -61,9 +61,11 @@ pub fn seeds(variable: &str, runs: u64) -> Vec<u64> {
     (0..runs).map(|run| first.wrapping_add(run)).collect()
 }
 
-/// Runs a check on many seeds, and names the one that failed.
+/// Runs a check on many seeds, and names the one that failed. `runs`: how many, where `PROPERTY_RUNS` does not say so;
+/// `PROPERTY_TIMES` multiplies it.
 pub fn for_many(runs: u64, check: impl Fn(&mut Random) + std::panic::RefUnwindSafe) {
-    for seed in seeds("PROPERTY_SEED", number("PROPERTY_RUNS").unwrap_or(runs)) {
+    let times = number("PROPERTY_TIMES").unwrap_or(1);
+    for seed in seeds("PROPERTY_SEED", number("PROPERTY_RUNS").unwrap_or(runs * times)) {
         let run = std::panic::catch_unwind(|| check(&mut Random::new(seed)));
         assert!(run.is_ok(), "failed; PROPERTY_SEED={seed} runs it again");
     }
