@@ -328,16 +328,17 @@ def packets(plan):
                 agent.wait_for(FIRST)
                 row(plan, "no policy", base)
                 for count in (1, 300, 1000):
-                    spaced(source, agent, [*map(objects.policy, range(1, count)), objects.guard(0, 1)])
+                    spaced(source, agent, [*map(objects.policy, range(1, count)), objects.guard(0, 1, f"one-of-{count}")])
                     row(plan, f"{count:,} {'policy' if count == 1 else 'policies, one of them'} for the pod", base)
                 for count in (10, 300, 1000):
-                    spaced(source, agent, [objects.guard(i, count) for i in range(count)])
+                    spaced(source, agent, [objects.guard(i, count, f"each-of-{count}") for i in range(count)])
                     row(plan, f"{count:,} policies for the pod, the last allows", base)
         finally:
             server.kill()
 
 
 def spaced(source, agent, policies):
+    """Puts other policies in force, of which one concerns the pod, so that the agent has something to do."""
     after = len(agent.lines())
     source.write("policies", policies)
     agent.wait_for(ROUND, after)

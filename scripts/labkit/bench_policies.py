@@ -1,7 +1,7 @@
 """The objects of the firewall's benchmark: pods in fifty namespaces, twenty applications in each, and policies for them.
 
 Pods 0 to 109 are node 1's. Policy i selects application i / 50 of namespace i % 50, so that ten policies select ten of these pods,
-and a thousand all of them. Two pods are real, with a network namespace: pod 0, which policy 0 selects, and a client in a
+three hundred all of them, and of a thousand most select pods of other nodes. Two pods are real, with a network namespace: pod 0, which policy 0 selects, and a client in a
 namespace without policies.
 """
 import concurrent.futures
@@ -80,12 +80,12 @@ def policy(index):
     return network_policy(namespace(index), f"policy-{index:04}", labelled(app), ingress, egress)
 
 
-def guard(index, of):
-    """One of so many policies that all select the server; only the last allows the client."""
+def guard(index, of, step):
+    """One of so many policies that all select the server; only the last allows the client. Those of each step are other ones."""
     other = {"podSelector": labelled(APPS + index)}
     peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": CLIENTS}}} if index == of - 1 else other
     ports = [{"protocol": "TCP", "port": NUMBER}, {"protocol": "TCP", "port": METRICS}]
-    return network_policy(namespace(0), f"guard-{index:04}", labelled(0), [{"from": [peer], "ports": ports}])
+    return network_policy(namespace(0), f"guard-{step}-{index:04}", labelled(0), [{"from": [peer], "ports": ports}])
 
 
 def network_policy(space, name, selector, ingress, egress=None):
