@@ -21,11 +21,11 @@ from labkit.testbed import Testbed  # noqa: E402
 
 BEDS = {
     "manifests": ["schedulers", "affinity", "exposure", "protocols", "policies", "guard", "masquerade",
-                  "restart", "draining", "repair", "bad_input", "one_family", "foreign", "network_policies", "soak"],
+                  "restart", "draining", "repair", "bad_input", "one_family", "foreign", "network_policies", "rest", "soak"],
     "routing": ["routing"],
     "routing-flat": ["routing_flat"],
-    "forwarding": ["forwarding", "withdrawal"],
-    "api": ["api", "api_policies"],
+    "forwarding": ["forwarding", "withdrawal", "rest"],
+    "api": ["api", "api_policies", "rest"],
 }
 ROUTER = ["--run-router=true", "--run-service-proxy=false"]
 # How the beds differ from three nodes with three pods each on one subnet.
