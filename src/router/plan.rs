@@ -154,7 +154,9 @@ impl Plan {
         let announced_before = announces(self);
         let knows_more = (older.has_nodes, older.has_services) != (self.known.has_nodes, self.known.has_services);
         let is_other = own != self.own || knows_more || self.sets.is_none();
-        let moved = world.host.on_link != self.on_link;
+        // An address that is ours is no other node's, whoever else says that it has it.
+        let addresses = |known: &Known| known.nodes.get(&world.host.node_name).map(|node| node.addresses.clone());
+        let moved = world.host.on_link != self.on_link || addresses(&older) != addresses(&self.known);
         self.own = own;
         self.on_link.clone_from(&world.host.on_link);
         if is_other {

@@ -286,9 +286,11 @@ fn ways(prefix: IpNet, next_hops: &[IpAddr], place: Place<'_>) -> Vec<Way> {
 
 fn way(family: Family, next_hop: IpAddr, place: Place<'_>) -> Option<Way> {
     let node = (place.node)(next_hop);
-    // Of a node its address of the route's family counts.
+    // Of a node its address of the route's family counts, unless it is ours, too.
     let next_hop = match &node {
-        Some(addresses) if Family::from(next_hop) != family => (*addresses.of(family))?,
+        Some(addresses) if Family::from(next_hop) != family => {
+            addresses.of(family).filter(|address| (place.node)(*address).is_some())?
+        }
         _ => next_hop,
     };
     if family == Family::V6 && next_hop.is_ipv4() {

@@ -108,6 +108,14 @@ fn with_full_tunnels_nodes_on_our_link_are_behind_one_too_and_without_any_the_ne
 }
 
 #[test]
+fn no_tunnel_is_built_to_an_address_that_is_ours_too() {
+    let mut rig = rig(&[], &["10.0.0.3 fd00:9::3"]);
+    rig.nodes.remove(&address(PEER));
+    rig.learn("10.244.3.0/24", "fd00:9::3");
+    assert_eq!((rig.routes(), rig.tunnels()), (vec![], vec![]));
+}
+
+#[test]
 fn no_tunnel_is_built_to_a_router_that_is_no_node() {
     for words in [&[][..], &["--overlay-type=full"]] {
         let mut rig = rig(words, &[]);
