@@ -289,8 +289,8 @@ impl<K: Kernel> Mirrors<K> {
     /// Whether what is remembered is put in place: the kernel is known to have nothing of ours that anything enters.
     fn may_use_memory(&mut self) -> bool {
         let is_read = Family::BOTH.into_iter().all(|family| !self.rules.peek().is_unreadable(family));
-        let is_ours = |rules: &AllRules| rules.keys().any(|piece| matches!(piece, Piece::Jump { .. }));
-        self.uses_memory |= is_read && self.rules.seen().is_some_and(|seen| !is_ours(seen));
+        let are_entered = || Family::BOTH.into_iter().any(|family| self.are_entered(family));
+        self.uses_memory |= is_read && self.rules.seen().is_some() && !are_entered();
         self.uses_memory
     }
 

@@ -299,10 +299,8 @@ impl<'r> Walk<'r> {
     /// One round or a few, in which steps and reads may fail.
     fn work(&mut self) {
         if self.random.chance(40) {
-            let random = Random::new(self.random.next());
-            let steps = *self.random.pick(&[2, 10, 40]);
-            let reads = *self.random.pick(&[0, 0, 10, 50]);
-            self.kernel.with(|machine| machine.faults = Faults { random, steps, reads, alive_for: None });
+            let faults = Faults::by_chance(self.random);
+            self.kernel.with(|machine| machine.faults = faults);
             self.disturbed = true;
         }
         for _ in 0..1 + self.random.below(3) {

@@ -216,12 +216,9 @@ impl Walk {
 
     /// One round or a few, in which steps and reads may fail.
     fn work(&mut self) {
-        let fails = self.random.chance(40);
-        if fails {
-            let random = Random::new(self.random.next());
-            let steps = *self.random.pick(&[2, 10, 40]);
-            let reads = *self.random.pick(&[0, 0, 10, 50]);
-            self.kernel.with(|machine| machine.faults = Faults { random, steps, reads, alive_for: None });
+        if self.random.chance(40) {
+            let faults = Faults::by_chance(&mut self.random);
+            self.kernel.with(|machine| machine.faults = faults);
             self.disturbed = true;
         }
         for _ in 0..1 + self.random.below(3) {

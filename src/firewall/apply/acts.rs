@@ -193,7 +193,7 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Whether packets meet rules of ours, as far as is known.
-    fn are_entered(&self, family: Family) -> bool {
+    pub(super) fn are_entered(&self, family: Family) -> bool {
         let is_jump = |piece: &Piece| matches!(piece, Piece::Jump { .. }) && piece.family() == family;
         self.rules.seen().is_some_and(|seen| seen.keys().any(is_jump))
     }

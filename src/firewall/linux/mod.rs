@@ -1,7 +1,6 @@
 //! The firewall's families of kernel objects on Linux, and which of them are ours.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tracing::{info, warn};
 
@@ -99,9 +98,7 @@ impl Kernel for Linux {
             return left;
         }
         info!("Removing rules of network policies from the tables that this host no longer uses");
-        let mut mirror = Mirror::new(Tables::new(abandoned, ownership()));
-        mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
-        left.extend(mirror.trouble().map(|trouble| trouble.error.clone()));
+        left.extend(iptables::abandoned::remove(abandoned, ownership()));
         left
     }
 }

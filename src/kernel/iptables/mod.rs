@@ -19,6 +19,7 @@
 //! - A table that cannot be read while others can (a kernel without IPv6 address translation) reads as empty: what
 //!   is wanted there is tried, fails and is reported, and the other tables are served.
 
+pub mod abandoned;
 mod counted;
 mod flavour;
 mod isolate;

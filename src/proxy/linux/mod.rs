@@ -1,7 +1,6 @@
 //! The service proxy's families of kernel objects on Linux, and which of them are ours.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use compact_str::CompactString;
 use tracing::{info, warn};
@@ -17,7 +16,6 @@ use crate::kernel::route::{self, Routes, TABLE_LOCAL};
 use crate::kernel::sysctl::{Setting, Settings, Wanted};
 use crate::kernel::{Error, Name, module};
 use crate::net::{Family, PerFamily};
-use crate::reconcile::{Mirror, Moment, Reflection};
 
 use super::apply::{Connected, Kernel, Owned, Ruled, Targets};
 use super::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, Set};
@@ -104,9 +102,7 @@ impl Kernel for Linux {
             return Vec::new();
         }
         info!("Removing rules of ours from the tables that this host no longer uses");
-        let mut mirror = Mirror::new(Tables::new(abandoned, ownership()));
-        mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
-        mirror.trouble().map(|trouble| trouble.error.clone()).into_iter().collect()
+        iptables::abandoned::remove(abandoned, ownership()).into_iter().collect()
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Instant;
 
 use compact_str::CompactString;
 use tracing::{debug, info, warn};
@@ -18,7 +17,7 @@ use crate::kernel::sysctl::{Setting, Settings, Wanted};
 use crate::kernel::tunnel::{ReceivePorts, Tunnels};
 use crate::kernel::{Error, Name, module};
 use crate::net::PerFamily;
-use crate::reconcile::{Mirror, Moment, Reflection, Target};
+use crate::reconcile::Target;
 
 use super::apply::{Kernel, Ruled, Targets, set_names};
 use super::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE, is_tunnel};
@@ -128,9 +127,7 @@ impl Kernel for Linux {
             return Vec::new();
         }
         info!("Removing rules of the router from the tables that this host no longer uses");
-        let mut mirror = Mirror::new(Tables::new(abandoned, ownership()));
-        mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
-        mirror.trouble().map(|trouble| trouble.error.clone()).into_iter().collect()
+        iptables::abandoned::remove(abandoned, ownership()).into_iter().collect()
     }
 }
 

@@ -101,6 +101,14 @@ impl Faults {
         Faults { random: Random::new(0), steps: 0, reads: 0, alive_for: None }
     }
 
+    /// Few or many, as chance has it.
+    pub fn by_chance(random: &mut Random) -> Faults {
+        let own = Random::new(random.next());
+        let steps = *random.pick(&[2, 10, 40]);
+        let reads = *random.pick(&[0, 0, 10, 50]);
+        Faults { random: own, steps, reads, alive_for: None }
+    }
+
     fn of_step(&mut self) -> Fault {
         match &mut self.alive_for {
             Some(0) => return Fault::Lost,

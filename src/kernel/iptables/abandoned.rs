@@ -1,0 +1,14 @@
+//! Rules of ours in tables that a host no longer uses.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::{Families, Ownership, Tables};
+use crate::reconcile::{Mirror, Moment, Reflection};
+
+/// Removes everything of ours from what these programs write. Returns why something could not be removed.
+pub fn remove(programs: Families, ownership: Ownership) -> Option<String> {
+    let mut mirror = Mirror::new(Tables::new(programs, ownership));
+    mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
+    mirror.trouble().map(|trouble| trouble.error.clone())
+}
