@@ -61,6 +61,10 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local)
     let Some((here, there)) = session_addresses(here, there, own, node) else {
         return Peering::Impossible("it has no address of a family that this node has one of, so they cannot peer");
     };
+    // A Node that was renamed leaves its old object behind for a while; dialling it would reach ourselves.
+    if Family::BOTH.into_iter().any(|family| *own.addresses.of(family) == Some(there)) {
+        return Peering::Impossible("its address is that of this node, so there is no session with it");
+    }
     let capable = own.capable();
     let families = PerFamily::from_fn(|family| *capable.of(family) && node.address(family).is_some());
     Peering::With(Box::new(Wanted {

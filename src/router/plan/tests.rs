@@ -222,6 +222,21 @@ fn a_node_whose_identifier_is_ours_is_named() {
 }
 
 #[test]
+fn a_node_that_has_our_address_is_no_neighbour_in_either_family() {
+    for addresses in ["192.0.2.1", "2001:db8::1"] {
+        let mut world = three_nodes();
+        world.cluster.nodes.insert("node-2".into(), node(addresses, "10.244.2.0/24"));
+        let plan = planned(&[], &world);
+        assert_eq!(peers(&plan), ["10.0.0.3"], "{addresses}");
+        let found = problems(&plan);
+        assert!(
+            found.contains(&"Node node-2: its address is that of this node, so there is no session with it".to_owned()),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
 fn passwords_of_a_file_are_used_when_they_have_been_read() {
     let words = ["--peer-router-ips=203.0.113.1", "--peer-router-asns=65001", "--peer-router-passwords-file=/p"];
     let mut plan = planned(&words, &three_nodes());
