@@ -1,24 +1,25 @@
 //! The objects of a scenario, through the same door as manifests.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use sluice::k8s::manifests::catalog::{Catalog, Said};
 use sluice::k8s::manifests::document::Format;
 use sluice::k8s::{Object, SliceOf};
-use sluice::model::{Authority, Endpoints, Host, HostAddress, ObjectName, World};
+use sluice::kernel::iptables::{Piece, Rules};
+use sluice::model::{Authority, Endpoints, Host, HostAddress, HostLink, ObjectName, OnLink, World};
 
 use crate::support::generate;
 
 /// The World of these documents, and what was odd about them.
 pub fn world<'a>(documents: &str, host: impl Iterator<Item = &'a str>) -> (World, Vec<String>) {
     let mut world = generate::empty_world();
-    world.authority = Authority::Complete;
-    let addresses: Vec<HostAddress> = host.map(host_address).collect();
-    world.host = Arc::new(if addresses.is_empty() {
-        generate::host(false)
-    } else {
-        Host { node_name: "node1".into(), addresses, ..Host::default() }
-    });
+    (world.authority, world.policy_authority) = (Authority::Complete, Authority::Complete);
+    world.node_authority = Authority::Complete;
+    let mut given = Host { node_name: "node1".into(), ..Host::default() };
+    host.for_each(|line| add_address(&mut given, line));
+    world.host = Arc::new(if given.addresses.is_empty() { generate::host(false) } else { given });
     let mut catalog = Catalog::default();
     let changed = catalog.put("objects.yaml", Format::Yaml, repeated(documents).as_bytes());
     let mut warnings = Vec::new();
@@ -63,16 +64,35 @@ fn put(world: &mut World, object: Object) {
     }
 }
 
-/// `eth0 192.0.2.1`, or `lo 127.0.0.1 here` for an address that others cannot reach.
-fn host_address(line: &str) -> HostAddress {
+/// `eth0 192.0.2.1`, `eth0 192.0.2.1/24` for a link of which the network is known too, or `lo 127.0.0.1 here` for an address
+/// that others cannot reach.
+fn add_address(host: &mut Host, line: &str) {
     let words: Vec<&str> = line.split_whitespace().collect();
     let (link, address, global) = match words.as_slice() {
-        [link, address] => (link, address, true),
-        [link, address, "here"] => (link, address, false),
-        _ => panic!("an address of the host is `eth0 192.0.2.1` or `lo 127.0.0.1 here`; this is {line:?}"),
+        [link, address] => (*link, *address, true),
+        [link, address, "here"] => (*link, *address, false),
+        _ => panic!("an address of the host is `eth0 192.0.2.1/24` or `lo 127.0.0.1 here`; this is {line:?}"),
     };
-    let address = address.parse().unwrap_or_else(|_| panic!("{address} is no address"));
-    HostAddress { address, link: (*link).into(), global }
+    let network: Option<IpNet> = address.parse().ok();
+    let address = network.map_or_else(|| address.parse(), |network| Ok(network.addr()));
+    let address = address.unwrap_or_else(|_| panic!("{line:?} has no address"));
+    host.addresses.push(HostAddress { address, link: link.into(), global });
+    if let Some(network) = network {
+        host.on_link.push(OnLink { prefix: network.trunc(), link: link.into() });
+        let known = HostLink { name: link.into(), mtu: 1500 };
+        if !host.links.contains(&known) {
+            host.links.push(known);
+        }
+    }
+}
+
+/// Rules as `iptables-save` has them, below the chain that they are in.
+pub fn rules(all: &BTreeMap<Piece, Rules>) -> Vec<String> {
+    let piece = |(piece, rules): (&Piece, &Rules)| {
+        let head = std::iter::once(format!("{piece}"));
+        head.chain(rules.0.iter().map(|rule| format!("  {rule}"))).collect::<Vec<String>>()
+    };
+    all.iter().flat_map(piece).collect()
 }
 
 fn repeated(documents: &str) -> String {
