@@ -1,7 +1,8 @@
 //! What runs, in which order it starts, and how it ends.
 //!
 //! Threads:
-//! - this one, with the listeners, the World's task, the API watches and the signals;
+//! - this one, with the World's task, the API watches and the signals;
+//! - `listeners`, for health and metrics;
 //! - `manifests`, where the cluster is a directory;
 //! - `proxy` and `firewall`, each of which owns everything that its subsystem does to the kernel;
 //! - `monitor`, which waits for notifications of the kernel.
@@ -138,16 +139,28 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 }
 
 async fn listen(config: &ObserveConfig, health: &Health, registry: &Registry) -> anyhow::Result<()> {
+    let mut sites = Vec::new();
     if let Some(address) = config.health {
         let listener = http::bind("health", address).await.map_err(anyhow::Error::msg)?;
-        tokio::spawn(http::serve(listener, Site::Health(health.clone())));
+        sites.push((listener, Site::Health(health.clone())));
     }
     if let Some(metrics) = &config.metrics {
         let listener = http::bind("metrics", metrics.address).await.map_err(anyhow::Error::msg)?;
-        let site = Site::Metrics { path: metrics.path.clone(), registry: registry.clone() };
-        tokio::spawn(http::serve(listener, site));
+        sites.push((listener, Site::Metrics { path: metrics.path.clone(), registry: registry.clone() }));
     }
-    Ok(())
+    if sites.is_empty() {
+        return Ok(());
+    }
+    // They answer from a thread of their own, so whether this one still turns is theirs to say.
+    let main = health.register("main thread", DEADLINE, Instant::now());
+    main.ready(true);
+    tokio::spawn(async move {
+        loop {
+            main.beat(Instant::now());
+            tokio::time::sleep(DEADLINE / 4).await;
+        }
+    });
+    http::spawn(sites).context("the listeners have no thread")
 }
 
 /// What of the kernel is watched for whom.

@@ -8,9 +8,13 @@
 //! `/readyz` answers whether what was asked for has been done: every component has finished its first round
 //! (`ready`), beats, and has no trouble. Its answer names each reason on a line of its own.
 //!
+//! A *note* is what somebody should see to and what makes nothing worse for now: the API server cannot be read, say,
+//! while everything that is known is in force. It stands in the answer of `/readyz` and does not change its status.
+//!
 //! A component owes its first beat within the deadline after it registers. Time is passed in, so that all of
 //! this is a calculation; the handle is shared between tasks and its lock is held for a few instructions only.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +23,14 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Default, Debug)]
 pub struct Health {
     components: Arc<Mutex<Vec<Component>>>,
+    notes: Arc<Mutex<BTreeMap<&'static str, Vec<String>>>>,
+}
+
+/// Where one component puts what somebody should see to.
+#[derive(Clone, Debug)]
+pub struct Note {
+    health: Health,
+    component: &'static str,
 }
 
 /// One component's side of the health: where it says that it is alive and how it fares.
@@ -62,6 +74,21 @@ impl Health {
         self.components().iter().flat_map(|component| component.unready(now)).collect()
     }
 
+    /// A place for the notes of a component, which need not have been registered.
+    pub fn note(&self, component: &'static str) -> Note {
+        Note { health: self.clone(), component }
+    }
+
+    /// What somebody should see to although it speaks neither against being alive nor against being ready.
+    pub fn notes(&self) -> Vec<Reason> {
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |(component, texts): (&&'static str, &Vec<String>)| {
+            let component = *component;
+            texts.iter().map(|text| Reason { component, text: text.clone() }).collect::<Vec<_>>()
+        };
+        notes.iter().flat_map(of).collect()
+    }
+
     fn components(&self) -> MutexGuard<'_, Vec<Component>> {
         // Each change is one assignment, so a thread that panicked here has left nothing half done.
         self.components.lock().unwrap_or_else(PoisonError::into_inner)
@@ -89,6 +116,14 @@ impl Pulse {
         if let Some(component) = self.health.components().get_mut(self.index) {
             change(component);
         }
+    }
+}
+
+impl Note {
+    /// Replaces the notes of the component by these; none where nothing is to be said.
+    pub fn set(&self, texts: Vec<String>) {
+        let mut notes = self.health.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.insert(self.component, texts);
     }
 }
 
@@ -181,6 +216,17 @@ mod tests {
         assert!(health.stuck(start).is_empty());
         proxy.trouble(None);
         assert!(health.unready(start).is_empty());
+    }
+
+    #[test]
+    fn a_note_is_said_and_changes_nothing_else() {
+        let (health, start) = (Health::default(), Instant::now());
+        let note = health.note("API server");
+        note.set(vec!["Pod: cannot be read".to_owned(), "Service: cannot be read".to_owned()]);
+        assert_eq!(lines(&health.notes()), ["API server: Pod: cannot be read", "API server: Service: cannot be read"]);
+        assert!(health.stuck(start).is_empty() && health.unready(start).is_empty());
+        note.set(Vec::new());
+        assert!(health.notes().is_empty());
     }
 
     #[test]

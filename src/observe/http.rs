@@ -5,15 +5,21 @@
 //!
 //! The listeners stand open to the network, so a stranger may cost little: one request per connection, five
 //! seconds for its header, a minute for everything, and a bounded number of connections at a time. When all
-//! places are taken new connections wait in the kernel; none can hold a place longer than that minute.
+//! places are taken, a new connection takes the place of the oldest one that has not asked anything yet. A connection
+//! from this host, where the kubelet is, takes the place of any other and gives its own up to none of them: however
+//! many connections others open, the kubelet's probes get through.
+//!
+//! The listeners have a thread of their own, so that a probe waits for nothing else that the program does.
 //!
 //! Limits: HTTP/1 in plain text, as kube-router has it. `[::]` listens on both families; where the kernel has no
 //! IPv6 it means `0.0.0.0`.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ::http::header::{CONTENT_TYPE, HeaderValue};
@@ -25,8 +31,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tracing::{debug, warn};
+use tokio::task::{AbortHandle, Id, JoinSet};
+use tracing::{debug, error, warn};
 
 use super::health::Health;
 use super::metrics::Registry;
@@ -68,7 +74,7 @@ fn listener(address: SocketAddr) -> io::Result<TcpListener> {
     // Without this a restart would have to wait until the connections of the last run have faded.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(128)
+    socket.listen(1024)
 }
 
 /// True for `[::]`, which stands for every address of both families.
@@ -81,23 +87,54 @@ fn has_no_ipv6(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
+/// Answers on these listeners, on a thread of their own, until the process ends.
+///
+/// # Errors
+/// Where there is no thread, or no runtime for it.
+pub fn spawn(sites: Vec<(TcpListener, Site)>) -> io::Result<()> {
+    let sites = sites.into_iter().map(|(listener, site)| Ok((listener.into_std()?, site)));
+    let sites = sites.collect::<io::Result<Vec<_>>>()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let serve_all = move || {
+        runtime.block_on(async {
+            let mut listeners = JoinSet::new();
+            for (listener, site) in sites {
+                match TcpListener::from_std(listener) {
+                    Ok(listener) => drop(listeners.spawn(serve(listener, site))),
+                    Err(error) => error!(%error, "A listener cannot be served"),
+                }
+            }
+            listeners.join_all().await;
+        });
+    };
+    std::thread::Builder::new().name("listeners".to_owned()).spawn(serve_all).map(drop)
+}
+
 /// Answers on a listener for as long as it is polled. When it is dropped, open connections are closed.
 pub async fn serve(listener: TcpListener, site: Site) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
     let site = Arc::new(Served { site, scrape: Semaphore::new(1) });
     let mut connections = JoinSet::new();
+    let mut places = Places::default();
     let mut failing = false;
     loop {
-        while connections.try_join_next().is_some() {}
-        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(ended) = connections.join_next_with_id() => {
+                places.vacate(ended.map_or_else(|error| error.id(), |(id, ())| id));
+                continue;
+            }
+        };
+        match accepted {
             Ok((stream, peer)) => {
                 failing = false;
-                let site = site.clone();
-                connections.spawn(async move {
-                    answer(stream, peer, site).await;
-                    drop(place);
-                });
+                let is_local = stream.local_addr().is_ok_and(|own| is_of_this_host(peer.ip(), own.ip()));
+                if !places.make_room(is_local) {
+                    debug!(%peer, "all places are taken; a connection is refused");
+                    continue;
+                }
+                let has_asked = Arc::new(AtomicBool::new(false));
+                let connection = connections.spawn(answer(stream, peer, site.clone(), has_asked.clone()));
+                places.take(Place { connection, is_local, has_asked });
             }
             Err(error) => {
                 // Out of file descriptors, for instance: it passes, and trying at once would only burn the CPU.
@@ -116,15 +153,75 @@ const CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The connections of one listener, by the order in which they came.
+#[derive(Default)]
+struct Places {
+    taken: BTreeMap<u64, Place>,
+    numbers: BTreeMap<Id, u64>,
+    next: u64,
+}
+
+struct Place {
+    connection: AbortHandle,
+    is_local: bool,
+    has_asked: Arc<AtomicBool>,
+}
+
+impl Places {
+    fn take(&mut self, place: Place) {
+        self.numbers.insert(place.connection.id(), self.next);
+        self.taken.insert(self.next, place);
+        self.next += 1;
+    }
+
+    fn vacate(&mut self, connection: Id) {
+        if let Some(number) = self.numbers.remove(&connection) {
+            self.taken.remove(&number);
+        }
+    }
+
+    /// Whether there is a place for one more connection. Where all are taken, the one that has the least claim to its
+    /// place is closed for it.
+    fn make_room(&mut self, is_local: bool) -> bool {
+        if self.taken.len() < CONNECTIONS {
+            return true;
+        }
+        let claim = |place: &Place| (place.is_local, place.has_asked.load(Ordering::Relaxed));
+        let Some((_, least)) = self.taken.iter().min_by_key(|(number, place)| (claim(place), **number)) else {
+            return true;
+        };
+        let gives_way = match claim(least) {
+            (false, false) => true,
+            (false, true) | (true, false) => is_local,
+            (true, true) => false,
+        };
+        if gives_way {
+            least.connection.abort();
+            let id = least.connection.id();
+            self.vacate(id);
+        }
+        gives_way
+    }
+}
+
+/// Whether a connection that came to the address `own` came from this host: the kernel gives such a connection the
+/// address that it goes to as its source. A remote host gains nothing by using it, because the answer does not leave this
+/// host. (Where the address is a secondary one, its primary is the source, and the connection counts as a remote one.)
+fn is_of_this_host(peer: IpAddr, own: IpAddr) -> bool {
+    let peer = peer.to_canonical();
+    peer.is_loopback() || peer == own.to_canonical()
+}
+
 struct Served {
     site: Site,
     /// Held while metrics are collected: collectors read the kernel, and once at a time is enough.
     scrape: Semaphore,
 }
 
-async fn answer(stream: TcpStream, peer: SocketAddr, served: Arc<Served>) {
+async fn answer(stream: TcpStream, peer: SocketAddr, served: Arc<Served>, has_asked: Arc<AtomicBool>) {
     let service = service_fn(|request: Request<Incoming>| {
         let served = &served;
+        has_asked.store(true, Ordering::Relaxed);
         async move { Ok::<_, Infallible>(served.response(request.uri().path()).await) }
     });
     let connection = http1::Builder::new()
@@ -168,13 +265,16 @@ fn health_page(health: &Health, path: &str, now: Instant) -> Response<Full<Bytes
         "/readyz" => (health.unready(now), StatusCode::SERVICE_UNAVAILABLE),
         _ => return not_found(),
     };
-    if reasons.is_empty() {
-        page(StatusCode::OK, PLAIN, "OK\n".to_owned())
-    } else if path == "/healthz" {
-        page(refusal, PLAIN, "Unhealthy".to_owned())
-    } else {
-        page(refusal, PLAIN, reasons.iter().map(|reason| format!("{reason}\n")).collect())
+    if path == "/healthz" {
+        return match reasons.is_empty() {
+            true => page(StatusCode::OK, PLAIN, "OK\n".to_owned()),
+            false => page(refusal, PLAIN, "Unhealthy".to_owned()),
+        };
     }
+    let status = if reasons.is_empty() { StatusCode::OK } else { refusal };
+    let first = reasons.is_empty().then(|| "OK\n".to_owned());
+    let lines = reasons.iter().chain(&health.notes()).map(|reason| format!("{reason}\n")).collect::<Vec<_>>();
+    page(status, PLAIN, first.into_iter().chain(lines).collect())
 }
 
 fn not_found() -> Response<Full<Bytes>> {

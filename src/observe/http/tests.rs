@@ -96,6 +96,88 @@ async fn a_taken_port_is_told_with_the_flags_to_change() {
     assert!(sentence.ends_with(": choose an address of this host, or leave it empty for all."), "{sentence}");
 }
 
+#[tokio::test]
+async fn what_should_be_seen_to_is_named_and_does_not_make_unready() {
+    let health = Health::default();
+    let address = served(Site::Health(health.clone())).await;
+    health.note("API server").set(vec!["Service cannot be read".to_owned()]);
+    assert_eq!(page_at(address, "/readyz").await, answer("200 OK", "OK\nAPI server: Service cannot be read\n"));
+    let _proxy = health.register("proxy", Duration::from_secs(3600), Instant::now());
+    assert_eq!(
+        page_at(address, "/readyz").await,
+        answer(
+            "503 Service Unavailable",
+            "proxy: has not finished its first round\nAPI server: Service cannot be read\n"
+        )
+    );
+    assert_eq!(page_at(address, "/healthz").await, answer("200 OK", "OK\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_is_answered_at_once_whatever_connections_stand_idle() {
+    let address = served(Site::Health(Health::default())).await;
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(TcpStream::connect(address).await.expect("the kernel accepts"));
+    }
+    // Time stands still while anything can be done: no connection may have to run into its timeout first.
+    let begun = tokio::time::Instant::now();
+    assert_eq!(page_at(address, "/healthz").await, answer("200 OK", "OK\n"));
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn a_connection_of_this_host_gives_its_place_to_no_other_and_takes_that_of_any() {
+    let place = |is_local: bool, has_asked: bool| {
+        let connection = tokio::spawn(std::future::pending::<()>()).abort_handle();
+        Place { connection, is_local, has_asked: Arc::new(AtomicBool::new(has_asked)) }
+    };
+    // What all places but the first are taken by, what the first is taken by, who comes, and whether the first gives way.
+    for ((others, first), comes, gives_way) in [
+        (((false, true), (false, false)), false, true),
+        (((false, true), (false, true)), false, false),
+        (((false, true), (false, true)), true, true),
+        (((true, true), (true, false)), false, false),
+        (((true, true), (true, false)), true, true),
+        (((true, true), (true, true)), true, false),
+        (((true, false), (false, true)), true, true),
+    ] {
+        let mut places = Places::default();
+        for index in 0..CONNECTIONS {
+            let (is_local, has_asked) = if index == 0 { first } else { others };
+            assert!(places.make_room(is_local), "there is room");
+            places.take(place(is_local, has_asked));
+        }
+        let case = format!("{others:?} {first:?} {comes}");
+        assert_eq!(places.make_room(comes), gives_way, "{case}");
+        assert_eq!(places.taken.contains_key(&0), !gives_way, "{case}");
+    }
+}
+
+#[test]
+fn connections_of_this_host_are_told_from_others() {
+    let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+    let own = address("192.0.2.1");
+    assert!(is_of_this_host(address("127.0.0.1"), own) && is_of_this_host(address("::1"), own));
+    assert!(is_of_this_host(own, own) && is_of_this_host(address("::ffff:192.0.2.1"), own));
+    assert!(!is_of_this_host(address("192.0.2.2"), own) && !is_of_this_host(address("2001:db8::1"), own));
+}
+
+#[tokio::test]
+async fn the_listeners_answer_while_the_thread_that_made_them_is_busy() {
+    let listener = bind("health", START).await.expect("loopback has a free port");
+    let address = listener.local_addr().expect("a bound socket has an address");
+    spawn(vec![(listener, Site::Health(Health::default()))]).expect("there is a thread");
+    // This thread, which is the runtime's only one, waits for the answer without ever letting the runtime work.
+    let mut stream = std::net::TcpStream::connect(address).expect("the listener accepts");
+    let patience = Some(Duration::from_secs(20));
+    stream.set_read_timeout(patience).expect("a timeout can be set");
+    std::io::Write::write_all(&mut stream, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").expect("it is sent");
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut text).expect("the answer ends");
+    assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn silent_connections_keep_nobody_out_for_long() {
     let address = served(Site::Health(Health::default())).await;
