@@ -31,6 +31,7 @@ use crate::gobgp;
 use crate::gobgp::serve::Place;
 use crate::gobgp::service::Service;
 use crate::k8s::client::{self, Access};
+use crate::k8s::outage::Outages;
 use crate::k8s::{Message, Wanted, manifests, report, watch as watch_api};
 use crate::kernel::Error;
 use crate::kernel::address::host_addresses;
@@ -83,7 +84,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let clocks = [(); 3].map(|()| Arc::new(EventClock::new(Instant::now())));
     let [for_proxy, for_firewall, for_router] = clocks.clone();
     let (report, reports) = watch::channel(Report::default());
-    let messages = start_source(&config, reports).await?;
+    let source = if matches!(config.source, Source::Api { .. }) { "API server" } else { "manifests" };
+    let outages = Outages::register(source, wanted(&config).iter().map(Wanted::kind), &registry, &health)?;
+    let messages = start_source(&config, outages, reports).await?;
     let last_known = config.state_dir.as_deref().map(LastKnown::new);
     let inputs = world::Inputs {
         messages,
@@ -200,14 +203,18 @@ fn follow_host(node_name: String, mut changes: watch::Receiver<Changes>) -> anyh
 }
 
 /// Starts the source of the cluster. Where that is an API server, it is also told how this node stands.
-async fn start_source(config: &Config, reports: watch::Receiver<Report>) -> anyhow::Result<mpsc::Receiver<Message>> {
+async fn start_source(
+    config: &Config,
+    outages: Outages,
+    reports: watch::Receiver<Report>,
+) -> anyhow::Result<mpsc::Receiver<Message>> {
     let (out, messages) = mpsc::channel::<Message>(MESSAGES);
     match &config.source {
-        Source::Manifests(directory) => manifests::spawn(directory.clone(), wanted(config), out)?,
+        Source::Manifests(directory) => manifests::spawn(directory.clone(), wanted(config), outages, out)?,
         Source::Api { kubeconfig, master } => {
             let access = Access { kubeconfig: kubeconfig.clone(), master: master.clone() };
             let client = client::client(&access).await?;
-            tokio::spawn(watch_api::run(client.clone(), wanted(config), out));
+            tokio::spawn(watch_api::run(client.clone(), wanted(config), outages, out));
             if config.router.is_some() {
                 tokio::spawn(report::run(client, config.node_name.clone(), reports));
             }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::{env, fs};
 
 use sluice::firewall;
+use sluice::k8s::outage::Outages;
 use sluice::kernel::iptables::Families;
 use sluice::model::Table;
+use sluice::observe::health::Health;
 use sluice::observe::metrics::Registry;
 use sluice::proxy::metrics::Metrics;
 use sluice::proxy::serve::Counters;
@@ -24,6 +26,7 @@ fn the_page_of_metrics_lists_every_family_and_no_other() {
     let refused = firewall::serve::Refused::new(receiver, Families::default()).expect("valid names");
     registry.register(Box::new(refused)).expect("the names are free");
     router::metrics::Metrics::register(&registry).expect("the names are free");
+    Outages::register("API server", [], &registry, &Health::default()).expect("the names are free");
     let rows: Vec<String> = registry.families().iter().map(ToString::to_string).collect();
     let begin = "| name | kind | labels | meaning |\n|---|---|---|---|\n";
     let page = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");

@@ -23,7 +23,7 @@ const IMPORTS: [(&str, &[&str]); 15] = [
     ("bgp/driver", &["bgp", "net", "kernel", "reconcile", "observe"]),
     ("reconcile", &["observe"]),
     ("kernel", &["net", "reconcile"]),
-    ("k8s", &["net", "model"]),
+    ("k8s", &["net", "model", "observe"]),
     ("proxy", &["net", "model", "config", "kernel", "reconcile", "observe"]),
     ("firewall", &["net", "model", "config", "kernel", "reconcile", "observe"]),
     ("router", &["net", "model", "config", "kernel", "reconcile", "observe", "bgp"]),

@@ -20,6 +20,7 @@ use serde_json::value::RawValue;
 
 use super::parse::ApiObject;
 use super::parse::protobuf::ObjectMeta;
+use crate::model::ObjectName;
 
 /// How an answer is encoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,6 +73,17 @@ pub enum Change<K> {
     Refused(Refusal),
 }
 
+/// Something that makes no sense to us.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unread {
+    /// The object that it is about, where that much can be read.
+    pub name: Option<ObjectName>,
+    /// It says that the object is gone, for which its name is enough.
+    pub is_gone: bool,
+    /// What is wrong with it, for a log.
+    pub reason: String,
+}
+
 /// A `Status` of the API that says no.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refusal {
@@ -84,11 +96,25 @@ pub struct Refusal {
 #[derive(Debug)]
 pub struct Page<K> {
     /// Each object, or what is wrong with it.
-    pub items: Vec<Result<K, String>>,
+    pub items: Vec<Result<K, Unread>>,
     /// Of the whole list.
     pub version: Option<String>,
     /// Where the next page begins; `None` behind the last one.
     pub next: Option<String>,
+}
+
+impl Refusal {
+    /// Whether what was asked for is newer than anything that the server has, as after its store was set back. The API says
+    /// so in these words (`k8s.io/apiserver` `storage.NewTooLargeResourceVersionError`).
+    pub fn is_too_new(&self) -> bool {
+        self.message.contains("Too large resource version")
+    }
+}
+
+impl Unread {
+    fn nameless(reason: impl fmt::Display) -> Unread {
+        Unread { name: None, is_gone: false, reason: reason.to_string() }
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -178,34 +204,59 @@ impl Events {
 /// Reads an event of a watch.
 ///
 /// # Errors
-/// What is wrong with it, for a log.
-pub fn event<K: ApiObject>(encoding: Encoding, bytes: &[u8]) -> Result<Change<K>, String> {
+/// What is wrong with it.
+pub fn event<K: ApiObject>(encoding: Encoding, bytes: &[u8]) -> Result<Change<K>, Unread> {
     let (Encoding::Protobuf, Some(object)) = (encoding, K::FROM_PROTOBUF) else { return json_event(bytes) };
-    let event = WatchEventMessage::decode(bytes).map_err(|error| error.to_string())?;
+    let event = WatchEventMessage::decode(bytes).map_err(Unread::nameless)?;
     let raw = event.object.unwrap_or_default().raw;
-    let inner = within(&raw)?;
-    let read = || object(&inner).map_err(|error| error.to_string());
+    let inner = within(&raw).map_err(Unread::nameless)?;
+    let read = || object(&inner).map_err(|error| Unread { is_gone: event.kind == "DELETED", ..named(&inner, &error) });
     match event.kind.as_str() {
         "ADDED" | "MODIFIED" => read().map(Change::Is),
         "DELETED" => read().map(Change::Gone),
         "BOOKMARK" => {
-            let mark = Marked::decode(inner).map_err(|error| error.to_string())?;
+            let mark = Marked::decode(inner).map_err(Unread::nameless)?;
             let metadata = mark.metadata.unwrap_or_default();
             let ends_list = metadata.annotations.contains_key(ENDS_LIST);
             Ok(Change::Bookmark { version: some(metadata.resource_version.unwrap_or_default()), ends_list })
         }
-        "ERROR" => StatusMessage::decode(inner)
-            .map(|status| Change::Refused(status.refusal()))
-            .map_err(|error| error.to_string()),
-        other => Err(format!("an event of the kind {other:?}")),
+        "ERROR" => {
+            StatusMessage::decode(inner).map(|status| Change::Refused(status.refusal())).map_err(Unread::nameless)
+        }
+        other => Err(Unread::nameless(format!("an event of the kind {other:?}"))),
     }
+}
+
+/// What is wrong with an object, and its name: `metadata` is the first field of every object.
+fn named(object: &Bytes, error: &dyn fmt::Display) -> Unread {
+    let mut marked = Marked::default();
+    // What stands before the fault has been read when it is met.
+    let _ = marked.merge(object.clone());
+    let metadata = marked.metadata.unwrap_or_default();
+    Unread { name: object_name(metadata.namespace, metadata.name), is_gone: false, reason: error.to_string() }
+}
+
+fn named_in_json(object: &str, error: &dyn fmt::Display) -> Unread {
+    let metadata = serde_json::from_str::<JsonNamed>(object).map(|object| object.metadata).unwrap_or_default();
+    Unread { name: object_name(metadata.namespace, metadata.name), is_gone: false, reason: error.to_string() }
+}
+
+fn object_name(namespace: Option<String>, name: Option<String>) -> Option<ObjectName> {
+    let name = name.and_then(some)?;
+    Some(ObjectName::new(&namespace.unwrap_or_default(), &name))
 }
 
 /// The annotation of the bookmark that ends the initial events of a streaming list.
 const ENDS_LIST: &str = "k8s.io/initial-events-end";
 
-fn json_event<K: ApiObject>(bytes: &[u8]) -> Result<Change<K>, String> {
-    let event: WatchEvent<K> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+fn json_event<K: ApiObject>(bytes: &[u8]) -> Result<Change<K>, Unread> {
+    let event: WatchEvent<K> = match serde_json::from_slice(bytes) {
+        Ok(event) => event,
+        Err(error) => {
+            let Ok(event) = serde_json::from_slice::<JsonEvent>(bytes) else { return Err(Unread::nameless(error)) };
+            return Err(Unread { is_gone: event.kind == "DELETED", ..named_in_json(event.object.get(), &error) });
+        }
+    };
     Ok(match event {
         WatchEvent::Added(object) | WatchEvent::Modified(object) => Change::Is(object),
         WatchEvent::Deleted(object) => Change::Gone(object),
@@ -224,14 +275,14 @@ fn json_event<K: ApiObject>(bytes: &[u8]) -> Result<Change<K>, String> {
 pub fn page<K: ApiObject>(encoding: Encoding, bytes: &Bytes) -> Result<Page<K>, String> {
     let (Encoding::Protobuf, Some(object)) = (encoding, K::FROM_PROTOBUF) else { return json_page(bytes) };
     let list = ListMessage::decode(within(bytes)?).map_err(|error| error.to_string())?;
-    let items = list.items.iter().map(|item| object(item).map_err(|error| error.to_string())).collect();
+    let items = list.items.iter().map(|item| object(item).map_err(|error| named(item, &error))).collect();
     let metadata = list.metadata.unwrap_or_default();
     Ok(Page { items, version: some(metadata.resource_version), next: some(metadata.next) })
 }
 
 fn json_page<K: ApiObject>(bytes: &[u8]) -> Result<Page<K>, String> {
     let list: JsonList = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let read = |item: &RawValue| serde_json::from_str(item.get()).map_err(|error| error.to_string());
+    let read = |item: &RawValue| serde_json::from_str(item.get()).map_err(|error| named_in_json(item.get(), &error));
     let items = list.items.unwrap_or_default().into_iter().map(read).collect();
     let metadata = list.metadata.unwrap_or_default();
     let text = |text: Option<String>| text.and_then(some);
@@ -344,6 +395,28 @@ struct JsonListMeta {
     resource_version: Option<String>,
     #[serde(rename = "continue")]
     next: Option<String>,
+}
+
+/// An event whose object is not read yet.
+#[derive(Deserialize)]
+struct JsonEvent<'a> {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+/// An object of which only the name is read.
+#[derive(Deserialize)]
+struct JsonNamed {
+    #[serde(default)]
+    metadata: JsonName,
+}
+
+#[derive(Deserialize, Default)]
+struct JsonName {
+    name: Option<String>,
+    namespace: Option<String>,
 }
 
 #[derive(Deserialize)]

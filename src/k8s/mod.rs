@@ -8,6 +8,7 @@ pub mod annotations;
 pub mod answer;
 pub mod client;
 pub mod manifests;
+pub mod outage;
 pub mod parse;
 pub mod report;
 mod request;
@@ -70,7 +71,8 @@ pub enum Object {
     Namespace(CompactString, Option<Arc<Namespace>>),
     NetworkPolicy(ObjectName, Option<Arc<NetworkPolicy>>),
     /// It is there, but what it asks for cannot be understood. Its last good version stays in force; where there is
-    /// none, its kind is known in part only.
+    /// none, its kind is known in part only. Without a name it is any object of its kind: a listing that has one removes
+    /// nothing.
     Unreadable(ObjectId),
 }
 

@@ -1,17 +1,21 @@
 //! Asking the API server for the objects of one kind: requests, and answers as they come.
 
+use std::future::Future;
 use std::marker::PhantomData;
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
 use kube::core::params::{ListParams, WatchParams};
 use kube::core::request::Request;
 
+use tokio::time::timeout;
+
 use super::Kind;
-use super::answer::{self, Accept, Change, Encoding, Events, Page, Refusal};
+use super::answer::{self, Accept, Change, Encoding, Events, Page, Refusal, Unread};
 use super::client::chain;
 use super::parse::ApiObject;
 
@@ -19,7 +23,17 @@ use super::parse::ApiObject;
 pub struct Asking<K> {
     client: Client,
     request: Request,
+    patience: Patience,
     objects: PhantomData<fn() -> K>,
+}
+
+/// How long an answer may keep us waiting. There is no bound for the whole of one: a long list over a slow line ends too.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For its beginning. The API server itself gives up what takes longer than a minute.
+    pub beginning: Duration,
+    /// For each next piece of it.
+    pub piece: Duration,
 }
 
 /// Why there is no answer.
@@ -33,7 +47,7 @@ pub enum Failure {
 /// Why a watch does not say what comes next.
 pub enum Stumble {
     /// One event makes no sense; the next one may.
-    Unreadable(String),
+    Unreadable(Unread),
     /// Nothing more will come.
     Broken(String),
 }
@@ -51,15 +65,15 @@ const PAGE_BYTES: usize = 1 << 30;
 const REFUSAL_BYTES: usize = 64 << 10;
 
 impl<K: ApiObject> Asking<K> {
-    pub fn new(client: Client, kind: Kind) -> Asking<K> {
-        Asking { client, request: Request::new(kind.path()), objects: PhantomData }
+    pub fn new(client: Client, kind: Kind, patience: Patience) -> Asking<K> {
+        Asking { client, request: Request::new(kind.path()), patience, objects: PhantomData }
     }
 
     /// A page of a list.
     pub async fn list(&self, params: &ListParams) -> Result<Page<K>, Failure> {
         let request = self.request.list(params).map_err(|error| broken(&error))?;
         let (encoding, body) = self.send(request, Accept::of::<K>().list).await?;
-        let bytes = whole(body, PAGE_BYTES).await.map_err(Failure::Broken)?;
+        let bytes = self.whole(body, PAGE_BYTES).await.map_err(Failure::Broken)?;
         answer::page(encoding, &bytes).map_err(Failure::Broken)
     }
 
@@ -73,14 +87,29 @@ impl<K: ApiObject> Asking<K> {
     async fn send(&self, request: http::Request<Vec<u8>>, accept: &'static str) -> Result<(Encoding, Body), Failure> {
         let mut request = request.map(Body::from);
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static(accept));
-        let response = self.client.send(request).await.map_err(|error| broken(&error))?;
+        let response = within(self.patience.beginning, self.client.send(request)).await.map_err(Failure::Broken)?;
+        let response = response.map_err(|error| broken(&error))?;
         let (head, body) = response.into_parts();
         let encoding = Encoding::of(head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()));
         if head.status.is_success() {
             return Ok((encoding, body));
         }
-        let bytes = whole(body, REFUSAL_BYTES).await.unwrap_or_default();
+        let bytes = self.whole(body, REFUSAL_BYTES).await.unwrap_or_default();
         Err(Failure::Refused(answer::refusal(encoding, head.status.as_u16(), &bytes)))
+    }
+
+    /// All bytes of an answer, as long as one piece follows the other.
+    async fn whole(&self, mut body: Body, most: usize) -> Result<Bytes, String> {
+        let mut all = BytesMut::new();
+        while let Some(frame) = within(self.patience.piece, body.frame()).await? {
+            let frame = frame.map_err(|error| chain(&error))?;
+            let Ok(piece) = frame.into_data() else { continue };
+            if all.len() + piece.len() > most {
+                return Err(format!("the answer is longer than {most} bytes"));
+            }
+            all.extend_from_slice(&piece);
+        }
+        Ok(all.freeze())
     }
 }
 
@@ -101,9 +130,8 @@ impl<K: ApiObject> Watch<K> {
     }
 }
 
-async fn whole(body: Body, most: usize) -> Result<Bytes, String> {
-    let collected = Limited::new(body, most).collect().await;
-    collected.map(|all| all.to_bytes()).map_err(|error| chain(error.as_ref()))
+async fn within<T>(patience: Duration, answer: impl Future<Output = T>) -> Result<T, String> {
+    timeout(patience, answer).await.map_err(|_| "no answer in time".to_owned())
 }
 
 fn broken(error: &(dyn std::error::Error + 'static)) -> Failure {

@@ -3,46 +3,48 @@
 //! Kubernetes: "API concepts", sections *Efficient detection of changes* and *Streaming lists*.
 //!
 //! - Streaming lists (`sendInitialEvents`) where the server has them: objects come one by one, and neither
-//!   side holds the whole list in memory. A server that refuses them, or does not know them, is listed in
-//!   pages. Both are answered from the server's cache (`resourceVersion=0`): every node of the cluster asks.
+//!   side holds the whole list in memory. The first one is answered from the server's cache (`resourceVersion=0`): every
+//!   node of the cluster asks. A server that refuses them, or that shows by a bookmark of the ordinary kind that it does not know
+//!   them, is listed in pages, from its newest state, and tried again after an hour; one that falls silent on the way is
+//!   listed in pages this once.
 //! - A watch that ends, as it does every few minutes by design, is resumed where it was, with what bookmarks
 //!   said. When the server no longer knows that place (410) everything is listed anew; what is missing from
-//!   the new list is removed only at its end.
-//! - A connection that is dead without a word is noticed when bookmarks, which come every minute, stay away.
-//! - Failures are retried with growing, jittered delays up to half a minute. An outage is said once when it
-//!   begins and once when it ends, however many kinds it concerns.
+//!   the new list is removed only at its end. The new list is never older than what was seen: that version is asked for
+//!   (`NotOlderThan`), or the newest where the server cannot serve it.
+//! - An object that cannot be read keeps its last good version, and is named in a warning.
+//! - A connection that is dead without a word is noticed when bookmarks, which come every minute, stay away. A list has
+//!   no bound but for each piece of it.
+//! - Failures are retried with growing, jittered delays up to half a minute; [`super::outage`] tells of them.
 //!
 //! Why not the watcher of the client library: where a server ends a stream at once it asks again at once,
 //! without end, and where the place to resume at is refused by the status of the response it asks for that
 //! place for ever.
 
-use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use kube::Client;
-use kube::core::params::{ListParams, VersionMatch, WatchParams};
+use kube::core::params::{ListParams, WatchParams};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::answer::Change;
+use super::answer::{Change, Refusal, Unread};
+use super::outage::{Cause, Outages};
 use super::parse::{
     ApiObject, Pool, Warning, endpoint_slice_object, namespace_object, network_policy_object, node_object, pod_object,
     service_object,
 };
-use super::request::{Asking, Failure, Stumble, Watch};
-use super::{Event, Kind, Message, Object, Wanted};
+use super::request::{Asking, Failure, Patience, Stumble, Watch};
+use super::{Event, Kind, Message, Object, ObjectId, Wanted};
+use crate::model::ObjectName;
 
 /// Tells what is wanted of the cluster until the receiver is gone. Cancelling it ends all watches.
-pub async fn run(client: Client, wanted: Vec<Wanted>, out: Sender<Message>) {
-    let outage = Arc::new(Outage::default());
+pub async fn run(client: Client, wanted: Vec<Wanted>, outages: Outages, out: Sender<Message>) {
     let mut followers = JoinSet::new();
     for wanted in wanted {
-        let common = Common { out: out.clone(), outage: outage.clone(), timing: Timing::default() };
+        let common = Common { out: out.clone(), outages: outages.clone(), timing: Timing::default() };
         followers.spawn(follow(client.clone(), wanted, common));
     }
     followers.join_all().await;
@@ -74,10 +76,12 @@ struct Timing {
     last: Duration,
     /// A watch that ended sooner than this counts as failed, although the server said nothing wrong.
     brief: Duration,
-    /// How long a request for a list may take, and how long a stream of initial events may be silent.
-    patience: Duration,
+    /// How long the server may keep us waiting for an answer, and for each next piece of a list.
+    patience: Patience,
     /// How long a watch on which bookmarks come may be silent.
     silence: Duration,
+    /// How long a server that has no streaming lists is listed in pages before it is asked for them again.
+    in_pages: Duration,
 }
 
 impl Default for Timing {
@@ -86,8 +90,9 @@ impl Default for Timing {
             first: Duration::from_millis(200),
             last: Duration::from_secs(30),
             brief: Duration::from_secs(5),
-            patience: Duration::from_secs(30),
+            patience: Patience { beginning: Duration::from_secs(65), piece: Duration::from_secs(30) },
             silence: Duration::from_secs(150),
+            in_pages: Duration::from_secs(3600),
         }
     }
 }
@@ -95,13 +100,9 @@ impl Default for Timing {
 /// What the followers of all kinds share.
 struct Common {
     out: Sender<Message>,
-    outage: Arc<Outage>,
+    outages: Outages,
     timing: Timing,
 }
-
-/// The number of kinds that cannot be read at the moment.
-#[derive(Default)]
-struct Outage(AtomicUsize);
 
 /// One kind, and where in its history we are.
 struct Follower<K> {
@@ -111,18 +112,24 @@ struct Follower<K> {
     object: fn(&K, &mut Pool) -> (Object, Vec<Warning>),
     common: Common,
     pool: Pool,
-    strategy: Strategy,
+    pages: Option<Pages>,
     /// The resource version to resume at; `None`: everything is to be listed.
     version: Option<String>,
+    /// The newest version that was seen. No list may be older.
+    seen: Option<String>,
+    /// The server cannot serve what was seen: the newest is asked for.
+    wants_newest: bool,
     failures: u32,
     is_out: bool,
 }
 
-/// How everything is listed.
+/// Why everything is listed in pages and not by a stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Strategy {
-    Stream,
-    Pages,
+enum Pages {
+    /// The last stream fell silent.
+    Once,
+    /// The server has no streaming lists.
+    Until(Instant),
 }
 
 /// Why a request or a stream came to its end.
@@ -133,9 +140,13 @@ enum End {
     Listed,
     /// The place to resume at is no longer known.
     Expired,
+    /// The server cannot serve a list that is as new as what was seen.
+    NotServed(String),
     /// The server has no streaming lists.
     NoStreaming,
-    Failed(String),
+    /// The list came to a halt.
+    Silent,
+    Failed(Cause, String),
     /// The receiver is gone.
     Closed,
 }
@@ -152,13 +163,15 @@ impl<K: ApiObject> Follower<K> {
     ) -> Follower<K> {
         Follower {
             kind,
-            asking: Asking::new(client, kind),
+            asking: Asking::new(client, kind, common.timing.patience),
             fields: None,
             object,
             common,
             pool: Pool::default(),
-            strategy: Strategy::Stream,
+            pages: None,
             version: None,
+            seen: None,
+            wants_newest: false,
             failures: 0,
             is_out: false,
         }
@@ -167,10 +180,13 @@ impl<K: ApiObject> Follower<K> {
     async fn run(mut self) {
         loop {
             let began = Instant::now();
-            let end = match (self.version.clone(), self.strategy) {
+            if self.pages.is_some_and(|pages| matches!(pages, Pages::Until(again) if again <= began)) {
+                self.pages = None;
+            }
+            let end = match (self.version.clone(), self.pages) {
                 (Some(version), _) => self.watch(&version).await,
-                (None, Strategy::Stream) => self.stream_all().await,
-                (None, Strategy::Pages) => self.list_all().await,
+                (None, None) => self.stream_all().await,
+                (None, Some(_)) => self.list_all().await,
             };
             let was_brief = began.elapsed() < self.common.timing.brief;
             if !was_brief {
@@ -183,12 +199,30 @@ impl<K: ApiObject> Follower<K> {
                 End::Orderly => {}
                 End::NoStreaming => {
                     info!(kind = %self.kind, "The API server has no streaming lists; listing in pages");
-                    self.strategy = Strategy::Pages;
+                    self.pages = Some(Pages::Until(Instant::now() + self.common.timing.in_pages));
                     continue;
                 }
-                End::Expired => self.version = None,
-                End::Failed(reason) => {
-                    if self.begin_outage(&reason).await.is_err() {
+                End::Silent => {
+                    info!(kind = %self.kind, "The API server's streaming list came to a halt; listing in pages");
+                    self.pages = Some(Pages::Once);
+                    continue;
+                }
+                End::Expired => {
+                    // Where not even a list of this version can be had, only the newest one is left.
+                    self.wants_newest = self.version.is_none();
+                    self.version = None;
+                }
+                End::NotServed(reason) => {
+                    warn!(
+                        kind = %self.kind,
+                        version = self.seen.as_deref().unwrap_or_default(),
+                        reason,
+                        "The API server cannot serve a list as new as what was seen; asking for its newest"
+                    );
+                    (self.version, self.wants_newest) = (None, true);
+                }
+                End::Failed(cause, reason) => {
+                    if self.begin_outage(cause, &reason).await.is_err() {
                         return;
                     }
                 }
@@ -202,34 +236,46 @@ impl<K: ApiObject> Follower<K> {
     /// Lists everything as the beginning of a watch, and goes on with the watch.
     async fn stream_all(&mut self) -> End {
         let params = self.watch_params(true);
-        let mut stream = match self.patiently(self.asking.watch(&params, "0")).await {
+        let version = match (self.wants_newest, &self.seen) {
+            (true, _) => "",
+            (false, Some(seen)) => seen,
+            (false, None) => "0",
+        };
+        let mut stream = match self.asking.watch(&params, version).await {
             Ok(stream) => stream,
-            Err(end) => return end,
+            Err(failure) => return self.end_of(failure),
         };
         if self.tell(Event::Listing(self.kind)).await.is_err() {
             return End::Closed;
         }
         loop {
-            // A server that does not know the parameter begins an ordinary watch, which is silent when it
-            // has named everything and never says that this was all.
-            let Ok(next) = timeout(self.common.timing.patience, stream.next()).await else {
-                return End::NoStreaming;
+            let Ok(next) = timeout(self.common.timing.patience.piece, stream.next()).await else {
+                return End::Silent;
             };
             let change = match next {
                 Ok(Some(change)) => change,
-                Ok(None) => return End::Failed("the list ended before it was complete".to_owned()),
-                Err(Stumble::Unreadable(reason)) => {
-                    self.left_out(&reason);
-                    continue;
-                }
-                Err(Stumble::Broken(reason)) => return End::Failed(reason),
+                Ok(None) => return End::Failed(Cause::Unreachable, "the list ended too early".to_owned()),
+                Err(Stumble::Unreadable(unread)) => match self.tell_unread(unread, true).await {
+                    Ok(()) => continue,
+                    Err(Gone) => return End::Closed,
+                },
+                Err(Stumble::Broken(reason)) => return End::Failed(Cause::Unreachable, reason),
             };
-            let is_last = matches!(change, Change::Bookmark { ends_list: true, .. });
+            match &change {
+                // A server that does not know the parameter begins an ordinary watch. Its bookmarks do not say that
+                // this was all, and a server that does know it sends none before the one that says so.
+                Change::Bookmark { ends_list: false, .. } => return End::NoStreaming,
+                Change::Bookmark { ends_list: true, version } if self.is_older_than_seen(version.as_deref()) => {
+                    return End::NotServed("its list is older".to_owned());
+                }
+                _ => {}
+            }
+            let is_last = matches!(change, Change::Bookmark { .. });
             if let Some(end) = self.take_in(change, false).await {
                 return end;
             }
             if is_last {
-                self.failures = 0;
+                (self.failures, self.wants_newest) = (0, false);
                 return match self.tell(Event::Listed(self.kind)).await {
                     Ok(()) => self.go_on(stream).await,
                     Err(Gone) => End::Closed,
@@ -238,43 +284,38 @@ impl<K: ApiObject> Follower<K> {
         }
     }
 
-    /// Lists everything in pages.
+    /// Lists everything in pages: the newest state there is.
     async fn list_all(&mut self) -> End {
-        let mut params = ListParams { field_selector: self.fields.clone(), ..ListParams::default() }
-            .limit(PAGE)
-            .at("0")
-            .matching(VersionMatch::NotOlderThan);
+        let mut params = ListParams { field_selector: self.fields.clone(), ..ListParams::default() }.limit(PAGE);
         if self.tell(Event::Listing(self.kind)).await.is_err() {
             return End::Closed;
         }
         loop {
-            let page = match self.patiently(self.asking.list(&params)).await {
+            let page = match self.asking.list(&params).await {
                 Ok(page) => page,
-                Err(end) => return end,
+                Err(failure) => return self.end_of(failure),
             };
             self.end_outage();
             for item in page.items {
                 let told = match item {
                     Ok(object) => self.tell_object(&object).await,
-                    Err(reason) => {
-                        self.left_out(&reason);
-                        Ok(())
-                    }
+                    Err(unread) => self.tell_unread(unread, true).await,
                 };
                 if told.is_err() {
                     return End::Closed;
                 }
             }
-            // A place in a list already says what it is a list of.
-            (params.resource_version, params.version_match) = (None, None);
             params.continue_token = page.next;
             if params.continue_token.is_none() {
-                self.version = page.version;
-                self.failures = 0;
+                (self.version, self.seen) = (page.version.clone(), page.version);
+                (self.failures, self.wants_newest) = (0, false);
+                if self.pages == Some(Pages::Once) {
+                    self.pages = None;
+                }
                 return match (self.tell(Event::Listed(self.kind)).await, &self.version) {
                     (Err(Gone), _) => End::Closed,
                     (Ok(()), Some(_)) => End::Listed,
-                    (Ok(()), None) => End::Failed("the list has no resource version".to_owned()),
+                    (Ok(()), None) => End::Failed(Cause::Refused, "the list has no resource version".to_owned()),
                 };
             }
         }
@@ -283,19 +324,19 @@ impl<K: ApiObject> Follower<K> {
     /// Resumes watching at a version.
     async fn watch(&mut self, version: &str) -> End {
         let params = self.watch_params(false);
-        match self.patiently(self.asking.watch(&params, version)).await {
+        match self.asking.watch(&params, version).await {
             Ok(stream) => {
                 self.end_outage();
                 self.go_on(stream).await
             }
-            Err(end) => end,
+            Err(failure) => self.end_of(failure),
         }
     }
 
     /// Follows a watch until it ends.
     async fn go_on(&mut self, mut stream: Watch<K>) -> End {
         let Timing { patience, mut silence, .. } = self.common.timing;
-        let ends_after = Duration::from_secs(u64::from(WATCH_SECONDS)) + patience;
+        let ends_after = Duration::from_secs(u64::from(WATCH_SECONDS)) + patience.piece;
         let bookmarked = std::mem::replace(&mut silence, ends_after);
         loop {
             let next = match timeout(silence, stream.next()).await {
@@ -306,10 +347,10 @@ impl<K: ApiObject> Follower<K> {
                 Ok(Some(change)) => change,
                 // A connection that breaks is no outage; one that cannot be made again is.
                 Ok(None) | Err(Stumble::Broken(_)) => return End::Orderly,
-                Err(Stumble::Unreadable(reason)) => {
-                    self.left_out(&reason);
-                    continue;
-                }
+                Err(Stumble::Unreadable(unread)) => match self.tell_unread(unread, false).await {
+                    Ok(()) => continue,
+                    Err(Gone) => return End::Closed,
+                },
             };
             if matches!(change, Change::Bookmark { .. }) {
                 silence = bookmarked;
@@ -337,35 +378,62 @@ impl<K: ApiObject> Follower<K> {
             }
             Change::Bookmark { version, ends_list } => {
                 if resumable || ends_list {
-                    self.version = version;
+                    (self.version, self.seen) = (version.clone(), version);
                 }
                 (None, Ok(()))
             }
-            Change::Refused(refusal) if refusal.code == 410 => return Some(End::Expired),
-            Change::Refused(refusal) => return Some(End::Failed(refusal.to_string())),
+            Change::Refused(refusal) => return Some(self.end_by(&refusal)),
         };
         if resumable && version.is_some() {
-            self.version = version;
+            (self.version, self.seen) = (version.clone(), version);
         }
         told.is_err().then_some(End::Closed)
     }
 
-    /// An object stays as it is known; its next version may be sound.
-    fn left_out(&self, reason: &str) {
-        warn!(kind = %self.kind, error = reason, "An object from the API server makes no sense and is left out");
+    /// Tells of an object that cannot be read: its last good version stays, and its next one may be sound. In a list it has
+    /// to be named, so that it does not count as gone.
+    async fn tell_unread(&self, unread: Unread, is_listing: bool) -> Result<(), Gone> {
+        let Unread { name, is_gone, reason } = unread;
+        let is_named = name.is_some();
+        if !is_named {
+            warn!(kind = %self.kind, error = reason, "An object without a name cannot be read; it is left out");
+        }
+        if !is_named && !is_listing {
+            return Ok(());
+        }
+        let id = ObjectId { kind: self.kind, name: name.unwrap_or_else(|| ObjectName::new("", "")) };
+        if is_gone && is_named {
+            return self.tell(Event::Object(Object::gone(id), Vec::new())).await;
+        }
+        let text = format!("it cannot be read, its last good version stays in force: {reason}");
+        let warnings = is_named.then(|| Warning { field: "object".into(), text });
+        self.tell(Event::Object(Object::Unreadable(id), warnings.into_iter().collect())).await
     }
 
-    /// The answer to a request, if it comes in time and is none of the known refusals.
-    async fn patiently<T>(&self, answer: impl Future<Output = Result<T, Failure>>) -> Result<T, End> {
-        match timeout(self.common.timing.patience, answer).await {
-            Err(_) => Err(End::Failed("no answer in time".to_owned())),
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(Failure::Refused(refusal))) => Err(match (refusal.code, self.strategy, &self.version) {
-                (410, ..) => End::Expired,
-                (400 | 422, Strategy::Stream, None) => End::NoStreaming,
-                _ => End::Failed(refusal.to_string()),
-            }),
-            Ok(Err(Failure::Broken(reason))) => Err(End::Failed(reason)),
+    /// What a request that failed means.
+    fn end_of(&self, failure: Failure) -> End {
+        match failure {
+            Failure::Broken(reason) => End::Failed(Cause::Unreachable, reason),
+            Failure::Refused(refusal) => self.end_by(&refusal),
+        }
+    }
+
+    /// What a refusal means.
+    fn end_by(&self, refusal: &Refusal) -> End {
+        match (refusal.code, self.pages, &self.version) {
+            (410, ..) => End::Expired,
+            (400 | 422, None, None) => End::NoStreaming,
+            (_, _, None) if refusal.is_too_new() => End::NotServed(refusal.to_string()),
+            _ => End::Failed(Cause::of_status(refusal.code), refusal.to_string()),
+        }
+    }
+
+    /// Whether this version is older than what was seen. Versions are numbers (KEP-5504); one that is none says nothing.
+    fn is_older_than_seen(&self, version: Option<&str>) -> bool {
+        let number = |version: Option<&str>| version.and_then(|version| version.parse::<u64>().ok());
+        match (number(version), number(self.seen.as_deref())) {
+            (Some(version), Some(seen)) => version < seen && !self.wants_newest,
+            _ => false,
         }
     }
 
@@ -402,17 +470,17 @@ impl<K: ApiObject> Follower<K> {
         }
     }
 
-    async fn begin_outage(&mut self, reason: &str) -> Result<(), Gone> {
-        if std::mem::replace(&mut self.is_out, true) || self.common.outage.0.fetch_add(1, Ordering::Relaxed) > 0 {
+    async fn begin_outage(&mut self, cause: Cause, reason: &str) -> Result<(), Gone> {
+        let is_first = self.common.outages.fails(self.kind, cause, reason);
+        if std::mem::replace(&mut self.is_out, true) || !is_first {
             return Ok(());
         }
-        warn!(kind = %self.kind, error = reason, "The Kubernetes API cannot be read; what is known stays in force");
         self.tell(Event::Unreachable).await
     }
 
     fn end_outage(&mut self) {
-        if std::mem::replace(&mut self.is_out, false) && self.common.outage.0.fetch_sub(1, Ordering::Relaxed) == 1 {
-            info!("The Kubernetes API can be read again");
+        if std::mem::replace(&mut self.is_out, false) {
+            self.common.outages.works(self.kind);
         }
     }
 }

@@ -233,6 +233,10 @@ impl Joined {
             listing.is_known = true;
         }
         let Some(named) = named else { return false };
+        // One of which not even the name could be read may be any of those that were not named.
+        if named.contains(&ObjectName::new("", "")) {
+            return false;
+        }
         let mut changed = false;
         for name in self.names(kind).into_iter().filter(|name| !named.contains(name)) {
             changed |= self.put(Object::gone(ObjectId { kind, name }));

@@ -233,7 +233,8 @@ fn from_api(client: kube::Client, state_dir: &Path, wanted: &[Wanted]) -> Rig {
     let origin = Instant::now();
     let clock = Arc::new(EventClock::new(origin));
     let wanted = wanted.to_vec();
-    tokio::spawn(crate::k8s::watch::run(client, wanted.clone(), messages.clone()));
+    let outages = crate::k8s::outage::Outages::new().expect("valid names");
+    tokio::spawn(crate::k8s::watch::run(client, wanted.clone(), outages, messages.clone()));
     let last_known = Some(LastKnown::new(state_dir));
     let inputs = Inputs {
         messages: receiver,

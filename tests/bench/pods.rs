@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sluice::k8s::client::{Access, client};
+use sluice::k8s::outage::Outages;
 use sluice::k8s::parse::{Pool, namespace_object, network_policy_object, pod_object};
 use sluice::k8s::{Event, Kind, Message, Object, Wanted, Warning, watch as watch_api};
 use sluice::model::{Authority, EventClock, Host, Report, World};
@@ -279,7 +280,7 @@ async fn from_api(pods: usize) {
     let client = client(&Access { kubeconfig: None, master: Some(master) }).await.unwrap();
     let mut fed = fed();
     let began = Instant::now();
-    let running = tokio::spawn(watch_api::run(client, WANTED.to_vec(), fed.messages.clone()));
+    let running = tokio::spawn(watch_api::run(client, WANTED.to_vec(), Outages::new().unwrap(), fed.messages.clone()));
     fed.complete(pods).await;
     println!("    from an API server, as a streaming list: {:.1} s", began.elapsed().as_secs_f64());
     running.abort();

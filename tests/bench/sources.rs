@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sluice::k8s::client::{Access, client};
+use sluice::k8s::outage::Outages;
 use sluice::k8s::{Message, Wanted, manifests, watch as watch_api};
 use sluice::model::{Authority, EventClock, Host, Report, World};
 use sluice::world::{self, Inputs, Known, LastKnown};
@@ -157,7 +158,7 @@ async fn from_api(name: &str, services: usize, streaming: bool) {
     let mark = memory::mark();
     let began = Instant::now();
     let (out, messages) = mpsc::channel(1024);
-    let running = tokio::spawn(watch_api::run(client, WANTED.to_vec(), out));
+    let running = tokio::spawn(watch_api::run(client, WANTED.to_vec(), Outages::new().unwrap(), out));
     let mut reader = reader(messages);
     reader.complete(services).await;
     let read = began.elapsed();
@@ -187,7 +188,7 @@ async fn from_manifests(
     let mark = memory::mark();
     let began = Instant::now();
     let (out, messages) = mpsc::channel(1024);
-    manifests::spawn(directory.path().to_owned(), WANTED.to_vec(), out).unwrap();
+    manifests::spawn(directory.path().to_owned(), WANTED.to_vec(), Outages::new().unwrap(), out).unwrap();
     let mut reader = reader(messages);
     let world = reader.complete(services).await;
     let read = began.elapsed();

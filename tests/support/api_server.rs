@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -45,7 +46,13 @@ pub struct Faults {
     pub json_only: bool,
     /// A forgotten version is refused by the status of the response, not within the stream.
     pub gone_as_status: bool,
+    /// So many streaming lists fall silent before they say that they are complete.
+    pub halt_streams: usize,
+    /// How long each piece of a list lets wait for itself; a list has ten.
+    pub trickle: Option<Duration>,
 }
+
+type Objects = BTreeMap<String, BTreeMap<String, Value>>;
 
 #[derive(Default)]
 struct State {
@@ -53,11 +60,13 @@ struct State {
     /// Watches can be resumed at versions from here on.
     oldest: u64,
     /// Objects by path of the collection and `namespace/name`.
-    objects: BTreeMap<String, BTreeMap<String, Value>>,
+    objects: Objects,
     history: Vec<(u64, String, String)>,
     watches: Vec<(String, UnboundedSender<String>)>,
     faults: Faults,
     requests: Vec<String>,
+    /// What `resourceVersion=0` is answered with, where that is not the newest state.
+    cache: Option<(u64, Objects)>,
     connections: Vec<tokio::task::AbortHandle>,
 }
 
@@ -127,6 +136,20 @@ impl ApiServer {
     pub fn compact(&self) {
         let mut state = self.state();
         state.oldest = state.version;
+        state.history.clear();
+    }
+
+    /// From now on `resourceVersion=0` is answered with the state of this moment, as by a server that lags behind.
+    pub fn freeze_cache(&self) {
+        let mut state = self.state();
+        state.cache = Some((state.version, state.objects.clone()));
+    }
+
+    /// Sets the server back to an earlier version, without any objects, as when its store is restored.
+    pub fn set_back(&self, version: u64) {
+        let mut state = self.state();
+        (state.version, state.oldest) = (version, version);
+        state.objects.clear();
         state.history.clear();
     }
 
@@ -222,10 +245,16 @@ fn answer(state: &Mutex<State>, request: &Request<Incoming>) -> Answer {
         );
     }
     let from: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
-    if from != 0 && from < state.oldest && state.faults.gone_as_status {
+    let streaming = streaming && !state.faults.ignore_streaming;
+    if from > state.version && streaming {
+        let message = format!("Too large resource version: {from}, current: {}", state.version);
+        return status(encoding, 504, &message);
+    }
+    let is_forgotten = !streaming && from != 0 && (from < state.oldest || from > state.version);
+    if is_forgotten && state.faults.gone_as_status {
         return status(encoding, 410, "too old resource version");
     }
-    let lines = watch(&mut state, &path, &query, from, streaming);
+    let lines = watch(&mut state, &path, &query, streaming);
     let frames = stream::unfold((lines, path), move |(mut lines, path)| async move {
         let line = lines.recv().await?;
         let bytes = match encoding {
@@ -244,19 +273,27 @@ fn watch(
     state: &mut State,
     path: &str,
     query: &BTreeMap<String, String>,
-    from: u64,
     streaming: bool,
 ) -> UnboundedReceiver<String> {
     let (lines, body) = unbounded_channel();
     let say = |line: String| drop(lines.send(line));
-    if from == 0 {
-        for object in state.selected(path, query) {
+    let asked = query.get("resourceVersion").map(String::as_str).unwrap_or_default();
+    let from: u64 = asked.parse().unwrap_or(0);
+    if from == 0 || streaming {
+        let newest = (state.version, &state.objects);
+        let (version, objects) = match &state.cache {
+            Some((version, objects)) if asked == "0" => (*version, objects),
+            _ => newest,
+        };
+        for object in selected(objects, path, query) {
             say(json!({"type": "ADDED", "object": object}).to_string());
         }
-        if streaming && !state.faults.ignore_streaming {
-            say(bookmark(state.version, true));
+        if streaming && state.faults.halt_streams > 0 {
+            state.faults.halt_streams -= 1;
+        } else if streaming {
+            say(bookmark(version, true));
         }
-    } else if from < state.oldest {
+    } else if from < state.oldest || from > state.version {
         let gone = json!({"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"});
         say(json!({"type": "ERROR", "object": gone}).to_string());
     } else {
@@ -271,7 +308,7 @@ fn watch(
 }
 
 fn list(state: &State, path: &str, query: &BTreeMap<String, String>, encoding: Encoding) -> Answer {
-    let all = state.selected(path, query);
+    let all = selected(&state.objects, path, query);
     let start: usize = query.get("continue").and_then(|token| token.parse().ok()).unwrap_or(0);
     let limit: usize = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(all.len().max(1));
     let items: Vec<&Value> = all.iter().copied().skip(start).take(limit).collect();
@@ -285,7 +322,22 @@ fn list(state: &State, path: &str, query: &BTreeMap<String, String>, encoding: E
         }
         Encoding::Protobuf => protobuf::list(path, &metadata, &items),
     };
-    full(encoding, StatusCode::OK, body)
+    let Some(pause) = state.faults.trickle else { return full(encoding, StatusCode::OK, body) };
+    let pieces: Vec<Bytes> = body.chunks(body.len().div_ceil(10)).map(Bytes::copy_from_slice).collect();
+    let frames = stream::unfold(pieces.into_iter(), move |mut pieces| async move {
+        tokio::time::sleep(pause).await;
+        Some((Ok::<_, Infallible>(Frame::data(pieces.next()?)), pieces))
+    });
+    let mut answer = Response::new(BodyExt::boxed_unsync(StreamBody::new(frames)));
+    answer.headers_mut().insert(CONTENT_TYPE, encoding.content_type(false));
+    answer
+}
+
+/// The objects of a collection, as far as a field selector by name wants them.
+fn selected<'a>(objects: &'a Objects, path: &str, query: &BTreeMap<String, String>) -> Vec<&'a Value> {
+    let wanted = query.get("fieldSelector").and_then(|selector| selector.strip_prefix("metadata.name="));
+    let all = objects.get(path).into_iter().flatten();
+    all.filter(|(_, object)| wanted.is_none_or(|name| object["metadata"]["name"] == *name)).map(|(_, it)| it).collect()
 }
 
 impl State {
@@ -311,15 +363,6 @@ impl State {
     fn one(&self, path: &str) -> Option<&Value> {
         let (collection, name) = path.rsplit_once('/')?;
         self.objects.get(collection)?.get(&format!("/{name}"))
-    }
-
-    /// The objects of a collection, as far as a field selector by name wants them.
-    fn selected(&self, path: &str, query: &BTreeMap<String, String>) -> Vec<&Value> {
-        let wanted = query.get("fieldSelector").and_then(|selector| selector.strip_prefix("metadata.name="));
-        let all = self.objects.get(path).into_iter().flatten();
-        all.filter(|(_, object)| wanted.is_none_or(|name| object["metadata"]["name"] == *name))
-            .map(|(_, it)| it)
-            .collect()
     }
 }
 

@@ -209,7 +209,12 @@ fn form(path: &str) -> Option<&'static [Field]> {
 
 /// An object of a collection, without the envelope. Panics where the object does not have the form of the API.
 pub fn object(path: &str, object: &Value) -> Vec<u8> {
-    message(form(path).expect("this kind has a table"), object)
+    let mut out = message(form(path).expect("this kind has a table"), object);
+    if object["spec"]["ports"].is_string() {
+        // What does not have the API's form cannot be said in this encoding: `spec` is no number.
+        variable(&mut out, 2, 1);
+    }
+    out
 }
 
 /// An event of a watch, as it goes over the wire. `line`: the same in JSON; what is not JSON is sent as it is, within its length.
@@ -225,11 +230,9 @@ fn encoded_event(path: &str, event: &Value) -> Option<Vec<u8>> {
     let kind = event["type"].as_str()?;
     let of = &event["object"];
     of["metadata"].as_object().or(of.as_object().filter(|_| kind == "ERROR"))?;
-    // What does not have the API's form cannot be said in this encoding at all.
     let inner = match kind {
         "ERROR" => message(STATUS, of),
         "BOOKMARK" => message(NAMESPACE, of),
-        _ if of["spec"]["ports"].is_string() => vec![0xff; 8],
         _ => object(path, of),
     };
     let mut extension = Vec::new();

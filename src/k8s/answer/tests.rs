@@ -71,7 +71,7 @@ fn heard(encoding: Encoding, bytes: &[u8], piece: usize) -> Vec<String> {
                 Ok(Change::Gone(object)) => format!("gone {}", object.metadata().name.as_deref().unwrap_or_default()),
                 Ok(Change::Bookmark { version, ends_list }) => format!("mark {} {ends_list}", version.is_some()),
                 Ok(Change::Refused(refusal)) => refusal.to_string(),
-                Err(why) => format!("odd: {why}"),
+                Err(why) => format!("odd: {}", why.reason),
             });
         }
     }

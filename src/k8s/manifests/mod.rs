@@ -31,15 +31,16 @@ use tracing::{error, info, trace, warn};
 
 use self::catalog::{Catalog, Changed, Said};
 use self::directory::{Directory, Look, Seen};
+use super::outage::{Cause, Outages};
 use super::{Event, Message, Wanted};
 
 /// Reads and watches a directory, and tells what is wanted of it, until the receiver is gone.
 ///
 /// # Errors
 /// Only where the thread cannot be started. A directory that is not there is waited for, and reported.
-pub fn spawn(path: PathBuf, wanted: Vec<Wanted>, out: Sender<Message>) -> std::io::Result<()> {
+pub fn spawn(path: PathBuf, wanted: Vec<Wanted>, outages: Outages, out: Sender<Message>) -> std::io::Result<()> {
     let catalog = Catalog::of(wanted.iter().map(Wanted::kind));
-    let source = Source { path, wanted, out, catalog, told_unknown: None, untold: Vec::new() };
+    let source = Source { path, wanted, outages, out, catalog, told_unknown: None, untold: Vec::new() };
     std::thread::Builder::new().name("manifests".to_owned()).spawn(move || source.run()).map(drop)
 }
 
@@ -60,6 +61,7 @@ const AT_ONCE: usize = 512;
 struct Source {
     path: PathBuf,
     wanted: Vec<Wanted>,
+    outages: Outages,
     out: Sender<Message>,
     catalog: Catalog,
     told_unknown: Option<bool>,
@@ -91,12 +93,17 @@ impl Source {
             match Directory::open(&self.path) {
                 Ok(directory) => {
                     if outage {
+                        self.wanted.iter().for_each(|wanted| self.outages.works(wanted.kind()));
                         info!(path = %self.path.display(), "The manifests directory is there again");
                     }
                     return Ok(directory);
                 }
                 Err(error) if !outage => {
                     outage = true;
+                    let text = error.to_string();
+                    self.wanted.iter().for_each(|wanted| {
+                        self.outages.fails(wanted.kind(), Cause::Directory, &text);
+                    });
                     error!(path = %self.path.display(), %error, "The manifests directory cannot be read; waiting for it");
                     self.tell(Instant::now(), Event::Unreachable)?;
                     self.hand_over()?;

@@ -9,8 +9,13 @@ use crate::k8s::Object;
 
 fn watch(path: &Path) -> Receiver<Message> {
     let (out, messages) = channel(64);
-    spawn(path.to_owned(), vec![Wanted::Services, Wanted::Node("node-1".into())], out)
-        .expect("a thread can be started");
+    spawn(
+        path.to_owned(),
+        vec![Wanted::Services, Wanted::Node("node-1".into())],
+        Outages::new().expect("valid names"),
+        out,
+    )
+    .expect("a thread can be started");
     messages
 }
 

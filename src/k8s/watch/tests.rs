@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{Receiver, channel};
@@ -6,6 +6,8 @@ use tokio::sync::mpsc::{Receiver, channel};
 use self::api_server::{ApiServer, Faults, NAMESPACES, NODES, PODS, POLICIES, SERVICES, SLICES};
 use super::*;
 use crate::k8s::client::{Access, client};
+use crate::observe::health::Health;
+use crate::observe::metrics::Registry;
 
 #[path = "../../../tests/support/api_server.rs"]
 pub(crate) mod api_server;
@@ -14,8 +16,9 @@ const TIMING: Timing = Timing {
     first: Duration::from_millis(2),
     last: Duration::from_millis(20),
     brief: Duration::from_millis(500),
-    patience: Duration::from_millis(300),
+    patience: Patience { beginning: Duration::from_millis(300), piece: Duration::from_millis(300) },
     silence: Duration::from_millis(300),
+    in_pages: Duration::from_secs(3600),
 };
 
 fn service(name: &str, address: &str) -> Value {
@@ -42,7 +45,10 @@ fn policy(name: &str, types: &[&str]) -> Value {
 struct Reader {
     messages: Receiver<Message>,
     followers: JoinSet<()>,
+    health: Health,
     in_force: BTreeMap<String, Object>,
+    /// What was ever said to be there since this was emptied last.
+    named: BTreeSet<String>,
     listings: usize,
     outages: usize,
 }
@@ -52,13 +58,14 @@ async fn read(server: &ApiServer, wanted: Vec<Wanted>) -> Reader {
         Access { kubeconfig: None, master: Some(format!("http://{}", server.address).parse().expect("a URL")) };
     let client = client(&access).await.expect("nothing is needed");
     let (out, messages) = channel(8);
-    let outage = Arc::new(Outage::default());
+    let health = Health::default();
+    let outages = Outages::register("API server", [], &Registry::new("1", "x"), &health).expect("the names are free");
     let mut followers = JoinSet::new();
     for wanted in wanted {
-        let common = Common { out: out.clone(), outage: outage.clone(), timing: TIMING };
+        let common = Common { out: out.clone(), outages: outages.clone(), timing: TIMING };
         followers.spawn(follow(client.clone(), wanted, common));
     }
-    Reader { messages, followers, in_force: BTreeMap::new(), listings: 0, outages: 0 }
+    Reader { messages, followers, health, in_force: BTreeMap::new(), named: BTreeSet::new(), listings: 0, outages: 0 }
 }
 
 impl Reader {
@@ -75,14 +82,23 @@ impl Reader {
                 Event::Object(object, _) => {
                     let name = object.id().name.name.to_string();
                     named.iter_mut().for_each(|named| named.push(name.clone()));
-                    match object.is_gone() {
-                        true => self.in_force.remove(&name),
-                        false => self.in_force.insert(name, object),
-                    };
+                    if object.is_gone() {
+                        self.in_force.remove(&name);
+                        continue;
+                    }
+                    self.named.insert(name.clone());
+                    // The last good version of an object that cannot be read stays in force.
+                    if !matches!(object, Object::Unreadable(_))
+                        || !name.is_empty() && !self.in_force.contains_key(&name)
+                    {
+                        self.in_force.insert(name, object);
+                    }
                 }
                 Event::Listed(_) => {
                     let named = named.take().expect("a listing has begun");
-                    self.in_force.retain(|name, _| named.contains(name));
+                    if !named.iter().any(String::is_empty) {
+                        self.in_force.retain(|name, _| named.contains(name));
+                    }
                 }
                 Event::Unreachable => self.outages += 1,
                 Event::Unreadable(_) => panic!("only manifests can be unreadable in part"),
@@ -263,23 +279,162 @@ async fn a_server_that_closes_every_watch_at_once_is_asked_ever_more_slowly() {
 }
 
 #[tokio::test]
-async fn an_object_that_makes_no_sense_is_left_out_and_the_stream_goes_on() {
+async fn an_object_that_makes_no_sense_keeps_its_last_good_version_and_the_stream_goes_on() {
+    let odd = json!({"metadata": {"name": "odd", "namespace": "default"}, "spec": {"ports": "all"}});
+    for (json_only, refuse_streaming) in [(true, None), (false, None), (true, Some(422)), (false, Some(422))] {
+        let server = ApiServer::start().await;
+        server.set_faults(Faults { json_only, refuse_streaming, ..Faults::default() });
+        server.put(SERVICES, service("odd", "10.96.0.9"));
+        let mut reader = read(&server, vec![Wanted::Services]).await;
+        reader.until(&["odd"]).await;
+        server.put(SERVICES, odd.clone());
+        if json_only {
+            server.say(SERVICES, "{\"type\": \"ADDED\", \"object\": {\"metadata\": 5}}");
+            server.say(SERVICES, "not even JSON");
+        }
+        server.put(SERVICES, service("a", "10.96.0.1"));
+        reader.until(&["a", "odd"]).await;
+        // It is part of the next list as well.
+        server.put(NODES, json!({"metadata": {"name": "other"}}));
+        server.compact();
+        server.cut();
+        server.put(SERVICES, service("b", "10.96.0.2"));
+        reader.until(&["a", "b", "odd"]).await;
+        assert!(matches!(&reader.in_force["odd"], Object::Service(_, Some(_))), "its last good version");
+        assert_eq!((reader.listings, reader.outages), (2, 0));
+        server.delete(SERVICES, "default/odd");
+        reader.until(&["a", "b"]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_list_with_an_object_that_has_not_even_a_name_removes_nothing() {
     let server = ApiServer::start().await;
-    server.put(SERVICES, service("z", "10.96.0.9"));
-    let mut reader = read(&server, vec![Wanted::Services]).await;
-    reader.until(&["z"]).await;
-    server.put(SERVICES, json!({"metadata": {"name": "odd", "namespace": "default"}, "spec": {"ports": "all"}}));
-    server.say(SERVICES, "{\"type\": \"ADDED\", \"object\": {\"metadata\": 5}}");
-    server.say(SERVICES, "not even JSON");
     server.put(SERVICES, service("a", "10.96.0.1"));
-    reader.until(&["a", "z"]).await;
-    // It is part of the next list as well.
-    server.put(NODES, json!({"metadata": {"name": "other"}}));
+    server.put(SERVICES, service("b", "10.96.0.2"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    reader.until(&["a", "b"]).await;
+    server.set_faults(Faults { json_only: true, ..Faults::default() });
+    server.delete(SERVICES, "default/a");
+    server.put(SERVICES, json!({"metadata": {"labels": 5}}));
     server.compact();
     server.cut();
+    server.put(SERVICES, service("c", "10.96.0.3"));
+    reader.until(&["a", "b", "c"]).await;
+    assert_eq!(reader.listings, 2);
+}
+
+#[tokio::test]
+async fn a_list_is_never_older_than_what_was_seen() {
+    for refuse_streaming in [None, Some(422)] {
+        let server = ApiServer::start().await;
+        server.set_faults(Faults { refuse_streaming, ..Faults::default() });
+        server.put(SERVICES, service("old", "10.96.0.1"));
+        server.freeze_cache();
+        let mut reader = read(&server, vec![Wanted::Services]).await;
+        reader.until(&["old"]).await;
+        server.put(SERVICES, service("new", "10.96.0.2"));
+        server.delete(SERVICES, "default/old");
+        reader.until(&["new"]).await;
+        reader.named.clear();
+        // Elsewhere history moves on, so that the place of this watch is forgotten.
+        server.put(NODES, json!({"metadata": {"name": "other"}}));
+        server.compact();
+        server.cut();
+        server.put(SERVICES, service("newer", "10.96.0.3"));
+        reader.until(&["new", "newer"]).await;
+        assert!(!reader.named.contains("old"), "what is gone came back: {:?}", server.take_requests());
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_was_set_back_is_listed_as_it_is_now() {
+    let server = ApiServer::start().await;
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    reader.until(&["a"]).await;
+    server.set_back(50);
+    server.cut();
     server.put(SERVICES, service("b", "10.96.0.2"));
-    reader.until(&["a", "b", "z"]).await;
-    assert_eq!((reader.listings, reader.outages), (2, 0));
+    reader.until(&["b"]).await;
+    server.put(SERVICES, service("c", "10.96.0.3"));
+    reader.until(&["b", "c"]).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_fell_silent_means_pages_this_once() {
+    let server = ApiServer::start().await;
+    server.set_faults(Faults { halt_streams: 1, ..Faults::default() });
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    reader.until(&["a"]).await;
+    server.put(NODES, json!({"metadata": {"name": "other"}}));
+    server.compact();
+    server.take_requests();
+    server.cut();
+    server.put(SERVICES, service("b", "10.96.0.2"));
+    reader.until(&["a", "b"]).await;
+    let requests = server.take_requests();
+    assert!(requests.iter().all(|request| request.contains("watch=true")), "{requests:?}");
+    assert!(requests.iter().any(|request| request.contains("sendInitialEvents=true")), "{requests:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_ignores_streaming_and_is_never_silent_is_told_by_its_bookmarks() {
+    let server = ApiServer::start().await;
+    server.set_faults(Faults { ignore_streaming: true, ..Faults::default() });
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    let never_silent = async {
+        loop {
+            server.put(SERVICES, service("busy", "10.96.0.9"));
+            server.bookmark(SERVICES);
+            sleep(TIMING.patience.piece / 10).await;
+        }
+    };
+    tokio::select! {
+        () = reader.until(&["a", "busy"]) => {}
+        () = never_silent => {}
+    }
+    let requests = server.take_requests();
+    assert!(requests.iter().any(|request| !request.contains("watch=true")), "{requests:?}");
+}
+
+#[tokio::test]
+async fn a_list_may_take_its_time_as_long_as_it_comes_on() {
+    let server = ApiServer::start().await;
+    let trickle = Some(TIMING.patience.piece / 5);
+    server.set_faults(Faults { refuse_streaming: Some(422), trickle, ..Faults::default() });
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    reader.until(&["a"]).await;
+    assert_eq!((reader.listings, reader.outages), (1, 0));
+}
+
+#[tokio::test]
+async fn rights_that_are_taken_away_are_named_until_they_are_back() {
+    let server = ApiServer::start().await;
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    reader.until(&["a"]).await;
+    assert!(reader.health.notes().is_empty());
+    server.set_faults(Faults { fail: (usize::MAX, 403), ..Faults::default() });
+    server.cut();
+    let noted = async || {
+        for _ in 0..2000 {
+            if let Some(note) = reader.health.notes().first() {
+                return note.to_string();
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        panic!("nothing is said");
+    };
+    let note = noted().await;
+    assert!(note.starts_with("API server: Service not read since 2") && note.contains("(403)"), "{note}");
+    server.set_faults(Faults::default());
+    server.put(SERVICES, service("b", "10.96.0.2"));
+    reader.until(&["a", "b"]).await;
+    assert!(reader.health.notes().is_empty());
 }
 
 #[tokio::test]

@@ -267,6 +267,24 @@ fn a_policy_that_cannot_be_understood_keeps_its_last_good_version() {
 }
 
 #[test]
+fn a_listing_with_an_object_without_a_name_removes_nothing() {
+    let mut joined = known(&ALL);
+    list(&mut joined, Kind::NetworkPolicy, vec![policy("a", false), policy("b", false)]);
+    list(
+        &mut joined,
+        Kind::NetworkPolicy,
+        vec![
+            policy("b", false),
+            Object::Unreadable(ObjectId { kind: Kind::NetworkPolicy, name: ObjectName::new("", "") }),
+        ],
+    );
+    assert_eq!(joined.names(Kind::NetworkPolicy).len(), 2);
+    assert_eq!(policed(&mut joined), Authority::Complete, "all was known once");
+    list(&mut joined, Kind::NetworkPolicy, vec![policy("b", false)]);
+    assert_eq!(joined.names(Kind::NetworkPolicy).len(), 1);
+}
+
+#[test]
 fn a_policy_that_was_never_understood_makes_the_start_partial_until_it_is_mended_or_gone() {
     let start = || {
         let mut joined = Joined::new(&ALL);

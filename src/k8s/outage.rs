@@ -1,0 +1,232 @@
+//! What of the cluster's source cannot be read at the moment, since when and why: for the log, for health and for metrics.
+//!
+//! An outage takes nothing away: what is known stays in force. So it is a note of `/readyz`, which does not make the program
+//! unready, and a person sees there which kinds of objects are stale and since when.
+//!
+//! Log: a source that cannot be reached is said once, however many kinds it concerns; a refusal is said for each kind,
+//! because each is another rule of RBAC.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use k8s_openapi::jiff::Timestamp;
+use prometheus::{IntCounterVec, IntGaugeVec, Opts};
+use tracing::{info, warn};
+
+use super::Kind;
+use crate::observe::health::{Health, Note};
+use crate::observe::metrics::Registry;
+
+/// The outages of one source. Clones are the same.
+#[derive(Clone)]
+pub struct Outages(Arc<Shared>);
+
+struct Shared {
+    open: Mutex<BTreeMap<Kind, Outage>>,
+    note: Option<Note>,
+    failing: IntGaugeVec,
+    failures: IntCounterVec,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Outage {
+    since: Timestamp,
+    cause: Cause,
+}
+
+/// Why objects cannot be read.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Cause {
+    /// The server cannot be reached, or does not answer in time, or breaks off.
+    Unreachable,
+    /// The server does not know who asks (401): the credentials have expired, say.
+    Unauthorized,
+    /// Who asks may not read these objects (403): a rule of RBAC is missing.
+    Forbidden,
+    /// The server refuses for another reason.
+    Refused,
+    /// The directory of manifests cannot be read.
+    Directory,
+}
+
+impl Cause {
+    /// What this status of a response stands for (as in HTTP).
+    pub fn of_status(code: u16) -> Cause {
+        match code {
+            401 => Cause::Unauthorized,
+            403 => Cause::Forbidden,
+            _ => Cause::Refused,
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Cause::Unreachable => "unreachable",
+            Cause::Unauthorized => "unauthorized",
+            Cause::Forbidden => "forbidden",
+            Cause::Refused => "refused",
+            Cause::Directory => "directory",
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Cause::Unreachable => "the server cannot be reached",
+            Cause::Unauthorized => "the server does not accept the credentials (401)",
+            Cause::Forbidden => "the credentials have no right to read it (403)",
+            Cause::Refused => "the server refuses; the log says why",
+            Cause::Directory => "the directory cannot be read",
+        })
+    }
+}
+
+impl Outages {
+    /// Outages that only the log tells of.
+    ///
+    /// # Errors
+    /// Where the names of the metrics are not valid, which they are.
+    pub fn new() -> Result<Outages, prometheus::Error> {
+        let failing =
+            Opts::new("sluice_source_failing", "1 while objects of this kind cannot be read from the cluster");
+        let failures = Opts::new("sluice_source_failures_total", "Failures to read objects of this kind, by reason");
+        Ok(Outages(Arc::new(Shared {
+            open: Mutex::default(),
+            note: None,
+            failing: IntGaugeVec::new(failing, &["kind"])?,
+            failures: IntCounterVec::new(failures, &["kind", "reason"])?,
+        })))
+    }
+
+    /// Outages of the source of this name, for kinds that are read of it.
+    ///
+    /// # Errors
+    /// Where a name is registered already.
+    pub fn register(
+        source: &'static str,
+        kinds: impl IntoIterator<Item = Kind>,
+        registry: &Registry,
+        health: &Health,
+    ) -> Result<Outages, prometheus::Error> {
+        let Outages(shared) = Outages::new()?;
+        let (failing, failures) = (shared.failing.clone(), shared.failures.clone());
+        registry.register(Box::new(failing.clone()))?;
+        registry.register(Box::new(failures.clone()))?;
+        kinds.into_iter().for_each(|kind| failing.with_label_values(&[kind.name()]).set(0));
+        let note = Some(health.note(source));
+        Ok(Outages(Arc::new(Shared { open: Mutex::default(), note, failing, failures })))
+    }
+
+    /// Objects of a kind could not be read. True if this is the first kind of an outage.
+    pub fn fails(&self, kind: Kind, cause: Cause, error: &str) -> bool {
+        let shared = &self.0;
+        shared.failures.with_label_values(&[kind.name(), cause.label()]).inc();
+        let mut open = self.open();
+        let is_first = open.is_empty();
+        let before = open.get(&kind).copied();
+        let is_said = match cause {
+            Cause::Unreachable | Cause::Directory => open.values().any(|other| other.cause == cause),
+            _ => before.is_some_and(|before| before.cause == cause),
+        };
+        let since = before.map_or_else(Timestamp::now, |before| before.since);
+        open.insert(kind, Outage { since, cause });
+        shared.failing.with_label_values(&[kind.name()]).set(1);
+        shared.tell(&open);
+        drop(open);
+        if !is_said && cause != Cause::Directory {
+            warn!(%kind, error, "The Kubernetes API cannot be read; what is known stays in force");
+        }
+        is_first
+    }
+
+    /// Objects of a kind can be read.
+    pub fn works(&self, kind: Kind) {
+        let shared = &self.0;
+        let mut open = self.open();
+        let Some(ended) = open.remove(&kind) else { return };
+        shared.failing.with_label_values(&[kind.name()]).set(0);
+        shared.tell(&open);
+        let is_last = open.is_empty();
+        drop(open);
+        if is_last && ended.cause != Cause::Directory {
+            info!("The Kubernetes API can be read again");
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, BTreeMap<Kind, Outage>> {
+        // Each change is one insertion or removal, so a thread that panicked here has left nothing half done.
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn tell(&self, open: &BTreeMap<Kind, Outage>) {
+        if let Some(note) = &self.note {
+            note.set(sentences(open));
+        }
+    }
+}
+
+/// One sentence for each cause.
+fn sentences(open: &BTreeMap<Kind, Outage>) -> Vec<String> {
+    let mut by_cause: BTreeMap<Cause, (Vec<&str>, Timestamp)> = BTreeMap::new();
+    for (kind, Outage { since, cause }) in open {
+        let (kinds, earliest) = by_cause.entry(*cause).or_insert((Vec::new(), *since));
+        kinds.push(kind.name());
+        *earliest = (*earliest).min(*since);
+    }
+    let sentence = |(cause, (kinds, since)): (Cause, (Vec<&str>, Timestamp))| {
+        format!("{} not read since {since:.0}: {cause}; what is known stays in force", kinds.join(", "))
+    };
+    by_cause.into_iter().map(sentence).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(health: &Health) -> Vec<String> {
+        health.notes().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn each_cause_has_a_sentence_with_its_kinds_and_the_earliest_time() {
+        let at = |seconds: i64| Timestamp::from_second(seconds).expect("a time");
+        let outage = |seconds: i64, cause: Cause| Outage { since: at(seconds), cause };
+        let open = [
+            (Kind::Service, outage(60, Cause::Unreachable)),
+            (Kind::Node, outage(30, Cause::Unreachable)),
+            (Kind::Pod, outage(90, Cause::Forbidden)),
+        ];
+        assert_eq!(
+            sentences(&open.into()),
+            [
+                "Service, Node not read since 1970-01-01T00:00:30Z: the server cannot be reached; \
+                 what is known stays in force",
+                "Pod not read since 1970-01-01T00:01:30Z: the credentials have no right to read it (403); \
+                 what is known stays in force",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_outage_is_a_note_and_a_metric_until_every_kind_can_be_read_again() {
+        let (health, registry) = (Health::default(), Registry::new("1", "x"));
+        let kinds = [Kind::Service, Kind::Node];
+        let outages = Outages::register("API server", kinds, &registry, &health).expect("names are registered once");
+        assert!(registry.text().contains("sluice_source_failing{kind=\"Node\"} 0\n"));
+        assert!(outages.fails(Kind::Service, Cause::Unreachable, "refused"));
+        assert!(!outages.fails(Kind::Node, Cause::Unauthorized, "expired"));
+        assert_eq!(lines(&health).len(), 2, "{:?}", lines(&health));
+        let text = registry.text();
+        assert!(text.contains("sluice_source_failing{kind=\"Service\"} 1\n"), "{text}");
+        assert!(text.contains("sluice_source_failures_total{kind=\"Node\",reason=\"unauthorized\"} 1\n"), "{text}");
+        outages.works(Kind::Service);
+        assert!(lines(&health)[0].starts_with("API server: Node not read since "), "{:?}", lines(&health));
+        outages.works(Kind::Node);
+        assert_eq!(lines(&health), Vec::<String>::new());
+        assert!(registry.text().contains("sluice_source_failing{kind=\"Node\"} 0\n"));
+    }
+}
