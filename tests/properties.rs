@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use sluice::config::ProxyConfig;
 use sluice::kernel::ipvs::{ServiceKey, Virtual};
 use sluice::model::{Change, Cluster, ObjectName, Table, World};
-use sluice::net::PerFamily;
+use sluice::net::{PerFamily, Protocol};
 use sluice::proxy::desired::Desired;
 use sluice::proxy::plan::Plan;
 
@@ -324,6 +324,10 @@ fn only_draining_is_added(found: &Desired, expected: &Desired, changes: &[String
         }
         if with.service.scheduler == "dh" {
             assert_eq!(with, *wanted, "nothing drains with dh: {key} {changes:?}");
+        }
+        if !matches!(key, ServiceKey::Address { protocol: Protocol::Tcp, .. }) {
+            assert_eq!(with, *wanted, "only TCP drains: {key} {changes:?}");
+            assert!(with.destinations.iter().all(|d| d.weight > 0), "only TCP drains: {key} {changes:?}");
         }
         stripped
     };

@@ -1,5 +1,8 @@
 //! Graceful termination: a destination that is no longer wanted keeps its connections for a while.
 //!
+//! Only TCP drains (`scheduler::can_drain`): UDP and SCTP destinations go at once, and the flows of UDP are forgotten (`udp_flows`).
+//! A client that keeps its source port would else send to a pod that is gone for as long as the period lasts.
+//!
 //! Flags: `--ipvs-graceful-termination`, `--ipvs-graceful-period`. Kernel: weight 0 takes no new connections
 //! and keeps the old ones. The period begins when the endpoint leaves its slice: a terminating pod stays in
 //! the slice until it is gone, so its own grace period has passed by then without our counting it.

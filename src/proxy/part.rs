@@ -75,7 +75,7 @@ fn claims_of_port(
             TrafficPolicy::Cluster => Reach::Cluster,
             TrafficPolicy::Local => Reach::Node(&around.node.name),
         };
-        let drains = scheduler::can_drain(service.annotations.scheduler);
+        let drains = scheduler::can_drain(service.annotations.scheduler, port.protocol);
         Arc::<[Destination]>::from(endpoints::destinations(endpoints, port, family, reach, drains))
     };
     let (inside, outside) = (traffic_policy::internal(service), traffic_policy::external(service));

@@ -300,7 +300,7 @@ impl Plan {
 
     fn drain(&mut self, key: ServiceKey, left: &[Destination], now: Instant) {
         let scheduler = self.owner(&key).and_then(|name| self.parts.get(name)).map(|held| held.scheduler);
-        if !self.config.graceful_termination || !scheduler.is_some_and(scheduler::can_drain) {
+        if !self.config.graceful_termination || !can_drain(scheduler, &key) {
             return;
         }
         for destination in left {
@@ -352,7 +352,7 @@ impl Plan {
         if draining.is_empty() {
             return wanted;
         }
-        if !Scheduler::from_name(&wanted.service.scheduler).is_some_and(scheduler::can_drain) {
+        if !can_drain(Scheduler::from_name(&wanted.service.scheduler), &key) {
             // They began to drain under another scheduler.
             self.draining.end_service(key);
             return wanted;
@@ -455,6 +455,11 @@ pub fn services_on(address: IpAddr) -> RangeInclusive<ServiceKey> {
     let [first, .., last] = Protocol::ALL;
     let key = |protocol, port| ServiceKey::Address { address, protocol, port };
     key(first, 0)..=key(last, u16::MAX)
+}
+
+fn can_drain(scheduler: Option<Scheduler>, key: &ServiceKey) -> bool {
+    let ServiceKey::Address { protocol, .. } = *key else { return false };
+    scheduler.is_some_and(|scheduler| scheduler::can_drain(scheduler, protocol))
 }
 
 fn address_of(key: &ServiceKey) -> Option<IpAddr> {

@@ -12,6 +12,7 @@
 
 use crate::kernel::ipvs::{Destination, flags};
 use crate::model::{ProxyAnnotations, Scheduler};
+use crate::net::Protocol;
 
 /// The scheduler's flag bits for these destinations.
 pub fn scheduler_flags(annotations: &ProxyAnnotations, destinations: &[Destination]) -> u32 {
@@ -28,9 +29,10 @@ pub fn draining_flags(scheduler: &str, destinations: &[Destination]) -> u32 {
     if drains && scheduler == Scheduler::Sh.name() { flags::SCHEDULER_1 } else { 0 }
 }
 
-/// Whether a destination of weight 0 is harmless to new connections.
-pub fn can_drain(scheduler: Scheduler) -> bool {
-    scheduler != Scheduler::Dh
+/// Whether a destination may stay with weight 0 for the connections that it has: it is harmless to new ones, and the
+/// connections end. Only TCP says when; a client of UDP or SCTP that keeps its port would keep a destination that is gone.
+pub fn can_drain(scheduler: Scheduler, protocol: Protocol) -> bool {
+    scheduler != Scheduler::Dh && protocol == Protocol::Tcp
 }
 
 #[cfg(test)]
