@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sluice::kernel::ipvs::{Destination, Forwarding, Service as VirtualService, ServiceKey, Virtual};
 use sluice::kernel::monitor::Changes;
 use sluice::model::{
     Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, EventClock, ObjectName, Service, ServicePort,
@@ -92,6 +93,32 @@ fn an_address_is_closed_in_the_end_when_nobody_ever_says_that_routers_know() {
         running.believe(true);
         running.world.send_replace(generate::empty_world());
         running.settles(&generate::empty_world()).await;
+    });
+}
+
+#[test]
+fn flows_that_cannot_be_forgotten_do_not_keep_what_an_earlier_run_left_elsewhere() {
+    with_running(async |running| {
+        let mut world = served();
+        let (name, service) = world.cluster.services.iter().next().expect("there are two");
+        let (name, mut service) = (name.clone(), (**service).clone());
+        service.ports = vec![ServicePort { protocol: Protocol::Udp, port: 53, name: "".into(), node_port: None }];
+        world.cluster.services.insert(name, service);
+        let address = ADDRESS.parse().expect("an address");
+        let key = ServiceKey::Address { address, protocol: Protocol::Udp, port: 53 };
+        let gone = "10.244.1.9:53".parse().expect("a socket address");
+        let destination = Destination { address: gone, weight: 1, forwarding: Forwarding::Nat };
+        let service = VirtualService { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 };
+        let left = Virtual { service, destinations: [destination].into() };
+        running.kernel.with(|machine| {
+            machine.conntrack_fails = true;
+            machine.state.addresses = State::of_others().addresses;
+            machine.state.virtuals.insert(key, left);
+        });
+        running.world.send_replace(world.clone());
+        running.settles(&world).await;
+        let removed = || running.kernel.with(|machine| machine.abandoned_removed);
+        running.until("tables that the host no longer uses are cleared", |_| removed() == 1).await;
     });
 }
 

@@ -18,6 +18,8 @@ mod support;
 mod agent;
 #[path = "sim/damage.rs"]
 mod damage;
+#[path = "sim/flows.rs"]
+mod flows;
 #[path = "sim/takeover.rs"]
 mod takeover;
 #[path = "sim/walk.rs"]
@@ -25,6 +27,7 @@ mod walk;
 #[path = "sim/watch.rs"]
 mod watch;
 
+use sluice::model::Authority;
 use support::random::{number, seeds};
 use walk::Walk;
 
@@ -59,6 +62,23 @@ fn a_remembered_service_is_put_into_an_empty_kernel_only() {
     for seed in 0..20 {
         Walk::new(seed).remembers_more_than_the_kernel_holds();
     }
+}
+
+#[test]
+fn a_udp_flow_that_began_before_its_service_had_an_endpoint_is_forgotten() {
+    for authority in [Authority::Complete, Authority::Partial] {
+        Walk::new(1).flows_that_began_too_early_are_forgotten(authority);
+    }
+}
+
+#[test]
+fn a_udp_flow_that_an_earlier_run_should_have_forgotten_is_forgotten_at_the_next_start() {
+    Walk::new(1).flows_that_an_earlier_run_did_not_forget_are_forgotten();
+}
+
+#[test]
+fn a_udp_flow_that_cannot_be_forgotten_is_given_up() {
+    Walk::new(1).flows_that_cannot_be_forgotten_are_given_up();
 }
 
 #[test]

@@ -38,7 +38,7 @@ use super::desired::{Changed, Desired};
 use super::endpoints::DRAINING;
 use super::names::Set;
 use super::plan::{local_route_key, services_on};
-use super::udp_flows::UdpFlows;
+use super::udp_flows::{Forgetting, UdpFlows};
 
 /// The families of kernel objects that the service proxy keeps. Implemented once on Linux (`linux`) and once
 /// in memory for the simulation.
@@ -115,8 +115,8 @@ pub struct Round {
     pub virtuals: usize,
     /// Steps in all families together.
     pub steps: u64,
-    /// Tracked flows to removed UDP backends that the kernel forgot, or why it could not.
-    pub flows: Option<Result<usize, String>>,
+    /// What became of tracked UDP flows that lead to nobody, where it was tried.
+    pub flows: Option<Forgetting>,
 }
 
 impl<K: Kernel> Mirrors<K> {
@@ -176,17 +176,16 @@ impl<K: Kernel> Mirrors<K> {
         let mut changed: BTreeSet<ServiceKey> = self.grow_virtuals(desired, growth, at).into_iter().collect();
         self.grow_routes(desired, growth, at);
 
-        let mut flows = None;
         if authority == Authority::Complete {
             self.routes.shrink(&desired.routes, at);
             changed.extend(self.shrink_virtuals(desired, at));
-            flows = self.forget_flows(desired, at);
             self.rules.shrink(&desired.rules, at);
             self.shrink_elements(desired, at);
             self.shrink_sets(desired, at);
             self.shrink_addresses(desired, at);
             self.links.shrink(&desired.links, at);
         }
+        let flows = self.forget_flows(desired, at);
         Round { virtuals: changed.len(), steps: self.steps_done() - before, flows }
     }
 
@@ -201,8 +200,7 @@ impl<K: Kernel> Mirrors<K> {
         self.learn_virtuals(desired, at);
         if let Some(seen) = self.virtuals.seen() {
             // What an earlier run left may never be wanted in this one, and has flows all the same.
-            seen.keys().for_each(|key| self.udp.mark(*key));
-            self.udp.note_before(seen);
+            self.udp.adopt(seen);
         }
         self.virtuals.seen()
     }
@@ -268,9 +266,14 @@ impl<K: Kernel> Mirrors<K> {
         self.reflections().into_iter().filter_map(|family| family.retry_at()).chain(self.udp.retry_at()).min()
     }
 
-    /// True when every family is known to be as wanted.
+    /// True when every family is known to be as wanted, and no flow is left to be forgotten.
     pub fn is_settled(&self) -> bool {
-        self.udp.is_settled() && self.reflections().into_iter().all(|family| family.is_settled())
+        self.udp.is_settled() && self.is_as_wanted()
+    }
+
+    /// True when every family is known to be as wanted.
+    pub fn is_as_wanted(&self) -> bool {
+        self.reflections().into_iter().all(|family| family.is_settled())
     }
 
     fn steps_done(&self) -> u64 {
@@ -387,7 +390,7 @@ impl<K: Kernel> Mirrors<K> {
         self.sets.shrink_where(&desired.sets, at, |set, _| is_empty(set));
     }
 
-    fn forget_flows(&mut self, desired: &Desired, at: Moment) -> Option<Result<usize, String>> {
+    fn forget_flows(&mut self, desired: &Desired, at: Moment) -> Option<Forgetting> {
         let virtuals = &self.virtuals;
         self.udp.note_after(&desired.virtuals, |key| match virtuals.seen().and_then(|seen| seen.get(key)) {
             Some(existing) => Ok(Some(existing)),

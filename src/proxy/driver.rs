@@ -25,6 +25,7 @@ use super::desired::Changed;
 use super::metrics::Metrics;
 use super::owners::Owner;
 use super::plan::Plan;
+use super::udp_flows::Forgetting;
 
 /// What the loop is fed with and whom it tells.
 pub struct Surroundings {
@@ -75,9 +76,15 @@ pub struct Driver<K: Kernel> {
     adopted: bool,
     cleared: bool,
     synced: bool,
-    /// The last try to make the kernel forget flows failed.
-    flows_stay: bool,
+    flows_stay: FlowsStay,
     started: Instant,
+}
+
+/// What was said of flows that the kernel does not forget, since it last did.
+#[derive(Default)]
+struct FlowsStay {
+    failing: bool,
+    given_up: bool,
 }
 
 impl<K: Kernel> Driver<K> {
@@ -108,7 +115,7 @@ impl<K: Kernel> Driver<K> {
             adopted: false,
             cleared: false,
             synced: false,
-            flows_stay: false,
+            flows_stay: FlowsStay::default(),
             started: now,
             config,
         }
@@ -236,24 +243,38 @@ impl<K: Kernel> Driver<K> {
             }
         }
         let round = self.mirrors.round(self.plan.desired(), self.authority, at);
-        if self.adopted && !self.cleared && self.mirrors.is_settled() {
+        if self.adopted && !self.cleared && self.mirrors.is_as_wanted() {
             self.cleared = true;
             for error in self.mirrors.remove_abandoned() {
                 warn!(%error, "What an earlier run left in the other tables could not be removed");
             }
         }
-        match &round.flows {
-            Some(Ok(0)) | None => {}
-            Some(Ok(flows)) => debug!(flows, "Flows to removed backends are forgotten"),
-            Some(Err(error)) if !self.flows_stay => {
-                warn!(%error, "Flows to removed backends could not be forgotten; trying again");
-            }
-            Some(Err(_)) => {}
-        }
         if let Some(flows) = &round.flows {
-            self.flows_stay = flows.is_err();
+            self.tell_flows(flows);
         }
         round
+    }
+
+    /// Says what became of flows that lead to nobody: a failure when it begins, and when nothing more is tried.
+    fn tell_flows(&mut self, flows: &Forgetting) {
+        if flows.forgotten > 0 {
+            debug!(flows = flows.forgotten, "UDP flows without a destination are deleted from connection tracking");
+        }
+        let Some(error) = &flows.failure else {
+            self.flows_stay = FlowsStay::default();
+            return;
+        };
+        if !std::mem::replace(&mut self.flows_stay.failing, true) {
+            warn!(%error, "UDP flows could not be deleted from connection tracking; retrying");
+        }
+        if let (Some(flow), false) = (flows.given_up.first(), self.flows_stay.given_up) {
+            self.flows_stay.given_up = true;
+            let (service, destination) = (flow.original_destination, flow.reply_source);
+            warn!(
+                %error, %service, %destination, services = flows.given_up.len(),
+                "UDP flows could not be deleted from connection tracking; giving up"
+            );
+        }
     }
 
     /// Looks at the next portion of the kernel, and repairs at once what somebody changed.

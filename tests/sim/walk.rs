@@ -15,6 +15,7 @@ use sluice::net::{Family, PerFamily, Protocol};
 use sluice::proxy::apply::Mirrors;
 use sluice::proxy::desired::{Changed, Desired};
 use sluice::proxy::names::Set;
+use sluice::proxy::udp_flows::Forgetting;
 use sluice::reconcile::Moment;
 
 use crate::agent::{Agent, Clock};
@@ -237,18 +238,18 @@ impl Walk {
         assert!(due.is_none_or(|due| !settled && due > self.clock.now), "settled: {settled}, {due:?}");
     }
 
-    fn moment(&mut self) -> Moment {
+    pub fn moment(&mut self) -> Moment {
         Moment { now: self.clock.now, jitter: self.random.next() as u32 }
     }
 
-    pub fn round(&mut self) {
+    pub fn round(&mut self) -> Option<Forgetting> {
         let at = self.moment();
         self.agent.adopt(at);
         let (state, foreign) = self.kernel.with(|machine| (machine.state.clone(), machine.foreign.clone()));
         self.watch.begin(&state, &foreign, self.agent.desired(), self.agent.authority);
         let round = self.agent.round(at);
-        if let Some(Ok(flows)) = round.flows {
-            self.counts.flows_forgotten += flows as u64;
+        if let Some(flows) = &round.flows {
+            self.counts.flows_forgotten += flows.forgotten as u64;
         }
         *self.counts.by_authority.entry(format!("{:?}", self.agent.authority)).or_default() += 1;
         if self.agent.mirrors.reflections().iter().any(|family| family.trouble().is_some()) {
@@ -259,6 +260,7 @@ impl Walk {
         let authority = self.agent.authority;
         self.tell(format!("a round of {} steps as {authority:?}: {acts}; unsettled: {waits}", round.steps));
         self.look();
+        round.flows
     }
 
     /// What must hold after every round.
@@ -269,6 +271,12 @@ impl Walk {
             self.kernel.with(|machine| (std::mem::take(&mut machine.refused), machine.foreign_damage()));
         assert!(damage.is_empty(), "what belongs to others was touched: {damage:#?}");
         assert!(self.disturbed || refused.is_empty(), "the kernel refused, and nobody had disturbed: {refused:#?}");
+    }
+
+    /// Notes that something was damaged in every family.
+    pub fn damaged(&mut self) {
+        self.watch.excuse(&damage::Hurt::Everything);
+        self.disturbed = true;
     }
 
     fn damage(&mut self) {

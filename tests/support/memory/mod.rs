@@ -43,6 +43,10 @@ pub struct Machine {
     pub faults: Faults,
     /// The destinations that have connections.
     pub busy: BTreeSet<(ServiceKey, SocketAddr)>,
+    /// Connection tracking cannot be changed, whatever is tried.
+    pub conntrack_fails: bool,
+    /// How often it was asked to remove what is ours from the tables that the host no longer uses.
+    pub abandoned_removed: u32,
     /// How many acts were performed.
     pub acts: u64,
     /// What the kernel refused by its own rules, that is, not by an injected fault.
@@ -134,6 +138,8 @@ impl MemoryKernel {
             foreign,
             faults: Faults::none(),
             busy: BTreeSet::new(),
+            conntrack_fails: false,
+            abandoned_removed: 0,
             acts: 0,
             refused: Vec::new(),
             unloadable: BTreeSet::new(),
@@ -199,7 +205,7 @@ impl Kernel for MemoryKernel {
 
     fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, String> {
         self.with(|machine| {
-            if machine.faults.of_read() {
+            if machine.conntrack_fails || machine.faults.of_read() {
                 return Err("connection tracking does not answer".to_owned());
             }
             let before = machine.state.flows.len();
@@ -212,6 +218,7 @@ impl Kernel for MemoryKernel {
 
     /// Memory has one flavour of tables, so nothing is ever left in another one.
     fn remove_abandoned(&mut self) -> Vec<String> {
+        self.with(|machine| machine.abandoned_removed += 1);
         Vec::new()
     }
 }
