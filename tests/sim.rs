@@ -65,6 +65,13 @@ fn a_remembered_service_is_put_into_an_empty_kernel_only() {
 }
 
 #[test]
+fn what_a_service_in_the_kernel_needs_is_put_back_from_the_last_known_state() {
+    for seed in 0..20 {
+        Walk::new(seed).puts_back_what_a_service_in_the_kernel_needs();
+    }
+}
+
+#[test]
 fn a_udp_flow_that_began_before_its_service_had_an_endpoint_is_forgotten() {
     for authority in [Authority::Complete, Authority::Partial] {
         Walk::new(1).flows_that_began_too_early_are_forgotten(authority);

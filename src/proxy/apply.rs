@@ -168,11 +168,11 @@ impl<K: Kernel> Mirrors<K> {
             self.elements.forget();
         }
         self.rules.grow(&desired.rules, growth, at);
-        let growth = match authority {
-            Authority::Remembered if !self.uses_memory(desired, at) => Growth::Nothing,
-            _ => growth,
-        };
-        self.elements.grow(&desired.elements, growth, at);
+        if authority != Authority::Remembered || self.uses_memory(desired, at) {
+            self.elements.grow(&desired.elements, growth, at);
+        } else {
+            self.grow_needed_elements(desired, at);
+        }
         let mut changed: BTreeSet<ServiceKey> = self.grow_virtuals(desired, growth, at).into_iter().collect();
         self.grow_routes(desired, growth, at);
 
@@ -400,8 +400,34 @@ impl<K: Kernel> Mirrors<K> {
         self.udp.forget(at.now, |flows| self.kernel.forget_flows(flows))
     }
 
-    /// Whether a remembered cluster is put in place: only where the kernel holds no virtual service of ours, as after
-    /// a boot. Otherwise the kernel is the newer memory: what it lacks was deleted after the file was written.
+    /// Creates the elements that the kernel itself asks for: those of virtual services that exist, and of addresses
+    /// that the set of service ports knows. Nothing else of a Service is created without its element.
+    fn grow_needed_elements(&mut self, desired: &Desired, at: Moment) {
+        if self.elements.is_settled() || !self.elements.learn(at) {
+            return;
+        }
+        let address = |key: &ElementKey| match key.entry {
+            Entry::IpPort(address, ..) => Some(address),
+            Entry::Ip(_) | Entry::Net(_) => None,
+        };
+        let listed: BTreeSet<IpAddr> =
+            self.elements.seen().into_iter().flatten().filter_map(|(key, ())| address(key)).collect();
+        let virtuals = &self.virtuals;
+        self.elements.grow_where(&desired.elements, Growth::OnlyMissing, at, |key| match key.entry {
+            Entry::IpPort(address, protocol, port) => virtuals.has(&ServiceKey::Address { address, protocol, port }),
+            Entry::Ip(address) if *key == address_element(address) => {
+                let exists = virtuals.seen().is_some_and(|seen| seen.range(services_on(address)).next().is_some());
+                exists || listed.contains(&address)
+            }
+            Entry::Ip(_) | Entry::Net(_) => true,
+        });
+    }
+
+    /// Whether a remembered cluster is put in place as a whole: only where the kernel holds no virtual service of ours, as
+    /// after a boot. Otherwise the kernel is the newer memory, and the set of service ports says what it remembers: an
+    /// element is written before its virtual service and deleted after it. A virtual service whose element is there
+    /// was not deleted by us, and is put back with all that it needs; what has no element was deleted after the
+    /// file was written.
     fn uses_memory(&mut self, desired: &Desired, at: Moment) -> bool {
         if self.uses_memory.is_none() {
             self.uses_memory = self.existing_virtuals(desired, at).map(BTreeMap::is_empty);

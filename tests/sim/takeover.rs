@@ -1,17 +1,21 @@
 //! Taking over from kube-router, and going back to it: what it left is adopted, and no connection ends.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use sluice::kernel::address::AddressKey;
+use sluice::kernel::ipset::{ElementKey, Entry};
 use sluice::kernel::iptables::{Piece, Rules, Table};
+use sluice::kernel::ipvs::ServiceKey;
 use sluice::kernel::link::LinkName;
 use sluice::kernel::route::TABLE_LOCAL;
 use sluice::model::{Authority, World};
 use sluice::net::Family;
-use sluice::proxy::names::{CHAIN_SNAT, DEVICE};
+use sluice::proxy::names::{CHAIN_SNAT, DEVICE, Set};
+use sluice::proxy::plan::{local_route_key, services_on};
 
 use crate::agent::Agent;
-use crate::support::memory::State;
+use crate::support::memory::{Links, Rows, State};
 use crate::support::{flags, generate};
 use crate::walk::Walk;
 
@@ -74,6 +78,71 @@ impl Walk {
         let virtuals = booted.kernel.state().virtuals;
         let wanted = &booted.agent.desired().virtuals;
         assert!(wanted.len() > 2 && wanted.keys().all(|key| virtuals.contains_key(key)), "something is forgotten");
+    }
+}
+
+impl Walk {
+    /// The program starts while the cluster cannot be reached, over a kernel that has lost parts of what it held: the device was
+    /// deleted, elements were, and an earlier run was killed between the element and the virtual service of one. One
+    /// Service was deleted in full after the last known state was written.
+    pub fn puts_back_what_a_service_in_the_kernel_needs(&mut self) {
+        self.world.authority = Authority::Complete;
+        let address_of = |key: &ServiceKey| match *key {
+            ServiceKey::Address { address, .. } => address,
+            ServiceKey::Mark { .. } => unreachable!("the proxy makes no services for marks"),
+        };
+        let addresses = |agent: &Agent| -> Vec<IpAddr> {
+            let local = agent.desired().routes.keys().map(|key| key.destination.addr());
+            local.filter(|address| agent.desired().virtuals.range(services_on(*address)).next().is_some()).collect()
+        };
+        while addresses(&self.agent).len() < 3 {
+            generate::change(&mut self.world, &mut self.random);
+            self.start_from(self.world.clone());
+        }
+        self.settle();
+        let [deleted, half, ..] = *addresses(&self.agent) else { unreachable!("there are three") };
+        let desired = self.agent.desired().clone();
+        let is_on = |entry: &Entry, address: IpAddr| matches!(*entry, Entry::Ip(its) | Entry::IpPort(its, ..) if its == address);
+        let ports = Family::BOTH.map(|family| Set::ServicePorts.name(family));
+        let foreign = self.kernel.with(|machine| {
+            let state = &mut machine.state;
+            state
+                .virtuals
+                .retain(|key, _| !desired.virtuals.contains_key(key) || ![deleted, half].contains(&address_of(key)));
+            state.elements.retain(|key, ()| {
+                !desired.elements.contains_key(key)
+                    || (!is_on(&key.entry, deleted) && ports.contains(&key.set) && is_on(&key.entry, half))
+            });
+            let device = LinkName(DEVICE.into());
+            state.links.remove(&device);
+            Links::follow(state, &device, None);
+            machine.foreign.clone()
+        });
+        self.damaged();
+
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        self.start_from(World { authority: Authority::Remembered, ..self.world.clone() });
+        self.settle();
+        let state = self.kernel.state();
+        let remain = |key: &ServiceKey| address_of(key) != deleted;
+        let virtuals: Vec<_> = desired.virtuals.iter().filter(|(key, _)| remain(key)).collect();
+        assert!(
+            !virtuals.is_empty() && virtuals.iter().all(|(key, it)| state.virtuals.get(key) == Some(it)),
+            "a service"
+        );
+        let is_deleted = |key: &&ElementKey| is_on(&key.entry, deleted);
+        for key in desired.elements.keys().filter(|key| !is_deleted(key)) {
+            assert!(state.elements.contains_key(key), "{key} is needed, and does not come back");
+        }
+        for key in desired.routes.keys().filter(|key| key.destination.addr() != deleted) {
+            assert!(state.routes.contains_key(key), "route {key} is needed, and does not come back");
+        }
+        assert!(
+            !state.virtuals.keys().any(|key| !foreign.virtuals.contains_key(key) && !remain(key)),
+            "it was deleted"
+        );
+        assert!(!state.elements.keys().any(|key| is_deleted(&key)), "the elements of a deleted service come back");
+        assert!(!state.routes.contains_key(&local_route_key(deleted)), "the address of a deleted service comes back");
     }
 }
 
