@@ -23,7 +23,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
-use crate::bgp::driver;
 use crate::cleanup;
 use crate::config::{Config, FirewallConfig, ObserveConfig, ProxyConfig, RouterConfig, Source, TOOLCHAIN, VERSION};
 use crate::firewall;
@@ -43,12 +42,12 @@ use crate::observe::health::{Health, Pulse};
 use crate::observe::http::{self, Site};
 use crate::observe::local::{self, Answerers};
 use crate::observe::metrics::Registry;
-use crate::proxy::driver::{Driver, Surroundings};
-use crate::proxy::metrics::Metrics;
+use crate::proxy;
 use crate::proxy::names::DEVICE;
 use crate::proxy::serve::Counters;
-use crate::proxy::{linux, settings};
+use crate::reconcile::Account;
 use crate::router;
+use crate::subsystem::Inputs;
 use crate::world::{self, LastKnown};
 
 /// How many messages of a source may wait; a source that is faster waits itself.
@@ -98,32 +97,35 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     };
     let world_task = start_world(inputs, world_out, stopped.clone());
 
+    let common = Common { health, registry, families: config.families, world, changes, stop: stopped };
     // What the router's neighbours believe is the service proxy's to know; a router that does not run says nothing.
     let (believed_out, believed) = watch::channel(Table::default());
     // And a router begins to announce when the service proxy serves.
     let (served_out, served) = watch::channel(config.proxy.is_none());
-    let surroundings = |clock| Fed { world: world.clone(), clock, changes: changes.clone(), stop: stopped.clone() };
     let mut running = Vec::new();
     let mut answerers = Answerers::new();
     if let Some(settings) = config.proxy {
-        let pulse = health.register("service proxy", DEADLINE, Instant::now());
-        let fed = Waiting { fed: surroundings(for_proxy), believed, served: served_out };
-        running.push(start_proxy(settings, config.families, fed, pulse, &registry).await?);
+        let inputs = common.inputs("service proxy", "sluice_proxy", for_proxy)?;
+        running.push(common.start_proxy(settings, inputs, believed, served_out).await?);
     }
     if let Some(settings) = config.firewall {
-        let pulse = health.register("firewall", DEADLINE, Instant::now());
+        let inputs = common.inputs("firewall", "sluice_firewall", for_firewall)?;
         let (ask, questions) = mpsc::channel(1);
         answerers.insert("/policy/explain", ask);
-        let fed = Asked { fed: surroundings(for_firewall), questions };
-        running.push(start_firewall(settings, config.families, fed, pulse, &registry).await?);
+        running.push(common.start_firewall(settings, inputs, questions).await?);
     }
     if let Some(settings) = config.router {
-        let pulses = ["router", "BGP speaker"].map(|name| health.register(name, DEADLINE, Instant::now()));
+        let inputs = common.inputs("router", "sluice_router", for_router)?;
         let (access, speaker) = watch::channel(None);
         let beside = config.socket.as_ref().map(|socket| Place::Socket(socket.with_file_name("gobgp.sock")));
         let places = settings.admin.iter().copied().map(Place::Port).chain(beside).collect();
-        let fed = Reporting { fed: surroundings(for_router), report, access, served, believed: believed_out };
-        running.push(start_router(settings, config.families, fed, pulses, &registry).await?);
+        // A speaker that is not wanted yet is not stuck.
+        let speaker_pulse = common.pulse("BGP speaker");
+        speaker_pulse.ready(true);
+        let metrics = router::metrics::Metrics::register(&common.registry)?;
+        let around =
+            router::driver::Surroundings { speaker_pulse, report, metrics, access, served, believed: believed_out };
+        running.push(common.start_router(settings, inputs, around).await?);
         gobgp::serve::spawn(Service::new(speaker), places);
     }
     // Nothing listens that nobody could answer on.
@@ -254,34 +256,14 @@ fn wanted(config: &Config) -> Vec<Wanted> {
     wanted
 }
 
-/// What feeds a subsystem and ends it.
-struct Fed {
+/// What every subsystem gets.
+struct Common {
+    health: Health,
+    registry: Registry,
+    families: PerFamily<bool>,
     world: watch::Receiver<World>,
-    clock: Arc<EventClock>,
     changes: watch::Receiver<Changes>,
     stop: watch::Receiver<bool>,
-}
-
-/// The same for one that can be asked.
-struct Asked {
-    fed: Fed,
-    questions: mpsc::Receiver<local::Question>,
-}
-
-/// The same for one that says how it stands, and whose speaker can be seen from outside.
-struct Reporting {
-    fed: Fed,
-    report: watch::Sender<Report>,
-    access: watch::Sender<Option<driver::Access>>,
-    served: watch::Receiver<bool>,
-    believed: watch::Sender<Table<IpAddr, ()>>,
-}
-
-/// The same for one that waits for what others believe, and says when it serves.
-struct Waiting {
-    fed: Fed,
-    believed: watch::Receiver<Table<IpAddr, ()>>,
-    served: watch::Sender<bool>,
 }
 
 /// A subsystem on its thread.
@@ -290,94 +272,73 @@ struct Running {
     thread: JoinHandle<()>,
 }
 
-async fn start_proxy(
-    config: ProxyConfig,
-    families: PerFamily<bool>,
-    waiting: Waiting,
-    pulse: Pulse,
-    registry: &Registry,
-) -> anyhow::Result<Running> {
-    let metrics = Metrics::register(registry)?;
-    let (owners, owners_in) = watch::channel(Table::default());
-    registry.register(Box::new(Counters::new(owners_in)?))?;
-    let Waiting { fed, believed, served } = waiting;
-    let around = Surroundings {
-        world: fed.world,
-        clock: fed.clock,
-        disturbances: fed.changes,
-        believed,
-        served,
-        owners,
-        pulse,
-        metrics,
-    };
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let kernel = settings::kernel_version(&release).unwrap_or((u32::MAX, 0));
-    let stop = fed.stop;
-    let config = Arc::new(config);
-    let opened = config.clone();
-    let open = move || Ok((linux::open(&opened)?, ()));
-    let run = move |targets| Driver::new(config, families, kernel, targets, around).run(stop);
-    let (running, ()) = start("service proxy", "proxy", open, run).await?;
-    Ok(running)
-}
+impl Common {
+    async fn start_proxy(
+        &self,
+        config: ProxyConfig,
+        inputs: Inputs,
+        believed: watch::Receiver<Table<IpAddr, ()>>,
+        served: watch::Sender<bool>,
+    ) -> anyhow::Result<Running> {
+        let metrics = proxy::metrics::Metrics::register(&self.registry)?;
+        let (owners, owners_in) = watch::channel(Table::default());
+        self.registry.register(Box::new(Counters::new(owners_in)?))?;
+        let around = proxy::driver::Surroundings { believed, served, owners, metrics };
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let kernel = proxy::settings::kernel_version(&release).unwrap_or((u32::MAX, 0));
+        let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
+        let opened = config.clone();
+        let open = move || Ok((proxy::linux::open(&opened)?, ()));
+        let run =
+            move |targets| proxy::driver::Driver::new(config, families, kernel, targets, around).run(inputs, stop);
+        let (running, ()) = start("service proxy", "proxy", open, run).await?;
+        Ok(running)
+    }
 
-async fn start_firewall(
-    config: FirewallConfig,
-    families: PerFamily<bool>,
-    asked: Asked,
-    pulse: Pulse,
-    registry: &Registry,
-) -> anyhow::Result<Running> {
-    let Asked { fed, questions } = asked;
-    let metrics = firewall::metrics::Metrics::register(registry)?;
-    let (owners, owners_in) = watch::channel(Arc::default());
-    let around = firewall::driver::Surroundings {
-        world: fed.world,
-        clock: fed.clock,
-        disturbances: fed.changes,
-        owners,
-        questions,
-        pulse,
-        metrics,
-    };
-    let stop = fed.stop;
-    let run = move |targets| firewall::driver::Driver::new(Arc::new(config), families, targets, around).run(stop);
-    let (running, programs) = start("firewall", "firewall", firewall::linux::open, run).await?;
-    registry.register(Box::new(firewall::serve::Refused::new(owners_in, programs)?))?;
-    Ok(running)
-}
+    async fn start_firewall(
+        &self,
+        config: FirewallConfig,
+        inputs: Inputs,
+        questions: mpsc::Receiver<local::Question>,
+    ) -> anyhow::Result<Running> {
+        let metrics = firewall::metrics::Metrics::register(&self.registry)?;
+        let (owners, owners_in) = watch::channel(Arc::default());
+        let around = firewall::driver::Surroundings { owners, questions, metrics };
+        let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
+        let run = move |targets| firewall::driver::Driver::new(config, families, targets, around).run(inputs, stop);
+        let (running, programs) = start("firewall", "firewall", firewall::linux::open, run).await?;
+        self.registry.register(Box::new(firewall::serve::Refused::new(owners_in, programs)?))?;
+        Ok(running)
+    }
 
-async fn start_router(
-    config: RouterConfig,
-    families: PerFamily<bool>,
-    reporting: Reporting,
-    [pulse, speaker_pulse]: [Pulse; 2],
-    registry: &Registry,
-) -> anyhow::Result<Running> {
-    let Reporting { fed, report, access, served, believed } = reporting;
-    let metrics = router::metrics::Metrics::register(registry)?;
-    // A speaker that is not wanted yet is not stuck.
-    speaker_pulse.ready(true);
-    let around = router::driver::Surroundings {
-        world: fed.world,
-        clock: fed.clock,
-        disturbances: fed.changes,
-        pulse,
-        speaker_pulse,
-        report,
-        metrics,
-        access,
-        served,
-        believed,
-    };
-    let stop = fed.stop;
-    let config = Arc::new(config);
-    let opened = config.clone();
-    let open = move || Ok((router::linux::open(&opened, families)?, ()));
-    let run = move |targets| router::driver::Driver::new(config, families, targets, around).run(stop);
-    let (running, ()) = start("router", "router", open, run).await?;
-    Ok(running)
+    async fn start_router(
+        &self,
+        config: RouterConfig,
+        inputs: Inputs,
+        around: router::driver::Surroundings,
+    ) -> anyhow::Result<Running> {
+        let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
+        let opened = config.clone();
+        let open = move || Ok((router::linux::open(&opened, families)?, ()));
+        let run = move |targets| router::driver::Driver::new(config, families, targets, around).run(inputs, stop);
+        let (running, ()) = start("router", "router", open, run).await?;
+        Ok(running)
+    }
+
+    /// What the loop of a subsystem is fed with. `metrics`: how the names of its metrics begin.
+    fn inputs(&self, name: &'static str, metrics: &str, clock: Arc<EventClock>) -> anyhow::Result<Inputs> {
+        Ok(Inputs {
+            world: self.world.clone(),
+            clock,
+            disturbances: self.changes.clone(),
+            pulse: self.pulse(name),
+            account: Account::register(&self.registry, metrics)?,
+        })
+    }
+
+    fn pulse(&self, name: &'static str) -> Pulse {
+        self.health.register(name, DEADLINE, Instant::now())
+    }
 }
 
 /// Starts a subsystem on a thread of its own, and waits until it has opened the kernel. `open` also says something to

@@ -13,6 +13,7 @@ use crate::model::Authority;
 use crate::proxy;
 use crate::reconcile::{Moment, Reflection};
 use crate::router;
+use crate::subsystem::Kinds;
 
 /// How often what fails at first is tried again at once: another program may hold a lock for a moment.
 const TRIES: usize = 3;
@@ -78,7 +79,7 @@ impl<K: proxy::apply::Kernel> Removable for proxy::apply::Mirrors<K> {
     }
 
     fn families(&self) -> Vec<&dyn Reflection> {
-        self.reflections().to_vec()
+        self.reflections()
     }
 }
 
@@ -92,7 +93,7 @@ impl<K: firewall::apply::Kernel> Removable for firewall::apply::Mirrors<K> {
     }
 
     fn families(&self) -> Vec<&dyn Reflection> {
-        self.reflections().to_vec()
+        self.reflections()
     }
 }
 

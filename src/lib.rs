@@ -9,6 +9,7 @@ pub mod kernel;
 pub mod k8s;
 pub mod world;
 pub mod bgp;
+pub mod subsystem;
 pub mod proxy;
 pub mod firewall;
 pub mod gobgp;

@@ -12,6 +12,7 @@ use sluice::observe::health::Health;
 use sluice::observe::metrics::Registry;
 use sluice::proxy::metrics::Metrics;
 use sluice::proxy::serve::Counters;
+use sluice::reconcile::Account;
 use sluice::router;
 use tokio::sync::watch;
 
@@ -27,6 +28,9 @@ fn the_page_of_metrics_lists_every_family_and_no_other() {
     registry.register(Box::new(refused)).expect("the names are free");
     router::metrics::Metrics::register(&registry).expect("the names are free");
     Outages::register("API server", [], &registry, &Health::default()).expect("the names are free");
+    for subsystem in ["proxy", "firewall", "router"] {
+        Account::register(&registry, &format!("sluice_{subsystem}")).expect("the names are free");
+    }
     let rows: Vec<String> = registry.families().iter().map(ToString::to_string).collect();
     let begin = "| name | kind | labels | meaning |\n|---|---|---|---|\n";
     let page = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");

@@ -19,6 +19,8 @@ use sluice::observe::metrics::Registry;
 use sluice::proxy::driver::{Driver, Surroundings};
 use sluice::proxy::metrics::Metrics;
 use sluice::proxy::plan::{Plan, local_route_key, services_on};
+use sluice::reconcile::Account;
+use sluice::subsystem::Inputs;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
@@ -159,22 +161,26 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
     let (stop, stopped) = watch::channel(false);
     let (believed, believed_in) = watch::channel(Table::default());
     let (owners, _owners_in) = watch::channel(Table::default());
-    let around = Surroundings {
+    let registry = Registry::new("test", "test");
+    let inputs = Inputs {
         world: world_in,
         clock: Arc::new(EventClock::new(Instant::now())),
         disturbances,
+        pulse: Health::default().register("service proxy", Duration::from_secs(60), Instant::now()),
+        account: Account::register(&registry, "sluice_proxy").expect("names are registered once"),
+    };
+    let around = Surroundings {
         believed: believed_in,
         served: watch::channel(false).0,
         owners,
-        pulse: Health::default().register("service proxy", Duration::from_secs(60), Instant::now()),
-        metrics: Metrics::register(&Registry::new("test", "test")).expect("names are registered once"),
+        metrics: Metrics::register(&registry).expect("names are registered once"),
     };
     let (config, families) = flags::proxy(&[]);
     let driver = Driver::new(config, families, KERNEL, kernel.targets(), around);
     let running = Running { kernel, world, changes, believed, stop };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async {
-        let task = tokio::task::spawn_local(driver.run(stopped));
+        let task = tokio::task::spawn_local(driver.run(inputs, stopped));
         test(&running).await;
         running.stop.send_replace(true);
         task.await.expect("the loop ends when it is told to");

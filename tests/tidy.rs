@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// Who may use whom, by the first part of the path below `src`; a directory below it may have a line of its own. A module may
 /// always use itself.
-const IMPORTS: [(&str, &[&str]); 15] = [
+const IMPORTS: [(&str, &[&str]); 16] = [
     ("net", &[]),
     ("observe", &[]),
     ("model", &["net"]),
@@ -24,9 +24,11 @@ const IMPORTS: [(&str, &[&str]); 15] = [
     ("reconcile", &["observe"]),
     ("kernel", &["net", "reconcile"]),
     ("k8s", &["net", "model", "observe"]),
-    ("proxy", &["net", "model", "config", "kernel", "reconcile", "observe"]),
-    ("firewall", &["net", "model", "config", "kernel", "reconcile", "observe"]),
-    ("router", &["net", "model", "config", "kernel", "reconcile", "observe", "bgp"]),
+    // The loop that the three below share.
+    ("subsystem", &["model", "kernel", "reconcile", "observe"]),
+    ("proxy", &["net", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
+    ("firewall", &["net", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
+    ("router", &["net", "model", "config", "kernel", "reconcile", "observe", "subsystem", "bgp"]),
     ("gobgp", &["net", "bgp", "observe"]),
     ("world", &["net", "model", "k8s", "kernel"]),
 ];

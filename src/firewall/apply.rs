@@ -29,7 +29,8 @@ use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Refusal, Rules, Timing};
 use crate::model::Authority;
 use crate::net::{Family, PerFamily};
-use crate::reconcile::{Audits, Found, Growth, Mirror, Moment, Reflection, Target, audit};
+use crate::reconcile::{Found, Growth, Moment, Reflection, Target, audit};
+use crate::subsystem::{Kinds, kinds};
 
 use self::acts::{Given, pods_of};
 use super::desired::{Changed, Desired};
@@ -73,28 +74,22 @@ pub trait Timed {
     fn take_took(&mut self) -> PerFamily<Duration>;
 }
 
-/// The targets of one kernel.
-pub struct Targets<K: Kernel> {
-    pub kernel: K,
-    pub sets: K::Sets,
-    pub elements: K::Elements,
-    pub rules: K::Rules,
-}
-
-/// What was last seen of the kernel, family by family.
-pub struct Mirrors<K: Kernel> {
-    kernel: K,
-    sets: Mirror<K::Sets>,
-    elements: Mirror<K::Elements>,
-    rules: Mirror<K::Rules>,
-    refusals: Refusals,
-    overlay: Overlay,
-    audits: Audits,
-    /// Whether a remembered cluster is put in place: once it has been, all that there is comes from it.
-    uses_memory: bool,
-    /// Elements that were wanted and are no longer.
-    left: BTreeSet<ElementKey>,
-    untidy: Option<Untidy>,
+kinds! {
+    /// What was last seen of the kernel, kind by kind, in the order of growing.
+    pub struct Mirrors {
+        sets: Sets,
+        elements: Elements,
+        rules: Rules after Rules,
+    }
+    with {
+        refusals: Refusals,
+        overlay: Overlay,
+        /// Whether a remembered cluster is put in place: once it has been, all that there is comes from it.
+        uses_memory: bool,
+        /// Elements that were wanted and are no longer.
+        left: BTreeSet<ElementKey>,
+        untidy: Option<Untidy>,
+    }
 }
 
 /// Something may be left that nobody enters any more.
@@ -129,18 +124,7 @@ pub struct Round {
 
 impl<K: Kernel> Mirrors<K> {
     pub fn new(targets: Targets<K>) -> Mirrors<K> {
-        Mirrors {
-            kernel: targets.kernel,
-            sets: Mirror::new(targets.sets),
-            elements: Mirror::new(targets.elements),
-            rules: Mirror::new(targets.rules),
-            refusals: Refusals::default(),
-            overlay: Overlay::default(),
-            audits: Audits::default(),
-            uses_memory: false,
-            left: BTreeSet::new(),
-            untidy: None,
-        }
+        Mirrors::of(targets)
     }
 
     /// Says what is wanted differently from now on.
@@ -233,27 +217,9 @@ impl<K: Kernel> Mirrors<K> {
         self.kernel.remove_abandoned()
     }
 
-    /// Looks at the next portion of what should be in the kernel. Returns what was found amiss and whether the audit of
-    /// all families is finished.
-    pub fn audit(&mut self, at: Moment) -> (Vec<Found>, bool) {
-        let mut families: [&mut dyn Reflection; 3] = [&mut self.sets, &mut self.elements, &mut self.rules];
-        self.audits.next_portion(&mut families, at)
-    }
-
     /// Looks at everything at once: somebody asks what the kernel holds.
     pub fn look_at_all(&mut self, at: Moment) -> Vec<Found> {
-        let families: [&mut dyn Reflection; 3] = [&mut self.sets, &mut self.elements, &mut self.rules];
-        families.into_iter().flat_map(|family| audit(family, at).0).collect()
-    }
-
-    /// Looks at the rules at once: somebody else changed some.
-    pub fn audit_rules(&mut self, at: Moment) -> Vec<Found> {
-        audit(&mut self.rules, at).0
-    }
-
-    /// Every family, for questions that concern all of them.
-    pub fn reflections(&self) -> [&dyn Reflection; 3] {
-        [&self.sets, &self.elements, &self.rules]
+        self.kinds().into_iter().flat_map(|kind| audit(kind.mirror, at).0).collect()
     }
 
     /// The chains that the kernel refuses at the moment.
@@ -280,10 +246,6 @@ impl<K: Kernel> Mirrors<K> {
     /// True when a chain that was refused is to be tried again.
     pub fn has_due_refusals(&self, now: Instant) -> bool {
         self.refusals.retry_at().is_some_and(|at| at <= now)
-    }
-
-    fn steps_done(&self) -> u64 {
-        self.reflections().into_iter().map(|family| family.steps_done()).sum()
     }
 
     /// Whether what is remembered is put in place: the kernel is known to have nothing of ours that anything enters.

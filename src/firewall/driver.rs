@@ -1,8 +1,6 @@
-//! The loop of the firewall: newest World → rule set → kernel.
+//! The firewall in the loop of all subsystems: newest World → rule set → kernel.
 //!
-//! One task, on a thread of its own, owns the plan and the mirrors; kernel calls block it and nothing else. It has one
-//! wait, for a newer World, rules that somebody changed, or the next deadline (a retry, the next portion of an audit).
-//! Cancelling it between two turns loses nothing: what is programmed stays, and the next start adopts it.
+//! What it waits for besides the World, disturbances and retries: questions of users on this host.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,12 +11,11 @@ use tracing::{debug, info, warn};
 
 use crate::config::FirewallConfig;
 use crate::kernel::iptables::Piece;
-use crate::kernel::monitor::Changes;
-use crate::model::{Authority, EventClock, World};
+use crate::model::{Authority, World};
 use crate::net::{Family, PerFamily};
-use crate::observe::health::Pulse;
 use crate::observe::local::{Answer, Form, Question};
-use crate::reconcile::Moments;
+use crate::reconcile::{Account, Moment};
+use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
 use super::apply::{Kernel, Mirrors, Round, Targets};
 use super::drops::{self, Owners};
@@ -28,27 +25,14 @@ use super::lowering::Lowering;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
 
-/// What the loop is fed with and whom it tells.
+/// What the firewall is fed with and whom it tells, besides what every subsystem is.
 pub struct Surroundings {
-    pub world: watch::Receiver<World>,
-    pub clock: Arc<EventClock>,
-    /// What others did to the kernel.
-    pub disturbances: watch::Receiver<Changes>,
     /// Which policies each pod's chain refuses for, for whoever reads counters.
     pub owners: watch::Sender<Arc<Owners>>,
     /// What users ask on this host.
     pub questions: mpsc::Receiver<Question>,
-    pub pulse: Pulse,
     pub metrics: Metrics,
 }
-
-/// How long the loop sleeps at most, so that its life can be seen.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-/// The pause between two portions of an audit, in which changes go first.
-const BETWEEN_PORTIONS: Duration = Duration::from_millis(5);
-/// How long rules that somebody changed are left alone before they are read: others change them in bursts, and reading
-/// them starts programs.
-const RULES_SETTLE: Duration = Duration::from_millis(500);
 
 /// The firewall's state between two turns.
 pub struct Driver<K: Kernel> {
@@ -58,23 +42,12 @@ pub struct Driver<K: Kernel> {
     lowering: Lowering,
     mirrors: Mirrors<K>,
     around: Surroundings,
-    authority: Authority,
-    disturbed: Changes,
-    rules_read_at: Option<Instant>,
-    next_audit: Instant,
-    audit_found: usize,
     told_refused: BTreeSet<Piece>,
     told_unclosed: PerFamily<bool>,
     /// What is closed by default is, or will be as soon as the kernel takes it, though pods are not known yet.
     closed_first: bool,
-    moments: Moments,
-    /// Steps performed since the start.
-    steps: u64,
     /// Whether the kernel's settings are as they must be; `None` before they were looked at.
     settings: Option<Result<(), String>>,
-    cleared: bool,
-    synced: bool,
-    started: Instant,
 }
 
 impl<K: Kernel> Driver<K> {
@@ -84,114 +57,23 @@ impl<K: Kernel> Driver<K> {
         targets: Targets<K>,
         around: Surroundings,
     ) -> Driver<K> {
-        let now = Instant::now();
-        let disturbed = *around.disturbances.borrow();
         Driver {
             plan: Plan::new(),
             lowering: Lowering::new(config.clone(), families),
             mirrors: Mirrors::new(targets),
-            authority: Authority::Nothing,
-            disturbed,
             around,
-            rules_read_at: None,
-            next_audit: now + config.sync_period,
-            audit_found: 0,
             told_refused: BTreeSet::new(),
             told_unclosed: PerFamily::default(),
             closed_first: false,
-            moments: Moments::since(now),
-            steps: 0,
             settings: None,
-            cleared: false,
-            synced: false,
-            started: now,
             config,
             families,
         }
     }
 
     /// Runs until `stop` becomes true or the World's publisher is gone.
-    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
-        loop {
-            let deadline = tokio::time::Instant::from_std(self.deadline(Instant::now()));
-            tokio::select! {
-                biased;
-                _ = stop.wait_for(|stop| *stop) => return,
-                changed = self.around.world.changed() => match changed {
-                    // The wait itself has marked the World as seen; the turn must find it new.
-                    Ok(()) => self.around.world.mark_changed(),
-                    Err(_) => return,
-                },
-                Ok(()) = self.around.disturbances.changed() => self.note_disturbances(),
-                Some(question) = self.around.questions.recv() => self.answer(question),
-                () = tokio::time::sleep_until(deadline) => {}
-            }
-            self.turn();
-        }
-    }
-
-    fn deadline(&self, now: Instant) -> Instant {
-        let due = [self.mirrors.retry_at(), self.rules_read_at, Some(self.next_audit)];
-        due.into_iter().flatten().fold(now + HEARTBEAT, Instant::min)
-    }
-
-    /// One turn: takes in what is new and brings it into the kernel.
-    fn turn(&mut self) {
-        let begun = Instant::now();
-        let seen = self.take_world();
-        self.look_at_disturbances(begun);
-        let computed = Instant::now();
-        let round = self.round(begun);
-        let done = Instant::now();
-        self.steps += round.steps;
-        let metrics = &self.around.metrics;
-        metrics.observe_programs(&round.timings);
-        metrics.observe_elements(round.elements_took);
-        if round.steps > 0 {
-            metrics.round.observe((done - begun).as_secs_f64());
-            metrics.sets_round.observe(round.sets_took.as_secs_f64());
-            metrics.rules.observe(round.rules_took.as_secs_f64());
-            if let Some(seen) = seen {
-                metrics.programming.observe((done - seen).as_secs_f64());
-            }
-            debug!(
-                steps = round.steps,
-                compute_us = (computed - begun).as_micros() as u64,
-                sets_us = round.sets_took.as_micros() as u64,
-                rules_us = round.rules_took.as_micros() as u64,
-                since_seen_us = seen.map(|seen| (done - seen).as_micros() as u64),
-                "Changes of policies are in the kernel"
-            );
-        }
-        if done >= self.next_audit {
-            self.audit(done);
-        }
-        self.tell(done);
-    }
-
-    /// Takes in the newest World. Returns when the earliest event in it was seen.
-    fn take_world(&mut self) -> Option<Instant> {
-        if !self.around.world.has_changed().unwrap_or(false) && self.authority != Authority::Nothing {
-            return None;
-        }
-        let (world, seen) = {
-            let borrowed = self.around.world.borrow_and_update();
-            (borrowed.clone(), self.around.clock.take())
-        };
-        self.authority = world.policy_authority;
-        if self.authority == Authority::Nothing {
-            self.close_first(&world);
-            return None;
-        }
-        let changed = self.plan.update(&world);
-        self.around.metrics.asked.inc_by(changed.pods_asked as u64);
-        let lowered = self.lowering.update(self.plan.rules(), &world, &changed);
-        self.mirrors.mark(&lowered);
-        if !changed.pods.is_empty() {
-            self.around.owners.send_replace(Arc::new(drops::owners(self.plan.rules())));
-        }
-        self.tell_what_cannot_be_closed(&world);
-        seen
+    pub async fn run(self, inputs: Inputs, stop: watch::Receiver<bool>) {
+        subsystem::run(self, inputs, stop).await;
     }
 
     /// Closes what `--netpol-default-deny` closes as soon as the ranges are known: pods and policies may take their time, and
@@ -207,69 +89,19 @@ impl<K: Kernel> Driver<K> {
         self.mirrors.mark(&nothing);
     }
 
-    fn round(&mut self, now: Instant) -> Round {
-        let nothing_to_do = self.mirrors.is_settled() && !self.mirrors.has_due_refusals(now);
-        let authority = match self.authority {
-            Authority::Nothing if self.closed_first => Authority::Remembered,
-            authority => authority,
-        };
-        if authority == Authority::Nothing || nothing_to_do {
-            return Round::default();
-        }
-        if self.settings.is_none() {
-            self.settings = Some(self.mirrors.keep_settings(self.moments.at(now)));
-        }
-        let round = self.mirrors.round(self.lowering.desired(), authority, self.moments.at(now));
-        if self.authority == Authority::Complete && !self.cleared && self.mirrors.is_settled() {
-            self.cleared = true;
-            for error in self.mirrors.remove_abandoned() {
-                warn!(%error, "What an earlier run left in the other tables could not be removed");
-            }
-        }
-        round
-    }
-
-    /// Looks at the next portion of the kernel, and repairs at once what somebody changed.
-    fn audit(&mut self, now: Instant) {
-        if self.authority == Authority::Nothing {
-            self.next_audit = now + self.config.sync_period;
-            return;
-        }
-        let (found, finished) = self.mirrors.audit(self.moments.at(now));
-        self.audit_found += found.len();
-        self.around.metrics.families.found(&found);
-        if !found.is_empty() {
-            self.steps += self.round(now).steps;
-        }
-        self.next_audit = now + BETWEEN_PORTIONS;
-        if finished {
-            self.settings = Some(self.mirrors.keep_settings(self.moments.at(now)));
-            debug!(found = self.audit_found, "All rules and sets of ours in the kernel have been compared");
-            self.audit_found = 0;
-            self.next_audit = now + self.config.sync_period;
-        }
-    }
-
     /// Answers from the rule set that the kernel is made equal to, and from what the kernel holds now.
-    fn answer(&mut self, question: Question) {
-        let text = self.explained(&question);
-        // The asker may have gone away.
-        let _ = question.answer.send(text);
-    }
-
-    fn explained(&mut self, question: &Question) -> Answer {
+    fn explained(&mut self, question: &Question, at: Moment, context: &Context<'_>) -> Answer {
         let about = |word: &str| question.about.get(word).map_or("", String::as_str);
         let asked = explain::Question::parse(about("from"), about("to"))?;
-        if self.authority == Authority::Nothing {
+        if context.authority == Authority::Nothing {
             return Err("nothing is known of the cluster yet".to_owned());
         }
-        let world = self.around.world.borrow().clone();
+        let world = context.world.borrow().clone();
         let (rules, closed) = (self.plan.rules(), self.lowering.closed());
         let known = explain::Known { rules, world: &world, config: &self.config, closed };
         let mut answers = explain::answers(known, &asked).map_err(|why| why.to_string())?;
         // What the last audit saw may be minutes old. What is amiss now is told, and repaired in the turn that follows.
-        let found = self.mirrors.look_at_all(self.moments.at(Instant::now()));
-        self.around.metrics.families.found(&found);
+        context.account.found(&self.mirrors.look_at_all(at));
         let rules = self.plan.rules();
         for answer in &mut answers {
             let of = (&answer.verdict, Family::from(answer.packet.source));
@@ -279,23 +111,6 @@ impl<K: Kernel> Driver<K> {
             Form::Text => explain::text(&answers),
             Form::Json => format!("{:#}\n", explain::json(&answers)),
         })
-    }
-
-    fn note_disturbances(&mut self) {
-        let newest = *self.around.disturbances.borrow_and_update();
-        if newest.rules != self.disturbed.rules && self.rules_read_at.is_none() {
-            self.rules_read_at = Some(Instant::now() + RULES_SETTLE);
-        }
-        self.disturbed = newest;
-    }
-
-    /// Compares what others say they changed, when they have had a moment to finish.
-    fn look_at_disturbances(&mut self, now: Instant) {
-        if self.rules_read_at.is_some_and(|due| due <= now) {
-            self.rules_read_at = None;
-            let found = self.mirrors.audit_rules(self.moments.at(now));
-            self.around.metrics.families.found(&found);
-        }
     }
 
     /// Says once, for each family, that nothing can be closed by default where no range of pods is known.
@@ -312,16 +127,6 @@ impl<K: Kernel> Driver<K> {
             }
             *self.told_unclosed.of_mut(family) = unclosed;
         }
-    }
-
-    /// Logs troubles that began or ended, and publishes how the firewall stands.
-    fn tell(&mut self, now: Instant) {
-        let mut troubles = self.tell_refusals();
-        let account = &mut self.around.metrics.families;
-        let settings = self.settings.as_ref().and_then(|settings| settings.as_ref().err());
-        troubles.extend(account.trouble("settings", settings.map(|error| (1, error.as_str()))));
-        troubles.extend(account.families(&self.mirrors.reflections()));
-        self.publish(now, troubles);
     }
 
     /// Says of each chain that the kernel refuses once when that begins and once when it ends.
@@ -343,34 +148,133 @@ impl<K: Kernel> Driver<K> {
         });
         troubles
     }
+}
 
-    fn publish(&mut self, now: Instant, troubles: Vec<String>) {
+impl<K: Kernel> Subsystem for Driver<K> {
+    type Mirrors = Mirrors<K>;
+    type News = Question;
+    type Round = Round;
+
+    fn mirrors(&mut self) -> &mut Mirrors<K> {
+        &mut self.mirrors
+    }
+
+    fn audit_period(&self) -> Duration {
+        self.config.sync_period
+    }
+
+    async fn next(&mut self) -> Question {
+        match self.around.questions.recv().await {
+            Some(question) => question,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn hear(&mut self, question: Question, at: Moment, context: &Context<'_>) {
+        let text = self.explained(&question, at, context);
+        // The asker may have gone away.
+        let _ = question.answer.send(text);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.mirrors.retry_at()
+    }
+
+    async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
+        if world.policy_authority == Authority::Nothing {
+            self.close_first(world);
+            return Authority::Nothing;
+        }
+        let changed = self.plan.update(world);
+        self.around.metrics.asked.inc_by(changed.pods_asked as u64);
+        let lowered = self.lowering.update(self.plan.rules(), world, &changed);
+        self.mirrors.mark(&lowered);
+        if !changed.pods.is_empty() {
+            self.around.owners.send_replace(Arc::new(drops::owners(self.plan.rules())));
+        }
+        self.tell_what_cannot_be_closed(world);
+        world.policy_authority
+    }
+
+    async fn calculate(&mut self, _at: Moment) {}
+
+    fn round(&mut self, authority: Authority, at: Moment) -> Round {
+        let nothing_to_do = self.mirrors.is_settled() && !self.mirrors.has_due_refusals(at.now);
+        let authority = match authority {
+            Authority::Nothing if self.closed_first => Authority::Remembered,
+            authority => authority,
+        };
+        if authority == Authority::Nothing || nothing_to_do {
+            return Round::default();
+        }
+        if self.settings.is_none() {
+            self.settings = Some(self.mirrors.keep_settings(at));
+        }
+        self.mirrors.round(self.lowering.desired(), authority, at)
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        self.mirrors.remove_abandoned()
+    }
+
+    fn count(&mut self, round: Round, steps: u64, times: &Times) {
+        let metrics = &self.around.metrics;
+        metrics.observe_programs(&round.timings);
+        metrics.observe_elements(round.elements_took);
+        if steps == 0 {
+            return;
+        }
+        let Times { seen, begun, computed, done } = *times;
+        metrics.round.observe((done - begun).as_secs_f64());
+        metrics.sets_round.observe(round.sets_took.as_secs_f64());
+        metrics.rules.observe(round.rules_took.as_secs_f64());
+        if let Some(seen) = seen {
+            metrics.programming.observe((done - seen).as_secs_f64());
+        }
+        debug!(
+            steps,
+            compute_us = (computed - begun).as_micros() as u64,
+            sets_us = round.sets_took.as_micros() as u64,
+            rules_us = round.rules_took.as_micros() as u64,
+            since_seen_us = seen.map(|seen| (done - seen).as_micros() as u64),
+            "Changes of policies are in the kernel"
+        );
+    }
+
+    fn audited(&mut self, at: Moment) {
+        self.settings = Some(self.mirrors.keep_settings(at));
+    }
+
+    fn troubles(&mut self, account: &mut Account, _standing: &Standing) -> Vec<String> {
+        let mut troubles = self.tell_refusals();
+        let settings = self.settings.as_ref().and_then(|settings| settings.as_ref().err());
+        troubles.extend(account.trouble("settings", settings.map(|error| (1, error.as_str()))));
+        troubles
+    }
+
+    fn log_first_sync(&self, sync: &FirstSync) {
+        info!(
+            pods = self.plan.rules().pods.len(),
+            policies = self.plan.rules().policies.len(),
+            elements = self.lowering.desired().elements.len(),
+            authority = ?sync.authority,
+            steps = sync.steps,
+            took_ms = sync.took.as_millis() as u64,
+            "Network policies are in force"
+        );
+    }
+
+    fn publish(&mut self, standing: &Standing) -> bool {
         let metrics = &self.around.metrics;
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        let desired = self.lowering.desired();
-        metrics.sets.set(count(desired.sets.len()));
+        metrics.sets.set(count(self.lowering.desired().sets.len()));
         let families = self.families.iter().filter(|(_, on)| **on).count();
         metrics.chains.set(count(self.plan.rules().policies.len() * families));
         metrics.refused.set(count(self.mirrors.refusals().all().len()));
-        let is_well = self.authority != Authority::Nothing && troubles.is_empty();
-        if is_well && self.mirrors.is_settled() {
+        if standing.is_well && self.mirrors.is_settled() {
             let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
             metrics.last_success.set(i64::try_from(seconds).unwrap_or(i64::MAX));
         }
-        if !self.synced && is_well {
-            self.synced = true;
-            info!(
-                pods = self.plan.rules().pods.len(),
-                policies = self.plan.rules().policies.len(),
-                elements = desired.elements.len(),
-                authority = ?self.authority,
-                steps = self.steps,
-                took_ms = (now - self.started).as_millis() as u64,
-                "Network policies are in force"
-            );
-        }
-        self.around.pulse.beat(now);
-        self.around.pulse.ready(self.synced);
-        self.around.pulse.trouble((!troubles.is_empty()).then(|| troubles.join("; ")));
+        standing.synced
     }
 }

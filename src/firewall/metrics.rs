@@ -11,7 +11,6 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge};
 use crate::kernel::iptables::{Program, Timing};
 use crate::net::PerFamily;
 use crate::observe::metrics::Registry;
-use crate::reconcile::Account;
 
 /// What the firewall's task counts.
 pub struct Metrics {
@@ -33,8 +32,6 @@ pub struct Metrics {
     pub programming: Histogram,
     /// How often a pod was asked whether it belongs somewhere.
     pub asked: IntCounter,
-    /// How the families of kernel objects stand.
-    pub families: Account,
     /// Chains that the kernel refuses.
     pub refused: IntGauge,
     /// When the kernel was last known to be as wanted, in seconds since 1970.
@@ -102,7 +99,6 @@ impl Metrics {
                 "sluice_firewall_pods_asked_total",
                 "How often a pod was asked whether a policy or a set selects it",
             )?,
-            families: Account::register(registry, "sluice_firewall")?,
             refused: IntGauge::new(
                 "sluice_firewall_refused_chains",
                 "Chains that the kernel refuses; what only they would allow is refused",

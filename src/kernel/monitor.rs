@@ -45,6 +45,31 @@ pub struct Changes {
     pub ways: u64,
 }
 
+/// What subsystems wait to be told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// [`Changes::ours`].
+    Ours,
+    /// [`Changes::rules`].
+    Rules,
+    /// [`Changes::routes`].
+    Routes,
+    /// [`Changes::ways`].
+    Ways,
+}
+
+impl Changes {
+    /// How often others did what this notice is about.
+    pub fn count(&self, notice: Notice) -> u64 {
+        match notice {
+            Notice::Ours => self.ours,
+            Notice::Rules => self.rules,
+            Notice::Routes => self.routes,
+            Notice::Ways => self.ways,
+        }
+    }
+}
+
 /// What is watched besides what every host has.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Watched {

@@ -25,7 +25,7 @@ use rustix::io::Errno;
 use tracing::warn;
 
 use super::Error;
-use crate::reconcile::{Failure, Phase, Step, Target};
+use crate::reconcile::{Failure, Growth, Mirror, Moment, Phase, Reflection, Step, Target};
 
 /// The settings that their owner decides, as a family of kernel objects. A value is written as the kernel prints
 /// it, with one space between its words.
@@ -160,6 +160,35 @@ impl Target for Settings {
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// Settings whose desired state depends on what is found.
+pub trait Ruled: Target<Key = Setting, Value = CompactString> {
+    /// What each of these settings shall be, of those that exist and are ours to decide.
+    ///
+    /// # Errors
+    /// Where that cannot be found out.
+    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Setting, CompactString>, Self::Error>;
+}
+
+impl Ruled for Settings {
+    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Setting, CompactString>, Error> {
+        self.set_rules(rules.clone());
+        Settings::wanted(self)
+    }
+}
+
+/// Writes settings that are not as these rules say. They do not depend on how well the cluster is known.
+pub fn keep<T: Ruled>(settings: &mut Mirror<T>, rules: &BTreeMap<Setting, Wanted>, at: Moment) {
+    if settings.is_settled() {
+        return;
+    }
+    match settings.target().wanted(rules) {
+        Ok(wanted) => {
+            settings.grow(&wanted, Growth::Full, at);
+        }
+        Err(error) => settings.fail(error, at),
     }
 }
 

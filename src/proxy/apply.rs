@@ -19,7 +19,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::kernel::address::AddressKey;
@@ -29,10 +28,11 @@ use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::ipvs::{Destination, ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkName};
 use crate::kernel::route::{Route, RouteKey};
-use crate::kernel::sysctl::{Setting, Wanted};
+use crate::kernel::sysctl::{self, Ruled};
 use crate::model::Authority;
 use crate::net::Family;
-use crate::reconcile::{Audits, Found, Growth, Mirror, Moment, Reflection, Target, audit};
+use crate::reconcile::{Found, Growth, Moment, Reflection, Target};
+use crate::subsystem::{Kinds, kinds};
 
 use super::desired::{Changed, Desired};
 use super::endpoints::DRAINING;
@@ -44,7 +44,7 @@ use super::udp_flows::{Forgetting, UdpFlows};
 /// in memory for the simulation.
 pub trait Kernel {
     type Links: Target<Key = LinkName, Value = Link>;
-    type Settings: Target<Key = Setting, Value = CompactString> + Ruled;
+    type Settings: Ruled;
     type Sets: Target<Key = SetName, Value = SetSpec>;
     type Elements: Target<Key = ElementKey, Value = ()>;
     type Rules: Target<Key = Piece, Value = Rules>;
@@ -71,41 +71,24 @@ pub trait Connected: Target<Key = ServiceKey> {
     fn connections(&mut self, key: &ServiceKey) -> Result<Vec<(Destination, u64)>, Self::Error>;
 }
 
-/// A family whose desired state depends on what is found.
-pub trait Ruled: Target {
-    /// What each of these settings shall be, of those that exist and are ours to decide.
-    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Self::Key, Self::Value>, Self::Error>;
-}
-
-/// The targets of one kernel.
-pub struct Targets<K: Kernel> {
-    pub kernel: K,
-    pub links: K::Links,
-    pub settings: K::Settings,
-    pub sets: K::Sets,
-    pub elements: K::Elements,
-    pub rules: K::Rules,
-    pub virtuals: K::Virtuals,
-    pub routes: K::Routes,
-    pub addresses: K::Addresses,
-}
-
-/// What was last seen of the kernel, family by family.
-pub struct Mirrors<K: Kernel> {
-    kernel: K,
-    links: Mirror<K::Links>,
-    settings: Mirror<K::Settings>,
-    sets: Mirror<K::Sets>,
-    elements: Mirror<K::Elements>,
-    rules: Mirror<K::Rules>,
-    virtuals: Mirror<K::Virtuals>,
-    routes: Mirror<K::Routes>,
-    addresses: Mirror<K::Addresses>,
-    excluded: Vec<IpNet>,
-    udp: UdpFlows,
-    /// Whether a remembered cluster is put in place; `None` until the kernel could be read.
-    uses_memory: Option<bool>,
-    audits: Audits,
+kinds! {
+    /// What was last seen of the kernel, kind by kind, in the order of growing.
+    pub struct Mirrors {
+        links: Links after Ours,
+        addresses: Addresses after Ours,
+        settings: Settings,
+        sets: Sets,
+        rules: Rules after Rules,
+        elements: Elements,
+        virtuals: Virtuals,
+        routes: Routes after Ours,
+    }
+    with {
+        excluded: Vec<IpNet>,
+        udp: UdpFlows,
+        /// Whether a remembered cluster is put in place; `None` until the kernel could be read.
+        uses_memory: Option<bool>,
+    }
 }
 
 /// What one round did.
@@ -121,21 +104,7 @@ pub struct Round {
 
 impl<K: Kernel> Mirrors<K> {
     pub fn new(targets: Targets<K>, excluded: Vec<IpNet>) -> Mirrors<K> {
-        Mirrors {
-            kernel: targets.kernel,
-            links: Mirror::new(targets.links),
-            settings: Mirror::new(targets.settings),
-            sets: Mirror::new(targets.sets),
-            elements: Mirror::new(targets.elements),
-            rules: Mirror::new(targets.rules),
-            virtuals: Mirror::new(targets.virtuals),
-            routes: Mirror::new(targets.routes),
-            addresses: Mirror::new(targets.addresses),
-            excluded,
-            udp: UdpFlows::default(),
-            uses_memory: None,
-            audits: Audits::default(),
-        }
+        Mirrors { excluded, ..Mirrors::of(targets) }
     }
 
     /// Says what is wanted differently from now on.
@@ -162,7 +131,7 @@ impl<K: Kernel> Mirrors<K> {
         // The device does not depend on the cluster: one that is down is set up whatever is known.
         self.links.grow(&desired.links, Growth::Full, at);
         self.addresses.grow(&desired.addresses, growth, at);
-        self.grow_settings(desired, at);
+        sysctl::keep(&mut self.settings, &desired.settings, at);
         if !self.sets.grow(&desired.sets, growth, at).is_empty() {
             // A set that was made anew may have lost its elements.
             self.elements.forget();
@@ -217,48 +186,7 @@ impl<K: Kernel> Mirrors<K> {
     /// the families, and whether the audit of all families is finished.
     pub fn audit(&mut self, desired: &Desired, at: Moment) -> (Vec<Found>, bool) {
         self.tell_ownership(desired);
-        let mut audits = self.audits;
-        let audited = audits.next_portion(&mut self.reflections_mut(), at);
-        self.audits = audits;
-        audited
-    }
-
-    /// Looks at devices, addresses and routes at once: somebody else changed some of them.
-    pub fn audit_routing(&mut self, at: Moment) -> Vec<Found> {
-        let families: [&mut dyn Reflection; 3] = [&mut self.links, &mut self.addresses, &mut self.routes];
-        families.into_iter().flat_map(|family| audit(family, at).0).collect()
-    }
-
-    /// Looks at the rules at once: somebody else changed some.
-    pub fn audit_rules(&mut self, at: Moment) -> Vec<Found> {
-        audit(&mut self.rules, at).0
-    }
-
-    /// Every family, for questions that concern all of them.
-    pub fn reflections(&self) -> [&dyn Reflection; 8] {
-        [
-            &self.links,
-            &self.settings,
-            &self.sets,
-            &self.elements,
-            &self.rules,
-            &self.virtuals,
-            &self.routes,
-            &self.addresses,
-        ]
-    }
-
-    fn reflections_mut(&mut self) -> [&mut dyn Reflection; 8] {
-        [
-            &mut self.links,
-            &mut self.settings,
-            &mut self.sets,
-            &mut self.elements,
-            &mut self.rules,
-            &mut self.virtuals,
-            &mut self.routes,
-            &mut self.addresses,
-        ]
+        self.audit_portion(at)
     }
 
     /// When the next retry of a failed step is due.
@@ -269,28 +197,6 @@ impl<K: Kernel> Mirrors<K> {
     /// True when every family is known to be as wanted, and no flow is left to be forgotten.
     pub fn is_settled(&self) -> bool {
         self.udp.is_settled() && self.is_as_wanted()
-    }
-
-    /// True when every family is known to be as wanted.
-    pub fn is_as_wanted(&self) -> bool {
-        self.reflections().into_iter().all(|family| family.is_settled())
-    }
-
-    fn steps_done(&self) -> u64 {
-        self.reflections().into_iter().map(|family| family.steps_done()).sum()
-    }
-
-    /// Settings are written whatever the authority: they do not depend on the cluster.
-    fn grow_settings(&mut self, desired: &Desired, at: Moment) {
-        if self.settings.is_settled() {
-            return;
-        }
-        match self.settings.target().wanted(&desired.settings) {
-            Ok(wanted) => {
-                self.settings.grow(&wanted, Growth::Full, at);
-            }
-            Err(error) => self.settings.fail(error, at),
-        }
     }
 
     /// False while it is not known which virtual services are ours, or what they are.

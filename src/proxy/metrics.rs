@@ -9,7 +9,6 @@ use std::time::Duration;
 use prometheus::{Histogram, HistogramOpts, IntGauge};
 
 use crate::observe::metrics::Registry;
-use crate::reconcile::Account;
 
 /// What the proxy's task counts.
 pub struct Metrics {
@@ -21,8 +20,6 @@ pub struct Metrics {
     pub programming: Histogram,
     /// Services computed anew.
     pub parts: prometheus::IntCounter,
-    /// How the families of kernel objects stand.
-    pub families: Account,
     /// Destinations that are kept for their connections only.
     pub draining: IntGauge,
 }
@@ -52,7 +49,6 @@ impl Metrics {
                 0.000_1,
             )?,
             parts: prometheus::IntCounter::new("sluice_proxy_services_computed_total", "Services computed anew")?,
-            families: Account::register(registry, "sluice_proxy")?,
             draining: IntGauge::new("sluice_proxy_draining", "Destinations that are kept for their connections only")?,
         };
         registry.register(Box::new(metrics.services.clone()))?;

@@ -15,18 +15,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
-use compact_str::CompactString;
-
 use crate::kernel::bridge::Bridge;
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{Route, RouteKey, TABLE_MAIN};
 use crate::kernel::rule::RuleKey;
-use crate::kernel::sysctl::{Setting, Wanted};
+use crate::kernel::sysctl::{self, Ruled};
 use crate::kernel::tunnel::{ReceivePort, Tunnel};
 use crate::model::Authority;
-use crate::reconcile::{Audits, Found, Growth, Mirror, Moment, Reflection, Target, audit};
+use crate::reconcile::{Growth, Moment, Reflection, Target};
+use crate::subsystem::{Kinds, kinds};
 
 use super::desired::{Changed, Desired};
 use super::names::{BRIDGE, Set};
@@ -35,7 +34,7 @@ use super::routes::Routes;
 
 /// The families of kernel objects that the router keeps. Implemented once on Linux (`linux`) and once in memory for tests.
 pub trait Kernel {
-    type Settings: Target<Key = Setting, Value = CompactString> + Ruled;
+    type Settings: Ruled;
     type Bridges: Target<Key = LinkName, Value = Bridge>;
     type Sets: Target<Key = SetName, Value = SetSpec>;
     type Elements: Target<Key = ElementKey, Value = ()>;
@@ -58,41 +57,23 @@ pub trait Kernel {
     fn remove_abandoned(&mut self) -> Vec<String>;
 }
 
-/// A family whose desired state depends on what is found.
-pub trait Ruled: Target {
-    /// What each of these settings shall be, of those that exist and are ours to decide.
-    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Self::Key, Self::Value>, Self::Error>;
-}
-
-/// The targets of one kernel.
-pub struct Targets<K: Kernel> {
-    pub kernel: K,
-    pub settings: K::Settings,
-    pub bridges: K::Bridges,
-    pub sets: K::Sets,
-    pub elements: K::Elements,
-    pub rules: K::Rules,
-    pub receive_ports: K::ReceivePorts,
-    pub tunnels: K::Tunnels,
-    pub routes: K::Routes,
-    pub source_rules: K::SourceRules,
-}
-
-/// What was last seen of the kernel, family by family.
-pub struct Mirrors<K: Kernel> {
-    kernel: K,
-    settings: Mirror<K::Settings>,
-    bridges: Mirror<K::Bridges>,
-    sets: Mirror<K::Sets>,
-    elements: Mirror<K::Elements>,
-    rules: Mirror<K::Rules>,
-    receive_ports: Mirror<K::ReceivePorts>,
-    tunnels: Mirror<K::Tunnels>,
-    routes: Mirror<K::Routes>,
-    source_rules: Mirror<K::SourceRules>,
-    /// Routes that this run has heard of since learned routes were last complete.
-    heard: BTreeSet<RouteKey>,
-    audits: Audits,
+kinds! {
+    /// What was last seen of the kernel, kind by kind, in the order of growing.
+    pub struct Mirrors {
+        settings: Settings,
+        bridges: Bridges after Routes,
+        sets: Sets,
+        elements: Elements,
+        rules: Rules after Rules,
+        receive_ports: ReceivePorts,
+        tunnels: Tunnels after Routes,
+        routes: Routes after Routes,
+        source_rules: SourceRules after Routes,
+    }
+    with {
+        /// Routes that this run has heard of since learned routes were last complete.
+        heard: BTreeSet<RouteKey>,
+    }
 }
 
 /// What may be done.
@@ -116,20 +97,7 @@ pub struct Round {
 
 impl<K: Kernel> Mirrors<K> {
     pub fn new(targets: Targets<K>) -> Mirrors<K> {
-        Mirrors {
-            kernel: targets.kernel,
-            settings: Mirror::new(targets.settings),
-            bridges: Mirror::new(targets.bridges),
-            sets: Mirror::new(targets.sets),
-            elements: Mirror::new(targets.elements),
-            rules: Mirror::new(targets.rules),
-            receive_ports: Mirror::new(targets.receive_ports),
-            tunnels: Mirror::new(targets.tunnels),
-            routes: Mirror::new(targets.routes),
-            source_rules: Mirror::new(targets.source_rules),
-            heard: BTreeSet::new(),
-            audits: Audits::default(),
-        }
+        Mirrors::of(targets)
     }
 
     /// Says what is wanted differently from now on.
@@ -168,7 +136,7 @@ impl<K: Kernel> Mirrors<K> {
             Authority::Partial | Authority::Complete => Growth::Full,
         };
         let before = self.steps_done();
-        self.grow_settings(desired, at);
+        sysctl::keep(&mut self.settings, &desired.settings, at);
         let bridges = desired.bridge.map(|bridge| (LinkName(BRIDGE.into()), bridge)).into_iter().collect();
         self.bridges.grow(&bridges, growth, at);
         if !self.sets.grow(&desired.sets, growth, at).is_empty() {
@@ -218,56 +186,6 @@ impl<K: Kernel> Mirrors<K> {
         self.kernel.remove_abandoned()
     }
 
-    /// Looks at the next portion of what should be in the kernel. Returns what was found amiss, and whether the audit of
-    /// all families is finished.
-    pub fn audit(&mut self, at: Moment) -> (Vec<Found>, bool) {
-        let mut audits = self.audits;
-        let audited = audits.next_portion(&mut self.reflections_mut(), at);
-        self.audits = audits;
-        audited
-    }
-
-    /// Looks at devices and routes at once: somebody else changed some of them, or a link that carried routes was lost.
-    pub fn audit_routing(&mut self, at: Moment) -> Vec<Found> {
-        let families: [&mut dyn Reflection; 4] =
-            [&mut self.bridges, &mut self.tunnels, &mut self.routes, &mut self.source_rules];
-        families.into_iter().flat_map(|family| audit(family, at).0).collect()
-    }
-
-    /// Looks at the rules at once: somebody else changed some.
-    pub fn audit_rules(&mut self, at: Moment) -> Vec<Found> {
-        audit(&mut self.rules, at).0
-    }
-
-    /// Every family, for questions that concern all of them.
-    pub fn reflections(&self) -> [&dyn Reflection; 9] {
-        [
-            &self.settings,
-            &self.bridges,
-            &self.sets,
-            &self.elements,
-            &self.rules,
-            &self.receive_ports,
-            &self.tunnels,
-            &self.routes,
-            &self.source_rules,
-        ]
-    }
-
-    fn reflections_mut(&mut self) -> [&mut dyn Reflection; 9] {
-        [
-            &mut self.settings,
-            &mut self.bridges,
-            &mut self.sets,
-            &mut self.elements,
-            &mut self.rules,
-            &mut self.receive_ports,
-            &mut self.tunnels,
-            &mut self.routes,
-            &mut self.source_rules,
-        ]
-    }
-
     /// When the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
         self.reflections().into_iter().filter_map(|family| family.retry_at()).min()
@@ -276,23 +194,6 @@ impl<K: Kernel> Mirrors<K> {
     /// True when every family is known to be as wanted.
     pub fn is_settled(&self) -> bool {
         self.reflections().into_iter().all(|family| family.is_settled())
-    }
-
-    fn steps_done(&self) -> u64 {
-        self.reflections().into_iter().map(|family| family.steps_done()).sum()
-    }
-
-    /// Settings are written whatever the authority: they do not depend on the cluster.
-    fn grow_settings(&mut self, desired: &Desired, at: Moment) {
-        if self.settings.is_settled() {
-            return;
-        }
-        match self.settings.target().wanted(&desired.settings) {
-            Ok(wanted) => {
-                self.settings.grow(&wanted, Growth::Full, at);
-            }
-            Err(error) => self.settings.fail(error, at),
-        }
     }
 
     fn grow_tunnels(&mut self, learned: &Routes, at: Moment) {

@@ -1,8 +1,7 @@
-//! The loop of the router: newest World and learned routes → what is wanted → the speaker and the kernel.
+//! The router in the loop of all subsystems: newest World and learned routes → what is wanted → the speaker and the kernel.
 //!
-//! One task, on a thread of its own, owns the plan and the mirrors; kernel calls block it and nothing else. The speaker has
-//! another thread (`bgp::driver`): it gets orders and tells what it learns. Cancelling the task between two turns loses
-//! nothing: what is programmed stays, and the next start adopts it.
+//! The speaker has another thread (`bgp::driver`): it gets orders and tells what it learns, which is what the router waits for
+//! besides the World, disturbances and retries.
 //!
 //! After a start, routes that an earlier run left serve until the speaker has heard everything, of every neighbour that is
 //! wanted, or until the time is over for which neighbours keep ours (RFC 4724). So neither a restart of ours, nor one of all
@@ -18,11 +17,12 @@ use tracing::{debug, info, warn};
 use crate::bgp::driver::{Access, Event};
 use crate::bgp::speaker::Order;
 use crate::config::RouterConfig;
-use crate::kernel::monitor::Changes;
-use crate::model::{Authority, EventClock, Report, Table, World};
+use crate::kernel::monitor::Notice;
+use crate::model::{Authority, Report, Table, World};
 use crate::net::PerFamily;
 use crate::observe::health::Pulse;
-use crate::reconcile::Moments;
+use crate::reconcile::{Account, Moment, Moments};
+use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
 use super::apply::{Kernel, Leave, Mirrors, Round, Targets};
 use super::desired::Changed;
@@ -35,13 +35,8 @@ use super::sessions::{News, Sessions};
 use super::told::Told;
 use super::withdrawals::Withdrawals;
 
-/// What the loop is fed with and whom it tells.
+/// What the router is fed with and whom it tells, besides what every subsystem is.
 pub struct Surroundings {
-    pub world: watch::Receiver<World>,
-    pub clock: Arc<EventClock>,
-    /// What others did to the kernel.
-    pub disturbances: watch::Receiver<Changes>,
-    pub pulse: Pulse,
     /// Of the speaker, whichever it is at the moment.
     pub speaker_pulse: Pulse,
     /// What the cluster is told.
@@ -55,14 +50,6 @@ pub struct Surroundings {
     pub believed: watch::Sender<Table<IpAddr, ()>>,
 }
 
-/// How long the loop sleeps at most, so that its life can be seen.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-/// The pause between two portions of an audit, in which changes go first.
-const BETWEEN_PORTIONS: Duration = Duration::from_millis(5);
-/// How long what somebody changed is left alone before it is read: changes come in bursts.
-const ROUTES_SETTLE: Duration = Duration::from_millis(20);
-const RULES_SETTLE: Duration = Duration::from_millis(500);
-const WAYS_SETTLE: Duration = Duration::from_millis(200);
 /// How long the speaker waits for the service proxy at the start. One that cannot work keeps no pods from others.
 const UNSERVED: Duration = Duration::from_secs(2);
 /// How often it is looked how sessions stand, and whether files have changed.
@@ -81,21 +68,13 @@ pub struct Driver<K: Kernel> {
     files: HostFiles,
     told: Told,
     around: Surroundings,
-    authority: Authority,
-    disturbed: Changes,
-    routes_read_at: Option<Instant>,
-    rules_read_at: Option<Instant>,
     reachable: Reachable,
-    ways_asked_at: Option<Instant>,
-    next_audit: Instant,
     next_look: Instant,
-    audit_found: usize,
+    /// When the routes were learned that are not in the kernel yet.
+    learned_at: Option<Instant>,
     /// How many pod ranges of other nodes have not been learned; `None` when they are to be counted again.
     unlearned: Option<usize>,
     moments: Moments,
-    steps: u64,
-    cleared: bool,
-    synced: bool,
     reached: bool,
     started: Instant,
 }
@@ -108,7 +87,6 @@ impl<K: Kernel> Driver<K> {
         around: Surroundings,
     ) -> Driver<K> {
         let now = Instant::now();
-        let disturbed = *around.disturbances.borrow();
         Driver {
             plan: Plan::new(config.clone(), families),
             mirrors: Mirrors::new(targets),
@@ -116,21 +94,12 @@ impl<K: Kernel> Driver<K> {
             sessions: Sessions::new(&config, around.speaker_pulse.clone(), around.access.clone()),
             files: HostFiles::new(&config),
             told: Told::default(),
-            authority: Authority::Nothing,
-            disturbed,
             around,
-            routes_read_at: None,
-            rules_read_at: None,
             reachable: Reachable::default(),
-            ways_asked_at: None,
-            next_audit: now + config.sync_period.min(config.routes_sync_period),
             next_look: now,
-            audit_found: 0,
+            learned_at: None,
             unlearned: None,
             moments: Moments::since(now),
-            steps: 0,
-            cleared: false,
-            synced: false,
             reached: false,
             started: now,
             config,
@@ -138,96 +107,9 @@ impl<K: Kernel> Driver<K> {
     }
 
     /// Runs until `stop` becomes true or the World's publisher is gone.
-    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
-        loop {
-            let deadline = tokio::time::Instant::from_std(self.deadline(Instant::now()));
-            let mut events = Vec::new();
-            tokio::select! {
-                biased;
-                _ = stop.wait_for(|stop| *stop) => break,
-                changed = self.around.world.changed() => match changed {
-                    // The wait itself has marked the World as seen; the turn must find it new.
-                    Ok(()) => self.around.world.mark_changed(),
-                    Err(_) => break,
-                },
-                news = self.sessions.next() => match news {
-                    News::Events(told) => events = told,
-                    News::Written(number) => {
-                        self.withdrawals.written(number);
-                        self.publish_believed();
-                    }
-                    News::Ended => {
-                        warn!("The BGP speaker has ended; another one takes its place");
-                        self.withdrawals.end();
-                        self.publish_believed();
-                    }
-                },
-                Ok(()) = self.around.disturbances.changed() => self.note_disturbances(),
-                Ok(()) = self.around.served.changed(), if !self.sessions.is_running() => self.sessions.try_at(Instant::now()),
-                () = tokio::time::sleep_until(deadline) => {}
-            }
-            self.turn(events).await;
-        }
-        self.sessions.end(self.plan.desired()).await;
-    }
-
-    fn deadline(&self, now: Instant) -> Instant {
-        let due = [
-            self.mirrors.retry_at(),
-            self.sessions.deadline(self.plan.desired()),
-            self.routes_read_at,
-            self.rules_read_at,
-            self.ways_asked_at,
-            self.reachable.deadline(),
-            Some(self.next_audit),
-            Some(self.next_look),
-        ];
-        due.into_iter().flatten().fold(now + HEARTBEAT, Instant::min)
-    }
-
-    /// One turn: takes in what is new and brings it to the speaker and into the kernel.
-    async fn turn(&mut self, events: Vec<Event>) {
-        let begun = Instant::now();
-        let learned = !events.is_empty();
-        let speaker = self.sessions.generation();
-        if begun >= self.next_look {
-            self.look_around().await;
-        }
-        self.take_world().await;
-        if self.sessions.is_missing(self.plan.desired()) {
-            self.start_speaker().await;
-        }
-        // What another speaker than the one that runs now has told is nothing that this one will take back.
-        if self.sessions.generation() == speaker {
-            self.take_events(events);
-        }
-        self.look_at_disturbances(begun);
-        self.look_at_next_hops(begun).await;
-        let computed = Instant::now();
-        let round = self.round(begun);
-        let done = Instant::now();
-        self.steps += round.steps;
-        self.account(round, learned.then_some(begun), computed, done);
-        if done >= self.next_audit {
-            self.audit(done);
-        }
-        self.tell(done);
-    }
-
-    /// Takes in the newest World.
-    async fn take_world(&mut self) {
-        if !self.around.world.has_changed().unwrap_or(false) && self.authority != Authority::Nothing {
-            return;
-        }
-        let world = self.around.world.borrow_and_update().clone();
-        let _ = self.around.clock.take();
-        self.authority = world.node_authority;
-        if self.authority == Authority::Nothing {
-            return;
-        }
-        self.unlearned = None;
-        let changed = self.plan.update(&world);
-        self.carry_out(&changed).await;
+    pub async fn run(self, inputs: Inputs, stop: watch::Receiver<bool>) {
+        let ended = subsystem::run(self, inputs, stop).await;
+        ended.sessions.end(ended.plan.desired()).await;
     }
 
     /// What a change of what is wanted means for the speaker, for the kernel and for files.
@@ -313,114 +195,8 @@ impl<K: Kernel> Driver<K> {
         }
     }
 
-    fn round(&mut self, now: Instant) -> Round {
-        let routes_are_complete = self.sessions.have_said_all(now, self.plan.desired());
-        if self.authority == Authority::Nothing || self.mirrors.is_settled() {
-            return Round::default();
-        }
-        let leave = Leave { authority: self.authority, routes_are_complete };
-        let round = self.mirrors.round(self.plan.desired(), self.plan.routes(), leave, self.moments.at(now));
-        if self.authority == Authority::Complete && !self.cleared && self.mirrors.is_settled() {
-            self.cleared = true;
-            for error in self.mirrors.remove_abandoned() {
-                warn!(%error, "What an earlier run left in the other tables could not be removed");
-            }
-        }
-        round
-    }
-
-    fn account(&self, round: Round, learned: Option<Instant>, computed: Instant, done: Instant) {
-        if round.steps == 0 {
-            return;
-        }
-        let metrics = &self.around.metrics;
-        metrics.round.observe((done - computed).as_secs_f64());
-        metrics.routes_added.inc_by(round.routes_grown as u64);
-        metrics.routes_removed.inc_by(round.routes_gone as u64);
-        if round.routes_grown + round.routes_gone > 0 {
-            metrics.routes_sync.observe((done - computed).as_secs_f64());
-            if let Some(learned) = learned {
-                metrics.programming.observe((done - learned).as_secs_f64());
-            }
-        }
-        debug!(
-            steps = round.steps,
-            routes_grown = round.routes_grown,
-            routes_gone = round.routes_gone,
-            kernel_us = (done - computed).as_micros() as u64,
-            "Changes of the router are in the kernel"
-        );
-    }
-
-    /// Looks at the next portion of the kernel, and repairs at once what somebody changed.
-    fn audit(&mut self, now: Instant) {
-        let period = self.config.sync_period.min(self.config.routes_sync_period);
-        if self.authority == Authority::Nothing {
-            self.next_audit = now + period;
-            return;
-        }
-        let (found, finished) = self.mirrors.audit(self.moments.at(now));
-        self.audit_found += found.len();
-        self.around.metrics.families.found(&found);
-        if !found.is_empty() {
-            self.steps += self.round(now).steps;
-        }
-        self.next_audit = now + BETWEEN_PORTIONS;
-        if finished {
-            debug!(found = self.audit_found, "Everything of the router in the kernel has been compared");
-            self.audit_found = 0;
-            self.next_audit = now + period;
-            self.files.mark(true);
-        }
-    }
-
-    /// Looks at what tells nothing by itself: files, and how sessions stand.
-    async fn look_around(&mut self) {
-        self.next_look = Instant::now() + LOOK_AROUND;
-        if let Some(passwords) = self.files.passwords(self.config.peers.len()) {
-            let changed = self.plan.set_passwords(passwords);
-            self.carry_out(&changed).await;
-        }
-        self.sessions.show(&self.around.metrics.peers).await;
-    }
-
-    fn note_disturbances(&mut self) {
-        let newest = *self.around.disturbances.borrow_and_update();
-        let now = Instant::now();
-        if newest.routes != self.disturbed.routes && self.routes_read_at.is_none() {
-            self.routes_read_at = Some(now + ROUTES_SETTLE);
-        }
-        if newest.rules != self.disturbed.rules && self.rules_read_at.is_none() {
-            self.rules_read_at = Some(now + RULES_SETTLE);
-        }
-        if newest.ways != self.disturbed.ways && self.ways_asked_at.is_none() {
-            self.ways_asked_at = Some(now + WAYS_SETTLE);
-        }
-        self.disturbed = newest;
-    }
-
-    /// Compares what others say they changed, when they have had a moment to finish.
-    fn look_at_disturbances(&mut self, now: Instant) {
-        let at = self.moments.at(now);
-        if self.routes_read_at.is_some_and(|due| due <= now) {
-            self.routes_read_at = None;
-            let found = self.mirrors.audit_routing(at);
-            self.around.metrics.families.found(&found);
-        }
-        if self.rules_read_at.is_some_and(|due| due <= now) {
-            self.rules_read_at = None;
-            let found = self.mirrors.audit_rules(at);
-            self.around.metrics.families.found(&found);
-        }
-    }
-
-    /// Asks the kernel for the next hops that are new, or for all when something has changed, and tells the speaker which are
-    /// lost.
+    /// Asks the kernel for the next hops that are new or have to be asked for again, and tells the speaker which are lost.
     async fn look_at_next_hops(&mut self, now: Instant) {
-        if self.ways_asked_at.is_some_and(|due| due <= now) {
-            self.ways_asked_at = None;
-            self.reachable.look_at_all(self.plan.routes().next_hops().collect());
-        }
         for next_hop in self.reachable.take_due() {
             let lead = self.mirrors.leads_to(next_hop);
             self.reachable.note(next_hop, lead, self.plan.is_node(next_hop), now);
@@ -438,39 +214,180 @@ impl<K: Kernel> Driver<K> {
         let unlearned = *self.unlearned.get_or_insert_with(|| self.plan.unreached().count());
         unlearned + self.mirrors.missing_routes(self.plan.routes())
     }
+}
 
-    /// Logs troubles that began or ended, and publishes how the router stands.
-    fn tell(&mut self, now: Instant) {
-        let file_trouble = self.files.write(self.plan.desired().cni.as_ref(), self.authority, now);
-        let account = &mut self.around.metrics.families;
-        let mut troubles: Vec<String> =
-            account.trouble("CNI file", file_trouble.as_deref().map(|text| (1, text))).into_iter().collect();
-        troubles.extend(account.families(&self.mirrors.reflections()));
+/// What wakes the router besides the World, the kernel and the time.
+pub enum Wake {
+    Speaker(News),
+    /// The service proxy has brought about what it knows.
+    Served,
+}
+
+impl<K: Kernel> Subsystem for Driver<K> {
+    type Mirrors = Mirrors<K>;
+    type News = Wake;
+    type Round = Round;
+
+    const NOTICES: &'static [Notice] = &[Notice::Ways];
+
+    fn mirrors(&mut self) -> &mut Mirrors<K> {
+        &mut self.mirrors
+    }
+
+    fn audit_period(&self) -> Duration {
+        self.config.sync_period.min(self.config.routes_sync_period)
+    }
+
+    async fn next(&mut self) -> Wake {
+        let is_running = self.sessions.is_running();
+        tokio::select! {
+            biased;
+            news = self.sessions.next() => Wake::Speaker(news),
+            Ok(()) = self.around.served.changed(), if !is_running => Wake::Served,
+        }
+    }
+
+    async fn hear(&mut self, wake: Wake, at: Moment, _context: &Context<'_>) {
+        match wake {
+            Wake::Served => self.sessions.try_at(at.now),
+            Wake::Speaker(News::Events(events)) => {
+                self.learned_at.get_or_insert(at.now);
+                self.take_events(events);
+            }
+            Wake::Speaker(News::Written(number)) => {
+                self.withdrawals.written(number);
+                self.publish_believed();
+            }
+            Wake::Speaker(News::Ended) => {
+                warn!("The BGP speaker has ended; another one takes its place");
+                self.withdrawals.end();
+                self.publish_believed();
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let due = [
+            self.mirrors.retry_at(),
+            self.sessions.deadline(self.plan.desired()),
+            self.reachable.deadline(),
+            Some(self.next_look),
+        ];
+        due.into_iter().flatten().min()
+    }
+
+    /// Looks at what tells nothing by itself: files, and how sessions stand.
+    async fn look_around(&mut self, now: Instant) {
+        if now < self.next_look {
+            return;
+        }
+        self.next_look = now + LOOK_AROUND;
+        if let Some(passwords) = self.files.passwords(self.config.peers.len()) {
+            let changed = self.plan.set_passwords(passwords);
+            self.carry_out(&changed).await;
+        }
+        self.sessions.show(&self.around.metrics.peers).await;
+    }
+
+    async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
+        if world.node_authority != Authority::Nothing {
+            self.unlearned = None;
+            let changed = self.plan.update(world);
+            self.carry_out(&changed).await;
+        }
+        world.node_authority
+    }
+
+    async fn calculate(&mut self, at: Moment) {
+        if self.sessions.is_missing(self.plan.desired()) {
+            self.start_speaker().await;
+        }
+        self.look_at_next_hops(at.now).await;
+    }
+
+    fn disturbed(&mut self, notice: Notice) {
+        if notice == Notice::Ways {
+            self.reachable.look_at_all(self.plan.routes().next_hops().collect());
+        }
+    }
+
+    fn round(&mut self, authority: Authority, at: Moment) -> Round {
+        let routes_are_complete = self.sessions.have_said_all(at.now, self.plan.desired());
+        if authority == Authority::Nothing || self.mirrors.is_settled() {
+            return Round::default();
+        }
+        let leave = Leave { authority, routes_are_complete };
+        self.mirrors.round(self.plan.desired(), self.plan.routes(), leave, at)
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        self.mirrors.remove_abandoned()
+    }
+
+    fn count(&mut self, round: Round, steps: u64, times: &Times) {
+        let learned_at = self.learned_at.take();
+        if steps == 0 {
+            return;
+        }
+        let took = times.done - times.computed;
+        let metrics = &self.around.metrics;
+        metrics.round.observe(took.as_secs_f64());
+        metrics.routes_added.inc_by(round.routes_grown as u64);
+        metrics.routes_removed.inc_by(round.routes_gone as u64);
+        if round.routes_grown + round.routes_gone > 0 {
+            metrics.routes_sync.observe(took.as_secs_f64());
+            if let Some(learned_at) = learned_at {
+                metrics.programming.observe((times.done - learned_at).as_secs_f64());
+            }
+        }
+        debug!(
+            steps,
+            routes_grown = round.routes_grown,
+            routes_gone = round.routes_gone,
+            kernel_us = took.as_micros() as u64,
+            "Changes of the router are in the kernel"
+        );
+    }
+
+    fn audited(&mut self, _at: Moment) {
+        self.files.mark(true);
+    }
+
+    fn troubles(&mut self, account: &mut Account, standing: &Standing) -> Vec<String> {
+        let trouble = self.files.write(self.plan.desired().cni.as_ref(), standing.authority, standing.now);
+        account.trouble("CNI file", trouble.as_deref().map(|text| (1, text))).into_iter().collect()
+    }
+
+    fn is_equipped(&self) -> bool {
+        self.sessions.is_running()
+    }
+
+    fn log_first_sync(&self, sync: &FirstSync) {
+        info!(
+            neighbours = self.plan.desired().peers.len(),
+            announcements = self.plan.desired().announcements.len(),
+            authority = ?sync.authority,
+            steps = sync.steps,
+            took_ms = sync.took.as_millis() as u64,
+            "The router is in force"
+        );
+    }
+
+    fn publish(&mut self, standing: &Standing) -> bool {
         if self.told.problems(&self.plan.desired().problems) {
             let sentence = |Problem { about, text }: &Problem| format!("{about}: {text}");
             let problems = self.plan.desired().problems.iter().map(sentence).collect();
             self.around.report.send_modify(|report| report.problems = problems);
         }
+        let now = standing.now;
         let unreached = self.unreached();
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let metrics = &self.around.metrics;
         metrics.problems.set(count(self.plan.desired().problems.len()));
         metrics.routes.set(count(self.plan.routes().routes().len()));
         metrics.unreached.set(count(unreached));
-        let is_well = self.authority != Authority::Nothing && troubles.is_empty() && self.sessions.is_running();
-        if !self.synced && is_well {
-            self.synced = true;
-            info!(
-                neighbours = self.plan.desired().peers.len(),
-                announcements = self.plan.desired().announcements.len(),
-                authority = ?self.authority,
-                steps = self.steps,
-                took_ms = (now - self.started).as_millis() as u64,
-                "The router is in force"
-            );
-        }
         // A node that is down for long must not keep all the others from being ready.
-        if !self.reached && self.synced && (unreached == 0 || self.sessions.patience_is_over(now)) {
+        if !self.reached && standing.synced && (unreached == 0 || self.sessions.patience_is_over(now)) {
             self.reached = true;
             info!(unreached, took_ms = (now - self.started).as_millis() as u64, "Pods of other nodes can be reached");
         }
@@ -478,12 +395,10 @@ impl<K: Kernel> Driver<K> {
         // As soon as it is true, and then for good. Where another program makes the pods' network it is not ours to say.
         let is_ours = self.plan.desired().bridge.is_some() && self.plan.own().all_pod_cidrs().next().is_some();
         let is_ours = is_ours && (self.config.internal_peers || self.config.cni_file.is_some());
-        let is_there = is_ours && self.reached && self.authority == Authority::Complete;
+        let is_there = is_ours && self.reached && standing.authority == Authority::Complete;
         self.around
             .report
             .send_if_modified(|report| is_there && !std::mem::replace(&mut report.network_is_there, true));
-        self.around.pulse.beat(now);
-        self.around.pulse.ready(self.reached);
-        self.around.pulse.trouble((!troubles.is_empty()).then(|| troubles.join("; ")));
+        self.reached
     }
 }

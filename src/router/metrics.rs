@@ -7,7 +7,6 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, 
 
 use crate::bgp::speaker::Order;
 use crate::observe::metrics::Registry;
-use crate::reconcile::Account;
 
 use super::identity::Identity;
 
@@ -30,8 +29,6 @@ pub struct Metrics {
     pub routes_sync: Histogram,
     /// From a learned route to the kernel's last acknowledgement.
     pub programming: Histogram,
-    /// How the families of kernel objects stand.
-    pub families: Account,
     /// What keeps parts of the router from working.
     pub problems: IntGauge,
     /// Pod ranges of other nodes to which there is no route in the kernel.
@@ -78,7 +75,6 @@ impl Metrics {
                 "Time it took to bring learned routes into the kernel, in seconds",
             )?,
             programming: Histogram::with_opts(programming.buckets(prometheus::exponential_buckets(0.000_1, 2.0, 16)?))?,
-            families: Account::register(registry, "sluice_router")?,
             problems: IntGauge::new(
                 "sluice_router_problems",
                 "What keeps parts of the router from working; the log says what it is",

@@ -17,6 +17,8 @@ use sluice::model::{Authority, EventClock, Node, World};
 use sluice::net::{Family, PerFamily};
 use sluice::observe::health::Health;
 use sluice::observe::metrics::Registry;
+use sluice::reconcile::Account;
+use sluice::subsystem::Inputs;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
@@ -228,17 +230,17 @@ fn with_running(default_deny: bool, test: impl AsyncFnOnce(&Running)) {
 async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
     let (owners, _owners_in) = watch::channel(Arc::default());
     let (_asking, questions) = mpsc::channel(1);
-    let around = Surroundings {
+    let inputs = Inputs {
         world: running.world.subscribe(),
         clock: Arc::new(EventClock::new(Instant::now())),
         disturbances: running.changes.subscribe(),
-        owners,
-        questions,
         pulse: running.health.register("network policies", Duration::from_secs(60), Instant::now()),
-        metrics: Metrics::register(&running.registry).expect("names are registered once"),
+        account: Account::register(&running.registry, "sluice_firewall").expect("names are registered once"),
     };
+    let metrics = Metrics::register(&running.registry).expect("names are registered once");
+    let around = Surroundings { owners, questions, metrics };
     let driver = Driver::new(running.config.clone(), BOTH, running.kernel.firewall_targets(), around);
-    let task = tokio::task::spawn_local(driver.run(running.stop.subscribe()));
+    let task = tokio::task::spawn_local(driver.run(inputs, running.stop.subscribe()));
     test(running).await;
     running.stop.send_replace(true);
     task.await.expect("the loop ends when it is told to");

@@ -27,6 +27,7 @@ use sluice::kernel::iptables::{Piece, Rules};
 use sluice::model::{Authority, Node, Pod, World};
 use sluice::net::{Family, PerFamily};
 use sluice::reconcile::Moment;
+use sluice::subsystem::Kinds;
 
 use super::cases::{Case, ELSEWHERE, HERE, pods, pods_in, rule};
 use super::clusters;
@@ -468,7 +469,7 @@ impl<'r> Walk<'r> {
                 }
             }
         });
-        while !self.agent.mirrors.audit(self.moment()).1 {}
+        while !self.agent.mirrors.audit_portion(self.moment()).1 {}
         self.rounds(2);
         told
     }
@@ -508,8 +509,9 @@ impl<'r> Walk<'r> {
                 assert_eq!(mirrors.retry_at(), mirrors.refusals().retry_at(), "what is settled is done");
             }
             let Some(due) = mirrors.retry_at() else { continue };
-            let families =
-                mirrors.reflections().map(|family| (family.name(), family.retry_at(), family.trouble().cloned()));
+            let families: Vec<_> = (mirrors.reflections().into_iter())
+                .map(|family| (family.name(), family.retry_at(), family.trouble().cloned()))
+                .collect();
             assert!(due > self.now, "nothing is left for the same moment: {families:?}, after {:#?}", self.story);
             self.now = due;
         }
@@ -523,7 +525,9 @@ impl<'r> Walk<'r> {
             }
         }
         let families = self.agent.mirrors.reflections();
-        let open = families.map(|family| (family.name(), family.is_settled(), family.trouble().cloned()));
+        let open: Vec<_> = (families.into_iter())
+            .map(|family| (family.name(), family.is_settled(), family.trouble().cloned()))
+            .collect();
         assert!(self.agent.mirrors.is_settled(), "it settles: {open:?}, after {:#?}", self.story);
         self.check_packets();
     }

@@ -24,12 +24,14 @@ use ipnet::IpNet;
 use sluice::bgp::rib::RouteChange;
 use sluice::kernel::bridge::Bridge;
 use sluice::kernel::link::LinkName;
+use sluice::kernel::monitor::Notice;
 use sluice::model::{Authority, World};
 use sluice::reconcile::Moment;
 use sluice::router::apply::{Leave, Mirrors};
 use sluice::router::desired::Changed;
 use sluice::router::names::BRIDGE;
 use sluice::router::plan::Plan;
+use sluice::subsystem::Kinds;
 
 use super::router::{Inputs, Setup, learned, setup, start, step};
 use super::support::memory::ways::lose_routes;
@@ -367,8 +369,8 @@ impl<'r> Walk<'r> {
         if self.random.chance(50) {
             self.tell("the monitor notices");
             let at = self.moment();
-            self.agent.mirrors.audit_routing(at);
-            self.agent.mirrors.audit_rules(at);
+            self.agent.mirrors.audit_after(Notice::Routes, at);
+            self.agent.mirrors.audit_after(Notice::Rules, at);
         }
     }
 
@@ -478,7 +480,7 @@ impl<'r> Walk<'r> {
         // An audit may be in the middle of a pass: finish that one, then make a whole one.
         for _ in 0..2 {
             loop {
-                let (portion, finished) = self.agent.mirrors.audit(at);
+                let (portion, finished) = self.agent.mirrors.audit_portion(at);
                 found.extend(portion.iter().map(|found| format!("{found:?}")));
                 if finished {
                     break;

@@ -10,6 +10,7 @@ use sluice::config::ProxyConfig;
 use sluice::kernel::conntrack::Flows;
 use sluice::kernel::ipset::{ElementKey, Entry, SetKind, SetSpec};
 use sluice::kernel::ipvs::{ServiceKey, Virtual};
+use sluice::kernel::monitor::Notice;
 use sluice::model::{Authority, World};
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::proxy::apply::Mirrors;
@@ -17,6 +18,7 @@ use sluice::proxy::desired::{Changed, Desired};
 use sluice::proxy::names::Set;
 use sluice::proxy::udp_flows::Forgetting;
 use sluice::reconcile::Moment;
+use sluice::subsystem::Kinds;
 
 use crate::agent::{Agent, Clock};
 use crate::damage::{self, Kind};
@@ -299,8 +301,8 @@ impl Walk {
         if self.random.chance(30) {
             self.tell("the monitors notice");
             let at = self.moment();
-            self.agent.mirrors.audit_routing(at);
-            self.agent.mirrors.audit_rules(at);
+            self.agent.mirrors.audit_after(Notice::Ours, at);
+            self.agent.mirrors.audit_after(Notice::Rules, at);
         }
         if self.random.chance(50) {
             self.work();

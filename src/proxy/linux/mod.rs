@@ -1,8 +1,5 @@
 //! The service proxy's families of kernel objects on Linux, and which of them are ours.
 
-use std::collections::BTreeMap;
-
-use compact_str::CompactString;
 use tracing::{info, warn};
 
 use crate::config::ProxyConfig;
@@ -13,11 +10,11 @@ use crate::kernel::iptables::{self, Leftovers, Ownership, Programs, Table, Table
 use crate::kernel::ipvs::{Connections, Destination, ServiceKey, Services, Timeouts};
 use crate::kernel::link::{LinkName, Links};
 use crate::kernel::route::{self, Routes, TABLE_LOCAL};
-use crate::kernel::sysctl::{Setting, Settings, Wanted};
+use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module};
 use crate::net::{Family, PerFamily};
 
-use super::apply::{Connected, Kernel, Owned, Ruled, Targets};
+use super::apply::{Connected, Kernel, Owned, Targets};
 use super::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, Set};
 
 /// The kernel of the network namespace that it was opened in.
@@ -117,13 +114,6 @@ impl Connected for Services {
         let listed = Services::connections(self, key)?;
         let count = |has: Connections| u64::from(has.active) + u64::from(has.inactive);
         Ok(listed.into_iter().map(|(destination, has)| (destination, count(has))).collect())
-    }
-}
-
-impl Ruled for Settings {
-    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Setting, CompactString>, Error> {
-        self.set_rules(rules.clone());
-        Settings::wanted(self)
     }
 }
 

@@ -1,9 +1,8 @@
 //! The router's families of kernel objects on Linux, and which of them are ours.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use compact_str::CompactString;
 use tracing::{debug, info, warn};
 
 use crate::config::RouterConfig;
@@ -13,13 +12,13 @@ use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Table, Table
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{self, Leading, Lookup, Protocol, Routes, TABLE_MAIN};
 use crate::kernel::rule::SourceRules;
-use crate::kernel::sysctl::{Setting, Settings, Wanted};
+use crate::kernel::sysctl::Settings;
 use crate::kernel::tunnel::{ReceivePorts, Tunnels};
 use crate::kernel::{Error, Name, module};
 use crate::net::PerFamily;
 use crate::reconcile::Target;
 
-use super::apply::{Kernel, Ruled, Targets, set_names};
+use super::apply::{Kernel, Targets, set_names};
 use super::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE, is_tunnel};
 use super::reachable::Lead;
 use super::settings;
@@ -128,13 +127,6 @@ impl Kernel for Linux {
         }
         info!("Removing rules of the router from the tables that this host no longer uses");
         iptables::abandoned::remove(abandoned, ownership()).into_iter().collect()
-    }
-}
-
-impl Ruled for Settings {
-    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Setting, CompactString>, Error> {
-        self.set_rules(rules.clone());
-        Settings::wanted(self)
     }
 }
 

@@ -22,6 +22,7 @@ use sluice::firewall::serve::Refused;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
 use sluice::kernel::Name;
 use sluice::kernel::iptables::{Families, Flavour, Program, Programs, Table, Timing, counted};
+use sluice::kernel::monitor::Notice;
 use sluice::kernel::netlink::{Bus, Messages, Socket, flag};
 use sluice::model::{
     Authority, Host, Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, Node, ObjectName, Operator, Peer, Peers,
@@ -30,6 +31,7 @@ use sluice::model::{
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::observe::metrics::Registry;
 use sluice::reconcile::Moment;
+use sluice::subsystem::Kinds;
 
 use super::moment;
 use super::places::{Place, Places, Try};
@@ -410,12 +412,12 @@ fn what_somebody_flushes_is_found_and_comes_back() {
         for program in ["iptables", "ip6tables"] {
             run(&format!("{program}-{flavour} -F"));
         }
-        assert!(!machine.mirrors.audit_rules(moment()).is_empty());
+        assert!(!machine.mirrors.audit_after(Notice::Rules, moment()).is_empty());
         machine.round_until_settled();
         machine.check("after the rules were flushed");
         let sets = shell("ipset list -n | grep KUBE-SRC");
         run(&format!("ipset flush {}", sets.lines().next().expect("there is a set")));
-        while !machine.mirrors.audit(moment()).1 {}
+        while !machine.mirrors.audit_portion(moment()).1 {}
         machine.round_until_settled();
         machine.check("after a set was flushed");
     });

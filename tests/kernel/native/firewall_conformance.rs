@@ -26,6 +26,7 @@ use sluice::model::{
 };
 use sluice::net::Protocol;
 use sluice::reconcile::Moment;
+use sluice::subsystem::Kinds;
 
 use super::firewall::{BOTH_FAMILIES, GATEWAY, PROTOCOLS, config, packet, programs, told_ways, ways};
 use super::moment;

@@ -14,6 +14,7 @@ use sluice::kernel::iptables::Flavour;
 use sluice::model::{NetworkPolicy, ObjectName, Ports, Selector};
 use sluice::net::{Family, Protocol};
 use sluice::reconcile::Moment;
+use sluice::subsystem::Kinds;
 
 use super::firewall::{Machine, app, block, from_app, ingress, put_pod, rule, with_each};
 use crate::namespace::{run, shell};

@@ -25,9 +25,9 @@ use sluice::kernel::conntrack::Flows;
 use sluice::kernel::ipset::SetName;
 use sluice::kernel::iptables::{Piece, Refusal, Timing};
 use sluice::kernel::ipvs::{Destination, ServiceKey};
-use sluice::kernel::sysctl::{Setting, Wanted};
+use sluice::kernel::sysctl::{Ruled, Setting, Wanted};
 use sluice::net::{Family, PerFamily};
-use sluice::proxy::apply::{Connected, Kernel, Owned, Ruled, Targets};
+use sluice::proxy::apply::{Connected, Kernel, Owned, Targets};
 use sluice::reconcile::{Failure, Moment, Phase, Step, Target};
 
 use super::random::Random;

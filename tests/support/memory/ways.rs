@@ -2,19 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use compact_str::CompactString;
 use rustix::io::Errno;
-use sluice::kernel::Error;
 use sluice::kernel::bridge::Bridge;
 use sluice::kernel::iptables::Piece;
 use sluice::kernel::link::LinkName;
 use sluice::kernel::route::{Route, RouteKey};
 use sluice::kernel::rule::RuleKey;
-use sluice::kernel::sysctl::{Setting, Wanted};
 use sluice::kernel::tunnel::{ReceivePort, Tunnel};
 use sluice::net::Family;
-use sluice::proxy;
-use sluice::router::apply::{Kernel, Ruled, Targets, set_names};
+use sluice::router::apply::{Kernel, Targets, set_names};
 use sluice::router::linux::learned_routes;
 use sluice::router::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, TUNNEL_TABLE, is_tunnel};
 
@@ -187,11 +183,5 @@ impl Kernel for MemoryKernel {
 
     fn remove_abandoned(&mut self) -> Vec<String> {
         Vec::new()
-    }
-}
-
-impl Ruled for Memory<Settings> {
-    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Setting, CompactString>, Error> {
-        proxy::apply::Ruled::wanted(self, rules)
     }
 }

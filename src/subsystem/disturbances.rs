@@ -1,0 +1,101 @@
+//! What others did to the kernel, and when to look at it.
+//!
+//! Others change things in bursts, so what they changed is left alone for a moment after the first notice; everything that is
+//! told meanwhile is looked at together.
+
+use std::time::{Duration, Instant};
+
+use crate::kernel::monitor::{Changes, Notice};
+
+/// The notices that a subsystem waits for, and when it looks.
+pub struct Disturbances {
+    noted: Changes,
+    waiting: Vec<Waiting>,
+}
+
+struct Waiting {
+    notice: Notice,
+    due: Option<Instant>,
+}
+
+/// How long what a notice is about is left alone.
+fn settle(notice: Notice) -> Duration {
+    match notice {
+        Notice::Ours | Notice::Routes => Duration::from_millis(20),
+        // Reading them starts programs.
+        Notice::Rules => Duration::from_millis(500),
+        Notice::Ways => Duration::from_millis(200),
+    }
+}
+
+impl Disturbances {
+    /// Waits for these notices; `noted` has been told before and means nothing.
+    pub fn new(notices: impl IntoIterator<Item = Notice>, noted: Changes) -> Disturbances {
+        let mut waiting: Vec<Waiting> = Vec::new();
+        for notice in notices {
+            if waiting.iter().all(|other| other.notice != notice) {
+                waiting.push(Waiting { notice, due: None });
+            }
+        }
+        Disturbances { noted, waiting }
+    }
+
+    /// Takes in what has been told until now.
+    pub fn note(&mut self, newest: Changes, now: Instant) {
+        for Waiting { notice, due } in &mut self.waiting {
+            if newest.count(*notice) != self.noted.count(*notice) && due.is_none() {
+                *due = Some(now + settle(*notice));
+            }
+        }
+        self.noted = newest;
+    }
+
+    /// When something is to be looked at; `None` while nothing was told.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.waiting.iter().filter_map(|waiting| waiting.due).min()
+    }
+
+    /// What is to be looked at now. It is not named again before there is another notice.
+    pub fn take_due(&mut self, now: Instant) -> Vec<Notice> {
+        let is_due = |waiting: &&mut Waiting| waiting.due.is_some_and(|due| due <= now);
+        let due = self.waiting.iter_mut().filter(is_due).map(|waiting| {
+            waiting.due = None;
+            waiting.notice
+        });
+        due.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(ours: u64, rules: u64, routes: u64) -> Changes {
+        Changes { ours, rules, routes, ..Changes::default() }
+    }
+
+    #[test]
+    fn a_burst_is_looked_at_once_and_as_soon_as_its_first_notice_has_settled() {
+        let start = Instant::now();
+        let after = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut disturbances = Disturbances::new([Notice::Ours, Notice::Rules, Notice::Ours], told(4, 4, 4));
+        disturbances.note(told(4, 4, 4), start);
+        assert_eq!(disturbances.deadline(), None, "what was told before the start means nothing");
+        disturbances.note(told(5, 4, 4), start);
+        disturbances.note(told(9, 5, 4), after(10));
+        assert_eq!(disturbances.deadline(), Some(after(20)));
+        assert_eq!(disturbances.take_due(after(19)), []);
+        assert_eq!(disturbances.take_due(after(20)), [Notice::Ours]);
+        assert_eq!(disturbances.deadline(), Some(after(510)));
+        assert_eq!(disturbances.take_due(after(600)), [Notice::Rules]);
+        assert_eq!(disturbances.deadline(), None, "who has looked sleeps");
+    }
+
+    #[test]
+    fn what_nobody_waits_for_wakes_nobody() {
+        let start = Instant::now();
+        let mut disturbances = Disturbances::new([Notice::Rules], Changes::default());
+        disturbances.note(told(1, 0, 1), start);
+        assert_eq!(disturbances.deadline(), None);
+    }
+}

@@ -1,0 +1,215 @@
+//! The loop of every subsystem.
+//!
+//! It has one wait: for a newer World, news of the subsystem's own, a disturbance in the kernel, or the next deadline (a retry,
+//! the next portion of an audit, whatever the subsystem says). What woke it matters little: a turn takes in everything that is new.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use crate::model::Authority;
+use crate::reconcile::{Moment, Moments};
+
+use super::disturbances::Disturbances;
+use super::{Context, FirstSync, Inputs, Kinds, Standing, Subsystem, Times};
+
+/// How long the loop sleeps at most, so that its life can be seen.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// The pause between two portions of an audit, in which changes go first.
+const BETWEEN_PORTIONS: Duration = Duration::from_millis(5);
+
+/// Runs a subsystem until `stop` becomes true or the World's publisher is gone. Returns it as it was then.
+pub async fn run<S: Subsystem>(subsystem: S, inputs: Inputs, mut stop: watch::Receiver<bool>) -> S {
+    let mut turning = Loop::new(subsystem, inputs, Instant::now());
+    while turning.wait(&mut stop).await {
+        turning.turn().await;
+    }
+    turning.subsystem
+}
+
+/// The state between two turns.
+struct Loop<S> {
+    subsystem: S,
+    inputs: Inputs,
+    authority: Authority,
+    disturbances: Disturbances,
+    next_audit: Instant,
+    audit_found: usize,
+    moments: Moments,
+    /// Steps performed since the start.
+    steps: u64,
+    /// Time spent since the start on calculating, and on comparing and changing the kernel.
+    computing: Duration,
+    programming: Duration,
+    /// When a World said something for the first time.
+    first_world: Option<Instant>,
+    cleared: bool,
+    synced: bool,
+    started: Instant,
+}
+
+impl<S: Subsystem> Loop<S> {
+    fn new(mut subsystem: S, inputs: Inputs, now: Instant) -> Loop<S> {
+        let kinds = subsystem.mirrors().kinds();
+        let notices: Vec<_> = kinds.into_iter().flat_map(|kind| kind.after).chain(S::NOTICES).copied().collect();
+        let noted = *inputs.disturbances.borrow();
+        Loop {
+            authority: Authority::Nothing,
+            disturbances: Disturbances::new(notices, noted),
+            next_audit: now + subsystem.audit_period(),
+            audit_found: 0,
+            moments: Moments::since(now),
+            steps: 0,
+            computing: Duration::ZERO,
+            programming: Duration::ZERO,
+            first_world: None,
+            cleared: false,
+            synced: false,
+            started: now,
+            subsystem,
+            inputs,
+        }
+    }
+
+    /// Waits until something is to be done. False when the loop is to end.
+    async fn wait(&mut self, stop: &mut watch::Receiver<bool>) -> bool {
+        let deadline = tokio::time::Instant::from_std(self.deadline(Instant::now()));
+        let news = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return false,
+            changed = self.inputs.world.changed() => {
+                // The wait itself has marked the World as seen; the turn must find it new.
+                self.inputs.world.mark_changed();
+                return changed.is_ok();
+            }
+            news = self.subsystem.next() => news,
+            Ok(()) = self.inputs.disturbances.changed() => {
+                self.inputs.disturbances.mark_changed();
+                return true;
+            }
+            () = tokio::time::sleep_until(deadline) => return true,
+        };
+        let Inputs { world, account, .. } = &self.inputs;
+        let context = Context { world, authority: self.authority, account };
+        self.subsystem.hear(news, self.moments.at(Instant::now()), &context).await;
+        true
+    }
+
+    fn deadline(&self, now: Instant) -> Instant {
+        let due = [self.subsystem.deadline(), self.disturbances.deadline(), Some(self.next_audit)];
+        due.into_iter().flatten().fold(now + HEARTBEAT, Instant::min)
+    }
+
+    /// One turn: takes in what is new and brings it into the kernel.
+    async fn turn(&mut self) {
+        let begun = Instant::now();
+        let at = self.moments.at(begun);
+        self.subsystem.look_around(begun).await;
+        let seen = self.take_world(at).await;
+        self.look_at_disturbances(at);
+        self.subsystem.calculate(at).await;
+        let computed = Instant::now();
+        let (round, steps) = self.round(at);
+        let done = Instant::now();
+        self.computing += computed - begun;
+        self.programming += done - computed;
+        self.subsystem.count(round, steps, &Times { seen, begun, computed, done });
+        if done >= self.next_audit {
+            self.audit(self.moments.at(done));
+        }
+        self.tell(done);
+    }
+
+    /// Takes in the newest World. Returns when the earliest event in it was seen.
+    async fn take_world(&mut self, at: Moment) -> Option<Instant> {
+        if !self.inputs.world.has_changed().unwrap_or(false) && self.authority != Authority::Nothing {
+            return None;
+        }
+        let (world, seen) = {
+            let borrowed = self.inputs.world.borrow_and_update();
+            (borrowed.clone(), self.inputs.clock.take())
+        };
+        self.authority = self.subsystem.take_world(&world, at).await;
+        if self.authority == Authority::Nothing {
+            return None;
+        }
+        self.first_world.get_or_insert(at.now);
+        seen
+    }
+
+    /// Compares what others say they changed, when they have had a moment to finish.
+    fn look_at_disturbances(&mut self, at: Moment) {
+        if self.inputs.disturbances.has_changed().unwrap_or(false) {
+            let newest = *self.inputs.disturbances.borrow_and_update();
+            self.disturbances.note(newest, at.now);
+        }
+        for notice in self.disturbances.take_due(at.now) {
+            let found = self.subsystem.mirrors().audit_after(notice, at);
+            self.inputs.account.found(&found);
+            self.subsystem.disturbed(notice);
+        }
+    }
+
+    /// One round. Also returns how many steps it took.
+    fn round(&mut self, at: Moment) -> (S::Round, u64) {
+        let before = self.subsystem.mirrors().steps_done();
+        let round = self.subsystem.round(self.authority, at);
+        let steps = self.subsystem.mirrors().steps_done() - before;
+        self.steps += steps;
+        if self.authority == Authority::Complete && !self.cleared && self.subsystem.mirrors().is_as_wanted() {
+            self.cleared = true;
+            for error in self.subsystem.remove_abandoned() {
+                warn!(%error, "What an earlier run left in the other tables could not be removed");
+            }
+        }
+        (round, steps)
+    }
+
+    /// Looks at the next portion of the kernel, and repairs at once what somebody changed.
+    fn audit(&mut self, at: Moment) {
+        let period = self.subsystem.audit_period();
+        if self.authority == Authority::Nothing {
+            self.next_audit = at.now + period;
+            return;
+        }
+        let (found, finished) = self.subsystem.audit(at);
+        self.audit_found += found.len();
+        self.inputs.account.found(&found);
+        if !found.is_empty() {
+            self.round(at);
+        }
+        self.next_audit = at.now + BETWEEN_PORTIONS;
+        if finished {
+            self.subsystem.audited(at);
+            debug!(found = self.audit_found, "Everything of ours in the kernel has been compared");
+            self.audit_found = 0;
+            self.next_audit = at.now + period;
+        }
+    }
+
+    /// Logs troubles that began or ended, and publishes how the subsystem stands.
+    fn tell(&mut self, now: Instant) {
+        let mut standing = Standing { now, authority: self.authority, is_well: false, synced: self.synced };
+        let mut troubles = self.subsystem.troubles(&mut self.inputs.account, &standing);
+        troubles.extend(self.inputs.account.families(&self.subsystem.mirrors().reflections()));
+        standing.is_well = self.authority != Authority::Nothing && troubles.is_empty();
+        if standing.is_well && !self.synced && self.subsystem.is_equipped() {
+            self.synced = true;
+            standing.synced = true;
+            self.subsystem.log_first_sync(&FirstSync {
+                authority: self.authority,
+                steps: self.steps,
+                input: self.first_world.map(|at| at - self.started),
+                took: now - self.started,
+                computing: self.computing,
+                programming: self.programming,
+            });
+        }
+        let ready = self.subsystem.publish(&standing);
+        let pulse = &self.inputs.pulse;
+        pulse.beat(now);
+        pulse.ready(ready);
+        pulse.trouble((!troubles.is_empty()).then(|| troubles.join("; ")));
+    }
+}

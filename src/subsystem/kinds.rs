@@ -1,0 +1,111 @@
+//! The kinds of kernel objects that a subsystem keeps, declared once.
+//!
+//! [`kinds!`] makes of one list, which is in the order of growing, the struct of targets, the struct of mirrors, and
+//! [`Kinds`]: what is asked of all kinds together.
+
+use crate::kernel::monitor::Notice;
+use crate::reconcile::{Audits, Found, Moment, Reflection, audit};
+
+/// The kinds of kernel objects of a subsystem, in the order of growing.
+pub trait Kinds {
+    /// All kinds, to look at.
+    fn reflections(&self) -> Vec<&dyn Reflection>;
+
+    /// All kinds, to work with.
+    fn kinds(&mut self) -> Vec<Kind<'_>>;
+
+    /// How far the audit of all kinds has come.
+    fn audits(&mut self) -> &mut Audits;
+
+    /// Steps performed in all kinds since the start.
+    fn steps_done(&self) -> u64 {
+        self.reflections().into_iter().map(|kind| kind.steps_done()).sum()
+    }
+
+    /// Whether every kind is known to be as wanted.
+    fn is_as_wanted(&self) -> bool {
+        self.reflections().into_iter().all(|kind| kind.is_settled())
+    }
+
+    /// Compares the next portion with the kernel. Returns what was found amiss, and whether all kinds have been compared.
+    fn audit_portion(&mut self, at: Moment) -> (Vec<Found>, bool) {
+        let mut audits = *self.audits();
+        let mut mirrors: Vec<&mut dyn Reflection> = self.kinds().into_iter().map(|kind| kind.mirror).collect();
+        let audited = audits.next_portion(&mut mirrors, at);
+        *self.audits() = audits;
+        audited
+    }
+
+    /// Compares the kinds that this notice is about with the kernel, at once. Returns what was found amiss.
+    fn audit_after(&mut self, notice: Notice, at: Moment) -> Vec<Found> {
+        let concerned = self.kinds().into_iter().filter(|kind| kind.after.contains(&notice));
+        concerned.flat_map(|kind| audit(kind.mirror, at).0).collect()
+    }
+}
+
+/// One kind of kernel objects.
+pub struct Kind<'a> {
+    pub mirror: &'a mut dyn Reflection,
+    /// The notices after which it is compared with the kernel at once.
+    pub after: &'static [Notice],
+}
+
+/// Declares the kinds of kernel objects of a subsystem: field, associated type of its `Kernel`, and the notice after which
+/// the kind is compared with the kernel at once, where there is one. Behind `with` stands what else the mirrors remember;
+/// it begins as its default.
+macro_rules! kinds {
+    (
+        $(#[$about:meta])*
+        pub struct $mirrors:ident {
+            $($field:ident: $kind:ident $(after $notice:ident)?,)+
+        }
+        with {
+            $($(#[$more:meta])* $beside:ident: $type:ty,)*
+        }
+    ) => {
+        /// The targets of one kernel.
+        pub struct Targets<K: Kernel> {
+            pub kernel: K,
+            $(pub $field: K::$kind,)+
+        }
+
+        $(#[$about])*
+        pub struct $mirrors<K: Kernel> {
+            kernel: K,
+            $($field: $crate::reconcile::Mirror<K::$kind>,)+
+            audits: $crate::reconcile::Audits,
+            $($(#[$more])* $beside: $type,)*
+        }
+
+        impl<K: Kernel> $mirrors<K> {
+            /// Mirrors of these targets that have seen nothing yet.
+            fn of(targets: Targets<K>) -> $mirrors<K> {
+                $mirrors {
+                    kernel: targets.kernel,
+                    $($field: $crate::reconcile::Mirror::new(targets.$field),)+
+                    audits: Default::default(),
+                    $($beside: Default::default(),)*
+                }
+            }
+        }
+
+        impl<K: Kernel> $crate::subsystem::Kinds for $mirrors<K> {
+            fn reflections(&self) -> Vec<&dyn $crate::reconcile::Reflection> {
+                vec![$(&self.$field),+]
+            }
+
+            fn kinds(&mut self) -> Vec<$crate::subsystem::Kind<'_>> {
+                vec![$($crate::subsystem::Kind {
+                    mirror: &mut self.$field,
+                    after: &[$($crate::kernel::monitor::Notice::$notice)?],
+                }),+]
+            }
+
+            fn audits(&mut self) -> &mut $crate::reconcile::Audits {
+                &mut self.audits
+            }
+        }
+    };
+}
+
+pub(crate) use kinds;

@@ -1,0 +1,155 @@
+//! What all subsystems (service proxy, firewall, router) have in common: newest World → plan → kernel, in one loop.
+//!
+//! - [`kinds!`] declares which kinds of kernel objects a subsystem keeps ([`Kinds`]);
+//! - [`Subsystem`] is what the loop asks of it: what it wants, and what only it knows;
+//! - [`run`] is the loop: waiting, deadlines, taking a new World, looking at what others changed ([`disturbances`]), audits,
+//!   health, metrics and the log of the first sync.
+//!
+//! Each subsystem runs as one task on a thread of its own, which owns its plan and its mirrors; kernel calls block it and
+//! nothing else. Cancelling it between two turns loses nothing: what is programmed stays, and the next start adopts it.
+
+pub mod disturbances;
+mod driver;
+mod kinds;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::kernel::monitor::{Changes, Notice};
+use crate::model::{Authority, EventClock, World};
+use crate::observe::health::Pulse;
+use crate::reconcile::{Account, Found, Moment};
+
+pub use driver::run;
+pub use kinds::{Kind, Kinds};
+
+pub(crate) use kinds::kinds;
+
+/// What the loop of any subsystem is fed with and whom it tells.
+pub struct Inputs {
+    pub world: watch::Receiver<World>,
+    pub clock: Arc<EventClock>,
+    /// What others did to the kernel.
+    pub disturbances: watch::Receiver<Changes>,
+    pub pulse: Pulse,
+    /// How the kinds of kernel objects stand, in log and metrics.
+    pub account: Account,
+}
+
+/// A subsystem, as the loop sees it.
+///
+/// A turn calls, in this order: [`hear`](Subsystem::hear) with what woke it, [`look_around`](Subsystem::look_around),
+/// [`take_world`](Subsystem::take_world) where there is another one, [`disturbed`](Subsystem::disturbed),
+/// [`calculate`](Subsystem::calculate), [`round`](Subsystem::round), [`count`](Subsystem::count), [`audit`](Subsystem::audit) where one is due, [`troubles`](Subsystem::troubles), [`publish`](Subsystem::publish).
+pub trait Subsystem {
+    type Mirrors: Kinds;
+    /// What wakes it besides the World, the kernel and the time.
+    type News;
+    /// What one round did.
+    type Round;
+
+    /// Notices that it waits for besides those of its kinds.
+    const NOTICES: &'static [Notice] = &[];
+
+    fn mirrors(&mut self) -> &mut Self::Mirrors;
+
+    /// The time from the end of an audit to the next.
+    fn audit_period(&self) -> Duration;
+
+    /// Waits for what else wakes it. Loses nothing when the wait is given up.
+    fn next(&mut self) -> impl Future<Output = Self::News>;
+
+    /// Takes in what woke it; a turn follows.
+    fn hear(&mut self, news: Self::News, at: Moment, context: &Context<'_>) -> impl Future<Output = ()>;
+
+    /// When it has something to do by itself.
+    fn deadline(&self) -> Option<Instant>;
+
+    /// Takes in what tells nothing by itself, before the World.
+    fn look_around(&mut self, _now: Instant) -> impl Future<Output = ()> {
+        std::future::ready(())
+    }
+
+    /// Takes in a World, and marks what is wanted differently. Returns how well it knows the cluster.
+    fn take_world(&mut self, world: &World, at: Moment) -> impl Future<Output = Authority>;
+
+    /// Does what is due by the clock, whether there is another World or not.
+    fn calculate(&mut self, at: Moment) -> impl Future<Output = ()>;
+
+    /// Somebody else did what this notice is about; its kinds have been compared.
+    fn disturbed(&mut self, _notice: Notice) {}
+
+    /// Brings what is wanted into the kernel, as far as `authority` allows.
+    fn round(&mut self, authority: Authority, at: Moment) -> Self::Round;
+
+    /// Removes what earlier runs left where it no longer belongs; called once, when what replaces it stands. Returns why
+    /// something could not be removed.
+    fn remove_abandoned(&mut self) -> Vec<String>;
+
+    /// Counts and logs what a round did, in `steps` steps.
+    fn count(&mut self, round: Self::Round, steps: u64, times: &Times);
+
+    /// Compares the next portion with the kernel. Returns what was found amiss, and whether everything has been compared.
+    fn audit(&mut self, at: Moment) -> (Vec<Found>, bool) {
+        self.mirrors().audit_portion(at)
+    }
+
+    /// An audit has come to its end.
+    fn audited(&mut self, _at: Moment) {}
+
+    /// What goes wrong besides the kinds of kernel objects. Logs what begins or ends.
+    fn troubles(&mut self, account: &mut Account, standing: &Standing) -> Vec<String>;
+
+    /// Whether everything that it needs besides the kernel runs: there is no first sync before.
+    fn is_equipped(&self) -> bool {
+        true
+    }
+
+    /// Everything that was wanted is in the kernel for the first time.
+    fn log_first_sync(&self, sync: &FirstSync);
+
+    /// Publishes how it stands. Returns whether it has done what it is there for.
+    fn publish(&mut self, standing: &Standing) -> bool;
+}
+
+/// What can be asked of the loop meanwhile.
+pub struct Context<'a> {
+    pub world: &'a watch::Receiver<World>,
+    pub authority: Authority,
+    pub account: &'a Account,
+}
+
+/// How a subsystem stands at the end of a turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    pub now: Instant,
+    pub authority: Authority,
+    /// Something is known of the cluster, and nothing goes wrong. Not known yet, so false, while troubles are asked for.
+    pub is_well: bool,
+    pub synced: bool,
+}
+
+/// The times of one turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// When the earliest event of the World that was taken was seen.
+    pub seen: Option<Instant>,
+    pub begun: Instant,
+    pub computed: Instant,
+    pub done: Instant,
+}
+
+/// What it took to bring everything about for the first time.
+#[derive(Clone, Copy, Debug)]
+pub struct FirstSync {
+    pub authority: Authority,
+    pub steps: u64,
+    /// From the start to the first World that said something, and to now.
+    pub input: Option<Duration>,
+    pub took: Duration,
+    /// Time spent on calculating, and on comparing and changing the kernel.
+    pub computing: Duration,
+    pub programming: Duration,
+}
