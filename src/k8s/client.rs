@@ -4,16 +4,28 @@
 //! - Without one, the pod's service account: its token and certificate authority, and the server that the
 //!   environment names. `--master` overrides the server, and outside a pod, where there is no token, it is
 //!   asked without one.
+//! - Through the proxy that the kubeconfig names (`proxy-url`), or else the environment (`proxy_environment`).
 //!
-//! A service account's token is read again when it is renewed on disk. A kubeconfig that gets its credentials
-//! from another program is refused: this program starts none.
+//! Every file that this is made of is looked at again before a request (kubeconfig, certificates, keys, tokens): where one
+//! has changed, a new client is made, and the next request goes through it. Watches that are under way end by themselves
+//! within minutes. Where the files make no sense meanwhile, because only one of a pair has been written, the client stays
+//! what it was.
+//!
+//! A kubeconfig that gets its credentials from another program is refused: this program starts none.
 
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use http::Uri;
-use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
+use kube::config::{AuthInfo, Cluster, Context, Kubeconfig};
 use kube::{Client, Config};
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
+
+use super::proxy_environment::{ProxyEnvironment, proxy_url};
+use crate::net::base64;
 
 /// Where the API server is, as the command line says it.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -37,12 +49,36 @@ pub enum AccessError {
     ServiceAccount { file: PathBuf, reason: String },
     #[error("the credentials cannot be used: {0}")]
     Credentials(String),
+    #[error("the proxy of the API server cannot be used: {0}")]
+    Proxy(String),
 }
+
+/// A client that follows the files that it is made of. Clones are the same.
+#[derive(Clone)]
+pub struct ApiClient {
+    access: Arc<Access>,
+    made: Arc<Mutex<Made>>,
+}
+
+/// The client, and what it was made of.
+struct Made {
+    client: Client,
+    files: Files,
+    looked_at: Instant,
+    /// Why the files that are there now cannot be used; it has been said.
+    refused: Option<String>,
+}
+
+/// Files, and what their contents were; `None` for one that could not be read.
+type Files = Vec<(PathBuf, Option<u64>)>;
 
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// How long connecting may take before the server counts as unreachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often the files are looked at, at most.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A client. Nothing is connected yet: a server that cannot be reached is no error here.
 ///
@@ -50,37 +86,177 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// Files that are missing or make no sense.
-pub async fn client(access: &Access) -> Result<Client, AccessError> {
-    let config = config(access, Path::new(SERVICE_ACCOUNT)).await?;
+pub async fn client(access: &Access) -> Result<ApiClient, AccessError> {
+    let (config, files) = config(access, Path::new(SERVICE_ACCOUNT), &ProxyEnvironment::of_process())?;
+    let client = of_config(config)?;
+    let made = Made { client, files, looked_at: Instant::now(), refused: None };
+    Ok(ApiClient { access: Arc::new(access.clone()), made: Arc::new(Mutex::new(made)) })
+}
+
+impl ApiClient {
+    /// The client for the next request, made anew where a file has changed.
+    pub async fn current(&self) -> Client {
+        let (client, files) = {
+            let mut made = self.made();
+            if made.looked_at.elapsed() < LOOK {
+                return made.client.clone();
+            }
+            made.looked_at = Instant::now();
+            (made.client.clone(), made.files.clone())
+        };
+        let access = self.access.clone();
+        let anew = move || {
+            let paths = files.iter().map(|(path, _)| path.clone()).collect();
+            let changed = fingerprint(paths) != files;
+            changed.then(|| config(&access, Path::new(SERVICE_ACCOUNT), &ProxyEnvironment::of_process()))
+        };
+        let made_anew = match spawn_blocking(anew).await {
+            Ok(Some(Ok((config, files)))) => of_config(config).map(|client| (client, files)),
+            Ok(Some(Err(error))) => Err(error),
+            Ok(None) | Err(_) => return client,
+        };
+        let mut made = self.made();
+        match made_anew {
+            Ok((client, files)) => {
+                info!("The files that say how to reach the Kubernetes API have changed; they are used from now on");
+                (made.client, made.files, made.refused) = (client, files, None);
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                if made.refused.as_ref() != Some(&reason) {
+                    warn!(
+                        reason,
+                        "Changed files that say how to reach the Kubernetes API cannot be used; the former stay"
+                    );
+                    made.refused = Some(reason);
+                }
+            }
+        }
+        made.client.clone()
+    }
+
+    fn made(&self) -> MutexGuard<'_, Made> {
+        // Each change is one assignment, so a thread that panicked here has left nothing half done.
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn of_config(config: Config) -> Result<Client, AccessError> {
     Client::try_from(config).map_err(|error| AccessError::Credentials(chain(&error)))
 }
 
-async fn config(access: &Access, service_account: &Path) -> Result<Config, AccessError> {
-    let mut config = match (&access.kubeconfig, &access.master) {
-        (Some(path), _) => from_kubeconfig(path).await?,
-        (None, Some(master)) => from_service_account(master, service_account)?,
-        (None, None) => Config::incluster().map_err(|error| AccessError::NoCluster(chain(&error)))?,
+/// What a client is made of, and the files that say so. The files are looked at before they are read: a change in between
+/// is seen the next time.
+fn config(
+    access: &Access,
+    service_account: &Path,
+    environment: &ProxyEnvironment,
+) -> Result<(Config, Files), AccessError> {
+    let (mut config, files) = match (&access.kubeconfig, &access.master) {
+        (Some(path), _) => {
+            let before = fingerprint(vec![path.clone()]);
+            let (context, cluster, user) = chosen(path)?;
+            let files = fingerprint(named_files(&cluster, &user));
+            (from_kubeconfig(path, &context, &cluster, user)?, before.into_iter().chain(files).collect())
+        }
+        (None, master) => {
+            let files = fingerprint(["token", "ca.crt"].map(|name| service_account.join(name)).into());
+            let config = match master {
+                Some(master) => from_service_account(master, service_account)?,
+                None => Config::incluster().map_err(|error| AccessError::NoCluster(chain(&error)))?,
+            };
+            (config, files)
+        }
     };
     if let Some(master) = &access.master {
         config.cluster_url = master.clone();
     }
+    if config.proxy_url.is_none() {
+        config.proxy_url = environment.proxy(&config.cluster_url).map_err(AccessError::Proxy)?;
+    }
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     // The watch has its own back-off; a second one below it would only hide outages.
     config.default_retry = false;
-    Ok(config)
+    Ok((config, files))
 }
 
-async fn from_kubeconfig(path: &Path) -> Result<Config, AccessError> {
+/// The contents of files, by a number that differs where they do.
+fn fingerprint(paths: Vec<PathBuf>) -> Files {
+    let hasher = BuildHasherDefault::<DefaultHasher>::default();
+    let contents = |path: &PathBuf| std::fs::read(path).ok().map(|bytes| hasher.hash_one(bytes));
+    paths.into_iter().map(|path| (path.clone(), contents(&path))).collect()
+}
+
+/// The files that a cluster and a user of a kubeconfig name.
+fn named_files(cluster: &Cluster, user: &AuthInfo) -> Vec<PathBuf> {
+    let named = [&cluster.certificate_authority, &user.client_certificate, &user.client_key, &user.token_file];
+    named.into_iter().flatten().map(PathBuf::from).collect()
+}
+
+/// What the current context of a kubeconfig names.
+fn chosen(path: &Path) -> Result<(Context, Cluster, AuthInfo), AccessError> {
     let wrong = |reason: String| AccessError::Kubeconfig { path: path.to_owned(), reason };
-    let kubeconfig = Kubeconfig::read_from(path).map_err(|error| wrong(chain(&error)))?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .map_err(|error| wrong(chain(&error)))?;
-    if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
+    let file = Kubeconfig::read_from(path).map_err(|error| wrong(chain(&error)))?;
+    let name = file.current_context.ok_or_else(|| wrong("it has no current-context".to_owned()))?;
+    let context = file.contexts.into_iter().find(|context| context.name == name).and_then(|named| named.context);
+    let context = context.ok_or_else(|| wrong(format!("it has no context {name:?}, which is its current one")))?;
+    let cluster = file.clusters.into_iter().find(|cluster| cluster.name == context.cluster);
+    let cluster = cluster.and_then(|named| named.cluster);
+    let cluster =
+        cluster.ok_or_else(|| wrong(format!("it has no cluster {:?}, which its context names", context.cluster)))?;
+    // As other clients have it, a user who is not there is nobody.
+    let user = file.auth_infos.into_iter().find(|user| Some(&user.name) == context.user.as_ref());
+    let user = user.and_then(|named| named.auth_info).unwrap_or_default();
+    Ok((context, cluster, user))
+}
+
+/// Not by the library's own means, which would take the proxy from the environment in its own way.
+fn from_kubeconfig(path: &Path, context: &Context, cluster: &Cluster, user: AuthInfo) -> Result<Config, AccessError> {
+    let wrong = |reason: String| AccessError::Kubeconfig { path: path.to_owned(), reason };
+    if user.exec.is_some() || user.auth_provider.is_some() {
         let reason = "credentials from another program are not supported; use a token or a client certificate";
         return Err(wrong(reason.to_owned()));
     }
+    let server = cluster.server.as_deref().ok_or_else(|| wrong("its cluster has no server".to_owned()))?;
+    let server = server.parse().map_err(|error| wrong(format!("the server {server:?} of its cluster: {error}")))?;
+    let mut config = Config::new(server);
+    config.root_cert = authorities(cluster).map_err(wrong)?;
+    config.accept_invalid_certs = cluster.insecure_skip_tls_verify.unwrap_or(false);
+    config.tls_server_name = cluster.tls_server_name.clone();
+    config.disable_compression = cluster.disable_compression.unwrap_or(false);
+    if let Some(namespace) = &context.namespace {
+        config.default_namespace = namespace.clone();
+    }
+    if let Some(proxy) = cluster.proxy_url.as_deref().filter(|proxy| !proxy.is_empty()) {
+        config.proxy_url = Some(proxy_url(proxy).map_err(|reason| wrong(format!("proxy-url: {reason}")))?);
+    }
+    config.auth_info = user;
     Ok(config)
+}
+
+/// The certificate authorities of a cluster, each encoded (DER); `None` where it names none.
+fn authorities(cluster: &Cluster) -> Result<Option<Vec<Vec<u8>>>, String> {
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let pem = match (given(&cluster.certificate_authority_data), given(&cluster.certificate_authority)) {
+        (Some(data), _) => base64::decoded(data.trim()).ok_or("certificate-authority-data is not base64")?,
+        (None, Some(path)) => std::fs::read(&path).map_err(|error| format!("certificate-authority {path}: {error}"))?,
+        (None, None) => return Ok(None),
+    };
+    let found = certificates(&String::from_utf8_lossy(&pem));
+    match found {
+        Some(found) if !found.is_empty() => Ok(Some(found)),
+        _ => Err("its certificate authority holds no certificate in the form of PEM".to_owned()),
+    }
+}
+
+/// The certificates in a text (RFC 7468); `None` where one of them cannot be read.
+fn certificates(pem: &str) -> Option<Vec<Vec<u8>>> {
+    let begun = pem.split("-----BEGIN CERTIFICATE-----").skip(1);
+    let one = |text: &str| {
+        let (body, _) = text.split_once("-----END CERTIFICATE-----")?;
+        base64::decoded(&body.split_whitespace().collect::<String>())
+    };
+    begun.map(one).collect()
 }
 
 /// `--master` alone: the service account's credentials where there are any.
@@ -116,64 +292,4 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn kubeconfig(user: &str) -> (tempfile::TempDir, Access) {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = directory.path().join("config");
-        let text = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
-             contexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
-             clusters: [{{name: k, cluster: {{server: 'https://192.0.2.10:6443', insecure-skip-tls-verify: true}}}}]\n\
-             users: [{{name: u, user: {user}}}]\n"
-        );
-        std::fs::write(&path, text).expect("writable");
-        (directory, Access { kubeconfig: Some(path), master: None })
-    }
-
-    const NOWHERE: &str = "/nonexistent";
-
-    #[tokio::test]
-    async fn a_kubeconfig_names_server_and_token_and_master_overrides_the_server() {
-        let (_directory, mut access) = kubeconfig("{token: secret}");
-        let plain = config(&access, Path::new(NOWHERE)).await.expect("the kubeconfig is sound");
-        assert_eq!(plain.cluster_url, "https://192.0.2.10:6443/");
-        assert!(plain.accept_invalid_certs && plain.auth_info.token.is_some());
-        access.master = Some("https://192.0.2.11:6443".parse().expect("sound"));
-        let overridden = config(&access, Path::new(NOWHERE)).await.expect("the kubeconfig is sound");
-        assert_eq!(overridden.cluster_url, "https://192.0.2.11:6443/");
-        assert!(overridden.auth_info.token.is_some());
-        client(&access).await.expect("one provider of cryptography is installed");
-    }
-
-    #[tokio::test]
-    async fn credentials_from_another_program_are_refused() {
-        let exec = "{exec: {apiVersion: client.authentication.k8s.io/v1, command: /nonexistent/login}}";
-        let (_directory, access) = kubeconfig(exec);
-        let error = config(&access, Path::new(NOWHERE)).await.expect_err("it names a program");
-        assert!(error.to_string().ends_with("use a token or a client certificate"), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_kubeconfig_that_is_missing_or_makes_no_sense_is_named() {
-        let access = Access { kubeconfig: Some("/nonexistent/config".into()), master: None };
-        let error = config(&access, Path::new(NOWHERE)).await.expect_err("there is none");
-        assert!(error.to_string().starts_with("--kubeconfig /nonexistent/config: "), "{error}");
-        let (directory, access) = kubeconfig("{}");
-        std::fs::write(directory.path().join("config"), "clusters: 5").expect("writable");
-        assert!(config(&access, Path::new(NOWHERE)).await.is_err());
-    }
-
-    #[tokio::test]
-    async fn master_alone_uses_the_service_account_where_there_is_one() {
-        let access = Access { kubeconfig: None, master: Some("http://127.0.0.1:8080".parse().expect("sound")) };
-        let anonymous = config(&access, Path::new(NOWHERE)).await.expect("nothing is needed");
-        assert!(anonymous.auth_info.token_file.is_none() && anonymous.root_cert_file.is_none());
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        std::fs::write(directory.path().join("token"), "secret").expect("writable");
-        let with_token = config(&access, directory.path()).await.expect("the token is there");
-        assert!(with_token.auth_info.token_file.is_some());
-        assert_eq!(with_token.cluster_url, "http://127.0.0.1:8080/");
-    }
-}
+mod tests;

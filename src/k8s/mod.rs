@@ -10,6 +10,7 @@ pub mod client;
 pub mod manifests;
 pub mod outage;
 pub mod parse;
+mod proxy_environment;
 pub mod report;
 mod request;
 pub mod watch;

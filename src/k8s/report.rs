@@ -4,10 +4,13 @@
 //! it (taint `node.kubernetes.io/network-unavailable`) until whoever makes the routes says `False`. Events (core/v1) are what
 //! `kubectl describe node` shows.
 //!
-//! The condition is set when the routes to all known nodes are there, and never to `True`: a restart is no reason to keep pods
-//! away. Where somebody else sets it to `True` afterwards, which the watch of the Node tells, it is corrected: at once the first
-//! time, and later and later where somebody insists. A problem, and what is odd in the Node's annotations, becomes one Event when it
-//! appears. A server that cannot be reached, or refuses, keeps nothing else from working: it is told again, later and later.
+//! The condition is written when the routes to all known nodes are there, where a Node has it as `True` or `Unknown`, which the watch
+//! of the Node tells; and never to `True`: a restart is no reason to keep pods away. Where somebody sets it again it is
+//! corrected: at once the first time, and later and later where somebody insists. A problem, and what is odd in the Node's
+//! annotations, becomes one Event when it appears.
+//!
+//! Condition and Events go their ways apart from each other. A server that cannot be reached, or that does not answer, is told again,
+//! later and later; where the right is missing, which is said once with the rule that would give it, every hour.
 //!
 //! Limits: of very many problems the first ones are told, all are in the log.
 
@@ -15,22 +18,60 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use k8s_openapi::jiff::Timestamp;
-use kube::Client;
 use kube::core::params::{GetParams, Patch, PatchParams, PostParams};
 use kube::core::request::Request;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::client::chain;
+use super::client::{ApiClient, chain};
 use crate::model::Report;
 
-/// What has been told.
-#[derive(Default)]
-struct Told {
-    network_is_there: bool,
-    corrections: Corrections,
-    problems: BTreeSet<String>,
+/// Who is told, and about which Node.
+#[derive(Clone)]
+struct Listener {
+    client: ApiClient,
+    node: String,
+    timing: Timing,
+}
+
+/// Delays and patience; shorter in tests.
+#[derive(Clone, Copy, Debug)]
+struct Timing {
+    /// How long an answer may take.
+    patience: Duration,
+    /// The first delay after a failure; it doubles up to `last`.
+    first: Duration,
+    last: Duration,
+    /// The delay where the right is missing.
+    without_right: Duration,
+}
+
+const TIMING: Timing = Timing {
+    patience: Duration::from_secs(15),
+    first: Duration::from_secs(1),
+    last: Duration::from_secs(60),
+    without_right: Duration::from_secs(3600),
+};
+
+/// How trying to tell something stands.
+struct Attempts {
+    what: &'static str,
+    /// The rule of RBAC that is needed.
+    rule: &'static str,
+    timing: Timing,
+    pause: Duration,
+    is_failing: bool,
+    lacks_right: bool,
+}
+
+/// Why the cluster was not told.
+#[derive(Debug)]
+enum Refused {
+    /// The right is missing (403).
+    Forbidden(String),
+    Failed(String),
 }
 
 /// When the condition may be corrected, so that two who contradict each other do not do so all the time.
@@ -40,74 +81,148 @@ struct Corrections {
     pause: Duration,
 }
 
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How many problems become Events at most while none of them goes.
 const MOST_PROBLEMS: usize = 20;
 /// How long a condition that somebody sets again stays so: at first, and at the longest.
 const FIRST_CORRECTION: Duration = Duration::from_secs(5);
 const LONGEST_CORRECTION: Duration = Duration::from_secs(300);
 const CONDITION: &str = "NetworkUnavailable";
+const CONDITION_RULE: &str =
+    "apiGroups [\"\"], resources [nodes], verbs [get]; resources [nodes/status], verbs [patch]";
+const EVENTS_RULE: &str = "apiGroups [\"\"], resources [events], verbs [create]";
 
 /// Tells the newest report about the Node of this name until its sender is gone.
-pub async fn run(client: Client, node: String, mut reports: watch::Receiver<Report>) {
-    let mut told = Told::default();
-    let mut is_failing = false;
-    let mut pause = FIRST_PAUSE;
+pub async fn run(client: ApiClient, node: String, reports: watch::Receiver<Report>) {
+    let listener = Listener { client, node, timing: TIMING };
+    tokio::join!(tell_condition(listener.clone(), reports.clone()), tell_events(listener, reports));
+}
+
+async fn tell_condition(listener: Listener, mut reports: watch::Receiver<Report>) {
+    let mut attempts = Attempts::new("the node's condition", CONDITION_RULE, listener.timing);
+    let mut corrections = Corrections::default();
     loop {
         let report = reports.borrow_and_update().clone();
-        let changed = match tell(&client, &node, &report, &mut told).await {
-            Ok(()) => {
-                if is_failing {
-                    info!("The cluster can be told about this node again");
-                }
-                (is_failing, pause) = (false, FIRST_PAUSE);
-                let correction = told.corrections.due().filter(|_| report.network_is_there && report.is_denied);
-                tokio::select! {
-                    changed = reports.changed() => changed,
-                    () = until(correction) => Ok(()),
-                }
-            }
-            Err(error) => {
-                if !is_failing {
-                    warn!(reason = chain(&error), "The cluster cannot be told about this node; trying again");
-                }
-                is_failing = true;
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
-                reports.has_changed().map(drop)
-            }
+        let is_wrong = report.network_is_there && report.is_denied;
+        let told = match corrections.due() {
+            _ if !is_wrong => Ok(()),
+            Some(due) if due > Instant::now() => Ok(()),
+            due => listener.correct(due.is_some()).await.inspect(|()| corrections.note(Instant::now())),
         };
-        if changed.is_err() {
+        attempts.note(&told);
+        match told {
+            Ok(()) => {
+                let correction = corrections.due().filter(|_| is_wrong);
+                tokio::select! {
+                    changed = reports.changed() => if changed.is_err() { return },
+                    () = until(correction) => {}
+                }
+            }
+            Err(_) => tokio::time::sleep(attempts.pause).await,
+        }
+        if reports.has_changed().is_err() {
             return;
         }
     }
 }
 
-async fn tell(client: &Client, node: &str, report: &Report, told: &mut Told) -> Result<(), kube::Error> {
-    let now = Instant::now();
-    let is_wrong = told.network_is_there && report.is_denied && told.corrections.due().is_none_or(|due| due <= now);
-    if report.network_is_there && (!told.network_is_there || is_wrong) {
-        if say_that_the_network_is_there(client, node).await? && told.network_is_there {
+async fn tell_events(listener: Listener, mut reports: watch::Receiver<Report>) {
+    let mut attempts = Attempts::new("its problems", EVENTS_RULE, listener.timing);
+    let mut known = BTreeSet::new();
+    loop {
+        let report = reports.borrow_and_update().clone();
+        let told = listener.tell_problems(&report, &mut known).await;
+        attempts.note(&told);
+        match told {
+            Ok(()) => {
+                if reports.changed().await.is_err() {
+                    return;
+                }
+            }
+            Err(_) => tokio::time::sleep(attempts.pause).await,
+        }
+        if reports.has_changed().is_err() {
+            return;
+        }
+    }
+}
+
+impl Listener {
+    /// Says that the network is there, where the Node says that it is not. `again`: it was said before.
+    async fn correct(&self, again: bool) -> Result<(), Refused> {
+        let nodes = Request::new("/api/v1/nodes");
+        if !denies(&self.send(nodes.get(&self.node, &GetParams::default())).await?) {
+            return Ok(());
+        }
+        let patch = Patch::Strategic(condition(Timestamp::now()));
+        self.send(nodes.patch_subresource("status", &self.node, &PatchParams::default(), &patch)).await?;
+        if again {
             warn!(condition = CONDITION, "Somebody has said that this node's network is not there; it is");
         }
-        told.network_is_there = true;
-        told.corrections.note(now);
+        Ok(())
     }
-    let problems: BTreeSet<&String> = report.problems.union(&report.odd).collect();
-    told.problems.retain(|problem| problems.contains(problem));
-    for problem in problems {
-        if told.problems.len() < MOST_PROBLEMS && !told.problems.contains(problem) {
-            let body = event(node, problem, SystemTime::now());
-            send(
-                client,
-                Request::new("/api/v1/namespaces/default/events").create(&PostParams::default(), bytes(&body)),
-            )
-            .await?;
-            told.problems.insert(problem.clone());
+
+    /// Makes an Event of each problem that is not `known`, and forgets those that are gone.
+    async fn tell_problems(&self, report: &Report, known: &mut BTreeSet<String>) -> Result<(), Refused> {
+        let problems: BTreeSet<&String> = report.problems.union(&report.odd).collect();
+        known.retain(|problem| problems.contains(problem));
+        for problem in problems {
+            if known.len() < MOST_PROBLEMS && !known.contains(problem) {
+                let body = event(&self.node, problem, SystemTime::now()).to_string().into_bytes();
+                let events = Request::new("/api/v1/namespaces/default/events");
+                self.send(events.create(&PostParams::default(), body)).await?;
+                known.insert(problem.clone());
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&self, request: Built) -> Result<Value, Refused> {
+        let request = request.map_err(|error| Refused::Failed(chain(&error)))?;
+        let client = self.client.current().await;
+        match timeout(self.timing.patience, client.request::<Value>(request)).await {
+            Err(_) => Err(Refused::Failed("no answer in time".to_owned())),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(kube::Error::Api(status))) if status.code == 403 => Err(Refused::Forbidden(status.message.clone())),
+            Ok(Err(error)) => Err(Refused::Failed(chain(&error))),
         }
     }
-    Ok(())
+}
+
+type Built = Result<http::Request<Vec<u8>>, kube::core::request::Error>;
+
+impl Attempts {
+    fn new(what: &'static str, rule: &'static str, timing: Timing) -> Attempts {
+        Attempts { what, rule, timing, pause: timing.first, is_failing: false, lacks_right: false }
+    }
+
+    /// Takes in what became of an attempt, and says what is new about it.
+    fn note(&mut self, told: &Result<(), Refused>) {
+        let (what, rule) = (self.what, self.rule);
+        match told {
+            Ok(()) => {
+                if self.is_failing || self.lacks_right {
+                    info!(what, "The cluster can be told about this node again");
+                }
+                (self.is_failing, self.lacks_right, self.pause) = (false, false, self.timing.first);
+            }
+            Err(Refused::Forbidden(reason)) => {
+                if !std::mem::replace(&mut self.lacks_right, true) {
+                    warn!(
+                        what,
+                        reason, rule, "The right to tell the cluster about this node is missing; trying every hour"
+                    );
+                }
+                self.pause = self.timing.without_right;
+            }
+            Err(Refused::Failed(reason)) => {
+                if !std::mem::replace(&mut self.is_failing, true) {
+                    warn!(what, reason, "The cluster cannot be told about this node; trying again");
+                }
+                let doubled = if self.pause > self.timing.last { self.timing.first } else { self.pause * 2 };
+                self.pause = doubled.min(self.timing.last);
+            }
+        }
+    }
 }
 
 async fn until(at: Option<Instant>) {
@@ -132,27 +247,11 @@ impl Corrections {
     }
 }
 
-/// True where the Node had not said so.
-async fn say_that_the_network_is_there(client: &Client, node: &str) -> Result<bool, kube::Error> {
-    let nodes = Request::new("/api/v1/nodes");
-    if says_so(&send(client, nodes.get(node, &GetParams::default())).await?) {
-        return Ok(false);
-    }
-    let patch = Patch::Strategic(condition(Timestamp::now()));
-    send(client, nodes.patch_subresource("status", node, &PatchParams::default(), &patch)).await.map(|_| true)
-}
-
-type Built = Result<http::Request<Vec<u8>>, kube::core::request::Error>;
-
-async fn send(client: &Client, request: Built) -> Result<Value, kube::Error> {
-    client.request::<Value>(request.map_err(kube::Error::BuildRequest)?).await
-}
-
-/// Whether a Node has the condition already.
-fn says_so(node: &Value) -> bool {
+/// Whether a Node has the condition as `True` or `Unknown`.
+fn denies(node: &Value) -> bool {
     let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
     let mut ours = conditions.into_iter().flatten().filter(|condition| condition["type"] == CONDITION);
-    ours.any(|condition| condition["status"] == "False")
+    ours.any(|condition| condition["status"] == "True" || condition["status"] == "Unknown")
 }
 
 /// The change of a Node's status. Conditions are merged by their type.
@@ -184,98 +283,5 @@ fn message(problem: &str) -> &str {
     problem.get(..problem.floor_char_boundary(1024)).unwrap_or(problem)
 }
 
-fn bytes(body: &Value) -> Vec<u8> {
-    body.to_string().into_bytes()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::k8s::watch::tests::api_server::{ApiServer, NODES};
-
-    #[test]
-    fn a_node_that_says_so_already_is_not_told_again() {
-        let node = |conditions: Value| json!({"status": {"conditions": conditions}});
-        assert!(says_so(&node(json!([{"type": "Ready", "status": "True"}, {"type": CONDITION, "status": "False"}]))));
-        for other in
-            [json!([{"type": CONDITION, "status": "True"}]), json!([{"type": "Ready", "status": "False"}]), json!(null)]
-        {
-            assert!(!says_so(&node(other)));
-        }
-        assert!(!says_so(&json!({})) && !says_so(&json!({"status": {"conditions": {}}})));
-        assert!(says_so(&condition(Timestamp::UNIX_EPOCH)), "what we write is what we look for");
-    }
-
-    #[test]
-    fn who_contradicts_is_answered_later_and_later_and_at_first_again_after_a_long_silence() {
-        let begun = Instant::now();
-        let mut corrections = Corrections::default();
-        assert_eq!(corrections.due(), None, "the first time at once");
-        let mut now = begun;
-        let mut pauses = Vec::new();
-        for _ in 0..8 {
-            corrections.note(now);
-            let due = corrections.due().expect("a pause");
-            pauses.push((due - now).as_secs());
-            now = due;
-        }
-        assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 300, 300]);
-        now += LONGEST_CORRECTION + Duration::from_secs(1);
-        corrections.note(now);
-        assert_eq!(corrections.due(), Some(now + FIRST_CORRECTION));
-    }
-
-    #[tokio::test]
-    async fn a_node_is_told_what_is_odd_and_a_condition_that_somebody_sets_is_corrected() {
-        let server = ApiServer::start().await;
-        let put = |status: &str| {
-            let conditions = json!([{"type": CONDITION, "status": status}]);
-            server.put(NODES, json!({"metadata": {"name": "node-1"}, "status": {"conditions": conditions}}));
-        };
-        let config = kube::Config::new(format!("http://{}", server.address).parse().expect("a URL"));
-        let client = Client::try_from(config).expect("a client");
-        let mut told = Told::default();
-        let mut report = Report { odd: ["annotation: it makes no sense".to_owned()].into(), ..Report::default() };
-        let events = "/api/v1/namespaces/default/events?";
-        let (looks, corrects) = ("/api/v1/nodes/node-1", "/api/v1/nodes/node-1/status?");
-        put("True");
-        report.is_denied = true;
-        for (why, asked) in [("what is odd is told", vec![events]), ("once", vec![])] {
-            tell(&client, "node-1", &report, &mut told).await.expect("the server answers");
-            assert_eq!(server.take_requests(), asked, "{why}");
-        }
-        report.network_is_there = true;
-        for (why, asked) in [("it is there", vec![looks, corrects]), ("who contradicts has to wait", vec![])] {
-            tell(&client, "node-1", &report, &mut told).await.expect("the server answers");
-            assert_eq!(server.take_requests(), asked, "{why}");
-        }
-        let its_time_comes = |told: &mut Told| {
-            told.corrections.last = told.corrections.last.and_then(|last| last.checked_sub(told.corrections.pause));
-        };
-        its_time_comes(&mut told);
-        tell(&client, "node-1", &report, &mut told).await.expect("the server answers");
-        assert_eq!(server.take_requests(), [looks, corrects], "it is corrected");
-        put("False");
-        its_time_comes(&mut told);
-        tell(&client, "node-1", &report, &mut told).await.expect("the server answers");
-        assert_eq!(server.take_requests(), [looks], "it is right already, and the watch has not said so yet");
-    }
-
-    #[test]
-    fn times_are_written_as_the_api_wants_them() {
-        assert_eq!(
-            condition(Timestamp::UNIX_EPOCH)["status"]["conditions"][0]["lastTransitionTime"],
-            "1970-01-01T00:00:00Z"
-        );
-        let event = event("node1", "it does not work", UNIX_EPOCH + Duration::new(255, 255));
-        assert_eq!(event["firstTimestamp"], "1970-01-01T00:04:15Z");
-        assert_eq!(event["metadata"]["name"], format!("node1.{:x}", 255_000_000_255_u64));
-    }
-
-    #[test]
-    fn a_long_sentence_is_cut_between_characters() {
-        assert_eq!(message("short"), "short");
-        let long = format!("a{}", "ä".repeat(600));
-        assert_eq!(message(&long).len(), 1023);
-    }
-}
+mod tests;

@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use http_body_util::BodyExt;
-use kube::Client;
 use kube::client::Body;
 use kube::core::params::{ListParams, WatchParams};
 use kube::core::request::Request;
@@ -16,12 +15,12 @@ use tokio::time::timeout;
 
 use super::Kind;
 use super::answer::{self, Accept, Change, Encoding, Events, Page, Refusal, Unread};
-use super::client::chain;
+use super::client::{ApiClient, chain};
 use super::parse::ApiObject;
 
 /// Where the objects of one kind are asked for.
 pub struct Asking<K> {
-    client: Client,
+    client: ApiClient,
     request: Request,
     patience: Patience,
     objects: PhantomData<fn() -> K>,
@@ -65,7 +64,7 @@ const PAGE_BYTES: usize = 1 << 30;
 const REFUSAL_BYTES: usize = 64 << 10;
 
 impl<K: ApiObject> Asking<K> {
-    pub fn new(client: Client, kind: Kind, patience: Patience) -> Asking<K> {
+    pub fn new(client: ApiClient, kind: Kind, patience: Patience) -> Asking<K> {
         Asking { client, request: Request::new(kind.path()), patience, objects: PhantomData }
     }
 
@@ -87,7 +86,8 @@ impl<K: ApiObject> Asking<K> {
     async fn send(&self, request: http::Request<Vec<u8>>, accept: &'static str) -> Result<(Encoding, Body), Failure> {
         let mut request = request.map(Body::from);
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static(accept));
-        let response = within(self.patience.beginning, self.client.send(request)).await.map_err(Failure::Broken)?;
+        let client = self.client.current().await;
+        let response = within(self.patience.beginning, client.send(request)).await.map_err(Failure::Broken)?;
         let response = response.map_err(|error| broken(&error))?;
         let (head, body) = response.into_parts();
         let encoding = Encoding::of(head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()));

@@ -23,7 +23,6 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
-use kube::Client;
 use kube::core::params::{ListParams, WatchParams};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
@@ -31,6 +30,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::answer::{Change, Refusal, Unread};
+use super::client::ApiClient;
 use super::outage::{Cause, Outages};
 use super::parse::{
     ApiObject, Pool, Warning, endpoint_slice_object, namespace_object, network_policy_object, node_object, pod_object,
@@ -41,7 +41,7 @@ use super::{Event, Kind, Message, Object, ObjectId, Wanted};
 use crate::model::ObjectName;
 
 /// Tells what is wanted of the cluster until the receiver is gone. Cancelling it ends all watches.
-pub async fn run(client: Client, wanted: Vec<Wanted>, outages: Outages, out: Sender<Message>) {
+pub async fn run(client: ApiClient, wanted: Vec<Wanted>, outages: Outages, out: Sender<Message>) {
     let mut followers = JoinSet::new();
     for wanted in wanted {
         let common = Common { out: out.clone(), outages: outages.clone(), timing: Timing::default() };
@@ -51,7 +51,7 @@ pub async fn run(client: Client, wanted: Vec<Wanted>, outages: Outages, out: Sen
 }
 
 /// Follows one kind.
-async fn follow(client: Client, wanted: Wanted, common: Common) {
+async fn follow(client: ApiClient, wanted: Wanted, common: Common) {
     let kind = wanted.kind();
     match wanted {
         Wanted::Services => Follower::new(kind, client, service_object, common).run().await,
@@ -157,7 +157,7 @@ const PAGE: u32 = 500;
 impl<K: ApiObject> Follower<K> {
     fn new(
         kind: Kind,
-        client: Client,
+        client: ApiClient,
         object: fn(&K, &mut Pool) -> (Object, Vec<Warning>),
         common: Common,
     ) -> Follower<K> {

@@ -15,7 +15,7 @@ pub struct Node {
     pub addresses: Vec<NodeAddress>,
     /// Both families, without duplicates, masked to the prefix.
     pub pod_cidrs: Vec<IpNet>,
-    /// The condition `NetworkUnavailable` is `True`, so that no pod comes here.
+    /// The condition `NetworkUnavailable` is there and not `False`. Where it is `True` no pod comes here.
     pub network_unavailable: bool,
     /// `spec.providerID` says that it is a machine of AWS.
     pub is_on_aws: bool,

@@ -4,6 +4,7 @@
 //! a [`Family`] where the two differ. Prefixes are `ipnet::IpNet`, addresses `std::net::IpAddr`.
 
 pub mod asn;
+pub mod base64;
 mod external_peer;
 mod family;
 pub mod go;

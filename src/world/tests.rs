@@ -225,7 +225,7 @@ async fn an_unreachable_source_brings_it_back_at_once_and_after_that_an_outage_i
 }
 
 /// A World of the cluster that a server holds.
-fn from_api(client: kube::Client, state_dir: &Path, wanted: &[Wanted]) -> Rig {
+fn from_api(client: crate::k8s::client::ApiClient, state_dir: &Path, wanted: &[Wanted]) -> Rig {
     let (messages, receiver) = mpsc::channel(256);
     let (host, host_receiver) = watch::channel(Arc::new(Host::default()));
     let (out, world) = watch::channel(World::empty());

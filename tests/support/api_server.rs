@@ -48,6 +48,10 @@ pub struct Faults {
     pub gone_as_status: bool,
     /// So many streaming lists fall silent before they say that they are complete.
     pub halt_streams: usize,
+    /// Requests whose path holds this are answered with 403.
+    pub forbid: Option<&'static str>,
+    /// Requests whose path holds this are never answered.
+    pub silent: Option<&'static str>,
     /// How long each piece of a list lets wait for itself; a list has ten.
     pub trickle: Option<Duration>,
 }
@@ -173,7 +177,14 @@ impl ApiServer {
                 let served = state.clone();
                 let answer = service_fn(move |request| {
                     let state = served.clone();
-                    async move { Ok::<_, Infallible>(answer(&state, &request)) }
+                    async move {
+                        let answer = answer(&state, &request);
+                        let silent = state.lock().expect("no test panics while it holds the lock").faults.silent;
+                        if silent.is_some_and(|part| request.uri().path().contains(part)) {
+                            std::future::pending::<()>().await;
+                        }
+                        Ok::<_, Infallible>(answer)
+                    }
                 });
                 let connection =
                     hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), answer);
@@ -228,6 +239,9 @@ fn answer(state: &Mutex<State>, request: &Request<Incoming>) -> Answer {
     if state.faults.fail.0 > 0 {
         state.faults.fail.0 -= 1;
         return status(encoding, state.faults.fail.1, "as the test asked");
+    }
+    if state.faults.forbid.is_some_and(|part| path.contains(part)) {
+        return status(Encoding::Json, 403, "as the test asked");
     }
     let is = |key: &str, value: &str| query.get(key).is_some_and(|it| it == value);
     if let Some(object) = state.one(&path) {

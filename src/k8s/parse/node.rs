@@ -100,10 +100,11 @@ fn addresses(object: &NodeObject, warnings: &mut Warnings) -> Vec<NodeAddress> {
 
 fn network_unavailable(object: &NodeObject) -> bool {
     let conditions = object.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let says_so = |condition: &Condition| {
-        condition.kind.as_deref() == Some("NetworkUnavailable") && condition.status.as_deref() == Some("True")
+    let denies = |condition: &Condition| {
+        condition.kind.as_deref() == Some("NetworkUnavailable")
+            && matches!(condition.status.as_deref(), Some("True" | "Unknown"))
     };
-    conditions.is_some_and(|conditions| conditions.iter().any(says_so))
+    conditions.is_some_and(|conditions| conditions.iter().any(denies))
 }
 
 /// `aws:///eu-central-1a/i-0123456789abcdef0`.
@@ -168,6 +169,7 @@ mod tests {
         };
         let heartbeat = "{type: Ready, status: 'True', lastHeartbeatTime: '2026-01-01T00:00:00Z'}";
         assert!(of(&format!("[{heartbeat}, {{type: NetworkUnavailable, status: 'True'}}]")));
+        assert!(of("[{type: NetworkUnavailable, status: Unknown}]"));
         for other in ["[]", "[{type: NetworkUnavailable, status: 'False'}]", "[{type: NetworkUnavailable}]"] {
             assert!(!of(other), "{other}");
         }
