@@ -5,7 +5,7 @@
 //! on its word (`model::Authority::Remembered`).
 //!
 //! The file is written seldom, all at once or not at all (a new file takes the old one's name), and only for
-//! its owner to read. A file that is damaged, foreign or of another version is reported and ignored.
+//! its owner to read. A file that is damaged or foreign is reported and ignored; one that an earlier or a later program wrote is read.
 
 mod record;
 

@@ -36,8 +36,8 @@ fn a_file_that_cannot_be_used_is_said_to_be_so_and_replaced() {
         (b"", "it is damaged: it is too short"),
         (b"sluice\n\x1a\x01", "it is damaged: it is too short"),
         (
-            b"sluice\n\x1a\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
-            "it was written in form 4, and this program knows forms up to 3",
+            b"sluice\n\x1a\x05\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            "it was written in form 5, and this program knows forms up to 4",
         ),
     ] {
         fs::write(last_known.path(), bytes).expect("writable");

@@ -1,14 +1,18 @@
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
+use compact_str::CompactString;
+use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    AnnounceAnnotations, Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, Operator, Peer, Peers, Pod,
-    PolicyPort, PolicyRule, PortMatch, Ports, Prepend, Reflection, Requirement, Routing, Selector,
+    AnnounceAnnotations, Conditions, Endpoint, EndpointPort, EndpointSlice, Labels, LoadBalancerAddress, NamedPort,
+    Namespace, Namespaces, NetworkPolicy, Node, NodeAddress, NodeAddressKind, Operator, Peer, Peers, PolicyPort,
+    PolicyRule, PortMatch, Ports, Prepend, ProxyAnnotations, Reflection, Requirement, Routing, Scheduler,
+    SchedulerFlags, Selector, Service, ServicePort, ServiceType, TrafficPolicy,
 };
-use crate::net::{ExternalPeer, Password, Secret};
+use crate::net::{ExternalPeer, Family, Password, Protocol, Secret};
 
 fn address() -> impl Strategy<Value = IpAddr> {
     prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)]
@@ -304,11 +308,24 @@ proptest! {
     }
 
     #[test]
+    fn a_body_with_a_wrong_byte_behind_a_sound_header_is_read_without_a_crash(
+        known in known(), place in any::<proptest::sample::Index>(), byte in any::<u8>(),
+    ) {
+        let mut body = encode(&known).split_off(HEADER);
+        let length = body.len().max(1);
+        if let Some(one) = body.get_mut(place.index(length)) {
+            *one = byte;
+        }
+        drop(decode(&framed(VERSION, &body)));
+    }
+
+    #[test]
     fn any_bytes_are_read_without_a_crash(bytes in vec(any::<u8>(), 0..200)) {
         prop_assert!(decode(&bytes).is_err());
-        // Behind a sound header any body is reached, and behind an empty first record any second one.
+        // Behind a sound header any body is reached, and of form 3 behind an empty first record any second one.
         drop(decode(&framed(VERSION, &bytes)));
-        drop(decode(&framed(VERSION, &[&[0; 4], &bytes[..]].concat())));
+        drop(decode(&framed(3, &bytes)));
+        drop(decode(&framed(3, &[&[0; 4], &bytes[..]].concat())));
     }
 }
 
@@ -328,7 +345,7 @@ fn the_checksum_is_the_one_that_everybody_knows() {
     assert_eq!(crc32(CRC_START, b"123456789") ^ CRC_START, 0xcbf4_3926);
 }
 
-/// What both forms begin with.
+/// What forms 1 and 2 begin with.
 fn proxied_cluster() -> Cluster {
     let mut cluster = Cluster::default();
     cluster.nodes.insert(
@@ -371,10 +388,8 @@ fn the_form_of_programs_without_a_firewall_is_still_read() {
     assert!(decode(&framed(2, PROXIED_BYTES)).is_err(), "the second record is missing");
 }
 
-/// The bytes of one cluster, as the first program that wrote this form wrote them. If this fails the form has
-/// changed, and `VERSION` must change with it.
 #[test]
-fn the_form_is_a_promise() {
+fn the_form_of_programs_without_a_router_is_still_read() {
     let mut cluster = proxied_cluster();
     let pod = |last: u8, host_network| Pod {
         labels: [("k", "v")].into_iter().collect(),
@@ -417,33 +432,102 @@ fn the_form_is_a_promise() {
         1, 3, 6, 0, 6, 1, 1, 2, 6, 2, 1, b'p', 0, 0, // its ports; the second rule
         0, // no egress
     ];
-    let mut known = Known { cluster, kinds: Kind::ALL.to_vec(), all_nodes: false };
-    let without_routing = decode(&framed(2, &[PROXIED_BYTES, body].concat())).expect("form 2 is known");
-    assert_equal(&without_routing, &known);
-    let routing = Routing {
-        asn: Some(65001),
-        reflection: Reflection::Client(Ipv4Addr::new(0, 0, 0, 42)),
-        prepend: Some(Prepend { asn: 300, times: 2 }),
-        communities: vec![7],
-        import_reject: vec!["10.0.0.0/8".parse().expect("sound")],
-        peers: vec![ExternalPeer {
-            port: Some(179),
-            password: Password::Key(Secret::from_base64("cGFzcw==").expect("sound").expect("a secret")),
-            ..ExternalPeer::new("203.0.113.1".parse().expect("sound"), 65002)
-        }],
-        local_addresses: vec!["192.0.2.1".parse().expect("sound")],
+    let known = decode(&framed(2, &[PROXIED_BYTES, body].concat())).expect("form 2 is known");
+    assert_equal(&known, &Known { cluster, kinds: Kind::ALL.to_vec(), all_nodes: false });
+}
+
+/// Files of [`sample`], written by the programs of these forms.
+const FORM_3: &[u8] = include_bytes!("form_3.bin");
+const FORM_4: &[u8] = include_bytes!("form_4.bin");
+
+#[test]
+fn what_earlier_programs_wrote_is_still_read() {
+    assert_equal(&decode(FORM_3).expect("a file of form 3"), &sample());
+    assert_equal(&decode(FORM_4).expect("a file of form 4"), &sample());
+}
+
+#[test]
+fn a_file_that_was_cut_off_anywhere_is_damaged() {
+    for whole in [FORM_3, FORM_4] {
+        for length in 0..whole.len() {
+            assert!(matches!(decode(&whole[..length]), Err(Unusable::Damaged(_))), "{length}");
+        }
+    }
+}
+
+#[test]
+fn no_password_is_written() {
+    let mut known = sample();
+    let mut node = Node::clone(known.cluster.nodes.get(&"node-1".into()).expect("it is in the sample"));
+    let key = Secret::from_base64("c2VjcmV0LXdvcmQ=").expect("sound").expect("a secret");
+    node.routing.as_mut().expect("it is in the sample").peers[0].password = Password::Key(key);
+    known.cluster.nodes.insert("node-1".into(), node);
+    let bytes = encode(&known);
+    assert!(!bytes.windows(11).any(|window| window == b"secret-word"));
+    assert_equal(&decode(&bytes).expect("it was just written"), &sample());
+}
+
+/// A Service and a cluster of a program that knows more, and less, than this one.
+#[derive(Clone, PartialEq, Message)]
+struct OtherService {
+    #[prost(string, tag = "1")]
+    namespace: String,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(uint32, tag = "3")]
+    kind: u32,
+    #[prost(bytes = "vec", tag = "4")]
+    cluster_ips: Vec<u8>,
+    #[prost(string, tag = "1000")]
+    later: String,
+    #[prost(message, repeated, tag = "1001")]
+    more: Vec<OtherService>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OtherCluster {
+    #[prost(uint32, repeated, tag = "1")]
+    kinds: Vec<u32>,
+    #[prost(message, repeated, tag = "3")]
+    services: Vec<OtherService>,
+    #[prost(message, repeated, tag = "1000")]
+    later: Vec<OtherService>,
+}
+
+fn other(kind: u32) -> OtherCluster {
+    let service = OtherService {
+        namespace: "shop".to_owned(),
+        name: "web".to_owned(),
+        kind,
+        cluster_ips: packed::addresses(&["10.96.0.11".parse().expect("an address")]),
+        later: "said by a later program".to_owned(),
+        more: vec![OtherService::default()],
     };
-    known.all_nodes = true;
-    let mut node = (**known.cluster.nodes.get(&"n".into()).expect("it was put")).clone();
-    node.routing = Some(Box::new(routing));
-    known.cluster.nodes.insert("n".into(), node);
-    let routed: &[u8] = &[
-        1, 1, 1, b'n', 1, 0xe9, 0xfb, 3, 1, 2, 0, 0, 0, 42, 1, 0xac, 2, 2, 1, 7, 1, 0, 10, 0, 0, 0,
-        8, // what it is and what it changes
-        1, 0, 203, 0, 113, 1, 0xea, 0xfb, 3, 1, 0xb3, 1, 1, 0, // the peer: a password, and not which
-        1, 0, 192, 0, 2, 1, 0, // where it listens; no services
-    ];
-    assert_eq!(&encode(&known)[HEADER..], [PROXIED_BYTES, body, routed].concat());
+    OtherCluster { kinds: vec![1, 3, 77], services: vec![service.clone()], later: vec![service] }
+}
+
+#[test]
+fn what_a_later_program_says_beside_is_skipped_and_what_an_earlier_one_did_not_say_is_empty() {
+    let known = decode(&framed(VERSION, &other(1).encode_to_vec())).expect("fields that are not known do no harm");
+    assert_eq!(known.kinds, [Kind::Service, Kind::Node], "of a kind that is not known nothing is needed");
+    let service = known.cluster.services.get(&ObjectName::new("shop", "web")).expect("it is in the file");
+    assert_eq!((service.kind, service.cluster_ips.len()), (ServiceType::NodePort, 1));
+    assert_eq!((service.ports.len(), service.affinity_seconds, service.created), (0, None, 0));
+    assert_eq!(service.annotations, ProxyAnnotations::default());
+}
+
+#[test]
+fn an_object_with_a_value_that_is_not_known_is_left_out_and_its_kind_is_not_known_in_full() {
+    let known = decode(&framed(VERSION, &other(9).encode_to_vec())).expect("the rest is sound");
+    assert_eq!((known.kinds, known.cluster.services.len()), (vec![Kind::Node], 0));
+    let mut node = ClusterRecord { kinds: vec![1, 3], all_nodes: true, ..ClusterRecord::default() };
+    node.nodes = vec![NodeRecord::default()];
+    let sound = decode(&framed(VERSION, &node.encode_to_vec())).expect("sound");
+    assert!(sound.all_nodes && sound.kinds == [Kind::Service, Kind::Node]);
+    // A later program's third kind of address.
+    let unclear = [&node.encode_to_vec()[..], &[0x2a, 9, 0x12, 5, 4, 192, 0, 2, 1, 0x18, 2]].concat();
+    let known = decode(&framed(VERSION, &unclear)).expect("the rest is sound");
+    assert_eq!((known.kinds, known.all_nodes), (vec![Kind::Service], false));
 }
 
 #[test]
@@ -470,4 +554,185 @@ fn a_pod_takes_few_bytes_and_shares_its_memory_with_its_like() {
     assert_eq!(places(|pod| pod.labels.value("pod-template-hash").map_or(0, |text| text.as_ptr() as usize)), 1);
     assert_eq!(places(|pod| pod.ports.as_ptr() as usize), 1);
     assert_eq!(places(|pod| pod.node.as_ref().map_or(0, |name| name.as_ptr() as usize)), 10);
+}
+
+/// A cluster in which every field that was ever written says something; a field that comes later is left as it is
+/// where nothing is said.
+fn sample() -> Known {
+    let mut cluster = Cluster::default();
+    sample_services(&mut cluster);
+    sample_slices(&mut cluster);
+    sample_nodes(&mut cluster);
+    sample_pods(&mut cluster);
+    sample_policies(&mut cluster);
+    Known { cluster, kinds: Kind::ALL.to_vec(), all_nodes: true }
+}
+
+fn at(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn network(text: &str) -> IpNet {
+    text.parse().expect("a range")
+}
+
+fn sample_services(cluster: &mut Cluster) {
+    let plain = Service {
+        kind: ServiceType::ClusterIp,
+        cluster_ips: vec![at("10.96.0.10")],
+        external_ips: vec![],
+        load_balancer: vec![],
+        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Udp, port: 53, node_port: None }],
+        affinity_seconds: None,
+        internal_traffic_policy: TrafficPolicy::Cluster,
+        external_traffic_policy: TrafficPolicy::Cluster,
+        health_check_node_port: None,
+        annotations: ProxyAnnotations::default(),
+        announce: AnnounceAnnotations::default(),
+        created: 0,
+    };
+    let full = Service {
+        kind: ServiceType::LoadBalancer,
+        cluster_ips: vec![at("10.96.0.11"), at("fd00:96::b")],
+        external_ips: vec![at("203.0.113.1")],
+        load_balancer: vec![
+            LoadBalancerAddress { address: at("203.0.113.2"), through_balancer: false },
+            LoadBalancerAddress { address: at("2001:db8::2"), through_balancer: true },
+        ],
+        ports: vec![
+            ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(30080) },
+            ServicePort { name: "sctp".into(), protocol: Protocol::Sctp, port: 3868, node_port: None },
+        ],
+        affinity_seconds: Some(10800),
+        internal_traffic_policy: TrafficPolicy::Local,
+        external_traffic_policy: TrafficPolicy::Local,
+        health_check_node_port: Some(32000),
+        annotations: ProxyAnnotations {
+            scheduler: Scheduler::Mh,
+            scheduler_flags: SchedulerFlags { flag_1: true, flag_2: false, flag_3: true },
+            local: true,
+            skip_load_balancer_ips: true,
+        },
+        announce: AnnounceAnnotations { cluster_ips: Some(true), external_ips: Some(false), load_balancer_ips: None },
+        created: 1_795_000_000,
+    };
+    cluster.services.insert(ObjectName::new("kube-system", "dns"), plain.clone());
+    cluster.services.insert(ObjectName::new("shop", "web"), full);
+    cluster.services.insert(ObjectName::new("shop", "node-port"), Service { kind: ServiceType::NodePort, ..plain });
+}
+
+fn sample_slices(cluster: &mut Cluster) {
+    let on = |node: Option<&str>, text: &str, [ready, serving, terminating]: [bool; 3]| Endpoint {
+        address: at(text),
+        node: node.map(Arc::from),
+        conditions: Conditions { ready, serving, terminating },
+    };
+    let ports = vec![
+        EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 },
+        EndpointPort { name: "".into(), protocol: Protocol::Udp, port: 53 },
+    ];
+    let v4 = EndpointSlice {
+        family: Family::V4,
+        ports: ports.clone(),
+        endpoints: [
+            on(Some("node-1"), "10.244.1.5", [true, true, false]),
+            on(Some("node-2"), "10.244.2.5", [false, true, true]),
+            on(None, "203.0.113.9", [false, false, false]),
+        ]
+        .into(),
+    };
+    let endpoints = [on(Some("node-2"), "fd00:244:2::5", [true, true, false])].into();
+    let v6 = EndpointSlice { family: Family::V6, ports, endpoints };
+    let slices = [("web-a".into(), Arc::new(v4)), ("web-b".into(), Arc::new(v6))].into_iter().collect();
+    cluster.endpoints.insert(ObjectName::new("shop", "web"), Endpoints { slices });
+}
+
+fn sample_nodes(cluster: &mut Cluster) {
+    let routing = Routing {
+        asn: Some(65001),
+        reflection: Reflection::Client(Ipv4Addr::new(0, 0, 0, 42)),
+        prepend: Some(Prepend { asn: 65001, times: 2 }),
+        communities: vec![0xfde9_0001, 7],
+        import_reject: vec![network("10.0.0.0/8"), network("fd00::/16")],
+        peers: vec![
+            ExternalPeer {
+                port: Some(1179),
+                password: Password::Unknown,
+                local: Some(at("192.0.2.1")),
+                ..ExternalPeer::new(at("203.0.113.7"), 65002)
+            },
+            ExternalPeer::new(at("2001:db8::7"), 65003),
+        ],
+        local_addresses: vec![at("192.0.2.1"), at("2001:db8::1")],
+    };
+    let of_node = |kind, text| NodeAddress { kind, address: at(text) };
+    let node = Node {
+        addresses: vec![
+            of_node(NodeAddressKind::External, "203.0.113.20"),
+            of_node(NodeAddressKind::Internal, "192.0.2.1"),
+        ],
+        pod_cidrs: vec![network("10.244.1.0/24"), network("fd00:244:1::/64")],
+        network_unavailable: false,
+        is_on_aws: false,
+        routing: Some(Box::new(routing)),
+    };
+    cluster.nodes.insert("node-1".into(), node);
+    let server = Routing { reflection: Reflection::Server(Ipv4Addr::new(10, 0, 0, 1)), ..Routing::default() };
+    let node = Node {
+        addresses: vec![of_node(NodeAddressKind::Internal, "2001:db8::2")],
+        routing: Some(Box::new(server)),
+        ..Node::default()
+    };
+    cluster.nodes.insert("node-2".into(), node);
+}
+
+fn sample_pods(cluster: &mut Cluster) {
+    let labels = |pairs: &[(&str, &str)]| pairs.iter().copied().collect::<Labels>();
+    let pod = |addresses: &[&str], node: Option<&str>| Pod {
+        labels: labels(&[("app", "web"), ("tier", "front")]),
+        addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
+        node: node.map(Arc::from),
+        host_network: false,
+        finished: false,
+        ports: [NamedPort { name: "http".into(), protocol: Protocol::Tcp, number: 8080 }].into(),
+    };
+    let web = pod(&["10.244.1.5", "fd00:244:1::5"], Some("node-1"));
+    cluster.pods.insert(ObjectName::new("shop", "web-1"), web.clone());
+    cluster.pods.insert(ObjectName::new("shop", "web-2"), pod(&["10.244.2.5"], Some("node-2")));
+    let alone = Pod { labels: Labels::default(), ports: [].into(), ..pod(&[], None) };
+    cluster.pods.insert(ObjectName::new("shop", "unplaced"), alone.clone());
+    let host = Pod { host_network: true, ..pod(&["192.0.2.1"], Some("node-1")) };
+    cluster.pods.insert(ObjectName::new("kube-system", "agent"), host);
+    cluster.pods.insert(ObjectName::new("kube-system", "job"), Pod { finished: true, ..alone });
+    cluster.namespaces.insert("shop".into(), Namespace { labels: labels(&[("team", "shop")]), isolated: true });
+    cluster.namespaces.insert("kube-system".into(), Namespace::default());
+}
+
+fn sample_policies(cluster: &mut Cluster) {
+    let requirement = |key: &str, operator| Requirement { key: key.into(), operator };
+    let selector: Selector = [
+        requirement("app", Operator::In(["api".into(), "web".into()].into())),
+        requirement("canary", Operator::DoesNotExist),
+        requirement("stage", Operator::NotIn(["test".into()].into())),
+        requirement("tier", Operator::Exists),
+    ]
+    .into_iter()
+    .collect();
+    let own = Peer::Pods { namespaces: Namespaces::Own, pods: selector.clone() };
+    let other = Peer::Pods { namespaces: Namespaces::Selected(selector.clone()), pods: Selector::everything() };
+    let block =
+        Peer::Block { cidr: network("10.0.0.0/8"), except: [network("10.1.0.0/16"), network("10.2.0.0/16")].into() };
+    let port = |protocol, number| PolicyPort { protocol, number };
+    let ports = [
+        port(Protocol::Tcp, PortMatch::Any),
+        port(Protocol::Udp, PortMatch::Range { first: 53, last: 54 }),
+        port(Protocol::Sctp, PortMatch::Named("http".into())),
+    ];
+    let rule = PolicyRule { peers: Peers::Of([own, other, block].into()), ports: Ports::Of(ports.into()) };
+    let open = PolicyRule { peers: Peers::Any, ports: Ports::Any };
+    let nobody = PolicyRule { peers: Peers::Of([].into()), ports: Ports::Of([].into()) };
+    let policy = NetworkPolicy { pods: selector, ingress: Some([rule, open, nobody].into()), egress: None };
+    cluster.policies.insert(ObjectName::new("shop", "web"), policy);
+    let policy = NetworkPolicy { pods: Selector::everything(), ingress: None, egress: Some([].into()) };
+    cluster.policies.insert(ObjectName::new("shop", "closed"), policy);
 }

@@ -1,28 +1,27 @@
-//! What the router needs, as it is written down: what the annotations of Nodes and Services say of BGP.
+//! What the router needs, as form 3 has it: what the annotations of Nodes and Services say of BGP.
 //!
-//! Most Nodes and Services say nothing of it and are not named here. Passwords are not written down: the file says that there
-//! is one, and a neighbour with a password waits until the API tells it again.
+//! Most Nodes and Services say nothing of it and are not named here. Of a password the file says that there is one.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use compact_str::CompactString;
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::{Known, NameRecord};
 use crate::model::{AnnounceAnnotations, Prepend, Reflection, Routing};
 use crate::net::{ExternalPeer, Password};
 
-#[derive(Serialize, Deserialize)]
-pub struct RoutedRecord {
+#[derive(Deserialize)]
+pub struct RouterRecord {
     all_nodes: bool,
     nodes: Vec<(CompactString, RoutingRecord)>,
     /// Cluster, external and load balancer addresses: 0 unsaid, 1 not announced, 2 announced.
     services: Vec<(NameRecord, [u8; 3])>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct RoutingRecord {
     asn: Option<u32>,
     /// 1 server, 2 client; and the cluster.
@@ -34,7 +33,7 @@ struct RoutingRecord {
     local_addresses: Vec<IpAddr>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct PeerRecord {
     address: IpAddr,
     asn: u32,
@@ -43,19 +42,7 @@ struct PeerRecord {
     local: Option<IpAddr>,
 }
 
-impl RoutedRecord {
-    pub fn of(known: &Known) -> RoutedRecord {
-        let nodes = known.cluster.nodes.iter();
-        let routing =
-            nodes.filter_map(|(name, node)| Some((name.clone(), RoutingRecord::of(node.routing.as_deref()?))));
-        let services = known.cluster.services.iter().filter(|(_, it)| it.announce != AnnounceAnnotations::default());
-        RoutedRecord {
-            all_nodes: known.all_nodes,
-            nodes: routing.collect(),
-            services: services.map(|(name, it)| (NameRecord::of(name), announce_record(it.announce))).collect(),
-        }
-    }
-
+impl RouterRecord {
     /// Adds what is written here; `None` where it makes no sense.
     pub fn complete(self, known: &mut Known) -> Option<()> {
         known.all_nodes = self.all_nodes;
@@ -74,11 +61,6 @@ impl RoutedRecord {
     }
 }
 
-fn announce_record(announce: AnnounceAnnotations) -> [u8; 3] {
-    let AnnounceAnnotations { cluster_ips, external_ips, load_balancer_ips } = announce;
-    [cluster_ips, external_ips, load_balancer_ips].map(|said| said.map_or(0, |said| 1 + u8::from(said)))
-}
-
 fn announce(record: [u8; 3]) -> Option<AnnounceAnnotations> {
     let said = |number| match number {
         0 => Some(None),
@@ -95,22 +77,6 @@ fn announce(record: [u8; 3]) -> Option<AnnounceAnnotations> {
 }
 
 impl RoutingRecord {
-    fn of(routing: &Routing) -> RoutingRecord {
-        RoutingRecord {
-            asn: routing.asn,
-            reflection: match routing.reflection {
-                Reflection::None => None,
-                Reflection::Server(cluster) => Some((1, cluster)),
-                Reflection::Client(cluster) => Some((2, cluster)),
-            },
-            prepend: routing.prepend.map(|prepend| (prepend.asn, prepend.times)),
-            communities: routing.communities.clone(),
-            import_reject: routing.import_reject.iter().map(|range| (range.addr(), range.prefix_len())).collect(),
-            peers: routing.peers.iter().map(PeerRecord::of).collect(),
-            local_addresses: routing.local_addresses.clone(),
-        }
-    }
-
     fn routing(self) -> Option<Routing> {
         let range = |(address, length)| IpNet::new(address, length).ok();
         Some(Routing {
@@ -131,11 +97,6 @@ impl RoutingRecord {
 }
 
 impl PeerRecord {
-    fn of(peer: &ExternalPeer) -> PeerRecord {
-        let has_password = peer.password != Password::None;
-        PeerRecord { address: peer.address, asn: peer.asn, port: peer.port, has_password, local: peer.local }
-    }
-
     fn peer(self) -> ExternalPeer {
         let PeerRecord { address, asn, port, has_password, local } = self;
         let password = if has_password { Password::Unknown } else { Password::None };

@@ -1,0 +1,175 @@
+//! What many objects have in common and is written down once: names of nodes, labels, named ports.
+//!
+//! Objects refer to an entry by its place, counted from 1; 0 is no node, no label, no port.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use compact_str::CompactString;
+
+use crate::model::{Labels, NamedPort};
+use crate::net::Protocol;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ListsRecord {
+    #[prost(string, repeated, tag = "1")]
+    nodes: Vec<String>,
+    /// Keys and values of labels.
+    #[prost(string, repeated, tag = "2")]
+    words: Vec<String>,
+    #[prost(message, repeated, tag = "3")]
+    labels: Vec<LabelsRecord>,
+    #[prost(message, repeated, tag = "4")]
+    ports: Vec<NamedPortsRecord>,
+}
+
+/// Labels, by the places of their keys and values among the words.
+#[derive(Clone, PartialEq, prost::Message)]
+struct LabelsRecord {
+    #[prost(uint32, repeated, tag = "1")]
+    keys: Vec<u32>,
+    #[prost(uint32, repeated, tag = "2")]
+    values: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct NamedPortsRecord {
+    #[prost(message, repeated, tag = "1")]
+    ports: Vec<NamedPortRecord>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct NamedPortRecord {
+    #[prost(string, tag = "1")]
+    name: String,
+    /// As in the IP header (IANA).
+    #[prost(uint32, tag = "2")]
+    protocol: u32,
+    #[prost(uint32, tag = "3")]
+    number: u32,
+}
+
+/// The lists while they are being collected.
+#[derive(Default)]
+pub struct Collected<'a> {
+    nodes: List<&'a str>,
+    words: List<&'a str>,
+    labels: List<&'a Labels>,
+    ports: List<&'a [NamedPort]>,
+}
+
+/// Values, each once, and their places.
+struct List<T> {
+    in_order: Vec<T>,
+    places: HashMap<T, u32>,
+}
+
+impl<T> Default for List<T> {
+    fn default() -> Self {
+        List { in_order: Vec::new(), places: HashMap::new() }
+    }
+}
+
+impl<T: Copy + Eq + Hash> List<T> {
+    fn place(&mut self, value: T) -> u32 {
+        if let Some(place) = self.places.get(&value) {
+            return *place;
+        }
+        self.in_order.push(value);
+        let place = u32::try_from(self.in_order.len()).expect("a cluster has fewer objects than there are numbers");
+        self.places.insert(value, place);
+        place
+    }
+}
+
+impl<'a> Collected<'a> {
+    pub fn node(&mut self, name: Option<&'a Arc<str>>) -> u32 {
+        name.map_or(0, |name| self.nodes.place(name))
+    }
+
+    pub fn labels(&mut self, labels: &'a Labels) -> u32 {
+        if labels.iter().next().is_none() { 0 } else { self.labels.place(labels) }
+    }
+
+    pub fn ports(&mut self, ports: &'a [NamedPort]) -> u32 {
+        if ports.is_empty() { 0 } else { self.ports.place(ports) }
+    }
+
+    pub fn record(mut self) -> ListsRecord {
+        let words = &mut self.words;
+        let labels = self.labels.in_order.iter().map(|labels| {
+            let (keys, values) = labels.iter().map(|(key, value)| (words.place(key), words.place(value))).unzip();
+            LabelsRecord { keys, values }
+        });
+        let labels = labels.collect();
+        let owned = |list: &List<&str>| list.in_order.iter().map(|text| (*text).to_owned()).collect();
+        let ports = |ports: &&[NamedPort]| NamedPortsRecord { ports: ports.iter().map(NamedPortRecord::of).collect() };
+        ListsRecord {
+            nodes: owned(&self.nodes),
+            words: owned(&self.words),
+            labels,
+            ports: self.ports.in_order.iter().map(ports).collect(),
+        }
+    }
+}
+
+impl NamedPortRecord {
+    fn of(port: &NamedPort) -> NamedPortRecord {
+        let NamedPort { name, protocol, number } = port;
+        NamedPortRecord { name: name.to_string(), protocol: u32::from(protocol.number()), number: u32::from(*number) }
+    }
+
+    fn port(&self) -> Option<NamedPort> {
+        let name = CompactString::from(&self.name);
+        Some(NamedPort { name, protocol: protocol(self.protocol)?, number: u16::try_from(self.number).ok()? })
+    }
+}
+
+/// The protocol with this number in the IP header.
+pub fn protocol(number: u32) -> Option<Protocol> {
+    Protocol::from_number(u8::try_from(number).ok()?)
+}
+
+/// The lists as they were read: objects that name the same entry share its memory. An entry that makes no sense is `None`.
+pub struct Lists {
+    nodes: Vec<Arc<str>>,
+    labels: Vec<Option<Labels>>,
+    ports: Vec<Option<Arc<[NamedPort]>>>,
+    no_ports: Arc<[NamedPort]>,
+}
+
+impl Lists {
+    pub fn of(record: &ListsRecord) -> Lists {
+        let words: Vec<CompactString> = record.words.iter().map(CompactString::from).collect();
+        let word = |place: &u32| at(&words, *place).cloned();
+        let labels = |record: &LabelsRecord| -> Option<Labels> {
+            let pairs = record.keys.iter().zip(&record.values);
+            let pairs = pairs.map(|(key, value)| Some((word(key)?, word(value)?)));
+            pairs.collect::<Option<Labels>>().filter(|_| record.keys.len() == record.values.len())
+        };
+        Lists {
+            nodes: record.nodes.iter().map(|name| Arc::from(name.as_str())).collect(),
+            labels: record.labels.iter().map(labels).collect(),
+            ports: record.ports.iter().map(|ports| ports.ports.iter().map(NamedPortRecord::port).collect()).collect(),
+            no_ports: [].into(),
+        }
+    }
+
+    /// The node's name, `Some(None)` for none; `None` where the place makes no sense. The same for the others.
+    pub fn node(&self, place: u32) -> Option<Option<Arc<str>>> {
+        if place == 0 { Some(None) } else { at(&self.nodes, place).cloned().map(Some) }
+    }
+
+    pub fn labels(&self, place: u32) -> Option<Labels> {
+        if place == 0 { Some(Labels::default()) } else { at(&self.labels, place)?.clone() }
+    }
+
+    pub fn ports(&self, place: u32) -> Option<Arc<[NamedPort]>> {
+        if place == 0 { Some(self.no_ports.clone()) } else { at(&self.ports, place)?.clone() }
+    }
+}
+
+fn at<T>(list: &[T], place: u32) -> Option<&T> {
+    list.get(usize::try_from(place.checked_sub(1)?).ok()?)
+}
