@@ -1,54 +1,157 @@
-//! The manifests of `daemonset/`: what their init container does to a node's folder of CNI files.
+//! The manifests of `daemonset/`: what they give to the agent, and what their init container does to a node's folder of CNI files.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is how a test says so")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has failed")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A manifest with an init container for CNI.
-struct Installed {
+use serde_json::Value;
+
+/// A file with the agent.
+struct Manifest {
     name: String,
-    script: String,
-    /// What its ConfigMap has for the folder of CNI files.
-    conf: String,
+    objects: Vec<Value>,
 }
 
-/// The text of a YAML block (`|`) that follows a line with these words, without its indentation.
-fn block(text: &str, words: &str) -> String {
-    let mut lines = text.lines().skip_while(|line| !line.trim().ends_with(words)).skip(1).peekable();
-    let depth = lines.peek().map_or(0, |line| line.len() - line.trim_start().len());
-    let inside = lines.take_while(|line| line.trim().is_empty() || line.len() - line.trim_start().len() >= depth);
-    inside.map(|line| line.get(depth..).unwrap_or_default().to_owned() + "\n").collect()
+impl Manifest {
+    /// The object of this kind.
+    fn object(&self, kind: &str) -> &Value {
+        self.objects.iter().find(|object| object["kind"] == kind).unwrap_or(&Value::Null)
+    }
+
+    fn pod(&self) -> &Value {
+        &self.object("DaemonSet")["spec"]["template"]["spec"]
+    }
+
+    /// The agent's container.
+    fn agent(&self) -> &Value {
+        &self.pod()["containers"][0]
+    }
+
+    fn has_flag(&self, flag: &str) -> bool {
+        list(&self.agent()["args"]).iter().any(|argument| argument == flag)
+    }
+
+    /// The containers, the init containers before the agent's.
+    fn containers(&self) -> Vec<&Value> {
+        list(&self.pod()["initContainers"]).iter().chain(list(&self.pod()["containers"])).collect()
+    }
+
+    /// The script of the init container for CNI.
+    fn cni_script(&self) -> Option<&str> {
+        let containers = list(&self.pod()["initContainers"]);
+        let found = containers.iter().find(|container| container["name"] == "install-cni")?;
+        found["command"][2].as_str()
+    }
 }
 
-fn installed() -> Vec<Installed> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("daemonset");
-    let mut paths: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("daemonset")
+}
+
+/// The objects of a file.
+fn objects(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap();
+    let objects = text.split("\n---\n").map(serde_saphyr::from_str);
+    objects.collect::<Result<_, _>>().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// All files with an agent.
+fn manifests() -> Vec<Manifest> {
+    let mut paths: Vec<PathBuf> = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
-    let texts = paths.iter().map(|path| (path.display().to_string(), fs::read_to_string(path).unwrap()));
-    let with_cni = texts.filter(|(_, text)| text.contains("- name: install-cni"));
-    let read = |(name, text): (String, String)| Installed {
-        name,
-        script: block(&text, "- |"),
-        conf: block(&text, "cni-conf.json: |"),
+    let read = |path: &PathBuf| Manifest { name: path.display().to_string(), objects: objects(path) };
+    let manifests: Vec<Manifest> = paths.iter().map(read).filter(|file| !file.object("DaemonSet").is_null()).collect();
+    assert!(manifests.len() >= 8, "there are manifests");
+    manifests
+}
+
+/// The path on the host that a container sees at this path of its own.
+fn mounted<'a>(of: &'a Manifest, container: &Value, at: &str) -> Option<&'a str> {
+    let mount = list(&container["volumeMounts"]).iter().find(|mount| mount["mountPath"] == at)?;
+    let volume = list(&of.pod()["volumes"]).iter().find(|volume| volume["name"] == mount["name"])?;
+    volume["hostPath"]["path"].as_str()
+}
+
+#[test]
+fn every_image_has_the_tag_of_this_version_and_is_not_fetched_again() {
+    let image = format!("sluice:{}", env!("CARGO_PKG_VERSION"));
+    for of in manifests() {
+        for container in of.containers() {
+            assert_eq!(container["image"], image, "{}", of.name);
+            assert_eq!(container["imagePullPolicy"], "IfNotPresent", "{}", of.name);
+        }
+    }
+}
+
+#[test]
+fn agents_run_on_nodes_with_linux_alone() {
+    for of in manifests() {
+        assert_eq!(of.pod()["nodeSelector"]["kubernetes.io/os"], "linux", "{}", of.name);
+    }
+}
+
+#[test]
+fn the_last_known_state_is_kept_on_the_host() {
+    for of in manifests() {
+        assert_eq!(mounted(&of, of.agent(), "/var/lib/sluice"), Some("/var/lib/sluice"), "{}", of.name);
+    }
+}
+
+#[test]
+fn the_status_of_nodes_may_be_written_only_where_somebody_asked_for_it() {
+    let may_write = |objects: &[Value]| {
+        let rules = objects.iter().flat_map(|object| list(&object["rules"]));
+        rules.flat_map(|rule| list(&rule["resources"])).any(|resource| resource == "nodes/status")
     };
-    with_cni.map(read).collect()
+    for of in manifests() {
+        assert!(!may_write(&of.objects), "{}", of.name);
+    }
+    let asked = objects(&folder().join("kube-router-node-status.yaml"));
+    assert!(may_write(&asked));
+    let binding = &asked[1];
+    assert_eq!(binding["roleRef"]["name"], asked[0]["metadata"]["name"]);
+    for of in manifests() {
+        assert_eq!(binding["subjects"][0]["name"], of.pod()["serviceAccountName"], "{}", of.name);
+    }
+}
+
+#[test]
+fn a_firewall_alone_is_told_the_range_of_services() {
+    for of in manifests().iter().filter(|of| of.has_flag("--run-firewall=true") && !of.has_flag("--run-router=true")) {
+        let named = |argument: &Value| argument.as_str().unwrap().starts_with("--service-cluster-ip-range=");
+        assert_eq!(list(&of.agent()["args"]).iter().filter(|it| named(it)).count(), 1, "{}", of.name);
+    }
+}
+
+#[test]
+fn cni_is_installed_only_where_the_router_gives_pods_their_network() {
+    for of in manifests() {
+        let gives_network = of.has_flag("--run-router=true") && !of.has_flag("--enable-cni=false");
+        assert!(gives_network || of.cni_script().is_none(), "{}", of.name);
+        assert_eq!(mounted(&of, of.agent(), "/etc/cni/net.d").is_some(), gives_network, "{}", of.name);
+    }
 }
 
 /// Runs the script on folders of the test in the place of the container's.
-fn run(of: &Installed, node: &Path) {
+fn run(of: &Manifest, node: &Path) {
     let folder = |name: &str| node.join(name).display().to_string();
-    fs::create_dir_all(node.join("config")).unwrap();
-    fs::write(node.join("config/cni-conf.json"), &of.conf).unwrap();
-    let places = [
-        ("/etc/cni/net.d", folder("net.d")),
-        ("/etc/kube-router", folder("config")),
-        ("/usr/local/bin", folder("bin")),
-    ];
-    let script = places.iter().fold(of.script.clone(), |script, (there, here)| script.replace(there, here));
+    let places = [("/etc/cni/net.d", folder("net.d")), ("/usr/local/bin", folder("bin"))];
+    let script = of.cni_script().unwrap().to_owned();
+    let script = places.iter().fold(script, |script, (there, here)| script.replace(there, here));
     let done = Command::new("/bin/sh").args(["-ec", &script]).output().unwrap();
     assert!(done.status.success(), "{}: {}", of.name, String::from_utf8_lossy(&done.stderr));
+}
+
+fn with_cni() -> Vec<Manifest> {
+    let found: Vec<Manifest> = manifests().into_iter().filter(|of| of.cni_script().is_some()).collect();
+    assert!(found.len() >= 4, "most manifests have it");
+    found
 }
 
 /// The files of the folder, with what is in them.
@@ -71,22 +174,18 @@ fn node(there: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 #[test]
-fn the_first_start_on_a_node_puts_the_cni_file_there_and_takes_only_its_own_predecessor_away() {
-    let all = installed();
-    assert!(all.len() >= 4, "most manifests have it");
-    for of in &all {
+fn a_node_gets_no_cni_file_before_the_agent_knows_its_ranges() {
+    for of in &with_cni() {
         let node = node(&[("10-kuberouter.conf", "of an older release"), ("99-loopback.conf", "of somebody else")]);
         run(of, node.path());
-        let conf: serde_json::Value = serde_json::from_str(&of.conf).unwrap();
-        assert_eq!(conf["plugins"][0]["type"], "bridge", "{}", of.name);
-        let expected = [("10-kuberouter.conflist", of.conf.as_str()), ("99-loopback.conf", "of somebody else")];
-        assert_eq!(files(node.path()), expected.map(|(name, text)| (name.to_owned(), text.to_owned())), "{}", of.name);
+        let expected = [("99-loopback.conf".to_owned(), "of somebody else".to_owned())];
+        assert_eq!(files(node.path()), expected, "{}: runtimes take the first file, with ranges or without", of.name);
     }
 }
 
 #[test]
 fn a_later_start_leaves_what_the_agent_wrote() {
-    for of in &installed() {
+    for of in &with_cni() {
         let there = [("10-kuberouter.conflist", "with the ranges of this node")];
         let node = node(&there);
         run(of, node.path());
@@ -97,7 +196,7 @@ fn a_later_start_leaves_what_the_agent_wrote() {
 #[test]
 fn plugins_are_installed_where_the_image_brings_them() {
     use std::os::unix::fs::PermissionsExt;
-    for of in &installed() {
+    for of in &with_cni() {
         let node = node(&[]);
         fs::create_dir(node.path().join("bin")).unwrap();
         let program = node.path().join("bin/cni-install");

@@ -3,7 +3,7 @@ import itertools
 import os
 import signal
 
-from . import cluster, kernel, net, own, traffic
+from . import kernel, net, own, traffic
 from .agent import Agent
 from .objects import Service
 from .outside import relay
@@ -34,14 +34,7 @@ class Testbed:
         self.source.nodes(self.plan)
         return self
 
-    def place_cni_files(self):
-        """Does what the init container of the manifests does. Agents make the file themselves where there is none."""
-        for i in range(1, self.plan.nodes + 1):
-            own.write(net.cni_file(i), self.facts["installed"][cluster.ALL]["cni"])
-
     def start_agents(self):
-        if self.plan.routed and self.facts:
-            self.place_cni_files()
         for i in range(1, self.plan.nodes + 1):
             self.agents[i] = Agent(i, self.binary, self.source, self.flags_of(i)).start()
         if self.plan.routed:
