@@ -51,6 +51,11 @@ pub trait Kernel {
     /// Brings about what lets the rules see all packets of pods. Called before the first round and after each audit.
     fn keep_settings(&mut self, at: Moment) -> Result<(), String>;
 
+    /// Whether the kernel speaks IPv6 at all. Asked once, at the start.
+    fn has_ipv6(&self) -> bool {
+        true
+    }
+
     /// Removes what is ours from where it no longer belongs: rules in the tables of the flavour that the host has given
     /// up. Called once what replaces them stands. Returns why something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
@@ -210,6 +215,11 @@ impl<K: Kernel> Mirrors<K> {
     /// Brings about what lets the rules see all packets of pods, or says why that failed.
     pub fn keep_settings(&mut self, at: Moment) -> Result<(), String> {
         self.kernel.keep_settings(at)
+    }
+
+    /// Whether the kernel speaks IPv6 at all.
+    pub fn has_ipv6(&self) -> bool {
+        self.kernel.has_ipv6()
     }
 
     /// Removes what earlier runs left where it no longer belongs.

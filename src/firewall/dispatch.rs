@@ -5,7 +5,8 @@
 //! OUTPUT  → KUBE-ROUTER-OUTPUT     packets of the host, and of pods that IPVS gave their real destination
 //! INPUT   → KUBE-ROUTER-INPUT      packets of pods to the host: only what they send is judged
 //!
-//! each:  exemptions, in INPUT only (`exemptions`)
+//! each:  IPv6 from a bridge of pods: what has a link-local address, not in OUTPUT (`link_local`)
+//!        exemptions, in INPUT only (`exemptions`)
 //!        from or to a pod of this node → KUBE-NWPLCY-COMMON: what belongs to a connection, and some ICMP (`icmp`)
 //!        -s POD ! -d POD → the pod's chain for egress        only for pods that are isolated in that direction
 //!        ! -s POD -d POD → the pod's chain for ingress       not in INPUT
@@ -36,13 +37,19 @@ use super::names::{
 };
 use super::pod_chain::unreachable;
 use super::rules::{Direction, Isolation, RuleSet};
-use super::{exemptions, icmp};
+use super::{exemptions, icmp, link_local};
 
 /// The built-in chains, each with the chain of ours that is entered from it.
 pub const ENTRANCES: [(&str, &str); 3] = [("INPUT", CHAIN_INPUT), ("FORWARD", CHAIN_FORWARD), ("OUTPUT", CHAIN_OUTPUT)];
 
-/// The three dispatch chains of a family.
-pub fn chains(rules: &RuleSet, config: &FirewallConfig, family: Family) -> [(Piece, Rules); 3] {
+/// The three dispatch chains of a family. `bridges` are those on which link-local traffic is closed.
+pub fn chains(
+    rules: &RuleSet,
+    config: &FirewallConfig,
+    family: Family,
+    bridges: &[CompactString],
+) -> [(Piece, Rules); 3] {
+    let bridges = if family == Family::V6 { bridges } else { &[] };
     let pods = names::local_pods(family);
     let egress = jumps(rules, Direction::Egress, family);
     let ingress = jumps(rules, Direction::Ingress, family);
@@ -51,12 +58,14 @@ pub fn chains(rules: &RuleSet, config: &FirewallConfig, family: Family) -> [(Pie
     let said = comment("rule to explicitly handle traffic for network policies ACCEPT/REJECT decision");
     let tail = format_compact!("{said} -j {CHAIN_TAIL}");
 
-    let mut input = exemptions::rules(config, family);
+    let mut input: Vec<CompactString> = link_local::jumps(bridges).collect();
+    input.extend(exemptions::rules(config, family));
     input.push(common("src"));
     input.extend(egress.iter().cloned());
     input.push(tail.clone());
 
-    let mut forward = vec![common("src"), common("dst")];
+    let mut forward: Vec<CompactString> = link_local::jumps(bridges).collect();
+    forward.extend([common("src"), common("dst")]);
     forward.extend(egress.iter().chain(&ingress).cloned());
     forward.push(tail.clone());
 
@@ -80,13 +89,18 @@ pub fn fixed(family: Family) -> Vec<(Piece, Rules)> {
         format_compact!("{} -j MARK --set-xmark {MARK}", comment("rule to mark traffic matching a network policy"));
     let mut pieces =
         vec![(chain(family, CHAIN_DEFAULT), Rules(vec![mark])), (chain(family, CHAIN_COMMON), common(family))];
-    for (from, to) in ENTRANCES {
+    pieces.extend(entrances(family).map(|(jump, _, rules)| (jump, rules)));
+    pieces
+}
+
+/// The jumps from the built-in chains, each with the chain of ours that it enters.
+pub fn entrances(family: Family) -> impl Iterator<Item = (Piece, &'static str, Rules)> {
+    ENTRANCES.into_iter().map(move |(from, to)| {
         let said = "kube-router netpol";
         let id = rule_id(from, &["-m", "comment", "--comment", said, "-j", to]);
         let jump = Piece::Jump { family, table: Table::Filter, from: from.into(), to: to.into() };
-        pieces.push((jump, Rules(vec![format_compact!("-m comment --comment \"{said} - {id}\" -j {to}")])));
-    }
-    pieces
+        (jump, to, Rules(vec![format_compact!("-m comment --comment \"{said} - {id}\" -j {to}")]))
+    })
 }
 
 /// The last chain. `closed` are the ranges in which only known pods may be reached, with `--netpol-default-deny`.

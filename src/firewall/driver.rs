@@ -57,10 +57,12 @@ impl<K: Kernel> Driver<K> {
         targets: Targets<K>,
         around: Surroundings,
     ) -> Driver<K> {
+        let mirrors = Mirrors::new(targets);
+        let lowering = Lowering::new(config.clone(), families);
         Driver {
             plan: Plan::new(),
-            lowering: Lowering::new(config.clone(), families),
-            mirrors: Mirrors::new(targets),
+            lowering: if mirrors.has_ipv6() { lowering } else { lowering.without_ipv6() },
+            mirrors,
             around,
             told_refused: BTreeSet::new(),
             told_unclosed: PerFamily::default(),

@@ -13,10 +13,12 @@ use crate::net::Family;
 use super::desired::Desired;
 use super::dispatch::chain;
 use super::lowering::elements_of;
-use super::names::{self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, CHAIN_TAIL};
+use super::names::{
+    self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_LINK_LOCAL, CHAIN_OUTPUT, CHAIN_TAIL,
+};
 use super::overlay::{Refusals, sets_named};
 use super::rules::{Direction, Isolation, PolicyKey, RuleSet};
-use super::verdict::Verdict;
+use super::verdict::{Decision, Verdict};
 
 /// What was last seen of the kernel; `None` where it is not known.
 #[derive(Clone, Copy)]
@@ -65,6 +67,9 @@ pub fn enforced(
 fn pieces(rules: &RuleSet, verdict: &Verdict, family: Family) -> Vec<Piece> {
     let fixed = [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_TAIL];
     let mut pieces: Vec<Piece> = fixed.map(|name| chain(family, name)).into();
+    if verdict.egress == Decision::LinkLocal {
+        pieces.push(chain(family, CHAIN_LINK_LOCAL));
+    }
     for direction in Direction::BOTH {
         let Some((name, pod)) = verdict.of(direction).pod().and_then(|name| rules.pods.get_key_value(name)) else {
             continue;

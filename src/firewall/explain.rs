@@ -254,6 +254,9 @@ fn side(decision: &Decision, party: &Party, direction: Direction) -> String {
             }
             format!("denied: {pod} is isolated by {}, and nothing allows it", isolating.join(", "))
         }
+        Decision::LinkLocal => {
+            "denied: policies cannot tell whose a link-local address is, and pods of this node are isolated".to_owned()
+        }
         Decision::Closed => {
             "denied: no pod of this node is known at this address, and --netpol-default-deny closes it".to_owned()
         }
@@ -319,6 +322,7 @@ fn json_of_decision(decision: &Decision) -> Value {
     let names = |names: &[ObjectName]| names.iter().map(ObjectName::to_string).collect::<Vec<_>>();
     match decision {
         Decision::NotHere => json!({ "decision": "notHere" }),
+        Decision::LinkLocal => json!({ "decision": "linkLocal" }),
         Decision::Closed => json!({ "decision": "closed" }),
         Decision::Exempt(exemption) => json!({ "decision": "exempt", "reason": reason(*exemption) }),
         Decision::Open { pod } => json!({ "decision": "open", "pod": pod.to_string() }),

@@ -38,6 +38,20 @@ pub fn always_pass(family: Family) -> &'static [Kind] {
     }
 }
 
+/// Neighbour discovery (RFC 4861: solicitations and advertisements of routers and neighbours, redirects) and multicast
+/// listener discovery (RFC 2710, RFC 3810): the kinds of ICMPv6 without which no IPv6 works on a link.
+pub const OF_LINKS: [Kind; 9] = [
+    Kind { number: 130, name: "multicast-listener-query" },
+    Kind { number: 131, name: "multicast-listener-report" },
+    Kind { number: 132, name: "multicast-listener-done" },
+    Kind { number: 133, name: "router-solicitation" },
+    Kind { number: 134, name: "router-advertisement" },
+    Kind { number: 135, name: "neighbour-solicitation" },
+    Kind { number: 136, name: "neighbour-advertisement" },
+    Kind { number: 137, name: "redirect" },
+    Kind { number: 143, name: "multicast-listener-report-v2" },
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,12 +5,14 @@
 //! anew and compared with what was wanted of it before. The result equals that of lowering everything at once, after
 //! any history (`tests/firewall.rs`).
 //!
-//! Families stand apart: what is off is not there, and what can have no element in a family has no set there.
+//! Families stand apart: what is off is not there, but for link-local traffic (`link_local`), and what can have no element in a
+//! family has no set there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::config::FirewallConfig;
@@ -21,7 +23,7 @@ use crate::net::{Family, PerFamily};
 
 use super::desired::{Changed, Desired};
 use super::rules::{Contents, Direction, Element, Isolation, PolicyKey, PortOwners, RuleSet, SetKey};
-use super::{dispatch, names, plan, pod_chain, policy_chain};
+use super::{dispatch, link_local, names, plan, pod_chain, policy_chain};
 
 /// What the kernel shall hold, kept up to date.
 pub struct Lowering {
@@ -32,6 +34,9 @@ pub struct Lowering {
     pods: BTreeMap<ObjectName, Box<[IpAddr]>>,
     /// The ranges in which only known pods may be reached; `None` before the first World.
     closed: Option<Vec<IpNet>>,
+    /// The bridges on which link-local traffic is closed; none where it is not.
+    bridges: Vec<CompactString>,
+    kernel_has_ipv6: bool,
 }
 
 /// How many elements kube-router's sets hold; ours hold as many until they must hold more.
@@ -39,7 +44,13 @@ const USUAL_CAPACITY: usize = 65_536;
 
 impl Lowering {
     pub fn new(config: Arc<FirewallConfig>, families: PerFamily<bool>) -> Lowering {
-        Lowering { config, families, desired: Desired::default(), pods: BTreeMap::new(), closed: None }
+        let (desired, pods, bridges) = (Desired::default(), BTreeMap::new(), Vec::new());
+        Lowering { config, families, desired, pods, closed: None, bridges, kernel_has_ipv6: true }
+    }
+
+    /// The same for a kernel without IPv6, where pods have no link-local addresses and nothing can be kept for them.
+    pub fn without_ipv6(self) -> Lowering {
+        Lowering { kernel_has_ipv6: false, ..self }
     }
 
     pub fn desired(&self) -> &Desired {
@@ -73,14 +84,32 @@ impl Lowering {
         if is_first {
             self.lower_fixed(&mut told);
         }
-        if is_first || !changed.pods.is_empty() {
+        let bridges = if link_local::is_closed(rules) { link_local::pod_bridges(rules, world) } else { Vec::new() };
+        let turns = std::mem::replace(&mut self.bridges, bridges) != self.bridges;
+        if turns {
+            self.lower_link_local(&mut told);
+        }
+        if is_first || turns || !changed.pods.is_empty() {
             for family in self.enabled() {
-                for (piece, chain) in dispatch::chains(rules, &self.config, family) {
+                for (piece, chain) in dispatch::chains(rules, &self.config, family, &self.bridges) {
                     self.put_rules(piece, Some(chain), &mut told);
                 }
             }
         }
         told
+    }
+
+    fn lower_link_local(&mut self, told: &mut Changed) {
+        if !self.kernel_has_ipv6 {
+            return;
+        }
+        let (piece, chain) = link_local::rules(&self.bridges);
+        self.put_rules(piece, chain, told);
+        if !self.families.v6 {
+            for (piece, rules) in link_local::alone(&self.bridges) {
+                self.put_rules(piece, rules, told);
+            }
+        }
     }
 
     /// The families that are switched on, IPv4 first.

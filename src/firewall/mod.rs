@@ -13,7 +13,7 @@
 //! and [`enforced`] whether the kernel does so.
 //!
 //! In the kernel, with iptables and ipset: [`names`], made of what a thing is for ([`identity`]); [`policy_chain`],
-//! [`pod_chain`], [`dispatch`] with [`exemptions`] are the rules, [`lowering`] keeps them and the sets up to date
+//! [`pod_chain`], [`dispatch`] with [`exemptions`] and [`link_local`] are the rules, [`lowering`] keeps them and the sets up to date
 //! ([`desired`]); [`apply`] brings them into the kernel, [`overlay`] is what it leaves out because the kernel refuses it, [`order`] what
 //! goes before what so that nothing opens between two acts, [`turning`] one such way;
 //! [`driver`] is the loop; [`drops`] counts what was refused.
@@ -41,6 +41,7 @@ pub mod policy_chain;
 pub mod pod_chain;
 pub mod exemptions;
 pub mod dispatch;
+pub mod link_local;
 pub mod desired;
 pub mod lowering;
 pub mod overlay;

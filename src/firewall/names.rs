@@ -29,12 +29,14 @@ pub const CHAIN_OUTPUT: &str = "KUBE-ROUTER-OUTPUT";
 pub const CHAIN_DEFAULT: &str = "KUBE-NWPLCY-DEFAULT";
 /// What passes whatever policies say.
 pub const CHAIN_COMMON: &str = "KUBE-NWPLCY-COMMON";
+/// What passes between the ports of a pod bridge with link-local addresses.
+pub const CHAIN_LINK_LOCAL: &str = "KUBE-NWPLCY-LINK-LOCAL";
 /// What becomes of packets that no pod's chain refused.
 pub const CHAIN_TAIL: &str = "KUBE-NWPLCY-TAIL";
 
 /// One chain for each isolated pod and direction.
 pub const POD_CHAINS: &str = "KUBE-POD-FW-";
-/// One chain for each policy and direction, and the three fixed ones above.
+/// One chain for each policy and direction, and the four fixed ones above.
 pub const POLICY_CHAINS: &str = "KUBE-NWPLCY-";
 
 /// How the names of sets begin; those of IPv6 have [`OF_IPV6`] before that.

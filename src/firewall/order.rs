@@ -28,7 +28,10 @@ use crate::net::{Family, PerFamily};
 use crate::reconcile::Differing;
 
 use super::desired::Desired;
-use super::names::{self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, CHAIN_TAIL};
+use super::link_local;
+use super::names::{
+    self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_LINK_LOCAL, CHAIN_OUTPUT, CHAIN_TAIL,
+};
 use super::names::{POD_CHAINS, POLICY_CHAINS};
 use super::overlay::sets_named;
 use super::turning::{AllRules, Turning, chains_of, jump_of};
@@ -159,13 +162,15 @@ fn only_concerns(address: IpAddr, (seen, want): (&AllRules, &AllRules), family: 
     };
     let judges_others = |rules: &Rules| -> Vec<CompactString> {
         let concerns = |rule: &str| jump_of(rule).is_some_and(|(_, own)| own.iter().all(|one| *one == address));
-        rules.0.iter().filter(|rule| !concerns(rule)).cloned().collect()
+        // Link-local traffic is closed as soon as any pod is isolated. That is about no element.
+        rules.0.iter().filter(|rule| !concerns(rule) && !link_local::is_jump(rule)).cloned().collect()
     };
     want.iter().filter(|(piece, _)| piece.family() == family).all(|(piece, new)| match (piece, seen.get(piece)) {
         (_, Some(old)) if old == new => true,
         (Piece::Chain { chain, .. }, old) if [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT].contains(&chain.as_str()) => {
             old.is_some_and(|old| judges_others(old) == judges_others(new))
         }
+        (Piece::Chain { chain, .. }, _) if chain == CHAIN_LINK_LOCAL => true,
         (Piece::Chain { chain, .. }, _) if [CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_TAIL].contains(&chain.as_str()) => false,
         (Piece::Chain { chain, .. }, _) if chain.starts_with(POD_CHAINS) => is_its(chain),
         // Whoever enters a policy's chain that is new is looked at above.

@@ -19,9 +19,9 @@ use crate::kernel::iptables::{Piece, Rules};
 use crate::net::Family;
 use crate::reconcile::{Backoff, Moment};
 
-use super::dispatch;
-use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, CHAIN_TAIL, POD_CHAINS, POLICY_CHAINS};
+use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_LINK_LOCAL, CHAIN_OUTPUT, CHAIN_TAIL, POD_CHAINS, POLICY_CHAINS};
 use super::pod_chain::{self, Form};
+use super::{dispatch, link_local};
 
 /// The chains that the kernel has refused, and when they are tried again.
 #[derive(Default)]
@@ -127,7 +127,8 @@ impl Overlay {
         self.omitted.extend(naming.map(|(piece, _)| piece.clone()));
     }
 
-    /// Keeps the jumps to pods' chains that the dispatch chains have and that are not wanted.
+    /// Keeps the jumps to pods' chains that the dispatch chains have and that are not wanted, and what closes link-local
+    /// traffic.
     pub fn keep_jumps(&mut self, rules: &BTreeMap<Piece, Rules>, seen: &BTreeMap<Piece, Rules>) {
         for family in Family::BOTH {
             for name in [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT] {
@@ -135,7 +136,7 @@ impl Overlay {
                 let (Some(wanted), Some(found)) = (rules.get(&piece), seen.get(&piece)) else { continue };
                 let is_jump = |rule: &&CompactString| {
                     pod_chain::jump(rule).is_some_and(|to| seen.contains_key(&dispatch::chain(family, to)))
-                        && rule.contains(POD_CHAINS)
+                        && (rule.contains(POD_CHAINS) || link_local::is_jump(rule))
                 };
                 let jumps: Vec<CompactString> =
                     found.0.iter().filter(is_jump).filter(|rule| !wanted.0.contains(rule)).cloned().collect();
@@ -181,7 +182,7 @@ pub fn has_stand_in(piece: &Piece) -> bool {
 }
 
 fn is_policy(piece: &Piece) -> bool {
-    let fixed = [super::names::CHAIN_DEFAULT, super::names::CHAIN_COMMON, CHAIN_TAIL];
+    let fixed = [super::names::CHAIN_DEFAULT, super::names::CHAIN_COMMON, CHAIN_LINK_LOCAL, CHAIN_TAIL];
     matches!(piece, Piece::Chain { chain, .. } if chain.starts_with(POLICY_CHAINS) && !fixed.contains(&chain.as_str()))
 }
 

@@ -10,8 +10,8 @@ use std::net::IpAddr;
 use crate::model::ObjectName;
 use crate::net::{Family, Protocol};
 
-use super::icmp;
 use super::rules::{Direction, Isolation, LocalPod, Match, PolicyKey, PortMatch, Rule, RuleSet};
+use super::{icmp, link_local};
 
 /// The first packet of a connection, with the addresses that the pods see: those of a Service are translated already.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +64,8 @@ pub enum Decision {
         policies: Box<[ObjectName]>,
         by_namespace: bool,
     },
+    /// A link-local address, on a node with isolated pods: whose it is cannot be told (`link_local`).
+    LinkLocal,
     /// No pod of this node is known at this address, and unknown ones are closed (`--netpol-default-deny`).
     Closed,
 }
@@ -83,6 +85,9 @@ pub enum Exemption {
 
 /// What becomes of a packet.
 pub fn verdict(rules: &RuleSet, packet: &Packet) -> Verdict {
+    if link_local::refuses(packet) && link_local::is_closed(rules) {
+        return Verdict { egress: Decision::LinkLocal, ingress: Decision::LinkLocal };
+    }
     let decide = |direction| decision(rules, packet, direction);
     Verdict { egress: decide(Direction::Egress), ingress: decide(Direction::Ingress) }
 }
@@ -115,12 +120,12 @@ impl Decision {
     pub fn pod(&self) -> Option<&ObjectName> {
         match self {
             Decision::Open { pod } | Decision::Allowed { pod, .. } | Decision::Denied { pod, .. } => Some(pod),
-            Decision::NotHere | Decision::Exempt(_) | Decision::Closed => None,
+            Decision::NotHere | Decision::Exempt(_) | Decision::LinkLocal | Decision::Closed => None,
         }
     }
 
     pub fn passes(&self) -> bool {
-        !matches!(self, Decision::Denied { .. } | Decision::Closed)
+        !matches!(self, Decision::Denied { .. } | Decision::LinkLocal | Decision::Closed)
     }
 }
 

@@ -33,6 +33,8 @@ pub struct HostLink {
     pub name: CompactString,
     /// The largest packet, in bytes.
     pub mtu: u32,
+    /// It is a bridge: what comes in by one of its ports may leave by another without being routed.
+    pub bridge: bool,
 }
 
 /// One address on one link.

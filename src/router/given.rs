@@ -64,7 +64,7 @@ pub fn host(addresses: &str) -> Host {
         node_name: "node-1".into(),
         addresses: given.iter().map(own).collect(),
         on_link,
-        links: vec![HostLink { name: "eth0".into(), mtu: 1500 }],
+        links: vec![HostLink { name: "eth0".into(), mtu: 1500, bridge: false }],
     }
 }
 

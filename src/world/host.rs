@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::kernel::address::{HostAddress as Found, Scope};
+use crate::kernel::link::LinkKind;
 use crate::model::{Host, HostAddress, HostLink, OnLink};
 
 /// Devices that carry service addresses: ours and kube-router's, kube-proxy's, and NodeLocal DNSCache's.
@@ -47,15 +48,21 @@ fn on_link(own: &[Found]) -> Vec<OnLink> {
 }
 
 fn links(own: &[Found]) -> Vec<HostLink> {
-    let all: BTreeSet<HostLink> =
-        own.iter().map(|found| HostLink { name: found.link.0.clone(), mtu: found.mtu }).collect();
+    let all: BTreeSet<HostLink> = own
+        .iter()
+        .map(|found| HostLink { name: found.link.0.clone(), mtu: found.mtu, bridge: is_bridge(found) })
+        .collect();
     all.into_iter().collect()
+}
+
+fn is_bridge(found: &Found) -> bool {
+    matches!(&found.kind, LinkKind::Other(kind) if kind == "bridge")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::link::{LinkKind, LinkName};
+    use crate::kernel::link::LinkName;
 
     #[test]
     fn a_pod_that_starts_does_not_change_the_host() {
@@ -91,6 +98,15 @@ mod tests {
         assert_eq!(networks, ["192.0.2.0/24 eth0", "2001:db8::/64 eth0"]);
         let links: Vec<String> = host.links.iter().map(|one| format!("{} {}", one.name, one.mtu)).collect();
         assert_eq!(links, ["eth0 1500", "eth1 1500", "lo 1500"]);
+    }
+
+    #[test]
+    fn bridges_are_told_from_other_links() {
+        let mut bridge = found("cni0", "10.244.1.1/24", Scope::Global);
+        bridge.kind = LinkKind::Other("bridge".into());
+        let links = host("node1", vec![bridge, found("eth0", "192.0.2.1/24", Scope::Global)]).links;
+        let bridges: Vec<(&str, bool)> = links.iter().map(|link| (link.name.as_str(), link.bridge)).collect();
+        assert_eq!(bridges, [("cni0", true), ("eth0", false)]);
     }
 
     fn found(link: &str, address: &str, scope: Scope) -> Found {

@@ -154,6 +154,7 @@ fn told(decision: &Decision) -> String {
         Decision::NotHere => "not here".into(),
         Decision::Exempt(_) => "exempt".into(),
         Decision::Open { .. } => "open".into(),
+        Decision::LinkLocal => "link-local".into(),
         Decision::Closed => "closed".into(),
         Decision::Allowed { policy, rule, .. } => format!("{policy} {rule}"),
         Decision::Denied { policies, .. } => {

@@ -3,7 +3,9 @@
 //! Nothing of the compiler is used here, and of the model only its data: selectors, blocks and ports are evaluated by
 //! this file's own words.
 //!
-//! One thing the API does not say: whose packet it is when two running pods have one address. The rule that is checked
+//! Link-local addresses of IPv6 are in no object: nothing but what links need passes with one while a pod of this node is isolated.
+//!
+//! Another thing the API does not say: whose packet it is when two running pods have one address. The rule that is checked
 //! (`firewall::claims`): a peer is selected when all pods with its address are, a port name stands for a number when
 //! all pods with the address say so, and each pod of this node with the address has to agree.
 
@@ -24,6 +26,16 @@ pub fn passes(world: &World, packet: &Packet, direction: Direction) -> bool {
         Traffic::Icmp { kind } => [1, 2, 3, 128, 129, 135, 136].contains(&kind),
         Traffic::Port { .. } => false,
     };
+    if is_link_local(packet) {
+        let here =
+            world.cluster.pods.iter().filter(|(_, pod)| {
+                !pod.finished && !pod.host_network && !pod.addresses.is_empty() && is_here(world, pod)
+            });
+        let mut isolated = here.flat_map(|(name, pod)| Direction::BOTH.map(|direction| (name, &**pod, direction)));
+        if isolated.any(|(name, pod, direction)| is_isolated(world, (name, pod), direction)) {
+            return false;
+        }
+    }
     let (own, _) = sides(packet, direction);
     let from_node = packet.from_this_node && direction == Direction::Ingress;
     always || packet.source == packet.destination || from_node || {
@@ -32,6 +44,28 @@ pub fn passes(world: &World, packet: &Packet, direction: Direction) -> bool {
             .filter(|(_, pod)| is_here(world, pod))
             .all(|(name, pod)| agrees(world, (name, pod), packet, direction))
     }
+}
+
+/// Sent by a pod from or to an address of its link only, and no message about that link (RFC 4861, RFC 3810).
+fn is_link_local(packet: &Packet) -> bool {
+    let first = |address: IpAddr| match address {
+        IpAddr::V6(address) => address.segments()[0],
+        IpAddr::V4(_) => 0,
+    };
+    let on_link = |address| first(address) & 0xffc0 == 0xfe80;
+    let needed =
+        matches!(packet.traffic, Traffic::Icmp { kind } if [130..=137, 143..=143].iter().any(|r| r.contains(&kind)));
+    (on_link(packet.source) || on_link(packet.destination) || first(packet.destination) == 0xff02)
+        && !needed
+        && !packet.from_this_node
+}
+
+fn is_isolated(world: &World, (name, pod): (&ObjectName, &Pod), direction: Direction) -> bool {
+    let by_namespace = direction == Direction::Ingress
+        && world.cluster.namespaces.get(&name.namespace).is_some_and(|namespace| namespace.isolated);
+    let selects = |policy: &NetworkPolicy| selected(&policy.pods, &pod.labels) && rules(policy, direction).is_some();
+    let mut policies = world.cluster.policies.iter().filter(|(policy, _)| policy.namespace == name.namespace);
+    by_namespace || policies.any(|(_, policy)| selects(policy))
 }
 
 fn sides(packet: &Packet, direction: Direction) -> (IpAddr, IpAddr) {

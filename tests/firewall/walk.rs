@@ -21,7 +21,7 @@ use sluice::firewall::lowering::Lowering;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
-use sluice::firewall::{dispatch, icmp, names};
+use sluice::firewall::{dispatch, icmp, link_local, names};
 use sluice::kernel::ipset::{ElementKey, Entry};
 use sluice::kernel::iptables::{Piece, Rules};
 use sluice::model::{Authority, Node, Pod, World};
@@ -484,7 +484,7 @@ impl<'r> Walk<'r> {
                     Piece::Chain { chain, .. } => Some(chain.clone()),
                     _ => None,
                 });
-                let fixed = [names::CHAIN_DEFAULT, names::CHAIN_COMMON, names::CHAIN_TAIL];
+                let fixed = [names::CHAIN_DEFAULT, names::CHAIN_COMMON, names::CHAIN_LINK_LOCAL, names::CHAIN_TAIL];
                 let of_one = |chain: &compact_str::CompactString| {
                     !fixed.contains(&chain.as_str()) && !chain.starts_with("KUBE-ROUTER-")
                 };
@@ -554,6 +554,7 @@ impl<'r> Walk<'r> {
         if let Traffic::Icmp { kind } = packet.traffic
             && icmp::always_pass(Family::from(packet.source)).iter().any(|passing| passing.number == kind)
             && (is_known(packet.source) || is_known(packet.destination))
+            && !(link_local::refuses(packet) && link_local::is_closed(rules))
         {
             return true;
         }

@@ -112,7 +112,7 @@ fn host(wide: bool) -> Host {
     if wide {
         host.on_link.insert(0, network("10.0.0.0/24"));
     }
-    host.links = vec![HostLink { name: "eth0".into(), mtu: 1500 }];
+    host.links = vec![HostLink { name: "eth0".into(), mtu: 1500, bridge: false }];
     host
 }
 

@@ -121,7 +121,7 @@ impl Cluster {
             node_name: name(number).into(),
             addresses: networks.iter().map(own).collect(),
             on_link: networks.iter().map(on_link).collect(),
-            links: vec![HostLink { name: "eth0".into(), mtu: 1500 }],
+            links: vec![HostLink { name: "eth0".into(), mtu: 1500, bridge: false }],
         };
         let internal = |network: &IpNet| NodeAddress { kind: NodeAddressKind::Internal, address: network.addr() };
         let node = Node {

@@ -124,6 +124,8 @@ impl Chains<'_> {
                     next();
                     continue;
                 }
+                // Where it matters, packets come in by the bridge of the pods.
+                "-i" => next() == "kube-bridge",
                 "-s" => prefix(next()).contains(&traced.packet.source),
                 "-d" => prefix(next()).contains(&traced.packet.destination),
                 "-p" => is_protocol(next(), traced.packet.traffic),

@@ -91,6 +91,10 @@ impl Kernel for Linux {
         self.settings.trouble().map_or(Ok(()), |trouble| Err(trouble.error.clone()))
     }
 
+    fn has_ipv6(&self) -> bool {
+        iptables::kernel_has_ipv6()
+    }
+
     fn remove_abandoned(&mut self) -> Vec<String> {
         let mut left = remove_kube_routers_tables();
         let abandoned = std::mem::take(&mut self.abandoned);

@@ -184,7 +184,8 @@ fn why_disabled(family: Family, programs: Programs, printed: &Result<String, Fau
     }
 }
 
-fn kernel_has_ipv6() -> bool {
+/// Whether the kernel speaks IPv6 in the network namespace of the calling thread.
+pub fn kernel_has_ipv6() -> bool {
     Path::new("/proc/thread-self/net/if_inet6").exists()
 }
 

@@ -413,7 +413,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 /// Does something in another network namespace.
-fn inside<R: Send>(namespace: &File, act: impl FnOnce() -> R + Send) -> R {
+pub fn inside<R: Send>(namespace: &File, act: impl FnOnce() -> R + Send) -> R {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             use std::os::fd::AsFd;

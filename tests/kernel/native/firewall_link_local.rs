@@ -1,0 +1,209 @@
+//! What pods of one bridge send each other with link-local addresses of IPv6, which no policy can name: real packets between
+//! the ports of a bridge, with IPv6 for pods and without.
+
+use std::fs::File;
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+use sluice::firewall::apply::Mirrors;
+use sluice::firewall::linux::{self, Linux};
+use sluice::firewall::lowering::Lowering;
+use sluice::firewall::plan::Plan;
+use sluice::kernel::iptables::Flavour;
+use sluice::model::{Authority, ObjectName, World};
+use sluice::net::PerFamily;
+
+use super::firewall::{BOTH, PODS, app, config, egress, ingress, programs, put_pod, world};
+use super::moment;
+use super::places::inside;
+use crate::namespace::{in_new, own_run, run, shell};
+
+/// Pods on the bridge, and the node, with the last word of their link-local addresses.
+const ENDS: [(&str, u16); 4] = [("web", 0x10), ("db", 0x11), ("plain", 0x12), ("node", 0x1)];
+const PORT: u16 = 80;
+const PATIENCE: Duration = Duration::from_millis(400);
+
+struct Bridged {
+    ends: Vec<(&'static str, u16, File, TcpListener)>,
+    world: World,
+    plan: Plan,
+    lowering: Lowering,
+    mirrors: Mirrors<Linux>,
+}
+
+/// Where a connection goes from and to.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    /// Both ends use the addresses of their links.
+    Link,
+    /// The address of its link towards a global one.
+    LinkToGlobal,
+    Global,
+}
+
+fn with_each(test: impl Fn(&mut Bridged) + Send + Sync) {
+    for (flavour, v6) in BOTH.into_iter().flat_map(|flavour| [true, false].map(|v6| (flavour, v6))) {
+        in_new(|| {
+            own_run();
+            test(&mut Bridged::new(flavour, v6));
+        });
+    }
+}
+
+impl Bridged {
+    /// `v6`: policies speak of IPv6, as with `--enable-ipv6`.
+    fn new(flavour: Flavour, v6: bool) -> Bridged {
+        std::fs::write("/proc/sys/net/ipv6/icmp/ratelimit", "0").expect("a setting of the namespace");
+        run("ip link add kube-bridge type bridge mcast_snooping 0");
+        quiet("kube-bridge");
+        run("ip link set kube-bridge up");
+        run("ip -6 addr add fe80::1/64 dev kube-bridge nodad");
+        run("ip -6 addr add fd00:10:244:1::1/64 dev kube-bridge nodad");
+        let ends = ENDS.map(|(name, last)| {
+            if name != "node" {
+                run(&format!("ip netns add {name}"));
+                run(&format!("ip link add to-{name} type veth peer name eth0 netns {name}"));
+                run(&format!("ip link set to-{name} master kube-bridge up"));
+                let within = |words: &str| run(&format!("ip -n {name} {words}"));
+                within("link set lo up");
+                within("link set eth0 up");
+                within(&format!("-6 addr add fe80::{last:x}/64 dev eth0 nodad"));
+                within(&format!("-6 addr add fd00:10:244:1::{last:x}/64 dev eth0 nodad"));
+            }
+            let path = if name == "node" { crate::namespace::path() } else { format!("/run/netns/{name}").into() };
+            let namespace = File::open(path).expect("the namespace");
+            let listener = inside(&namespace, || TcpListener::bind(format!("[::]:{PORT}")).expect("the port is free"));
+            listener.set_nonblocking(true).expect("a listener need not wait");
+            (name, last, namespace, listener)
+        });
+        let targets = linux::open_with(programs(flavour)).expect("the kernel can be reached");
+        let mut bridged = Bridged {
+            ends: ends.into(),
+            world: world(),
+            plan: Plan::new(),
+            lowering: Lowering::new(config(false), PerFamily { v4: true, v6 }),
+            mirrors: Mirrors::new(targets),
+        };
+        bridged.mirrors.keep_settings(moment()).expect("packets of bridges can pass the rules");
+        if !v6 {
+            // The cluster does not know of any IPv6.
+            for (name, v4, _) in PODS {
+                put_pod(&mut bridged.world, name, &[v4], &[("app", name)]);
+            }
+        }
+        bridged
+    }
+
+    fn settle(&mut self) {
+        let changed = self.plan.update(&self.world);
+        let lowered = self.lowering.update(self.plan.rules(), &self.world, &changed);
+        self.mirrors.mark(&lowered);
+        self.mirrors.round(self.lowering.desired(), Authority::Complete, moment());
+        // What nobody enters any more goes a little later.
+        std::thread::sleep(Duration::from_millis(250));
+        self.mirrors.round(self.lowering.desired(), Authority::Complete, moment());
+        let troubles: Vec<_> = self.mirrors.reflections().iter().filter_map(|kind| kind.trouble().cloned()).collect();
+        assert!(self.mirrors.is_settled(), "{troubles:?}");
+    }
+
+    fn reaches(&self, from: &str, to: &str, by: By) -> bool {
+        let end = |name: &str| self.ends.iter().find(|(its, ..)| *its == name).expect("it is there");
+        let ((_, source, namespace, _), (_, target, _, listener)) = (end(from), end(to));
+        let device = if from == "node" { "kube-bridge" } else { "eth0" };
+        let link = |last: u16| Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, last);
+        let global = |last: u16| Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, last);
+        let (source, target) = match by {
+            By::Link => (link(*source), link(*target)),
+            By::LinkToGlobal => (link(*source), global(*target)),
+            By::Global => (global(*source), global(*target)),
+        };
+        let reached = inside(namespace, || connects((source, target), scope_of(device)));
+        while listener.accept().is_ok() {}
+        reached
+    }
+
+    fn assert_paths(&self, said: &str, by: By, paths: &[((&str, &str), bool)]) {
+        for ((from, to), open) in paths {
+            // What should be open is tried again: the machine may be busy.
+            let reached = self.reaches(from, to, by) || *open && self.reaches(from, to, by);
+            assert_eq!(reached, *open, "{said}: {from} to {to} by {by:?}\n{}", shell("ip6tables-save -t filter"));
+        }
+    }
+}
+
+/// The number of a device in the namespace of the calling thread.
+fn scope_of(device: &str) -> u32 {
+    let shown = run(&format!("ip -o link show dev {device}"));
+    shown.split(':').next().and_then(|index| index.trim().parse().ok()).expect("a number")
+}
+
+fn connects((source, target): (Ipv6Addr, Ipv6Addr), scope: u32) -> bool {
+    let socket = socket_with(AddressFamily::INET6, SocketType::STREAM, SocketFlags::NONBLOCK, None).expect("a socket");
+    sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).expect("a socket can be told so");
+    bind(&socket, &SocketAddr::V6(SocketAddrV6::new(source, 0, 0, scope))).expect("an address of this place");
+    match rustix::net::connect(&socket, &SocketAddr::V6(SocketAddrV6::new(target, PORT, 0, scope))) {
+        Ok(()) | Err(Errno::INPROGRESS) => {}
+        Err(error) => panic!("{source} {target}: {error}"),
+    }
+    let mut waiting = [PollFd::new(&socket, PollFlags::OUT)];
+    let patience = Timespec { tv_sec: 0, tv_nsec: i64::try_from(PATIENCE.as_nanos()).expect("it is short") };
+    poll(&mut waiting, Some(&patience)).expect("a socket can be waited for") > 0
+        && sockopt::socket_error(&socket).expect("a socket has an outcome").is_ok()
+}
+
+fn quiet(device: &str) {
+    for setting in ["accept_dad", "accept_ra"] {
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/{device}/{setting}"), "0").expect("a setting of a device");
+    }
+}
+
+#[test]
+fn link_local_addresses_lead_past_no_policy_and_the_link_goes_on_working() {
+    with_each(|bridged| {
+        bridged.settle();
+        let all = [("web", "db"), ("db", "web"), ("plain", "db"), ("web", "node"), ("node", "web")];
+        let open = all.map(|path| (path, true));
+        bridged.assert_paths("without policies", By::Link, &open);
+        bridged.world.cluster.policies.insert(ObjectName::new("shop", "shut"), egress(app("web"), &[]));
+        bridged.world.cluster.policies.insert(ObjectName::new("shop", "in"), ingress(app("web"), &[]));
+        bridged.settle();
+        let closed = all.map(|path| (path, path.0 == "node"));
+        bridged.assert_paths("web is isolated", By::Link, &closed);
+        let paths = [("db", "web"), ("web", "db"), ("web", "node")].map(|path| (path, false));
+        bridged.assert_paths("web is isolated", By::LinkToGlobal, &paths);
+        // Neighbours are asked for anew, and answer.
+        for name in ["db", "plain"] {
+            run(&format!("ip -n {name} neigh flush dev eth0"));
+        }
+        bridged.assert_paths("others are not", By::Global, &[(("plain", "db"), true), (("node", "db"), true)]);
+        for policy in ["shut", "in"] {
+            bridged.world.cluster.policies.remove(&ObjectName::new("shop", policy));
+        }
+        bridged.settle();
+        bridged.assert_paths("without policies again", By::Link, &open);
+        let saved = shell("ip6tables-legacy-save -t filter; ip6tables-nft-save -t filter");
+        assert!(!saved.contains("LINK-LOCAL"), "nothing is left over: {saved}");
+    });
+}
+
+#[test]
+fn a_bridge_of_another_plugin_is_known_by_the_addresses_of_its_pods() {
+    in_new(|| {
+        own_run();
+        let mut bridged = Bridged::new(Flavour::NfTables, false);
+        run("ip link set kube-bridge down");
+        run("ip link set kube-bridge name cni0");
+        run("ip link set cni0 up");
+        let mut host = (*bridged.world.host).clone();
+        let prefix = "10.244.1.0/24".parse().expect("a prefix");
+        host.on_link = vec![sluice::model::OnLink { prefix, link: "cni0".into() }];
+        host.links = vec![sluice::model::HostLink { name: "cni0".into(), mtu: 1500, bridge: true }];
+        bridged.world.host = std::sync::Arc::new(host);
+        bridged.world.cluster.policies.insert(ObjectName::new("shop", "shut"), egress(app("web"), &[]));
+        bridged.settle();
+        bridged.assert_paths("web is isolated", By::Link, &[(("web", "db"), false)]);
+    });
+}
