@@ -104,6 +104,7 @@ fn said(decision: &Decision) -> String {
             by.extend(by_namespace.then(|| "the namespace's annotation".to_owned()));
             format!("denied by {}", by.join(", "))
         }
+        Decision::LinkLocal => "closed, a link-local address".to_owned(),
         Decision::Closed => "closed by default".to_owned(),
     }
 }

@@ -79,7 +79,7 @@ fn add_address(host: &mut Host, line: &str) {
     host.addresses.push(HostAddress { address, link: link.into(), global });
     if let Some(network) = network {
         host.on_link.push(OnLink { prefix: network.trunc(), link: link.into() });
-        let known = HostLink { name: link.into(), mtu: 1500 };
+        let known = HostLink { name: link.into(), mtu: 1500, bridge: false };
         if !host.links.contains(&known) {
             host.links.push(known);
         }
