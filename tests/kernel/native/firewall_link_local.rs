@@ -15,6 +15,7 @@ use sluice::firewall::plan::Plan;
 use sluice::kernel::iptables::Flavour;
 use sluice::model::{Authority, ObjectName, World};
 use sluice::net::PerFamily;
+use sluice::subsystem::Kinds;
 
 use super::firewall::{BOTH, PODS, app, config, egress, ingress, programs, put_pod, world};
 use super::moment;
