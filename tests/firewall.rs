@@ -31,5 +31,7 @@ mod lowered;
 mod mistakes;
 #[path = "firewall/oracle.rs"]
 mod oracle;
+#[path = "firewall/rendered.rs"]
+mod rendered;
 #[path = "firewall/walk.rs"]
 mod walk;

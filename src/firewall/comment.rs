@@ -3,19 +3,17 @@
 //! Kernel: a comment holds 255 bytes; with nf_tables 128. Names of objects can be longer, and objects that come from
 //! files may be called anything, so what is said is cut and cleaned. Nothing is ever recognised by it.
 
-use compact_str::{CompactString, format_compact};
-
-use crate::kernel::iptables::quoted;
+use crate::kernel::iptables::Match;
 
 /// How much is said, in bytes.
 const MOST: usize = 120;
 
-/// The words of a rule that say this.
-pub fn comment(text: &str) -> CompactString {
+/// The part of a rule that says this.
+pub fn comment(text: &str) -> Match {
     let mut said = String::new();
     let plain = text.chars().map(|letter| if letter.is_ascii_graphic() || letter == ' ' { letter } else { '?' });
     said.extend(plain.filter(|letter| !matches!(letter, '"' | '\'' | '\\')).take(MOST));
-    format_compact!("-m comment --comment {}", quoted(said.trim()))
+    Match::Comment(said.trim().into())
 }
 
 #[cfg(test)]
@@ -24,8 +22,8 @@ mod tests {
 
     #[test]
     fn what_a_comment_says_is_short_and_plain() {
-        assert_eq!(comment("shop/web ingress 0"), "-m comment --comment \"shop/web ingress 0\"");
-        assert_eq!(comment("a\"b\\c'd\n\u{e9}"), "-m comment --comment \"abcd??\"");
-        assert_eq!(comment(&"x".repeat(300)).len(), "-m comment --comment ".len() + 120);
+        assert_eq!(comment("shop/web ingress 0"), Match::Comment("shop/web ingress 0".into()));
+        assert_eq!(comment("a\"b\\c'd\n\u{e9}"), Match::Comment("abcd??".into()));
+        assert_eq!(comment(&"x".repeat(300)), Match::Comment("x".repeat(120).into()));
     }
 }

@@ -24,20 +24,21 @@
 //! not in the set of pods whose rules are in the kernel. Addresses of the host itself are not meant: pods' gateway lies
 //! in the range too.
 
-use compact_str::{CompactString, format_compact};
+use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::config::FirewallConfig;
-use crate::kernel::iptables::{Piece, Rules, Table};
-use crate::net::Family;
+use crate::kernel::ipset::SetName;
+use crate::kernel::iptables::rule::{SetSides, Side, States};
+use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
+use crate::net::{Family, icmp};
 
 use super::comment::comment;
 use super::names::{
     self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, CHAIN_TAIL, MARK, rule_id,
 };
-use super::pod_chain::unreachable;
 use super::rules::{Direction, Isolation, RuleSet};
-use super::{exemptions, icmp, link_local};
+use super::{exemptions, link_local};
 
 /// The built-in chains, each with the chain of ours that is entered from it.
 pub const ENTRANCES: [(&str, &str); 3] = [("INPUT", CHAIN_INPUT), ("FORWARD", CHAIN_FORWARD), ("OUTPUT", CHAIN_OUTPUT)];
@@ -50,31 +51,32 @@ pub fn chains(
     bridges: &[CompactString],
 ) -> [(Piece, Rules); 3] {
     let bridges = if family == Family::V6 { bridges } else { &[] };
-    let pods = names::local_pods(family);
     let egress = jumps(rules, Direction::Egress, family);
     let ingress = jumps(rules, Direction::Ingress, family);
-    let common = |side: &str| in_set(pods, side, "of local pods", &format!("-j {CHAIN_COMMON}"));
+    let common = |of| of_local_pods(family, of, "of local pods", Verdict::Jump(CHAIN_COMMON.into()));
     // The comment is kube-router's: if it ever takes over again, it finds its own rule by it and puts it last.
     let said = comment("rule to explicitly handle traffic for network policies ACCEPT/REJECT decision");
-    let tail = format_compact!("{said} -j {CHAIN_TAIL}");
+    let tail = Rule::new([said], Verdict::Jump(CHAIN_TAIL.into()));
 
-    let mut input: Vec<CompactString> = link_local::jumps(bridges).collect();
+    let mut input: Vec<Rule> = link_local::jumps(bridges).collect();
     input.extend(exemptions::rules(config, family));
-    input.push(common("src"));
+    input.push(common(Side::Source));
     input.extend(egress.iter().cloned());
     input.push(tail.clone());
 
-    let mut forward: Vec<CompactString> = link_local::jumps(bridges).collect();
-    forward.extend([common("src"), common("dst")]);
+    let mut forward: Vec<Rule> = link_local::jumps(bridges).collect();
+    forward.extend([common(Side::Source), common(Side::Destination)]);
     forward.extend(egress.iter().chain(&ingress).cloned());
     forward.push(tail.clone());
 
-    let local = "-m addrtype --src-type LOCAL";
+    let local = Match::HostAddress { of: Side::Source, negated: false };
+    let said = comment("from local node");
+    let to_pods = Match::in_set(names::local_pods(family), SetSides::Address(Side::Destination));
     let mut output = vec![
-        common("src"),
-        common("dst"),
-        in_set(pods, "dst", "from local node", &format!("{local} -j ACCEPT")),
-        format_compact!("{} {local} -j RETURN", comment("from local node")),
+        common(Side::Source),
+        common(Side::Destination),
+        Rule::new([said.clone(), to_pods, local.clone()], Verdict::Accept),
+        Rule::new([said, local], Verdict::Return),
     ];
     output.extend(egress.into_iter().chain(ingress));
     output.push(tail);
@@ -85,8 +87,7 @@ pub fn chains(
 
 /// The chains and the jumps that depend neither on pods nor on the node.
 pub fn fixed(family: Family) -> Vec<(Piece, Rules)> {
-    let mark =
-        format_compact!("{} -j MARK --set-xmark {MARK}", comment("rule to mark traffic matching a network policy"));
+    let mark = Rule::new([comment("rule to mark traffic matching a network policy")], Verdict::SetMark(MARK));
     let mut pieces =
         vec![(chain(family, CHAIN_DEFAULT), Rules(vec![mark])), (chain(family, CHAIN_COMMON), common(family))];
     pieces.extend(entrances(family).map(|(jump, _, rules)| (jump, rules)));
@@ -99,7 +100,8 @@ pub fn entrances(family: Family) -> impl Iterator<Item = (Piece, &'static str, R
         let said = "kube-router netpol";
         let id = rule_id(from, &["-m", "comment", "--comment", said, "-j", to]);
         let jump = Piece::Jump { family, table: Table::Filter, from: from.into(), to: to.into() };
-        (jump, to, Rules(vec![format_compact!("-m comment --comment \"{said} - {id}\" -j {to}")]))
+        let said = Match::Comment(format!("{said} - {id}").into());
+        (jump, to, Rules(vec![Rule::new([said], Verdict::Jump(to.into()))]))
     })
 }
 
@@ -107,30 +109,45 @@ pub fn entrances(family: Family) -> impl Iterator<Item = (Piece, &'static str, R
 pub fn tail(family: Family, closed: &[IpNet]) -> (Piece, Rules) {
     let pods = names::local_pods(family);
     let mut rules = Vec::new();
-    for range in closed.iter().filter(|range| Family::from(**range) == family) {
-        let said = comment("from a pod to its gateway (default-deny)");
-        rules.push(format_compact!(
-            "-d {range} {said} -m set ! --match-set {pods} src -m addrtype --dst-type LOCAL -j RETURN"
+    for range in closed.iter().copied().filter(|range| Family::from(*range) == family) {
+        let (to_range, from_range) =
+            (Match::Destination { range, negated: false }, Match::Source { range, negated: false });
+        rules.push(Rule::new(
+            [
+                to_range.clone(),
+                comment("from a pod to its gateway (default-deny)"),
+                Match::not_in_set(pods, SetSides::Address(Side::Source)),
+                Match::HostAddress { of: Side::Destination, negated: false },
+            ],
+            Verdict::Return,
         ));
-        for (option, side) in [("-s", "src"), ("-d", "dst")] {
-            rules.push(format_compact!(
-                "{option} {range} {} -m set ! --match-set {pods} {side} \
-                 -m conntrack ! --ctstate RELATED,ESTABLISHED,UNTRACKED -m addrtype ! --{side}-type LOCAL \
-                 -j REJECT --reject-with {}",
-                comment("reject unprogrammed local pod (default-deny)"),
-                unreachable(family)
-            ));
+        for (in_range, of) in [(from_range, Side::Source), (to_range, Side::Destination)] {
+            rules.push(closing(in_range, of, pods, family));
         }
     }
-    for side in ["src", "dst"] {
-        rules.push(in_set(pods, side, "passed network policies", "-j ACCEPT"));
-    }
+    let passed = |of| of_local_pods(family, of, "passed network policies", Verdict::Accept);
+    rules.extend([Side::Source, Side::Destination].map(passed));
     (chain(family, CHAIN_TAIL), Rules(rules))
+}
+
+/// Refuses new connections from or to addresses of this range that are no known pods.
+fn closing(in_range: Match, of: Side, pods: &SetName, family: Family) -> Rule {
+    let known = States::RELATED.or(States::ESTABLISHED).or(States::UNTRACKED);
+    Rule::new(
+        [
+            in_range,
+            comment("reject unprogrammed local pod (default-deny)"),
+            Match::not_in_set(pods, SetSides::Address(of)),
+            Match::State { states: known, negated: true },
+            Match::HostAddress { of, negated: true },
+        ],
+        Verdict::Reject(family),
+    )
 }
 
 /// Whether the rules of the last chain close a range.
 pub fn closes(tail: &Rules) -> bool {
-    tail.0.iter().any(|rule| rule.contains(" -j REJECT "))
+    tail.0.iter().any(|rule| matches!(rule.verdict(), Some(Verdict::Reject(_))))
 }
 
 /// A chain of ours, as a key.
@@ -139,7 +156,7 @@ pub fn chain(family: Family, name: &str) -> Piece {
 }
 
 /// For each address of each pod that is isolated in this direction, the jump to the pod's chain.
-fn jumps(rules: &RuleSet, direction: Direction, family: Family) -> Vec<CompactString> {
+fn jumps(rules: &RuleSet, direction: Direction, family: Family) -> Vec<Rule> {
     let isolated = rules.pods.iter().filter(|(_, pod)| *pod.isolation(direction) != Isolation::Open);
     isolated
         .flat_map(|(name, pod)| {
@@ -147,32 +164,29 @@ fn jumps(rules: &RuleSet, direction: Direction, family: Family) -> Vec<CompactSt
             let said = comment(&format!("{name} {}", direction.name()));
             let addresses = pod.addresses.iter().filter(|address| Family::from(**address) == family);
             addresses.map(move |address| {
-                let one = Family::host_prefix(*address);
-                match direction {
-                    Direction::Egress => format_compact!("-s {one} ! -d {one} {said} -j {chain}"),
-                    Direction::Ingress => format_compact!("! -s {one} -d {one} {said} -j {chain}"),
-                }
+                let range = Family::host_prefix(*address);
+                let is_egress = direction == Direction::Egress;
+                let ends =
+                    [Match::Source { range, negated: !is_egress }, Match::Destination { range, negated: is_egress }];
+                let [source, destination] = ends;
+                Rule::new([source, destination, said.clone()], Verdict::Jump(chain.clone()))
             })
         })
         .collect()
 }
 
 fn common(family: Family) -> Rules {
-    let established = comment("rule for stateful firewall for pod");
-    let mut rules = vec![format_compact!("{established} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT")];
-    rules.extend(icmp::always_pass(family).iter().map(|kind| {
-        let said = comment(&format!("allow icmp {}", kind.name));
-        let number = kind.number;
-        match family {
-            Family::V4 => format_compact!("-p icmp {said} -m icmp --icmp-type {number} -j ACCEPT"),
-            Family::V6 => format_compact!("-p ipv6-icmp {said} -m icmp6 --icmpv6-type {number} -j ACCEPT"),
-        }
+    let established = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
+    let mut rules = vec![Rule::new([comment("rule for stateful firewall for pod"), established], Verdict::Accept)];
+    rules.extend(icmp::always_pass(family).iter().map(|(kind, number)| {
+        Rule::of_icmp(family, *number, comment(&format!("allow icmp {}", kind.name())), Verdict::Accept)
     }));
     Rules(rules)
 }
 
-fn in_set(set: &crate::kernel::ipset::SetName, side: &str, said: &str, rest: &str) -> CompactString {
-    format_compact!("{} -m set --match-set {set} {side} {rest}", comment(said))
+/// What becomes of packets whose address on this side is that of a pod of this node.
+fn of_local_pods(family: Family, of: Side, said: &str, verdict: Verdict) -> Rule {
+    Rule::new([comment(said), Match::in_set(names::local_pods(family), SetSides::Address(of))], verdict)
 }
 
 #[cfg(test)]
@@ -181,10 +195,11 @@ mod tests {
 
     #[test]
     fn jumps_from_the_built_in_chains_are_those_of_running_nodes() {
-        let jumps: Vec<CompactString> = fixed(Family::V6)
+        let jumps: Vec<String> = fixed(Family::V6)
             .into_iter()
             .filter(|(piece, _)| matches!(piece, Piece::Jump { .. }))
             .flat_map(|(_, rules)| rules.0)
+            .map(|rule| rule.to_string())
             .collect();
         assert_eq!(
             jumps,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use compact_str::CompactString;
 
-use crate::kernel::iptables::Counted;
+use crate::kernel::iptables::{Counted, Verdict};
 use crate::model::ObjectName;
 use crate::net::Family;
 
@@ -60,7 +60,7 @@ impl Drops {
             self.sums.entry(owner.clone()).or_default();
         }
         let mut now = BTreeMap::new();
-        for rule in counted.iter().filter(|rule| rule.rule.contains(" -j REJECT")) {
+        for rule in counted.iter().filter(|rule| matches!(rule.rule.verdict(), Some(Verdict::Reject(_)))) {
             let key = (rule.family, rule.chain.clone());
             // A counter that went back belongs to a chain that was written anew.
             let before = self.last.get(&key).copied().filter(|before| *before <= rule.packets).unwrap_or_default();

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::kernel::ipset::{ElementKey, SetName};
-use crate::kernel::iptables::{Piece, Rules};
+use crate::kernel::iptables::{Piece, Rule, Rules};
 use crate::net::Family;
 
 use super::desired::Desired;
@@ -16,7 +16,7 @@ use super::lowering::elements_of;
 use super::names::{
     self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_LINK_LOCAL, CHAIN_OUTPUT, CHAIN_TAIL,
 };
-use super::overlay::{Refusals, sets_named};
+use super::overlay::Refusals;
 use super::rules::{Direction, Isolation, PolicyKey, RuleSet};
 use super::verdict::{Decision, Verdict};
 
@@ -53,10 +53,9 @@ pub fn enforced(
         }
     }
     let named = |piece: &Piece| desired.rules.get(piece).into_iter().flat_map(|rules| rules.0.iter());
-    let sets: BTreeSet<&str> = pieces.iter().flat_map(named).flat_map(|rule| sets_named(rule)).collect();
+    let sets: BTreeSet<&SetName> = pieces.iter().flat_map(named).flat_map(Rule::sets).collect();
     for set in sets {
-        let name = SetName(set.into());
-        if !seen_elements.range(elements_of(&name)).eq(desired.elements.range(elements_of(&name))) {
+        if !seen_elements.range(elements_of(set)).eq(desired.elements.range(elements_of(set))) {
             return Err(format!("set {set} does not hold what it must"));
         }
     }

@@ -7,16 +7,17 @@
 //! The price, as there: whatever the host itself answers on a port of the node port range is reached by its pods,
 //! whatever their egress policies say.
 
-use compact_str::{CompactString, format_compact};
 use ipnet::IpNet;
 
 use crate::config::FirewallConfig;
-use crate::net::{Family, Protocol};
+use crate::kernel::iptables::rule::{IpProtocol, Side};
+use crate::kernel::iptables::{Match, Rule, Verdict};
+use crate::net::{Family, PortRange, Protocol};
 
 use super::names::{CHAIN_INPUT, rule_id};
 
 /// The first rules of the chain for INPUT, in the order of kube-router.
-pub fn rules(config: &FirewallConfig, family: Family) -> Vec<CompactString> {
+pub fn rules(config: &FirewallConfig, family: Family) -> Vec<Rule> {
     let of_family = |ranges: &[IpNet]| -> Vec<IpNet> {
         ranges.iter().filter(|range| Family::from(**range) == family).copied().collect()
     };
@@ -34,21 +35,31 @@ pub fn rules(config: &FirewallConfig, family: Family) -> Vec<CompactString> {
     rules
 }
 
-fn to_range(range: IpNet, said: &str) -> CompactString {
+fn to_range(range: IpNet, said: &str) -> Rule {
     let text = range.to_string();
     let id = rule_id(CHAIN_INPUT, &["-m", "comment", "--comment", said, "-d", &text, "-j", "RETURN"]);
-    format_compact!("-d {range} -m comment --comment \"{said} - {id}\" -j RETURN")
+    let to_range = Match::Destination { range, negated: false };
+    Rule::new([to_range, Match::Comment(format!("{said} - {id}").into())], Verdict::Return)
 }
 
-fn to_node_ports(config: &FirewallConfig, protocol: Protocol) -> CompactString {
+fn to_node_ports(config: &FirewallConfig, protocol: Protocol) -> Rule {
     let range = &config.service_node_port_range;
     let ports = format!("{}:{}", range.start(), range.end());
     let said = format!("allow LOCAL {} traffic to node ports", protocol.to_string().to_uppercase());
-    let protocol = protocol.to_string();
-    let head = ["-p", &protocol, "-m", "comment", "--comment", &said];
+    let name = protocol.to_string();
+    let head = ["-p", &name, "-m", "comment", "--comment", &said];
     let tail = ["-m", "addrtype", "--dst-type", "LOCAL", "-m", "multiport", "--dports", &ports, "-j", "RETURN"];
     let id = rule_id(CHAIN_INPUT, &[&head[..], &tail[..]].concat());
-    format_compact!("-p {protocol} -m comment --comment \"{said} - {id}\" {}", tail.join(" "))
+    let numbers = PortRange { first: *range.start(), last: *range.end() };
+    Rule::new(
+        [
+            Match::Protocol(IpProtocol::Transport(protocol)),
+            Match::Comment(format!("{said} - {id}").into()),
+            Match::HostAddress { of: Side::Destination, negated: false },
+            Match::Ports([numbers].into()),
+        ],
+        Verdict::Return,
+    )
 }
 
 #[cfg(test)]
@@ -71,7 +82,7 @@ mod tests {
         let local = "-m addrtype --dst-type LOCAL -m multiport --dports 30000:32767 -j RETURN";
         let said = |text: &str| format!("-m comment --comment \"{text}\"");
         assert_eq!(
-            rules(&config, Family::V4),
+            rules(&config, Family::V4).iter().map(Rule::to_string).collect::<Vec<_>>(),
             [
                 format!(
                     "-d 10.96.0.0/12 {} -j RETURN",

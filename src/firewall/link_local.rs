@@ -24,17 +24,17 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use compact_str::{CompactString, format_compact};
+use compact_str::CompactString;
 use ipnet::{IpNet, Ipv6Net};
 
-use crate::kernel::iptables::{Piece, Rules};
+use crate::kernel::iptables::rule::States;
+use crate::kernel::iptables::{Match, Piece, Rule, Rules, Verdict};
 use crate::model::World;
-use crate::net::Family;
+use crate::net::{Family, icmp};
 
 use super::comment::comment;
 use super::dispatch::{self, chain};
-use super::icmp;
-use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_LINK_LOCAL};
+use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_LINK_LOCAL, ChainKind, kind};
 use super::rules::{Isolation, LocalPod, RuleSet};
 use super::verdict::{Packet, Traffic};
 
@@ -56,7 +56,7 @@ pub fn refuses(packet: &Packet) -> bool {
         || UNICAST.contains(&packet.destination)
         || MULTICAST.contains(&packet.destination);
     let is_of_links = matches!(packet.traffic, Traffic::Icmp { kind }
-        if icmp::OF_LINKS.iter().any(|one| one.number == kind));
+        if icmp::OF_LINKS.iter().any(|(_, number)| *number == kind));
     is_concerned && !is_of_links && !packet.from_this_node
 }
 
@@ -78,30 +78,34 @@ pub fn pod_bridges(rules: &RuleSet, world: &World) -> Vec<CompactString> {
 }
 
 /// The rules that stand first in the chains for INPUT and FORWARD, one for each of the bridges.
-pub fn jumps(bridges: &[CompactString]) -> impl Iterator<Item = CompactString> {
+pub fn jumps(bridges: &[CompactString]) -> impl Iterator<Item = Rule> {
     let said = comment("link-local traffic of pods");
-    bridges.iter().map(move |bridge| format_compact!("-i {bridge} {said} -j {CHAIN_LINK_LOCAL}"))
+    bridges.iter().map(move |bridge| {
+        let from_bridge = Match::InputLink(bridge.as_str().into());
+        Rule::new([from_bridge, said.clone()], Verdict::Jump(CHAIN_LINK_LOCAL.into()))
+    })
 }
 
 /// Whether a rule is one of those.
-pub fn is_jump(rule: &str) -> bool {
-    super::pod_chain::jump(rule) == Some(CHAIN_LINK_LOCAL)
+pub fn is_jump(rule: &Rule) -> bool {
+    super::pod_chain::jump(rule).is_some_and(|to| kind(to) == Some(ChainKind::LinkLocal))
 }
 
 /// The chain; `None` where nothing is closed.
 pub fn rules(bridges: &[CompactString]) -> (Piece, Option<Rules>) {
-    let mut rules = vec![format_compact!(
-        "{} -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN",
-        comment("rule for stateful firewall for link-local traffic")
-    )];
-    rules.extend(icmp::OF_LINKS.iter().map(|kind| {
-        let said = comment(&format!("allow icmp {}", kind.name));
-        format_compact!("-p ipv6-icmp {said} -m icmp6 --icmpv6-type {} -j RETURN", kind.number)
+    let established = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
+    let said = comment("rule for stateful firewall for link-local traffic");
+    let mut rules = vec![Rule::new([said, established], Verdict::Return)];
+    rules.extend(icmp::OF_LINKS.iter().map(|(kind, number)| {
+        let said = comment(&format!("allow icmp {}", kind.name()));
+        Rule::of_icmp(Family::V6, *number, said, Verdict::Return)
     }));
     let said = comment("drop link-local traffic of pods");
+    let from = |range| Match::Source { range, negated: false };
+    let to = |range| Match::Destination { range, negated: false };
     rules.extend(
-        [("-s", UNICAST), ("-d", UNICAST), ("-d", MULTICAST)]
-            .map(|(option, prefix)| format_compact!("{option} {prefix} {said} -j DROP")),
+        [from(UNICAST), to(UNICAST), to(MULTICAST)]
+            .map(|concerned| Rule::new([concerned, said.clone()], Verdict::Drop)),
     );
     (chain(Family::V6, CHAIN_LINK_LOCAL), (!bridges.is_empty()).then_some(Rules(rules)))
 }

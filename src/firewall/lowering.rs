@@ -17,7 +17,7 @@ use ipnet::IpNet;
 
 use crate::config::FirewallConfig;
 use crate::kernel::ipset::{ElementKey, Entry, SetKind, SetName, SetSpec};
-use crate::kernel::iptables::{Piece, Rules};
+use crate::kernel::iptables::{Piece, Rule, Rules};
 use crate::model::{ObjectName, World};
 use crate::net::{Family, PerFamily};
 
@@ -30,6 +30,8 @@ pub struct Lowering {
     config: Arc<FirewallConfig>,
     families: PerFamily<bool>,
     desired: Desired,
+    /// The rule by which pods' chains ask a policy: one for all of them.
+    asking: BTreeMap<PolicyKey, Rule>,
     /// The addresses of each pod, as they were lowered.
     pods: BTreeMap<ObjectName, Box<[IpAddr]>>,
     /// The ranges in which only known pods may be reached; `None` before the first World.
@@ -39,13 +41,10 @@ pub struct Lowering {
     kernel_has_ipv6: bool,
 }
 
-/// How many elements kube-router's sets hold; ours hold as many until they must hold more.
-const USUAL_CAPACITY: usize = 65_536;
-
 impl Lowering {
     pub fn new(config: Arc<FirewallConfig>, families: PerFamily<bool>) -> Lowering {
-        let (desired, pods, bridges) = (Desired::default(), BTreeMap::new(), Vec::new());
-        Lowering { config, families, desired, pods, closed: None, bridges, kernel_has_ipv6: true }
+        let (desired, asking, pods, bridges) = Default::default();
+        Lowering { config, families, desired, asking, pods, closed: None, bridges, kernel_has_ipv6: true }
     }
 
     /// The same for a kernel without IPv6, where pods have no link-local addresses and nothing can be kept for them.
@@ -202,8 +201,13 @@ impl Lowering {
 
     fn lower_policy(&mut self, key: &PolicyKey, rules: &RuleSet, told: &mut Changed) {
         let name = names::policy_chain(key);
+        match rules.policies.contains_key(key) {
+            true => drop(self.asking.entry(key.clone()).or_insert_with(|| pod_chain::asks(key))),
+            false => drop(self.asking.remove(key)),
+        }
         for family in self.enabled() {
-            let chain = rules.policies.get(key).map(|rules| policy_chain::rules(key, rules, family));
+            let named = |set: &SetKey| self.known(names::set(set).of(family));
+            let chain = rules.policies.get(key).map(|rules| policy_chain::rules(key, rules, family, &named));
             self.put_rules(dispatch::chain(family, &name), chain, told);
         }
     }
@@ -217,7 +221,11 @@ impl Lowering {
                 let here = pod.filter(|pod| pod.addresses.iter().any(|address| Family::from(*address) == family));
                 let chain = here.and_then(|pod| match pod.isolation(direction) {
                     Isolation::Open => None,
-                    Isolation::Isolated { policies, .. } => Some(pod_chain::rules(name, direction, policies, family)),
+                    Isolation::Isolated { policies, .. } => {
+                        let keys = policies.iter().map(|policy| PolicyKey { policy: policy.clone(), direction });
+                        let asks = |key| self.asking.get(&key).cloned().unwrap_or_else(|| pod_chain::asks(&key));
+                        Some(pod_chain::rules(name, direction, keys.map(asks), family))
+                    }
                 });
                 self.put_rules(dispatch::chain(family, &chain_name), chain, told);
             }
@@ -302,8 +310,7 @@ pub fn elements_of(set: &SetName) -> std::ops::RangeInclusive<ElementKey> {
 }
 
 fn spec(kind: SetKind, family: Family, elements: usize) -> SetSpec {
-    let capacity = elements.next_power_of_two().max(USUAL_CAPACITY);
-    SetSpec { kind, family, max_elements: u32::try_from(capacity).unwrap_or(u32::MAX), timeout: false }
+    SetSpec::for_elements(kind, family, elements, false)
 }
 
 fn kind(key: &SetKey) -> SetKind {

@@ -9,8 +9,7 @@
 //! (address ranges with holes), [`port_number`], [`named_port`]; [`isolation`] says whether a pod is restricted at all
 //! (default deny). [`plan`] keeps the rule set up to date: [`claims`] says which pods have an address, [`membership`]
 //! what a set holds there, [`index`] which selectors to ask about a pod, [`fill`] what a new set holds. [`verdict`] traces a packet through
-//! the rule set, which is what the rules mean; [`icmp`] lists what always passes, [`explain`] tells people,
-//! and [`enforced`] whether the kernel does so.
+//! the rule set, which is what the rules mean; [`explain`] tells people, and [`enforced`] whether the kernel does so.
 //!
 //! In the kernel, with iptables and ipset: [`names`], made of what a thing is for ([`identity`]); [`policy_chain`],
 //! [`pod_chain`], [`dispatch`] with [`exemptions`] and [`link_local`] are the rules, [`lowering`] keeps them and the sets up to date
@@ -31,7 +30,6 @@ pub mod membership;
 pub mod index;
 pub mod fill;
 pub mod verdict;
-pub mod icmp;
 pub mod explain;
 pub mod enforced;
 pub mod identity;

@@ -14,6 +14,8 @@ use compact_str::{CompactString, format_compact};
 use ring::digest::{SHA256, digest};
 
 use crate::kernel::ipset::SetName;
+use crate::kernel::iptables::Piece;
+use crate::kernel::iptables::rule::Mark;
 use crate::model::ObjectName;
 use crate::net::{Family, PerFamily};
 
@@ -49,7 +51,46 @@ const PORTS: &str = "KUBE-DST-";
 const LOCAL_PODS: &str = "kube-router-local-pods";
 
 /// The bit of a packet's mark that says that a policy allows it.
-pub const MARK: &str = "0x10000/0x10000";
+pub const MARK: Mark = Mark { value: 0x10000, mask: 0x10000 };
+
+/// The same bit, not set.
+pub const CLEARED: Mark = Mark { value: 0, ..MARK };
+
+/// What a chain of ours is for. Told by its name, because that is all that a process without memory sees of a chain.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum ChainKind {
+    /// Entered from a built-in chain, it says which pod's chain judges a packet.
+    Dispatch,
+    /// The last one, the one for what always passes, and the one that marks.
+    Fixed,
+    /// What passes between the ports of a pod bridge with link-local addresses.
+    LinkLocal,
+    Pod,
+    Policy,
+}
+
+/// What the chain of this name is for; `None` for one that is not ours.
+pub fn kind(chain: &str) -> Option<ChainKind> {
+    match chain {
+        CHAIN_INPUT | CHAIN_FORWARD | CHAIN_OUTPUT => Some(ChainKind::Dispatch),
+        CHAIN_DEFAULT | CHAIN_COMMON | CHAIN_TAIL => Some(ChainKind::Fixed),
+        CHAIN_LINK_LOCAL => Some(ChainKind::LinkLocal),
+        _ if chain.starts_with(POD_CHAINS) => Some(ChainKind::Pod),
+        _ if chain.starts_with(POLICY_CHAINS) => Some(ChainKind::Policy),
+        _ => None,
+    }
+}
+
+/// As [`kind`], for a key.
+pub fn kind_of(piece: &Piece) -> Option<ChainKind> {
+    match piece {
+        Piece::Chain { chain, .. } => kind(chain),
+        Piece::Jump { .. } | Piece::Leftover { .. } => None,
+    }
+}
+
+/// The dispatch chains.
+pub const DISPATCH: [&str; 3] = [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT];
 
 /// The chain of an isolated pod in one direction; the same in both families.
 pub fn pod_chain(pod: &ObjectName, direction: Direction) -> CompactString {

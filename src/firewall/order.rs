@@ -22,18 +22,14 @@ use std::net::IpAddr;
 
 use compact_str::CompactString;
 
-use crate::kernel::ipset::{ElementKey, Entry};
-use crate::kernel::iptables::{Piece, Rules};
+use crate::kernel::ipset::{ElementKey, Entry, SetName};
+use crate::kernel::iptables::{Piece, Rule, Rules};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::Differing;
 
 use super::desired::Desired;
 use super::link_local;
-use super::names::{
-    self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_LINK_LOCAL, CHAIN_OUTPUT, CHAIN_TAIL,
-};
-use super::names::{POD_CHAINS, POLICY_CHAINS};
-use super::overlay::sets_named;
+use super::names::{self, ChainKind, kind};
 use super::turning::{AllRules, Turning, chains_of, jump_of};
 
 /// When elements come and go that cannot do so at any time.
@@ -94,8 +90,8 @@ impl Order {
             }
             return;
         }
-        let named: BTreeSet<&str> = named(between.seen, family);
-        let is_named = |key: &ElementKey| named.contains(&*key.set.0);
+        let named: BTreeSet<&SetName> = named(between.seen, family);
+        let is_named = |key: &ElementKey| named.contains(&key.set);
         self.unnamed.extend(moves.go.iter().filter(|key| !is_named(key)).cloned());
         moves.come.retain(is_named);
         moves.go.retain(is_named);
@@ -160,29 +156,29 @@ fn only_concerns(address: IpAddr, (seen, want): (&AllRules, &AllRules), family: 
         let mut all = before.get(chain).into_iter().chain(after.get(chain)).flatten();
         all.all(|owner| *owner == address)
     };
-    let judges_others = |rules: &Rules| -> Vec<CompactString> {
-        let concerns = |rule: &str| jump_of(rule).is_some_and(|(_, own)| own.iter().all(|one| *one == address));
+    let judges_others = |rules: &Rules| -> Vec<Rule> {
+        let concerns = |rule: &Rule| jump_of(rule).is_some_and(|(_, own)| own.iter().all(|one| *one == address));
         // Link-local traffic is closed as soon as any pod is isolated. That is about no element.
         rules.0.iter().filter(|rule| !concerns(rule) && !link_local::is_jump(rule)).cloned().collect()
     };
-    want.iter().filter(|(piece, _)| piece.family() == family).all(|(piece, new)| match (piece, seen.get(piece)) {
-        (_, Some(old)) if old == new => true,
-        (Piece::Chain { chain, .. }, old) if [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT].contains(&chain.as_str()) => {
-            old.is_some_and(|old| judges_others(old) == judges_others(new))
-        }
-        (Piece::Chain { chain, .. }, _) if chain == CHAIN_LINK_LOCAL => true,
-        (Piece::Chain { chain, .. }, _) if [CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_TAIL].contains(&chain.as_str()) => false,
-        (Piece::Chain { chain, .. }, _) if chain.starts_with(POD_CHAINS) => is_its(chain),
-        // Whoever enters a policy's chain that is new is looked at above.
-        (Piece::Chain { chain, .. }, None) => chain.starts_with(POLICY_CHAINS),
-        _ => false,
+    want.iter().filter(|(piece, _)| piece.family() == family).all(|(piece, new)| {
+        let (old, Piece::Chain { chain, .. }) = (seen.get(piece), piece) else { return seen.get(piece) == Some(new) };
+        old == Some(new)
+            || match kind(chain) {
+                Some(ChainKind::Dispatch) => old.is_some_and(|old| judges_others(old) == judges_others(new)),
+                Some(ChainKind::Pod) => is_its(chain),
+                // Whoever enters a policy's chain that is new is looked at above.
+                Some(ChainKind::Policy) => old.is_none(),
+                Some(ChainKind::LinkLocal) => true,
+                Some(ChainKind::Fixed) | None => false,
+            }
     })
 }
 
 /// The sets that rules of this family name.
-fn named(rules: &AllRules, family: Family) -> BTreeSet<&str> {
+fn named(rules: &AllRules, family: Family) -> BTreeSet<&SetName> {
     let of_family = rules.iter().filter(|(piece, _)| piece.family() == family);
-    of_family.flat_map(|(_, rules)| &rules.0).flat_map(|rule| sets_named(rule)).collect()
+    of_family.flat_map(|(_, rules)| &rules.0).flat_map(Rule::sets).collect()
 }
 
 fn address(entry: &Entry) -> Option<IpAddr> {
@@ -196,6 +192,7 @@ fn address(entry: &Entry) -> Option<IpAddr> {
 mod tests {
     use super::*;
     use crate::firewall::dispatch;
+    use crate::firewall::names::CHAIN_FORWARD;
     use crate::kernel::ipset::{SetKind, SetName, SetSpec};
 
     const PEERS: (&str, &[&str]) = (
@@ -214,11 +211,11 @@ mod tests {
     }
 
     fn rules(isolated: &[u8], chains: &[(&str, &[&str])]) -> AllRules {
-        let rule = |rules: &[&str]| Rules(rules.iter().map(|rule| CompactString::from(*rule)).collect());
+        let rule = |rules: &[&str]| Rules(rules.iter().map(|rule| Rule::from(*rule)).collect());
         let mut all: AllRules =
             chains.iter().map(|(name, rules)| (dispatch::chain(Family::V4, name), rule(rules))).collect();
         let jumps = isolated.iter().map(|pod| jump(*pod)).chain([TAIL.to_owned()]);
-        let forward = Rules(jumps.map(CompactString::from).collect());
+        let forward = Rules(jumps.map(Rule::from).collect());
         all.insert(dispatch::chain(Family::V4, CHAIN_FORWARD), forward);
         all
     }

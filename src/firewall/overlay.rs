@@ -12,16 +12,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use compact_str::CompactString;
-
 use crate::kernel::ipset::SetName;
-use crate::kernel::iptables::{Piece, Rules};
+use crate::kernel::iptables::{Piece, Rule, Rules};
 use crate::net::Family;
 use crate::reconcile::{Backoff, Moment};
 
-use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_LINK_LOCAL, CHAIN_OUTPUT, CHAIN_TAIL, POD_CHAINS, POLICY_CHAINS};
+use super::dispatch;
+use super::names::{ChainKind, DISPATCH, kind, kind_of};
 use super::pod_chain::{self, Form};
-use super::{dispatch, link_local};
 
 /// The chains that the kernel has refused, and when they are tried again.
 #[derive(Default)]
@@ -43,7 +41,7 @@ pub struct Overlay {
     /// Pods' chains that are not there as a whole.
     reduced: BTreeMap<Piece, Form>,
     /// Jumps of dispatch chains that stay although nobody wants them.
-    kept: BTreeMap<Piece, Vec<CompactString>>,
+    kept: BTreeMap<Piece, Vec<Rule>>,
 }
 
 /// A refusal counts as so many failures in a row: the next try is some seconds away.
@@ -122,7 +120,7 @@ impl Overlay {
         if missing.is_empty() {
             return;
         }
-        let names = |rule: &CompactString| sets_named(rule).any(|name| missing.iter().any(|set| *set.0 == *name));
+        let names = |rule: &Rule| rule.sets().any(|set| missing.contains(set));
         let naming = rules.iter().filter(|(piece, rules)| is_policy(piece) && rules.0.iter().any(names));
         self.omitted.extend(naming.map(|(piece, _)| piece.clone()));
     }
@@ -131,14 +129,15 @@ impl Overlay {
     /// traffic.
     pub fn keep_jumps(&mut self, rules: &BTreeMap<Piece, Rules>, seen: &BTreeMap<Piece, Rules>) {
         for family in Family::BOTH {
-            for name in [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT] {
+            for name in DISPATCH {
                 let piece = dispatch::chain(family, name);
                 let (Some(wanted), Some(found)) = (rules.get(&piece), seen.get(&piece)) else { continue };
-                let is_jump = |rule: &&CompactString| {
-                    pod_chain::jump(rule).is_some_and(|to| seen.contains_key(&dispatch::chain(family, to)))
-                        && (rule.contains(POD_CHAINS) || link_local::is_jump(rule))
+                let is_jump = |rule: &&Rule| {
+                    let is_kept = |to: &str| matches!(kind(to), Some(ChainKind::Pod | ChainKind::LinkLocal));
+                    let to = pod_chain::jump(rule).filter(|to| is_kept(to));
+                    to.is_some_and(|to| seen.contains_key(&dispatch::chain(family, to)))
                 };
-                let jumps: Vec<CompactString> =
+                let jumps: Vec<Rule> =
                     found.0.iter().filter(is_jump).filter(|rule| !wanted.0.contains(rule)).cloned().collect();
                 if !jumps.is_empty() {
                     self.kept.insert(piece, jumps);
@@ -171,23 +170,17 @@ impl Overlay {
     }
 }
 
-/// The sets that a rule names.
-pub fn sets_named(rule: &str) -> impl Iterator<Item = &str> {
-    rule.split("--match-set ").skip(1).filter_map(|rest| rest.split(' ').next())
-}
-
 /// Whether there is something to put in the place of this piece when the kernel refuses it.
 pub fn has_stand_in(piece: &Piece) -> bool {
     is_policy(piece) || is_pod(piece)
 }
 
 fn is_policy(piece: &Piece) -> bool {
-    let fixed = [super::names::CHAIN_DEFAULT, super::names::CHAIN_COMMON, CHAIN_LINK_LOCAL, CHAIN_TAIL];
-    matches!(piece, Piece::Chain { chain, .. } if chain.starts_with(POLICY_CHAINS) && !fixed.contains(&chain.as_str()))
+    kind_of(piece) == Some(ChainKind::Policy)
 }
 
 fn is_pod(piece: &Piece) -> bool {
-    matches!(piece, Piece::Chain { chain, .. } if chain.starts_with(POD_CHAINS))
+    kind_of(piece) == Some(ChainKind::Pod)
 }
 
 #[cfg(test)]
@@ -195,7 +188,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::firewall::rules::{Direction, PolicyKey};
+    use crate::firewall::names::{CHAIN_FORWARD, CHAIN_TAIL};
+    use crate::firewall::rules::{Direction, PolicyKey, SetKey};
     use crate::firewall::{names, policy_chain};
     use crate::model::ObjectName;
 
@@ -210,13 +204,14 @@ mod tests {
     }
 
     fn pod_rules(policies: &[&str]) -> Rules {
-        let policies: Vec<ObjectName> = policies.iter().map(|name| ObjectName::new("shop", name)).collect();
-        pod_chain::rules(&ObjectName::new("shop", "web-1"), Direction::Ingress, &policies, Family::V4)
+        let asking = policies.iter().map(|name| pod_chain::asks(&policy(name).0));
+        pod_chain::rules(&ObjectName::new("shop", "web-1"), Direction::Ingress, asking, Family::V4)
     }
 
     fn wanted() -> BTreeMap<Piece, Rules> {
-        let mut rules: BTreeMap<Piece, Rules> =
-            ["a", "b"].map(policy).map(|(key, piece)| (piece, policy_chain::rules(&key, &[], Family::V4))).into();
+        let named = |set: &SetKey| names::set(set).v4.clone();
+        let empty = |(key, piece)| (piece, policy_chain::rules(&key, &[], Family::V4, &named));
+        let mut rules: BTreeMap<Piece, Rules> = ["a", "b"].map(policy).map(empty).into();
         rules.insert(pod(), pod_rules(&["a", "b"]));
         rules
     }
@@ -276,7 +271,7 @@ mod tests {
         let forward = dispatch::chain(Family::V4, CHAIN_FORWARD);
         let jump = "-s 10.244.1.7/32 ! -d 10.244.1.7/32 -j KUBE-POD-FW-OLD";
         let tail = "-j KUBE-NWPLCY-TAIL";
-        let rules = |texts: &[&str]| Rules(texts.iter().map(|text| CompactString::from(*text)).collect());
+        let rules = |texts: &[&str]| Rules(texts.iter().map(|text| Rule::from(*text)).collect());
         let want: BTreeMap<Piece, Rules> = [(forward.clone(), rules(&[tail]))].into();
         let mut seen: BTreeMap<Piece, Rules> = [(forward.clone(), rules(&[jump, tail]))].into();
         let mut overlay = Overlay::default();

@@ -16,9 +16,10 @@
 //! to no connection and could not begin one are dropped silently, but only here: they say nothing about pods that
 //! nothing isolates.
 
-use compact_str::{CompactString, format_compact};
+use compact_str::CompactString;
 
-use crate::kernel::iptables::Rules;
+use crate::kernel::iptables::rule::States;
+use crate::kernel::iptables::{Match, Rule, Rules, Verdict};
 use crate::model::ObjectName;
 use crate::net::Family;
 
@@ -37,53 +38,50 @@ pub enum Form {
     Closed,
 }
 
-/// The rules of a pod's chain, where these policies isolate it; with none of them, nothing passes.
-pub fn rules(pod: &ObjectName, direction: Direction, policies: &[ObjectName], family: Family) -> Rules {
+/// The rules of a pod's chain, where the policies isolate it that these rules ask ([`asks`]); with none, nothing passes.
+pub fn rules(pod: &ObjectName, direction: Direction, asking: impl Iterator<Item = Rule>, family: Family) -> Rules {
     let said = |what: &str| comment(&format!("{pod} {} {what}", direction.name()));
-    let unmarked = format!("-m mark ! --mark {MARK}");
-    let cleared = format_compact!("{} -j MARK --set-xmark 0x0/0x10000", said("mark"));
-    let mut rules =
-        vec![format_compact!("{} -m conntrack --ctstate INVALID -j DROP", said("invalid")), cleared.clone()];
-    for policy in policies {
-        let chain = names::policy_chain(&PolicyKey { policy: policy.clone(), direction });
-        let said = comment(&format!("{policy} {}", direction.name()));
-        rules.push(format_compact!("{unmarked} {said} -j {chain}"));
-    }
-    rules.push(format_compact!(
-        "{unmarked} {} -m limit --limit 10/min --limit-burst 10 -j NFLOG --nflog-group 100",
-        said("log-drop")
-    ));
-    rules.push(format_compact!("{unmarked} {} -j REJECT --reject-with {}", said("reject"), unreachable(family)));
+    let cleared = Rule::new([said("mark")], Verdict::SetMark(names::CLEARED));
+    let invalid = Match::State { states: States::INVALID, negated: false };
+    let mut rules = vec![Rule::new([said("invalid"), invalid], Verdict::Drop), cleared.clone()];
+    rules.extend(asking);
+    let limit = Match::Limit { per_minute: 10, burst: 10 };
+    rules.push(Rule::new([UNMARKED, said("log-drop"), limit], Verdict::Log { group: 100 }));
+    rules.push(Rule::new([UNMARKED, said("reject")], Verdict::Reject(family)));
     rules.push(cleared);
     Rules(rules)
 }
 
+/// No policy has allowed the packet yet.
+const UNMARKED: Match = Match::Mark { mark: MARK, negated: true };
+
+/// The rule by which a pod's chain asks a policy that isolates it: the same in the chain of every such pod.
+pub fn asks(policy: &PolicyKey) -> Rule {
+    let said = comment(&format!("{} {}", policy.policy, policy.direction.name()));
+    Rule::new([UNMARKED, said], Verdict::Jump(names::policy_chain(policy)))
+}
+
 /// The same chain in a form that asks for less.
 pub fn reduced(rules: &Rules, form: Form) -> Rules {
+    let logs = |rule: &Rule| matches!(rule.verdict(), Some(Verdict::Log { .. }));
     match form {
         Form::Whole => rules.clone(),
-        Form::Unlogged => Rules(rules.0.iter().filter(|rule| !rule.contains(" -j NFLOG ")).cloned().collect()),
-        Form::Closed => Rules(vec!["-j DROP".into()]),
+        Form::Unlogged => Rules(rules.0.iter().filter(|rule| !logs(rule)).cloned().collect()),
+        Form::Closed => Rules(vec![Rule::new([], Verdict::Drop)]),
     }
 }
 
 /// The same chain without its jumps to these chains, which do not exist.
 pub fn without(rules: &Rules, is_missing: impl Fn(&str) -> bool) -> Rules {
-    let stays = |rule: &&CompactString| jump(rule).is_none_or(|chain| !is_missing(chain));
+    let stays = |rule: &&Rule| jump(rule).is_none_or(|chain| !is_missing(chain));
     Rules(rules.0.iter().filter(stays).cloned().collect())
 }
 
-/// The chain that a rule of ours jumps to.
-pub fn jump(rule: &str) -> Option<&str> {
-    let (_, chain) = rule.rsplit_once(" -j ")?;
-    (!chain.contains(' ')).then_some(chain)
-}
-
-/// How refused packets are answered.
-pub fn unreachable(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "icmp-port-unreachable",
-        Family::V6 => "icmp6-port-unreachable",
+/// The chain that a rule jumps to.
+pub fn jump(rule: &Rule) -> Option<&CompactString> {
+    match rule.verdict()? {
+        Verdict::Jump(chain) => Some(chain),
+        _ => None,
     }
 }
 
@@ -92,8 +90,9 @@ mod tests {
     use super::*;
 
     fn chain(policies: &[&str]) -> Rules {
-        let policies: Vec<ObjectName> = policies.iter().map(|policy| ObjectName::new("shop", policy)).collect();
-        rules(&ObjectName::new("shop", "web-1"), Direction::Ingress, &policies, Family::V4)
+        let key = |policy: &&str| PolicyKey { policy: ObjectName::new("shop", policy), direction: Direction::Ingress };
+        let asking = policies.iter().map(|policy| asks(&key(policy)));
+        rules(&ObjectName::new("shop", "web-1"), Direction::Ingress, asking, Family::V4)
     }
 
     #[test]
@@ -108,7 +107,7 @@ mod tests {
             "-m mark ! --mark 0x10000/0x10000 -m comment --comment \"shop/web-1 ingress reject\" -j REJECT --reject-with icmp-port-unreachable",
             "-m comment --comment \"shop/web-1 ingress mark\" -j MARK --set-xmark 0x0/0x10000",
         ];
-        assert_eq!(chain(&["web"]).0, expected);
+        assert_eq!(chain(&["web"]).0.iter().map(Rule::to_string).collect::<Vec<_>>(), expected);
     }
 
     #[test]
@@ -116,8 +115,8 @@ mod tests {
         let whole = chain(&["web", "db"]);
         let unlogged = reduced(&whole, Form::Unlogged);
         assert_eq!(unlogged.0.len(), whole.0.len() - 1);
-        assert!(!unlogged.0.iter().any(|rule| rule.contains("NFLOG")));
-        assert_eq!(reduced(&whole, Form::Closed).0, ["-j DROP"]);
+        assert!(!unlogged.0.iter().any(|rule| rule.to_string().contains("NFLOG")));
+        assert_eq!(reduced(&whole, Form::Closed).0, [Rule::from("-j DROP")]);
         let db =
             names::policy_chain(&PolicyKey { policy: ObjectName::new("shop", "db"), direction: Direction::Ingress });
         assert_eq!(without(&whole, |chain| chain == db), chain(&["web"]));

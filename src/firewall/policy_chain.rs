@@ -10,33 +10,32 @@
 //! Kernel: `xt_multiport` takes 15 numbers in a rule, a range being two of them; it knows SCTP, so no module for that
 //! protocol is needed. A packet without ports is only matched by rules that ask for none.
 
-use std::fmt::Write;
-
-use compact_str::CompactString;
-
-use crate::kernel::iptables::Rules;
+use crate::kernel::ipset::SetName;
+use crate::kernel::iptables::rule::{IpProtocol, SetSides, Side};
+use crate::kernel::iptables::{self, Rules, Verdict};
 use crate::net::{Family, Protocol};
 
 use super::comment::comment;
-use super::names::{self, CHAIN_DEFAULT};
+use super::names::CHAIN_DEFAULT;
 use super::rules::{Block, Direction, Match, PolicyKey, PortMatch, PortOwners, PortRange, Rule, SetKey};
 
 /// How many numbers one rule takes.
 const SLOTS: usize = 15;
 
-/// The rules of a policy's chain in one family.
-pub fn rules(key: &PolicyKey, rules: &[Rule], family: Family) -> Rules {
-    let mut lines = Vec::new();
+/// The rules of a policy's chain in one family. `named` says what a set is called there.
+pub fn rules(key: &PolicyKey, rules: &[Rule], family: Family, named: &dyn Fn(&SetKey) -> SetName) -> Rules {
+    let mut all = Vec::new();
     for (place, rule) in rules.iter().enumerate() {
-        let comment = comment(&format!("{} {} {place}", key.policy, key.direction.name()));
+        let said = comment(&format!("{} {} {place}", key.policy, key.direction.name()));
         for one in rule.matches.iter().filter(|one| can_hold(one, family)) {
-            lines.extend(conditions(one, key.direction, family).into_iter().map(|condition| {
-                let Condition { protocol, rest } = condition;
-                CompactString::from(format!("{protocol}{comment}{rest} -g {CHAIN_DEFAULT}"))
+            all.extend(conditions(one, key.direction, named).into_iter().map(|Condition { protocol, rest }| {
+                let protocol = protocol.map(|protocol| iptables::Match::Protocol(IpProtocol::Transport(protocol)));
+                let matches: Box<[_]> = protocol.into_iter().chain([said.clone()]).chain(rest).collect();
+                iptables::Rule::new(matches, Verdict::Goto(CHAIN_DEFAULT.into()))
             }));
         }
     }
-    Rules(lines)
+    Rules(all)
 }
 
 /// Whether a set can have elements of a family at all; where it cannot, the set does not exist there.
@@ -48,10 +47,10 @@ pub fn is_of(set: &SetKey, family: Family) -> bool {
     }
 }
 
-/// What one rule asks, in the order in which iptables prints it.
+/// What one rule asks: iptables prints the protocol first of all, the rest behind the comment.
 struct Condition {
-    protocol: String,
-    rest: String,
+    protocol: Option<Protocol>,
+    rest: Vec<iptables::Match>,
 }
 
 fn can_hold(one: &Match, family: Family) -> bool {
@@ -62,65 +61,49 @@ fn can_hold(one: &Match, family: Family) -> bool {
     one.peer.iter().chain(named).all(|set| is_of(set, family))
 }
 
-fn conditions(one: &Match, direction: Direction, family: Family) -> Vec<Condition> {
+fn conditions(one: &Match, direction: Direction, named: &dyn Fn(&SetKey) -> SetName) -> Vec<Condition> {
     let side = match direction {
-        Direction::Ingress => "src",
-        Direction::Egress => "dst",
+        Direction::Ingress => Side::Source,
+        Direction::Egress => Side::Destination,
     };
-    let peer = one.peer.as_ref().map_or(String::new(), |set| in_set(set, side, family));
-    let of = |protocol: &Protocol| format!("-p {protocol} ");
+    let peer = one.peer.iter().map(|set| iptables::Match::in_set(&named(set), SetSides::Address(side)));
+    let mut rest: Vec<iptables::Match> = peer.collect();
     match &one.port {
-        PortMatch::Any => vec![Condition { protocol: String::new(), rest: peer }],
-        PortMatch::Protocol(protocol) => vec![Condition { protocol: of(protocol), rest: peer }],
-        PortMatch::Numbers(protocol, ranges) => lists(ranges)
-            .into_iter()
-            .map(|list| Condition { protocol: of(protocol), rest: format!("{peer} -m multiport --dports {list}") })
-            .collect(),
+        PortMatch::Any => vec![Condition { protocol: None, rest }],
+        PortMatch::Protocol(protocol) => vec![Condition { protocol: Some(*protocol), rest }],
+        PortMatch::Numbers(protocol, ranges) => {
+            let with = |ports| [&rest[..], &[iptables::Match::Ports(ports)]].concat();
+            lists(ranges).map(|ports| Condition { protocol: Some(*protocol), rest: with(ports) }).collect()
+        }
         PortMatch::Named(set) => {
             // Address, protocol and number stand together in the set.
-            let port = in_set(set, "dst,dst", family);
-            vec![Condition { protocol: String::new(), rest: format!("{peer}{port}") }]
+            rest.push(iptables::Match::in_set(&named(set), SetSides::DestinationPort));
+            vec![Condition { protocol: None, rest }]
         }
     }
 }
 
-fn in_set(set: &SetKey, sides: &str, family: Family) -> String {
-    format!(" -m set --match-set {} {sides}", names::set(set).of(family))
-}
-
 /// The ranges as lists that fit into a rule each.
-fn lists(ranges: &[PortRange]) -> Vec<String> {
-    let mut lists: Vec<(usize, String)> = Vec::new();
+fn lists(ranges: &[PortRange]) -> impl Iterator<Item = Box<[PortRange]>> {
+    let mut lists: Vec<(usize, Vec<PortRange>)> = Vec::new();
     for range in ranges {
         let slots = if range.first == range.last { 1 } else { 2 };
         match lists.last_mut() {
             Some((used, list)) if *used + slots <= SLOTS => {
                 *used += slots;
-                list.push(',');
-                write_range(list, *range);
+                list.push(*range);
             }
-            _ => {
-                let mut list = String::new();
-                write_range(&mut list, *range);
-                lists.push((slots, list));
-            }
+            _ => lists.push((slots, vec![*range])),
         }
     }
-    lists.into_iter().map(|(_, list)| list).collect()
-}
-
-fn write_range(list: &mut String, range: PortRange) {
-    let written = match range.first == range.last {
-        true => write!(list, "{}", range.first),
-        false => write!(list, "{}:{}", range.first, range.last),
-    };
-    written.expect("writing to a string does not fail");
+    lists.into_iter().map(|(_, list)| list.into())
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
+    use super::super::names;
     use super::*;
     use crate::firewall::rules::{Scope, Selection};
     use crate::model::{ObjectName, Selector};
@@ -135,7 +118,10 @@ mod tests {
 
     fn check(matches: &[Match], direction: Direction, family: Family, expected: &[&str]) {
         let key = PolicyKey { policy: ObjectName::new("shop", "web"), direction };
-        let Rules(found) = rules(&key, &[Rule { matches: [].into() }, Rule { matches: matches.into() }], family);
+        let named = |set: &SetKey| names::set(set).of(family).clone();
+        let asked = [Rule { matches: [].into() }, Rule { matches: matches.into() }];
+        let Rules(found) = rules(&key, &asked, family, &named);
+        let found: Vec<String> = found.iter().map(iptables::Rule::to_string).collect();
         let (web, port) = (names::set(&web()), names::set(&http()));
         let (blocks, six) = (names::set(&block("10.0.0.0/8")), names::set(&block("fd00::/8")));
         let expected: Vec<String> = expected

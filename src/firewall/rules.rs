@@ -26,6 +26,8 @@ use ipnet::IpNet;
 use crate::model::{ObjectName, Selector};
 use crate::net::{Family, PerFamily, Protocol};
 
+pub use crate::net::PortRange;
+
 /// Everything that is to be enforced on this node.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct RuleSet {
@@ -102,13 +104,6 @@ pub enum PortMatch {
     /// The destination address and the destination port stand together in this set, a [`SetKey::NamedPort`], whose
     /// protocol is the packet's.
     Named(Arc<SetKey>),
-}
-
-/// Ports from `first` to `last`, both included; equal for a single port.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct PortRange {
-    pub first: u16,
-    pub last: u16,
 }
 
 /// The question that a set answers. Equal questions are one set, whoever asks.

@@ -15,13 +15,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use compact_str::CompactString;
-use ipnet::IpNet;
 
 use crate::kernel::ipset::ElementKey;
-use crate::kernel::iptables::{Piece, Rules};
+use crate::kernel::iptables::{Match, Piece, Rule, Rules};
 use crate::net::Family;
 
-use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, POD_CHAINS, POLICY_CHAINS};
+use super::names::{ChainKind, DISPATCH, kind};
 use super::{dispatch, pod_chain};
 
 /// All rules of ours.
@@ -61,7 +60,7 @@ impl Turning {
                 keep_policies(&mut stricter, &both, seen, family);
                 // What is in doubt cannot be jumped to; asking one policy less is stricter still.
                 let both = pod_chain::without(&both, |to| {
-                    to.starts_with(POLICY_CHAINS) && !stricter.contains_key(&dispatch::chain(family, to))
+                    kind(to) == Some(ChainKind::Policy) && !stricter.contains_key(&dispatch::chain(family, to))
                 });
                 stricter.insert(piece, both);
             }
@@ -72,17 +71,16 @@ impl Turning {
 
     /// Puts back the jumps to chains of these pods that are not wanted any more, before the last rule, which accepts.
     fn keep_jumps(&self, rules: &mut AllRules, seen: &AllRules, family: Family) {
-        for name in [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT] {
+        for name in DISPATCH {
             let piece = dispatch::chain(family, name);
             let (Some(old), Some(new)) = (seen.get(&piece), rules.get(&piece)) else { continue };
-            let concerns = |rule: &&CompactString| {
+            let concerns = |rule: &&Rule| {
                 jump_of(rule).is_some_and(|(to, own)| {
                     own.iter().any(|one| self.addresses.contains(one))
                         && rules.contains_key(&dispatch::chain(family, to))
                 })
             };
-            let kept: Vec<CompactString> =
-                old.0.iter().filter(concerns).filter(|rule| !new.0.contains(rule)).cloned().collect();
+            let kept: Vec<Rule> = old.0.iter().filter(concerns).filter(|rule| !new.0.contains(rule)).cloned().collect();
             let Some(new) = rules.get_mut(&piece) else { continue };
             let place = new.0.len().saturating_sub(1);
             new.0.splice(place..place, kept);
@@ -92,7 +90,8 @@ impl Turning {
 
 /// Keeps the chains of policies that these rules jump to.
 fn keep_policies(kept: &mut AllRules, rules: &Rules, seen: &AllRules, family: Family) {
-    let policies = rules.0.iter().filter_map(|rule| pod_chain::jump(rule)).filter(|to| to.starts_with(POLICY_CHAINS));
+    let jumps = rules.0.iter().filter_map(pod_chain::jump);
+    let policies = jumps.filter(|to| kind(to) == Some(ChainKind::Policy));
     for piece in policies.map(|to| dispatch::chain(family, to)) {
         if let (Some(old), false) = (seen.get(&piece), kept.contains_key(&piece)) {
             kept.insert(piece, old.clone());
@@ -103,10 +102,8 @@ fn keep_policies(kept: &mut AllRules, rules: &Rules, seen: &AllRules, family: Fa
 /// The pods' chains that each address is judged by.
 pub fn chains_of(rules: &AllRules, family: Family) -> BTreeMap<IpAddr, BTreeSet<&str>> {
     let mut chains: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
-    let all = [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT]
-        .into_iter()
-        .filter_map(|name| rules.get(&dispatch::chain(family, name)));
-    for (chain, addresses) in all.flat_map(|rules| &rules.0).filter_map(|rule| jump_of(rule)) {
+    let all = DISPATCH.into_iter().filter_map(|name| rules.get(&dispatch::chain(family, name)));
+    for (chain, addresses) in all.flat_map(|rules| &rules.0).filter_map(jump_of) {
         for address in addresses {
             chains.entry(address).or_default().insert(chain);
         }
@@ -115,31 +112,24 @@ pub fn chains_of(rules: &AllRules, family: Family) -> BTreeMap<IpAddr, BTreeSet<
 }
 
 /// The pod's chain that a dispatch rule jumps to, and the addresses of that pod which it names.
-pub fn jump_of(rule: &str) -> Option<(&str, Vec<IpAddr>)> {
-    let chain = pod_chain::jump(rule).filter(|chain| chain.starts_with(POD_CHAINS))?;
-    let mut addresses = Vec::new();
-    let mut words = rule.split(' ');
-    while let Some(word) = words.next() {
-        match word {
-            "-s" | "-d" => {
-                let prefix: Option<IpNet> = words.next().and_then(|word| word.parse().ok());
-                addresses.extend(prefix.map(|prefix| prefix.addr()));
-            }
-            // What follows is for people.
-            "--comment" => break,
-            _ => {}
-        }
-    }
+pub fn jump_of(rule: &Rule) -> Option<(&str, Vec<IpAddr>)> {
+    let chain = pod_chain::jump(rule).filter(|chain| kind(chain) == Some(ChainKind::Pod))?;
+    let named = |one: &Match| match one {
+        Match::Source { range, .. } | Match::Destination { range, .. } => Some(range.addr()),
+        _ => None,
+    };
+    let mut addresses: Vec<IpAddr> = rule.matches().iter().filter_map(named).collect();
     addresses.dedup();
     Some((chain, addresses))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::names::CHAIN_FORWARD;
     use super::*;
 
     fn rules(chains: &[(&str, &[&str])]) -> AllRules {
-        let rule = |rules: &[&str]| Rules(rules.iter().map(|rule| CompactString::from(*rule)).collect());
+        let rule = |rules: &[&str]| Rules(rules.iter().map(|rule| Rule::from(*rule)).collect());
         chains.iter().map(|(name, rules)| (dispatch::chain(Family::V4, name), rule(rules))).collect()
     }
 
@@ -165,12 +155,16 @@ mod tests {
 
     #[test]
     fn old_rules_stand_before_new_ones_and_only_once() {
-        let of =
-            |rule: &str| rules(&[(CHAIN_FORWARD, &[A, "-j TAIL"]), PEERS, ("KUBE-POD-FW-A", &[rule, "-j REJECT"])]);
-        let (old, new) = (of("-j KUBE-NWPLCY-OLD"), of("-j KUBE-NWPLCY-NEW"));
+        let of = |policy: &str, rule: &str| {
+            let pod: (&str, &[&str]) = ("KUBE-POD-FW-A", &[rule, "-j REJECT"]);
+            rules(&[(CHAIN_FORWARD, &[A, "-j TAIL"]), PEERS, pod, (policy, &["-j RETURN"])])
+        };
+        let old = of("KUBE-NWPLCY-OLD", "-j KUBE-NWPLCY-OLD");
+        let new = of("KUBE-NWPLCY-NEW", "-j KUBE-NWPLCY-NEW");
         let both = turning().stricter(&old, &new, |_| false);
         let chain = dispatch::chain(Family::V4, "KUBE-POD-FW-A");
-        assert_eq!(both[&chain].0, ["-j KUBE-NWPLCY-OLD", "-j REJECT", "-j KUBE-NWPLCY-NEW", "-j REJECT"]);
+        let expected = ["-j KUBE-NWPLCY-OLD", "-j REJECT", "-j KUBE-NWPLCY-NEW", "-j REJECT"];
+        assert_eq!(both[&chain].0, expected.map(Rule::from));
         assert_eq!(turning().stricter(&both, &new, |_| false)[&chain], both[&chain]);
     }
 }

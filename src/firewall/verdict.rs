@@ -8,10 +8,10 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::model::ObjectName;
-use crate::net::{Family, Protocol};
+use crate::net::{Family, Protocol, icmp};
 
+use super::link_local;
 use super::rules::{Direction, Isolation, LocalPod, Match, PolicyKey, PortMatch, Rule, RuleSet};
-use super::{icmp, link_local};
 
 /// The first packet of a connection, with the addresses that the pods see: those of a Service are translated already.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -149,8 +149,8 @@ fn decision(rules: &RuleSet, packet: &Packet, direction: Direction) -> Decision 
 fn exemption(packet: &Packet, direction: Direction) -> Option<Exemption> {
     if let Traffic::Icmp { kind } = packet.traffic {
         let passing = icmp::always_pass(Family::from(packet.destination));
-        if let Some(kind) = passing.iter().find(|one| one.number == kind) {
-            return Some(Exemption::Icmp(kind.name));
+        if let Some((kind, _)) = passing.iter().find(|(_, number)| *number == kind) {
+            return Some(Exemption::Icmp(kind.name()));
         }
     }
     if packet.source == packet.destination {

@@ -8,10 +8,13 @@ pub mod base64;
 mod external_peer;
 mod family;
 pub mod go;
+pub mod icmp;
+mod port_range;
 mod protocol;
 mod secret;
 
 pub use external_peer::{ExternalPeer, Password};
 pub use family::{Family, PerFamily};
+pub use port_range::PortRange;
 pub use protocol::Protocol;
 pub use secret::{NoSecret, Secret};

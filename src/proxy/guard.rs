@@ -11,17 +11,13 @@
 
 use std::collections::BTreeMap;
 
-use compact_str::{CompactString, format_compact};
-
 use crate::kernel::ipset::{SetKind, SetSpec};
-use crate::kernel::iptables::{Piece, Rules, Table};
+use crate::kernel::iptables::rule::{SetSides, Side};
+use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::net::Family;
+use crate::net::icmp::{self, Kind};
 
 use super::names::{CHAIN_GUARD, Set};
-
-/// How many elements kube-router's sets hold. Ours have the same size as long as that is enough, because
-/// it refuses a set that differs.
-const USUAL_CAPACITY: u32 = 65_536;
 
 /// What a set is made like when it must hold so many elements.
 pub fn set_spec(set: Set, family: Family, elements: usize) -> SetSpec {
@@ -29,41 +25,36 @@ pub fn set_spec(set: Set, family: Family, elements: usize) -> SetSpec {
         Set::LocalAddresses | Set::ServiceAddresses => SetKind::HashIp,
         Set::ServicePorts => SetKind::HashIpPort,
     };
-    let needed = u32::try_from(elements).unwrap_or(u32::MAX / 2).next_power_of_two();
-    SetSpec { kind, family, max_elements: needed.max(USUAL_CAPACITY), timeout: true }
+    SetSpec::for_elements(kind, family, elements, true)
 }
 
 /// The guard's chain and the jump to it, for one family.
 pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
-    let set = |set: Set| set.name(family);
-    let unreachable = match family {
-        Family::V4 => "icmp-port-unreachable",
-        Family::V6 => "icmp6-port-unreachable",
-    };
-    let mut chain: Vec<CompactString> = passing_icmp(family)
-        .iter()
-        .map(|(number, comment)| match family {
-            Family::V4 => {
-                format_compact!("-p icmp -m comment --comment \"{comment}\" -m icmp --icmp-type {number} -j ACCEPT")
-            }
-            Family::V6 => {
-                format_compact!(
-                    "-p ipv6-icmp -m comment --comment \"{comment}\" -m icmp6 --icmpv6-type {number} -j ACCEPT"
-                )
-            }
-        })
-        .collect();
-    chain.push(format_compact!(
-        "-m comment --comment \"allow input traffic to ipvs services\" -m set --match-set {} dst,dst -j ACCEPT",
-        set(Set::ServicePorts)
+    let comment = |text: &str| Match::Comment(text.into());
+    let destination = SetSides::Address(Side::Destination);
+    let passing = icmp::always_pass(family).iter();
+    let mut chain: Vec<Rule> =
+        passing.map(|(kind, number)| Rule::of_icmp(family, *number, comment(words(*kind)), Verdict::Accept)).collect();
+    chain.push(Rule::new(
+        [
+            comment("allow input traffic to ipvs services"),
+            Match::in_set(&Set::ServicePorts.name(family), SetSides::DestinationPort),
+        ],
+        Verdict::Accept,
     ));
-    chain.push(format_compact!(
-        "-m comment --comment \"reject all unexpected traffic to service IPs\" -m set ! --match-set {} dst -j REJECT --reject-with {unreachable}",
-        set(Set::LocalAddresses)
+    chain.push(Rule::new(
+        [
+            comment("reject all unexpected traffic to service IPs"),
+            Match::not_in_set(&Set::LocalAddresses.name(family), destination),
+        ],
+        Verdict::Reject(family),
     ));
-    let jump = format_compact!(
-        "-m comment --comment \"handle traffic to IPVS service IPs in custom chain\" -m set --match-set {} dst -j {CHAIN_GUARD}",
-        set(Set::ServiceAddresses)
+    let jump = Rule::new(
+        [
+            comment("handle traffic to IPVS service IPs in custom chain"),
+            Match::in_set(&Set::ServiceAddresses.name(family), destination),
+        ],
+        Verdict::Jump(CHAIN_GUARD.into()),
     );
     BTreeMap::from([
         (Piece::Chain { family, table: Table::Filter, chain: CHAIN_GUARD.into() }, Rules(chain)),
@@ -71,23 +62,24 @@ pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
     ])
 }
 
-/// ICMP types that always pass, with the comment of their rule.
-fn passing_icmp(family: Family) -> &'static [(u8, &'static str)] {
-    match family {
-        Family::V4 => &[
-            (8, "allow icmp echo requests"),
-            (3, "allow icmp destination unreachable messages"),
-            (11, "allow icmp time exceeded messages"),
-        ],
-        Family::V6 => &[
-            (128, "allow icmp echo requests"),
-            (1, "allow icmp destination unreachable messages"),
-            (2, "allow icmp packet too big messages"),
-            (3, "allow icmp time exceeded messages"),
-            (135, "allow icmp neighbor solicitation messages"),
-            (136, "allow icmp neighbor advertisement messages"),
-            (129, "allow icmp echo reply messages"),
-        ],
+/// What the rule says that lets a kind of ICMP pass.
+fn words(kind: Kind) -> &'static str {
+    match kind {
+        Kind::EchoRequest => "allow icmp echo requests",
+        Kind::EchoReply => "allow icmp echo reply messages",
+        Kind::DestinationUnreachable => "allow icmp destination unreachable messages",
+        Kind::TimeExceeded => "allow icmp time exceeded messages",
+        Kind::PacketTooBig => "allow icmp packet too big messages",
+        Kind::NeighbourSolicitation => "allow icmp neighbor solicitation messages",
+        Kind::NeighbourAdvertisement => "allow icmp neighbor advertisement messages",
+        // They are none of those that always pass.
+        Kind::RouterSolicitation
+        | Kind::RouterAdvertisement
+        | Kind::Redirect
+        | Kind::ListenerQuery
+        | Kind::ListenerReport
+        | Kind::ListenerDone
+        | Kind::ListenerReportV2 => kind.name(),
     }
 }
 
@@ -105,6 +97,6 @@ mod tests {
     fn ipv6_path_mtu_discovery_passes() {
         let rules = rules(Family::V6);
         let chain = Piece::Chain { family: Family::V6, table: Table::Filter, chain: CHAIN_GUARD.into() };
-        assert!(rules[&chain].0.iter().any(|rule| rule.contains("--icmpv6-type 2 ")));
+        assert!(rules[&chain].0.iter().any(|rule| rule.to_string().contains("--icmpv6-type 2 ")));
     }
 }

@@ -17,9 +17,8 @@
 
 use std::collections::BTreeMap;
 
-use compact_str::{CompactString, format_compact};
-
-use crate::kernel::iptables::{Piece, Rules, Table};
+use crate::kernel::iptables::rule::Side;
+use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::net::Family;
 
 use super::local_node::LocalNode;
@@ -27,20 +26,22 @@ use super::names::CHAIN_SNAT;
 
 /// The masquerading chain and the jump to it, for one family.
 pub fn rules(node: &LocalNode, masquerade_all: bool, family: Family) -> BTreeMap<Piece, Rules> {
-    let mut chain: Vec<CompactString> = Vec::new();
+    let mut chain: Vec<Rule> = Vec::new();
     if !masquerade_all {
         for cidr in node.pod_cidrs.of(family) {
-            chain.push(format_compact!("-s {cidr} -j RETURN"));
-            chain.push(format_compact!("-d {cidr} -j RETURN"));
+            let (range, negated) = (*cidr, false);
+            chain.push(Rule::new([Match::Source { range, negated }], Verdict::Return));
+            chain.push(Rule::new([Match::Destination { range, negated }], Verdict::Return));
         }
-        chain.push("-m addrtype --dst-type LOCAL -j RETURN".into());
+        chain.push(Rule::new([Match::HostAddress { of: Side::Destination, negated: false }], Verdict::Return));
     }
-    chain.push(match node.source(family) {
-        Some(source) => format_compact!("-j SNAT --to-source {source} --random-fully"),
-        None => "-j MASQUERADE --random-fully".into(),
-    });
+    let translation = match node.source(family) {
+        Some(to) => Verdict::SourceNat { to, random_ports: true },
+        None => Verdict::Masquerade { random_ports: true },
+    };
+    chain.push(Rule::new([], translation));
     // As it is printed: `--ipvs` goes without saying where more is asked.
-    let jump = format_compact!("-m ipvs --vdir ORIGINAL --vmethod MASQ -j {CHAIN_SNAT}");
+    let jump = Rule::new([Match::ByIpvs { prints_ipvs: false }], Verdict::Jump(CHAIN_SNAT.into()));
     BTreeMap::from([
         (Piece::Chain { family, table: Table::Nat, chain: CHAIN_SNAT.into() }, Rules(chain)),
         (

@@ -14,9 +14,8 @@
 
 use std::collections::BTreeMap;
 
-use compact_str::{CompactString, format_compact};
-
-use crate::kernel::iptables::{Piece, Rules, Table, quoted};
+use crate::kernel::iptables::rule::States;
+use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::net::Family;
 
 use super::identity::Identity;
@@ -24,36 +23,39 @@ use super::names::{BRIDGE, CHAIN_PODS};
 
 /// The chain and the jump to it, for one family.
 pub fn rules(own: &Identity, family: Family) -> BTreeMap<Piece, Rules> {
-    let comment = |text| quoted(text);
-    let mut chain: Vec<CompactString> = vec![
-        format_compact!("-i {BRIDGE} -m comment --comment {} -j ACCEPT", comment("allow outbound traffic from pods")),
-        format_compact!("-o {BRIDGE} -m comment --comment {} -j ACCEPT", comment("allow inbound traffic to pods")),
+    let comment = |text: &str| Match::Comment(text.into());
+    let (input, output) = (Match::InputLink(BRIDGE.into()), Match::OutputLink(BRIDGE.into()));
+    let mut chain: Vec<Rule> = vec![
+        Rule::new([input, comment("allow outbound traffic from pods")], Verdict::Accept),
+        Rule::new([output, comment("allow inbound traffic to pods")], Verdict::Accept),
     ];
     chain.extend(own.links.of(family).as_ref().map(|link| {
-        format_compact!(
-            "-o {link} -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment {} -j ACCEPT",
-            comment("allow outbound node port traffic on node interface with which node ip is associated")
-        )
+        let answers = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
+        let said = comment("allow outbound node port traffic on node interface with which node ip is associated");
+        Rule::new([Match::OutputLink(link.as_str().into()), answers, said], Verdict::Accept)
     }));
     BTreeMap::from([
         (Piece::Chain { family, table: Table::Filter, chain: CHAIN_PODS.into() }, Rules(chain)),
         (
             Piece::Jump { family, table: Table::Filter, from: "FORWARD".into(), to: CHAIN_PODS.into() },
-            Rules(vec![format_compact!("-j {CHAIN_PODS}")]),
+            Rules(vec![Rule::new([], Verdict::Jump(CHAIN_PODS.into()))]),
         ),
     ])
 }
 
 #[cfg(test)]
 mod tests {
+    use compact_str::CompactString;
+
     use super::*;
     use crate::net::PerFamily;
 
-    fn chain(link: Option<&str>) -> Vec<CompactString> {
+    fn chain(link: Option<&str>) -> Vec<String> {
         let links = PerFamily { v4: link.map(CompactString::from), v6: None };
         let own = Identity { links, ..Identity::default() };
         let chain = Piece::Chain { family: Family::V4, table: Table::Filter, chain: CHAIN_PODS.into() };
-        rules(&own, Family::V4).remove(&chain).expect("there is a chain").0
+        let Rules(rules) = rules(&own, Family::V4).remove(&chain).expect("there is a chain");
+        rules.iter().map(Rule::to_string).collect()
     }
 
     #[test]

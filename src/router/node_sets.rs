@@ -27,11 +27,9 @@ pub fn elements(node: &Node, families: PerFamily<bool>) -> Vec<ElementKey> {
 
 /// How a set that shall hold so many elements is made. It keeps the usual size until it must grow.
 pub fn spec(set: Set, family: Family, elements: usize) -> SetSpec {
-    const USUAL: u32 = 65_536;
     let kind = match set {
         Set::PodRanges => SetKind::HashNet,
         Set::NodeAddresses => SetKind::HashIp,
     };
-    let needed = u32::try_from(elements).unwrap_or(u32::MAX).checked_next_power_of_two().unwrap_or(u32::MAX);
-    SetSpec { kind, family, max_elements: needed.max(USUAL), timeout: true }
+    SetSpec::for_elements(kind, family, elements, true)
 }

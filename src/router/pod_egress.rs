@@ -14,9 +14,8 @@
 
 use std::collections::BTreeMap;
 
-use compact_str::format_compact;
-
-use crate::kernel::iptables::{Piece, Rules, Table};
+use crate::kernel::iptables::rule::{SetSides, Side};
+use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::net::Family;
 
 use super::names::{CHAIN_EGRESS, Set};
@@ -24,9 +23,11 @@ use super::names::{CHAIN_EGRESS, Set};
 /// The chain and the jump to it, for one family.
 pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
     let (pods, nodes) = (Set::PodRanges.name(family), Set::NodeAddresses.name(family));
-    let jump = format_compact!("-m set --match-set {pods} src -j {CHAIN_EGRESS}");
-    let masquerade = format_compact!(
-        "-m set ! --match-set {pods} dst -m set ! --match-set {nodes} dst -j MASQUERADE --random-fully"
+    let (source, destination) = (SetSides::Address(Side::Source), SetSides::Address(Side::Destination));
+    let jump = Rule::new([Match::in_set(&pods, source)], Verdict::Jump(CHAIN_EGRESS.into()));
+    let masquerade = Rule::new(
+        [Match::not_in_set(&pods, destination), Match::not_in_set(&nodes, destination)],
+        Verdict::Masquerade { random_ports: true },
     );
     BTreeMap::from([
         (Piece::Chain { family, table: Table::Nat, chain: CHAIN_EGRESS.into() }, Rules(vec![masquerade])),
@@ -44,8 +45,8 @@ mod tests {
     #[test]
     fn what_leaves_the_cluster_is_masqueraded_and_nothing_else() {
         let text = |family| {
-            let lines = rules(family).into_iter().map(|(piece, rules)| format!("{piece:?}: {}", rules.0.join("; ")));
-            lines.collect::<Vec<_>>()
+            let line = |(piece, rules): (Piece, Rules)| format!("{piece:?}: {}", rules.0[0]);
+            rules(family).into_iter().map(line).collect::<Vec<_>>()
         };
         let [v4, v6] = Family::BOTH.map(text);
         assert_eq!(v4.len(), 2);

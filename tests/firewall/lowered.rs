@@ -13,7 +13,7 @@ use sluice::firewall::lowering::Lowering;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
-use sluice::firewall::{dispatch, lowering, names, overlay};
+use sluice::firewall::{dispatch, lowering, names};
 use sluice::kernel::ipset::ElementKey;
 use sluice::kernel::iptables::Piece;
 use sluice::model::{Node, World};
@@ -236,15 +236,24 @@ fn copy<K: Ord + Clone, V: Clone>(
     }
 }
 
+/// What stands behind `--match-set` in the text of a rule.
+fn sets_named(rule: &str) -> Vec<String> {
+    rule.split("--match-set ").skip(1).filter_map(|rest| Some(rest.split(' ').next()?.to_owned())).collect()
+}
+
 #[test]
 fn rules_name_only_sets_that_are_there() {
     for_many(40, |random| {
         let world = clusters::world(random, 60);
         for families in [BOTH, PerFamily { v4: true, v6: false }, PerFamily { v4: false, v6: true }] {
             let (_, desired) = lowered(&world, true, families);
-            let named: BTreeSet<&str> =
-                desired.rules.values().flat_map(|rules| &rules.0).flat_map(|rule| overlay::sets_named(rule)).collect();
-            let there: BTreeSet<&str> = desired.sets.keys().map(|set| &*set.0).collect();
+            let named: BTreeSet<String> = desired
+                .rules
+                .values()
+                .flat_map(|rules| &rules.0)
+                .flat_map(|rule| sets_named(&rule.to_string()))
+                .collect();
+            let there: BTreeSet<String> = desired.sets.keys().map(|set| set.to_string()).collect();
             assert!(named.is_subset(&there), "{named:?} {there:?}");
             assert!(desired.elements.keys().all(|key| desired.sets.contains_key(&key.set)));
             let of_families = desired.sets.values().all(|spec| *families.of(spec.family));

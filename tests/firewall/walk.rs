@@ -21,11 +21,11 @@ use sluice::firewall::lowering::Lowering;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
-use sluice::firewall::{dispatch, icmp, link_local, names};
+use sluice::firewall::{dispatch, link_local, names};
 use sluice::kernel::ipset::{ElementKey, Entry};
 use sluice::kernel::iptables::{Piece, Rules};
 use sluice::model::{Authority, Node, Pod, World};
-use sluice::net::{Family, PerFamily};
+use sluice::net::{Family, PerFamily, icmp};
 use sluice::reconcile::Moment;
 use sluice::subsystem::Kinds;
 
@@ -432,7 +432,7 @@ impl<'r> Walk<'r> {
         let after = self.kernel.state();
         for (piece, rules) in &before.rules {
             let is_dispatch = matches!(piece, Piece::Chain { chain, .. } if chain.starts_with("KUBE-ROUTER-"));
-            let jumps = rules.0.iter().filter(|rule| rule.contains(names::POD_CHAINS));
+            let jumps = rules.0.iter().filter(|rule| rule.to_string().contains(names::POD_CHAINS));
             for jump in jumps.filter(|_| is_dispatch) {
                 let now = after.rules.get(piece).expect("a dispatch chain never goes");
                 assert!(now.0.contains(jump), "{jump} is gone from {piece}, after {:#?}", self.story);
@@ -552,7 +552,7 @@ impl<'r> Walk<'r> {
             self.config.default_deny && in_range && !is_known(address)
         };
         if let Traffic::Icmp { kind } = packet.traffic
-            && icmp::always_pass(Family::from(packet.source)).iter().any(|passing| passing.number == kind)
+            && icmp::always_pass(Family::from(packet.source)).iter().any(|(_, number)| *number == kind)
             && (is_known(packet.source) || is_known(packet.destination))
             && !(link_local::refuses(packet) && link_local::is_closed(rules))
         {

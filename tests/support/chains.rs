@@ -62,7 +62,8 @@ impl Chains<'_> {
         let family = Family::from(traced.packet.destination);
         for (piece, rules) in self.rules {
             let Piece::Jump { family: its, table: Table::Filter, from, to } = piece else { continue };
-            if *its != family || from != builtin || !rules.0.iter().any(|rule| self.matches(rule, &traced)) {
+            if *its != family || from != builtin || !rules.0.iter().any(|rule| self.matches(&rule.to_string(), &traced))
+            {
                 continue;
             }
             if let Outcome::Ended(fate) = self.chain(family, to, &mut traced, 0) {
@@ -76,11 +77,11 @@ impl Chains<'_> {
         assert!(depth < 10, "chains that jump in a circle: {name}");
         let piece = Piece::Chain { family, table: Table::Filter, chain: name.into() };
         let rules = self.rules.get(&piece).unwrap_or_else(|| panic!("a jump to {piece}, which does not exist"));
-        for rule in &rules.0 {
-            if !self.matches(rule, traced) {
+        for rule in rules.0.iter().map(ToString::to_string) {
+            if !self.matches(&rule, traced) {
                 continue;
             }
-            let words = words(rule);
+            let words = words(&rule);
             let at = words.iter().position(|word| word == "-j" || word == "-g").expect("a rule has a target");
             match words[at + 1].as_str() {
                 "ACCEPT" => return Outcome::Ended(Fate::Accepted),

@@ -77,10 +77,11 @@ struct Packet<'a> {
 impl Packet<'_> {
     /// The verdict of the chain behind a jump, if the packet takes it and the chain has one.
     fn jump(&self, rules: &Rules, family: Family, to: &str) -> Option<bool> {
-        let taken = rules.0.iter().any(|rule| self.matches(rule));
+        let text = |rules: &Rules| rules.0.iter().map(ToString::to_string).collect::<Vec<String>>();
+        let taken = text(rules).iter().any(|rule| self.matches(rule));
         let chain = Piece::Chain { family, table: Table::Filter, chain: to.into() };
         let rules = self.state.rules.get(&chain).filter(|_| taken)?;
-        let hit = rules.0.iter().find(|rule| self.matches(rule))?;
+        let hit = text(rules).into_iter().find(|rule| self.matches(rule))?;
         let verdict = hit.split(" -j ").nth(1).expect("a rule has a verdict");
         Some(match verdict.split(' ').next() {
             Some("ACCEPT") => true,

@@ -74,6 +74,17 @@ pub struct ElementKey {
     pub entry: Entry,
 }
 
+impl SetSpec {
+    /// How many elements kube-router's sets hold. Ours hold as many until they must hold more: it refuses a set that differs.
+    const USUAL: u32 = 65_536;
+
+    /// A set that shall hold so many elements.
+    pub fn for_elements(kind: SetKind, family: Family, elements: usize, timeout: bool) -> SetSpec {
+        let needed = u32::try_from(elements).unwrap_or(u32::MAX).checked_next_power_of_two().unwrap_or(u32::MAX);
+        SetSpec { kind, family, max_elements: needed.max(SetSpec::USUAL), timeout }
+    }
+}
+
 impl Entry {
     pub fn family(&self) -> Family {
         match self {

@@ -6,7 +6,7 @@
 use compact_str::CompactString;
 
 use super::running::LIMIT;
-use super::{Families, Table};
+use super::{Families, Rule, Table};
 use crate::kernel::program::{Call, run};
 use crate::kernel::{Error, Name};
 use crate::net::Family;
@@ -16,8 +16,7 @@ use crate::net::Family;
 pub struct Counted {
     pub family: Family,
     pub chain: CompactString,
-    /// Without `-A CHAIN`.
-    pub rule: CompactString,
+    pub rule: Rule,
     pub packets: u64,
 }
 

@@ -13,7 +13,7 @@ use std::fmt::Write;
 use compact_str::CompactString;
 
 use super::plan::Change;
-use super::save::target;
+use super::rule::Rule;
 use super::{Piece, Rules, Table};
 
 /// What became of the changes, by their steps.
@@ -77,11 +77,9 @@ fn trial(table: Table, changes: &[Change<'_>], is_ours: &dyn Fn(&str) -> bool) -
         writeln!(names, ":{name} - [0:0]").expect(WRITES);
         writeln!(removals, "-X {name}").expect(WRITES);
         for rule in &wanted.0 {
-            let condition = target(rule).filter(|to| is_ours(to)).and_then(|to| {
-                let rest = rule.strip_suffix(to.as_str())?;
-                rest.strip_suffix("-j ").or_else(|| rest.strip_suffix("-g "))
-            });
-            writeln!(rules, "-A {name} {}", condition.unwrap_or(rule).trim_end()).expect(WRITES);
+            let goes_to_ours = rule.chain().is_some_and(|to| is_ours(to));
+            let tried = if goes_to_ours { rule.without_verdict() } else { rule.clone() };
+            writeln!(rules, "-A {name} {tried}").expect(WRITES);
         }
     }
     let table = table.name();
@@ -126,7 +124,7 @@ impl<E: Clone> Parts<'_, E> {
 
     fn needs_what_is_missing(&self, change: &Change<'_>) -> bool {
         let rules = change.want.into_iter().flat_map(|rules| &rules.0);
-        !self.missing.is_empty() && rules.filter_map(|rule| target(rule)).any(|chain| self.missing.contains(&chain))
+        !self.missing.is_empty() && rules.filter_map(Rule::chain).any(|chain| self.missing.contains(chain))
     }
 
     fn fail(&mut self, change: &Change<'_>, error: E) {
@@ -153,7 +151,7 @@ fn depths<'a>(changes: &[Change<'a>]) -> BTreeMap<&'a str, usize> {
     for _ in 0..filled.len() {
         let mut lifted = false;
         for (chain, rules) in &filled {
-            let behind = rules.0.iter().filter_map(|rule| depths.get(target(rule)?.as_str())).max();
+            let behind = rules.0.iter().filter_map(|rule| depths.get(rule.chain()?.as_str())).max();
             let depth = behind.map_or(0, |behind| behind + 1);
             let known = depths.entry(*chain).or_default();
             if depth > *known {
@@ -179,7 +177,7 @@ mod tests {
     }
 
     fn rules(texts: &[&str]) -> Rules {
-        Rules(texts.iter().map(|text| CompactString::from(*text)).collect())
+        Rules(texts.iter().map(|text| Rule::from(*text)).collect())
     }
 
     /// Makes changes in a kernel that refuses rules with the word `bad` and jumps to chains that are not there.
@@ -198,11 +196,10 @@ mod tests {
                 _ => None,
             }));
             for rule in part.iter().flat_map(|change| &change.want.expect("all are wanted").0) {
-                if rule.contains("bad") {
+                if rule.to_string().contains("bad") {
                     return Err("refused");
                 }
-                let to = target(rule).filter(|to| to.starts_with("KUBE"));
-                if to.is_some_and(|to| !after.contains(&to)) {
+                if rule.chain().is_some_and(|to| !after.contains(to)) {
                     return Err("no such chain");
                 }
             }

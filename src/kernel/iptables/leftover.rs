@@ -21,8 +21,9 @@
 //!
 //! These belong to whoever takes the router's place, and stay while kube-router goes on as the router beside us.
 
-use super::Table;
-use super::save::Words;
+use super::rule::{SetSides, Side};
+use super::{Match, Rule, Table, Verdict};
+use crate::kernel::ipset::SetName;
 
 /// Whose place an owner takes, and whose leftovers it removes therefore.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -35,64 +36,62 @@ pub enum Leftovers {
 
 impl Leftovers {
     /// Whether a rule of a built-in chain is one that kube-router wrote and nobody needs any more.
-    pub(super) fn include(self, table: Table, chain: &str, rule: &str) -> bool {
-        let words: Vec<_> = Words::of(rule).collect();
-        let words: Vec<&str> = words.iter().map(|word| word.as_str()).collect();
+    pub(super) fn include(self, table: Table, chain: &str, rule: &Rule) -> bool {
         match (self, table, chain) {
-            (Leftovers::Proxy, Table::Nat, "POSTROUTING") => is_masquerade(&words),
-            (Leftovers::Router, Table::Nat, "POSTROUTING") => is_pod_egress(&words),
-            (Leftovers::Router, Table::Filter, "FORWARD") => is_accept_of_pods(&words),
+            (Leftovers::Proxy, Table::Nat, "POSTROUTING") => is_masquerade(rule),
+            (Leftovers::Router, Table::Nat, "POSTROUTING") => is_pod_egress(rule),
+            (Leftovers::Router, Table::Filter, "FORWARD") => is_accept_of_pods(rule),
             _ => false,
         }
     }
 }
 
-fn is_pod_egress(words: &[&str]) -> bool {
-    let ["-m", "set", "--match-set", pods, "src", "-m", "set", "!", "--match-set", again, "dst", rest @ ..] = words
-    else {
+fn is_pod_egress(rule: &Rule) -> bool {
+    let in_set = |one: &Match| match one {
+        Match::Set { set, of: SetSides::Address(side), negated } => Some((set.clone(), *side, *negated)),
+        _ => None,
+    };
+    let Some(asked): Option<Vec<_>> = rule.matches().iter().map(in_set).collect() else { return false };
+    let [(pods, Side::Source, false), (again, Side::Destination, true), rest @ ..] = asked.as_slice() else {
         return false;
     };
-    let rest = match rest {
+    let is_one_of = |set: &SetName, names: [&str; 2]| names.contains(&&*set.0);
+    let nodes = match rest {
         // Older versions knew no set of nodes.
-        ["-m", "set", "!", "--match-set", "kube-router-node-ips" | "inet6:kube-router-node-ips", "dst", rest @ ..] => {
-            rest
-        }
-        rest => rest,
+        [] => true,
+        [(nodes, Side::Destination, true)] => is_one_of(nodes, ["kube-router-node-ips", "inet6:kube-router-node-ips"]),
+        _ => false,
     };
-    let is_set = matches!(*pods, "kube-router-pod-subnets" | "inet6:kube-router-pod-subnets");
-    is_set && pods == again && matches!(rest, ["-j", "MASQUERADE"] | ["-j", "MASQUERADE", "--random-fully"])
+    let is_set = is_one_of(pods, ["kube-router-pod-subnets", "inet6:kube-router-pod-subnets"]);
+    is_set && pods == again && nodes && matches!(rule.verdict(), Some(Verdict::Masquerade { .. }))
 }
 
-fn is_accept_of_pods(words: &[&str]) -> bool {
-    let [way, link, "-m", "comment", "--comment", comment, "-j", "ACCEPT"] = words else { return false };
-    match *comment {
-        "allow outbound traffic from pods" => (*way, *link) == ("-i", "kube-bridge"),
-        "allow inbound traffic to pods" => (*way, *link) == ("-o", "kube-bridge"),
-        "allow outbound node port traffic on node interface with which node ip is associated" => *way == "-o",
+fn is_accept_of_pods(rule: &Rule) -> bool {
+    let ([way, Match::Comment(comment)], Some(Verdict::Accept)) = (rule.matches(), rule.verdict()) else {
+        return false;
+    };
+    match (&**comment, way) {
+        ("allow outbound traffic from pods", Match::InputLink(link))
+        | ("allow inbound traffic to pods", Match::OutputLink(link)) => &**link == "kube-bridge",
+        ("allow outbound node port traffic on node interface with which node ip is associated", way) => {
+            matches!(way, Match::OutputLink(_))
+        }
         _ => false,
     }
 }
 
-fn is_masquerade(words: &[&str]) -> bool {
-    let rest = match words {
-        ["!", "-s", source, "!", "-d", destination, rest @ ..] if source == destination => rest,
+fn is_masquerade(rule: &Rule) -> bool {
+    let rest = match rule.matches() {
+        [
+            Match::Source { range: source, negated: true },
+            Match::Destination { range: destination, negated: true },
+            rest @ ..,
+        ] if source == destination => rest,
         rest => rest,
     };
-    // Tools print `--ipvs` only where it stands alone; it says no more than the two behind it.
-    let rest = match rest {
-        ["-m", "ipvs", "--ipvs", rest @ ..] | ["-m", "ipvs", rest @ ..] => rest,
-        _ => return false,
-    };
-    let ["--vdir", "ORIGINAL", "--vmethod", "MASQ", "-m", "comment", "--comment", "", "-j", verdict @ ..] = rest else {
-        return false;
-    };
-    matches!(
-        verdict,
-        ["SNAT", "--to-source", _]
-            | ["SNAT", "--to-source", _, "--random-fully"]
-            | ["MASQUERADE"]
-            | ["MASQUERADE", "--random-fully"]
-    )
+    let [Match::ByIpvs { .. }, Match::Comment(comment)] = rest else { return false };
+    let translates = matches!(rule.verdict(), Some(Verdict::SourceNat { .. } | Verdict::Masquerade { .. }));
+    comment.is_empty() && translates
 }
 
 #[cfg(test)]
@@ -117,7 +116,7 @@ mod tests {
                 "MASQUERADE",
                 "MASQUERADE --random-fully",
             ] {
-                let rule = format!("{head} -j {verdict}");
+                let rule = Rule::from(format!("{head} -j {verdict}"));
                 assert!(Leftovers::Proxy.include(Table::Nat, "POSTROUTING", &rule), "{rule}");
                 assert!(!Leftovers::Proxy.include(Table::Nat, "PREROUTING", &rule), "{rule}");
                 assert!(!Leftovers::Proxy.include(Table::Mangle, "POSTROUTING", &rule), "{rule}");
@@ -132,8 +131,8 @@ mod tests {
         let pods = "-m set --match-set kube-router-pod-subnets src -m set ! --match-set kube-router-pod-subnets dst";
         let node = "-m set ! --match-set kube-router-node-ips dst";
         let port = "allow outbound node port traffic on node interface with which node ip is associated";
-        let egress = |rule: &str| Leftovers::Router.include(Table::Nat, "POSTROUTING", rule);
-        let forward = |rule: &str| Leftovers::Router.include(Table::Filter, "FORWARD", rule);
+        let egress = |rule: &str| Leftovers::Router.include(Table::Nat, "POSTROUTING", &rule.into());
+        let forward = |rule: &str| Leftovers::Router.include(Table::Filter, "FORWARD", &rule.into());
         for rule in [
             format!("{pods} {node} -j MASQUERADE --random-fully"),
             format!("{pods} {node} -j MASQUERADE"),
@@ -141,7 +140,10 @@ mod tests {
             format!("{pods} {node} -j MASQUERADE").replace("kube-router", "inet6:kube-router"),
         ] {
             assert!(egress(&rule), "{rule}");
-            assert!(!Leftovers::Proxy.include(Table::Nat, "POSTROUTING", &rule), "kube-router may be the router still");
+            assert!(
+                !Leftovers::Proxy.include(Table::Nat, "POSTROUTING", &rule.as_str().into()),
+                "kube-router may be the router still"
+            );
         }
         for rule in [
             r#"-i kube-bridge -m comment --comment "allow outbound traffic from pods" -j ACCEPT"#.to_owned(),
@@ -175,7 +177,7 @@ mod tests {
             format!("{} -j MASQUERADE", RANGE.replacen("! -s", "-s", 1)),
             String::new(),
         ];
-        for rule in foreign {
+        for rule in foreign.map(Rule::from) {
             assert!(!Leftovers::Proxy.include(Table::Nat, "POSTROUTING", &rule), "{rule}");
         }
     }

@@ -10,8 +10,8 @@
 //! and its counters.
 //!
 //! Limits and surprises:
-//! - Rules are compared as the text that `iptables-save` prints, and must be written in it (see [`quoted`] for
-//!   comments). A difference in spelling costs one needless write after a start, see `spelling`.
+//! - Rules are values ([`rule`]), equal where `iptables-save` prints them alike, so they must be written as it does. A
+//!   difference in spelling costs one needless write after a start, see `spelling`.
 //! - Legacy tables are rewritten whole by the kernel whatever changes, so fewer runs are better than small ones.
 //! - Legacy tools exclude each other by a lock in a file, `/run/xtables.lock`: it has to be the host's.
 //! - If the run for all tables fails, each table is tried alone, and then its changes in parts (`isolate`), so that
@@ -26,6 +26,7 @@ mod isolate;
 mod leftover;
 mod piece;
 mod plan;
+pub mod rule;
 mod running;
 mod save;
 mod slots;
@@ -35,12 +36,11 @@ mod timing;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use compact_str::CompactString;
 use tracing::{info, warn};
 
 use self::plan::{Change, Plan, depends_on_table, plan, presumed};
 use self::running::{begin_restore, end_restore, is_locked, printed, printed_all, restore};
-use self::save::{SavedTable, parse, target};
+use self::save::{SavedTable, parse};
 use self::slots::Place;
 use self::spelling::Spelling;
 use self::timing::Timings;
@@ -52,7 +52,7 @@ pub use self::counted::{Counted, counted};
 pub use self::flavour::{Detected, Flavour, Programs, detect, kernel_has_ipv6};
 pub use self::leftover::Leftovers;
 pub use self::piece::{Piece, Rules, Table};
-pub use self::save::quoted;
+pub use self::rule::{Match, Rule, Verdict};
 pub use self::timing::{Program, Timing};
 
 /// The rules of one owner, as a family of kernel objects. Works in the network namespace of the calling thread.
@@ -175,7 +175,7 @@ impl Tables {
     /// Adds what is ours in one table of one family.
     fn recognise(&self, (family, table): (Family, Table), saved: &SavedTable, found: &mut BTreeMap<Piece, Rules>) {
         let spelling = self.spelling.of(family);
-        let spelled = |rules: &[CompactString]| Rules(rules.iter().map(|rule| spelling.as_written(rule)).collect());
+        let spelled = |rules: &[Rule]| Rules(rules.iter().map(|rule| spelling.as_written(rule)).collect());
         for (name, chain) in &saved.chains {
             if !chain.builtin {
                 if self.ours.owns(table, name) {
@@ -185,9 +185,9 @@ impl Tables {
             }
             let place = Place { table, chain: name };
             for rule in &chain.rules {
-                let to = target(rule).filter(|to| self.ours.owns(table, to));
+                let to = rule.chain().filter(|to| self.ours.owns(table, to));
                 let from = name.clone();
-                if let Some(to) = to {
+                if let Some(to) = to.cloned() {
                     let rules = if place.holds(&chain.rules, &to) { jumps(&chain.rules, &to) } else { Vec::new() };
                     found.insert(Piece::Jump { family, table, from, to }, spelled(&rules));
                 } else if self.ours.leftovers.include(table, name, rule) {
@@ -431,8 +431,8 @@ impl Ownership {
 }
 
 /// The rules that jump to this chain.
-fn jumps(rules: &[CompactString], to: &str) -> Vec<CompactString> {
-    rules.iter().filter(|rule| target(rule).as_deref() == Some(to)).cloned().collect()
+fn jumps(rules: &[Rule], to: &str) -> Vec<Rule> {
+    rules.iter().filter(|rule| rule.jumps_to(to)).cloned().collect()
 }
 
 /// What the program is told, and the steps that are left out.

@@ -4,6 +4,7 @@ use std::fmt;
 
 use compact_str::CompactString;
 
+use super::rule::Rule;
 use crate::net::Family;
 
 /// The tables in use, in the order in which a restore file names them.
@@ -24,13 +25,12 @@ pub enum Piece {
     /// that is not in its place reads as no rules at all.
     Jump { family: Family, table: Table, from: CompactString, to: CompactString },
     /// A rule that kube-router left in a built-in chain. It is never wanted, so taking over removes it.
-    Leftover { family: Family, table: Table, from: CompactString, rule: CompactString },
+    Leftover { family: Family, table: Table, from: CompactString, rule: Rule },
 }
 
-/// The rules of a chain, or the one rule that is a jump; each in the canonical form in which `iptables-save`
-/// prints it, without the leading `-A CHAIN`: `-p icmp -m icmp --icmp-type 8 -j ACCEPT`.
+/// The rules of a chain, or the one rule that is a jump.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Rules(pub Vec<CompactString>);
+pub struct Rules(pub Vec<Rule>);
 
 impl Table {
     pub const ALL: [Table; 3] = [Table::Filter, Table::Nat, Table::Mangle];

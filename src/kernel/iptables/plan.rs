@@ -10,7 +10,8 @@ use std::fmt::Write;
 
 use compact_str::CompactString;
 
-use super::save::{SavedChain, SavedTable, target};
+use super::rule::Rule;
+use super::save::{SavedChain, SavedTable};
 use super::slots::{Edit, Place, delete_first};
 use super::{Piece, Rules, Table};
 
@@ -56,7 +57,7 @@ pub(super) fn plan(table: Table, current: &SavedTable, changes: &[Change<'_>]) -
     let mut dropped: Vec<(usize, &str)> = Vec::new();
     let mut builtin: BTreeMap<&str, BuiltinChanges<'_>> = BTreeMap::new();
     for change in changes {
-        if change.want.is_some_and(|rules| rules.0.iter().any(|rule| rule.contains(['\n', '\0']))) {
+        if change.want.is_some_and(|rules| !rules.0.iter().all(Rule::is_one_line)) {
             plan.refused.push((change.step, "a rule with a line break"));
             continue;
         }
@@ -90,7 +91,7 @@ pub(super) fn plan(table: Table, current: &SavedTable, changes: &[Change<'_>]) -
 #[derive(Default)]
 struct BuiltinChanges<'a> {
     jumps: BTreeMap<&'a str, Option<&'a Rules>>,
-    leftovers: Vec<&'a CompactString>,
+    leftovers: Vec<&'a Rule>,
 }
 
 /// `:CHAIN - [0:0]` and `-A CHAIN RULE`; the names first, because rules may jump to any of them.
@@ -105,7 +106,7 @@ fn fill(lines: &mut String, chains: &[(&str, &Rules)]) {
     }
 }
 
-fn edit(lines: &mut String, place: Place<'_>, rules: &mut Vec<CompactString>, changes: &BuiltinChanges<'_>) {
+fn edit(lines: &mut String, place: Place<'_>, rules: &mut Vec<Rule>, changes: &BuiltinChanges<'_>) {
     let from = place.chain;
     for rule in &changes.leftovers {
         while delete_first(rules, rule) {
@@ -127,14 +128,15 @@ fn drop_chains(lines: &mut String, current: &SavedTable, dropped: &[(usize, &str
         return Vec::new();
     }
     let mut leaving: BTreeSet<&str> = dropped.iter().map(|(_, chain)| *chain).collect();
-    let held: BTreeSet<CompactString> = current
+    let held: BTreeSet<&CompactString> = current
         .chains
         .iter()
         .filter(|(name, _)| !leaving.contains(name.as_str()))
         .flat_map(|(_, chain)| &chain.rules)
-        .filter_map(|rule| target(rule))
+        .filter_map(Rule::chain)
         .collect();
-    leaving.retain(|chain| current.chains.contains_key(*chain) && !held.contains(*chain));
+    let is_held = |chain: &str| held.iter().any(|held| *held == chain);
+    leaving.retain(|chain| current.chains.contains_key(*chain) && !is_held(chain));
     for chain in &leaving {
         say(lines, format_args!(":{chain} - [0:0]"));
     }
@@ -143,7 +145,7 @@ fn drop_chains(lines: &mut String, current: &SavedTable, dropped: &[(usize, &str
     }
     dropped
         .iter()
-        .filter(|(_, chain)| held.contains(*chain))
+        .filter(|(_, chain)| is_held(chain))
         .map(|(step, _)| (*step, "a rule that is not ours still jumps to this chain"))
         .collect()
 }

@@ -8,9 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use compact_str::CompactString;
-
-use super::save::target;
+use super::rule::Rule;
 use super::{Rules, Table};
 
 /// For each built-in chain the chains that we jump to, in the order of the jumps.
@@ -29,9 +27,9 @@ const ORDER: [(Table, &str, &[&str]); 4] = [
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Edit {
     /// Delete the first rule with this text.
-    Delete(CompactString),
+    Delete(Rule),
     /// Insert a rule so that this many stand before it.
-    Insert(usize, CompactString),
+    Insert(usize, Rule),
 }
 
 /// A built-in chain.
@@ -50,30 +48,29 @@ impl Place<'_> {
     }
 
     /// How many rules at the top of the chain are jumps that may stand before one to `to`.
-    fn head(self, rules: &[CompactString], to: &str) -> usize {
+    fn head(self, rules: &[Rule], to: &str) -> usize {
         let own = self.slot(to).unwrap_or(usize::MAX);
         rules
             .iter()
             .take_while(|rule| {
-                target(rule).is_some_and(|other| other == to || self.slot(&other).is_some_and(|slot| slot < own))
+                rule.chain().is_some_and(|other| other == to || self.slot(other).is_some_and(|slot| slot < own))
             })
             .count()
     }
 
     /// Whether all jumps to `to` stand where they should.
-    pub fn holds(self, rules: &[CompactString], to: &str) -> bool {
-        rules.iter().skip(self.head(rules, to)).all(|rule| target(rule).as_deref() != Some(to))
+    pub fn holds(self, rules: &[Rule], to: &str) -> bool {
+        rules.iter().skip(self.head(rules, to)).all(|rule| !rule.jumps_to(to))
     }
 
     /// The edits after which the chain jumps to each of these chains by exactly these rules, each in its place.
     /// `rules` becomes what the chain holds then.
-    pub fn arrange(self, rules: &mut Vec<CompactString>, jumps: &BTreeMap<&str, Option<&Rules>>) -> Vec<Edit> {
+    pub fn arrange(self, rules: &mut Vec<Rule>, jumps: &BTreeMap<&str, Option<&Rules>>) -> Vec<Edit> {
         let mut edits = Vec::new();
         let mut missing: Vec<(&str, &Rules)> = Vec::new();
         for (to, wanted) in jumps {
-            let existing: Vec<CompactString> =
-                rules.iter().filter(|rule| target(rule).as_deref() == Some(*to)).cloned().collect();
-            let wanted_rules: &[CompactString] = wanted.map_or(&[], |rules| &rules.0);
+            let existing: Vec<Rule> = rules.iter().filter(|rule| rule.jumps_to(to)).cloned().collect();
+            let wanted_rules: &[Rule] = wanted.map_or(&[], |rules| &rules.0);
             if existing == wanted_rules && self.holds(rules, to) {
                 continue;
             }
@@ -96,7 +93,7 @@ impl Place<'_> {
 }
 
 /// Takes away the first rule with this text, as `-D` does.
-pub(super) fn delete_first(rules: &mut Vec<CompactString>, rule: &CompactString) -> bool {
+pub(super) fn delete_first(rules: &mut Vec<Rule>, rule: &Rule) -> bool {
     let at = rules.iter().position(|found| found == rule);
     at.map(|at| rules.remove(at)).is_some()
 }
@@ -111,12 +108,12 @@ mod tests {
     const POLICY: &str = "-j KUBE-ROUTER-INPUT";
     const SERVICES: &str = "-m set --match-set kube-router-svip dst -j KUBE-ROUTER-SERVICES";
 
-    fn rules(texts: &[&str]) -> Vec<CompactString> {
-        texts.iter().map(|text| CompactString::from(*text)).collect()
+    fn rules(texts: &[&str]) -> Vec<Rule> {
+        texts.iter().map(|text| Rule::from(*text)).collect()
     }
 
     /// The chain after it was brought to jump to `to` by `wanted`, and how many edits that took.
-    fn arranged(texts: &[&str], to: &str, wanted: Option<&str>) -> (Vec<CompactString>, usize) {
+    fn arranged(texts: &[&str], to: &str, wanted: Option<&str>) -> (Vec<Rule>, usize) {
         let mut rules = rules(texts);
         let wanted = wanted.map(|text| Rules(vec![text.into()]));
         let edits = INPUT.arrange(&mut rules, &BTreeMap::from([(to, wanted.as_ref())]));
@@ -150,7 +147,7 @@ mod tests {
         assert_eq!(arranged(&texts, "KUBE-ROUTER-SERVICES", None), (rules(&[POLICY, "-j ACCEPT"]), 2));
     }
 
-    fn replay(mut rules: Vec<CompactString>, edits: &[Edit]) -> Vec<CompactString> {
+    fn replay(mut rules: Vec<Rule>, edits: &[Edit]) -> Vec<Rule> {
         for edit in edits {
             match edit {
                 Edit::Delete(rule) => assert!(delete_first(&mut rules, rule), "no rule {rule}"),
@@ -179,7 +176,7 @@ mod tests {
             let mut after = before.clone();
             let edits = INPUT.arrange(&mut after, &jumps);
             prop_assert_eq!(replay(before.clone(), &edits), after.clone());
-            let is_ours = |rule: &CompactString| rule.contains("KUBE-ROUTER");
+            let is_ours = |rule: &Rule| rule.to_string().contains("KUBE-ROUTER");
             let foreign: Vec<_> = before.iter().filter(|rule| !is_ours(rule)).cloned().collect();
             let wanted: Vec<_> = policy.then_some(&one).into_iter().chain(services.then_some(&two)).flat_map(|rules| rules.0.clone()).collect();
             prop_assert_eq!(&after, &[wanted, foreign].concat());

@@ -1,27 +1,25 @@
 //! How this machine's iptables spells the rules that we write.
 //!
-//! Rules are compared as text, so ours are written as `iptables-save` prints them. An iptables of another
-//! version may print them in another way, and then a chain would differ for ever and be written again and again.
-//! So what is written is read back once, and where the two texts differ the pair is remembered.
+//! A rule that is printed in other words reads as another rule, so ours are written as `iptables-save` prints them. An
+//! iptables of another version may print them in another way, and then a chain would differ for ever and be written again and again.
+//! So what is written is read back once, and where the two differ the pair is remembered.
 //!
 //! To read back after every write would cost more than the write. Rules of one shape (the same options, other
 //! values) are spelled alike: once one of a shape came back as it was written, those of that shape are trusted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use compact_str::CompactString;
-
-use super::save::{Words, target};
+use super::rule::Rule;
 
 /// What is known about the spelling of one family's program.
 #[derive(Clone, Default, Debug)]
 pub(super) struct Spelling {
     /// Shapes that came back as they were written, every time.
-    faithful: BTreeSet<CompactString>,
+    faithful: BTreeSet<Rule>,
     /// What we wrote, by what is printed of it; only where the two differ.
-    written: BTreeMap<CompactString, CompactString>,
+    written: BTreeMap<Rule, Rule>,
     /// What we wrote of these pairs.
-    learned: BTreeSet<CompactString>,
+    learned: BTreeSet<Rule>,
 }
 
 /// When more pairs than this are known they are forgotten and learned anew: they may be of rules long gone.
@@ -29,15 +27,15 @@ const MOST_PAIRS: usize = 20_000;
 
 impl Spelling {
     /// Whether it is known how this rule is printed.
-    pub fn knows(&self, rule: &str) -> bool {
-        self.learned.contains(rule) || self.faithful.contains(&shape(rule))
+    pub fn knows(&self, rule: &Rule) -> bool {
+        self.learned.contains(rule) || self.faithful.contains(&rule.shape())
     }
 
     /// Compares the rules of a chain as written with what is printed of them. Learns nothing when somebody
     /// else changed the chain in between, as far as that shows.
-    pub fn learn(&mut self, written: &[CompactString], printed: &[CompactString]) {
+    pub fn learn(&mut self, written: &[Rule], printed: &[Rule]) {
         let alike = written.len() == printed.len()
-            && written.iter().zip(printed).all(|(written, printed)| target(written) == target(printed));
+            && written.iter().zip(printed).all(|(written, printed)| written.target() == printed.target());
         if !alike {
             return;
         }
@@ -46,60 +44,44 @@ impl Spelling {
         }
         for (written, printed) in written.iter().zip(printed).filter(|(written, printed)| written == printed) {
             if !self.written.contains_key(printed) {
-                self.faithful.insert(shape(written));
+                self.faithful.insert(written.shape());
             }
         }
         for (written, printed) in written.iter().zip(printed).filter(|(written, printed)| written != printed) {
-            self.faithful.remove(&shape(written));
+            self.faithful.remove(&written.shape());
             self.written.insert(printed.clone(), written.clone());
             self.learned.insert(written.clone());
         }
     }
 
     /// The rule in our spelling.
-    pub fn as_written(&self, printed: &CompactString) -> CompactString {
+    pub fn as_written(&self, printed: &Rule) -> Rule {
         self.written.get(printed).unwrap_or(printed).clone()
     }
-}
-
-/// The rule's options and the names of its matches and its target, without the other values. The name of a chain is a
-/// value: nothing is spelled otherwise because of it.
-fn shape(rule: &str) -> CompactString {
-    let mut shape = CompactString::default();
-    let mut named = false;
-    for word in Words::of(rule) {
-        let is_option = word.starts_with('-') || word == "!";
-        if is_option || named {
-            let is_chain = word.starts_with("KUBE-");
-            shape.push_str(if is_chain { "KUBE-" } else { &word });
-            shape.push(' ');
-        }
-        named = matches!(word.as_str(), "-m" | "-j" | "-g" | "-p");
-    }
-    shape
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn rules(texts: &[&str]) -> Vec<CompactString> {
-        texts.iter().map(|text| CompactString::from(*text)).collect()
+    fn rules(texts: &[&str]) -> Vec<Rule> {
+        texts.iter().map(|text| Rule::from(*text)).collect()
     }
 
     #[test]
     fn a_shape_that_came_back_once_is_trusted_for_all_values() {
         let mut spelling = Spelling::default();
-        assert!(!spelling.knows("-s 10.244.0.0/24 -j RETURN"));
+        assert!(!spelling.knows(&"-s 10.244.0.0/24 -j RETURN".into()));
         let rule = rules(&["-s 10.244.0.0/24 -j RETURN"]);
         spelling.learn(&rule, &rule);
-        assert!(spelling.knows("-s 10.244.7.0/24 -j RETURN"));
-        assert!(!spelling.knows("-d 10.244.7.0/24 -j RETURN"));
-        assert!(!spelling.knows("-s 10.244.7.0/24 -j ACCEPT"));
+        assert!(spelling.knows(&"-s 10.244.7.0/24 -j RETURN".into()));
+        assert!(!spelling.knows(&"-d 10.244.7.0/24 -j RETURN".into()));
+        assert!(!spelling.knows(&"-s 10.244.7.0/24 -j ACCEPT".into()));
         let rule = rules(&["-m mark ! --mark 1/1 -j KUBE-NWPLCY-A"]);
         spelling.learn(&rule, &rule);
         assert!(
-            spelling.knows("-m mark ! --mark 1/1 -j KUBE-NWPLCY-B") && !spelling.knows("-m mark ! --mark 1/1 -j DROP")
+            spelling.knows(&"-m mark ! --mark 1/1 -j KUBE-NWPLCY-B".into())
+                && !spelling.knows(&"-m mark ! --mark 1/1 -j DROP".into())
         );
     }
 
@@ -108,12 +90,12 @@ mod tests {
         let mut spelling = Spelling::default();
         let same = rules(&["-s 10.244.0.0/24 -j RETURN"]);
         spelling.learn(&same, &same);
-        let (written, printed) = ("-s 10.244.0.1 -j RETURN", "-s 10.244.0.1/32 -j RETURN");
-        spelling.learn(&rules(&[written]), &rules(&[printed]));
-        assert_eq!(spelling.as_written(&printed.into()), written);
-        assert_eq!(spelling.as_written(&"-s 10.244.0.0/24 -j RETURN".into()), "-s 10.244.0.0/24 -j RETURN");
-        assert!(spelling.knows(written));
-        assert!(!spelling.knows("-s 10.244.0.2 -j RETURN"));
+        let (written, printed) = (Rule::from("-s 10.244.0.1 -j RETURN"), Rule::from("-s 10.244.0.1/32 -j RETURN"));
+        spelling.learn(std::slice::from_ref(&written), std::slice::from_ref(&printed));
+        assert_eq!(spelling.as_written(&printed), written);
+        assert_eq!(spelling.as_written(&"-s 10.244.0.0/24 -j RETURN".into()), "-s 10.244.0.0/24 -j RETURN".into());
+        assert!(spelling.knows(&written));
+        assert!(!spelling.knows(&"-s 10.244.0.2 -j RETURN".into()));
     }
 
     #[test]
@@ -124,6 +106,6 @@ mod tests {
             spelling.learn(&written, &rules(printed));
         }
         assert!(written.iter().all(|rule| !spelling.knows(rule)));
-        assert_eq!(spelling.as_written(&"-j DROP".into()), "-j DROP");
+        assert_eq!(spelling.as_written(&"-j DROP".into()), "-j DROP".into());
     }
 }

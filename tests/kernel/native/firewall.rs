@@ -484,7 +484,7 @@ fn refused_packets_are_counted_by_chain() {
         let counted = counted(&machine.programs(), Table::Filter, &[Name::Prefix("KUBE-POD-FW-".into())]).unwrap();
         let refused: BTreeMap<Family, u64> = counted
             .iter()
-            .filter(|rule| rule.rule.contains("-j REJECT"))
+            .filter(|rule| rule.rule.to_string().contains("-j REJECT"))
             .map(|rule| (rule.family, rule.packets))
             .collect();
         assert_eq!(refused, BTreeMap::from([(Family::V4, 3), (Family::V6, 1)]));

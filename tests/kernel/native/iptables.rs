@@ -181,6 +181,7 @@ fn the_jump_of_an_earlier_slot_stays_first_and_one_that_was_pushed_down_comes_ba
             panic!("the jump is wanted")
         };
         let [guard] = guard.as_slice() else { panic!("a jump is one rule") };
+        let guard = guard.to_string();
         let right = ["-j KUBE-ROUTER-INPUT", guard.as_str(), "-s 203.0.113.1/32 -j DROP"];
         assert_eq!(input(), right, "{flavour}");
 

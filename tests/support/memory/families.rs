@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use sluice::kernel::Error;
 use sluice::kernel::address::AddressKey;
 use sluice::kernel::ipset::{self, ElementKey, SetKind, SetName, SetSpec};
-use sluice::kernel::iptables::{Piece, Refusal, Rules};
+use sluice::kernel::iptables::{Piece, Refusal, Rule, Rules};
 use sluice::kernel::ipvs::{Destination, ServiceKey, Services, Virtual};
 use sluice::kernel::link::{Link, LinkName};
 use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
@@ -18,7 +18,7 @@ use sluice::net::Family;
 use sluice::proxy::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, Set};
 use sluice::reconcile::{Failure, Step, Target};
 
-use super::{Fault, Machine, Object, State, sets_named};
+use super::{Fault, Machine, Object, State};
 
 /// One family of rows in a [`State`].
 pub trait Rows: Sized + 'static {
@@ -143,7 +143,7 @@ impl Rows for Sets {
         match want {
             Some(spec) if held > spec.max_elements as usize => Some(Errno::NOSPC),
             Some(_) => None,
-            None => state.rules.values().any(|rules| sets_named(&rules.0).contains(&*key.0)).then_some(Errno::BUSY),
+            None => named(&state.rules).any(|set| set == key).then_some(Errno::BUSY),
         }
     }
 
@@ -246,7 +246,7 @@ fn loadable(
     group: Vec<usize>,
 ) -> (Vec<usize>, Vec<Failure<Error>>) {
     // A pod's chain that drops everything is taken by any kernel.
-    let drops = Rules(vec![CompactString::from("-j DROP")]);
+    let drops = Rules(vec![Rule::from("-j DROP")]);
     let is_refused = |piece: &Piece, want: Option<&Rules>| match piece {
         Piece::Chain { chain, .. } => machine.unloadable.contains(chain) && want.is_some_and(|rules| *rules != drops),
         Piece::Jump { .. } | Piece::Leftover { .. } => false,
@@ -267,10 +267,9 @@ fn loadable(
     (Vec::new(), group.into_iter().map(failed).collect())
 }
 
-/// The chain of a user that a rule leads to.
-fn chain_entered(rule: &str) -> Option<CompactString> {
-    let mut words = rule.split(' ').skip_while(|word| *word != "-j" && *word != "-g").skip(1);
-    words.next().filter(|to| to.starts_with("KUBE-")).map(CompactString::from)
+/// The sets that rules name.
+fn named(rules: &BTreeMap<Piece, Rules>) -> impl Iterator<Item = &SetName> {
+    rules.values().flat_map(|rules| &rules.0).flat_map(Rule::sets)
 }
 
 fn transaction(machine: &mut Machine, steps: &[Step<'_, Piece, Rules>], group: &[usize]) -> Result<(), Errno> {
@@ -294,7 +293,7 @@ fn transaction(machine: &mut Machine, steps: &[Step<'_, Piece, Rules>], group: &
     let entered = rules.iter().flat_map(|(piece, rules)| rules.0.iter().map(move |rule| (piece, rule)));
     let chain_of = |piece: &Piece, chain| Piece::Chain { family: piece.family(), table: piece.table(), chain };
     let enters_nothing = entered
-        .filter_map(|(piece, rule)| Some(chain_of(piece, chain_entered(rule)?)))
+        .filter_map(|(piece, rule)| Some(chain_of(piece, rule.chain()?.clone())))
         .any(|chain| !rules.contains_key(&chain));
     let jump_into_nothing = enters_nothing
         || rules.keys().any(|piece| match piece {
@@ -303,8 +302,7 @@ fn transaction(machine: &mut Machine, steps: &[Step<'_, Piece, Rules>], group: &
             }
             _ => false,
         });
-    let known = |name: &str| machine.state.sets.keys().any(|set| *set.0 == *name);
-    let unknown_set = rules.values().any(|rules| sets_named(&rules.0).into_iter().any(|name| !known(name)));
+    let unknown_set = named(&rules).any(|set| !machine.state.sets.contains_key(set));
     if missing || jump_into_nothing || unknown_set {
         machine.refused.push(format!(
             "rules: missing {missing}, jump into nothing {jump_into_nothing}, unknown set {unknown_set}"

@@ -425,17 +425,3 @@ impl Machine {
         found
     }
 }
-
-/// The sets that the rules of a piece name.
-fn sets_named(rules: &[CompactString]) -> BTreeSet<&str> {
-    let mut named = BTreeSet::new();
-    for rule in rules {
-        let mut words = rule.split(' ');
-        while let Some(word) = words.next() {
-            if word == "--match-set" {
-                named.extend(words.next());
-            }
-        }
-    }
-    named
-}

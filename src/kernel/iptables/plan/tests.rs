@@ -14,7 +14,7 @@ fn jump(to: &str) -> Piece {
 }
 
 fn rules(texts: &[&str]) -> Rules {
-    Rules(texts.iter().map(|text| CompactString::from(*text)).collect())
+    Rules(texts.iter().map(|text| Rule::from(*text)).collect())
 }
 
 fn planned(current: &str, changes: &[(Piece, Option<Rules>)]) -> Plan {
@@ -114,25 +114,26 @@ impl Kernel {
         self.0.chains.entry(name.into()).or_default()
     }
 
-    fn check(&self, rule: &str) {
-        if let Some(to) = target(rule).filter(|to| !["DROP", "ACCEPT", "RETURN"].contains(&to.as_str())) {
-            assert!(self.0.chains.contains_key(&to), "a jump to nowhere: {rule}");
+    fn check(&self, rule: &Rule) {
+        if let Some(to) = rule.chain() {
+            assert!(self.0.chains.contains_key(to), "a jump to nowhere: {rule}");
         }
     }
 
     fn append(&mut self, rest: &str) {
         let (chain, rule) = rest.split_once(' ').expect("a chain and a rule");
-        self.check(rule);
-        self.chain(chain).rules.push(rule.into());
+        let rule = Rule::from(rule);
+        self.check(&rule);
+        self.chain(chain).rules.push(rule);
     }
 
     fn insert(&mut self, rest: &str) {
         let mut words = rest.splitn(3, ' ');
         let (chain, at) = (words.next().expect("a chain"), words.next().expect("a number"));
-        let rule = words.next().expect("a rule");
-        self.check(rule);
+        let rule = Rule::from(words.next().expect("a rule"));
+        self.check(&rule);
         let at: usize = at.parse().expect("a number");
-        self.chain(chain).rules.insert(at - 1, rule.into());
+        self.chain(chain).rules.insert(at - 1, rule);
     }
 
     fn delete(&mut self, rest: &str) {
@@ -143,8 +144,7 @@ impl Kernel {
     fn drop_chain(&mut self, name: &str) {
         let gone = self.0.chains.remove(name).unwrap_or_else(|| panic!("there is no chain {name}"));
         assert!(gone.rules.is_empty() && !gone.builtin, "{name} is not empty");
-        let in_use =
-            self.0.chains.values().flat_map(|chain| &chain.rules).any(|rule| target(rule).as_deref() == Some(name));
+        let in_use = self.0.chains.values().flat_map(|chain| &chain.rules).any(|rule| rule.jumps_to(name));
         assert!(!in_use, "{name} is in use");
     }
 }
@@ -158,10 +158,10 @@ fn is_ours(name: &str) -> bool {
 type Pieces = BTreeMap<Piece, Rules>;
 
 /// Rules that jump to some of these chains or end by themselves.
-fn some_rules(chains: &'static [&'static str], most: usize) -> impl Strategy<Value = Vec<CompactString>> {
+fn some_rules(chains: &'static [&'static str], most: usize) -> impl Strategy<Value = Vec<Rule>> {
     let jump = (0..chains.len(), 0_u8..3).prop_map(|(to, number)| (number, *chains.get(to).expect("an index")));
     let rule = prop_oneof![jump, (0_u8..3).prop_map(|number| (number, "DROP"))];
-    let rule = rule.prop_map(|(number, to)| CompactString::from(format!("-s 203.0.113.{number}/32 -j {to}")));
+    let rule = rule.prop_map(|(number, to)| Rule::from(format!("-s 203.0.113.{number}/32 -j {to}")));
     proptest::collection::vec(rule, 0..most)
 }
 
@@ -216,9 +216,9 @@ fn pieces_of(table: &SavedTable) -> BTreeSet<Piece> {
         if is_ours(name) {
             pieces.insert(chain(name));
         }
-        for to in found.rules.iter().filter(|_| found.builtin).filter_map(|rule| target(rule)) {
-            if is_ours(&to) {
-                let (from, to) = (name.clone(), to);
+        for to in found.rules.iter().filter(|_| found.builtin).filter_map(Rule::chain) {
+            if is_ours(to) {
+                let (from, to) = (name.clone(), to.clone());
                 pieces.insert(Piece::Jump { family: Family::V4, table: Table::Filter, from, to });
             }
         }
@@ -227,11 +227,11 @@ fn pieces_of(table: &SavedTable) -> BTreeSet<Piece> {
 }
 
 /// What is foreign in a table, in its order.
-fn foreign(table: &SavedTable) -> Vec<(CompactString, Vec<CompactString>)> {
+fn foreign(table: &SavedTable) -> Vec<(CompactString, Vec<Rule>)> {
     let chains = table.chains.iter().filter(|(name, _)| !is_ours(name));
     chains
         .map(|(name, chain)| {
-            let is_foreign = |rule: &&CompactString| !chain.builtin || !target(rule).is_some_and(|to| is_ours(&to));
+            let is_foreign = |rule: &&Rule| !chain.builtin || !rule.chain().is_some_and(|to| is_ours(to));
             (name.clone(), chain.rules.iter().filter(is_foreign).cloned().collect())
         })
         .collect()
@@ -265,7 +265,7 @@ proptest! {
                 Piece::Chain { chain, .. } => prop_assert_eq!(&kernel.chain(chain).rules, &rules.0),
                 Piece::Jump { from, to, .. } => {
                     let found = kernel.chain(from).rules.clone();
-                    let jumps: Vec<_> = found.iter().filter(|rule| target(rule).as_deref() == Some(to)).cloned().collect();
+                    let jumps: Vec<_> = found.iter().filter(|rule| rule.jumps_to(to)).cloned().collect();
                     prop_assert_eq!(&jumps, &rules.0);
                     let place = Place { table: Table::Filter, chain: from };
                     prop_assert!(place.holds(&found, to));
@@ -277,7 +277,7 @@ proptest! {
         let held: Vec<Piece> = refused.iter().filter_map(|(step, _)| Some(shrink.get(*step)?.0.clone())).collect();
         let left: Vec<Piece> = pieces_of(&kernel.0).into_iter().filter(|piece| !wanted.contains_key(piece)).collect();
         prop_assert_eq!(left, held.clone());
-        let foreign_targets: Vec<_> = foreign(&before).iter().flat_map(|(_, rules)| rules).filter_map(|rule| target(rule)).collect();
+        let foreign_targets: Vec<_> = foreign(&before).iter().flat_map(|(_, rules)| rules).filter_map(|rule| rule.chain().cloned()).collect();
         for piece in held {
             let Piece::Chain { chain, .. } = piece else { return Err(TestCaseError::fail("a jump can always go")) };
             prop_assert!(foreign_targets.contains(&chain));
