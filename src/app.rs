@@ -94,6 +94,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         last_known,
         clocks: clocks.to_vec(),
         report: report.clone(),
+        sync_timeout: config.cache_sync_timeout,
     };
     let world_task = start_world(inputs, world_out, stopped.clone());
 
@@ -130,7 +131,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     // Nothing listens that nobody could answer on.
     if let Some(path) = config.socket.as_deref().filter(|_| !answerers.is_empty()) {
-        tokio::spawn(local::serve(local::bind(path).map_err(anyhow::Error::msg)?, answerers));
+        tokio::spawn(local::run(path.to_owned(), answerers));
     }
 
     wait_for_signal().await?;

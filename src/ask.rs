@@ -116,6 +116,21 @@ mod tests {
         assert!(refused.contains("other.sock") && refused.contains("--socket"), "{refused}");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_that_cannot_be_opened_is_opened_as_soon_as_it_can() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let parent = directory.path().join("run");
+        std::fs::write(&parent, "a file where a directory should be").expect("written");
+        let socket = parent.join("sluice.sock");
+        let running = tokio::spawn(local::run(socket.clone(), Answerers::new()));
+        tokio::time::sleep(std::time::Duration::from_secs(300)).await;
+        assert!(!running.is_finished(), "it goes on");
+        std::fs::remove_file(&parent).expect("removed");
+        tokio::time::sleep(std::time::Duration::from_secs(61)).await;
+        assert!(UnixStream::connect(&socket).await.is_ok());
+        running.abort();
+    }
+
     #[test]
     fn only_the_owner_may_open_the_socket_and_a_new_start_takes_the_name_over() {
         use std::os::unix::fs::PermissionsExt;

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use sluice::config::{self, Config, Environment, LogFormat, Refusal, Request};
+use sluice::config::{self, Config, Environment, LogFormat, Refusal, Request, Source};
 use sluice::observe::logging::{self, Form};
 use tracing::{info, warn};
 
@@ -35,6 +35,7 @@ fn start(words: &[OsString]) -> Result<(), Refusal> {
         }
     };
     let config = Config::from_flags(&flags, verbosity, &environment()).map_err(refused)?;
+    manifests_can_be_read(&config)?;
     let form = match config.log_format {
         LogFormat::Text => Form::Text,
         LogFormat::Json => Form::Json,
@@ -52,6 +53,19 @@ fn start(words: &[OsString]) -> Result<(), Refusal> {
         return Ok(());
     }
     sluice::app::run(config).map_err(|error| refused(format!("{error:#}")))
+}
+
+/// A directory that is not there now is a mistake in the flags; one that goes away later is waited for (`k8s::manifests`).
+fn manifests_can_be_read(config: &Config) -> Result<(), Refusal> {
+    let Source::Manifests(directory) = &config.source else { return Ok(()) };
+    if config.cleanup {
+        return Ok(());
+    }
+    let found = std::fs::read_dir(directory).map(drop);
+    found.map_err(|error| {
+        let path = directory.display();
+        refused(format!("--manifests must be a directory that can be read; {path} cannot: {error}."))
+    })
 }
 
 fn environment() -> Environment {

@@ -34,7 +34,7 @@ use tracing::{debug, info, warn};
 use self::joined::{Joined, Standing};
 use self::last_known::Keeper;
 use self::warned::{Verdict, Warned};
-use crate::k8s::{Event, Message, Object, ObjectId, Wanted, Warning};
+use crate::k8s::{Event, Kind, Message, Object, ObjectId, Wanted, Warning};
 use crate::model::{Authority, Cluster, EventClock, Host, Report, World};
 
 /// What the World is made from.
@@ -52,6 +52,8 @@ pub struct Inputs {
     pub clocks: Vec<Arc<EventClock>>,
     /// Where it is said what is odd about the Node of this host.
     pub report: watch::Sender<Report>,
+    /// How long the first complete view may take before it is said that it does not come.
+    pub sync_timeout: Duration,
 }
 
 /// How long to wait for a sign of life from the source before the last known state is used.
@@ -62,7 +64,7 @@ const BATCH: usize = 4096;
 
 /// Publishes the World until `stop` is done or every sender of messages is gone.
 pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Output = ()>) {
-    let Inputs { mut messages, wanted, mut host, last_known, clocks, report } = inputs;
+    let Inputs { mut messages, wanted, mut host, last_known, clocks, report, sync_timeout } = inputs;
     let mut builder = Builder {
         joined: Joined::new(&wanted),
         warned: Warned::default(),
@@ -75,6 +77,9 @@ pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Ou
     builder.joined.set_host(host.borrow_and_update().clone());
     let mut stop = pin!(stop);
     let patience_ends = tokio::time::Instant::now() + PATIENCE;
+    // A timeout longer than the clock can count never comes.
+    let sync_ends = tokio::time::Instant::now().checked_add(sync_timeout);
+    let mut is_late = sync_ends.is_none();
     let mut batch = Vec::new();
     loop {
         let waits = builder.keeper.is_some() && builder.joined.waits_for_a_sign_of_life();
@@ -91,6 +96,10 @@ pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Ou
                 builder.publish(changed.then(Instant::now));
             }
             () = sleep_until(patience_ends), if waits => builder.remember(),
+            () = sleep_until(sync_ends.unwrap_or(patience_ends)), if !is_late => {
+                is_late = true;
+                builder.say_late(sync_timeout);
+            }
             () = kept(&mut builder.keeper, &builder.out) => {}
         }
     }
@@ -146,6 +155,15 @@ impl Builder {
             Event::Unreachable => self.remember(),
         }
         false
+    }
+
+    /// Says what has not been listed in time. It changes nothing: what is in the kernel stays, and the source is asked on.
+    fn say_late(&self, timeout: Duration) {
+        let missing: Vec<&str> = self.joined.unlisted().map(Kind::name).collect();
+        if !missing.is_empty() {
+            let (timeout, missing) = (timeout.as_secs_f64(), missing.join(" "));
+            warn!(timeout_s = timeout, %missing, "The cluster is not known completely within --cache-sync-timeout; still waiting");
+        }
     }
 
     /// Falls back on the last known state where nothing better is known.

@@ -29,13 +29,55 @@ fn help_and_version_are_said_on_standard_error_and_end_well() {
 }
 
 #[test]
-fn an_unreadable_flag_ends_with_2_and_the_usage_text_between_two_sentences() {
+fn an_unreadable_flag_ends_with_2_and_one_sentence_and_where_to_look() {
     let text = said(&run(&["--health-port=many"]), 2);
     let sentence = "--health-port cannot be \"many\": it must be a whole number from 0 to 65535.";
-    assert!(
-        text.starts_with(&format!("{sentence}\nUsage of ")) && text.ends_with(&format!("\n{sentence}\n")),
-        "{text}"
-    );
+    assert_eq!(text, format!("{sentence}\n{PROGRAM} --help lists all flags.\n"));
+}
+
+#[test]
+fn a_question_without_its_words_ends_with_2_and_the_words_that_it_takes() {
+    for words in [&["policy"][..], &["policy", "explain"], &["policy", "explain", "--from=shop/web", "--too=x"]] {
+        let text = said(&run(words), 2);
+        assert!(text.contains("Usage: sluice policy explain --from WHO --to WHERE"), "{words:?}: {text}");
+    }
+    for words in [&["policy", "--help"][..], &["policy", "explain", "--help"]] {
+        let text = said(&run(words), 0);
+        assert!(text.starts_with("Usage: sluice policy explain"), "{words:?}: {text}");
+    }
+}
+
+#[test]
+fn a_manifests_directory_that_is_not_there_ends_with_1_and_one_sentence() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let missing = directory.path().join("cluster");
+    let file = directory.path().join("file");
+    std::fs::write(&file, "kind: List").expect("written");
+    // Port 0, so that nothing listens if the program should go on.
+    let off = ["--run-router=false", "--run-firewall=false", "--run-service-proxy=false", "--health-port=0"];
+    for path in [&missing, &file] {
+        let flag = format!("--manifests={}", path.display());
+        let text = said(&run(&[&off[..], &[&flag]].concat()), 1);
+        let start = format!("--manifests must be a directory that can be read; {} cannot: ", path.display());
+        assert!(text.starts_with(&start) && text.lines().count() == 1, "{text}");
+    }
+}
+
+#[test]
+fn flags_that_do_nothing_are_named_once_and_end_nothing() {
+    let off = ["--run-router=false", "--run-firewall=false", "--run-service-proxy=false"];
+    let idle = [
+        "--hairpin-mode",
+        "--enable-pprof",
+        "--runtime-endpoint=unix:///run/containerd/containerd.sock",
+        "--loadbalancer-sync-period=2m",
+        "--bfd-port=1234",
+    ];
+    let text = said(&run(&[&off[..], &idle[..]].concat()), 0);
+    for typed in idle {
+        let flag = typed.split('=').next().expect("a flag");
+        assert_eq!(text.matches(&format!("{flag} has no effect: ")).count(), 1, "{text}");
+    }
 }
 
 #[test]

@@ -56,6 +56,14 @@ enum Policy {
     },
 }
 
+const USAGE: &str = "\
+Usage: sluice policy explain --from WHO --to WHERE [-o text|json] [--socket PATH]
+Say whether packets pass, and which policy and rule decides. The sluice that runs on this host is asked.
+      --from     NAMESPACE/POD or an address
+      --to       NAMESPACE/POD:PORT[/PROTOCOL] or ADDRESS:PORT[/PROTOCOL]; the protocol is tcp, udp or sctp
+  -o, --output   text or json (default text)
+      --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
+
 /// Whether a command line is a question.
 pub(super) fn is_ask(words: &[OsString]) -> bool {
     words.get(1).is_some_and(|word| word == "policy")
@@ -63,11 +71,16 @@ pub(super) fn is_ask(words: &[OsString]) -> bool {
 
 /// Reads a question. `words` begins with the name of the program.
 pub(super) fn ask(words: &[OsString]) -> Result<Request, Refusal> {
+    if words.iter().any(|word| word == "--help" || word == "-h") {
+        return Ok(Request::Print(USAGE.to_owned()));
+    }
     match Words::try_parse_from(words) {
         Ok(Words { about: About::Policy(Policy::Explain { from, to, output, socket }) }) => {
             Ok(Request::Ask(Ask::PolicyExplain { from, to, output, socket }))
         }
-        Err(error) if error.kind() == ErrorKind::DisplayHelp => Ok(Request::Print(error.to_string())),
-        Err(error) => Err(Refusal { text: error.to_string().trim_end().to_owned(), exit_code: 2 }),
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Err(Refusal { text: USAGE.to_owned(), exit_code: 2 })
+        }
+        Err(error) => Err(Refusal { text: format!("{}\n{USAGE}", error.to_string().trim_end()), exit_code: 2 }),
     }
 }

@@ -7,7 +7,7 @@
 //! - of a flag given twice the last counts, except that lists add up.
 //!
 //! Order: parse, verbosity, stray words, help, version. A flag that is unknown or has a bad value ends with
-//! exit code 2 and the usage text, every later mistake with 1.
+//! exit code 2, one sentence and where to look, every later mistake with 1.
 
 use std::any::TypeId;
 use std::ffi::OsString;
@@ -179,10 +179,15 @@ fn usage_line(arg: &Arg) -> (String, String) {
     (name, meaning)
 }
 
-/// One sentence, the usage text, and the sentence again, so that it is seen at either end.
+/// One sentence, and where all flags are listed.
 fn flag_refusal(error: &clap::Error, program: &str) -> Refusal {
-    let sentence = flag_mistake(error);
-    Refusal { text: format!("{sentence}\n{}\n{sentence}", usage(program)), exit_code: 2 }
+    Refusal { text: format!("{}\n{program} --help lists all flags.", flag_mistake(error)), exit_code: 2 }
+}
+
+/// The flags of a command line that names none.
+pub(super) fn defaults() -> Flags {
+    let matches = command().try_get_matches_from(["sluice"]).expect("a line without flags can be read");
+    Flags::from_arg_matches(&matches).expect("the defaults of flags can be read")
 }
 
 /// What is wrong with a flag, in one sentence.

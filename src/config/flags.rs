@@ -36,7 +36,7 @@ pub struct Flags {
     /// Name of this node; without it the variable NODE_NAME, then the host name
     #[arg(long, default_value = "")]
     pub hostname_override: String,
-    /// How long the first complete view of the cluster may take; must be longer than 0s
+    /// How long the first complete view of the cluster may take before the log names what is missing; must be longer than 0s
     #[arg(long, default_value = "1m0s")]
     pub cache_sync_timeout: GoDuration,
     /// Address on which /healthz and /readyz answer; empty means all addresses

@@ -5,7 +5,8 @@
 //!
 //! Every flag of kube-router 2.11 is checked, also those of subsystems that are switched off or do not exist yet,
 //! so that a mistake in a manifest is found now and not on the day the subsystem is switched on. What does not
-//! exist yet ([`FEATURES`]) cannot be asked for: that is a mistake like any other.
+//! exist yet ([`FEATURES`]) cannot be asked for: that is a mistake like any other. Flags that are accepted and do nothing are told
+//! at the start, each with its reason ([`Config::notices`]).
 //!
 //! Nothing here reads the environment, a file or the clock; the few values needed come as [`Environment`].
 
@@ -15,6 +16,7 @@ mod duration;
 mod firewall;
 mod flags;
 mod mistakes;
+mod notices;
 mod observe;
 mod proxy;
 mod router;
@@ -112,12 +114,17 @@ struct Feature {
 }
 
 /// What exists. A subsystem that becomes real flips its line here.
-const FEATURES: [Feature; 8] = [
+const FEATURES: [Feature; 7] = [
     Feature { flag: "run-service-proxy", asked: |f| f.run_service_proxy, noun: "service proxy", exists: true },
     Feature { flag: "run-router", asked: |f| f.run_router, noun: "router", exists: true },
     Feature { flag: "run-firewall", asked: |f| f.run_firewall, noun: "firewall", exists: true },
     Feature { flag: "run-loadbalancer", asked: |f| f.run_loadbalancer, noun: "address allocator", exists: false },
-    Feature { flag: "hairpin-mode", asked: |f| f.hairpin_mode, noun: "hairpin mode", exists: false },
+    Feature {
+        flag: "hairpin-mode",
+        asked: |f| f.hairpin_mode && f.run_service_proxy,
+        noun: "hairpin mode",
+        exists: false,
+    },
     Feature {
         flag: "use-nftables-for-netpol",
         asked: |f| f.use_nftables_for_netpol,
@@ -125,7 +132,6 @@ const FEATURES: [Feature; 8] = [
         exists: false,
     },
     Feature { flag: "enable-bfd", asked: |f| f.enable_bfd, noun: "BFD", exists: false },
-    Feature { flag: "enable-pprof", asked: |f| f.enable_pprof, noun: "profiler", exists: false },
 ];
 
 impl Config {
@@ -175,7 +181,7 @@ impl Config {
                 ("json", LogFormat::Json),
             ),
             cleanup: flags.cleanup_config,
-            notices: notices(flags, mistakes),
+            notices: notices::notices(flags, mistakes),
         };
         mistakes.longer_than_zero("loadbalancer-sync-period", flags.loadbalancer_sync_period, "1m");
         check_runtime_endpoint(&flags.runtime_endpoint, mistakes);
@@ -255,26 +261,6 @@ fn check_runtime_endpoint(typed: &str, mistakes: &mut Mistakes) {
             "--runtime-endpoint must be a socket like unix:///run/containerd/containerd.sock; it is {typed:?}."
         ));
     }
-}
-
-/// Flags that are accepted and mean nothing. Their values are still checked.
-fn notices(flags: &Flags, mistakes: &mut Mistakes) -> Vec<String> {
-    let mut notices = Vec::new();
-    if !flags.cluster_cidr.is_empty() {
-        for text in flags.cluster_cidr.split(',') {
-            if value::prefix(text).is_none() {
-                mistakes.add(format!(
-                    "--cluster-cidr must be a range like 10.244.0.0/16, or be removed; {text:?} is none."
-                ));
-            }
-        }
-        notices.push("--cluster-cidr has no effect: pod ranges are read from the Node objects.".to_owned());
-    }
-    if let Some(period) = flags.config_sync_period {
-        mistakes.longer_than_zero("config-sync-period", period, "1m");
-        notices.push("--config-sync-period has no effect: changes arrive as they happen.".to_owned());
-    }
-    notices
 }
 
 #[cfg(test)]

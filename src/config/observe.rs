@@ -12,8 +12,6 @@ pub struct ObserveConfig {
     pub health: Option<SocketAddr>,
     /// `--metrics-addr`, `--metrics-port` and `--metrics-path`; `None` for no listener.
     pub metrics: Option<MetricsConfig>,
-    /// `--enable-pprof`.
-    pub pprof: bool,
 }
 
 /// The metrics listener.
@@ -44,11 +42,7 @@ impl ObserveConfig {
                 "--metrics-path must be a path that begins with /, for example /metrics; it is {path:?}."
             ));
         }
-        ObserveConfig {
-            health,
-            metrics: metrics.map(|address| MetricsConfig { address, path: path.to_owned() }),
-            pprof: flags.enable_pprof,
-        }
+        ObserveConfig { health, metrics: metrics.map(|address| MetricsConfig { address, path: path.to_owned() }) }
     }
 }
 

@@ -143,10 +143,10 @@ fn an_unknown_flag_is_refused_and_a_similar_one_is_named() {
 }
 
 #[test]
-fn a_refused_flag_is_named_above_and_below_the_usage_text() {
+fn a_refused_flag_is_named_in_one_sentence_and_the_next_says_where_all_are() {
     let refusal = ask(&["--qqq"]).expect_err("unknown");
     let sentence = "--qqq is not a flag of this program.";
-    assert_eq!(refusal.text, format!("{sentence}\n{}\n{sentence}", usage("sluice")));
+    assert_eq!(refusal.text, format!("{sentence}\nsluice --help lists all flags."));
 }
 
 #[test]
@@ -222,6 +222,28 @@ fn what_does_not_exist_yet_cannot_be_asked_for() {
         assert_eq!(mistakes.sentences().len(), 1, "{mistakes}");
         assert!(mistakes.to_string().starts_with(&format!("--{} is on", feature.flag)), "{mistakes}");
     }
+}
+
+#[test]
+fn a_flag_that_does_nothing_is_told_with_its_reason_and_ends_nothing() {
+    for (typed, reason) in [
+        ("--runtime-endpoint=unix:///run/containerd/containerd.sock", "this build has no direct server return yet"),
+        ("--loadbalancer-default-class=false", "this build has no address allocator yet"),
+        ("--loadbalancer-sync-period=2m", "this build has no address allocator yet"),
+        ("--bfd-port=1234", "this build has no BFD yet"),
+        ("--bfd-detection-multiplier=5", "this build has no BFD yet"),
+        ("--bfd-desired-min-tx-interval=300", "this build has no BFD yet"),
+        ("--bfd-required-min-rx-interval=300", "this build has no BFD yet"),
+        ("--enable-pprof=true", "this build has no profiler"),
+        ("--cluster-cidr=10.244.0.0/16", "pod ranges are read from the Node objects"),
+        ("--config-sync-period=5m", "changes arrive as they happen"),
+    ] {
+        let flag = typed.split('=').next().expect("a flag");
+        assert_eq!(config(&[typed]).notices, [format!("{flag} has no effect: {reason}.")]);
+    }
+    let without_proxy = config(&["--hairpin-mode", "--run-service-proxy=false"]);
+    assert_eq!(without_proxy.notices, ["--hairpin-mode has no effect: the service proxy does not run."]);
+    assert!(configured(&["--hairpin-mode"]).is_err(), "with the proxy a pod would miss it");
 }
 
 #[test]

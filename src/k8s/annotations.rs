@@ -41,6 +41,9 @@ pub const SERVICE_SKIP_LB_IPS: &str = "kube-router.io/service.skiplbips";
 pub const SERVICE_ADVERTISE_CLUSTER_IP: &str = "kube-router.io/service.advertise.clusterip";
 pub const SERVICE_ADVERTISE_EXTERNAL_IP: &str = "kube-router.io/service.advertise.externalip";
 pub const SERVICE_ADVERTISE_LOAD_BALANCER_IP: &str = "kube-router.io/service.advertise.loadbalancerip";
+const SERVICE_DSR: &str = "kube-router.io/service.dsr";
+const SERVICE_HAIRPIN: &str = "kube-router.io/service.hairpin";
+const SERVICE_HAIRPIN_EXTERNAL: &str = "kube-router.io/service.hairpin.externalips";
 pub const NODE_POD_CIDR: &str = "kube-router.io/pod-cidr";
 pub const NODE_POD_CIDRS: &str = "kube-router.io/pod-cidrs";
 pub const NODE_ASN: &str = "kube-router.io/node.asn";
@@ -67,9 +70,9 @@ pub const TABLE: &[Annotation] = &[
     row(On::Service, SERVICE_SCHEDFLAGS, "list of flag-1, flag-2, flag-3", "flags of the schedulers sh and mh"),
     row(On::Service, SERVICE_LOCAL, "true", "external traffic policy Local, whatever the spec says"),
     row(On::Service, SERVICE_SKIP_LB_IPS, "presence", "load balancer addresses are neither served nor announced"),
-    row(On::Service, "kube-router.io/service.dsr", "tunnel", "direct server return for external addresses"),
-    row(On::Service, "kube-router.io/service.hairpin", "presence", "an endpoint may reach itself by its Service"),
-    row(On::Service, "kube-router.io/service.hairpin.externalips", "presence", "hairpin for external addresses too"),
+    row(On::Service, SERVICE_DSR, "tunnel", "direct server return for external addresses"),
+    row(On::Service, SERVICE_HAIRPIN, "presence", "an endpoint may reach itself by its Service"),
+    row(On::Service, SERVICE_HAIRPIN_EXTERNAL, "presence", "hairpin for external addresses too"),
     row(On::Service, SERVICE_ADVERTISE_CLUSTER_IP, "bool", "overrides --advertise-cluster-ip"),
     row(On::Service, SERVICE_ADVERTISE_EXTERNAL_IP, "bool", "overrides --advertise-external-ip"),
     row(On::Service, SERVICE_ADVERTISE_LOAD_BALANCER_IP, "bool", "overrides --advertise-loadbalancer-ip"),
@@ -99,6 +102,15 @@ pub const TABLE: &[Annotation] = &[
 
 /// What the service proxy obeys of a Service's annotations.
 pub fn proxy_annotations(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> ProxyAnnotations {
+    for (key, noun) in [
+        (SERVICE_DSR, "direct server return"),
+        (SERVICE_HAIRPIN, "hairpin mode"),
+        (SERVICE_HAIRPIN_EXTERNAL, "hairpin mode"),
+    ] {
+        if annotations.contains_key(key) {
+            warnings.odd(key, format_args!("it has no effect: this build has no {noun} yet"));
+        }
+    }
     let scheduler = scheduler(annotations, warnings);
     ProxyAnnotations {
         scheduler,
@@ -234,6 +246,19 @@ mod tests {
         let (value, warnings) = parsed(&[(SERVICE_SCHEDULER, "fastest")]);
         assert_eq!(value.scheduler, Scheduler::Rr);
         assert!(warnings[0].starts_with("kube-router.io/service.scheduler: no scheduler is called \"fastest\""));
+    }
+
+    #[test]
+    fn what_does_not_exist_yet_is_ignored_with_a_warning() {
+        for (key, value, noun) in [
+            ("kube-router.io/service.dsr", "tunnel", "direct server return"),
+            ("kube-router.io/service.hairpin", "", "hairpin mode"),
+            ("kube-router.io/service.hairpin.externalips", "", "hairpin mode"),
+        ] {
+            let (parsed, warnings) = parsed(&[(key, value)]);
+            assert_eq!(parsed, ProxyAnnotations::default());
+            assert_eq!(warnings, [format!("{key}: it has no effect: this build has no {noun} yet")]);
+        }
     }
 
     #[test]

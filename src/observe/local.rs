@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 /// Something that was asked.
 #[derive(Debug)]
@@ -76,6 +76,26 @@ pub fn bind(path: &Path) -> Result<UnixListener, String> {
     })
 }
 
+/// Opens the socket and answers for as long as it is polled. A socket that cannot be made is reported once and tried again: that
+/// nobody can ask is no reason to leave a node without its network.
+pub async fn run(path: PathBuf, answerers: Answerers) {
+    let mut has_failed = false;
+    let listener = loop {
+        match bind(&path) {
+            Ok(listener) => break listener,
+            Err(reason) if !std::mem::replace(&mut has_failed, true) => {
+                warn!(%reason, "The local socket cannot be opened; going on without it and trying again");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(RETRY).await;
+    };
+    if has_failed {
+        info!(path = %path.display(), "The local socket is open now");
+    }
+    serve(listener, answerers).await;
+}
+
 /// Answers for as long as it is polled.
 pub async fn serve(listener: UnixListener, answerers: Answerers) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
@@ -98,6 +118,8 @@ pub async fn serve(listener: UnixListener, answerers: Answerers) {
     }
 }
 
+/// How often a socket that cannot be opened is tried again.
+const RETRY: Duration = Duration::from_secs(60);
 /// Connections at a time.
 const CONNECTIONS: usize = 8;
 /// How long one may last altogether.

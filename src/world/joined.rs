@@ -112,6 +112,11 @@ impl Joined {
         self.parts().all(|part| part.now == Authority::Complete || !part.is_wanted)
     }
 
+    /// The kinds that have not been listed in full yet.
+    pub fn unlisted(&self) -> impl Iterator<Item = Kind> {
+        self.listings.iter().filter(|listing| !listing.is_known).map(|listing| listing.kind)
+    }
+
     /// The World as of now.
     pub fn world(&self, standing: Standing) -> World {
         let Standing { proxied: authority, policed: policy_authority, routed: node_authority } = standing;

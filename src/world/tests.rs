@@ -5,7 +5,6 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::k8s::Kind;
 use crate::k8s::client::{Access, client};
 use crate::k8s::watch::tests::api_server::{self, ApiServer};
 use crate::model::{Change, HostAddress, ObjectName, Pod, Report};
@@ -38,6 +37,7 @@ fn rig(state_dir: Option<&Path>) -> Rig {
         last_known,
         clocks: vec![clock.clone()],
         report: report_out,
+        sync_timeout: Duration::from_secs(60),
     };
     let (stop, stopped) = oneshot::channel();
     let running = tokio::spawn(run(inputs, out, async move { drop(stopped.await) }));
@@ -243,6 +243,7 @@ fn from_api(client: crate::k8s::client::ApiClient, state_dir: &Path, wanted: &[W
         last_known,
         clocks: vec![clock.clone()],
         report: report_out,
+        sync_timeout: Duration::from_secs(60),
     };
     let (stop, stopped) = oneshot::channel();
     let running = tokio::spawn(run(inputs, out, async move { drop(stopped.await) }));
@@ -378,4 +379,44 @@ fn a_pod_is_small() {
 #[test]
 fn an_endpoint_is_small() {
     assert!(size_of::<crate::model::Endpoint>() <= 40, "{}", size_of::<crate::model::Endpoint>());
+}
+
+/// What is logged on this thread, while the guard lives.
+fn logged() -> (Arc<std::sync::Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
+    #[derive(Clone)]
+    struct Out(Arc<std::sync::Mutex<Vec<u8>>>);
+    impl std::io::Write for Out {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("nobody panics with it").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let bytes = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let out = Out(bytes.clone());
+    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || out.clone()).finish();
+    (bytes, tracing::subscriber::set_default(log))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_is_not_known_in_time_is_said_to_be_so_once_and_waited_for() {
+    for is_in_time in [true, false] {
+        let (bytes, _guard) = logged();
+        let mut rig = rig(None);
+        rig.say(1, Event::Listing(Kind::Service)).await;
+        if is_in_time {
+            rig.say(2, Event::Listed(Kind::Service)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let text = String::from_utf8(bytes.lock().expect("nobody panics with it").clone()).expect("text");
+        let count = text.matches("within --cache-sync-timeout").count();
+        assert_eq!(count, usize::from(!is_in_time), "{text}");
+        if !is_in_time {
+            assert!(text.contains("missing=Service"), "{text}");
+            rig.say(3, Event::Listed(Kind::Service)).await;
+            assert_eq!(rig.next().await.authority, Authority::Complete);
+        }
+    }
 }

@@ -139,8 +139,15 @@ fn fed() -> Fed {
     let (report, _) = watch::channel(Report::default());
     let clock = Arc::new(EventClock::new(Instant::now()));
     let clocks = vec![clock.clone()];
-    let inputs =
-        Inputs { messages: receiver, wanted: WANTED.to_vec(), host: host_receiver, last_known: None, clocks, report };
+    let inputs = Inputs {
+        messages: receiver,
+        wanted: WANTED.to_vec(),
+        host: host_receiver,
+        last_known: None,
+        clocks,
+        report,
+        sync_timeout: Duration::MAX,
+    };
     tokio::spawn(world::run(inputs, out, std::future::pending()));
     Fed { messages, world, clock, _host: host }
 }

@@ -84,7 +84,15 @@ fn reader(messages: mpsc::Receiver<Message>) -> Reader {
     let (report, _) = watch::channel(Report::default());
     let clock = Arc::new(EventClock::new(Instant::now()));
     let clocks = vec![clock.clone()];
-    let inputs = Inputs { messages, wanted: WANTED.to_vec(), host: host_receiver, last_known: None, clocks, report };
+    let inputs = Inputs {
+        messages,
+        wanted: WANTED.to_vec(),
+        host: host_receiver,
+        last_known: None,
+        clocks,
+        report,
+        sync_timeout: Duration::MAX,
+    };
     tokio::spawn(world::run(inputs, out, std::future::pending()));
     Reader { world, clock, _host: host }
 }

@@ -37,7 +37,7 @@ use super::{Event, Message, Wanted};
 /// Reads and watches a directory, and tells what is wanted of it, until the receiver is gone.
 ///
 /// # Errors
-/// Only where the thread cannot be started. A directory that is not there is waited for, and reported.
+/// Only where the thread cannot be started. A directory that goes away is waited for, and reported.
 pub fn spawn(path: PathBuf, wanted: Vec<Wanted>, outages: Outages, out: Sender<Message>) -> std::io::Result<()> {
     let catalog = Catalog::of(wanted.iter().map(Wanted::kind));
     let source = Source { path, wanted, outages, out, catalog, told_unknown: None, untold: Vec::new() };

@@ -1,0 +1,86 @@
+//! Flags that are accepted and do nothing: the user is told, once at the start, so that nobody relies on them.
+//!
+//! Manifests written for kube-router name flags that mean nothing here, or nothing yet. Where such a flag would leave a cluster
+//! without something that it needs, asking for it is a mistake instead ([`super::FEATURES`]).
+
+use super::command_line::defaults;
+use super::flags::Flags;
+use super::mistakes::Mistakes;
+use super::value::prefix;
+
+/// A flag that does nothing with these flags.
+struct Idle {
+    flag: &'static str,
+    /// Whether it was given, so far as that can be told: with another value than its default.
+    is_given: fn(&Flags, &Flags) -> bool,
+    reason: &'static str,
+}
+
+const NO_ALLOCATOR: &str = "this build has no address allocator yet";
+const NO_BFD: &str = "this build has no BFD yet";
+
+const IDLE: [Idle; 11] = [
+    Idle {
+        flag: "cluster-cidr",
+        is_given: |typed, default| typed.cluster_cidr != default.cluster_cidr,
+        reason: "pod ranges are read from the Node objects",
+    },
+    Idle {
+        flag: "config-sync-period",
+        is_given: |typed, default| typed.config_sync_period != default.config_sync_period,
+        reason: "changes arrive as they happen",
+    },
+    Idle {
+        flag: "runtime-endpoint",
+        is_given: |typed, default| typed.runtime_endpoint != default.runtime_endpoint,
+        reason: "this build has no direct server return yet",
+    },
+    Idle {
+        flag: "loadbalancer-default-class",
+        is_given: |typed, default| typed.loadbalancer_default_class != default.loadbalancer_default_class,
+        reason: NO_ALLOCATOR,
+    },
+    Idle {
+        flag: "loadbalancer-sync-period",
+        is_given: |typed, default| typed.loadbalancer_sync_period != default.loadbalancer_sync_period,
+        reason: NO_ALLOCATOR,
+    },
+    Idle { flag: "bfd-port", is_given: |typed, default| typed.bfd_port != default.bfd_port, reason: NO_BFD },
+    Idle {
+        flag: "bfd-detection-multiplier",
+        is_given: |typed, default| typed.bfd_detection_multiplier != default.bfd_detection_multiplier,
+        reason: NO_BFD,
+    },
+    Idle {
+        flag: "bfd-desired-min-tx-interval",
+        is_given: |typed, default| typed.bfd_desired_min_tx_interval != default.bfd_desired_min_tx_interval,
+        reason: NO_BFD,
+    },
+    Idle {
+        flag: "bfd-required-min-rx-interval",
+        is_given: |typed, default| typed.bfd_required_min_rx_interval != default.bfd_required_min_rx_interval,
+        reason: NO_BFD,
+    },
+    Idle { flag: "enable-pprof", is_given: |typed, _| typed.enable_pprof, reason: "this build has no profiler" },
+    Idle {
+        flag: "hairpin-mode",
+        is_given: |typed, _| typed.hairpin_mode && !typed.run_service_proxy,
+        reason: "the service proxy does not run",
+    },
+];
+
+/// One sentence for each flag that does nothing. The values of such flags are checked all the same.
+pub(super) fn notices(flags: &Flags, mistakes: &mut Mistakes) -> Vec<String> {
+    for text in flags.cluster_cidr.split(',').filter(|_| !flags.cluster_cidr.is_empty()) {
+        if prefix(text).is_none() {
+            mistakes
+                .add(format!("--cluster-cidr must be a range like 10.244.0.0/16, or be removed; {text:?} is none."));
+        }
+    }
+    if let Some(period) = flags.config_sync_period {
+        mistakes.longer_than_zero("config-sync-period", period, "1m");
+    }
+    let defaults = defaults();
+    let idle = IDLE.iter().filter(|idle| (idle.is_given)(flags, &defaults));
+    idle.map(|Idle { flag, reason, .. }| format!("--{flag} has no effect: {reason}.")).collect()
+}
