@@ -10,18 +10,17 @@
 //!
 //! Nothing opens that way, whatever the order of events, and a pod that replaces one with the same labels loses nothing.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::net::IpAddr;
-use std::slice;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use crate::model::{ObjectName, Pod};
+use crate::model::{self, Claim, ObjectName, Pod, Store};
+use crate::net::{Family, PerFamily};
 
 /// The pods that take part (`Pod::takes_part`), by address.
 #[derive(Default)]
-pub struct Claims {
-    all: HashMap<IpAddr, Claimants>,
-}
+pub struct Claims(model::Claims<IpAddr, Arc<Claimant>, Addresses>);
 
 /// A pod that takes part.
 pub struct Claimant {
@@ -31,50 +30,71 @@ pub struct Claimant {
     pub is_local: bool,
 }
 
-enum Claimants {
-    One(Arc<Claimant>),
-    /// Two or more, sorted by name.
-    Several(Vec<Arc<Claimant>>),
+impl Claim for Claimant {
+    type Claimant = ObjectName;
+
+    fn claimant(&self) -> &ObjectName {
+        &self.name
+    }
+
+    fn order(&self, other: &Claimant) -> Ordering {
+        self.name.cmp(&other.name)
+    }
+}
+
+/// The first pod of each address. Each family has a table of its own: with 300,000 addresses the size of an entry is what all
+/// of this weighs.
+#[derive(Default)]
+struct Addresses {
+    v4: HashMap<Ipv4Addr, Arc<Claimant>>,
+    v6: HashMap<Ipv6Addr, Arc<Claimant>>,
+}
+
+impl Store<IpAddr, Arc<Claimant>> for Addresses {
+    fn get(&self, address: &IpAddr) -> Option<&Arc<Claimant>> {
+        match address {
+            IpAddr::V4(address) => self.v4.get(address),
+            IpAddr::V6(address) => self.v6.get(address),
+        }
+    }
+
+    fn set(&mut self, address: &IpAddr, claimant: Option<Arc<Claimant>>) {
+        match (*address, claimant) {
+            (IpAddr::V4(address), Some(claimant)) => drop(self.v4.insert(address, claimant)),
+            (IpAddr::V6(address), Some(claimant)) => drop(self.v6.insert(address, claimant)),
+            (IpAddr::V4(address), None) => drop(self.v4.remove(&address)),
+            (IpAddr::V6(address), None) => drop(self.v6.remove(&address)),
+        }
+    }
 }
 
 impl Claims {
     /// Makes room for so many addresses more than there are.
-    pub fn reserve(&mut self, more: usize) {
-        self.all.reserve(more);
+    pub fn reserve(&mut self, more: PerFamily<usize>) {
+        let Addresses { v4, v6 } = self.0.store();
+        v4.reserve(*more.of(Family::V4));
+        v6.reserve(*more.of(Family::V6));
     }
 
     /// The pods that have this address, sorted by name.
     pub fn of(&self, address: IpAddr) -> &[Arc<Claimant>] {
-        match self.all.get(&address) {
-            None => &[],
-            Some(Claimants::One(claimant)) => slice::from_ref(claimant),
-            Some(Claimants::Several(claimants)) => claimants,
-        }
+        self.0.of(&address)
     }
 
-    /// Takes in one claim of a pod that has none to this address yet.
+    /// Takes in one claim of a pod.
     pub fn add(&mut self, address: IpAddr, claimant: &Arc<Claimant>) {
-        let mut claimants = self.of(address).to_vec();
-        claimants.push(claimant.clone());
-        claimants.sort_by(|one, other| one.name.cmp(&other.name));
-        self.put(address, claimants);
+        self.0.put(&address, &claimant.name, Some(claimant.clone()));
     }
 
     /// Forgets one claim.
     pub fn remove(&mut self, address: IpAddr, name: &ObjectName) {
-        let others = self.of(address).iter().filter(|claimant| claimant.name != *name);
-        self.put(address, others.cloned().collect());
+        self.0.put(&address, name, None);
     }
 
-    fn put(&mut self, address: IpAddr, mut claimants: Vec<Arc<Claimant>>) {
-        match (claimants.len(), claimants.pop()) {
-            (_, None) => drop(self.all.remove(&address)),
-            (1, Some(only)) => drop(self.all.insert(address, Claimants::One(only))),
-            (_, Some(last)) => {
-                claimants.push(last);
-                self.all.insert(address, Claimants::Several(claimants));
-            }
-        }
+    /// Whether no address is claimed.
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
+        self.0.all().v4.is_empty() && self.0.all().v6.is_empty() && self.0.contested().next().is_none()
     }
 }
 
@@ -105,7 +125,7 @@ mod tests {
             claims.remove(address("10.244.1.1"), &object("shop/a"));
             assert_eq!(names(&claims), ["shop/c"]);
             claims.remove(address("10.244.1.1"), &object("shop/c"));
-            assert!(names(&claims).is_empty() && claims.all.is_empty());
+            assert!(names(&claims).is_empty() && claims.is_empty());
         }
     }
 

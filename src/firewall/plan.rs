@@ -25,6 +25,7 @@ use std::sync::Arc;
 use compact_str::CompactString;
 
 use crate::model::{Change, Cluster, Labels, Namespace, ObjectName, Pod, Table, World};
+use crate::net::{Family, PerFamily};
 
 use super::claims::{Claimant, Claims};
 use super::index::{Index, SetIndex};
@@ -111,7 +112,9 @@ impl Plan {
     /// Brings the claims to addresses up to date, and finds where sets may differ by them.
     fn take_in_pods(&mut self, older: &Cluster, dirty: &mut Dirty) {
         let newer = self.cluster.clone();
-        self.claims.reserve(newer.pods.len().saturating_sub(older.pods.len()));
+        if older.pods.is_empty() {
+            self.reserve_claims();
+        }
         for change in newer.pods.changes_since(&older.pods) {
             let (before, after) = match change {
                 Change::Added(_, new) => (None, Some(new)),
@@ -130,6 +133,16 @@ impl Plan {
             self.move_claims(change.key(), before, after);
             addresses().for_each(|address| self.note_places(*address, &newer.namespaces, dirty));
         }
+    }
+
+    /// Makes room for the addresses of all pods at once.
+    fn reserve_claims(&mut self) {
+        let mut addresses: PerFamily<usize> = PerFamily::default();
+        let pods = self.cluster.pods.iter().filter(|(_, pod)| pod.takes_part());
+        for address in pods.flat_map(|(_, pod)| &pod.addresses) {
+            *addresses.of_mut(Family::from(*address)) += 1;
+        }
+        self.claims.reserve(addresses);
     }
 
     fn move_claims(&mut self, name: &ObjectName, before: Option<&Arc<Pod>>, after: Option<&Arc<Pod>>) {

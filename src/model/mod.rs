@@ -1,8 +1,9 @@
 //! The cluster and this host in our own words: plain data, parsed once at the door.
 //!
 //! Reading order: [`World`] is what subsystems see; [`Cluster`] and [`Host`] are its halves; one file
-//! for each kind of object. Nothing here knows the Kubernetes client, the kernel or a file format.
+//! for each kind of object. [`Claims`] says who has what several claim. Nothing here knows the Kubernetes client, the kernel or a file format.
 
+mod claims;
 mod endpoint;
 mod event_clock;
 mod host;
@@ -15,6 +16,7 @@ mod selector;
 mod service;
 mod table;
 
+pub use claims::{Claim, Claims, Store};
 pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Use};
 pub use event_clock::EventClock;
 pub use host::{Host, HostAddress, HostLink, OnLink};

@@ -1,78 +1,78 @@
 //! Things that several may claim: an address in a set, a neighbour, a service's address.
 //!
-//! A thing is there while anybody claims it, and it is as the first of its claimants says, in their order. Who came first in
-//! time has no part in it.
+//! A thing is there while anybody claims it, and it is as the first of its claimants says, in the claimants' own order
+//! ([`model::Claims`](crate::model::Claims)).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Ordering;
+
+use crate::model::{self, Claim};
 
 /// All claims, by what is claimed and by who claims it.
 #[derive(Clone, Debug)]
-pub struct Claims<K, O, V> {
-    claims: BTreeMap<K, BTreeMap<O, V>>,
-    /// What more than one claims.
-    contested: BTreeSet<K>,
+pub struct Claims<K, O, V>(model::Claims<K, By<O, V>>);
+
+/// What one claimant says a thing is.
+#[derive(Clone, Debug)]
+struct By<O, V> {
+    owner: O,
+    value: V,
+}
+
+impl<O: Ord, V> Claim for By<O, V> {
+    type Claimant = O;
+
+    fn claimant(&self) -> &O {
+        &self.owner
+    }
+
+    fn order(&self, other: &By<O, V>) -> Ordering {
+        self.owner.cmp(&other.owner)
+    }
 }
 
 impl<K, O, V> Default for Claims<K, O, V> {
     fn default() -> Self {
-        Claims { claims: BTreeMap::new(), contested: BTreeSet::new() }
+        Claims(model::Claims::default())
     }
 }
 
 impl<K: Ord + Clone, O: Ord + Clone, V: PartialEq + Clone> Claims<K, O, V> {
     /// Sets or takes back one claim. True if that changed what the thing is, or whether it is there.
     pub fn put(&mut self, key: &K, owner: &O, value: Option<V>) -> bool {
-        let before = self.first(key).cloned();
-        match value {
-            Some(value) => {
-                self.claims.entry(key.clone()).or_default().insert(owner.clone(), value);
-            }
-            None => {
-                let Some(claims) = self.claims.get_mut(key) else { return false };
-                claims.remove(owner);
-                if claims.is_empty() {
-                    self.claims.remove(key);
-                }
-            }
-        }
-        if self.owners(key).nth(1).is_some() {
-            self.contested.insert(key.clone());
-        } else {
-            self.contested.remove(key);
-        }
-        self.first(key) != before.as_ref()
+        let before = self.0.put(key, owner, value.map(|value| By { owner: owner.clone(), value }));
+        self.first(key) != before.as_ref().map(|before| &before.value)
     }
 
     /// What more than one claims, and who does, in their order.
     pub fn contested(&self) -> impl Iterator<Item = (&K, Vec<&O>)> {
-        self.contested.iter().map(|key| (key, self.owners(key).collect()))
+        self.0.contested().map(|(key, all)| (key, all.iter().map(|by| &by.owner).collect()))
     }
 
     /// What a thing is; `None` when nobody claims it.
     pub fn first(&self, key: &K) -> Option<&V> {
-        self.claims.get(key)?.values().next()
+        self.0.first(key).map(|by| &by.value)
     }
 
     /// Who claims a thing, in their order.
     pub fn owners(&self, key: &K) -> impl Iterator<Item = &O> {
-        self.claims.get(key).into_iter().flat_map(BTreeMap::keys)
+        self.0.of(key).iter().map(|by| &by.owner)
     }
 
     /// All things that are claimed.
     pub fn keys(&self) -> impl Iterator<Item = &K> {
-        self.claims.keys()
+        self.0.all().keys()
     }
 
     pub fn len(&self) -> usize {
-        self.claims.len()
+        self.0.all().len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.claims.is_empty()
+        self.0.all().is_empty()
     }
 
     pub fn contains(&self, key: &K) -> bool {
-        self.claims.contains_key(key)
+        self.0.first(key).is_some()
     }
 }
 
@@ -94,5 +94,13 @@ mod tests {
         assert!(claims.put(&"x", &2, None));
         assert!(!claims.put(&"x", &2, None));
         assert!(claims.is_empty());
+    }
+
+    #[test]
+    fn who_claims_a_thing_next_changes_nothing_where_both_say_the_same() {
+        let mut claims: Claims<&str, u8, char> = Claims::default();
+        assert!(claims.put(&"x", &1, Some('a')));
+        assert!(!claims.put(&"x", &2, Some('a')));
+        assert!(!claims.put(&"x", &1, None), "the other one says so too");
     }
 }
