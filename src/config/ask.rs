@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
 
-use super::command_line::{Refusal, Request};
 use super::flags::DEFAULT_SOCKET;
+use super::refusal::Refusal;
 
 /// What is asked of the program that runs on this host.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,7 +56,8 @@ enum Policy {
     },
 }
 
-const USAGE: &str = "\
+/// The words that a question takes.
+pub(super) const USAGE: &str = "\
 Usage: sluice policy explain --from WHO --to WHERE [-o text|json] [--socket PATH]
 Say whether packets pass, and which policy and rule decides. The sluice that runs on this host is asked.
       --from     NAMESPACE/POD or an address
@@ -69,14 +70,14 @@ pub(super) fn is_ask(words: &[OsString]) -> bool {
     words.get(1).is_some_and(|word| word == "policy")
 }
 
-/// Reads a question. `words` begins with the name of the program.
-pub(super) fn ask(words: &[OsString]) -> Result<Request, Refusal> {
+/// Reads a question; `None` where the user wants to know what can be asked ([`USAGE`]). `words` begins with the name of the program.
+pub(super) fn ask(words: &[OsString]) -> Result<Option<Ask>, Refusal> {
     if words.iter().any(|word| word == "--help" || word == "-h") {
-        return Ok(Request::Print(USAGE.to_owned()));
+        return Ok(None);
     }
     match Words::try_parse_from(words) {
         Ok(Words { about: About::Policy(Policy::Explain { from, to, output, socket }) }) => {
-            Ok(Request::Ask(Ask::PolicyExplain { from, to, output, socket }))
+            Ok(Some(Ask::PolicyExplain { from, to, output, socket }))
         }
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Err(Refusal { text: USAGE.to_owned(), exit_code: 2 })

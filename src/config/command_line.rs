@@ -17,9 +17,10 @@ use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches};
 
-use super::ask::{Ask, ask, is_ask};
+use super::ask::{self, Ask};
 use super::duration::GoDuration;
 use super::flags::Flags;
+use super::refusal::Refusal;
 use super::value::{Addresses, Strings, Uints, switch, unsigned};
 
 /// What the command line asks for.
@@ -33,18 +34,11 @@ pub enum Request {
     Print(String),
 }
 
-/// Why a command line cannot be followed.
-#[derive(Debug)]
-pub struct Refusal {
-    /// What to print, without the last line end.
-    pub text: String,
-    pub exit_code: u8,
-}
-
 /// Reads a command line. `words` begins with the name of the program.
 pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
-    if is_ask(words) {
-        return ask(words);
+    if ask::is_ask(words) {
+        let asked = ask::ask(words)?;
+        return Ok(asked.map_or_else(|| Request::Print(ask::USAGE.to_owned()), Request::Ask));
     }
     let program = words.first().map_or_else(|| "sluice".to_owned(), |word| word.to_string_lossy().into_owned());
     let matches = command().try_get_matches_from(words).map_err(|error| flag_refusal(&error, &program))?;

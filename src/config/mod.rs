@@ -13,12 +13,14 @@
 mod ask;
 mod command_line;
 mod duration;
+mod environment;
 mod firewall;
 mod flags;
 mod mistakes;
 mod notices;
 mod observe;
 mod proxy;
+mod refusal;
 mod router;
 mod service_ranges;
 mod value;
@@ -29,13 +31,15 @@ use std::time::Duration;
 use http::Uri;
 
 pub use ask::{Ask, Output};
-pub use command_line::{Refusal, Request, TOOLCHAIN, VERSION, request, usage};
+pub use command_line::{Request, TOOLCHAIN, VERSION, request, usage};
 pub use duration::GoDuration;
+pub use environment::Environment;
 pub use firewall::FirewallConfig;
 pub use flags::Flags;
 pub use mistakes::Mistakes;
 pub use observe::{MetricsConfig, ObserveConfig};
 pub use proxy::ProxyConfig;
+pub use refusal::Refusal;
 pub use router::{Advertise, GracefulRestart, Overlay, Reach, RouterConfig, RouterId};
 pub use service_ranges::ServiceRanges;
 
@@ -91,17 +95,6 @@ pub enum Source {
 pub enum LogFormat {
     Text,
     Json,
-}
-
-/// What the configuration needs to know of the process's surroundings.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Environment {
-    /// The variable `NODE_NAME`; `None` when it is not set.
-    pub node_name: Option<String>,
-    /// The name the kernel has for this host.
-    pub host_name: String,
-    /// The variable `KUBE_ROUTER_CNI_CONF_FILE`; `None` when it is not set.
-    pub cni_file: Option<PathBuf>,
 }
 
 /// What a user can switch on, and whether this build has it.

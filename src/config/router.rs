@@ -9,8 +9,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Environment;
 use super::duration::GoDuration;
+use super::environment::Environment;
 use super::flags::Flags;
 use super::mistakes::Mistakes;
 use super::service_ranges::ServiceRanges;

@@ -267,5 +267,4 @@ pub fn withdrawal(version: Version, clock: Clock, prefix: IpNet, shown: &Shown) 
 }
 
 #[cfg(test)]
-#[path = "routes/tests.rs"]
 pub(super) mod tests;

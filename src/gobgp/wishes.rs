@@ -131,5 +131,4 @@ fn most(peer: &Peer, family: Family) -> Option<u32> {
 }
 
 #[cfg(test)]
-#[path = "wishes/tests.rs"]
 mod tests;

@@ -79,5 +79,4 @@ fn has_local_endpoint(service: &Service, endpoints: &Endpoints, name: &str, fami
 }
 
 #[cfg(test)]
-#[path = "advertise/tests.rs"]
 mod tests;

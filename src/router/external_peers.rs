@@ -99,5 +99,4 @@ pub fn passwords(text: &str, peers: usize) -> (Vec<Password>, Vec<String>) {
 }
 
 #[cfg(test)]
-#[path = "external_peers/tests.rs"]
 mod tests;

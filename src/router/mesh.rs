@@ -113,5 +113,4 @@ pub fn session_addresses(here: IpAddr, there: IpAddr, own: &Identity, node: &Nod
 }
 
 #[cfg(test)]
-#[path = "mesh/tests.rs"]
 mod tests;

@@ -487,5 +487,4 @@ fn replace<K: Ord + Clone, V: PartialEq>(map: &mut BTreeMap<K, V>, new: BTreeMap
 }
 
 #[cfg(test)]
-#[path = "plan/tests.rs"]
 mod tests;

@@ -295,5 +295,4 @@ fn neighbours(base: &str, addresses: impl Iterator<Item = IpAddr>, family: Famil
 }
 
 #[cfg(test)]
-#[path = "policy/tests.rs"]
 mod tests;

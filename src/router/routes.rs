@@ -322,5 +322,4 @@ fn parameters(remote: IpAddr, place: Place<'_>) -> Option<Tunnel> {
 }
 
 #[cfg(test)]
-#[path = "routes/tests.rs"]
 mod tests;

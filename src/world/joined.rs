@@ -400,5 +400,4 @@ fn fill<K: Ord + Clone, V: PartialEq>(table: &mut Table<K, V>, from: &Table<K, V
 }
 
 #[cfg(test)]
-#[path = "joined/tests.rs"]
 mod tests;

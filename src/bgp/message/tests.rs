@@ -1,14 +1,9 @@
 //! Messages against bytes written by hand from the RFCs, and against whatever bytes chance makes.
 
-#[path = "tests/chance.rs"]
 mod chance;
-#[path = "tests/errors.rs"]
 mod errors;
-#[path = "tests/open.rs"]
 mod open;
-#[path = "tests/update.rs"]
 mod update;
-#[path = "tests/wire.rs"]
 mod wire;
 
 use super::*;

@@ -1,12 +1,8 @@
 //! The machine of one neighbour: its whole table, and the rules that the table does not show.
 
-#[path = "tests/collision.rs"]
 mod collision;
-#[path = "tests/restart.rs"]
 mod restart;
-#[path = "tests/time.rs"]
 mod time;
-#[path = "tests/transitions.rs"]
 mod transitions;
 
 use super::super::message::{

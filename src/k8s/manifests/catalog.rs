@@ -340,5 +340,4 @@ fn hash(text: &str) -> u64 {
 }
 
 #[cfg(test)]
-#[path = "catalog/tests.rs"]
 mod tests;

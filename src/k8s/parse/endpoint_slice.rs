@@ -168,5 +168,4 @@ fn conditions(written: ConditionsObject) -> Conditions {
 }
 
 #[cfg(test)]
-#[path = "endpoint_slice/tests.rs"]
 mod tests;

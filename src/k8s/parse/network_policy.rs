@@ -349,5 +349,4 @@ mod written {
 }
 
 #[cfg(test)]
-#[path = "network_policy/tests.rs"]
 mod tests;

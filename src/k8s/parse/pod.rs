@@ -136,5 +136,4 @@ fn named_ports(spec: &Spec, warnings: &mut Warnings) -> Vec<NamedPort> {
 }
 
 #[cfg(test)]
-#[path = "pod/tests.rs"]
 mod tests;

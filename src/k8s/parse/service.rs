@@ -291,5 +291,4 @@ fn health_check_node_port(spec: &Spec, warnings: &mut Warnings) -> Option<u16> {
 }
 
 #[cfg(test)]
-#[path = "service/tests.rs"]
 mod tests;

@@ -1,0 +1,14 @@
+//! The process's surroundings, as far as the configuration depends on them.
+
+use std::path::PathBuf;
+
+/// What the configuration needs to know of the process's surroundings.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Environment {
+    /// The variable `NODE_NAME`; `None` when it is not set.
+    pub node_name: Option<String>,
+    /// The name the kernel has for this host.
+    pub host_name: String,
+    /// The variable `KUBE_ROUTER_CNI_CONF_FILE`; `None` when it is not set.
+    pub cni_file: Option<PathBuf>,
+}
