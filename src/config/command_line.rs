@@ -35,6 +35,9 @@ pub enum Request {
 }
 
 /// Reads a command line. `words` begins with the name of the program.
+///
+/// # Errors
+/// A flag is unknown or cannot be read, or a word belongs to no flag: what to print, and the exit code.
 pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
     if ask::is_ask(words) {
         let asked = ask::ask(words)?;

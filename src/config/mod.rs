@@ -131,6 +131,9 @@ impl Config {
     /// What the flags mean in these surroundings, or everything that is wrong with them.
     ///
     /// `verbosity` is the checked value of `-v` (see [`Request::Run`]).
+    ///
+    /// # Errors
+    /// Everything that is wrong with the flags, one sentence each.
     pub fn from_flags(flags: &Flags, verbosity: u8, environment: &Environment) -> Result<Config, Mistakes> {
         let mut mistakes = Mistakes::default();
         if !flags.cleanup_config {

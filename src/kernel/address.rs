@@ -83,6 +83,9 @@ const SCOPE_LINK: u8 = 253;
 const SCOPE_HOST: u8 = 254;
 
 /// All addresses of the network namespace of the calling thread, by device and in the kernel's order.
+///
+/// # Errors
+/// The socket cannot be opened, or the kernel does not answer.
 pub fn host_addresses() -> Result<Vec<HostAddress>, Error> {
     let mut socket = Socket::open(Bus::Route)?;
     let devices: BTreeMap<u32, link::Device> =
@@ -106,6 +109,9 @@ pub fn host_addresses() -> Result<Vec<HostAddress>, Error> {
 
 impl Addresses {
     /// Opens sockets in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// A socket cannot be opened.
     pub fn open(links: impl IntoIterator<Item = LinkName>) -> Result<Addresses, Error> {
         Ok(Addresses { socket: Socket::open(Bus::Route)?, links: links.into_iter().collect() })
     }

@@ -74,6 +74,9 @@ struct Tracked {
 
 /// Makes the kernel forget these flows, in the network namespace of the calling thread. Returns how many
 /// entries it forgot. Flows that are not tracked are fine.
+///
+/// # Errors
+/// The kernel refused to list flows or to delete one. Every other flow that was listed is forgotten.
 pub fn forget(flows: &[Flows]) -> Result<usize, Error> {
     if flows.is_empty() {
         return Ok(0);

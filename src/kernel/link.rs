@@ -78,6 +78,9 @@ const CARRIER: u32 = 0x1_0000;
 
 impl Links {
     /// Opens sockets in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// A socket cannot be opened.
     pub fn open(names: impl IntoIterator<Item = LinkName>) -> Result<Links, Error> {
         Ok(Links { socket: Socket::open(Bus::Route)?, names: names.into_iter().collect() })
     }

@@ -23,6 +23,9 @@ const LONGEST: usize = 80;
 
 impl Secret {
     /// Reads a secret; `None` for an empty text, which says that there is none.
+    ///
+    /// # Errors
+    /// The text is not base64, or the kernel takes no key of this form.
     pub fn from_base64(text: &str) -> Result<Option<Secret>, NoSecret> {
         let bytes = decoded(text).ok_or(NoSecret::NotBase64)?;
         match bytes.len() {

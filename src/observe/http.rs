@@ -47,6 +47,9 @@ pub enum Site {
 }
 
 /// Opens a listener. The error is a sentence that names the flags `--<name>-addr` and `--<name>-port`.
+///
+/// # Errors
+/// The address is not of this host, or somebody else listens there.
 pub async fn bind(name: &str, address: SocketAddr) -> Result<TcpListener, String> {
     let bound = match listener(address) {
         Err(error) if is_any_address(address) && has_no_ipv6(&error) => {

@@ -18,16 +18,25 @@ pub trait Target {
 
     /// Everything of ours that exists. Must recognise it without memory of an earlier run, and must not
     /// return, not even read where that is avoidable, what belongs to others.
+    ///
+    /// # Errors
+    /// The kernel refused, or its answer made no sense. Nothing is known then.
     fn read(&mut self) -> Result<BTreeMap<Self::Key, Self::Value>, Self::Error>;
 
     /// Like [`read`](Target::read), for these keys only: what exists of them. Families whose full read is
     /// expensive override this, so that an audit and a read-back can go in portions.
+    ///
+    /// # Errors
+    /// As for [`read`](Target::read).
     fn read_some(&mut self, keys: &[Self::Key]) -> Result<BTreeMap<Self::Key, Self::Value>, Self::Error> {
         let mut all = self.read()?;
         Ok(keys.iter().filter_map(|key| all.remove_entry(key)).collect())
     }
 
     /// The keys of everything of ours that exists.
+    ///
+    /// # Errors
+    /// As for [`read`](Target::read).
     fn keys(&mut self) -> Result<BTreeSet<Self::Key>, Self::Error> {
         Ok(self.read()?.into_keys().collect())
     }

@@ -27,6 +27,9 @@ impl Framing {
 
     /// The next whole message, if there is one. `extended`: we have said that we take long ones.
     /// After an error nothing that follows makes sense.
+    ///
+    /// # Errors
+    /// The header is wrong (RFC 4271 section 6.1): what the peer is to be told.
     pub fn next(&mut self, extended: bool) -> Result<Option<Frame<'_>>, Notification> {
         let rest = self.bytes.get(self.done..).unwrap_or_default();
         let mut reader = Reader::new(rest);

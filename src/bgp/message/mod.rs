@@ -102,6 +102,9 @@ pub struct Frame<'a> {
 
 /// Reads one message. UPDATE is read in this dialect; before there is one it is not read at all, and empty: the session ends
 /// then in any case.
+///
+/// # Errors
+/// The message cannot be read in a way that leaves the session up: what the peer is to be told.
 pub fn decode(frame: Frame, dialect: Option<&Dialect>) -> Result<Message, Notification> {
     let Frame { kind, body } = frame;
     match kind {

@@ -44,6 +44,9 @@ struct Found {
 impl Bridges {
     /// Opens a socket in the network namespace of the calling thread. `compares_mtu`: whether the MTU is decided by us,
     /// until a change says so or otherwise; where it is not it reads as `None`.
+    ///
+    /// # Errors
+    /// The socket cannot be opened.
     pub fn open(name: LinkName, compares_mtu: bool) -> Result<Bridges, Error> {
         Ok(Bridges { socket: Socket::open(Bus::Route)?, name, compares_mtu })
     }

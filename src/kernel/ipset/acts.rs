@@ -32,11 +32,17 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(20);
 
 impl Ipset {
     /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The socket cannot be opened.
     pub fn open() -> Result<Ipset, Error> {
         Ok(Ipset { socket: Socket::open(Bus::Netfilter)?, revisions: BTreeMap::new() })
     }
 
     /// The names of all sets.
+    ///
+    /// # Errors
+    /// The kernel does not list its sets, for one because it has no ipset.
     pub fn names(&mut self) -> Result<BTreeSet<SetName>, Error> {
         let mut message = listing("", wire::ONLY_NAMES);
         let names = self.socket.dump(&mut message, wire::set_name).map_err(|fault| error("list sets", "", fault))?;
@@ -44,6 +50,9 @@ impl Ipset {
     }
 
     /// All sets that pass, without their elements.
+    ///
+    /// # Errors
+    /// The kernel does not list its sets, or describes one in a way that makes no sense.
     pub fn specs(&mut self, pass: impl Fn(&SetName) -> bool) -> Result<BTreeMap<SetName, SetSpec>, Error> {
         let mut message = listing("", wire::ONLY_HEADERS);
         let found = self.socket.dump(&mut message, |answer| {
@@ -54,6 +63,9 @@ impl Ipset {
     }
 
     /// The elements of a set; none where the set does not exist.
+    ///
+    /// # Errors
+    /// The kernel does not list the set, or an element makes no sense.
     pub fn entries(&mut self, set: &SetName) -> Result<Vec<Entry>, Error> {
         let mut message = listing(&set.0, 0);
         match self.socket.dump(&mut message, |answer| Some(wire::entries(answer))) {
@@ -85,6 +97,9 @@ impl Ipset {
     }
 
     /// Makes a set. One that exists and is the same is fine; one that differs fails with "exists".
+    ///
+    /// # Errors
+    /// The kernel refuses the set, or has another one of this name.
     pub fn create(&mut self, name: &SetName, spec: SetSpec) -> Result<(), Error> {
         let revision = self.revision(spec.kind, spec.family)?;
         let mut message = Messages::new();
@@ -93,6 +108,9 @@ impl Ipset {
     }
 
     /// Lets two sets of one type change their names, at once for every packet.
+    ///
+    /// # Errors
+    /// One of the sets does not exist, or their types differ.
     pub fn swap(&mut self, one: &SetName, other: &SetName) -> Result<(), Error> {
         let mut message = Messages::new();
         wire::begin(&mut message, command::SWAP, &one.0).text(outer::OTHER_SET, &other.0);
@@ -100,6 +118,9 @@ impl Ipset {
     }
 
     /// Deletes a set with its elements. Missing is fine. A set that is still in use is waited for, a moment.
+    ///
+    /// # Errors
+    /// The kernel refuses, for one because the set is in use.
     pub fn destroy(&mut self, name: &SetName) -> Result<(), Error> {
         let mut message = Messages::new();
         wire::begin(&mut message, command::DESTROY, &name.0);

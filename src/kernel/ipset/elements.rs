@@ -25,6 +25,9 @@ const FEW: usize = 4096;
 
 impl Elements {
     /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The socket cannot be opened.
     pub fn open(ours: Vec<Name>) -> Result<Elements, Error> {
         Ok(Elements { ipset: Ipset::open()?, ours, took: PerFamily::default() })
     }

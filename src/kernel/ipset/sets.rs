@@ -25,6 +25,9 @@ impl Sets {
     /// Opens a socket in the network namespace of the calling thread. `temporary` is the name of the second set
     /// during a replacement; no other owner may use it. A crash may leave it behind: it reads as ours and is
     /// never wanted.
+    ///
+    /// # Errors
+    /// The socket cannot be opened.
     pub fn open(ours: Vec<Name>, temporary: SetName) -> Result<Sets, Error> {
         Ok(Sets { ipset: Ipset::open()?, ours, temporary, emptied: Vec::new() })
     }

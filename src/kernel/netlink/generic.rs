@@ -30,11 +30,17 @@ pub struct GenericSocket {
 impl GenericSocket {
     /// Opens a socket in the network namespace of the calling thread. The family is looked up when it is
     /// first spoken to.
+    ///
+    /// # Errors
+    /// The socket cannot be opened.
     pub fn open(family: &'static str) -> Result<GenericSocket, Error> {
         Ok(GenericSocket { socket: Socket::open(Bus::Generic)?, family, number: None })
     }
 
     /// As [`Socket::batch`].
+    ///
+    /// # Errors
+    /// As for [`Socket::batch`], or the kernel does not have the family.
     pub fn batch(&mut self, messages: &mut Messages) -> Result<Vec<Refusal>, Fault> {
         messages.retype(self.number()?);
         let refusals = self.socket.batch(messages)?;
@@ -48,6 +54,9 @@ impl GenericSocket {
     }
 
     /// As [`Socket::request`].
+    ///
+    /// # Errors
+    /// As for [`Socket::request`], or the kernel does not have the family.
     pub fn request<T>(
         &mut self,
         message: &mut Messages,
@@ -64,6 +73,9 @@ impl GenericSocket {
     }
 
     /// As [`Socket::dump`].
+    ///
+    /// # Errors
+    /// As for [`Socket::dump`], or the kernel does not have the family.
     pub fn dump<T>(
         &mut self,
         message: &mut Messages,
@@ -80,6 +92,9 @@ impl GenericSocket {
     }
 
     /// Whether the kernel has the family at all. One that is a module which can be loaded is there.
+    ///
+    /// # Errors
+    /// The kernel does not answer, or refuses for another reason than that the family is missing.
     pub fn exists(&mut self) -> Result<bool, Fault> {
         match self.number() {
             Ok(_) => Ok(true),

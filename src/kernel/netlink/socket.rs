@@ -69,6 +69,9 @@ struct Wire {
 
 impl Socket {
     /// Opens both sockets in the network namespace of the calling thread, where they stay.
+    ///
+    /// # Errors
+    /// A socket cannot be opened.
     pub fn open(bus: Bus) -> Result<Socket, Error> {
         let open = || {
             Wire::open(bus, &[], BUFFER_BYTES).map_err(|errno| Error::errno("open netlink socket", bus.name(), errno))
@@ -78,6 +81,9 @@ impl Socket {
 
     /// Sends the messages and returns those that the kernel refused; every other one was carried out. A
     /// refused message does not stop those behind it. After a [`Fault`] nothing is known about any.
+    ///
+    /// # Errors
+    /// The socket failed, or an answer made no sense.
     pub fn batch(&mut self, messages: &mut Messages) -> Result<Vec<Refusal>, Fault> {
         let mut refusals = Vec::new();
         let mut first = 0;
@@ -91,6 +97,9 @@ impl Socket {
 
     /// Sends messages that count together or not at all, with the marks of their subsystem around them. Waited for is the
     /// acknowledgement of the one before the last: not every kernel acknowledges the marks.
+    ///
+    /// # Errors
+    /// The kernel refused one of the messages, and so all, or the socket failed.
     pub fn transaction(&mut self, messages: &mut Messages) -> Result<(), Fault> {
         let count = messages.len();
         let last = count.checked_sub(2).expect("a transaction has messages between its marks");
@@ -109,6 +118,9 @@ impl Socket {
     }
 
     /// Sends one message that is not a dump, and returns what `parse` makes of its answers.
+    ///
+    /// # Errors
+    /// The kernel refused the message, the socket failed, or an answer made no sense.
     pub fn request<T>(
         &mut self,
         message: &mut Messages,
@@ -136,6 +148,9 @@ impl Socket {
 
     /// Asks for all objects that match the message, and returns what `parse` makes of them. A dump that was
     /// disturbed by a change is repeated from the beginning, some thirty times.
+    ///
+    /// # Errors
+    /// The kernel refused the message, the socket failed, an answer made no sense, or changes disturbed every attempt.
     pub fn dump<T>(
         &mut self,
         message: &mut Messages,
@@ -160,6 +175,9 @@ impl Socket {
 
 impl Listener {
     /// Opens a socket in the network namespace of the calling thread and joins the groups, by number.
+    ///
+    /// # Errors
+    /// The socket cannot be opened, or a group cannot be joined.
     pub fn open(bus: Bus, groups: &[u32]) -> Result<Listener, Error> {
         let wire = Wire::open(bus, groups, LISTENER_BYTES)
             .map_err(|errno| Error::errno("listen for changes of", bus.name(), errno))?;
@@ -168,6 +186,9 @@ impl Listener {
 
     /// Hands every notification that has arrived to `each`, without waiting. [`Fault::Lost`] says that the
     /// kernel had more to tell than the socket could hold.
+    ///
+    /// # Errors
+    /// Notifications were lost, or the socket failed.
     pub fn receive(&mut self, mut each: impl FnMut(&Answer<'_>)) -> Result<(), Fault> {
         while let Some(datagram) = self.wire.receive(RecvFlags::DONTWAIT)? {
             answers(datagram).for_each(|answer| each(&answer));
@@ -362,6 +383,9 @@ fn end_of_dump(answer: &Answer<'_>) -> Result<(), Fault> {
 
 /// Runs `open` in the network namespace that the file stands for (`/run/netns/NAME`, `/proc/PID/ns/net`).
 /// What is opened there stays there. On a thread of its own, because the namespace belongs to the thread.
+///
+/// # Errors
+/// The file cannot be opened or is no network namespace, or the thread may not enter it.
 pub fn in_namespace<T: Send>(path: &Path, open: impl FnOnce() -> T + Send) -> io::Result<T> {
     let namespace = std::fs::File::open(path)?;
     thread::scope(|scope| {

@@ -19,6 +19,9 @@ pub struct Routes {
 
 impl Routes {
     /// Opens sockets in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// A socket cannot be opened.
     pub fn open(ownership: Ownership) -> Result<Routes, Error> {
         Ok(Routes { socket: Socket::open(Bus::Route)?, ownership, messages: Messages::new() })
     }

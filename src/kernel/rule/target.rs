@@ -33,6 +33,9 @@ const MOST_ALIKE: usize = 100;
 
 impl SourceRules {
     /// Opens a socket in the network namespace of the calling thread. `tables`: those that are ours, by their numbers.
+    ///
+    /// # Errors
+    /// The socket cannot be opened.
     pub fn open(tables: impl IntoIterator<Item = u32>) -> Result<SourceRules, Error> {
         Ok(SourceRules { socket: Socket::open(Bus::Route)?, tables: tables.into_iter().collect() })
     }

@@ -31,6 +31,9 @@ const GUE: u8 = 2;
 
 impl ReceivePorts {
     /// Opens a socket in the network namespace of the calling thread. `ours`: their numbers.
+    ///
+    /// # Errors
+    /// The socket cannot be opened.
     pub fn open(ours: BTreeSet<u16>) -> Result<ReceivePorts, Error> {
         Ok(ReceivePorts { socket: GenericSocket::open("fou")?, ours })
     }

@@ -53,6 +53,9 @@ const NO_ENCAP_LIMIT: u32 = 0x1;
 impl Tunnels {
     /// Opens a socket in the network namespace of the calling thread. `is_ours` tells by a device's name. `compares_mtu`: whether
     /// MTUs are decided by us; otherwise they read as `None`.
+    ///
+    /// # Errors
+    /// The socket cannot be opened.
     pub fn open(is_ours: fn(&str) -> bool, compares_mtu: bool) -> Result<Tunnels, Error> {
         Ok(Tunnels { socket: Socket::open(Bus::Route)?, is_ours, compares_mtu })
     }
