@@ -4,12 +4,13 @@
 //! - this one, with the World's task, the API watches and the signals;
 //! - `listeners`, for health and metrics;
 //! - `manifests`, where the cluster is a directory;
-//! - `proxy` and `firewall`, each of which owns everything that its subsystem does to the kernel;
+//! - `proxy`, `firewall` and `router`, each of which owns everything that its subsystem does to the kernel (`subsystem`);
+//! - the BGP speaker's, which the router starts;
 //! - `monitor`, which waits for notifications of the kernel.
 //!
 //! Start: listeners are bound first, because a mistake there must be known before anything is written; then
-//! the host's facts, the World, its sources, and the subsystems. None of them waits for another: a subsystem begins
-//! when the World says something.
+//! the host's facts, the World, its sources, and the subsystems. A subsystem begins when the World says something. None of them
+//! waits for another but for one case: the router's speaker waits for the service proxy's first sync, and not for long.
 //!
 //! End, by SIGTERM or SIGINT: the loops finish their turn and nothing in the kernel is taken back.
 

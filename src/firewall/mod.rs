@@ -15,7 +15,7 @@
 //! [`pod_chain`], [`dispatch`] with [`exemptions`] and [`link_local`] are the rules, [`lowering`] keeps them and the sets up to date
 //! ([`desired`]); [`apply`] brings them into the kernel, [`overlay`] is what it leaves out because the kernel refuses it, [`order`] what
 //! goes before what so that nothing opens between two acts, [`turning`] one such way;
-//! [`driver`] is the loop; [`drops`] counts what was refused.
+//! [`driver`] is the firewall's part of the loop (`subsystem`); [`drops`] counts what was refused.
 
 pub mod rules;
 pub mod compile;

@@ -18,7 +18,7 @@
 //! [`plan`] keeps the union of all parts, [`desired`], one for each key ([`owners`]), with what all Services
 //! share ([`guard`],
 //! [`masquerade`], [`settings`], [`local_node`]) and what is on its way out ([`drain`], [`closing`], [`udp_flows`]); [`apply`] brings it
-//! into the kernel; [`driver`] is the loop. [`names`] pins what running nodes call these things.
+//! into the kernel; [`driver`] is the proxy's part of the loop (`subsystem`). [`names`] pins what running nodes call these things.
 
 pub mod names;
 pub mod desired;
