@@ -33,7 +33,7 @@ pub struct Nodes {
     /// Every address of every node, with that node's addresses in both families.
     addresses: Claims<IpAddr, CompactString, PerFamily<Option<IpAddr>>>,
     /// The same addresses, by the usual names of the tunnels to them.
-    by_tunnel: BTreeMap<LinkName, BTreeSet<IpAddr>>,
+    by_tunnel: BTreeSet<(LinkName, IpAddr)>,
     /// The pod ranges of other nodes.
     ranges: Claims<IpNet, CompactString, ()>,
     /// The addresses under which nodes peer, ours too.
@@ -41,14 +41,17 @@ pub struct Nodes {
     identifiers: Claims<Ipv4Addr, CompactString, ()>,
 }
 
-/// What one node brings.
+/// What one node brings, beside the neighbour that it is, which is handed over and not kept.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 struct Part {
-    elements: Vec<ElementKey>,
-    addresses: BTreeMap<IpAddr, PerFamily<Option<IpAddr>>>,
-    ranges: Vec<IpNet>,
+    elements: Box<[ElementKey]>,
+    addresses: Box<[IpAddr]>,
+    /// The node's address in each family, which goes with each of its addresses.
+    both: PerFamily<Option<IpAddr>>,
+    ranges: Box<[IpNet]>,
     peering: Option<IpAddr>,
-    wanted: Option<Wanted>,
+    /// The address of the neighbour.
+    neighbour: Option<IpAddr>,
     identifier: Option<Ipv4Addr>,
     impossible: Option<&'static str>,
 }
@@ -77,7 +80,7 @@ pub struct Around<'a> {
 impl Nodes {
     /// Takes in a node as it is now; `None` when it is gone.
     pub fn update(&mut self, name: &CompactString, node: Option<&Node>, around: Around<'_>) -> Changed {
-        let new = node.map(|node| part(name, node, around)).unwrap_or_default();
+        let (new, wanted) = node.map(|node| part(name, node, around)).unwrap_or_default();
         let old = match node {
             Some(_) => self.parts.insert(name.clone(), new.clone()),
             None => self.parts.remove(name),
@@ -90,9 +93,10 @@ impl Nodes {
                 changed.elements.push(key.clone());
             }
         }
-        let addresses: BTreeSet<IpAddr> = old.addresses.keys().chain(new.addresses.keys()).copied().collect();
+        let addresses: BTreeSet<IpAddr> = old.addresses.iter().chain(&new.addresses).copied().collect();
         for address in addresses {
-            if self.addresses.put(&address, name, new.addresses.get(&address).copied()) {
+            let both = new.addresses.contains(&address).then_some(new.both);
+            if self.addresses.put(&address, name, both) {
                 self.note_tunnel(address);
                 changed.addresses.push(address);
             }
@@ -108,26 +112,24 @@ impl Nodes {
             self.identifiers.put(&identifier, name, is_its.then_some(()));
         }
         changed.policies |= !changed.addresses.is_empty();
-        changed.before = old.wanted.map(|wanted| wanted.address);
-        changed.wanted = new.wanted;
+        changed.before = old.neighbour;
+        changed.wanted = wanted;
         changed
     }
 
     fn note_tunnel(&mut self, address: IpAddr) {
-        let name = tunnel(address);
-        let alike = self.by_tunnel.entry(name.clone()).or_default();
+        let named = (tunnel(address), address);
         match self.addresses.contains(&address) {
-            true => alike.insert(address),
-            false => alike.remove(&address),
+            true => self.by_tunnel.insert(named),
+            false => self.by_tunnel.remove(&named),
         };
-        if alike.is_empty() {
-            self.by_tunnel.remove(&name);
-        }
     }
 
     /// The addresses of nodes, in their order, whose tunnels would have the name of the one to this address.
     pub fn named_alike(&self, address: IpAddr) -> impl Iterator<Item = IpAddr> {
-        self.by_tunnel.get(&tunnel(address)).into_iter().flatten().copied()
+        let name = tunnel(address);
+        let first = (name.clone(), IpAddr::from([0; 4]));
+        self.by_tunnel.range(first..).take_while(move |(other, _)| *other == name).map(|(_, address)| *address)
     }
 
     /// Whether a node other than this one has this address; its addresses in both families then.
@@ -182,7 +184,7 @@ impl Nodes {
     }
 }
 
-fn part(name: &CompactString, node: &Node, around: Around<'_>) -> Part {
+fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Option<Wanted>) {
     let Around { own, config, local } = around;
     let is_own = *name == own.name;
     let both = PerFamily::from_fn(|family| node.address(family).filter(|_| *own.families.of(family)));
@@ -199,15 +201,17 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> Part {
     // What other nodes were given by flags of their own nobody knows.
     let identifier = primary.filter(|_| !matches!(config.router_id, RouterId::Is(_)));
     let enabled = |range: &&IpNet| *own.families.of(Family::from(**range));
-    Part {
-        elements: node_sets::elements(node, own.families),
-        addresses: node.addresses.iter().map(|one| (one.address, both)).collect(),
+    let part = Part {
+        elements: node_sets::elements(node, own.families).into(),
+        addresses: node.addresses.iter().map(|one| one.address).collect(),
+        both,
         ranges: node.pod_cidrs.iter().filter(|_| !is_own).filter(enabled).copied().collect(),
         peering: wanted.as_ref().map(|wanted| wanted.address).or(primary),
         identifier: identifier.map(|own| router_id(config.router_id, own, node.address(Family::V4))),
-        wanted,
+        neighbour: wanted.as_ref().map(|wanted| wanted.address),
         impossible,
-    }
+    };
+    (part, wanted)
 }
 
 /// What stands in one of two lists and not in the other.
