@@ -131,7 +131,7 @@ const OTHER: &str = "10.96.0.2";
 fn served() -> World {
     let mut world = generate::empty_world();
     for (name, address) in [("one", ADDRESS), ("other", OTHER)] {
-        let name = ObjectName { namespace: "default".into(), name: name.into() };
+        let name = ObjectName::of("default".into(), name.into());
         let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
         let cluster_ips = vec![address.parse().expect("an address")];
         let service = Service {

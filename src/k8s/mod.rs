@@ -210,9 +210,9 @@ impl Object {
         match id.kind {
             Kind::Service => Object::Service(id.name, None),
             Kind::EndpointSlice => Object::EndpointSlice(id.name, None),
-            Kind::Node => Object::Node(id.name.name, None),
+            Kind::Node => Object::Node(id.name.name.clone(), None),
             Kind::Pod => Object::Pod(id.name, None),
-            Kind::Namespace => Object::Namespace(id.name.name, None),
+            Kind::Namespace => Object::Namespace(id.name.name.clone(), None),
             Kind::NetworkPolicy => Object::NetworkPolicy(id.name, None),
         }
     }

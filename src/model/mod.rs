@@ -20,7 +20,7 @@ pub use claims::{Claim, Claims, Store};
 pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Use};
 pub use event_clock::EventClock;
 pub use host::{Host, HostAddress, HostLink, OnLink};
-pub use name::ObjectName;
+pub use name::{ObjectName, Words};
 pub use node::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing};
 pub use pod::{NamedPort, Namespace, Pod};
 pub use policy::{Namespaces, NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports};

@@ -200,7 +200,7 @@ impl Joined {
 
     fn remember_slices(&mut self, service: &ObjectName, endpoints: &Endpoints) {
         for (slice_name, slice) in &endpoints.slices {
-            let id = ObjectName { namespace: service.namespace.clone(), name: slice_name.clone() };
+            let id = ObjectName::of(service.namespace.clone(), slice_name.clone());
             if !self.slices.contains_key(&id) {
                 self.put_slice(id, Some(SliceOf { service: service.name.clone(), slice: slice.clone() }));
             }
@@ -305,7 +305,7 @@ impl Joined {
         name: &ObjectName,
         slice: Option<Arc<crate::model::EndpointSlice>>,
     ) -> bool {
-        let key = ObjectName { namespace: name.namespace.clone(), name: service.clone() };
+        let key = ObjectName::of(name.namespace.clone(), service.clone());
         let known = self.cluster.endpoints.get(&key);
         let before = known.and_then(|endpoints| endpoints.slices.get(&name.name));
         if before == slice.as_ref() {

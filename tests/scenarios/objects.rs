@@ -42,10 +42,10 @@ fn put(world: &mut World, object: Object) {
             world.cluster.services.insert(name, (*service).clone());
         }
         Object::EndpointSlice(name, Some(SliceOf { service, slice })) => {
-            let owner = ObjectName { namespace: name.namespace, name: service };
+            let owner = ObjectName::of(name.namespace.clone(), service);
             let known = world.cluster.endpoints.get(&owner);
             let mut endpoints = known.map_or_else(Endpoints::default, |known| (**known).clone());
-            endpoints.slices.insert(name.name, slice);
+            endpoints.slices.insert(name.name.clone(), slice);
             world.cluster.endpoints.insert(owner, endpoints);
         }
         Object::Node(name, Some(node)) => {

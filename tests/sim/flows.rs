@@ -132,7 +132,7 @@ impl Walk {
 }
 
 fn name() -> ObjectName {
-    ObjectName { namespace: "default".into(), name: "dns".into() }
+    ObjectName::new("default", "dns")
 }
 
 fn balanced(address: IpAddr) -> sluice::model::LoadBalancerAddress {

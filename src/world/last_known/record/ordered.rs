@@ -141,7 +141,7 @@ impl ClusterRecord {
 
 impl NameRecord {
     fn name(self) -> ObjectName {
-        ObjectName { namespace: self.0, name: self.1 }
+        ObjectName::of(self.0, self.1)
     }
 }
 

@@ -8,7 +8,7 @@ use compact_str::CompactString;
 
 use super::lists::{Collected, Lists};
 use super::packed::{Packed, column, put_address, rows};
-use crate::model::{Namespace, ObjectName, Pod};
+use crate::model::{Namespace, ObjectName, Pod, Words};
 
 /// The pods of a namespace, sorted by name.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -55,7 +55,8 @@ impl PodsRecord {
     pub fn of<'a>(pods: &[(&'a ObjectName, &'a Pod)], collected: &mut Collected<'a>) -> PodsRecord {
         let mut record = PodsRecord::default();
         let mut before = "";
-        for (ObjectName { namespace, name }, pod) in pods {
+        for (name, pod) in pods {
+            let Words { namespace, name } = &***name;
             if record.lengths.is_empty() {
                 record.namespace = namespace.to_string();
             }
@@ -107,7 +108,7 @@ impl PodsRecord {
                 finished: is & 2 != 0,
                 ports: lists.ports(ports)?,
             };
-            take(ObjectName { namespace: namespace.clone(), name }, pod);
+            take(ObjectName::of(namespace.clone(), name), pod);
         }
         Some(())
     }

@@ -120,7 +120,7 @@ impl PolicyRecord {
             ingress: rules(self.leaves_ingress, self.ingress)?,
             egress: rules(self.leaves_egress, self.egress)?,
         };
-        Some((ObjectName { namespace: self.namespace.into(), name: self.name.into() }, policy))
+        Some((ObjectName::of(self.namespace.into(), self.name.into()), policy))
     }
 }
 

@@ -183,7 +183,7 @@ impl ServiceRecord {
             },
             created: self.created,
         };
-        Some((ObjectName { namespace: self.namespace.into(), name: self.name.into() }, service))
+        Some((ObjectName::of(self.namespace.into(), self.name.into()), service))
     }
 }
 
@@ -276,7 +276,7 @@ impl SliceRecord {
             endpoints: endpoints.collect::<Option<_>>()?,
             ports: self.ports.iter().map(PortRecord::endpoint_port).collect::<Option<_>>()?,
         };
-        let service = ObjectName { namespace: self.namespace.into(), name: self.service.into() };
+        let service = ObjectName::of(self.namespace.into(), self.service.into());
         Some((service, self.name.into(), slice))
     }
 }

@@ -23,7 +23,7 @@ fn word() -> impl Strategy<Value = CompactString> {
 }
 
 fn name() -> impl Strategy<Value = ObjectName> {
-    (word(), word()).prop_map(|(namespace, name)| ObjectName { namespace, name })
+    (word(), word()).prop_map(|(namespace, name)| ObjectName::of(namespace, name))
 }
 
 fn protocol() -> impl Strategy<Value = Protocol> {

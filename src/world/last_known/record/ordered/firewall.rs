@@ -94,7 +94,7 @@ impl FirewallRecord {
             let mut before = CompactString::default();
             for record in records {
                 let (name, pod) = record.pod(&before, &shared)?;
-                known.cluster.pods.insert(ObjectName { namespace: namespace.clone(), name: name.clone() }, pod);
+                known.cluster.pods.insert(ObjectName::of(namespace.clone(), name.clone()), pod);
                 before = name;
             }
         }
