@@ -9,11 +9,15 @@
 //! While a document of a file does not parse, nothing that the file said before is taken back: which of its
 //! objects the broken document stands for cannot be known.
 
+mod places;
+
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
+use self::places::Places;
 use super::document::{Content, Document, Format, Reader, Remark, documents, newlines};
 use crate::k8s::parse::Warning;
 use crate::k8s::{Kind, Object, ObjectId};
@@ -22,10 +26,8 @@ use crate::k8s::{Kind, Object, ObjectId};
 #[derive(Default)]
 pub struct Catalog {
     files: BTreeMap<Arc<str>, File>,
-    /// The file that counts for each object.
-    owners: HashMap<ObjectId, Arc<str>>,
-    /// Files that name an object which another file before them names too.
-    rivals: BTreeMap<ObjectId, BTreeSet<Arc<str>>>,
+    /// Which files name each object.
+    places: Places,
     reader: Reader,
 }
 
@@ -55,8 +57,12 @@ type Found = (Object, Vec<Warning>);
 /// One file. There may be as many of them as objects, and nothing is odd about most.
 #[derive(Default)]
 struct File {
+    /// As [`Places`] knows it.
+    number: u32,
     /// Sorted by what identifies the object.
     objects: Box<[Kept]>,
+    /// Documents that say nothing: of kinds that nobody needs. Sorted.
+    silent: Box<[NonZeroU64]>,
     odd: Option<Box<Odd>>,
 }
 
@@ -67,14 +73,14 @@ struct Kept {
     warnings: Option<Box<[Warning]>>,
     /// The hash of the document that says this object and others that are kept, and nothing else; `None` where that
     /// document is not in the file any more, or says more.
-    document: Option<u64>,
+    document: Option<NonZeroU64>,
 }
 
 /// What is odd about a file.
 #[derive(Clone, PartialEq, Default)]
 struct Odd {
-    /// Documents that say something other than objects, or nothing.
-    others: BTreeMap<u64, Content>,
+    /// Documents that say something other than objects.
+    others: BTreeMap<NonZeroU64, Content>,
     broken: Vec<(usize, String)>,
     /// Objects of which only the first counts.
     twice: BTreeSet<ObjectId>,
@@ -104,13 +110,13 @@ impl Catalog {
     /// Notes that a file cannot be read.
     pub fn put_unreadable(&mut self, name: &str, line: usize, why: &str) -> Changed {
         let mut changed = Changed::default();
-        let mut file = self.files.remove(name).unwrap_or_else(File::never_read);
+        let (name, mut file) = self.take(name);
         let mut odd = file.odd.take().map(|odd| *odd).unwrap_or_default();
         let broken = vec![(line, why.to_owned())];
         changed.note_broken(&odd.broken, &broken);
         odd.broken = broken;
         file.odd = Some(Box::new(odd));
-        self.files.insert(name.into(), file);
+        self.files.insert(name, file);
         changed
     }
 
@@ -118,9 +124,19 @@ impl Catalog {
     pub fn remove(&mut self, name: &str) -> Changed {
         let mut changed = Changed::default();
         if let Some((name, old)) = self.files.remove_entry(name) {
-            self.settle(&name, &old.objects, &mut changed);
+            self.settle(&name, &old, &mut changed);
+            self.places.remove_file(old.number);
         }
         changed
+    }
+
+    /// A file as it was, or as one that was never read.
+    fn take(&mut self, name: &str) -> (Arc<str>, File) {
+        self.files.remove_entry(name).unwrap_or_else(|| {
+            let name = Arc::from(name);
+            let number = self.places.add_file(&name);
+            (name, File::never_read(number))
+        })
     }
 
     /// The names of all files.
@@ -135,7 +151,7 @@ impl Catalog {
 
     fn put_text(&mut self, name: &str, documents: &[Document<'_>]) -> Changed {
         let mut changed = Changed::default();
-        let (name, old) = self.files.remove_entry(name).unwrap_or_else(|| (Arc::from(name), File::never_read()));
+        let (name, old) = self.take(name);
         let known = old.documents();
         let mut reading = Reading::default();
         for document in documents {
@@ -157,53 +173,52 @@ impl Catalog {
         let twice = file.odd().twice.difference(&old.odd().twice).cloned();
         changed.remarks.extend(twice.map(|object| Said::Twice { object, counts: name.clone() }));
         self.files.insert(name.clone(), file);
-        self.settle(&name, &old.objects, &mut changed);
+        self.settle(&name, &old, &mut changed);
         changed
     }
 
     /// Works out what the objects of one file, before and now, mean for the whole.
-    fn settle(&mut self, name: &Arc<str>, before: &[Kept], changed: &mut Changed) {
+    fn settle(&mut self, name: &Arc<str>, before: &File, changed: &mut Changed) {
         let now = self.files.get(name).map_or(&[][..], |file| &file.objects);
-        for (id, was) in differing(before, now) {
-            self.settle_object(name, id, was, changed);
+        for (id, was) in differing(&before.objects, now) {
+            self.settle_object(name, id, (before.number, was), changed);
         }
     }
 
-    fn settle_object(&mut self, name: &Arc<str>, id: ObjectId, was: Option<&Kept>, changed: &mut Changed) {
-        let is_here = self.files.get(name).is_some_and(|file| file.kept(&id).is_some());
-        let owner = self.owners.get(&id).cloned();
-        let mut claims = self.rivals.remove(&id).unwrap_or_default();
-        claims.extend(owner.clone());
-        let knew = claims.contains(name);
-        if is_here {
-            claims.insert(name.clone());
-        } else {
-            claims.remove(name);
+    fn settle_object(
+        &mut self,
+        name: &Arc<str>,
+        id: ObjectId,
+        (number, was): (u32, Option<&Kept>),
+        changed: &mut Changed,
+    ) {
+        let now = self.files.get(name).and_then(|file| file.kept(&id));
+        match (was.is_some(), now.is_some()) {
+            (false, true) => self.places.add(&id, number),
+            (true, false) => self.places.remove(&id, number),
+            _ => {}
         }
-        let Some(winner) = claims.pop_first() else {
-            self.owners.remove(&id);
+        let has = |file: &&Arc<str>| self.files.get(*file).is_some_and(|file| file.kept(&id).is_some());
+        let rival = self.places.of(&id).filter(|file| *file != name).filter(has).min();
+        // Of several files the first by name counts.
+        let counted = |kept: Option<&Kept>| kept.map(|_| name).into_iter().chain(rival).min();
+        let Some(winner) = counted(now) else {
             changed.objects.push((Object::gone(id), Vec::new()));
             return;
         };
-        if is_here && !knew && !claims.is_empty() {
+        if now.is_some() && was.is_none() && rival.is_some() {
             changed.remarks.push(Said::Twice { object: id.clone(), counts: winner.clone() });
         }
-        if !claims.is_empty() {
-            self.rivals.insert(id.clone(), claims);
-        }
-        let now = self.files.get(&winner).and_then(|file| file.kept(&id));
-        let same = owner.as_ref() == Some(&winner) && (winner != *name || says_the_same(was, now));
-        if let (false, Some(now)) = (same, now) {
-            changed.objects.push(now.found());
-        }
-        self.owners.insert(id, winner);
+        let same = counted(was) == Some(winner) && (winner != name || says_the_same(was, now));
+        let kept = self.files.get(winner).and_then(|file| file.kept(&id));
+        changed.objects.extend(kept.filter(|_| !same).map(Kept::found));
     }
 }
 
 impl File {
     /// What is known of a file before it was read: nothing, so what is broken in it has no earlier version.
-    fn never_read() -> File {
-        File { odd: Some(Box::new(Odd { unknown: true, ..Odd::default() })), ..File::default() }
+    fn never_read(number: u32) -> File {
+        File { number, odd: Some(Box::new(Odd { unknown: true, ..Odd::default() })), ..File::default() }
     }
 
     fn odd(&self) -> &Odd {
@@ -219,14 +234,17 @@ impl File {
     }
 
     /// The documents of which the kept objects are all that they say, with those objects; sorted.
-    fn documents(&self) -> Vec<(u64, &Kept)> {
+    fn documents(&self) -> Vec<(NonZeroU64, &Kept)> {
         let mut documents: Vec<_> = self.objects.iter().filter_map(|kept| Some((kept.document?, kept))).collect();
         documents.sort_unstable_by_key(|(hash, _)| *hash);
         documents
     }
 
     /// What a document says that the file held already.
-    fn content(&self, documents: &[(u64, &Kept)], hash: u64) -> Option<Content> {
+    fn content(&self, documents: &[(NonZeroU64, &Kept)], hash: NonZeroU64) -> Option<Content> {
+        if self.silent.binary_search(&hash).is_ok() {
+            return Some(Content::default());
+        }
         let first = documents.partition_point(|(its, _)| *its < hash);
         let same = documents.iter().skip(first).take_while(|(its, _)| *its == hash);
         let objects: Vec<Found> = same.map(|(_, kept)| kept.found()).collect();
@@ -247,11 +265,16 @@ impl Kept {
 #[derive(Default)]
 struct Reading {
     objects: Vec<Kept>,
+    silent: Vec<NonZeroU64>,
     odd: Odd,
 }
 
 impl Reading {
-    fn add(&mut self, document: &Document<'_>, content: Content, hash: u64) {
+    fn add(&mut self, document: &Document<'_>, content: Content, hash: NonZeroU64) {
+        if content == Content::default() {
+            self.silent.push(hash);
+            return;
+        }
         let is_plain = content.broken.is_empty() && content.skipped.is_empty() && !content.objects.is_empty();
         let kept = |(object, warnings): &Found| Kept {
             object: object.clone(),
@@ -268,10 +291,11 @@ impl Reading {
 
     /// The file as it is now, with what it said before where something is broken.
     fn file(self, old: &File) -> File {
-        let Reading { mut objects, mut odd } = self;
+        let Reading { mut objects, mut silent, mut odd } = self;
+        silent.sort_unstable();
         odd.unknown = old.odd().unknown && !odd.broken.is_empty();
         let losers = keep_the_first(&mut objects);
-        let spoiled: BTreeSet<u64> = losers.iter().filter_map(|kept| kept.document).collect();
+        let spoiled: BTreeSet<NonZeroU64> = losers.iter().filter_map(|kept| kept.document).collect();
         for kept in &mut objects {
             kept.document = kept.document.filter(|hash| !spoiled.contains(hash));
         }
@@ -280,7 +304,8 @@ impl Reading {
             objects.extend(old.objects.iter().map(|kept| Kept { document: None, ..kept.clone() }));
             keep_the_first(&mut objects);
         }
-        File { objects: objects.into(), odd: (odd != Odd::default()).then(|| Box::new(odd)) }
+        let odd = (odd != Odd::default()).then(|| Box::new(odd));
+        File { number: old.number, objects: objects.into(), silent: silent.into(), odd }
     }
 }
 
@@ -335,8 +360,8 @@ impl Changed {
     }
 }
 
-fn hash(text: &str) -> u64 {
-    BuildHasherDefault::<DefaultHasher>::default().hash_one(text)
+fn hash(what: impl Hash) -> NonZeroU64 {
+    NonZeroU64::new(BuildHasherDefault::<DefaultHasher>::default().hash_one(what)).unwrap_or(NonZeroU64::MIN)
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ fn an_edit_tells_only_what_it_changed() {
     assert_eq!(put(&mut catalog, "f.yaml", &(service("c", "10.96.0.3") + &service("a", "10.96.0.1"))), ["-b"]);
     assert_eq!(told(catalog.remove("f.yaml")), ["-a", "-c"]);
     assert_eq!(told(catalog.remove("f.yaml")), [""; 0]);
-    assert!(catalog.owners.is_empty() && catalog.rivals.is_empty());
+    assert!(catalog.places.is_empty());
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn of_two_places_the_first_counts_whatever_was_read_first() {
         assert_eq!(put(&mut catalog, "a.yaml", &service("x", "10.96.0.4")), ["+x 10.96.0.4"]);
         assert_eq!(told(catalog.remove("a.yaml")), ["+x 10.96.0.3"]);
         assert_eq!(told(catalog.remove("b.yaml")), ["-x"]);
-        assert!(catalog.owners.is_empty() && catalog.rivals.is_empty());
+        assert!(catalog.places.is_empty());
     }
     let twice_in_one = service("x", "10.96.0.1") + &service("x", "10.96.0.2");
     let mut catalog = Catalog::default();
