@@ -74,6 +74,10 @@ impl Lowering {
             self.lower_set(set, rules.sets.get(set), &mut told);
         }
         self.lower_elements(rules, &changed.elements, &mut told);
+        // A map that is filled in order stays half empty; one that is built at once is full.
+        if told.elements.len() > self.desired.elements.len() / 2 {
+            self.desired.elements = std::mem::take(&mut self.desired.elements).into_iter().collect();
+        }
         for key in &changed.policies {
             self.lower_policy(key, rules, &mut told);
         }
