@@ -6,6 +6,7 @@
 
 mod audited;
 mod differing;
+mod portions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeBounds;
@@ -14,7 +15,7 @@ use std::time::Instant;
 use self::differing::side_by_side;
 use super::backoff::Backoff;
 use super::moment::Moment;
-use super::target::{Phase, Step, Target};
+use super::target::{Phase, Target};
 
 pub use self::differing::Differing;
 
@@ -379,11 +380,7 @@ impl<T: Target> Mirror<T> {
         if planned.is_empty() {
             return Vec::new();
         }
-        let steps: Vec<Step<'_, T::Key, T::Value>> =
-            planned.iter().map(|(key, have, want)| Step { key, have: have.as_ref(), want: want.as_ref() }).collect();
-        let failures = self.target.apply(phase, &steps);
-        let failed: BTreeMap<usize, String> =
-            failures.into_iter().map(|failure| (failure.step, failure.error.to_string())).collect();
+        let failed = portions::apply(&mut self.target, phase, &planned);
         let first_error = failed.values().next().cloned();
         let mut done = Vec::with_capacity(planned.len());
         let mut there = Vec::with_capacity(planned.len());

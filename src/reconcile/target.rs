@@ -47,6 +47,12 @@ pub trait Target {
         usize::MAX
     }
 
+    /// How many steps are performed at once, so that describing them to the kernel takes a bounded room. A family whose change
+    /// is one transaction takes all of them.
+    fn portion(&self) -> usize {
+        usize::MAX
+    }
+
     /// Performs the steps and returns those that failed; every other one is done. Independent steps go on
     /// after a failure. A family whose change is one transaction reports all of its steps when it fails.
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Failure<Self::Error>>;

@@ -22,6 +22,8 @@ pub struct Elements {
 
 /// Up to this many elements are asked for one by one; for more, their sets are read whole.
 const FEW: usize = 4096;
+/// How many elements are changed at once.
+const PORTION: usize = 8192;
 
 impl Elements {
     /// Opens a socket in the network namespace of the calling thread.
@@ -99,6 +101,10 @@ impl Target for Elements {
             found.extend(entries.into_iter().map(|entry| (ElementKey { set: set.clone(), entry }, ())));
         }
         Ok(found)
+    }
+
+    fn portion(&self) -> usize {
+        PORTION
     }
 
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, ElementKey, ()>]) -> Vec<Failure<Error>> {

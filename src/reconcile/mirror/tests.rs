@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::target::Failure;
+use super::super::target::{Failure, Step};
 use super::*;
 
 type Jars = BTreeMap<&'static str, &'static str>;
@@ -15,6 +15,9 @@ struct Shelf {
     failing: BTreeMap<&'static str, bool>,
     unreadable: bool,
     portion: Option<usize>,
+    /// How many steps are performed at once, and how many were.
+    at_once: Option<usize>,
+    performed: Vec<usize>,
     /// What was read, key by key or `all`.
     reads: Vec<String>,
     acts: Vec<String>,
@@ -50,7 +53,12 @@ impl Target for Shelf {
         self.portion.unwrap_or(usize::MAX)
     }
 
+    fn portion(&self) -> usize {
+        self.at_once.unwrap_or(usize::MAX)
+    }
+
     fn apply(&mut self, _: Phase, steps: &[Step<'_, &'static str, &'static str>]) -> Vec<Failure<String>> {
+        self.performed.push(steps.len());
         let mut failures = Vec::new();
         for (index, step) in steps.iter().enumerate() {
             let failing = self.failing.get(step.key).copied();
@@ -159,6 +167,24 @@ fn a_failed_step_that_did_its_work_is_not_done_twice() {
     scene.round(&want);
     assert_eq!((scene.acts().as_str(), scene.reads().as_str()), ("", "x"));
     assert!(scene.mirror.is_settled() && scene.mirror.trouble().is_none());
+}
+
+#[test]
+fn steps_are_performed_in_portions_and_a_failure_in_any_of_them_is_its_own_steps() {
+    let mut scene = Scene::new(&[]);
+    scene.shelf().at_once = Some(2);
+    scene.shelf().failing.insert("y", false);
+    scene.shelf().failing.insert("z", false);
+    let want = jars(&[("v", "a"), ("w", "b"), ("x", "c"), ("y", "d"), ("z", "e")]);
+    scene.round(&want);
+    assert_eq!(scene.acts(), "v ->a, w ->b, x ->c");
+    assert_eq!(std::mem::take(&mut scene.shelf().performed), [2, 2, 1]);
+    assert_eq!(scene.mirror.doubts().copied().collect::<Vec<_>>(), ["y", "z"]);
+    scene.shelf().failing.clear();
+    scene.wait();
+    scene.round(&want);
+    assert_eq!(scene.acts(), "y ->d, z ->e");
+    assert!(scene.mirror.is_settled());
 }
 
 #[test]
