@@ -404,7 +404,7 @@ impl Plan {
             kind: RouteKind::Local,
             protocol: PROTOCOL_KERNEL,
             source: self.node.source(family),
-            next_hops: vec![NextHop { link: LinkName(DEVICE.into()), gateway: None }],
+            next_hops: [NextHop { link: LinkName(DEVICE.into()), gateway: None }].into(),
         }
     }
 

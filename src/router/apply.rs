@@ -210,7 +210,7 @@ impl<K: Kernel> Mirrors<K> {
         // A route that could not be changed or deleted may still lead through the tunnel that it is to leave.
         let seen = self.routes.seen().filter(|_| !self.routes.is_in_doubt());
         let used: Option<BTreeSet<&LinkName>> =
-            seen.map(|seen| seen.values().flat_map(|route| &route.next_hops).map(|hop| &hop.link).collect());
+            seen.map(|seen| seen.values().flat_map(|route| &*route.next_hops).map(|hop| &hop.link).collect());
         self.tunnels
             .shrink_where(learned.tunnels(), at, |name, _| used.as_ref().is_some_and(|used| !used.contains(name)));
     }

@@ -26,6 +26,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use compact_str::CompactString;
 use ipnet::IpNet;
@@ -41,6 +42,7 @@ use crate::net::{Family, PerFamily};
 use super::identity::Identity;
 use super::mtu;
 use super::names::{PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE, other_tunnel, tunnel};
+use super::shared_lists::SharedLists;
 
 /// What routes depend on besides themselves.
 #[derive(Clone, Copy)]
@@ -58,17 +60,26 @@ pub struct Place<'a> {
 #[derive(Default, Debug)]
 pub struct Routes {
     /// Next hops as they were learned, the best first.
-    learned: BTreeMap<IpNet, Box<[IpAddr]>>,
+    learned: BTreeMap<IpNet, Arc<[IpAddr]>>,
     by_next_hop: BTreeMap<IpAddr, BTreeSet<IpNet>>,
     /// The routes that go through the tunnel to each node.
     tunnelled: BTreeMap<IpAddr, BTreeSet<IpNet>>,
     /// The ways of each route, as they are now.
-    ways: BTreeMap<IpNet, Vec<Way>>,
+    ways: BTreeMap<IpNet, Arc<[Way]>>,
+    lists: Lists,
     routes: BTreeMap<RouteKey, Route>,
     tunnels: BTreeMap<LinkName, Tunnel>,
     dirty: BTreeSet<IpNet>,
     /// Learned from a speaker that is no more, and not learned again yet.
     stale: BTreeSet<IpNet>,
+}
+
+/// What many routes have in common: a table of 100,000 routes has few next hops.
+#[derive(Default, Debug)]
+struct Lists {
+    next_hops: SharedLists<IpAddr>,
+    ways: SharedLists<Way>,
+    hops: SharedLists<NextHop>,
 }
 
 /// What changed.
@@ -79,7 +90,7 @@ pub struct Changed {
 }
 
 /// How a next hop is reached.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Way {
     Gateway { link: CompactString, gateway: IpAddr },
     Tunnel(IpAddr),
@@ -108,7 +119,7 @@ impl Routes {
     pub fn learn(&mut self, changes: &[RouteChange]) {
         for change in changes {
             let learned = change.best.as_ref().is_some_and(|best| !best.source.is_local());
-            let next_hops: Box<[IpAddr]> = if learned { change.next_hops.as_slice().into() } else { Box::default() };
+            let next_hops = if learned { self.lists.next_hops.share(&change.next_hops) } else { Arc::default() };
             let prefix = change.prefix;
             self.stale.remove(&prefix);
             let before = match next_hops.is_empty() {
@@ -123,7 +134,7 @@ impl Routes {
                     }
                 }
             }
-            for next_hop in &next_hops {
+            for next_hop in &*next_hops {
                 self.by_next_hop.entry(*next_hop).or_default().insert(prefix);
             }
             self.dirty.insert(prefix);
@@ -164,26 +175,28 @@ impl Routes {
             let ways = self.learned.get(prefix).map(|next_hops| ways(*prefix, next_hops, place)).unwrap_or_default();
             // Tunnels whose parameters may differ: of the nodes that routes go to now.
             remotes.extend(ways.iter().filter_map(remote));
+            let ways = self.lists.ways.share(&ways);
             remotes.extend(self.set_ways(*prefix, ways));
         }
         for remote in remotes {
             self.put_tunnel(remote, place, &mut changed);
         }
         for prefix in dirty {
-            let route = self.ways.get(&prefix).map(|ways| route(prefix, ways, place));
+            let route = self.ways.get(&prefix).map(|ways| route(prefix, ways, place, &mut self.lists));
             self.put_route(RouteKey::new(TABLE_MAIN, prefix), route, &mut changed);
         }
         changed
     }
 
     /// Notes how a prefix is reached; the nodes to which there is a first or no longer a tunnel.
-    fn set_ways(&mut self, prefix: IpNet, ways: Vec<Way>) -> Vec<IpAddr> {
+    fn set_ways(&mut self, prefix: IpNet, ways: Arc<[Way]>) -> Vec<IpAddr> {
         let before = match ways.is_empty() {
             true => self.ways.remove(&prefix),
             false => self.ways.insert(prefix, ways.clone()),
         };
         let mut different = Vec::new();
-        for gone in before.iter().flatten().filter(|way| !ways.contains(way)).filter_map(remote) {
+        for gone in before.iter().flat_map(|before| before.iter()).filter(|way| !ways.contains(way)).filter_map(remote)
+        {
             let Some(prefixes) = self.tunnelled.get_mut(&gone) else { continue };
             prefixes.remove(&prefix);
             if prefixes.is_empty() {
@@ -226,7 +239,7 @@ impl Routes {
             kind: RouteKind::Unicast,
             protocol: TUNNEL_PROTOCOL,
             source: None,
-            next_hops: vec![NextHop { link: name, gateway: None }],
+            next_hops: [NextHop { link: name, gateway: None }].into(),
         });
         self.put_route(RouteKey::new(TUNNEL_TABLE, Family::host_prefix(remote)), route, changed);
     }
@@ -244,14 +257,15 @@ impl Routes {
     }
 }
 
-fn route(prefix: IpNet, ways: &[Way], place: Place<'_>) -> Route {
+fn route(prefix: IpNet, ways: &[Way], place: Place<'_>, lists: &mut Lists) -> Route {
     let through_tunnels = ways.iter().any(|way| remote(way).is_some());
     let source = place.own.sources.of(Family::from(prefix)).filter(|_| through_tunnels);
     let next_hop = |way: &Way| match way {
         Way::Gateway { link, gateway } => NextHop { link: LinkName(link.clone()), gateway: Some(*gateway) },
         Way::Tunnel(remote) => NextHop { link: name(*remote, place), gateway: None },
     };
-    Route { kind: RouteKind::Unicast, protocol: PROTOCOL, source, next_hops: ways.iter().map(next_hop).collect() }
+    let next_hops: Vec<NextHop> = ways.iter().map(next_hop).collect();
+    Route { kind: RouteKind::Unicast, protocol: PROTOCOL, source, next_hops: lists.hops.share(&next_hops) }
 }
 
 /// The name of the tunnel to a node. Of those whose usual names are equal the one with the smallest address has it, whether or

@@ -30,7 +30,7 @@ fn local(destination: &str, source: &str) -> (RouteKey, Route) {
         kind: RouteKind::Local,
         protocol: 2,
         source: source.parse().ok(),
-        next_hops: vec![NextHop { link: ours(), gateway: None }],
+        next_hops: [NextHop { link: ours(), gateway: None }].into(),
     };
     (RouteKey::new(TABLE_LOCAL, destination.parse().expect("a prefix")), route)
 }

@@ -622,7 +622,7 @@ fn hurt(state: &mut State, foreign: &State, random: &mut Random) -> Option<Strin
         1 => {
             let key = one(&state.routes, &foreign.routes, random)?;
             let route = state.routes.get_mut(&key)?;
-            let hop = route.next_hops.first_mut()?;
+            let hop = std::sync::Arc::make_mut(&mut route.next_hops).first_mut()?;
             hop.gateway = hop.gateway.xor(Some([192, 0, 2, 250].into()));
             Some(format!("turns the route {key} elsewhere"))
         }

@@ -23,6 +23,7 @@ mod wire;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -56,7 +57,8 @@ pub struct Route {
     pub protocol: u8,
     /// The source address that locally made packets get.
     pub source: Option<IpAddr>,
-    pub next_hops: Vec<NextHop>,
+    /// Shared, because many routes take the same way.
+    pub next_hops: Arc<[NextHop]>,
 }
 
 /// `rtm_type`.
@@ -71,7 +73,7 @@ pub enum RouteKind {
 }
 
 /// One way out.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct NextHop {
     pub link: LinkName,
     pub gateway: Option<IpAddr>,

@@ -1,6 +1,7 @@
 //! Routes as a family of objects: what is ours is read, compared and changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::wire::{self, DELETE_ROUTE, Filter, Hop, NEW_ROUTE, Numbered};
 use super::{NextHop, Ownership, Route, RouteKey};
@@ -16,6 +17,9 @@ pub struct Routes {
     ownership: Ownership,
     messages: Messages,
 }
+
+/// How many routes are changed at once.
+const PORTION: usize = 8192;
 
 impl Routes {
     /// Opens sockets in the network namespace of the calling thread.
@@ -54,7 +58,7 @@ impl Routes {
             (None, None) => return Ok(()),
         };
         let mut hops = Vec::with_capacity(route.next_hops.len());
-        for hop in &route.next_hops {
+        for hop in &*route.next_hops {
             let device = names.number(&self.socket, &hop.link).ok_or_else(|| hop.link.clone())?;
             hops.push(Hop { device, gateway: hop.gateway });
         }
@@ -87,6 +91,7 @@ impl Target for Routes {
                 .collect(),
         };
         let mut found = BTreeMap::new();
+        let mut known: BTreeSet<Arc<[NextHop]>> = BTreeSet::new();
         let both = |filter| Family::BOTH.map(|family| (family, filter));
         for (family, filter) in filters.into_iter().flat_map(both) {
             for listed in self.list(family, filter)? {
@@ -96,12 +101,18 @@ impl Target for Routes {
                     let Some(link) = names.name(&self.socket, hop.device) else { continue };
                     next_hops.push(NextHop { link, gateway: hop.gateway });
                 }
+                let next_hops = known.get(&next_hops[..]).cloned().unwrap_or_else(|| next_hops.into());
+                known.insert(next_hops.clone());
                 let Numbered { key, kind, protocol, source, .. } = listed;
                 // Of IPv4 routes with the same key the kernel uses the one that it lists first.
                 found.entry(key).or_insert(Route { kind, protocol, source, next_hops });
             }
         }
         Ok(found)
+    }
+
+    fn portion(&self) -> usize {
+        PORTION
     }
 
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, RouteKey, Route>]) -> Vec<Failure<Error>> {

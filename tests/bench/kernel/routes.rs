@@ -30,7 +30,7 @@ fn in_namespace() {
         kind: RouteKind::Unicast,
         protocol: PROTOCOL,
         source: None,
-        next_hops: vec![NextHop { link: LinkName("eth0".into()), gateway: Some([192, 0, 2, 2].into()) }],
+        next_hops: [NextHop { link: LinkName("eth0".into()), gateway: Some([192, 0, 2, 2].into()) }].into(),
     };
     let steps: Vec<Step<'_, RouteKey, Route>> =
         keys.iter().map(|key| Step { key, have: None, want: Some(&route) }).collect();

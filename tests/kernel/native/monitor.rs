@@ -183,7 +183,7 @@ fn our_own_changes_are_not_told() {
                     kind: RouteKind::Local,
                     protocol: 2,
                     source: None,
-                    next_hops: vec![NextHop { link: LinkName("ours".into()), gateway: None }],
+                    next_hops: [NextHop { link: LinkName("ours".into()), gateway: None }].into(),
                 };
                 (RouteKey::new(TABLE_LOCAL, destination.parse().expect("a prefix")), route)
             })

@@ -32,7 +32,7 @@ fn local(destination: &str, source: Option<&str>) -> (RouteKey, Route) {
         kind: RouteKind::Local,
         protocol: PROTOCOL_KERNEL,
         source: source.map(|source| source.parse().expect("an address")),
-        next_hops: vec![NextHop { link: LinkName("ours".into()), gateway: None }],
+        next_hops: [NextHop { link: LinkName("ours".into()), gateway: None }].into(),
     };
     (RouteKey::new(TABLE_LOCAL, destination.parse().expect("a prefix")), route)
 }
@@ -252,7 +252,7 @@ fn a_route_through_a_missing_device_fails_alone() {
         devices();
         let mut wanted = examples();
         if let Some(mut first) = wanted.first_entry() {
-            first.get_mut().next_hops = vec![NextHop { link: LinkName("absent".into()), gateway: None }];
+            first.get_mut().next_hops = [NextHop { link: LinkName("absent".into()), gateway: None }].into();
         }
         let mut routes = local_routes();
         let failures = add(&mut routes, &wanted);

@@ -77,7 +77,7 @@ impl Rows for Tunnels {
 /// A device that goes takes its routes along, and of shared ones its part.
 pub fn lose_routes(state: &mut State, link: &LinkName) {
     state.routes.retain(|_, route| {
-        route.next_hops.retain(|hop| hop.link != *link);
+        route.next_hops = route.next_hops.iter().filter(|hop| hop.link != *link).cloned().collect();
         !route.next_hops.is_empty()
     });
 }
