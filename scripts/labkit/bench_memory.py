@@ -25,7 +25,7 @@ FLAGS = ["--run-service-proxy=false", "--hostname-override=node0", "--log-format
 READ = "Read the manifests"
 ADDRESS, SIX = "172.31.255.1", "2001:db8:2::1"
 # It is at rest when what it occupies has not changed for so many seconds.
-STILL, PATIENCE = 8, 300
+STILL, PATIENCE = 20, 300
 
 
 def addresses(node, pod):
