@@ -26,7 +26,7 @@ use tracing::{error, info, warn};
 
 use crate::cleanup;
 use crate::config::{Config, FirewallConfig, ObserveConfig, ProxyConfig, RouterConfig, Source, TOOLCHAIN, VERSION};
-use crate::firewall;
+use crate::firewall::{self, iptables};
 use crate::gobgp;
 use crate::gobgp::serve::Place;
 use crate::gobgp::service::Service;
@@ -305,11 +305,15 @@ impl Common {
     ) -> anyhow::Result<Running> {
         let metrics = firewall::metrics::Metrics::register(&self.registry)?;
         let (owners, owners_in) = watch::channel(Arc::default());
-        let around = firewall::driver::Surroundings { owners, questions, metrics };
+        let around = firewall::driver::Surroundings { questions, metrics };
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
-        let run = move |targets| firewall::driver::Driver::new(config, families, targets, around).run(inputs, stop);
-        let (running, programs) = start("firewall", "firewall", firewall::linux::open, run).await?;
-        self.registry.register(Box::new(firewall::serve::Refused::new(owners_in, programs)?))?;
+        let run = move |targets| {
+            let backend = iptables::Iptables::new(config.clone(), families, targets, owners);
+            firewall::driver::Driver::new(config, families, backend, around).run(inputs, stop)
+        };
+        let (running, programs) = start("firewall", "firewall", iptables::linux::open, run).await?;
+        let counters = iptables::serve::Counters::new(owners_in, programs);
+        self.registry.register(Box::new(firewall::serve::Refused::new(counters)?))?;
         Ok(running)
     }
 

@@ -32,7 +32,7 @@ trait Removable {
 /// What could not be removed, a line for each family.
 pub fn run(tunnel_port: Option<u16>) -> anyhow::Result<()> {
     let mut proxy = proxy::apply::Mirrors::new(proxy::linux::open_for_cleanup()?, Vec::new());
-    let mut firewall = firewall::apply::Mirrors::new(firewall::linux::open_for_cleanup()?.0);
+    let mut firewall = firewall::iptables::apply::Mirrors::new(firewall::iptables::linux::open_for_cleanup()?.0);
     let mut router = router::apply::Mirrors::new(router::linux::open_for_cleanup(tunnel_port)?);
     let mut removed = 0;
     let mut left = Vec::new();
@@ -83,13 +83,13 @@ impl<K: proxy::apply::Kernel> Removable for proxy::apply::Mirrors<K> {
     }
 }
 
-impl<K: firewall::apply::Kernel> Removable for firewall::apply::Mirrors<K> {
+impl<K: firewall::iptables::apply::Kernel> Removable for firewall::iptables::apply::Mirrors<K> {
     fn remove(&mut self, at: Moment) -> u64 {
-        self.round(&firewall::desired::Desired::default(), Authority::Complete, at).steps
+        self.round(&firewall::iptables::desired::Desired::default(), Authority::Complete, at).steps
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {
-        firewall::apply::Mirrors::remove_abandoned(self)
+        firewall::iptables::apply::Mirrors::remove_abandoned(self)
     }
 
     fn families(&self) -> Vec<&dyn Reflection> {

@@ -24,7 +24,9 @@ fn the_page_of_metrics_lists_every_family_and_no_other() {
     registry.register(Box::new(Counters::new(receiver).expect("valid names"))).expect("the names are free");
     firewall::metrics::Metrics::register(&registry).expect("the names are free");
     let (_owners, receiver) = watch::channel(Arc::default());
-    let refused = firewall::serve::Refused::new(receiver, Families::default()).expect("valid names");
+    let refused =
+        firewall::serve::Refused::new(firewall::iptables::serve::Counters::new(receiver, Families::default()))
+            .expect("valid names");
     registry.register(Box::new(refused)).expect("the names are free");
     router::metrics::Metrics::register(&registry).expect("the names are free");
     Outages::register("API server", [], &registry, &Health::default()).expect("the names are free");

@@ -114,6 +114,21 @@ fn modules_use_only_those_they_may() {
     none(offences);
 }
 
+/// A backend is one folder, and who knows policies sees it through `backend.rs` alone.
+#[test]
+fn policies_know_no_backend() {
+    let mut offences = Vec::new();
+    let apart = |source: &Source| !source.path.starts_with("src/firewall/iptables/");
+    for source in sources("src/firewall").into_iter().filter(apart) {
+        for (number, line) in numbered(&source.code) {
+            let words = ["kernel::iptables", "kernel::ipset", "super::iptables", "firewall::iptables"];
+            let used = words.iter().filter(|word| line.contains(**word));
+            offences.extend(used.map(|word| format!("{}:{number}: {word} is for backends", source.path)));
+        }
+    }
+    none(offences);
+}
+
 #[test]
 fn effects_happen_only_where_they_are_expected() {
     let mut offences = Vec::new();

@@ -10,39 +10,32 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::config::FirewallConfig;
-use crate::kernel::iptables::Piece;
 use crate::model::{Authority, World};
 use crate::net::{Family, PerFamily};
 use crate::observe::local::{Answer, Form, Question};
 use crate::reconcile::{Account, Moment};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
-use super::apply::{Kernel, Mirrors, Round, Targets};
-use super::drops::{self, Owners};
-use super::enforced::enforced;
+use super::backend::{Backend, Round};
 use super::explain;
-use super::lowering::Lowering;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
 
 /// What the firewall is fed with and whom it tells, besides what every subsystem is.
 pub struct Surroundings {
-    /// Which policies each pod's chain refuses for, for whoever reads counters.
-    pub owners: watch::Sender<Arc<Owners>>,
     /// What users ask on this host.
     pub questions: mpsc::Receiver<Question>,
     pub metrics: Metrics,
 }
 
 /// The firewall's state between two turns.
-pub struct Driver<K: Kernel> {
+pub struct Driver<B: Backend> {
     config: Arc<FirewallConfig>,
     families: PerFamily<bool>,
     plan: Plan,
-    lowering: Lowering,
-    mirrors: Mirrors<K>,
+    backend: B,
     around: Surroundings,
-    told_refused: BTreeSet<Piece>,
+    told_refused: BTreeSet<String>,
     told_unclosed: PerFamily<bool>,
     /// What is closed by default is, or will be as soon as the kernel takes it, though pods are not known yet.
     closed_first: bool,
@@ -50,19 +43,11 @@ pub struct Driver<K: Kernel> {
     settings: Option<Result<(), String>>,
 }
 
-impl<K: Kernel> Driver<K> {
-    pub fn new(
-        config: Arc<FirewallConfig>,
-        families: PerFamily<bool>,
-        targets: Targets<K>,
-        around: Surroundings,
-    ) -> Driver<K> {
-        let mirrors = Mirrors::new(targets);
-        let lowering = Lowering::new(config.clone(), families);
+impl<B: Backend> Driver<B> {
+    pub fn new(config: Arc<FirewallConfig>, families: PerFamily<bool>, backend: B, around: Surroundings) -> Driver<B> {
         Driver {
             plan: Plan::new(),
-            lowering: if mirrors.has_ipv6() { lowering } else { lowering.without_ipv6() },
-            mirrors,
+            backend,
             around,
             told_refused: BTreeSet::new(),
             told_unclosed: PerFamily::default(),
@@ -87,8 +72,7 @@ impl<K: Kernel> Driver<K> {
             return;
         }
         self.closed_first = true;
-        let nothing = self.lowering.update(self.plan.rules(), world, &plan::Changed::default());
-        self.mirrors.mark(&nothing);
+        self.backend.update(self.plan.rules(), world, &plan::Changed::default());
     }
 
     /// Answers from the rule set that the kernel is made equal to, and from what the kernel holds now.
@@ -99,15 +83,15 @@ impl<K: Kernel> Driver<K> {
             return Err("nothing is known of the cluster yet".to_owned());
         }
         let world = context.world.borrow().clone();
-        let (rules, closed) = (self.plan.rules(), self.lowering.closed());
+        let (rules, closed) = (self.plan.rules(), self.backend.closed());
         let known = explain::Known { rules, world: &world, config: &self.config, closed };
         let mut answers = explain::answers(known, &asked).map_err(|why| why.to_string())?;
         // What the last audit saw may be minutes old. What is amiss now is told, and repaired in the turn that follows.
-        context.account.found(&self.mirrors.look_at_all(at));
+        context.account.found(&self.backend.look_at_all(at));
         let rules = self.plan.rules();
         for answer in &mut answers {
-            let of = (&answer.verdict, Family::from(answer.packet.source));
-            answer.enforced = Some(enforced(rules, of, self.lowering.desired(), self.mirrors.seen()));
+            let family = Family::from(answer.packet.source);
+            answer.enforced = Some(self.backend.enforced(rules, &answer.verdict, family));
         }
         Ok(match question.form {
             Form::Text => explain::text(&answers),
@@ -133,18 +117,18 @@ impl<K: Kernel> Driver<K> {
 
     /// Says of each chain that the kernel refuses once when that begins and once when it ends.
     fn tell_refusals(&mut self) -> Vec<String> {
-        let refused = self.mirrors.refusals().all();
+        let refused = self.backend.refused();
         let mut troubles = Vec::new();
-        for (piece, refusal) in refused {
-            troubles.push(format!("refused: {piece}: {}", refusal.reason));
-            if self.told_refused.insert(piece.clone()) {
-                warn!(chain = %piece, reason = %refusal.reason, "The kernel refuses a chain; what only it would allow is refused");
+        for refusal in &refused {
+            troubles.push(format!("refused: {}: {}", refusal.object, refusal.reason));
+            if self.told_refused.insert(refusal.object.clone()) {
+                warn!(chain = %refusal.object, reason = %refusal.reason, "The kernel refuses a chain; what only it would allow is refused");
             }
         }
-        self.told_refused.retain(|piece| {
-            let stays = refused.contains_key(piece);
+        self.told_refused.retain(|object| {
+            let stays = refused.iter().any(|refusal| refusal.object == *object);
             if !stays {
-                info!(chain = %piece, "A chain that the kernel refused is no longer missing");
+                info!(chain = %object, "A chain that the kernel refused is no longer missing");
             }
             stays
         });
@@ -152,13 +136,13 @@ impl<K: Kernel> Driver<K> {
     }
 }
 
-impl<K: Kernel> Subsystem for Driver<K> {
-    type Mirrors = Mirrors<K>;
+impl<B: Backend> Subsystem for Driver<B> {
+    type Mirrors = B::Kinds;
     type News = Question;
     type Round = Round;
 
-    fn mirrors(&mut self) -> &mut Mirrors<K> {
-        &mut self.mirrors
+    fn mirrors(&mut self) -> &mut B::Kinds {
+        self.backend.kinds()
     }
 
     fn audit_period(&self) -> Duration {
@@ -179,7 +163,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.mirrors.retry_at()
+        self.backend.retry_at()
     }
 
     async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
@@ -189,11 +173,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         }
         let changed = self.plan.update(world);
         self.around.metrics.asked.inc_by(changed.pods_asked as u64);
-        let lowered = self.lowering.update(self.plan.rules(), world, &changed);
-        self.mirrors.mark(&lowered);
-        if !changed.pods.is_empty() {
-            self.around.owners.send_replace(Arc::new(drops::owners(self.plan.rules())));
-        }
+        self.backend.update(self.plan.rules(), world, &changed);
         self.tell_what_cannot_be_closed(world);
         world.policy_authority
     }
@@ -201,27 +181,26 @@ impl<K: Kernel> Subsystem for Driver<K> {
     async fn calculate(&mut self, _at: Moment) {}
 
     fn round(&mut self, authority: Authority, at: Moment) -> Round {
-        let nothing_to_do = self.mirrors.is_settled() && !self.mirrors.has_due_refusals(at.now);
         let authority = match authority {
             Authority::Nothing if self.closed_first => Authority::Remembered,
             authority => authority,
         };
-        if authority == Authority::Nothing || nothing_to_do {
+        if authority == Authority::Nothing || !self.backend.has_work(at.now) {
             return Round::default();
         }
         if self.settings.is_none() {
-            self.settings = Some(self.mirrors.keep_settings(at));
+            self.settings = Some(self.backend.keep_settings(at));
         }
-        self.mirrors.round(self.lowering.desired(), authority, at)
+        self.backend.round(authority, at)
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {
-        self.mirrors.remove_abandoned()
+        self.backend.remove_abandoned()
     }
 
     fn count(&mut self, round: Round, steps: u64, times: &Times) {
         let metrics = &self.around.metrics;
-        metrics.observe_programs(&round.timings);
+        metrics.observe_rules(&round.rules_read, &round.rules_written);
         metrics.observe_elements(round.elements_took);
         if steps == 0 {
             return;
@@ -244,7 +223,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     fn audited(&mut self, at: Moment) {
-        self.settings = Some(self.mirrors.keep_settings(at));
+        self.settings = Some(self.backend.keep_settings(at));
     }
 
     fn troubles(&mut self, account: &mut Account, _standing: &Standing) -> Vec<String> {
@@ -258,7 +237,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         info!(
             pods = self.plan.rules().pods.len(),
             policies = self.plan.rules().policies.len(),
-            elements = self.lowering.desired().elements.len(),
+            elements = self.backend.count().elements,
             authority = ?sync.authority,
             steps = sync.steps,
             took_ms = sync.took.as_millis() as u64,
@@ -269,11 +248,11 @@ impl<K: Kernel> Subsystem for Driver<K> {
     fn publish(&mut self, standing: &Standing) -> bool {
         let metrics = &self.around.metrics;
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        metrics.sets.set(count(self.lowering.desired().sets.len()));
+        metrics.sets.set(count(self.backend.count().sets));
         let families = self.families.iter().filter(|(_, on)| **on).count();
         metrics.chains.set(count(self.plan.rules().policies.len() * families));
-        metrics.refused.set(count(self.mirrors.refusals().all().len()));
-        if standing.is_well && self.mirrors.is_settled() {
+        metrics.refused.set(count(self.backend.refused().len()));
+        if standing.is_well && self.backend.is_settled() {
             let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
             metrics.last_success.set(i64::try_from(seconds).unwrap_or(i64::MAX));
         }

@@ -6,20 +6,7 @@
 //! told, and no policy can allow it. While any pod of this node is isolated, only what IPv6 needs to work on a link passes
 //! there ([`icmp::OF_LINKS`]), and what belongs to a connection; the node itself goes on reaching its pods.
 //!
-//! In the kernel, first of all in the chains for FORWARD (where `br_netfilter` shows frames between two ports of a bridge)
-//! and INPUT, before the exemptions of Services, because a pod may send to a Service from such an address, too:
-//!
-//! ```text
-//! ip6tables -A KUBE-ROUTER-FORWARD -i kube-bridge -j KUBE-NWPLCY-LINK-LOCAL
-//! ip6tables -A KUBE-NWPLCY-LINK-LOCAL -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
-//! ip6tables -A KUBE-NWPLCY-LINK-LOCAL -p ipv6-icmp -m icmp6 --icmpv6-type 130 -j RETURN        and the other kinds
-//! ip6tables -A KUBE-NWPLCY-LINK-LOCAL -s fe80::/10 -j DROP
-//! ip6tables -A KUBE-NWPLCY-LINK-LOCAL -d fe80::/10 -j DROP
-//! ip6tables -A KUBE-NWPLCY-LINK-LOCAL -d ff02::/16 -j DROP
-//! ```
-//!
-//! It is dropped, not answered: nothing stands in for this chain, so it asks the kernel for no more than the others that
-//! nothing stands in for. Pods that nothing isolates lose link-local connections with it. The road not taken: telling pods apart by the port of the
+//! Pods that nothing isolates lose link-local connections with it. The road not taken: telling pods apart by the port of the
 //! bridge or the hardware address. Neither is known before a pod has sent something, and a pod can choose the second.
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -27,22 +14,18 @@ use std::net::{IpAddr, Ipv6Addr};
 use compact_str::CompactString;
 use ipnet::{IpNet, Ipv6Net};
 
-use crate::kernel::iptables::rule::States;
-use crate::kernel::iptables::{Match, Piece, Rule, Rules, Verdict};
 use crate::model::World;
-use crate::net::{Family, icmp};
+use crate::net::icmp;
 
-use super::comment::comment;
-use super::dispatch::{self, chain};
-use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_LINK_LOCAL, ChainKind, kind};
 use super::rules::{Isolation, LocalPod, RuleSet};
 use super::verdict::{Packet, Traffic};
 
 /// The bridge of our own CNI configuration. Its rule does not wait until it is there.
 const POD_BRIDGE: &str = "kube-bridge";
 
-const UNICAST: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10));
-const MULTICAST: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0), 16));
+/// What only means something on one link.
+pub const UNICAST: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10));
+pub const MULTICAST: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0), 16));
 
 /// Whether link-local traffic between pods is refused: any pod of this node is isolated, in whatever direction.
 pub fn is_closed(rules: &RuleSet) -> bool {
@@ -75,48 +58,6 @@ pub fn pod_bridges(rules: &RuleSet, world: &World) -> Vec<CompactString> {
     bridges.push(POD_BRIDGE.into());
     bridges.sort();
     bridges
-}
-
-/// The rules that stand first in the chains for INPUT and FORWARD, one for each of the bridges.
-pub fn jumps(bridges: &[CompactString]) -> impl Iterator<Item = Rule> {
-    let said = comment("link-local traffic of pods");
-    bridges.iter().map(move |bridge| {
-        let from_bridge = Match::InputLink(bridge.as_str().into());
-        Rule::new([from_bridge, said.clone()], Verdict::Jump(CHAIN_LINK_LOCAL.into()))
-    })
-}
-
-/// Whether a rule is one of those.
-pub fn is_jump(rule: &Rule) -> bool {
-    super::pod_chain::jump(rule).is_some_and(|to| kind(to) == Some(ChainKind::LinkLocal))
-}
-
-/// The chain; `None` where nothing is closed.
-pub fn rules(bridges: &[CompactString]) -> (Piece, Option<Rules>) {
-    let established = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
-    let said = comment("rule for stateful firewall for link-local traffic");
-    let mut rules = vec![Rule::new([said, established], Verdict::Return)];
-    rules.extend(icmp::OF_LINKS.iter().map(|(kind, number)| {
-        let said = comment(&format!("allow icmp {}", kind.name()));
-        Rule::of_icmp(Family::V6, *number, said, Verdict::Return)
-    }));
-    let said = comment("drop link-local traffic of pods");
-    let from = |range| Match::Source { range, negated: false };
-    let to = |range| Match::Destination { range, negated: false };
-    rules.extend(
-        [from(UNICAST), to(UNICAST), to(MULTICAST)]
-            .map(|concerned| Rule::new([concerned, said.clone()], Verdict::Drop)),
-    );
-    (chain(Family::V6, CHAIN_LINK_LOCAL), (!bridges.is_empty()).then_some(Rules(rules)))
-}
-
-/// All that is wanted of IPv6 apart from [`rules`] where policies do not speak of it (without `--enable-ipv6`).
-pub fn alone(bridges: &[CompactString]) -> Vec<(Piece, Option<Rules>)> {
-    let is_closed = !bridges.is_empty();
-    let entrances = dispatch::entrances(Family::V6).filter(|(_, to, _)| [CHAIN_INPUT, CHAIN_FORWARD].contains(to));
-    let pieces = entrances
-        .flat_map(|(jump, to, rules)| [(chain(Family::V6, to), Rules(jumps(bridges).collect())), (jump, rules)]);
-    pieces.map(|(piece, rules)| (piece, is_closed.then_some(rules))).collect()
 }
 
 #[cfg(test)]
@@ -179,12 +120,5 @@ mod tests {
         rules.pods.insert(object("shop/a"), pod("10.244.1.7"));
         rules.pods.insert(object("shop/b"), pod("192.0.2.77"));
         assert_eq!(pod_bridges(&rules, &world), ["cni0", "kube-bridge"]);
-    }
-
-    #[test]
-    fn nothing_is_wanted_while_nothing_is_closed() {
-        assert!(rules(&[]).1.is_none() && alone(&[]).iter().all(|(_, rules)| rules.is_none()));
-        let pieces: Vec<String> = alone(&["kube-bridge".into()]).iter().map(|(piece, _)| piece.to_string()).collect();
-        assert_eq!(pieces.len(), 4, "{pieces:?}");
     }
 }

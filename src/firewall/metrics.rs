@@ -8,15 +8,14 @@ use std::time::Duration;
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge};
 
-use crate::kernel::iptables::{Program, Timing};
-use crate::net::PerFamily;
+use crate::net::{Family, PerFamily};
 use crate::observe::metrics::Registry;
 
 /// What the firewall's task counts.
 pub struct Metrics {
     /// Duration of a round.
     pub round: Histogram,
-    /// What single programs took, by family.
+    /// What reading and writing rules took, by family.
     pub save: PerFamily<Histogram>,
     pub restore: PerFamily<Histogram>,
     /// What changing the elements of sets took, by family.
@@ -112,14 +111,10 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Counts what single programs took.
-    pub(super) fn observe_programs(&self, timings: &[Timing]) {
-        for timing in timings {
-            let histograms = match timing.program {
-                Program::Save => &self.save,
-                Program::Restore => &self.restore,
-            };
-            histograms.of(timing.family).observe(timing.took.as_secs_f64());
+    /// Counts what reading and writing rules took.
+    pub(super) fn observe_rules(&self, read: &[(Family, Duration)], written: &[(Family, Duration)]) {
+        for (histograms, times) in [(&self.save, read), (&self.restore, written)] {
+            times.iter().for_each(|(family, took)| histograms.of(*family).observe(took.as_secs_f64()));
         }
     }
 

@@ -9,13 +9,11 @@
 //! (address ranges with holes), [`port_number`], [`named_port`]; [`isolation`] says whether a pod is restricted at all
 //! (default deny). [`plan`] keeps the rule set up to date: [`claims`] says which pods have an address, [`membership`]
 //! what a set holds there, [`index`] which selectors to ask about a pod, [`fill`] what a new set holds. [`verdict`] traces a packet through
-//! the rule set, which is what the rules mean; [`explain`] tells people, and [`enforced`] whether the kernel does so.
+//! the rule set, which is what the rules mean, and [`explain`] tells people.
 //!
-//! In the kernel, with iptables and ipset: [`names`], made of what a thing is for ([`identity`]); [`policy_chain`],
-//! [`pod_chain`], [`dispatch`] with [`exemptions`] and [`link_local`] are the rules, [`lowering`] keeps them and the sets up to date
-//! ([`desired`]); [`apply`] brings them into the kernel, [`overlay`] is what it leaves out because the kernel refuses it, [`order`] what
-//! goes before what so that nothing opens between two acts, [`turning`] one such way;
-//! [`driver`] is the firewall's part of the loop (`subsystem`); [`drops`] counts what was refused.
+//! [`link_local`] is about addresses that policies cannot speak of. [`backend`] is all that is known here of the kernel;
+//! [`iptables`] is the one that there is, with chains and sets. [`driver`] is the firewall's part of the loop
+//! (`subsystem`); [`serve`] shows what was refused.
 
 pub mod rules;
 pub mod compile;
@@ -31,24 +29,10 @@ pub mod index;
 pub mod fill;
 pub mod verdict;
 pub mod explain;
-pub mod enforced;
-pub mod identity;
-pub mod names;
-pub mod comment;
-pub mod policy_chain;
-pub mod pod_chain;
-pub mod exemptions;
-pub mod dispatch;
 pub mod link_local;
-pub mod desired;
-pub mod lowering;
-pub mod overlay;
-pub mod order;
-pub mod turning;
-pub mod apply;
-pub mod linux;
+pub mod backend;
+pub mod iptables;
 pub mod driver;
-pub mod drops;
 pub mod metrics;
 pub mod serve;
 #[cfg(test)]

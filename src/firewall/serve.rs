@@ -1,34 +1,26 @@
 //! The refused packets of every policy, for whoever reads the metrics.
 //!
-//! Read with `iptables-save -c` when somebody asks, so that nothing is read for nobody. A reading serves everybody who
-//! asks within a second of it. What was counted between the last reading and a change of a pod's chain is lost.
+//! The kernel is asked when somebody asks us, so that nothing is read for nobody. A reading serves everybody who asks within
+//! a second of it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Counter, LabelPair, Metric, MetricFamily, MetricType};
-use tokio::sync::watch;
 use tracing::warn;
 
-use crate::kernel::Name;
-use crate::kernel::iptables::{Families, Table, counted};
-
-use super::drops::{Drops, Owner, Owners};
-use super::names::POD_CHAINS;
+use super::backend::{Dropped, Owner};
 
 /// Reads the counters when metrics are asked for.
-pub struct Refused {
-    owners: watch::Receiver<Arc<Owners>>,
-    programs: Families,
+pub struct Refused<D> {
     description: Desc,
-    last: Mutex<Last>,
+    last: Mutex<Last<D>>,
 }
 
-#[derive(Default)]
-struct Last {
+struct Last<D> {
     at: Option<Instant>,
-    drops: Drops,
+    drops: D,
 }
 
 /// How long a reading is good for.
@@ -39,19 +31,19 @@ const HELP: &str = "Packets that a pod's policies did not allow; each counts for
 /// The order in which the text has them.
 const LABELS: [&str; 3] = ["direction", "namespace", "policy"];
 
-impl Refused {
-    /// The counters of the chains that these own.
+impl<D: Dropped> Refused<D> {
+    /// What was refused as these counters have it.
     ///
     /// # Errors
     /// Where the metric's name or labels are not valid, which they are.
-    pub fn new(owners: watch::Receiver<Arc<Owners>>, programs: Families) -> Result<Refused, prometheus::Error> {
+    pub fn new(drops: D) -> Result<Refused<D>, prometheus::Error> {
         let labels = LABELS.into_iter().map(str::to_owned).collect();
         let description = Desc::new(NAME.to_owned(), HELP.to_owned(), labels, Default::default())?;
-        Ok(Refused { owners, programs, description, last: Mutex::default() })
+        Ok(Refused { description, last: Mutex::new(Last { at: None, drops }) })
     }
 }
 
-impl Collector for Refused {
+impl<D: Dropped + Send> Collector for Refused<D> {
     fn desc(&self) -> Vec<&Desc> {
         vec![&self.description]
     }
@@ -59,13 +51,8 @@ impl Collector for Refused {
     fn collect(&self) -> Vec<MetricFamily> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.at.is_none_or(|at| at.elapsed() >= FRESH) {
-            let owners = self.owners.borrow().clone();
-            match counted(&self.programs, Table::Filter, &[Name::Prefix(POD_CHAINS.into())]) {
-                Ok(counted) => {
-                    last.drops.add(&counted, &owners);
-                    last.drops.forget_others(&owners);
-                    last.at = Some(Instant::now());
-                }
+            match last.drops.count() {
+                Ok(()) => last.at = Some(Instant::now()),
                 Err(error) => warn!(%error, "Refused packets cannot be counted"),
             }
         }

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sluice::config::FirewallConfig;
-use sluice::firewall::dispatch;
 use sluice::firewall::driver::{Driver, Surroundings};
-use sluice::firewall::lowering::Lowering;
+use sluice::firewall::iptables::Iptables;
+use sluice::firewall::iptables::dispatch;
+use sluice::firewall::iptables::lowering::Lowering;
+use sluice::firewall::iptables::names::{self, CHAIN_TAIL};
 use sluice::firewall::metrics::Metrics;
-use sluice::firewall::names::{self, CHAIN_TAIL};
 use sluice::firewall::plan::Plan;
 use sluice::kernel::monitor::Changes;
 use sluice::model::{Authority, EventClock, Node, World};
@@ -238,8 +239,9 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
         account: Account::register(&running.registry, "sluice_firewall").expect("names are registered once"),
     };
     let metrics = Metrics::register(&running.registry).expect("names are registered once");
-    let around = Surroundings { owners, questions, metrics };
-    let driver = Driver::new(running.config.clone(), BOTH, running.kernel.firewall_targets(), around);
+    let around = Surroundings { questions, metrics };
+    let backend = Iptables::new(running.config.clone(), BOTH, running.kernel.firewall_targets(), owners);
+    let driver = Driver::new(running.config.clone(), BOTH, backend, around);
     let task = tokio::task::spawn_local(driver.run(inputs, running.stop.subscribe()));
     test(running).await;
     running.stop.send_replace(true);

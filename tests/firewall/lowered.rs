@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice::config::FirewallConfig;
-use sluice::firewall::desired::Desired;
-use sluice::firewall::lowering::Lowering;
+use sluice::firewall::iptables::desired::Desired;
+use sluice::firewall::iptables::lowering::Lowering;
+use sluice::firewall::iptables::{dispatch, lowering, names};
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
-use sluice::firewall::{dispatch, lowering, names};
 use sluice::kernel::ipset::ElementKey;
 use sluice::kernel::iptables::Piece;
 use sluice::model::{Node, World};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice::config::FirewallConfig;
-use sluice::firewall::lowering::Lowering;
+use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::plan::Plan;
 use sluice::model::{Namespace, Node};
 use sluice::net::{Family, PerFamily};

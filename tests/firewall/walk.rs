@@ -16,12 +16,13 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use sluice::config::FirewallConfig;
-use sluice::firewall::apply::Mirrors;
-use sluice::firewall::lowering::Lowering;
+use sluice::firewall::iptables::apply::Mirrors;
+use sluice::firewall::iptables::lowering::Lowering;
+use sluice::firewall::iptables::{dispatch, names};
+use sluice::firewall::link_local;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
-use sluice::firewall::{dispatch, link_local, names};
 use sluice::kernel::ipset::{ElementKey, Entry};
 use sluice::kernel::iptables::{Piece, Rules};
 use sluice::model::{Authority, Node, Pod, World};

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use sluice::firewall::desired::Desired;
-use sluice::firewall::lowering::Lowering;
+use sluice::firewall::iptables::desired::Desired;
+use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::{Decision, Packet, Traffic, verdict};

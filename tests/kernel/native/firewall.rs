@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice::config::FirewallConfig;
-use sluice::firewall::apply::{Mirrors, Round};
-use sluice::firewall::desired::Desired;
-use sluice::firewall::drops;
-use sluice::firewall::linux::{self, Linux};
-use sluice::firewall::lowering::Lowering;
+use sluice::firewall::iptables::apply::{Mirrors, Round};
+use sluice::firewall::iptables::desired::Desired;
+use sluice::firewall::iptables::drops;
+use sluice::firewall::iptables::linux::{self, Linux};
+use sluice::firewall::iptables::lowering::Lowering;
+use sluice::firewall::iptables::serve::Counters;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::serve::Refused;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
@@ -461,7 +462,7 @@ fn refused_packets_of_each_policy_and_direction_are_in_the_metrics() {
         assert!(!machine.places.reaches(Family::V6, ("plain", "db"), Protocol::Udp, 80));
         let (_owners, told) = tokio::sync::watch::channel(Arc::new(drops::owners(machine.plan.rules())));
         let registry = Registry::new("test", "test");
-        registry.register(Box::new(Refused::new(told, machine.programs()).unwrap())).unwrap();
+        registry.register(Box::new(Refused::new(Counters::new(told, machine.programs())).unwrap())).unwrap();
         let text = registry.text();
         for (direction, policy, packets) in [("ingress", "in", 4), ("ingress", "too", 4), ("egress", "out", 1)] {
             let line = format!(

@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
-use sluice::firewall::apply::Mirrors;
-use sluice::firewall::linux::{self, Linux};
-use sluice::firewall::lowering::Lowering;
+use sluice::firewall::iptables::apply::Mirrors;
+use sluice::firewall::iptables::linux::{self, Linux};
+use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::Direction;
 use sluice::kernel::iptables::Flavour;

@@ -19,10 +19,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, getpid, kill_process};
-use sluice::firewall::apply::{Kernel, Mirrors, Refusing, Targets, Timed};
-use sluice::firewall::desired::Desired;
-use sluice::firewall::linux::{self, Linux};
-use sluice::firewall::lowering::Lowering;
+use sluice::firewall::iptables::apply::{Kernel, Mirrors, Refusing, Targets, Timed};
+use sluice::firewall::iptables::desired::Desired;
+use sluice::firewall::iptables::linux::{self, Linux};
+use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::verdict;

@@ -160,16 +160,16 @@ impl MemoryKernel {
     }
 
     /// Targets of the families that the firewall keeps.
-    pub fn firewall_targets(&self) -> firewall::apply::Targets<MemoryKernel> {
-        let ours = firewall::linux::ownership();
+    pub fn firewall_targets(&self) -> firewall::iptables::apply::Targets<MemoryKernel> {
+        let ours = firewall::iptables::linux::ownership();
         let owns = move |chain: &str| ours.chains.iter().any(|(_, name)| name.matches(chain));
         let is_ours = move |piece: &Piece| match piece {
             Piece::Chain { chain, .. } => owns(chain),
             Piece::Jump { to, .. } => owns(to),
             Piece::Leftover { .. } => false,
         };
-        let is_our_set = |set: &SetName| firewall::linux::set_names().iter().any(|name| name.matches(&set.0));
-        firewall::apply::Targets {
+        let is_our_set = |set: &SetName| firewall::iptables::linux::set_names().iter().any(|name| name.matches(&set.0));
+        firewall::iptables::apply::Targets {
             kernel: self.clone(),
             sets: Memory { ours: Box::new(move |set, _| is_our_set(set)), ..Memory::new(self) },
             elements: Memory { ours: Box::new(move |element, _| is_our_set(&element.set)), ..Memory::new(self) },
@@ -223,7 +223,7 @@ impl Kernel for MemoryKernel {
     }
 }
 
-impl firewall::apply::Kernel for MemoryKernel {
+impl firewall::iptables::apply::Kernel for MemoryKernel {
     type Sets = Memory<Sets>;
     type Elements = Memory<Elements>;
     type Rules = Memory<RuleRows>;
@@ -237,14 +237,14 @@ impl firewall::apply::Kernel for MemoryKernel {
     }
 }
 
-impl firewall::apply::Timed for Memory<Elements> {
+impl firewall::iptables::apply::Timed for Memory<Elements> {
     /// Nothing takes time in memory.
     fn take_took(&mut self) -> PerFamily<Duration> {
         PerFamily::default()
     }
 }
 
-impl firewall::apply::Refusing for Memory<RuleRows> {
+impl firewall::iptables::apply::Refusing for Memory<RuleRows> {
     fn take_refused(&mut self) -> Vec<Refusal> {
         self.machine.with(|machine| std::mem::take(&mut machine.tried_in_vain))
     }

@@ -5,7 +5,7 @@
 //! into its matches and its target. A part counts as understood only if it would be written in exactly these words;
 //! everything else is [`Foreign`]. So writing what was read gives the same text, always.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::str::FromStr;
 
 use compact_str::CompactString;
@@ -32,14 +32,16 @@ impl From<&str> for Rule {
     fn from(text: &str) -> Rule {
         let words: Vec<&str> = if text.is_empty() { Vec::new() } else { words(text) };
         let mut matches = Vec::new();
-        let mut rest = words.as_slice();
+        let (mut rest, mut text) = (words.as_slice(), text);
         while let Some(first) = rest.first() {
             if is_target(first) {
-                return Rule::of(matches.into(), Some(read_verdict(rest)));
+                return Rule::of(matches.into(), Some(read_verdict(rest, text)));
             }
             let (part, others) = rest.split_at(length_of_match(rest).min(rest.len()));
-            matches.push(read_match(part));
-            rest = others;
+            let letters = part.iter().map(|word| word.len()).sum::<usize>() + part.len().saturating_sub(1);
+            let (of_part, behind) = text.split_at(letters);
+            matches.push(read_match(part, of_part));
+            (rest, text) = (others, behind.strip_prefix(' ').unwrap_or(behind));
         }
         Rule::of(matches.into(), None)
     }
@@ -209,12 +211,12 @@ fn is_basic(word: &str) -> bool {
     matches!(word, "-s" | "-d" | "-i" | "-o" | "-p")
 }
 
-fn read_match(words: &[&str]) -> Match {
-    let foreign = || Match::Foreign(foreign(words));
+/// Reads these words, which are this text.
+fn read_match(words: &[&str], text: &str) -> Match {
     let negated = words.contains(&"!");
     let bare: Vec<&str> = words.iter().copied().filter(|word| *word != "!").collect();
-    let Some(read) = understood(&bare, negated) else { return foreign() };
-    if is_written(&read, words) { read } else { foreign() }
+    let read = understood(&bare, negated).filter(|read| is_written(read, text));
+    read.unwrap_or_else(|| Match::Foreign(Foreign(text.into())))
 }
 
 fn understood(words: &[&str], negated: bool) -> Option<Match> {
@@ -250,49 +252,53 @@ fn understood(words: &[&str], negated: bool) -> Option<Match> {
     })
 }
 
-fn read_verdict(words: &[&str]) -> Verdict {
-    let target = words.get(1).map_or_else(CompactString::default, |word| unquoted(word));
-    let foreign = |target| Verdict::Foreign { target, text: foreign(words) };
-    let read = match *words {
+/// Reads these words, which are this text.
+fn read_verdict(words: &[&str], text: &str) -> Verdict {
+    let target = || words.get(1).map_or_else(CompactString::default, |word| unquoted(word));
+    let read = understood_verdict(words).filter(|read| is_written(read, text));
+    read.unwrap_or_else(|| Verdict::Foreign { target: target(), text: Foreign(text.into()) })
+}
+
+fn understood_verdict(words: &[&str]) -> Option<Verdict> {
+    let source_nat = |to: &str, random_ports| Some(Verdict::SourceNat { to: to.parse().ok()?, random_ports });
+    Some(match *words {
         ["-j", "ACCEPT"] => Verdict::Accept,
         ["-j", "DROP"] => Verdict::Drop,
         ["-j", "RETURN"] => Verdict::Return,
         ["-j", "REJECT", "--reject-with", "icmp-port-unreachable"] => Verdict::Reject(Family::V4),
         ["-j", "REJECT", "--reject-with", "icmp6-port-unreachable"] => Verdict::Reject(Family::V6),
-        ["-j", "MARK", "--set-xmark", text] => mark(text).map_or_else(|| foreign(target), Verdict::SetMark),
-        ["-j", "NFLOG", "--nflog-group", group] => {
-            number(group).map_or_else(|| foreign(target), |group| Verdict::Log { group })
-        }
+        ["-j", "MARK", "--set-xmark", text] => Verdict::SetMark(mark(text)?),
+        ["-j", "NFLOG", "--nflog-group", group] => Verdict::Log { group: number(group)? },
         ["-j", "MASQUERADE"] => Verdict::Masquerade { random_ports: false },
         ["-j", "MASQUERADE", "--random-fully"] => Verdict::Masquerade { random_ports: true },
-        ["-j", "SNAT", "--to-source", to] => source_nat(to, false).unwrap_or_else(|| foreign(target)),
-        ["-j", "SNAT", "--to-source", to, "--random-fully"] => source_nat(to, true).unwrap_or_else(|| foreign(target)),
-        ["-j", chain] if is_chain(chain) => Verdict::Jump(target),
-        ["-g", chain] if is_chain(chain) => Verdict::Goto(target),
-        _ => foreign(target),
-    };
-    if is_written(&read, words) {
-        return read;
-    }
-    foreign(words.get(1).map_or_else(CompactString::default, |word| unquoted(word)))
+        ["-j", "SNAT", "--to-source", to] => source_nat(to, false)?,
+        ["-j", "SNAT", "--to-source", to, "--random-fully"] => source_nat(to, true)?,
+        ["-j", chain] if is_chain(chain) => Verdict::Jump(chain.into()),
+        ["-g", chain] if is_chain(chain) => Verdict::Goto(chain.into()),
+        _ => return None,
+    })
 }
 
 /// Whether a target without options is a chain. The extensions of the kernel that are of use without options are these.
 fn is_chain(target: &str) -> bool {
-    !matches!(target, "LOG" | "REJECT" | "TRACE" | "NFLOG" | "AUDIT" | "NOTRACK" | "ACCEPT" | "DROP" | "RETURN")
+    !target.contains('"')
+        && !matches!(target, "LOG" | "REJECT" | "TRACE" | "NFLOG" | "AUDIT" | "NOTRACK" | "ACCEPT" | "DROP" | "RETURN")
 }
 
-fn source_nat(to: &str, random_ports: bool) -> Option<Verdict> {
-    Some(Verdict::SourceNat { to: to.parse().ok()?, random_ports })
+/// Whether this is written as this text.
+fn is_written(read: &impl fmt::Display, text: &str) -> bool {
+    let mut expected = Expected(text);
+    write!(expected, "{read}").is_ok() && expected.0.is_empty()
 }
 
-fn foreign(words: &[&str]) -> Foreign {
-    Foreign(words.join(" ").into())
-}
+/// Takes in a text and no other, without keeping it.
+struct Expected<'a>(&'a str);
 
-/// Whether this is written in exactly these words.
-fn is_written(read: &impl fmt::Display, words: &[&str]) -> bool {
-    read.to_string() == words.join(" ")
+impl fmt::Write for Expected<'_> {
+    fn write_str(&mut self, written: &str) -> fmt::Result {
+        self.0 = self.0.strip_prefix(written).ok_or(fmt::Error)?;
+        Ok(())
+    }
 }
 
 fn protocol(name: &str) -> Option<IpProtocol> {

@@ -19,8 +19,8 @@ use crate::kernel::iptables::rule::Mark;
 use crate::model::ObjectName;
 use crate::net::{Family, PerFamily};
 
+use super::super::rules::{Direction, PolicyKey, SetKey};
 use super::identity::{identity, joined};
-use super::rules::{Direction, PolicyKey, SetKey};
 
 /// The dispatch chains, entered first of all from `INPUT`, `FORWARD` and `OUTPUT`.
 pub const CHAIN_INPUT: &str = "KUBE-ROUTER-INPUT";

@@ -10,6 +10,8 @@ use crate::kernel::ipset::{ElementKey, SetName};
 use crate::kernel::iptables::{Piece, Rule, Rules};
 use crate::net::Family;
 
+use super::super::rules::{Direction, Isolation, PolicyKey, RuleSet};
+use super::super::verdict::{Decision, Verdict};
 use super::desired::Desired;
 use super::dispatch::chain;
 use super::lowering::elements_of;
@@ -17,8 +19,6 @@ use super::names::{
     self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_LINK_LOCAL, CHAIN_OUTPUT, CHAIN_TAIL,
 };
 use super::overlay::Refusals;
-use super::rules::{Direction, Isolation, PolicyKey, RuleSet};
-use super::verdict::{Decision, Verdict};
 
 /// What was last seen of the kernel; `None` where it is not known.
 #[derive(Clone, Copy)]
@@ -87,10 +87,10 @@ mod tests {
     use std::sync::Arc;
     use std::time::Instant;
 
-    use super::super::explain::{Known, Question, answers};
-    use super::super::given::{labels, object, pod, pods, policy, rule};
+    use super::super::super::explain::{Known, Question, answers};
+    use super::super::super::given::{labels, object, pod, pods, policy, rule};
+    use super::super::super::plan::Plan;
     use super::super::lowering::Lowering;
-    use super::super::plan::Plan;
     use super::*;
     use crate::config::{Config, Environment, FirewallConfig, Request, request};
     use crate::model::{Host, Namespace, World};

@@ -23,9 +23,9 @@ use crate::kernel::iptables::{Match, Rule, Rules, Verdict};
 use crate::model::ObjectName;
 use crate::net::Family;
 
+use super::super::rules::{Direction, PolicyKey};
 use super::comment::comment;
 use super::names::{self, MARK};
-use super::rules::{Direction, PolicyKey};
 
 /// What of a pod's chain the kernel can have.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -188,9 +188,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::firewall::names::{CHAIN_FORWARD, CHAIN_TAIL};
+    use crate::firewall::iptables::names::{CHAIN_FORWARD, CHAIN_TAIL};
+    use crate::firewall::iptables::{names, policy_chain};
     use crate::firewall::rules::{Direction, PolicyKey, SetKey};
-    use crate::firewall::{names, policy_chain};
     use crate::model::ObjectName;
 
     fn pod() -> Piece {

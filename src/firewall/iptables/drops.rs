@@ -12,19 +12,12 @@ use crate::kernel::iptables::{Counted, Verdict};
 use crate::model::ObjectName;
 use crate::net::Family;
 
+use super::super::backend::Owner;
+use super::super::rules::{Direction, Isolation, RuleSet};
 use super::names;
-use super::rules::{Direction, Isolation, RuleSet};
 
 /// For each pod's chain those on whose behalf it refuses.
 pub type Owners = BTreeMap<CompactString, Box<[Owner]>>;
-
-/// A policy and a direction. The annotation of a namespace is a policy without a name.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Owner {
-    pub namespace: CompactString,
-    pub policy: CompactString,
-    pub direction: Direction,
-}
 
 /// Sums of refused packets.
 #[derive(Default)]

@@ -15,9 +15,9 @@ use crate::kernel::iptables::rule::{IpProtocol, SetSides, Side};
 use crate::kernel::iptables::{self, Rules, Verdict};
 use crate::net::{Family, Protocol};
 
+use super::super::rules::{Block, Direction, Match, PolicyKey, PortMatch, PortOwners, PortRange, Rule, SetKey};
 use super::comment::comment;
 use super::names::CHAIN_DEFAULT;
-use super::rules::{Block, Direction, Match, PolicyKey, PortMatch, PortOwners, PortRange, Rule, SetKey};
 
 /// How many numbers one rule takes.
 const SLOTS: usize = 15;

@@ -9,7 +9,7 @@ use std::fmt::Write;
 
 use crate::model::{Operator, Selector};
 
-use super::rules::{Block, PortOwners, Scope, Selection, SetKey};
+use super::super::rules::{Block, PortOwners, Scope, Selection, SetKey};
 
 /// The text that stands for a set and for no other.
 pub fn identity(set: &SetKey) -> String {
@@ -106,8 +106,8 @@ fn add_count(text: &mut String, count: usize) {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::given::selector;
-    use super::super::ip_block;
+    use super::super::super::given::selector;
+    use super::super::super::ip_block;
     use super::*;
     use crate::net::Protocol;
 

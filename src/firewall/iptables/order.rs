@@ -191,8 +191,8 @@ fn address(entry: &Entry) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::firewall::dispatch;
-    use crate::firewall::names::CHAIN_FORWARD;
+    use crate::firewall::iptables::dispatch;
+    use crate::firewall::iptables::names::CHAIN_FORWARD;
     use crate::kernel::ipset::{SetKind, SetName, SetSpec};
 
     const PEERS: (&str, &[&str]) = (

@@ -33,11 +33,11 @@ use crate::kernel::iptables::rule::{SetSides, Side, States};
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::net::{Family, icmp};
 
+use super::super::rules::{Direction, Isolation, RuleSet};
 use super::comment::comment;
 use super::names::{
     self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, CHAIN_TAIL, MARK, rule_id,
 };
-use super::rules::{Direction, Isolation, RuleSet};
 use super::{exemptions, link_local};
 
 /// The built-in chains, each with the chain of ours that is entered from it.

@@ -21,9 +21,10 @@ use crate::kernel::iptables::{Piece, Rule, Rules};
 use crate::model::{ObjectName, World};
 use crate::net::{Family, PerFamily};
 
+use super::super::rules::{Contents, Direction, Element, Isolation, PolicyKey, PortOwners, RuleSet, SetKey};
+use super::super::{link_local as addresses, plan};
 use super::desired::{Changed, Desired};
-use super::rules::{Contents, Direction, Element, Isolation, PolicyKey, PortOwners, RuleSet, SetKey};
-use super::{dispatch, link_local, names, plan, pod_chain, policy_chain};
+use super::{dispatch, link_local, names, pod_chain, policy_chain};
 
 /// What the kernel shall hold, kept up to date.
 pub struct Lowering {
@@ -87,7 +88,7 @@ impl Lowering {
         if is_first {
             self.lower_fixed(&mut told);
         }
-        let bridges = if link_local::is_closed(rules) { link_local::pod_bridges(rules, world) } else { Vec::new() };
+        let bridges = if addresses::is_closed(rules) { addresses::pod_bridges(rules, world) } else { Vec::new() };
         let turns = std::mem::replace(&mut self.bridges, bridges) != self.bridges;
         if turns {
             self.lower_link_local(&mut told);

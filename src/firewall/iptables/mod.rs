@@ -1,0 +1,139 @@
+//! The rule set in the kernel's words, with iptables and ipset.
+//!
+//! Reading order: [`names`], made of what a thing is for ([`identity`]); [`policy_chain`], [`pod_chain`], [`dispatch`] with
+//! [`exemptions`] and [`link_local`] are the rules, [`lowering`] keeps them and the sets up to date ([`desired`]); [`apply`]
+//! brings them into the kernel ([`linux`]), [`overlay`] is what it leaves out because the kernel refuses it, [`order`] what goes
+//! before what so that nothing opens between two acts, [`turning`] one such way. [`enforced`] says whether the kernel does what
+//! a verdict says, [`drops`] counts what was refused ([`serve`]).
+//!
+//! All of it stands behind [`Backend`]: who knows policies knows nothing of chains.
+
+pub mod identity;
+pub mod names;
+pub mod comment;
+pub mod policy_chain;
+pub mod pod_chain;
+pub mod exemptions;
+pub mod link_local;
+pub mod dispatch;
+pub mod desired;
+pub mod lowering;
+pub mod overlay;
+pub mod order;
+pub mod turning;
+pub mod apply;
+pub mod linux;
+pub mod enforced;
+pub mod drops;
+pub mod serve;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnet::IpNet;
+use tokio::sync::watch;
+
+use crate::config::FirewallConfig;
+use crate::kernel::iptables::Program;
+use crate::model::{Authority, World};
+use crate::net::{Family, PerFamily};
+use crate::reconcile::{Found, Moment};
+
+use self::apply::{Kernel, Mirrors, Targets};
+use self::drops::Owners;
+use self::enforced::enforced;
+use self::lowering::Lowering;
+use super::backend::{Backend, Count, Refusal, Round};
+use super::plan;
+use super::rules::RuleSet;
+use super::verdict::Verdict;
+
+/// Policies in tables of iptables and in sets.
+pub struct Iptables<K: Kernel> {
+    lowering: Lowering,
+    mirrors: Mirrors<K>,
+    /// Which policies each pod's chain refuses for, for whoever reads counters.
+    owners: watch::Sender<Arc<Owners>>,
+}
+
+impl<K: Kernel> Iptables<K> {
+    pub fn new(
+        config: Arc<FirewallConfig>,
+        families: PerFamily<bool>,
+        targets: Targets<K>,
+        owners: watch::Sender<Arc<Owners>>,
+    ) -> Iptables<K> {
+        let (mirrors, lowering) = (Mirrors::new(targets), Lowering::new(config, families));
+        let lowering = if mirrors.has_ipv6() { lowering } else { lowering.without_ipv6() };
+        Iptables { lowering, mirrors, owners }
+    }
+}
+
+impl<K: Kernel> Backend for Iptables<K> {
+    type Kinds = Mirrors<K>;
+
+    fn kinds(&mut self) -> &mut Mirrors<K> {
+        &mut self.mirrors
+    }
+
+    fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::Changed) {
+        let lowered = self.lowering.update(rules, world, changed);
+        self.mirrors.mark(&lowered);
+        if !changed.pods.is_empty() {
+            self.owners.send_replace(Arc::new(drops::owners(rules)));
+        }
+    }
+
+    fn closed(&self) -> &[IpNet] {
+        self.lowering.closed()
+    }
+
+    fn count(&self) -> Count {
+        let desired = self.lowering.desired();
+        Count { sets: desired.sets.len(), elements: desired.elements.len() }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.mirrors.is_settled()
+    }
+
+    fn has_work(&self, now: Instant) -> bool {
+        !self.mirrors.is_settled() || self.mirrors.has_due_refusals(now)
+    }
+
+    fn round(&mut self, authority: Authority, at: Moment) -> Round {
+        let round = self.mirrors.round(self.lowering.desired(), authority, at);
+        let apply::Round { sets_took, elements_took, rules_took, timings, .. } = round;
+        let of = |program| {
+            let runs = timings.iter().filter(move |run| run.program == program);
+            runs.map(|run| (run.family, run.took)).collect()
+        };
+        let (rules_read, rules_written) = (of(Program::Save), of(Program::Restore));
+        Round { sets_took, elements_took, rules_took, rules_read, rules_written }
+    }
+
+    fn keep_settings(&mut self, at: Moment) -> Result<(), String> {
+        self.mirrors.keep_settings(at)
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        self.mirrors.remove_abandoned()
+    }
+
+    fn look_at_all(&mut self, at: Moment) -> Vec<Found> {
+        self.mirrors.look_at_all(at)
+    }
+
+    fn enforced(&self, rules: &RuleSet, verdict: &Verdict, family: Family) -> Result<(), String> {
+        enforced(rules, (verdict, family), self.lowering.desired(), self.mirrors.seen())
+    }
+
+    fn refused(&self) -> Vec<Refusal<'_>> {
+        let all = self.mirrors.refusals().all().iter();
+        all.map(|(piece, refused)| Refusal { object: piece.to_string(), reason: &refused.reason }).collect()
+    }
+
+    fn retry_at(&self) -> Option<Instant> {
+        self.mirrors.retry_at()
+    }
+}
