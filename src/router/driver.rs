@@ -380,6 +380,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.around.report.send_modify(|report| report.problems = problems);
         }
         let now = standing.now;
+        self.told.neighbours(now);
         let unreached = self.unreached();
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let metrics = &self.around.metrics;

@@ -61,9 +61,6 @@ struct Running {
     writing: VecDeque<(u64, oneshot::Receiver<()>)>,
 }
 
-/// How long neighbours that are not there hold up what we tell the others after a restart (RFC 4724 4.1), from the last one on that
-/// has come. Whoever is there is dialled at once and answers at once.
-const PATIENCE: Duration = Duration::from_millis(700);
 /// How long neighbours keep our routes where nothing says otherwise, and how long the choice of routes may wait.
 const USUAL_RESTART: Duration = Duration::from_secs(90);
 const USUAL_DEFERRAL: Duration = Duration::from_secs(360);
@@ -150,7 +147,7 @@ impl Sessions {
             bounds: Bounds::default(),
             seed: RandomState::new().hash_one(()),
         };
-        let restarting = restarting.then_some(Restarting { patience: PATIENCE, deferral });
+        let restarting = restarting.then_some(Restarting { patience: Restarting::PATIENCE, deferral });
         let (stop, stopped) = watch::channel(false);
         let setup = Setup { rules, restarting, pulse: self.pulse.clone() };
         match driver::spawn(setup, stopped) {

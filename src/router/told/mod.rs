@@ -1,16 +1,19 @@
 //! What was said in the log of neighbours and problems: each thing once when it begins and once when it ends.
 
+mod dialling;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
-use crate::bgp::driver::Event;
+use crate::bgp::driver::{Event, Subject};
 use crate::bgp::message::{Reason, Remark};
 use crate::bgp::session::Cause;
 use crate::bgp::speaker::Fact;
 
+use self::dialling::{Dialling, Line};
 use super::problem::Problem;
 
 /// What has been said.
@@ -21,6 +24,7 @@ pub struct Told {
     /// that two reasons may take turns.
     failing: BTreeMap<IpAddr, BTreeSet<String>>,
     odd: BTreeMap<IpAddr, Odd>,
+    dialling: Dialling,
 }
 
 /// Updates of a neighbour that are not as they should be.
@@ -57,6 +61,7 @@ impl Told {
         for peer in peers {
             self.failing.remove(peer);
             self.odd.remove(peer);
+            self.dialling.ended(*peer);
         }
     }
 
@@ -71,6 +76,9 @@ impl Told {
                 }
                 say(peer, fact);
             }
+            Event::Trouble(Subject::Dialling(peer), Some(error))
+                if !self.dialling.failed(*peer, &error.to_string()) => {}
+            Event::Trouble(Subject::Dialling(peer), None) if !self.dialling.ended(*peer) => {}
             Event::Trouble(subject, Some(error)) => warn!(?subject, %error, "BGP cannot do something; trying again"),
             Event::Trouble(subject, None) => info!(?subject, "BGP can do it again"),
             Event::Refused(refused) => {
@@ -80,6 +88,17 @@ impl Told {
             }
             Event::Lost(events) => warn!(events, "More has happened to neighbours than could be told"),
             Event::Routes(_) | Event::Complete => {}
+        }
+    }
+
+    /// Says how many neighbours cannot be connected to, beside those that are named, when that has changed much.
+    pub fn neighbours(&mut self, now: Instant) {
+        match self.dialling.line(now) {
+            Some(Line::Many { neighbours, example, error }) => {
+                warn!(neighbours, %example, error, "More neighbours cannot be connected to; trying again");
+            }
+            Some(Line::Over) => info!("Neighbours that were counted as not connected to can be connected to again"),
+            None => {}
         }
     }
 
@@ -127,6 +146,9 @@ fn say(peer: &IpAddr, fact: &Fact) {
         Fact::Failed(_) | Fact::Remarks(_) => {}
         Fact::TooMany { family, most } => {
             warn!(%peer, %family, most, "A neighbour has sent more prefixes than it may; its session has ended");
+        }
+        Fact::TooLong { most } => {
+            warn!(%peer, bytes = most, "A neighbour's routes have more long attributes than it may send; its session has ended");
         }
         Fact::Unfit(routes) => {
             warn!(%peer, routes, "A neighbour is not told of routes: their attributes do not fit into a message to it");
