@@ -29,6 +29,8 @@ pub use neighbour::{Messages, Neighbour, Wanted};
 
 /// How long a neighbour that floods us with prefixes is left alone.
 const FLOODED: Duration = Duration::from_secs(300);
+/// How many bytes the long sets of attributes of one neighbour's routes may take.
+const LONG_ATTRIBUTES: usize = 64 << 20;
 /// How long nothing may be taken of what we send (RFC 9687 5).
 const SEND_HOLD: Duration = Duration::from_secs(480);
 const ALL: PerFamily<bool> = PerFamily { v4: true, v6: true };
@@ -114,6 +116,10 @@ pub enum Fact {
         family: Family,
         most: u32,
     },
+    /// Its routes have long attributes of more than so many bytes together.
+    TooLong {
+        most: usize,
+    },
     /// It has sent everything that it has.
     Complete(Family),
     /// So many routes it is not told of, because their attributes do not fit into a message to it (RFC 8654 6).
@@ -127,6 +133,12 @@ pub struct Restarting {
     pub patience: Duration,
     /// How long everything may take (RFC 4724, *Selection_Deferral_Timer*).
     pub deferral: Duration,
+}
+
+impl Restarting {
+    /// Long enough for a neighbour that is there and whose first two packets are lost: TCP sends them again after one second
+    /// and after three (RFC 6298 2, 5.5).
+    pub const PATIENCE: Duration = Duration::from_millis(3500);
 }
 
 /// The speaker.
@@ -444,6 +456,11 @@ impl Speaker {
             self.outputs.push(Output::Fact(address, Fact::Complete(family)));
         }
         let counts = self.rib.table().count(neighbour.id);
+        if self.rib.table().long_attributes(neighbour.id) > LONG_ATTRIBUTES {
+            self.outputs.push(Output::Fact(address, Fact::TooLong { most: LONG_ATTRIBUTES }));
+            // RFC 4486 4: what to do about it is left to whoever runs the neighbour.
+            return Some(Notification::new(Reason::OUT_OF_RESOURCES));
+        }
         let exceeded = |family: &Family| neighbour.most(*family).is_some_and(|most| counts.of(*family).received > most);
         let family = Family::BOTH.into_iter().find(exceeded)?;
         let most = neighbour.most(family).unwrap_or_default();

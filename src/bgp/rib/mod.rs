@@ -13,6 +13,7 @@ mod best_path;
 mod export;
 mod exports;
 mod intern;
+mod long_sets;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use super::super::message::Attributes;
 use super::super::policy::Difference;
 use super::best_path::{self, Candidate, Source};
+use super::long_sets::LongSets;
 use crate::net::{Family, PerFamily};
 
 /// Where a route comes from: a neighbour, or ourselves.
@@ -78,6 +79,8 @@ pub struct Table {
     paths: BTreeMap<IpNet, Vec<Path>>,
     sources: BTreeMap<PeerId, Source>,
     counts: BTreeMap<PeerId, PerFamily<Count>>,
+    /// Of neighbours that have sent any.
+    long_sets: BTreeMap<PeerId, LongSets>,
     /// Next hops that cannot be reached: routes through them are not chosen.
     unreachable: BTreeSet<IpAddr>,
     /// Among how many next hops traffic is shared at the most; 1 for no sharing.
@@ -105,6 +108,7 @@ impl Table {
             paths: BTreeMap::new(),
             sources: BTreeMap::new(),
             counts: BTreeMap::new(),
+            long_sets: BTreeMap::new(),
             unreachable: BTreeSet::new(),
             sharing: 1,
             dirty: BTreeMap::new(),
@@ -167,9 +171,10 @@ impl Table {
                 known.arrival.0 &= !STALE | path.arrival.0;
                 return;
             }
-            Some(known) => Some(known.used.is_some()),
+            Some(known) => Some((known.received.clone(), known.used.is_some())),
             None => None,
         };
+        let received = path.received.clone();
         self.change(prefix, |paths| match paths.iter_mut().find(|known| known.source == source) {
             Some(known) => *known = path,
             None => {
@@ -180,17 +185,38 @@ impl Table {
         });
         let count = self.counts.entry(source).or_default().of_mut(Family::from(prefix));
         count.received += u32::from(before.is_none());
-        count.used = count.used + u32::from(used) - u32::from(before == Some(true));
+        let was_used = before.as_ref().is_some_and(|(_, used)| *used);
+        count.used = count.used + u32::from(used) - u32::from(was_used);
+        self.weigh(source, Some(&received), before.as_ref().map(|(received, _)| received));
     }
 
     /// Takes a route away. A neighbour may withdraw what it never announced.
     pub fn withdraw(&mut self, prefix: IpNet, source: PeerId) {
         let known = self.paths.get(&prefix).and_then(|paths| paths.iter().find(|path| path.source == source));
-        let Some(used) = known.map(|path| path.used.is_some()) else { return };
+        let Some((received, used)) = known.map(|path| (path.received.clone(), path.used.is_some())) else { return };
         self.change(prefix, |paths| paths.retain(|path| path.source != source));
         let count = self.counts.entry(source).or_default().of_mut(Family::from(prefix));
         count.received -= 1;
         count.used -= u32::from(used);
+        self.weigh(source, None, Some(&received));
+    }
+
+    /// One set of attributes has come with a route of a neighbour, and another one has gone.
+    fn weigh(&mut self, source: PeerId, new: Option<&Arc<Attributes>>, old: Option<&Arc<Attributes>>) {
+        if source.is_local() || new.map(Arc::as_ptr) == old.map(Arc::as_ptr) {
+            return;
+        }
+        let sets = self.long_sets.entry(source).or_default();
+        new.into_iter().for_each(|new| sets.add(new));
+        old.into_iter().for_each(|old| sets.remove(old));
+        if sets.is_empty() {
+            self.long_sets.remove(&source);
+        }
+    }
+
+    /// How many bytes the long sets of attributes of a neighbour's routes take, each set counted once.
+    pub fn long_attributes(&self, source: PeerId) -> usize {
+        self.long_sets.get(&source).map_or(0, LongSets::bytes)
     }
 
     /// Takes away all routes of a neighbour, of these families, that fulfil a condition.

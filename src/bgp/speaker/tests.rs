@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use super::super::message::{AsPath, Capabilities, Dialect, Framing, GracefulRestart, Message, Open, Packing};
+use super::super::message::{
+    AsPath, Capabilities, Community, Dialect, Framing, GracefulRestart, Message, Open, Packing,
+};
 use super::super::policy::{Decision, Policy};
 use super::super::rib::{Bounds, Own};
 use super::super::session::{Local, Restart as Graceful, Settings, State};
@@ -165,6 +167,41 @@ fn prefixes(count: u32) -> Vec<IpNet> {
 }
 
 #[test]
+fn who_sends_too_long_attributes_is_let_go_and_others_go_on() {
+    let mut bench = Bench::new(None);
+    bench.want(wanted(2));
+    bench.want(wanted(3));
+    let (flooding, other) = (bench.come(2, Some(false)), bench.come(3, None));
+    bench.announce(other, 3, &prefixes(20));
+    let dialect =
+        Dialect { internal: true, four_octets: true, families: ALL, extended_next_hop: false, extended_message: true };
+    let each = 60 << 10;
+    let mut attributes = Attributes::local(address(2));
+    attributes.as_path = AsPath::sequence(&[64999]);
+    // All routes may share one long set, however many they are.
+    for (number, prefix) in (0..).zip(prefixes(2 * (LONG_ATTRIBUTES / each) as u32 - 10)) {
+        let first = if number < LONG_ATTRIBUTES / each { 0 } else { number as u32 };
+        attributes.communities = (first..first + each as u32 / 4).map(Community).collect();
+        let mut packing = Packing::new(dialect);
+        assert!(packing.announce(Family::V4, &attributes, &[prefix]));
+        assert_eq!(bench.state(2), State::Established);
+        bench.receive(flooding, &packing.finish().0);
+        bench.outputs.retain(|output| matches!(output, Output::Fact(..)));
+    }
+    assert_eq!(bench.state(2), State::Established, "there is room for so much");
+    for (number, prefix) in (0..20).zip(prefixes(20)) {
+        attributes.communities = (number..number + each as u32 / 4).map(|one| Community(one << 8)).collect();
+        let mut packing = Packing::new(dialect);
+        assert!(packing.announce(Family::V4, &attributes, &[prefix]));
+        bench.receive(flooding, &packing.finish().0);
+    }
+    assert_eq!((bench.state(2), bench.state(3)), (State::Idle, State::Established));
+    assert_eq!(bench.facts(|fact| matches!(fact, Fact::TooLong { .. })), 1);
+    let id = bench.speaker.neighbour(address(2)).unwrap().id();
+    assert_eq!(bench.speaker.rib().table().long_attributes(id), 0);
+}
+
+#[test]
 fn who_sends_too_many_prefixes_is_let_go_and_left_alone_for_a_while() {
     let mut bench = Bench::new(None);
     bench.want(Wanted { most: PerFamily { v4: Some(10), v6: None }, ..wanted(2) });
@@ -239,6 +276,23 @@ fn a_neighbour_that_is_not_there_delays_a_restart_by_a_moment_only() {
     bench.pass(Duration::from_millis(700));
     assert!(bench.speaker.is_restarting());
     bench.pass(Duration::from_millis(200));
+    assert!(!bench.speaker.is_restarting());
+}
+
+#[test]
+fn a_restart_waits_for_a_neighbour_whose_first_packets_are_lost() {
+    let mut bench = Bench::new(Some(Restarting { patience: Restarting::PATIENCE, deferral: Duration::from_secs(60) }));
+    bench.want(wanted(2));
+    bench.want(wanted(3));
+    let one = bench.come(2, Some(false));
+    bench.ends(one);
+    // The second time that TCP tries again.
+    bench.pass(Duration::from_millis(3100));
+    assert!(bench.speaker.is_restarting(), "nobody is told yet");
+    let two = bench.come(3, Some(false));
+    bench.pass(Duration::from_secs(1));
+    assert!(!bench.said(one).contains(&"update".to_owned()), "its routes are waited for");
+    bench.ends(two);
     assert!(!bench.speaker.is_restarting());
 }
 
