@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::cleanup;
 use crate::config::{Config, FirewallConfig, ObserveConfig, ProxyConfig, RouterConfig, Source, TOOLCHAIN, VERSION};
@@ -37,7 +37,7 @@ use crate::kernel::Error;
 use crate::kernel::address::host_addresses;
 use crate::kernel::link::LinkName;
 use crate::kernel::monitor::{self, Changes, Watched};
-use crate::model::{EventClock, Host, Report, Table, World};
+use crate::model::{EventClock, Report, Table, World};
 use crate::net::PerFamily;
 use crate::observe::health::{Health, Pulse};
 use crate::observe::http::{self, Site};
@@ -53,8 +53,6 @@ use crate::world::{self, LastKnown};
 
 /// How many messages of a source may wait; a source that is faster waits itself.
 const MESSAGES: usize = 4096;
-/// How long the host's links are left alone after the first change of a burst.
-const HOST_SETTLE: Duration = Duration::from_millis(50);
 /// A subsystem that has not turned for so long is stuck. One turn may have to wait for other programs' locks.
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -78,7 +76,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (stop, stopped) = watch::channel(false);
 
     let changes = monitor::start(watched(&config)).context("the kernel cannot be listened to")?;
-    let host = follow_host(config.node_name.clone(), changes.clone())?;
+    let host = world::publish_host(config.node_name.clone(), host_addresses, changes.clone()).await;
+    let host = host.map_err(anyhow::Error::msg).context("the addresses of this host cannot be read")?;
     let (world_out, world) = watch::channel(World::empty());
     // One clock for each subsystem, whether it runs or not.
     let clocks = [(); 3].map(|()| Arc::new(EventClock::new(Instant::now())));
@@ -96,6 +95,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         clocks: clocks.to_vec(),
         report: report.clone(),
         sync_timeout: config.cache_sync_timeout,
+        note: health.note("node"),
     };
     let world_task = start_world(inputs, world_out, stopped.clone());
 
@@ -174,36 +174,6 @@ async fn listen(config: &ObserveConfig, health: &Health, registry: &Registry) ->
 fn watched(config: &Config) -> Watched {
     let routes = config.router.as_ref().map(|_| router::linux::learned_routes().to_vec());
     Watched { ours: vec![LinkName(DEVICE.into())], routes: routes.unwrap_or_default() }
-}
-
-/// Publishes the facts of this host, now and whenever the kernel says that they changed.
-fn follow_host(node_name: String, mut changes: watch::Receiver<Changes>) -> anyhow::Result<watch::Receiver<Arc<Host>>> {
-    let found = host_addresses().context("the addresses of this host cannot be read")?;
-    let (out, host) = watch::channel(Arc::new(world::host(&node_name, found)));
-    tokio::spawn(async move {
-        let mut told = changes.borrow_and_update().host;
-        while changes.changed().await.is_ok() {
-            let newest = changes.borrow_and_update().host;
-            if newest == told {
-                continue;
-            }
-            told = newest;
-            // Links and addresses change in bursts; one reading serves them all.
-            tokio::time::sleep(HOST_SETTLE).await;
-            match host_addresses() {
-                Ok(found) => {
-                    let host = Arc::new(world::host(&node_name, found));
-                    out.send_if_modified(|known| {
-                        let differs = **known != *host;
-                        *known = host;
-                        differs
-                    });
-                }
-                Err(error) => warn!(%error, "The addresses of this host cannot be read"),
-            }
-        }
-    });
-    Ok(host)
 }
 
 /// Starts the source of the cluster. Where that is an API server, it is also told how this node stands.

@@ -17,7 +17,7 @@ mod joined;
 mod last_known;
 mod warned;
 
-pub use self::host::host;
+pub use self::host::{host, publish_host};
 pub use self::last_known::{Known, LastKnown};
 
 use std::collections::BTreeSet;
@@ -28,14 +28,16 @@ use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
 use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
 use tokio::time::sleep_until;
 use tracing::{debug, info, warn};
 
 use self::joined::{Joined, Standing};
-use self::last_known::Keeper;
+use self::last_known::{Forgotten, Keeper};
 use self::warned::{Verdict, Warned};
 use crate::k8s::{Event, Kind, Message, Object, ObjectId, Wanted, Warning};
 use crate::model::{Authority, Cluster, EventClock, Host, Report, World};
+use crate::observe::health::Note;
 
 /// What the World is made from.
 pub struct Inputs {
@@ -54,6 +56,8 @@ pub struct Inputs {
     pub report: watch::Sender<Report>,
     /// How long the first complete view may take before it is said that it does not come.
     pub sync_timeout: Duration,
+    /// Where it is said that there is no such Node.
+    pub note: Note,
 }
 
 /// How long to wait for a sign of life from the source before the last known state is used.
@@ -64,7 +68,7 @@ const BATCH: usize = 4096;
 
 /// Publishes the World until `stop` is done or every sender of messages is gone.
 pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Output = ()>) {
-    let Inputs { mut messages, wanted, mut host, last_known, clocks, report, sync_timeout } = inputs;
+    let Inputs { mut messages, wanted, mut host, last_known, clocks, report, sync_timeout, note } = inputs;
     let mut builder = Builder {
         joined: Joined::new(&wanted),
         warned: Warned::default(),
@@ -72,6 +76,8 @@ pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Ou
         out,
         report,
         own: host.borrow().node_name.clone(),
+        lacks_own_node: false,
+        note,
         keeper: last_known.map(|file| Keeper::new(file, &wanted)),
     };
     builder.joined.set_host(host.borrow_and_update().clone());
@@ -89,13 +95,14 @@ pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Ou
                 if count == 0 {
                     break;
                 }
-                builder.take_in(&mut batch);
+                builder.take_in(&mut batch).await;
             }
             Ok(()) = host.changed() => {
                 let changed = builder.joined.set_host(host.borrow_and_update().clone());
                 builder.publish(changed.then(Instant::now));
+                builder.look_for_own_node();
             }
-            () = sleep_until(patience_ends), if waits => builder.remember(),
+            () = sleep_until(patience_ends), if waits => builder.remember().await,
             () = sleep_until(sync_ends.unwrap_or(patience_ends)), if !is_late => {
                 is_late = true;
                 builder.say_late(sync_timeout);
@@ -125,36 +132,70 @@ struct Builder {
     report: watch::Sender<Report>,
     /// The name of this host's Node.
     own: CompactString,
+    lacks_own_node: bool,
+    note: Note,
     keeper: Option<Keeper>,
 }
 
 impl Builder {
-    fn take_in(&mut self, batch: &mut Vec<Message>) {
+    async fn take_in(&mut self, batch: &mut Vec<Message>) {
         let mut earliest: Option<Instant> = None;
         for Message { seen, event } in batch.drain(..) {
-            if self.take_in_event(event) {
+            let changed = match event {
+                Event::Listed(kind) => {
+                    let changed = self.joined.end_listing(kind);
+                    self.recall().await || changed
+                }
+                Event::Unreachable => {
+                    self.remember().await;
+                    false
+                }
+                Event::Listing(kind) => {
+                    self.joined.begin_listing(kind);
+                    false
+                }
+                Event::Object(object, warnings) => {
+                    self.report(&object, &warnings);
+                    self.say_once(&object, warnings);
+                    self.joined.put(object)
+                }
+                Event::Unreadable(unreadable) => {
+                    self.joined.set_unreadable(unreadable);
+                    false
+                }
+            };
+            if changed {
                 earliest = Some(earliest.map_or(seen, |earlier| earlier.min(seen)));
             }
         }
         self.publish(earliest);
+        self.look_for_own_node();
     }
 
-    fn take_in_event(&mut self, event: Event) -> bool {
-        match event {
-            Event::Listing(kind) => self.joined.begin_listing(kind),
-            Event::Object(object, warnings) => {
-                self.report(&object, &warnings);
-                self.say_once(&object, warnings);
-                return self.joined.put(object);
-            }
-            Event::Listed(kind) => {
-                let changed = self.joined.end_listing(kind);
-                return self.recall() || changed;
-            }
-            Event::Unreadable(unreadable) => self.joined.set_unreadable(unreadable),
-            Event::Unreachable => self.remember(),
+    /// Says that the cluster has no Node of this host's name when that becomes certain, and again when it has one.
+    fn look_for_own_node(&mut self) {
+        let is_missing = self.joined.lacks_own_node();
+        if std::mem::replace(&mut self.lacks_own_node, is_missing) == is_missing {
+            return;
         }
-        false
+        let node = &self.own;
+        if is_missing {
+            warn!(%node, "The cluster has no Node of this name; --hostname-override or NODE_NAME must be the name of this host's Node");
+            let text = format!(
+                "the cluster has no Node {node:?}; --hostname-override or NODE_NAME must name this host's Node"
+            );
+            self.note.set(vec![text]);
+        } else {
+            info!(%node, "The cluster has a Node of this name");
+            self.note.set(Vec::new());
+        }
+    }
+
+    /// The last known state, read where it holds up nobody. `None` where none is kept.
+    async fn read_last_known(&self) -> Option<Result<Option<Known>, Forgotten>> {
+        let file = self.keeper.as_ref()?.file().clone();
+        let read = spawn_blocking(move || file.read()).await;
+        Some(read.unwrap_or_else(|error| Err(Forgotten::Unreadable(error.into()))))
     }
 
     /// Says what has not been listed in time. It changes nothing: what is in the kernel stays, and the source is asked on.
@@ -167,12 +208,12 @@ impl Builder {
     }
 
     /// Falls back on the last known state where nothing better is known.
-    fn remember(&mut self) {
+    async fn remember(&mut self) {
         if !self.joined.may_remember() {
             return;
         }
-        let read = self.keeper.as_ref().map(|keeper| (keeper.file().path(), keeper.file().read()));
-        let Some((path, read)) = read else { return };
+        let Some(path) = self.keeper.as_ref().map(|keeper| keeper.file().path()) else { return };
+        let Some(read) = self.read_last_known().await else { return };
         let path = path.display();
         match read {
             Ok(Some(known)) => {
@@ -193,11 +234,11 @@ impl Builder {
     }
 
     /// Looks in the last known state for what cannot be understood now. True if it was there.
-    fn recall(&mut self) -> bool {
+    async fn recall(&mut self) -> bool {
         if !self.joined.lacks_good_versions() {
             return false;
         }
-        match self.keeper.as_ref().map(|keeper| keeper.file().read()) {
+        match self.read_last_known().await {
             Some(Ok(Some(known))) => self.joined.recall(&known.cluster),
             // Without a file, or with one that makes no sense, there is no good version: that is said of the object.
             _ => false,

@@ -30,7 +30,7 @@ const IMPORTS: [(&str, &[&str]); 16] = [
     ("firewall", &["net", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
     ("router", &["net", "model", "config", "kernel", "reconcile", "observe", "subsystem", "bgp"]),
     ("gobgp", &["net", "bgp", "observe"]),
-    ("world", &["net", "model", "k8s", "kernel"]),
+    ("world", &["net", "model", "k8s", "kernel", "observe"]),
 ];
 
 /// These use everything.

@@ -8,13 +8,100 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{info, warn};
+
+use crate::kernel::Error;
 use crate::kernel::address::{HostAddress as Found, Scope};
 use crate::kernel::link::LinkKind;
+use crate::kernel::monitor::Changes;
 use crate::model::{Host, HostAddress, HostLink, OnLink};
 
 /// Devices that carry service addresses: ours and kube-router's, kube-proxy's, and NodeLocal DNSCache's.
 const CARRY_SERVICE_ADDRESSES: [&str; 3] = ["kube-dummy-if", "kube-ipvs0", "nodelocaldns"];
+
+/// How long the host's links are left alone after the first change of a burst.
+const SETTLE: Duration = Duration::from_millis(50);
+/// After how long addresses that could not be read are read again: at first, and at the longest.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// Publishes the facts of the host whose Node object has this name, now and whenever the kernel says that they changed.
+/// `read` may wait for the kernel: it runs where it holds up nobody.
+///
+/// # Errors
+/// They cannot be read at all.
+pub async fn publish_host(
+    node_name: String,
+    read: fn() -> Result<Vec<Found>, Error>,
+    mut changes: watch::Receiver<Changes>,
+) -> Result<watch::Receiver<Arc<Host>>, String> {
+    // What changes from here on may be missing from the first reading.
+    let seen = changes.borrow_and_update().host;
+    let found = read_aside(read).await?;
+    let (out, published) = watch::channel(Arc::new(host(&node_name, found)));
+    tokio::spawn(follow(node_name, read, changes, seen, out));
+    Ok(published)
+}
+
+async fn follow(
+    node_name: String,
+    read: fn() -> Result<Vec<Found>, Error>,
+    mut changes: watch::Receiver<Changes>,
+    mut seen: u64,
+    out: watch::Sender<Arc<Host>>,
+) {
+    let mut retry_at: Option<Instant> = None;
+    let mut pause = FIRST_RETRY;
+    loop {
+        tokio::select! {
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let newest = changes.borrow_and_update().host;
+                if std::mem::replace(&mut seen, newest) == newest {
+                    continue;
+                }
+                // Links and addresses change in bursts; one reading serves them all.
+                sleep(SETTLE).await;
+            }
+            () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {}
+        }
+        match read_aside(read).await {
+            Ok(found) => {
+                if retry_at.take().is_some() {
+                    info!("The addresses of this host can be read again");
+                }
+                pause = FIRST_RETRY;
+                let host = Arc::new(host(&node_name, found));
+                out.send_if_modified(|known| {
+                    let differs = **known != *host;
+                    *known = host;
+                    differs
+                });
+            }
+            Err(error) => {
+                if retry_at.is_none() {
+                    warn!(error, "The addresses of this host cannot be read; trying again");
+                }
+                retry_at = Some(Instant::now() + pause);
+                pause = (pause * 2).min(LAST_RETRY);
+            }
+        }
+    }
+}
+
+/// Reads on a thread where it may wait.
+async fn read_aside(read: fn() -> Result<Vec<Found>, Error>) -> Result<Vec<Found>, String> {
+    let read = spawn_blocking(read).await.map_err(|error| error.to_string())?;
+    read.map_err(|error| error.to_string())
+}
 
 /// The facts of the host whose Node object has this name.
 pub fn host(node_name: &str, found: Vec<Found>) -> Host {
@@ -61,6 +148,8 @@ fn is_bridge(found: &Found) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
     use crate::kernel::link::LinkName;
 
@@ -107,6 +196,25 @@ mod tests {
         let links = host("node1", vec![bridge, found("eth0", "192.0.2.1/24", Scope::Global)]).links;
         let bridges: Vec<(&str, bool)> = links.iter().map(|link| (link.name.as_str(), link.bridge)).collect();
         assert_eq!(bridges, [("cni0", true), ("eth0", false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_that_cannot_be_read_are_read_again_without_another_change() {
+        static READINGS: AtomicUsize = AtomicUsize::new(0);
+        fn read() -> Result<Vec<Found>, Error> {
+            match READINGS.fetch_add(1, Ordering::Relaxed) {
+                0 => Ok(vec![found("eth0", "192.0.2.1/24", Scope::Global)]),
+                1..4 => Err(Error::errno("list addresses", "", rustix::io::Errno::NOBUFS)),
+                _ => Ok(vec![found("eth0", "192.0.2.9/24", Scope::Global)]),
+            }
+        }
+        let (changes, changed) = watch::channel(Changes::default());
+        let mut published = publish_host("node1".to_owned(), read, changed).await.expect("the first reading");
+        changes.send_modify(|changes| changes.host += 1);
+        let newer = tokio::time::timeout(Duration::from_secs(60), published.changed());
+        newer.await.expect("it is read again").expect("somebody reads");
+        let addresses: Vec<String> = published.borrow().addresses.iter().map(|a| a.address.to_string()).collect();
+        assert_eq!((addresses, READINGS.load(Ordering::Relaxed)), (vec!["192.0.2.9".to_owned()], 5));
     }
 
     fn found(link: &str, address: &str, scope: Scope) -> Found {

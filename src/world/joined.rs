@@ -132,6 +132,12 @@ impl Joined {
         self.cluster.nodes.get(&self.host.node_name).is_some()
     }
 
+    /// Whether Nodes have been listed, and the one that this host is was not among them.
+    pub fn lacks_own_node(&self) -> bool {
+        let mut nodes = self.listings.iter().filter(|listing| listing.kind == Kind::Node);
+        nodes.any(|listing| listing.is_known) && !self.has_own_node()
+    }
+
     /// Whether anything changed since the last call.
     pub fn take_unpublished(&mut self) -> bool {
         std::mem::take(&mut self.unpublished)

@@ -8,6 +8,7 @@ use super::*;
 use crate::k8s::client::{Access, client};
 use crate::k8s::watch::tests::api_server::{self, ApiServer};
 use crate::model::{Change, HostAddress, ObjectName, Pod, Report};
+use crate::observe::health::Health;
 
 struct Rig {
     messages: mpsc::Sender<Message>,
@@ -18,18 +19,23 @@ struct Rig {
     origin: Instant,
     stop: oneshot::Sender<()>,
     running: JoinHandle<()>,
+    health: Health,
 }
 
 /// A World that is being published, from no messages yet; the runtime's clock stands still until waited for.
 fn rig(state_dir: Option<&Path>) -> Rig {
+    rig_wanting(vec![Wanted::Services], state_dir)
+}
+
+fn rig_wanting(wanted: Vec<Wanted>, state_dir: Option<&Path>) -> Rig {
     let (messages, receiver) = mpsc::channel(16);
     let (host, host_receiver) = watch::channel(Arc::new(Host { node_name: "node-1".into(), ..Host::default() }));
     let (out, world) = watch::channel(World::empty());
     let (report_out, report) = watch::channel(Report::default());
     let origin = Instant::now();
     let clock = Arc::new(EventClock::new(origin));
-    let wanted = vec![Wanted::Services];
     let last_known = state_dir.map(LastKnown::new);
+    let health = Health::default();
     let inputs = Inputs {
         messages: receiver,
         wanted,
@@ -38,10 +44,11 @@ fn rig(state_dir: Option<&Path>) -> Rig {
         clocks: vec![clock.clone()],
         report: report_out,
         sync_timeout: Duration::from_secs(60),
+        note: health.note("node"),
     };
     let (stop, stopped) = oneshot::channel();
     let running = tokio::spawn(run(inputs, out, async move { drop(stopped.await) }));
-    Rig { messages, host, world, report, clock, origin, stop, running }
+    Rig { messages, host, world, report, clock, origin, stop, running, health }
 }
 
 impl Rig {
@@ -236,6 +243,7 @@ fn from_api(client: crate::k8s::client::ApiClient, state_dir: &Path, wanted: &[W
     let outages = crate::k8s::outage::Outages::new().expect("valid names");
     tokio::spawn(crate::k8s::watch::run(client, wanted.clone(), outages, messages.clone()));
     let last_known = Some(LastKnown::new(state_dir));
+    let health = Health::default();
     let inputs = Inputs {
         messages: receiver,
         wanted,
@@ -244,10 +252,11 @@ fn from_api(client: crate::k8s::client::ApiClient, state_dir: &Path, wanted: &[W
         clocks: vec![clock.clone()],
         report: report_out,
         sync_timeout: Duration::from_secs(60),
+        note: health.note("node"),
     };
     let (stop, stopped) = oneshot::channel();
     let running = tokio::spawn(run(inputs, out, async move { drop(stopped.await) }));
-    Rig { messages, host, world, report, clock, origin, stop, running }
+    Rig { messages, host, world, report, clock, origin, stop, running, health }
 }
 
 /// Ten thousand Services with ten endpoints each; a change; a restart while the server is away, and its return.
@@ -419,4 +428,47 @@ async fn a_cluster_that_is_not_known_in_time_is_said_to_be_so_once_and_waited_fo
             assert_eq!(rig.next().await.authority, Authority::Complete);
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_the_cluster_does_not_have_is_named_until_it_has_it() {
+    let rig = rig_wanting(vec![Wanted::Node("node-1".into())], None);
+    let node = |name: &str| {
+        let object =
+            serde_saphyr::from_str(&format!("{{metadata: {{name: {name}}}}}")).expect("the test's YAML is sound");
+        let (object, warnings) = crate::k8s::parse::node_object(&object, &mut crate::k8s::parse::Pool::default());
+        Event::Object(object, warnings)
+    };
+    let notes = async || {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        rig.health.notes().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    rig.say(1, Event::Listing(Kind::Node)).await;
+    rig.say(2, node("node-2")).await;
+    assert_eq!(notes().await, Vec::<String>::new(), "it may still come");
+    rig.say(3, Event::Listed(Kind::Node)).await;
+    let missing =
+        "node: the cluster has no Node \"node-1\"; --hostname-override or NODE_NAME must name this host's Node";
+    assert_eq!(notes().await, [missing]);
+    rig.say(4, node("node-1")).await;
+    assert_eq!(notes().await, Vec::<String>::new());
+    rig.say(5, Event::Object(Object::Node("node-1".into(), None), Vec::new())).await;
+    assert_eq!(notes().await, [missing]);
+}
+
+#[tokio::test]
+async fn a_last_known_state_that_takes_its_time_holds_up_nobody_else() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = LastKnown::new(directory.path()).path();
+    // Whoever opens it waits until somebody writes to it.
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).expect("a pipe can be made");
+    let rig = rig(Some(directory.path()));
+    rig.say(1, Event::Unreachable).await;
+    // This thread is the only one of the runtime: it comes here while the file is read, or never.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    std::fs::write(&path, "no such state").expect("somebody reads it");
+    rig.say(2, Event::Listing(Kind::Service)).await;
+    rig.stop.send(()).expect("the World is being built");
+    rig.running.await.expect("it ends");
 }

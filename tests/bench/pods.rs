@@ -16,6 +16,7 @@ use sluice::k8s::outage::Outages;
 use sluice::k8s::parse::{Pool, namespace_object, network_policy_object, pod_object};
 use sluice::k8s::{Event, Kind, Message, Object, Wanted, Warning, watch as watch_api};
 use sluice::model::{Authority, EventClock, Host, Report, World};
+use sluice::observe::health::Health;
 use sluice::world::{self, Inputs, Known, LastKnown};
 use tokio::sync::{mpsc, watch};
 
@@ -139,6 +140,7 @@ fn fed() -> Fed {
     let (report, _) = watch::channel(Report::default());
     let clock = Arc::new(EventClock::new(Instant::now()));
     let clocks = vec![clock.clone()];
+    let note = Health::default().note("node");
     let inputs = Inputs {
         messages: receiver,
         wanted: WANTED.to_vec(),
@@ -147,6 +149,7 @@ fn fed() -> Fed {
         clocks,
         report,
         sync_timeout: Duration::MAX,
+        note,
     };
     tokio::spawn(world::run(inputs, out, std::future::pending()));
     Fed { messages, world, clock, _host: host }

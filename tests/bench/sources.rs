@@ -15,6 +15,7 @@ use sluice::k8s::client::{Access, client};
 use sluice::k8s::outage::Outages;
 use sluice::k8s::{Message, Wanted, manifests, watch as watch_api};
 use sluice::model::{Authority, EventClock, Host, Report, World};
+use sluice::observe::health::Health;
 use sluice::world::{self, Inputs, Known, LastKnown};
 use tokio::sync::{mpsc, watch};
 
@@ -84,6 +85,7 @@ fn reader(messages: mpsc::Receiver<Message>) -> Reader {
     let (report, _) = watch::channel(Report::default());
     let clock = Arc::new(EventClock::new(Instant::now()));
     let clocks = vec![clock.clone()];
+    let note = Health::default().note("node");
     let inputs = Inputs {
         messages,
         wanted: WANTED.to_vec(),
@@ -92,6 +94,7 @@ fn reader(messages: mpsc::Receiver<Message>) -> Reader {
         clocks,
         report,
         sync_timeout: Duration::MAX,
+        note,
     };
     tokio::spawn(world::run(inputs, out, std::future::pending()));
     Reader { world, clock, _host: host }
