@@ -209,10 +209,13 @@ fn start_world(
     }))
 }
 
-/// What the running subsystems need of the cluster.
+/// What the running subsystems need of the cluster. The service proxy has to know all nodes' addresses where a Service may have
+/// external ones: it must not serve those.
 fn wanted(config: &Config) -> Vec<Wanted> {
+    let serves_external = config.proxy.as_ref().is_some_and(|proxy| proxy.ranges.allow_any());
     let nodes = match config.router {
         Some(_) => Wanted::Nodes,
+        None if serves_external => Wanted::Nodes,
         None => Wanted::Node(config.node_name.as_str().into()),
     };
     let mut wanted = vec![nodes];
@@ -382,6 +385,12 @@ mod tests {
         let proxy = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
         let node = Wanted::Node("node-1".into());
         assert_eq!(wanted(&proxy), [node.clone(), Wanted::Services, Wanted::EndpointSlices]);
+        for flag in ["--strict-external-ip-validation=false", "--service-external-ip-range=203.0.113.0/24"] {
+            let words = ["sluice", "--run-router=false", "--run-firewall=false", flag].map(OsString::from);
+            let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+            let proxy = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
+            assert_eq!(wanted(&proxy), [Wanted::Nodes, Wanted::Services, Wanted::EndpointSlices], "{flag}");
+        }
         let words = ["sluice", "--run-router=false", "--run-service-proxy=false"].map(OsString::from);
         let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
         let firewall = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");

@@ -41,7 +41,7 @@ pub use observe::{MetricsConfig, ObserveConfig};
 pub use proxy::ProxyConfig;
 pub use refusal::Refusal;
 pub use router::{Advertise, GracefulRestart, Overlay, Reach, RouterConfig, RouterId};
-pub use service_ranges::ServiceRanges;
+pub use service_ranges::{Disallowed, ServiceRanges};
 
 use crate::net::PerFamily;
 

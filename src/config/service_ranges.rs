@@ -24,19 +24,51 @@ pub struct ServiceRanges {
     pub load_balancer_ips: Vec<IpNet>,
 }
 
+/// Why an address does not count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Disallowed {
+    /// No range for addresses of this kind is configured.
+    NoRange,
+    /// It lies outside their ranges.
+    OutsideRange,
+    /// It lies in a range of cluster IPs.
+    ClusterIpRange,
+}
+
 impl ServiceRanges {
     /// Whether an entry of `spec.externalIPs` counts.
     pub fn allow_external_ip(&self, address: IpAddr) -> bool {
-        self.allow(address, &self.external_ips)
+        self.disallow_external_ip(address).is_none()
     }
 
     /// Whether a load balancer address counts.
     pub fn allow_load_balancer_ip(&self, address: IpAddr) -> bool {
-        self.allow(address, &self.load_balancer_ips)
+        self.disallow_load_balancer_ip(address).is_none()
     }
 
-    fn allow(&self, address: IpAddr, ranges: &[IpNet]) -> bool {
+    /// Why an entry of `spec.externalIPs` does not count; `None` where it does.
+    pub fn disallow_external_ip(&self, address: IpAddr) -> Option<Disallowed> {
+        self.disallow(address, &self.external_ips)
+    }
+
+    /// Why a load balancer address does not count; `None` where it does.
+    pub fn disallow_load_balancer_ip(&self, address: IpAddr) -> Option<Disallowed> {
+        self.disallow(address, &self.load_balancer_ips)
+    }
+
+    /// Whether there are external or load balancer addresses that count.
+    pub fn allow_any(&self) -> bool {
+        !self.strict || !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()
+    }
+
+    fn disallow(&self, address: IpAddr, ranges: &[IpNet]) -> Option<Disallowed> {
         let within = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&address));
-        !self.strict || (within(ranges) && !within(&self.cluster_ips))
+        match ranges {
+            _ if !self.strict => None,
+            [] => Some(Disallowed::NoRange),
+            _ if within(&self.cluster_ips) => Some(Disallowed::ClusterIpRange),
+            ranges if !within(ranges) => Some(Disallowed::OutsideRange),
+            _ => None,
+        }
     }
 }

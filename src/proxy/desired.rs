@@ -9,6 +9,9 @@ use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkName};
 use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{Setting, Wanted};
+use crate::model::ObjectName;
+
+use super::external_ip::Refused;
 
 /// What the kernel shall hold, family by family.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -37,6 +40,8 @@ pub struct Changed {
     pub parts_computed: usize,
     /// What an administrator should know about, one sentence each.
     pub notes: Vec<String>,
+    /// Addresses that a Service is not served at, which was not so before.
+    pub refused: Vec<(ObjectName, Refused)>,
 }
 
 impl Changed {

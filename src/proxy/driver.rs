@@ -155,6 +155,9 @@ impl<K: Kernel> Subsystem for Driver<K> {
         for note in &changed.notes {
             warn!(reason = %note, "Two Services want the same address and port");
         }
+        for (service, refused) in &changed.refused {
+            warn!(%service, address = %refused.address, reason = %refused.reason, "External address is not served");
+        }
         self.mirrors.mark(&changed);
         if !changed.virtuals.is_empty() {
             self.around.owners.send_replace(self.plan.owners().clone());
@@ -234,6 +237,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         self.around.metrics.services.set(count(self.plan.desired().virtuals.len()));
         self.around.metrics.draining.set(count(self.plan.draining()));
+        self.around.metrics.refused.set(count(self.plan.refused()));
         self.around.served.send_if_modified(|served| standing.synced && !std::mem::replace(served, true));
         standing.synced
     }

@@ -1,28 +1,131 @@
 //! Which external and load balancer addresses a Service is served at.
 //!
-//! Where they may come from is the administrator's (`config::ServiceRanges`). Addresses of load balancers with `ipMode: Proxy`
-//! are left out: traffic for them must pass the balancer.
+//! Kubernetes: `Service.spec.externalIPs`, `status.loadBalancer.ingress[].ip`. Where they may come from is the administrator's
+//! (`config::ServiceRanges`). An address of another node is never served: it would become local here, and cut this node off from
+//! that one (`other_nodes`). The node that has it serves it. Addresses of load balancers with `ipMode: Proxy` are left out:
+//! traffic for them must pass the balancer.
+//!
+//! Anybody who may write a Service may write any address, so what is refused is said: once for each Service and address.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
-use crate::config::ProxyConfig;
-use crate::model::Service;
+use compact_str::CompactString;
 
-/// The entries of `externalIPs` that are served.
-pub fn external_ips<'a>(service: &'a Service, config: &'a ProxyConfig) -> impl Iterator<Item = IpAddr> + 'a {
-    service.external_ips.iter().copied().filter(|address| config.ranges.allow_external_ip(*address))
+use super::part::Surroundings;
+use crate::config::Disallowed;
+use crate::model::{ObjectName, Service};
+use crate::net::Family;
+
+/// An address that a Service is not served at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refused {
+    pub address: IpAddr,
+    pub reason: Reason,
 }
 
-/// The load balancer addresses that are served.
-pub fn load_balancer_ips<'a>(service: &'a Service, config: &'a ProxyConfig) -> impl Iterator<Item = IpAddr> + 'a {
+/// Why an address is refused.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// By the ranges that this flag names.
+    Range { flag: &'static str, disallowed: Disallowed },
+    /// It is an address of this Node.
+    NodeAddress(CompactString),
+}
+
+/// What was refused to which Service, so that nothing is said twice.
+#[derive(Default, Debug)]
+pub struct Refusals {
+    by_service: BTreeMap<ObjectName, Vec<Refused>>,
+}
+
+/// The external and load balancer addresses that are served.
+pub fn served<'a>(service: &'a Service, around: Surroundings<'a>) -> impl Iterator<Item = IpAddr> + 'a {
+    judged(service, around).filter(|(_, reason)| reason.is_none()).map(|(address, _)| address)
+}
+
+/// Those that are refused.
+pub fn refused(service: &Service, around: Surroundings<'_>) -> Vec<Refused> {
+    judged(service, around).filter_map(|(address, reason)| Some(Refused { address, reason: reason? })).collect()
+}
+
+/// Every address that the Service asks for, in families that are on, and why it is refused.
+fn judged<'a>(service: &'a Service, around: Surroundings<'a>) -> impl Iterator<Item = (IpAddr, Option<Reason>)> + 'a {
+    let ranges = &around.config.ranges;
+    let external = service.external_ips.iter().map(|address| {
+        let flag = "--service-external-ip-range";
+        (*address, ranges.disallow_external_ip(*address).map(|disallowed| Reason::Range { flag, disallowed }))
+    });
     let wanted = !service.annotations.skip_load_balancer_ips;
     let direct = service.load_balancer.iter().filter(move |entry| wanted && !entry.through_balancer);
-    direct.map(|entry| entry.address).filter(|address| config.ranges.allow_load_balancer_ip(*address))
+    let balanced = direct.map(|entry| {
+        let flag = "--loadbalancer-ip-range";
+        let disallowed = ranges.disallow_load_balancer_ip(entry.address);
+        (entry.address, disallowed.map(|disallowed| Reason::Range { flag, disallowed }))
+    });
+    let is_on = move |address: IpAddr| *around.node.families.of(Family::from(address));
+    external.chain(balanced).filter(move |(address, _)| is_on(*address)).map(move |(address, reason)| {
+        let holder = || around.others.holder(address).filter(|_| !around.node.is_own(address));
+        (address, reason.or_else(|| holder().cloned().map(Reason::NodeAddress)))
+    })
 }
 
-/// The addresses of a Service that are refused, for the log.
-pub fn refused<'a>(service: &'a Service, config: &'a ProxyConfig) -> impl Iterator<Item = IpAddr> + 'a {
-    let external = service.external_ips.iter().filter(|address| !config.ranges.allow_external_ip(**address));
-    let balanced = service.load_balancer.iter().map(|entry| &entry.address);
-    external.chain(balanced.filter(|address| !config.ranges.allow_load_balancer_ip(**address))).copied()
+impl Refusals {
+    /// Takes in what is refused to a Service now. Returns what was not refused before.
+    pub fn update(&mut self, service: &ObjectName, refused: Vec<Refused>) -> Vec<Refused> {
+        let known = self.by_service.get(service).map(Vec::as_slice).unwrap_or_default();
+        let new = refused.iter().filter(|refused| !known.contains(refused)).cloned().collect();
+        match refused.is_empty() {
+            true => drop(self.by_service.remove(service)),
+            false => drop(self.by_service.insert(service.clone(), refused)),
+        }
+        new
+    }
+
+    /// How many addresses are refused, each counted once for each Service.
+    pub fn len(&self) -> usize {
+        self.by_service.values().map(Vec::len).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_service.is_empty()
+    }
+}
+
+impl fmt::Display for Reason {
+    /// A sentence that names the flag or the Node.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Range { flag, disallowed: Disallowed::NoRange } => write!(f, "{flag} is not set"),
+            Reason::Range { flag, disallowed: Disallowed::OutsideRange } => write!(f, "it is outside {flag}"),
+            Reason::Range { disallowed: Disallowed::ClusterIpRange, .. } => {
+                f.write_str("it is inside --service-cluster-ip-range")
+            }
+            Reason::NodeAddress(node) => write!(f, "it is an address of Node {node}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_said_once_for_each_service_and_address() {
+        let name = |name: &str| ObjectName::new("default", name);
+        let refused = |last: u8| Refused {
+            address: [203, 0, 113, last].into(),
+            reason: Reason::Range { flag: "--service-external-ip-range", disallowed: Disallowed::NoRange },
+        };
+        let mut refusals = Refusals::default();
+        assert_eq!(refusals.update(&name("web"), vec![refused(1)]), [refused(1)]);
+        assert_eq!(refusals.update(&name("web"), vec![refused(1), refused(2)]), [refused(2)]);
+        assert_eq!(refusals.update(&name("web"), vec![refused(1), refused(2)]), []);
+        assert_eq!(refusals.update(&name("other"), vec![refused(1)]), [refused(1)]);
+        assert_eq!(refusals.len(), 3);
+        assert_eq!(refusals.update(&name("web"), Vec::new()), []);
+        assert_eq!(refusals.update(&name("web"), vec![refused(1)]), [refused(1)], "it was allowed in between");
+        assert_eq!(refusals.len(), 2);
+    }
 }

@@ -22,6 +22,8 @@ pub struct Metrics {
     pub parts: prometheus::IntCounter,
     /// Destinations that are kept for their connections only.
     pub draining: IntGauge,
+    /// External and load balancer addresses that are not served.
+    pub refused: IntGauge,
 }
 
 impl Metrics {
@@ -50,12 +52,17 @@ impl Metrics {
             )?,
             parts: prometheus::IntCounter::new("sluice_proxy_services_computed_total", "Services computed anew")?,
             draining: IntGauge::new("sluice_proxy_draining", "Destinations that are kept for their connections only")?,
+            refused: IntGauge::new(
+                "sluice_proxy_refused_addresses",
+                "External and load balancer addresses of Services that are not served",
+            )?,
         };
         registry.register(Box::new(metrics.services.clone()))?;
         registry.register(Box::new(metrics.round.clone()))?;
         registry.register(Box::new(metrics.programming.clone()))?;
         registry.register(Box::new(metrics.parts.clone()))?;
         registry.register(Box::new(metrics.draining.clone()))?;
+        registry.register(Box::new(metrics.refused.clone()))?;
         Ok(metrics)
     }
 

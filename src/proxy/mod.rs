@@ -17,7 +17,7 @@
 //! ([`endpoints`], [`traffic_policy`], [`session_affinity`], [`scheduler`], [`node_port`], [`external_ip`]);
 //! [`plan`] keeps the union of all parts, [`desired`], one for each key ([`owners`]), with what all Services
 //! share ([`guard`],
-//! [`masquerade`], [`settings`], [`local_node`]) and what is on its way out ([`drain`], [`closing`], [`udp_flows`]); [`apply`] brings it
+//! [`masquerade`], [`settings`], [`local_node`], [`other_nodes`]) and what is on its way out ([`drain`], [`closing`], [`udp_flows`]); [`apply`] brings it
 //! into the kernel; [`driver`] is the proxy's part of the loop (`subsystem`). [`names`] pins what running nodes call these things.
 
 pub mod names;
@@ -32,6 +32,7 @@ pub mod external_ip;
 pub mod plan;
 pub mod owners;
 pub mod local_node;
+pub mod other_nodes;
 pub mod guard;
 pub mod masquerade;
 pub mod settings;

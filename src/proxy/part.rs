@@ -14,6 +14,7 @@ use crate::net::Family;
 
 use super::endpoints::{self, Reach};
 use super::local_node::LocalNode;
+use super::other_nodes::OtherNodes;
 use super::{external_ip, node_port, scheduler, session_affinity, traffic_policy};
 
 /// The virtual services that one Service claims, in the order in which they were computed; a key may occur
@@ -47,6 +48,7 @@ pub enum Rank {
 #[derive(Clone, Copy)]
 pub struct Surroundings<'a> {
     pub node: &'a LocalNode,
+    pub others: &'a OtherNodes,
     pub config: &'a ProxyConfig,
 }
 
@@ -97,10 +99,7 @@ fn claims_of_port(
             claim(Rank::NodePort, address, number, &external);
         }
     }
-    let outer = external_ip::external_ips(service, around.config)
-        .chain(external_ip::load_balancer_ips(service, around.config))
-        .filter(|ip| Family::from(*ip) == family);
-    for address in outer {
+    for address in external_ip::served(service, around).filter(|ip| Family::from(*ip) == family) {
         claim(Rank::External, address, port.port, &external);
     }
     claims

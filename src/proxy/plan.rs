@@ -29,11 +29,13 @@ use super::closing::{Closing, serves};
 use super::desired::{Changed, Desired};
 use super::drain::Draining;
 use super::endpoints::DRAINING;
+use super::external_ip::Refusals;
 use super::local_node::LocalNode;
 use super::names::{DEVICE, Set};
+use super::other_nodes::{OtherNodes, asks_for};
 use super::owners::{Owner, Owners};
-use super::part::{Claim, Surroundings, part};
-use super::{guard, node_port, scheduler};
+use super::part::{Claim, part};
+use super::{guard, scheduler};
 
 /// The desired state and everything needed to change it by parts.
 pub struct Plan {
@@ -43,6 +45,8 @@ pub struct Plan {
     kernel: (u32, u32),
     world: World,
     node: LocalNode,
+    others: OtherNodes,
+    refusals: Refusals,
     desired: Desired,
     parts: HashMap<ObjectName, Arc<Held>>,
     owners: Owners,
@@ -70,6 +74,8 @@ impl Plan {
             kernel,
             world: World::empty(),
             node: LocalNode::default(),
+            others: OtherNodes::default(),
+            refusals: Refusals::default(),
             desired: Desired::default(),
             parts: HashMap::new(),
             owners: Owners::default(),
@@ -101,6 +107,11 @@ impl Plan {
     /// How many destinations are kept for their connections only.
     pub fn draining(&self) -> usize {
         self.draining.len()
+    }
+
+    /// How many external and load balancer addresses are refused.
+    pub fn refused(&self) -> usize {
+        self.refusals.len()
     }
 
     /// When draining destinations are due to go, or to be looked at, or something is closed for good.
@@ -135,6 +146,7 @@ impl Plan {
         let node = LocalNode::new(world, self.families);
         let (services, endpoints) = (&world.cluster.services, &world.cluster.endpoints);
         let (same, parts_stay) = (node == self.node, self.parts_stay(&node));
+        let moved = self.others.update([&older, world], [&self.node, &node]);
         self.node = node;
         if !same {
             self.replace_common(&mut changed);
@@ -143,6 +155,9 @@ impl Plan {
             let mut dirty: Vec<&ObjectName> = Vec::new();
             dirty.extend(services.changes_since(&older.cluster.services).map(|change| change.key()));
             dirty.extend(endpoints.changes_since(&older.cluster.endpoints).map(|change| change.key()));
+            if !moved.is_empty() {
+                dirty.extend(services.iter().filter(|(_, it)| asks_for(it, &moved)).map(|(name, _)| name));
+            }
             dirty.sort();
             dirty.dedup();
             for name in dirty {
@@ -206,19 +221,6 @@ impl Plan {
         changed
     }
 
-    /// Whether a change of the node leaves every part as it is. Addresses of the host come and go; parts name
-    /// only those that node ports listen on.
-    fn parts_stay(&self, newer: &LocalNode) -> bool {
-        let named = |node: &LocalNode| {
-            let family = |family| {
-                let on_all = self.config.nodeport_bindon_all_ip;
-                node_port::node_port_addresses(node, on_all, family)
-            };
-            (node.name.clone(), node.families, PerFamily::from_fn(family))
-        };
-        named(&self.node) == named(newer)
-    }
-
     fn update_service(
         &mut self,
         name: &ObjectName,
@@ -228,6 +230,7 @@ impl Plan {
     ) {
         changed.parts_computed += 1;
         let new = service.map(|(service, endpoints)| Arc::new(self.held(service, endpoints)));
+        self.note_refused(name, service.map(|(service, _)| service), changed);
         let old = match &new {
             Some(new) => self.parts.insert(name.clone(), new.clone()),
             None => self.parts.remove(name),
@@ -279,8 +282,7 @@ impl Plan {
     fn held(&self, service: &Service, endpoints: Option<&Arc<Endpoints>>) -> Held {
         let none = Default::default();
         let endpoints = endpoints.map_or(&none, |endpoints| &**endpoints);
-        let around = Surroundings { node: &self.node, config: &self.config };
-        let mut claims = part(service, endpoints, around).claims;
+        let mut claims = part(service, endpoints, self.around()).claims;
         claims.sort_by_key(|claim| (claim.key, claim.rank));
         claims.dedup_by_key(|claim| claim.key);
         let scheduler = service.annotations.scheduler;

@@ -46,7 +46,8 @@ fn found(file: &File) -> Found {
     let (world, warnings) = objects::world(file.text("objects"), file.lines("host"));
     let mut plan = Plan::new(config, families, (6, 1));
     let now = Instant::now();
-    let Changed { notes, .. } = plan.update(&world, now);
+    let Changed { mut notes, refused, .. } = plan.update(&world, now);
+    notes.extend(refused.iter().map(|(service, it)| format!("{service}: {} is not served: {}", it.address, it.reason)));
     let desired = plan.desired().clone();
 
     let kernel = MemoryKernel::new(State::of_others());

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use compact_str::CompactString;
 use sluice::model::{
     AnnounceAnnotations, Authority, Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host,
     HostAddress, LoadBalancerAddress, Node, NodeAddress, NodeAddressKind, ObjectName, ProxyAnnotations, Scheduler,
@@ -291,6 +292,9 @@ fn remove_slice(cluster: &mut Cluster, random: &mut Random) -> String {
 }
 
 fn put_node(cluster: &mut Cluster, random: &mut Random) -> String {
+    if random.chance(30) {
+        return put_other_node(cluster, random);
+    }
     let name = "node1".into();
     if random.chance(25) {
         cluster.nodes.remove(&name);
@@ -306,6 +310,24 @@ fn put_node(cluster: &mut Cluster, random: &mut Random) -> String {
             node.pod_cidrs.push(cidr.parse().expect("a prefix"));
         }
     }
+    cluster.nodes.insert(name, node);
+    "put the Node".to_owned()
+}
+
+/// Another node comes, goes, or has other addresses: such as Services name as external ones, and one that it shares with us.
+fn put_other_node(cluster: &mut Cluster, random: &mut Random) -> String {
+    let name: CompactString = (*random.pick(&["node0", "node2"])).into();
+    if random.chance(30) {
+        cluster.nodes.remove(&name);
+        return "remove the Node".to_owned();
+    }
+    let mut addresses: Vec<IpAddr> =
+        (0..random.below(3)).map(|_| address(random, "203.0.113.", "2001:db8:113::", 4)).collect();
+    if random.chance(20) {
+        addresses.push(HOST_V4);
+    }
+    let external = |address| NodeAddress { kind: NodeAddressKind::External, address };
+    let node = Node { addresses: addresses.into_iter().map(external).collect(), ..Node::default() };
     cluster.nodes.insert(name, node);
     "put the Node".to_owned()
 }

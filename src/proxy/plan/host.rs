@@ -7,14 +7,42 @@ use crate::kernel::address::{AddressKey, KEEPER};
 use crate::kernel::ipset::Entry;
 use crate::kernel::link::{Link, LinkKind, LinkName};
 use crate::kernel::route::Route;
-use crate::net::Family;
+use crate::model::{ObjectName, Service};
+use crate::net::{Family, PerFamily};
 
 use super::{Plan, address_of, different_keys, local_route_key};
 use crate::proxy::desired::Changed;
+use crate::proxy::local_node::LocalNode;
 use crate::proxy::names::{DEVICE, Set};
-use crate::proxy::{guard, masquerade, settings};
+use crate::proxy::part::Surroundings;
+use crate::proxy::{external_ip, guard, masquerade, node_port, settings};
 
 impl Plan {
+    /// What every part is computed from, beside its Service.
+    pub(super) fn around(&self) -> Surroundings<'_> {
+        Surroundings { node: &self.node, others: &self.others, config: &self.config }
+    }
+
+    /// Notes which addresses of a Service are refused, if it still exists.
+    pub(super) fn note_refused(&mut self, name: &ObjectName, service: Option<&Service>, changed: &mut Changed) {
+        let refused = service.map(|service| external_ip::refused(service, self.around())).unwrap_or_default();
+        let new = self.refusals.update(name, refused);
+        changed.refused.extend(new.into_iter().map(|refused| (name.clone(), refused)));
+    }
+
+    /// Whether a change of the node leaves every part as it is. Addresses of the host come and go; parts name
+    /// only those that node ports listen on.
+    pub(super) fn parts_stay(&self, newer: &LocalNode) -> bool {
+        let named = |node: &LocalNode| {
+            let family = |family| {
+                let on_all = self.config.nodeport_bindon_all_ip;
+                node_port::node_port_addresses(node, on_all, family)
+            };
+            (node.name.clone(), node.families, PerFamily::from_fn(family))
+        };
+        named(&self.node) == named(newer)
+    }
+
     /// Brings all of it up to date. Called when the node changed.
     pub(super) fn replace_common(&mut self, changed: &mut Changed) {
         self.desired.links = BTreeMap::from([(LinkName(DEVICE.into()), Link { kind: LinkKind::Dummy, up: true })]);

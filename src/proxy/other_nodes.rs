@@ -1,0 +1,66 @@
+//! The addresses of the other nodes.
+//!
+//! Kubernetes: `Node.status.addresses`, internal and external. A Service that names one of them as its external or load balancer
+//! address is not served there (`external_ip`). Other Nodes than our own are watched only where some external
+//! address can be allowed at all, or where the router needs them.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use compact_str::CompactString;
+
+use super::local_node::LocalNode;
+use crate::model::{Change, Node, Service, World};
+
+/// Who has which address, without our own Node.
+#[derive(Default, Debug)]
+pub struct OtherNodes {
+    /// Several may claim one: the first by name counts.
+    holders: BTreeSet<(IpAddr, CompactString)>,
+}
+
+impl OtherNodes {
+    /// The other Node that has this address.
+    pub fn holder(&self, address: IpAddr) -> Option<&CompactString> {
+        let (held, holder) = self.holders.range((address, CompactString::default())..).next()?;
+        (*held == address).then_some(holder)
+    }
+
+    /// Takes in a newer World. Returns the addresses of which it may be judged differently whether they are another node's.
+    pub fn update(&mut self, [older, newer]: [&World; 2], [was, is]: [&LocalNode; 2]) -> BTreeSet<IpAddr> {
+        let mut moved: BTreeSet<IpAddr> = BTreeSet::new();
+        for change in newer.cluster.nodes.changes_since(&older.cluster.nodes) {
+            let name = change.key();
+            if *name == newer.host.node_name {
+                continue;
+            }
+            let (old, new) = match change {
+                Change::Added(_, new) => (None, Some(new)),
+                Change::Updated(_, old, new) => (Some(old), Some(new)),
+                Change::Removed(_, old) => (Some(old), None),
+            };
+            let addresses = |node: &Node| node.addresses.iter().map(|it| it.address).collect::<BTreeSet<IpAddr>>();
+            let (old, new) = (old.map(|node| addresses(node)), new.map(|node| addresses(node)));
+            let (old, new) = (old.unwrap_or_default(), new.unwrap_or_default());
+            for address in old.difference(&new) {
+                self.holders.remove(&(*address, name.clone()));
+            }
+            self.holders.extend(new.difference(&old).map(|address| (*address, name.clone())));
+            moved.extend(old.symmetric_difference(&new));
+        }
+        if was != is {
+            let own = |node: &LocalNode| {
+                let named = node.address.iter().filter_map(|(_, address)| *address);
+                node.addresses.iter().copied().chain(named).collect::<BTreeSet<IpAddr>>()
+            };
+            moved.extend(own(was).symmetric_difference(&own(is)));
+        }
+        moved
+    }
+}
+
+/// Whether a Service asks for one of these addresses.
+pub fn asks_for(service: &Service, addresses: &BTreeSet<IpAddr>) -> bool {
+    let balanced = service.load_balancer.iter().map(|entry| entry.address);
+    service.external_ips.iter().copied().chain(balanced).any(|address| addresses.contains(&address))
+}
