@@ -70,6 +70,28 @@ fn what_somebody_takes_away_comes_back_when_the_kernel_tells_of_it() {
 }
 
 #[test]
+fn what_somebody_does_to_services_and_elements_is_undone_within_seconds_although_nobody_tells_of_it() {
+    with_running(async |running| {
+        let world = served();
+        running.world.send_replace(world.clone());
+        running.settles(&world).await;
+        let before = running.kernel.state();
+        running.kernel.with(|machine| {
+            let (_, first) = machine.state.virtuals.iter_mut().next().expect("there are two");
+            first.destinations = [].into();
+            machine.state.virtuals.pop_last();
+            machine.state.elements.pop_last();
+        });
+        let begun = Instant::now();
+        let is_whole = |state: &State| state.virtuals == before.virtuals && state.elements == before.elements;
+        while !is_whole(&running.kernel.state()) && begun.elapsed() < Duration::from_secs(60) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(is_whole(&running.kernel.state()), "only the audit, after minutes, would see it");
+    });
+}
+
+#[test]
 fn an_address_is_closed_when_routers_have_been_told_and_not_before() {
     with_running(async |running| {
         let world = served();

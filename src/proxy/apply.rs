@@ -31,7 +31,7 @@ use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{self, Ruled};
 use crate::model::Authority;
 use crate::net::Family;
-use crate::reconcile::{Found, Growth, Moment, Reflection, Target};
+use crate::reconcile::{Found, Growth, Moment, Reflection, Target, audit};
 use crate::subsystem::{Kinds, kinds};
 
 use super::desired::{Changed, Desired};
@@ -88,6 +88,10 @@ kinds! {
         udp: UdpFlows,
         /// Whether a remembered cluster is put in place; `None` until the kernel could be read.
         uses_memory: Option<bool>,
+        /// How often what is wanted of virtual services has changed.
+        marks: u64,
+        /// For which state of marks, elements and virtual services it was last said which of these are ours.
+        told_for: Option<(u64, u64, u64)>,
     }
 }
 
@@ -118,6 +122,7 @@ impl<K: Kernel> Mirrors<K> {
         changed.virtuals.iter().for_each(|key| self.virtuals.mark(*key));
         changed.routes.iter().for_each(|key| self.routes.mark(key.clone()));
         changed.virtuals.iter().for_each(|key| self.udp.mark(*key));
+        self.marks += u64::from(!changed.virtuals.is_empty());
     }
 
     /// One round: growing as far as `authority` allows, then shrinking where it is allowed.
@@ -185,8 +190,20 @@ impl<K: Kernel> Mirrors<K> {
     /// Looks at the next portion of what should be in the kernel. Returns what was found amiss, with the names of
     /// the families, and whether the audit of all families is finished.
     pub fn audit(&mut self, desired: &Desired, at: Moment) -> (Vec<Found>, bool) {
-        self.tell_ownership(desired);
+        self.tell_new_ownership(desired);
         self.audit_portion(at)
+    }
+
+    /// Looks for traces of others' changes.
+    pub fn glance(&mut self, desired: &Desired, at: Moment) -> Vec<Found> {
+        self.tell_new_ownership(desired);
+        self.glance_at_all(at)
+    }
+
+    /// Reads the next portion of the virtual services. Returns what was found amiss, and whether it was the last.
+    pub fn audit_virtuals(&mut self, desired: &Desired, at: Moment) -> (Vec<Found>, bool) {
+        self.tell_new_ownership(desired);
+        audit(&mut self.virtuals, at)
     }
 
     /// When the next retry of a failed step is due.
@@ -225,6 +242,13 @@ impl<K: Kernel> Mirrors<K> {
         self.virtuals.grow_where(&desired.virtuals, growth, at, is_marked)
     }
 
+    /// The same as [`tell_ownership`](Self::tell_ownership), where something has changed since it was told.
+    fn tell_new_ownership(&mut self, desired: &Desired) {
+        if self.told_for != Some((self.marks, self.elements.steps_done(), self.virtuals.steps_done())) {
+            self.tell_ownership(desired);
+        }
+    }
+
     /// Tells the family of virtual services which are ours, from the set that the kernel holds.
     fn tell_ownership(&mut self, desired: &Desired) {
         let names = Family::BOTH.map(|family| Set::ServicePorts.name(family));
@@ -241,6 +265,7 @@ impl<K: Kernel> Mirrors<K> {
         ours.extend(desired.virtuals.keys());
         // What was ours stays ours, whoever took its element away.
         ours.extend(self.virtuals.known_keys());
+        self.told_for = Some((self.marks, self.elements.steps_done(), self.virtuals.steps_done()));
         self.virtuals.target().set_ours(Box::new(move |key| ours.contains(key)));
     }
 

@@ -217,6 +217,14 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.mirrors.audit(self.plan.desired(), at)
     }
 
+    fn glance(&mut self, at: Moment) -> Vec<Found> {
+        self.mirrors.glance(self.plan.desired(), at)
+    }
+
+    fn read_portion(&mut self, at: Moment) -> Option<(Vec<Found>, bool)> {
+        Some(self.mirrors.audit_virtuals(self.plan.desired(), at))
+    }
+
     fn troubles(&mut self, _account: &mut Account, _standing: &Standing) -> Vec<String> {
         Vec::new()
     }

@@ -28,6 +28,12 @@ impl Audits {
     }
 }
 
+/// Looks for traces of changes in one family, and reads what may have changed.
+pub fn glance(family: &mut dyn Reflection, at: Moment) -> Vec<Found> {
+    let name = family.name();
+    family.glance(at).into_iter().map(|drift| Found { family: name, drift }).collect()
+}
+
 /// Looks at the next portion of one family; also says whether that was the last.
 pub fn audit(family: &mut dyn Reflection, at: Moment) -> (Vec<Found>, bool) {
     let name = family.name();

@@ -41,6 +41,12 @@ pub trait Target {
         Ok(self.read()?.into_keys().collect())
     }
 
+    /// Looks for traces of others' changes at a small part of the price of reading, to be asked every few seconds. `seen` is
+    /// what this family held when it was last read or changed. What a glance does not see an audit finds.
+    fn glance(&mut self, _seen: &BTreeMap<Self::Key, Self::Value>) -> Glance<Self::Key> {
+        Glance::Alike
+    }
+
     /// How many objects an audit reads at once. A family whose objects are read one by one says how many of
     /// them may hold up a change; where one request reads all, all is right.
     fn audit_portion(&self) -> usize {
@@ -65,6 +71,17 @@ pub trait Target {
     fn grown(_have: &Self::Value, want: &Self::Value) -> Self::Value {
         want.clone()
     }
+}
+
+/// What a glance tells.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Glance<K> {
+    /// No trace of a change.
+    Alike,
+    /// These may differ.
+    These(Vec<K>),
+    /// Something differs, and it is not known what.
+    Somewhere,
 }
 
 /// Which half of a round the steps belong to.

@@ -12,6 +12,7 @@ use crate::model::Authority;
 use crate::reconcile::{Moment, Moments};
 
 use super::disturbances::Disturbances;
+use super::patrol::Patrol;
 use super::{Context, FirstSync, Inputs, Kinds, Standing, Subsystem, Times};
 
 /// How long the loop sleeps at most, so that its life can be seen.
@@ -35,6 +36,7 @@ struct Loop<S> {
     authority: Authority,
     disturbances: Disturbances,
     next_audit: Instant,
+    patrol: Patrol,
     audit_found: usize,
     moments: Moments,
     /// Steps performed since the start.
@@ -58,6 +60,7 @@ impl<S: Subsystem> Loop<S> {
             authority: Authority::Nothing,
             disturbances: Disturbances::new(notices, noted),
             next_audit: now + subsystem.audit_period(),
+            patrol: Patrol::new(now),
             audit_found: 0,
             moments: Moments::since(now),
             steps: 0,
@@ -97,7 +100,12 @@ impl<S: Subsystem> Loop<S> {
     }
 
     fn deadline(&self, now: Instant) -> Instant {
-        let due = [self.subsystem.deadline(), self.disturbances.deadline(), Some(self.next_audit)];
+        let due = [
+            self.subsystem.deadline(),
+            self.disturbances.deadline(),
+            Some(self.next_audit),
+            Some(self.patrol.deadline()),
+        ];
         due.into_iter().flatten().fold(now + HEARTBEAT, Instant::min)
     }
 
@@ -117,6 +125,9 @@ impl<S: Subsystem> Loop<S> {
         self.subsystem.count(round, steps, &Times { seen, begun, computed, done });
         if done >= self.next_audit {
             self.audit(self.moments.at(done));
+        }
+        if done >= self.patrol.deadline() {
+            self.patrol(self.moments.at(done));
         }
         self.tell(done);
     }
@@ -185,6 +196,30 @@ impl<S: Subsystem> Loop<S> {
             debug!(found = self.audit_found, "Everything of ours in the kernel has been compared");
             self.audit_found = 0;
             self.next_audit = at.now + period;
+        }
+    }
+
+    /// Looks for what others did and the kernel does not tell of, and repairs it at once.
+    fn patrol(&mut self, at: Moment) {
+        let is_known = self.authority != Authority::Nothing;
+        let mut found = Vec::new();
+        if self.patrol.glance_is_due(at.now) {
+            let begun = Instant::now();
+            if is_known {
+                found.extend(self.subsystem.glance(at));
+            }
+            self.patrol.glanced(at.now, begun.elapsed());
+        }
+        if self.patrol.portion_is_due(at.now) {
+            let begun = Instant::now();
+            let read = if is_known { self.subsystem.read_portion(at) } else { None };
+            let (drift, finished) = read.unwrap_or_else(|| (Vec::new(), true));
+            found.extend(drift);
+            self.patrol.read_portion(at.now, begun.elapsed(), finished);
+        }
+        self.inputs.account.found(&found);
+        if !found.is_empty() {
+            self.round(at);
         }
     }
 

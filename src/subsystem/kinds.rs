@@ -4,7 +4,7 @@
 //! [`Kinds`]: what is asked of all kinds together.
 
 use crate::kernel::monitor::Notice;
-use crate::reconcile::{Audits, Found, Moment, Reflection, audit};
+use crate::reconcile::{Audits, Found, Moment, Reflection, audit, glance};
 
 /// The kinds of kernel objects of a subsystem, in the order of growing.
 pub trait Kinds {
@@ -34,6 +34,11 @@ pub trait Kinds {
         let audited = audits.next_portion(&mut mirrors, at);
         *self.audits() = audits;
         audited
+    }
+
+    /// Looks for traces of others' changes in all kinds. Returns what was found amiss.
+    fn glance_at_all(&mut self, at: Moment) -> Vec<Found> {
+        self.kinds().into_iter().flat_map(|kind| glance(kind.mirror, at)).collect()
     }
 
     /// Compares the kinds that this notice is about with the kernel, at once. Returns what was found amiss.

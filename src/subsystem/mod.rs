@@ -15,6 +15,7 @@
 pub mod disturbances;
 mod driver;
 mod kinds;
+mod patrol;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -98,6 +99,17 @@ pub trait Subsystem {
     /// Compares the next portion with the kernel. Returns what was found amiss, and whether everything has been compared.
     fn audit(&mut self, at: Moment) -> (Vec<Found>, bool) {
         self.mirrors().audit_portion(at)
+    }
+
+    /// Looks for traces of others' changes of which the kernel tells nobody, every few seconds. Returns what was found amiss.
+    fn glance(&mut self, at: Moment) -> Vec<Found> {
+        self.mirrors().glance_at_all(at)
+    }
+
+    /// Reads the next portion of what a glance cannot see, all the time. Returns what was found amiss, and whether it was the last
+    /// portion; `None` where there is nothing of the kind.
+    fn read_portion(&mut self, _at: Moment) -> Option<(Vec<Found>, bool)> {
+        None
     }
 
     /// An audit has come to its end.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sluice::kernel::Error;
 use sluice::kernel::ipvs::{Destination, Forwarding, Service, ServiceKey, Services, Timeouts, Virtual, flags};
 use sluice::net::{Family, Protocol};
-use sluice::reconcile::{Failure, Phase, Step, Target};
+use sluice::reconcile::{Failure, Glance, Phase, Step, Target};
 
 use crate::namespace::{self, attempt, run};
 
@@ -120,6 +120,42 @@ fn what_we_write_ipvsadm_reads() {
         let keys: Vec<ServiceKey> = examples.keys().copied().collect();
         assert_eq!(services.read_some(&keys).expect("a reading"), examples);
     });
+}
+
+#[test]
+fn a_glance_sees_what_ipvsadm_changed() {
+    // The number of services on the host tells of IPv6: nobody else may change it meanwhile.
+    let alone = MODULE.write().unwrap_or_else(PoisonError::into_inner);
+    namespace::in_new(|| {
+        run("modprobe ip_vs");
+        let examples = examples();
+        let steps: Vec<_> = examples.iter().map(|(key, value)| (*key, None, Some(value))).collect();
+        let mut services = everything();
+        assert_done(&apply(&mut services, Phase::Grow, &steps));
+        assert_eq!(services.glance(&examples), Glance::Alike, "nobody has changed anything");
+        let tells = |services: &mut Services, change: &str, key: &str, repair: &[&str]| {
+            run(change);
+            assert_eq!(services.glance(&examples), Glance::These(vec![service(key)]), "{change}");
+            repair.iter().for_each(|command| drop(run(command)));
+            assert_eq!(services.glance(&examples), Glance::Alike, "after {change} and {repair:?}");
+        };
+        let (web, v6) = ("-t 10.96.0.1:80", "-u [fd00:10:96::1]:53");
+        let back = format!("ipvsadm -a {web} -r 10.244.1.1:8080 -m -w 1");
+        tells(&mut services, &format!("ipvsadm -d {web} -r 10.244.1.1:8080"), "tcp 10.96.0.1:80", &[&back]);
+        let back = format!("ipvsadm -E {web} -s rr -p 10800");
+        tells(&mut services, &format!("ipvsadm -E {web} -s lc -p 10800"), "tcp 10.96.0.1:80", &[&back]);
+        let back = ["ipvsadm -A --sctp-service 10.96.0.2:9000 -s wrr"];
+        tells(&mut services, "ipvsadm -D --sctp-service 10.96.0.2:9000", "sctp 10.96.0.2:9000", &back);
+        let gone = ["ipvsadm -D -t 10.96.0.9:80"];
+        tells(&mut services, "ipvsadm -A -t 10.96.0.9:80 -s rr", "tcp 10.96.0.9:80", &gone);
+        let back = [format!("ipvsadm -A {v6} -s mh -b flag-1,flag-2")];
+        let back: Vec<&str> = back.iter().map(String::as_str).collect();
+        tells(&mut services, &format!("ipvsadm -D {v6}"), "udp [fd00:10:96::1]:53", &back);
+        run("ipvsadm -C");
+        let Glance::These(keys) = services.glance(&examples) else { panic!("all services are gone") };
+        assert_eq!(keys.len(), examples.len());
+    });
+    drop(alone);
 }
 
 #[test]

@@ -154,7 +154,8 @@ impl Walk {
             55..=69 => self.work(),
             70..=77 => self.damage(),
             78..=84 => self.restart(),
-            85..=86 => self.audit(),
+            85 => self.audit(),
+            86 => self.glance(),
             87 => self.connections_come_and_go(),
             88..=89 => self.somebody_sends_datagrams(),
             _ => self.settle(),
@@ -313,6 +314,12 @@ impl Walk {
         let at = self.moment();
         let found = self.agent.audit(at);
         self.tell(format!("an audit finds {found:?}"));
+    }
+
+    fn glance(&mut self) {
+        let at = self.moment();
+        let found = self.agent.mirrors.glance(self.agent.plan.desired(), at);
+        self.tell(format!("a glance finds {found:?}"));
     }
 
     /// Clients of UDP services leave flows behind.

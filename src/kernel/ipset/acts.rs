@@ -62,6 +62,12 @@ impl Ipset {
         Ok(found.map_err(|fault| error("list sets", "", fault))?.into_iter().collect())
     }
 
+    /// How many elements a set holds; `None` where the kernel does not say, or there is no such set.
+    pub(super) fn count(&mut self, set: &SetName) -> Option<usize> {
+        let mut message = listing(&set.0, wire::ONLY_HEADERS);
+        self.socket.dump(&mut message, wire::count).ok()?.first().copied()
+    }
+
     /// The elements of a set; none where the set does not exist.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use super::{ElementKey, Entry, SetName};
 use crate::kernel::netlink::Fault;
 use crate::kernel::{Error, Name};
 use crate::net::{Family, PerFamily};
-use crate::reconcile::{Failure, Phase, Step, Target};
+use crate::reconcile::{Failure, Glance, Phase, Step, Target};
 
 /// The elements of the sets of one owner. The sets are a family of their own, [`Sets`](super::Sets), that has to
 /// be there first.
@@ -105,6 +105,19 @@ impl Target for Elements {
 
     fn portion(&self) -> usize {
         PORTION
+    }
+
+    /// Compares how many elements each set holds. Asking for it costs the kernel a look at each element.
+    fn glance(&mut self, seen: &BTreeMap<ElementKey, ()>) -> Glance<ElementKey> {
+        let mut counts: Vec<(&SetName, usize)> = Vec::new();
+        for key in seen.keys() {
+            match counts.last_mut() {
+                Some((set, count)) if **set == key.set => *count += 1,
+                _ => counts.push((&key.set, 1)),
+            }
+        }
+        let differs = |(set, count): (&SetName, usize)| self.ipset.count(set).is_none_or(|held| held != count);
+        if counts.into_iter().any(differs) { Glance::Somewhere } else { Glance::Alike }
     }
 
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, ElementKey, ()>]) -> Vec<Failure<Error>> {

@@ -54,6 +54,7 @@ mod inner {
     pub const LINE: u16 = 9;
     pub const MAX_ELEMENTS: u16 = 19;
     pub const NETMASK: u16 = 20;
+    pub const COUNT: u16 = 24;
     /// Inside `ADDRESS`.
     pub const IPV4: u16 = 1;
     pub const IPV6: u16 = 2;
@@ -146,6 +147,12 @@ pub(super) fn set_spec(answer: &Answer<'_>) -> Option<SetSpec> {
         max_elements: number(inner::MAX_ELEMENTS).unwrap_or(0),
         timeout: timeout.is_some(),
     })
+}
+
+/// How many elements the set of an answer holds; `None` where the kernel does not say.
+pub(super) fn count(answer: &Answer<'_>) -> Option<usize> {
+    let properties = answer.attributes(HEADER).get(outer::DATA)?.attributes();
+    usize::try_from(properties.get(inner::COUNT)?.u32_be()?).ok()
 }
 
 /// The elements that an answer carries. Those that end by themselves, that exclude, or that are of a form that

@@ -6,12 +6,16 @@
 //! Limits and surprises:
 //! - The kernel has no operation for several objects: a service and each of its destinations is a message.
 //! - Destinations are listed service by service, so a full reading takes one dump per service.
+//! - Nobody is told when services change, so `glance` looks every few seconds: at all that the older interface says of IPv4
+//!   services, and at the number of services of the host for those of IPv6.
 //! - Flags are a value *and* a mask; without the mask the kernel ignores them silently.
 //! - A scheduler that the kernel does not have is answered `ENOENT`, like a missing object.
 //! - A service's netmask is always written as that of a single host, and not read back.
 //!
 //! Kernel: generic netlink family `IPVS` (include/uapi/linux/ip_vs.h, net/netfilter/ipvs/ip_vs_ctl.c).
 
+mod glance;
+mod old_interface;
 mod target;
 mod wire;
 

@@ -5,11 +5,12 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::glance::{self, Glancer};
 use super::wire::{self, Command};
 use super::{Connections, Destination, ServiceKey, Stats, Timeouts, Virtual};
 use crate::kernel::netlink::{Fault, GenericSocket, Messages, Refusal, failed_steps};
 use crate::kernel::{Cause, Error};
-use crate::reconcile::{Failure, Phase, Step, Target};
+use crate::reconcile::{Failure, Glance, Phase, Step, Target};
 
 /// Which virtual services are ours.
 pub type Ours = Box<dyn Fn(&ServiceKey) -> bool + Send>;
@@ -22,6 +23,7 @@ pub struct Services {
     may_be_missing: bool,
     messages: Messages,
     spread: RandomState,
+    glancer: Glancer,
 }
 
 /// Each service costs a request and a dump, some ten system calls.
@@ -36,7 +38,14 @@ impl Services {
     pub fn open(ours: Ours) -> Result<Services, Error> {
         let socket = GenericSocket::open(wire::FAMILY)?;
         let spread = RandomState::new();
-        Ok(Services { socket, ours, may_be_missing: false, messages: Messages::new(), spread })
+        Ok(Services {
+            socket,
+            ours,
+            may_be_missing: false,
+            messages: Messages::new(),
+            spread,
+            glancer: Glancer::open(),
+        })
     }
 
     /// For whoever only takes away: a kernel without IPVS holds no services, and says so without an error.
@@ -184,6 +193,17 @@ impl Target for Services {
             .dump(&mut self.messages, |answer| wire::service_key(answer).filter(ours))
             .map_err(|fault| Error::new("list virtual services", "", fault.into()))?;
         Ok(keys.into_iter().collect())
+    }
+
+    fn glance(&mut self, seen: &BTreeMap<ServiceKey, Virtual>) -> Glance<ServiceKey> {
+        let mut suspects = self.glancer.unlike_ipv4(seen, &self.ours);
+        if self.glancer.must_list_ipv6(seen) {
+            match self.keys() {
+                Ok(listed) => suspects.extend(glance::unlike_ipv6(seen, &listed)),
+                Err(_) => self.glancer.forget(),
+            }
+        }
+        if suspects.is_empty() { Glance::Alike } else { Glance::These(suspects) }
     }
 
     fn audit_portion(&self) -> usize {

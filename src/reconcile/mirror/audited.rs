@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Audited, Drift, Mirror};
-use crate::reconcile::target::Target;
+use crate::reconcile::target::{Glance, Target};
 
 impl<T: Target> Mirror<T> {
     pub(super) fn audit_next_portion(&mut self) -> Result<Audited, T::Error> {
@@ -25,12 +25,47 @@ impl<T: Target> Mirror<T> {
         if finished {
             let existing = if at_once { found.into_keys().collect() } else { self.target.keys()? };
             for key in self.unknown_among(existing) {
-                drift.push(Drift::Unexpected(key.to_string()));
-                self.doubtful.insert(key.clone());
-                self.mark(key);
+                self.doubt_unexpected(key, &mut drift);
             }
         }
         Ok(Audited { drift, finished })
+    }
+
+    pub(super) fn compare_what_a_glance_tells(&mut self) -> Result<Vec<Drift>, T::Error> {
+        let Some(seen) = self.seen.as_ref() else { return Ok(Vec::new()) };
+        let keys = match self.target.glance(seen) {
+            Glance::Alike => return Ok(Vec::new()),
+            Glance::These(keys) => keys,
+            Glance::Somewhere => {
+                let mut drift = Vec::new();
+                self.audit_from = None;
+                loop {
+                    let portion = self.audit_next_portion()?;
+                    drift.extend(portion.drift);
+                    if portion.finished {
+                        return Ok(drift);
+                    }
+                }
+            }
+        };
+        let (known, unknown): (Vec<T::Key>, Vec<T::Key>) =
+            keys.into_iter().filter(|key| !self.doubtful.contains(key)).partition(|key| seen.contains_key(key));
+        let all: Vec<T::Key> = known.iter().chain(&unknown).cloned().collect();
+        let mut found = self.target.read_some(&all)?;
+        let mut drift = Vec::new();
+        for key in known {
+            self.compare_one(key, &mut found, &mut drift);
+        }
+        for key in unknown.into_iter().filter(|key| found.contains_key(key)) {
+            self.doubt_unexpected(key, &mut drift);
+        }
+        Ok(drift)
+    }
+
+    fn doubt_unexpected(&mut self, key: T::Key, drift: &mut Vec<Drift>) {
+        drift.push(Drift::Unexpected(key.to_string()));
+        self.doubtful.insert(key.clone());
+        self.mark(key);
     }
 
     fn unknown_among(&self, existing: BTreeSet<T::Key>) -> Vec<T::Key> {

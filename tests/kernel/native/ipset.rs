@@ -188,6 +188,28 @@ fn fifty_thousand_elements_go_in_and_out() {
 }
 
 #[test]
+fn a_glance_finds_what_somebody_took_away_and_what_somebody_added() {
+    in_new(|| {
+        run("ipset create kube-router-svip hash:ip timeout 0");
+        let want = addresses(1500);
+        let mut mirror = elements();
+        settle(&mut mirror, &want);
+        assert_eq!(mirror.glance(moment()), []);
+        run("ipset del kube-router-svip 10.96.3.232");
+        assert_eq!(mirror.glance(moment()), [Drift::Missing("kube-router-svip 10.96.3.232".into())]);
+        settle(&mut mirror, &want);
+        run("ipset add kube-router-svip 203.0.113.1");
+        assert_eq!(mirror.glance(moment()), [Drift::Unexpected("kube-router-svip 203.0.113.1".into())]);
+        settle(&mut mirror, &want);
+        run("ipset flush kube-router-svip");
+        assert_eq!(mirror.glance(moment()).len(), 1500);
+        settle(&mut mirror, &want);
+        assert_eq!(mirror.glance(moment()), []);
+        assert_eq!(saved("kube-router-svip").1.len(), 1500);
+    });
+}
+
+#[test]
 fn an_audit_in_portions_finds_what_somebody_took_away_and_what_somebody_added() {
     in_new(|| {
         run("ipset create kube-router-svip hash:ip timeout 0");

@@ -28,7 +28,7 @@ use sluice::kernel::ipvs::{Destination, ServiceKey};
 use sluice::kernel::sysctl::{Ruled, Setting, Wanted};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::apply::{Connected, Kernel, Owned, Targets};
-use sluice::reconcile::{Failure, Moment, Phase, Step, Target};
+use sluice::reconcile::{Failure, Glance, Moment, Phase, Step, Target};
 
 use super::random::Random;
 
@@ -314,6 +314,22 @@ impl<F: Rows> Target for Memory<F> {
             let rows = F::rows(&mut machine.state).iter();
             rows.filter(|(key, value)| (self.ours)(key, value)).map(|(k, v)| (k.clone(), v.clone())).collect()
         }))
+    }
+
+    /// Sees that something came or went, and no more.
+    fn glance(&mut self, seen: &BTreeMap<F::Key, F::Value>) -> Glance<F::Key> {
+        self.machine.with(|machine| {
+            let rows = F::rows(&mut machine.state).iter();
+            let ours: BTreeSet<&F::Key> = rows.filter(|(key, value)| (self.ours)(key, value)).map(|(k, _)| k).collect();
+            let gone = seen.keys().filter(|key| !ours.contains(key)).cloned();
+            let new = ours.iter().filter(|key| !seen.contains_key(**key)).map(|key| (*key).clone());
+            let differing: Vec<F::Key> = gone.chain(new).collect();
+            match differing.len() {
+                0 => Glance::Alike,
+                1..=3 => Glance::These(differing),
+                _ => Glance::Somewhere,
+            }
+        })
     }
 
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, F::Key, F::Value>]) -> Vec<Failure<Error>> {

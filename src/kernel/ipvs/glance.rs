@@ -1,0 +1,85 @@
+//! Looking for traces of others' changes of virtual services, cheaply.
+//!
+//! IPv4: the older interface tells every property of every service and how many destinations it has, in one system call.
+//! IPv6: the kernel counts each service of the host, of any family and namespace, as a user of its module
+//! (`/sys/module/ip_vs/refcnt`). Only when that number has changed by something else than what is seen of ours are services
+//! listed. It is not there where IPVS is built in: then they are listed each time.
+//!
+//! Not seen at a glance: a destination that was exchanged for another or changed, and those of IPv6 services.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use super::old_interface::OldInterface;
+use super::{ServiceKey, Virtual};
+use crate::net::Family;
+
+/// What is remembered between two glances.
+#[derive(Debug)]
+pub struct Glancer {
+    /// Absent where no socket of IPv4 can be opened.
+    old: Option<OldInterface>,
+    /// The users of the module that are not ours, when services were listed last.
+    others: Option<u64>,
+}
+
+/// No kernel has so many services.
+const NEVER: u64 = u64::MAX;
+const USERS: &str = "/sys/module/ip_vs/refcnt";
+
+impl Glancer {
+    /// Opens a socket in the network namespace of the calling thread.
+    pub fn open() -> Glancer {
+        Glancer { old: OldInterface::open().ok(), others: None }
+    }
+
+    /// The IPv4 services that differ from what was seen. None where the kernel does not answer.
+    pub fn unlike_ipv4(
+        &self,
+        seen: &BTreeMap<ServiceKey, Virtual>,
+        ours: impl Fn(&ServiceKey) -> bool,
+    ) -> Vec<ServiceKey> {
+        let Some(Ok(mut found)) = self.old.as_ref().map(OldInterface::services) else { return Vec::new() };
+        found.sort_unstable_by_key(|summary| summary.key);
+        let mut found = found.into_iter().filter(|summary| ours(&summary.key)).peekable();
+        let mut suspects = Vec::new();
+        for (key, known) in seen.iter().filter(|(key, _)| key.family() == Family::V4) {
+            while let Some(unknown) = found.next_if(|summary| summary.key < *key) {
+                suspects.push(unknown.key);
+            }
+            let is_same = found.next_if(|summary| summary.key == *key).is_some_and(|summary| {
+                summary.service == known.service && summary.destinations == known.destinations.len()
+            });
+            suspects.extend((!is_same).then_some(*key));
+        }
+        suspects.extend(found.map(|summary| summary.key));
+        suspects
+    }
+
+    /// Whether services of IPv6 are to be listed: there are some, and the number of services on this host has changed by
+    /// something else than those that are seen to be ours, since this was asked the last time.
+    pub fn must_list_ipv6(&mut self, seen: &BTreeMap<ServiceKey, Virtual>) -> bool {
+        if !seen.keys().any(|key| key.family() == Family::V6) {
+            return false;
+        }
+        let users = fs::read_to_string(USERS).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        let others = users.map(|users| users.wrapping_sub(seen.len() as u64));
+        // What is seen at first has just been read.
+        let same = others.is_some() && self.others.is_none_or(|last| Some(last) == others);
+        self.others = others;
+        !same
+    }
+
+    /// Has services listed the next time, whatever their number.
+    pub fn forget(&mut self) {
+        self.others = Some(NEVER);
+    }
+}
+
+/// The IPv6 services that are only seen, or only listed.
+pub fn unlike_ipv6(seen: &BTreeMap<ServiceKey, Virtual>, listed: &BTreeSet<ServiceKey>) -> Vec<ServiceKey> {
+    let is_ipv6 = |key: &&ServiceKey| key.family() == Family::V6;
+    let gone = seen.keys().filter(is_ipv6).filter(|key| !listed.contains(key));
+    let new = listed.iter().filter(is_ipv6).filter(|key| !seen.contains_key(key));
+    gone.chain(new).copied().collect()
+}

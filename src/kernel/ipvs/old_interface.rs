@@ -1,0 +1,172 @@
+//! All IPv4 virtual services in one system call, each with the number of its destinations.
+//!
+//! Kernel: `getsockopt` of `IP_VS_SO_GET_INFO` and `IP_VS_SO_GET_SERVICES` (include/uapi/linux/ip_vs.h), the interface that IPVS had
+//! before netlink. It knows IPv4 only, and writes a fiftieth of what listing the same by netlink costs; netlink does
+//! not say how many destinations a service has without listing them.
+#![expect(unsafe_code, reason = "no safe interface reads socket options of IPVS")]
+
+use std::ffi::c_int;
+use std::mem::offset_of;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use compact_str::CompactString;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use super::{Service, ServiceKey, flags};
+use crate::net::{Family, Protocol};
+
+/// A socket that only asks. It belongs to the network namespace in which it was opened.
+#[derive(Debug)]
+pub struct OldInterface(OwnedFd);
+
+/// A virtual service without its destinations.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Summary {
+    pub key: ServiceKey,
+    pub service: Service,
+    pub destinations: usize,
+}
+
+const GET_INFO: c_int = 64 + 1024 + 64 + 1;
+const GET_SERVICES: c_int = GET_INFO + 1;
+
+/// `struct ip_vs_getinfo`.
+#[repr(C)]
+struct Info {
+    version: u32,
+    table_size: u32,
+    services: u32,
+}
+
+/// `struct ip_vs_get_services` without its table.
+#[repr(C)]
+struct Header {
+    count: u32,
+    table: [Entry; 0],
+}
+
+/// `struct ip_vs_service_entry`.
+#[repr(C)]
+struct Entry {
+    protocol: u16,
+    address: u32,
+    port: u16,
+    mark: u32,
+    scheduler: [u8; 16],
+    flags: u32,
+    timeout: u32,
+    netmask: u32,
+    destinations: u32,
+    counters: Counters,
+}
+
+/// `struct ip_vs_stats_user`.
+#[repr(C)]
+struct Counters {
+    counts: [u32; 3],
+    bytes: [u64; 2],
+    rates: [u32; 5],
+}
+
+impl OldInterface {
+    /// Opens a socket in the network namespace of the calling thread.
+    pub fn open() -> Result<OldInterface, Errno> {
+        Ok(OldInterface(socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?))
+    }
+
+    /// The IPv4 services of the namespace. Those that come while this reads may be left out.
+    pub fn services(&self) -> Result<Vec<Summary>, Errno> {
+        let mut info = [0; size_of::<Info>()];
+        self.get(GET_INFO, &mut info)?;
+        let count = number(&info, offset_of!(Info, services)).unwrap_or_default();
+        let entries = usize::try_from(count).unwrap_or_default();
+        let mut answer = vec![0; size_of::<Header>() + entries * size_of::<Entry>()];
+        if let Some(place) = answer.get_mut(..4) {
+            place.copy_from_slice(&count.to_ne_bytes());
+        }
+        self.get(GET_SERVICES, &mut answer)?;
+        let table = answer.get(size_of::<Header>()..).unwrap_or_default();
+        Ok(table.chunks_exact(size_of::<Entry>()).filter_map(summary).collect())
+    }
+
+    /// Reads an option whose value has exactly this length; the kernel also reads what the value begins with.
+    fn get(&self, option: c_int, value: &mut [u8]) -> Result<(), Errno> {
+        let mut length = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::NOMEM)?;
+        // SAFETY: the descriptor is ours and open, and the kernel reads and writes no more than `length` bytes of the value,
+        // which is its size.
+        let result = unsafe {
+            libc::getsockopt(self.0.as_raw_fd(), libc::IPPROTO_IP, option, value.as_mut_ptr().cast(), &raw mut length)
+        };
+        if result == 0 {
+            return Ok(());
+        }
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
+    }
+}
+
+/// A service of the table; `None` where the entry is empty or of a protocol that is never ours.
+fn summary(entry: &[u8]) -> Option<Summary> {
+    let scheduler = entry.get(offset_of!(Entry, scheduler)..)?.get(..16)?;
+    let scheduler = scheduler.split(|byte| *byte == 0).next()?;
+    let scheduler = CompactString::from_utf8(scheduler).ok()?;
+    let key = match number(entry, offset_of!(Entry, mark))? {
+        0 => ServiceKey::Address {
+            address: IpAddr::V4(Ipv4Addr::from(*entry.get(offset_of!(Entry, address)..)?.first_chunk::<4>()?)),
+            protocol: Protocol::from_number(u8::try_from(short(entry, offset_of!(Entry, protocol))?).ok()?)?,
+            port: u16::from_be(short(entry, offset_of!(Entry, port))?),
+        },
+        mark => ServiceKey::Mark { mark, family: Family::V4 },
+    };
+    let service = Service {
+        scheduler,
+        flags: number(entry, offset_of!(Entry, flags))? & !flags::HASHED,
+        persistence_seconds: number(entry, offset_of!(Entry, timeout))?,
+    };
+    let destinations = usize::try_from(number(entry, offset_of!(Entry, destinations))?).ok()?;
+    Some(Summary { key, service, destinations })
+}
+
+fn number(bytes: &[u8], offset: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(offset..)?.first_chunk::<4>()?))
+}
+
+fn short(bytes: &[u8], offset: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(*bytes.get(offset..)?.first_chunk::<2>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = summary(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_service_is_read_from_where_the_kernel_writes_it() {
+        let mut entry = vec![0; size_of::<Entry>()];
+        let mut put = |offset: usize, bytes: &[u8]| entry[offset..offset + bytes.len()].copy_from_slice(bytes);
+        put(0, &17_u16.to_ne_bytes());
+        put(4, &[10, 96, 0, 10]);
+        put(8, &53_u16.to_be_bytes());
+        put(16, b"mh\0");
+        put(32, &(flags::HASHED | flags::SCHEDULER_1).to_ne_bytes());
+        put(36, &60_u32.to_ne_bytes());
+        put(44, &7_u32.to_ne_bytes());
+        let address = IpAddr::from([10, 96, 0, 10]);
+        let expected = Summary {
+            key: ServiceKey::Address { address, protocol: Protocol::Udp, port: 53 },
+            service: Service { scheduler: "mh".into(), flags: flags::SCHEDULER_1, persistence_seconds: 60 },
+            destinations: 7,
+        };
+        assert_eq!(summary(&entry), Some(expected));
+        assert_eq!(summary(&vec![0; size_of::<Entry>()]), None, "an entry that the kernel left empty");
+    }
+}

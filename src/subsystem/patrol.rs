@@ -1,0 +1,95 @@
+//! When to look for what others did to kernel objects of which the kernel tells nobody: virtual services, set elements.
+//!
+//! Two kinds of looks: a glance at everything, which sees most changes at little cost, and reading in portions, one
+//! pass after the other, which sees all. Both come every [`PERIOD`] where they can; where there is much to look at they come
+//! more rarely, so that each costs no more than one part in [`PART`] of a core. Whatever is left to find is found by the
+//! audit.
+
+use std::time::{Duration, Instant};
+
+/// Time between two glances, and between the beginnings of two passes.
+const PERIOD: Duration = Duration::from_secs(10);
+/// How much longer nobody looks than a look took.
+const PART: u32 = 2000;
+
+/// When the next looks are due.
+#[derive(Debug)]
+pub struct Patrol {
+    glance_at: Instant,
+    portion_at: Instant,
+    pass_began: Instant,
+}
+
+impl Patrol {
+    /// The first looks come after a period: what is known has just been read.
+    pub fn new(now: Instant) -> Patrol {
+        Patrol { glance_at: now + PERIOD, portion_at: now + PERIOD, pass_began: now + PERIOD }
+    }
+
+    /// When there is something to do next.
+    pub fn deadline(&self) -> Instant {
+        self.glance_at.min(self.portion_at)
+    }
+
+    pub fn glance_is_due(&self, now: Instant) -> bool {
+        now >= self.glance_at
+    }
+
+    pub fn portion_is_due(&self, now: Instant) -> bool {
+        now >= self.portion_at
+    }
+
+    /// Notes that a glance is over that took so long.
+    pub fn glanced(&mut self, now: Instant, took: Duration) {
+        self.glance_at = now + PERIOD.max(took.saturating_mul(PART));
+    }
+
+    /// Notes that a portion has been read, and whether it was the last of a pass.
+    pub fn read_portion(&mut self, now: Instant, took: Duration, finished: bool) {
+        self.portion_at = now + took.saturating_mul(PART);
+        if finished {
+            self.portion_at = self.portion_at.max(self.pass_began + PERIOD);
+            self.pass_began = self.portion_at;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_services_are_looked_at_once_in_a_period() {
+        let now = Instant::now();
+        let mut patrol = Patrol::new(now);
+        let (mut portions, mut at) = (0, now);
+        while at < now + 10 * PERIOD {
+            at = patrol.deadline();
+            if patrol.glance_is_due(at) {
+                patrol.glanced(at, Duration::from_micros(100));
+            }
+            if patrol.portion_is_due(at) {
+                portions += 1;
+                patrol.read_portion(at, Duration::from_micros(100), portions % 3 == 0);
+            }
+        }
+        assert!((28..=33).contains(&portions), "three portions in each of ten periods: {portions}");
+    }
+
+    #[test]
+    fn looks_that_take_long_come_rarely() {
+        let now = Instant::now();
+        let mut patrol = Patrol::new(now);
+        patrol.glanced(now, Duration::from_millis(20));
+        patrol.read_portion(now, Duration::from_millis(2), true);
+        assert!(
+            !patrol.glance_is_due(now + Duration::from_secs(39)) && patrol.glance_is_due(now + Duration::from_secs(40))
+        );
+        assert!(!patrol.portion_is_due(now + 2 * PERIOD - Duration::from_secs(1)));
+        patrol.read_portion(now, Duration::from_millis(20), false);
+        assert!(
+            !patrol.portion_is_due(now + Duration::from_secs(39))
+                && patrol.portion_is_due(now + Duration::from_secs(40))
+        );
+    }
+}
