@@ -9,6 +9,7 @@
 //! After a restart of ours (RFC 4724 4.1) nobody is told anything until all neighbours that are there have sent what they
 //! have. Neighbours that are not there are waited for as long as others come, and a moment more; the whole wait has a bound.
 
+mod again;
 mod neighbour;
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::message::{self, Attributes, Notification, Reason, Refresh, RefreshKind, Remark, Update};
+use super::message::{Attributes, Notification, Reason, Refresh, Remark, Update};
 use super::rib::{Joining, PeerId, Policies, Rib, Rules};
 use super::session::{Agreement, Cause, Effect, Event, LinkId, Moment, Peer};
 use crate::net::{Family, PerFamily};
@@ -153,6 +154,8 @@ pub struct Speaker {
     next: u32,
     /// Until our restart is over: when its two waits end.
     restart: Option<Restart>,
+    /// See [`Speaker::begins_without_state`].
+    is_new: bool,
     outputs: Vec<Output>,
 }
 
@@ -185,8 +188,14 @@ impl Speaker {
             timers: BTreeSet::new(),
             next: PeerId::FIRST.0,
             restart,
+            is_new: false,
             outputs: Vec::new(),
         }
+    }
+
+    /// Nothing of an earlier run is in the kernel, as after a reboot: neighbours are told that what they kept of us leads nowhere.
+    pub fn begins_without_state(&mut self) {
+        self.is_new = true;
     }
 
     pub fn rib(&self) -> &Rib {
@@ -297,7 +306,10 @@ impl Speaker {
         }
         let id = PeerId(self.next);
         self.next += 1;
-        let peer = Peer::new(wanted.settings.clone(), self.restart.is_some());
+        let mut peer = Peer::new(wanted.settings.clone(), self.restart.is_some());
+        if self.is_new {
+            peer.begins_without_state();
+        }
         self.neighbours.insert(address, Neighbour::new(id, wanted, peer, at.now));
         self.addresses.insert(id, address);
         self.event(at, address, Event::Start);
@@ -309,27 +321,6 @@ impl Speaker {
             self.timers.retain(|(_, one)| *one != address);
             self.addresses.remove(&neighbour.id);
             self.rib.forget(neighbour.id);
-        }
-    }
-
-    fn ask_again(&mut self, address: IpAddr) {
-        let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
-        let Some((link, _)) = neighbour.peer.session() else { return };
-        let Some(agreement) = neighbour.peer.agreement().filter(|agreement| agreement.refresh) else { return };
-        let spoken = agreement.dialect.families;
-        for family in Family::BOTH.into_iter().filter(|family| *spoken.of(*family)) {
-            let request = message::refresh(&Refresh { family, kind: RefreshKind::Request });
-            neighbour.has_sent(&request);
-            self.outputs.push(Output::Send(link, request.into()));
-        }
-    }
-
-    fn tell_again(&mut self, address: IpAddr) {
-        let Some(neighbour) = self.neighbours.get(&address) else { return };
-        for family in Family::BOTH {
-            if neighbour.speaks(family) {
-                self.rib.resend(neighbour.id, family);
-            }
         }
     }
 

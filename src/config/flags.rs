@@ -57,7 +57,7 @@ pub struct Flags {
     /// Serve profiles of the running process
     #[arg(long)]
     pub enable_pprof: bool,
-    /// Remove everything this program has ever put into the kernel of this host, then end
+    /// Remove everything this program has ever put into the kernel of this host, and its files, then end
     #[arg(long)]
     pub cleanup_config: bool,
     /// Form of the log: text (one line with a klog header) or json
@@ -215,12 +215,18 @@ pub struct Flags {
     /// How long the choice of routes waits for all peers after a restart, up to 18h
     #[arg(long, default_value = "6m0s")]
     pub bgp_graceful_restart_deferral_time: GoDuration,
+    /// Let external peers keep our routes also when the session ends by a notification or by silence (RFC 8538)
+    #[arg(long)]
+    pub bgp_graceful_restart_notification: bool,
     /// Address of the management API of the BGP speaker
     #[arg(long, default_value = "127.0.0.1")]
     pub gobgp_admin_address: String,
     /// Port of the management API of the BGP speaker; 0 means none
     #[arg(long, default_value = "50051")]
     pub gobgp_admin_port: u16,
+    /// Let clients change BGP on the port of the management API, and not only on the unix socket gobgp.sock
+    #[arg(long)]
+    pub gobgp_admin_write: bool,
     /// Announce routes to external peers with this node as the next hop
     #[arg(long)]
     pub override_nexthop: bool,

@@ -54,6 +54,8 @@ pub struct RouterConfig {
     pub ranges: ServiceRanges,
     /// `--gobgp-admin-address`, `--gobgp-admin-port`: where the management API listens; empty for nowhere.
     pub admin: Vec<SocketAddr>,
+    /// `--gobgp-admin-write`: clients may change BGP there.
+    pub admin_writes: bool,
     /// `--routes-sync-period`: time between two audits of what is not routes; longer than zero.
     pub sync_period: Duration,
     /// `--injected-routes-sync-period`: time between two audits of routes; longer than zero.
@@ -95,6 +97,8 @@ pub struct GracefulRestart {
     pub seconds: u16,
     /// `--bgp-graceful-restart-deferral-time`: how long the choice of routes may wait for peers.
     pub deferral: Duration,
+    /// `--bgp-graceful-restart-notification`: external peers keep our routes also after a notification or silence (RFC 8538).
+    pub notifications: bool,
 }
 
 /// What is announced to external peers, unless a Service says otherwise of itself.
@@ -143,6 +147,7 @@ impl RouterConfig {
             hold_time: hold_time(flags.bgp_holdtime, mistakes),
             graceful_restart: graceful_restart(flags, mistakes),
             admin: admin(flags, mistakes),
+            admin_writes: flags.gobgp_admin_write,
             peers: peers(flags, passwords_file.is_some(), mistakes),
             passwords_file,
             multihop: Some(flags.peer_router_multihop_ttl).filter(|ttl| *ttl >= 2),
@@ -210,7 +215,11 @@ fn graceful_restart(flags: &Flags, mistakes: &mut Mistakes) -> Option<GracefulRe
     let time = time.positive_or_zero().and_then(|time| u16::try_from(time.as_secs()).ok()).unwrap_or_default();
     let deferral = deferral.positive_or_zero().unwrap_or_default();
     // On the wire 0 would mean that nothing is kept.
-    flags.bgp_graceful_restart.then_some(GracefulRestart { seconds: time.max(1), deferral })
+    flags.bgp_graceful_restart.then_some(GracefulRestart {
+        seconds: time.max(1),
+        deferral,
+        notifications: flags.bgp_graceful_restart_notification,
+    })
 }
 
 /// Where the management API listens: at the address, and on the loopback too, where its client looks first.

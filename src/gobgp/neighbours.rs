@@ -67,7 +67,7 @@ pub fn peer(asked: Asked, speaker: &Speaker, address: IpAddr, neighbour: &Neighb
         graceful_restart: Some(GracefulRestart {
             enabled: restart.is_some(),
             restart_time: restart.map_or(0, |restart| restart.seconds.into()),
-            notification_enabled: restart.is_some(),
+            notification_enabled: restart.is_some_and(|restart| restart.notifications),
             stale_routes_time: seconds(restart.map(|restart| restart.stale)),
             peer_restart_time: their_restart.map_or(0, |restart| restart.seconds.into()),
             peer_restarting: their_restart.is_some_and(|restart| restart.restarting),

@@ -76,6 +76,7 @@ pub fn neighbour(peer: &Peer, speaker: &Speaker) -> Result<Wanted, String> {
     let restart = peer.graceful_restart.filter(|restart| restart.enabled).map(|restart| Restart {
         seconds: u16::try_from(restart.restart_time).unwrap_or(u16::MAX).clamp(1, 4095),
         stale: Duration::from_secs(or(restart.stale_routes_time.into(), 360)),
+        notifications: restart.notification_enabled,
     });
     // Where an address of ours is not said, it is the one that other neighbours know.
     let known = speaker.neighbours().map(|(_, one)| one.wanted().own).find(|own| own.of(family).is_some());

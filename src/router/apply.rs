@@ -81,6 +81,7 @@ kinds! {
 pub struct Leave {
     /// How well the cluster is known.
     pub authority: Authority,
+        had_sets: Option<bool>,
     /// Learned routes are complete: what is not among them may go.
     pub routes_are_complete: bool,
 }
@@ -134,6 +135,15 @@ impl<K: Kernel> Mirrors<K> {
             Authority::Nothing => return Round::default(),
             Authority::Remembered => Growth::OnlyMissing,
             Authority::Partial | Authority::Complete => Growth::Full,
+    /// Whether an earlier run had left sets in the kernel, which go with a reboot. Settled when it is first known.
+    pub fn had_sets(&mut self, at: Moment) -> bool {
+        if self.had_sets.is_none() && self.sets.learn(at) {
+            self.had_sets = self.sets.seen().map(|seen| !seen.is_empty());
+        }
+        // Not known is not said: whoever keeps too little loses a moment, and whoever keeps too much sends packets nowhere.
+        self.had_sets.unwrap_or(false)
+    }
+
         };
         let before = self.steps_done();
         sysctl::keep(&mut self.settings, &desired.settings, at);
@@ -147,6 +157,7 @@ impl<K: Kernel> Mirrors<K> {
         self.rules.grow(&desired.rules, growth, at);
         self.receive_ports.grow(&desired.receive_ports, growth, at);
         // What was learned is from now, however old the cluster's memory is.
+        let _ = self.had_sets(at);
         self.grow_tunnels(learned, at);
         let routes_grown = self.routes.grow(learned.routes(), Growth::Full, at).len();
         self.source_rules.grow(&desired.source_rules, growth, at);

@@ -31,7 +31,7 @@ use super::metrics::Metrics;
 use super::plan::Plan;
 use super::problem::Problem;
 use super::reachable::Reachable;
-use super::sessions::{News, Sessions};
+use super::sessions::{Left, News, Sessions};
 use super::told::Told;
 use super::withdrawals::Withdrawals;
 
@@ -143,9 +143,10 @@ impl<K: Kernel> Driver<K> {
             return;
         }
         let at = self.moments.at(Instant::now());
-        let was_there = self.plan.keep_routes_as_stale() || self.mirrors.has_routes(at);
+        let routes = self.plan.keep_routes_as_stale() || self.mirrors.has_routes(at);
+        let left = Left { routes, anything: routes || self.mirrors.had_sets(at) || self.sessions.have_run() };
         self.reachable.forget();
-        self.sessions.replace(self.plan.desired(), was_there, &self.config).await;
+        self.sessions.replace(self.plan.desired(), left, &self.config).await;
         self.withdrawals.end();
         if self.sessions.is_running() {
             let _ = self.withdrawals.update(self.plan.desired().announcements.keys().map(|prefix| (*prefix, true)));

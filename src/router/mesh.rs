@@ -35,7 +35,8 @@ pub const MOST: u32 = 2_000_000;
 
 /// Nodes always take part in each other's restarts, so that no packet between pods is lost while one of them is away for a
 /// moment; `--bgp-graceful-restart` is about neighbours outside.
-const AMONG_NODES: GracefulRestart = GracefulRestart { seconds: 90, deferral: Duration::from_secs(360) };
+const AMONG_NODES: GracefulRestart =
+    GracefulRestart { seconds: 90, deferral: Duration::from_secs(360), notifications: true };
 
 /// How we peer with a node.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -77,7 +78,8 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local)
             hold_time: HOLD_TIME,
             connect_retry: RETRY,
             families,
-            restart: Some(restart(config.graceful_restart.unwrap_or(AMONG_NODES))),
+            // A node that is dead has no pods that anybody could reach by another way.
+            restart: Some(Restart { notifications: true, ..restart(config.graceful_restart.unwrap_or(AMONG_NODES)) }),
         },
         transport: Transport { port: config.port, local: Some(here), password: None, time_to_live: TimeToLive::System },
         client,
@@ -90,7 +92,7 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local)
 
 /// Our part in graceful restarts.
 pub fn restart(config: GracefulRestart) -> Restart {
-    Restart { seconds: config.seconds, stale: config.deferral }
+    Restart { seconds: config.seconds, stale: config.deferral, notifications: config.notifications }
 }
 
 /// Whether two nodes peer, and whether the other one is a client of ours.

@@ -180,7 +180,7 @@ impl Network {
 
     fn wanted(&self, host: usize, peer: usize) -> Wanted {
         let plan = &self.hosts[host].plan;
-        let restart = Restart { seconds: 40, stale: Duration::from_secs(90) };
+        let restart = Restart { seconds: 40, stale: Duration::from_secs(90), notifications: true };
         Wanted {
             address: address(peer),
             settings: Settings {

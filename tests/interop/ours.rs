@@ -54,7 +54,7 @@ impl Ours {
         let restarting = restarting.then_some(Restarting { patience, deferral: 2 * patience });
         let pulse = Health::default().register("bgp", Duration::from_secs(60), Instant::now());
         let (stop, stopped) = watch::channel(false);
-        let setup = Setup { rules, restarting, pulse };
+        let setup = Setup { rules, restarting, forwarding: true, pulse };
         let spawned = host.inside(|| driver::spawn(setup, stopped));
         let (handle, mut events, thread) = spawned.expect("a thread for the speaker");
         let heard = Arc::new(Mutex::new(Vec::new()));
@@ -228,7 +228,7 @@ fn rules(asn: u32, identifier: IpAddr, addresses: &[IpAddr]) -> Rules {
 /// A neighbour as a cell has it, seen from `host`.
 pub fn wanted(cell: &Cell, host: &Host, peer: &Host) -> Wanted {
     let IpAddr::V4(identifier) = host.address(Family::V4) else { unreachable!("it is IPv4") };
-    let restart = Restart { seconds: 600, stale: Duration::from_secs(600) };
+    let restart = Restart { seconds: 600, stale: Duration::from_secs(600), notifications: true };
     let time_to_live = match cell.hops {
         Hops::Plain if cell.is_inside() => TimeToLive::System,
         Hops::Plain => TimeToLive::Hops(1),

@@ -46,6 +46,8 @@ pub struct Setup {
     pub rules: Rules,
     /// An earlier run has left routes in the kernel.
     pub restarting: Option<Restarting>,
+    /// Something of an earlier run is in the kernel, be it routes or not: what neighbours keep of us leads somewhere.
+    pub forwarding: bool,
     /// Where it says that it is alive.
     pub pulse: Pulse,
 }
@@ -212,8 +214,12 @@ impl Driver {
         if let Err(error) = tcp::raise_open_files() {
             error!(%error, "The number of open files stays as it is");
         }
+        let mut speaker = Speaker::new(setup.rules, setup.restarting, now);
+        if !setup.forwarding {
+            speaker.begins_without_state();
+        }
         Driver {
-            speaker: Speaker::new(setup.rules, setup.restarting, now),
+            speaker,
             links: Links::default(),
             listeners: Listeners::default(),
             waits: Waits::new(),

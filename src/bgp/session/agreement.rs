@@ -41,6 +41,9 @@ pub struct Restart {
     pub seconds: u16,
     /// How long a neighbour that is back may take to send its routes again.
     pub stale: Duration,
+    /// The neighbour shall keep our routes also when the session ends by a notification or by silence (RFC 8538 2): those of a node
+    /// that died stay for the hold time and the restart time together.
+    pub notifications: bool,
 }
 
 /// What both sides do.
@@ -60,14 +63,14 @@ pub struct Agreement {
 }
 
 impl Settings {
-    /// Our OPEN. `restarting`: we have restarted and keep what we forwarded.
-    pub(super) fn open(&self, restarting: bool) -> Open {
+    /// Our OPEN. `restarting`: we have restarted, and learned routes are still in the kernel. `forwarding`: what was forwarded for
+    /// this neighbour before still is.
+    pub(super) fn open(&self, restarting: bool, forwarding: bool) -> Open {
         let restart = self.restart.map(|restart| GracefulRestart {
             restarting,
-            notifications: true,
+            notifications: restart.notifications,
             seconds: restart.seconds,
-            // The kernel keeps its routes while we are away, so that forwarding always went on.
-            families: PerFamily::from_fn(|family| self.families.of(family).then_some(true)),
+            families: PerFamily::from_fn(|family| self.families.of(family).then_some(forwarding)),
         });
         Open {
             asn: self.local.asn,
@@ -115,7 +118,11 @@ impl Settings {
             hold_time: self.hold_time.min(open.hold_time),
             refresh: theirs.refresh,
             enhanced_refresh: theirs.refresh && theirs.enhanced_refresh,
-            restart: theirs.restart.filter(|_| self.restart.is_some()),
+            restart: theirs.restart.zip(self.restart).map(|(theirs, ours)| GracefulRestart {
+                // RFC 8538 2: only where both say so.
+                notifications: theirs.notifications && ours.notifications,
+                ..theirs
+            }),
             open,
         })
     }

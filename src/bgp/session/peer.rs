@@ -26,6 +26,9 @@ pub struct Peer {
     settings: Settings,
     /// We have restarted, and say so in OPEN.
     restarting: bool,
+    /// What was forwarded for it before still is, and OPEN says so (RFC 4724 3, the F bit): the kernel keeps its state over a restart of
+    /// ours and over the end of a session, but not over a reboot.
+    forwarding: bool,
     phase: Phase,
     /// Failures in a row.
     failures: u32,
@@ -78,7 +81,16 @@ impl Peer {
     /// A neighbour that has not been started.
     pub fn new(settings: Settings, restarting: bool) -> Peer {
         let phase = Phase::Idle { until: None };
-        Peer { settings, restarting, phase, failures: 0, stale: None, received: [0; 6], effects: Vec::new() }
+        Peer {
+            settings,
+            restarting,
+            forwarding: true,
+            phase,
+            failures: 0,
+            stale: None,
+            received: [0; 6],
+            effects: Vec::new(),
+        }
     }
 
     pub fn settings(&self) -> &Settings {
@@ -88,6 +100,11 @@ impl Peer {
     /// Settings for the next session; one that stands goes on with what was agreed.
     pub fn change(&mut self, settings: Settings) {
         self.settings = settings;
+    }
+
+    /// This host has just booted: before the first session nothing is forwarded.
+    pub fn begins_without_state(&mut self) {
+        self.forwarding = false;
     }
 
     /// Our own restart is over: it is not said any more.
@@ -113,7 +130,7 @@ impl Peer {
 
     /// What we say of ourselves to it.
     pub fn own_open(&self) -> Open {
-        self.settings.open(self.restarting)
+        self.settings.open(self.restarting, self.forwarding)
     }
 
     /// What is agreed, while the session stands.

@@ -26,7 +26,7 @@ fn settings() -> Settings {
         hold_time: 90,
         connect_retry: Duration::from_secs(60),
         families: PerFamily { v4: true, v6: true },
-        restart: Some(Restart { seconds: 120, stale: Duration::from_secs(300) }),
+        restart: Some(Restart { seconds: 120, stale: Duration::from_secs(300), notifications: true }),
     }
 }
 
@@ -36,7 +36,7 @@ fn theirs() -> Settings {
 }
 
 fn their_open() -> Open {
-    theirs().open(false)
+    theirs().open(false, true)
 }
 
 /// A neighbour under test and its time.

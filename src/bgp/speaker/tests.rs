@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::super::message::{
-    AsPath, Capabilities, Community, Dialect, Framing, GracefulRestart, Message, Open, Packing,
+    self, AsPath, Capabilities, Community, Dialect, Framing, GracefulRestart, Message, Open, Packing, RefreshKind,
 };
 use super::super::policy::{Decision, Policy};
 use super::super::rib::{Bounds, Own};
@@ -20,7 +20,7 @@ fn address(number: u8) -> IpAddr {
 }
 
 fn wanted(number: u8) -> Wanted {
-    let restart = Graceful { seconds: 120, stale: Duration::from_secs(300) };
+    let restart = Graceful { seconds: 120, stale: Duration::from_secs(300), notifications: true };
     let settings = Settings {
         local: Local { asn: 65001, identifier: OWN },
         asn: Some(65001),

@@ -85,7 +85,16 @@ v string 0
 version bool false";
 
 /// What this program has beyond them: two flags of the earliest versions, and three of its own.
-const MORE: [&str; 6] = ["cluster-cidr", "config-sync-period", "log-format", "manifests", "socket", "state-dir"];
+const MORE: [&str; 8] = [
+    "bgp-graceful-restart-notification",
+    "cluster-cidr",
+    "config-sync-period",
+    "gobgp-admin-write",
+    "log-format",
+    "manifests",
+    "socket",
+    "state-dir",
+];
 
 /// The flags of the usage text, in the form of the table above.
 fn offered() -> Vec<String> {

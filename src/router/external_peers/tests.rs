@@ -28,6 +28,17 @@ fn an_external_peer_is_one_hop_away_at_the_port_of_bgp() {
 }
 
 #[test]
+fn external_peers_do_not_keep_routes_of_a_node_that_fell_silent_unless_that_is_asked_for() {
+    let restart =
+        |words: &[&str]| peer_with(&peer("203.0.113.1", 65001), DUAL, words).expect("a session").settings.restart;
+    assert_eq!(restart(&[]), None);
+    let graceful = restart(&["--bgp-graceful-restart"]).expect("it is on");
+    assert!(!graceful.notifications, "RFC 8538 is about more than restarts");
+    let asked = restart(&["--bgp-graceful-restart", "--bgp-graceful-restart-notification"]).expect("it is on");
+    assert!(asked.notifications);
+}
+
+#[test]
 fn hops_hold_time_and_port_are_as_they_are_configured() {
     let words = ["--peer-router-multihop-ttl=4", "--bgp-holdtime=9s"];
     let one = ExternalPeer { port: Some(1179), ..peer("203.0.113.1", 65001) };

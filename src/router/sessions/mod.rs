@@ -33,6 +33,15 @@ pub enum News {
     Ended,
 }
 
+/// What is in the kernel when a speaker begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Left {
+    /// Learned routes.
+    pub routes: bool,
+    /// Anything of ours, so that this host was not booted since.
+    pub anything: bool,
+}
+
 /// All sessions of this node.
 pub struct Sessions {
     running: Option<Running>,
@@ -130,8 +139,8 @@ impl Sessions {
         retry.into_iter().chain(end).min()
     }
 
-    /// Puts another speaker in the place of the one that is there. `restarting`: the kernel has routes of an earlier run.
-    pub async fn replace(&mut self, desired: &Desired, restarting: bool, config: &RouterConfig) {
+    /// Puts another speaker in the place of the one that is there.
+    pub async fn replace(&mut self, desired: &Desired, left: Left, config: &RouterConfig) {
         self.stop();
         self.generation += 1;
         self.retry_at = None;
@@ -147,9 +156,9 @@ impl Sessions {
             bounds: Bounds::default(),
             seed: RandomState::new().hash_one(()),
         };
-        let restarting = restarting.then_some(Restarting { patience: Restarting::PATIENCE, deferral });
+        let restarting = left.routes.then_some(Restarting { patience: Restarting::PATIENCE, deferral });
         let (stop, stopped) = watch::channel(false);
-        let setup = Setup { rules, restarting, pulse: self.pulse.clone() };
+        let setup = Setup { rules, restarting, forwarding: left.anything, pulse: self.pulse.clone() };
         match driver::spawn(setup, stopped) {
             Ok((handle, events, thread)) => {
                 info!(asn = wanted.own.asn, identifier = %wanted.own.identifier, restarting = restarting.is_some(), "BGP is starting");

@@ -32,7 +32,7 @@ pub fn run(measured: Measured, peers: &[&str]) {
     };
     let pulse = Health::default().register("bgp", Duration::from_secs(60), Instant::now());
     let (_stop, stopped) = watch::channel(false);
-    let setup = Setup { rules, restarting: None, pulse };
+    let setup = Setup { rules, restarting: None, forwarding: true, pulse };
     let (handle, mut events, _thread) = driver::spawn(setup, stopped).expect("a thread for the speaker");
     let wanted = peers.iter().map(|peer| Order::Want(Box::new(wanted(measured, peer))));
     let orders: Vec<Order> = wanted.collect();

@@ -79,6 +79,7 @@ impl Peer {
             self.effects.push(Effect::AbandonDial);
         }
         session.establish(at);
+        self.forwarding = true;
         let agreement = session.talk().map(|talk| talk.agreement.clone());
         self.phase = Phase::Established { since: at.now, session, challenger };
         if let Some(agreement) = agreement {

@@ -37,7 +37,7 @@ fn the_same_identifier_in_two_systems_is_decided_by_their_numbers() {
     bench.step(Event::Dialled(OURS));
     bench.step(Event::Accepted(THEIRS));
     let theirs = Settings { local: Local { asn: 65002, ..LOCAL }, ..settings };
-    let open = message::open(&theirs.open(false));
+    let open = message::open(&theirs.open(false, true));
     bench.receive(OURS, &open);
     let effects = bench.receive(THEIRS, &open);
     assert!(words(&effects).contains("close ours"), "RFC 6286 2.3: {}", words(&effects));

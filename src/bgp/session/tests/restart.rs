@@ -89,6 +89,38 @@ fn silence_counts_as_a_restart_only_where_that_was_agreed() {
 }
 
 #[test]
+fn routes_outlive_silence_and_notifications_only_where_both_sides_say_so() {
+    let both = GracefulRestart { notifications: true, ..restart() };
+    let mut settings = settings();
+    settings.restart = settings.restart.map(|ours| Restart { notifications: false, ..ours });
+    let open = Peer::new(settings.clone(), false).own_open();
+    assert_eq!(open.capabilities.restart.map(|said| said.notifications), Some(false));
+    let up = || {
+        let mut bench = Bench::new(settings.clone());
+        bench.step(Event::Start);
+        bench.step(Event::Dialled(OURS));
+        come_back(&mut bench, OURS, Some(both));
+        bench
+    };
+    assert_eq!(kept(&up().pass(200.0)), NONE);
+    assert_eq!(kept(&up().step(Event::Closed(OURS))), ALL, "RFC 4724");
+}
+
+#[test]
+fn after_a_boot_nothing_is_said_to_be_forwarded_until_there_was_a_session() {
+    let forwarding = |bench: &Bench| bench.peer.own_open().capabilities.restart.map(|said| said.families.v4);
+    let mut bench = Bench::new(settings());
+    assert_eq!(forwarding(&bench), Some(Some(true)), "an earlier run has left what it forwards by");
+    bench.peer.begins_without_state();
+    assert_eq!(forwarding(&bench), Some(Some(false)));
+    bench.step(Event::Start);
+    bench.step(Event::Dialled(OURS));
+    come_back(&mut bench, OURS, Some(restart()));
+    bench.step(Event::Closed(OURS));
+    assert_eq!(forwarding(&bench), Some(Some(true)), "the session ended, and this host runs on");
+}
+
+#[test]
 fn a_stop_is_said_so_that_nothing_is_kept() {
     let both = GracefulRestart { notifications: true, ..restart() };
     let effects = with(Some(both)).step(Event::Stop(Notification::with_text(Reason::SHUTDOWN, "bye")));

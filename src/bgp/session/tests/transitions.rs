@@ -152,7 +152,7 @@ const MESSAGES: &[(&str, OnLink)] = &[
     ("closed", |bench, link| bench.step(Event::Closed(link))),
     ("stuck", |bench, link| bench.step(Event::Stuck(link))),
     ("OPEN", |bench, link| bench.open(link)),
-    ("OPEN after a restart", |bench, link| bench.receive(link, &message::open(&theirs().open(true)))),
+    ("OPEN after a restart", |bench, link| bench.receive(link, &message::open(&theirs().open(true, true)))),
     ("OPEN of a stranger", |bench, link| bench.receive(link, &message::open(&Open { asn: 64999, ..strange() }))),
     ("KEEPALIVE", |bench, link| bench.keepalive(link)),
     ("UPDATE", |bench, link| bench.receive(link, &message::end_of_rib(Family::V4))),

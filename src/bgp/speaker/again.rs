@@ -1,0 +1,30 @@
+//! Asking a neighbour for its routes again, and telling it ours again (RFC 2918; soft resets).
+
+use std::net::IpAddr;
+
+use super::super::message::{self, Refresh, RefreshKind};
+use super::{Output, Speaker};
+use crate::net::Family;
+
+impl Speaker {
+    pub(super) fn ask_again(&mut self, address: IpAddr) {
+        let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
+        let Some((link, _)) = neighbour.peer.session() else { return };
+        let Some(agreement) = neighbour.peer.agreement().filter(|agreement| agreement.refresh) else { return };
+        let spoken = agreement.dialect.families;
+        for family in Family::BOTH.into_iter().filter(|family| *spoken.of(*family)) {
+            let request = message::refresh(&Refresh { family, kind: RefreshKind::Request });
+            neighbour.has_sent(&request);
+            self.outputs.push(Output::Send(link, request.into()));
+        }
+    }
+
+    pub(super) fn tell_again(&mut self, address: IpAddr) {
+        let Some(neighbour) = self.neighbours.get(&address) else { return };
+        for family in Family::BOTH {
+            if neighbour.speaks(family) {
+                self.rib.resend(neighbour.id, family);
+            }
+        }
+    }
+}
