@@ -61,6 +61,21 @@ fn all_pods_reach_each_other_with_every_kind_of_overlay_and_in_every_family() {
 }
 
 #[test]
+fn pods_reach_each_other_where_the_nodes_network_contains_their_ranges_and_where_nodes_have_no_network() {
+    for (v4, v6) in [(8, 8), (32, 128)] {
+        let mut cluster = Cluster::new(&["--enable-ipv6"]);
+        for number in 1..=3 {
+            let networks = [prefix(&format!("10.0.0.{number}/{v4}")), prefix(&format!("fd00::{number}/{v6}"))];
+            cluster.add_node_in(number, &networks, &ranges("both", number));
+        }
+        cluster.settle();
+        cluster.all_pods_reach_each_other();
+        assert_eq!(cluster.problems(), [""; 0]);
+        assert_eq!(cluster.tunnels(1), if v4 == 8 { 0 } else { 4 });
+    }
+}
+
+#[test]
 fn tunnels_are_only_where_they_are_needed() {
     let mut subnet = cluster("v4", &LINKS, &[]);
     subnet.settle();

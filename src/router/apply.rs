@@ -15,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
+use ipnet::IpNet;
+
 use crate::kernel::bridge::Bridge;
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
@@ -41,7 +43,7 @@ pub trait Kernel {
     type Rules: Target<Key = Piece, Value = Rules>;
     type ReceivePorts: Target<Key = ReceivePort, Value = ()>;
     type Tunnels: Target<Key = LinkName, Value = Tunnel>;
-    type Routes: Target<Key = RouteKey, Value = Route>;
+    type Routes: Target<Key = RouteKey, Value = Route> + PodRoutes;
     type SourceRules: Target<Key = RuleKey, Value = ()>;
 
     /// Nobody is on the bridge, as far as that can be known.
@@ -55,6 +57,12 @@ pub trait Kernel {
     /// Removes what is ours from where it no longer belongs: rules in the tables of the flavour that the host has given up.
     /// Called once what replaces them stands. Returns why something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
+}
+
+/// Routes of which those to pods of known nodes stand before routes of other programs to the same range (flannel's, static ones).
+pub trait PodRoutes: Target {
+    /// Whether another node has this pod range.
+    fn note_pod_range(&mut self, range: IpNet, is_there: bool);
 }
 
 kinds! {
@@ -73,6 +81,7 @@ kinds! {
     with {
         /// Routes that this run has heard of since learned routes were last complete.
         heard: BTreeSet<RouteKey>,
+        had_sets: Option<bool>,
     }
 }
 
@@ -81,7 +90,6 @@ kinds! {
 pub struct Leave {
     /// How well the cluster is known.
     pub authority: Authority,
-        had_sets: Option<bool>,
     /// Learned routes are complete: what is not among them may go.
     pub routes_are_complete: bool,
 }
@@ -114,6 +122,9 @@ impl<K: Kernel> Mirrors<K> {
         changed.rules.iter().for_each(|key| self.rules.mark(key.clone()));
         changed.receive_ports.iter().for_each(|key| self.receive_ports.mark(*key));
         changed.tunnels.iter().for_each(|key| self.tunnels.mark(key.clone()));
+        for (range, is_there) in &changed.pod_ranges {
+            self.routes.target().note_pod_range(*range, *is_there);
+        }
         changed.routes.iter().for_each(|key| self.routes.mark(key.clone()));
         self.heard.extend(changed.routes.iter().cloned());
         changed.source_rules.iter().for_each(|key| self.source_rules.mark(*key));
@@ -122,6 +133,15 @@ impl<K: Kernel> Mirrors<K> {
     /// Whether an earlier run has left routes in the kernel; false while that cannot be read.
     pub fn has_routes(&mut self, at: Moment) -> bool {
         self.routes.learn(at) && self.routes.seen().is_some_and(|seen| !seen.is_empty())
+    }
+
+    /// Whether an earlier run had left sets in the kernel, which go with a reboot. Settled when it is first known.
+    pub fn had_sets(&mut self, at: Moment) -> bool {
+        if self.had_sets.is_none() && self.sets.learn(at) {
+            self.had_sets = self.sets.seen().map(|seen| !seen.is_empty());
+        }
+        // Not known is not said: whoever keeps too little loses a moment, and whoever keeps too much sends packets nowhere.
+        self.had_sets.unwrap_or(false)
     }
 
     /// How many of the routes that are wanted in the main table the kernel has not.
@@ -135,17 +155,9 @@ impl<K: Kernel> Mirrors<K> {
             Authority::Nothing => return Round::default(),
             Authority::Remembered => Growth::OnlyMissing,
             Authority::Partial | Authority::Complete => Growth::Full,
-    /// Whether an earlier run had left sets in the kernel, which go with a reboot. Settled when it is first known.
-    pub fn had_sets(&mut self, at: Moment) -> bool {
-        if self.had_sets.is_none() && self.sets.learn(at) {
-            self.had_sets = self.sets.seen().map(|seen| !seen.is_empty());
-        }
-        // Not known is not said: whoever keeps too little loses a moment, and whoever keeps too much sends packets nowhere.
-        self.had_sets.unwrap_or(false)
-    }
-
         };
         let before = self.steps_done();
+        let _ = self.had_sets(at);
         sysctl::keep(&mut self.settings, &desired.settings, at);
         let bridges = desired.bridge.map(|bridge| (LinkName(BRIDGE.into()), bridge)).into_iter().collect();
         self.bridges.grow(&bridges, growth, at);
@@ -157,7 +169,6 @@ impl<K: Kernel> Mirrors<K> {
         self.rules.grow(&desired.rules, growth, at);
         self.receive_ports.grow(&desired.receive_ports, growth, at);
         // What was learned is from now, however old the cluster's memory is.
-        let _ = self.had_sets(at);
         self.grow_tunnels(learned, at);
         let routes_grown = self.routes.grow(learned.routes(), Growth::Full, at).len();
         self.source_rules.grow(&desired.source_rules, growth, at);

@@ -63,6 +63,11 @@ impl<K: Ord + Clone, O: Ord + Clone, V: PartialEq + Clone> Claims<K, O, V> {
         self.0.all().keys()
     }
 
+    /// The things between two, both included.
+    pub fn within(&self, first: &K, last: &K) -> impl Iterator<Item = &K> {
+        self.0.all().range(first..=last).map(|(key, _)| key)
+    }
+
     pub fn len(&self) -> usize {
         self.0.all().len()
     }

@@ -75,6 +75,8 @@ pub struct Changed {
     pub elements: Vec<ElementKey>,
     pub sets: Vec<SetName>,
     pub rules: Vec<Piece>,
+    /// Pod ranges of other nodes that came, or went.
+    pub pod_ranges: Vec<(IpNet, bool)>,
     pub routes: Vec<RouteKey>,
     pub tunnels: Vec<LinkName>,
     pub source_rules: Vec<RuleKey>,

@@ -20,7 +20,7 @@ use crate::config::RouterConfig;
 use crate::kernel::monitor::Notice;
 use crate::model::{Authority, Report, Table, World};
 use crate::net::PerFamily;
-use crate::observe::health::Pulse;
+use crate::observe::health::{Note, Pulse};
 use crate::reconcile::{Account, Moment, Moments};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
@@ -28,8 +28,7 @@ use super::apply::{Kernel, Leave, Mirrors, Round, Targets};
 use super::desired::Changed;
 use super::host_files::HostFiles;
 use super::metrics::Metrics;
-use super::plan::Plan;
-use super::problem::Problem;
+use super::plan::{Plan, Unreached};
 use super::reachable::Reachable;
 use super::sessions::{Left, News, Sessions};
 use super::told::Told;
@@ -42,6 +41,8 @@ pub struct Surroundings {
     /// What the cluster is told.
     pub report: watch::Sender<Report>,
     pub metrics: Metrics,
+    /// What somebody should see to although nothing is wrong here.
+    pub notes: Note,
     /// Where others find the speaker.
     pub access: watch::Sender<Option<Access>>,
     /// The service proxy has brought about what it knows, or does not run: addresses may be announced.
@@ -72,8 +73,10 @@ pub struct Driver<K: Kernel> {
     next_look: Instant,
     /// When the routes were learned that are not in the kernel yet.
     learned_at: Option<Instant>,
-    /// How many pod ranges of other nodes have not been learned; `None` when they are to be counted again.
-    unlearned: Option<usize>,
+    /// Pod ranges of other nodes without a route; `None` when they are to be looked at again.
+    unlearned: Option<Unreached>,
+    /// The same as they were looked at last, together with routes that the kernel lacks.
+    unreached: Unreached,
     moments: Moments,
     reached: bool,
     started: Instant,
@@ -99,6 +102,7 @@ impl<K: Kernel> Driver<K> {
             next_look: now,
             learned_at: None,
             unlearned: None,
+            unreached: Unreached::default(),
             moments: Moments::since(now),
             reached: false,
             started: now,
@@ -176,7 +180,9 @@ impl<K: Kernel> Driver<K> {
     /// Takes in what the speaker tells.
     fn take_events(&mut self, events: Vec<Event>) {
         for event in events {
-            self.sessions.note(&event);
+            if self.sessions.note(&event) {
+                self.unlearned = None;
+            }
             match &event {
                 Event::Routes(changes) => {
                     self.around.metrics.received.inc_by(changes.len() as u64);
@@ -209,11 +215,27 @@ impl<K: Kernel> Driver<K> {
         }
     }
 
-    /// How many pod ranges of other nodes no route in the kernel leads to. The plan is asked only when it has changed: it looks at
-    /// every node.
-    fn unreached(&mut self) -> usize {
-        let unlearned = *self.unlearned.get_or_insert_with(|| self.plan.unreached().count());
-        unlearned + self.mirrors.missing_routes(self.plan.routes())
+    /// Looks at the pod ranges of other nodes that no route in the kernel leads to. The plan is asked only when something has
+    /// changed: it looks at every node.
+    fn look_at_pods(&mut self, synced: bool, now: Instant) {
+        let sessions = &self.sessions;
+        let ask = || self.plan.unreached(|peer, family| sessions.has_sent_all(peer, family));
+        let unlearned = self.unlearned.get_or_insert_with(ask).clone();
+        let count = unlearned.count + self.mirrors.missing_routes(self.plan.routes());
+        self.unreached = Unreached { count, ..unlearned };
+        // A node that is down for long must not keep all the others from being ready.
+        if !self.reached && synced && (count == 0 || self.sessions.patience_is_over(now)) {
+            self.reached = true;
+            let took_ms = (now - self.started).as_millis() as u64;
+            match &self.unreached.missing {
+                None => info!(unreached = count, took_ms, "Pods of other nodes can be reached"),
+                Some(missing) => {
+                    warn!(unreached = count, took_ms, reason = missing, "Some pods of other nodes cannot be reached");
+                }
+            }
+        }
+        let noted = self.unreached.missing.clone().filter(|_| self.reached);
+        self.around.notes.set(noted.into_iter().collect());
     }
 }
 
@@ -331,16 +353,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
             return;
         }
         let took = times.done - times.computed;
-        let metrics = &self.around.metrics;
-        metrics.round.observe(took.as_secs_f64());
-        metrics.routes_added.inc_by(round.routes_grown as u64);
-        metrics.routes_removed.inc_by(round.routes_gone as u64);
-        if round.routes_grown + round.routes_gone > 0 {
-            metrics.routes_sync.observe(took.as_secs_f64());
-            if let Some(learned_at) = learned_at {
-                metrics.programming.observe((times.done - learned_at).as_secs_f64());
-            }
-        }
+        let counts = (round.routes_grown, round.routes_gone);
+        self.around.metrics.count_round(counts, learned_at, times.computed, times.done);
         debug!(
             steps,
             routes_grown = round.routes_grown,
@@ -356,7 +370,16 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     fn troubles(&mut self, account: &mut Account, standing: &Standing) -> Vec<String> {
         let trouble = self.files.write(self.plan.desired().cni.as_ref(), standing.authority, standing.now);
-        account.trouble("CNI file", trouble.as_deref().map(|text| (1, text))).into_iter().collect()
+        let mut troubles: Vec<String> =
+            account.trouble("CNI file", trouble.as_deref().map(|text| (1, text))).into_iter().collect();
+        // The first sync is about what is known; that pods cannot be reached keeps it from nothing else.
+        if standing.synced {
+            self.look_at_pods(true, standing.now);
+            troubles.extend(self.files.problem().map(|problem| problem.to_string()));
+            troubles.extend(self.unreached.trouble.clone());
+            troubles.extend(self.unreached.missing.clone().filter(|_| !self.reached));
+        }
+        troubles
     }
 
     fn is_equipped(&self) -> bool {
@@ -375,24 +398,21 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     fn publish(&mut self, standing: &Standing) -> bool {
-        if self.told.problems(&self.plan.desired().problems) {
-            let sentence = |Problem { about, text }: &Problem| format!("{about}: {text}");
-            let problems = self.plan.desired().problems.iter().map(sentence).collect();
+        let problems = self.files.problems(&self.plan.desired().problems);
+        if self.told.problems(&problems) {
+            let problems = problems.iter().map(ToString::to_string).collect();
             self.around.report.send_modify(|report| report.problems = problems);
         }
         let now = standing.now;
         self.told.neighbours(now);
-        let unreached = self.unreached();
+        if !self.reached {
+            self.look_at_pods(standing.synced, now);
+        }
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let metrics = &self.around.metrics;
         metrics.problems.set(count(self.plan.desired().problems.len()));
         metrics.routes.set(count(self.plan.routes().routes().len()));
-        metrics.unreached.set(count(unreached));
-        // A node that is down for long must not keep all the others from being ready.
-        if !self.reached && standing.synced && (unreached == 0 || self.sessions.patience_is_over(now)) {
-            self.reached = true;
-            info!(unreached, took_ms = (now - self.started).as_millis() as u64, "Pods of other nodes can be reached");
-        }
+        metrics.unreached.set(count(self.unreached.count));
         self.sessions.beat_for_nobody(now);
         // As soon as it is true, and then for good. Where another program makes the pods' network it is not ours to say.
         let is_ours = self.plan.desired().bridge.is_some() && self.plan.own().all_pod_cidrs().next().is_some();

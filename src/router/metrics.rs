@@ -3,6 +3,8 @@
 //! Names that kube-router's users graph are kept (`kube_router_controller_bgp_…`, `kube_router_host_routes_…`); what it has no
 //! name for is called `sluice_router_…`. `docs/metrics.md` lists them all.
 
+use std::time::Instant;
+
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use crate::bgp::speaker::Order;
@@ -100,6 +102,23 @@ impl Metrics {
         }
         registry.register(Box::new(self.sent.clone()))?;
         registry.register(Box::new(self.peers.clone()))
+    }
+
+    /// Counts a round: how many routes were added and deleted, when the first of them was learned, and when the kernel was changed.
+    pub fn count_round(
+        &self,
+        (added, deleted): (usize, usize),
+        learned: Option<Instant>,
+        began: Instant,
+        done: Instant,
+    ) {
+        self.round.observe((done - began).as_secs_f64());
+        self.routes_added.inc_by(added as u64);
+        self.routes_removed.inc_by(deleted as u64);
+        if added + deleted > 0 {
+            self.routes_sync.observe((done - began).as_secs_f64());
+            learned.into_iter().for_each(|learned| self.programming.observe((done - learned).as_secs_f64()));
+        }
     }
 
     /// Counts what the speaker is told to announce and to withdraw.

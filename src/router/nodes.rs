@@ -60,6 +60,8 @@ struct Part {
 #[derive(Default, Debug)]
 pub struct Changed {
     pub elements: Vec<ElementKey>,
+    /// Pod ranges of other nodes that came, or went.
+    pub ranges: Vec<(IpNet, bool)>,
     /// Addresses that are another node's now, or nobody's, or a node's for the first time.
     pub addresses: Vec<IpAddr>,
     /// The neighbour that it was, and the one that it is.
@@ -102,7 +104,9 @@ impl Nodes {
             }
         }
         for range in different(&old.ranges, &new.ranges) {
-            changed.policies |= self.ranges.put(range, name, new.ranges.contains(range).then_some(()));
+            if self.ranges.put(range, name, new.ranges.contains(range).then_some(())) {
+                changed.ranges.push((*range, self.ranges.contains(range)));
+            }
         }
         for address in [old.peering, new.peering].into_iter().flatten() {
             changed.policies |= self.peering.put(&address, name, (new.peering == Some(address)).then_some(()));
@@ -111,7 +115,7 @@ impl Nodes {
             let is_its = new.identifier == Some(identifier);
             self.identifiers.put(&identifier, name, is_its.then_some(()));
         }
-        changed.policies |= !changed.addresses.is_empty();
+        changed.policies |= !changed.addresses.is_empty() || !changed.ranges.is_empty();
         changed.before = old.neighbour;
         changed.wanted = wanted;
         changed
@@ -164,6 +168,22 @@ impl Nodes {
         self.parts.iter().flat_map(|(name, part)| part.ranges.iter().map(move |range| (name, *range)))
     }
 
+    /// The address under which we peer with a node.
+    pub fn peer(&self, node: &CompactString) -> Option<IpAddr> {
+        self.parts.get(node)?.neighbour
+    }
+
+    /// An address in a pod range that is of none of the nodes that have the range, and whose it is. A node's own address in its own
+    /// range harms nobody: some clouds list the bridge's.
+    pub fn address_of_another_in(&self, range: IpNet) -> Option<(IpAddr, &CompactString)> {
+        let (first, last) = (range.network(), range.broadcast());
+        let mut inside = self.addresses.within(&first, &last).map(|address| (*address, self.addresses.owners(address)));
+        inside.find_map(|(address, mut owners)| {
+            let is_other = |node: &&CompactString| self.ranges.owners(&range).all(|owner| owner != *node);
+            Some((address, owners.find(is_other)?))
+        })
+    }
+
     /// What is wrong with nodes.
     pub fn problems(&self, own: &Identity) -> Vec<Problem> {
         let about = |name: &CompactString, text: String| Problem::new(About::Node(name.clone()), text);
@@ -174,6 +194,16 @@ impl Nodes {
             let Some(first) = names.next() else { continue };
             problems
                 .extend(names.map(|name| about(name, format!("its address {address} is that of Node {first} too"))));
+        }
+        for (range, owners) in self.ranges.contested() {
+            let mut names = owners.iter();
+            let Some(first) = names.next() else { continue };
+            problems.extend(names.map(|name| {
+                about(
+                    name,
+                    format!("its pod range {range} is that of Node {first} too; pods of one of them cannot be reached"),
+                )
+            }));
         }
         for name in own.router_id.iter().flat_map(|id| self.identifiers.owners(id)).filter(|name| **name != own.name) {
             let text = "its BGP identifier is that of this node, so there is no session: give one of them another one by \

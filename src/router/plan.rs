@@ -37,6 +37,10 @@ use super::problem::{About, Problem};
 use super::routes::{Place, Routes};
 use super::{cni, external_peers, forward, mtu, node_sets, pod_egress, settings};
 
+mod pod_ranges;
+
+pub use pod_ranges::{Refusal, Unreached};
+
 /// What is wanted, and everything needed to change it by parts.
 pub struct Plan {
     config: Arc<RouterConfig>,
@@ -57,7 +61,9 @@ pub struct Plan {
     services: HashMap<ObjectName, Vec<IpAddr>>,
     announced: Claims<IpAddr, ObjectName, ()>,
     /// Addresses of Services that are addresses of nodes.
-    refused: BTreeSet<IpAddr>,
+    refused_services: BTreeSet<IpAddr>,
+    /// Pod ranges of other nodes that no route is taken for.
+    refused: BTreeMap<IpNet, Refusal>,
     sizes: BTreeMap<(Set, Family), usize>,
     sets: Option<Sets>,
     stale: Stale,
@@ -112,7 +118,8 @@ impl Plan {
             external_problems: Vec::new(),
             services: HashMap::new(),
             announced: Claims::default(),
-            refused: BTreeSet::new(),
+            refused_services: BTreeSet::new(),
+            refused: BTreeMap::new(),
             sizes: BTreeMap::new(),
             sets: None,
             stale: Stale::default(),
@@ -135,13 +142,6 @@ impl Plan {
     /// Whether another node has this address.
     pub fn is_node(&self, address: IpAddr) -> bool {
         self.nodes.other(&self.own.name, address).is_some()
-    }
-
-    /// The pod ranges of other nodes to which no route has been learned yet. Where nodes do not peer with each other nobody
-    /// expects any.
-    pub fn unreached(&self) -> impl Iterator<Item = (&CompactString, IpNet)> {
-        let expected = self.config.internal_peers && self.desired.speaker.is_some();
-        self.nodes.ranges_by_node().filter(move |(_, range)| expected && !self.routes.has(*range))
     }
 
     /// Takes in a newer World and says what that changed.
@@ -320,6 +320,7 @@ impl Plan {
             let around = Around { own: &self.own, config: &self.config, local };
             let news = self.nodes.update(name, known.get(name).map(|node| &**node), around);
             self.stale.nodes |= news.policies;
+            changed.pod_ranges.extend(news.ranges);
             let address = news.wanted.as_ref().map(|wanted| wanted.address);
             let owner = PeerOwner::Node(name.clone());
             if let Some(before) = news.before.filter(|before| Some(*before) != address) {
@@ -390,7 +391,8 @@ impl Plan {
         let is_service = prefix.prefix_len() == family.host_bits() && self.announced.contains(&address);
         // Whoever announces a node's own address takes that node's traffic away.
         let is_node = is_service && self.nodes.has(address);
-        let refused = if is_node { self.refused.insert(address) } else { self.refused.remove(&address) };
+        let all = &mut self.refused_services;
+        let refused = if is_node { all.insert(address) } else { all.remove(&address) };
         let is_ours = self.own.pod_cidrs.of(family).contains(&prefix);
         let wanted = (is_ours || is_service && !is_node).then_some(*self.own.addresses.of(family)).flatten();
         let wanted = wanted.map(Attributes::local);
@@ -422,8 +424,9 @@ impl Plan {
         if self.known.has_nodes {
             problems.extend(self.own.problems());
             problems.extend(self.nodes.problems(&self.own));
+            problems.extend(self.problems_of_ranges());
             problems.extend(self.external_problems.iter().cloned());
-            problems.extend(self.refused.iter().map(|address| {
+            problems.extend(self.refused_services.iter().map(|address| {
                 Problem::new(About::ServiceAddress(*address), "it is an address of a node; it is not announced")
             }));
         }
@@ -436,6 +439,9 @@ impl Plan {
         if !stale.any() {
             return;
         }
+        if stale.nodes || stale.own {
+            self.refused = pod_ranges::refused(&self.own, &self.nodes);
+        }
         let is_service = |prefix: &&IpNet| !self.own.pod_cidrs.of(Family::from(**prefix)).contains(prefix);
         let services = || self.desired.announcements.keys().filter(is_service).copied().collect();
         let carrying: BTreeSet<&CompactString> = self.own.links.iter().filter_map(|(_, link)| link.as_ref()).collect();
@@ -446,6 +452,7 @@ impl Plan {
             config: &self.config,
             services: &services,
             node_pods: &|| self.nodes.ranges(),
+            refused: &|range| self.refused.contains_key(range),
             node_addresses: &|| self.nodes.addresses(),
             peering: &|| self.nodes.peering(),
             external: &self.external,

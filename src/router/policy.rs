@@ -13,11 +13,13 @@
 //!
 //! Towards external peers: `kube-router.io/path-prepend.*`, `node.bgp.communities`, `--override-nexthop`.
 //!
-//! Never taken, from anybody: a default route, an address of a Service that we announce, our own pods' ranges, addresses of
-//! nodes and the networks of our links, cluster addresses (`--service-cluster-ip-range`), what lies inside of any of these or
-//! inside of another node's pod range, and what `kube-router.io/node.bgp.customimportreject` names. Another node's pod range
-//! itself is taken, also where it lies in the range of cluster addresses: a cluster whose flag says less than the truth goes on
-//! working. Where nodes peer with routers alone it comes from those.
+//! Never taken, from anybody: a default route, also in parts ([`narrowest_default`]), an address of a Service that we announce, our
+//! own pods' ranges, addresses of nodes, the networks of our links, cluster addresses (`--service-cluster-ip-range`), what lies
+//! inside of any of these or inside of another node's pod range, and what `kube-router.io/node.bgp.customimportreject` names. Another
+//! node's pod range itself is taken, also where it lies in the network of a link (a node of 10.0.0.1/8) or in the range of cluster
+//! addresses: a cluster whose flag says less than the truth goes on working. It is not where it contains an address of a third node
+//! (`plan::Refusal`). It comes from nodes and from external peers, which is where it comes from in a cluster whose nodes peer with routers
+//! alone, and never from a neighbour or as a route that somebody adds with the client of GoBGP.
 //!
 //! A reflector has the same policies as all others. In GoBGP a set without neighbours holds for all of them; here it holds for
 //! none, and its statements do not exist.
@@ -30,7 +32,7 @@ use ipnet::IpNet;
 
 use crate::bgp::message::Community;
 use crate::bgp::policy::{Change, Condition, Decision, Lengths, Matching, NeighbourSet, Policy, PrefixSet, Statement};
-use crate::bgp::rib::Policies;
+use crate::bgp::rib::{PeerId, Policies};
 use crate::config::RouterConfig;
 use crate::net::{Family, PerFamily};
 
@@ -47,20 +49,24 @@ pub struct Sets {
     services: PerFamily<Arc<PrefixSet>>,
     /// `serviceclusteripdefinedset`: the range of cluster addresses, and all inside.
     cluster_ips: PerFamily<Arc<PrefixSet>>,
-    /// `defaultroutedefinedset`.
+    /// `defaultroutedefinedset`: the default route, and parts of it.
     default_route: PerFamily<Arc<PrefixSet>>,
     /// `customimportrejectdefinedset`: what the annotation names, and all inside.
     rejected: PerFamily<Arc<PrefixSet>>,
-    /// `nodepodcidrdefinedset`: the pods' ranges of other nodes, exactly.
+    /// `nodepodcidrdefinedset`: the pods' ranges of other nodes that are not refused, exactly.
     node_pods: PerFamily<Arc<PrefixSet>>,
-    /// `nodeipdefinedset`: addresses of nodes, and the networks of our links with all inside.
+    /// `nodeipdefinedset`: addresses of nodes.
     node_addresses: PerFamily<Arc<PrefixSet>>,
+    /// `linkdefinedset`: the networks of our links, and all inside.
+    links: PerFamily<Arc<PrefixSet>>,
     /// `iBGPpeerset`.
     nodes: PerFamily<Arc<NeighbourSet>>,
     /// `externalpeerset`.
     external: PerFamily<Arc<NeighbourSet>>,
     /// `allpeerset`: whoever it is, also a neighbour that somebody adds with the client of GoBGP.
     all: PerFamily<Arc<NeighbourSet>>,
+    /// `operatorset`: routes that somebody adds with the client of GoBGP. Addresses of Services may be among them.
+    operator: PerFamily<Arc<NeighbourSet>>,
 }
 
 /// What changed since the sets were made.
@@ -81,6 +87,8 @@ pub struct Contents<'a> {
     pub services: &'a dyn Fn() -> Vec<IpNet>,
     /// The pods' ranges of all nodes but our own.
     pub node_pods: &'a dyn Fn() -> Vec<IpNet>,
+    /// Those of them that no route is taken for.
+    pub refused: &'a dyn Fn(&IpNet) -> bool,
     /// The addresses of all nodes, ours too.
     pub node_addresses: &'a dyn Fn() -> Vec<IpAddr>,
     /// The addresses under which nodes peer, ours too.
@@ -106,17 +114,19 @@ impl Sets {
             inside_pods: prefixes(),
             services: prefixes(),
             cluster_ips: prefixes(),
-            default_route: per_family(|family| {
-                exactly("defaultroutedefinedset", [everything(family)].into_iter(), family)
-            }),
+            default_route: per_family(default_route),
             rejected: prefixes(),
             node_pods: prefixes(),
             node_addresses: prefixes(),
+            links: prefixes(),
             nodes: neighbours(),
             external: neighbours(),
             all: per_family(|family| {
                 let prefixes = BTreeSet::from([everything(family)]);
                 Arc::new(NeighbourSet { name: name("allpeerset", family), prefixes })
+            }),
+            operator: per_family(|family| {
+                neighbours_of("operatorset", std::iter::once(PeerId::OPERATOR_ADDRESS), family)
             }),
         };
         sets.update(Stale::ALL, contents);
@@ -125,14 +135,15 @@ impl Sets {
 
     /// Makes those sets anew whose contents have changed.
     pub fn update(&mut self, stale: Stale, contents: Contents<'_>) {
-        let Contents { own, config, services, node_pods, node_addresses, peering, external, on_link } = contents;
+        let Contents { own, config, services, node_pods, refused, node_addresses, peering, external, on_link } =
+            contents;
         if stale.own {
             let rejected = &own.routing.import_reject;
             self.pods = per_family(|f| exactly("podcidrdefinedset", own.all_pod_cidrs(), f));
             self.cluster_ips =
                 per_family(|f| inside("serviceclusteripdefinedset", config.ranges.cluster_ips.iter().copied(), f));
             self.rejected = per_family(|f| inside("customimportrejectdefinedset", rejected.iter().copied(), f));
-            self.external = per_family(|f| neighbours("externalpeerset", external.iter().copied(), f));
+            self.external = per_family(|f| neighbours_of("externalpeerset", external.iter().copied(), f));
         }
         if stale.services {
             let services = services();
@@ -140,13 +151,16 @@ impl Sets {
         }
         if stale.nodes || stale.own {
             let (pods, addresses, peers) = (node_pods(), node_addresses(), peering());
-            let networks = || addresses.iter().map(|one| IpNet::from(*one)).chain(on_link.iter().copied());
-            self.node_pods = per_family(|f| exactly("nodepodcidrdefinedset", pods.iter().copied(), f));
+            let taken = || pods.iter().filter(|range| !refused(range)).copied();
+            self.node_pods = per_family(|f| exactly("nodepodcidrdefinedset", taken(), f));
             let all_pods = || own.all_pod_cidrs().chain(pods.iter().copied());
             self.inside_pods = per_family(|f| inside("podcidrinsidedefinedset", all_pods(), f));
-            self.node_addresses = per_family(|f| inside("nodeipdefinedset", networks(), f));
-            self.nodes =
-                per_family(|f| neighbours("iBGPpeerset", peers.iter().copied().filter(|_| config.internal_peers), f));
+            let hosts = || addresses.iter().map(|one| IpNet::from(*one));
+            self.node_addresses = per_family(|f| exactly("nodeipdefinedset", hosts(), f));
+            self.links = per_family(|f| inside("linkdefinedset", on_link.iter().copied(), f));
+            self.nodes = per_family(|f| {
+                neighbours_of("iBGPpeerset", peers.iter().copied().filter(|_| config.internal_peers), f)
+            });
         }
     }
 
@@ -164,8 +178,13 @@ impl Sets {
             for set in refused {
                 statements.extend(statements_of(set, all, &Outcome::reject()));
             }
-            statements.extend(statements_of(&self.node_pods, all, &Outcome::accept()));
-            statements.extend(statements_of(&self.inside_pods, all, &Outcome::reject()));
+            for trusted in [&self.nodes, &self.external] {
+                statements.extend(statements_of(&self.node_pods, trusted.of(family), &Outcome::accept()));
+            }
+            for set in [&self.inside_pods, &self.links] {
+                statements.extend(statements_of(set, all, &Outcome::reject()));
+            }
+            statements.extend(statements_of(&self.cluster_ips, self.operator.of(family), &Outcome::accept()));
             statements.extend(statements_of(&self.cluster_ips, all, &Outcome::reject()));
         }
         Policy { name: "kube_router_import1".to_owned(), statements, otherwise: Decision::Accept }
@@ -258,6 +277,23 @@ fn per_family<T>(make: impl FnMut(Family) -> T) -> PerFamily<T> {
     PerFamily::from_fn(make)
 }
 
+/// The prefix length from which on a prefix is no default route, nor a part of one. Nobody has a network that is wider: IPv4 is given out in
+/// blocks of /8, and the widest block of IPv6 that is no part of the Internet is fc00::/7. Who announces 0.0.0.0/1 and 128.0.0.0/1, or
+/// 2000::/3, means the Internet.
+pub fn narrowest_default(family: Family) -> u8 {
+    match family {
+        Family::V4 => 8,
+        Family::V6 => 7,
+    }
+}
+
+/// The default route, whole and in parts.
+fn default_route(family: Family) -> Arc<PrefixSet> {
+    let mut set = PrefixSet::new(&name("defaultroutedefinedset", family));
+    set.insert(everything(family), Lengths { least: 0, most: narrowest_default(family) - 1 });
+    Arc::new(set)
+}
+
 fn everything(family: Family) -> IpNet {
     let first = match family {
         Family::V4 => IpAddr::from([0; 4]),
@@ -288,7 +324,7 @@ fn inside(base: &str, prefixes: impl Iterator<Item = IpNet>, family: Family) -> 
     Arc::new(set)
 }
 
-fn neighbours(base: &str, addresses: impl Iterator<Item = IpAddr>, family: Family) -> Arc<NeighbourSet> {
+fn neighbours_of(base: &str, addresses: impl Iterator<Item = IpAddr>, family: Family) -> Arc<NeighbourSet> {
     let of_family = addresses.filter(|address| Family::from(*address) == family);
     let prefixes: BTreeSet<IpNet> = of_family.map(IpNet::from).collect();
     Arc::new(NeighbourSet { name: name(base, family), prefixes })

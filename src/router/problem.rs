@@ -27,6 +27,8 @@ pub enum About {
     ExternalPeer(IpAddr),
     /// Another node.
     Node(CompactString),
+    /// More other nodes than are named.
+    OtherNodes,
     /// An address of a Service.
     ServiceAddress(IpAddr),
     CniFile,
@@ -38,6 +40,12 @@ impl Problem {
     }
 }
 
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.about, self.text)
+    }
+}
+
 impl fmt::Display for About {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -46,6 +54,7 @@ impl fmt::Display for About {
             About::Cloud => f.write_str("AWS"),
             About::ExternalPeer(address) => write!(f, "external peer {address}"),
             About::Node(name) => write!(f, "Node {name}"),
+            About::OtherNodes => f.write_str("other nodes"),
             About::ServiceAddress(address) => write!(f, "service address {address}"),
             About::CniFile => f.write_str("CNI file"),
         }

@@ -110,6 +110,11 @@ impl Routes {
         self.learned.contains_key(&prefix)
     }
 
+    /// Whether a learned route to this prefix leads anywhere.
+    pub fn has_way(&self, prefix: IpNet) -> bool {
+        self.ways.contains_key(&prefix)
+    }
+
     /// The next hops of all learned routes.
     pub fn next_hops(&self) -> impl Iterator<Item = IpAddr> {
         self.by_next_hop.keys().copied()

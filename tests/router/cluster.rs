@@ -115,12 +115,21 @@ impl Cluster {
             "v6" => vec![v6],
             _ => vec![v4, v6],
         };
+        self.add_node_in(number, &networks, ranges);
+    }
+
+    /// A node with these addresses in these networks, in one of which all hosts are neighbours unless it is of one host alone.
+    pub fn add_node_in(&mut self, number: usize, networks: &[IpNet], ranges: &str) {
         let own = |network: &IpNet| HostAddress { address: network.addr(), link: "eth0".into(), global: true };
         let on_link = |network: &IpNet| OnLink { prefix: network.trunc(), link: "eth0".into() };
         let host = Host {
             node_name: name(number).into(),
             addresses: networks.iter().map(own).collect(),
-            on_link: networks.iter().map(on_link).collect(),
+            on_link: networks
+                .iter()
+                .filter(|network| network.prefix_len() < network.max_prefix_len())
+                .map(on_link)
+                .collect(),
             links: vec![HostLink { name: "eth0".into(), mtu: 1500, bridge: false }],
         };
         let internal = |network: &IpNet| NodeAddress { kind: NodeAddressKind::Internal, address: network.addr() };

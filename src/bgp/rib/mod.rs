@@ -116,9 +116,9 @@ impl Rib {
         let mut table = Table::new(now);
         table.share(rules.sharing);
         // No address of a neighbour. Of two routes that are as good as each other our own is chosen.
-        let ours = [(PeerId::LOCAL, Ipv4Addr::UNSPECIFIED), (PeerId::OPERATOR, Ipv4Addr::BROADCAST)];
+        let ours = [(PeerId::LOCAL, IpAddr::V4(Ipv4Addr::UNSPECIFIED)), (PeerId::OPERATOR, PeerId::OPERATOR_ADDRESS)];
         for (id, address) in ours {
-            let (identifier, address) = (rules.own.identifier, IpAddr::V4(address));
+            let identifier = rules.own.identifier;
             table.set_source(id, Source { kind: Kind::Local, identifier, address, first: None });
         }
         let interned = intern::Interned::new(rules.seed);
@@ -213,10 +213,12 @@ impl Rib {
         }
     }
 
-    /// A route of our own, or an operator's. It goes through import policy like the others.
+    /// A route of our own, or an operator's. It goes through import policy like the others; an operator's as if a neighbour of
+    /// [`PeerId::OPERATOR_ADDRESS`] had sent it.
     pub fn originate(&mut self, whose: PeerId, prefix: IpNet, attributes: Attributes) {
         let received = self.interned.intern(attributes);
-        let applicable = self.rules.policies.import.applicable(None);
+        let operator = (whose == PeerId::OPERATOR).then_some(PeerId::OPERATOR_ADDRESS);
+        let applicable = self.rules.policies.import.applicable(operator);
         let used = imported(&self.rules, &applicable, (prefix, &received), &mut self.interned);
         self.table.announce(prefix, whose, received, used);
     }
@@ -282,7 +284,7 @@ impl Rib {
         }
         self.rules.addresses = addresses;
         for (peer, source) in self.table.sources() {
-            let neighbour = (source.kind != Kind::Local).then_some(source.address);
+            let neighbour = (peer != PeerId::LOCAL).then_some(source.address);
             let applicable = self.rules.policies.import.applicable(neighbour);
             self.reconsider((peer, source), &applicable, &Difference::Anywhere);
         }
@@ -293,7 +295,7 @@ impl Rib {
         let import = self.rules.policies.import.clone();
         let difference = before.difference(&import);
         for (peer, source) in self.table.sources() {
-            let neighbour = (source.kind != Kind::Local).then_some(source.address);
+            let neighbour = (peer != PeerId::LOCAL).then_some(source.address);
             let applicable = import.applicable(neighbour);
             let is_same = before.applicable(neighbour) == applicable;
             let scope = if is_same { &difference } else { &Difference::Anywhere };

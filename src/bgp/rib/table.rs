@@ -9,7 +9,7 @@
 //! takes about 100 bytes besides its attributes, which it shares.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +31,8 @@ impl PeerId {
     pub const LOCAL: PeerId = PeerId(0);
     /// Ourselves too, for somebody who asks for it while we run. What is wanted by both stays when one wants it no more.
     pub const OPERATOR: PeerId = PeerId(1);
+    /// The address that import policy sees in an operator's routes. No neighbour has it.
+    pub const OPERATOR_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::BROADCAST);
     /// The first neighbour.
     pub const FIRST: PeerId = PeerId(2);
 

@@ -328,11 +328,12 @@ fn the_address_of_a_node_is_nobodys_service_address() {
 fn learned_routes_and_their_tunnels_follow_the_nodes() {
     let mut world = three_nodes();
     let mut plan = planned(&[], &world);
-    assert_eq!(plan.unreached().count(), 4);
+    let unreached = |plan: &Plan| plan.unreached(|_, _| false);
+    assert_eq!(unreached(&plan).count, 4);
     let changed = plan.learn(&[learned("10.244.2.0/24", "192.0.2.2"), learned("10.244.3.0/24", "10.0.0.3")]);
     assert_eq!((changed.routes.len(), changed.tunnels.len()), (3, 1));
-    let missing: Vec<String> = plan.unreached().map(|(name, range)| format!("{name} {range}")).collect();
-    assert_eq!(missing, ["node-2 fd00:10:244:2::/64", "node-3 fd00:10:244:3::/64"]);
+    let missing = "no route yet to pods: fd00:10:244:2::/64 of Node node-2, fd00:10:244:3::/64 of Node node-3";
+    assert_eq!((unreached(&plan).missing.as_deref(), unreached(&plan).trouble), (Some(missing), None));
     world.cluster.nodes.remove(&"node-3".into());
     let changed = plan.update(&world);
     assert_eq!((changed.routes.len(), changed.tunnels.len()), (2, 1));
@@ -384,7 +385,54 @@ fn a_family_that_is_off_does_not_exist() {
     assert!(desired.announcements.keys().all(|prefix| prefix.addr().is_ipv4()));
     assert!(desired.peers.values().all(|wanted| !wanted.settings.families.v6));
     assert_eq!((desired.sets.len(), desired.rules.len(), elements(&plan).len()), (2, 4, 6));
-    assert_eq!(plan.unreached().count(), 2);
+    assert_eq!(plan.unreached(|_, _| false).count, 2);
+}
+
+#[test]
+fn a_pod_range_that_stays_without_a_route_is_trouble_with_its_reason_and_a_node_that_is_down_is_none() {
+    let mut world = three_nodes();
+    change_node(&mut world, "node-1", |routing| routing.import_reject = vec![prefix("10.244.3.0/24")]);
+    world.cluster.nodes.insert("node-2".into(), node("192.0.2.2 2001:db8::2", "10.0.0.0/24 fd00:10:244:2::/64"));
+    let plan = planned(&[], &world);
+    let down = plan.unreached(|_, _| false);
+    let refused = "pods cannot be reached: 10.0.0.0/24 of Node node-2 (it contains 10.0.0.3, an address of Node node-3), \
+                   10.244.3.0/24 of Node node-3 (kube-router.io/node.bgp.customimportreject of this node names 10.244.3.0/24)";
+    let awaited = "no route yet to pods: fd00:10:244:2::/64 of Node node-2, fd00:10:244:3::/64 of Node node-3";
+    assert_eq!((down.count, down.trouble.as_deref(), down.missing.as_deref()), (4, Some(refused), Some(awaited)));
+    let silent = plan.unreached(|peer, family| peer == address("192.0.2.2") && family == Family::V6);
+    let said = format!(
+        "{}, fd00:10:244:2::/64 of Node node-2 (it does not announce it), {}",
+        refused.split_once("), ").map_or("", |(first, _)| first).to_owned() + ")",
+        refused.split_once("), ").map_or("", |(_, second)| second)
+    );
+    assert_eq!(silent.trouble, Some(said));
+    assert_eq!(
+        problems(&plan),
+        [
+            "Node node-2: routes to its pod range 10.0.0.0/24 are refused, its pods cannot be reached: it contains 10.0.0.3, an \
+             address of Node node-3",
+            "Node node-3: routes to its pod range 10.244.3.0/24 are refused, its pods cannot be reached: \
+             kube-router.io/node.bgp.customimportreject of this node names 10.244.3.0/24",
+        ]
+    );
+    let alone = planned(&["--enable-ibgp=false"], &world);
+    assert_eq!(alone.unreached(|_, _| true), Unreached::default());
+    assert_eq!(problems(&alone), NOTHING);
+}
+
+#[test]
+fn two_nodes_with_one_pod_range_are_named() {
+    let mut world = three_nodes();
+    world.cluster.nodes.insert("node-3".into(), node("10.0.0.3", "10.244.2.0/24 10.244.1.0/24"));
+    let plan = planned(&[], &world);
+    assert_eq!(
+        problems(&plan),
+        [
+            "Node node-3: its pod range 10.244.2.0/24 is that of Node node-2 too; pods of one of them cannot be reached",
+            "Node node-3: routes to its pod range 10.244.1.0/24 are refused, its pods cannot be reached: it overlaps 10.244.1.0/24, a \
+             pod range of this node",
+        ]
+    );
 }
 
 #[test]

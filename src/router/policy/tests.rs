@@ -197,6 +197,62 @@ fn pods_of_other_nodes_are_learned_also_where_the_flag_about_services_says_less_
 }
 
 #[test]
+fn pod_ranges_inside_the_network_of_a_link_are_learned_and_other_parts_of_it_are_not() {
+    for (own, other, hosts) in [
+        ("10.0.0.1/8 fd00::1/8", "10.0.0.2 fd00::2", ["10.9.0.0/16", "10.0.0.2/32", "fd00:9::/32", "fd00::2/128"]),
+        ("10.0.0.1/32 fd00::1/128", "10.0.0.2 fd00::2", ["10.0.0.1/32", "10.0.0.2/32", "fd00::1/128", "fd00::2/128"]),
+    ] {
+        let here = own.replace("/8", "").replace("/32", "").replace("/128", "");
+        let nodes = [
+            ("node-1", node(&here, "10.244.1.0/24 fd00:10:244:1::/64")),
+            ("node-2", node(other, "10.244.2.0/24 fd00:10:244:2::/64")),
+        ];
+        let import = policies(&[], &world(host(own), &nodes)).import;
+        for range in ["10.244.2.0/24", "fd00:10:244:2::/64"] {
+            assert!(["10.0.0.2", EXTERNAL].iter().all(|from| passes(&import, from, range)), "{range} with {own}");
+        }
+        for refused in hosts.iter().chain(&["10.244.1.0/24", "10.244.2.0/25", "fd00:10:244:2:1::/80"]) {
+            assert!(["10.0.0.2", EXTERNAL].iter().all(|from| !passes(&import, from, refused)), "{refused} with {own}");
+        }
+    }
+}
+
+#[test]
+fn a_pod_range_that_contains_an_address_of_a_third_node_is_not_learned_and_its_own_nodes_address_may_be_in_it() {
+    let mut world = three_nodes();
+    world.cluster.nodes.insert("node-2".into(), node("192.0.2.2 10.244.2.1", "10.0.0.0/24 10.244.2.0/24"));
+    let import = policies(&[], &world).import;
+    assert!(!passes(&import, NODE, "10.0.0.0/24"), "10.0.0.3 is node 3");
+    assert!(passes(&import, NODE, "10.244.2.0/24"), "10.244.2.1 is the bridge of node 2");
+}
+
+#[test]
+fn nothing_that_an_operator_adds_takes_the_place_of_a_pod_range_or_of_an_address_of_a_node() {
+    let import = policies(&[], &announcing()).import;
+    let operator = crate::bgp::rib::PeerId::OPERATOR_ADDRESS.to_string();
+    for added in ["198.51.100.7", "2001:db8:51::7", &operator] {
+        for route in
+            ["10.244.1.0/24", "10.244.2.0/24", "10.244.2.0/25", "fd00:10:244:2::/64", "192.0.2.2/32", "192.0.2.0/25"]
+        {
+            assert!(!passes(&import, added, route), "{route} from {added}");
+        }
+        assert!(passes(&import, added, "198.18.7.0/24"));
+        assert_eq!(passes(&import, added, "10.96.0.77/32"), *added == operator, "{added}");
+    }
+}
+
+#[test]
+fn a_default_route_in_parts_is_a_default_route() {
+    let import = policies(&[], &three_nodes()).import;
+    for part in ["0.0.0.0/1", "128.0.0.0/1", "64.0.0.0/2", "8.0.0.0/7", "::/1", "8000::/1", "2000::/3", "fc00::/6"] {
+        assert!([NODE, EXTERNAL].iter().all(|from| !passes(&import, from, part)), "{part}");
+    }
+    for network in ["11.0.0.0/8", "172.16.0.0/12", "fc00::/7", "2400::/12"] {
+        assert!(passes(&import, EXTERNAL, network), "{network}");
+    }
+}
+
+#[test]
 fn what_the_annotation_names_is_refused_with_all_inside() {
     let mut world = three_nodes();
     let own = (**world.cluster.nodes.get(&"node-1".into()).expect("it is there")).clone();

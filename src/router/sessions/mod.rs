@@ -19,7 +19,7 @@ use crate::bgp::rib::{Bounds, Rules};
 use crate::bgp::session::State;
 use crate::bgp::speaker::{Fact, Order, Restarting};
 use crate::config::RouterConfig;
-use crate::net::PerFamily;
+use crate::net::{Family, PerFamily};
 use crate::observe::health::Pulse;
 
 use super::desired::{Desired, SHARING};
@@ -47,6 +47,7 @@ pub struct Sessions {
     running: Option<Running>,
     /// How many speakers there have been.
     generation: u64,
+    have_run: bool,
     /// Where others find the speaker that is running.
     access: watch::Sender<Option<Access>>,
     pulse: Pulse,
@@ -54,6 +55,8 @@ pub struct Sessions {
     patience: Duration,
     /// What neighbours have not said yet, by family.
     awaited: BTreeMap<IpAddr, PerFamily<bool>>,
+    /// The neighbours with a session, and whether each has sent all its routes of a family. A family that it does not speak has none.
+    up: BTreeMap<IpAddr, PerFamily<bool>>,
     complete: bool,
     /// Until when neighbours are waited for.
     until: Option<Instant>,
@@ -83,10 +86,12 @@ impl Sessions {
         Sessions {
             running: None,
             generation: 0,
+            have_run: false,
             access,
             pulse,
             patience: seconds.unwrap_or(USUAL_RESTART),
             awaited: BTreeMap::new(),
+            up: BTreeMap::new(),
             complete: false,
             until: None,
             retry_at: None,
@@ -117,6 +122,11 @@ impl Sessions {
         self.generation
     }
 
+    /// Whether there has been a speaker since the program began.
+    pub fn have_run(&self) -> bool {
+        self.have_run
+    }
+
     pub fn is_running(&self) -> bool {
         self.running.is_some()
     }
@@ -145,6 +155,7 @@ impl Sessions {
         self.generation += 1;
         self.retry_at = None;
         self.complete = false;
+        self.up.clear();
         let (Some(wanted), Some(policies)) = (&desired.speaker, &desired.policies) else { return };
         let deferral = config.graceful_restart.map_or(USUAL_DEFERRAL, |restart| restart.deferral);
         let rules = Rules {
@@ -164,6 +175,7 @@ impl Sessions {
                 info!(asn = wanted.own.asn, identifier = %wanted.own.identifier, restarting = restarting.is_some(), "BGP is starting");
                 self.awaited = desired.peers.keys().map(|peer| (*peer, PerFamily { v4: true, v6: true })).collect();
                 self.until = Some(Instant::now() + self.patience);
+                self.have_run = true;
                 // Without a restart nothing is held back, and nothing is ever said to be complete.
                 self.complete = restarting.is_none();
                 self.running = Some(Running { handle, events, stop, thread, writing: VecDeque::new() });
@@ -208,8 +220,30 @@ impl Sessions {
         }
     }
 
-    /// Notes what the speaker tells.
-    pub fn note(&mut self, event: &Event) {
+    /// Whether a neighbour has a session and has sent all its routes of a family (End-of-RIB, RFC 4724 2).
+    pub fn has_sent_all(&self, peer: IpAddr, family: Family) -> bool {
+        self.up.get(&peer).is_some_and(|sent| *sent.of(family))
+    }
+
+    /// Notes what the speaker tells. Returns whether that changed which neighbours have sent all their routes.
+    pub fn note(&mut self, event: &Event) -> bool {
+        self.note_awaited(event);
+        match event {
+            Event::Fact(peer, Fact::Up(agreement)) => {
+                let spoken = agreement.dialect.families;
+                self.up.insert(*peer, PerFamily::from_fn(|family| !*spoken.of(family)));
+            }
+            Event::Fact(peer, Fact::Down { .. }) => drop(self.up.remove(peer)),
+            Event::Fact(peer, Fact::Complete(family)) => match self.up.get_mut(peer) {
+                Some(sent) => *sent.of_mut(*family) = true,
+                None => return false,
+            },
+            _ => return false,
+        }
+        true
+    }
+
+    fn note_awaited(&mut self, event: &Event) {
         match event {
             Event::Complete => self.complete = true,
             Event::Fact(peer, Fact::Up(agreement)) => {
