@@ -28,7 +28,7 @@ use crate::cleanup;
 use crate::config::{Config, FirewallConfig, ObserveConfig, ProxyConfig, RouterConfig, Source, TOOLCHAIN, VERSION};
 use crate::firewall::{self, iptables};
 use crate::gobgp;
-use crate::gobgp::serve::Place;
+use crate::gobgp::serve::{Place, Ports};
 use crate::gobgp::service::Service;
 use crate::k8s::client::{self, Access};
 use crate::k8s::outage::Outages;
@@ -51,6 +51,8 @@ use crate::router;
 use crate::subsystem::Inputs;
 use crate::world::{self, LastKnown};
 
+/// The socket for clients of GoBGP, beside the one of `--socket`.
+pub const GOBGP_SOCKET: &str = "gobgp.sock";
 /// How many messages of a source may wait; a source that is faster waits itself.
 const MESSAGES: usize = 4096;
 /// A subsystem that has not turned for so long is stuck. One turn may have to wait for other programs' locks.
@@ -62,8 +64,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// What keeps the program from starting, as a sentence.
 pub fn run(config: Config) -> anyhow::Result<()> {
     if config.cleanup {
-        let overlay = config.router.and_then(|router| router.overlay);
-        return cleanup::run(overlay.and_then(|overlay| overlay.udp_port));
+        return cleanup::run(&config);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(config))
@@ -119,16 +120,25 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     if let Some(settings) = config.router {
         let inputs = common.inputs("router", "sluice_router", for_router)?;
         let (access, speaker) = watch::channel(None);
-        let beside = config.socket.as_ref().map(|socket| Place::Socket(socket.with_file_name("gobgp.sock")));
+        let beside = config.socket.as_ref().map(|socket| Place::Socket(socket.with_file_name(GOBGP_SOCKET)));
         let places = settings.admin.iter().copied().map(Place::Port).chain(beside).collect();
+        let ports = if settings.admin_writes { Ports::Writable } else { Ports::ReadOnly };
         // A speaker that is not wanted yet is not stuck.
         let speaker_pulse = common.pulse("BGP speaker");
         speaker_pulse.ready(true);
         let metrics = router::metrics::Metrics::register(&common.registry)?;
-        let around =
-            router::driver::Surroundings { speaker_pulse, report, metrics, access, served, believed: believed_out };
+        let notes = common.health.note("router");
+        let around = router::driver::Surroundings {
+            speaker_pulse,
+            report,
+            metrics,
+            notes,
+            access,
+            served,
+            believed: believed_out,
+        };
         running.push(common.start_router(settings, inputs, around).await?);
-        gobgp::serve::spawn(Service::new(speaker), places);
+        gobgp::serve::spawn(Service::new(speaker), places, ports);
     }
     // Nothing listens that nobody could answer on.
     if let Some(path) = config.socket.as_deref().filter(|_| !answerers.is_empty()) {

@@ -1,5 +1,9 @@
 //! Where the API listens, and which of its two services a call is for.
 //!
+//! Whoever may open a port may read, and change nothing: any process in the host's network can open it. Changes are taken on the unix
+//! socket, which only root may open, and on ports only with `--gobgp-admin-write`. Every place has connections of its own, so that
+//! whoever opens many on a port keeps nobody from the socket.
+//!
 //! HTTP/2 without encryption and without a greeting of HTTP/1, as gRPC clients begin. A place where nobody can listen (a port in use,
 //! an address that is not there yet) is tried again; the other places work meanwhile.
 
@@ -38,8 +42,8 @@ pub enum Place {
     Socket(PathBuf),
 }
 
-/// Connections at a time, over all places.
-const CONNECTIONS: usize = 32;
+/// Connections at a time in one place.
+const CONNECTIONS: usize = 16;
 /// Calls at a time on one connection.
 const CALLS: u32 = 32;
 /// How soon a place is tried again.
@@ -48,11 +52,17 @@ const RETRY: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Whether clients may change anything on a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ports {
+    ReadOnly,
+    Writable,
+}
+
 /// Serves in the background, for as long as the runtime lives.
-pub fn spawn(service: Service, places: Vec<Place>) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+pub fn spawn(service: Service, places: Vec<Place>, ports: Ports) {
     for place in places {
-        tokio::spawn(listen(place, service.clone(), connections.clone()));
+        tokio::spawn(listen(place, service.clone(), ports));
     }
 }
 
@@ -62,7 +72,7 @@ enum Listener {
 }
 
 enum Accepted {
-    Port(TcpStream),
+    Port(TcpStream, SocketAddr),
     Socket(UnixStream),
 }
 
@@ -87,13 +97,14 @@ impl Place {
 impl Listener {
     async fn accept(&self) -> io::Result<Accepted> {
         match self {
-            Listener::Port(listener) => listener.accept().await.map(|(stream, _)| Accepted::Port(stream)),
+            Listener::Port(listener) => listener.accept().await.map(|(stream, from)| Accepted::Port(stream, from)),
             Listener::Socket(listener) => listener.accept().await.map(|(stream, _)| Accepted::Socket(stream)),
         }
     }
 }
 
-async fn listen(place: Place, service: Service, connections: Arc<Semaphore>) {
+async fn listen(place: Place, service: Service, ports: Ports) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
     let mut has_failed = false;
     let listener = loop {
         match place.bind().await {
@@ -111,9 +122,13 @@ async fn listen(place: Place, service: Service, connections: Arc<Semaphore>) {
     loop {
         let permit = connections.clone().acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
-            Ok(Accepted::Port(stream)) => drop(tokio::spawn(connection(TokioIo::new(stream), service.clone(), permit))),
+            Ok(Accepted::Port(stream, from)) => {
+                let services = Services::new(service.of_client(from.to_string()), ports == Ports::Writable);
+                drop(tokio::spawn(connection(TokioIo::new(stream), services, permit)));
+            }
             Ok(Accepted::Socket(stream)) => {
-                drop(tokio::spawn(connection(TokioIo::new(stream), service.clone(), permit)))
+                let services = Services::new(service.of_client(credentials(&stream)), true);
+                drop(tokio::spawn(connection(TokioIo::new(stream), services, permit)));
             }
             Err(error) => {
                 warn!(place = %place.text(), %error, "The gobgp API cannot accept a connection");
@@ -123,13 +138,19 @@ async fn listen(place: Place, service: Service, connections: Arc<Semaphore>) {
     }
 }
 
+/// Who is at the other end of a unix socket, by `SO_PEERCRED`.
+fn credentials(stream: &UnixStream) -> String {
+    match stream.peer_cred() {
+        Ok(found) => format!("uid={} pid={}", found.uid(), found.pid().unwrap_or_default()),
+        Err(_) => "unknown".to_owned(),
+    }
+}
+
 async fn connection(
     stream: impl Read + Write + Unpin + Send + 'static,
-    service: Service,
+    services: Services,
     permit: OwnedSemaphorePermit,
 ) {
-    let services =
-        Services { three: GobgpApiServer::new(Three(service.clone())), four: GoBgpServiceServer::new(Four(service)) };
     let served = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(CALLS)
@@ -146,11 +167,21 @@ async fn connection(
 struct Services {
     three: GobgpApiServer<Three>,
     four: GoBgpServiceServer<Four>,
+    /// What changes something is served.
+    writes: bool,
 }
 
 impl Services {
+    fn new(service: Service, writes: bool) -> Services {
+        let (three, four) = (GobgpApiServer::new(Three(service.clone())), GoBgpServiceServer::new(Four(service)));
+        Services { three, four, writes }
+    }
+
     async fn call(mut self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let path = request.uri().path().to_owned();
+        if !self.writes && !only_reads(&path) {
+            return Ok(refused(&path));
+        }
         let called = path.trim_start_matches('/').split('/').next().unwrap_or_default();
         let response = match called {
             GobgpApiServer::<Three>::NAME => self.three.call(request).await?,
@@ -164,7 +195,47 @@ impl Services {
     }
 }
 
+/// Whether a procedure of either version changes nothing: their names say so.
+fn only_reads(path: &str) -> bool {
+    ["Get", "List", "Watch"].iter().any(|verb| procedure(path).starts_with(verb))
+}
+
+fn procedure(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
+}
+
+fn refused(path: &str) -> Response<Body> {
+    let name = procedure(path);
+    let why = format!(
+        "{name} is not served on a port, where any process of this host could call it: use gobgp.sock beside --socket, as in `gobgp \
+         --target unix:///run/sluice/gobgp.sock`, or start the agent with --gobgp-admin-write"
+    );
+    Status::permission_denied(why).into_http()
+}
+
 fn unimplemented(path: &str) -> Response<Body> {
-    let name = path.rsplit('/').next().unwrap_or_default();
+    let name = procedure(path);
     Status::unimplemented(format!("this agent does not serve {name}")).into_http()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_nothing_is_told_by_its_name_and_anything_else_may_change_something() {
+        for (path, reads) in [
+            ("/apipb.GobgpApi/ListPeer", true),
+            ("/api.GoBgpService/GetBgp", true),
+            ("/api.GoBgpService/WatchEvent", true),
+            ("/apipb.GobgpApi/AddPath", false),
+            ("/api.GoBgpService/AddPeer", false),
+            ("/api.GoBgpService/ResetPeer", false),
+            ("/api.GoBgpService/SetLogLevel", false),
+            ("/api.GoBgpService/ListPeer/AddPath", false),
+            ("", false),
+        ] {
+            assert_eq!(only_reads(path), reads, "{path}");
+        }
+    }
 }

@@ -30,7 +30,7 @@ const FLAGS: [&str; 11] = [
 const LOG: &str = "agent.log";
 
 impl<'a> Agent<'a> {
-    fn start(host: &'a Host) -> Agent<'a> {
+    fn start(host: &'a Host, more: &[&str]) -> Agent<'a> {
         let node = "apiVersion: v1\nkind: Node\nmetadata: {name: node-1}\n\
                     spec: {podCIDRs: [10.244.1.0/24, 'fd00:10:244:1::/64']}\n\
                     status: {addresses: [{type: InternalIP, address: 192.0.2.1}, {type: InternalIP, address: '2001:db8::1'}]}\n";
@@ -38,7 +38,11 @@ impl<'a> Agent<'a> {
         let argument = |name: &str, file: &str| format!("--{name}={}", host.file(file).display());
         let places =
             [argument("manifests", "manifests"), argument("state-dir", "state"), argument("socket", "sluice.sock")];
-        let command = [env!("CARGO_BIN_EXE_sluice")].into_iter().chain(FLAGS).chain(places.iter().map(String::as_str));
+        let command = [env!("CARGO_BIN_EXE_sluice")]
+            .into_iter()
+            .chain(FLAGS.iter().copied())
+            .chain(more.iter().copied())
+            .chain(places.iter().map(String::as_str));
         let words: Vec<&str> = command.collect();
         put(host, "node", node);
         service(host, "web", 9);
@@ -85,10 +89,15 @@ fn service(host: &Host, name: &str, number: u8) {
 
 /// Runs a test for each client, with an agent on the first host that has a session with GoBGP on the second.
 fn with_agent(test: impl Fn(&Client, &Host, &Other) + Send + Sync) {
+    with_agent_and(&[], test);
+}
+
+/// The same with more flags.
+fn with_agent_and(more: &[&str], test: impl Fn(&Client, &Host, &Other) + Send + Sync) {
     for client in clients() {
         with_hosts(2, Between::Link, |hosts| {
             let cell = Cell::with(Daemon::Gobgp);
-            let _agent = Agent::start(&hosts[0]);
+            let _agent = Agent::start(&hosts[0], more);
             let other = Other::start(&cell, &hosts[1], vec![&hosts[0]]);
             look(|| hosts[0].ask(&["gobgp", "global"])).expect("the API answers");
             let routes = || found(&debians(), other.host, "global rib");
@@ -123,7 +132,7 @@ fn the_clients_show_an_agents_neighbours_routes_and_policies() {
             "podcidrdefinedset 10.244.1.0/24 24..24",
             "servicevipsdefinedset 10.96.0.9/32 32..32",
             "servicevipsdefinedsetv6 fd00:10:96::9/128 128..128",
-            "defaultroutedefinedset 0.0.0.0/0 0..0",
+            "defaultroutedefinedset 0.0.0.0/0 0..7",
         ] {
             assert!(lines(&sets).contains(&set), "{set} is not in\n{sets}");
         }
@@ -141,11 +150,36 @@ fn the_clients_show_an_agents_neighbours_routes_and_policies() {
 }
 
 #[test]
+fn on_a_port_a_client_reads_and_changes_nothing_unless_a_flag_says_so() {
+    with_agent(|client, host, _| {
+        for command in
+            ["global rib add 198.51.100.0/24", "neighbor add 192.0.2.66 as 65002", "neighbor 192.0.2.2 reset"]
+        {
+            let said = client.refuses(host, command);
+            assert!(said.contains("use gobgp.sock") && said.contains("--gobgp-admin-write"), "{command}: {said}");
+        }
+        assert!(client.says(host, "neighbor").contains("192.0.2.2 65002"));
+        assert_eq!(found(client, host, "global rib").len(), 4);
+    });
+}
+
+#[test]
 fn what_a_client_adds_and_what_the_cluster_wants_stand_beside_each_other() {
-    with_agent(|client, host, other| {
+    with_agent_and(&["--gobgp-admin-write"], |client, host, other| {
+        for (prefix, why) in [("10.244.1.128/25", "import policy refuses"), ("192.0.2.0/25", "import policy refuses")] {
+            let said = client.refuses(host, &format!("global rib add {prefix}"));
+            assert!(said.contains(why), "{prefix}: {said}");
+        }
         client.says(host, "global rib add 10.96.0.77/32");
         client.says(host, "global rib add 198.51.100.0/24");
         client.says(host, "neighbor add 192.0.2.66 as 65002");
+        let log = fs::read_to_string(host.file(LOG)).unwrap_or_default();
+        for change in ["global rib add 198.51.100.0/24 nexthop", "neighbor add 192.0.2.66 as 65002"] {
+            let says = |line: &&str| {
+                line.contains("changes BGP") && line.contains(change) && line.contains("client=127.0.0.1:")
+            };
+            assert_eq!(log.lines().filter(says).count(), 1, "{change}: {log}");
+        }
         let theirs = || {
             let wanted = ["10.96.0.77/32", "198.51.100.0/24"];
             found(&debians(), other.host, "global rib")

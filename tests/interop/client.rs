@@ -17,7 +17,7 @@ use sluice::bgp::policy::{Change, Condition, Decision, Matching, NeighbourSet, P
 use sluice::bgp::rib::Policies;
 use sluice::bgp::session::State;
 use sluice::bgp::speaker::Order;
-use sluice::gobgp::serve::{self, Place};
+use sluice::gobgp::serve::{self, Place, Ports};
 use sluice::gobgp::service::Service;
 use sluice::gobgp::wire::messages::{
     AfiSafi, Attribute, GetBgpResponse, IpAddressPrefix, ListPathRequest, ListPathResponse, ListPeerRequest,
@@ -49,7 +49,7 @@ impl Served {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async move {
                 let (_access, seen) = watch::channel(Some(access));
-                serve::spawn(Service::new(seen), places);
+                serve::spawn(Service::new(seen), places, Ports::Writable);
                 let _ = stopped.await;
             });
         };

@@ -14,7 +14,9 @@ use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use tokio::sync::watch;
 use tonic::Status;
+use tracing::info;
 
+use super::changes;
 use super::clock::Clock;
 use super::neighbours::{self, Asked};
 use super::policies;
@@ -38,6 +40,8 @@ pub type Many<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// How many prefixes and how many neighbours are looked at before the speaker may do something else.
 const PREFIXES_AT_ONCE: usize = 1000;
 const PEERS_AT_ONCE: usize = 100;
+/// How many changes of one call the log names.
+const NAMED: usize = 3;
 /// The longest text that the other side is told.
 const LONGEST_TEXT: usize = 128;
 /// What stands for every neighbour.
@@ -48,6 +52,8 @@ const ALL: &str = "all";
 pub struct Service {
     access: watch::Receiver<Option<Access>>,
     added: Arc<Mutex<Added>>,
+    /// Who asks, for the log: an address, or the credentials of a process.
+    client: Arc<str>,
 }
 
 /// What clients have added to one speaker.
@@ -71,7 +77,12 @@ const OUTWARDS: i32 = 1;
 impl Service {
     /// `access` is the speaker, whichever it is at the moment.
     pub fn new(access: watch::Receiver<Option<Access>>) -> Service {
-        Service { access, added: Arc::default() }
+        Service { access, added: Arc::default(), client: "nobody".into() }
+    }
+
+    /// The same for one connection. `client` is who is at its other end.
+    pub(super) fn of_client(&self, client: String) -> Service {
+        Service { client: client.into(), ..self.clone() }
     }
 
     fn handle(&self) -> Result<Handle, Status> {
@@ -88,7 +99,10 @@ impl Service {
         self.handle()?.ask(question).await.map_err(|ended| Status::unavailable(ended.to_string()))
     }
 
+    /// Changes something, and says in the log who wanted that.
     async fn order(&self, orders: Vec<Order>) -> Result<(), Status> {
+        let first: Vec<String> = orders.iter().take(NAMED).map(changes::text).collect();
+        info!(client = %self.client, count = orders.len(), changes = first.join(", "), "A client of the gobgp API changes BGP");
         self.handle()?.order(orders).await.map_err(|ended| Status::unavailable(ended.to_string()))
     }
 
@@ -339,9 +353,20 @@ impl Service {
         let handle = self.handle()?;
         let path = request.path.ok_or_else(|| Status::invalid_argument("the route is missing"))?;
         let (prefix, attributes) = wishes::route(version, &path).map_err(Status::invalid_argument)?;
-        let is_ours = self.ask(move |speaker| speaker.rib().table().path(prefix, PeerId::LOCAL).is_some()).await?;
+        let wanted = attributes.clone();
+        let question = move |speaker: &mut Speaker| {
+            let is_ours = speaker.rib().table().path(prefix, PeerId::LOCAL).is_some();
+            (is_ours, changes::is_refused(&speaker.rib().policies().import, prefix, &wanted))
+        };
+        let (is_ours, is_refused) = self.ask(question).await?;
         if is_ours {
             return Err(Status::already_exists(format!("the agent itself announces {prefix}")));
+        }
+        if is_refused {
+            return Err(Status::failed_precondition(format!(
+                "import policy refuses {prefix}: it is a pod range or an address of a node, lies in one or in the network of a link, or \
+                 is a default route; `gobgp policy` shows the sets"
+            )));
         }
         let uuid = {
             let mut added = self.added_to(&handle);
