@@ -2,18 +2,29 @@
 //!
 //! The same mirrors, the same order, the same rule of what is ours; only nothing is wanted. What belongs to
 //! others stays. Kernel settings stay too: what they were before is nobody's knowledge.
+//!
+//! Of files go the last known state (`--state-dir`), the sockets (`--socket`, `gobgp.sock`) and the CNI file where it is about our
+//! bridge; a directory goes where nothing is left in it.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::bail;
 use tracing::info;
 
+use crate::app::GOBGP_SOCKET;
+use crate::config::Config;
 use crate::firewall;
 use crate::model::Authority;
 use crate::proxy;
 use crate::reconcile::{Moment, Reflection};
 use crate::router;
+use crate::router::host_files::remove_cni;
 use crate::subsystem::Kinds;
+use crate::world::LastKnown;
 
 /// How often what fails at first is tried again at once: another program may hold a lock for a moment.
 const TRIES: usize = 3;
@@ -26,11 +37,12 @@ trait Removable {
     fn families(&self) -> Vec<&dyn Reflection>;
 }
 
-/// Takes everything of ours out of the kernel. `tunnel_port`: where packets of tunnels arrive inside UDP, if that is said.
+/// Takes everything of ours out of the kernel, and removes our files.
 ///
 /// # Errors
-/// What could not be removed, a line for each family.
-pub fn run(tunnel_port: Option<u16>) -> anyhow::Result<()> {
+/// What could not be removed, a line for each family and file.
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    let tunnel_port = config.router.as_ref().and_then(|router| router.overlay?.udp_port);
     let mut proxy = proxy::apply::Mirrors::new(proxy::linux::open_for_cleanup()?, Vec::new());
     let mut firewall = firewall::iptables::apply::Mirrors::new(firewall::iptables::linux::open_for_cleanup()?.0);
     let mut router = router::apply::Mirrors::new(router::linux::open_for_cleanup(tunnel_port)?);
@@ -43,10 +55,44 @@ pub fn run(tunnel_port: Option<u16>) -> anyhow::Result<()> {
         left.extend(errors);
     }
     info!(removed, "Objects of ours were removed from the kernel");
+    let (removed, errors) = remove_files(config);
+    info!(?removed, "Files of ours were removed");
+    left.extend(errors);
     if !left.is_empty() {
         bail!("not everything could be removed:\n{}", left.join("\n"));
     }
     Ok(())
+}
+
+/// Removes our files. Returns which there were, and why others could not be removed.
+fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
+    let (mut removed, mut left) = (Vec::new(), Vec::new());
+    let mut note = |path: &Path, outcome: io::Result<Vec<PathBuf>>| match outcome {
+        Ok(paths) => removed.extend(paths),
+        Err(error) => left.push(format!("{}: {error}", path.display())),
+    };
+    if let Some(directory) = &config.state_dir {
+        let outcome = LastKnown::new(directory).remove();
+        note(directory, outcome.map(|was_there| was_there.then(|| directory.clone()).into_iter().collect()));
+    }
+    if let Some(path) = config.router.as_ref().and_then(|router| router.cni_file.as_ref()) {
+        note(path, remove_cni(path));
+    }
+    if let Some(socket) = &config.socket {
+        for path in [socket.clone(), socket.with_file_name(GOBGP_SOCKET)] {
+            note(&path, remove_socket(&path));
+        }
+        let _ = socket.parent().map(fs::remove_dir);
+    }
+    (removed, left)
+}
+
+fn remove_socket(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if !fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        return Ok(Vec::new());
+    }
+    fs::remove_file(path)?;
+    Ok(vec![path.to_owned()])
 }
 
 /// Removes everything of one subsystem. Returns how many objects went, and why others could not.
@@ -113,5 +159,52 @@ impl<K: router::apply::Kernel> Removable for router::apply::Mirrors<K> {
     fn families(&self) -> Vec<&dyn Reflection> {
         // A bridge that pods are on stays, and that is no failure.
         self.reflections().into_iter().filter(|family| family.name() != "bridges").collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::config::{Environment, Request, request};
+
+    #[test]
+    fn our_files_go_and_those_of_others_stay() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        ["state", "run", "net.d"].iter().for_each(|name| fs::create_dir(path(name)).expect("writable"));
+        fs::write(LastKnown::new(&path("state")).path(), "what was known").expect("writable");
+        fs::write(path("state/notes"), "of somebody else").expect("writable");
+        fs::write(path("net.d/10-kuberouter.conflist"), r#"{"plugins":[{"type":"bridge","bridge":"kube-bridge"}]}"#)
+            .expect("writable");
+        fs::write(path("net.d/05-other.conflist"), "{}").expect("writable");
+        let listen = |name: &str| UnixListener::bind(path(name)).expect("a socket");
+        let _listeners = [listen("run/sluice.sock"), listen("run/gobgp.sock")];
+        let words = [
+            "sluice".to_owned(),
+            format!("--state-dir={}", path("state").display()),
+            format!("--socket={}", path("run/sluice.sock").display()),
+            "--cleanup-config".to_owned(),
+        ];
+        let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+        let environment = Environment {
+            host_name: "node-1".to_owned(),
+            cni_file: Some(path("net.d/10-kuberouter.conflist")),
+            ..Environment::default()
+        };
+        let config = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
+        let (removed, left) = remove_files(&config);
+        assert_eq!((removed.len(), left), (4, Vec::<String>::new()));
+        assert!(!path("run").exists(), "nothing is left in it");
+        for (name, stays) in
+            [("state/notes", true), ("net.d/05-other.conflist", true), ("net.d/10-kuberouter.conflist", false)]
+        {
+            assert_eq!(path(name).exists(), stays, "{name}");
+        }
+        assert!(!LastKnown::new(&path("state")).path().exists());
+        assert_eq!(remove_files(&config), (Vec::new(), Vec::new()), "again there is nothing to do");
     }
 }

@@ -74,6 +74,25 @@ pub fn text(present: Option<&str>, form: Form, wanted: &Conf) -> (Option<String>
     (Some(conf.to_string()), unusable)
 }
 
+/// Whether container runtimes read a file of this name (libcni: `.conf`, `.conflist`, `.json`).
+pub fn is_conf(path: &Path) -> bool {
+    path.extension().is_some_and(|end| ["conf", "conflist", "json"].iter().any(|one| end == *one))
+}
+
+/// Whether a text describes a network, as one plugin or as a list of them. Runtimes go on to the next file where it does not.
+pub fn describes_network(text: &str) -> bool {
+    let conf = serde_json::from_str::<Value>(text).unwrap_or_default();
+    let plugins = conf.get("plugins").and_then(Value::as_array);
+    conf.get("type").is_some_and(Value::is_string) || plugins.is_some_and(|plugins| !plugins.is_empty())
+}
+
+/// Whether a file is about our bridge, so that without us it gives pods no network.
+pub fn is_ours(text: &str, form: Form) -> bool {
+    let mut conf = serde_json::from_str::<Value>(text).unwrap_or_default();
+    let plugin = bridge_plugin(&mut conf, form);
+    plugin.is_some_and(|plugin| plugin.get("bridge").and_then(Value::as_str) == Some(BRIDGE))
+}
+
 /// A file for a node that has none.
 fn fresh(form: Form) -> Value {
     let bridge = json!({
@@ -243,6 +262,18 @@ mod tests {
         let (found, unusable) = text(Some(&other), Form::List, &wanted);
         assert!(found.expect("the MTU is set").contains(r#""ipam":{"type":"dhcp"},"mtu":1500"#));
         assert_eq!(unusable, Some(Unusable::OtherIpam("dhcp".to_owned())));
+    }
+
+    #[test]
+    fn a_file_is_ours_where_it_is_about_our_bridge() {
+        for form in [Form::Single, Form::List] {
+            let made = text(None, form, &conf(&NODE, None)).0.expect("a file is made");
+            assert!(is_ours(&made, form));
+            assert!(!is_ours(&made.replace("kube-bridge", "cni0"), form));
+        }
+        assert!(
+            ["", "{", "[]", "{}", r#"{"plugins":[{"type":"calico"}]}"#].iter().all(|text| !is_ours(text, Form::List))
+        );
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The files of this host that the router reads and writes: the CNI file and the file of passwords.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,8 +14,9 @@ use crate::config::RouterConfig;
 use crate::model::Authority;
 use crate::net::Password;
 
-use super::cni::{Conf, Form, text};
+use super::cni::{Conf, Form, describes_network, is_conf, is_ours, text};
 use super::external_peers;
+use super::problem::{About, Problem};
 
 /// What was last done with them.
 pub struct HostFiles {
@@ -22,6 +25,8 @@ pub struct HostFiles {
     stale: bool,
     retry_at: Option<Instant>,
     trouble: Option<String>,
+    /// The file of somebody else that container runtimes take in place of ours.
+    preferred: Option<PathBuf>,
     passwords: Option<PathBuf>,
     /// When the file of passwords was written that was read, or why it could not be read.
     read: Option<Result<SystemTime, String>>,
@@ -36,6 +41,7 @@ impl HostFiles {
             stale: true,
             retry_at: None,
             trouble: None,
+            preferred: None,
             passwords: config.passwords_file.clone(),
             read: None,
         }
@@ -61,7 +67,26 @@ impl HostFiles {
                 Some(format!("{}: {error}", path.display()))
             }
         };
+        self.preferred = preferred(path);
         self.trouble.clone()
+    }
+
+    /// A file of somebody else that container runtimes take in place of ours.
+    pub fn problem(&self) -> Option<Problem> {
+        let path = self.preferred.as_ref()?;
+        let text = format!(
+            "{} sorts before it, so that container runtimes use that one: remove it, or rename it",
+            path.display()
+        );
+        Some(Problem::new(About::CniFile, text))
+    }
+
+    /// Ours beside those of others.
+    pub fn problems<'a>(&self, others: &'a BTreeSet<Problem>) -> Cow<'a, BTreeSet<Problem>> {
+        match self.problem() {
+            None => Cow::Borrowed(others),
+            Some(problem) => Cow::Owned(others.iter().cloned().chain([problem]).collect()),
+        }
     }
 
     /// What the file of passwords says, where it says something else than before.
@@ -87,6 +112,32 @@ impl HostFiles {
         }
         Some(passwords)
     }
+}
+
+/// Removes the CNI file in both of its forms (`.conf`, `.conflist`), where it is about our bridge: a container runtime that reads it goes on
+/// attaching pods to a bridge that nobody keeps. Returns what was removed.
+///
+/// # Errors
+/// A file is ours and cannot be removed.
+pub fn remove_cni(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
+    for path in BTreeSet::from([path.to_owned(), path.with_extension("conf"), path.with_extension("conflist")]) {
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        if is_ours(&text, Form::of(&path)) {
+            fs::remove_file(&path)?;
+            removed.push(path);
+        }
+    }
+    Ok(removed)
+}
+
+/// The file of somebody else that container runtimes take in place of ours: the first one, by name, that describes a network.
+fn preferred(path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?;
+    let entries = fs::read_dir(path.parent()?).ok()?.flatten().map(|entry| entry.path());
+    let before = entries.filter(|one| one.file_name().is_some_and(|other| other < name));
+    let before: BTreeSet<PathBuf> = before.filter(|one| is_conf(one)).collect();
+    before.into_iter().find(|one| fs::read_to_string(one).is_ok_and(|text| describes_network(&text)))
 }
 
 fn read_when_newer(path: &Path, read: Option<&Result<SystemTime, String>>) -> io::Result<Option<(SystemTime, String)>> {
@@ -135,7 +186,41 @@ mod tests {
     }
 
     fn files(cni: &Path) -> HostFiles {
-        HostFiles { cni: Some(cni.to_owned()), stale: true, retry_at: None, trouble: None, passwords: None, read: None }
+        HostFiles {
+            cni: Some(cni.to_owned()),
+            stale: true,
+            retry_at: None,
+            trouble: None,
+            preferred: None,
+            passwords: None,
+            read: None,
+        }
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_that_sorts_first_is_a_problem_for_as_long_as_it_is_there() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let mut files = files(&path("10-kuberouter.conflist"));
+        let mut look = || {
+            files.mark(true);
+            assert_eq!(files.write(Some(&conf()), Authority::Complete, Instant::now()), None);
+            files.problem().map(|problem| problem.text)
+        };
+        for (name, text) in [
+            ("00-empty.conflist", ""),
+            ("01-nothing.conflist", "{}"),
+            ("02-notes.txt", r#"{"name":"x","type":"bridge"}"#),
+            ("20-later.conflist", r#"{"name":"x","plugins":[{"type":"bridge"}]}"#),
+        ] {
+            fs::write(path(name), text).expect("writable");
+        }
+        assert_eq!(look(), None);
+        fs::write(path("05-flannel.conflist"), r#"{"name":"cbr0","plugins":[{"type":"flannel"}]}"#).expect("writable");
+        let problem = look().expect("runtimes take that one");
+        assert!(problem.contains("05-flannel.conflist sorts before it"), "{problem}");
+        fs::remove_file(path("05-flannel.conflist")).expect("it is there");
+        assert_eq!(look(), None);
     }
 
     #[test]
@@ -163,6 +248,20 @@ mod tests {
             1,
             "nothing else stays"
         );
+    }
+
+    #[test]
+    fn cleaning_up_removes_the_cni_file_in_both_forms_and_leaves_those_of_others() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let mut written = files(&path("10-kuberouter.conflist"));
+        assert_eq!(written.write(Some(&conf()), Authority::Complete, Instant::now()), None);
+        let ours = fs::read_to_string(path("10-kuberouter.conflist")).expect("it is there");
+        fs::write(path("10-kuberouter.conf"), r#"{"type":"bridge","bridge":"cni0"}"#).expect("writable");
+        fs::write(path("20-other.conflist"), ours).expect("writable");
+        assert_eq!(remove_cni(&path("10-kuberouter.conf")).expect("removed"), [path("10-kuberouter.conflist")]);
+        assert_eq!(remove_cni(&path("10-kuberouter.conf")).expect("nothing is left"), [PathBuf::new(); 0]);
+        assert!(path("10-kuberouter.conf").exists() && path("20-other.conflist").exists());
     }
 
     #[test]

@@ -117,6 +117,24 @@ impl LastKnown {
         Ok(Some(record::decode(&bytes)?))
     }
 
+    /// Removes what was written, and the directory where nothing else is in it. Returns whether there was anything.
+    ///
+    /// # Errors
+    /// The file is there and cannot be removed.
+    pub fn remove(&self) -> io::Result<bool> {
+        let mut removed = false;
+        for name in [NAME, NEW_NAME] {
+            match fs::remove_file(self.directory.join(name)) {
+                Ok(()) => removed = true,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // It is somebody else's too where anything is left in it, or where it is a mount.
+        let _ = fs::remove_dir(&self.directory);
+        Ok(removed)
+    }
+
     /// Writes down what is known, unless the file holds it already.
     ///
     /// # Errors
