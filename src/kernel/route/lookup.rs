@@ -8,7 +8,8 @@
 
 use std::net::IpAddr;
 
-use super::wire::{GET_ROUTE, NEW_ROUTE};
+use super::RouteKey;
+use super::wire::{self, GET_ROUTE, NEW_ROUTE};
 use crate::kernel::Error;
 use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Refusal, Socket};
 use crate::net::Family;
@@ -59,16 +60,34 @@ impl Lookup {
     /// # Errors
     /// The question could not be asked.
     pub fn leading(&mut self, to: IpAddr) -> Result<Option<Leading>, Error> {
-        let family = Family::from(to);
-        let [f0, f1, f2, f3] = MATCHED.to_ne_bytes();
-        let header = [family.number(), family.host_bits(), 0, 0, 0, 0, 0, 0, f0, f1, f2, f3];
-        self.message.clear();
-        self.message.begin(GET_ROUTE, 0).header(&header).address(DESTINATION, to);
+        self.ask(to);
         match self.socket.request(&mut self.message, leading) {
             Ok(found) => Ok(found.into_iter().next()),
             Err(Fault::Refused(refusal)) if is_no(&refusal) => Ok(Some(Leading::Nowhere)),
             Err(fault) => Err(Error::new("look up a route", to.to_string(), fault.into())),
         }
+    }
+
+    /// The route that decides about packets to an address, and its protocol (`rtm_protocol`); `None` where there is none, or one that
+    /// refuses.
+    ///
+    /// # Errors
+    /// The question could not be asked.
+    pub fn deciding(&mut self, to: IpAddr) -> Result<Option<(RouteKey, u8)>, Error> {
+        self.ask(to);
+        match self.socket.request(&mut self.message, wire::route) {
+            Ok(found) => Ok(found.into_iter().next().map(|route| (route.key, route.protocol))),
+            Err(Fault::Refused(refusal)) if is_no(&refusal) => Ok(None),
+            Err(fault) => Err(Error::new("look up a route", to.to_string(), fault.into())),
+        }
+    }
+
+    fn ask(&mut self, to: IpAddr) {
+        let family = Family::from(to);
+        let [f0, f1, f2, f3] = MATCHED.to_ne_bytes();
+        let header = [family.number(), family.host_bits(), 0, 0, 0, 0, 0, 0, f0, f1, f2, f3];
+        self.message.clear();
+        self.message.begin(GET_ROUTE, 0).header(&header).address(DESTINATION, to);
     }
 }
 

@@ -1,8 +1,9 @@
 //! The router's families of kernel objects on Linux, and which of them are ours.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use tracing::{debug, info, warn};
 
 use crate::config::RouterConfig;
@@ -10,15 +11,15 @@ use crate::kernel::bridge::Bridges;
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Table, Tables};
 use crate::kernel::link::LinkName;
-use crate::kernel::route::{self, Leading, Lookup, Protocol, Routes, TABLE_MAIN};
+use crate::kernel::route::{self, Leading, Lookup, Protocol, Route, RouteKey, RouteKind, Routes, TABLE_MAIN};
 use crate::kernel::rule::SourceRules;
 use crate::kernel::sysctl::Settings;
 use crate::kernel::tunnel::{ReceivePorts, Tunnels};
 use crate::kernel::{Error, Name, module};
-use crate::net::PerFamily;
-use crate::reconcile::Target;
+use crate::net::{Family, PerFamily};
+use crate::reconcile::{Failure, Phase, Step, Target};
 
-use super::apply::{Kernel, Targets, set_names};
+use super::apply::{Kernel, PodRoutes, Targets, set_names};
 use super::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE, is_tunnel};
 use super::reachable::Lead;
 use super::settings;
@@ -80,7 +81,7 @@ fn opened(port: Option<u16>, compares_mtu: bool) -> Result<Targets<Linux>, Error
         rules: Tables::detected(detected, ownership()),
         receive_ports: ReceivePorts::open(receive_ports(port, &mut tunnels)?)?,
         tunnels,
-        routes: Routes::open(route::Ownership::Protocols(learned_routes().to_vec()))?,
+        routes: Learned::open()?,
         source_rules: SourceRules::open([TUNNEL_TABLE])?,
     })
 }
@@ -98,7 +99,7 @@ impl Kernel for Linux {
     type Rules = Tables;
     type ReceivePorts = ReceivePorts;
     type Tunnels = Tunnels;
-    type Routes = Routes;
+    type Routes = Learned;
     type SourceRules = SourceRules;
 
     fn bridge_is_free(&mut self) -> bool {
@@ -127,6 +128,124 @@ impl Kernel for Linux {
         }
         info!("Removing rules of the router from the tables that this host no longer uses");
         iptables::abandoned::remove(abandoned, ownership()).into_iter().collect()
+    }
+}
+
+/// Routes that are made of what was learned.
+///
+/// Ours by their protocol, like all others. In the main table a route of another program may have the place of one of ours: those that
+/// flannel left, or somebody typed. Where it leads to a pod range of a known node ours takes its place, because only ours follows the
+/// node; everywhere else it stays, and ours is refused. An IPv6 route of a lower metric has no place in common with ours and decides all
+/// the same: it is deleted when ours stands.
+pub struct Learned {
+    routes: Routes,
+    lookup: Lookup,
+    pod_ranges: BTreeSet<IpNet>,
+    /// For which ranges the log has said so.
+    said: BTreeSet<IpNet>,
+}
+
+/// How many routes of others to one range are deleted at a time.
+const DELETED: usize = 4;
+
+impl Learned {
+    fn open() -> Result<Learned, Error> {
+        Ok(Learned {
+            routes: Routes::open(route::Ownership::Protocols(learned_routes().to_vec()))?,
+            lookup: Lookup::open()?,
+            pod_ranges: BTreeSet::new(),
+            said: BTreeSet::new(),
+        })
+    }
+
+    fn is_to_pods(&self, key: &RouteKey) -> bool {
+        key.table == TABLE_MAIN && self.pod_ranges.contains(&key.destination)
+    }
+
+    /// The route of another program that decides about an IPv6 pod range in place of ours, and its protocol.
+    fn preferred(&mut self, key: &RouteKey) -> Option<(RouteKey, u8)> {
+        if Family::from(key.destination) != Family::V6 || !self.is_to_pods(key) {
+            return None;
+        }
+        // What cannot be found out is looked at again by the next audit.
+        let found = self.lookup.deciding(key.destination.network()).ok().flatten();
+        found.filter(|(found, protocol)| found.destination == key.destination && *protocol != PROTOCOL)
+    }
+
+    /// Puts our routes to pods in the place of those that others have there.
+    fn replace(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Route>], failures: &mut Vec<Failure<Error>>) {
+        let is_taken = |failure: &Failure<Error>| {
+            let step = steps.get(failure.step).filter(|_| failure.error.is_exists());
+            step.is_some_and(|step| step.have.is_none() && self.is_to_pods(step.key))
+        };
+        let (taken, rest): (Vec<_>, Vec<_>) = std::mem::take(failures).into_iter().partition(is_taken);
+        *failures = rest;
+        for step in taken.into_iter().map(|failure| failure.step) {
+            let Some(Step { key, want, .. }) = steps.get(step) else { continue };
+            // ip route replace
+            let again = self.routes.apply(phase, &[Step { key, have: *want, want: *want }]);
+            if again.is_empty() {
+                self.say(key.destination, None);
+            }
+            failures.extend(again.into_iter().map(|failure| Failure { step, ..failure }));
+        }
+    }
+
+    fn delete_preferred(&mut self, phase: Phase, key: &RouteKey) {
+        for _ in 0..DELETED {
+            let Some((preferred, protocol)) = self.preferred(key) else { return };
+            let route = Route { kind: RouteKind::Unicast, protocol, source: None, next_hops: [].into() };
+            let failures = self.routes.apply(phase, &[Step { key: &preferred, have: Some(&route), want: None }]);
+            if !failures.is_empty() {
+                return;
+            }
+            self.say(key.destination, Some(protocol));
+        }
+    }
+
+    fn say(&mut self, range: IpNet, protocol: Option<u8>) {
+        if self.said.insert(range) {
+            warn!(%range, protocol, "A route of another program to pods of a node was replaced");
+        }
+    }
+}
+
+impl PodRoutes for Learned {
+    fn note_pod_range(&mut self, range: IpNet, is_there: bool) {
+        match is_there {
+            true => self.pod_ranges.insert(range),
+            false => self.said.remove(&range) | self.pod_ranges.remove(&range),
+        };
+    }
+}
+
+impl Target for Learned {
+    type Key = RouteKey;
+    type Value = Route;
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        self.routes.name()
+    }
+
+    fn read(&mut self) -> Result<BTreeMap<RouteKey, Route>, Error> {
+        let mut found = self.routes.read()?;
+        // One that does not decide is as good as none: it is added again, and what decides goes.
+        found.retain(|key, _| self.preferred(key).is_none());
+        Ok(found)
+    }
+
+    fn apply(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Route>]) -> Vec<Failure<Error>> {
+        let mut failures = self.routes.apply(phase, steps);
+        if !failures.is_empty() {
+            self.replace(phase, steps, &mut failures);
+        }
+        for (index, step) in steps.iter().enumerate() {
+            if step.want.is_some() && failures.iter().all(|failure| failure.step != index) {
+                self.delete_preferred(phase, step.key);
+            }
+        }
+        failures
     }
 }
 

@@ -318,10 +318,69 @@ fn a_node_that_comes_is_learned_and_one_that_goes_is_forgotten() {
             cluster.until(2, &OF_1);
         });
         cluster.terminate(1);
-        let (_, _, said) =
-            attempt(&format!("ip netns exec {} {} --cleanup-config", cluster.name(1), env!("CARGO_BIN_EXE_sluice")));
+        let (conf, state) = (cluster.file("cni", 1).with_extension("conflist"), cluster.file("state", 1));
+        assert!(conf.exists());
+        let (_, _, said) = attempt(&format!(
+            "ip netns exec {} env KUBE_ROUTER_CNI_CONF_FILE={} {} --cleanup-config --socket= --state-dir={}",
+            cluster.name(1),
+            conf.display(),
+            env!("CARGO_BIN_EXE_sluice"),
+            state.display()
+        ));
         assert_eq!(cluster.routes(1), Vec::<String>::new(), "{said}");
+        assert!(!conf.exists() && !state.exists(), "{said}");
         assert!(run(&format!("ip -n {} route", cluster.name(1))).contains("10.1.0.0/24"), "of somebody else");
+    });
+}
+
+/// Routes that flannel, an administrator or another routing daemon left: to the pods of node 2, in its place and, in IPv6, before it.
+const FOREIGN: [&str; 3] = [
+    "route add 10.244.2.0/24 via 192.0.2.77 proto static",
+    "-6 route add fd00:10:244:2::/64 via 2001:db8::77 proto static",
+    "-6 route add fd00:10:244:2::/64 via 2001:db8::77 proto 100 metric 50",
+];
+
+#[test]
+fn routes_of_others_to_pods_of_a_known_node_are_replaced_said_once_and_all_others_stay() {
+    in_new(|| {
+        let mut cluster = Cluster::new(2);
+        let name = cluster.name(1);
+        for route in FOREIGN {
+            run(&format!("ip -n {name} {route}"));
+        }
+        // To pods of nobody, to a part of a range, and to what holds a range.
+        let others = ["10.244.9.0/24", "10.244.2.128/25", "10.244.0.0/16"];
+        for other in others {
+            run(&format!("ip -n {name} route add {other} via 192.0.2.77 proto static"));
+        }
+        cluster.start(1);
+        thread::sleep(Duration::from_secs(1));
+        let foreign = || run(&format!("ip -n {name} -6 route")).matches("2001:db8::77").count();
+        assert_eq!(foreign(), 2, "nothing is better known yet");
+        cluster.start(2);
+        cluster.until(1, &OF_2);
+        cluster.until_said(1, "A route of another program to pods of a node was replaced", 2);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while foreign() > 0 {
+            assert!(Instant::now() < deadline, "{}", cluster.log(1));
+            thread::sleep(Duration::from_millis(20));
+        }
+        let all = run(&format!("ip -n {name} route"));
+        for other in others {
+            assert!(all.contains(&format!("{other} via 192.0.2.77")), "{other}: {all}");
+        }
+        assert!(!all.contains("10.244.2.0/24 via 192.0.2.77"), "{all}");
+        assert!(reaches(&name, "10.244.2.5") && reaches(&name, "fd00:10:244:2::5"), "{}", cluster.log(1));
+        // It comes back, and goes again with the next look; the log has said it.
+        run(&format!("ip -n {name} {}", FOREIGN[2]));
+        cluster.terminate(1);
+        cluster.start(1);
+        cluster.until_said(1, "Pods of other nodes can be reached", 2);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while foreign() > 0 {
+            assert!(Instant::now() < deadline, "{}", cluster.log(1));
+            thread::sleep(Duration::from_millis(20));
+        }
     });
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
 use rustix::io::Errno;
 use sluice::kernel::bridge::Bridge;
 use sluice::kernel::iptables::Piece;
@@ -10,7 +11,7 @@ use sluice::kernel::route::{Route, RouteKey};
 use sluice::kernel::rule::RuleKey;
 use sluice::kernel::tunnel::{ReceivePort, Tunnel};
 use sluice::net::Family;
-use sluice::router::apply::{Kernel, Targets, set_names};
+use sluice::router::apply::{Kernel, PodRoutes, Targets, set_names};
 use sluice::router::linux::learned_routes;
 use sluice::router::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, TUNNEL_TABLE, is_tunnel};
 
@@ -163,6 +164,11 @@ impl MemoryKernel {
             source_rules: Memory::new(self),
         }
     }
+}
+
+/// Memory has no routes of others in the place of ours.
+impl PodRoutes for Memory<LearnedRoutes> {
+    fn note_pod_range(&mut self, _: IpNet, _: bool) {}
 }
 
 impl Kernel for MemoryKernel {
