@@ -15,6 +15,7 @@
 //! End, by SIGTERM or SIGINT: the loops finish their turn and nothing in the kernel is taken back.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -120,19 +121,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     if let Some(settings) = config.router {
         let inputs = common.inputs("router", "sluice_router", for_router)?;
         let (access, speaker) = watch::channel(None);
-        let beside = config.socket.as_ref().map(|socket| Place::Socket(socket.with_file_name(GOBGP_SOCKET)));
-        let places = settings.admin.iter().copied().map(Place::Port).chain(beside).collect();
-        let ports = if settings.admin_writes { Ports::Writable } else { Ports::ReadOnly };
+        let (places, ports) = gobgp_places(&settings, config.socket.as_deref());
         // A speaker that is not wanted yet is not stuck.
         let speaker_pulse = common.pulse("BGP speaker");
         speaker_pulse.ready(true);
-        let metrics = router::metrics::Metrics::register(&common.registry)?;
-        let notes = common.health.note("router");
         let around = router::driver::Surroundings {
             speaker_pulse,
             report,
-            metrics,
-            notes,
+            metrics: router::metrics::Metrics::register(&common.registry)?,
+            notes: common.health.note("router"),
             access,
             served,
             believed: believed_out,
@@ -153,6 +150,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         thread.join().map_err(|_| anyhow!("the {name} broke off"))?;
     }
     Ok(())
+}
+
+/// Where clients of GoBGP find the speaker, and whether they may change anything on a port.
+fn gobgp_places(config: &RouterConfig, socket: Option<&Path>) -> (Vec<Place>, Ports) {
+    let beside = socket.map(|socket| Place::Socket(socket.with_file_name(GOBGP_SOCKET)));
+    let ports = if config.admin_writes { Ports::Writable } else { Ports::ReadOnly };
+    (config.admin.iter().copied().map(Place::Port).chain(beside).collect(), ports)
 }
 
 async fn listen(config: &ObserveConfig, health: &Health, registry: &Registry) -> anyhow::Result<()> {

@@ -260,7 +260,7 @@ mod tests {
         fs::write(path("10-kuberouter.conf"), r#"{"type":"bridge","bridge":"cni0"}"#).expect("writable");
         fs::write(path("20-other.conflist"), ours).expect("writable");
         assert_eq!(remove_cni(&path("10-kuberouter.conf")).expect("removed"), [path("10-kuberouter.conflist")]);
-        assert_eq!(remove_cni(&path("10-kuberouter.conf")).expect("nothing is left"), [PathBuf::new(); 0]);
+        assert_eq!(remove_cni(&path("10-kuberouter.conf")).expect("nothing is left"), Vec::<PathBuf>::new());
         assert!(path("10-kuberouter.conf").exists() && path("20-other.conflist").exists());
     }
 
