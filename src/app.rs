@@ -85,9 +85,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let clocks = [(); 3].map(|()| Arc::new(EventClock::new(Instant::now())));
     let [for_proxy, for_firewall, for_router] = clocks.clone();
     let (report, reports) = watch::channel(Report::default());
-    let source = if matches!(config.source, Source::Api { .. }) { "API server" } else { "manifests" };
-    let outages = Outages::register(source, wanted(&config).iter().map(Wanted::kind), &registry, &health)?;
-    let messages = start_source(&config, outages, reports).await?;
+    let messages = start_source(&config, &registry, &health, reports).await?;
     let last_known = config.state_dir.as_deref().map(LastKnown::new);
     let inputs = world::Inputs {
         messages,
@@ -193,9 +191,12 @@ fn watched(config: &Config) -> Watched {
 /// Starts the source of the cluster. Where that is an API server, it is also told how this node stands.
 async fn start_source(
     config: &Config,
-    outages: Outages,
+    registry: &Registry,
+    health: &Health,
     reports: watch::Receiver<Report>,
 ) -> anyhow::Result<mpsc::Receiver<Message>> {
+    let source = if matches!(config.source, Source::Api { .. }) { "API server" } else { "manifests" };
+    let outages = Outages::register(source, wanted(config).iter().map(Wanted::kind), registry, health)?;
     let (out, messages) = mpsc::channel::<Message>(MESSAGES);
     match &config.source {
         Source::Manifests(directory) => manifests::spawn(directory.clone(), wanted(config), outages, out)?,

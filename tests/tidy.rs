@@ -431,7 +431,7 @@ fn without_tests(text: &str) -> impl Iterator<Item = &str> {
     let mut lines = text.lines().peekable();
     std::iter::from_fn(move || {
         let line = lines.next()?;
-        let tests_follow = lines.peek().is_some_and(|next| next.starts_with("mod tests") || next.starts_with("#[path"));
+        let tests_follow = lines.peek().is_some_and(|next| next.starts_with("mod tests {"));
         (!(line == "#[cfg(test)]" && tests_follow)).then_some(line)
     })
 }

@@ -1,0 +1,46 @@
+//! A restart of ours: until when what neighbours send is waited for before anybody is told anything (RFC 4724 4.1).
+
+use std::time::Duration;
+
+use super::super::session::Moment;
+use super::{Neighbour, Output, Speaker};
+use crate::net::{Family, PerFamily};
+
+/// How we restart.
+#[derive(Clone, Copy, Debug)]
+pub struct Restarting {
+    /// How long neighbours that are not there are waited for, from the last one on that has come.
+    pub patience: Duration,
+    /// How long everything may take (RFC 4724, *Selection_Deferral_Timer*).
+    pub deferral: Duration,
+}
+
+impl Restarting {
+    /// Long enough for a neighbour that is there and whose first two packets are lost: TCP sends them again after one second
+    /// and after three (RFC 6298 2, 5.5).
+    pub const PATIENCE: Duration = Duration::from_millis(3500);
+}
+
+impl Speaker {
+    /// RFC 4724 4.1: a family is told when all neighbours that are there have said all they have of it.
+    pub(super) fn end_restart(&mut self, at: Moment) {
+        let Some(restart) = &mut self.restart else { return };
+        let late = restart.deferral <= at.now;
+        restart.next =
+            if restart.patience > at.now { restart.patience.min(restart.deferral) } else { restart.deferral };
+        // Before the first neighbour is wanted nobody knows how many there will be.
+        let unknown = self.neighbours.is_empty() || self.neighbours.values().any(Neighbour::is_missing);
+        let missing = restart.patience > at.now && unknown;
+        let over = |family: Family| {
+            late || !missing && self.neighbours.values().all(|neighbour| !neighbour.is_awaited(family))
+        };
+        let released = PerFamily::from_fn(|family| *restart.held.of(family) && over(family));
+        restart.held = PerFamily::from_fn(|family| *restart.held.of(family) && !*released.of(family));
+        self.rib.release(released);
+        if restart.held == PerFamily::default() {
+            self.restart = None;
+            self.neighbours.values_mut().for_each(|neighbour| neighbour.peer.has_restarted());
+            self.outputs.push(Output::Complete);
+        }
+    }
+}
