@@ -18,6 +18,7 @@ use sluice::observe::health::Health;
 use sluice::observe::metrics::Registry;
 use sluice::proxy::driver::{Driver, Surroundings};
 use sluice::proxy::metrics::Metrics;
+use sluice::proxy::owners::Owner;
 use sluice::proxy::plan::{Plan, local_route_key, services_on};
 use sluice::reconcile::Account;
 use sluice::subsystem::Inputs;
@@ -36,6 +37,7 @@ struct Running {
     world: watch::Sender<World>,
     changes: watch::Sender<Changes>,
     believed: watch::Sender<Table<IpAddr, ()>>,
+    owners: watch::Receiver<Table<ServiceKey, Owner>>,
     stop: watch::Sender<bool>,
 }
 
@@ -146,6 +148,26 @@ fn flows_that_cannot_be_forgotten_do_not_keep_what_an_earlier_run_left_elsewhere
     });
 }
 
+#[test]
+fn a_service_that_takes_over_an_address_as_it_is_has_its_counters() {
+    with_running(async |running| {
+        let mut world = served();
+        running.world.send_replace(world.clone());
+        running.settles(&world).await;
+        let (name, service) = world.cluster.services.iter().next().expect("there are two");
+        let (name, service) = (name.clone(), service.clone());
+        let endpoints = world.cluster.endpoints.get(&name).expect("it has one").clone();
+        let heir = ObjectName::new(&name.namespace, "heir");
+        world.cluster.services.remove(&name);
+        world.cluster.endpoints.remove(&name);
+        world.cluster.services.insert_shared(heir.clone(), service);
+        world.cluster.endpoints.insert_shared(heir.clone(), endpoints);
+        running.world.send_replace(world.clone());
+        let has_any = |service: &ObjectName| running.owners.borrow().iter().any(|(_, owner)| owner.name == *service);
+        running.until("its counters bear its name", |_| has_any(&heir) && !has_any(&name)).await;
+    });
+}
+
 const ADDRESS: &str = "10.96.0.1";
 const OTHER: &str = "10.96.0.2";
 
@@ -182,7 +204,7 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
     let (changes, disturbances) = watch::channel(Changes::default());
     let (stop, stopped) = watch::channel(false);
     let (believed, believed_in) = watch::channel(Table::default());
-    let (owners, _owners_in) = watch::channel(Table::default());
+    let (owners, owners_in) = watch::channel(Table::default());
     let registry = Registry::new("test", "test");
     let inputs = Inputs {
         world: world_in,
@@ -199,7 +221,7 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
     };
     let (config, families) = flags::proxy(&[]);
     let driver = Driver::new(config, families, KERNEL, kernel.targets(), around);
-    let running = Running { kernel, world, changes, believed, stop };
+    let running = Running { kernel, world, changes, believed, owners: owners_in, stop };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async {
         let task = tokio::task::spawn_local(driver.run(inputs, stopped));

@@ -76,8 +76,9 @@ pub trait Dropped {
     /// Where it does not answer.
     fn count(&mut self) -> Result<(), Error>;
 
-    /// How many were refused on behalf of each policy since the start, as of the last count.
-    fn sums(&self) -> &BTreeMap<Owner, u64>;
+    /// How many were refused on behalf of each policy since the start, as of the last count. Who owns nothing any more has no
+    /// sum, also where the kernel has not been asked since.
+    fn sums(&mut self) -> &BTreeMap<Owner, u64>;
 }
 
 /// A policy and a direction. The annotation of a namespace is a policy without a name.

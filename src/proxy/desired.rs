@@ -36,6 +36,8 @@ pub struct Changed {
     pub rules: Vec<Piece>,
     pub virtuals: Vec<ServiceKey>,
     pub routes: Vec<RouteKey>,
+    /// A virtual service that stays as it is may belong to another Service now.
+    pub owners: bool,
     /// How many Services were computed anew.
     pub parts_computed: usize,
     /// What an administrator should know about, one sentence each.

@@ -159,7 +159,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             warn!(%service, address = %refused.address, reason = %refused.reason, "External address is not served");
         }
         self.mirrors.mark(&changed);
-        if !changed.virtuals.is_empty() {
+        if changed.owners {
             self.around.owners.send_replace(self.plan.owners().clone());
         }
         world.authority

@@ -243,7 +243,9 @@ impl Plan {
             let claim = new.and_then(|new| new.claim(&key));
             let created = new.map_or(0, |new| new.created);
             let bid = claim.map(|claim| Owner { rank: claim.rank, created, name: name.clone() });
+            let before = self.owner(&key).cloned();
             let has_it = self.owners.update(key, name, bid, &mut changed.notes);
+            changed.owners |= self.owner(&key) != before.as_ref();
             let claim = if has_it { claim } else { self.claim(&key) };
             let wanted = claim.map(|claim| claim.virtual_service.clone());
             if self.is_to_stay(key, wanted.as_ref()) {

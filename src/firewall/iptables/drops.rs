@@ -4,7 +4,7 @@
 //! it counts for each of them. The counters are the kernel's and belong to rules; a chain that is written anew begins at
 //! zero. What was counted before stays in the sum.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use compact_str::CompactString;
 
@@ -71,7 +71,8 @@ impl Drops {
 
     /// Forgets the sums of those who own nothing any more.
     pub fn forget_others(&mut self, owners: &Owners) {
-        self.sums.retain(|owner, _| owners.values().flatten().any(|other| other == owner));
+        let named: BTreeSet<&Owner> = owners.values().flatten().collect();
+        self.sums.retain(|owner, _| named.contains(owner));
     }
 }
 

@@ -32,11 +32,33 @@ impl Dropped for Counters {
         let owners = self.owners.borrow().clone();
         let counted = counted(&self.programs, Table::Filter, &[Name::Prefix(POD_CHAINS.into())])?;
         self.drops.add(&counted, &owners);
-        self.drops.forget_others(&owners);
         Ok(())
     }
 
-    fn sums(&self) -> &BTreeMap<Owner, u64> {
+    fn sums(&mut self) -> &BTreeMap<Owner, u64> {
+        self.drops.forget_others(&self.owners.borrow());
         self.drops.sums()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::rules::Direction;
+
+    #[test]
+    fn a_policy_that_is_gone_has_no_sum_although_nothing_was_counted_since() {
+        let owner =
+            |policy: &str| Owner { namespace: "shop".into(), policy: policy.into(), direction: Direction::Ingress };
+        let owned = |policies: &[&str]| {
+            let all = policies.iter().map(|policy| owner(policy)).collect();
+            Arc::new(Owners::from([("chain".into(), all)]))
+        };
+        let (owners, receiver) = watch::channel(owned(&["a", "b"]));
+        let mut counters = Counters::new(receiver, Families::default());
+        counters.count().expect("there is no program to ask");
+        assert_eq!(counters.sums().keys().cloned().collect::<Vec<_>>(), [owner("a"), owner("b")]);
+        owners.send_replace(owned(&["b"]));
+        assert_eq!(counters.sums().keys().cloned().collect::<Vec<_>>(), [owner("b")]);
     }
 }

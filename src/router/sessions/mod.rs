@@ -287,7 +287,7 @@ impl Sessions {
         }
     }
 
-    /// Shows how each session stands.
+    /// Shows how each session stands. Where there is no speaker, or none that answers, there are no neighbours.
     pub async fn show(&self, peers: &IntGaugeVec) {
         let Some(running) = &self.running else {
             peers.reset();
@@ -300,7 +300,7 @@ impl Sessions {
             };
             speaker.neighbours().map(row).collect::<Vec<_>>()
         });
-        let Ok(rows) = rows.await else { return };
+        let rows = rows.await.unwrap_or_default();
         peers.reset();
         for (address, asn, own, state) in rows {
             let kind = if asn == Some(own) { "internal" } else { "external" };
