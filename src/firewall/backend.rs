@@ -43,11 +43,11 @@ pub trait Backend {
     /// Brings what changed into the kernel, as far as `authority` allows.
     fn round(&mut self, authority: Authority, at: Moment) -> Round;
 
-    /// Brings about what lets the rules see all packets of pods.
+    /// Brings about what lets the rules see all packets of pods; with `pods_on_bridge` also those between ports of one bridge.
     ///
     /// # Errors
     /// Why that failed.
-    fn keep_settings(&mut self, at: Moment) -> Result<(), String>;
+    fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String>;
 
     /// Removes what earlier runs left where it no longer belongs. Returns why something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;

@@ -13,11 +13,12 @@ use crate::config::FirewallConfig;
 use crate::model::{Authority, World};
 use crate::net::{Family, PerFamily};
 use crate::observe::local::{Answer, Form, Question};
-use crate::reconcile::{Account, Moment};
+use crate::reconcile::{Account, Backoff, Moment};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
 use super::backend::{Backend, Round};
 use super::explain;
+use super::link_local;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
 
@@ -41,6 +42,9 @@ pub struct Driver<B: Backend> {
     closed_first: bool,
     /// Whether the kernel's settings are as they must be; `None` before they were looked at.
     settings: Option<Result<(), String>>,
+    settings_backoff: Backoff,
+    /// Pods of this node are on a bridge, or may be: packets between them pass the rules only where settings say so.
+    pods_on_bridge: bool,
 }
 
 impl<B: Backend> Driver<B> {
@@ -53,6 +57,8 @@ impl<B: Backend> Driver<B> {
             told_unclosed: PerFamily::default(),
             closed_first: false,
             settings: None,
+            settings_backoff: Backoff::default(),
+            pods_on_bridge: false,
             config,
             families,
         }
@@ -115,6 +121,16 @@ impl<B: Backend> Driver<B> {
         }
     }
 
+    /// Brings about what lets the rules see all packets of pods, and tries again soon where that fails.
+    fn keep_settings(&mut self, at: Moment) {
+        let kept = self.backend.keep_settings(self.pods_on_bridge, at);
+        match &kept {
+            Ok(()) => self.settings_backoff.succeeded(),
+            Err(_) => self.settings_backoff.failed(at.now, at.jitter),
+        }
+        self.settings = Some(kept);
+    }
+
     /// Says of each chain that the kernel refuses once when that begins and once when it ends.
     fn tell_refusals(&mut self) -> Vec<String> {
         let refused = self.backend.refused();
@@ -163,10 +179,10 @@ impl<B: Backend> Subsystem for Driver<B> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.backend.retry_at()
+        self.backend.retry_at().into_iter().chain(self.settings_backoff.retry_at()).min()
     }
 
-    async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
+    async fn take_world(&mut self, world: &World, at: Moment) -> Authority {
         if world.policy_authority == Authority::Nothing {
             self.close_first(world);
             return Authority::Nothing;
@@ -174,11 +190,19 @@ impl<B: Backend> Subsystem for Driver<B> {
         let changed = self.plan.update(world);
         self.around.metrics.asked.inc_by(changed.pods_asked as u64);
         self.backend.update(self.plan.rules(), world, &changed);
+        let pods_on_bridge = link_local::has_pod_bridge(self.plan.rules(), world);
+        if std::mem::replace(&mut self.pods_on_bridge, pods_on_bridge) != pods_on_bridge && self.settings.is_some() {
+            self.keep_settings(at);
+        }
         self.tell_what_cannot_be_closed(world);
         world.policy_authority
     }
 
-    async fn calculate(&mut self, _at: Moment) {}
+    async fn calculate(&mut self, at: Moment) {
+        if self.settings_backoff.retry_at().is_some_and(|retry| retry <= at.now) {
+            self.keep_settings(at);
+        }
+    }
 
     fn round(&mut self, authority: Authority, at: Moment) -> Round {
         let authority = match authority {
@@ -189,7 +213,7 @@ impl<B: Backend> Subsystem for Driver<B> {
             return Round::default();
         }
         if self.settings.is_none() {
-            self.settings = Some(self.backend.keep_settings(at));
+            self.keep_settings(at);
         }
         self.backend.round(authority, at)
     }
@@ -223,7 +247,7 @@ impl<B: Backend> Subsystem for Driver<B> {
     }
 
     fn audited(&mut self, at: Moment) {
-        self.settings = Some(self.backend.keep_settings(at));
+        self.keep_settings(at);
     }
 
     fn troubles(&mut self, account: &mut Account, _standing: &Standing) -> Vec<String> {

@@ -60,6 +60,12 @@ pub fn pod_bridges(rules: &RuleSet, world: &World) -> Vec<CompactString> {
     bridges
 }
 
+/// Whether there is a bridge with pods on it, as far as the host shows.
+pub fn has_pod_bridge(rules: &RuleSet, world: &World) -> bool {
+    let is_there = |name: &CompactString| world.host.links.iter().any(|link| link.bridge && link.name == *name);
+    pod_bridges(rules, world).iter().any(is_there)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -120,5 +126,6 @@ mod tests {
         rules.pods.insert(object("shop/a"), pod("10.244.1.7"));
         rules.pods.insert(object("shop/b"), pod("192.0.2.77"));
         assert_eq!(pod_bridges(&rules, &world), ["cni0", "kube-bridge"]);
+        assert!(has_pod_bridge(&rules, &world) && !has_pod_bridge(&RuleSet::default(), &world));
     }
 }

@@ -14,7 +14,7 @@ use sluice::firewall::iptables::names::{self, CHAIN_TAIL};
 use sluice::firewall::metrics::Metrics;
 use sluice::firewall::plan::Plan;
 use sluice::kernel::monitor::Changes;
-use sluice::model::{Authority, EventClock, Node, World};
+use sluice::model::{Authority, EventClock, HostLink, Node, World};
 use sluice::net::{Family, PerFamily};
 use sluice::observe::health::Health;
 use sluice::observe::metrics::Registry;
@@ -101,6 +101,24 @@ fn a_chain_that_the_kernel_refuses_is_told_once_and_the_rest_is_in_force() {
         assert_eq!(running.log.lines("The kernel refuses a chain").len(), 2, "once for each family");
         let has_chain = running.kernel.state().rules.keys().any(|piece| piece.to_string().contains(names::POD_CHAINS));
         assert!(has_chain, "the pod stays isolated");
+    });
+}
+
+#[test]
+fn a_bridge_of_pods_whose_packets_no_rule_sees_is_trouble_until_they_are_seen() {
+    with_running(false, async |running| {
+        running.kernel.with(|machine| machine.no_bridge_filter = true);
+        running.settles(&shop()).await;
+        running.until_ready().await;
+        let mut world = shop();
+        let mut host = (*world.host).clone();
+        host.links = vec![HostLink { name: "kube-bridge".into(), mtu: 1500, bridge: true }];
+        world.host = Arc::new(host);
+        running.world.send_replace(world);
+        running.until_unready("network policies", "settings: br_netfilter is not there").await;
+        running.until_told(|text| text.contains("sluice_firewall_failing{family=\"settings\"} 1")).await;
+        running.kernel.with(|machine| machine.no_bridge_filter = false);
+        running.until_ready().await;
     });
 }
 

@@ -49,7 +49,8 @@ pub trait Kernel {
     type Rules: Target<Key = Piece, Value = Rules> + Refusing;
 
     /// Brings about what lets the rules see all packets of pods. Called before the first round and after each audit.
-    fn keep_settings(&mut self, at: Moment) -> Result<(), String>;
+    /// `pods_on_bridge`: a kernel that lacks the settings of bridges fails.
+    fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String>;
 
     /// Whether the kernel speaks IPv6 at all. Asked once, at the start.
     fn has_ipv6(&self) -> bool {
@@ -213,8 +214,8 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Brings about what lets the rules see all packets of pods, or says why that failed.
-    pub fn keep_settings(&mut self, at: Moment) -> Result<(), String> {
-        self.kernel.keep_settings(at)
+    pub fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String> {
+        self.kernel.keep_settings(pods_on_bridge, at)
     }
 
     /// Whether the kernel speaks IPv6 at all.

@@ -112,8 +112,8 @@ impl<K: Kernel> Backend for Iptables<K> {
         Round { sets_took, elements_took, rules_took, rules_read, rules_written }
     }
 
-    fn keep_settings(&mut self, at: Moment) -> Result<(), String> {
-        self.mirrors.keep_settings(at)
+    fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String> {
+        self.mirrors.keep_settings(pods_on_bridge, at)
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {

@@ -449,8 +449,8 @@ impl Kernel for Mortal<Linux> {
     type Elements = Mortal<Elements>;
     type Rules = Mortal<Tables>;
 
-    fn keep_settings(&mut self, at: Moment) -> Result<(), String> {
-        self.inner.keep_settings(at)
+    fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String> {
+        self.inner.keep_settings(pods_on_bridge, at)
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {

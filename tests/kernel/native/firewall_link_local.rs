@@ -88,7 +88,7 @@ impl Bridged {
             lowering: Lowering::new(config(false), PerFamily { v4: true, v6 }),
             mirrors: Mirrors::new(targets),
         };
-        bridged.mirrors.keep_settings(moment()).expect("packets of bridges can pass the rules");
+        bridged.mirrors.keep_settings(true, moment()).expect("packets of bridges can pass the rules");
         if !v6 {
             // The cluster does not know of any IPv6.
             for (name, v4, _) in PODS {
@@ -206,5 +206,22 @@ fn a_bridge_of_another_plugin_is_known_by_the_addresses_of_its_pods() {
         bridged.world.cluster.policies.insert(ObjectName::new("shop", "shut"), egress(app("web"), &[]));
         bridged.settle();
         bridged.assert_paths("web is isolated", By::Link, &[(("web", "db"), false)]);
+    });
+}
+
+#[test]
+fn a_kernel_that_shows_the_rules_nothing_of_bridges_is_trouble_where_pods_are_on_one() {
+    in_new(|| {
+        own_run();
+        let mut mirrors =
+            Mirrors::new(linux::open_with(programs(Flavour::NfTables)).expect("the kernel can be reached"));
+        assert_eq!(mirrors.keep_settings(true, moment()), Ok(()));
+        // As where the module is missing.
+        run("mount -t tmpfs none /proc/sys/net/bridge");
+        assert_eq!(mirrors.keep_settings(false, moment()), Ok(()), "a host without bridges does not have them");
+        let trouble = mirrors.keep_settings(true, moment()).expect_err("pods of one bridge pass all policies");
+        assert!(trouble.contains("br_netfilter"), "{trouble}");
+        run("umount /proc/sys/net/bridge");
+        assert_eq!(mirrors.keep_settings(true, moment()), Ok(()), "it is looked for again");
     });
 }

@@ -55,6 +55,8 @@ pub struct Machine {
     pub unloadable: BTreeSet<CompactString>,
     /// The family whose rules cannot be changed, whatever is tried.
     pub broken: Option<Family>,
+    /// Packets between ports of a bridge cannot be shown to the rules.
+    pub no_bridge_filter: bool,
     /// Those chains that were tried since somebody asked.
     pub tried_in_vain: Vec<Refusal>,
     /// Called after every single act.
@@ -144,6 +146,7 @@ impl MemoryKernel {
             refused: Vec::new(),
             unloadable: BTreeSet::new(),
             broken: None,
+            no_bridge_filter: false,
             tried_in_vain: Vec::new(),
             observer: None,
         };
@@ -228,8 +231,11 @@ impl firewall::iptables::apply::Kernel for MemoryKernel {
     type Elements = Memory<Elements>;
     type Rules = Memory<RuleRows>;
 
-    fn keep_settings(&mut self, _: Moment) -> Result<(), String> {
-        Ok(())
+    fn keep_settings(&mut self, pods_on_bridge: bool, _: Moment) -> Result<(), String> {
+        match self.with(|machine| machine.no_bridge_filter) && pods_on_bridge {
+            true => Err("br_netfilter is not there".to_owned()),
+            false => Ok(()),
+        }
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {

@@ -84,11 +84,29 @@ impl Kernel for Linux {
     type Elements = Elements;
     type Rules = Tables;
 
-    fn keep_settings(&mut self, at: Moment) -> Result<(), String> {
+    fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String> {
         self.settings.forget();
-        let wanted = self.settings.target().wanted().map_err(|error| error.to_string())?;
+        let mut wanted = self.settings.target().wanted().map_err(|error| error.to_string())?;
+        let mut reasons = Vec::new();
+        if pods_on_bridge && wanted.len() < settings().len() {
+            // The module was not there at the start, or has been unloaded.
+            reasons = module::load(&MODULES);
+            wanted = self.settings.target().wanted().map_err(|error| error.to_string())?;
+        }
         self.settings.grow(&wanted, Growth::Full, at);
-        self.settings.trouble().map_or(Ok(()), |trouble| Err(trouble.error.clone()))
+        if let Some(trouble) = self.settings.trouble() {
+            return Err(trouble.error.clone());
+        }
+        let is_missing = |(setting, _): &(Setting, Wanted)| !wanted.contains_key(setting);
+        match settings().into_iter().find(is_missing).filter(|_| pods_on_bridge) {
+            None => Ok(()),
+            Some((setting, _)) => {
+                let why: String = reasons.iter().map(|error| format!(": {error}")).collect();
+                Err(format!(
+                    "no policy sees packets between pods of one bridge: {setting} is missing, which br_netfilter brings{why}"
+                ))
+            }
+        }
     }
 
     fn has_ipv6(&self) -> bool {
