@@ -67,7 +67,6 @@ impl Account {
             let (name, trouble) = (family.name(), family.trouble());
             let steps = i64::try_from(family.steps_done()).unwrap_or(i64::MAX);
             self.steps.with_label_values(&[name]).set(steps);
-            self.failing.with_label_values(&[name]).set(i64::from(trouble.is_some()));
             troubles.extend(self.trouble(name, trouble.map(|trouble| (trouble.objects, trouble.error.as_str()))));
         }
         troubles
@@ -75,6 +74,7 @@ impl Account {
 
     /// Says how something stands that is no family: how many objects are not as wanted, and why. Returns the trouble.
     pub fn trouble(&mut self, name: &'static str, trouble: Option<(usize, &str)>) -> Option<String> {
+        self.failing.with_label_values(&[name]).set(i64::from(trouble.is_some()));
         let Some((objects, error)) = trouble else {
             if self.told.remove(name).is_some() {
                 info!(family = name, "The kernel is as wanted again");
