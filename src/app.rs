@@ -141,7 +141,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
 
     wait_for_signal().await?;
-    info!("Stopping; what is in the kernel stays there");
+    info!("Stopping; kernel state stays in place");
     stop.send_replace(true);
     world_task.await.context("the World's task broke off")?;
     for Running { name, thread } in running {
@@ -363,7 +363,7 @@ where
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         match runtime {
             Ok(runtime) => runtime.block_on(run(targets)),
-            Err(error) => error!(%error, subsystem = name, "A subsystem has no timers"),
+            Err(error) => error!(%error, subsystem = name, "Starting the event loop of a subsystem failed"),
         }
     })?;
     let said = is_open.await.with_context(|| format!("the {name} broke off"))?;

@@ -54,7 +54,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         removed += count;
         left.extend(errors);
     }
-    info!(removed, "Objects of ours were removed from the kernel");
+    info!(removed, "Kernel state removed");
     let (removed, errors) = remove_files(config);
     info!(?removed, "Files of ours were removed");
     left.extend(errors);

@@ -180,13 +180,13 @@ impl Builder {
         }
         let node = &self.own;
         if is_missing {
-            warn!(%node, "The cluster has no Node of this name; --hostname-override or NODE_NAME must be the name of this host's Node");
+            warn!(%node, "Node of this host not found; --hostname-override or NODE_NAME must be the name of its Node");
             let text = format!(
                 "the cluster has no Node {node:?}; --hostname-override or NODE_NAME must name this host's Node"
             );
             self.note.set(vec![text]);
         } else {
-            info!(%node, "The cluster has a Node of this name");
+            info!(%node, "Node of this host found");
             self.note.set(Vec::new());
         }
     }
@@ -203,7 +203,7 @@ impl Builder {
         let missing: Vec<&str> = self.joined.unlisted().map(Kind::name).collect();
         if !missing.is_empty() {
             let (timeout, missing) = (timeout.as_secs_f64(), missing.join(" "));
-            warn!(timeout_s = timeout, %missing, "The cluster is not known completely within --cache-sync-timeout; still waiting");
+            warn!(timeout_s = timeout, %missing, "Initial list not complete within --cache-sync-timeout; still waiting");
         }
     }
 
@@ -218,16 +218,16 @@ impl Builder {
         match read {
             Ok(Some(known)) => {
                 let (services, policies) = (known.cluster.services.len(), known.cluster.policies.len());
-                warn!(%path, services, policies, "The cluster cannot be reached; using the last known state");
+                warn!(%path, services, policies, "API server unreachable; using the last known state");
                 self.joined.remember(known);
                 self.publish(None);
             }
             Ok(None) => {
-                warn!(%path, "The cluster cannot be reached, and there is no last known state");
+                warn!(%path, "API server unreachable, and there is no last known state");
                 self.joined.remember_nothing();
             }
             Err(error) => {
-                warn!(%path, %error, "The last known state cannot be used; it is ignored");
+                warn!(%path, %error, "Last known state is invalid; ignored");
                 self.joined.remember_nothing();
             }
         }
@@ -276,7 +276,7 @@ impl Builder {
                 nodes,
                 pods,
                 policies,
-                "How far the cluster is known has changed"
+                "Authority changed"
             );
         }
         if self.joined.is_complete()
@@ -319,12 +319,12 @@ impl Builder {
                 let is_others = matches!(object, Object::Node(name, _) if *name != self.own);
                 for Warning { field, text } in warnings {
                     match is_others {
-                        true => debug!(object = %id, %field, reason = %text, "Odd input"),
-                        false => warn!(object = %id, %field, reason = %text, "Odd input"),
+                        true => debug!(object = %id, %field, reason = %text, "Invalid field in an object"),
+                        false => warn!(object = %id, %field, reason = %text, "Invalid field in an object"),
                     }
                 }
             }
-            Verdict::TooMany => warn!("Too many objects are odd; no more of them are named"),
+            Verdict::TooMany => warn!("Too many invalid objects; further ones are not logged"),
         }
     }
 }

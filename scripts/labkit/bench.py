@@ -23,7 +23,7 @@ ADDRESS = "192.0.2.11"
 FLAGS = ["--run-router=false", "--run-firewall=false", "--run-service-proxy=true", "--enable-ipv6=false",
          f"--hostname-override=node{NODE}", f"--service-cluster-ip-range={net.SERVICE_RANGES[0]}", "--log-format=json"]
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-FIRST, ROUND = "First sync is done", "Changes are in the kernel"
+FIRST, ROUND = "First sync of services finished", "Service changes programmed"
 PATIENCE = 600
 
 

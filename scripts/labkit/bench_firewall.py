@@ -23,7 +23,7 @@ from labkit.source import kubeconfig  # noqa: E402
 OURS = ["--run-router=false", "--run-firewall=true", "--run-service-proxy=false", "--hostname-override=node1", "--log-format=json",
         f"--socket={net.RUN}/bench.sock"]
 THEIRS = ["--run-router=false", "--run-firewall=true", "--run-service-proxy=false", "--hostname-override=node1", "--v=0"]
-FIRST, ROUND = "Network policies are in force", "Changes of policies are in the kernel"
+FIRST, ROUND = "First sync of network policies finished", "Network policy changes programmed"
 COUNTS = f"{net.RUN}/bench-counts"
 FRONT = f"{net.RUN}/bench-front"
 PROGRAMS = [f"{family}-{flavour}{verb}" for family in ("iptables", "ip6tables") for flavour in ("nft-", "legacy-", "")

@@ -22,7 +22,7 @@ PREFIXES = 100_000
 # Objects in one file.
 TOGETHER = 100
 FLAGS = ["--run-service-proxy=false", "--hostname-override=node0", "--log-format=json", f"--socket={net.RUN}/bench.sock"]
-READ = "Read the manifests"
+READ = "Manifests read"
 ADDRESS, SIX = "172.31.255.1", "2001:db8:2::1"
 # It is at rest when what it occupies has not changed for so many seconds.
 STILL, PATIENCE = 20, 300

@@ -115,7 +115,7 @@ impl<B: Backend> Driver<B> {
             let mut ranges = node.into_iter().flat_map(|node| &node.pod_cidrs);
             let unclosed = !ranges.any(|range| Family::from(*range) == family);
             if unclosed && !*self.told_unclosed.of(family) {
-                warn!(%family, "No range of this node's pods is known, so --netpol-default-deny closes nothing");
+                warn!(%family, "Node has no pod CIDR of this family; --netpol-default-deny has no effect");
             }
             *self.told_unclosed.of_mut(family) = unclosed;
         }
@@ -138,13 +138,13 @@ impl<B: Backend> Driver<B> {
         for refusal in &refused {
             troubles.push(format!("refused: {}: {}", refusal.object, refusal.reason));
             if self.told_refused.insert(refusal.object.clone()) {
-                warn!(chain = %refusal.object, reason = %refusal.reason, "The kernel refuses a chain; what only it would allow is refused");
+                warn!(chain = %refusal.object, reason = %refusal.reason, "Kernel rejected a chain; traffic that only this chain allows is denied");
             }
         }
         self.told_refused.retain(|object| {
             let stays = refused.iter().any(|refusal| refusal.object == *object);
             if !stays {
-                info!(chain = %object, "A chain that the kernel refused is no longer missing");
+                info!(chain = %object, "Chain is no longer rejected by the kernel");
             }
             stays
         });
@@ -242,7 +242,7 @@ impl<B: Backend> Subsystem for Driver<B> {
             sets_us = round.sets_took.as_micros() as u64,
             rules_us = round.rules_took.as_micros() as u64,
             since_seen_us = seen.map(|seen| (done - seen).as_micros() as u64),
-            "Changes of policies are in the kernel"
+            "Network policy changes programmed"
         );
     }
 
@@ -265,7 +265,7 @@ impl<B: Backend> Subsystem for Driver<B> {
             authority = ?sync.authority,
             steps = sync.steps,
             took_ms = sync.took.as_millis() as u64,
-            "Network policies are in force"
+            "First sync of network policies finished"
         );
     }
 

@@ -53,7 +53,7 @@ impl<D: Dropped + Send> Collector for Refused<D> {
         if last.at.is_none_or(|at| at.elapsed() >= FRESH) {
             match last.drops.count() {
                 Ok(()) => last.at = Some(Instant::now()),
-                Err(error) => warn!(%error, "Refused packets cannot be counted"),
+                Err(error) => warn!(%error, "Reading drop counters failed"),
             }
         }
         let mut family = MetricFamily::default();

@@ -110,14 +110,14 @@ async fn listen(place: Place, service: Service, ports: Ports) {
         match place.bind().await {
             Ok(listener) => break listener,
             Err(reason) if !std::mem::replace(&mut has_failed, true) => {
-                error!(place = %place.text(), %reason, "The gobgp API cannot listen; trying again");
+                error!(place = %place.text(), %reason, "gobgp API listen failed; retrying");
             }
             Err(_) => {}
         }
         tokio::time::sleep(RETRY).await;
     };
     if has_failed {
-        info!(place = %place.text(), "The gobgp API listens now");
+        info!(place = %place.text(), "gobgp API listening");
     }
     loop {
         let permit = connections.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -131,7 +131,7 @@ async fn listen(place: Place, service: Service, ports: Ports) {
                 drop(tokio::spawn(connection(TokioIo::new(stream), services, permit)));
             }
             Err(error) => {
-                warn!(place = %place.text(), %error, "The gobgp API cannot accept a connection");
+                warn!(place = %place.text(), %error, "gobgp API accept failed");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
@@ -158,7 +158,7 @@ async fn connection(
         .keep_alive_timeout(PATIENCE)
         .serve_connection(stream, service_fn(move |request| services.clone().call(request)));
     if let Err(error) = served.await {
-        debug!(%error, "A connection of the gobgp API ended early");
+        debug!(%error, "gobgp API connection closed with an error");
     }
     drop(permit);
 }

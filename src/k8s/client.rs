@@ -118,16 +118,13 @@ impl ApiClient {
         let mut made = self.made();
         match made_anew {
             Ok((client, files)) => {
-                info!("The files that say how to reach the Kubernetes API have changed; they are used from now on");
+                info!("Kubeconfig credentials changed; using the new ones");
                 (made.client, made.files, made.refused) = (client, files, None);
             }
             Err(error) => {
                 let reason = error.to_string();
                 if made.refused.as_ref() != Some(&reason) {
-                    warn!(
-                        reason,
-                        "Changed files that say how to reach the Kubernetes API cannot be used; the former stay"
-                    );
+                    warn!(reason, "Reading changed kubeconfig credentials failed; the former stay in use");
                     made.refused = Some(reason);
                 }
             }

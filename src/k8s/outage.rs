@@ -136,7 +136,7 @@ impl Outages {
         shared.tell(&open);
         drop(open);
         if !is_said && cause != Cause::Directory {
-            warn!(%kind, error, "The Kubernetes API cannot be read; what is known stays in force");
+            warn!(%kind, error, "Kubernetes API watch failed; last known state stays in force");
         }
         is_first
     }
@@ -151,7 +151,7 @@ impl Outages {
         let is_last = open.is_empty();
         drop(open);
         if is_last && ended.cause != Cause::Directory {
-            info!("The Kubernetes API can be read again");
+            info!("Kubernetes API watch recovered");
         }
     }
 

@@ -156,7 +156,7 @@ impl Listener {
         let patch = Patch::Strategic(condition(Timestamp::now()));
         self.send(nodes.patch_subresource("status", &self.node, &PatchParams::default(), &patch)).await?;
         if again {
-            warn!(condition = CONDITION, "Somebody has said that this node's network is not there; it is");
+            warn!(condition = CONDITION, "Node condition NetworkUnavailable was set by others; setting it to False");
         }
         Ok(())
     }
@@ -201,7 +201,7 @@ impl Attempts {
         match told {
             Ok(()) => {
                 if self.is_failing || self.lacks_right {
-                    info!(what, "The cluster can be told about this node again");
+                    info!(what, "Node status update recovered");
                 }
                 (self.is_failing, self.lacks_right, self.pause) = (false, false, self.timing.first);
             }
@@ -216,7 +216,7 @@ impl Attempts {
             }
             Err(Refused::Failed(reason)) => {
                 if !std::mem::replace(&mut self.is_failing, true) {
-                    warn!(what, reason, "The cluster cannot be told about this node; trying again");
+                    warn!(what, reason, "Node status update failed; retrying");
                 }
                 let doubled = if self.pause > self.timing.last { self.timing.first } else { self.pause * 2 };
                 self.pause = doubled.min(self.timing.last);

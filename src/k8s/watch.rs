@@ -198,7 +198,7 @@ impl<K: ApiObject> Follower<K> {
                 End::Orderly if !was_brief => continue,
                 End::Orderly => {}
                 End::NoStreaming => {
-                    info!(kind = %self.kind, "The API server has no streaming lists; listing in pages");
+                    info!(kind = %self.kind, "API server does not support streaming lists; using paginated lists");
                     self.pages = Some(Pages::Until(Instant::now() + self.common.timing.in_pages));
                     continue;
                 }
@@ -217,7 +217,7 @@ impl<K: ApiObject> Follower<K> {
                         kind = %self.kind,
                         version = self.seen.as_deref().unwrap_or_default(),
                         reason,
-                        "The API server cannot serve a list as new as what was seen; asking for its newest"
+                        "API server has no list as new as the last one seen; requesting its newest"
                     );
                     (self.version, self.wants_newest) = (None, true);
                 }
@@ -396,7 +396,7 @@ impl<K: ApiObject> Follower<K> {
         let Unread { name, is_gone, reason } = unread;
         let is_named = name.is_some();
         if !is_named {
-            warn!(kind = %self.kind, error = reason, "An object without a name cannot be read; it is left out");
+            warn!(kind = %self.kind, error = reason, "Invalid object without a name ignored");
         }
         if !is_named && !is_listing {
             return Ok(());

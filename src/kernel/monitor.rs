@@ -156,7 +156,7 @@ impl Monitor {
         changes.routes += 1;
         changes.ways += 1;
         if let Err(error) = self.look_around() {
-            warn!(%error, "Devices could not be listed");
+            warn!(%error, "Listing links failed");
         }
     }
 
@@ -174,10 +174,10 @@ impl Monitor {
 
     fn note_fault(&self, bus: &'static str, fault: Fault) {
         if fault == Fault::Lost {
-            debug!(bus, "More was changed than could be told; everything is looked at");
+            debug!(bus, "Netlink notifications lost; auditing everything");
             return;
         }
-        warn!(bus, cause = ?fault, "Changes by others could not be heard; everything is looked at");
+        warn!(bus, cause = ?fault, "Receiving netlink notifications failed; auditing everything");
         thread::sleep(PAUSE);
     }
 

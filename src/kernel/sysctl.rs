@@ -94,7 +94,7 @@ impl Settings {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if self.reported.insert(setting.clone()) {
-                    warn!(%setting, "The kernel does not have this setting now");
+                    warn!(%setting, "Sysctl does not exist in this kernel");
                 }
                 None
             }

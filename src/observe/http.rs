@@ -104,7 +104,7 @@ pub fn spawn(sites: Vec<(TcpListener, Site)>) -> io::Result<()> {
             for (listener, site) in sites {
                 match TcpListener::from_std(listener) {
                     Ok(listener) => drop(listeners.spawn(serve(listener, site))),
-                    Err(error) => error!(%error, "A listener cannot be served"),
+                    Err(error) => error!(%error, "Serving a listener failed"),
                 }
             }
             listeners.join_all().await;

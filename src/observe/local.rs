@@ -84,14 +84,14 @@ pub async fn run(path: PathBuf, answerers: Answerers) {
         match bind(&path) {
             Ok(listener) => break listener,
             Err(reason) if !std::mem::replace(&mut has_failed, true) => {
-                warn!(%reason, "The local socket cannot be opened; going on without it and trying again");
+                warn!(%reason, "Opening the local socket failed; continuing without it and retrying");
             }
             Err(_) => {}
         }
         tokio::time::sleep(RETRY).await;
     };
     if has_failed {
-        info!(path = %path.display(), "The local socket is open now");
+        info!(path = %path.display(), "Local socket opened");
     }
     serve(listener, answerers).await;
 }

@@ -102,7 +102,7 @@ impl<K: Kernel> Driver<K> {
             let (service, destination) = (flow.original_destination, flow.reply_source);
             warn!(
                 %error, %service, %destination, services = flows.given_up.len(),
-                "UDP flows could not be deleted from connection tracking; giving up"
+                "Deleting conntrack entries of UDP flows failed; giving up"
             );
         }
     }
@@ -153,7 +153,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         let changed = self.plan.update(world, at.now);
         self.around.metrics.parts.inc_by(changed.parts_computed as u64);
         for note in &changed.notes {
-            warn!(reason = %note, "Two Services want the same address and port");
+            warn!(reason = %note, "Services conflict: same address and port");
         }
         for (service, refused) in &changed.refused {
             warn!(%service, address = %refused.address, reason = %refused.reason, "External address is not served");
@@ -209,7 +209,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             compute_us = (computed - begun).as_micros() as u64,
             kernel_us = (done - computed).as_micros() as u64,
             since_seen_us = seen.map(|seen| (done - seen).as_micros() as u64),
-            "Changes are in the kernel"
+            "Service changes programmed"
         );
     }
 
@@ -237,7 +237,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             input_us = sync.input.map(|input| input.as_micros() as u64),
             compute_us = sync.computing.as_micros() as u64,
             kernel_us = sync.programming.as_micros() as u64,
-            "First sync is done"
+            "First sync of services finished"
         );
     }
 

@@ -82,7 +82,7 @@ impl Counters {
         let stats = match stats {
             Ok(stats) => stats,
             Err(error) => {
-                warn!(%error, "Counters of services cannot be read");
+                warn!(%error, "Reading IPVS counters failed");
                 Vec::new()
             }
         };

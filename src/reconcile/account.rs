@@ -56,7 +56,7 @@ impl Account {
                 Drift::Unexpected(object) => ("unexpected", object),
             };
             self.drift.with_label_values(&[*family, kind]).inc();
-            warn!(family, kind, object = %object, "Somebody else changed what is ours; repairing it");
+            warn!(family, kind, object = %object, "Drift detected; repairing");
         }
     }
 
@@ -77,12 +77,12 @@ impl Account {
         self.failing.with_label_values(&[name]).set(i64::from(trouble.is_some()));
         let Some((objects, error)) = trouble else {
             if self.told.remove(name).is_some() {
-                info!(family = name, "The kernel is as wanted again");
+                info!(family = name, "Kernel update recovered");
             }
             return None;
         };
         if self.told.get(name).map(String::as_str) != Some(error) {
-            warn!(family = name, objects, error, "The kernel is not as wanted; trying again");
+            warn!(family = name, objects, error, "Kernel update failed; retrying");
             self.told.insert(name, error.to_owned());
         }
         Some(format!("{name}: {error}"))

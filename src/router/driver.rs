@@ -192,7 +192,7 @@ impl<K: Kernel> Driver<K> {
                     self.mirrors.mark(&changed);
                 }
                 Event::Complete => {
-                    info!("BGP has heard everything there is to hear");
+                    info!("End-of-RIB received from all peers");
                     self.unlearned = None;
                     let changed = self.plan.drop_stale_routes();
                     self.mirrors.mark(&changed);
@@ -210,7 +210,7 @@ impl<K: Kernel> Driver<K> {
         }
         if let Some(lost) = self.reachable.settle(now) {
             let first: Vec<String> = lost.iter().take(NAMED).map(ToString::to_string).collect();
-            warn!(count = lost.len(), lost = first.join(" "), "Other next hops than before cannot be reached");
+            warn!(count = lost.len(), lost = first.join(" "), "Set of unreachable next hops changed");
             self.sessions.order(vec![Order::Unreachable(lost)]).await;
         }
     }
@@ -228,7 +228,7 @@ impl<K: Kernel> Driver<K> {
             self.reached = true;
             let took_ms = (now - self.started).as_millis() as u64;
             match &self.unreached.missing {
-                None => info!(unreached = count, took_ms, "Pods of other nodes can be reached"),
+                None => info!(unreached = count, took_ms, "Routes to pods of other nodes programmed"),
                 Some(missing) => {
                     warn!(unreached = count, took_ms, reason = missing, "Some pods of other nodes cannot be reached");
                 }
@@ -282,7 +282,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
                 self.publish_believed();
             }
             Wake::Speaker(News::Ended) => {
-                warn!("The BGP speaker has ended; another one takes its place");
+                warn!("BGP speaker ended; starting a new one");
                 self.withdrawals.end();
                 self.publish_believed();
             }
@@ -360,7 +360,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             routes_grown = round.routes_grown,
             routes_gone = round.routes_gone,
             kernel_us = took.as_micros() as u64,
-            "Changes of the router are in the kernel"
+            "Router changes programmed"
         );
     }
 
@@ -393,7 +393,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             authority = ?sync.authority,
             steps = sync.steps,
             took_ms = sync.took.as_millis() as u64,
-            "The router is in force"
+            "First sync of the router finished"
         );
     }
 

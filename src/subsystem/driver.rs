@@ -171,7 +171,7 @@ impl<S: Subsystem> Loop<S> {
         if self.authority == Authority::Complete && !self.cleared && self.subsystem.mirrors().is_as_wanted() {
             self.cleared = true;
             for error in self.subsystem.remove_abandoned() {
-                warn!(%error, "What an earlier run left in the other tables could not be removed");
+                warn!(%error, "Removing rules from the other iptables backend failed");
             }
         }
         (round, steps)
@@ -193,7 +193,7 @@ impl<S: Subsystem> Loop<S> {
         self.next_audit = at.now + BETWEEN_PORTIONS;
         if finished {
             self.subsystem.audited(at);
-            debug!(found = self.audit_found, "Everything of ours in the kernel has been compared");
+            debug!(found = self.audit_found, "Audit of services finished");
             self.audit_found = 0;
             self.next_audit = at.now + period;
         }

@@ -76,7 +76,7 @@ async fn follow(
         match read_aside(read).await {
             Ok(found) => {
                 if retry_at.take().is_some() {
-                    info!("The addresses of this host can be read again");
+                    info!("Reading host addresses recovered");
                 }
                 pause = FIRST_RETRY;
                 let host = Arc::new(host(&node_name, found));
@@ -88,7 +88,7 @@ async fn follow(
             }
             Err(error) => {
                 if retry_at.is_none() {
-                    warn!(error, "The addresses of this host cannot be read; trying again");
+                    warn!(error, "Reading host addresses failed; retrying");
                 }
                 retry_at = Some(Instant::now() + pause);
                 pause = (pause * 2).min(LAST_RETRY);

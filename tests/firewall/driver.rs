@@ -55,7 +55,7 @@ fn what_others_flushed_comes_back_when_the_kernel_tells_of_it() {
         running
             .until_told(|text| text.contains("sluice_firewall_drift_total{family=\"rules\",kind=\"missing\"}"))
             .await;
-        assert!(running.log.lines("Somebody else changed what is ours").len() > 4);
+        assert!(running.log.lines("Drift detected").len() > 4);
     });
 }
 
@@ -77,12 +77,12 @@ fn a_family_that_fails_is_told_and_the_other_one_goes_on() {
         running.until_told(|text| text.contains("sluice_firewall_failing{family=\"rules\"} 1")).await;
         running.beats(5).await;
         assert!(running.health.stuck(Instant::now()).is_empty(), "a failure kills nobody");
-        assert_eq!(running.log.lines("The kernel is not as wanted").len(), 1, "{}", running.log.text());
+        assert_eq!(running.log.lines("Kernel update failed").len(), 1, "{}", running.log.text());
         running.kernel.with(|machine| machine.broken = None);
         running.until("both are as wanted", |state| ours(state) == wanted).await;
         running.until_ready().await;
         running.until_told(|text| text.contains("sluice_firewall_failing{family=\"rules\"} 0")).await;
-        assert_eq!(running.log.lines("The kernel is as wanted again").len(), 1);
+        assert_eq!(running.log.lines("Kernel update recovered").len(), 1);
     });
 }
 
@@ -98,7 +98,7 @@ fn a_chain_that_the_kernel_refuses_is_told_once_and_the_rest_is_in_force() {
         running.until_unready("network policies", &format!("refused: IPv4 filter {refused}: this kernel lacks")).await;
         running.until_told(|text| text.contains("sluice_firewall_refused_chains 2")).await;
         running.beats(5).await;
-        assert_eq!(running.log.lines("The kernel refuses a chain").len(), 2, "once for each family");
+        assert_eq!(running.log.lines("Kernel rejected a chain").len(), 2, "once for each family");
         let has_chain = running.kernel.state().rules.keys().any(|piece| piece.to_string().contains(names::POD_CHAINS));
         assert!(has_chain, "the pod stays isolated");
     });

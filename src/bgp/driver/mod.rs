@@ -212,7 +212,7 @@ impl Driver {
     fn new(setup: Setup) -> Driver {
         let now = Instant::now();
         if let Err(error) = tcp::raise_open_files() {
-            error!(%error, "The number of open files stays as it is");
+            error!(%error, "Raising the limit of open files failed");
         }
         let mut speaker = Speaker::new(setup.rules, setup.restarting, now);
         if !setup.forwarding {

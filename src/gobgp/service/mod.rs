@@ -102,7 +102,7 @@ impl Service {
     /// Changes something, and says in the log who wanted that.
     async fn order(&self, orders: Vec<Order>) -> Result<(), Status> {
         let first: Vec<String> = orders.iter().take(NAMED).map(changes::text).collect();
-        info!(client = %self.client, count = orders.len(), changes = first.join(", "), "A client of the gobgp API changes BGP");
+        info!(client = %self.client, count = orders.len(), changes = first.join(", "), "gobgp API client changes the BGP configuration");
         self.handle()?.order(orders).await.map_err(|ended| Status::unavailable(ended.to_string()))
     }
 

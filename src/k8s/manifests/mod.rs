@@ -94,7 +94,7 @@ impl Source {
                 Ok(directory) => {
                     if outage {
                         self.wanted.iter().for_each(|wanted| self.outages.works(wanted.kind()));
-                        info!(path = %self.path.display(), "The manifests directory is there again");
+                        info!(path = %self.path.display(), "Manifests directory present again");
                     }
                     return Ok(directory);
                 }
@@ -104,7 +104,7 @@ impl Source {
                     self.wanted.iter().for_each(|wanted| {
                         self.outages.fails(wanted.kind(), Cause::Directory, &text);
                     });
-                    error!(path = %self.path.display(), %error, "The manifests directory cannot be read; waiting for it");
+                    error!(path = %self.path.display(), %error, "Reading the manifests directory failed; waiting for it");
                     self.tell(Instant::now(), Event::Unreachable)?;
                     self.hand_over()?;
                 }
@@ -132,7 +132,7 @@ impl Source {
                 self.tell(Instant::now(), Event::Listed(kind))?;
             }
             self.hand_over()?;
-            info!(path = %self.path.display(), files = self.catalog.files().count(), "Read the manifests");
+            info!(path = %self.path.display(), files = self.catalog.files().count(), "Manifests read");
         }
         let mut looked_through = Instant::now();
         loop {
@@ -144,7 +144,7 @@ impl Source {
                 Seen::Files(at, names) => self.look_at(&mut directory, at, names)?,
                 Seen::Everything(at) => self.look_through(&mut directory, at, Look::WhenStill)?,
                 Seen::Gone => {
-                    warn!(path = %self.path.display(), "The manifests directory is gone; what it said stays in force");
+                    warn!(path = %self.path.display(), "Manifests directory removed; last known objects stay in force");
                     return Ok(());
                 }
             }
@@ -160,7 +160,7 @@ impl Source {
         let names = match directory.names() {
             Ok(names) => names,
             Err(error) => {
-                warn!(path = %self.path.display(), %error, "The manifests directory cannot be listed");
+                warn!(path = %self.path.display(), %error, "Listing the manifests directory failed");
                 return Ok(());
             }
         };
@@ -200,12 +200,12 @@ impl Source {
             let file = path.display();
             match remark {
                 Said::Broken { line, text } => {
-                    warn!(%file, line, error = %text, "A manifest cannot be read; what it said before stays in force");
+                    warn!(%file, line, error = %text, "Reading a manifest failed; its last good version stays in force");
                 }
-                Said::Mended => info!(%file, "The manifest can be read again"),
-                Said::Skipped { line, text } => warn!(%file, line, reason = %text, "A document is left aside"),
+                Said::Mended => info!(%file, "Reading a manifest recovered"),
+                Said::Skipped { line, text } => warn!(%file, line, reason = %text, "Document in a manifest ignored"),
                 Said::Twice { object, counts } => {
-                    warn!(%object, %file, %counts, "An object stands in two places; the first one counts");
+                    warn!(%object, %file, %counts, "Object defined twice; the first definition is used");
                 }
             }
         }

@@ -154,12 +154,12 @@ impl Tables {
                         self.recognise((family, table), &saved, &mut found);
                         readable += 1;
                         if self.unreadable.remove(&(family, table)) {
-                            info!(%family, table = table.name(), "Rules can be read again");
+                            info!(%family, table = table.name(), "Reading iptables rules recovered");
                         }
                     }
                     Err(error) => {
                         if self.unreadable.insert((family, table)) {
-                            warn!(%family, table = table.name(), %error, "Rules cannot be read");
+                            warn!(%family, table = table.name(), %error, "Reading iptables rules failed");
                         }
                         first_error.get_or_insert(error);
                     }

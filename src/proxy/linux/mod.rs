@@ -36,7 +36,7 @@ const MODULES: [&str; 2] = ["ip_vs", "br_netfilter"];
 /// Where the kernel has no netlink sockets for us, or no IPVS.
 pub fn open(config: &ProxyConfig) -> Result<Targets<Linux>, Error> {
     for error in module::load(&MODULES) {
-        warn!(%error, "A kernel module could not be loaded");
+        warn!(%error, "Loading a kernel module failed");
     }
     let mut targets = opened()?;
     set_timeouts(&mut targets.virtuals, config);
@@ -56,7 +56,7 @@ pub fn open_for_cleanup() -> Result<Targets<Linux>, Error> {
 fn opened() -> Result<Targets<Linux>, Error> {
     let detected = iptables::detect(&ownership());
     for reason in &detected.disabled {
-        warn!(%reason, "Rules of one family cannot be kept");
+        warn!(%reason, "iptables is not usable for this address family");
     }
     for (family, programs) in detected.programs.iter() {
         if let Some(programs) = programs {
@@ -98,7 +98,7 @@ impl Kernel for Linux {
         if abandoned == PerFamily::default() {
             return Vec::new();
         }
-        info!("Removing rules of ours from the tables that this host no longer uses");
+        info!("Removing service proxy rules from the other iptables backend");
         iptables::abandoned::remove(abandoned, ownership()).into_iter().collect()
     }
 }
@@ -140,8 +140,8 @@ fn set_timeouts(services: &mut Services, config: &ProxyConfig) {
         return;
     }
     match services.set_timeouts(wanted) {
-        Ok(true) => info!(tcp = wanted.tcp, tcp_fin = wanted.tcp_fin, udp = wanted.udp, "IPVS timeouts are set"),
+        Ok(true) => info!(tcp = wanted.tcp, tcp_fin = wanted.tcp_fin, udp = wanted.udp, "IPVS timeouts set"),
         Ok(false) => {}
-        Err(error) => warn!(%error, "IPVS timeouts could not be set"),
+        Err(error) => warn!(%error, "Setting IPVS timeouts failed"),
     }
 }

@@ -99,7 +99,7 @@ impl HostFiles {
             Err(error) => {
                 let error = error.to_string();
                 if self.read != Some(Err(error.clone())) {
-                    warn!(path = %path.display(), error, "The file of passwords cannot be read; its peers wait");
+                    warn!(path = %path.display(), error, "Reading the peer passwords file failed; its peers stay down");
                     self.read = Some(Err(error));
                 }
                 return None;
@@ -108,7 +108,7 @@ impl HostFiles {
         self.read = Some(Ok(stamp));
         let (passwords, sentences) = external_peers::passwords(&text, peers);
         for sentence in sentences {
-            warn!(path = %path.display(), reason = sentence, "The file of passwords is not as it should be");
+            warn!(path = %path.display(), reason = sentence, "Peer passwords file is invalid");
         }
         Some(passwords)
     }
@@ -158,7 +158,7 @@ fn brought_about(path: &Path, wanted: &Conf) -> io::Result<Option<String>> {
     let (new, unusable) = text(present.as_deref(), Form::of(path), wanted);
     if let Some(new) = new.filter(|new| present.as_ref() != Some(new)) {
         replace(path, &new)?;
-        info!(path = %path.display(), ranges = ?wanted.ranges, mtu = wanted.mtu, "The CNI file was written");
+        info!(path = %path.display(), ranges = ?wanted.ranges, mtu = wanted.mtu, "CNI configuration written");
     }
     Ok(unusable.map(|why| format!("{}: {why}", path.display())))
 }

@@ -43,7 +43,7 @@ const USUAL_PORT: u16 = 5555;
 /// Where the kernel has no netlink sockets for us.
 pub fn open(config: &RouterConfig, families: PerFamily<bool>) -> Result<Targets<Linux>, Error> {
     for error in module::load(&settings::modules(config, families)) {
-        warn!(%error, "A kernel module could not be loaded");
+        warn!(%error, "Loading a kernel module failed");
     }
     opened(config.overlay.and_then(|overlay| overlay.udp_port), config.auto_mtu)
 }
@@ -67,7 +67,7 @@ fn opened(port: Option<u16>, compares_mtu: bool) -> Result<Targets<Linux>, Error
     let mut tunnels = Tunnels::open(is_tunnel, compares_mtu)?;
     let detected = iptables::detect(&ownership());
     for reason in &detected.disabled {
-        warn!(%reason, "Rules of one family cannot be kept");
+        warn!(%reason, "iptables is not usable for this address family");
     }
     let names: Vec<Name> = set_names().into_iter().map(|name| Name::Exact((*name.0).into())).collect();
     let mut with_temporary = names.clone();
@@ -115,7 +115,7 @@ impl Kernel for Linux {
             Ok(Some(Leading::Somewhere { direct: true, .. })) => Lead::Direct,
             Ok(Some(Leading::Somewhere { direct: false, .. })) => Lead::Onwards,
             Err(error) => {
-                debug!(%error, "The kernel did not say where a next hop is");
+                debug!(%error, "Route lookup of a next hop failed");
                 Lead::Unknown
             }
         }
@@ -126,7 +126,7 @@ impl Kernel for Linux {
         if abandoned == Families::default() {
             return Vec::new();
         }
-        info!("Removing rules of the router from the tables that this host no longer uses");
+        info!("Removing router rules from the other iptables backend");
         iptables::abandoned::remove(abandoned, ownership()).into_iter().collect()
     }
 }
@@ -205,7 +205,7 @@ impl Learned {
 
     fn say(&mut self, range: IpNet, protocol: Option<u8>) {
         if self.said.insert(range) {
-            warn!(%range, protocol, "A route of another program to pods of a node was replaced");
+            warn!(%range, protocol, "Foreign route to the pod CIDR of a Node replaced");
         }
     }
 }

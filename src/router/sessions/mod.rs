@@ -172,7 +172,7 @@ impl Sessions {
         let setup = Setup { rules, restarting, forwarding: left.anything, pulse: self.pulse.clone() };
         match driver::spawn(setup, stopped) {
             Ok((handle, events, thread)) => {
-                info!(asn = wanted.own.asn, identifier = %wanted.own.identifier, restarting = restarting.is_some(), "BGP is starting");
+                info!(asn = wanted.own.asn, identifier = %wanted.own.identifier, restarting = restarting.is_some(), "BGP speaker starting");
                 self.awaited = desired.peers.keys().map(|peer| (*peer, PerFamily { v4: true, v6: true })).collect();
                 self.until = Some(Instant::now() + self.patience);
                 self.have_run = true;
@@ -183,7 +183,7 @@ impl Sessions {
                 self.order(desired.all_orders()).await;
             }
             Err(reason) => {
-                error!(%reason, "BGP cannot be started; trying again");
+                error!(%reason, "Starting the BGP speaker failed; retrying");
                 self.retry_at = Some(Instant::now() + RETRY);
             }
         }
@@ -331,7 +331,7 @@ impl Sessions {
         self.access.send_replace(None);
         running.stop.send_replace(true);
         if running.thread.join().is_err() {
-            error!("The BGP speaker broke off");
+            error!("BGP speaker thread ended unexpectedly");
         }
     }
 }

@@ -47,10 +47,10 @@ impl Told {
             return false;
         }
         for Problem { about, text } in now.difference(&self.problems) {
-            warn!(%about, reason = text, "A part of the router does not work");
+            warn!(%about, reason = text, "Router problem");
         }
         for Problem { about, text } in self.problems.difference(now) {
-            info!(%about, reason = text, "A part of the router works again");
+            info!(%about, reason = text, "Router problem resolved");
         }
         self.problems.clone_from(now);
         true
@@ -79,14 +79,14 @@ impl Told {
             Event::Trouble(Subject::Dialling(peer), Some(error))
                 if !self.dialling.failed(*peer, &error.to_string()) => {}
             Event::Trouble(Subject::Dialling(peer), None) if !self.dialling.ended(*peer) => {}
-            Event::Trouble(subject, Some(error)) => warn!(?subject, %error, "BGP cannot do something; trying again"),
-            Event::Trouble(subject, None) => info!(?subject, "BGP can do it again"),
+            Event::Trouble(subject, Some(error)) => warn!(?subject, %error, "BGP operation failed; retrying"),
+            Event::Trouble(subject, None) => info!(?subject, "BGP operation recovered"),
             Event::Refused(refused) => {
                 for one in refused {
-                    info!(from = %one.from, because = ?one.because, times = one.times, "Connections for BGP were closed");
+                    info!(from = %one.from, because = ?one.because, times = one.times, "BGP connections refused");
                 }
             }
-            Event::Lost(events) => warn!(events, "More has happened to neighbours than could be told"),
+            Event::Lost(events) => warn!(events, "BGP peer events dropped"),
             Event::Routes(_) | Event::Complete => {}
         }
     }
@@ -106,12 +106,12 @@ impl Told {
         let reason = because(cause);
         // Both ends dial, and one of the two connections goes: so most sessions begin.
         if is_collision(cause) {
-            debug!(%peer, reason, "Of two connections for BGP one is left");
+            debug!(%peer, reason, "BGP connection collision resolved");
             return;
         }
         let said = self.failing.entry(peer).or_default();
         if said.len() < REASONS && said.insert(reason.clone()) {
-            warn!(%peer, reason, "A connection for BGP became no session; trying again");
+            warn!(%peer, reason, "BGP connection failed before the session was established; retrying");
         }
     }
 
@@ -124,7 +124,7 @@ impl Told {
         }
         let unsaid = self.odd.insert(peer, Odd { said_at: now, unsaid: 0 }).map_or(0, |before| before.unsaid);
         let shown = remarks.get(..ODD_SHOWN).unwrap_or(remarks);
-        warn!(%peer, remarks = ?shown, more_since_the_last = unsaid, "A neighbour's update is not as it should be");
+        warn!(%peer, remarks = ?shown, more_since_the_last = unsaid, "Malformed UPDATE from a BGP peer");
     }
 }
 
@@ -145,15 +145,15 @@ fn say(peer: &IpAddr, fact: &Fact) {
         }
         Fact::Failed(_) | Fact::Remarks(_) => {}
         Fact::TooMany { family, most } => {
-            warn!(%peer, %family, most, "A neighbour has sent more prefixes than it may; its session has ended");
+            warn!(%peer, %family, most, "BGP prefix limit exceeded; session closed");
         }
         Fact::TooLong { most } => {
-            warn!(%peer, bytes = most, "A neighbour's routes have more long attributes than it may send; its session has ended");
+            warn!(%peer, bytes = most, "BGP path attribute memory limit exceeded; session closed");
         }
         Fact::Unfit(routes) => {
-            warn!(%peer, routes, "A neighbour is not told of routes: their attributes do not fit into a message to it");
+            warn!(%peer, routes, "Routes not advertised to a BGP peer: attributes exceed the message size");
         }
-        Fact::Complete(family) => debug!(%peer, %family, "A neighbour has sent everything that it has"),
+        Fact::Complete(family) => debug!(%peer, %family, "End-of-RIB received"),
     }
 }
 

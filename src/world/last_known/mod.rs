@@ -219,16 +219,16 @@ impl Keeper {
         match result {
             Ok(written) => {
                 if let Written::Anew(bytes) = written {
-                    debug!(%path, bytes, "Wrote down the last known state");
+                    debug!(%path, bytes, "Last known state written");
                     self.schedule.size = bytes;
                 }
                 if std::mem::replace(&mut self.fails, false) {
-                    info!(%path, "The last known state can be written again");
+                    info!(%path, "Writing the last known state recovered");
                 }
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.fails, true) {
-                    warn!(%path, %error, "The last known state cannot be written; a restart without the API would not know it");
+                    warn!(%path, %error, "Writing the last known state failed; a restart during an API outage would use an older one");
                 }
                 self.schedule.changed(Instant::now());
             }

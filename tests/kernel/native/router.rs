@@ -249,24 +249,24 @@ fn nodes_learn_the_way_to_each_others_pods_and_keep_it() {
             conf.contains("10.244.1.0/24") && conf.contains("fd00:10:244:1::/64") && !conf.contains("10.244.2."),
             "{conf}"
         );
-        cluster.until_said(1, "Pods of other nodes can be reached", 1);
+        cluster.until_said(1, "Routes to pods of other nodes programmed", 1);
 
         // Who restarts, however it ended, changes nothing in the kernel, and nobody loses a packet.
         cluster.without_losing_a_packet(2, 1, |cluster| {
             cluster.kill(1);
             thread::sleep(Duration::from_millis(300));
             cluster.start(1);
-            cluster.until_said(1, "BGP has heard everything", 1);
-            cluster.until_said(1, "Pods of other nodes can be reached", 2);
+            cluster.until_said(1, "End-of-RIB received from all peers", 1);
+            cluster.until_said(1, "Routes to pods of other nodes programmed", 2);
         });
         cluster.without_losing_a_packet(1, 2, |cluster| {
             cluster.terminate(1);
             thread::sleep(Duration::from_millis(300));
             cluster.start(1);
-            cluster.until_said(1, "BGP has heard everything", 2);
+            cluster.until_said(1, "End-of-RIB received from all peers", 2);
         });
         let restarts = cluster.log(1);
-        let restarts = restarts.lines().filter(|line| line.contains("The router is in force")).skip(1);
+        let restarts = restarts.lines().filter(|line| line.contains("First sync of the router finished")).skip(1);
         assert!(
             restarts.clone().count() == 2 && restarts.clone().all(|line| line.contains("steps=0")),
             "{}",
@@ -359,7 +359,7 @@ fn routes_of_others_to_pods_of_a_known_node_are_replaced_said_once_and_all_other
         assert_eq!(foreign(), 2, "nothing is better known yet");
         cluster.start(2);
         cluster.until(1, &OF_2);
-        cluster.until_said(1, "A route of another program to pods of a node was replaced", 2);
+        cluster.until_said(1, "Foreign route to the pod CIDR of a Node replaced", 2);
         let deadline = Instant::now() + Duration::from_secs(10);
         while foreign() > 0 {
             assert!(Instant::now() < deadline, "{}", cluster.log(1));
@@ -375,7 +375,7 @@ fn routes_of_others_to_pods_of_a_known_node_are_replaced_said_once_and_all_other
         run(&format!("ip -n {name} {}", FOREIGN[2]));
         cluster.terminate(1);
         cluster.start(1);
-        cluster.until_said(1, "Pods of other nodes can be reached", 2);
+        cluster.until_said(1, "Routes to pods of other nodes programmed", 2);
         let deadline = Instant::now() + Duration::from_secs(10);
         while foreign() > 0 {
             assert!(Instant::now() < deadline, "{}", cluster.log(1));
@@ -435,12 +435,14 @@ fn what_is_wrong_is_said_once_and_everything_else_works() {
         let log = cluster.log(1);
         for (key, _, why) in ODD.iter().filter(|(_, _, why)| !why.is_empty()) {
             let says = |line: &&str| {
-                line.contains("Odd input") && line.contains(&format!("field={key} ")) && line.contains(why)
+                line.contains("Invalid field in an object")
+                    && line.contains(&format!("field={key} "))
+                    && line.contains(why)
             };
             assert_eq!(log.lines().filter(says).count(), 1, "{key}:\n{log}");
         }
         for (number, words, times) in [
-            (1, "The file of passwords cannot be read", 1),
+            (1, "Reading the peer passwords file failed", 1),
             (2, "it has another AS number than is configured for it", 1),
             (3, "it said 2/2 bad peer AS", 1),
             (2, "its BGP identifier is ours", 1),
@@ -531,6 +533,6 @@ fn neighbours_that_cannot_be_spoken_with_are_told_once_and_the_others_are_spoken
         assert!(!log.contains("sesame") && !log.contains("c2VzYW1l"), "{log}");
         drop(occupant);
         cluster.until_said(1, troubles[0], 2);
-        cluster.until_said(1, "BGP can do it again", 1);
+        cluster.until_said(1, "BGP operation recovered", 1);
     });
 }

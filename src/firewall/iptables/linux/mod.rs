@@ -42,7 +42,7 @@ pub const KUBE_ROUTERS_TABLES: [nftables::Table<'static>; 2] = [
 /// Where the kernel has no netlink sockets for us.
 pub fn open() -> Result<(Targets<Linux>, Families), Error> {
     for error in module::load(&MODULES) {
-        warn!(%error, "A kernel module could not be loaded");
+        warn!(%error, "Loading a kernel module failed");
     }
     open_for_cleanup()
 }
@@ -54,7 +54,7 @@ pub fn open() -> Result<(Targets<Linux>, Families), Error> {
 pub fn open_for_cleanup() -> Result<(Targets<Linux>, Families), Error> {
     let detected = iptables::detect(&ownership());
     for reason in &detected.disabled {
-        warn!(%reason, "Rules of one family cannot be kept");
+        warn!(%reason, "iptables is not usable for this address family");
     }
     let (programs, abandoned) = (detected.programs, detected.abandoned);
     Ok((targets(Tables::detected(detected, ownership()), abandoned)?, programs))
@@ -119,7 +119,7 @@ impl Kernel for Linux {
         if abandoned == Families::default() {
             return left;
         }
-        info!("Removing rules of network policies from the tables that this host no longer uses");
+        info!("Removing network policy rules from the other iptables backend");
         left.extend(iptables::abandoned::remove(abandoned, ownership()));
         left
     }
@@ -151,7 +151,7 @@ fn remove_kube_routers_tables() -> Vec<String> {
     match nftables::remove(&KUBE_ROUTERS_TABLES) {
         Ok(removed) => {
             for table in removed {
-                info!(family = %table.family, table = table.name, "Removed the network policies that kube-router kept in a table of its own");
+                info!(family = %table.family, table = table.name, "Removed the nftables table of kube-router's network policies");
             }
             Vec::new()
         }
