@@ -74,7 +74,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let health = Health::default();
     let registry = Registry::new(VERSION, TOOLCHAIN);
-    listen(&config.observe, &health, &registry).await?;
+    let main = listen(&config.observe, &health, &registry).await?;
     let (stop, stopped) = watch::channel(false);
 
     let changes = monitor::start(watched(&config)).context("the kernel cannot be listened to")?;
@@ -86,12 +86,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let [for_proxy, for_firewall, for_router] = clocks.clone();
     let (report, reports) = watch::channel(Report::default());
     let messages = start_source(&config, &registry, &health, reports).await?;
-    let last_known = config.state_dir.as_deref().map(LastKnown::new);
     let inputs = world::Inputs {
         messages,
         wanted: wanted(&config),
         host,
-        last_known,
+        last_known: config.state_dir.as_deref().map(LastKnown::new),
         clocks: clocks.to_vec(),
         report: report.clone(),
         sync_timeout: config.cache_sync_timeout,
@@ -140,6 +139,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         tokio::spawn(local::run(path.to_owned(), answerers));
     }
 
+    main.ready(true);
     wait_for_signal().await?;
     info!("Stopping; kernel state stays in place");
     stop.send_replace(true);
@@ -157,7 +157,9 @@ fn gobgp_places(config: &RouterConfig, socket: Option<&Path>) -> (Vec<Place>, Po
     (config.admin.iter().copied().map(Place::Port).chain(beside).collect(), ports)
 }
 
-async fn listen(config: &ObserveConfig, health: &Health, registry: &Registry) -> anyhow::Result<()> {
+/// Binds the listeners and answers on them. Returns the pulse of this thread, which is to become ready when everything
+/// that may be unready has been started: before that a probe would be told that nothing speaks against being ready.
+async fn listen(config: &ObserveConfig, health: &Health, registry: &Registry) -> anyhow::Result<Pulse> {
     let mut sites = Vec::new();
     if let Some(address) = config.health {
         let listener = http::bind("health", address).await.map_err(anyhow::Error::msg)?;
@@ -167,19 +169,19 @@ async fn listen(config: &ObserveConfig, health: &Health, registry: &Registry) ->
         let listener = http::bind("metrics", metrics.address).await.map_err(anyhow::Error::msg)?;
         sites.push((listener, Site::Metrics { path: metrics.path.clone(), registry: registry.clone() }));
     }
-    if sites.is_empty() {
-        return Ok(());
-    }
     // They answer from a thread of their own, so whether this one still turns is theirs to say.
     let main = health.register("main thread", DEADLINE, Instant::now());
-    main.ready(true);
+    let beating = main.clone();
     tokio::spawn(async move {
         loop {
-            main.beat(Instant::now());
+            beating.beat(Instant::now());
             tokio::time::sleep(DEADLINE / 4).await;
         }
     });
-    http::spawn(sites).context("the listeners have no thread")
+    if !sites.is_empty() {
+        http::spawn(sites).context("the listeners have no thread")?;
+    }
+    Ok(main)
 }
 
 /// What of the kernel is watched for whom.
@@ -387,6 +389,16 @@ mod tests {
 
     use super::*;
     use crate::config::{Environment, Mistakes, Request, request};
+
+    #[tokio::test]
+    async fn nothing_is_said_to_be_ready_while_subsystems_are_still_being_started() {
+        let config = ObserveConfig { health: Some(([127, 0, 0, 1], 0).into()), metrics: None };
+        let health = Health::default();
+        let main = listen(&config, &health, &Registry::new("1", "1")).await.expect("loopback has a free port");
+        assert_eq!(health.unready(Instant::now()).len(), 1, "the listeners answer already");
+        main.ready(true);
+        assert!(health.unready(Instant::now()).is_empty());
+    }
 
     #[test]
     fn only_what_a_running_subsystem_needs_is_asked_for() {
