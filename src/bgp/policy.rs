@@ -1,12 +1,13 @@
-//! Import and export policy: which routes are taken, which are passed on, and what is changed in them.
+//! Import and export policy: which routes are accepted or advertised, and how they are modified.
 //!
-//! Statements are tried in their order; the first one whose conditions all hold and that decides, decides. One that only
-//! changes something lets the next ones follow. When none decides, the policy's default does. Names of policies, sets and
-//! statements are kept as they were given: they are shown, and users' scripts look for them.
+//! Statements are evaluated in order; the first one whose conditions all hold and that has a decision is final. A
+//! statement without a decision only modifies the route, and evaluation continues. Otherwise the policy's default
+//! applies. Names of policies, sets and statements are kept as given: they are displayed, and users' scripts search for
+//! them.
 //!
-//! On import the neighbour is the one that a route came from, on export the one that it goes to. Routes of our own came from
-//! no neighbour, so that a condition on neighbours does not hold for their import. An empty set contains nothing. (In
-//! GoBGP an empty set of neighbours contains all, which lets routes out to neighbours that nobody meant.)
+//! On import the neighbour is the source of the route, on export its receiver. Our own routes have no source neighbour,
+//! so that a condition on neighbours never holds for their import. An empty set contains nothing. (In GoBGP an empty
+//! neighbour set contains all, which leaks routes to unintended neighbours.)
 
 mod as_path;
 
@@ -21,12 +22,12 @@ use crate::net::Family;
 
 pub use as_path::{AsPathPattern, AsPathSet, NoPattern};
 
-/// One direction's policy.
+/// Policy of one direction.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Policy {
     pub name: String,
     pub statements: Vec<Statement>,
-    /// What happens to a route that no statement decides on.
+    /// Default for routes without a deciding statement.
     pub otherwise: Decision,
 }
 
@@ -36,7 +37,7 @@ pub enum Decision {
     Reject,
 }
 
-/// Conditions, and what is done where they hold.
+/// Conditions, and the actions where they hold.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Statement {
     pub name: String,
@@ -46,56 +47,57 @@ pub struct Statement {
     pub communities: Option<Condition<CommunitySet>>,
     pub extended: Option<Condition<ExtendedCommunitySet>>,
     pub large: Option<Condition<LargeCommunitySet>>,
-    /// What is changed; also where the statement does not decide.
+    /// Modifications; applied also by a statement without a decision.
     pub changes: Vec<Change>,
     pub decision: Option<Decision>,
 }
 
-/// A set that is looked into.
+/// Reference to a set, and how it has to match.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Condition<S> {
     pub set: Arc<S>,
     pub matching: Matching,
 }
 
-/// How a set has to match. A route has one prefix and one neighbour, so that *any* and *all* differ for paths and communities only.
+/// Match type of a set. A route has one prefix and one neighbour, so that *any* and *all* differ for paths and
+/// communities only.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Matching {
     Any,
     All,
-    /// None of the set.
+    /// No member of the set matches.
     Not,
 }
 
-/// Something that is changed in a route.
+/// Modification of a route.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
     AddCommunities(Vec<Community>),
     RemoveCommunities(Vec<Community>),
     ReplaceCommunities(Vec<Community>),
     AddLargeCommunities(Vec<LargeCommunity>),
-    /// In front of what is there, which on export to another system begins with our own number.
+    /// Prepends to the path, which on export to another AS begins with our own number.
     Prepend {
         asn: u32,
         times: u8,
     },
-    /// Our own address, if we have one that the neighbour can use.
+    /// Our own address, if there is one that the neighbour can use.
     NextHopSelf,
     NextHop(IpAddr),
     LocalPref(u32),
     Med(Option<u32>),
 }
 
-/// Prefixes, with the lengths that are meant inside of each.
+/// Prefixes, each with the matching lengths of its more specific prefixes.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct PrefixSet {
     pub name: String,
     ranges: BTreeMap<IpNet, Vec<Lengths>>,
-    /// The lengths that entries have, so that few questions find all that contain a prefix.
+    /// Prefix lengths of the entries, so that a few lookups find all that contain a prefix.
     lengths: BTreeSet<(Family, u8)>,
 }
 
-/// From and to, both included.
+/// Range of prefix lengths, inclusive.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Lengths {
     pub least: u8,
@@ -127,7 +129,7 @@ pub struct LargeCommunitySet {
     pub communities: BTreeSet<LargeCommunity>,
 }
 
-/// What becomes of a route.
+/// Result of applying a policy.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
     Rejected,
@@ -135,25 +137,25 @@ pub enum Outcome {
     Changed(Attributes),
 }
 
-/// Where two policies may say something different to a neighbour for which the same statements can hold.
+/// Prefixes for which two policies may differ, towards a neighbour to which the same statements apply.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Difference {
     Anywhere,
-    /// Of what lies inside of these prefixes, and of nothing else.
+    /// Only prefixes inside of these.
     Inside(BTreeSet<IpNet>),
 }
 
-/// The statements of a policy that can hold for one neighbour, by their place. Neighbours with equal ones are treated alike.
+/// Statements of a policy that can apply to one neighbour, by index. Neighbours with equal ones are treated alike.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct Applicable(Arc<[u16]>);
 
 impl Policy {
-    /// A policy without statements.
+    /// Builds a policy without statements.
     pub fn all(otherwise: Decision) -> Policy {
         Policy { name: String::new(), statements: Vec::new(), otherwise }
     }
 
-    /// The statements whose condition on neighbours holds for this one, or for routes of our own.
+    /// Statements whose condition on neighbours holds for this one, or for our own routes.
     pub fn applicable(&self, neighbour: Option<IpAddr>) -> Applicable {
         let holds = |statement: &Statement| match (&statement.neighbours, neighbour) {
             (None, _) => true,
@@ -166,8 +168,8 @@ impl Policy {
         Applicable(places.map(|(_, place)| place).collect())
     }
 
-    /// Where a policy that takes the place of this one may say something different. Sets of prefixes change often, and few
-    /// routes lie inside of what changes in them.
+    /// Returns where a newer policy may differ from this one. Prefix sets change often, and few routes lie inside of
+    /// the changed prefixes.
     pub fn difference(&self, newer: &Policy) -> Difference {
         let mut inside = BTreeSet::new();
         if self.otherwise != newer.otherwise || self.statements.len() != newer.statements.len() {
@@ -185,7 +187,7 @@ impl Policy {
         Difference::Inside(inside)
     }
 
-    /// What becomes of a route. `own` is our address towards the neighbour, for those changes that need it.
+    /// Applies the policy to a route. `own` is our address towards the neighbour, for modifications that need it.
     pub fn outcome(
         &self,
         applicable: &Applicable,
@@ -217,7 +219,7 @@ impl Policy {
 }
 
 impl Statement {
-    /// Whether the conditions hold; the one on neighbours has been looked at before.
+    /// Returns whether the conditions hold; the one on neighbours has been evaluated before.
     fn holds(&self, prefix: IpNet, attributes: &Attributes) -> bool {
         let prefixes = self
             .prefixes
@@ -236,7 +238,7 @@ impl Statement {
 }
 
 impl Matching {
-    /// Whether a set of several matches a route that has some of it. Of an empty set nothing is there.
+    /// Returns whether a set matches a multi-valued attribute. An empty set has no members.
     fn holds<T>(self, set: &BTreeSet<T>, has: impl Fn(&T) -> bool) -> bool {
         match self {
             Matching::Any => set.iter().any(has),
@@ -282,7 +284,7 @@ impl PrefixSet {
         PrefixSet { name: name.to_owned(), ..PrefixSet::default() }
     }
 
-    /// Adds what lies inside of a prefix and has one of these lengths.
+    /// Adds the prefixes inside of a prefix that have one of these lengths.
     pub fn insert(&mut self, prefix: IpNet, lengths: Lengths) {
         let prefix = prefix.trunc();
         let ranges = self.ranges.entry(prefix).or_default();
@@ -293,7 +295,7 @@ impl PrefixSet {
         self.lengths.insert((Family::from(prefix), prefix.prefix_len()));
     }
 
-    /// Adds one prefix and nothing inside of it.
+    /// Adds one prefix without more specific ones.
     pub fn insert_exactly(&mut self, prefix: IpNet) {
         let length = prefix.prefix_len();
         self.insert(prefix, Lengths { least: length, most: length });
@@ -309,7 +311,7 @@ impl PrefixSet {
         })
     }
 
-    /// The prefixes of entries that only one of two sets has.
+    /// Prefixes of entries that only one of two sets has.
     fn difference<'a>(&'a self, other: &'a PrefixSet) -> impl Iterator<Item = IpNet> {
         let only = |one: &'a PrefixSet, other: &'a PrefixSet| {
             let differs = |(prefix, ranges): &(&IpNet, &Vec<Lengths>)| other.ranges.get(*prefix) != Some(*ranges);
@@ -318,7 +320,7 @@ impl PrefixSet {
         only(self, other).chain(only(other, self))
     }
 
-    /// All entries, by their prefixes.
+    /// All entries, by prefix.
     pub fn iter(&self) -> impl Iterator<Item = (IpNet, Lengths)> + '_ {
         self.ranges.iter().flat_map(|(prefix, ranges)| ranges.iter().map(|range| (*prefix, *range)))
     }
@@ -330,9 +332,9 @@ impl PrefixSet {
 
 impl NeighbourSet {
     pub fn contains(&self, address: IpAddr) -> bool {
-        /// Above so many prefixes it is quicker to ask for each length that one may have.
+        /// Above this number of prefixes, a lookup for each possible length is faster than a scan.
         const FEW: usize = 64;
-        // Most are single addresses.
+        // Most prefixes are single addresses.
         let covers =
             |length: u8| IpNet::new(address, length).is_ok_and(|covering| self.prefixes.contains(&covering.trunc()));
         let bits = Family::from(address).host_bits();

@@ -1,13 +1,15 @@
-//! The speaker: all neighbours and the table together, as one machine without I/O.
+//! The speaker: all neighbours and the table together, as one state machine without I/O.
 //!
-//! What happens goes in as an [`Input`] with the time, what is to be done comes out. Whoever holds the sockets has one wait: the next
-//! input or [`Speaker::deadline`]. Neighbours are known by their addresses, connections by numbers that are never used again.
+//! Events go in as an [`Input`] with the time, requested actions come out. The owner of the sockets waits in one place:
+//! for the next input or [`Speaker::deadline`]. Neighbours are identified by address, connections by numbers that are
+//! never reused.
 //!
-//! Backpressure: bytes that were handed over and not yet taken by the socket are counted for each neighbour. Who takes them
-//! slowly is told the newest state later (`rib::exports`); who takes none for eight minutes is let go (RFC 9687).
+//! Backpressure: bytes handed over and not yet accepted by the socket are counted for each neighbour. A neighbour that
+//! reads slowly is sent the newest state later (`rib::exports`); one that accepts nothing for eight minutes is
+//! disconnected (RFC 9687).
 //!
-//! After a restart of ours (RFC 4724 4.1) nobody is told anything until all neighbours that are there have sent what they
-//! have. Neighbours that are not there are waited for as long as others come, and a moment more; the whole wait has a bound.
+//! After a local restart (RFC 4724 4.1) nothing is advertised until all connected neighbours have sent End-of-RIB.
+//! Other neighbours are waited for as long as new ones connect, and a moment more; the whole wait has a bound.
 
 mod again;
 mod neighbour;
@@ -30,44 +32,44 @@ use crate::net::{Family, PerFamily};
 pub use neighbour::{Messages, Neighbour, Wanted};
 pub use restarting::Restarting;
 
-/// How long a neighbour that floods us with prefixes is left alone.
+/// Time in Idle of a neighbour that has exceeded a limit on its routes.
 const FLOODED: Duration = Duration::from_secs(300);
-/// How many bytes the long sets of attributes of one neighbour's routes may take.
+/// Limit on the size in bytes of the long attribute sets of one neighbour's routes.
 const LONG_ATTRIBUTES: usize = 64 << 20;
-/// How long nothing may be taken of what we send (RFC 9687 5).
+/// Send hold time (RFC 9687 5).
 const SEND_HOLD: Duration = Duration::from_secs(480);
 const ALL: PerFamily<bool> = PerFamily { v4: true, v6: true };
 
-/// What whoever owns the speaker wants of it.
+/// Order from the owner of the speaker.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Order {
-    /// This neighbour is wanted, with these settings; it may be there already.
+    /// Adds a neighbour, or changes its settings.
     Want(Box<Wanted>),
-    /// This one is not wanted any more, and is told why.
+    /// Removes a neighbour, with the NOTIFICATION to send.
     Remove(IpAddr, Notification),
-    /// It is stopped until it is started again.
+    /// Stops a neighbour until it is started again.
     Stop(IpAddr, Notification),
     Start(IpAddr),
-    /// Its session begins anew.
+    /// Resets its session.
     Restart(IpAddr, Notification),
-    /// It is asked for its routes again.
+    /// Requests its routes again (inbound soft reset).
     AskAgain(IpAddr),
-    /// It is told everything again.
+    /// Sends it all routes again (outbound soft reset).
     TellAgain(IpAddr),
-    /// A route of our own.
+    /// Originates a route of our own.
     Originate(IpNet, Box<Attributes>),
     Retract(IpNet),
-    /// The same for an operator, beside what is ours.
+    /// The same for an operator, beside our own routes.
     Add(IpNet, Box<Attributes>),
     Delete(IpNet),
     Policies(Policies),
-    /// These are our own addresses now: routes that lead to them are not used.
+    /// Replaces the local addresses: routes with such a next hop are not used.
     OwnAddresses(BTreeSet<IpAddr>),
-    /// These next hops cannot be reached, and all others can, as far as anybody knows.
+    /// Sets the unreachable next hops; all others are reachable, as far as is known.
     Unreachable(BTreeSet<IpAddr>),
 }
 
-/// Something that happens.
+/// Event.
 #[derive(Clone, Debug)]
 pub enum Input {
     Order(Order),
@@ -75,7 +77,7 @@ pub enum Input {
     DialFailed(IpAddr),
     Accepted(IpAddr, LinkId),
     Closed(LinkId),
-    /// So many bytes of what was to be sent have gone.
+    /// Number of output bytes that the socket has accepted.
     Taken(LinkId, usize),
     /// The deadline is reached.
     Tick,
@@ -87,22 +89,22 @@ impl From<Order> for Input {
     }
 }
 
-/// Something that is to be done, or to be known.
+/// Requested action, or a fact to report.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Output {
     Dial(IpAddr),
     AbandonDial(IpAddr),
     Send(LinkId, Arc<[u8]>),
-    /// Close, when everything has been sent.
+    /// Close, after pending output has been sent.
     Close(LinkId),
-    /// Prefixes whose route has changed; see [`Flushed::routes`](super::rib::Flushed::routes).
+    /// Prefixes with changed routes; see [`Flushed::routes`](super::rib::Flushed::routes).
     Routes(Vec<IpNet>),
     Fact(IpAddr, Fact),
-    /// Our restart is over: the table is as complete as it gets.
+    /// The local restart is over: the table is as complete as it gets.
     Complete,
 }
 
-/// Something about a neighbour that is worth a line in a log.
+/// Fact about a neighbour that deserves a line in the log.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Fact {
     Up(Box<Agreement>),
@@ -110,36 +112,36 @@ pub enum Fact {
         kept: PerFamily<bool>,
         cause: Cause,
     },
-    /// A connection that was no session has ended.
+    /// A connection ended before it was established.
     Failed(Cause),
-    /// An UPDATE was taken, but not as it was. The same of one neighbour is told once a minute.
+    /// Errors in an UPDATE that did not reset the session. The same error of one neighbour is reported once a minute.
     Remarks(Vec<Remark>),
-    /// It has sent more prefixes than it may.
+    /// The prefix limit is exceeded.
     TooMany {
         family: Family,
         most: u32,
     },
-    /// Its routes have long attributes of more than so many bytes together.
+    /// The long attributes of its routes exceed this size in bytes.
     TooLong {
         most: usize,
     },
-    /// It has sent everything that it has.
+    /// End-of-RIB received.
     Complete(Family),
-    /// So many routes it is not told of, because their attributes do not fit into a message to it (RFC 8654 6).
+    /// Number of routes not advertised to it, because their attributes do not fit into a message (RFC 8654 6).
     Unfit(u32),
 }
 
-/// The speaker.
+/// Speaker.
 #[derive(Debug)]
 pub struct Speaker {
     rib: Rib,
     neighbours: BTreeMap<IpAddr, Neighbour>,
     addresses: BTreeMap<PeerId, IpAddr>,
     links: BTreeMap<LinkId, IpAddr>,
-    /// When each neighbour wants to be asked again.
+    /// Deadlines of the neighbours.
     timers: BTreeSet<(Instant, IpAddr)>,
     next: u32,
-    /// Until our restart is over: when its two waits end.
+    /// Until the local restart is over: the ends of its two waits.
     restart: Option<Restart>,
     /// See [`Speaker::begins_without_state`].
     is_new: bool,
@@ -151,13 +153,13 @@ struct Restart {
     quiet: Duration,
     patience: Instant,
     deferral: Instant,
-    /// The one of the two that comes next.
+    /// The earlier one of the two.
     next: Instant,
     held: PerFamily<bool>,
 }
 
 impl Speaker {
-    /// A speaker without neighbours. `restarting`: an earlier run of ours has left routes in the kernel.
+    /// Builds a speaker without neighbours. `restarting`: an earlier run of ours has left routes in the kernel.
     pub fn new(mut rules: Rules, restarting: Option<Restarting>, now: Instant) -> Speaker {
         rules.held = if restarting.is_some() { ALL } else { PerFamily::default() };
         let restart = restarting.map(|Restarting { patience, deferral }| Restart {
@@ -180,7 +182,8 @@ impl Speaker {
         }
     }
 
-    /// Nothing of an earlier run is in the kernel, as after a reboot: neighbours are told that what they kept of us leads nowhere.
+    /// Records that nothing of an earlier run is in the kernel, as after a reboot: neighbours learn from the F bit that
+    /// retained routes are not forwarded.
     pub fn begins_without_state(&mut self) {
         self.is_new = true;
     }
@@ -189,7 +192,7 @@ impl Speaker {
         &self.rib
     }
 
-    /// All neighbours, by their addresses.
+    /// All neighbours, by address.
     pub fn neighbours(&self) -> impl Iterator<Item = (IpAddr, &Neighbour)> {
         self.neighbours.iter().map(|(address, neighbour)| (*address, neighbour))
     }
@@ -198,30 +201,30 @@ impl Speaker {
         self.neighbours.get(&address)
     }
 
-    /// Neighbours with a session that have not been told everything: they read slowly, or have just come.
+    /// Neighbours with a session whose Adj-RIB-Out is not sent completely: they read slowly, or have just been added.
     pub fn behind(&self) -> impl Iterator<Item = IpAddr> {
         let is_behind = |neighbour: &&Neighbour| neighbour.peer.session().is_some() && !self.rib.is_told(neighbour.id);
         self.neighbours.values().filter(is_behind).map(|neighbour| neighbour.wanted().address)
     }
 
-    /// What a neighbour is told of a prefix; `None` when nothing.
+    /// Attributes advertised to a neighbour for a prefix; `None` when the prefix is not advertised.
     pub fn told(&mut self, address: IpAddr, prefix: IpNet) -> Option<Arc<Attributes>> {
         let id = self.neighbours.get(&address)?.id;
         self.rib.shown_to(id, prefix)
     }
 
-    /// Our restart is not over yet.
+    /// Returns whether the local restart is still in progress.
     pub fn is_restarting(&self) -> bool {
         self.restart.is_some()
     }
 
-    /// When it wants to be asked again, at the latest.
+    /// Time of the next [`Input::Tick`], at the latest.
     pub fn deadline(&self) -> Option<Instant> {
         let first = self.timers.first().map(|(at, _)| *at);
         first.into_iter().chain(self.restart.map(|restart| restart.next)).min()
     }
 
-    /// Takes in what has happened.
+    /// Processes an event.
     pub fn step(&mut self, at: Moment, input: impl Into<Input>) -> Vec<Output> {
         self.rib.set_time(at.now);
         match input.into() {
@@ -241,7 +244,7 @@ impl Speaker {
         self.finish(at)
     }
 
-    /// Takes in several orders, and tells everybody what comes of all of them together.
+    /// Processes several orders, and advertises their combined result.
     pub fn orders(&mut self, at: Moment, orders: impl IntoIterator<Item = Order>) -> Vec<Output> {
         self.rib.set_time(at.now);
         for order in orders {
@@ -250,7 +253,7 @@ impl Speaker {
         self.finish(at)
     }
 
-    /// Takes in what has come over a connection.
+    /// Processes bytes received over a connection.
     pub fn receive(&mut self, at: Moment, link: LinkId, bytes: &[u8]) -> Vec<Output> {
         self.rib.set_time(at.now);
         if let Some(address) = self.links.get(&link).copied()
@@ -324,7 +327,7 @@ impl Speaker {
     fn taken(&mut self, at: Moment, link: LinkId, bytes: usize) {
         let Some(address) = self.links.get(&link).copied() else { return };
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
-        // What is left of an earlier session does not count for this one.
+        // Bytes of an earlier session do not count for this one.
         if neighbour.peer.session().is_some_and(|(session, _)| session == link) {
             self.rib.taken(neighbour.id, bytes);
             neighbour.has_taken(self.rib.on_the_way(neighbour.id), at.now);
@@ -344,7 +347,7 @@ impl Speaker {
         }
     }
 
-    /// Notes when a neighbour wants to be asked again.
+    /// Records the deadline of a neighbour.
     fn set_timer(&mut self, address: IpAddr) {
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
         let deadline = neighbour.deadline();
@@ -365,7 +368,7 @@ impl Speaker {
         }
     }
 
-    /// Does what a neighbour's machine asks for.
+    /// Performs the effects requested by a neighbour's state machine.
     fn take(&mut self, at: Moment, address: IpAddr, effects: Vec<Effect>) {
         let mut refused = None;
         for effect in effects {
@@ -395,7 +398,7 @@ impl Speaker {
                 Effect::Failed(cause) => self.outputs.push(Output::Fact(address, Fact::Failed(cause))),
             }
         }
-        // Last: the same bytes may have ended the session, and what is kept of it has to go as well.
+        // Last: the same bytes may have ended the session, and its retained routes have to be removed as well.
         if let Some(notification) = refused {
             self.event(at, address, Event::Refuse(notification, FLOODED));
         }
@@ -419,7 +422,7 @@ impl Speaker {
         self.outputs.push(Output::Fact(address, Fact::Down { kept, cause }));
     }
 
-    /// Takes in an UPDATE. Returns with what words the neighbour is refused, where it has announced too much.
+    /// Processes an UPDATE. Returns the NOTIFICATION that refuses the neighbour, where a limit is exceeded.
     fn update(&mut self, at: Moment, address: IpAddr, update: Update) -> Option<Notification> {
         let neighbour = self.neighbours.get_mut(&address)?;
         let remarks = neighbour.news_of(&update.remarks, at.now);
@@ -436,14 +439,14 @@ impl Speaker {
         let counts = self.rib.table().count(neighbour.id);
         if self.rib.table().long_attributes(neighbour.id) > LONG_ATTRIBUTES {
             self.outputs.push(Output::Fact(address, Fact::TooLong { most: LONG_ATTRIBUTES }));
-            // RFC 4486 4: what to do about it is left to whoever runs the neighbour.
+            // RFC 4486 4: the remedy is left to the neighbour's operator.
             return Some(Notification::new(Reason::OUT_OF_RESOURCES));
         }
         let exceeded = |family: &Family| neighbour.most(*family).is_some_and(|most| counts.of(*family).received > most);
         let family = Family::BOTH.into_iter().find(exceeded)?;
         let most = neighbour.most(family).unwrap_or_default();
         self.outputs.push(Output::Fact(address, Fact::TooMany { family, most }));
-        // RFC 4486 4: the family and the bound go with it.
+        // RFC 4486 4: the data is the address family and the limit.
         let afi = if family == Family::V4 { 1 } else { 2 };
         Some(Notification::with(Reason::MAXIMUM_PREFIXES, [&[0, afi, 1][..], &most.to_be_bytes()].concat()))
     }
@@ -456,7 +459,7 @@ impl Speaker {
         }
     }
 
-    /// Tells everybody what has changed, and hands over what is to be done.
+    /// Advertises all changes, and returns the pending outputs.
     fn finish(&mut self, at: Moment) -> Vec<Output> {
         self.end_restart(at);
         let flushed = self.rib.flush();

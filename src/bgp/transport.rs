@@ -1,12 +1,14 @@
-//! How a neighbour is reached: the TCP connection under its session, as it is configured.
+//! Transport of a neighbour: the TCP connection under its session, as configured.
 //!
-//! RFC 4271 8.1.1 (port, passive), RFC 2385 (TCP MD5), RFC 5082 (GTSM, *TTL security*). This is a value; `driver` brings it about.
+//! RFC 4271 8.1.1 (port, passive), RFC 2385 (TCP MD5), RFC 5082 (GTSM, *TTL security*). This is a value; `driver`
+//! applies it.
 //!
-//! How it looks in the kernel: a password is a key of `TCP_MD5SIG` on the socket that dials and, under the neighbour's address,
-//! on the sockets that listen. Hops are `IP_TTL` and `IPV6_UNICAST_HOPS`, what must be left of them `IP_MINTTL` and
+//! In the kernel: a password is a key of `TCP_MD5SIG` on the dialling socket and, under the neighbour's address, on the
+//! listening sockets. Hops are `IP_TTL` and `IPV6_UNICAST_HOPS`, the required remainder `IP_MINTTL` and
 //! `IPV6_MINHOPCOUNT`.
 //!
-//! Neighbours with link-local addresses are not spoken with: nobody can configure one, because their device cannot be given.
+//! Neighbours with link-local addresses are not supported: nobody can configure one, because their device cannot be
+//! given.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,14 +16,15 @@ use std::net::IpAddr;
 /// The TCP port of BGP.
 pub const PORT: u16 = 179;
 
-/// The transport of one neighbour.
+/// Transport of one neighbour.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Transport {
-    /// The port that it listens on.
+    /// Destination port.
     pub port: u16,
-    /// Our address: we dial from it, and take no connection to another one. `None` for any, as the kernel chooses.
+    /// Local address: the source of dials, and the only destination of accepted connections. `None` for any, as the
+    /// kernel chooses.
     pub local: Option<IpAddr>,
-    /// TCP MD5. Connections without it, or with another one, are not made.
+    /// TCP MD5. Connections without it, or with another one, are refused.
     pub password: Option<Password>,
     pub time_to_live: TimeToLive,
 }
@@ -32,23 +35,23 @@ impl Default for Transport {
     }
 }
 
-/// How far packets to a neighbour go, and how far those may come that are taken for its own.
+/// TTL (hop limit) of sent packets, and the minimum required of received ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TimeToLive {
-    /// As far as those of any program: for neighbours inside.
+    /// System default: for IBGP neighbours.
     System,
-    /// So many hops: 1 for a neighbour outside on our link, more for *multihop*.
+    /// Number of hops: 1 for an EBGP neighbour on our link, more for *multihop*.
     Hops(u8),
-    /// GTSM: ours leave with 255, and what comes over more than so many hops is dropped by the kernel. 1 for a neighbour on
-    /// our link. Both sides have to do it.
+    /// GTSM: packets are sent with 255, and received ones that have passed more hops are dropped by the kernel. 1 for a
+    /// neighbour on our link. Both sides have to do it.
     Secured { hops: u8 },
 }
 
-/// A password for TCP MD5, from 1 to 80 bytes. It is never shown.
+/// Password for TCP MD5, from 1 to 80 bytes. It is never displayed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Password(Box<[u8]>);
 
-/// Why something cannot be a password.
+/// Reason for rejecting a password.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("a password has from 1 to {} bytes, and this one has {length}", Password::LONGEST)]
 pub struct Unfit {
@@ -56,7 +59,7 @@ pub struct Unfit {
 }
 
 impl TimeToLive {
-    /// What packets leave with.
+    /// TTL of sent packets.
     pub fn sent(self) -> Option<u8> {
         match self {
             TimeToLive::System => None,
@@ -65,7 +68,7 @@ impl TimeToLive {
         }
     }
 
-    /// What must be left when a packet comes.
+    /// Minimum TTL of received packets.
     pub fn least(self) -> Option<u8> {
         match self {
             TimeToLive::System | TimeToLive::Hops(_) => None,
@@ -75,7 +78,7 @@ impl TimeToLive {
 }
 
 impl Password {
-    /// The kernel's bound (`TCP_MD5SIG_MAXKEYLEN`).
+    /// Limit of the kernel (`TCP_MD5SIG_MAXKEYLEN`).
     pub const LONGEST: usize = 80;
 
     pub fn new(text: impl AsRef<[u8]>) -> Result<Password, Unfit> {
@@ -86,7 +89,7 @@ impl Password {
         }
     }
 
-    /// For the kernel, and nobody else.
+    /// Key for the kernel, and for nothing else.
     pub(in crate::bgp) fn key(&self) -> &[u8] {
         &self.0
     }

@@ -1,7 +1,7 @@
-//! The attributes of routes, as clients read and write them.
+//! Path attributes as clients read and write them.
 //!
-//! RFC 4271 5 and 4760. A next hop of the prefix's own family in IPv4 is NEXT_HOP, every other one stands in MP_REACH_NLRI, as on
-//! the wire. Clients show no route that has two attributes of a kind.
+//! RFC 4271 5 and 4760. An IPv4 next hop of an IPv4 prefix is NEXT_HOP, every other one is in MP_REACH_NLRI, as on the
+//! wire. Clients display no route that has two attributes of a type.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -24,7 +24,7 @@ use crate::net::Family;
 const SET: i32 = 1;
 const SEQUENCE: i32 = 2;
 
-/// The attributes of a route to a prefix, in the order of their numbers.
+/// Encodes the attributes of a route to a prefix, in the order of their type codes.
 pub fn attributes(version: Version, prefix: IpNet, of: &Attributes) -> Vec<Vec<u8>> {
     all(version, prefix, of).into_iter().map(|attr| version.attribute(attr)).collect()
 }
@@ -87,7 +87,7 @@ fn all(version: Version, prefix: IpNet, of: &Attributes) -> Vec<Attr> {
     attrs
 }
 
-/// The bit that says that a community stays inside (RFC 4360 2).
+/// Non-transitive bit of an extended community (RFC 4360 2).
 const STAYS: u8 = 0x40;
 
 fn extended(one: ExtendedCommunity) -> Extcom {
@@ -143,8 +143,8 @@ fn read_extended(extcom: &Extcom) -> Option<ExtendedCommunity> {
     Some(ExtendedCommunity(u64::from_be_bytes(bytes)))
 }
 
-/// The attributes of a route that a client adds. The error is a sentence. What is optional and unknown to us is refused: somebody
-/// meant something by it.
+/// Reads the attributes of a route that a client adds. The error is a sentence. Unknown optional attributes are
+/// rejected: the client set them on purpose.
 pub fn read(version: Version, family: Family, pattrs: &[Vec<u8>]) -> Result<Attributes, String> {
     let unspecified = match family {
         Family::V4 => IpAddr::from([0; 4]),
@@ -160,7 +160,7 @@ pub fn read(version: Version, family: Family, pattrs: &[Vec<u8>]) -> Result<Attr
     Ok(made)
 }
 
-/// Takes in one attribute; `None` when it is malformed.
+/// Adds one attribute; `None` when it is malformed.
 fn take(version: Version, made: &mut Attributes, attr: Attr) -> Option<()> {
     match attr {
         Attr::Origin(it) => {

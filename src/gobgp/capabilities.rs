@@ -1,7 +1,8 @@
-//! What each side said in OPEN (RFC 5492), as clients show it.
+//! Capabilities of both OPENs (RFC 5492), as clients display them.
 //!
-//! A client drops all capabilities of a neighbour when there is one among them that it has no message for, and breaks off where
-//! one that it knows comes as unknown. So those that our speaker leaves as bytes are read here, as far as clients know them.
+//! A client drops all capabilities of a neighbour when one among them has no message, and aborts when a capability that
+//! it supports arrives as unknown. So those that our speaker leaves unparsed are parsed here, as far as clients support
+//! them.
 
 use super::version::{Version, spoken};
 use super::wire::messages::capability::Cap;
@@ -23,7 +24,7 @@ const FQDN: u8 = 73;
 const SOFTWARE_VERSION: u8 = 75;
 const REFRESH_OF_CISCO: u8 = 128;
 
-/// All capabilities of one side.
+/// Encodes all capabilities of one side.
 pub fn capabilities(version: Version, all: &Capabilities) -> Vec<Vec<u8>> {
     let mut caps = Vec::new();
     for family in Family::BOTH.into_iter().filter(|family| *all.families.of(*family)) {
@@ -67,7 +68,7 @@ fn graceful_restart(restart: &GracefulRestart) -> Cap {
     })
 }
 
-/// One that our speaker does not read; `None` when it is malformed.
+/// Parses a capability that our speaker leaves unparsed; `None` when it is malformed.
 fn other(version: Version, code: u8, value: &[u8]) -> Option<Cap> {
     Some(match (code, version) {
         (CARRYING_LABELS, _) => Cap::CarryingLabelInfo(CarryingLabelInfoCapability {}),
@@ -93,7 +94,7 @@ fn other(version: Version, code: u8, value: &[u8]) -> Option<Cap> {
         (REFRESH_OF_CISCO, _) => Cap::RouteRefreshCisco(RouteRefreshCiscoCapability {}),
         (FQDN, _) => {
             let (host_name, rest) = text(value)?;
-            // Some leave the domain out.
+            // Some speakers omit the domain name.
             let domain_name = text(rest).map(|(text, _)| text).unwrap_or_default();
             Cap::Fqdn(FqdnCapability { host_name, domain_name })
         }
@@ -108,7 +109,7 @@ fn numbers(afi: [u8; 2], safi: u8) -> Spoken {
     Spoken { afi: u16::from_be_bytes(afi).into(), safi: safi.into() }
 }
 
-/// A text behind its length, and what follows. Control characters are replaced: it goes to a terminal.
+/// Reads a length-prefixed text, and returns the rest. Control characters are replaced: it is printed on a terminal.
 fn text(value: &[u8]) -> Option<(String, &[u8])> {
     let (length, rest) = value.split_first()?;
     let (text, rest) = rest.split_at_checked(usize::from(*length))?;

@@ -1,4 +1,4 @@
-//! Changes that clients make: what the log says of them, and which routes may not be added.
+//! Changes by clients: their log text, and the routes that must not be added.
 
 use ipnet::IpNet;
 
@@ -7,7 +7,7 @@ use crate::bgp::policy::{Outcome, Policy};
 use crate::bgp::rib::PeerId;
 use crate::bgp::speaker::Order;
 
-/// A change, as a client would type it. Passwords are not in it.
+/// Formats a change as a client would type it, without passwords.
 pub fn text(order: &Order) -> String {
     match order {
         Order::Want(wanted) => {
@@ -22,7 +22,7 @@ pub fn text(order: &Order) -> String {
         Order::TellAgain(address) => format!("neighbor {address} softresetout"),
         Order::Add(prefix, attributes) => format!("global rib add {prefix} nexthop {}", attributes.next_hop),
         Order::Delete(prefix) => format!("global rib del {prefix}"),
-        // Nothing that a client can ask for.
+        // Not available to clients.
         Order::Originate(..)
         | Order::Retract(_)
         | Order::Policies(_)
@@ -31,7 +31,8 @@ pub fn text(order: &Order) -> String {
     }
 }
 
-/// Whether import policy refuses a route that a client adds: it would have no effect, or take a node's traffic away.
+/// Returns whether import policy rejects a route that a client adds: it would have no effect, or divert a node's
+/// traffic.
 pub fn is_refused(import: &Policy, prefix: IpNet, attributes: &Attributes) -> bool {
     let applicable = import.applicable(Some(PeerId::OPERATOR_ADDRESS));
     import.outcome(&applicable, prefix, attributes, None) == Outcome::Rejected

@@ -1,10 +1,10 @@
-//! Times as clients want them: by the calendar, while the speaker counts by a clock that never goes backwards.
+//! Timestamps for clients: wall-clock time, while the speaker counts by a monotonic clock.
 
 use std::time::{Duration, Instant};
 
 use super::wire::messages::Timestamp;
 
-/// One moment, by both.
+/// One moment by both clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     pub now: Instant,
@@ -12,12 +12,12 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A moment that is over.
+    /// Timestamp of a past moment.
     pub fn at(&self, past: Instant) -> Timestamp {
         self.ago(self.now.saturating_duration_since(past))
     }
 
-    /// So long ago.
+    /// Timestamp of a moment `age` ago.
     pub fn ago(&self, age: Duration) -> Timestamp {
         let time = self.since_1970.saturating_sub(age);
         Timestamp {

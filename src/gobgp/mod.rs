@@ -1,8 +1,9 @@
-//! The API that clients of GoBGP speak with: `gobgp neighbor`, `gobgp global rib` and what else people know from kube-router.
+//! The GoBGP API: `gobgp neighbor`, `gobgp global rib` and the other commands known from kube-router.
 //!
-//! gRPC without encryption, on the addresses of `--gobgp-admin-address` and `--gobgp-admin-port` (by default the loopback), where nothing
-//! can be changed without `--gobgp-admin-write`, and on a unix socket beside the one of `--socket`, that only root may open. The clients of GoBGP 3.x and 4.x call two different services; both
-//! are on the same port, and behind them is one implementation. Nothing listens unless the router runs.
+//! gRPC without encryption, on the addresses of `--gobgp-admin-address` and `--gobgp-admin-port` (by default the
+//! loopback), read-only without `--gobgp-admin-write`, and on a unix socket beside the one of `--socket`, which only
+//! root may open. The clients of GoBGP 3.x and 4.x call two different services; both are on the same port, with one
+//! implementation. Nothing listens unless the router runs.
 //!
 //! ```text
 //!  client ─► serve ─► stubs: one for each version ─► service ─► asks and orders ─► bgp::driver
@@ -10,13 +11,14 @@
 //!                                                      └► neighbours, routes, policies, wishes: pure
 //! ```
 //!
-//! - [`wire`]: messages and services, made of `proto/`; [`version`]: how the two versions differ.
-//! - [`neighbours`], [`capabilities`], [`routes`], [`attributes`], [`policies`]: what the speaker knows, as messages.
-//! - [`wishes`]: what clients want to have; `changes`: what the log says of it, and what is refused.
-//! - [`watch`]: what changes, for as long as somebody looks.
+//! - [`wire`]: messages and services, generated from `proto/`; [`version`]: differences between the two versions.
+//! - [`neighbours`], [`capabilities`], [`routes`], [`attributes`], [`policies`]: state of the speaker as messages.
+//! - [`wishes`]: routes and neighbours that clients add; `changes`: their log text, and refusals.
+//! - [`watch`]: streams of changes, for as long as a client watches.
 //!
-//! Passwords are read and never told. What is not served is answered with `UNIMPLEMENTED` and a sentence. A speaker takes the place
-//! of another one when our own numbers change; what clients added is gone then, and what they stopped begins again.
+//! Passwords are read and never returned. Unsupported calls are answered with `UNIMPLEMENTED` and a sentence. A new
+//! speaker replaces the old one when our AS number or identifier changes; additions by clients are lost then, and
+//! neighbours that they stopped start again.
 
 pub mod attributes;
 pub mod capabilities;
@@ -33,7 +35,7 @@ mod watch;
 pub mod wire;
 pub mod wishes;
 
-/// A text of somebody else without what a terminal would take as an order.
+/// Replaces the control characters of a received text, which a terminal would interpret.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

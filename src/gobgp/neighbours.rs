@@ -1,7 +1,7 @@
-//! Neighbours as clients show them.
+//! Neighbours as clients display them.
 //!
-//! The client breaks off where a part is missing that it looks into, so that all parts are sent, also those that say nothing. What
-//! is configured and what has come of it are two messages with much the same in them. A password is never sent.
+//! The client aborts where a message part that it reads is missing, so that all parts are sent, even empty ones.
+//! Configuration and state are two messages with much the same fields. A password is never sent.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -19,20 +19,20 @@ use crate::bgp::speaker::{Neighbour, Speaker};
 use crate::bgp::transport::TimeToLive;
 use crate::net::{Family, PerFamily};
 
-/// Who asks, and when.
+/// Client version, and the time of the request.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
     pub version: Version,
     pub clock: Clock,
 }
 
-/// Neighbours in the order of their addresses, from behind this one on, at most so many.
+/// Up to `most` neighbours in the order of their addresses, from behind `after` on.
 pub fn peers(asked: Asked, speaker: &Speaker, after: Option<IpAddr>, most: usize) -> Vec<(IpAddr, Peer)> {
     let rest = speaker.neighbours().filter(|(address, _)| after.is_none_or(|after| *address > after));
     rest.take(most).map(|(address, neighbour)| (address, peer(asked, speaker, address, neighbour))).collect()
 }
 
-/// One neighbour. How much it is told is counted elsewhere.
+/// Encodes one neighbour. The number of routes advertised to it is counted elsewhere.
 pub fn peer(asked: Asked, speaker: &Speaker, address: IpAddr, neighbour: &Neighbour) -> Peer {
     let Asked { version, clock } = asked;
     let wanted = neighbour.wanted();
@@ -123,7 +123,7 @@ fn state(version: Version, speaker: &Speaker, address: IpAddr, neighbour: &Neigh
     }
 }
 
-/// The numbers of states are the same in both versions.
+/// Number of a state, the same in both versions.
 pub fn number_of(state: State) -> i32 {
     match state {
         State::Idle => 1,
@@ -135,7 +135,7 @@ pub fn number_of(state: State) -> i32 {
     }
 }
 
-/// The counts stand at the numbers of the messages' kinds (RFC 4271 4.1, RFC 2918 3).
+/// Message counters, indexed by type code (RFC 4271 4.1, RFC 2918 3).
 fn counts([_, open, update, notification, keepalive, refresh]: [u64; 6]) -> Message {
     let total = open + update + notification + keepalive + refresh;
     Message { notification, update, open, keepalive, refresh, discarded: 0, total }

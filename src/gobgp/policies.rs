@@ -1,7 +1,7 @@
-//! Policies and their sets, as clients show them.
+//! Policies and their sets, as clients display them.
 //!
-//! Our speaker has one policy for each direction, whose statements hold their sets. The clients know sets and statements by their
-//! names, each once. A set that no statement looks into does not exist here.
+//! Our speaker has one policy for each direction, whose statements contain their sets. Clients know sets and statements
+//! by name, each once. A set that no statement refers to does not exist here.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +13,11 @@ use super::wire::messages::{
 use crate::bgp::policy::{Change, Condition, Decision, Matching, Policy, Statement};
 use crate::bgp::rib::Policies;
 
-/// A direction, by its number, which both versions have alike.
+/// Policy directions, numbered alike in both versions.
 pub const IMPORT: i32 = 1;
 pub const EXPORT: i32 = 2;
 
-/// Kinds of sets, by their places.
+/// Set types, as places.
 const PREFIXES: i32 = 0;
 const NEIGHBOURS: i32 = 1;
 const AS_PATHS: i32 = 3;
@@ -28,7 +28,7 @@ const LARGE_COMMUNITIES: i32 = 6;
 const ACCEPT: i32 = 1;
 const REJECT: i32 = 2;
 
-/// The policy of a direction, as it is in force. `None` for a direction that is none.
+/// Policy in force for a direction; `None` for an invalid direction.
 pub fn assignment(version: Version, policies: &Policies, direction: i32) -> Option<PolicyAssignment> {
     let policy = match direction {
         IMPORT => &policies.import,
@@ -49,7 +49,7 @@ pub fn policies(version: Version, policies: &Policies) -> Vec<PolicyMessage> {
     both.into_iter().filter_map(|policy| named(policy)).map(|policy| message(version, policy)).collect()
 }
 
-/// One that has only a default has no name either.
+/// A policy that has only a default has no name either.
 fn named(policy: &Policy) -> Option<&Policy> {
     (!policy.name.is_empty() || !policy.statements.is_empty()).then_some(policy)
 }
@@ -59,7 +59,7 @@ fn message(version: Version, policy: &Policy) -> PolicyMessage {
     PolicyMessage { name: policy.name.clone(), statements }
 }
 
-/// All statements, by their names.
+/// All statements, by name.
 pub fn statements(version: Version, policies: &Policies) -> BTreeMap<String, StatementMessage> {
     let all = policies.import.statements.iter().chain(&policies.export.statements);
     all.map(|one| (one.name.clone(), statement(version, one))).collect()
@@ -73,7 +73,7 @@ fn statement(version: Version, of: &Statement) -> StatementMessage {
         community_set: matched(version, &of.communities, |set| &set.name),
         ext_community_set: matched(version, &of.extended, |set| &set.name),
         large_community_set: matched(version, &of.large, |set| &set.name),
-        // Of no interest: only so do the clients of both versions say nothing of it.
+        // No RPKI condition: with this value alone clients of both versions print none.
         rpki_result: -1,
     };
     StatementMessage {
@@ -134,7 +134,7 @@ fn actions(version: Version, changes: &[Change], decision: Option<Decision>) -> 
     made
 }
 
-/// All sets of a kind, by their names; `None` for a kind that is none.
+/// All sets of a type, by name; `None` for an invalid type.
 pub fn sets(version: Version, policies: &Policies, kind: i32) -> Option<BTreeMap<String, DefinedSet>> {
     let place = version.place(kind)?;
     let all = policies.import.statements.iter().chain(&policies.export.statements);
@@ -143,7 +143,7 @@ pub fn sets(version: Version, policies: &Policies, kind: i32) -> Option<BTreeMap
     (PREFIXES..=LARGE_COMMUNITIES + 1).contains(&place).then(|| sets.map(number).collect())
 }
 
-/// The set of a kind that a statement looks into.
+/// Set of a type that a statement refers to.
 fn set(place: i32, statement: &Statement) -> Option<DefinedSet> {
     let listed = |name: &str, list: Vec<String>| DefinedSet { name: name.to_owned(), list, ..DefinedSet::default() };
     Some(match place {

@@ -1,11 +1,11 @@
-//! Routes as clients show them: which ones a question means, and how each looks.
+//! Routes as clients display them: lookups, and the encoding of results.
 //!
-//! Three tables of RFC 4271 3.2: what we use (*global*, Loc-RIB), what a neighbour sent (*adj-in*), what it is told (*adj-out*, worked
-//! out when somebody asks). Large tables are answered in portions, between which the speaker does its work: an answer is not
-//! of one moment, but each of its prefixes is.
+//! Three tables of RFC 4271 3.2: Loc-RIB (*global*), Adj-RIB-In (*adj-in*) and Adj-RIB-Out (*adj-out*, computed on
+//! request) of a neighbour. Large tables are returned in portions, between which the speaker continues its work: an
+//! answer is no consistent snapshot, but each of its prefixes is.
 //!
-//! A prefix means itself, or all inside of it, or all that contain it; an address without a length means the longest prefix
-//! around it.
+//! A prefix selects itself, or its more specific prefixes, or its less specific ones; an address without a length
+//! selects the longest matching prefix.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -22,47 +22,47 @@ use crate::bgp::rib::{PeerId, Table};
 use crate::bgp::speaker::Speaker;
 use crate::net::Family;
 
-/// Which table.
+/// Table to look up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Which {
     Global,
-    /// What this neighbour sent.
+    /// Adj-RIB-In of this neighbour.
     In(IpAddr),
-    /// What this neighbour is told.
+    /// Adj-RIB-Out of this neighbour.
     Out(IpAddr),
 }
 
-/// Which prefixes of it.
+/// Selection of prefixes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lookup {
     All,
     Exactly(IpNet),
-    /// The longest prefix that contains an address.
+    /// Longest prefix that contains an address.
     Around(IpAddr),
     Inside(IpNet),
     Containing(IpNet),
 }
 
-/// The routes to a prefix.
+/// Routes to a prefix.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Row {
     pub prefix: IpNet,
     pub routes: Vec<Shown>,
 }
 
-/// One of them.
+/// One of the routes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Shown {
     pub attributes: Arc<Attributes>,
     pub age: Duration,
     pub best: bool,
     pub stale: bool,
-    /// Import policy rejects it, or it is a loop.
+    /// Rejected by import policy, or a loop.
     pub unused: bool,
     pub source: Origin,
 }
 
-/// Where a route comes from.
+/// Source of a route.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Origin {
     pub asn: u32,
@@ -71,14 +71,14 @@ pub struct Origin {
     pub address: Option<IpAddr>,
 }
 
-/// A part of an answer, and behind which prefix it goes on; `None` at its end.
+/// Portion of an answer, and the prefix behind which it continues; `None` at its end.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Portion {
     pub rows: Vec<Row>,
     pub next: Option<IpNet>,
 }
 
-/// How many prefixes, and how many routes to them.
+/// Number of prefixes, and of routes to them.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Sizes {
     pub prefixes: u64,
@@ -87,7 +87,7 @@ pub struct Sizes {
 }
 
 impl Lookup {
-    /// What a client means; the error is a sentence.
+    /// Reads the lookup of a client; the error is a sentence.
     pub fn read(version: Version, wanted: &TableLookupPrefix) -> Result<Lookup, String> {
         let text = wanted.prefix.trim();
         let kind = version.place(wanted.r#type).unwrap_or_default();
@@ -110,7 +110,7 @@ impl Lookup {
     }
 }
 
-/// The next rows of an answer, out of at most so many prefixes.
+/// Next rows of an answer, from a bounded number of prefixes.
 pub fn portion(
     speaker: &mut Speaker,
     (which, family): (Which, Family),
@@ -122,14 +122,14 @@ pub fn portion(
     let next = candidates.last().copied().filter(|_| candidates.len() >= most && can_go_on(lookup));
     let mut rows = candidates.into_iter().filter_map(|prefix| row(speaker, which, prefix));
     let rows = match lookup {
-        // They come with the longest first.
+        // Rows are in the order of decreasing length.
         Lookup::Around(_) => rows.next().into_iter().collect(),
         _ => rows.collect(),
     };
     Portion { rows, next }
 }
 
-/// Whether more prefixes can be meant than have lengths.
+/// Returns whether more prefixes can match than there are prefix lengths.
 fn can_go_on(lookup: Lookup) -> bool {
     matches!(lookup, Lookup::All | Lookup::Inside(_))
 }
@@ -152,7 +152,7 @@ fn candidates(table: &Table, family: Family, lookup: Lookup, after: Option<IpNet
     }
 }
 
-/// The routes to a prefix in one of the tables; `None` where there are none.
+/// Routes to a prefix in one of the tables; `None` where there are none.
 pub fn row(speaker: &mut Speaker, which: Which, prefix: IpNet) -> Option<Row> {
     let routes: Vec<Shown> = match which {
         Which::Global => {
@@ -207,7 +207,7 @@ fn origin(speaker: &Speaker, id: PeerId) -> Origin {
     }
 }
 
-/// How large a table is. What a neighbour is told has to be worked out, so that it is counted by walking over it.
+/// Size of a table. Adj-RIB-Out has to be computed, so that it is counted by walking over it.
 pub fn sizes(speaker: &Speaker, which: Which, family: Family) -> Sizes {
     let table = speaker.rib().table();
     match which {
@@ -230,7 +230,7 @@ pub fn sizes(speaker: &Speaker, which: Which, family: Family) -> Sizes {
     }
 }
 
-/// A row as it is sent. `marks`: routes that are not used are marked.
+/// Encodes a row. `marks`: unused routes are marked.
 pub fn destination(version: Version, clock: Clock, row: &Row, marks: bool) -> Destination {
     let path = |shown: &Shown| {
         let path = path(version, clock, row.prefix, shown);
@@ -239,9 +239,9 @@ pub fn destination(version: Version, clock: Clock, row: &Row, marks: bool) -> De
     Destination { prefix: row.prefix.to_string(), paths: row.routes.iter().map(path).collect() }
 }
 
-/// A route as it is sent.
+/// Encodes a route.
 pub fn path(version: Version, clock: Clock, prefix: IpNet, shown: &Shown) -> Path {
-    // What 3.x says of a route of its own.
+    // Source of a local route in 3.x.
     let nobody = if version == Version::V3 { "<nil>" } else { "" };
     let source = shown.source;
     let address = source.address.map(|address| address.to_string());
@@ -261,7 +261,7 @@ pub fn path(version: Version, clock: Clock, prefix: IpNet, shown: &Shown) -> Pat
     }
 }
 
-/// A route that is gone.
+/// Encodes the withdrawal of a route.
 pub fn withdrawal(version: Version, clock: Clock, prefix: IpNet, shown: &Shown) -> Path {
     Path { is_withdraw: true, best: false, age: Some(clock.ago(Duration::ZERO)), ..path(version, clock, prefix, shown) }
 }

@@ -1,11 +1,11 @@
-//! Where the API listens, and which of its two services a call is for.
+//! Listeners of the API, and the dispatch of calls to its two services.
 //!
-//! Whoever may open a port may read, and change nothing: any process in the host's network can open it. Changes are taken on the unix
-//! socket, which only root may open, and on ports only with `--gobgp-admin-write`. Every place has connections of its own, so that
-//! whoever opens many on a port keeps nobody from the socket.
+//! Calls on a port may only read: any process in the host's network can open it. Changes are accepted on the unix
+//! socket, which only root may open, and on ports only with `--gobgp-admin-write`. Every listener has a connection
+//! limit of its own, so that many connections to a port do not block the socket.
 //!
-//! HTTP/2 without encryption and without a greeting of HTTP/1, as gRPC clients begin. A place where nobody can listen (a port in use,
-//! an address that is not there yet) is tried again; the other places work meanwhile.
+//! HTTP/2 without encryption and with prior knowledge, as gRPC clients begin. Listening that fails (a port in use, an
+//! address that does not exist yet) is retried; the other listeners work meanwhile.
 
 use std::convert::Infallible;
 use std::io;
@@ -34,25 +34,25 @@ use super::wire::api::go_bgp_service_server::GoBgpServiceServer;
 use super::wire::apipb::gobgp_api_server::GobgpApiServer;
 use crate::observe::local;
 
-/// A place to listen on.
+/// Listening address.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Place {
     Port(SocketAddr),
-    /// Only its owner may open it.
+    /// Accessible to its owner alone.
     Socket(PathBuf),
 }
 
-/// Connections at a time in one place.
+/// Connection limit of one listener.
 const CONNECTIONS: usize = 16;
-/// Calls at a time on one connection.
+/// Limit of concurrent calls on one connection.
 const CALLS: u32 = 32;
-/// How soon a place is tried again.
+/// Interval between retries.
 const RETRY: Duration = Duration::from_secs(5);
-/// How long a connection on which nothing comes is not asked whether it lives, and how long it has for an answer.
+/// Keepalive: idle time before a probe, and the time limit for its answer.
 const QUIET: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Whether clients may change anything on a port.
+/// Whether clients may make changes on a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ports {
     ReadOnly,
@@ -138,7 +138,7 @@ async fn listen(place: Place, service: Service, ports: Ports) {
     }
 }
 
-/// Who is at the other end of a unix socket, by `SO_PEERCRED`.
+/// Credentials of the peer of a unix socket, by `SO_PEERCRED`.
 fn credentials(stream: &UnixStream) -> String {
     match stream.peer_cred() {
         Ok(found) => format!("uid={} pid={}", found.uid(), found.pid().unwrap_or_default()),
@@ -167,7 +167,7 @@ async fn connection(
 struct Services {
     three: GobgpApiServer<Three>,
     four: GoBgpServiceServer<Four>,
-    /// What changes something is served.
+    /// Calls that make changes are served.
     writes: bool,
 }
 
@@ -188,14 +188,14 @@ impl Services {
             GoBgpServiceServer::<Four>::NAME => self.four.call(request).await?,
             _ => return Ok(unimplemented(&path)),
         };
-        // The stubs give no reason for what they do not know.
+        // The stubs give no reason for unknown procedures.
         let is = |name, value: &str| response.headers().get(name).is_some_and(|one| one.as_bytes() == value.as_bytes());
         let is_unknown = is("grpc-status", "12") && !response.headers().contains_key("grpc-message");
         Ok(if is_unknown { unimplemented(&path) } else { response })
     }
 }
 
-/// Whether a procedure of either version changes nothing: their names say so.
+/// Returns whether a procedure of either version is read-only, by its name.
 fn only_reads(path: &str) -> bool {
     ["Get", "List", "Watch"].iter().any(|verb| procedure(path).starts_with(verb))
 }

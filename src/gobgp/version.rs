@@ -1,8 +1,8 @@
-//! How the two versions of the API differ on the wire.
+//! Wire differences between the two versions of the API.
 //!
-//! GoBGP 3.x has `google.protobuf.Any` where 4.x has messages with a `oneof`. Most enumerations of 4.x begin with a number that
-//! means nothing, so that all others are shifted by one; here a number of 3.x is a *place*. A client of 4.x that leaves such
-//! a field out says nothing, one of 3.x says the first meaning.
+//! GoBGP 3.x has `google.protobuf.Any` where 4.x has messages with a `oneof`. Most enumerations of 4.x begin with an
+//! unspecified value, so that all others are shifted by one; here a value of 3.x is a *place*. A client of 4.x that
+//! omits such a field means unspecified, one of 3.x the first value.
 
 use ipnet::IpNet;
 use prost::Message;
@@ -15,23 +15,23 @@ use super::wire::messages::{
 };
 use crate::net::Family;
 
-/// Which client asks.
+/// Version of a client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Version {
     V3,
     V4,
 }
 
-/// What stands in front of a message's name in 3.x.
+/// Prefix of type names in 3.x.
 const TYPE: &str = "type.googleapis.com/apipb.";
 
 impl Version {
-    /// The number of an enumeration.
+    /// Value of an enumeration.
     pub fn number(self, place: i32) -> i32 {
         place.saturating_add(i32::from(self == Version::V4))
     }
 
-    /// The place of a number that a client sent; `None` where it means nothing.
+    /// Place of a value that a client sent; `None` where it is unspecified.
     pub fn place(self, number: i32) -> Option<i32> {
         let place = number.saturating_sub(i32::from(self == Version::V4));
         (place >= 0).then_some(place)
@@ -46,7 +46,7 @@ impl Version {
         }
     }
 
-    /// The prefix that a client sent; `None` for what is none.
+    /// Reads a prefix that a client sent; `None` when it is invalid.
     pub fn read_nlri(self, bytes: &[u8]) -> Option<IpNet> {
         let message = match self {
             Version::V3 => {
@@ -83,7 +83,7 @@ impl Version {
         }
     }
 
-    /// The attribute that a client sent; `None` for one that we do not have.
+    /// Reads an attribute that a client sent; `None` for an unsupported one.
     pub fn read_attribute(self, bytes: &[u8]) -> Option<Attr> {
         if self == Version::V4 {
             return Attribute::decode(bytes).ok()?.attr;
@@ -150,7 +150,7 @@ impl Version {
             Cap::LongLivedGracefulRestart(it) => any("LongLivedGracefulRestartCapability", it),
             Cap::RouteRefreshCisco(it) => any("RouteRefreshCiscoCapability", it),
             Cap::Fqdn(it) => any("FqdnCapability", it),
-            // 3.10 does not know it, and would then show none at all.
+            // 3.10 has no message for it, and would then display none at all.
             Cap::SoftwareVersion(it) => any("SoftwareVersionCapability", it),
         }
     }
@@ -160,12 +160,12 @@ fn any(name: &str, message: &impl Message) -> Vec<u8> {
     Any { type_url: format!("{TYPE}{name}"), value: message.encode_to_vec() }.encode_to_vec()
 }
 
-/// The name of the message inside. Who puts it together may choose another host in front of it.
+/// Name of the message inside. Encoders may choose another host in front of it.
 fn name(any: &Any) -> &str {
     any.type_url.rsplit(['.', '/']).next().unwrap_or_default()
 }
 
-/// Numbers of a family's routes; only unicast is spoken.
+/// AFI and SAFI of an address family; only unicast is supported.
 pub fn spoken(family: Family) -> Spoken {
     let afi = match family {
         Family::V4 => 1,
@@ -174,7 +174,7 @@ pub fn spoken(family: Family) -> Spoken {
     Spoken { afi, safi: 1 }
 }
 
-/// The family that a client means; IPv4 where it says none. `None` for one that we do not speak.
+/// Address family that a client requests, by default IPv4; `None` for an unsupported one.
 pub fn meant(family: Option<&Spoken>) -> Option<Family> {
     match family.map_or((0, 0), |family| (family.afi, family.safi)) {
         (0, 0) | (1, 1) => Some(Family::V4),

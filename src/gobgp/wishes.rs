@@ -1,7 +1,7 @@
-//! What clients want to have: a route of our own, a neighbour.
+//! Additions by clients: routes of our own, and neighbours.
 //!
-//! What is wanted in this way is not the cluster's: it is there until it is taken back, or until the speaker begins anew. What the
-//! agent itself announces and whom it speaks with because of the cluster can neither be replaced nor taken away in this way.
+//! They are not the cluster's: they last until they are removed, or until a new speaker starts. Routes and neighbours
+//! that the agent itself configures for the cluster can neither be replaced nor removed by clients.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::bgp::speaker::{Speaker, Wanted};
 use crate::bgp::transport::{PORT, Password, TimeToLive, Transport};
 use crate::net::{Family, PerFamily};
 
-/// The prefix of a route. The error is a sentence.
+/// Reads the prefix of a route. The error is a sentence.
 pub fn prefix(version: Version, path: &Path) -> Result<IpNet, String> {
     let family = meant(path.family.as_ref()).ok_or(ONLY_UNICAST)?;
     let prefix = version.read_nlri(&path.nlri).ok_or("the route has no prefix of IPv4 or IPv6")?;
@@ -29,13 +29,14 @@ pub fn prefix(version: Version, path: &Path) -> Result<IpNet, String> {
 
 pub const ONLY_UNICAST: &str = "only unicast routes of IPv4 and IPv6 are spoken here";
 
-/// A route to announce. A next hop that is unspecified is our own address towards whoever is told. The error is a sentence.
+/// Reads a route to originate. An unspecified next hop is our own address towards each neighbour. The error is a
+/// sentence.
 pub fn route(version: Version, path: &Path) -> Result<(IpNet, Attributes), String> {
     let prefix = prefix(version, path)?;
     Ok((prefix, attributes::read(version, Family::from(prefix), &path.pattrs)?))
 }
 
-/// Whether nothing was said.
+/// Returns the trimmed text unless it is empty.
 fn unless_empty(text: &str) -> Option<&str> {
     Some(text.trim()).filter(|text| !text.is_empty())
 }
@@ -44,7 +45,7 @@ fn address(text: &str, what: &str) -> Result<IpAddr, String> {
     text.trim().parse().map_err(|_| format!("{text:?} is no address of {what}"))
 }
 
-/// A neighbour to speak with. The error is a sentence.
+/// Reads a neighbour to add. The error is a sentence.
 pub fn neighbour(peer: &Peer, speaker: &Speaker) -> Result<Wanted, String> {
     const HOLD_TIME: u64 = 90;
     const RETRY: u64 = 120;
@@ -78,7 +79,7 @@ pub fn neighbour(peer: &Peer, speaker: &Speaker) -> Result<Wanted, String> {
         stale: Duration::from_secs(or(restart.stale_routes_time.into(), 360)),
         notifications: restart.notification_enabled,
     });
-    // Where an address of ours is not said, it is the one that other neighbours know.
+    // Without a local address, the one known to other neighbours is used.
     let known = speaker.neighbours().map(|(_, one)| one.wanted().own).find(|own| own.of(family).is_some());
     let known = known.unwrap_or_default();
     Ok(Wanted {

@@ -1,10 +1,10 @@
-//! Connections: dialling them, what is read from and written to them, and how they end.
+//! Connections: dialling, reading, writing and closing them.
 //!
-//! Each connection has a number that is never used again. What waits for sockets is a set of futures, each of which comes to its
-//! end when one socket can be read or written; dropping its [`Wait`] makes it go.
+//! Each connection has a number that is never reused. Socket readiness is a set of futures, each of which completes
+//! when one socket becomes readable or writable; dropping its [`Wait`] cancels it.
 //!
-//! A connection that is closed has a few seconds for what was to be sent, and for the other side to read it: a socket that is closed
-//! while there is something to be read tells the other side to throw away what it has not read, which is often a NOTIFICATION.
+//! A closed connection has a few seconds to flush its output and for the peer to read it: closing a socket that has
+//! unread input makes the peer discard what it has not read yet, which is often a NOTIFICATION.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
@@ -25,7 +25,7 @@ use super::outbox::Outbox;
 use crate::kernel::tcp::{self, Hops};
 use crate::kernel::{Cause, Error};
 
-/// Something that was waited for.
+/// Completion of a pending socket operation.
 pub(super) enum Happened {
     Readable(LinkId),
     Writable(LinkId),
@@ -33,20 +33,20 @@ pub(super) enum Happened {
     Accepted(SocketAddr, io::Result<(TcpStream, SocketAddr)>),
 }
 
-/// Everything that is waited for.
+/// Pending socket operations.
 pub(super) type Waits = FuturesUnordered<Pin<Box<dyn Future<Output = Result<Happened, Aborted>>>>>;
 
-/// Something is waited for as long as this is kept.
+/// Handle of a pending operation; dropping it cancels the operation.
 #[derive(Debug)]
 pub(super) struct Wait(AbortHandle);
 
-/// What a connection has brought.
+/// Result of reading from a connection.
 pub(super) enum Reading {
-    /// So many bytes, which are at the beginning of the buffer.
+    /// Number of bytes read into the beginning of the buffer.
     Bytes(usize),
-    /// It has ended.
+    /// End of the stream.
     End,
-    /// Nothing, or nothing that anybody wants.
+    /// No data, or data that is discarded.
     Nothing,
 }
 
@@ -56,9 +56,9 @@ pub(super) struct Links {
     links: BTreeMap<LinkId, Link>,
     dials: BTreeMap<IpAddr, Wait>,
     last: u64,
-    /// Those that have something to send and may be able to.
+    /// Connections with unsent output that may be writable.
     unsent: BTreeSet<LinkId>,
-    /// Those that are being closed, and until when.
+    /// Connections being closed, by deadline.
     closing: BTreeSet<(Instant, LinkId)>,
 }
 
@@ -67,23 +67,23 @@ struct Link {
     address: IpAddr,
     stream: Arc<TcpStream>,
     outbox: Outbox,
-    /// It is waited for until it can be read, always.
+    /// Pending readability; always present.
     reading: Wait,
-    /// It is waited for until it can be written, when it could not.
+    /// Pending writability, after a write would have blocked.
     writing: Option<Wait>,
-    /// It is being closed, and until then at the longest.
+    /// Latest end of a connection that is being closed.
     closing: Option<Instant>,
 }
 
-/// How long a connection may take to end.
+/// Time limit for closing a connection.
 const FAREWELL: Duration = Duration::from_secs(3);
-/// How long a dial may take: a little less than the session machine waits for it, so that the reason is known.
+/// Time limit for a dial: slightly less than the session machine waits, so that the reason of a failure is known.
 const DIAL: Duration = Duration::from_secs(9);
-/// How much is written to a connection before it is another one's turn.
+/// Number of bytes written to a connection before the next one's turn.
 const PORTION: usize = 256 << 10;
 
 impl Wait {
-    /// Waits for something, among everything else.
+    /// Adds a future to the pending operations.
     pub fn new(waits: &Waits, until: impl Future<Output = Happened> + 'static) -> Wait {
         let (handle, registration) = AbortHandle::new_pair();
         waits.push(Box::pin(Abortable::new(until, registration)));
@@ -98,7 +98,7 @@ impl Drop for Wait {
 }
 
 impl Links {
-    /// Dials a neighbour; the answer comes as [`Happened::Dialled`].
+    /// Dials a neighbour; the result arrives as [`Happened::Dialled`].
     pub fn dial(&mut self, waits: &Waits, address: IpAddr, transport: &Transport) {
         let to = SocketAddr::new(address, transport.port);
         let key = transport.password.as_ref().map(|password| password.key());
@@ -118,12 +118,12 @@ impl Links {
         self.dials.insert(address, wait);
     }
 
-    /// A dial is over, or is not wanted any more.
+    /// Forgets a dial that has completed or is abandoned.
     pub fn end_dial(&mut self, address: IpAddr) {
         self.dials.remove(&address);
     }
 
-    /// Takes a connection, and gives it its number.
+    /// Adds a connection and returns its number.
     pub fn add(&mut self, waits: &Waits, address: IpAddr, stream: TcpStream) -> LinkId {
         self.last += 1;
         let link = LinkId(self.last);
@@ -134,7 +134,7 @@ impl Links {
         link
     }
 
-    /// How many connections with a neighbour there are, those counted that are ending.
+    /// Number of connections with a neighbour, including those that are closing.
     pub fn count(&self, address: IpAddr) -> usize {
         self.links.values().filter(|link| link.address == address).count()
     }
@@ -148,7 +148,7 @@ impl Links {
         }
     }
 
-    /// Closes, after everything has been sent.
+    /// Closes a connection after its output has been sent.
     pub fn close(&mut self, link: LinkId, now: Instant) {
         let Some(one) = self.links.get_mut(&link) else { return };
         if one.closing.is_none() {
@@ -158,18 +158,18 @@ impl Links {
         }
     }
 
-    /// Where the end of each connection's bytes is now, of those that have not sent all.
+    /// Current end of the output of each connection with unsent bytes.
     pub fn ends(&self) -> Vec<(LinkId, u64)> {
         let unsent = self.links.iter().filter(|(_, one)| !one.outbox.is_empty());
         unsent.map(|(link, one)| (*link, one.outbox.end())).collect()
     }
 
-    /// Whether a connection has sent everything up to an earlier end, or is gone.
+    /// Returns whether a connection has sent everything up to an earlier end, or is gone.
     pub fn is_past(&self, link: LinkId, end: u64) -> bool {
         self.links.get(&link).is_none_or(|one| one.outbox.is_past(end))
     }
 
-    /// Something is to be sent by those whose turn has not come.
+    /// Returns whether connections with output wait for their turn.
     pub fn is_busy(&self) -> bool {
         !self.unsent.is_empty()
     }
@@ -178,7 +178,7 @@ impl Links {
         self.closing.first().map(|(at, _)| *at)
     }
 
-    /// Ends connections that take too long to do so themselves.
+    /// Drops connections whose time for closing is over.
     pub fn expire(&mut self, now: Instant) {
         while let Some((at, link)) = self.closing.first().copied()
             && at <= now
@@ -187,7 +187,7 @@ impl Links {
         }
     }
 
-    /// Reads what has come, once; and waits for more.
+    /// Reads once from a connection and waits for more.
     pub fn read(&mut self, waits: &Waits, link: LinkId, buffer: &mut [u8]) -> Reading {
         let Some(one) = self.links.get_mut(&link) else { return Reading::Nothing };
         let closing = one.closing.is_some();
@@ -196,7 +196,8 @@ impl Links {
             Err(error) if !is_temporary(&error) => self.drop_link(link),
             read => {
                 if read.as_ref().is_ok_and(|bytes| *bytes < buffer.len()) {
-                    // There was no more. To say so spares a second look, which would find nothing.
+                    // A short read means that the socket is empty; reporting it as not ready saves a second, futile
+                    // read.
                     let nothing = || Err::<(), _>(io::Error::from(ErrorKind::WouldBlock));
                     let _ = one.stream.try_io(Interest::READABLE, nothing);
                 }
@@ -210,7 +211,7 @@ impl Links {
         if closing { Reading::Nothing } else { Reading::End }
     }
 
-    /// A connection can be written again.
+    /// Marks a connection as writable again.
     pub fn writable(&mut self, link: LinkId) {
         if let Some(one) = self.links.get_mut(&link) {
             one.writing = None;
@@ -218,7 +219,7 @@ impl Links {
         }
     }
 
-    /// Sends what there is, as far as the sockets take it; returns how much each has taken.
+    /// Writes pending output as far as the sockets accept it; returns the number of bytes that each has accepted.
     pub fn write(&mut self, waits: &Waits) -> Vec<(LinkId, usize)> {
         let mut taken = Vec::new();
         for link in std::mem::take(&mut self.unsent) {
@@ -230,7 +231,7 @@ impl Links {
             if !one.outbox.is_empty() {
                 one.writing = Some(until_writable(waits, link, one.stream.clone()));
             } else if one.closing.is_some() {
-                // The other side reads to the end, and ends too; until then what it still sends is thrown away.
+                // The peer reads to the end and closes, too; until then its input is discarded.
                 let _ = rustix::net::shutdown(&*one.stream, rustix::net::Shutdown::Write);
             }
         }
@@ -246,7 +247,7 @@ impl Links {
 }
 
 impl Link {
-    /// Writes a portion; returns how many bytes the socket has taken.
+    /// Writes one portion; returns the number of bytes that the socket has accepted.
     fn write(&mut self) -> usize {
         let mut taken = 0;
         while !self.outbox.is_empty() && taken < PORTION {
@@ -256,7 +257,7 @@ impl Link {
                     taken += bytes;
                 }
                 Err(error) if is_temporary(&error) => break,
-                // The other side is gone. What it has said before is still to be read, and then the end shows there.
+                // The peer is gone. Its earlier input is still to be read; the end of the stream shows there.
                 Err(_) => self.outbox.clear(),
             }
         }
@@ -270,7 +271,7 @@ fn is_temporary(error: &io::Error) -> bool {
 
 fn until_readable(waits: &Waits, link: LinkId, stream: Arc<TcpStream>) -> Wait {
     Wait::new(waits, async move {
-        // What is wrong shows when it is read.
+        // Errors surface in the following read.
         let _ = stream.readable().await;
         Happened::Readable(link)
     })
@@ -283,7 +284,7 @@ fn until_writable(waits: &Waits, link: LinkId, stream: Arc<TcpStream>) -> Wait {
     })
 }
 
-/// The kernel's words for it.
+/// Converts to the kernel's options.
 pub(super) fn hops(time_to_live: TimeToLive) -> Hops {
     Hops { sent: time_to_live.sent(), least: time_to_live.least() }
 }

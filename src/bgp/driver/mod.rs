@@ -1,15 +1,15 @@
-//! The speaker with sockets and a clock: the one part of `bgp` that has effects.
+//! The speaker with sockets and a clock: the only part of `bgp` with side effects.
 //!
-//! One task, on a thread of its own, owns the speaker and all sockets. It has one wait: for orders, for a socket, for whoever takes
-//! the news, or for the next deadline. A turn takes in a bounded number of things, of each connection one buffer at the most, so
-//! that no neighbour keeps it from the others; then everything that has come of them is written.
+//! One task, on a thread of its own, owns the speaker and all sockets. It waits in one place: for orders, for a socket,
+//! for the consumer of events, or for the next deadline. A turn processes a bounded number of inputs, at most one
+//! buffer of each connection, so that no neighbour starves the others; then all resulting output is written.
 //!
-//! The task never waits for whoever takes the news (`news`), and nobody can make it send more than a neighbour takes
-//! (`speaker`, backpressure). When it ends, or dies, its sockets close without a word, which is how a graceful restart begins
-//! (RFC 4724 4.1); who wants sessions to end for good gives orders to remove the neighbours first.
+//! The task never waits for the consumer of events (`news`), and nobody can make it send more than a neighbour accepts
+//! (`speaker`, backpressure). When it ends, or dies, its sockets close without a NOTIFICATION, which is how a graceful
+//! restart begins (RFC 4724 4.1); to end sessions for good, order the removal of the neighbours first.
 //!
-//! Who may connect: neighbours that are wanted, to the address of ours that is configured for them, with their password. Others
-//! are closed at once, and counted. A neighbour that says nothing is closed by its machine (`session`).
+//! Connections are accepted from configured neighbours, to the local address configured for them, with their password.
+//! Others are closed at once, and counted. A neighbour that stays silent is closed by its session machine (`session`).
 
 mod apply;
 mod news;
@@ -40,32 +40,33 @@ use serve::Listeners;
 
 pub use news::{Event, Refusal, Refused, Subject};
 
-/// What a speaker begins with.
+/// Initial state of a speaker.
 #[derive(Debug)]
 pub struct Setup {
     pub rules: Rules,
-    /// An earlier run has left routes in the kernel.
+    /// Set when an earlier run has left routes in the kernel.
     pub restarting: Option<Restarting>,
-    /// Something of an earlier run is in the kernel, be it routes or not: what neighbours keep of us leads somewhere.
+    /// Forwarding state of an earlier run, with or without routes, is in the kernel: routes that neighbours retain from
+    /// us are still forwarded.
     pub forwarding: bool,
-    /// Where it says that it is alive.
+    /// Liveness signal.
     pub pulse: Pulse,
 }
 
-/// Gives orders to the speaker and asks it. Clones speak to the same one.
+/// Handle for ordering and querying the speaker. Clones refer to the same speaker.
 #[derive(Clone, Debug)]
 pub struct Handle {
     commands: mpsc::Sender<Command>,
 }
 
-/// A speaker and where it listens, for those who look from outside.
+/// A speaker and its listening addresses, for outside observers.
 #[derive(Clone, Debug)]
 pub struct Access {
     pub handle: Handle,
     pub listen: BTreeSet<SocketAddr>,
 }
 
-/// What the speaker tells, in the order in which it happens. Of each prefix only the newest route is told.
+/// Events of the speaker, in the order of their occurrence. For each prefix only the newest route is reported.
 #[derive(Debug)]
 pub struct Events {
     batches: mpsc::Receiver<Vec<Event>>,
@@ -83,36 +84,36 @@ enum Command {
     Write(oneshot::Sender<()>),
 }
 
-/// Somebody waits until everything of before is written.
+/// A pending request for notice that all earlier output is written.
 struct Writing {
-    /// Neighbours that have not been told everything yet: they read slowly, or have just come.
+    /// Neighbours whose Adj-RIB-Out is not sent completely: they read slowly, or have just been added.
     behind: Vec<IpAddr>,
-    /// What connections have still to send, when all have been told.
+    /// Ends of the unsent output of all connections, once no neighbour is behind.
     ends: Option<Vec<(LinkId, u64)>>,
     tell: oneshot::Sender<()>,
 }
 
-/// How many commands may wait; who is faster waits itself.
+/// Capacity of the command queue; faster senders wait.
 const COMMANDS: usize = 64;
-/// How many things are taken in before anything is written.
+/// Number of inputs processed before output is written.
 const AT_ONCE: usize = 256;
-/// How much is read from a connection before it is another one's turn.
+/// Number of bytes read from a connection before the next one's turn.
 const BUFFER: usize = 16 << 10;
-/// How many connections a neighbour may have: two by the protocol, and some that are just ending.
+/// Connection limit per neighbour: two by the protocol, and some that are closing.
 const CONNECTIONS: usize = 8;
-/// How long it sleeps at most, so that its life can be seen.
+/// Longest sleep, so that the liveness signal stays current.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// Starts a speaker on a thread of its own. It ends when `stop` becomes true or every handle is gone.
+/// Starts a speaker on a thread of its own. It ends when `stop` becomes true or all handles are dropped.
 ///
 /// # Errors
-/// The system gives no thread, or nothing to wait with.
+/// The system provides no thread, or no I/O event source.
 pub fn spawn(setup: Setup, stop: watch::Receiver<bool>) -> io::Result<(Handle, Events, JoinHandle<()>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (commands, commands_in) = mpsc::channel(COMMANDS);
     let (batches_out, batches) = mpsc::channel(1);
     let run = move || {
-        // Sockets are made here and not before, so that they belong to this thread's place in the network.
+        // Sockets are created here and not earlier, so that they belong to this thread's network namespace.
         let driver = Driver::new(setup);
         runtime.block_on(driver.run(commands_in, batches_out, stop));
     };
@@ -121,12 +122,12 @@ pub fn spawn(setup: Setup, stop: watch::Receiver<bool>) -> io::Result<(Handle, E
 }
 
 impl Handle {
-    /// Whether both speak to the same one.
+    /// Returns whether both handles refer to the same speaker.
     pub fn is_same(&self, other: &Handle) -> bool {
         self.commands.same_channel(&other.commands)
     }
 
-    /// Gives orders; the neighbours are told what comes of all of them together.
+    /// Sends orders; the neighbours receive the combined result of all of them.
     ///
     /// # Errors
     /// The speaker has ended.
@@ -134,7 +135,7 @@ impl Handle {
         self.send(Command::Orders(orders.into())).await
     }
 
-    /// Listens on these addresses and no others.
+    /// Sets the listening addresses.
     ///
     /// # Errors
     /// The speaker has ended.
@@ -142,7 +143,7 @@ impl Handle {
         self.send(Command::Listen(on)).await
     }
 
-    /// Asks the speaker something. Whoever gives it steps here loses what comes of them: that is what orders are for.
+    /// Runs a query on the speaker. Outputs of steps made by the query are lost; use orders for those.
     ///
     /// # Errors
     /// The speaker has ended.
@@ -152,15 +153,15 @@ impl Handle {
     ) -> Result<T, Ended> {
         let (answer_out, answer) = oneshot::channel();
         let ask = move |speaker: &mut Speaker| {
-            // Who has asked may not want to know any more.
+            // The requester may be gone.
             let _ = answer_out.send(question(speaker));
         };
         self.send(Command::Ask(Box::new(ask))).await?;
         answer.await.map_err(|_| Ended)
     }
 
-    /// Says when the sockets of all neighbours have taken what came of everything that was ordered before. A neighbour
-    /// that reads slowly makes that take long; one that goes away is not waited for.
+    /// Completes when the sockets of all neighbours have accepted the results of all earlier orders. A neighbour that
+    /// reads slowly delays this; one that disconnects is not waited for.
     ///
     /// # Errors
     /// The speaker has ended.
@@ -176,7 +177,7 @@ impl Handle {
 }
 
 impl Events {
-    /// What has happened since; `None` when the speaker has ended. Nothing is lost when the wait is given up.
+    /// Returns the events since the last call; `None` when the speaker has ended. Cancel-safe: no event is lost.
     pub async fn next(&mut self) -> Option<Vec<Event>> {
         self.batches.recv().await
     }
@@ -201,7 +202,7 @@ struct Driver {
     news: News,
     /// Neighbours that could not be dialled since their last session.
     undialled: BTreeSet<IpAddr>,
-    /// Who waits until something is written.
+    /// Pending requests for notice of written output.
     writings: Vec<Writing>,
     moments: Moments,
     buffer: Vec<u8>,
@@ -242,7 +243,7 @@ impl Driver {
             let now = Instant::now();
             let deadline = tokio::time::Instant::from_std(self.deadline(now));
             tokio::select! {
-                // What is ordered holds for whatever comes over the sockets after it.
+                // Orders apply to everything that arrives over the sockets after them.
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
                 command = commands.recv() => match command {
@@ -275,7 +276,7 @@ impl Driver {
         due.into_iter().flatten().fold(now + HEARTBEAT, Instant::min)
     }
 
-    /// What is due at the end of every turn.
+    /// Performs what is due at the end of every turn.
     fn finish_turn(&mut self) {
         let now = Instant::now();
         if self.speaker.deadline().is_some_and(|deadline| deadline <= now) {
@@ -311,7 +312,7 @@ impl Driver {
         }
     }
 
-    /// Tells those who wait that what they wait for is written.
+    /// Completes requests for notice whose output is written.
     fn tell_what_is_written(&mut self) {
         for mut writing in std::mem::take(&mut self.writings) {
             if !writing.behind.is_empty() {
@@ -322,7 +323,7 @@ impl Driver {
                 let ends = writing.ends.get_or_insert_with(|| self.links.ends());
                 ends.retain(|(link, end)| !self.links.is_past(*link, *end));
                 if ends.is_empty() {
-                    // Who has asked may not want to know any more.
+                    // The requester may be gone.
                     let _ = writing.tell.send(());
                     continue;
                 }
@@ -333,7 +334,7 @@ impl Driver {
         }
     }
 
-    /// Takes in what a socket has brought; nothing, when it is not waited for any more.
+    /// Processes the completion of a socket operation; ignores `None`, a cancelled one.
     fn take(&mut self, happened: Option<Happened>) {
         match happened {
             None => {}
@@ -353,7 +354,7 @@ impl Driver {
                     self.listeners.accepted(on, &self.waits, &mut self.news);
                     self.accept(on, stream, from.ip().to_canonical());
                 }
-                // It was gone before it was taken.
+                // The connection was gone before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
                     self.listeners.accepted(on, &self.waits, &mut self.news);
                 }
@@ -385,7 +386,7 @@ impl Driver {
     fn accept(&mut self, on: SocketAddr, stream: TcpStream, from: IpAddr) {
         match self.admit(on, &stream, from) {
             Err(refusal) => self.news.refused(from, refusal),
-            // The neighbour has gone while we were looking.
+            // The neighbour has disconnected in the meantime.
             Ok(Err(_)) => {}
             Ok(Ok(())) => {
                 let link = self.links.add(&self.waits, from, stream);
@@ -394,7 +395,7 @@ impl Driver {
         }
     }
 
-    /// Whether a connection is let in, and what came of making it the neighbour's own.
+    /// Returns whether a connection is admitted, and the result of applying the neighbour's options to it.
     fn admit(&self, on: SocketAddr, stream: &TcpStream, from: IpAddr) -> Result<Result<(), Error>, Refusal> {
         let neighbour = self.speaker.neighbour(from).ok_or(Refusal::Stranger)?;
         let transport = &neighbour.wanted().transport;
@@ -435,7 +436,7 @@ impl Driver {
                 Output::Close(link) => self.links.close(link, Instant::now()),
                 Output::Routes(prefixes) => self.news.routes(prefixes),
                 Output::Fact(address, fact) => {
-                    // However the session came about, nothing is wrong with the neighbour any more.
+                    // However the session came about, the neighbour's trouble is over.
                     if matches!(fact, Fact::Up(_)) && self.undialled.remove(&address) {
                         self.news.push(Event::Trouble(Subject::Dialling(address), None));
                     }
@@ -446,7 +447,7 @@ impl Driver {
         }
     }
 
-    /// The sockets that listen have the passwords of the neighbours that are wanted.
+    /// Installs the passwords of the configured neighbours on the listening sockets.
     fn set_passwords(&mut self) {
         let password = |(address, neighbour): (IpAddr, &super::speaker::Neighbour)| {
             Some((address, neighbour.wanted().transport.password.clone()?))

@@ -1,11 +1,12 @@
-//! What has happened and has not been told yet.
+//! Events that are not delivered yet.
 //!
-//! Whoever listens may be slow: a whole table takes a while to go into the kernel. Meanwhile only the prefixes wait whose routes have
-//! changed, and what their routes are is looked up when they are told: a portion at a time, so that one side works on the next
-//! portion while the other one has the last. Facts are few; where nobody listens for long the oldest go.
+//! The consumer may be slow: it takes a while to install a whole table in the kernel. Meanwhile only the prefixes with
+//! changed routes are queued, and their routes are looked up at delivery: one portion at a time, so that the consumer
+//! works on one portion while the speaker prepares the next. Facts are few; without a consumer for long, the oldest are
+//! dropped.
 //!
-//! What is waiting stands in two turns. What comes while a turn is being told goes into the next one, so that a fact is told after all
-//! routes that were there before it, and nothing waits for ever behind what changes all the time.
+//! The queue has two turns. What arrives while one turn is being delivered joins the next, so that a fact is delivered
+//! after all routes that preceded it, and nothing is starved by routes that keep changing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -17,33 +18,33 @@ use super::super::rib::RouteChange;
 use super::super::speaker::Fact;
 use crate::kernel::Error;
 
-/// Something that the owner of the speaker has to know.
+/// Event for the owner of the speaker.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// Best routes that have changed; each prefix once.
+    /// Changed best routes, each prefix once.
     Routes(Vec<RouteChange>),
     Fact(IpAddr, Fact),
-    /// Our restart is over: the table is as complete as it gets.
+    /// The local restart is over: the table is as complete as it gets.
     Complete,
-    /// Something does not work, and why; `None` when it works again. Said when that changes, not at every try.
+    /// A subsystem fails, with the reason; `None` when it works again. Sent on changes, not on every retry.
     Trouble(Subject, Option<Error>),
-    /// Connections that were closed at once, since this was last said: a minute ago, or never.
+    /// Connections refused since the last such event, which is at least a minute ago.
     Refused(Vec<Refused>),
-    /// So many facts and troubles have been forgotten, because nobody took them. What counts can be asked for.
+    /// Number of facts and troubles dropped because nobody consumed them. Current state can be queried.
     Lost(u64),
 }
 
-/// What does not work.
+/// Subject of a failure.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Subject {
-    /// Listening, or accepting what comes.
+    /// Listening on an address, or accepting connections on it.
     Listening(SocketAddr),
     Dialling(IpAddr),
-    /// The password of a neighbour cannot be set on the sockets that listen; it is not let in.
+    /// The password of a neighbour cannot be set on the listening sockets; the neighbour is not admitted.
     Password(IpAddr),
 }
 
-/// Connections from one address that were closed.
+/// Refused connections from one address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Refused {
     pub from: IpAddr,
@@ -51,32 +52,32 @@ pub struct Refused {
     pub times: u64,
 }
 
-/// Why a connection is closed before a word is said.
+/// Reason for closing a connection before any message.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Refusal {
-    /// It is from no neighbour.
+    /// The source is no configured neighbour.
     Stranger,
-    /// It came to another address of ours than the one that is configured for the neighbour.
+    /// The destination is another local address than the one configured for the neighbour.
     OtherAddress,
-    /// The neighbour has a password and the kernel has not taken it.
+    /// The neighbour has a password that the kernel has not accepted.
     NoPassword,
-    /// The neighbour has too many connections already, of which most are just ending.
+    /// The neighbour has too many connections already, most of which are closing.
     TooMany,
 }
 
-/// What waits to be told.
+/// Queue of undelivered events.
 #[derive(Debug, Default)]
 pub(super) struct News {
-    /// What is being told.
+    /// Turn being delivered.
     turn: Turn,
-    /// What comes after it.
+    /// Following turn.
     next: Turn,
     refused: BTreeMap<(IpAddr, Refusal), u64>,
-    /// When refusals may be told again.
+    /// Earliest time for the next report of refusals.
     refused_at: Option<Instant>,
 }
 
-/// Prefixes whose routes have changed, and what has happened after that.
+/// Prefixes with changed routes, and the events after them.
 #[derive(Debug, Default)]
 struct Turn {
     routes: BTreeSet<IpNet>,
@@ -86,14 +87,14 @@ struct Turn {
 }
 
 const MOST: usize = 4096;
-/// How many routes are told at once.
+/// Number of routes delivered at a time.
 const PORTION: usize = 4096;
-/// How many addresses are told apart.
+/// Number of addresses counted separately.
 const MOST_REFUSED: usize = 64;
 const BETWEEN_REFUSALS: Duration = Duration::from_secs(60);
 
 impl News {
-    /// The routes to these prefixes have changed.
+    /// Queues prefixes whose routes have changed.
     pub fn routes(&mut self, prefixes: impl IntoIterator<Item = IpNet>) {
         let told = &self.turn.routes;
         self.next.routes.extend(prefixes.into_iter().filter(|prefix| !told.contains(prefix)));
@@ -111,25 +112,25 @@ impl News {
         }
     }
 
-    /// A connection was closed.
+    /// Counts a refused connection.
     pub fn refused(&mut self, from: IpAddr, because: Refusal) {
         if self.refused.len() < MOST_REFUSED || self.refused.contains_key(&(from, because)) {
             *self.refused.entry((from, because)).or_default() += 1;
         }
     }
 
-    /// When refusals are to be told that are known already. What is due waits for whoever takes it, and not for a time.
+    /// Time at which refusals already counted are to be reported. Due events wait for their consumer, not for a time.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
         self.refused_at.filter(|at| *at > now && !self.refused.is_empty())
     }
 
-    /// Whether there is something to tell.
+    /// Returns whether there are events to deliver.
     pub fn is_due(&self, now: Instant) -> bool {
         let refused = !self.refused.is_empty() && self.refused_at.is_none_or(|at| at <= now);
         refused || !self.turn.is_empty() || !self.next.is_empty()
     }
 
-    /// The next portion of what there is to tell. `route`: what the route to a prefix is now.
+    /// Takes the next portion of events. `route` returns the current route to a prefix.
     pub fn take(&mut self, now: Instant, route: impl Fn(IpNet) -> RouteChange) -> Vec<Event> {
         if self.turn.is_empty() {
             self.turn = std::mem::take(&mut self.next);
@@ -150,7 +151,7 @@ impl Turn {
         self.routes.is_empty() && self.rest.is_empty() && !self.complete && self.lost == 0
     }
 
-    /// A portion of the routes, and with the last of them everything else.
+    /// Takes a portion of the routes; the last one is followed by all other events.
     fn take(&mut self, route: impl Fn(IpNet) -> RouteChange) -> Vec<Event> {
         let mut events = Vec::new();
         let portion: Vec<RouteChange> =
@@ -182,7 +183,7 @@ mod tests {
         ipnet::Ipv4Net::new((0x0af4_0000 + (number << 8)).into(), 24).unwrap().into()
     }
 
-    /// A route whose next hop says when it was looked up.
+    /// Returns a route whose next hop tells the time of its lookup.
     fn looked_up(at: u8) -> impl Fn(IpNet) -> RouteChange {
         move |prefix| RouteChange { prefix, best: None, next_hops: vec![IpAddr::from([192, 0, 2, at])] }
     }
@@ -218,7 +219,7 @@ mod tests {
         news.routes((0..PORTION as u32 + 10).map(prefix));
         news.push(Event::Trouble(Subject::Dialling(HERE), None));
         assert_eq!(told(&mut news, 1), ((0..PORTION as u32).map(prefix).collect(), 0));
-        // What changes meanwhile: one that has been told, one that waits, and a fact.
+        // Changes in the meantime: a delivered prefix, a queued prefix, and a fact.
         news.routes([prefix(3), prefix(PORTION as u32 + 3)]);
         news.complete();
         let left = (PORTION as u32..PORTION as u32 + 10).map(prefix).collect();

@@ -1,6 +1,6 @@
-//! What is to be sent over one connection and has not been taken by its socket.
+//! Output of one connection that its socket has not accepted yet.
 //!
-//! Its length has a bound, though not here: the speaker hands over no more than was taken before (`rib::exports`).
+//! Its length is bounded elsewhere: the speaker hands over no more than was accepted before (`rib::exports`).
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -9,14 +9,14 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     pieces: VecDeque<Arc<[u8]>>,
-    /// How much of the first piece has gone.
+    /// Number of bytes of the first piece already sent.
     gone: usize,
-    /// How many bytes have been put in, ever, and how many of them have gone.
+    /// Total number of bytes ever queued, and of those sent.
     put_in: u64,
     gone_ever: u64,
 }
 
-/// How many pieces are handed to a socket at once.
+/// Number of pieces handed to a socket at a time.
 const AT_ONCE: usize = 64;
 
 impl Outbox {
@@ -31,29 +31,29 @@ impl Outbox {
         self.pieces.is_empty()
     }
 
-    /// Nobody wants the rest any more.
+    /// Discards the rest.
     pub fn clear(&mut self) {
         *self = Outbox { put_in: self.put_in, gone_ever: self.put_in, ..Outbox::default() };
     }
 
-    /// Where its end is now.
+    /// Current end of the output.
     pub fn end(&self) -> u64 {
         self.put_in
     }
 
-    /// Whether everything up to an earlier end has gone.
+    /// Returns whether everything up to an earlier end has been sent.
     pub fn is_past(&self, end: u64) -> bool {
         self.gone_ever >= end
     }
 
-    /// The next pieces, in their order.
+    /// Next pieces, in order.
     pub fn slices(&self) -> Vec<IoSlice<'_>> {
         let gone = std::iter::once(self.gone).chain(std::iter::repeat(0));
         let left = self.pieces.iter().zip(gone).take(AT_ONCE);
         left.map(|(piece, gone)| IoSlice::new(piece.get(gone..).unwrap_or_default())).collect()
     }
 
-    /// So many bytes have gone.
+    /// Removes bytes that have been sent.
     pub fn advance(&mut self, bytes: usize) {
         self.gone += bytes;
         self.gone_ever += bytes as u64;

@@ -1,8 +1,8 @@
-//! Listening: on which addresses, and with which passwords.
+//! Listening sockets: their addresses and passwords.
 //!
-//! Each address has a socket of its own; those of IPv6 take no IPv4. An address that cannot be listened on is tried again, at
-//! first soon and then every half a minute. Passwords of neighbours are keys on all sockets of their family, and a neighbour
-//! whose key a socket has not taken is not let in over it.
+//! Each address has a socket of its own; those of IPv6 accept no IPv4. Listening that fails is retried, at first soon
+//! and then every 30 seconds. Passwords of neighbours are keys on all sockets of their address family, and a neighbour
+//! whose key a socket has not accepted is not admitted over it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -18,29 +18,29 @@ use crate::kernel::{Error, tcp};
 use crate::net::Family;
 use crate::reconcile::{Backoff, Moment};
 
-/// All addresses that are to be listened on.
+/// All listening addresses.
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
     all: BTreeMap<SocketAddr, Listener>,
     passwords: BTreeMap<IpAddr, Password>,
-    /// Neighbours whose password some socket has not taken.
+    /// Neighbours whose password some socket has not accepted.
     refused: BTreeSet<IpAddr>,
 }
 
 #[derive(Debug, Default)]
 struct Listener {
     socket: Option<Arc<TcpListener>>,
-    /// It is waited for until somebody comes.
+    /// Pending accept.
     accepting: Option<Wait>,
-    /// The keys that the socket has.
+    /// Keys installed on the socket.
     keys: BTreeMap<IpAddr, Password>,
     backoff: Backoff,
-    /// It has been said that something is wrong.
+    /// A failure has been reported.
     troubled: bool,
 }
 
 impl Listeners {
-    /// Listens on these addresses and on no others.
+    /// Sets the listening addresses.
     pub fn set(&mut self, wanted: BTreeSet<SocketAddr>) {
         self.all.retain(|address, _| wanted.contains(address));
         for address in wanted {
@@ -48,7 +48,7 @@ impl Listeners {
         }
     }
 
-    /// These neighbours have passwords, and no others.
+    /// Sets the passwords of all neighbours that have one.
     pub fn set_passwords(&mut self, passwords: BTreeMap<IpAddr, Password>, news: &mut News) {
         if self.passwords != passwords {
             self.passwords = passwords;
@@ -56,18 +56,18 @@ impl Listeners {
         }
     }
 
-    /// Whether this socket lets a neighbour in with its password alone, if it has one.
+    /// Returns whether this socket admits a neighbour only with its password, or the neighbour has none.
     pub fn has_key(&self, on: SocketAddr, of: IpAddr) -> bool {
         let wanted = self.passwords.get(&of);
         wanted.is_none() || self.all.get(&on).is_some_and(|listener| listener.keys.get(&of) == wanted)
     }
 
-    /// The next time that something is to be tried again.
+    /// Time of the next retry.
     pub fn deadline(&self) -> Option<Instant> {
         self.all.values().filter_map(|listener| listener.backoff.retry_at()).min()
     }
 
-    /// Opens what is not open, and waits for whoever comes.
+    /// Opens sockets that are not open, and accepts connections.
     pub fn open(&mut self, waits: &Waits, at: Moment, news: &mut News) {
         let mut opened = false;
         for (address, listener) in &mut self.all {
@@ -79,7 +79,7 @@ impl Listeners {
                     opened |= new;
                     listener.backoff.tried();
                     listener.accept(waits, *address);
-                    // One that could not let anybody in has still to show that it can.
+                    // A retry after a failed accept has succeeded only when it accepts a connection.
                     if new {
                         listener.works(*address, news);
                     }
@@ -92,7 +92,7 @@ impl Listeners {
         }
     }
 
-    /// Somebody has come, or nobody could.
+    /// Handles the completion of an accept.
     pub fn accepted(&mut self, on: SocketAddr, waits: &Waits, news: &mut News) {
         if let Some(listener) = self.all.get_mut(&on) {
             listener.backoff.succeeded();
@@ -101,7 +101,7 @@ impl Listeners {
         }
     }
 
-    /// Nobody can be let in for a while: there are too many open files, or the like.
+    /// Handles a failure to accept, such as too many open files, that lasts for a while.
     pub fn failed(&mut self, on: SocketAddr, error: &std::io::Error, at: Moment, news: &mut News) {
         if let Some(listener) = self.all.get_mut(&on) {
             let errno = rustix::io::Errno::from_io_error(error).unwrap_or(rustix::io::Errno::IO);
@@ -109,7 +109,7 @@ impl Listeners {
         }
     }
 
-    /// Whether an address is listened on.
+    /// Returns whether an address is listened on.
     pub fn contains(&self, on: SocketAddr) -> bool {
         self.all.contains_key(&on)
     }
@@ -135,7 +135,7 @@ impl Listeners {
 }
 
 impl Listener {
-    /// Opens the socket, unless it is open; true when it is a new one.
+    /// Opens the socket unless it is open; returns whether it is new.
     fn listen(&mut self, on: SocketAddr) -> Result<bool, Error> {
         if self.socket.is_some() {
             return Ok(false);
@@ -172,7 +172,7 @@ impl Listener {
         }
     }
 
-    /// Gives the socket the keys of its family and takes the others away; returns what could not be set.
+    /// Installs the keys of its address family on the socket and removes others; returns those that could not be set.
     fn key(&mut self, on: SocketAddr, passwords: &BTreeMap<IpAddr, Password>) -> BTreeMap<IpAddr, Error> {
         let Some(socket) = &self.socket else { return BTreeMap::new() };
         let mut failed = BTreeMap::new();

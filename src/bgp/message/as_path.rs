@@ -1,16 +1,16 @@
-//! AS_PATH: the autonomous systems that a route has come through, the nearest first.
+//! AS_PATH: the autonomous systems that a route has traversed, the nearest first.
 //!
-//! RFC 4271 4.3 and 5.1.2, with four-octet numbers everywhere inside (RFC 6793). A neighbour that speaks two octets gets
-//! 23456 for what does not fit, beside the whole path in AS4_PATH; what comes from it is put together again here. AS 0 is
-//! malformed (RFC 7607). We are in no confederation, so that its segments are malformed too (RFC 5065 5).
+//! RFC 4271 4.3 and 5.1.2, with four-octet AS numbers everywhere inside (RFC 6793). A peer with two-octet numbers is
+//! sent AS_TRANS (23456) for those that do not fit, and the whole path in AS4_PATH; both are merged on receipt. AS 0 is
+//! malformed (RFC 7607). We are in no confederation, so that its segments are malformed, too (RFC 5065 5).
 //!
-//! A path is kept as it is written with four octets: it is copied into messages much more often than it is looked at.
+//! A path is stored in its four-octet encoding: it is copied into messages much more often than it is examined.
 
 use std::fmt;
 
 use super::reader::Reader;
 
-/// What stands for a number that does not fit into two octets.
+/// Placeholder for an AS number that does not fit into two octets.
 pub const AS_TRANS: u32 = 23456;
 
 const SET: u8 = 1;
@@ -19,20 +19,20 @@ const CONFEDERATION_SEQUENCE: u8 = 3;
 const CONFEDERATION_SET: u8 = 4;
 const LONGEST_SEGMENT: usize = 255;
 
-/// A well-formed path.
+/// Well-formed AS path.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct AsPath(Box<[u8]>);
 
-/// A part of a path.
+/// Segment of a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Segment<'a> {
-    /// An unordered set, which counts as one step; otherwise a sequence.
+    /// An unordered AS_SET, which counts as one hop; otherwise an AS_SEQUENCE.
     pub is_set: bool,
-    /// Four bytes for each number.
+    /// AS numbers of four bytes each.
     numbers: &'a [u8],
 }
 
-/// What a field is read as: AS_PATH has no place for the confederation's segments, AS4_PATH drops them (RFC 6793 6).
+/// Attribute that is decoded: AS_PATH must not have confederation segments, AS4_PATH drops them (RFC 6793 6).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
     AsPath,
@@ -40,7 +40,7 @@ pub(super) enum Kind {
 }
 
 impl AsPath {
-    /// A path that is one sequence.
+    /// Builds a path of one AS_SEQUENCE.
     pub fn sequence(numbers: &[u32]) -> AsPath {
         let mut bytes = Vec::with_capacity(2 + 4 * numbers.len());
         for part in numbers.chunks(LONGEST_SEGMENT) {
@@ -49,7 +49,7 @@ impl AsPath {
         AsPath(bytes.into())
     }
 
-    /// Reads a field whose numbers are of four octets or of two; `None` when it is malformed.
+    /// Decodes an attribute with four-octet or two-octet AS numbers; `None` when it is malformed.
     pub(super) fn decode(bytes: &[u8], four_octets: bool, kind: Kind) -> Option<AsPath> {
         let mut reader = Reader::new(bytes);
         let width = if four_octets { 4 } else { 2 };
@@ -73,12 +73,12 @@ impl AsPath {
         Some(AsPath(path.into()))
     }
 
-    /// The path as it is written with four octets.
+    /// Four-octet encoding.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The path as it is written with two octets.
+    /// Two-octet encoding.
     pub(super) fn two_octets(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.0.len());
         for segment in self.segments() {
@@ -91,7 +91,7 @@ impl AsPath {
         out
     }
 
-    /// Whether two octets are too few for it.
+    /// Returns whether an AS number does not fit into two octets.
     pub(super) fn needs_four_octets(&self) -> bool {
         self.numbers().any(|number| number > u32::from(u16::MAX))
     }
@@ -100,22 +100,22 @@ impl AsPath {
         self.0.is_empty()
     }
 
-    /// How long the path is for the choice of the best: a set counts as one (RFC 4271 9.1.2.2 a).
+    /// Length for best-path selection: an AS_SET counts as one (RFC 4271 9.1.2.2 a).
     pub fn length(&self) -> usize {
         self.segments().map(|segment| if segment.is_set { 1 } else { segment.len() }).sum()
     }
 
-    /// All numbers in their order, those of sets too.
+    /// All AS numbers in order, including those of sets.
     pub fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
         self.segments().flat_map(|segment| segment.numbers())
     }
 
-    /// The neighbour that the route came from: the first number, if the path begins with a sequence.
+    /// Neighbouring AS: the first number, if the path begins with a sequence.
     pub fn neighbour(&self) -> Option<u32> {
         self.segments().next().filter(|segment| !segment.is_set)?.numbers().next()
     }
 
-    /// The system that the route began in: the last number, if the path ends with a sequence.
+    /// Origin AS: the last number, if the path ends with a sequence.
     pub fn origin(&self) -> Option<u32> {
         self.segments().last().filter(|segment| !segment.is_set)?.numbers().last()
     }
@@ -124,7 +124,7 @@ impl AsPath {
         self.numbers().any(|one| one == number)
     }
 
-    /// The segments in their order.
+    /// Segments in order.
     pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
         let mut reader = Reader::new(&self.0);
         std::iter::from_fn(move || {
@@ -133,13 +133,13 @@ impl AsPath {
         })
     }
 
-    /// The path with a number in front of it, so many times (RFC 4271 5.1.2 b).
+    /// Prepends an AS number the given number of times (RFC 4271 5.1.2 b).
     pub fn prepended(&self, number: u32, times: usize) -> AsPath {
         let own = std::iter::repeat_n(number, times);
         self.behind(own.collect())
     }
 
-    /// The path with a sequence in front; it joins the sequence that the path begins with as far as there is room.
+    /// Prepends a sequence, which is merged with a leading sequence of the path as far as there is room.
     fn behind(&self, mut front: Vec<u32>) -> AsPath {
         let mut rest = self.0.as_ref();
         if let Some(first) = self.segments().next().filter(|first| !first.is_set && !front.is_empty()) {
@@ -150,7 +150,7 @@ impl AsPath {
             }
         }
         let mut bytes = Vec::with_capacity(2 + 4 * front.len() + rest.len());
-        // A remainder is written first, so that the full segments follow it and the path can still grow at its front.
+        // A remainder is written first, so that full segments follow it and the path can still grow at its front.
         let (head, full) = front.split_at(front.len() % LONGEST_SEGMENT);
         for part in std::iter::once(head).chain(full.chunks(LONGEST_SEGMENT)).filter(|part| !part.is_empty()) {
             push_segment(&mut bytes, false, part.iter().copied());
@@ -159,8 +159,8 @@ impl AsPath {
         AsPath(bytes.into())
     }
 
-    /// The whole path of a route from a neighbour with two octets: `self` is its AS_PATH, `four` its AS4_PATH, which may lack
-    /// what speakers with two octets have put in front (RFC 6793 4.2.3).
+    /// Merges the AS_PATH (`self`) and the AS4_PATH (`four`) of a peer with two-octet numbers; AS4_PATH may lack
+    /// numbers that speakers with two octets have prepended (RFC 6793 4.2.3).
     pub(super) fn merged(&self, four: &AsPath) -> AsPath {
         let Some(mut missing) = self.length().checked_sub(four.length()) else { return self.clone() };
         let mut bytes = Vec::new();
@@ -188,7 +188,7 @@ fn push_segment(out: &mut Vec<u8>, is_set: bool, numbers: impl ExactSizeIterator
 }
 
 impl<'a> Segment<'a> {
-    /// How many numbers it has; never none.
+    /// Number of AS numbers; never zero.
     #[allow(clippy::len_without_is_empty, reason = "a segment without numbers is malformed and never here")]
     pub fn len(&self) -> usize {
         self.numbers.len() / 4
@@ -200,7 +200,7 @@ impl<'a> Segment<'a> {
 }
 
 impl fmt::Display for AsPath {
-    /// As routers print it: `65001 65002 {65003,65004}`.
+    /// Formats the path as routers print it: `65001 65002 {65003,65004}`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, segment) in self.segments().enumerate() {
             let words: Vec<String> = segment.numbers().map(|number| number.to_string()).collect();
@@ -272,9 +272,9 @@ mod tests {
         let short = AsPath::decode(&path.two_octets(), false, Kind::AsPath).unwrap();
         assert_eq!(short.to_string(), "65001 23456 23456");
         assert_eq!(short.merged(&path), path);
-        // Two speakers that know nothing of AS4_PATH have put themselves in front.
+        // Two speakers without AS4_PATH support have prepended themselves.
         assert_eq!(short.prepended(64999, 2).merged(&path), path.prepended(64999, 2));
-        // An AS4_PATH that is longer than the path is wrong: RFC 6793 4.2.3.
+        // An AS4_PATH longer than the AS_PATH is ignored: RFC 6793 4.2.3.
         assert_eq!(AsPath::sequence(&[1]).merged(&path), AsPath::sequence(&[1]));
     }
 

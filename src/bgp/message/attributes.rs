@@ -1,15 +1,15 @@
-//! The attributes of a route, in the form in which everything inside speaks of them.
+//! Path attributes of a route, in their internal representation.
 //!
-//! RFC 4271 5; communities RFC 1997, extended RFC 4360, large RFC 8092; reflection RFC 4456. A set of attributes is read
-//! once, is shared by all routes that came with it, and is never changed: who needs another one copies it. What few routes
-//! have is kept apart, so that the others do not pay for it: a set takes 80 bytes and its path.
+//! RFC 4271 5; communities RFC 1997, extended RFC 4360, large RFC 8092; reflection RFC 4456. A set of attributes is
+//! decoded once, shared by all routes of its UPDATE, and never changed: changes are made to a copy. Rare attributes are
+//! stored separately, so that other routes do not pay for them: a set takes 80 bytes and its path.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::as_path::AsPath;
 
-/// Where the route began (ORIGIN). The smaller is preferred.
+/// ORIGIN. The smaller is preferred.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub enum Origin {
     #[default]
@@ -18,65 +18,65 @@ pub enum Origin {
     Incomplete,
 }
 
-/// One set of attributes.
+/// Set of path attributes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Attributes {
     pub origin: Origin,
     pub as_path: AsPath,
-    /// From NEXT_HOP, or from MP_REACH_NLRI; it may be of another family than the prefix (RFC 8950).
+    /// NEXT_HOP, or the next hop of MP_REACH_NLRI, which may be of another address family than the prefix (RFC 8950).
     pub next_hop: IpAddr,
     /// MULTI_EXIT_DISC.
     pub med: Option<u32>,
     pub local_pref: Option<u32>,
-    /// COMMUNITIES, sorted, without repetitions.
+    /// COMMUNITIES, sorted, without duplicates.
     pub communities: Box<[Community]>,
-    /// Changed by `change_rare` alone, so that equal sets are equal. Visible here, so that a set can be made from another one.
+    /// Changed by `change_rare` alone, so that equal sets compare equal. Visible here for struct update syntax.
     pub(in crate::bgp) rare: Option<Box<Rare>>,
 }
 
-/// What few routes have.
+/// Attributes that few routes have.
 #[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
 pub struct Rare {
     pub atomic_aggregate: bool,
     pub aggregator: Option<Aggregator>,
-    /// ORIGINATOR_ID: the router in our autonomous system that a reflected route began at.
+    /// ORIGINATOR_ID: the router in our AS that originated a reflected route.
     pub originator: Option<Ipv4Addr>,
-    /// CLUSTER_LIST: the reflectors it came through, the nearest first.
+    /// CLUSTER_LIST: the route reflectors traversed, the nearest first.
     pub clusters: Box<[Ipv4Addr]>,
-    /// EXTENDED COMMUNITIES, sorted, without repetitions.
+    /// EXTENDED COMMUNITIES, sorted, without duplicates.
     pub extended: Box<[ExtendedCommunity]>,
-    /// LARGE COMMUNITIES, sorted, without repetitions.
+    /// LARGE_COMMUNITY, sorted, without duplicates.
     pub large: Box<[LargeCommunity]>,
-    /// The second next hop of RFC 2545, for a neighbour on the same link.
+    /// Link-local next hop of RFC 2545, for a peer on the same link.
     pub link_local: Option<Ipv6Addr>,
-    /// Optional transitive attributes that we do not know and pass on, sorted by their number.
+    /// Unrecognized optional transitive attributes, which are passed on, sorted by type code.
     pub unknown: Box<[Unknown]>,
 }
 
-/// A router that made one route of several.
+/// AGGREGATOR: the router that aggregated the route.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Aggregator {
     pub asn: u32,
     pub router: Ipv4Addr,
 }
 
-/// A community of RFC 1997, written `65001:100`.
+/// Community of RFC 1997, written `65001:100`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Community(pub u32);
 
-/// An extended community, as its eight bytes.
+/// Extended community, as its eight bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ExtendedCommunity(pub u64);
 
-/// A large community, written `65001:1:2`.
+/// Large community, written `65001:1:2`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct LargeCommunity(pub [u32; 3]);
 
-/// An attribute that we do not know.
+/// Unrecognized attribute.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Unknown {
     pub number: u8,
-    /// Without the bit for the length's width; always with the one that says that somebody did not know it.
+    /// Without the Extended Length bit; always with the Partial bit.
     pub flags: u8,
     pub value: Box<[u8]>,
 }
@@ -89,17 +89,17 @@ impl Community {
 }
 
 impl ExtendedCommunity {
-    /// Whether it goes beyond our autonomous system (RFC 4360 2: the second bit says that it does not).
+    /// Returns whether the community crosses AS boundaries (RFC 4360 2: the second bit is the non-transitive bit).
     pub fn is_transitive(self) -> bool {
         self.0 & (1 << 62) == 0
     }
 }
 
-/// What a route without any of it has.
+/// Rare attributes of a route that has none.
 static NOTHING: std::sync::LazyLock<Rare> = std::sync::LazyLock::new(Rare::default);
 
 impl Attributes {
-    /// A route of our own: it began here, and nothing else is said of it.
+    /// Attributes of a locally originated route: ORIGIN IGP, an empty path, and nothing optional.
     pub fn local(next_hop: IpAddr) -> Attributes {
         Attributes {
             origin: Origin::Igp,
@@ -112,7 +112,7 @@ impl Attributes {
         }
     }
 
-    /// About how many bytes the set takes.
+    /// Approximate size of the set, in bytes.
     pub(in crate::bgp) fn weight(&self) -> usize {
         let lists = |rare: &Rare| {
             let unknown: usize = rare.unknown.iter().map(|unknown| 24 + unknown.value.len()).sum();
@@ -121,7 +121,7 @@ impl Attributes {
         96 + self.as_path.bytes().len() + 4 * self.communities.len() + self.rare.as_deref().map_or(0, lists)
     }
 
-    /// The same with another next hop; the one on the link went with the old one.
+    /// Returns a copy with another next hop, and without the link-local one of the old next hop.
     pub fn with_next_hop(&self, next_hop: IpAddr) -> Attributes {
         let mut changed = Attributes { next_hop, ..self.clone() };
         if self.rare.is_some() {
@@ -130,19 +130,19 @@ impl Attributes {
         changed
     }
 
-    /// What few routes have.
+    /// Attributes that few routes have.
     pub fn rare(&self) -> &Rare {
         self.rare.as_deref().unwrap_or(&NOTHING)
     }
 
-    /// Changes what few routes have. A set that is left without any is equal to one that never had it.
+    /// Changes rare attributes. A set that is left without any equals one that never had them.
     pub fn change_rare(&mut self, change: impl FnOnce(&mut Rare)) {
         let mut rare = self.rare.take().unwrap_or_default();
         change(&mut rare);
         self.rare = (*rare != *NOTHING).then_some(rare);
     }
 
-    /// The local preference for the choice of the best; without one it is 100, as everywhere.
+    /// LOCAL_PREF for best-path selection; 100, the customary default, when absent.
     pub fn preference(&self) -> u32 {
         const DEFAULT: u32 = 100;
         self.local_pref.unwrap_or(DEFAULT)
@@ -152,12 +152,12 @@ impl Attributes {
         self.communities.binary_search(&community).is_ok()
     }
 
-    /// Adds communities; those that are there stay as they are.
+    /// Adds communities to those present.
     pub fn add_communities(&mut self, added: &[Community]) {
         self.communities = sorted(self.communities.iter().copied().chain(added.iter().copied()));
     }
 
-    /// How many bytes it occupies, roughly, when it is kept.
+    /// Approximate memory that the stored set occupies, in bytes.
     pub fn footprint(&self) -> usize {
         let rare = self.rare.as_deref().map_or(0, |rare| {
             let unknown = rare.unknown.iter().map(|one| size_of::<Unknown>() + one.value.len()).sum::<usize>();
@@ -167,7 +167,7 @@ impl Attributes {
     }
 }
 
-/// Sorted, without repetitions.
+/// Sorts, and removes duplicates.
 pub(super) fn sorted<T: Ord>(all: impl Iterator<Item = T>) -> Box<[T]> {
     let mut all: Vec<T> = all.collect();
     all.sort_unstable();

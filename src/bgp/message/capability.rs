@@ -1,8 +1,8 @@
-//! Capabilities: what each side can do beyond RFC 4271, said in OPEN.
+//! Capabilities: support for extensions of RFC 4271, advertised in OPEN.
 //!
-//! RFC 5492. Ours: multiprotocol (RFC 4760), route refresh (RFC 2918) and its enhanced form (RFC 7313), four-octet numbers
-//! (RFC 6793), graceful restart (RFC 4724, with the bit of RFC 8538), IPv4 prefixes with IPv6 next hops (RFC 8950),
-//! extended messages (RFC 8654). What we do not know is kept as it is, to be shown.
+//! RFC 5492. Supported: multiprotocol (RFC 4760), route refresh (RFC 2918) and enhanced route refresh (RFC 7313),
+//! four-octet AS numbers (RFC 6793), graceful restart (RFC 4724, with the N bit of RFC 8538), IPv4 NLRI with IPv6 next
+//! hops (RFC 8950), extended messages (RFC 8654). Unrecognized capabilities are kept unparsed, for display.
 
 use super::reader::Reader;
 use super::{family_of, numbers_of};
@@ -16,56 +16,56 @@ const GRACEFUL_RESTART: u8 = 64;
 const FOUR_OCTET_AS: u8 = 65;
 const ENHANCED_REFRESH: u8 = 70;
 
-/// In the flags of graceful restart: the sender is restarting; notifications count as restarts too.
+/// Graceful restart flags: the R bit (the sender has restarted) and the N bit (NOTIFICATIONs are covered, too).
 const RESTARTING: u16 = 0x8000;
 const NOTIFICATIONS: u16 = 0x4000;
 const TIME: u16 = 0x0fff;
-/// In the flags of one of its families: forwarding went on.
+/// F bit of an address family in graceful restart: forwarding state was preserved.
 const FORWARDING: u8 = 0x80;
 const IPV4: u16 = 1;
 const IPV6: u16 = 2;
 const UNICAST: u16 = 1;
 
-/// Everything that one side can do.
+/// Capabilities of one speaker.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Capabilities {
-    /// The families it names; one that names none speaks IPv4 (RFC 4760 8).
+    /// Advertised address families; a speaker that advertises none speaks IPv4 (RFC 4760 8).
     pub families: PerFamily<bool>,
-    /// It named a family, though perhaps none of ours.
+    /// Advertised some address family, though perhaps none of ours.
     pub multiprotocol: bool,
     pub refresh: bool,
     pub enhanced_refresh: bool,
-    /// Its number, in four octets.
+    /// Four-octet AS number.
     pub asn: Option<u32>,
     pub restart: Option<GracefulRestart>,
-    /// IPv4 prefixes may have IPv6 next hops.
+    /// IPv4 NLRI may have IPv6 next hops.
     pub extended_next_hop: bool,
     /// Messages of up to 65,535 bytes.
     pub extended_message: bool,
-    /// Those we do not know: number and value.
+    /// Unrecognized capabilities: code and value.
     pub unknown: Vec<(u8, Box<[u8]>)>,
 }
 
-/// What a side says of its restarts.
+/// Graceful restart capability.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct GracefulRestart {
-    /// It has restarted and begins anew.
+    /// R bit: the sender has restarted.
     pub restarting: bool,
-    /// A notification, or silence, is to be taken as a restart as well (RFC 8538).
+    /// N bit: a NOTIFICATION or the expiry of the hold timer counts as a restart, too (RFC 8538).
     pub notifications: bool,
-    /// How long it will take to come back, in seconds; at most 4,095.
+    /// Restart time, in seconds; at most 4,095.
     pub seconds: u16,
-    /// The families that it keeps, and whether it went on forwarding them.
+    /// Address families whose routes are retained, and whether forwarding state was preserved (the F bit).
     pub families: PerFamily<Option<bool>>,
 }
 
 impl Capabilities {
-    /// The families that are spoken.
+    /// Address families in use.
     pub fn spoken(&self) -> PerFamily<bool> {
         if self.multiprotocol { self.families } else { PerFamily { v4: true, v6: false } }
     }
 
-    /// Takes in the capabilities of one optional parameter; `None` when one of them is malformed.
+    /// Parses the capabilities of one optional parameter; `None` when one of them is malformed.
     pub(super) fn read(&mut self, mut reader: Reader) -> Option<()> {
         while !reader.is_empty() {
             let (number, length) = (reader.u8()?, reader.u8()?);
@@ -92,7 +92,7 @@ impl Capabilities {
                 }
             }
             EXTENDED_MESSAGE => self.extended_message = true,
-            // RFC 4724 3: of several the last one counts.
+            // RFC 4724 3: the last of several instances applies.
             GRACEFUL_RESTART => self.restart = Some(GracefulRestart::decode(&mut value)?),
             FOUR_OCTET_AS => self.asn = Some(value.u32()?),
             ENHANCED_REFRESH => self.enhanced_refresh = true,

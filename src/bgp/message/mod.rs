@@ -1,11 +1,11 @@
-//! Messages of BGP: bytes to values and back.
+//! BGP messages: decoding and encoding.
 //!
-//! RFC 4271 4: every message has a head of 19 bytes (a marker of ones, its length, its kind). [`Framing`] cuts a stream
-//! into messages, [`decode`] reads one of them. How UPDATE is written depends on what both sides said in OPEN:
-//! that is a [`Dialect`]. An error is the NOTIFICATION that answers it; where RFC 7606 asks for less than the end of
-//! the session, it is part of the [`Update`].
+//! RFC 4271 4: every message has a header of 19 bytes (a marker of ones, the length, the type). [`Framing`] splits a
+//! stream into messages, [`decode`] parses one of them. The encoding of UPDATE depends on the capabilities of both
+//! OPENs: that is a [`Dialect`]. An error is the NOTIFICATION that answers it; where RFC 7606 requires less than a
+//! session reset, it is part of the [`Update`].
 //!
-//! Nothing here can panic whatever the bytes are: they are read through [`reader::Reader`] alone.
+//! No input can cause a panic: bytes are read through [`reader::Reader`] alone.
 
 mod as_path;
 mod attributes;
@@ -34,9 +34,9 @@ pub use refresh::{Refresh, RefreshKind};
 pub use update::{Announced, Remark, Treatment, Update};
 pub use write::{Packing, end_of_rib};
 
-/// The head of a message, in bytes.
+/// Length of the message header, in bytes.
 const HEADER: usize = 19;
-/// The longest message, and the longest where both sides can do more (RFC 8654).
+/// Maximum message length, and the maximum length of extended messages (RFC 8654).
 const LONGEST: usize = 4096;
 const LONGEST_EXTENDED: usize = 65535;
 
@@ -46,29 +46,29 @@ const NOTIFICATION: u8 = 3;
 const KEEPALIVE: u8 = 4;
 const ROUTE_REFRESH: u8 = 5;
 
-/// How both sides of a session have agreed to write, and who the other one is.
+/// Negotiated encoding of a session, and the type of the peer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Dialect {
-    /// The other side is in our autonomous system.
+    /// The peer is internal (IBGP).
     pub internal: bool,
-    /// Numbers of autonomous systems have four octets.
+    /// AS numbers have four octets.
     pub four_octets: bool,
-    /// The families that both sides speak.
+    /// Negotiated address families.
     pub families: PerFamily<bool>,
-    /// IPv4 prefixes may have IPv6 next hops.
+    /// IPv4 NLRI may have IPv6 next hops.
     pub extended_next_hop: bool,
-    /// The other side takes messages of 65,535 bytes.
+    /// The peer accepts messages of 65,535 bytes.
     pub extended_message: bool,
 }
 
 impl Dialect {
-    /// The longest message that the other side takes, in bytes.
+    /// Maximum length of messages to the peer, in bytes.
     pub fn longest(&self) -> usize {
         if self.extended_message { LONGEST_EXTENDED } else { LONGEST }
     }
 }
 
-/// A message from the other side.
+/// Received message.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Message {
     Open(Open),
@@ -76,12 +76,12 @@ pub enum Message {
     Notification(Notification),
     Keepalive,
     Refresh(Refresh),
-    /// A well-formed ROUTE-REFRESH for a family or of a kind that we do not know.
+    /// A well-formed ROUTE-REFRESH for an unknown address family or of an unknown subtype.
     Ignored,
 }
 
 impl Message {
-    /// The number of its kind.
+    /// Message type code.
     pub fn kind(&self) -> u8 {
         match self {
             Message::Open(_) => OPEN,
@@ -93,25 +93,25 @@ impl Message {
     }
 }
 
-/// A message as [`Framing`] cuts it out: its kind, and what follows its head.
+/// Message as [`Framing`] returns it: its type, and the bytes after its header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Frame<'a> {
     kind: u8,
     body: &'a [u8],
 }
 
-/// Reads one message. UPDATE is read in this dialect; before there is one it is not read at all, and empty: the session ends
-/// then in any case.
+/// Parses one message. UPDATE is parsed in the given dialect; without one (before both OPENs) it is returned empty: the
+/// session ends in any case.
 ///
 /// # Errors
-/// The message cannot be read in a way that leaves the session up: what the peer is to be told.
+/// The error resets the session: the NOTIFICATION to send.
 pub fn decode(frame: Frame, dialect: Option<&Dialect>) -> Result<Message, Notification> {
     let Frame { kind, body } = frame;
     match kind {
         OPEN => Open::decode(body).map(Message::Open),
         UPDATE => dialect.map_or(Ok(Update::default()), |dialect| Update::decode(body, dialect)).map(Message::Update),
         NOTIFICATION => {
-            // Framing has made sure of the two bytes that it needs.
+            // Framing guarantees the required two bytes.
             let notification = Notification::decode(body);
             Ok(Message::Notification(notification.unwrap_or_else(|| Notification::new(Reason::new(0, 0)))))
         }
@@ -121,27 +121,27 @@ pub fn decode(frame: Frame, dialect: Option<&Dialect>) -> Result<Message, Notifi
     }
 }
 
-/// An OPEN, as bytes.
+/// Encodes an OPEN.
 pub fn open(open: &Open) -> Vec<u8> {
     framed(OPEN, |out| open.encode(out))
 }
 
-/// A NOTIFICATION, as bytes.
+/// Encodes a NOTIFICATION.
 pub fn notification(notification: &Notification) -> Vec<u8> {
     framed(NOTIFICATION, |out| notification.encode(out))
 }
 
-/// A KEEPALIVE, as bytes.
+/// Encodes a KEEPALIVE.
 pub fn keepalive() -> Vec<u8> {
     framed(KEEPALIVE, |_| {})
 }
 
-/// A ROUTE-REFRESH, as bytes.
+/// Encodes a ROUTE-REFRESH.
 pub fn refresh(refresh: &Refresh) -> Vec<u8> {
     framed(ROUTE_REFRESH, |out| refresh.encode(out))
 }
 
-/// A head, and a body behind it.
+/// Encodes a header and the body after it.
 fn framed(kind: u8, body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut out = Vec::with_capacity(64);
     let at = begin(&mut out, kind);
@@ -150,7 +150,7 @@ fn framed(kind: u8, body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     out
 }
 
-/// Writes the head of a message, and answers where it stands.
+/// Writes the header of a message and returns its position.
 fn begin(out: &mut Vec<u8>, kind: u8) -> usize {
     let at = out.len();
     out.extend_from_slice(&[0xff; 16]);
@@ -158,7 +158,7 @@ fn begin(out: &mut Vec<u8>, kind: u8) -> usize {
     at
 }
 
-/// Completes the length in the head of the message that stands here and reaches to the end.
+/// Fills in the length of the message that begins at `at` and extends to the end.
 fn finish(out: &mut [u8], at: usize) {
     let length = out.len() - at;
     debug_assert!(length <= LONGEST_EXTENDED, "a message has a length that can be written");
@@ -167,7 +167,7 @@ fn finish(out: &mut [u8], at: usize) {
     }
 }
 
-/// The families that we speak, by their numbers (IANA, *Address Family Numbers*): unicast only.
+/// Supported address families, by AFI and SAFI (IANA, *Address Family Numbers*): unicast only.
 fn family_of(afi: u16, safi: u8) -> Option<Family> {
     match (afi, safi) {
         (1, 1) => Some(Family::V4),

@@ -1,15 +1,15 @@
-//! NOTIFICATION: why a session ends.
+//! NOTIFICATION: the reason for ending a session.
 //!
 //! RFC 4271 4.5 and 6; the subcodes of Cease are RFC 4486, the text of an administrative shutdown RFC 9003, the hard
-//! reset RFC 8538, errors in ROUTE-REFRESH RFC 7313, the send hold timer RFC 9687. Codes are kept as numbers: a peer may
-//! send some that nobody knows yet, and they are still to be shown.
+//! reset RFC 8538, errors in ROUTE-REFRESH RFC 7313, the send hold timer RFC 9687. Codes are kept as numbers: a peer
+//! may send unassigned ones, and they are displayed all the same.
 
 use std::fmt;
 
 use super::reader::Reader;
 use super::{HEADER, LONGEST};
 
-/// The kind of an error: code and subcode.
+/// Error code and subcode.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Reason {
     pub code: u8,
@@ -20,11 +20,11 @@ pub struct Reason {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Notification {
     pub reason: Reason,
-    /// What goes with it, by its reason: usually the part of the message that was wrong.
+    /// Data field, whose meaning depends on the reason: usually the erroneous part of the message.
     pub data: Vec<u8>,
 }
 
-/// The longest text of RFC 9003, in bytes.
+/// Maximum length of the text of RFC 9003, in bytes.
 const LONGEST_TEXT: usize = 255;
 
 impl Reason {
@@ -68,7 +68,7 @@ impl Reason {
         Reason { code, subcode }
     }
 
-    /// The words of the registry (IANA, *BGP Error Codes*); a number where it has none.
+    /// Name in the registry (IANA, *BGP Error Codes*), if it has one.
     fn words(self) -> Option<&'static str> {
         Some(match (self.code, self.subcode) {
             (1, 1) => "connection not synchronized",
@@ -118,7 +118,7 @@ impl Reason {
 }
 
 impl Notification {
-    /// One without data.
+    /// Builds a NOTIFICATION without data.
     pub fn new(reason: Reason) -> Notification {
         Notification { reason, data: Vec::new() }
     }
@@ -127,8 +127,8 @@ impl Notification {
         Notification { reason, data: data.into() }
     }
 
-    /// A shutdown or reset with a text for the people on the other side (RFC 9003); what is longer than 255 bytes is cut
-    /// between two characters.
+    /// Builds a shutdown or reset with a text for the peer's operators (RFC 9003); more than 255 bytes are truncated at
+    /// a character boundary.
     pub fn with_text(reason: Reason, text: &str) -> Notification {
         let end = (0..=LONGEST_TEXT.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
         let text = text.get(..end).unwrap_or_default().as_bytes();
@@ -140,22 +140,22 @@ impl Notification {
         Notification::with(reason, data)
     }
 
-    /// The same, wrapped so that a peer with which graceful restart covers notifications drops our routes all the same
-    /// (RFC 8538 3.1).
+    /// Wraps the NOTIFICATION in a hard reset, so that a peer with which graceful restart covers NOTIFICATIONs drops
+    /// our routes all the same (RFC 8538 3.1).
     pub fn hardened(self) -> Notification {
         let mut data = vec![self.reason.code, self.reason.subcode];
         data.extend_from_slice(&self.data);
         Notification::with(Reason::HARD_RESET, data)
     }
 
-    /// What a hard reset wraps.
+    /// NOTIFICATION inside a hard reset.
     pub fn wrapped(&self) -> Option<Notification> {
         let [code, subcode, data @ ..] = self.data.as_slice() else { return None };
         let inner = || Notification::with(Reason::new(*code, *subcode), data);
         (self.reason == Reason::HARD_RESET).then(inner)
     }
 
-    /// The text of a shutdown or reset. What is no UTF-8 is replaced, control characters too: it is printed in logs.
+    /// Text of a shutdown or reset, for logs: invalid UTF-8 and control characters are replaced.
     pub fn text(&self) -> Option<String> {
         if let Some(inner) = self.wrapped() {
             return inner.text();
@@ -169,7 +169,7 @@ impl Notification {
         Some(String::from_utf8_lossy(text).chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect())
     }
 
-    /// Parses the body. RFC 4271 6.4: an error in a NOTIFICATION is not answered; the caller closes.
+    /// Parses the body. RFC 4271 6.4: an error in a NOTIFICATION is not answered; the caller closes the connection.
     pub(super) fn decode(body: &[u8]) -> Option<Notification> {
         let mut body = Reader::new(body);
         let reason = Reason::new(body.u8()?, body.u8()?);
@@ -178,7 +178,7 @@ impl Notification {
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&[self.reason.code, self.reason.subcode]);
-        // What it answers may have been longer than the other side takes.
+        // The message that it answers may have been longer than the peer accepts.
         out.extend(self.data.iter().take(LONGEST - HEADER - 2));
     }
 }

@@ -1,8 +1,8 @@
-//! OPEN: who a speaker is and what it can do.
+//! OPEN: identity and capabilities of a speaker.
 //!
-//! RFC 4271 4.2 and 6.2. Optional parameters longer than 255 bytes are RFC 9072; AS 0 is refused (RFC 7607), and the
-//! number is the one of four octets where there is one (RFC 6793). What depends on who we are (the expected number, our own
-//! identifier) is checked by the session.
+//! RFC 4271 4.2 and 6.2. Optional parameters longer than 255 bytes are RFC 9072; AS 0 is rejected (RFC 7607), and the
+//! four-octet AS number is used where there is one (RFC 6793). Checks that depend on local configuration (the expected
+//! AS number, our own identifier) are made by the session.
 
 use std::net::Ipv4Addr;
 
@@ -13,19 +13,19 @@ use super::reader::Reader;
 
 const VERSION: u8 = 4;
 const CAPABILITIES: u8 = 2;
-/// In place of a length and of a parameter's kind: the extended form follows.
+/// Marks the extended form, in place of the length and of a parameter type.
 const EXTENDED: u8 = 255;
-/// The shortest hold time that is not zero, in seconds.
+/// Minimum hold time other than zero, in seconds.
 const SHORTEST_HOLD: u16 = 3;
 
 /// An OPEN.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Open {
-    /// The sender's autonomous system; never 0.
+    /// AS number of the sender; never 0.
     pub asn: u32,
-    /// In seconds; 0 for a session without keepalives.
+    /// Hold time in seconds; 0 for a session without KEEPALIVEs.
     pub hold_time: u16,
-    /// Never 0.0.0.0.
+    /// BGP identifier; never 0.0.0.0.
     pub identifier: Ipv4Addr,
     pub capabilities: Capabilities,
 }
@@ -36,7 +36,7 @@ impl Open {
         let unspecific = || Notification::new(Reason::OPEN_UNSPECIFIC);
         let version = reader.u8().ok_or_else(unspecific)?;
         if version != VERSION {
-            // The data is the version that we would have liked.
+            // The data is the largest supported version.
             let wanted = u16::from(VERSION).to_be_bytes();
             return Err(Notification::with(Reason::UNSUPPORTED_VERSION, wanted));
         }
@@ -45,7 +45,7 @@ impl Open {
         };
         let capabilities = parameters(reader)?;
         let asn = capabilities.asn.unwrap_or(u32::from(short));
-        // RFC 7607 2; RFC 6793 9: 23456 stands for others and is nobody's own.
+        // RFC 7607 2; RFC 6793 9: AS_TRANS (23456) is a placeholder and nobody's own number.
         if asn == 0 || short == 0 || asn == AS_TRANS {
             return Err(Notification::new(Reason::BAD_PEER_AS));
         }
@@ -66,8 +66,8 @@ impl Open {
         out.extend_from_slice(&self.identifier.octets());
         let mut capabilities = Vec::new();
         self.capabilities.encode(&mut capabilities);
-        // All in one parameter, as most speakers do; the extended form only where it has to be, because old ones do
-        // not know it.
+        // One parameter for all capabilities, as most speakers send them; the extended form only where it is required,
+        // because old speakers do not support it.
         match (u8::try_from(capabilities.len()), u8::try_from(capabilities.len() + 2)) {
             (Ok(0), _) => out.push(0),
             (Ok(length), Ok(all)) if all < EXTENDED => out.extend_from_slice(&[all, CAPABILITIES, length]),
@@ -82,11 +82,11 @@ impl Open {
     }
 }
 
-/// Reads the optional parameters, in either form.
+/// Parses the optional parameters, in either form.
 fn parameters(mut reader: Reader) -> Result<Capabilities, Notification> {
     let unspecific = || Notification::new(Reason::OPEN_UNSPECIFIC);
     let length = reader.u8().ok_or_else(unspecific)?;
-    // RFC 9072 2: the kind says it; the length before it only has to be other than zero.
+    // RFC 9072 2: the parameter type decides; the length before it only has to be nonzero.
     let extended = length != 0 && reader.rest().first() == Some(&EXTENDED);
     let length = if extended {
         reader.u8();

@@ -1,8 +1,8 @@
-//! The attributes of an UPDATE, one after the other, and what is done about each that is wrong.
+//! Path attributes of an UPDATE, and the treatment of errors in them.
 //!
-//! RFC 4271 4.3, 5 and 6.3; RFC 7606 3, 4 and 7 says attribute by attribute whether the attribute is left out, the routes
-//! are taken as withdrawn, the family is ignored or the session ends. RFC 7607 for AS 0, RFC 6793 for four-octet
-//! numbers, RFC 8092 6 for large communities, RFC 4760 7 for the multiprotocol attributes, RFC 8950 4 for next hops of another family.
+//! RFC 4271 4.3, 5 and 6.3; RFC 7606 3, 4 and 7 specifies for each attribute: attribute discard, treat-as-withdraw,
+//! AFI/SAFI disable or session reset. RFC 7607 for AS 0, RFC 6793 for four-octet AS numbers, RFC 8092 6 for large
+//! communities, RFC 4760 7 for the multiprotocol attributes, RFC 8950 4 for next hops of another address family.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -40,7 +40,7 @@ pub(super) const AS4_PATH: u8 = 17;
 pub(super) const AS4_AGGREGATOR: u8 = 18;
 pub(super) const LARGE_COMMUNITIES: u8 = 32;
 
-/// What the attributes of one message say.
+/// Parsed path attributes of one UPDATE.
 #[derive(Default, Debug)]
 pub(super) struct Block {
     origin: Option<Origin>,
@@ -55,9 +55,9 @@ pub(super) struct Block {
     as4_aggregator: Option<Aggregator>,
     pub reach: Option<Reach>,
     pub unreach: Option<Unreach>,
-    /// What is wrong.
+    /// Errors found.
     pub flaws: Vec<Flaw>,
-    /// Which attributes have been seen, one bit for each number.
+    /// Attributes already present, one bit for each type code.
     seen: [u64; 4],
 }
 
@@ -76,28 +76,28 @@ pub(super) struct Unreach {
     pub prefixes: Vec<IpNet>,
 }
 
-/// One thing that is wrong.
+/// Error in an attribute.
 #[derive(Debug)]
 pub(super) struct Flaw {
     pub attribute: u8,
     pub fault: &'static str,
     pub treatment: Treatment,
-    /// What a NOTIFICATION would say.
+    /// Reason for a NOTIFICATION.
     pub reason: Reason,
     pub data: Vec<u8>,
 }
 
-/// One attribute as it stands there.
+/// Unparsed attribute.
 #[derive(Clone, Copy)]
 struct Raw<'a> {
     flags: u8,
     number: u8,
     value: &'a [u8],
-    /// With its head.
+    /// Including its header.
     whole: &'a [u8],
 }
 
-/// Why the value of an attribute is refused.
+/// Error in the value of an attribute.
 struct Refused {
     fault: &'static str,
     treatment: Treatment,
@@ -125,11 +125,11 @@ impl Block {
         while !reader.is_empty() {
             let rest = reader.rest();
             let Some(raw) = raw(&mut reader) else {
-                // RFC 7606 4: the prefixes are found by the total length all the same.
+                // RFC 7606 4: the NLRI are found by the total attribute length all the same.
                 let number = rest.get(1).copied().unwrap_or_default();
                 let raw = Raw { flags: 0, number, value: &[], whole: rest };
                 let fault = "an attribute ends behind the end of all of them";
-                // RFC 7606 5.3: but not those that stand in this attribute.
+                // RFC 7606 5.3: but not those in this attribute.
                 let hides = [MP_REACH, MP_UNREACH].contains(&number);
                 let treatment = if hides { Treatment::Reset } else { Treatment::Withdraw };
                 block.add_flaw(raw, Refused { fault, treatment, reason: Reason::ATTRIBUTE_LENGTH });
@@ -142,7 +142,7 @@ impl Block {
         block
     }
 
-    /// Nothing but MP_UNREACH_NLRI was in it.
+    /// Returns whether the block has no attribute besides MP_UNREACH_NLRI.
     pub fn is_empty(&self) -> bool {
         let mut others = self.seen;
         let [first, ..] = &mut others;
@@ -150,8 +150,7 @@ impl Block {
         others == [0; 4] && self.flaws.is_empty()
     }
 
-    /// Notes the attributes that a message with such prefixes has to have, and has not (RFC 7606 3 d). One that is there
-    /// and was refused is not missing.
+    /// Records missing mandatory attributes (RFC 7606 3 d). One that was present and discarded is not missing.
     pub fn require(&mut self, networks: bool) {
         let reachable = networks || self.reach.is_some();
         for (attribute, needed) in [(ORIGIN, reachable), (AS_PATH, reachable), (NEXT_HOP, networks)] {
@@ -167,11 +166,11 @@ impl Block {
         }
     }
 
-    /// The set of attributes; its next hop is still to be filled in.
+    /// Builds the set of attributes; the next hop is filled in later.
     pub fn attributes(mut self, dialect: &Dialect) -> Option<Attributes> {
         let mut as_path = self.as_path.take()?;
         if !dialect.four_octets {
-            // RFC 6793 4.2.3: who aggregated with two octets knew nothing of the attributes beside, so that they are stale.
+            // RFC 6793 4.2.3: an aggregator with two octets did not know the AS4 attributes, so that they are stale.
             let aggregated = self.rare.aggregator.is_some_and(|aggregator| aggregator.asn != AS_TRANS);
             if !(aggregated && self.as4_aggregator.is_some()) {
                 if self.as4_aggregator.is_some() && self.rare.aggregator.is_some() {
@@ -201,7 +200,7 @@ impl Block {
         self.seen.get(usize::from(number / 64)).is_some_and(|word| word & (1 << (number % 64)) != 0)
     }
 
-    /// Of each attribute the worst flaw is kept: a message has room for thousands that are repeated.
+    /// Keeps the worst error of each attribute: a message has room for thousands of repeated ones.
     fn add_flaw(&mut self, raw: Raw, refused: Refused) {
         let Refused { fault, treatment, reason } = refused;
         if self.flaws.iter().any(|known| known.attribute == raw.number && known.treatment >= treatment) {
@@ -224,7 +223,7 @@ impl Block {
         if let Some(word) = self.seen.get_mut(usize::from(raw.number / 64)) {
             *word |= 1 << (raw.number % 64);
         }
-        // RFC 7606 7.5, 7.9, 7.10: from outside these are left out whatever they are.
+        // RFC 7606 7.5, 7.9, 7.10: discarded from external peers whatever their value.
         if !dialect.internal && [LOCAL_PREF, ORIGINATOR_ID, CLUSTER_LIST].contains(&raw.number) {
             return discard("an attribute that has no meaning from another autonomous system");
         }
@@ -232,7 +231,7 @@ impl Block {
             && raw.flags & (OPTIONAL | TRANSITIVE) != flags
         {
             if [MP_REACH, MP_UNREACH].contains(&raw.number) {
-                // What is to be taken as withdrawn stands in it.
+                // It contains the prefixes to treat as withdrawn.
                 self.read_value(raw, dialect)?;
             }
             return withdraw(Reason::ATTRIBUTE_FLAGS, "the flags are not those of the attribute");
@@ -261,7 +260,7 @@ impl Block {
             AS4_PATH | AS4_AGGREGATOR if dialect.four_octets => {
                 return discard("an attribute of two-octet speakers, from one that has four");
             }
-            // RFC 6793 6: it has at least one number.
+            // RFC 6793 6: it has at least one AS number.
             AS4_PATH if value.len() < 6 => return discard("AS4_PATH is too short"),
             AS4_PATH => {
                 let path = AsPath::decode(value, true, Kind::As4Path);
@@ -275,7 +274,7 @@ impl Block {
         Ok(())
     }
 
-    /// RFC 4271 5 and 9: an unknown attribute is passed on when it is transitive, and marked.
+    /// RFC 4271 5 and 9: an unrecognized transitive attribute is passed on with the Partial bit set.
     fn read_unknown(&mut self, raw: Raw) -> Result<()> {
         if raw.flags & OPTIONAL == 0 {
             let fault = "a well-known attribute that we do not know";
@@ -298,7 +297,7 @@ fn raw<'a>(reader: &mut Reader<'a>) -> Option<Raw<'a>> {
     Some(Raw { flags, number, value, whole })
 }
 
-/// The two bits that decide; `None` for an attribute that we do not know.
+/// Expected Optional and Transitive bits; `None` for an unrecognized attribute.
 fn expected_flags(number: u8) -> Option<u8> {
     Some(match number {
         ORIGIN | AS_PATH | NEXT_HOP | LOCAL_PREF | ATOMIC_AGGREGATE => TRANSITIVE,
@@ -324,7 +323,7 @@ fn as_path(value: &[u8], dialect: &Dialect) -> Result<AsPath> {
     path.map_or_else(|| withdraw(Reason::MALFORMED_AS_PATH, "AS_PATH is malformed"), Ok)
 }
 
-/// RFC 7606 7.7, RFC 7607 2: one that is wrong is left out.
+/// RFC 7606 7.7, RFC 7607 2: a malformed AGGREGATOR is discarded.
 fn aggregator(value: &[u8], four_octets: bool) -> Result<Aggregator> {
     let mut reader = Reader::new(value);
     let asn = if four_octets { reader.u32() } else { reader.u16().map(u32::from) };
@@ -340,7 +339,7 @@ fn sized<const N: usize>(value: &[u8]) -> Result<[u8; N]> {
     fits.map_or_else(|| withdraw(Reason::ATTRIBUTE_LENGTH, "the value has a wrong length"), Ok)
 }
 
-/// The values of a list that has at least one, each of `N` bytes.
+/// Elements of a non-empty list, each of `N` bytes.
 fn chunks<const N: usize>(value: &[u8]) -> Result<&[[u8; N]]> {
     match value.as_chunks::<N>() {
         ([], _) | (_, [_, ..]) => withdraw(Reason::OPTIONAL_ATTRIBUTE, "the list has a wrong length"),
@@ -361,8 +360,8 @@ fn large(bytes: [u8; 12]) -> LargeCommunity {
     LargeCommunity([[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_be_bytes))
 }
 
-/// The head of both multiprotocol attributes. A family that is not spoken is not looked at further: there can be nothing
-/// of it in our tables.
+/// Parses AFI and SAFI of both multiprotocol attributes. An address family that was not negotiated is skipped: our
+/// tables have none of its routes.
 fn multiprotocol(reader: &mut Reader, dialect: &Dialect) -> Result<Option<Family>> {
     let (Some(afi), Some(safi)) = (reader.u16(), reader.u8()) else {
         return refused(Treatment::Reset, Reason::OPTIONAL_ATTRIBUTE, "a multiprotocol attribute without a family");
@@ -373,8 +372,8 @@ fn multiprotocol(reader: &mut Reader, dialect: &Dialect) -> Result<Option<Family
     }
 }
 
-/// RFC 7606 7.11 and RFC 4760 7: what is wrong here hides which routes are meant. The family is given up; where it is the
-/// only one there is nothing left to keep, and the session ends.
+/// RFC 7606 7.11 and RFC 4760 7: an error here hides the affected routes. The address family is disabled; where it is
+/// the only one, the session is reset.
 fn give_up<T>(family: Family, dialect: &Dialect, reason: Reason, fault: &'static str) -> Result<T> {
     let others = dialect.families.iter().any(|(other, spoken)| other != family && *spoken);
     refused(if others { Treatment::DisableFamily(family) } else { Treatment::Reset }, reason, fault)
@@ -387,7 +386,7 @@ fn reach(value: &[u8], dialect: &Dialect) -> Result<Option<Reach>> {
     let Some((next_hop, link_local)) = next_hop.and_then(|bytes| next_hops(family, bytes, dialect)) else {
         return give_up(family, dialect, Reason::OPTIONAL_ATTRIBUTE, "a next hop of a wrong length");
     };
-    // A byte that has no meaning any more (RFC 4760 3).
+    // Reserved octet (RFC 4760 3).
     let networks = reader.u8().and_then(|_| prefix::decode(family, reader.rest()));
     match networks {
         Some(prefixes) => Ok(Some(Reach { next_hop, link_local, prefixes })),
@@ -395,7 +394,7 @@ fn reach(value: &[u8], dialect: &Dialect) -> Result<Option<Reach>> {
     }
 }
 
-/// One or two next hops. For IPv4 they may be IPv6 addresses where that was agreed (RFC 8950).
+/// One or two next hops. For IPv4 they may be IPv6 addresses where that was negotiated (RFC 8950).
 fn next_hops(family: Family, bytes: &[u8], dialect: &Dialect) -> Option<(IpAddr, Option<Ipv6Addr>)> {
     let mut reader = Reader::new(bytes);
     match (family, bytes.len()) {

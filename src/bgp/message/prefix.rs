@@ -1,8 +1,8 @@
-//! Prefixes as they are written in UPDATE: a length in bits, and as many bytes as that needs.
+//! Prefix encoding in UPDATE: a length in bits, and as many bytes as that requires.
 //!
 //! RFC 4271 4.3 (*Withdrawn Routes*, *Network Layer Reachability Information*), RFC 4760 5 for the multiprotocol
-//! attributes. Bits behind the length have no meaning and are cleared. Our own order of prefixes, by address and then by
-//! length, keeps everything inside of a prefix directly behind it.
+//! attributes. Bits after the prefix length are irrelevant and cleared. Our order of prefixes, by address and then by
+//! length, keeps all more specific prefixes directly behind a prefix.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -11,11 +11,11 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::reader::Reader;
 use crate::net::Family;
 
-/// The prefixes of a field, or `None` when it does not consist of prefixes: a length that the family does not have, or
-/// an end within one.
+/// Parses the prefixes of a field; `None` when a length is invalid for the address family, or the last prefix is
+/// truncated.
 pub(super) fn decode(family: Family, bytes: &[u8]) -> Option<Vec<IpNet>> {
     let mut reader = Reader::new(bytes);
-    // A prefix of the lengths that are usual takes four bytes; what is longer makes the list grow.
+    // A prefix of a usual length takes four bytes; longer fields make the list grow.
     let mut prefixes = Vec::with_capacity(bytes.len() / 4);
     while !reader.is_empty() {
         prefixes.push(one(family, &mut reader)?);
@@ -47,7 +47,7 @@ fn padded<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
     Some(padded)
 }
 
-/// How many bytes a prefix takes.
+/// Encoded length of a prefix, in bytes.
 pub(super) fn encoded_length(prefix: IpNet) -> usize {
     1 + usize::from(prefix.prefix_len()).div_ceil(8)
 }
@@ -61,7 +61,7 @@ pub(super) fn encode(prefix: IpNet, out: &mut Vec<u8>) {
     }
 }
 
-/// Whether a unicast route can have it.
+/// Returns whether a unicast route can have this prefix.
 pub(super) fn is_unicast(prefix: IpNet) -> bool {
     match prefix {
         IpNet::V4(prefix) => {
@@ -116,7 +116,7 @@ mod tests {
             assert!(!unicast(odd), "{odd}");
         }
         assert!(!unicast("::1/128"));
-        // Whether a default route is wanted is for policy to say.
+        // Default routes are left to policy.
         assert!(["0.0.0.0/0", "::/0", "192.0.2.0/24"].into_iter().all(unicast));
     }
 

@@ -1,11 +1,11 @@
-//! Walks over bytes from the network without ever leaving them.
+//! Bounds-checked reader of received bytes.
 //!
-//! Every step answers `None` when there are not enough bytes left, and then nothing has been consumed. There is no other
-//! access to foreign bytes in this module, so that nothing a peer sends can reach a panic.
+//! Every read returns `None` when too few bytes are left, and then consumes nothing. There is no other access to
+//! received bytes in this module, so that nothing a peer sends can cause a panic.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// What is left to read. Numbers are in network byte order.
+/// Unread bytes. Numbers are in network byte order.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {
     rest: &'a [u8],
@@ -20,12 +20,12 @@ impl<'a> Reader<'a> {
         self.rest.is_empty()
     }
 
-    /// How many bytes are left.
+    /// Number of bytes left.
     pub fn len(&self) -> usize {
         self.rest.len()
     }
 
-    /// All that is left, without consuming it.
+    /// All bytes left, without consuming them.
     pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
@@ -52,21 +52,21 @@ impl<'a> Reader<'a> {
         self.array::<16>().map(Ipv6Addr::from)
     }
 
-    /// The next `N` bytes.
+    /// Reads the next `N` bytes.
     pub fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (head, rest) = self.rest.split_first_chunk::<N>()?;
         self.rest = rest;
         Some(*head)
     }
 
-    /// The next bytes, so many of them.
+    /// Reads the next `length` bytes.
     pub fn bytes(&mut self, length: usize) -> Option<&'a [u8]> {
         let (head, rest) = self.rest.split_at_checked(length)?;
         self.rest = rest;
         Some(head)
     }
 
-    /// A reader for the next bytes only.
+    /// Returns a reader for the next `length` bytes.
     pub fn part(&mut self, length: usize) -> Option<Reader<'a>> {
         self.bytes(length).map(Reader::new)
     }

@@ -1,25 +1,25 @@
-//! ROUTE-REFRESH: a peer asks for our routes again.
+//! ROUTE-REFRESH: a request for the Adj-RIB-Out of the peer.
 //!
-//! RFC 2918; the markers around the answer are RFC 7313 (enhanced route refresh): between *begin* and *end* the peer
-//! sends everything that it has, and what did not come again by then is gone.
+//! RFC 2918; the demarcations of the response are RFC 7313 (enhanced route refresh): between *BoRR* and *EoRR* the peer
+//! sends its complete Adj-RIB-Out, and routes not sent again by then are removed.
 
 use super::notification::{Notification, Reason};
 use super::reader::Reader;
 use super::{HEADER, family_of, numbers_of};
 use crate::net::Family;
 
-/// What is asked for or announced.
+/// Subtype of a ROUTE-REFRESH.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum RefreshKind {
-    /// Send everything again.
+    /// Request for all routes.
     Request,
-    /// From here on everything is sent again.
+    /// Beginning of a route refresh (BoRR).
     Begin,
-    /// Everything has been sent again.
+    /// End of a route refresh (EoRR).
     End,
 }
 
-/// A ROUTE-REFRESH for one family.
+/// ROUTE-REFRESH for one address family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Refresh {
     pub family: Family,
@@ -32,8 +32,7 @@ const END: u8 = 2;
 const LENGTH: usize = 4;
 
 impl Refresh {
-    /// Parses a body. `None` where there is nothing for us in it: another family, a kind that nobody knows yet (RFC 7313
-    /// 5: to be ignored).
+    /// Parses a body. `None` where it is to be ignored: an unsupported family, or an unknown subtype (RFC 7313 5).
     pub(super) fn decode(body: &[u8]) -> Result<Option<Refresh>, Notification> {
         let mut reader = Reader::new(body);
         let (Some(afi), Some(subtype)) = (reader.u16(), reader.u8()) else { return Err(wrong_length(body)) };
@@ -65,7 +64,7 @@ impl Refresh {
     }
 }
 
-/// RFC 7313 5: the whole message goes back.
+/// RFC 7313 5: the data is the complete message.
 fn malformed(body: &[u8]) -> Notification {
     Notification::with(Reason::REFRESH_LENGTH, super::framed(super::ROUTE_REFRESH, |out| out.extend_from_slice(body)))
 }

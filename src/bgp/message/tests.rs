@@ -1,4 +1,4 @@
-//! Messages against bytes written by hand from the RFCs, and against whatever bytes chance makes.
+//! Messages compared with bytes written by hand from the RFCs, and with random bytes.
 
 mod chance;
 mod errors;
@@ -8,7 +8,7 @@ mod wire;
 
 use super::*;
 
-/// A session inside of an autonomous system with everything that can be agreed on.
+/// IBGP session with every capability negotiated.
 const INTERNAL: Dialect = Dialect {
     internal: true,
     four_octets: true,
@@ -19,18 +19,18 @@ const INTERNAL: Dialect = Dialect {
 const EXTERNAL: Dialect = Dialect { internal: false, ..INTERNAL };
 const TWO_OCTETS: Dialect = Dialect { four_octets: false, ..EXTERNAL };
 
-/// Bytes from text: pairs of digits, with spaces and line ends where they help the reader.
+/// Parses bytes from text: pairs of hex digits, with spaces and line ends for readability.
 fn bytes(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.chars().filter(|c| !c.is_whitespace()).map(|c| c.to_digit(16).unwrap() as u8).collect();
     digits.as_chunks::<2>().0.iter().map(|[high, low]| high << 4 | low).collect()
 }
 
-/// A whole message from its kind and its body.
+/// Builds a complete message from its type and body.
 fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     framed(kind, |out| out.extend_from_slice(body))
 }
 
-/// Cuts out the first message of a stream and reads it.
+/// Parses the first message of a stream.
 fn read(stream: &[u8], dialect: Option<&Dialect>) -> Result<Message, Notification> {
     let mut framing = Framing::default();
     framing.push(stream);
@@ -38,7 +38,7 @@ fn read(stream: &[u8], dialect: Option<&Dialect>) -> Result<Message, Notificatio
     decode(frame, dialect)
 }
 
-/// An UPDATE's body from its attributes and prefixes.
+/// Builds the body of an UPDATE from its attributes and prefixes.
 fn update_body(withdrawn: &str, attributes: &str, networks: &str) -> Vec<u8> {
     let (withdrawn, attributes) = (bytes(withdrawn), bytes(attributes));
     let mut body = (withdrawn.len() as u16).to_be_bytes().to_vec();
@@ -49,7 +49,7 @@ fn update_body(withdrawn: &str, attributes: &str, networks: &str) -> Vec<u8> {
     body
 }
 
-/// Reads an UPDATE.
+/// Parses an UPDATE.
 fn update(withdrawn: &str, attributes: &str, networks: &str, dialect: &Dialect) -> Result<Update, Notification> {
     match read(&message(UPDATE, &update_body(withdrawn, attributes, networks)), Some(dialect))? {
         Message::Update(update) => Ok(update),

@@ -1,9 +1,9 @@
-//! UPDATE: routes that have come and routes that have gone.
+//! UPDATE: announced and withdrawn routes.
 //!
-//! RFC 4271 4.3 and 6.3 for the form, RFC 4760 for the attributes that carry other families, RFC 4724 2 for End-of-RIB, and
-//! RFC 7606 for what is done about errors: as little as keeps the tables right. A message is either taken as it is, or
-//! without some attribute, or its routes are taken as withdrawn, or a whole family is ignored from now on, or the session
-//! ends. Only the last is an error here; the others are [`Remark`]s beside what remains.
+//! RFC 4271 4.3 and 6.3 for the format, RFC 4760 for the multiprotocol attributes, RFC 4724 2 for End-of-RIB, and RFC
+//! 7606 for error handling: the mildest treatment that keeps the tables correct. A message is accepted, or accepted
+//! without some attribute, or treated as withdrawn, or its address family is disabled, or the session is reset. Only
+//! the last is an error here; the others are [`Remark`]s beside the routes.
 
 use std::net::IpAddr;
 
@@ -16,50 +16,50 @@ use super::reader::Reader;
 use super::{Dialect, prefix};
 use crate::net::Family;
 
-/// What an UPDATE says. Withdrawals come first: a prefix in both lists is announced (RFC 4271 4.3).
+/// Contents of an UPDATE. Withdrawals are applied first: a prefix in both lists is announced (RFC 4271 4.3).
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Update {
     pub withdrawn: Vec<IpNet>,
-    /// At most one for the body and one for the multiprotocol attribute: the next hops differ.
+    /// At most one entry for the body and one for MP_REACH_NLRI: their next hops differ.
     pub announced: Vec<Announced>,
-    /// The other side has sent everything that it has of this family.
+    /// End-of-RIB of an address family.
     pub end_of_rib: Option<Family>,
-    /// What was wrong with it, at most one for each attribute.
+    /// Errors, at most one for each attribute.
     pub remarks: Vec<Remark>,
 }
 
-/// Routes that have the same attributes.
+/// Routes with the same attributes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Announced {
     pub attributes: Attributes,
     pub prefixes: Vec<IpNet>,
 }
 
-/// Something that was wrong and did not end the session.
+/// Error that does not reset the session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Remark {
-    /// The attribute's number; 0 for the message as a whole.
+    /// Attribute type code; 0 for the message as a whole.
     pub attribute: u8,
     pub fault: &'static str,
     pub treatment: Treatment,
 }
 
-/// What is done about an error, the mildest first (RFC 7606 2).
+/// Treatment of an error, the mildest first (RFC 7606 2).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Treatment {
-    /// The attribute is left out.
+    /// Attribute discard.
     DiscardAttribute,
-    /// The routes in the message are taken as withdrawn.
+    /// Treat-as-withdraw.
     Withdraw,
-    /// All routes of the family go, and those that still come over this session are ignored.
+    /// AFI/SAFI disable: all routes of the family are removed, and later ones of this session ignored.
     DisableFamily(Family),
-    /// The session ends.
+    /// Session reset.
     Reset,
 }
 
 impl Update {
-    /// Reads a body. RFC 7606 3 a: lengths that contradict each other, and prefixes that are none, end the session, because
-    /// then nobody knows which routes are meant.
+    /// Parses a body. RFC 7606 3 a: contradictory lengths and malformed prefixes reset the session, because the
+    /// affected routes are unknown.
     pub(super) fn decode(body: &[u8], dialect: &Dialect) -> Result<Update, Notification> {
         let mut reader = Reader::new(body);
         let malformed = || Notification::new(Reason::MALFORMED_ATTRIBUTES);
@@ -90,17 +90,18 @@ impl Update {
         Ok(update)
     }
 
-    /// Ends the session where that is the only thing left to do, and notes the other flaws. `reachable`: the message
-    /// says of some route that it can be reached, whether we can read which or not.
+    /// Returns a NOTIFICATION for errors that require a session reset, and records the others. `reachable`: the message
+    /// announces some route, readable or not.
     fn judge(&mut self, block: &Block, reachable: bool) -> Result<(), Notification> {
         let fatal = |flaw: &&Flaw| match flaw.treatment {
             Treatment::Reset => true,
-            // RFC 7606 5.2: there is nothing to withdraw, so that the routes that were meant are not known.
+            // RFC 7606 5.2: without announced routes there is nothing to withdraw, so that the affected routes are
+            // unknown.
             Treatment::Withdraw => !reachable && flaw.attribute != MP_UNREACH,
             Treatment::DiscardAttribute | Treatment::DisableFamily(_) => false,
         };
         if let Some(flaw) = block.flaws.iter().find(fatal) {
-            // RFC 4271 6.3: the attribute goes with it where it is one attribute that is wrong.
+            // RFC 4271 6.3: the data is the erroneous attribute, where the error lies in one attribute.
             let whole = flaw.reason == Reason::MALFORMED_ATTRIBUTES;
             let data = if whole { &[][..] } else { flaw.data.as_slice() };
             return Err(Notification::with(flaw.reason, data));
@@ -111,7 +112,7 @@ impl Update {
         Ok(())
     }
 
-    /// Takes in what the attributes say.
+    /// Applies the parsed attributes.
     fn read(&mut self, mut block: Block, networks: Vec<IpNet>, dialect: &Dialect) {
         let reach = block.reach.take();
         let unreach = block.unreach.take();
@@ -131,7 +132,7 @@ impl Update {
     fn announce(&mut self, block: Block, networks: Vec<IpNet>, reach: Option<Reach>, dialect: &Dialect) {
         let next_hop = block.next_hop;
         let networks = self.unicast(networks);
-        // The two mandatory attributes are there where something is reachable; otherwise nobody asks for the set.
+        // The mandatory attributes are present where a route is announced; otherwise the set is not needed.
         let Some(attributes) = block.attributes(dialect) else { return };
         if let Some(next_hop) = next_hop.filter(|_| !networks.is_empty()) {
             let attributes = attributes.with_next_hop(IpAddr::V4(next_hop));
@@ -149,7 +150,7 @@ impl Update {
         }
     }
 
-    /// RFC 4271 6.3: prefixes that no unicast route can have are ignored.
+    /// RFC 4271 6.3: prefixes invalid for unicast routes are ignored.
     fn unicast(&mut self, mut prefixes: Vec<IpNet>) -> Vec<IpNet> {
         let count = prefixes.len();
         prefixes.retain(|prefix| prefix::is_unicast(*prefix));
@@ -163,7 +164,7 @@ impl Update {
         self.remarks.push(Remark { attribute, fault, treatment });
     }
 
-    /// The families that are to be ignored from now on.
+    /// Address families to disable.
     pub fn disabled(&self) -> impl Iterator<Item = Family> + '_ {
         self.remarks.iter().filter_map(|remark| match remark.treatment {
             Treatment::DisableFamily(family) => Some(family),

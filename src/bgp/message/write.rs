@@ -1,11 +1,11 @@
-//! Writes UPDATEs: as many prefixes as fit behind each set of attributes.
+//! Packs UPDATEs: as many prefixes as fit behind each set of attributes.
 //!
-//! RFC 4271 4.3: routes with the same attributes share a message. RFC 7606 5.1: the multiprotocol attribute comes first and
-//! alone, the others follow by their numbers. IPv4 goes into the body of the message when its next hop is IPv4, and into
-//! MP_REACH_NLRI when not (RFC 8950); IPv6 always goes there.
+//! RFC 4271 4.3: routes with the same attributes share a message. RFC 7606 5.1: the multiprotocol attribute comes first
+//! and alone, the others follow by type code. IPv4 NLRI go into the body of the message when the next hop is IPv4, and
+//! into MP_REACH_NLRI otherwise (RFC 8950); IPv6 NLRI always go there.
 //!
-//! A set that does not leave room for one prefix cannot be sent to this neighbour; the caller takes the routes as
-//! withdrawn then, as RFC 8654 6 wants it.
+//! A set that leaves no room for a prefix cannot be sent to this peer; the caller then withdraws the routes, as RFC
+//! 8654 6 requires.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -21,7 +21,7 @@ use super::path_attribute::{
 use super::{Dialect, HEADER, UPDATE, begin, finish, numbers_of, prefix};
 use crate::net::Family;
 
-/// UPDATEs, one after the other.
+/// Consecutive UPDATEs.
 #[derive(Debug)]
 pub struct Packing {
     dialect: Dialect,
@@ -30,16 +30,16 @@ pub struct Packing {
     unfit: u32,
 }
 
-/// The two lengths that an UPDATE has besides its head.
+/// Length of the two length fields of an UPDATE.
 const LENGTHS: usize = 4;
-/// The head of an attribute with a length of two bytes.
+/// Length of an attribute header with a length field of two bytes.
 const ATTRIBUTE: usize = 4;
 
-/// What stands around the prefixes of a message.
+/// Parts of a message around its prefixes.
 struct Around {
-    /// Attributes before the one that holds the prefixes, or all of them.
+    /// Attributes before the one with the prefixes, or all of them.
     attributes: Vec<u8>,
-    /// The beginning of MP_REACH_NLRI or MP_UNREACH_NLRI, from its flags to the first prefix; empty when the prefixes stand
+    /// Beginning of MP_REACH_NLRI or MP_UNREACH_NLRI, from its flags to the first prefix; empty when the prefixes are
     /// in the body.
     multiprotocol: Vec<u8>,
 }
@@ -49,7 +49,8 @@ impl Packing {
         Packing { dialect, bytes: Vec::new(), messages: 0, unfit: 0 }
     }
 
-    /// Announces prefixes of one family. False when the attributes leave no room for a prefix; nothing is written then.
+    /// Announces prefixes of one address family. Returns false, and writes nothing, when the attributes leave no room
+    /// for a prefix.
     #[must_use]
     pub fn announce(&mut self, family: Family, attributes: &Attributes, prefixes: &[IpNet]) -> bool {
         let in_body = family == Family::V4 && attributes.next_hop.is_ipv4();
@@ -58,7 +59,7 @@ impl Packing {
         if !in_body {
             around.multiprotocol = reach(family, attributes);
         }
-        // All or nothing: where the longest has no room nobody could tell later which of them were written.
+        // All or nothing: if only the longest did not fit, the caller could not tell which prefixes were written.
         let longest = prefixes.iter().max_by_key(|prefix| prefix.prefix_len());
         if longest.is_some_and(|longest| self.fitting(&around, std::slice::from_ref(longest)).0.is_empty()) {
             return false;
@@ -72,7 +73,7 @@ impl Packing {
         true
     }
 
-    /// Withdraws prefixes of one family.
+    /// Withdraws prefixes of one address family.
     pub fn withdraw(&mut self, family: Family, prefixes: &[IpNet]) {
         let mut around = Around { attributes: Vec::new(), multiprotocol: Vec::new() };
         if family == Family::V6 {
@@ -95,17 +96,17 @@ impl Packing {
         self.unfit = self.unfit.saturating_add(prefixes.len() as u32);
     }
 
-    /// How many prefixes were withdrawn because they do not fit.
+    /// Number of prefixes withdrawn because they do not fit.
     pub fn unfit(&self) -> u32 {
         self.unfit
     }
 
-    /// The bytes, and how many messages they are.
+    /// Returns the bytes, and the number of messages.
     pub fn finish(self) -> (Vec<u8>, u32) {
         (self.bytes, self.messages)
     }
 
-    /// How many bytes have been written.
+    /// Number of bytes written.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -114,7 +115,7 @@ impl Packing {
         self.bytes.is_empty()
     }
 
-    /// Divides prefixes into those that fit into one message and the others.
+    /// Divides prefixes into those that fit into one message and the rest.
     fn fitting<'a>(&self, around: &Around, prefixes: &'a [IpNet]) -> (&'a [IpNet], &'a [IpNet]) {
         let fixed = HEADER + LENGTHS + around.attributes.len() + around.multiprotocol.len();
         let mut room = self.dialect.longest().saturating_sub(fixed);
@@ -160,7 +161,7 @@ impl Packing {
     }
 }
 
-/// End-of-RIB of one family, as bytes (RFC 4724 2).
+/// Encodes the End-of-RIB of one address family (RFC 4724 2).
 pub fn end_of_rib(family: Family) -> Vec<u8> {
     super::framed(UPDATE, |out| match family {
         Family::V4 => out.extend_from_slice(&[0, 0, 0, 0]),
@@ -177,7 +178,7 @@ fn put_length(bytes: &mut [u8], at: usize, length: usize) {
     }
 }
 
-/// The beginning of MP_REACH_NLRI.
+/// Builds the beginning of MP_REACH_NLRI.
 fn reach(family: Family, attributes: &Attributes) -> Vec<u8> {
     let (afi, safi) = numbers_of(family);
     let mut out = vec![OPTIONAL | EXTENDED_LENGTH, MP_REACH, 0, 0, 0, afi as u8, safi];
@@ -200,13 +201,13 @@ fn reach(family: Family, attributes: &Attributes) -> Vec<u8> {
     out
 }
 
-/// The beginning of MP_UNREACH_NLRI.
+/// Builds the beginning of MP_UNREACH_NLRI.
 fn unreach(family: Family) -> Vec<u8> {
     let (afi, safi) = numbers_of(family);
     vec![OPTIONAL | EXTENDED_LENGTH, MP_UNREACH, 0, 0, 0, afi as u8, safi]
 }
 
-/// All attributes but the multiprotocol one, by their numbers.
+/// Writes all attributes but the multiprotocol one, by type code.
 fn write_attributes(out: &mut Vec<u8>, attributes: &Attributes, in_body: bool, four_octets: bool) {
     let rare = attributes.rare();
     let origin = match attributes.origin {
@@ -253,7 +254,7 @@ fn write_attributes(out: &mut Vec<u8>, attributes: &Attributes, in_body: bool, f
     }
 }
 
-/// What stands beside for a neighbour with two octets, where these are too few (RFC 6793 4.2.2).
+/// Writes AS4_PATH and AS4_AGGREGATOR for a peer with two-octet numbers, where these do not fit (RFC 6793 4.2.2).
 fn write_for_two_octets(out: &mut Vec<u8>, path: &AsPath, aggregator: Option<Aggregator>) {
     if path.needs_four_octets() {
         put(out, OPTIONAL | TRANSITIVE, AS4_PATH, path.bytes());
@@ -281,7 +282,7 @@ fn put(out: &mut Vec<u8>, flags: u8, number: u8, value: &[u8]) {
         Ok(length) => out.extend_from_slice(&[flags, number, length]),
         Err(_) => {
             out.extend_from_slice(&[flags | EXTENDED_LENGTH, number]);
-            // What is longer than 65,535 bytes is longer than any message: it does not fit, and is never sent.
+            // A value longer than 65,535 bytes exceeds any message: it does not fit, and is never sent.
             out.extend_from_slice(&(value.len() as u16).to_be_bytes());
         }
     }

@@ -1,8 +1,9 @@
 //! Conditions on AS_PATH.
 //!
-//! The four forms that configurations are made of, in the notation of routers: `^65001_` (it came from there), `_65001$` (it
-//! began there), `_65001_` (it came through there) and `^65001$` (it is of there and came no other way). In the place of a number
-//! may stand a range, `64512-65534`. Other regular expressions are not known: they are refused where they are written.
+//! The four forms in practical use, in the notation of routers: `^65001_` (received from that AS), `_65001$`
+//! (originated there), `_65001_` (passed through it) and `^65001$` (originated there and received directly). A number
+//! may be replaced by a range, `64512-65534`. Other regular expressions are not supported: they are rejected where they
+//! are configured.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,25 +11,25 @@ use std::str::FromStr;
 
 use super::super::message::AsPath;
 
-/// Patterns under a name.
+/// Named set of patterns.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct AsPathSet {
     pub name: String,
     pub patterns: BTreeSet<AsPathPattern>,
 }
 
-/// One pattern.
+/// AS path pattern.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct AsPathPattern {
-    /// The path begins with it: it is the neighbour.
+    /// The path begins with the number: the neighbouring AS.
     first: bool,
-    /// The path ends with it: it is the origin.
+    /// The path ends with the number: the origin AS.
     last: bool,
     least: u32,
     most: u32,
 }
 
-/// A text that is none of the four forms.
+/// Text in none of the four forms.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("a pattern of AS paths is ^65001_, _65001$, _65001_ or ^65001$, with a number or a range like 64512-65534")]
 pub struct NoPattern;

@@ -1,10 +1,10 @@
-//! Which of several routes to one prefix is the best.
+//! Best-path selection among the routes to one prefix.
 //!
-//! RFC 4271 9.1.2.2, with RFC 4456 9 for reflected routes. In this order: the higher local preference; our own; the shorter
-//! path; the lower origin; the lower MED, among routes from the same neighbouring system; one from outside before one from
-//! inside; the lower identifier of the router it began at; the fewer reflectors; the lower address of the neighbour.
-//! Nothing depends on when a route came, so that the same routes always give the same table. Routes that are kept over a
-//! restart count like all others (RFC 4724 4.2).
+//! RFC 4271 9.1.2.2, with RFC 4456 9 for reflected routes. In this order: higher LOCAL_PREF; locally originated;
+//! shorter AS_PATH; lower ORIGIN; lower MED, among routes from the same neighbouring AS; EBGP before IBGP; lower BGP
+//! identifier of the originator; shorter CLUSTER_LIST; lower address of the neighbour. Nothing depends on the time of
+//! receipt, so that the same routes always yield the same table. Stale routes (graceful restart) take part like all
+//! others (RFC 4724 4.2).
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -12,37 +12,37 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::super::message::{Attributes, Origin};
 
-/// Where a route comes from, or goes to.
+/// Type of the source or receiver of a route.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Kind {
-    /// Ourselves.
+    /// Local.
     Local,
-    /// A neighbour in another autonomous system.
+    /// EBGP neighbour.
     External,
-    /// A neighbour in ours.
+    /// IBGP neighbour.
     Internal,
-    /// One in ours that we reflect routes to and from.
+    /// IBGP neighbour that is our route reflector client.
     Client,
 }
 
-/// What counts of the neighbour that a route comes from.
+/// Properties of the source neighbour that affect its routes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Source {
     pub kind: Kind,
     pub identifier: Ipv4Addr,
     pub address: IpAddr,
-    /// What the paths of its routes have to begin with: its own number, where that is asked for (RFC 4271 6.3).
+    /// Required first AS of its paths: its own AS number, where that is enforced (RFC 4271 6.3).
     pub first: Option<u32>,
 }
 
-/// A route that may be chosen.
+/// Route eligible for selection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate<'a> {
     pub attributes: &'a Attributes,
     pub source: &'a Source,
 }
 
-/// The place of the best of these; `None` of none.
+/// Index of the best candidate; `None` without candidates.
 pub(super) fn best(candidates: &[Candidate]) -> Option<usize> {
     if let [_] = candidates {
         return Some(0);
@@ -51,8 +51,8 @@ pub(super) fn best(candidates: &[Candidate]) -> Option<usize> {
     equals.into_iter().min_by_key(|place| candidates.get(*place).map(Candidate::tie_breakers))
 }
 
-/// The places of those that are as good as the best up to where only a decision is needed, and come from the same side:
-/// traffic may be shared among them.
+/// Indices of the candidates that tie with the best before the tie-breakers and are on the same side (EBGP or IBGP):
+/// traffic may be shared among them (multipath).
 pub(super) fn equals(candidates: &[Candidate], best: usize) -> Vec<usize> {
     let is_inside = candidates.get(best).map(Candidate::is_inside);
     let mut equals = equally_good(candidates);
@@ -60,7 +60,7 @@ pub(super) fn equals(candidates: &[Candidate], best: usize) -> Vec<usize> {
     equals
 }
 
-/// The places of those that are left after the comparison of MED.
+/// Indices of the candidates left after the comparison of MED.
 fn equally_good(candidates: &[Candidate]) -> Vec<usize> {
     let best = candidates.iter().map(Candidate::rank).min();
     let mut left: Vec<(usize, &Candidate)> =
@@ -78,19 +78,19 @@ fn equally_good(candidates: &[Candidate]) -> Vec<usize> {
 }
 
 impl Candidate<'_> {
-    /// What is compared before MED; the smaller is better.
+    /// Sort key before MED; the smaller is better.
     fn rank(&self) -> (Reverse<u32>, bool, usize, Origin) {
         let attributes = self.attributes;
         let learned = self.source.kind != Kind::Local;
         (Reverse(attributes.preference()), learned, attributes.as_path.length(), attributes.origin)
     }
 
-    /// A route without MED has the lowest one (RFC 4271 9.1.2.2 c).
+    /// MED for comparison: a route without one has the lowest (RFC 4271 9.1.2.2 c).
     fn med(&self) -> u32 {
         self.attributes.med.unwrap_or(0)
     }
 
-    /// The system whose MEDs can be compared with this one; `None` is ours.
+    /// Neighbouring AS, within which MEDs are comparable; `None` is ours.
     fn neighbour(&self) -> Option<u32> {
         self.attributes.as_path.neighbour()
     }
@@ -102,7 +102,7 @@ impl Candidate<'_> {
         }
     }
 
-    /// What is compared after MED; the smaller is better.
+    /// Sort key after MED; the smaller is better.
     fn tie_breakers(&self) -> (bool, Ipv4Addr, usize, IpAddr) {
         let rare = self.attributes.rare();
         let began_at = rare.originator.unwrap_or(self.source.identifier);
@@ -124,7 +124,7 @@ mod tests {
         Attributes { as_path: AsPath::sequence(path), ..Attributes::local("203.0.113.1".parse().unwrap()) }
     }
 
-    /// Compares two, in both orders.
+    /// Compares two routes, in both orders.
     fn better(one: (&Attributes, Source), other: (&Attributes, Source)) -> bool {
         let candidate = |(attributes, source)| Candidate { attributes, source };
         let (first, second) = ((one.0, &one.1), (other.0, &other.1));
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn med_decides_the_same_in_every_order() {
-        // The classic example: each beats one of the others.
+        // The classic MED example, in which preference is not transitive: each beats one of the others.
         let a = Attributes { med: Some(10), ..route(&[1]) };
         let b = Attributes { med: Some(5), ..route(&[1]) };
         let c = Attributes { med: Some(7), ..route(&[2]) };

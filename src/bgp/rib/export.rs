@@ -1,14 +1,15 @@
-//! How a route looks to a neighbour.
+//! Export of a route to a neighbour.
 //!
-//! RFC 4271 5.1 and 9.1.3, RFC 4456 8 (reflection), RFC 1997 (communities that keep a route inside), RFC 8950 (next hops).
-//! What decides it, besides the route, is a [`View`]: neighbours with equal views see the same, and share the work.
+//! RFC 4271 5.1 and 9.1.3, RFC 4456 8 (reflection), RFC 1997 (NO_EXPORT and the like), RFC 8950 (next hops). Besides
+//! the route, the result depends on a [`View`]: neighbours with equal views are sent the same, and share the work.
 //!
-//! | to | path | next hop | local preference | MED | of reflection |
+//! | to | AS_PATH | next hop | LOCAL_PREF | MED | reflection attributes |
 //! |---|---|---|---|---|---|
-//! | outside | our number in front | ours; that of our own routes stays | gone | only of our own routes | gone |
-//! | inside | as it is | as it is; ours if so configured and it came from outside | as it is, or 100 | as it is | added when reflected |
+//! | EBGP | our AS prepended | ours; kept for our own routes | removed | only of our own routes | removed |
+//! | IBGP | kept | kept; ours for EBGP routes if configured | kept, or 100 | kept | added on reflection |
 //!
-//! A route of our own without a next hop has ours. Export policy comes last, so that it sees and changes what would be sent.
+//! Our own routes without a next hop get ours. Export policy is applied last, so that it sees and modifies what would
+//! be sent.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -23,35 +24,35 @@ use super::intern::{Interned, Seed};
 use super::table::{Best, PeerId, Table};
 use crate::net::{Family, PerFamily};
 
-/// Ourselves, as far as routes show it.
+/// Local identity, as far as it appears in routes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Own {
     pub asn: u32,
     pub identifier: Ipv4Addr,
-    /// What reflected routes carry; by default the identifier.
+    /// Cluster ID of reflected routes; by default the BGP identifier.
     pub cluster: Ipv4Addr,
 }
 
-/// What decides how routes look to a neighbour.
+/// Everything that determines the export of routes to a neighbour.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct View {
     pub kind: Kind,
     pub dialect: Dialect,
-    /// Our addresses towards it.
+    /// Local addresses towards the neighbour.
     pub own: PerFamily<Option<IpAddr>>,
-    /// Routes from outside get our next hop on their way inside.
+    /// Next-hop-self: routes from EBGP get our next hop towards IBGP.
     pub next_hop_self: bool,
     pub statements: Applicable,
 }
 
-/// A route as a neighbour sees it. It is not shown to the neighbour that it comes from.
+/// Route as sent to a neighbour. It is not sent to its source.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Shown {
     pub source: PeerId,
     pub attributes: Arc<Attributes>,
 }
 
-/// Makes routes look as they do in one view; remembers what it has made.
+/// Renders routes for one view, and caches the results.
 pub(super) struct Renderer<'a> {
     pub own: Own,
     pub view: &'a View,
@@ -65,7 +66,7 @@ impl<'a> Renderer<'a> {
         Renderer { own, view, policy, table, made: HashMap::default() }
     }
 
-    /// How the best route to a prefix looks; `None` when it is not shown.
+    /// Renders the best route to a prefix; `None` when it is not advertised.
     pub fn shown(&mut self, prefix: IpNet, best: Option<&Best>, interned: &mut Interned) -> Option<Shown> {
         let best = best?;
         let family = Family::from(prefix);
@@ -88,14 +89,14 @@ impl<'a> Renderer<'a> {
         self.can_carry(family, attributes.next_hop).then_some(Shown { source: best.source, attributes })
     }
 
-    /// Whether the route goes there at all.
+    /// Returns whether the route is advertised to neighbours of the view at all.
     fn passes(&self, family: Family, source: &Source, attributes: &Attributes) -> bool {
         if !*self.view.dialect.families.of(family) || attributes.has(Community::NO_ADVERTISE) {
             return false;
         }
         match (source.kind, self.view.kind) {
             (_, Kind::Local) => false,
-            // We are in no confederation, so that both mean the same.
+            // We are in no confederation, so that both communities mean the same.
             (_, Kind::External) => {
                 !attributes.has(Community::NO_EXPORT) && !attributes.has(Community::NO_EXPORT_SUBCONFED)
             }
@@ -105,10 +106,10 @@ impl<'a> Renderer<'a> {
         }
     }
 
-    /// The route before policy.
+    /// Renders the route before export policy.
     fn base(&self, family: Family, source: &Source, attributes: &Attributes) -> Option<Attributes> {
         let mut made = attributes.clone();
-        // A next hop on the link means nothing beyond it.
+        // A link-local next hop has no meaning beyond its link.
         made.change_rare(|rare| rare.link_local = None);
         if source.kind == Kind::Local && made.next_hop.is_unspecified() {
             made = made.with_next_hop((*self.view.own.of(family))?);
@@ -140,7 +141,7 @@ impl<'a> Renderer<'a> {
         Some(made)
     }
 
-    /// Whether the neighbour can be told of such a next hop.
+    /// Returns whether the neighbour supports such a next hop.
     fn can_carry(&self, family: Family, next_hop: IpAddr) -> bool {
         match (family, next_hop) {
             (Family::V4, IpAddr::V4(_)) | (Family::V6, IpAddr::V6(_)) => true,

@@ -1,12 +1,12 @@
-//! What goes to the neighbours: Adj-RIB-Out, without keeping it.
+//! Advertisement to the neighbours: Adj-RIB-Out, without storing it.
 //!
-//! RFC 4271 9.2. Neighbours with the same [`View`] form a group. A change is rendered and written once for a group, and the
-//! same bytes go to all its members; only the neighbour that a route comes from is left out. What a neighbour has been told
-//! before follows from what was the best before, so that nothing is kept for each prefix and neighbour.
+//! RFC 4271 9.2. Neighbours with the same [`View`] form an update group. A change is rendered and encoded once for a
+//! group, and the same bytes go to all its members; only the source of a route is left out. The earlier Adj-RIB-Out
+//! follows from the previous best route, so that nothing is stored for each prefix and neighbour.
 //!
-//! A member that has just come, or that reads more slowly than things change, is *behind*: it has its own place in a walk over
-//! the table and its own list of prefixes that have changed since. It is told the newest state of each when there is room,
-//! and is with the others again when the list is empty. So its backlog is never longer than the table, however slow it is.
+//! A member that is new, or that reads more slowly than routes change, is *behind*: it has its own position in a walk
+//! over the table and its own list of prefixes changed since. It is sent the newest state of each when there is room,
+//! and rejoins the others when the list is empty. So its backlog is never longer than the table, however slow it is.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -20,25 +20,25 @@ use super::intern::{Interned, Seed};
 use super::table::{Best, PeerId, Table};
 use crate::net::{Family, PerFamily};
 
-/// How long the pieces are that messages are handed over in.
+/// Target size of the pieces in which messages are handed over.
 const PIECE: usize = 64 << 10;
 
-/// Bytes for one neighbour: whole messages.
+/// Complete messages for one neighbour.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Parcel {
     pub to: PeerId,
     pub bytes: Arc<[u8]>,
     pub messages: u32,
-    /// How many routes it is not told of, because their attributes do not fit into a message to it.
+    /// Number of routes not advertised, because their attributes do not fit into a message to the neighbour.
     pub unfit: u32,
 }
 
-/// How much is worked on and sent at a time.
+/// Limits on concurrent work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Bounds {
-    /// How many bytes may be on their way to a neighbour before it is behind.
+    /// Number of unsent bytes from which on a neighbour is behind.
     pub room: usize,
-    /// How many prefixes are worked on at a time.
+    /// Number of prefixes processed at a time.
     pub portion: usize,
 }
 
@@ -48,49 +48,49 @@ impl Default for Bounds {
     }
 }
 
-/// All groups.
+/// All update groups.
 #[derive(Debug)]
 pub(super) struct Exports {
     own: Own,
     bounds: Bounds,
     policy: Arc<Policy>,
     groups: BTreeMap<View, Members>,
-    /// Families that nothing is said of yet: we have restarted and do not know all routes.
+    /// Address families that are not advertised yet: we have restarted and do not know all routes.
     held: PerFamily<bool>,
     parcels: Vec<Parcel>,
-    /// Somebody may be behind.
+    /// Some member may be behind.
     behind: bool,
 }
 
 type Members = BTreeMap<PeerId, Member>;
 
-/// A neighbour.
+/// Member of a group.
 #[derive(Debug, Default)]
 struct Member {
-    /// Bytes that it has not taken yet.
+    /// Bytes that its socket has not accepted yet.
     on_the_way: usize,
     behind: Option<Behind>,
 }
 
-/// What it has still to be told.
+/// Backlog of a member.
 #[derive(Debug, Default)]
 struct Behind {
-    /// Prefixes that have changed, and whether it may have a route to them.
+    /// Changed prefixes, and whether the member may have a route to them.
     changed: BTreeMap<IpNet, bool>,
     walk: PerFamily<Option<Walk>>,
 }
 
-/// A place in the table.
+/// Position in the table.
 #[derive(Clone, Copy, Debug)]
 struct Walk {
     after: Option<IpNet>,
-    /// It asked for everything again: it may have what is still to come.
+    /// Answer to a route refresh: the member may already have the routes that follow.
     again: bool,
-    /// Beginning and end are said with marks of RFC 7313, in place of End-of-RIB.
+    /// Beginning and end are marked with BoRR and EoRR (RFC 7313), in place of End-of-RIB.
     marked: bool,
 }
 
-/// What has changed for the members of a group.
+/// Change of a route as members of a group see it.
 struct Change {
     prefix: IpNet,
     old: Option<Shown>,
@@ -117,7 +117,7 @@ impl Exports {
         Exports { own, bounds, policy, groups: BTreeMap::new(), held, parcels: Vec::new(), behind: false }
     }
 
-    /// A session is established: it is told everything.
+    /// Adds a neighbour with an established session, which is sent all routes.
     pub fn add(&mut self, peer: PeerId, view: View) {
         let walk = Walk { after: None, again: false, marked: false };
         let walk = PerFamily::from_fn(|family| view.dialect.families.of(family).then_some(walk));
@@ -130,15 +130,15 @@ impl Exports {
         self.take(peer);
     }
 
-    /// A neighbour is told everything again. `marked`: it understands marks around that.
+    /// Sends all routes to a neighbour again. `marked`: it supports BoRR and EoRR.
     ///
-    /// What goes on already begins anew, and ends as it was to end: the first time with End-of-RIB, which is owed to everybody;
-    /// and who asks more often than it reads is sent one mark only.
+    /// A walk in progress starts over, and ends as it was to end: the initial one with End-of-RIB, which every peer is
+    /// owed; a neighbour that requests more often than it reads is sent one BoRR only.
     pub fn refresh(&mut self, peer: PeerId, family: Family, marked: bool) {
         let Some(member) = self.groups.values_mut().find_map(|members| members.get_mut(&peer)) else { return };
         self.behind = true;
         match member.behind.get_or_insert_default().walk.of_mut(family) {
-            // Nothing has been said yet.
+            // Nothing has been sent yet.
             Some(Walk { after: None, .. }) => {}
             Some(walk) => (walk.after, walk.again) = (None, true),
             none => {
@@ -152,24 +152,24 @@ impl Exports {
         }
     }
 
-    /// A neighbour has taken so many bytes.
+    /// Counts bytes that a neighbour's socket has accepted.
     pub fn taken(&mut self, peer: PeerId, bytes: usize) {
         if let Some(member) = self.groups.values_mut().find_map(|members| members.get_mut(&peer)) {
             member.on_the_way = member.on_the_way.saturating_sub(bytes);
         }
     }
 
-    /// How many bytes a neighbour has still to take.
+    /// Number of bytes that a neighbour's socket has still to accept.
     pub fn on_the_way(&self, peer: PeerId) -> usize {
         self.groups.values().find_map(|members| members.get(&peer)).map_or(0, |member| member.on_the_way)
     }
 
-    /// Families that were held back are told.
+    /// Begins to advertise address families that were held back.
     pub fn release(&mut self, families: PerFamily<bool>) {
         self.held = PerFamily::from_fn(|family| *self.held.of(family) && !*families.of(family));
     }
 
-    /// The best routes to these prefixes have changed.
+    /// Advertises changes of the best routes to these prefixes.
     pub fn changed(&mut self, table: &Table, dirty: &BTreeMap<IpNet, Option<Best>>, interned: &mut Interned) {
         for (view, members) in &mut self.groups {
             let mut renderer = Renderer::new(self.own, view, &self.policy, table);
@@ -189,7 +189,7 @@ impl Exports {
         }
     }
 
-    /// Tells those that are behind as much as there is room for, and hands over everything that is to be sent.
+    /// Sends to members that are behind as much as there is room for, and hands over all pending output.
     pub fn finish(&mut self, table: &Table, interned: &mut Interned) -> Vec<Parcel> {
         if !std::mem::take(&mut self.behind) {
             return std::mem::take(&mut self.parcels);
@@ -215,8 +215,8 @@ impl Exports {
         std::mem::take(&mut self.parcels)
     }
 
-    /// Views have changed, or the policy: everybody is told the difference. Nothing in the table may be dirty. `policy` comes
-    /// with what it may say differently where a view stays as it is.
+    /// Applies changed views or a changed policy: all neighbours are sent the difference. No prefix of the table may be
+    /// dirty. `policy` carries its difference from the old one, for views that stay the same.
     pub fn change_views(
         &mut self,
         (policy, difference): (Arc<Policy>, Difference),
@@ -259,7 +259,7 @@ impl Exports {
         self.policy = policy;
     }
 
-    /// How the table looks to a neighbour; with its session.
+    /// Route to a prefix as advertised to a neighbour with an established session.
     pub fn shown_to(&self, peer: PeerId, prefix: IpNet, table: &Table, interned: &mut Interned) -> Option<Shown> {
         let (view, _) = self.groups.iter().find(|(_, members)| members.contains_key(&peer))?;
         let mut renderer = Renderer::new(self.own, view, &self.policy, table);
@@ -267,13 +267,13 @@ impl Exports {
         shown.filter(|shown| shown.source != peer)
     }
 
-    /// Whether a neighbour has been told everything that it is to be told.
+    /// Returns whether a neighbour has been sent everything.
     pub fn is_told(&self, peer: PeerId) -> bool {
         let member = self.groups.values().find_map(|members| members.get(&peer));
         member.is_some_and(|member| member.behind.is_none())
     }
 
-    /// How many groups there are.
+    /// Number of groups.
     pub fn groups(&self) -> usize {
         self.groups.len()
     }
@@ -292,7 +292,7 @@ fn send(peer: PeerId, member: &mut Member, piece: &Piece, parcels: &mut Vec<Parc
     parcels.push(Parcel { to: peer, bytes: bytes.clone(), messages: *messages, unfit: *unfit });
 }
 
-/// Tells members of changes: those with room now, the others later. True when there are others.
+/// Sends changes to members with room, and queues them for the others; returns whether there are others.
 fn deliver(to: Receivers, changes: Vec<Change>, parcels: &mut Vec<Parcel>) -> bool {
     if changes.is_empty() {
         return false;
@@ -301,7 +301,7 @@ fn deliver(to: Receivers, changes: Vec<Change>, parcels: &mut Vec<Parcel>) -> bo
     let mut pieces = None;
     for (peer, member) in to.members {
         if member.behind.is_none() && member.on_the_way < to.room {
-            // Written when the first one takes it: all may be behind.
+            // Encoded when the first member takes it: all may be behind.
             let (common, own) = pieces.get_or_insert_with(|| written(to.dialect, &changes));
             for piece in common.iter().chain(own.get(peer)).filter(|piece| piece.except != *peer) {
                 send(*peer, member, piece, parcels);
@@ -315,7 +315,7 @@ fn deliver(to: Receivers, changes: Vec<Change>, parcels: &mut Vec<Parcel>) -> bo
     later
 }
 
-/// Changes as messages: for all, and for some members one more piece each.
+/// Encodes changes: common pieces, and one more piece each for some members.
 fn written(dialect: Dialect, changes: &[Change]) -> (Vec<Piece>, BTreeMap<PeerId, Piece>) {
     let mut gone: BTreeMap<(PeerId, Family), Vec<IpNet>> = BTreeMap::new();
     let mut alone: BTreeMap<PeerId, BTreeMap<Family, Vec<IpNet>>> = BTreeMap::new();
@@ -325,7 +325,7 @@ fn written(dialect: Dialect, changes: &[Change]) -> (Vec<Piece>, BTreeMap<PeerId
         match (old, new) {
             (Some(old), None) => gone.entry((old.source, family)).or_default().push(*prefix),
             (Some(old), Some(new)) if old.source != new.source => {
-                // The neighbour that the best route comes from now has had the other one.
+                // The source of the new best route has been sent the old one.
                 alone.entry(new.source).or_default().entry(family).or_default().push(*prefix);
                 sets.add(family, new, *prefix);
             }
@@ -363,7 +363,7 @@ impl Piece {
     }
 }
 
-/// Prefixes by the attributes that they share, in the order in which these came first.
+/// Prefixes by shared attributes, in order of first occurrence.
 #[derive(Default)]
 struct Sets {
     all: Vec<(Shown, Family, Vec<IpNet>)>,
@@ -383,7 +383,7 @@ impl Sets {
     }
 }
 
-/// Messages in pieces, each for all but one.
+/// Messages in pieces, each for all members but one.
 struct Pieces {
     dialect: Dialect,
     done: Vec<Piece>,
@@ -412,15 +412,15 @@ impl Pieces {
     }
 }
 
-/// Some prefixes that a member is told of, and what is said behind them.
+/// Some prefixes to send to a member, and the end marker behind them.
 struct Portion {
-    /// And whether it may have a route to each.
+    /// With whether the member may have a route to each.
     prefixes: Vec<(IpNet, bool)>,
     ends: Option<(Family, Walk)>,
 }
 
 impl Behind {
-    /// Notes a change that it is to be told of later.
+    /// Queues a change for later.
     fn note(&mut self, peer: PeerId, change: &Change) {
         let reached = match self.walk.of(Family::from(change.prefix)) {
             None => true,
@@ -432,7 +432,7 @@ impl Behind {
         }
     }
 
-    /// What comes next; `None` when there is nothing that may be said.
+    /// Takes the next portion; `None` when nothing may be sent.
     fn portion(&mut self, table: &Table, held: PerFamily<bool>, most: usize) -> Option<Portion> {
         if !self.changed.is_empty() {
             let rest = self.changed.keys().nth(most).copied();
@@ -461,7 +461,7 @@ impl Behind {
 }
 
 impl Portion {
-    /// The portion as messages, as the member sees it.
+    /// Encodes the portion for the member.
     fn written(&self, peer: PeerId, renderer: &mut Renderer, interned: &mut Interned) -> Piece {
         let dialect = renderer.view.dialect;
         let mut gone: BTreeMap<Family, Vec<IpNet>> = BTreeMap::new();

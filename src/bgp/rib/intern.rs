@@ -1,10 +1,9 @@
-//! Equal sets of attributes are kept once.
+//! Interning: equal sets of attributes are stored once.
 //!
-//! A table of 100,000 routes has far fewer sets of attributes than routes. Sets that nobody uses any more go when the number
-//! of sets, or their size, has doubled, so that looking for them costs little for each set.
+//! A table of 100,000 routes has far fewer sets of attributes than routes. Unused sets are dropped when the number of
+//! sets, or their size, has doubled, so that the sweep costs little for each set.
 //!
-//! The hash has a seed that comes from outside: a neighbour that could foresee it could choose attributes that all fall into
-//! one place.
+//! The hash is seeded from outside: a neighbour that could predict it could choose attributes that all collide.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, Hasher};
@@ -12,11 +11,11 @@ use std::sync::Arc;
 
 use super::super::message::Attributes;
 
-/// When the first sweep is made: at so many sets, or when they weigh so many bytes. Few sets may be long ones.
+/// Thresholds of the first sweep: number of sets, or their size in bytes. A few sets may be long.
 const FEW: usize = 1024;
 const LIGHT: usize = 4 << 20;
 
-/// All sets that are in use, and some that were.
+/// All sets in use, and some that were.
 #[derive(Debug)]
 pub struct Interned {
     sets: HashSet<Arc<Attributes>, Seed>,
@@ -25,11 +24,11 @@ pub struct Interned {
     sweep_at_weight: usize,
 }
 
-/// Begins hashes.
+/// Seed of the hashers.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Seed(pub u64);
 
-/// Multiplies and folds, eight bytes at a time.
+/// Hasher that multiplies and folds, eight bytes at a time.
 pub(super) struct Folding {
     state: u64,
 }
@@ -39,7 +38,7 @@ impl Interned {
         Interned { sets: HashSet::with_hasher(Seed(seed)), sweep_at: FEW, weight: 0, sweep_at_weight: LIGHT }
     }
 
-    /// The one set that equals this one.
+    /// Returns the shared set equal to this one.
     pub fn intern(&mut self, attributes: Attributes) -> Arc<Attributes> {
         if let Some(known) = self.sets.get(&attributes) {
             return known.clone();
@@ -53,7 +52,7 @@ impl Interned {
         new
     }
 
-    /// Drops what nobody uses.
+    /// Drops unused sets.
     fn sweep(&mut self) {
         self.sets.retain(|set| Arc::strong_count(set) > 1);
         self.weight = self.sets.iter().map(|set| set.weight()).sum();

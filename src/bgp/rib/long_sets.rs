@@ -1,26 +1,26 @@
-//! Memory that the attributes of one neighbour's routes take, as far as they are long.
+//! Memory used by the long attribute sets of one neighbour's routes.
 //!
-//! The number of prefixes bounds short sets of attributes. A long one may have 64 KiB (RFC 8654), and every route another one, so
-//! they are counted by their bytes, each set once, however many routes share it.
+//! The prefix limit bounds short sets of attributes. A long one may have 64 KiB (RFC 8654), a different one for every
+//! route, so they are counted by their bytes, each set once, however many routes share it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::super::message::Attributes;
 
-/// Long sets of attributes of one neighbour's routes, as they came.
+/// Long attribute sets of one neighbour's routes, as received.
 #[derive(Debug, Default)]
 pub struct LongSets {
-    /// How many routes have each, by where it lies: routes hold it there.
+    /// Number of routes with each set, by its address: routes keep it allocated.
     routes: BTreeMap<usize, u32>,
     bytes: usize,
 }
 
-/// From how many bytes on a set is long.
+/// Size in bytes from which on a set is long.
 const LONG: usize = 512;
 
 impl LongSets {
-    /// A route has come with this set.
+    /// Counts a received route with this set.
     pub fn add(&mut self, set: &Arc<Attributes>) {
         let weight = set.weight();
         if weight < LONG {
@@ -33,7 +33,7 @@ impl LongSets {
         }
     }
 
-    /// A route with this set has gone, and still holds it.
+    /// Discounts a removed route, which still holds this set.
     pub fn remove(&mut self, set: &Arc<Attributes>) {
         let place = place(set);
         let Some(routes) = self.routes.get_mut(&place) else { return };
@@ -44,7 +44,7 @@ impl LongSets {
         }
     }
 
-    /// Bytes of all of them.
+    /// Total size in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }

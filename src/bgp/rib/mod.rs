@@ -1,4 +1,4 @@
-//! Routes: what has come from the neighbours, what is the best of it, and what goes to them.
+//! The RIB: received routes, best-path selection, and advertisement.
 //!
 //! RFC 4271 3.2 and 9.
 //!
@@ -7,7 +7,7 @@
 //!                                                                                └► routes for the kernel
 //! ```
 //!
-//! [`Rib::flush`] is called when something has come in: it takes the prefixes that have changed since, and tells everybody.
+//! [`Rib::flush`] is called after input: it processes the prefixes changed since, and updates all neighbours.
 
 mod best_path;
 mod export;
@@ -34,7 +34,7 @@ pub use export::{Own, View};
 pub use exports::{Bounds, Parcel};
 pub use table::{Best, Count, Path, PeerId, Table};
 
-/// Both families.
+/// Both address families.
 const ALL: PerFamily<bool> = PerFamily { v4: true, v6: true };
 
 /// Policies of both directions.
@@ -44,42 +44,42 @@ pub struct Policies {
     pub export: Arc<Policy>,
 }
 
-/// How the table is kept.
+/// Parameters of the table.
 #[derive(Clone, Debug)]
 pub struct Rules {
     pub own: Own,
     pub policies: Policies,
-    /// Our own addresses: routes that lead to ourselves are not used.
+    /// Local addresses: routes with such a next hop are not used.
     pub addresses: BTreeSet<IpAddr>,
-    /// Among how many next hops traffic is shared at the most; 1 for no sharing.
+    /// Maximum number of next hops for multipath; 1 disables it.
     pub sharing: usize,
-    /// Families of which nobody is told anything yet, because we have restarted.
+    /// Address families not advertised yet, because we have restarted.
     pub held: PerFamily<bool>,
     pub bounds: Bounds,
-    /// A number by chance, for hashes.
+    /// Random seed for hashes.
     pub seed: u64,
 }
 
-/// The route to a prefix.
+/// Route to a prefix.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RouteChange {
     pub prefix: IpNet,
-    /// The best route now; `None` when there is none.
+    /// Current best route; `None` when there is none.
     pub best: Option<Best>,
-    /// Where traffic goes, the best first.
+    /// Next hops, the best first.
     pub next_hops: Vec<IpAddr>,
 }
 
-/// What comes of a flush.
+/// Result of a flush.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Flushed {
-    /// Prefixes whose best route has changed, or may have changed where traffic is shared. What it is now is asked of
-    /// [`Rib::route`] when it is wanted: until then it may have changed again.
+    /// Prefixes whose best route has changed, or whose multipath set may have changed. The current route is queried
+    /// with [`Rib::route`] when it is needed: until then it may have changed again.
     pub routes: Vec<IpNet>,
     pub parcels: Vec<Parcel>,
 }
 
-/// All routes, and everybody who is told of them.
+/// All routes, and their advertisement.
 #[derive(Debug)]
 pub struct Rib {
     rules: Rules,
@@ -87,22 +87,22 @@ pub struct Rib {
     interned: intern::Interned,
     exports: exports::Exports,
     sessions: BTreeMap<PeerId, Session>,
-    /// What is to be said and has not been handed over.
+    /// Output that has not been handed over.
     flushed: Flushed,
 }
 
-/// What counts of a neighbour with a session.
+/// Routing state of a neighbour with an established session.
 #[derive(Debug)]
 struct Session {
     address: IpAddr,
     applicable: Applicable,
-    /// Families that are ignored until the session ends (RFC 4760 7).
+    /// Address families disabled until the session ends (RFC 4760 7).
     disabled: PerFamily<bool>,
-    /// Families that it is sending again from the beginning (RFC 7313).
+    /// Address families in an enhanced route refresh, between BoRR and EoRR (RFC 7313).
     refreshing: PerFamily<bool>,
 }
 
-/// A neighbour's session, as it begins.
+/// Parameters of a newly established session.
 #[derive(Clone, Debug)]
 pub struct Joining {
     pub peer: PeerId,
@@ -115,7 +115,7 @@ impl Rib {
         let exports = exports::Exports::new(rules.own, rules.bounds, rules.policies.export.clone(), rules.held);
         let mut table = Table::new(now);
         table.share(rules.sharing);
-        // No address of a neighbour. Of two routes that are as good as each other our own is chosen.
+        // No neighbour has this address. Of two equal routes our own is chosen.
         let ours = [(PeerId::LOCAL, IpAddr::V4(Ipv4Addr::UNSPECIFIED)), (PeerId::OPERATOR, PeerId::OPERATOR_ADDRESS)];
         for (id, address) in ours {
             let identifier = rules.own.identifier;
@@ -129,7 +129,7 @@ impl Rib {
         &self.table
     }
 
-    /// It is so late: routes that come now came now.
+    /// Sets the time of receipt of the routes that follow.
     pub fn set_time(&mut self, now: Instant) {
         self.table.set_time(now);
     }
@@ -138,17 +138,17 @@ impl Rib {
         &self.rules.policies
     }
 
-    /// Ourselves, as far as routes show it.
+    /// Local identity, as far as it appears in routes.
     pub fn own(&self) -> &Own {
         &self.rules.own
     }
 
-    /// A session is established. The statements of the view are filled in here.
+    /// Adds an established session. The statements of the view are filled in here.
     pub fn join(&mut self, joining: Joining) {
         let Joining { peer, source, mut view } = joining;
         let address = source.address;
         if self.table.source(peer).is_some_and(|before| *before != source) {
-            // What is kept of it came from somebody else, so to say; the others are told so before that is forgotten.
+            // Retained routes belong to the old source; their removal is advertised before it is forgotten.
             self.table.withdraw_all(peer, ALL, |_| true);
             self.settle();
         }
@@ -160,7 +160,7 @@ impl Rib {
         self.exports.add(peer, view);
     }
 
-    /// A session has ended. The routes of these families are kept for a while; the others go.
+    /// Ends a session. The routes of the `kept` address families become stale; the others are removed.
     pub fn leave(&mut self, peer: PeerId, kept: PerFamily<bool>) {
         self.sessions.remove(&peer);
         self.exports.remove(peer);
@@ -168,19 +168,19 @@ impl Rib {
         self.table.mark_stale(peer, kept);
     }
 
-    /// What has been kept of a neighbour and has not come again goes.
+    /// Removes the routes of a neighbour that are still stale.
     pub fn drop_stale(&mut self, peer: PeerId, families: PerFamily<bool>) {
         self.table.withdraw_all(peer, families, Path::is_stale);
     }
 
-    /// A neighbour is no more, and its session has ended.
+    /// Forgets a removed neighbour whose session has ended.
     pub fn forget(&mut self, peer: PeerId) {
         self.leave(peer, PerFamily::default());
         self.settle();
         self.table.forget_source(peer);
     }
 
-    /// Takes in an UPDATE.
+    /// Processes an UPDATE.
     pub fn receive(&mut self, peer: PeerId, update: Update) {
         let Some(session) = self.sessions.get_mut(&peer) else { return };
         let disabled: Vec<Family> = update.disabled().collect();
@@ -196,7 +196,7 @@ impl Rib {
         }
     }
 
-    /// Takes in routes that a neighbour announces.
+    /// Processes announced routes of a neighbour.
     fn announce(&mut self, peer: PeerId, attributes: Attributes, prefixes: Vec<IpNet>) {
         let (Some(session), Some(source)) = (self.sessions.get(&peer), self.table.source(peer)) else { return };
         let usable = is_usable(&self.rules, source, &attributes);
@@ -213,8 +213,8 @@ impl Rib {
         }
     }
 
-    /// A route of our own, or an operator's. It goes through import policy like the others; an operator's as if a neighbour of
-    /// [`PeerId::OPERATOR_ADDRESS`] had sent it.
+    /// Originates a route of our own, or an operator's. It passes import policy like the others; an operator's as if
+    /// received from a neighbour with [`PeerId::OPERATOR_ADDRESS`].
     pub fn originate(&mut self, whose: PeerId, prefix: IpNet, attributes: Attributes) {
         let received = self.interned.intern(attributes);
         let operator = (whose == PeerId::OPERATOR).then_some(PeerId::OPERATOR_ADDRESS);
@@ -223,17 +223,17 @@ impl Rib {
         self.table.announce(prefix, whose, received, used);
     }
 
-    /// Takes back a route of our own, or an operator's.
+    /// Removes a route of our own, or an operator's.
     pub fn retract(&mut self, whose: PeerId, prefix: IpNet) {
         self.table.withdraw(prefix, whose);
     }
 
-    /// These next hops cannot be reached, and all others can.
+    /// Sets the unreachable next hops; all others are reachable.
     pub fn set_unreachable(&mut self, next_hops: BTreeSet<IpAddr>) {
         self.table.set_unreachable(next_hops);
     }
 
-    /// A ROUTE-REFRESH. `marks`: both sides know the marks of RFC 7313.
+    /// Processes a ROUTE-REFRESH. `marks`: enhanced route refresh (RFC 7313) is negotiated.
     pub fn refresh(&mut self, peer: PeerId, refresh: Refresh, marks: bool) {
         let Refresh { family, kind } = refresh;
         let only = PerFamily::from_fn(|one| one == family);
@@ -252,12 +252,12 @@ impl Rib {
         }
     }
 
-    /// A neighbour is told everything again (soft reset outwards).
+    /// Sends all routes to a neighbour again (outbound soft reset).
     pub fn resend(&mut self, peer: PeerId, family: Family) {
         self.exports.refresh(peer, family, false);
     }
 
-    /// Other policies: they hold for all routes that are there, and everybody is told the difference.
+    /// Replaces the policies: they apply to all present routes, and all neighbours are sent the difference.
     pub fn set_policies(&mut self, policies: Policies) {
         if policies.import != self.rules.policies.import {
             let before = std::mem::replace(&mut self.rules.policies.import, policies.import);
@@ -277,7 +277,7 @@ impl Rib {
         }
     }
 
-    /// Other addresses are ours: routes that lead to them are not used.
+    /// Replaces the local addresses: routes with such a next hop are not used.
     pub fn set_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
         if self.rules.addresses == addresses {
             return;
@@ -290,7 +290,7 @@ impl Rib {
         }
     }
 
-    /// Decides anew about the routes that have come, as far as policy may say something different of them.
+    /// Applies import policy again to received routes for which it may differ.
     fn import_again(&mut self, before: &Policy) {
         let import = self.rules.policies.import.clone();
         let difference = before.difference(&import);
@@ -316,50 +316,50 @@ impl Rib {
         });
     }
 
-    /// A neighbour has taken so many bytes of what was sent.
+    /// Counts bytes that a neighbour's socket has accepted.
     pub fn taken(&mut self, peer: PeerId, bytes: usize) {
         self.exports.taken(peer, bytes);
     }
 
-    /// How many bytes are on their way to a neighbour.
+    /// Number of bytes that a neighbour's socket has still to accept.
     pub fn on_the_way(&self, peer: PeerId) -> usize {
         self.exports.on_the_way(peer)
     }
 
-    /// Our restart is over for these families: the neighbours are told.
+    /// Ends our restart for these address families: they are advertised.
     pub fn release(&mut self, families: PerFamily<bool>) {
         self.exports.release(families);
     }
 
-    /// Tells everybody what has changed.
+    /// Advertises all changes.
     pub fn flush(&mut self) -> Flushed {
         self.settle();
         self.flushed.parcels.extend(self.exports.finish(&self.table, &mut self.interned));
         std::mem::take(&mut self.flushed)
     }
 
-    /// The route to a prefix, as it is now.
+    /// Current route to a prefix.
     pub fn route(&self, prefix: IpNet) -> RouteChange {
         RouteChange { prefix, best: self.table.best(prefix), next_hops: self.table.next_hops(prefix) }
     }
 
-    /// What a neighbour sees of a prefix.
+    /// Attributes of the route to a prefix that is advertised to a neighbour.
     pub fn shown_to(&mut self, peer: PeerId, prefix: IpNet) -> Option<Arc<Attributes>> {
         let shown = self.exports.shown_to(peer, prefix, &self.table, &mut self.interned);
         shown.map(|shown| shown.attributes)
     }
 
-    /// Whether a neighbour has been told everything.
+    /// Returns whether a neighbour has been sent everything.
     pub fn is_told(&self, peer: PeerId) -> bool {
         self.exports.is_told(peer)
     }
 
-    /// How many groups of neighbours share their work.
+    /// Number of update groups.
     pub fn groups(&self) -> usize {
         self.exports.groups()
     }
 
-    /// Works on all changes in the table.
+    /// Processes all changes of the table.
     fn settle(&mut self) {
         while self.table.is_dirty() {
             let dirty = self.table.take_dirty(self.rules.bounds.portion);
@@ -373,7 +373,7 @@ impl Rib {
     }
 }
 
-/// A route as import policy has it; `None` where policy has it unused.
+/// Applies import policy to a route; `None` where it is rejected.
 fn imported(
     rules: &Rules,
     applicable: &Applicable,
@@ -387,7 +387,7 @@ fn imported(
     }
 }
 
-/// Whether a route may be used at all: it is no loop, and it leads somewhere else.
+/// Returns whether a route may be used at all: it is no loop, and its next hop is not local.
 fn is_usable(rules: &Rules, source: &Source, attributes: &Attributes) -> bool {
     let own = &rules.own;
     let rare = attributes.rare();
@@ -395,15 +395,15 @@ fn is_usable(rules: &Rules, source: &Source, attributes: &Attributes) -> bool {
     let looped = attributes.as_path.contains(own.asn)
         || rare.originator == Some(own.identifier)
         || rare.clusters.contains(&own.cluster);
-    // RFC 4271 6.3: a next hop that is our own address, or none.
+    // RFC 4271 6.3: the next hop is a local address, or invalid.
     let next_hop = attributes.next_hop;
-    // Among speakers on one host, as in tests, the addresses of the loopback device lead somewhere.
+    // Between speakers on one host, as in tests, loopback addresses are valid.
     let loopback = next_hop.is_loopback() && !source.address.is_loopback();
     let nowhere = next_hop.is_unspecified() || next_hop.is_multicast() || loopback;
-    // Which link it is on nobody says: neighbours are not reached over link-local addresses here.
+    // The link is unknown: neighbours are not reached over link-local addresses here.
     let on_some_link = matches!(next_hop, IpAddr::V6(next_hop) if next_hop.is_unicast_link_local());
     let broadcast = matches!(next_hop, IpAddr::V4(next_hop) if next_hop.is_broadcast());
-    // A neighbour outside that does not begin the path with its own number hides where the route came from.
+    // An EBGP neighbour that does not prepend its own AS number hides the source of the route.
     let first = attributes.as_path.neighbour();
     let headless =
         source.kind == Kind::External && (first.is_none() || source.first.is_some() && first != source.first);

@@ -1,12 +1,12 @@
-//! All routes: what came from each neighbour, and which is the best to each prefix.
+//! Routing table: routes of all neighbours, and the best to each prefix.
 //!
-//! RFC 4271 3.2: Adj-RIB-In and Loc-RIB are one table here, with all routes to a prefix in one place, the best first.
-//! A route is kept as it came, also when it is not used (import policy, a loop), so that policy can change without asking
-//! the neighbour again. Beside the table stand the prefixes whose best route has changed, each with what it was before,
-//! until somebody takes them.
+//! RFC 4271 3.2: Adj-RIB-In and Loc-RIB are one table here, with all routes to a prefix in one place, the best first. A
+//! route is stored as received, even when it is not used (import policy, a loop), so that policy can change without a
+//! route refresh. Beside the table are the dirty prefixes, whose best route has changed, each with its previous best
+//! route, until they are processed.
 //!
-//! The map is sorted: what lies inside of a prefix is one range of it, and a walk over it can stop and go on later. A route
-//! takes about 100 bytes besides its attributes, which it shares.
+//! The map is sorted: the more specific prefixes of a prefix are one range of it, and a walk over it can pause and
+//! resume. A route takes about 100 bytes besides its attributes, which are shared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -22,87 +22,87 @@ use super::best_path::{self, Candidate, Source};
 use super::long_sets::LongSets;
 use crate::net::{Family, PerFamily};
 
-/// Where a route comes from: a neighbour, or ourselves.
+/// Source of a route: a neighbour, or ourselves.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PeerId(pub u32);
 
 impl PeerId {
-    /// Ourselves.
+    /// Locally originated.
     pub const LOCAL: PeerId = PeerId(0);
-    /// Ourselves too, for somebody who asks for it while we run. What is wanted by both stays when one wants it no more.
+    /// Locally originated by an operator at run time. A route wanted by both stays when one withdraws it.
     pub const OPERATOR: PeerId = PeerId(1);
-    /// The address that import policy sees in an operator's routes. No neighbour has it.
+    /// Source address of an operator's routes in import policy. No neighbour has it.
     pub const OPERATOR_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::BROADCAST);
-    /// The first neighbour.
+    /// First neighbour.
     pub const FIRST: PeerId = PeerId(2);
 
-    /// Whether it is no neighbour.
+    /// Returns whether the source is local.
     pub fn is_local(self) -> bool {
         self < PeerId::FIRST
     }
 }
 
-/// One route.
+/// Route of one source.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Path {
     pub source: PeerId,
     arrival: Arrival,
-    /// As it came.
+    /// Attributes as received.
     pub received: Arc<Attributes>,
-    /// As it is used; `None` when it is not.
+    /// Attributes after import policy; `None` when the route is not used.
     pub used: Option<Arc<Attributes>>,
 }
 
-/// When a route came, in seconds since the table was begun; and whether it is stale, in the highest bit, because a table has
-/// many of them.
+/// Time of receipt in seconds since the creation of the table, and in the highest bit whether the route is stale:
+/// packed, because a table has many of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Arrival(u32);
 
-/// The best route to a prefix.
+/// Best route to a prefix.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Best {
     pub source: PeerId,
     pub attributes: Arc<Attributes>,
 }
 
-/// How many routes a neighbour has brought, and how many of them are used.
+/// Number of routes received from a neighbour, and of those in use.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Count {
     pub received: u32,
     pub used: u32,
 }
 
-/// The table.
+/// Routing table.
 #[derive(Debug)]
 pub struct Table {
     begun: Instant,
-    /// Since then, in seconds.
+    /// Seconds since then.
     clock: u32,
     paths: BTreeMap<IpNet, Vec<Path>>,
     sources: BTreeMap<PeerId, Source>,
     counts: BTreeMap<PeerId, PerFamily<Count>>,
-    /// Of neighbours that have sent any.
+    /// Only of neighbours that have sent any.
     long_sets: BTreeMap<PeerId, LongSets>,
-    /// Next hops that cannot be reached: routes through them are not chosen.
+    /// Unreachable next hops: routes through them are not selected.
     unreachable: BTreeSet<IpAddr>,
-    /// Among how many next hops traffic is shared at the most; 1 for no sharing.
+    /// Maximum number of next hops for multipath; 1 disables it.
     sharing: usize,
-    /// What has changed, and what was the best before.
+    /// Changed prefixes with their previous best routes.
     dirty: BTreeMap<IpNet, Option<Best>>,
 }
 
 impl Path {
-    /// It is kept over a restart of its neighbour, and has not come again.
+    /// Returns whether the route is stale: retained over a restart of its neighbour, and not received again.
     pub fn is_stale(&self) -> bool {
         self.arrival.0 & STALE != 0
     }
 }
 
-/// In an arrival.
+/// Stale bit of an arrival.
 const STALE: u32 = 1 << 31;
 
 impl Table {
-    /// An empty table.
+    /// Builds an empty table.
     pub fn new(now: Instant) -> Table {
         Table {
             begun: now,
@@ -117,22 +117,22 @@ impl Table {
         }
     }
 
-    /// It is so late: routes that come now came now.
+    /// Sets the time of receipt of the routes that follow.
     pub fn set_time(&mut self, now: Instant) {
         self.clock = (now.saturating_duration_since(self.begun).as_secs() as u32) & !STALE;
     }
 
-    /// How long a route has been there as it is.
+    /// Time since the route was received, or last changed.
     pub fn age(&self, path: &Path) -> Duration {
         Duration::from_secs(u64::from(self.clock.saturating_sub(path.arrival.0 & !STALE)))
     }
 
-    /// Sets among how many next hops traffic is shared at the most.
+    /// Sets the maximum number of next hops for multipath.
     pub fn share(&mut self, most: usize) {
         self.sharing = most;
     }
 
-    /// Says what counts of a neighbour before its routes come.
+    /// Sets the properties of a neighbour before its routes are received.
     pub fn set_source(&mut self, id: PeerId, source: Source) {
         self.sources.insert(id, source);
     }
@@ -141,17 +141,17 @@ impl Table {
         self.sources.get(&id)
     }
 
-    /// All that routes may come from.
+    /// All sources of routes.
     pub fn sources(&self) -> Vec<(PeerId, Source)> {
         self.sources.iter().map(|(id, source)| (*id, *source)).collect()
     }
 
-    /// A neighbour is no more; it has no routes.
+    /// Forgets a removed neighbour, which has no routes.
     pub fn forget_source(&mut self, id: PeerId) {
         self.sources.remove(&id);
     }
 
-    /// Takes in a route: as it came, and as it is used.
+    /// Stores a route with its attributes as received and as used.
     pub fn announce(
         &mut self,
         prefix: IpNet,
@@ -169,7 +169,7 @@ impl Table {
         let used = path.used.is_some();
         let before = match known {
             Some(known) if known.received == path.received && known.used == path.used => {
-                // It has come again, unless policy alone has looked at it.
+                // A route received again is no longer stale; reapplying policy alone leaves the mark.
                 known.arrival.0 &= !STALE | path.arrival.0;
                 return;
             }
@@ -180,7 +180,7 @@ impl Table {
         self.change(prefix, |paths| match paths.iter_mut().find(|known| known.source == source) {
             Some(known) => *known = path,
             None => {
-                // Most prefixes have few routes: no place is kept for more.
+                // Most prefixes have few routes: no capacity is reserved for more.
                 paths.reserve_exact(1);
                 paths.push(path);
             }
@@ -192,7 +192,7 @@ impl Table {
         self.weigh(source, Some(&received), before.as_ref().map(|(received, _)| received));
     }
 
-    /// Takes a route away. A neighbour may withdraw what it never announced.
+    /// Removes a route. A neighbour may withdraw what it never announced.
     pub fn withdraw(&mut self, prefix: IpNet, source: PeerId) {
         let known = self.paths.get(&prefix).and_then(|paths| paths.iter().find(|path| path.source == source));
         let Some((received, used)) = known.map(|path| (path.received.clone(), path.used.is_some())) else { return };
@@ -203,7 +203,7 @@ impl Table {
         self.weigh(source, None, Some(&received));
     }
 
-    /// One set of attributes has come with a route of a neighbour, and another one has gone.
+    /// Counts a new set of attributes of a neighbour's route, and discounts the old one.
     fn weigh(&mut self, source: PeerId, new: Option<&Arc<Attributes>>, old: Option<&Arc<Attributes>>) {
         if source.is_local() || new.map(Arc::as_ptr) == old.map(Arc::as_ptr) {
             return;
@@ -216,12 +216,12 @@ impl Table {
         }
     }
 
-    /// How many bytes the long sets of attributes of a neighbour's routes take, each set counted once.
+    /// Size of the long attribute sets of a neighbour's routes in bytes, each set counted once.
     pub fn long_attributes(&self, source: PeerId) -> usize {
         self.long_sets.get(&source).map_or(0, LongSets::bytes)
     }
 
-    /// Takes away all routes of a neighbour, of these families, that fulfil a condition.
+    /// Removes all routes of a neighbour, of these address families, that satisfy a condition.
     pub fn withdraw_all(&mut self, source: PeerId, families: PerFamily<bool>, which: impl Fn(&Path) -> bool) {
         for prefix in self.prefixes_of(source, families, which) {
             self.withdraw(prefix, source);
@@ -231,7 +231,7 @@ impl Table {
         }
     }
 
-    /// Marks all routes of a neighbour: they have not come again yet.
+    /// Marks all routes of a neighbour as stale.
     pub fn mark_stale(&mut self, source: PeerId, families: PerFamily<bool>) {
         for (family, marked) in Family::BOTH.map(|family| (family, *families.of(family))) {
             if marked && self.count(source).of(family).received > 0 {
@@ -241,7 +241,7 @@ impl Table {
         }
     }
 
-    /// Decides again which routes of a neighbour are used, as far as `scope` goes: `used` answers it for each route.
+    /// Determines again which routes of a neighbour inside of `scope` are used: `used` is called for each route.
     pub fn reconsider(
         &mut self,
         source: PeerId,
@@ -261,7 +261,7 @@ impl Table {
         }
     }
 
-    /// Says which next hops cannot be reached; all others can. One walk over the table, however many of them change.
+    /// Sets the unreachable next hops; all others are reachable. One walk over the table, however many of them change.
     pub fn set_unreachable(&mut self, unreachable: BTreeSet<IpAddr>) {
         let before = std::mem::replace(&mut self.unreachable, unreachable);
         let changed: BTreeSet<IpAddr> = before.symmetric_difference(&self.unreachable).copied().collect();
@@ -270,7 +270,7 @@ impl Table {
         }
         let through = |path: &Path| path.used.as_ref().is_some_and(|used| changed.contains(&used.next_hop));
         let affected = self.paths.iter().filter(|(_, paths)| paths.iter().any(through));
-        // The best stood first as long as its next hop could be reached.
+        // The best route is first as long as its next hop is reachable.
         let affected: Vec<(IpNet, Option<Best>)> =
             affected.map(|(prefix, paths)| (*prefix, best_of(paths, &before))).collect();
         for (prefix, best) in affected {
@@ -279,7 +279,7 @@ impl Table {
         }
     }
 
-    /// Changes the routes to a prefix, and puts the best first.
+    /// Changes the routes to a prefix, and moves the best to the front.
     fn change(&mut self, prefix: IpNet, change: impl FnOnce(&mut Vec<Path>)) {
         let Some(paths) = self.paths.get_mut(&prefix) else { return };
         let before = best_of(paths, &self.unreachable);
@@ -289,13 +289,13 @@ impl Table {
         if paths.is_empty() {
             self.paths.remove(&prefix);
         }
-        // Where traffic is shared those that share it may be others, though the best has stayed.
+        // The multipath set may have changed, although the best route is the same.
         if before != after || self.sharing > 1 {
             self.dirty.entry(prefix).or_insert(before);
         }
     }
 
-    /// The best route to a prefix.
+    /// Best route to a prefix.
     pub fn best(&self, prefix: IpNet) -> Option<Best> {
         best_of(self.paths.get(&prefix)?, &self.unreachable)
     }
@@ -309,7 +309,7 @@ impl Table {
         self.paths(prefix).iter().find(|path| path.source == source)
     }
 
-    /// The next hops among which traffic is shared, the best first.
+    /// Next hops of the multipath set, the best first.
     pub fn next_hops(&self, prefix: IpNet) -> Vec<IpAddr> {
         let paths = self.paths(prefix);
         let Some(best) = best_of(paths, &self.unreachable) else { return Vec::new() };
@@ -326,14 +326,14 @@ impl Table {
         next_hops
     }
 
-    /// Prefixes of a family with their routes, from behind this one on.
+    /// Prefixes of an address family with their routes, from behind `after` on.
     pub fn walk(&self, family: Family, after: Option<IpNet>) -> impl Iterator<Item = (IpNet, &[Path])> {
         let (first, last) = bounds(family);
         let start = after.map_or(first, Bound::Excluded);
         self.paths.range((start, last)).map(|(prefix, paths)| (*prefix, paths.as_slice()))
     }
 
-    /// Takes at most so many of the prefixes that have changed, each with what was the best before.
+    /// Takes up to `most` changed prefixes, each with its previous best route.
     pub fn take_dirty(&mut self, most: usize) -> BTreeMap<IpNet, Option<Best>> {
         if self.dirty.len() <= most {
             return std::mem::take(&mut self.dirty);
@@ -351,7 +351,7 @@ impl Table {
         self.counts.get(&source).copied().unwrap_or_default()
     }
 
-    /// How many prefixes there are.
+    /// Number of prefixes.
     pub fn len(&self) -> usize {
         self.paths.len()
     }
@@ -360,7 +360,7 @@ impl Table {
         self.paths.is_empty()
     }
 
-    /// All prefixes that lie inside of any of these.
+    /// All prefixes inside of any of these.
     pub fn inside(&self, outer: &BTreeSet<IpNet>) -> BTreeSet<IpNet> {
         let below = |outer: &IpNet| {
             let from = *outer;
@@ -382,14 +382,14 @@ impl Table {
     }
 }
 
-/// The first path, if it can be chosen.
+/// First path, if it is eligible.
 fn best_of(paths: &[Path], unreachable: &BTreeSet<IpAddr>) -> Option<Best> {
     let first = paths.first()?;
     let used = first.used.as_ref().filter(|used| !unreachable.contains(&used.next_hop))?;
     Some(Best { source: first.source, attributes: used.clone() })
 }
 
-/// The routes that can be chosen, and where each stands among all.
+/// Eligible routes, and the index of each among all.
 struct Candidates<'a> {
     all: Vec<Candidate<'a>>,
     places: Vec<usize>,
@@ -422,7 +422,7 @@ fn put_best_first(paths: &mut [Path], sources: &BTreeMap<PeerId, Source>, unreac
     }
 }
 
-/// The range of a family: IPv4 stands before IPv6.
+/// Range of an address family: IPv4 sorts before IPv6.
 fn bounds(family: Family) -> (Bound<IpNet>, Bound<IpNet>) {
     let first_of_v6 = IpNet::V6(ipnet::Ipv6Net::default());
     match family {
@@ -433,7 +433,7 @@ fn bounds(family: Family) -> (Bound<IpNet>, Bound<IpNet>) {
 
 #[cfg(test)]
 impl Table {
-    /// What must always be true.
+    /// Checks the invariants.
     pub fn check(&self) {
         let mut counts: BTreeMap<PeerId, PerFamily<Count>> = BTreeMap::new();
         for (prefix, paths) in &self.paths {

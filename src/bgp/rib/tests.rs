@@ -1,4 +1,4 @@
-//! What neighbours are told, seen from their side: every parcel is read, and makes the table that the neighbour has.
+//! Advertisement, seen from the neighbours: every parcel is parsed, and builds the Adj-RIB-In of the neighbour.
 
 use super::super::message::{
     self, AsPath, Community, Dialect, ExtendedCommunity, Framing, Message, Refresh, RefreshKind,
@@ -9,15 +9,15 @@ use std::net::Ipv4Addr;
 
 const OWN: Own = Own { asn: 65001, identifier: Ipv4Addr::new(192, 0, 2, 1), cluster: Ipv4Addr::new(192, 0, 2, 1) };
 
-/// A neighbour, and what it has been told.
+/// A neighbour, and its Adj-RIB-In.
 struct Told {
     kind: Kind,
     dialect: Dialect,
     routes: BTreeMap<IpNet, Attributes>,
-    /// End-of-RIB, marks of a refresh, in their order.
+    /// End-of-RIB, BoRR and EoRR, in order.
     marks: Vec<String>,
     messages: usize,
-    /// It does not take what is sent to it.
+    /// Its socket accepts nothing.
     deaf: bool,
 }
 
@@ -26,7 +26,7 @@ struct Bench {
     told: BTreeMap<PeerId, Told>,
     routes: BTreeMap<IpNet, Vec<IpAddr>>,
     parcels: Vec<Parcel>,
-    /// Whether those who join take what is sent to them.
+    /// Whether the sockets of new neighbours accept output.
     hearing: bool,
 }
 
@@ -48,7 +48,7 @@ fn policies() -> Policies {
     Policies { import: all.clone(), export: all }
 }
 
-/// A policy that rejects one prefix.
+/// Builds a policy that rejects one prefix.
 fn without(text: &str) -> Arc<Policy> {
     let mut set = PrefixSet::new("set");
     set.insert_exactly(prefix(text));
@@ -98,7 +98,7 @@ impl Bench {
         peer
     }
 
-    /// The same for one that takes nothing for the time being.
+    /// Adds a neighbour whose socket accepts nothing for now.
     fn join_deaf(&mut self, number: u8, kind: Kind) -> PeerId {
         self.hearing = false;
         let peer = self.join(number, kind);
@@ -106,7 +106,7 @@ impl Bench {
         peer
     }
 
-    /// It takes what is sent to it, as from now.
+    /// Lets its socket accept output from now on.
     fn listen(&mut self, peer: PeerId) {
         self.told.get_mut(&peer).unwrap().deaf = false;
         self.rib.taken(peer, usize::MAX);
@@ -156,7 +156,7 @@ impl Bench {
         self.told(peer).routes.get(&prefix(text))
     }
 
-    /// What everybody has been told is what everybody is to see.
+    /// Checks that every neighbour has been sent exactly what it should have.
     fn check(&mut self) {
         self.rib.table().check();
         let peers: Vec<PeerId> = self.told.keys().copied().collect();
@@ -215,7 +215,7 @@ fn a_route_goes_to_everybody_but_the_one_it_came_from() {
     assert_eq!([one, two, three].map(|peer| bench.has(peer, NET).is_some()), [false, true, true]);
     let told = bench.has(two, NET).unwrap();
     assert_eq!((told.as_path.to_string().as_str(), told.next_hop), ("65001 64611", address(1)));
-    // A better one from another: the first one hears of it, the other one loses what it was told.
+    // A better route from another neighbour: the first one is sent it, the other one a withdrawal.
     bench.announce(two, route(&[], 12), &net());
     assert!(bench.has(two, NET).is_some(), "a path from outside has to begin with a number");
     bench.announce(two, route(&[64612], 12), &net());

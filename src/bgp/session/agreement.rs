@@ -1,4 +1,4 @@
-//! What two speakers agree on: each says in OPEN what it can do, and both do what both can.
+//! Negotiation: capabilities advertised by both speakers in OPEN are in use.
 //!
 //! RFC 4271 4.2 (the smaller hold time), RFC 5492 (capabilities), RFC 6286 (identifiers), RFC 6793, RFC 4724, RFC 8654,
 //! RFC 8950.
@@ -9,62 +9,62 @@ use std::time::Duration;
 use super::super::message::{Capabilities, Dialect, GracefulRestart, Notification, Open, Reason};
 use crate::net::{Family, PerFamily};
 
-/// Ourselves, as all neighbours see us.
+/// Local speaker, as all neighbours see it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Local {
     pub asn: u32,
     pub identifier: Ipv4Addr,
 }
 
-/// A neighbour, as it is configured.
+/// Configuration of a neighbour.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     pub local: Local,
-    /// Its autonomous system; `None` takes any.
+    /// Its AS number; `None` accepts any.
     pub asn: Option<u32>,
-    /// It is to dial; we only listen.
+    /// Passive: only the neighbour dials.
     pub passive: bool,
-    /// What we offer, in seconds; 0 or at least 3.
+    /// Proposed hold time, in seconds; 0 or at least 3.
     pub hold_time: u16,
-    /// The longest time between two dials.
+    /// Maximum time between two dials.
     pub connect_retry: Duration,
-    /// The families that we want to speak.
+    /// Configured address families.
     pub families: PerFamily<bool>,
-    /// Graceful restart, if we take part in it.
+    /// Graceful restart, if enabled.
     pub restart: Option<Restart>,
 }
 
-/// Our part in graceful restarts.
+/// Configuration of graceful restart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Restart {
-    /// How long we may be away, in seconds; at most 4,095.
+    /// Restart time, in seconds; at most 4,095.
     pub seconds: u16,
-    /// How long a neighbour that is back may take to send its routes again.
+    /// Time limit for a restarted neighbour to send its routes again (stale path timer).
     pub stale: Duration,
-    /// The neighbour shall keep our routes also when the session ends by a notification or by silence (RFC 8538 2): those of a node
-    /// that died stay for the hold time and the restart time together.
+    /// The neighbour is to retain our routes also when the session ends by a NOTIFICATION or the hold timer (RFC 8538
+    /// 2): those of a node that died stay for the hold time and the restart time together.
     pub notifications: bool,
 }
 
-/// What both sides do.
+/// Result of the negotiation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Agreement {
     pub dialect: Dialect,
-    /// In seconds; 0 for no keepalives.
+    /// Hold time in seconds; 0 without KEEPALIVEs.
     pub hold_time: u16,
-    /// It answers when we ask for its routes again.
+    /// The peer supports route refresh.
     pub refresh: bool,
-    /// It marks the beginning and the end of its answer, and understands our marks.
+    /// Enhanced route refresh: the peer sends and understands BoRR and EoRR.
     pub enhanced_refresh: bool,
-    /// What it says of its restarts, if both sides take part in them.
+    /// Graceful restart capability of the peer, if both sides take part.
     pub restart: Option<GracefulRestart>,
-    /// Who it is and what it can do, as it said.
+    /// OPEN of the peer.
     pub open: Open,
 }
 
 impl Settings {
-    /// Our OPEN. `restarting`: we have restarted, and learned routes are still in the kernel. `forwarding`: what was forwarded for
-    /// this neighbour before still is.
+    /// Builds our OPEN. `restarting`: we have restarted, and learned routes are still in the kernel. `forwarding`:
+    /// forwarding state for this neighbour was preserved.
     pub(super) fn open(&self, restarting: bool, forwarding: bool) -> Open {
         let restart = self.restart.map(|restart| GracefulRestart {
             restarting,
@@ -90,13 +90,13 @@ impl Settings {
         }
     }
 
-    /// What comes of its OPEN, or what it is refused with.
+    /// Negotiates with the peer's OPEN; the error is the NOTIFICATION that refuses it.
     pub(super) fn agree(&self, open: Open) -> Result<Agreement, Notification> {
         if self.asn.is_some_and(|asn| asn != open.asn) {
             return Err(Notification::new(Reason::BAD_PEER_AS));
         }
         let internal = open.asn == self.local.asn;
-        // RFC 6286 2.2: in another autonomous system it may be ours by chance.
+        // RFC 6286 2.2: in another AS it may equal ours by chance.
         if internal && open.identifier == self.local.identifier {
             return Err(Notification::new(Reason::BAD_IDENTIFIER));
         }
@@ -119,7 +119,7 @@ impl Settings {
             refresh: theirs.refresh,
             enhanced_refresh: theirs.refresh && theirs.enhanced_refresh,
             restart: theirs.restart.zip(self.restart).map(|(theirs, ours)| GracefulRestart {
-                // RFC 8538 2: only where both say so.
+                // RFC 8538 2: only if both sides set the N bit.
                 notifications: theirs.notifications && ours.notifications,
                 ..theirs
             }),
@@ -127,7 +127,7 @@ impl Settings {
         })
     }
 
-    /// RFC 5492 5: the capabilities that we miss, as they are written in OPEN.
+    /// RFC 5492 5: the missing capabilities, encoded as in OPEN.
     fn wanted_families(&self) -> Vec<u8> {
         let wanted = Family::BOTH.into_iter().filter(|family| *self.families.of(*family));
         wanted.flat_map(|family| [1, 4, 0, if family == Family::V4 { 1 } else { 2 }, 0, 1]).collect()
@@ -135,7 +135,7 @@ impl Settings {
 }
 
 impl Agreement {
-    /// The families whose routes outlive the connection (RFC 4724 4.2).
+    /// Address families whose routes are retained when the connection ends (RFC 4724 4.2).
     pub(super) fn kept(&self) -> PerFamily<bool> {
         let kept = |family| {
             let named = self.restart.is_some_and(|restart| restart.families.of(family).is_some());
@@ -144,7 +144,7 @@ impl Agreement {
         PerFamily::from_fn(kept)
     }
 
-    /// Whether notifications and silence count as restarts too (RFC 8538 2).
+    /// Returns whether NOTIFICATIONs and the expiry of the hold timer count as restarts, too (RFC 8538 2).
     pub(super) fn keeps_after_notifications(&self) -> bool {
         self.restart.is_some_and(|restart| restart.notifications)
     }

@@ -1,19 +1,19 @@
-//! One connection: from our OPEN to the session.
+//! One connection: from our OPEN to the established session.
 //!
-//! RFC 4271 8.2.2 from OpenSent on; unexpected messages RFC 6608. The connection judges what comes over it and keeps its own
-//! time; what follows for the neighbour is decided in `peer`.
+//! RFC 4271 8.2.2 from OpenSent on; unexpected messages RFC 6608. The connection judges its messages and keeps its own
+//! timers; the consequences for the neighbour are decided in `peer`.
 
 use std::time::{Duration, Instant};
 
 use super::super::message::{self, Dialect, Framing, Message, Notification, Open, Reason};
 use super::{Agreement, LinkId, Moment, Settings, Side, State};
 
-/// How long a connection may take to bring its OPEN (RFC 4271 8.2.2 suggests four minutes).
+/// Hold timer before the OPEN of the peer (RFC 4271 8.2.2 suggests four minutes).
 const OPEN_HOLD: Duration = Duration::from_secs(240);
-/// A look at the clock that is late by so much was late because of us, not because of the neighbour.
+/// A timer handled later than this was delayed by us, not by the neighbour.
 const BUSY: Duration = Duration::from_secs(1);
 
-/// A connection.
+/// Connection.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub link: LinkId,
@@ -22,16 +22,17 @@ pub(super) struct Connection {
     pub stage: Stage,
 }
 
-/// How far it is.
+/// State of a connection.
 #[derive(Debug)]
 pub(super) enum Stage {
-    /// We have sent our OPEN and wait for theirs.
+    /// Our OPEN is sent; awaiting the peer's.
     OpenSent {
         until: Instant,
     },
-    /// We have agreed, have said so with a KEEPALIVE, and wait for theirs.
+    /// Both OPENs are acceptable and our KEEPALIVE is sent; awaiting the peer's.
     OpenConfirm(Talk),
-    /// Theirs has come. It becomes the session, unless the connection wins that is being made beside it; until then at the latest.
+    /// The peer's KEEPALIVE is received. The connection becomes the session, at `until` at the latest, unless the
+    /// connection being made beside it wins the collision.
     Confirmed {
         talk: Talk,
         until: Instant,
@@ -39,32 +40,32 @@ pub(super) enum Stage {
     Established(Talk),
 }
 
-/// What there is after both OPENs.
+/// State after both OPENs.
 #[derive(Debug)]
 pub(super) struct Talk {
     pub agreement: Box<Agreement>,
-    /// When silence has lasted too long; `None` with a hold time of 0.
+    /// Hold timer; `None` with a hold time of 0.
     hold: Option<Instant>,
-    /// When we say something; `None` with a hold time of 0.
+    /// Keepalive timer; `None` with a hold time of 0.
     keepalive: Option<Instant>,
-    /// We were late once since we have heard of it.
+    /// The hold timer was extended since the last message, because we were late.
     forgiven: bool,
 }
 
-/// What a message means.
+/// Meaning of a message.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// It goes on as it is.
+    /// No change.
     Nothing,
-    /// An OPEN, and it is acceptable.
+    /// Acceptable OPEN.
     Agreed(Box<Agreement>),
-    /// The session stands.
+    /// The session is established.
     Confirmed,
     Update(Box<message::Update>),
     Refresh(message::Refresh),
-    /// It says that this is the end.
+    /// The peer ends the session.
     Ended(Notification),
-    /// It is wrong, and this is to be said.
+    /// Error, with the NOTIFICATION to send.
     Wrong(Notification),
 }
 
@@ -89,7 +90,7 @@ impl Connection {
         }
     }
 
-    /// When it began, as long as it has not brought an OPEN.
+    /// Time of its beginning, as long as no OPEN is received.
     pub fn unopened_since(&self) -> Option<Instant> {
         match &self.stage {
             Stage::OpenSent { until } => until.checked_sub(OPEN_HOLD),
@@ -97,7 +98,7 @@ impl Connection {
         }
     }
 
-    /// Both sides have confirmed, and it waits for another connection.
+    /// Returns whether both sides have confirmed and it waits for another connection.
     pub fn is_waiting(&self) -> bool {
         matches!(self.stage, Stage::Confirmed { .. })
     }
@@ -109,10 +110,10 @@ impl Connection {
         }
     }
 
-    /// The next message that has come, whole; an error is what it is answered with.
+    /// Returns the next complete message; the error is the NOTIFICATION that answers it.
     pub fn next(&mut self) -> Option<Result<Message, Notification>> {
         let dialect = self.dialect().copied();
-        // We have said in our OPEN that we take long messages (RFC 8654 4).
+        // Our OPEN has advertised extended messages (RFC 8654 4).
         match self.framing.next(true) {
             Ok(None) => None,
             Ok(Some(frame)) => Some(message::decode(frame, dialect.as_ref())),
@@ -120,7 +121,7 @@ impl Connection {
         }
     }
 
-    /// Judges a message. One that waits is established first: whoever goes on with it means it.
+    /// Judges a message. A waiting connection is established first: a peer that continues on it has chosen it.
     pub fn judge(&mut self, message: Message, settings: &Settings, at: Moment) -> Verdict {
         match (&mut self.stage, message) {
             (_, Message::Notification(notification)) => Verdict::Ended(notification),
@@ -146,7 +147,7 @@ impl Connection {
         }
     }
 
-    /// The other side's OPEN is good: its KEEPALIVE is awaited.
+    /// Enters OpenConfirm after an acceptable OPEN.
     pub fn confirm(&mut self, agreement: Box<Agreement>, at: Moment) {
         let mut talk = Talk { agreement, hold: None, keepalive: None, forgiven: false };
         talk.heard(at);
@@ -154,7 +155,7 @@ impl Connection {
         self.stage = Stage::OpenConfirm(talk);
     }
 
-    /// The other side has confirmed too, and it waits until then.
+    /// Waits until then, after both sides have confirmed.
     pub fn wait(&mut self, until: Instant) {
         let sent = Stage::OpenSent { until };
         self.stage = match std::mem::replace(&mut self.stage, sent) {
@@ -163,7 +164,7 @@ impl Connection {
         };
     }
 
-    /// The other side has confirmed too.
+    /// Enters Established, after both sides have confirmed.
     pub fn establish(&mut self, at: Moment) {
         let waiting = Stage::OpenSent { until: at.now };
         self.stage = match std::mem::replace(&mut self.stage, waiting) {
@@ -175,7 +176,7 @@ impl Connection {
         };
     }
 
-    /// What the time has brought.
+    /// Returns which timer has expired.
     pub fn due(&mut self, at: Moment) -> Due {
         match &mut self.stage {
             Stage::OpenSent { until } if *until <= at.now => Due::Silent,
@@ -186,7 +187,7 @@ impl Connection {
         }
     }
 
-    /// It has waited for the end of a session, and begins to keep its own time.
+    /// Restarts its timers after the end of the session that it waited for.
     pub fn go_on(&mut self, at: Moment) {
         match &mut self.stage {
             Stage::OpenSent { until } => *until = at.now + OPEN_HOLD,
@@ -206,27 +207,27 @@ impl Connection {
     }
 }
 
-/// What the time has brought.
+/// Expired timer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Due {
     Nothing,
-    /// A KEEPALIVE of ours.
+    /// Keepalive timer.
     Keepalive,
-    /// It has been silent for too long.
+    /// Hold timer.
     Silent,
-    /// It has waited long enough, and is the session.
+    /// End of the wait: the connection becomes the session.
     Session,
 }
 
 impl Talk {
-    /// Something has come.
+    /// Restarts the hold timer.
     fn heard(&mut self, at: Moment) {
         let seconds = self.agreement.hold_time;
         self.hold = (seconds > 0).then(|| at.now + Duration::from_secs(u64::from(seconds)));
         self.forgiven = false;
     }
 
-    /// Something has been sent; the next KEEPALIVE comes after a third of the hold time.
+    /// Restarts the keepalive timer at a third of the hold time.
     fn said(&mut self, at: Moment) {
         let seconds = self.agreement.hold_time;
         self.keepalive = (seconds > 0).then(|| at.after(Duration::from_secs(u64::from(seconds)) / 3));
@@ -238,7 +239,7 @@ impl Talk {
 
     fn due(&mut self, at: Moment) -> Due {
         if let Some(hold) = self.hold.filter(|hold| *hold <= at.now) {
-            // Who looks so late may not have read what has come in time. It gets a little longer, once.
+            // So late, received messages may not have been read yet. The hold timer is extended a little, once.
             if at.now - hold < BUSY || self.forgiven {
                 return Due::Silent;
             }
@@ -260,7 +261,7 @@ fn agreed(settings: &Settings, open: Open) -> Verdict {
     }
 }
 
-/// RFC 6608 3: the kind of the message goes with it.
+/// RFC 6608 3: the data is the message type.
 fn unexpected(reason: Reason, message: &Message) -> Verdict {
     Verdict::Wrong(Notification::with(reason, [message.kind()]))
 }

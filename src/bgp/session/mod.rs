@@ -1,6 +1,6 @@
-//! One neighbour: from the first dial to the established session, and back.
+//! State machine of one neighbour: from the first dial to the established session, and back.
 //!
-//! RFC 4271 8, as a machine without I/O: an event and the time go in, effects come out.
+//! RFC 4271 8, without I/O: events and the time are inputs, effects are outputs.
 //!
 //! ```text
 //!            Start                  dialled or accepted          OPEN
@@ -10,20 +10,20 @@
 //!    └── from everywhere   └──────────────────────────────┴────────── Established
 //! ```
 //!
-//! A neighbour has up to two connections, one that we dialled and one that it dialled. Which one stays is decided as in
-//! RFC 4271 6.8, with one addition: a connection that comes while a session stands is heard out, and the session is tried
-//! with a KEEPALIVE. When the neighbour has forgotten the session (its host was started again) that ends it at once, and
-//! the new connection takes over; when not, the new one is closed. Without this a restarted neighbour is locked out
-//! until the hold timer ends, or two speakers that decide at the same moment lose both connections.
+//! A neighbour has up to two connections, one that we dialled and one that it dialled. A collision is resolved as in
+//! RFC 4271 6.8, with one addition: a connection made while a session is established is taken as far as its OPEN, and
+//! the session is probed with a KEEPALIVE. When the neighbour has lost the session (its host was restarted) that ends
+//! it at once, and the new connection takes over; when not, the new one is closed. Without this a restarted neighbour
+//! is locked out until the hold timer expires, or two speakers that decide at the same moment lose both connections.
 //!
-//! The reverse, too: a connection that both have confirmed, beside one that is being made and would win, waits for that one. The
-//! other side may have decided for it already, and a session would begin only to end.
+//! Conversely, a connection confirmed by both sides waits for one that is still being made and would win the collision.
+//! The peer may have decided for that one already, and a session would begin only to end.
 //!
-//! After a failure the machine goes on listening and dials again later (1 s, 2 s, 4 s …): this is the RFC's Idle with an
-//! automatic, passive start. It refuses connections only while it is stopped, or for a while when the neighbour has sent what
-//! cannot be read, or too much.
+//! After a failure the machine goes on listening and dials again later (1 s, 2 s, 4 s …): this is the RFC's Idle with
+//! an automatic, passive start. It refuses connections only while it is stopped, or for a while when the neighbour has
+//! sent malformed messages, or too many prefixes.
 //!
-//! The whole table of states, events and effects is `transitions.txt`, which a test writes and compares.
+//! The complete table of states, events and effects is `transitions.txt`, which a test writes and compares.
 
 mod agreement;
 mod connection;
@@ -40,7 +40,7 @@ use crate::net::PerFamily;
 pub use agreement::{Agreement, Local, Restart, Settings};
 pub use peer::Peer;
 
-/// When something happens, and a number by chance for it: no two neighbours should act in step.
+/// Time of an event, with random jitter: no two neighbours should act in step.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     pub now: Instant,
@@ -48,24 +48,24 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// When a time is over, shortened to three quarters at the most (RFC 4271 10).
+    /// End of a timer, jittered down to three quarters at the least (RFC 4271 10).
     pub fn after(&self, time: Duration) -> Instant {
         self.now + time * (1024 - u32::from(self.jitter)) / 1024
     }
 }
 
-/// A connection, by a number that whoever holds the sockets gives to it and never uses again.
+/// Connection number, assigned by the owner of the sockets and never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct LinkId(pub u64);
 
-/// Who dialled.
+/// Side that dialled.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Side {
     Ours,
     Theirs,
 }
 
-/// The states of RFC 4271 8.2.2, as they are shown. With two connections it is the one that is further.
+/// States of RFC 4271 8.2.2, for display. With two connections it is the more advanced one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum State {
     Idle,
@@ -76,70 +76,70 @@ pub enum State {
     Established,
 }
 
-/// What happens to a neighbour from outside. What comes over a connection goes into [`Peer::receive`].
+/// Event of a neighbour. Received bytes go into [`Peer::receive`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
-    /// It is wanted (events 1, 3 to 7).
+    /// Start (events 1, 3 to 7).
     Start,
-    /// It is not wanted any more, and this is what it is told (events 2 and 8). Its routes go.
+    /// Stop, with the NOTIFICATION to send (events 2 and 8). Its routes are removed.
     Stop(Notification),
-    /// Its session begins anew, and this is what it is told. Its routes go.
+    /// Reset of the session, with the NOTIFICATION to send. Its routes are removed.
     Restart(Notification),
-    /// The session is ended because of its routes: this is said, and it is left alone for so long.
+    /// End of the session because of its routes, with the NOTIFICATION to send and the time in Idle.
     Refuse(Notification, Duration),
-    /// Our dialling has made a connection (event 16).
+    /// Our dial has succeeded (event 16).
     Dialled(LinkId),
-    /// Our dialling has failed (event 18 in Connect).
+    /// Our dial has failed (event 18 in Connect).
     DialFailed,
-    /// It has made a connection (event 17).
+    /// A connection of the neighbour was accepted (event 17).
     Accepted(LinkId),
     /// A connection has ended (event 18).
     Closed(LinkId),
-    /// What we send has not gone anywhere for too long (RFC 9687).
+    /// The send hold timer has expired (RFC 9687).
     Stuck(LinkId),
-    /// Time has passed: [`Peer::deadline`] is reached (events 9 to 11 and 13).
+    /// [`Peer::deadline`] is reached (events 9 to 11 and 13).
     Tick,
 }
 
-/// What is to be done.
+/// Requested action.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Effect {
-    /// Make a connection; the answer is `Dialled` or `DialFailed`.
+    /// Dial; answered by `Dialled` or `DialFailed`.
     Dial,
-    /// The connection that is being made is not wanted any more.
+    /// Abandon the dial.
     AbandonDial,
     Send(LinkId, Vec<u8>),
-    /// Close, after what is to be sent has been sent.
+    /// Close, after pending output has been sent.
     Close(LinkId),
     /// The session is established.
     Up(LinkId, Box<Agreement>),
-    /// The session has ended; the routes of these families are kept, and all others are to be dropped.
+    /// The session has ended; the routes of these address families are retained, all others are to be removed.
     Down {
         kept: PerFamily<bool>,
         cause: Cause,
     },
     Update(Box<Update>),
     Refresh(Refresh),
-    /// The kept routes of these families that have not come again are to be dropped.
+    /// Stale routes of these address families are to be removed.
     DropStale(PerFamily<bool>),
-    /// A connection that was no session has ended, for the log.
+    /// A connection ended before it was established; for the log.
     Failed(Cause),
 }
 
-/// Why a connection has ended.
+/// Reason for the end of a connection.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Cause {
-    /// It was closed from the other side, or broke.
+    /// Closed by the peer, or broken.
     Closed,
-    /// This was said to us.
+    /// NOTIFICATION received.
     Received(Notification),
-    /// This was said by us.
+    /// NOTIFICATION sent.
     Sent(Notification),
-    /// The neighbour has restarted and has come with a new connection.
+    /// The neighbour has restarted and has opened a new connection.
     Replaced,
 }
 
-/// Our router identifier is compared with theirs as a number.
+/// Rank in a collision: BGP identifiers are compared as numbers.
 fn rank(identifier: Ipv4Addr, asn: u32) -> (u32, u32) {
     (identifier.to_bits(), asn)
 }

@@ -1,6 +1,6 @@
-//! A neighbour: when it is dialled, what is said to it, and how its connections end.
+//! State machine of a neighbour: dials, messages, and the end of its connections.
 //!
-//! RFC 4271 8. Which of two connections becomes the session, and what is kept when it ends, is in `succession`.
+//! RFC 4271 8. Collisions, and the routes retained at the end of a session, are in `succession`.
 
 mod succession;
 
@@ -11,63 +11,63 @@ use super::connection::{Connection, Due, Verdict};
 use super::{Agreement, Cause, Effect, Event, LinkId, Moment, Settings, Side, State};
 use crate::net::PerFamily;
 
-/// The first time between two dials; every failure doubles it.
+/// Initial time between two dials; every failure doubles it.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// How long a dial may take.
+/// Time limit for a dial.
 const DIAL: Duration = Duration::from_secs(10);
-/// How long a new connection waits for the end of the session that it would replace.
+/// Time that a new connection waits for the end of the session that it would replace.
 const CHALLENGE: Duration = Duration::from_secs(3);
-/// A session that lasted so long was good: what follows its end is not a series of failures.
+/// Session duration from which on the count of failures starts again.
 const GOOD: Duration = Duration::from_secs(60);
 
-/// A neighbour.
+/// Neighbour.
 #[derive(Debug)]
 pub struct Peer {
     settings: Settings,
-    /// We have restarted, and say so in OPEN.
+    /// We have restarted; sent in OPEN.
     restarting: bool,
-    /// What was forwarded for it before still is, and OPEN says so (RFC 4724 3, the F bit): the kernel keeps its state over a restart of
-    /// ours and over the end of a session, but not over a reboot.
+    /// Forwarding state for it was preserved; sent in OPEN (RFC 4724 3, the F bit): the kernel keeps its state over a
+    /// restart of ours and over the end of a session, but not over a reboot.
     forwarding: bool,
     phase: Phase,
-    /// Failures in a row.
+    /// Consecutive failures.
     failures: u32,
-    /// The routes that outlived the last session, and until when.
+    /// Stale routes of the last session, and their deadline.
     stale: Option<Stale>,
-    /// Messages that have come, by their kind.
+    /// Messages received, by type.
     received: [u64; 6],
     effects: Vec<Effect>,
 }
 
 #[derive(Debug)]
 enum Phase {
-    /// Nobody is dialled and nobody is let in; `until` with an end, or else until it is started.
+    /// Neither dials nor accepts connections: up to `until`, or else until it is started.
     Idle { until: Option<Instant> },
-    /// Up to one connection of each side.
+    /// Up to one connection dialled by each side.
     Open { dial: Dial, connections: Vec<Connection> },
-    /// A session, and a connection that may take its place.
+    /// An established session, and a connection that may replace it.
     Established { since: Instant, session: Connection, challenger: Option<Box<Challenger>> },
 }
 
-/// A connection beside a session. It is answered when the session has ended, and closed when that takes too long.
+/// Connection beside a session. It is answered when the session has ended, and closed when that takes too long.
 #[derive(Debug)]
 struct Challenger {
     connection: Connection,
     until: Instant,
-    /// The other side has said its KEEPALIVE already.
+    /// The KEEPALIVE of the peer is received.
     confirmed: bool,
 }
 
-/// Our dialling.
+/// State of dialling.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Dial {
-    /// It is to dial.
+    /// The neighbour is to dial (passive).
     Never,
-    /// Later.
+    /// Next dial.
     At(Instant),
-    /// We are at it, at the longest until then.
+    /// Dial in progress, with its time limit.
     Now(Instant),
-    /// We have made a connection.
+    /// Our connection is made.
     Done,
 }
 
@@ -78,7 +78,7 @@ struct Stale {
 }
 
 impl Peer {
-    /// A neighbour that has not been started.
+    /// Builds a neighbour that has not been started.
     pub fn new(settings: Settings, restarting: bool) -> Peer {
         let phase = Phase::Idle { until: None };
         Peer {
@@ -97,17 +97,17 @@ impl Peer {
         &self.settings
     }
 
-    /// Settings for the next session; one that stands goes on with what was agreed.
+    /// Changes the settings of the next session; an established one keeps what was negotiated.
     pub fn change(&mut self, settings: Settings) {
         self.settings = settings;
     }
 
-    /// This host has just booted: before the first session nothing is forwarded.
+    /// Records that this host has just booted: before the first session nothing is forwarded.
     pub fn begins_without_state(&mut self) {
         self.forwarding = false;
     }
 
-    /// Our own restart is over: it is not said any more.
+    /// Records the end of our restart: OPEN does not mention it any more.
     pub fn has_restarted(&mut self) {
         self.restarting = false;
     }
@@ -123,17 +123,17 @@ impl Peer {
         }
     }
 
-    /// Nobody has started it, or somebody has stopped it.
+    /// Returns whether it has not been started, or has been stopped.
     pub fn is_stopped(&self) -> bool {
         matches!(self.phase, Phase::Idle { until: None })
     }
 
-    /// What we say of ourselves to it.
+    /// Our OPEN to it.
     pub fn own_open(&self) -> Open {
         self.settings.open(self.restarting, self.forwarding)
     }
 
-    /// What is agreed, while the session stands.
+    /// Result of the negotiation, while the session is established.
     pub fn agreement(&self) -> Option<&Agreement> {
         match &self.phase {
             Phase::Established { session, .. } => session.talk().map(|talk| talk.agreement.as_ref()),
@@ -141,7 +141,7 @@ impl Peer {
         }
     }
 
-    /// The connection of the session, and since when it stands.
+    /// Connection of the session, and the time of its establishment.
     pub fn session(&self) -> Option<(LinkId, Instant)> {
         match &self.phase {
             Phase::Established { session, since, .. } => Some((session.link, *since)),
@@ -149,17 +149,17 @@ impl Peer {
         }
     }
 
-    /// How many messages of each kind have come, by the numbers of the kinds (RFC 4271 4.1).
+    /// Number of messages received, by type code (RFC 4271 4.1).
     pub fn received(&self) -> [u64; 6] {
         self.received
     }
 
-    /// The families of which routes are kept that have not come again.
+    /// Address families with stale routes.
     pub fn stale(&self) -> PerFamily<bool> {
         self.stale.map(|stale| stale.families).unwrap_or_default()
     }
 
-    /// When it wants to be asked again, at the latest.
+    /// Time of the next [`Event::Tick`], at the latest.
     pub fn deadline(&self) -> Option<Instant> {
         let own = match &self.phase {
             Phase::Idle { until } => *until,
@@ -171,7 +171,7 @@ impl Peer {
         connections.chain(own).chain(self.stale.map(|stale| stale.until)).min()
     }
 
-    /// Takes in what has happened.
+    /// Processes an event.
     pub fn step(&mut self, at: Moment, event: Event) -> Vec<Effect> {
         match event {
             Event::Start => self.start(at),
@@ -200,7 +200,7 @@ impl Peer {
         std::mem::take(&mut self.effects)
     }
 
-    /// Takes in what has come over a connection.
+    /// Processes bytes received over a connection.
     pub fn receive(&mut self, at: Moment, link: LinkId, bytes: &[u8]) -> Vec<Effect> {
         if let Some(connection) = self.connection(link) {
             connection.framing.push(bytes);
@@ -229,7 +229,7 @@ impl Peer {
         }
     }
 
-    /// Ends everything, and drops its routes.
+    /// Ends all connections, and removes its routes.
     fn stop(&mut self, notification: &Notification, until: Option<Instant>) {
         if let Phase::Open { dial: Dial::Now(_), .. } = self.phase {
             self.effects.push(Effect::AbandonDial);
@@ -244,7 +244,7 @@ impl Peer {
             }
         };
         if let Some(session) = session {
-            // RFC 8538 3.1: who keeps routes after a notification has to be told that these are not to be kept.
+            // RFC 8538 3.1: a peer that retains routes after a NOTIFICATION needs a hard reset to remove them.
             let hard = session.talk().is_some_and(|talk| talk.agreement.keeps_after_notifications());
             let said = if hard { notification.clone().hardened() } else { notification.clone() };
             self.say_and_close(session.link, &said);
@@ -268,13 +268,13 @@ impl Peer {
         }
     }
 
-    /// The time between two dials: it doubles with every failure in a row.
+    /// Time between two dials: it doubles with every consecutive failure.
     fn retry(&self) -> Duration {
         let doubled = FIRST_RETRY * 2_u32.pow(self.failures.saturating_sub(1).min(16));
         doubled.min(self.settings.connect_retry)
     }
 
-    /// Puts off the next dial.
+    /// Postpones the next dial.
     fn dial_later(&mut self, at: Moment) {
         let next = if self.settings.passive { Dial::Never } else { Dial::At(at.after(self.retry())) };
         if let Phase::Open { dial, .. } = &mut self.phase {
@@ -282,7 +282,7 @@ impl Peer {
         }
     }
 
-    /// Plans the next dial, unless a connection of ours goes on, or one is being made or planned.
+    /// Schedules the next dial, unless we have a connection of our own, or one is being dialled or scheduled.
     fn resume_dialling(&mut self, at: Moment) {
         if let Phase::Open { dial: Dial::Done | Dial::Never, connections } = &self.phase
             && connections.iter().all(|one| one.side == Side::Theirs)
@@ -298,7 +298,7 @@ impl Peer {
                 connections.push(Connection::new(link, Side::Ours, at.now));
                 self.send_open(link);
             }
-            // It was abandoned, and the answer was on its way already.
+            // The dial was abandoned, but its answer was on its way already.
             Phase::Idle { .. } | Phase::Open { .. } | Phase::Established { .. } => {
                 self.effects.push(Effect::Close(link));
             }
@@ -317,7 +317,7 @@ impl Peer {
         match &mut self.phase {
             Phase::Idle { .. } => return self.say_and_close(link, &Notification::new(Reason::REJECTED)),
             Phase::Open { connections, .. } => {
-                // It has one connection that it dialled, so that an older one is dead.
+                // A neighbour dials one connection at a time, so that an older one is dead.
                 if let Some(old) = connections.iter().position(|one| one.side == Side::Theirs) {
                     self.effects.push(Effect::Close(connections.swap_remove(old).link));
                 }
@@ -359,8 +359,8 @@ impl Peer {
         }
     }
 
-    /// Something that cannot be read or must not be: this is said, the connection ends, and the other side is not let in for a
-    /// while, so that it does not keep us busy.
+    /// Handles a malformed or forbidden message: sends the NOTIFICATION, ends the connection, and refuses the neighbour
+    /// for a while, so that it does not keep us busy.
     fn wrong(&mut self, at: Moment, link: LinkId, notification: Notification) {
         if self.connection(link).is_none() {
             return;
@@ -373,7 +373,7 @@ impl Peer {
         }
     }
 
-    /// A connection ends.
+    /// Handles the end of a connection.
     fn ended(&mut self, at: Moment, link: LinkId, cause: Cause) {
         if self.connection(link).is_none() {
             return;
@@ -386,7 +386,7 @@ impl Peer {
             Phase::Idle { .. } => {}
             Phase::Open { connections, .. } => {
                 connections.retain(|one| one.link != link);
-                // Where the other connection goes on, this one has lost against it: that is no failure.
+                // If another connection remains, this one has lost the collision: that is no failure.
                 self.failures = self.failures.saturating_add(u32::from(connections.is_empty()));
                 let waiting = connections.iter().find(|one| one.is_waiting()).map(|one| one.link);
                 self.effects.push(Effect::Failed(cause));
@@ -415,7 +415,7 @@ impl Peer {
                 }
             }
             Phase::Open { dial: Dial::At(time), connections } if *time <= at.now => {
-                // What has come so far may still become the session; what is silent may not keep us from dialling.
+                // Connections in OpenConfirm may still become the session; silent ones must not keep us from dialling.
                 match connections.iter().any(|one| one.state() == State::OpenConfirm) {
                     true => self.dial_later(at),
                     false => self.dial(at),
@@ -453,7 +453,7 @@ impl Peer {
         connections_of(&mut self.phase).find(|one| one.link == link)
     }
 
-    /// The connections that keep their own time: all but the one beside a session.
+    /// Connections that keep their own timers: all but the one beside a session.
     fn settled(&self) -> impl Iterator<Item = &Connection> {
         let (many, session) = match &self.phase {
             Phase::Idle { .. } => (&[][..], None),

@@ -1,4 +1,4 @@
-//! The machine of one neighbour: its whole table, and the rules that the table does not show.
+//! State machine of one neighbour: its complete table, and the rules that the table does not show.
 
 mod collision;
 mod restart;
@@ -13,7 +13,7 @@ use crate::net::Family;
 
 const OURS: LinkId = LinkId(1);
 const THEIRS: LinkId = LinkId(2);
-/// One more than there should be.
+/// One connection too many.
 const THIRD: LinkId = LinkId(3);
 
 const LOCAL: Local = Local { asn: 65001, identifier: Ipv4Addr::new(192, 0, 2, 10) };
@@ -30,7 +30,7 @@ fn settings() -> Settings {
     }
 }
 
-/// The settings of the neighbour: the same, from the other side.
+/// Settings of the neighbour: the same, from the other side.
 fn theirs() -> Settings {
     Settings { local: Local { identifier: Ipv4Addr::new(192, 0, 2, 20), ..LOCAL }, ..settings() }
 }
@@ -39,7 +39,7 @@ fn their_open() -> Open {
     theirs().open(false, true)
 }
 
-/// A neighbour under test and its time.
+/// Neighbour under test and its clock.
 struct Bench {
     peer: Peer,
     now: Instant,
@@ -70,7 +70,7 @@ impl Bench {
         self.receive(link, &message::keepalive())
     }
 
-    /// Lets time pass, and does what is due then.
+    /// Advances the clock, and handles expired timers.
     fn pass(&mut self, seconds: f32) -> Vec<Effect> {
         let end = self.now + Duration::from_secs_f32(seconds);
         let mut effects = Vec::new();
@@ -83,7 +83,7 @@ impl Bench {
         effects
     }
 
-    /// A session over a connection that we dialled.
+    /// Establishes a session over a connection that we dialled.
     fn established(settings: Settings) -> Bench {
         let mut bench = Bench::new(settings);
         bench.step(Event::Start);
@@ -95,7 +95,7 @@ impl Bench {
     }
 }
 
-/// Effects as words.
+/// Formats effects as text.
 fn words(effects: &[Effect]) -> String {
     let all: Vec<String> = effects.iter().map(word).collect();
     all.join(", ")

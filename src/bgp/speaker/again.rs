@@ -1,4 +1,4 @@
-//! Asking a neighbour for its routes again, and telling it ours again (RFC 2918; soft resets).
+//! Inbound and outbound soft resets (route refresh, RFC 2918).
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! A neighbour as the speaker knows it: its settings, its machine, and how its session goes.
+//! A neighbour in the speaker: its settings, its state machine, and the progress of its session.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,55 +12,57 @@ use super::super::transport::Transport;
 use super::SEND_HOLD;
 use crate::net::{Family, PerFamily};
 
-/// A neighbour that is wanted.
+/// Configured neighbour.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Wanted {
     pub address: IpAddr,
     pub settings: Settings,
-    /// The connections under its session.
+    /// TCP connection under its session.
     pub transport: Transport,
-    /// We reflect routes to it and from it (RFC 4456).
+    /// Route reflector client (RFC 4456).
     pub client: bool,
-    /// Our addresses towards it.
+    /// Local addresses towards the neighbour.
     pub own: PerFamily<Option<IpAddr>>,
-    /// Routes from outside get our next hop when it is inside.
+    /// Next-hop-self: routes from EBGP get our next hop towards IBGP.
     pub next_hop_self: bool,
-    /// The paths of its routes have to begin with its own number when it is outside. Servers of routes do not put it there.
+    /// Enforce-first-AS: AS paths of an EBGP neighbour have to begin with its own AS number. Route servers do not
+    /// prepend it.
     pub first_as: bool,
-    /// How many prefixes it may send; `None` for as many as it likes.
+    /// Prefix limits; `None` for no limit.
     pub most: PerFamily<Option<u32>>,
 }
 
-/// Messages of each kind, by the numbers of the kinds (RFC 4271 4.1).
+/// Message counters by type code (RFC 4271 4.1).
 pub type Messages = [u64; 6];
 
-/// A neighbour.
+/// Neighbour.
 #[derive(Debug)]
 pub struct Neighbour {
     pub(super) id: PeerId,
     pub(super) wanted: Wanted,
     pub(super) peer: Peer,
-    /// When it wants to be asked again, as it is noted by the speaker.
+    /// Its deadline, as the speaker has recorded it.
     pub(super) timer: Option<Instant>,
-    /// When something of what we send was taken.
+    /// Last time that its socket accepted output.
     progress: Instant,
-    /// How many bytes have still to be taken.
+    /// Number of bytes that its socket has still to accept.
     on_the_way: usize,
-    /// The families of which it has said all it has.
+    /// Address families whose End-of-RIB is received.
     complete: PerFamily<bool>,
     sent: Messages,
-    /// How often its session has ended.
+    /// Number of ended sessions.
     flops: u32,
-    /// When its last session began, and when it ended.
+    /// Beginning and end of the last session.
     began: Option<Instant>,
     ended: Option<Instant>,
-    /// What was wrong with its updates, and when that was last told. There are few: attributes and treatments have numbers.
+    /// Errors in its UPDATEs, with the time of the last report. There are few: type codes and treatments are
+    /// enumerable.
     remarked: BTreeMap<(u8, Treatment), Instant>,
-    /// Routes that did not fit since that was last told, and when that was.
+    /// Routes that did not fit since the last report, and the time of that report.
     unfit: (u32, Option<Instant>),
 }
 
-/// How long the same is not told again.
+/// Minimum time between reports of the same fact.
 const AGAIN: Duration = Duration::from_secs(60);
 
 const UPDATE: usize = 2;
@@ -84,7 +86,7 @@ impl Neighbour {
         }
     }
 
-    /// The number under which its routes stand in the table.
+    /// Identifier of its routes in the table.
     pub fn id(&self) -> PeerId {
         self.id
     }
@@ -97,31 +99,31 @@ impl Neighbour {
         &self.peer
     }
 
-    /// Messages that were sent to it.
+    /// Messages sent to it.
     pub fn sent(&self) -> Messages {
         self.sent
     }
 
-    /// When its last session began; `None` when there was none yet.
+    /// Beginning of its last session; `None` when there was none yet.
     pub fn began(&self) -> Option<Instant> {
         self.began
     }
 
-    /// When its last session ended; `None` while it stands, or when there was none yet.
+    /// End of its last session; `None` while a session is established, or when there was none yet.
     pub fn ended(&self) -> Option<Instant> {
         self.ended
     }
 
-    /// How often its session has ended.
+    /// Number of ended sessions.
     pub fn flops(&self) -> u32 {
         self.flops
     }
 
-    /// Takes other settings; true when they need a new session.
+    /// Changes its settings; returns whether they require a new session.
     pub(super) fn change(&mut self, wanted: Wanted) -> bool {
         let settings = &wanted.settings;
         let before = &self.wanted.settings;
-        // What only says when we dial, or how much we take, needs none.
+        // Settings of dials and limits require none.
         let same = Settings { passive: before.passive, connect_retry: before.connect_retry, ..settings.clone() };
         let plain = Wanted { settings: same, most: self.wanted.most, ..wanted.clone() };
         let anew = plain != self.wanted;
@@ -144,7 +146,7 @@ impl Neighbour {
         self.on_the_way = 0;
     }
 
-    /// It has said all it has of a family; true the first time.
+    /// Records the End-of-RIB of an address family; returns whether it is the first.
     pub(super) fn complete(&mut self, family: Family) -> bool {
         !std::mem::replace(self.complete.of_mut(family), true)
     }
@@ -153,7 +155,7 @@ impl Neighbour {
         *self.wanted.most.of(family)
     }
 
-    /// Counts a message that is sent: its kind stands at the end of its head.
+    /// Counts a sent message: its type is the last octet of the header.
     pub(super) fn has_sent(&mut self, message: &[u8]) {
         let kind = message.get(18).map_or(0, |kind| usize::from(*kind));
         if let Some(count) = self.sent.get_mut(kind) {
@@ -161,7 +163,7 @@ impl Neighbour {
         }
     }
 
-    /// Of what was wrong with an update that which was not told just now.
+    /// Returns the errors in an UPDATE that were not reported recently.
     pub(super) fn news_of(&mut self, remarks: &[Remark], now: Instant) -> Vec<Remark> {
         let mut news = Vec::new();
         for remark in remarks {
@@ -174,7 +176,7 @@ impl Neighbour {
         news
     }
 
-    /// UPDATEs go to it; how many routes did not fit into them, when that is to be told.
+    /// Counts sent UPDATEs; returns the number of routes that did not fit, when that is due to be reported.
     pub(super) fn has_sent_updates(&mut self, parcel: &Parcel, now: Instant) -> Option<u32> {
         if let Some(count) = self.sent.get_mut(UPDATE) {
             *count += u64::from(parcel.messages);
@@ -192,18 +194,18 @@ impl Neighbour {
         })
     }
 
-    /// It has taken something, and so much is left.
+    /// Records that its socket has accepted output, and how much is left.
     pub(super) fn has_taken(&mut self, left: usize, now: Instant) {
         self.progress = now;
         self.on_the_way = left;
     }
 
-    /// Whether the session carries a family.
+    /// Returns whether the session carries an address family.
     pub fn speaks(&self, family: Family) -> bool {
         self.peer.agreement().is_some_and(|agreement| *agreement.dialect.families.of(family))
     }
 
-    /// What counts of it for the choice of routes, and what decides how routes look to it.
+    /// Its properties as a source of routes, and its view for export.
     pub(super) fn looks(&self, agreement: &Agreement) -> (Source, View) {
         let kind = match (agreement.dialect.internal, self.wanted.client) {
             (false, _) => Kind::External,
@@ -227,20 +229,20 @@ impl Neighbour {
         (source, view)
     }
 
-    /// It is wanted and has no session yet, nor has had one since we began.
+    /// Returns whether it is configured and has had no session since our start.
     pub(super) fn is_missing(&self) -> bool {
         self.peer.session().is_none() && !self.peer.is_stopped() && self.ended.is_none()
     }
 
-    /// It has a session and has still to say all it has of a family. Who does not take part in graceful restarts says no
-    /// end, and who restarts itself waits for ours.
+    /// Returns whether it has a session and its End-of-RIB of an address family is awaited. A neighbour without
+    /// graceful restart sends none, and one that restarts itself waits for ours.
     pub(super) fn is_awaited(&self, family: Family) -> bool {
         let restart = self.peer.agreement().and_then(|agreement| agreement.restart);
         let ends = restart.is_some_and(|restart| !restart.restarting);
         ends && self.speaks(family) && !*self.complete.of(family)
     }
 
-    /// Nothing of what we send is taken any more.
+    /// Returns whether the send hold timer has expired.
     pub(super) fn is_stuck(&self, now: Instant) -> bool {
         self.stuck_at().is_some_and(|at| at <= now)
     }

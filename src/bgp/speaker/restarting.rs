@@ -1,4 +1,4 @@
-//! A restart of ours: until when what neighbours send is waited for before anybody is told anything (RFC 4724 4.1).
+//! Local restart: how long End-of-RIB is awaited before anything is advertised (RFC 4724 4.1).
 
 use std::time::Duration;
 
@@ -6,29 +6,29 @@ use super::super::session::Moment;
 use super::{Neighbour, Output, Speaker};
 use crate::net::{Family, PerFamily};
 
-/// How we restart.
+/// Parameters of a local restart.
 #[derive(Clone, Copy, Debug)]
 pub struct Restarting {
-    /// How long neighbours that are not there are waited for, from the last one on that has come.
+    /// Wait for neighbours that are not connected, counted from the last one that has connected.
     pub patience: Duration,
-    /// How long everything may take (RFC 4724, *Selection_Deferral_Timer*).
+    /// Bound of the whole wait (RFC 4724, *Selection_Deferral_Timer*).
     pub deferral: Duration,
 }
 
 impl Restarting {
-    /// Long enough for a neighbour that is there and whose first two packets are lost: TCP sends them again after one second
-    /// and after three (RFC 6298 2, 5.5).
+    /// Long enough for a neighbour that is up and whose first two packets are lost: TCP retransmits them after one
+    /// second and after three (RFC 6298 2, 5.5).
     pub const PATIENCE: Duration = Duration::from_millis(3500);
 }
 
 impl Speaker {
-    /// RFC 4724 4.1: a family is told when all neighbours that are there have said all they have of it.
+    /// RFC 4724 4.1: an address family is advertised when all connected neighbours have sent its End-of-RIB.
     pub(super) fn end_restart(&mut self, at: Moment) {
         let Some(restart) = &mut self.restart else { return };
         let late = restart.deferral <= at.now;
         restart.next =
             if restart.patience > at.now { restart.patience.min(restart.deferral) } else { restart.deferral };
-        // Before the first neighbour is wanted nobody knows how many there will be.
+        // Before the first neighbour is configured their number is unknown.
         let unknown = self.neighbours.is_empty() || self.neighbours.values().any(Neighbour::is_missing);
         let missing = restart.patience > at.now && unknown;
         let over = |family: Family| {

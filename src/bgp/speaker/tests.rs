@@ -1,4 +1,4 @@
-//! What only the whole speaker does: limits, restarts of ours, slow neighbours, settings that change.
+//! Behaviour of the whole speaker: limits, local restarts, slow neighbours, changing settings.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -74,7 +74,7 @@ impl Bench {
         self.step(Order::Want(Box::new(wanted)));
     }
 
-    /// A neighbour comes; with or without graceful restart, which it may be in the middle of.
+    /// Connects a neighbour; with or without graceful restart, perhaps with the R bit set.
     fn come(&mut self, number: u8, restarting: Option<bool>) -> LinkId {
         self.next += 1;
         let link = LinkId(self.next);
@@ -108,7 +108,7 @@ impl Bench {
         self.receive(link, &announcement(next_hop, prefixes));
     }
 
-    /// Lets time pass; what is due is done.
+    /// Advances the clock, and handles what is due.
     fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         while let Some(next) = self.speaker.deadline().filter(|next| *next <= end) {
@@ -124,7 +124,7 @@ impl Bench {
         }
     }
 
-    /// Kinds of what was sent on a connection since the last question: `open`, `update`, ….
+    /// Types of the messages sent on a connection since the last call: `open`, `update`, ….
     fn said(&mut self, to: LinkId) -> Vec<String> {
         let mut said = Vec::new();
         for output in &self.outputs {
@@ -150,7 +150,7 @@ impl Bench {
     }
 }
 
-/// An UPDATE.
+/// Builds an UPDATE.
 fn announcement(next_hop: u8, prefixes: &[IpNet]) -> Vec<u8> {
     let dialect =
         Dialect { internal: true, four_octets: true, families: ALL, extended_next_hop: false, extended_message: false };
@@ -286,7 +286,7 @@ fn a_restart_waits_for_a_neighbour_whose_first_packets_are_lost() {
     bench.want(wanted(3));
     let one = bench.come(2, Some(false));
     bench.ends(one);
-    // The second time that TCP tries again.
+    // The second retransmission of TCP.
     bench.pass(Duration::from_millis(3100));
     assert!(bench.speaker.is_restarting(), "nobody is told yet");
     let two = bench.come(3, Some(false));
@@ -407,7 +407,7 @@ fn messages_are_counted() {
     assert_eq!(neighbour.sent(), [0, 1, 2, 0, 1, 2], "two ends, and a question for each family");
 }
 
-/// So many cases, or `BGP_CASES` times as many for a longer search.
+/// Number of cases, or `BGP_CASES` times as many for a longer search.
 fn cases(usual: u32) -> ProptestConfig {
     let times = std::env::var("BGP_CASES").map_or(1, |text| text.parse().expect("BGP_CASES is a number"));
     ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(usual * times) }

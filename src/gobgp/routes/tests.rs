@@ -9,7 +9,7 @@ use crate::bgp::session::Moment;
 use crate::bgp::speaker::Order;
 use crate::net::PerFamily;
 
-/// A speaker without neighbours that announces these.
+/// Builds a speaker without neighbours that originates these prefixes.
 pub fn speaker(announced: &[&str]) -> Speaker {
     let now = Instant::now();
     let identifier = Ipv4Addr::new(192, 0, 2, 1);
@@ -40,7 +40,7 @@ const ANNOUNCED: [&str; 7] = [
     "fd00:10:244:1::/64",
 ];
 
-/// The prefixes of an answer, asked for in portions of `most`.
+/// Prefixes of an answer, requested in portions of `most`.
 fn found(lookup: Lookup, family: Family, most: usize) -> Vec<String> {
     let mut speaker = speaker(&ANNOUNCED);
     let (mut all, mut after) = (Vec::new(), None);
@@ -87,7 +87,7 @@ fn what_is_no_prefix_is_refused_and_host_bits_do_not_count() {
     assert_eq!(Lookup::read(Version::V3, &wanted("here", 0)), Err("\"here\" is no prefix and no address".to_owned()));
     assert!(Lookup::read(Version::V3, &wanted("10.0.0.0/8", 7)).is_err());
     assert_eq!(read("10.244.1.9/24", 0), read("10.244.1.0/24", 0));
-    // A client of 4.x says nothing where it means exactly this one.
+    // A client of 4.x omits the type for an exact match.
     assert_eq!(Lookup::read(Version::V4, &wanted("10.244.1.0/24", 0)), Ok(read("10.244.1.0/24", 0)));
     assert_eq!(Lookup::read(Version::V4, &wanted("10.244.1.0/24", 2)), Ok(read("10.244.1.0/24", 1)));
 }

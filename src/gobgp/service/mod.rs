@@ -1,7 +1,7 @@
-//! What is answered, for both versions.
+//! Implementation of the calls, for both versions.
 //!
-//! Each answer asks the speaker that is there at that moment. Long ones ask again and again for a portion, when the client has taken
-//! the one before, so that neither the speaker nor our memory has more of it than that.
+//! Each call queries the speaker that is present at that moment. Long answers query one portion at a time, after the
+//! client has taken the previous one, so that neither the speaker nor our memory holds more of them than that.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
@@ -34,53 +34,53 @@ use crate::bgp::rib::{PeerId, Policies};
 use crate::bgp::speaker::{Order, Speaker, Wanted};
 use crate::net::Family;
 
-/// An answer of many messages, made while it is taken.
+/// Streaming answer, produced while it is consumed.
 pub type Many<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// How many prefixes and how many neighbours are looked at before the speaker may do something else.
+/// Number of prefixes and of neighbours processed before the speaker may do other work.
 const PREFIXES_AT_ONCE: usize = 1000;
 const PEERS_AT_ONCE: usize = 100;
-/// How many changes of one call the log names.
+/// Number of changes of one call that the log names.
 const NAMED: usize = 3;
-/// The longest text that the other side is told.
+/// Maximum length of a text sent to the peer.
 const LONGEST_TEXT: usize = 128;
-/// What stands for every neighbour.
+/// Name of all neighbours.
 const ALL: &str = "all";
 
-/// The implementation. Clones are the same one.
+/// The implementation. Clones share its state.
 #[derive(Clone)]
 pub struct Service {
     access: watch::Receiver<Option<Access>>,
     added: Arc<Mutex<Added>>,
-    /// Who asks, for the log: an address, or the credentials of a process.
+    /// Client in the log: an address, or the credentials of a process.
     client: Arc<str>,
 }
 
-/// What clients have added to one speaker.
+/// Additions of clients to one speaker.
 #[derive(Default)]
 struct Added {
     speaker: Option<Handle>,
     routes: BTreeMap<IpNet, [u8; 16]>,
-    /// As they were wanted: the cluster may want one of them in another way since.
+    /// As requested: the cluster may have configured one of them differently since.
     neighbours: BTreeMap<IpAddr, Wanted>,
     counter: u64,
 }
 
-/// Which of the speaker's tables is asked for.
+/// Tables of the speaker.
 const GLOBAL: i32 = 0;
 const ADJ_IN: i32 = 2;
 const ADJ_OUT: i32 = 3;
-/// Directions of a reset.
+/// Directions of a soft reset.
 const INWARDS: i32 = 0;
 const OUTWARDS: i32 = 1;
 
 impl Service {
-    /// `access` is the speaker, whichever it is at the moment.
+    /// `access` is the current speaker.
     pub fn new(access: watch::Receiver<Option<Access>>) -> Service {
         Service { access, added: Arc::default(), client: "nobody".into() }
     }
 
-    /// The same for one connection. `client` is who is at its other end.
+    /// Returns a clone for one connection. `client` is its peer.
     pub(super) fn of_client(&self, client: String) -> Service {
         Service { client: client.into(), ..self.clone() }
     }
@@ -91,7 +91,7 @@ impl Service {
         handle.ok_or_else(|| Status::failed_precondition("BGP does not run (yet); the agent's log says why"))
     }
 
-    /// Asks the speaker.
+    /// Queries the speaker.
     pub(super) async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut Speaker) -> T + Send + 'static,
@@ -99,7 +99,7 @@ impl Service {
         self.handle()?.ask(question).await.map_err(|ended| Status::unavailable(ended.to_string()))
     }
 
-    /// Changes something, and says in the log who wanted that.
+    /// Makes changes, and logs them with the client.
     async fn order(&self, orders: Vec<Order>) -> Result<(), Status> {
         let first: Vec<String> = orders.iter().take(NAMED).map(changes::text).collect();
         info!(client = %self.client, count = orders.len(), changes = first.join(", "), "gobgp API client changes the BGP configuration");
@@ -108,7 +108,7 @@ impl Service {
 
     pub(super) async fn bgp(&self) -> Result<GetBgpResponse, Status> {
         let listen = self.access.borrow().as_ref().map(|access| access.listen.clone()).unwrap_or_default();
-        // Before there is a speaker clients want to see that there is none.
+        // Before there is a speaker clients are to see that there is none.
         let own = self.ask(|speaker| *speaker.rib().own()).await.ok();
         let global = own.map(|own| Global {
             asn: own.asn,
@@ -120,7 +120,7 @@ impl Service {
         Ok(GetBgpResponse { global: Some(global.unwrap_or_default()) })
     }
 
-    /// Who we are is decided by the cluster.
+    /// Refuses changes of settings that the cluster determines.
     pub(super) fn refused(&self, what: &str) -> Status {
         Status::failed_precondition(format!(
             "{what} cannot be done here: BGP is set up by the flags of the agent and the annotations of its Node"
@@ -142,7 +142,7 @@ impl Service {
             let peer = move |speaker: &mut Speaker| {
                 speaker.neighbour(address).map(|neighbour| neighbours::peer(asked, speaker, address, neighbour))
             };
-            // The client finds out by itself that there is none.
+            // The client reports a missing neighbour itself.
             let Some(mut peer) = self.ask(peer).await? else { return Ok(many(Vec::new())) };
             if enable_advertised {
                 self.count_advertised(address, &mut peer).await?;
@@ -174,7 +174,7 @@ impl Service {
         Ok(())
     }
 
-    /// The neighbours that a client names, which are all of them for `all`.
+    /// Neighbours that a client names; all of them for `all`.
     async fn named(&self, name: &str) -> Result<Vec<IpAddr>, Status> {
         if name == ALL {
             return self.ask(|speaker| speaker.neighbours().map(|(address, _)| address).collect()).await;
@@ -182,7 +182,7 @@ impl Service {
         Ok(vec![self.known(name).await?])
     }
 
-    /// A neighbour that is there.
+    /// Address of an existing neighbour.
     async fn known(&self, name: &str) -> Result<IpAddr, Status> {
         let address = known_address(name)?;
         match self.ask(move |speaker| speaker.neighbour(address).is_some()).await? {
@@ -191,7 +191,7 @@ impl Service {
         }
     }
 
-    /// Orders something for the neighbours that a client names.
+    /// Sends orders for the neighbours that a client names.
     async fn for_each(&self, name: &str, orders: impl Fn(IpAddr) -> Vec<Order>) -> Result<Nothing, Status> {
         let named = self.named(name).await?;
         self.order(named.into_iter().flat_map(orders).collect()).await?;
@@ -213,7 +213,7 @@ impl Service {
         self.for_each(&address, orders).await
     }
 
-    /// Ends sessions, which begin anew.
+    /// Resets sessions.
     pub(super) async fn end_sessions(&self, name: &str, reason: Reason, text: &str) -> Result<Nothing, Status> {
         let notification = said(reason, text)?;
         self.for_each(name, |address| vec![Order::Restart(address, notification.clone())]).await
@@ -261,7 +261,7 @@ impl Service {
         Ok(Nothing {})
     }
 
-    /// What was added to this speaker. Another one knows nothing of it.
+    /// Additions to this speaker. Another speaker has none of them.
     fn added_to(&self, speaker: &Handle) -> MutexGuard<'_, Added> {
         let mut added = self.added.lock().expect("nobody breaks off while holding it");
         if !added.speaker.as_ref().is_some_and(|known| known.is_same(speaker)) {
@@ -273,7 +273,7 @@ impl Service {
 
     // ---- Routes
 
-    /// The table and the family that are asked for.
+    /// Requested table and address family.
     async fn which(&self, version: Version, table: i32, name: &str) -> Result<Which, Status> {
         match version.place(table) {
             Some(GLOBAL) => Ok(Which::Global),
@@ -305,7 +305,7 @@ impl Service {
         Ok(Box::pin(rows.map_ok(response)))
     }
 
-    /// The rows of an answer.
+    /// Rows of an answer.
     pub(super) fn rows(&self, which: Which, family: Family, lookups: Vec<Lookup>) -> Many<routes::Row> {
         let service = self.clone();
         let lookups = stream::iter(lookups.into_iter().map(Ok::<_, Status>));
@@ -449,7 +449,7 @@ impl Service {
         Ok(many(all.map(|assignment| ListPolicyAssignmentResponse { assignment: Some(assignment) }).collect()))
     }
 
-    /// All neighbours, for whoever looks at them.
+    /// All neighbours, for watchers.
     pub(super) async fn all_peers(&self, version: Version) -> Result<BTreeMap<IpAddr, Peer>, Status> {
         let asked = asked(version);
         let all = self.ask(move |speaker| neighbours::peers(asked, speaker, None, usize::MAX)).await?;
@@ -475,12 +475,12 @@ fn said(reason: Reason, text: &str) -> Result<Notification, Status> {
     }
 }
 
-/// An answer that is there already.
+/// Streaming answer of values already present.
 pub(super) fn many<T: Send + 'static>(all: Vec<T>) -> Many<T> {
     Box::pin(stream::iter(all.into_iter().map(Ok)))
 }
 
-/// This moment.
+/// Current time.
 pub(super) fn clock() -> Clock {
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Clock { now: Instant::now(), since_1970 }

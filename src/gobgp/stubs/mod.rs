@@ -1,4 +1,4 @@
-//! What a client calls, for each version: both services have the same procedures, and all of them go to [`Service`].
+//! Procedures of each version: both services have the same ones, and all of them call [`Service`].
 
 use tonic::{Request, Response, Status};
 

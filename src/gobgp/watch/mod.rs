@@ -1,8 +1,8 @@
-//! What changes, for as long as somebody looks: `gobgp monitor`.
+//! Streams of changes, for as long as a client watches: `gobgp monitor`.
 //!
-//! The speaker is asked again and again, and what differs is told. So it costs nothing when nobody looks, misses nothing that lasts,
-//! and is the same for all tables; changes that follow each other within a second are told as one, and who looks at a large table
-//! has the speaker walk over it each time, in portions.
+//! The speaker is polled, and differences are sent. So it costs nothing without watchers, misses no lasting change, and
+//! works alike for all tables; changes within the same second are sent as one, and a watcher of a large table makes the
+//! speaker walk over it every time, in portions.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,29 +19,29 @@ use super::wire::messages::watch_event_response::{Event, PeerEvent, TableEvent};
 use super::wire::messages::{Path, Peer, WatchEventRequest, WatchEventResponse};
 use crate::net::Family;
 
-/// How often is looked.
+/// Polling interval.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How many routes go into one message.
+/// Number of routes in one message.
 const TOGETHER: usize = 500;
 
-/// What of a table is looked at.
+/// Filters of a watched table.
 const BEST: i32 = 0;
 const ADJ_IN: i32 = 1;
-/// With routes that policy rejects left out.
+/// Without routes rejected by import policy.
 const POST_POLICY: i32 = 2;
 
-/// Kinds of what is told of a neighbour.
+/// Types of neighbour events.
 const INITIAL: i32 = 1;
 const END_OF_INITIAL: i32 = 2;
 const STATE: i32 = 3;
 
-/// What counts of a neighbour's state: who it is, and how its session stands.
+/// State of a neighbour that is compared: its identity, and the state of its session.
 type Standing = (i32, i32, u32, String);
 
-/// A route that is looked at: its prefix, and whom it comes from.
+/// Key of a watched route: its prefix, and its source.
 type Key = (IpNet, Option<IpAddr>, Ipv4Addr);
 
-/// Everything that one client looks at.
+/// Everything that one client watches.
 struct Watching {
     service: Service,
     version: Version,
@@ -50,21 +50,21 @@ struct Watching {
     waiting: VecDeque<WatchEventResponse>,
 }
 
-/// A table that is looked at.
+/// Watched table.
 struct TableWatch {
     kind: i32,
-    /// Of this neighbour only.
+    /// Restricts the watch to this neighbour.
     of: Option<IpAddr>,
-    /// What is there already is told, too.
+    /// Sends present routes, too.
     initial: bool,
-    /// `None` before the first look.
+    /// `None` before the first poll.
     known: Option<BTreeMap<Key, Shown>>,
 }
 
-/// Starts to look.
+/// Starts to watch.
 ///
 /// # Errors
-/// Something is asked for that there is not.
+/// An unsupported or unknown table is requested.
 pub fn watch(
     service: Service,
     version: Version,
@@ -118,7 +118,7 @@ fn response(event: Event) -> WatchEventResponse {
     WatchEventResponse { event: Some(event) }
 }
 
-/// What is told of neighbours, after what was known of them.
+/// Neighbour events, from the known states to the current ones.
 fn peer_events(known: &mut Option<BTreeMap<IpAddr, Standing>>, all: BTreeMap<IpAddr, Peer>) -> Vec<WatchEventResponse> {
     let event = |kind, peer| response(Event::Peer(PeerEvent { r#type: kind, peer }));
     let standing = |peer: &Peer| {
@@ -133,7 +133,7 @@ fn peer_events(known: &mut Option<BTreeMap<IpAddr, Standing>>, all: BTreeMap<IpA
     let changed = all.into_iter().filter(|(address, peer)| before.get(address) != Some(&standing(peer)));
     let mut events: Vec<_> = changed.map(|(_, peer)| event(kind, Some(peer))).collect();
     if is_first {
-        // The clients look into the neighbour of every event.
+        // Clients read the neighbour of every event.
         let nobody = Peer { conf: Some(Default::default()), state: Some(Default::default()), ..Peer::default() };
         events.push(event(END_OF_INITIAL, Some(nobody)));
     }
@@ -141,7 +141,7 @@ fn peer_events(known: &mut Option<BTreeMap<IpAddr, Standing>>, all: BTreeMap<IpA
 }
 
 impl TableWatch {
-    /// What has changed since the last look.
+    /// Changes since the last poll.
     async fn look(&mut self, service: &Service, version: Version) -> Result<Vec<Path>, Status> {
         let mut newest = BTreeMap::new();
         for which in self.whiches(service, version).await? {
@@ -168,7 +168,7 @@ impl TableWatch {
         Ok(paths)
     }
 
-    /// The tables that make up this one.
+    /// Tables that make up this one.
     async fn whiches(&self, service: &Service, version: Version) -> Result<Vec<Which>, Status> {
         if self.kind == BEST {
             return Ok(vec![Which::Global]);
@@ -188,7 +188,7 @@ impl TableWatch {
                 _ => !shown.unused,
             };
             if counts {
-                // Of the best there is one to each prefix, whoever it comes from.
+                // There is one best route to each prefix, whatever its source.
                 let of = if self.kind == BEST {
                     (None, Ipv4Addr::UNSPECIFIED)
                 } else {

@@ -109,7 +109,8 @@ proptest! {
             rare.large = [LargeCommunity([65001, 1, 2])].into();
         });
         let prefix: IpNet = "10.244.1.0/24".parse().expect("a prefix");
-        // Inside of a message its parts are bytes: they are damaged apart, so that what is around them stays readable.
+        // Parts of a message are plain bytes: they are damaged separately, so that the surrounding message stays
+        // readable.
         let mut parts = attributes::attributes(version, prefix, &of);
         parts.push(version.nlri(prefix));
         for (part, at, byte) in &wrong {

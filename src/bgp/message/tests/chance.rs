@@ -1,4 +1,4 @@
-//! Whatever the bytes are, nothing breaks; whatever is written is read back.
+//! No input breaks the parser; everything written is read back.
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
@@ -90,7 +90,7 @@ prop_compose! {
     }
 }
 
-/// Others are read, and left out.
+/// Other prefixes are parsed, and ignored.
 fn unicast(mut prefixes: Vec<IpNet>) -> Vec<IpNet> {
     prefixes.retain(|prefix| prefix::is_unicast(*prefix));
     prefixes
@@ -110,7 +110,7 @@ fn prefixes_v6() -> impl Strategy<Value = Vec<IpNet>> {
     prop::collection::vec(one, 1..600).prop_map(unicast)
 }
 
-/// Reads all messages of a stream and puts together what they announce.
+/// Parses all messages of a stream and collects the routes that they announce.
 fn announced(stream: &[u8], dialect: &Dialect) -> Vec<(Attributes, IpNet)> {
     let mut framing = Framing::default();
     framing.push(stream);
@@ -126,7 +126,7 @@ fn announced(stream: &[u8], dialect: &Dialect) -> Vec<(Attributes, IpNet)> {
     all
 }
 
-/// So many cases, or `BGP_CASES` times as many for a longer search.
+/// Number of cases, or `BGP_CASES` times as many for a longer search.
 pub(super) fn cases(usual: u32) -> ProptestConfig {
     let times = std::env::var("BGP_CASES").map_or(1, |text| text.parse().expect("BGP_CASES is a number"));
     ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(usual * times) }

@@ -1,4 +1,4 @@
-//! What is done about each error: RFC 7606, attribute by attribute.
+//! Error handling of RFC 7606, attribute by attribute.
 
 use super::*;
 
@@ -8,14 +8,14 @@ const NEXT_HOP: &str = "40 03 04 cb007101";
 const REACH: &str = "80 0e 1d 0002 01 10 20010db8011300000000000000000001 00 38 fd000010024401";
 const NETWORK: &str = "18 0af401";
 
-/// What became of a message.
+/// Result of parsing a message.
 #[derive(PartialEq, Debug)]
 enum Became {
-    /// As if nothing had been wrong.
+    /// Accepted without an error.
     Taken,
-    /// Without this attribute.
+    /// Accepted without this attribute.
     Without(u8),
-    /// Its routes are withdrawn because of this attribute.
+    /// Treated as withdrawn because of this attribute.
     Withdrawn(u8),
     Disabled(Family),
     Reset(Reason),
@@ -48,13 +48,13 @@ fn became(update: Result<Update, Notification>) -> Became {
     }
 }
 
-/// An IPv4 route with these attributes besides the mandatory ones.
+/// Parses an IPv4 route with these attributes besides the mandatory ones.
 fn with(more: &str, dialect: &Dialect) -> Became {
     let attributes = format!("{ORIGIN} {PATH} {NEXT_HOP} {more}");
     became(update("", &attributes, NETWORK, dialect))
 }
 
-/// An IPv4 route with exactly these attributes.
+/// Parses an IPv4 route with exactly these attributes.
 fn only(attributes: &str) -> Became {
     became(update("", attributes, NETWORK, &EXTERNAL))
 }
@@ -155,7 +155,7 @@ fn wrong_flags_withdraw() {
     assert_eq!(became(update("", &reach, "", &EXTERNAL)), Withdrawn(14), "its prefixes are read all the same");
     let unreach = update("", "40 0f 0b 0002 01 38 fd000010024401", "", &EXTERNAL).unwrap();
     assert_eq!(prefixes(&unreach.withdrawn), ["fd00:10:244:100::/56"]);
-    // The partial bit and those without a meaning decide nothing.
+    // The Partial bit and the unused bits do not matter.
     assert_eq!(with("ef 08 04 00000001", &INTERNAL), Taken);
     assert_eq!(with("ff 08 0004 00000001", &INTERNAL), Taken, "but the one that says how wide the length is");
 }

@@ -1,4 +1,4 @@
-//! OPEN: its fixed part, its parameters in both forms, its capabilities.
+//! OPEN: its fixed part, its optional parameters in both forms, its capabilities.
 
 use super::*;
 
@@ -83,7 +83,7 @@ fn capabilities_may_be_spread_over_parameters_and_unknown_ones_are_kept() {
 fn the_extended_form_is_read_and_is_written_only_when_it_is_needed() {
     let extended = with("ff ff 0005 02 0002 02 00").unwrap();
     assert!(extended.capabilities.refresh);
-    // RFC 9072 2: the first length only has to be other than zero.
+    // RFC 9072 2: the first length only has to be nonzero.
     assert!(with("05 ff 0005 02 0002 02 00").unwrap().capabilities.refresh);
     let mut long = everything();
     long.capabilities.unknown = vec![(73, Box::from([7; 255]))];

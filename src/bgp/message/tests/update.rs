@@ -1,4 +1,4 @@
-//! UPDATE: well-formed ones, and how they are packed.
+//! UPDATE: well-formed messages, and their packing.
 
 use super::*;
 
@@ -42,7 +42,7 @@ fn where_the_longest_prefix_has_no_room_none_is_written() {
             ["0.0.0.0/0", "10.0.0.0/8", "10.244.1.1/32"].map(|text| text.parse().unwrap()).into();
         (packing.announce(Family::V4, &attributes, &prefixes), packing.finish().1)
     };
-    // How many communities there may be at most, until not even the shortest prefix fits.
+    // Finds the greatest number of communities for which the shortest prefix still fits.
     let full = (900..1100).find(|count| !packed(*count).0).unwrap();
     assert!(packed(full - 1).1 > 0);
     (full..full + 5).for_each(|count| assert_eq!(packed(count), (false, 0), "{count} communities"));
@@ -145,7 +145,7 @@ fn the_end_of_a_table_is_read_and_written() {
         assert_eq!(read, Message::Update(expected));
     }
     assert_eq!(end_of_rib(Family::V6), message(UPDATE, &bytes("0000 0006 80 0f 03 0002 01")));
-    // An empty list beside something else says nothing.
+    // An empty list beside another attribute is no End-of-RIB.
     let update = update("", &format!("80 0f 03 0002 01 {ORIGIN}"), "", &EXTERNAL).unwrap();
     assert_eq!(update.end_of_rib, None);
 }
@@ -165,7 +165,7 @@ fn two_octets_are_enough_where_nothing_is_longer() {
     assert_eq!(written, message(UPDATE, &update_body("", &text, "18 0af401")));
     let read = update("", &text, "18 0af401", &TWO_OCTETS).unwrap();
     assert_eq!(read.announced[0].attributes, attributes);
-    // Who aggregated with two octets knew nothing of the attributes beside: RFC 6793 4.2.3.
+    // An aggregator with two octets did not know the AS4 attributes: RFC 6793 4.2.3.
     let text = text.replace("c0 07 06 5ba0", "c0 07 06 fde9");
     let read = update("", &text, "18 0af401", &TWO_OCTETS).unwrap();
     assert_eq!(read.announced[0].attributes.as_path.to_string(), "65001 23456");

@@ -1,4 +1,4 @@
-//! What other daemons have said (`tests/support/wire/bgp.txt`): it is read for what it means, and breaks nothing however it is damaged.
+//! Messages captured from other daemons (`tests/support/wire/bgp.txt`): decoded as meant, and harmless however damaged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::chance::cases;
 use super::*;
 
-/// A message of somebody else.
+/// Captured message of another daemon.
 struct Said {
     daemon: &'static str,
     session: &'static str,
@@ -36,7 +36,7 @@ impl Said {
     }
 }
 
-/// A route as a line, with everything that one of the daemons says of any.
+/// Formats a route as one line, with every attribute that one of the daemons sends.
 fn line(prefix: ipnet::IpNet, of: &Attributes) -> String {
     let rare = of.rare();
     let path = of.as_path.to_string();
@@ -125,7 +125,7 @@ proptest! {
             let at = at.index(body.len());
             body[at] = *byte;
         }
-        // A piece is missing, or is there twice.
+        // Removes or duplicates a piece.
         let (from, to) = (from.index(body.len() + 1), to.index(body.len() + 1));
         let piece = body[from.min(to)..from.max(to)].to_vec();
         if copied {

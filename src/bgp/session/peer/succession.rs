@@ -1,7 +1,7 @@
-//! Which of two connections becomes the session, and what of the routes outlives one.
+//! Connection collisions, and the retention of routes after a session.
 //!
-//! RFC 4271 6.8 and RFC 6286 2.3 for two connections at once; RFC 4724 4.2 and RFC 8538 for the routes of a neighbour that
-//! restarts.
+//! RFC 4271 6.8 and RFC 6286 2.3 for two connections at once; RFC 4724 4.2 and RFC 8538 for the routes of a restarting
+//! neighbour.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use super::{CHALLENGE, Challenger, Dial, GOOD, Peer, Phase, Stale};
 use crate::net::PerFamily;
 
 impl Peer {
-    /// An OPEN is good. What follows depends on the other connection, if there is one.
+    /// Handles an acceptable OPEN. The consequences depend on the other connection, if there is one.
     pub(super) fn agreed(&mut self, at: Moment, link: LinkId, agreement: Box<Agreement>) {
         if let Phase::Established { session, challenger: Some(challenger), .. } = &mut self.phase {
-            // RFC 4724 5: who says that it has restarted has forgotten the session.
+            // RFC 4724 5: a peer with the R bit set has lost the session.
             let restarted = agreement.restart.is_some_and(|restart| restart.restarting);
             challenger.connection.confirm(agreement, at);
             let session = session.link;
             match restarted {
                 true => self.ended(at, session, Cause::Replaced),
-                // If it has forgotten without saying so, this finds out.
+                // A KEEPALIVE on the session finds out whether the peer has lost it without the R bit.
                 false => self.effects.push(Effect::Send(session, message::keepalive())),
             }
             return;
@@ -36,7 +36,7 @@ impl Peer {
         }
     }
 
-    /// Says that an OPEN is good.
+    /// Confirms an OPEN with a KEEPALIVE.
     fn confirm(&mut self, at: Moment, link: LinkId, agreement: Box<Agreement>) {
         if let Some(connection) = self.connection(link) {
             connection.confirm(agreement, at);
@@ -44,15 +44,15 @@ impl Peer {
         }
     }
 
-    /// Both sides have confirmed. Where another connection is being made that would win, the other side may just be deciding
-    /// for it: this one waits, so that no session begins only to end.
+    /// Handles the confirmation by both sides. Where another connection is being made that would win the collision, the
+    /// peer may just be deciding for it: this one waits, so that no session begins only to end.
     pub(super) fn confirmed(&mut self, at: Moment, link: LinkId) {
         let local = self.settings.local;
         match &mut self.phase {
             Phase::Idle { .. } => {}
             Phase::Open { connections, .. } => {
                 let Some(index) = connections.iter().position(|one| one.link == link) else { return };
-                // One that has been silent for long is no rival.
+                // A connection silent for long is no rival.
                 let others = connections.iter().filter(|one| one.link != link);
                 let until = others.filter_map(Connection::unopened_since).max().map(|since| since + CHALLENGE);
                 let Some(one) = connections.get_mut(index) else { return };
@@ -69,7 +69,7 @@ impl Peer {
         }
     }
 
-    /// The session stands. Another connection stays for a while: if the other side has decided for it, it ends this one.
+    /// Establishes the session. Another connection stays for a while: if the peer has decided for it, it ends this one.
     pub(super) fn establish(&mut self, at: Moment, link: LinkId) {
         let Phase::Open { dial, connections } = &mut self.phase else { return };
         let Some(index) = connections.iter().position(|one| one.link == link) else { return };
@@ -88,7 +88,8 @@ impl Peer {
         }
     }
 
-    /// RFC 4724 4.2: of what was kept only that stays whose forwarding went on over the restart, and not for ever.
+    /// RFC 4724 4.2: routes stay stale only where forwarding state was preserved over the restart, and for a limited
+    /// time.
     fn judge_stale(&mut self, at: Moment, agreement: &Agreement) {
         let forwarding = |family| {
             let families = agreement.restart.filter(|_| *agreement.dialect.families.of(family));
@@ -125,7 +126,7 @@ impl Peer {
             kept = talk.agreement.kept();
             let seconds = talk.agreement.restart.map_or(0, |restart| restart.seconds);
             let until = at.now + Duration::from_secs(u64::from(seconds));
-            // What was kept over an earlier end, and has not come again, goes now: RFC 4724 4.2.
+            // Routes still stale from an earlier end are removed now: RFC 4724 4.2.
             if !is_collision(&cause) {
                 self.drop_stale(PerFamily { v4: true, v6: true });
             }
@@ -142,7 +143,7 @@ impl Peer {
         }
     }
 
-    /// The connection that waited for the end of the session goes on.
+    /// Continues the connection that waited for the end of the session.
     fn promote(&mut self, at: Moment, challenger: Challenger) {
         let Challenger { mut connection, confirmed, .. } = challenger;
         let link = connection.link;
@@ -161,20 +162,20 @@ impl Peer {
     }
 }
 
-/// RFC 4271 6.8, RFC 6286 2.3: of two connections the one stays that the greater speaker dialled.
+/// RFC 4271 6.8, RFC 6286 2.3: the connection dialled by the speaker with the higher BGP identifier wins.
 fn winner(local: Local, agreement: &Agreement) -> Side {
     let theirs = rank(agreement.open.identifier, agreement.open.asn);
     let ours = rank(local.identifier, local.asn);
     if ours > theirs { Side::Ours } else { Side::Theirs }
 }
 
-/// The other side has decided for the other connection. It goes on there, so that nothing of what it said before is over.
+/// Returns whether the peer has decided for the other connection. The session goes on there, so that its routes stay.
 fn is_collision(cause: &Cause) -> bool {
     matches!(cause, Cause::Received(notification) if notification.reason == Reason::COLLISION)
 }
 
-/// Whether routes outlive an end: always when nothing was said, and when only the connection has lost; with RFC 8538 also when
-/// something was said, unless it is a hard reset.
+/// Returns whether routes are retained: always when the connection ended without a NOTIFICATION, or lost a collision;
+/// with RFC 8538 also after a NOTIFICATION, unless it is a hard reset.
 fn survives(agreement: &Agreement, cause: &Cause) -> bool {
     match cause {
         Cause::Closed | Cause::Replaced => true,

@@ -1,8 +1,8 @@
-//! Two connections at once: RFC 4271 6.8, and what we do beyond it.
+//! Connection collisions: RFC 4271 6.8, and our additions.
 
 use super::*;
 
-/// The effects of both OPENs coming, first on one connection and then on the other.
+/// Effects of both OPENs, first on one connection and then on the other.
 fn both_open(local: Ipv4Addr, first: LinkId, second: LinkId) -> (String, State) {
     let local = Local { identifier: local, ..LOCAL };
     let mut bench = Bench::new(Settings { local, ..settings() });
@@ -95,10 +95,10 @@ fn a_silent_connection_does_not_keep_us_from_dialling_and_there_is_only_one() {
     assert_eq!(bench.peer.state(), State::Established, "nor from a session");
 }
 
-/// Two machines and the wires between them; messages wait until they are carried.
+/// Two machines and the connections between them; messages wait until they are delivered.
 struct Pair {
     peers: [Peer; 2],
-    /// For each machine: its connections, by the side that dialled them, that are open, and what waits on them.
+    /// For each machine: its open connections, by the side that dialled them, and the messages queued on them.
     wires: Vec<Wire>,
     dials: [bool; 2],
     now: Instant,
@@ -130,7 +130,7 @@ impl Pair {
         self.wires.iter_mut().find(|wire| wire.links[of] == link).expect("the link is a wire")
     }
 
-    /// One thing, by chance: a dial comes through, a message, or an end is noticed.
+    /// Performs one random action: completes a dial, delivers a message, or reports an end.
     fn act(&mut self, choice: usize, jitter: u8) -> bool {
         let at = Moment { now: self.now, jitter };
         let mut acts: Vec<Act> = Vec::new();
@@ -200,7 +200,7 @@ fn two_that_dial_each_other_come_together_whatever_the_order() {
             pair.take(of, effects);
         }
         while pair.act(next() as usize, next() as u8) {}
-        // Most come together at once; who closed something waits for a timer.
+        // Most connections come up together at once; a side that closed one waits for a timer.
         for _ in 0..20 {
             if pair.peers.iter().all(|peer| peer.state() == State::Established) {
                 break;
@@ -227,8 +227,8 @@ fn two_that_dial_each_other_come_together_whatever_the_order() {
     assert_eq!(late, 0, "nobody had to wait for a timer");
 }
 
-/// A neighbour with the greater identifier. The connection that we dialled is confirmed by both; the one that it dialled, which
-/// wins, has not brought its OPEN yet.
+/// Builds a neighbour with the greater identifier. The connection that we dialled is confirmed by both; the one that it
+/// dialled, which wins, has not received its OPEN yet.
 fn confirmed_beside_the_winner() -> Bench {
     let mut bench = Bench::new(settings());
     bench.step(Event::Start);

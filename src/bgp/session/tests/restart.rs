@@ -1,4 +1,4 @@
-//! What of a neighbour's routes outlives a session: RFC 4724 and RFC 8538.
+//! Routes retained over the end of a session: RFC 4724 and RFC 8538.
 
 use super::*;
 
@@ -23,7 +23,7 @@ fn dropped(effects: &[Effect]) -> PerFamily<bool> {
     all
 }
 
-/// A session with a neighbour that says this of its restarts.
+/// Establishes a session with a neighbour with this graceful restart capability.
 fn with(restart: Option<GracefulRestart>) -> Bench {
     let mut bench = Bench::new(settings());
     bench.step(Event::Start);
@@ -69,7 +69,7 @@ fn a_session_that_loses_against_another_connection_costs_no_route_even_in_the_mi
     let collision = message::notification(&Notification::new(Reason::COLLISION));
     let mut bench = with(Some(restart()));
     assert_eq!(kept(&bench.receive(OURS, &collision)), ALL);
-    // The same on the way back, before anything has come again.
+    // The same after it is back, before any route is received again.
     let mut bench = with(Some(restart()));
     bench.step(Event::Closed(OURS));
     bench.pass(2.0);

@@ -1,4 +1,4 @@
-//! Hold timers, keepalives, dials and what is agreed.
+//! Hold timer, keepalive timer, dials and negotiated values.
 
 use super::*;
 

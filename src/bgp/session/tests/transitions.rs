@@ -1,18 +1,18 @@
-//! The whole table, as text: every state, and what every event does in it.
+//! The complete table as text: every state, and the effects of every event in it.
 //!
-//! `UPDATE=1` writes it anew; a change of behaviour is then a difference to look at.
+//! `UPDATE=1` writes it anew; a change of behaviour then appears in the diff.
 
 use super::*;
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bgp/session/transitions.txt");
 
-/// A state, and how to come into it.
+/// A state, and the way to reach it.
 struct Situation {
     name: &'static str,
     reach: fn(&mut Bench),
 }
 
-/// Something that happens.
+/// An event.
 struct Happening {
     name: &'static str,
     act: fn(&mut Bench) -> Vec<Effect>,
@@ -125,7 +125,7 @@ const ADMINISTRATION: &[Happening] = &[
     Happening {
         name: "silence",
         act: |bench| {
-            // The wait for OPEN is four minutes; dials go on meanwhile and fail.
+            // The wait for OPEN is four minutes; meanwhile dials are repeated and fail.
             let silent = |effect: &Effect| !matches!(effect, Effect::Dial | Effect::AbandonDial);
             let mut effects = Vec::new();
             for _ in 0..1000 {
@@ -145,7 +145,7 @@ const ADMINISTRATION: &[Happening] = &[
     },
 ];
 
-/// What happens on one connection.
+/// An event on one connection.
 type OnLink = fn(&mut Bench, LinkId) -> Vec<Effect>;
 
 const MESSAGES: &[(&str, OnLink)] = &[
@@ -219,7 +219,7 @@ fn the_table_is_the_one_that_is_written_down() {
 
 #[test]
 fn whatever_happens_in_whatever_order_nothing_breaks() {
-    // A neighbour never has a state without a way out of it: stopped, or with a deadline, or with a connection.
+    // Every state of a neighbour has a way out: stopped, or with a deadline, or with a connection.
     let mut seed: u64 = 7;
     let mut next = move |end: usize| {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
