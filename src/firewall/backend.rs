@@ -1,5 +1,5 @@
-//! What brings the rule set into a kernel and says how that stands. Who knows policies ([`driver`](super::driver)) knows no
-//! more of the kernel than this, so that another way to enforce them is one new folder beside [`iptables`](super::iptables).
+//! Interface of a backend, which applies the rule set to a kernel and reports its state. The [`driver`](super::driver)
+//! knows only this of the kernel, so another backend is one new folder beside [`iptables`](super::iptables).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,67 +17,67 @@ use super::plan;
 use super::rules::{Direction, RuleSet};
 use super::verdict::Verdict;
 
-/// One way to enforce the rule set.
+/// A backend: one way to enforce the rule set.
 pub trait Backend {
-    /// The kinds of kernel objects that it keeps.
+    /// The kinds of kernel objects that it manages.
     type Kinds: subsystem::Kinds;
 
-    /// The kinds, to be audited.
+    /// Returns the kinds, for audits.
     fn kinds(&mut self) -> &mut Self::Kinds;
 
-    /// Takes in what changed of the rule set, and the facts of this node. Touches nothing.
+    /// Updates the desired state from changes of the rule set and the facts of this node. Does not touch the kernel.
     fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::Changed);
 
-    /// The ranges in which only known pods may be reached.
+    /// Returns the ranges in which only known pods may be reached.
     fn closed(&self) -> &[IpNet];
 
-    /// How much is wanted of the kernel.
+    /// Returns the number of desired kernel objects.
     fn count(&self) -> Count;
 
-    /// True when the kernel is known to be as wanted, as far as it takes it.
+    /// Returns whether the kernel is known to be as desired, except for what it refuses.
     fn is_settled(&self) -> bool;
 
-    /// Whether a round would do something: something changed, failed, or is to be tried again by now.
+    /// Returns whether a round has work: something changed, failed, or is due for a retry.
     fn has_work(&self, now: Instant) -> bool;
 
-    /// Brings what changed into the kernel, as far as `authority` allows.
+    /// Applies the changes to the kernel, as far as `authority` allows.
     fn round(&mut self, authority: Authority, at: Moment) -> Round;
 
-    /// Brings about what lets the rules see all packets of pods; with `pods_on_bridge` also those between ports of one bridge.
+    /// Ensures that rules see all packets of pods; with `pods_on_bridge` also those between ports of one bridge.
     ///
     /// # Errors
-    /// Why that failed.
+    /// The reason of the failure.
     fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String>;
 
-    /// Removes what earlier runs left where it no longer belongs. Returns why something could not be removed.
+    /// Removes objects of earlier runs from where they no longer belong. Returns why something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
 
-    /// Looks at everything at once: somebody asks what the kernel holds.
+    /// Audits everything at once, to answer a user's question about the kernel's state.
     fn look_at_all(&mut self, at: Moment) -> Vec<Found>;
 
-    /// Whether the kernel does what this verdict says, as far as was last seen.
+    /// Returns whether the kernel enforces this verdict, as far as was last seen.
     ///
     /// # Errors
-    /// What it lacks, as a sentence without its end; the first of several.
+    /// What the kernel lacks, as a sentence without its end; the first of several.
     fn enforced(&self, rules: &RuleSet, verdict: &Verdict, family: Family) -> Result<(), String>;
 
-    /// What the kernel refuses at the moment; what only that would allow is refused.
+    /// Returns what the kernel currently refuses; traffic that only a refused chain would allow is dropped.
     fn refused(&self) -> Vec<Refusal<'_>>;
 
-    /// When the next retry of something that failed is due.
+    /// Returns when the next retry of a failed step is due.
     fn retry_at(&self) -> Option<Instant>;
 }
 
-/// Packets that were refused, for whoever reads the metrics.
+/// Counters of refused packets, for the metrics.
 pub trait Dropped {
-    /// Asks the kernel.
+    /// Reads the counters from the kernel.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// If the kernel does not answer.
     fn count(&mut self) -> Result<(), Error>;
 
-    /// How many were refused on behalf of each policy since the start, as of the last count. Who owns nothing any more has no
-    /// sum, also where the kernel has not been asked since.
+    /// Returns the number of packets refused for each policy since the start, as of the last reading. Policies that no
+    /// longer own a chain have no sum, even if the kernel has not been read since.
     fn sums(&mut self) -> &BTreeMap<Owner, u64>;
 }
 
@@ -89,29 +89,29 @@ pub struct Owner {
     pub direction: Direction,
 }
 
-/// Something that the kernel refuses for its own sake, while it takes the rest.
+/// A chain that the kernel refuses because of its own content, while it takes the rest.
 #[derive(Debug)]
 pub struct Refusal<'a> {
     pub object: String,
     pub reason: &'a str,
 }
 
-/// How much is wanted of the kernel, both families together.
+/// Number of desired kernel objects, both families together.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Count {
     pub sets: usize,
     pub elements: usize,
 }
 
-/// How long the parts of one round took.
+/// Durations of the parts of one round.
 #[derive(Default, Debug)]
 pub struct Round {
-    /// The sets and their elements, and the rules.
+    /// Duration of the sets and their elements, and of the rules.
     pub sets_took: Duration,
     pub rules_took: Duration,
-    /// Changing the elements of each family; zero where none changed.
+    /// Duration of changing the elements of each family; zero if none changed.
     pub elements_took: PerFamily<Duration>,
-    /// Reading and writing the rules of a family, each time.
+    /// Duration of each reading and writing of a family's rules.
     pub rules_read: Vec<(Family, Duration)>,
     pub rules_written: Vec<(Family, Duration)>,
 }

@@ -1,14 +1,14 @@
-//! Who has an address: the running pods of the whole cluster, by address.
+//! Owners of addresses: the running pods of the whole cluster, by address.
 //!
 //! Kubernetes: `Pod.status.podIPs[]`. Nearly every address has one pod. A pod that has finished, or uses its node's
-//! network, has none of its own and does not count, so its address is free for the next pod at once. But for a moment
-//! two running pods may say the same address: one was deleted, its address given to another, and its object is not gone
-//! yet. Which of them a packet belongs to cannot be told, so the address has the rights that all of them have:
+//! network, has none of its own and does not count, so its address is free for the next pod at once. But two running
+//! pods may briefly report the same address: one was deleted, its address given to another, and its object is not gone
+//! yet. A packet's pod is unknown, so the address has only the rights that all of them have:
 //!
 //! - it is in a set only when every one of them belongs there (for named ports: with the same number);
-//! - every one of them that is of this node has to agree to its packets, each by the policies that select it.
+//! - each of them that runs on this node has to allow its packets, by the policies that select it.
 //!
-//! Nothing opens that way, whatever the order of events, and a pod that replaces one with the same labels loses nothing.
+//! So nothing opens, whatever the order of events, and a pod that replaces one with the same labels loses nothing.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -18,15 +18,15 @@ use std::sync::Arc;
 use crate::model::{self, Claim, ObjectName, Pod, Store};
 use crate::net::{Family, PerFamily};
 
-/// The pods that take part (`Pod::takes_part`), by address.
+/// The pods subject to policies (`Pod::takes_part`), by address.
 #[derive(Default)]
 pub struct Claims(model::Claims<IpAddr, Arc<Claimant>, Addresses>);
 
-/// A pod that takes part.
+/// A pod subject to policies.
 pub struct Claimant {
     pub name: ObjectName,
     pub pod: Arc<Pod>,
-    /// Whether it is a pod of this node.
+    /// True for a pod of this node.
     pub is_local: bool,
 }
 
@@ -42,8 +42,8 @@ impl Claim for Claimant {
     }
 }
 
-/// The first pod of each address. Each family has a table of its own: with 300,000 addresses the size of an entry is what all
-/// of this weighs.
+/// The first pod of each address. Each family has its own table: with 300,000 addresses the size of an entry determines
+/// the memory of all of this.
 #[derive(Default)]
 struct Addresses {
     v4: HashMap<Ipv4Addr, Arc<Claimant>>,
@@ -69,29 +69,29 @@ impl Store<IpAddr, Arc<Claimant>> for Addresses {
 }
 
 impl Claims {
-    /// Makes room for so many addresses more than there are.
+    /// Reserves capacity for this many more addresses.
     pub fn reserve(&mut self, more: PerFamily<usize>) {
         let Addresses { v4, v6 } = self.0.store();
         v4.reserve(*more.of(Family::V4));
         v6.reserve(*more.of(Family::V6));
     }
 
-    /// The pods that have this address, sorted by name.
+    /// Returns the pods that have this address, sorted by name.
     pub fn of(&self, address: IpAddr) -> &[Arc<Claimant>] {
         self.0.of(&address)
     }
 
-    /// Takes in one claim of a pod.
+    /// Adds one claim of a pod.
     pub fn add(&mut self, address: IpAddr, claimant: &Arc<Claimant>) {
         self.0.put(&address, &claimant.name, Some(claimant.clone()));
     }
 
-    /// Forgets one claim.
+    /// Removes one claim.
     pub fn remove(&mut self, address: IpAddr, name: &ObjectName) {
         self.0.put(&address, name, None);
     }
 
-    /// Whether no address is claimed.
+    /// Returns whether no address is claimed.
     #[cfg(test)]
     fn is_empty(&self) -> bool {
         self.0.all().v4.is_empty() && self.0.all().v6.is_empty() && self.0.contested().next().is_none()

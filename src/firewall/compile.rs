@@ -1,4 +1,4 @@
-//! One direction of one NetworkPolicy, compiled: what its rules match, and which sets they need.
+//! Compiles one direction of one NetworkPolicy: the matches of its rules, and the sets they need.
 //!
 //! Kubernetes: `spec.ingress[] { from[], ports[] }`, `spec.egress[] { to[], ports[] }`. A pure function of the policy
 //! alone: pods, their labels and their port numbers only decide what the sets hold, so a change in the cluster never
@@ -6,9 +6,9 @@
 //!
 //! A rule is the product of its peers and its ports. Each peer that selects pods has its own set, which other rules
 //! share; all blocks of a rule are one set. Two cases are no plain product:
-//! - a named port of ingress is looked up at the isolated pod: any pod of this node has its numbers in one set, and a
-//!   rule is only asked about packets to the pod that it isolates;
-//! - a named port of egress is looked up at the peer: the set of its addresses and numbers says both who and where.
+//! - a named port of ingress is looked up at the isolated pod: one set holds the numbers of all pods of this node, and
+//!   a rule is only evaluated for packets to the pod that it isolates;
+//! - a named port of egress is looked up at the peer: the set of its addresses and numbers matches both peer and port.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::model::{NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule, Ports};
 use super::rules::{Block, Direction, Match, PortMatch, PortOwners, Rule, SetKey};
 use super::{ip_block, named_port, port_number, selection};
 
-/// The rules of one direction of a policy in this namespace; `None` where the policy leaves the direction alone.
+/// Returns the rules of one direction of a policy in this namespace; `None` if it does not affect the direction.
 pub fn rules(namespace: &str, policy: &NetworkPolicy, direction: Direction) -> Option<Arc<[Rule]>> {
     let rules = match direction {
         Direction::Ingress => &policy.ingress,
@@ -38,7 +38,7 @@ fn rule(namespace: &str, rule: &PolicyRule, direction: Direction) -> Rule {
     Rule { matches: matches.into() }
 }
 
-/// The sets of peers, any of which will do; `None` is everybody.
+/// Returns the sets of peers, any of which may match; `None` matches every peer.
 fn peers(namespace: &str, peers: &Peers) -> Vec<Option<Arc<SetKey>>> {
     let Peers::Of(peers) = peers else { return vec![None] };
     let mut sets = Vec::new();
@@ -76,7 +76,7 @@ fn with_ports(peer: Option<Arc<SetKey>>, ports: &[PolicyPort], direction: Direct
     named.sort();
     named.dedup();
     matches.extend(named.into_iter().map(|set| Match {
-        // For egress the set of ports names the peers already.
+        // For egress the set of ports already implies the peers.
         peer: peer.clone().filter(|_| direction == Direction::Ingress),
         port: PortMatch::Named(Arc::new(set)),
     }));

@@ -1,6 +1,6 @@
 //! The firewall in the loop of all subsystems: newest World → rule set → kernel.
 //!
-//! What it waits for besides the World, disturbances and retries: questions of users on this host.
+//! Besides the World, disturbances and retries it waits for questions of users on this host.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ use super::link_local;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
 
-/// What the firewall is fed with and whom it tells, besides what every subsystem is.
+/// Inputs and outputs of the firewall besides those of every subsystem.
 pub struct Surroundings {
-    /// What users ask on this host.
+    /// Questions of users on this host.
     pub questions: mpsc::Receiver<Question>,
     pub metrics: Metrics,
 }
 
-/// The firewall's state between two turns.
+/// State of the firewall between two turns.
 pub struct Driver<B: Backend> {
     config: Arc<FirewallConfig>,
     families: PerFamily<bool>,
@@ -38,12 +38,12 @@ pub struct Driver<B: Backend> {
     around: Surroundings,
     told_refused: BTreeSet<String>,
     told_unclosed: PerFamily<bool>,
-    /// What is closed by default is, or will be as soon as the kernel takes it, though pods are not known yet.
+    /// Default deny is in force, or will be once the kernel takes the rules, though pods are not known yet.
     closed_first: bool,
-    /// Whether the kernel's settings are as they must be; `None` before they were looked at.
+    /// Result of applying the kernel's settings; `None` before the first try.
     settings: Option<Result<(), String>>,
     settings_backoff: Backoff,
-    /// Pods of this node are on a bridge, or may be: packets between them pass the rules only where settings say so.
+    /// Pods of this node are, or may be, on a bridge: rules see packets between them only with certain settings.
     pods_on_bridge: bool,
 }
 
@@ -69,9 +69,9 @@ impl<B: Backend> Driver<B> {
         subsystem::run(self, inputs, stop).await;
     }
 
-    /// Closes what `--netpol-default-deny` closes as soon as the ranges are known: pods and policies may take their time, and
-    /// nothing is to be open meanwhile. As what is remembered this is for a kernel without rules of ours: those that an
-    /// earlier run left know the pods.
+    /// Closes the ranges of `--netpol-default-deny` as soon as they are known: pods and policies may take time to load,
+    /// and nothing may be open meanwhile. Like a remembered cluster this is only for a kernel without rules of ours:
+    /// rules of an earlier run know the pods.
     fn close_first(&mut self, world: &World) {
         let node = world.cluster.nodes.get(&world.host.node_name);
         if self.closed_first || !self.config.default_deny || node.is_none_or(|node| node.pod_cidrs.is_empty()) {
@@ -81,7 +81,7 @@ impl<B: Backend> Driver<B> {
         self.backend.update(self.plan.rules(), world, &plan::Changed::default());
     }
 
-    /// Answers from the rule set that the kernel is made equal to, and from what the kernel holds now.
+    /// Answers from the rule set that is being enforced, and from the current state of the kernel.
     fn explained(&mut self, question: &Question, at: Moment, context: &Context<'_>) -> Answer {
         let about = |word: &str| question.about.get(word).map_or("", String::as_str);
         let asked = explain::Question::parse(about("from"), about("to"))?;
@@ -92,7 +92,7 @@ impl<B: Backend> Driver<B> {
         let (rules, closed) = (self.plan.rules(), self.backend.closed());
         let known = explain::Known { rules, world: &world, config: &self.config, closed };
         let mut answers = explain::answers(known, &asked).map_err(|why| why.to_string())?;
-        // What the last audit saw may be minutes old. What is amiss now is told, and repaired in the turn that follows.
+        // The last audit may be minutes old. Drift found now is reported, and repaired in the following turn.
         context.account.found(&self.backend.look_at_all(at));
         let rules = self.plan.rules();
         for answer in &mut answers {
@@ -105,7 +105,7 @@ impl<B: Backend> Driver<B> {
         })
     }
 
-    /// Says once, for each family, that nothing can be closed by default where no range of pods is known.
+    /// Logs once for each family that default deny has no effect, because no pod CIDR is known.
     fn tell_what_cannot_be_closed(&mut self, world: &World) {
         if !self.config.default_deny {
             return;
@@ -121,7 +121,7 @@ impl<B: Backend> Driver<B> {
         }
     }
 
-    /// Brings about what lets the rules see all packets of pods, and tries again soon where that fails.
+    /// Applies the settings by which rules see all packets of pods, and retries soon after a failure.
     fn keep_settings(&mut self, at: Moment) {
         let kept = self.backend.keep_settings(self.pods_on_bridge, at);
         match &kept {
@@ -131,7 +131,7 @@ impl<B: Backend> Driver<B> {
         self.settings = Some(kept);
     }
 
-    /// Says of each chain that the kernel refuses once when that begins and once when it ends.
+    /// Logs for each chain that the kernel refuses once when that begins and once when it ends.
     fn tell_refusals(&mut self) -> Vec<String> {
         let refused = self.backend.refused();
         let mut troubles = Vec::new();
@@ -174,7 +174,7 @@ impl<B: Backend> Subsystem for Driver<B> {
 
     async fn hear(&mut self, question: Question, at: Moment, context: &Context<'_>) {
         let text = self.explained(&question, at, context);
-        // The asker may have gone away.
+        // The requester may have gone away.
         let _ = question.answer.send(text);
     }
 

@@ -1,11 +1,11 @@
-//! Why a packet passes or not, for people: the question, the parties, what each direction says.
+//! Explains to users why a packet passes or not: the question, the parties, the decision of each direction.
 //!
 //! `sluice policy explain --from NS/POD --to NS/POD:PORT[/PROTO]`, either side also an address (`10.244.1.7`,
-//! `[fd00::7]:80/udp`). The answer comes from the rule set that the kernel is made equal to (`verdict`), one for each
-//! family in which both sides have an address. As text or, for programs, as JSON (`-o json`).
+//! `[fd00::7]:80/udp`). The answer comes from the rule set that is being enforced (`verdict`), one for each family in
+//! which both sides have an address. As text or, for programs, as JSON (`-o json`).
 //!
-//! What flags add is part of the answer: a pod reaches the node ports of its own node, `--netpol-default-deny` closes what
-//! is not known, and an address of Services is none that policies speak of.
+//! The effect of flags is part of the answer: a pod reaches the node ports of its own node, `--netpol-default-deny`
+//! closes unknown addresses, and policies do not apply to service addresses.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ use crate::net::{Family, Protocol};
 use super::rules::{Direction, RuleSet};
 use super::verdict::{Decision, Exemption, Packet, Traffic, Verdict, verdict};
 
-/// What is asked.
+/// A question about one packet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Question {
     pub from: End,
@@ -31,7 +31,7 @@ pub struct Question {
     pub port: u16,
 }
 
-/// What an answer comes from.
+/// Inputs of an answer.
 #[derive(Clone, Copy)]
 pub struct Known<'a> {
     pub rules: &'a RuleSet,
@@ -48,54 +48,54 @@ pub enum End {
     Address(IpAddr),
 }
 
-/// What becomes of the packets of one family.
+/// The verdict on the packets of one family.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Answer {
     pub packet: Packet,
     pub from: Party,
     pub to: Party,
     pub verdict: Verdict,
-    /// Whether the kernel has the rules that say so, or what it lacks; `None` where nobody has looked.
+    /// Ok if the kernel enforces the verdict, otherwise what it lacks; `None` if it was not checked.
     pub enforced: Option<Result<(), String>>,
 }
 
-/// Who is at one side.
+/// The party at one side.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Party {
     pub address: IpAddr,
     pub standing: Standing,
 }
 
-/// What policies have to do with a party.
+/// Standing of a party towards policies.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Standing {
-    /// A pod whose rules are on this node.
+    /// A pod of this node, which enforces its rules.
     Here(ObjectName),
-    /// A pod whose rules are on another node, where that is known.
+    /// A pod of another node, which enforces its rules; with the node's name if known.
     Elsewhere(ObjectName, Option<CompactString>),
-    /// A pod with the network of its node: policies do not concern it, and only blocks speak of it.
+    /// A pod on the host network: policies do not apply to it, and only ipBlocks match it.
     HostNetwork(ObjectName),
     /// This node itself.
     ThisNode,
-    /// No running pod of the cluster has the address.
+    /// An address of no running pod of the cluster.
     Nobody,
 }
 
-/// Why there is no answer.
+/// Reason why there is no answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Unanswerable {
     NoPod(ObjectName),
-    /// Its address may belong to another pod by now.
+    /// A finished pod, whose address may belong to another pod by now.
     Finished(ObjectName),
     NoAddress(ObjectName),
     /// One side has IPv4 only and the other IPv6 only.
     NoCommonFamily,
-    /// Policies are asked about the pod that a Service chooses, and with the port of that pod.
+    /// A service address: ask about the pod that the Service chooses, with the port of that pod.
     OfServices(IpAddr),
 }
 
 impl Question {
-    /// A question in the words of the command line, or what is wrong with them.
+    /// Parses a question from command line arguments; returns what is wrong with them otherwise.
     pub fn parse(from: &str, to: &str) -> Result<Question, String> {
         let wanted = || format!("{to:?} must be NAMESPACE/POD:PORT[/PROTOCOL] or ADDRESS:PORT[/PROTOCOL]");
         let (end, port) = to.rsplit_once(':').ok_or_else(wanted)?;
@@ -124,7 +124,7 @@ impl FromStr for End {
     }
 }
 
-/// The answers to a question, IPv4 first; at least one.
+/// Returns the answers to a question, IPv4 first; at least one.
 pub fn answers(known: Known<'_>, question: &Question) -> Result<Vec<Answer>, Unanswerable> {
     let Known { world, config, .. } = known;
     if let End::Address(address) = question.to
@@ -148,7 +148,7 @@ pub fn answers(known: Known<'_>, question: &Question) -> Result<Vec<Answer>, Una
     if answers.is_empty() { Err(Unanswerable::NoCommonFamily) } else { Ok(answers) }
 }
 
-/// What this node does with a packet: what policies say, and what flags add to it.
+/// Returns this node's verdict on a packet: by policies, then by flags.
 fn judged(known: Known<'_>, packet: &Packet) -> Verdict {
     let Known { rules, world, config, closed } = known;
     let mut verdict = verdict(rules, packet);
@@ -171,19 +171,19 @@ fn judged(known: Known<'_>, packet: &Packet) -> Verdict {
     verdict
 }
 
-/// Whether packets to this address are let to whoever knows Services, and are judged behind that.
+/// Returns whether packets to this address pass to the service proxy, and are judged after translation.
 fn is_of_services(config: &FirewallConfig, address: IpAddr) -> bool {
     let FirewallConfig { service_cluster_ip_ranges, external_ip_ranges, load_balancer_ip_ranges, .. } = config;
     let mut ranges = service_cluster_ip_ranges.iter().chain(external_ip_ranges).chain(load_balancer_ip_ranges);
     ranges.any(|range| range.contains(&address))
 }
 
-/// The answers as lines of text, each ended.
+/// Formats the answers as lines of text, each ending with a line break.
 pub fn text(answers: &[Answer]) -> String {
     answers.iter().map(text_of).collect()
 }
 
-/// The answers for programs.
+/// Formats the answers for programs.
 pub fn json(answers: &[Answer]) -> Value {
     json!({ "answers": answers.iter().map(json_of).collect::<Vec<_>>() })
 }
@@ -238,7 +238,7 @@ fn text_of(answer: &Answer) -> String {
     text
 }
 
-/// What one side says, as a sentence without its end.
+/// Describes the decision of one side, as a sentence without its end.
 fn side(decision: &Decision, party: &Party, direction: Direction) -> String {
     match decision {
         Decision::NotHere => nothing_here(party),

@@ -1,7 +1,7 @@
-//! What new sets hold, all at once.
+//! Computes the contents of new sets, all at once.
 //!
-//! One pass over the pods answers for all sets that are new, and looks only into the namespaces that one of them looks
-//! into. Blocks need no pods at all.
+//! One pass over the pods fills all new sets, and reads only the namespaces that one of them selects. Blocks need no
+//! pods at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::index::SetIndex;
 use super::rules::{Contents, Element, LocalPod, PortOwners, Scope, Selection, SetKey};
 use super::{ip_block, membership, selection};
 
-/// What the answer depends on, beside the sets.
+/// Inputs of the contents, besides the sets.
 #[derive(Clone, Copy)]
 pub struct Surroundings<'a> {
     pub pods: &'a Table<ObjectName, Pod>,
@@ -24,7 +24,7 @@ pub struct Surroundings<'a> {
     pub local: &'a BTreeMap<ObjectName, LocalPod>,
 }
 
-/// What these sets hold, and how many pods were asked for it.
+/// Returns the contents of these sets, and the number of pods examined.
 pub fn contents(
     sets: &BTreeSet<Arc<SetKey>>,
     around: Surroundings<'_>,
@@ -42,7 +42,7 @@ pub fn contents(
     (filled.into_iter(), filling.asked)
 }
 
-/// All pods of one namespace.
+/// Returns all pods of one namespace.
 pub fn pods_of<'a>(
     pods: &'a Table<ObjectName, Pod>,
     namespace: &'a str,
@@ -53,7 +53,7 @@ pub fn pods_of<'a>(
 struct Filling<'a> {
     around: Surroundings<'a>,
     sets: Vec<&'a Arc<SetKey>>,
-    /// Those of the set in the same place.
+    /// Elements of the set with the same index.
     elements: Vec<Vec<Element>>,
     asked: usize,
 }
@@ -94,7 +94,7 @@ impl<'a> Filling<'a> {
         }
     }
 
-    /// The sets that pass, each by its place.
+    /// Indexes the sets that pass, by their position.
     fn index(&self, pass: impl Fn(&SetKey) -> bool) -> SetIndex<usize> {
         let mut index = SetIndex::default();
         for (place, set) in self.sets.iter().enumerate().filter(|(_, set)| pass(set)) {
@@ -103,7 +103,7 @@ impl<'a> Filling<'a> {
         index
     }
 
-    /// The namespaces that the sets look into; `None` for all pods, whatever their namespace.
+    /// Returns the namespaces that the sets select; `None` for all pods, whatever their namespace.
     fn namespaces(&self) -> Option<BTreeSet<&'a str>> {
         let mut names = BTreeSet::new();
         for set in &self.sets {
@@ -131,7 +131,7 @@ impl<'a> Filling<'a> {
         }
     }
 
-    /// Adds what a pod has in each set that it may belong to.
+    /// Adds a pod's elements to each set that it may belong to.
     fn ask(&mut self, index: &SetIndex<usize>, name: &ObjectName, pod: &Pod) {
         self.asked += 1;
         if !pod.takes_part() {
@@ -142,7 +142,7 @@ impl<'a> Filling<'a> {
         for place in index.candidates(&name.namespace, labels, pod) {
             let (Some(set), Some(elements)) = (self.sets.get(*place), self.elements.get_mut(*place)) else { continue };
             for address in &pod.addresses {
-                // Several pods that have one address each give the same answer, which a set holds once.
+                // Pods that share an address give the same elements, which a set holds once.
                 let claimants = self.around.claims.of(*address);
                 elements.extend(membership::elements_at(set, *address, claimants, namespaces));
             }

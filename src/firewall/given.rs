@@ -1,4 +1,4 @@
-//! What tests are given, in few words: pods, labels, selectors, policies.
+//! Fixtures for tests, in few words: pods, labels, selectors, policies.
 
 use std::net::IpAddr;
 

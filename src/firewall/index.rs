@@ -1,9 +1,9 @@
-//! Which selectors could select a pod: found by its labels, so that a change of one pod asks a few of them and not all.
+//! Index of selectors by label, so that a change of one pod evaluates only a few of them.
 //!
-//! A selector can only select what has one of the values that it names for some label, or has that label at all. So each
-//! is filed under one of its requirements, the one with the fewest values, and a pod with eight labels looks into some
-//! twenty places. A selector that names no label (`{}`, or only what must not be there) is filed under everything.
-//! What is found is a candidate: the other requirements still have to be asked.
+//! A selector can only select pods with one of the values that it names for some label, or with that label at all. So
+//! each is indexed under one of its requirements, the one with the fewest values, and a pod with eight labels needs
+//! some twenty lookups. A selector that requires no label (`{}`, or only labels that must be absent) is indexed under
+//! everything. Results are candidates: the other requirements still have to be evaluated.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,22 +13,22 @@ use crate::model::{Labels, Operator, Pod, Selector};
 
 use super::rules::{PortOwners, Scope, Selection, SetKey};
 
-/// What is looked for by the pods that it selects.
+/// Items indexed by the pods that they select.
 pub struct Index<T> {
-    /// By the name of the one namespace that is looked into.
+    /// By the name of the single namespace that they select.
     named: BTreeMap<CompactString, ByLabel<BTreeSet<T>>>,
     /// By labels of the namespace, and then of the pod.
     selected: ByLabel<ByLabel<BTreeSet<T>>>,
 }
 
-/// Sets of addresses and of ports, by the pods that may belong to them.
+/// Sets of addresses and of ports, indexed by the pods that may belong to them.
 pub struct SetIndex<T> {
     selections: Index<T>,
-    /// Sets of named ports that no selector decides about, by the name of the port.
+    /// Sets of named ports without a selector, by the name of the port.
     ports: BTreeMap<CompactString, BTreeSet<T>>,
 }
 
-/// Things filed under a label with a value, under a label alone, or under neither.
+/// Places indexed under a label with a value, under a label alone, or under neither.
 struct ByLabel<P> {
     rest: P,
     keys: BTreeMap<CompactString, OfKey<P>>,
@@ -39,7 +39,7 @@ struct OfKey<P> {
     values: BTreeMap<CompactString, P>,
 }
 
-/// A place where things are filed; one that is empty is given up.
+/// A place in the index; an empty one is removed.
 trait Place: Default {
     fn is_empty(&self) -> bool;
 }
@@ -57,8 +57,8 @@ impl<T: Ord + Clone> Index<T> {
         });
     }
 
-    /// What may select a pod of this namespace with these labels. `namespace` are the labels of the namespace, where
-    /// that is known.
+    /// Returns the items that may select a pod of this namespace with these labels. `namespace`: the labels of the
+    /// namespace, if known.
     pub fn candidates<'a>(
         &'a self,
         name: &str,
@@ -86,7 +86,7 @@ impl<T: Ord + Clone> Index<T> {
 }
 
 impl<T: Ord + Clone> SetIndex<T> {
-    /// Files a set. One of blocks does not depend on pods and is not filed.
+    /// Indexes a set. A set of blocks does not depend on pods and is not indexed.
     pub fn insert(&mut self, key: &SetKey, item: &T) {
         match key {
             SetKey::Pods(selection) | SetKey::NamedPort { pods: PortOwners::Selected(selection), .. } => {
@@ -121,7 +121,7 @@ impl<T: Ord + Clone> SetIndex<T> {
         self.ports.is_empty() && self.selections.named.is_empty() && self.selections.selected.is_empty()
     }
 
-    /// The sets that a pod of this namespace may belong to; one may come twice.
+    /// Returns the sets that a pod of this namespace may belong to; may contain duplicates.
     pub fn candidates<'a>(
         &'a self,
         name: &str,
@@ -134,19 +134,19 @@ impl<T: Ord + Clone> SetIndex<T> {
 }
 
 impl<P: Place> ByLabel<P> {
-    /// The places that something with these labels looks into.
+    /// Returns the places where these labels may match.
     fn of<'a>(&'a self, labels: &'a Labels) -> impl Iterator<Item = &'a P> {
         let of_label = |(key, value)| {
             let of_key = self.keys.get(key);
             let of_value = of_key.and_then(|of_key| of_key.values.get(value));
             of_key.map(|of_key| &of_key.rest).into_iter().chain(of_value)
         };
-        // Without any key, no label needs to be asked: most namespaces look like that.
+        // Without any key no label needs a lookup: most namespaces are like that.
         let labels = (!self.keys.is_empty()).then(|| labels.iter().flat_map(of_label));
         std::iter::once(&self.rest).chain(labels.into_iter().flatten())
     }
 
-    /// Acts on each place where a selector is filed.
+    /// Calls `act` on each place where a selector is indexed.
     fn visit(&mut self, selector: &Selector, act: &mut dyn FnMut(&mut P)) {
         let (key, values) = match narrowest(selector) {
             None => return act(&mut self.rest),
@@ -171,7 +171,7 @@ impl<P: Place> ByLabel<P> {
     }
 }
 
-/// The requirement under which a selector is filed: the label, and its values if it names some.
+/// Returns the requirement under which a selector is indexed: the label, and its values if it names some.
 fn narrowest(selector: &Selector) -> Option<(&CompactString, Option<&[CompactString]>)> {
     let narrow = selector.requirements.iter().filter_map(|requirement| match &requirement.operator {
         Operator::In(values) => Some((&requirement.key, Some(&**values))),

@@ -1,4 +1,4 @@
-//! `ipBlock`: peers given as an address range with holes.
+//! `ipBlock`: peers given as an address range with exceptions.
 //!
 //! Kubernetes: `NetworkPolicyPeer.ipBlock { cidr, except[] }`. An address matches when it lies in `cidr` and in none of
 //! `except`. The blocks of one rule are alternatives: one match is enough, so a hole is a hole in its own block only and
@@ -19,23 +19,23 @@ use crate::net::Family;
 
 use super::rules::Block;
 
-/// The addresses of all blocks together, as few disjoint prefixes as can be, sorted, IPv4 first.
+/// Returns the addresses of all blocks as the minimal list of disjoint prefixes, sorted, IPv4 first.
 pub fn prefixes(blocks: &[Block]) -> Vec<IpNet> {
     Family::BOTH.into_iter().flat_map(|family| prefixes_of(blocks, family)).collect()
 }
 
-/// Whether an address lies in one of the blocks and not in a hole of that one.
+/// Returns whether an address lies in one of the blocks and not in an exception of that block.
 pub fn holds(blocks: &[Block], address: IpAddr) -> bool {
     let in_block =
         |block: &Block| block.cidr.contains(&address) && !block.except.iter().any(|hole| hole.contains(&address));
     blocks.iter().any(in_block)
 }
 
-/// A block in its canonical form: what cannot matter is left out.
+/// Returns a block in canonical form, without exceptions that have no effect.
 pub fn block(cidr: IpNet, except: &[IpNet]) -> Block {
     let cidr = cidr.trunc();
     let meets = |hole: &IpNet| hole.contains(&cidr) || cidr.contains(hole);
-    // A hole larger than the block leaves nothing of it, as one of its own size does.
+    // An exception larger than the block excludes all of it, as one of the same size does.
     let within = |hole: &IpNet| if cidr.contains(hole) { hole.trunc() } else { cidr };
     let mut except: Vec<IpNet> = except.iter().filter(|hole| meets(hole)).map(within).collect();
     except.sort();
@@ -50,7 +50,7 @@ fn prefixes_of(blocks: &[Block], family: Family) -> Vec<IpNet> {
     let mut joined: Vec<Span> = Vec::new();
     for span in spans {
         match joined.last_mut() {
-            // The first address behind the last span: there is none where that one reaches the end.
+            // The first address behind the last span; none if that span reaches the end of the address space.
             Some(last) if last.last.checked_add(1).is_none_or(|behind| span.first <= behind) => {
                 last.last = last.last.max(span.last);
             }
@@ -74,7 +74,7 @@ impl From<IpNet> for Span {
 }
 
 impl Span {
-    /// The fewest prefixes that cover exactly this span: each as large as its first address and the end allow.
+    /// Returns the fewest prefixes that cover exactly this span: each as large as its first address and the end allow.
     fn prefixes(self, family: Family) -> Vec<IpNet> {
         let mut prefixes = Vec::new();
         let mut next = Some(self.first).filter(|first| *first <= self.last);
@@ -90,12 +90,12 @@ impl Span {
     }
 }
 
-/// What the holes leave of one block.
+/// Returns the spans of one block without its exceptions.
 fn without_holes(block: &Block) -> Vec<Span> {
     let Span { first, last } = Span::from(block.cidr);
     let mut left = Vec::new();
     let mut next = Some(first);
-    // Sorted by their first address, so what lies before a hole is cut by no later one.
+    // Exceptions are sorted by their first address, so no later one affects what lies before the current one.
     for hole in block.except.iter().map(|hole| Span::from(*hole)) {
         let Some(first) = next else { break };
         if let Some(before) = hole.first.checked_sub(1).filter(|before| first <= *before) {
@@ -114,7 +114,7 @@ fn number(address: IpAddr) -> u128 {
     }
 }
 
-/// The address with this number; of a number too large for the family, what fits.
+/// Returns the address with this number; truncates a number too large for the family.
 fn address(number: u128, family: Family) -> IpAddr {
     match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::from(u32::try_from(number).unwrap_or(u32::MAX))),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     proptest! {
-        /// In a small corner of either family every address can be asked.
+        /// A small corner of either family is small enough to test every address.
         #[test]
         fn prefixes_hold_what_the_blocks_hold(
             blocks in vec((0..32u32, 27..=32u8, vec((0..32u32, 27..=32u8), 0..4)), 0..5),

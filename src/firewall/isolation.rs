@@ -1,8 +1,8 @@
 //! Isolation and default deny: when a pod accepts, or sends, only what is allowed.
 //!
 //! Kubernetes: `spec.podSelector` and `spec.policyTypes`. A pod is isolated for ingress as soon as one policy of its
-//! namespace selects it for ingress, for egress likewise, and the two never touch each other. What several policies
-//! allow adds up. A policy without rules is the API's default deny: it isolates and allows nothing.
+//! namespace selects it for ingress, likewise for egress; the two are independent. What several policies allow adds up.
+//! A policy without rules is the API's default deny: it isolates and allows nothing.
 //!
 //! The older default deny is an annotation of the Namespace,
 //! `net.beta.kubernetes.io/network-policy={"ingress":{"isolation":"DefaultDeny"}}`: it isolates all pods of the namespace
@@ -12,7 +12,7 @@ use crate::model::{Namespace, NetworkPolicy, ObjectName};
 
 use super::rules::{Direction, Isolation};
 
-/// The isolation of a pod that these policies, sorted by name, select.
+/// Returns the isolation of a pod that these policies, sorted by name, select.
 pub fn isolation<'a>(
     direction: Direction,
     selecting: impl Iterator<Item = (&'a ObjectName, &'a NetworkPolicy)>,
@@ -24,7 +24,7 @@ pub fn isolation<'a>(
     of(policies, by_namespace)
 }
 
-/// Whether a policy isolates the pods that it selects in this direction.
+/// Returns whether a policy isolates the pods that it selects in this direction.
 pub fn isolates(policy: &NetworkPolicy, direction: Direction) -> bool {
     match direction {
         Direction::Ingress => policy.ingress.is_some(),
@@ -32,7 +32,7 @@ pub fn isolates(policy: &NetworkPolicy, direction: Direction) -> bool {
     }
 }
 
-/// Adds one policy to those that isolate a pod, or takes it away. False if nothing changed by that.
+/// Adds or removes one policy that isolates a pod. Returns whether anything changed.
 pub fn set_isolating(isolation: &mut Isolation, policy: &ObjectName, isolating: bool) -> bool {
     let (policies, by_namespace) = match isolation {
         Isolation::Open => (&mut Box::default(), false),

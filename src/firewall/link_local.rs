@@ -1,13 +1,13 @@
-//! IPv6 link-local addresses: what pods of one bridge send each other, and their node, without any address that the
+//! IPv6 link-local addresses: traffic between pods of one bridge, and with their node, without any address that the
 //! cluster knows.
 //!
-//! Kubernetes: a policy is about pods by their addresses (`status.podIPs`), and the API never names the `fe80::/10` address
-//! that the kernel gives every pod, also where the cluster has no IPv6. So which pod such an address belongs to cannot be
-//! told, and no policy can allow it. While any pod of this node is isolated, only what IPv6 needs to work on a link passes
-//! there ([`icmp::OF_LINKS`]), and what belongs to a connection; the node itself goes on reaching its pods.
+//! Kubernetes: policies identify pods by their addresses (`status.podIPs`), and the API never names the `fe80::/10`
+//! address that the kernel gives every pod, even in clusters without IPv6. So the pod of such an address is unknown,
+//! and no policy can allow it. While any pod of this node is isolated, only what IPv6 needs to work on a link passes
+//! ([`icmp::OF_LINKS`]), and packets of existing connections; the node itself goes on reaching its pods.
 //!
-//! Pods that nothing isolates lose link-local connections with it. The road not taken: telling pods apart by the port of the
-//! bridge or the hardware address. Neither is known before a pod has sent something, and a pod can choose the second.
+//! Pods that are not isolated lose link-local connections too. The road not taken: identifying pods by bridge port or
+//! MAC address. Neither is known before a pod has sent something, and a pod can choose the second.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -20,20 +20,20 @@ use crate::net::icmp;
 use super::rules::{Isolation, LocalPod, RuleSet};
 use super::verdict::{Packet, Traffic};
 
-/// The bridge of our own CNI configuration. Its rule does not wait until it is there.
+/// The bridge of our own CNI configuration. Its rule exists before the bridge does.
 const POD_BRIDGE: &str = "kube-bridge";
 
-/// What only means something on one link.
+/// The unicast addresses that are valid on one link only.
 pub const UNICAST: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10));
 pub const MULTICAST: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0), 16));
 
-/// Whether link-local traffic between pods is refused: any pod of this node is isolated, in whatever direction.
+/// Returns whether link-local traffic between pods is refused: any pod of this node is isolated, in either direction.
 pub fn is_closed(rules: &RuleSet) -> bool {
     let is_isolated = |pod: &LocalPod| pod.ingress != Isolation::Open || pod.egress != Isolation::Open;
     rules.pods.values().any(is_isolated)
 }
 
-/// Whether a packet that does not belong to a connection is refused for its link-local address while that is closed.
+/// Returns whether a packet outside of any connection is refused for its link-local address while those are closed.
 pub fn refuses(packet: &Packet) -> bool {
     let is_concerned = UNICAST.contains(&packet.source)
         || UNICAST.contains(&packet.destination)
@@ -43,8 +43,8 @@ pub fn refuses(packet: &Packet) -> bool {
     is_concerned && !is_of_links && !packet.from_this_node
 }
 
-/// The bridges that pods of this node are on, sorted: our own, and those whose network holds the address of one. A bridge that
-/// has an address of the Node is the node's own link, where others need link-local addresses (DHCPv6, routing protocols).
+/// Returns the bridges of this node's pods, sorted: our own, and those whose subnet contains a pod's address. A bridge
+/// with a Node address is the node's own link, where others need link-local addresses (DHCPv6, routing protocols).
 pub fn pod_bridges(rules: &RuleSet, world: &World) -> Vec<CompactString> {
     let node = world.cluster.nodes.get(&world.host.node_name);
     let is_nodes = |address: &IpAddr| node.is_some_and(|node| node.addresses.iter().any(|own| own.address == *address));
@@ -60,7 +60,7 @@ pub fn pod_bridges(rules: &RuleSet, world: &World) -> Vec<CompactString> {
     bridges
 }
 
-/// Whether there is a bridge with pods on it, as far as the host shows.
+/// Returns whether the host has a bridge with pods on it, as far as is known.
 pub fn has_pod_bridge(rules: &RuleSet, world: &World) -> bool {
     let is_there = |name: &CompactString| world.host.links.iter().any(|link| link.bridge && link.name == *name);
     pod_bridges(rules, world).iter().any(is_there)

@@ -1,7 +1,7 @@
-//! What a set of pods holds at one address.
+//! The elements of a set of pods at one address.
 //!
-//! Every element of such a set belongs to one address, and only the pods that have the address decide about it
-//! (`claims`), so a change of a pod is a change at its addresses and nowhere else.
+//! Every element of such a set belongs to one address, and depends only on the pods that have the address (`claims`),
+//! so a change of a pod is a change at its addresses and nowhere else.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use super::claims::Claimant;
 use super::rules::{Contents, Element, PortOwners, SetKey};
 use super::{named_port, selection};
 
-/// The elements at an address that these pods, and no others, have: those that all of them would have alone.
+/// Returns the elements at an address that exactly these pods have: those that each of them would have alone.
 ///
-/// A set of named ports of this node asks its pods only. A set of blocks does not depend on pods: the answer is nothing.
+/// A set of named ports of this node considers its pods only. A set of blocks does not depend on pods: empty.
 pub fn elements_at<'a>(
     set: &'a SetKey,
     address: IpAddr,
@@ -34,7 +34,7 @@ pub fn elements_at<'a>(
     })
 }
 
-/// The elements that a set has at an address now.
+/// Returns the elements that a set has at an address now.
 pub fn elements_now(contents: &Contents, set: &SetKey, address: IpAddr) -> Vec<Element> {
     let elements = contents.elements.of(Family::from(address));
     let range = match set {
@@ -45,12 +45,12 @@ pub fn elements_now(contents: &Contents, set: &SetKey, address: IpAddr) -> Vec<E
     elements.range(range).copied().collect()
 }
 
-/// Whether a set holds named ports of this node's pods, and of no others.
+/// Returns whether a set holds named ports of this node's pods only.
 pub fn is_of_this_node(set: &SetKey) -> bool {
     matches!(set, SetKey::NamedPort { pods: PortOwners::Local, .. })
 }
 
-/// The elements that a pod would have at an address if it belonged to the set.
+/// Returns the elements that a pod would have at an address if it belonged to the set.
 fn candidates<'a>(set: &'a SetKey, pod: &'a Pod, address: IpAddr) -> impl Iterator<Item = Element> + 'a {
     let (whole, named) = match set {
         SetKey::Pods(_) => (Some(Element::Address(address)), None),
@@ -60,7 +60,7 @@ fn candidates<'a>(set: &'a SetKey, pod: &'a Pod, address: IpAddr) -> impl Iterat
     whole.into_iter().chain(named.into_iter().flatten())
 }
 
-/// Whether an element at an address of this pod is what the set asks for.
+/// Returns whether a pod with this address belongs to the set.
 fn belongs(set: &SetKey, claimant: &Claimant, namespaces: &Table<CompactString, Namespace>, element: Element) -> bool {
     let is_selected = |wanted: &_| {
         let namespace = namespaces.get(&claimant.name.namespace).map(|namespace| &namespace.labels);

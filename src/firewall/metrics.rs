@@ -1,8 +1,8 @@
-//! The firewall's metrics: names, help texts and what is counted.
+//! The firewall's metrics: names, help texts and values.
 //!
-//! Names that kube-router's users graph are kept (`kube_router_controller_…`); what it has no name for is called
-//! `sluice_firewall_…`. `docs/metrics.md` lists them all. Refused packets are counted by the kernel and read when
-//! somebody asks (`serve`).
+//! Names that kube-router's users graph are kept (`kube_router_controller_…`); metrics that kube-router lacks are
+//! called `sluice_firewall_…`. `docs/metrics.md` lists them all. Refused packets are counted by the kernel and read on
+//! request (`serve`).
 
 use std::time::Duration;
 
@@ -11,37 +11,37 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge};
 use crate::net::{Family, PerFamily};
 use crate::observe::metrics::Registry;
 
-/// What the firewall's task counts.
+/// Metrics of the firewall's task.
 pub struct Metrics {
     /// Duration of a round.
     pub round: Histogram,
-    /// What reading and writing rules took, by family.
+    /// Duration of reading and writing rules, by family.
     pub save: PerFamily<Histogram>,
     pub restore: PerFamily<Histogram>,
-    /// What changing the elements of sets took, by family.
+    /// Duration of changing the elements of sets, by family.
     pub elements: PerFamily<Histogram>,
-    /// The part of it that the rules took, and the part of the sets.
+    /// The part of a round spent on rules, and the part spent on sets.
     pub rules: Histogram,
     pub sets_round: Histogram,
-    /// Policies' chains that the kernel shall hold, both families together.
+    /// Desired policy chains, both families together.
     pub chains: IntGauge,
-    /// Sets that the kernel shall hold, both families together.
+    /// Desired sets, both families together.
     pub sets: IntGauge,
-    /// From an event on the source's socket to the kernel's last acknowledgement.
+    /// Time from an event on the source's socket to the kernel's last acknowledgement.
     pub programming: Histogram,
-    /// How often a pod was asked whether it belongs somewhere.
+    /// Number of evaluations of whether a pod belongs to a set.
     pub asked: IntCounter,
     /// Chains that the kernel refuses.
     pub refused: IntGauge,
-    /// When the kernel was last known to be as wanted, in seconds since 1970.
+    /// Time when the kernel was last known to be as desired, in seconds since 1970.
     pub last_success: IntGauge,
 }
 
 impl Metrics {
-    /// Makes the metrics and registers them.
+    /// Creates and registers the metrics.
     ///
     /// # Errors
-    /// Where a name is registered already.
+    /// If a name is already registered.
     pub fn register(registry: &Registry) -> Result<Metrics, prometheus::Error> {
         let histogram = |name: &str, help: &str| Histogram::with_opts(HistogramOpts::new(name, help));
         let programming = HistogramOpts::new(
@@ -111,14 +111,14 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Counts what reading and writing rules took.
+    /// Records the durations of reading and writing rules.
     pub(super) fn observe_rules(&self, read: &[(Family, Duration)], written: &[(Family, Duration)]) {
         for (histograms, times) in [(&self.save, read), (&self.restore, written)] {
             times.iter().for_each(|(family, took)| histograms.of(*family).observe(took.as_secs_f64()));
         }
     }
 
-    /// Counts what changing elements took, where any changed.
+    /// Records the durations of changing elements, where any changed.
     pub(super) fn observe_elements(&self, took: PerFamily<Duration>) {
         for (family, took) in took.iter().filter(|(_, took)| !took.is_zero()) {
             self.elements.of(family).observe(took.as_secs_f64());

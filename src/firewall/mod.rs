@@ -4,16 +4,17 @@
 //! everything; one that policies select accepts (ingress) or sends (egress) only what one of them allows. This module
 //! decides what that means for the pods of this node.
 //!
-//! Reading order: [`rules`] is the compiled form, which knows no backend; [`compile`] makes the rules of one policy, with
-//! one file for each feature that decides about them: [`selection`] (pods and namespaces by labels), [`ip_block`]
-//! (address ranges with holes), [`port_number`], [`named_port`]; [`isolation`] says whether a pod is restricted at all
-//! (default deny). [`plan`] keeps the rule set up to date: [`claims`] says which pods have an address, [`membership`]
-//! what a set holds there, [`index`] which selectors to ask about a pod, [`fill`] what a new set holds. [`verdict`] traces a packet through
-//! the rule set, which is what the rules mean, and [`explain`] tells people.
+//! Reading order: [`rules`] is the compiled form, independent of any backend; [`compile`] makes the rules of one
+//! policy, with one file for each feature that decides about them: [`selection`] (pods and namespaces by labels),
+//! [`ip_block`] (address ranges with exceptions), [`port_number`], [`named_port`]; [`isolation`] decides whether a pod
+//! is restricted at all (default deny). [`plan`] keeps the rule set up to date: [`claims`] lists the pods of an
+//! address, [`membership`] the elements of a set there, [`index`] the selectors to evaluate for a pod, [`fill`] the
+//! contents of a new set. [`verdict`] traces a packet through the rule set and so defines its meaning, and [`explain`]
+//! presents that to users.
 //!
-//! [`link_local`] is about addresses that policies cannot speak of. [`backend`] is all that is known here of the kernel;
-//! [`iptables`] is the one that there is, with chains and sets. [`driver`] is the firewall's part of the loop
-//! (`subsystem`); [`serve`] shows what was refused.
+//! [`link_local`] is about addresses that policies cannot name. [`backend`] is the interface to the kernel;
+//! [`iptables`] is the only backend, with chains and sets. [`driver`] is the firewall's part of the loop (`subsystem`);
+//! [`serve`] exports the refused packets.
 
 pub mod rules;
 pub mod compile;

@@ -1,8 +1,8 @@
-//! Named ports: a name in a policy stands for whatever number the destination pod gives it.
+//! Named ports: a name in a policy stands for the number that the destination pod gives it.
 //!
 //! Kubernetes: `NetworkPolicyPort.port` as text, and `containers[].ports[] { name, containerPort, protocol }`. Name and
-//! protocol are asked of each destination pod on its own: one pod's `http` may be 80 and another's 8080. Where a pod has
-//! no such name in this protocol, nothing of it is reached; a name that nobody has opens nothing.
+//! protocol are resolved for each destination pod: one pod's `http` may be 80 and another's 8080. A pod without such a
+//! name in this protocol is not reached; a name that no pod has opens nothing.
 //!
 //! The destination of ingress is the isolated pod itself; that of egress is a peer: a selected pod, a pod inside one of
 //! the blocks, or, without `to`, any pod of the cluster. Either way the answer is a set of addresses with numbers
@@ -18,7 +18,7 @@ use crate::net::Protocol;
 use super::ip_block;
 use super::rules::{Element, PortOwners, Selection, SetKey};
 
-/// The names that `ports[]` asks for.
+/// Returns the port names in `ports[]`.
 pub fn names(ports: &[PolicyPort]) -> impl Iterator<Item = (&CompactString, Protocol)> {
     ports.iter().filter_map(|port| match &port.number {
         Asked::Named(name) => Some((name, port.protocol)),
@@ -26,7 +26,7 @@ pub fn names(ports: &[PolicyPort]) -> impl Iterator<Item = (&CompactString, Prot
     })
 }
 
-/// The destinations that a rule of egress names when it asks for a port name among these peers.
+/// Returns the destinations of an egress rule that uses a port name with these peers.
 pub fn owners(peer: Option<&SetKey>) -> PortOwners {
     match peer {
         None => PortOwners::All,
@@ -36,8 +36,8 @@ pub fn owners(peer: Option<&SetKey>) -> PortOwners {
     }
 }
 
-/// Whether a pod is among these with this address of its, where it `is_selected` by selectors. That it is of this node
-/// is not asked here.
+/// Returns whether a pod with this address is among these, where `is_selected` evaluates selectors. Does not check that
+/// the pod is of this node.
 pub fn is_among(owners: &PortOwners, address: IpAddr, is_selected: impl FnOnce(&Selection) -> bool) -> bool {
     match owners {
         PortOwners::Local | PortOwners::All => true,
@@ -46,7 +46,7 @@ pub fn is_among(owners: &PortOwners, address: IpAddr, is_selected: impl FnOnce(&
     }
 }
 
-/// The numbers of a port name at one address of a pod; usually one, mostly none.
+/// Returns the numbers of a port name at one address of a pod; usually one, mostly none.
 pub fn elements<'a>(
     pod: &'a Pod,
     address: IpAddr,

@@ -2,18 +2,18 @@
 //!
 //! When the World changes, the tables say which pods, namespaces and policies differ. From there:
 //!
-//! - a changed pod is a change at its addresses: only sets whose selectors could select it, before or after, are asked
-//!   about these addresses (`index`, `membership`);
-//! - a namespace whose labels changed concerns the sets whose `namespaceSelector` now says something else of it, and in
-//!   them the pods of that namespace;
+//! - a changed pod is a change at its addresses: only sets whose selectors could select it, before or after, are
+//!   evaluated at these addresses (`index`, `membership`);
+//! - a namespace whose labels changed concerns the sets whose `namespaceSelector` now gives another result for it, and
+//!   in them the pods of that namespace;
 //! - a pod of this node, or a policy of its namespace, may change which policies select the pod (`isolation`);
-//! - a policy is compiled (`compile`) while it selects a pod of this node, and its sets exist while a rule names them. A
-//!   set that is new is filled in one pass over the pods of the namespaces that it looks into.
+//! - a policy is compiled (`compile`) while it selects a pod of this node, and its sets exist while a rule uses them. A
+//!   new set is filled in one pass over the pods of the namespaces that it selects.
 //!
-//! The first half is here; which policies select a pod of this node is in `selecting`, what they need in `sets`.
+//! The first half is here; `selecting` finds the policies that select a pod of this node, `sets` the sets they need.
 //!
-//! After any history the rule set equals the one made at once from the newest World; `tests/firewall.rs` walks random
-//! histories to hold it to that.
+//! After any history the rule set equals the one computed at once from the newest World; `tests/firewall.rs` verifies
+//! that with random histories.
 
 mod selecting;
 mod sets;
@@ -32,7 +32,7 @@ use super::index::{Index, SetIndex};
 use super::rules::{Element, PolicyKey, PortOwners, RuleSet, Selection, SetKey};
 use super::{fill, selection};
 
-/// The rule set and everything needed to change it by parts.
+/// The rule set, with what is needed to update it by parts.
 #[derive(Default)]
 pub struct Plan {
     /// The name of this node.
@@ -44,28 +44,28 @@ pub struct Plan {
     policies: Index<ObjectName>,
     /// The sets in use, by the pods that may belong to them.
     sets: SetIndex<Arc<SetKey>>,
-    /// How many matches name each set.
+    /// Number of matches that use each set.
     uses: BTreeMap<Arc<SetKey>, usize>,
     /// The policies that select each pod of this node, whatever their directions; sorted.
     selecting: BTreeMap<ObjectName, Vec<ObjectName>>,
-    /// How many pods of this node each policy selects; none that selects no pod.
+    /// Number of this node's pods that each policy selects; without policies that select none.
     selected: BTreeMap<ObjectName, usize>,
 }
 
-/// What of the rule set changed.
+/// Changes of the rule set.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Changed {
     pub pods: BTreeSet<ObjectName>,
     pub policies: BTreeSet<PolicyKey>,
-    /// Sets that appeared, went, or are to be compared as a whole.
+    /// Sets that were added, removed, or have to be compared as a whole.
     pub sets: BTreeSet<Arc<SetKey>>,
     /// Elements that entered or left other sets.
     pub elements: Vec<(Arc<SetKey>, Element)>,
-    /// How many times a pod was asked whether it belongs somewhere; what the work is proportional to.
+    /// Number of evaluations of whether a pod belongs to a set; the work is proportional to it.
     pub pods_asked: usize,
 }
 
-/// What is found out on the way, before it is put into the rule set.
+/// Pending changes, before they are applied to the rule set.
 #[derive(Default)]
 struct Dirty {
     /// Sets that may differ at an address.
@@ -84,11 +84,11 @@ impl Plan {
         &self.rules
     }
 
-    /// Takes in a newer World and says what that changed.
+    /// Updates the rule set from a newer World; returns what changed.
     pub fn update(&mut self, world: &World) -> Changed {
         let mut changed = Changed::default();
         if self.node != world.host.node_name {
-            // Which pods are local is different for all of them: begin again.
+            // A new node name changes which pods are local, so start over.
             let fresh = Plan { node: world.host.node_name.clone(), ..Plan::default() };
             let before = std::mem::replace(self, fresh).rules;
             changed.pods.extend(before.pods.into_keys());
@@ -109,7 +109,7 @@ impl Plan {
         changed
     }
 
-    /// Brings the claims to addresses up to date, and finds where sets may differ by them.
+    /// Updates the claims to addresses, and finds the sets that may differ at them.
     fn take_in_pods(&mut self, older: &Cluster, dirty: &mut Dirty) {
         let newer = self.cluster.clone();
         if older.pods.is_empty() {
@@ -126,8 +126,8 @@ impl Plan {
             if before.into_iter().chain(after).any(|pod| self.is_local(pod)) {
                 dirty.pods.insert(change.key().clone());
             }
-            // Whoever shares an address with the pod is asked too, so the answer holds for all that have it, first by
-            // the older labels of their namespaces and then by the newer.
+            // Pods that share an address with this pod are evaluated too, so the result holds for all of them, first
+            // with the older labels of their namespaces and then with the newer.
             let addresses = || before.into_iter().chain(after).flat_map(|pod| &pod.addresses);
             addresses().for_each(|address| self.note_places(*address, &older.namespaces, dirty));
             self.move_claims(change.key(), before, after);
@@ -135,7 +135,7 @@ impl Plan {
         }
     }
 
-    /// Makes room for the addresses of all pods at once.
+    /// Reserves capacity for the addresses of all pods at once.
     fn reserve_claims(&mut self) {
         let mut addresses: PerFamily<usize> = PerFamily::default();
         let pods = self.cluster.pods.iter().filter(|(_, pod)| pod.takes_part());
@@ -156,7 +156,7 @@ impl Plan {
         }
     }
 
-    /// Notes the sets that those who have an address now may belong to.
+    /// Marks the sets that the current pods of an address may belong to.
     fn note_places(&self, address: IpAddr, namespaces: &Table<CompactString, Namespace>, dirty: &mut Dirty) {
         if self.sets.is_empty() {
             return;
@@ -182,8 +182,8 @@ impl Plan {
         }
     }
 
-    /// Notes the pods of a namespace in the sets that now look into it, and did not before, or the reverse. Pods that
-    /// changed at the same time are noted already.
+    /// Marks the pods of a namespace in the sets that now select it and did not before, or the reverse. Pods that
+    /// changed at the same time are marked already.
     fn note_namespace(&self, name: &str, before: Option<&Labels>, after: Option<&Labels>, dirty: &mut Dirty) {
         let looks = |set: &SetKey, labels| {
             selection_of(set).is_some_and(|asked| selection::looks_into(&asked.namespaces, name, labels))
@@ -207,13 +207,13 @@ impl Plan {
 }
 
 impl Changed {
-    /// Whether the rule set is as it was.
+    /// Returns whether the rule set is unchanged.
     pub fn is_empty(&self) -> bool {
         self.pods.is_empty() && self.policies.is_empty() && self.sets.is_empty() && self.elements.is_empty()
     }
 }
 
-/// The selectors that decide about a set, where selectors do.
+/// Returns the selectors of a set, if it has any.
 fn selection_of(set: &SetKey) -> Option<&Selection> {
     match set {
         SetKey::Pods(selection) | SetKey::NamedPort { pods: PortOwners::Selected(selection), .. } => Some(selection),

@@ -1,15 +1,15 @@
-//! `port` and `endPort`: which destination ports a rule names by number.
+//! `port` and `endPort`: the destination ports that a rule names by number.
 //!
-//! Kubernetes: `NetworkPolicyPort { protocol, port, endPort }`. The entries of `ports[]` are alternatives, so entries of
-//! one protocol become one condition: every port where one entry names the protocol alone, else the numbers of all of
-//! them, joined where they overlap or touch. An entry that names a port (`named_port`) stands apart.
+//! Kubernetes: `NetworkPolicyPort { protocol, port, endPort }`. The entries of `ports[]` are alternatives, so entries
+//! of one protocol become one condition: every port if one entry names the protocol alone, else the numbers of all of
+//! them, merged where they overlap or touch. An entry that names a port (`named_port`) is separate.
 
 use crate::model::{PolicyPort, PortMatch as Asked};
 use crate::net::Protocol;
 
 use super::rules::{PortMatch, PortRange};
 
-/// The conditions on ports by number; at most one for each protocol, in the order of [`Protocol::ALL`].
+/// Returns the conditions on ports by number; at most one for each protocol, in the order of [`Protocol::ALL`].
 pub fn by_number(ports: &[PolicyPort]) -> Vec<PortMatch> {
     Protocol::ALL.into_iter().filter_map(|protocol| of_protocol(ports, protocol)).collect()
 }
@@ -27,7 +27,7 @@ fn of_protocol(ports: &[PolicyPort], protocol: Protocol) -> Option<PortMatch> {
     (!ranges.is_empty()).then(|| PortMatch::Numbers(protocol, ranges.into()))
 }
 
-/// The same ports in as few ranges as can be; a range that ends before it begins has none.
+/// Returns the same ports in the fewest ranges; a range that ends before it begins is empty.
 fn joined(mut ranges: Vec<PortRange>) -> Vec<PortRange> {
     ranges.retain(|range| range.first <= range.last);
     ranges.sort();

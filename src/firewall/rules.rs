@@ -1,20 +1,20 @@
-//! The compiled form of all NetworkPolicies that concern this node: one typed rule set that no backend shows in.
+//! The compiled form of all NetworkPolicies that concern this node: one typed rule set, independent of any backend.
 //!
-//! How a packet is judged by it: for each direction apart, each pod of this node at that end of the packet (the source
-//! for egress, the destination for ingress) has to agree. A pod agrees when it is [`Isolation::Open`] in this
-//! direction, or when any [`Match`] of any rule of any policy that isolates it holds. There is no order between
-//! policies, rules and matches, and nothing here denies: what is not allowed is dropped.
+//! How a packet is judged: for each direction separately, each pod of this node at that end of the packet (the source
+//! for egress, the destination for ingress) has to allow it. A pod allows it if it is [`Isolation::Open`] in this
+//! direction, or if any [`Match`] of any rule of any policy that isolates it matches. Policies, rules and matches are
+//! unordered, and nothing here denies: what is not allowed is dropped.
 //!
-//! Names are those of the API objects: a policy and a direction name a list of rules, a rule's place in the list is its
-//! place in `spec.ingress[]` or `spec.egress[]`. Sets are named by the question that they answer ([`SetKey`]), so
-//! policies that ask the same question share one set; what they hold follows the cluster, the rules do not.
+//! Names are those of the API objects: a policy and a direction identify a list of rules, a rule's index in the list is
+//! its index in `spec.ingress[]` or `spec.egress[]`. A set is identified by its definition ([`SetKey`]), so policies
+//! with the same selector share one set; its contents follow the cluster, the rules do not.
 //!
-//! Only what concerns this node is here: pods of other nodes only appear as elements of sets, policies that select no
+//! Only what concerns this node is here: pods of other nodes appear only as elements of sets, policies that select no
 //! pod of this node do not appear.
 //!
 //! An address that several running pods claim (a pod was replaced, and its old object is not gone yet) has only the
-//! rights that all of them have: a set holds it only where each of them belongs there, and each pod of this node that
-//! claims it has to agree to its packets. See `claims`.
+//! rights that all of them have: a set holds it only if each of them belongs there, and each pod of this node that
+//! claims it has to allow its packets. See `claims`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,19 +28,19 @@ use crate::net::{Family, PerFamily, Protocol};
 
 pub use crate::net::PortRange;
 
-/// Everything that is to be enforced on this node.
+/// All rules to be enforced on this node.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct RuleSet {
-    /// The pods of this node that policies can concern: running, with addresses of their own. Pods that nothing
-    /// isolates are here too.
+    /// Pods of this node that policies can apply to: running, with addresses of their own. Pods without isolation are
+    /// included.
     pub pods: BTreeMap<ObjectName, LocalPod>,
     /// The rules of each policy that isolates a pod of this node, for each direction in which it does.
     pub policies: BTreeMap<PolicyKey, Arc<[Rule]>>,
-    /// Every set that one of the rules names, and no other. A set may be empty: then it matches nothing.
+    /// The sets that rules use, and no others. An empty set matches nothing.
     pub sets: BTreeMap<Arc<SetKey>, Contents>,
 }
 
-/// Seen from the isolated pod: ingress is what comes to it, egress is what it sends.
+/// Relative to the isolated pod: ingress is traffic to it, egress is traffic from it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Direction {
     Ingress,
@@ -56,14 +56,14 @@ pub struct LocalPod {
     pub egress: Isolation,
 }
 
-/// Whether policies restrict a pod in one direction.
+/// Isolation of a pod in one direction.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Isolation {
-    /// No policy selects the pod for this direction: everything passes.
+    /// No policy selects the pod for this direction: all traffic is allowed.
     Open,
-    /// Only what one of these policies allows passes.
+    /// Only traffic that one of these policies allows passes.
     Isolated {
-        /// Sorted. Empty where the namespace's annotation alone isolates: then nothing passes.
+        /// Sorted. Empty if only the namespace's annotation isolates: then no traffic is allowed.
         policies: Box<[ObjectName]>,
         /// The namespace's annotation asks for isolation too. Only ever true for ingress.
         by_namespace: bool,
@@ -77,13 +77,13 @@ pub struct PolicyKey {
     pub direction: Direction,
 }
 
-/// One entry of `ingress[]` or `egress[]`: it allows what any of its matches holds for; without a match, nothing.
+/// One entry of `ingress[]` or `egress[]`: it allows packets that any of its matches matches; without matches, nothing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Rule {
     pub matches: Box<[Match]>,
 }
 
-/// One condition on a packet; both parts have to hold.
+/// One condition on a packet; both parts have to match.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Match {
     /// The address at the other end (the source for ingress, the destination for egress) is in this set;
@@ -95,26 +95,26 @@ pub struct Match {
 /// A condition on protocol and destination port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PortMatch {
-    /// Every protocol, also those without ports.
+    /// Every protocol, including those without ports.
     Any,
     /// Every port of this protocol.
     Protocol(Protocol),
     /// The destination port lies in one of these ranges: sorted, neither overlapping nor touching, at least one.
     Numbers(Protocol, Box<[PortRange]>),
-    /// The destination address and the destination port stand together in this set, a [`SetKey::NamedPort`], whose
-    /// protocol is the packet's.
+    /// The destination address and port are an element of this set, a [`SetKey::NamedPort`], whose protocol is the
+    /// packet's.
     Named(Arc<SetKey>),
 }
 
-/// The question that a set answers. Equal questions are one set, whoever asks.
+/// The definition of a set. Equal definitions are one set, whichever rules use it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum SetKey {
     /// The addresses of the selected pods: elements are [`Element::Address`].
     Pods(Selection),
-    /// The addresses of these blocks, without their holes: elements are [`Element::Prefix`], as few as can be,
+    /// The addresses of these blocks, without their exceptions: elements are [`Element::Prefix`], as few as possible,
     /// disjoint. Sorted, without duplicates, at least one.
     Blocks(Box<[Block]>),
-    /// Where a port of this name is: elements are [`Element::Port`], pods' addresses with the number that the pod
+    /// The destinations of a port name: elements are [`Element::Port`], pods' addresses with the number that the pod
     /// gives to the name in this protocol.
     NamedPort { pods: PortOwners, name: CompactString, protocol: Protocol },
 }
@@ -126,25 +126,25 @@ pub struct Selection {
     pub pods: Selector,
 }
 
-/// The namespaces that a [`Selection`] looks into.
+/// The namespaces that a [`Selection`] selects.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Scope {
-    /// The one of this name.
+    /// The namespace of this name.
     Named(CompactString),
     Selected(Selector),
 }
 
-/// An `ipBlock`. Host bits are zero; `except` is sorted, and each of it lies inside `cidr`.
+/// An `ipBlock`. Host bits are zero; `except` is sorted, and each entry lies inside `cidr`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Block {
     pub cidr: IpNet,
     pub except: Box<[IpNet]>,
 }
 
-/// Whose named ports a set holds.
+/// The pods whose named ports a set holds.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum PortOwners {
-    /// Pods of this node. Rules of ingress are only asked about packets to the pod that they isolate, so all of them
+    /// Pods of this node. Ingress rules are only evaluated for packets to the pod that they isolate, so all of them
     /// share one set for each name.
     Local,
     /// All pods of the cluster.
@@ -155,23 +155,23 @@ pub enum PortOwners {
     Inside(Box<[Block]>),
 }
 
-/// What a set holds, family by family.
+/// The elements of a set, by family.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Contents {
     pub elements: PerFamily<BTreeSet<Element>>,
 }
 
-/// One element of a set. All elements of a set are of one kind, which the set's key tells.
+/// One element of a set. All elements of a set have the same variant, which follows from the set's key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Element {
     Address(IpAddr),
     Port(IpAddr, u16),
-    /// Host bits are zero; the whole of a family is a prefix of length 0.
+    /// Host bits are zero; a whole family is a prefix of length 0.
     Prefix(IpNet),
 }
 
 impl RuleSet {
-    /// The pods of this node that have this address: one, or several for a moment.
+    /// Returns the pods of this node that have this address: one, or several for a moment.
     pub fn local_pods_at(&self, address: IpAddr) -> impl Iterator<Item = (&ObjectName, &LocalPod)> {
         self.pods.iter().filter(move |(_, pod)| pod.addresses.contains(&address))
     }
@@ -180,7 +180,7 @@ impl RuleSet {
 impl Direction {
     pub const BOTH: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
-    /// The word of the API's `policyTypes`, in lower case.
+    /// Returns the value in the API's `policyTypes`, in lower case.
     pub fn name(self) -> &'static str {
         match self {
             Direction::Ingress => "ingress",
@@ -197,7 +197,7 @@ impl LocalPod {
         }
     }
 
-    /// The isolation in one direction, to change it.
+    /// Returns the isolation in one direction, mutable.
     pub fn isolation_mut(&mut self, direction: Direction) -> &mut Isolation {
         match direction {
             Direction::Ingress => &mut self.ingress,
@@ -207,7 +207,7 @@ impl LocalPod {
 }
 
 impl Rule {
-    /// The sets that the rule names; one may come several times.
+    /// Returns the sets that the rule uses; may contain duplicates.
     pub fn sets(&self) -> impl Iterator<Item = &Arc<SetKey>> {
         self.matches.iter().flat_map(|one| {
             let named = match &one.port {
@@ -220,7 +220,7 @@ impl Rule {
 }
 
 impl SetKey {
-    /// The protocol of the ports that a set of named ports holds.
+    /// Returns the protocol of a set of named ports.
     pub fn protocol(&self) -> Option<Protocol> {
         match self {
             SetKey::NamedPort { protocol, .. } => Some(*protocol),
@@ -230,22 +230,22 @@ impl SetKey {
 }
 
 impl Contents {
-    /// Whether an address belongs to a set of addresses or prefixes.
+    /// Returns whether an address belongs to a set of addresses or prefixes.
     pub fn holds_address(&self, address: IpAddr) -> bool {
         let elements = self.elements.of(Family::from(address));
         let host = Element::Prefix(Family::host_prefix(address));
-        // Prefixes of a set are disjoint, so only the last one that does not begin behind the address can hold it.
+        // Prefixes of a set are disjoint, so only the last one that does not begin behind the address can contain it.
         let around = elements.range(..=host).next_back();
         let in_prefix = matches!(around, Some(Element::Prefix(prefix)) if prefix.contains(&address));
         in_prefix || elements.contains(&Element::Address(address))
     }
 
-    /// Whether an address and a port stand together in a set of named ports.
+    /// Returns whether an address and a port are an element of a set of named ports.
     pub fn holds_port(&self, address: IpAddr, port: u16) -> bool {
         self.elements.of(Family::from(address)).contains(&Element::Port(address, port))
     }
 
-    /// How many elements there are, of both families together.
+    /// Returns the number of elements of both families together.
     pub fn len(&self) -> usize {
         self.elements.iter().map(|(_, elements)| elements.len()).sum()
     }

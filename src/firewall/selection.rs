@@ -1,18 +1,18 @@
-//! `podSelector` and `namespaceSelector`: which pods a peer selects.
+//! `podSelector` and `namespaceSelector`: the pods that a peer selects.
 //!
 //! Kubernetes: `NetworkPolicyPeer { podSelector, namespaceSelector }`. With the first alone, pods of the policy's own
 //! namespace; with the second alone, all pods of the selected namespaces; with both, the selected pods of the selected
 //! namespaces. An empty selector selects all. Pods that have finished, that use their node's network or that have no
 //! address are nobody's peers (`model::Pod::takes_part`).
 //!
-//! A `namespaceSelector` selects Namespace objects: where the object is not known, its pods are not selected, whatever
-//! the selector says.
+//! A `namespaceSelector` selects Namespace objects: if the object is not known, its pods are not selected, whatever the
+//! selector.
 
 use crate::model::{Labels, Namespaces, ObjectName, Pod, Selector};
 
 use super::rules::{Scope, Selection};
 
-/// What one peer of a policy in this namespace selects.
+/// Returns the selection of one peer of a policy in this namespace.
 pub fn selection(own: &str, namespaces: &Namespaces, pods: &Selector) -> Selection {
     let namespaces = match namespaces {
         Namespaces::Own => Scope::Named(own.into()),
@@ -21,12 +21,12 @@ pub fn selection(own: &str, namespaces: &Namespaces, pods: &Selector) -> Selecti
     Selection { namespaces, pods: pods.clone() }
 }
 
-/// Whether a pod that takes part is selected. `namespace` are the labels of its namespace, where that is known.
+/// Returns whether a pod subject to policies is selected. `namespace`: the labels of its namespace, if known.
 pub fn selects(selection: &Selection, name: &ObjectName, pod: &Pod, namespace: Option<&Labels>) -> bool {
     looks_into(&selection.namespaces, &name.namespace, namespace) && selection.pods.selects(&pod.labels)
 }
 
-/// Whether pods of a namespace can be selected at all.
+/// Returns whether pods of a namespace can be selected at all.
 pub fn looks_into(scope: &Scope, name: &str, labels: Option<&Labels>) -> bool {
     match scope {
         Scope::Named(namespace) => namespace == name,

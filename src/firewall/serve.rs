@@ -1,7 +1,6 @@
-//! The refused packets of every policy, for whoever reads the metrics.
+//! The refused packets of every policy, for the metrics endpoint.
 //!
-//! The kernel is asked when somebody asks us, so that nothing is read for nobody. A reading serves everybody who asks within
-//! a second of it.
+//! The kernel is read only on request. A reading is reused for all requests within a second of it.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use tracing::warn;
 
 use super::backend::{Dropped, Owner};
 
-/// Reads the counters when metrics are asked for.
+/// Collector that reads the counters when metrics are requested.
 pub struct Refused<D> {
     description: Desc,
     last: Mutex<Last<D>>,
@@ -23,19 +22,19 @@ struct Last<D> {
     drops: D,
 }
 
-/// How long a reading is good for.
+/// Validity of a reading.
 const FRESH: Duration = Duration::from_secs(1);
 
 const NAME: &str = "sluice_firewall_refused_packets_total";
 const HELP: &str = "Packets that a pod's policies did not allow; each counts for every policy that isolates the pod";
-/// The order in which the text has them.
+/// The labels in the order of the text format.
 const LABELS: [&str; 3] = ["direction", "namespace", "policy"];
 
 impl<D: Dropped> Refused<D> {
-    /// What was refused as these counters have it.
+    /// Creates the collector of refused packets from these counters.
     ///
     /// # Errors
-    /// Where the metric's name or labels are not valid, which they are.
+    /// If the metric's name or labels are invalid, which they are not.
     pub fn new(drops: D) -> Result<Refused<D>, prometheus::Error> {
         let labels = LABELS.into_iter().map(str::to_owned).collect();
         let description = Desc::new(NAME.to_owned(), HELP.to_owned(), labels, Default::default())?;

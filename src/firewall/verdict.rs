@@ -1,8 +1,8 @@
-//! One packet traced through the rule set: what happens to it in each direction, and which policy and rule decide.
+//! Traces one packet through the rule set: its verdict in each direction, and the policy and rule that decide.
 //!
-//! This is the meaning of `rules`, written down once: a backend is right when the kernel does the same. It tells what
-//! this node does. A packet between two pods of different nodes is judged by each node for its own end. What flags add to
-//! what policies say is added by whoever knows the flags (`explain`).
+//! This defines the meaning of `rules`: a backend is correct if the kernel does the same. The verdict is this node's. A
+//! packet between two pods of different nodes is judged by each node for its own end. The effect of flags is added by
+//! the caller that knows the flags (`explain`).
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,26 +13,26 @@ use crate::net::{Family, Protocol, icmp};
 use super::link_local;
 use super::rules::{Direction, Isolation, LocalPod, Match, PolicyKey, PortMatch, Rule, RuleSet};
 
-/// The first packet of a connection, with the addresses that the pods see: those of a Service are translated already.
+/// The first packet of a connection, with the addresses that the pods see: after translation of service addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Packet {
     pub source: IpAddr,
     pub destination: IpAddr,
     pub traffic: Traffic,
-    /// It comes from the node itself or a process in its network: a probe of the kubelet, a pod with `hostNetwork`.
+    /// Sent by the node itself or a process in its network namespace: a probe of the kubelet, a pod with `hostNetwork`.
     pub from_this_node: bool,
 }
 
-/// What the packet is about.
+/// The packet's protocol and destination port, or ICMP type.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Traffic {
-    /// `port` is the destination's.
+    /// `port` is the destination port.
     Port { protocol: Protocol, port: u16 },
-    /// ICMP or, between IPv6 addresses, ICMPv6; `kind` is the number of the type.
+    /// ICMP or, between IPv6 addresses, ICMPv6; `kind` is the type number.
     Icmp { kind: u8 },
 }
 
-/// What becomes of a packet on this node.
+/// This node's verdict on a packet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Verdict {
     /// The source's side.
@@ -41,49 +41,49 @@ pub struct Verdict {
     pub ingress: Decision,
 }
 
-/// What one side says.
+/// The decision of one side.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Decision {
-    /// No pod of this node that policies can concern is on this side: another node decides, or nobody.
+    /// No pod of this node that policies can apply to is on this side: another node decides, or none.
     NotHere,
-    /// It passes whatever policies say.
+    /// It passes regardless of policies.
     Exempt(Exemption),
     /// No policy selects the pod for this direction.
     Open { pod: ObjectName },
-    /// This rule of this policy allows it: the first that does, in the order of names.
+    /// This rule of this policy allows it: the first match, in the order of names.
     Allowed {
         pod: ObjectName,
         policy: ObjectName,
-        /// The rule's place in `spec.ingress[]` or `spec.egress[]`, from 0.
+        /// The rule's index in `spec.ingress[]` or `spec.egress[]`, from 0.
         rule: usize,
     },
-    /// The pod is isolated, and nothing allows it.
+    /// The pod is isolated, and no rule matches.
     Denied {
         pod: ObjectName,
-        /// The policies that isolate the pod; none where its namespace's annotation alone does.
+        /// The policies that isolate the pod; none if only its namespace's annotation does.
         policies: Box<[ObjectName]>,
         by_namespace: bool,
     },
-    /// A link-local address, on a node with isolated pods: whose it is cannot be told (`link_local`).
+    /// A link-local address, on a node with isolated pods: its owner is unknown (`link_local`).
     LinkLocal,
-    /// No pod of this node is known at this address, and unknown ones are closed (`--netpol-default-deny`).
+    /// No pod of this node is known at this address, and unknown addresses are closed (`--netpol-default-deny`).
     Closed,
 }
 
-/// Why a packet passes whatever policies say.
+/// Reason why a packet passes regardless of policies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exemption {
-    /// A kind of ICMP that always passes; its name.
+    /// An ICMP type that always passes; its name.
     Icmp(&'static str),
     /// From the node to a pod on it.
     FromThisNode,
-    /// A pod to its own address: that never leaves the pod.
+    /// From a pod to its own address: that never leaves the pod.
     ToItself,
-    /// A pod to its own node on a port of the node port range.
+    /// From a pod to its own node, on a port of the node port range.
     NodePort,
 }
 
-/// What becomes of a packet.
+/// Returns the verdict on a packet.
 pub fn verdict(rules: &RuleSet, packet: &Packet) -> Verdict {
     if link_local::refuses(packet) && link_local::is_closed(rules) {
         return Verdict { egress: Decision::LinkLocal, ingress: Decision::LinkLocal };
@@ -102,7 +102,7 @@ impl fmt::Display for Traffic {
 }
 
 impl Verdict {
-    /// Whether this node lets the packet through.
+    /// Returns whether this node lets the packet through.
     pub fn passes(&self) -> bool {
         self.egress.passes() && self.ingress.passes()
     }
@@ -116,7 +116,7 @@ impl Verdict {
 }
 
 impl Decision {
-    /// The pod of this node that decides; `None` where none has to.
+    /// Returns the pod of this node that decides; `None` if none has to.
     pub fn pod(&self) -> Option<&ObjectName> {
         match self {
             Decision::Open { pod } | Decision::Allowed { pod, .. } | Decision::Denied { pod, .. } => Some(pod),
@@ -134,7 +134,7 @@ fn decision(rules: &RuleSet, packet: &Packet, direction: Direction) -> Decision 
         Direction::Ingress => packet.destination,
         Direction::Egress => packet.source,
     };
-    // Several pods have one address for a moment at most. All have to agree, so the first that does not decides.
+    // Several pods share an address for a moment at most. All have to allow it, so the first that does not decides.
     let mut decisions = rules.local_pods_at(own).map(|(name, pod)| of_pod(rules, packet, (name, pod), direction));
     let Some(first) = decisions.next() else { return Decision::NotHere };
     if let Some(exemption) = exemption(packet, direction) {

@@ -1,4 +1,4 @@
-//! Puts a `Desired` service proxy into the kernel.
+//! Applies a `Desired` service proxy to the kernel.
 //!
 //! Order of growing; each needs those before it:
 //!
@@ -11,9 +11,9 @@
 //! Shrinking goes the other way. What fails stops nothing but what depends on it: that waits, because the kernel
 //! refuses it, or, where the kernel does not know of the dependence, because we do not ask for it.
 //!
-//! Which virtual services are ours is told by the kernel's own set of service ports: an element is written
-//! before its virtual service and removed after it, so a process without memory finds all of ours and
-//! never one of somebody else's. What is wanted now is ours in any case.
+//! The kernel's own set of service ports says which virtual services are ours: an element is written before its virtual
+//! service and removed after it, so a process without memory finds all of ours and never one of another program.
+//! Desired ones are ours in any case.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -40,8 +40,8 @@ use super::names::Set;
 use super::plan::{local_route_key, services_on};
 use super::udp_flows::{Forgetting, UdpFlows};
 
-/// The families of kernel objects that the service proxy keeps. Implemented once on Linux (`linux`) and once
-/// in memory for the simulation.
+/// The kinds of kernel objects that the service proxy manages. Implemented on Linux (`linux`) and in memory for the
+/// simulation.
 pub trait Kernel {
     type Links: Target<Key = LinkName, Value = Link>;
     type Settings: Ruled;
@@ -52,27 +52,27 @@ pub trait Kernel {
     type Routes: Target<Key = RouteKey, Value = Route>;
     type Addresses: Target<Key = AddressKey, Value = ()>;
 
-    /// Makes the kernel forget tracked flows. Returns how many it forgot, or why it could not.
+    /// Deletes conntrack entries. Returns how many were deleted, or why that failed.
     fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, String>;
 
-    /// Removes what is ours from where it no longer belongs: rules in the tables of the flavour that the host
-    /// has given up. Called once what replaces them stands. Returns why something could not be removed.
+    /// Removes objects of ours from where they no longer belong: rules in the tables of the iptables variant that the
+    /// host has given up. Called once their replacements are in place. Returns why something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
 }
 
-/// A family whose objects carry no mark of their own, so that its owner has to say which are ours.
+/// A kind of kernel objects without a mark of their own: the owner has to say which are ours.
 pub trait Owned {
     fn set_ours(&mut self, ours: Box<dyn Fn(&ServiceKey) -> bool + Send>);
 }
 
-/// A family whose objects carry connections.
+/// A kind of kernel objects that carry connections.
 pub trait Connected: Target<Key = ServiceKey> {
-    /// How many connections each destination of a virtual service has now, in any state of theirs.
+    /// Returns the number of connections of each destination of a virtual service, in any state.
     fn connections(&mut self, key: &ServiceKey) -> Result<Vec<(Destination, u64)>, Self::Error>;
 }
 
 kinds! {
-    /// What was last seen of the kernel, kind by kind, in the order of growing.
+    /// Last seen state of the kernel, kind by kind, in the order of growing.
     pub struct Mirrors {
         links: Links after Ours,
         addresses: Addresses after Ours,
@@ -86,23 +86,23 @@ kinds! {
     with {
         excluded: Vec<IpNet>,
         udp: UdpFlows,
-        /// Whether a remembered cluster is put in place; `None` until the kernel could be read.
+        /// True if a remembered cluster is applied; `None` until the kernel could be read.
         uses_memory: Option<bool>,
-        /// How often what is wanted of virtual services has changed.
+        /// Number of changes of desired virtual services.
         marks: u64,
-        /// For which state of marks, elements and virtual services it was last said which of these are ours.
+        /// State of marks, elements and virtual services for which ownership was last passed on.
         told_for: Option<(u64, u64, u64)>,
     }
 }
 
-/// What one round did.
+/// Result of one round.
 #[derive(Default, Debug)]
 pub struct Round {
-    /// Virtual services that were created, changed or deleted.
+    /// Virtual services created, changed or deleted.
     pub virtuals: usize,
-    /// Steps in all families together.
+    /// Steps of all kinds together.
     pub steps: u64,
-    /// What became of tracked UDP flows that lead to nobody, where it was tried.
+    /// Result of deleting stale UDP conntrack entries, where it was tried.
     pub flows: Option<Forgetting>,
 }
 
@@ -111,7 +111,7 @@ impl<K: Kernel> Mirrors<K> {
         Mirrors { excluded, ..Mirrors::of(targets) }
     }
 
-    /// Says what is wanted differently from now on.
+    /// Marks desired objects as changed.
     pub fn mark(&mut self, changed: &Changed) {
         if changed.settings {
             self.settings.forget();
@@ -125,7 +125,7 @@ impl<K: Kernel> Mirrors<K> {
         self.marks += u64::from(!changed.virtuals.is_empty());
     }
 
-    /// One round: growing as far as `authority` allows, then shrinking where it is allowed.
+    /// Runs one round: grows as far as `authority` allows, then shrinks where that is allowed.
     pub fn round(&mut self, desired: &Desired, authority: Authority, at: Moment) -> Round {
         let growth = match authority {
             Authority::Nothing => return Round::default(),
@@ -133,12 +133,12 @@ impl<K: Kernel> Mirrors<K> {
             Authority::Partial | Authority::Complete => Growth::Full,
         };
         let before = self.steps_done();
-        // The device does not depend on the cluster: one that is down is set up whatever is known.
+        // The device does not depend on the cluster: if it is down it is set up, whatever is known.
         self.links.grow(&desired.links, Growth::Full, at);
         self.addresses.grow(&desired.addresses, growth, at);
         sysctl::keep(&mut self.settings, &desired.settings, at);
         if !self.sets.grow(&desired.sets, growth, at).is_empty() {
-            // A set that was made anew may have lost its elements.
+            // A recreated set may have lost its elements.
             self.elements.forget();
         }
         self.rules.grow(&desired.rules, growth, at);
@@ -163,60 +163,60 @@ impl<K: Kernel> Mirrors<K> {
         Round { virtuals: changed.len(), steps: self.steps_done() - before, flows }
     }
 
-    /// Removes what earlier runs left where it no longer belongs.
+    /// Removes objects of earlier runs from where they no longer belong.
     pub fn remove_abandoned(&mut self) -> Vec<String> {
         self.kernel.remove_abandoned()
     }
 
-    /// What the kernel was last seen to hold; reads it where it is not known. `None` while it cannot be read.
+    /// Returns the last seen virtual services; reads them where they are not known. `None` while they cannot be read.
     pub fn existing_virtuals(&mut self, desired: &Desired, at: Moment) -> Option<&BTreeMap<ServiceKey, Virtual>> {
         self.elements.learn(at);
         self.learn_virtuals(desired, at);
         if let Some(seen) = self.virtuals.seen() {
-            // What an earlier run left may never be wanted in this one, and has flows all the same.
+            // Virtual services of an earlier run may never be desired in this one, but still have flows.
             self.udp.adopt(seen);
         }
         self.virtuals.seen()
     }
 
-    /// The destinations of a virtual service that the kernel gives no new connections and that have none any more.
-    /// None where the kernel does not say.
+    /// Returns the destinations of a virtual service with weight 0 and no connections left. Empty where the kernel does
+    /// not report connections.
     pub fn idle(&mut self, key: &ServiceKey) -> Vec<SocketAddr> {
         let found = self.virtuals.target().connections(key).unwrap_or_default();
         let idle = found.into_iter().filter(|(destination, count)| *count == 0 && destination.weight == DRAINING);
         idle.map(|(destination, _)| destination.address).collect()
     }
 
-    /// Looks at the next portion of what should be in the kernel. Returns what was found amiss, with the names of
-    /// the families, and whether the audit of all families is finished.
+    /// Audits the next portion of desired objects. Returns the drift found, with the names of the kinds, and whether
+    /// the audit of all kinds is finished.
     pub fn audit(&mut self, desired: &Desired, at: Moment) -> (Vec<Found>, bool) {
         self.tell_new_ownership(desired);
         self.audit_portion(at)
     }
 
-    /// Looks for traces of others' changes.
+    /// Looks for signs of changes by other programs.
     pub fn glance(&mut self, desired: &Desired, at: Moment) -> Vec<Found> {
         self.tell_new_ownership(desired);
         self.glance_at_all(at)
     }
 
-    /// Reads the next portion of the virtual services. Returns what was found amiss, and whether it was the last.
+    /// Audits the next portion of the virtual services. Returns the drift found, and whether it was the last portion.
     pub fn audit_virtuals(&mut self, desired: &Desired, at: Moment) -> (Vec<Found>, bool) {
         self.tell_new_ownership(desired);
         audit(&mut self.virtuals, at)
     }
 
-    /// When the next retry of a failed step is due.
+    /// Returns when the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
         self.reflections().into_iter().filter_map(|family| family.retry_at()).chain(self.udp.retry_at()).min()
     }
 
-    /// True when every family is known to be as wanted, and no flow is left to be forgotten.
+    /// Returns whether all kinds are known to be as desired and no conntrack entries are left to be deleted.
     pub fn is_settled(&self) -> bool {
         self.udp.is_settled() && self.is_as_wanted()
     }
 
-    /// False while it is not known which virtual services are ours, or what they are.
+    /// Returns false while it is not known which virtual services are ours, or their state.
     fn learn_virtuals(&mut self, desired: &Desired, at: Moment) -> bool {
         if self.virtuals.would_read(at) {
             if self.elements.seen().is_none() {
@@ -228,7 +228,7 @@ impl<K: Kernel> Mirrors<K> {
         self.virtuals.learn(at)
     }
 
-    /// A virtual service is created when it is marked as ours.
+    /// Creates a virtual service once its element marks it as ours.
     fn grow_virtuals(&mut self, desired: &Desired, growth: Growth, at: Moment) -> Vec<ServiceKey> {
         if !self.learn_virtuals(desired, at) {
             return Vec::new();
@@ -242,14 +242,14 @@ impl<K: Kernel> Mirrors<K> {
         self.virtuals.grow_where(&desired.virtuals, growth, at, is_marked)
     }
 
-    /// The same as [`tell_ownership`](Self::tell_ownership), where something has changed since it was told.
+    /// Calls [`tell_ownership`](Self::tell_ownership) if something has changed since the last call.
     fn tell_new_ownership(&mut self, desired: &Desired) {
         if self.told_for != Some((self.marks, self.elements.steps_done(), self.virtuals.steps_done())) {
             self.tell_ownership(desired);
         }
     }
 
-    /// Tells the family of virtual services which are ours, from the set that the kernel holds.
+    /// Passes on which virtual services are ours, from the set in the kernel.
     fn tell_ownership(&mut self, desired: &Desired) {
         let names = Family::BOTH.map(|family| Set::ServicePorts.name(family));
         let listed = self.elements.seen().into_iter().flat_map(|seen| seen.keys());
@@ -263,13 +263,13 @@ impl<K: Kernel> Mirrors<K> {
         };
         let mut ours: BTreeSet<ServiceKey> = marked.filter(|key| !excluded(key)).collect();
         ours.extend(desired.virtuals.keys());
-        // What was ours stays ours, whoever took its element away.
+        // A virtual service of ours stays ours, whichever program removed its element.
         ours.extend(self.virtuals.known_keys());
         self.told_for = Some((self.marks, self.elements.steps_done(), self.virtuals.steps_done()));
         self.virtuals.target().set_ours(Box::new(move |key| ours.contains(key)));
     }
 
-    /// A service address becomes local when the guard knows it and a virtual service answers on it.
+    /// Makes a service address local once it is in the guard's set and a virtual service exists for it.
     fn grow_routes(&mut self, desired: &Desired, growth: Growth, at: Moment) {
         let (elements, virtuals) = (&self.elements, &self.virtuals);
         let all = elements.is_settled() && virtuals.is_settled();
@@ -284,7 +284,7 @@ impl<K: Kernel> Mirrors<K> {
         });
     }
 
-    /// The last virtual service of an address goes when the address is no longer local.
+    /// Deletes the last virtual service of an address after its local route.
     fn shrink_virtuals(&mut self, desired: &Desired, at: Moment) -> Vec<ServiceKey> {
         if !self.learn_virtuals(desired, at) {
             return Vec::new();
@@ -298,7 +298,7 @@ impl<K: Kernel> Mirrors<K> {
         })
     }
 
-    /// An element goes when what it marks is gone.
+    /// Deletes an element after the object that it marks.
     fn shrink_elements(&mut self, desired: &Desired, at: Moment) {
         let (virtuals, routes) = (&self.virtuals, &self.routes);
         self.elements.shrink_where(&desired.elements, at, |key, _| match key.entry {
@@ -314,7 +314,7 @@ impl<K: Kernel> Mirrors<K> {
         });
     }
 
-    /// A set takes its elements with it, so it goes when it is empty.
+    /// Deletes a set once it is empty, because deleting it deletes its elements.
     fn shrink_sets(&mut self, desired: &Desired, at: Moment) {
         let elements = &self.elements;
         let is_empty = |set: &SetName| elements.seen().is_some() && !elements.known_keys().any(|key| key.set == *set);
@@ -331,8 +331,8 @@ impl<K: Kernel> Mirrors<K> {
         self.udp.forget(at.now, |flows| self.kernel.forget_flows(flows))
     }
 
-    /// Creates the elements that the kernel itself asks for: those of virtual services that exist, and of addresses
-    /// that the set of service ports knows. Nothing else of a Service is created without its element.
+    /// Creates the elements that existing kernel objects need: those of existing virtual services, and of addresses in
+    /// the set of service ports. Nothing else of a Service is created without its element.
     fn grow_needed_elements(&mut self, desired: &Desired, at: Moment) {
         if self.elements.is_settled() || !self.elements.learn(at) {
             return;
@@ -354,11 +354,11 @@ impl<K: Kernel> Mirrors<K> {
         });
     }
 
-    /// Whether a remembered cluster is put in place as a whole: only where the kernel holds no virtual service of ours, as
-    /// after a boot. Otherwise the kernel is the newer memory, and the set of service ports says what it remembers: an
-    /// element is written before its virtual service and deleted after it. A virtual service whose element is there
-    /// was not deleted by us, and is put back with all that it needs; what has no element was deleted after the
-    /// file was written.
+    /// Returns whether a remembered cluster is applied as a whole: only if the kernel holds no virtual service of ours,
+    /// as after a boot. Otherwise the kernel's state is newer than the file, and is read from the set of service ports:
+    /// an element is written before its virtual service and deleted after it. A virtual service whose element is there
+    /// was not deleted by us, and is restored with all that it needs; one without an element was deleted after the file
+    /// was written.
     fn uses_memory(&mut self, desired: &Desired, at: Moment) -> bool {
         if self.uses_memory.is_none() {
             self.uses_memory = self.existing_virtuals(desired, at).map(BTreeMap::is_empty);
@@ -366,9 +366,9 @@ impl<K: Kernel> Mirrors<K> {
         self.uses_memory.unwrap_or(false)
     }
 
-    /// kube-router gives the device an address for every service. We have local routes instead, which cost
-    /// the kernel a small part of that, so its addresses go; when one goes the kernel may take a local route
-    /// with it, so what remains is looked at again.
+    /// Deletes the addresses that kube-router gives the device, one for every service: our local routes replace them at
+    /// a fraction of the cost for the kernel. Deleting an address may make the kernel delete a local route too, so the
+    /// rest is read again.
     fn shrink_addresses(&mut self, desired: &Desired, at: Moment) {
         if self.addresses.shrink(&desired.addresses, at).is_empty() {
             return;
@@ -379,14 +379,14 @@ impl<K: Kernel> Mirrors<K> {
     }
 }
 
-/// The element by which a virtual service is known to be ours.
+/// Returns the element that marks a virtual service as ours.
 fn port_element(key: &ServiceKey) -> Option<ElementKey> {
     let ServiceKey::Address { address, protocol, port } = *key else { return None };
     let set = Set::ServicePorts.name(Family::from(address));
     Some(ElementKey { set, entry: Entry::IpPort(address, protocol, port) })
 }
 
-/// The element by which the guard knows a service address.
+/// Returns the guard's element for a service address.
 fn address_element(address: IpAddr) -> ElementKey {
     ElementKey { set: Set::ServiceAddresses.name(Family::from(address)), entry: Entry::Ip(address) }
 }

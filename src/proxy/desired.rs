@@ -1,4 +1,4 @@
-//! What the service proxy wants of the kernel: one sorted map for each family of objects.
+//! Desired kernel state of the service proxy: one sorted map for each kind of objects.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +13,10 @@ use crate::model::ObjectName;
 
 use super::external_ip::Refused;
 
-/// What the kernel shall hold, family by family.
+/// Desired kernel objects, kind by kind.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Desired {
-    /// What settings shall be, as rules: some depend on what they are.
+    /// Desired settings, as rules: some depend on the current value.
     pub settings: BTreeMap<Setting, Wanted>,
     pub links: BTreeMap<LinkName, Link>,
     pub addresses: BTreeMap<AddressKey, ()>,
@@ -27,7 +27,7 @@ pub struct Desired {
     pub routes: BTreeMap<RouteKey, Route>,
 }
 
-/// Which keys of [`Desired`] changed, in any order; a key may stand there twice.
+/// Changed keys of [`Desired`], in any order; a key may occur twice.
 #[derive(Default, Debug)]
 pub struct Changed {
     pub settings: bool,
@@ -36,13 +36,13 @@ pub struct Changed {
     pub rules: Vec<Piece>,
     pub virtuals: Vec<ServiceKey>,
     pub routes: Vec<RouteKey>,
-    /// A virtual service that stays as it is may belong to another Service now.
+    /// The owner of a virtual service may have changed although the virtual service itself has not.
     pub owners: bool,
-    /// How many Services were computed anew.
+    /// Number of Services recomputed.
     pub parts_computed: usize,
-    /// What an administrator should know about, one sentence each.
+    /// Messages for the administrator, one sentence each.
     pub notes: Vec<String>,
-    /// Addresses that a Service is not served at, which was not so before.
+    /// Addresses of a Service that are newly refused.
     pub refused: Vec<(ObjectName, Refused)>,
 }
 

@@ -1,17 +1,18 @@
-//! Graceful termination: a destination that is no longer wanted keeps its connections for a while.
+//! Graceful termination: a removed destination keeps its connections for a while.
 //!
-//! Only TCP drains (`scheduler::can_drain`): UDP and SCTP destinations go at once, and the flows of UDP are forgotten (`udp_flows`).
-//! A client that keeps its source port would else send to a pod that is gone for as long as the period lasts.
+//! Only TCP drains (`scheduler::can_drain`): UDP and SCTP destinations are deleted at once, and conntrack entries of
+//! UDP are deleted (`udp_flows`). Otherwise a client that keeps its source port would send to a deleted pod for the
+//! whole period.
 //!
 //! Flags: `--ipvs-graceful-termination`, `--ipvs-graceful-period`. Kernel: weight 0 takes no new connections
 //! and keeps the old ones. The period begins when the endpoint leaves its slice: a terminating pod stays in
 //! the slice until it is gone, so its own grace period has passed by then without our counting it.
 //!
-//! A destination whose last connection has ended need not wait for the end of its period: every few seconds
-//! somebody looks. Persistence templates do not count; a destination of weight 0 is not given new connections by them
+//! A destination whose last connection has ended need not wait for the end of its period: connections are checked every
+//! few seconds. Persistence templates do not count; they assign no new connections to a destination of weight 0
 //! (`net.ipv4.vs.expire_quiescent_template`).
 //!
-//! A destination that comes back is simply wanted again, and its draining is over.
+//! A destination that comes back is desired again, and stops draining.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,26 +20,26 @@ use std::time::{Duration, Instant};
 
 use crate::kernel::ipvs::ServiceKey;
 
-/// The destinations that are kept for their connections only, and until when.
+/// Draining destinations, with their deadlines.
 #[derive(Default, Debug)]
 pub struct Draining {
     until: BTreeMap<(ServiceKey, SocketAddr), Instant>,
-    /// When to look next whether any has no connection left.
+    /// Time of the next check for destinations without connections.
     look_at: Option<Instant>,
 }
 
-/// How often connections are looked at while something drains. Also the least that a destination drains: before
-/// its weight is 0 in the kernel, having no connection means nothing.
+/// Interval of checking connections while something drains. Also the minimum time that a destination drains: before its
+/// weight is 0 in the kernel, a count of 0 connections means nothing.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(5);
 
 impl Draining {
-    /// Begins to drain a destination. One that drains already keeps its time.
+    /// Starts draining a destination. One that drains already keeps its deadline.
     pub fn begin(&mut self, service: ServiceKey, destination: SocketAddr, now: Instant, period: Duration) {
         self.until.entry((service, destination)).or_insert(now + period);
         self.look_at.get_or_insert(now + BETWEEN_LOOKS);
     }
 
-    /// The services with draining destinations, when it is time to look for connections; else none.
+    /// Returns the services with draining destinations if it is time to check connections, otherwise none.
     pub fn to_look_at(&mut self, now: Instant) -> Vec<ServiceKey> {
         if self.look_at.is_none_or(|due| due > now) {
             return Vec::new();
@@ -49,7 +50,7 @@ impl Draining {
         services
     }
 
-    /// Forgets a destination: it is wanted again, or its service is gone.
+    /// Forgets a destination: it is desired again, or its service was deleted.
     pub fn end(&mut self, service: ServiceKey, destination: SocketAddr) {
         self.until.remove(&(service, destination));
     }
@@ -62,7 +63,7 @@ impl Draining {
         }
     }
 
-    /// The destinations of one service that drain, sorted.
+    /// Returns the draining destinations of one service, sorted.
     pub fn of(&self, service: ServiceKey) -> impl Iterator<Item = SocketAddr> + '_ {
         use std::net::{IpAddr, Ipv4Addr};
         let first = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
@@ -72,13 +73,13 @@ impl Draining {
             .map(|((_, destination), _)| *destination)
     }
 
-    /// When there is something to do next: a destination's time is over, or connections are to be looked at.
+    /// Returns when the next action is due: a destination's deadline, or a check of connections.
     pub fn deadline(&self) -> Option<Instant> {
         let over = self.until.values().min().copied()?;
         Some(self.look_at.map_or(over, |look_at| look_at.min(over)))
     }
 
-    /// Ends all whose time is over, and returns their services.
+    /// Removes all destinations whose deadline has passed, and returns their services.
     pub fn expire(&mut self, now: Instant) -> Vec<ServiceKey> {
         let over: Vec<(ServiceKey, SocketAddr)> =
             self.until.iter().filter(|(_, until)| **until <= now).map(|(key, _)| *key).collect();

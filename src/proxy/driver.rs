@@ -1,7 +1,7 @@
 //! The service proxy in the loop of all subsystems: newest World → plan → kernel.
 //!
-//! What it waits for besides the World, disturbances and retries: addresses that routers do not believe in any more, and
-//! destinations that have drained.
+//! Besides the World, disturbances and retries it waits for addresses that neighbours no longer have routes for, and
+//! for destinations that have drained.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,18 +23,18 @@ use super::owners::Owner;
 use super::plan::Plan;
 use super::udp_flows::Forgetting;
 
-/// What the service proxy is fed with and whom it tells, besides what every subsystem is.
+/// Inputs and outputs of the service proxy besides those of every subsystem.
 pub struct Surroundings {
-    /// Addresses that routers may still send traffic for (`closing`). Empty where nothing announces any.
+    /// Addresses that routers may still send traffic for (`closing`). Empty if nothing is announced.
     pub believed: watch::Receiver<Table<IpAddr, ()>>,
-    /// Where it is said that what was known at the start is served.
+    /// Set once the state known at the start is in the kernel.
     pub served: watch::Sender<bool>,
-    /// Which Service every virtual service belongs to, for whoever reads counters.
+    /// The Service that owns each virtual service, for the reader of counters.
     pub owners: watch::Sender<Table<ServiceKey, Owner>>,
     pub metrics: Metrics,
 }
 
-/// The proxy's state between two turns.
+/// State of the service proxy between two turns.
 pub struct Driver<K: Kernel> {
     config: Arc<ProxyConfig>,
     plan: Plan,
@@ -44,7 +44,7 @@ pub struct Driver<K: Kernel> {
     flows_stay: FlowsStay,
 }
 
-/// What was said of flows that the kernel does not forget, since it last did.
+/// Messages logged about conntrack entries that could not be deleted, since the last success.
 #[derive(Default)]
 struct FlowsStay {
     failing: bool,
@@ -74,7 +74,7 @@ impl<K: Kernel> Driver<K> {
         subsystem::run(self, inputs, stop).await;
     }
 
-    /// Lets draining destinations go that have no connection left.
+    /// Removes draining destinations without connections.
     fn release_idle(&mut self, now: Instant) {
         for key in self.plan.to_look_at(now) {
             let idle = self.mirrors.idle(&key);
@@ -85,7 +85,7 @@ impl<K: Kernel> Driver<K> {
         }
     }
 
-    /// Says what became of flows that lead to nobody: a failure when it begins, and when nothing more is tried.
+    /// Logs the result of deleting stale conntrack entries: a failure when it begins, and when retrying is given up.
     fn tell_flows(&mut self, flows: &Forgetting) {
         if flows.forgotten > 0 {
             debug!(flows = flows.forgotten, "UDP flows without a destination are deleted from connection tracking");
@@ -110,7 +110,7 @@ impl<K: Kernel> Driver<K> {
 
 impl<K: Kernel> Subsystem for Driver<K> {
     type Mirrors = Mirrors<K>;
-    /// Routers believe in other addresses than before.
+    /// The addresses that routers may still send traffic for have changed.
     type News = ();
     type Round = Round;
 
@@ -129,7 +129,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     async fn hear(&mut self, (): (), _at: Moment, _context: &Context<'_>) {
-        // The wait itself has marked it as seen; the turn must find it new.
+        // The wait itself has marked the value as seen; the turn must find it changed.
         self.around.believed.mark_changed();
     }
 
@@ -137,7 +137,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.mirrors.retry_at().into_iter().chain(self.plan.deadline()).min()
     }
 
-    /// Takes in what routers may still believe in.
+    /// Reads the addresses that routers may still send traffic for.
     async fn look_around(&mut self, _now: Instant) {
         if self.around.believed.has_changed().unwrap_or(false) {
             let believed = self.around.believed.borrow_and_update().clone();
@@ -176,7 +176,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             return Round::default();
         }
         if authority == Authority::Complete && !self.adopted {
-            // What an earlier run left in the kernel and nobody wants any more may still have connections.
+            // Destinations of an earlier run that are no longer desired may still have connections.
             if let Some(existing) = self.mirrors.existing_virtuals(self.plan.desired(), at) {
                 let adopted = self.plan.adopt(existing, at.now);
                 self.mirrors.mark(&adopted);

@@ -1,12 +1,12 @@
-//! Which endpoints serve a Service port: ready, terminating, local.
+//! The endpoints that serve a Service port: ready, terminating, local.
 //!
 //! Kubernetes: EndpointSlice conditions. Ready endpoints get new connections. Only when there is none do
 //! endpoints that are terminating and still serving, so that a Service whose pods all go away at once keeps
 //! answering for as long as any of them can. While ready ones exist, terminating ones keep their
 //! connections and get no new ones: weight 0.
 //!
-//! An endpoint is matched to a Service port by the port's name and protocol. An address that stands in
-//! several slices, which happens while the controller moves it, counts once, in its best condition.
+//! An endpoint is matched to a Service port by the port's name and protocol. An address listed in several slices, which
+//! happens while the controller moves it, counts once, in its best condition.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,7 @@ use crate::kernel::ipvs::{Destination, Forwarding};
 use crate::model::{Endpoint, Endpoints, ServicePort, Use};
 use crate::net::Family;
 
-/// Which of a Service's endpoints may be chosen.
+/// The subset of a Service's endpoints that may be chosen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reach<'a> {
     /// All of them.
@@ -28,9 +28,9 @@ pub const SERVING: u32 = 1;
 /// The weight of a destination that only keeps the connections it has.
 pub const DRAINING: u32 = 0;
 
-/// The destinations of one port in one family, sorted by address, each address once.
+/// Returns the destinations of one port in one family, sorted by address, without duplicates.
 ///
-/// `drains` says whether terminating endpoints may stay with weight 0 (`scheduler::can_drain`).
+/// `drains`: terminating endpoints may stay with weight 0 (`scheduler::can_drain`).
 pub fn destinations(
     endpoints: &Endpoints,
     port: &ServicePort,
@@ -53,7 +53,7 @@ pub fn destinations(
     destinations
 }
 
-/// Sorted by address, each address once.
+/// Returns the candidate endpoints sorted by address, without duplicates.
 fn candidates(endpoints: &Endpoints, port: &ServicePort, family: Family, reach: Reach<'_>) -> Vec<(SocketAddr, Use)> {
     let most = endpoints.slices.values().map(|slice| slice.endpoints.len()).sum();
     let mut candidates = Vec::with_capacity(most);
@@ -66,7 +66,7 @@ fn candidates(endpoints: &Endpoints, port: &ServicePort, family: Family, reach: 
             }
         }
     }
-    // The best standing of an address comes first and is the one that stays.
+    // The best condition of an address sorts first and is kept.
     candidates.sort_unstable_by(|(one, standing), (other, others)| one.cmp(other).then(others.cmp(standing)));
     candidates.dedup_by_key(|(address, _)| *address);
     candidates

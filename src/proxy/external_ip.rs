@@ -1,11 +1,11 @@
-//! Which external and load balancer addresses a Service is served at.
+//! The external and load balancer addresses that a Service is served at.
 //!
-//! Kubernetes: `Service.spec.externalIPs`, `status.loadBalancer.ingress[].ip`. Where they may come from is the administrator's
-//! (`config::ServiceRanges`). An address of another node is never served: it would become local here, and cut this node off from
-//! that one (`other_nodes`). The node that has it serves it. Addresses of load balancers with `ipMode: Proxy` are left out:
-//! traffic for them must pass the balancer.
+//! Kubernetes: `Service.spec.externalIPs`, `status.loadBalancer.ingress[].ip`. The administrator decides which ranges
+//! are allowed (`config::ServiceRanges`). An address of another node is never served: it would become local here, and
+//! cut this node off from that one (`other_nodes`). The node that has it serves it. Addresses of load balancers with
+//! `ipMode: Proxy` are left out: traffic for them must pass the balancer.
 //!
-//! Anybody who may write a Service may write any address, so what is refused is said: once for each Service and address.
+//! Anybody who may write a Service may write any address, so a refusal is logged: once for each Service and address.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,39 +18,39 @@ use crate::config::Disallowed;
 use crate::model::{ObjectName, Service};
 use crate::net::Family;
 
-/// An address that a Service is not served at.
+/// An address that a Service asks for and is not served at.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refused {
     pub address: IpAddr,
     pub reason: Reason,
 }
 
-/// Why an address is refused.
+/// Reason for refusing an address.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reason {
-    /// By the ranges that this flag names.
+    /// Disallowed by the ranges of this flag.
     Range { flag: &'static str, disallowed: Disallowed },
     /// It is an address of this Node.
     NodeAddress(CompactString),
 }
 
-/// What was refused to which Service, so that nothing is said twice.
+/// Refused addresses by Service, so that each is logged once.
 #[derive(Default, Debug)]
 pub struct Refusals {
     by_service: BTreeMap<ObjectName, Vec<Refused>>,
 }
 
-/// The external and load balancer addresses that are served.
+/// Returns the external and load balancer addresses that are served.
 pub fn served<'a>(service: &'a Service, around: Surroundings<'a>) -> impl Iterator<Item = IpAddr> + 'a {
     judged(service, around).filter(|(_, reason)| reason.is_none()).map(|(address, _)| address)
 }
 
-/// Those that are refused.
+/// Returns the external and load balancer addresses that are refused.
 pub fn refused(service: &Service, around: Surroundings<'_>) -> Vec<Refused> {
     judged(service, around).filter_map(|(address, reason)| Some(Refused { address, reason: reason? })).collect()
 }
 
-/// Every address that the Service asks for, in families that are on, and why it is refused.
+/// Returns every address that the Service asks for, in enabled families, with the reason if it is refused.
 fn judged<'a>(service: &'a Service, around: Surroundings<'a>) -> impl Iterator<Item = (IpAddr, Option<Reason>)> + 'a {
     let ranges = &around.config.ranges;
     let external = service.external_ips.iter().map(|address| {
@@ -72,7 +72,7 @@ fn judged<'a>(service: &'a Service, around: Surroundings<'a>) -> impl Iterator<I
 }
 
 impl Refusals {
-    /// Takes in what is refused to a Service now. Returns what was not refused before.
+    /// Replaces the refused addresses of a Service. Returns those that were not refused before.
     pub fn update(&mut self, service: &ObjectName, refused: Vec<Refused>) -> Vec<Refused> {
         let known = self.by_service.get(service).map(Vec::as_slice).unwrap_or_default();
         let new = refused.iter().filter(|refused| !known.contains(refused)).cloned().collect();
@@ -83,7 +83,7 @@ impl Refusals {
         new
     }
 
-    /// How many addresses are refused, each counted once for each Service.
+    /// Returns the number of refused addresses, each counted once for each Service.
     pub fn len(&self) -> usize {
         self.by_service.values().map(Vec::len).sum()
     }
@@ -94,7 +94,7 @@ impl Refusals {
 }
 
 impl fmt::Display for Reason {
-    /// A sentence that names the flag or the Node.
+    /// Writes a sentence that names the flag or the Node.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Range { flag, disallowed: Disallowed::NoRange } => write!(f, "{flag} is not set"),

@@ -19,7 +19,7 @@ use crate::net::icmp::{self, Kind};
 
 use super::names::{CHAIN_GUARD, Set};
 
-/// What a set is made like when it must hold so many elements.
+/// Returns the specification of a set for this number of elements.
 pub fn set_spec(set: Set, family: Family, elements: usize) -> SetSpec {
     let kind = match set {
         Set::LocalAddresses | Set::ServiceAddresses => SetKind::HashIp,
@@ -28,7 +28,7 @@ pub fn set_spec(set: Set, family: Family, elements: usize) -> SetSpec {
     SetSpec::for_elements(kind, family, elements, true)
 }
 
-/// The guard's chain and the jump to it, for one family.
+/// Returns the guard's chain and the jump to it, for one family.
 pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
     let comment = |text: &str| Match::Comment(text.into());
     let destination = SetSides::Address(Side::Destination);
@@ -62,7 +62,7 @@ pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
     ])
 }
 
-/// What the rule says that lets a kind of ICMP pass.
+/// Returns the comment of the rule that accepts an ICMP type.
 fn words(kind: Kind) -> &'static str {
     match kind {
         Kind::EchoRequest => "allow icmp echo requests",
@@ -72,7 +72,7 @@ fn words(kind: Kind) -> &'static str {
         Kind::PacketTooBig => "allow icmp packet too big messages",
         Kind::NeighbourSolicitation => "allow icmp neighbor solicitation messages",
         Kind::NeighbourAdvertisement => "allow icmp neighbor advertisement messages",
-        // They are none of those that always pass.
+        // Not among the types that always pass.
         Kind::RouterSolicitation
         | Kind::RouterAdvertisement
         | Kind::Redirect

@@ -1,7 +1,7 @@
-//! The node that we run on, as the service proxy sees it: what all of its Services have in common.
+//! The local node, as the service proxy sees it: the inputs common to all of its Services.
 //!
-//! Kubernetes: `Node.status.addresses`, `Node.spec.podCIDRs`. Where the cluster has no Node object of our name
-//! (a directory of manifests need not), the host's own addresses say who we are.
+//! Kubernetes: `Node.status.addresses`, `Node.spec.podCIDRs`. Where the cluster has no Node object of our name (a
+//! directory of manifests need not), the host's own addresses are used.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,11 +13,11 @@ use crate::kernel::ipset::Entry;
 use crate::model::{HostAddress, World};
 use crate::net::{Family, PerFamily};
 
-/// Facts that every Service's part depends on. A change of any of them makes everything be computed anew.
+/// Inputs of every Service's part. A change of any of them recomputes everything.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct LocalNode {
     pub name: CompactString,
-    /// The families that are switched on.
+    /// The enabled families.
     pub families: PerFamily<bool>,
     /// The address that node ports listen on and that masqueraded packets come from.
     pub address: PerFamily<Option<IpAddr>>,
@@ -25,9 +25,9 @@ pub struct LocalNode {
     pub addresses: BTreeSet<IpAddr>,
     /// The links that carry the node's addresses.
     pub links: PerFamily<Option<CompactString>>,
-    /// Those of the host's addresses that others can reach.
+    /// The host's addresses that are reachable from other hosts.
     pub global_addresses: BTreeSet<IpAddr>,
-    /// The ranges that pods of this node get their addresses from.
+    /// The pod CIDRs of this node.
     pub pod_cidrs: PerFamily<Vec<IpNet>>,
 }
 
@@ -57,28 +57,28 @@ impl LocalNode {
         }
     }
 
-    /// The families that are switched on, IPv4 first.
+    /// Returns the enabled families, IPv4 first.
     pub fn enabled_families(&self) -> impl Iterator<Item = Family> {
         self.families.iter().filter(|(_, enabled)| **enabled).map(|(family, _)| family)
     }
 
-    /// The link that carries the node's address in one family.
+    /// Returns the link that carries the node's address in one family.
     pub fn link(&self, family: Family) -> Option<CompactString> {
         self.links.of(family).clone()
     }
 
-    /// The node's address in one family, where it is an address of this very host: only such a one can be
-    /// the source of a route.
+    /// Returns the node's address in one family if it is configured on this host: only such an address can be the
+    /// source of a route.
     pub fn source(&self, family: Family) -> Option<IpAddr> {
         self.address.of(family).filter(|address| self.addresses.contains(address))
     }
 
-    /// Whether an address is the host's own, or the one that it is known by: such an address needs no route.
+    /// Returns whether an address is the host's own, or the node's address: such an address needs no route.
     pub fn is_own(&self, address: IpAddr) -> bool {
         self.addresses.contains(&address) || *self.address.of(Family::from(address)) == Some(address)
     }
 
-    /// Whether an element of the set of the host's addresses belongs there.
+    /// Returns whether an element belongs in the set of the host's addresses.
     pub fn lists(&self, entry: &Entry) -> bool {
         matches!(entry, Entry::Ip(address) if self.addresses.contains(address) && *self.families.of(Family::from(*address)))
     }

@@ -1,4 +1,4 @@
-//! Masquerading: when a connection to a backend must come back through this node.
+//! Masquerading: which connections to a backend must return through this node.
 //!
 //! A client outside the cluster that is sent to a backend on another node must see the reply come from where
 //! it sent its packet. So connections that IPVS sent on get this node's source address, unless the reply
@@ -11,9 +11,9 @@
 //!
 //! Kernel: nat chain `KUBE-ROUTER-SNAT`, entered from POSTROUTING for what IPVS has translated:
 //! `iptables -t nat -A POSTROUTING -m ipvs --ipvs --vdir ORIGINAL --vmethod MASQ -j KUBE-ROUTER-SNAT`.
-//! A chain of our own, because several pod ranges of one family would otherwise translate each other's pods,
-//! and because rules in it need no other mark to be known as ours. Unlike kube-router's, these rules do not
-//! depend on `--run-router`: a proxy that runs alone has to see to its own return path.
+//! A chain of our own, because several pod CIDRs of one family would otherwise masquerade each other's pods, and
+//! because rules in it need no other mark to be recognised as ours. Unlike kube-router's, these rules do not depend on
+//! `--run-router`: a proxy that runs alone has to ensure its own return path.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ use crate::net::Family;
 use super::local_node::LocalNode;
 use super::names::CHAIN_SNAT;
 
-/// The masquerading chain and the jump to it, for one family.
+/// Returns the masquerading chain and the jump to it, for one family.
 pub fn rules(node: &LocalNode, masquerade_all: bool, family: Family) -> BTreeMap<Piece, Rules> {
     let mut chain: Vec<Rule> = Vec::new();
     if !masquerade_all {
@@ -40,7 +40,7 @@ pub fn rules(node: &LocalNode, masquerade_all: bool, family: Family) -> BTreeMap
         None => Verdict::Masquerade { random_ports: true },
     };
     chain.push(Rule::new([], translation));
-    // As it is printed: `--ipvs` goes without saying where more is asked.
+    // As iptables prints it: `--ipvs` is omitted where another IPVS match is given.
     let jump = Rule::new([Match::ByIpvs { prints_ipvs: false }], Verdict::Jump(CHAIN_SNAT.into()));
     BTreeMap::from([
         (Piece::Chain { family, table: Table::Nat, chain: CHAIN_SNAT.into() }, Rules(chain)),

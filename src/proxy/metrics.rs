@@ -1,8 +1,7 @@
-//! The service proxy's metrics: names, help texts and what is counted.
+//! The service proxy's metrics: names, help texts and values.
 //!
-//! Names and labels that kube-router's users graph are kept (`kube_router_…`). What it has no name for is
-//! called `sluice_proxy_…`. Counters have no `_total` where kube-router's have none. `docs/metrics.md`
-//! lists them all.
+//! Names and labels that kube-router's users graph are kept (`kube_router_…`). Metrics that kube-router lacks are
+//! called `sluice_proxy_…`. Counters have no `_total` where kube-router's have none. `docs/metrics.md` lists them all.
 
 use std::time::Duration;
 
@@ -10,27 +9,27 @@ use prometheus::{Histogram, HistogramOpts, IntGauge};
 
 use crate::observe::metrics::Registry;
 
-/// What the proxy's task counts.
+/// Metrics of the proxy's task.
 pub struct Metrics {
-    /// Virtual services that the kernel was last seen to hold.
+    /// Virtual services last seen in the kernel.
     pub services: IntGauge,
     /// Duration of a round.
     pub round: Histogram,
-    /// From an event on the source's socket to the kernel's last acknowledgement.
+    /// Time from an event on the source's socket to the kernel's last acknowledgement.
     pub programming: Histogram,
-    /// Services computed anew.
+    /// Services recomputed.
     pub parts: prometheus::IntCounter,
-    /// Destinations that are kept for their connections only.
+    /// Draining destinations.
     pub draining: IntGauge,
     /// External and load balancer addresses that are not served.
     pub refused: IntGauge,
 }
 
 impl Metrics {
-    /// Makes the metrics and registers them.
+    /// Creates and registers the metrics.
     ///
     /// # Errors
-    /// Where a name is registered already.
+    /// If a name is already registered.
     pub fn register(registry: &Registry) -> Result<Metrics, prometheus::Error> {
         let histogram = |name: &str, help: &str, finest: f64| {
             let buckets = prometheus::exponential_buckets(finest, 2.0, 16)?;

@@ -1,23 +1,23 @@
 //! The names of everything that the service proxy keeps in the kernel.
 //!
-//! They are a contract with running nodes: kube-router uses the same ones, so either program finds, adopts
-//! and removes what the other left. Only [`CHAIN_SNAT`] is ours alone: kube-router writes its masquerade
-//! rules straight into POSTROUTING, where nobody can tell whose they are.
+//! They are a contract with running nodes: kube-router uses the same ones, so either program finds, adopts and removes
+//! the other's objects. Only [`CHAIN_SNAT`] is ours alone: kube-router writes its masquerade rules straight into
+//! POSTROUTING, where their owner cannot be recognised.
 
 use std::sync::LazyLock;
 
 use crate::kernel::ipset::SetName;
 use crate::net::{Family, PerFamily};
 
-/// The dummy device that service addresses are local routes of.
+/// The dummy device of the local routes to service addresses.
 pub const DEVICE: &str = "kube-dummy-if";
 
-/// The filter chain that lets known service ports in and refuses the others.
+/// The filter chain that accepts known service ports and rejects all others.
 pub const CHAIN_GUARD: &str = "KUBE-ROUTER-SERVICES";
-/// The nat chain that gives connections to remote backends this node's source address.
+/// The nat chain that masquerades connections to remote backends.
 pub const CHAIN_SNAT: &str = "KUBE-ROUTER-SNAT";
 
-/// The sets that the guard reads, and by which a process without memory knows our virtual services.
+/// The sets that the guard's rules match; they also mark virtual services as ours for a process without memory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Set {
     /// The host's own addresses.
@@ -31,7 +31,7 @@ pub enum Set {
 impl Set {
     pub const ALL: [Set; 3] = [Set::LocalAddresses, Set::ServiceAddresses, Set::ServicePorts];
 
-    /// The set's name in one family. IPv6 names carry a prefix.
+    /// Returns the set's name in one family. IPv6 names have a prefix.
     pub fn name(self, family: Family) -> SetName {
         let [local, addresses, ports] = NAMES.of(family);
         match self {
@@ -53,7 +53,7 @@ impl Set {
     }
 }
 
-/// Each name once in memory, however many elements mention it.
+/// Names of the sets, shared by all elements to save memory.
 static NAMES: LazyLock<PerFamily<[SetName; 3]>> =
     LazyLock::new(|| PerFamily::from_fn(|family| Set::ALL.map(|set| SetName(set.text(family).into()))));
 

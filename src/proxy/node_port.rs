@@ -1,4 +1,4 @@
-//! Node ports: on which of the node's addresses they listen.
+//! Node ports: the node addresses that they listen on.
 //!
 //! Kubernetes: `Service.spec.ports[].nodePort`. By default a node port listens on the node's address in each
 //! family that the Service has; with `--nodeport-bindon-all-ip` on every address by which others can reach
@@ -11,7 +11,7 @@ use crate::net::Family;
 
 use super::local_node::LocalNode;
 
-/// The addresses of one family that node ports listen on.
+/// Returns the addresses of one family that node ports listen on.
 pub fn node_port_addresses(node: &LocalNode, on_all: bool, family: Family) -> Vec<IpAddr> {
     if on_all {
         node.global_addresses.iter().filter(|address| Family::from(**address) == family).copied().collect()

@@ -12,21 +12,21 @@ use compact_str::CompactString;
 use super::local_node::LocalNode;
 use crate::model::{Change, Node, Service, World};
 
-/// Who has which address, without our own Node.
+/// Addresses of all Nodes but our own, with their holders.
 #[derive(Default, Debug)]
 pub struct OtherNodes {
-    /// Several may claim one: the first by name counts.
+    /// Several Nodes may claim one address: the first by name counts.
     holders: BTreeSet<(IpAddr, CompactString)>,
 }
 
 impl OtherNodes {
-    /// The other Node that has this address.
+    /// Returns the other Node that has this address.
     pub fn holder(&self, address: IpAddr) -> Option<&CompactString> {
         let (held, holder) = self.holders.range((address, CompactString::default())..).next()?;
         (*held == address).then_some(holder)
     }
 
-    /// Takes in a newer World. Returns the addresses of which it may be judged differently whether they are another node's.
+    /// Updates from a newer World. Returns the addresses that may have become, or ceased to be, another node's.
     pub fn update(&mut self, [older, newer]: [&World; 2], [was, is]: [&LocalNode; 2]) -> BTreeSet<IpAddr> {
         let mut moved: BTreeSet<IpAddr> = BTreeSet::new();
         for change in newer.cluster.nodes.changes_since(&older.cluster.nodes) {
@@ -59,7 +59,7 @@ impl OtherNodes {
     }
 }
 
-/// Whether a Service asks for one of these addresses.
+/// Returns whether a Service asks for one of these addresses.
 pub fn asks_for(service: &Service, addresses: &BTreeSet<IpAddr>) -> bool {
     let balanced = service.load_balancer.iter().map(|entry| entry.address);
     service.external_ips.iter().copied().chain(balanced).any(|address| addresses.contains(&address))

@@ -1,4 +1,4 @@
-//! Who has what several Services claim: by rank first (`part::Rank`), then the older Service, then by name.
+//! Owners of keys that several Services claim: by rank first (`part::Rank`), then the older Service, then by name.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crate::model::{Claim, Claims, ObjectName, Table};
 
 use super::part::Rank;
 
-/// Who has each virtual service, and who would have it next.
+/// The owner of each virtual service, and the claimants that follow.
 #[derive(Default)]
 pub struct Owners(Claims<ServiceKey, Arc<Owner>, Table<ServiceKey, Owner>>);
 
@@ -34,18 +34,18 @@ impl Claim for Owner {
 }
 
 impl Owners {
-    /// The Service that a virtual service belongs to.
+    /// Returns the Service that owns a virtual service.
     pub fn of(&self, key: &ServiceKey) -> Option<&ObjectName> {
         self.0.first(key).map(|owner| &owner.name)
     }
 
-    /// Which Service every virtual service belongs to, as a value that others may keep.
+    /// Returns the owners of all virtual services, as a value that others may keep.
     pub fn all(&self) -> &Table<ServiceKey, Owner> {
         self.0.all()
     }
 
-    /// Takes in what the Service of this name claims now, or that it no longer does. True if it has the key. Tells
-    /// in `notes` when a key begins to be claimed by several.
+    /// Sets or removes the claim of the Service of this name. Returns whether it owns the key. Adds a message to
+    /// `notes` when several Services begin to claim a key.
     pub fn update(
         &mut self,
         key: ServiceKey,

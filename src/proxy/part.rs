@@ -1,8 +1,7 @@
-//! What one Service asks of the kernel: its virtual services and their destinations.
+//! The kernel objects of one Service: its virtual services and their destinations.
 //!
-//! A pure function of the Service, its endpoints, this node and the configuration. Everything else that the
-//! kernel needs (local routes, set elements) follows from the virtual services of all parts together
-//! (`plan`).
+//! A pure function of the Service, its endpoints, this node and the configuration. All other kernel objects (local
+//! routes, set elements) follow from the virtual services of all parts together (`plan`).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,8 +16,8 @@ use super::local_node::LocalNode;
 use super::other_nodes::OtherNodes;
 use super::{external_ip, node_port, scheduler, session_affinity, traffic_policy};
 
-/// The virtual services that one Service claims, in the order in which they were computed; a key may occur
-/// twice when a Service names one address twice.
+/// The virtual services that one Service claims, in the order in which they were computed; a key may occur twice if a
+/// Service names one address twice.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Part {
     pub claims: Vec<Claim>,
@@ -32,11 +31,11 @@ pub struct Claim {
     pub virtual_service: Virtual,
 }
 
-/// Whose claim to an address is stronger. Addresses that the control plane gives out come before addresses
-/// that anybody may write into a Service, so no tenant can take a cluster address by naming it.
+/// Precedence of a claim to an address. Addresses allocated by the control plane precede addresses that anybody may
+/// write into a Service, so no tenant can take a cluster IP by naming it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Rank {
-    /// A cluster address: made local by a route.
+    /// A cluster IP: made local by a route.
     Cluster,
     /// A node port: the address is the host's own.
     NodePort,
@@ -44,7 +43,7 @@ pub enum Rank {
     External,
 }
 
-/// What a part is computed from, beside its Service.
+/// Inputs of a part, besides its Service.
 #[derive(Clone, Copy)]
 pub struct Surroundings<'a> {
     pub node: &'a LocalNode,
@@ -52,9 +51,9 @@ pub struct Surroundings<'a> {
     pub config: &'a ProxyConfig,
 }
 
-/// The part of one Service.
+/// Computes the part of one Service.
 pub fn part(service: &Service, endpoints: &Endpoints, around: Surroundings<'_>) -> Part {
-    // For most Services that is exact.
+    // Exact for most Services.
     let mut claims = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
     for port in &service.ports {
         for family in around.node.enabled_families() {
@@ -105,7 +104,7 @@ fn claims_of_port(
     claims
 }
 
-/// The virtual service of one claim; also used to compose it anew when draining destinations are added.
+/// Returns the virtual service of one claim; also used to recompose it with draining destinations.
 pub fn virtual_service(service: &Service, destinations: Arc<[Destination]>) -> Virtual {
     let (persistent, persistence_seconds) = session_affinity::persistence(service);
     Virtual {

@@ -1,12 +1,12 @@
 //! The desired state of the service proxy, kept up to date at the cost of what changed.
 //!
-//! Every Service has a part (`part`); the union of all parts is what the kernel shall hold. When the World
-//! changes, the tables say which Services differ, their parts are computed anew, and only what differs
-//! in the union is reported as changed. When something that all parts depend on changes (the node's
-//! addresses, say), all parts are computed. After any history the plan equals the one made at once from
-//! the newest World; `tests/properties.rs` walks random histories to hold it to that.
+//! Every Service has a part (`part`); the union of all parts is the desired kernel state. When the World changes, the
+//! tables say which Services differ, their parts are recomputed, and only differences of the union are reported as
+//! changed. When a common input of all parts changes (the node's addresses, say), all parts are recomputed. After any
+//! history the plan equals the one computed at once from the newest World; `tests/properties.rs` verifies that with
+//! random histories.
 //!
-//! What several Services claim has one owner (`owners`).
+//! A key that several Services claim has one owner (`owners`).
 
 mod host;
 
@@ -37,7 +37,7 @@ use super::owners::{Owner, Owners};
 use super::part::{Claim, part};
 use super::{guard, scheduler};
 
-/// The desired state and everything needed to change it by parts.
+/// The desired state, with what is needed to update it by parts.
 pub struct Plan {
     config: Arc<ProxyConfig>,
     families: PerFamily<bool>,
@@ -50,7 +50,7 @@ pub struct Plan {
     desired: Desired,
     parts: HashMap<ObjectName, Arc<Held>>,
     owners: Owners,
-    /// How many elements each set shall hold.
+    /// Number of desired elements of each set.
     sizes: BTreeMap<(Set, Family), usize>,
     draining: Draining,
     /// Addresses that routers may still send traffic for.
@@ -58,9 +58,9 @@ pub struct Plan {
     closing: Closing,
 }
 
-/// A part, and what of its Service decides about conflicts and draining.
+/// A part, and the fields of its Service that decide about conflicts and draining.
 struct Held {
-    /// Sorted by key, each key once: with its strongest claim.
+    /// Sorted by key, without duplicates: each key with its strongest claim.
     claims: Box<[Claim]>,
     created: i64,
     scheduler: Scheduler,
@@ -94,42 +94,42 @@ impl Plan {
         &self.node
     }
 
-    /// The Service that a virtual service belongs to.
+    /// Returns the Service that owns a virtual service.
     pub fn owner(&self, key: &ServiceKey) -> Option<&ObjectName> {
         self.owners.of(key)
     }
 
-    /// Which Service every virtual service belongs to; cheap to clone.
+    /// Returns the owners of all virtual services; cheap to clone.
     pub fn owners(&self) -> &Table<ServiceKey, Owner> {
         self.owners.all()
     }
 
-    /// How many destinations are kept for their connections only.
+    /// Returns the number of draining destinations.
     pub fn draining(&self) -> usize {
         self.draining.len()
     }
 
-    /// How many external and load balancer addresses are refused.
+    /// Returns the number of refused external and load balancer addresses.
     pub fn refused(&self) -> usize {
         self.refusals.len()
     }
 
-    /// When draining destinations are due to go, or to be looked at, or something is closed for good.
+    /// Returns when draining destinations expire or are to be checked, or a closing virtual service is due.
     pub fn deadline(&self) -> Option<Instant> {
         self.draining.deadline().into_iter().chain(self.closing.deadline()).min()
     }
 
-    /// Something stays open until routers have been told.
+    /// Returns whether any virtual service stays open until routers have been told.
     pub fn is_closing(&self) -> bool {
         !self.closing.is_empty()
     }
 
-    /// The virtual services that stay open for the moment.
+    /// Returns the virtual services that stay open for now.
     pub fn closing(&self) -> impl Iterator<Item = ServiceKey> + '_ {
         self.closing.keys()
     }
 
-    /// Takes in which addresses routers may still send traffic for.
+    /// Sets the addresses that routers may still send traffic for.
     pub fn set_believed(&mut self, believed: Table<IpAddr, ()>) -> Changed {
         self.believed = believed;
         let mut changed = Changed::default();
@@ -139,7 +139,7 @@ impl Plan {
         changed
     }
 
-    /// Takes in a newer World and says what that changed.
+    /// Updates the plan from a newer World; returns what changed.
     pub fn update(&mut self, world: &World, now: Instant) -> Changed {
         let mut changed = Changed::default();
         let older = std::mem::replace(&mut self.world, world.clone());
@@ -181,8 +181,8 @@ impl Plan {
         changed
     }
 
-    /// Takes over destinations that an earlier run left in the kernel: what is not wanted any more drains
-    /// from now on, as if it had just left. Without graceful termination there is nothing to do.
+    /// Adopts destinations that an earlier run left in the kernel: those no longer desired drain from now on, as if
+    /// they had just been removed. Does nothing without graceful termination.
     pub fn adopt(&mut self, seen: &BTreeMap<ServiceKey, Virtual>, now: Instant) -> Changed {
         let mut changed = Changed::default();
         for (key, existing) in seen {
@@ -197,7 +197,7 @@ impl Plan {
         changed
     }
 
-    /// Lets destinations go whose time is over, and what has been kept open for long enough.
+    /// Removes destinations whose drain period is over, and closes virtual services whose wait is over.
     pub fn expire(&mut self, now: Instant) -> Changed {
         let mut changed = Changed::default();
         self.close(self.closing.overdue(now), &mut changed);
@@ -207,13 +207,12 @@ impl Plan {
         changed
     }
 
-    /// The virtual services whose draining destinations may have lost their last connection, when it is time to look.
+    /// Returns the virtual services whose draining destinations may have no connections left, if it is time to check.
     pub fn to_look_at(&mut self, now: Instant) -> Vec<ServiceKey> {
         self.draining.to_look_at(now)
     }
 
-    /// Lets destinations of a virtual service go before their time: they have no connection left. Those that do not
-    /// drain stay.
+    /// Removes draining destinations of a virtual service early: they have no connections left. Others stay.
     pub fn release(&mut self, key: ServiceKey, idle: &[SocketAddr]) -> Changed {
         let mut changed = Changed::default();
         idle.iter().for_each(|destination| self.draining.end(key, *destination));
@@ -257,13 +256,13 @@ impl Plan {
         }
     }
 
-    /// Whether a virtual service stays as it is, because it would close an address that routers still believe in.
+    /// Returns whether a virtual service stays open, because routers may still send traffic for its address.
     fn is_to_stay(&self, key: ServiceKey, wanted: Option<&Virtual>) -> bool {
         let is_believed = address_of(&key).is_some_and(|address| self.believed.get(&address).is_some());
         is_believed && !wanted.is_some_and(serves) && self.desired.virtuals.get(&key).is_some_and(serves)
     }
 
-    /// An address of which another port is served here is not withdrawn: nobody has to be waited for.
+    /// Closes at once if another port of the address is served here: the address is not withdrawn, so no wait.
     fn close_what_others_keep_open(&mut self, changed: &mut Changed) {
         let is_served = |key: &ServiceKey| {
             let others = address_of(key).map(|address| self.desired.virtuals.range(services_on(address)));
@@ -273,7 +272,7 @@ impl Plan {
         self.close(served, changed);
     }
 
-    /// Lets virtual services become what they are to be by now.
+    /// Updates virtual services to their desired state.
     fn close(&mut self, keys: Vec<ServiceKey>, changed: &mut Changed) {
         for key in keys {
             self.closing.end(&key);
@@ -291,7 +290,7 @@ impl Plan {
         Held { claims: claims.into_boxed_slice(), created: service.created, scheduler }
     }
 
-    /// Begins to drain what a Service's newest part no longer names.
+    /// Starts draining destinations that a Service's newest part no longer names.
     fn note_left(&mut self, key: ServiceKey, name: &ObjectName, [old, new]: [&Held; 2], now: Instant) {
         let (Some(before), Some(after)) = (old.claim(&key), new.claim(&key)) else { return };
         if self.owner(&key) != Some(name) {
@@ -312,12 +311,12 @@ impl Plan {
         }
     }
 
-    /// The strongest claim to a key.
+    /// Returns the strongest claim to a key.
     fn claim(&self, key: &ServiceKey) -> Option<&Claim> {
         self.parts.get(self.owner(key)?)?.claim(key)
     }
 
-    /// Brings one virtual service, and what follows from it, up to date in the desired state.
+    /// Updates one virtual service, and what follows from it, in the desired state.
     fn compose(&mut self, key: ServiceKey, changed: &mut Changed) {
         if self.closing.contains(&key) {
             return;
@@ -347,7 +346,7 @@ impl Plan {
         }
     }
 
-    /// Adds the destinations that drain, and forgets those that are wanted again.
+    /// Adds the draining destinations, and forgets those that are desired again.
     fn with_draining(&mut self, key: ServiceKey, wanted: Virtual) -> Virtual {
         if self.draining.is_empty() {
             return wanted;
@@ -375,8 +374,8 @@ impl Plan {
         Virtual { service, destinations: destinations.into() }
     }
 
-    /// A virtual service appeared or went: its port and its address enter or leave the sets, and its address
-    /// becomes or ceases to be local.
+    /// Handles the appearance or removal of a virtual service: its port and address enter or leave the sets, and its
+    /// address becomes or ceases to be local.
     fn follow_virtual(&mut self, key: ServiceKey, appeared: bool, changed: &mut Changed) {
         let ServiceKey::Address { address, protocol, port } = key else { return };
         self.put_element(Set::ServicePorts, Entry::IpPort(address, protocol, port), appeared, changed);
@@ -386,7 +385,7 @@ impl Plan {
         }
     }
 
-    /// Brings what depends on an address being used at all up to date.
+    /// Updates what depends on whether an address is used at all.
     fn follow_use(&mut self, address: IpAddr, used: bool, changed: &mut Changed) {
         self.put_element(Set::ServiceAddresses, Entry::Ip(address), used, changed);
         let key = local_route_key(address);
@@ -431,7 +430,7 @@ impl Plan {
         }
     }
 
-    /// Keeps the sets large enough for what they shall hold.
+    /// Keeps the sets large enough for their desired elements.
     fn resize_sets(&mut self, changed: &mut Changed) {
         let mut sets = BTreeMap::new();
         for family in self.node.enabled_families() {
@@ -445,16 +444,16 @@ impl Plan {
     }
 }
 
-/// `RTPROT_KERNEL`, which kube-router's local routes have too: programs that remove routes of protocols that
-/// they do not know leave it alone.
+/// `RTPROT_KERNEL`, which kube-router's local routes have too: programs that remove routes of unknown protocols leave
+/// it alone.
 const PROTOCOL_KERNEL: u8 = 2;
 
-/// The route that makes an address local.
+/// Returns the key of the route that makes an address local.
 pub fn local_route_key(address: IpAddr) -> RouteKey {
     RouteKey::new(TABLE_LOCAL, Family::host_prefix(address))
 }
 
-/// Every virtual service that an address may have.
+/// Returns the range of all possible virtual services of an address.
 pub fn services_on(address: IpAddr) -> RangeInclusive<ServiceKey> {
     let [first, .., last] = Protocol::ALL;
     let key = |protocol, port| ServiceKey::Address { address, protocol, port };
@@ -480,7 +479,7 @@ impl Held {
     }
 }
 
-/// The keys for which two parts of one Service say something else.
+/// Returns the keys whose claims differ between two parts of one Service.
 fn different_claims(old: Option<&Held>, new: Option<&Held>) -> Vec<ServiceKey> {
     fn claims(held: Option<&Held>) -> impl Iterator<Item = &Claim> {
         held.into_iter().flat_map(|held| &held.claims)

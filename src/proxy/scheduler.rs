@@ -1,8 +1,8 @@
-//! Which backend gets a new connection: the IPVS scheduler of a Service, by annotation.
+//! The IPVS scheduler of a Service, by annotation: which backend gets a new connection.
 //!
-//! Kubernetes: `kube-router.io/service.scheduler` and `kube-router.io/service.schedflags`, parsed at the door
-//! (`k8s::annotations`). Kernel: the scheduler's name and three flag bits of the virtual service; the module
-//! `ip_vs_<name>` is loaded by the kernel itself.
+//! Kubernetes: `kube-router.io/service.scheduler` and `kube-router.io/service.schedflags`, parsed by
+//! `k8s::annotations`. Kernel: the scheduler's name and three flag bits of the virtual service; the kernel itself loads
+//! the module `ip_vs_<name>`.
 //!
 //! Two schedulers do not go well with destinations of weight 0, by which connections are drained:
 //! - `sh` keeps such a destination in its table and refuses the clients that hash to it, unless the fall-back
@@ -14,7 +14,7 @@ use crate::kernel::ipvs::{Destination, flags};
 use crate::model::{ProxyAnnotations, Scheduler};
 use crate::net::Protocol;
 
-/// The scheduler's flag bits for these destinations.
+/// Returns the scheduler's flag bits for these destinations.
 pub fn scheduler_flags(annotations: &ProxyAnnotations, destinations: &[Destination]) -> u32 {
     let wanted = annotations.scheduler_flags;
     let bits =
@@ -23,14 +23,15 @@ pub fn scheduler_flags(annotations: &ProxyAnnotations, destinations: &[Destinati
     asked | draining_flags(annotations.scheduler.name(), destinations)
 }
 
-/// The flag bits that a scheduler needs so that destinations of weight 0 do not refuse new connections.
+/// Returns the flag bits that a scheduler needs so that destinations of weight 0 do not refuse new connections.
 pub fn draining_flags(scheduler: &str, destinations: &[Destination]) -> u32 {
     let drains = destinations.iter().any(|destination| destination.weight == 0);
     if drains && scheduler == Scheduler::Sh.name() { flags::SCHEDULER_1 } else { 0 }
 }
 
-/// Whether a destination may stay with weight 0 for the connections that it has: it is harmless to new ones, and the
-/// connections end. Only TCP says when; a client of UDP or SCTP that keeps its port would keep a destination that is gone.
+/// Returns whether a destination may keep its connections with weight 0: it must not affect new ones, and its
+/// connections must end. Only TCP has an end of connection; a UDP or SCTP client that keeps its port would keep a
+/// deleted destination.
 pub fn can_drain(scheduler: Scheduler, protocol: Protocol) -> bool {
     scheduler != Scheduler::Dh && protocol == Protocol::Tcp
 }

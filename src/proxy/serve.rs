@@ -1,11 +1,11 @@
-//! The counters of every virtual service, for whoever reads the metrics.
+//! The counters of every virtual service, for the metrics endpoint.
 //!
-//! Kernel: the 64-bit counters and rates of IPVS services, read by a socket of our own when somebody asks, so
-//! that reading never holds up a change. A reading serves everybody who asks within a second of it: the
-//! kernel itself sums its counters every two.
+//! Kernel: the 64-bit counters and rates of IPVS services, read on request through a separate socket, so that reading
+//! never delays a change. A reading is reused for all requests within a second: the kernel itself sums its counters
+//! every two.
 //!
-//! Names and labels are kube-router's. Unlike there, node ports of both families and of all addresses are
-//! among them, and packets do not wrap at 32 bits.
+//! Names and labels are kube-router's. Unlike there, node ports of both families and of all addresses are included, and
+//! packets do not wrap at 32 bits.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::model::Table;
 
 use super::owners::Owner;
 
-/// Reads the counters when metrics are asked for.
+/// Collector that reads the counters when metrics are requested.
 pub struct Counters {
     owners: watch::Receiver<Table<ServiceKey, Owner>>,
     descriptions: Vec<Desc>,
@@ -29,7 +29,7 @@ pub struct Counters {
     last: Mutex<Option<(Instant, Vec<MetricFamily>)>>,
 }
 
-/// How long a reading is good for.
+/// Validity of a reading.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// One metric of each virtual service.
@@ -56,10 +56,10 @@ const READINGS: [Reading; 10] = [
 const LABELS: [&str; 5] = ["svc_namespace", "service_name", "service_vip", "protocol", "port"];
 
 impl Counters {
-    /// Counters of the virtual services that belong to these owners.
+    /// Creates the collector for virtual services with these owners.
     ///
     /// # Errors
-    /// Where a metric's name or labels are not valid, which they are.
+    /// If a metric's name or labels are invalid, which they are not.
     pub fn new(owners: watch::Receiver<Table<ServiceKey, Owner>>) -> Result<Counters, prometheus::Error> {
         let labels: Vec<String> = LABELS.into_iter().map(str::to_owned).collect();
         let describe = |reading: &Reading| {

@@ -7,7 +7,7 @@
 use crate::kernel::ipvs::flags;
 use crate::model::Service;
 
-/// The persistence flag bit and timeout in seconds; both 0 without affinity.
+/// Returns the persistence flag bit and the timeout in seconds; both 0 without affinity.
 pub fn persistence(service: &Service) -> (u32, u32) {
     match service.affinity_seconds {
         Some(seconds) => (flags::PERSISTENT, seconds),

@@ -1,7 +1,7 @@
 //! Kernel settings that the service proxy needs.
 //!
-//! Kernel: Documentation/networking/ipvs-sysctl.rst, ip-sysctl.rst. They are written only where they differ,
-//! and never taken back: what they were before is nobody's knowledge.
+//! Kernel: Documentation/networking/ipvs-sysctl.rst, ip-sysctl.rst. Settings are written only where they differ, and
+//! never restored: their earlier values are not known.
 //!
 //! - `vs/conntrack`: connections that IPVS translates are tracked, so that rules and masquerading apply to them.
 //! - `vs/expire_nodest_conn`: a connection to a destination that is gone ends, in place of being dropped silently.
@@ -23,13 +23,13 @@ use crate::net::Family;
 use super::local_node::LocalNode;
 use super::names::DEVICE;
 
-/// The bridge that kube-router's CNI configuration makes.
+/// The bridge that kube-router's CNI configuration creates.
 const BRIDGE: &str = "kube-bridge";
 
-/// The first kernel on which reused ports need no help: 5.9.
+/// The first kernel version that handles reused ports by itself: 5.9.
 const REUSE_FIXED_IN: (u32, u32) = (5, 9);
 
-/// What each setting shall be, on a kernel of this version (major, minor).
+/// Returns the desired value of each setting, on a kernel of this version (major, minor).
 pub fn settings(node: &LocalNode, kernel: (u32, u32)) -> BTreeMap<Setting, Wanted> {
     let mut settings = BTreeMap::new();
     let mut always = |path: &str, value: &str| {
@@ -54,7 +54,7 @@ pub fn settings(node: &LocalNode, kernel: (u32, u32)) -> BTreeMap<Setting, Wante
     settings
 }
 
-/// The major and minor version in the release text of a kernel: `6.1.0-56-cloud-amd64` is (6, 1).
+/// Parses the major and minor version of a kernel release: `6.1.0-56-cloud-amd64` is (6, 1).
 pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
     Some((numbers.next()??, numbers.next()??))

@@ -13,12 +13,12 @@
 
 use crate::model::{Service, TrafficPolicy};
 
-/// The policy for cluster addresses.
+/// Returns the policy for cluster IPs.
 pub fn internal(service: &Service) -> TrafficPolicy {
     service.internal_traffic_policy
 }
 
-/// The policy for node ports, external and load balancer addresses.
+/// Returns the policy for node ports, external and load balancer addresses.
 pub fn external(service: &Service) -> TrafficPolicy {
     if service.annotations.local { TrafficPolicy::Local } else { service.external_traffic_policy }
 }

@@ -1,13 +1,14 @@
-//! UDP flows that lead to nobody.
+//! Stale conntrack entries of UDP flows.
 //!
-//! UDP has no end of connection: the kernel tracks a flow for as long as its client goes on sending, and with it what was
-//! decided for its first packet. Two kinds of flows of a virtual service are forgotten, so that their next packet is new:
+//! UDP has no end of connection: the kernel keeps a conntrack entry for as long as its client goes on sending, with the
+//! decision taken for its first packet. Two kinds of conntrack entries of a virtual service are deleted, so that the
+//! next packet counts as new:
 //! - flows to a destination that was removed, once the removal is certain; those to the others are healthy and stay;
 //! - flows that are not translated at all, once the service has a destination: they began before it had any, or before the
 //!   virtual service was there. IPVS leaves the translation of a tracked flow as it is, so they would never be masqueraded.
 //!
-//! What the kernel does not forget is asked for again, ever later, and given up in the end: by then a flow without
-//! traffic has gone by itself, and whoever still sends will not be helped by one more try.
+//! A failed deletion is retried, with growing delays, and given up in the end: by then an entry without traffic has
+//! expired, and one more try will not help a client that still sends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -17,54 +18,54 @@ use crate::kernel::conntrack::Flows;
 use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::net::Protocol;
 
-/// What is to be forgotten, and what is not certain yet.
+/// Conntrack entries to be deleted, and candidates that are not certain yet.
 #[derive(Default, Debug)]
 pub struct UdpFlows {
-    /// UDP virtual services that changed and are not yet as wanted.
+    /// UDP virtual services that changed and are not yet as desired.
     changed: BTreeMap<ServiceKey, Before>,
-    /// What is to be forgotten, and since when that is tried in vain.
+    /// Flows to be deleted, with the time of the first failure.
     due: BTreeMap<Flows, Option<Instant>>,
-    /// How many tries in a row failed.
+    /// Number of consecutive failures.
     failures: u32,
-    /// When to try again, after a failure.
+    /// Time of the next try, after a failure.
     again_at: Option<Instant>,
 }
 
-/// What a virtual service has had since it was marked.
+/// State of a virtual service since it was marked.
 #[derive(Default, Debug)]
 struct Before {
     destinations: BTreeSet<SocketAddr>,
-    /// There was a time without a destination, so clients may have flows that are not translated.
+    /// It was without a destination at some time, so clients may have flows that are not translated.
     was_unserved: bool,
 }
 
-/// The outcome of one try.
+/// Outcome of one try.
 #[derive(Default, Debug)]
 pub struct Forgetting {
-    /// How many flows the kernel forgot.
+    /// Number of conntrack entries deleted.
     pub forgotten: usize,
-    /// Why it could not.
+    /// Reason of the failure.
     pub failure: Option<String>,
-    /// What is not tried any more.
+    /// Flows that are no longer retried.
     pub given_up: Vec<Flows>,
 }
 
 /// The delay after the first failure; it doubles with each further one, up to [`LONGEST_DELAY`].
 const FIRST_DELAY: Duration = Duration::from_secs(5);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
-/// How long forgetting a flow is tried. Kernels keep a UDP flow without traffic for 180 s at most, unless told otherwise
+/// Maximum time of retrying a flow. Kernels keep a UDP conntrack entry without traffic for 180 s at most by default
 /// (`net.netfilter.nf_conntrack_udp_timeout_stream`).
 const GIVE_UP: Duration = Duration::from_secs(180);
 
 impl UdpFlows {
-    /// Notes that a virtual service is wanted differently.
+    /// Marks a virtual service whose desired state has changed.
     pub fn mark(&mut self, key: ServiceKey) {
         if is_udp(&key) {
             self.changed.entry(key).or_default();
         }
     }
 
-    /// Notes what an earlier run left: it may have been ended before it forgot anything.
+    /// Records virtual services of an earlier run: it may have been ended before it deleted any entries.
     pub fn adopt(&mut self, seen: &BTreeMap<ServiceKey, Virtual>) {
         for key in seen.keys().filter(|key| is_udp(key)) {
             self.changed.entry(*key).or_default().was_unserved = true;
@@ -72,7 +73,7 @@ impl UdpFlows {
         self.note_before(seen);
     }
 
-    /// Notes the destinations that changed services have in the kernel before they are changed there.
+    /// Records the destinations of changed services in the kernel before they are changed there.
     pub fn note_before(&mut self, seen: &BTreeMap<ServiceKey, Virtual>) {
         for (key, before) in &mut self.changed {
             let existing = seen.get(key);
@@ -82,8 +83,8 @@ impl UdpFlows {
         }
     }
 
-    /// Notes what a changed service has now; `existing` is `None` where the kernel certainly lacks it, and `Err` where
-    /// nothing is certain.
+    /// Records the state of a changed service after the change; `existing` is `None` if the kernel certainly lacks it,
+    /// and `Err` if its state is not known.
     pub fn note_after<'a>(
         &mut self,
         wanted: &BTreeMap<ServiceKey, Virtual>,
@@ -98,7 +99,7 @@ impl UdpFlows {
             let ServiceKey::Address { address, protocol, port } = *key else { return false };
             let original_destination = SocketAddr::new(address, port);
             let has = |backend| existing.is_some_and(|it| it.destinations.iter().any(|d| d.address == backend));
-            // What failed to be forgotten before is healthy when its backend has come back.
+            // An entry whose deletion failed before is healthy once its backend has come back.
             due.retain(|flow, _| flow.original_destination != original_destination || !has(flow.reply_source));
             let untranslated = before.was_unserved && existing.is_some_and(serves);
             let sources = before.destinations.iter().copied().chain(untranslated.then_some(original_destination));
@@ -109,7 +110,7 @@ impl UdpFlows {
         });
     }
 
-    /// Has the kernel forget what is due. `None` where nothing is, or the time of the next try has not come.
+    /// Deletes the conntrack entries that are due. `None` if there are none, or the next try is not due yet.
     pub fn forget(
         &mut self,
         now: Instant,
@@ -128,7 +129,7 @@ impl UdpFlows {
         }
     }
 
-    /// Notes that a try failed. Returns what is given up.
+    /// Records a failed try. Returns the flows that are given up.
     fn failed(&mut self, now: Instant) -> Vec<Flows> {
         let mut given_up = Vec::new();
         self.due.retain(|flow, since| {
@@ -142,12 +143,12 @@ impl UdpFlows {
         given_up
     }
 
-    /// Whether nothing is left to be forgotten.
+    /// Returns whether no entries are left to be deleted.
     pub fn is_settled(&self) -> bool {
         self.due.is_empty()
     }
 
-    /// When the next try is due, after a failure.
+    /// Returns when the next try is due, after a failure.
     pub fn retry_at(&self) -> Option<Instant> {
         self.again_at.filter(|_| !self.is_settled())
     }

@@ -1,14 +1,14 @@
-//! Which addresses of a Service this node announces.
+//! The addresses of a Service that this node announces.
 //!
 //! Kubernetes: `Service.spec.clusterIPs`, `externalIPs`, `status.loadBalancer`, `internalTrafficPolicy`,
 //! `externalTrafficPolicy`, and EndpointSlices; flags `--advertise-cluster-ip`, `--advertise-external-ip` and
 //! `--advertise-loadbalancer-ip`; annotations `kube-router.io/service.advertise.*`, which win over the flags,
 //! `service.local` and `service.skiplbips`. An external address must be allowed (`config::ServiceRanges`).
 //!
-//! With policy Cluster every node announces, because every node can pass traffic on. With policy Local, or `service.local`, only
-//! nodes do that have an endpoint for new connections, by the rule of the service proxy: a ready one, or where nobody in the
-//! cluster is ready, one that goes away and still serves. So when the last ready endpoint of a node begins to go, the node
-//! stops to announce first, while the proxy still serves what comes.
+//! With policy Cluster every node announces, because every node can forward traffic. With policy Local, or
+//! `service.local`, only nodes with an endpoint for new connections do, by the rule of the service proxy: a ready
+//! endpoint, or if none in the cluster is ready, one that is terminating and still serving. So when the last ready
+//! endpoint of a node starts terminating, the node withdraws first, while the proxy still serves what arrives.
 //!
 //! Each address becomes a host route; load sharing between nodes that announce the same one is the routers' part.
 
@@ -18,7 +18,7 @@ use crate::config::RouterConfig;
 use crate::model::{Endpoints, Service, TrafficPolicy, Use};
 use crate::net::{Family, PerFamily};
 
-/// The node that announces, as far as it counts here.
+/// The announcing node, as far as it matters here.
 #[derive(Clone, Copy, Debug)]
 pub struct Announcer<'a> {
     pub name: &'a str,
@@ -26,7 +26,7 @@ pub struct Announcer<'a> {
     pub families: PerFamily<bool>,
 }
 
-/// The addresses of a Service that are announced, sorted, each once.
+/// Returns the announced addresses of a Service, sorted, without duplicates.
 pub fn announced(service: &Service, endpoints: &Endpoints, own: Announcer<'_>, config: &RouterConfig) -> Vec<IpAddr> {
     let flags = config.advertise;
     let said = service.announce;
@@ -54,7 +54,7 @@ pub fn announced(service: &Service, endpoints: &Endpoints, own: Announcer<'_>, c
     addresses
 }
 
-/// Whether this node has an endpoint of any of the Service's ports that gets new connections.
+/// Returns whether this node has an endpoint for new connections, of any of the Service's ports.
 fn has_local_endpoint(service: &Service, endpoints: &Endpoints, name: &str, family: Family) -> bool {
     let mut terminating = false;
     let mut ready_elsewhere = false;

@@ -1,15 +1,15 @@
-//! Puts a `Desired` router into the kernel.
+//! Applies a `Desired` router to the kernel.
 //!
 //! Order of growing; each needs those before it:
 //!
 //! 1. settings, the bridge;
-//! 2. sets, their elements, the rules that name the sets: pods keep their own addresses among each other from the first packet on;
-//! 3. ports that receive tunnels' packets, tunnels;
+//! 2. sets, their elements, the rules that use the sets: pods keep their addresses among each other from the start;
+//! 3. receive ports of tunnels, tunnels;
 //! 4. routes;
-//! 5. rules that choose the table of tunnels: an empty table says nothing, so nobody is led astray before.
+//! 5. rules that select the tunnel table: an empty table has no effect, so no packet is misrouted before.
 //!
-//! Shrinking goes the other way. Routes that this run has not heard of are not deleted before the speaker has said all that it
-//! knows: what an earlier run learned serves until then. The bridge stays: pods may be on it.
+//! Shrinking goes the other way. Routes that this run has not learned are not deleted before learned routes are
+//! complete: routes of an earlier run serve until then. The bridge stays: pods may be attached to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,7 +34,7 @@ use super::names::{BRIDGE, Set};
 use super::reachable::Lead;
 use super::routes::Routes;
 
-/// The families of kernel objects that the router keeps. Implemented once on Linux (`linux`) and once in memory for tests.
+/// The kinds of kernel objects that the router manages. Implemented on Linux (`linux`) and in memory for tests.
 pub trait Kernel {
     type Settings: Ruled;
     type Bridges: Target<Key = LinkName, Value = Bridge>;
@@ -46,27 +46,27 @@ pub trait Kernel {
     type Routes: Target<Key = RouteKey, Value = Route> + PodRoutes;
     type SourceRules: Target<Key = RuleKey, Value = ()>;
 
-    /// Nobody is on the bridge, as far as that can be known.
+    /// Returns whether the bridge has no pods attached, as far as that can be known.
     fn bridge_is_free(&mut self) -> bool;
 
-    /// Where packets to a next hop would go.
+    /// Returns how the kernel would route packets to a next hop.
     fn leads_to(&mut self, _next_hop: IpAddr) -> Lead {
         Lead::Unknown
     }
 
-    /// Removes what is ours from where it no longer belongs: rules in the tables of the flavour that the host has given up.
-    /// Called once what replaces them stands. Returns why something could not be removed.
+    /// Removes objects of ours from where they no longer belong: rules in the tables of the iptables variant that the
+    /// host has given up. Called once their replacements are in place. Returns why something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
 }
 
-/// Routes of which those to pods of known nodes stand before routes of other programs to the same range (flannel's, static ones).
+/// Routes; those to pods of known nodes precede other programs' routes to the same range (flannel's, static ones).
 pub trait PodRoutes: Target {
-    /// Whether another node has this pod range.
+    /// Records whether another node has this pod CIDR.
     fn note_pod_range(&mut self, range: IpNet, is_there: bool);
 }
 
 kinds! {
-    /// What was last seen of the kernel, kind by kind, in the order of growing.
+    /// Last seen state of the kernel, kind by kind, in the order of growing.
     pub struct Mirrors {
         settings: Settings,
         bridges: Bridges after Routes,
@@ -79,27 +79,27 @@ kinds! {
         source_rules: SourceRules after Routes,
     }
     with {
-        /// Routes that this run has heard of since learned routes were last complete.
+        /// Routes that this run has learned since learned routes were last complete.
         heard: BTreeSet<RouteKey>,
         had_sets: Option<bool>,
     }
 }
 
-/// What may be done.
+/// Limits on what a round may change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Leave {
-    /// How well the cluster is known.
+    /// Completeness of what is known of the cluster.
     pub authority: Authority,
-    /// Learned routes are complete: what is not among them may go.
+    /// Learned routes are complete: routes that are not among them may be deleted.
     pub routes_are_complete: bool,
 }
 
-/// What one round did.
+/// Result of one round.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Round {
-    /// Steps in all families together.
+    /// Steps of all kinds together.
     pub steps: u64,
-    /// Routes that were added or replaced, and those that were deleted.
+    /// Number of routes added or replaced, and of routes deleted.
     pub routes_grown: usize,
     pub routes_gone: usize,
 }
@@ -109,7 +109,7 @@ impl<K: Kernel> Mirrors<K> {
         Mirrors::of(targets)
     }
 
-    /// Says what is wanted differently from now on.
+    /// Marks desired objects as changed.
     pub fn mark(&mut self, changed: &Changed) {
         if changed.settings {
             self.settings.forget();
@@ -130,26 +130,26 @@ impl<K: Kernel> Mirrors<K> {
         changed.source_rules.iter().for_each(|key| self.source_rules.mark(*key));
     }
 
-    /// Whether an earlier run has left routes in the kernel; false while that cannot be read.
+    /// Returns whether an earlier run has left routes in the kernel; false while that cannot be read.
     pub fn has_routes(&mut self, at: Moment) -> bool {
         self.routes.learn(at) && self.routes.seen().is_some_and(|seen| !seen.is_empty())
     }
 
-    /// Whether an earlier run had left sets in the kernel, which go with a reboot. Settled when it is first known.
+    /// Returns whether an earlier run had left sets in the kernel, which a reboot deletes. Fixed once it is known.
     pub fn had_sets(&mut self, at: Moment) -> bool {
         if self.had_sets.is_none() && self.sets.learn(at) {
             self.had_sets = self.sets.seen().map(|seen| !seen.is_empty());
         }
-        // Not known is not said: whoever keeps too little loses a moment, and whoever keeps too much sends packets nowhere.
+        // Unknown counts as false: keeping too little costs a moment, keeping too much sends packets nowhere.
         self.had_sets.unwrap_or(false)
     }
 
-    /// How many of the routes that are wanted in the main table the kernel has not.
+    /// Returns the number of desired main table routes that the kernel lacks.
     pub fn missing_routes(&self, learned: &Routes) -> usize {
         self.routes.missing(learned.routes(), |key| key.table == TABLE_MAIN)
     }
 
-    /// One round: growing as far as is allowed, then shrinking.
+    /// Runs one round: grows as far as that is allowed, then shrinks.
     pub fn round(&mut self, desired: &Desired, learned: &Routes, leave: Leave, at: Moment) -> Round {
         let growth = match leave.authority {
             Authority::Nothing => return Round::default(),
@@ -162,13 +162,13 @@ impl<K: Kernel> Mirrors<K> {
         let bridges = desired.bridge.map(|bridge| (LinkName(BRIDGE.into()), bridge)).into_iter().collect();
         self.bridges.grow(&bridges, growth, at);
         if !self.sets.grow(&desired.sets, growth, at).is_empty() {
-            // A set that was made anew may have lost its elements.
+            // A recreated set may have lost its elements.
             self.elements.forget();
         }
         self.elements.grow(&desired.elements, growth, at);
         self.rules.grow(&desired.rules, growth, at);
         self.receive_ports.grow(&desired.receive_ports, growth, at);
-        // What was learned is from now, however old the cluster's memory is.
+        // Learned routes are current, however old the remembered cluster is.
         self.grow_tunnels(learned, at);
         let routes_grown = self.routes.grow(learned.routes(), Growth::Full, at).len();
         self.source_rules.grow(&desired.source_rules, growth, at);
@@ -176,7 +176,7 @@ impl<K: Kernel> Mirrors<K> {
         let mut routes_gone = 0;
         if leave.authority == Authority::Complete {
             self.source_rules.shrink(&desired.source_rules, at);
-            // What was heard of and is no longer wanted has been withdrawn: it need not wait for neighbours that are not there.
+            // A learned route that is no longer desired was withdrawn: deleting it need not wait for peers.
             let (all, heard) = (leave.routes_are_complete, &self.heard);
             routes_gone = self.routes.shrink_where(learned.routes(), at, |key, _| all || heard.contains(key)).len();
             if all {
@@ -190,7 +190,7 @@ impl<K: Kernel> Mirrors<K> {
         Round { steps: self.steps_done() - before, routes_grown, routes_gone }
     }
 
-    /// Removes the bridge where nobody is on it: only cleaning up does so.
+    /// Deletes the bridge if no pods are attached: only done by cleanup.
     pub fn remove_bridge(&mut self, at: Moment) {
         if self.kernel.bridge_is_free() {
             self.bridges.mark_all();
@@ -198,22 +198,22 @@ impl<K: Kernel> Mirrors<K> {
         }
     }
 
-    /// Where packets to a next hop would go.
+    /// Returns how the kernel would route packets to a next hop.
     pub fn leads_to(&mut self, next_hop: IpAddr) -> Lead {
         self.kernel.leads_to(next_hop)
     }
 
-    /// Removes what earlier runs left where it no longer belongs.
+    /// Removes objects of earlier runs from where they no longer belong.
     pub fn remove_abandoned(&mut self) -> Vec<String> {
         self.kernel.remove_abandoned()
     }
 
-    /// When the next retry of a failed step is due.
+    /// Returns when the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
         self.reflections().into_iter().filter_map(|family| family.retry_at()).min()
     }
 
-    /// True when every family is known to be as wanted.
+    /// Returns whether all kinds are known to be as desired.
     pub fn is_settled(&self) -> bool {
         self.reflections().into_iter().all(|family| family.is_settled())
     }
@@ -222,14 +222,14 @@ impl<K: Kernel> Mirrors<K> {
         let there: BTreeSet<LinkName> = self.tunnels.known_keys().cloned().collect();
         let grown = self.tunnels.grow(learned.tunnels(), Growth::Full, at);
         if grown.iter().any(|name| there.contains(name)) {
-            // A tunnel that was made anew, or set up, has lost its routes.
+            // A tunnel that was recreated, or set up, has lost its routes.
             self.routes.forget();
         }
     }
 
-    /// A tunnel goes when no route is left that leads through it: the kernel would drop it without a word.
+    /// Deletes a tunnel once no route uses it: the kernel would silently delete its routes.
     fn shrink_tunnels(&mut self, learned: &Routes, at: Moment) {
-        // A route that could not be changed or deleted may still lead through the tunnel that it is to leave.
+        // A route that could not be changed or deleted may still use the tunnel that it is to leave.
         let seen = self.routes.seen().filter(|_| !self.routes.is_in_doubt());
         let used: Option<BTreeSet<&LinkName>> =
             seen.map(|seen| seen.values().flat_map(|route| &*route.next_hops).map(|hop| &hop.link).collect());
@@ -237,7 +237,7 @@ impl<K: Kernel> Mirrors<K> {
             .shrink_where(learned.tunnels(), at, |name, _| used.as_ref().is_some_and(|used| !used.contains(name)));
     }
 
-    /// Elements go when no rule names their set any more, or the set stays; sets go when they are empty.
+    /// Deletes elements if no rule uses their set any more, or if the set stays; deletes sets once they are empty.
     fn shrink_sets(&mut self, desired: &Desired, at: Moment) {
         let rules_are_settled = self.rules.is_settled();
         self.elements
@@ -250,7 +250,7 @@ impl<K: Kernel> Mirrors<K> {
     }
 }
 
-/// All sets of the router, by name.
+/// Returns the names of all sets of the router.
 pub fn set_names() -> Vec<SetName> {
     let both = |set: Set| crate::net::Family::BOTH.map(|family| set.name(family));
     Set::ALL.into_iter().flat_map(both).collect()

@@ -1,17 +1,17 @@
-//! Things that several may claim: an address in a set, a neighbour, a service's address.
+//! Keys that several owners may claim: an address in a set, a neighbour, a service address.
 //!
-//! A thing is there while anybody claims it, and it is as the first of its claimants says, in the claimants' own order
+//! A key exists while anybody claims it, and its value is that of the first claimant, in the claimants' own order
 //! ([`model::Claims`](crate::model::Claims)).
 
 use std::cmp::Ordering;
 
 use crate::model::{self, Claim};
 
-/// All claims, by what is claimed and by who claims it.
+/// All claims, by key and by claimant.
 #[derive(Clone, Debug)]
 pub struct Claims<K, O, V>(model::Claims<K, By<O, V>>);
 
-/// What one claimant says a thing is.
+/// The value that one claimant gives a key.
 #[derive(Clone, Debug)]
 struct By<O, V> {
     owner: O,
@@ -37,33 +37,33 @@ impl<K, O, V> Default for Claims<K, O, V> {
 }
 
 impl<K: Ord + Clone, O: Ord + Clone, V: PartialEq + Clone> Claims<K, O, V> {
-    /// Sets or takes back one claim. True if that changed what the thing is, or whether it is there.
+    /// Sets or removes one claim. Returns whether that changed the key's value or existence.
     pub fn put(&mut self, key: &K, owner: &O, value: Option<V>) -> bool {
         let before = self.0.put(key, owner, value.map(|value| By { owner: owner.clone(), value }));
         self.first(key) != before.as_ref().map(|before| &before.value)
     }
 
-    /// What more than one claims, and who does, in their order.
+    /// Returns the keys with more than one claimant, with their claimants in order.
     pub fn contested(&self) -> impl Iterator<Item = (&K, Vec<&O>)> {
         self.0.contested().map(|(key, all)| (key, all.iter().map(|by| &by.owner).collect()))
     }
 
-    /// What a thing is; `None` when nobody claims it.
+    /// Returns the value of a key; `None` if nobody claims it.
     pub fn first(&self, key: &K) -> Option<&V> {
         self.0.first(key).map(|by| &by.value)
     }
 
-    /// Who claims a thing, in their order.
+    /// Returns the claimants of a key, in order.
     pub fn owners(&self, key: &K) -> impl Iterator<Item = &O> {
         self.0.of(key).iter().map(|by| &by.owner)
     }
 
-    /// All things that are claimed.
+    /// Returns all claimed keys.
     pub fn keys(&self) -> impl Iterator<Item = &K> {
         self.0.all().keys()
     }
 
-    /// The things between two, both included.
+    /// Returns the keys between two, both included.
     pub fn within(&self, first: &K, last: &K) -> impl Iterator<Item = &K> {
         self.0.all().range(first..=last).map(|(key, _)| key)
     }

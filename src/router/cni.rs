@@ -1,15 +1,15 @@
-//! The CNI file: which ranges pods get their addresses from, and how large their packets may be.
+//! The CNI configuration file: the pod CIDRs from which pods get their addresses, and their MTU.
 //!
-//! CNI specification 1.0 (network configuration, lists of plugins), the plugins `bridge` and `host-local`. The file is shared with
-//! whoever installed it: what is in it stays, but for the `mtu` of the bridge plugin and the ranges of its `ipam`. A file whose
-//! name ends in `.conflist` is a list of plugins, any other is one plugin. Where there is no file, there will be one with the
-//! plugins `bridge`, `host-local` and `portmap`.
+//! CNI specification 1.0 (network configuration, lists of plugins), the plugins `bridge` and `host-local`. The file is
+//! shared with whoever installed it: its content stays, except for the `mtu` of the bridge plugin and the ranges of its
+//! `ipam`. A file whose name ends in `.conflist` is a list of plugins, any other is one plugin. If there is no file,
+//! one is created with the plugins `bridge`, `host-local` and `portmap`.
 //!
-//! The ranges become exactly those of the node: an older one is somebody else's by now. A range set that is there keeps what else
-//! it says (`rangeStart`, `gateway`). Equal ranges are told by what they mean and not by how they are written. While the node has
-//! no ranges nothing is changed, and another `ipam` than `host-local` is left alone.
+//! The ranges become exactly those of the node: an older one belongs to another node by now. An existing range set
+//! keeps its other fields (`rangeStart`, `gateway`). Ranges are compared by value, not by spelling. While the node has
+//! no ranges nothing is changed, and any `ipam` other than `host-local` is left alone.
 //!
-//! The text is compact, its keys are sorted, and it has no line break at its end, as kube-router writes it.
+//! The text is compact, its keys are sorted, and it has no trailing line break, as kube-router writes it.
 
 use std::path::Path;
 
@@ -18,12 +18,12 @@ use serde_json::{Map, Value, json};
 
 use super::names::BRIDGE;
 
-/// What is wanted of the file.
+/// Desired fields of the file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Conf {
-    /// The ranges of this node's pods, IPv4 first.
+    /// The pod CIDRs of this node, IPv4 first.
     pub ranges: Vec<IpNet>,
-    /// The largest packet of a pod, in bytes; `None` leaves it as it is.
+    /// The MTU of pods, in bytes; `None` leaves it unchanged.
     pub mtu: Option<u32>,
 }
 
@@ -36,7 +36,7 @@ pub enum Form {
     List,
 }
 
-/// Why a file is left as it is, as a sentence.
+/// Reason why a file is left unchanged, as a sentence.
 #[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
 pub enum Unusable {
     #[error("it is not JSON: {0}; it is left as it is, so that pods may lack addresses")]
@@ -48,14 +48,14 @@ pub enum Unusable {
 }
 
 impl Form {
-    /// The form of the file with this name.
+    /// Returns the form of the file with this name.
     pub fn of(path: &Path) -> Form {
         let is_list = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("conflist"));
         if is_list { Form::List } else { Form::Single }
     }
 }
 
-/// What the file is to hold, given what it holds. An error goes with what could be done all the same, if anything.
+/// Returns the desired text, given the present one. An error comes with the changes that were possible, if any.
 pub fn text(present: Option<&str>, form: Form, wanted: &Conf) -> (Option<String>, Option<Unusable>) {
     let mut conf = match present.filter(|text| !text.trim().is_empty()).map(serde_json::from_str::<Value>) {
         None if wanted.ranges.is_empty() => return (None, None),
@@ -74,26 +74,26 @@ pub fn text(present: Option<&str>, form: Form, wanted: &Conf) -> (Option<String>
     (Some(conf.to_string()), unusable)
 }
 
-/// Whether container runtimes read a file of this name (libcni: `.conf`, `.conflist`, `.json`).
+/// Returns whether container runtimes read a file of this name (libcni: `.conf`, `.conflist`, `.json`).
 pub fn is_conf(path: &Path) -> bool {
     path.extension().is_some_and(|end| ["conf", "conflist", "json"].iter().any(|one| end == *one))
 }
 
-/// Whether a text describes a network, as one plugin or as a list of them. Runtimes go on to the next file where it does not.
+/// Returns whether a text describes a network, as one plugin or several. Otherwise runtimes try the next file.
 pub fn describes_network(text: &str) -> bool {
     let conf = serde_json::from_str::<Value>(text).unwrap_or_default();
     let plugins = conf.get("plugins").and_then(Value::as_array);
     conf.get("type").is_some_and(Value::is_string) || plugins.is_some_and(|plugins| !plugins.is_empty())
 }
 
-/// Whether a file is about our bridge, so that without us it gives pods no network.
+/// Returns whether a file uses our bridge, so that without us it gives pods no network.
 pub fn is_ours(text: &str, form: Form) -> bool {
     let mut conf = serde_json::from_str::<Value>(text).unwrap_or_default();
     let plugin = bridge_plugin(&mut conf, form);
     plugin.is_some_and(|plugin| plugin.get("bridge").and_then(Value::as_str) == Some(BRIDGE))
 }
 
-/// A file for a node that has none.
+/// Returns the file for a node that has none.
 fn fresh(form: Form) -> Value {
     let bridge = json!({
         "type": "bridge",
@@ -118,7 +118,7 @@ fn fresh(form: Form) -> Value {
     }
 }
 
-/// The plugin whose ranges and MTU are ours to set. A single plugin is it, whatever its type.
+/// Returns the plugin whose ranges and MTU are ours to set. A single plugin counts, whatever its type.
 fn bridge_plugin(conf: &mut Value, form: Form) -> Option<&mut Map<String, Value>> {
     match form {
         Form::Single => conf.as_object_mut().filter(|plugin| plugin.contains_key("type")),
@@ -140,7 +140,7 @@ fn set_ranges(plugin: &mut Map<String, Value>, ranges: &[IpNet]) -> Result<(), U
         None => drop(ipam.insert("type".to_owned(), "host-local".into())),
         Some(other) => return Err(Unusable::OtherIpam(other.to_owned())),
     }
-    // The older form, one range beside the list.
+    // The older form, a single range outside the list.
     ipam.remove("subnet");
     let present = ipam.get("ranges").and_then(Value::as_array).cloned().unwrap_or_default();
     let set_of = |range: &IpNet| {
@@ -152,7 +152,7 @@ fn set_ranges(plugin: &mut Map<String, Value>, ranges: &[IpNet]) -> Result<(), U
     Ok(())
 }
 
-/// The range of a set that has one.
+/// Returns the range of a set, if it has one.
 fn subnet(set: &Value) -> Option<IpNet> {
     let [range] = set.as_array()?.as_slice() else { return None };
     range.get("subnet")?.as_str()?.parse::<IpNet>().ok().map(|range| range.trunc())

@@ -1,6 +1,6 @@
-//! What the router wants: of the speaker, and of the kernel.
+//! Desired state of the router: of the speaker, and of the kernel.
 //!
-//! Sorted maps in the words of `bgp` and of `kernel`, so that comparing needs no others.
+//! Sorted maps with the types of `bgp` and of `kernel`, so that comparing needs no others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -22,52 +22,52 @@ use crate::kernel::tunnel::ReceivePort;
 use super::cni::Conf;
 use super::problem::Problem;
 
-/// Everything that is wanted, but for routes and tunnels, which are in `routes::Routes`.
+/// The whole desired state, except for routes and tunnels, which are in `routes::Routes`.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Desired {
-    /// Ourselves as a speaker; `None` while there can be none.
+    /// Our own speaker; `None` while there can be none.
     pub speaker: Option<Speaker>,
-    /// Neighbours, by their addresses; none without a speaker.
+    /// Desired neighbours, by address; none without a speaker.
     pub peers: BTreeMap<IpAddr, Wanted>,
-    /// What we announce.
+    /// Announced prefixes, with their attributes.
     pub announcements: BTreeMap<IpNet, Attributes>,
-    /// What is taken and passed on; `None` before anything is known.
+    /// Import and export policies; `None` before anything is known.
     pub policies: Option<Policies>,
     pub sets: BTreeMap<SetName, SetSpec>,
     pub elements: BTreeMap<ElementKey, ()>,
     pub rules: BTreeMap<Piece, Rules>,
-    /// Rules that choose a table by the source.
+    /// Rules that select a table by source address.
     pub source_rules: BTreeMap<RuleKey, ()>,
     pub receive_ports: BTreeMap<ReceivePort, ()>,
     pub settings: BTreeMap<Setting, WantedSetting>,
     pub bridge: Option<Bridge>,
-    /// What the CNI file is to say; `None` to leave it alone.
+    /// Desired content of the CNI file; `None` to leave it alone.
     pub cni: Option<Conf>,
     pub problems: BTreeSet<Problem>,
 }
 
-/// Ourselves as a speaker.
+/// Parameters of our own speaker.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Speaker {
-    /// When these numbers change, another speaker has to take its place.
+    /// A change of these requires another speaker.
     pub own: Own,
-    /// Our addresses: routes that lead to ourselves are not used.
+    /// Our addresses: routes via ourselves are not used.
     pub addresses: BTreeSet<IpAddr>,
-    /// Where it listens. Other addresses need no other speaker.
+    /// Listening addresses. A change does not require another speaker.
     pub listen: BTreeSet<SocketAddr>,
 }
 
-/// Among how many next hops traffic is shared at the most.
+/// Maximum number of next hops of a multipath route.
 pub const SHARING: usize = 16;
 
-/// What changed, by the keys of what changed; a switch where there are few.
+/// Changes, by the keys of what changed; a flag where there are few.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Changed {
-    /// The speaker's own numbers are other ones, or it comes or goes.
+    /// The speaker's own parameters changed, or the speaker was added or removed.
     pub speaker: bool,
-    /// Only where it listens.
+    /// Only the listening addresses changed.
     pub listen: bool,
-    /// Only which addresses are ours.
+    /// Only our own addresses changed.
     pub addresses: bool,
     pub policies: bool,
     pub peers: BTreeSet<IpAddr>,
@@ -75,7 +75,7 @@ pub struct Changed {
     pub elements: Vec<ElementKey>,
     pub sets: Vec<SetName>,
     pub rules: Vec<Piece>,
-    /// Pod ranges of other nodes that came, or went.
+    /// Pod CIDRs of other nodes that were added or removed.
     pub pod_ranges: Vec<(IpNet, bool)>,
     pub routes: Vec<RouteKey>,
     pub tunnels: Vec<LinkName>,
@@ -85,15 +85,15 @@ pub struct Changed {
     pub bridge: bool,
     pub cni: bool,
     pub problems: bool,
-    /// How many Nodes were looked at.
+    /// Number of Nodes recomputed.
     pub nodes_computed: usize,
-    /// How many Services were looked at.
+    /// Number of Services recomputed.
     pub services_computed: usize,
 }
 
 impl Desired {
-    /// What a speaker is told that has been told nothing yet: first its policies and our routes, then its neighbours, so that no
-    /// session begins before it is known what may pass.
+    /// Returns all orders for a new speaker: first its policies and our routes, then its neighbours, so that no session
+    /// begins before it is known what may pass.
     pub fn all_orders(&self) -> Vec<Order> {
         let everything = Changed {
             policies: true,
@@ -104,7 +104,7 @@ impl Desired {
         self.orders(&everything)
     }
 
-    /// What a speaker is told of a change.
+    /// Returns the speaker's orders for a change.
     pub fn orders(&self, changed: &Changed) -> Vec<Order> {
         let mut orders = Vec::new();
         let speaker = self.speaker.as_ref().filter(|_| changed.addresses);

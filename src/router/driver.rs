@@ -1,11 +1,11 @@
-//! The router in the loop of all subsystems: newest World and learned routes → what is wanted → the speaker and the kernel.
+//! The router in the loop of all subsystems: newest World and learned routes → desired state → speaker and kernel.
 //!
-//! The speaker has another thread (`bgp::driver`): it gets orders and tells what it learns, which is what the router waits for
-//! besides the World, disturbances and retries.
+//! The speaker runs in another thread (`bgp::driver`): it takes orders and reports what it learns, which is what the
+//! router waits for besides the World, disturbances and retries.
 //!
-//! After a start, routes that an earlier run left serve until the speaker has heard everything, of every neighbour that is
-//! wanted, or until the time is over for which neighbours keep ours (RFC 4724). So neither a restart of ours, nor one of all
-//! nodes together, takes a way from a packet.
+//! After a start, routes of an earlier run serve until the speaker has received End-of-RIB from every desired
+//! neighbour, or until the restart time for which neighbours keep ours is over (RFC 4724). So neither a restart of
+//! ours, nor one of all nodes together, takes a route from a packet.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -34,32 +34,32 @@ use super::sessions::{Left, News, Sessions};
 use super::told::Told;
 use super::withdrawals::Withdrawals;
 
-/// What the router is fed with and whom it tells, besides what every subsystem is.
+/// Inputs and outputs of the router besides those of every subsystem.
 pub struct Surroundings {
-    /// Of the speaker, whichever it is at the moment.
+    /// Pulse of the current speaker.
     pub speaker_pulse: Pulse,
-    /// What the cluster is told.
+    /// Report to the cluster.
     pub report: watch::Sender<Report>,
     pub metrics: Metrics,
-    /// What somebody should see to although nothing is wrong here.
+    /// Messages for the administrator although nothing is wrong here.
     pub notes: Note,
-    /// Where others find the speaker.
+    /// Access to the speaker for others.
     pub access: watch::Sender<Option<Access>>,
-    /// The service proxy has brought about what it knows, or does not run: addresses may be announced.
+    /// The service proxy has applied the state known at the start, or does not run: addresses may be announced.
     pub served: watch::Receiver<bool>,
-    /// Addresses of Services that neighbours may still send traffic for.
+    /// Service addresses that neighbours may still send traffic for.
     pub believed: watch::Sender<Table<IpAddr, ()>>,
 }
 
-/// How long the speaker waits for the service proxy at the start. One that cannot work keeps no pods from others.
+/// Maximum wait for the service proxy at the start. A broken proxy must not cut pods off from each other.
 const UNSERVED: Duration = Duration::from_secs(2);
-/// How often it is looked how sessions stand, and whether files have changed.
+/// Interval of checking sessions and files.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
 
-/// How many of them a line of the log names.
+/// Maximum number of them named in a log message.
 const NAMED: usize = 5;
 
-/// The router's state between two turns.
+/// State of the router between two turns.
 pub struct Driver<K: Kernel> {
     config: Arc<RouterConfig>,
     plan: Plan,
@@ -71,11 +71,11 @@ pub struct Driver<K: Kernel> {
     around: Surroundings,
     reachable: Reachable,
     next_look: Instant,
-    /// When the routes were learned that are not in the kernel yet.
+    /// Time when the routes were learned that are not in the kernel yet.
     learned_at: Option<Instant>,
-    /// Pod ranges of other nodes without a route; `None` when they are to be looked at again.
+    /// Pod CIDRs of other nodes without a route; `None` if they have to be computed again.
     unlearned: Option<Unreached>,
-    /// The same as they were looked at last, together with routes that the kernel lacks.
+    /// The same when last computed, together with routes that the kernel lacks.
     unreached: Unreached,
     moments: Moments,
     reached: bool,
@@ -116,7 +116,7 @@ impl<K: Kernel> Driver<K> {
         ended.sessions.end(ended.plan.desired()).await;
     }
 
-    /// What a change of what is wanted means for the speaker, for the kernel and for files.
+    /// Applies a change of the desired state to the speaker, the kernel and files.
     async fn carry_out(&mut self, changed: &Changed) {
         self.mirrors.mark(changed);
         self.files.mark(changed.cni);
@@ -138,8 +138,8 @@ impl<K: Kernel> Driver<K> {
         }
     }
 
-    /// Starts a speaker, or another one in its place. Routes in the kernel serve until it has heard everything.
-    /// What it announces first is taken for all: so it begins when the addresses are served.
+    /// Starts or replaces the speaker. Routes in the kernel serve until learned routes are complete. Peers take its
+    /// first announcements for complete: so it starts once the addresses are served.
     async fn start_speaker(&mut self) {
         let now = Instant::now();
         if !self.sessions.is_running() && !*self.around.served.borrow() && now < self.started + UNSERVED {
@@ -158,7 +158,7 @@ impl<K: Kernel> Driver<K> {
         self.publish_believed();
     }
 
-    /// Notes which addresses neighbours may still believe in, and says so.
+    /// Updates and publishes the addresses that neighbours may still have routes for.
     async fn follow_announcements(&mut self, changed: &Changed) {
         if !self.sessions.is_running() || changed.announcements.is_empty() {
             return;
@@ -177,7 +177,7 @@ impl<K: Kernel> Driver<K> {
         self.around.believed.send_replace(self.withdrawals.believed().clone());
     }
 
-    /// Takes in what the speaker tells.
+    /// Handles the speaker's events.
     fn take_events(&mut self, events: Vec<Event>) {
         for event in events {
             if self.sessions.note(&event) {
@@ -202,7 +202,7 @@ impl<K: Kernel> Driver<K> {
         }
     }
 
-    /// Asks the kernel for the next hops that are new or have to be asked for again, and tells the speaker which are lost.
+    /// Queries the kernel for next hops that are new or due, and tells the speaker which are lost.
     async fn look_at_next_hops(&mut self, now: Instant) {
         for next_hop in self.reachable.take_due() {
             let lead = self.mirrors.leads_to(next_hop);
@@ -215,15 +215,15 @@ impl<K: Kernel> Driver<K> {
         }
     }
 
-    /// Looks at the pod ranges of other nodes that no route in the kernel leads to. The plan is asked only when something has
-    /// changed: it looks at every node.
+    /// Checks for pod CIDRs of other nodes without a route in the kernel. The plan is queried only after a change: it
+    /// iterates over every node.
     fn look_at_pods(&mut self, synced: bool, now: Instant) {
         let sessions = &self.sessions;
         let ask = || self.plan.unreached(|peer, family| sessions.has_sent_all(peer, family));
         let unlearned = self.unlearned.get_or_insert_with(ask).clone();
         let count = unlearned.count + self.mirrors.missing_routes(self.plan.routes());
         self.unreached = Unreached { count, ..unlearned };
-        // A node that is down for long must not keep all the others from being ready.
+        // A node that is down for long must not keep all others from becoming ready.
         if !self.reached && synced && (count == 0 || self.sessions.patience_is_over(now)) {
             self.reached = true;
             let took_ms = (now - self.started).as_millis() as u64;
@@ -239,10 +239,10 @@ impl<K: Kernel> Driver<K> {
     }
 }
 
-/// What wakes the router besides the World, the kernel and the time.
+/// Events that wake the router besides the World, the kernel and time.
 pub enum Wake {
     Speaker(News),
-    /// The service proxy has brought about what it knows.
+    /// The service proxy has applied the state known at the start.
     Served,
 }
 
@@ -299,7 +299,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         due.into_iter().flatten().min()
     }
 
-    /// Looks at what tells nothing by itself: files, and how sessions stand.
+    /// Polls what sends no events: files, and the state of sessions.
     async fn look_around(&mut self, now: Instant) {
         if now < self.next_look {
             return;
@@ -372,7 +372,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         let trouble = self.files.write(self.plan.desired().cni.as_ref(), standing.authority, standing.now);
         let mut troubles: Vec<String> =
             account.trouble("CNI file", trouble.as_deref().map(|text| (1, text))).into_iter().collect();
-        // The first sync is about what is known; that pods cannot be reached keeps it from nothing else.
+        // The first sync is about what is known; unreachable pods delay nothing else.
         if standing.synced {
             self.look_at_pods(true, standing.now);
             troubles.extend(self.files.problem().map(|problem| problem.to_string()));
@@ -414,7 +414,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         metrics.routes.set(count(self.plan.routes().routes().len()));
         metrics.unreached.set(count(self.unreached.count));
         self.sessions.beat_for_nobody(now);
-        // As soon as it is true, and then for good. Where another program makes the pods' network it is not ours to say.
+        // Reported once true, and then for good. If another program sets up the pod network it is not ours to report.
         let is_ours = self.plan.desired().bridge.is_some() && self.plan.own().all_pod_cidrs().next().is_some();
         let is_ours = is_ours && (self.config.internal_peers || self.config.cni_file.is_some());
         let is_there = is_ours && self.reached && standing.authority == Authority::Complete;

@@ -1,12 +1,12 @@
 //! Peering with routers outside of the cluster.
 //!
-//! Flags `--peer-router-*`, and where there are none, the annotations `kube-router.io/peers` or `peer.*` of our own Node;
-//! `--bgp-holdtime`, `--peer-router-multihop-ttl`. TCP port 179 unless another one is named; `--bgp-port` is for nodes.
+//! Flags `--peer-router-*`, and without them the annotations `kube-router.io/peers` or `peer.*` of our own Node;
+//! `--bgp-holdtime`, `--peer-router-multihop-ttl`. TCP port 179 unless another one is given; `--bgp-port` is for nodes.
 //!
-//! A peer in another AS has to be one hop away, or as many as the flag says; one in ours may be anywhere. The session starts at
-//! the address that is configured for the peer, else at our own of the peer's family.
+//! A peer in another AS has to be one hop away, or as many as the flag says; one in our AS may be anywhere. The
+//! session's local address is the one configured for the peer, else our own of the peer's family.
 //!
-//! The file of `--peer-router-passwords-file` is read by whoever may read files; [`passwords`] says what is in it.
+//! The file of `--peer-router-passwords-file` is read by an effect file; [`passwords`] parses it.
 
 use std::net::IpAddr;
 
@@ -20,12 +20,12 @@ use super::identity::Identity;
 use super::mesh::{MOST, RETRY, restart};
 use super::problem::{About, Problem};
 
-/// The external peers that count, and where they come from.
+/// Returns the configured external peers, from flags or annotations.
 pub fn external_peers<'a>(config: &'a RouterConfig, own: &'a Identity) -> &'a [ExternalPeer] {
     if config.peers.is_empty() { &own.routing.peers } else { &config.peers }
 }
 
-/// How we peer with one, or why not. `password` is the peer's own, or what the file of passwords says.
+/// Returns how we peer with one, or why not. `password` is the peer's own, or the one in the password file.
 pub fn peering(
     peer: &ExternalPeer,
     password: &Password,
@@ -74,8 +74,8 @@ pub fn peering(
     })
 }
 
-/// The passwords in a file: in base64 with commas between them, one for each of so many peers, blank for none. A line break or
-/// a blank around one does not count. What cannot be read is not known, so that its peer waits; the sentences say which.
+/// Parses a password file: base64 separated by commas, one for each of so many peers, blank for none. White space
+/// around one is ignored. An unreadable password is unknown, so that its peer waits; the sentences say which.
 pub fn passwords(text: &str, peers: usize) -> (Vec<Password>, Vec<String>) {
     let items: Vec<&str> = text.trim().split(',').map(str::trim).collect();
     if items.len() != peers {

@@ -1,6 +1,6 @@
-//! Packets of pods pass the host, also where it forwards nothing by default (Docker sets `FORWARD` to drop).
+//! Accepts forwarded packets of pods, even on a host that forwards nothing by default (Docker sets `FORWARD` to drop).
 //!
-//! In the kernel: a filter chain of our own, entered from `FORWARD` behind the network policies:
+//! In the kernel: a filter chain of our own, entered from `FORWARD` after the network policies:
 //!
 //! ```text
 //! iptables -A KUBE-ROUTER-PODS -i kube-bridge -j ACCEPT
@@ -8,9 +8,9 @@
 //! iptables -A KUBE-ROUTER-PODS -o eth0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 //! ```
 //!
-//! The last one is for answers of pods on other nodes to clients of node ports, which pass through this node. kube-router
-//! accepts everything that leaves by the node's link; nothing but these answers needs that. The chain holds the link of today:
-//! no rule is left behind for an earlier one.
+//! The last one is for replies of pods on other nodes to clients of node ports, which pass through this node.
+//! kube-router accepts everything that leaves by the node's link; only these replies need that. The chain names the
+//! current link: no rule is left behind for an earlier one.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use crate::net::Family;
 use super::identity::Identity;
 use super::names::{BRIDGE, CHAIN_PODS};
 
-/// The chain and the jump to it, for one family.
+/// Returns the chain and the jump to it, for one family.
 pub fn rules(own: &Identity, family: Family) -> BTreeMap<Piece, Rules> {
     let comment = |text: &str| Match::Comment(text.into());
     let (input, output) = (Match::InputLink(BRIDGE.into()), Match::OutputLink(BRIDGE.into()));

@@ -1,4 +1,4 @@
-//! What tests of the router are given: configurations, nodes and Services in few words.
+//! Fixtures for tests of the router: configurations, nodes and Services in few words.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::model::{
     Authority, Host, HostAddress, HostLink, Node, NodeAddress, NodeAddressKind, OnLink, Routing, World,
 };
 
-/// The configuration that these words mean.
+/// The configuration with these flags.
 pub fn config(words: &[&str]) -> RouterConfig {
     let words: Vec<OsString> = ["sluice"].iter().chain(words).map(OsString::from).collect();
     let asked = request(&words).unwrap_or_else(|refusal| panic!("{}", refusal.text));
@@ -68,7 +68,7 @@ pub fn host(addresses: &str) -> Host {
     }
 }
 
-/// A World in which all is known: this host and these nodes.
+/// A completely known World: this host and these nodes.
 pub fn world(host: Host, nodes: &[(&str, Node)]) -> World {
     let mut world = World::empty();
     world.host = Arc::new(host);

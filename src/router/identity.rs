@@ -1,10 +1,10 @@
-//! Who this node is to its neighbours: its addresses, its numbers, its pods' ranges.
+//! This node as its neighbours see it: its addresses, its numbers, its pod CIDRs.
 //!
-//! Kubernetes: `Node.status.addresses`, `Node.spec.podCIDRs` and the annotations of our own Node object; and what the host says
-//! of its links. Families that are off by `--enable-ipv4` and `--enable-ipv6` do not exist here.
+//! Kubernetes: `Node.status.addresses`, `Node.spec.podCIDRs` and the annotations of our own Node object; and the links
+//! of the host. Families disabled by `--enable-ipv4` and `--enable-ipv6` do not exist here.
 //!
-//! Where pod ranges are absent there are none: those in the CNI file may be of an earlier life of this node, and belong to
-//! another one by now.
+//! Without pod CIDRs in the Node there are none: those in the CNI file may be of an earlier life of this node, and
+//! belong to another one by now.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,35 +19,35 @@ use crate::net::{Family, PerFamily};
 use super::problem::{About, Problem};
 use super::router_id::router_id;
 
-/// Our own node. A change of any of it makes everything that depends on it be computed anew.
+/// Our own node. A change of any field recomputes everything that depends on it.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Identity {
     pub name: CompactString,
-    /// The families that are on.
+    /// The enabled families.
     pub families: PerFamily<bool>,
-    /// The address by which other nodes know us; `None` without a Node object that has one.
+    /// Our address for other nodes; `None` without a Node object that has one.
     pub primary: Option<IpAddr>,
-    /// Our address in each family: what next hops and tunnels name.
+    /// Our address in each family, used for next hops and tunnels.
     pub addresses: PerFamily<Option<IpAddr>>,
-    /// The same, where it is an address of this very host: only such a one can be the source of a route.
+    /// The same, if it is configured on this host: only such an address can be the source of a route.
     pub sources: PerFamily<Option<IpAddr>>,
     /// All addresses of the Node.
     pub all: BTreeSet<IpAddr>,
     /// The link that carries our address in each family.
     pub links: PerFamily<Option<CompactString>>,
-    /// The largest packet of the link that carries the primary address, in bytes.
+    /// The MTU of the link that carries the primary address, in bytes.
     pub mtu: Option<u32>,
     pub pod_cidrs: PerFamily<Vec<IpNet>>,
     pub asn: Option<u32>,
     pub router_id: Option<Ipv4Addr>,
-    /// It is a machine of AWS, which drops packets of pods, and that is to be switched off (`--disable-source-dest-check`).
+    /// AWS drops packets of pods on this instance, which is to be disabled (`--disable-source-dest-check`).
     pub drops_packets_of_pods: bool,
-    /// What the Node's annotations say.
+    /// Routing annotations of the Node.
     pub routing: Routing,
 }
 
 impl Identity {
-    /// Who we are, by our Node object, this host and the configuration.
+    /// Computes our identity from our Node object, this host and the configuration.
     pub fn new(host: &Host, node: Option<&Node>, config: &RouterConfig, families: PerFamily<bool>) -> Identity {
         let nothing = Node::default();
         let node = node.unwrap_or(&nothing);
@@ -77,27 +77,27 @@ impl Identity {
         }
     }
 
-    /// The families that are on and that the node has an address of: what is spoken and routed.
+    /// Returns the enabled families in which the node has an address, which are routed and carried by BGP.
     pub fn capable(&self) -> PerFamily<bool> {
         PerFamily::from_fn(|family| self.addresses.of(family).is_some())
     }
 
-    /// The families that are on, IPv4 first.
+    /// Returns the enabled families, IPv4 first.
     pub fn enabled_families(&self) -> impl Iterator<Item = Family> {
         self.families.iter().filter(|(_, enabled)| **enabled).map(|(family, _)| family)
     }
 
-    /// The ranges of our pods, IPv4 first.
+    /// Returns our pod CIDRs, IPv4 first.
     pub fn all_pod_cidrs(&self) -> impl Iterator<Item = IpNet> {
         self.pod_cidrs.v4.iter().chain(&self.pod_cidrs.v6).copied()
     }
 
-    /// We reflect routes.
+    /// Returns whether we are a route reflector.
     pub fn is_reflector(&self) -> bool {
         matches!(self.routing.reflection, Reflection::Server(_))
     }
 
-    /// What our node lacks.
+    /// Returns the problems of our own node.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         if self.primary.is_none() {

@@ -1,7 +1,7 @@
-//! Peering with the other nodes: who talks to whom, and how.
+//! Peering with the other nodes: which nodes peer, and with which parameters.
 //!
-//! Flags `--enable-ibgp`, `--nodes-full-mesh`, `--bgp-port`, `--bgp-graceful-restart*`; annotations `kube-router.io/node.asn`,
-//! `rr.server` and `rr.client`. The same rule decides on both ends, so that nobody dials a node that would not answer:
+//! Flags `--enable-ibgp`, `--nodes-full-mesh`, `--bgp-port`, `--bgp-graceful-restart*`; annotations
+//! `kube-router.io/node.asn`, `rr.server` and `rr.client`. Both ends apply the same rule, so no dial stays unanswered:
 //!
 //! | we are \ it is | nothing | reflector | client |
 //! |---|---|---|---|
@@ -26,29 +26,29 @@ use crate::net::{Family, PerFamily};
 
 use super::identity::Identity;
 
-/// What nodes offer each other, in seconds; `--bgp-holdtime` is for external peers.
+/// Hold time between nodes, in seconds; `--bgp-holdtime` is for external peers.
 const HOLD_TIME: u16 = 90;
-/// The longest time between two dials.
+/// Maximum connect retry time.
 pub const RETRY: Duration = Duration::from_secs(120);
-/// How many prefixes of one family a neighbour may send: more than the whole Internet has.
+/// Maximum number of prefixes of one family from a neighbour: more than the whole Internet has.
 pub const MOST: u32 = 2_000_000;
 
-/// Nodes always take part in each other's restarts, so that no packet between pods is lost while one of them is away for a
-/// moment; `--bgp-graceful-restart` is about neighbours outside.
+/// Nodes always support each other's graceful restarts, so that no packet between pods is lost during a short absence;
+/// `--bgp-graceful-restart` is for external neighbours.
 const AMONG_NODES: GracefulRestart =
     GracefulRestart { seconds: 90, deferral: Duration::from_secs(360), notifications: true };
 
-/// How we peer with a node.
+/// Peering with a node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Peering {
-    /// It is no peer of ours, and is not meant to be.
+    /// No peer of ours, as intended.
     None,
-    /// It should be one, and cannot be; a sentence says why.
+    /// Should be a peer, and cannot be; the sentence says why.
     Impossible(&'static str),
     With(Box<Wanted>),
 }
 
-/// How we peer with another node. `local`: what all our neighbours see of us.
+/// Returns the peering with another node. `local`: our parameters towards all neighbours.
 pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local) -> Peering {
     let same_system = config.full_mesh || node.routing().asn == Some(local.asn);
     let Some(client) = relation(own.routing.reflection, node.routing().reflection) else { return Peering::None };
@@ -62,7 +62,7 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local)
     let Some((here, there)) = session_addresses(here, there, own, node) else {
         return Peering::Impossible("it has no address of a family that this node has one of, so they cannot peer");
     };
-    // A Node that was renamed leaves its old object behind for a while; dialling it would reach ourselves.
+    // A renamed Node leaves its old object behind for a while; dialling it would reach ourselves.
     if Family::BOTH.into_iter().any(|family| *own.addresses.of(family) == Some(there)) {
         return Peering::Impossible("its address is that of this node, so there is no session with it");
     }
@@ -72,13 +72,13 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local)
         address: there,
         settings: Settings {
             local,
-            // In a full mesh all nodes have the same number.
+            // In a full mesh all nodes have the same AS number.
             asn: Some(local.asn),
             passive: false,
             hold_time: HOLD_TIME,
             connect_retry: RETRY,
             families,
-            // A node that is dead has no pods that anybody could reach by another way.
+            // A dead node has no pods that could be reached by another path.
             restart: Some(Restart { notifications: true, ..restart(config.graceful_restart.unwrap_or(AMONG_NODES)) }),
         },
         transport: Transport { port: config.port, local: Some(here), password: None, time_to_live: TimeToLive::System },
@@ -90,12 +90,12 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local)
     }))
 }
 
-/// Our part in graceful restarts.
+/// Returns our graceful restart parameters.
 pub fn restart(config: GracefulRestart) -> Restart {
     Restart { seconds: config.seconds, stale: config.deferral, notifications: config.notifications }
 }
 
-/// Whether two nodes peer, and whether the other one is a client of ours.
+/// Returns whether two nodes peer, and whether the other one is a reflector client of ours.
 fn relation(own: Reflection, other: Reflection) -> Option<bool> {
     match (own, other) {
         (Reflection::None, Reflection::Client(_))
@@ -106,7 +106,7 @@ fn relation(own: Reflection, other: Reflection) -> Option<bool> {
     }
 }
 
-/// Both ends of a session, ours first; the same pair on both ends.
+/// Returns both ends of a session, ours first; both ends compute the same pair.
 pub fn session_addresses(here: IpAddr, there: IpAddr, own: &Identity, node: &Node) -> Option<(IpAddr, IpAddr)> {
     if Family::from(here) == Family::from(there) {
         return Some((here, there));

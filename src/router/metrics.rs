@@ -1,7 +1,7 @@
-//! The router's metrics: names, help texts and what is counted.
+//! The router's metrics: names, help texts and values.
 //!
-//! Names that kube-router's users graph are kept (`kube_router_controller_bgp_…`, `kube_router_host_routes_…`); what it has no
-//! name for is called `sluice_router_…`. `docs/metrics.md` lists them all.
+//! Names that kube-router's users graph are kept (`kube_router_controller_bgp_…`, `kube_router_host_routes_…`); metrics
+//! that kube-router lacks are called `sluice_router_…`. `docs/metrics.md` lists them all.
 
 use std::time::Instant;
 
@@ -12,36 +12,36 @@ use crate::observe::metrics::Registry;
 
 use super::identity::Identity;
 
-/// What the router's task counts.
+/// Metrics of the router's task.
 pub struct Metrics {
-    /// Best routes that have changed, one by one.
+    /// Changes of best routes.
     pub received: IntCounter,
-    /// What we announce and take back, by what it is.
+    /// Announcements and withdrawals, by kind of prefix.
     sent: IntCounterVec,
-    /// Duration of telling the speaker which neighbours are wanted.
+    /// Duration of passing the desired neighbours to the speaker.
     pub peers_sync: Histogram,
     /// Duration of a round.
     pub round: Histogram,
-    /// One for each neighbour, with how its session stands.
+    /// Session state, by neighbour.
     pub peers: IntGaugeVec,
-    /// Routes that the kernel shall hold.
+    /// Desired kernel routes.
     pub routes: IntGauge,
     pub routes_added: IntCounter,
     pub routes_removed: IntCounter,
     pub routes_sync: Histogram,
-    /// From a learned route to the kernel's last acknowledgement.
+    /// Time from a learned route to the kernel's last acknowledgement.
     pub programming: Histogram,
-    /// What keeps parts of the router from working.
+    /// Problems that keep parts of the router from working.
     pub problems: IntGauge,
-    /// Pod ranges of other nodes to which there is no route in the kernel.
+    /// Pod CIDRs of other nodes without a route in the kernel.
     pub unreached: IntGauge,
 }
 
 impl Metrics {
-    /// Makes the metrics and registers them.
+    /// Creates and registers the metrics.
     ///
     /// # Errors
-    /// Where a name is registered already.
+    /// If a name is already registered.
     pub fn register(registry: &Registry) -> Result<Metrics, prometheus::Error> {
         let histogram = |name: &str, help: &str| Histogram::with_opts(HistogramOpts::new(name, help));
         let programming = HistogramOpts::new(
@@ -104,7 +104,7 @@ impl Metrics {
         registry.register(Box::new(self.peers.clone()))
     }
 
-    /// Counts a round: how many routes were added and deleted, when the first of them was learned, and when the kernel was changed.
+    /// Counts a round: routes added and deleted, when the first was learned, and when the kernel was changed.
     pub fn count_round(
         &self,
         (added, deleted): (usize, usize),
@@ -121,7 +121,7 @@ impl Metrics {
         }
     }
 
-    /// Counts what the speaker is told to announce and to withdraw.
+    /// Counts the orders to announce and to withdraw.
     pub fn count(&self, orders: &[Order], own: &Identity) {
         for order in orders {
             let (prefix, kind) = match order {

@@ -1,7 +1,7 @@
-//! The router: pods on all nodes reach each other, and the outside learns where pods and Services live.
+//! The router: connects pods on all nodes, and announces pods and Services to the outside.
 //!
-//! Kubernetes: Nodes with their annotations, Services and EndpointSlices. This module decides who we talk BGP with (`bgp` does the
-//! talking), what we announce, and what the kernel shall make of what was learned. Here it is all calculation.
+//! Kubernetes: Nodes with their annotations, Services and EndpointSlices. This module decides about BGP peers (`bgp`
+//! runs the sessions), announcements, and the kernel routes of learned routes. All of it is pure calculation.
 //!
 //! For a node `node-1` (192.0.2.1, pods 10.244.1.0/24) of three, with `node-2` on its link and `node-3` elsewhere:
 //!
@@ -14,11 +14,13 @@
 //! CNI:      ranges [[10.244.1.0/24]], mtu 1500;  kube-bridge
 //! ```
 //!
-//! Reading order: [`identity`] is our own node ([`router_id`]); [`mesh`] and [`external_peers`] say who we talk to;
-//! [`advertise`] what we announce for Services, and [`withdrawals`] what others may still believe of that; [`policy`] what may pass; [`routes`] how learned routes become the kernel's, with
-//! tunnels, and [`reachable`] which of their next hops count; [`node_sets`], [`pod_egress`], [`forward`], [`settings`], [`mtu`] and [`cni`] what the host needs besides.
-//! [`nodes`] is what all nodes bring ([`claims`]); [`plan`] keeps everything up to date, [`desired`] is what comes of it, and
-//! [`problem`] what keeps parts of it from working. [`names`] pins what running nodes call these things.
+//! Reading order: [`identity`] is our own node ([`router_id`]); [`mesh`] and [`external_peers`] determine the peers;
+//! [`advertise`] the announcements for Services, and [`withdrawals`] those that peers may still believe in; [`policy`]
+//! the import and export policies; [`routes`] turns learned routes into kernel routes and tunnels, and [`reachable`]
+//! tracks their next hops; [`node_sets`], [`pod_egress`], [`forward`], [`settings`], [`mtu`] and [`cni`] are the host's
+//! other needs. [`nodes`] is the contribution of all nodes ([`claims`]); [`plan`] keeps everything up to date,
+//! [`desired`] is its result, and [`problem`] what keeps parts of it from working. [`names`] pins the names of kernel
+//! objects on running nodes.
 
 pub mod names;
 pub mod desired;

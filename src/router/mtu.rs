@@ -1,4 +1,4 @@
-//! How large packets may be: on the bridge of the pods, in the CNI file, in tunnels.
+//! The MTU of the pod bridge, of the CNI file and of tunnels.
 //!
 //! `--auto-mtu`. Pods get the MTU of the link that carries the node's address, so that nothing is lost between nodes of one
 //! subnet. With `--overlay-type=full` all traffic between pods of different nodes goes through tunnels, and what a tunnel adds
@@ -12,11 +12,11 @@ use std::net::IpAddr;
 use crate::config::{Overlay, Reach, RouterConfig};
 use crate::net::{Family, PerFamily};
 
-/// IPv6 works on no link with a smaller MTU (RFC 8200 5).
+/// The minimum MTU of an IPv6 link (RFC 8200 5).
 const LEAST: u32 = 1280;
 const GUE: u32 = 12;
 
-/// The MTU of pods and their bridge; `None` to leave it alone. `families`: those in which there may be tunnels.
+/// Returns the MTU of pods and their bridge; `None` to leave it alone. `families`: those in which there may be tunnels.
 pub fn pods(link: Option<u32>, config: &RouterConfig, families: PerFamily<bool>) -> Option<u32> {
     let link = link.filter(|_| config.auto_mtu)?;
     let through_tunnels = config.overlay.filter(|overlay| overlay.reach == Reach::Full);
@@ -27,7 +27,7 @@ pub fn pods(link: Option<u32>, config: &RouterConfig, families: PerFamily<bool>)
     Some(link.saturating_sub(added).max(LEAST.min(link)))
 }
 
-/// The MTU of the tunnel to an address; `None` to leave it to the kernel.
+/// Returns the MTU of the tunnel to an address; `None` to leave it to the kernel.
 pub fn tunnel(link: Option<u32>, config: &RouterConfig, overlay: Overlay, remote: IpAddr) -> Option<u32> {
     let link = link.filter(|_| config.auto_mtu)?;
     Some(link.saturating_sub(overhead(overlay, Family::from(remote))).max(LEAST.min(link)))

@@ -1,8 +1,8 @@
 //! The names and numbers of everything that the router keeps in the kernel.
 //!
-//! They are a contract with running nodes: kube-router uses the same, so either program finds, adopts and removes what the
-//! other left. Only the two chains are ours alone: kube-router writes its rules straight into `FORWARD` and `POSTROUTING`,
-//! where nobody can tell whose they are.
+//! They are a contract with running nodes: kube-router uses the same, so either program finds, adopts and removes the
+//! other's objects. Only the two chains are ours alone: kube-router writes its rules straight into `FORWARD` and
+//! `POSTROUTING`, where their owner cannot be recognised.
 
 use std::net::IpAddr;
 use std::sync::LazyLock;
@@ -14,38 +14,38 @@ use crate::kernel::ipset::SetName;
 use crate::kernel::link::LinkName;
 use crate::net::{Family, PerFamily};
 
-/// The bridge that pods are on.
+/// The bridge of the pods.
 pub const BRIDGE: &str = "kube-bridge";
 
 /// The protocol number of learned routes, which iproute2 shows as `mrouted`.
 pub const PROTOCOL: u8 = 17;
 
-/// The table that says which nodes are behind tunnels, for packets from pods.
+/// The routing table of nodes behind tunnels, for packets from pods.
 pub const TUNNEL_TABLE: u32 = 77;
-/// The protocol number of the routes in it: `boot`, as iproute2 gives it.
+/// The protocol number of the routes in that table: `boot`, as iproute2 sets it.
 pub const TUNNEL_PROTOCOL: u8 = 3;
 
-/// How the names of tunnels begin.
+/// Prefix of tunnel names.
 pub const TUNNELS: &str = "tun-";
 
-/// The nat chain that gives what pods send to the outside the node's address.
+/// The nat chain that masquerades packets from pods to the outside.
 pub const CHAIN_EGRESS: &str = "KUBE-ROUTER-EGRESS";
-/// The filter chain that lets packets of pods through.
+/// The filter chain that accepts packets of pods.
 pub const CHAIN_PODS: &str = "KUBE-ROUTER-PODS";
 
-/// The sets of what belongs to all nodes.
+/// The sets of all nodes' ranges and addresses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Set {
-    /// The ranges of their pods.
+    /// The nodes' pod CIDRs.
     PodRanges,
-    /// Their own addresses.
+    /// The nodes' own addresses.
     NodeAddresses,
 }
 
 impl Set {
     pub const ALL: [Set; 2] = [Set::PodRanges, Set::NodeAddresses];
 
-    /// The set's name in one family. IPv6 names carry a prefix.
+    /// Returns the set's name in one family. IPv6 names have a prefix.
     pub fn name(self, family: Family) -> SetName {
         let [ranges, addresses] = NAMES.of(family);
         match self {
@@ -55,29 +55,29 @@ impl Set {
     }
 }
 
-/// Each name once in memory, however many elements mention it.
+/// Names of the sets, shared by all elements to save memory.
 static NAMES: LazyLock<PerFamily<[SetName; 2]>> = LazyLock::new(|| PerFamily {
     v4: ["kube-router-pod-subnets", "kube-router-node-ips"].map(|name| SetName(name.into())),
     v6: ["inet6:kube-router-pod-subnets", "inet6:kube-router-node-ips"].map(|name| SetName(name.into())),
 });
 
-/// The name of the tunnel to a node: made of its address without the signs in it.
+/// Returns the name of the tunnel to a node: its address without separators.
 pub fn tunnel(remote: IpAddr) -> LinkName {
     hashed(&remote.to_string().replace(['.', ':'], ""))
 }
 
-/// The name for an address whose usual one is taken by another: 21.3.0.4 and 2.13.0.4 are the same without their dots.
+/// Returns the name for an address whose usual one is taken: 21.3.0.4 and 2.13.0.4 are equal without their dots.
 pub fn other_tunnel(remote: IpAddr) -> LinkName {
     hashed(&remote.to_string())
 }
 
-/// Whether a device is a tunnel of ours, by its name.
+/// Returns whether a device is a tunnel of ours, by its name.
 pub fn is_tunnel(name: &str) -> bool {
     let digits = name.strip_prefix(TUNNELS).unwrap_or_default();
     digits.len() == 11 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// The prefix and eleven hexadecimal digits of the SHA-256: the fifteen letters that a device's name may have.
+/// Returns the prefix and eleven hexadecimal digits of the SHA-256: the fifteen characters of a device name.
 fn hashed(text: &str) -> LinkName {
     let hash = digest(&SHA256, text.as_bytes());
     let mut name = CompactString::from(TUNNELS);

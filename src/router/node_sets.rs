@@ -1,7 +1,7 @@
-//! The sets of what belongs to all nodes: the ranges of their pods, and their own addresses.
+//! The sets of all nodes: their pod CIDRs, and their own addresses.
 //!
-//! Packets from pods keep their source address on the way to these ([`pod_egress`](super::pod_egress)). A node without a pod range
-//! has addresses all the same, and they are in the set.
+//! Packets from pods to these keep their source address ([`pod_egress`](super::pod_egress)). The addresses of a node
+//! without a pod CIDR are in the set, too.
 //!
 //! In the kernel: `ipset create kube-router-pod-subnets hash:net timeout 0` and `kube-router-node-ips hash:ip timeout 0`; those
 //! of IPv6 begin with `inet6:`.
@@ -12,7 +12,7 @@ use crate::net::{Family, PerFamily};
 
 use super::names::Set;
 
-/// The elements of one node, each once.
+/// Returns the elements of one node, without duplicates.
 pub fn elements(node: &Node, families: PerFamily<bool>) -> Vec<ElementKey> {
     let ranges = node.pod_cidrs.iter().map(|range| (Set::PodRanges, Family::from(*range), Entry::Net(*range)));
     let own = node.addresses.iter().map(|own| own.address);
@@ -25,7 +25,7 @@ pub fn elements(node: &Node, families: PerFamily<bool>) -> Vec<ElementKey> {
     elements
 }
 
-/// How a set that shall hold so many elements is made. It keeps the usual size until it must grow.
+/// Returns the specification of a set for this number of elements. It keeps the usual size until it must grow.
 pub fn spec(set: Set, family: Family, elements: usize) -> SetSpec {
     let kind = match set {
         Set::PodRanges => SetKind::HashNet,

@@ -1,7 +1,7 @@
-//! All nodes: what each of them brings, and what they have in common.
+//! All nodes: what each of them contributes, and what they have in common.
 //!
-//! A node brings addresses and pod ranges, which several may claim for a moment while a cluster changes, and how we peer with it.
-//! What a node brings is computed anew when that node changes, and for all of them when our own does.
+//! A node contributes addresses and pod CIDRs, which several may claim for a moment while a cluster changes, and its
+//! peering. It is recomputed when that node changes, and for all of them when our own does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -25,7 +25,7 @@ use super::node_sets;
 use super::problem::{About, Problem};
 use super::router_id::router_id;
 
-/// What all nodes bring, and who brings it.
+/// Contributions of all nodes, with the contributing node.
 #[derive(Default, Debug)]
 pub struct Nodes {
     parts: BTreeMap<CompactString, Part>,
@@ -34,19 +34,19 @@ pub struct Nodes {
     addresses: Claims<IpAddr, CompactString, PerFamily<Option<IpAddr>>>,
     /// The same addresses, by the usual names of the tunnels to them.
     by_tunnel: BTreeSet<(LinkName, IpAddr)>,
-    /// The pod ranges of other nodes.
+    /// The pod CIDRs of other nodes.
     ranges: Claims<IpNet, CompactString, ()>,
-    /// The addresses under which nodes peer, ours too.
+    /// The peering addresses of all nodes, ours too.
     peering: Claims<IpAddr, CompactString, ()>,
     identifiers: Claims<Ipv4Addr, CompactString, ()>,
 }
 
-/// What one node brings, beside the neighbour that it is, which is handed over and not kept.
+/// The contribution of one node, except for its neighbour, which is returned and not kept.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 struct Part {
     elements: Box<[ElementKey]>,
     addresses: Box<[IpAddr]>,
-    /// The node's address in each family, which goes with each of its addresses.
+    /// The node's address in each family, stored with each of its addresses.
     both: PerFamily<Option<IpAddr>>,
     ranges: Box<[IpNet]>,
     peering: Option<IpAddr>,
@@ -56,22 +56,22 @@ struct Part {
     impossible: Option<&'static str>,
 }
 
-/// What a change of one node changed.
+/// Changes caused by a change of one node.
 #[derive(Default, Debug)]
 pub struct Changed {
     pub elements: Vec<ElementKey>,
-    /// Pod ranges of other nodes that came, or went.
+    /// Pod CIDRs of other nodes that were added or removed.
     pub ranges: Vec<(IpNet, bool)>,
-    /// Addresses that are another node's now, or nobody's, or a node's for the first time.
+    /// Addresses that now belong to another node, to none any more, or to a node for the first time.
     pub addresses: Vec<IpAddr>,
-    /// The neighbour that it was, and the one that it is.
+    /// The former neighbour, and the present one.
     pub before: Option<IpAddr>,
     pub wanted: Option<Wanted>,
-    /// Anything that policies are made of.
+    /// Any input of policies.
     pub policies: bool,
 }
 
-/// Our own node and the configuration; without numbers of ours nobody peers.
+/// Our own node and the configuration; without our own BGP parameters nobody peers.
 #[derive(Clone, Copy)]
 pub struct Around<'a> {
     pub own: &'a Identity,
@@ -80,7 +80,7 @@ pub struct Around<'a> {
 }
 
 impl Nodes {
-    /// Takes in a node as it is now; `None` when it is gone.
+    /// Updates one node; `None` removes it.
     pub fn update(&mut self, name: &CompactString, node: Option<&Node>, around: Around<'_>) -> Changed {
         let (new, wanted) = node.map(|node| part(name, node, around)).unwrap_or_default();
         let old = match node {
@@ -129,20 +129,20 @@ impl Nodes {
         };
     }
 
-    /// The addresses of nodes, in their order, whose tunnels would have the name of the one to this address.
+    /// Returns the addresses of nodes, in order, whose tunnels would have the same name as the one to this address.
     pub fn named_alike(&self, address: IpAddr) -> impl Iterator<Item = IpAddr> {
         let name = tunnel(address);
         let first = (name.clone(), IpAddr::from([0; 4]));
         self.by_tunnel.range(first..).take_while(move |(other, _)| *other == name).map(|(_, address)| *address)
     }
 
-    /// Whether a node other than this one has this address; its addresses in both families then.
+    /// Returns the addresses in both families of the node with this address, if it is not this node.
     pub fn other(&self, own: &CompactString, address: IpAddr) -> Option<PerFamily<Option<IpAddr>>> {
         let is_own = self.addresses.owners(&address).any(|name| name == own);
         self.addresses.first(&address).filter(|_| !is_own).copied()
     }
 
-    /// Whether any node has this address.
+    /// Returns whether any node has this address.
     pub fn has(&self, address: IpAddr) -> bool {
         self.addresses.contains(&address)
     }
@@ -163,18 +163,18 @@ impl Nodes {
         self.peering.keys().copied().collect()
     }
 
-    /// The pod ranges of other nodes with the nodes that have them.
+    /// Returns the pod CIDRs of other nodes with the nodes that have them.
     pub fn ranges_by_node(&self) -> impl Iterator<Item = (&CompactString, IpNet)> {
         self.parts.iter().flat_map(|(name, part)| part.ranges.iter().map(move |range| (name, *range)))
     }
 
-    /// The address under which we peer with a node.
+    /// Returns the address under which we peer with a node.
     pub fn peer(&self, node: &CompactString) -> Option<IpAddr> {
         self.parts.get(node)?.neighbour
     }
 
-    /// An address in a pod range that is of none of the nodes that have the range, and whose it is. A node's own address in its own
-    /// range harms nobody: some clouds list the bridge's.
+    /// Returns an address in a pod CIDR that belongs to none of the nodes with that CIDR, and its node. A node's own
+    /// address in its own pod CIDR is harmless: some clouds list the bridge's.
     pub fn address_of_another_in(&self, range: IpNet) -> Option<(IpAddr, &CompactString)> {
         let (first, last) = (range.network(), range.broadcast());
         let mut inside = self.addresses.within(&first, &last).map(|address| (*address, self.addresses.owners(address)));
@@ -184,7 +184,7 @@ impl Nodes {
         })
     }
 
-    /// What is wrong with nodes.
+    /// Returns the problems of nodes.
     pub fn problems(&self, own: &Identity) -> Vec<Problem> {
         let about = |name: &CompactString, text: String| Problem::new(About::Node(name.clone()), text);
         let impossible = self.parts.iter().filter_map(|(name, part)| Some(about(name, part.impossible?.to_owned())));
@@ -228,7 +228,7 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Option<
         Peering::Impossible(why) => (None, Some(why)),
         Peering::With(wanted) => (Some(*wanted), None),
     };
-    // What other nodes were given by flags of their own nobody knows.
+    // Identifiers set by flags of other nodes are unknown.
     let identifier = primary.filter(|_| !matches!(config.router_id, RouterId::Is(_)));
     let enabled = |range: &&IpNet| *own.families.of(Family::from(**range));
     let part = Part {
@@ -244,7 +244,7 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Option<
     (part, wanted)
 }
 
-/// What stands in one of two lists and not in the other.
+/// Returns the items that are in only one of two lists.
 fn different<'a, T: PartialEq>(old: &'a [T], new: &'a [T]) -> impl Iterator<Item = &'a T> {
     old.iter().filter(|one| !new.contains(one)).chain(new.iter().filter(|one| !old.contains(one)))
 }

@@ -1,12 +1,12 @@
-//! What the router wants, kept up to date at the cost of what changed.
+//! The desired state of the router, kept up to date at the cost of what changed.
 //!
-//! Inputs are the World ([`Plan::update`]), what the speaker has learned ([`Plan::learn`]) and the passwords in a file
-//! ([`Plan::set_passwords`]). Every Node and every Service has a part; a change names the parts that it touches. A change of our
-//! own node computes all of them anew. After any history the plan equals the one made at once from the newest inputs;
-//! `tests/properties.rs` walks random histories to hold it to that.
+//! Inputs are the World ([`Plan::update`]), the routes learned by the speaker ([`Plan::learn`]) and the passwords in a
+//! file ([`Plan::set_passwords`]). Every Node and every Service has a part; a change recomputes the parts that it
+//! affects. A change of our own node recomputes all of them. After any history the plan equals the one computed at once
+//! from the newest inputs; `tests/properties.rs` verifies that with random histories.
 //!
-//! Nothing is wanted of a kind that is not known (`model::Authority::Nothing`): a half-known cluster would look like one whose
-//! nodes have gone. There is no speaker before nodes and Services are known, because what it announces first is taken for all.
+//! Nothing is desired of an unknown kind of objects (`model::Authority::Nothing`): a half-known cluster would look like
+//! one without nodes. No speaker runs before nodes and Services are known: its first announcements count as all.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -41,11 +41,11 @@ mod pod_ranges;
 
 pub use pod_ranges::{Refusal, Unreached};
 
-/// What is wanted, and everything needed to change it by parts.
+/// The desired state, with what is needed to update it by parts.
 pub struct Plan {
     config: Arc<RouterConfig>,
     families: PerFamily<bool>,
-    /// What the file of passwords says, where there is one.
+    /// Passwords from the password file, if there is one.
     passwords: Vec<Password>,
     known: Known,
     own: Identity,
@@ -57,19 +57,19 @@ pub struct Plan {
     /// The external peers that are claimed.
     external: Vec<IpAddr>,
     external_problems: Vec<Problem>,
-    /// What each Service wants to be announced.
+    /// Announced addresses of each Service.
     services: HashMap<ObjectName, Vec<IpAddr>>,
     announced: Claims<IpAddr, ObjectName, ()>,
-    /// Addresses of Services that are addresses of nodes.
+    /// Service addresses that are node addresses.
     refused_services: BTreeSet<IpAddr>,
-    /// Pod ranges of other nodes that no route is taken for.
+    /// Pod CIDRs of other nodes for which no route is accepted.
     refused: BTreeMap<IpNet, Refusal>,
     sizes: BTreeMap<(Set, Family), usize>,
     sets: Option<Sets>,
     stale: Stale,
 }
 
-/// What of the World is acted upon.
+/// The known parts of the World, which are acted upon.
 #[derive(Clone, Default)]
 struct Known {
     has_nodes: bool,
@@ -79,7 +79,7 @@ struct Known {
     endpoints: Table<ObjectName, Endpoints>,
 }
 
-/// Who wants a neighbour. What the administrator says of it comes before what follows from a Node.
+/// Claimant of a neighbour. The administrator's configuration precedes what follows from a Node.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum PeerOwner {
     External,
@@ -130,7 +130,7 @@ impl Plan {
         &self.desired
     }
 
-    /// Routes and tunnels that are wanted.
+    /// Returns the desired routes and tunnels.
     pub fn routes(&self) -> &Routes {
         &self.routes
     }
@@ -139,12 +139,12 @@ impl Plan {
         &self.own
     }
 
-    /// Whether another node has this address.
+    /// Returns whether another node has this address.
     pub fn is_node(&self, address: IpAddr) -> bool {
         self.nodes.other(&self.own.name, address).is_some()
     }
 
-    /// Takes in a newer World and says what that changed.
+    /// Updates the plan from a newer World; returns what changed.
     pub fn update(&mut self, world: &World) -> Changed {
         let mut changed = Changed::default();
         let older = std::mem::replace(&mut self.known, Known::of(world));
@@ -154,7 +154,7 @@ impl Plan {
         let announced_before = announces(self);
         let knows_more = (older.has_nodes, older.has_services) != (self.known.has_nodes, self.known.has_services);
         let is_other = own != self.own || knows_more || self.sets.is_none();
-        // An address that is ours is no other node's, whoever else says that it has it.
+        // An address of ours is no other node's, even if another Node lists it.
         let addresses = |known: &Known| known.nodes.get(&world.host.node_name).map(|node| node.addresses.clone());
         let moved = world.host.on_link != self.on_link || addresses(&older) != addresses(&self.known);
         self.own = own;
@@ -172,7 +172,7 @@ impl Plan {
         changed
     }
 
-    /// Takes in what the speaker has learned.
+    /// Updates the plan from routes learned by the speaker.
     pub fn learn(&mut self, changes: &[RouteChange]) -> Changed {
         let mut changed = Changed::default();
         self.routes.learn(changes);
@@ -180,12 +180,12 @@ impl Plan {
         changed
     }
 
-    /// Another speaker takes the place of the one before: what was learned stays until [`Plan::drop_stale_routes`].
+    /// Marks learned routes as stale when the speaker is replaced: they stay until [`Plan::drop_stale_routes`].
     pub fn keep_routes_as_stale(&mut self) -> bool {
         self.routes.mark_stale()
     }
 
-    /// The speaker has said all that it knows.
+    /// Drops stale routes: learned routes are complete.
     pub fn drop_stale_routes(&mut self) -> Changed {
         let mut changed = Changed::default();
         self.routes.drop_stale();
@@ -193,7 +193,7 @@ impl Plan {
         changed
     }
 
-    /// Takes in what the file of passwords says (`external_peers::passwords`).
+    /// Sets the passwords of the password file (`external_peers::passwords`).
     pub fn set_passwords(&mut self, passwords: Vec<Password>) -> Changed {
         let mut changed = Changed::default();
         self.passwords = passwords;
@@ -202,14 +202,14 @@ impl Plan {
         changed
     }
 
-    /// Our numbers; `None` while there can be no speaker.
+    /// Returns our BGP parameters; `None` while there can be no speaker.
     fn local(&self) -> Option<Local> {
         let is_known = self.known.has_nodes && self.known.has_services;
         let local = Local { asn: self.own.asn?, identifier: self.own.router_id? };
         is_known.then_some(local)
     }
 
-    /// What follows from our own node alone. Called when it has changed.
+    /// Updates what follows from our own node alone. Called when it has changed.
     fn replace_own(&mut self, changed: &mut Changed) {
         let speaker = self.local().map(|local| self.speaker(local));
         let before = self.desired.speaker.as_ref();
@@ -384,12 +384,12 @@ impl Plan {
         }
     }
 
-    /// Brings one announcement up to date: of our pods, or of a Service.
+    /// Updates one announcement: of our pods, or of a Service.
     fn put_announcement(&mut self, prefix: IpNet, changed: &mut Changed) {
         let family = Family::from(prefix);
         let address = prefix.addr();
         let is_service = prefix.prefix_len() == family.host_bits() && self.announced.contains(&address);
-        // Whoever announces a node's own address takes that node's traffic away.
+        // Announcing a node's own address would divert that node's traffic.
         let is_node = is_service && self.nodes.has(address);
         let all = &mut self.refused_services;
         let refused = if is_node { all.insert(address) } else { all.remove(&address) };
@@ -408,7 +408,7 @@ impl Plan {
         self.stale.services |= is_service || !is_ours;
     }
 
-    /// What follows from everything together.
+    /// Updates what follows from everything together.
     fn settle(&mut self, changed: &mut Changed) {
         self.settle_policies(changed);
         self.settle_routes(changed);
@@ -486,7 +486,7 @@ impl Plan {
     }
 }
 
-/// Puts a map in the place of another one; the keys in which they differ.
+/// Replaces a map; returns the keys in which the two differ.
 fn replace<K: Ord + Clone, V: PartialEq>(map: &mut BTreeMap<K, V>, new: BTreeMap<K, V>) -> Vec<K> {
     let old = std::mem::replace(map, new);
     let differs = |key: &&K| old.get(*key) != map.get(*key);

@@ -1,6 +1,6 @@
-//! What pods send to the outside leaves with the node's address (`--enable-pod-egress`).
+//! Masquerades packets from pods to the outside (`--enable-pod-egress`).
 //!
-//! Inside of the cluster, to pods and to nodes, a pod is seen with its own address. Anywhere else nobody may know the way back.
+//! Inside of the cluster, to pods and to nodes, a pod keeps its address. Elsewhere there may be no route back to it.
 //!
 //! In the kernel: a nat chain of our own, entered from `POSTROUTING` for packets of pods:
 //!
@@ -10,7 +10,7 @@
 //!     -m set ! --match-set kube-router-node-ips dst -j MASQUERADE --random-fully
 //! ```
 //!
-//! kube-router has one rule of both, in `POSTROUTING` itself; it is a leftover there once this chain stands.
+//! kube-router has one rule for both, in `POSTROUTING` itself; it is a leftover once this chain is in place.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ use crate::net::Family;
 
 use super::names::{CHAIN_EGRESS, Set};
 
-/// The chain and the jump to it, for one family.
+/// Returns the chain and the jump to it, for one family.
 pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
     let (pods, nodes) = (Set::PodRanges.name(family), Set::NodeAddresses.name(family));
     let (source, destination) = (SetSides::Address(Side::Source), SetSides::Address(Side::Destination));

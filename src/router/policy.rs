@@ -1,9 +1,9 @@
-//! Which routes are taken and which are passed on: the import and export policy of this node, as values of `bgp::policy`.
+//! The import and export policy of this node, as values of `bgp::policy`: which routes are accepted and passed on.
 //!
-//! Names of policies, sets and statements are kube-router's, because users look for them with `gobgp policy`; sets that it does
-//! not have are named in the same manner. A statement is called after its set of prefixes and its set of neighbours.
+//! Names of policies, sets and statements are kube-router's, because users look for them with `gobgp policy`; sets that
+//! it lacks are named in the same style. A statement is named after its prefix set and its neighbour set.
 //!
-//! What comes of it:
+//! The result:
 //!
 //! | route | to nodes | to external peers |
 //! |---|---|---|
@@ -19,7 +19,7 @@
 //! node's pod range itself is taken, also where it lies in the network of a link (a node of 10.0.0.1/8) or in the range of cluster
 //! addresses: a cluster whose flag says less than the truth goes on working. It is not where it contains an address of a third node
 //! (`plan::Refusal`). It comes from nodes and from external peers, which is where it comes from in a cluster whose nodes peer with routers
-//! alone, and never from a neighbour or as a route that somebody adds with the client of GoBGP.
+//! alone, and never from a neighbour or as a route added with the GoBGP client.
 //!
 //! A reflector has the same policies as all others. In GoBGP a set without neighbours holds for all of them; here it holds for
 //! none, and its statements do not exist.
@@ -38,60 +38,60 @@ use crate::net::{Family, PerFamily};
 
 use super::identity::Identity;
 
-/// What policies are made of. A set is only made anew when what is in it has changed.
+/// Inputs of the policies. A set is only rebuilt when its contents have changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Sets {
-    /// `podcidrdefinedset`: our pods' ranges, exactly.
+    /// `podcidrdefinedset`: our pod CIDRs, exactly.
     pods: PerFamily<Arc<PrefixSet>>,
-    /// `podcidrinsidedefinedset`: the pods' ranges of all nodes, and all inside.
+    /// `podcidrinsidedefinedset`: the pod CIDRs of all nodes, and all more specific prefixes.
     inside_pods: PerFamily<Arc<PrefixSet>>,
-    /// `servicevipsdefinedset`: what we announce for Services, exactly.
+    /// `servicevipsdefinedset`: the prefixes announced for Services, exactly.
     services: PerFamily<Arc<PrefixSet>>,
-    /// `serviceclusteripdefinedset`: the range of cluster addresses, and all inside.
+    /// `serviceclusteripdefinedset`: the cluster IP range, and all more specific prefixes.
     cluster_ips: PerFamily<Arc<PrefixSet>>,
     /// `defaultroutedefinedset`: the default route, and parts of it.
     default_route: PerFamily<Arc<PrefixSet>>,
-    /// `customimportrejectdefinedset`: what the annotation names, and all inside.
+    /// `customimportrejectdefinedset`: the prefixes in the annotation, and all more specific ones.
     rejected: PerFamily<Arc<PrefixSet>>,
-    /// `nodepodcidrdefinedset`: the pods' ranges of other nodes that are not refused, exactly.
+    /// `nodepodcidrdefinedset`: the pod CIDRs of other nodes that are not refused, exactly.
     node_pods: PerFamily<Arc<PrefixSet>>,
     /// `nodeipdefinedset`: addresses of nodes.
     node_addresses: PerFamily<Arc<PrefixSet>>,
-    /// `linkdefinedset`: the networks of our links, and all inside.
+    /// `linkdefinedset`: the networks of our links, and all more specific prefixes.
     links: PerFamily<Arc<PrefixSet>>,
     /// `iBGPpeerset`.
     nodes: PerFamily<Arc<NeighbourSet>>,
     /// `externalpeerset`.
     external: PerFamily<Arc<NeighbourSet>>,
-    /// `allpeerset`: whoever it is, also a neighbour that somebody adds with the client of GoBGP.
+    /// `allpeerset`: any neighbour, including those added with the GoBGP client.
     all: PerFamily<Arc<NeighbourSet>>,
-    /// `operatorset`: routes that somebody adds with the client of GoBGP. Addresses of Services may be among them.
+    /// `operatorset`: routes added with the GoBGP client. Service addresses may be among them.
     operator: PerFamily<Arc<NeighbourSet>>,
 }
 
-/// What changed since the sets were made.
+/// Changes since the sets were built.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Stale {
-    /// Our own node, our external peers, or anything else that is not of the three below.
+    /// Our own node, our external peers, or anything else that is not one of the three below.
     pub own: bool,
     pub services: bool,
     pub nodes: bool,
 }
 
-/// What is in the sets.
+/// Contents of the sets.
 #[derive(Clone, Copy)]
 pub struct Contents<'a> {
     pub own: &'a Identity,
     pub config: &'a RouterConfig,
-    /// What we announce for Services.
+    /// The prefixes announced for Services.
     pub services: &'a dyn Fn() -> Vec<IpNet>,
-    /// The pods' ranges of all nodes but our own.
+    /// The pod CIDRs of all nodes but our own.
     pub node_pods: &'a dyn Fn() -> Vec<IpNet>,
-    /// Those of them that no route is taken for.
+    /// Those of them for which no route is accepted.
     pub refused: &'a dyn Fn(&IpNet) -> bool,
     /// The addresses of all nodes, ours too.
     pub node_addresses: &'a dyn Fn() -> Vec<IpAddr>,
-    /// The addresses under which nodes peer, ours too.
+    /// The peering addresses of all nodes, ours too.
     pub peering: &'a dyn Fn() -> Vec<IpAddr>,
     pub external: &'a [IpAddr],
     /// The networks of our links.
@@ -133,7 +133,7 @@ impl Sets {
         sets
     }
 
-    /// Makes those sets anew whose contents have changed.
+    /// Rebuilds the sets whose contents have changed.
     pub fn update(&mut self, stale: Stale, contents: Contents<'_>) {
         let Contents { own, config, services, node_pods, refused, node_addresses, peering, external, on_link } =
             contents;
@@ -164,7 +164,7 @@ impl Sets {
         }
     }
 
-    /// Both policies of these sets.
+    /// Returns both policies with these sets.
     pub fn policies(&self, own: &Identity, config: &RouterConfig) -> Policies {
         let (import, export) = (self.import(), self.export(own, config));
         Policies { import: Arc::new(import), export: Arc::new(export) }
@@ -219,7 +219,7 @@ impl Sets {
     }
 }
 
-/// What a statement does where it holds.
+/// Actions of a statement that matches.
 struct Outcome {
     decision: Decision,
     changes: Vec<Change>,
@@ -239,7 +239,7 @@ impl Outcome {
     }
 }
 
-/// What is changed in everything that external peers are told.
+/// Returns the changes to all routes sent to external peers.
 fn outwards(own: &Identity, config: &RouterConfig) -> Outcome {
     let routing = &own.routing;
     let mut changes = Vec::new();
@@ -253,7 +253,7 @@ fn outwards(own: &Identity, config: &RouterConfig) -> Outcome {
     Outcome { changes, ..Outcome::accept() }
 }
 
-/// One statement for each family of prefixes, where both sets have something in them.
+/// Returns one statement for each family of prefixes in which both sets are not empty.
 fn statements_of(
     prefixes: &PerFamily<Arc<PrefixSet>>,
     neighbours: &Arc<NeighbourSet>,
@@ -277,9 +277,9 @@ fn per_family<T>(make: impl FnMut(Family) -> T) -> PerFamily<T> {
     PerFamily::from_fn(make)
 }
 
-/// The prefix length from which on a prefix is no default route, nor a part of one. Nobody has a network that is wider: IPv4 is given out in
-/// blocks of /8, and the widest block of IPv6 that is no part of the Internet is fc00::/7. Who announces 0.0.0.0/1 and 128.0.0.0/1, or
-/// 2000::/3, means the Internet.
+/// Returns the minimum length of a prefix that is neither a default route nor a part of one. No network is wider: IPv4
+/// is allocated in blocks of /8, and the widest block of IPv6 that is no part of the Internet is fc00::/7. Announcing
+/// 0.0.0.0/1 and 128.0.0.0/1, or 2000::/3, means the Internet.
 pub fn narrowest_default(family: Family) -> u8 {
     match family {
         Family::V4 => 8,
@@ -287,7 +287,7 @@ pub fn narrowest_default(family: Family) -> u8 {
     }
 }
 
-/// The default route, whole and in parts.
+/// Returns the default route, whole and in parts.
 fn default_route(family: Family) -> Arc<PrefixSet> {
     let mut set = PrefixSet::new(&name("defaultroutedefinedset", family));
     set.insert(everything(family), Lengths { least: 0, most: narrowest_default(family) - 1 });
@@ -302,7 +302,7 @@ fn everything(family: Family) -> IpNet {
     IpNet::new(first, 0).expect("0 is a prefix length of both families")
 }
 
-/// The name of a set in one family.
+/// Returns the name of a set in one family.
 fn name(base: &str, family: Family) -> String {
     match family {
         Family::V4 => base.to_owned(),

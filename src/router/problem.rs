@@ -1,7 +1,7 @@
-//! What keeps a part of the router from working, as sentences for whoever runs the cluster.
+//! Problems that keep a part of the router from working, as sentences for the administrator.
 //!
-//! A problem is state, not an event: it is there while its cause is. Whoever shows problems says each once when it appears and
-//! once when it goes.
+//! A problem is state, not an event: it exists while its cause does. It is reported once when it appears and once when
+//! it is resolved.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,14 +15,14 @@ pub struct Problem {
     pub text: String,
 }
 
-/// What the problem is with. Nothing else suffers from it.
+/// The object that a problem is about. Nothing else is affected.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum About {
-    /// Our own node: without it there are no sessions at all.
+    /// Our own node: the problem prevents all sessions.
     Speaker,
     /// One family on our own node.
     Family(crate::net::Family),
-    /// What our own node runs on.
+    /// The platform that our own node runs on.
     Cloud,
     ExternalPeer(IpAddr),
     /// Another node.

@@ -1,17 +1,17 @@
-//! Which next hops of learned routes cannot be reached, so that nobody is sent there.
+//! Unreachable next hops of learned routes, which are not used.
 //!
-//! RFC 4271 9.1.2.1: a route whose next hop cannot be resolved is not used. The kernel is asked for the route to each next hop
-//! when it is first seen, and again when somebody changes links, addresses or routes. A next hop is lost when the kernel has no
-//! route to it, when the link that leads to it has no carrier, or when it was on one of our links and now is behind a gateway
-//! without being a node: the way round leads to another router.
+//! RFC 4271 9.1.2.1: a route whose next hop cannot be resolved is not used. The kernel is queried for the route to each
+//! next hop when it is first seen, and again when links, addresses or routes change. A next hop is lost when the kernel
+//! has no route to it, when its link has no carrier, or when it was on one of our links and is now behind a gateway
+//! without being a node: that path leads to another router.
 //!
-//! Rather too late than wrongly:
-//! - A next hop counts as reached until it has been lost for three seconds. It is reached again at once.
-//! - While no next hop is reached at all, none is lost: it is we who are cut off, there is no better way, and nobody to tell. So
-//!   our own NIC may flap.
-//! - An answer that says neither, and a route that we made ourselves of what was learned, change nothing: routes of ours cannot
-//!   hold each other up, nor bring each other down.
-//! - A new speaker begins with everything reached.
+//! Late detection is better than false detection:
+//! - A next hop counts as reachable until it has been lost for three seconds. It becomes reachable again at once.
+//! - While no next hop is reachable at all, none is lost: we are cut off ourselves, there is no better path, and no
+//!   peer to tell. So our own NIC may flap.
+//! - An inconclusive answer, and a route that we created from learned routes, change nothing: routes of ours must
+//!   neither keep each other up, nor bring each other down.
+//! - A new speaker starts with all next hops reachable.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,17 +19,17 @@ use std::time::{Duration, Instant};
 
 use crate::bgp::rib::{PeerId, RouteChange};
 
-/// How long a next hop has to be lost before that counts.
+/// Time for which a next hop has to be lost before that counts.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How many may be lost at a time; more than these are left as they are.
+/// Maximum number of lost next hops; any beyond these are left unchanged.
 const MOST: usize = 1024;
 
-/// What the kernel says of a next hop.
+/// The kernel's answer about a next hop.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lead {
-    /// It is on one of our links.
+    /// On one of our links.
     Direct,
-    /// It is behind a gateway.
+    /// Behind a gateway.
     Onwards,
     Nowhere,
     Unknown,
@@ -39,45 +39,45 @@ pub enum Lead {
 #[derive(Default, Debug)]
 pub struct Reachable {
     known: BTreeMap<IpAddr, Known>,
-    /// To be asked for.
+    /// Next hops to be queried.
     due: BTreeSet<IpAddr>,
-    /// Some that were told of came back, or were forgotten.
+    /// Some reported next hops became reachable again, or were forgotten.
     returned: bool,
 }
 
 #[derive(Clone, Copy, Default, Debug)]
 struct Known {
-    /// It was on one of our links when it was last reached.
+    /// It was on one of our links when it was last reachable.
     direct: bool,
-    /// The kernel's last answer led to it.
+    /// It was reachable by the kernel's last answer.
     reached: bool,
     lost: Option<Instant>,
-    /// The speaker knows that it is lost.
+    /// The speaker has been told that it is lost.
     told: bool,
 }
 
 impl Reachable {
-    /// Routes were just learned: their next hops, where others have told us of them and they are new.
+    /// Queues the next hops of routes just learned, if they are new and the routes come from peers.
     pub fn look_at(&mut self, changes: &[RouteChange]) {
         let foreign = |change: &&RouteChange| change.best.as_ref().is_some_and(|best| best.source != PeerId::LOCAL);
         let next_hops = changes.iter().filter(foreign).flat_map(|change| &change.next_hops);
         self.due.extend(next_hops.filter(|next_hop| !self.known.contains_key(next_hop)));
     }
 
-    /// Links, addresses or routes have changed. `used`: the next hops of all routes that are used; those that are lost are
-    /// asked for too.
+    /// Queues all next hops after a change of links, addresses or routes. `used`: the next hops of all used routes;
+    /// lost ones are queried too.
     pub fn look_at_all(&mut self, used: BTreeSet<IpAddr>) {
         self.known.retain(|next_hop, known| known.told || used.contains(next_hop));
         self.due = used;
         self.due.extend(self.known.keys());
     }
 
-    /// The next hops that the kernel is to be asked for now.
+    /// Takes the next hops to be queried now.
     pub fn take_due(&mut self) -> BTreeSet<IpAddr> {
         std::mem::take(&mut self.due)
     }
 
-    /// Notes what the kernel has said. A node that was on a link may be behind a gateway now.
+    /// Records the kernel's answer. A node that was on a link may be behind a gateway now.
     pub fn note(&mut self, next_hop: IpAddr, lead: Lead, is_node: bool, now: Instant) {
         let known = self.known.entry(next_hop).or_default();
         let lost = match lead {
@@ -95,8 +95,8 @@ impl Reachable {
         *known = Known { direct: lead == Lead::Direct, reached: true, lost: None, told: false };
     }
 
-    /// What has been lost for long enough counts from now on, unless we are cut off. Returns all that are lost, when the
-    /// speaker is to be told.
+    /// Applies losses that have lasted long enough, unless we are cut off. Returns all lost next hops if the speaker
+    /// has to be told.
     pub fn settle(&mut self, now: Instant) -> Option<BTreeSet<IpAddr>> {
         let connected = self.known.values().any(|known| known.reached);
         let mut changed = std::mem::take(&mut self.returned);
@@ -114,13 +114,13 @@ impl Reachable {
         changed.then(|| lost.collect())
     }
 
-    /// When it wants to be asked again.
+    /// Returns when it has to be called again.
     pub fn deadline(&self) -> Option<Instant> {
         let lost = self.known.values().filter(|known| known.is_doubtful()).filter_map(|known| known.lost);
         lost.min().map(|lost| lost + PATIENCE)
     }
 
-    /// Another speaker begins: everything is reached.
+    /// Forgets everything for a new speaker: all next hops are reachable.
     pub fn forget(&mut self) {
         *self = Reachable::default();
     }
@@ -145,7 +145,7 @@ mod tests {
         numbers.iter().copied().map(hop).collect()
     }
 
-    /// All are asked for, and these are the answers.
+    /// Queries all next hops, with these answers.
     fn round(reachable: &mut Reachable, answers: &[(u8, Lead)], now: Instant) {
         reachable.look_at_all(answers.iter().map(|(number, _)| hop(*number)).collect());
         for next_hop in reachable.take_due() {
@@ -164,7 +164,7 @@ mod tests {
         let later = reachable.deadline().expect("it is looked at again");
         assert_eq!(reachable.settle(later), Some(set(&[1])));
         assert_eq!((reachable.settle(later), reachable.deadline()), (None, None), "it is said once");
-        // No route uses it any more, and still it is asked for.
+        // No route uses it any more, but it is still queried.
         reachable.look_at_all(set(&[2]));
         assert_eq!(reachable.take_due(), set(&[1, 2]));
         reachable.note(hop(1), Lead::Direct, false, later);
@@ -185,7 +185,7 @@ mod tests {
         round(&mut reachable, &[(1, Lead::Nowhere), (2, Lead::Nowhere)], now);
         let later = now + 10 * PATIENCE;
         assert_eq!(reachable.settle(later), None);
-        // The link is up again; its routes come a little later.
+        // The link is up again; its routes follow a little later.
         reachable.note(hop(3), Lead::Direct, false, later);
         assert_eq!(reachable.settle(later), None);
         assert_eq!(reachable.settle(later + PATIENCE), Some(set(&[1, 2])));

@@ -1,15 +1,15 @@
 //! The BGP identifier of a node.
 //!
-//! `--router-id`: an identifier, the node's own IPv4 address where nothing is said, or `generate`: a hash of its address, for
-//! nodes without an IPv4 address (and for those, also where nothing is said). RFC 6286: any number but 0 will do, and it is
-//! unique within an autonomous system. A hash may meet another node's, one time in four thousand million for each pair; that is
-//! noticed where all nodes are known (`plan`).
+//! `--router-id`: an identifier; by default the node's own IPv4 address; or `generate`: a hash of its address, for
+//! nodes without an IPv4 address (and for those, also by default). RFC 6286: any number but 0 is valid, and it is
+//! unique within an autonomous system. Two hashes may be equal, with a chance of one in four thousand million for each
+//! pair; that is detected where all nodes are known (`plan`).
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::config::RouterId;
 
-/// The identifier of the node with this primary address, which has this IPv4 address too, if any.
+/// Returns the identifier of the node with this primary address, and with this IPv4 address, if any.
 pub fn router_id(configured: RouterId, primary: IpAddr, v4: Option<IpAddr>) -> Ipv4Addr {
     match (configured, primary, v4) {
         (RouterId::Is(id), ..) => id,
@@ -18,7 +18,7 @@ pub fn router_id(configured: RouterId, primary: IpAddr, v4: Option<IpAddr>) -> I
     }
 }
 
-/// FNV-1a of 32 bits over the 16 bytes of the address; an IPv4 address is hashed as `::ffff:192.0.2.1`.
+/// Returns FNV-1a of 32 bits over the 16 bytes of the address; an IPv4 address is hashed as `::ffff:192.0.2.1`.
 fn generated(address: IpAddr) -> Ipv4Addr {
     let bytes = match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
@@ -27,7 +27,7 @@ fn generated(address: IpAddr) -> Ipv4Addr {
     const BASIS: u32 = 0x811c_9dc5;
     const PRIME: u32 = 0x0100_0193;
     let hash = bytes.iter().fold(BASIS, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(PRIME));
-    // Only 0 is no identifier.
+    // Only 0 is invalid.
     Ipv4Addr::from_bits(hash.max(1))
 }
 

@@ -1,6 +1,6 @@
-//! From learned routes to routes of the kernel.
+//! Turns learned routes into kernel routes.
 //!
-//! RFC 4271 9.1.2.1: a route is used by way of its next hop. What that means here:
+//! RFC 4271 9.1.2.1: a route is used via its next hop. That means here:
 //!
 //! | next hop | without tunnels | `--overlay-type=subnet` | `full` |
 //! |---|---|---|---|
@@ -17,11 +17,11 @@
 //! ip route replace 10.0.0.1/32 dev tun-e443169117a table 77 proto boot       # for replies of pods to the node itself
 //! ```
 //!
-//! Several next hops share the traffic. A tunnel exists while a route needs it. Tunnels lead to nodes only. A next hop of the
-//! other family stands for the same node's address of the route's own family; another router's IPv6 address serves IPv4 routes
-//! as it is (RFC 8950), the reverse is nothing that the kernel can do.
+//! Several next hops share the traffic. A tunnel exists while a route uses it. Tunnels lead to nodes only. A next hop
+//! of the other family stands for the same node's address of the route's own family; another router's IPv6 address
+//! serves IPv4 routes directly (RFC 8950), the reverse is not possible in the kernel.
 //!
-//! Work follows the change: a route, a next hop that becomes another thing, or everything when our own place changes.
+//! Work is proportional to the change: a route, a next hop of another kind, or everything if our place changes.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,37 +44,37 @@ use super::mtu;
 use super::names::{PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE, other_tunnel, tunnel};
 use super::shared_lists::SharedLists;
 
-/// What routes depend on besides themselves.
+/// Inputs of routes besides the learned routes.
 #[derive(Clone, Copy)]
 pub struct Place<'a> {
     pub own: &'a Identity,
     pub config: &'a RouterConfig,
     pub on_link: &'a [OnLink],
-    /// The addresses in both families of the node that has this one; `None` for an address of no other node.
+    /// Returns the addresses in both families of the node that has this one; `None` for an address of no other node.
     pub node: &'a dyn Fn(IpAddr) -> Option<PerFamily<Option<IpAddr>>>,
-    /// The first address of other nodes whose tunnel would have the name of the one to this address.
+    /// Returns the first address of other nodes whose tunnel would have the same name as the one to this address.
     pub first_alike: &'a dyn Fn(IpAddr) -> Option<IpAddr>,
 }
 
-/// All learned routes, and what the kernel is to make of them.
+/// All learned routes, and the resulting kernel routes.
 #[derive(Default, Debug)]
 pub struct Routes {
-    /// Next hops as they were learned, the best first.
+    /// Next hops as learned, the best first.
     learned: BTreeMap<IpNet, Arc<[IpAddr]>>,
     by_next_hop: BTreeMap<IpAddr, BTreeSet<IpNet>>,
-    /// The routes that go through the tunnel to each node.
+    /// The routes that use the tunnel to each node.
     tunnelled: BTreeMap<IpAddr, BTreeSet<IpNet>>,
-    /// The ways of each route, as they are now.
+    /// The current paths of each route.
     ways: BTreeMap<IpNet, Arc<[Way]>>,
     lists: Lists,
     routes: BTreeMap<RouteKey, Route>,
     tunnels: BTreeMap<LinkName, Tunnel>,
     dirty: BTreeSet<IpNet>,
-    /// Learned from a speaker that is no more, and not learned again yet.
+    /// Prefixes learned from a former speaker, and not learned again yet.
     stale: BTreeSet<IpNet>,
 }
 
-/// What many routes have in common: a table of 100,000 routes has few next hops.
+/// Lists shared by many routes: a table of 100,000 routes has few next hops.
 #[derive(Default, Debug)]
 struct Lists {
     next_hops: SharedLists<IpAddr>,
@@ -82,14 +82,14 @@ struct Lists {
     hops: SharedLists<NextHop>,
 }
 
-/// What changed.
+/// Keys of what changed.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Changed {
     pub routes: Vec<RouteKey>,
     pub tunnels: Vec<LinkName>,
 }
 
-/// How a next hop is reached.
+/// A path to a next hop.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Way {
     Gateway { link: CompactString, gateway: IpAddr },
@@ -105,22 +105,22 @@ impl Routes {
         &self.tunnels
     }
 
-    /// Whether a route to this prefix has been learned.
+    /// Returns whether a route to this prefix has been learned.
     pub fn has(&self, prefix: IpNet) -> bool {
         self.learned.contains_key(&prefix)
     }
 
-    /// Whether a learned route to this prefix leads anywhere.
+    /// Returns whether a learned route to this prefix has a path.
     pub fn has_way(&self, prefix: IpNet) -> bool {
         self.ways.contains_key(&prefix)
     }
 
-    /// The next hops of all learned routes.
+    /// Returns the next hops of all learned routes.
     pub fn next_hops(&self) -> impl Iterator<Item = IpAddr> {
         self.by_next_hop.keys().copied()
     }
 
-    /// Takes in what was learned. Routes of our own lead nowhere.
+    /// Updates the learned routes. Our own routes have no path.
     pub fn learn(&mut self, changes: &[RouteChange]) {
         for change in changes {
             let learned = change.best.as_ref().is_some_and(|best| !best.source.is_local());
@@ -146,13 +146,13 @@ impl Routes {
         }
     }
 
-    /// Another speaker begins: what was learned stays until it has said all that it knows. Returns whether there is any.
+    /// Marks all routes as stale for a new speaker, until learned routes are complete. Returns whether there are any.
     pub fn mark_stale(&mut self) -> bool {
         self.stale = self.learned.keys().copied().collect();
         !self.stale.is_empty()
     }
 
-    /// The speaker has said all that it knows: what it has not said again goes.
+    /// Drops the stale routes that were not learned again: learned routes are complete.
     pub fn drop_stale(&mut self) {
         let gone = std::mem::take(&mut self.stale).into_iter();
         let gone: Vec<RouteChange> =
@@ -160,25 +160,25 @@ impl Routes {
         self.learn(&gone);
     }
 
-    /// Something has become known of an address, or is no longer true of it.
+    /// Recomputes the routes via a next hop after a change of what is known of it.
     pub fn look_again(&mut self, next_hop: IpAddr) {
         self.dirty.extend(self.by_next_hop.get(&next_hop).into_iter().flatten());
         self.dirty.extend(self.tunnelled.get(&next_hop).into_iter().flatten());
     }
 
-    /// Our own place has changed: everything is looked at again.
+    /// Recomputes everything after a change of our own place.
     pub fn look_at_all_again(&mut self) {
         self.dirty.extend(self.learned.keys());
     }
 
-    /// Brings routes and tunnels up to date with what was learned.
+    /// Brings routes and tunnels up to date with the learned routes.
     pub fn settle(&mut self, place: Place<'_>) -> Changed {
         let mut changed = Changed::default();
         let mut remotes: BTreeSet<IpAddr> = BTreeSet::new();
         let dirty = std::mem::take(&mut self.dirty);
         for prefix in &dirty {
             let ways = self.learned.get(prefix).map(|next_hops| ways(*prefix, next_hops, place)).unwrap_or_default();
-            // Tunnels whose parameters may differ: of the nodes that routes go to now.
+            // Tunnels whose parameters may differ: to the nodes that routes use now.
             remotes.extend(ways.iter().filter_map(remote));
             let ways = self.lists.ways.share(&ways);
             remotes.extend(self.set_ways(*prefix, ways));
@@ -193,7 +193,7 @@ impl Routes {
         changed
     }
 
-    /// Notes how a prefix is reached; the nodes to which there is a first or no longer a tunnel.
+    /// Sets the paths of a prefix; returns the nodes whose tunnel is now used first or no longer.
     fn set_ways(&mut self, prefix: IpNet, ways: Arc<[Way]>) -> Vec<IpAddr> {
         let before = match ways.is_empty() {
             true => self.ways.remove(&prefix),
@@ -219,11 +219,11 @@ impl Routes {
         different
     }
 
-    /// Brings the tunnel to a node, and its route in the table of tunnels, up to date.
+    /// Updates the tunnel to a node, and its route in the tunnel table.
     fn put_tunnel(&mut self, remote: IpAddr, place: Place<'_>, changed: &mut Changed) {
         let name = name(remote, place);
         let wanted = self.tunnelled.contains_key(&remote).then(|| parameters(remote, place)).flatten();
-        // The name that it has not, or no longer.
+        // The names that it does not have, or no longer has.
         let others = [tunnel(remote), other_tunnel(remote)].into_iter().filter(|other| *other != name);
         let others: Vec<LinkName> = others.collect();
         for other in others {
@@ -273,8 +273,8 @@ fn route(prefix: IpNet, ways: &[Way], place: Place<'_>, lists: &mut Lists) -> Ro
     Route { kind: RouteKind::Unicast, protocol: PROTOCOL, source, next_hops: lists.hops.share(&next_hops) }
 }
 
-/// The name of the tunnel to a node. Of those whose usual names are equal the one with the smallest address has it, whether or
-/// not there is a tunnel to it: what has been learned so far changes no names.
+/// Returns the name of the tunnel to a node. Of those whose usual names are equal the smallest address gets it, whether
+/// or not it has a tunnel: names do not depend on the routes learned so far.
 fn name(remote: IpAddr, place: Place<'_>) -> LinkName {
     let first = (place.first_alike)(remote);
     if first.is_none_or(|first| first == remote) { tunnel(remote) } else { other_tunnel(remote) }
@@ -287,9 +287,9 @@ fn remote(way: &Way) -> Option<IpAddr> {
     }
 }
 
-/// How a prefix is reached, each way once, in the order of the next hops.
+/// Returns the paths to a prefix, without duplicates, in the order of the next hops.
 ///
-/// The kernel takes several ways of an IPv6 route only where each has a gateway, which tunnels have not: there the first counts.
+/// The kernel takes several paths of an IPv6 route only if each has a gateway. Tunnels have none: the first is used.
 fn ways(prefix: IpNet, next_hops: &[IpAddr], place: Place<'_>) -> Vec<Way> {
     let mut ways = Vec::with_capacity(next_hops.len());
     for way in next_hops.iter().filter_map(|next_hop| way(Family::from(prefix), *next_hop, place)) {
@@ -305,7 +305,7 @@ fn ways(prefix: IpNet, next_hops: &[IpAddr], place: Place<'_>) -> Vec<Way> {
 
 fn way(family: Family, next_hop: IpAddr, place: Place<'_>) -> Option<Way> {
     let node = (place.node)(next_hop);
-    // Of a node its address of the route's family counts, unless it is ours, too.
+    // A node's address of the route's family is used, unless it is ours, too.
     let next_hop = match &node {
         Some(addresses) if Family::from(next_hop) != family => {
             addresses.of(family).filter(|address| (place.node)(*address).is_some())?
@@ -329,9 +329,9 @@ fn way(family: Family, next_hop: IpAddr, place: Place<'_>) -> Option<Way> {
     }
 }
 
-/// The tunnel to a node; `None` where there are none.
+/// Returns the parameters of the tunnel to a node; `None` without tunnels.
 fn parameters(remote: IpAddr, place: Place<'_>) -> Option<Tunnel> {
-    /// What kube-router gives to tunnels inside UDP; plain ones take over the inner packet's.
+    /// kube-router's TTL of tunnels inside UDP; plain ones inherit the inner packet's.
     const TTL_OF_UDP: u8 = 225;
     let overlay = place.config.overlay?;
     let local = (*place.own.addresses.of(Family::from(remote)))?;

@@ -1,8 +1,8 @@
 //! Kernel settings and modules that pod networking needs.
 //!
-//! What pods of one node send each other over the bridge shall pass the same rules as everything else
-//! (`bridge-nf-call-iptables`, which the module `br_netfilter` brings). Where IPv6 is on, the kernel shall not have it off.
-//! Forwarding itself is switched on by the CNI plugin, with the first pod.
+//! Packets between pods of one node over the bridge shall pass the same rules as everything else
+//! (`bridge-nf-call-iptables`, which the module `br_netfilter` provides). Where IPv6 is enabled, the kernel shall not
+//! have it disabled. Forwarding itself is enabled by the CNI plugin, with the first pod.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::config::RouterConfig;
 use crate::kernel::sysctl::{Setting, Wanted};
 use crate::net::PerFamily;
 
-/// What settings shall be.
+/// Returns the desired settings.
 pub fn settings(families: PerFamily<bool>) -> BTreeMap<Setting, Wanted> {
     let always = |name: &str, value: &str| (Setting(name.into()), Wanted::Always(value.into()));
     let mut settings = BTreeMap::from([always("net/bridge/bridge-nf-call-iptables", "1")]);
@@ -23,7 +23,7 @@ pub fn settings(families: PerFamily<bool>) -> BTreeMap<Setting, Wanted> {
     settings
 }
 
-/// The modules that are loaded at the start.
+/// Returns the modules that are loaded at the start.
 pub fn modules(config: &RouterConfig, families: PerFamily<bool>) -> Vec<&'static str> {
     let is_udp = config.overlay.is_some_and(|overlay| overlay.udp_port.is_some());
     let mut modules = vec!["br_netfilter"];

@@ -1,21 +1,21 @@
-//! Equal lists, each once in memory.
+//! Deduplicated lists: equal ones share memory.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Lists that are in use, and some that were: those go when the number of lists has doubled, so that looking for them costs
-/// little for each list.
+/// Lists in use, and some former ones: those are removed when the number of lists has doubled, so that finding them
+/// costs little for each list.
 #[derive(Debug)]
 pub struct SharedLists<T> {
     lists: BTreeSet<Arc<[T]>>,
     sweep_at: usize,
 }
 
-/// When the first sweep is made, at so many lists.
+/// Number of lists at the first sweep.
 const FEW: usize = 64;
 
 impl<T: Ord + Clone> SharedLists<T> {
-    /// The one list that equals this one.
+    /// Returns the shared list that equals this one.
     pub fn share(&mut self, list: &[T]) -> Arc<[T]> {
         if let Some(known) = self.lists.get(list) {
             return known.clone();

@@ -1,12 +1,12 @@
-//! Addresses of Services that neighbours may still send traffic for: announced, or withdrawn and not yet told to everybody.
+//! Service addresses that neighbours may still send traffic for: announced, or withdrawn and not yet sent to all.
 //!
-//! Kubernetes: nothing; it is what makes "withdraw first, close after" possible. When an address is no longer announced, it stays
-//! here until the sockets of all neighbours have taken the withdrawal. The service proxy, which learns of the same change at the
-//! same time, looks here before it closes an address.
+//! Kubernetes: nothing; this makes "withdraw first, close after" possible. An address that is no longer announced stays
+//! here until the sockets of all neighbours have taken the withdrawal. The service proxy, which learns of the same
+//! change at the same time, looks here before it closes an address.
 //!
-//! An address that is not here is nobody's concern: nothing announces it, or everybody has been told.
+//! An address that is not here is safe to close: it is not announced, or all neighbours have been told.
 //!
-//! A state machine: whoever owns it asks the speaker, and says [`Withdrawals::written`] with the number that it was given.
+//! A state machine: its owner asks the speaker, and calls [`Withdrawals::written`] with the number that it was given.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,23 +16,23 @@ use ipnet::IpNet;
 use crate::model::Table;
 use crate::net::Family;
 
-/// What neighbours may still believe.
+/// Announced and recently withdrawn addresses.
 #[derive(Default)]
 pub struct Withdrawals {
     believed: Table<IpAddr, ()>,
-    /// Those that are withdrawn, with the number of the last question about them.
+    /// Withdrawn addresses, with the number of the last question about them.
     leaving: BTreeMap<IpAddr, u64>,
     asked: u64,
 }
 
 impl Withdrawals {
-    /// The addresses; cheap to clone.
+    /// Returns the addresses; cheap to clone.
     pub fn believed(&self) -> &Table<IpAddr, ()> {
         &self.believed
     }
 
-    /// Takes in which of some prefixes are announced now. A number, where something was withdrawn: when everything ordered
-    /// until now is written, that is to be said with this number.
+    /// Updates which of some prefixes are announced. Returns a number if something was withdrawn: to be passed to
+    /// `written` once everything ordered until now is written.
     pub fn update(&mut self, prefixes: impl IntoIterator<Item = (IpNet, bool)>) -> Option<u64> {
         let mut leaving = Vec::new();
         for (prefix, is_announced) in prefixes {
@@ -55,7 +55,7 @@ impl Withdrawals {
         Some(self.asked)
     }
 
-    /// Everything is written that was ordered before this number was given.
+    /// Handles that everything ordered before this number was given is written.
     pub fn written(&mut self, number: u64) {
         let over: Vec<IpAddr> =
             self.leaving.iter().filter(|(_, asked)| **asked <= number).map(|(address, _)| *address).collect();
@@ -65,7 +65,7 @@ impl Withdrawals {
         }
     }
 
-    /// The speaker has gone, and with it all sessions: nobody can be told anything.
+    /// Forgets all withdrawals: the speaker is gone, and with it all sessions, so no neighbour can be told.
     pub fn end(&mut self) {
         self.leaving.clear();
         self.believed = Table::default();

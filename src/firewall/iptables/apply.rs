@@ -1,24 +1,24 @@
-//! Puts a `Desired` firewall into the kernel.
+//! Applies a `Desired` firewall to the kernel.
 //!
 //! Order of growing; each needs those before it:
 //!
 //! 1. sets, then their elements: a rule only ever names a set that is complete;
-//! 2. rules: for each family all that changed is one transaction, so a packet meets either all of the old or all of
-//!    the new, also when another program's rules are taken over.
+//! 2. rules: for each family all changes are one transaction, so a packet meets either all of the old or all of the
+//!    new, also when another program's rules are taken over.
 //!
-//! Shrinking goes the other way: chains that nobody enters any more, elements, sets.
+//! Shrinking goes the other way: chains that are no longer entered, elements, sets.
 //!
-//! Elements of sets that rules name already come and go in an order in which nothing opens between two acts (`order`,
-//! `turning`). The families wait for nothing in each other, and what closes a path does not wait for rules that fail.
+//! Elements of sets that rules use already are added and deleted in an order that opens nothing in between (`order`,
+//! `turning`). The families do not wait for each other, and what closes a path does not wait for rules that fail.
 //!
-//! The set of local pods stands apart once our tail is in the kernel: being in it opens an address, so an address comes
-//! after its rules, and, where unknown addresses are closed (`--netpol-default-deny`), leaves before them. At a first
-//! start it is filled first, so that the tail cuts nobody off.
+//! The set of local pods is separate once our tail is in the kernel: membership opens an address, so an address is
+//! added after its rules, and, where unknown addresses are closed (`--netpol-default-deny`), deleted before them. At a
+//! first start it is filled first, so that the tail disconnects no pod.
 //!
-//! What the kernel refuses is left out, so that it does not hold up the rest (`overlay`).
+//! A chain that the kernel refuses is left out, so that it does not hold up the rest (`overlay`).
 //!
-//! A remembered cluster is for a kernel that has nothing of ours, as after a boot. Where our dispatch chains are entered,
-//! the kernel is the newer memory, and what it lacks was deleted after the file was written.
+//! A remembered cluster is only applied to a kernel without objects of ours, as after a boot. Where our dispatch chains
+//! are entered, the kernel's state is newer, and what it lacks was deleted after the file was written.
 
 mod acts;
 
@@ -41,47 +41,47 @@ use super::names::CHAIN_TAIL;
 use super::overlay::{Overlay, Refusals};
 use super::turning::AllRules;
 
-/// The families of kernel objects that the firewall keeps. Implemented once on Linux (`linux`) and once in memory for
-/// the simulation.
+/// The kinds of kernel objects that the firewall manages. Implemented on Linux (`linux`) and in memory for the
+/// simulation.
 pub trait Kernel {
     type Sets: Target<Key = SetName, Value = SetSpec>;
     type Elements: Target<Key = ElementKey, Value = ()> + Timed;
     type Rules: Target<Key = Piece, Value = Rules> + Refusing;
 
-    /// Brings about what lets the rules see all packets of pods. Called before the first round and after each audit.
-    /// `pods_on_bridge`: a kernel that lacks the settings of bridges fails.
+    /// Applies the settings by which rules see all packets of pods. Called before the first round and after each audit.
+    /// `pods_on_bridge`: a kernel that lacks the settings of bridges is an error.
     fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String>;
 
-    /// Whether the kernel speaks IPv6 at all. Asked once, at the start.
+    /// Returns whether the kernel supports IPv6 at all. Called once, at the start.
     fn has_ipv6(&self) -> bool {
         true
     }
 
-    /// Removes what is ours from where it no longer belongs: rules in the tables of the flavour that the host has given
-    /// up. Called once what replaces them stands. Returns why something could not be removed.
+    /// Removes objects of ours from where they no longer belong: rules in the tables of the iptables variant that the
+    /// host has given up. Called once their replacements are in place. Returns why something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
 }
 
-/// A family that tells which of several failed objects were at fault.
+/// A kind that reports which of several failed objects were at fault.
 pub trait Refusing {
-    /// What was refused for its own sake since this was asked the last time.
+    /// Takes the refusals for an object's own content since the last call.
     fn take_refused(&mut self) -> Vec<Refusal>;
 
-    /// How long programs took since this was asked the last time.
+    /// Takes the durations of program runs since the last call.
     fn take_timings(&mut self) -> Vec<Timing>;
 
-    /// Whether the rules of this family could not be read the last time, while those of the other could.
+    /// Returns whether the last reading of this family's rules failed, while that of the other succeeded.
     fn is_unreadable(&self, family: Family) -> bool;
 }
 
-/// A family that tells how long its changes took.
+/// A kind that reports the durations of its changes.
 pub trait Timed {
-    /// For each family of addresses, since this was asked the last time.
+    /// Takes the durations by address family, since the last call.
     fn take_took(&mut self) -> PerFamily<Duration>;
 }
 
 kinds! {
-    /// What was last seen of the kernel, kind by kind, in the order of growing.
+    /// Last seen state of the kernel, kind by kind, in the order of growing.
     pub struct Mirrors {
         sets: Sets,
         elements: Elements,
@@ -90,41 +90,41 @@ kinds! {
     with {
         refusals: Refusals,
         overlay: Overlay,
-        /// Whether a remembered cluster is put in place: once it has been, all that there is comes from it.
+        /// True if a remembered cluster is applied: once it has been, all existing objects come from it.
         uses_memory: bool,
-        /// Elements that were wanted and are no longer.
+        /// Elements that are no longer desired.
         left: BTreeSet<ElementKey>,
         untidy: Option<Untidy>,
     }
 }
 
-/// Something may be left that nobody enters any more.
+/// Chains that are no longer entered may be left.
 #[derive(Clone, Copy)]
 struct Untidy {
     since: Instant,
     until: Instant,
 }
 
-/// How long what nobody enters any more stays behind a change, so that removing it holds up none that follows; and how long
-/// at most, while changes go on.
+/// Delay after a change before chains that are no longer entered are removed, so that removing them holds up no
+/// following change; and the maximum delay while changes go on.
 const TIDY: Duration = Duration::from_millis(200);
 const TIDY_AT_LAST: Duration = Duration::from_secs(5);
 
-/// What one round did.
+/// Result of one round.
 #[derive(Default, Debug)]
 pub struct Round {
-    /// Steps in all families together.
+    /// Steps of all kinds together.
     pub steps: u64,
-    /// What the sets and their elements took, and what the rules took.
+    /// Duration of the sets and their elements, and of the rules.
     pub sets_took: Duration,
-    /// What changing the elements of each family took; zero where none changed.
+    /// Duration of changing the elements of each family; zero if none changed.
     pub elements_took: PerFamily<Duration>,
     pub rules_took: Duration,
-    /// The programs that were run for it.
+    /// The programs that were run.
     pub timings: Vec<Timing>,
     /// Chains that the kernel refuses, for the first time or again.
     pub refused: Vec<Refusal>,
-    /// How many chains that had been refused are there now, or are not wanted any more.
+    /// Number of refused chains that now exist or are no longer desired.
     pub settled: usize,
 }
 
@@ -133,25 +133,25 @@ impl<K: Kernel> Mirrors<K> {
         Mirrors::of(targets)
     }
 
-    /// Says what is wanted differently from now on.
+    /// Marks desired objects as changed.
     pub fn mark(&mut self, changed: &Changed) {
         changed.sets.iter().for_each(|key| self.sets.mark(key.clone()));
         changed.elements.iter().for_each(|key| self.elements.mark(key.clone()));
         changed.rules.iter().for_each(|key| self.rules.mark(key.clone()));
         self.left.extend(changed.left.iter().cloned());
         if !changed.rules.is_empty() {
-            // What failed is tried again together with what is new.
+            // Failed steps are retried together with new ones.
             self.rules.try_at_once();
         }
     }
 
-    /// One round: growing as far as `authority` allows, then shrinking where it is allowed.
+    /// Runs one round: grows as far as `authority` allows, then shrinks where that is allowed.
     pub fn round(&mut self, desired: &Desired, authority: Authority, at: Moment) -> Round {
         let (before, begun) = (self.steps_done(), Instant::now());
         if authority == Authority::Nothing {
             return Round::default();
         }
-        // What is in force already decides about the order below. What fails here shows with the rules.
+        // The rules in force determine the order below. A failure here shows with the rules.
         self.rules.learn(at);
         if authority == Authority::Remembered && !self.may_use_memory() {
             return Round::default();
@@ -179,7 +179,7 @@ impl<K: Kernel> Mirrors<K> {
         let sets_are_there = Instant::now();
         round.sets_took = sets_are_there - begun;
         if self.waits_for_sets(desired, &order, at) {
-            // All that is due meanwhile waits for the same, so that nobody comes back for it before.
+            // All that is due meanwhile waits for the same, so there is no earlier deadline.
             self.untidy = None;
             self.refusals.fall_due(at.now);
             return round;
@@ -191,75 +191,75 @@ impl<K: Kernel> Mirrors<K> {
         let want = want.as_ref().unwrap_or(&desired.rules);
         round.rules_took = sets_are_there.elapsed();
         self.add_behind(given, want, |key, _| order.late.contains(key));
-        // What closes a path goes before what nobody enters any more.
+        // Elements that close a path are deleted before chains that are no longer entered.
         let may_go = |key: &ElementKey| given.may_go(key) && !self.waits_for_rules(key, &order, held, at);
         let going: BTreeSet<ElementKey> =
             self.elements.differing(&desired.elements).surplus.into_iter().filter(may_go).collect();
         self.elements.shrink_where(&desired.elements, at, |key, _| going.contains(key));
         if authority == Authority::Complete && self.is_time_to_tidy(self.rules.steps_done() > rules_before, at) {
-            // Where rules could not be changed, the old ones may still need what shall go.
+            // Where rules could not be changed, the old ones may still need elements that are to be deleted.
             let stuck: BTreeSet<Family> = self.rules.failing_to_grow().map(Piece::family).collect();
             let may_go = |piece: &Piece| !stuck.contains(&piece.family()) && !*held.of(piece.family());
             self.rules.shrink_where(want, at, |piece, _| may_go(piece));
             self.shrink_sets(desired, at);
         }
-        // Last of all: what an earlier pod with the same address might do has gone from the sets by now.
+        // Last of all: permissions of an earlier pod with the same address have left the sets by now.
         self.add_behind(given, want, |key, behind| pods_of(key).is_some_and(|family| *behind.of(family)));
         if self.is_settled() {
-            // What came last of all was all that was left.
+            // Nothing was left but these additions.
             self.untidy = None;
         }
         round.settled = self.refusals.settle(&desired.rules, self.rules.seen());
         round
     }
 
-    /// Brings about what lets the rules see all packets of pods, or says why that failed.
+    /// Applies the settings by which rules see all packets of pods, or returns why that failed.
     pub fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String> {
         self.kernel.keep_settings(pods_on_bridge, at)
     }
 
-    /// Whether the kernel speaks IPv6 at all.
+    /// Returns whether the kernel supports IPv6 at all.
     pub fn has_ipv6(&self) -> bool {
         self.kernel.has_ipv6()
     }
 
-    /// Removes what earlier runs left where it no longer belongs.
+    /// Removes objects of earlier runs from where they no longer belong.
     pub fn remove_abandoned(&mut self) -> Vec<String> {
         self.kernel.remove_abandoned()
     }
 
-    /// Looks at everything at once: somebody asks what the kernel holds.
+    /// Audits everything at once, to answer a user's question about the kernel's state.
     pub fn look_at_all(&mut self, at: Moment) -> Vec<Found> {
         self.kinds().into_iter().flat_map(|kind| audit(kind.mirror, at).0).collect()
     }
 
-    /// The chains that the kernel refuses at the moment.
+    /// Returns the chains that the kernel currently refuses.
     pub fn refusals(&self) -> &Refusals {
         &self.refusals
     }
 
-    /// What was last seen of the kernel.
+    /// Returns the last seen state of the kernel.
     pub fn seen(&self) -> Seen<'_> {
         Seen { rules: self.rules.seen(), elements: self.elements.seen(), refusals: &self.refusals }
     }
 
-    /// When the next retry of a failed step is due.
+    /// Returns when the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
         let families = self.reflections().into_iter().filter_map(|family| family.retry_at());
         families.chain(self.refusals.retry_at()).chain(self.untidy.map(|untidy| untidy.until)).min()
     }
 
-    /// True when every family is known to be as wanted, as far as the kernel takes it.
+    /// Returns whether all kinds are known to be as desired, except for what the kernel refuses.
     pub fn is_settled(&self) -> bool {
         self.reflections().into_iter().all(|family| family.is_settled())
     }
 
-    /// True when a chain that was refused is to be tried again.
+    /// Returns whether a retry of a refused chain is due.
     pub fn has_due_refusals(&self, now: Instant) -> bool {
         self.refusals.retry_at().is_some_and(|at| at <= now)
     }
 
-    /// Whether what is remembered is put in place: the kernel is known to have nothing of ours that anything enters.
+    /// Returns whether a remembered cluster is applied: no chain of ours in the kernel is entered.
     fn may_use_memory(&mut self) -> bool {
         let is_read = Family::BOTH.into_iter().all(|family| !self.rules.peek().is_unreadable(family));
         let are_entered = || Family::BOTH.into_iter().any(|family| self.are_entered(family));
@@ -269,13 +269,13 @@ impl<K: Kernel> Mirrors<K> {
 
     fn grow_sets(&mut self, desired: &Desired, at: Moment) {
         let made = self.sets.grow(&desired.sets, Growth::Full, at);
-        // A set that is made has no elements, whatever was known of an older one of the same name.
+        // A created set has no elements, whatever was known of an older one of the same name.
         if made.iter().any(|set| !self.elements.lacks(elements_of(set))) {
             self.elements.forget();
         }
     }
 
-    /// Takes the addresses of pods that have gone out of the set before their rules go, where it opens them.
+    /// Removes the addresses of deleted pods from the set before their rules, where membership opens an address.
     fn shut_out_gone_pods(&mut self, desired: &Desired, at: Moment) {
         let closes = Family::BOTH
             .into_iter()
@@ -285,7 +285,7 @@ impl<K: Kernel> Mirrors<K> {
         }
     }
 
-    /// The rules that are wanted for now, where that is not simply what is desired.
+    /// Returns the rules desired for now, if they differ from `Desired`.
     fn rules_for_now(&mut self, given: &Given<'_>) -> Option<AllRules> {
         let Given { desired, authority, at, .. } = *given;
         let mut overlay = self.refusals.overlay(at.now);
@@ -305,7 +305,7 @@ impl<K: Kernel> Mirrors<K> {
         (!self.overlay.is_empty()).then(|| self.overlay.over(&desired.rules))
     }
 
-    /// Whether to remove what nobody enters any more.
+    /// Returns whether chains that are no longer entered are to be removed.
     fn is_time_to_tidy(&mut self, has_changed: bool, at: Moment) -> bool {
         if has_changed && !self.is_settled() {
             let since = self.untidy.map_or(at.now, |untidy| untidy.since);
@@ -321,7 +321,7 @@ impl<K: Kernel> Mirrors<K> {
         refused
     }
 
-    /// Elements go when no rule names their set any more; sets go when they are empty.
+    /// Deletes elements once no rule uses their set; deletes sets once they are empty.
     fn shrink_sets(&mut self, desired: &Desired, at: Moment) {
         let rules_are_settled = self.rules.is_settled();
         self.elements

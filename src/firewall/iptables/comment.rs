@@ -1,14 +1,14 @@
-//! The comment of a rule, for people who read `iptables-save`.
+//! The comment of a rule, for readers of `iptables-save`.
 //!
-//! Kernel: a comment holds 255 bytes; with nf_tables 128. Names of objects can be longer, and objects that come from
-//! files may be called anything, so what is said is cut and cleaned. Nothing is ever recognised by it.
+//! Kernel: a comment holds 255 bytes; with nf_tables 128. Names of objects can be longer, and objects from files may
+//! have any name, so the text is truncated and sanitised. Nothing is ever recognised by it.
 
 use crate::kernel::iptables::Match;
 
-/// How much is said, in bytes.
+/// Maximum length of a comment, in bytes.
 const MOST: usize = 120;
 
-/// The part of a rule that says this.
+/// Returns the match that carries this comment.
 pub fn comment(text: &str) -> Match {
     let mut said = String::new();
     let plain = text.chars().map(|letter| if letter.is_ascii_graphic() || letter == ' ' { letter } else { '?' });

@@ -1,27 +1,27 @@
-//! What the firewall wants of the kernel: one sorted map for each family of objects.
+//! Desired kernel state of the firewall: one sorted map for each kind of objects.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 
-/// What the kernel shall hold, family by family.
+/// Desired kernel objects, kind by kind.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Desired {
     pub sets: BTreeMap<SetName, SetSpec>,
     pub elements: BTreeMap<ElementKey, ()>,
     pub rules: BTreeMap<Piece, Rules>,
-    /// Those of the sets that say where pods of this node listen: what a pod itself accepts depends on them.
+    /// The sets of named ports of this node's pods: a pod's own ingress depends on them.
     pub ports_here: BTreeSet<SetName>,
 }
 
-/// Which keys of [`Desired`] changed, in any order; a key may stand there twice.
+/// Changed keys of [`Desired`], in any order; a key may occur twice.
 #[derive(Default, Debug)]
 pub struct Changed {
     pub sets: Vec<SetName>,
     pub elements: Vec<ElementKey>,
     pub rules: Vec<Piece>,
-    /// Those of the elements that were wanted and are no longer: something says so, which absence alone does not.
+    /// Elements that were removed explicitly, which absence alone does not prove.
     pub left: Vec<ElementKey>,
 }
 

@@ -1,4 +1,4 @@
-//! The fixed chains: which packet is judged by which pod's chain, and what passes whatever policies say.
+//! The fixed chains: which pod's chain judges a packet, and what passes regardless of policies.
 //!
 //! ```text
 //! FORWARD → KUBE-ROUTER-FORWARD    packets between pods, and between pods and the outside
@@ -13,16 +13,16 @@
 //!        → KUBE-NWPLCY-TAIL
 //! ```
 //!
-//! What nobody refused and comes from or goes to a pod of this node is accepted at the end, as kube-router does it: on
+//! Packets from or to a pod of this node that were not refused are accepted at the end, as kube-router does it: on
 //! hosts whose FORWARD drops by default pods would be cut off otherwise. Everything else falls through to the rules of
-//! others.
+//! other programs.
 //!
-//! What the host itself sends is accepted where it goes to a pod of this node: the kubelet's probes have to arrive,
-//! whatever policies say. A pod that sends to its own address, through a Service, is let through as well.
+//! Packets from the host itself to a pod of this node are accepted: the kubelet's probes have to arrive, regardless of
+//! policies. A pod that sends to its own address, through a Service, is let through as well.
 //!
-//! `--netpol-default-deny`: the tail refuses new connections from and to addresses of this node's pod ranges that are
-//! not in the set of pods whose rules are in the kernel. Addresses of the host itself are not meant: pods' gateway lies
-//! in the range too.
+//! `--netpol-default-deny`: the tail refuses new connections from and to addresses of this node's pod CIDRs that are
+//! not in the set of pods whose rules are in the kernel. Addresses of the host itself are exempt: the pods' gateway
+//! lies in the pod CIDR too.
 
 use compact_str::CompactString;
 use ipnet::IpNet;
@@ -43,7 +43,7 @@ use super::{exemptions, link_local};
 /// The built-in chains, each with the chain of ours that is entered from it.
 pub const ENTRANCES: [(&str, &str); 3] = [("INPUT", CHAIN_INPUT), ("FORWARD", CHAIN_FORWARD), ("OUTPUT", CHAIN_OUTPUT)];
 
-/// The three dispatch chains of a family. `bridges` are those on which link-local traffic is closed.
+/// Returns the three dispatch chains of a family. `bridges` are those on which link-local traffic is closed.
 pub fn chains(
     rules: &RuleSet,
     config: &FirewallConfig,
@@ -54,7 +54,7 @@ pub fn chains(
     let egress = jumps(rules, Direction::Egress, family);
     let ingress = jumps(rules, Direction::Ingress, family);
     let common = |of| of_local_pods(family, of, "of local pods", Verdict::Jump(CHAIN_COMMON.into()));
-    // The comment is kube-router's: if it ever takes over again, it finds its own rule by it and puts it last.
+    // kube-router's own comment: if it ever takes over again, it finds its rule by it and puts it last.
     let said = comment("rule to explicitly handle traffic for network policies ACCEPT/REJECT decision");
     let tail = Rule::new([said], Verdict::Jump(CHAIN_TAIL.into()));
 
@@ -85,7 +85,7 @@ pub fn chains(
         .map(|(name, rules)| (chain(family, name), Rules(rules)))
 }
 
-/// The chains and the jumps that depend neither on pods nor on the node.
+/// Returns the chains and jumps that depend neither on pods nor on the node.
 pub fn fixed(family: Family) -> Vec<(Piece, Rules)> {
     let mark = Rule::new([comment("rule to mark traffic matching a network policy")], Verdict::SetMark(MARK));
     let mut pieces =
@@ -94,7 +94,7 @@ pub fn fixed(family: Family) -> Vec<(Piece, Rules)> {
     pieces
 }
 
-/// The jumps from the built-in chains, each with the chain of ours that it enters.
+/// Returns the jumps from the built-in chains, each with the chain of ours that it enters.
 pub fn entrances(family: Family) -> impl Iterator<Item = (Piece, &'static str, Rules)> {
     ENTRANCES.into_iter().map(move |(from, to)| {
         let said = "kube-router netpol";
@@ -105,7 +105,7 @@ pub fn entrances(family: Family) -> impl Iterator<Item = (Piece, &'static str, R
     })
 }
 
-/// The last chain. `closed` are the ranges in which only known pods may be reached, with `--netpol-default-deny`.
+/// Returns the tail. `closed` are the ranges in which only known pods may be reached, with `--netpol-default-deny`.
 pub fn tail(family: Family, closed: &[IpNet]) -> (Piece, Rules) {
     let pods = names::local_pods(family);
     let mut rules = Vec::new();
@@ -130,7 +130,7 @@ pub fn tail(family: Family, closed: &[IpNet]) -> (Piece, Rules) {
     (chain(family, CHAIN_TAIL), Rules(rules))
 }
 
-/// Refuses new connections from or to addresses of this range that are no known pods.
+/// Returns the rule that refuses new connections from or to addresses of this range that are no known pods.
 fn closing(in_range: Match, of: Side, pods: &SetName, family: Family) -> Rule {
     let known = States::RELATED.or(States::ESTABLISHED).or(States::UNTRACKED);
     Rule::new(
@@ -145,17 +145,17 @@ fn closing(in_range: Match, of: Side, pods: &SetName, family: Family) -> Rule {
     )
 }
 
-/// Whether the rules of the last chain close a range.
+/// Returns whether the rules of the tail chain close a range.
 pub fn closes(tail: &Rules) -> bool {
     tail.0.iter().any(|rule| matches!(rule.verdict(), Some(Verdict::Reject(_))))
 }
 
-/// A chain of ours, as a key.
+/// Returns the key of a chain of ours.
 pub fn chain(family: Family, name: &str) -> Piece {
     Piece::Chain { family, table: Table::Filter, chain: name.into() }
 }
 
-/// For each address of each pod that is isolated in this direction, the jump to the pod's chain.
+/// Returns the jump to the pod's chain for each address of each pod that is isolated in this direction.
 fn jumps(rules: &RuleSet, direction: Direction, family: Family) -> Vec<Rule> {
     let isolated = rules.pods.iter().filter(|(_, pod)| *pod.isolation(direction) != Isolation::Open);
     isolated
@@ -184,7 +184,7 @@ fn common(family: Family) -> Rules {
     Rules(rules)
 }
 
-/// What becomes of packets whose address on this side is that of a pod of this node.
+/// Returns the rule for packets whose address on this side is that of a pod of this node.
 fn of_local_pods(family: Family, of: Side, said: &str, verdict: Verdict) -> Rule {
     Rule::new([comment(said), Match::in_set(names::local_pods(family), SetSides::Address(of))], verdict)
 }

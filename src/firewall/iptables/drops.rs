@@ -1,8 +1,8 @@
-//! Which refused packets belong to which policy.
+//! Accounting of refused packets by policy.
 //!
-//! A packet is refused by a pod's chain when none of the policies that isolate the pod in that direction allows it, so
-//! it counts for each of them. The counters are the kernel's and belong to rules; a chain that is written anew begins at
-//! zero. What was counted before stays in the sum.
+//! A packet is refused by a pod's chain if none of the policies that isolate the pod in that direction allows it, so it
+//! counts for each of them. The counters are the kernel's and belong to rules; a chain that is rewritten restarts at
+//! zero. Earlier counts stay in the sum.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,18 +16,18 @@ use super::super::backend::Owner;
 use super::super::rules::{Direction, Isolation, RuleSet};
 use super::names;
 
-/// For each pod's chain those on whose behalf it refuses.
+/// The policies on whose behalf each pod's chain refuses.
 pub type Owners = BTreeMap<CompactString, Box<[Owner]>>;
 
 /// Sums of refused packets.
 #[derive(Default)]
 pub struct Drops {
-    /// What each chain's counter was when it was last read.
+    /// Last reading of each chain's counter.
     last: BTreeMap<(Family, CompactString), u64>,
     sums: BTreeMap<Owner, u64>,
 }
 
-/// Who owns the chains of these pods.
+/// Returns the owners of the chains of these pods.
 pub fn owners(rules: &RuleSet) -> Owners {
     let mut owners = Owners::new();
     for (name, pod) in &rules.pods {
@@ -47,7 +47,7 @@ pub fn owners(rules: &RuleSet) -> Owners {
 }
 
 impl Drops {
-    /// Takes in what the kernel has counted until now. Policies that isolate a pod have a sum, also of nothing.
+    /// Adds the kernel's current counters. Policies that isolate a pod have a sum, even if it is zero.
     pub fn add(&mut self, counted: &[Counted], owners: &Owners) {
         for owner in owners.values().flatten() {
             self.sums.entry(owner.clone()).or_default();
@@ -55,7 +55,7 @@ impl Drops {
         let mut now = BTreeMap::new();
         for rule in counted.iter().filter(|rule| matches!(rule.rule.verdict(), Some(Verdict::Reject(_)))) {
             let key = (rule.family, rule.chain.clone());
-            // A counter that went back belongs to a chain that was written anew.
+            // A counter that decreased belongs to a rewritten chain.
             let before = self.last.get(&key).copied().filter(|before| *before <= rule.packets).unwrap_or_default();
             for owner in owners.get(&rule.chain).into_iter().flatten() {
                 *self.sums.entry(owner.clone()).or_default() += rule.packets - before;
@@ -69,7 +69,7 @@ impl Drops {
         &self.sums
     }
 
-    /// Forgets the sums of those who own nothing any more.
+    /// Removes the sums of all other policies, which own no chain any more.
     pub fn forget_others(&mut self, owners: &Owners) {
         let named: BTreeSet<&Owner> = owners.values().flatten().collect();
         self.sums.retain(|owner, _| named.contains(owner));

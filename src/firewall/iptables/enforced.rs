@@ -1,8 +1,8 @@
-//! Whether the kernel has what an answer rests on.
+//! Checks whether the kernel enforces an answer.
 //!
-//! A verdict is traced through the rule set; the kernel does the same when it holds the dispatch chains with the jumps to
-//! them, the chains of the isolated pods at both ends and of the policies that isolate them, and every element of the sets that those name. Compared
-//! is what was last seen of the kernel with what is wanted of it.
+//! A verdict is traced through the rule set; the kernel does the same if it holds the dispatch chains with the jumps to
+//! them, the chains of the isolated pods at both ends and of the policies that isolate them, and every element of the
+//! sets that those use. The last seen state of the kernel is compared with the desired state.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,7 @@ use super::names::{
 };
 use super::overlay::Refusals;
 
-/// What was last seen of the kernel; `None` where it is not known.
+/// Last seen state of the kernel; `None` where it is not known.
 #[derive(Clone, Copy)]
 pub struct Seen<'a> {
     pub rules: Option<&'a BTreeMap<Piece, Rules>>,
@@ -28,7 +28,7 @@ pub struct Seen<'a> {
     pub refusals: &'a Refusals,
 }
 
-/// What the kernel lacks of what this verdict rests on, as a sentence without its end; the first of several.
+/// Returns what the kernel lacks of this verdict's rules, as a sentence without its end; the first of several.
 ///
 /// # Errors
 /// That sentence.
@@ -62,7 +62,7 @@ pub fn enforced(
     Ok(())
 }
 
-/// The chains that a packet of this family with this verdict goes through.
+/// Returns the chains that a packet of this family with this verdict traverses.
 fn pieces(rules: &RuleSet, verdict: &Verdict, family: Family) -> Vec<Piece> {
     let fixed = [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_TAIL];
     let mut pieces: Vec<Piece> = fixed.map(|name| chain(family, name)).into();
@@ -125,7 +125,7 @@ mod tests {
         Given { world, plan, lowering, config }
     }
 
-    /// Whether the answer for web → db is enforced by a kernel that differs from what is wanted as `change` makes it.
+    /// Returns whether the answer for web → db is enforced by a kernel that differs from the desired state by `change`.
     fn told(change: impl FnOnce(&mut Desired, &mut Refusals)) -> Result<(), String> {
         let Given { world, plan, lowering, config } = given();
         let mut kernel = lowering.desired().clone();

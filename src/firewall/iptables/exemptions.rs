@@ -1,11 +1,11 @@
-//! Packets that pods send to Services: judged where their real destination is known.
+//! Packets from pods to Services: judged after translation to their real destination.
 //!
-//! A packet to a service address comes to INPUT with that address; IPVS gives it the endpoint's and sends it through
-//! OUTPUT, with the pod still as its source. Policies speak of endpoints, so INPUT lets the ranges of Services pass and
-//! OUTPUT judges. These rules come first of all in the chain, with the words that kube-router writes.
+//! A packet to a service address enters INPUT with that address; IPVS translates it to the endpoint's and sends it
+//! through OUTPUT, with the pod still as its source. Policies are about endpoints, so INPUT accepts the service ranges
+//! and OUTPUT judges. These rules come first in the chain, with the comments that kube-router writes.
 //!
-//! The price, as there: whatever the host itself answers on a port of the node port range is reached by its pods,
-//! whatever their egress policies say.
+//! The price, as with kube-router: its pods reach every service of the host itself on a port of the node port range,
+//! regardless of their egress policies.
 
 use ipnet::IpNet;
 
@@ -16,7 +16,7 @@ use crate::net::{Family, PortRange, Protocol};
 
 use super::names::{CHAIN_INPUT, rule_id};
 
-/// The first rules of the chain for INPUT, in the order of kube-router.
+/// Returns the first rules of the chain for INPUT, in kube-router's order.
 pub fn rules(config: &FirewallConfig, family: Family) -> Vec<Rule> {
     let of_family = |ranges: &[IpNet]| -> Vec<IpNet> {
         ranges.iter().filter(|range| Family::from(**range) == family).copied().collect()

@@ -1,9 +1,9 @@
-//! What a set of the rule set is called by whoever needs a name for it: one text for each question, and another text for
-//! each other question.
+//! Identity of a set of the rule set, for names derived from it: one text for each definition, and a different text for
+//! every other definition.
 //!
-//! Kernel names are short, so they are made from a digest of this text. Words of different length can be joined to the
-//! same text (`a` and `bc`, `ab` and `c`), which once made different policies share a chain, so each word stands here
-//! with its length before it. The text is stable: a program that starts anew finds its sets by it.
+//! Kernel names are short, so they are derived from a digest of this text. Words of different length can be joined to
+//! the same text (`a` and `bc`, `ab` and `c`), which once made different policies share a chain, so each word is
+//! preceded by its length. The text is stable: a restarted program finds its sets by it.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ use crate::model::{Operator, Selector};
 
 use super::super::rules::{Block, PortOwners, Scope, Selection, SetKey};
 
-/// The text that stands for a set and for no other.
+/// Returns the text that identifies this set and no other.
 pub fn identity(set: &SetKey) -> String {
     let mut text = String::new();
     match set {
@@ -33,7 +33,7 @@ pub fn identity(set: &SetKey) -> String {
     text
 }
 
-/// These words, joined so that no other words are joined to the same text.
+/// Joins words so that no other words yield the same text.
 pub fn joined(words: &[&str]) -> String {
     let mut text = String::new();
     words.iter().for_each(|word| add_word(&mut text, word));

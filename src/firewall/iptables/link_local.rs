@@ -1,7 +1,7 @@
-//! The rules for IPv6 link-local addresses (the other [`link_local`](super::super::link_local) says what they are about).
+//! The rules for IPv6 link-local addresses (the other [`link_local`](super::super::link_local) explains them).
 //!
-//! In the kernel, first of all in the chains for FORWARD (where `br_netfilter` shows frames between two ports of a bridge)
-//! and INPUT, before the exemptions of Services, because a pod may send to a Service from such an address, too:
+//! In the kernel, first in the chains for FORWARD (where `br_netfilter` shows frames between two ports of a bridge) and
+//! INPUT, before the exemptions of Services, because a pod may send to a Service from such an address, too:
 //!
 //! ```text
 //! ip6tables -A KUBE-ROUTER-FORWARD -i kube-bridge -j KUBE-NWPLCY-LINK-LOCAL
@@ -12,8 +12,8 @@
 //! ip6tables -A KUBE-NWPLCY-LINK-LOCAL -d ff02::/16 -j DROP
 //! ```
 //!
-//! It is dropped, not answered: nothing stands in for this chain, so it asks the kernel for no more than the others that
-//! nothing stands in for.
+//! Packets are dropped, not rejected: this chain has no fallback, so it needs no more kernel features than the other
+//! chains without one.
 
 use compact_str::CompactString;
 
@@ -26,7 +26,7 @@ use super::comment::comment;
 use super::dispatch::{self, chain};
 use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_LINK_LOCAL, ChainKind, kind};
 
-/// The rules that stand first in the chains for INPUT and FORWARD, one for each of the bridges.
+/// Returns the first rules of the chains for INPUT and FORWARD, one for each of the bridges.
 pub fn jumps(bridges: &[CompactString]) -> impl Iterator<Item = Rule> {
     let said = comment("link-local traffic of pods");
     bridges.iter().map(move |bridge| {
@@ -35,12 +35,12 @@ pub fn jumps(bridges: &[CompactString]) -> impl Iterator<Item = Rule> {
     })
 }
 
-/// Whether a rule is one of those.
+/// Returns whether a rule is one of those.
 pub fn is_jump(rule: &Rule) -> bool {
     super::pod_chain::jump(rule).is_some_and(|to| kind(to) == Some(ChainKind::LinkLocal))
 }
 
-/// The chain; `None` where nothing is closed.
+/// Returns the chain; `None` if nothing is closed.
 pub fn rules(bridges: &[CompactString]) -> (Piece, Option<Rules>) {
     let established = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
     let said = comment("rule for stateful firewall for link-local traffic");
@@ -59,7 +59,7 @@ pub fn rules(bridges: &[CompactString]) -> (Piece, Option<Rules>) {
     (chain(Family::V6, CHAIN_LINK_LOCAL), (!bridges.is_empty()).then_some(Rules(rules)))
 }
 
-/// All that is wanted of IPv6 apart from [`rules`] where policies do not speak of it (without `--enable-ipv6`).
+/// Returns all desired IPv6 rules besides [`rules`] where policies do not apply to IPv6 (without `--enable-ipv6`).
 pub fn alone(bridges: &[CompactString]) -> Vec<(Piece, Option<Rules>)> {
     let is_closed = !bridges.is_empty();
     let entrances = dispatch::entrances(Family::V6).filter(|(_, to, _)| [CHAIN_INPUT, CHAIN_FORWARD].contains(to));

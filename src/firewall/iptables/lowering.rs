@@ -1,9 +1,9 @@
-//! From the rule set to what the kernel shall hold, by parts: a changed pod or label changes elements, a changed
-//! policy its own chains.
+//! Lowers the rule set to desired kernel objects, by parts: a changed pod or label changes elements, a changed policy
+//! its own chains.
 //!
-//! Each part of the rule set becomes objects whose names follow from it alone, so a part that changed is lowered
-//! anew and compared with what was wanted of it before. The result equals that of lowering everything at once, after
-//! any history (`tests/firewall.rs`).
+//! Each part of the rule set becomes objects whose names are derived from it alone, so a changed part is lowered again
+//! and compared with its previous objects. The result equals that of lowering everything at once, after any history
+//! (`tests/firewall.rs`).
 //!
 //! Families stand apart: what is off is not there, but for link-local traffic (`link_local`), and what can have no element in a
 //! family has no set there.
@@ -26,18 +26,18 @@ use super::super::{link_local as addresses, plan};
 use super::desired::{Changed, Desired};
 use super::{dispatch, link_local, names, pod_chain, policy_chain};
 
-/// What the kernel shall hold, kept up to date.
+/// The desired kernel objects, kept up to date.
 pub struct Lowering {
     config: Arc<FirewallConfig>,
     families: PerFamily<bool>,
     desired: Desired,
-    /// The rule by which pods' chains ask a policy: one for all of them.
+    /// The rule by which pod chains enter a policy's chain, shared by all of them.
     asking: BTreeMap<PolicyKey, Rule>,
-    /// The addresses of each pod, as they were lowered.
+    /// The addresses of each pod when it was last lowered.
     pods: BTreeMap<ObjectName, Box<[IpAddr]>>,
     /// The ranges in which only known pods may be reached; `None` before the first World.
     closed: Option<Vec<IpNet>>,
-    /// The bridges on which link-local traffic is closed; none where it is not.
+    /// The bridges on which link-local traffic is closed; none if it is open.
     bridges: Vec<CompactString>,
     kernel_has_ipv6: bool,
 }
@@ -48,7 +48,7 @@ impl Lowering {
         Lowering { config, families, desired, asking, pods, closed: None, bridges, kernel_has_ipv6: true }
     }
 
-    /// The same for a kernel without IPv6, where pods have no link-local addresses and nothing can be kept for them.
+    /// Returns the same for a kernel without IPv6: pods have no link-local addresses, and no IPv6 objects can exist.
     pub fn without_ipv6(self) -> Lowering {
         Lowering { kernel_has_ipv6: false, ..self }
     }
@@ -57,12 +57,12 @@ impl Lowering {
         &self.desired
     }
 
-    /// The ranges in which only known pods may be reached.
+    /// Returns the ranges in which only known pods may be reached.
     pub fn closed(&self) -> &[IpNet] {
         self.closed.as_deref().unwrap_or_default()
     }
 
-    /// Takes in what changed of the rule set, and the facts of this node.
+    /// Updates from changes of the rule set and the facts of this node; returns what changed.
     pub fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::Changed) -> Changed {
         let mut told = Changed::default();
         let is_first = self.closed.is_none();
@@ -75,7 +75,7 @@ impl Lowering {
             self.lower_set(set, rules.sets.get(set), &mut told);
         }
         self.lower_elements(rules, &changed.elements, &mut told);
-        // A map that is filled in order stays half empty; one that is built at once is full.
+        // A map filled in order stays half empty; one that is built at once is full.
         if told.elements.len() > self.desired.elements.len() / 2 {
             self.desired.elements = std::mem::take(&mut self.desired.elements).into_iter().collect();
         }
@@ -116,14 +116,14 @@ impl Lowering {
         }
     }
 
-    /// The families that are switched on, IPv4 first.
+    /// Returns the enabled families, IPv4 first.
     fn enabled(&self) -> impl Iterator<Item = Family> + use<> {
         let families = self.families;
         Family::BOTH.into_iter().filter(move |family| *families.of(*family))
     }
 
-    /// The ranges of this node's pods, where addresses in them are closed until their rules stand. A Node that goes, or
-    /// that has no range any more, opens nothing: the last ones that were known in a family stay.
+    /// Returns this node's pod CIDRs, if addresses in them are closed until their rules are in place. A deleted Node,
+    /// or one without pod CIDR, opens nothing: the last known ranges of a family are kept.
     fn closed_ranges(&self, world: &World) -> Vec<IpNet> {
         if !self.config.default_deny {
             return Vec::new();
@@ -151,7 +151,7 @@ impl Lowering {
         }
     }
 
-    /// A set that appeared, went, or is to be compared as a whole.
+    /// Lowers a set that was added, removed, or has to be compared as a whole.
     fn lower_set(&mut self, key: &SetKey, contents: Option<&Contents>, told: &mut Changed) {
         let set_names = names::set(key);
         for family in self.enabled() {
@@ -180,7 +180,7 @@ impl Lowering {
         }
     }
 
-    /// Elements that entered or left sets.
+    /// Lowers elements that were added to or removed from sets.
     fn lower_elements(&mut self, rules: &RuleSet, changed: &[(Arc<SetKey>, Element)], told: &mut Changed) {
         let mut resized = BTreeSet::new();
         for (key, element) in changed {
@@ -245,7 +245,7 @@ impl Lowering {
         }
     }
 
-    /// An address is in the set of local pods while a pod of this node has it.
+    /// Keeps an address in the set of local pods while a pod of this node has it.
     fn lower_address(&mut self, address: IpAddr, rules: &RuleSet, told: &mut Changed) {
         let family = Family::from(address);
         if !*self.families.of(family) {
@@ -270,7 +270,7 @@ impl Lowering {
         }
     }
 
-    /// The set is kube-router's too, so it is made as there.
+    /// Adds the set of local pods with kube-router's specification, because it uses the same set.
     fn put_local_pods(&mut self, family: Family, told: &mut Changed) {
         let name = names::local_pods(family);
         let count = self.desired.elements.range(elements_of(name)).count();
@@ -278,7 +278,7 @@ impl Lowering {
         self.put_set(name, Some(spec), told);
     }
 
-    /// Returns the name as it is known already, so that all elements share it.
+    /// Returns the stored name, so that all elements share it.
     fn put_set(&mut self, name: &SetName, spec: Option<SetSpec>, told: &mut Changed) -> SetName {
         let name = self.known(name);
         if self.desired.sets.get(&name) != spec.as_ref() {
@@ -307,7 +307,7 @@ impl Lowering {
     }
 }
 
-/// All keys that elements of a set can have.
+/// Returns the range of all possible element keys of a set.
 pub fn elements_of(set: &SetName) -> std::ops::RangeInclusive<ElementKey> {
     let first = Entry::Ip(IpAddr::from([0; 4]));
     let last = Entry::Net(Family::host_prefix(IpAddr::from([0xff; 16])));

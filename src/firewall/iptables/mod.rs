@@ -1,12 +1,12 @@
-//! The rule set in the kernel's words, with iptables and ipset.
+//! The iptables backend: the rule set as iptables chains and ipset sets.
 //!
-//! Reading order: [`names`], made of what a thing is for ([`identity`]); [`policy_chain`], [`pod_chain`], [`dispatch`] with
-//! [`exemptions`] and [`link_local`] are the rules, [`lowering`] keeps them and the sets up to date ([`desired`]); [`apply`]
-//! brings them into the kernel ([`linux`]), [`overlay`] is what it leaves out because the kernel refuses it, [`order`] what goes
-//! before what so that nothing opens between two acts, [`turning`] one such way. [`enforced`] says whether the kernel does what
-//! a verdict says, [`drops`] counts what was refused ([`serve`]).
+//! Reading order: [`names`], derived from what an object is for ([`identity`]); [`policy_chain`], [`pod_chain`],
+//! [`dispatch`] with [`exemptions`] and [`link_local`] are the rules, [`lowering`] keeps them and the sets up to date
+//! ([`desired`]); [`apply`] applies them to the kernel ([`linux`]), [`overlay`] leaves out what the kernel refuses,
+//! [`order`] orders changes so that nothing opens in between, [`turning`] is one such order. [`enforced`] checks
+//! whether the kernel enforces a verdict, [`drops`] counts refused packets ([`serve`]).
 //!
-//! All of it stands behind [`Backend`]: who knows policies knows nothing of chains.
+//! All of it is behind [`Backend`]: callers that know policies know nothing of chains.
 
 pub mod identity;
 pub mod names;
@@ -48,11 +48,11 @@ use super::plan;
 use super::rules::RuleSet;
 use super::verdict::Verdict;
 
-/// Policies in tables of iptables and in sets.
+/// The backend with iptables rules and ipset sets.
 pub struct Iptables<K: Kernel> {
     lowering: Lowering,
     mirrors: Mirrors<K>,
-    /// Which policies each pod's chain refuses for, for whoever reads counters.
+    /// The policies on whose behalf each pod's chain refuses, for the reader of counters.
     owners: watch::Sender<Arc<Owners>>,
 }
 

@@ -1,12 +1,12 @@
 //! The names of everything that the firewall keeps in the kernel.
 //!
 //! Fixed names and prefixes are a contract with running nodes: kube-router uses the same, so either program finds and
-//! removes what the other left. Behind a prefix stand 16 letters (base32 of a SHA-256, 80 bits) of what the object is
-//! for. They never change while that stays, whatever the policy says, so an unchanged chain is recognised after a
-//! restart and left alone (`identity`).
+//! removes the other's objects. A prefix is followed by 16 letters (base32 of a SHA-256, 80 bits) of the object's
+//! identity. They never change with the content of the policy, so an unchanged chain is recognised after a restart and
+//! left alone (`identity`).
 //!
-//! A set is named by the question that it answers and by nothing else, as in `rules`; policies that ask the same share
-//! it. Named ports are `KUBE-DST-`, because they are always those of the destination, everything else is `KUBE-SRC-`.
+//! A set is named by its definition alone, as in `rules`; policies with the same definition share it. Named ports are
+//! `KUBE-DST-`, because they are always those of the destination, everything else is `KUBE-SRC-`.
 
 use std::sync::LazyLock;
 
@@ -22,18 +22,18 @@ use crate::net::{Family, PerFamily};
 use super::super::rules::{Direction, PolicyKey, SetKey};
 use super::identity::{identity, joined};
 
-/// The dispatch chains, entered first of all from `INPUT`, `FORWARD` and `OUTPUT`.
+/// The dispatch chains, entered first from `INPUT`, `FORWARD` and `OUTPUT`.
 pub const CHAIN_INPUT: &str = "KUBE-ROUTER-INPUT";
 pub const CHAIN_FORWARD: &str = "KUBE-ROUTER-FORWARD";
 pub const CHAIN_OUTPUT: &str = "KUBE-ROUTER-OUTPUT";
 
 /// Marks a packet as allowed.
 pub const CHAIN_DEFAULT: &str = "KUBE-NWPLCY-DEFAULT";
-/// What passes whatever policies say.
+/// Accepts packets that pass regardless of policies.
 pub const CHAIN_COMMON: &str = "KUBE-NWPLCY-COMMON";
-/// What passes between the ports of a pod bridge with link-local addresses.
+/// Filters link-local traffic between the ports of a pod bridge.
 pub const CHAIN_LINK_LOCAL: &str = "KUBE-NWPLCY-LINK-LOCAL";
-/// What becomes of packets that no pod's chain refused.
+/// Handles packets that no pod's chain refused.
 pub const CHAIN_TAIL: &str = "KUBE-NWPLCY-TAIL";
 
 /// One chain for each isolated pod and direction.
@@ -41,7 +41,7 @@ pub const POD_CHAINS: &str = "KUBE-POD-FW-";
 /// One chain for each policy and direction, and the four fixed ones above.
 pub const POLICY_CHAINS: &str = "KUBE-NWPLCY-";
 
-/// How the names of sets begin; those of IPv6 have [`OF_IPV6`] before that.
+/// Prefixes of set names; IPv6 names have [`OF_IPV6`] before that.
 pub const SETS: [&str; 2] = [ADDRESSES, PORTS];
 pub const OF_IPV6: &str = "inet6:";
 const ADDRESSES: &str = "KUBE-SRC-";
@@ -50,26 +50,26 @@ const PORTS: &str = "KUBE-DST-";
 /// The addresses of this node's pods whose rules are in the kernel.
 const LOCAL_PODS: &str = "kube-router-local-pods";
 
-/// The bit of a packet's mark that says that a policy allows it.
+/// The bit of a packet's mark that is set if a policy allows the packet.
 pub const MARK: Mark = Mark { value: 0x10000, mask: 0x10000 };
 
 /// The same bit, not set.
 pub const CLEARED: Mark = Mark { value: 0, ..MARK };
 
-/// What a chain of ours is for. Told by its name, because that is all that a process without memory sees of a chain.
+/// Purpose of a chain of ours. Derived from its name, because a process without memory sees nothing else of a chain.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum ChainKind {
-    /// Entered from a built-in chain, it says which pod's chain judges a packet.
+    /// Entered from a built-in chain, it dispatches packets to the pod chains that judge them.
     Dispatch,
-    /// The last one, the one for what always passes, and the one that marks.
+    /// The tail, the chain of unconditional accepts, and the chain that marks.
     Fixed,
-    /// What passes between the ports of a pod bridge with link-local addresses.
+    /// Filters link-local traffic between the ports of a pod bridge.
     LinkLocal,
     Pod,
     Policy,
 }
 
-/// What the chain of this name is for; `None` for one that is not ours.
+/// Returns the purpose of the chain of this name; `None` for a foreign chain.
 pub fn kind(chain: &str) -> Option<ChainKind> {
     match chain {
         CHAIN_INPUT | CHAIN_FORWARD | CHAIN_OUTPUT => Some(ChainKind::Dispatch),
@@ -81,7 +81,7 @@ pub fn kind(chain: &str) -> Option<ChainKind> {
     }
 }
 
-/// As [`kind`], for a key.
+/// Same as [`kind`], for a key.
 pub fn kind_of(piece: &Piece) -> Option<ChainKind> {
     match piece {
         Piece::Chain { chain, .. } => kind(chain),
@@ -92,19 +92,19 @@ pub fn kind_of(piece: &Piece) -> Option<ChainKind> {
 /// The dispatch chains.
 pub const DISPATCH: [&str; 3] = [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT];
 
-/// The chain of an isolated pod in one direction; the same in both families.
+/// Returns the name of the chain of an isolated pod in one direction; the same in both families.
 pub fn pod_chain(pod: &ObjectName, direction: Direction) -> CompactString {
     let identity = joined(&["pod", &pod.namespace, &pod.name, direction.name()]);
     format_compact!("{POD_CHAINS}{}", letters(identity.as_bytes()))
 }
 
-/// The chain of one direction of a policy; the same in both families.
+/// Returns the name of the chain of one direction of a policy; the same in both families.
 pub fn policy_chain(key: &PolicyKey) -> CompactString {
     let identity = joined(&["policy", &key.policy.namespace, &key.policy.name, key.direction.name()]);
     format_compact!("{POLICY_CHAINS}{}", letters(identity.as_bytes()))
 }
 
-/// What a set is called in each family.
+/// Returns the name of a set in each family.
 pub fn set(key: &SetKey) -> PerFamily<SetName> {
     let prefix = match key {
         SetKey::Pods(_) | SetKey::Blocks(_) => ADDRESSES,
@@ -114,15 +114,15 @@ pub fn set(key: &SetKey) -> PerFamily<SetName> {
     PerFamily::from_fn(|family| of_family(&name, family))
 }
 
-/// The set of this node's pods whose rules are in the kernel.
+/// Returns the set of this node's pods whose rules are in the kernel.
 pub fn local_pods(family: Family) -> &'static SetName {
     static NAMES: LazyLock<PerFamily<SetName>> =
         LazyLock::new(|| PerFamily::from_fn(|family| of_family(LOCAL_PODS, family)));
     NAMES.of(family)
 }
 
-/// The letters by which kube-router knows a rule of its own again: they stand at the end of the rule's comment. They
-/// are made of the chain that the rule stands in and of its words, joined without anything between.
+/// Returns the hash by which kube-router recognises a rule of its own, at the end of the rule's comment. It is computed
+/// from the name of the chain and the rule's words, joined without a separator.
 pub fn rule_id(chain: &str, words: &[&str]) -> String {
     let mut text = chain.to_owned();
     words.iter().for_each(|word| text.push_str(word));
@@ -136,7 +136,7 @@ fn of_family(name: &str, family: Family) -> SetName {
     }
 }
 
-/// The first 16 letters of the base32 form (RFC 4648) of the SHA-256: 80 bits, five for each.
+/// Returns the first 16 letters of the base32 form (RFC 4648) of the SHA-256: 80 bits, five for each.
 fn letters(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let hash = digest(&SHA256, bytes);

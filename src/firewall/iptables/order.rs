@@ -1,21 +1,21 @@
-//! What goes before the rules, with them, and behind them.
+//! Order of changes: what precedes the rules, what accompanies them, and what follows.
 //!
-//! Elements and rules cannot be changed in one act, so a packet may meet the rules of one moment and the sets of another.
-//! What may come of that follows from one property: every condition of ours on a set says "is in it", so with the same
-//! rules an element that comes only ever opens paths, and one that goes only ever closes them.
+//! Elements and rules cannot be changed atomically, so a packet may meet rules and sets of different moments. The
+//! consequences follow from one property: every match of ours on a set is positive, so with unchanged rules an added
+//! element only ever opens paths, and a deleted one only ever closes them.
 //!
-//! - *Removed first, added last*: the old rules with what is in a set before and after, the new rules with the same,
-//!   then what is new. Whatever has changed at once, nothing is open that was not open before and shall not be open
-//!   afterwards. The price: new connections of pods that themselves moved between sets may be refused meanwhile.
-//! - *Added first, removed last*, where the rules stay and one pod has moved: of all that its packets are asked, only
-//!   the other end's question changes, so nothing is closed that was and shall be open either. The same holds where no
-//!   pod of this node moved: none of its packets is judged at two ends that changed.
+//! - *Removed first, added last*: the old rules with elements that are in a set before and after, the new rules with
+//!   the same, then the new elements. Whatever has changed at once, nothing is open that was not open before and shall
+//!   not be open afterwards. The price: new connections of pods that moved between sets may be refused meanwhile.
+//! - *Added first, removed last*, where the rules stay and one pod has moved: for all its packets, only the match at
+//!   the other end changes, so nothing is closed that was and shall be open either. The same holds where no pod of this
+//!   node moved: none of its packets is judged at two ends that changed.
 //! - *In three acts* (`turning`), where the rules change too, but only those of the one pod that moved.
 //!
-//! Sets that no rule names yet stand apart: they are filled before rules name them, and what is left in them from
-//! earlier goes before that, too. So do the sets of local pods, which `apply` knows about.
+//! Sets that no rule uses yet are separate: they are filled before rules use them, and leftover elements are deleted
+//! before that, too. So are the sets of local pods, which `apply` handles.
 //!
-//! Found by comparing what was seen with what is wanted, so it holds across a restart, too.
+//! Computed by comparing the seen with the desired state, so it holds across a restart, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -32,36 +32,36 @@ use super::link_local;
 use super::names::{self, ChainKind, kind};
 use super::turning::{AllRules, Turning, chains_of, jump_of};
 
-/// When elements come and go that cannot do so at any time.
+/// Elements that may only be added or deleted at certain points of a round.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Order {
-    /// They go before the rules change, and before anything comes.
+    /// Deleted before the rules change, and before anything is added.
     pub early: BTreeSet<ElementKey>,
-    /// As those, and nobody is concerned: no rule names their set yet.
+    /// Deleted likewise, without effect on packets: no rule uses their set yet.
     pub unnamed: BTreeSet<ElementKey>,
-    /// They come when the rules are as wanted.
+    /// Added once the rules are as desired.
     pub late: BTreeSet<ElementKey>,
     pub turning: Turning,
-    /// Families of which it is not known what rules the kernel has: nothing can be said of their elements.
+    /// Families whose rules in the kernel are unknown: their elements cannot be ordered.
     pub unknown: PerFamily<bool>,
 }
 
-/// What an order is made of.
+/// Inputs of an order.
 pub struct Between<'a> {
-    /// The rules as they were seen.
+    /// The rules last seen.
     pub seen: &'a AllRules,
-    /// The rules as they are wanted for now.
+    /// The rules desired for now.
     pub want: &'a AllRules,
     pub desired: &'a Desired,
-    /// Elements that are to come and to go.
+    /// Elements to be added and to be deleted.
     pub differing: Differing<ElementKey>,
     pub unknown: PerFamily<bool>,
-    /// The rules are as wanted, in both families.
+    /// The rules are as desired, in both families.
     pub rules_stay: bool,
 }
 
 impl Order {
-    /// The order of what lies between the kernel as it was seen and as it is wanted.
+    /// Returns the order of changes from the seen to the desired state.
     pub fn between(between: Between<'_>) -> Order {
         let mut order = Order { unknown: between.unknown, ..Order::default() };
         let is_apart = |key: &ElementKey| key.set == *names::local_pods(key.entry.family());
@@ -109,7 +109,7 @@ impl Order {
     }
 }
 
-/// The elements of one family that come and go in sets that rules name.
+/// Elements of one family to be added to and deleted from sets that rules use.
 struct Moves {
     come: BTreeSet<ElementKey>,
     go: BTreeSet<ElementKey>,
@@ -124,7 +124,7 @@ impl Moves {
         self.come.iter().chain(&self.go)
     }
 
-    /// The address that all of it is about, where it is one, and where that pod listens as before.
+    /// Returns the single address that all moves are about, if there is one and its pod's named ports stay.
     fn of_one_pod(&self, desired: &Desired) -> Option<IpAddr> {
         let first = address(&self.all().next()?.entry)?;
         let is_its = |key: &ElementKey| address(&key.entry) == Some(first) && !desired.ports_here.contains(&key.set);
@@ -140,7 +140,7 @@ impl Moves {
     }
 }
 
-/// Whether the rules differ in what judges this address and in nothing else.
+/// Returns whether the rules differ only in those that judge this address.
 fn only_concerns(address: IpAddr, (seen, want): (&AllRules, &AllRules), family: Family) -> bool {
     let owners = |rules| -> BTreeMap<CompactString, BTreeSet<IpAddr>> {
         let mut owners: BTreeMap<CompactString, BTreeSet<IpAddr>> = BTreeMap::new();
@@ -158,7 +158,7 @@ fn only_concerns(address: IpAddr, (seen, want): (&AllRules, &AllRules), family: 
     };
     let judges_others = |rules: &Rules| -> Vec<Rule> {
         let concerns = |rule: &Rule| jump_of(rule).is_some_and(|(_, own)| own.iter().all(|one| *one == address));
-        // Link-local traffic is closed as soon as any pod is isolated. That is about no element.
+        // Link-local traffic is closed as soon as any pod is isolated. That depends on no element.
         rules.0.iter().filter(|rule| !concerns(rule) && !link_local::is_jump(rule)).cloned().collect()
     };
     want.iter().filter(|(piece, _)| piece.family() == family).all(|(piece, new)| {
@@ -167,7 +167,7 @@ fn only_concerns(address: IpAddr, (seen, want): (&AllRules, &AllRules), family: 
             || match kind(chain) {
                 Some(ChainKind::Dispatch) => old.is_some_and(|old| judges_others(old) == judges_others(new)),
                 Some(ChainKind::Pod) => is_its(chain),
-                // Whoever enters a policy's chain that is new is looked at above.
+                // Pod chains that enter a new policy chain are compared above.
                 Some(ChainKind::Policy) => old.is_none(),
                 Some(ChainKind::LinkLocal) => true,
                 Some(ChainKind::Fixed) | None => false,
@@ -175,7 +175,7 @@ fn only_concerns(address: IpAddr, (seen, want): (&AllRules, &AllRules), family: 
     })
 }
 
-/// The sets that rules of this family name.
+/// Returns the sets that rules of this family use.
 fn named(rules: &AllRules, family: Family) -> BTreeSet<&SetName> {
     let of_family = rules.iter().filter(|(piece, _)| piece.family() == family);
     of_family.flat_map(|(_, rules)| &rules.0).flat_map(Rule::sets).collect()

@@ -1,13 +1,13 @@
-//! What is wanted of the rules as long as not all of it can be had.
+//! Deviations from the desired rules while not all of them can be applied.
 //!
-//! Two reasons to deviate from what follows from the policies, and in both nothing opens:
+//! Two reasons to deviate from what the policies require, and in both nothing opens:
 //!
-//! - The kernel refuses a chain, because a module is missing, say, or a set that the chain names could not be made. A
+//! - The kernel refuses a chain, because a module is missing, say, or a set that the chain uses could not be created. A
 //!   policy's chain is left out, and with it the jumps to it: the pods that the policy isolates stay isolated, and what
-//!   only this policy would allow is refused. A pod's chain is tried in forms that ask for less, down to one that drops
-//!   everything. What is left out is tried again, ever more seldom.
-//! - Not everything could be read ([`Authority::Partial`](crate::model::Authority)): absence proves nothing, so pods that
-//!   are judged stay judged, although nobody knows them any more.
+//!   only this policy would allow is refused. A pod's chain is tried in forms that need fewer modules, down to one that
+//!   drops everything. What is left out is retried with growing delays.
+//! - The cluster is not known completely ([`Authority::Partial`](crate::model::Authority)): absence proves nothing, so
+//!   pods that are judged stay judged, although they are no longer known.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -21,11 +21,11 @@ use super::dispatch;
 use super::names::{ChainKind, DISPATCH, kind, kind_of};
 use super::pod_chain::{self, Form};
 
-/// The chains that the kernel has refused, and when they are tried again.
+/// The chains that the kernel has refused, with the times of their retries.
 #[derive(Default)]
 pub struct Refusals(BTreeMap<Piece, Refused>);
 
-/// One of them.
+/// One refused chain.
 pub struct Refused {
     pub reason: String,
     pub since: Instant,
@@ -33,22 +33,22 @@ pub struct Refused {
     backoff: Backoff,
 }
 
-/// What of the rules is left out or reduced at the moment.
+/// The rules that are currently left out or reduced.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Overlay {
-    /// Policies' chains that are left out, with the jumps to them.
+    /// Policy chains that are left out, with the jumps to them.
     omitted: BTreeSet<Piece>,
-    /// Pods' chains that are not there as a whole.
+    /// Pod chains that exist in a reduced form.
     reduced: BTreeMap<Piece, Form>,
-    /// Jumps of dispatch chains that stay although nobody wants them.
+    /// Jumps of dispatch chains that are kept although they are not desired.
     kept: BTreeMap<Piece, Vec<Rule>>,
 }
 
-/// A refusal counts as so many failures in a row: the next try is some seconds away.
+/// Number of consecutive failures that one refusal counts as: the next try is some seconds away.
 const FAILURES_AT_ONCE: u32 = 7;
 
 impl Refusals {
-    /// Takes in that the kernel has refused a chain. Returns false for one that nothing can be put in the place of.
+    /// Records that the kernel has refused a chain. Returns false for a chain without a fallback.
     pub fn note(&mut self, piece: &Piece, reason: String, at: Moment) -> bool {
         if !has_stand_in(piece) {
             return false;
@@ -56,19 +56,19 @@ impl Refusals {
         let fresh = Refused { reason: String::new(), since: at.now, form: Form::Unlogged, backoff: Backoff::default() };
         let known = self.0.contains_key(piece);
         let refused = self.0.entry(piece.clone()).or_insert(fresh);
-        // A form that was refused itself is not the whole that waits for its time.
+        // A refused reduced form is not the whole chain that waits for its retry.
         let was_reduced = known && refused.backoff.retry_at().is_some();
         if was_reduced {
             refused.form = Form::Closed;
         }
         refused.reason = reason;
-        // The reduced form needs the time until then, and failures of the kernel seldom pass within it.
+        // The reduced form applies until then, and failures of the kernel seldom pass within that time.
         let times = if known { 1 } else { FAILURES_AT_ONCE };
         (0..times).for_each(|_| refused.backoff.failed(at.now, at.jitter));
         true
     }
 
-    /// Ends the waiting of those whose time has come: they are wanted whole again as soon as rules are changed.
+    /// Ends the delay of chains whose retry is due: they are desired whole again at the next change of rules.
     pub fn fall_due(&mut self, now: Instant) {
         for refused in self.0.values_mut() {
             if refused.backoff.is_due(now) {
@@ -77,7 +77,7 @@ impl Refusals {
         }
     }
 
-    /// What is to be left out now: what was refused and is not to be tried again yet.
+    /// Returns the chains to be left out now: refused, and not yet due for a retry.
     pub fn overlay(&mut self, now: Instant) -> Overlay {
         self.fall_due(now);
         let mut overlay = Overlay::default();
@@ -94,7 +94,7 @@ impl Refusals {
         overlay
     }
 
-    /// Forgets those that nobody wants any more or that are there now. Returns how many were forgotten.
+    /// Forgets chains that are no longer desired or now exist. Returns how many were forgotten.
     pub fn settle(&mut self, want: &BTreeMap<Piece, Rules>, seen: Option<&BTreeMap<Piece, Rules>>) -> usize {
         let before = self.0.len();
         self.0.retain(|piece, _| match want.get(piece) {
@@ -108,14 +108,14 @@ impl Refusals {
         &self.0
     }
 
-    /// When the next one is due again.
+    /// Returns when the next retry is due.
     pub fn retry_at(&self) -> Option<Instant> {
         self.0.values().filter_map(|refused| refused.backoff.retry_at()).min()
     }
 }
 
 impl Overlay {
-    /// Leaves out the policies' chains that name one of these sets, which do not exist.
+    /// Leaves out the policy chains that use one of these sets, which do not exist.
     pub fn omit_those_naming(&mut self, missing: &BTreeSet<SetName>, rules: &BTreeMap<Piece, Rules>) {
         if missing.is_empty() {
             return;
@@ -125,7 +125,7 @@ impl Overlay {
         self.omitted.extend(naming.map(|(piece, _)| piece.clone()));
     }
 
-    /// Keeps the jumps to pods' chains that the dispatch chains have and that are not wanted, and what closes link-local
+    /// Keeps the existing jumps of dispatch chains to pod chains that are not desired, and what closes link-local
     /// traffic.
     pub fn keep_jumps(&mut self, rules: &BTreeMap<Piece, Rules>, seen: &BTreeMap<Piece, Rules>) {
         for family in Family::BOTH {
@@ -150,7 +150,7 @@ impl Overlay {
         *self == Overlay::default()
     }
 
-    /// The rules as they are wanted for the time being.
+    /// Returns the rules desired for the time being.
     pub fn over(&self, rules: &BTreeMap<Piece, Rules>) -> BTreeMap<Piece, Rules> {
         let wanted = rules.iter().filter(|(piece, _)| !self.omitted.contains(piece));
         wanted.map(|(piece, rules)| (piece.clone(), self.over_one(piece, rules))).collect()
@@ -170,7 +170,7 @@ impl Overlay {
     }
 }
 
-/// Whether there is something to put in the place of this piece when the kernel refuses it.
+/// Returns whether this piece has a fallback when the kernel refuses it.
 pub fn has_stand_in(piece: &Piece) -> bool {
     is_policy(piece) || is_pod(piece)
 }
@@ -224,7 +224,7 @@ mod tests {
         let over = refusals.overlay(at.now).over(&wanted());
         assert_eq!(over.get(&pod()), Some(&pod_rules(&["a"])));
         assert!(!over.contains_key(&policy("b").1));
-        // When it is due it is tried again as a whole.
+        // A chain that is due is retried as a whole.
         let later = at.now + Duration::from_secs(60);
         assert!(refusals.overlay(later).is_empty());
     }

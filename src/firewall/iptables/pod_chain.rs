@@ -1,4 +1,4 @@
-//! A pod's chain in one direction: ask each policy that isolates the pod, and refuse what none of them allows.
+//! A pod's chain in one direction: enter the chain of each policy that isolates the pod, and refuse what none allows.
 //!
 //! ```text
 //! -A KUBE-POD-FW-… … -m conntrack --ctstate INVALID -j DROP
@@ -9,12 +9,11 @@
 //! -A KUBE-POD-FW-… … -j MARK --set-xmark 0x0/0x10000
 //! ```
 //!
-//! What passes returns to the dispatch chain, where the chain of the pod at the other end is asked too. The mark is
-//! cleared before and after: what others marked never counts as allowed.
+//! Packets that pass return to the dispatch chain, which enters the chain of the pod at the other end too. The mark is
+//! cleared before and after: marks of other programs never count as allowed.
 //!
-//! Each direction has a chain of its own, so that what one direction allows never serves the other. Packets that belong
-//! to no connection and could not begin one are dropped silently, but only here: they say nothing about pods that
-//! nothing isolates.
+//! Each direction has a chain of its own, so that a permission of one direction never serves the other. Packets in
+//! conntrack state INVALID are dropped silently, but only here: they do not concern pods without isolation.
 
 use compact_str::CompactString;
 
@@ -27,18 +26,18 @@ use super::super::rules::{Direction, PolicyKey};
 use super::comment::comment;
 use super::names::{self, MARK};
 
-/// What of a pod's chain the kernel can have.
+/// Form of a pod's chain that the kernel accepts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Form {
-    /// All of it.
+    /// The complete chain.
     Whole,
-    /// Without the copies of refused packets, for a kernel without `xt_NFLOG`.
+    /// Without NFLOG of refused packets, for a kernel without `xt_NFLOG`.
     Unlogged,
-    /// Everything is dropped: what a pod's policies say cannot be put into this kernel.
+    /// Everything is dropped: this kernel cannot take the pod's rules.
     Closed,
 }
 
-/// The rules of a pod's chain, where the policies isolate it that these rules ask ([`asks`]); with none, nothing passes.
+/// Returns the rules of a pod's chain isolated by the policies of these rules ([`asks`]); with none, nothing passes.
 pub fn rules(pod: &ObjectName, direction: Direction, asking: impl Iterator<Item = Rule>, family: Family) -> Rules {
     let said = |what: &str| comment(&format!("{pod} {} {what}", direction.name()));
     let cleared = Rule::new([said("mark")], Verdict::SetMark(names::CLEARED));
@@ -52,16 +51,16 @@ pub fn rules(pod: &ObjectName, direction: Direction, asking: impl Iterator<Item 
     Rules(rules)
 }
 
-/// No policy has allowed the packet yet.
+/// Matches if no policy has allowed the packet yet.
 const UNMARKED: Match = Match::Mark { mark: MARK, negated: true };
 
-/// The rule by which a pod's chain asks a policy that isolates it: the same in the chain of every such pod.
+/// Returns the rule by which a pod's chain enters a policy's chain: the same for every pod that it isolates.
 pub fn asks(policy: &PolicyKey) -> Rule {
     let said = comment(&format!("{} {}", policy.policy, policy.direction.name()));
     Rule::new([UNMARKED, said], Verdict::Jump(names::policy_chain(policy)))
 }
 
-/// The same chain in a form that asks for less.
+/// Returns the same chain in a reduced form.
 pub fn reduced(rules: &Rules, form: Form) -> Rules {
     let logs = |rule: &Rule| matches!(rule.verdict(), Some(Verdict::Log { .. }));
     match form {
@@ -71,13 +70,13 @@ pub fn reduced(rules: &Rules, form: Form) -> Rules {
     }
 }
 
-/// The same chain without its jumps to these chains, which do not exist.
+/// Returns the same chain without its jumps to these chains, which do not exist.
 pub fn without(rules: &Rules, is_missing: impl Fn(&str) -> bool) -> Rules {
     let stays = |rule: &&Rule| jump(rule).is_none_or(|chain| !is_missing(chain));
     Rules(rules.0.iter().filter(stays).cloned().collect())
 }
 
-/// The chain that a rule jumps to.
+/// Returns the chain that a rule jumps to.
 pub fn jump(rule: &Rule) -> Option<&CompactString> {
     match rule.verdict()? {
         Verdict::Jump(chain) => Some(chain),

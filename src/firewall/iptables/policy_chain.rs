@@ -4,11 +4,11 @@
 //! -A KUBE-NWPLCY-… -p tcp -m comment --comment "shop/web ingress 0" -m set --match-set KUBE-SRC-… src -m multiport --dports 80,443 -g KUBE-NWPLCY-DEFAULT
 //! ```
 //!
-//! A rule that holds goes to the chain that marks the packet, which returns to the pod's chain. The rules know nothing
-//! of pods: one chain serves every pod that the policy selects, and only packets to (from) such a pod enter it.
+//! A rule that matches goes to the chain that marks the packet, which returns to the pod's chain. No rule
+//! names a pod: one chain serves every pod that the policy selects, and only packets to (from) such a pod enter it.
 //!
-//! Kernel: `xt_multiport` takes 15 numbers in a rule, a range being two of them; it knows SCTP, so no module for that
-//! protocol is needed. A packet without ports is only matched by rules that ask for none.
+//! Kernel: `xt_multiport` takes 15 numbers in a rule, a range counting as two; it supports SCTP, so no module for that
+//! protocol is needed. A packet without ports is only matched by rules without a port match.
 
 use crate::kernel::ipset::SetName;
 use crate::kernel::iptables::rule::{IpProtocol, SetSides, Side};
@@ -19,10 +19,10 @@ use super::super::rules::{Block, Direction, Match, PolicyKey, PortMatch, PortOwn
 use super::comment::comment;
 use super::names::CHAIN_DEFAULT;
 
-/// How many numbers one rule takes.
+/// Maximum number of ports in one rule.
 const SLOTS: usize = 15;
 
-/// The rules of a policy's chain in one family. `named` says what a set is called there.
+/// Returns the rules of a policy's chain in one family. `named` returns a set's name there.
 pub fn rules(key: &PolicyKey, rules: &[Rule], family: Family, named: &dyn Fn(&SetKey) -> SetName) -> Rules {
     let mut all = Vec::new();
     for (place, rule) in rules.iter().enumerate() {
@@ -38,7 +38,7 @@ pub fn rules(key: &PolicyKey, rules: &[Rule], family: Family, named: &dyn Fn(&Se
     Rules(all)
 }
 
-/// Whether a set can have elements of a family at all; where it cannot, the set does not exist there.
+/// Returns whether a set can have elements of a family at all; otherwise the set does not exist there.
 pub fn is_of(set: &SetKey, family: Family) -> bool {
     let among = |blocks: &[Block]| blocks.iter().any(|block| Family::from(block.cidr) == family);
     match set {
@@ -47,7 +47,7 @@ pub fn is_of(set: &SetKey, family: Family) -> bool {
     }
 }
 
-/// What one rule asks: iptables prints the protocol first of all, the rest behind the comment.
+/// Matches of one rule: iptables prints the protocol first, the rest after the comment.
 struct Condition {
     protocol: Option<Protocol>,
     rest: Vec<iptables::Match>,
@@ -76,14 +76,14 @@ fn conditions(one: &Match, direction: Direction, named: &dyn Fn(&SetKey) -> SetN
             lists(ranges).map(|ports| Condition { protocol: Some(*protocol), rest: with(ports) }).collect()
         }
         PortMatch::Named(set) => {
-            // Address, protocol and number stand together in the set.
+            // The set holds address, protocol and port together.
             rest.push(iptables::Match::in_set(&named(set), SetSides::DestinationPort));
             vec![Condition { protocol: None, rest }]
         }
     }
 }
 
-/// The ranges as lists that fit into a rule each.
+/// Returns the ranges as lists that each fit into one rule.
 fn lists(ranges: &[PortRange]) -> impl Iterator<Item = Box<[PortRange]>> {
     let mut lists: Vec<(usize, Vec<PortRange>)> = Vec::new();
     for range in ranges {

@@ -1,4 +1,4 @@
-//! The counters of pods' chains, for whoever asks.
+//! The counters of pods' chains, for the metrics endpoint.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use super::super::backend::{Dropped, Owner};
 use super::drops::{Drops, Owners};
 use super::names::POD_CHAINS;
 
-/// Reads the counters of pods' chains with `iptables-save -c`. What was counted between the last reading and a change of a
-/// pod's chain is lost.
+/// Reads the counters of pods' chains with `iptables-save -c`. Packets counted between the last reading and a change of
+/// a pod's chain are lost.
 pub struct Counters {
     owners: watch::Receiver<Arc<Owners>>,
     programs: Families,
@@ -21,7 +21,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// The counters of the chains that these own.
+    /// Creates a reader of the chains of these owners.
     pub fn new(owners: watch::Receiver<Arc<Owners>>, programs: Families) -> Counters {
         Counters { owners, programs, drops: Drops::default() }
     }

@@ -1,15 +1,15 @@
-//! Pods whose own chains change together with their places in the sets of others.
+//! Pods whose own chains change together with their membership in the sets of other pods' policies.
 //!
-//! A pod of this node gets other labels, or another pod gets its address. By its chains it may do less now, by the sets of
-//! other pods' policies more (or the reverse): what was refused at one end is refused at the other. Elements and rules
-//! cannot be changed in one act, so done one after the other they would open such a path for a moment, and for long where
-//! the second act fails.
+//! A pod of this node gets other labels, or another pod gets its address. By its chains it may do less now, by the sets
+//! of other pods' policies more (or the reverse): traffic refused at one end is now refused at the other. Elements and
+//! rules cannot be changed atomically, so one after the other would open such a path for a moment, and for long if the
+//! second change fails.
 //!
-//! So it goes in three acts. First the pod's chains say what both the old and the new ones allow ([`stricter`]): the old
-//! rules and behind them the new ones, each of which refuse. Then its places in sets change. Then its chains are as
-//! wanted. At any time a path is open only where it was before or is to be, and closed only where it was or is to be.
+//! So there are three acts. First the pod's chains allow only what both the old and the new ones allow ([`stricter`]):
+//! the old rules followed by the new ones, each of which refuse. Then its set memberships change. Then its chains
+//! become as desired. A path is at no time open unless it was or is to be, nor closed unless it was or is to be.
 //!
-//! When this is the way, and what else may be: `order`.
+//! When this order applies, and which others exist: `order`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,22 +26,22 @@ use super::{dispatch, pod_chain};
 /// All rules of ours.
 pub type AllRules = BTreeMap<Piece, Rules>;
 
-/// What has to wait until the chains of the pods that it is about are stricter.
+/// Changes that have to wait until the chains of the affected pods are stricter.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Turning {
     pub addresses: BTreeSet<IpAddr>,
-    /// Elements that come or go in sets which rules name, before and after.
+    /// Elements to be added to or deleted from sets that rules use, before and after.
     pub elements: BTreeSet<ElementKey>,
 }
 
 impl Turning {
-    /// Whether chains of this family become stricter.
+    /// Returns whether chains of this family become stricter.
     pub fn concerns(&self, family: Family) -> bool {
         self.addresses.iter().any(|address| Family::from(*address) == family)
     }
 
-    /// The wanted rules, but with pods' chains in which the old rules stand before the new ones. What the kernel refuses
-    /// is as wanted: what then stands in for it is strict.
+    /// Returns the desired rules with pod chains in which the old rules precede the new ones. A chain that the kernel
+    /// refuses stays as desired: its fallback is strict.
     pub fn stricter(&self, seen: &AllRules, wanted: &AllRules, is_refused: impl Fn(&Piece) -> bool) -> AllRules {
         let mut stricter = wanted.clone();
         for family in Family::BOTH {
@@ -54,11 +54,11 @@ impl Turning {
                 let Some(old) = seen.get(&piece).filter(|_| !is_refused(&piece)) else { continue };
                 let both = match wanted.get(&piece) {
                     Some(new) if !old.0.ends_with(&new.0) => Rules(old.0.iter().chain(&new.0).cloned().collect()),
-                    // They are behind each other already, or the pod is not isolated any more.
+                    // They follow each other already, or the pod is no longer isolated.
                     _ => old.clone(),
                 };
                 keep_policies(&mut stricter, &both, seen, family);
-                // What is in doubt cannot be jumped to; asking one policy less is stricter still.
+                // A chain in doubt cannot be jumped to; entering one policy less is stricter still.
                 let both = pod_chain::without(&both, |to| {
                     kind(to) == Some(ChainKind::Policy) && !stricter.contains_key(&dispatch::chain(family, to))
                 });
@@ -69,7 +69,7 @@ impl Turning {
         stricter
     }
 
-    /// Puts back the jumps to chains of these pods that are not wanted any more, before the last rule, which accepts.
+    /// Restores the jumps to chains of these pods that are no longer desired, before the last rule, which accepts.
     fn keep_jumps(&self, rules: &mut AllRules, seen: &AllRules, family: Family) {
         for name in DISPATCH {
             let piece = dispatch::chain(family, name);
@@ -99,7 +99,7 @@ fn keep_policies(kept: &mut AllRules, rules: &Rules, seen: &AllRules, family: Fa
     }
 }
 
-/// The pods' chains that each address is judged by.
+/// Returns the pod chains that judge each address.
 pub fn chains_of(rules: &AllRules, family: Family) -> BTreeMap<IpAddr, BTreeSet<&str>> {
     let mut chains: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
     let all = DISPATCH.into_iter().filter_map(|name| rules.get(&dispatch::chain(family, name)));
@@ -111,7 +111,7 @@ pub fn chains_of(rules: &AllRules, family: Family) -> BTreeMap<IpAddr, BTreeSet<
     chains
 }
 
-/// The pod's chain that a dispatch rule jumps to, and the addresses of that pod which it names.
+/// Returns the pod's chain that a dispatch rule jumps to, and the addresses of that pod which it matches.
 pub fn jump_of(rule: &Rule) -> Option<(&str, Vec<IpAddr>)> {
     let chain = pod_chain::jump(rule).filter(|chain| kind(chain) == Some(ChainKind::Pod))?;
     let named = |one: &Match| match one {

@@ -1,7 +1,7 @@
-//! Which policies select the pods of this node, and what that isolates.
+//! The policies that select the pods of this node, and the resulting isolation.
 //!
-//! A pod that changed asks the index for the policies that may select it; a policy that changed asks the pods of its
-//! namespace on this node. How many pods a policy selects decides whether it is needed here at all.
+//! A changed pod looks up the policies that may select it; a changed policy is evaluated for the pods of its namespace
+//! on this node. The number of pods that a policy selects decides whether it is needed here at all.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use crate::firewall::rules::{Direction, Isolation, LocalPod, Scope, Selection};
 use crate::model::{Cluster, NetworkPolicy, ObjectName, Pod};
 
 impl Plan {
-    /// Brings the index of policies up to date, and what each of them isolates. Pods that are dirty find out for
-    /// themselves; for the others a policy is one more or one less, however many there are.
+    /// Updates the index of policies, and the isolation by each of them. Dirty pods are recomputed separately; for the
+    /// others a policy is added or removed, however many there are.
     pub(super) fn take_in_policies(&mut self, older: &Cluster, dirty: &mut Dirty, changed: &mut Changed) {
         let newer = self.cluster.clone();
         for change in newer.policies.changes_since(&older.policies) {
@@ -39,7 +39,7 @@ impl Plan {
         }
     }
 
-    /// Brings up to date whether one policy, or none any more, selects a pod that is itself as it was.
+    /// Updates whether one policy selects an unchanged pod.
     fn update_one_policy(
         &mut self,
         name: &ObjectName,
@@ -71,7 +71,7 @@ impl Plan {
         }
     }
 
-    /// Finds out anew what isolates one pod of this node, or that it is none.
+    /// Recomputes the isolation of one pod of this node, or removes it if it no longer is one.
     pub(super) fn update_local_pod(&mut self, name: &ObjectName, dirty: &mut Dirty, changed: &mut Changed) {
         changed.pods_asked += 1;
         let pod = self.cluster.pods.get(name).filter(|pod| pod.takes_part() && self.is_local(pod)).cloned();
@@ -102,7 +102,7 @@ impl Plan {
         changed.pods.insert(name.clone());
     }
 
-    /// The policies that select a pod, sorted.
+    /// Returns the policies that select a pod, sorted.
     fn selecting(&self, name: &ObjectName, pod: &Pod) -> Vec<ObjectName> {
         let selects = |policy: &&ObjectName| {
             self.cluster.policies.get(policy).is_some_and(|policy| policy.pods.selects(&pod.labels))
@@ -119,7 +119,7 @@ impl Plan {
         isolation::isolation(direction, policies, namespace.map(|namespace| &**namespace))
     }
 
-    /// Counts that one pod more is selected; a policy that selects its first is to be compiled.
+    /// Counts one more selected pod; a policy that selects its first pod is to be compiled.
     fn count_up(&mut self, policy: &ObjectName, dirty: &mut Dirty) {
         let count = self.selected.entry(policy.clone()).or_default();
         *count += 1;
@@ -128,7 +128,7 @@ impl Plan {
         }
     }
 
-    /// Counts that one pod less is selected; a policy that loses its last is not needed here.
+    /// Counts one selected pod less; a policy that loses its last pod is not needed here.
     fn count_down(&mut self, policy: &ObjectName, dirty: &mut Dirty) {
         let count = self.selected.get_mut(policy).expect("a policy that selects a pod is counted");
         *count -= 1;
@@ -138,19 +138,19 @@ impl Plan {
         }
     }
 
-    /// The pods of this node in one namespace, as the rule set has them.
+    /// Returns the pods of this node in one namespace, as in the rule set.
     pub(super) fn local_pods_of(&self, namespace: &str) -> impl Iterator<Item = &ObjectName> {
         let all = self.rules.pods.range(ObjectName::new(namespace, "")..).map(|(name, _)| name);
         all.take_while(move |name| name.namespace == namespace)
     }
 }
 
-/// Whether a name is in a sorted list.
+/// Returns whether a name is in a sorted list.
 fn holds(sorted: &[ObjectName], name: &ObjectName) -> bool {
     sorted.binary_search(name).is_ok()
 }
 
-/// What a policy's `podSelector` selects.
+/// Returns the selection of a policy's `podSelector`.
 fn targets(name: &ObjectName, policy: &NetworkPolicy) -> Selection {
     Selection { namespaces: Scope::Named(name.namespace.clone()), pods: policy.pods.clone() }
 }

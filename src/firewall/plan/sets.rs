@@ -1,7 +1,7 @@
-//! The rules of the policies that are needed here, and the sets that these rules name.
+//! The rules of the policies that are needed here, and the sets that these rules use.
 //!
-//! A set exists while a rule names it, whichever policy the rule is of, and keeps what it holds when it goes from one to
-//! another. A new one is filled as a whole; afterwards it is asked about single addresses.
+//! A set exists while a rule uses it, whichever policy the rule belongs to, and keeps its elements when its user
+//! changes. A new one is filled as a whole; afterwards it is updated at single addresses.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use crate::model::ObjectName;
 use crate::net::Family;
 
 impl Plan {
-    /// Compiles policies anew; the sets that no rule named before.
+    /// Recompiles policies; returns the sets that no rule used before.
     pub(super) fn compile_policies(
         &mut self,
         dirty: &BTreeSet<ObjectName>,
@@ -39,7 +39,7 @@ impl Plan {
                 changed.policies.insert(key);
             }
         }
-        // After all are in use that will be: a set that goes from one policy to another keeps what it holds.
+        // After all new uses are counted: a set that passes from one policy to another keeps its elements.
         for rules in replaced {
             self.release_sets(&rules, changed);
         }
@@ -91,7 +91,7 @@ impl Plan {
         self.rules.sets.extend(filled);
     }
 
-    /// Asks the sets that may differ at some addresses what they hold there now.
+    /// Updates the sets that may differ at some addresses.
     pub(super) fn update_places(
         &mut self,
         mut places: Vec<(IpAddr, Arc<SetKey>)>,

@@ -3,7 +3,7 @@ use crate::firewall::given::{address, labels, object, pod, pods, pods_in, policy
 use crate::firewall::rules::{Contents, Direction, Isolation};
 use crate::model::{Host, NetworkPolicy};
 
-/// A World with two namespaces, and so many pods in each, of which the first of `shop` is this node's.
+/// A World with two namespaces, each with this number of pods, of which the first of `shop` is this node's.
 fn world(pods: usize) -> World {
     let mut world = World::empty();
     world.host = Arc::new(Host { node_name: "node1".into(), ..Host::default() });

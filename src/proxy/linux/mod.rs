@@ -1,4 +1,4 @@
-//! The service proxy's families of kernel objects on Linux, and which of them are ours.
+//! The service proxy's kinds of kernel objects on Linux, and which of them are ours.
 
 use tracing::{info, warn};
 
@@ -17,23 +17,23 @@ use crate::net::{Family, PerFamily};
 use super::apply::{Connected, Kernel, Owned, Targets};
 use super::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, Set};
 
-/// The kernel of the network namespace that it was opened in.
+/// Kernel of the network namespace in which it was opened.
 pub struct Linux {
-    /// Programs of the tables that the host no longer uses, where they still hold something of ours.
+    /// Programs of the iptables variant that the host no longer uses, where its tables still hold rules of ours.
     abandoned: PerFamily<Option<Programs>>,
 }
 
-/// The set that stands in for another one while that is replaced.
+/// Temporary set, used while another one is replaced.
 const TEMPORARY_SET: &str = "sluice-proxy-tmp";
 
-/// Modules that the kernel does not load by itself when they are first used.
+/// Modules that the kernel does not load on first use.
 const MODULES: [&str; 2] = ["ip_vs", "br_netfilter"];
 
-/// Opens everything in the network namespace of the calling thread, which has to be the one that uses it:
-/// settings and programs follow the thread.
+/// Opens all kinds in the network namespace of the calling thread, which has to be the thread that uses them: settings
+/// and programs depend on the thread.
 ///
 /// # Errors
-/// Where the kernel has no netlink sockets for us, or no IPVS.
+/// If the kernel refuses netlink sockets, or has no IPVS.
 pub fn open(config: &ProxyConfig) -> Result<Targets<Linux>, Error> {
     for error in module::load(&MODULES) {
         warn!(%error, "Loading a kernel module failed");
@@ -46,7 +46,7 @@ pub fn open(config: &ProxyConfig) -> Result<Targets<Linux>, Error> {
 /// Like [`open`], without loading or setting anything. A kernel without IPVS has no virtual services of ours.
 ///
 /// # Errors
-/// Where the kernel has no netlink sockets for us.
+/// If the kernel refuses netlink sockets.
 pub fn open_for_cleanup() -> Result<Targets<Linux>, Error> {
     let mut targets = opened()?;
     targets.virtuals.accept_missing_ipvs();
@@ -117,7 +117,7 @@ impl Connected for Services {
     }
 }
 
-/// Our chains, and what kube-router left beside them.
+/// Returns the ownership rules: our chains, and the rules that kube-router left beside them.
 fn ownership() -> Ownership {
     Ownership {
         chains: vec![(Table::Filter, Name::Exact(CHAIN_GUARD.into())), (Table::Nat, Name::Exact(CHAIN_SNAT.into()))],

@@ -1,4 +1,5 @@
-//! What does not belong to a single Service: the device, the host's addresses in their set, the rules, and the routes' source.
+//! Kernel objects without a single Service: the device, the host's addresses in their set, the rules, and the routes'
+//! source.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,19 +19,19 @@ use crate::proxy::part::Surroundings;
 use crate::proxy::{external_ip, guard, masquerade, node_port, settings};
 
 impl Plan {
-    /// What every part is computed from, beside its Service.
+    /// Returns the inputs of every part, besides its Service.
     pub(super) fn around(&self) -> Surroundings<'_> {
         Surroundings { node: &self.node, others: &self.others, config: &self.config }
     }
 
-    /// Notes which addresses of a Service are refused, if it still exists.
+    /// Records which addresses of a Service are refused, if it still exists.
     pub(super) fn note_refused(&mut self, name: &ObjectName, service: Option<&Service>, changed: &mut Changed) {
         let refused = service.map(|service| external_ip::refused(service, self.around())).unwrap_or_default();
         let new = self.refusals.update(name, refused);
         changed.refused.extend(new.into_iter().map(|refused| (name.clone(), refused)));
     }
 
-    /// Whether a change of the node leaves every part as it is. Addresses of the host come and go; parts name
+    /// Returns whether a change of the node leaves all parts unchanged. Addresses of the host come and go; parts name
     /// only those that node ports listen on.
     pub(super) fn parts_stay(&self, newer: &LocalNode) -> bool {
         let named = |node: &LocalNode| {
@@ -43,7 +44,7 @@ impl Plan {
         named(&self.node) == named(newer)
     }
 
-    /// Brings all of it up to date. Called when the node changed.
+    /// Updates all of them. Called when the node has changed.
     pub(super) fn replace_common(&mut self, changed: &mut Changed) {
         self.desired.links = BTreeMap::from([(LinkName(DEVICE.into()), Link { kind: LinkKind::Dummy, up: true })]);
         self.keep_device(changed);
@@ -78,9 +79,9 @@ impl Plan {
         }
     }
 
-    /// One address without meaning on the device: with the last IPv4 address the kernel drops all IPv4 routes of
-    /// a device, and the last one may be kube-router's, which go while our routes stay. The kernel makes a
-    /// local route for it, which reads as one of ours.
+    /// Keeps one unused address on the device: with the last IPv4 address the kernel deletes all IPv4 routes of a
+    /// device, and the last one may be kube-router's, which are deleted while our routes stay. The kernel creates a
+    /// local route for it, which looks like one of ours.
     fn keep_device(&mut self, changed: &mut Changed) {
         let link = LinkName(DEVICE.into());
         let key = local_route_key(KEEPER.addr());

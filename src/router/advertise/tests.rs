@@ -129,7 +129,7 @@ fn a_node_whose_last_ready_endpoint_goes_stops_to_announce_before_that_stops_to_
     let local = Service { external_traffic_policy: TrafficPolicy::Local, cluster_ips: vec![], ..service() };
     check(&local, &endpoints(&[("node-1", LEAVING), ("node-2", READY)]), &ALL, "");
     check(&local, &endpoints(&[("node-1", LEAVING), ("node-1", READY)]), &ALL, "203.0.113.1 203.0.113.129");
-    // Where nobody is ready, those that go serve to their end, and can be reached.
+    // If none is ready, terminating endpoints serve to their end, and can be reached.
     check(&local, &endpoints(&[("node-1", LEAVING), ("node-2", LEAVING)]), &ALL, "203.0.113.1 203.0.113.129");
     check(&local, &endpoints(&[("node-2", LEAVING)]), &ALL, "");
 }

@@ -1,4 +1,4 @@
-//! The files of this host that the router reads and writes: the CNI file and the file of passwords.
+//! The files of this host that the router reads and writes: the CNI file and the password file.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -18,17 +18,17 @@ use super::cni::{Conf, Form, describes_network, is_conf, is_ours, text};
 use super::external_peers;
 use super::problem::{About, Problem};
 
-/// What was last done with them.
+/// State of these files when last handled.
 pub struct HostFiles {
     cni: Option<PathBuf>,
-    /// The CNI file has to be looked at.
+    /// The CNI file has to be checked.
     stale: bool,
     retry_at: Option<Instant>,
     trouble: Option<String>,
-    /// The file of somebody else that container runtimes take in place of ours.
+    /// Another program's file that container runtimes use in place of ours.
     preferred: Option<PathBuf>,
     passwords: Option<PathBuf>,
-    /// When the file of passwords was written that was read, or why it could not be read.
+    /// Modification time of the password file that was read, or why it could not be read.
     read: Option<Result<SystemTime, String>>,
 }
 
@@ -47,13 +47,12 @@ impl HostFiles {
         }
     }
 
-    /// What is wanted of the CNI file may have changed, or the file itself.
+    /// Notes whether the desired CNI file, or the file itself, may have changed.
     pub fn mark(&mut self, changed: bool) {
         self.stale |= changed;
     }
 
-    /// Makes the CNI file say what is wanted. Returns why it does not, where it does not. What is only remembered of the cluster
-    /// changes no file.
+    /// Writes the desired CNI file. Returns the reason if it is not as desired. A remembered cluster changes no file.
     pub fn write(&mut self, wanted: Option<&Conf>, authority: Authority, now: Instant) -> Option<String> {
         let is_due = self.stale || self.retry_at.is_some_and(|at| at <= now);
         let (Some(path), Some(wanted), true) = (&self.cni, wanted, is_due && authority > Authority::Remembered) else {
@@ -71,7 +70,7 @@ impl HostFiles {
         self.trouble.clone()
     }
 
-    /// A file of somebody else that container runtimes take in place of ours.
+    /// Returns the problem of another program's file that container runtimes use in place of ours.
     pub fn problem(&self) -> Option<Problem> {
         let path = self.preferred.as_ref()?;
         let text = format!(
@@ -81,7 +80,7 @@ impl HostFiles {
         Some(Problem::new(About::CniFile, text))
     }
 
-    /// Ours beside those of others.
+    /// Returns our problems together with these.
     pub fn problems<'a>(&self, others: &'a BTreeSet<Problem>) -> Cow<'a, BTreeSet<Problem>> {
         match self.problem() {
             None => Cow::Borrowed(others),
@@ -89,7 +88,7 @@ impl HostFiles {
         }
     }
 
-    /// What the file of passwords says, where it says something else than before.
+    /// Returns the passwords of the password file, if they have changed.
     pub fn passwords(&mut self, peers: usize) -> Option<Vec<Password>> {
         let path = self.passwords.as_ref()?;
         let found = read_when_newer(path, self.read.as_ref());
@@ -114,11 +113,11 @@ impl HostFiles {
     }
 }
 
-/// Removes the CNI file in both of its forms (`.conf`, `.conflist`), where it is about our bridge: a container runtime that reads it goes on
-/// attaching pods to a bridge that nobody keeps. Returns what was removed.
+/// Removes the CNI file in both of its forms (`.conf`, `.conflist`), if it uses our bridge: a container runtime that
+/// reads it would go on attaching pods to an unmanaged bridge. Returns what was removed.
 ///
 /// # Errors
-/// A file is ours and cannot be removed.
+/// If a file is ours and cannot be removed.
 pub fn remove_cni(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     for path in BTreeSet::from([path.to_owned(), path.with_extension("conf"), path.with_extension("conflist")]) {
@@ -131,7 +130,7 @@ pub fn remove_cni(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
-/// The file of somebody else that container runtimes take in place of ours: the first one, by name, that describes a network.
+/// Returns another program's file that runtimes use in place of ours: the first by name that describes a network.
 fn preferred(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?;
     let entries = fs::read_dir(path.parent()?).ok()?.flatten().map(|entry| entry.path());
@@ -148,7 +147,7 @@ fn read_when_newer(path: &Path, read: Option<&Result<SystemTime, String>>) -> io
     Ok(Some((stamp, fs::read_to_string(path)?)))
 }
 
-/// Makes the file say what is wanted. Returns what keeps a part of it from being said.
+/// Writes the desired file. Returns what keeps a part of it from being written.
 fn brought_about(path: &Path, wanted: &Conf) -> io::Result<Option<String>> {
     let present = match fs::read_to_string(path) {
         Ok(text) => Some(text),
@@ -163,11 +162,11 @@ fn brought_about(path: &Path, wanted: &Conf) -> io::Result<Option<String>> {
     Ok(unusable.map(|why| format!("{}: {why}", path.display())))
 }
 
-/// Puts a text in the place of a file. Whoever reads it meanwhile finds all of the old or all of the new.
+/// Replaces a file atomically: readers find all of the old or all of the new text.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory)?;
-    // Names that begin with a dot are no configuration to whoever looks through the directory.
+    // Files whose names begin with a dot are ignored by readers of the directory.
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let new = directory.join(format!(".{name}.new"));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;

@@ -1,4 +1,4 @@
-//! The router's families of kernel objects on Linux, and which of them are ours.
+//! The router's kinds of kernel objects on Linux, and which of them are ours.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,23 +24,23 @@ use super::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, PROTOCOL, TUNNEL_PROTOCOL, 
 use super::reachable::Lead;
 use super::settings;
 
-/// The kernel of the network namespace that it was opened in.
+/// Kernel of the network namespace in which it was opened.
 pub struct Linux {
-    /// Programs of the tables that the host no longer uses, where they still hold something of ours.
+    /// Programs of the iptables variant that the host no longer uses, where its tables still hold rules of ours.
     abandoned: Families,
     lookup: Lookup,
 }
 
-/// The set that stands in for another one while that is replaced.
+/// Temporary set, used while another one is replaced.
 const TEMPORARY_SET: &str = "sluice-router-tmp";
-/// The port of tunnels inside UDP where nothing says otherwise (`--overlay-encap-port`).
+/// The default port of tunnels inside UDP (`--overlay-encap-port`).
 const USUAL_PORT: u16 = 5555;
 
-/// Opens everything in the network namespace of the calling thread, which has to be the one that uses it: settings and
-/// programs follow the thread.
+/// Opens all kinds in the network namespace of the calling thread, which has to be the thread that uses them: settings
+/// and programs depend on the thread.
 ///
 /// # Errors
-/// Where the kernel has no netlink sockets for us.
+/// If the kernel refuses netlink sockets.
 pub fn open(config: &RouterConfig, families: PerFamily<bool>) -> Result<Targets<Linux>, Error> {
     for error in module::load(&settings::modules(config, families)) {
         warn!(%error, "Loading a kernel module failed");
@@ -48,7 +48,7 @@ pub fn open(config: &RouterConfig, families: PerFamily<bool>) -> Result<Targets<
     opened(config.overlay.and_then(|overlay| overlay.udp_port), config.auto_mtu)
 }
 
-/// Like [`open`], without loading anything. `port`: what [`Overlay::udp_port`](crate::config::Overlay) says, if anything.
+/// Like [`open`], without loading anything. `port`: the value of [`Overlay::udp_port`](crate::config::Overlay), if any.
 ///
 /// # Errors
 /// As [`open`].
@@ -56,8 +56,8 @@ pub fn open_for_cleanup(port: Option<u16>) -> Result<Targets<Linux>, Error> {
     opened(port, false)
 }
 
-/// The receiving ports that are ours: the one that is wanted or usual, and those that tunnels of ours send to, because an
-/// earlier run may have wanted another one.
+/// Returns the receive ports that are ours: the configured or default one, and those that tunnels of ours send to,
+/// because an earlier run may have used another one.
 fn receive_ports(port: Option<u16>, tunnels: &mut Tunnels) -> Result<BTreeSet<u16>, Error> {
     let there = tunnels.read()?;
     Ok(there.values().filter_map(|tunnel| tunnel.udp_port).chain([port.unwrap_or(USUAL_PORT)]).collect())
@@ -86,7 +86,7 @@ fn opened(port: Option<u16>, compares_mtu: bool) -> Result<Targets<Linux>, Error
     })
 }
 
-/// Where the routes are that are made of what was learned.
+/// Returns the protocols of routes made from learned routes.
 pub fn learned_routes() -> [Protocol; 2] {
     [Protocol { table: TABLE_MAIN, protocol: PROTOCOL }, Protocol { table: TUNNEL_TABLE, protocol: TUNNEL_PROTOCOL }]
 }
@@ -110,7 +110,7 @@ impl Kernel for Linux {
     fn leads_to(&mut self, next_hop: IpAddr) -> Lead {
         match self.lookup.leading(next_hop) {
             Ok(Some(Leading::Nowhere)) => Lead::Nowhere,
-            // What we made of what was learned proves nothing.
+            // Our own routes made from learned routes prove nothing.
             Ok(Some(Leading::Somewhere { protocol: PROTOCOL, .. }) | None) => Lead::Unknown,
             Ok(Some(Leading::Somewhere { direct: true, .. })) => Lead::Direct,
             Ok(Some(Leading::Somewhere { direct: false, .. })) => Lead::Onwards,
@@ -131,21 +131,21 @@ impl Kernel for Linux {
     }
 }
 
-/// Routes that are made of what was learned.
+/// Routes made from learned routes.
 ///
-/// Ours by their protocol, like all others. In the main table a route of another program may have the place of one of ours: those that
-/// flannel left, or somebody typed. Where it leads to a pod range of a known node ours takes its place, because only ours follows the
-/// node; everywhere else it stays, and ours is refused. An IPv6 route of a lower metric has no place in common with ours and decides all
-/// the same: it is deleted when ours stands.
+/// Ours by their protocol, like all others. In the main table another program's route may occupy the key of one of
+/// ours: flannel's, or a manually added one. If it leads to a pod CIDR of a known node ours replaces it, because only
+/// ours follows the node; otherwise it stays, and ours is refused. An IPv6 route of a lower metric does not share the
+/// key and wins all the same: it is deleted once ours is in place.
 pub struct Learned {
     routes: Routes,
     lookup: Lookup,
     pod_ranges: BTreeSet<IpNet>,
-    /// For which ranges the log has said so.
+    /// Ranges for which this has been logged.
     said: BTreeSet<IpNet>,
 }
 
-/// How many routes of others to one range are deleted at a time.
+/// Maximum number of other programs' routes to one range deleted at a time.
 const DELETED: usize = 4;
 
 impl Learned {
@@ -162,17 +162,17 @@ impl Learned {
         key.table == TABLE_MAIN && self.pod_ranges.contains(&key.destination)
     }
 
-    /// The route of another program that decides about an IPv6 pod range in place of ours, and its protocol.
+    /// Returns another program's route that wins over ours for an IPv6 pod CIDR, and its protocol.
     fn preferred(&mut self, key: &RouteKey) -> Option<(RouteKey, u8)> {
         if Family::from(key.destination) != Family::V6 || !self.is_to_pods(key) {
             return None;
         }
-        // What cannot be found out is looked at again by the next audit.
+        // A failed lookup is repeated by the next audit.
         let found = self.lookup.deciding(key.destination.network()).ok().flatten();
         found.filter(|(found, protocol)| found.destination == key.destination && *protocol != PROTOCOL)
     }
 
-    /// Puts our routes to pods in the place of those that others have there.
+    /// Replaces other programs' routes to pods by ours.
     fn replace(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Route>], failures: &mut Vec<Failure<Error>>) {
         let is_taken = |failure: &Failure<Error>| {
             let step = steps.get(failure.step).filter(|_| failure.error.is_exists());
@@ -230,7 +230,7 @@ impl Target for Learned {
 
     fn read(&mut self) -> Result<BTreeMap<RouteKey, Route>, Error> {
         let mut found = self.routes.read()?;
-        // One that does not decide is as good as none: it is added again, and what decides goes.
+        // A route of ours that does not win counts as absent: it is added again, and the winning one is deleted.
         found.retain(|key, _| self.preferred(key).is_none());
         Ok(found)
     }

@@ -1,8 +1,8 @@
-//! Pod ranges of other nodes: which of them routes are taken for, and which have no route.
+//! Pod CIDRs of other nodes: those for which routes are accepted, and those without a route.
 //!
-//! Kubernetes: `Node.spec.podCIDRs`. Whatever a neighbour announces for such a range is taken before the networks of our links are
-//! asked (a node of 10.0.0.1/8 takes 10.244.2.0/24). What is refused all the same has a [`Refusal`]: its pods cannot be reached from
-//! here, which waiting does not mend, so that it is trouble. A node that is down announces nothing: that is no trouble of ours.
+//! Kubernetes: `Node.spec.podCIDRs`. A neighbour's route to such a range is accepted before the networks of our links
+//! are checked (a node of 10.0.0.1/8 accepts 10.244.2.0/24). A range that is refused nevertheless has a [`Refusal`]:
+//! its pods stay unreachable from here, which is reported. A node that is down announces nothing: that is no fault.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,32 +18,32 @@ use crate::router::nodes::Nodes;
 use crate::router::policy::narrowest_default;
 use crate::router::problem::{About, Problem};
 
-/// Why no route to a pod range of another node is taken.
+/// Reason why no route to a pod CIDR of another node is accepted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Refusal {
-    /// It is, or lies in, this range of our own pods.
+    /// It equals, or lies in, this pod CIDR of our own.
     OwnPods(IpNet),
-    /// `kube-router.io/node.bgp.customimportreject` of our own Node names it, or what it lies in.
+    /// It equals or lies in a prefix of `kube-router.io/node.bgp.customimportreject` of our own Node.
     Annotation(IpNet),
     /// It is part of a default route.
     DefaultRoute,
-    /// A route to it would take this address of another node along.
+    /// It contains this address of another node.
     NodeAddress { address: IpAddr, node: CompactString },
 }
 
-/// Pod ranges of other nodes that have no route here.
+/// Pod CIDRs of other nodes without a route here.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Unreached {
     pub count: usize,
-    /// Those that waiting does not mend, in words: refused, without a way, or not announced by a node that has sent everything.
+    /// Lasting ones, as text: refused, without a path, or not announced by a node that has sent everything.
     pub trouble: Option<String>,
-    /// Those whose nodes have not announced them yet, in words: they are down, or begin.
+    /// Those that their nodes have not announced yet, as text: the nodes are down, or starting.
     pub missing: Option<String>,
 }
 
-/// How many of them are named.
+/// Maximum number of named ranges.
 const NAMED: usize = 5;
-/// How many problems there are at the most of one kind: each is a line of the log and an Event.
+/// Maximum number of problems of one kind: each is a log message and an Event.
 const PROBLEMS: usize = 10;
 
 impl fmt::Display for Refusal {
@@ -59,7 +59,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// The pod ranges of other nodes that no route is taken for.
+/// Returns the pod CIDRs of other nodes for which no route is accepted.
 pub fn refused(own: &Identity, nodes: &Nodes) -> BTreeMap<IpNet, Refusal> {
     let refusal = |range: IpNet| {
         let holds = |outer: &IpNet| outer.contains(&range);
@@ -79,8 +79,8 @@ pub fn refused(own: &Identity, nodes: &Nodes) -> BTreeMap<IpNet, Refusal> {
 }
 
 impl Plan {
-    /// The pod ranges of other nodes without a route. Where nodes do not peer with each other nobody expects any.
-    /// `has_sent_all`: whether a neighbour that is there has sent all its routes of a family (End-of-RIB, RFC 4724 2).
+    /// Returns the pod CIDRs of other nodes without a route; none if nodes do not peer with each other. `has_sent_all`:
+    /// whether a neighbour with a session has sent all its routes of a family (End-of-RIB, RFC 4724 2).
     pub fn unreached(&self, has_sent_all: impl Fn(IpAddr, Family) -> bool) -> Unreached {
         let mut unreached = Unreached::default();
         if !self.expects_pods() {
@@ -89,7 +89,7 @@ impl Plan {
         let (mut lasting, mut missing) = (Named::default(), Named::default());
         for (node, range) in self.nodes.ranges_by_node() {
             if self.routes.has(range) {
-                // Without tunnels the network between nodes may know the way.
+                // Without tunnels the network between nodes may have a route.
                 if self.config.overlay.is_some() && !self.routes.has_way(range) {
                     lasting.add(|| format!("{range} of Node {node} (no way to the next hop of its route)"));
                 }
@@ -111,7 +111,7 @@ impl Plan {
         self.config.internal_peers && self.desired.speaker.is_some()
     }
 
-    /// What is wrong with pod ranges of other nodes.
+    /// Returns the problems of other nodes' pod CIDRs.
     pub(super) fn problems_of_ranges(&self) -> Vec<Problem> {
         if !self.expects_pods() || self.refused.is_empty() {
             return Vec::new();
@@ -131,7 +131,7 @@ impl Plan {
     }
 }
 
-/// Some things, of which the first are named.
+/// A list of items of which the first ones are named.
 #[derive(Default)]
 struct Named {
     count: usize,

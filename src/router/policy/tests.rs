@@ -21,7 +21,7 @@ fn names(policy: &Policy) -> Vec<&str> {
     policy.statements.iter().map(|statement| statement.name.as_str()).collect()
 }
 
-/// What becomes of a route between us and a neighbour.
+/// Returns the outcome of a route between us and a neighbour.
 fn outcome(policy: &Policy, neighbour: &str, text: &str) -> policy::Outcome {
     let applicable = policy.applicable(Some(address(neighbour)));
     policy.outcome(&applicable, prefix(text), &Attributes::local(address("192.0.2.1")), Some(address("192.0.2.1")))

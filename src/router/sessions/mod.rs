@@ -1,7 +1,7 @@
-//! The speaker that is running, and what it has heard.
+//! The running speaker, and the state of its sessions.
 //!
-//! A speaker's own numbers cannot change: when they do, another one takes its place. What neighbours have to say is awaited
-//! before learned routes count as complete; how long, is the time for which they keep our routes (RFC 4724 4.2).
+//! A speaker's own parameters cannot change: it is replaced when they do. Learned routes count as complete after
+//! End-of-RIB from all neighbours, or after the time for which they keep our routes (RFC 4724 4.2).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -24,16 +24,16 @@ use crate::observe::health::Pulse;
 
 use super::desired::{Desired, SHARING};
 
-/// What a wait brings.
+/// Results of a wait.
 pub enum News {
     Events(Vec<Event>),
-    /// Neighbours have been told everything that was ordered before this number was given to [`Sessions::ask_written`].
+    /// Everything ordered before this number was given to [`Sessions::ask_written`] has been sent to neighbours.
     Written(u64),
     /// The speaker has ended by itself.
     Ended,
 }
 
-/// What is in the kernel when a speaker begins.
+/// Kernel state when a speaker starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Left {
     /// Learned routes.
@@ -45,22 +45,22 @@ pub struct Left {
 /// All sessions of this node.
 pub struct Sessions {
     running: Option<Running>,
-    /// How many speakers there have been.
+    /// Number of speakers so far.
     generation: u64,
     have_run: bool,
-    /// Where others find the speaker that is running.
+    /// Access to the running speaker for others.
     access: watch::Sender<Option<Access>>,
     pulse: Pulse,
-    /// How long neighbours are waited for.
+    /// Maximum wait for neighbours.
     patience: Duration,
-    /// What neighbours have not said yet, by family.
+    /// Families in which End-of-RIB of a neighbour is awaited.
     awaited: BTreeMap<IpAddr, PerFamily<bool>>,
-    /// The neighbours with a session, and whether each has sent all its routes of a family. A family that it does not speak has none.
+    /// Neighbours with a session, and by family whether all routes were sent. A family that it does not speak has none.
     up: BTreeMap<IpAddr, PerFamily<bool>>,
     complete: bool,
-    /// Until when neighbours are waited for.
+    /// End of the wait for neighbours.
     until: Option<Instant>,
-    /// When a speaker that could not be started is tried again.
+    /// Time of the next try to start a speaker.
     retry_at: Option<Instant>,
 }
 
@@ -69,14 +69,14 @@ struct Running {
     events: Events,
     stop: watch::Sender<bool>,
     thread: JoinHandle<()>,
-    /// What was asked about being written, in its order.
+    /// Pending questions about written orders, in order.
     writing: VecDeque<(u64, oneshot::Receiver<()>)>,
 }
 
-/// How long neighbours keep our routes where nothing says otherwise, and how long the choice of routes may wait.
+/// Default for the time that neighbours keep our routes, and that route selection may wait.
 const USUAL_RESTART: Duration = Duration::from_secs(90);
 const USUAL_DEFERRAL: Duration = Duration::from_secs(360);
-/// How long neighbours have to be told that we go.
+/// Maximum time for telling neighbours that we stop.
 const FAREWELL: Duration = Duration::from_millis(300);
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -98,7 +98,7 @@ impl Sessions {
         }
     }
 
-    /// What the speaker tells next. Never, where there is none. Nothing is lost when the wait is given up.
+    /// Waits for the next news of the speaker; never returns without one. Cancel-safe: nothing is lost.
     pub async fn next(&mut self) -> News {
         let Some(running) = &mut self.running else { return std::future::pending().await };
         let Running { events, writing, .. } = running;
@@ -117,12 +117,12 @@ impl Sessions {
         }
     }
 
-    /// Which speaker this is, of all that there have been.
+    /// Returns the number of this speaker among all so far.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Whether there has been a speaker since the program began.
+    /// Returns whether there has been a speaker since the program began.
     pub fn have_run(&self) -> bool {
         self.have_run
     }
@@ -131,25 +131,25 @@ impl Sessions {
         self.running.is_some()
     }
 
-    /// A speaker is wanted, there is none, and it is time to try.
+    /// Returns whether a speaker is desired and missing, and a try to start it is due.
     pub fn is_missing(&self, desired: &Desired) -> bool {
         let is_due = self.retry_at.is_some_and(|at| at <= Instant::now());
         desired.speaker.is_some() && self.running.is_none() && is_due
     }
 
-    /// A speaker that is not there is tried at this time.
+    /// Schedules the next try to start a missing speaker.
     pub fn try_at(&mut self, at: Instant) {
         self.retry_at = Some(at);
     }
 
-    /// When something is due: another try, where a speaker is wanted, or the end of waiting for neighbours.
+    /// Returns when something is due: a try to start a desired speaker, or the end of waiting for neighbours.
     pub fn deadline(&self, desired: &Desired) -> Option<Instant> {
         let retry = self.retry_at.filter(|_| desired.speaker.is_some() && self.running.is_none());
         let end = self.until.filter(|_| !self.awaited.is_empty());
         retry.into_iter().chain(end).min()
     }
 
-    /// Puts another speaker in the place of the one that is there.
+    /// Replaces the speaker.
     pub async fn replace(&mut self, desired: &Desired, left: Left, config: &RouterConfig) {
         self.stop();
         self.generation += 1;
@@ -176,7 +176,7 @@ impl Sessions {
                 self.awaited = desired.peers.keys().map(|peer| (*peer, PerFamily { v4: true, v6: true })).collect();
                 self.until = Some(Instant::now() + self.patience);
                 self.have_run = true;
-                // Without a restart nothing is held back, and nothing is ever said to be complete.
+                // Without graceful restart nothing is held back, and routes are never reported to be complete.
                 self.complete = restarting.is_none();
                 self.running = Some(Running { handle, events, stop, thread, writing: VecDeque::new() });
                 self.listen(desired).await;
@@ -189,7 +189,7 @@ impl Sessions {
         }
     }
 
-    /// Gives orders. Where the speaker has ended, another one gets them all.
+    /// Passes orders to the speaker. If it has ended, its successor gets all of them.
     pub async fn order(&mut self, orders: Vec<Order>) {
         for order in &orders {
             if let Order::Remove(peer, _) = order {
@@ -197,13 +197,13 @@ impl Sessions {
             }
         }
         if let (Some(running), false) = (&self.running, orders.is_empty()) {
-            // Its end is told by its events.
+            // An ended speaker is reported by its events.
             let _ = running.handle.order(orders).await;
         }
     }
 
-    /// Asks to be told, with this number, when everything that was ordered until now is written. False where nobody can be told
-    /// anything.
+    /// Requests a notification with this number when everything ordered until now is written. Returns false if no
+    /// neighbour can be told anything.
     pub async fn ask_written(&mut self, number: u64) -> bool {
         let Some(running) = &mut self.running else { return false };
         let Ok(answer) = running.handle.written().await else { return false };
@@ -211,7 +211,7 @@ impl Sessions {
         true
     }
 
-    /// Listens where it is wanted.
+    /// Listens on the desired addresses.
     pub async fn listen(&self, desired: &Desired) {
         if let (Some(running), Some(wanted)) = (&self.running, &desired.speaker) {
             let _ = running.handle.listen(wanted.listen.clone()).await;
@@ -220,12 +220,12 @@ impl Sessions {
         }
     }
 
-    /// Whether a neighbour has a session and has sent all its routes of a family (End-of-RIB, RFC 4724 2).
+    /// Returns whether a neighbour has a session and has sent all its routes of a family (End-of-RIB, RFC 4724 2).
     pub fn has_sent_all(&self, peer: IpAddr, family: Family) -> bool {
         self.up.get(&peer).is_some_and(|sent| *sent.of(family))
     }
 
-    /// Notes what the speaker tells. Returns whether that changed which neighbours have sent all their routes.
+    /// Records an event of the speaker. Returns whether that changed which neighbours have sent all their routes.
     pub fn note(&mut self, event: &Event) -> bool {
         self.note_awaited(event);
         match event {
@@ -266,7 +266,7 @@ impl Sessions {
         }
     }
 
-    /// Whether what was learned is all there is to learn, so that the kernel need not have more. Never without a speaker.
+    /// Returns whether learned routes are complete, so that others may be deleted. False without a speaker.
     pub fn have_said_all(&mut self, now: Instant, desired: &Desired) -> bool {
         self.awaited.retain(|peer, _| desired.peers.contains_key(peer));
         if self.patience_is_over(now) {
@@ -275,19 +275,19 @@ impl Sessions {
         self.is_running() && self.complete && self.awaited.is_empty()
     }
 
-    /// Neighbours have been waited for long enough.
+    /// Returns whether the wait for neighbours is over.
     pub fn patience_is_over(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| until <= now)
     }
 
-    /// Where no speaker is wanted or can be started there is none that could be stuck.
+    /// Keeps the pulse alive while no speaker is desired or can be started: there is none that could be stuck.
     pub fn beat_for_nobody(&self, now: Instant) {
         if self.running.is_none() {
             self.pulse.beat(now);
         }
     }
 
-    /// Shows how each session stands. Where there is no speaker, or none that answers, there are no neighbours.
+    /// Exports the state of each session. Without a speaker, or without an answer of it, there are no neighbours.
     pub async fn show(&self, peers: &IntGaugeVec) {
         let Some(running) = &self.running else {
             peers.reset();
@@ -309,7 +309,7 @@ impl Sessions {
         }
     }
 
-    /// Ends the speaker with the program. Neighbours that keep our routes are told nothing (RFC 4724 4); the others that we go.
+    /// Stops the speaker with the program. Only neighbours that do not keep our routes are told so (RFC 4724 4).
     pub async fn end(mut self, desired: &Desired) {
         let told = desired.peers.iter().filter(|(_, wanted)| wanted.settings.restart.is_none());
         let goodbye = |peer: &IpAddr| Order::Remove(*peer, Notification::new(Reason::DECONFIGURED));
@@ -319,7 +319,7 @@ impl Sessions {
             if let Some(running) = &self.running
                 && let Ok(written) = running.handle.written().await
             {
-                // Who does not read it in time sees the connection end.
+                // Peers that do not read it in time see the connection end.
                 let _ = tokio::time::timeout(FAREWELL, written).await;
             }
         }
@@ -336,7 +336,7 @@ impl Sessions {
     }
 }
 
-/// The number of the first question, when it is answered. Also where it never will be: then there is nobody to be told.
+/// Returns the number of the first question once it is answered, or cannot be: then no neighbour is left to tell.
 async fn first_written(writing: &mut VecDeque<(u64, oneshot::Receiver<()>)>) -> u64 {
     let Some((number, answer)) = writing.front_mut() else { return std::future::pending().await };
     let _ = answer.await;

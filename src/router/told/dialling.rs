@@ -1,7 +1,7 @@
-//! Which neighbours cannot be connected to, in few lines of the log.
+//! Logs neighbours that cannot be connected to, in few messages.
 //!
-//! The first ones are named one by one, when that begins and when it ends. What goes beyond them, as when thousands of nodes do
-//! not answer, is one line with their number and an example, and again only when the number has doubled or halved.
+//! The first ones are logged by name, when that begins and when it ends. Any more, as when thousands of nodes do not
+//! answer, are one message with their number and an example, repeated only when the number has doubled or halved.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,30 +12,30 @@ use std::time::{Duration, Instant};
 pub struct Dialling {
     named: BTreeSet<IpAddr>,
     counted: BTreeSet<IpAddr>,
-    /// Why one of those that are counted cannot be reached.
+    /// Error of one of the neighbours that are only counted.
     example: Option<(IpAddr, String)>,
-    /// How many were counted when that was last said.
+    /// The last number logged.
     said: usize,
-    /// Since when their number differs much from that.
+    /// Time since when their number differs much from that.
     since: Option<Instant>,
 }
 
-/// A line of the log.
+/// A log message.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Line {
-    /// So many more than those that are named cannot be connected to; one of them, and why.
+    /// This many unnamed neighbours cannot be connected to; one of them, and its error.
     Many { neighbours: usize, example: IpAddr, error: String },
-    /// None is left but those that are named.
+    /// Only named ones are left.
     Over,
 }
 
-/// How many are named.
+/// Maximum number of named neighbours.
 const NAMED: usize = 16;
-/// How long a new number is waited for: dials begin and fail in bursts.
+/// Delay before a new number is logged: dials begin and fail in bursts.
 const SETTLE: Duration = Duration::from_secs(3);
 
 impl Dialling {
-    /// A neighbour cannot be connected to. Returns whether it is named.
+    /// Records that a neighbour cannot be connected to. Returns whether it is named.
     pub fn failed(&mut self, peer: IpAddr, error: &str) -> bool {
         if self.named.contains(&peer) {
             return false;
@@ -48,14 +48,14 @@ impl Dialling {
         false
     }
 
-    /// It can be connected to again, or is not wanted any more. Returns whether it was named.
+    /// Records that it can be connected to again, or is no longer desired. Returns whether it was named.
     pub fn ended(&mut self, peer: IpAddr) -> bool {
         self.counted.remove(&peer);
         self.example.take_if(|(example, _)| *example == peer);
         self.named.remove(&peer)
     }
 
-    /// What is to be said of those that are not named.
+    /// Returns the message about unnamed neighbours that is due, if any.
     pub fn line(&mut self, now: Instant) -> Option<Line> {
         let neighbours = self.counted.len();
         let differs = neighbours != self.said && (neighbours >= 2 * self.said || 2 * neighbours <= self.said);
@@ -81,7 +81,7 @@ mod tests {
         IpAddr::V4((0x0a00_0000 + number).into())
     }
 
-    /// Lines until nothing more is said, one look in a second.
+    /// Returns all messages until none is due, with one call per second.
     fn lines(dialling: &mut Dialling, now: &mut Instant) -> Vec<Line> {
         let look = |_| {
             *now += Duration::from_secs(1);

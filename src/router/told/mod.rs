@@ -1,4 +1,4 @@
-//! What was said in the log of neighbours and problems: each thing once when it begins and once when it ends.
+//! State of logged neighbours and problems: each is logged once when it begins and once when it ends.
 
 mod dialling;
 
@@ -16,32 +16,32 @@ use crate::bgp::speaker::Fact;
 use self::dialling::{Dialling, Line};
 use super::problem::Problem;
 
-/// What has been said.
+/// Neighbours and problems that have been logged.
 #[derive(Default)]
 pub struct Told {
     problems: BTreeSet<Problem>,
-    /// Why connections with a neighbour become no session: each reason is said once, until there is one. Both ends dial, so
-    /// that two reasons may take turns.
+    /// Reasons why connections with a neighbour fail to become a session: each is logged once, until there is one. Both
+    /// ends dial, so two reasons may alternate.
     failing: BTreeMap<IpAddr, BTreeSet<String>>,
     odd: BTreeMap<IpAddr, Odd>,
     dialling: Dialling,
 }
 
-/// Updates of a neighbour that are not as they should be.
+/// Malformed updates of a neighbour.
 struct Odd {
     said_at: Instant,
-    /// How many came since.
+    /// Number of unlogged ones since.
     unsaid: u64,
 }
 
-/// How often odd updates of one neighbour are spoken of at the most, and of how many oddities of one update.
+/// Minimum interval of messages about one neighbour's malformed updates, and maximum number of errors of one update.
 const ODD_PAUSE: Duration = Duration::from_secs(60);
 const ODD_SHOWN: usize = 3;
-/// How many reasons are remembered of one neighbour, and so said.
+/// Maximum number of remembered, and so logged, reasons of one neighbour.
 const REASONS: usize = 8;
 
 impl Told {
-    /// Says which problems are new, and which are gone. Returns whether there were any such.
+    /// Logs new and resolved problems. Returns whether there were any.
     pub fn problems(&mut self, now: &BTreeSet<Problem>) -> bool {
         if self.problems == *now {
             return false;
@@ -56,7 +56,7 @@ impl Told {
         true
     }
 
-    /// These neighbours are others now, or gone: what is said of them is said anew.
+    /// Forgets neighbours that were changed or removed: their messages are logged anew.
     pub fn forget<'a>(&mut self, peers: impl IntoIterator<Item = &'a IpAddr>) {
         for peer in peers {
             self.failing.remove(peer);
@@ -65,7 +65,7 @@ impl Told {
         }
     }
 
-    /// Says what has happened to a neighbour.
+    /// Logs an event of a neighbour.
     pub fn event(&mut self, event: &Event) {
         match event {
             Event::Fact(peer, Fact::Failed(cause)) => self.failed(*peer, cause),
@@ -91,7 +91,7 @@ impl Told {
         }
     }
 
-    /// Says how many neighbours cannot be connected to, beside those that are named, when that has changed much.
+    /// Logs how many unnamed neighbours cannot be connected to, when that has changed much.
     pub fn neighbours(&mut self, now: Instant) {
         match self.dialling.line(now) {
             Some(Line::Many { neighbours, example, error }) => {
@@ -104,7 +104,7 @@ impl Told {
 
     fn failed(&mut self, peer: IpAddr, cause: &Cause) {
         let reason = because(cause);
-        // Both ends dial, and one of the two connections goes: so most sessions begin.
+        // Both ends dial, and one of the two connections is closed: most sessions begin like that.
         if is_collision(cause) {
             debug!(%peer, reason, "BGP connection collision resolved");
             return;
@@ -128,7 +128,7 @@ impl Told {
     }
 }
 
-/// Says what needs no memory.
+/// Logs facts that need no memory.
 fn say(peer: &IpAddr, fact: &Fact) {
     match fact {
         Fact::Up(agreement) => info!(

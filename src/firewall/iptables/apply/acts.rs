@@ -1,4 +1,4 @@
-//! The acts of one round: elements before the rules, rules, elements behind them.
+//! The phases of one round: elements before the rules, rules, elements after them.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,23 +16,23 @@ use super::super::order::{Between, Order};
 use super::super::turning::AllRules;
 use super::{Kernel, Mirrors, Refusing, Round};
 
-/// What a round works on.
+/// Inputs of a round.
 pub(super) struct Given<'a> {
     pub desired: &'a Desired,
     pub authority: Authority,
     pub at: Moment,
-    /// Elements that were wanted and are no longer.
+    /// Elements that are no longer desired.
     pub left: &'a BTreeSet<ElementKey>,
 }
 
-/// How long rules wait for sets and elements that fail, and elements that close a path for rules that do.
+/// Maximum wait of rules for sets and elements that fail, and of elements that close a path for rules that fail.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// In how many forms a chain is tried: whole, then reduced, then closed; and once more for what needs it.
+/// Number of tries of a chain in one round: whole, then reduced, then closed; and once more for what needs it.
 const FORMS: usize = 3;
 
 impl<K: Kernel> Mirrors<K> {
-    /// In which order elements and rules change.
+    /// Returns the order of changes of elements and rules.
     pub(super) fn order(&mut self, given: &Given<'_>) -> Order {
         let Given { desired, at, .. } = *given;
         if self.elements.is_settled() || !self.elements.learn(at) {
@@ -50,7 +50,7 @@ impl<K: Kernel> Mirrors<K> {
         Order::between(Between { seen, want, desired, differing, unknown, rules_stay })
     }
 
-    /// What goes before the rules change, then what comes before that.
+    /// Deletes the elements that precede the rules, then adds those that precede them.
     pub(super) fn change_elements_before(&mut self, given: &Given<'_>, order: &Order) {
         let Given { desired, authority, at, .. } = *given;
         if authority != Authority::Remembered && !(order.early.is_empty() && order.unnamed.is_empty()) {
@@ -65,8 +65,8 @@ impl<K: Kernel> Mirrors<K> {
         });
     }
 
-    /// While sets or elements have just failed to come, rules that may name them are left as they are: a set that lacks
-    /// an address refuses what is allowed. What goes on failing delays the rules no longer.
+    /// Returns whether rules that may use sets or elements that have just failed are left unchanged: a set that lacks
+    /// an address refuses allowed traffic. A lasting failure no longer delays the rules.
     pub(super) fn waits_for_sets(&self, desired: &Desired, order: &Order, at: Moment) -> bool {
         let lacks_set = || desired.sets.keys().any(|set| !self.sets.has(set));
         let waits = |key: &ElementKey| {
@@ -77,8 +77,8 @@ impl<K: Kernel> Mirrors<K> {
         is_fresh(self.sets.trouble(), at) && lacks_set() || is_fresh(self.elements.trouble(), at) && lacks_element()
     }
 
-    /// The families whose rules stay as they are for now: what they are is not known, or an element that had to go
-    /// before them has not gone, or may not have.
+    /// Returns the families whose rules stay unchanged for now: the current ones are unknown, or an element that had to
+    /// be deleted before them has not been, or may not have been.
     pub(super) fn held(&self, given: &Given<'_>, order: &Order) -> PerFamily<bool> {
         let is_stuck = |key: &ElementKey| {
             !given.desired.elements.contains_key(key) && given.desired.sets.contains_key(&key.set) && given.may_go(key)
@@ -95,8 +95,8 @@ impl<K: Kernel> Mirrors<K> {
         })
     }
 
-    /// Gives pods stricter chains and then their places in sets. Until that has succeeded their chains must not become less
-    /// strict, so all rules of their family are held.
+    /// Applies stricter pod chains, then the pods' set memberships. Until that has succeeded their chains must not
+    /// become less strict, so all rules of their family are held.
     pub(super) fn turn(&mut self, given: &Given<'_>, order: &Order, held: &mut PerFamily<bool>, round: &mut Round) {
         let Given { desired, at, .. } = *given;
         let turning = &order.turning;
@@ -118,7 +118,7 @@ impl<K: Kernel> Mirrors<K> {
             if refused.is_empty() {
                 break;
             }
-            // What was refused is tried at once in the form that stands in for it.
+            // Refused chains are retried at once in their fallback form.
             round.refused.extend(refused);
             self.rules.try_at_once();
         }
@@ -136,8 +136,8 @@ impl<K: Kernel> Mirrors<K> {
         }
     }
 
-    /// Changes the rules of families that are not held; what is refused is replaced at once by what stands in for it.
-    /// Returns the rules that are wanted for now, where they are not what is desired.
+    /// Changes the rules of families that are not held; a refused chain is replaced at once by its fallback. Returns
+    /// the rules desired for now, if they differ from `Desired`.
     pub(super) fn grow_rules(
         &mut self,
         given: &Given<'_>,
@@ -154,15 +154,15 @@ impl<K: Kernel> Mirrors<K> {
             if is_done {
                 break;
             }
-            // What was not refused is in force; what stands in for the rest must not come later than it can.
+            // Chains that were not refused are in force; the fallbacks of the rest must follow without delay.
             self.rules.try_at_once();
             want = self.rules_for_now(given);
         }
         want
     }
 
-    /// Adds elements whose family has its rules as they are wanted for now; `which` is also told where the addresses of
-    /// pods are let in behind the rules.
+    /// Adds elements whose family has the rules desired for now; `which` also gets the families whose
+    /// pod addresses are added after the rules.
     pub(super) fn add_behind(
         &mut self,
         given: &Given<'_>,
@@ -186,28 +186,28 @@ impl<K: Kernel> Mirrors<K> {
             .grow_where(&desired.elements, Growth::Full, at, |key| late.contains(key) && *stand.of(key.entry.family()));
     }
 
-    /// Whether the rules of this family are known to be these.
+    /// Returns whether the rules of this family are known to be these.
     pub(super) fn stand(&self, rules: &AllRules, family: Family) -> bool {
         let mut rules = rules.iter().filter(|(piece, _)| piece.family() == family);
         self.rules.seen().is_some_and(|seen| rules.all(|(piece, rules)| seen.get(piece) == Some(rules)))
     }
 
-    /// Whether packets meet rules of ours, as far as is known.
+    /// Returns whether packets enter rules of ours, as far as is known.
     pub(super) fn are_entered(&self, family: Family) -> bool {
         let is_jump = |piece: &Piece| matches!(piece, Piece::Jump { .. }) && piece.family() == family;
         self.rules.seen().is_some_and(|seen| seen.keys().any(is_jump))
     }
 
-    /// Whether an element that should go stays for now, because rules that must be stricter before that fail. They may take
-    /// a while and no longer: what closes a path does not wait for ever.
+    /// Returns whether an element to be deleted stays for now, because rules that must become stricter first fail. They
+    /// may delay it for a while only: what closes a path does not wait for ever.
     pub(super) fn waits_for_rules(&self, key: &ElementKey, order: &Order, held: PerFamily<bool>, at: Moment) -> bool {
         let family = key.entry.family();
         let waits = *order.unknown.of(family) || *held.of(family) && order.turning.elements.contains(key);
         waits && (is_fresh(self.rules.trouble(), at) || is_fresh(self.elements.trouble(), at))
     }
 
-    /// Whether the addresses of pods are let in behind their rules: our tail is in the kernel. Before that, those of running
-    /// pods come first, so that it cuts none of them.
+    /// Returns whether pod addresses are added after their rules: our tail is in the kernel. Before that, those of
+    /// running pods are added first, so that the tail disconnects none of them.
     pub(super) fn is_behind(&self, desired: &Desired, family: Family) -> bool {
         let tail = dispatch::chain(family, CHAIN_TAIL);
         let closes = |rules: Option<&Rules>| rules.is_some_and(dispatch::closes);
@@ -216,15 +216,15 @@ impl<K: Kernel> Mirrors<K> {
                 let (seen, wanted) = (seen.get(&tail), desired.rules.get(&tail));
                 seen.is_some() && seen == wanted || closes(wanted) && closes(seen)
             }
-            // While nothing is known of the rules, the tail that an earlier run wrote may be there.
+            // While the rules are unknown, the tail of an earlier run may be there.
             _ => closes(desired.rules.get(&tail)),
         }
     }
 }
 
 impl Given<'_> {
-    /// Whether something says that an element is to go from a set that stays: a cluster that is known in full, or a change
-    /// that was seen. Absence alone does not where only a part is known.
+    /// Returns whether the removal of an element from a remaining set is certain: the cluster is known in full, or the
+    /// change was seen. Absence alone does not prove it if only a part is known.
     pub(super) fn may_go(&self, key: &ElementKey) -> bool {
         let says = match self.authority {
             Authority::Nothing | Authority::Remembered => false,
@@ -235,12 +235,12 @@ impl Given<'_> {
     }
 }
 
-/// Whether this has failed for so short a time that others wait for it.
+/// Returns whether this failure is so recent that others wait for it.
 fn is_fresh(trouble: Option<&Trouble>, at: Moment) -> bool {
     trouble.is_some_and(|trouble| at.now.saturating_duration_since(trouble.since) < PATIENCE)
 }
 
-/// The family of the set of local pods that an element belongs to, if it belongs to one.
+/// Returns the family of the set of local pods that an element belongs to, if it does.
 pub(super) fn pods_of(key: &ElementKey) -> Option<Family> {
     Family::BOTH.into_iter().find(|family| key.set == *names::local_pods(*family))
 }

@@ -1,4 +1,4 @@
-//! The firewall's families of kernel objects on Linux, and which of them are ours.
+//! The firewall's kinds of kernel objects on Linux, and which of them are ours.
 
 use std::time::Duration;
 
@@ -15,31 +15,31 @@ use super::apply::{Kernel, Refusing, Targets, Timed};
 use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, OF_IPV6, POD_CHAINS, POLICY_CHAINS, SETS, local_pods};
 use super::overlay;
 
-/// The kernel of the network namespace that it was opened in.
+/// Kernel of the network namespace in which it was opened.
 pub struct Linux {
-    /// Programs of the tables that the host no longer uses, where they still hold something of ours.
+    /// Programs of the iptables variant that the host no longer uses, where its tables still hold rules of ours.
     abandoned: Families,
     settings: Mirror<Settings>,
 }
 
-/// The set that stands in for another one while that is replaced.
+/// Temporary set, used while another one is replaced.
 const TEMPORARY_SET: &str = "sluice-firewall-tmp";
 
-/// Modules that the kernel does not load by itself when they are first used: packets between the pods of a bridge only
-/// pass the rules with it.
+/// Modules that the kernel does not load on first use: packets between the pods of a bridge only traverse the rules
+/// with it.
 const MODULES: [&str; 1] = ["br_netfilter"];
 
-/// Where kube-router keeps network policies with `--use-nftables-for-netpol`.
+/// The tables of kube-router's network policies with `--use-nftables-for-netpol`.
 pub const KUBE_ROUTERS_TABLES: [nftables::Table<'static>; 2] = [
     nftables::Table { family: Family::V4, name: "kube-router-filter-ipv4" },
     nftables::Table { family: Family::V6, name: "kube-router-filter-ipv6" },
 ];
 
-/// Opens everything in the network namespace of the calling thread, which has to be the one that uses it: programs
-/// follow the thread. Also returns the programs of each family.
+/// Opens all kinds in the network namespace of the calling thread, which has to be the thread that uses them: programs
+/// depend on the thread. Also returns the programs of each family.
 ///
 /// # Errors
-/// Where the kernel has no netlink sockets for us.
+/// If the kernel refuses netlink sockets.
 pub fn open() -> Result<(Targets<Linux>, Families), Error> {
     for error in module::load(&MODULES) {
         warn!(%error, "Loading a kernel module failed");
@@ -89,7 +89,7 @@ impl Kernel for Linux {
         let mut wanted = self.settings.target().wanted().map_err(|error| error.to_string())?;
         let mut reasons = Vec::new();
         if pods_on_bridge && wanted.len() < settings().len() {
-            // The module was not there at the start, or has been unloaded.
+            // The module was missing at the start, or has been unloaded.
             reasons = module::load(&MODULES);
             wanted = self.settings.target().wanted().map_err(|error| error.to_string())?;
         }
@@ -145,8 +145,8 @@ impl Refusing for Tables {
     }
 }
 
-/// What a kube-router with `--use-nftables-for-netpol` leaves goes on refusing by the policies of its last moment. Returns
-/// why something could not be removed.
+/// Removes the tables that a kube-router with `--use-nftables-for-netpol` left: they go on enforcing its last policies.
+/// Returns why something could not be removed.
 fn remove_kube_routers_tables() -> Vec<String> {
     match nftables::remove(&KUBE_ROUTERS_TABLES) {
         Ok(removed) => {
@@ -159,13 +159,13 @@ fn remove_kube_routers_tables() -> Vec<String> {
     }
 }
 
-/// Packets between pods on one bridge pass the rules only where these say so. A host without bridges does not have them.
+/// Returns the settings by which rules see packets between pods on one bridge. A host without bridges lacks them.
 fn settings() -> [(Setting, Wanted); 2] {
     ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"]
         .map(|path| (Setting(path.into()), Wanted::Always("1".into())))
 }
 
-/// Our chains, and those of a kube-router that ran here before.
+/// Returns our chains, and those of a kube-router that ran here before.
 pub fn ownership() -> Ownership {
     let exact = [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT].map(|chain| Name::Exact(chain.into()));
     let prefixes = [POLICY_CHAINS, POD_CHAINS].map(|prefix| Name::Prefix(prefix.into()));
@@ -173,7 +173,7 @@ pub fn ownership() -> Ownership {
     Ownership { chains, leftovers: Leftovers::None }
 }
 
-/// Our sets, and those of a kube-router that ran here before.
+/// Returns our sets, and those of a kube-router that ran here before.
 pub fn set_names() -> Vec<Name> {
     let prefixes = SETS.into_iter().flat_map(|prefix| [prefix.to_owned(), format!("{OF_IPV6}{prefix}")]);
     let pods = Family::BOTH.map(|family| Name::Exact((*local_pods(family).0).into()));
