@@ -1,4 +1,4 @@
-//! Joins what a source says of the cluster and what the kernel says of this host into the World, and
+//! Joins the cluster as read from a source with this host's facts as read from the kernel into the World, and
 //! publishes it.
 //!
 //! One task owns the tables. It takes in everything that is waiting, then publishes once: the newest World
@@ -39,11 +39,11 @@ use crate::k8s::{Event, Kind, Message, Object, ObjectId, Wanted, Warning};
 use crate::model::{Authority, Cluster, EventClock, Host, Report, World};
 use crate::observe::health::Note;
 
-/// What the World is made from.
+/// Inputs of the World.
 pub struct Inputs {
-    /// What a source (`k8s::watch`, `k8s::manifests`) says.
+    /// The messages of a source (`k8s::watch`, `k8s::manifests`).
     pub messages: mpsc::Receiver<Message>,
-    /// What is read of the cluster; the World is complete when each of these has been listed.
+    /// The parts of the cluster to read; the World is complete when each of these has been listed.
     pub wanted: Vec<Wanted>,
     /// The facts of this host. The value at the start must be real already: it is acted upon as soon as the
     /// cluster is known.
@@ -52,18 +52,18 @@ pub struct Inputs {
     pub last_known: Option<LastKnown>,
     /// One clock for each consumer of the World.
     pub clocks: Vec<Arc<EventClock>>,
-    /// Where it is said what is odd about the Node of this host.
+    /// Receives the warnings about the Node of this host.
     pub report: watch::Sender<Report>,
-    /// How long the first complete view may take before it is said that it does not come.
+    /// Time limit for the first complete view, after which its absence is reported.
     pub sync_timeout: Duration,
-    /// Where it is said that there is no such Node.
+    /// Receives the note that there is no such Node.
     pub note: Note,
 }
 
-/// How long to wait for a sign of life from the source before the last known state is used.
+/// Time to wait for a sign of life from the source before the last known state is used.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How many messages are taken in before a World is published all the same.
+/// Number of messages processed before a World is published all the same.
 const BATCH: usize = 4096;
 
 /// Publishes the World until `stop` is done or every sender of messages is gone.
@@ -116,7 +116,7 @@ pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Ou
     }
 }
 
-/// Does what the keeper of the last known state has to do next, when it is time; never ready without one.
+/// Runs the next step of the keeper of the last known state when it is due; never ready without a keeper.
 async fn kept(keeper: &mut Option<Keeper>, out: &watch::Sender<World>) {
     match keeper {
         Some(keeper) => keeper.next(|| out.borrow().cluster.clone()).await,
@@ -172,7 +172,7 @@ impl Builder {
         self.look_for_own_node();
     }
 
-    /// Says that the cluster has no Node of this host's name when that becomes certain, and again when it has one.
+    /// Reports that the cluster has no Node of this host's name when that becomes certain, and again when it has one.
     fn look_for_own_node(&mut self) {
         let is_missing = self.joined.lacks_own_node();
         if std::mem::replace(&mut self.lacks_own_node, is_missing) == is_missing {
@@ -191,14 +191,14 @@ impl Builder {
         }
     }
 
-    /// The last known state, read where it holds up nobody. `None` where none is kept.
+    /// Reads the last known state without blocking the task. `None` where none is kept.
     async fn read_last_known(&self) -> Option<Result<Option<Known>, Forgotten>> {
         let file = self.keeper.as_ref()?.file().clone();
         let read = spawn_blocking(move || file.read()).await;
         Some(read.unwrap_or_else(|error| Err(Forgotten::Unreadable(error.into()))))
     }
 
-    /// Says what has not been listed in time. It changes nothing: what is in the kernel stays, and the source is asked on.
+    /// Reports the kinds not listed in time. It changes nothing: the kernel stays as it is, the source is still read.
     fn say_late(&self, timeout: Duration) {
         let missing: Vec<&str> = self.joined.unlisted().map(Kind::name).collect();
         if !missing.is_empty() {
@@ -233,14 +233,14 @@ impl Builder {
         }
     }
 
-    /// Looks in the last known state for what cannot be understood now. True if it was there.
+    /// Looks in the last known state for objects that cannot be parsed now; returns whether one was found.
     async fn recall(&mut self) -> bool {
         if !self.joined.lacks_good_versions() {
             return false;
         }
         match self.read_last_known().await {
             Some(Ok(Some(known))) => self.joined.recall(&known.cluster),
-            // Without a file, or with one that makes no sense, there is no good version: that is said of the object.
+            // Without a file, or with a bad one, there is no good version: that is reported of the object.
             _ => false,
         }
     }
@@ -256,8 +256,8 @@ impl Builder {
         if seen.is_none() && before == now && !self.joined.take_unpublished() {
             return;
         }
-        // While nothing may be done with it, a World of every hundred objects would only be copied. Who this node is says
-        // what is closed by default, and that is known before all else.
+        // While nothing may be done with it, a World of every hundred objects would only be copied. This host's Node
+        // decides what is closed by default, so it is published before all else.
         let is_first_of_node = self.joined.has_own_node() && !has_own_node(&self.out.borrow());
         if now.proxied.max(now.policed).max(now.routed) == Authority::Nothing && !is_first_of_node {
             return;
@@ -293,7 +293,7 @@ impl Builder {
         });
     }
 
-    /// Reports what the Node of this host says that is odd, or that somebody should see to.
+    /// Reports the warnings about the Node of this host, and what needs a person's attention.
     fn report(&self, object: &Object, warnings: &[Warning]) {
         let Object::Node(name, node) = object else { return };
         if *name != self.own {
@@ -315,7 +315,7 @@ impl Builder {
         let id: ObjectId = object.id();
         match self.warned.news(&id, warnings) {
             Verdict::Say(warnings) => {
-                // The agent of another Node says so itself; a thousand others need not.
+                // The agent of another Node reports it itself; a thousand others need not.
                 let is_others = matches!(object, Object::Node(name, _) if *name != self.own);
                 for Warning { field, text } in warnings {
                     match is_others {

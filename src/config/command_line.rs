@@ -23,12 +23,12 @@ use super::flags::Flags;
 use super::refusal::Refusal;
 use super::value::{Addresses, Strings, Uints, switch, unsigned};
 
-/// What the command line asks for.
+/// The request on the command line.
 #[derive(Debug)]
 pub enum Request {
     /// Run with these flags at this verbosity (0 and higher; negative numbers count as 0).
     Run { flags: Box<Flags>, verbosity: u8 },
-    /// Ask the program that runs already, print the answer and end.
+    /// Query the program that runs already, print the answer and end.
     Ask(Ask),
     /// Print this text and end with exit code 0.
     Print(String),
@@ -85,7 +85,7 @@ pub const VERSION: &str = match option_env!("SLUICE_VERSION") {
     None => env!("CARGO_PKG_VERSION"),
 };
 
-/// What it was built with, in place of the Go version that dashboards show.
+/// The toolchain it was built with, in place of the Go version that dashboards show.
 pub const TOOLCHAIN: &str = concat!("rust", env!("CARGO_PKG_RUST_VERSION"));
 
 fn command() -> Command {
@@ -187,7 +187,7 @@ pub(super) fn defaults() -> Flags {
     Flags::from_arg_matches(&matches).expect("the defaults of flags can be read")
 }
 
-/// What is wrong with a flag, in one sentence.
+/// Describes the mistake in a flag, in one sentence.
 fn flag_mistake(error: &clap::Error) -> String {
     let said = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),

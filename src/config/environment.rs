@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// What the configuration needs to know of the process's surroundings.
+/// The environment of the process, as far as the configuration needs it.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Environment {
     /// The variable `NODE_NAME`; `None` when it is not set.

@@ -1,4 +1,4 @@
-//! What the firewall is asked to do.
+//! Configuration of the firewall.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

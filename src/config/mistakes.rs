@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use super::duration::GoDuration;
 use super::value::prefix;
 
-/// What is wrong with a configuration: one sentence each, in the order of the checks.
+/// The mistakes in a configuration: one sentence each, in the order of the checks.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Mistakes(Vec<String>);
 

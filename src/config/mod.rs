@@ -1,12 +1,12 @@
-//! What the program is asked to do: from the command line, checked before anything is bound or written.
+//! The configuration: from the command line, checked before anything is bound or written.
 //!
 //! Three steps: words → [`Flags`] (what was typed) → [`Config`] (what is meant). Subsystems see only their own
 //! part of `Config`, which holds values of the right type and no "not checked yet".
 //!
 //! Every flag of kube-router 2.11 is checked, also those of subsystems that are switched off or do not exist yet,
 //! so that a mistake in a manifest is found now and not on the day the subsystem is switched on. What does not
-//! exist yet ([`FEATURES`]) cannot be asked for: that is a mistake like any other. Flags that are accepted and do nothing are told
-//! at the start, each with its reason ([`Config::notices`]).
+//! exist yet ([`FEATURES`]) cannot be asked for: that is a mistake like any other. Flags that are accepted and do
+//! nothing are logged at the start, each with its reason ([`Config::notices`]).
 //!
 //! Nothing here reads the environment, a file or the clock; the few values needed come as [`Environment`].
 
@@ -50,13 +50,13 @@ use crate::net::PerFamily;
 pub struct Config {
     /// The name of this host's Node object: `--hostname-override`, else `NODE_NAME`, else the host name.
     pub node_name: String,
-    /// Where the cluster's objects come from.
+    /// Source of the cluster's objects.
     pub source: Source,
-    /// `--state-dir`: where the last known state is kept; `None` keeps none.
+    /// `--state-dir`: directory of the last known state; `None` keeps none.
     pub state_dir: Option<PathBuf>,
-    /// `--socket`: where this host's root may ask; `None` for nowhere.
+    /// `--socket`: path at which this host's root may query the program; `None` for none.
     pub socket: Option<PathBuf>,
-    /// `--cache-sync-timeout`: how long the first complete view may take; longer than zero.
+    /// `--cache-sync-timeout`: time limit for the first complete view; longer than zero.
     pub cache_sync_timeout: Duration,
     /// `--enable-ipv4`, `--enable-ipv6`; at least one is true.
     pub families: PerFamily<bool>,
@@ -72,11 +72,11 @@ pub struct Config {
     pub log_format: LogFormat,
     /// `--cleanup-config`: take everything of ours out of the kernel and end.
     pub cleanup: bool,
-    /// What was accepted but means nothing, one sentence each, to be logged at the start.
+    /// Flags that were accepted but mean nothing, one sentence each, to be logged at the start.
     pub notices: Vec<String>,
 }
 
-/// Where the cluster's objects come from.
+/// Source of the cluster's objects.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Source {
     /// The Kubernetes API. With neither, the service account of the pod we run in.
@@ -97,7 +97,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// What a user can switch on, and whether this build has it.
+/// A feature that a user can switch on, and whether this build has it.
 struct Feature {
     flag: &'static str,
     asked: fn(&Flags) -> bool,
@@ -106,7 +106,7 @@ struct Feature {
     exists: bool,
 }
 
-/// What exists. A subsystem that becomes real flips its line here.
+/// Existing features. A subsystem that becomes real flips its line here.
 const FEATURES: [Feature; 7] = [
     Feature { flag: "run-service-proxy", asked: |f| f.run_service_proxy, noun: "service proxy", exists: true },
     Feature { flag: "run-router", asked: |f| f.run_router, noun: "router", exists: true },
@@ -128,12 +128,12 @@ const FEATURES: [Feature; 7] = [
 ];
 
 impl Config {
-    /// What the flags mean in these surroundings, or everything that is wrong with them.
+    /// Checks the flags in this environment; returns their meaning or all mistakes in them.
     ///
     /// `verbosity` is the checked value of `-v` (see [`Request::Run`]).
     ///
     /// # Errors
-    /// Everything that is wrong with the flags, one sentence each.
+    /// All mistakes in the flags, one sentence each.
     pub fn from_flags(flags: &Flags, verbosity: u8, environment: &Environment) -> Result<Config, Mistakes> {
         let mut mistakes = Mistakes::default();
         if !flags.cleanup_config {
@@ -144,8 +144,8 @@ impl Config {
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
     }
 
-    /// What the flags mean, whether or not this build has all that they ask for. What is wrong with them is added to the
-    /// mistakes, and something stands in for it.
+    /// Returns the meaning of the flags, whether or not this build has all that they ask for. Mistakes are added to
+    /// `mistakes`, and a stand-in takes the place of each.
     pub fn meant(flags: &Flags, verbosity: u8, environment: &Environment, mistakes: &mut Mistakes) -> Config {
         let families = PerFamily { v4: flags.enable_ipv4, v6: flags.enable_ipv6 };
         if !families.v4 && !families.v6 {
@@ -184,7 +184,7 @@ impl Config {
         config
     }
 
-    /// True when nothing is asked for at all: neither a subsystem nor a cleanup.
+    /// Returns whether nothing is asked for at all: neither a subsystem nor a cleanup.
     pub fn runs_nothing(&self) -> bool {
         self.proxy.is_none() && self.firewall.is_none() && self.router.is_none() && !self.cleanup
     }

@@ -1,4 +1,4 @@
-//! Flags that are accepted and do nothing: the user is told, once at the start, so that nobody relies on them.
+//! Flags that are accepted and do nothing: logged once at the start, so that nobody relies on them.
 //!
 //! Manifests written for kube-router name flags that mean nothing here, or nothing yet. Where such a flag would leave a cluster
 //! without something that it needs, asking for it is a mistake instead ([`super::FEATURES`]).
@@ -11,7 +11,7 @@ use super::value::prefix;
 /// A flag that does nothing with these flags.
 struct Idle {
     flag: &'static str,
-    /// Whether it was given, so far as that can be told: with another value than its default.
+    /// Whether it was given, as far as can be known: with another value than its default.
     is_given: fn(&Flags, &Flags) -> bool,
     reason: &'static str,
 }

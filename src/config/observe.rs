@@ -1,4 +1,4 @@
-//! Where the program can be asked how it is.
+//! Configuration of health, metrics and the log.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

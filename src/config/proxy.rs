@@ -1,4 +1,4 @@
-//! What the service proxy is asked to do.
+//! Configuration of the service proxy.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub struct ProxyConfig {
     pub sync_period: Duration,
     /// `--ipvs-graceful-termination`: endpoints that go away first get weight 0 and are removed later.
     pub graceful_termination: bool,
-    /// `--ipvs-graceful-period`: how long such an endpoint stays when its pod does not say; may be zero.
+    /// `--ipvs-graceful-period`: time that such an endpoint stays when its pod sets none; may be zero.
     pub graceful_period: Duration,
     /// `--ipvs-permit-all`, whose name says the opposite: service addresses answer only on the ports of Services.
     pub guard: bool,

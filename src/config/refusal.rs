@@ -1,9 +1,9 @@
-//! Why a command line cannot be followed.
+//! Refusal of a command line.
 
-/// What the user is told, and how the program ends.
+/// Message to the user, and exit code.
 #[derive(Debug)]
 pub struct Refusal {
-    /// What to print, without the last line end.
+    /// Text to print, without the last line end.
     pub text: String,
     pub exit_code: u8,
 }

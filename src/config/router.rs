@@ -1,4 +1,4 @@
-//! What the router is asked to do: BGP, routes, tunnels, CNI.
+//! Configuration of the router: BGP, routes, tunnels, CNI.
 //!
 //! Limits come from the wire formats: RFC 4271 (hold time: 16 bits of seconds, at least 3), RFC 4724 (restart
 //! time: 12 bits), RFC 5880 (detection multiplier: 8 bits; intervals: 32 bits of microseconds), RFC 6996 (private
@@ -23,20 +23,20 @@ pub struct RouterConfig {
     pub cni_file: Option<PathBuf>,
     /// `--auto-mtu`: the MTU of pods follows from that of the node.
     pub auto_mtu: bool,
-    /// `--enable-pod-egress`: what pods send to the outside leaves with the node's address.
+    /// `--enable-pod-egress`: packets from pods to the outside leave with the node's address.
     pub pod_egress: bool,
     /// `--enable-overlay`, `--overlay-type`, `--overlay-encap`, `--overlay-encap-port`; `None` for no tunnels.
     pub overlay: Option<Overlay>,
-    /// `--nodes-full-mesh`: all nodes have [`cluster_asn`](RouterConfig::cluster_asn); otherwise each says its own.
+    /// `--nodes-full-mesh`: all nodes have [`cluster_asn`](RouterConfig::cluster_asn); otherwise each has its own.
     pub full_mesh: bool,
     /// `--enable-ibgp`: nodes peer with each other at all.
     pub internal_peers: bool,
     /// `--cluster-asn`; 64512 where it is 0.
     pub cluster_asn: u32,
     pub router_id: RouterId,
-    /// `--bgp-port`: where we listen, and where other nodes do.
+    /// `--bgp-port`: the port on which we and the other nodes listen.
     pub port: u16,
-    /// `--bgp-holdtime`, in seconds: what external peers are offered.
+    /// `--bgp-holdtime`, in seconds, as offered to external peers.
     pub hold_time: u16,
     /// `--bgp-graceful-restart`; `None` for no part in it.
     pub graceful_restart: Option<GracefulRestart>,
@@ -45,14 +45,14 @@ pub struct RouterConfig {
     pub peers: Vec<ExternalPeer>,
     /// `--peer-router-passwords-file`, when it counts: `--peer-router-passwords` is empty.
     pub passwords_file: Option<PathBuf>,
-    /// `--peer-router-multihop-ttl`: how far away external peers of other systems may be; `None` for one hop.
+    /// `--peer-router-multihop-ttl`: distance in hops of external peers in other systems; `None` for one hop.
     pub multihop: Option<u8>,
-    /// `--override-nexthop`: external peers are told that we are the next hop.
+    /// `--override-nexthop`: external peers get our address as the next hop.
     pub override_next_hop: bool,
     pub advertise: Advertise,
-    /// Which external addresses may be announced; those of the service proxy.
+    /// The external addresses that may be announced; those of the service proxy.
     pub ranges: ServiceRanges,
-    /// `--gobgp-admin-address`, `--gobgp-admin-port`: where the management API listens; empty for nowhere.
+    /// `--gobgp-admin-address`, `--gobgp-admin-port`: addresses of the management API; empty for none.
     pub admin: Vec<SocketAddr>,
     /// `--gobgp-admin-write`: clients may change BGP there.
     pub admin_writes: bool,
@@ -72,7 +72,7 @@ pub struct Overlay {
     pub udp_port: Option<u16>,
 }
 
-/// Between which nodes there are tunnels.
+/// The nodes between which there are tunnels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reach {
     /// Those that are not on one link.
@@ -93,15 +93,15 @@ pub enum RouterId {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GracefulRestart {
-    /// `--bgp-graceful-restart-time`, in whole seconds, at least one: how long peers keep our routes.
+    /// `--bgp-graceful-restart-time`, in whole seconds, at least one: time for which peers keep our routes.
     pub seconds: u16,
-    /// `--bgp-graceful-restart-deferral-time`: how long the choice of routes may wait for peers.
+    /// `--bgp-graceful-restart-deferral-time`: time for which the choice of routes may wait for peers.
     pub deferral: Duration,
     /// `--bgp-graceful-restart-notification`: external peers keep our routes also after a notification or silence (RFC 8538).
     pub notifications: bool,
 }
 
-/// What is announced to external peers, unless a Service says otherwise of itself.
+/// Prefixes announced to external peers, unless the annotations of a Service override it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Advertise {
     /// `--advertise-pod-cidr`.
@@ -222,7 +222,7 @@ fn graceful_restart(flags: &Flags, mistakes: &mut Mistakes) -> Option<GracefulRe
     })
 }
 
-/// Where the management API listens: at the address, and on the loopback too, where its client looks first.
+/// Returns the addresses of the management API: the given one, and the loopback too, where its client looks first.
 fn admin(flags: &Flags, mistakes: &mut Mistakes) -> Vec<SocketAddr> {
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let typed = flags.gobgp_admin_address.as_str();

@@ -1,4 +1,4 @@
-//! Where addresses of Services may come from, as the administrator said.
+//! Ranges in which the administrator allows addresses of Services.
 //!
 //! Kubernetes: anybody who may write a Service may write any address into `spec.externalIPs`, so an address
 //! is served and announced only where the administrator allowed it: it must lie in `--service-external-ip-range`
@@ -15,12 +15,12 @@ use ipnet::IpNet;
 pub struct ServiceRanges {
     /// `--strict-external-ip-validation`: the three ranges below decide which external addresses are served.
     pub strict: bool,
-    /// `--service-cluster-ip-range`: where cluster IPs come from; external addresses must lie outside.
+    /// `--service-cluster-ip-range`: ranges of cluster IPs; external addresses must lie outside.
     /// One or two ranges of enabled families; none when only the default was there and its family is off.
     pub cluster_ips: Vec<IpNet>,
-    /// `--service-external-ip-range`: where `spec.externalIPs` may come from. Empty means nowhere.
+    /// `--service-external-ip-range`: ranges allowed for `spec.externalIPs`. Empty allows none.
     pub external_ips: Vec<IpNet>,
-    /// `--loadbalancer-ip-range`: where load balancer addresses may come from. Empty means nowhere.
+    /// `--loadbalancer-ip-range`: ranges allowed for load balancer addresses. Empty allows none.
     pub load_balancer_ips: Vec<IpNet>,
 }
 
@@ -36,27 +36,27 @@ pub enum Disallowed {
 }
 
 impl ServiceRanges {
-    /// Whether an entry of `spec.externalIPs` counts.
+    /// Returns whether an entry of `spec.externalIPs` counts.
     pub fn allow_external_ip(&self, address: IpAddr) -> bool {
         self.disallow_external_ip(address).is_none()
     }
 
-    /// Whether a load balancer address counts.
+    /// Returns whether a load balancer address counts.
     pub fn allow_load_balancer_ip(&self, address: IpAddr) -> bool {
         self.disallow_load_balancer_ip(address).is_none()
     }
 
-    /// Why an entry of `spec.externalIPs` does not count; `None` where it does.
+    /// Returns why an entry of `spec.externalIPs` does not count; `None` where it does.
     pub fn disallow_external_ip(&self, address: IpAddr) -> Option<Disallowed> {
         self.disallow(address, &self.external_ips)
     }
 
-    /// Why a load balancer address does not count; `None` where it does.
+    /// Returns why a load balancer address does not count; `None` where it does.
     pub fn disallow_load_balancer_ip(&self, address: IpAddr) -> Option<Disallowed> {
         self.disallow(address, &self.load_balancer_ips)
     }
 
-    /// Whether there are external or load balancer addresses that count.
+    /// Returns whether there are external or load balancer addresses that count.
     pub fn allow_any(&self) -> bool {
         !self.strict || !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()
     }

@@ -22,7 +22,7 @@ fn flags(words: &[&str]) -> Flags {
     }
 }
 
-/// What is printed when a command line is refused, shortened to its first line, and the exit code.
+/// The first line printed when a command line is refused, and the exit code.
 fn refused(words: &[&str]) -> (String, u8) {
     match ask(words) {
         Err(refusal) => (refusal.text.lines().next().unwrap_or_default().to_owned(), refusal.exit_code),

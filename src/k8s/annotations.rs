@@ -100,7 +100,7 @@ pub const TABLE: &[Annotation] = &[
     ),
 ];
 
-/// What the service proxy obeys of a Service's annotations.
+/// Parses the annotations of a Service that the service proxy obeys.
 pub fn proxy_annotations(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> ProxyAnnotations {
     for (key, noun) in [
         (SERVICE_DSR, "direct server return"),
@@ -120,7 +120,7 @@ pub fn proxy_annotations(annotations: &BTreeMap<String, String>, warnings: &mut 
     }
 }
 
-/// What the router obeys of a Service's annotations.
+/// Parses the annotations of a Service that the router obeys.
 pub fn announce_annotations(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> AnnounceAnnotations {
     let mut switch = |key: &'static str| {
         let text = annotations.get(key)?;
@@ -137,7 +137,7 @@ pub fn announce_annotations(annotations: &BTreeMap<String, String>, warnings: &m
     }
 }
 
-/// The pod ranges that a Node's annotations give; empty where they give none.
+/// Returns the pod ranges in a Node's annotations; empty where there are none.
 pub fn pod_cidrs(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Vec<IpNet> {
     let mut ranges = Vec::new();
     for key in [NODE_POD_CIDR, NODE_POD_CIDRS] {
@@ -153,8 +153,8 @@ pub fn pod_cidrs(annotations: &BTreeMap<String, String>, warnings: &mut Warnings
     ranges
 }
 
-/// Whether a Namespace's annotation asks for the isolation of all its pods. One that cannot be understood does: whoever
-/// wrote it meant to close something, and a mistake never opens what was closed.
+/// Returns whether a Namespace's annotation requests the isolation of all its pods. One that does not parse does:
+/// whoever wrote it meant to close something, and a mistake never opens what was closed.
 pub fn isolates(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> bool {
     #[derive(Deserialize)]
     struct Isolation {

@@ -3,12 +3,12 @@
 //! Kubernetes: "API concepts", sections *Resource encoding* and *Kubernetes Protobuf encoding*;
 //! `k8s.io/apimachinery` `pkg/runtime/generated.proto` and `pkg/apis/meta/v1/generated.proto`.
 //!
-//! Protocol buffers are asked for and JSON is understood: which one came is said by the answer's `Content-Type`. In
+//! Protocol buffers are requested and JSON is understood: the answer's `Content-Type` names the encoding. In
 //! protocol buffers an object is half as long, and reading it takes a fraction of the work on both sides, which counts
-//! where every node of a large cluster asks for the same objects.
+//! where every node of a large cluster requests the same objects.
 //!
-//! A watch is a stream of events. In JSON each is a line. In protocol buffers each has its length in front of it (four bytes,
-//! the highest first), and the object within an event has the magic bytes and the envelope of one that stands alone.
+//! A watch is a stream of events. In JSON each is a line. In protocol buffers each is preceded by its length (four
+//! bytes, big-endian), and the object within an event has the magic bytes and the envelope of one that stands alone.
 
 use std::fmt;
 
@@ -22,7 +22,7 @@ use super::parse::ApiObject;
 use super::parse::protobuf::ObjectMeta;
 use crate::model::ObjectName;
 
-/// How an answer is encoded.
+/// Encoding of an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Encoding {
     Json,
@@ -30,7 +30,7 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// The encoding that this value of `Content-Type` stands for. What is not known is read as JSON, and says so when it is none.
+    /// The encoding for this value of `Content-Type`. An unknown one is read as JSON, and fails if it is none.
     pub fn of(content_type: Option<&str>) -> Encoding {
         let media_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
         match media_type.trim().eq_ignore_ascii_case("application/vnd.kubernetes.protobuf") {
@@ -40,7 +40,7 @@ impl Encoding {
     }
 }
 
-/// What is asked for: the value of `Accept` for a list and for a watch of objects `K`.
+/// The value of `Accept` for a list and for a watch of objects `K`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Accept {
     pub list: &'static str,
@@ -59,13 +59,13 @@ impl Accept {
     }
 }
 
-/// Something that an event of a watch says.
+/// The content of a watch event.
 #[derive(Debug)]
 pub enum Change<K> {
     /// The object is new or has changed.
     Is(K),
     Gone(K),
-    /// How far the watch has come. `ends_list`: everything that existed at the beginning has been named.
+    /// A bookmark. `ends_list`: the initial events are complete.
     Bookmark {
         version: Option<String>,
         ends_list: bool,
@@ -73,18 +73,18 @@ pub enum Change<K> {
     Refused(Refusal),
 }
 
-/// Something that makes no sense to us.
+/// An object or event that cannot be decoded.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Unread {
-    /// The object that it is about, where that much can be read.
+    /// The object's name, where that much can be read.
     pub name: Option<ObjectName>,
-    /// It says that the object is gone, for which its name is enough.
+    /// The event is `DELETED`, for which the object's name is enough.
     pub is_gone: bool,
-    /// What is wrong with it, for a log.
+    /// Reason, for a log.
     pub reason: String,
 }
 
-/// A `Status` of the API that says no.
+/// A `Status` of the API that reports a failure.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refusal {
     /// As in HTTP.
@@ -95,17 +95,17 @@ pub struct Refusal {
 /// A page of a list.
 #[derive(Debug)]
 pub struct Page<K> {
-    /// Each object, or what is wrong with it.
+    /// The objects, or why one cannot be decoded.
     pub items: Vec<Result<K, Unread>>,
     /// Of the whole list.
     pub version: Option<String>,
-    /// Where the next page begins; `None` behind the last one.
+    /// The `continue` token of the next page; `None` behind the last one.
     pub next: Option<String>,
 }
 
 impl Refusal {
-    /// Whether what was asked for is newer than anything that the server has, as after its store was set back. The API says
-    /// so in these words (`k8s.io/apiserver` `storage.NewTooLargeResourceVersionError`).
+    /// Returns whether the requested resourceVersion is newer than any that the server has, as after its store was
+    /// set back. The API has these words for it (`k8s.io/apiserver` `storage.NewTooLargeResourceVersionError`).
     pub fn is_too_new(&self) -> bool {
         self.message.contains("Too large resource version")
     }
@@ -128,9 +128,9 @@ impl fmt::Display for Refusal {
 pub struct Events {
     encoding: Encoding,
     bytes: Vec<u8>,
-    /// So many bytes belong to events that have been handed out.
+    /// Bytes that belong to events that have been handed out.
     taken: usize,
-    /// In so many bytes there is no end of an event.
+    /// Bytes that contain no end of an event.
     searched: usize,
 }
 
@@ -147,7 +147,7 @@ impl Events {
         Events { encoding, bytes: Vec::new(), taken: 0, searched: 0 }
     }
 
-    /// Takes in what has come next.
+    /// Appends the next bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.taken > 0 {
             self.bytes.drain(..self.taken);
@@ -159,7 +159,7 @@ impl Events {
     /// The next whole event, encoded; `None` where more bytes are needed.
     ///
     /// # Errors
-    /// It is too long: nothing behind it can be understood.
+    /// The event is too long: nothing behind it can be understood.
     pub fn cut(&mut self) -> Result<Option<&[u8]>, TooLong> {
         match self.encoding {
             Encoding::Json => self.line(),
@@ -204,7 +204,7 @@ impl Events {
 /// Reads an event of a watch.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Why the event cannot be decoded.
 pub fn event<K: ApiObject>(encoding: Encoding, bytes: &[u8]) -> Result<Change<K>, Unread> {
     let (Encoding::Protobuf, Some(object)) = (encoding, K::FROM_PROTOBUF) else { return json_event(bytes) };
     let event = WatchEventMessage::decode(bytes).map_err(Unread::nameless)?;
@@ -227,10 +227,10 @@ pub fn event<K: ApiObject>(encoding: Encoding, bytes: &[u8]) -> Result<Change<K>
     }
 }
 
-/// What is wrong with an object, and its name: `metadata` is the first field of every object.
+/// Describes a decoding error with the object's name: `metadata` is the first field of every object.
 fn named(object: &Bytes, error: &dyn fmt::Display) -> Unread {
     let mut marked = Marked::default();
-    // What stands before the fault has been read when it is met.
+    // Fields before the fault have been read when it is met.
     let _ = marked.merge(object.clone());
     let metadata = marked.metadata.unwrap_or_default();
     Unread { name: object_name(metadata.namespace, metadata.name), is_gone: false, reason: error.to_string() }
@@ -271,7 +271,7 @@ fn json_event<K: ApiObject>(bytes: &[u8]) -> Result<Change<K>, Unread> {
 /// Reads a page of a list.
 ///
 /// # Errors
-/// What is wrong with the page as a whole, for a log.
+/// Why the page as a whole cannot be decoded, for a log.
 pub fn page<K: ApiObject>(encoding: Encoding, bytes: &Bytes) -> Result<Page<K>, String> {
     let (Encoding::Protobuf, Some(object)) = (encoding, K::FROM_PROTOBUF) else { return json_page(bytes) };
     let list = ListMessage::decode(within(bytes)?).map_err(|error| error.to_string())?;
@@ -304,7 +304,7 @@ pub fn refusal(encoding: Encoding, code: u16, bytes: &Bytes) -> Refusal {
     Refusal { code, message: some(message).unwrap_or_else(|| "no reason given".to_owned()) }
 }
 
-/// What is in the envelope of an object that stands alone.
+/// Returns the content of the envelope of an object that stands alone.
 fn within(bytes: &Bytes) -> Result<Bytes, String> {
     if !bytes.starts_with(MAGIC) {
         return Err("no object in the encoding that the answer names".to_owned());

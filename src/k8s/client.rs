@@ -1,15 +1,15 @@
-//! How the API server is reached, and as whom.
+//! Address of the API server and credentials for it.
 //!
-//! - A kubeconfig file says both; `--master` overrides the server that it names.
+//! - A kubeconfig file holds both; `--master` overrides the server that it names.
 //! - Without one, the pod's service account: its token and certificate authority, and the server that the
 //!   environment names. `--master` overrides the server, and outside a pod, where there is no token, it is
 //!   asked without one.
 //! - Through the proxy that the kubeconfig names (`proxy-url`), or else the environment (`proxy_environment`).
 //!
-//! Every file that this is made of is looked at again before a request (kubeconfig, certificates, keys, tokens): where one
-//! has changed, a new client is made, and the next request goes through it. Watches that are under way end by themselves
-//! within minutes. Where the files make no sense meanwhile, because only one of a pair has been written, the client stays
-//! what it was.
+//! All files behind this are checked before a request (kubeconfig, certificates, keys, tokens): where one
+//! has changed, a new client is made, and the next request goes through it. Watches in progress end by themselves
+//! within minutes. Where the files are inconsistent meanwhile, because only one of a pair has been written, the client
+//! stays as it was.
 //!
 //! A kubeconfig that gets its credentials from another program is refused: this program starts none.
 
@@ -27,7 +27,7 @@ use tracing::{info, warn};
 use super::proxy_environment::{ProxyEnvironment, proxy_url};
 use crate::net::base64;
 
-/// Where the API server is, as the command line says it.
+/// Address of the API server, as given on the command line.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Access {
     /// `--kubeconfig`.
@@ -60,24 +60,24 @@ pub struct ApiClient {
     made: Arc<Mutex<Made>>,
 }
 
-/// The client, and what it was made of.
+/// The client, and its origin.
 struct Made {
     client: Client,
     files: Files,
     looked_at: Instant,
-    /// Why the files that are there now cannot be used; it has been said.
+    /// Why the present files cannot be used; already logged.
     refused: Option<String>,
 }
 
-/// Files, and what their contents were; `None` for one that could not be read.
+/// Files, and hashes of their contents; `None` for one that could not be read.
 type Files = Vec<(PathBuf, Option<u64>)>;
 
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// How long connecting may take before the server counts as unreachable.
+/// Time limit for connecting, after which the server counts as unreachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often the files are looked at, at most.
+/// Least interval between two looks at the files.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A client. Nothing is connected yet: a server that cannot be reached is no error here.
@@ -85,7 +85,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Must be called within a runtime, to which the client's own task belongs.
 ///
 /// # Errors
-/// Files that are missing or make no sense.
+/// Files that are missing or invalid.
 pub async fn client(access: &Access) -> Result<ApiClient, AccessError> {
     let (config, files) = config(access, Path::new(SERVICE_ACCOUNT), &ProxyEnvironment::of_process())?;
     let client = of_config(config)?;
@@ -94,7 +94,7 @@ pub async fn client(access: &Access) -> Result<ApiClient, AccessError> {
 }
 
 impl ApiClient {
-    /// The client for the next request, made anew where a file has changed.
+    /// Returns the client for the next request, a new one where a file has changed.
     pub async fn current(&self) -> Client {
         let (client, files) = {
             let mut made = self.made();
@@ -142,8 +142,8 @@ fn of_config(config: Config) -> Result<Client, AccessError> {
     Client::try_from(config).map_err(|error| AccessError::Credentials(chain(&error)))
 }
 
-/// What a client is made of, and the files that say so. The files are looked at before they are read: a change in between
-/// is seen the next time.
+/// Returns the client's configuration and the files that it comes from. The files are looked at before they are read: a
+/// change in between is seen the next time.
 fn config(
     access: &Access,
     service_account: &Path,
@@ -190,7 +190,7 @@ fn named_files(cluster: &Cluster, user: &AuthInfo) -> Vec<PathBuf> {
     named.into_iter().flatten().map(PathBuf::from).collect()
 }
 
-/// What the current context of a kubeconfig names.
+/// Returns the cluster and the user that a kubeconfig's current context names.
 fn chosen(path: &Path) -> Result<(Context, Cluster, AuthInfo), AccessError> {
     let wrong = |reason: String| AccessError::Kubeconfig { path: path.to_owned(), reason };
     let file = Kubeconfig::read_from(path).map_err(|error| wrong(chain(&error)))?;
@@ -273,7 +273,7 @@ fn from_service_account(master: &Uri, directory: &Path) -> Result<Config, Access
     Ok(config)
 }
 
-/// An error with all its causes: the outermost alone rarely says what to do.
+/// Formats an error with all its causes: the outermost alone rarely shows what to do.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

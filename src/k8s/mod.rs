@@ -1,8 +1,8 @@
-//! Where the cluster comes from: the Kubernetes API (`watch`) or a directory of manifests (`manifests`).
+//! The sources of the cluster: the Kubernetes API (`watch`) or a directory of manifests (`manifests`).
 //!
-//! Both sources speak the same words: a bounded stream of [`Message`]s, in which every object is already a
-//! value of `model` and the foreign form is gone. Whoever reads the stream (`world`) cannot tell the two
-//! apart. `parse` is the door: odd input becomes a warning there, never an error further in.
+//! Both sources send the same: a bounded stream of [`Message`]s, in which every object is already a
+//! value of `model` and the foreign form is gone. The reader of the stream (`world`) cannot tell the two
+//! apart. `parse` is the boundary: an invalid field becomes a warning there, never an error further in.
 
 pub mod annotations;
 pub mod answer;
@@ -40,12 +40,12 @@ pub enum Kind {
 /// One message of a source.
 #[derive(Debug)]
 pub struct Message {
-    /// When the event behind this message was seen on the socket or in the directory.
+    /// Time at which the event behind this message was seen on the socket or in the directory.
     pub seen: Instant,
     pub event: Event,
 }
 
-/// What a source says.
+/// The content of a source's message.
 #[derive(Debug)]
 pub enum Event {
     /// A full listing of a kind begins. What exists and is not named before the matching `Listed` is gone.
@@ -54,7 +54,7 @@ pub enum Event {
     Object(Object, Vec<Warning>),
     /// The listing of a kind is over.
     Listed(Kind),
-    /// The source cannot be read at all; it goes on trying. Said once for each outage.
+    /// The source cannot be read at all; it goes on trying. Sent once for each outage.
     Unreachable,
     /// Whether the source holds something that it could not read and has no earlier version of, so that
     /// absence proves nothing.
@@ -71,9 +71,8 @@ pub enum Object {
     Pod(ObjectName, Option<Arc<Pod>>),
     Namespace(CompactString, Option<Arc<Namespace>>),
     NetworkPolicy(ObjectName, Option<Arc<NetworkPolicy>>),
-    /// It is there, but what it asks for cannot be understood. Its last good version stays in force; where there is
-    /// none, its kind is known in part only. Without a name it is any object of its kind: a listing that has one removes
-    /// nothing.
+    /// It exists, but cannot be parsed. Its last good version stays in force; where there is none, its kind is known
+    /// in part only. Without a name it is any object of its kind: a listing that has one removes nothing.
     Unreadable(ObjectId),
 }
 
@@ -84,14 +83,14 @@ pub struct SliceOf {
     pub slice: Arc<EndpointSlice>,
 }
 
-/// What identifies an object among all that are read. Cluster-wide objects have an empty namespace.
+/// The identity of an object among all that are read. Cluster-wide objects have an empty namespace.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ObjectId {
     pub kind: Kind,
     pub name: ObjectName,
 }
 
-/// What of the cluster is needed; nothing else is asked for.
+/// A part of the cluster that is needed; nothing else is requested.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Wanted {
     Services,
@@ -118,7 +117,7 @@ impl Wanted {
         }
     }
 
-    /// Whether this object is among what is wanted.
+    /// Returns whether this object is among what is wanted.
     pub fn includes(&self, object: &Object) -> bool {
         let id = object.id();
         let is_named = match self {
@@ -154,7 +153,7 @@ impl Kind {
         }
     }
 
-    /// Where the API serves all objects of this kind.
+    /// The API path of all objects of this kind.
     pub fn path(self) -> &'static str {
         match self {
             Kind::Service => "/api/v1/services",
@@ -171,7 +170,7 @@ impl Kind {
         Kind::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Whether objects of this kind belong to no namespace.
+    /// Returns whether objects of this kind belong to no namespace.
     fn is_cluster_wide(self) -> bool {
         matches!(self, Kind::Node | Kind::Namespace)
     }
@@ -191,7 +190,7 @@ impl Object {
         }
     }
 
-    /// What identifies the object, in the order of [`ObjectId`], without a copy of it.
+    /// Returns the identity of the object, in the order of [`ObjectId`], without copying it.
     pub fn key(&self) -> (Kind, &str, &str) {
         let (kind, name) = match self {
             Object::Node(name, _) => return (Kind::Node, "", name),
@@ -205,7 +204,7 @@ impl Object {
         (kind, &name.namespace, &name.name)
     }
 
-    /// The word that this object is gone.
+    /// Reports that this object is gone.
     pub fn gone(id: ObjectId) -> Object {
         match id.kind {
             Kind::Service => Object::Service(id.name, None),
@@ -217,7 +216,7 @@ impl Object {
         }
     }
 
-    /// Whether this is the word that the object is gone.
+    /// Returns whether this reports that the object is gone.
     pub fn is_gone(&self) -> bool {
         match self {
             Object::Service(_, value) => value.is_none(),

@@ -1,9 +1,9 @@
-//! What of the cluster's source cannot be read at the moment, since when and why: for the log, for health and for metrics.
+//! Outages of the cluster's source: kinds, time and cause; for the log, for health and for metrics.
 //!
 //! An outage takes nothing away: what is known stays in force. So it is a note of `/readyz`, which does not make the program
 //! unready, and a person sees there which kinds of objects are stale and since when.
 //!
-//! Log: a source that cannot be reached is said once, however many kinds it concerns; a refusal is said for each kind,
+//! Log: an unreachable source is logged once, however many kinds it concerns; a refusal is logged for each kind,
 //! because each is another rule of RBAC.
 
 use std::collections::BTreeMap;
@@ -35,14 +35,14 @@ struct Outage {
     cause: Cause,
 }
 
-/// Why objects cannot be read.
+/// Cause of an outage.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Cause {
     /// The server cannot be reached, or does not answer in time, or breaks off.
     Unreachable,
-    /// The server does not know who asks (401): the credentials have expired, say.
+    /// The server rejects the credentials (401): they have expired, say.
     Unauthorized,
-    /// Who asks may not read these objects (403): a rule of RBAC is missing.
+    /// The user may not read these objects (403): a rule of RBAC is missing.
     Forbidden,
     /// The server refuses for another reason.
     Refused,
@@ -51,7 +51,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// What this status of a response stands for (as in HTTP).
+    /// The cause for this status of a response (as in HTTP).
     pub fn of_status(code: u16) -> Cause {
         match code {
             401 => Cause::Unauthorized,
@@ -84,10 +84,10 @@ impl fmt::Display for Cause {
 }
 
 impl Outages {
-    /// Outages that only the log tells of.
+    /// Outages that only the log reports.
     ///
     /// # Errors
-    /// Where the names of the metrics are not valid, which they are.
+    /// A metric's name is not valid, which each is.
     pub fn new() -> Result<Outages, prometheus::Error> {
         let failing =
             Opts::new("sluice_source_failing", "1 while objects of this kind cannot be read from the cluster");
@@ -103,7 +103,7 @@ impl Outages {
     /// Outages of the source of this name, for kinds that are read of it.
     ///
     /// # Errors
-    /// Where a name is registered already.
+    /// A name is registered already.
     pub fn register(
         source: &'static str,
         kinds: impl IntoIterator<Item = Kind>,
@@ -119,7 +119,7 @@ impl Outages {
         Ok(Outages(Arc::new(Shared { open: Mutex::default(), note, failing, failures })))
     }
 
-    /// Objects of a kind could not be read. True if this is the first kind of an outage.
+    /// Records that objects of a kind could not be read; returns whether this is the first kind of an outage.
     pub fn fails(&self, kind: Kind, cause: Cause, error: &str) -> bool {
         let shared = &self.0;
         shared.failures.with_label_values(&[kind.name(), cause.label()]).inc();
@@ -141,7 +141,7 @@ impl Outages {
         is_first
     }
 
-    /// Objects of a kind can be read.
+    /// Records that objects of a kind can be read.
     pub fn works(&self, kind: Kind) {
         let shared = &self.0;
         let mut open = self.open();

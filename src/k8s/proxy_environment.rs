@@ -1,4 +1,4 @@
-//! Which proxy the environment names for the API server: `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, also in lower case.
+//! The proxy for the API server in the environment: `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, also in lower case.
 //!
 //! The rules are those of Go's HTTP client (`golang.org/x/net/http/httpproxy`), which every other client of the API
 //! follows: the variable for the server's own scheme counts; `NO_PROXY` lists addresses, CIDRs and domains, each but a
@@ -35,7 +35,7 @@ enum Exception {
 }
 
 impl ProxyEnvironment {
-    /// What this process was started with.
+    /// The variables of this process.
     pub fn of_process() -> ProxyEnvironment {
         let first = |names: [&str; 2]| {
             let mut values = names.into_iter().filter_map(|name| std::env::var(name).ok());
@@ -48,7 +48,7 @@ impl ProxyEnvironment {
         }
     }
 
-    /// The proxy for this server; `None` where it is asked directly.
+    /// Returns the proxy for this server; `None` for a direct connection.
     ///
     /// # Errors
     /// The variable names none that can be used; the sentence holds no credentials.

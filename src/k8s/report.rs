@@ -1,18 +1,18 @@
-//! What the cluster is told about this node: the condition `NetworkUnavailable`, and an Event for each problem.
+//! Reports about this node to the cluster: the condition `NetworkUnavailable`, and an Event for each problem.
 //!
-//! Kubernetes: where a cloud or another agent has said `NetworkUnavailable=True` in a Node's `status.conditions`, no pod comes to
-//! it (taint `node.kubernetes.io/network-unavailable`) until whoever makes the routes says `False`. Events (core/v1) are what
-//! `kubectl describe node` shows.
+//! Kubernetes: where a cloud or another agent has set `NetworkUnavailable=True` in a Node's `status.conditions`, no pod
+//! is scheduled there (taint `node.kubernetes.io/network-unavailable`) until whoever makes the routes sets `False`.
+//! Events (core/v1) are what `kubectl describe node` shows.
 //!
-//! The condition is written when the routes to all known nodes are there, where a Node has it as `True` or `Unknown`, which the watch
-//! of the Node tells; and never to `True`: a restart is no reason to keep pods away. Where somebody sets it again it is
-//! corrected: at once the first time, and later and later where somebody insists. A problem, and what is odd in the Node's
+//! The condition is written once the routes to all known nodes exist, where the watch shows it on the Node as `True` or
+//! `Unknown`; and never to `True`: a restart is no reason to keep pods away. Where somebody sets it again it is
+//! corrected: at once the first time, and later and later if that repeats. A problem, and a mistake in the Node's
 //! annotations, becomes one Event when it appears.
 //!
-//! Condition and Events go their ways apart from each other. A server that cannot be reached, or that does not answer, is told again,
-//! later and later; where the right is missing, which is said once with the rule that would give it, every hour.
+//! Condition and Events are sent independently. If the server cannot be reached or does not answer, they are retried,
+//! later and later; while the right is missing, which is logged once with the rule that would give it, every hour.
 //!
-//! Limits: of very many problems the first ones are told, all are in the log.
+//! Limits: of very many problems only the first ones become Events, all are in the log.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -28,7 +28,7 @@ use tracing::{info, warn};
 use super::client::{ApiClient, chain};
 use crate::model::Report;
 
-/// Who is told, and about which Node.
+/// The client, and the name of the Node that is reported on.
 #[derive(Clone)]
 struct Listener {
     client: ApiClient,
@@ -39,12 +39,12 @@ struct Listener {
 /// Delays and patience; shorter in tests.
 #[derive(Clone, Copy, Debug)]
 struct Timing {
-    /// How long an answer may take.
+    /// Time limit for an answer.
     patience: Duration,
     /// The first delay after a failure; it doubles up to `last`.
     first: Duration,
     last: Duration,
-    /// The delay where the right is missing.
+    /// The delay while the right is missing.
     without_right: Duration,
 }
 
@@ -55,7 +55,7 @@ const TIMING: Timing = Timing {
     without_right: Duration::from_secs(3600),
 };
 
-/// How trying to tell something stands.
+/// State of the attempts to send one kind of report.
 struct Attempts {
     what: &'static str,
     /// The rule of RBAC that is needed.
@@ -66,7 +66,7 @@ struct Attempts {
     lacks_right: bool,
 }
 
-/// Why the cluster was not told.
+/// Why a report was not accepted.
 #[derive(Debug)]
 enum Refused {
     /// The right is missing (403).
@@ -74,16 +74,16 @@ enum Refused {
     Failed(String),
 }
 
-/// When the condition may be corrected, so that two who contradict each other do not do so all the time.
+/// Pacing of corrections of the condition, so that two who contradict each other do not do so all the time.
 #[derive(Default, Debug)]
 struct Corrections {
     last: Option<Instant>,
     pause: Duration,
 }
 
-/// How many problems become Events at most while none of them goes.
+/// Most problems that become Events while none of them goes.
 const MOST_PROBLEMS: usize = 20;
-/// How long a condition that somebody sets again stays so: at first, and at the longest.
+/// Time for which a condition that somebody sets again stays so: at first, and at the longest.
 const FIRST_CORRECTION: Duration = Duration::from_secs(5);
 const LONGEST_CORRECTION: Duration = Duration::from_secs(300);
 const CONDITION: &str = "NetworkUnavailable";
@@ -91,7 +91,7 @@ const CONDITION_RULE: &str =
     "apiGroups [\"\"], resources [nodes], verbs [get]; resources [nodes/status], verbs [patch]";
 const EVENTS_RULE: &str = "apiGroups [\"\"], resources [events], verbs [create]";
 
-/// Tells the newest report about the Node of this name until its sender is gone.
+/// Sends the newest report about the Node of this name until its sender is gone.
 pub async fn run(client: ApiClient, node: String, reports: watch::Receiver<Report>) {
     let listener = Listener { client, node, timing: TIMING };
     tokio::join!(tell_condition(listener.clone(), reports.clone()), tell_events(listener, reports));
@@ -147,7 +147,7 @@ async fn tell_events(listener: Listener, mut reports: watch::Receiver<Report>) {
 }
 
 impl Listener {
-    /// Says that the network is there, where the Node says that it is not. `again`: it was said before.
+    /// Sets the condition to `False` where the Node has it otherwise. `again`: it was set before.
     async fn correct(&self, again: bool) -> Result<(), Refused> {
         let nodes = Request::new("/api/v1/nodes");
         if !denies(&self.send(nodes.get(&self.node, &GetParams::default())).await?) {
@@ -161,7 +161,7 @@ impl Listener {
         Ok(())
     }
 
-    /// Makes an Event of each problem that is not `known`, and forgets those that are gone.
+    /// Creates an Event for each problem that is not `known`, and forgets those that are gone.
     async fn tell_problems(&self, report: &Report, known: &mut BTreeSet<String>) -> Result<(), Refused> {
         let problems: BTreeSet<&String> = report.problems.union(&report.odd).collect();
         known.retain(|problem| problems.contains(problem));
@@ -195,7 +195,7 @@ impl Attempts {
         Attempts { what, rule, timing, pause: timing.first, is_failing: false, lacks_right: false }
     }
 
-    /// Takes in what became of an attempt, and says what is new about it.
+    /// Records the outcome of an attempt, and logs what is new about it.
     fn note(&mut self, told: &Result<(), Refused>) {
         let (what, rule) = (self.what, self.rule);
         match told {
@@ -233,21 +233,21 @@ async fn until(at: Option<Instant>) {
 }
 
 impl Corrections {
-    /// The condition has just been looked at, and set where that was needed.
+    /// Records that the condition has been checked, and set where that was needed.
     fn note(&mut self, now: Instant) {
-        // Who has been silent for so long is not contradicting.
+        // After so long a silence it is no contradiction.
         let insists = self.last.is_some_and(|last| now < last + self.pause + LONGEST_CORRECTION);
         self.pause = if insists { (self.pause * 2).min(LONGEST_CORRECTION) } else { FIRST_CORRECTION };
         self.last = Some(now);
     }
 
-    /// When the next one is due; `None`: at once.
+    /// Returns when the next correction is due; `None`: at once.
     fn due(&self) -> Option<Instant> {
         self.last.map(|last| last + self.pause)
     }
 }
 
-/// Whether a Node has the condition as `True` or `Unknown`.
+/// Returns whether a Node has the condition as `True` or `Unknown`.
 fn denies(node: &Value) -> bool {
     let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
     let mut ours = conditions.into_iter().flatten().filter(|condition| condition["type"] == CONDITION);
@@ -264,7 +264,8 @@ fn condition(now: Timestamp) -> Value {
     }]}})
 }
 
-/// An Event about a Node. What is about no namespace lies in `default`; its name is the Node's with the time, as everybody does it.
+/// An Event about a Node. Events of cluster-wide objects lie in `default`; the name is the Node's with the time, by
+/// convention.
 fn event(node: &str, problem: &str, at: SystemTime) -> Value {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let now = format!("{:.0}", Timestamp::try_from(at).unwrap_or_default());

@@ -1,4 +1,4 @@
-//! Asking the API server for the objects of one kind: requests, and answers as they come.
+//! Requests to the API server for the objects of one kind, and their answers as they arrive.
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -18,7 +18,7 @@ use super::answer::{self, Accept, Change, Encoding, Events, Page, Refusal, Unrea
 use super::client::{ApiClient, chain};
 use super::parse::ApiObject;
 
-/// Where the objects of one kind are asked for.
+/// Requests for the objects of one kind.
 pub struct Asking<K> {
     client: ApiClient,
     request: Request,
@@ -26,7 +26,7 @@ pub struct Asking<K> {
     objects: PhantomData<fn() -> K>,
 }
 
-/// How long an answer may keep us waiting. There is no bound for the whole of one: a long list over a slow line ends too.
+/// Time limits of an answer. There is no bound for the whole of one: a long list over a slow line ends too.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     /// For its beginning. The API server itself gives up what takes longer than a minute.
@@ -37,21 +37,21 @@ pub struct Patience {
 
 /// Why there is no answer.
 pub enum Failure {
-    /// The server says no.
+    /// The server refuses.
     Refused(Refusal),
     /// The connection, or what came over it.
     Broken(String),
 }
 
-/// Why a watch does not say what comes next.
+/// Why the next event of a watch is missing.
 pub enum Stumble {
-    /// One event makes no sense; the next one may.
+    /// One event cannot be decoded; the next one may be sound.
     Unreadable(Unread),
-    /// Nothing more will come.
+    /// The watch is broken.
     Broken(String),
 }
 
-/// A watch that is under way.
+/// A watch in progress.
 pub struct Watch<K> {
     body: Body,
     encoding: Encoding,
@@ -59,7 +59,7 @@ pub struct Watch<K> {
     objects: PhantomData<fn() -> K>,
 }
 
-/// What a page of a list may weigh at most, and what a refusal.
+/// Largest size in bytes of a page of a list, and of a refusal.
 const PAGE_BYTES: usize = 1 << 30;
 const REFUSAL_BYTES: usize = 64 << 10;
 
@@ -76,7 +76,7 @@ impl<K: ApiObject> Asking<K> {
         answer::page(encoding, &bytes).map_err(Failure::Broken)
     }
 
-    /// A watch from this resource version on.
+    /// Starts a watch from this resourceVersion.
     pub async fn watch(&self, params: &WatchParams, version: &str) -> Result<Watch<K>, Failure> {
         let request = self.request.watch(params, version).map_err(|error| broken(&error))?;
         let (encoding, body) = self.send(request, Accept::of::<K>().watch).await?;
@@ -98,7 +98,7 @@ impl<K: ApiObject> Asking<K> {
         Err(Failure::Refused(answer::refusal(encoding, head.status.as_u16(), &bytes)))
     }
 
-    /// All bytes of an answer, as long as one piece follows the other.
+    /// Returns the whole body, as long as one piece follows the other in time.
     async fn whole(&self, mut body: Body, most: usize) -> Result<Bytes, String> {
         let mut all = BytesMut::new();
         while let Some(frame) = within(self.patience.piece, body.frame()).await? {
@@ -114,7 +114,7 @@ impl<K: ApiObject> Asking<K> {
 }
 
 impl<K: ApiObject> Watch<K> {
-    /// What the watch says next; `None` at its end. Nothing is lost when this is cancelled.
+    /// Returns the next event; `None` at the end of the watch. Nothing is lost when this is cancelled.
     pub async fn next(&mut self) -> Result<Option<Change<K>>, Stumble> {
         loop {
             let event = self.events.cut().map_err(|error| Stumble::Broken(error.to_string()))?;

@@ -2,23 +2,23 @@
 //!
 //! Kubernetes: "API concepts", sections *Efficient detection of changes* and *Streaming lists*.
 //!
-//! - Streaming lists (`sendInitialEvents`) where the server has them: objects come one by one, and neither
-//!   side holds the whole list in memory. The first one is answered from the server's cache (`resourceVersion=0`): every
-//!   node of the cluster asks. A server that refuses them, or that shows by a bookmark of the ordinary kind that it does not know
-//!   them, is listed in pages, from its newest state, and tried again after an hour; one that falls silent on the way is
-//!   listed in pages this once.
-//! - A watch that ends, as it does every few minutes by design, is resumed where it was, with what bookmarks
-//!   said. When the server no longer knows that place (410) everything is listed anew; what is missing from
-//!   the new list is removed only at its end. The new list is never older than what was seen: that version is asked for
+//! - Streaming lists (`sendInitialEvents`) where the server has them: objects come one by one, and neither side holds
+//!   the whole list in memory. The first one is answered from the server's cache (`resourceVersion=0`), because every
+//!   node of the cluster sends one. A server that refuses them, or whose ordinary bookmarks show that it does not know
+//!   them, is listed in pages, from its newest state, and tried again after an hour; one that falls silent on the way
+//!   is listed in pages this once.
+//! - A watch that ends, as it does every few minutes by design, is resumed at the last resourceVersion, that of
+//!   bookmarks included. When the server no longer knows it (410) everything is listed again; what is missing from the
+//!   new list is removed only at its end. The new list is never older than the version seen, which is requested
 //!   (`NotOlderThan`), or the newest where the server cannot serve it.
 //! - An object that cannot be read keeps its last good version, and is named in a warning.
-//! - A connection that is dead without a word is noticed when bookmarks, which come every minute, stay away. A list has
-//!   no bound but for each piece of it.
-//! - Failures are retried with growing, jittered delays up to half a minute; [`super::outage`] tells of them.
+//! - A dead connection is noticed when bookmarks, which come every minute, stay away. A list has
+//!   no time limit but for each piece of it.
+//! - Failures are retried with growing, jittered delays up to half a minute; [`super::outage`] reports them.
 //!
-//! Why not the watcher of the client library: where a server ends a stream at once it asks again at once,
-//! without end, and where the place to resume at is refused by the status of the response it asks for that
-//! place for ever.
+//! Why not the watcher of the client library: where a server ends a stream at once it retries at once,
+//! without end, and where the status of the response refuses the resourceVersion to resume at it requests that
+//! version for ever.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ use super::request::{Asking, Failure, Patience, Stumble, Watch};
 use super::{Event, Kind, Message, Object, ObjectId, Wanted};
 use crate::model::ObjectName;
 
-/// Tells what is wanted of the cluster until the receiver is gone. Cancelling it ends all watches.
+/// Sends the wanted objects of the cluster until the receiver is gone. Cancelling it ends all watches.
 pub async fn run(client: ApiClient, wanted: Vec<Wanted>, outages: Outages, out: Sender<Message>) {
     let mut followers = JoinSet::new();
     for wanted in wanted {
@@ -50,7 +50,7 @@ pub async fn run(client: ApiClient, wanted: Vec<Wanted>, outages: Outages, out: 
     followers.join_all().await;
 }
 
-/// Follows one kind.
+/// Lists and watches one kind.
 async fn follow(client: ApiClient, wanted: Wanted, common: Common) {
     let kind = wanted.kind();
     match wanted {
@@ -74,13 +74,13 @@ struct Timing {
     /// The first delay after a failure; it doubles up to `last`.
     first: Duration,
     last: Duration,
-    /// A watch that ended sooner than this counts as failed, although the server said nothing wrong.
+    /// A watch that ended sooner than this counts as failed, although the server reported no error.
     brief: Duration,
-    /// How long the server may keep us waiting for an answer, and for each next piece of a list.
+    /// Time limits for an answer, and for each next piece of a list.
     patience: Patience,
-    /// How long a watch on which bookmarks come may be silent.
+    /// Longest silence of a watch on which bookmarks come.
     silence: Duration,
-    /// How long a server that has no streaming lists is listed in pages before it is asked for them again.
+    /// Time for which a server without streaming lists is listed in pages before they are tried again.
     in_pages: Duration,
 }
 
@@ -97,14 +97,14 @@ impl Default for Timing {
     }
 }
 
-/// What the followers of all kinds share.
+/// State shared by the followers of all kinds.
 struct Common {
     out: Sender<Message>,
     outages: Outages,
     timing: Timing,
 }
 
-/// One kind, and where in its history we are.
+/// One kind, and its place in the history of the API.
 struct Follower<K> {
     kind: Kind,
     asking: Asking<K>,
@@ -113,11 +113,11 @@ struct Follower<K> {
     common: Common,
     pool: Pool,
     pages: Option<Pages>,
-    /// The resource version to resume at; `None`: everything is to be listed.
+    /// The resourceVersion to resume at; `None`: everything has to be listed.
     version: Option<String>,
-    /// The newest version that was seen. No list may be older.
+    /// The newest resourceVersion seen. No list may be older.
     seen: Option<String>,
-    /// The server cannot serve what was seen: the newest is asked for.
+    /// The server cannot serve that version: the newest is requested.
     wants_newest: bool,
     failures: u32,
     is_out: bool,
@@ -132,19 +132,19 @@ enum Pages {
     Until(Instant),
 }
 
-/// Why a request or a stream came to its end.
+/// Why a request or a stream ended.
 enum End {
     /// As it should: the server closes every watch after a while.
     Orderly,
-    /// Everything was listed and is to be watched now.
+    /// Everything was listed; the watch follows.
     Listed,
-    /// The place to resume at is no longer known.
+    /// The resourceVersion to resume at has expired (410).
     Expired,
-    /// The server cannot serve a list that is as new as what was seen.
+    /// The server cannot serve a list as new as the version seen.
     NotServed(String),
     /// The server has no streaming lists.
     NoStreaming,
-    /// The list came to a halt.
+    /// The list stalled.
     Silent,
     Failed(Cause, String),
     /// The receiver is gone.
@@ -208,7 +208,7 @@ impl<K: ApiObject> Follower<K> {
                     continue;
                 }
                 End::Expired => {
-                    // Where not even a list of this version can be had, only the newest one is left.
+                    // If not even a list of this version is served, only the newest one is left.
                     self.wants_newest = self.version.is_none();
                     self.version = None;
                 }
@@ -284,7 +284,7 @@ impl<K: ApiObject> Follower<K> {
         }
     }
 
-    /// Lists everything in pages: the newest state there is.
+    /// Lists everything in pages, from the newest state.
     async fn list_all(&mut self) -> End {
         let mut params = ListParams { field_selector: self.fields.clone(), ..ListParams::default() }.limit(PAGE);
         if self.tell(Event::Listing(self.kind)).await.is_err() {
@@ -321,7 +321,7 @@ impl<K: ApiObject> Follower<K> {
         }
     }
 
-    /// Resumes watching at a version.
+    /// Resumes the watch at a resourceVersion.
     async fn watch(&mut self, version: &str) -> End {
         let params = self.watch_params(false);
         match self.asking.watch(&params, version).await {
@@ -361,8 +361,8 @@ impl<K: ApiObject> Follower<K> {
         }
     }
 
-    /// Takes in one event. `resumable`: its version is a place at which the watch can be resumed, which it is
-    /// not before the list is complete.
+    /// Processes one event. `resumable`: the watch can be resumed at its version, which it cannot
+    /// before the list is complete.
     async fn take_in(&mut self, change: Change<K>, resumable: bool) -> Option<End> {
         if !matches!(change, Change::Refused(_)) {
             self.end_outage();
@@ -390,8 +390,8 @@ impl<K: ApiObject> Follower<K> {
         told.is_err().then_some(End::Closed)
     }
 
-    /// Tells of an object that cannot be read: its last good version stays, and its next one may be sound. In a list it has
-    /// to be named, so that it does not count as gone.
+    /// Reports an object that cannot be read: its last good version stays, and its next one may be sound. In a list
+    /// it has to be named, so that it does not count as gone.
     async fn tell_unread(&self, unread: Unread, is_listing: bool) -> Result<(), Gone> {
         let Unread { name, is_gone, reason } = unread;
         let is_named = name.is_some();
@@ -410,7 +410,7 @@ impl<K: ApiObject> Follower<K> {
         self.tell(Event::Object(Object::Unreadable(id), warnings.into_iter().collect())).await
     }
 
-    /// What a request that failed means.
+    /// Maps a failed request to its consequence.
     fn end_of(&self, failure: Failure) -> End {
         match failure {
             Failure::Broken(reason) => End::Failed(Cause::Unreachable, reason),
@@ -418,7 +418,7 @@ impl<K: ApiObject> Follower<K> {
         }
     }
 
-    /// What a refusal means.
+    /// Maps a refusal to its consequence.
     fn end_by(&self, refusal: &Refusal) -> End {
         match (refusal.code, self.pages, &self.version) {
             (410, ..) => End::Expired,
@@ -428,7 +428,7 @@ impl<K: ApiObject> Follower<K> {
         }
     }
 
-    /// Whether this version is older than what was seen. Versions are numbers (KEP-5504); one that is none says nothing.
+    /// Returns whether this version is older than the newest seen. Versions are numbers (KEP-5504); any other never is.
     fn is_older_than_seen(&self, version: Option<&str>) -> bool {
         let number = |version: Option<&str>| version.and_then(|version| version.parse::<u64>().ok());
         match (number(version), number(self.seen.as_deref())) {
@@ -488,7 +488,7 @@ impl<K: ApiObject> Follower<K> {
 /// The receiver is gone: there is nobody to work for.
 struct Gone;
 
-/// How long a watch is asked for.
+/// Requested duration of a watch, in seconds.
 const WATCH_SECONDS: u32 = 290;
 
 /// Any number; each call another one. Good for spreading, not for secrets.

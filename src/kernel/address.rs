@@ -33,7 +33,7 @@ impl fmt::Display for AddressKey {
     }
 }
 
-/// An address without meaning (the dummy address of RFC 7600), for a device whose IPv4 routes must stay while
+/// Placeholder address (the dummy address of RFC 7600), for a device whose IPv4 routes must stay while
 /// its other addresses come and go: with the last address the kernel drops all IPv4 routes of the device.
 pub const KEEPER: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 0, 8), 32));
 
@@ -50,14 +50,14 @@ pub struct HostAddress {
     pub kind: LinkKind,
     /// The device is set up.
     pub up: bool,
-    /// The device's largest packet, in bytes.
+    /// MTU of the device, in bytes.
     pub mtu: u32,
     /// The prefix keeps its host bits.
     pub address: IpNet,
     pub scope: Scope,
 }
 
-/// How far an address is known.
+/// Scope of an address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Scope {
     Global,
@@ -76,7 +76,7 @@ const HEADER: usize = 8;
 const ADDRESS: u16 = 1;
 const LOCAL: u16 = 2;
 
-/// IPv6: usable at once, nobody is asked whether it is taken.
+/// IPv6: usable at once, without duplicate address detection.
 const NO_DUPLICATE_DETECTION: u8 = 0x02;
 const SCOPE_GLOBAL: u8 = 0;
 const SCOPE_LINK: u8 = 253;
@@ -188,7 +188,7 @@ fn list(socket: &mut Socket, family: Family, device: u32) -> Result<Vec<(u32, Ip
     let mut message = Messages::new();
     message.begin(GET_ADDRESS, 0).header(&header([family.number(), 0, 0, 0], device));
     let listed = socket.dump(&mut message, |answer| {
-        // A kernel without this family lists those of the others, and an old one all devices.
+        // A kernel without this family lists addresses of the others, and an old one those of all devices.
         address(answer)
             .filter(|(index, address, _)| Family::from(*address) == family && (device == 0 || *index == device))
     });
@@ -199,14 +199,14 @@ fn list(socket: &mut Socket, family: Family, device: u32) -> Result<Vec<(u32, Ip
     }
 }
 
-/// The device, the address and its scope, that a message describes, be it an answer or a notification.
+/// Returns the device, the address and its scope from a message, be it an answer or a notification.
 pub(super) fn address(answer: &Answer<'_>) -> Option<(u32, IpNet, Scope)> {
     if answer.kind != NEW_ADDRESS && answer.kind != DELETE_ADDRESS {
         return None;
     }
     let [_, length, _, scope, i0, i1, i2, i3] = *answer.header::<HEADER>()?;
     let attributes = answer.attributes(HEADER);
-    // On links between two hosts `ADDRESS` is the other one.
+    // On point-to-point links `ADDRESS` is the peer's.
     let own = attributes.get(LOCAL).or_else(|| attributes.get(ADDRESS))?;
     let scope = match scope {
         SCOPE_LINK => Scope::Link,
@@ -221,7 +221,7 @@ fn header([family, length, flags, scope]: [u8; 4], device: u32) -> [u8; HEADER] 
     [family, length, flags, scope, i0, i1, i2, i3]
 }
 
-/// True for addresses that the kernel puts on every device by itself.
+/// Returns whether the kernel puts this address on a device by itself.
 pub(super) fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(_) => false,

@@ -1,4 +1,4 @@
-//! The bridge that pods are on: what we decide about it.
+//! Desired state of the bridge that pods are on.
 //!
 //! Kernel: a device of type `bridge` with the kernel's defaults, set up (`ip link add kube-bridge type bridge`). It is ours by
 //! its name, and never deleted while pods are on it. Its addresses belong to the CNI plugin, which gives it the gateway's.
@@ -10,7 +10,7 @@ pub use target::Bridges;
 /// The bridge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Bridge {
-    /// The largest packet, in bytes; `None` leaves it as it is.
+    /// MTU in bytes; `None` leaves it unchanged.
     pub mtu: Option<u32>,
     pub up: bool,
 }

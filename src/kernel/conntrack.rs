@@ -1,4 +1,4 @@
-//! Connection tracking: forgetting flows.
+//! Connection tracking: deletion of entries.
 //!
 //! A connectionless client that keeps its port keeps its entry, and with it a backend that is gone, for as long as
 //! it sends. Forgetting the entry sends its next packet to a backend that is there.
@@ -55,14 +55,14 @@ mod tuple {
     pub const DESTINATION_PORT: u16 = 3;
 }
 
-/// Inside `FILTER`: which fields of the original direction decide.
+/// Inside `FILTER`: the fields of the original direction that are compared.
 const ORIGINAL_FIELDS: u16 = 1;
 const REPLY_FIELDS: u16 = 2;
 const FIELD_PROTOCOL: u32 = 1 << 3;
 
 const NESTED: u16 = 0x8000;
 
-/// What a deletion needs of an entry.
+/// The parts of an entry that its deletion needs.
 #[derive(Debug)]
 struct Tracked {
     family: Family,
@@ -72,8 +72,8 @@ struct Tracked {
     zone: Option<u16>,
 }
 
-/// Makes the kernel forget these flows, in the network namespace of the calling thread. Returns how many
-/// entries it forgot. Flows that are not tracked are fine.
+/// Deletes the entries of these flows in the network namespace of the calling thread; returns their number.
+/// Flows that are not tracked are fine.
 ///
 /// # Errors
 /// The kernel refused to list flows or to delete one. Every other flow that was listed is forgotten.
@@ -121,7 +121,7 @@ fn delete(messages: &mut Messages, tracked: &Tracked) {
     }
 }
 
-/// The entry, if it is one of the flows.
+/// Returns the entry if it belongs to one of the flows.
 fn tracked(answer: &Answer<'_>, family: Family, flows: &BTreeSet<Flows>) -> Option<Tracked> {
     let attributes = answer.attributes(HEADER);
     let original = attributes.get(entry::ORIGINAL)?;

@@ -1,4 +1,4 @@
-//! What went wrong when the kernel was asked for something.
+//! Errors of kernel operations.
 
 use std::fmt;
 
@@ -6,10 +6,10 @@ use rustix::io::Errno;
 
 /// A failed kernel operation: what was done, to what, and the kernel's answer.
 ///
-/// Matched by the questions below, never by text.
+/// Matched by the methods below, never by text.
 #[derive(Clone, Debug)]
 pub struct Error {
-    /// What was tried, as an administrator would say it: `add virtual service`, `list routes`.
+    /// The attempted operation, in an administrator's words: `add virtual service`, `list routes`.
     pub operation: &'static str,
     /// The object, in the notation of the kernel's own tools. Empty where the operation says it all.
     pub object: String,
@@ -28,7 +28,7 @@ pub enum Cause {
     Program(String),
     /// The answer could not be understood: truncated, of the wrong type, or missing.
     Malformed(&'static str),
-    /// No answer within the time that any answer takes.
+    /// No answer within the time limit.
     Timeout,
 }
 
@@ -41,22 +41,22 @@ impl Error {
         Error::new(operation, object, Cause::Errno(errno, None))
     }
 
-    /// The object was there already.
+    /// Returns whether the object existed already.
     pub fn is_exists(&self) -> bool {
         matches!(self.cause, Cause::Errno(Errno::EXIST, _))
     }
 
-    /// The object, or what it depends on, was not there.
+    /// Returns whether the object, or what it depends on, did not exist.
     pub fn is_absent(&self) -> bool {
         matches!(self.cause, Cause::Errno(Errno::NOENT | Errno::SRCH | Errno::NODEV | Errno::ADDRNOTAVAIL, _))
     }
 
-    /// Somebody else uses the object, or asks at the same moment.
+    /// Returns whether somebody else uses the object, or sends a request at the same moment.
     pub fn is_busy(&self) -> bool {
         matches!(self.cause, Cause::Errno(Errno::BUSY, _))
     }
 
-    /// This kernel cannot do it at all: a module or a protocol family is missing.
+    /// Returns whether this kernel lacks support: a module or a protocol family is missing.
     pub fn is_unsupported(&self) -> bool {
         matches!(self.cause, Cause::Errno(Errno::OPNOTSUPP | Errno::AFNOSUPPORT | Errno::PROTONOSUPPORT, _))
     }

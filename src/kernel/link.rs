@@ -21,7 +21,7 @@ use crate::reconcile::{Failure, Phase, Step, Target};
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct LinkName(pub CompactString);
 
-/// What we decide about a device.
+/// Desired properties of a device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Link {
     pub kind: LinkKind,
@@ -146,7 +146,7 @@ fn operation(step: &Step<'_, LinkName, Link>) -> &'static str {
     }
 }
 
-/// Writes the message of a step, or says why there can be none.
+/// Writes the message of a step; fails where there can be none.
 fn write(messages: &mut Messages, step: &Step<'_, LinkName, Link>) -> Result<(), Error> {
     match (step.have, step.want) {
         // ip link add NAME type dummy up
@@ -176,7 +176,7 @@ fn write(messages: &mut Messages, step: &Step<'_, LinkName, Link>) -> Result<(),
     }
 }
 
-/// `struct ifinfomsg` that says whether the device is up, and nothing else.
+/// `struct ifinfomsg` that sets only whether the device is up.
 fn header(up: bool) -> [u8; HEADER] {
     let [f0, f1, f2, f3] = if up { UP } else { 0 }.to_ne_bytes();
     let [c0, c1, c2, c3] = UP.to_ne_bytes();
@@ -190,11 +190,11 @@ pub struct Device {
     pub name: LinkName,
     pub kind: LinkKind,
     pub up: bool,
-    /// Something is at the other end.
+    /// The link has a carrier.
     pub carrier: bool,
     /// It is a port of another device, as those of pods are.
     pub port: bool,
-    /// The largest packet, in bytes.
+    /// MTU in bytes.
     pub mtu: u32,
 }
 
@@ -211,7 +211,7 @@ pub(super) fn device(answer: &Answer<'_>) -> Option<Device> {
         return None;
     }
     let [family, _, _, _, i0, i1, i2, i3, f0, f1, f2, f3, ..] = *answer.header::<HEADER>()?;
-    // Bridges tell of their ports in messages of the family AF_BRIDGE, which are not about devices.
+    // Bridges report their ports in messages of the family AF_BRIDGE, which are not about devices.
     if family != 0 {
         return None;
     }
@@ -229,7 +229,7 @@ pub(super) fn device(answer: &Answer<'_>) -> Option<Device> {
     })
 }
 
-/// Numbers and names of devices, asked for once per batch. The numbers change when a device is made anew, so
+/// Indexes and names of devices, requested once per batch. An index changes when a device is created again, so
 /// nothing is kept for longer.
 #[derive(Default)]
 pub(super) struct Names {
@@ -238,7 +238,7 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// The number of a device; `None` where there is none of this name.
+    /// Returns the index of a device; `None` where there is none of this name.
     pub fn number(&mut self, socket: &Socket, name: &LinkName) -> Option<u32> {
         if let Some(known) = self.numbers.get(name) {
             return *known;

@@ -2,8 +2,9 @@
 //! process without memory knows them.
 //!
 //! `netlink` is the wire under all of them; `ipvs`, `ipset`, `link`, `address`, `route`, `iptables` and
-//! `sysctl` are families of objects (`reconcile::Target`); `conntrack`, `module` and `nftables` are acts;
-//! `bridge`, `rule` and `tunnel` say what is wanted of such objects; `monitor` tells what others changed; `tcp` opens sockets for routing protocols.
+//! `sysctl` are kinds of objects (`reconcile::Target`); `conntrack`, `module` and `nftables` are operations;
+//! `bridge`, `rule` and `tunnel` hold the desired state of such objects; `monitor` reports changes by others; `tcp`
+//! opens sockets for routing protocols.
 
 mod error;
 mod name;

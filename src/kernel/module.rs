@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::Error;
 use super::program::{Call, run};
 
-/// A module comes within milliseconds; one whose initialisation hangs would keep us for ever.
+/// A module loads within milliseconds; one whose initialisation hangs would block us for ever.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Loads those of the modules that are not there yet. Returns an error for each that cannot be loaded; the
@@ -21,7 +21,7 @@ pub fn load(names: &[&str]) -> Vec<Error> {
     names.iter().filter(|name| !is_present(name)).filter_map(|name| load_one(name).err()).collect()
 }
 
-/// Whether the kernel has this module, loaded or compiled in. A module that could be loaded is not present.
+/// Returns whether the kernel has this module, loaded or compiled in. A module that could be loaded is not present.
 pub fn is_present(name: &str) -> bool {
     let name = name.replace('-', "_");
     Path::new("/sys/module").join(&name).exists() || is_builtin(&name, &builtin_list())

@@ -1,11 +1,11 @@
-//! Tells what others changed in the kernel, by netlink notifications.
+//! Reports changes by others in the kernel, from netlink notifications.
 //!
-//! Coarse on purpose: a notification says where to look, and what is there is read by whoever cares. So nothing
-//! queues: what is delivered are counters, and only their difference counts. After an overrun of the socket
+//! Coarse on purpose: a notification says where to look, and the subscribers read what is there. So nothing
+//! queues: subscribers get counters, and only their difference counts. After an overrun of the socket
 //! every counter grows, because anything may have happened.
 //!
-//! What is not told: changes of our own (see `own`), what the kernel puts on every device by itself, pods'
-//! routes. What nobody can tell: legacy iptables, ipset, IPVS and sysctls have no notifications, and the kernel
+//! Not reported: changes of our own (see `own`), what the kernel puts on every device by itself, pods'
+//! routes. Not observable: legacy iptables, ipset, IPVS and sysctls have no notifications, and the kernel
 //! drops IPv4 routes silently with a device's last address and when it is set down; therefore a change of
 //! a device or of its addresses counts as one of its routes.
 //!
@@ -28,24 +28,24 @@ use super::netlink::{Answer, Bus, Fault, Listener, Socket};
 use super::route::{self, Protocol, TABLE_LOCAL, TABLE_MAIN, Told};
 use super::{Cause, Error, own};
 
-/// How often others changed something, since the monitor was started. Only differences count.
+/// Numbers of changes by others since the monitor was started. Only differences count.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Changes {
     /// One of the devices that are ours: itself, its addresses, its routes in the table of local addresses.
     pub ours: u64,
-    /// Another device of this host or its addresses: what [`address::host_addresses`] tells.
+    /// Another device of this host or its addresses: what [`address::host_addresses`] returns.
     pub host: u64,
     /// The rules of nf_tables, to which iptables belongs in that flavour.
     pub rules: u64,
     /// Routes that are watched, and devices that may carry them: all but those of pods (`veth`). A device that is set down or
-    /// goes, or loses an address, takes routes along without a word.
+    /// goes, or loses an address, takes routes along without a notification.
     pub routes: u64,
-    /// What leads to other hosts may have changed: routes of the main table that are nobody's we watch, and do not lead to pods;
-    /// devices, their carriers and addresses.
+    /// The ways to other hosts may have changed: routes of the main table that we do not watch and that do not lead to
+    /// pods; devices, their carriers and addresses.
     pub ways: u64,
 }
 
-/// What subsystems wait to be told.
+/// Notices that subsystems wait for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Notice {
     /// [`Changes::ours`].
@@ -59,7 +59,7 @@ pub enum Notice {
 }
 
 impl Changes {
-    /// How often others did what this notice is about.
+    /// Returns the number of changes by others that this notice is about.
     pub fn count(&self, notice: Notice) -> u64 {
         match notice {
             Notice::Ours => self.ours,
@@ -70,10 +70,10 @@ impl Changes {
     }
 }
 
-/// What is watched besides what every host has.
+/// Objects to watch besides those that every host has.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Watched {
-    /// Devices of which more is told.
+    /// Devices that are watched in detail.
     pub ours: Vec<LinkName>,
     pub routes: Vec<Protocol>,
 }
@@ -84,9 +84,9 @@ const DELETE_LINK: u16 = 17;
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN`: a change of the rules is complete.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 
-/// How long the thread waits before it looks whether anybody still listens.
+/// Interval at which the thread checks whether anybody still listens.
 const LOOK_UP: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
-/// The pause after a failure of a socket, which nothing explains.
+/// Pause after an unexplained failure of a socket.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts a thread that listens in the network namespace of the calling thread.
@@ -100,7 +100,7 @@ pub fn start(watched: Watched) -> Result<watch::Receiver<Changes>, Error> {
     Ok(receiver)
 }
 
-/// What the thread works with.
+/// State of the thread.
 pub struct Monitor {
     routing: Listener,
     rules: Listener,
@@ -123,7 +123,7 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Takes in what has been told meanwhile, without waiting.
+    /// Processes the pending notifications without waiting; returns the counters.
     pub fn hear(&mut self) -> Changes {
         let mut changes = self.changes;
         self.hear_routing(&mut changes);
@@ -181,14 +181,14 @@ impl Monitor {
         thread::sleep(PAUSE);
     }
 
-    /// Learns which devices there are.
+    /// Lists the devices.
     fn look_around(&mut self) -> Result<(), Error> {
         self.view.devices = link::devices(&mut self.socket)?.into_iter().map(|device| (device.index, device)).collect();
         Ok(())
     }
 }
 
-/// What is known of the devices, to tell changes from repetitions.
+/// Last seen state of the devices, to tell changes from repetitions.
 struct View {
     watched: Watched,
     devices: BTreeMap<u32, Device>,
@@ -227,7 +227,7 @@ impl View {
         changes.ways += u64::from(elsewhere);
     }
 
-    /// The kernel also speaks of a device when only its counters changed. A carrier that comes or goes concerns the ways alone.
+    /// The kernel also notifies when only a device's counters changed. A change of carrier concerns the ways alone.
     fn note_device(&mut self, device: Device, gone: bool, changes: &mut Changes) {
         let index = device.index;
         let is_ours = self.watched.ours.contains(&device.name) || self.is_ours(index);
@@ -253,7 +253,7 @@ impl View {
     }
 }
 
-/// But for its carrier, and for what it is a port of.
+/// Returns whether all but the carrier, and the device that it is a port of, is equal.
 fn is_same(one: &Device, other: &Device) -> bool {
     *one == Device { carrier: one.carrier, port: one.port, ..other.clone() }
 }

@@ -1,8 +1,8 @@
-//! Names that tell what is ours.
+//! Names by which our objects are recognised.
 
 use compact_str::CompactString;
 
-/// The name of an object of ours, or how the names of many begin.
+/// The name of an object of ours, or the prefix of the names of many.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Name {
     Exact(CompactString),
@@ -10,7 +10,7 @@ pub enum Name {
 }
 
 impl Name {
-    /// Whether this is what an object is called.
+    /// Returns whether an object of this name is meant.
     pub fn matches(&self, name: &str) -> bool {
         match self {
             Name::Exact(exact) => exact == name,

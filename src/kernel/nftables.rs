@@ -1,8 +1,8 @@
 //! Whole tables of nf_tables, by their names: to find and to remove those that another program left.
 //!
 //! Kernel: netlink subsystem `NFNL_SUBSYS_NFTABLES` (include/uapi/linux/netfilter/nf_tables.h). Changes stand between the
-//! marks of a batch (include/uapi/linux/netfilter/nfnetlink.h) and count together. Nothing here is ours: whoever calls says
-//! which tables, and a table goes with everything in it.
+//! marks of a batch (include/uapi/linux/netfilter/nfnetlink.h) and are one transaction. Nothing here is ours: the
+//! caller names the tables, and a table goes with everything in it.
 //!
 //! A kernel without nf_tables has no tables.
 
@@ -27,10 +27,10 @@ const DELETE_TABLE: u16 = (SUBSYSTEM as u16) << 8 | 2;
 /// The attribute of a table with its name.
 const NAME: u16 = 1;
 
-/// Removes those of the tables that are there, in the network namespace of the calling thread. Returns which.
+/// Removes those of the tables that exist, in the network namespace of the calling thread; returns them.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel refuses.
 pub fn remove<'a>(tables: &[Table<'a>]) -> Result<Vec<Table<'a>>, Error> {
     let mut socket = Socket::open(Bus::Netfilter)?;
     let mut removed = Vec::new();

@@ -1,4 +1,4 @@
-//! Which notifications are echoes of our own acts.
+//! Recognising notifications that our own changes caused.
 //!
 //! A notification carries the port of the socket whose request caused it. Every socket of ours is listed here
 //! while it is open, and the last programs that we started, whose sockets have their process number as port.
@@ -50,7 +50,7 @@ pub(super) fn start_program(start: impl FnOnce() -> io::Result<Child>) -> io::Re
     Ok(child)
 }
 
-/// True when a notification with this port was caused by us.
+/// Returns whether we caused a notification with this port.
 pub(super) fn is_own(bus: Bus, port: u32) -> bool {
     lock(&PORTS).contains(&(bus, port)) || (bus == Bus::Netfilter && lock(&PROGRAMS).contains(&port))
 }

@@ -1,7 +1,7 @@
 //! Starting one of the few programs that are ever started: `iptables-save`, `iptables-restore`, `modprobe`.
 //!
-//! What a program reads and writes are files in memory, not pipes: nobody has to feed and empty them while
-//! it runs, so one thread can start it and wait for it, however much it says. The wait has an end: a program
+//! Input and output of a program are files in memory, not pipes: nobody has to feed and empty them while
+//! it runs, so one thread can start it and wait for it, however much it writes. The wait has an end: a program
 //! that is not done by then is killed. The program gets the network namespace of the calling thread.
 
 use std::fs::File;
@@ -23,24 +23,24 @@ pub(super) struct Call<'a> {
     pub program: &'a str,
     pub arguments: &'a [&'a str],
     pub input: &'a [u8],
-    /// How long it may take.
+    /// Time limit.
     pub limit: Duration,
 }
 
-/// Why a program did not do what was asked.
+/// Why a program failed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Fault {
     /// It is not on this machine.
     Missing,
     /// It was killed because it did not come to an end.
     Timeout,
-    /// It said that it failed: what it wrote to stderr, or its exit status where it wrote nothing.
+    /// It reported failure: its stderr, or its exit status where it wrote nothing.
     Failed(String),
     /// It could not be started or waited for.
     System(Errno),
 }
 
-/// As much of what a failed program wrote to stderr as an error repeats, in bytes.
+/// Bytes of a failed program's stderr that an error repeats at most.
 const MOST_SAID: usize = 2000;
 
 /// A program that was started and not waited for yet.
@@ -110,7 +110,7 @@ impl From<io::Error> for Fault {
     }
 }
 
-/// Waits for the child's end; kills it and answers `None` when that does not come in time.
+/// Waits for the child's end; on timeout kills it and returns `None`.
 fn wait(child: &mut Child, deadline: Instant) -> Result<Option<ExitStatus>, Fault> {
     match ends_before(child, deadline) {
         Ok(true) => Ok(Some(child.wait()?)),

@@ -1,4 +1,4 @@
-//! Rules that choose the routing table of a packet by its source: what we decide about one.
+//! Desired rules that choose the routing table of a packet by its source.
 //!
 //! ```text
 //! ip rule add from 10.244.1.0/24 lookup 77
@@ -16,7 +16,7 @@ use ipnet::IpNet;
 
 pub use target::SourceRules;
 
-/// What identifies a rule; there is nothing else to it.
+/// Key of a rule, which is all there is to it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RuleKey {
     /// Host bits are zero.

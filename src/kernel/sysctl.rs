@@ -1,14 +1,14 @@
 //! Kernel settings under `/proc/sys`, written only where they differ.
 //!
-//! Settings are never taken back: what they were before is nobody's knowledge. So this family only grows,
+//! Settings are never reset: nobody knows their former values. So this kind of objects only grows,
 //! and there is nothing to call `shrink` for.
 //!
 //! A setting whose file does not exist (its module is not loaded, its device is not there) is absent, which is
-//! not a failure. It is said once and looked for again whenever the settings are read.
+//! not a failure. It is reported once and looked for again whenever the settings are read.
 //!
 //! Some settings are corrected only where they have one certain value ([`Wanted::InsteadOf`]). They are ours
 //! only while they have the old or the new value; with any other they are the administrator's and are neither
-//! returned nor touched. What is wanted therefore depends on what was found: ask [`Settings::wanted`] before a
+//! returned nor touched. The desired state therefore depends on what was found: call [`Settings::wanted`] before a
 //! round and after every audit.
 //!
 //! Kernel: Documentation/admin-guide/sysctl. The files below `/proc/sys/net` show the network namespace of the
@@ -27,13 +27,13 @@ use tracing::warn;
 use super::Error;
 use crate::reconcile::{Failure, Growth, Mirror, Moment, Phase, Reflection, Step, Target};
 
-/// The settings that their owner decides, as a family of kernel objects. A value is written as the kernel prints
+/// The settings that their owner decides, as a kind of kernel objects. A value is written as the kernel prints
 /// it, with one space between its words.
 #[derive(Debug)]
 pub struct Settings {
     rules: BTreeMap<Setting, Wanted>,
     root: PathBuf,
-    /// Absent settings that were spoken of.
+    /// Absent settings that were reported.
     reported: BTreeSet<Setting>,
 }
 
@@ -41,7 +41,7 @@ pub struct Settings {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Setting(pub CompactString);
 
-/// What a setting shall be.
+/// Desired value of a setting.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Wanted {
     /// This value, whatever it was.
@@ -51,7 +51,7 @@ pub enum Wanted {
 }
 
 impl Wanted {
-    /// The value that a setting shall have which has the value `found`; `None` where it is not ours to decide.
+    /// Returns the desired value of a setting whose value is `found`; `None` where it is not ours to decide.
     pub fn given(&self, found: &str) -> Option<&CompactString> {
         match self {
             Wanted::Always(value) => Some(value),
@@ -65,13 +65,13 @@ impl Settings {
         Settings { rules: rules.into_iter().collect(), root: PathBuf::from("/proc/sys"), reported: BTreeSet::new() }
     }
 
-    /// Replaces what each setting shall be.
+    /// Replaces the desired values.
     pub fn set_rules(&mut self, rules: BTreeMap<Setting, Wanted>) {
         self.rules = rules;
     }
 
-    /// The desired state: what each setting that exists, and is ours to decide, shall be. One that cannot be
-    /// read is wanted too where its value does not matter, so that its step fails and is seen.
+    /// Returns the desired values of the settings that exist and are ours to decide. One that cannot be
+    /// read is among them where its value does not matter, so that its step fails visibly.
     pub fn wanted(&mut self) -> Result<BTreeMap<Setting, CompactString>, Error> {
         let mut wanted = BTreeMap::new();
         for (setting, rule) in self.rules.clone() {
@@ -85,7 +85,7 @@ impl Settings {
         Ok(wanted)
     }
 
-    /// The value of a setting; `None`, which is said once, where the kernel does not have it.
+    /// Reads a setting; `None`, reported once, where the kernel does not have it.
     fn look(&mut self, setting: &Setting) -> Option<Result<CompactString, Error>> {
         match value_of(&self.path(setting)) {
             Ok(value) => {
@@ -165,10 +165,10 @@ impl fmt::Display for Setting {
 
 /// Settings whose desired state depends on what is found.
 pub trait Ruled: Target<Key = Setting, Value = CompactString> {
-    /// What each of these settings shall be, of those that exist and are ours to decide.
+    /// Returns the desired values of those of the settings that exist and are ours to decide.
     ///
     /// # Errors
-    /// Where that cannot be found out.
+    /// A setting cannot be looked at.
     fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Setting, CompactString>, Self::Error>;
 }
 
@@ -179,7 +179,7 @@ impl Ruled for Settings {
     }
 }
 
-/// Writes settings that are not as these rules say. They do not depend on how well the cluster is known.
+/// Writes settings that differ from these rules. They do not depend on how well the cluster is known.
 pub fn keep<T: Ruled>(settings: &mut Mirror<T>, rules: &BTreeMap<Setting, Wanted>, at: Moment) {
     if settings.is_settled() {
         return;

@@ -5,9 +5,9 @@
 //!
 //! Nothing of this outlives the process: sockets go with it.
 //!
-//! What sockets that listen are told counts for the answers to connections that are only being made; what they accept is told
-//! again, because neighbours differ. A key of TCP MD5 belongs to a neighbour's address and a socket: on one that listens the
-//! kernel drops what comes from there with another key or without one, before anybody sees it.
+//! Options of a listening socket apply to the answers to connections that are being established; accepted ones get
+//! their own, because neighbours differ. A key of TCP MD5 belongs to a neighbour's address and a socket: on one that
+//! listens the kernel drops what comes from there with another key or without one, before anybody sees it.
 #![expect(unsafe_code, reason = "two socket options are known neither to the standard library nor to rustix")]
 
 use std::ffi::c_int;
@@ -21,16 +21,16 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use super::Error;
 use crate::net::Family;
 
-/// How far packets go, and how much must be left of that when one comes.
+/// TTL of sent packets, and the least TTL that received ones must have left.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Hops {
-    /// `None` for what the system does.
+    /// `None` for the system's default.
     pub sent: Option<u8>,
     /// `None` for any.
     pub least: Option<u8>,
 }
 
-/// How many connections may wait to be accepted: a whole cluster may dial at once. The kernel has a bound of its own,
+/// Connections that may wait to be accepted: a whole cluster may dial at once. The kernel has a bound of its own,
 /// `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 /// Class selector 6, *network control*.
@@ -81,7 +81,7 @@ pub fn dialling(to: IpAddr, local: Option<IpAddr>, hops: Hops, key: Option<&[u8]
     Ok(TcpStream::from(socket))
 }
 
-/// Makes an accepted connection what the neighbour's own would be.
+/// Sets the options of the neighbour on an accepted connection.
 ///
 /// # Errors
 /// The kernel lacks something.
@@ -108,10 +108,10 @@ pub fn set_key(socket: impl AsFd, of: IpAddr, key: Option<&[u8]>) -> Result<(), 
     }
 }
 
-/// Lets the process have as many open files as it may: one for each connection.
+/// Raises the process's limit of open files to its maximum: one for each connection.
 ///
 /// # Errors
-/// The system refuses what it has said before.
+/// The system refuses the maximum that it has reported.
 pub fn raise_open_files() -> Result<(), Error> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -138,7 +138,7 @@ fn set(socket: impl AsFd, family_of: IpAddr, hops: Hops) -> rustix::io::Result<(
     let least = c_int::from(hops.least.unwrap_or(0)).to_ne_bytes();
     match Family::from(family_of) {
         Family::V4 => {
-            // -1 is what the system does.
+            // -1 is the system's default.
             sockopt::set_ip_ttl(&socket, hops.sent.map_or(u32::MAX, u32::from))?;
             set_raw(&socket, libc::IPPROTO_IP, libc::IP_MINTTL, &least)
         }

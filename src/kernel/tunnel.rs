@@ -1,4 +1,4 @@
-//! Tunnels to other nodes: what we decide about one.
+//! Desired state of tunnels to other nodes.
 //!
 //! Kernel: `ipip` devices for IPv4 and `ip6tnl` devices for IPv6 (include/uapi/linux/if_tunnel.h). A plain tunnel over IPv6
 //! carries packets of both families, all others those of their own; one inside UDP is GUE (include/uapi/linux/fou.h):
@@ -38,7 +38,7 @@ pub struct Tunnel {
     pub udp_port: Option<u16>,
     /// 0 takes it from the packet inside.
     pub ttl: u8,
-    /// The largest packet inside, in bytes; `None` leaves it to the kernel.
+    /// MTU inside the tunnel, in bytes; `None` leaves it to the kernel.
     pub mtu: Option<u32>,
     pub up: bool,
 }

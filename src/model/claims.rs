@@ -1,4 +1,4 @@
-//! Things that several may claim, and who has them: an address, a virtual service, a neighbour.
+//! Things that several may claim, and their owners: an address, a virtual service, a neighbour.
 //!
 //! The rule is the same for all: a thing is there while anybody claims it, and belongs to the first of its claimants in the
 //! order that the claims themselves have ([`Claim::order`]). Who came first in time has no part in it, so the order of events
@@ -14,18 +14,18 @@ use std::sync::Arc;
 
 use super::Table;
 
-/// A claim to a thing, with whatever comes of having it.
+/// A claim to a thing, with the consequences of having it.
 pub trait Claim {
-    /// Who claims; one claimant has one claim to a thing.
+    /// Owner of a claim; one claimant has one claim to a thing.
     type Claimant: PartialEq;
 
     fn claimant(&self) -> &Self::Claimant;
 
-    /// Which of two claims to one thing comes first. Claims of different claimants are never equal.
+    /// Order of two claims to one thing: the first wins. Claims of different claimants are never equal.
     fn order(&self, other: &Self) -> Ordering;
 }
 
-/// Where the first claim to each thing stands.
+/// Storage of the first claim to each thing.
 pub trait Store<K, C> {
     fn get(&self, key: &K) -> Option<&C>;
 
@@ -33,11 +33,11 @@ pub trait Store<K, C> {
     fn set(&mut self, key: &K, claim: Option<C>);
 }
 
-/// All claims, by what is claimed.
+/// All claims, by the thing claimed.
 #[derive(Clone, Debug)]
 pub struct Claims<K, C, S = BTreeMap<K, C>> {
     first: S,
-    /// All claims to what more than one claims, in their order.
+    /// All claims to things with more than one, in their order.
     contested: BTreeMap<K, Vec<C>>,
 }
 
@@ -67,7 +67,7 @@ impl<K: Ord + Clone, C: Claim + Clone, S: Store<K, C>> Claims<K, C, S> {
         before
     }
 
-    /// The claim of the one who has a thing; `None` when nobody claims it.
+    /// Returns the claim that wins a thing; `None` when nobody claims it.
     pub fn first(&self, key: &K) -> Option<&C> {
         self.first.get(key)
     }
@@ -80,7 +80,7 @@ impl<K: Ord + Clone, C: Claim + Clone, S: Store<K, C>> Claims<K, C, S> {
         }
     }
 
-    /// What more than one claims, and all claims to it, in their order.
+    /// Returns the things with more than one claim, and all claims to each, in their order.
     pub fn contested(&self) -> impl Iterator<Item = (&K, &[C])> {
         self.contested.iter().map(|(key, all)| (key, all.as_slice()))
     }

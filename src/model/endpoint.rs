@@ -1,4 +1,4 @@
-//! Where a Service's traffic may go.
+//! Endpoints of Services.
 //!
 //! Kubernetes: `discovery.k8s.io/v1` EndpointSlice. A Service has any number of slices, each of one family.
 
@@ -59,7 +59,7 @@ pub struct Conditions {
 /// How far an endpoint may be used. The better one sorts later.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Use {
-    /// It goes away and still serves: it gets new connections only where nobody else is left.
+    /// It is terminating and still serves: it gets new connections only where nobody else is left.
     Terminating,
     Ready,
 }
@@ -67,7 +67,7 @@ pub enum Use {
 impl Conditions {
     pub const READY: Conditions = Conditions { ready: true, serving: true, terminating: false };
 
-    /// How far an endpoint in this condition may be used; `None` for not at all.
+    /// Returns how far an endpoint in this condition may be used; `None` for not at all.
     pub fn use_of(self) -> Option<Use> {
         if self.ready {
             Some(Use::Ready)

@@ -1,4 +1,4 @@
-//! How long ago the oldest event that a consumer of the World has not dealt with yet was seen.
+//! The age of the oldest event that a consumer of the World has not processed yet.
 //!
 //! This is what programming latency is measured from: an event is seen on a socket, several of them become
 //! one World, several Worlds may pass while a consumer is busy, and the first of them all counts.
@@ -6,32 +6,32 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// The earliest event not dealt with yet, for one consumer.
+/// The earliest event not processed yet, for one consumer.
 ///
 /// `world` notes events while it holds the channel's write lock; a consumer takes the time while it still
 /// borrows the World that it copies. So what is taken always belongs to the World that was copied.
 #[derive(Debug)]
 pub struct EventClock {
     origin: Instant,
-    /// Nanoseconds after `origin`; `NOTHING` while everything is dealt with.
+    /// Nanoseconds after `origin`; `NOTHING` while everything is processed.
     earliest: AtomicU64,
 }
 
 const NOTHING: u64 = u64::MAX;
 
 impl EventClock {
-    /// A clock with nothing noted. Events before `origin` count as seen at `origin`.
+    /// A clock without an event. Events before `origin` count as seen at `origin`.
     pub fn new(origin: Instant) -> EventClock {
         EventClock { origin, earliest: AtomicU64::new(NOTHING) }
     }
 
-    /// Notes that an event seen at this time is part of the World from now on.
+    /// Records that an event seen at this time is part of the World from now on.
     pub fn note(&self, seen: Instant) {
         let nanoseconds = u64::try_from(seen.saturating_duration_since(self.origin).as_nanos()).unwrap_or(NOTHING - 1);
         self.earliest.fetch_min(nanoseconds, Ordering::Relaxed);
     }
 
-    /// When the earliest event since the last call was seen; `None` where there was none.
+    /// Returns when the earliest event since the last call was seen; `None` where there was none.
     pub fn take(&self) -> Option<Instant> {
         match self.earliest.swap(NOTHING, Ordering::Relaxed) {
             NOTHING => None,

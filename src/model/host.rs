@@ -1,4 +1,4 @@
-//! What this host itself says: its name and the addresses on its links.
+//! Facts of this host: its name and the addresses on its links.
 
 use std::net::IpAddr;
 
@@ -10,10 +10,10 @@ use ipnet::IpNet;
 pub struct Host {
     /// The name of this host's Node object.
     pub node_name: CompactString,
-    /// The addresses of the host's own links, sorted: what a packet "to this host" may be addressed to.
+    /// The addresses of the host's own links, sorted: the destinations of packets to this host.
     /// Devices that carry service addresses or pods are not the host's own and are left out (`world`).
     pub addresses: Vec<HostAddress>,
-    /// The networks that the host's own links are on, sorted: what is reached without a gateway.
+    /// The networks that the host's own links are on, sorted: reachable without a gateway.
     pub on_link: Vec<OnLink>,
     /// The host's own links that carry addresses, sorted by name.
     pub links: Vec<HostLink>,
@@ -31,9 +31,9 @@ pub struct OnLink {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct HostLink {
     pub name: CompactString,
-    /// The largest packet, in bytes.
+    /// MTU in bytes.
     pub mtu: u32,
-    /// It is a bridge: what comes in by one of its ports may leave by another without being routed.
+    /// It is a bridge: packets that enter by one of its ports may leave by another without being routed.
     pub bridge: bool,
 }
 

@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
-/// How far what we know of the cluster may be trusted, which decides what may be done to the kernel.
+/// How far the known state of the cluster may be trusted, which decides what may be done to the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Authority {
     /// Nothing is known yet: the kernel stays as it is.
@@ -48,11 +48,11 @@ pub enum Authority {
     /// Some objects could not be read (a manifest that does not parse, say): what is known is put in
     /// place, but nothing shrinks, because absence proves nothing.
     Partial,
-    /// Every needed kind has been listed in full: the kernel is made equal to what is wanted.
+    /// Every needed kind has been listed in full: the kernel is made equal to the desired state.
     Complete,
 }
 
-/// What subsystems see: one immutable view of the cluster and of this host.
+/// The input of subsystems: one immutable view of the cluster and of this host.
 ///
 /// Cloning is cheap (shared structure) and two views compare in time proportional to their difference.
 #[derive(Clone, Debug)]

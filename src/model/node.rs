@@ -1,4 +1,4 @@
-//! A Node: its addresses, the pod ranges it was given, and what its annotations say of routing.
+//! A Node: its addresses, its pod ranges, and its annotations about routing.
 //!
 //! Kubernetes: `Node.status.addresses[]`, the condition `NetworkUnavailable`, `Node.spec.providerID`, `Node.spec.podCIDRs` and `podCIDR`, and the annotations
 //! `kube-router.io/pod-cidr` and `kube-router.io/pod-cidrs`, which win over the spec.
@@ -17,9 +17,9 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// The condition `NetworkUnavailable` is there and not `False`. Where it is `True` no pod comes here.
     pub network_unavailable: bool,
-    /// `spec.providerID` says that it is a machine of AWS.
+    /// `spec.providerID` names a machine of AWS.
     pub is_on_aws: bool,
-    /// What most nodes have nothing of.
+    /// Present on few nodes.
     pub routing: Option<Box<Routing>>,
 }
 
@@ -52,7 +52,7 @@ pub struct Routing {
     pub local_addresses: Vec<IpAddr>,
 }
 
-/// What a node is in the reflection of routes (RFC 4456), and in which cluster of it.
+/// A node's role in route reflection (RFC 4456), and its cluster ID.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Reflection {
     #[default]
@@ -84,7 +84,7 @@ impl Node {
         self.first(|address| *families.of(Family::from(address)))
     }
 
-    /// What its annotations say of routing.
+    /// Its annotations about routing.
     pub fn routing(&self) -> &Routing {
         static NOTHING: std::sync::LazyLock<Routing> = std::sync::LazyLock::new(Routing::default);
         self.routing.as_deref().unwrap_or(&NOTHING)

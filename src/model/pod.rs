@@ -47,7 +47,7 @@ pub struct Namespace {
 }
 
 impl Pod {
-    /// Whether policies concern this pod at all: it runs, has addresses, and they are its own.
+    /// Returns whether policies concern this pod at all: it runs, has addresses, and they are its own.
     pub fn takes_part(&self) -> bool {
         !self.finished && !self.host_network && !self.addresses.is_empty()
     }

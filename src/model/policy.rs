@@ -15,9 +15,9 @@ use crate::net::Protocol;
 pub struct NetworkPolicy {
     /// `spec.podSelector`: the pods of the policy's namespace that it isolates.
     pub pods: Selector,
-    /// What may reach them; `None` where `policyTypes` leaves this direction alone, an empty list allows nothing.
+    /// Rules for traffic to them; `None` where `policyTypes` leaves this direction alone, an empty list allows nothing.
     pub ingress: Option<Box<[PolicyRule]>>,
-    /// What they may reach; like `ingress`.
+    /// Rules for traffic from them; like `ingress`.
     pub egress: Option<Box<[PolicyRule]>>,
 }
 
@@ -46,7 +46,7 @@ pub enum Peer {
     Block { cidr: IpNet, except: Box<[IpNet]> },
 }
 
-/// Where a peer's pods are looked for.
+/// Namespaces of a peer's pods.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Namespaces {
     /// `namespaceSelector` is missing: the policy's own.
@@ -78,6 +78,6 @@ pub enum PortMatch {
     Any,
     /// From `first` to `last`, both included; equal for a single port.
     Range { first: u16, last: u16 },
-    /// Whatever number the destination pod gives this name in this protocol; nothing where it knows no such name.
+    /// The number that the destination pod gives this name in this protocol; nothing where it knows no such name.
     Named(CompactString),
 }

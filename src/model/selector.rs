@@ -1,4 +1,4 @@
-//! Labels, and the selectors that ask for them.
+//! Labels, and the selectors that match them.
 //!
 //! Kubernetes: `metadata.labels` and `LabelSelector`. All requirements of a selector hold together; one without
 //! requirements selects everything. A selector that could not be read never becomes a value: whoever parses it
@@ -26,7 +26,7 @@ pub struct Requirement {
     pub operator: Operator,
 }
 
-/// What is asked of the label. Values are sorted and without duplicates.
+/// The condition on the label. Values are sorted and without duplicates.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Operator {
     /// The label is there and has one of these values; `matchLabels` is this with one value.
@@ -43,7 +43,7 @@ impl Labels {
         self.0.get(place).map(|(_, value)| value.as_str())
     }
 
-    /// Whether somebody else holds the same memory.
+    /// Returns whether somebody else holds the same memory.
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }

@@ -22,7 +22,7 @@ pub struct Table<K, V> {
     len: usize,
 }
 
-/// How one row differs between an older and a newer version of a table.
+/// The difference of one row between an older and a newer version of a table.
 #[derive(Debug)]
 pub enum Change<'a, K, V> {
     Added(&'a K, &'a Arc<V>),
@@ -124,7 +124,7 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         Some(value)
     }
 
-    /// What became of `older` on the way to this version, sorted by key. Shared parts are skipped unread.
+    /// Returns the changes from `older` to this version, sorted by key. Shared parts are skipped unread.
     pub fn changes_since<'a>(&'a self, older: &'a Table<K, V>) -> impl Iterator<Item = Change<'a, K, V>> {
         let is_same = Arc::ptr_eq(&self.blocks, &older.blocks);
         let blocks = |table: &'a Table<K, V>| if is_same { &[][..] } else { &table.blocks[..] };

@@ -1,16 +1,16 @@
-//! Numbers of autonomous systems, and which of them a neighbour may have.
+//! Autonomous system numbers, and which of them a neighbour may have.
 //!
 //! RFC 6793 (four octets), RFC 7607 (0 is nobody's), RFC 5398 (documentation), RFC 7300 (the last one of either width), and
 //! 23456, which only stands for numbers that do not fit (RFC 6793 9).
 
 use std::ops::RangeInclusive;
 
-/// What a neighbour may have, for a sentence about one that it may not have.
+/// The numbers that a neighbour may have, for a sentence about one that it may not have.
 pub const PEER_RANGES: &str = "1-23455, 23457-63999, 64512-65534 or 131072-4294967294";
 
 const PEER: [RangeInclusive<u32>; 4] = [1..=23455, 23457..=63999, 64512..=65534, 131_072..=4_294_967_294];
 
-/// Whether a neighbour may have this number.
+/// Returns whether a neighbour may have this number.
 pub fn is_peer(asn: u32) -> bool {
     PEER.iter().any(|range| range.contains(&asn))
 }

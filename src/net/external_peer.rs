@@ -28,7 +28,7 @@ pub enum Password {
 }
 
 impl ExternalPeer {
-    /// A neighbour of which no more is said.
+    /// A neighbour with defaults for everything else.
     pub fn new(address: IpAddr, asn: u32) -> ExternalPeer {
         ExternalPeer { address, asn, port: None, password: Password::None, local: None }
     }

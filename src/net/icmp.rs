@@ -1,4 +1,4 @@
-//! The kinds of ICMP and ICMPv6 that rules speak of: those that are never stopped, and those that a link needs.
+//! Types of ICMP and ICMPv6 messages in our rules: those that are never stopped, and those that a link needs.
 //!
 //! Kubernetes says nothing of ICMP: policies speak of TCP, UDP and SCTP, Services of their ports. As in kube-router, what
 //! networks need to work and people need to find faults always passes, in both directions: echo requests, the two errors,

@@ -1,4 +1,4 @@
-//! Words for addresses and neighbours: families, protocols, prefixes; autonomous systems and secrets.
+//! Types for addresses and neighbours: families, protocols, prefixes; autonomous systems and secrets.
 //!
 //! Both address families are values here, never generic parameters: code is written once and asks
 //! a [`Family`] where the two differ. Prefixes are `ipnet::IpNet`, addresses `std::net::IpAddr`.

@@ -1,4 +1,4 @@
-//! The transport protocols that Services and policies speak of.
+//! The transport protocols of Services and policies.
 //!
 //! Kubernetes: `Service.spec.ports[].protocol`, `EndpointSlice.ports[].protocol`: TCP (the default), UDP, SCTP.
 

@@ -22,7 +22,7 @@ pub enum NoSecret {
 const LONGEST: usize = 80;
 
 impl Secret {
-    /// Reads a secret; `None` for an empty text, which says that there is none.
+    /// Reads a secret; `None` for an empty text, which means that there is none.
     ///
     /// # Errors
     /// The text is not base64, or the kernel takes no key of this form.

@@ -1,4 +1,4 @@
-//! Is the program alive, and is it ready?
+//! Liveness and readiness of the program.
 //!
 //! `/healthz` answers the kubelet's liveness probe, which kills the pod when the answer is no. Only one thing is
 //! mended by that: a loop that has stopped turning. So a component is alive as long as it beats within its
@@ -26,14 +26,14 @@ pub struct Health {
     notes: Arc<Mutex<BTreeMap<&'static str, Vec<String>>>>,
 }
 
-/// Where one component puts what somebody should see to.
+/// Handle by which one component sets its notes.
 #[derive(Clone, Debug)]
 pub struct Note {
     health: Health,
     component: &'static str,
 }
 
-/// One component's side of the health: where it says that it is alive and how it fares.
+/// Handle by which one component reports that it is alive and ready.
 #[derive(Clone, Debug)]
 pub struct Pulse {
     health: Health,
@@ -69,7 +69,7 @@ impl Health {
         self.components().iter().filter_map(|component| component.stuck(now)).collect()
     }
 
-    /// Everything that speaks against being ready, in the order of registration. Empty means ready.
+    /// Returns the reasons against being ready, in the order of registration. Empty means ready.
     pub fn unready(&self, now: Instant) -> Vec<Reason> {
         self.components().iter().flat_map(|component| component.unready(now)).collect()
     }
@@ -79,7 +79,7 @@ impl Health {
         Note { health: self.clone(), component }
     }
 
-    /// What somebody should see to although it speaks neither against being alive nor against being ready.
+    /// Returns the notes, which speak neither against being alive nor against being ready.
     pub fn notes(&self) -> Vec<Reason> {
         let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         let of = |(component, texts): (&&'static str, &Vec<String>)| {
@@ -96,18 +96,18 @@ impl Health {
 }
 
 impl Pulse {
-    /// The loop is alive.
+    /// Records that the loop is alive.
     pub fn beat(&self, now: Instant) {
         // A beat that was delayed on its way must not undo a later one.
         self.change(|component| component.last_beat = component.last_beat.max(now));
     }
 
-    /// Whether what this component is there for has been done.
+    /// Sets whether this component has done what it is there for.
     pub fn ready(&self, ready: bool) {
         self.change(|component| component.ready = ready);
     }
 
-    /// What goes wrong at the moment, in a few words; `None` when nothing does.
+    /// Sets the present trouble, in a few words; `None` for none.
     pub fn trouble(&self, trouble: Option<String>) {
         self.change(|component| component.trouble = trouble);
     }
@@ -120,7 +120,7 @@ impl Pulse {
 }
 
 impl Note {
-    /// Replaces the notes of the component by these; none where nothing is to be said.
+    /// Replaces the notes of the component by these.
     pub fn set(&self, texts: Vec<String>) {
         let mut notes = self.health.notes.lock().unwrap_or_else(PoisonError::into_inner);
         notes.insert(self.component, texts);

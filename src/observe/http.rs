@@ -37,7 +37,7 @@ use tracing::{debug, error, warn};
 use super::health::Health;
 use super::metrics::Registry;
 
-/// What a listener answers.
+/// The pages that a listener serves.
 #[derive(Clone)]
 pub enum Site {
     /// `/healthz` and `/readyz`.
@@ -80,7 +80,7 @@ fn listener(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(1024)
 }
 
-/// True for `[::]`, which stands for every address of both families.
+/// Returns whether it is `[::]`, which stands for every address of both families.
 fn is_any_address(address: SocketAddr) -> bool {
     address.is_ipv6() && address.ip().is_unspecified()
 }
@@ -93,7 +93,7 @@ fn has_no_ipv6(error: &io::Error) -> bool {
 /// Answers on these listeners, on a thread of their own, until the process ends.
 ///
 /// # Errors
-/// Where there is no thread, or no runtime for it.
+/// There is no thread, or no runtime for it.
 pub fn spawn(sites: Vec<(TcpListener, Site)>) -> io::Result<()> {
     let sites = sites.into_iter().map(|(listener, site)| Ok((listener.into_std()?, site)));
     let sites = sites.collect::<io::Result<Vec<_>>>()?;
@@ -183,8 +183,8 @@ impl Places {
         }
     }
 
-    /// Whether there is a place for one more connection. Where all are taken, the one that has the least claim to its
-    /// place is closed for it.
+    /// Returns whether there is a place for one more connection. Where all are taken, the one that has the least claim
+    /// to its place is closed for it.
     fn make_room(&mut self, is_local: bool) -> bool {
         if self.taken.len() < CONNECTIONS {
             return true;
@@ -207,9 +207,10 @@ impl Places {
     }
 }
 
-/// Whether a connection that came to the address `own` came from this host: the kernel gives such a connection the
-/// address that it goes to as its source. A remote host gains nothing by using it, because the answer does not leave this
-/// host. (Where the address is a secondary one, its primary is the source, and the connection counts as a remote one.)
+/// Returns whether a connection that came to the address `own` came from this host: the kernel gives such a connection
+/// the address that it goes to as its source. A remote host gains nothing by using it, because the answer does not
+/// leave this host. (Where the address is a secondary one, its primary is the source, and the connection counts as a
+/// remote one.)
 fn is_of_this_host(peer: IpAddr, own: IpAddr) -> bool {
     let peer = peer.to_canonical();
     peer.is_loopback() || peer == own.to_canonical()

@@ -1,4 +1,4 @@
-//! The socket on which this host's root may ask what the program knows: why a packet is dropped, say.
+//! The socket by which this host's root may query the program: why a packet is dropped, say.
 //!
 //! HTTP/1 on a unix socket that only its owner may open (mode 0600): `POST` of a JSON object to a path, answered with
 //! text, or with JSON where `Accept` asks for it. Who answers a path is handed in; the answer is made between two turns
@@ -25,33 +25,33 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::{debug, info, warn};
 
-/// Something that was asked.
+/// A query.
 #[derive(Debug)]
 pub struct Question {
     /// The members of the JSON object.
     pub about: BTreeMap<String, String>,
     pub form: Form,
-    /// Where the answer goes. Dropping it says that there is none.
+    /// Receiver of the answer. Dropping it means that there is none.
     pub answer: oneshot::Sender<Answer>,
 }
 
-/// How the answer is wanted.
+/// Format of the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Form {
     Text,
     Json,
 }
 
-/// The text of the answer, in the form asked for, or a sentence that says why there is none.
+/// The text of the answer, in the form asked for, or a sentence on why there is none.
 pub type Answer = Result<String, String>;
 
-/// Who answers which path.
+/// The answering subsystems, by path.
 pub type Answerers = BTreeMap<&'static str, mpsc::Sender<Question>>;
 
 /// Opens the socket; its directory is made where it is missing. The error is a sentence that names the flag `--socket`.
 ///
 /// # Errors
-/// Where the directory cannot be made or written to.
+/// The directory cannot be made or written to.
 pub fn bind(path: &Path) -> Result<UnixListener, String> {
     let opened = || -> io::Result<UnixListener> {
         if let Some(directory) = path.parent() {
@@ -118,11 +118,11 @@ pub async fn serve(listener: UnixListener, answerers: Answerers) {
     }
 }
 
-/// How often a socket that cannot be opened is tried again.
+/// Interval at which a socket that cannot be opened is tried again.
 const RETRY: Duration = Duration::from_secs(60);
 /// Connections at a time.
 const CONNECTIONS: usize = 8;
-/// How long one may last altogether.
+/// Time limit of a connection.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The largest question, in bytes.
 const MOST: usize = 64 << 10;

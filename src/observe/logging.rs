@@ -189,7 +189,7 @@ mod tests {
 
     use super::*;
 
-    /// What is logged while `speak` runs.
+    /// Returns the log written while `speak` runs.
     fn logged(form: Form, verbosity: u8, speak: impl FnOnce()) -> Vec<String> {
         let out = Arc::new(Mutex::new(Vec::new()));
         tracing::subscriber::with_default(log(form, verbosity, Captured(out.clone())), speak);

@@ -33,7 +33,7 @@ pub struct Family {
     pub help: String,
 }
 
-/// What a family's numbers mean.
+/// Meaning of a family's numbers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Kind {
     Counter,
@@ -56,7 +56,7 @@ impl Registry {
     /// runs on a thread where it may wait for the kernel, once at a time.
     ///
     /// # Errors
-    /// Where a family of that name is registered already.
+    /// A family of that name is registered already.
     pub fn register(&self, collector: Box<dyn Collector>) -> Result<(), prometheus::Error> {
         let shared = Shared(Arc::from(collector));
         self.registry.register(Box::new(shared.clone()))?;

@@ -1,4 +1,4 @@
-//! How the program can be asked how it is: the log, metrics, health, and the listeners that serve them.
+//! Observing the program: the log, metrics, health, and the listeners that serve them.
 //!
 //! Everything here is handed around as a value: no global registry, no global health. The one exception is
 //! the log, which `tracing` keeps per process.

@@ -1,5 +1,5 @@
-//! How the families of a subsystem stand, for people: in the log once when a trouble begins, changes or ends, in metrics
-//! all the time.
+//! State of a subsystem's kinds of kernel objects, for people: in the log once when a trouble begins, changes or ends,
+//! in metrics all the time.
 
 use std::collections::BTreeMap;
 
@@ -10,9 +10,9 @@ use super::audits::Found;
 use super::mirror::{Drift, Reflection};
 use crate::observe::metrics::Registry;
 
-/// What one subsystem says of its families.
+/// Log and metrics of one subsystem's kinds.
 pub struct Account {
-    /// The troubles that were spoken of, by family.
+    /// The troubles that were logged, by kind.
     told: BTreeMap<&'static str, String>,
     steps: IntGaugeVec,
     failing: IntGaugeVec,
@@ -23,7 +23,7 @@ impl Account {
     /// Makes the metrics, whose names begin with `prefix`, and registers them.
     ///
     /// # Errors
-    /// Where a name is registered already.
+    /// A name is registered already.
     pub fn register(registry: &Registry, prefix: &str) -> Result<Account, prometheus::Error> {
         let options = |name: &str, help: &str| Opts::new(format!("{prefix}_{name}"), help);
         let account = Account {
@@ -47,7 +47,7 @@ impl Account {
         Ok(account)
     }
 
-    /// Says what an audit found.
+    /// Logs and counts the findings of an audit.
     pub fn found(&self, found: &[Found]) {
         for Found { family, drift } in found {
             let (kind, object) = match drift {
@@ -60,7 +60,7 @@ impl Account {
         }
     }
 
-    /// Says how the families stand. Returns the troubles, for health.
+    /// Reports the state of the kinds; returns the troubles, for health.
     pub fn families(&mut self, families: &[&dyn Reflection]) -> Vec<String> {
         let mut troubles = Vec::new();
         for family in families {
@@ -72,7 +72,8 @@ impl Account {
         troubles
     }
 
-    /// Says how something stands that is no family: how many objects are not as wanted, and why. Returns the trouble.
+    /// Reports the state of something that is no kind: how many objects differ from desired, and why. Returns the
+    /// trouble.
     pub fn trouble(&mut self, name: &'static str, trouble: Option<(usize, &str)>) -> Option<String> {
         self.failing.with_label_values(&[name]).set(i64::from(trouble.is_some()));
         let Some((objects, error)) = trouble else {

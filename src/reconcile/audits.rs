@@ -1,22 +1,22 @@
-//! Audits of several families, one portion at a time, so that none of them holds up a change for long.
+//! Audits of several kinds, one portion at a time, so that none of them holds up a change for long.
 
 use super::mirror::{Drift, Reflection};
 use super::moment::Moment;
 
-/// Something that an audit found amiss, and the name of the family.
+/// A finding of an audit, and the name of the kind.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Found {
     pub family: &'static str,
     pub drift: Drift,
 }
 
-/// How far the audit of a subsystem has come: the place of the family whose turn it is.
+/// Progress of a subsystem's audit: the index of the kind whose turn it is.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Audits(usize);
 
 impl Audits {
-    /// Looks at the next portion. Returns what was found amiss, and whether the audit of all families is finished.
-    /// The families are to be the same each time, in the same order.
+    /// Audits the next portion. Returns the findings, and whether the audit of all kinds is finished.
+    /// The kinds must be the same each time, in the same order.
     pub fn next_portion(&mut self, families: &mut [&mut dyn Reflection], at: Moment) -> (Vec<Found>, bool) {
         let count = families.len();
         let Some(family) = families.get_mut(self.0) else { return (Vec::new(), true) };
@@ -28,13 +28,13 @@ impl Audits {
     }
 }
 
-/// Looks for traces of changes in one family, and reads what may have changed.
+/// Looks for traces of changes in one kind, and reads what may have changed.
 pub fn glance(family: &mut dyn Reflection, at: Moment) -> Vec<Found> {
     let name = family.name();
     family.glance(at).into_iter().map(|drift| Found { family: name, drift }).collect()
 }
 
-/// Looks at the next portion of one family; also says whether that was the last.
+/// Audits the next portion of one kind; also returns whether that was the last.
 pub fn audit(family: &mut dyn Reflection, at: Moment) -> (Vec<Found>, bool) {
     let name = family.name();
     let audited = family.audit(at);

@@ -1,4 +1,4 @@
-//! When to try again after a failure: soon, then ever later, never all nodes at once.
+//! Retry times after failures: soon, then ever later, never all nodes at once.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ const FIRST: Duration = Duration::from_millis(100);
 const LAST: Duration = Duration::from_secs(30);
 
 impl Backoff {
-    /// Notes a failure. `jitter` is any number; only its spread matters.
+    /// Records a failure. `jitter` is any number; only its spread matters.
     pub fn failed(&mut self, now: Instant, jitter: u32) {
         let doubled = FIRST.saturating_mul(1 << self.failures.min(16)).min(LAST);
         let shorter = doubled.mul_f64(f64::from(jitter % 1024) / 2048.0);
@@ -22,27 +22,27 @@ impl Backoff {
         self.retry_at = Some(now + doubled - shorter);
     }
 
-    /// Notes that the next try is being made: there is nothing to wait for until its result is known.
+    /// Records that the next try is being made: there is nothing to wait for until its result is known.
     pub fn tried(&mut self) {
         self.retry_at = None;
     }
 
-    /// Notes that all is well.
+    /// Records a success.
     pub fn succeeded(&mut self) {
         *self = Backoff::default();
     }
 
-    /// When the next try is due; `None` while nothing failed.
+    /// Returns when the next try is due; `None` while nothing failed.
     pub fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }
 
-    /// False while a failed step still waits for its time.
+    /// Returns false while a failed step still waits for its time.
     pub fn is_due(&self, now: Instant) -> bool {
         self.retry_at.is_none_or(|at| at <= now)
     }
 
-    /// How many tries failed in a row.
+    /// Returns the number of tries that failed in a row.
     pub fn failures(&self) -> u32 {
         self.failures
     }

@@ -1,7 +1,7 @@
-//! A target and what was last seen of it.
+//! A target and its last seen state.
 //!
 //! A mirror keeps its own list of dirty keys: a round costs what is dirty, not what exists. A key stays
-//! dirty until the kernel is seen to hold what is wanted, so a round that is cut short, by a failure or
+//! dirty until the kernel is seen to hold what is desired, so a round that is cut short, by a failure or
 //! because shrinking is not allowed yet, is simply continued by the next one.
 
 mod audited;
@@ -21,7 +21,7 @@ use super::target::{Phase, Target};
 pub use self::differing::Differing;
 pub use self::reflection::Reflection;
 
-/// What growing may do.
+/// How far growing may go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Growth {
     /// Create what is missing and change what differs.
@@ -29,11 +29,11 @@ pub enum Growth {
     /// Create what is missing, leave alone what exists in any form: for a remembered cluster, which may be
     /// older than the kernel.
     OnlyMissing,
-    /// Only find out what exists.
+    /// Only read what exists.
     Nothing,
 }
 
-/// An object that was not as we left it, found by an audit.
+/// An object that differs from how we left it, found by an audit.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Drift {
     /// Ours, and gone.
@@ -44,20 +44,20 @@ pub enum Drift {
     Unexpected(String),
 }
 
-/// What stands between the kernel and what is wanted.
+/// Why the kernel is not as desired.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Trouble {
-    /// How many objects are in doubt; 0 where the family could not even be read.
+    /// Number of objects in doubt; 0 where the kind could not even be read.
     pub objects: usize,
     /// The first error of the last round that failed.
     pub error: String,
     pub since: Instant,
 }
 
-/// A target and what was last seen of it: success updates it, any failure makes it forget.
+/// A target and its last seen state: success updates it, any failure makes it forget.
 pub struct Mirror<T: Target> {
     target: T,
-    /// What was last seen; `None` before the first read and after a failed one.
+    /// Last seen state; `None` before the first read and after a failed one.
     seen: Option<BTreeMap<T::Key, T::Value>>,
     dirty: Dirty<T::Key>,
     /// Keys whose last step failed. They are read back, when the delay is over, before they are compared.
@@ -68,7 +68,7 @@ pub struct Mirror<T: Target> {
     backoff: Backoff,
     trouble: Option<Trouble>,
     steps_done: u64,
-    /// Where the next portion of an audit begins; `None` at the beginning.
+    /// Start of the next portion of an audit; `None` at the beginning.
     audit_from: Option<T::Key>,
 }
 
@@ -77,14 +77,14 @@ enum Dirty<K> {
     Keys(BTreeSet<K>),
 }
 
-/// The parts of steps: the key, what is there, and what shall be.
+/// The parts of steps: the key, the present value and the desired one.
 type Planned<T> = Vec<(<T as Target>::Key, Option<<T as Target>::Value>, Option<<T as Target>::Value>)>;
 
 /// One portion of an audit.
 #[derive(Default, Debug)]
 pub struct Audited {
     pub drift: Vec<Drift>,
-    /// True when the whole family has been looked at.
+    /// The whole kind has been audited.
     pub finished: bool,
 }
 
@@ -103,34 +103,34 @@ impl<T: Target> Mirror<T> {
         }
     }
 
-    /// Says that what is wanted of this key may have changed.
+    /// Marks this key as possibly desired differently.
     pub fn mark(&mut self, key: T::Key) {
         if let Dirty::Keys(keys) = &mut self.dirty {
             keys.insert(key);
         }
     }
 
-    /// Says that everything wanted may have changed.
+    /// Marks everything as possibly desired differently.
     pub fn mark_all(&mut self) {
         self.dirty = Dirty::All;
     }
 
-    /// What was last seen in the kernel; `None` while it is unknown.
+    /// Returns the last seen state; `None` while it is unknown.
     pub fn seen(&self) -> Option<&BTreeMap<T::Key, T::Value>> {
         self.seen.as_ref()
     }
 
-    /// The keys that exist or may exist, as far as is known.
+    /// Returns the keys that exist or may exist, as far as is known.
     pub fn known_keys(&self) -> impl Iterator<Item = &T::Key> {
         self.seen.iter().flat_map(BTreeMap::keys).chain(&self.doubtful)
     }
 
-    /// Whether this object is known to exist, in whatever form.
+    /// Returns whether this object is known to exist, in whatever form.
     pub fn has(&self, key: &T::Key) -> bool {
         self.seen.as_ref().is_some_and(|seen| seen.contains_key(key))
     }
 
-    /// How many of the wanted objects among `these` are not known to exist, in whatever form. Costs what is dirty.
+    /// Returns the number of desired objects among `these` not known to exist in any form. Costs what is dirty.
     pub fn missing(&self, want: &BTreeMap<T::Key, T::Value>, these: impl Fn(&T::Key) -> bool) -> usize {
         let lacks = |key: &&T::Key| these(key) && !self.has(key) && want.contains_key(*key);
         match &self.dirty {
@@ -139,23 +139,23 @@ impl<T: Target> Mirror<T> {
         }
     }
 
-    /// Whether it is known that none of these keys exists: a key in doubt may.
+    /// Returns whether it is known that none of these keys exists: a key in doubt may.
     pub fn lacks(&self, keys: impl RangeBounds<T::Key> + Clone) -> bool {
         let Some(seen) = self.seen.as_ref() else { return false };
         seen.range(keys.clone()).next().is_none() && self.doubtful.range(keys).next().is_none()
     }
 
-    /// Whether it is not known of some object what it is: it could not be read, changed or deleted.
+    /// Returns whether some object is in doubt: it could not be read, changed or deleted.
     pub fn is_in_doubt(&self) -> bool {
         self.seen.is_none() || !self.doubtful.is_empty()
     }
 
-    /// The keys whose last step failed and that were not read back since: nobody knows what the kernel holds there.
+    /// Returns the keys whose last step failed and that were not read back since: the kernel may hold anything there.
     pub fn doubts(&self) -> impl Iterator<Item = &T::Key> {
         self.doubtful.iter()
     }
 
-    /// What is wanted and not there, and what is there and not wanted, as far as is known.
+    /// Returns what is desired and missing, and what exists and is not desired, as far as is known.
     pub fn differing(&self, want: &BTreeMap<T::Key, T::Value>) -> Differing<T::Key> {
         let mut differing = Differing { missing: Vec::new(), surplus: Vec::new() };
         let Some(seen) = self.seen.as_ref() else { return differing };
@@ -179,17 +179,17 @@ impl<T: Target> Mirror<T> {
         self.failing.iter().filter(|(_, phase)| **phase == Phase::Grow).map(|(key, _)| key)
     }
 
-    /// The target itself, to ask.
+    /// The target itself, for reading.
     pub fn peek(&self) -> &T {
         &self.target
     }
 
-    /// The target itself, for what is not a step.
+    /// The target itself, for anything that is not a step.
     pub fn target(&mut self) -> &mut T {
         &mut self.target
     }
 
-    /// Notes that what is wanted of this family could not be found out.
+    /// Records that the desired state of this kind could not be determined.
     pub fn fail(&mut self, error: T::Error, at: Moment) {
         self.unreadable(error.to_string(), at);
     }
@@ -200,8 +200,8 @@ impl<T: Target> Mirror<T> {
         self.grow_where(want, growth, at, |_| true)
     }
 
-    /// Like [`grow`](Mirror::grow), for objects that need others which the kernel itself does not ask for: creates
-    /// only those for which `may_come` says that what they need is there. The others stay dirty.
+    /// Like [`grow`](Mirror::grow), for objects that need others which the kernel itself does not check: creates
+    /// only those whose needs `may_come` finds in place. The others stay dirty.
     pub fn grow_where(
         &mut self,
         want: &BTreeMap<T::Key, T::Value>,
@@ -212,7 +212,7 @@ impl<T: Target> Mirror<T> {
         self.grow_those(want, growth, at, (may_come, |_| true))
     }
 
-    /// Like [`grow`](Mirror::grow), but only where `among` says so. The others stay dirty, also where they exist.
+    /// Like [`grow`](Mirror::grow), but only where `among` holds. The others stay dirty, also where they exist.
     pub fn grow_among(
         &mut self,
         want: &BTreeMap<T::Key, T::Value>,
@@ -253,7 +253,7 @@ impl<T: Target> Mirror<T> {
     }
 
     /// Like [`shrink`](Mirror::shrink), for objects that others need without the kernel knowing: deletes only those
-    /// for which `may_go`, which also gets what was last seen of the family, says that nobody needs them any more.
+    /// that nobody needs any more according to `may_go`, which also gets the last seen state of the kind.
     pub fn shrink_where(
         &mut self,
         want: &BTreeMap<T::Key, T::Value>,
@@ -266,7 +266,7 @@ impl<T: Target> Mirror<T> {
         let Some(seen) = self.seen.as_ref() else { return Vec::new() };
         let steps = self.planned(want, |key, have, wanted| match (have, wanted) {
             (Some(_), None) => may_go(key, seen).then_some(None),
-            // What could not grow (its step failed, so `have` is not known) is not in `seen`; what differs
+            // A key that could not grow (its step failed, so `have` is not known) is not in `seen`; one that differs
             // here has grown already and only has something left to lose.
             (Some(have), Some(wanted)) if have != wanted && T::grown(have, wanted) == *have => {
                 Some(Some(wanted.clone()))
@@ -294,22 +294,22 @@ impl<T: Target> Mirror<T> {
         self.mark(key);
     }
 
-    /// Whether [`learn`](Mirror::learn) would read now.
+    /// Returns whether [`learn`](Mirror::learn) would read now.
     pub fn would_read(&self, at: Moment) -> bool {
         (self.seen.is_none() || !self.doubtful.is_empty()) && self.backoff.is_due(at.now)
     }
 
-    /// Says that the next try has to wait for another family, whose own retry will bring it about.
+    /// Makes the next try wait for another kind, whose own retry will bring it about.
     pub fn wait_for_others(&mut self) {
         self.backoff.tried();
     }
 
-    /// Says that what failed need not wait for its time: something else is wanted in its place.
+    /// Makes failed steps due at once: something else is desired in their place.
     pub fn try_at_once(&mut self) {
         self.backoff.tried();
     }
 
-    /// Makes sure that what is about to be compared is known. False while nothing can be compared.
+    /// Reads what is about to be compared where it is not known; returns false while nothing can be compared.
     pub fn learn(&mut self, at: Moment) -> bool {
         let due = self.backoff.is_due(at.now);
         if self.seen.is_none() {
@@ -348,7 +348,7 @@ impl<T: Target> Mirror<T> {
         true
     }
 
-    /// The steps for all dirty keys for which `after` names a state to reach.
+    /// Returns the steps for all dirty keys for which `after` names a state to reach.
     fn planned(
         &self,
         want: &BTreeMap<T::Key, T::Value>,
@@ -403,7 +403,7 @@ impl<T: Target> Mirror<T> {
         done
     }
 
-    /// Takes from the dirty keys those that are as wanted, and ends the trouble when nothing fails any more.
+    /// Removes the dirty keys that are as desired, and ends the trouble when nothing fails any more.
     fn clean(&mut self, phase: Phase, want: &BTreeMap<T::Key, T::Value>) {
         let Some(seen) = self.seen.as_ref() else { return };
         let left: BTreeSet<T::Key> = match &self.dirty {
@@ -416,7 +416,7 @@ impl<T: Target> Mirror<T> {
                 differing.map(|(key, ..)| key).chain(&self.doubtful).cloned().collect()
             }
         };
-        // What failed in this half, is not in doubt and was not tried again has nothing left to do in it.
+        // A key that failed in this half, is not in doubt and was not tried again has nothing left to do in it.
         self.failing
             .retain(|key, failed_in| self.doubtful.contains(key) || (*failed_in != phase && left.contains(key)));
         self.dirty = Dirty::Keys(left);

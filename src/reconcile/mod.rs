@@ -1,13 +1,13 @@
-//! Making the kernel equal to what is wanted, whatever it was before.
+//! Making the kernel equal to the desired state, whatever it was before.
 //!
-//! Three small things carry every subsystem, with [`Audits`] that look through several families by turns and an
-//! [`Account`] of how they stand:
-//! - a [`Target`] is one family of kernel objects: it reads what is ours and performs steps;
-//! - a [`Mirror`] is a target and what was last seen of it: it compares (pure) and asks for the steps;
-//! - [`Backoff`] says when a failed step is tried again.
+//! Three small things carry every subsystem, with [`Audits`] that look through several kinds by turns and an
+//! [`Account`] of their state:
+//! - a [`Target`] is one kind of kernel objects: it reads what is ours and performs steps;
+//! - a [`Mirror`] is a target and its last seen state: it compares (pure) and requests the steps;
+//! - [`Backoff`] decides when a failed step is tried again.
 //!
-//! The rules, which hold for every family:
-//! - *Adopt and compare, never flush.* What exists and is wanted stays untouched.
+//! The rules, which hold for every kind:
+//! - *Adopt and compare, never flush.* Objects that exist and are desired stay untouched.
 //! - *Grow forward, shrink backward.* A subsystem orders its targets so that each needs only those before
 //!   it, grows them in that order and shrinks them in the reverse, so nothing ever names what is not there.
 //! - *Nothing shrinks before the inputs are complete.* The caller simply does not call `shrink` until then.

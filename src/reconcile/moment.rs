@@ -1,9 +1,9 @@
-//! When a round happens, and the chance in it.
+//! The time of a round, and its randomness.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Instant;
 
-/// When a round happens, and the randomness it may use; both come from outside so that tests decide them.
+/// The time of a round, and the randomness it may use; both come from outside so that tests decide them.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     pub now: Instant,
@@ -11,7 +11,7 @@ pub struct Moment {
     pub jitter: u32,
 }
 
-/// Where the loop of a subsystem gets its moments from.
+/// The source of a subsystem loop's moments.
 pub struct Moments {
     randomness: RandomState,
     started: Instant,

@@ -1,29 +1,29 @@
-//! One family of kernel objects, as the reconcile core sees it.
+//! One kind of kernel objects, as the reconcile core sees it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Display};
 
-/// A family of kernel objects that are ours.
+/// A kind of kernel objects that are ours.
 ///
 /// Implemented by each file of `kernel/` on the real kernel, and once more in memory for tests.
 pub trait Target {
-    /// What identifies one object in the kernel.
+    /// Key of one object in the kernel.
     type Key: Ord + Clone + Debug + Display;
     /// Everything else about it that we decide.
     type Value: PartialEq + Clone + Debug;
     type Error: Display;
 
-    /// What the family is called in logs, health and metrics: plural, lower case.
+    /// Name of the kind in logs, health and metrics: plural, lower case.
     fn name(&self) -> &'static str;
 
     /// Everything of ours that exists. Must recognise it without memory of an earlier run, and must not
     /// return, not even read where that is avoidable, what belongs to others.
     ///
     /// # Errors
-    /// The kernel refused, or its answer made no sense. Nothing is known then.
+    /// The kernel refused, or its answer was malformed. Nothing is known then.
     fn read(&mut self) -> Result<BTreeMap<Self::Key, Self::Value>, Self::Error>;
 
-    /// Like [`read`](Target::read), for these keys only: what exists of them. Families whose full read is
+    /// Like [`read`](Target::read), for these keys only: those of them that exist. Kinds whose full read is
     /// expensive override this, so that an audit and a read-back can go in portions.
     ///
     /// # Errors
@@ -41,50 +41,50 @@ pub trait Target {
         Ok(self.read()?.into_keys().collect())
     }
 
-    /// Looks for traces of others' changes at a small part of the price of reading, to be asked every few seconds. `seen` is
-    /// what this family held when it was last read or changed. What a glance does not see an audit finds.
+    /// Looks for traces of others' changes at a small part of the price of reading, to be called every few seconds.
+    /// `seen` is the last seen state of this kind. What a glance does not see an audit finds.
     fn glance(&mut self, _seen: &BTreeMap<Self::Key, Self::Value>) -> Glance<Self::Key> {
         Glance::Alike
     }
 
-    /// How many objects an audit reads at once. A family whose objects are read one by one says how many of
-    /// them may hold up a change; where one request reads all, all is right.
+    /// Returns the number of objects that an audit reads at once. For a kind whose objects are read one by one, as many
+    /// as may hold up a change; where one request reads all, all is right.
     fn audit_portion(&self) -> usize {
         usize::MAX
     }
 
-    /// How many steps are performed at once, so that describing them to the kernel takes a bounded room. A family whose change
-    /// is one transaction takes all of them.
+    /// Returns the number of steps performed at once, so that describing them to the kernel takes bounded memory. A
+    /// kind whose change is one transaction takes all of them.
     fn portion(&self) -> usize {
         usize::MAX
     }
 
     /// Performs the steps and returns those that failed; every other one is done. Independent steps go on
-    /// after a failure. A family whose change is one transaction reports all of its steps when it fails.
+    /// after a failure. A kind whose change is one transaction reports all of its steps when it fails.
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Failure<Self::Error>>;
 
     /// The state of an object after the growing half of a change from `have` to `want`.
     ///
-    /// For most families a change is one act and nothing is left to shrink. A family whose values contain
-    /// parts (a virtual server and its destinations) answers with both the old parts and the new ones, and
+    /// For most kinds a change is one operation and nothing is left to shrink. A kind whose values contain
+    /// parts (a virtual service and its destinations) returns both the old parts and the new ones, and
     /// gets a second step, in the shrinking phase, to lose the old.
     fn grown(_have: &Self::Value, want: &Self::Value) -> Self::Value {
         want.clone()
     }
 }
 
-/// What a glance tells.
+/// Result of a glance.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Glance<K> {
     /// No trace of a change.
     Alike,
     /// These may differ.
     These(Vec<K>),
-    /// Something differs, and it is not known what.
+    /// Something differs, and it is not known which object.
     Somewhere,
 }
 
-/// Which half of a round the steps belong to.
+/// The half of a round that steps belong to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
     /// Create, change, add parts. Steps have a `want`.
@@ -93,13 +93,13 @@ pub enum Phase {
     Shrink,
 }
 
-/// One object's way from what was seen to what it shall be after this phase. Never `None` on both sides.
+/// The change of one object from its last seen state to that after this phase. Never `None` on both sides.
 #[derive(Clone, Copy, Debug)]
 pub struct Step<'a, K, V> {
     pub key: &'a K,
-    /// What exists, or `None` where the object is absent.
+    /// The present value, or `None` where the object is absent.
     pub have: Option<&'a V>,
-    /// What shall exist after the step, or `None` where the object shall go.
+    /// The value after the step, or `None` where the object is to be deleted.
     pub want: Option<&'a V>,
 }
 

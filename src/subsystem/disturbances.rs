@@ -1,13 +1,13 @@
-//! What others did to the kernel, and when to look at it.
+//! Changes of the kernel by others, and when to look at them.
 //!
-//! Others change things in bursts, so what they changed is left alone for a moment after the first notice; everything that is
-//! told meanwhile is looked at together.
+//! Others change things in bursts, so their changes are left alone for a moment after the first notice; everything
+//! notified meanwhile is looked at together.
 
 use std::time::{Duration, Instant};
 
 use crate::kernel::monitor::{Changes, Notice};
 
-/// The notices that a subsystem waits for, and when it looks.
+/// The notices that a subsystem waits for, and their deadlines.
 pub struct Disturbances {
     noted: Changes,
     waiting: Vec<Waiting>,
@@ -18,7 +18,7 @@ struct Waiting {
     due: Option<Instant>,
 }
 
-/// How long what a notice is about is left alone.
+/// Time for which the objects of a notice are left alone.
 fn settle(notice: Notice) -> Duration {
     match notice {
         Notice::Ours | Notice::Routes => Duration::from_millis(20),
@@ -29,7 +29,7 @@ fn settle(notice: Notice) -> Duration {
 }
 
 impl Disturbances {
-    /// Waits for these notices; `noted` has been told before and means nothing.
+    /// Waits for these notices; `noted` is the baseline from which changes count.
     pub fn new(notices: impl IntoIterator<Item = Notice>, noted: Changes) -> Disturbances {
         let mut waiting: Vec<Waiting> = Vec::new();
         for notice in notices {
@@ -40,7 +40,7 @@ impl Disturbances {
         Disturbances { noted, waiting }
     }
 
-    /// Takes in what has been told until now.
+    /// Compares with the newest counters.
     pub fn note(&mut self, newest: Changes, now: Instant) {
         for Waiting { notice, due } in &mut self.waiting {
             if newest.count(*notice) != self.noted.count(*notice) && due.is_none() {
@@ -50,12 +50,12 @@ impl Disturbances {
         self.noted = newest;
     }
 
-    /// When something is to be looked at; `None` while nothing was told.
+    /// Returns when something has to be looked at; `None` without a notice.
     pub fn deadline(&self) -> Option<Instant> {
         self.waiting.iter().filter_map(|waiting| waiting.due).min()
     }
 
-    /// What is to be looked at now. It is not named again before there is another notice.
+    /// Returns the notices that are due. Each comes again only after another change.
     pub fn take_due(&mut self, now: Instant) -> Vec<Notice> {
         let is_due = |waiting: &&mut Waiting| waiting.due.is_some_and(|due| due <= now);
         let due = self.waiting.iter_mut().filter(is_due).map(|waiting| {

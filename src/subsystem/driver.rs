@@ -1,7 +1,8 @@
 //! The loop of every subsystem.
 //!
 //! It has one wait: for a newer World, news of the subsystem's own, a disturbance in the kernel, or the next deadline (a retry,
-//! the next portion of an audit, whatever the subsystem says). What woke it matters little: a turn takes in everything that is new.
+//! the next portion of an audit, whatever the subsystem requests). Whatever woke it, a turn processes everything that
+//! is new.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use super::disturbances::Disturbances;
 use super::patrol::Patrol;
 use super::{Context, FirstSync, Inputs, Kinds, Standing, Subsystem, Times};
 
-/// How long the loop sleeps at most, so that its life can be seen.
+/// Longest sleep of the loop, so that it can be seen to be alive.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// The pause between two portions of an audit, in which changes go first.
 const BETWEEN_PORTIONS: Duration = Duration::from_millis(5);
@@ -44,7 +45,7 @@ struct Loop<S> {
     /// Time spent since the start on calculating, and on comparing and changing the kernel.
     computing: Duration,
     programming: Duration,
-    /// When a World said something for the first time.
+    /// Time of the first World with any content.
     first_world: Option<Instant>,
     cleared: bool,
     synced: bool,
@@ -75,7 +76,7 @@ impl<S: Subsystem> Loop<S> {
         }
     }
 
-    /// Waits until something is to be done. False when the loop is to end.
+    /// Waits until something is to be done; returns false when the loop has to end.
     async fn wait(&mut self, stop: &mut watch::Receiver<bool>) -> bool {
         let deadline = tokio::time::Instant::from_std(self.deadline(Instant::now()));
         let news = tokio::select! {
@@ -109,7 +110,7 @@ impl<S: Subsystem> Loop<S> {
         due.into_iter().flatten().fold(now + HEARTBEAT, Instant::min)
     }
 
-    /// One turn: takes in what is new and brings it into the kernel.
+    /// One turn: processes what is new and brings it into the kernel.
     async fn turn(&mut self) {
         let begun = Instant::now();
         let at = self.moments.at(begun);
@@ -132,7 +133,7 @@ impl<S: Subsystem> Loop<S> {
         self.tell(done);
     }
 
-    /// Takes in the newest World. Returns when the earliest event in it was seen.
+    /// Processes the newest World; returns when the earliest event in it was seen.
     async fn take_world(&mut self, at: Moment) -> Option<Instant> {
         if !self.inputs.world.has_changed().unwrap_or(false) && self.authority != Authority::Nothing {
             return None;
@@ -149,7 +150,7 @@ impl<S: Subsystem> Loop<S> {
         seen
     }
 
-    /// Compares what others say they changed, when they have had a moment to finish.
+    /// Compares what the kernel notified as changed by others, when they have had a moment to finish.
     fn look_at_disturbances(&mut self, at: Moment) {
         if self.inputs.disturbances.has_changed().unwrap_or(false) {
             let newest = *self.inputs.disturbances.borrow_and_update();
@@ -162,7 +163,7 @@ impl<S: Subsystem> Loop<S> {
         }
     }
 
-    /// One round. Also returns how many steps it took.
+    /// Performs one round; also returns its number of steps.
     fn round(&mut self, at: Moment) -> (S::Round, u64) {
         let before = self.subsystem.mirrors().steps_done();
         let round = self.subsystem.round(self.authority, at);
@@ -177,7 +178,7 @@ impl<S: Subsystem> Loop<S> {
         (round, steps)
     }
 
-    /// Looks at the next portion of the kernel, and repairs at once what somebody changed.
+    /// Audits the next portion of the kernel, and repairs drift at once.
     fn audit(&mut self, at: Moment) {
         let period = self.subsystem.audit_period();
         if self.authority == Authority::Nothing {
@@ -199,7 +200,7 @@ impl<S: Subsystem> Loop<S> {
         }
     }
 
-    /// Looks for what others did and the kernel does not tell of, and repairs it at once.
+    /// Looks for changes by others without notifications, and repairs them at once.
     fn patrol(&mut self, at: Moment) {
         let is_known = self.authority != Authority::Nothing;
         let mut found = Vec::new();
@@ -223,7 +224,7 @@ impl<S: Subsystem> Loop<S> {
         }
     }
 
-    /// Logs troubles that began or ended, and publishes how the subsystem stands.
+    /// Logs troubles that began or ended, and publishes the subsystem's state.
     fn tell(&mut self, now: Instant) {
         let mut standing = Standing { now, authority: self.authority, is_well: false, synced: self.synced };
         let mut troubles = self.subsystem.troubles(&mut self.inputs.account, &standing);

@@ -1,20 +1,20 @@
 //! The kinds of kernel objects that a subsystem keeps, declared once.
 //!
 //! [`kinds!`] makes of one list, which is in the order of growing, the struct of targets, the struct of mirrors, and
-//! [`Kinds`]: what is asked of all kinds together.
+//! [`Kinds`]: the operations on all kinds together.
 
 use crate::kernel::monitor::Notice;
 use crate::reconcile::{Audits, Found, Moment, Reflection, audit, glance};
 
 /// The kinds of kernel objects of a subsystem, in the order of growing.
 pub trait Kinds {
-    /// All kinds, to look at.
+    /// All kinds, for reading.
     fn reflections(&self) -> Vec<&dyn Reflection>;
 
-    /// All kinds, to work with.
+    /// All kinds, for changes.
     fn kinds(&mut self) -> Vec<Kind<'_>>;
 
-    /// How far the audit of all kinds has come.
+    /// Progress of the audit of all kinds.
     fn audits(&mut self) -> &mut Audits;
 
     /// Steps performed in all kinds since the start.
@@ -22,12 +22,12 @@ pub trait Kinds {
         self.reflections().into_iter().map(|kind| kind.steps_done()).sum()
     }
 
-    /// Whether every kind is known to be as wanted.
+    /// Returns whether every kind is known to be as desired.
     fn is_as_wanted(&self) -> bool {
         self.reflections().into_iter().all(|kind| kind.is_settled())
     }
 
-    /// Compares the next portion with the kernel. Returns what was found amiss, and whether all kinds have been compared.
+    /// Compares the next portion with the kernel. Returns the drift, and whether all kinds have been compared.
     fn audit_portion(&mut self, at: Moment) -> (Vec<Found>, bool) {
         let mut audits = *self.audits();
         let mut mirrors: Vec<&mut dyn Reflection> = self.kinds().into_iter().map(|kind| kind.mirror).collect();
@@ -36,12 +36,12 @@ pub trait Kinds {
         audited
     }
 
-    /// Looks for traces of others' changes in all kinds. Returns what was found amiss.
+    /// Looks for traces of others' changes in all kinds; returns the drift.
     fn glance_at_all(&mut self, at: Moment) -> Vec<Found> {
         self.kinds().into_iter().flat_map(|kind| glance(kind.mirror, at)).collect()
     }
 
-    /// Compares the kinds that this notice is about with the kernel, at once. Returns what was found amiss.
+    /// Compares the kinds that this notice is about with the kernel, at once; returns the drift.
     fn audit_after(&mut self, notice: Notice, at: Moment) -> Vec<Found> {
         let concerned = self.kinds().into_iter().filter(|kind| kind.after.contains(&notice));
         concerned.flat_map(|kind| audit(kind.mirror, at).0).collect()

@@ -1,7 +1,7 @@
-//! What all subsystems (service proxy, firewall, router) have in common: newest World → plan → kernel, in one loop.
+//! Common to all subsystems (service proxy, firewall, router): newest World → plan → kernel, in one loop.
 //!
 //! - [`kinds!`] declares which kinds of kernel objects a subsystem keeps ([`Kinds`]);
-//! - [`Subsystem`] is what the loop asks of it: what it wants, and what only it knows;
+//! - [`Subsystem`] is the loop's interface to it: its desired state, and what only it knows;
 //! - [`run`] is the loop: waiting, deadlines, taking a new World, looking at what others changed ([`disturbances`]), audits,
 //!   health, metrics and the log of the first sync.
 //!
@@ -32,14 +32,14 @@ pub use kinds::{Kind, Kinds};
 
 pub(crate) use kinds::kinds;
 
-/// What the loop of any subsystem is fed with and whom it tells.
+/// Inputs and outputs of a subsystem's loop.
 pub struct Inputs {
     pub world: watch::Receiver<World>,
     pub clock: Arc<EventClock>,
-    /// What others did to the kernel.
+    /// Counters of changes of the kernel by others.
     pub disturbances: watch::Receiver<Changes>,
     pub pulse: Pulse,
-    /// How the kinds of kernel objects stand, in log and metrics.
+    /// State of the kinds of kernel objects, in log and metrics.
     pub account: Account,
 }
 
@@ -50,9 +50,9 @@ pub struct Inputs {
 /// [`calculate`](Subsystem::calculate), [`round`](Subsystem::round), [`count`](Subsystem::count), [`audit`](Subsystem::audit) where one is due, [`troubles`](Subsystem::troubles), [`publish`](Subsystem::publish).
 pub trait Subsystem {
     type Mirrors: Kinds;
-    /// What wakes it besides the World, the kernel and the time.
+    /// Input that wakes it besides the World, the kernel and the time.
     type News;
-    /// What one round did.
+    /// Result of one round.
     type Round;
 
     /// Notices that it waits for besides those of its kinds.
@@ -63,86 +63,87 @@ pub trait Subsystem {
     /// The time from the end of an audit to the next.
     fn audit_period(&self) -> Duration;
 
-    /// Waits for what else wakes it. Loses nothing when the wait is given up.
+    /// Waits for other input. Loses nothing when the wait is cancelled.
     fn next(&mut self) -> impl Future<Output = Self::News>;
 
-    /// Takes in what woke it; a turn follows.
+    /// Processes the input that woke it; a turn follows.
     fn hear(&mut self, news: Self::News, at: Moment, context: &Context<'_>) -> impl Future<Output = ()>;
 
-    /// When it has something to do by itself.
+    /// Returns its own next deadline.
     fn deadline(&self) -> Option<Instant>;
 
-    /// Takes in what tells nothing by itself, before the World.
+    /// Reads inputs that wake nobody, before the World.
     fn look_around(&mut self, _now: Instant) -> impl Future<Output = ()> {
         std::future::ready(())
     }
 
-    /// Takes in a World, and marks what is wanted differently. Returns how well it knows the cluster.
+    /// Processes a World, and marks what is desired differently. Returns its authority.
     fn take_world(&mut self, world: &World, at: Moment) -> impl Future<Output = Authority>;
 
     /// Does what is due by the clock, whether there is another World or not.
     fn calculate(&mut self, at: Moment) -> impl Future<Output = ()>;
 
-    /// Somebody else did what this notice is about; its kinds have been compared.
+    /// Handles a change by others that this notice is about; its kinds have been compared.
     fn disturbed(&mut self, _notice: Notice) {}
 
-    /// Brings what is wanted into the kernel, as far as `authority` allows.
+    /// Brings the desired state into the kernel, as far as `authority` allows.
     fn round(&mut self, authority: Authority, at: Moment) -> Self::Round;
 
-    /// Removes what earlier runs left where it no longer belongs; called once, when what replaces it stands. Returns why
-    /// something could not be removed.
+    /// Removes what earlier runs left where it no longer belongs; called once, when what replaces it is in place.
+    /// Returns why something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
 
-    /// Counts and logs what a round did, in `steps` steps.
+    /// Counts and logs the result of a round of `steps` steps.
     fn count(&mut self, round: Self::Round, steps: u64, times: &Times);
 
-    /// Compares the next portion with the kernel. Returns what was found amiss, and whether everything has been compared.
+    /// Compares the next portion with the kernel. Returns the drift, and whether everything has been compared.
     fn audit(&mut self, at: Moment) -> (Vec<Found>, bool) {
         self.mirrors().audit_portion(at)
     }
 
-    /// Looks for traces of others' changes of which the kernel tells nobody, every few seconds. Returns what was found amiss.
+    /// Looks for traces of others' changes without notifications, every few seconds; returns the drift.
     fn glance(&mut self, at: Moment) -> Vec<Found> {
         self.mirrors().glance_at_all(at)
     }
 
-    /// Reads the next portion of what a glance cannot see, all the time. Returns what was found amiss, and whether it was the last
+    /// Reads the next portion of what a glance cannot see, all the time. Returns the drift, and whether it was the last
     /// portion; `None` where there is nothing of the kind.
     fn read_portion(&mut self, _at: Moment) -> Option<(Vec<Found>, bool)> {
         None
     }
 
-    /// An audit has come to its end.
+    /// Called at the end of an audit.
     fn audited(&mut self, _at: Moment) {}
 
-    /// What goes wrong besides the kinds of kernel objects. Logs what begins or ends.
+    /// Returns the troubles besides those of the kinds of kernel objects. Logs those that begin or end.
     fn troubles(&mut self, account: &mut Account, standing: &Standing) -> Vec<String>;
 
-    /// Whether everything that it needs besides the kernel runs: there is no first sync before.
+    /// Returns whether everything that it needs besides the kernel runs: there is no first sync before.
     fn is_equipped(&self) -> bool {
         true
     }
 
-    /// Everything that was wanted is in the kernel for the first time.
+    /// Logs that the kernel holds the whole desired state for the first time.
     fn log_first_sync(&self, sync: &FirstSync);
 
-    /// Publishes how it stands. Returns whether it has done what it is there for.
+    /// Publishes its state; returns whether it has done what it is there for.
     fn publish(&mut self, standing: &Standing) -> bool;
 }
 
-/// What can be asked of the loop meanwhile.
+/// Parts of the loop that a subsystem may use meanwhile.
 pub struct Context<'a> {
     pub world: &'a watch::Receiver<World>,
     pub authority: Authority,
     pub account: &'a Account,
 }
 
-/// How a subsystem stands at the end of a turn.
+/// State of a subsystem at the end of a turn.
 #[derive(Clone, Copy, Debug)]
 pub struct Standing {
     pub now: Instant,
     pub authority: Authority,
-    /// Something is known of the cluster, and nothing goes wrong. Not known yet, so false, while troubles are asked for.
+    /// Something is known of the cluster, and there is no trouble. Not known yet, so false, while troubles are
+    /// requested.
     pub is_well: bool,
     pub synced: bool,
 }
@@ -150,19 +151,19 @@ pub struct Standing {
 /// The times of one turn.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
-    /// When the earliest event of the World that was taken was seen.
+    /// Time at which the earliest event of the World that was taken was seen.
     pub seen: Option<Instant>,
     pub begun: Instant,
     pub computed: Instant,
     pub done: Instant,
 }
 
-/// What it took to bring everything about for the first time.
+/// Durations up to the first sync.
 #[derive(Clone, Copy, Debug)]
 pub struct FirstSync {
     pub authority: Authority,
     pub steps: u64,
-    /// From the start to the first World that said something, and to now.
+    /// From the start to the first World with any content, and to now.
     pub input: Option<Duration>,
     pub took: Duration,
     /// Time spent on calculating, and on comparing and changing the kernel.

@@ -1,4 +1,4 @@
-//! When to look for what others did to kernel objects of which the kernel tells nobody: virtual services, set elements.
+//! Looks for changes by others of kernel objects without notifications: virtual services, set elements.
 //!
 //! Two kinds of looks: a glance at everything, which sees most changes at little cost, and reading in portions, one
 //! pass after the other, which sees all. Both come every [`PERIOD`] where they can; where there is much to look at they come
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 /// Time between two glances, and between the beginnings of two passes.
 const PERIOD: Duration = Duration::from_secs(10);
-/// How much longer nobody looks than a look took.
+/// Least time without looks, as a multiple of the time a look took.
 const PART: u32 = 2000;
 
-/// When the next looks are due.
+/// Times of the next looks.
 #[derive(Debug)]
 pub struct Patrol {
     glance_at: Instant,
@@ -26,7 +26,7 @@ impl Patrol {
         Patrol { glance_at: now + PERIOD, portion_at: now + PERIOD, pass_began: now + PERIOD }
     }
 
-    /// When there is something to do next.
+    /// Returns when there is something to do next.
     pub fn deadline(&self) -> Instant {
         self.glance_at.min(self.portion_at)
     }
@@ -39,12 +39,12 @@ impl Patrol {
         now >= self.portion_at
     }
 
-    /// Notes that a glance is over that took so long.
+    /// Records a glance that took this long.
     pub fn glanced(&mut self, now: Instant, took: Duration) {
         self.glance_at = now + PERIOD.max(took.saturating_mul(PART));
     }
 
-    /// Notes that a portion has been read, and whether it was the last of a pass.
+    /// Records that a portion has been read, and whether it was the last of a pass.
     pub fn read_portion(&mut self, now: Instant, took: Duration, finished: bool) {
         self.portion_at = now + took.saturating_mul(PART);
         if finished {

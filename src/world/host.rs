@@ -1,4 +1,4 @@
-//! What the kernel says of this host, in the model's words.
+//! Facts of this host as read from the kernel, as values of the model.
 //!
 //! Two kinds of addresses are left out:
 //! - those on devices that carry service addresses: they belong to Services, and counting them among the host's
@@ -25,14 +25,14 @@ use crate::model::{Host, HostAddress, HostLink, OnLink};
 /// Devices that carry service addresses: ours and kube-router's, kube-proxy's, and NodeLocal DNSCache's.
 const CARRY_SERVICE_ADDRESSES: [&str; 3] = ["kube-dummy-if", "kube-ipvs0", "nodelocaldns"];
 
-/// How long the host's links are left alone after the first change of a burst.
+/// Time for which the host's links are left alone after the first change of a burst.
 const SETTLE: Duration = Duration::from_millis(50);
-/// After how long addresses that could not be read are read again: at first, and at the longest.
+/// Delay after which addresses that could not be read are read again: at first, and at the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
-/// Publishes the facts of the host whose Node object has this name, now and whenever the kernel says that they changed.
-/// `read` may wait for the kernel: it runs where it holds up nobody.
+/// Publishes the facts of the host whose Node object has this name, now and whenever the kernel notifies of a change.
+/// `read` may wait for the kernel: it runs where it blocks nobody.
 ///
 /// # Errors
 /// They cannot be read at all.
@@ -41,7 +41,7 @@ pub async fn publish_host(
     read: fn() -> Result<Vec<Found>, Error>,
     mut changes: watch::Receiver<Changes>,
 ) -> Result<watch::Receiver<Arc<Host>>, String> {
-    // What changes from here on may be missing from the first reading.
+    // Changes from here on may be missing from the first reading.
     let seen = changes.borrow_and_update().host;
     let found = read_aside(read).await?;
     let (out, published) = watch::channel(Arc::new(host(&node_name, found)));

@@ -1,14 +1,15 @@
-//! The tables of the World and the rules by which a source's words change them.
+//! The tables of the World and the rules by which a source's messages change them.
 //!
-//! Pure: words in, tables out.
+//! Pure: messages in, tables out.
 //!
 //! A listing grows at once and shrinks at its end: what it does not name is removed only when it is over,
 //! because until then absence proves nothing.
 //!
-//! What is known together is judged together: the kinds that the service proxy needs, those that the firewall needs, and all
-//! nodes, which the router needs. None waits for the others', and while nothing may be done with a kind its changes are nobody's news.
+//! Kinds that are known together are judged together: those that the service proxy needs, those that the firewall
+//! needs, and all nodes, which the router needs. None waits for the others', and while nothing may be done with a kind
+//! its changes are nobody's news.
 //!
-//! An object that cannot be understood keeps its last good version. Where there is none its kinds are known in part
+//! An object that cannot be parsed keeps its last good version. Where there is none its kinds are known in part
 //! only, until they have been complete once: from then on it is a new object which never was in force.
 
 use std::collections::{HashMap, HashSet};
@@ -20,12 +21,12 @@ use super::last_known::Known;
 use crate::k8s::{Kind, Object, ObjectId, SliceOf, Wanted};
 use crate::model::{Authority, Cluster, Endpoints, Host, ObjectName, Table, World};
 
-/// Everything that is known, from all inputs.
+/// All known state, from all inputs.
 pub struct Joined {
     cluster: Cluster,
     host: Arc<Host>,
-    /// Which Service each slice was last counted under: a slice may change hands, and a word that it is
-    /// gone does not say whose it was.
+    /// The Service each slice was last counted under: a slice may change hands, and a message that it is
+    /// gone does not name its Service.
     slices: HashMap<ObjectName, CompactString>,
     listings: Vec<Listing>,
     proxied: Part,
@@ -34,14 +35,14 @@ pub struct Joined {
     /// The last known state has been asked for.
     has_asked: bool,
     shows_life: bool,
-    /// The source cannot read something and cannot say what.
+    /// The source cannot read something and cannot name it.
     unreadable: bool,
-    /// Objects that cannot be understood and of which no good version is known.
+    /// Objects that cannot be parsed and of which no good version is known.
     unknown: HashSet<ObjectId>,
     unpublished: bool,
 }
 
-/// What may be done on the word of the tables.
+/// The authority of the tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Standing {
     /// Over what the service proxy needs.
@@ -52,11 +53,11 @@ pub struct Standing {
     pub routed: Authority,
 }
 
-/// Kinds that are known together.
+/// Kinds whose authority is decided together.
 struct Part {
     kinds: &'static [Kind],
     is_wanted: bool,
-    /// What is remembered of these kinds is all that there was.
+    /// The last known state held these kinds in full.
     may_be_remembered: bool,
     was_complete: bool,
     now: Authority,
@@ -66,14 +67,14 @@ const PROXIED: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
 const POLICED: [Kind; 4] = [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Node];
 const ROUTED: [Kind; 1] = [Kind::Node];
 
-/// How far one kind has been listed.
+/// Progress of listing one kind.
 struct Listing {
     kind: Kind,
     /// It has been listed in full at least once.
     is_known: bool,
     /// The last known state, in which this kind was known in full, has been put in place.
     is_remembered: bool,
-    /// What the listing that is under way has named so far.
+    /// The names in the listing in progress so far.
     named: Option<HashSet<ObjectName>>,
 }
 
@@ -97,7 +98,7 @@ impl Joined {
         }
     }
 
-    /// What may be done on the word of these tables.
+    /// Returns the authority of these tables.
     pub fn standing(&mut self) -> Standing {
         let sound = |kind| !self.unreadable && !self.unknown.iter().any(|id| id.kind == kind);
         Standing {
@@ -107,7 +108,7 @@ impl Joined {
         }
     }
 
-    /// Whether everything that is wanted is known in full, as of the last standing.
+    /// Returns whether everything that is wanted was known in full at the last call of `standing`.
     pub fn is_complete(&self) -> bool {
         self.parts().all(|part| part.now == Authority::Complete || !part.is_wanted)
     }
@@ -127,28 +128,28 @@ impl Joined {
         [&self.proxied, &self.policed, &self.routed].into_iter()
     }
 
-    /// Whether the Node that this host is has been heard of.
+    /// Returns whether the Node of this host is known.
     pub fn has_own_node(&self) -> bool {
         self.cluster.nodes.get(&self.host.node_name).is_some()
     }
 
-    /// Whether Nodes have been listed, and the one that this host is was not among them.
+    /// Returns whether Nodes have been listed without that of this host.
     pub fn lacks_own_node(&self) -> bool {
         let mut nodes = self.listings.iter().filter(|listing| listing.kind == Kind::Node);
         nodes.any(|listing| listing.is_known) && !self.has_own_node()
     }
 
-    /// Whether anything changed since the last call.
+    /// Returns whether anything changed since the last call.
     pub fn take_unpublished(&mut self) -> bool {
         std::mem::take(&mut self.unpublished)
     }
 
-    /// True while nothing at all has been heard of the cluster.
+    /// Returns whether the source has sent nothing at all yet.
     pub fn waits_for_a_sign_of_life(&self) -> bool {
         !self.shows_life && self.may_remember()
     }
 
-    /// True if the facts of the host are new.
+    /// Sets the facts of the host; returns whether they changed.
     pub fn set_host(&mut self, host: Arc<Host>) -> bool {
         let changed = *self.host != *host;
         self.host = host;
@@ -160,17 +161,17 @@ impl Joined {
         self.unreadable = unreadable;
     }
 
-    /// Whether the last known state would be of use: it was not asked for yet, and not all is known.
+    /// Returns whether the last known state would be of use: it was not requested yet, and not all is known.
     pub fn may_remember(&self) -> bool {
         !self.has_asked && !self.listings.iter().all(|listing| listing.is_known)
     }
 
-    /// Notes that there is no last known state to put in place.
+    /// Records that there is no last known state.
     pub fn remember_nothing(&mut self) {
         self.has_asked = true;
     }
 
-    /// Puts the last known state in place where nothing is known. What has been heard of since the start
+    /// Puts the last known state in place where nothing is known. Whatever was received since the start
     /// counts more.
     pub fn remember(&mut self, remembered: Known) {
         self.has_asked = true;
@@ -213,12 +214,12 @@ impl Joined {
         }
     }
 
-    /// Whether there are objects that cannot be understood and of which no good version is known.
+    /// Returns whether there are objects that cannot be parsed and of which no good version is known.
     pub fn lacks_good_versions(&self) -> bool {
         !self.unknown.is_empty()
     }
 
-    /// Puts the good versions of objects in place that cannot be understood now. True if there was any.
+    /// Puts the good versions of objects in place that cannot be parsed now; returns whether there was any.
     pub fn recall(&mut self, earlier: &Cluster) -> bool {
         let unknown = self.unknown.iter().filter(|id| id.kind == Kind::NetworkPolicy);
         let good: Vec<_> =
@@ -235,7 +236,7 @@ impl Joined {
         }
     }
 
-    /// Removes what the listing did not name. True if that was anything.
+    /// Removes what the listing did not name; returns whether that was anything.
     pub fn end_listing(&mut self, kind: Kind) -> bool {
         self.shows_life = true;
         let mut named = None;
@@ -256,7 +257,7 @@ impl Joined {
         changed
     }
 
-    /// Takes in one object. True if it differs from what was known, and somebody may act upon it.
+    /// Puts one object in place; returns whether it differs from the known one and somebody may act upon it.
     pub fn put(&mut self, object: Object) -> bool {
         self.shows_life = true;
         let id = object.id();
@@ -329,7 +330,7 @@ impl Joined {
         }
     }
 
-    /// Whether a good version of this object is known.
+    /// Returns whether a good version of this object is known.
     fn is_held(&self, id: &ObjectId) -> bool {
         let own = &self.cluster;
         match id.kind {
@@ -382,13 +383,13 @@ impl Part {
         self.now
     }
 
-    /// Whether a change of this kind is anybody's news.
+    /// Returns whether a change of this kind is anybody's news.
     fn tells(&self, kind: Kind) -> bool {
         self.now > Authority::Nothing && self.kinds.contains(&kind)
     }
 }
 
-/// Sets or removes one row. True if that changed anything.
+/// Sets or removes one row; returns whether that changed anything.
 fn set<K: Ord + Clone, V: PartialEq>(table: &mut Table<K, V>, key: K, value: Option<Arc<V>>) -> bool {
     match value {
         Some(value) => table.insert_shared(key, value),

@@ -390,7 +390,7 @@ fn an_endpoint_is_small() {
     assert!(size_of::<crate::model::Endpoint>() <= 40, "{}", size_of::<crate::model::Endpoint>());
 }
 
-/// What is logged on this thread, while the guard lives.
+/// The log of this thread, while the guard lives.
 fn logged() -> (Arc<std::sync::Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
     #[derive(Clone)]
     struct Out(Arc<std::sync::Mutex<Vec<u8>>>);

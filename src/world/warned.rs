@@ -1,7 +1,7 @@
-//! What has been said of odd objects, so that nothing is said twice.
+//! Warnings already logged of invalid objects, so that none is logged twice.
 //!
-//! An object is parsed anew at every event; what is odd about it is worth one line when it becomes odd and
-//! none until it changes. Memory is bounded: beyond a number of odd objects the rest is not named.
+//! An object is parsed again at every event; a mistake in it is worth one line when it appears and
+//! none until it changes. Memory is bounded: beyond a number of invalid objects the rest is not named.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -15,7 +15,7 @@ pub struct Warned {
     is_full: bool,
 }
 
-/// What is to be said.
+/// The warnings to log.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// These warnings are new.
@@ -31,7 +31,7 @@ impl Warned {
         self.said.is_empty()
     }
 
-    /// Which of an object's present warnings were not among its warnings before.
+    /// Returns those of an object's present warnings that were not among its warnings before.
     pub fn news(&mut self, object: &ObjectId, mut warnings: Vec<Warning>) -> Verdict {
         if warnings.is_empty() {
             if self.said.remove(object).is_some() {

@@ -1,4 +1,4 @@
-//! What the configuration accepts, what it refuses, and in which words.
+//! Configurations that are accepted or refused, and the words of the refusal.
 
 use ipnet::IpNet;
 

@@ -84,7 +84,7 @@ use-nftables-for-netpol bool false
 v string 0
 version bool false";
 
-/// What this program has beyond them: two flags of the earliest versions, and three of its own.
+/// Flags beyond kube-router's: two of the earliest versions, and three of this program.
 const MORE: [&str; 8] = [
     "bgp-graceful-restart-notification",
     "cluster-cidr",

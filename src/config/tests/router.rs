@@ -1,9 +1,9 @@
-//! What the router's flags mean.
+//! Meaning of the router's flags.
 
 use super::*;
 use crate::net::Password;
 
-/// What the router would be asked to do, whether or not this build has one.
+/// The router's configuration, whether or not this build has a router.
 fn router(words: &[&str]) -> RouterConfig {
     let mut mistakes = Mistakes::default();
     let environment = Environment { host_name: "node-1".to_owned(), ..Environment::default() };

@@ -12,7 +12,7 @@
 //! or lists of equal length, `peer.ips` and `peer.asns`, with `peer.ports`, `peer.passwords` and `peer.localips` where they
 //! are needed; blank items of these three stand for "absent". The first form wins where both are there.
 //!
-//! A peer that makes no sense is left out and the others stay. Lists of different lengths cannot be matched, so that none of
+//! An invalid peer is left out and the others stay. Lists of different lengths cannot be matched, so that none of
 //! them counts: a guess could talk to a neighbour without its password. Passwords appear in no warning, and neither does what
 //! the YAML reader says, because it quotes.
 

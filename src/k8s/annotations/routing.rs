@@ -1,4 +1,4 @@
-//! What a Node's annotations say of BGP.
+//! The annotations of a Node about BGP.
 //!
 //! Each annotation is apart: one that makes no sense counts as absent, a list loses the items that make none, and a warning
 //! names what was lost. Items of lists may have blanks around them.
@@ -17,7 +17,7 @@ use crate::k8s::parse::Warnings;
 use crate::model::{Prepend, Reflection, Routing};
 use crate::net::go;
 
-/// What the annotations of a Node say of BGP.
+/// Parses the annotations of a Node about BGP.
 pub fn routing(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Routing {
     Routing {
         asn: asn(annotations, warnings),

@@ -17,7 +17,7 @@ macro_rules! wire {
     };
 }
 
-/// The lists of one kind: what the real server says in both encodings, and the table of the scripted server.
+/// The lists of one kind: the real server's answers in both encodings, and the table of the scripted server.
 fn read_alike<K: ApiObject>(
     kind: Kind,
     json: &'static [u8],
@@ -59,7 +59,7 @@ type Slice = crate::k8s::parse::endpoint_slice::EndpointSliceObject;
 type Service = crate::k8s::parse::service::ServiceObject;
 type Policy = crate::k8s::parse::network_policy::NetworkPolicyObject;
 
-/// What a stream says, in pieces of so many bytes.
+/// The events of a stream, fed in pieces of this many bytes.
 fn heard(encoding: Encoding, bytes: &[u8], piece: usize) -> Vec<String> {
     let mut events = Events::new(encoding);
     let mut heard = Vec::new();

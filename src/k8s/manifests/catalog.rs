@@ -1,4 +1,4 @@
-//! What all files together say, and what a change of one file changes.
+//! The content of all files together, and the effect of a change of one file.
 //!
 //! Pure: text goes in, changes of objects come out. The work follows the change: a document whose text is
 //! the same as before is not parsed again, and only objects of the changed file are compared.
@@ -6,7 +6,7 @@
 //! An object that stands in two places counts once: the place that comes first counts, by the name of the
 //! file and then by the position in it. So the answer never depends on what was read when.
 //!
-//! While a document of a file does not parse, nothing that the file said before is taken back: which of its
+//! While a document of a file does not parse, none of the file's former objects is removed: which of its
 //! objects the broken document stands for cannot be known.
 
 mod places;
@@ -26,22 +26,22 @@ use crate::k8s::{Kind, Object, ObjectId};
 #[derive(Default)]
 pub struct Catalog {
     files: BTreeMap<Arc<str>, File>,
-    /// Which files name each object.
+    /// The files that name each object.
     places: Places,
     reader: Reader,
 }
 
-/// What a change of one file did.
+/// The effect of a change of one file.
 #[derive(Default, Debug)]
 pub struct Changed {
     pub objects: Vec<Found>,
     pub remarks: Vec<Said>,
 }
 
-/// Something that a person should hear, about one file.
+/// A message for a person about one file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Said {
-    /// A document does not parse; what the file said before stays.
+    /// A document does not parse; the file's former objects stay.
     Broken { line: usize, text: String },
     /// Everything in the file can be read again.
     Mended,
@@ -51,17 +51,17 @@ pub enum Said {
     Twice { object: ObjectId, counts: Arc<str> },
 }
 
-/// An object as it stands in a file, and what is odd about it.
+/// An object as it stands in a file, and its warnings.
 type Found = (Object, Vec<Warning>);
 
-/// One file. There may be as many of them as objects, and nothing is odd about most.
+/// One file. There may be as many of them as objects, and most have no faults.
 #[derive(Default)]
 struct File {
     /// As [`Places`] knows it.
     number: u32,
     /// Sorted by what identifies the object.
     objects: Box<[Kept]>,
-    /// Documents that say nothing: of kinds that nobody needs. Sorted.
+    /// Documents without content: of kinds that nobody needs. Sorted.
     silent: Box<[NonZeroU64]>,
     odd: Option<Box<Odd>>,
 }
@@ -71,15 +71,15 @@ struct File {
 struct Kept {
     object: Object,
     warnings: Option<Box<[Warning]>>,
-    /// The hash of the document that says this object and others that are kept, and nothing else; `None` where that
-    /// document is not in the file any more, or says more.
+    /// The hash of the document that holds this object and others that are kept, and nothing else; `None` where that
+    /// document is not in the file any more, or holds more.
     document: Option<NonZeroU64>,
 }
 
-/// What is odd about a file.
+/// Exceptional state of a file.
 #[derive(Clone, PartialEq, Default)]
 struct Odd {
-    /// Documents that say something other than objects.
+    /// Documents with content other than objects.
     others: BTreeMap<NonZeroU64, Content>,
     broken: Vec<(usize, String)>,
     /// Objects of which only the first counts.
@@ -96,7 +96,7 @@ impl Catalog {
         catalog
     }
 
-    /// Takes in the present text of a file.
+    /// Replaces the text of a file.
     pub fn put(&mut self, name: &str, format: Format, bytes: &[u8]) -> Changed {
         match std::str::from_utf8(bytes) {
             Ok(text) => self.put_text(name, &documents(format, text)),
@@ -107,7 +107,7 @@ impl Catalog {
         }
     }
 
-    /// Notes that a file cannot be read.
+    /// Records that a file cannot be read.
     pub fn put_unreadable(&mut self, name: &str, line: usize, why: &str) -> Changed {
         let mut changed = Changed::default();
         let (name, mut file) = self.take(name);
@@ -120,7 +120,7 @@ impl Catalog {
         changed
     }
 
-    /// Takes a file out.
+    /// Removes a file.
     pub fn remove(&mut self, name: &str) -> Changed {
         let mut changed = Changed::default();
         if let Some((name, old)) = self.files.remove_entry(name) {
@@ -144,7 +144,7 @@ impl Catalog {
         self.files.keys()
     }
 
-    /// Whether something is broken of which no earlier version is known.
+    /// Returns whether something is broken of which no earlier version is known.
     pub fn is_partly_unknown(&self) -> bool {
         self.files.values().any(|file| file.odd().unknown)
     }
@@ -177,7 +177,7 @@ impl Catalog {
         changed
     }
 
-    /// Works out what the objects of one file, before and now, mean for the whole.
+    /// Determines the effect on the whole of a file's objects, before and now.
     fn settle(&mut self, name: &Arc<str>, before: &File, changed: &mut Changed) {
         let now = self.files.get(name).map_or(&[][..], |file| &file.objects);
         for (id, was) in differing(&before.objects, now) {
@@ -216,7 +216,7 @@ impl Catalog {
 }
 
 impl File {
-    /// What is known of a file before it was read: nothing, so what is broken in it has no earlier version.
+    /// State of a file before it was read: nothing, so whatever is broken in it has no earlier version.
     fn never_read(number: u32) -> File {
         File { number, odd: Some(Box::new(Odd { unknown: true, ..Odd::default() })), ..File::default() }
     }
@@ -233,14 +233,14 @@ impl File {
         self.objects.get(place)
     }
 
-    /// The documents of which the kept objects are all that they say, with those objects; sorted.
+    /// Returns the documents that consist entirely of kept objects, with those objects; sorted.
     fn documents(&self) -> Vec<(NonZeroU64, &Kept)> {
         let mut documents: Vec<_> = self.objects.iter().filter_map(|kept| Some((kept.document?, kept))).collect();
         documents.sort_unstable_by_key(|(hash, _)| *hash);
         documents
     }
 
-    /// What a document says that the file held already.
+    /// Returns the content of a document that the file held already.
     fn content(&self, documents: &[(NonZeroU64, &Kept)], hash: NonZeroU64) -> Option<Content> {
         if self.silent.binary_search(&hash).is_ok() {
             return Some(Content::default());
@@ -289,7 +289,7 @@ impl Reading {
         }
     }
 
-    /// The file as it is now, with what it said before where something is broken.
+    /// Returns the present state of the file, with its former content where something is broken.
     fn file(self, old: &File) -> File {
         let Reading { mut objects, mut silent, mut odd } = self;
         silent.sort_unstable();

@@ -1,4 +1,4 @@
-//! A directory that is watched: which files changed, and their text.
+//! A watched directory: changed files, and their text.
 //!
 //! Kernel: inotify(7) on the directory itself. `IN_CLOSE_WRITE` ends a write in place, `IN_MOVED_TO` an
 //! atomic replacement. A ConfigMap mount replaces the hidden link `..data`, through which all visible files
@@ -18,7 +18,7 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 
 use super::document::Format;
 
-/// A watched directory and what its files looked like when they were read.
+/// A watched directory and the stamps of its files when they were read.
 pub struct Directory {
     path: PathBuf,
     notify: OwnedFd,
@@ -29,23 +29,23 @@ pub struct Directory {
     missing: BTreeMap<String, Instant>,
 }
 
-/// What was seen since the last time.
+/// Changes seen since the last call.
 pub enum Seen {
     Nothing,
     /// These files, and when the first of them was reported.
     Files(Instant, Vec<(String, Look)>),
-    /// Something that may concern any file.
+    /// A change that may concern any file.
     Everything(Instant),
     /// The directory itself is gone.
     Gone,
 }
 
-/// When a file may be read.
+/// Condition for reading a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Look {
     /// At once: its writer is done with it, or there is nothing to compare it with yet.
     Now,
-    /// When nobody has written to it for a moment.
+    /// Once nobody has written to it for a moment.
     WhenStill,
 }
 
@@ -57,7 +57,7 @@ pub enum Reading {
     Absent,
 }
 
-/// What tells one state of a file from another without reading it.
+/// Properties that tell one state of a file from another without reading it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Stamp {
     device: u64,
@@ -67,7 +67,7 @@ struct Stamp {
     changed: (i64, i64),
 }
 
-/// How long a file must have been left alone to count as written.
+/// Time that a file must have been left alone to count as written.
 const STILL: Duration = Duration::from_millis(100);
 
 /// Larger files are refused: nobody writes a quarter of a gigabyte of manifests into one file on purpose.
@@ -111,13 +111,13 @@ impl Directory {
         Ok(names)
     }
 
-    /// Whether a file was written to a moment ago, so that more of it may be to come.
+    /// Returns whether a file was written to a moment ago, so that more of it may be to come.
     pub fn is_being_written(&self) -> bool {
         let names = self.names().unwrap_or_default();
         names.iter().filter_map(|name| fs::metadata(self.path.join(name)).ok()).any(|metadata| !is_still(&metadata))
     }
 
-    /// The text of a file, if it is not what was read last.
+    /// Returns the text of a file, unless it is the one read last.
     ///
     /// # Errors
     /// The file is there and cannot be read.
@@ -205,7 +205,7 @@ impl Directory {
     }
 }
 
-/// What was reported within one burst.
+/// The events of one burst.
 #[derive(Default)]
 struct Batch {
     gone: bool,

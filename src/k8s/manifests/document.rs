@@ -20,14 +20,14 @@ use crate::k8s::parse::{
 };
 use crate::k8s::{Kind, Object};
 
-/// How the text of a file is to be read; decided by the end of its name.
+/// Format of a file; decided by the end of its name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
     Yaml,
     Json,
 }
 
-/// What all documents are read with.
+/// State for reading all documents.
 #[derive(Debug)]
 pub struct Reader {
     /// Documents of other kinds are not even parsed: nobody needs them, and so they cannot be broken either.
@@ -44,17 +44,17 @@ pub struct Document<'a> {
     pub text: &'a str,
 }
 
-/// What a document holds.
+/// The content of a document.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct Content {
     pub objects: Vec<(Object, Vec<Warning>)>,
-    /// What could not be read. Objects that stood there are not in `objects`, so their absence means nothing.
+    /// Parts that could not be read. Objects that stood there are not in `objects`, so their absence means nothing.
     pub broken: Vec<Remark>,
-    /// What was read and is left aside for a reason that a person should hear.
+    /// Parts that were read and skipped, for a reason worth a log message.
     pub skipped: Vec<Remark>,
 }
 
-/// A line of a document, counted from 0 within it, and what is to be said about it.
+/// A line of a document, counted from 0 within it, and a message about it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Remark {
     pub line: usize,
@@ -134,7 +134,7 @@ impl Content {
     }
 }
 
-/// What stands between the bytes and an object: a whole document, or one item of a list in it.
+/// Input for decoding objects: a whole document, or one item of a list in it.
 enum Piece<'a> {
     Whole(&'a Document<'a>),
     Item(usize, &'a Value),
@@ -147,9 +147,9 @@ struct Head {
     kind: Option<String>,
 }
 
-/// The items of a list, taken in one after the other: all of them at once would be many times as large as the text.
+/// The items of a list, decoded one after the other: all of them at once would be many times as large as the text.
 struct Items<'a> {
-    /// The kind of items that do not say theirs.
+    /// The kind of items without a kind of their own.
     of_kind: &'a str,
     reader: &'a mut Reader,
     content: &'a mut Content,
@@ -188,7 +188,7 @@ fn list_content(document: &Document<'_>, of_kind: &str, reader: &mut Reader, con
         Format::Json => list.deserialize(&mut serde_json::Deserializer::from_str(document.text)).map_err(json_remark),
     };
     if let Err(remark) = read {
-        // Which of the items the broken text stands for cannot be known.
+        // The items that the broken text stands for cannot be known.
         content.objects.clear();
         content.broken.push(remark);
     }
@@ -324,7 +324,7 @@ fn json_documents(text: &str) -> Vec<Document<'_>> {
     let (mut start, mut line) = (0, 1);
     loop {
         let next = values.next();
-        // What does not parse is a document too: the last one, and its own parser says what is wrong with it.
+        // A value that does not parse is a document too: the last one, and its own parser reports the error.
         let end = if let Some(Ok(_)) = next { values.byte_offset() } else { text.len() };
         let piece = text.get(start..end).unwrap_or_default();
         let body = piece.trim_start();
@@ -349,7 +349,7 @@ fn yaml<T: DeserializeOwned>(text: &str) -> Result<T, Remark> {
     serde_saphyr::from_str_with_options(text, yaml_options()).map_err(yaml_remark)
 }
 
-/// The size of a file is bounded where it is read; what is bounded here is what aliases make of it.
+/// The size of a file is bounded where it is read; the bound here is on the expansion of aliases.
 fn yaml_options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         with_snippet: false,

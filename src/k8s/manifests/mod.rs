@@ -5,7 +5,7 @@
 //! is watched (inotify): writing a file, renaming one into place and the swap of links that a ConfigMap
 //! mount makes are all seen within milliseconds, and cost what changed.
 //!
-//! Whatever is odd speaks with the name of the file and the line. A document that does not parse leaves its
+//! Warnings name the file and the line. A document that does not parse leaves its
 //! last good version in force. If there is none, because the program has just started, nothing in the kernel
 //! shrinks until it is mended (`model::Authority::Partial`).
 //!
@@ -34,7 +34,7 @@ use self::directory::{Directory, Look, Seen};
 use super::outage::{Cause, Outages};
 use super::{Event, Message, Wanted};
 
-/// Reads and watches a directory, and tells what is wanted of it, until the receiver is gone.
+/// Reads and watches a directory, and sends the wanted objects, until the receiver is gone.
 ///
 /// # Errors
 /// Only where the thread cannot be started. A directory that goes away is waited for, and reported.
@@ -44,18 +44,18 @@ pub fn spawn(path: PathBuf, wanted: Vec<Wanted>, outages: Outages, out: Sender<M
     std::thread::Builder::new().name("manifests".to_owned()).spawn(move || source.run()).map(drop)
 }
 
-/// How long a burst of events may last before it is worked on, and how long a pause ends it.
+/// The longest burst of events before it is worked on, and the pause that ends it.
 const BURST: Duration = Duration::from_millis(20);
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// How often a directory that cannot be read is tried again.
+/// Interval at which a directory that cannot be read is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How often the whole directory is looked through although nothing was reported: links into other
-/// directories change without a word.
+/// Interval at which the whole directory is looked through although nothing was reported: links into other
+/// directories change without an event.
 const LOOK_THROUGH: Duration = Duration::from_secs(60);
 
-/// How many messages are handed over together: waking the receiver costs more than taking a message in.
+/// Number of messages handed over together: waking the receiver costs more than processing a message.
 const AT_ONCE: usize = 512;
 
 struct Source {
@@ -65,7 +65,7 @@ struct Source {
     out: Sender<Message>,
     catalog: Catalog,
     told_unknown: Option<bool>,
-    /// What was not handed over yet.
+    /// Messages not handed over yet.
     untold: Vec<Message>,
 }
 
@@ -220,7 +220,7 @@ impl Source {
         Ok(())
     }
 
-    /// Tells whether something is unreadable without an earlier version, when that changes.
+    /// Reports when something becomes, or is no longer, unreadable without an earlier version.
     fn tell_unknown(&mut self) -> Result<(), Closed> {
         let unknown = self.catalog.is_partly_unknown();
         if self.told_unknown != Some(unknown) {

@@ -35,7 +35,7 @@ fn told(messages: &mut Receiver<Message>) -> String {
     }
 }
 
-/// Everything that is told up to this.
+/// All messages up to this one.
 fn told_until(messages: &mut Receiver<Message>, last: &str) -> Vec<String> {
     let mut all = Vec::new();
     while all.last().is_none_or(|text| text != last) {
@@ -108,7 +108,7 @@ fn the_swap_of_links_of_a_configmap_mount_is_seen() {
     assert_eq!(told(&mut messages), "a 10.96.0.2");
     symlink("..2/a.yaml", path("b.yaml")).expect("writable");
     fs::remove_file(path("a.yaml")).expect("it is there");
-    // Whether the object goes and comes or just stays depends on which of the two is looked at first.
+    // The order in which the two files are read decides whether the object goes and comes or just stays.
     fs::write(path("z.yaml"), service("z", "10.96.0.9")).expect("writable");
     told_until(&mut messages, "z 10.96.0.9");
 }

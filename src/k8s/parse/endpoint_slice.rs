@@ -23,7 +23,7 @@ use crate::k8s::SliceOf;
 use crate::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, ObjectName};
 use crate::net::Family;
 
-/// The slice that an API object describes, and its Service; `None` where no node agent needs it.
+/// Parses an EndpointSlice with the name of its Service; `None` where no node agent needs it.
 pub fn endpoint_slice(object: &EndpointSliceObject, pool: &mut Pool) -> (ObjectName, Option<SliceOf>, Vec<Warning>) {
     let mut warnings = Warnings::default();
     let name = object_name(&object.metadata);

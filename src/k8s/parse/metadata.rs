@@ -1,7 +1,7 @@
 //! `metadata`, as little of it as we use.
 //!
 //! An object's metadata is often larger than the object (managed fields, annotations of other programs).
-//! What is not named here is skipped in the pass that reads it and never occupies memory.
+//! Fields not named here are skipped in the pass that reads them and never occupy memory.
 
 use std::collections::BTreeMap;
 

@@ -1,11 +1,11 @@
-//! From Kubernetes' objects to ours.
+//! Conversion of Kubernetes' objects to ours.
 //!
 //! One file for each kind: a narrow type that names only the fields we use (what else the object holds is
 //! skipped while it is read), and a pure function from it to a value of `model` and [`Warning`]s. The same
 //! narrow type reads the API's JSON and a manifest's YAML, and `<kind>/protobuf.rs` fills it from the API's protocol
 //! buffers; the API's defaults are applied here, because a manifest comes without them.
 //!
-//! An item that makes no sense (an address that does not parse, a port above 65535) is left out with a
+//! An invalid item (an address that does not parse, a port above 65535) is left out with a
 //! warning, and the rest of the object stays. An object that cannot be used at all is treated as absent; but a
 //! policy that cannot be understood is no policy that is gone ([`Object::Unreadable`]).
 
@@ -35,7 +35,7 @@ pub use number::Number;
 pub use pool::Pool;
 pub use protobuf::ApiObject;
 
-/// Something odd in an object.
+/// A warning about a field of an object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Warning {
     /// The field as the API names it, or the key of an annotation.
@@ -47,11 +47,11 @@ pub struct Warning {
 #[derive(Default, Debug)]
 pub struct Warnings(Vec<Warning>);
 
-/// How many warnings of one object are kept. An object with a thousand bad ports is one mistake.
+/// Number of warnings kept of one object. An object with a thousand bad ports is one mistake.
 const WARNINGS_KEPT: usize = 8;
 
 impl Warnings {
-    /// Notes that a field is odd, and what is done about it.
+    /// Records that a field is invalid, and how it is treated.
     pub fn odd(&mut self, field: impl Into<Cow<'static, str>>, text: impl fmt::Display) {
         if self.0.len() < WARNINGS_KEPT {
             self.0.push(Warning { field: field.into(), text: text.to_string() });
@@ -69,37 +69,37 @@ impl fmt::Display for Warning {
     }
 }
 
-/// A Service, as both sources tell it.
+/// Parses a Service, from either source.
 pub fn service_object(object: &service::ServiceObject, _: &mut Pool) -> (Object, Vec<Warning>) {
     let (name, service, warnings) = service::service(object);
     (Object::Service(name, service.map(Arc::new)), warnings)
 }
 
-/// An EndpointSlice, as both sources tell it.
+/// Parses an EndpointSlice, from either source.
 pub fn endpoint_slice_object(object: &endpoint_slice::EndpointSliceObject, pool: &mut Pool) -> (Object, Vec<Warning>) {
     let (name, slice, warnings) = endpoint_slice::endpoint_slice(object, pool);
     (Object::EndpointSlice(name, slice), warnings)
 }
 
-/// A Node, as both sources tell it.
+/// Parses a Node, from either source.
 pub fn node_object(object: &node::NodeObject, _: &mut Pool) -> (Object, Vec<Warning>) {
     let (name, node, warnings) = node::node(object);
     (Object::Node(name, node.map(Arc::new)), warnings)
 }
 
-/// A Pod, as both sources tell it.
+/// Parses a Pod, from either source.
 pub fn pod_object(object: &pod::PodObject, pool: &mut Pool) -> (Object, Vec<Warning>) {
     let (name, pod, warnings) = pod::pod(object, pool);
     (Object::Pod(name, pod.map(Arc::new)), warnings)
 }
 
-/// A Namespace, as both sources tell it.
+/// Parses a Namespace, from either source.
 pub fn namespace_object(object: &namespace::NamespaceObject, pool: &mut Pool) -> (Object, Vec<Warning>) {
     let (name, namespace, warnings) = namespace::namespace(object, pool);
     (Object::Namespace(name, namespace.map(Arc::new)), warnings)
 }
 
-/// A NetworkPolicy, as both sources tell it.
+/// Parses a NetworkPolicy, from either source.
 pub fn network_policy_object(object: &network_policy::NetworkPolicyObject, _: &mut Pool) -> (Object, Vec<Warning>) {
     let (name, policy, warnings) = network_policy::network_policy(object);
     let object = match policy {
@@ -115,7 +115,7 @@ fn object_name(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta
     ObjectName::new(namespace, meta.name.as_deref().unwrap_or_default())
 }
 
-/// An address that a Service or an endpoint may have; otherwise why not. The API refuses the same ones:
+/// Returns an address that a Service or an endpoint may have, or why it may not. The API refuses the same ones:
 /// traffic to them never leaves the host, or reaches more than one receiver.
 fn unicast_address(text: &str) -> Result<IpAddr, String> {
     let address: IpAddr = text.trim().parse().map_err(|_| format!("{text:?} is not an IP address"))?;

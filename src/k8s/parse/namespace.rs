@@ -15,7 +15,7 @@ use super::{Pool, Warning, Warnings, object_meta};
 use crate::k8s::annotations;
 use crate::model::Namespace;
 
-/// The Namespace that an API object describes.
+/// Parses a Namespace.
 pub fn namespace(object: &NamespaceObject, pool: &mut Pool) -> (CompactString, Option<Namespace>, Vec<Warning>) {
     let mut warnings = Warnings::default();
     let meta = &object.metadata;

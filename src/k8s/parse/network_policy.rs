@@ -9,11 +9,12 @@
 //! - a peer with an `ipBlock` and a selector, or with neither; an `ipBlock` whose `cidr` or `except` is no range;
 //! - an `endPort` without a number to begin with, or below it; a port that is neither a port's number nor a name.
 //!
-//! An `except` that lies outside its `cidr` takes nothing away and only speaks; one that covers it leaves nothing.
+//! An `except` that lies outside its `cidr` takes nothing away and only causes a warning; one that covers it leaves
+//! nothing.
 //!
 //! The policy's own `podSelector` and its `policyTypes` have no such safe side: selecting nothing would open what the
 //! policy was to close, selecting every pod would cut off pods that it does not concern, and any set of pods in between
-//! may be given what the rules allow. A policy in which one of these makes no sense, or may be misspelt, is unreadable
+//! may be given what the rules allow. A policy in which one of these is invalid, or may be misspelt, is unreadable
 //! (`k8s::Object::Unreadable`): its last good version stays in force, and where there is none, it is not known. No
 //! single mistake in a policy allows more than the policy did; a test makes all of them.
 
@@ -31,7 +32,7 @@ use crate::model::{
     Namespaces, NetworkPolicy, ObjectName, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports, Selector,
 };
 
-/// The policy that an API object describes; `None` where it cannot be understood.
+/// Parses a NetworkPolicy; `None` where it is unreadable.
 pub fn network_policy(object: &NetworkPolicyObject) -> (ObjectName, Option<NetworkPolicy>, Vec<Warning>) {
     let mut warnings = Warnings::default();
     let name = object_name(&object.metadata);
@@ -52,7 +53,7 @@ pub struct NetworkPolicyObject {
     spec: Option<Spec>,
 }
 
-/// Policies are few and change seldom, and a field that is not known has to be seen: in protocol buffers it would be passed over.
+/// Policies are few and change seldom, and an unknown field has to be seen: in protocol buffers it would be skipped.
 impl ApiObject for NetworkPolicyObject {
     const FROM_PROTOBUF: Option<FromProtobuf<Self>> = None;
 
@@ -69,8 +70,8 @@ enum Direction {
 }
 
 fn policy(spec: &Spec, warnings: &mut Warnings) -> Option<NetworkPolicy> {
-    // A field that a later API adds to every policy must not take all of them out of force. An API server says which
-    // pods and directions a policy is for; where that is missing too, the field may be its misspelling.
+    // A field that a later API adds to every policy must not take all of them out of force. An API server names
+    // the pods and directions that a policy is for; where they are missing too, the field may be its misspelling.
     let says_whom = spec.pod_selector.is_some() && spec.policy_types.is_some();
     for name in spec.unknown.keys() {
         let effect = if says_whom { "it has no effect" } else { UNREADABLE };
@@ -94,7 +95,7 @@ fn policy(spec: &Spec, warnings: &mut Warnings) -> Option<NetworkPolicy> {
 
 const UNREADABLE: &str = "the policy cannot be read, so its last good version stays in force";
 
-/// Whether the policy is for ingress and for egress; `None` where that cannot be known.
+/// Returns whether the policy is for ingress and for egress; `None` where that cannot be known.
 fn directions(spec: &Spec, warnings: &mut Warnings) -> Option<(bool, bool)> {
     let written: Vec<&str> =
         spec.policy_types.iter().flatten().map(|kind| kind.as_deref().unwrap_or_default()).collect();
@@ -127,7 +128,7 @@ fn rules(
     rules.into()
 }
 
-/// Stands in the place of a rule that cannot be read, so that the others keep theirs: people are told places.
+/// A rule that matches nothing, in place of an unreadable one, so that the others keep their index in messages.
 fn nothing() -> PolicyRule {
     PolicyRule { peers: Peers::Of([].into()), ports: Ports::Of([].into()) }
 }
@@ -151,7 +152,7 @@ fn rule(direction: Direction, written: &RuleObject, field: &str, warnings: &mut 
     Some(PolicyRule { peers: peers.map_or(Peers::Any, Peers::Of), ports: ports.map_or(Ports::Any, Ports::Of) })
 }
 
-/// Why an entry matches nothing: the field, and what is wrong with it.
+/// Why an entry matches nothing: field and reason.
 type Wrong = (String, String);
 
 /// The entries of a list that make sense; `None` where there is no list, or an empty one, which is the same to the API.
@@ -264,7 +265,7 @@ fn read_port(written: &PortObject) -> Result<PolicyPort, String> {
     Ok(PolicyPort { protocol, number })
 }
 
-/// Whether a container's port can be called this: at least one letter tells a name from a number in quotes.
+/// Returns whether a container's port can have this name: at least one letter tells a name from a number in quotes.
 fn is_port_name(text: &str) -> bool {
     let is_sound = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     text.len() <= 15 && text.bytes().all(is_sound) && text.bytes().any(|byte| byte.is_ascii_lowercase())
@@ -286,7 +287,7 @@ impl Direction {
     }
 }
 
-/// The spec as it is written. What has no name here is collected, because a field that is not known may narrow what is
+/// The spec as written. Unknown fields are collected, because one of them may narrow what is
 /// allowed.
 mod written {
     use std::collections::BTreeMap;

@@ -17,7 +17,7 @@ use super::{Warning, Warnings, object_meta, unicast_address};
 use crate::k8s::annotations::{self, routing};
 use crate::model::{Node, NodeAddress, NodeAddressKind, Routing};
 
-/// The Node that an API object describes.
+/// Parses a Node.
 pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) {
     let mut warnings = Warnings::default();
     let name = CompactString::from(object.metadata.name.as_deref().unwrap_or_default());

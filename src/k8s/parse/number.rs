@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-/// A number, or what stood in its place.
+/// A number, or the text in its place.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Number {
     Is(i64),
@@ -23,7 +23,7 @@ impl Number {
         }
     }
 
-    /// True for 0, which the API uses for "not set".
+    /// Returns whether it is 0, which the API uses for "not set".
     pub fn is_zero(&self) -> bool {
         *self == Number::Is(0)
     }

@@ -22,7 +22,7 @@ use super::service::protocol;
 use super::{Number, Pool, Warning, Warnings, labelled_meta, object_name};
 use crate::model::{NamedPort, ObjectName, Pod};
 
-/// The Pod that an API object describes.
+/// Parses a Pod.
 pub fn pod(object: &PodObject, pool: &mut Pool) -> (ObjectName, Option<Pod>, Vec<Warning>) {
     let mut warnings = Warnings::default();
     let name = object_name(&object.metadata);

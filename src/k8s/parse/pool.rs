@@ -1,4 +1,4 @@
-//! What many objects have in common, in memory once.
+//! Values that many objects have in common, in memory once.
 //!
 //! Fifty thousand pods have some hundred sets of labels, fewer sets of ports and a few hundred nodes between them. What
 //! nobody holds any more is dropped when a pool has doubled since the last time somebody looked.

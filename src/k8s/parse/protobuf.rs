@@ -1,4 +1,4 @@
-//! What objects have in common in the API's protocol-buffer form.
+//! Messages common to all objects in the API's protocol-buffer form.
 //!
 //! Kubernetes: `k8s.io/apimachinery` `pkg/apis/meta/v1/generated.proto`. The numbers of the fields are the whole contract; a field
 //! that is not named here is skipped unread, which is why policies are not read in this form: a field that a later API
@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 /// Reads an object without its envelope.
 pub type FromProtobuf<K> = fn(&[u8]) -> Result<K, DecodeError>;
 
-/// An object of one kind as the API writes it, narrowed to what is read of it.
+/// An object of one kind in the API's form, narrowed to the fields that are read.
 pub trait ApiObject: DeserializeOwned {
     /// Reads the protocol-buffer form; `None` for a kind that is read as JSON alone.
     const FROM_PROTOBUF: Option<FromProtobuf<Self>>;

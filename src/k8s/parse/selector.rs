@@ -2,8 +2,8 @@
 //!
 //! Kubernetes: meta/v1 LabelSelector, `matchLabels` and `matchExpressions`, all of which hold together.
 //!
-//! A selector is understood as a whole or not at all: one condition that is left out makes it select more. What it means
-//! that a selector is not understood is for the caller to say. A field with a name that is not known is no selector
+//! A selector is understood as a whole or not at all: one condition that is left out makes it select more. The caller
+//! decides what follows from a selector that is not understood. One with an unknown field is not understood
 //! either, because `matchLabel: {app: web}` would otherwise select everything.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use serde::de::IgnoredAny;
 
 use crate::model::{Operator, Requirement, Selector};
 
-/// What the object says, or why it is not understood: the field below the selector, and what is wrong with it.
+/// Parses a selector, or returns why it is not understood: the field below the selector, and the reason.
 pub fn selector(object: &SelectorObject) -> Result<Selector, Incomprehensible> {
     if let Some(name) = object.unknown.keys().next() {
         return Err(Incomprehensible { field: format!(".{name}"), why: "is not a field of a selector".to_owned() });
@@ -37,7 +37,7 @@ pub fn selector(object: &SelectorObject) -> Result<Selector, Incomprehensible> {
 pub struct Incomprehensible {
     /// Below the selector's own field, beginning with a dot.
     pub field: String,
-    /// Goes on behind the name of the field.
+    /// Continues the sentence behind the name of the field.
     pub why: String,
 }
 

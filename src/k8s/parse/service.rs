@@ -19,7 +19,7 @@ use crate::k8s::annotations::{announce_annotations, proxy_annotations};
 use crate::model::{LoadBalancerAddress, ObjectName, Service, ServicePort, ServiceType, TrafficPolicy};
 use crate::net::Protocol;
 
-/// The Service that an API object describes; `None` where no node agent serves it.
+/// Parses a Service; `None` where no node agent serves it.
 pub fn service(object: &ServiceObject) -> (ObjectName, Option<Service>, Vec<Warning>) {
     let mut warnings = Warnings::default();
     let name = object_name(&object.metadata);

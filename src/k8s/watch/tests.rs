@@ -41,13 +41,13 @@ fn policy(name: &str, types: &[&str]) -> Value {
     json!({"metadata": {"name": name, "namespace": "shop"}, "spec": {"podSelector": {}, "policyTypes": types}})
 }
 
-/// A reader of what the followers say, which keeps what is in force as the World would.
+/// A reader of the followers' messages, which keeps the objects in force as the World would.
 struct Reader {
     messages: Receiver<Message>,
     followers: JoinSet<()>,
     health: Health,
     in_force: BTreeMap<String, Object>,
-    /// What was ever said to be there since this was emptied last.
+    /// Objects ever named since this was last emptied.
     named: BTreeSet<String>,
     listings: usize,
     outages: usize,
@@ -69,7 +69,7 @@ async fn read(server: &ApiServer, wanted: Vec<Wanted>) -> Reader {
 }
 
 impl Reader {
-    /// Reads on until what is in force is this.
+    /// Reads until exactly these are in force.
     async fn until(&mut self, names: &[&str]) {
         let mut named: Option<Vec<String>> = None;
         while named.is_some() || !self.in_force.keys().eq(names) {

@@ -14,7 +14,7 @@ use crate::reconcile::{Failure, Phase, Step, Target};
 pub struct Bridges {
     socket: Socket,
     name: LinkName,
-    /// Whether the MTU is decided by us, as far as the last change has said.
+    /// Whether the MTU is ours to set, as of the last change.
     compares_mtu: bool,
 }
 
@@ -31,7 +31,7 @@ const INFO_KIND: u16 = 1;
 const BRIDGE: &str = "bridge";
 const UP: u32 = 0x1;
 
-/// A device as far as it is of concern here.
+/// The properties of a device that matter here.
 struct Found {
     index: u32,
     name: String,
@@ -42,8 +42,8 @@ struct Found {
 }
 
 impl Bridges {
-    /// Opens a socket in the network namespace of the calling thread. `compares_mtu`: whether the MTU is decided by us,
-    /// until a change says so or otherwise; where it is not it reads as `None`.
+    /// Opens a socket in the network namespace of the calling thread. `compares_mtu`: whether the MTU is ours to set,
+    /// until a change decides; where it is not, it reads as `None`.
     ///
     /// # Errors
     /// The socket cannot be opened.
@@ -51,7 +51,7 @@ impl Bridges {
         Ok(Bridges { socket: Socket::open(Bus::Route)?, name, compares_mtu })
     }
 
-    /// Whether anybody is on it; nobody is on a bridge that is not there.
+    /// Returns whether the bridge has ports; a missing bridge has none.
     ///
     /// # Errors
     /// The devices cannot be listed.
@@ -137,7 +137,7 @@ impl Target for Bridges {
     }
 }
 
-/// `struct ifinfomsg` that says whether the device is up, and nothing else.
+/// `struct ifinfomsg` that sets only whether the device is up.
 fn header(up: bool) -> [u8; HEADER] {
     let [f0, f1, f2, f3] = if up { UP } else { 0 }.to_ne_bytes();
     let [c0, c1, c2, c3] = UP.to_ne_bytes();

@@ -1,4 +1,4 @@
-//! What can be done to sets.
+//! Operations on sets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -21,12 +21,12 @@ pub struct Ipset {
 /// The elements that one message carries, each with the step that it belongs to.
 type Pack<'a> = (&'a SetName, Vec<(usize, Entry)>);
 
-/// More than this many elements in a message gain nothing.
+/// Most elements in one message; more gain nothing.
 const MOST_IN_PACK: usize = 1500;
 /// The revisions of Debian 12's ipset 7.17. An `ipset` that does not know the revision of a set cannot
-/// list any set, so newer ones that the kernel may have are not for us.
+/// list any set, so newer ones that the kernel may have are not used.
 const HIGHEST_REVISIONS: [(SetKind, u8); 3] = [(SetKind::HashIp, 6), (SetKind::HashIpPort, 7), (SetKind::HashNet, 7)];
-/// nf_tables lets go of the sets of a deleted rule some milliseconds after the rule is gone.
+/// nf_tables releases the sets of a deleted rule some milliseconds after the rule is gone.
 const RELEASE_TRIES: u32 = 10;
 const RELEASE_PAUSE: Duration = Duration::from_millis(20);
 
@@ -42,7 +42,7 @@ impl Ipset {
     /// The names of all sets.
     ///
     /// # Errors
-    /// The kernel does not list its sets, for one because it has no ipset.
+    /// The kernel does not list its sets, for example because it has no ipset.
     pub fn names(&mut self) -> Result<BTreeSet<SetName>, Error> {
         let mut message = listing("", wire::ONLY_NAMES);
         let names = self.socket.dump(&mut message, wire::set_name).map_err(|fault| error("list sets", "", fault))?;
@@ -52,7 +52,7 @@ impl Ipset {
     /// All sets that pass, without their elements.
     ///
     /// # Errors
-    /// The kernel does not list its sets, or describes one in a way that makes no sense.
+    /// The kernel does not list its sets, or the description of one is malformed.
     pub fn specs(&mut self, pass: impl Fn(&SetName) -> bool) -> Result<BTreeMap<SetName, SetSpec>, Error> {
         let mut message = listing("", wire::ONLY_HEADERS);
         let found = self.socket.dump(&mut message, |answer| {
@@ -62,7 +62,7 @@ impl Ipset {
         Ok(found.map_err(|fault| error("list sets", "", fault))?.into_iter().collect())
     }
 
-    /// How many elements a set holds; `None` where the kernel does not say, or there is no such set.
+    /// Returns the number of elements in a set; `None` where the kernel does not report it, or has no such set.
     pub(super) fn count(&mut self, set: &SetName) -> Option<usize> {
         let mut message = listing(&set.0, wire::ONLY_HEADERS);
         self.socket.dump(&mut message, wire::count).ok()?.first().copied()
@@ -71,7 +71,7 @@ impl Ipset {
     /// The elements of a set; none where the set does not exist.
     ///
     /// # Errors
-    /// The kernel does not list the set, or an element makes no sense.
+    /// The kernel does not list the set, or an element is malformed.
     pub fn entries(&mut self, set: &SetName) -> Result<Vec<Entry>, Error> {
         let mut message = listing(&set.0, 0);
         match self.socket.dump(&mut message, |answer| Some(wire::entries(answer))) {
@@ -81,8 +81,8 @@ impl Ipset {
         }
     }
 
-    /// Which of these elements exist. What the set could never hold does not. Not for prefixes: an address in a
-    /// larger prefix counts as there.
+    /// Returns which of these elements exist; one that the set could never hold does not. Not for prefixes: an address
+    /// in a larger prefix counts as there.
     pub(super) fn test(&mut self, set: &SetName, entries: &[Entry]) -> Result<Vec<bool>, Error> {
         let mut messages = Messages::new();
         for entry in entries {
@@ -102,7 +102,7 @@ impl Ipset {
         Ok(exist)
     }
 
-    /// Makes a set. One that exists and is the same is fine; one that differs fails with "exists".
+    /// Creates a set. One that exists and is the same is fine; one that differs fails with "exists".
     ///
     /// # Errors
     /// The kernel refuses the set, or has another one of this name.
@@ -113,7 +113,7 @@ impl Ipset {
         self.act("create set", name, &mut message)
     }
 
-    /// Lets two sets of one type change their names, at once for every packet.
+    /// Swaps the names of two sets of one type, atomically for every packet.
     ///
     /// # Errors
     /// One of the sets does not exist, or their types differ.
@@ -123,10 +123,10 @@ impl Ipset {
         self.act("swap set", one, &mut message)
     }
 
-    /// Deletes a set with its elements. Missing is fine. A set that is still in use is waited for, a moment.
+    /// Deletes a set with its elements; a missing one is fine. Retries for a moment while the set is in use.
     ///
     /// # Errors
-    /// The kernel refuses, for one because the set is in use.
+    /// The kernel refuses, for example because the set is in use.
     pub fn destroy(&mut self, name: &SetName) -> Result<(), Error> {
         let mut message = Messages::new();
         wire::begin(&mut message, command::DESTROY, &name.0);
@@ -152,7 +152,7 @@ impl Ipset {
         failed
     }
 
-    /// Sends packs of elements. The kernel stops at the first bad element of a pack and tells which it was;
+    /// Sends packs of elements. The kernel stops at the first bad element of a pack and reports which it was;
     /// those behind it are sent again without it.
     fn change(&mut self, command: u16, entries: &BTreeMap<&SetName, Vec<(usize, Entry)>>) -> BTreeMap<usize, Fault> {
         let mut failed = BTreeMap::new();
@@ -237,7 +237,7 @@ fn pack(messages: &mut Messages, command: u16, set: &SetName, entries: &[(usize,
     messages.end();
 }
 
-/// Notes what a refusal means for a pack, and returns what is left to be sent.
+/// Records which steps a refusal fails; returns the elements still to be sent.
 fn after_refusal(
     mut entries: Vec<(usize, Entry)>,
     refusal: Refusal,
@@ -247,7 +247,7 @@ fn after_refusal(
     // Line 1 is the first element; line 0, or none, means that the set itself was refused.
     let at_fault = line.and_then(|line| line.checked_sub(1)).filter(|index| *index < entries.len());
     let (before, behind) = match at_fault {
-        // A full set takes nothing of what follows.
+        // A full set accepts none of those that follow.
         Some(index) if refusal.errno == HASH_FULL => (index, Vec::new()),
         Some(index) => (index, entries.split_off(index + 1)),
         None => (0, Vec::new()),
@@ -257,7 +257,7 @@ fn after_refusal(
     behind
 }
 
-/// The elements with two halves of everything put together, as [`Entry::Net`] wants it.
+/// Merges the two halves of a prefix of length 0, as [`Entry::Net`] requires.
 fn whole(entries: Vec<Entry>) -> Vec<Entry> {
     let mut entries: BTreeSet<Entry> = entries.into_iter().collect();
     for everything in Entry::everything() {

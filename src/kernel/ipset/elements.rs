@@ -1,4 +1,4 @@
-//! The elements of sets as a family of kernel objects.
+//! The elements of sets as a kind of kernel objects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::kernel::{Error, Name};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Failure, Glance, Phase, Step, Target};
 
-/// The elements of the sets of one owner. The sets are a family of their own, [`Sets`](super::Sets), that has to
+/// The elements of the sets of one owner. The sets are a kind of their own, [`Sets`](super::Sets), that has to
 /// be there first.
 #[derive(Debug)]
 pub struct Elements {
@@ -20,9 +20,9 @@ pub struct Elements {
     took: PerFamily<Duration>,
 }
 
-/// Up to this many elements are asked for one by one; for more, their sets are read whole.
+/// Up to this many elements are tested one by one; for more, their sets are listed whole.
 const FEW: usize = 4096;
-/// How many elements are changed at once.
+/// Number of elements changed at once.
 const PORTION: usize = 8192;
 
 impl Elements {
@@ -34,7 +34,7 @@ impl Elements {
         Ok(Elements { ipset: Ipset::open()?, ours, took: PerFamily::default() })
     }
 
-    /// How long changing the elements of each family took since this was asked the last time.
+    /// Returns the time spent changing the elements of each family since the last call.
     pub fn take_took(&mut self) -> PerFamily<Duration> {
         std::mem::take(&mut self.took)
     }
@@ -107,7 +107,7 @@ impl Target for Elements {
         PORTION
     }
 
-    /// Compares how many elements each set holds. Asking for it costs the kernel a look at each element.
+    /// Compares the number of elements of each set, for which the kernel walks all of them.
     fn glance(&mut self, seen: &BTreeMap<ElementKey, ()>) -> Glance<ElementKey> {
         let mut counts: Vec<(&SetName, usize)> = Vec::new();
         for key in seen.keys() {

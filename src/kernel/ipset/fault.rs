@@ -1,4 +1,4 @@
-//! What ipset's own error numbers mean.
+//! Meaning of ipset's own error numbers.
 //!
 //! Kernel: `enum ipset_errno` of include/uapi/linux/netfilter/ipset/ip_set.h for the core, and above 4351
 //! include/uapi/linux/netfilter/ipset/ip_set_hash.h for the hash types, which are the only ones in use here.
@@ -21,7 +21,7 @@ pub(super) fn cause(fault: Fault) -> Cause {
         Fault::Refused(refusal) if refusal.errno > LAST_OF_SYSTEM => {
             Cause::Ipset(refusal.errno, meaning(refusal.errno))
         }
-        // What a kernel answers that does not know the subsystem, and nothing that we send provokes.
+        // The answer of a kernel without the subsystem; nothing that we send provokes it otherwise.
         Fault::Refused(Refusal { errno: libc::EINVAL, .. }) => {
             Cause::Errno(Errno::OPNOTSUPP, Some("the kernel has no ip_set, or refuses what was asked".to_owned()))
         }

@@ -4,7 +4,7 @@
 //! without memory: the sets with the names that their owner lists, and everything in them.
 //!
 //! Limits and surprises:
-//! - Elements travel some thousand in one message. That is no transaction: those before a bad one stay. The
+//! - Some thousand elements go into one message. That is no transaction: those before a bad one stay. The
 //!   kernel names the bad one, and the others are sent again, so it fails alone.
 //! - A set holds a fixed number of elements; to hold more it is replaced by a larger one, see [`Sets`].
 //! - A set is in use while a rule names it, and with nf_tables some milliseconds longer.
@@ -34,12 +34,12 @@ pub use self::sets::Sets;
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct SetName(pub Arc<str>);
 
-/// What a set is made to hold.
+/// Properties of a set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct SetSpec {
     pub kind: SetKind,
     pub family: Family,
-    /// How many elements fit. A set that must hold more is replaced by a larger one, atomically.
+    /// Maximum number of elements. A set that must hold more is replaced by a larger one, atomically.
     pub max_elements: u32,
     /// Whether the set was made with the `timeout` extension. Sets that kube-router shares with us are, and
     /// must stay so: it refuses a set that differs.
@@ -52,8 +52,8 @@ pub enum SetKind {
     HashIp,
     HashIpPort,
     HashNet,
-    /// A set under our name that is of another type, or made in a way that we never use. It is read so that it
-    /// can be replaced.
+    /// A set under our name of another type, or with properties that we never use. Read so that it can be
+    /// replaced.
     Other,
 }
 
@@ -62,8 +62,8 @@ pub enum SetKind {
 pub enum Entry {
     Ip(IpAddr),
     IpPort(IpAddr, Protocol, u16),
-    /// Host bits are zero. A prefix of length 0 is written as its two halves, which `hash:net` wants, and two
-    /// halves of everything read as everything: they are never to be wanted side by side.
+    /// Host bits are zero. A prefix of length 0 is written as its two halves, as `hash:net` requires, and both
+    /// halves read as that prefix: they must never be desired side by side.
     Net(IpNet),
 }
 
@@ -75,10 +75,10 @@ pub struct ElementKey {
 }
 
 impl SetSpec {
-    /// How many elements kube-router's sets hold. Ours hold as many until they must hold more: it refuses a set that differs.
+    /// Maximum size of kube-router's sets, and of ours until they need more: it refuses a set that differs.
     const USUAL: u32 = 65_536;
 
-    /// A set that shall hold so many elements.
+    /// Returns the properties of a set for this many elements.
     pub fn for_elements(kind: SetKind, family: Family, elements: usize, timeout: bool) -> SetSpec {
         let needed = u32::try_from(elements).unwrap_or(u32::MAX).checked_next_power_of_two().unwrap_or(u32::MAX);
         SetSpec { kind, family, max_elements: needed.max(SetSpec::USUAL), timeout }
@@ -99,7 +99,7 @@ impl Entry {
             .map(|address| Entry::Net(IpNet::new(address, 0).expect("0 is a prefix length of both families")))
     }
 
-    /// The elements by which the kernel is told this one: itself, or the halves of everything.
+    /// The elements sent to the kernel for this one: itself, or the halves of a prefix of length 0.
     fn parts(self) -> impl Iterator<Item = Entry> {
         let (whole, halves) = match self {
             Entry::Net(prefix) if prefix.prefix_len() == 0 => {

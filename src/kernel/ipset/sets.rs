@@ -1,4 +1,4 @@
-//! Sets as a family of kernel objects.
+//! Sets as a kind of kernel objects.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use crate::reconcile::{Failure, Phase, Step, Target};
 
 /// The sets of one owner, without their elements.
 ///
-/// A set that shall be made differently is replaced at once for every packet: a second set gets its elements and
-/// then its name. Where the types differ too much for that, the set is deleted and made anew, which the kernel
+/// A set whose properties change is replaced at once for every packet: a second set gets its elements and
+/// then its name. Where the types differ too much for that, the set is deleted and created again, which the kernel
 /// refuses while a rule names it.
 #[derive(Debug)]
 pub struct Sets {
@@ -24,7 +24,7 @@ pub struct Sets {
 impl Sets {
     /// Opens a socket in the network namespace of the calling thread. `temporary` is the name of the second set
     /// during a replacement; no other owner may use it. A crash may leave it behind: it reads as ours and is
-    /// never wanted.
+    /// never desired.
     ///
     /// # Errors
     /// The socket cannot be opened.
@@ -32,13 +32,13 @@ impl Sets {
         Ok(Sets { ipset: Ipset::open()?, ours, temporary, emptied: Vec::new() })
     }
 
-    /// Sets that lost their elements because their type was a wrong one, since this was asked the last time.
-    /// What is known of their elements has to be forgotten.
+    /// Returns the sets that lost their elements since the last call because their type was wrong.
+    /// The last seen state of their elements has to be dropped.
     pub fn take_emptied(&mut self) -> Vec<SetName> {
         std::mem::take(&mut self.emptied)
     }
 
-    /// Brings about one step: makes, replaces or deletes a set.
+    /// Performs one step: creates, replaces or deletes a set.
     fn perform(&mut self, step: &Step<'_, SetName, SetSpec>) -> Result<(), Error> {
         match (step.have, step.want) {
             (_, None) => self.ipset.destroy(step.key),
@@ -71,7 +71,7 @@ impl Sets {
         Ok(())
     }
 
-    /// Fills the second set with the elements of the first.
+    /// Copies the elements of a set into the temporary one.
     fn copy(&mut self, name: &SetName) -> Result<(), Error> {
         let elements = self.ipset.entries(name)?.into_iter().map(|entry| (0, entry)).collect();
         let failed = self.ipset.add(&BTreeMap::from([(&self.temporary, elements)]));
@@ -101,7 +101,7 @@ impl Target for Sets {
         steps.iter().enumerate().filter_map(perform).collect()
     }
 
-    /// A set becomes larger at once, and smaller when the elements that are too many have gone.
+    /// A set becomes larger at once, and smaller when its surplus elements are gone.
     fn grown(have: &SetSpec, want: &SetSpec) -> SetSpec {
         SetSpec { max_elements: have.max_elements.max(want.max_elements), ..*want }
     }

@@ -15,7 +15,7 @@ use crate::net::{Family, Protocol};
 /// The header that every netfilter message has: family, version, resource.
 pub(super) const HEADER: usize = 4;
 
-/// What is asked, as the netlink message type.
+/// Commands, as netlink message types.
 pub(super) mod command {
     const SUBSYSTEM: u16 = 6 << 8;
     pub const CREATE: u16 = SUBSYSTEM | 2;
@@ -60,7 +60,7 @@ mod inner {
     pub const IPV6: u16 = 2;
 }
 
-/// Flags of a listing: what of each set is wanted.
+/// Flags of a listing: the parts of each set to return.
 pub(super) const ONLY_NAMES: u32 = 1 << 1;
 pub(super) const ONLY_HEADERS: u32 = 1 << 2;
 
@@ -84,7 +84,7 @@ pub(super) fn begin<'m>(messages: &'m mut Messages, command: u16, set: &str) -> 
     messages
 }
 
-/// A request to make a set.
+/// Appends a request to create a set.
 pub(super) fn create(messages: &mut Messages, name: &SetName, spec: SetSpec, revision: u8) {
     begin(messages, command::CREATE, &name.0)
         .text(outer::TYPE, type_name(spec.kind))
@@ -93,13 +93,13 @@ pub(super) fn create(messages: &mut Messages, name: &SetName, spec: SetSpec, rev
         .nest(outer::DATA)
         .u32_be(Messages::network_order(inner::MAX_ELEMENTS), spec.max_elements);
     if spec.timeout {
-        // By default nothing in it ends.
+        // By default its elements do not expire.
         messages.u32_be(Messages::network_order(inner::TIMEOUT), 0);
     }
     messages.end();
 }
 
-/// A request for the revisions of a type that the kernel has.
+/// Appends a request for the revisions of a type that the kernel supports.
 pub(super) fn ask_type(messages: &mut Messages, kind: SetKind, family: Family) {
     begin(messages, command::TYPE, "").text(outer::TYPE, type_name(kind)).u8(outer::FAMILY, family_number(family));
 }
@@ -125,12 +125,12 @@ pub(super) fn element(messages: &mut Messages, entry: &Entry, line: u32) {
     messages.u32(inner::LINE, line).end();
 }
 
-/// The name of the set that an answer is about.
+/// Returns the set name of an answer.
 pub(super) fn set_name(answer: &Answer<'_>) -> Option<SetName> {
     Some(SetName(answer.attributes(HEADER).get(outer::SET)?.text()?.into()))
 }
 
-/// What an answer says about the set as a whole; `None` where it only carries elements.
+/// Returns the properties of the set in an answer; `None` where it only carries elements.
 pub(super) fn set_spec(answer: &Answer<'_>) -> Option<SetSpec> {
     let attributes = answer.attributes(HEADER);
     let kind = kind_of(attributes.get(outer::TYPE)?.text()?);
@@ -149,14 +149,14 @@ pub(super) fn set_spec(answer: &Answer<'_>) -> Option<SetSpec> {
     })
 }
 
-/// How many elements the set of an answer holds; `None` where the kernel does not say.
+/// Returns the number of elements in the set of an answer; `None` where the kernel does not report it.
 pub(super) fn count(answer: &Answer<'_>) -> Option<usize> {
     let properties = answer.attributes(HEADER).get(outer::DATA)?.attributes();
     usize::try_from(properties.get(inner::COUNT)?.u32_be()?).ok()
 }
 
-/// The elements that an answer carries. Those that end by themselves, that exclude, or that are of a form that
-/// we never write are passed over.
+/// Returns the elements of an answer. Those with a timeout, with `nomatch`, or of a form that we never write are
+/// skipped.
 pub(super) fn entries(answer: &Answer<'_>) -> Vec<Entry> {
     let elements = answer.attributes(HEADER).get(outer::ELEMENTS).map(|elements| elements.attributes());
     elements.into_iter().flatten().filter_map(|element| entry(&element.attributes())).collect()

@@ -1,7 +1,7 @@
-//! How many packets met a rule.
+//! Packet counters of rules.
 //!
 //! Kernel: each rule has counters, which `iptables-save -c` prints before it: `[12:840] -A CHAIN RULE`, packets and
-//! bytes. A rule that is written anew begins at zero.
+//! bytes. A rewritten rule starts at zero.
 
 use compact_str::CompactString;
 
@@ -23,7 +23,7 @@ pub struct Counted {
 /// The rules of the chains with these names, in every family that has programs.
 ///
 /// # Errors
-/// Where a table cannot be listed.
+/// A table cannot be listed.
 pub fn counted(programs: &Families, table: Table, chains: &[Name]) -> Result<Vec<Counted>, Error> {
     let mut all = Vec::new();
     for (family, programs) in programs.iter() {

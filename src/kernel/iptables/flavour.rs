@@ -1,4 +1,4 @@
-//! Which iptables this host uses.
+//! Detection of the iptables flavour that this host uses.
 //!
 //! The same rules can be kept in two places of the kernel, each with programs of its own: legacy xtables and
 //! nf_tables. Both are in force at the same time, but the order between them is nobody's decision, so ours
@@ -33,11 +33,11 @@ pub enum Flavour {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Programs {
     pub flavour: Flavour,
-    /// The names do not say the flavour: `iptables-save`, not `iptables-nft-save`. For hosts that have only one.
+    /// The program names carry no flavour: `iptables-save`, not `iptables-nft-save`. For hosts that have only one.
     pub plain: bool,
 }
 
-/// What was found out about this host.
+/// Result of the detection.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Detected {
     /// The programs to use; `None` for a family that cannot be used.
@@ -45,13 +45,13 @@ pub struct Detected {
     /// The programs of the other flavour, where that holds chains of ours, left behind when the host changed
     /// its flavour. Reconciling a second target with these programs to nothing removes them.
     pub abandoned: PerFamily<Option<Programs>>,
-    /// What the programs to use have just printed, all tables of a family.
+    /// Output of the programs to use, a moment ago: all tables of a family.
     pub printed: PerFamily<Option<String>>,
-    /// Why a family cannot be used, a sentence for each.
+    /// Reasons why families cannot be used, a sentence each.
     pub disabled: Vec<String>,
 }
 
-/// What one flavour's programs showed.
+/// Findings about one flavour.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 struct Seen {
     /// They are there and they work, for at least one family.
@@ -80,7 +80,7 @@ impl Programs {
     }
 }
 
-/// Finds out which flavour this host uses, in the network namespace of the calling thread. Runs a few
+/// Detects the flavour that this host uses, in the network namespace of the calling thread. Runs a few
 /// programs and changes nothing.
 pub fn detect(ours: &Ownership) -> Detected {
     let named = |flavour| Programs { flavour, plain: false };
@@ -131,7 +131,7 @@ pub fn detect(ours: &Ownership) -> Detected {
     detected
 }
 
-/// The flavour to use, from what both showed and what plain `iptables` is; `None` where neither works.
+/// Decides by the findings and the flavour of plain `iptables`; `None` where neither flavour works.
 fn decide(legacy: Seen, nf_tables: Seen, default: impl FnOnce() -> Option<Flavour>) -> Option<Flavour> {
     match (legacy.usable, nf_tables.usable) {
         (false, false) => return None,
@@ -171,8 +171,8 @@ fn holds_ours(text: &str, ours: &Ownership) -> bool {
         .is_ok_and(|saved| saved.iter().any(|(name, table)| table.chains.keys().any(|chain| ours.owns_in(name, chain))))
 }
 
-/// A program that fails is used all the same: its errors are retried and seen. On a kernel without IPv6 some
-/// versions of the programs work all the same, for nobody.
+/// Returns why a family is disabled. A program that fails is used all the same: its errors are retried and
+/// visible. On a kernel without IPv6 some versions of the programs work all the same, to no effect.
 fn why_disabled(family: Family, programs: Programs, printed: &Result<String, Fault>) -> Option<String> {
     let (save, _) = programs.of(family);
     match printed {
@@ -184,26 +184,26 @@ fn why_disabled(family: Family, programs: Programs, printed: &Result<String, Fau
     }
 }
 
-/// Whether the kernel speaks IPv6 in the network namespace of the calling thread.
+/// Returns whether the kernel speaks IPv6 in the network namespace of the calling thread.
 pub fn kernel_has_ipv6() -> bool {
     Path::new("/proc/thread-self/net/if_inet6").exists()
 }
 
-/// What these programs print, all of them at the same time.
+/// Runs these programs at the same time and returns their output.
 fn print_all<const N: usize>(programs: [Programs; N]) -> [Printed; N] {
     let begin = |program| start(Call { program, arguments: &[], input: b"", limit: LIMIT });
     let started = programs.map(|programs| Family::BOTH.map(|family| begin(programs.of(family).0)));
     started.map(|[v4, v6]| PerFamily { v4: v4.and_then(Running::finish), v6: v6.and_then(Running::finish) })
 }
 
-/// Whether the kernel has any legacy table in this network namespace; without one there is nothing to print.
+/// Returns whether the kernel has any legacy table in this network namespace; without one there is nothing to print.
 fn has_legacy_tables() -> bool {
     let names = ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"];
     names.into_iter().any(|path| std::fs::read(path).is_ok_and(|names| !names.is_empty()))
 }
 
-/// What plain `iptables` says that it is: `iptables v1.8.9 (nf_tables)`. Versions before 1.8 say nothing and
-/// are legacy.
+/// Returns the flavour that plain `iptables` reports: `iptables v1.8.9 (nf_tables)`. Versions before 1.8 report none
+/// and are legacy.
 fn default_flavour() -> Option<Flavour> {
     let version = run(Call { program: "iptables", arguments: &["--version"], input: b"", limit: LIMIT }).ok()?;
     Some(if version.contains("nf_tables") { Flavour::NfTables } else { Flavour::Legacy })

@@ -1,4 +1,4 @@
-//! Which of many changes the kernel refuses.
+//! Isolating the changes that the kernel refuses among many.
 //!
 //! A transaction fails as a whole, and only some programs say which line was at fault. So the changes are made in
 //! parts: chains that others jump to first, jumps after the chains, deletions last; a part that fails is cut in half
@@ -16,11 +16,11 @@ use super::plan::Change;
 use super::rule::Rule;
 use super::{Piece, Rules, Table};
 
-/// What became of the changes, by their steps.
+/// Outcome of the changes, by their steps.
 #[derive(Debug)]
 pub(super) struct Parted<E> {
     pub failed: Vec<(usize, E)>,
-    /// Those of the failed that the kernel refused for their own sake.
+    /// The failed steps that were refused themselves, not for what they need.
     pub refused: Vec<usize>,
 }
 
@@ -45,9 +45,9 @@ pub(super) fn in_parts<'a, E: Clone>(
     parts.parted
 }
 
-/// Which of these chains the kernel refuses, by their steps, found out without touching them: their rules are put into
-/// chains with names of their own, and removed again. `is_ours` says of a target that it is a chain, which may not be
-/// there. `attempt` runs a script.
+/// Returns the steps of the chains that the kernel refuses, without touching them: their rules are put into chains
+/// with other names, and removed again. `is_ours` returns whether a target is a chain, which may not be there.
+/// `attempt` runs a script.
 pub(super) fn on_trial<E>(
     table: Table,
     changes: &[Change<'_>],
@@ -67,8 +67,8 @@ pub(super) fn on_trial<E>(
     }
 }
 
-/// A script that makes chains with these rules, and one behind it that removes them. Where a rule goes when it matches is
-/// left out: that chain may have to come first.
+/// Returns a script that creates chains with these rules, and one behind it that removes them. The targets of the
+/// rules are left out: those chains may have to come first.
 fn trial(table: Table, changes: &[Change<'_>], is_ours: &dyn Fn(&str) -> bool) -> String {
     let (mut names, mut rules, mut removals) = (String::new(), String::new(), String::new());
     for change in changes {
@@ -137,7 +137,7 @@ impl<E: Clone> Parts<'_, E> {
     }
 }
 
-/// How many chains of the same changes stand behind each chain, one jumping to the next.
+/// Returns the number of chains of the same changes behind each chain, one jumping to the next.
 fn depths<'a>(changes: &[Change<'a>]) -> BTreeMap<&'a str, usize> {
     let filled: BTreeMap<&'a str, &'a Rules> = changes
         .iter()

@@ -25,7 +25,7 @@ use super::rule::{SetSides, Side};
 use super::{Match, Rule, Table, Verdict};
 use crate::kernel::ipset::SetName;
 
-/// Whose place an owner takes, and whose leftovers it removes therefore.
+/// The part of kube-router that an owner replaces, and whose leftovers it therefore removes.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Leftovers {
     #[default]
@@ -35,7 +35,7 @@ pub enum Leftovers {
 }
 
 impl Leftovers {
-    /// Whether a rule of a built-in chain is one that kube-router wrote and nobody needs any more.
+    /// Returns whether kube-router wrote this rule of a built-in chain and nobody needs it any more.
     pub(super) fn include(self, table: Table, chain: &str, rule: &Rule) -> bool {
         match (self, table, chain) {
             (Leftovers::Proxy, Table::Nat, "POSTROUTING") => is_masquerade(rule),

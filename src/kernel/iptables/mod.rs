@@ -5,7 +5,7 @@
 //! one run of the program with one transaction for each table.
 //!
 //! Ours, for a process without memory: the chains with the names that an [`Ownership`] lists; every rule in a
-//! built-in chain that jumps to one of them; and, if the owner says so, the rules that kube-router left in
+//! built-in chain that jumps to one of them; and, if the owner asks for it, the rules that kube-router left in
 //! built-in chains ([`Piece::Leftover`]). Everything else is foreign: it is not returned, and it keeps its place
 //! and its counters.
 //!
@@ -17,7 +17,7 @@
 //! - If the run for all tables fails, each table is tried alone, and then its changes in parts (`isolate`), so that
 //!   what the kernel refuses does not hold up the rest. While another program holds the lock nothing is tried twice.
 //! - A table that cannot be read while others can (a kernel without IPv6 address translation) reads as empty: what
-//!   is wanted there is tried, fails and is reported, and the other tables are served.
+//!   is desired there is tried, fails and is reported, and the other tables are served.
 
 pub mod abandoned;
 mod counted;
@@ -55,7 +55,7 @@ pub use self::piece::{Piece, Rules, Table};
 pub use self::rule::{Match, Rule, Verdict};
 pub use self::timing::{Program, Timing};
 
-/// The rules of one owner, as a family of kernel objects. Works in the network namespace of the calling thread.
+/// The rules of one owner, as a kind of kernel objects. Works in the network namespace of the calling thread.
 #[derive(Debug)]
 pub struct Tables {
     programs: PerFamily<Option<Programs>>,
@@ -63,33 +63,33 @@ pub struct Tables {
     spelling: PerFamily<Spelling>,
     /// Tables that could not be read the last time.
     unreadable: BTreeSet<(Family, Table)>,
-    /// What was printed a moment ago, for the first reading.
+    /// Recent output of the programs, for the first read.
     printed: Option<(Instant, PerFamily<Option<String>>)>,
     refused: Vec<Refusal>,
     timings: Timings,
-    /// Of which pieces the owner puts something else in the place when they are refused.
+    /// Whether the owner has something to put in the place of a refused piece.
     has_stand_in: fn(&Piece) -> bool,
 }
 
 /// The programs of each family; `None` for one without rules.
 pub type Families = PerFamily<Option<Programs>>;
 
-/// A piece that the kernel refuses for its own sake, while it takes others.
+/// A piece that the kernel refuses itself, while it accepts others.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refusal {
     pub piece: Piece,
     pub reason: String,
 }
 
-/// What belongs to one owner, in both families.
+/// The objects of one owner, in both families.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Ownership {
     pub chains: Vec<(Table, Name)>,
-    /// Which of kube-router's leftovers in the tables named above are this owner's to remove.
+    /// The leftovers of kube-router in the tables named above that this owner removes.
     pub leftovers: Leftovers,
 }
 
-/// How long what was detected is good for the first reading.
+/// Time for which the output from detection serves the first read.
 const FRESH: Duration = Duration::from_secs(2);
 
 impl Tables {
@@ -107,34 +107,34 @@ impl Tables {
         Tables { has_stand_in, ..self }
     }
 
-    /// How long the programs took since this was asked the last time.
+    /// Returns the program runs since the last call.
     pub fn take_timings(&mut self) -> Vec<Timing> {
         self.timings.take()
     }
 
-    /// Pieces that were refused for their own sake since this was asked the last time.
+    /// Returns the pieces that were refused themselves since the last call.
     pub fn take_refused(&mut self) -> Vec<Refusal> {
         std::mem::take(&mut self.refused)
     }
 
-    /// Whether a table of this family could not be read the last time.
+    /// Returns whether the last read of a table of this family failed.
     pub fn is_unreadable(&self, family: Family) -> bool {
         self.unreadable.iter().any(|(its, _)| *its == family)
     }
 
-    /// Like [`new`](Tables::new), with what was detected just now: the first reading, if it comes at once, is
-    /// spared.
+    /// Like [`new`](Tables::new), with the result of a detection just now, which saves the first read if it comes at
+    /// once.
     pub fn detected(detected: Detected, ours: Ownership) -> Tables {
         let printed = Some((Instant::now(), detected.printed));
         Tables { printed, ..Tables::new(detected.programs, ours) }
     }
 
-    /// Whether rules of this family can be wanted.
+    /// Returns whether rules of this family can be desired.
     pub fn has(&self, family: Family) -> bool {
         self.programs.of(family).is_some()
     }
 
-    /// What is ours in the tables that pass. Fails when none of them can be read.
+    /// Reads what is ours in the tables that pass. Fails when none of them can be read.
     fn read_tables(&mut self, pass: impl Fn(Family, Table) -> bool) -> Result<BTreeMap<Piece, Rules>, Error> {
         let mut found = BTreeMap::new();
         let mut readable = 0;
@@ -207,7 +207,7 @@ impl Tables {
         }
         let tables = by_table(changes);
         let mut error = error;
-        // What was presumed of chains that go may have been wrong.
+        // The presumed state of chains to delete may have been wrong.
         if changes.iter().any(|change| change.want.is_none()) {
             match self.attempt(family, programs, &tables) {
                 Ok(failures) => return failures,
@@ -267,7 +267,7 @@ impl Tables {
         refused
     }
 
-    /// Tells the owner what is refused, and leaves everything as it is.
+    /// Reports the refusals to the owner and changes nothing.
     fn wait_for_stand_ins(
         &mut self,
         family: Family,
@@ -303,7 +303,7 @@ impl Tables {
         self.finish(sent, |script| restore(programs, family, script))
     }
 
-    /// Waits for a run of the program with a script, and notes what it did. An empty script needs no run.
+    /// Waits for a run of the program with a script, and records its outcome. An empty script needs no run.
     fn finish(
         &mut self,
         sent: Sent<'_>,
@@ -319,7 +319,7 @@ impl Tables {
         Ok(failures)
     }
 
-    /// The changes of both families, with one program for each at the same time.
+    /// Applies the changes of both families, with one program for each at the same time.
     fn apply_all(&mut self, changes: &PerFamily<Vec<Change<'_>>>) -> Vec<Failure<Error>> {
         let mut failures = Vec::new();
         let mut begun = Vec::new();
@@ -330,7 +330,7 @@ impl Tables {
                 continue;
             };
             let tables = by_table(changes);
-            // Places are numbers and deletions need their rule, so for them what stands there now decides.
+            // Positions are numbers and deletions need their rule, so for them the present table decides.
             let depends = |changes: &[Change<'_>]| changes.iter().any(depends_on_table);
             let (to_read, known): (Vec<_>, Vec<_>) = tables.iter().partition(|(_, changes)| depends(changes));
             let to_read: Vec<Table> = to_read.into_iter().map(|(table, _)| *table).collect();
@@ -355,7 +355,7 @@ impl Tables {
         failures
     }
 
-    /// Reads back what was written and may be printed in another spelling. What fails here shows elsewhere.
+    /// Reads back written rules that may be printed in another spelling. Failures here show elsewhere.
     fn learn(&mut self, family: Family, programs: Programs, tables: &BTreeMap<Table, Vec<Change<'_>>>) {
         let spelling = self.spelling.of_mut(family);
         let written = |table: &Table| {
@@ -435,7 +435,7 @@ fn jumps(rules: &[Rule], to: &str) -> Vec<Rule> {
     rules.iter().filter(|rule| rule.jumps_to(to)).cloned().collect()
 }
 
-/// What the program is told, and the steps that are left out.
+/// Input of the program, and the steps left out of it.
 struct Script {
     text: String,
     failures: Vec<Failure<Error>>,

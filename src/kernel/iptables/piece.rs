@@ -1,4 +1,4 @@
-//! What a rule set is made of: chains, the jumps to them, and what kube-router left, each with the rules that it is.
+//! The pieces of a rule set: chains, the jumps to them, and kube-router's leftovers, each with its rules.
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ pub enum Piece {
     /// among other jumps of ours is fixed by one list in `slots`; foreign rules keep their places. A jump
     /// that is not in its place reads as no rules at all.
     Jump { family: Family, table: Table, from: CompactString, to: CompactString },
-    /// A rule that kube-router left in a built-in chain. It is never wanted, so taking over removes it.
+    /// A rule that kube-router left in a built-in chain. It is never desired, so taking over removes it.
     Leftover { family: Family, table: Table, from: CompactString, rule: Rule },
 }
 

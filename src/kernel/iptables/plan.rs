@@ -1,8 +1,8 @@
-//! What `iptables-restore` is told, for one table.
+//! Input of `iptables-restore`, for one table.
 //!
-//! A chain that is wanted is named, which empties it or makes it, and filled; all in one transaction, so no packet
+//! A desired chain is named, which empties or creates it, and filled; all in one transaction, so no packet
 //! meets it half full. Rules in built-in chains are deleted by their text, which stays true when somebody else
-//! inserts a rule meanwhile, and inserted by number. A chain that goes is emptied first, so that chains that
+//! inserts a rule meanwhile, and inserted by number. A chain to delete is emptied first, so that chains that
 //! jump to each other can go together.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ use super::save::{SavedChain, SavedTable};
 use super::slots::{Edit, Place, delete_first};
 use super::{Piece, Rules, Table};
 
-/// A step, without what was seen: that is read anew where it matters.
+/// A step without its last seen state, which is read again where it matters.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Change<'a> {
     /// Index into the steps of the round.
@@ -32,13 +32,13 @@ pub(super) struct Plan {
     pub refused: Vec<(usize, &'static str)>,
 }
 
-/// Whether this change depends on what else the table holds. A chain that goes is said to be there, and may go unless a
-/// foreign rule jumps to it: that the kernel tells.
+/// Returns whether this change depends on what else the table holds. A chain to delete is presumed to exist, and may
+/// go unless a foreign rule jumps to it, which the kernel reports.
 pub(super) fn depends_on_table(change: &Change<'_>) -> bool {
     !matches!(change.piece, Piece::Chain { .. })
 }
 
-/// A table of which nothing is known but the chains that go.
+/// Returns a table of which nothing is known but the chains to delete.
 pub(super) fn presumed(changes: &[Change<'_>]) -> SavedTable {
     let mut table = SavedTable::default();
     for change in changes.iter().filter(|change| change.want.is_none()) {
@@ -87,7 +87,7 @@ pub(super) fn plan(table: Table, current: &SavedTable, changes: &[Change<'_>]) -
     plan
 }
 
-/// What changes in one built-in chain.
+/// Changes of one built-in chain.
 #[derive(Default)]
 struct BuiltinChanges<'a> {
     jumps: BTreeMap<&'a str, Option<&'a Rules>>,

@@ -1,4 +1,4 @@
-//! Running the programs: what the tables hold, changing them, and what a program that failed complained about.
+//! Running the programs: reading tables, changing them, and the complaint of a program that failed.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use crate::kernel::program::{Call, Fault, Running, run, start};
 use crate::kernel::{Cause, Error};
 use crate::net::Family;
 
-/// How long a program waits for another one that holds the lock of the tables, in seconds.
+/// Seconds that a program waits for another one that holds the lock of the tables.
 const LOCK_WAIT: &str = "5";
-/// How long a program may take altogether.
+/// Time limit of a program.
 pub(super) const LIMIT: Duration = Duration::from_secs(30);
-/// What these tables hold now, from what is known already or from one run of the program; where that fails, each
-/// table is asked alone.
+/// Returns the contents of these tables, from known output or from one run of the program; where that fails, each
+/// table is read alone.
 pub(super) fn printed_all(
     programs: Programs,
     family: Family,
@@ -32,7 +32,7 @@ pub(super) fn printed_all(
     tables.iter().map(|table| (*table, Ok(whole.remove(table.name()).unwrap_or_default()))).collect()
 }
 
-/// What the table holds now.
+/// Reads the table.
 pub(super) fn printed(programs: Programs, family: Family, table: Table) -> Result<SavedTable, Error> {
     let (program, _) = programs.of(family);
     let arguments = ["-t", table.name()];
@@ -70,7 +70,7 @@ pub(super) fn end_restore(
     Err(error)
 }
 
-/// What the program said in one line, with the text of the line of the script that it complained about.
+/// Returns the program's message in one line, with the text of the line of the script that it complained about.
 fn with_line(words: &str, script: &str) -> String {
     let said: Vec<&str> =
         words.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Try `")).collect();
@@ -83,7 +83,7 @@ fn with_line(words: &str, script: &str) -> String {
     line.map_or(said.clone(), |line| format!("{said}: {line}"))
 }
 
-/// Whether another program holds the lock of the tables.
+/// Returns whether another program holds the lock of the tables.
 pub(super) fn is_locked(error: &Error) -> bool {
     matches!(&error.cause, Cause::Program(words) if words.contains("xtables lock"))
 }

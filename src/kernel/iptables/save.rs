@@ -1,4 +1,4 @@
-//! What `iptables-save` prints.
+//! Output of `iptables-save`.
 //!
 //! Text: `*TABLE`, then `:CHAIN POLICY [packets:bytes]` for each chain, where `-` as the policy says that the
 //! chain is not built in, then `-A CHAIN RULE` for each rule, then `COMMIT`. A line break inside of quotes is printed as
@@ -31,7 +31,7 @@ pub(super) struct SavedChain {
     pub rules: Vec<Rule>,
 }
 
-/// Reads what `iptables-save` printed. Lines that belong to no known form are passed over: they are not ours.
+/// Reads what `iptables-save` printed. Lines of no known form are skipped: they are not ours.
 pub(super) fn parse(text: &str) -> Result<Saved, &'static str> {
     let mut saved = Saved::new();
     let mut table: Option<&mut SavedTable> = None;

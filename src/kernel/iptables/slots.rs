@@ -40,14 +40,14 @@ pub(super) struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Where a jump to this chain comes among ours; `None` for a chain that has no slot here. Such a jump has no
-    /// place that could be kept, and is not to be wanted.
+    /// Returns the position of a jump to this chain among ours; `None` for a chain that has no slot here. Such a jump
+    /// has no place that could be kept, and must not be desired.
     pub fn slot(self, to: &str) -> Option<usize> {
         let (_, _, slots) = ORDER.iter().find(|(table, chain, _)| (*table, *chain) == (self.table, self.chain))?;
         slots.iter().position(|slot| *slot == to)
     }
 
-    /// How many rules at the top of the chain are jumps that may stand before one to `to`.
+    /// Returns the number of rules at the top of the chain that are jumps allowed before one to `to`.
     fn head(self, rules: &[Rule], to: &str) -> usize {
         let own = self.slot(to).unwrap_or(usize::MAX);
         rules
@@ -58,7 +58,7 @@ impl Place<'_> {
             .count()
     }
 
-    /// Whether all jumps to `to` stand where they should.
+    /// Returns whether all jumps to `to` stand where they should.
     pub fn holds(self, rules: &[Rule], to: &str) -> bool {
         rules.iter().skip(self.head(rules, to)).all(|rule| !rule.jumps_to(to))
     }

@@ -1,4 +1,4 @@
-//! How this machine's iptables spells the rules that we write.
+//! Spelling of our rules by this machine's iptables.
 //!
 //! A rule that is printed in other words reads as another rule, so ours are written as `iptables-save` prints them. An
 //! iptables of another version may print them in another way, and then a chain would differ for ever and be written again and again.
@@ -11,22 +11,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::rule::Rule;
 
-/// What is known about the spelling of one family's program.
+/// Known spellings of one family's program.
 #[derive(Clone, Default, Debug)]
 pub(super) struct Spelling {
     /// Shapes that came back as they were written, every time.
     faithful: BTreeSet<Rule>,
-    /// What we wrote, by what is printed of it; only where the two differ.
+    /// Our rules, by their printed form; only where the two differ.
     written: BTreeMap<Rule, Rule>,
-    /// What we wrote of these pairs.
+    /// Our rules of these pairs.
     learned: BTreeSet<Rule>,
 }
 
-/// When more pairs than this are known they are forgotten and learned anew: they may be of rules long gone.
+/// Most known pairs. Beyond it they are forgotten and learned anew: they may be of rules long gone.
 const MOST_PAIRS: usize = 20_000;
 
 impl Spelling {
-    /// Whether it is known how this rule is printed.
+    /// Returns whether the printed form of this rule is known.
     pub fn knows(&self, rule: &Rule) -> bool {
         self.learned.contains(rule) || self.faithful.contains(&rule.shape())
     }

@@ -1,4 +1,4 @@
-//! How long the programs took, for those who graph it.
+//! Durations of the program runs, for those who graph them.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ pub struct Timing {
     pub took: Duration,
 }
 
-/// What the program did.
+/// The program that ran.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Program {
     /// It printed tables.

@@ -1,9 +1,9 @@
-//! Looking for traces of others' changes of virtual services, cheaply.
+//! Cheap detection of changes of virtual services by others.
 //!
-//! IPv4: the older interface tells every property of every service and how many destinations it has, in one system call.
-//! IPv6: the kernel counts each service of the host, of any family and namespace, as a user of its module
-//! (`/sys/module/ip_vs/refcnt`). Only when that number has changed by something else than what is seen of ours are services
-//! listed. It is not there where IPVS is built in: then they are listed each time.
+//! IPv4: the older interface reports every property of every service and its number of destinations, in one system
+//! call. IPv6: the kernel counts each service of the host, of any family and namespace, as a user of its module
+//! (`/sys/module/ip_vs/refcnt`). Only when that number has changed by something else than what is seen of ours are
+//! services listed. It is not there where IPVS is built in: then they are listed each time.
 //!
 //! Not seen at a glance: a destination that was exchanged for another or changed, and those of IPv6 services.
 
@@ -14,7 +14,7 @@ use super::old_interface::OldInterface;
 use super::{ServiceKey, Virtual};
 use crate::net::Family;
 
-/// What is remembered between two glances.
+/// State between two glances.
 #[derive(Debug)]
 pub struct Glancer {
     /// Absent where no socket of IPv4 can be opened.
@@ -56,15 +56,15 @@ impl Glancer {
         suspects
     }
 
-    /// Whether services of IPv6 are to be listed: there are some, and the number of services on this host has changed by
-    /// something else than those that are seen to be ours, since this was asked the last time.
+    /// Returns whether IPv6 services have to be listed: there are some, and the number of services on this host has
+    /// changed by something else than those that are seen to be ours, since the last call.
     pub fn must_list_ipv6(&mut self, seen: &BTreeMap<ServiceKey, Virtual>) -> bool {
         if !seen.keys().any(|key| key.family() == Family::V6) {
             return false;
         }
         let users = fs::read_to_string(USERS).ok().and_then(|text| text.trim().parse::<u64>().ok());
         let others = users.map(|users| users.wrapping_sub(seen.len() as u64));
-        // What is seen at first has just been read.
+        // The first seen state has just been read.
         let same = others.is_some() && self.others.is_none_or(|last| Some(last) == others);
         self.others = others;
         !same

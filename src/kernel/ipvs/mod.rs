@@ -1,13 +1,13 @@
 //! IPVS: virtual services and their destinations.
 //!
-//! Ours: what the owner of a [`Services`] target says, service by service; the kernel keeps no mark of who made
+//! Ours: what the owner of a [`Services`] target selects, service by service; the kernel keeps no mark of who made
 //! a virtual service. Services of protocols other than TCP, UDP and SCTP are always somebody else's.
 //!
 //! Limits and surprises:
 //! - The kernel has no operation for several objects: a service and each of its destinations is a message.
 //! - Destinations are listed service by service, so a full reading takes one dump per service.
-//! - Nobody is told when services change, so `glance` looks every few seconds: at all that the older interface says of IPv4
-//!   services, and at the number of services of the host for those of IPv6.
+//! - There are no notifications for services, so `glance` looks every few seconds: at all that the older interface
+//!   reports of IPv4 services, and at the number of services of the host for those of IPv6.
 //! - Flags are a value *and* a mask; without the mask the kernel ignores them silently.
 //! - A scheduler that the kernel does not have is answered `ENOENT`, like a missing object.
 //! - A service's netmask is always written as that of a single host, and not read back.
@@ -29,7 +29,7 @@ use crate::net::{Family, Protocol};
 
 pub use target::{Ours, Services};
 
-/// What identifies a virtual service in the kernel.
+/// Key of a virtual service in the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum ServiceKey {
     /// An address, a protocol and a port (host byte order).
@@ -72,7 +72,7 @@ pub mod flags {
     pub const SCHEDULER_3: u32 = 0x20;
 }
 
-/// Where a virtual service sends connections.
+/// A real server of a virtual service.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Destination {
     pub address: SocketAddr,
@@ -81,7 +81,7 @@ pub struct Destination {
     pub forwarding: Forwarding,
 }
 
-/// How packets reach a destination.
+/// Forwarding method of a destination.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Forwarding {
     /// Destination NAT, which the kernel calls masquerading.
@@ -92,7 +92,7 @@ pub enum Forwarding {
     Other(u8),
 }
 
-/// What a virtual service has carried since it was made, and how much at present.
+/// Counters of a virtual service since it was created, and its present rates.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Stats {
     pub connections: u64,
@@ -119,8 +119,8 @@ pub struct Connections {
     pub persistent: u32,
 }
 
-/// How long a connection's entry lives without traffic, in seconds, for the whole network namespace. In what is
-/// written, 0 keeps what is.
+/// Lifetimes of connection entries without traffic, in seconds, for the whole network namespace. When written,
+/// 0 keeps the present value.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Timeouts {
     pub tcp: u32,

@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use super::{Service, ServiceKey, flags};
 use crate::net::{Family, Protocol};
 
-/// A socket that only asks. It belongs to the network namespace in which it was opened.
+/// A socket that is only read from. It belongs to the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct OldInterface(OwnedFd);
 

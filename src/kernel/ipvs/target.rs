@@ -1,4 +1,4 @@
-//! Virtual services as a family of objects: what is ours is read, compared and changed.
+//! Virtual services as a kind of kernel objects: ours are read, compared and changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
@@ -12,7 +12,7 @@ use crate::kernel::netlink::{Fault, GenericSocket, Messages, Refusal, failed_ste
 use crate::kernel::{Cause, Error};
 use crate::reconcile::{Failure, Glance, Phase, Step, Target};
 
-/// Which virtual services are ours.
+/// Predicate for the virtual services that are ours.
 pub type Ours = Box<dyn Fn(&ServiceKey) -> bool + Send>;
 
 /// The virtual services of one network namespace that are ours.
@@ -29,7 +29,7 @@ pub struct Services {
 /// Each service costs a request and a dump, some ten system calls.
 const AUDIT_PORTION: usize = 64;
 
-/// How much is written before it is sent: many sends' worth, and little memory however many services there are.
+/// Bytes written before they are sent: many sends' worth, and little memory however many services there are.
 const AT_ONCE_BYTES: usize = 1 << 20;
 
 impl Services {
@@ -48,7 +48,7 @@ impl Services {
         })
     }
 
-    /// For whoever only takes away: a kernel without IPVS holds no services, and says so without an error.
+    /// For cleanup: a kernel without IPVS holds no services, which is no error.
     pub fn accept_missing_ipvs(&mut self) {
         self.may_be_missing = true;
     }
@@ -83,7 +83,7 @@ impl Services {
         told.first().copied().ok_or_else(|| Error::new(OPERATION, "", Cause::Malformed("no timeouts told")))
     }
 
-    /// Sets those timeouts that are not 0 and not already so. True when something was written.
+    /// Sets those timeouts that are not 0 and not already so; returns whether anything was written.
     pub fn set_timeouts(&mut self, want: Timeouts) -> Result<bool, Error> {
         let have = self.timeouts()?;
         let needed = |want: u32, have: u32| if want == have { 0 } else { want };
@@ -210,8 +210,8 @@ impl Target for Services {
         AUDIT_PORTION
     }
 
-    /// Messages of a service stand together, its own before those of its destinations. What exists already, or
-    /// is gone already, fails its step: the kernel is not as it was seen, so it is read again.
+    /// Messages of a service stand together, its own before those of its destinations. An object that exists already,
+    /// or is gone already, fails its step: the last seen state is wrong, so the kernel is read again.
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, ServiceKey, Virtual>]) -> Vec<Failure<Error>> {
         let mut plan = Plan {
             messages: std::mem::take(fresh(&mut self.messages)),
@@ -243,9 +243,9 @@ struct Plan<'a> {
     messages: Messages,
     /// The step of each message.
     owners: Vec<usize>,
-    /// What each message does.
+    /// Action of each message.
     acts: Vec<Act<'a>>,
-    /// Chance, different in every process.
+    /// Randomness, different in every process.
     spread: RandomState,
 }
 
@@ -278,7 +278,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Where to begin among so many destinations of a service.
+    /// Returns the index to begin at among this many destinations of a service.
     fn start(&self, key: &ServiceKey, count: usize) -> usize {
         let chance = usize::try_from(self.spread.hash_one(key) >> 33).unwrap_or_default();
         chance.checked_rem(count).unwrap_or_default()
@@ -314,7 +314,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The kernel explains none of its refusals; what can be told apart gets its words here.
+/// Adds an explanation to the refusals that can be told apart: the kernel gives none.
 fn explain(refusal: &mut Refusal, acts: &[Act<'_>]) {
     refusal.text = match acts.get(refusal.message) {
         Some(Act::Describe(scheduler)) if refusal.errno == libc::ENOENT => {

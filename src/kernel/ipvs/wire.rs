@@ -17,7 +17,7 @@ const VERSION: u8 = 1;
 /// Length of the generic header before the attributes.
 const HEADER: usize = 4;
 
-/// What a message asks for.
+/// Command of a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Command {
@@ -161,7 +161,7 @@ fn sixteen_bytes(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// The name of the service that a message describes; `None` when it is of a kind that we never make.
+/// Returns the key of the service in a message; `None` for a kind of service that we never make.
 pub fn service_key(answer: &Answer<'_>) -> Option<ServiceKey> {
     key_of(&answer.attributes(HEADER).get(attribute::SERVICE)?.attributes())
 }
@@ -237,7 +237,7 @@ pub fn destination(answer: &Answer<'_>, family: Family) -> Option<(Destination, 
     Some((destination, connections))
 }
 
-/// The timeouts that a message tells.
+/// The timeouts in a message.
 pub fn timeouts(answer: &Answer<'_>) -> Option<Timeouts> {
     let told = answer.attributes(HEADER);
     Some(Timeouts {

@@ -44,8 +44,8 @@ impl<'a> Answer<'a> {
         Attributes::new(self.payload.get(header.next_multiple_of(4)..).unwrap_or_default())
     }
 
-    /// What an error message says; an acknowledgement is an error 0. `None` for other messages.
-    /// `message` is filled in by who knows it.
+    /// Returns the content of an error message; an acknowledgement is an error 0. `None` for other messages.
+    /// The caller fills in `message`.
     pub(super) fn refusal(&self) -> Option<Refusal> {
         if self.kind != kind::ERROR {
             return None;

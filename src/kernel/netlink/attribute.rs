@@ -85,7 +85,7 @@ impl<'a> Attribute<'a> {
         std::str::from_utf8(bytes).ok()
     }
 
-    /// An address whose family is told by its length: exactly 4 or 16 bytes.
+    /// An address whose length determines its family: exactly 4 or 16 bytes.
     pub fn address(&self) -> Option<IpAddr> {
         if let Ok(octets) = <[u8; 4]>::try_from(self.value) {
             return Some(IpAddr::V4(Ipv4Addr::from(octets)));

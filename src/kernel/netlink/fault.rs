@@ -1,4 +1,4 @@
-//! What may go wrong on the wire, and what it means for steps.
+//! Failures on the wire, and their meaning for steps.
 
 use std::collections::BTreeMap;
 
@@ -16,17 +16,17 @@ pub struct Refusal {
     pub errno: i32,
     /// The text of the extended acknowledgement, where the kernel gave one.
     pub text: Option<String>,
-    /// What the kernel sent back of the request, behind its message header. Empty for almost everything;
-    /// ipset writes the number of the element that it stumbled over into it.
+    /// The part of the request that the kernel sent back, behind its message header. Empty for almost everything;
+    /// ipset writes the number of the element at fault into it.
     pub request: Vec<u8>,
 }
 
-/// Why an operation came to nothing, or to an unknown end.
+/// Why an operation failed, or ended in an unknown state.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Fault {
     /// The kernel refused, and nothing was done.
     Refused(Refusal),
-    /// The answer did not come or was dropped. What was asked may have been done or not.
+    /// The answer did not come or was dropped. The request may have been performed or not.
     Lost,
     /// A dump was disturbed by changes every time it was tried.
     Unsteady,
@@ -46,7 +46,7 @@ impl Fault {
         }
     }
 
-    /// The kernel has no such object.
+    /// Returns whether the kernel has no such object.
     pub(super) fn is_absent(&self) -> bool {
         self.errno() == Some(Errno::NOENT.raw_os_error())
     }
@@ -75,9 +75,9 @@ impl From<Fault> for Cause {
     }
 }
 
-/// Turns the result of a batch into the steps that failed. `owners` tells the step of each message; a step
-/// fails when one of its messages is refused, and speaks of the first. When the batch as a whole came to an
-/// unknown end, every step fails.
+/// Turns the result of a batch into the steps that failed. `owners` maps each message to its step; a step
+/// fails when one of its messages is refused, and reports the first. When the batch as a whole ended in an
+/// unknown state, every step fails.
 pub fn failed_steps(
     result: Result<Vec<Refusal>, Fault>,
     owners: &[usize],

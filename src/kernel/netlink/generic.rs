@@ -91,7 +91,7 @@ impl GenericSocket {
         }
     }
 
-    /// Whether the kernel has the family at all. One that is a module which can be loaded is there.
+    /// Returns whether the kernel has the family, be it as a module that can be loaded.
     ///
     /// # Errors
     /// The kernel does not answer, or refuses for another reason than that the family is missing.
@@ -112,7 +112,7 @@ impl GenericSocket {
         Ok(number)
     }
 
-    /// Looks the family up again; true when it has another number than before.
+    /// Looks the family up again; returns whether its number has changed.
     fn has_moved(&mut self) -> Result<bool, Fault> {
         let before = self.number.take();
         Ok(Some(self.number()?) != before)

@@ -41,9 +41,9 @@ const LONGEST_ATTRIBUTE: usize = u16::MAX as usize;
 #[derive(Clone, Default, Debug)]
 pub struct Messages {
     bytes: Vec<u8>,
-    /// Where each message begins.
+    /// Start of each message.
     starts: Vec<usize>,
-    /// Where each attribute begins that is still open.
+    /// Start of each attribute that is still open.
     open: Vec<usize>,
 }
 
@@ -85,7 +85,7 @@ impl Messages {
     /// Appends an attribute.
     ///
     /// # Panics
-    /// When the value is longer than an attribute can be, 65,531 bytes.
+    /// The value is longer than an attribute can be, 65,531 bytes.
     pub fn attribute(&mut self, kind: u16, value: &[u8]) -> &mut Messages {
         let length = ATTRIBUTE_HEADER + value.len();
         let length = u16::try_from(length).expect("an attribute's value fits its 16-bit length");
@@ -138,8 +138,8 @@ impl Messages {
         self.attribute(kind, &value.to_be_bytes())
     }
 
-    /// The kind, with the flag by which some families (ipset) insist on hearing that the value is in
-    /// network byte order.
+    /// Returns the kind with the flag by which some families (ipset) require values in network byte order to be
+    /// marked.
     pub fn network_order(kind: u16) -> u16 {
         kind | BIG_ENDIAN
     }
@@ -185,7 +185,7 @@ impl Messages {
         self
     }
 
-    /// How many bytes the outermost open attribute can still take; unlimited where none is open.
+    /// Returns the bytes that the outermost open attribute can still hold; unlimited where none is open.
     pub fn room(&self) -> usize {
         self.open.first().map_or(usize::MAX, |start| LONGEST_ATTRIBUTE.saturating_sub(self.bytes.len() - start))
     }
@@ -199,7 +199,7 @@ impl Messages {
         self.starts.is_empty()
     }
 
-    /// Forgets all messages and keeps the memory.
+    /// Removes all messages and keeps the memory.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.starts.clear();
@@ -218,7 +218,7 @@ impl Messages {
         self.bytes.get(start..end).unwrap_or_default()
     }
 
-    /// The message behind the last one, of those from `first` on, that still fit into `most` bytes; at
+    /// Returns the index behind the last message, of those from `first` on, that still fits into `most` bytes; at
     /// least one always does.
     pub(super) fn portion(&self, first: usize, most: usize) -> usize {
         let start = self.starts.get(first).copied().unwrap_or(self.bytes.len());

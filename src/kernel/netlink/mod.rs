@@ -4,7 +4,7 @@
 //! The kernel handles a request inside the `sendto` call of the sender, so there is nothing to wait for,
 //! and a wake-up between threads would cost more than the request.
 //!
-//! What decided its shape:
+//! Design:
 //! - *Many messages per send, one acknowledgement.* An acknowledgement takes far more of the receive buffer
 //!   than its 36 bytes; some hundreds of them fill it, and the kernel drops the rest silently. Errors are
 //!   sent without being asked for, so only the last message of each send asks for an acknowledgement, and

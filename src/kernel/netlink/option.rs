@@ -10,7 +10,7 @@ use rustix::io::Errno;
 pub const ADD_MEMBERSHIP: c_int = libc::NETLINK_ADD_MEMBERSHIP;
 /// Errors do not carry the request back.
 pub const CAP_ACK: c_int = libc::NETLINK_CAP_ACK;
-/// Errors carry the kernel's words.
+/// Errors carry the extended acknowledgement's text.
 pub const EXT_ACK: c_int = libc::NETLINK_EXT_ACK;
 /// Dump requests are checked, and their filters obeyed.
 pub const GET_STRICT_CHK: c_int = libc::NETLINK_GET_STRICT_CHK;

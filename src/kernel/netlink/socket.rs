@@ -83,7 +83,7 @@ impl Socket {
     /// refused message does not stop those behind it. After a [`Fault`] nothing is known about any.
     ///
     /// # Errors
-    /// The socket failed, or an answer made no sense.
+    /// The socket failed, or an answer was malformed.
     pub fn batch(&mut self, messages: &mut Messages) -> Result<Vec<Refusal>, Fault> {
         let mut refusals = Vec::new();
         let mut first = 0;
@@ -95,8 +95,8 @@ impl Socket {
         Ok(refusals)
     }
 
-    /// Sends messages that count together or not at all, with the marks of their subsystem around them. Waited for is the
-    /// acknowledgement of the one before the last: not every kernel acknowledges the marks.
+    /// Sends messages that take effect together or not at all, with the marks of their subsystem around them. Waits for
+    /// the acknowledgement of the one before the last: not every kernel acknowledges the marks.
     ///
     /// # Errors
     /// The kernel refused one of the messages, and so all, or the socket failed.
@@ -120,7 +120,7 @@ impl Socket {
     /// Sends one message that is not a dump, and returns what `parse` makes of its answers.
     ///
     /// # Errors
-    /// The kernel refused the message, the socket failed, or an answer made no sense.
+    /// The kernel refused the message, the socket failed, or an answer was malformed.
     pub fn request<T>(
         &mut self,
         message: &mut Messages,
@@ -150,7 +150,7 @@ impl Socket {
     /// disturbed by a change is repeated from the beginning, some thirty times.
     ///
     /// # Errors
-    /// The kernel refused the message, the socket failed, an answer made no sense, or changes disturbed every attempt.
+    /// The kernel refused the message, the socket failed, an answer was malformed, or changes disturbed every attempt.
     pub fn dump<T>(
         &mut self,
         message: &mut Messages,
@@ -184,8 +184,8 @@ impl Listener {
         Ok(Listener { wire })
     }
 
-    /// Hands every notification that has arrived to `each`, without waiting. [`Fault::Lost`] says that the
-    /// kernel had more to tell than the socket could hold.
+    /// Passes every notification that has arrived to `each`, without waiting. [`Fault::Lost`] means that the
+    /// kernel sent more than the socket could hold.
     ///
     /// # Errors
     /// Notifications were lost, or the socket failed.
@@ -307,7 +307,7 @@ impl Wire {
         Ok((!disturbed).then_some(found))
     }
 
-    /// Hands answers to `each` until it says that it has seen the last.
+    /// Passes answers to `each` until it has seen the last.
     fn collect(&mut self, mut each: impl FnMut(&Answer<'_>) -> ControlFlow<Result<(), Fault>>) -> Result<(), Fault> {
         loop {
             let datagram = self.receive(RecvFlags::empty())?.ok_or(Fault::Lost)?;
@@ -324,7 +324,7 @@ impl Wire {
     fn receive(&mut self, flags: RecvFlags) -> Result<Option<&[u8]>, Fault> {
         let length = loop {
             match recvfrom(&self.socket, self.buffer.as_mut_slice(), flags | RecvFlags::TRUNC) {
-                // Any process may write to a netlink socket whose number it knows: only the kernel is heard.
+                // Any process may write to a netlink socket whose port it knows: only the kernel's messages count.
                 Ok((_, length, from)) if is_kernel(from.as_ref()) => break length,
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(None),
@@ -382,7 +382,7 @@ fn end_of_dump(answer: &Answer<'_>) -> Result<(), Fault> {
 }
 
 /// Runs `open` in the network namespace that the file stands for (`/run/netns/NAME`, `/proc/PID/ns/net`).
-/// What is opened there stays there. On a thread of its own, because the namespace belongs to the thread.
+/// Sockets opened there stay there. On a thread of its own, because the namespace belongs to the thread.
 ///
 /// # Errors
 /// The file cannot be opened or is no network namespace, or the thread may not enter it.

@@ -1,10 +1,10 @@
-//! Where the kernel would send a packet: one question, one answer.
+//! Lookup of the route that the kernel would use for a packet.
 //!
-//! `ip route get fibmatch ADDRESS`. The answer is the route that decides, and not a copy of it, so that it is known who made it
+//! `ip route get fibmatch ADDRESS`. The answer is the matching route, and not a copy of it, so that its origin is known
 //! and whether its link carries anything.
 //!
-//! Kernel: `RTM_GETROUTE` without `NLM_F_DUMP`, `RTM_F_FIB_MATCH` (4.13); `RTNH_F_LINKDOWN` (4.1). A host without a route says
-//! `ENETUNREACH`; routes that refuse say so with an error of their own (IPv4) or with their type (IPv6).
+//! Kernel: `RTM_GETROUTE` without `NLM_F_DUMP`, `RTM_F_FIB_MATCH` (4.13); `RTNH_F_LINKDOWN` (4.1). A host without a
+//! route answers `ENETUNREACH`; routes that refuse do so with an error of their own (IPv4) or with their type (IPv6).
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ use crate::kernel::Error;
 use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Refusal, Socket};
 use crate::net::Family;
 
-/// Asks for routes in the network namespace of the thread that opened it.
+/// Looks up routes in the network namespace of the thread that opened it.
 pub struct Lookup {
     socket: Socket,
     message: Messages,
@@ -50,7 +50,7 @@ impl Lookup {
     /// Opens a socket in the network namespace of the calling thread.
     ///
     /// # Errors
-    /// The system gives none.
+    /// The socket cannot be opened.
     pub fn open() -> Result<Lookup, Error> {
         Ok(Lookup { socket: Socket::open(Bus::Route)?, message: Messages::new() })
     }
@@ -58,7 +58,7 @@ impl Lookup {
     /// The route that decides about packets to an address; `None` where the kernel's answer says neither.
     ///
     /// # Errors
-    /// The question could not be asked.
+    /// The request failed.
     pub fn leading(&mut self, to: IpAddr) -> Result<Option<Leading>, Error> {
         self.ask(to);
         match self.socket.request(&mut self.message, leading) {
@@ -72,7 +72,7 @@ impl Lookup {
     /// refuses.
     ///
     /// # Errors
-    /// The question could not be asked.
+    /// The request failed.
     pub fn deciding(&mut self, to: IpAddr) -> Result<Option<(RouteKey, u8)>, Error> {
         self.ask(to);
         match self.socket.request(&mut self.message, wire::route) {
@@ -91,8 +91,8 @@ impl Lookup {
     }
 }
 
-/// No route, or one that is unreachable, prohibited or a blackhole. The last has the error of a question that the kernel does not
-/// understand; that it explains in words.
+/// Returns whether there is no route, or one that is unreachable, prohibited or a blackhole. The last has the error of
+/// a request that the kernel does not understand, which it explains in a text.
 fn is_no(refusal: &Refusal) -> bool {
     match refusal.errno {
         libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES => true,

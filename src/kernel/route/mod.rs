@@ -1,19 +1,19 @@
 //! Routes.
 //!
-//! Which routes are ours is one of the rules of [`Ownership`], each of which a process without memory can apply.
+//! Ours: the routes by one of the rules of [`Ownership`], each of which a process without memory can apply.
 //! Never ours: what the kernel puts on every device by itself (link-local and multicast prefixes, broadcast and
 //! anycast addresses, IPv6 routes of metric 0, which it makes for addresses and nobody else can), and entries of
 //! its cache.
 //!
 //! Limits and surprises:
-//! - A changed route is replaced in one act: at no moment is there none.
-//! - IPv6 routes made without a metric get 1024 from the kernel; [`RouteKey::new`] says so beforehand.
-//! - An IPv6 route added beside one of the same metric would silently become another way of that one; adding is
+//! - A changed route is replaced in one request: at no moment is there none.
+//! - IPv6 routes made without a metric get 1024 from the kernel; [`RouteKey::new`] sets it beforehand.
+//! - An IPv6 route added beside one of the same metric would silently become another next hop of that one; adding is
 //!   therefore exclusive, and fails where somebody else has the place.
-//! - When the last IPv4 address of a device goes, the kernel drops all IPv4 routes through the device and tells
-//!   nobody (`fib_disable_ip`). The same happens, in both families, when the device is set down. A device whose
+//! - When the last IPv4 address of a device goes, the kernel drops all IPv4 routes through the device without a
+//!   notification (`fib_disable_ip`). The same happens, in both families, when the device is set down. A device whose
 //!   routes matter keeps [`KEEPER`](super::address::KEEPER).
-//! - There is no reading of single routes; reading some costs as much as reading all of ours.
+//! - Single routes cannot be read; reading some costs as much as reading all of ours.
 //!
 //! Kernel: rtnetlink `RTM_*ROUTE` (include/uapi/linux/rtnetlink.h).
 
@@ -39,7 +39,7 @@ pub const TABLE_LOCAL: u32 = 255;
 /// Number of the main table.
 pub const TABLE_MAIN: u32 = 254;
 
-/// What identifies a route in its table.
+/// Key of a route in its table.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct RouteKey {
     pub table: u32,
@@ -53,11 +53,11 @@ pub struct RouteKey {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Route {
     pub kind: RouteKind,
-    /// `rtm_protocol`: who made it.
+    /// `rtm_protocol`: the origin of the route.
     pub protocol: u8,
-    /// The source address that locally made packets get.
+    /// Preferred source address of locally generated packets.
     pub source: Option<IpAddr>,
-    /// Shared, because many routes take the same way.
+    /// Shared, because many routes have the same next hops.
     pub next_hops: Arc<[NextHop]>,
 }
 
@@ -72,7 +72,7 @@ pub enum RouteKind {
     Other(u8),
 }
 
-/// One way out.
+/// One next hop.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct NextHop {
     pub link: LinkName,
@@ -86,7 +86,7 @@ pub struct Protocol {
     pub protocol: u8,
 }
 
-/// Which routes a [`Routes`] target calls its own.
+/// Rule by which a [`Routes`] target recognises its routes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Ownership {
     /// Every route of one table that leaves through one device, which is ours.
@@ -95,10 +95,10 @@ pub enum Ownership {
     Protocols(Vec<Protocol>),
 }
 
-/// What a notification says of a route.
+/// The content of a route notification.
 pub(super) struct Told {
     pub of: Protocol,
-    /// It leads to one host alone.
+    /// Its destination is one host alone.
     pub to_host: bool,
     pub devices: Vec<u32>,
 }

@@ -1,4 +1,4 @@
-//! Routes as a family of objects: what is ours is read, compared and changed.
+//! Routes as a kind of kernel objects: ours are read, compared and changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub struct Routes {
     messages: Messages,
 }
 
-/// How many routes are changed at once.
+/// Number of routes changed at once.
 const PORTION: usize = 8192;
 
 impl Routes {
@@ -48,7 +48,7 @@ impl Routes {
         }
     }
 
-    /// Writes the messages of a step, or says which device is missing.
+    /// Writes the messages of a step; fails with the name of a missing device.
     fn write(&mut self, names: &mut Names, step: &Step<'_, RouteKey, Route>) -> Result<(), LinkName> {
         // ip route add|replace|delete [local] DESTINATION [via GATEWAY] dev DEVICE table TABLE metric METRIC
         let (command, flags, route) = match (step.have, step.want) {

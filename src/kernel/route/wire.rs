@@ -59,7 +59,7 @@ pub struct Hop {
     pub gateway: Option<IpAddr>,
 }
 
-/// Which routes of a table are listed.
+/// Filter of a listing of routes.
 #[derive(Clone, Copy, Debug)]
 pub struct Filter {
     pub table: u32,
@@ -162,7 +162,7 @@ pub fn route(answer: &Answer<'_>) -> Option<Numbered> {
 }
 
 fn header(family: Family, length: u8, table: u32, [protocol, scope, kind]: [u8; 3]) -> [u8; HEADER] {
-    // A table that does not fit here is told by the attribute alone.
+    // A table number that does not fit here is in the attribute alone.
     let table = u8::try_from(table).unwrap_or_default();
     [family.number(), length, 0, 0, table, protocol, scope, kind, 0, 0, 0, 0]
 }

@@ -26,9 +26,9 @@ const TABLE: u16 = 15;
 const PROTOCOL: u16 = 21;
 /// `FR_ACT_TO_TBL`.
 const TO_TABLE: u8 = 1;
-/// `RTPROT_BOOT`, what `ip rule` says, and kube-router.
+/// `RTPROT_BOOT`, as `ip rule` and kube-router set it.
 const BOOT: u8 = 3;
-/// More rules that are alike than anybody makes.
+/// More equal rules than anybody makes.
 const MOST_ALIKE: usize = 100;
 
 impl SourceRules {
@@ -119,7 +119,7 @@ impl SourceRules {
 }
 
 fn header(family: Family, length: u8, action: u8) -> [u8; HEADER] {
-    // A table that does not fit here is told by the attribute alone.
+    // A table number that does not fit here is in the attribute alone.
     [family.number(), 0, length, 0, 0, 0, 0, action, 0, 0, 0, 0]
 }
 

@@ -1,6 +1,6 @@
 //! UDP ports at which packets inside GUE arrive, over generic netlink.
 //!
-//! Kernel: the family `fou` (include/uapi/linux/fou.h), which is a module. A kernel that has it not has no such ports.
+//! Kernel: the family `fou` (include/uapi/linux/fou.h), which is a module. A kernel without it has no such ports.
 
 use std::collections::{BTreeMap, BTreeSet};
 

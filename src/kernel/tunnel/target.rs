@@ -51,8 +51,8 @@ const CHECKSUM_V6: u16 = 2;
 const NO_ENCAP_LIMIT: u32 = 0x1;
 
 impl Tunnels {
-    /// Opens a socket in the network namespace of the calling thread. `is_ours` tells by a device's name. `compares_mtu`: whether
-    /// MTUs are decided by us; otherwise they read as `None`.
+    /// Opens a socket in the network namespace of the calling thread. `is_ours` decides by a device's name.
+    /// `compares_mtu`: whether MTUs are ours to set; otherwise they read as `None`.
     ///
     /// # Errors
     /// The socket cannot be opened.
@@ -113,7 +113,7 @@ impl Target for Tunnels {
     }
 }
 
-/// Whether one becomes the other without being made anew.
+/// Returns whether one becomes the other without being created again.
 fn is_same_device(have: &Tunnel, want: &Tunnel) -> bool {
     Family::from(have.local) == Family::from(want.local) && have.udp_port.is_some() == want.udp_port.is_some()
 }
@@ -181,7 +181,7 @@ fn protocol(tunnel: &Tunnel, family: Family) -> u8 {
     }
 }
 
-/// `struct ifinfomsg` that says whether the device is up, and nothing else.
+/// `struct ifinfomsg` that sets only whether the device is up.
 fn header(up: bool) -> [u8; HEADER] {
     let [f0, f1, f2, f3] = if up { UP } else { 0 }.to_ne_bytes();
     let [c0, c1, c2, c3] = UP.to_ne_bytes();

@@ -132,7 +132,7 @@ async fn a_connection_of_this_host_gives_its_place_to_no_other_and_takes_that_of
         let connection = tokio::spawn(std::future::pending::<()>()).abort_handle();
         Place { connection, is_local, has_asked: Arc::new(AtomicBool::new(has_asked)) }
     };
-    // What all places but the first are taken by, what the first is taken by, who comes, and whether the first gives way.
+    // The occupants of all places but the first, that of the first, the newcomer, and whether the first gives way.
     for ((others, first), comes, gives_way) in [
         (((false, true), (false, false)), false, true),
         (((false, true), (false, true)), false, false),

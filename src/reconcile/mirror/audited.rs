@@ -1,4 +1,4 @@
-//! Comparing the next portion of what was last seen with the kernel.
+//! Comparing the next portion of the last seen state with the kernel.
 
 use std::collections::BTreeSet;
 

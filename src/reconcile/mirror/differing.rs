@@ -1,9 +1,9 @@
-//! What is wanted and what is there, side by side.
+//! Desired and seen state side by side.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-/// How what exists differs from what is wanted, apart from what exists in another form.
+/// Keys by which the existing objects differ from the desired ones, apart from objects that exist in another form.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Differing<K> {
     pub missing: Vec<K>,

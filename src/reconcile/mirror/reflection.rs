@@ -1,4 +1,4 @@
-//! What all families have in common, whatever their objects are.
+//! Operations common to all kinds of kernel objects.
 
 use std::time::Instant;
 
@@ -6,7 +6,7 @@ use super::{Audited, Dirty, Drift, Mirror, Trouble};
 use crate::reconcile::moment::Moment;
 use crate::reconcile::target::Target;
 
-/// What can be asked of any mirror, whatever its family.
+/// A mirror of any kind.
 pub trait Reflection {
     fn name(&self) -> &'static str;
     fn is_settled(&self) -> bool;
@@ -19,32 +19,32 @@ pub trait Reflection {
 }
 
 impl<T: Target> Reflection for Mirror<T> {
-    /// The family's name.
+    /// The kind's name.
     fn name(&self) -> &'static str {
         self.target.name()
     }
 
-    /// True when the kernel is known to hold what was wanted in the last round.
+    /// Returns whether the kernel is known to hold what was desired in the last round.
     fn is_settled(&self) -> bool {
         matches!(&self.dirty, Dirty::Keys(keys) if keys.is_empty()) && self.seen.is_some()
     }
 
-    /// What currently fails; `None` while all is well.
+    /// The present trouble; `None` while all is well.
     fn trouble(&self) -> Option<&Trouble> {
         self.trouble.as_ref()
     }
 
-    /// When a failed step is due again.
+    /// Returns when a failed step is due again.
     fn retry_at(&self) -> Option<Instant> {
         self.backoff.retry_at()
     }
 
-    /// How many steps were performed since the start: a restart with everything in place performs none.
+    /// Returns the number of steps since the start: a restart with everything in place performs none.
     fn steps_done(&self) -> u64 {
         self.steps_done
     }
 
-    /// Says that the kernel was changed by somebody else: the next round reads everything again.
+    /// Records that somebody else changed the kernel: the next round reads everything again.
     fn forget(&mut self) {
         self.seen = None;
         self.dirty = Dirty::All;
@@ -52,8 +52,8 @@ impl<T: Target> Reflection for Mirror<T> {
         self.audit_from = None;
     }
 
-    /// Compares the next portion of what was last seen with the kernel, and makes dirty what was changed by
-    /// somebody else. The last portion also looks for objects that are ours and unknown.
+    /// Compares the next portion of the last seen state with the kernel, and marks what somebody else changed as
+    /// dirty. The last portion also looks for objects that are ours and unknown.
     fn audit(&mut self, at: Moment) -> Audited {
         match self.audit_next_portion() {
             Ok(audited) => audited,
@@ -64,7 +64,7 @@ impl<T: Target> Reflection for Mirror<T> {
         }
     }
 
-    /// Looks for traces of others' changes, reads what may have changed, and makes dirty what did.
+    /// Looks for traces of others' changes, reads what may have changed, and marks what did as dirty.
     fn glance(&mut self, at: Moment) -> Vec<Drift> {
         self.compare_what_a_glance_tells().unwrap_or_else(|error| {
             self.unreadable(error.to_string(), at);

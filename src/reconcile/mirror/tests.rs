@@ -7,7 +7,7 @@ use super::*;
 
 type Jars = BTreeMap<&'static str, &'static str>;
 
-/// A family of objects that fails where it is told to.
+/// A kind of objects that fails where it is told to.
 #[derive(Default)]
 struct Shelf {
     jars: Jars,
@@ -15,10 +15,10 @@ struct Shelf {
     failing: BTreeMap<&'static str, bool>,
     unreadable: bool,
     portion: Option<usize>,
-    /// How many steps are performed at once, and how many were.
+    /// Number of steps performed at once, and the numbers seen.
     at_once: Option<usize>,
     performed: Vec<usize>,
-    /// What was read, key by key or `all`.
+    /// The reads, key by key or `all`.
     reads: Vec<String>,
     acts: Vec<String>,
 }
@@ -120,7 +120,7 @@ impl Scene {
         std::mem::take(&mut self.shelf().reads).join(", ")
     }
 
-    /// Lets the time pass that the mirror wants to wait; how long that is, in milliseconds.
+    /// Lets the time pass that the mirror wants to wait; returns it in milliseconds.
     fn wait(&mut self) -> u128 {
         let at = self.mirror.retry_at().expect("something failed, so there is a time to wait for");
         let waited = at - self.now;

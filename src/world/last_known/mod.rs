@@ -24,7 +24,7 @@ pub use record::Unusable;
 use crate::k8s::{Kind, Wanted};
 use crate::model::Cluster;
 
-/// What was known, and of which kinds it was all. Other kinds were not needed, so their absence means nothing.
+/// The known state, and the kinds that it holds in full. Other kinds were not needed, so their absence means nothing.
 #[derive(Clone, Default, Debug)]
 pub struct Known {
     pub cluster: Cluster,
@@ -39,7 +39,7 @@ pub struct LastKnown {
     directory: PathBuf,
 }
 
-/// The file and its being kept up to date, beside everything else.
+/// Keeps the file up to date in the background.
 pub struct Keeper {
     file: LastKnown,
     kinds: Vec<Kind>,
@@ -49,25 +49,25 @@ pub struct Keeper {
     fails: bool,
 }
 
-/// When the file is to be written.
+/// Times at which the file is written.
 #[derive(Default, Debug)]
 struct Schedule {
     first_unsaved: Option<Instant>,
     last_written: Option<Instant>,
-    /// How large the file was then, in bytes.
+    /// The size of the file then, in bytes.
     size: u64,
 }
 
-/// What writing did.
+/// Outcome of writing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Written {
-    /// The file has so many bytes now.
+    /// The file was written; its size in bytes.
     Anew(u64),
     /// The file held it already.
     Same,
 }
 
-/// Why there is nothing to remember although there is a file.
+/// Why the last known state cannot be used although there is a file.
 #[derive(thiserror::Error, Debug)]
 pub enum Forgotten {
     #[error("{0}")]
@@ -82,13 +82,13 @@ const NEW_NAME: &str = "last-known.new";
 /// Ten thousand Services with ten endpoints each take some two megabytes, fifty thousand pods about as much.
 const MAX_BYTES: u64 = 128 << 20;
 
-/// How long a change may stay unwritten, so that a burst of them is written once.
+/// Longest time that a change stays unwritten, so that a burst of them is written once.
 const SETTLE: Duration = Duration::from_secs(30);
 
-/// How often the file is written at most, however many changes there are.
+/// Least time between two writes, however many changes there are.
 const APART: Duration = Duration::from_secs(300);
 
-/// How many bytes are written in a second at most, on average. Somewhere in a large cluster something always changes, and
+/// Most bytes written in a second, on average. Somewhere in a large cluster something always changes, and
 /// every node writes all of it.
 const BYTES_PER_SECOND: u64 = 10_000;
 
@@ -102,7 +102,7 @@ impl LastKnown {
         self.directory.join(NAME)
     }
 
-    /// What was known; `None` where nothing was ever written.
+    /// Returns the last known state; `None` where nothing was ever written.
     ///
     /// # Errors
     /// There is a file, and it cannot be used.
@@ -117,7 +117,7 @@ impl LastKnown {
         Ok(Some(record::decode(&bytes)?))
     }
 
-    /// Removes what was written, and the directory where nothing else is in it. Returns whether there was anything.
+    /// Removes the file, and the directory where nothing else is in it; returns whether there was anything.
     ///
     /// # Errors
     /// The file is there and cannot be removed.
@@ -135,7 +135,7 @@ impl LastKnown {
         Ok(removed)
     }
 
-    /// Writes down what is known, unless the file holds it already.
+    /// Writes the known state, unless the file holds it already.
     ///
     /// # Errors
     /// The directory cannot be made or written to; the former file is still there then.
@@ -150,7 +150,7 @@ impl LastKnown {
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
         let new = self.directory.join(NEW_NAME);
-        // What an earlier try left behind may have other permissions.
+        // A file left behind by an earlier try may have other permissions.
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -165,7 +165,7 @@ impl LastKnown {
 }
 
 impl Keeper {
-    /// `wanted`: what is known in full whenever a change is noted.
+    /// `wanted`: the parts that are known in full whenever a change is recorded.
     pub fn new(file: LastKnown, wanted: &[Wanted]) -> Keeper {
         let (kinds, all_nodes) = (wanted.iter().map(Wanted::kind).collect(), wanted.contains(&Wanted::Nodes));
         Keeper { file, kinds, all_nodes, schedule: Schedule::default(), writing: None, fails: false }
@@ -175,7 +175,7 @@ impl Keeper {
         &self.file
     }
 
-    /// Notes that what is known has changed. Only what is known in full may be noted.
+    /// Records that the known state has changed. It may be called only when all is known in full.
     pub fn changed(&mut self) {
         self.schedule.changed(Instant::now());
     }
@@ -194,7 +194,7 @@ impl Keeper {
         self.begin(cluster());
     }
 
-    /// Writes down what is not written yet.
+    /// Writes what is not written yet.
     pub async fn finish(&mut self, cluster: &Cluster) {
         self.written().await;
         if self.schedule.due().is_some() {
@@ -237,17 +237,17 @@ impl Keeper {
 }
 
 impl Schedule {
-    /// Notes that what is known differs from the file.
+    /// Records that the known state differs from the file.
     fn changed(&mut self, now: Instant) {
         self.first_unsaved.get_or_insert(now);
     }
 
-    /// Notes that writing was begun.
+    /// Records that writing has begun.
     fn written(&mut self, now: Instant) {
         (self.first_unsaved, self.last_written) = (None, Some(now));
     }
 
-    /// When the file is to be written; `None` while it holds all that is known.
+    /// Returns when the file has to be written; `None` while it holds the known state.
     fn due(&self) -> Option<Instant> {
         let settled = self.first_unsaved? + SETTLE;
         let apart = APART.max(Duration::from_secs(self.size / BYTES_PER_SECOND));

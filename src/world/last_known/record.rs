@@ -1,4 +1,4 @@
-//! The form in which the last known state is written down.
+//! The format of the last known state on disk.
 //!
 //! The file outlives the program that wrote it, in both directions: after an upgrade a newer program reads it, after a rollback
 //! an older one. It begins with a magic text, the version of the form, the length of the body and a checksum over all of
@@ -50,7 +50,7 @@ pub enum Unusable {
     Damaged(&'static str),
 }
 
-/// The bytes of a file that holds what is known.
+/// Encodes the known state as the bytes of a file.
 pub fn encode(known: &Known) -> Vec<u8> {
     let mut bytes = vec![0; HEADER];
     write_body(known, &mut bytes);
@@ -61,7 +61,7 @@ pub fn encode(known: &Known) -> Vec<u8> {
     bytes
 }
 
-/// What the bytes of a file hold.
+/// Decodes the bytes of a file.
 ///
 /// # Errors
 /// The bytes are not those of a file that this program, or an earlier one, wrote completely.
@@ -91,7 +91,7 @@ pub fn decode(bytes: &[u8]) -> Result<Known, Unusable> {
     Ok(record.known())
 }
 
-/// The form that this program writes.
+/// The version that this program writes.
 const VERSION: u32 = 4;
 
 const MAGIC: &[u8; 8] = b"sluice\n\x1a";
@@ -107,7 +107,7 @@ fn too_short(bytes: &[u8]) -> Unusable {
     }
 }
 
-/// What is known, as it is written down.
+/// The known state as a message.
 #[derive(Clone, PartialEq, Message)]
 struct ClusterRecord {
     /// The kinds of which everything is written down: 1 Service, 2 EndpointSlice, 3 Node, 4 Pod, 5 Namespace, 6 NetworkPolicy.
@@ -171,7 +171,7 @@ impl ClusterRecord {
     fn known(self) -> Known {
         let lists = Lists::of(&self.lists.unwrap_or_default());
         let mut cluster = Cluster::default();
-        // A kind of which something makes no sense is not known in full.
+        // A kind with an invalid object is not known in full.
         let mut unclear: Vec<Kind> = Vec::new();
         let mut note = |kind, understood: Option<()>| {
             if understood.is_none() {
@@ -213,7 +213,7 @@ impl ClusterRecord {
     }
 }
 
-/// Adds a row that made sense.
+/// Adds a valid row.
 fn put<K: Ord + Clone, V: PartialEq>(table: &mut Table<K, V>, row: Option<(K, V)>) -> Option<()> {
     let (key, value) = row?;
     table.insert(key, value);

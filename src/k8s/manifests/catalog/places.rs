@@ -1,8 +1,8 @@
-//! The files that name an object, found by a hash of what identifies the object.
+//! Index of the files that name an object, by a hash of the object's identity.
 //!
-//! What identifies an object stands in its file already. Kept here once more it would weigh as much as the objects
-//! themselves, so there are only two numbers for each place. Different objects may have the same hash: whoever asks looks
-//! into the file.
+//! The identity of an object stands in its file already. Kept here once more it would weigh as much as the objects
+//! themselves, so there are only two numbers for each place. Different objects may have the same hash: the caller
+//! looks into the file.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::hash;
 use crate::k8s::ObjectId;
 
-/// Where objects are named. An object has one place in each file that names it.
+/// Index of the places of objects. An object has one place in each file that names it.
 #[derive(Default)]
 pub struct Places {
     /// The number of the file, by the hash of the object.

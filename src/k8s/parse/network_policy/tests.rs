@@ -332,7 +332,7 @@ fn spoilt(sound: &Value) -> Vec<Value> {
     all
 }
 
-/// Whether these rules allow nothing that those do not.
+/// Returns whether these rules allow nothing that those do not.
 fn within(new: &[PolicyRule], old: &[PolicyRule]) -> bool {
     let peers = |new: &Peers, old: &Peers| match (new, old) {
         (_, Peers::Any) => true,
@@ -358,7 +358,7 @@ fn no_single_mistake_allows_more() {
         "egress": [{"to": [{"namespaceSelector": {"matchLabels": {"team": "blue"}}}]}, {"ports": [{"protocol": "SCTP"}]}]});
     let read = |spec: &Value| {
         let object = json!({"metadata": {"name": "p"}, "spec": spec});
-        // What is not even of the right kind is a broken document, whose last version stays in force.
+        // An object of the wrong type is a broken document, whose last version stays in force.
         serde_json::from_value::<NetworkPolicyObject>(object).ok().and_then(|object| network_policy(&object).1)
     };
     let old = read(&sound).expect("it is sound");

@@ -226,7 +226,7 @@ fn pieces_of(table: &SavedTable) -> BTreeSet<Piece> {
     pieces
 }
 
-/// What is foreign in a table, in its order.
+/// The foreign chains and rules of a table, in its order.
 fn foreign(table: &SavedTable) -> Vec<(CompactString, Vec<Rule>)> {
     let chains = table.chains.iter().filter(|(name, _)| !is_ours(name));
     chains
@@ -273,7 +273,7 @@ proptest! {
                 Piece::Leftover { .. } => prop_assert!(false, "nobody wants leftovers"),
             }
         }
-        // What is not wanted is gone, but for the chains that a foreign rule still jumps to.
+        // Undesired pieces are gone, but for the chains that a foreign rule still jumps to.
         let held: Vec<Piece> = refused.iter().filter_map(|(step, _)| Some(shrink.get(*step)?.0.clone())).collect();
         let left: Vec<Piece> = pieces_of(&kernel.0).into_iter().filter(|piece| !wanted.contains_key(piece)).collect();
         prop_assert_eq!(left, held.clone());

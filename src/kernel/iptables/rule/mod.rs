@@ -1,4 +1,4 @@
-//! A rule as a value: what it asks of a packet, and what becomes of a packet for which all of that holds.
+//! A rule as a value: its matches, and the target for a packet for which all of them hold.
 //!
 //! Kernel: a rule is a list of matches and a target, and iptables prints them in this order. Everything that rules of ours
 //! are made of is here, and what kube-router's leftovers are made of. [`text`] is the only place that knows the words of
@@ -45,15 +45,15 @@ pub enum Match {
     OutputLink(Box<str>),
     /// `-p`.
     Protocol(IpProtocol),
-    /// Says something to people, and holds always.
+    /// A comment, which always holds.
     Comment(Box<str>),
     /// These addresses of the packet are in this set.
     Set { set: SetName, of: SetSides, negated: bool },
-    /// Connection tracking says one of these of the packet.
+    /// Connection tracking gives the packet one of these states.
     State { states: States, negated: bool },
-    /// The bits of the packet's mark that the mask names are as in the value.
+    /// The bits of the packet's mark under the mask equal the value.
     Mark { mark: Mark, negated: bool },
-    /// Holds so many times a minute, and for so many packets in a row.
+    /// Holds this many times a minute, and for this many packets in a row.
     Limit { per_minute: u32, burst: u32 },
     /// The destination port is in one of these ranges; at most 15 numbers, a range of several ports being two.
     Ports(Box<[PortRange]>),
@@ -62,21 +62,21 @@ pub enum Match {
     /// The kind of an ICMP or ICMPv6 message.
     IcmpKind { family: Family, number: u8 },
     /// IPVS sends the packet, which is on the way to the service, to a backend with masquerading. Some tools print
-    /// `--ipvs` before the rest, which says no more.
+    /// `--ipvs` before the rest, without further meaning.
     ByIpvs { prints_ipvs: bool },
-    /// What nothing here is written in, as it was printed.
+    /// A match that is never written here, as it was printed.
     Foreign(Foreign),
 }
 
-/// What becomes of a packet.
+/// The target of a rule.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Verdict {
     Accept,
-    /// Nobody hears of it.
+    /// The packet is dropped without an answer.
     Drop,
     /// The chain from which this one was entered goes on.
     Return,
-    /// The sender is told, with "port unreachable" in the ICMP of this family.
+    /// The packet is rejected with "port unreachable" in the ICMP of this family.
     Reject(Family),
     /// The bits of the packet's mark that the mask names become those of the value, and the next rule follows.
     SetMark(Mark),
@@ -104,7 +104,7 @@ pub enum Verdict {
     },
 }
 
-/// Words of iptables that were read and that nothing here is written in.
+/// Words of iptables that were read and that are never written here.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Foreign(Box<str>);
 
@@ -123,7 +123,7 @@ pub enum Side {
     Destination,
 }
 
-/// What of a packet is looked for in a set.
+/// The parts of a packet that are looked up in a set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum SetSides {
     Address(Side),
@@ -131,7 +131,7 @@ pub enum SetSides {
     DestinationPort,
 }
 
-/// What connection tracking can say of a packet: some of these.
+/// A set of connection tracking states.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct States(u8);
 
@@ -168,7 +168,7 @@ impl Rule {
         }
     }
 
-    /// What `-j` or `-g` names: a chain or an extension.
+    /// The argument of `-j` or `-g`: a chain or an extension.
     pub(super) fn target(&self) -> Option<&str> {
         Some(match self.verdict()? {
             Verdict::Accept => "ACCEPT",
@@ -183,12 +183,12 @@ impl Rule {
         })
     }
 
-    /// Whether the rule jumps or goes to this chain.
+    /// Returns whether the rule jumps or goes to this chain.
     pub fn jumps_to(&self, to: &str) -> bool {
         self.chain().is_some_and(|chain| chain == to)
     }
 
-    /// What becomes of an ICMP or, in IPv6, an ICMPv6 message of this kind.
+    /// Returns the rule for an ICMP or, in IPv6, an ICMPv6 message of this kind.
     pub fn of_icmp(family: Family, number: u8, comment: Match, verdict: Verdict) -> Rule {
         let protocol = Match::Protocol(IpProtocol::Icmp(family));
         Rule::new([protocol, comment, Match::IcmpKind { family, number }], verdict)
@@ -202,12 +202,12 @@ impl Rule {
         })
     }
 
-    /// The same conditions, without anything that becomes of the packet.
+    /// Returns the rule without its target.
     pub fn without_verdict(&self) -> Rule {
         Rule::of(self.0.matches.clone(), None)
     }
 
-    /// Whether the rule can be told to a program that reads lines.
+    /// Returns whether the rule fits on one line of a script.
     pub(super) fn is_one_line(&self) -> bool {
         !self.to_string().contains(['\n', '\0'])
     }
@@ -219,7 +219,7 @@ impl Rule {
 }
 
 impl Match {
-    /// A set that the packet's source or destination is looked for in.
+    /// Returns a match for the packet's source or destination in a set.
     pub fn in_set(set: &SetName, of: SetSides) -> Match {
         Match::Set { set: set.clone(), of, negated: false }
     }
@@ -281,7 +281,7 @@ impl States {
 }
 
 impl fmt::Debug for Rule {
-    /// As it is printed, which is what people know.
+    /// As it is printed, the form that people know.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.to_string())
     }

@@ -15,7 +15,7 @@ use super::{Foreign, IpProtocol, Mark, Match, Rule, SetSides, Side, States, Verd
 use crate::kernel::ipset::SetName;
 use crate::net::{Family, PortRange, Protocol};
 
-/// What connection tracking can say, in the order in which iptables prints it.
+/// Connection tracking states, in the order in which iptables prints them.
 const STATES: [(States, &str); 5] = [
     (States::INVALID, "INVALID"),
     (States::NEW, "NEW"),
@@ -186,7 +186,7 @@ fn is_target(word: &str) -> bool {
     matches!(word, "-j" | "-g")
 }
 
-/// How many words the first match of these has: those of an extension reach to the next match or to the target.
+/// Returns the number of words of the first match: an extension reaches to the next match or to the target.
 fn length_of_match(words: &[&str]) -> usize {
     let negation = usize::from(words.first() == Some(&"!"));
     match words.get(negation) {
@@ -206,7 +206,7 @@ fn length_of_match(words: &[&str]) -> usize {
     }
 }
 
-/// Whether an option belongs to no extension.
+/// Returns whether an option belongs to no extension.
 fn is_basic(word: &str) -> bool {
     matches!(word, "-s" | "-d" | "-i" | "-o" | "-p")
 }
@@ -279,19 +279,19 @@ fn understood_verdict(words: &[&str]) -> Option<Verdict> {
     })
 }
 
-/// Whether a target without options is a chain. The extensions of the kernel that are of use without options are these.
+/// Returns whether a target without options is a chain, and not one of the extensions that are of use without options.
 fn is_chain(target: &str) -> bool {
     !target.contains('"')
         && !matches!(target, "LOG" | "REJECT" | "TRACE" | "NFLOG" | "AUDIT" | "NOTRACK" | "ACCEPT" | "DROP" | "RETURN")
 }
 
-/// Whether this is written as this text.
+/// Returns whether this is written as this text.
 fn is_written(read: &impl fmt::Display, text: &str) -> bool {
     let mut expected = Expected(text);
     write!(expected, "{read}").is_ok() && expected.0.is_empty()
 }
 
-/// Takes in a text and no other, without keeping it.
+/// A writer that accepts one text and no other, without keeping it.
 struct Expected<'a>(&'a str);
 
 impl fmt::Write for Expected<'_> {
@@ -343,7 +343,7 @@ fn words(rule: &str) -> Vec<&str> {
     .collect()
 }
 
-/// Whether a text ends inside a word in quotes: a line break in it has cut the rule.
+/// Returns whether a text ends inside a word in quotes: a line break in it has cut the rule.
 pub fn ends_in_quotes(text: &str) -> bool {
     let (mut in_quotes, mut escaped) = (false, false);
     for letter in text.chars() {

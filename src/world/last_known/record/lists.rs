@@ -1,4 +1,4 @@
-//! What many objects have in common and is written down once: names of nodes, labels, named ports.
+//! Values that many objects have in common and that are written once: names of nodes, labels, named ports.
 //!
 //! Objects refer to an entry by its place, counted from 1; 0 is no node, no label, no port.
 
@@ -131,7 +131,7 @@ pub fn protocol(number: u32) -> Option<Protocol> {
     Protocol::from_number(u8::try_from(number).ok()?)
 }
 
-/// The lists as they were read: objects that name the same entry share its memory. An entry that makes no sense is `None`.
+/// The lists as they were read: objects that name the same entry share its memory. An invalid entry is `None`.
 pub struct Lists {
     nodes: Vec<Arc<str>>,
     labels: Vec<Option<Labels>>,
@@ -156,7 +156,7 @@ impl Lists {
         }
     }
 
-    /// The node's name, `Some(None)` for none; `None` where the place makes no sense. The same for the others.
+    /// The node's name, `Some(None)` for none; `None` where the place is invalid. The same for the others.
     pub fn node(&self, place: u32) -> Option<Option<Arc<str>>> {
         if place == 0 { Some(None) } else { at(&self.nodes, place).cloned().map(Some) }
     }

@@ -1,7 +1,7 @@
-//! Nodes, as they are written down, with what their annotations say of BGP.
+//! Nodes on disk, with their annotations about BGP.
 //!
-//! Passwords are not written down: the file says that there is one, and a neighbour with a password waits until the API tells
-//! it again.
+//! Passwords are not written: the file only records that there is one, and a neighbour with a password waits until it
+//! is read from the API again.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -74,7 +74,7 @@ struct PeerRecord {
 
 impl NodeRecord {
     pub fn of(name: &CompactString, node: &Node) -> NodeRecord {
-        // What the condition and the provider say now says only the API.
+        // The present condition and provider are known from the API alone.
         let Node { addresses: known, pod_cidrs, network_unavailable: _, is_on_aws: _, routing } = node;
         NodeRecord {
             name: name.to_string(),

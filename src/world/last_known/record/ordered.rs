@@ -26,7 +26,7 @@ use crate::model::{
 };
 use crate::net::{Family, Protocol};
 
-/// What the body of a file of one of these forms holds.
+/// Decodes the body of a file of one of these forms.
 pub fn decode(version: u32, body: &[u8]) -> Result<Known, Unusable> {
     let senseless = |_| Unusable::Damaged("its body makes no sense");
     let unknown = || Unusable::Damaged("it names something unknown");
@@ -230,7 +230,7 @@ impl NodeRecord {
                 .into_iter()
                 .map(|(address, length)| IpNet::new(address, length).ok())
                 .collect::<Option<_>>()?,
-            // What is the case now says only the API.
+            // The present condition is known from the API alone.
             network_unavailable: false,
             is_on_aws: false,
             routing: None,

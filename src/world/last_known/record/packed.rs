@@ -1,7 +1,7 @@
 //! Values of which there are many, without a frame around each: addresses, ranges, and columns of numbers.
 //!
 //! An address is its length in bytes (4 or 16) and itself; a range is an address and the length of its prefix. A column
-//! holds one number for each row of a table. Zeros at its end are left out, so that a column in which nothing is said takes no
+//! holds one number for each row of a table. Zeros at its end are left out, so that a column of zeros takes no
 //! room, and a column that an earlier program did not know reads as zeros.
 
 use std::iter;

@@ -1,4 +1,4 @@
-//! Pods and namespaces, as they are written down.
+//! Pods and namespaces on disk.
 //!
 //! There are many pods, and every node writes down all of them, so the pods of a namespace are a table whose columns are
 //! packed. Of a pod's name is written what the name before does not begin with, which for pods of one template is the
@@ -15,13 +15,13 @@ use crate::model::{Namespace, ObjectName, Pod, Words};
 pub struct PodsRecord {
     #[prost(string, tag = "1")]
     namespace: String,
-    /// So many bytes of each name are those of the name before.
+    /// Number of bytes of each name that it shares with the name before.
     #[prost(uint32, repeated, tag = "2")]
     shared: Vec<u32>,
     /// The length of what follows, in bytes. This column is never shortened: it has as many numbers as there are pods.
     #[prost(uint32, repeated, tag = "3")]
     lengths: Vec<u32>,
-    /// What follows, of all names, one behind the other.
+    /// The rests of all names, one behind the other.
     #[prost(string, tag = "4")]
     names: String,
     #[prost(uint32, repeated, tag = "5")]
@@ -33,7 +33,7 @@ pub struct PodsRecord {
     /// 1 host network, 2 finished.
     #[prost(uint32, repeated, tag = "8")]
     is: Vec<u32>,
-    /// How many addresses each has.
+    /// Number of addresses of each.
     #[prost(uint32, repeated, tag = "9")]
     address_counts: Vec<u32>,
     #[prost(bytes = "vec", tag = "10")]
@@ -86,7 +86,7 @@ impl PodsRecord {
         addresses.iter().for_each(|address| put_address(&mut self.addresses, address));
     }
 
-    /// Gives each pod to `take`; `None` as soon as one makes no sense.
+    /// Gives each pod to `take`; `None` as soon as one is invalid.
     pub fn pods(self, lists: &Lists, mut take: impl FnMut(ObjectName, Pod)) -> Option<()> {
         let namespace = CompactString::from(self.namespace);
         let mut addresses = Packed::new(&self.addresses);

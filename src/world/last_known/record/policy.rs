@@ -1,7 +1,7 @@
-//! Network policies, as they are written down.
+//! Network policies on disk.
 //!
-//! What is absent allows nothing: that a direction is left alone, or that every peer or port is allowed, is said. So a record in
-//! which a later program says something in a new field closes more for an earlier one, and opens nothing.
+//! Absence allows nothing: that a direction is left alone, or that every peer or port is allowed, is explicit. So a
+//! record in which a later program uses a new field closes more for an earlier one, and opens nothing.
 
 use super::lists::protocol;
 use super::packed::{Packed, only_range, ranges};

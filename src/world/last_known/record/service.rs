@@ -1,4 +1,4 @@
-//! Services and their endpoint slices, as they are written down.
+//! Services and their endpoint slices on disk.
 
 use compact_str::CompactString;
 
@@ -98,7 +98,7 @@ pub struct SliceRecord {
     addresses: Vec<u8>,
     #[prost(uint32, repeated, tag = "7")]
     nodes: Vec<u32>,
-    /// What is not as usual: 1 not ready, 2 not serving, 4 terminating.
+    /// Exceptional conditions: 1 not ready, 2 not serving, 4 terminating.
     #[prost(uint32, repeated, tag = "8")]
     conditions: Vec<u32>,
 }

@@ -345,7 +345,7 @@ fn the_checksum_is_the_one_that_everybody_knows() {
     assert_eq!(crc32(CRC_START, b"123456789") ^ CRC_START, 0xcbf4_3926);
 }
 
-/// What forms 1 and 2 begin with.
+/// The common beginning of forms 1 and 2.
 fn proxied_cluster() -> Cluster {
     let mut cluster = Cluster::default();
     cluster.nodes.insert(

@@ -1,4 +1,4 @@
-//! What the firewall needs, as forms 2 and 3 have it: pods, namespaces and policies.
+//! The firewall's part of forms 2 and 3: pods, namespaces and policies.
 //!
 //! Labels, ports and nodes are named by their place in a list that holds each once, and a pod's name by what it shares with the
 //! one before it.
@@ -38,7 +38,7 @@ pub struct FirewallRecord {
 
 #[derive(Deserialize)]
 struct PodRecord {
-    /// So many bytes of the name are those of the name before.
+    /// Number of bytes of the name that it shares with the name before.
     shared: u8,
     rest: CompactString,
     labels: u32,
@@ -84,7 +84,7 @@ enum NumberRecord {
 }
 
 impl FirewallRecord {
-    /// Adds what is written here; `None` where it makes no sense.
+    /// Adds what is written here; `None` where it is invalid.
     pub fn complete(self, known: &mut Known) -> Option<()> {
         let labels: Vec<Labels> = self.labels.iter().map(|pairs| labels(pairs, &self.words)).collect::<Option<_>>()?;
         let ports: Vec<Arc<[NamedPort]>> = self.ports.into_iter().map(named_ports).collect::<Option<_>>()?;
@@ -110,7 +110,7 @@ impl FirewallRecord {
     }
 }
 
-/// What is written down once, as it was read.
+/// The shared lists, as read.
 struct Shared {
     labels: Vec<Labels>,
     ports: Vec<Arc<[NamedPort]>>,

@@ -1,6 +1,6 @@
-//! What the router needs, as form 3 has it: what the annotations of Nodes and Services say of BGP.
+//! The router's part of form 3: annotations of Nodes and Services about BGP.
 //!
-//! Most Nodes and Services say nothing of it and are not named here. Of a password the file says that there is one.
+//! Most Nodes and Services have none and are not named here. Of a password the file only records that there is one.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -43,7 +43,7 @@ struct PeerRecord {
 }
 
 impl RouterRecord {
-    /// Adds what is written here; `None` where it makes no sense.
+    /// Adds what is written here; `None` where it is invalid.
     pub fn complete(self, known: &mut Known) -> Option<()> {
         known.all_nodes = self.all_nodes;
         for (name, record) in self.nodes {
