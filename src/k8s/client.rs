@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::Uri;
-use kube::config::{AuthInfo, Cluster, Context, Kubeconfig};
+use kube::config::{AuthInfo, Cluster, Context, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
@@ -190,10 +190,18 @@ fn named_files(cluster: &Cluster, user: &AuthInfo) -> Vec<PathBuf> {
     named.into_iter().flatten().map(PathBuf::from).collect()
 }
 
+/// Why a kubeconfig cannot be read. The parser's own words quote the lines around a mistake, and tokens stand there.
+fn unreadable(error: &KubeconfigError) -> String {
+    match error {
+        KubeconfigError::ReadConfig(cause, _) => cause.to_string(),
+        _ => "it is not a kubeconfig in YAML".to_owned(),
+    }
+}
+
 /// Returns the cluster and the user that a kubeconfig's current context names.
 fn chosen(path: &Path) -> Result<(Context, Cluster, AuthInfo), AccessError> {
     let wrong = |reason: String| AccessError::Kubeconfig { path: path.to_owned(), reason };
-    let file = Kubeconfig::read_from(path).map_err(|error| wrong(chain(&error)))?;
+    let file = Kubeconfig::read_from(path).map_err(|error| wrong(unreadable(&error)))?;
     let name = file.current_context.ok_or_else(|| wrong("it has no current-context".to_owned()))?;
     let context = file.contexts.into_iter().find(|context| context.name == name).and_then(|named| named.context);
     let context = context.ok_or_else(|| wrong(format!("it has no context {name:?}, which is its current one")))?;

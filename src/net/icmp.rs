@@ -22,25 +22,22 @@ pub enum Kind {
     NeighbourSolicitation,
     NeighbourAdvertisement,
     RouterSolicitation,
-    RouterAdvertisement,
-    Redirect,
     ListenerQuery,
     ListenerReport,
     ListenerDone,
     ListenerReportV2,
 }
 
-/// Neighbour discovery (RFC 4861: solicitations and advertisements of routers and neighbours, redirects) and multicast
-/// listener discovery (RFC 2710, RFC 3810): the kinds of ICMPv6 without which no IPv6 works on a link.
-pub const OF_LINKS: [(Kind, u8); 9] = [
+/// Neighbour discovery (RFC 4861) and multicast listener discovery (RFC 2710, RFC 3810): the kinds of ICMPv6 without which no
+/// IPv6 works on a link. Not those that only routers send, advertisements and redirects (RFC 6105): a pod that sends them
+/// gives other pods addresses that no policy knows, or takes their packets to itself.
+pub const OF_LINKS: [(Kind, u8); 7] = [
     (Kind::ListenerQuery, 130),
     (Kind::ListenerReport, 131),
     (Kind::ListenerDone, 132),
     (Kind::RouterSolicitation, 133),
-    (Kind::RouterAdvertisement, 134),
     (Kind::NeighbourSolicitation, 135),
     (Kind::NeighbourAdvertisement, 136),
-    (Kind::Redirect, 137),
     (Kind::ListenerReportV2, 143),
 ];
 
@@ -72,8 +69,6 @@ impl Kind {
             Kind::NeighbourSolicitation => "neighbour-solicitation",
             Kind::NeighbourAdvertisement => "neighbour-advertisement",
             Kind::RouterSolicitation => "router-solicitation",
-            Kind::RouterAdvertisement => "router-advertisement",
-            Kind::Redirect => "redirect",
             Kind::ListenerQuery => "multicast-listener-query",
             Kind::ListenerReport => "multicast-listener-report",
             Kind::ListenerDone => "multicast-listener-done",

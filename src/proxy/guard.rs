@@ -74,8 +74,6 @@ fn words(kind: Kind) -> &'static str {
         Kind::NeighbourAdvertisement => "allow icmp neighbor advertisement messages",
         // Not among the types that always pass.
         Kind::RouterSolicitation
-        | Kind::RouterAdvertisement
-        | Kind::Redirect
         | Kind::ListenerQuery
         | Kind::ListenerReport
         | Kind::ListenerDone

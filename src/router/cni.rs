@@ -86,6 +86,18 @@ pub fn describes_network(text: &str) -> bool {
     conf.get("type").is_some_and(Value::is_string) || plugins.is_some_and(|plugins| !plugins.is_empty())
 }
 
+/// Returns whether a text leaves the network of pods to other files, as Multus does, which sorts first on purpose: it names
+/// the networks that it delegates to, or takes the first other file.
+pub fn delegates(text: &str) -> bool {
+    let conf = serde_json::from_str::<Value>(text).unwrap_or_default();
+    let plugins = conf.get("plugins").and_then(Value::as_array).into_iter().flatten();
+    plugins.chain([&conf]).any(|plugin| {
+        let kind = plugin.get("type").and_then(Value::as_str).unwrap_or_default();
+        let names = ["delegates", "clusterNetwork", "defaultNetworks"];
+        kind.starts_with("multus") || names.iter().any(|name| plugin.get(*name).is_some())
+    })
+}
+
 /// Returns whether a file uses our bridge, so that without us it gives pods no network.
 pub fn is_ours(text: &str, form: Form) -> bool {
     let mut conf = serde_json::from_str::<Value>(text).unwrap_or_default();

@@ -194,7 +194,7 @@ impl<S: Subsystem> Loop<S> {
         self.next_audit = at.now + BETWEEN_PORTIONS;
         if finished {
             self.subsystem.audited(at);
-            debug!(found = self.audit_found, "Audit of services finished");
+            debug!(found = self.audit_found, "Audit finished");
             self.audit_found = 0;
             self.next_audit = at.now + period;
         }

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 const PERIOD: Duration = Duration::from_secs(10);
 /// Least time without looks, as a multiple of the time a look took.
 const PART: u32 = 2000;
+/// Longest time between two looks: one that was held up for a second must not be the last for half an hour.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// Times of the next looks.
 #[derive(Debug)]
@@ -41,12 +43,12 @@ impl Patrol {
 
     /// Records a glance that took this long.
     pub fn glanced(&mut self, now: Instant, took: Duration) {
-        self.glance_at = now + PERIOD.max(took.saturating_mul(PART));
+        self.glance_at = now + took.saturating_mul(PART).clamp(PERIOD, LONGEST);
     }
 
     /// Records that a portion has been read, and whether it was the last of a pass.
     pub fn read_portion(&mut self, now: Instant, took: Duration, finished: bool) {
-        self.portion_at = now + took.saturating_mul(PART);
+        self.portion_at = now + took.saturating_mul(PART).min(LONGEST);
         if finished {
             self.portion_at = self.portion_at.max(self.pass_began + PERIOD);
             self.pass_began = self.portion_at;
@@ -74,6 +76,15 @@ mod tests {
             }
         }
         assert!((28..=33).contains(&portions), "three portions in each of ten periods: {portions}");
+    }
+
+    #[test]
+    fn a_look_that_was_held_up_is_not_the_last_for_long() {
+        let now = Instant::now();
+        let mut patrol = Patrol::new(now);
+        patrol.glanced(now, Duration::from_secs(10));
+        patrol.read_portion(now, Duration::from_secs(10), false);
+        assert!(patrol.glance_is_due(now + LONGEST) && patrol.portion_is_due(now + LONGEST));
     }
 
     #[test]

@@ -149,7 +149,7 @@ pub fn packet(random: &mut Random) -> Packet {
     let family = if random.chance(50) { v4 } else { v6 };
     let (source, destination) = (*random.pick(&family), *random.pick(&family));
     let traffic = match random.below(12) {
-        0 => Traffic::Icmp { kind: *random.pick(&[0, 1, 2, 3, 8, 11, 13, 128, 129, 133, 135, 136, 143]) },
+        0 => Traffic::Icmp { kind: *random.pick(&[0, 1, 2, 3, 8, 11, 13, 128, 129, 133, 134, 135, 136, 137, 143]) },
         _ => Traffic::Port { protocol: *random.pick(&Protocol::ALL), port: *random.pick(&[53, 80, 81, 82, 8080]) },
     };
     let from_this_node = OTHERS[0].parse() == Ok(source) || OTHERS[4].parse() == Ok(source);

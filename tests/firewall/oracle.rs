@@ -53,8 +53,7 @@ fn is_link_local(packet: &Packet) -> bool {
         IpAddr::V4(_) => 0,
     };
     let on_link = |address| first(address) & 0xffc0 == 0xfe80;
-    let needed =
-        matches!(packet.traffic, Traffic::Icmp { kind } if [130..=137, 143..=143].iter().any(|r| r.contains(&kind)));
+    let needed = matches!(packet.traffic, Traffic::Icmp { kind } if [130..=133, 135..=136, 143..=143].iter().any(|r| r.contains(&kind)));
     (on_link(packet.source) || on_link(packet.destination) || first(packet.destination) == 0xff02)
         && !needed
         && !packet.from_this_node

@@ -176,7 +176,9 @@ fn what_a_client_adds_and_what_the_cluster_wants_stand_beside_each_other() {
         let log = fs::read_to_string(host.file(LOG)).unwrap_or_default();
         for change in ["global rib add 198.51.100.0/24 nexthop", "neighbor add 192.0.2.66 as 65002"] {
             let says = |line: &&str| {
-                line.contains("changes the BGP configuration") && line.contains(change) && line.contains("client=127.0.0.1:")
+                line.contains("changes the BGP configuration")
+                    && line.contains(change)
+                    && line.contains("client=127.0.0.1:")
             };
             assert_eq!(log.lines().filter(says).count(), 1, "{change}: {log}");
         }

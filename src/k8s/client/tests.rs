@@ -49,6 +49,20 @@ fn credentials_from_another_program_are_refused() {
 }
 
 #[test]
+fn a_kubeconfig_that_cannot_be_read_shows_nothing_of_what_stands_in_it() {
+    let (directory, access) = kubeconfig("{}");
+    for text in [
+        "users:\n- name: u\n  user:\n    token: hush\n   password: [hush\n",
+        "users: hush",
+        "users: [{name: u, user: hush}]",
+    ] {
+        std::fs::write(directory.path().join("config"), text).expect("writable");
+        let error = made_of(&access, Path::new(NOWHERE)).expect_err("it makes no sense");
+        assert!(!chain(&error).contains("hush"), "{error}");
+    }
+}
+
+#[test]
 fn a_kubeconfig_that_is_missing_or_makes_no_sense_is_named() {
     let access = Access { kubeconfig: Some("/nonexistent/config".into()), master: None };
     let error = made_of(&access, Path::new(NOWHERE)).expect_err("there is none");

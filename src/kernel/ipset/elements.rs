@@ -112,8 +112,8 @@ impl Target for Elements {
         let mut counts: Vec<(&SetName, usize)> = Vec::new();
         for key in seen.keys() {
             match counts.last_mut() {
-                Some((set, count)) if **set == key.set => *count += 1,
-                _ => counts.push((&key.set, 1)),
+                Some((set, count)) if **set == key.set => *count += key.entry.parts().count(),
+                _ => counts.push((&key.set, key.entry.parts().count())),
             }
         }
         let differs = |(set, count): (&SetName, usize)| self.ipset.count(set).is_none_or(|held| held != count);

@@ -14,7 +14,7 @@ use crate::config::RouterConfig;
 use crate::model::Authority;
 use crate::net::Password;
 
-use super::cni::{Conf, Form, describes_network, is_conf, is_ours, text};
+use super::cni::{Conf, Form, delegates, describes_network, is_conf, is_ours, text};
 use super::external_peers;
 use super::problem::{About, Problem};
 
@@ -136,7 +136,8 @@ fn preferred(path: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(path.parent()?).ok()?.flatten().map(|entry| entry.path());
     let before = entries.filter(|one| one.file_name().is_some_and(|other| other < name));
     let before: BTreeSet<PathBuf> = before.filter(|one| is_conf(one)).collect();
-    before.into_iter().find(|one| fs::read_to_string(one).is_ok_and(|text| describes_network(&text)))
+    let takes_pods = |text: &str| describes_network(text) && !delegates(text);
+    before.into_iter().find(|one| fs::read_to_string(one).is_ok_and(|text| takes_pods(&text)))
 }
 
 fn read_when_newer(path: &Path, read: Option<&Result<SystemTime, String>>) -> io::Result<Option<(SystemTime, String)>> {
@@ -211,6 +212,11 @@ mod tests {
             ("01-nothing.conflist", "{}"),
             ("02-notes.txt", r#"{"name":"x","type":"bridge"}"#),
             ("20-later.conflist", r#"{"name":"x","plugins":[{"type":"bridge"}]}"#),
+            (
+                "00-multus.conf",
+                r#"{"name":"m","type":"multus","clusterNetwork":"/etc/cni/net.d/10-kuberouter.conflist"}"#,
+            ),
+            ("00-meta.conflist", r#"{"name":"m","plugins":[{"type":"meta","delegates":[]}]}"#),
         ] {
             fs::write(path(name), text).expect("writable");
         }

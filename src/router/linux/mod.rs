@@ -147,6 +147,8 @@ pub struct Learned {
 
 /// Maximum number of other programs' routes to one range deleted at a time.
 const DELETED: usize = 4;
+/// `RTPROT_KERNEL`: routes to the networks of links.
+const BY_KERNEL: u8 = 2;
 
 impl Learned {
     fn open() -> Result<Learned, Error> {
@@ -169,7 +171,19 @@ impl Learned {
         }
         // A failed lookup is repeated by the next audit.
         let found = self.lookup.deciding(key.destination.network()).ok().flatten();
-        found.filter(|(found, protocol)| found.destination == key.destination && *protocol != PROTOCOL)
+        let is_others = |by: u8| by != PROTOCOL && by != BY_KERNEL;
+        let is_same = |found: &RouteKey| found.destination == key.destination && found.table == TABLE_MAIN;
+        found.filter(|(found, by)| is_same(found) && is_others(*by))
+    }
+
+    /// Whether the range is the network of a link of this host, to which the kernel itself has made the route. Unknown counts
+    /// as yes.
+    fn is_of_a_link(&mut self, key: &RouteKey) -> bool {
+        // Older kernels answer for the first address of a network with its broadcast route, and one may be the host's own.
+        key.destination.hosts().take(3).any(|address| match self.lookup.deciding(address) {
+            Ok(found) => found.is_some_and(|(found, by)| found.destination == key.destination && by == BY_KERNEL),
+            Err(_) => true,
+        })
     }
 
     /// Replaces other programs' routes to pods by ours.
@@ -180,8 +194,14 @@ impl Learned {
         };
         let (taken, rest): (Vec<_>, Vec<_>) = std::mem::take(failures).into_iter().partition(is_taken);
         *failures = rest;
-        for step in taken.into_iter().map(|failure| failure.step) {
+        for failure in taken {
+            let step = failure.step;
             let Some(Step { key, want, .. }) = steps.get(step) else { continue };
+            // Nothing would put the route of a link back when ours goes.
+            if self.is_of_a_link(key) {
+                failures.push(failure);
+                continue;
+            }
             // ip route replace
             let again = self.routes.apply(phase, &[Step { key, have: *want, want: *want }]);
             if again.is_empty() {
@@ -235,13 +255,18 @@ impl Target for Learned {
         Ok(found)
     }
 
+    fn portion(&self) -> usize {
+        self.routes.portion()
+    }
+
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Route>]) -> Vec<Failure<Error>> {
         let mut failures = self.routes.apply(phase, steps);
         if !failures.is_empty() {
             self.replace(phase, steps, &mut failures);
         }
-        for (index, step) in steps.iter().enumerate() {
-            if step.want.is_some() && failures.iter().all(|failure| failure.step != index) {
+        let failed: BTreeSet<usize> = failures.iter().map(|failure| failure.step).collect();
+        for (index, step) in steps.iter().enumerate().filter(|(_, step)| step.want.is_some()) {
+            if self.is_to_pods(step.key) && !failed.contains(&index) {
                 self.delete_preferred(phase, step.key);
             }
         }

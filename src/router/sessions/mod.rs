@@ -229,10 +229,9 @@ impl Sessions {
     pub fn note(&mut self, event: &Event) -> bool {
         self.note_awaited(event);
         match event {
-            Event::Fact(peer, Fact::Up(agreement)) => {
-                let spoken = agreement.dialect.families;
-                self.up.insert(*peer, PerFamily::from_fn(|family| !*spoken.of(family)));
-            }
+            // A family that the peer does not speak stays unsent: while a cluster is switched to two families, its nodes speak the
+            // second one after the other.
+            Event::Fact(peer, Fact::Up(_)) => drop(self.up.insert(*peer, PerFamily::default())),
             Event::Fact(peer, Fact::Down { .. }) => drop(self.up.remove(peer)),
             Event::Fact(peer, Fact::Complete(family)) => match self.up.get_mut(peer) {
                 Some(sent) => *sent.of_mut(*family) = true,

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use sluice::kernel::Name;
 use sluice::kernel::ipset::{ElementKey, Elements, Entry, Ipset, SetKind, SetName, SetSpec, Sets};
 use sluice::net::{Family, Protocol};
-use sluice::reconcile::{Drift, Growth, Mirror, Reflection};
+use sluice::reconcile::{Drift, Glance, Growth, Mirror, Reflection, Target};
 
 use super::moment;
 use crate::namespace::{attempt, in_new, run};
@@ -206,6 +206,20 @@ fn a_glance_finds_what_somebody_took_away_and_what_somebody_added() {
         settle(&mut mirror, &want);
         assert_eq!(mirror.glance(moment()), []);
         assert_eq!(saved("kube-router-svip").1.len(), 1500);
+    });
+}
+
+#[test]
+fn a_glance_at_a_set_of_everything_finds_nothing() {
+    in_new(|| {
+        run("ipset create kube-router-svip hash:net timeout 0");
+        let key =
+            ElementKey { set: SetName("kube-router-svip".into()), entry: Entry::Net("0.0.0.0/0".parse().unwrap()) };
+        let want = BTreeMap::from([(key, ())]);
+        let mut mirror = elements();
+        settle(&mut mirror, &want);
+        let reads = mirror.target().glance(&want);
+        assert_eq!(reads, Glance::Alike, "the kernel holds its two halves");
     });
 }
 
