@@ -188,15 +188,15 @@ impl<K: ApiObject> Follower<K> {
                 (None, None) => self.stream_all().await,
                 (None, Some(_)) => self.list_all().await,
             };
-            let was_brief = began.elapsed() < self.common.timing.brief;
-            if !was_brief {
-                self.failures = 0;
-            }
             match end {
                 End::Closed => return,
                 End::Listed => continue,
-                End::Orderly if !was_brief => continue,
-                End::Orderly => {}
+                // A request that failed late has failed all the same: an overloaded server takes long to say so.
+                End::Orderly if began.elapsed() < self.common.timing.brief => {}
+                End::Orderly => {
+                    self.failures = 0;
+                    continue;
+                }
                 End::NoStreaming => {
                     info!(kind = %self.kind, "API server does not support streaming lists; using paginated lists");
                     self.pages = Some(Pages::Until(Instant::now() + self.common.timing.in_pages));

@@ -54,6 +54,10 @@ struct Reader {
 }
 
 async fn read(server: &ApiServer, wanted: Vec<Wanted>) -> Reader {
+    read_at_the_pace_of(TIMING, server, wanted).await
+}
+
+async fn read_at_the_pace_of(timing: Timing, server: &ApiServer, wanted: Vec<Wanted>) -> Reader {
     let access =
         Access { kubeconfig: None, master: Some(format!("http://{}", server.address).parse().expect("a URL")) };
     let client = client(&access).await.expect("nothing is needed");
@@ -62,7 +66,7 @@ async fn read(server: &ApiServer, wanted: Vec<Wanted>) -> Reader {
     let outages = Outages::register("API server", [], &Registry::new("1", "x"), &health).expect("the names are free");
     let mut followers = JoinSet::new();
     for wanted in wanted {
-        let common = Common { out: out.clone(), outages: outages.clone(), timing: TIMING };
+        let common = Common { out: out.clone(), outages: outages.clone(), timing };
         followers.spawn(follow(client.clone(), wanted, common));
     }
     Reader { messages, followers, health, in_force: BTreeMap::new(), named: BTreeSet::new(), listings: 0, outages: 0 }
@@ -264,6 +268,21 @@ async fn errors_of_the_server_are_retried() {
         reader.until(&["a"]).await;
         assert_eq!((reader.outages, server.take_requests().len()), (1, 4), "{code}");
     }
+}
+
+#[tokio::test]
+async fn a_server_that_takes_long_to_fail_is_asked_ever_more_slowly() {
+    let server = ApiServer::start().await;
+    server.set_faults(Faults { silent: Some(SERVICES), ..Faults::default() });
+    // Each request fails later than what counts as brief.
+    let (first, last) = (Duration::from_millis(100), Duration::from_secs(60));
+    let timing = Timing { first, last, brief: Duration::from_millis(1), ..TIMING };
+    let mut reader = read_at_the_pace_of(timing, &server, vec![Wanted::Services]).await;
+    sleep(Duration::from_secs(4)).await;
+    // Without growing delays there would be ten.
+    let requests = server.take_requests().len();
+    assert!((2..8).contains(&requests), "{requests}");
+    reader.followers.abort_all();
 }
 
 #[tokio::test]
