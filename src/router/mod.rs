@@ -32,7 +32,6 @@ pub mod external_peers;
 pub mod advertise;
 pub mod policy;
 pub mod routes;
-mod shared_lists;
 pub mod reachable;
 pub mod mtu;
 pub mod node_sets;

@@ -36,13 +36,12 @@ use crate::config::{Reach, RouterConfig};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_MAIN};
 use crate::kernel::tunnel::Tunnel;
-use crate::model::OnLink;
+use crate::model::{Interner, OnLink};
 use crate::net::{Family, PerFamily};
 
 use super::identity::Identity;
 use super::mtu;
 use super::names::{PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE, other_tunnel, tunnel};
-use super::shared_lists::SharedLists;
 
 /// Inputs of routes besides the learned routes.
 #[derive(Clone, Copy)]
@@ -77,9 +76,9 @@ pub struct Routes {
 /// Lists shared by many routes: a table of 100,000 routes has few next hops.
 #[derive(Default, Debug)]
 struct Lists {
-    next_hops: SharedLists<IpAddr>,
-    ways: SharedLists<Way>,
-    hops: SharedLists<NextHop>,
+    next_hops: Interner<Arc<[IpAddr]>>,
+    ways: Interner<Arc<[Way]>>,
+    hops: Interner<Arc<[NextHop]>>,
 }
 
 /// Keys of what changed.
@@ -90,7 +89,7 @@ pub struct Changed {
 }
 
 /// A path to a next hop.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Way {
     Gateway { link: CompactString, gateway: IpAddr },
     Tunnel(IpAddr),
@@ -124,7 +123,7 @@ impl Routes {
     pub fn learn(&mut self, changes: &[RouteChange]) {
         for change in changes {
             let learned = change.best.as_ref().is_some_and(|best| !best.source.is_local());
-            let next_hops = if learned { self.lists.next_hops.share(&change.next_hops) } else { Arc::default() };
+            let next_hops = if learned { self.lists.next_hops.intern(&*change.next_hops) } else { Arc::default() };
             let prefix = change.prefix;
             self.stale.remove(&prefix);
             let before = match next_hops.is_empty() {
@@ -180,7 +179,7 @@ impl Routes {
             let ways = self.learned.get(prefix).map(|next_hops| ways(*prefix, next_hops, place)).unwrap_or_default();
             // Tunnels whose parameters may differ: to the nodes that routes use now.
             remotes.extend(ways.iter().filter_map(remote));
-            let ways = self.lists.ways.share(&ways);
+            let ways = self.lists.ways.intern(&*ways);
             remotes.extend(self.set_ways(*prefix, ways));
         }
         for remote in remotes {
@@ -270,7 +269,7 @@ fn route(prefix: IpNet, ways: &[Way], place: Place<'_>, lists: &mut Lists) -> Ro
         Way::Tunnel(remote) => NextHop { link: name(*remote, place), gateway: None },
     };
     let next_hops: Vec<NextHop> = ways.iter().map(next_hop).collect();
-    Route { kind: RouteKind::Unicast, protocol: PROTOCOL, source, next_hops: lists.hops.share(&next_hops) }
+    Route { kind: RouteKind::Unicast, protocol: PROTOCOL, source, next_hops: lists.hops.intern(&*next_hops) }
 }
 
 /// Returns the name of the tunnel to a node. Of those whose usual names are equal the smallest address gets it, whether

@@ -73,7 +73,7 @@ pub enum RouteKind {
 }
 
 /// One next hop.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct NextHop {
     pub link: LinkName,
     pub gateway: Option<IpAddr>,
