@@ -9,7 +9,8 @@
 //! disconnected (RFC 9687).
 //!
 //! After a local restart (RFC 4724 4.1) nothing is advertised until all connected neighbours have sent End-of-RIB.
-//! Other neighbours are waited for as long as new ones connect, and a moment more; the whole wait has a bound.
+//! Other neighbours are waited for as long as new ones connect, and a moment more; the whole wait has a bound. Only
+//! neighbours without graceful restart, which have removed our routes, are sent our own ones at once.
 
 mod again;
 mod neighbour;
@@ -411,7 +412,8 @@ impl Speaker {
             restart.patience = at.now + restart.quiet;
         }
         let (source, view) = neighbour.looks(&agreement);
-        self.rib.join(Joining { peer: neighbour.id, source, view });
+        let retains = agreement.restart.is_some();
+        self.rib.join(Joining { peer: neighbour.id, source, view, retains });
         self.outputs.push(Output::Fact(address, Fact::Up(agreement)));
     }
 

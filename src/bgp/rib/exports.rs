@@ -7,8 +7,11 @@
 //! A member that is new, or that reads more slowly than routes change, is *behind*: it has its own position in a walk
 //! over the table and its own list of prefixes changed since. It is sent the newest state of each when there is room,
 //! and rejoins the others when the list is empty. So its backlog is never longer than the table, however slow it is.
+//!
+//! After a restart of ours the walks begin when all neighbours have sent their routes (RFC 4724 4.1). A neighbour without
+//! graceful restart has removed our routes meanwhile: it is sent our own routes at once, ahead of its walk.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -78,6 +81,8 @@ struct Behind {
     /// Changed prefixes, and whether the member may have a route to them.
     changed: BTreeMap<IpNet, bool>,
     walk: PerFamily<Option<Walk>>,
+    /// Prefixes advertised ahead of the walk: our own, to a member that has not retained them over our restart.
+    ahead: Option<BTreeSet<IpNet>>,
 }
 
 /// Position in the table.
@@ -117,12 +122,21 @@ impl Exports {
         Exports { own, bounds, policy, groups: BTreeMap::new(), held, parcels: Vec::new(), behind: false }
     }
 
-    /// Adds a neighbour with an established session, which is sent all routes.
-    pub fn add(&mut self, peer: PeerId, view: View) {
+    /// Adds a neighbour with an established session, which is sent all routes. `retains`: it has retained our routes
+    /// over a restart of ours; another one is sent our own routes without waiting for the end of the restart.
+    pub fn add(&mut self, peer: PeerId, view: View, retains: bool, table: &Table) {
         let walk = Walk { after: None, again: false, marked: false };
         let walk = PerFamily::from_fn(|family| view.dialect.families.of(family).then_some(walk));
+        let held = walk.iter().any(|(family, walk)| walk.is_some() && *self.held.of(family));
+        let mut behind = Behind { changed: BTreeMap::new(), walk, ahead: None };
+        if held && !retains {
+            let own: BTreeSet<IpNet> =
+                walk.iter().filter(|(_, walk)| walk.is_some()).flat_map(|(family, _)| table.own(family)).collect();
+            behind.changed = own.iter().map(|prefix| (*prefix, false)).collect();
+            behind.ahead = Some(own);
+        }
         self.behind = true;
-        let member = Member { on_the_way: 0, behind: Some(Behind { changed: BTreeMap::new(), walk }) };
+        let member = Member { on_the_way: 0, behind: Some(behind) };
         self.groups.entry(view).or_default().insert(peer, member);
     }
 
@@ -426,7 +440,12 @@ impl Behind {
             None => true,
             Some(walk) => walk.again || walk.after.is_some_and(|after| change.prefix <= after),
         };
-        if reached {
+        // What was once sent ahead of the walk has to be kept up to date: the walk does not see what is gone by then.
+        let ahead = self.ahead.as_mut().is_some_and(|ahead| {
+            let own = change.new.as_ref().is_some_and(|new| new.source.is_local());
+            ahead.contains(&change.prefix) || own && ahead.insert(change.prefix)
+        });
+        if reached || ahead {
             let has = change.old.as_ref().is_some_and(|old| old.source != peer);
             self.changed.entry(change.prefix).or_insert(has);
         }

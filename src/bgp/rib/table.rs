@@ -333,6 +333,12 @@ impl Table {
         self.paths.range((start, last)).map(|(prefix, paths)| (*prefix, paths.as_slice()))
     }
 
+    /// Prefixes of an address family whose best route is our own.
+    pub fn own(&self, family: Family) -> impl Iterator<Item = IpNet> {
+        let is_own = |paths: &[Path]| best_of(paths, &self.unreachable).is_some_and(|best| best.source.is_local());
+        self.walk(family, None).filter(move |(_, paths)| is_own(paths)).map(|(prefix, _)| prefix)
+    }
+
     /// Takes up to `most` changed prefixes, each with its previous best route.
     pub fn take_dirty(&mut self, most: usize) -> BTreeMap<IpNet, Option<Best>> {
         if self.dirty.len() <= most {

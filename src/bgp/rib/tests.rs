@@ -91,6 +91,7 @@ impl Bench {
             peer,
             source: Source { kind, identifier, address: address(number), first: None },
             view,
+            retains: true,
         });
         let told = Told { kind, dialect, routes: BTreeMap::new(), marks: vec![], messages: 0, deaf: !self.hearing };
         self.told.insert(peer, told);

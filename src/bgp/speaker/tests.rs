@@ -1,5 +1,7 @@
 //! Behaviour of the whole speaker: limits, local restarts, slow neighbours, changing settings.
 
+mod restarting;
+
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
@@ -244,101 +246,6 @@ fn strangers_are_not_let_in() {
     let mut bench = Bench::new(None);
     bench.step(Input::Accepted(address(9), LinkId(1)));
     assert_eq!(bench.outputs, [Output::Close(LinkId(1))]);
-}
-
-const RESTARTING: Option<Restarting> =
-    Some(Restarting { patience: Duration::from_millis(800), deferral: Duration::from_secs(60) });
-
-#[test]
-fn after_a_restart_of_ours_nobody_is_told_anything_until_all_have_said_what_they_have() {
-    let mut bench = Bench::new(RESTARTING);
-    bench.want(wanted(2));
-    bench.want(wanted(3));
-    let (one, two) = (bench.come(2, Some(false)), bench.come(3, Some(false)));
-    assert_eq!(bench.said(one), ["open", "keepalive"]);
-    bench.announce(one, 2, &prefixes(3));
-    bench.ends(one);
-    bench.pass(Duration::from_secs(10));
-    assert!(bench.speaker.is_restarting());
-    assert!(!bench.said(two).contains(&"update".to_owned()));
-    bench.ends(two);
-    assert_eq!(bench.said(two), ["update", "update", "update"], "the routes and two ends");
-    assert_eq!(bench.outputs.iter().filter(|output| **output == Output::Complete).count(), 1);
-}
-
-#[test]
-fn a_neighbour_that_is_not_there_delays_a_restart_by_a_moment_only() {
-    let mut bench = Bench::new(RESTARTING);
-    bench.want(wanted(2));
-    bench.want(wanted(3));
-    let one = bench.come(2, Some(false));
-    bench.ends(one);
-    bench.pass(Duration::from_millis(700));
-    assert!(bench.speaker.is_restarting());
-    bench.pass(Duration::from_millis(200));
-    assert!(!bench.speaker.is_restarting());
-}
-
-#[test]
-fn a_restart_waits_for_a_neighbour_whose_first_packets_are_lost() {
-    let mut bench = Bench::new(Some(Restarting { patience: Restarting::PATIENCE, deferral: Duration::from_secs(60) }));
-    bench.want(wanted(2));
-    bench.want(wanted(3));
-    let one = bench.come(2, Some(false));
-    bench.ends(one);
-    // The second retransmission of TCP.
-    bench.pass(Duration::from_millis(3100));
-    assert!(bench.speaker.is_restarting(), "nobody is told yet");
-    let two = bench.come(3, Some(false));
-    bench.pass(Duration::from_secs(1));
-    assert!(!bench.said(one).contains(&"update".to_owned()), "its routes are waited for");
-    bench.ends(two);
-    assert!(!bench.speaker.is_restarting());
-}
-
-#[test]
-fn neighbours_that_come_one_after_the_other_are_all_waited_for() {
-    let mut bench = Bench::new(RESTARTING);
-    (2..=5).for_each(|number| bench.want(wanted(number)));
-    for number in 2..=4 {
-        let link = bench.come(number, Some(false));
-        bench.ends(link);
-        bench.pass(Duration::from_millis(700));
-        assert!(bench.speaker.is_restarting(), "others come still");
-    }
-    bench.pass(Duration::from_millis(200));
-    assert!(!bench.speaker.is_restarting(), "the last one is away");
-}
-
-#[test]
-fn who_says_no_end_or_waits_for_ours_is_not_waited_for() {
-    let mut bench = Bench::new(RESTARTING);
-    bench.want(wanted(2));
-    bench.want(wanted(3));
-    bench.come(2, None);
-    assert!(bench.speaker.is_restarting(), "the other one may still come");
-    bench.come(3, Some(true));
-    assert!(!bench.speaker.is_restarting());
-}
-
-#[test]
-fn a_restart_is_not_over_before_the_neighbours_are_known() {
-    let mut bench = Bench::new(RESTARTING);
-    bench.step(Order::Originate(prefixes(1)[0], Box::new(Attributes::local(address(1)))));
-    assert!(bench.speaker.is_restarting());
-    bench.pass(Duration::from_secs(1));
-    assert!(!bench.speaker.is_restarting(), "there are none");
-}
-
-#[test]
-fn a_neighbour_that_never_ends_delays_a_restart_within_bounds() {
-    let mut bench = Bench::new(RESTARTING);
-    bench.want(wanted(2));
-    bench.come(2, Some(false));
-    bench.pass(Duration::from_secs(59));
-    assert!(bench.speaker.is_restarting());
-    bench.pass(Duration::from_secs(2));
-    assert!(!bench.speaker.is_restarting());
 }
 
 #[test]
