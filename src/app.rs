@@ -122,7 +122,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         // A speaker that is not wanted yet is not stuck.
         let speaker_pulse = common.pulse("BGP speaker");
         speaker_pulse.ready(true);
-        let around = router::driver::Surroundings {
+        let context = router::driver::RouterContext {
             speaker_pulse,
             report,
             metrics: router::metrics::Metrics::register(&common.registry)?,
@@ -131,7 +131,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             served,
             believed: believed_out,
         };
-        running.push(common.start_router(settings, inputs, around).await?);
+        running.push(common.start_router(settings, inputs, context).await?);
         gobgp::serve::spawn(Service::new(speaker), places, ports);
     }
     // Nothing listens that nobody could answer on.
@@ -275,14 +275,14 @@ impl Common {
         let metrics = proxy::metrics::Metrics::register(&self.registry)?;
         let (owners, owners_in) = watch::channel(Table::default());
         self.registry.register(Box::new(Counters::new(owners_in)?))?;
-        let around = proxy::driver::Surroundings { believed, served, owners, metrics };
+        let context = proxy::driver::ProxyContext { believed, served, owners, metrics };
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let kernel = proxy::settings::kernel_version(&release).unwrap_or((u32::MAX, 0));
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
         let opened = config.clone();
         let open = move || Ok((proxy::linux::open(&opened)?, ()));
         let run =
-            move |targets| proxy::driver::Driver::new(config, families, kernel, targets, around).run(inputs, stop);
+            move |targets| proxy::driver::Driver::new(config, families, kernel, targets, context).run(inputs, stop);
         let (running, ()) = start("service proxy", "proxy", open, run).await?;
         Ok(running)
     }
@@ -295,11 +295,11 @@ impl Common {
     ) -> anyhow::Result<Running> {
         let metrics = firewall::metrics::Metrics::register(&self.registry)?;
         let (owners, owners_in) = watch::channel(Arc::default());
-        let around = firewall::driver::Surroundings { questions, metrics };
+        let context = firewall::driver::FirewallContext { questions, metrics };
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
         let run = move |targets| {
             let backend = iptables::Iptables::new(config.clone(), families, targets, owners);
-            firewall::driver::Driver::new(config, families, backend, around).run(inputs, stop)
+            firewall::driver::Driver::new(config, families, backend, context).run(inputs, stop)
         };
         let (running, programs) = start("firewall", "firewall", iptables::linux::open, run).await?;
         let counters = iptables::serve::Counters::new(owners_in, programs);
@@ -311,12 +311,12 @@ impl Common {
         &self,
         config: RouterConfig,
         inputs: Inputs,
-        around: router::driver::Surroundings,
+        context: router::driver::RouterContext,
     ) -> anyhow::Result<Running> {
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
         let opened = config.clone();
         let open = move || Ok((router::linux::open(&opened, families)?, ()));
-        let run = move |targets| router::driver::Driver::new(config, families, targets, around).run(inputs, stop);
+        let run = move |targets| router::driver::Driver::new(config, families, targets, context).run(inputs, stop);
         let (running, ()) = start("router", "router", open, run).await?;
         Ok(running)
     }

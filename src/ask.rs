@@ -56,14 +56,14 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::observe::local::{self, Answer, Answerers, Form, Question};
+    use crate::observe::local::{self, Answer, AnswerFormat, Answerers, Question};
 
     fn answered(question: &Question) -> Answer {
         let word = |key: &str| question.about.get(key).cloned().unwrap_or_default();
         match (word("from").as_str(), question.form) {
             ("nobody", _) => Err("There is no pod \"nobody\".".to_owned()),
-            (from, Form::Text) => Ok(format!("{from} to {}\n", word("to"))),
-            (from, Form::Json) => Ok(format!("{{\"from\":{from:?}}}")),
+            (from, AnswerFormat::Text) => Ok(format!("{from} to {}\n", word("to"))),
+            (from, AnswerFormat::Json) => Ok(format!("{{\"from\":{from:?}}}")),
         }
     }
 

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use sluice::config::{self, Config, Environment, LogFormat, Refusal, Request, Source};
-use sluice::observe::logging::{self, Form};
+use sluice::observe::logging::{self, LineFormat};
 use tracing::{info, warn};
 
 fn main() -> ExitCode {
@@ -37,8 +37,8 @@ fn start(words: &[OsString]) -> Result<(), Refusal> {
     let config = Config::from_flags(&flags, verbosity, &environment()).map_err(refused)?;
     manifests_can_be_read(&config)?;
     let form = match config.log_format {
-        LogFormat::Text => Form::Text,
-        LogFormat::Json => Form::Json,
+        LogFormat::Text => LineFormat::Text,
+        LogFormat::Json => LineFormat::Json,
     };
     logging::start(form, config.verbosity);
     if !rustix::process::geteuid().is_root() {

@@ -16,7 +16,7 @@ use sluice::model::{
 use sluice::net::{Family, Protocol};
 use sluice::observe::health::Health;
 use sluice::observe::metrics::Registry;
-use sluice::proxy::driver::{Driver, Surroundings};
+use sluice::proxy::driver::{Driver, ProxyContext};
 use sluice::proxy::metrics::Metrics;
 use sluice::proxy::owners::Owner;
 use sluice::proxy::plan::{Plan, local_route_key, services_on};
@@ -213,14 +213,14 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
         pulse: Health::default().register("service proxy", Duration::from_secs(60), Instant::now()),
         account: Account::register(&registry, "sluice_proxy").expect("names are registered once"),
     };
-    let around = Surroundings {
+    let context = ProxyContext {
         believed: believed_in,
         served: watch::channel(false).0,
         owners,
         metrics: Metrics::register(&registry).expect("names are registered once"),
     };
     let (config, families) = flags::proxy(&[]);
-    let driver = Driver::new(config, families, KERNEL, kernel.targets(), around);
+    let driver = Driver::new(config, families, KERNEL, kernel.targets(), context);
     let running = Running { kernel, world, changes, believed, owners: owners_in, stop };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async {

@@ -26,7 +26,7 @@ pub trait Backend {
     fn kinds(&mut self) -> &mut Self::Kinds;
 
     /// Updates the desired state from changes of the rule set and the facts of this node. Does not touch the kernel.
-    fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::Changed);
+    fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::RuleSetChanges);
 
     /// Returns the ranges in which only known pods may be reached.
     fn closed(&self) -> &[IpNet];
@@ -41,7 +41,7 @@ pub trait Backend {
     fn has_work(&self, now: Instant) -> bool;
 
     /// Applies the changes to the kernel, as far as `authority` allows.
-    fn round(&mut self, authority: Authority, at: Moment) -> Round;
+    fn round(&mut self, authority: Authority, at: Moment) -> RoundDurations;
 
     /// Ensures that rules see all packets of pods; with `pods_on_bridge` also those between ports of one bridge.
     ///
@@ -105,7 +105,7 @@ pub struct Count {
 
 /// Durations of the parts of one round.
 #[derive(Default, Debug)]
-pub struct Round {
+pub struct RoundDurations {
     /// Duration of the sets and their elements, and of the rules.
     pub sets_took: Duration,
     pub rules_took: Duration,

@@ -12,18 +12,18 @@ use tracing::{debug, info, warn};
 use crate::config::FirewallConfig;
 use crate::model::{Authority, World};
 use crate::net::{Family, PerFamily};
-use crate::observe::local::{Answer, Form, Question};
+use crate::observe::local::{Answer, AnswerFormat, Question};
 use crate::reconcile::{Account, Backoff, Moment};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
-use super::backend::{Backend, Round};
+use super::backend::{Backend, RoundDurations};
 use super::explain;
 use super::link_local;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
 
 /// Inputs and outputs of the firewall besides those of every subsystem.
-pub struct Surroundings {
+pub struct FirewallContext {
     /// Questions of users on this host.
     pub questions: mpsc::Receiver<Question>,
     pub metrics: Metrics,
@@ -35,7 +35,7 @@ pub struct Driver<B: Backend> {
     families: PerFamily<bool>,
     plan: Plan,
     backend: B,
-    around: Surroundings,
+    context: FirewallContext,
     told_refused: BTreeSet<String>,
     told_unclosed: PerFamily<bool>,
     /// Default deny is in force, or will be once the kernel takes the rules, though pods are not known yet.
@@ -48,11 +48,16 @@ pub struct Driver<B: Backend> {
 }
 
 impl<B: Backend> Driver<B> {
-    pub fn new(config: Arc<FirewallConfig>, families: PerFamily<bool>, backend: B, around: Surroundings) -> Driver<B> {
+    pub fn new(
+        config: Arc<FirewallConfig>,
+        families: PerFamily<bool>,
+        backend: B,
+        context: FirewallContext,
+    ) -> Driver<B> {
         Driver {
             plan: Plan::new(),
             backend,
-            around,
+            context,
             told_refused: BTreeSet::new(),
             told_unclosed: PerFamily::default(),
             closed_first: false,
@@ -78,7 +83,7 @@ impl<B: Backend> Driver<B> {
             return;
         }
         self.closed_first = true;
-        self.backend.update(self.plan.rules(), world, &plan::Changed::default());
+        self.backend.update(self.plan.rules(), world, &plan::RuleSetChanges::default());
     }
 
     /// Answers from the rule set that is being enforced, and from the current state of the kernel.
@@ -100,8 +105,8 @@ impl<B: Backend> Driver<B> {
             answer.enforced = Some(self.backend.enforced(rules, &answer.verdict, family));
         }
         Ok(match question.form {
-            Form::Text => explain::text(&answers),
-            Form::Json => format!("{:#}\n", explain::json(&answers)),
+            AnswerFormat::Text => explain::text(&answers),
+            AnswerFormat::Json => format!("{:#}\n", explain::json(&answers)),
         })
     }
 
@@ -155,7 +160,7 @@ impl<B: Backend> Driver<B> {
 impl<B: Backend> Subsystem for Driver<B> {
     type Mirrors = B::Kinds;
     type News = Question;
-    type Round = Round;
+    type Round = RoundDurations;
 
     fn mirrors(&mut self) -> &mut B::Kinds {
         self.backend.kinds()
@@ -166,7 +171,7 @@ impl<B: Backend> Subsystem for Driver<B> {
     }
 
     async fn next(&mut self) -> Question {
-        match self.around.questions.recv().await {
+        match self.context.questions.recv().await {
             Some(question) => question,
             None => std::future::pending().await,
         }
@@ -188,7 +193,7 @@ impl<B: Backend> Subsystem for Driver<B> {
             return Authority::Nothing;
         }
         let changed = self.plan.update(world);
-        self.around.metrics.asked.inc_by(changed.pods_asked as u64);
+        self.context.metrics.asked.inc_by(changed.pods_asked as u64);
         self.backend.update(self.plan.rules(), world, &changed);
         let pods_on_bridge = link_local::has_pod_bridge(self.plan.rules(), world);
         if std::mem::replace(&mut self.pods_on_bridge, pods_on_bridge) != pods_on_bridge && self.settings.is_some() {
@@ -204,13 +209,13 @@ impl<B: Backend> Subsystem for Driver<B> {
         }
     }
 
-    fn round(&mut self, authority: Authority, at: Moment) -> Round {
+    fn round(&mut self, authority: Authority, at: Moment) -> RoundDurations {
         let authority = match authority {
             Authority::Nothing if self.closed_first => Authority::Remembered,
             authority => authority,
         };
         if authority == Authority::Nothing || !self.backend.has_work(at.now) {
-            return Round::default();
+            return RoundDurations::default();
         }
         if self.settings.is_none() {
             self.keep_settings(at);
@@ -222,8 +227,8 @@ impl<B: Backend> Subsystem for Driver<B> {
         self.backend.remove_abandoned()
     }
 
-    fn count(&mut self, round: Round, steps: u64, times: &Times) {
-        let metrics = &self.around.metrics;
+    fn count(&mut self, round: RoundDurations, steps: u64, times: &Times) {
+        let metrics = &self.context.metrics;
         metrics.observe_rules(&round.rules_read, &round.rules_written);
         metrics.observe_elements(round.elements_took);
         if steps == 0 {
@@ -270,7 +275,7 @@ impl<B: Backend> Subsystem for Driver<B> {
     }
 
     fn publish(&mut self, standing: &Standing) -> bool {
-        let metrics = &self.around.metrics;
+        let metrics = &self.context.metrics;
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         metrics.sets.set(count(self.backend.count().sets));
         let families = self.families.iter().filter(|(_, on)| **on).count();

@@ -17,7 +17,7 @@ use super::{ip_block, membership, selection};
 
 /// Inputs of the contents, besides the sets.
 #[derive(Clone, Copy)]
-pub struct Surroundings<'a> {
+pub struct FillInputs<'a> {
     pub pods: &'a Table<ObjectName, Pod>,
     pub namespaces: &'a Table<CompactString, Namespace>,
     pub claims: &'a Claims,
@@ -27,9 +27,9 @@ pub struct Surroundings<'a> {
 /// Returns the contents of these sets, and the number of pods examined.
 pub fn contents(
     sets: &BTreeSet<Arc<SetKey>>,
-    around: Surroundings<'_>,
+    inputs: FillInputs<'_>,
 ) -> (impl Iterator<Item = (Arc<SetKey>, Contents)>, usize) {
-    let mut filling = Filling { around, sets: sets.iter().collect(), elements: vec![Vec::new(); sets.len()], asked: 0 };
+    let mut filling = Filling { inputs, sets: sets.iter().collect(), elements: vec![Vec::new(); sets.len()], asked: 0 };
     filling.add_blocks();
     filling.ask_pods_of_this_node();
     filling.ask_pods_of_the_cluster();
@@ -51,7 +51,7 @@ pub fn pods_of<'a>(
 }
 
 struct Filling<'a> {
-    around: Surroundings<'a>,
+    inputs: FillInputs<'a>,
     sets: Vec<&'a Arc<SetKey>>,
     /// Elements of the set with the same index.
     elements: Vec<Vec<Element>>,
@@ -72,8 +72,8 @@ impl<'a> Filling<'a> {
         if index.is_empty() {
             return;
         }
-        for name in self.around.local.keys() {
-            if let Some(pod) = self.around.pods.get(name) {
+        for name in self.inputs.local.keys() {
+            if let Some(pod) = self.inputs.pods.get(name) {
                 self.ask(&index, name, pod);
             }
         }
@@ -84,7 +84,7 @@ impl<'a> Filling<'a> {
         if index.is_empty() {
             return;
         }
-        let pods = self.around.pods;
+        let pods = self.inputs.pods;
         let Some(namespaces) = self.namespaces() else {
             pods.iter().for_each(|(name, pod)| self.ask(&index, name, pod));
             return;
@@ -122,7 +122,7 @@ impl<'a> Filling<'a> {
         match &asked.namespaces {
             Scope::Named(name) => vec![name],
             Scope::Selected(_) => {
-                let all = self.around.namespaces.iter();
+                let all = self.inputs.namespaces.iter();
                 let looks = |(name, namespace): &(&CompactString, &Arc<Namespace>)| {
                     selection::looks_into(&asked.namespaces, name, Some(&namespace.labels))
                 };
@@ -137,13 +137,13 @@ impl<'a> Filling<'a> {
         if !pod.takes_part() {
             return;
         }
-        let namespaces = self.around.namespaces;
+        let namespaces = self.inputs.namespaces;
         let labels = namespaces.get(&name.namespace).map(|namespace| &namespace.labels);
         for place in index.candidates(&name.namespace, labels, pod) {
             let (Some(set), Some(elements)) = (self.sets.get(*place), self.elements.get_mut(*place)) else { continue };
             for address in &pod.addresses {
                 // Pods that share an address give the same elements, which a set holds once.
-                let claimants = self.around.claims.of(*address);
+                let claimants = self.inputs.claims.of(*address);
                 elements.extend(membership::elements_at(set, *address, claimants, namespaces));
             }
         }

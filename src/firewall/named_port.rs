@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use compact_str::CompactString;
 
-use crate::model::{Pod, PolicyPort, PortMatch as Asked};
+use crate::model::{Pod, PolicyPort, PortMatch as PolicyPortMatch};
 use crate::net::Protocol;
 
 use super::ip_block;
@@ -21,8 +21,8 @@ use super::rules::{Element, PortOwners, Selection, SetKey};
 /// Returns the port names in `ports[]`.
 pub fn names(ports: &[PolicyPort]) -> impl Iterator<Item = (&CompactString, Protocol)> {
     ports.iter().filter_map(|port| match &port.number {
-        Asked::Named(name) => Some((name, port.protocol)),
-        Asked::Any | Asked::Range { .. } => None,
+        PolicyPortMatch::Named(name) => Some((name, port.protocol)),
+        PolicyPortMatch::Any | PolicyPortMatch::Range { .. } => None,
     })
 }
 

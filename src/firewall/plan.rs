@@ -54,7 +54,7 @@ pub struct Plan {
 
 /// Changes of the rule set.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Changed {
+pub struct RuleSetChanges {
     pub pods: BTreeSet<ObjectName>,
     pub policies: BTreeSet<PolicyKey>,
     /// Sets that were added, removed, or have to be compared as a whole.
@@ -85,8 +85,8 @@ impl Plan {
     }
 
     /// Updates the rule set from a newer World; returns what changed.
-    pub fn update(&mut self, world: &World) -> Changed {
-        let mut changed = Changed::default();
+    pub fn update(&mut self, world: &World) -> RuleSetChanges {
+        let mut changed = RuleSetChanges::default();
         if self.node != world.host.node_name {
             // A new node name changes which pods are local, so start over.
             let fresh = Plan { node: world.host.node_name.clone(), ..Plan::default() };
@@ -206,7 +206,7 @@ impl Plan {
     }
 }
 
-impl Changed {
+impl RuleSetChanges {
     /// Returns whether the rule set is unchanged.
     pub fn is_empty(&self) -> bool {
         self.pods.is_empty() && self.policies.is_empty() && self.sets.is_empty() && self.elements.is_empty()

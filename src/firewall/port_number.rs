@@ -4,7 +4,7 @@
 //! of one protocol become one condition: every port if one entry names the protocol alone, else the numbers of all of
 //! them, merged where they overlap or touch. An entry that names a port (`named_port`) is separate.
 
-use crate::model::{PolicyPort, PortMatch as Asked};
+use crate::model::{PolicyPort, PortMatch as PolicyPortMatch};
 use crate::net::Protocol;
 
 use super::rules::{PortMatch, PortRange};
@@ -18,9 +18,9 @@ fn of_protocol(ports: &[PolicyPort], protocol: Protocol) -> Option<PortMatch> {
     let mut ranges = Vec::new();
     for port in ports.iter().filter(|port| port.protocol == protocol) {
         match port.number {
-            Asked::Any => return Some(PortMatch::Protocol(protocol)),
-            Asked::Range { first, last } => ranges.push(PortRange { first, last }),
-            Asked::Named(_) => {}
+            PolicyPortMatch::Any => return Some(PortMatch::Protocol(protocol)),
+            PolicyPortMatch::Range { first, last } => ranges.push(PortRange { first, last }),
+            PolicyPortMatch::Named(_) => {}
         }
     }
     let ranges = joined(ranges);
@@ -45,14 +45,14 @@ fn joined(mut ranges: Vec<PortRange>) -> Vec<PortRange> {
 mod tests {
     use super::*;
 
-    fn check(ports: &[(Protocol, Asked)], expected: &[PortMatch]) {
+    fn check(ports: &[(Protocol, PolicyPortMatch)], expected: &[PortMatch]) {
         let ports: Vec<PolicyPort> =
             ports.iter().map(|(protocol, number)| PolicyPort { protocol: *protocol, number: number.clone() }).collect();
         assert_eq!(by_number(&ports), expected);
     }
 
-    fn range(first: u16, last: u16) -> Asked {
-        Asked::Range { first, last }
+    fn range(first: u16, last: u16) -> PolicyPortMatch {
+        PolicyPortMatch::Range { first, last }
     }
 
     fn numbers(protocol: Protocol, ranges: &[(u16, u16)]) -> PortMatch {
@@ -74,7 +74,10 @@ mod tests {
 
     #[test]
     fn a_protocol_alone_is_every_port_of_it() {
-        check(&[(Protocol::Sctp, range(80, 80)), (Protocol::Sctp, Asked::Any)], &[PortMatch::Protocol(Protocol::Sctp)]);
+        check(
+            &[(Protocol::Sctp, range(80, 80)), (Protocol::Sctp, PolicyPortMatch::Any)],
+            &[PortMatch::Protocol(Protocol::Sctp)],
+        );
     }
 
     #[test]
@@ -90,6 +93,6 @@ mod tests {
 
     #[test]
     fn a_name_is_no_number() {
-        check(&[(Protocol::Tcp, Asked::Named("http".into()))], &[]);
+        check(&[(Protocol::Tcp, PolicyPortMatch::Named("http".into()))], &[]);
     }
 }

@@ -21,20 +21,20 @@ use crate::net::{Family, PerFamily};
 
 /// Client version, and the time of the request.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked {
+pub struct RequestContext {
     pub version: Version,
     pub clock: Clock,
 }
 
 /// Up to `most` neighbours in the order of their addresses, from behind `after` on.
-pub fn peers(asked: Asked, speaker: &Speaker, after: Option<IpAddr>, most: usize) -> Vec<(IpAddr, Peer)> {
+pub fn peers(asked: RequestContext, speaker: &Speaker, after: Option<IpAddr>, most: usize) -> Vec<(IpAddr, Peer)> {
     let rest = speaker.neighbours().filter(|(address, _)| after.is_none_or(|after| *address > after));
     rest.take(most).map(|(address, neighbour)| (address, peer(asked, speaker, address, neighbour))).collect()
 }
 
 /// Encodes one neighbour. The number of routes advertised to it is counted elsewhere.
-pub fn peer(asked: Asked, speaker: &Speaker, address: IpAddr, neighbour: &Neighbour) -> Peer {
-    let Asked { version, clock } = asked;
+pub fn peer(asked: RequestContext, speaker: &Speaker, address: IpAddr, neighbour: &Neighbour) -> Peer {
+    let RequestContext { version, clock } = asked;
     let wanted = neighbour.wanted();
     let settings = &wanted.settings;
     let restart = settings.restart;

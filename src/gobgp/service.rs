@@ -18,7 +18,7 @@ use tracing::info;
 
 use super::changes;
 use super::clock::Clock;
-use super::neighbours::{self, Asked};
+use super::neighbours::{self, RequestContext};
 use super::policies;
 use super::routes::{self, Lookup, Sizes, Which};
 use super::version::{Version, meant};
@@ -486,6 +486,6 @@ pub(super) fn clock() -> Clock {
     Clock { now: Instant::now(), since_1970 }
 }
 
-fn asked(version: Version) -> Asked {
-    Asked { version, clock: clock() }
+fn asked(version: Version) -> RequestContext {
+    RequestContext { version, clock: clock() }
 }

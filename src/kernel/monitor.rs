@@ -25,7 +25,7 @@ use tracing::{debug, warn};
 use super::address;
 use super::link::{self, Device, LinkKind, LinkName};
 use super::netlink::{Answer, Bus, Fault, Listener, Socket};
-use super::route::{self, Protocol, TABLE_LOCAL, TABLE_MAIN, Told};
+use super::route::{self, Protocol, RouteNotification, TABLE_LOCAL, TABLE_MAIN};
 use super::{Cause, Error, own};
 
 /// Numbers of changes by others since the monitor was started. Only differences count.
@@ -214,7 +214,7 @@ impl View {
             }
             return;
         }
-        let Some(Told { of, to_host, devices }) = route::told(answer) else { return };
+        let Some(RouteNotification { of, to_host, devices }) = route::told(answer) else { return };
         if of.table == TABLE_LOCAL && devices.iter().any(|device| self.is_ours(*device)) {
             changes.ours += 1;
         }

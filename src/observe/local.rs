@@ -30,14 +30,14 @@ use tracing::{debug, info, warn};
 pub struct Question {
     /// The members of the JSON object.
     pub about: BTreeMap<String, String>,
-    pub form: Form,
+    pub form: AnswerFormat,
     /// Receiver of the answer. Dropping it means that there is none.
     pub answer: oneshot::Sender<Answer>,
 }
 
 /// Format of the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Form {
+pub enum AnswerFormat {
     Text,
     Json,
 }
@@ -147,32 +147,40 @@ async fn response(request: Request<Incoming>, answerers: &Answerers) -> Response
     let Some(answerer) = answerers.get(request.uri().path()) else {
         return page(
             StatusCode::NOT_FOUND,
-            Form::Text,
+            AnswerFormat::Text,
             "This program does not run what could answer that.\n".to_owned(),
         );
     };
     let wants_json = request.headers().get(ACCEPT).is_some_and(|value| value.as_bytes() == JSON.as_bytes());
-    let form = if wants_json { Form::Json } else { Form::Text };
+    let form = if wants_json { AnswerFormat::Json } else { AnswerFormat::Text };
     let body = match Limited::new(request.into_body(), MOST).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) => {
-            return page(StatusCode::BAD_REQUEST, Form::Text, format!("The question cannot be read: {error}.\n"));
+            return page(
+                StatusCode::BAD_REQUEST,
+                AnswerFormat::Text,
+                format!("The question cannot be read: {error}.\n"),
+            );
         }
     };
     let about = match serde_json::from_slice(&body) {
         Ok(about) => about,
         Err(error) => {
-            return page(StatusCode::BAD_REQUEST, Form::Text, format!("The question makes no sense: {error}.\n"));
+            return page(
+                StatusCode::BAD_REQUEST,
+                AnswerFormat::Text,
+                format!("The question makes no sense: {error}.\n"),
+            );
         }
     };
     let (answer, answered) = oneshot::channel();
     let asked = answerer.send(Question { about, form, answer }).await.is_ok();
     match answered.await {
         Ok(Ok(text)) => page(StatusCode::OK, form, text),
-        Ok(Err(sentence)) => page(StatusCode::UNPROCESSABLE_ENTITY, Form::Text, format!("{sentence}\n")),
+        Ok(Err(sentence)) => page(StatusCode::UNPROCESSABLE_ENTITY, AnswerFormat::Text, format!("{sentence}\n")),
         Err(_) => {
             debug!(asked, "a question was not answered");
-            page(StatusCode::SERVICE_UNAVAILABLE, Form::Text, "There is no answer at the moment.\n".to_owned())
+            page(StatusCode::SERVICE_UNAVAILABLE, AnswerFormat::Text, "There is no answer at the moment.\n".to_owned())
         }
     }
 }
@@ -181,12 +189,12 @@ async fn response(request: Request<Incoming>, answerers: &Answerers) -> Response
 pub const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-fn page(status: StatusCode, form: Form, text: String) -> Response<Full<Bytes>> {
+fn page(status: StatusCode, form: AnswerFormat, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
     let content_type = match form {
-        Form::Text => TEXT,
-        Form::Json => JSON,
+        AnswerFormat::Text => TEXT,
+        AnswerFormat::Json => JSON,
     };
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

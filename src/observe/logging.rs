@@ -32,7 +32,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 /// The form of a line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Form {
+pub enum LineFormat {
     Text,
     Json,
 }
@@ -40,20 +40,20 @@ pub enum Form {
 /// Starts the log of this process, on standard error. `verbosity` is the number of `-v`.
 ///
 /// A second call changes nothing: the first log stays.
-pub fn start(form: Form, verbosity: u8) {
+pub fn start(form: LineFormat, verbosity: u8) {
     let _ = tracing::subscriber::set_global_default(log(form, verbosity, io::stderr));
 }
 
 /// A log that writes where it is told.
-fn log<W>(form: Form, verbosity: u8, out: W) -> Box<dyn Subscriber + Send + Sync>
+fn log<W>(form: LineFormat, verbosity: u8, out: W) -> Box<dyn Subscriber + Send + Sync>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let lines = tracing_subscriber::fmt::layer().with_writer(out);
     let all = tracing_subscriber::registry().with(levels(verbosity));
     match form {
-        Form::Text => Box::new(all.with(lines.event_format(KlogLine { process: std::process::id() }))),
-        Form::Json => Box::new(
+        LineFormat::Text => Box::new(all.with(lines.event_format(KlogLine { process: std::process::id() }))),
+        LineFormat::Json => Box::new(
             all.with(
                 lines
                     .json()
@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     /// Returns the log written while `speak` runs.
-    fn logged(form: Form, verbosity: u8, speak: impl FnOnce()) -> Vec<String> {
+    fn logged(form: LineFormat, verbosity: u8, speak: impl FnOnce()) -> Vec<String> {
         let out = Arc::new(Mutex::new(Vec::new()));
         tracing::subscriber::with_default(log(form, verbosity, Captured(out.clone())), speak);
         let bytes = out.lock().expect("nobody panicked").clone();
@@ -233,7 +233,7 @@ mod tests {
     }
 
     fn texts(verbosity: u8, speak: impl FnOnce()) -> Vec<String> {
-        let lines = logged(Form::Text, verbosity, speak);
+        let lines = logged(LineFormat::Text, verbosity, speak);
         lines.iter().map(|line| behind_header(line)).map(|(letter, words)| format!("{letter} {words}")).collect()
     }
 
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn json_has_one_flat_object_for_each_event() {
-        let lines = logged(Form::Json, 0, || info!(services = 120, error = %"a\nb", "synced"));
+        let lines = logged(LineFormat::Json, 0, || info!(services = 120, error = %"a\nb", "synced"));
         let [line] = lines.as_slice() else { panic!("{lines:?}") };
         let object: serde_json::Value = serde_json::from_str(line).expect("a line is JSON");
         for (key, value) in [("level", "INFO"), ("message", "synced"), ("error", "a\nb")] {

@@ -34,7 +34,7 @@ use crate::net::Family;
 use crate::reconcile::{Found, Growth, Moment, Reflection, Target, audit};
 use crate::subsystem::{Kinds, kinds};
 
-use super::desired::{Changed, Desired};
+use super::desired::{Desired, ProxyChanges};
 use super::endpoints::DRAINING;
 use super::names::Set;
 use super::plan::{local_route_key, services_on};
@@ -97,7 +97,7 @@ kinds! {
 
 /// Result of one round.
 #[derive(Default, Debug)]
-pub struct Round {
+pub struct ProxyRound {
     /// Virtual services created, changed or deleted.
     pub virtuals: usize,
     /// Steps of all kinds together.
@@ -112,7 +112,7 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Marks desired objects as changed.
-    pub fn mark(&mut self, changed: &Changed) {
+    pub fn mark(&mut self, changed: &ProxyChanges) {
         if changed.settings {
             self.settings.forget();
         }
@@ -126,9 +126,9 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Runs one round: grows as far as `authority` allows, then shrinks where that is allowed.
-    pub fn round(&mut self, desired: &Desired, authority: Authority, at: Moment) -> Round {
+    pub fn round(&mut self, desired: &Desired, authority: Authority, at: Moment) -> ProxyRound {
         let growth = match authority {
-            Authority::Nothing => return Round::default(),
+            Authority::Nothing => return ProxyRound::default(),
             Authority::Remembered => Growth::OnlyMissing,
             Authority::Partial | Authority::Complete => Growth::Full,
         };
@@ -160,7 +160,7 @@ impl<K: Kernel> Mirrors<K> {
             self.links.shrink(&desired.links, at);
         }
         let flows = self.forget_flows(desired, at);
-        Round { virtuals: changed.len(), steps: self.steps_done() - before, flows }
+        ProxyRound { virtuals: changed.len(), steps: self.steps_done() - before, flows }
     }
 
     /// Removes objects of earlier runs from where they no longer belong.

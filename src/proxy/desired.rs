@@ -29,7 +29,7 @@ pub struct Desired {
 
 /// Changed keys of [`Desired`], in any order; a key may occur twice.
 #[derive(Default, Debug)]
-pub struct Changed {
+pub struct ProxyChanges {
     pub settings: bool,
     pub sets: Vec<SetName>,
     pub elements: Vec<ElementKey>,
@@ -46,7 +46,7 @@ pub struct Changed {
     pub refused: Vec<(ObjectName, Refused)>,
 }
 
-impl Changed {
+impl ProxyChanges {
     pub fn is_empty(&self) -> bool {
         !self.settings
             && self.sets.is_empty()

@@ -17,14 +17,14 @@ use crate::net::PerFamily;
 use crate::reconcile::{Account, Found, Moment};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
-use super::apply::{Kernel, Mirrors, Round, Targets};
+use super::apply::{Kernel, Mirrors, ProxyRound, Targets};
 use super::metrics::Metrics;
 use super::owners::Owner;
 use super::plan::Plan;
 use super::udp_flows::Forgetting;
 
 /// Inputs and outputs of the service proxy besides those of every subsystem.
-pub struct Surroundings {
+pub struct ProxyContext {
     /// Addresses that routers may still send traffic for (`closing`). Empty if nothing is announced.
     pub believed: watch::Receiver<Table<IpAddr, ()>>,
     /// Set once the state known at the start is in the kernel.
@@ -39,7 +39,7 @@ pub struct Driver<K: Kernel> {
     config: Arc<ProxyConfig>,
     plan: Plan,
     mirrors: Mirrors<K>,
-    around: Surroundings,
+    context: ProxyContext,
     adopted: bool,
     flows_stay: FlowsStay,
 }
@@ -57,12 +57,12 @@ impl<K: Kernel> Driver<K> {
         families: PerFamily<bool>,
         kernel: (u32, u32),
         targets: Targets<K>,
-        around: Surroundings,
+        context: ProxyContext,
     ) -> Driver<K> {
         Driver {
             plan: Plan::new(config.clone(), families, kernel),
             mirrors: Mirrors::new(targets, config.excluded_cidrs.clone()),
-            around,
+            context,
             adopted: false,
             flows_stay: FlowsStay::default(),
             config,
@@ -112,7 +112,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
     type Mirrors = Mirrors<K>;
     /// The addresses that routers may still send traffic for have changed.
     type News = ();
-    type Round = Round;
+    type Round = ProxyRound;
 
     fn mirrors(&mut self) -> &mut Mirrors<K> {
         &mut self.mirrors
@@ -123,14 +123,14 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     async fn next(&mut self) {
-        if !self.plan.is_closing() || self.around.believed.changed().await.is_err() {
+        if !self.plan.is_closing() || self.context.believed.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
     async fn hear(&mut self, (): (), _at: Moment, _context: &Context<'_>) {
         // The wait itself has marked the value as seen; the turn must find it changed.
-        self.around.believed.mark_changed();
+        self.context.believed.mark_changed();
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -139,8 +139,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     /// Reads the addresses that routers may still send traffic for.
     async fn look_around(&mut self, _now: Instant) {
-        if self.around.believed.has_changed().unwrap_or(false) {
-            let believed = self.around.believed.borrow_and_update().clone();
+        if self.context.believed.has_changed().unwrap_or(false) {
+            let believed = self.context.believed.borrow_and_update().clone();
             let withdrawn = self.plan.set_believed(believed);
             self.mirrors.mark(&withdrawn);
         }
@@ -151,7 +151,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             return Authority::Nothing;
         }
         let changed = self.plan.update(world, at.now);
-        self.around.metrics.parts.inc_by(changed.parts_computed as u64);
+        self.context.metrics.parts.inc_by(changed.parts_computed as u64);
         for note in &changed.notes {
             warn!(reason = %note, "Services conflict: same address and port");
         }
@@ -160,7 +160,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         }
         self.mirrors.mark(&changed);
         if changed.owners {
-            self.around.owners.send_replace(self.plan.owners().clone());
+            self.context.owners.send_replace(self.plan.owners().clone());
         }
         world.authority
     }
@@ -171,9 +171,9 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.release_idle(at.now);
     }
 
-    fn round(&mut self, authority: Authority, at: Moment) -> Round {
+    fn round(&mut self, authority: Authority, at: Moment) -> ProxyRound {
         if authority == Authority::Nothing || self.mirrors.is_settled() {
-            return Round::default();
+            return ProxyRound::default();
         }
         if authority == Authority::Complete && !self.adopted {
             // Destinations of an earlier run that are no longer desired may still have connections.
@@ -194,14 +194,14 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.mirrors.remove_abandoned()
     }
 
-    fn count(&mut self, round: Round, steps: u64, times: &Times) {
+    fn count(&mut self, round: ProxyRound, steps: u64, times: &Times) {
         if steps == 0 {
             return;
         }
         let Times { seen, begun, computed, done } = *times;
-        self.around.metrics.observe_round(done - begun);
+        self.context.metrics.observe_round(done - begun);
         if let Some(seen) = seen {
-            self.around.metrics.programming.observe((done - seen).as_secs_f64());
+            self.context.metrics.programming.observe((done - seen).as_secs_f64());
         }
         debug!(
             virtual_services = round.virtuals,
@@ -243,10 +243,10 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     fn publish(&mut self, standing: &Standing) -> bool {
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        self.around.metrics.services.set(count(self.plan.desired().virtuals.len()));
-        self.around.metrics.draining.set(count(self.plan.draining()));
-        self.around.metrics.refused.set(count(self.plan.refused()));
-        self.around.served.send_if_modified(|served| standing.synced && !std::mem::replace(served, true));
+        self.context.metrics.services.set(count(self.plan.desired().virtuals.len()));
+        self.context.metrics.draining.set(count(self.plan.draining()));
+        self.context.metrics.refused.set(count(self.plan.refused()));
+        self.context.served.send_if_modified(|served| standing.synced && !std::mem::replace(served, true));
         standing.synced
     }
 }

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 
 use compact_str::CompactString;
 
-use super::part::Surroundings;
+use super::part::PartInputs;
 use crate::config::Disallowed;
 use crate::model::{ObjectName, Service};
 use crate::net::Family;
@@ -41,18 +41,18 @@ pub struct Refusals {
 }
 
 /// Returns the external and load balancer addresses that are served.
-pub fn served<'a>(service: &'a Service, around: Surroundings<'a>) -> impl Iterator<Item = IpAddr> + 'a {
-    judged(service, around).filter(|(_, reason)| reason.is_none()).map(|(address, _)| address)
+pub fn served<'a>(service: &'a Service, inputs: PartInputs<'a>) -> impl Iterator<Item = IpAddr> + 'a {
+    judged(service, inputs).filter(|(_, reason)| reason.is_none()).map(|(address, _)| address)
 }
 
 /// Returns the external and load balancer addresses that are refused.
-pub fn refused(service: &Service, around: Surroundings<'_>) -> Vec<Refused> {
-    judged(service, around).filter_map(|(address, reason)| Some(Refused { address, reason: reason? })).collect()
+pub fn refused(service: &Service, inputs: PartInputs<'_>) -> Vec<Refused> {
+    judged(service, inputs).filter_map(|(address, reason)| Some(Refused { address, reason: reason? })).collect()
 }
 
 /// Returns every address that the Service asks for, in enabled families, with the reason if it is refused.
-fn judged<'a>(service: &'a Service, around: Surroundings<'a>) -> impl Iterator<Item = (IpAddr, Option<Reason>)> + 'a {
-    let ranges = &around.config.ranges;
+fn judged<'a>(service: &'a Service, inputs: PartInputs<'a>) -> impl Iterator<Item = (IpAddr, Option<Reason>)> + 'a {
+    let ranges = &inputs.config.ranges;
     let external = service.external_ips.iter().map(|address| {
         let flag = "--service-external-ip-range";
         (*address, ranges.disallow_external_ip(*address).map(|disallowed| Reason::Range { flag, disallowed }))
@@ -64,9 +64,9 @@ fn judged<'a>(service: &'a Service, around: Surroundings<'a>) -> impl Iterator<I
         let disallowed = ranges.disallow_load_balancer_ip(entry.address);
         (entry.address, disallowed.map(|disallowed| Reason::Range { flag, disallowed }))
     });
-    let is_on = move |address: IpAddr| *around.node.families.of(Family::from(address));
+    let is_on = move |address: IpAddr| *inputs.node.families.of(Family::from(address));
     external.chain(balanced).filter(move |(address, _)| is_on(*address)).map(move |(address, reason)| {
-        let holder = || around.others.holder(address).filter(|_| !around.node.is_own(address));
+        let holder = || inputs.others.holder(address).filter(|_| !inputs.node.is_own(address));
         (address, reason.or_else(|| holder().cloned().map(Reason::NodeAddress)))
     })
 }

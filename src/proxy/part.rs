@@ -45,19 +45,19 @@ pub enum Rank {
 
 /// Inputs of a part, besides its Service.
 #[derive(Clone, Copy)]
-pub struct Surroundings<'a> {
+pub struct PartInputs<'a> {
     pub node: &'a LocalNode,
     pub others: &'a OtherNodes,
     pub config: &'a ProxyConfig,
 }
 
 /// Computes the part of one Service.
-pub fn part(service: &Service, endpoints: &Endpoints, around: Surroundings<'_>) -> Part {
+pub fn part(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'_>) -> Part {
     // Exact for most Services.
     let mut claims = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
     for port in &service.ports {
-        for family in around.node.enabled_families() {
-            claims.extend(claims_of_port(service, endpoints, port, family, around));
+        for family in inputs.node.enabled_families() {
+            claims.extend(claims_of_port(service, endpoints, port, family, inputs));
         }
     }
     Part { claims }
@@ -68,13 +68,13 @@ fn claims_of_port(
     endpoints: &Endpoints,
     port: &ServicePort,
     family: Family,
-    around: Surroundings<'_>,
+    inputs: PartInputs<'_>,
 ) -> Vec<Claim> {
     let mut claims = Vec::new();
     let choose = |policy| {
         let reach = match policy {
             TrafficPolicy::Cluster => Reach::Cluster,
-            TrafficPolicy::Local => Reach::Node(&around.node.name),
+            TrafficPolicy::Local => Reach::Node(&inputs.node.name),
         };
         let drains = scheduler::can_drain(service.annotations.scheduler, port.protocol);
         Arc::<[Destination]>::from(endpoints::destinations(endpoints, port, family, reach, drains))
@@ -94,11 +94,11 @@ fn claims_of_port(
     }
     let has_family = service.cluster_ips.iter().any(|ip| Family::from(*ip) == family);
     if let (Some(number), true) = (port.node_port, has_family) {
-        for address in node_port::node_port_addresses(around.node, around.config.nodeport_bindon_all_ip, family) {
+        for address in node_port::node_port_addresses(inputs.node, inputs.config.nodeport_bindon_all_ip, family) {
             claim(Rank::NodePort, address, number, &external);
         }
     }
-    for address in external_ip::served(service, around).filter(|ip| Family::from(*ip) == family) {
+    for address in external_ip::served(service, inputs).filter(|ip| Family::from(*ip) == family) {
         claim(Rank::External, address, port.port, &external);
     }
     claims

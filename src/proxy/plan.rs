@@ -26,7 +26,7 @@ use crate::model::{Endpoints, ObjectName, Scheduler, Service, Table, World};
 use crate::net::{Family, PerFamily, Protocol};
 
 use super::closing::{Closing, serves};
-use super::desired::{Changed, Desired};
+use super::desired::{Desired, ProxyChanges};
 use super::drain::Draining;
 use super::endpoints::DRAINING;
 use super::external_ip::Refusals;
@@ -48,7 +48,7 @@ pub struct Plan {
     others: OtherNodes,
     refusals: Refusals,
     desired: Desired,
-    parts: HashMap<ObjectName, Arc<Held>>,
+    parts: HashMap<ObjectName, Arc<ClaimedPart>>,
     owners: Owners,
     /// Number of desired elements of each set.
     sizes: BTreeMap<(Set, Family), usize>,
@@ -59,7 +59,7 @@ pub struct Plan {
 }
 
 /// A part, and the fields of its Service that decide about conflicts and draining.
-struct Held {
+struct ClaimedPart {
     /// Sorted by key, without duplicates: each key with its strongest claim.
     claims: Box<[Claim]>,
     created: i64,
@@ -130,9 +130,9 @@ impl Plan {
     }
 
     /// Sets the addresses that routers may still send traffic for.
-    pub fn set_believed(&mut self, believed: Table<IpAddr, ()>) -> Changed {
+    pub fn set_believed(&mut self, believed: Table<IpAddr, ()>) -> ProxyChanges {
         self.believed = believed;
-        let mut changed = Changed::default();
+        let mut changed = ProxyChanges::default();
         let told = |key: &ServiceKey| address_of(key).is_none_or(|address| self.believed.get(&address).is_none());
         let over: Vec<ServiceKey> = self.closing.keys().filter(told).collect();
         self.close(over, &mut changed);
@@ -140,8 +140,8 @@ impl Plan {
     }
 
     /// Updates the plan from a newer World; returns what changed.
-    pub fn update(&mut self, world: &World, now: Instant) -> Changed {
-        let mut changed = Changed::default();
+    pub fn update(&mut self, world: &World, now: Instant) -> ProxyChanges {
+        let mut changed = ProxyChanges::default();
         let older = std::mem::replace(&mut self.world, world.clone());
         let node = LocalNode::new(world, self.families);
         let (services, endpoints) = (&world.cluster.services, &world.cluster.endpoints);
@@ -183,8 +183,8 @@ impl Plan {
 
     /// Adopts destinations that an earlier run left in the kernel: those no longer desired drain from now on, as if
     /// they had just been removed. Does nothing without graceful termination.
-    pub fn adopt(&mut self, seen: &BTreeMap<ServiceKey, Virtual>, now: Instant) -> Changed {
-        let mut changed = Changed::default();
+    pub fn adopt(&mut self, seen: &BTreeMap<ServiceKey, Virtual>, now: Instant) -> ProxyChanges {
+        let mut changed = ProxyChanges::default();
         for (key, existing) in seen {
             let Some(wanted) = self.claim(key) else { continue };
             let left = existing.destinations.iter().filter(|d| !contains(&wanted.virtual_service.destinations, d));
@@ -198,8 +198,8 @@ impl Plan {
     }
 
     /// Removes destinations whose drain period is over, and closes virtual services whose wait is over.
-    pub fn expire(&mut self, now: Instant) -> Changed {
-        let mut changed = Changed::default();
+    pub fn expire(&mut self, now: Instant) -> ProxyChanges {
+        let mut changed = ProxyChanges::default();
         self.close(self.closing.overdue(now), &mut changed);
         for key in self.draining.expire(now) {
             self.compose(key, &mut changed);
@@ -213,8 +213,8 @@ impl Plan {
     }
 
     /// Removes draining destinations of a virtual service early: they have no connections left. Others stay.
-    pub fn release(&mut self, key: ServiceKey, idle: &[SocketAddr]) -> Changed {
-        let mut changed = Changed::default();
+    pub fn release(&mut self, key: ServiceKey, idle: &[SocketAddr]) -> ProxyChanges {
+        let mut changed = ProxyChanges::default();
         idle.iter().for_each(|destination| self.draining.end(key, *destination));
         self.compose(key, &mut changed);
         changed
@@ -225,7 +225,7 @@ impl Plan {
         name: &ObjectName,
         service: Option<(&Service, Option<&Arc<Endpoints>>)>,
         now: Instant,
-        changed: &mut Changed,
+        changed: &mut ProxyChanges,
     ) {
         changed.parts_computed += 1;
         let new = service.map(|(service, endpoints)| Arc::new(self.held(service, endpoints)));
@@ -263,7 +263,7 @@ impl Plan {
     }
 
     /// Closes at once if another port of the address is served here: the address is not withdrawn, so no wait.
-    fn close_what_others_keep_open(&mut self, changed: &mut Changed) {
+    fn close_what_others_keep_open(&mut self, changed: &mut ProxyChanges) {
         let is_served = |key: &ServiceKey| {
             let others = address_of(key).map(|address| self.desired.virtuals.range(services_on(address)));
             others.into_iter().flatten().any(|(other, found)| serves(found) && !self.closing.contains(other))
@@ -273,25 +273,25 @@ impl Plan {
     }
 
     /// Updates virtual services to their desired state.
-    fn close(&mut self, keys: Vec<ServiceKey>, changed: &mut Changed) {
+    fn close(&mut self, keys: Vec<ServiceKey>, changed: &mut ProxyChanges) {
         for key in keys {
             self.closing.end(&key);
             self.compose(key, changed);
         }
     }
 
-    fn held(&self, service: &Service, endpoints: Option<&Arc<Endpoints>>) -> Held {
+    fn held(&self, service: &Service, endpoints: Option<&Arc<Endpoints>>) -> ClaimedPart {
         let none = Default::default();
         let endpoints = endpoints.map_or(&none, |endpoints| &**endpoints);
-        let mut claims = part(service, endpoints, self.around()).claims;
+        let mut claims = part(service, endpoints, self.inputs()).claims;
         claims.sort_by_key(|claim| (claim.key, claim.rank));
         claims.dedup_by_key(|claim| claim.key);
         let scheduler = service.annotations.scheduler;
-        Held { claims: claims.into_boxed_slice(), created: service.created, scheduler }
+        ClaimedPart { claims: claims.into_boxed_slice(), created: service.created, scheduler }
     }
 
     /// Starts draining destinations that a Service's newest part no longer names.
-    fn note_left(&mut self, key: ServiceKey, name: &ObjectName, [old, new]: [&Held; 2], now: Instant) {
+    fn note_left(&mut self, key: ServiceKey, name: &ObjectName, [old, new]: [&ClaimedPart; 2], now: Instant) {
         let (Some(before), Some(after)) = (old.claim(&key), new.claim(&key)) else { return };
         if self.owner(&key) != Some(name) {
             return;
@@ -317,7 +317,7 @@ impl Plan {
     }
 
     /// Updates one virtual service, and what follows from it, in the desired state.
-    fn compose(&mut self, key: ServiceKey, changed: &mut Changed) {
+    fn compose(&mut self, key: ServiceKey, changed: &mut ProxyChanges) {
         if self.closing.contains(&key) {
             return;
         }
@@ -325,7 +325,7 @@ impl Plan {
         self.put_virtual(key, wanted, changed);
     }
 
-    fn put_virtual(&mut self, key: ServiceKey, wanted: Option<Virtual>, changed: &mut Changed) {
+    fn put_virtual(&mut self, key: ServiceKey, wanted: Option<Virtual>, changed: &mut ProxyChanges) {
         let Some(wanted) = wanted else {
             self.draining.end_service(key);
             if self.desired.virtuals.remove(&key).is_some() {
@@ -376,7 +376,7 @@ impl Plan {
 
     /// Handles the appearance or removal of a virtual service: its port and address enter or leave the sets, and its
     /// address becomes or ceases to be local.
-    fn follow_virtual(&mut self, key: ServiceKey, appeared: bool, changed: &mut Changed) {
+    fn follow_virtual(&mut self, key: ServiceKey, appeared: bool, changed: &mut ProxyChanges) {
         let ServiceKey::Address { address, protocol, port } = key else { return };
         self.put_element(Set::ServicePorts, Entry::IpPort(address, protocol, port), appeared, changed);
         let is_only = self.desired.virtuals.range(services_on(address)).all(|(other, _)| *other == key);
@@ -386,7 +386,7 @@ impl Plan {
     }
 
     /// Updates what depends on whether an address is used at all.
-    fn follow_use(&mut self, address: IpAddr, used: bool, changed: &mut Changed) {
+    fn follow_use(&mut self, address: IpAddr, used: bool, changed: &mut ProxyChanges) {
         self.put_element(Set::ServiceAddresses, Entry::Ip(address), used, changed);
         let key = local_route_key(address);
         let wanted = (used && !self.node.is_own(address)).then(|| self.local_route(Family::from(address)));
@@ -411,7 +411,7 @@ impl Plan {
         }
     }
 
-    fn put_element(&mut self, set: Set, entry: Entry, present: bool, changed: &mut Changed) {
+    fn put_element(&mut self, set: Set, entry: Entry, present: bool, changed: &mut ProxyChanges) {
         let address = match entry {
             Entry::Ip(address) | Entry::IpPort(address, ..) => address,
             Entry::Net(prefix) => prefix.addr(),
@@ -431,7 +431,7 @@ impl Plan {
     }
 
     /// Keeps the sets large enough for their desired elements.
-    fn resize_sets(&mut self, changed: &mut Changed) {
+    fn resize_sets(&mut self, changed: &mut ProxyChanges) {
         let mut sets = BTreeMap::new();
         for family in self.node.enabled_families() {
             for set in Set::ALL {
@@ -472,7 +472,7 @@ fn address_of(key: &ServiceKey) -> Option<IpAddr> {
     }
 }
 
-impl Held {
+impl ClaimedPart {
     fn claim(&self, key: &ServiceKey) -> Option<&Claim> {
         let index = self.claims.binary_search_by_key(key, |claim| claim.key).ok()?;
         self.claims.get(index)
@@ -480,8 +480,8 @@ impl Held {
 }
 
 /// Returns the keys whose claims differ between two parts of one Service.
-fn different_claims(old: Option<&Held>, new: Option<&Held>) -> Vec<ServiceKey> {
-    fn claims(held: Option<&Held>) -> impl Iterator<Item = &Claim> {
+fn different_claims(old: Option<&ClaimedPart>, new: Option<&ClaimedPart>) -> Vec<ServiceKey> {
+    fn claims(held: Option<&ClaimedPart>) -> impl Iterator<Item = &Claim> {
         held.into_iter().flat_map(|held| &held.claims)
     }
     let is_younger = matches!((old, new), (Some(old), Some(new)) if old.created != new.created);

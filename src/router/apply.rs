@@ -29,7 +29,7 @@ use crate::model::Authority;
 use crate::reconcile::{Growth, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
-use super::desired::{Changed, Desired};
+use super::desired::{Desired, RouterChanges};
 use super::names::{BRIDGE, Set};
 use super::reachable::Lead;
 use super::routes::Routes;
@@ -96,7 +96,7 @@ pub struct Leave {
 
 /// Result of one round.
 #[derive(Clone, Copy, Default, Debug)]
-pub struct Round {
+pub struct RouterRound {
     /// Steps of all kinds together.
     pub steps: u64,
     /// Number of routes added or replaced, and of routes deleted.
@@ -110,7 +110,7 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Marks desired objects as changed.
-    pub fn mark(&mut self, changed: &Changed) {
+    pub fn mark(&mut self, changed: &RouterChanges) {
         if changed.settings {
             self.settings.forget();
         }
@@ -150,9 +150,9 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Runs one round: grows as far as that is allowed, then shrinks.
-    pub fn round(&mut self, desired: &Desired, learned: &Routes, leave: Leave, at: Moment) -> Round {
+    pub fn round(&mut self, desired: &Desired, learned: &Routes, leave: Leave, at: Moment) -> RouterRound {
         let growth = match leave.authority {
-            Authority::Nothing => return Round::default(),
+            Authority::Nothing => return RouterRound::default(),
             Authority::Remembered => Growth::OnlyMissing,
             Authority::Partial | Authority::Complete => Growth::Full,
         };
@@ -187,7 +187,7 @@ impl<K: Kernel> Mirrors<K> {
             self.rules.shrink(&desired.rules, at);
             self.shrink_sets(desired, at);
         }
-        Round { steps: self.steps_done() - before, routes_grown, routes_gone }
+        RouterRound { steps: self.steps_done() - before, routes_grown, routes_gone }
     }
 
     /// Deletes the bridge if no pods are attached: only done by cleanup.

@@ -29,7 +29,7 @@ pub struct Conf {
 
 /// The two forms of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Form {
+pub enum CniFileForm {
     /// One plugin.
     Single,
     /// A list of plugins.
@@ -47,16 +47,16 @@ pub enum Unusable {
     OtherIpam(String),
 }
 
-impl Form {
+impl CniFileForm {
     /// Returns the form of the file with this name.
-    pub fn of(path: &Path) -> Form {
+    pub fn of(path: &Path) -> CniFileForm {
         let is_list = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("conflist"));
-        if is_list { Form::List } else { Form::Single }
+        if is_list { CniFileForm::List } else { CniFileForm::Single }
     }
 }
 
 /// Returns the desired text, given the present one. An error comes with the changes that were possible, if any.
-pub fn text(present: Option<&str>, form: Form, wanted: &Conf) -> (Option<String>, Option<Unusable>) {
+pub fn text(present: Option<&str>, form: CniFileForm, wanted: &Conf) -> (Option<String>, Option<Unusable>) {
     let mut conf = match present.filter(|text| !text.trim().is_empty()).map(serde_json::from_str::<Value>) {
         None if wanted.ranges.is_empty() => return (None, None),
         None => fresh(form),
@@ -99,14 +99,14 @@ pub fn delegates(text: &str) -> bool {
 }
 
 /// Returns whether a file uses our bridge, so that without us it gives pods no network.
-pub fn is_ours(text: &str, form: Form) -> bool {
+pub fn is_ours(text: &str, form: CniFileForm) -> bool {
     let mut conf = serde_json::from_str::<Value>(text).unwrap_or_default();
     let plugin = bridge_plugin(&mut conf, form);
     plugin.is_some_and(|plugin| plugin.get("bridge").and_then(Value::as_str) == Some(BRIDGE))
 }
 
 /// Returns the file for a node that has none.
-fn fresh(form: Form) -> Value {
+fn fresh(form: CniFileForm) -> Value {
     let bridge = json!({
         "type": "bridge",
         "bridge": BRIDGE,
@@ -115,7 +115,7 @@ fn fresh(form: Form) -> Value {
         "ipam": {"type": "host-local"},
     });
     match form {
-        Form::Single => {
+        CniFileForm::Single => {
             let mut single = bridge;
             if let Some(fields) = single.as_object_mut() {
                 fields.insert("cniVersion".to_owned(), "0.3.0".into());
@@ -123,7 +123,7 @@ fn fresh(form: Form) -> Value {
             }
             single
         }
-        Form::List => {
+        CniFileForm::List => {
             let portmap = json!({"type": "portmap", "capabilities": {"snat": true, "portMappings": true}});
             json!({"cniVersion": "0.3.0", "name": "mynet", "plugins": [bridge, portmap]})
         }
@@ -131,10 +131,10 @@ fn fresh(form: Form) -> Value {
 }
 
 /// Returns the plugin whose ranges and MTU are ours to set. A single plugin counts, whatever its type.
-fn bridge_plugin(conf: &mut Value, form: Form) -> Option<&mut Map<String, Value>> {
+fn bridge_plugin(conf: &mut Value, form: CniFileForm) -> Option<&mut Map<String, Value>> {
     match form {
-        Form::Single => conf.as_object_mut().filter(|plugin| plugin.contains_key("type")),
-        Form::List => {
+        CniFileForm::Single => conf.as_object_mut().filter(|plugin| plugin.contains_key("type")),
+        CniFileForm::List => {
             let plugins = conf.get_mut("plugins")?.as_array_mut()?;
             let is_bridge = |plugin: &&mut Value| plugin.get("type").and_then(Value::as_str) == Some("bridge");
             plugins.iter_mut().find(is_bridge)?.as_object_mut()
@@ -186,7 +186,7 @@ mod tests {
         )
     }
 
-    fn check(present: &str, form: Form, wanted: &Conf, expected: &str) {
+    fn check(present: &str, form: CniFileForm, wanted: &Conf, expected: &str) {
         let (found, unusable) = text(Some(present), form, wanted);
         assert_eq!((found.as_deref(), unusable), (Some(expected), None), "{present}");
         let again = text(Some(expected), form, wanted).0;
@@ -199,7 +199,7 @@ mod tests {
             r#"{"ranges":[[{"subnet":"10.244.1.0/24"}],[{"subnet":"fd00:10:244:1::/64"}]],"routes":[{"dst":"0.0.0.0/0"}],"type":"host-local"}"#,
         );
         let present = list(r#"{ "type": "host-local", "routes": [{"dst": "0.0.0.0/0"}] }"#);
-        check(&present, Form::List, &conf(&NODE, None), &expected);
+        check(&present, CniFileForm::List, &conf(&NODE, None), &expected);
     }
 
     #[test]
@@ -207,7 +207,7 @@ mod tests {
         let present =
             r#"{"name":"mynet","type":"bridge","bridge":"kube-bridge","ipam":{"type":"host-local"},"more":[1]}"#;
         let expected = r#"{"bridge":"kube-bridge","ipam":{"ranges":[[{"subnet":"10.244.1.0/24"}]],"type":"host-local"},"more":[1],"mtu":1480,"name":"mynet","type":"bridge"}"#;
-        check(present, Form::Single, &conf(&NODE[..1], Some(1480)), expected);
+        check(present, CniFileForm::Single, &conf(&NODE[..1], Some(1480)), expected);
     }
 
     #[test]
@@ -216,7 +216,7 @@ mod tests {
             r#"{"type":"host-local","subnet":"10.244.9.0/24","ranges":[[{"subnet":"10.244.8.0/24"}],[{"subnet":"10.244.1.0/24"}]]}"#,
         );
         let expected = list(r#"{"ranges":[[{"subnet":"10.244.1.0/24"}]],"type":"host-local"}"#);
-        check(&present, Form::List, &conf(&NODE[..1], None), &expected);
+        check(&present, CniFileForm::List, &conf(&NODE[..1], None), &expected);
     }
 
     #[test]
@@ -227,19 +227,19 @@ mod tests {
         let expected = list(
             r#"{"ranges":[[{"subnet":"10.244.1.7/24"}],[{"gateway":"fd00:10:244:1::1","subnet":"fd00:10:244:1:0::/64"}]],"type":"host-local"}"#,
         );
-        check(&present, Form::List, &conf(&NODE, None), &expected);
+        check(&present, CniFileForm::List, &conf(&NODE, None), &expected);
     }
 
     #[test]
     fn a_missing_ipam_is_made() {
         let present = r#"{"plugins":[{"type":"loopback"},{"type":"bridge"}]}"#;
         let expected = r#"{"plugins":[{"type":"loopback"},{"ipam":{"ranges":[[{"subnet":"10.244.1.0/24"}]],"type":"host-local"},"type":"bridge"}]}"#;
-        check(present, Form::List, &conf(&NODE[..1], None), expected);
+        check(present, CniFileForm::List, &conf(&NODE[..1], None), expected);
     }
 
     #[test]
     fn a_node_without_a_file_gets_one() {
-        for (form, count) in [(Form::Single, 1), (Form::List, 2)] {
+        for (form, count) in [(CniFileForm::Single, 1), (CniFileForm::List, 2)] {
             let (made, unusable) = text(None, form, &conf(&NODE, Some(1500)));
             let made = made.expect("a file is made");
             assert_eq!(unusable, None);
@@ -247,56 +247,62 @@ mod tests {
             assert_eq!(made.matches("\"type\":\"bridge\"").count() + made.matches("portmap").count(), count, "{made}");
             check(&made, form, &conf(&NODE, Some(1500)), &made);
         }
-        assert_eq!(text(None, Form::List, &conf(&[], Some(1500))), (None, None), "while the node has no ranges");
+        assert_eq!(text(None, CniFileForm::List, &conf(&[], Some(1500))), (None, None), "while the node has no ranges");
     }
 
     #[test]
     fn while_the_node_has_no_ranges_those_in_the_file_stay() {
         let present = list(r#"{"ranges":[[{"subnet":"10.244.9.0/24"}]],"type":"host-local"}"#);
-        check(&present, Form::List, &conf(&[], None), &present);
+        check(&present, CniFileForm::List, &conf(&[], None), &present);
     }
 
     #[test]
     fn a_file_that_cannot_be_understood_is_left_alone_in_one_sentence() {
         let wanted = conf(&NODE, Some(1500));
         for (present, form, sentence) in [
-            ("{", Form::List, "it is not JSON"),
-            ("[]", Form::Single, "it has no plugin of type bridge; it is left as it is"),
-            ("{}", Form::Single, "it has no plugin of type bridge; it is left as it is"),
-            ("{}", Form::List, "it has no plugin of type bridge; it is left as it is"),
-            (r#"{"plugins":[{"type":"macvlan"}]}"#, Form::List, "it has no plugin of type bridge; it is left as it is"),
+            ("{", CniFileForm::List, "it is not JSON"),
+            ("[]", CniFileForm::Single, "it has no plugin of type bridge; it is left as it is"),
+            ("{}", CniFileForm::Single, "it has no plugin of type bridge; it is left as it is"),
+            ("{}", CniFileForm::List, "it has no plugin of type bridge; it is left as it is"),
+            (
+                r#"{"plugins":[{"type":"macvlan"}]}"#,
+                CniFileForm::List,
+                "it has no plugin of type bridge; it is left as it is",
+            ),
         ] {
             let (found, unusable) = text(Some(present), form, &wanted);
             assert_eq!(found, None, "{present}");
             assert!(unusable.expect("it says why").to_string().starts_with(sentence), "{present}");
         }
         let other = list(r#"{"type":"dhcp"}"#);
-        let (found, unusable) = text(Some(&other), Form::List, &wanted);
+        let (found, unusable) = text(Some(&other), CniFileForm::List, &wanted);
         assert!(found.expect("the MTU is set").contains(r#""ipam":{"type":"dhcp"},"mtu":1500"#));
         assert_eq!(unusable, Some(Unusable::OtherIpam("dhcp".to_owned())));
     }
 
     #[test]
     fn a_file_is_ours_where_it_is_about_our_bridge() {
-        for form in [Form::Single, Form::List] {
+        for form in [CniFileForm::Single, CniFileForm::List] {
             let made = text(None, form, &conf(&NODE, None)).0.expect("a file is made");
             assert!(is_ours(&made, form));
             assert!(!is_ours(&made.replace("kube-bridge", "cni0"), form));
         }
         assert!(
-            ["", "{", "[]", "{}", r#"{"plugins":[{"type":"calico"}]}"#].iter().all(|text| !is_ours(text, Form::List))
+            ["", "{", "[]", "{}", r#"{"plugins":[{"type":"calico"}]}"#]
+                .iter()
+                .all(|text| !is_ours(text, CniFileForm::List))
         );
     }
 
     #[test]
     fn the_end_of_its_name_says_which_form_a_file_has() {
         for (path, form) in [
-            ("/etc/cni/net.d/10-kuberouter.conf", Form::Single),
-            ("/etc/cni/net.d/10-kuberouter.conflist", Form::List),
-            ("/etc/cni/net.d/10-kuberouter.CONFLIST", Form::List),
-            ("/etc/cni/net.d/10-kuberouter", Form::Single),
+            ("/etc/cni/net.d/10-kuberouter.conf", CniFileForm::Single),
+            ("/etc/cni/net.d/10-kuberouter.conflist", CniFileForm::List),
+            ("/etc/cni/net.d/10-kuberouter.CONFLIST", CniFileForm::List),
+            ("/etc/cni/net.d/10-kuberouter", CniFileForm::Single),
         ] {
-            assert_eq!(Form::of(Path::new(path)), form, "{path}");
+            assert_eq!(CniFileForm::of(Path::new(path)), form, "{path}");
         }
     }
 }

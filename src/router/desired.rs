@@ -62,7 +62,7 @@ pub const SHARING: usize = 16;
 
 /// Changes, by the keys of what changed; a flag where there are few.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Changed {
+pub struct RouterChanges {
     /// The speaker's own parameters changed, or the speaker was added or removed.
     pub speaker: bool,
     /// Only the listening addresses changed.
@@ -95,17 +95,17 @@ impl Desired {
     /// Returns all orders for a new speaker: first its policies and our routes, then its neighbours, so that no session
     /// begins before it is known what may pass.
     pub fn all_orders(&self) -> Vec<Order> {
-        let everything = Changed {
+        let everything = RouterChanges {
             policies: true,
             peers: self.peers.keys().copied().collect(),
             announcements: self.announcements.keys().copied().collect(),
-            ..Changed::default()
+            ..RouterChanges::default()
         };
         self.orders(&everything)
     }
 
     /// Returns the speaker's orders for a change.
-    pub fn orders(&self, changed: &Changed) -> Vec<Order> {
+    pub fn orders(&self, changed: &RouterChanges) -> Vec<Order> {
         let mut orders = Vec::new();
         let speaker = self.speaker.as_ref().filter(|_| changed.addresses);
         orders.extend(speaker.map(|speaker| Order::OwnAddresses(speaker.addresses.clone())));

@@ -24,18 +24,18 @@ use crate::observe::health::{Note, Pulse};
 use crate::reconcile::{Account, Moment, Moments};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
-use super::apply::{Kernel, Leave, Mirrors, Round, Targets};
-use super::desired::Changed;
+use super::apply::{Kernel, Leave, Mirrors, RouterRound, Targets};
+use super::desired::RouterChanges;
 use super::host_files::HostFiles;
 use super::metrics::Metrics;
 use super::plan::{Plan, Unreached};
 use super::reachable::Reachable;
 use super::sessions::{Left, News, Sessions};
-use super::told::Told;
+use super::told::ReportedState;
 use super::withdrawals::Withdrawals;
 
 /// Inputs and outputs of the router besides those of every subsystem.
-pub struct Surroundings {
+pub struct RouterContext {
     /// Pulse of the current speaker.
     pub speaker_pulse: Pulse,
     /// Report to the cluster.
@@ -67,8 +67,8 @@ pub struct Driver<K: Kernel> {
     sessions: Sessions,
     withdrawals: Withdrawals,
     files: HostFiles,
-    told: Told,
-    around: Surroundings,
+    told: ReportedState,
+    context: RouterContext,
     reachable: Reachable,
     next_look: Instant,
     /// Time when the routes were learned that are not in the kernel yet.
@@ -87,17 +87,17 @@ impl<K: Kernel> Driver<K> {
         config: Arc<RouterConfig>,
         families: PerFamily<bool>,
         targets: Targets<K>,
-        around: Surroundings,
+        context: RouterContext,
     ) -> Driver<K> {
         let now = Instant::now();
         Driver {
             plan: Plan::new(config.clone(), families),
             mirrors: Mirrors::new(targets),
             withdrawals: Withdrawals::default(),
-            sessions: Sessions::new(&config, around.speaker_pulse.clone(), around.access.clone()),
+            sessions: Sessions::new(&config, context.speaker_pulse.clone(), context.access.clone()),
             files: HostFiles::new(&config),
-            told: Told::default(),
-            around,
+            told: ReportedState::default(),
+            context,
             reachable: Reachable::default(),
             next_look: now,
             learned_at: None,
@@ -117,7 +117,7 @@ impl<K: Kernel> Driver<K> {
     }
 
     /// Applies a change of the desired state to the speaker, the kernel and files.
-    async fn carry_out(&mut self, changed: &Changed) {
+    async fn carry_out(&mut self, changed: &RouterChanges) {
         self.mirrors.mark(changed);
         self.files.mark(changed.cni);
         let begun = Instant::now();
@@ -125,7 +125,7 @@ impl<K: Kernel> Driver<K> {
             self.start_speaker().await;
         } else {
             let orders = self.plan.desired().orders(changed);
-            self.around.metrics.count(&orders, self.plan.own());
+            self.context.metrics.count(&orders, self.plan.own());
             self.sessions.order(orders).await;
             self.follow_announcements(changed).await;
             if changed.listen {
@@ -134,7 +134,7 @@ impl<K: Kernel> Driver<K> {
         }
         if !changed.peers.is_empty() {
             self.told.forget(&changed.peers);
-            self.around.metrics.peers_sync.observe(begun.elapsed().as_secs_f64());
+            self.context.metrics.peers_sync.observe(begun.elapsed().as_secs_f64());
         }
     }
 
@@ -142,7 +142,7 @@ impl<K: Kernel> Driver<K> {
     /// first announcements for complete: so it starts once the addresses are served.
     async fn start_speaker(&mut self) {
         let now = Instant::now();
-        if !self.sessions.is_running() && !*self.around.served.borrow() && now < self.started + UNSERVED {
+        if !self.sessions.is_running() && !*self.context.served.borrow() && now < self.started + UNSERVED {
             self.sessions.try_at(self.started + UNSERVED);
             return;
         }
@@ -159,7 +159,7 @@ impl<K: Kernel> Driver<K> {
     }
 
     /// Updates and publishes the addresses that neighbours may still have routes for.
-    async fn follow_announcements(&mut self, changed: &Changed) {
+    async fn follow_announcements(&mut self, changed: &RouterChanges) {
         if !self.sessions.is_running() || changed.announcements.is_empty() {
             return;
         }
@@ -174,7 +174,7 @@ impl<K: Kernel> Driver<K> {
     }
 
     fn publish_believed(&self) {
-        self.around.believed.send_replace(self.withdrawals.believed().clone());
+        self.context.believed.send_replace(self.withdrawals.believed().clone());
     }
 
     /// Handles the speaker's events.
@@ -185,7 +185,7 @@ impl<K: Kernel> Driver<K> {
             }
             match &event {
                 Event::Routes(changes) => {
-                    self.around.metrics.received.inc_by(changes.len() as u64);
+                    self.context.metrics.received.inc_by(changes.len() as u64);
                     self.reachable.look_at(changes);
                     self.unlearned = None;
                     let changed = self.plan.learn(changes);
@@ -235,7 +235,7 @@ impl<K: Kernel> Driver<K> {
             }
         }
         let noted = self.unreached.missing.clone().filter(|_| self.reached);
-        self.around.notes.set(noted.into_iter().collect());
+        self.context.notes.set(noted.into_iter().collect());
     }
 }
 
@@ -249,7 +249,7 @@ pub enum Wake {
 impl<K: Kernel> Subsystem for Driver<K> {
     type Mirrors = Mirrors<K>;
     type News = Wake;
-    type Round = Round;
+    type Round = RouterRound;
 
     const NOTICES: &'static [Notice] = &[Notice::Ways];
 
@@ -266,7 +266,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         tokio::select! {
             biased;
             news = self.sessions.next() => Wake::Speaker(news),
-            Ok(()) = self.around.served.changed(), if !is_running => Wake::Served,
+            Ok(()) = self.context.served.changed(), if !is_running => Wake::Served,
         }
     }
 
@@ -309,7 +309,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             let changed = self.plan.set_passwords(passwords);
             self.carry_out(&changed).await;
         }
-        self.sessions.show(&self.around.metrics.peers).await;
+        self.sessions.show(&self.context.metrics.peers).await;
     }
 
     async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
@@ -334,10 +334,10 @@ impl<K: Kernel> Subsystem for Driver<K> {
         }
     }
 
-    fn round(&mut self, authority: Authority, at: Moment) -> Round {
+    fn round(&mut self, authority: Authority, at: Moment) -> RouterRound {
         let routes_are_complete = self.sessions.have_said_all(at.now, self.plan.desired());
         if authority == Authority::Nothing || self.mirrors.is_settled() {
-            return Round::default();
+            return RouterRound::default();
         }
         let leave = Leave { authority, routes_are_complete };
         self.mirrors.round(self.plan.desired(), self.plan.routes(), leave, at)
@@ -347,14 +347,14 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.mirrors.remove_abandoned()
     }
 
-    fn count(&mut self, round: Round, steps: u64, times: &Times) {
+    fn count(&mut self, round: RouterRound, steps: u64, times: &Times) {
         let learned_at = self.learned_at.take();
         if steps == 0 {
             return;
         }
         let took = times.done - times.computed;
         let counts = (round.routes_grown, round.routes_gone);
-        self.around.metrics.count_round(counts, learned_at, times.computed, times.done);
+        self.context.metrics.count_round(counts, learned_at, times.computed, times.done);
         debug!(
             steps,
             routes_grown = round.routes_grown,
@@ -401,7 +401,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         let problems = self.files.problems(&self.plan.desired().problems);
         if self.told.problems(&problems) {
             let problems = problems.iter().map(ToString::to_string).collect();
-            self.around.report.send_modify(|report| report.problems = problems);
+            self.context.report.send_modify(|report| report.problems = problems);
         }
         let now = standing.now;
         self.told.neighbours(now);
@@ -409,7 +409,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.look_at_pods(standing.synced, now);
         }
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        let metrics = &self.around.metrics;
+        let metrics = &self.context.metrics;
         metrics.problems.set(count(self.plan.desired().problems.len()));
         metrics.routes.set(count(self.plan.routes().routes().len()));
         metrics.unreached.set(count(self.unreached.count));
@@ -418,7 +418,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         let is_ours = self.plan.desired().bridge.is_some() && self.plan.own().all_pod_cidrs().next().is_some();
         let is_ours = is_ours && (self.config.internal_peers || self.config.cni_file.is_some());
         let is_there = is_ours && self.reached && standing.authority == Authority::Complete;
-        self.around
+        self.context
             .report
             .send_if_modified(|report| is_there && !std::mem::replace(&mut report.network_is_there, true));
         self.reached

@@ -14,7 +14,7 @@ use crate::config::RouterConfig;
 use crate::model::Authority;
 use crate::net::Password;
 
-use super::cni::{Conf, Form, delegates, describes_network, is_conf, is_ours, text};
+use super::cni::{CniFileForm, Conf, delegates, describes_network, is_conf, is_ours, text};
 use super::external_peers;
 use super::problem::{About, Problem};
 
@@ -122,7 +122,7 @@ pub fn remove_cni(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     for path in BTreeSet::from([path.to_owned(), path.with_extension("conf"), path.with_extension("conflist")]) {
         let Ok(text) = fs::read_to_string(&path) else { continue };
-        if is_ours(&text, Form::of(&path)) {
+        if is_ours(&text, CniFileForm::of(&path)) {
             fs::remove_file(&path)?;
             removed.push(path);
         }
@@ -155,7 +155,7 @@ fn brought_about(path: &Path, wanted: &Conf) -> io::Result<Option<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
-    let (new, unusable) = text(present.as_deref(), Form::of(path), wanted);
+    let (new, unusable) = text(present.as_deref(), CniFileForm::of(path), wanted);
     if let Some(new) = new.filter(|new| present.as_ref() != Some(new)) {
         replace(path, &new)?;
         info!(path = %path.display(), ranges = ?wanted.ranges, mtu = wanted.mtu, "CNI configuration written");

@@ -58,7 +58,7 @@ struct Part {
 
 /// Changes caused by a change of one node.
 #[derive(Default, Debug)]
-pub struct Changed {
+pub struct NodeChanges {
     pub elements: Vec<ElementKey>,
     /// Pod CIDRs of other nodes that were added or removed.
     pub ranges: Vec<(IpNet, bool)>,
@@ -81,14 +81,14 @@ pub struct Around<'a> {
 
 impl Nodes {
     /// Updates one node; `None` removes it.
-    pub fn update(&mut self, name: &CompactString, node: Option<&Node>, around: Around<'_>) -> Changed {
+    pub fn update(&mut self, name: &CompactString, node: Option<&Node>, around: Around<'_>) -> NodeChanges {
         let (new, wanted) = node.map(|node| part(name, node, around)).unwrap_or_default();
         let old = match node {
             Some(_) => self.parts.insert(name.clone(), new.clone()),
             None => self.parts.remove(name),
         };
         let old = old.unwrap_or_default();
-        let mut changed = Changed::default();
+        let mut changed = NodeChanges::default();
         for key in different(&old.elements, &new.elements) {
             let is_there = new.elements.contains(key).then_some(());
             if self.elements.put(key, name, is_there) {

@@ -28,7 +28,7 @@ use crate::net::{ExternalPeer, Family, Password, PerFamily};
 
 use super::advertise::{Announcer, announced};
 use super::claims::Claims;
-use super::desired::{Changed, Desired, Speaker};
+use super::desired::{Desired, RouterChanges, Speaker};
 use super::identity::Identity;
 use super::names::{Set, TUNNEL_TABLE};
 use super::nodes::{Around, Nodes};
@@ -145,8 +145,8 @@ impl Plan {
     }
 
     /// Updates the plan from a newer World; returns what changed.
-    pub fn update(&mut self, world: &World) -> Changed {
-        let mut changed = Changed::default();
+    pub fn update(&mut self, world: &World) -> RouterChanges {
+        let mut changed = RouterChanges::default();
         let older = std::mem::replace(&mut self.known, Known::of(world));
         let node = self.known.nodes.get(&world.host.node_name);
         let own = Identity::new(&world.host, node.map(|node| &**node), &self.config, self.families);
@@ -173,8 +173,8 @@ impl Plan {
     }
 
     /// Updates the plan from routes learned by the speaker.
-    pub fn learn(&mut self, changes: &[RouteChange]) -> Changed {
-        let mut changed = Changed::default();
+    pub fn learn(&mut self, changes: &[RouteChange]) -> RouterChanges {
+        let mut changed = RouterChanges::default();
         self.routes.learn(changes);
         self.settle_routes(&mut changed);
         changed
@@ -186,16 +186,16 @@ impl Plan {
     }
 
     /// Drops stale routes: learned routes are complete.
-    pub fn drop_stale_routes(&mut self) -> Changed {
-        let mut changed = Changed::default();
+    pub fn drop_stale_routes(&mut self) -> RouterChanges {
+        let mut changed = RouterChanges::default();
         self.routes.drop_stale();
         self.settle_routes(&mut changed);
         changed
     }
 
     /// Sets the passwords of the password file (`external_peers::passwords`).
-    pub fn set_passwords(&mut self, passwords: Vec<Password>) -> Changed {
-        let mut changed = Changed::default();
+    pub fn set_passwords(&mut self, passwords: Vec<Password>) -> RouterChanges {
+        let mut changed = RouterChanges::default();
         self.passwords = passwords;
         self.update_external_peers(&mut changed);
         self.settle(&mut changed);
@@ -210,7 +210,7 @@ impl Plan {
     }
 
     /// Updates what follows from our own node alone. Called when it has changed.
-    fn replace_own(&mut self, changed: &mut Changed) {
+    fn replace_own(&mut self, changed: &mut RouterChanges) {
         let speaker = self.local().map(|local| self.speaker(local));
         let before = self.desired.speaker.as_ref();
         changed.speaker |= speaker.as_ref().map(|one| one.own) != before.map(|one| one.own);
@@ -268,7 +268,7 @@ impl Plan {
         }
     }
 
-    fn update_external_peers(&mut self, changed: &mut Changed) {
+    fn update_external_peers(&mut self, changed: &mut RouterChanges) {
         let mut wanted: BTreeMap<IpAddr, Wanted> = BTreeMap::new();
         self.external_problems.clear();
         let from_file = self.config.passwords_file.is_some() && !self.config.peers.is_empty();
@@ -298,7 +298,7 @@ impl Plan {
         self.stale.own |= before != self.external;
     }
 
-    fn put_peer(&mut self, address: IpAddr, owner: &PeerOwner, wanted: Option<Wanted>, changed: &mut Changed) {
+    fn put_peer(&mut self, address: IpAddr, owner: &PeerOwner, wanted: Option<Wanted>, changed: &mut RouterChanges) {
         if self.peers.put(&address, owner, wanted) {
             match self.peers.first(&address) {
                 Some(wanted) => self.desired.peers.insert(address, wanted.clone()),
@@ -308,7 +308,7 @@ impl Plan {
         }
     }
 
-    fn update_nodes(&mut self, older: &Known, all: bool, changed: &mut Changed) {
+    fn update_nodes(&mut self, older: &Known, all: bool, changed: &mut RouterChanges) {
         let known = self.known.nodes.clone();
         let names: BTreeSet<&CompactString> = match all {
             true => known.iter().chain(older.nodes.iter()).map(|(name, _)| name).collect(),
@@ -340,7 +340,7 @@ impl Plan {
         }
     }
 
-    fn put_element(&mut self, key: ElementKey, changed: &mut Changed) {
+    fn put_element(&mut self, key: ElementKey, changed: &mut RouterChanges) {
         let place = Set::ALL.into_iter().flat_map(|set| Family::BOTH.map(|family| (set, family)));
         let place = place.into_iter().find(|(set, family)| set.name(*family) == key.set);
         let size = self.sizes.entry(place.expect("only sets of ours have elements here")).or_default();
@@ -352,7 +352,7 @@ impl Plan {
         changed.elements.push(key);
     }
 
-    fn update_services(&mut self, older: &Known, all: bool, changed: &mut Changed) {
+    fn update_services(&mut self, older: &Known, all: bool, changed: &mut RouterChanges) {
         let known = self.known.clone();
         let (services, endpoints) = (&known.services, &known.endpoints);
         let names: BTreeSet<&ObjectName> = match all {
@@ -385,7 +385,7 @@ impl Plan {
     }
 
     /// Updates one announcement: of our pods, or of a Service.
-    fn put_announcement(&mut self, prefix: IpNet, changed: &mut Changed) {
+    fn put_announcement(&mut self, prefix: IpNet, changed: &mut RouterChanges) {
         let family = Family::from(prefix);
         let address = prefix.addr();
         let is_service = prefix.prefix_len() == family.host_bits() && self.announced.contains(&address);
@@ -409,7 +409,7 @@ impl Plan {
     }
 
     /// Updates what follows from everything together.
-    fn settle(&mut self, changed: &mut Changed) {
+    fn settle(&mut self, changed: &mut RouterChanges) {
         self.settle_policies(changed);
         self.settle_routes(changed);
         let mut sets = BTreeMap::new();
@@ -434,7 +434,7 @@ impl Plan {
         self.desired.problems = problems;
     }
 
-    fn settle_policies(&mut self, changed: &mut Changed) {
+    fn settle_policies(&mut self, changed: &mut RouterChanges) {
         let stale = std::mem::take(&mut self.stale);
         if !stale.any() {
             return;
@@ -469,7 +469,7 @@ impl Plan {
         self.desired.policies = policies;
     }
 
-    fn settle_routes(&mut self, changed: &mut Changed) {
+    fn settle_routes(&mut self, changed: &mut RouterChanges) {
         let place = Place {
             own: &self.own,
             config: &self.config,

@@ -83,7 +83,7 @@ struct Lists {
 
 /// Keys of what changed.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Changed {
+pub struct RouteTableChanges {
     pub routes: Vec<RouteKey>,
     pub tunnels: Vec<LinkName>,
 }
@@ -171,8 +171,8 @@ impl Routes {
     }
 
     /// Brings routes and tunnels up to date with the learned routes.
-    pub fn settle(&mut self, place: Place<'_>) -> Changed {
-        let mut changed = Changed::default();
+    pub fn settle(&mut self, place: Place<'_>) -> RouteTableChanges {
+        let mut changed = RouteTableChanges::default();
         let mut remotes: BTreeSet<IpAddr> = BTreeSet::new();
         let dirty = std::mem::take(&mut self.dirty);
         for prefix in &dirty {
@@ -219,7 +219,7 @@ impl Routes {
     }
 
     /// Updates the tunnel to a node, and its route in the tunnel table.
-    fn put_tunnel(&mut self, remote: IpAddr, place: Place<'_>, changed: &mut Changed) {
+    fn put_tunnel(&mut self, remote: IpAddr, place: Place<'_>, changed: &mut RouteTableChanges) {
         let name = name(remote, place);
         let wanted = self.tunnelled.contains_key(&remote).then(|| parameters(remote, place)).flatten();
         // The names that it does not have, or no longer has.
@@ -248,7 +248,7 @@ impl Routes {
         self.put_route(RouteKey::new(TUNNEL_TABLE, Family::host_prefix(remote)), route, changed);
     }
 
-    fn put_route(&mut self, key: RouteKey, wanted: Option<Route>, changed: &mut Changed) {
+    fn put_route(&mut self, key: RouteKey, wanted: Option<Route>, changed: &mut RouteTableChanges) {
         match wanted {
             Some(wanted) => match self.routes.entry(key.clone()) {
                 Entry::Occupied(entry) if *entry.get() == wanted => return,

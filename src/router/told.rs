@@ -18,7 +18,7 @@ use super::problem::Problem;
 
 /// Neighbours and problems that have been logged.
 #[derive(Default)]
-pub struct Told {
+pub struct ReportedState {
     problems: BTreeSet<Problem>,
     /// Reasons why connections with a neighbour fail to become a session: each is logged once, until there is one. Both
     /// ends dial, so two reasons may alternate.
@@ -40,7 +40,7 @@ const ODD_SHOWN: usize = 3;
 /// Maximum number of remembered, and so logged, reasons of one neighbour.
 const REASONS: usize = 8;
 
-impl Told {
+impl ReportedState {
     /// Logs new and resolved problems. Returns whether there were any.
     pub fn problems(&mut self, now: &BTreeSet<Problem>) -> bool {
         if self.problems == *now {

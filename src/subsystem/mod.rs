@@ -6,7 +6,7 @@
 //!   health, metrics and the log of the first sync.
 //!
 //! Another kind of kernel objects is: its target (`kernel`, and in memory for tests), a type in the subsystem's `Kernel`, a line
-//! in its `kinds!`, its map in `Desired` with its keys in `Changed`, and where it grows and shrinks in `round`. Audits, retries,
+//! in its `kinds!`, its map in `Desired` with its keys in `…Changes`, and where it grows and shrinks in `round`. Audits, retries,
 //! notices, health, metrics, logs and cleanup follow from the line.
 //!
 //! Each subsystem runs as one task on a thread of its own, which owns its plan and its mirrors; kernel calls block it and

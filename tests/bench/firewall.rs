@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use sluice::firewall::plan::{Changed, Plan};
+use sluice::firewall::plan::{Plan, RuleSetChanges};
 use sluice::model::{
     Authority, Host, Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, ObjectName, Operator, Peer, Peers, Pod,
     PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, World,
@@ -131,7 +131,7 @@ fn many(what: &str, plan: &mut Plan, world: &mut World, change: impl Fn(&mut Wor
     for turn in 0..CHANGES {
         change(world, turn);
         let begun = Instant::now();
-        let changed: Changed = plan.update(world);
+        let changed: RuleSetChanges = plan.update(world);
         took.push(begun.elapsed());
         asked = asked.max(changed.pods_asked);
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sluice::config::FirewallConfig;
-use sluice::firewall::driver::{Driver, Surroundings};
+use sluice::firewall::driver::{Driver, FirewallContext};
 use sluice::firewall::iptables::Iptables;
 use sluice::firewall::iptables::dispatch;
 use sluice::firewall::iptables::lowering::Lowering;
@@ -257,9 +257,9 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
         account: Account::register(&running.registry, "sluice_firewall").expect("names are registered once"),
     };
     let metrics = Metrics::register(&running.registry).expect("names are registered once");
-    let around = Surroundings { questions, metrics };
+    let context = FirewallContext { questions, metrics };
     let backend = Iptables::new(running.config.clone(), BOTH, running.kernel.firewall_targets(), owners);
-    let driver = Driver::new(running.config.clone(), BOTH, backend, around);
+    let driver = Driver::new(running.config.clone(), BOTH, backend, context);
     let task = tokio::task::spawn_local(driver.run(inputs, running.stop.subscribe()));
     test(running).await;
     running.stop.send_replace(true);

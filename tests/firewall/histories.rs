@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
-use sluice::firewall::plan::{Changed, Plan};
+use sluice::firewall::plan::{Plan, RuleSetChanges};
 use sluice::firewall::rules::{Direction, RuleSet};
 use sluice::firewall::verdict::{Packet, verdict};
 use sluice::model::World;
@@ -80,9 +80,9 @@ fn an_update_without_a_change_changes_nothing() {
         let world = clusters::world(random, 60);
         let mut plan = Plan::new();
         plan.update(&world);
-        assert_eq!(plan.update(&world), Changed::default());
+        assert_eq!(plan.update(&world), RuleSetChanges::default());
         let again = plan.update(&clusters::copied(&world));
-        assert_eq!(again, Changed::default(), "equal objects are no change, whoever holds them");
+        assert_eq!(again, RuleSetChanges::default(), "equal objects are no change, whoever holds them");
     });
 }
 
@@ -93,7 +93,7 @@ fn same_rows<K: Ord + Debug, V: PartialEq + Debug>(found: &BTreeMap<K, V>, expec
 }
 
 /// Every difference is named, and nothing else is.
-fn names_what_changed(older: &RuleSet, newer: &RuleSet, changed: &Changed) {
+fn names_what_changed(older: &RuleSet, newer: &RuleSet, changed: &RuleSetChanges) {
     names_all(&older.pods, &newer.pods, &changed.pods);
     names_all(&older.policies, &newer.policies, &changed.policies);
     let mut elements = BTreeSet::new();

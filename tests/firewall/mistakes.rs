@@ -13,7 +13,7 @@ use sluice::firewall::rules::{
     Selection, SetKey,
 };
 use sluice::model::{
-    NetworkPolicy, ObjectName, Operator, Peer, Peers, Pod, PolicyPort, PolicyRule, PortMatch as Asked, Ports,
+    NetworkPolicy, ObjectName, Operator, Peer, Peers, Pod, PolicyPort, PolicyRule, PortMatch as PolicyPortMatch, Ports,
     Requirement, Selector, World,
 };
 use sluice::net::Family;
@@ -384,7 +384,7 @@ fn not_in_needs_label(world: &mut World) {
 
 fn drop_range_ends(world: &mut World) {
     edit_ports(world, |port| {
-        if let Asked::Range { first, last } = &mut port.number {
+        if let PolicyPortMatch::Range { first, last } = &mut port.number {
             *last = *first;
         }
     });

@@ -5,7 +5,7 @@ use std::process::Child;
 
 use crate::cell::{Cell, Daemon};
 use crate::client::{Client, clients, debians, lines};
-use crate::ground::{Between, Host, eventually, look, with_hosts};
+use crate::ground::{Host, Topology, eventually, look, with_hosts};
 use crate::other::Other;
 
 /// An agent that runs on a host; it ends with the test.
@@ -95,7 +95,7 @@ fn with_agent(test: impl Fn(&Client, &Host, &Other) + Send + Sync) {
 /// The same with more flags.
 fn with_agent_and(more: &[&str], test: impl Fn(&Client, &Host, &Other) + Send + Sync) {
     for client in clients() {
-        with_hosts(2, Between::Link, |hosts| {
+        with_hosts(2, Topology::Link, |hosts| {
             let cell = Cell::with(Daemon::Gobgp);
             let _agent = Agent::start(&hosts[0], more);
             let other = Other::start(&cell, &hosts[1], vec![&hosts[0]]);

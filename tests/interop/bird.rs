@@ -3,7 +3,7 @@
 use sluice::net::Family;
 
 use crate::cell::{Dials, Hops, PREFERENCE, Reflects, THEIRS};
-use crate::ground::{Between, Host};
+use crate::ground::{Host, Topology};
 use crate::other::Other;
 use crate::route::Route;
 
@@ -28,7 +28,7 @@ pub fn config(other: &Other) -> String {
              bgp_community.add((65002,70)); bgp_ext_community.add((rt,65002,700)); \
              bgp_large_community.add((65002,7,8)); }};\n"
         );
-        if cell.between == Between::Router {
+        if cell.topology == Topology::Router {
             let (all, gateway) =
                 if family == Family::V4 { ("0.0.0.0/0", "192.0.2.254") } else { ("::/0", "2001:db8::ff") };
             text += &format!("  route {all} via {gateway};\n");
@@ -53,7 +53,7 @@ fn protocol(other: &Other, peer: &Host, name: &str) -> String {
     );
     let mut say = |words: &str| text += &format!("  {words};\n");
     match cell.hops {
-        Hops::Plain if cell.between == Between::Link => say("direct"),
+        Hops::Plain if cell.topology == Topology::Link => say("direct"),
         Hops::Plain => {}
         Hops::Multihop(hops) => say(&format!("multihop {hops}")),
         Hops::Secured(hops) => {

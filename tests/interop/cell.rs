@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use sluice::net::{Family, PerFamily};
 
-use crate::ground::{Between, Host};
+use crate::ground::{Host, Topology};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Daemon {
@@ -28,7 +28,7 @@ pub struct Cell {
     pub extended_next_hop: bool,
     /// Our password and theirs.
     pub passwords: [Option<&'static str>; 2],
-    pub between: Between,
+    pub topology: Topology,
     pub hops: Hops,
     pub dials: Dials,
     pub reflects: Reflects,
@@ -88,7 +88,7 @@ impl Cell {
             families: PerFamily { v4: true, v6: true },
             extended_next_hop: false,
             passwords: [None, None],
-            between: Between::Link,
+            topology: Topology::Link,
             hops: Hops::Plain,
             dials: Dials::Both,
             reflects: Reflects::Nobody,

@@ -28,7 +28,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
 
 use crate::cell::{Cell, Daemon};
-use crate::ground::{Between, Host, eventually, look, with_hosts};
+use crate::ground::{Host, Topology, eventually, look, with_hosts};
 use crate::other::Other;
 use crate::ours::{Ours, wanted};
 
@@ -91,7 +91,7 @@ fn with_session(cell: &Cell, test: impl Fn(&Client, &Host, &Ours, &Other) + Send
 
 /// Runs a test with our speaker on the first host and GoBGP on the second, both with all routes of the other.
 fn with_session_of(client: &Client, cell: &Cell, test: impl FnOnce(&Client, &Host, &Ours, &Other) + Send) {
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let ours = Ours::start(&hosts[0], cell.asns[0], false);
         ours.announce(cell, &hosts[0]);
         ours.want(wanted(cell, &hosts[0], &hosts[1]));

@@ -15,7 +15,7 @@ use crate::namespace::{in_new, own_run, run};
 
 /// What lies between hosts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Between {
+pub enum Topology {
     Link,
     Router,
 }
@@ -33,43 +33,43 @@ const LOOKS: usize = 600;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Runs a test with so many hosts.
-pub fn with_hosts(count: u8, between: Between, test: impl FnOnce(&[Host]) + Send) {
+pub fn with_hosts(count: u8, topology: Topology, test: impl FnOnce(&[Host]) + Send) {
     in_new(|| {
         own_run();
         let mut script = String::new();
-        if between == Between::Link {
+        if topology == Topology::Link {
             script.push_str("link add br0 type bridge\nlink set br0 up\n");
         }
         for number in 1..=count {
             run(&format!("ip netns add host-{number}"));
             script.push_str(&format!("link add to-{number} type veth peer name eth0 netns host-{number}\n"));
-            match between {
-                Between::Link => script.push_str(&format!("link set to-{number} master br0 up\n")),
-                Between::Router => script.push_str(&format!(
+            match topology {
+                Topology::Link => script.push_str(&format!("link set to-{number} master br0 up\n")),
+                Topology::Router => script.push_str(&format!(
                     "link set to-{number} up\naddr add 192.0.2.254/32 dev to-{number}\n\
                      addr add 2001:db8::ff/128 dev to-{number} nodad\n\
                      route add 192.0.2.{number}/32 dev to-{number}\nroute add 2001:db8::{number}/128 dev to-{number}\n"
                 )),
             }
         }
-        if between == Between::Router {
+        if topology == Topology::Router {
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("a setting of the namespace");
             std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").expect("a setting of the namespace");
         }
         batch(&["-batch", "-"], &script);
-        let hosts: Vec<Host> = (1..=count).map(|number| Host::new(number, between)).collect();
+        let hosts: Vec<Host> = (1..=count).map(|number| Host::new(number, topology)).collect();
         test(&hosts);
     });
 }
 
 impl Host {
-    fn new(number: u8, between: Between) -> Host {
-        let (four, six) = if between == Between::Link { (24, 64) } else { (32, 128) };
+    fn new(number: u8, topology: Topology) -> Host {
+        let (four, six) = if topology == Topology::Link { (24, 64) } else { (32, 128) };
         let mut script = format!(
             "link set lo up\nlink set eth0 up\naddr add 192.0.2.{number}/{four} dev eth0\n\
              addr add 2001:db8::{number}/{six} dev eth0 nodad\n"
         );
-        if between == Between::Router {
+        if topology == Topology::Router {
             script.push_str(
                 "route add 192.0.2.254/32 dev eth0\nroute add default via 192.0.2.254\n\
                  route add 2001:db8::ff/128 dev eth0\nroute add default via 2001:db8::ff\n",

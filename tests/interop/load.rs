@@ -13,7 +13,7 @@ use sluice::bgp::rib::PeerId;
 use sluice::bgp::speaker::{Order, Speaker, Wanted};
 use sluice::net::{Family, PerFamily};
 
-use crate::ground::{Between, Host, eventually, with_hosts};
+use crate::ground::{Host, Topology, eventually, with_hosts};
 use crate::ours::{Ours, plain};
 
 /// Set in the process that has few open files.
@@ -43,7 +43,7 @@ fn foreign(speaker: &mut Speaker) -> usize {
 #[test]
 fn large_tables_in_both_directions_arrive_whole() {
     const COUNT: u32 = 20_000;
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let speakers = [0, 1].map(|number: usize| Ours::start(&hosts[number], 65001, false));
         for (ours, (host, peer)) in speakers.iter().zip([(&hosts[0], &hosts[1]), (&hosts[1], &hosts[0])]) {
             ours.order((0..COUNT).map(|number| originate(host, number)).collect());
@@ -64,7 +64,7 @@ fn large_tables_in_both_directions_arrive_whole() {
 #[test]
 fn a_thousand_neighbours_that_dial_at_once_are_all_heard() {
     const COUNT: u16 = 1000;
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let [us, them] = hosts else { unreachable!("there are two") };
         let number = |one: u16| Ipv4Addr::from(0xc612_0000 + u32::from(one) + 1);
         let script: String = (0..COUNT).map(|one| format!("addr add {}/32 dev eth0\n", number(one))).collect();
@@ -97,7 +97,7 @@ fn a_thousand_neighbours_that_dial_at_once_are_all_heard() {
 #[test]
 fn one_that_takes_nothing_keeps_nobody_waiting_and_costs_no_more_than_its_room() {
     const ROUTES: u32 = 10_000;
-    with_hosts(3, Between::Link, |hosts| {
+    with_hosts(3, Topology::Link, |hosts| {
         let [us, silent, other] = hosts else { unreachable!("there are three") };
         // The kernel takes little for it.
         let little = || std::fs::write("/proc/sys/net/ipv4/tcp_wmem", "4096 8192 8192");
@@ -153,7 +153,7 @@ fn without_open_files_nobody_is_let_in_until_there_are_some_again() {
 }
 
 fn with_few_open_files() {
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let ours = Ours::start(&hosts[0], 65001, false);
         let on = SocketAddr::new(hosts[0].address(Family::V4), 179);
         let troubles = |ours: &Ours| -> Vec<bool> {

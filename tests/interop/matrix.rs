@@ -6,7 +6,7 @@ use sluice::bgp::speaker::{Fact, Order};
 use sluice::net::{Family, PerFamily};
 
 use crate::cell::{Cell, Daemon, Dials, Hops, Reflects};
-use crate::ground::{Between, Host, eventually, with_hosts};
+use crate::ground::{Host, Topology, eventually, with_hosts};
 use crate::namespace::run;
 use crate::other::Other;
 use crate::ours::{Ours, plain, received, wanted};
@@ -51,7 +51,7 @@ impl<'a> Pair<'a> {
 
 /// Sets up a cell and looks at the routes on both sides; then something happens.
 fn check_and(cell: Cell, then: impl FnOnce(Pair) + Send) {
-    with_hosts(2, cell.between, |hosts| {
+    with_hosts(2, cell.topology, |hosts| {
         let pair = Pair::begin(&cell, hosts);
         pair.is_complete();
         then(pair);
@@ -114,7 +114,7 @@ fn a_password_over_ipv6_and_they_dial(daemon: Daemon) {
 
 fn a_wrong_password(daemon: Daemon) {
     let cell = Cell { passwords: [Some("sesame"), Some("simsim")], ..Cell::with(daemon) };
-    with_hosts(2, cell.between, |hosts| {
+    with_hosts(2, cell.topology, |hosts| {
         let pair = Pair::begin(&cell, hosts);
         eventually("that the kernel drops it", &true, || hosts[0].counter("TCPMD5Failure") > 2);
         assert_ne!(pair.ours.state(pair.them()), State::Established);
@@ -125,7 +125,7 @@ fn a_wrong_password(daemon: Daemon) {
 }
 
 fn a_router_in_between(daemon: Daemon) {
-    check(Cell { between: Between::Router, hops: Hops::Multihop(2), ..Cell::with(daemon) });
+    check(Cell { topology: Topology::Router, hops: Hops::Multihop(2), ..Cell::with(daemon) });
 }
 
 fn hops_are_counted_on_a_link(daemon: Daemon) {
@@ -137,7 +137,7 @@ fn hops_are_counted_over_ipv6_and_they_dial(daemon: Daemon) {
 }
 
 fn hops_are_counted_over_a_router(daemon: Daemon) {
-    check(Cell { between: Between::Router, hops: Hops::Secured(2), ..Cell::with(daemon) });
+    check(Cell { topology: Topology::Router, hops: Hops::Secured(2), ..Cell::with(daemon) });
 }
 
 fn they_dial(daemon: Daemon) {
@@ -150,7 +150,7 @@ fn we_dial(daemon: Daemon) {
 
 fn we_reflect_to_them(daemon: Daemon) {
     let cell = Cell { reflects: Reflects::We, ..Cell::inside(daemon) };
-    with_hosts(3, cell.between, |hosts| {
+    with_hosts(3, cell.topology, |hosts| {
         let [us, them, third] = hosts else { unreachable!("there are three") };
         let reflector = Ours::start(us, cell.asns[0], false);
         reflector.want(wanted(&cell, us, them));
@@ -170,7 +170,7 @@ fn we_reflect_to_them(daemon: Daemon) {
 
 fn they_reflect_to_us(daemon: Daemon) {
     let cell = Cell { reflects: Reflects::They, ..Cell::inside(daemon) };
-    with_hosts(3, cell.between, |hosts| {
+    with_hosts(3, cell.topology, |hosts| {
         let [us, them, third] = hosts else { unreachable!("there are three") };
         let speakers = [us, third].map(|host| {
             let ours = Ours::start(host, cell.asns[0], false);
@@ -253,7 +253,7 @@ fn both_ask_for_routes_again(daemon: Daemon) {
 
 fn we_take_only_so_many(daemon: Daemon) {
     let cell = Cell { families: V4, most: [Some(1), None], ..Cell::with(daemon) };
-    with_hosts(2, cell.between, |hosts| {
+    with_hosts(2, cell.topology, |hosts| {
         let pair = Pair::begin(&cell, hosts);
         pair.ours.learns("that there are too many", |fact| {
             (*fact == Fact::TooMany { family: Family::V4, most: 1 }).then_some(())
@@ -269,7 +269,7 @@ fn we_take_only_so_many(daemon: Daemon) {
 
 fn they_take_only_so_many(daemon: Daemon) {
     let cell = Cell { families: V4, most: [None, Some(1)], ..Cell::with(daemon) };
-    with_hosts(2, cell.between, |hosts| {
+    with_hosts(2, cell.topology, |hosts| {
         let pair = Pair::begin(&cell, hosts);
         // FRR looks at what it has when the next one comes.
         for number in 3..6 {

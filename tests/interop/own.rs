@@ -14,7 +14,7 @@ use sluice::bgp::transport::{Password, TimeToLive};
 use sluice::net::{Family, PerFamily};
 
 use crate::cell::{Cell, Daemon, OURS};
-use crate::ground::{Between, Host, eventually, with_hosts};
+use crate::ground::{Host, Topology, eventually, with_hosts};
 use crate::namespace::run;
 use crate::ours::{Ours, plain, wanted};
 
@@ -35,7 +35,7 @@ fn pair(hosts: &[Host], cell: &Cell) -> [Ours; 2] {
 
 #[test]
 fn two_that_dial_each_other_at_the_same_moment_have_one_session_and_keep_it() {
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let [one, other] = [0, 1].map(|number| Ours::start(&hosts[number], 65001, false));
         for _ in 0..20 {
             std::thread::scope(|scope| {
@@ -66,7 +66,7 @@ fn two_that_dial_each_other_at_the_same_moment_have_one_session_and_keep_it() {
 
 #[test]
 fn one_that_dies_without_a_word_and_comes_back_is_spoken_with_again() {
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let cell = inside();
         let [one, other] = pair(hosts, &cell);
         // The link goes first, so that nobody hears of the end.
@@ -85,7 +85,7 @@ fn one_that_dies_without_a_word_and_comes_back_is_spoken_with_again() {
 #[test]
 fn two_hundred_that_dial_at_once_all_have_a_session() {
     const COUNT: u8 = 200;
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let number = |number: u8| IpAddr::V4(Ipv4Addr::new(192, 0, 2, number + 10));
         let them = &hosts[1];
         let script: String = (0..COUNT).map(|one| format!("addr add {}/24 dev eth0\n", number(one))).collect();
@@ -121,7 +121,7 @@ fn two_hundred_that_dial_at_once_all_have_a_session() {
 
 #[test]
 fn strangers_are_closed_at_once_and_counted() {
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let ours = Ours::start(&hosts[0], 65001, false);
         let to = SocketAddr::new(hosts[0].address(Family::V4), 179);
         eventually("that it is listened on", &true, || hosts[1].inside(|| TcpStream::connect(to).is_ok()));
@@ -140,7 +140,7 @@ fn strangers_are_closed_at_once_and_counted() {
 
 #[test]
 fn a_neighbour_that_comes_to_another_address_is_not_let_in() {
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         hosts[0].ask(&["ip", "addr", "add", "192.0.2.77/24", "dev", "eth0"]).expect("an address can be added");
         let ours = Ours::start(&hosts[0], 65001, false);
         let another = SocketAddr::new("192.0.2.77".parse().expect("an address"), 179);
@@ -156,7 +156,7 @@ fn a_neighbour_that_comes_to_another_address_is_not_let_in() {
 
 #[test]
 fn a_neighbour_that_says_nothing_has_few_connections_and_keeps_nobody_out() {
-    with_hosts(3, Between::Link, |hosts| {
+    with_hosts(3, Topology::Link, |hosts| {
         let ours = Ours::start(&hosts[0], 65001, false);
         let mut silent = plain(&hosts[0], &hosts[1]);
         silent.settings.passive = true;
@@ -175,7 +175,7 @@ fn a_neighbour_that_says_nothing_has_few_connections_and_keeps_nobody_out() {
 
 #[test]
 fn a_port_that_is_in_use_is_told_once_and_taken_when_it_is_free() {
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let on = SocketAddr::new(hosts[0].address(Family::V4), 179);
         let occupant = hosts[0].inside(|| TcpListener::bind(on).expect("it is free"));
         let ours = Ours::start(&hosts[0], 65001, false);
@@ -199,7 +199,7 @@ fn a_port_that_is_in_use_is_told_once_and_taken_when_it_is_free() {
 
 #[test]
 fn addresses_to_listen_on_come_and_go_and_need_not_be_there_yet() {
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let ours = Ours::start(&hosts[0], 65001, false);
         let [first, later] = ["192.0.2.1", "192.0.2.88"].map(|text| format!("{text}:179").parse().expect("an address"));
         let answers =
@@ -214,7 +214,7 @@ fn addresses_to_listen_on_come_and_go_and_need_not_be_there_yet() {
 
 #[test]
 fn passwords_come_change_and_go_with_their_neighbour() {
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let cell = Cell { families: PerFamily { v4: true, v6: false }, ..inside() };
         let [one, other] = pair(hosts, &cell);
         for password in [Some("sesame"), Some("simsim"), None] {
@@ -236,7 +236,7 @@ fn passwords_come_change_and_go_with_their_neighbour() {
 
 #[test]
 fn who_is_farther_away_than_it_may_be_is_not_heard_whoever_dials() {
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let cell = inside();
         for passive in [[false, true], [true, false]] {
             let speakers = [0, 1].map(|number: usize| Ours::start(&hosts[number], 65001, false));
@@ -263,7 +263,7 @@ fn who_is_farther_away_than_it_may_be_is_not_heard_whoever_dials() {
 
 #[test]
 fn a_neighbour_outside_is_not_reached_over_a_router_unless_that_is_wanted() {
-    with_hosts(2, Between::Router, |hosts| {
+    with_hosts(2, Topology::Router, |hosts| {
         let speakers = [0, 1].map(|number: usize| Ours::start(&hosts[number], 65001, false));
         let them = hosts[1].address(Family::V4);
         let want = |hops: u8| {
@@ -286,7 +286,7 @@ fn a_neighbour_outside_is_not_reached_over_a_router_unless_that_is_wanted() {
 
 #[test]
 fn one_that_cannot_be_dialled_is_told_once() {
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let ours = Ours::start(&hosts[0], 65001, false);
         ours.want(plain(&hosts[0], &hosts[1]));
         let them = hosts[1].address(Family::V4);
@@ -310,7 +310,7 @@ fn one_that_cannot_be_dialled_is_told_once() {
 
 #[test]
 fn what_is_said_last_arrives_though_the_other_side_is_flooding_us() {
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let [one, other] = [0, 1].map(|number| Ours::start(&hosts[number], 65001, false));
         let route = |number: u32| {
             let prefix =
@@ -353,7 +353,7 @@ fn has_ended(mut stream: &TcpStream) -> bool {
 
 #[test]
 fn what_is_said_to_be_written_arrives_whatever_happens_afterwards() {
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let cell = Cell { graceful: true, ..inside() };
         let other = Ours::start(&hosts[1], 65001, false);
         other.want(wanted(&cell, &hosts[1], &hosts[0]));

@@ -26,7 +26,7 @@ use sluice::bgp::transport::TimeToLive;
 use sluice::net::{Family, PerFamily};
 
 use crate::cell::{Cell, Daemon};
-use crate::ground::{Between, Host, eventually, with_hosts};
+use crate::ground::{Host, Topology, eventually, with_hosts};
 use crate::ours::{Ours, wanted};
 use crate::raw::{Raw, Who, bytes, written};
 
@@ -49,7 +49,7 @@ fn play<Row>(rows: &[Row], mut case: impl FnMut(&Stage, &Row) -> (String, String
 where
     Row: Sync,
 {
-    with_hosts(3, Between::Link, |hosts| {
+    with_hosts(3, Topology::Link, |hosts| {
         let stage = Stage::new(hosts);
         let mut wrong = Vec::new();
         for row in rows {

@@ -14,7 +14,7 @@ use sluice::model::{
     Reflection, Routing, World,
 };
 use sluice::net::{ExternalPeer, Password, PerFamily};
-use sluice::router::desired::Changed;
+use sluice::router::desired::RouterChanges;
 use sluice::router::plan::Plan;
 
 use crate::support::random::{Random, for_many};
@@ -117,7 +117,7 @@ fn host(wide: bool) -> Host {
 }
 
 /// Changes one input, hands it to the plan and says what it was.
-pub fn step(inputs: &mut Inputs, plan: &mut Plan, random: &mut Random) -> (String, Changed) {
+pub fn step(inputs: &mut Inputs, plan: &mut Plan, random: &mut Random) -> (String, RouterChanges) {
     let what = match random.below(100) {
         0..=29 => {
             let name = *random.pick(&NODES);

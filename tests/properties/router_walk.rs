@@ -28,7 +28,7 @@ use sluice::kernel::monitor::Notice;
 use sluice::model::{Authority, World};
 use sluice::reconcile::Moment;
 use sluice::router::apply::{Leave, Mirrors};
-use sluice::router::desired::Changed;
+use sluice::router::desired::RouterChanges;
 use sluice::router::names::BRIDGE;
 use sluice::router::plan::Plan;
 use sluice::subsystem::Kinds;
@@ -140,7 +140,7 @@ impl Agent {
         }
     }
 
-    fn mark(&mut self, changed: &Changed) {
+    fn mark(&mut self, changed: &RouterChanges) {
         self.heard.extend(changed.routes.iter().map(|key| format!("route {key}")));
         self.mirrors.mark(changed);
     }
@@ -569,7 +569,7 @@ impl<'r> Walk<'r> {
             let steps = if attempt < 3 { 15 } else { 0 };
             self.kernel.with(|machine| machine.faults = Faults { random, steps, reads: 0, alive_for: None });
             let mut mirrors = Mirrors::new(self.kernel.router_targets());
-            mirrors.mark(&Changed::default());
+            mirrors.mark(&RouterChanges::default());
             let leave = Leave { authority: Authority::Complete, routes_are_complete: true };
             for _ in 0..ROUNDS_TO_SETTLE {
                 self.now += Duration::from_secs(60);

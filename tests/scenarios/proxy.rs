@@ -7,7 +7,7 @@ use sluice::kernel::route::Route;
 use sluice::model::Authority;
 use sluice::net::Protocol;
 use sluice::proxy::apply::Mirrors;
-use sluice::proxy::desired::{Changed, Desired};
+use sluice::proxy::desired::{Desired, ProxyChanges};
 use sluice::proxy::plan::Plan;
 use sluice::reconcile::Moment;
 
@@ -46,7 +46,7 @@ fn found(file: &File) -> Found {
     let (world, warnings) = objects::world(file.text("objects"), file.lines("host"));
     let mut plan = Plan::new(config, families, (6, 1));
     let now = Instant::now();
-    let Changed { mut notes, refused, .. } = plan.update(&world, now);
+    let ProxyChanges { mut notes, refused, .. } = plan.update(&world, now);
     notes.extend(refused.iter().map(|(service, it)| format!("{service}: {} is not served: {}", it.address, it.reason)));
     let desired = plan.desired().clone();
 

@@ -8,7 +8,7 @@ use sluice::config::ProxyConfig;
 use sluice::kernel::ipvs::ServiceKey;
 use sluice::model::{Authority, World};
 use sluice::net::PerFamily;
-use sluice::proxy::apply::{Mirrors, Round};
+use sluice::proxy::apply::{Mirrors, ProxyRound};
 use sluice::proxy::desired::Desired;
 use sluice::proxy::plan::Plan;
 use sluice::reconcile::{Found, Moment};
@@ -72,7 +72,7 @@ impl Agent {
         }
     }
 
-    pub fn round(&mut self, at: Moment) -> Round {
+    pub fn round(&mut self, at: Moment) -> ProxyRound {
         self.mirrors.round(self.plan.desired(), self.authority, at)
     }
 

@@ -14,7 +14,7 @@ use sluice::kernel::monitor::Notice;
 use sluice::model::{Authority, World};
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::proxy::apply::Mirrors;
-use sluice::proxy::desired::{Changed, Desired};
+use sluice::proxy::desired::{Desired, ProxyChanges};
 use sluice::proxy::names::Set;
 use sluice::proxy::udp_flows::Forgetting;
 use sluice::reconcile::Moment;
@@ -532,7 +532,7 @@ impl Walk {
         let mut mirrors = Mirrors::new(self.kernel.targets(), Vec::new());
         for (count, max_elements) in [(4, 4), (2, 2), (4, 8)] {
             let desired = desired(count, max_elements);
-            let mut changed = Changed::default();
+            let mut changed = ProxyChanges::default();
             changed.sets.push(name.clone());
             changed
                 .elements

@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 const OWN: Own = Own { asn: 65001, identifier: Ipv4Addr::new(192, 0, 2, 1), cluster: Ipv4Addr::new(192, 0, 2, 1) };
 
 /// A neighbour, and its Adj-RIB-In.
-struct Told {
+struct TestNeighbour {
     kind: Kind,
     dialect: Dialect,
     routes: BTreeMap<IpNet, Attributes>,
@@ -23,7 +23,7 @@ struct Told {
 
 struct Bench {
     rib: Rib,
-    told: BTreeMap<PeerId, Told>,
+    told: BTreeMap<PeerId, TestNeighbour>,
     routes: BTreeMap<IpNet, Vec<IpAddr>>,
     parcels: Vec<Parcel>,
     /// Whether the sockets of new neighbours accept output.
@@ -93,7 +93,8 @@ impl Bench {
             view,
             retains: true,
         });
-        let told = Told { kind, dialect, routes: BTreeMap::new(), marks: vec![], messages: 0, deaf: !self.hearing };
+        let told =
+            TestNeighbour { kind, dialect, routes: BTreeMap::new(), marks: vec![], messages: 0, deaf: !self.hearing };
         self.told.insert(peer, told);
         self.flush();
         peer
@@ -149,7 +150,7 @@ impl Bench {
         }
     }
 
-    fn told(&self, peer: PeerId) -> &Told {
+    fn told(&self, peer: PeerId) -> &TestNeighbour {
         &self.told[&peer]
     }
 
@@ -173,7 +174,7 @@ impl Bench {
     }
 }
 
-impl Told {
+impl TestNeighbour {
     fn take(&mut self, parcel: &Parcel) {
         let mut framing = Framing::default();
         framing.push(&parcel.bytes);

@@ -32,8 +32,8 @@ use crate::net::{Family, PerFamily};
 use crate::reconcile::{Found, Growth, Moment, Reflection, Target, audit};
 use crate::subsystem::{Kinds, kinds};
 
-use self::acts::{Given, pods_of};
-use super::desired::{Changed, Desired};
+use self::acts::{RoundInputs, pods_of};
+use super::desired::{Desired, LoweredChanges};
 use super::dispatch;
 use super::enforced::Seen;
 use super::lowering::elements_of;
@@ -112,7 +112,7 @@ const TIDY_AT_LAST: Duration = Duration::from_secs(5);
 
 /// Result of one round.
 #[derive(Default, Debug)]
-pub struct Round {
+pub struct IptablesRound {
     /// Steps of all kinds together.
     pub steps: u64,
     /// Duration of the sets and their elements, and of the rules.
@@ -134,7 +134,7 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Marks desired objects as changed.
-    pub fn mark(&mut self, changed: &Changed) {
+    pub fn mark(&mut self, changed: &LoweredChanges) {
         changed.sets.iter().for_each(|key| self.sets.mark(key.clone()));
         changed.elements.iter().for_each(|key| self.elements.mark(key.clone()));
         changed.rules.iter().for_each(|key| self.rules.mark(key.clone()));
@@ -146,19 +146,19 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Runs one round: grows as far as `authority` allows, then shrinks where that is allowed.
-    pub fn round(&mut self, desired: &Desired, authority: Authority, at: Moment) -> Round {
+    pub fn round(&mut self, desired: &Desired, authority: Authority, at: Moment) -> IptablesRound {
         let (before, begun) = (self.steps_done(), Instant::now());
         if authority == Authority::Nothing {
-            return Round::default();
+            return IptablesRound::default();
         }
         // The rules in force determine the order below. A failure here shows with the rules.
         self.rules.learn(at);
         if authority == Authority::Remembered && !self.may_use_memory() {
-            return Round::default();
+            return IptablesRound::default();
         }
         let mut left = std::mem::take(&mut self.left);
         left.retain(|key| authority != Authority::Complete && !desired.elements.contains_key(key));
-        let mut round = self.acts(&Given { desired, authority, at, left: &left }, begun);
+        let mut round = self.acts(&RoundInputs { desired, authority, at, left: &left }, begun);
         self.left = left;
         round.steps = self.steps_done() - before;
         round.elements_took = self.elements.target().take_took();
@@ -166,9 +166,9 @@ impl<K: Kernel> Mirrors<K> {
         round
     }
 
-    fn acts(&mut self, given: &Given<'_>, begun: Instant) -> Round {
-        let Given { desired, authority, at, .. } = *given;
-        let mut round = Round::default();
+    fn acts(&mut self, given: &RoundInputs<'_>, begun: Instant) -> IptablesRound {
+        let RoundInputs { desired, authority, at, .. } = *given;
+        let mut round = IptablesRound::default();
         match authority {
             Authority::Complete => self.shut_out_gone_pods(desired, at),
             _ => self.untidy = None,
@@ -286,8 +286,8 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Returns the rules desired for now, if they differ from `Desired`.
-    fn rules_for_now(&mut self, given: &Given<'_>) -> Option<AllRules> {
-        let Given { desired, authority, at, .. } = *given;
+    fn rules_for_now(&mut self, given: &RoundInputs<'_>) -> Option<AllRules> {
+        let RoundInputs { desired, authority, at, .. } = *given;
         let mut overlay = self.refusals.overlay(at.now);
         if let (true, Some(seen)) = (self.sets.trouble().is_some(), self.sets.seen()) {
             let missing: BTreeSet<SetName> =

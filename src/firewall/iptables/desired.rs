@@ -17,7 +17,7 @@ pub struct Desired {
 
 /// Changed keys of [`Desired`], in any order; a key may occur twice.
 #[derive(Default, Debug)]
-pub struct Changed {
+pub struct LoweredChanges {
     pub sets: Vec<SetName>,
     pub elements: Vec<ElementKey>,
     pub rules: Vec<Piece>,
@@ -25,7 +25,7 @@ pub struct Changed {
     pub left: Vec<ElementKey>,
 }
 
-impl Changed {
+impl LoweredChanges {
     pub fn is_empty(&self) -> bool {
         self.sets.is_empty() && self.elements.is_empty() && self.rules.is_empty()
     }

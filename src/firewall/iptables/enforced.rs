@@ -97,14 +97,14 @@ mod tests {
     use crate::net::PerFamily;
     use crate::reconcile::Moment;
 
-    struct Given {
+    struct Fixture {
         world: World,
         plan: Plan,
         lowering: Lowering,
         config: Arc<FirewallConfig>,
     }
 
-    fn given() -> Given {
+    fn given() -> Fixture {
         let mut world = World::empty();
         world.host = Arc::new(Host { node_name: "node1".into(), ..Host::default() });
         let cluster = &mut world.cluster;
@@ -122,12 +122,12 @@ mod tests {
         let mut plan = Plan::new();
         let changed = plan.update(&world);
         lowering.update(plan.rules(), &world, &changed);
-        Given { world, plan, lowering, config }
+        Fixture { world, plan, lowering, config }
     }
 
     /// Returns whether the answer for web → db is enforced by a kernel that differs from the desired state by `change`.
     fn told(change: impl FnOnce(&mut Desired, &mut Refusals)) -> Result<(), String> {
-        let Given { world, plan, lowering, config } = given();
+        let Fixture { world, plan, lowering, config } = given();
         let mut kernel = lowering.desired().clone();
         let mut refusals = Refusals::default();
         change(&mut kernel, &mut refusals);

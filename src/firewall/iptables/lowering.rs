@@ -23,7 +23,7 @@ use crate::net::{Family, PerFamily};
 
 use super::super::rules::{Contents, Direction, Element, Isolation, PolicyKey, PortOwners, RuleSet, SetKey};
 use super::super::{link_local as addresses, plan};
-use super::desired::{Changed, Desired};
+use super::desired::{Desired, LoweredChanges};
 use super::{dispatch, link_local, names, pod_chain, policy_chain};
 
 /// The desired kernel objects, kept up to date.
@@ -63,8 +63,8 @@ impl Lowering {
     }
 
     /// Updates from changes of the rule set and the facts of this node; returns what changed.
-    pub fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::Changed) -> Changed {
-        let mut told = Changed::default();
+    pub fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::RuleSetChanges) -> LoweredChanges {
+        let mut told = LoweredChanges::default();
         let is_first = self.closed.is_none();
         let closed = self.closed_ranges(world);
         if self.closed.as_ref() != Some(&closed) {
@@ -103,7 +103,7 @@ impl Lowering {
         told
     }
 
-    fn lower_link_local(&mut self, told: &mut Changed) {
+    fn lower_link_local(&mut self, told: &mut LoweredChanges) {
         if !self.kernel_has_ipv6 {
             return;
         }
@@ -135,7 +135,7 @@ impl Lowering {
         known.iter().copied().chain(kept).collect()
     }
 
-    fn lower_fixed(&mut self, told: &mut Changed) {
+    fn lower_fixed(&mut self, told: &mut LoweredChanges) {
         for family in self.enabled() {
             for (piece, rules) in dispatch::fixed(family) {
                 self.put_rules(piece, Some(rules), told);
@@ -144,7 +144,7 @@ impl Lowering {
         }
     }
 
-    fn lower_tail(&mut self, closed: &[IpNet], told: &mut Changed) {
+    fn lower_tail(&mut self, closed: &[IpNet], told: &mut LoweredChanges) {
         for family in self.enabled() {
             let (piece, rules) = dispatch::tail(family, closed);
             self.put_rules(piece, Some(rules), told);
@@ -152,7 +152,7 @@ impl Lowering {
     }
 
     /// Lowers a set that was added, removed, or has to be compared as a whole.
-    fn lower_set(&mut self, key: &SetKey, contents: Option<&Contents>, told: &mut Changed) {
+    fn lower_set(&mut self, key: &SetKey, contents: Option<&Contents>, told: &mut LoweredChanges) {
         let set_names = names::set(key);
         for family in self.enabled() {
             let contents = contents.filter(|_| policy_chain::is_of(key, family));
@@ -181,7 +181,7 @@ impl Lowering {
     }
 
     /// Lowers elements that were added to or removed from sets.
-    fn lower_elements(&mut self, rules: &RuleSet, changed: &[(Arc<SetKey>, Element)], told: &mut Changed) {
+    fn lower_elements(&mut self, rules: &RuleSet, changed: &[(Arc<SetKey>, Element)], told: &mut LoweredChanges) {
         let mut resized = BTreeSet::new();
         for (key, element) in changed {
             let family = element.family();
@@ -204,7 +204,7 @@ impl Lowering {
         }
     }
 
-    fn lower_policy(&mut self, key: &PolicyKey, rules: &RuleSet, told: &mut Changed) {
+    fn lower_policy(&mut self, key: &PolicyKey, rules: &RuleSet, told: &mut LoweredChanges) {
         let name = names::policy_chain(key);
         match rules.policies.contains_key(key) {
             true => drop(self.asking.entry(key.clone()).or_insert_with(|| pod_chain::asks(key))),
@@ -217,7 +217,7 @@ impl Lowering {
         }
     }
 
-    fn lower_pod(&mut self, name: &ObjectName, rules: &RuleSet, told: &mut Changed) {
+    fn lower_pod(&mut self, name: &ObjectName, rules: &RuleSet, told: &mut LoweredChanges) {
         let pod = rules.pods.get(name);
         let addresses = pod.map(|pod| pod.addresses.clone());
         for direction in Direction::BOTH {
@@ -246,7 +246,7 @@ impl Lowering {
     }
 
     /// Keeps an address in the set of local pods while a pod of this node has it.
-    fn lower_address(&mut self, address: IpAddr, rules: &RuleSet, told: &mut Changed) {
+    fn lower_address(&mut self, address: IpAddr, rules: &RuleSet, told: &mut LoweredChanges) {
         let family = Family::from(address);
         if !*self.families.of(family) {
             return;
@@ -263,7 +263,7 @@ impl Lowering {
         }
     }
 
-    fn remove_element(&mut self, key: ElementKey, told: &mut Changed) {
+    fn remove_element(&mut self, key: ElementKey, told: &mut LoweredChanges) {
         if self.desired.elements.remove(&key).is_some() {
             told.left.push(key.clone());
             told.elements.push(key);
@@ -271,7 +271,7 @@ impl Lowering {
     }
 
     /// Adds the set of local pods with kube-router's specification, because it uses the same set.
-    fn put_local_pods(&mut self, family: Family, told: &mut Changed) {
+    fn put_local_pods(&mut self, family: Family, told: &mut LoweredChanges) {
         let name = names::local_pods(family);
         let count = self.desired.elements.range(elements_of(name)).count();
         let spec = SetSpec { timeout: true, ..spec(SetKind::HashIp, family, count) };
@@ -279,7 +279,7 @@ impl Lowering {
     }
 
     /// Returns the stored name, so that all elements share it.
-    fn put_set(&mut self, name: &SetName, spec: Option<SetSpec>, told: &mut Changed) -> SetName {
+    fn put_set(&mut self, name: &SetName, spec: Option<SetSpec>, told: &mut LoweredChanges) -> SetName {
         let name = self.known(name);
         if self.desired.sets.get(&name) != spec.as_ref() {
             match spec {
@@ -295,7 +295,7 @@ impl Lowering {
         self.desired.sets.get_key_value(name).map_or(name, |(known, _)| known).clone()
     }
 
-    fn put_rules(&mut self, piece: Piece, rules: Option<Rules>, told: &mut Changed) {
+    fn put_rules(&mut self, piece: Piece, rules: Option<Rules>, told: &mut LoweredChanges) {
         if self.desired.rules.get(&piece) == rules.as_ref() {
             return;
         }

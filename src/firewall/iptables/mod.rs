@@ -43,7 +43,7 @@ use self::apply::{Kernel, Mirrors, Targets};
 use self::drops::Owners;
 use self::enforced::enforced;
 use self::lowering::Lowering;
-use super::backend::{Backend, Count, Refusal, Round};
+use super::backend::{Backend, Count, Refusal, RoundDurations};
 use super::plan;
 use super::rules::RuleSet;
 use super::verdict::Verdict;
@@ -76,7 +76,7 @@ impl<K: Kernel> Backend for Iptables<K> {
         &mut self.mirrors
     }
 
-    fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::Changed) {
+    fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::RuleSetChanges) {
         let lowered = self.lowering.update(rules, world, changed);
         self.mirrors.mark(&lowered);
         if !changed.pods.is_empty() {
@@ -101,15 +101,15 @@ impl<K: Kernel> Backend for Iptables<K> {
         !self.mirrors.is_settled() || self.mirrors.has_due_refusals(now)
     }
 
-    fn round(&mut self, authority: Authority, at: Moment) -> Round {
+    fn round(&mut self, authority: Authority, at: Moment) -> RoundDurations {
         let round = self.mirrors.round(self.lowering.desired(), authority, at);
-        let apply::Round { sets_took, elements_took, rules_took, timings, .. } = round;
+        let apply::IptablesRound { sets_took, elements_took, rules_took, timings, .. } = round;
         let of = |program| {
             let runs = timings.iter().filter(move |run| run.program == program);
             runs.map(|run| (run.family, run.took)).collect()
         };
         let (rules_read, rules_written) = (of(Program::Save), of(Program::Restore));
-        Round { sets_took, elements_took, rules_took, rules_read, rules_written }
+        RoundDurations { sets_took, elements_took, rules_took, rules_read, rules_written }
     }
 
     fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String> {

@@ -47,7 +47,7 @@ pub struct Order {
 }
 
 /// Inputs of an order.
-pub struct Between<'a> {
+pub struct OrderInputs<'a> {
     /// The rules last seen.
     pub seen: &'a AllRules,
     /// The rules desired for now.
@@ -62,7 +62,7 @@ pub struct Between<'a> {
 
 impl Order {
     /// Returns the order of changes from the seen to the desired state.
-    pub fn between(between: Between<'_>) -> Order {
+    pub fn between(between: OrderInputs<'_>) -> Order {
         let mut order = Order { unknown: between.unknown, ..Order::default() };
         let is_apart = |key: &ElementKey| key.set == *names::local_pods(key.entry.family());
         for family in Family::BOTH.into_iter().filter(|family| !*between.unknown.of(*family)) {
@@ -79,7 +79,7 @@ impl Order {
         order
     }
 
-    fn of_family(&mut self, between: &Between<'_>, family: Family, mut moves: Moves) {
+    fn of_family(&mut self, between: &OrderInputs<'_>, family: Family, mut moves: Moves) {
         let differs =
             |(piece, rules): (&Piece, &Rules)| piece.family() == family && between.seen.get(piece) != Some(rules);
         if between.rules_stay || !between.want.iter().any(differs) {
@@ -240,7 +240,7 @@ mod tests {
         let list = |words| elements(words).into_iter().collect();
         let differing = Differing { missing: list(come), surplus: list(go) };
         let (desired, unknown) = (desired(), PerFamily::default());
-        Order::between(Between { seen, want, desired: &desired, differing, unknown, rules_stay: false })
+        Order::between(OrderInputs { seen, want, desired: &desired, differing, unknown, rules_stay: false })
     }
 
     #[test]

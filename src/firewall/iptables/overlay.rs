@@ -19,7 +19,7 @@ use crate::reconcile::{Backoff, Moment};
 
 use super::dispatch;
 use super::names::{ChainKind, DISPATCH, kind, kind_of};
-use super::pod_chain::{self, Form};
+use super::pod_chain::{self, PodChainForm};
 
 /// The chains that the kernel has refused, with the times of their retries.
 #[derive(Default)]
@@ -29,7 +29,7 @@ pub struct Refusals(BTreeMap<Piece, Refused>);
 pub struct Refused {
     pub reason: String,
     pub since: Instant,
-    form: Form,
+    form: PodChainForm,
     backoff: Backoff,
 }
 
@@ -39,7 +39,7 @@ pub struct Overlay {
     /// Policy chains that are left out, with the jumps to them.
     omitted: BTreeSet<Piece>,
     /// Pod chains that exist in a reduced form.
-    reduced: BTreeMap<Piece, Form>,
+    reduced: BTreeMap<Piece, PodChainForm>,
     /// Jumps of dispatch chains that are kept although they are not desired.
     kept: BTreeMap<Piece, Vec<Rule>>,
 }
@@ -53,13 +53,14 @@ impl Refusals {
         if !has_stand_in(piece) {
             return false;
         }
-        let fresh = Refused { reason: String::new(), since: at.now, form: Form::Unlogged, backoff: Backoff::default() };
+        let fresh =
+            Refused { reason: String::new(), since: at.now, form: PodChainForm::Unlogged, backoff: Backoff::default() };
         let known = self.0.contains_key(piece);
         let refused = self.0.entry(piece.clone()).or_insert(fresh);
         // A refused reduced form is not the whole chain that waits for its retry.
         let was_reduced = known && refused.backoff.retry_at().is_some();
         if was_reduced {
-            refused.form = Form::Closed;
+            refused.form = PodChainForm::Closed;
         }
         refused.reason = reason;
         // The reduced form applies until then, and failures of the kernel seldom pass within that time.
@@ -158,7 +159,7 @@ impl Overlay {
 
     fn over_one(&self, piece: &Piece, rules: &Rules) -> Rules {
         if is_pod(piece) {
-            let form = self.reduced.get(piece).copied().unwrap_or(Form::Whole);
+            let form = self.reduced.get(piece).copied().unwrap_or(PodChainForm::Whole);
             let reduced = pod_chain::reduced(rules, form);
             let family = piece.family();
             return pod_chain::without(&reduced, |chain| self.omitted.contains(&dispatch::chain(family, chain)));
@@ -238,13 +239,13 @@ mod tests {
             refusals.overlay(at.now).over(&wanted()).remove(&pod())
         };
         let whole = pod_rules(&["a", "b"]);
-        assert_eq!(form(&mut refusals), Some(pod_chain::reduced(&whole, Form::Unlogged)));
-        assert_eq!(form(&mut refusals), Some(pod_chain::reduced(&whole, Form::Closed)));
+        assert_eq!(form(&mut refusals), Some(pod_chain::reduced(&whole, PodChainForm::Unlogged)));
+        assert_eq!(form(&mut refusals), Some(pod_chain::reduced(&whole, PodChainForm::Closed)));
         let later = Moment { now: at.now + Duration::from_secs(60), jitter: 0 };
         assert!(refusals.overlay(later.now).is_empty(), "the whole is tried again");
         assert!(refusals.note(&pod(), "no module".into(), later));
         let still = refusals.overlay(later.now).over(&wanted()).remove(&pod());
-        assert_eq!(still, Some(pod_chain::reduced(&whole, Form::Closed)), "and what held before holds again");
+        assert_eq!(still, Some(pod_chain::reduced(&whole, PodChainForm::Closed)), "and what held before holds again");
     }
 
     #[test]

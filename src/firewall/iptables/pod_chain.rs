@@ -28,7 +28,7 @@ use super::names::{self, MARK};
 
 /// Form of a pod's chain that the kernel accepts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Form {
+pub enum PodChainForm {
     /// The complete chain.
     Whole,
     /// Without NFLOG of refused packets, for a kernel without `xt_NFLOG`.
@@ -61,12 +61,12 @@ pub fn asks(policy: &PolicyKey) -> Rule {
 }
 
 /// Returns the same chain in a reduced form.
-pub fn reduced(rules: &Rules, form: Form) -> Rules {
+pub fn reduced(rules: &Rules, form: PodChainForm) -> Rules {
     let logs = |rule: &Rule| matches!(rule.verdict(), Some(Verdict::Log { .. }));
     match form {
-        Form::Whole => rules.clone(),
-        Form::Unlogged => Rules(rules.0.iter().filter(|rule| !logs(rule)).cloned().collect()),
-        Form::Closed => Rules(vec![Rule::new([], Verdict::Drop)]),
+        PodChainForm::Whole => rules.clone(),
+        PodChainForm::Unlogged => Rules(rules.0.iter().filter(|rule| !logs(rule)).cloned().collect()),
+        PodChainForm::Closed => Rules(vec![Rule::new([], Verdict::Drop)]),
     }
 }
 
@@ -112,10 +112,10 @@ mod tests {
     #[test]
     fn a_reduced_chain_refuses_no_less() {
         let whole = chain(&["web", "db"]);
-        let unlogged = reduced(&whole, Form::Unlogged);
+        let unlogged = reduced(&whole, PodChainForm::Unlogged);
         assert_eq!(unlogged.0.len(), whole.0.len() - 1);
         assert!(!unlogged.0.iter().any(|rule| rule.to_string().contains("NFLOG")));
-        assert_eq!(reduced(&whole, Form::Closed).0, [Rule::from("-j DROP")]);
+        assert_eq!(reduced(&whole, PodChainForm::Closed).0, [Rule::from("-j DROP")]);
         let db =
             names::policy_chain(&PolicyKey { policy: ObjectName::new("shop", "db"), direction: Direction::Ingress });
         assert_eq!(without(&whole, |chain| chain == db), chain(&["web"]));

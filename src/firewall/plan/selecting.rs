@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Changed, Dirty, Plan};
+use super::{Dirty, Plan, RuleSetChanges};
 use crate::firewall::isolation;
 use crate::firewall::rules::{Direction, Isolation, LocalPod, Scope, Selection};
 use crate::model::{Cluster, NetworkPolicy, ObjectName, Pod};
@@ -13,7 +13,7 @@ use crate::model::{Cluster, NetworkPolicy, ObjectName, Pod};
 impl Plan {
     /// Updates the index of policies, and the isolation by each of them. Dirty pods are recomputed separately; for the
     /// others a policy is added or removed, however many there are.
-    pub(super) fn take_in_policies(&mut self, older: &Cluster, dirty: &mut Dirty, changed: &mut Changed) {
+    pub(super) fn take_in_policies(&mut self, older: &Cluster, dirty: &mut Dirty, changed: &mut RuleSetChanges) {
         let newer = self.cluster.clone();
         for change in newer.policies.changes_since(&older.policies) {
             let name = change.key();
@@ -45,7 +45,7 @@ impl Plan {
         name: &ObjectName,
         (policy_name, policy): (&ObjectName, Option<&Arc<NetworkPolicy>>),
         dirty: &mut Dirty,
-        changed: &mut Changed,
+        changed: &mut RuleSetChanges,
     ) {
         changed.pods_asked += 1;
         let pod = self.cluster.pods.get(name).expect("a pod in the rule set is in the World");
@@ -72,7 +72,7 @@ impl Plan {
     }
 
     /// Recomputes the isolation of one pod of this node, or removes it if it no longer is one.
-    pub(super) fn update_local_pod(&mut self, name: &ObjectName, dirty: &mut Dirty, changed: &mut Changed) {
+    pub(super) fn update_local_pod(&mut self, name: &ObjectName, dirty: &mut Dirty, changed: &mut RuleSetChanges) {
         changed.pods_asked += 1;
         let pod = self.cluster.pods.get(name).filter(|pod| pod.takes_part() && self.is_local(pod)).cloned();
         let selecting = pod.as_ref().map(|pod| self.selecting(name, pod));

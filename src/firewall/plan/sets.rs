@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Changed, Plan};
+use super::{Plan, RuleSetChanges};
 use crate::firewall::rules::{Contents, Direction, Element, PolicyKey, Rule, SetKey};
 use crate::firewall::{compile, fill, membership};
 use crate::model::ObjectName;
@@ -18,7 +18,7 @@ impl Plan {
     pub(super) fn compile_policies(
         &mut self,
         dirty: &BTreeSet<ObjectName>,
-        changed: &mut Changed,
+        changed: &mut RuleSetChanges,
     ) -> BTreeSet<Arc<SetKey>> {
         let mut fresh = BTreeSet::new();
         let mut replaced = Vec::new();
@@ -66,7 +66,7 @@ impl Plan {
         }
     }
 
-    fn release_sets(&mut self, rules: &[Rule], changed: &mut Changed) {
+    fn release_sets(&mut self, rules: &[Rule], changed: &mut RuleSetChanges) {
         for set in rules.iter().flat_map(Rule::sets) {
             let count = self.uses.get_mut(set).expect("a set that a rule names is counted");
             *count -= 1;
@@ -79,14 +79,14 @@ impl Plan {
         }
     }
 
-    pub(super) fn fill_sets(&mut self, fresh: &BTreeSet<Arc<SetKey>>, changed: &mut Changed) {
-        let around = fill::Surroundings {
+    pub(super) fn fill_sets(&mut self, fresh: &BTreeSet<Arc<SetKey>>, changed: &mut RuleSetChanges) {
+        let inputs = fill::FillInputs {
             pods: &self.cluster.pods,
             namespaces: &self.cluster.namespaces,
             claims: &self.claims,
             local: &self.rules.pods,
         };
-        let (filled, asked) = fill::contents(fresh, around);
+        let (filled, asked) = fill::contents(fresh, inputs);
         changed.pods_asked += asked;
         self.rules.sets.extend(filled);
     }
@@ -96,7 +96,7 @@ impl Plan {
         &mut self,
         mut places: Vec<(IpAddr, Arc<SetKey>)>,
         fresh: &BTreeSet<Arc<SetKey>>,
-        changed: &mut Changed,
+        changed: &mut RuleSetChanges,
     ) {
         places.sort();
         places.dedup();

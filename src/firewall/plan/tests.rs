@@ -62,7 +62,7 @@ fn a_pod_that_no_selector_could_select_is_not_asked() {
     let mut plan = Plan::new();
     plan.update(&world);
     relabel(&mut world, "other/pod-3", "app=cache");
-    assert_eq!(plan.update(&world), Changed::default());
+    assert_eq!(plan.update(&world), RuleSetChanges::default());
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn labels_of_a_namespace_move_its_pods_into_the_sets_that_ask_for_them() {
     let mut plan = Plan::new();
     plan.update(&world);
     put_namespace(&mut world, "other", "team=red note=new");
-    assert_eq!(plan.update(&world), Changed::default(), "no selector asks for that label");
+    assert_eq!(plan.update(&world), RuleSetChanges::default(), "no selector asks for that label");
     put_namespace(&mut world, "other", "team=blue");
     assert_eq!(plan.update(&world).elements.len(), 5);
     world.cluster.namespaces.remove(&"other".into());

@@ -33,7 +33,7 @@ pub struct Catalog {
 
 /// The effect of a change of one file.
 #[derive(Default, Debug)]
-pub struct Changed {
+pub struct FileChanges {
     pub objects: Vec<Found>,
     pub remarks: Vec<Said>,
 }
@@ -97,7 +97,7 @@ impl Catalog {
     }
 
     /// Replaces the text of a file.
-    pub fn put(&mut self, name: &str, format: Format, bytes: &[u8]) -> Changed {
+    pub fn put(&mut self, name: &str, format: Format, bytes: &[u8]) -> FileChanges {
         match std::str::from_utf8(bytes) {
             Ok(text) => self.put_text(name, &documents(format, text)),
             Err(error) => {
@@ -108,8 +108,8 @@ impl Catalog {
     }
 
     /// Records that a file cannot be read.
-    pub fn put_unreadable(&mut self, name: &str, line: usize, why: &str) -> Changed {
-        let mut changed = Changed::default();
+    pub fn put_unreadable(&mut self, name: &str, line: usize, why: &str) -> FileChanges {
+        let mut changed = FileChanges::default();
         let (name, mut file) = self.take(name);
         let mut odd = file.odd.take().map(|odd| *odd).unwrap_or_default();
         let broken = vec![(line, why.to_owned())];
@@ -121,8 +121,8 @@ impl Catalog {
     }
 
     /// Removes a file.
-    pub fn remove(&mut self, name: &str) -> Changed {
-        let mut changed = Changed::default();
+    pub fn remove(&mut self, name: &str) -> FileChanges {
+        let mut changed = FileChanges::default();
         if let Some((name, old)) = self.files.remove_entry(name) {
             self.settle(&name, &old, &mut changed);
             self.places.remove_file(old.number);
@@ -149,8 +149,8 @@ impl Catalog {
         self.files.values().any(|file| file.odd().unknown)
     }
 
-    fn put_text(&mut self, name: &str, documents: &[Document<'_>]) -> Changed {
-        let mut changed = Changed::default();
+    fn put_text(&mut self, name: &str, documents: &[Document<'_>]) -> FileChanges {
+        let mut changed = FileChanges::default();
         let (name, old) = self.take(name);
         let known = old.documents();
         let mut reading = Reading::default();
@@ -178,7 +178,7 @@ impl Catalog {
     }
 
     /// Determines the effect on the whole of a file's objects, before and now.
-    fn settle(&mut self, name: &Arc<str>, before: &File, changed: &mut Changed) {
+    fn settle(&mut self, name: &Arc<str>, before: &File, changed: &mut FileChanges) {
         let now = self.files.get(name).map_or(&[][..], |file| &file.objects);
         for (id, was) in differing(&before.objects, now) {
             self.settle_object(name, id, (before.number, was), changed);
@@ -190,7 +190,7 @@ impl Catalog {
         name: &Arc<str>,
         id: ObjectId,
         (number, was): (u32, Option<&Kept>),
-        changed: &mut Changed,
+        changed: &mut FileChanges,
     ) {
         let now = self.files.get(name).and_then(|file| file.kept(&id));
         match (was.is_some(), now.is_some()) {
@@ -350,7 +350,7 @@ fn says_the_same(one: Option<&Kept>, other: Option<&Kept>) -> bool {
     }
 }
 
-impl Changed {
+impl FileChanges {
     fn note_broken(&mut self, before: &[(usize, String)], now: &[(usize, String)]) {
         if now.is_empty() && !before.is_empty() {
             self.remarks.push(Said::Mended);

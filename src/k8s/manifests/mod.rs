@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::Sender;
 use tracing::{error, info, trace, warn};
 
-use self::catalog::{Catalog, Changed, Said};
+use self::catalog::{Catalog, FileChanges, Said};
 use self::directory::{Directory, Look, Seen};
 use super::outage::{Cause, Outages};
 use super::{Event, Message, Wanted};
@@ -193,7 +193,7 @@ impl Source {
         self.tell_changed(at, name, changed)
     }
 
-    fn tell_changed(&mut self, at: Instant, file: &str, changed: Changed) -> Result<(), Closed> {
+    fn tell_changed(&mut self, at: Instant, file: &str, changed: FileChanges) -> Result<(), Closed> {
         let objects = changed.objects.len();
         for remark in changed.remarks {
             let path = self.path.join(file);

@@ -96,7 +96,7 @@ pub enum Ownership {
 }
 
 /// The content of a route notification.
-pub(super) struct Told {
+pub(super) struct RouteNotification {
     pub of: Protocol,
     /// Its destination is one host alone.
     pub to_host: bool,
@@ -104,11 +104,11 @@ pub(super) struct Told {
 }
 
 /// The route that a notification is about; `None` when it is never ours.
-pub(super) fn told(answer: &Answer<'_>) -> Option<Told> {
+pub(super) fn told(answer: &Answer<'_>) -> Option<RouteNotification> {
     let route = wire::route(answer)?;
     let of = Protocol { table: route.key.table, protocol: route.protocol };
     let to_host = route.key.destination.prefix_len() == route.key.destination.max_prefix_len();
-    Some(Told { of, to_host, devices: route.hops.into_iter().map(|hop| hop.device).collect() })
+    Some(RouteNotification { of, to_host, devices: route.hops.into_iter().map(|hop| hop.device).collect() })
 }
 
 /// The metric that the kernel gives to IPv6 routes made without one.

@@ -12,21 +12,21 @@ use crate::model::{ObjectName, Service};
 use crate::net::{Family, PerFamily};
 
 use super::{Plan, address_of, different_keys, local_route_key};
-use crate::proxy::desired::Changed;
+use crate::proxy::desired::ProxyChanges;
 use crate::proxy::local_node::LocalNode;
 use crate::proxy::names::{DEVICE, Set};
-use crate::proxy::part::Surroundings;
+use crate::proxy::part::PartInputs;
 use crate::proxy::{external_ip, guard, masquerade, node_port, settings};
 
 impl Plan {
     /// Returns the inputs of every part, besides its Service.
-    pub(super) fn around(&self) -> Surroundings<'_> {
-        Surroundings { node: &self.node, others: &self.others, config: &self.config }
+    pub(super) fn inputs(&self) -> PartInputs<'_> {
+        PartInputs { node: &self.node, others: &self.others, config: &self.config }
     }
 
     /// Records which addresses of a Service are refused, if it still exists.
-    pub(super) fn note_refused(&mut self, name: &ObjectName, service: Option<&Service>, changed: &mut Changed) {
-        let refused = service.map(|service| external_ip::refused(service, self.around())).unwrap_or_default();
+    pub(super) fn note_refused(&mut self, name: &ObjectName, service: Option<&Service>, changed: &mut ProxyChanges) {
+        let refused = service.map(|service| external_ip::refused(service, self.inputs())).unwrap_or_default();
         let new = self.refusals.update(name, refused);
         changed.refused.extend(new.into_iter().map(|refused| (name.clone(), refused)));
     }
@@ -45,7 +45,7 @@ impl Plan {
     }
 
     /// Updates all of them. Called when the node has changed.
-    pub(super) fn replace_common(&mut self, changed: &mut Changed) {
+    pub(super) fn replace_common(&mut self, changed: &mut ProxyChanges) {
         self.desired.links = BTreeMap::from([(LinkName(DEVICE.into()), Link { kind: LinkKind::Dummy, up: true })]);
         self.keep_device(changed);
         let settings = settings::settings(&self.node, self.kernel);
@@ -82,7 +82,7 @@ impl Plan {
     /// Keeps one unused address on the device: with the last IPv4 address the kernel deletes all IPv4 routes of a
     /// device, and the last one may be kube-router's, which are deleted while our routes stay. The kernel creates a
     /// local route for it, which looks like one of ours.
-    fn keep_device(&mut self, changed: &mut Changed) {
+    fn keep_device(&mut self, changed: &mut ProxyChanges) {
         let link = LinkName(DEVICE.into());
         let key = local_route_key(KEEPER.addr());
         self.desired.addresses.clear();

@@ -32,7 +32,7 @@ impl Rig {
         self.nodes.extend(node.addresses.iter().map(|one| (one.address, both)));
     }
 
-    fn learn(&mut self, text: &str, next_hops: &str) -> Changed {
+    fn learn(&mut self, text: &str, next_hops: &str) -> RouteTableChanges {
         let next_hops: Vec<IpAddr> = next_hops.split_whitespace().map(address).collect();
         let best =
             next_hops.first().map(|first| Best { source: PeerId(7), attributes: Arc::new(Attributes::local(*first)) });
@@ -40,7 +40,7 @@ impl Rig {
         self.settle()
     }
 
-    fn settle(&mut self) -> Changed {
+    fn settle(&mut self) -> RouteTableChanges {
         let nodes = &self.nodes;
         let node = |address| nodes.get(&address).copied();
         let first_alike = |address: IpAddr| nodes.keys().copied().find(|alike| tunnel(*alike) == tunnel(address));
@@ -145,7 +145,7 @@ fn a_route_that_changes_its_next_hop_is_one_replacement() {
     let changed = rig.learn("10.244.2.0/24", "192.0.2.3");
     assert_eq!(changed.routes, [RouteKey::new(TABLE_MAIN, prefix("10.244.2.0/24"))]);
     assert_eq!(rig.routes(), ["10.244.2.0/24 via 192.0.2.3 dev eth0 proto 17"]);
-    assert_eq!(rig.learn("10.244.2.0/24", "192.0.2.3"), Changed::default(), "what is equal is no change");
+    assert_eq!(rig.learn("10.244.2.0/24", "192.0.2.3"), RouteTableChanges::default(), "what is equal is no change");
 }
 
 #[test]

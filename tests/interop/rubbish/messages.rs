@@ -258,7 +258,7 @@ fn whatever_a_notification_says_it_ends_the_session_and_is_not_answered() {
 
 #[test]
 fn a_text_of_the_greatest_length_is_shown_whole() {
-    with_hosts(3, Between::Link, |hosts| {
+    with_hosts(3, Topology::Link, |hosts| {
         let stage = Stage::new(hosts);
         stage.anew(None);
         let mut raw = stage.session(OUT);

@@ -28,7 +28,7 @@ fn with(who: Who, more: &str) -> Vec<u8> {
 
 #[test]
 fn communities_keep_a_route_where_they_say() {
-    with_hosts(4, Between::Link, |hosts| {
+    with_hosts(4, Topology::Link, |hosts| {
         let stage = Stage::new(hosts);
         let third = inside(&stage, &hosts[3]);
         // Who sends it, its community, whether it goes outside, whether it goes on inside.
@@ -62,7 +62,7 @@ fn communities_keep_a_route_where_they_say() {
 
 #[test]
 fn attributes_that_we_do_not_know_go_on_marked_when_they_may() {
-    with_hosts(4, Between::Link, |hosts| {
+    with_hosts(4, Topology::Link, |hosts| {
         let stage = Stage::new(hosts);
         let third = inside(&stage, &hosts[3]);
         stage.anew(None);
@@ -84,12 +84,12 @@ fn attributes_that_we_do_not_know_go_on_marked_when_they_may() {
 
 /// What somebody has heard, as prefixes.
 #[derive(Default)]
-struct Told {
+struct HandedOn {
     has: BTreeSet<IpNet>,
     withdrawn: BTreeSet<IpNet>,
 }
 
-impl Told {
+impl HandedOn {
     /// Hears until there is a route to this prefix.
     fn until(&mut self, raw: &mut Raw, last: &str) {
         let last: IpNet = last.parse().expect("a prefix");
@@ -113,7 +113,7 @@ impl Told {
 
 #[test]
 fn attributes_that_do_not_fit_the_next_neighbours_messages_cost_that_route_there_and_are_told() {
-    with_hosts(4, Between::Link, |hosts| {
+    with_hosts(4, Topology::Link, |hosts| {
         let stage = Stage::new(hosts);
         let prefix: IpNet = PREFIX.parse().expect("a prefix");
         stage.anew(None);
@@ -125,7 +125,7 @@ fn attributes_that_do_not_fit_the_next_neighbours_messages_cost_that_route_there
         let mut raw = stage.session(OUT);
         stage.announce(&mut raw, OUT, Origin::Igp, &BEFORE);
         let mut third = Raw::session(&hosts[3], &hosts[0], short);
-        let mut told = Told::default();
+        let mut told = HandedOn::default();
         told.until(&mut third, BEFORE[2]);
         assert!(told.has.contains(&prefix));
 
@@ -148,7 +148,7 @@ fn attributes_that_do_not_fit_the_next_neighbours_messages_cost_that_route_there
         // Who comes later is told everything else.
         drop(third);
         let mut third = Raw::session(&hosts[3], &hosts[0], short);
-        let mut told = Told::default();
+        let mut told = HandedOn::default();
         told.until(&mut third, AFTER[1]);
         assert!(!told.has.contains(&prefix) && told.has.len() == 5, "{:?}", told.has);
         raw.say(&with(OUT, ""));

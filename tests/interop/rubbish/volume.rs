@@ -39,7 +39,7 @@ fn what_a_neighbour_floods_us_with_takes_no_more_memory_than_its_bound() {
 
 #[test]
 fn who_sends_a_message_byte_by_byte_without_an_end_is_silent() {
-    with_hosts(3, Between::Link, |hosts| {
+    with_hosts(3, Topology::Link, |hosts| {
         let stage = Stage::new(hosts);
         stage.anew(None);
         let mut raw = stage.dial(OUT);
@@ -58,7 +58,7 @@ fn who_sends_a_message_byte_by_byte_without_an_end_is_silent() {
 }
 
 fn alone() {
-    with_hosts(3, Between::Link, |hosts| {
+    with_hosts(3, Topology::Link, |hosts| {
         // The kernel keeps little for those who read nothing.
         let little = || std::fs::write("/proc/sys/net/ipv4/tcp_wmem", "4096 8192 8192");
         hosts[0].inside(little).expect("a setting of the namespace");

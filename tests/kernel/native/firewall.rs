@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice::config::FirewallConfig;
-use sluice::firewall::iptables::apply::{Mirrors, Round};
+use sluice::firewall::iptables::apply::{IptablesRound, Mirrors};
 use sluice::firewall::iptables::desired::Desired;
 use sluice::firewall::iptables::drops;
 use sluice::firewall::iptables::linux::{self, Linux};
@@ -107,7 +107,7 @@ impl Machine {
     }
 
     /// One round at a time that a test may choose.
-    pub fn round(&mut self, at: Moment) -> Round {
+    pub fn round(&mut self, at: Moment) -> IptablesRound {
         self.mirrors.round(self.lowering.desired(), Authority::Complete, at)
     }
 
@@ -357,7 +357,7 @@ fn a_restart_writes_nothing_and_a_label_changes_one_element() {
 #[test]
 fn all_that_changed_of_the_rules_is_one_run_of_the_program_for_each_family() {
     with_each(false, |machine| {
-        let restores = |round: &Round| {
+        let restores = |round: &IptablesRound| {
             let of = |family| move |timing: &&Timing| timing.family == family && timing.program == Program::Restore;
             Family::BOTH.map(|family| round.timings.iter().filter(of(family)).count())
         };

@@ -12,12 +12,12 @@ use crate::reconcile::{Growth, Moment, Reflection, Trouble};
 use super::super::desired::Desired;
 use super::super::dispatch;
 use super::super::names::{self, CHAIN_TAIL};
-use super::super::order::{Between, Order};
+use super::super::order::{Order, OrderInputs};
 use super::super::turning::AllRules;
-use super::{Kernel, Mirrors, Refusing, Round};
+use super::{IptablesRound, Kernel, Mirrors, Refusing};
 
 /// Inputs of a round.
-pub(super) struct Given<'a> {
+pub(super) struct RoundInputs<'a> {
     pub desired: &'a Desired,
     pub authority: Authority,
     pub at: Moment,
@@ -33,8 +33,8 @@ const FORMS: usize = 3;
 
 impl<K: Kernel> Mirrors<K> {
     /// Returns the order of changes of elements and rules.
-    pub(super) fn order(&mut self, given: &Given<'_>) -> Order {
-        let Given { desired, at, .. } = *given;
+    pub(super) fn order(&mut self, given: &RoundInputs<'_>) -> Order {
+        let RoundInputs { desired, at, .. } = *given;
         if self.elements.is_settled() || !self.elements.learn(at) {
             return Order::default();
         }
@@ -47,12 +47,12 @@ impl<K: Kernel> Mirrors<K> {
         });
         let (nothing, want) = (AllRules::new(), want.as_ref().unwrap_or(&desired.rules));
         let seen = self.rules.seen().unwrap_or(&nothing);
-        Order::between(Between { seen, want, desired, differing, unknown, rules_stay })
+        Order::between(OrderInputs { seen, want, desired, differing, unknown, rules_stay })
     }
 
     /// Deletes the elements that precede the rules, then adds those that precede them.
-    pub(super) fn change_elements_before(&mut self, given: &Given<'_>, order: &Order) {
-        let Given { desired, authority, at, .. } = *given;
+    pub(super) fn change_elements_before(&mut self, given: &RoundInputs<'_>, order: &Order) {
+        let RoundInputs { desired, authority, at, .. } = *given;
         if authority != Authority::Remembered && !(order.early.is_empty() && order.unnamed.is_empty()) {
             let goes = |key: &ElementKey| order.unnamed.contains(key) || order.early.contains(key) && given.may_go(key);
             self.elements.shrink_where(&desired.elements, at, |key, _| goes(key));
@@ -79,7 +79,7 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Returns the families whose rules stay unchanged for now: the current ones are unknown, or an element that had to
     /// be deleted before them has not been, or may not have been.
-    pub(super) fn held(&self, given: &Given<'_>, order: &Order) -> PerFamily<bool> {
+    pub(super) fn held(&self, given: &RoundInputs<'_>, order: &Order) -> PerFamily<bool> {
         let is_stuck = |key: &ElementKey| {
             !given.desired.elements.contains_key(key) && given.desired.sets.contains_key(&key.set) && given.may_go(key)
         };
@@ -97,8 +97,14 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Applies stricter pod chains, then the pods' set memberships. Until that has succeeded their chains must not
     /// become less strict, so all rules of their family are held.
-    pub(super) fn turn(&mut self, given: &Given<'_>, order: &Order, held: &mut PerFamily<bool>, round: &mut Round) {
-        let Given { desired, at, .. } = *given;
+    pub(super) fn turn(
+        &mut self,
+        given: &RoundInputs<'_>,
+        order: &Order,
+        held: &mut PerFamily<bool>,
+        round: &mut IptablesRound,
+    ) {
+        let RoundInputs { desired, at, .. } = *given;
         let turning = &order.turning;
         let mut stand = PerFamily { v4: false, v6: false };
         for _ in 0..FORMS {
@@ -140,9 +146,9 @@ impl<K: Kernel> Mirrors<K> {
     /// the rules desired for now, if they differ from `Desired`.
     pub(super) fn grow_rules(
         &mut self,
-        given: &Given<'_>,
+        given: &RoundInputs<'_>,
         held: PerFamily<bool>,
-        round: &mut Round,
+        round: &mut IptablesRound,
     ) -> Option<AllRules> {
         let mut want = self.rules_for_now(given);
         for _ in 0..=FORMS {
@@ -165,11 +171,11 @@ impl<K: Kernel> Mirrors<K> {
     /// pod addresses are added after the rules.
     pub(super) fn add_behind(
         &mut self,
-        given: &Given<'_>,
+        given: &RoundInputs<'_>,
         want: &AllRules,
         which: impl Fn(&ElementKey, &PerFamily<bool>) -> bool,
     ) {
-        let Given { desired, at, .. } = *given;
+        let RoundInputs { desired, at, .. } = *given;
         if self.elements.is_settled() {
             return;
         }
@@ -222,7 +228,7 @@ impl<K: Kernel> Mirrors<K> {
     }
 }
 
-impl Given<'_> {
+impl RoundInputs<'_> {
     /// Returns whether the removal of an element from a remaining set is certain: the cluster is known in full, or the
     /// change was seen. Absence alone does not prove it if only a part is known.
     pub(super) fn may_go(&self, key: &ElementKey) -> bool {

@@ -5,7 +5,7 @@ fn service(name: &str, address: &str) -> String {
 }
 
 /// One line for each change: `+` in force now, `-` gone, `!` a remark.
-fn told(changed: Changed) -> Vec<String> {
+fn told(changed: FileChanges) -> Vec<String> {
     let mut lines: Vec<String> = changed
         .objects
         .iter()
