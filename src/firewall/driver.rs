@@ -17,8 +17,8 @@ use crate::reconcile::{Account, Backoff, Moment};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
 use super::backend::{Backend, RoundDurations};
+use super::bridges;
 use super::explain;
-use super::link_local;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
 
@@ -195,7 +195,7 @@ impl<B: Backend> Subsystem for Driver<B> {
         let changed = self.plan.update(world);
         self.context.metrics.asked.inc_by(changed.pods_asked as u64);
         self.backend.update(self.plan.rules(), world, &changed);
-        let pods_on_bridge = link_local::has_pod_bridge(self.plan.rules(), world);
+        let pods_on_bridge = bridges::has_pod_bridge(self.plan.rules(), world);
         if std::mem::replace(&mut self.pods_on_bridge, pods_on_bridge) != pods_on_bridge && self.settings.is_some() {
             self.keep_settings(at);
         }

@@ -257,6 +257,10 @@ fn side(decision: &Decision, party: &Party, direction: Direction) -> String {
         Decision::LinkLocal => {
             "denied: policies cannot tell whose a link-local address is, and pods of this node are isolated".to_owned()
         }
+        Decision::Multicast => {
+            "denied: multicast and broadcast reach every pod of a bridge, and pods of this node are isolated for ingress"
+                .to_owned()
+        }
         Decision::Closed => {
             "denied: no pod of this node is known at this address, and --netpol-default-deny closes it".to_owned()
         }
@@ -323,6 +327,7 @@ fn json_of_decision(decision: &Decision) -> Value {
     match decision {
         Decision::NotHere => json!({ "decision": "notHere" }),
         Decision::LinkLocal => json!({ "decision": "linkLocal" }),
+        Decision::Multicast => json!({ "decision": "multicast" }),
         Decision::Closed => json!({ "decision": "closed" }),
         Decision::Exempt(exemption) => json!({ "decision": "exempt", "reason": reason(*exemption) }),
         Decision::Open { pod } => json!({ "decision": "open", "pod": pod.to_string() }),

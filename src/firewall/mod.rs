@@ -12,7 +12,7 @@
 //! contents of a new set. [`verdict`] traces a packet through the rule set and so defines its meaning, and [`explain`]
 //! presents that to users.
 //!
-//! [`link_local`] is about addresses that policies cannot name. [`backend`] is the interface to the kernel;
+//! [`link_local`] and [`multicast`] are about addresses that policies cannot name, on the [`bridges`] of pods. [`backend`] is the interface to the kernel;
 //! [`iptables`] is the only backend, with chains and sets. [`driver`] is the firewall's part of the loop (`subsystem`);
 //! [`serve`] exports the refused packets.
 
@@ -30,7 +30,9 @@ pub mod index;
 pub mod fill;
 pub mod verdict;
 pub mod explain;
+pub mod bridges;
 pub mod link_local;
+pub mod multicast;
 pub mod backend;
 pub mod iptables;
 pub mod driver;

@@ -10,8 +10,8 @@ use std::net::IpAddr;
 use crate::model::ObjectName;
 use crate::net::{Family, Protocol, icmp};
 
-use super::link_local;
 use super::rules::{Direction, Isolation, LocalPod, Match, PolicyKey, PortMatch, Rule, RuleSet};
+use super::{link_local, multicast};
 
 /// The first packet of a connection, with the addresses that the pods see: after translation of service addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,6 +66,8 @@ pub enum Decision {
     },
     /// A link-local address, on a node with isolated pods: its owner is unknown (`link_local`).
     LinkLocal,
+    /// To every pod of a bridge at once, on a node with pods that are isolated for ingress (`multicast`).
+    Multicast,
     /// No pod of this node is known at this address, and unknown addresses are closed (`--netpol-default-deny`).
     Closed,
 }
@@ -89,7 +91,9 @@ pub fn verdict(rules: &RuleSet, packet: &Packet) -> Verdict {
         return Verdict { egress: Decision::LinkLocal, ingress: Decision::LinkLocal };
     }
     let decide = |direction| decision(rules, packet, direction);
-    Verdict { egress: decide(Direction::Egress), ingress: decide(Direction::Ingress) }
+    let is_closed = multicast::refuses(packet) && multicast::is_closed(rules);
+    let ingress = if is_closed { Decision::Multicast } else { decide(Direction::Ingress) };
+    Verdict { egress: decide(Direction::Egress), ingress }
 }
 
 impl fmt::Display for Traffic {
@@ -120,12 +124,14 @@ impl Decision {
     pub fn pod(&self) -> Option<&ObjectName> {
         match self {
             Decision::Open { pod } | Decision::Allowed { pod, .. } | Decision::Denied { pod, .. } => Some(pod),
-            Decision::NotHere | Decision::Exempt(_) | Decision::LinkLocal | Decision::Closed => None,
+            Decision::NotHere | Decision::Exempt(_) | Decision::LinkLocal | Decision::Multicast | Decision::Closed => {
+                None
+            }
         }
     }
 
     pub fn passes(&self) -> bool {
-        !matches!(self, Decision::Denied { .. } | Decision::LinkLocal | Decision::Closed)
+        !matches!(self, Decision::Denied { .. } | Decision::LinkLocal | Decision::Multicast | Decision::Closed)
     }
 }
 

@@ -155,6 +155,7 @@ fn told(decision: &Decision) -> String {
         Decision::Exempt(_) => "exempt".into(),
         Decision::Open { .. } => "open".into(),
         Decision::LinkLocal => "link-local".into(),
+        Decision::Multicast => "multicast".into(),
         Decision::Closed => "closed".into(),
         Decision::Allowed { policy, rule, .. } => format!("{policy} {rule}"),
         Decision::Denied { policies, .. } => {

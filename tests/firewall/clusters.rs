@@ -50,7 +50,7 @@ const BLOCKS: [&str; 20] = [
     "64:ff9b::/96",
     "128.0.0.0/1",
 ];
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 13] = [
     "192.0.2.11",
     "192.0.2.12",
     "203.0.113.1",
@@ -60,6 +60,10 @@ const OTHERS: [&str; 9] = [
     "2001:db8:113::9",
     "64:ff9b::1",
     "fe80::1",
+    "224.0.0.251",
+    "255.255.255.255",
+    "ff02::fb",
+    "ff05::fb",
 ];
 
 /// A World in which nothing but this host is known.

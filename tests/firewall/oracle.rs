@@ -4,6 +4,7 @@
 //! this file's own words.
 //!
 //! Link-local addresses of IPv6 are in no object: nothing but what links need passes with one while a pod of this node is isolated.
+//! Groups and everybody are in none, either: nothing but what links need is for them while a pod of this node is isolated for ingress.
 //!
 //! Another thing the API does not say: whose packet it is when two running pods have one address. The rule that is checked
 //! (`firewall::claims`): a peer is selected when all pods with its address are, a port name stands for a number when
@@ -18,6 +19,7 @@ use sluice::model::{
     Labels, Namespaces, NetworkPolicy, ObjectName, Operator, Peer, Peers, Pod, PolicyPort, PolicyRule, PortMatch,
     Ports, Selector, World,
 };
+use sluice::net::Protocol;
 
 /// Whether this node lets a packet pass on one side.
 pub fn passes(world: &World, packet: &Packet, direction: Direction) -> bool {
@@ -26,15 +28,11 @@ pub fn passes(world: &World, packet: &Packet, direction: Direction) -> bool {
         Traffic::Icmp { kind } => [1, 2, 3, 128, 129, 135, 136].contains(&kind),
         Traffic::Port { .. } => false,
     };
-    if is_link_local(packet) {
-        let here =
-            world.cluster.pods.iter().filter(|(_, pod)| {
-                !pod.finished && !pod.host_network && !pod.addresses.is_empty() && is_here(world, pod)
-            });
-        let mut isolated = here.flat_map(|(name, pod)| Direction::BOTH.map(|direction| (name, &**pod, direction)));
-        if isolated.any(|(name, pod, direction)| is_isolated(world, (name, pod), direction)) {
-            return false;
-        }
+    if is_link_local(packet) && Direction::BOTH.iter().any(|direction| isolates(world, *direction)) {
+        return false;
+    }
+    if direction == Direction::Ingress && is_for_many(packet) && isolates(world, Direction::Ingress) {
+        return false;
     }
     let (own, _) = sides(packet, direction);
     let from_node = packet.from_this_node && direction == Direction::Ingress;
@@ -46,6 +44,35 @@ pub fn passes(world: &World, packet: &Packet, direction: Direction) -> bool {
     }
 }
 
+/// Whether any pod of this node is isolated.
+fn isolates(world: &World, direction: Direction) -> bool {
+    let mut here = world
+        .cluster
+        .pods
+        .iter()
+        .filter(|(_, pod)| !pod.finished && !pod.host_network && !pod.addresses.is_empty() && is_here(world, pod));
+    here.any(|(name, pod)| is_isolated(world, (name, pod), direction))
+}
+
+/// Sent by a pod to a group (RFC 1112, RFC 4291) or to everybody (RFC 919), and neither about the link nor DHCP (RFC 2131).
+fn is_for_many(packet: &Packet) -> bool {
+    let many = match packet.destination {
+        IpAddr::V4(address) => address.octets()[0] & 0xf0 == 0xe0 || [[0; 4], [255; 4]].contains(&address.octets()),
+        IpAddr::V6(address) => address.octets()[0] == 0xff,
+    };
+    let needed = match packet.traffic {
+        Traffic::Icmp { kind } => packet.destination.is_ipv6() && is_about_the_link(kind),
+        Traffic::Port { protocol, port } => {
+            packet.destination == IpAddr::from([255; 4]) && protocol == Protocol::Udp && (port == 67 || port == 68)
+        }
+    };
+    many && !needed && !packet.from_this_node
+}
+
+fn is_about_the_link(kind: u8) -> bool {
+    [130..=133, 135..=136, 143..=143].iter().any(|kinds| kinds.contains(&kind))
+}
+
 /// Sent by a pod from or to an address of its link only, and no message about that link (RFC 4861, RFC 3810).
 fn is_link_local(packet: &Packet) -> bool {
     let first = |address: IpAddr| match address {
@@ -53,7 +80,7 @@ fn is_link_local(packet: &Packet) -> bool {
         IpAddr::V4(_) => 0,
     };
     let on_link = |address| first(address) & 0xffc0 == 0xfe80;
-    let needed = matches!(packet.traffic, Traffic::Icmp { kind } if [130..=133, 135..=136, 143..=143].iter().any(|r| r.contains(&kind)));
+    let needed = matches!(packet.traffic, Traffic::Icmp { kind } if is_about_the_link(kind));
     (on_link(packet.source) || on_link(packet.destination) || first(packet.destination) == 0xff02)
         && !needed
         && !packet.from_this_node

@@ -19,10 +19,10 @@ use sluice::config::FirewallConfig;
 use sluice::firewall::iptables::apply::Mirrors;
 use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::iptables::{dispatch, names};
-use sluice::firewall::link_local;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
+use sluice::firewall::{link_local, multicast};
 use sluice::kernel::ipset::{ElementKey, Entry};
 use sluice::kernel::iptables::{Piece, Rules};
 use sluice::model::{Authority, Node, Pod, World};
@@ -485,7 +485,13 @@ impl<'r> Walk<'r> {
                     Piece::Chain { chain, .. } => Some(chain.clone()),
                     _ => None,
                 });
-                let fixed = [names::CHAIN_DEFAULT, names::CHAIN_COMMON, names::CHAIN_LINK_LOCAL, names::CHAIN_TAIL];
+                let fixed = [
+                    names::CHAIN_DEFAULT,
+                    names::CHAIN_COMMON,
+                    names::CHAIN_LINK_LOCAL,
+                    names::CHAIN_MULTICAST,
+                    names::CHAIN_TAIL,
+                ];
                 let of_one = |chain: &compact_str::CompactString| {
                     !fixed.contains(&chain.as_str()) && !chain.starts_with("KUBE-ROUTER-")
                 };
@@ -556,6 +562,7 @@ impl<'r> Walk<'r> {
             && icmp::always_pass(Family::from(packet.source)).iter().any(|(_, number)| *number == kind)
             && (is_known(packet.source) || is_known(packet.destination))
             && !(link_local::refuses(packet) && link_local::is_closed(rules))
+            && !(multicast::refuses(packet) && multicast::is_closed(rules))
         {
             return true;
         }

@@ -105,6 +105,7 @@ fn said(decision: &Decision) -> String {
             format!("denied by {}", by.join(", "))
         }
         Decision::LinkLocal => "closed, a link-local address".to_owned(),
+        Decision::Multicast => "closed, multicast or broadcast".to_owned(),
         Decision::Closed => "closed by default".to_owned(),
     }
 }

@@ -125,8 +125,8 @@ impl Chains<'_> {
                     next();
                     continue;
                 }
-                // Where it matters, packets come in by the bridge of the pods.
-                "-i" => next() == "kube-bridge",
+                // Where it matters, packets come in by the bridge of the pods, and leave by it.
+                "-i" | "-o" => next() == "kube-bridge",
                 "-s" => prefix(next()).contains(&traced.packet.source),
                 "-d" => prefix(next()).contains(&traced.packet.destination),
                 "-p" => is_protocol(next(), traced.packet.traffic),
@@ -140,7 +140,7 @@ impl Chains<'_> {
                     traced.mark & mask == value
                 }
                 "--src-type" => next() == "LOCAL" && self.local.contains(&traced.packet.source),
-                "--dst-type" => next() == "LOCAL" && self.local.contains(&traced.packet.destination),
+                "--dst-type" => next().split(',').any(|kind| self.is_of_type(kind, traced.packet.destination)),
                 "--dports" => is_among(next(), traced.packet.traffic),
                 "--match-set" => {
                     let set = next();
@@ -153,6 +153,16 @@ impl Chains<'_> {
             }
         }
         true
+    }
+
+    /// Without routes, so that no broadcast address of a network is known.
+    fn is_of_type(&self, kind: &str, address: IpAddr) -> bool {
+        match (kind, address) {
+            ("LOCAL", address) => self.local.contains(&address),
+            ("BROADCAST", IpAddr::V4(address)) => address.is_broadcast() || address.is_unspecified(),
+            ("MULTICAST", address) => address.is_multicast(),
+            other => panic!("{other:?} is a type of address that this reader does not know"),
+        }
     }
 
     fn is_in(&self, set: &str, sides: &str, packet: &Packet) -> bool {

@@ -5,7 +5,8 @@
 //! OUTPUT  → KUBE-ROUTER-OUTPUT     packets of the host, and of pods that IPVS gave their real destination
 //! INPUT   → KUBE-ROUTER-INPUT      packets of pods to the host: only what they send is judged
 //!
-//! each:  IPv6 from a bridge of pods: what has a link-local address, not in OUTPUT (`link_local`)
+//! each:  to a bridge of pods: multicast and broadcast, in FORWARD only (`multicast`)
+//!        IPv6 from a bridge of pods: what has a link-local address, not in OUTPUT (`link_local`)
 //!        exemptions, in INPUT only (`exemptions`)
 //!        from or to a pod of this node → KUBE-NWPLCY-COMMON: what belongs to a connection, and some ICMP (`icmp`)
 //!        -s POD ! -d POD → the pod's chain for egress        only for pods that are isolated in that direction
@@ -24,7 +25,6 @@
 //! not in the set of pods whose rules are in the kernel. Addresses of the host itself are exempt: the pods' gateway
 //! lies in the pod CIDR too.
 
-use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::config::FirewallConfig;
@@ -33,24 +33,20 @@ use crate::kernel::iptables::rule::{SetSides, Side, States};
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::net::{Family, icmp};
 
+use super::super::bridges::ClosedBridges;
 use super::super::rules::{Direction, Isolation, RuleSet};
 use super::comment::comment;
 use super::names::{
-    self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, CHAIN_TAIL, MARK, rule_id,
+    self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, CHAIN_TAIL, ChainKind, MARK, kind,
+    rule_id,
 };
-use super::{exemptions, link_local};
+use super::{exemptions, link_local, multicast, pod_chain};
 
 /// The built-in chains, each with the chain of ours that is entered from it.
 pub const ENTRANCES: [(&str, &str); 3] = [("INPUT", CHAIN_INPUT), ("FORWARD", CHAIN_FORWARD), ("OUTPUT", CHAIN_OUTPUT)];
 
-/// Returns the three dispatch chains of a family. `bridges` are those on which link-local traffic is closed.
-pub fn chains(
-    rules: &RuleSet,
-    config: &FirewallConfig,
-    family: Family,
-    bridges: &[CompactString],
-) -> [(Piece, Rules); 3] {
-    let bridges = if family == Family::V6 { bridges } else { &[] };
+/// Returns the three dispatch chains of a family.
+pub fn chains(rules: &RuleSet, config: &FirewallConfig, family: Family, closed: &ClosedBridges) -> [(Piece, Rules); 3] {
     let egress = jumps(rules, Direction::Egress, family);
     let ingress = jumps(rules, Direction::Ingress, family);
     let common = |of| of_local_pods(family, of, "of local pods", Verdict::Jump(CHAIN_COMMON.into()));
@@ -58,13 +54,13 @@ pub fn chains(
     let said = comment("rule to explicitly handle traffic for network policies ACCEPT/REJECT decision");
     let tail = Rule::new([said], Verdict::Jump(CHAIN_TAIL.into()));
 
-    let mut input: Vec<Rule> = link_local::jumps(bridges).collect();
+    let mut input = of_bridges(closed, family, CHAIN_INPUT);
     input.extend(exemptions::rules(config, family));
     input.push(common(Side::Source));
     input.extend(egress.iter().cloned());
     input.push(tail.clone());
 
-    let mut forward: Vec<Rule> = link_local::jumps(bridges).collect();
+    let mut forward = of_bridges(closed, family, CHAIN_FORWARD);
     forward.extend([common(Side::Source), common(Side::Destination)]);
     forward.extend(egress.iter().chain(&ingress).cloned());
     forward.push(tail.clone());
@@ -83,6 +79,35 @@ pub fn chains(
 
     [(CHAIN_INPUT, input), (CHAIN_FORWARD, forward), (CHAIN_OUTPUT, output)]
         .map(|(name, rules)| (chain(family, name), Rules(rules)))
+}
+
+/// Returns the first rules of the chains for INPUT and FORWARD: what is closed on bridges comes before what any address
+/// allows.
+fn of_bridges(closed: &ClosedBridges, family: Family, chain: &str) -> Vec<Rule> {
+    let multicast: &[_] = if chain == CHAIN_FORWARD { &closed.multicast } else { &[] };
+    let link_local: &[_] = if family == Family::V6 { &closed.link_local } else { &[] };
+    multicast::jumps(multicast, family).chain(link_local::jumps(link_local)).collect()
+}
+
+/// Returns whether a rule is one of those.
+pub fn is_of_bridge(rule: &Rule) -> bool {
+    pod_chain::jump(rule).is_some_and(|to| kind(to) == Some(ChainKind::Bridge))
+}
+
+/// Returns the chains that filter what is closed on bridges; without rules where nothing is.
+pub fn bridge_chains(closed: &ClosedBridges, family: Family) -> Vec<(Piece, Option<Rules>)> {
+    let link_local = (family == Family::V6).then(|| link_local::rules(&closed.link_local));
+    link_local.into_iter().chain([multicast::rules(&closed.multicast, family)]).collect()
+}
+
+/// Returns the chains and jumps that lead to those of IPv6, where policies do not apply to it (without
+/// `--enable-ipv6`): the addresses that every pod has nevertheless are closed.
+pub fn without_policies(closed: &ClosedBridges) -> Vec<(Piece, Option<Rules>)> {
+    let entrances = entrances(Family::V6).filter(|(_, to, _)| [CHAIN_INPUT, CHAIN_FORWARD].contains(to));
+    let pieces = entrances.flat_map(|(jump, to, rules)| {
+        [(chain(Family::V6, to), Rules(of_bridges(closed, Family::V6, to))), (jump, rules)]
+    });
+    pieces.map(|(piece, rules)| (piece, (!closed.link_local.is_empty()).then_some(rules))).collect()
 }
 
 /// Returns the chains and jumps that depend neither on pods nor on the node.
@@ -209,6 +234,14 @@ mod tests {
                 "-m comment --comment \"kube-router netpol - VEAAIY32XVBHCSCY\" -j KUBE-ROUTER-OUTPUT",
             ]
         );
+    }
+
+    #[test]
+    fn without_policies_for_ipv6_only_what_bridges_need_is_wanted_and_only_while_they_are_closed() {
+        let wanted = |closed| without_policies(&closed).into_iter().filter_map(|(piece, rules)| Some((piece, rules?)));
+        assert_eq!(wanted(ClosedBridges::default()).count(), 0);
+        let link_local = vec!["kube-bridge".into()];
+        assert_eq!(wanted(ClosedBridges { link_local, ..ClosedBridges::default() }).count(), 4);
     }
 
     #[test]

@@ -16,7 +16,8 @@ use super::desired::Desired;
 use super::dispatch::chain;
 use super::lowering::elements_of;
 use super::names::{
-    self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_LINK_LOCAL, CHAIN_OUTPUT, CHAIN_TAIL,
+    self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_LINK_LOCAL, CHAIN_MULTICAST, CHAIN_OUTPUT,
+    CHAIN_TAIL,
 };
 use super::overlay::Refusals;
 
@@ -68,6 +69,9 @@ fn pieces(rules: &RuleSet, verdict: &Verdict, family: Family) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = fixed.map(|name| chain(family, name)).into();
     if verdict.egress == Decision::LinkLocal {
         pieces.push(chain(family, CHAIN_LINK_LOCAL));
+    }
+    if verdict.ingress == Decision::Multicast {
+        pieces.push(chain(family, CHAIN_MULTICAST));
     }
     for direction in Direction::BOTH {
         let Some((name, pod)) = verdict.of(direction).pod().and_then(|name| rules.pods.get_key_value(name)) else {

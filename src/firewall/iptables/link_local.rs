@@ -23,8 +23,8 @@ use crate::net::{Family, icmp};
 
 use super::super::link_local::{MULTICAST, UNICAST};
 use super::comment::comment;
-use super::dispatch::{self, chain};
-use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_LINK_LOCAL, ChainKind, kind};
+use super::dispatch::chain;
+use super::names::CHAIN_LINK_LOCAL;
 
 /// Returns the first rules of the chains for INPUT and FORWARD, one for each of the bridges.
 pub fn jumps(bridges: &[CompactString]) -> impl Iterator<Item = Rule> {
@@ -33,11 +33,6 @@ pub fn jumps(bridges: &[CompactString]) -> impl Iterator<Item = Rule> {
         let from_bridge = Match::InputLink(bridge.as_str().into());
         Rule::new([from_bridge, said.clone()], Verdict::Jump(CHAIN_LINK_LOCAL.into()))
     })
-}
-
-/// Returns whether a rule is one of those.
-pub fn is_jump(rule: &Rule) -> bool {
-    super::pod_chain::jump(rule).is_some_and(|to| kind(to) == Some(ChainKind::LinkLocal))
 }
 
 /// Returns the chain; `None` if nothing is closed.
@@ -59,23 +54,13 @@ pub fn rules(bridges: &[CompactString]) -> (Piece, Option<Rules>) {
     (chain(Family::V6, CHAIN_LINK_LOCAL), (!bridges.is_empty()).then_some(Rules(rules)))
 }
 
-/// Returns all desired IPv6 rules besides [`rules`] where policies do not apply to IPv6 (without `--enable-ipv6`).
-pub fn alone(bridges: &[CompactString]) -> Vec<(Piece, Option<Rules>)> {
-    let is_closed = !bridges.is_empty();
-    let entrances = dispatch::entrances(Family::V6).filter(|(_, to, _)| [CHAIN_INPUT, CHAIN_FORWARD].contains(to));
-    let pieces = entrances
-        .flat_map(|(jump, to, rules)| [(chain(Family::V6, to), Rules(jumps(bridges).collect())), (jump, rules)]);
-    pieces.map(|(piece, rules)| (piece, is_closed.then_some(rules))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn nothing_is_wanted_while_nothing_is_closed() {
-        assert!(rules(&[]).1.is_none() && alone(&[]).iter().all(|(_, rules)| rules.is_none()));
-        let pieces: Vec<String> = alone(&["kube-bridge".into()]).iter().map(|(piece, _)| piece.to_string()).collect();
-        assert_eq!(pieces.len(), 4, "{pieces:?}");
+        assert!(rules(&[]).1.is_none() && jumps(&[]).next().is_none());
+        assert!(rules(&["kube-bridge".into()]).1.is_some());
     }
 }

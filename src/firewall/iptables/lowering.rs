@@ -5,14 +5,13 @@
 //! and compared with its previous objects. The result equals that of lowering everything at once, after any history
 //! (`tests/firewall.rs`).
 //!
-//! Families stand apart: what is off is not there, but for link-local traffic (`link_local`), and what can have no element in a
+//! Families stand apart: what is off is not there, but for what is closed on bridges (`bridges`), and what can have no element in a
 //! family has no set there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::config::FirewallConfig;
@@ -21,10 +20,11 @@ use crate::kernel::iptables::{Piece, Rule, Rules};
 use crate::model::{ObjectName, World};
 use crate::net::{Family, PerFamily};
 
+use super::super::bridges::{self, ClosedBridges};
+use super::super::plan;
 use super::super::rules::{Contents, Direction, Element, Isolation, PolicyKey, PortOwners, RuleSet, SetKey};
-use super::super::{link_local as addresses, plan};
 use super::desired::{Desired, LoweredChanges};
-use super::{dispatch, link_local, names, pod_chain, policy_chain};
+use super::{dispatch, names, pod_chain, policy_chain};
 
 /// The desired kernel objects, kept up to date.
 pub struct Lowering {
@@ -37,8 +37,7 @@ pub struct Lowering {
     pods: BTreeMap<ObjectName, Box<[IpAddr]>>,
     /// The ranges in which only known pods may be reached; `None` before the first World.
     closed: Option<Vec<IpNet>>,
-    /// The bridges on which link-local traffic is closed; none if it is open.
-    bridges: Vec<CompactString>,
+    bridges: ClosedBridges,
     kernel_has_ipv6: bool,
 }
 
@@ -88,10 +87,9 @@ impl Lowering {
         if is_first {
             self.lower_fixed(&mut told);
         }
-        let bridges = if addresses::is_closed(rules) { addresses::pod_bridges(rules, world) } else { Vec::new() };
-        let turns = std::mem::replace(&mut self.bridges, bridges) != self.bridges;
+        let turns = std::mem::replace(&mut self.bridges, bridges::closed(rules, world)) != self.bridges;
         if turns {
-            self.lower_link_local(&mut told);
+            self.lower_bridges(&mut told);
         }
         if is_first || turns || !changed.pods.is_empty() {
             for family in self.enabled() {
@@ -103,14 +101,15 @@ impl Lowering {
         told
     }
 
-    fn lower_link_local(&mut self, told: &mut LoweredChanges) {
-        if !self.kernel_has_ipv6 {
-            return;
+    fn lower_bridges(&mut self, told: &mut LoweredChanges) {
+        let is_there = PerFamily { v6: self.families.v6 || self.kernel_has_ipv6, ..self.families };
+        for family in Family::BOTH.into_iter().filter(|family| *is_there.of(*family)) {
+            for (piece, rules) in dispatch::bridge_chains(&self.bridges, family) {
+                self.put_rules(piece, rules, told);
+            }
         }
-        let (piece, chain) = link_local::rules(&self.bridges);
-        self.put_rules(piece, chain, told);
-        if !self.families.v6 {
-            for (piece, rules) in link_local::alone(&self.bridges) {
+        if is_there.v6 && !self.families.v6 {
+            for (piece, rules) in dispatch::without_policies(&self.bridges) {
                 self.put_rules(piece, rules, told);
             }
         }

@@ -1,7 +1,7 @@
 //! The iptables backend: the rule set as iptables chains and ipset sets.
 //!
 //! Reading order: [`names`], derived from what an object is for ([`identity`]); [`policy_chain`], [`pod_chain`],
-//! [`dispatch`] with [`exemptions`] and [`link_local`] are the rules, [`lowering`] keeps them and the sets up to date
+//! [`dispatch`] with [`exemptions`], [`link_local`] and [`multicast`] are the rules, [`lowering`] keeps them and the sets up to date
 //! ([`desired`]); [`apply`] applies them to the kernel ([`linux`]), [`overlay`] leaves out what the kernel refuses,
 //! [`order`] orders changes so that nothing opens in between, [`turning`] is one such order. [`enforced`] checks
 //! whether the kernel enforces a verdict, [`drops`] counts refused packets ([`serve`]).
@@ -15,6 +15,7 @@ pub mod policy_chain;
 pub mod pod_chain;
 pub mod exemptions;
 pub mod link_local;
+pub mod multicast;
 pub mod dispatch;
 pub mod desired;
 pub mod lowering;

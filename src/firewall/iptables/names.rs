@@ -33,12 +33,14 @@ pub const CHAIN_DEFAULT: &str = "KUBE-NWPLCY-DEFAULT";
 pub const CHAIN_COMMON: &str = "KUBE-NWPLCY-COMMON";
 /// Filters link-local traffic between the ports of a pod bridge.
 pub const CHAIN_LINK_LOCAL: &str = "KUBE-NWPLCY-LINK-LOCAL";
+/// Filters multicast and broadcast to the ports of a pod bridge.
+pub const CHAIN_MULTICAST: &str = "KUBE-NWPLCY-MULTICAST";
 /// Handles packets that no pod's chain refused.
 pub const CHAIN_TAIL: &str = "KUBE-NWPLCY-TAIL";
 
 /// One chain for each isolated pod and direction.
 pub const POD_CHAINS: &str = "KUBE-POD-FW-";
-/// One chain for each policy and direction, and the four fixed ones above.
+/// One chain for each policy and direction, and the fixed ones above.
 pub const POLICY_CHAINS: &str = "KUBE-NWPLCY-";
 
 /// Prefixes of set names; IPv6 names have [`OF_IPV6`] before that.
@@ -63,8 +65,8 @@ pub enum ChainKind {
     Dispatch,
     /// The tail, the chain of unconditional accepts, and the chain that marks.
     Fixed,
-    /// Filters link-local traffic between the ports of a pod bridge.
-    LinkLocal,
+    /// Filters what the ports of a pod bridge exchange without addresses that a policy could name.
+    Bridge,
     Pod,
     Policy,
 }
@@ -74,7 +76,7 @@ pub fn kind(chain: &str) -> Option<ChainKind> {
     match chain {
         CHAIN_INPUT | CHAIN_FORWARD | CHAIN_OUTPUT => Some(ChainKind::Dispatch),
         CHAIN_DEFAULT | CHAIN_COMMON | CHAIN_TAIL => Some(ChainKind::Fixed),
-        CHAIN_LINK_LOCAL => Some(ChainKind::LinkLocal),
+        CHAIN_LINK_LOCAL | CHAIN_MULTICAST => Some(ChainKind::Bridge),
         _ if chain.starts_with(POD_CHAINS) => Some(ChainKind::Pod),
         _ if chain.starts_with(POLICY_CHAINS) => Some(ChainKind::Policy),
         _ => None,

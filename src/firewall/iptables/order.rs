@@ -28,7 +28,7 @@ use crate::net::{Family, PerFamily};
 use crate::reconcile::Differing;
 
 use super::desired::Desired;
-use super::link_local;
+use super::dispatch;
 use super::names::{self, ChainKind, kind};
 use super::turning::{AllRules, Turning, chains_of, jump_of};
 
@@ -158,8 +158,8 @@ fn only_concerns(address: IpAddr, (seen, want): (&AllRules, &AllRules), family: 
     };
     let judges_others = |rules: &Rules| -> Vec<Rule> {
         let concerns = |rule: &Rule| jump_of(rule).is_some_and(|(_, own)| own.iter().all(|one| *one == address));
-        // Link-local traffic is closed as soon as any pod is isolated. That depends on no element.
-        rules.0.iter().filter(|rule| !concerns(rule) && !link_local::is_jump(rule)).cloned().collect()
+        // Bridges are closed as soon as any pod is isolated. That depends on no element.
+        rules.0.iter().filter(|rule| !concerns(rule) && !dispatch::is_of_bridge(rule)).cloned().collect()
     };
     want.iter().filter(|(piece, _)| piece.family() == family).all(|(piece, new)| {
         let (old, Piece::Chain { chain, .. }) = (seen.get(piece), piece) else { return seen.get(piece) == Some(new) };
@@ -169,7 +169,7 @@ fn only_concerns(address: IpAddr, (seen, want): (&AllRules, &AllRules), family: 
                 Some(ChainKind::Pod) => is_its(chain),
                 // Pod chains that enter a new policy chain are compared above.
                 Some(ChainKind::Policy) => old.is_none(),
-                Some(ChainKind::LinkLocal) => true,
+                Some(ChainKind::Bridge) => true,
                 Some(ChainKind::Fixed) | None => false,
             }
     })
@@ -191,7 +191,6 @@ fn address(entry: &Entry) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::firewall::iptables::dispatch;
     use crate::firewall::iptables::names::CHAIN_FORWARD;
     use crate::kernel::ipset::{SetKind, SetName, SetSpec};
 

@@ -134,7 +134,7 @@ impl Overlay {
                 let piece = dispatch::chain(family, name);
                 let (Some(wanted), Some(found)) = (rules.get(&piece), seen.get(&piece)) else { continue };
                 let is_jump = |rule: &&Rule| {
-                    let is_kept = |to: &str| matches!(kind(to), Some(ChainKind::Pod | ChainKind::LinkLocal));
+                    let is_kept = |to: &str| matches!(kind(to), Some(ChainKind::Pod | ChainKind::Bridge));
                     let to = pod_chain::jump(rule).filter(|to| is_kept(to));
                     to.is_some_and(|to| seen.contains_key(&dispatch::chain(family, to)))
                 };

@@ -18,6 +18,8 @@ use sluice::net::PerFamily;
 use sluice::subsystem::Kinds;
 
 use super::firewall::{BOTH, PODS, app, config, egress, ingress, programs, put_pod, world};
+use super::firewall_multicast::link_address;
+use super::frame::LinkAddress;
 use super::moment;
 use super::places::inside;
 use crate::namespace::{in_new, own_run, run, shell};
@@ -27,9 +29,10 @@ const ENDS: [(&str, u16); 4] = [("web", 0x10), ("db", 0x11), ("plain", 0x12), ("
 const PORT: u16 = 80;
 const PATIENCE: Duration = Duration::from_millis(400);
 
-struct Bridged {
-    ends: Vec<(&'static str, u16, File, TcpListener)>,
-    world: World,
+/// A node whose pods are on one bridge.
+pub struct Bridged {
+    pub ends: Vec<(&'static str, u16, File, TcpListener)>,
+    pub world: World,
     plan: Plan,
     lowering: Lowering,
     mirrors: Mirrors<Linux>,
@@ -45,7 +48,7 @@ enum By {
     Global,
 }
 
-fn with_each(test: impl Fn(&mut Bridged) + Send + Sync) {
+pub fn with_each(test: impl Fn(&mut Bridged) + Send + Sync) {
     for (flavour, v6) in BOTH.into_iter().flat_map(|flavour| [true, false].map(|v6| (flavour, v6))) {
         in_new(|| {
             own_run();
@@ -61,6 +64,7 @@ impl Bridged {
         run("ip link add kube-bridge type bridge mcast_snooping 0");
         quiet("kube-bridge");
         run("ip link set kube-bridge up");
+        run("ip addr add 10.244.1.1/24 dev kube-bridge");
         run("ip -6 addr add fe80::1/64 dev kube-bridge nodad");
         run("ip -6 addr add fd00:10:244:1::1/64 dev kube-bridge nodad");
         let ends = ENDS.map(|(name, last)| {
@@ -70,7 +74,9 @@ impl Bridged {
                 run(&format!("ip link set to-{name} master kube-bridge up"));
                 let within = |words: &str| run(&format!("ip -n {name} {words}"));
                 within("link set lo up");
-                within("link set eth0 up");
+                within(&format!("link set eth0 address {} up", spelled(link_address(name))));
+                let own = PODS.iter().find(|(pod, ..)| *pod == name).map(|(_, v4, _)| v4).expect("it is a pod");
+                within(&format!("addr add {own}/24 dev eth0"));
                 within(&format!("-6 addr add fe80::{last:x}/64 dev eth0 nodad"));
                 within(&format!("-6 addr add fd00:10:244:1::{last:x}/64 dev eth0 nodad"));
             }
@@ -98,7 +104,7 @@ impl Bridged {
         bridged
     }
 
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
         let changed = self.plan.update(&self.world);
         let lowered = self.lowering.update(self.plan.rules(), &self.world, &changed);
         self.mirrors.mark(&lowered);
@@ -136,7 +142,7 @@ impl Bridged {
 }
 
 /// The number of a device in the namespace of the calling thread.
-fn scope_of(device: &str) -> u32 {
+pub fn scope_of(device: &str) -> u32 {
     let shown = run(&format!("ip -o link show dev {device}"));
     shown.split(':').next().and_then(|index| index.trim().parse().ok()).expect("a number")
 }
@@ -153,6 +159,10 @@ fn connects((source, target): (Ipv6Addr, Ipv6Addr), scope: u32) -> bool {
     let patience = Timespec { tv_sec: 0, tv_nsec: i64::try_from(PATIENCE.as_nanos()).expect("it is short") };
     poll(&mut waiting, Some(&patience)).expect("a socket can be waited for") > 0
         && sockopt::socket_error(&socket).expect("a socket has an outcome").is_ok()
+}
+
+fn spelled(address: LinkAddress) -> String {
+    address.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn quiet(device: &str) {

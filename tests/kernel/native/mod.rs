@@ -8,6 +8,8 @@ mod firewall_conformance;
 mod firewall_crash;
 mod firewall_failures;
 mod firewall_link_local;
+mod firewall_multicast;
+mod frame;
 mod ipset;
 mod iptables;
 mod link;

@@ -59,6 +59,8 @@ pub enum Match {
     Ports(Box<[PortRange]>),
     /// This address of the packet is one of the host's own.
     HostAddress { of: Side, negated: bool },
+    /// The destination is a group, or everybody on a link, by the routes of the host. Of IPv4 only.
+    ToMany,
     /// The kind of an ICMP or ICMPv6 message.
     IcmpKind { family: Family, number: u8 },
     /// IPVS sends the packet, which is on the way to the service, to a backend with masquerading. Some tools print
@@ -244,7 +246,11 @@ impl Match {
             Match::Limit { .. } => Match::Limit { per_minute: 0, burst: 0 },
             Match::Ports(_) => Match::Ports([].into()),
             Match::IcmpKind { family, .. } => Match::IcmpKind { family, number: 0 },
-            same @ (Match::Protocol(_) | Match::HostAddress { .. } | Match::ByIpvs { .. } | Match::Foreign(_)) => same,
+            same @ (Match::Protocol(_)
+            | Match::HostAddress { .. }
+            | Match::ToMany
+            | Match::ByIpvs { .. }
+            | Match::Foreign(_)) => same,
         }
     }
 }

@@ -92,6 +92,7 @@ impl fmt::Display for Match {
             Match::HostAddress { of, negated } => {
                 write!(f, "-m addrtype {}--{}-type LOCAL", not(*negated), of.name())
             }
+            Match::ToMany => f.write_str("-m addrtype --dst-type BROADCAST,MULTICAST"),
             Match::IcmpKind { family: Family::V4, number } => write!(f, "-m icmp --icmp-type {number}"),
             Match::IcmpKind { family: Family::V6, number } => write!(f, "-m icmp6 --icmpv6-type {number}"),
             Match::ByIpvs { prints_ipvs } => {
@@ -244,6 +245,7 @@ fn understood(words: &[&str], negated: bool) -> Option<Match> {
             let side = option.strip_prefix("--")?.strip_suffix("-type")?;
             Match::HostAddress { of: Side::read(side)?, negated }
         }
+        ["-m", "addrtype", "--dst-type", "BROADCAST,MULTICAST"] if !negated => Match::ToMany,
         ["-m", "icmp", "--icmp-type", text] => Match::IcmpKind { family: Family::V4, number: number(text)? },
         ["-m", "icmp6", "--icmpv6-type", text] => Match::IcmpKind { family: Family::V6, number: number(text)? },
         ["-m", "ipvs", "--vdir", "ORIGINAL", "--vmethod", "MASQ"] => Match::ByIpvs { prints_ipvs: false },
