@@ -178,37 +178,49 @@ impl Joined {
         let Known { cluster, kinds, all_nodes } = remembered;
         self.routed.may_be_remembered = all_nodes;
         for kind in kinds {
-            let missing = self.listings.iter_mut().filter(|listing| listing.kind == kind && !listing.is_known);
-            if missing.map(|listing| listing.is_remembered = true).count() > 0 {
-                self.remember_kind(kind, &cluster);
-            }
+            let is_missing = |listing: &Listing| listing.kind == kind && !listing.is_known;
+            let Some(at) = self.listings.iter().position(is_missing) else { continue };
+            let mut listing = self.listings.remove(at);
+            listing.is_remembered = true;
+            self.remember_kind(&listing, &cluster);
+            self.listings.insert(at, listing);
         }
         self.unpublished = true;
     }
 
-    fn remember_kind(&mut self, kind: Kind, remembered: &Cluster) {
-        let own = &mut self.cluster;
+    /// Adds the rows of a kind that are not there. What its listing has named already is as the source says, also where that is
+    /// nothing, unless it cannot be read.
+    fn remember_kind(&mut self, listing: &Listing, remembered: &Cluster) {
+        let (own, unknown, kind) = (&mut self.cluster, &self.unknown, listing.kind);
+        let is_open = |name: &ObjectName| {
+            let is_named = listing.named.as_ref().is_some_and(|named| named.contains(name));
+            !is_named || unknown.contains(&ObjectId { kind, name: name.clone() })
+        };
+        let has_open_name = |name: &CompactString| is_open(&ObjectName::new("", name));
         match kind {
-            Kind::Service => fill(&mut own.services, &remembered.services),
-            Kind::Node => fill(&mut own.nodes, &remembered.nodes),
-            Kind::Pod => fill(&mut own.pods, &remembered.pods),
-            Kind::Namespace => fill(&mut own.namespaces, &remembered.namespaces),
+            Kind::Service => fill(&mut own.services, &remembered.services, is_open),
+            Kind::Node => fill(&mut own.nodes, &remembered.nodes, has_open_name),
+            Kind::Pod => fill(&mut own.pods, &remembered.pods, is_open),
+            Kind::Namespace => fill(&mut own.namespaces, &remembered.namespaces, has_open_name),
             Kind::NetworkPolicy => {
-                fill(&mut own.policies, &remembered.policies);
+                fill(&mut own.policies, &remembered.policies, is_open);
                 self.unknown.retain(|id| own.policies.get(&id.name).is_none());
             }
             Kind::EndpointSlice => {
+                let named = listing.named.as_ref();
                 for (name, endpoints) in remembered.endpoints.iter() {
-                    self.remember_slices(name, endpoints);
+                    self.remember_slices(name, endpoints, named);
                 }
             }
         }
     }
 
-    fn remember_slices(&mut self, service: &ObjectName, endpoints: &Endpoints) {
+    fn remember_slices(&mut self, service: &ObjectName, endpoints: &Endpoints, named: Option<&HashSet<ObjectName>>) {
         for (slice_name, slice) in &endpoints.slices {
             let id = ObjectName::of(service.namespace.clone(), slice_name.clone());
-            if !self.slices.contains_key(&id) {
+            let is_unreadable = || self.unknown.contains(&ObjectId { kind: Kind::EndpointSlice, name: id.clone() });
+            let is_open = named.is_none_or(|named| !named.contains(&id)) || is_unreadable();
+            if is_open && !self.slices.contains_key(&id) {
                 self.put_slice(id, Some(SliceOf { service: service.name.clone(), slice: slice.clone() }));
             }
         }
@@ -397,10 +409,10 @@ fn set<K: Ord + Clone, V: PartialEq>(table: &mut Table<K, V>, key: K, value: Opt
     }
 }
 
-/// Adds the rows whose keys are not there.
-fn fill<K: Ord + Clone, V: PartialEq>(table: &mut Table<K, V>, from: &Table<K, V>) {
+/// Adds the rows whose keys are not there and pass this test.
+fn fill<K: Ord + Clone, V: PartialEq>(table: &mut Table<K, V>, from: &Table<K, V>, is_open: impl Fn(&K) -> bool) {
     for (key, value) in from.iter() {
-        if table.get(key).is_none() {
+        if table.get(key).is_none() && is_open(key) {
             table.insert_shared(key.clone(), value.clone());
         }
     }

@@ -202,6 +202,42 @@ fn the_last_known_state_fills_what_is_not_known_and_yields_to_what_is() {
 }
 
 #[test]
+fn what_a_listing_in_progress_has_named_is_not_taken_from_the_last_known_state() {
+    let mut earlier = Joined::new(&ALL);
+    for object in [
+        service("a", "10.96.0.1"),
+        service("b", "10.96.0.2"),
+        slice("a-1", "a"),
+        namespace("x"),
+        policy("p", false),
+        policy("q", false),
+    ] {
+        earlier.put(object);
+    }
+    let mut joined = Joined::new(&ALL);
+    for (kind, object) in [
+        (Kind::Service, gone(&service("a", "10.96.0.1"))),
+        (Kind::EndpointSlice, gone(&slice("a-1", "a"))),
+        (Kind::Namespace, gone(&namespace("x"))),
+        (Kind::NetworkPolicy, gone(&policy("p", false))),
+    ] {
+        joined.begin_listing(kind);
+        joined.put(object);
+    }
+    joined.put(unreadable("q"));
+    joined.remember(Known { cluster: earlier.cluster, kinds: Kind::ALL.to_vec(), all_nodes: true });
+    assert_eq!(names(&joined), ["b"]);
+    assert!(joined.cluster.namespaces.is_empty());
+    let policies: Vec<&str> = joined.cluster.policies.iter().map(|(name, _)| name.name.as_str()).collect();
+    assert_eq!(policies, ["q"], "one that cannot be read has its last good version");
+    for kind in [Kind::Service, Kind::NetworkPolicy] {
+        joined.end_listing(kind);
+    }
+    assert_eq!(names(&joined), Vec::<String>::new());
+    assert_eq!(joined.names(Kind::NetworkPolicy).len(), 1);
+}
+
+#[test]
 fn neither_part_waits_for_the_other_and_a_kind_that_is_being_listed_is_no_news() {
     let mut joined = Joined::new(&ALL);
     joined.begin_listing(Kind::Pod);
