@@ -35,7 +35,7 @@ use tracing::{debug, info, warn};
 use self::joined::{Joined, Standing};
 use self::last_known::{Forgotten, Keeper};
 use self::warned::{Verdict, Warned};
-use crate::k8s::{Event, Kind, Message, Object, ObjectId, Wanted, Warning};
+use crate::k8s::{Event, Kind, Message, Object, ObjectId, Scope, Wanted, Warning};
 use crate::model::{Authority, Cluster, EventClock, Host, Report, World};
 use crate::observe::health::Note;
 
@@ -218,12 +218,12 @@ impl Builder {
         match read {
             Ok(Some(known)) => {
                 let (services, policies) = (known.cluster.services.len(), known.cluster.policies.len());
-                warn!(%path, services, policies, "API server unreachable; using the last known state");
+                warn!(%path, services, policies, "Cluster not readable yet; using the last known state");
                 self.joined.remember(known);
                 self.publish(None);
             }
             Ok(None) => {
-                warn!(%path, "API server unreachable, and there is no last known state");
+                warn!(%path, "Cluster not readable yet, and there is no last known state");
                 self.joined.remember_nothing();
             }
             Err(error) => {
@@ -317,8 +317,11 @@ impl Builder {
             Verdict::Say(warnings) => {
                 // The agent of another Node reports it itself; a thousand others need not.
                 let is_others = matches!(object, Object::Node(name, _) if *name != self.own);
-                for Warning { field, text } in warnings {
+                for Warning { field, text, scope } in warnings {
                     match is_others {
+                        _ if scope == Scope::Field => {
+                            warn!(object = %id, %field, reason = %text, "Field without effect; other objects with it are not logged");
+                        }
                         true => debug!(object = %id, %field, reason = %text, "Invalid field in an object"),
                         false => warn!(object = %id, %field, reason = %text, "Invalid field in an object"),
                     }

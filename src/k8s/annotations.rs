@@ -108,7 +108,7 @@ pub fn proxy_annotations(annotations: &BTreeMap<String, String>, warnings: &mut 
         (SERVICE_HAIRPIN_EXTERNAL, "hairpin mode"),
     ] {
         if annotations.contains_key(key) {
-            warnings.odd(key, format_args!("it has no effect: this build has no {noun} yet"));
+            warnings.without_effect(key, format_args!("it has no effect: this build has no {noun} yet"));
         }
     }
     let scheduler = scheduler(annotations, warnings);

@@ -36,6 +36,13 @@ pub struct Access {
     pub master: Option<Uri>,
 }
 
+impl Access {
+    /// The file, or the directory of the service account, that the credentials come from.
+    fn origin(&self) -> &Path {
+        self.kubeconfig.as_deref().unwrap_or(Path::new(SERVICE_ACCOUNT))
+    }
+}
+
 /// Why no client can be made. Each is a sentence that names the flag or file to mend.
 #[derive(thiserror::Error, Debug)]
 pub enum AccessError {
@@ -118,13 +125,14 @@ impl ApiClient {
         let mut made = self.made();
         match made_anew {
             Ok((client, files)) => {
-                info!("Kubeconfig credentials changed; using the new ones");
+                info!(file = %self.access.origin().display(), "API credentials changed; using the new ones");
                 (made.client, made.files, made.refused) = (client, files, None);
             }
             Err(error) => {
                 let reason = error.to_string();
                 if made.refused.as_ref() != Some(&reason) {
-                    warn!(reason, "Reading changed kubeconfig credentials failed; the former stay in use");
+                    let file = self.access.origin();
+                    warn!(file = %file.display(), reason, "Reading changed API credentials failed; the former stay in use");
                     made.refused = Some(reason);
                 }
             }
@@ -209,9 +217,15 @@ fn chosen(path: &Path) -> Result<(Context, Cluster, AuthInfo), AccessError> {
     let cluster = cluster.and_then(|named| named.cluster);
     let cluster =
         cluster.ok_or_else(|| wrong(format!("it has no cluster {:?}, which its context names", context.cluster)))?;
-    // As other clients have it, a user who is not there is nobody.
-    let user = file.auth_infos.into_iter().find(|user| Some(&user.name) == context.user.as_ref());
-    let user = user.and_then(|named| named.auth_info).unwrap_or_default();
+    // A context without a user asks as nobody. One that names a user who is not there is a mistake, or not written to its end.
+    let user = match context.user.as_ref().filter(|name| !name.is_empty()) {
+        None => AuthInfo::default(),
+        Some(name) => {
+            let user = file.auth_infos.into_iter().find(|user| user.name == *name);
+            let user = user.ok_or_else(|| wrong(format!("it has no user {name:?}, which its context names")))?;
+            user.auth_info.unwrap_or_default()
+        }
+    };
     Ok((context, cluster, user))
 }
 

@@ -23,7 +23,7 @@ use compact_str::CompactString;
 
 use crate::model::{EndpointSlice, Namespace, NetworkPolicy, Node, ObjectName, Pod, Service};
 
-pub use parse::Warning;
+pub use parse::{Scope, Warning};
 
 /// The kinds of objects that this program reads.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -83,7 +83,9 @@ impl ProxyEnvironment {
     }
 }
 
-/// A proxy's URL; without a scheme it is one of HTTP.
+const SOCKS_PORT: u16 = 1080;
+
+/// A proxy's URL; without a scheme it is one of HTTP, and SOCKS without a port means its usual one.
 ///
 /// # Errors
 /// It is none, or its scheme is not supported; the sentence holds no credentials.
@@ -96,6 +98,15 @@ pub fn proxy_url(text: &str) -> Result<Uri, String> {
     };
     let uri: Uri = with_scheme.parse().map_err(|_| "it is not the URL of a proxy".to_owned())?;
     match uri.scheme_str() {
+        Some("socks5") if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) => {
+            Err("credentials for a SOCKS proxy are not supported; use an HTTP proxy, or one without credentials"
+                .to_owned())
+        }
+        Some("socks5") if uri.port().is_none() && uri.host().is_some_and(|host| !host.is_empty()) => {
+            // The port that SOCKS has by convention (RFC 1928); the client library would take that of HTTP.
+            let host = uri.host().unwrap_or_default();
+            format!("socks5://{host}:{SOCKS_PORT}").parse().map_err(|_| "it is not the URL of a proxy".to_owned())
+        }
         Some("http" | "https" | "socks5") if uri.host().is_some_and(|host| !host.is_empty()) => Ok(uri),
         Some("http" | "https" | "socks5") => Err("it names no host".to_owned()),
         scheme => Err(format!("{:?} is no kind of proxy that is known here", scheme.unwrap_or_default())),
@@ -216,7 +227,12 @@ mod tests {
         let text = |url: &str| proxy_url(url).map(|url| url.to_string());
         assert_eq!(text("192.0.2.1:3128"), Ok("http://192.0.2.1:3128/".to_owned()));
         assert_eq!(text("socks5h://192.0.2.1:1080"), Ok("socks5://192.0.2.1:1080/".to_owned()));
-        for odd in ["ftp://u:secret@192.0.2.1", "http://u:secret@ 192.0.2.1", "http://"] {
+        assert_eq!(text("socks5://192.0.2.1"), Ok("socks5://192.0.2.1:1080/".to_owned()), "as Go has it");
+        assert_eq!(text("socks5h://[2001:db8::1]"), Ok("socks5://[2001:db8::1]:1080/".to_owned()));
+        assert_eq!(text("http://u:secret@192.0.2.1"), Ok("http://u:secret@192.0.2.1/".to_owned()));
+        for odd in
+            ["socks5://u:secret@192.0.2.1:1080", "ftp://u:secret@192.0.2.1", "http://u:secret@ 192.0.2.1", "http://"]
+        {
             let reason = text(odd).expect_err("it is no proxy");
             assert!(!reason.contains("secret"), "{reason}");
         }

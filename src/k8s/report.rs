@@ -66,6 +66,15 @@ struct Attempts {
     lacks_right: bool,
 }
 
+/// Outcome of an attempt that met no obstacle.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sent {
+    /// The server has taken a report.
+    Accepted,
+    /// There was nothing to report.
+    Nothing,
+}
+
 /// Why a report was not accepted.
 #[derive(Debug)]
 enum Refused {
@@ -104,13 +113,13 @@ async fn tell_condition(listener: Listener, mut reports: watch::Receiver<Report>
         let report = reports.borrow_and_update().clone();
         let is_wrong = report.network_is_there && report.is_denied;
         let told = match corrections.due() {
-            _ if !is_wrong => Ok(()),
-            Some(due) if due > Instant::now() => Ok(()),
-            due => listener.correct(due.is_some()).await.inspect(|()| corrections.note(Instant::now())),
+            _ if !is_wrong => Ok(Sent::Nothing),
+            Some(due) if due > Instant::now() => Ok(Sent::Nothing),
+            due => listener.correct(due.is_some()).await.inspect(|_| corrections.note(Instant::now())),
         };
         attempts.note(&told);
         match told {
-            Ok(()) => {
+            Ok(_) => {
                 let correction = corrections.due().filter(|_| is_wrong);
                 tokio::select! {
                     changed = reports.changed() => if changed.is_err() { return },
@@ -133,7 +142,7 @@ async fn tell_events(listener: Listener, mut reports: watch::Receiver<Report>) {
         let told = listener.tell_problems(&report, &mut known).await;
         attempts.note(&told);
         match told {
-            Ok(()) => {
+            Ok(_) => {
                 if reports.changed().await.is_err() {
                     return;
                 }
@@ -148,32 +157,34 @@ async fn tell_events(listener: Listener, mut reports: watch::Receiver<Report>) {
 
 impl Listener {
     /// Sets the condition to `False` where the Node has it otherwise. `again`: it was set before.
-    async fn correct(&self, again: bool) -> Result<(), Refused> {
+    async fn correct(&self, again: bool) -> Result<Sent, Refused> {
         let nodes = Request::new("/api/v1/nodes");
         if !denies(&self.send(nodes.get(&self.node, &GetParams::default())).await?) {
-            return Ok(());
+            return Ok(Sent::Nothing);
         }
         let patch = Patch::Strategic(condition(Timestamp::now()));
         self.send(nodes.patch_subresource("status", &self.node, &PatchParams::default(), &patch)).await?;
         if again {
             warn!(condition = CONDITION, "Node condition NetworkUnavailable was set by others; setting it to False");
         }
-        Ok(())
+        Ok(Sent::Accepted)
     }
 
     /// Creates an Event for each problem that is not `known`, and forgets those that are gone.
-    async fn tell_problems(&self, report: &Report, known: &mut BTreeSet<String>) -> Result<(), Refused> {
+    async fn tell_problems(&self, report: &Report, known: &mut BTreeSet<String>) -> Result<Sent, Refused> {
         let problems: BTreeSet<&String> = report.problems.union(&report.odd).collect();
         known.retain(|problem| problems.contains(problem));
+        let mut sent = Sent::Nothing;
         for problem in problems {
             if known.len() < MOST_PROBLEMS && !known.contains(problem) {
                 let body = event(&self.node, problem, SystemTime::now()).to_string().into_bytes();
                 let events = Request::new("/api/v1/namespaces/default/events");
                 self.send(events.create(&PostParams::default(), body)).await?;
                 known.insert(problem.clone());
+                sent = Sent::Accepted;
             }
         }
-        Ok(())
+        Ok(sent)
     }
 
     async fn send(&self, request: Built) -> Result<Value, Refused> {
@@ -196,10 +207,12 @@ impl Attempts {
     }
 
     /// Records the outcome of an attempt, and logs what is new about it.
-    fn note(&mut self, told: &Result<(), Refused>) {
+    fn note(&mut self, told: &Result<Sent, Refused>) {
         let (what, rule) = (self.what, self.rule);
         match told {
-            Ok(()) => {
+            // Whether it would work again is not known.
+            Ok(Sent::Nothing) => {}
+            Ok(Sent::Accepted) => {
                 if self.is_failing || self.lacks_right {
                     info!(what, "Node status update recovered");
                 }

@@ -33,8 +33,8 @@ use super::answer::{Change, Refusal, Unread};
 use super::client::ApiClient;
 use super::outage::{Cause, Outages};
 use super::parse::{
-    ApiObject, Pool, Warning, endpoint_slice_object, namespace_object, network_policy_object, node_object, pod_object,
-    service_object,
+    ApiObject, Pool, Scope, Warning, endpoint_slice_object, namespace_object, network_policy_object, node_object,
+    pod_object, service_object,
 };
 use super::request::{Asking, Failure, Patience, Stumble, Watch};
 use super::{Event, Kind, Message, Object, ObjectId, Wanted};
@@ -406,7 +406,7 @@ impl<K: ApiObject> Follower<K> {
             return self.tell(Event::Object(Object::gone(id), Vec::new())).await;
         }
         let text = format!("it cannot be read, its last good version stays in force: {reason}");
-        let warnings = is_named.then(|| Warning { field: "object".into(), text });
+        let warnings = is_named.then(|| Warning { field: "object".into(), text, scope: Scope::Object });
         self.tell(Event::Object(Object::Unreadable(id), warnings.into_iter().collect())).await
     }
 

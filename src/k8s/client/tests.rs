@@ -48,6 +48,24 @@ fn credentials_from_another_program_are_refused() {
     assert!(error.to_string().ends_with("use a token or a client certificate"), "{error}");
 }
 
+#[tokio::test]
+async fn a_user_that_is_not_in_the_kubeconfig_is_a_mistake_and_takes_no_credentials_away() {
+    let (directory, access) = kubeconfig("{token: secret}");
+    let made = client(&access).await.expect("the kubeconfig is sound");
+    let path = directory.path().join("config");
+    let text = std::fs::read_to_string(&path).expect("readable");
+    std::fs::write(&path, text.replace("name: u, user: {token", "name: v, user: {token")).expect("writable");
+    let error = made_of(&access, Path::new(NOWHERE)).expect_err("nobody has these credentials");
+    assert!(error.to_string().ends_with("it has no user \"u\", which its context names"), "{error}");
+    made.made().looked_at = Instant::now() - 2 * LOOK;
+    made.current().await;
+    let refused = made.made().refused.clone();
+    assert!(refused.is_some_and(|reason| reason.contains("no user")), "the former client stays");
+    std::fs::write(&path, text.replace(", user: u}", "}")).expect("writable");
+    let nobody = made_of(&access, Path::new(NOWHERE)).expect("a context may name nobody");
+    assert!(nobody.auth_info.token.is_none());
+}
+
 #[test]
 fn a_kubeconfig_that_cannot_be_read_shows_nothing_of_what_stands_in_it() {
     let (directory, access) = kubeconfig("{}");

@@ -177,3 +177,15 @@ fn a_long_sentence_is_cut_between_characters() {
     let long = format!("a{}", "ä".repeat(600));
     assert_eq!(message(&long).len(), 1023);
 }
+
+#[test]
+fn nothing_has_recovered_where_nothing_was_sent() {
+    let mut attempts = Attempts::new("its problems", EVENTS_RULE, QUICK);
+    for refused in [Refused::Failed("no answer".to_owned()), Refused::Forbidden("no right".to_owned())] {
+        attempts.note(&Err(refused));
+    }
+    attempts.note(&Ok(Sent::Nothing));
+    assert!(attempts.is_failing && attempts.lacks_right, "it is not known to work");
+    attempts.note(&Ok(Sent::Accepted));
+    assert!(!attempts.is_failing && !attempts.lacks_right);
+}
