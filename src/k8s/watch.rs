@@ -11,6 +11,10 @@
 //!   bookmarks included. When the server no longer knows it (410) everything is listed again; what is missing from the
 //!   new list is removed only at its end. The new list is never older than the version seen, which is requested
 //!   (`NotOlderThan`), or the newest where the server cannot serve it.
+//! - A watch that is resumed at a version newer than the server's is answered with silence until the server has overtaken it,
+//!   and what was in between is lost. So where a store was restored from a backup without a new revision everything has to be
+//!   listed: before a watch is resumed that ended before its time, a list of one object tells how far the server is.
+//!   Limit: a server that has overtaken us by then looks like any other (`etcdutl snapshot restore --bump-revision` is for that).
 //! - An object that cannot be read keeps its last good version, and is named in a warning.
 //! - A dead connection is noticed when bookmarks, which come every minute, stay away. A list has
 //!   no time limit but for each piece of it.
@@ -20,7 +24,9 @@
 //! without end, and where the status of the response refuses the resourceVersion to resume at it requests that
 //! version for ever.
 
-use std::hash::{BuildHasher, RandomState};
+mod end;
+mod pace;
+
 use std::time::{Duration, Instant};
 
 use kube::core::params::{ListParams, WatchParams};
@@ -29,6 +35,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use self::end::End;
+use self::pace::{Failures, Timing, random};
 use super::answer::{Change, Refusal, Unread};
 use super::client::ApiClient;
 use super::outage::{Cause, Outages};
@@ -36,7 +44,7 @@ use super::parse::{
     ApiObject, Pool, Scope, Warning, endpoint_slice_object, namespace_object, network_policy_object, node_object,
     pod_object, service_object,
 };
-use super::request::{Asking, Failure, Patience, Stumble, Watch};
+use super::request::{Asking, Failure, Stumble, Watch};
 use super::{Event, Kind, Message, Object, ObjectId, Wanted};
 use crate::model::ObjectName;
 
@@ -68,35 +76,6 @@ async fn follow(client: ApiClient, wanted: Wanted, common: Common) {
     }
 }
 
-/// Delays and patience; shorter in tests.
-#[derive(Clone, Copy, Debug)]
-struct Timing {
-    /// The first delay after a failure; it doubles up to `last`.
-    first: Duration,
-    last: Duration,
-    /// A watch that ended sooner than this counts as failed, although the server reported no error.
-    brief: Duration,
-    /// Time limits for an answer, and for each next piece of a list.
-    patience: Patience,
-    /// Longest silence of a watch on which bookmarks come.
-    silence: Duration,
-    /// Time for which a server without streaming lists is listed in pages before they are tried again.
-    in_pages: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Timing {
-        Timing {
-            first: Duration::from_millis(200),
-            last: Duration::from_secs(30),
-            brief: Duration::from_secs(5),
-            patience: Patience { beginning: Duration::from_secs(65), piece: Duration::from_secs(30) },
-            silence: Duration::from_secs(150),
-            in_pages: Duration::from_secs(3600),
-        }
-    }
-}
-
 /// State shared by the followers of all kinds.
 struct Common {
     out: Sender<Message>,
@@ -119,7 +98,9 @@ struct Follower<K> {
     seen: Option<String>,
     /// The server cannot serve that version: the newest is requested.
     wants_newest: bool,
-    failures: u32,
+    /// The last watch ended before its time, so that the server may be another than before, or its store.
+    is_unsure: bool,
+    failures: Failures,
     is_out: bool,
 }
 
@@ -130,25 +111,6 @@ enum Pages {
     Once,
     /// The server has no streaming lists.
     Until(Instant),
-}
-
-/// Why a request or a stream ended.
-enum End {
-    /// As it should: the server closes every watch after a while.
-    Orderly,
-    /// Everything was listed; the watch follows.
-    Listed,
-    /// The resourceVersion to resume at has expired (410).
-    Expired,
-    /// The server cannot serve a list as new as the version seen.
-    NotServed(String),
-    /// The server has no streaming lists.
-    NoStreaming,
-    /// The list stalled.
-    Silent,
-    Failed(Cause, String),
-    /// The receiver is gone.
-    Closed,
 }
 
 /// Objects in a page of a list, as other clients have it.
@@ -172,7 +134,8 @@ impl<K: ApiObject> Follower<K> {
             version: None,
             seen: None,
             wants_newest: false,
-            failures: 0,
+            is_unsure: false,
+            failures: Failures::default(),
             is_out: false,
         }
     }
@@ -194,7 +157,7 @@ impl<K: ApiObject> Follower<K> {
                 // A request that failed late has failed all the same: an overloaded server takes long to say so.
                 End::Orderly if began.elapsed() < self.common.timing.brief => {}
                 End::Orderly => {
-                    self.failures = 0;
+                    self.failures.end();
                     continue;
                 }
                 End::NoStreaming => {
@@ -208,6 +171,7 @@ impl<K: ApiObject> Follower<K> {
                     continue;
                 }
                 End::Expired => {
+                    self.failures.note_expiry(Instant::now(), &self.common.timing);
                     // If not even a list of this version is served, only the newest one is left.
                     self.wants_newest = self.version.is_none();
                     self.version = None;
@@ -275,9 +239,9 @@ impl<K: ApiObject> Follower<K> {
                 return end;
             }
             if is_last {
-                (self.failures, self.wants_newest) = (0, false);
+                self.note_list();
                 return match self.tell(Event::Listed(self.kind)).await {
-                    Ok(()) => self.go_on(stream).await,
+                    Ok(()) => self.go_on(stream, params.timeout).await,
                     Err(Gone) => End::Closed,
                 };
             }
@@ -295,7 +259,6 @@ impl<K: ApiObject> Follower<K> {
                 Ok(page) => page,
                 Err(failure) => return self.end_of(failure),
             };
-            self.end_outage();
             for item in page.items {
                 let told = match item {
                     Ok(object) => self.tell_object(&object).await,
@@ -307,8 +270,8 @@ impl<K: ApiObject> Follower<K> {
             }
             params.continue_token = page.next;
             if params.continue_token.is_none() {
-                (self.version, self.seen) = (page.version.clone(), page.version);
-                (self.failures, self.wants_newest) = (0, false);
+                self.reach(page.version);
+                self.note_list();
                 if self.pages == Some(Pages::Once) {
                     self.pages = None;
                 }
@@ -323,18 +286,44 @@ impl<K: ApiObject> Follower<K> {
 
     /// Resumes the watch at a resourceVersion.
     async fn watch(&mut self, version: &str) -> End {
+        if self.is_unsure {
+            match self.newest().await {
+                Ok(newest) if self.is_older_than_seen(newest.as_deref()) => {
+                    return End::NotServed(format!("its newest is {}", newest.unwrap_or_default()));
+                }
+                Ok(_) => self.is_unsure = false,
+                Err(failure) => return self.end_of(failure),
+            }
+        }
         let params = self.watch_params(false);
         match self.asking.watch(&params, version).await {
             Ok(stream) => {
                 self.end_outage();
-                self.go_on(stream).await
+                self.go_on(stream, params.timeout).await
             }
-            Err(failure) => self.end_of(failure),
+            Err(failure) => {
+                self.is_unsure = true;
+                self.end_of(failure)
+            }
         }
     }
 
-    /// Follows a watch until it ends.
-    async fn go_on(&mut self, mut stream: Watch<K>) -> End {
+    /// The server's newest resourceVersion, by a list of one object. Of version 0 it would be a list of all.
+    async fn newest(&self) -> Result<Option<String>, Failure> {
+        let params = ListParams { field_selector: self.fields.clone(), ..ListParams::default() }.limit(1);
+        Ok(self.asking.list(&params).await?.version)
+    }
+
+    /// Follows a watch until it ends. `seconds`: the requested duration.
+    async fn go_on(&mut self, stream: Watch<K>, seconds: Option<u32>) -> End {
+        let due = Instant::now() + Duration::from_secs(u64::from(seconds.unwrap_or(0)));
+        let end = self.follow(stream).await;
+        // The server counts from the request, a moment before us.
+        self.is_unsure = Instant::now() + Duration::from_secs(2) < due;
+        end
+    }
+
+    async fn follow(&mut self, mut stream: Watch<K>) -> End {
         let Timing { patience, mut silence, .. } = self.common.timing;
         let ends_after = Duration::from_secs(u64::from(WATCH_SECONDS)) + patience.piece;
         let bookmarked = std::mem::replace(&mut silence, ends_after);
@@ -364,10 +353,10 @@ impl<K: ApiObject> Follower<K> {
     /// Processes one event. `resumable`: the watch can be resumed at its version, which it cannot
     /// before the list is complete.
     async fn take_in(&mut self, change: Change<K>, resumable: bool) -> Option<End> {
-        if !matches!(change, Change::Refused(_)) {
+        // A list that never comes to its end is no progress, however many objects it names.
+        if resumable && !matches!(change, Change::Refused(_)) {
             self.end_outage();
-            // Progress; but a list that never comes to its end is none, however many objects it names.
-            self.failures = if resumable { 0 } else { self.failures };
+            self.failures.end();
         }
         let (version, told) = match change {
             Change::Is(object) => (object.metadata().resource_version.clone(), self.tell_object(&object).await),
@@ -378,16 +367,30 @@ impl<K: ApiObject> Follower<K> {
             }
             Change::Bookmark { version, ends_list } => {
                 if resumable || ends_list {
-                    (self.version, self.seen) = (version.clone(), version);
+                    self.reach(version);
                 }
                 (None, Ok(()))
             }
             Change::Refused(refusal) => return Some(self.end_by(&refusal)),
         };
-        if resumable && version.is_some() {
-            (self.version, self.seen) = (version.clone(), version);
+        if resumable {
+            self.reach(version);
         }
         told.is_err().then_some(End::Closed)
+    }
+
+    /// Records the place in history that was reached. Without a version it is still the one before.
+    fn reach(&mut self, version: Option<String>) {
+        if version.is_some() {
+            (self.version, self.seen) = (version.clone(), version);
+        }
+    }
+
+    /// Records that everything was listed.
+    fn note_list(&mut self) {
+        self.failures.note_list(Instant::now());
+        (self.wants_newest, self.is_unsure) = (false, false);
+        self.end_outage();
     }
 
     /// Reports an object that cannot be read: its last good version stays, and its next one may be sound. In a list
@@ -460,12 +463,8 @@ impl<K: ApiObject> Follower<K> {
 
     /// Waits before the next try.
     async fn pause(&mut self) -> Result<(), Gone> {
-        let Timing { first, last, .. } = self.common.timing;
-        let longest = first.saturating_mul(1 << self.failures.min(16)).min(last);
-        self.failures += 1;
-        let shorter = longest.mul_f64((random() % 1024) as f64 / 2048.0);
         tokio::select! {
-            () = sleep(longest - shorter) => Ok(()),
+            () = sleep(self.failures.delay(&self.common.timing)) => Ok(()),
             () = self.common.out.closed() => Err(Gone),
         }
     }
@@ -490,11 +489,6 @@ struct Gone;
 
 /// Requested duration of a watch, in seconds.
 const WATCH_SECONDS: u32 = 290;
-
-/// Any number; each call another one. Good for spreading, not for secrets.
-fn random() -> u64 {
-    RandomState::new().hash_one(())
-}
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -42,6 +42,8 @@ pub struct Faults {
     pub fail: (usize, u16),
     /// Watches are closed as soon as they have said what they have to say at once.
     pub close_watches: bool,
+    /// The place of every watch has expired as soon as it has said what it has to say at once.
+    pub expire_watches: bool,
     /// Speak JSON whatever is asked for, as a proxy in between might.
     pub json_only: bool,
     /// A forgotten version is refused by the status of the response, not within the stream.
@@ -56,6 +58,14 @@ pub struct Faults {
     pub trickle: Option<Duration>,
 }
 
+/// Who watches a collection.
+struct Watcher {
+    path: String,
+    /// It hears only of what is newer.
+    from: u64,
+    lines: UnboundedSender<String>,
+}
+
 type Objects = BTreeMap<String, BTreeMap<String, Value>>;
 
 #[derive(Default)]
@@ -66,7 +76,7 @@ struct State {
     /// Objects by path of the collection and `namespace/name`.
     objects: Objects,
     history: Vec<(u64, String, String)>,
-    watches: Vec<(String, UnboundedSender<String>)>,
+    watches: Vec<Watcher>,
     faults: Faults,
     requests: Vec<String>,
     /// What `resourceVersion=0` is answered with, where that is not the newest state.
@@ -126,14 +136,14 @@ impl ApiServer {
 
     /// Sends a raw line to everyone who watches a collection.
     pub fn say(&self, path: &str, line: &str) {
-        self.state().tell(path, line);
+        self.state().tell(path, u64::MAX, line);
     }
 
     /// Tells everyone who watches a collection where in history they are.
     pub fn bookmark(&self, path: &str) {
         let mut state = self.state();
-        let line = bookmark(state.version, false);
-        state.tell(path, &line);
+        let (version, line) = (state.version, bookmark(state.version, false));
+        state.tell(path, version + 1, &line);
     }
 
     /// Forgets history, so that no watch can be resumed at a version before now.
@@ -260,11 +270,7 @@ fn answer(state: &Mutex<State>, request: &Request<Incoming>) -> Answer {
     }
     let from: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
     let streaming = streaming && !state.faults.ignore_streaming;
-    if from > state.version && streaming {
-        let message = format!("Too large resource version: {from}, current: {}", state.version);
-        return status(encoding, 504, &message);
-    }
-    let is_forgotten = !streaming && from != 0 && (from < state.oldest || from > state.version);
+    let is_forgotten = !streaming && from != 0 && from < state.oldest;
     if is_forgotten && state.faults.gone_as_status {
         return status(encoding, 410, "too old resource version");
     }
@@ -293,6 +299,10 @@ fn watch(
     let say = |line: String| drop(lines.send(line));
     let asked = query.get("resourceVersion").map(String::as_str).unwrap_or_default();
     let from: u64 = asked.parse().unwrap_or(0);
+    if streaming && from > state.version {
+        say(too_large(from, state.version));
+        return body;
+    }
     if from == 0 || streaming {
         let newest = (state.version, &state.objects);
         let (version, objects) = match &state.cache {
@@ -307,18 +317,30 @@ fn watch(
         } else if streaming {
             say(bookmark(version, true));
         }
-    } else if from < state.oldest || from > state.version {
-        let gone = json!({"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"});
-        say(json!({"type": "ERROR", "object": gone}).to_string());
+    } else if from < state.oldest {
+        say(GONE.to_owned());
     } else {
         for (_, _, line) in state.history.iter().filter(|(version, at, _)| *version > from && at == path) {
             say(line.clone());
         }
     }
-    if !state.faults.close_watches {
-        state.watches.push((path.to_owned(), lines));
+    if state.faults.expire_watches {
+        say(GONE.to_owned());
+    } else if !state.faults.close_watches {
+        // A place in the future is waited for in silence, which a real server does too.
+        state.watches.push(Watcher { path: path.to_owned(), from, lines });
     }
     body
+}
+
+const GONE: &str =
+    r#"{"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old resource version"}}"#;
+
+/// The refusal of a list that would have to be newer than the server is.
+fn too_large(from: u64, version: u64) -> String {
+    let message = format!("Timeout: Too large resource version: {from}, current: {version}");
+    let status = json!({"kind": "Status", "code": 504, "reason": "Timeout", "message": message});
+    json!({"type": "ERROR", "object": status}).to_string()
 }
 
 fn list(state: &State, path: &str, query: &BTreeMap<String, String>, encoding: Encoding) -> Answer {
@@ -366,11 +388,13 @@ impl State {
             all.insert(name, object);
         }
         self.history.push((self.version, path.to_owned(), line.clone()));
-        self.tell(path, &line);
+        self.tell(path, self.version, &line);
     }
 
-    fn tell(&mut self, path: &str, line: &str) {
-        self.watches.retain(|(at, watch)| at != path || watch.send(line.to_owned()).is_ok());
+    /// Tells those who watch a collection from before this version.
+    fn tell(&mut self, path: &str, version: u64, line: &str) {
+        let is_for = |watch: &Watcher| watch.path == path && watch.from < version;
+        self.watches.retain(|watch| !is_for(watch) || watch.lines.send(line.to_owned()).is_ok());
     }
 
     /// An object without a namespace, by the path of its own.

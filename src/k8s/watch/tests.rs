@@ -6,6 +6,7 @@ use tokio::sync::mpsc::{Receiver, channel};
 use self::api_server::{ApiServer, Faults, NAMESPACES, NODES, PODS, POLICIES, SERVICES, SLICES};
 use super::*;
 use crate::k8s::client::{Access, client};
+use crate::k8s::request::Patience;
 use crate::observe::health::Health;
 use crate::observe::metrics::Registry;
 
@@ -293,8 +294,54 @@ async fn a_server_that_closes_every_watch_at_once_is_asked_ever_more_slowly() {
     let mut reader = read(&server, vec![Wanted::Services]).await;
     reader.until(&["a"]).await;
     sleep(Duration::from_millis(300)).await;
-    let requests = server.take_requests().len();
+    let requests = server.take_requests().iter().filter(|request| request.contains("watch=true")).count();
     assert!((3..60).contains(&requests), "{requests}");
+}
+
+#[tokio::test]
+async fn lists_whose_watch_expires_at_once_are_requested_ever_more_slowly() {
+    for refuse_streaming in [None, Some(422)] {
+        let server = ApiServer::start().await;
+        server.set_faults(Faults { expire_watches: true, refuse_streaming, ..Faults::default() });
+        server.put(SERVICES, service("a", "10.96.0.1"));
+        let timing = Timing { first: Duration::from_millis(100), last: Duration::from_secs(60), ..TIMING };
+        let mut reader = read_at_the_pace_of(timing, &server, vec![Wanted::Services]).await;
+        reader.until(&["a"]).await;
+        let expired = async { while reader.messages.recv().await.is_some() {} };
+        timeout(Duration::from_secs(3), expired).await.expect_err("it goes on");
+        let requests = server.take_requests();
+        let lists = requests.iter().filter(|it| it.contains("sendInitialEvents") || !it.contains("watch=")).count();
+        // Without growing delays there would be thirty.
+        assert!((2..14).contains(&lists), "{requests:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_outage_lasts_until_a_list_is_complete() {
+    let server = ApiServer::start().await;
+    server.set_faults(Faults { fail: (1, 500), halt_streams: 1, ..Faults::default() });
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    while !matches!(reader.messages.recv().await.expect("it goes on").event, Event::Object(..)) {}
+    assert_eq!(reader.health.notes().len(), 1, "the list has begun and not ended");
+    while !matches!(reader.messages.recv().await.expect("it goes on").event, Event::Listed(_)) {}
+    assert!(reader.health.notes().is_empty());
+}
+
+#[tokio::test]
+async fn a_bookmark_without_a_version_is_no_place_in_history() {
+    let server = ApiServer::start().await;
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    reader.until(&["a"]).await;
+    server.say(SERVICES, r#"{"type": "BOOKMARK", "object": {"kind": "Service", "apiVersion": "v1", "metadata": {}}}"#);
+    // Behind an event that is read, the bookmark has been read too.
+    server.say(SERVICES, &json!({"type": "ADDED", "object": service("b", "10.96.0.2")}).to_string());
+    reader.until(&["a", "b"]).await;
+    server.cut();
+    server.put(SERVICES, service("c", "10.96.0.3"));
+    reader.until(&["a", "b", "c"]).await;
+    assert_eq!(reader.listings, 1, "{:?}", server.take_requests());
 }
 
 #[tokio::test]
@@ -381,6 +428,25 @@ async fn a_server_that_was_set_back_is_listed_as_it_is_now() {
 }
 
 #[tokio::test]
+async fn a_server_that_was_set_back_while_it_was_away_and_overtakes_later_is_listed_before() {
+    let mut server = ApiServer::start().await;
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    server.put(SERVICES, service("b", "10.96.0.2"));
+    let mut reader = read(&server, vec![Wanted::Services]).await;
+    reader.until(&["a", "b"]).await;
+    server.stop();
+    server.set_back(50);
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    server.resume().await;
+    reader.until(&["a"]).await;
+    // The revisions overtake.
+    (0..100).for_each(|_| server.put(NODES, json!({"metadata": {"name": "other"}})));
+    server.put(SERVICES, service("c", "10.96.0.3"));
+    reader.until(&["a", "c"]).await;
+    assert_eq!(reader.listings, 2);
+}
+
+#[tokio::test]
 async fn a_stream_that_fell_silent_means_pages_this_once() {
     let server = ApiServer::start().await;
     server.set_faults(Faults { halt_streams: 1, ..Faults::default() });
@@ -394,7 +460,8 @@ async fn a_stream_that_fell_silent_means_pages_this_once() {
     server.put(SERVICES, service("b", "10.96.0.2"));
     reader.until(&["a", "b"]).await;
     let requests = server.take_requests();
-    assert!(requests.iter().all(|request| request.contains("watch=true")), "{requests:?}");
+    let is_page = |request: &String| !request.contains("watch=true") && !request.ends_with("limit=1");
+    assert!(!requests.iter().any(is_page), "{requests:?}");
     assert!(requests.iter().any(|request| request.contains("sendInitialEvents=true")), "{requests:?}");
 }
 
