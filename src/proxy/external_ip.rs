@@ -2,7 +2,8 @@
 //!
 //! Kubernetes: `Service.spec.externalIPs`, `status.loadBalancer.ingress[].ip`. The administrator decides which ranges
 //! are allowed (`config::ServiceRanges`). An address of another node is never served: it would become local here, and
-//! cut this node off from that one (`other_nodes`). The node that has it serves it. Addresses of load balancers with
+//! cut this node off from that one (`other_nodes`). The node that has it serves it. So nothing is served at such addresses
+//! before all Nodes are known, which a last known state may lack. Addresses of load balancers with
 //! `ipMode: Proxy` are left out: traffic for them must pass the balancer.
 //!
 //! Anybody who may write a Service may write any address, so a refusal is logged: once for each Service and address.
@@ -32,6 +33,8 @@ pub enum Reason {
     Range { flag: &'static str, disallowed: Disallowed },
     /// It is an address of this Node.
     NodeAddress(CompactString),
+    /// It may be an address of another Node, because not all are known.
+    NodesUnknown,
 }
 
 /// Refused addresses by Service, so that each is logged once.
@@ -66,8 +69,12 @@ fn judged<'a>(service: &'a Service, inputs: PartInputs<'a>) -> impl Iterator<Ite
     });
     let is_on = move |address: IpAddr| *inputs.node.families.of(Family::from(address));
     external.chain(balanced).filter(move |(address, _)| is_on(*address)).map(move |(address, reason)| {
-        let holder = || inputs.others.holder(address).filter(|_| !inputs.node.is_own(address));
-        (address, reason.or_else(|| holder().cloned().map(Reason::NodeAddress)))
+        let of_another = || match inputs.others.holder(address) {
+            _ if inputs.node.is_own(address) => None,
+            Some(node) => Some(Reason::NodeAddress(node.clone())),
+            None => (!inputs.others.are_known()).then_some(Reason::NodesUnknown),
+        };
+        (address, reason.or_else(of_another))
     })
 }
 
@@ -103,6 +110,7 @@ impl fmt::Display for Reason {
                 f.write_str("it is inside --service-cluster-ip-range")
             }
             Reason::NodeAddress(node) => write!(f, "it is an address of Node {node}"),
+            Reason::NodesUnknown => f.write_str("it may be an address of another Node; not all are known yet"),
         }
     }
 }

@@ -10,13 +10,14 @@ use std::net::IpAddr;
 use compact_str::CompactString;
 
 use super::local_node::LocalNode;
-use crate::model::{Change, Node, Service, World};
+use crate::model::{Authority, Change, Node, Service, World};
 
 /// Addresses of all Nodes but our own, with their holders.
 #[derive(Default, Debug)]
 pub struct OtherNodes {
     /// Several Nodes may claim one address: the first by name counts.
     holders: BTreeSet<(IpAddr, CompactString)>,
+    are_known: bool,
 }
 
 impl OtherNodes {
@@ -24,6 +25,18 @@ impl OtherNodes {
     pub fn holder(&self, address: IpAddr) -> Option<&CompactString> {
         let (held, holder) = self.holders.range((address, CompactString::default())..).next()?;
         (*held == address).then_some(holder)
+    }
+
+    /// Returns whether all Nodes are known. Otherwise any address may be another node's.
+    pub fn are_known(&self) -> bool {
+        self.are_known
+    }
+
+    /// Notes whether all Nodes are known; returns whether that has changed. A last known state may hold our own Node alone, because no
+    /// other was watched when it was written.
+    pub fn note_known(&mut self, world: &World) -> bool {
+        let are_known = world.authority != Authority::Remembered || world.node_authority != Authority::Nothing;
+        std::mem::replace(&mut self.are_known, are_known) != are_known
     }
 
     /// Updates from a newer World. Returns the addresses that may have become, or ceased to be, another node's.

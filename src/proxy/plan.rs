@@ -147,6 +147,7 @@ impl Plan {
         let (services, endpoints) = (&world.cluster.services, &world.cluster.endpoints);
         let (same, parts_stay) = (node == self.node, self.parts_stay(&node));
         let moved = self.others.update([&older, world], [&self.node, &node]);
+        let parts_stay = !self.others.note_known(world) && parts_stay;
         self.node = node;
         if !same {
             self.replace_common(&mut changed);

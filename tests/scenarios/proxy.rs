@@ -18,7 +18,7 @@ use crate::support::memory::{MemoryKernel, State};
 use crate::support::packet::{self, End};
 
 pub const KNOWN: Known = Known {
-    given: &["flags", "host", "objects"],
+    given: &["flags", "host", "objects", "remembered"],
     expected: &["warnings", "notes", "virtuals", "sets", "rules", "routes", "settings", "counts", "trace"],
     never_silent: &["warnings", "notes"],
 };
@@ -43,7 +43,12 @@ pub fn check(file: &File) -> File {
 fn found(file: &File) -> Found {
     let given: Vec<&str> = file.lines("flags").collect();
     let (config, families) = words::proxy(&given);
-    let (world, warnings) = objects::world(file.text("objects"), file.lines("host"));
+    let (mut world, warnings) = objects::world(file.text("objects"), file.lines("host"));
+    // The last known state: `all nodes`, or `own node`.
+    if let Some(nodes) = file.lines("remembered").next() {
+        world.authority = Authority::Remembered;
+        world.node_authority = if nodes == "all nodes" { Authority::Remembered } else { Authority::Nothing };
+    }
     let mut plan = Plan::new(config, families, (6, 1));
     let now = Instant::now();
     let ProxyChanges { mut notes, refused, .. } = plan.update(&world, now);
