@@ -174,12 +174,26 @@ fn node(there: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 #[test]
-fn a_node_gets_no_cni_file_before_the_agent_knows_its_ranges() {
+fn the_cni_files_of_a_node_are_left_to_the_agent() {
     for of in &with_cni() {
-        let node = node(&[("10-kuberouter.conf", "of an older release"), ("99-loopback.conf", "of somebody else")]);
-        run(of, node.path());
-        let expected = [("99-loopback.conf".to_owned(), "of somebody else".to_owned())];
-        assert_eq!(files(node.path()), expected, "{}: runtimes take the first file, with ranges or without", of.name);
+        for there in [
+            &[][..],
+            // Pods get their network by it until the agent, which knows the node's ranges, has written its own.
+            &[("10-kuberouter.conf", "of an older release"), ("99-loopback.conf", "of somebody else")],
+        ] {
+            let node = node(there);
+            run(of, node.path());
+            let expected: Vec<_> = there.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect();
+            assert_eq!(files(node.path()), expected, "{}", of.name);
+        }
+    }
+}
+
+#[test]
+fn every_agent_with_pod_networking_writes_the_same_cni_file() {
+    for of in manifests().iter().filter(|of| mounted(of, of.agent(), "/etc/cni/net.d").is_some()) {
+        let file = list(&of.agent()["env"]).iter().find(|it| it["name"] == "KUBE_ROUTER_CNI_CONF_FILE").unwrap();
+        assert_eq!(file["value"], "/etc/cni/net.d/10-kuberouter.conflist", "{}", of.name);
     }
 }
 

@@ -160,7 +160,25 @@ fn brought_about(path: &Path, wanted: &Conf) -> io::Result<Option<String>> {
         replace(path, &new)?;
         info!(path = %path.display(), ranges = ?wanted.ranges, mtu = wanted.mtu, "CNI configuration written");
     }
+    if unusable.is_none() && !wanted.ranges.is_empty() {
+        remove_other_form(path)?;
+    }
     Ok(unusable.map(|why| format!("{}: {why}", path.display())))
+}
+
+/// Removes the file of the same name in the other form (`.conf`, `.conflist`), if it uses our bridge, as that of an older
+/// release does. Only behind our own: pods get their network by one of them at any time, and runtimes take the `.conf` first.
+fn remove_other_form(path: &Path) -> io::Result<()> {
+    let other = path.with_extension(match CniFileForm::of(path) {
+        CniFileForm::List => "conf",
+        CniFileForm::Single => "conflist",
+    });
+    let Ok(text) = fs::read_to_string(&other) else { return Ok(()) };
+    if is_ours(&text, CniFileForm::of(&other)) {
+        fs::remove_file(&other)?;
+        info!(path = %other.display(), "CNI configuration of an older release removed");
+    }
+    Ok(())
 }
 
 /// Replaces a file atomically: readers find all of the old or all of the new text.
@@ -253,6 +271,31 @@ mod tests {
             1,
             "nothing else stays"
         );
+    }
+
+    #[test]
+    fn the_file_of_an_older_release_goes_when_ours_is_there_and_not_before() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let older = r#"{"name":"mynet","type":"bridge","bridge":"kube-bridge","ipam":{"type":"host-local"}}"#;
+        let foreign = r#"{"name":"other","type":"ptp"}"#;
+        fs::write(path("10-kuberouter.conf"), older).expect("writable");
+        let mut files = files(&path("10-kuberouter.conflist"));
+        let now = Instant::now();
+        let mut write = |conf: &Conf, authority| {
+            files.mark(true);
+            files.write(Some(conf), authority, now)
+        };
+        let without_ranges = Conf { ranges: Vec::new(), ..conf() };
+        for (conf, authority) in [(&conf(), Authority::Remembered), (&without_ranges, Authority::Complete)] {
+            assert_eq!(write(conf, authority), None);
+            assert!(path("10-kuberouter.conf").exists(), "pods get their network by it");
+        }
+        assert_eq!(write(&conf(), Authority::Complete), None);
+        assert!(path("10-kuberouter.conflist").exists() && !path("10-kuberouter.conf").exists());
+        fs::write(path("10-kuberouter.conf"), foreign).expect("writable");
+        assert_eq!(write(&conf(), Authority::Complete), None);
+        assert!(path("10-kuberouter.conf").exists(), "it is somebody else's");
     }
 
     #[test]
