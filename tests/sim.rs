@@ -72,6 +72,13 @@ fn what_a_service_in_the_kernel_needs_is_put_back_from_the_last_known_state() {
 }
 
 #[test]
+fn a_virtual_service_without_any_destination_is_filled_from_the_last_known_state() {
+    for seed in 0..20 {
+        Walk::new(seed).fills_a_virtual_service_without_destinations();
+    }
+}
+
+#[test]
 fn a_udp_flow_that_began_before_its_service_had_an_endpoint_is_forgotten() {
     for authority in [Authority::Complete, Authority::Partial] {
         Walk::new(1).flows_that_began_too_early_are_forgotten(authority);

@@ -26,8 +26,8 @@ pub use self::reflection::Reflection;
 pub enum Growth {
     /// Create what is missing and change what differs.
     Full,
-    /// Create what is missing, leave alone what exists in any form: for a remembered cluster, which may be
-    /// older than the kernel.
+    /// Create what is missing and fill what is empty ([`Target::filled`]), leave alone what exists in any other form: for a
+    /// remembered cluster, which may be older than the kernel.
     OnlyMissing,
     /// Only read what exists.
     Nothing,
@@ -238,6 +238,9 @@ impl<T: Target> Mirror<T> {
             (Some(have), Some(wanted)) if have != wanted && growth == Growth::Full && may_change(key) => {
                 let grown = T::grown(have, wanted);
                 (grown != *have).then_some(Some(grown))
+            }
+            (Some(have), Some(wanted)) if have != wanted && growth == Growth::OnlyMissing => {
+                T::filled(have, wanted).filter(|_| may_change(key)).map(Some)
             }
             _ => None,
         });

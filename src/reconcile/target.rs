@@ -71,6 +71,13 @@ pub trait Target {
     fn grown(_have: &Self::Value, want: &Self::Value) -> Self::Value {
         want.clone()
     }
+
+    /// An object that exists and is of no use because it has no parts, with the parts that it shall have; `None` for any other
+    /// object. A kind whose values contain parts (a virtual service and its destinations) fills such an object also
+    /// from a remembered cluster.
+    fn filled(_have: &Self::Value, _want: &Self::Value) -> Option<Self::Value> {
+        None
+    }
 }
 
 /// Result of a glance.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sluice::kernel::address::AddressKey;
 use sluice::kernel::ipset::{ElementKey, Entry};
 use sluice::kernel::iptables::{Piece, Rules, Table};
-use sluice::kernel::ipvs::ServiceKey;
+use sluice::kernel::ipvs::{Destination, Service, ServiceKey, Virtual};
 use sluice::kernel::link::LinkName;
 use sluice::kernel::route::TABLE_LOCAL;
 use sluice::model::{Authority, World};
@@ -143,6 +143,47 @@ impl Walk {
         );
         assert!(!state.elements.keys().any(|key| is_deleted(&key)), "the elements of a deleted service come back");
         assert!(!state.routes.contains_key(&local_route_key(deleted)), "the address of a deleted service comes back");
+    }
+}
+
+impl Walk {
+    /// An earlier run was killed between a virtual service and its destinations, or somebody deleted all of them, and
+    /// the cluster cannot be reached: perhaps because the API server is behind that virtual service.
+    pub fn fills_a_virtual_service_without_destinations(&mut self) {
+        self.world.authority = Authority::Complete;
+        let served = |agent: &Agent| -> Vec<(ServiceKey, Virtual)> {
+            let is_served = |it: &Virtual| it.destinations.len() > 1 && it.destinations.iter().all(|d| d.weight > 0);
+            let desired = agent.desired().virtuals.iter().filter(|(_, it)| is_served(it));
+            desired.map(|(key, it)| (*key, it.clone())).collect()
+        };
+        while served(&self.agent).len() < 3 {
+            generate::change(&mut self.world, &mut self.random);
+            self.start_from(self.world.clone());
+        }
+        self.settle();
+        let [empty, other, partial, ..] = &*served(&self.agent) else { unreachable!("there are three") };
+        let rescheduled = Service { scheduler: "sed".into(), ..other.1.service.clone() };
+        let partly: Vec<Destination> = partial.1.destinations.iter().skip(1).copied().collect();
+        self.kernel.with(|machine| {
+            let mut hold = |key: &ServiceKey, service: &Service, destinations: &[Destination]| {
+                let held = Virtual { service: service.clone(), destinations: destinations.into() };
+                machine.state.virtuals.insert(*key, held);
+            };
+            hold(&empty.0, &empty.1.service, &[]);
+            hold(&other.0, &rescheduled, &[]);
+            hold(&partial.0, &partial.1.service, &partly);
+        });
+        self.damaged();
+
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        self.start_from(World { authority: Authority::Remembered, ..self.world.clone() });
+        self.settle();
+        let state = self.kernel.state();
+        let held = |(key, _): &(ServiceKey, Virtual)| state.virtuals.get(key).expect("it exists");
+        assert_eq!(held(empty).destinations, empty.1.destinations, "nobody is served");
+        assert_eq!(held(other).destinations, other.1.destinations, "nobody is served");
+        assert_eq!(held(other).service, rescheduled, "the kernel's state is newer than the file");
+        assert_eq!(*held(partial).destinations, *partly, "the kernel's state is newer than the file");
     }
 }
 

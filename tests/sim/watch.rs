@@ -220,7 +220,9 @@ impl Round {
                         return Some(format!("{key} lost {lost} although not everything is known"));
                     }
                 }
-                (state.virtuals.contains_key(key), self.before.virtuals.contains_key(key))
+                // One that serves nobody has nothing to lose.
+                let served = |held: &Virtual| !held.destinations.is_empty();
+                (state.virtuals.contains_key(key), self.before.virtuals.get(key).is_some_and(served))
             }
         };
         if !is {

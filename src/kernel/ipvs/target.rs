@@ -236,6 +236,11 @@ impl Target for Services {
         all.extend(want.destinations.iter().map(by_address));
         Virtual { service: want.service.clone(), destinations: all.into_values().collect() }
     }
+
+    fn filled(have: &Virtual, want: &Virtual) -> Option<Virtual> {
+        let is_empty = have.destinations.is_empty() && !want.destinations.is_empty();
+        is_empty.then(|| Virtual { service: have.service.clone(), destinations: want.destinations.clone() })
+    }
 }
 
 /// The messages of a round.

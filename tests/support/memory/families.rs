@@ -53,6 +53,11 @@ pub trait Rows: Sized + 'static {
         want.clone()
     }
 
+    /// As for [`Target::filled`].
+    fn filled(_have: &Self::Value, _want: &Self::Value) -> Option<Self::Value> {
+        None
+    }
+
     fn perform(machine: &mut Machine, steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Failure<Error>> {
         machine.perform_each::<Self>(steps)
     }
@@ -367,6 +372,10 @@ impl Rows for Virtuals {
 
     fn grown(have: &Virtual, want: &Virtual) -> Virtual {
         <Services as Target>::grown(have, want)
+    }
+
+    fn filled(have: &Virtual, want: &Virtual) -> Option<Virtual> {
+        <Services as Target>::filled(have, want)
     }
 }
 

@@ -352,6 +352,10 @@ impl<F: Rows> Target for Memory<F> {
     fn grown(have: &F::Value, want: &F::Value) -> F::Value {
         F::grown(have, want)
     }
+
+    fn filled(have: &F::Value, want: &F::Value) -> Option<F::Value> {
+        F::filled(have, want)
+    }
 }
 
 impl Machine {
