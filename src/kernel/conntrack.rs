@@ -10,6 +10,7 @@
 //! a new flow with the same tuple is not hit.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use super::Error;
@@ -62,9 +63,21 @@ const FIELD_PROTOCOL: u32 = 1 << 3;
 
 const NESTED: u16 = 0x8000;
 
+/// Flows whose entries may remain: listing them or deleting one was refused. Every other flow is forgotten.
+#[derive(Debug)]
+pub struct Remaining {
+    /// Number of entries deleted.
+    pub deleted: usize,
+    /// Sorted, each once.
+    pub flows: Vec<Flows>,
+    /// The first reason.
+    pub error: Error,
+}
+
 /// The parts of an entry that its deletion needs.
 #[derive(Debug)]
 struct Tracked {
+    flow: Flows,
     family: Family,
     /// The original direction, as the kernel wrote it.
     original: Vec<u8>,
@@ -76,29 +89,72 @@ struct Tracked {
 /// Flows that are not tracked are fine.
 ///
 /// # Errors
-/// The kernel refused to list flows or to delete one. Every other flow that was listed is forgotten.
-pub fn forget(flows: &[Flows]) -> Result<usize, Error> {
+/// The kernel refused to list flows or to delete an entry.
+pub fn forget(flows: &[Flows]) -> Result<usize, Remaining> {
     if flows.is_empty() {
         return Ok(0);
     }
-    let mut socket = Socket::open(Bus::Netfilter)?;
     let flows: BTreeSet<Flows> = flows.iter().copied().collect();
-    let kinds: BTreeSet<(Family, Protocol)> =
-        flows.iter().map(|flow| (Family::from(flow.original_destination.ip()), flow.protocol)).collect();
+    let mut outcome = Outcome::default();
+    match Socket::open(Bus::Netfilter) {
+        Ok(mut socket) => forget_through(&mut socket, &flows, &mut outcome),
+        Err(error) => outcome.fail(flows, error),
+    }
+    let Outcome { deleted, remaining, error } = outcome;
+    match error {
+        Some(error) => Err(Remaining { deleted, flows: remaining.into_iter().collect(), error }),
+        None => Ok(deleted),
+    }
+}
+
+/// What was done so far.
+#[derive(Default)]
+struct Outcome {
+    deleted: usize,
+    remaining: BTreeSet<Flows>,
+    error: Option<Error>,
+}
+
+impl Outcome {
+    fn fail(&mut self, flows: impl IntoIterator<Item = Flows>, error: Error) {
+        self.remaining.extend(flows);
+        self.error.get_or_insert(error);
+    }
+}
+
+fn forget_through(socket: &mut Socket, flows: &BTreeSet<Flows>, outcome: &mut Outcome) {
+    let kind = |flow: &Flows| (Family::from(flow.original_destination.ip()), flow.protocol);
+    let kinds: BTreeSet<(Family, Protocol)> = flows.iter().map(kind).collect();
     let mut messages = Messages::new();
+    let mut owners = Vec::new();
     for (family, protocol) in kinds {
-        let found = socket.dump(&mut listing(family, protocol), |answer| tracked(answer, family, &flows));
-        let failed = |fault: Fault| Error::new("list tracked flows", format!("{family} {protocol}"), fault.into());
-        for tracked in found.map_err(failed)? {
-            delete(&mut messages, &tracked);
+        let found = socket.dump(&mut listing(family, protocol), |answer| tracked(answer, family, flows));
+        match found {
+            Ok(found) => found.iter().for_each(|tracked| {
+                delete(&mut messages, tracked);
+                owners.push(tracked.flow);
+            }),
+            Err(fault) => {
+                let of_kind = flows.iter().filter(|flow| kind(flow) == (family, protocol)).copied();
+                outcome.fail(of_kind, Error::new("list tracked flows", format!("{family} {protocol}"), fault.into()));
+            }
         }
     }
-    let found = messages.len();
-    let refusals = socket.batch(&mut messages).map_err(|fault| Error::new("forget tracked flows", "", fault.into()))?;
-    let missing = refusals.iter().filter(|refusal| refusal.errno == libc::ENOENT).count();
-    match refusals.into_iter().find(|refusal| refusal.errno != libc::ENOENT) {
-        Some(refusal) => Err(Error::new("forget tracked flows", "", refusal.into())),
-        None => Ok(found - missing),
+    match socket.batch(&mut messages) {
+        Ok(refusals) => {
+            outcome.deleted = owners.len() - refusals.len();
+            for refusal in refusals.into_iter().filter(|refusal| refusal.errno != libc::ENOENT) {
+                let flow = owners.get(refusal.message).copied();
+                outcome.fail(flow, Error::new("forget tracked flows", "", refusal.into()));
+            }
+        }
+        Err(fault) => outcome.fail(owners, Error::new("forget tracked flows", "", fault.into())),
+    }
+}
+
+impl fmt::Display for Remaining {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
     }
 }
 
@@ -127,10 +183,12 @@ fn tracked(answer: &Answer<'_>, family: Family, flows: &BTreeSet<Flows>) -> Opti
     let original = attributes.get(entry::ORIGINAL)?;
     let [_, (protocol, original_destination)] = ends(&original.attributes())?;
     let [(_, reply_source), _] = ends(&attributes.get(entry::REPLY)?.attributes())?;
-    if !flows.contains(&Flows { protocol, original_destination, reply_source }) {
+    let flow = Flows { protocol, original_destination, reply_source };
+    if !flows.contains(&flow) {
         return None;
     }
     Some(Tracked {
+        flow,
         family,
         original: original.value.to_vec(),
         number: attributes.get(entry::NUMBER).and_then(|number| number.u32_be()),

@@ -22,7 +22,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 
 use crate::kernel::address::AddressKey;
-use crate::kernel::conntrack::Flows;
+use crate::kernel::conntrack::{Flows, Remaining};
 use crate::kernel::ipset::{ElementKey, Entry, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::ipvs::{Destination, ServiceKey, Virtual};
@@ -52,8 +52,11 @@ pub trait Kernel {
     type Routes: Target<Key = RouteKey, Value = Route>;
     type Addresses: Target<Key = AddressKey, Value = ()>;
 
-    /// Deletes conntrack entries. Returns how many were deleted, or why that failed.
-    fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, String>;
+    /// Deletes conntrack entries. Returns how many were deleted.
+    ///
+    /// # Errors
+    /// The entries of some flows may remain.
+    fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, Remaining>;
 
     /// Removes objects of ours from where they no longer belong: rules in the tables of the iptables variant that the
     /// host has given up. Called once their replacements are in place. Returns why something could not be removed.
@@ -68,6 +71,9 @@ pub trait Owned {
 /// A kind of kernel objects that carry connections.
 pub trait Connected: Target<Key = ServiceKey> {
     /// Returns the number of connections of each destination of a virtual service, in any state.
+    ///
+    /// # Errors
+    /// The kernel did not list them.
     fn connections(&mut self, key: &ServiceKey) -> Result<Vec<(Destination, u64)>, Self::Error>;
 }
 

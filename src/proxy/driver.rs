@@ -91,7 +91,9 @@ impl<K: Kernel> Driver<K> {
             debug!(flows = flows.forgotten, "UDP flows without a destination are deleted from connection tracking");
         }
         let Some(error) = &flows.failure else {
-            self.flows_stay = FlowsStay::default();
+            if flows.failing == 0 {
+                self.flows_stay = FlowsStay::default();
+            }
             return;
         };
         if !std::mem::replace(&mut self.flows_stay.failing, true) {
@@ -101,7 +103,7 @@ impl<K: Kernel> Driver<K> {
             self.flows_stay.given_up = true;
             let (service, destination) = (flow.original_destination, flow.reply_source);
             warn!(
-                %error, %service, %destination, services = flows.given_up.len(),
+                %error, %service, %destination, flows = flows.given_up.len(),
                 "Deleting conntrack entries of UDP flows failed; giving up"
             );
         }

@@ -4,7 +4,7 @@ use tracing::{info, warn};
 
 use crate::config::ProxyConfig;
 use crate::kernel::address::Addresses;
-use crate::kernel::conntrack::{self, Flows};
+use crate::kernel::conntrack::{self, Flows, Remaining};
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Leftovers, Ownership, Programs, Table, Tables};
 use crate::kernel::ipvs::{Connections, Destination, ServiceKey, Services, Timeouts};
@@ -89,8 +89,8 @@ impl Kernel for Linux {
     type Routes = Routes;
     type Addresses = Addresses;
 
-    fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, String> {
-        conntrack::forget(flows).map_err(|error| error.to_string())
+    fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, Remaining> {
+        conntrack::forget(flows)
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {

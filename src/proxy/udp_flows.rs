@@ -8,13 +8,17 @@
 //!   virtual service was there. IPVS leaves the translation of a tracked flow as it is, so they would never be masqueraded.
 //!
 //! A failed deletion is retried, with growing delays, and given up in the end: by then an entry without traffic has
-//! expired, and one more try will not help a client that still sends.
+//! expired, and one more try will not help a client that still sends. Other flows do not wait for it.
+//!
+//! Each start lists all UDP flows once: an earlier run may have been killed before it deleted any, and nothing else says
+//! which of them are stale.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use crate::kernel::conntrack::Flows;
+use crate::kernel::conntrack::{Flows, Remaining};
 use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::net::Protocol;
 
@@ -23,11 +27,13 @@ use crate::net::Protocol;
 pub struct UdpFlows {
     /// UDP virtual services that changed and are not yet as desired.
     changed: BTreeMap<ServiceKey, Before>,
-    /// Flows to be deleted, with the time of the first failure.
-    due: BTreeMap<Flows, Option<Instant>>,
-    /// Number of consecutive failures.
+    /// Flows to be deleted at once.
+    due: BTreeSet<Flows>,
+    /// Flows whose deletion failed, with the time of the first failure.
+    failing: BTreeMap<Flows, Instant>,
+    /// Number of tries of the failing ones.
     failures: u32,
-    /// Time of the next try, after a failure.
+    /// Time of their next try; `None` while none fails.
     again_at: Option<Instant>,
 }
 
@@ -46,6 +52,8 @@ pub struct Forgetting {
     pub forgotten: usize,
     /// Reason of the failure.
     pub failure: Option<String>,
+    /// Number of flows that are going to be retried.
+    pub failing: usize,
     /// Flows that are no longer retried.
     pub given_up: Vec<Flows>,
 }
@@ -90,7 +98,7 @@ impl UdpFlows {
         wanted: &BTreeMap<ServiceKey, Virtual>,
         existing: impl Fn(&ServiceKey) -> Result<Option<&'a Virtual>, ()>,
     ) {
-        let due = &mut self.due;
+        let (due, failing) = (&mut self.due, &mut self.failing);
         self.changed.retain(|key, before| {
             let Ok(existing) = existing(key) else { return true };
             if existing != wanted.get(key) {
@@ -100,11 +108,19 @@ impl UdpFlows {
             let original_destination = SocketAddr::new(address, port);
             let has = |backend| existing.is_some_and(|it| it.destinations.iter().any(|d| d.address == backend));
             // An entry whose deletion failed before is healthy once its backend has come back.
-            due.retain(|flow, _| flow.original_destination != original_destination || !has(flow.reply_source));
+            let healthy = |flow: &&Flows| has(flow.reply_source);
+            let again: Vec<Flows> = failing.range(to(protocol, original_destination)).map(|(flow, _)| *flow).collect();
+            for flow in again.iter().filter(healthy) {
+                failing.remove(flow);
+            }
+            let again: Vec<Flows> = due.range(to(protocol, original_destination)).copied().collect();
+            for flow in again.iter().filter(healthy) {
+                due.remove(flow);
+            }
             let untranslated = before.was_unserved && existing.is_some_and(serves);
             let sources = before.destinations.iter().copied().chain(untranslated.then_some(original_destination));
             for reply_source in sources.filter(|source| !has(*source)) {
-                due.entry(Flows { protocol, original_destination, reply_source }).or_default();
+                due.insert(Flows { protocol, original_destination, reply_source });
             }
             false
         });
@@ -114,44 +130,84 @@ impl UdpFlows {
     pub fn forget(
         &mut self,
         now: Instant,
-        forget: impl FnOnce(&[Flows]) -> Result<usize, String>,
+        forget: impl FnOnce(&[Flows]) -> Result<usize, Remaining>,
     ) -> Option<Forgetting> {
-        if self.due.is_empty() || self.again_at.is_some_and(|again_at| now < again_at) {
+        let retries = self.again_at.is_some_and(|again_at| again_at <= now);
+        let mut flows = std::mem::take(&mut self.due);
+        if retries {
+            flows.extend(self.failing.keys());
+        }
+        if flows.is_empty() {
             return None;
         }
-        let flows: Vec<Flows> = self.due.keys().copied().collect();
-        match forget(&flows) {
+        let flows: Vec<Flows> = flows.into_iter().collect();
+        let mut outcome = Forgetting::default();
+        let remaining: BTreeSet<Flows> = match forget(&flows) {
             Ok(forgotten) => {
-                *self = UdpFlows { changed: std::mem::take(&mut self.changed), ..UdpFlows::default() };
-                Some(Forgetting { forgotten, ..Forgetting::default() })
+                outcome.forgotten = forgotten;
+                BTreeSet::new()
             }
-            Err(error) => Some(Forgetting { failure: Some(error), given_up: self.failed(now), forgotten: 0 }),
+            Err(Remaining { deleted, flows, error }) => {
+                outcome.forgotten = deleted;
+                outcome.failure = Some(error.to_string());
+                flows.into_iter().collect()
+            }
+        };
+        for flow in flows {
+            if remaining.contains(&flow) {
+                self.failing.entry(flow).or_insert(now);
+            } else {
+                self.failing.remove(&flow);
+            }
         }
+        if retries {
+            outcome.given_up = self.give_up(now);
+        }
+        self.schedule(now, retries);
+        outcome.failing = self.failing.len();
+        Some(outcome)
     }
 
-    /// Records a failed try. Returns the flows that are given up.
-    fn failed(&mut self, now: Instant) -> Vec<Flows> {
+    /// Removes the flows that have failed for too long, and returns them.
+    fn give_up(&mut self, now: Instant) -> Vec<Flows> {
         let mut given_up = Vec::new();
-        self.due.retain(|flow, since| {
-            let is_over = now >= *since.get_or_insert(now) + GIVE_UP;
+        self.failing.retain(|flow, since| {
+            let is_over = now >= *since + GIVE_UP;
             given_up.extend(is_over.then_some(*flow));
             !is_over
         });
-        let delay = FIRST_DELAY.saturating_mul(1 << self.failures.min(16)).min(LONGEST_DELAY);
-        self.failures = if self.due.is_empty() { 0 } else { self.failures.saturating_add(1) };
-        self.again_at = Some(now + delay);
         given_up
+    }
+
+    /// Sets the time of the next try; it stays where the failing flows were not tried.
+    fn schedule(&mut self, now: Instant, tried: bool) {
+        if self.failing.is_empty() {
+            self.failures = 0;
+            self.again_at = None;
+        } else if tried || self.again_at.is_none() {
+            let delay = FIRST_DELAY.saturating_mul(1 << self.failures.min(16)).min(LONGEST_DELAY);
+            self.failures = self.failures.saturating_add(1);
+            self.again_at = Some(now + delay);
+        }
     }
 
     /// Returns whether no entries are left to be deleted.
     pub fn is_settled(&self) -> bool {
-        self.due.is_empty()
+        self.due.is_empty() && self.failing.is_empty()
     }
 
     /// Returns when the next try is due, after a failure.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.again_at.filter(|_| !self.is_settled())
+        self.again_at.filter(|_| !self.failing.is_empty())
     }
+}
+
+/// Returns the range of all flows that were sent to one address.
+fn to(protocol: Protocol, original_destination: SocketAddr) -> RangeInclusive<Flows> {
+    let least = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let greatest = SocketAddrV6::new(Ipv6Addr::from(u128::MAX), u16::MAX, u32::MAX, u32::MAX).into();
+    let flow = |reply_source| Flows { protocol, original_destination, reply_source };
+    flow(least)..=flow(greatest)
 }
 
 fn is_udp(key: &ServiceKey) -> bool {
@@ -160,4 +216,111 @@ fn is_udp(key: &ServiceKey) -> bool {
 
 fn serves(existing: &Virtual) -> bool {
     !existing.destinations.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+    use crate::kernel::Error;
+    use crate::kernel::ipvs::{Destination, Forwarding, Service};
+
+    const START: Duration = Duration::ZERO;
+
+    fn parsed(text: &str) -> SocketAddr {
+        text.parse().expect("an address and a port")
+    }
+
+    fn flow(service: &str, backend: &str) -> Flows {
+        Flows { protocol: Protocol::Udp, original_destination: parsed(service), reply_source: parsed(backend) }
+    }
+
+    /// The flows of the host, and those whose entries the kernel does not delete.
+    struct Scene {
+        udp: UdpFlows,
+        begun: Instant,
+        stubborn: BTreeSet<Flows>,
+    }
+
+    impl Scene {
+        fn new(stubborn: &[Flows]) -> Scene {
+            Scene { udp: UdpFlows::default(), begun: Instant::now(), stubborn: stubborn.iter().copied().collect() }
+        }
+
+        /// A virtual service has these destinations after it had those.
+        fn changes(&mut self, service: &str, [before, after]: [&[&str]; 2]) {
+            let address = parsed(service);
+            let key = ServiceKey::Address { address: address.ip(), protocol: Protocol::Udp, port: address.port() };
+            let destination = |text: &&str| Destination { address: parsed(text), weight: 1, forwarding: Forwarding::Nat };
+            let state = |backends: &[&str]| Virtual {
+                service: Service { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 },
+                destinations: backends.iter().map(destination).collect(),
+            };
+            self.udp.mark(key);
+            self.udp.note_before(&BTreeMap::from([(key, state(before))]));
+            let after = BTreeMap::from([(key, state(after))]);
+            self.udp.note_after(&after, |key| Ok(after.get(key)));
+        }
+
+        /// Returns the flows that were tried, and what came of it.
+        fn forget(&mut self, after: Duration) -> (Vec<Flows>, Forgetting) {
+            let (mut tried, stubborn) = (Vec::new(), &self.stubborn);
+            let outcome = self.udp.forget(self.begun + after, |flows| {
+                tried = flows.to_vec();
+                let remain: Vec<Flows> = flows.iter().filter(|flow| stubborn.contains(flow)).copied().collect();
+                let deleted = flows.len() - remain.len();
+                if remain.is_empty() {
+                    return Ok(deleted);
+                }
+                Err(Remaining { deleted, flows: remain, error: Error::errno("forget tracked flows", "", Errno::PERM) })
+            });
+            (tried, outcome.unwrap_or_default())
+        }
+    }
+
+    #[test]
+    fn a_flow_that_cannot_be_deleted_delays_no_other() {
+        let stubborn = flow("10.96.0.1:53", "10.244.0.1:53");
+        let mut scene = Scene::new(&[stubborn]);
+        scene.changes("10.96.0.1:53", [&["10.244.0.1:53"], &["10.244.0.2:53"]]);
+        assert_eq!(scene.forget(START).0, [stubborn]);
+        scene.changes("10.96.0.2:53", [&["10.244.0.1:53"], &["10.244.0.2:53"]]);
+        let (tried, outcome) = scene.forget(START + Duration::from_secs(1));
+        assert_eq!(tried, [flow("10.96.0.2:53", "10.244.0.1:53")], "it is tried at once, and alone");
+        assert_eq!((outcome.forgotten, outcome.failing), (1, 1));
+        assert_eq!(scene.udp.retry_at(), Some(scene.begun + FIRST_DELAY), "the other one is retried when it was to be");
+    }
+
+    #[test]
+    fn only_flows_that_remain_are_retried_and_given_up() {
+        let stubborn = flow("10.96.0.1:53", "10.244.0.1:53");
+        let mut scene = Scene::new(&[stubborn]);
+        for service in ["10.96.0.1:53", "10.96.0.2:53"] {
+            scene.changes(service, [&["10.244.0.1:53"], &["10.244.0.2:53"]]);
+        }
+        assert_eq!(scene.forget(START).1.forgotten, 1);
+        let mut given_up = Vec::new();
+        while let Some(at) = scene.udp.retry_at() {
+            let (tried, outcome) = scene.forget(at - scene.begun);
+            assert_eq!(tried, [stubborn]);
+            given_up.extend(outcome.given_up);
+        }
+        assert_eq!(given_up, [stubborn]);
+        assert!(scene.udp.is_settled());
+    }
+
+    #[test]
+    fn a_flow_to_a_destination_that_came_back_is_healthy() {
+        let stubborn = flow("10.96.0.1:53", "10.244.0.1:53");
+        let mut scene = Scene::new(&[stubborn]);
+        scene.changes("10.96.0.1:53", [&["10.244.0.1:53"], &["10.244.0.2:53"]]);
+        scene.forget(START);
+        scene.changes("10.96.0.2:53", [&["10.244.0.1:53"], &["10.244.0.2:53"]]);
+        scene.changes("10.96.0.1:53", [&["10.244.0.2:53"], &["10.244.0.1:53"]]);
+        let (tried, _) = scene.forget(START + LONGEST_DELAY);
+        let stale = [flow("10.96.0.1:53", "10.244.0.2:53"), flow("10.96.0.2:53", "10.244.0.1:53")];
+        assert_eq!(tried, stale);
+        assert!(scene.udp.is_settled());
+    }
 }

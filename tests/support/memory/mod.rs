@@ -21,7 +21,7 @@ use compact_str::CompactString;
 use rustix::io::Errno;
 use sluice::firewall;
 use sluice::kernel::Error;
-use sluice::kernel::conntrack::Flows;
+use sluice::kernel::conntrack::{Flows, Remaining};
 use sluice::kernel::ipset::SetName;
 use sluice::kernel::iptables::{Piece, Refusal, Timing};
 use sluice::kernel::ipvs::{Destination, ServiceKey};
@@ -206,10 +206,11 @@ impl Kernel for MemoryKernel {
     type Routes = Memory<Routes>;
     type Addresses = Memory<Addresses>;
 
-    fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, String> {
+    fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, Remaining> {
         self.with(|machine| {
             if machine.conntrack_fails || machine.faults.of_read() {
-                return Err("connection tracking does not answer".to_owned());
+                let error = Error::errno("list tracked flows", "", Errno::INTR);
+                return Err(Remaining { deleted: 0, flows: flows.to_vec(), error });
             }
             let before = machine.state.flows.len();
             flows.iter().for_each(|flow| {
