@@ -17,6 +17,7 @@ use sluice::net::{Family, Protocol};
 use sluice::observe::health::Health;
 use sluice::observe::metrics::Registry;
 use sluice::proxy::driver::{Driver, ProxyContext};
+use sluice::proxy::external_ip::NAMED;
 use sluice::proxy::metrics::Metrics;
 use sluice::proxy::owners::Owner;
 use sluice::proxy::plan::{Plan, local_route_key, services_on};
@@ -91,6 +92,37 @@ fn what_somebody_does_to_services_and_elements_is_undone_within_seconds_although
         }
         assert!(is_whole(&running.kernel.state()), "only the audit, after minutes, would see it");
     });
+}
+
+#[test]
+fn refused_addresses_are_counted_and_of_thousands_only_a_few_are_named() {
+    let (config, families) = flags::proxy(&[]);
+    let mut plan = Plan::new(config, families, KERNEL);
+    let world = served();
+    let (first, service) = world.cluster.services.iter().next().expect("there are two");
+    let (none, first) = (Vec::new(), first.clone());
+    let service = Service { external_ips: none, load_balancer: Vec::new(), ..(**service).clone() };
+    let mut world = generate::empty_world();
+    for number in 0..3000_u32 {
+        let external_ips = vec![IpAddr::from((0xcb00_7100 + number).to_be_bytes())];
+        let service = Service { external_ips, cluster_ips: Vec::new(), ..service.clone() };
+        world.cluster.services.insert(ObjectName::of("shop".into(), number.to_string().as_str().into()), service);
+    }
+    let news = |plan: &mut Plan, world: &World| {
+        let refused = plan.update(world, Instant::now()).refused;
+        (refused.named.len(), refused.others)
+    };
+    assert_eq!(news(&mut plan, &world), (NAMED, 3000 - NAMED));
+    assert_eq!(plan.refused(), 3000);
+    let external_ips = vec!["203.0.113.1".parse().expect("an address"), "203.0.113.2".parse().expect("an address")];
+    world.cluster.services.insert(first.clone(), Service { external_ips, ..service.clone() });
+    assert_eq!(news(&mut plan, &world), (2, 0), "one by one they are all named");
+    assert_eq!(plan.refused(), 3002);
+    world.cluster.services.insert(first.clone(), Service { created: service.created + 1, ..service });
+    assert_eq!(news(&mut plan, &world), (0, 0));
+    world.cluster.services.remove(&ObjectName::of("shop".into(), "7".into()));
+    assert_eq!(news(&mut plan, &world), (0, 0));
+    assert_eq!(plan.refused(), 2999);
 }
 
 #[test]

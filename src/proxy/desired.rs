@@ -9,9 +9,8 @@ use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkName};
 use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{Setting, Wanted};
-use crate::model::ObjectName;
 
-use super::external_ip::Refused;
+use super::external_ip::NewlyRefused;
 
 /// Desired kernel objects, kind by kind.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -42,8 +41,8 @@ pub struct ProxyChanges {
     pub parts_computed: usize,
     /// Messages for the administrator, one sentence each.
     pub notes: Vec<String>,
-    /// Addresses of a Service that are newly refused.
-    pub refused: Vec<(ObjectName, Refused)>,
+    /// Addresses of Services that are newly refused.
+    pub refused: NewlyRefused,
 }
 
 impl ProxyChanges {

@@ -157,8 +157,11 @@ impl<K: Kernel> Subsystem for Driver<K> {
         for note in &changed.notes {
             warn!(reason = %note, "Services conflict: same address and port");
         }
-        for (service, refused) in &changed.refused {
+        for (service, refused) in &changed.refused.named {
             warn!(%service, address = %refused.address, reason = %refused.reason, "External address is not served");
+        }
+        if changed.refused.others > 0 {
+            warn!(addresses = changed.refused.others, "More external addresses are not served");
         }
         self.mirrors.mark(&changed);
         if changed.owners {

@@ -6,10 +6,11 @@
 //! before all Nodes are known, which a last known state may lack. Addresses of load balancers with
 //! `ipMode: Proxy` are left out: traffic for them must pass the balancer.
 //!
-//! Anybody who may write a Service may write any address, so a refusal is logged: once for each Service and address.
+//! Anybody who may write a Service may write any address, so a refusal is logged: once for each Service and address, and in
+//! one line with their number where many come at once.
 
-use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::net::IpAddr;
 
 use compact_str::CompactString;
@@ -20,14 +21,14 @@ use crate::model::{ObjectName, Service};
 use crate::net::Family;
 
 /// An address that a Service asks for and is not served at.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Refused {
     pub address: IpAddr,
     pub reason: Reason,
 }
 
 /// Reason for refusing an address.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Reason {
     /// Disallowed by the ranges of this flag.
     Range { flag: &'static str, disallowed: Disallowed },
@@ -37,11 +38,21 @@ pub enum Reason {
     NodesUnknown,
 }
 
-/// Refused addresses by Service, so that each is logged once.
+/// The refused addresses of one Service, as hashes: enough to see which are new.
 #[derive(Default, Debug)]
-pub struct Refusals {
-    by_service: BTreeMap<ObjectName, Vec<Refused>>,
+pub struct Refusals(Box<[u64]>);
+
+/// Addresses that are newly refused in one update of the cluster.
+#[derive(Default, Debug)]
+pub struct NewlyRefused {
+    /// The first [`NAMED`] of them.
+    pub named: Vec<(ObjectName, Refused)>,
+    /// Number of the others.
+    pub others: usize,
 }
+
+/// Maximum number of addresses that are logged one by one after one update.
+pub const NAMED: usize = 10;
 
 /// Returns the external and load balancer addresses that are served.
 pub fn served<'a>(service: &'a Service, inputs: PartInputs<'a>) -> impl Iterator<Item = IpAddr> + 'a {
@@ -79,25 +90,42 @@ fn judged<'a>(service: &'a Service, inputs: PartInputs<'a>) -> impl Iterator<Ite
 }
 
 impl Refusals {
-    /// Replaces the refused addresses of a Service. Returns those that were not refused before.
-    pub fn update(&mut self, service: &ObjectName, refused: Vec<Refused>) -> Vec<Refused> {
-        let known = self.by_service.get(service).map(Vec::as_slice).unwrap_or_default();
-        let new = refused.iter().filter(|refused| !known.contains(refused)).cloned().collect();
-        match refused.is_empty() {
-            true => drop(self.by_service.remove(service)),
-            false => drop(self.by_service.insert(service.clone(), refused)),
-        }
-        new
+    pub fn new(refused: &[Refused]) -> Refusals {
+        Refusals(refused.iter().map(hash).collect())
     }
 
-    /// Returns the number of refused addresses, each counted once for each Service.
     pub fn len(&self) -> usize {
-        self.by_service.values().map(Vec::len).sum()
+        self.0.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.by_service.is_empty()
+        self.0.is_empty()
     }
+
+    fn contains(&self, refused: &Refused) -> bool {
+        !self.is_empty() && self.0.contains(&hash(refused))
+    }
+}
+
+impl NewlyRefused {
+    /// Adds those refused addresses of a Service that were not refused before.
+    pub fn add(&mut self, service: &ObjectName, refused: Vec<Refused>, before: Option<&Refusals>) {
+        for refused in refused {
+            if before.is_some_and(|before| before.contains(&refused)) {
+                continue;
+            }
+            if self.named.len() < NAMED {
+                self.named.push((service.clone(), refused));
+            } else {
+                self.others += 1;
+            }
+        }
+    }
+}
+
+/// Returns the same number for the same address and reason in this process.
+fn hash(refused: &Refused) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(refused)
 }
 
 impl fmt::Display for Reason {
@@ -119,21 +147,38 @@ impl fmt::Display for Reason {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_refusal_is_said_once_for_each_service_and_address() {
-        let name = |name: &str| ObjectName::new("default", name);
-        let refused = |last: u8| Refused {
+    fn refused(last: u8) -> Refused {
+        Refused {
             address: [203, 0, 113, last].into(),
             reason: Reason::Range { flag: "--service-external-ip-range", disallowed: Disallowed::NoRange },
+        }
+    }
+
+    fn name(name: &str) -> ObjectName {
+        ObjectName::new("default", name)
+    }
+
+    #[test]
+    fn a_refusal_is_said_once_for_each_service_and_address() {
+        let news = |service: &str, before: &[Refused], after: Vec<Refused>| {
+            let mut newly = NewlyRefused::default();
+            newly.add(&name(service), after, Some(&Refusals::new(before)));
+            newly.named.into_iter().map(|(_, refused)| refused).collect::<Vec<_>>()
         };
-        let mut refusals = Refusals::default();
-        assert_eq!(refusals.update(&name("web"), vec![refused(1)]), [refused(1)]);
-        assert_eq!(refusals.update(&name("web"), vec![refused(1), refused(2)]), [refused(2)]);
-        assert_eq!(refusals.update(&name("web"), vec![refused(1), refused(2)]), []);
-        assert_eq!(refusals.update(&name("other"), vec![refused(1)]), [refused(1)]);
-        assert_eq!(refusals.len(), 3);
-        assert_eq!(refusals.update(&name("web"), Vec::new()), []);
-        assert_eq!(refusals.update(&name("web"), vec![refused(1)]), [refused(1)], "it was allowed in between");
-        assert_eq!(refusals.len(), 2);
+        assert_eq!(news("web", &[], vec![refused(1)]), [refused(1)]);
+        assert_eq!(news("web", &[refused(1)], vec![refused(1), refused(2)]), [refused(2)]);
+        assert_eq!(news("web", &[refused(1), refused(2)], vec![refused(1), refused(2)]), []);
+        assert_eq!(news("web", &[refused(1)], Vec::new()), []);
+        let of_node = Refused { reason: Reason::NodeAddress("other".into()), ..refused(1) };
+        assert_eq!(news("web", &[refused(1)], vec![of_node.clone()]), [of_node], "for another reason");
+    }
+
+    #[test]
+    fn many_refusals_are_counted_and_only_the_first_are_named() {
+        let mut newly = NewlyRefused::default();
+        for service in 0..100 {
+            newly.add(&name(&service.to_string()), vec![refused(1), refused(2)], None);
+        }
+        assert_eq!((newly.named.len(), newly.others), (NAMED, 200 - NAMED));
     }
 }

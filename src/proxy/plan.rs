@@ -46,7 +46,8 @@ pub struct Plan {
     world: World,
     node: LocalNode,
     others: OtherNodes,
-    refusals: Refusals,
+    /// Number of external and load balancer addresses that are not served.
+    refused: usize,
     desired: Desired,
     parts: HashMap<ObjectName, Arc<ClaimedPart>>,
     owners: Owners,
@@ -64,6 +65,7 @@ struct ClaimedPart {
     claims: Box<[Claim]>,
     created: i64,
     scheduler: Scheduler,
+    refused: Refusals,
 }
 
 impl Plan {
@@ -75,7 +77,7 @@ impl Plan {
             world: World::empty(),
             node: LocalNode::default(),
             others: OtherNodes::default(),
-            refusals: Refusals::default(),
+            refused: 0,
             desired: Desired::default(),
             parts: HashMap::new(),
             owners: Owners::default(),
@@ -107,11 +109,6 @@ impl Plan {
     /// Returns the number of draining destinations.
     pub fn draining(&self) -> usize {
         self.draining.len()
-    }
-
-    /// Returns the number of refused external and load balancer addresses.
-    pub fn refused(&self) -> usize {
-        self.refusals.len()
     }
 
     /// Returns when draining destinations expire or are to be checked, or a closing virtual service is due.
@@ -229,8 +226,8 @@ impl Plan {
         changed: &mut ProxyChanges,
     ) {
         changed.parts_computed += 1;
-        let new = service.map(|(service, endpoints)| Arc::new(self.held(service, endpoints)));
-        self.note_refused(name, service.map(|(service, _)| service), changed);
+        let refused = self.note_refused(name, service.map(|(service, _)| service), changed);
+        let new = service.map(|(service, endpoints)| Arc::new(self.held(service, endpoints, refused)));
         let old = match &new {
             Some(new) => self.parts.insert(name.clone(), new.clone()),
             None => self.parts.remove(name),
@@ -281,14 +278,14 @@ impl Plan {
         }
     }
 
-    fn held(&self, service: &Service, endpoints: Option<&Arc<Endpoints>>) -> ClaimedPart {
+    fn held(&self, service: &Service, endpoints: Option<&Arc<Endpoints>>, refused: Refusals) -> ClaimedPart {
         let none = Default::default();
         let endpoints = endpoints.map_or(&none, |endpoints| &**endpoints);
         let mut claims = part(service, endpoints, self.inputs()).claims;
         claims.sort_by_key(|claim| (claim.key, claim.rank));
         claims.dedup_by_key(|claim| claim.key);
         let scheduler = service.annotations.scheduler;
-        ClaimedPart { claims: claims.into_boxed_slice(), created: service.created, scheduler }
+        ClaimedPart { claims: claims.into_boxed_slice(), created: service.created, scheduler, refused }
     }
 
     /// Starts draining destinations that a Service's newest part no longer names.

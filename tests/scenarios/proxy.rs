@@ -52,7 +52,9 @@ fn found(file: &File) -> Found {
     let mut plan = Plan::new(config, families, (6, 1));
     let now = Instant::now();
     let ProxyChanges { mut notes, refused, .. } = plan.update(&world, now);
-    notes.extend(refused.iter().map(|(service, it)| format!("{service}: {} is not served: {}", it.address, it.reason)));
+    notes.extend(
+        refused.named.iter().map(|(service, it)| format!("{service}: {} is not served: {}", it.address, it.reason)),
+    );
     let desired = plan.desired().clone();
 
     let kernel = MemoryKernel::new(State::of_others());

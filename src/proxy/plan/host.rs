@@ -13,22 +13,37 @@ use crate::net::{Family, PerFamily};
 
 use super::{Plan, address_of, different_keys, local_route_key};
 use crate::proxy::desired::ProxyChanges;
+use crate::proxy::external_ip::Refusals;
 use crate::proxy::local_node::LocalNode;
 use crate::proxy::names::{DEVICE, Set};
 use crate::proxy::part::PartInputs;
 use crate::proxy::{external_ip, guard, masquerade, node_port, settings};
 
 impl Plan {
+    /// Returns the number of refused external and load balancer addresses.
+    pub fn refused(&self) -> usize {
+        self.refused
+    }
+
     /// Returns the inputs of every part, besides its Service.
     pub(super) fn inputs(&self) -> PartInputs<'_> {
         PartInputs { node: &self.node, others: &self.others, config: &self.config }
     }
 
-    /// Records which addresses of a Service are refused, if it still exists.
-    pub(super) fn note_refused(&mut self, name: &ObjectName, service: Option<&Service>, changed: &mut ProxyChanges) {
+    /// Counts and returns the addresses of a Service that are refused, none if it no longer exists. Its part must still be the
+    /// old one: what that does not name is newly refused.
+    pub(super) fn note_refused(
+        &mut self,
+        name: &ObjectName,
+        service: Option<&Service>,
+        changed: &mut ProxyChanges,
+    ) -> Refusals {
         let refused = service.map(|service| external_ip::refused(service, self.inputs())).unwrap_or_default();
-        let new = self.refusals.update(name, refused);
-        changed.refused.extend(new.into_iter().map(|refused| (name.clone(), refused)));
+        let after = Refusals::new(&refused);
+        let before = self.parts.get(name).map(|held| &held.refused);
+        self.refused = self.refused + after.len() - before.map_or(0, Refusals::len);
+        changed.refused.add(name, refused, before);
+        after
     }
 
     /// Returns whether a change of the node leaves all parts unchanged. Addresses of the host come and go; parts name
