@@ -25,7 +25,7 @@ pub struct ServiceRanges {
 }
 
 /// Why an address does not count.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Disallowed {
     /// No range for addresses of this kind is configured.
     NoRange,

@@ -14,7 +14,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use super::Error;
-use super::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket};
+use super::netlink::{Answer, Attributes, Bus, Messages, Socket};
 use crate::net::{Family, Protocol};
 
 /// Flows that were sent to one address and translated to one backend.

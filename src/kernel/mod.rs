@@ -4,7 +4,7 @@
 //! `netlink` is the wire under all of them; `ipvs`, `ipset`, `link`, `address`, `route`, `iptables` and
 //! `sysctl` are kinds of objects (`reconcile::Target`); `conntrack`, `module` and `nftables` are operations;
 //! `bridge`, `rule` and `tunnel` hold the desired state of such objects; `monitor` reports changes by others; `tcp`
-//! opens sockets for routing protocols.
+//! opens sockets for routing protocols; `processor` is the time that work has taken.
 
 mod error;
 mod name;
@@ -22,6 +22,7 @@ pub mod module;
 pub mod monitor;
 pub mod netlink;
 pub mod nftables;
+pub mod processor;
 pub mod route;
 pub mod rule;
 pub mod sysctl;

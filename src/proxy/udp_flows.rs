@@ -252,7 +252,8 @@ mod tests {
         fn changes(&mut self, service: &str, [before, after]: [&[&str]; 2]) {
             let address = parsed(service);
             let key = ServiceKey::Address { address: address.ip(), protocol: Protocol::Udp, port: address.port() };
-            let destination = |text: &&str| Destination { address: parsed(text), weight: 1, forwarding: Forwarding::Nat };
+            let destination =
+                |text: &&str| Destination { address: parsed(text), weight: 1, forwarding: Forwarding::Nat };
             let state = |backends: &[&str]| Virtual {
                 service: Service { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 },
                 destinations: backends.iter().map(destination).collect(),

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
+use crate::kernel::processor::thread_time;
 use crate::model::Authority;
 use crate::reconcile::{Moment, Moments};
 
 use super::disturbances::Disturbances;
-use super::patrol::Patrol;
+use super::patrol::{Look, Patrol};
 use super::{Context, FirstSync, Inputs, Kinds, Standing, Subsystem, Times};
 
 /// Longest sleep of the loop, so that it can be seen to be alive.
@@ -205,18 +206,20 @@ impl<S: Subsystem> Loop<S> {
         let is_known = self.authority != Authority::Nothing;
         let mut found = Vec::new();
         if self.patrol.glance_is_due(at.now) {
-            let begun = Instant::now();
+            let begun = thread_time();
             if is_known {
                 found.extend(self.subsystem.glance(at));
             }
-            self.patrol.glanced(at.now, begun.elapsed());
+            self.patrol
+                .glanced(at.now, Look { took: thread_time().saturating_sub(begun), found_drift: !found.is_empty() });
         }
         if self.patrol.portion_is_due(at.now) {
-            let begun = Instant::now();
+            let begun = thread_time();
             let read = if is_known { self.subsystem.read_portion(at) } else { None };
             let (drift, finished) = read.unwrap_or_else(|| (Vec::new(), true));
+            let look = Look { took: thread_time().saturating_sub(begun), found_drift: !drift.is_empty() };
+            self.patrol.read_portion(at.now, look, finished);
             found.extend(drift);
-            self.patrol.read_portion(at.now, begun.elapsed(), finished);
         }
         self.inputs.account.found(&found);
         if !found.is_empty() {
@@ -249,3 +252,6 @@ impl<S: Subsystem> Loop<S> {
         pulse.trouble((!troubles.is_empty()).then(|| troubles.join("; ")));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,9 @@
 //!
 //! Two kinds of looks: a glance at everything, which sees most changes at little cost, and reading in portions, one
 //! pass after the other, which sees all. Both come every [`PERIOD`] where they can; where there is much to look at they come
-//! more rarely, so that each costs no more than one part in [`PART`] of a core. Whatever is left to find is found by the
-//! audit.
+//! more rarely, so that each costs no more than one part in [`PART`] of a core: of the time that a thread spent on looking, not of
+//! that for which it waited. A look that found something may have taken long for reading and repairing that; it delays
+//! none. Whatever is left to find is found by the audit.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 const PERIOD: Duration = Duration::from_secs(10);
 /// Least time without looks, as a multiple of the time a look took.
 const PART: u32 = 2000;
-/// Longest time between two looks: one that was held up for a second must not be the last for half an hour.
+/// Longest time between two looks, however much there is to look at.
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// Times of the next looks.
@@ -20,6 +21,21 @@ pub struct Patrol {
     glance_at: Instant,
     portion_at: Instant,
     pass_began: Instant,
+}
+
+/// One look: a glance, or the reading of a portion.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    /// Processor time spent.
+    pub took: Duration,
+    pub found_drift: bool,
+}
+
+impl Look {
+    /// The time without another look of the same kind.
+    fn pause(self) -> Duration {
+        if self.found_drift { Duration::ZERO } else { self.took.saturating_mul(PART).min(LONGEST) }
+    }
 }
 
 impl Patrol {
@@ -41,14 +57,14 @@ impl Patrol {
         now >= self.portion_at
     }
 
-    /// Records a glance that took this long.
-    pub fn glanced(&mut self, now: Instant, took: Duration) {
-        self.glance_at = now + took.saturating_mul(PART).clamp(PERIOD, LONGEST);
+    /// Records a glance.
+    pub fn glanced(&mut self, now: Instant, look: Look) {
+        self.glance_at = now + look.pause().max(PERIOD);
     }
 
     /// Records that a portion has been read, and whether it was the last of a pass.
-    pub fn read_portion(&mut self, now: Instant, took: Duration, finished: bool) {
-        self.portion_at = now + took.saturating_mul(PART).min(LONGEST);
+    pub fn read_portion(&mut self, now: Instant, look: Look, finished: bool) {
+        self.portion_at = now + look.pause();
         if finished {
             self.portion_at = self.portion_at.max(self.pass_began + PERIOD);
             self.pass_began = self.portion_at;
@@ -60,6 +76,10 @@ impl Patrol {
 mod tests {
     use super::*;
 
+    fn look(took: Duration) -> Look {
+        Look { took, found_drift: false }
+    }
+
     #[test]
     fn few_services_are_looked_at_once_in_a_period() {
         let now = Instant::now();
@@ -68,39 +88,46 @@ mod tests {
         while at < now + 10 * PERIOD {
             at = patrol.deadline();
             if patrol.glance_is_due(at) {
-                patrol.glanced(at, Duration::from_micros(100));
+                patrol.glanced(at, look(Duration::from_micros(100)));
             }
             if patrol.portion_is_due(at) {
                 portions += 1;
-                patrol.read_portion(at, Duration::from_micros(100), portions % 3 == 0);
+                patrol.read_portion(at, look(Duration::from_micros(100)), portions % 3 == 0);
             }
         }
         assert!((28..=33).contains(&portions), "three portions in each of ten periods: {portions}");
     }
 
     #[test]
-    fn a_look_that_was_held_up_is_not_the_last_for_long() {
+    fn a_long_look_is_not_the_last_for_long() {
         let now = Instant::now();
         let mut patrol = Patrol::new(now);
-        patrol.glanced(now, Duration::from_secs(10));
-        patrol.read_portion(now, Duration::from_secs(10), false);
+        patrol.glanced(now, look(Duration::from_secs(10)));
+        patrol.read_portion(now, look(Duration::from_secs(10)), false);
         assert!(patrol.glance_is_due(now + LONGEST) && patrol.portion_is_due(now + LONGEST));
     }
 
     #[test]
     fn looks_that_take_long_come_rarely() {
         let now = Instant::now();
+        let after = |seconds| now + Duration::from_secs(seconds);
         let mut patrol = Patrol::new(now);
-        patrol.glanced(now, Duration::from_millis(20));
-        patrol.read_portion(now, Duration::from_millis(2), true);
-        assert!(
-            !patrol.glance_is_due(now + Duration::from_secs(39)) && patrol.glance_is_due(now + Duration::from_secs(40))
-        );
+        patrol.glanced(now, look(Duration::from_millis(20)));
+        patrol.read_portion(now, look(Duration::from_millis(2)), true);
+        assert!(!patrol.glance_is_due(after(39)) && patrol.glance_is_due(after(40)));
         assert!(!patrol.portion_is_due(now + 2 * PERIOD - Duration::from_secs(1)));
-        patrol.read_portion(now, Duration::from_millis(20), false);
-        assert!(
-            !patrol.portion_is_due(now + Duration::from_secs(39))
-                && patrol.portion_is_due(now + Duration::from_secs(40))
-        );
+        patrol.read_portion(now, look(Duration::from_millis(20)), false);
+        assert!(!patrol.portion_is_due(after(39)) && patrol.portion_is_due(after(40)));
+    }
+
+    #[test]
+    fn what_was_found_delays_no_look() {
+        let now = Instant::now();
+        let mut patrol = Patrol::new(now);
+        let found = Look { took: Duration::from_secs(10), found_drift: true };
+        patrol.glanced(now, found);
+        patrol.read_portion(now, found, false);
+        assert!(patrol.portion_is_due(now), "the pass goes on");
+        assert!(!patrol.glance_is_due(now) && patrol.glance_is_due(now + PERIOD));
     }
 }

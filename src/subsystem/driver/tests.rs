@@ -1,0 +1,442 @@
+//! The loop with an invented subsystem: for each Namespace a post, and on it a sign.
+//!
+//! Posts are told of when others change them, signs are not. A sign needs its post.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Display};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::task::LocalSet;
+
+use super::*;
+use crate::kernel::monitor::Changes;
+use crate::model::{EventClock, World};
+use crate::observe::health::Health;
+use crate::observe::metrics::Registry;
+use crate::reconcile::{Account, Failure, Glance, Growth, Phase, Step, Target};
+use crate::subsystem::kinds;
+
+/// What stands in the yard, with everything that happened to it.
+#[derive(Default)]
+struct Yard {
+    posts: BTreeSet<Key>,
+    signs: BTreeSet<Key>,
+    /// The steps, in their order.
+    acts: Vec<String>,
+    /// Number of full reads of each kind.
+    reads: BTreeMap<&'static str, usize>,
+    /// How often it was asked to remove what earlier runs left elsewhere.
+    abandoned_removed: u32,
+    /// This kind cannot be changed.
+    failing: Option<&'static str>,
+    /// Time for which each glance sleeps.
+    glance_sleeps: Duration,
+}
+
+type Shared = Rc<RefCell<Yard>>;
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Key(String);
+
+impl Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The kinds of objects in a yard.
+pub trait Kernel {
+    type Posts: Target<Key = Key, Value = ()>;
+    type Signs: Target<Key = Key, Value = ()>;
+}
+
+kinds! {
+    /// Last seen state of the yard.
+    pub struct Mirrors {
+        posts: Posts after Ours,
+        signs: Signs,
+    }
+    with {}
+}
+
+impl Kernel for Shared {
+    type Posts = Kind;
+    type Signs = Kind;
+}
+
+/// One kind in the yard, by its name.
+pub struct Kind(Shared, &'static str);
+
+impl Kind {
+    fn objects<R>(&self, with: impl FnOnce(&mut BTreeSet<Key>) -> R) -> R {
+        let mut yard = self.0.borrow_mut();
+        with(if self.1 == "posts" { &mut yard.posts } else { &mut yard.signs })
+    }
+}
+
+impl Target for Kind {
+    type Key = Key;
+    type Value = ();
+    type Error = String;
+
+    fn name(&self) -> &'static str {
+        self.1
+    }
+
+    fn read(&mut self) -> Result<BTreeMap<Key, ()>, String> {
+        *self.0.borrow_mut().reads.entry(self.1).or_default() += 1;
+        Ok(self.objects(|objects| objects.iter().map(|key| (key.clone(), ())).collect()))
+    }
+
+    /// Sees that the number of signs has changed.
+    fn glance(&mut self, seen: &BTreeMap<Key, ()>) -> Glance<Key> {
+        std::thread::sleep(self.0.borrow().glance_sleeps);
+        let is_alike = self.1 == "posts" || self.objects(|objects| objects.len()) == seen.len();
+        if is_alike { Glance::Alike } else { Glance::Somewhere }
+    }
+
+    fn apply(&mut self, phase: Phase, steps: &[Step<'_, Key, ()>]) -> Vec<Failure<String>> {
+        let mut failures = Vec::new();
+        for (index, step) in steps.iter().enumerate() {
+            let has_post = self.0.borrow().posts.contains(step.key);
+            let needs = self.1 == "signs" && phase == Phase::Grow && !has_post;
+            if self.0.borrow().failing == Some(self.1) || needs {
+                failures.push(Failure { step: index, error: format!("{} of {} refused", self.1, step.key) });
+                continue;
+            }
+            let verb = if phase == Phase::Grow { '+' } else { '-' };
+            self.0.borrow_mut().acts.push(format!("{verb}{} {}", self.1, step.key));
+            self.objects(|objects| match step.want {
+                Some(()) => objects.insert(step.key.clone()),
+                None => objects.remove(step.key),
+            });
+        }
+        failures
+    }
+}
+
+/// The subsystem: wants a post and a sign for each Namespace.
+struct Signposts {
+    mirrors: Mirrors<Shared>,
+    wanted: BTreeMap<Key, ()>,
+    audit_period: Duration,
+    news: watch::Receiver<u32>,
+    heard: u32,
+}
+
+impl Subsystem for Signposts {
+    type Mirrors = Mirrors<Shared>;
+    type News = u32;
+    type Round = ();
+
+    fn mirrors(&mut self) -> &mut Mirrors<Shared> {
+        &mut self.mirrors
+    }
+
+    fn audit_period(&self) -> Duration {
+        self.audit_period
+    }
+
+    async fn next(&mut self) -> u32 {
+        if self.news.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        *self.news.borrow_and_update()
+    }
+
+    async fn hear(&mut self, news: u32, _at: Moment, _context: &Context<'_>) {
+        self.heard = news;
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.mirrors.reflections().into_iter().filter_map(|kind| kind.retry_at()).min()
+    }
+
+    async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
+        let names = world.cluster.namespaces.iter().map(|(name, _)| (Key(name.to_string()), ()));
+        let older = std::mem::replace(&mut self.wanted, names.collect());
+        for key in older.into_keys().chain(self.wanted.keys().cloned()) {
+            self.mirrors.posts.mark(key.clone());
+            self.mirrors.signs.mark(key);
+        }
+        world.authority
+    }
+
+    async fn calculate(&mut self, _at: Moment) {}
+
+    fn round(&mut self, authority: Authority, at: Moment) {
+        if authority == Authority::Nothing {
+            return;
+        }
+        let Mirrors { posts, signs, .. } = &mut self.mirrors;
+        posts.grow(&self.wanted, Growth::Full, at);
+        signs.grow(&self.wanted, Growth::Full, at);
+        if authority == Authority::Complete {
+            signs.shrink(&self.wanted, at);
+            posts.shrink(&self.wanted, at);
+        }
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        self.mirrors.kernel.borrow_mut().abandoned_removed += 1;
+        Vec::new()
+    }
+
+    fn count(&mut self, (): (), _steps: u64, _times: &Times) {}
+
+    fn troubles(&mut self, _account: &mut Account, _standing: &Standing) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn log_first_sync(&self, _sync: &FirstSync) {}
+
+    fn publish(&mut self, standing: &Standing) -> bool {
+        standing.synced
+    }
+}
+
+/// A yard and the channels of the loops that work on it.
+struct Scene {
+    yard: Shared,
+    world: watch::Sender<World>,
+    changes: watch::Sender<Changes>,
+    news: watch::Sender<u32>,
+    stop: watch::Sender<bool>,
+    health: Health,
+    audit_period: Duration,
+}
+
+/// Longer than any test.
+const NEVER: Duration = Duration::from_secs(3600);
+
+impl Scene {
+    fn new() -> Scene {
+        Scene {
+            yard: Shared::default(),
+            world: watch::channel(World::empty()).0,
+            changes: watch::channel(Changes::default()).0,
+            news: watch::channel(0).0,
+            stop: watch::channel(false).0,
+            health: Health::default(),
+            audit_period: NEVER,
+        }
+    }
+
+    fn subsystem(&self) -> Signposts {
+        let kind = |name| Kind(self.yard.clone(), name);
+        let targets = Targets { kernel: self.yard.clone(), posts: kind("posts"), signs: kind("signs") };
+        let (wanted, news) = (BTreeMap::new(), self.news.subscribe());
+        Signposts { mirrors: Mirrors::of(targets), wanted, audit_period: self.audit_period, news, heard: 0 }
+    }
+
+    fn inputs(&self) -> Inputs {
+        Inputs {
+            world: self.world.subscribe(),
+            clock: Arc::new(EventClock::new(Instant::now())),
+            disturbances: self.changes.subscribe(),
+            pulse: self.health.register("signposts", NEVER, Instant::now()),
+            account: Account::register(&Registry::new("test", "test"), "test").expect("names are registered once"),
+        }
+    }
+
+    /// Runs a loop for as long as the test does. Returns the subsystem.
+    fn run(&self, test: impl AsyncFnOnce(&Scene)) -> Signposts {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        LocalSet::new().block_on(&runtime, async {
+            let task = tokio::task::spawn_local(run(self.subsystem(), self.inputs(), self.stop.subscribe()));
+            test(self).await;
+            self.stop.send_replace(true);
+            task.await.expect("the loop ends when it is told to")
+        })
+    }
+
+    /// Publishes a cluster of these Namespaces.
+    fn publish(&self, authority: Authority, names: &[&str]) {
+        let mut world = World { authority, ..World::empty() };
+        for name in names {
+            world.cluster.namespaces.insert((*name).into(), Default::default());
+        }
+        self.world.send_replace(world);
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&Yard) -> bool) {
+        for _ in 0..4000 {
+            if holds(&self.yard.borrow()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        panic!("never: {what}; acts {:?}", self.yard.borrow().acts);
+    }
+
+    async fn until_ready(&self) {
+        for _ in 0..4000 {
+            if self.health.unready(Instant::now()).is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        panic!("never ready: {:?}", self.health.unready(Instant::now()));
+    }
+
+    fn take_acts(&self) -> String {
+        std::mem::take(&mut self.yard.borrow_mut().acts).join(", ")
+    }
+}
+
+impl Yard {
+    fn has(&self, posts: &[&str], signs: &[&str]) -> bool {
+        let are =
+            |held: &BTreeSet<Key>, names: &[&str]| held.iter().map(|key| key.0.as_str()).eq(names.iter().copied());
+        are(&self.posts, posts) && are(&self.signs, signs)
+    }
+}
+
+#[test]
+fn each_world_reaches_the_kernel_growing_forward_and_shrinking_backward() {
+    Scene::new().run(async |scene| {
+        scene.publish(Authority::Partial, &["a"]);
+        scene.until("all of a", |yard| yard.has(&["a"], &["a"])).await;
+        scene.publish(Authority::Partial, &["b"]);
+        scene.until("b beside a", |yard| yard.has(&["a", "b"], &["a", "b"])).await;
+        assert_eq!(scene.take_acts(), "+posts a, +signs a, +posts b, +signs b");
+        scene.publish(Authority::Complete, &["b"]);
+        scene.until("b alone", |yard| yard.has(&["b"], &["b"])).await;
+        scene.until("what earlier runs left is removed", |yard| yard.abandoned_removed == 1).await;
+        assert_eq!(scene.take_acts(), "-signs a, -posts a");
+    });
+}
+
+#[test]
+fn a_kind_that_fails_is_trouble_until_it_recovers_and_the_others_go_on() {
+    Scene::new().run(async |scene| {
+        scene.yard.borrow_mut().failing = Some("signs");
+        scene.publish(Authority::Complete, &["a"]);
+        scene.until("the post", |yard| yard.has(&["a"], &[])).await;
+        let told =
+            || scene.health.unready(Instant::now()).iter().any(|reason| reason.text.contains("signs of a refused"));
+        scene.until("health names it", |_| told()).await;
+        scene.publish(Authority::Complete, &["a", "b"]);
+        scene.until("another post", |yard| yard.has(&["a", "b"], &[])).await;
+        scene.yard.borrow_mut().failing = None;
+        scene.until("it is retried", |yard| yard.has(&["a", "b"], &["a", "b"])).await;
+        scene.until_ready().await;
+    });
+}
+
+#[test]
+fn a_kind_that_the_kernel_tells_of_is_compared_at_once_and_no_other() {
+    Scene::new().run(async |scene| {
+        scene.publish(Authority::Complete, &["a", "b"]);
+        scene.until_ready().await;
+        let reads = scene.yard.borrow().reads.clone();
+        {
+            let mut yard = scene.yard.borrow_mut();
+            yard.posts.pop_last();
+            yard.signs.pop_last();
+        }
+        scene.changes.send_replace(Changes { rules: 1, ..Changes::default() });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(scene.yard.borrow().has(&["a"], &["a"]), "nobody waits for that notice");
+        scene.changes.send_replace(Changes { rules: 1, ours: 1, ..Changes::default() });
+        scene.until("the post is back", |yard| yard.has(&["a", "b"], &["a"])).await;
+        assert_eq!(scene.yard.borrow().reads["posts"], reads["posts"] + 1);
+        assert_eq!(scene.yard.borrow().reads["signs"], reads["signs"], "who is not disturbed is not read");
+    });
+}
+
+#[test]
+fn an_audit_finds_what_nobody_tells_of() {
+    let scene = Scene { audit_period: Duration::from_millis(30), ..Scene::new() };
+    scene.run(async |scene| {
+        scene.publish(Authority::Complete, &["a", "b"]);
+        scene.until_ready().await;
+        {
+            let mut yard = scene.yard.borrow_mut();
+            yard.posts.clear();
+            yard.signs.clear();
+        }
+        scene.until("everything is back", |yard| yard.has(&["a", "b"], &["a", "b"])).await;
+        scene.yard.borrow_mut().signs.insert(Key("surplus".to_owned()));
+        scene.until("what is ours and not wanted goes", |yard| yard.has(&["a", "b"], &["a", "b"])).await;
+        scene.until_ready().await;
+    });
+}
+
+#[test]
+fn a_loop_that_is_killed_leaves_what_stands_and_the_next_one_adopts_it() {
+    let scene = Scene::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    LocalSet::new().block_on(&runtime, async {
+        scene.yard.borrow_mut().failing = Some("signs");
+        let task = tokio::task::spawn_local(run(scene.subsystem(), scene.inputs(), scene.stop.subscribe()));
+        scene.publish(Authority::Complete, &["a"]);
+        scene.until("half of it", |yard| yard.has(&["a"], &[])).await;
+        task.abort();
+        assert!(task.await.is_err_and(|error| error.is_cancelled()));
+    });
+    assert!(scene.yard.borrow().has(&["a"], &[]), "what is programmed stays");
+    scene.yard.borrow_mut().failing = None;
+    let mut scene = Scene { health: Health::default(), ..scene };
+    scene.take_acts();
+    scene.run(async |scene| scene.until("the other half", |yard| yard.has(&["a"], &["a"])).await);
+    assert_eq!(scene.take_acts(), "+signs a");
+    (scene.health, scene.stop) = (Health::default(), watch::channel(false).0);
+    scene.run(async |scene| scene.until_ready().await);
+    assert_eq!(scene.take_acts(), "", "a restart with everything in place writes nothing");
+}
+
+#[test]
+fn nothing_is_done_before_anything_is_known() {
+    Scene::new().run(async |scene| {
+        scene.yard.borrow_mut().signs.insert(Key("a".to_owned()));
+        scene.publish(Authority::Nothing, &["b"]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(scene.yard.borrow().has(&[], &["a"]));
+        assert!(!scene.health.unready(Instant::now()).is_empty());
+    });
+}
+
+#[test]
+fn news_of_its_own_wake_a_subsystem() {
+    let subsystem = Scene::new().run(async |scene| {
+        scene.publish(Authority::Complete, &[]);
+        scene.until_ready().await;
+        scene.news.send_replace(7);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    });
+    assert_eq!(subsystem.heard, 7);
+}
+
+/// Returns a loop that has done all there is to do, after one turn at which a glance is due.
+async fn glanced(scene: &Scene) -> Loop<Signposts> {
+    scene.publish(Authority::Complete, &["a", "b"]);
+    let mut turning = Loop::new(scene.subsystem(), scene.inputs(), Instant::now());
+    turning.turn().await;
+    assert!(scene.yard.borrow().has(&["a", "b"], &["a", "b"]));
+    turning
+}
+
+#[tokio::test]
+async fn a_glance_finds_drift_which_is_repaired_at_once_and_the_next_one_comes_after_a_period() {
+    let scene = Scene::new();
+    let mut turning = glanced(&scene).await;
+    scene.yard.borrow_mut().signs.pop_first();
+    let begun = Instant::now();
+    let at = begun + Duration::from_secs(20);
+    turning.patrol(turning.moments.at(at));
+    assert!(scene.yard.borrow().has(&["a", "b"], &["a", "b"]), "it is repaired");
+    assert!(turning.patrol.glance_is_due(at + Duration::from_secs(10)));
+}
+
+#[tokio::test]
+async fn time_in_which_a_glance_waits_delays_none() {
+    let scene = Scene::new();
+    let mut turning = glanced(&scene).await;
+    scene.yard.borrow_mut().glance_sleeps = Duration::from_millis(40);
+    let at = Instant::now() + Duration::from_secs(20);
+    turning.patrol(turning.moments.at(at));
+    assert!(turning.patrol.glance_is_due(at + Duration::from_secs(10)), "it cost no processor");
+}
