@@ -72,11 +72,17 @@ struct Counters {
 
 impl OldInterface {
     /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The kernel has no sockets of IPv4.
     pub fn open() -> Result<OldInterface, Errno> {
         Ok(OldInterface(socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?))
     }
 
-    /// The IPv4 services of the namespace. Those that come while this reads may be left out.
+    /// Returns the IPv4 services of the namespace. Those that come while this reads may be left out.
+    ///
+    /// # Errors
+    /// The kernel has no IPVS, or services went while this was reading.
     pub fn services(&self) -> Result<Vec<Summary>, Errno> {
         let mut info = [0; size_of::<Info>()];
         self.get(GET_INFO, &mut info)?;

@@ -35,6 +35,9 @@ const AT_ONCE_BYTES: usize = 1 << 20;
 impl Services {
     /// Opens sockets in the network namespace of the calling thread. The module `ip_vs` is loaded by the kernel
     /// when the first request is made.
+    ///
+    /// # Errors
+    /// The kernel refuses a netlink socket.
     pub fn open(ours: Ours) -> Result<Services, Error> {
         let socket = GenericSocket::open(wire::FAMILY)?;
         let spread = RandomState::new();
@@ -58,7 +61,10 @@ impl Services {
         self.ours = ours;
     }
 
-    /// The counters of all services that are ours, in the kernel's order.
+    /// Returns the counters of all services that are ours, in the kernel's order.
+    ///
+    /// # Errors
+    /// The kernel has no IPVS or did not list its services, or an answer was malformed.
     pub fn stats(&mut self) -> Result<Vec<(ServiceKey, Stats)>, Error> {
         let ours = &self.ours;
         wire::name_service(fresh(&mut self.messages), Command::ListServices, None);
@@ -67,12 +73,18 @@ impl Services {
             .map_err(|fault| Error::new("read counters of virtual services", "", fault.into()))
     }
 
-    /// The connections that the destinations of a service have now; none where the service does not exist.
+    /// Returns the connections that the destinations of a service have now; none where the service does not exist.
+    ///
+    /// # Errors
+    /// The kernel has no IPVS or did not list the destinations, or an answer was malformed.
     pub fn connections(&mut self, key: &ServiceKey) -> Result<Vec<(Destination, Connections)>, Error> {
         self.list_destinations(key)
     }
 
-    /// The timeouts of the network namespace.
+    /// Returns the timeouts of the network namespace.
+    ///
+    /// # Errors
+    /// The kernel has no IPVS, or its answer was malformed.
     pub fn timeouts(&mut self) -> Result<Timeouts, Error> {
         const OPERATION: &str = "read IPVS timeouts";
         wire::ask_for_timeouts(fresh(&mut self.messages));
@@ -84,6 +96,9 @@ impl Services {
     }
 
     /// Sets those timeouts that are not 0 and not already so; returns whether anything was written.
+    ///
+    /// # Errors
+    /// The kernel has no IPVS or refused the timeouts, or an answer was malformed.
     pub fn set_timeouts(&mut self, want: Timeouts) -> Result<bool, Error> {
         let have = self.timeouts()?;
         let needed = |want: u32, have: u32| if want == have { 0 } else { want };
