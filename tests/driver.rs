@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sluice::kernel::ipset::{ElementKey, Entry};
 use sluice::kernel::ipvs::{Destination, Forwarding, Service as VirtualService, ServiceKey, Virtual};
 use sluice::kernel::monitor::Changes;
 use sluice::model::{
@@ -81,9 +82,11 @@ fn what_somebody_does_to_services_and_elements_is_undone_within_seconds_although
         let before = running.kernel.state();
         running.kernel.with(|machine| {
             let (_, first) = machine.state.virtuals.iter_mut().next().expect("there are two");
-            first.destinations = [].into();
+            first.destinations = first.destinations.iter().map(|it| Destination { weight: 7, ..*it }).collect();
             machine.state.virtuals.pop_last();
-            machine.state.elements.pop_last();
+            let (gone, ()) = machine.state.elements.pop_last().expect("there are some");
+            let exchanged = ElementKey { entry: Entry::IpPort([10, 96, 0, 77].into(), Protocol::Tcp, 80), ..gone };
+            machine.state.elements.insert(exchanged, ());
         });
         let begun = Instant::now();
         let is_whole = |state: &State| state.virtuals == before.virtuals && state.elements == before.elements;

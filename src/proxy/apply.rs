@@ -16,7 +16,8 @@
 //! Desired ones are ours in any case.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::Bound;
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -30,8 +31,8 @@ use crate::kernel::link::{Link, LinkName};
 use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{self, Ruled};
 use crate::model::Authority;
-use crate::net::Family;
-use crate::reconcile::{Found, Growth, Moment, Reflection, Target, audit};
+use crate::net::{Family, PerFamily, Protocol};
+use crate::reconcile::{Course, Found, Growth, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
 use super::desired::{Desired, ProxyChanges};
@@ -91,6 +92,8 @@ kinds! {
     }
     with {
         excluded: Vec<IpNet>,
+        /// Progress of looking at virtual services.
+        looks: PerFamily<Course<ServiceKey>>,
         udp: UdpFlows,
         /// True if a remembered cluster is applied; `None` until the kernel could be read.
         uses_memory: Option<bool>,
@@ -206,10 +209,20 @@ impl<K: Kernel> Mirrors<K> {
         self.glance_at_all(at)
     }
 
-    /// Audits the next portion of the virtual services. Returns the drift found, and whether it was the last portion.
-    pub fn audit_virtuals(&mut self, desired: &Desired, at: Moment) -> (Vec<Found>, bool) {
+    /// Compares the next virtual services of one family with the kernel. Returns the drift found, and whether they were the
+    /// last.
+    pub fn look_at_virtuals(&mut self, desired: &Desired, family: Family, at: Moment) -> (Vec<Found>, bool) {
         self.tell_new_ownership(desired);
-        audit(&mut self.virtuals, at)
+        let course = self.looks.of_mut(family);
+        // The older interface costs a tenth of netlink, and both portions little enough to hold up no change.
+        let (range, portion) = match family {
+            Family::V4 => ((Bound::Unbounded, Bound::Excluded(first_of_ipv6())), 1024),
+            Family::V6 => ((Bound::Included(first_of_ipv6()), Bound::Unbounded), 64),
+        };
+        course.portion = portion;
+        let audited = self.virtuals.compare_some(range, course, at);
+        let family = self.virtuals.name();
+        (audited.drift.into_iter().map(|drift| Found { family, drift }).collect(), audited.finished)
     }
 
     /// Returns when the next retry of a failed step is due.
@@ -383,6 +396,11 @@ impl<K: Kernel> Mirrors<K> {
         self.routes.grow(&desired.routes, Growth::Full, at);
         self.routes.shrink(&desired.routes, at);
     }
+}
+
+/// Returns the first of all keys of IPv6 services: those of IPv4 are before it.
+fn first_of_ipv6() -> ServiceKey {
+    ServiceKey::Address { address: Ipv6Addr::UNSPECIFIED.into(), protocol: Protocol::Tcp, port: 0 }
 }
 
 /// Returns the element that marks a virtual service as ours.

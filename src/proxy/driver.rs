@@ -13,9 +13,9 @@ use tracing::{debug, info, warn};
 use crate::config::ProxyConfig;
 use crate::kernel::ipvs::ServiceKey;
 use crate::model::{Authority, Table, World};
-use crate::net::PerFamily;
+use crate::net::{Family, PerFamily};
 use crate::reconcile::{Account, Found, Moment};
-use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
+use crate::subsystem::{self, Context, FirstSync, Inputs, Kinds as _, Standing, Subsystem, Times};
 
 use super::apply::{Kernel, Mirrors, ProxyRound, Targets};
 use super::metrics::Metrics;
@@ -115,6 +115,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
     /// The addresses that routers may still send traffic for have changed.
     type News = ();
     type Round = ProxyRound;
+
+    const CLOSE_LOOKS: usize = 3;
 
     fn mirrors(&mut self) -> &mut Mirrors<K> {
         &mut self.mirrors
@@ -226,8 +228,12 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.mirrors.glance(self.plan.desired(), at)
     }
 
-    fn read_portion(&mut self, at: Moment) -> Option<(Vec<Found>, bool)> {
-        Some(self.mirrors.audit_virtuals(self.plan.desired(), at))
+    /// Looks at the destinations of IPv4 services, of IPv6 ones, and at the elements.
+    fn look_closely(&mut self, course: usize, at: Moment) -> (Vec<Found>, bool) {
+        match Family::BOTH.get(course) {
+            Some(family) => self.mirrors.look_at_virtuals(self.plan.desired(), *family, at),
+            None => (self.mirrors.scan_all(at), true),
+        }
     }
 
     fn troubles(&mut self, _account: &mut Account, _standing: &Standing) -> Vec<String> {

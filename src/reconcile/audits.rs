@@ -34,6 +34,12 @@ pub fn glance(family: &mut dyn Reflection, at: Moment) -> Vec<Found> {
     family.glance(at).into_iter().map(|drift| Found { family: name, drift }).collect()
 }
 
+/// Looks for every change in one kind, and reads what may have changed.
+pub fn scan(family: &mut dyn Reflection, at: Moment) -> Vec<Found> {
+    let name = family.name();
+    family.scan(at).into_iter().map(|drift| Found { family: name, drift }).collect()
+}
+
 /// Audits the next portion of one kind; also returns whether that was the last.
 pub fn audit(family: &mut dyn Reflection, at: Moment) -> (Vec<Found>, bool) {
     let name = family.name();

@@ -10,7 +10,7 @@ mod portions;
 mod reflection;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeBounds;
+use std::ops::{Bound, RangeBounds};
 use std::time::Instant;
 
 use self::differing::side_by_side;
@@ -79,6 +79,21 @@ enum Dirty<K> {
 
 /// The parts of steps: the key, the present value and the desired one.
 type Planned<T> = Vec<(<T as Target>::Key, Option<<T as Target>::Value>, Option<<T as Target>::Value>)>;
+
+/// Progress of comparing a range of objects, portion by portion.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Course<K> {
+    /// Start of the next portion; `None` at the beginning.
+    next: Option<K>,
+    /// Maximum number of objects in one portion.
+    pub portion: usize,
+}
+
+impl<K> Default for Course<K> {
+    fn default() -> Course<K> {
+        Course { next: None, portion: usize::MAX }
+    }
+}
 
 /// One portion of an audit.
 #[derive(Default, Debug)]
@@ -279,6 +294,20 @@ impl<T: Target> Mirror<T> {
         let done = self.perform(Phase::Shrink, steps, at);
         self.clean(Phase::Shrink, want);
         done
+    }
+
+    /// Compares the next portion of the objects in a range with the kernel, and marks what somebody else changed as dirty.
+    /// Does not look for objects that are ours and unknown.
+    pub fn compare_some(
+        &mut self,
+        range: (Bound<T::Key>, Bound<T::Key>),
+        course: &mut Course<T::Key>,
+        at: Moment,
+    ) -> Audited {
+        self.compare_next_of(range, course).unwrap_or_else(|error| {
+            self.unreadable(error.to_string(), at);
+            Audited { drift: Vec::new(), finished: true }
+        })
     }
 
     fn compare_one(&mut self, key: T::Key, found: &mut BTreeMap<T::Key, T::Value>, drift: &mut Vec<Drift>) {

@@ -24,8 +24,8 @@ mod moment;
 mod target;
 
 pub use account::Account;
-pub use audits::{Audits, Found, audit, glance};
+pub use audits::{Audits, Found, audit, glance, scan};
 pub use backoff::Backoff;
-pub use mirror::{Audited, Differing, Drift, Growth, Mirror, Reflection, Trouble};
+pub use mirror::{Audited, Course, Differing, Drift, Growth, Mirror, Reflection, Trouble};
 pub use moment::{Moment, Moments};
 pub use target::{Failure, Glance, Phase, Step, Target};

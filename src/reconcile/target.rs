@@ -47,6 +47,29 @@ pub trait Target {
         Glance::Alike
     }
 
+    /// Compares these of the last seen objects with the kernel; returns those that may differ. Nothing is concluded from its
+    /// answer but that they have to be read, so a kind that can compare at less cost than it reads overrides this.
+    ///
+    /// # Errors
+    /// As for [`read`](Target::read).
+    fn unlike(
+        &mut self,
+        seen: &BTreeMap<Self::Key, Self::Value>,
+        keys: &[Self::Key],
+    ) -> Result<Vec<Self::Key>, Self::Error> {
+        let found = self.read_some(keys)?;
+        Ok(keys.iter().filter(|key| found.get(key) != seen.get(key)).cloned().collect())
+    }
+
+    /// Like [`glance`](Target::glance), for a higher price: sees every change. A kind without a way that costs much less than
+    /// an audit leaves that to audits.
+    ///
+    /// # Errors
+    /// As for [`read`](Target::read).
+    fn scan(&mut self, _seen: &BTreeMap<Self::Key, Self::Value>) -> Result<Glance<Self::Key>, Self::Error> {
+        Ok(Glance::Alike)
+    }
+
     /// Returns the number of objects that an audit reads at once. For a kind whose objects are read one by one, as many
     /// as may hold up a change; where one request reads all, all is right.
     fn audit_portion(&self) -> usize {

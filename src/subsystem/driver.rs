@@ -62,7 +62,7 @@ impl<S: Subsystem> Loop<S> {
             authority: Authority::Nothing,
             disturbances: Disturbances::new(notices, noted),
             next_audit: now + subsystem.audit_period(),
-            patrol: Patrol::new(now),
+            patrol: Patrol::new(now, 1 + S::CLOSE_LOOKS),
             audit_found: 0,
             moments: Moments::since(now),
             steps: 0,
@@ -201,26 +201,18 @@ impl<S: Subsystem> Loop<S> {
         }
     }
 
-    /// Looks for changes by others without notifications, and repairs them at once.
+    /// Takes the next look for changes by others without notifications, and repairs them at once.
     fn patrol(&mut self, at: Moment) {
+        let Some(course) = self.patrol.next(at.now) else { return };
+        let begun = thread_time();
         let is_known = self.authority != Authority::Nothing;
-        let mut found = Vec::new();
-        if self.patrol.glance_is_due(at.now) {
-            let begun = thread_time();
-            if is_known {
-                found.extend(self.subsystem.glance(at));
-            }
-            self.patrol
-                .glanced(at.now, Look { took: thread_time().saturating_sub(begun), found_drift: !found.is_empty() });
-        }
-        if self.patrol.portion_is_due(at.now) {
-            let begun = thread_time();
-            let read = if is_known { self.subsystem.read_portion(at) } else { None };
-            let (drift, finished) = read.unwrap_or_else(|| (Vec::new(), true));
-            let look = Look { took: thread_time().saturating_sub(begun), found_drift: !drift.is_empty() };
-            self.patrol.read_portion(at.now, look, finished);
-            found.extend(drift);
-        }
+        let (found, finished) = match course.checked_sub(1) {
+            _ if !is_known => (Vec::new(), true),
+            None => (self.subsystem.glance(at), true),
+            Some(close_look) => self.subsystem.look_closely(close_look, at),
+        };
+        let took = thread_time().saturating_sub(begun);
+        self.patrol.looked(course, at.now, Look { took, found_drift: !found.is_empty(), finished });
         self.inputs.account.found(&found);
         if !found.is_empty() {
             self.round(at);

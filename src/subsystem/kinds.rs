@@ -4,7 +4,7 @@
 //! [`Kinds`]: the operations on all kinds together.
 
 use crate::kernel::monitor::Notice;
-use crate::reconcile::{Audits, Found, Moment, Reflection, audit, glance};
+use crate::reconcile::{Audits, Found, Moment, Reflection, audit, glance, scan};
 
 /// The kinds of kernel objects of a subsystem, in the order of growing.
 pub trait Kinds {
@@ -39,6 +39,11 @@ pub trait Kinds {
     /// Looks for traces of others' changes in all kinds; returns the drift.
     fn glance_at_all(&mut self, at: Moment) -> Vec<Found> {
         self.kinds().into_iter().flat_map(|kind| glance(kind.mirror, at)).collect()
+    }
+
+    /// Looks for every change by others in those kinds in which that costs much less than an audit; returns the drift.
+    fn scan_all(&mut self, at: Moment) -> Vec<Found> {
+        self.kinds().into_iter().flat_map(|kind| scan(kind.mirror, at)).collect()
     }
 
     /// Compares the kinds that this notice is about with the kernel, at once; returns the drift.

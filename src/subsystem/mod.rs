@@ -58,6 +58,9 @@ pub trait Subsystem {
     /// Notices that it waits for besides those of its kinds.
     const NOTICES: &'static [Notice] = &[];
 
+    /// Number of courses of [`look_closely`](Subsystem::look_closely).
+    const CLOSE_LOOKS: usize = 1;
+
     fn mirrors(&mut self) -> &mut Self::Mirrors;
 
     /// The time from the end of an audit to the next.
@@ -106,10 +109,10 @@ pub trait Subsystem {
         self.mirrors().glance_at_all(at)
     }
 
-    /// Reads the next portion of what a glance cannot see, all the time. Returns the drift, and whether it was the last
-    /// portion; `None` where there is nothing of the kind.
-    fn read_portion(&mut self, _at: Moment) -> Option<(Vec<Found>, bool)> {
-        None
+    /// Looks at the next portion of the objects of this course, counted from 0, in a way that sees every change; all courses go on
+    /// side by side, all the time. Returns the drift, and whether it was the last portion.
+    fn look_closely(&mut self, _course: usize, at: Moment) -> (Vec<Found>, bool) {
+        (self.mirrors().scan_all(at), true)
     }
 
     /// Called at the end of an audit.

@@ -1,7 +1,7 @@
 //! What our own way of writing to the kernel gains over those that we do not use: the figures behind
 //! `docs/dependencies.md`.
 //!
-//! `cargo bench --bench kernel [-- PART...]`, as root; parts: routes, elements, ten, rules, ipvs, memory. Each part works
+//! `cargo bench --bench kernel [-- PART...]`, as root; parts: routes, elements, ten, rules, ipvs, memory, looks. Each part works
 //! in a network namespace of its own. The ways of one part take turns, and the best of each counts, so that whatever
 //! else the machine does hits all of them. A ratio says how many times as fast as the first way of its part.
 //!
@@ -17,6 +17,8 @@ mod namespace;
 mod elements;
 #[path = "kernel/ipvs.rs"]
 mod ipvs;
+#[path = "kernel/looks.rs"]
+mod looks;
 #[path = "kernel/memory.rs"]
 mod memory;
 #[path = "kernel/race.rs"]
@@ -31,13 +33,14 @@ use std::process::ExitCode;
 /// A part's name and what it does; it fails with the reason why it cannot run here.
 type Part = (&'static str, fn() -> Result<(), String>);
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 7] = [
     ("routes", routes::measure),
     ("elements", elements::many),
     ("ten", elements::ten),
     ("rules", rules::measure),
     ("ipvs", ipvs::measure),
     ("memory", memory::measure),
+    ("looks", looks::measure),
 ];
 
 fn main() -> ExitCode {

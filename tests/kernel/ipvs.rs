@@ -1,6 +1,6 @@
 //! Virtual services on a kernel with `ip_vs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{PoisonError, RwLock};
 use std::thread;
@@ -119,6 +119,39 @@ fn what_we_write_ipvsadm_reads() {
         assert_eq!(services.keys().expect("keys"), examples.keys().copied().collect());
         let keys: Vec<ServiceKey> = examples.keys().copied().collect();
         assert_eq!(services.read_some(&keys).expect("a reading"), examples);
+    });
+}
+
+#[test]
+fn exchanged_and_reweighted_destinations_are_seen_by_comparing_them() {
+    in_new(|| {
+        let examples = examples();
+        let steps: Vec<_> = examples.iter().map(|(key, value)| (*key, None, Some(value))).collect();
+        let mut services = everything();
+        assert_done(&apply(&mut services, Phase::Grow, &steps));
+        let keys: Vec<ServiceKey> = examples.keys().copied().collect();
+        let unlike = |services: &mut Services| services.unlike(&examples, &keys).expect("the kernel answers");
+        assert_eq!(unlike(&mut services), [], "nobody has changed anything");
+        let (web, v6) = ("-t 10.96.0.1:80", "-u [fd00:10:96::1]:53");
+        for (service_of, at) in [("tcp 10.96.0.1:80", web), ("udp [fd00:10:96::1]:53", v6)] {
+            let key = service(service_of);
+            let first = examples[&key].destinations[0];
+            let (address, weight) = (first.address, first.weight);
+            let method = if first.forwarding == Forwarding::Tunnel { "-i" } else { "-m" };
+            let other = if address.is_ipv4() { "10.244.9.9:99" } else { "[fd00:244::99]:99" };
+            run(&format!("ipvsadm -e {at} -r {address} {method} -w {}", weight + 3));
+            assert_eq!(unlike(&mut services), [key], "another weight");
+            run(&format!("ipvsadm -d {at} -r {address}"));
+            assert_eq!(unlike(&mut services), [key], "one is gone");
+            run(&format!("ipvsadm -a {at} -r {other} {method} -w {weight}"));
+            assert_eq!(unlike(&mut services), [key], "exchanged");
+            run(&format!("ipvsadm -a {at} -r {address} {method} -w {weight}"));
+            assert_eq!(unlike(&mut services), [key], "one more");
+            run(&format!("ipvsadm -d {at} -r {other}"));
+            assert_eq!(unlike(&mut services), [], "as it was");
+        }
+        run("ipvsadm -C");
+        assert_eq!(unlike(&mut services).into_iter().collect::<BTreeSet<_>>(), keys.iter().copied().collect());
     });
 }
 

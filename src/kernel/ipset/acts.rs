@@ -68,7 +68,7 @@ impl Ipset {
         self.socket.dump(&mut message, wire::count).ok()?.first().copied()
     }
 
-    /// The elements of a set; none where the set does not exist.
+    /// The elements of a set, sorted; none where the set does not exist.
     ///
     /// # Errors
     /// The kernel does not list the set, or an element is malformed.
@@ -258,15 +258,15 @@ fn after_refusal(
 }
 
 /// Merges the two halves of a prefix of length 0, as [`Entry::Net`] requires.
-fn whole(entries: Vec<Entry>) -> Vec<Entry> {
-    let mut entries: BTreeSet<Entry> = entries.into_iter().collect();
+fn whole(mut entries: Vec<Entry>) -> Vec<Entry> {
+    entries.sort_unstable();
+    entries.dedup();
     for everything in Entry::everything() {
-        if everything.parts().all(|half| entries.contains(&half)) {
-            for half in everything.parts() {
-                entries.remove(&half);
-            }
-            entries.insert(everything);
+        if everything.parts().all(|half| entries.binary_search(&half).is_ok()) {
+            entries.retain(|entry| everything.parts().all(|half| half != *entry));
+            let place = entries.partition_point(|entry| *entry < everything);
+            entries.insert(place, everything);
         }
     }
-    entries.into_iter().collect()
+    entries
 }

@@ -120,6 +120,25 @@ impl Target for Elements {
         if counts.into_iter().any(differs) { Glance::Somewhere } else { Glance::Alike }
     }
 
+    /// Lists all elements.
+    fn scan(&mut self, seen: &BTreeMap<ElementKey, ()>) -> Result<Glance<ElementKey>, Error> {
+        let mut known = seen.keys().peekable();
+        let mut differing = Vec::new();
+        while let Some(set) = known.peek().map(|key| key.set.clone()) {
+            let mut listed = self.ipset.entries(&set)?.into_iter().peekable();
+            while let Some(key) = known.next_if(|key| key.set == set) {
+                while let Some(entry) = listed.next_if(|entry| *entry < key.entry) {
+                    differing.push(ElementKey { set: set.clone(), entry });
+                }
+                if listed.next_if_eq(&key.entry).is_none() {
+                    differing.push(key.clone());
+                }
+            }
+            differing.extend(listed.map(|entry| ElementKey { set: set.clone(), entry }));
+        }
+        Ok(if differing.is_empty() { Glance::Alike } else { Glance::These(differing) })
+    }
+
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, ElementKey, ()>]) -> Vec<Failure<Error>> {
         let operation = match phase {
             Phase::Grow => "add element",

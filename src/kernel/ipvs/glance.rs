@@ -5,13 +5,16 @@
 //! (`/sys/module/ip_vs/refcnt`). Only when that number has changed by something else than what is seen of ours are
 //! services listed. It is not there where IPVS is built in: then they are listed each time.
 //!
-//! Not seen at a glance: a destination that was exchanged for another or changed, and those of IPv6 services.
+//! Not seen at a glance: a destination that was exchanged for another or changed, and those of IPv6 services. The older
+//! interface also compares the destinations of one IPv4 service, for a small part of what listing them costs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
+use rustix::io::Errno;
+
 use super::old_interface::OldInterface;
-use super::{ServiceKey, Virtual};
+use super::{Destination, ServiceKey, Virtual};
 use crate::net::Family;
 
 /// State between two glances.
@@ -54,6 +57,19 @@ impl Glancer {
         }
         suspects.extend(found.map(|summary| summary.key));
         suspects
+    }
+
+    /// Returns whether a service has exactly these destinations. `None` where the older interface does not answer that.
+    pub fn has(&self, key: &ServiceKey, known: &[Destination]) -> Option<bool> {
+        let is_ipv4 = |destination: &Destination| destination.address.is_ipv4();
+        if key.family() != Family::V4 || !known.iter().all(is_ipv4) {
+            return None;
+        }
+        match self.old.as_ref()?.has(key, known) {
+            Ok(has) => Some(has),
+            Err(Errno::SRCH) => Some(false),
+            Err(_) => None,
+        }
     }
 
     /// Returns whether IPv6 services have to be listed: there are some, and the number of services on this host has

@@ -7,7 +7,8 @@
 //! - The kernel has no operation for several objects: a service and each of its destinations is a message.
 //! - Destinations are listed service by service, so a full reading takes one dump per service.
 //! - There are no notifications for services, so `glance` looks every few seconds: at all that the older interface
-//!   reports of IPv4 services, and at the number of services of the host for those of IPv6.
+//!   reports of IPv4 services, and at the number of services of the host for those of IPv6. `unlike` compares destinations:
+//!   of IPv4 services by the older interface, of IPv6 ones by listing them.
 //! - Flags are a value *and* a mask; without the mask the kernel ignores them silently.
 //! - A scheduler that the kernel does not have is answered `ENOENT`, like a missing object.
 //! - A service's netmask is always written as that of a single host, and not read back.

@@ -221,6 +221,23 @@ impl Target for Services {
         if suspects.is_empty() { Glance::Alike } else { Glance::These(suspects) }
     }
 
+    /// Looks at the destinations alone where the older interface answers, for IPv4: at the other properties a glance looks.
+    fn unlike(&mut self, seen: &BTreeMap<ServiceKey, Virtual>, keys: &[ServiceKey]) -> Result<Vec<ServiceKey>, Error> {
+        let (mut unlike, mut unanswered) = (Vec::new(), Vec::new());
+        for key in keys {
+            match seen.get(key).and_then(|known| self.glancer.has(key, &known.destinations)) {
+                Some(true) => {}
+                Some(false) => unlike.push(*key),
+                None => unanswered.push(*key),
+            }
+        }
+        if !unanswered.is_empty() {
+            let found = self.read_some(&unanswered)?;
+            unlike.extend(unanswered.into_iter().filter(|key| found.get(key) != seen.get(key)));
+        }
+        Ok(unlike)
+    }
+
     fn audit_portion(&self) -> usize {
         AUDIT_PORTION
     }

@@ -1,13 +1,16 @@
 //! Comparing the next portion of the last seen state with the kernel.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 
-use super::{Audited, Drift, Mirror};
+use super::{Audited, Course, Drift, Mirror};
 use crate::reconcile::target::{Glance, Target};
+
+/// The first and the last key.
+type Range<K> = (Bound<K>, Bound<K>);
 
 impl<T: Target> Mirror<T> {
     pub(super) fn audit_next_portion(&mut self) -> Result<Audited, T::Error> {
-        use std::ops::Bound;
         let Some(seen) = self.seen.as_ref() else { return Ok(Audited { drift: Vec::new(), finished: true }) };
         let most = self.target.audit_portion();
         let at_once = seen.len() <= most && self.audit_from.is_none();
@@ -31,9 +34,45 @@ impl<T: Target> Mirror<T> {
         Ok(Audited { drift, finished })
     }
 
+    pub(super) fn compare_next_of(
+        &mut self,
+        range: Range<T::Key>,
+        course: &mut Course<T::Key>,
+    ) -> Result<Audited, T::Error> {
+        let nothing = || Audited { drift: Vec::new(), finished: true };
+        let Some(seen) = self.seen.as_ref() else { return Ok(nothing()) };
+        let begin = course.next.take().map_or(range.0, Bound::Included);
+        let mut rest = seen.range((begin, range.1));
+        let portion: Vec<T::Key> = rest.by_ref().take(course.portion).map(|(key, _)| key.clone()).collect();
+        course.next = rest.next().map(|(key, _)| key.clone());
+        let keys: Vec<T::Key> = portion.into_iter().filter(|key| !self.doubtful.contains(key)).collect();
+        if keys.is_empty() {
+            return Ok(Audited { drift: Vec::new(), finished: course.next.is_none() });
+        }
+        let suspects = self.target.unlike(seen, &keys)?;
+        let mut drift = Vec::new();
+        if !suspects.is_empty() {
+            let mut found = self.target.read_some(&suspects)?;
+            suspects.into_iter().for_each(|key| self.compare_one(key, &mut found, &mut drift));
+        }
+        Ok(Audited { drift, finished: course.next.is_none() })
+    }
+
     pub(super) fn compare_what_a_glance_tells(&mut self) -> Result<Vec<Drift>, T::Error> {
         let Some(seen) = self.seen.as_ref() else { return Ok(Vec::new()) };
-        let keys = match self.target.glance(seen) {
+        let told = self.target.glance(seen);
+        self.compare_told(told)
+    }
+
+    pub(super) fn compare_what_a_scan_tells(&mut self) -> Result<Vec<Drift>, T::Error> {
+        let Some(seen) = self.seen.as_ref() else { return Ok(Vec::new()) };
+        let told = self.target.scan(seen)?;
+        self.compare_told(told)
+    }
+
+    fn compare_told(&mut self, told: Glance<T::Key>) -> Result<Vec<Drift>, T::Error> {
+        let Some(seen) = self.seen.as_ref() else { return Ok(Vec::new()) };
+        let keys = match told {
             Glance::Alike => return Ok(Vec::new()),
             Glance::These(keys) => keys,
             Glance::Somewhere => {

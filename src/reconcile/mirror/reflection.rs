@@ -16,6 +16,7 @@ pub trait Reflection {
     fn forget(&mut self);
     fn audit(&mut self, at: Moment) -> Audited;
     fn glance(&mut self, at: Moment) -> Vec<Drift>;
+    fn scan(&mut self, at: Moment) -> Vec<Drift>;
 }
 
 impl<T: Target> Reflection for Mirror<T> {
@@ -67,6 +68,14 @@ impl<T: Target> Reflection for Mirror<T> {
     /// Looks for traces of others' changes, reads what may have changed, and marks what did as dirty.
     fn glance(&mut self, at: Moment) -> Vec<Drift> {
         self.compare_what_a_glance_tells().unwrap_or_else(|error| {
+            self.unreadable(error.to_string(), at);
+            Vec::new()
+        })
+    }
+
+    /// Looks for every change by others, reads what may have changed, and marks what did as dirty.
+    fn scan(&mut self, at: Moment) -> Vec<Drift> {
+        self.compare_what_a_scan_tells().unwrap_or_else(|error| {
             self.unreadable(error.to_string(), at);
             Vec::new()
         })

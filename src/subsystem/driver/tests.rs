@@ -97,6 +97,16 @@ impl Target for Kind {
         if is_alike { Glance::Alike } else { Glance::Somewhere }
     }
 
+    /// Sees which signs have come or gone.
+    fn scan(&mut self, seen: &BTreeMap<Key, ()>) -> Result<Glance<Key>, String> {
+        if self.1 == "posts" {
+            return Ok(Glance::Alike);
+        }
+        let seen: BTreeSet<Key> = seen.keys().cloned().collect();
+        let differing: Vec<Key> = self.objects(|objects| objects.symmetric_difference(&seen).cloned().collect());
+        Ok(if differing.is_empty() { Glance::Alike } else { Glance::These(differing) })
+    }
+
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, Key, ()>]) -> Vec<Failure<String>> {
         let mut failures = Vec::new();
         for (index, step) in steps.iter().enumerate() {
@@ -428,7 +438,24 @@ async fn a_glance_finds_drift_which_is_repaired_at_once_and_the_next_one_comes_a
     let at = begun + Duration::from_secs(20);
     turning.patrol(turning.moments.at(at));
     assert!(scene.yard.borrow().has(&["a", "b"], &["a", "b"]), "it is repaired");
-    assert!(turning.patrol.glance_is_due(at + Duration::from_secs(10)));
+    assert_eq!(turning.patrol.next(at), Some(1), "no other look waits for that");
+    assert!(turning.patrol.deadline() <= at + Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn a_close_look_finds_what_a_glance_cannot_see() {
+    let scene = Scene::new();
+    let mut turning = glanced(&scene).await;
+    {
+        let mut yard = scene.yard.borrow_mut();
+        yard.signs.pop_first();
+        yard.signs.insert(Key("c".to_owned()));
+    }
+    let at = Instant::now() + Duration::from_secs(20);
+    turning.patrol(turning.moments.at(at));
+    assert!(scene.yard.borrow().has(&["a", "b"], &["b", "c"]), "there are as many");
+    turning.patrol(turning.moments.at(turning.patrol.deadline().max(at)));
+    assert!(scene.yard.borrow().has(&["a", "b"], &["a", "b"]), "it is repaired");
 }
 
 #[tokio::test]
@@ -438,5 +465,5 @@ async fn time_in_which_a_glance_waits_delays_none() {
     scene.yard.borrow_mut().glance_sleeps = Duration::from_millis(40);
     let at = Instant::now() + Duration::from_secs(20);
     turning.patrol(turning.moments.at(at));
-    assert!(turning.patrol.glance_is_due(at + Duration::from_secs(10)), "it cost no processor");
+    assert!(turning.patrol.deadline() <= at + Duration::from_secs(10), "it cost no processor");
 }

@@ -210,6 +210,27 @@ fn a_glance_finds_what_somebody_took_away_and_what_somebody_added() {
 }
 
 #[test]
+fn a_scan_finds_an_exchanged_element_that_a_glance_does_not_see() {
+    in_new(|| {
+        run("ipset create kube-router-svip hash:ip timeout 0");
+        let want = addresses(1500);
+        let mut mirror = elements();
+        settle(&mut mirror, &want);
+        assert_eq!(mirror.scan(moment()), []);
+        run("ipset del kube-router-svip 10.96.3.232");
+        run("ipset add kube-router-svip 203.0.113.1");
+        assert_eq!(mirror.glance(moment()), [], "there are as many");
+        let gone = Drift::Missing("kube-router-svip 10.96.3.232".into());
+        let new = Drift::Unexpected("kube-router-svip 203.0.113.1".into());
+        assert_eq!(mirror.scan(moment()), [gone, new]);
+        settle(&mut mirror, &want);
+        assert_eq!(mirror.scan(moment()), []);
+        run("ipset flush kube-router-svip");
+        assert_eq!(mirror.scan(moment()).len(), 1500);
+    });
+}
+
+#[test]
 fn a_glance_at_a_set_of_everything_finds_nothing() {
     in_new(|| {
         run("ipset create kube-router-svip hash:net timeout 0");

@@ -25,6 +25,8 @@ pub trait Rows: Sized + 'static {
     type Key: Ord + Clone + Debug + Display;
     type Value: PartialEq + Clone + Debug;
     const NAME: &'static str;
+    /// A glance sees their number alone.
+    const COUNTED: bool = false;
 
     fn rows(state: &mut State) -> &mut BTreeMap<Self::Key, Self::Value>;
 
@@ -167,6 +169,7 @@ impl Rows for Elements {
     type Key = ElementKey;
     type Value = ();
     const NAME: &'static str = "set elements";
+    const COUNTED: bool = true;
 
     fn rows(state: &mut State) -> &mut BTreeMap<ElementKey, ()> {
         &mut state.elements

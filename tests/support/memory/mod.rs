@@ -300,6 +300,17 @@ impl<F: Rows> Memory<F> {
         Memory { machine: machine.clone(), ours: Box::new(F::is_ours), family: PhantomData }
     }
 
+    /// The keys that are only seen or only there, and the number of those that are there.
+    fn came_and_gone(&self, seen: &BTreeMap<F::Key, F::Value>) -> (Vec<F::Key>, usize) {
+        self.machine.with(|machine| {
+            let rows = F::rows(&mut machine.state).iter();
+            let ours: BTreeSet<&F::Key> = rows.filter(|(key, value)| (self.ours)(key, value)).map(|(k, _)| k).collect();
+            let gone = seen.keys().filter(|key| !ours.contains(key)).cloned();
+            let new = ours.iter().filter(|key| !seen.contains_key(**key)).map(|key| (*key).clone());
+            (gone.chain(new).collect(), ours.len())
+        })
+    }
+
     fn readable(&self) -> Result<(), Error> {
         let fails = self.machine.with(|machine| machine.faults.of_read());
         if fails { Err(Error::errno("list", F::NAME, Errno::NOBUFS)) } else { Ok(()) }
@@ -323,20 +334,20 @@ impl<F: Rows> Target for Memory<F> {
         }))
     }
 
-    /// Sees that something came or went, and no more.
+    /// Sees that something came or went, and no more; of elements only their number.
     fn glance(&mut self, seen: &BTreeMap<F::Key, F::Value>) -> Glance<F::Key> {
-        self.machine.with(|machine| {
-            let rows = F::rows(&mut machine.state).iter();
-            let ours: BTreeSet<&F::Key> = rows.filter(|(key, value)| (self.ours)(key, value)).map(|(k, _)| k).collect();
-            let gone = seen.keys().filter(|key| !ours.contains(key)).cloned();
-            let new = ours.iter().filter(|key| !seen.contains_key(**key)).map(|key| (*key).clone());
-            let differing: Vec<F::Key> = gone.chain(new).collect();
-            match differing.len() {
-                0 => Glance::Alike,
-                1..=3 => Glance::These(differing),
-                _ => Glance::Somewhere,
-            }
-        })
+        let (differing, count) = self.came_and_gone(seen);
+        match differing.len() {
+            0 => Glance::Alike,
+            _ if F::COUNTED && count == seen.len() => Glance::Alike,
+            1..=3 => Glance::These(differing),
+            _ => Glance::Somewhere,
+        }
+    }
+
+    fn scan(&mut self, seen: &BTreeMap<F::Key, F::Value>) -> Result<Glance<F::Key>, Error> {
+        let (differing, _) = self.came_and_gone(seen);
+        Ok(if F::COUNTED && !differing.is_empty() { Glance::These(differing) } else { Glance::Alike })
     }
 
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, F::Key, F::Value>]) -> Vec<Failure<Error>> {
