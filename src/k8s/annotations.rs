@@ -9,12 +9,22 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::parse::Warnings;
+use self::keys::{
+    NAMESPACE_ISOLATION, NODE_ASN, NODE_BGP_LOCAL_ADDRESSES, NODE_COMMUNITIES, NODE_IMPORT_REJECT, NODE_PEER_ASNS,
+    NODE_PEER_IPS, NODE_PEER_LOCAL_IPS, NODE_PEER_PASSWORDS, NODE_PEER_PORTS, NODE_PEERS, NODE_POD_CIDR,
+    NODE_POD_CIDRS, NODE_PREPEND_AS, NODE_PREPEND_REPEAT, NODE_REFLECTOR_CLIENT, NODE_REFLECTOR_SERVER,
+    SERVICE_ADVERTISE_CLUSTER_IP, SERVICE_ADVERTISE_EXTERNAL_IP, SERVICE_ADVERTISE_LOAD_BALANCER_IP, SERVICE_DSR,
+    SERVICE_HAIRPIN, SERVICE_HAIRPIN_EXTERNAL, SERVICE_LOCAL, SERVICE_SCHEDFLAGS, SERVICE_SCHEDULER,
+    SERVICE_SKIP_LB_IPS,
+};
+use super::warning::Warnings;
 use crate::model::{AnnounceAnnotations, ProxyAnnotations, Scheduler, SchedulerFlags};
 use crate::net::go;
 
+mod keys;
 mod peers;
 mod routing;
+mod value;
 
 pub use routing::routing;
 
@@ -33,36 +43,6 @@ pub enum On {
     Node,
     Namespace,
 }
-
-pub const SERVICE_SCHEDULER: &str = "kube-router.io/service.scheduler";
-pub const SERVICE_SCHEDFLAGS: &str = "kube-router.io/service.schedflags";
-pub const SERVICE_LOCAL: &str = "kube-router.io/service.local";
-pub const SERVICE_SKIP_LB_IPS: &str = "kube-router.io/service.skiplbips";
-pub const SERVICE_ADVERTISE_CLUSTER_IP: &str = "kube-router.io/service.advertise.clusterip";
-pub const SERVICE_ADVERTISE_EXTERNAL_IP: &str = "kube-router.io/service.advertise.externalip";
-pub const SERVICE_ADVERTISE_LOAD_BALANCER_IP: &str = "kube-router.io/service.advertise.loadbalancerip";
-const SERVICE_DSR: &str = "kube-router.io/service.dsr";
-const SERVICE_HAIRPIN: &str = "kube-router.io/service.hairpin";
-const SERVICE_HAIRPIN_EXTERNAL: &str = "kube-router.io/service.hairpin.externalips";
-pub const NODE_POD_CIDR: &str = "kube-router.io/pod-cidr";
-pub const NODE_POD_CIDRS: &str = "kube-router.io/pod-cidrs";
-pub const NODE_ASN: &str = "kube-router.io/node.asn";
-pub const NODE_REFLECTOR_SERVER: &str = "kube-router.io/rr.server";
-pub const NODE_REFLECTOR_CLIENT: &str = "kube-router.io/rr.client";
-pub const NODE_PREPEND_AS: &str = "kube-router.io/path-prepend.as";
-pub const NODE_PREPEND_REPEAT: &str = "kube-router.io/path-prepend.repeat-n";
-pub const NODE_COMMUNITIES: &str = "kube-router.io/node.bgp.communities";
-pub const NODE_IMPORT_REJECT: &str = "kube-router.io/node.bgp.customimportreject";
-pub const NODE_PEERS: &str = "kube-router.io/peers";
-pub const NODE_PEER_IPS: &str = "kube-router.io/peer.ips";
-pub const NODE_PEER_ASNS: &str = "kube-router.io/peer.asns";
-pub const NODE_PEER_PORTS: &str = "kube-router.io/peer.ports";
-pub const NODE_PEER_PASSWORDS: &str = "kube-router.io/peer.passwords";
-pub const NODE_PEER_LOCAL_IPS: &str = "kube-router.io/peer.localips";
-pub const NODE_BGP_LOCAL_ADDRESSES: &str = "kube-router.io/bgp-local-addresses";
-
-/// Older than NetworkPolicy v1, and the one key here that is not in kube-router's own domain.
-pub const NAMESPACE_ISOLATION: &str = "net.beta.kubernetes.io/network-policy";
 
 /// All keys. Those of subsystems that do not exist yet are listed so that nobody gives them another meaning.
 pub const TABLE: &[Annotation] = &[

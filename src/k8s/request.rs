@@ -69,6 +69,9 @@ impl<K: ApiObject> Asking<K> {
     }
 
     /// A page of a list.
+    ///
+    /// # Errors
+    /// The server refuses, cannot be reached or is silent for too long, or its answer is no list.
     pub async fn list(&self, params: &ListParams) -> Result<Page<K>, Failure> {
         let request = self.request.list(params).map_err(|error| broken(&error))?;
         let (encoding, body) = self.send(request, Accept::of::<K>().list).await?;
@@ -77,6 +80,9 @@ impl<K: ApiObject> Asking<K> {
     }
 
     /// Starts a watch from this resourceVersion.
+    ///
+    /// # Errors
+    /// The server refuses, cannot be reached or is silent for too long.
     pub async fn watch(&self, params: &WatchParams, version: &str) -> Result<Watch<K>, Failure> {
         let request = self.request.watch(params, version).map_err(|error| broken(&error))?;
         let (encoding, body) = self.send(request, Accept::of::<K>().watch).await?;
@@ -115,6 +121,9 @@ impl<K: ApiObject> Asking<K> {
 
 impl<K: ApiObject> Watch<K> {
     /// Returns the next event; `None` at the end of the watch. Nothing is lost when this is cancelled.
+    ///
+    /// # Errors
+    /// An event cannot be decoded, after which the next one may be asked for; or the watch is broken.
     pub async fn next(&mut self) -> Result<Option<Change<K>>, Stumble> {
         loop {
             let event = self.events.cut().map_err(|error| Stumble::Broken(error.to_string()))?;

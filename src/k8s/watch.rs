@@ -41,11 +41,11 @@ use super::answer::{Change, Refusal, Unread};
 use super::client::ApiClient;
 use super::outage::{Cause, Outages};
 use super::parse::{
-    ApiObject, Pool, Scope, Warning, endpoint_slice_object, namespace_object, network_policy_object, node_object,
-    pod_object, service_object,
+    ApiObject, Pool, endpoint_slice_object, namespace_object, network_policy_object, node_object, pod_object,
+    service_object,
 };
 use super::request::{Asking, Failure, Stumble, Watch};
-use super::{Event, Kind, Message, Object, ObjectId, Wanted};
+use super::{Event, Kind, Message, Object, ObjectId, Scope, Wanted, Warning};
 use crate::model::ObjectName;
 
 /// Sends the wanted objects of the cluster until the receiver is gone. Cancelling it ends all watches.

@@ -20,9 +20,11 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::routing::{address, system};
-use super::{NODE_PEER_ASNS, NODE_PEER_IPS, NODE_PEER_LOCAL_IPS, NODE_PEER_PASSWORDS, NODE_PEER_PORTS, NODE_PEERS};
-use crate::k8s::parse::Warnings;
+use super::keys::{
+    NODE_PEER_ASNS, NODE_PEER_IPS, NODE_PEER_LOCAL_IPS, NODE_PEER_PASSWORDS, NODE_PEER_PORTS, NODE_PEERS,
+};
+use super::value::{address, system};
+use crate::k8s::warning::Warnings;
 use crate::net::{ExternalPeer, Family, Password, Secret, asn, go};
 
 /// The external peers that the annotations of a Node name.

@@ -8,12 +8,13 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
-use super::peers::peers;
-use super::{
+use super::keys::{
     NODE_ASN, NODE_BGP_LOCAL_ADDRESSES, NODE_COMMUNITIES, NODE_IMPORT_REJECT, NODE_PREPEND_AS, NODE_PREPEND_REPEAT,
     NODE_REFLECTOR_CLIENT, NODE_REFLECTOR_SERVER,
 };
-use crate::k8s::parse::Warnings;
+use super::peers::peers;
+use super::value::{address, system};
+use crate::k8s::warning::Warnings;
 use crate::model::{Prepend, Reflection, Routing};
 use crate::net::go;
 
@@ -28,17 +29,6 @@ pub fn routing(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) 
         peers: peers(annotations, warnings),
         local_addresses: local_addresses(annotations, warnings),
     }
-}
-
-/// A number of 32 bits in Go's notation, but not 0, which is no autonomous system (RFC 7607).
-pub(super) fn system(text: &str) -> Option<u32> {
-    go::number(text.trim()).and_then(|number| u32::try_from(number).ok()).filter(|number| *number != 0)
-}
-
-/// An address, without an IPv4 one hidden in IPv6.
-pub(super) fn address(text: &str) -> Option<IpAddr> {
-    let address = text.trim().parse::<IpAddr>().ok()?.to_canonical();
-    (!address.is_unspecified() && !address.is_multicast()).then_some(address)
 }
 
 fn asn(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Option<u32> {

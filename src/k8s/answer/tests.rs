@@ -5,11 +5,10 @@ use serde_json::Value;
 
 use super::*;
 use crate::k8s::parse::{
-    Pool, Warning, endpoint_slice_object, namespace_object, network_policy_object, node_object, pod_object,
-    service_object,
+    Pool, endpoint_slice_object, namespace_object, network_policy_object, node_object, pod_object, service_object,
 };
 use crate::k8s::watch::tests::api_server::protobuf;
-use crate::k8s::{Kind, Object};
+use crate::k8s::{Kind, Object, Warning};
 
 macro_rules! wire {
     ($name:literal) => {

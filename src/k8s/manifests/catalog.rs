@@ -19,8 +19,7 @@ use std::sync::Arc;
 
 use self::places::Places;
 use super::document::{Content, Document, Format, Reader, Remark, documents, newlines};
-use crate::k8s::parse::Warning;
-use crate::k8s::{Kind, Object, ObjectId};
+use crate::k8s::{Kind, Object, ObjectId, Warning};
 
 /// The files and the objects in them.
 #[derive(Default)]

@@ -100,6 +100,9 @@ impl Directory {
     }
 
     /// The names of the manifests that are there now.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
     pub fn names(&self) -> io::Result<BTreeSet<String>> {
         let mut names = BTreeSet::new();
         for entry in fs::read_dir(&self.path)? {

@@ -15,10 +15,9 @@ use serde_json::Value;
 use serde_saphyr::with_deserializer_from_str_with_options;
 
 use crate::k8s::parse::{
-    Pool, Warning, endpoint_slice_object, namespace_object, network_policy_object, node_object, pod_object,
-    service_object,
+    Pool, endpoint_slice_object, namespace_object, network_policy_object, node_object, pod_object, service_object,
 };
-use crate::k8s::{Kind, Object};
+use crate::k8s::{Kind, Object, Warning};
 
 /// Format of a file; decided by the end of its name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

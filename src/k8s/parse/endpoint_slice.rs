@@ -17,9 +17,13 @@ use compact_str::CompactString;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
+use super::address::unicast_address;
+use super::metadata::{object_meta, object_name};
+use super::number::Number;
+use super::pool::Pool;
 use super::service::protocol;
-use super::{Number, Pool, Warning, Warnings, object_meta, object_name, unicast_address};
 use crate::k8s::SliceOf;
+use crate::k8s::warning::{Warning, Warnings};
 use crate::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, ObjectName};
 use crate::net::Family;
 

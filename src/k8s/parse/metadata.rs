@@ -8,7 +8,18 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use serde::{Deserialize, Deserializer};
 
+use crate::model::ObjectName;
+
+/// The name of a namespaced object; a manifest without a namespace means `default`, as for `kubectl`.
+pub fn object_name(meta: &ObjectMeta) -> ObjectName {
+    let namespace = meta.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or("default");
+    ObjectName::new(namespace, meta.name.as_deref().unwrap_or_default())
+}
+
 /// Reads `metadata` into the client library's own type, leaving out all that we do not use.
+///
+/// # Errors
+/// A field is not of its type in the API.
 pub fn object_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     let narrow = Option::<NarrowMeta>::deserialize(deserializer)?.unwrap_or_default();
     let owners = narrow.owner_references.unwrap_or_default().into_iter();
@@ -29,6 +40,9 @@ pub fn object_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectM
 
 /// Like [`object_meta`], for objects of whose metadata only name and labels count. A pod's annotations are often larger
 /// than all the rest of it.
+///
+/// # Errors
+/// A field is not of its type in the API.
 pub fn labelled_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     let narrow = Option::<LabelledMeta>::deserialize(deserializer)?.unwrap_or_default();
     Ok(ObjectMeta {

@@ -11,8 +11,10 @@ use compact_str::CompactString;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-use super::{Pool, Warning, Warnings, object_meta};
+use super::metadata::object_meta;
+use super::pool::Pool;
 use crate::k8s::annotations;
+use crate::k8s::warning::{Warning, Warnings};
 use crate::model::Namespace;
 
 /// Parses a Namespace.

@@ -24,10 +24,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
 use self::written::{Block, PeerObject, PortObject, RuleObject, Spec};
+use super::metadata::{labelled_meta, object_name};
+use super::number::Number;
 use super::protobuf::{ApiObject, FromProtobuf};
 use super::selector::{Incomprehensible, SelectorObject, selector};
 use super::service::protocol;
-use super::{Number, Warning, Warnings, labelled_meta, object_name};
+use crate::k8s::warning::{Warning, Warnings};
 use crate::model::{
     Namespaces, NetworkPolicy, ObjectName, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports, Selector,
 };

@@ -13,8 +13,10 @@ use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-use super::{Warning, Warnings, object_meta, unicast_address};
+use super::address::unicast_address;
+use super::metadata::object_meta;
 use crate::k8s::annotations::{self, routing};
+use crate::k8s::warning::{Warning, Warnings};
 use crate::model::{Node, NodeAddress, NodeAddressKind, Routing};
 
 /// Parses a Node.

@@ -18,8 +18,11 @@ use compact_str::CompactString;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
+use super::metadata::{labelled_meta, object_name};
+use super::number::Number;
+use super::pool::Pool;
 use super::service::protocol;
-use super::{Number, Pool, Warning, Warnings, labelled_meta, object_name};
+use crate::k8s::warning::{Warning, Warnings};
 use crate::model::{NamedPort, ObjectName, Pod};
 
 /// Parses a Pod.

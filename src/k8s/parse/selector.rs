@@ -14,7 +14,10 @@ use serde::de::IgnoredAny;
 
 use crate::model::{Operator, Requirement, Selector};
 
-/// Parses a selector, or returns why it is not understood: the field below the selector, and the reason.
+/// Parses a selector.
+///
+/// # Errors
+/// An operator, a key or the number of values is not one that the API allows.
 pub fn selector(object: &SelectorObject) -> Result<Selector, Incomprehensible> {
     if let Some(name) = object.unknown.keys().next() {
         return Err(Incomprehensible { field: format!(".{name}"), why: "is not a field of a selector".to_owned() });

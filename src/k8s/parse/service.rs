@@ -14,8 +14,11 @@ mod protobuf;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-use super::{Number, Warning, Warnings, object_meta, object_name, unicast_address, unicast_addresses};
+use super::address::{unicast_address, unicast_addresses};
+use super::metadata::{object_meta, object_name};
+use super::number::Number;
 use crate::k8s::annotations::{announce_annotations, proxy_annotations};
+use crate::k8s::warning::{Warning, Warnings};
 use crate::model::{LoadBalancerAddress, ObjectName, Service, ServicePort, ServiceType, TrafficPolicy};
 use crate::net::Protocol;
 

@@ -5,9 +5,9 @@
 //! looks into the file.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 
-use super::hash;
 use crate::k8s::ObjectId;
 
 /// Index of the places of objects. An object has one place in each file that names it.
@@ -70,7 +70,7 @@ impl Places {
 }
 
 fn short_hash(object: &ObjectId) -> u32 {
-    (hash(object).get() >> 32) as u32
+    (BuildHasherDefault::<DefaultHasher>::default().hash_one(object) >> 32) as u32
 }
 
 #[cfg(test)]

@@ -1,0 +1,57 @@
+//! Warnings about what an object holds and is not understood or has no effect.
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// A warning about a field of an object.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Warning {
+    /// The field as the API names it, or the key of an annotation.
+    pub field: Cow<'static, str>,
+    pub text: String,
+    pub scope: Scope,
+}
+
+/// What a warning is about.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Scope {
+    /// The value of the field, in this object.
+    Object,
+    /// The field itself, in whatever object: it has no effect in this version.
+    Field,
+}
+
+/// The warnings of one object, collected while it is parsed.
+#[derive(Default, Debug)]
+pub struct Warnings(Vec<Warning>);
+
+/// Number of warnings kept of one object. An object with a thousand bad ports is one mistake.
+const WARNINGS_KEPT: usize = 8;
+
+impl Warnings {
+    /// Records that a field is invalid, and how it is treated.
+    pub fn odd(&mut self, field: impl Into<Cow<'static, str>>, text: impl fmt::Display) {
+        self.push(field.into(), text, Scope::Object);
+    }
+
+    /// Records that a field has no effect in this version, whatever its value.
+    pub fn without_effect(&mut self, field: impl Into<Cow<'static, str>>, text: impl fmt::Display) {
+        self.push(field.into(), text, Scope::Field);
+    }
+
+    fn push(&mut self, field: Cow<'static, str>, text: impl fmt::Display, scope: Scope) {
+        if self.0.len() < WARNINGS_KEPT {
+            self.0.push(Warning { field, text: text.to_string(), scope });
+        }
+    }
+
+    pub fn take(self) -> Vec<Warning> {
+        self.0
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.text)
+    }
+}
