@@ -29,16 +29,16 @@ impl Account {
         let account = Account {
             told: BTreeMap::new(),
             steps: IntGaugeVec::new(
-                options("steps", "Changes made in the kernel since the start, by family of objects"),
-                &["family"],
+                options("steps", "Changes made in the kernel since the start, by kind of objects"),
+                &["kind"],
             )?,
             failing: IntGaugeVec::new(
-                options("failing", "1 while a family of kernel objects is not as wanted because of failures"),
-                &["family"],
+                options("failing", "1 while a kind of kernel objects is not as wanted because of failures"),
+                &["kind"],
             )?,
             drift: IntCounterVec::new(
                 options("drift_total", "Objects that somebody else changed, found by audits"),
-                &["family", "kind"],
+                &["kind", "drift"],
             )?,
         };
         registry.register(Box::new(account.steps.clone()))?;
@@ -49,23 +49,23 @@ impl Account {
 
     /// Logs and counts the findings of an audit.
     pub fn found(&self, found: &[Found]) {
-        for Found { family, drift } in found {
-            let (kind, object) = match drift {
+        for Found { kind, drift } in found {
+            let (drift, object) = match drift {
                 Drift::Missing(object) => ("missing", object),
                 Drift::Different(object) => ("different", object),
                 Drift::Unexpected(object) => ("unexpected", object),
             };
-            self.drift.with_label_values(&[*family, kind]).inc();
-            warn!(family, kind, object = %object, "Drift detected; repairing");
+            self.drift.with_label_values(&[*kind, drift]).inc();
+            warn!(kind, drift, object = %object, "Drift detected; repairing");
         }
     }
 
     /// Reports the state of the kinds; returns the troubles, for health.
-    pub fn families(&mut self, families: &[&dyn Reflection]) -> Vec<String> {
+    pub fn kinds(&mut self, kinds: &[&dyn Reflection]) -> Vec<String> {
         let mut troubles = Vec::new();
-        for family in families {
-            let (name, trouble) = (family.name(), family.trouble());
-            let steps = i64::try_from(family.steps_done()).unwrap_or(i64::MAX);
+        for kind in kinds {
+            let (name, trouble) = (kind.name(), kind.trouble());
+            let steps = i64::try_from(kind.steps_done()).unwrap_or(i64::MAX);
             self.steps.with_label_values(&[name]).set(steps);
             troubles.extend(self.trouble(name, trouble.map(|trouble| (trouble.objects, trouble.error.as_str()))));
         }
@@ -78,12 +78,12 @@ impl Account {
         self.failing.with_label_values(&[name]).set(i64::from(trouble.is_some()));
         let Some((objects, error)) = trouble else {
             if self.told.remove(name).is_some() {
-                info!(family = name, "Kernel update recovered");
+                info!(kind = name, "Kernel update recovered");
             }
             return None;
         };
         if self.told.get(name).map(String::as_str) != Some(error) {
-            warn!(family = name, objects, error, "Kernel update failed; retrying");
+            warn!(kind = name, objects, error, "Kernel update failed; retrying");
             self.told.insert(name, error.to_owned());
         }
         Some(format!("{name}: {error}"))

@@ -6,7 +6,7 @@ use super::moment::Moment;
 /// A finding of an audit, and the name of the kind.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Found {
-    pub family: &'static str,
+    pub kind: &'static str,
     pub drift: Drift,
 }
 
@@ -17,10 +17,10 @@ pub struct Audits(usize);
 impl Audits {
     /// Audits the next portion. Returns the findings, and whether the audit of all kinds is finished.
     /// The kinds must be the same each time, in the same order.
-    pub fn next_portion(&mut self, families: &mut [&mut dyn Reflection], at: Moment) -> (Vec<Found>, bool) {
-        let count = families.len();
-        let Some(family) = families.get_mut(self.0) else { return (Vec::new(), true) };
-        let (found, finished) = audit(*family, at);
+    pub fn next_portion(&mut self, kinds: &mut [&mut dyn Reflection], at: Moment) -> (Vec<Found>, bool) {
+        let count = kinds.len();
+        let Some(kind) = kinds.get_mut(self.0) else { return (Vec::new(), true) };
+        let (found, finished) = audit(*kind, at);
         if finished {
             self.0 = (self.0 + 1) % count;
         }
@@ -29,9 +29,9 @@ impl Audits {
 }
 
 /// Looks for traces of changes in one kind, and reads what may have changed.
-pub fn glance(family: &mut dyn Reflection, at: Moment) -> Vec<Found> {
-    let name = family.name();
-    family.glance(at).into_iter().map(|drift| Found { family: name, drift }).collect()
+pub fn glance(kind: &mut dyn Reflection, at: Moment) -> Vec<Found> {
+    let name = kind.name();
+    kind.glance(at).into_iter().map(|drift| Found { kind: name, drift }).collect()
 }
 
 /// Looks for every change in one kind, and reads what may have changed.
@@ -41,8 +41,8 @@ pub fn scan(family: &mut dyn Reflection, at: Moment) -> Vec<Found> {
 }
 
 /// Audits the next portion of one kind; also returns whether that was the last.
-pub fn audit(family: &mut dyn Reflection, at: Moment) -> (Vec<Found>, bool) {
-    let name = family.name();
-    let audited = family.audit(at);
-    (audited.drift.into_iter().map(|drift| Found { family: name, drift }).collect(), audited.finished)
+pub fn audit(kind: &mut dyn Reflection, at: Moment) -> (Vec<Found>, bool) {
+    let name = kind.name();
+    let audited = kind.audit(at);
+    (audited.drift.into_iter().map(|drift| Found { kind: name, drift }).collect(), audited.finished)
 }

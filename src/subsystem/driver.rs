@@ -223,7 +223,7 @@ impl<S: Subsystem> Loop<S> {
     fn tell(&mut self, now: Instant) {
         let mut standing = Standing { now, authority: self.authority, is_well: false, synced: self.synced };
         let mut troubles = self.subsystem.troubles(&mut self.inputs.account, &standing);
-        troubles.extend(self.inputs.account.families(&self.subsystem.mirrors().reflections()));
+        troubles.extend(self.inputs.account.kinds(&self.subsystem.mirrors().reflections()));
         standing.is_well = self.authority != Authority::Nothing && troubles.is_empty();
         if standing.is_well && !self.synced && self.subsystem.is_equipped() {
             self.synced = true;

@@ -52,9 +52,7 @@ fn what_others_flushed_comes_back_when_the_kernel_tells_of_it() {
         running.kernel.with(|machine| machine.state.rules.clear());
         running.changes.send_replace(Changes { rules: 1, ..Changes::default() });
         running.until("the rules are back", |state| ours(state) == ours(&before)).await;
-        running
-            .until_told(|text| text.contains("sluice_firewall_drift_total{family=\"rules\",kind=\"missing\"}"))
-            .await;
+        running.until_told(|text| text.contains("sluice_firewall_drift_total{drift=\"missing\",kind=\"rules\"}")).await;
         assert!(running.log.lines("Drift detected").len() > 4);
     });
 }
@@ -74,14 +72,14 @@ fn a_family_that_fails_is_told_and_the_other_one_goes_on() {
         let v4: Vec<_> = wanted.clone().into_iter().filter(|(piece, _)| piece.family() == Family::V4).collect();
         running.until("IPv4 is as wanted", |state| of(state, Family::V4) == v4).await;
         running.until_unready("network policies", "rules: ").await;
-        running.until_told(|text| text.contains("sluice_firewall_failing{family=\"rules\"} 1")).await;
+        running.until_told(|text| text.contains("sluice_firewall_failing{kind=\"rules\"} 1")).await;
         running.beats(5).await;
         assert!(running.health.stuck(Instant::now()).is_empty(), "a failure kills nobody");
         assert_eq!(running.log.lines("Kernel update failed").len(), 1, "{}", running.log.text());
         running.kernel.with(|machine| machine.broken = None);
         running.until("both are as wanted", |state| ours(state) == wanted).await;
         running.until_ready().await;
-        running.until_told(|text| text.contains("sluice_firewall_failing{family=\"rules\"} 0")).await;
+        running.until_told(|text| text.contains("sluice_firewall_failing{kind=\"rules\"} 0")).await;
         assert_eq!(running.log.lines("Kernel update recovered").len(), 1);
     });
 }
@@ -116,7 +114,7 @@ fn a_bridge_of_pods_whose_packets_no_rule_sees_is_trouble_until_they_are_seen() 
         world.host = Arc::new(host);
         running.world.send_replace(world);
         running.until_unready("network policies", "settings: br_netfilter is not there").await;
-        running.until_told(|text| text.contains("sluice_firewall_failing{family=\"settings\"} 1")).await;
+        running.until_told(|text| text.contains("sluice_firewall_failing{kind=\"settings\"} 1")).await;
         running.kernel.with(|machine| machine.no_bridge_filter = false);
         running.until_ready().await;
     });
