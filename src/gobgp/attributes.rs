@@ -143,8 +143,11 @@ fn read_extended(extcom: &Extcom) -> Option<ExtendedCommunity> {
     Some(ExtendedCommunity(u64::from_be_bytes(bytes)))
 }
 
-/// Reads the attributes of a route that a client adds. The error is a sentence. Unknown optional attributes are
-/// rejected: the client set them on purpose.
+/// Reads the attributes of a route that a client adds. Unknown optional attributes are rejected: the client set them on
+/// purpose.
+///
+/// # Errors
+/// An attribute is malformed, or is none that can be added here, as a sentence for the client.
 pub fn read(version: Version, family: Family, pattrs: &[Vec<u8>]) -> Result<Attributes, String> {
     let unspecified = match family {
         Family::V4 => IpAddr::from([0; 4]),

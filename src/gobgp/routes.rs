@@ -87,7 +87,10 @@ pub struct Sizes {
 }
 
 impl Lookup {
-    /// Reads the lookup of a client; the error is a sentence.
+    /// Reads the lookup of a client.
+    ///
+    /// # Errors
+    /// Its prefix is neither a prefix nor an address, or the kind of lookup is unknown, as a sentence for the client.
     pub fn read(version: Version, wanted: &TableLookupPrefix) -> Result<Lookup, String> {
         let text = wanted.prefix.trim();
         let kind = version.place(wanted.r#type).unwrap_or_default();

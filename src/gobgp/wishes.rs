@@ -17,7 +17,10 @@ use crate::bgp::speaker::{Speaker, Wanted};
 use crate::bgp::transport::{PORT, Password, TimeToLive, Transport};
 use crate::net::{Family, PerFamily};
 
-/// Reads the prefix of a route. The error is a sentence.
+/// Reads the prefix of a route.
+///
+/// # Errors
+/// It has no prefix of IPv4 or IPv6 unicast, or not one of the named family, as a sentence for the client.
 pub fn prefix(version: Version, path: &Path) -> Result<IpNet, String> {
     let family = meant(path.family.as_ref()).ok_or(ONLY_UNICAST)?;
     let prefix = version.read_nlri(&path.nlri).ok_or("the route has no prefix of IPv4 or IPv6")?;
@@ -29,8 +32,10 @@ pub fn prefix(version: Version, path: &Path) -> Result<IpNet, String> {
 
 pub const ONLY_UNICAST: &str = "only unicast routes of IPv4 and IPv6 are spoken here";
 
-/// Reads a route to originate. An unspecified next hop is our own address towards each neighbour. The error is a
-/// sentence.
+/// Reads a route to originate. An unspecified next hop is our own address towards each neighbour.
+///
+/// # Errors
+/// As for [`prefix`] and [`attributes::read`], as a sentence for the client.
 pub fn route(version: Version, path: &Path) -> Result<(IpNet, Attributes), String> {
     let prefix = prefix(version, path)?;
     Ok((prefix, attributes::read(version, Family::from(prefix), &path.pattrs)?))
@@ -45,7 +50,10 @@ fn address(text: &str, what: &str) -> Result<IpAddr, String> {
     text.trim().parse().map_err(|_| format!("{text:?} is no address of {what}"))
 }
 
-/// Reads a neighbour to add. The error is a sentence.
+/// Reads a neighbour to add.
+///
+/// # Errors
+/// It has no address, a malformed setting, or one that is not supported here, as a sentence for the client.
 pub fn neighbour(peer: &Peer, speaker: &Speaker) -> Result<Wanted, String> {
     const HOLD_TIME: u64 = 90;
     const RETRY: u64 = 120;

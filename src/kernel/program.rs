@@ -74,6 +74,9 @@ pub(super) fn start(call: Call<'_>) -> Result<Running, Fault> {
 
 impl Running {
     /// Waits for the program's end; as [`run`].
+    ///
+    /// # Errors
+    /// As for [`run`].
     pub fn finish(mut self) -> Result<String, Fault> {
         let Some(status) = wait(&mut self.child, self.deadline)? else { return Err(Fault::Timeout) };
         if status.success() {

@@ -72,7 +72,7 @@ impl Settings {
 
     /// Returns the desired values of the settings that exist and are ours to decide. One that cannot be
     /// read is among them where its value does not matter, so that its step fails visibly.
-    pub fn wanted(&mut self) -> Result<BTreeMap<Setting, CompactString>, Error> {
+    pub fn wanted(&mut self) -> BTreeMap<Setting, CompactString> {
         let mut wanted = BTreeMap::new();
         for (setting, rule) in self.rules.clone() {
             let value = match (self.look(&setting), &rule) {
@@ -82,7 +82,7 @@ impl Settings {
             };
             wanted.extend(value.map(|value| (setting, value.clone())));
         }
-        Ok(wanted)
+        wanted
     }
 
     /// Reads a setting; `None`, reported once, where the kernel does not have it.
@@ -166,14 +166,11 @@ impl fmt::Display for Setting {
 /// Settings whose desired state depends on what is found.
 pub trait Ruled: Target<Key = Setting, Value = CompactString> {
     /// Returns the desired values of those of the settings that exist and are ours to decide.
-    ///
-    /// # Errors
-    /// A setting cannot be looked at.
-    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Setting, CompactString>, Self::Error>;
+    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> BTreeMap<Setting, CompactString>;
 }
 
 impl Ruled for Settings {
-    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Setting, CompactString>, Error> {
+    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> BTreeMap<Setting, CompactString> {
         self.set_rules(rules.clone());
         Settings::wanted(self)
     }
@@ -184,12 +181,8 @@ pub fn keep<T: Ruled>(settings: &mut Mirror<T>, rules: &BTreeMap<Setting, Wanted
     if settings.is_settled() {
         return;
     }
-    match settings.target().wanted(rules) {
-        Ok(wanted) => {
-            settings.grow(&wanted, Growth::Full, at);
-        }
-        Err(error) => settings.fail(error, at),
-    }
+    let wanted = settings.target().wanted(rules);
+    settings.grow(&wanted, Growth::Full, at);
 }
 
 /// The words of the file with one space between them: the kernel writes tabs between several numbers.
@@ -254,7 +247,7 @@ mod tests {
         let (_root, mut settings) = settings(&files, &rules);
         let found = settings.read().expect("all can be read");
         assert_eq!(found, map(&[("conntrack", "0"), ("range", "4096 131072 6291456"), ("strict", "1")]));
-        let wanted = settings.wanted().expect("all can be read");
+        let wanted = settings.wanted();
         assert_eq!(wanted, map(&[("conntrack", "1"), ("range", "1 2 3"), ("strict", "2")]));
         assert_eq!(settings.reported, BTreeSet::from([setting("gone")]));
     }
@@ -280,7 +273,7 @@ mod tests {
         let (root, mut settings) = settings(&[("b", "0\n")], &[("a", always("1")), ("b", always("1"))]);
         std::fs::create_dir(root.path().join("a")).expect("a directory in its place");
         assert_eq!(settings.read().expect("the other can be read"), map(&[("b", "0")]));
-        let wanted = settings.wanted().expect("the other can be read");
+        let wanted = settings.wanted();
         assert_eq!(wanted, map(&[("a", "1"), ("b", "1")]));
         let steps: Vec<Step<'_, _, _>> =
             wanted.iter().map(|(key, want)| Step { key, have: None, want: Some(want) }).collect();

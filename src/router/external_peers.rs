@@ -25,7 +25,11 @@ pub fn external_peers<'a>(config: &'a RouterConfig, own: &'a Identity) -> &'a [E
     if config.peers.is_empty() { &own.routing.peers } else { &config.peers }
 }
 
-/// Returns how we peer with one, or why not. `password` is the peer's own, or the one in the password file.
+/// Returns how we peer with one. `password` is the peer's own, or the one in the password file.
+///
+/// # Errors
+/// There can be no session: it is an address of this node, its password is not known, or this node has no address of its
+/// family.
 pub fn peering(
     peer: &ExternalPeer,
     password: &Password,

@@ -86,12 +86,12 @@ impl Kernel for Linux {
 
     fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String> {
         self.settings.forget();
-        let mut wanted = self.settings.target().wanted().map_err(|error| error.to_string())?;
+        let mut wanted = self.settings.target().wanted();
         let mut reasons = Vec::new();
         if pods_on_bridge && wanted.len() < settings().len() {
             // The module was missing at the start, or has been unloaded.
             reasons = module::load(&MODULES);
-            wanted = self.settings.target().wanted().map_err(|error| error.to_string())?;
+            wanted = self.settings.target().wanted();
         }
         self.settings.grow(&wanted, Growth::Full, at);
         if let Some(trouble) = self.settings.trouble() {

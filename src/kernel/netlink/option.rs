@@ -16,6 +16,9 @@ pub const EXT_ACK: c_int = libc::NETLINK_EXT_ACK;
 pub const GET_STRICT_CHK: c_int = libc::NETLINK_GET_STRICT_CHK;
 
 /// Sets one option of a netlink socket.
+///
+/// # Errors
+/// The kernel does not know the option.
 pub fn set(socket: BorrowedFd<'_>, option: c_int, value: c_int) -> Result<(), Errno> {
     let length = libc::socklen_t::try_from(size_of::<c_int>()).expect("the size of an int is small");
     // SAFETY: the descriptor is open for the call's duration (it is borrowed), and the pointer and the length

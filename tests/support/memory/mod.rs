@@ -285,13 +285,14 @@ impl Connected for Memory<Virtuals> {
 }
 
 impl Ruled for Memory<Settings> {
-    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> Result<BTreeMap<Setting, CompactString>, Error> {
+    /// Costs no reading: a setting that cannot be read is wanted all the same, and fails when it is read.
+    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> BTreeMap<Setting, CompactString> {
         let ours = rules.clone();
         self.ours = Box::new(move |key, value| ours.get(key).is_some_and(|rule| rule.given(value).is_some()));
-        let found = self.read()?;
+        let found = self.machine.with(|machine| Settings::rows(&mut machine.state).clone());
         let given =
             |(key, value): (Setting, CompactString)| Some((key.clone(), rules.get(&key)?.given(&value)?.clone()));
-        Ok(found.into_iter().filter_map(given).collect())
+        found.into_iter().filter_map(given).collect()
     }
 }
 
