@@ -14,7 +14,7 @@ use crate::config::RouterConfig;
 use crate::model::Authority;
 use crate::net::Password;
 
-use super::cni::{CniFileForm, Conf, delegates, describes_network, is_conf, is_ours, text};
+use super::cni::{CniFileForm, Conf, Other, is_conf, is_ours, text};
 use super::external_peers;
 use super::problem::{About, Problem};
 
@@ -136,7 +136,7 @@ fn preferred(path: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(path.parent()?).ok()?.flatten().map(|entry| entry.path());
     let before = entries.filter(|one| one.file_name().is_some_and(|other| other < name));
     let before: BTreeSet<PathBuf> = before.filter(|one| is_conf(one)).collect();
-    let takes_pods = |text: &str| describes_network(text) && !delegates(text);
+    let takes_pods = |text: &str| Other::of(text) == Other::Network;
     before.into_iter().find(|one| fs::read_to_string(one).is_ok_and(|text| takes_pods(&text)))
 }
 
