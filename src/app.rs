@@ -39,7 +39,7 @@ use crate::kernel::address::host_addresses;
 use crate::kernel::link::LinkName;
 use crate::kernel::monitor::{self, Changes, Watched};
 use crate::model::{EventClock, Report, Table, World};
-use crate::net::PerFamily;
+use crate::net::{PerFamily, Prefixes};
 use crate::observe::health::{Health, Pulse};
 use crate::observe::http::{self, Site};
 use crate::observe::local::{self, Answerers};
@@ -77,7 +77,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let main = listen(&config.observe, &health, &registry).await?;
     let (stop, stopped) = watch::channel(false);
 
-    let changes = monitor::start(watched(&config)).context("the kernel cannot be listened to")?;
+    // The router says which prefixes are pods': others' routes to them concern it.
+    let (pod_ranges, watched_ranges) = watch::channel(Prefixes::default());
+    let changes = monitor::start(watched(&config, watched_ranges)).context("the kernel cannot be listened to")?;
     let host = world::publish_host(config.node_name.clone(), host_addresses, changes.clone()).await;
     let host = host.map_err(anyhow::Error::msg).context("the addresses of this host cannot be read")?;
     let (world_out, world) = watch::channel(World::empty());
@@ -131,7 +133,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             served,
             believed: believed_out,
         };
-        running.push(common.start_router(settings, inputs, context).await?);
+        running.push(common.start_router(settings, inputs, context, pod_ranges).await?);
         gobgp::serve::spawn(Service::new(speaker), places, ports);
     }
     // Nothing listens that nobody could answer on.
@@ -185,9 +187,9 @@ async fn listen(config: &ObserveConfig, health: &Health, registry: &Registry) ->
 }
 
 /// What of the kernel is watched for whom.
-fn watched(config: &Config) -> Watched {
+fn watched(config: &Config, pod_ranges: watch::Receiver<Prefixes>) -> Watched {
     let routes = config.router.as_ref().map(|_| router::linux::learned_routes().to_vec());
-    Watched { ours: vec![LinkName(DEVICE.into())], routes: routes.unwrap_or_default() }
+    Watched { ours: vec![LinkName(DEVICE.into())], routes: routes.unwrap_or_default(), prefixes: Some(pod_ranges) }
 }
 
 /// Starts the source of the cluster. Where that is an API server, it is also told how this node stands.
@@ -312,10 +314,11 @@ impl Common {
         config: RouterConfig,
         inputs: Inputs,
         context: router::driver::RouterContext,
+        pod_ranges: watch::Sender<Prefixes>,
     ) -> anyhow::Result<Running> {
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
         let opened = config.clone();
-        let open = move || Ok((router::linux::open(&opened, families)?, ()));
+        let open = move || Ok((router::linux::open(&opened, families, pod_ranges)?, ()));
         let run = move |targets| router::driver::Driver::new(config, families, targets, context).run(inputs, stop);
         let (running, ()) = start("router", "router", open, run).await?;
         Ok(running)

@@ -30,6 +30,8 @@ pub enum Cause {
     Malformed(&'static str),
     /// No answer within the time limit.
     Timeout,
+    /// The kernel took it, and another program's object prevails over it: which, as a sentence.
+    Rival(String),
 }
 
 impl Error {
@@ -72,7 +74,7 @@ impl fmt::Display for Error {
             Cause::Errno(errno, None) => write!(f, ": {errno}"),
             Cause::Errno(errno, Some(text)) => write!(f, ": {errno}: {text}"),
             Cause::Ipset(number, text) => write!(f, ": {text} (ipset error {number})"),
-            Cause::Program(text) => write!(f, ": {text}"),
+            Cause::Program(text) | Cause::Rival(text) => write!(f, ": {text}"),
             Cause::Malformed(text) => write!(f, ": unexpected answer: {text}"),
             Cause::Timeout => f.write_str(": no answer"),
         }

@@ -27,6 +27,7 @@ use super::link::{self, Device, LinkKind, LinkName};
 use super::netlink::{Answer, Bus, Fault, Listener, Socket};
 use super::route::{self, Protocol, RouteNotification, TABLE_LOCAL, TABLE_MAIN};
 use super::{Cause, Error, own};
+use crate::net::Prefixes;
 
 /// Numbers of changes by others since the monitor was started. Only differences count.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -37,7 +38,7 @@ pub struct Changes {
     pub host: u64,
     /// The rules of nf_tables, to which iptables belongs in that flavour.
     pub rules: u64,
-    /// Routes that are watched, and devices that may carry them: all but those of pods (`veth`). A device that is set down or
+    /// Routes that are watched, others' routes within watched prefixes, and devices that may carry them: all but those of pods (`veth`). A device that is set down or
     /// goes, or loses an address, takes routes along without a notification.
     pub routes: u64,
     /// The ways to other hosts may have changed: routes of the main table that we do not watch and that do not lead to
@@ -71,11 +72,13 @@ impl Changes {
 }
 
 /// Objects to watch besides those that every host has.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Watched {
     /// Devices that are watched in detail.
     pub ours: Vec<LinkName>,
     pub routes: Vec<Protocol>,
+    /// Prefixes within which all routes of the main table are watched, whoever made them.
+    pub prefixes: Option<watch::Receiver<Prefixes>>,
 }
 
 const LINK_GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
@@ -90,6 +93,9 @@ const LOOK_UP: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts a thread that listens in the network namespace of the calling thread.
+///
+/// # Errors
+/// The kernel refuses a socket or a listing of devices, or the system a thread.
 pub fn start(watched: Watched) -> Result<watch::Receiver<Changes>, Error> {
     let monitor = Monitor::open(watched)?;
     let (told, receiver) = watch::channel(Changes::default());
@@ -111,6 +117,9 @@ pub struct Monitor {
 
 impl Monitor {
     /// Listens from now on in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The kernel refuses a socket or a listing of devices.
     pub fn open(watched: Watched) -> Result<Monitor, Error> {
         let mut monitor = Monitor {
             routing: Listener::open(Bus::Route, &LINK_GROUPS)?,
@@ -214,11 +223,14 @@ impl View {
             }
             return;
         }
-        let Some(RouteNotification { of, to_host, devices }) = route::told(answer) else { return };
+        let Some(RouteNotification { of, destination, to_host, devices }) = route::told(answer) else { return };
         if of.table == TABLE_LOCAL && devices.iter().any(|device| self.is_ours(*device)) {
             changes.ours += 1;
         }
-        let is_watched = self.watched.routes.contains(&of);
+        let is_ours = self.watched.routes.contains(&of);
+        let is_within = |prefixes: &watch::Receiver<Prefixes>| prefixes.borrow().around(destination).is_some();
+        // `ip route replace` over a route of ours notifies only of the new one, which is not ours.
+        let is_watched = is_ours || of.table == TABLE_MAIN && self.watched.prefixes.as_ref().is_some_and(is_within);
         // Some plugins give each pod a route of its own.
         let is_pod = |device: &u32| to_host && self.devices.get(device).is_some_and(|one| !carries_routes(one));
         let leads_nowhere = |device: &u32| self.is_ours(*device) || is_pod(device);

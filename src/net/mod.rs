@@ -10,11 +10,13 @@ mod family;
 pub mod go;
 pub mod icmp;
 mod port_range;
+mod prefixes;
 mod protocol;
 mod secret;
 
 pub use external_peer::{ExternalPeer, Password};
 pub use family::{Family, PerFamily};
 pub use port_range::PortRange;
+pub use prefixes::Prefixes;
 pub use protocol::Protocol;
 pub use secret::{NoSecret, Secret};

@@ -130,6 +130,15 @@ impl<T: Target> Mirror<T> {
         self.dirty = Dirty::All;
     }
 
+    /// Has this object read back at once, before it is compared again: what is wanted of it may have another effect now.
+    pub fn doubt(&mut self, key: T::Key) {
+        if self.seen.is_some() {
+            self.doubtful.insert(key.clone());
+            self.mark(key);
+            self.backoff.tried();
+        }
+    }
+
     /// Returns the last seen state; `None` while it is unknown.
     pub fn seen(&self) -> Option<&BTreeMap<T::Key, T::Value>> {
         self.seen.as_ref()
@@ -202,11 +211,6 @@ impl<T: Target> Mirror<T> {
     /// The target itself, for anything that is not a step.
     pub fn target(&mut self) -> &mut T {
         &mut self.target
-    }
-
-    /// Records that the desired state of this kind could not be determined.
-    pub fn fail(&mut self, error: T::Error, at: Moment) {
-        self.unreadable(error.to_string(), at);
     }
 
     /// The growing half of a round: creates and changes what is dirty and differs from `want`. Returns the

@@ -63,6 +63,9 @@ pub trait Kernel {
 pub trait PodRoutes: Target {
     /// Records whether another node has this pod CIDR.
     fn note_pod_range(&mut self, range: IpNet, is_there: bool);
+
+    /// Returns whether another program's route may decide about a pod CIDR.
+    fn is_contested(&mut self, range: IpNet) -> bool;
 }
 
 kinds! {
@@ -124,6 +127,10 @@ impl<K: Kernel> Mirrors<K> {
         changed.tunnels.iter().for_each(|key| self.tunnels.mark(key.clone()));
         for (range, is_there) in &changed.pod_ranges {
             self.routes.target().note_pod_range(*range, *is_there);
+            // A route that is there already prevails, or takes its place, only now that it is known to lead to pods.
+            if *is_there && self.routes.seen().is_some() && self.routes.target().is_contested(*range) {
+                self.routes.doubt(RouteKey::new(TABLE_MAIN, *range));
+            }
         }
         changed.routes.iter().for_each(|key| self.routes.mark(key.clone()));
         self.heard.extend(changed.routes.iter().cloned());

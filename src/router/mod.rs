@@ -16,8 +16,8 @@
 //!
 //! Reading order: [`identity`] is our own node ([`router_id`]); [`mesh`] and [`external_peers`] determine the peers;
 //! [`advertise`] the announcements for Services, and [`withdrawals`] those that peers may still believe in; [`policy`]
-//! the import and export policies; [`routes`] turns learned routes into kernel routes and tunnels, and [`reachable`]
-//! tracks their next hops; [`node_sets`], [`pod_egress`], [`forward`], [`settings`], [`mtu`] and [`cni`] are the host's
+//! the import and export policies; [`routes`] turns learned routes into kernel routes and tunnels, [`rivals`] are
+//! other programs' routes that prevail over those, and [`reachable`] tracks their next hops; [`node_sets`], [`pod_egress`], [`forward`], [`settings`], [`mtu`] and [`cni`] are the host's
 //! other needs. [`nodes`] is the contribution of all nodes ([`claims`]); [`plan`] keeps everything up to date,
 //! [`desired`] is its result, and [`problem`] what keeps parts of it from working. [`names`] pins the names of kernel
 //! objects on running nodes.
@@ -32,6 +32,7 @@ pub mod external_peers;
 pub mod advertise;
 pub mod policy;
 pub mod routes;
+pub mod rivals;
 pub mod reachable;
 pub mod mtu;
 pub mod node_sets;

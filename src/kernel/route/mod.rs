@@ -95,9 +95,21 @@ pub enum Ownership {
     Protocols(Vec<Protocol>),
 }
 
+/// Another program's route, or one of the kernel's own, in a table that holds routes of ours.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Foreign {
+    pub key: RouteKey,
+    pub kind: RouteKind,
+    /// `rtm_protocol`: the origin of the route.
+    pub protocol: u8,
+    /// The kernel lists it before any of ours with the same key: of such IPv4 routes it uses the first.
+    pub is_first: bool,
+}
+
 /// The content of a route notification.
 pub(super) struct RouteNotification {
     pub of: Protocol,
+    pub destination: IpNet,
     /// Its destination is one host alone.
     pub to_host: bool,
     pub devices: Vec<u32>,
@@ -107,8 +119,10 @@ pub(super) struct RouteNotification {
 pub(super) fn told(answer: &Answer<'_>) -> Option<RouteNotification> {
     let route = wire::route(answer)?;
     let of = Protocol { table: route.key.table, protocol: route.protocol };
-    let to_host = route.key.destination.prefix_len() == route.key.destination.max_prefix_len();
-    Some(RouteNotification { of, to_host, devices: route.hops.into_iter().map(|hop| hop.device).collect() })
+    let destination = route.key.destination;
+    let to_host = destination.prefix_len() == destination.max_prefix_len();
+    let devices = route.hops.into_iter().map(|hop| hop.device).collect();
+    Some(RouteNotification { of, destination, to_host, devices })
 }
 
 /// The metric that the kernel gives to IPv6 routes made without one.

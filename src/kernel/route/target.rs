@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::wire::{self, DELETE_ROUTE, Filter, Hop, NEW_ROUTE, Numbered};
-use super::{NextHop, Ownership, Route, RouteKey};
+use super::{Foreign, NextHop, Ownership, Route, RouteKey, TABLE_MAIN};
 use crate::kernel::Error;
 use crate::kernel::link::{LinkName, Names, no_device};
-use crate::kernel::netlink::{Bus, Fault, Messages, Socket, failed_steps, flag};
+use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Socket, failed_steps, flag};
 use crate::net::Family;
 use crate::reconcile::{Failure, Phase, Step, Target};
 
@@ -17,6 +19,9 @@ pub struct Routes {
     ownership: Ownership,
     messages: Messages,
 }
+
+/// Whether others' routes to a destination are of interest.
+type Interest<'a> = &'a dyn Fn(IpNet) -> bool;
 
 /// Number of routes changed at once.
 const PORTION: usize = 8192;
@@ -30,13 +35,80 @@ impl Routes {
         Ok(Routes { socket: Socket::open(Bus::Route)?, ownership, messages: Messages::new() })
     }
 
-    fn list(&mut self, family: Family, filter: Filter) -> Result<Vec<Numbered>, Error> {
+    /// Reads our routes, and others' routes of the main table to destinations of interest, in one listing.
+    ///
+    /// # Errors
+    /// As for [`read`](Target::read).
+    pub fn read_beside(
+        &mut self,
+        of_interest: Interest<'_>,
+    ) -> Result<(BTreeMap<RouteKey, Route>, Vec<Foreign>), Error> {
+        self.read_both(Some(of_interest))
+    }
+
+    fn read_both(
+        &mut self,
+        of_interest: Option<Interest<'_>>,
+    ) -> Result<(BTreeMap<RouteKey, Route>, Vec<Foreign>), Error> {
+        let mut names = Names::default();
+        let filters: Vec<Filter> = match &self.ownership {
+            Ownership::Device { table, link } => match names.number(&self.socket, link) {
+                Some(device) => vec![Filter { table: *table, device: Some(device), protocol: None }],
+                None => Vec::new(),
+            },
+            Ownership::Protocols(protocols) => protocols
+                .iter()
+                .map(|of| Filter { table: of.table, device: None, protocol: Some(of.protocol) })
+                .collect(),
+        };
+        let (mut found, mut foreign) = (BTreeMap::new(), Vec::new());
+        let mut known: BTreeSet<Arc<[NextHop]>> = BTreeSet::new();
+        let both = |filter| Family::BOTH.map(|family| (family, filter));
+        for (family, filter) in filters.into_iter().flat_map(both) {
+            for (listed, is_ours) in self.list(family, filter, of_interest)? {
+                let Numbered { key, kind, protocol, source, hops } = listed;
+                if !is_ours {
+                    let is_first = !found.contains_key(&key);
+                    foreign.push(Foreign { key, kind, protocol, is_first });
+                    continue;
+                }
+                let mut next_hops = Vec::with_capacity(hops.len());
+                for hop in hops {
+                    // A device that has gone meanwhile took its routes along.
+                    let Some(link) = names.name(&self.socket, hop.device) else { continue };
+                    next_hops.push(NextHop { link, gateway: hop.gateway });
+                }
+                let next_hops = known.get(&next_hops[..]).cloned().unwrap_or_else(|| next_hops.into());
+                known.insert(next_hops.clone());
+                // Of IPv4 routes with the same key the kernel uses the one that it lists first.
+                found.entry(key).or_insert(Route { kind, protocol, source, next_hops });
+            }
+        }
+        Ok((found, foreign))
+    }
+
+    /// Lists routes of ours, and those of others that are of interest; the flag says which it is.
+    fn list(
+        &mut self,
+        family: Family,
+        filter: Filter,
+        of_interest: Option<Interest<'_>>,
+    ) -> Result<Vec<(Numbered, bool)>, Error> {
+        let of_interest = of_interest.filter(|_| filter.table == TABLE_MAIN);
+        let all = Filter { protocol: None, ..filter };
         self.messages.clear();
-        wire::list(&mut self.messages, family, filter);
-        match self
-            .socket
-            .dump(&mut self.messages, |answer| wire::route(answer).filter(|route| fits(route, family, filter)))
-        {
+        wire::list(&mut self.messages, family, if of_interest.is_some() { all } else { filter });
+        let parse = |answer: &Answer<'_>| {
+            let route = wire::route(answer)?;
+            let is_ours = fits(&route, family, filter);
+            let is_of_interest = || {
+                let concerns = of_interest.is_some_and(|of_interest| of_interest(route.key.destination));
+                concerns && fits(&route, family, all) && wire::is_for_all(answer)
+            };
+            let listed = is_ours || is_of_interest();
+            listed.then_some((route, is_ours))
+        };
+        match self.socket.dump(&mut self.messages, parse) {
             Ok(listed) => Ok(listed),
             // No table of this number, no such device any more, no such family in this kernel.
             Err(Fault::Refused(refusal))
@@ -79,36 +151,7 @@ impl Target for Routes {
     }
 
     fn read(&mut self) -> Result<BTreeMap<RouteKey, Route>, Error> {
-        let mut names = Names::default();
-        let filters: Vec<Filter> = match &self.ownership {
-            Ownership::Device { table, link } => {
-                let Some(device) = names.number(&self.socket, link) else { return Ok(BTreeMap::new()) };
-                vec![Filter { table: *table, device: Some(device), protocol: None }]
-            }
-            Ownership::Protocols(protocols) => protocols
-                .iter()
-                .map(|of| Filter { table: of.table, device: None, protocol: Some(of.protocol) })
-                .collect(),
-        };
-        let mut found = BTreeMap::new();
-        let mut known: BTreeSet<Arc<[NextHop]>> = BTreeSet::new();
-        let both = |filter| Family::BOTH.map(|family| (family, filter));
-        for (family, filter) in filters.into_iter().flat_map(both) {
-            for listed in self.list(family, filter)? {
-                let mut next_hops = Vec::with_capacity(listed.hops.len());
-                for hop in listed.hops {
-                    // A device that has gone meanwhile took its routes along.
-                    let Some(link) = names.name(&self.socket, hop.device) else { continue };
-                    next_hops.push(NextHop { link, gateway: hop.gateway });
-                }
-                let next_hops = known.get(&next_hops[..]).cloned().unwrap_or_else(|| next_hops.into());
-                known.insert(next_hops.clone());
-                let Numbered { key, kind, protocol, source, .. } = listed;
-                // Of IPv4 routes with the same key the kernel uses the one that it lists first.
-                found.entry(key).or_insert(Route { kind, protocol, source, next_hops });
-            }
-        }
-        Ok(found)
+        Ok(self.read_both(None)?.0)
     }
 
     fn portion(&self) -> usize {

@@ -161,6 +161,11 @@ pub fn route(answer: &Answer<'_>) -> Option<Numbered> {
     })
 }
 
+/// Returns whether a route is for packets of every source and every TOS.
+pub fn is_for_all(answer: &Answer<'_>) -> bool {
+    matches!(answer.header::<HEADER>(), Some([_, _, 0, 0, ..]))
+}
+
 fn header(family: Family, length: u8, table: u32, [protocol, scope, kind]: [u8; 3]) -> [u8; HEADER] {
     // A table number that does not fit here is in the attribute alone.
     let table = u8::try_from(table).unwrap_or_default();

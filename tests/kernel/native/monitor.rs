@@ -33,7 +33,8 @@ fn monitor() -> watch::Receiver<Changes> {
 }
 
 fn watched() -> Watched {
-    Watched { ours: vec![LinkName("ours".into())], routes: vec![Protocol { table: TABLE_MAIN, protocol: 17 }] }
+    let routes = vec![Protocol { table: TABLE_MAIN, protocol: 17 }];
+    Watched { ours: vec![LinkName("ours".into())], routes, prefixes: None }
 }
 
 /// Waits until nothing has been told for a while.

@@ -112,6 +112,12 @@ impl Cluster {
         fs::rename(new, manifests.join("nodes.yaml")).expect("its place");
     }
 
+    /// The manifests that a node reads: its own ones, if it has any.
+    fn manifests(&self, number: usize) -> PathBuf {
+        let own = self.file("manifests", number);
+        if own.exists() { own } else { self.directory.path().join("manifests") }
+    }
+
     fn file(&self, kind: &str, number: usize) -> PathBuf {
         self.directory.path().join(format!("{kind}{number}"))
     }
@@ -123,7 +129,7 @@ impl Cluster {
             .args(FLAGS)
             .args(self.flags.get(&number).into_iter().flatten())
             .arg(format!("--hostname-override=node-{number}"))
-            .arg(format!("--manifests={}", self.directory.path().join("manifests").display()))
+            .arg(format!("--manifests={}", self.manifests(number).display()))
             .arg(format!("--state-dir={}", self.file("state", number).display()))
             .arg("--socket=")
             .env("KUBE_ROUTER_CNI_CONF_FILE", self.file("cni", number).with_extension("conflist"))
@@ -333,6 +339,36 @@ fn a_node_that_comes_is_learned_and_one_that_goes_is_forgotten() {
     });
 }
 
+/// A process that may open few files cannot open the kernel's sockets.
+#[test]
+fn a_cleanup_that_cannot_open_the_kernel_removes_the_files_and_names_what_it_could_not_do() {
+    in_new(|| {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        fs::create_dir(path("state")).expect("a directory");
+        fs::write(path("state/last-known"), "what was known").expect("a file");
+        fs::write(path("10-kuberouter.conflist"), r#"{"plugins":[{"type":"bridge","bridge":"kube-bridge"}]}"#)
+            .expect("a file");
+        let cleanup = Command::new("sh")
+            .arg("-c")
+            .arg(format!(
+                "ulimit -n 8; exec {} --cleanup-config --run-router=false --socket= --state-dir={}",
+                env!("CARGO_BIN_EXE_sluice"),
+                path("state").display()
+            ))
+            .env("KUBE_ROUTER_CNI_CONF_FILE", path("10-kuberouter.conflist"))
+            .output()
+            .expect("the program");
+        let said = String::from_utf8_lossy(&cleanup.stderr).into_owned();
+        assert!(!path("10-kuberouter.conflist").exists() && !path("state/last-known").exists(), "{said}");
+        assert!(!cleanup.status.success());
+        for subsystem in ["firewall: ", "service proxy: ", "router: "] {
+            let names = |line: &str| line.starts_with(subsystem) && line.contains("Too many open files");
+            assert!(said.lines().any(names), "{subsystem}{said}");
+        }
+    });
+}
+
 /// Routes that flannel, an administrator or another routing daemon left: to the pods of node 2, in its place and, in IPv6, before it.
 const FOREIGN: [&str; 3] = [
     "route add 10.244.2.0/24 via 192.0.2.77 proto static",
@@ -371,6 +407,10 @@ fn routes_of_others_to_pods_of_a_known_node_are_replaced_said_once_and_all_other
         }
         assert!(!all.contains("10.244.2.0/24 via 192.0.2.77"), "{all}");
         assert!(reaches(&name, "10.244.2.5") && reaches(&name, "fd00:10:244:2::5"), "{}", cluster.log(1));
+        // Whoever made the route to a part of the range meant these pods; they cannot be reached, which is trouble.
+        cluster.until_said(1, "(10.244.2.128/25 metric 0 proto 4) takes a part of these pods", 1);
+        run(&format!("ip -n {name} route delete 10.244.2.128/25"));
+        cluster.until_said(1, "Routes to pods of other nodes programmed", 1);
         // It comes back, and goes again with the next look; the log has said it.
         run(&format!("ip -n {name} {}", FOREIGN[2]));
         cluster.terminate(1);
@@ -381,6 +421,145 @@ fn routes_of_others_to_pods_of_a_known_node_are_replaced_said_once_and_all_other
             assert!(Instant::now() < deadline, "{}", cluster.log(1));
             thread::sleep(Duration::from_millis(20));
         }
+    });
+}
+
+/// Routes of others that come while ours are in place, in every way that takes packets from ours.
+const RIVALS: [&str; 6] = [
+    "route replace 10.244.2.0/24 via 192.0.2.77",
+    "route prepend 10.244.2.0/24 via 192.0.2.77 proto static",
+    "route replace blackhole 10.244.2.0/24",
+    "-6 route add unreachable fd00:10:244:2::/64 metric 50",
+    "-6 route add blackhole fd00:10:244:2::/64 metric 51",
+    "-6 route replace fd00:10:244:2::/64 via 2001:db8::77 metric 1024",
+];
+
+#[test]
+fn a_route_of_others_that_comes_before_ours_to_pods_of_a_known_node_goes_at_once() {
+    in_new(|| {
+        let mut cluster = Cluster::new(2);
+        // Only notifications can find them in time.
+        cluster
+            .flags
+            .insert(1, ["--routes-sync-period=1h", "--injected-routes-sync-period=1h"].map(str::to_owned).into());
+        cluster.start(1);
+        cluster.start(2);
+        cluster.until(1, &OF_2);
+        cluster.until_said(1, "Routes to pods of other nodes programmed", 1);
+        let name = cluster.name(1);
+        let to_pods = || {
+            let all = run(&format!("ip -n {name} route")) + &run(&format!("ip -n {name} -6 route"));
+            let to_pods = all.lines().filter(|line| line.contains("10.244.2.") || line.contains("fd00:10:244:2:"));
+            to_pods.filter(|line| !line.contains("proto 17")).map(str::to_owned).collect::<Vec<String>>()
+        };
+        let mut never_left = Vec::new();
+        for rival in RIVALS {
+            run(&format!("ip -n {name} {rival}"));
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while (!to_pods().is_empty() || cluster.routes(1) != OF_2) && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(20));
+            }
+            if !to_pods().is_empty() || cluster.routes(1) != OF_2 {
+                never_left.push(format!("{rival}: {:?} {:?}", to_pods(), cluster.routes(1)));
+            }
+        }
+        assert!(never_left.is_empty(), "{never_left:#?}\n{}", cluster.log(1));
+        assert!(reaches(&name, "10.244.2.5") && reaches(&name, "fd00:10:244:2::5"), "{}", cluster.log(1));
+        assert_eq!(
+            cluster.log(1).matches("Foreign route to the pod CIDR of a Node replaced").count(),
+            2,
+            "once for each range"
+        );
+    });
+}
+
+#[test]
+fn a_route_of_others_makes_way_when_its_destination_turns_out_to_be_a_nodes_pods() {
+    in_new(|| {
+        let mut cluster = Cluster::new(2);
+        let name = cluster.name(1);
+        let foreign =
+            ["10.244.2.0/24 via 192.0.2.77 proto static", "unreachable fd00:10:244:2::/64 metric 50 proto static"];
+        foreign.iter().for_each(|route| drop(run(&format!("ip -n {name} route add {route}"))));
+        let foreign = || {
+            let all = run(&format!("ip -n {name} route")) + &run(&format!("ip -n {name} -6 route"));
+            all.lines().filter(|line| line.contains("proto static")).count()
+        };
+        assert_eq!(foreign(), 2);
+        // Node 1 knows node 2 without its pod ranges, which node 2 announces.
+        let own = cluster.file("manifests", 1);
+        fs::create_dir_all(&own).expect("a directory");
+        let without = node(2).replace("podCIDRs: [10.244.2.0/24, 'fd00:10:244:2::/64']", "unschedulable: false");
+        fs::write(own.join("nodes.yaml"), [node(1), without].join("---\n")).expect("a file");
+        cluster
+            .flags
+            .insert(1, ["--routes-sync-period=1h", "--injected-routes-sync-period=1h"].map(str::to_owned).into());
+        cluster.start(1);
+        cluster.start(2);
+        cluster.until(1, &OF_2[1..]);
+        cluster.until_said(1, "add route 10.244.2.0/24", 1);
+        assert_eq!(foreign(), 2, "nothing says that these are pods");
+        let new = cluster.directory.path().join("new");
+        fs::write(&new, [node(1), node(2)].join("---\n")).expect("a file");
+        fs::rename(new, own.join("nodes.yaml")).expect("its place");
+        cluster.until(1, &OF_2);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while foreign() > 0 {
+            assert!(Instant::now() < deadline, "{}", cluster.log(1));
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert!(reaches(&name, "10.244.2.5") && reaches(&name, "fd00:10:244:2::5"), "{}", cluster.log(1));
+    });
+}
+
+/// What takes pods away from our routes and is not ours to delete: the network of a link of this host, and a route to some of the pods.
+const IN_THE_WAY: [(&str, &str, &str); 3] = [
+    (
+        "-6 address add fd00:10:244:2::77/64 dev other nodad",
+        "-6 address delete fd00:10:244:2::77/64 dev other",
+        "fd00:10:244:2::/64",
+    ),
+    ("route add 10.244.2.128/25 via 192.0.2.77", "route delete 10.244.2.128/25", "10.244.2.128/25"),
+    (
+        "-6 route add prohibit fd00:10:244:2::40/122",
+        "-6 route delete prohibit fd00:10:244:2::40/122",
+        "fd00:10:244:2::40/122",
+    ),
+];
+
+#[test]
+fn routes_that_take_pods_away_and_are_not_ours_to_delete_stay_and_are_trouble() {
+    in_new(|| {
+        let mut cluster = Cluster::new(2);
+        let name = cluster.name(1);
+        run(&format!("ip -n {name} link add other type veth peer name another"));
+        run(&format!("ip -n {name} link set another up"));
+        run(&format!("ip -n {name} link set other up"));
+        cluster.start(1);
+        cluster.start(2);
+        cluster.until(1, &OF_2);
+        cluster.until_said(1, "Routes to pods of other nodes programmed", 1);
+        let mut recovered = 0;
+        for (comes, goes, destination) in IN_THE_WAY {
+            let troubles = || {
+                let log = cluster.log(1);
+                let lines = log.lines().filter(|line| line.contains("Kernel update failed; retrying"));
+                lines.filter(|line| line.contains(&format!("{destination} "))).count()
+            };
+            let before = troubles();
+            run(&format!("ip -n {name} {comes}"));
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while troubles() == before {
+                assert!(Instant::now() < deadline, "{comes}: nothing is said of it\n{}", cluster.log(1));
+                thread::sleep(Duration::from_millis(20));
+            }
+            cluster.until(1, &OF_2);
+            assert!(run(&format!("ip -n {name} -6 route")).contains("2001:db8::/64"));
+            run(&format!("ip -n {name} {goes}"));
+            recovered += 1;
+            cluster.until_said(1, "Kernel update recovered", recovered);
+        }
+        assert!(reaches(&name, "10.244.2.5") && reaches(&name, "fd00:10:244:2::5"), "{}", cluster.log(1));
     });
 }
 

@@ -169,6 +169,10 @@ impl MemoryKernel {
 /// Memory has no routes of others in the place of ours.
 impl PodRoutes for Memory<LearnedRoutes> {
     fn note_pod_range(&mut self, _: IpNet, _: bool) {}
+
+    fn is_contested(&mut self, _: IpNet) -> bool {
+        false
+    }
 }
 
 impl Kernel for MemoryKernel {

@@ -1,0 +1,217 @@
+//! Routes made from learned routes, and how those to pods prevail over other programs' routes.
+//!
+//! Ours by their protocol, like all others. In the main table another program's route may lead to the same pods: flannel's, or
+//! a manually added one. One to the pod CIDR of a known Node makes way (`router/rivals.rs`); to any other destination it stays,
+//! and where it occupies the key of ours, ours is refused.
+//!
+//! One listing of the main table finds all rivals. A change of few routes asks the kernel for the deciding route of each, and
+//! lists the table only where that is not ours.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::learned_routes;
+use crate::kernel::route::{Lookup, Ownership, Route, RouteKey, RouteKind, Routes, TABLE_MAIN};
+use crate::kernel::{Cause, Error};
+use crate::net::Prefixes;
+use crate::reconcile::{Failure, Phase, Step, Target};
+use crate::router::apply::PodRoutes;
+use crate::router::names::PROTOCOL;
+use crate::router::rivals::{Claim, Rival, rivals};
+
+/// Routes made from learned routes.
+pub struct Learned {
+    routes: Routes,
+    lookup: Lookup,
+    /// The pod CIDRs of other nodes. The monitor listens for other programs' routes to them.
+    pod_ranges: watch::Sender<Prefixes>,
+    /// The rivals found by the last listing that are still there, by pod CIDR.
+    rivals: BTreeMap<IpNet, Vec<Rival>>,
+    /// Pod CIDRs for which a replaced route has been logged.
+    said: BTreeSet<IpNet>,
+}
+
+/// `RTN_UNSPEC`: the kind of a route of ours that does not decide, as read. So it differs from the desired one.
+const OUTDONE: RouteKind = RouteKind::Other(0);
+/// Maximum number of routes whose deciding route is looked up; for more the table is listed.
+const LOOKED_UP: usize = 64;
+
+impl Learned {
+    /// Opens sockets in the network namespace of the calling thread. `pod_ranges` is kept up to date.
+    pub(super) fn open(pod_ranges: watch::Sender<Prefixes>) -> Result<Learned, Error> {
+        Ok(Learned {
+            routes: Routes::open(Ownership::Protocols(learned_routes().to_vec()))?,
+            lookup: Lookup::open()?,
+            pod_ranges,
+            rivals: BTreeMap::new(),
+            said: BTreeSet::new(),
+        })
+    }
+
+    fn is_to_pods(&self, key: &RouteKey) -> bool {
+        key.table == TABLE_MAIN && self.pod_ranges.borrow().contains(key.destination)
+    }
+
+    /// Returns whether this route of ours decides about the first address of its destination.
+    fn decides(&mut self, key: &RouteKey) -> bool {
+        let found = self.lookup.deciding(key.destination.network());
+        matches!(found, Ok(Some((found, PROTOCOL))) if found == *key)
+    }
+
+    /// Makes way for our routes to pods among the steps. Those that do not decide have failed.
+    fn prevail(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Route>], failures: &mut BTreeMap<usize, Error>) {
+        let to_pods = steps.iter().enumerate().filter(|(index, step)| {
+            step.want.is_some() && self.is_to_pods(step.key) && failures.get(index).is_none_or(Error::is_exists)
+        });
+        let to_pods: Vec<(usize, &Step<'_, RouteKey, Route>)> = to_pods.collect();
+        let is_doubtful = |learned: &mut Learned, (index, step): &(usize, &Step<'_, RouteKey, Route>)| {
+            let is_known = learned.rivals.contains_key(&step.key.destination);
+            !is_known && (failures.contains_key(index) || !learned.decides(step.key))
+        };
+        let lists = to_pods.len() > LOOKED_UP || to_pods.iter().any(|one| is_doubtful(self, one));
+        if lists && let Err(error) = self.read() {
+            // The next audit lists it.
+            debug!(%error, "Listing routes failed");
+        }
+        for (index, step) in to_pods {
+            let rivals = self.rivals.remove(&step.key.destination).unwrap_or_default();
+            let (left, refused) = match failures.remove(&index) {
+                None => (self.delete(phase, rivals), None),
+                Some(error) => match self.replace(phase, step, rivals) {
+                    Ok(others) => (self.delete(phase, others), None),
+                    Err(all) => (all.into_iter().map(|rival| (rival.to_string(), rival)).collect(), Some(error)),
+                },
+            };
+            let outdone =
+                left.first().map(|(why, _)| Error::new("use route", step.key.to_string(), Cause::Rival(why.clone())));
+            failures.extend(outdone.or(refused).map(|error| (index, error)));
+            if !left.is_empty() {
+                self.rivals.insert(step.key.destination, left.into_iter().map(|(_, rival)| rival).collect());
+            }
+        }
+    }
+
+    /// Puts a route of ours in the place of another program's with the same key. Returns the other rivals; all of them where
+    /// ours cannot have the place.
+    fn replace(
+        &mut self,
+        phase: Phase,
+        step: &Step<'_, RouteKey, Route>,
+        rivals: Vec<Rival>,
+    ) -> Result<Vec<Rival>, Vec<Rival>> {
+        let (in_place, others): (Vec<Rival>, Vec<Rival>) =
+            rivals.into_iter().partition(|rival| rival.route.key == *step.key);
+        // Nothing would put the route of a link back when ours goes.
+        let is_of_a_link = in_place.iter().any(|rival| rival.claim == Claim::Link);
+        // ip route replace
+        let replaces = Step { key: step.key, have: step.want, want: step.want };
+        if is_of_a_link || !self.routes.apply(phase, &[replaces]).is_empty() {
+            return Err(in_place.into_iter().chain(others).collect());
+        }
+        self.say(step.key.destination, in_place.first().map(|rival| rival.route.protocol));
+        Ok(others)
+    }
+
+    /// Deletes those rivals that make way. Returns the others, each with the reason.
+    fn delete(&mut self, phase: Phase, rivals: Vec<Rival>) -> Vec<(String, Rival)> {
+        let mut left = Vec::new();
+        for rival in rivals {
+            if rival.claim != Claim::Same {
+                let why = rival.to_string();
+                left.push((why, rival));
+                continue;
+            }
+            let route =
+                Route { kind: rival.route.kind, protocol: rival.route.protocol, source: None, next_hops: [].into() };
+            let step = Step { key: &rival.route.key, have: Some(&route), want: None };
+            match self.routes.apply(phase, &[step]).pop() {
+                Some(failure) if !failure.error.is_absent() => {
+                    let why = format!("{rival}, and stays: {}", failure.error);
+                    left.push((why, rival));
+                }
+                _ => self.say(rival.route.key.destination, Some(rival.route.protocol)),
+            }
+        }
+        left
+    }
+
+    fn say(&mut self, range: IpNet, protocol: Option<u8>) {
+        if self.said.insert(range) {
+            warn!(%range, protocol, "Foreign route to the pod CIDR of a Node replaced");
+        }
+    }
+}
+
+impl PodRoutes for Learned {
+    fn note_pod_range(&mut self, range: IpNet, is_there: bool) {
+        self.pod_ranges.send_modify(|ranges| {
+            let _ = if is_there { ranges.insert(range) } else { ranges.remove(range) };
+        });
+        if !is_there {
+            self.rivals.remove(&range);
+            self.said.remove(&range);
+        }
+    }
+
+    fn is_contested(&mut self, range: IpNet) -> bool {
+        match self.lookup.deciding(range.network()) {
+            Ok(Some((found, protocol))) => protocol != PROTOCOL && range.contains(&found.destination),
+            // A route that refuses is not named.
+            Ok(None) | Err(_) => true,
+        }
+    }
+}
+
+impl Target for Learned {
+    type Key = RouteKey;
+    type Value = Route;
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        self.routes.name()
+    }
+
+    fn read(&mut self) -> Result<BTreeMap<RouteKey, Route>, Error> {
+        let ranges = self.pod_ranges.borrow();
+        if ranges.is_empty() {
+            self.rivals.clear();
+            return self.routes.read();
+        }
+        let (mut found, foreign) = self.routes.read_beside(&|destination| ranges.around(destination).is_some())?;
+        self.rivals = rivals(&ranges, foreign);
+        for range in self.rivals.keys() {
+            if let Some(route) = found.get_mut(&RouteKey::new(TABLE_MAIN, *range)) {
+                route.kind = OUTDONE;
+            }
+        }
+        Ok(found)
+    }
+
+    fn portion(&self) -> usize {
+        self.routes.portion()
+    }
+
+    fn apply(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Route>]) -> Vec<Failure<Error>> {
+        let is_there = |step: &Step<'_, RouteKey, Route>| {
+            step.have
+                .zip(step.want)
+                .is_some_and(|(have, want)| have.kind == OUTDONE && *want == Route { kind: want.kind, ..have.clone() })
+        };
+        // A route that only has to prevail need not be written again.
+        let is_written = |(_, step): &(usize, &Step<'_, RouteKey, Route>)| !is_there(step);
+        let (places, written): (Vec<usize>, Vec<Step<'_, RouteKey, Route>>) = steps
+            .iter()
+            .enumerate()
+            .filter(is_written)
+            .map(|(place, step)| (place, Step { key: step.key, have: step.have, want: step.want }))
+            .unzip();
+        let failures = self.routes.apply(phase, &written).into_iter();
+        let place = |failure: Failure<Error>| Some((*places.get(failure.step)?, failure.error));
+        let mut failures: BTreeMap<usize, Error> = failures.filter_map(place).collect();
+        self.prevail(phase, steps, &mut failures);
+        failures.into_iter().map(|(step, error)| Failure { step, error }).collect()
+    }
+}
