@@ -1,7 +1,8 @@
 //! `--cleanup-config`: every subsystem reconciled to nothing.
 //!
 //! The same mirrors, the same order, the same rule of what is ours; only nothing is wanted. What belongs to
-//! others stays. Kernel settings stay too: what they were before is nobody's knowledge.
+//! others stays. Kernel settings stay too: what they were before is nobody's knowledge. All subsystems are cleaned up,
+//! whichever of them the flags switch on, in both families.
 //!
 //! Of files go the last known state (`--state-dir`), the sockets (`--socket`, `gobgp.sock`) and the CNI file where it is about our
 //! bridge; a directory goes where nothing is left in it.
@@ -18,6 +19,7 @@ use tracing::info;
 use crate::app::GOBGP_SOCKET;
 use crate::config::Config;
 use crate::firewall;
+use crate::kernel::Error;
 use crate::model::Authority;
 use crate::proxy;
 use crate::reconcile::{Moment, Reflection};
@@ -37,23 +39,20 @@ trait Removable {
     fn families(&self) -> Vec<&dyn Reflection>;
 }
 
-/// Takes everything of ours out of the kernel, and removes our files.
+/// Takes everything of ours out of the kernel, and removes our files. What fails keeps nothing else from going.
 ///
 /// # Errors
-/// What could not be removed, a line for each family and file.
+/// What could not be removed, a line for each kind of kernel objects, subsystem and file.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     let tunnel_port = config.router.as_ref().and_then(|router| router.overlay?.udp_port);
-    let mut proxy = proxy::apply::Mirrors::new(proxy::linux::open_for_cleanup()?, Vec::new());
-    let mut firewall = firewall::iptables::apply::Mirrors::new(firewall::iptables::linux::open_for_cleanup()?.0);
-    let mut router = router::apply::Mirrors::new(router::linux::open_for_cleanup(tunnel_port)?);
-    let mut removed = 0;
-    let mut left = Vec::new();
-    let subsystems: [&mut dyn Removable; 3] = [&mut firewall, &mut proxy, &mut router];
-    for subsystem in subsystems {
-        let (count, errors) = remove(subsystem);
-        removed += count;
-        left.extend(errors);
-    }
+    // All are opened before anything goes: the rules that are there tell which programs keep them.
+    let firewall = firewall::iptables::linux::open_for_cleanup()
+        .map(|(targets, _)| firewall::iptables::apply::Mirrors::new(targets));
+    let proxy = proxy::linux::open_for_cleanup().map(|targets| proxy::apply::Mirrors::new(targets, Vec::new()));
+    let router = router::linux::open_for_cleanup(tunnel_port).map(router::apply::Mirrors::new);
+    let outcomes = [remove("firewall", firewall), remove("service proxy", proxy), remove("router", router)];
+    let removed: u64 = outcomes.iter().map(|(count, _)| count).sum();
+    let mut left: Vec<String> = outcomes.into_iter().flat_map(|(_, left)| left).collect();
     info!(removed, "Kernel state removed");
     let (removed, errors) = remove_files(config);
     info!(?removed, "Files of ours were removed");
@@ -96,7 +95,11 @@ fn remove_socket(path: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Removes everything of one subsystem. Returns how many objects went, and why others could not.
-fn remove(subsystem: &mut dyn Removable) -> (u64, Vec<String>) {
+fn remove(name: &str, opened: Result<impl Removable, Error>) -> (u64, Vec<String>) {
+    let mut subsystem = match opened {
+        Ok(subsystem) => subsystem,
+        Err(error) => return (0, vec![format!("{name}: {error}")]),
+    };
     let mut removed = 0;
     for _ in 0..TRIES {
         removed += subsystem.remove(Moment { now: Instant::now(), jitter: 0 });
@@ -111,8 +114,8 @@ fn remove(subsystem: &mut dyn Removable) -> (u64, Vec<String>) {
     let mut left = subsystem.remove_abandoned();
     let families = subsystem.families();
     let failing = families.iter().filter_map(|family| Some((family.name(), family.trouble()?)));
-    left.extend(failing.map(|(name, trouble)| format!("{name}: {}", trouble.error)));
-    (removed, left)
+    left.extend(failing.map(|(kind, trouble)| format!("{kind}: {}", trouble.error)));
+    (removed, left.into_iter().map(|why| format!("{name}: {why}")).collect())
 }
 
 impl<K: proxy::apply::Kernel> Removable for proxy::apply::Mirrors<K> {
@@ -186,6 +189,7 @@ mod tests {
             "sluice".to_owned(),
             format!("--state-dir={}", path("state").display()),
             format!("--socket={}", path("run/sluice.sock").display()),
+            "--run-router=false".to_owned(),
             "--cleanup-config".to_owned(),
         ];
         let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();

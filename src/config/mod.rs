@@ -60,11 +60,11 @@ pub struct Config {
     pub cache_sync_timeout: Duration,
     /// `--enable-ipv4`, `--enable-ipv6`; at least one is true.
     pub families: PerFamily<bool>,
-    /// The service proxy, when it runs.
+    /// The service proxy, when it runs or is cleaned up.
     pub proxy: Option<ProxyConfig>,
-    /// The firewall, when it runs.
+    /// The firewall, when it runs or is cleaned up.
     pub firewall: Option<FirewallConfig>,
-    /// The router, when it runs.
+    /// The router, when it runs or is cleaned up.
     pub router: Option<RouterConfig>,
     pub observe: ObserveConfig,
     /// `-v`: 0 and higher.
@@ -165,9 +165,10 @@ impl Config {
             state_dir: (!flags.state_dir.is_empty()).then(|| PathBuf::from(&flags.state_dir)),
             cache_sync_timeout: mistakes.longer_than_zero("cache-sync-timeout", flags.cache_sync_timeout, "1m"),
             families,
-            proxy: flags.run_service_proxy.then_some(proxy),
-            firewall: flags.run_firewall.then_some(firewall),
-            router: flags.run_router.then_some(router),
+            // A cleanup is about everything that an earlier run may have left.
+            proxy: (flags.run_service_proxy || flags.cleanup_config).then_some(proxy),
+            firewall: (flags.run_firewall || flags.cleanup_config).then_some(firewall),
+            router: (flags.run_router || flags.cleanup_config).then_some(router),
             observe: ObserveConfig::from_flags(flags, mistakes),
             verbosity,
             log_format: mistakes.one_of(
