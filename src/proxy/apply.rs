@@ -221,8 +221,8 @@ impl<K: Kernel> Mirrors<K> {
         };
         course.portion = portion;
         let audited = self.virtuals.compare_some(range, course, at);
-        let family = self.virtuals.name();
-        (audited.drift.into_iter().map(|drift| Found { family, drift }).collect(), audited.finished)
+        let kind = self.virtuals.name();
+        (audited.drift.into_iter().map(|drift| Found { kind, drift }).collect(), audited.finished)
     }
 
     /// Returns when the next retry of a failed step is due.

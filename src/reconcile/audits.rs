@@ -35,9 +35,9 @@ pub fn glance(kind: &mut dyn Reflection, at: Moment) -> Vec<Found> {
 }
 
 /// Looks for every change in one kind, and reads what may have changed.
-pub fn scan(family: &mut dyn Reflection, at: Moment) -> Vec<Found> {
-    let name = family.name();
-    family.scan(at).into_iter().map(|drift| Found { family: name, drift }).collect()
+pub fn scan(kind: &mut dyn Reflection, at: Moment) -> Vec<Found> {
+    let name = kind.name();
+    kind.scan(at).into_iter().map(|drift| Found { kind: name, drift }).collect()
 }
 
 /// Audits the next portion of one kind; also returns whether that was the last.
