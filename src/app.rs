@@ -77,7 +77,6 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let main = listen(&config.observe, &health, &registry).await?;
     let (stop, stopped) = watch::channel(false);
 
-    // The router says which prefixes are pods': others' routes to them concern it.
     let (pod_ranges, watched_ranges) = watch::channel(Prefixes::default());
     let changes = monitor::start(watched(&config, watched_ranges)).context("the kernel cannot be listened to")?;
     let host = world::publish_host(config.node_name.clone(), host_addresses, changes.clone()).await;
@@ -186,7 +185,7 @@ async fn listen(config: &ObserveConfig, health: &Health, registry: &Registry) ->
     Ok(main)
 }
 
-/// What of the kernel is watched for whom.
+/// What of the kernel is watched for whom. `pod_ranges`: those of other nodes, to which others' routes concern the router.
 fn watched(config: &Config, pod_ranges: watch::Receiver<Prefixes>) -> Watched {
     let routes = config.router.as_ref().map(|_| router::linux::learned_routes().to_vec());
     Watched { ours: vec![LinkName(DEVICE.into())], routes: routes.unwrap_or_default(), prefixes: Some(pod_ranges) }
