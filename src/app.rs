@@ -77,8 +77,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let main = listen(&config.observe, &health, &registry).await?;
     let (stop, stopped) = watch::channel(false);
 
-    let (pod_ranges, watched_ranges) = watch::channel(Prefixes::default());
-    let changes = monitor::start(watched(&config, watched_ranges)).context("the kernel cannot be listened to")?;
+    let (pod_ranges, changes) = start_monitor(&config).context("the kernel cannot be listened to")?;
     let host = world::publish_host(config.node_name.clone(), host_addresses, changes.clone()).await;
     let host = host.map_err(anyhow::Error::msg).context("the addresses of this host cannot be read")?;
     let (world_out, world) = watch::channel(World::empty());
@@ -185,10 +184,13 @@ async fn listen(config: &ObserveConfig, health: &Health, registry: &Registry) ->
     Ok(main)
 }
 
-/// What of the kernel is watched for whom. `pod_ranges`: those of other nodes, to which others' routes concern the router.
-fn watched(config: &Config, pod_ranges: watch::Receiver<Prefixes>) -> Watched {
-    let routes = config.router.as_ref().map(|_| router::linux::learned_routes().to_vec());
-    Watched { ours: vec![LinkName(DEVICE.into())], routes: routes.unwrap_or_default(), prefixes: Some(pod_ranges) }
+/// Starts the monitor of what each subsystem needs to know of the kernel. The router tells it the pod CIDRs of other nodes, to which
+/// others' routes concern it.
+fn start_monitor(config: &Config) -> Result<(watch::Sender<Prefixes>, watch::Receiver<Changes>), Error> {
+    let (pod_ranges, prefixes) = watch::channel(Prefixes::default());
+    let routes = config.router.as_ref().map(|_| router::linux::learned_routes().to_vec()).unwrap_or_default();
+    let watched = Watched { ours: vec![LinkName(DEVICE.into())], routes, prefixes: Some(prefixes) };
+    Ok((pod_ranges, monitor::start(watched)?))
 }
 
 /// Starts the source of the cluster. Where that is an API server, it is also told how this node stands.
