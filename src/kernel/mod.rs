@@ -4,7 +4,7 @@
 //! `netlink` is the wire under all of them; `ipvs`, `ipset`, `link`, `address`, `route`, `iptables` and
 //! `sysctl` are kinds of objects (`reconcile::Target`); `conntrack`, `module` and `nftables` are operations;
 //! `bridge`, `rule` and `tunnel` hold the desired state of such objects; `monitor` reports changes by others; `tcp`
-//! opens sockets for routing protocols; `processor` is the time that work has taken.
+//! opens sockets for routing protocols; `processor` is the time that work has taken, `memory` gives back what the allocator keeps.
 
 mod error;
 mod name;
@@ -18,6 +18,7 @@ pub mod ipset;
 pub mod iptables;
 pub mod ipvs;
 pub mod link;
+pub mod memory;
 pub mod module;
 pub mod monitor;
 pub mod netlink;

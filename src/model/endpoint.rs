@@ -2,7 +2,6 @@
 //!
 //! Kubernetes: `discovery.k8s.io/v1` EndpointSlice. A Service has any number of slices, each of one family.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -16,8 +15,12 @@ use crate::net::{Family, Protocol};
 /// expect duplicates (`proxy::endpoints` merges them).
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Endpoints {
-    pub slices: BTreeMap<CompactString, Arc<EndpointSlice>>,
+    pub slices: Slices,
 }
+
+/// Slices by name, sorted. Nearly every Service has one or two, for which a map would reserve room for eleven.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Slices(Vec<(CompactString, Arc<EndpointSlice>)>);
 
 /// One slice. Slices of address type FQDN never become a value of this type.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,6 +65,65 @@ pub enum Use {
     /// It is terminating and still serves: it gets new connections only where nobody else is left.
     Terminating,
     Ready,
+}
+
+impl Slices {
+    pub fn get(&self, name: &str) -> Option<&Arc<EndpointSlice>> {
+        self.0.get(self.place(name).ok()?).map(|(_, slice)| slice)
+    }
+
+    /// Puts a slice in place; returns the one of this name before.
+    pub fn insert(&mut self, name: CompactString, slice: Arc<EndpointSlice>) -> Option<Arc<EndpointSlice>> {
+        match self.place(&name) {
+            Ok(place) => self.0.get_mut(place).map(|(_, known)| std::mem::replace(known, slice)),
+            Err(place) => {
+                self.0.reserve_exact(1);
+                self.0.insert(place, (name, slice));
+                None
+            }
+        }
+    }
+
+    pub fn remove(&mut self, name: &str) -> Option<Arc<EndpointSlice>> {
+        self.place(name).ok().map(|place| self.0.remove(place).1)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&CompactString, &Arc<EndpointSlice>)> {
+        self.0.iter().map(|(name, slice)| (name, slice))
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = &CompactString> {
+        self.iter().map(|(name, _)| name)
+    }
+
+    pub fn values(&self) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+        self.iter().map(|(_, slice)| slice)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn place(&self, name: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|(other, _)| other.as_str().cmp(name))
+    }
+}
+
+impl FromIterator<(CompactString, Arc<EndpointSlice>)> for Slices {
+    /// Of several slices of one name the last stays.
+    fn from_iter<I: IntoIterator<Item = (CompactString, Arc<EndpointSlice>)>>(slices: I) -> Slices {
+        let mut sorted = Slices::default();
+        for (name, slice) in slices {
+            sorted.insert(name, slice);
+        }
+        sorted
+    }
+}
+
+impl<const N: usize> From<[(CompactString, Arc<EndpointSlice>); N]> for Slices {
+    fn from(slices: [(CompactString, Arc<EndpointSlice>); N]) -> Slices {
+        slices.into_iter().collect()
+    }
 }
 
 impl Conditions {

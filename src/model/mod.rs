@@ -18,7 +18,7 @@ mod service;
 mod table;
 
 pub use claims::{Claim, Claims, Store};
-pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Use};
+pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Slices, Use};
 pub use event_clock::EventClock;
 pub use host::{Host, HostAddress, HostLink, OnLink};
 pub use interner::{Counted, Interner};

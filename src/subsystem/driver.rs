@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
+use crate::kernel::memory;
 use crate::kernel::processor::thread_time;
 use crate::model::Authority;
 use crate::reconcile::{Moment, Moments};
 
 use super::disturbances::Disturbances;
+use super::leftovers::Leftovers;
 use super::patrol::{Look, Patrol};
 use super::{Context, FirstSync, Inputs, Kinds, Standing, Subsystem, Times};
 
@@ -39,6 +41,7 @@ struct Loop<S> {
     disturbances: Disturbances,
     next_audit: Instant,
     patrol: Patrol,
+    leftovers: Leftovers,
     audit_found: usize,
     moments: Moments,
     /// Steps performed since the start.
@@ -63,6 +66,7 @@ impl<S: Subsystem> Loop<S> {
             disturbances: Disturbances::new(notices, noted),
             next_audit: now + subsystem.audit_period(),
             patrol: Patrol::new(now, 1 + S::CLOSE_LOOKS),
+            leftovers: Leftovers::new(now),
             audit_found: 0,
             moments: Moments::since(now),
             steps: 0,
@@ -132,6 +136,9 @@ impl<S: Subsystem> Loop<S> {
             self.patrol(self.moments.at(done));
         }
         self.tell(done);
+        if self.leftovers.take_due(done) {
+            memory::give_back();
+        }
     }
 
     /// Processes the newest World; returns when the earliest event in it was seen.
@@ -170,6 +177,7 @@ impl<S: Subsystem> Loop<S> {
         let round = self.subsystem.round(self.authority, at);
         let steps = self.subsystem.mirrors().steps_done() - before;
         self.steps += steps;
+        self.leftovers.worked(steps, at.now);
         if self.authority == Authority::Complete && !self.cleared && self.subsystem.mirrors().is_as_wanted() {
             self.cleared = true;
             for error in self.subsystem.remove_abandoned() {
@@ -195,6 +203,7 @@ impl<S: Subsystem> Loop<S> {
         self.next_audit = at.now + BETWEEN_PORTIONS;
         if finished {
             self.subsystem.audited(at);
+            self.leftovers.worked_on_all(at.now);
             debug!(found = self.audit_found, "Audit finished");
             self.audit_found = 0;
             self.next_audit = at.now + period;
@@ -228,6 +237,7 @@ impl<S: Subsystem> Loop<S> {
         if standing.is_well && !self.synced && self.subsystem.is_equipped() {
             self.synced = true;
             standing.synced = true;
+            self.leftovers.worked_on_all(now);
             self.subsystem.log_first_sync(&FirstSync {
                 authority: self.authority,
                 steps: self.steps,

@@ -15,6 +15,7 @@
 pub mod disturbances;
 mod driver;
 mod kinds;
+mod leftovers;
 mod patrol;
 
 use std::sync::Arc;

@@ -216,7 +216,7 @@ impl Joined {
     }
 
     fn remember_slices(&mut self, service: &ObjectName, endpoints: &Endpoints, named: Option<&HashSet<ObjectName>>) {
-        for (slice_name, slice) in &endpoints.slices {
+        for (slice_name, slice) in endpoints.slices.iter() {
             let id = ObjectName::of(service.namespace.clone(), slice_name.clone());
             let is_unreadable = || self.unknown.contains(&ObjectId { kind: Kind::EndpointSlice, name: id.clone() });
             let is_open = named.is_none_or(|named| !named.contains(&id)) || is_unreadable();

@@ -60,7 +60,7 @@ fn endpoints(index: usize, version: usize, nodes: &[Arc<str>]) -> Endpoints {
         ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints: (0..ENDPOINTS).map(endpoint).collect(),
     };
-    Endpoints { slices: BTreeMap::from([(format!("service-{index:05}-abcde").into(), Arc::new(slice))]) }
+    Endpoints { slices: [(format!("service-{index:05}-abcde").into(), Arc::new(slice))].into() }
 }
 
 /// One way to hold the rows: what publishing, changing one row and finding it again costs.

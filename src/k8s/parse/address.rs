@@ -40,5 +40,6 @@ pub fn unicast_addresses<'a>(
             Err(why) => warnings.odd(field, format_args!("{why}; it is left out")),
         }
     }
+    addresses.shrink_to_fit();
     addresses
 }

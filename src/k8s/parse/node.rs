@@ -97,6 +97,7 @@ fn addresses(object: &NodeObject, warnings: &mut Warnings) -> Vec<NodeAddress> {
             Err(why) => warnings.odd("status.addresses", format_args!("{why}; it is left out")),
         }
     }
+    addresses.shrink_to_fit();
     addresses
 }
 
@@ -130,6 +131,7 @@ fn pod_cidrs(object: &NodeObject, warnings: &mut Warnings) -> Vec<IpNet> {
             Err(_) => warnings.odd("spec.podCIDRs", format_args!("{text:?} is not a CIDR; it is left out")),
         }
     }
+    ranges.shrink_to_fit();
     ranges
 }
 

@@ -196,6 +196,7 @@ fn ports(spec: &Spec, kind: ServiceType, warnings: &mut Warnings) -> Vec<Service
         }
         ports.push(ServicePort { name: name.into(), protocol, port: number, node_port });
     }
+    ports.shrink_to_fit();
     ports
 }
 

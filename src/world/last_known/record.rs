@@ -145,7 +145,7 @@ fn write_body(known: &Known, bytes: &mut Vec<u8>) {
     }
     for (service, endpoints) in endpoints.iter() {
         let Endpoints { slices } = &**endpoints;
-        for (name, slice) in slices {
+        for (name, slice) in slices.iter() {
             let slices = vec![SliceRecord::of(service, name, slice, &mut collected)];
             write(ClusterRecord { slices, ..ClusterRecord::default() });
         }

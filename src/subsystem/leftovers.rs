@@ -1,0 +1,69 @@
+//! When to give freed memory back: after much work, when it is over.
+//!
+//! A first sync, an audit or a whole table of learned routes takes many times what is left in the end, and an allocator keeps
+//! what is free between what is used: a tenth of what a large node occupies.
+
+use std::time::{Duration, Instant};
+
+/// Steps after which there is something to give back.
+const MUCH: u64 = 1000;
+/// Work is over when there was none for so long.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// Work since memory was last given back.
+#[derive(Debug)]
+pub struct Leftovers {
+    steps: u64,
+    last: Instant,
+}
+
+impl Leftovers {
+    pub fn new(now: Instant) -> Leftovers {
+        Leftovers { steps: 0, last: now }
+    }
+
+    /// Records steps, or other work that took as much memory.
+    pub fn worked(&mut self, steps: u64, now: Instant) {
+        if steps > 0 {
+            self.steps = self.steps.saturating_add(steps);
+            self.last = now;
+        }
+    }
+
+    /// Records work on everything that is known: a first sync, an audit.
+    pub fn worked_on_all(&mut self, now: Instant) {
+        self.worked(MUCH, now);
+    }
+
+    /// Returns whether memory is to be given back now: once after much work.
+    pub fn take_due(&mut self, now: Instant) -> bool {
+        let is_due = self.steps >= MUCH && now >= self.last + QUIET;
+        if is_due {
+            self.steps = 0;
+        }
+        is_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_given_back_once_when_much_work_is_over() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut leftovers = Leftovers::new(start);
+        assert!(!leftovers.take_due(at(60)), "nothing was done");
+        leftovers.worked(MUCH - 1, at(60));
+        assert!(!leftovers.take_due(at(120)), "a few changes leave little");
+        leftovers.worked(1, at(120));
+        assert!(!leftovers.take_due(at(124)), "work may go on");
+        leftovers.worked(1, at(124));
+        leftovers.worked(0, at(128));
+        assert!(!leftovers.take_due(at(128)) && leftovers.take_due(at(129)));
+        assert!(!leftovers.take_due(at(200)), "it was given back");
+        leftovers.worked_on_all(at(200));
+        assert!(leftovers.take_due(at(205)));
+    }
+}
