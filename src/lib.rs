@@ -1,6 +1,7 @@
 //! Sluice: a node network agent for Kubernetes. `docs/architecture.md` is the map.
 
 pub mod net;
+pub mod packed;
 pub mod config;
 pub mod observe;
 pub mod model;

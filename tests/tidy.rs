@@ -12,23 +12,24 @@ use std::path::{Path, PathBuf};
 
 /// Who may use whom, by the first part of the path below `src`; a directory below it may have a line of its own. A module may
 /// always use itself.
-const IMPORTS: [(&str, &[&str]); 16] = [
+const IMPORTS: [(&str, &[&str]); 17] = [
     ("net", &[]),
+    ("packed", &[]),
     ("observe", &[]),
-    ("model", &["net"]),
+    ("model", &["net", "packed"]),
     ("config", &["net"]),
     ("ask", &["config", "observe"]),
-    ("bgp", &["net"]),
+    ("bgp", &["net", "packed"]),
     // Sockets and the clock of the speaker; everything else of it is pure.
     ("bgp/driver", &["bgp", "net", "kernel", "reconcile", "observe"]),
-    ("reconcile", &["observe"]),
+    ("reconcile", &["observe", "packed"]),
     ("kernel", &["net", "reconcile"]),
     ("k8s", &["net", "model", "observe"]),
     // The loop that the three below share.
     ("subsystem", &["model", "kernel", "reconcile", "observe"]),
     ("proxy", &["net", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
-    ("firewall", &["net", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
-    ("router", &["net", "model", "config", "kernel", "reconcile", "observe", "subsystem", "bgp"]),
+    ("firewall", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
+    ("router", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem", "bgp"]),
     ("gobgp", &["net", "bgp", "observe"]),
     ("world", &["net", "model", "k8s", "kernel", "observe"]),
 ];

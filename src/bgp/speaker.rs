@@ -136,7 +136,8 @@ pub enum Fact {
 #[derive(Debug)]
 pub struct Speaker {
     rib: Rib,
-    neighbours: BTreeMap<IpAddr, Neighbour>,
+    /// Boxed: a map leaves its nodes half empty, and these are large.
+    neighbours: BTreeMap<IpAddr, Box<Neighbour>>,
     addresses: BTreeMap<PeerId, IpAddr>,
     links: BTreeMap<LinkId, IpAddr>,
     /// Deadlines of the neighbours.
@@ -193,19 +194,24 @@ impl Speaker {
         &self.rib
     }
 
+    /// Packs the table, for which there is time when nothing is received.
+    pub fn pack(&mut self) {
+        self.rib.pack();
+    }
+
     /// All neighbours, by address.
     pub fn neighbours(&self) -> impl Iterator<Item = (IpAddr, &Neighbour)> {
-        self.neighbours.iter().map(|(address, neighbour)| (*address, neighbour))
+        self.neighbours.iter().map(|(address, neighbour)| (*address, &**neighbour))
     }
 
     pub fn neighbour(&self, address: IpAddr) -> Option<&Neighbour> {
-        self.neighbours.get(&address)
+        self.neighbours.get(&address).map(|neighbour| &**neighbour)
     }
 
     /// Neighbours with a session whose Adj-RIB-Out is not sent completely: they read slowly, or have just been added.
     pub fn behind(&self) -> impl Iterator<Item = IpAddr> {
-        let is_behind = |neighbour: &&Neighbour| neighbour.peer.session().is_some() && !self.rib.is_told(neighbour.id);
-        self.neighbours.values().filter(is_behind).map(|neighbour| neighbour.wanted().address)
+        let is_behind = |neighbour: &Neighbour| neighbour.peer.session().is_some() && !self.rib.is_told(neighbour.id);
+        self.neighbours().filter(move |(_, neighbour)| is_behind(neighbour)).map(|(address, _)| address)
     }
 
     /// Attributes advertised to a neighbour for a prefix; `None` when the prefix is not advertised.
@@ -301,7 +307,7 @@ impl Speaker {
         if self.is_new {
             peer.begins_without_state();
         }
-        self.neighbours.insert(address, Neighbour::new(id, wanted, peer, at.now));
+        self.neighbours.insert(address, Box::new(Neighbour::new(id, wanted, peer, at.now)));
         self.addresses.insert(id, address);
         self.event(at, address, Event::Start);
     }

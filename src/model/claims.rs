@@ -13,6 +13,7 @@ use std::slice;
 use std::sync::Arc;
 
 use super::Table;
+use crate::packed::PackedMap;
 
 /// A claim to a thing, with the consequences of having it.
 pub trait Claim {
@@ -109,6 +110,19 @@ impl<T: Claim> Claim for Arc<T> {
 }
 
 impl<K: Ord + Clone, C> Store<K, C> for BTreeMap<K, C> {
+    fn get(&self, key: &K) -> Option<&C> {
+        BTreeMap::get(self, key)
+    }
+
+    fn set(&mut self, key: &K, claim: Option<C>) {
+        match claim {
+            Some(claim) => drop(self.insert(key.clone(), claim)),
+            None => drop(self.remove(key)),
+        }
+    }
+}
+
+impl<K: Ord + Clone, C> Store<K, C> for PackedMap<K, C> {
     fn get(&self, key: &K) -> Option<&C> {
         BTreeMap::get(self, key)
     }

@@ -17,6 +17,7 @@ use self::differing::side_by_side;
 use super::backoff::Backoff;
 use super::moment::Moment;
 use super::target::{Phase, Target};
+use crate::packed::PackedMap;
 
 pub use self::differing::Differing;
 pub use self::reflection::Reflection;
@@ -58,7 +59,7 @@ pub struct Trouble {
 pub struct Mirror<T: Target> {
     target: T,
     /// Last seen state; `None` before the first read and after a failed one.
-    seen: Option<BTreeMap<T::Key, T::Value>>,
+    seen: Option<PackedMap<T::Key, T::Value>>,
     dirty: Dirty<T::Key>,
     /// Keys whose last step failed. They are read back, when the delay is over, before they are compared.
     doubtful: BTreeSet<T::Key>,
@@ -141,12 +142,12 @@ impl<T: Target> Mirror<T> {
 
     /// Returns the last seen state; `None` while it is unknown.
     pub fn seen(&self) -> Option<&BTreeMap<T::Key, T::Value>> {
-        self.seen.as_ref()
+        self.seen.as_deref()
     }
 
     /// Returns the keys that exist or may exist, as far as is known.
     pub fn known_keys(&self) -> impl Iterator<Item = &T::Key> {
-        self.seen.iter().flat_map(BTreeMap::keys).chain(&self.doubtful)
+        self.seen.iter().flat_map(|seen| seen.keys()).chain(&self.doubtful)
     }
 
     /// Returns whether this object is known to exist, in whatever form.
@@ -354,7 +355,7 @@ impl<T: Target> Mirror<T> {
             }
             match self.target.read() {
                 Ok(found) => {
-                    self.seen = Some(found);
+                    self.seen = Some(found.into());
                     self.dirty = Dirty::All;
                     self.doubtful.clear();
                     self.backoff.tried();
@@ -428,7 +429,7 @@ impl<T: Target> Mirror<T> {
         }
         if seen.is_empty() {
             // Building a map at once costs a fraction of filling it.
-            *seen = there.into_iter().collect();
+            *seen = BTreeMap::from_iter(there).into();
         } else {
             seen.extend(there);
         }

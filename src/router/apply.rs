@@ -82,8 +82,8 @@ kinds! {
         source_rules: SourceRules after Routes,
     }
     with {
-        /// Routes that this run has learned since learned routes were last complete.
-        heard: BTreeSet<RouteKey>,
+        /// Routes that this run has learned and given up since learned routes were last complete.
+        withdrawn: BTreeSet<RouteKey>,
         had_sets: Option<bool>,
     }
 }
@@ -133,7 +133,7 @@ impl<K: Kernel> Mirrors<K> {
             }
         }
         changed.routes.iter().for_each(|key| self.routes.mark(key.clone()));
-        self.heard.extend(changed.routes.iter().cloned());
+        self.withdrawn.extend(changed.withdrawn.iter().cloned());
         changed.source_rules.iter().for_each(|key| self.source_rules.mark(*key));
     }
 
@@ -184,10 +184,10 @@ impl<K: Kernel> Mirrors<K> {
         if leave.authority == Authority::Complete {
             self.source_rules.shrink(&desired.source_rules, at);
             // A learned route that is no longer desired was withdrawn: deleting it need not wait for peers.
-            let (all, heard) = (leave.routes_are_complete, &self.heard);
-            routes_gone = self.routes.shrink_where(learned.routes(), at, |key, _| all || heard.contains(key)).len();
+            let (all, withdrawn) = (leave.routes_are_complete, &self.withdrawn);
+            routes_gone = self.routes.shrink_where(learned.routes(), at, |key, _| all || withdrawn.contains(key)).len();
             if all {
-                self.heard.clear();
+                self.withdrawn.clear();
                 self.shrink_tunnels(learned, at);
                 self.receive_ports.shrink(&desired.receive_ports, at);
             }

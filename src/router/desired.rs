@@ -78,6 +78,8 @@ pub struct RouterChanges {
     /// Pod CIDRs of other nodes that were added or removed.
     pub pod_ranges: Vec<(IpNet, bool)>,
     pub routes: Vec<RouteKey>,
+    /// The routes among them that this run has learned and that are not desired any more.
+    pub withdrawn: Vec<RouteKey>,
     pub tunnels: Vec<LinkName>,
     pub source_rules: Vec<RuleKey>,
     pub receive_ports: Vec<ReceivePort>,

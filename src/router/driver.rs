@@ -368,6 +368,11 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.files.mark(true);
     }
 
+    async fn pack(&mut self) {
+        self.plan.pack();
+        self.sessions.pack().await;
+    }
+
     fn troubles(&mut self, account: &mut Account, standing: &Standing) -> Vec<String> {
         let trouble = self.files.write(self.plan.desired().cni.as_ref(), standing.authority, standing.now);
         let mut troubles: Vec<String> =

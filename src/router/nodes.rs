@@ -3,7 +3,7 @@
 //! A node contributes addresses and pod CIDRs, which several may claim for a moment while a cluster changes, and its
 //! peering. It is recomputed when that node changes, and for all of them when our own does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use compact_str::CompactString;
@@ -16,6 +16,7 @@ use crate::kernel::ipset::ElementKey;
 use crate::kernel::link::LinkName;
 use crate::model::Node;
 use crate::net::{Family, PerFamily};
+use crate::packed::PackedMap;
 
 use super::claims::Claims;
 use super::identity::Identity;
@@ -28,7 +29,7 @@ use super::router_id::router_id;
 /// Contributions of all nodes, with the contributing node.
 #[derive(Default, Debug)]
 pub struct Nodes {
-    parts: BTreeMap<CompactString, Part>,
+    parts: PackedMap<CompactString, Part>,
     elements: Claims<ElementKey, CompactString, ()>,
     /// Every address of every node, with that node's addresses in both families.
     addresses: Claims<IpAddr, CompactString, PerFamily<Option<IpAddr>>>,
@@ -80,6 +81,16 @@ pub struct Around<'a> {
 }
 
 impl Nodes {
+    /// Packs what a World fills in the order of names.
+    pub fn pack(&mut self) {
+        self.parts.pack();
+        self.elements.pack();
+        self.addresses.pack();
+        self.ranges.pack();
+        self.peering.pack();
+        self.identifiers.pack();
+    }
+
     /// Updates one node; `None` removes it.
     pub fn update(&mut self, name: &CompactString, node: Option<&Node>, around: Around<'_>) -> NodeChanges {
         let (new, wanted) = node.map(|node| part(name, node, around)).unwrap_or_default();

@@ -37,6 +37,7 @@ use super::problem::{About, Problem};
 use super::routes::{Place, Routes};
 use super::{cni, external_peers, forward, mtu, node_sets, pod_egress, settings};
 
+mod packing;
 mod pod_ranges;
 
 pub use pod_ranges::{Refusal, Unreached};
@@ -482,6 +483,7 @@ impl Plan {
         };
         let settled = self.routes.settle(place);
         changed.routes.extend(settled.routes);
+        changed.withdrawn.extend(settled.withdrawn);
         changed.tunnels.extend(settled.tunnels);
     }
 }

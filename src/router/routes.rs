@@ -23,7 +23,6 @@
 //!
 //! Work is proportional to the change: a route, a next hop of another kind, or everything if our place changes.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -38,6 +37,7 @@ use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_MAIN};
 use crate::kernel::tunnel::Tunnel;
 use crate::model::{Interner, OnLink};
 use crate::net::{Family, PerFamily};
+use crate::packed::PackedMap;
 
 use super::identity::Identity;
 use super::mtu;
@@ -59,14 +59,14 @@ pub struct Place<'a> {
 #[derive(Default, Debug)]
 pub struct Routes {
     /// Next hops as learned, the best first.
-    learned: BTreeMap<IpNet, Arc<[IpAddr]>>,
-    by_next_hop: BTreeMap<IpAddr, BTreeSet<IpNet>>,
+    learned: PackedMap<IpNet, Arc<[IpAddr]>>,
+    by_next_hop: BTreeMap<IpAddr, PackedMap<IpNet, ()>>,
     /// The routes that use the tunnel to each node.
     tunnelled: BTreeMap<IpAddr, BTreeSet<IpNet>>,
     /// The current paths of each route.
-    ways: BTreeMap<IpNet, Arc<[Way]>>,
+    ways: PackedMap<IpNet, Arc<[Way]>>,
     lists: Lists,
-    routes: BTreeMap<RouteKey, Route>,
+    routes: PackedMap<RouteKey, Route>,
     tunnels: BTreeMap<LinkName, Tunnel>,
     dirty: BTreeSet<IpNet>,
     /// Prefixes learned from a former speaker, and not learned again yet.
@@ -85,6 +85,8 @@ struct Lists {
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct RouteTableChanges {
     pub routes: Vec<RouteKey>,
+    /// Those of them that are not desired any more.
+    pub withdrawn: Vec<RouteKey>,
     pub tunnels: Vec<LinkName>,
 }
 
@@ -139,7 +141,7 @@ impl Routes {
                 }
             }
             for next_hop in &*next_hops {
-                self.by_next_hop.entry(*next_hop).or_default().insert(prefix);
+                self.by_next_hop.entry(*next_hop).or_default().insert(prefix, ());
             }
             self.dirty.insert(prefix);
         }
@@ -161,13 +163,21 @@ impl Routes {
 
     /// Recomputes the routes via a next hop after a change of what is known of it.
     pub fn look_again(&mut self, next_hop: IpAddr) {
-        self.dirty.extend(self.by_next_hop.get(&next_hop).into_iter().flatten());
+        self.dirty.extend(self.by_next_hop.get(&next_hop).into_iter().flat_map(|prefixes| prefixes.keys()));
         self.dirty.extend(self.tunnelled.get(&next_hop).into_iter().flatten());
     }
 
     /// Recomputes everything after a change of our own place.
     pub fn look_at_all_again(&mut self) {
         self.dirty.extend(self.learned.keys());
+    }
+
+    /// Packs the maps, which whole tables fill one route after the other.
+    pub fn pack(&mut self) {
+        self.learned.pack();
+        self.by_next_hop.values_mut().for_each(PackedMap::pack);
+        self.ways.pack();
+        self.routes.pack();
     }
 
     /// Brings routes and tunnels up to date with the learned routes.
@@ -250,12 +260,10 @@ impl Routes {
 
     fn put_route(&mut self, key: RouteKey, wanted: Option<Route>, changed: &mut RouteTableChanges) {
         match wanted {
-            Some(wanted) => match self.routes.entry(key.clone()) {
-                Entry::Occupied(entry) if *entry.get() == wanted => return,
-                entry => drop(entry.insert_entry(wanted)),
-            },
+            Some(wanted) if self.routes.get(&key) == Some(&wanted) => return,
+            Some(wanted) => drop(self.routes.insert(key.clone(), wanted)),
             None if self.routes.remove(&key).is_none() => return,
-            None => {}
+            None => changed.withdrawn.push(key.clone()),
         }
         changed.routes.push(key);
     }

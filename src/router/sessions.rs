@@ -17,7 +17,7 @@ use crate::bgp::driver::{self, Access, Event, Events, Handle, Setup};
 use crate::bgp::message::{Notification, Reason};
 use crate::bgp::rib::{Bounds, Rules};
 use crate::bgp::session::State;
-use crate::bgp::speaker::{Fact, Order, Restarting};
+use crate::bgp::speaker::{Fact, Order, Restarting, Speaker};
 use crate::config::RouterConfig;
 use crate::net::{Family, PerFamily};
 use crate::observe::health::Pulse;
@@ -114,6 +114,14 @@ impl Sessions {
                 self.retry_at = Some(Instant::now());
                 News::Ended
             }
+        }
+    }
+
+    /// Packs the table of the running speaker.
+    pub async fn pack(&self) {
+        if let Some(running) = &self.running {
+            // One that has just ended has no table.
+            let _ = running.handle.ask(Speaker::pack).await;
         }
     }
 

@@ -137,6 +137,8 @@ impl<S: Subsystem> Loop<S> {
         }
         self.tell(done);
         if self.leftovers.take_due(done) {
+            self.subsystem.mirrors().kinds().into_iter().for_each(|kind| kind.mirror.pack());
+            self.subsystem.pack().await;
             memory::give_back();
         }
     }

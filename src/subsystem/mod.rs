@@ -119,6 +119,11 @@ pub trait Subsystem {
     /// Called at the end of an audit.
     fn audited(&mut self, _at: Moment) {}
 
+    /// Called when much work is over: rebuilds more densely what was filled one by one (`packed`).
+    fn pack(&mut self) -> impl Future<Output = ()> {
+        std::future::ready(())
+    }
+
     /// Returns the troubles besides those of the kinds of kernel objects. Logs those that begin or end.
     fn troubles(&mut self, account: &mut Account, standing: &Standing) -> Vec<String>;
 

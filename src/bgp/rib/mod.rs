@@ -131,6 +131,11 @@ impl Rib {
         &self.table
     }
 
+    /// Packs the table, for which there is time when nothing is received.
+    pub fn pack(&mut self) {
+        self.table.pack();
+    }
+
     /// Sets the time of receipt of the routes that follow.
     pub fn set_time(&mut self, now: Instant) {
         self.table.set_time(now);

@@ -21,6 +21,7 @@ use super::super::policy::Difference;
 use super::best_path::{self, Candidate, Source};
 use super::long_sets::LongSets;
 use crate::net::{Family, PerFamily};
+use crate::packed::PackedMap;
 
 /// Source of a route: a neighbour, or ourselves.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -78,7 +79,7 @@ pub struct Table {
     begun: Instant,
     /// Seconds since then.
     clock: u32,
-    paths: BTreeMap<IpNet, Vec<Path>>,
+    paths: PackedMap<IpNet, Vec<Path>>,
     sources: BTreeMap<PeerId, Source>,
     counts: BTreeMap<PeerId, PerFamily<Count>>,
     /// Only of neighbours that have sent any.
@@ -107,7 +108,7 @@ impl Table {
         Table {
             begun: now,
             clock: 0,
-            paths: BTreeMap::new(),
+            paths: PackedMap::default(),
             sources: BTreeMap::new(),
             counts: BTreeMap::new(),
             long_sets: BTreeMap::new(),
@@ -130,6 +131,11 @@ impl Table {
     /// Sets the maximum number of next hops for multipath.
     pub fn share(&mut self, most: usize) {
         self.sharing = most;
+    }
+
+    /// Packs the table, which neighbours fill in the order of prefixes.
+    pub fn pack(&mut self) {
+        self.paths.pack();
     }
 
     /// Sets the properties of a neighbour before its routes are received.
@@ -164,7 +170,7 @@ impl Table {
 
     fn take_in(&mut self, prefix: IpNet, path: Path) {
         let source = path.source;
-        let paths = self.paths.entry(prefix).or_default();
+        let paths = self.paths.or_default(prefix);
         let known = paths.iter_mut().find(|known| known.source == source);
         let used = path.used.is_some();
         let before = match known {
@@ -281,7 +287,7 @@ impl Table {
 
     /// Changes the routes to a prefix, and moves the best to the front.
     fn change(&mut self, prefix: IpNet, change: impl FnOnce(&mut Vec<Path>)) {
-        let Some(paths) = self.paths.get_mut(&prefix) else { return };
+        let Some(paths) = self.paths.value_mut(&prefix) else { return };
         let before = best_of(paths, &self.unreachable);
         change(paths);
         put_best_first(paths, &self.sources, &self.unreachable);
@@ -442,7 +448,7 @@ impl Table {
     /// Checks the invariants.
     pub fn check(&self) {
         let mut counts: BTreeMap<PeerId, PerFamily<Count>> = BTreeMap::new();
-        for (prefix, paths) in &self.paths {
+        for (prefix, paths) in self.paths.iter() {
             assert!(!paths.is_empty(), "{prefix} has no routes");
             let used = |path: &Path| path.used.as_ref().is_some_and(|used| !self.unreachable.contains(&used.next_hop));
             assert!(paths.iter().all(|path| !used(path)) || used(&paths[0]), "the best stands first");

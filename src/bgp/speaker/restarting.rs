@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::session::Moment;
-use super::{Neighbour, Output, Speaker};
+use super::{Output, Speaker};
 use crate::net::{Family, PerFamily};
 
 /// Parameters of a local restart.
@@ -29,7 +29,7 @@ impl Speaker {
         restart.next =
             if restart.patience > at.now { restart.patience.min(restart.deferral) } else { restart.deferral };
         // Before the first neighbour is configured their number is unknown.
-        let unknown = self.neighbours.is_empty() || self.neighbours.values().any(Neighbour::is_missing);
+        let unknown = self.neighbours.is_empty() || self.neighbours.values().any(|neighbour| neighbour.is_missing());
         let missing = restart.patience > at.now && unknown;
         let over = |family: Family| {
             late || !missing && self.neighbours.values().all(|neighbour| !neighbour.is_awaited(family))

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::{Audited, Dirty, Drift, Mirror, Trouble};
+use crate::packed::PackedMap;
 use crate::reconcile::moment::Moment;
 use crate::reconcile::target::Target;
 
@@ -14,6 +15,7 @@ pub trait Reflection {
     fn retry_at(&self) -> Option<Instant>;
     fn steps_done(&self) -> u64;
     fn forget(&mut self);
+    fn pack(&mut self);
     fn audit(&mut self, at: Moment) -> Audited;
     fn glance(&mut self, at: Moment) -> Vec<Drift>;
     fn scan(&mut self, at: Moment) -> Vec<Drift>;
@@ -51,6 +53,11 @@ impl<T: Target> Reflection for Mirror<T> {
         self.dirty = Dirty::All;
         self.doubtful.clear();
         self.audit_from = None;
+    }
+
+    /// Packs the last seen state, for which there is time when nothing is to be done.
+    fn pack(&mut self) {
+        self.seen.iter_mut().for_each(PackedMap::pack);
     }
 
     /// Compares the next portion of the last seen state with the kernel, and marks what somebody else changed as
