@@ -8,11 +8,14 @@
 //! reads slowly is sent the newest state later (`rib::exports`); one that accepts nothing for eight minutes is
 //! disconnected (RFC 9687).
 //!
+//! Neighbours that do not answer share a pace of dials (`dialling`).
+//!
 //! After a local restart (RFC 4724 4.1) nothing is advertised until all connected neighbours have sent End-of-RIB.
 //! Other neighbours are waited for as long as new ones connect, and a moment more; the whole wait has a bound. Only
 //! neighbours without graceful restart, which have removed our routes, are sent our own ones at once.
 
 mod again;
+mod dialling;
 mod neighbour;
 mod restarting;
 #[cfg(test)]
@@ -25,9 +28,9 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::message::{Attributes, Notification, Reason, Refresh, Remark, Update};
+use super::message::{Attributes, Notification, Reason, Remark, Update};
 use super::rib::{Joining, PeerId, Policies, Rib, Rules};
-use super::session::{Agreement, Cause, Effect, Event, LinkId, Moment, Peer};
+use super::session::{Agreement, Cause, Effect, Event, LinkId, Moment, Peer, SLACK};
 use crate::net::{Family, PerFamily};
 
 pub use neighbour::{Messages, Neighbour, Wanted};
@@ -143,6 +146,7 @@ pub struct Speaker {
     /// Deadlines of the neighbours.
     timers: BTreeSet<(Instant, IpAddr)>,
     next: u32,
+    unanswering: dialling::Unanswering,
     /// Until the local restart is over: the ends of its two waits.
     restart: Option<Restart>,
     /// See [`Speaker::begins_without_state`].
@@ -178,6 +182,7 @@ impl Speaker {
             links: BTreeMap::new(),
             timers: BTreeSet::new(),
             next: PeerId::FIRST.0,
+            unanswering: dialling::Unanswering::default(),
             restart,
             is_new: false,
             outputs: Vec::new(),
@@ -218,6 +223,12 @@ impl Speaker {
     pub fn told(&mut self, address: IpAddr, prefix: IpNet) -> Option<Arc<Attributes>> {
         let id = self.neighbours.get(&address)?.id;
         self.rib.shown_to(id, prefix)
+    }
+
+    /// Returns whether a connection carries an established session, and no part of a message has been received on it.
+    pub fn is_between_messages(&self, link: LinkId) -> bool {
+        let neighbour = self.links.get(&link).and_then(|address| self.neighbours.get(address));
+        neighbour.is_some_and(|neighbour| neighbour.peer.is_between_messages(link))
     }
 
     /// Returns whether the local restart is still in progress.
@@ -343,8 +354,12 @@ impl Speaker {
     }
 
     fn tick(&mut self, at: Moment) {
-        let due = self.timers.iter().take_while(|(time, _)| *time <= at.now);
-        let due: Vec<IpAddr> = due.map(|(_, address)| *address).collect();
+        // One wake-up serves everybody for whom something is due, or may be done already.
+        let soon = self.timers.iter().take_while(|(time, _)| *time <= at.now + SLACK);
+        let is_ready = |address: &IpAddr| {
+            self.neighbours.get(address).and_then(Neighbour::ready).is_some_and(|ready| ready <= at.now)
+        };
+        let due: Vec<IpAddr> = soon.map(|(_, address)| *address).filter(is_ready).collect();
         for address in due {
             self.event(at, address, Event::Tick);
             let Some(neighbour) = self.neighbours.get(&address) else { continue };
@@ -359,6 +374,7 @@ impl Speaker {
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
         let deadline = neighbour.deadline();
         let before = std::mem::replace(&mut neighbour.timer, deadline);
+        self.unanswering.note(address, neighbour.peer.is_unanswering());
         if before != deadline {
             if let Some(before) = before {
                 self.timers.remove(&(before, address));
@@ -369,6 +385,7 @@ impl Speaker {
 
     fn event(&mut self, at: Moment, address: IpAddr, event: Event) {
         if let Some(neighbour) = self.neighbours.get_mut(&address) {
+            neighbour.peer.spread_dials(self.unanswering.spread());
             let effects = neighbour.peer.step(at, event);
             self.take(at, address, effects);
             self.set_timer(address);
@@ -413,6 +430,7 @@ impl Speaker {
 
     fn up(&mut self, at: Moment, address: IpAddr, agreement: Box<Agreement>) {
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
+        self.unanswering.answered(address, neighbour.ended(), at.now);
         neighbour.begin(at.now);
         if let Some(restart) = &mut self.restart {
             restart.patience = at.now + restart.quiet;
@@ -459,16 +477,11 @@ impl Speaker {
         Some(Notification::with(Reason::MAXIMUM_PREFIXES, [&[0, afi, 1][..], &most.to_be_bytes()].concat()))
     }
 
-    fn refresh(&mut self, address: IpAddr, refresh: Refresh) {
-        let Some(neighbour) = self.neighbours.get(&address) else { return };
-        let marks = neighbour.peer.agreement().is_some_and(|agreement| agreement.enhanced_refresh);
-        if neighbour.speaks(refresh.family) {
-            self.rib.refresh(neighbour.id, refresh, marks);
-        }
-    }
-
     /// Advertises all changes, and returns the pending outputs.
     fn finish(&mut self, at: Moment) -> Vec<Output> {
+        while let Some(address) = self.unanswering.next() {
+            self.event(at, address, Event::DialNow);
+        }
         self.end_restart(at);
         let flushed = self.rib.flush();
         for parcel in flushed.parcels {

@@ -98,6 +98,7 @@ pub fn neighbour(peer: &Peer, speaker: &Speaker) -> Result<Wanted, String> {
             passive: transport.passive_mode,
             hold_time: u16::try_from(hold_time).unwrap_or(u16::MAX),
             connect_retry: Duration::from_secs(or(timers.connect_retry, RETRY)),
+            mutual: false,
             families,
             restart,
         },

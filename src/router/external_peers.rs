@@ -61,6 +61,7 @@ pub fn peering(
             passive: false,
             hold_time: config.hold_time,
             connect_retry: RETRY,
+            mutual: false,
             families: own.capable(),
             restart: config.graceful_restart.map(restart),
         },

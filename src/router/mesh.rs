@@ -28,8 +28,10 @@ use super::identity::Identity;
 
 /// Hold time between nodes, in seconds; `--bgp-holdtime` is for external peers.
 const HOLD_TIME: u16 = 90;
-/// Maximum connect retry time.
+/// Maximum connect retry time of external peers.
 pub const RETRY: Duration = Duration::from_secs(120);
+/// Maximum connect retry time of nodes, as long as few do not answer: both ends of a cut wait for it.
+const AMONG_NODES_RETRY: Duration = Duration::from_secs(30);
 /// Maximum number of prefixes of one family from a neighbour: more than the whole Internet has.
 pub const MOST: u32 = 2_000_000;
 
@@ -76,7 +78,8 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local)
             asn: Some(local.asn),
             passive: false,
             hold_time: HOLD_TIME,
-            connect_retry: RETRY,
+            connect_retry: AMONG_NODES_RETRY,
+            mutual: true,
             families,
             // A dead node has no pods that could be reached by another path.
             restart: Some(Restart { notifications: true, ..restart(config.graceful_restart.unwrap_or(AMONG_NODES)) }),

@@ -58,10 +58,20 @@ pub struct Sessions {
     /// Neighbours with a session, and by family whether all routes were sent. A family that it does not speak has none.
     up: BTreeMap<IpAddr, PerFamily<bool>>,
     complete: bool,
+    /// Exported states, by address: the labels of each.
+    shown: BTreeMap<IpAddr, Shown>,
     /// End of the wait for neighbours.
     until: Option<Instant>,
     /// Time of the next try to start a speaker.
     retry_at: Option<Instant>,
+}
+
+/// Labels of a neighbour's exported state.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Shown {
+    kind: &'static str,
+    asn: u32,
+    state: &'static str,
 }
 
 struct Running {
@@ -93,6 +103,7 @@ impl Sessions {
             awaited: BTreeMap::new(),
             up: BTreeMap::new(),
             complete: false,
+            shown: BTreeMap::new(),
             until: None,
             retry_at: None,
         }
@@ -294,26 +305,34 @@ impl Sessions {
         }
     }
 
-    /// Exports the state of each session. Without a speaker, or without an answer of it, there are no neighbours.
-    pub async fn show(&self, peers: &IntGaugeVec) {
-        let Some(running) = &self.running else {
-            peers.reset();
-            return;
-        };
-        let rows = running.handle.ask(|speaker| {
-            let row = |(address, neighbour): (IpAddr, &crate::bgp::speaker::Neighbour)| {
-                let settings = &neighbour.wanted().settings;
-                (address, settings.asn, settings.local.asn, neighbour.peer().state())
-            };
-            speaker.neighbours().map(row).collect::<Vec<_>>()
-        });
-        let rows = rows.await.unwrap_or_default();
-        peers.reset();
-        for (address, asn, own, state) in rows {
-            let kind = if asn == Some(own) { "internal" } else { "external" };
-            let (address, asn) = (address.to_string(), asn.unwrap_or_default().to_string());
-            peers.with_label_values(&[address.as_str(), kind, &asn, word(state)]).set(1);
+    /// Exports the state of each session. Without a speaker, or without an answer of it, there are no neighbours. Only what
+    /// differs from the last time is touched: there may be thousands.
+    pub async fn show(&mut self, peers: &IntGaugeVec) {
+        let mut rows = BTreeMap::new();
+        if let Some(running) = &self.running {
+            let asked = running.handle.ask(|speaker| {
+                let row = |(address, neighbour): (IpAddr, &crate::bgp::speaker::Neighbour)| {
+                    let settings = &neighbour.wanted().settings;
+                    let kind = if settings.asn == Some(settings.local.asn) { "internal" } else { "external" };
+                    let state = word(neighbour.peer().state());
+                    (address, Shown { kind, asn: settings.asn.unwrap_or_default(), state })
+                };
+                speaker.neighbours().map(row).collect::<BTreeMap<_, _>>()
+            });
+            rows = asked.await.unwrap_or_default();
         }
+        for (address, before) in &self.shown {
+            if rows.get(address) != Some(before) {
+                // It is there, unless somebody has reset all of them.
+                let _ = before.labelled(*address, |labels| peers.remove_label_values(labels));
+            }
+        }
+        for (address, now) in &rows {
+            if self.shown.get(address) != Some(now) {
+                now.labelled(*address, |labels| peers.with_label_values(labels).set(1));
+            }
+        }
+        self.shown = rows;
     }
 
     /// Stops the speaker with the program. Only neighbours that do not keep our routes are told so (RFC 4724 4).
@@ -340,6 +359,13 @@ impl Sessions {
         if running.thread.join().is_err() {
             error!("BGP speaker thread ended unexpectedly");
         }
+    }
+}
+
+impl Shown {
+    fn labelled<T>(self, address: IpAddr, act: impl FnOnce(&[&str]) -> T) -> T {
+        let (address, asn) = (address.to_string(), self.asn.to_string());
+        act(&[address.as_str(), self.kind, &asn, self.state])
     }
 }
 

@@ -130,6 +130,7 @@ fn join_as(speaker: &mut Speaker, neighbour: usize, kind: Kind, counted: &mut Co
         passive: true,
         hold_time: 90,
         connect_retry: Duration::from_secs(60),
+        mutual: false,
         families: PerFamily { v4: true, v6: true },
         restart: None,
     };

@@ -189,6 +189,7 @@ impl Network {
                 passive: false,
                 hold_time: 30,
                 connect_retry: Duration::from_secs(20),
+                mutual: true,
                 families: PerFamily { v4: true, v6: true },
                 restart: plan.restarts_gracefully.then_some(restart),
             },

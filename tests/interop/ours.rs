@@ -244,6 +244,7 @@ pub fn wanted(cell: &Cell, host: &Host, peer: &Host) -> Wanted {
             passive: cell.dials == Dials::They,
             hold_time: 240,
             connect_retry: Duration::from_secs(2),
+            mutual: false,
             families: cell.families,
             restart: cell.graceful.then_some(restart),
         },

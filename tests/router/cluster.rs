@@ -472,6 +472,7 @@ fn outside_wants(here: IpAddr, asn: u32, there: IpAddr) -> Wanted {
             passive: false,
             hold_time: 90,
             connect_retry: Duration::from_secs(20),
+            mutual: false,
             families: PerFamily { v4: true, v6: true },
             restart: None,
         },

@@ -28,6 +28,9 @@ pub struct Settings {
     pub hold_time: u16,
     /// Maximum time between two dials.
     pub connect_retry: Duration,
+    /// The neighbour dials us, too, as nodes of a mesh do. The more of such neighbours do not answer, the more seldom each
+    /// of them is dialled.
+    pub mutual: bool,
     /// Configured address families.
     pub families: PerFamily<bool>,
     /// Graceful restart, if enabled.

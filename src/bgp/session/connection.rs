@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::message::{self, Dialect, Framing, Message, Notification, Open, Reason};
-use super::{Agreement, LinkId, Moment, Settings, Side, State};
+use super::{Agreement, LinkId, Moment, SLACK, Settings, Side, State};
 
 /// Hold timer before the OPEN of the peer (RFC 4271 8.2.2 suggests four minutes).
 const OPEN_HOLD: Duration = Duration::from_secs(240);
@@ -205,6 +205,15 @@ impl Connection {
             Stage::OpenConfirm(talk) | Stage::Established(talk) => talk.deadline(),
         }
     }
+
+    /// Time from which on a timer may be handled: KEEPALIVEs may be sent a little early.
+    pub fn ready(&self) -> Option<Instant> {
+        match &self.stage {
+            Stage::OpenSent { until } => Some(*until),
+            Stage::Confirmed { talk, until } => talk.ready().into_iter().chain([*until]).min(),
+            Stage::OpenConfirm(talk) | Stage::Established(talk) => talk.ready(),
+        }
+    }
 }
 
 /// Expired timer.
@@ -237,6 +246,16 @@ impl Talk {
         self.hold.into_iter().chain(self.keepalive).min()
     }
 
+    fn ready(&self) -> Option<Instant> {
+        let keepalive = self.keepalive.and_then(|keepalive| keepalive.checked_sub(self.slack()));
+        self.hold.into_iter().chain(keepalive).min()
+    }
+
+    /// Time by which a KEEPALIVE may be early, so that those to many neighbours leave together.
+    fn slack(&self) -> Duration {
+        SLACK.min(Duration::from_secs(u64::from(self.agreement.hold_time)) / 60)
+    }
+
     fn due(&mut self, at: Moment) -> Due {
         if let Some(hold) = self.hold.filter(|hold| *hold <= at.now) {
             // So late, received messages may not have been read yet. The hold timer is extended a little, once.
@@ -246,7 +265,7 @@ impl Talk {
             self.forgiven = true;
             self.hold = Some(at.now + 2 * BUSY);
         }
-        if self.keepalive.is_some_and(|keepalive| keepalive <= at.now) {
+        if self.keepalive.is_some_and(|keepalive| keepalive <= at.now + self.slack()) {
             self.said(at);
             return Due::Keepalive;
         }

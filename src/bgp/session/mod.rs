@@ -20,7 +20,7 @@
 //! The peer may have decided for that one already, and a session would begin only to end.
 //!
 //! After a failure the machine goes on listening and dials again later (1 s, 2 s, 4 s …): this is the RFC's Idle with
-//! an automatic, passive start. It refuses connections only while it is stopped, or for a while when the neighbour has
+//! an automatic, passive start. Where thousands do not answer, the speaker spreads their dials further. It refuses connections only while it is stopped, or for a while when the neighbour has
 //! sent malformed messages, or too many prefixes.
 //!
 //! The complete table of states, events and effects is `transitions.txt`, which a test writes and compares.
@@ -39,6 +39,9 @@ use crate::net::PerFamily;
 
 pub use agreement::{Agreement, Local, Restart, Settings};
 pub use peer::Peer;
+
+/// What may be done early, so that timers of many neighbours share one wake-up, is done up to this much early.
+pub const SLACK: Duration = Duration::from_secs(1);
 
 /// Time of an event, with random jitter: no two neighbours should act in step.
 #[derive(Clone, Copy, Debug)]
@@ -97,8 +100,10 @@ pub enum Event {
     Closed(LinkId),
     /// The send hold timer has expired (RFC 9687).
     Stuck(LinkId),
-    /// [`Peer::deadline`] is reached (events 9 to 11 and 13).
+    /// [`Peer::deadline`] is reached, or [`Peer::ready`] (events 9 to 11 and 13).
     Tick,
+    /// Others that did not answer are back: a scheduled dial is made now (event 9).
+    DialNow,
 }
 
 /// Requested action.

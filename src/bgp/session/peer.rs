@@ -1,7 +1,8 @@
 //! State machine of a neighbour: dials, messages, and the end of its connections.
 //!
-//! RFC 4271 8. Collisions, and the routes retained at the end of a session, are in `succession`.
+//! RFC 4271 8. When to dial is in `dials`; collisions, and the routes retained at the end of a session, in `succession`.
 
+mod dials;
 mod succession;
 
 use std::time::{Duration, Instant};
@@ -11,10 +12,6 @@ use super::connection::{Connection, Due, Verdict};
 use super::{Agreement, Cause, Effect, Event, LinkId, Moment, Settings, Side, State};
 use crate::net::PerFamily;
 
-/// Initial time between two dials; every failure doubles it.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// Time limit for a dial.
-const DIAL: Duration = Duration::from_secs(10);
 /// Time that a new connection waits for the end of the session that it would replace.
 const CHALLENGE: Duration = Duration::from_secs(3);
 /// Session duration from which on the count of failures starts again.
@@ -32,6 +29,8 @@ pub struct Peer {
     phase: Phase,
     /// Consecutive failures.
     failures: u32,
+    /// Minimum time between two dials of an unanswering neighbour.
+    spread: Duration,
     /// Stale routes of the last session, and their deadline.
     stale: Option<Stale>,
     /// Messages received, by type.
@@ -87,6 +86,7 @@ impl Peer {
             forwarding: true,
             phase,
             failures: 0,
+            spread: Duration::ZERO,
             stale: None,
             received: [0; 6],
             effects: Vec::new(),
@@ -149,6 +149,16 @@ impl Peer {
         }
     }
 
+    /// Returns whether a connection is that of the session, alone, and no part of a message has been received.
+    pub fn is_between_messages(&self, link: LinkId) -> bool {
+        match &self.phase {
+            Phase::Established { session, challenger: None, .. } => {
+                session.link == link && session.framing.waiting() == 0
+            }
+            Phase::Idle { .. } | Phase::Open { .. } | Phase::Established { .. } => false,
+        }
+    }
+
     /// Number of messages received, by type code (RFC 4271 4.1).
     pub fn received(&self) -> [u64; 6] {
         self.received
@@ -161,13 +171,25 @@ impl Peer {
 
     /// Time of the next [`Event::Tick`], at the latest.
     pub fn deadline(&self) -> Option<Instant> {
+        self.first(Duration::ZERO, Connection::deadline)
+    }
+
+    /// Time from which on [`Event::Tick`] does something: up to [`SLACK`](super::SLACK) before the deadline, where that
+    /// may be done early.
+    pub fn ready(&self) -> Option<Instant> {
+        self.first(self.dial_slack(), Connection::ready)
+    }
+
+    /// The first of all timers: a scheduled dial counts as due so much earlier, connections say it themselves.
+    fn first(&self, early: Duration, of_connection: fn(&Connection) -> Option<Instant>) -> Option<Instant> {
         let own = match &self.phase {
             Phase::Idle { until } => *until,
-            Phase::Open { dial: Dial::At(at) | Dial::Now(at), .. } => Some(*at),
+            Phase::Open { dial: Dial::At(at), .. } => at.checked_sub(early),
+            Phase::Open { dial: Dial::Now(at), .. } => Some(*at),
             Phase::Open { .. } => None,
             Phase::Established { challenger, .. } => challenger.as_ref().map(|challenger| challenger.until),
         };
-        let connections = self.settled().filter_map(Connection::deadline);
+        let connections = self.settled().filter_map(of_connection);
         connections.chain(own).chain(self.stale.map(|stale| stale.until)).min()
     }
 
@@ -196,6 +218,7 @@ impl Peer {
                 self.ended(at, link, Cause::Sent(notification));
             }
             Event::Tick => self.tick(at),
+            Event::DialNow => self.dial_now(at),
         }
         std::mem::take(&mut self.effects)
     }
@@ -259,57 +282,6 @@ impl Peer {
             false => {}
         }
         self.drop_stale(PerFamily { v4: true, v6: true });
-    }
-
-    fn dial(&mut self, at: Moment) {
-        if let Phase::Open { dial, .. } = &mut self.phase {
-            *dial = Dial::Now(at.now + DIAL);
-            self.effects.push(Effect::Dial);
-        }
-    }
-
-    /// Time between two dials: it doubles with every consecutive failure.
-    fn retry(&self) -> Duration {
-        let doubled = FIRST_RETRY * 2_u32.pow(self.failures.saturating_sub(1).min(16));
-        doubled.min(self.settings.connect_retry)
-    }
-
-    /// Postpones the next dial.
-    fn dial_later(&mut self, at: Moment) {
-        let next = if self.settings.passive { Dial::Never } else { Dial::At(at.after(self.retry())) };
-        if let Phase::Open { dial, .. } = &mut self.phase {
-            *dial = next;
-        }
-    }
-
-    /// Schedules the next dial, unless we have a connection of our own, or one is being dialled or scheduled.
-    fn resume_dialling(&mut self, at: Moment) {
-        if let Phase::Open { dial: Dial::Done | Dial::Never, connections } = &self.phase
-            && connections.iter().all(|one| one.side == Side::Theirs)
-        {
-            self.dial_later(at);
-        }
-    }
-
-    fn dialled(&mut self, at: Moment, link: LinkId) {
-        match &mut self.phase {
-            Phase::Open { dial: dial @ Dial::Now(_), connections } => {
-                *dial = Dial::Done;
-                connections.push(Connection::new(link, Side::Ours, at.now));
-                self.send_open(link);
-            }
-            // The dial was abandoned, but its answer was on its way already.
-            Phase::Idle { .. } | Phase::Open { .. } | Phase::Established { .. } => {
-                self.effects.push(Effect::Close(link));
-            }
-        }
-    }
-
-    fn dial_failed(&mut self, at: Moment) {
-        if let Phase::Open { dial: Dial::Now(_), .. } = self.phase {
-            self.failures = self.failures.saturating_add(1);
-            self.dial_later(at);
-        }
     }
 
     fn accepted(&mut self, at: Moment, link: LinkId) {
@@ -414,7 +386,7 @@ impl Peer {
                     self.dial(at);
                 }
             }
-            Phase::Open { dial: Dial::At(time), connections } if *time <= at.now => {
+            Phase::Open { dial: Dial::At(time), connections } if *time <= at.now + self.dial_slack() => {
                 // Connections in OpenConfirm may still become the session; silent ones must not keep us from dialling.
                 match connections.iter().any(|one| one.state() == State::OpenConfirm) {
                     true => self.dial_later(at),

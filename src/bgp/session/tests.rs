@@ -25,6 +25,7 @@ fn settings() -> Settings {
         passive: false,
         hold_time: 90,
         connect_retry: Duration::from_secs(60),
+        mutual: false,
         families: PerFamily { v4: true, v6: true },
         restart: Some(Restart { seconds: 120, stale: Duration::from_secs(300), notifications: true }),
     }

@@ -1,4 +1,4 @@
-//! Inbound and outbound soft resets (route refresh, RFC 2918).
+//! Route refresh (RFC 2918), asked for and answered, and inbound and outbound soft resets.
 
 use std::net::IpAddr;
 
@@ -16,6 +16,15 @@ impl Speaker {
             let request = message::refresh(&Refresh { family, kind: RefreshKind::Request });
             neighbour.has_sent(&request);
             self.outputs.push(Output::Send(link, request.into()));
+        }
+    }
+
+    /// Handles a ROUTE-REFRESH of a neighbour.
+    pub(super) fn refresh(&mut self, address: IpAddr, refresh: Refresh) {
+        let Some(neighbour) = self.neighbours.get(&address) else { return };
+        let marks = neighbour.peer.agreement().is_some_and(|agreement| agreement.enhanced_refresh);
+        if neighbour.speaks(refresh.family) {
+            self.rib.refresh(neighbour.id, refresh, marks);
         }
     }
 

@@ -124,7 +124,12 @@ impl Neighbour {
         let settings = &wanted.settings;
         let before = &self.wanted.settings;
         // Settings of dials and limits require none.
-        let same = Settings { passive: before.passive, connect_retry: before.connect_retry, ..settings.clone() };
+        let same = Settings {
+            passive: before.passive,
+            connect_retry: before.connect_retry,
+            mutual: before.mutual,
+            ..settings.clone()
+        };
         let plain = Wanted { settings: same, most: self.wanted.most, ..wanted.clone() };
         let anew = plain != self.wanted;
         self.peer.change(wanted.settings.clone());
@@ -251,6 +256,11 @@ impl Neighbour {
         let hold = self.peer.agreement().map_or(0, |agreement| u64::from(agreement.hold_time));
         let time = SEND_HOLD.max(Duration::from_secs(2 * hold));
         (self.on_the_way > 0 && self.peer.session().is_some()).then(|| self.progress + time)
+    }
+
+    /// Time from which on a tick does something.
+    pub(super) fn ready(&self) -> Option<Instant> {
+        self.peer.ready().into_iter().chain(self.stuck_at()).min()
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {

@@ -1,12 +1,14 @@
 //! Behaviour of the whole speaker: limits, local restarts, slow neighbours, changing settings.
 
+mod many;
 mod restarting;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::super::message::{
-    self, AsPath, Capabilities, Community, Dialect, Framing, GracefulRestart, Message, Open, Packing, RefreshKind,
+    self, AsPath, Capabilities, Community, Dialect, Framing, GracefulRestart, Message, Open, Packing, Refresh,
+    RefreshKind,
 };
 use super::super::policy::{Decision, Policy};
 use super::super::rib::{Bounds, Own};
@@ -29,6 +31,7 @@ fn wanted(number: u8) -> Wanted {
         passive: true,
         hold_time: 90,
         connect_retry: Duration::from_secs(60),
+        mutual: false,
         families: ALL,
         restart: Some(restart),
     };
@@ -81,6 +84,13 @@ impl Bench {
         self.next += 1;
         let link = LinkId(self.next);
         self.step(Input::Accepted(address(number), link));
+        self.greet(link, number.into(), restarting);
+        assert_eq!(self.state(number), State::Established);
+        link
+    }
+
+    /// Sends OPEN and KEEPALIVE of a neighbour.
+    fn greet(&mut self, link: LinkId, number: u32, restarting: Option<bool>) {
         let restart = restarting.map(|restarting| GracefulRestart {
             restarting,
             notifications: true,
@@ -95,11 +105,9 @@ impl Bench {
             restart,
             ..Capabilities::default()
         };
-        let identifier = Ipv4Addr::new(192, 0, 2, number);
+        let identifier = Ipv4Addr::from(0xc000_0200 + number);
         self.receive(link, &message::open(&Open { asn: 65001, hold_time: 90, identifier, capabilities }));
         self.receive(link, &message::keepalive());
-        assert_eq!(self.state(number), State::Established);
-        link
     }
 
     fn state(&self, number: u8) -> State {

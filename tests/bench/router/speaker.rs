@@ -56,6 +56,7 @@ fn wanted(measured: Measured, peer: &str) -> Wanted {
             passive: true,
             hold_time: 90,
             connect_retry: Duration::from_secs(120),
+            mutual: false,
             families: PerFamily { v4: true, v6: true },
             restart: None,
         },

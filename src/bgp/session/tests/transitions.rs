@@ -114,6 +114,7 @@ const ADMINISTRATION: &[Happening] = &[
     Happening { name: "dialled", act: |bench| bench.step(Event::Dialled(THIRD)) },
     Happening { name: "dial failed", act: |bench| bench.step(Event::DialFailed) },
     Happening { name: "accepted", act: |bench| bench.step(Event::Accepted(THIRD)) },
+    Happening { name: "others are back", act: |bench| bench.step(Event::DialNow) },
     Happening {
         name: "deadline",
         act: |bench| {

@@ -1,0 +1,108 @@
+//! Thousands of neighbours: those that do not answer, and those at rest.
+
+use super::*;
+
+fn node(number: u32) -> IpAddr {
+    IpAddr::V4((0xc612_0000 + number).into())
+}
+
+/// A neighbour that both sides dial.
+fn dialled(number: u32, mutual: bool) -> Wanted {
+    let settings = Settings { passive: false, mutual, connect_retry: Duration::from_secs(30), ..wanted(2).settings };
+    Wanted { address: node(number), settings, ..wanted(2) }
+}
+
+impl Bench {
+    /// Advances the clock; all dials fail at once. Returns how often each neighbour was dialled.
+    fn pass_unanswered(&mut self, time: Duration) -> BTreeMap<IpAddr, u32> {
+        let end = self.now + time;
+        let mut dials = BTreeMap::new();
+        loop {
+            let fails = |output: &Output| if let Output::Dial(address) = output { Some(*address) } else { None };
+            let failed: Vec<IpAddr> = self.outputs.drain(..).filter_map(|output| fails(&output)).collect();
+            for address in failed {
+                *dials.entry(address).or_default() += 1;
+                self.step(Input::DialFailed(address));
+            }
+            let Some(next) = self.speaker.deadline().filter(|next| *next <= end) else { break };
+            self.now = self.now.max(next);
+            self.step(Input::Tick);
+        }
+        self.now = end;
+        dials
+    }
+
+    fn dials(&mut self) -> Vec<IpAddr> {
+        let dials = self.outputs.iter().filter_map(|output| match output {
+            Output::Dial(address) => Some(*address),
+            _ => None,
+        });
+        dials.collect()
+    }
+}
+
+#[test]
+fn thousands_that_do_not_answer_are_dialled_ten_times_a_second_all_together() {
+    let mut bench = Bench::new(None);
+    (0..2000).for_each(|number| bench.want(dialled(number, true)));
+    bench.want(dialled(9999, false));
+    bench.pass_unanswered(Duration::from_secs(600));
+    let dials = bench.pass_unanswered(Duration::from_secs(600));
+    let alone = dials[&node(9999)];
+    assert!((20..=21).contains(&alone), "who does not dial us is dialled every half a minute: {alone}");
+    let others = dials.values().sum::<u32>() - alone;
+    assert!((5900..=6100).contains(&others), "{others} in ten minutes");
+    assert!(dials.len() == 2001 && dials.values().all(|count| *count >= 2), "each has its turn");
+    bench.want(dialled(5000, true));
+    let first = bench.pass_unanswered(Duration::from_secs(20));
+    assert_eq!(first[&node(5000)], 5, "a new one does not wait for the others");
+}
+
+#[test]
+fn when_one_is_back_after_a_long_time_some_others_are_dialled_at_once() {
+    let mut bench = Bench::new(None);
+    (0..2000).for_each(|number| bench.want(dialled(number, true)));
+    bench.pass_unanswered(Duration::from_secs(600));
+    bench.step(Input::Accepted(node(7), LinkId(1)));
+    assert!(bench.dials().is_empty());
+    bench.greet(LinkId(1), 200, None);
+    let dialled = bench.dials();
+    assert_eq!(dialled.iter().collect::<BTreeSet<_>>().len(), 16);
+    bench.pass_unanswered(Duration::from_secs(2));
+    bench.step(Input::Closed(LinkId(1)));
+    bench.pass_unanswered(Duration::from_millis(100));
+    bench.step(Input::Accepted(node(7), LinkId(2)));
+    bench.greet(LinkId(2), 200, None);
+    assert!(bench.dials().is_empty(), "it was away for a moment only");
+}
+
+#[test]
+fn keepalives_to_a_thousand_neighbours_leave_in_one_wake_up_a_second() {
+    let mut bench = Bench::new(None);
+    let count = 1000;
+    for number in 0..count {
+        bench.want(Wanted { address: node(number), ..wanted(2) });
+        let link = LinkId(u64::from(number));
+        bench.step(Input::Accepted(node(number), link));
+        bench.greet(link, 1000 + number, None);
+        bench.pass(Duration::from_millis(29));
+    }
+    bench.outputs.clear();
+    let (mut wakes, begin) = (0, bench.now);
+    let mut last: BTreeMap<LinkId, Vec<Duration>> = BTreeMap::new();
+    while bench.now < begin + Duration::from_secs(75) {
+        bench.now = bench.speaker.deadline().unwrap();
+        bench.step(Input::Tick);
+        wakes += 1;
+        for output in std::mem::take(&mut bench.outputs) {
+            let Output::Send(link, _) = output else { panic!("{output:?}") };
+            last.entry(link).or_default().push(bench.now - begin);
+        }
+        (0..count).for_each(|number| bench.receive(LinkId(u64::from(number)), &message::keepalive()));
+    }
+    assert!((60..=80).contains(&wakes), "{wakes} in 75 seconds");
+    for times in last.values() {
+        let gaps: Vec<f32> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f32()).collect();
+        assert!(!gaps.is_empty() && gaps.iter().all(|gap| (28.9..=30.0).contains(gap)), "{gaps:?}");
+    }
+}
