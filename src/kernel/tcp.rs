@@ -8,11 +8,12 @@
 //! Options of a listening socket apply to the answers to connections that are being established; accepted ones get
 //! their own, because neighbours differ. A key of TCP MD5 belongs to a neighbour's address and a socket: on one that
 //! listens the kernel drops what comes from there with another key or without one, before anybody sees it.
-#![expect(unsafe_code, reason = "two socket options are known neither to the standard library nor to rustix")]
+#![expect(unsafe_code, reason = "some socket options are known neither to the standard library nor to rustix")]
 
 use std::ffi::c_int;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen as listen_on, socket_with, sockopt};
@@ -93,6 +94,38 @@ pub fn adopt(socket: impl AsFd, from: IpAddr, hops: Hops, key: Option<&[u8]>) ->
         Some(_) => set_key(socket, from, key),
         None => Ok(()),
     }
+}
+
+/// A socket is reported as readable from so many received bytes on (`SO_RCVLOWAT`, socket(7)), and at the end of the stream
+/// as ever.
+///
+/// # Errors
+/// The socket is none that receives.
+pub fn wake_at(socket: impl AsFd, bytes: u32) -> Result<(), Error> {
+    let set = set_raw(&socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, &bytes.to_ne_bytes());
+    set.map_err(|errno| Error::errno("set the least number of bytes of", "a connection", errno))
+}
+
+/// Time since a connection has received data (`TCP_INFO`, tcp(7)), in whole milliseconds, read or not.
+///
+/// # Errors
+/// The socket is no connection.
+pub fn since_received(socket: impl AsFd) -> Result<Duration, Error> {
+    // The beginning of `struct tcp_info`: eight bytes, and numbers as far as `tcpi_last_data_recv`.
+    let mut info = [0_u32; 14];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: the descriptor is open as long as it is borrowed, and the kernel writes no more than the length that is given,
+    // which is that of the array.
+    let result = unsafe {
+        libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut length)
+    };
+    if result != 0 {
+        let errno = Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL);
+        return Err(Error::errno("read the state of", "a connection", errno));
+    }
+    let [.., last] = info;
+    Ok(Duration::from_millis(u64::from(last)))
 }
 
 /// From now on packets from this address need this key, or none.
@@ -187,7 +220,36 @@ fn set_raw(socket: impl AsFd, level: c_int, name: c_int, value: &[u8]) -> rustix
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+
+    #[test]
+    fn few_bytes_do_not_make_a_socket_readable_and_the_end_of_the_stream_does() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (theirs, _) = listener.accept().unwrap();
+        let readable = |within: i64| {
+            let mut asked = [rustix::event::PollFd::new(&theirs, rustix::event::PollFlags::IN)];
+            let time = rustix::event::Timespec { tv_sec: within, tv_nsec: 0 };
+            rustix::event::poll(&mut asked, Some(&time)).unwrap() > 0
+        };
+        wake_at(&theirs, 20).unwrap();
+        ours.write_all(&[0; 19]).unwrap();
+        let waiting = |bytes: usize| while theirs.peek(&mut [0; 64]).unwrap() < bytes {};
+        waiting(19);
+        assert!(!readable(0), "it is there, and nobody is woken");
+        assert!(since_received(&theirs).unwrap() < Duration::from_secs(60));
+        wake_at(&theirs, 1).unwrap();
+        assert!(readable(0), "what is there already counts as well");
+        wake_at(&theirs, 20).unwrap();
+        ours.write_all(&[0; 1]).unwrap();
+        assert!(readable(10));
+        wake_at(&theirs, 40).unwrap();
+        assert!(!readable(0));
+        drop(ours);
+        assert!(readable(10));
+    }
 
     #[test]
     fn a_key_stands_where_the_kernel_looks_for_it() {

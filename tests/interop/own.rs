@@ -309,6 +309,33 @@ fn one_that_cannot_be_dialled_is_told_once() {
 }
 
 #[test]
+fn a_session_at_rest_stays_and_hears_what_is_said_then() {
+    with_hosts(2, Between::Link, |hosts| {
+        let cell = inside();
+        let [one, other] = [0, 1].map(|number| Ours::start(&hosts[number], cell.asns[0], false));
+        let mut quick = [wanted(&cell, &hosts[0], &hosts[1]), wanted(&cell, &hosts[1], &hosts[0])];
+        quick.iter_mut().for_each(|wanted| wanted.settings.hold_time = 3);
+        let [first, second] = quick;
+        one.want(first);
+        other.want(second);
+        let them = hosts[1].address(Family::V4);
+        one.is_up(them);
+        let session =
+            |ours: &Ours| ours.of(them, |neighbour| (neighbour.peer().session(), neighbour.peer().received()[4]));
+        let (begun, _) = session(&one);
+        // Long enough for the hold timer to expire several times.
+        eventually("that keepalives are read", &true, || session(&one).1 > 12);
+        assert_eq!(session(&one).0, begun, "the same session");
+        other.announce(&cell, &hosts[1]);
+        eventually("what the first has", &cell.they_have(&hosts[1]), || one.table());
+        // Nobody hears of the end.
+        run("ip link set to-2 nomaster");
+        other.kill();
+        eventually("that the silence is noticed", &true, || session(&one).0.is_none());
+    });
+}
+
+#[test]
 fn what_is_said_last_arrives_though_the_other_side_is_flooding_us() {
     with_hosts(2, Topology::Link, |hosts| {
         let [one, other] = [0, 1].map(|number| Ours::start(&hosts[number], 65001, false));

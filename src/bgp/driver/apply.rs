@@ -3,6 +3,10 @@
 //! Each connection has a number that is never reused. Socket readiness is a set of futures, each of which completes
 //! when one socket becomes readable or writable; dropping its [`Wait`] cancels it.
 //!
+//! A session at rest sends and receives KEEPALIVEs alone. Those received need no answer, so that a connection at rest is
+//! not reported as readable before more than a KEEPALIVE has arrived, and is read whenever we send one ourselves, which
+//! is several times within the hold time. Any other message is longer, and wakes us as ever.
+//!
 //! A closed connection has a few seconds to flush its output and for the peer to read it: closing a socket that has
 //! unread input makes the peer discard what it has not read yet, which is often a NOTIFICATION.
 
@@ -19,6 +23,7 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
 
+use super::super::message::SHORTEST;
 use super::super::session::LinkId;
 use super::super::transport::{TimeToLive, Transport};
 use super::outbox::Outbox;
@@ -73,6 +78,8 @@ struct Link {
     writing: Option<Wait>,
     /// Latest end of a connection that is being closed.
     closing: Option<Instant>,
+    /// A KEEPALIVE alone does not make it readable.
+    resting: bool,
 }
 
 /// Time limit for closing a connection.
@@ -129,8 +136,10 @@ impl Links {
         let link = LinkId(self.last);
         let stream = Arc::new(stream);
         let reading = until_readable(waits, link, stream.clone());
-        self.links
-            .insert(link, Link { address, stream, outbox: Outbox::default(), reading, writing: None, closing: None });
+        self.links.insert(
+            link,
+            Link { address, stream, outbox: Outbox::default(), reading, writing: None, closing: None, resting: false },
+        );
         link
     }
 
@@ -209,6 +218,32 @@ impl Links {
             }
         }
         if closing { Reading::Nothing } else { Reading::End }
+    }
+
+    /// Returns whether a KEEPALIVE alone does not make a connection readable.
+    pub fn is_resting(&self, link: LinkId) -> bool {
+        self.links.get(&link).is_some_and(|one| one.resting)
+    }
+
+    /// From now on, a connection becomes readable when more than a KEEPALIVE has arrived, or with anything.
+    pub fn set_resting(&mut self, link: LinkId, resting: bool) {
+        let least = if resting { SHORTEST as u32 + 1 } else { 1 };
+        if let Some(one) = self.links.get_mut(&link)
+            && one.resting != resting
+            && tcp::wake_at(&*one.stream, least).is_ok()
+        {
+            one.resting = resting;
+        }
+    }
+
+    /// Reads what a resting connection has received without becoming readable; returns the number of bytes, and the time
+    /// since they arrived. `None` when there is nothing.
+    pub fn read_resting(&mut self, link: LinkId, buffer: &mut [u8]) -> Option<(usize, Duration)> {
+        let one = self.links.get(&link).filter(|one| one.resting && one.closing.is_none())?;
+        let age = tcp::since_received(&*one.stream).ok()?;
+        // The runtime would not read: it has not been told of anything readable.
+        let (bytes, _) = rustix::net::recv(&*one.stream, buffer, rustix::net::RecvFlags::DONTWAIT).ok()?;
+        (bytes > 0).then_some((bytes, age))
     }
 
     /// Marks a connection as writable again.

@@ -28,6 +28,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
+use super::message::SHORTEST;
 use super::rib::Rules;
 use super::session::{LinkId, Moment};
 use super::speaker::{Fact, Input, Order, Output, Restarting, Speaker};
@@ -204,6 +205,8 @@ struct Driver {
     undialled: BTreeSet<IpAddr>,
     /// Pending requests for notice of written output.
     writings: Vec<Writing>,
+    /// Connections on which a KEEPALIVE was sent in this turn.
+    kept_alive: Vec<LinkId>,
     moments: Moments,
     buffer: Vec<u8>,
     pulse: Pulse,
@@ -227,6 +230,7 @@ impl Driver {
             news: News::default(),
             undialled: BTreeSet::new(),
             writings: Vec::new(),
+            kept_alive: Vec::new(),
             moments: Moments::since(now),
             buffer: vec![0; BUFFER],
             pulse: setup.pulse,
@@ -281,6 +285,9 @@ impl Driver {
         let now = Instant::now();
         if self.speaker.deadline().is_some_and(|deadline| deadline <= now) {
             self.step(Input::Tick);
+        }
+        for link in std::mem::take(&mut self.kept_alive) {
+            self.look_at_rest(link);
         }
         self.links.expire(now);
         let at = self.moments.at(now);
@@ -341,8 +348,7 @@ impl Driver {
             Some(Happened::Readable(link)) => match self.links.read(&self.waits, link, &mut self.buffer) {
                 Reading::Bytes(bytes) => {
                     let at = self.moment();
-                    let outputs = self.speaker.receive(at, link, self.buffer.get(..bytes).unwrap_or_default());
-                    self.carry_out(outputs);
+                    self.receive(at, link, bytes);
                 }
                 Reading::End => self.step(Input::Closed(link)),
                 Reading::Nothing => {}
@@ -365,6 +371,35 @@ impl Driver {
             },
             Some(Happened::Accepted(..)) => {}
         }
+    }
+
+    /// Processes the bytes at the beginning of the buffer.
+    fn receive(&mut self, at: Moment, link: LinkId, bytes: usize) {
+        let outputs = self.speaker.receive(at, link, self.buffer.get(..bytes).unwrap_or_default());
+        self.carry_out(outputs);
+        // The rest of a message may be as short as a KEEPALIVE.
+        if self.links.is_resting(link) && !self.speaker.is_between_messages(link) {
+            self.links.set_resting(link, false);
+        }
+    }
+
+    /// Reads a resting connection after a KEEPALIVE of ours. One that has received nothing since the last time is watched
+    /// closely from now on, so that its hold timer is exact; one without a message on its way begins to rest.
+    fn look_at_rest(&mut self, link: LinkId) {
+        if !self.links.is_resting(link) {
+            self.links.set_resting(link, self.speaker.is_between_messages(link));
+            return;
+        }
+        let Some((bytes, age)) = self.links.read_resting(link, &mut self.buffer) else {
+            self.links.set_resting(link, false);
+            return;
+        };
+        let mut at = self.moment();
+        if bytes == SHORTEST {
+            // The hold timer counts from its arrival.
+            at.now = at.now.checked_sub(age).unwrap_or(at.now);
+        }
+        self.receive(at, link, bytes);
     }
 
     fn dialled(&mut self, address: IpAddr, result: Result<TcpStream, Error>) {
@@ -432,7 +467,12 @@ impl Driver {
                     }
                 }
                 Output::AbandonDial(address) => self.links.end_dial(address),
-                Output::Send(link, bytes) => self.links.send(link, bytes),
+                Output::Send(link, bytes) => {
+                    if bytes.len() == SHORTEST {
+                        self.kept_alive.push(link);
+                    }
+                    self.links.send(link, bytes);
+                }
                 Output::Close(link) => self.links.close(link, Instant::now()),
                 Output::Routes(prefixes) => self.news.routes(prefixes),
                 Output::Fact(address, fact) => {

@@ -36,6 +36,8 @@ pub use write::{Packing, end_of_rib};
 
 /// Length of the message header, in bytes.
 const HEADER: usize = 19;
+/// Length of a KEEPALIVE, in bytes. All other messages are longer.
+pub const SHORTEST: usize = HEADER;
 /// Maximum message length, and the maximum length of extended messages (RFC 8654).
 const LONGEST: usize = 4096;
 const LONGEST_EXTENDED: usize = 65535;
