@@ -16,6 +16,7 @@
 
 mod again;
 mod dialling;
+mod excess;
 mod neighbour;
 mod restarting;
 #[cfg(test)]
@@ -38,8 +39,6 @@ pub use restarting::Restarting;
 
 /// Time in Idle of a neighbour that has exceeded a limit on its routes.
 const FLOODED: Duration = Duration::from_secs(300);
-/// Limit on the size in bytes of the long attribute sets of one neighbour's routes.
-const LONG_ATTRIBUTES: usize = 64 << 20;
 /// Send hold time (RFC 9687 5).
 const SEND_HOLD: Duration = Duration::from_secs(480);
 const ALL: PerFamily<bool> = PerFamily { v4: true, v6: true };
@@ -125,7 +124,7 @@ pub enum Fact {
         family: Family,
         most: u32,
     },
-    /// The long attributes of its routes exceed this size in bytes.
+    /// The long attributes of its routes, or the attributes of all routes together, exceed this size in bytes.
     TooLong {
         most: usize,
     },
@@ -462,12 +461,12 @@ impl Speaker {
         {
             self.outputs.push(Output::Fact(address, Fact::Complete(family)));
         }
-        let counts = self.rib.table().count(neighbour.id);
-        if self.rib.table().long_attributes(neighbour.id) > LONG_ATTRIBUTES {
-            self.outputs.push(Output::Fact(address, Fact::TooLong { most: LONG_ATTRIBUTES }));
+        let (id, counts) = (neighbour.id, self.rib.table().count(neighbour.id));
+        if self.has_too_many_attributes(at, address, id) {
             // RFC 4486 4: the remedy is left to the neighbour's operator.
             return Some(Notification::new(Reason::OUT_OF_RESOURCES));
         }
+        let neighbour = self.neighbours.get(&address)?;
         let exceeded = |family: &Family| neighbour.most(*family).is_some_and(|most| counts.of(*family).received > most);
         let family = Family::BOTH.into_iter().find(exceeded)?;
         let most = neighbour.most(family).unwrap_or_default();

@@ -158,7 +158,11 @@ impl Network {
             sharing: 1,
             held: PerFamily::default(),
             // So small that everything has to be told in parts.
-            bounds: Bounds { room: 1 + self.random.below(3000), portion: 1 + self.random.below(8) },
+            bounds: Bounds {
+                room: 1 + self.random.below(3000),
+                portion: 1 + self.random.below(8),
+                ..Bounds::default()
+            },
             seed: self.random.next(),
         };
         let restarting = Restarting { patience: Duration::from_millis(800), deferral: Duration::from_secs(60) };

@@ -20,6 +20,8 @@ const LIGHT: usize = 4 << 20;
 pub struct Interned {
     sets: HashSet<Arc<Attributes>, Seed>,
     sweep_at: usize,
+    /// Size of all sets, at the last sweep and now.
+    swept: usize,
     weight: usize,
     sweep_at_weight: usize,
 }
@@ -35,7 +37,7 @@ pub(super) struct Folding {
 
 impl Interned {
     pub fn new(seed: u64) -> Interned {
-        Interned { sets: HashSet::with_hasher(Seed(seed)), sweep_at: FEW, weight: 0, sweep_at_weight: LIGHT }
+        Interned { sets: HashSet::with_hasher(Seed(seed)), sweep_at: FEW, swept: 0, weight: 0, sweep_at_weight: LIGHT }
     }
 
     /// Returns the shared set equal to this one.
@@ -52,10 +54,21 @@ impl Interned {
         new
     }
 
+    /// Returns whether the sets in use are larger than this, in bytes. They are counted again when they may have grown by
+    /// an eighth of it, so that the bound costs little and is exceeded by no more than that.
+    pub fn exceed(&mut self, most: usize) -> bool {
+        if self.weight <= most.max(self.swept + most / 8) {
+            return false;
+        }
+        self.sweep();
+        self.weight > most
+    }
+
     /// Drops unused sets.
     fn sweep(&mut self) {
         self.sets.retain(|set| Arc::strong_count(set) > 1);
         self.weight = self.sets.iter().map(|set| set.weight()).sum();
+        self.swept = self.weight;
         self.sweep_at_weight = (self.weight * 2).max(LIGHT);
         self.sweep_at = (self.sets.len() * 2).max(FEW);
         if self.sets.capacity() > self.sweep_at * 2 {

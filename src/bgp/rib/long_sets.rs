@@ -1,6 +1,6 @@
 //! Memory used by the long attribute sets of one neighbour's routes.
 //!
-//! The prefix limit bounds short sets of attributes. A long one may have 64 KiB (RFC 8654), a different one for every
+//! The prefix limit, and a bound on all sets together, bound short sets of attributes. A long one may have 64 KiB (RFC 8654), a different one for every
 //! route, so they are counted by their bytes, each set once, however many routes share it.
 
 use std::collections::BTreeMap;

@@ -203,6 +203,16 @@ impl Rib {
         }
     }
 
+    /// Neighbour to refuse because all sets of attributes together are too large: the one with the most.
+    pub fn excess(&mut self) -> Option<PeerId> {
+        self.interned.exceed(self.rules.bounds.attributes).then(|| self.table.heaviest()).flatten()
+    }
+
+    /// Limits in force.
+    pub fn bounds(&self) -> &Bounds {
+        &self.rules.bounds
+    }
+
     /// Processes announced routes of a neighbour.
     fn announce(&mut self, peer: PeerId, attributes: Attributes, prefixes: Vec<IpNet>) {
         let (Some(session), Some(source)) = (self.sessions.get(&peer), self.table.source(peer)) else { return };

@@ -227,6 +227,16 @@ impl Table {
         self.long_sets.get(&source).map_or(0, LongSets::bytes)
     }
 
+    /// Neighbour whose routes have the largest sets of attributes in total, each set shared evenly by those who hold it.
+    pub fn heaviest(&self) -> Option<PeerId> {
+        let share = |set: &Arc<Attributes>| set.weight() / Arc::strong_count(set).max(1);
+        let mut weights: BTreeMap<PeerId, usize> = BTreeMap::new();
+        for path in self.paths.values().flatten().filter(|path| !path.source.is_local()) {
+            *weights.entry(path.source).or_default() += share(&path.received) + path.used.as_ref().map_or(0, share);
+        }
+        weights.into_iter().max_by_key(|(_, weight)| *weight).map(|(source, _)| source)
+    }
+
     /// Removes all routes of a neighbour, of these address families, that satisfy a condition.
     pub fn withdraw_all(&mut self, source: PeerId, families: PerFamily<bool>, which: impl Fn(&Path) -> bool) {
         for prefix in self.prefixes_of(source, families, which) {

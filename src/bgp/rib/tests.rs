@@ -441,7 +441,7 @@ fn who_asks_is_told_again_with_marks_if_it_knows_them() {
 
 #[test]
 fn who_asks_again_during_the_first_answer_gets_its_end_all_the_same() {
-    let mut bench = Bench::with(Bounds { room: 300, portion: 3 }, 1, PerFamily::default());
+    let mut bench = Bench::with(Bounds { room: 300, portion: 3, ..Bounds::default() }, 1, PerFamily::default());
     let one = bench.join(11, Kind::External);
     bench.announce(one, route(&[64611], 11), &prefixes(40));
     let two = bench.join_deaf(12, Kind::External);
@@ -460,7 +460,7 @@ fn who_asks_again_during_the_first_answer_gets_its_end_all_the_same() {
 
 #[test]
 fn what_is_told_again_by_our_own_wish_in_between_ends_with_the_mark_that_it_began_with() {
-    let mut bench = Bench::with(Bounds { room: 300, portion: 3 }, 1, PerFamily::default());
+    let mut bench = Bench::with(Bounds { room: 300, portion: 3, ..Bounds::default() }, 1, PerFamily::default());
     let (one, two) = (bench.join(11, Kind::External), bench.join(12, Kind::External));
     bench.announce(one, route(&[64611], 11), &prefixes(40));
     let told = bench.told.get_mut(&two).unwrap();
@@ -474,7 +474,7 @@ fn what_is_told_again_by_our_own_wish_in_between_ends_with_the_mark_that_it_bega
 
 #[test]
 fn who_asks_without_end_and_reads_nothing_is_owed_no_more_for_that() {
-    let mut bench = Bench::with(Bounds { room: 300, portion: 3 }, 1, PerFamily::default());
+    let mut bench = Bench::with(Bounds { room: 300, portion: 3, ..Bounds::default() }, 1, PerFamily::default());
     let (one, two) = (bench.join(11, Kind::External), bench.join(12, Kind::External));
     bench.announce(one, route(&[64611], 11), &prefixes(40));
     bench.told.get_mut(&two).unwrap().deaf = true;
@@ -707,7 +707,7 @@ fn next_hops_of_another_family_go_only_where_they_are_understood() {
 
 #[test]
 fn who_reads_slowly_is_told_the_newest_state_and_its_backlog_has_a_bound() {
-    let mut bench = Bench::with(Bounds { room: 2000, portion: 100 }, 1, PerFamily::default());
+    let mut bench = Bench::with(Bounds { room: 2000, portion: 100, ..Bounds::default() }, 1, PerFamily::default());
     let (one, slow) = (bench.join(11, Kind::External), bench.join(12, Kind::External));
     bench.told.get_mut(&slow).unwrap().deaf = true;
     for round in 0..200 {
@@ -734,7 +734,11 @@ fn whatever_comes_in_whatever_order_everybody_is_told_what_it_is_to_see() {
             state ^= state << 17;
             (state >> 11) as usize % end
         };
-        let mut bench = Bench::with(Bounds { room: 1 + next(800), portion: 1 + next(9) }, 1, PerFamily::default());
+        let mut bench = Bench::with(
+            Bounds { room: 1 + next(800), portion: 1 + next(9), ..Bounds::default() },
+            1,
+            PerFamily::default(),
+        );
         let kinds = [Kind::External, Kind::External, Kind::Internal, Kind::Client, Kind::Client];
         for (number, kind) in kinds.into_iter().enumerate() {
             bench.join(11 + number as u8, kind);

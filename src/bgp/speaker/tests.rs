@@ -14,6 +14,7 @@ use super::super::policy::{Decision, Policy};
 use super::super::rib::{Bounds, Own};
 use super::super::session::{Local, Restart as Graceful, Settings, State};
 use super::super::transport::Transport;
+use super::excess::LONG_ATTRIBUTES;
 use super::*;
 use proptest::prelude::*;
 
@@ -51,6 +52,10 @@ struct Bench {
 
 impl Bench {
     fn new(restarting: Option<Restarting>) -> Bench {
+        Bench::bounded(restarting, Bounds::default())
+    }
+
+    fn bounded(restarting: Option<Restarting>, bounds: Bounds) -> Bench {
         let now = Instant::now();
         let all = || Arc::new(Policy::all(Decision::Accept));
         let rules = Rules {
@@ -59,7 +64,7 @@ impl Bench {
             addresses: BTreeSet::from([address(1)]),
             sharing: 1,
             held: PerFamily::default(),
-            bounds: Bounds::default(),
+            bounds,
             seed: 1,
         };
         Bench { speaker: Speaker::new(rules, restarting, now), now, outputs: Vec::new(), next: 0 }

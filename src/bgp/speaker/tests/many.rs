@@ -106,3 +106,42 @@ fn keepalives_to_a_thousand_neighbours_leave_in_one_wake_up_a_second() {
         assert!(!gaps.is_empty() && gaps.iter().all(|gap| (28.9..=30.0).contains(gap)), "{gaps:?}");
     }
 }
+
+/// An UPDATE with attributes that no other has, of some hundred bytes.
+fn unlike(number: u32) -> Vec<u8> {
+    let dialect =
+        Dialect { internal: true, four_octets: true, families: ALL, extended_next_hop: false, extended_message: false };
+    let mut attributes = Attributes::local(address(2));
+    attributes.as_path = AsPath::sequence(&[64999]);
+    attributes.communities = (0..80).map(|community| Community(number << 8 | community)).collect();
+    assert!(attributes.footprint() < 512, "short ones");
+    let mut packing = Packing::new(dialect);
+    let prefix = IpNet::new(Ipv4Addr::from(0x0a00_0000 + (number << 8)).into(), 24).unwrap();
+    assert!(packing.announce(Family::V4, &attributes, &[prefix]));
+    packing.finish().0
+}
+
+#[test]
+fn millions_of_short_attributes_are_too_many_and_the_neighbour_with_the_most_is_let_go() {
+    let bounds = Bounds { attributes: 1 << 20, ..Bounds::default() };
+    let mut bench = Bench::bounded(None, bounds);
+    (2..=4).for_each(|number| bench.want(wanted(number)));
+    let [flooding, small, late] = [2, 3, 4].map(|number| bench.come(number, None));
+    (0..2000).for_each(|number| bench.receive(flooding, &unlike(number)));
+    (2000..2010).for_each(|number| bench.receive(small, &unlike(number)));
+    // The same attributes once more cost nothing.
+    (0..2000).for_each(|number| bench.receive(small, &unlike(number)));
+    assert_eq!([2, 3, 4].map(|number| bench.state(number)), [State::Established; 3], "there is room for so much");
+    bench.said(small);
+    for number in 3000..3400 {
+        bench.receive(flooding, &unlike(number));
+        bench.outputs.retain(|output| matches!(output, Output::Fact(..)));
+    }
+    // Whoever comes last, the one with the most goes.
+    (4000..4400).for_each(|number| bench.receive(late, &unlike(number)));
+    assert_eq!([2, 3, 4].map(|number| bench.state(number)), [State::Idle, State::Established, State::Established]);
+    assert_eq!(bench.facts(|fact| matches!(fact, Fact::TooLong { most: 0x10_0000 })), 1);
+    let id = bench.speaker.neighbour(address(2)).unwrap().id();
+    assert_eq!(bench.speaker.rib().table().count(id), PerFamily::default());
+    assert_eq!(bench.speaker.rib().table().len(), 2010 + 400);
+}
