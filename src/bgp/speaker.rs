@@ -225,9 +225,9 @@ impl Speaker {
     }
 
     /// Returns whether a connection carries an established session, and no part of a message has been received on it.
-    pub fn is_between_messages(&self, link: LinkId) -> bool {
+    pub fn is_at_rest(&self, link: LinkId, now: Instant) -> bool {
         let neighbour = self.links.get(&link).and_then(|address| self.neighbours.get(address));
-        neighbour.is_some_and(|neighbour| neighbour.peer.is_between_messages(link))
+        neighbour.is_some_and(|neighbour| neighbour.peer.is_at_rest(link, now))
     }
 
     /// Returns whether the local restart is still in progress.

@@ -81,6 +81,10 @@ impl Password {
     /// Limit of the kernel (`TCP_MD5SIG_MAXKEYLEN`).
     pub const LONGEST: usize = 80;
 
+    /// Builds a password of these bytes.
+    ///
+    /// # Errors
+    /// There are none, or more than [`Password::LONGEST`].
     pub fn new(text: impl AsRef<[u8]>) -> Result<Password, Unfit> {
         let length = text.as_ref().len();
         match length {

@@ -310,7 +310,7 @@ fn one_that_cannot_be_dialled_is_told_once() {
 
 #[test]
 fn a_session_at_rest_stays_and_hears_what_is_said_then() {
-    with_hosts(2, Between::Link, |hosts| {
+    with_hosts(2, Topology::Link, |hosts| {
         let cell = inside();
         let [one, other] = [0, 1].map(|number| Ours::start(&hosts[number], cell.asns[0], false));
         let mut quick = [wanted(&cell, &hosts[0], &hosts[1]), wanted(&cell, &hosts[1], &hosts[0])];

@@ -378,7 +378,7 @@ impl Driver {
         let outputs = self.speaker.receive(at, link, self.buffer.get(..bytes).unwrap_or_default());
         self.carry_out(outputs);
         // The rest of a message may be as short as a KEEPALIVE.
-        if self.links.is_resting(link) && !self.speaker.is_between_messages(link) {
+        if self.links.is_resting(link) && !self.speaker.is_at_rest(link, Instant::now()) {
             self.links.set_resting(link, false);
         }
     }
@@ -387,7 +387,7 @@ impl Driver {
     /// closely from now on, so that its hold timer is exact; one without a message on its way begins to rest.
     fn look_at_rest(&mut self, link: LinkId) {
         if !self.links.is_resting(link) {
-            self.links.set_resting(link, self.speaker.is_between_messages(link));
+            self.links.set_resting(link, self.speaker.is_at_rest(link, Instant::now()));
             return;
         }
         let Some((bytes, age)) = self.links.read_resting(link, &mut self.buffer) else {

@@ -7,9 +7,8 @@
 //! A member that is new, or that reads more slowly than routes change, is *behind*: it has its own position in a walk
 //! over the table and its own list of prefixes changed since. It is sent the newest state of each when there is room,
 //! and rejoins the others when the list is empty. So its backlog is never longer than the table, however slow it is.
-//!
-//! After a restart of ours the walks begin when all neighbours have sent their routes (RFC 4724 4.1). A neighbour without
-//! graceful restart has removed our routes meanwhile: it is sent our own routes at once, ahead of its walk.
+//! After a restart of ours the walks begin when all neighbours have sent their routes (RFC 4724 4.1). One without graceful
+//! restart has removed our routes meanwhile, and is sent our own ones at once, ahead of its walk.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use ipnet::IpNet;
 
 use super::super::message::{self, Dialect, Packing, Refresh, RefreshKind};
 use super::super::policy::{Difference, Policy};
+use super::bounds::Bounds;
 use super::export::{Own, Renderer, Shown, View};
 use super::intern::{Interned, Seed};
 use super::table::{Best, PeerId, Table};
@@ -34,23 +34,6 @@ pub struct Parcel {
     pub messages: u32,
     /// Number of routes not advertised, because their attributes do not fit into a message to the neighbour.
     pub unfit: u32,
-}
-
-/// Limits on concurrent work, and on memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Bounds {
-    /// Number of unsent bytes from which on a neighbour is behind.
-    pub room: usize,
-    /// Number of prefixes processed at a time.
-    pub portion: usize,
-    /// Size in bytes of all sets of attributes together, above which the neighbour with the most is refused.
-    pub attributes: usize,
-}
-
-impl Default for Bounds {
-    fn default() -> Bounds {
-        Bounds { room: 1 << 20, portion: 8192, attributes: 256 << 20 }
-    }
 }
 
 /// All update groups.

@@ -10,6 +10,7 @@
 //! [`Rib::flush`] is called after input: it processes the prefixes changed since, and updates all neighbours.
 
 mod best_path;
+mod bounds;
 mod export;
 mod exports;
 mod intern;
@@ -30,8 +31,9 @@ use super::policy::{Applicable, Difference, Outcome, Policy};
 use crate::net::{Family, PerFamily};
 
 pub use best_path::{Kind, Source};
+pub use bounds::Bounds;
 pub use export::{Own, View};
-pub use exports::{Bounds, Parcel};
+pub use exports::Parcel;
 pub use table::{Best, Count, Path, PeerId, Table};
 
 /// Both address families.

@@ -16,6 +16,8 @@ use crate::net::PerFamily;
 const CHALLENGE: Duration = Duration::from_secs(3);
 /// Session duration from which on the count of failures starts again.
 const GOOD: Duration = Duration::from_secs(60);
+/// Session duration from which on a session may be at rest.
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// Neighbour.
 #[derive(Debug)]
@@ -149,11 +151,13 @@ impl Peer {
         }
     }
 
-    /// Returns whether a connection is that of the session, alone, and no part of a message has been received.
-    pub fn is_between_messages(&self, link: LinkId) -> bool {
+    /// Returns whether a connection carries a session that has lasted for a while, alone, and no part of a message has been
+    /// received on it.
+    pub fn is_at_rest(&self, link: LinkId, now: Instant) -> bool {
         match &self.phase {
-            Phase::Established { session, challenger: None, .. } => {
-                session.link == link && session.framing.waiting() == 0
+            Phase::Established { since, session, challenger: None } => {
+                let lasts = now.saturating_duration_since(*since) >= SETTLED;
+                lasts && session.link == link && session.framing.waiting() == 0
             }
             Phase::Idle { .. } | Phase::Open { .. } | Phase::Established { .. } => false,
         }
