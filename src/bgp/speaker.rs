@@ -356,7 +356,7 @@ impl Speaker {
         // One wake-up serves everybody for whom something is due, or may be done already.
         let soon = self.timers.iter().take_while(|(time, _)| *time <= at.now + SLACK);
         let is_ready = |address: &IpAddr| {
-            self.neighbours.get(address).and_then(Neighbour::ready).is_some_and(|ready| ready <= at.now)
+            self.neighbours.get(address).and_then(|neighbour| neighbour.ready()).is_some_and(|ready| ready <= at.now)
         };
         let due: Vec<IpAddr> = soon.map(|(_, address)| *address).filter(is_ready).collect();
         for address in due {
