@@ -12,6 +12,7 @@ mod firewall_multicast;
 mod frame;
 mod ipset;
 mod iptables;
+mod learned;
 mod link;
 mod monitor;
 mod netlink;

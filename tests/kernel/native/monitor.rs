@@ -12,7 +12,7 @@ use sluice::kernel::netlink::{Bus, Messages, Socket, flag};
 use sluice::kernel::route::{
     NextHop, Ownership, Protocol, Route, RouteKey, RouteKind, Routes, TABLE_LOCAL, TABLE_MAIN,
 };
-use sluice::net::{Family, PerFamily};
+use sluice::net::{Family, PerFamily, Prefixes};
 use sluice::reconcile::{Growth, Mirror, Phase, Step, Target};
 use tokio::sync::watch;
 
@@ -61,6 +61,43 @@ fn until(changes: &watch::Receiver<Changes>, enough: impl Fn(&Changes) -> bool) 
         thread::sleep(Duration::from_millis(10));
     }
     panic!("not told: {:?}", *changes.borrow());
+}
+
+#[test]
+fn routes_of_others_within_watched_prefixes_are_told_and_those_beside_them_are_not() {
+    in_new(|| {
+        let (prefixes, watched_prefixes) = watch::channel(Prefixes::default());
+        run("ip link add other type veth peer name theirs");
+        for device in ["other", "theirs"] {
+            run(&format!("ip link set {device} addrgenmode none"));
+            run(&format!("ip link set {device} up"));
+        }
+        run("ip route add 10.244.2.0/24 dev other proto 17");
+        let changes = start(Watched { prefixes: Some(watched_prefixes), ..watched() }).expect("a monitor");
+        quiet(&changes);
+        let routes_told = |command: &str| {
+            let before = changes.borrow().routes;
+            run(command);
+            quiet(&changes).routes - before
+        };
+        assert_eq!(routes_told("ip route add 10.244.2.128/25 dev other"), 0, "nothing is known of pods there");
+        prefixes.send_modify(|prefixes| {
+            for prefix in ["10.244.2.0/24", "fd00:10:244:2::/64"] {
+                prefixes.insert(prefix.parse().expect("a prefix"));
+            }
+        });
+        for (command, told) in [
+            ("ip route delete 10.244.2.128/25 dev other", 1),
+            ("ip route replace 10.244.2.0/24 dev other", 1),
+            ("ip -6 route add unreachable fd00:10:244:2::/64 metric 50", 1),
+            ("ip -6 route add prohibit fd00:10:244:2::7/128", 1),
+            ("ip route add 10.244.0.0/16 dev other", 0),
+            ("ip route add 10.244.3.0/24 dev other", 0),
+            ("ip route add 10.244.2.0/24 dev other table 78", 0),
+        ] {
+            assert_eq!(routes_told(command), told, "{command}");
+        }
+    });
 }
 
 #[test]
