@@ -7,7 +7,6 @@
 //! Backpressure: bytes handed over and not yet accepted by the socket are counted for each neighbour. A neighbour that
 //! reads slowly is sent the newest state later (`rib::exports`); one that accepts nothing for eight minutes is
 //! disconnected (RFC 9687).
-//!
 //! Neighbours that do not answer share a pace of dials (`dialling`).
 //!
 //! After a local restart (RFC 4724 4.1) nothing is advertised until all connected neighbours have sent End-of-RIB.
