@@ -32,11 +32,11 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep_until;
 use tracing::{debug, info, warn};
 
-use self::joined::{Joined, Standing};
+use self::joined::Joined;
 use self::last_known::{Forgotten, Keeper};
 use self::warned::{Verdict, Warned};
 use crate::k8s::{Event, Kind, Message, Object, ObjectId, Scope, Wanted, Warning};
-use crate::model::{Authority, Cluster, EventClock, Host, Report, World};
+use crate::model::{Authorities, Cluster, EventClock, Host, Report, World};
 use crate::observe::health::Note;
 
 /// Inputs of the World.
@@ -248,18 +248,15 @@ impl Builder {
     /// Publishes the World if it differs from the one that is out. `seen` is the time of the earliest event
     /// that it contains and the one before did not.
     fn publish(&mut self, seen: Option<Instant>) {
-        let before = {
-            let out = self.out.borrow();
-            Standing { proxied: out.authority, policed: out.policy_authority, routed: out.node_authority }
-        };
-        let now = self.joined.standing();
+        let before = self.out.borrow().authority;
+        let now = self.joined.authority();
         if seen.is_none() && before == now && !self.joined.take_unpublished() {
             return;
         }
         // While nothing may be done with it, a World of every hundred objects would only be copied. This host's Node
         // decides what is closed by default, so it is published before all else.
         let is_first_of_node = self.joined.has_own_node() && !has_own_node(&self.out.borrow());
-        if now.proxied.max(now.policed).max(now.routed) == Authority::Nothing && !is_first_of_node {
+        if now == Authorities::default() && !is_first_of_node {
             return;
         }
         self.joined.take_unpublished();
@@ -267,11 +264,10 @@ impl Builder {
         if before != now {
             let Cluster { services, nodes, pods, policies, .. } = &world.cluster;
             let (services, nodes, pods, policies) = (services.len(), nodes.len(), pods.len(), policies.len());
-            let Standing { proxied: authority, policed: policy_authority, routed: node_authority } = now;
             info!(
-                services_known = ?authority,
-                policies_known = ?policy_authority,
-                nodes_known = ?node_authority,
+                proxy = ?now.proxy,
+                firewall = ?now.firewall,
+                router = ?now.router,
                 services,
                 nodes,
                 pods,

@@ -188,7 +188,7 @@ impl<B: Backend> Subsystem for Driver<B> {
     }
 
     async fn take_world(&mut self, world: &World, at: Moment) -> Authority {
-        if world.policy_authority == Authority::Nothing {
+        if world.authority.firewall == Authority::Nothing {
             self.close_first(world);
             return Authority::Nothing;
         }
@@ -200,7 +200,7 @@ impl<B: Backend> Subsystem for Driver<B> {
             self.keep_settings(at);
         }
         self.tell_what_cannot_be_closed(world);
-        world.policy_authority
+        world.authority.firewall
     }
 
     async fn calculate(&mut self, at: Moment) {

@@ -39,9 +39,10 @@ use std::sync::Arc;
 use compact_str::CompactString;
 
 /// How far the known state of the cluster may be trusted, which decides what may be done to the kernel.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
 pub enum Authority {
     /// Nothing is known yet: the kernel stays as it is.
+    #[default]
     Nothing,
     /// The last known state from disk, used while the cluster cannot be reached. The kernel may be newer
     /// than the file, so nothing that exists changes or goes, and where the kernel holds anything of ours
@@ -61,13 +62,19 @@ pub enum Authority {
 pub struct World {
     pub cluster: Cluster,
     pub host: Arc<Host>,
+    pub authority: Authorities,
+}
+
+/// The authority of each subsystem. Apart, so that Services need not wait for every pod to be listed, and no subsystem suffers
+/// where only objects of another cannot be read.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Authorities {
     /// Over Services, endpoints and nodes.
-    pub authority: Authority,
-    /// Over pods, namespaces, policies and nodes. Apart, so that Services need not wait for every pod to be listed, and
-    /// neither suffers where only the other cannot be read.
-    pub policy_authority: Authority,
-    /// Over all nodes, where all of them are read. Apart for the same reason.
-    pub node_authority: Authority,
+    pub proxy: Authority,
+    /// Over pods, namespaces, policies and nodes.
+    pub firewall: Authority,
+    /// Over all nodes, where all of them are read.
+    pub router: Authority,
 }
 
 /// The Kubernetes objects that the running subsystems need.
@@ -86,12 +93,6 @@ pub struct Cluster {
 impl World {
     /// The view before anything is known.
     pub fn empty() -> World {
-        World {
-            cluster: Cluster::default(),
-            host: Arc::new(Host::default()),
-            authority: Authority::Nothing,
-            policy_authority: Authority::Nothing,
-            node_authority: Authority::Nothing,
-        }
+        World { cluster: Cluster::default(), host: Arc::new(Host::default()), authority: Authorities::default() }
     }
 }

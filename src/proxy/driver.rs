@@ -151,7 +151,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     async fn take_world(&mut self, world: &World, at: Moment) -> Authority {
-        if world.authority == Authority::Nothing {
+        if world.authority.proxy == Authority::Nothing {
             return Authority::Nothing;
         }
         let changed = self.plan.update(world, at.now);
@@ -169,7 +169,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         if changed.owners {
             self.context.owners.send_replace(self.plan.owners().clone());
         }
-        world.authority
+        world.authority.proxy
     }
 
     async fn calculate(&mut self, at: Moment) {

@@ -35,7 +35,7 @@ impl OtherNodes {
     /// Notes whether all Nodes are known; returns whether that has changed. A last known state may hold our own Node alone, because no
     /// other was watched when it was written.
     pub fn note_known(&mut self, world: &World) -> bool {
-        let are_known = world.authority != Authority::Remembered || world.node_authority != Authority::Nothing;
+        let are_known = world.authority.proxy != Authority::Remembered || world.authority.router != Authority::Nothing;
         std::mem::replace(&mut self.are_known, are_known) != are_known
     }
 

@@ -313,12 +313,12 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
-        if world.node_authority != Authority::Nothing {
+        if world.authority.router != Authority::Nothing {
             self.unlearned = None;
             let changed = self.plan.update(world);
             self.carry_out(&changed).await;
         }
-        world.node_authority
+        world.authority.router
     }
 
     async fn calculate(&mut self, at: Moment) {

@@ -72,8 +72,8 @@ pub fn host(addresses: &str) -> Host {
 pub fn world(host: Host, nodes: &[(&str, Node)]) -> World {
     let mut world = World::empty();
     world.host = Arc::new(host);
-    world.authority = Authority::Complete;
-    world.node_authority = Authority::Complete;
+    world.authority.proxy = Authority::Complete;
+    world.authority.router = Authority::Complete;
     for (name, node) in nodes {
         world.cluster.nodes.insert((*name).into(), node.clone());
     }

@@ -89,8 +89,8 @@ enum PeerOwner {
 
 impl Known {
     fn of(world: &World) -> Known {
-        let has_nodes = world.node_authority > Authority::Nothing;
-        let has_services = world.authority > Authority::Nothing;
+        let has_nodes = world.authority.router > Authority::Nothing;
+        let has_services = world.authority.proxy > Authority::Nothing;
         let cluster = &world.cluster;
         Known {
             has_nodes,

@@ -19,7 +19,7 @@ use compact_str::CompactString;
 
 use super::last_known::Known;
 use crate::k8s::{Kind, Object, ObjectId, SliceOf, Wanted};
-use crate::model::{Authority, Cluster, Endpoints, Host, ObjectName, Table, World};
+use crate::model::{Authorities, Authority, Cluster, Endpoints, Host, ObjectName, Table, World};
 
 /// All known state, from all inputs.
 pub struct Joined {
@@ -29,9 +29,9 @@ pub struct Joined {
     /// gone does not name its Service.
     slices: HashMap<ObjectName, CompactString>,
     listings: Vec<Listing>,
-    proxied: Part,
-    policed: Part,
-    routed: Part,
+    proxy: Part,
+    firewall: Part,
+    router: Part,
     /// The last known state has been asked for.
     has_asked: bool,
     shows_life: bool,
@@ -40,17 +40,6 @@ pub struct Joined {
     /// Objects that cannot be parsed and of which no good version is known.
     unknown: HashSet<ObjectId>,
     unpublished: bool,
-}
-
-/// The authority of the tables.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Standing {
-    /// Over what the service proxy needs.
-    pub proxied: Authority,
-    /// Over what the firewall needs.
-    pub policed: Authority,
-    /// Over all nodes.
-    pub routed: Authority,
 }
 
 /// Kinds whose authority is decided together.
@@ -63,9 +52,9 @@ struct Part {
     now: Authority,
 }
 
-const PROXIED: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
-const POLICED: [Kind; 4] = [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Node];
-const ROUTED: [Kind; 1] = [Kind::Node];
+const PROXY_KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+const FIREWALL_KINDS: [Kind; 4] = [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Node];
+const ROUTER_KINDS: [Kind; 1] = [Kind::Node];
 
 /// Progress of listing one kind.
 struct Listing {
@@ -87,9 +76,9 @@ impl Joined {
             host: Arc::new(Host::default()),
             slices: HashMap::new(),
             listings: wanted.iter().map(listing).collect(),
-            proxied: Part::new(&PROXIED, wanted.iter().any(|wanted| is_beside_nodes(wanted, &PROXIED))),
-            policed: Part::new(&POLICED, wanted.iter().any(|wanted| is_beside_nodes(wanted, &POLICED))),
-            routed: Part::new(&ROUTED, wanted.contains(&Wanted::Nodes)),
+            proxy: Part::new(&PROXY_KINDS, wanted.iter().any(|wanted| is_beside_nodes(wanted, &PROXY_KINDS))),
+            firewall: Part::new(&FIREWALL_KINDS, wanted.iter().any(|wanted| is_beside_nodes(wanted, &FIREWALL_KINDS))),
+            router: Part::new(&ROUTER_KINDS, wanted.contains(&Wanted::Nodes)),
             has_asked: false,
             shows_life: false,
             unreadable: false,
@@ -99,16 +88,16 @@ impl Joined {
     }
 
     /// Returns the authority of these tables.
-    pub fn standing(&mut self) -> Standing {
+    pub fn authority(&mut self) -> Authorities {
         let sound = |kind| !self.unreadable && !self.unknown.iter().any(|id| id.kind == kind);
-        Standing {
-            proxied: self.proxied.authority(&self.listings, sound),
-            policed: self.policed.authority(&self.listings, sound),
-            routed: self.routed.authority(&self.listings, sound),
+        Authorities {
+            proxy: self.proxy.authority(&self.listings, sound),
+            firewall: self.firewall.authority(&self.listings, sound),
+            router: self.router.authority(&self.listings, sound),
         }
     }
 
-    /// Returns whether everything that is wanted was known in full at the last call of `standing`.
+    /// Returns whether everything that is wanted was known in full at the last call of `authority`.
     pub fn is_complete(&self) -> bool {
         self.parts().all(|part| part.now == Authority::Complete || !part.is_wanted)
     }
@@ -119,13 +108,12 @@ impl Joined {
     }
 
     /// The World as of now.
-    pub fn world(&self, standing: Standing) -> World {
-        let Standing { proxied: authority, policed: policy_authority, routed: node_authority } = standing;
-        World { cluster: self.cluster.clone(), host: self.host.clone(), authority, policy_authority, node_authority }
+    pub fn world(&self, authority: Authorities) -> World {
+        World { cluster: self.cluster.clone(), host: self.host.clone(), authority }
     }
 
     fn parts(&self) -> impl Iterator<Item = &Part> {
-        [&self.proxied, &self.policed, &self.routed].into_iter()
+        [&self.proxy, &self.firewall, &self.router].into_iter()
     }
 
     /// Returns whether the Node of this host is known.
@@ -176,7 +164,7 @@ impl Joined {
     pub fn remember(&mut self, remembered: Known) {
         self.has_asked = true;
         let Known { cluster, kinds, all_nodes } = remembered;
-        self.routed.may_be_remembered = all_nodes;
+        self.router.may_be_remembered = all_nodes;
         for kind in kinds {
             let is_missing = |listing: &Listing| listing.kind == kind && !listing.is_known;
             let Some(at) = self.listings.iter().position(is_missing) else { continue };

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::k8s::client::{Access, client};
 use crate::k8s::watch::tests::api_server::{self, ApiServer};
-use crate::model::{Change, HostAddress, ObjectName, Pod, Report};
+use crate::model::{Authority, Change, HostAddress, ObjectName, Pod, Report};
 use crate::observe::health::Health;
 
 struct Rig {
@@ -78,7 +78,7 @@ async fn nothing_is_published_before_anything_is_known() {
     assert!(tokio::time::timeout(Duration::from_secs(60), rig.world.changed()).await.is_err());
     rig.say(3, Event::Listed(Kind::Service)).await;
     let world = rig.next().await;
-    assert_eq!((world.authority, world.cluster.services.len()), (Authority::Complete, 1));
+    assert_eq!((world.authority.proxy, world.cluster.services.len()), (Authority::Complete, 1));
     assert_eq!(world.host.node_name, "node-1");
 }
 
@@ -197,7 +197,7 @@ async fn a_damaged_file_is_ignored() {
     assert!(tokio::time::timeout(Duration::from_secs(60), rig.world.changed()).await.is_err());
     rig.say(2, Event::Listing(Kind::Service)).await;
     rig.say(2, Event::Listed(Kind::Service)).await;
-    assert_eq!(rig.next().await.authority, Authority::Complete);
+    assert_eq!(rig.next().await.authority.proxy, Authority::Complete);
 }
 
 #[tokio::test(start_paused = true)]
@@ -207,12 +207,12 @@ async fn silence_for_three_seconds_brings_back_the_last_known_state() {
     let before = tokio::time::Instant::now();
     let world = rig.next().await;
     assert_eq!(before.elapsed().as_secs(), 3);
-    assert_eq!((world.authority, world.cluster.services.len()), (Authority::Remembered, 1));
+    assert_eq!((world.authority.proxy, world.cluster.services.len()), (Authority::Remembered, 1));
     rig.say(9000, Event::Listing(Kind::Service)).await;
     rig.put(9000, "new", "10.96.0.1").await;
     rig.say(9000, Event::Listed(Kind::Service)).await;
     let world = rig.next().await;
-    assert_eq!(world.authority, Authority::Complete);
+    assert_eq!(world.authority.proxy, Authority::Complete);
     assert!(world.cluster.services.get(&ObjectName::new("default", "old")).is_none());
 }
 
@@ -222,11 +222,11 @@ async fn an_unreachable_source_brings_it_back_at_once_and_after_that_an_outage_i
     let mut rig = rig(Some(directory.path()));
     let before = tokio::time::Instant::now();
     rig.say(1, Event::Unreachable).await;
-    assert_eq!(rig.next().await.authority, Authority::Remembered);
+    assert_eq!(rig.next().await.authority.proxy, Authority::Remembered);
     assert_eq!(before.elapsed().as_secs(), 0);
     rig.say(2, Event::Listing(Kind::Service)).await;
     rig.say(2, Event::Listed(Kind::Service)).await;
-    assert_eq!(rig.next().await.authority, Authority::Complete);
+    assert_eq!(rig.next().await.authority.proxy, Authority::Complete);
     rig.say(3, Event::Unreachable).await;
     assert!(tokio::time::timeout(Duration::from_secs(60), rig.world.changed()).await.is_err());
 }
@@ -288,7 +288,7 @@ async fn a_large_cluster_is_read_remembered_and_found_again() {
 
     let wanted = [Wanted::Services, Wanted::EndpointSlices];
     let mut rig = from_api(client.clone(), directory.path(), &wanted);
-    let is = |authority| move |world: &World| world.authority == authority;
+    let is = |authority| move |world: &World| world.authority.proxy == authority;
     let world = rig.world.wait_for(is(Authority::Complete)).await.expect("it is being built").clone();
     assert_eq!((world.cluster.services.len(), world.cluster.endpoints.len()), (SERVICES, SERVICES));
     let slices = world.cluster.endpoints.iter().flat_map(|(_, endpoints)| endpoints.slices.values());
@@ -335,7 +335,7 @@ async fn policies_are_in_force_again_before_the_server_is() {
     let client = client(&access).await.expect("nothing is needed");
     let directory = tempfile::tempdir().expect("a temporary directory");
     let wanted = [Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies];
-    let is = |authority| move |world: &World| world.policy_authority == authority;
+    let is = |authority| move |world: &World| world.authority.firewall == authority;
     let rows = |world: &World| {
         let Cluster { pods, namespaces, policies, .. } = &world.cluster;
         (pods.len(), namespaces.len(), policies.len())
@@ -343,7 +343,7 @@ async fn policies_are_in_force_again_before_the_server_is() {
 
     let mut rig = from_api(client.clone(), directory.path(), &wanted);
     let world = rig.world.wait_for(is(Authority::Complete)).await.expect("it is being built").clone();
-    assert_eq!((rows(&world), world.authority), ((1, 1, 1), Authority::Nothing));
+    assert_eq!((rows(&world), world.authority.proxy), ((1, 1, 1), Authority::Nothing));
     rig.world.borrow_and_update();
     // The kubelet writes a pod's status often; only the second of these changes anything that is kept.
     server.put(api_server::PODS, pod("web", "10.244.1.5", 2));
@@ -425,7 +425,7 @@ async fn a_cluster_that_is_not_known_in_time_is_said_to_be_so_once_and_waited_fo
         if !is_in_time {
             assert!(text.contains("missing=Service"), "{text}");
             rig.say(3, Event::Listed(Kind::Service)).await;
-            assert_eq!(rig.next().await.authority, Authority::Complete);
+            assert_eq!(rig.next().await.authority.proxy, Authority::Complete);
         }
     }
 }

@@ -12,7 +12,7 @@ use sluice::net::{Family, Protocol};
 /// A World with so many Services of so many endpoints each.
 pub fn world(services: usize, endpoints: usize) -> World {
     let mut world = World::empty();
-    world.authority = Authority::Complete;
+    world.authority.proxy = Authority::Complete;
     world.host = Arc::new(Host {
         node_name: "node1".into(),
         addresses: vec![HostAddress { address: [192, 0, 2, 11].into(), link: "eth0".into(), global: true }],

@@ -151,7 +151,7 @@ fn rules(plan: &Plan) -> usize {
 
 fn world(pods: usize) -> World {
     let mut world = World::empty();
-    world.authority = Authority::Complete;
+    world.authority.proxy = Authority::Complete;
     world.host = Arc::new(Host { node_name: NODE.into(), ..Host::default() });
     for index in 0..NAMESPACES {
         let name = namespace(index);

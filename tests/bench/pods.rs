@@ -161,7 +161,7 @@ impl Fed {
     }
 
     async fn complete(&mut self, pods: usize) -> World {
-        let is_complete = |world: &World| world.policy_authority == Authority::Complete;
+        let is_complete = |world: &World| world.authority.firewall == Authority::Complete;
         let world = self.world.wait_for(is_complete).await.unwrap().clone();
         let counts = (world.cluster.pods.len(), world.cluster.policies.len());
         assert_eq!(counts, (pods, POLICY_COUNT));

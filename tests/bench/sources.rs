@@ -102,7 +102,7 @@ fn reader(messages: mpsc::Receiver<Message>) -> Reader {
 
 impl Reader {
     async fn complete(&mut self, services: usize) -> World {
-        let is_complete = |world: &World| world.authority == Authority::Complete;
+        let is_complete = |world: &World| world.authority.proxy == Authority::Complete;
         let world = self.world.wait_for(is_complete).await.unwrap().clone();
         assert_eq!((world.cluster.services.len(), world.cluster.endpoints.len()), (services, services));
         self.clock.take();

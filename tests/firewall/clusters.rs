@@ -70,7 +70,7 @@ const OTHERS: [&str; 13] = [
 pub fn empty_world() -> World {
     let mut world = World::empty();
     world.host = Arc::new(Host { node_name: NODES[0].into(), ..Host::default() });
-    world.authority = Authority::Complete;
+    world.authority.proxy = Authority::Complete;
     world
 }
 

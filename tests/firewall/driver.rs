@@ -14,7 +14,7 @@ use sluice::firewall::iptables::names::{self, CHAIN_TAIL};
 use sluice::firewall::metrics::Metrics;
 use sluice::firewall::plan::Plan;
 use sluice::kernel::monitor::Changes;
-use sluice::model::{Authority, EventClock, HostLink, Node, World};
+use sluice::model::{Authorities, Authority, EventClock, HostLink, Node, World};
 use sluice::net::{Family, PerFamily};
 use sluice::observe::health::Health;
 use sluice::observe::metrics::Registry;
@@ -123,8 +123,11 @@ fn a_bridge_of_pods_whose_packets_no_rule_sees_is_trouble_until_they_are_seen() 
 #[test]
 fn addresses_are_closed_before_pods_and_policies_are_known() {
     with_running(true, async |running| {
-        let world = World { policy_authority: Authority::Nothing, ..Case::new().0 };
-        running.world.send_replace(World { authority: Authority::Nothing, ..with_node(world) });
+        let world = World {
+            authority: Authorities { firewall: Authority::Nothing, ..Authorities::default() },
+            ..Case::new().0
+        };
+        running.world.send_replace(with_node(world));
         running
             .until("unknown addresses are closed", |state| closes(state, Family::V4) && closes(state, Family::V6))
             .await;
@@ -152,7 +155,10 @@ fn what_an_earlier_run_left_is_not_closed_before_its_pods_are_known() {
         let acts = running.kernel.with(|machine| machine.acts);
         let again = running.parts();
         run(&again, async |again| {
-            let world = World { policy_authority: Authority::Nothing, ..with_node(Case::new().0) };
+            let world = World {
+                authority: Authorities { firewall: Authority::Nothing, ..Authorities::default() },
+                ..with_node(Case::new().0)
+            };
             again.world.send_replace(world);
             again.beats(3).await;
             assert_eq!(again.kernel.with(|machine| machine.acts), acts, "nothing is written");
@@ -190,7 +196,7 @@ fn shop() -> World {
         .pod("shop/web", HERE, ["10.244.0.1 fd00:10:244::1", "app=web", ""])
         .pod("shop/db", HERE, ["10.244.0.2 fd00:10:244::2", "app=db", ""])
         .policy("shop/web", "app=web", [Some(&[rule(&[pods("app=db")], &[])]), None]);
-    World { policy_authority: Authority::Complete, ..case.0 }
+    World { authority: Authorities { firewall: Authority::Complete, ..Authorities::default() }, ..case.0 }
 }
 
 fn with_node(mut world: World) -> World {

@@ -100,7 +100,7 @@ pub fn learned(prefix: IpNet, next_hops: &[IpAddr]) -> RouteChange {
 
 pub fn start() -> Inputs {
     let mut world = generate::empty_world();
-    world.node_authority = Authority::Complete;
+    world.authority.router = Authority::Complete;
     world.host = Arc::new(host(true));
     Inputs { world, learned: BTreeMap::new(), passwords: Vec::new() }
 }
@@ -135,8 +135,8 @@ pub fn step(inputs: &mut Inputs, plan: &mut Plan, random: &mut Random) -> (Strin
         }
         42..=45 => {
             let known = |random: &mut Random| if random.chance(60) { Authority::Complete } else { Authority::Nothing };
-            inputs.world.authority = known(random);
-            inputs.world.node_authority = known(random);
+            inputs.world.authority.proxy = known(random);
+            inputs.world.authority.router = known(random);
             "know more or less".to_owned()
         }
         46..=70 => {
@@ -265,7 +265,7 @@ fn what_an_update_of_the_router_does_not_name_has_not_changed() {
             let (older, routes, tunnels) =
                 (plan.desired().clone(), plan.routes().routes().clone(), plan.routes().tunnels().clone());
             let (own, cluster) = (plan.own().clone(), inputs.world.cluster.clone());
-            let known = (inputs.world.authority, inputs.world.node_authority);
+            let known = (inputs.world.authority.proxy, inputs.world.authority.router);
             let (what, changed) = step(&mut inputs, &mut plan, random);
             let newer = plan.desired();
             named(&older.peers, &newer.peers, &changed.peers, &what);
@@ -285,7 +285,7 @@ fn what_an_update_of_the_router_does_not_name_has_not_changed() {
             assert!(changed.speaker || before.map(|one| one.own) == after.map(|one| one.own), "{what}");
             assert!(changed.listen || before.map(|one| &one.listen) == after.map(|one| &one.listen), "{what}");
             assert!(changed.addresses || before.map(|one| &one.addresses) == after.map(|one| &one.addresses), "{what}");
-            if own == *plan.own() && known == (inputs.world.authority, inputs.world.node_authority) {
+            if own == *plan.own() && known == (inputs.world.authority.proxy, inputs.world.authority.router) {
                 let rows = rows_changed(&cluster, &inputs.world.cluster);
                 assert!(changed.nodes_computed + changed.services_computed <= rows, "{what}: {changed:?}");
             }

@@ -292,8 +292,8 @@ impl<'r> Walk<'r> {
 
     /// A running program does not forget what it knows.
     fn keep_complete(&mut self) {
-        self.inputs.world.authority = Authority::Complete;
-        self.inputs.world.node_authority = Authority::Complete;
+        self.inputs.world.authority.proxy = Authority::Complete;
+        self.inputs.world.authority.router = Authority::Complete;
         let changed = self.agent.plan.update(&self.inputs.world);
         self.agent.mark(&changed);
     }

@@ -90,7 +90,7 @@ impl Cluster {
         let config = Config::meant(&flags, verbosity, &environment, &mut mistakes);
         assert!(mistakes.is_empty(), "{mistakes}");
         let mut world = World::empty();
-        (world.authority, world.node_authority) = (Authority::Complete, Authority::Complete);
+        (world.authority.proxy, world.authority.router) = (Authority::Complete, Authority::Complete);
         Cluster {
             config: Arc::new(config.router.expect("the router is on by default")),
             families: config.families,

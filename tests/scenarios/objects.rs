@@ -15,8 +15,8 @@ use crate::support::generate;
 /// The World of these documents, and what was odd about them.
 pub fn world<'a>(documents: &str, host: impl Iterator<Item = &'a str>) -> (World, Vec<String>) {
     let mut world = generate::empty_world();
-    (world.authority, world.policy_authority) = (Authority::Complete, Authority::Complete);
-    world.node_authority = Authority::Complete;
+    (world.authority.proxy, world.authority.firewall) = (Authority::Complete, Authority::Complete);
+    world.authority.router = Authority::Complete;
     let mut given = Host { node_name: "node1".into(), ..Host::default() };
     host.for_each(|line| add_address(&mut given, line));
     world.host = Arc::new(if given.addresses.is_empty() { generate::host(false) } else { given });

@@ -46,8 +46,8 @@ fn found(file: &File) -> Found {
     let (mut world, warnings) = objects::world(file.text("objects"), file.lines("host"));
     // The last known state: `all nodes`, or `own node`.
     if let Some(nodes) = file.lines("remembered").next() {
-        world.authority = Authority::Remembered;
-        world.node_authority = if nodes == "all nodes" { Authority::Remembered } else { Authority::Nothing };
+        world.authority.proxy = Authority::Remembered;
+        world.authority.router = if nodes == "all nodes" { Authority::Remembered } else { Authority::Nothing };
     }
     let mut plan = Plan::new(config, families, (6, 1));
     let now = Instant::now();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sluice::config::ProxyConfig;
 use sluice::kernel::ipvs::ServiceKey;
-use sluice::model::{Authority, World};
+use sluice::model::{Authorities, Authority, World};
 use sluice::net::PerFamily;
 use sluice::proxy::apply::{Mirrors, ProxyRound};
 use sluice::proxy::desired::Desired;
@@ -14,6 +14,11 @@ use sluice::proxy::plan::Plan;
 use sluice::reconcile::{Found, Moment};
 
 use crate::support::memory::MemoryKernel;
+
+/// The same cluster, as it is known to the service proxy with this authority.
+pub fn known(authority: Authority, world: &World) -> World {
+    World { authority: Authorities { proxy: authority, ..Authorities::default() }, ..world.clone() }
+}
 
 /// One run of the program.
 pub struct Agent {
@@ -34,7 +39,7 @@ impl Agent {
     }
 
     pub fn take_world(&mut self, world: &World, now: Instant) {
-        self.authority = world.authority;
+        self.authority = world.authority.proxy;
         if self.authority == Authority::Nothing {
             return;
         }

@@ -32,7 +32,7 @@ impl Walk {
         self.put_endpoints(&[]);
         self.settle();
         self.kernel.with(|machine| machine.state.flows = early.iter().copied().collect());
-        self.world.authority = authority;
+        self.world.authority.proxy = authority;
         self.put_endpoints(&[5]);
         self.settle();
         assert!(self.kernel.state().flows.is_empty(), "a flow that nobody answers is still tracked");
@@ -95,7 +95,7 @@ impl Walk {
     fn serve_udp(&mut self) {
         (self.config, self.families) = flags::proxy(&["--strict-external-ip-validation=false", "--enable-ipv6=true"]);
         self.agent = Agent::start(&self.kernel, &self.config, self.families);
-        self.world.authority = Authority::Complete;
+        self.world.authority.proxy = Authority::Complete;
         let addresses = |texts: [&str; 2]| texts.map(|text| text.parse().expect("an address")).to_vec();
         let balancer = addresses(["203.0.113.8", "2001:db8:113::8"]);
         let service = Service {

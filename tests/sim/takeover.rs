@@ -9,12 +9,12 @@ use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::kernel::ipvs::{Destination, Service, ServiceKey, Virtual};
 use sluice::kernel::link::LinkName;
 use sluice::kernel::route::TABLE_LOCAL;
-use sluice::model::{Authority, World};
+use sluice::model::Authority;
 use sluice::net::Family;
 use sluice::proxy::names::{CHAIN_SNAT, DEVICE, Set};
 use sluice::proxy::plan::{local_route_key, services_on};
 
-use crate::agent::Agent;
+use crate::agent::{Agent, known};
 use crate::support::memory::{Links, Rows, State};
 use crate::support::{flags, generate};
 use crate::walk::Walk;
@@ -24,7 +24,7 @@ impl Walk {
     pub fn takes_over_from_kube_router(&mut self) {
         (self.config, self.families) = flags::proxy(&["--strict-external-ip-validation=false", "--enable-ipv6=true"]);
         self.agent = Agent::start(&self.kernel, &self.config, self.families);
-        self.world.authority = Authority::Complete;
+        self.world.authority.proxy = Authority::Complete;
         for _ in 0..60 {
             generate::change(&mut self.world, &mut self.random);
         }
@@ -44,7 +44,7 @@ impl Walk {
     /// The last known state was written before Services were deleted, and the program starts while the cluster cannot
     /// be reached: what was deleted does not come back. In an empty kernel everything that is remembered does.
     pub fn remembers_more_than_the_kernel_holds(&mut self) {
-        self.world.authority = Authority::Complete;
+        self.world.authority.proxy = Authority::Complete;
         let mut remembered = self.world.clone();
         while self.agent.desired().virtuals.len() < 3 {
             generate::change(&mut self.world, &mut self.random);
@@ -55,9 +55,9 @@ impl Walk {
             }
         }
         let newest = std::mem::replace(&mut remembered, self.world.clone());
-        remembered.authority = Authority::Remembered;
+        remembered.authority.proxy = Authority::Remembered;
         self.world = newest;
-        self.start_from(World { authority: Authority::Complete, ..self.world.clone() });
+        self.start_from(known(Authority::Complete, &self.world));
         self.settle();
 
         let held = self.kernel.state().virtuals;
@@ -86,7 +86,7 @@ impl Walk {
     /// deleted, elements were, and an earlier run was killed between the element and the virtual service of one. One
     /// Service was deleted in full after the last known state was written.
     pub fn puts_back_what_a_service_in_the_kernel_needs(&mut self) {
-        self.world.authority = Authority::Complete;
+        self.world.authority.proxy = Authority::Complete;
         let address_of = |key: &ServiceKey| match *key {
             ServiceKey::Address { address, .. } => address,
             ServiceKey::Mark { .. } => unreachable!("the proxy makes no services for marks"),
@@ -121,7 +121,7 @@ impl Walk {
         self.damaged();
 
         self.agent = Agent::start(&self.kernel, &self.config, self.families);
-        self.start_from(World { authority: Authority::Remembered, ..self.world.clone() });
+        self.start_from(known(Authority::Remembered, &self.world));
         self.settle();
         let state = self.kernel.state();
         let remain = |key: &ServiceKey| address_of(key) != deleted;

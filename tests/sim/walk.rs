@@ -20,7 +20,7 @@ use sluice::proxy::udp_flows::Forgetting;
 use sluice::reconcile::Moment;
 use sluice::subsystem::Kinds;
 
-use crate::agent::{Agent, Clock};
+use crate::agent::{Agent, Clock, known};
 use crate::damage::{self, Kind};
 use crate::support::memory::{Faults, MemoryKernel, State};
 use crate::support::random::Random;
@@ -136,7 +136,7 @@ impl Walk {
             self.step();
         }
         if self.watch.is_damaged() {
-            self.start_from(World { authority: Authority::Complete, ..self.world.clone() });
+            self.start_from(known(Authority::Complete, &self.world));
         }
         self.settle();
         self.clean_up();
@@ -176,7 +176,7 @@ impl Walk {
     /// Hands the newest World to the program, unless it lives on memory only.
     fn publish(&mut self) {
         if matches!(self.agent.authority, Authority::Partial | Authority::Complete) {
-            self.world.authority = self.agent.authority;
+            self.world.authority.proxy = self.agent.authority;
             self.agent.take_world(&self.world.clone(), self.clock.now);
         }
     }
@@ -346,7 +346,7 @@ impl Walk {
         if self.watch.is_damaged() {
             // Which virtual services are ours is told by their elements: somebody who takes those away may make us
             // forget a service for good. So damage is repaired before the memory goes.
-            self.start_from(World { authority: Authority::Complete, ..self.world.clone() });
+            self.start_from(known(Authority::Complete, &self.world));
             self.settle();
         }
         let settled = self.random.chance(30);
@@ -365,7 +365,7 @@ impl Walk {
         self.agent = Agent::start(&self.kernel, &self.config, self.families);
         self.tell("the program starts again");
         if complete && self.random.chance(70) {
-            self.world.authority = Authority::Complete;
+            self.world.authority.proxy = Authority::Complete;
             self.start_from(self.world.clone());
             let before = self.kernel.with(|machine| machine.acts);
             self.round();
@@ -374,25 +374,25 @@ impl Walk {
             return;
         }
         if self.random.chance(30) {
-            self.start_from(World { authority: Authority::Nothing, ..self.remembered.clone() });
+            self.start_from(known(Authority::Nothing, &self.remembered));
             self.work();
         }
         if self.random.chance(60) {
-            self.start_from(World { authority: Authority::Remembered, ..self.remembered.clone() });
+            self.start_from(known(Authority::Remembered, &self.remembered));
             self.work();
         }
         if self.random.chance(40) {
-            self.start_from(World { authority: Authority::Partial, ..self.world.clone() });
+            self.start_from(known(Authority::Partial, &self.world));
             self.work();
         }
         if self.random.chance(90) {
-            self.start_from(World { authority: Authority::Complete, ..self.world.clone() });
+            self.start_from(known(Authority::Complete, &self.world));
             self.work();
         }
     }
 
     pub fn start_from(&mut self, world: World) {
-        self.tell(format!("{:?} is known", world.authority));
+        self.tell(format!("{:?} is known", world.authority.proxy));
         self.agent.take_world(&world, self.clock.now);
     }
 

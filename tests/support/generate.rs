@@ -25,7 +25,7 @@ const NODES: [&str; 3] = ["node1", "node2", "node3"];
 pub fn empty_world() -> World {
     let mut world = World::empty();
     world.host = Arc::new(host(true));
-    (world.authority, world.node_authority) = (Authority::Complete, Authority::Complete);
+    (world.authority.proxy, world.authority.router) = (Authority::Complete, Authority::Complete);
     world
 }
 

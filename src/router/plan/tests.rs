@@ -260,18 +260,18 @@ fn what_an_administrator_says_of_a_neighbour_comes_before_what_follows_from_its_
 #[test]
 fn nothing_is_wanted_of_what_is_not_known() {
     let mut world = three_nodes();
-    world.node_authority = Authority::Nothing;
+    world.authority.router = Authority::Nothing;
     let mut plan = planned(&[], &world);
     let desired = plan.desired();
     assert!(desired.speaker.is_none() && desired.peers.is_empty() && desired.elements.is_empty());
     assert!(desired.sets.is_empty() && desired.rules.is_empty() && desired.cni.is_none());
     assert_eq!(problems(&plan), NOTHING, "nothing is wrong, it is only early");
-    world.node_authority = Authority::Complete;
-    world.authority = Authority::Nothing;
+    world.authority.router = Authority::Complete;
+    world.authority.proxy = Authority::Nothing;
     plan.update(&world);
     assert!(plan.desired().speaker.is_none(), "what is announced first is taken for all");
     assert_eq!(elements(&plan).len(), 12);
-    world.authority = Authority::Complete;
+    world.authority.proxy = Authority::Complete;
     assert!(plan.update(&world).speaker);
     assert_eq!(peers(&plan).len(), 2);
 }

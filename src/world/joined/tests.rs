@@ -70,16 +70,16 @@ fn known(wanted: &[Wanted]) -> Joined {
     for wanted in wanted {
         list(&mut joined, wanted.kind(), vec![]);
     }
-    joined.standing();
+    joined.authority();
     joined
 }
 
-fn proxied(joined: &mut Joined) -> Authority {
-    joined.standing().proxied
+fn proxy(joined: &mut Joined) -> Authority {
+    joined.authority().proxy
 }
 
-fn policed(joined: &mut Joined) -> Authority {
-    joined.standing().policed
+fn firewall(joined: &mut Joined) -> Authority {
+    joined.authority().firewall
 }
 
 fn list(joined: &mut Joined, kind: Kind, objects: Vec<Object>) {
@@ -152,14 +152,14 @@ fn a_slice_may_change_hands_and_go_without_saying_whose_it_was() {
 #[test]
 fn all_is_known_when_every_needed_kind_was_listed_and_stays_so() {
     let mut joined = Joined::new(&WANTED);
-    assert_eq!(proxied(&mut joined), Authority::Nothing);
+    assert_eq!(proxy(&mut joined), Authority::Nothing);
     list(&mut joined, Kind::Service, vec![]);
-    assert_eq!(proxied(&mut joined), Authority::Nothing);
+    assert_eq!(proxy(&mut joined), Authority::Nothing);
     list(&mut joined, Kind::EndpointSlice, vec![]);
-    assert_eq!(proxied(&mut joined), Authority::Complete);
+    assert_eq!(proxy(&mut joined), Authority::Complete);
     joined.begin_listing(Kind::Service);
     joined.set_unreadable(true);
-    assert_eq!(proxied(&mut joined), Authority::Complete);
+    assert_eq!(proxy(&mut joined), Authority::Complete);
     assert!(!joined.may_remember());
 }
 
@@ -169,9 +169,9 @@ fn what_cannot_be_read_at_the_start_keeps_everything_from_shrinking_until_it_can
     list(&mut joined, Kind::Service, vec![]);
     list(&mut joined, Kind::EndpointSlice, vec![]);
     joined.set_unreadable(true);
-    assert_eq!(proxied(&mut joined), Authority::Partial);
+    assert_eq!(proxy(&mut joined), Authority::Partial);
     joined.set_unreadable(false);
-    assert_eq!(proxied(&mut joined), Authority::Complete);
+    assert_eq!(proxy(&mut joined), Authority::Complete);
 }
 
 #[test]
@@ -189,16 +189,16 @@ fn the_last_known_state_fills_what_is_not_known_and_yields_to_what_is() {
     assert!(joined.may_remember());
     joined.remember(Known { cluster: earlier.cluster.clone(), kinds: Kind::ALL.to_vec(), all_nodes: true });
     assert!(!joined.may_remember());
-    assert_eq!(proxied(&mut joined), Authority::Remembered);
+    assert_eq!(proxy(&mut joined), Authority::Remembered);
     assert_eq!(names(&joined), ["a", "old", "a/a-1", "old/old-1"]);
     assert!(joined.cluster.nodes.is_empty(), "a kind that nobody wants is not remembered");
     let address = joined.cluster.services.get(&ObjectName::new("default", "a")).expect("it was put").cluster_ips[0];
     assert_eq!(address.to_string(), "10.96.0.2");
     joined.end_listing(Kind::Service);
-    assert_eq!(proxied(&mut joined), Authority::Remembered);
+    assert_eq!(proxy(&mut joined), Authority::Remembered);
     list(&mut joined, Kind::EndpointSlice, vec![slice("a-2", "a")]);
     assert_eq!(names(&joined), ["a", "a/a-2"]);
-    assert_eq!(proxied(&mut joined), Authority::Complete);
+    assert_eq!(proxy(&mut joined), Authority::Complete);
 }
 
 #[test]
@@ -244,16 +244,16 @@ fn neither_part_waits_for_the_other_and_a_kind_that_is_being_listed_is_no_news()
     assert!(!joined.put(pod("a", "10.244.1.5")), "nobody may act upon it yet");
     list(&mut joined, Kind::Service, vec![]);
     list(&mut joined, Kind::EndpointSlice, vec![]);
-    assert_eq!((proxied(&mut joined), policed(&mut joined)), (Authority::Complete, Authority::Nothing));
+    assert_eq!((proxy(&mut joined), firewall(&mut joined)), (Authority::Complete, Authority::Nothing));
     assert!(!joined.is_complete());
     joined.take_unpublished();
     assert!(!joined.put(pod("b", "10.244.1.6")));
     assert!(!joined.take_unpublished());
     joined.end_listing(Kind::Pod);
     list(&mut joined, Kind::Namespace, vec![namespace("default")]);
-    assert_eq!(policed(&mut joined), Authority::Nothing);
+    assert_eq!(firewall(&mut joined), Authority::Nothing);
     list(&mut joined, Kind::NetworkPolicy, vec![policy("p", false)]);
-    assert_eq!(policed(&mut joined), Authority::Complete);
+    assert_eq!(firewall(&mut joined), Authority::Complete);
     assert!(joined.is_complete());
     assert_eq!((joined.cluster.pods.len(), joined.cluster.namespaces.len(), joined.cluster.policies.len()), (2, 1, 1));
     assert!(joined.put(pod("b", "10.244.1.7")));
@@ -262,10 +262,10 @@ fn neither_part_waits_for_the_other_and_a_kind_that_is_being_listed_is_no_news()
 #[test]
 fn what_nobody_wants_is_not_known_and_keeps_nothing_from_being_complete() {
     let mut joined = known(&[Wanted::Services, Wanted::EndpointSlices, Wanted::Node("node-1".into())]);
-    assert_eq!((proxied(&mut joined), policed(&mut joined)), (Authority::Complete, Authority::Nothing));
+    assert_eq!((proxy(&mut joined), firewall(&mut joined)), (Authority::Complete, Authority::Nothing));
     assert!(joined.is_complete());
     let mut joined = known(&[Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies]);
-    assert_eq!((proxied(&mut joined), policed(&mut joined)), (Authority::Nothing, Authority::Complete));
+    assert_eq!((proxy(&mut joined), firewall(&mut joined)), (Authority::Nothing, Authority::Complete));
     assert!(joined.is_complete());
 }
 
@@ -315,7 +315,7 @@ fn a_listing_with_an_object_without_a_name_removes_nothing() {
         ],
     );
     assert_eq!(joined.names(Kind::NetworkPolicy).len(), 2);
-    assert_eq!(policed(&mut joined), Authority::Complete, "all was known once");
+    assert_eq!(firewall(&mut joined), Authority::Complete, "all was known once");
     list(&mut joined, Kind::NetworkPolicy, vec![policy("b", false)]);
     assert_eq!(joined.names(Kind::NetworkPolicy).len(), 1);
 }
@@ -328,26 +328,26 @@ fn a_policy_that_was_never_understood_makes_the_start_partial_until_it_is_mended
             list(&mut joined, kind, vec![]);
         }
         list(&mut joined, Kind::NetworkPolicy, vec![policy("q", false), unreadable("p")]);
-        assert_eq!((proxied(&mut joined), policed(&mut joined)), (Authority::Complete, Authority::Partial));
+        assert_eq!((proxy(&mut joined), firewall(&mut joined)), (Authority::Complete, Authority::Partial));
         assert!(joined.lacks_good_versions() && !joined.is_complete());
         joined
     };
     let mut mended = start();
     assert!(mended.put(policy("p", false)));
-    assert_eq!(policed(&mut mended), Authority::Complete);
+    assert_eq!(firewall(&mut mended), Authority::Complete);
     let mut deleted = start();
     deleted.put(gone(&policy("p", false)));
-    assert_eq!(policed(&mut deleted), Authority::Complete);
+    assert_eq!(firewall(&mut deleted), Authority::Complete);
     let mut not_listed = start();
     list(&mut not_listed, Kind::NetworkPolicy, vec![policy("q", false)]);
-    assert_eq!(policed(&mut not_listed), Authority::Complete);
+    assert_eq!(firewall(&mut not_listed), Authority::Complete);
     let mut recalled = start();
     let mut earlier = Joined::new(&ALL);
     for object in [policy("p", true), policy("q", true), policy("r", true)] {
         earlier.put(object);
     }
     assert!(recalled.recall(&earlier.cluster));
-    assert_eq!(policed(&mut recalled), Authority::Complete);
+    assert_eq!(firewall(&mut recalled), Authority::Complete);
     let egress = recalled.cluster.policies.iter().map(|(name, policy)| (name.name.as_str(), policy.egress.is_some()));
     assert!(egress.eq([("p", true), ("q", false)]), "only what cannot be understood is taken from there");
     assert!(!recalled.recall(&earlier.cluster));
@@ -364,13 +364,13 @@ fn only_kinds_that_were_known_in_full_are_remembered() {
         joined.put(unreadable("p"));
         joined.remember(Known { cluster: earlier.cluster.clone(), kinds: kinds.to_vec(), all_nodes: true });
         let lacks = joined.lacks_good_versions();
-        (proxied(&mut joined), policed(&mut joined), joined.cluster.pods.len(), lacks)
+        (proxy(&mut joined), firewall(&mut joined), joined.cluster.pods.len(), lacks)
     };
     assert_eq!(remembers(&Kind::ALL), (Authority::Remembered, Authority::Remembered, 1, false));
     let without_policies = [Kind::Service, Kind::EndpointSlice, Kind::Node];
     assert_eq!(remembers(&without_policies), (Authority::Remembered, Authority::Nothing, 0, true));
-    let only_policed = [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Node];
-    assert_eq!(remembers(&only_policed), (Authority::Nothing, Authority::Remembered, 1, false));
+    let of_firewall = [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Node];
+    assert_eq!(remembers(&of_firewall), (Authority::Nothing, Authority::Remembered, 1, false));
 }
 
 fn node(name: &str) -> Object {
@@ -382,12 +382,12 @@ fn all_nodes_are_known_when_they_were_listed_and_wait_for_nothing_else() {
     let wanted = [Wanted::Nodes, Wanted::Services, Wanted::EndpointSlices];
     let mut joined = Joined::new(&wanted);
     list(&mut joined, Kind::Node, vec![node("node-1"), node("node-2")]);
-    let routed = |joined: &mut Joined| joined.standing().routed;
-    assert_eq!((routed(&mut joined), proxied(&mut joined)), (Authority::Complete, Authority::Nothing));
+    let router = |joined: &mut Joined| joined.authority().router;
+    assert_eq!((router(&mut joined), proxy(&mut joined)), (Authority::Complete, Authority::Nothing));
     assert!(joined.put(node("node-3")), "it is news to the router");
     assert!(!joined.is_complete());
     let mut joined = known(&[Wanted::Node("node-1".into()), Wanted::Services, Wanted::EndpointSlices]);
-    assert_eq!(routed(&mut joined), Authority::Nothing, "our own node is not all nodes");
+    assert_eq!(router(&mut joined), Authority::Nothing, "our own node is not all nodes");
     assert!(joined.is_complete());
 }
 
@@ -398,7 +398,7 @@ fn one_remembered_node_is_not_all_nodes() {
         earlier.put(node("node-1"));
         let mut joined = Joined::new(&[Wanted::Nodes, Wanted::Services, Wanted::EndpointSlices]);
         joined.remember(Known { cluster: earlier.cluster, kinds: Kind::ALL.to_vec(), all_nodes });
-        (joined.standing().routed, joined.standing().proxied)
+        (joined.authority().router, joined.authority().proxy)
     };
     assert_eq!(remembers(true), (Authority::Remembered, Authority::Remembered));
     assert_eq!(remembers(false), (Authority::Nothing, Authority::Remembered));
