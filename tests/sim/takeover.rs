@@ -150,7 +150,7 @@ impl Walk {
     /// An earlier run was killed between a virtual service and its destinations, or somebody deleted all of them, and
     /// the cluster cannot be reached: perhaps because the API server is behind that virtual service.
     pub fn fills_a_virtual_service_without_destinations(&mut self) {
-        self.world.authority = Authority::Complete;
+        self.world.authority.proxy = Authority::Complete;
         let served = |agent: &Agent| -> Vec<(ServiceKey, Virtual)> {
             let is_served = |it: &Virtual| it.destinations.len() > 1 && it.destinations.iter().all(|d| d.weight > 0);
             let desired = agent.desired().virtuals.iter().filter(|(_, it)| is_served(it));
@@ -176,7 +176,7 @@ impl Walk {
         self.damaged();
 
         self.agent = Agent::start(&self.kernel, &self.config, self.families);
-        self.start_from(World { authority: Authority::Remembered, ..self.world.clone() });
+        self.start_from(known(Authority::Remembered, &self.world));
         self.settle();
         let state = self.kernel.state();
         let held = |(key, _): &(ServiceKey, Virtual)| state.virtuals.get(key).expect("it exists");

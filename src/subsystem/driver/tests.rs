@@ -171,7 +171,7 @@ impl Subsystem for Signposts {
             self.mirrors.posts.mark(key.clone());
             self.mirrors.signs.mark(key);
         }
-        world.authority
+        world.authority.proxy
     }
 
     async fn calculate(&mut self, _at: Moment) {}
@@ -264,7 +264,8 @@ impl Scene {
 
     /// Publishes a cluster of these Namespaces.
     fn publish(&self, authority: Authority, names: &[&str]) {
-        let mut world = World { authority, ..World::empty() };
+        let mut world = World::empty();
+        world.authority.proxy = authority;
         for name in names {
             world.cluster.namespaces.insert((*name).into(), Default::default());
         }
