@@ -43,12 +43,6 @@ pub trait Backend {
     /// Applies the changes to the kernel, as far as `authority` allows.
     fn round(&mut self, authority: Authority, at: Moment) -> RoundDurations;
 
-    /// Ensures that rules see all packets of pods; with `pods_on_bridge` also those between ports of one bridge.
-    ///
-    /// # Errors
-    /// The reason of the failure.
-    fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String>;
-
     /// Removes objects of earlier runs from where they no longer belong. Returns why something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
 

@@ -105,7 +105,7 @@ fn a_chain_that_the_kernel_refuses_is_told_once_and_the_rest_is_in_force() {
 #[test]
 fn a_bridge_of_pods_whose_packets_no_rule_sees_is_trouble_until_they_are_seen() {
     with_running(false, async |running| {
-        running.kernel.with(|machine| machine.no_bridge_filter = true);
+        running.kernel.with(|machine| machine.state.lacks_bridge_filter = true);
         running.settles(&shop()).await;
         running.until_ready().await;
         let mut world = shop();
@@ -113,9 +113,9 @@ fn a_bridge_of_pods_whose_packets_no_rule_sees_is_trouble_until_they_are_seen() 
         host.links = vec![HostLink { name: "kube-bridge".into(), mtu: 1500, bridge: true }];
         world.host = Arc::new(host);
         running.world.send_replace(world);
-        running.until_unready("network policies", "settings: br_netfilter is not there").await;
+        running.until_unready("network policies", "settings: change net/bridge/bridge-nf-call-ip6tables").await;
         running.until_told(|text| text.contains("sluice_firewall_failing{kind=\"settings\"} 1")).await;
-        running.kernel.with(|machine| machine.no_bridge_filter = false);
+        running.kernel.with(|machine| machine.state.lacks_bridge_filter = false);
         running.until_ready().await;
     });
 }

@@ -24,7 +24,7 @@ use super::super::bridges::{self, ClosedBridges};
 use super::super::plan;
 use super::super::rules::{Contents, Direction, Element, Isolation, PolicyKey, PortOwners, RuleSet, SetKey};
 use super::desired::{Desired, LoweredChanges};
-use super::{dispatch, names, pod_chain, policy_chain};
+use super::{dispatch, names, pod_chain, policy_chain, settings};
 
 /// The desired kernel objects, kept up to date.
 pub struct Lowering {
@@ -87,6 +87,9 @@ impl Lowering {
         if is_first {
             self.lower_fixed(&mut told);
         }
+        let settings = settings::settings(bridges::has_pod_bridge(rules, world));
+        told.settings = self.desired.settings != settings;
+        self.desired.settings = settings;
         let turns = std::mem::replace(&mut self.bridges, bridges::closed(rules, world)) != self.bridges;
         if turns {
             self.lower_bridges(&mut told);
