@@ -13,6 +13,7 @@ use crate::net::{Family, PerFamily};
 use crate::reconcile::{Found, Moment};
 use crate::subsystem;
 
+use super::bridges::ClosedBridges;
 use super::plan;
 use super::rules::{Direction, RuleSet};
 use super::verdict::Verdict;
@@ -30,6 +31,9 @@ pub trait Backend {
 
     /// Returns the ranges in which only known pods may be reached.
     fn closed(&self) -> &[IpNet];
+
+    /// Returns the bridges on which packets are refused for addresses that policies cannot name, whether they exist or not.
+    fn closed_bridges(&self) -> &ClosedBridges;
 
     /// Returns the number of desired kernel objects.
     fn count(&self) -> Count;

@@ -86,7 +86,8 @@ impl<B: Backend> Driver<B> {
         }
         let world = context.world.borrow().clone();
         let (rules, closed) = (self.plan.rules(), self.backend.closed());
-        let known = explain::Known { rules, world: &world, config: &self.config, closed };
+        let bridges = self.backend.closed_bridges();
+        let known = explain::Known { rules, world: &world, config: &self.config, closed, bridges };
         let mut answers = explain::answers(known, &asked).map_err(|why| why.to_string())?;
         // The last audit may be minutes old. Drift found now is reported, and repaired in the following turn.
         context.account.found(&self.backend.look_at_all(at));

@@ -61,6 +61,11 @@ impl Lowering {
         self.closed.as_deref().unwrap_or_default()
     }
 
+    /// Returns the bridges on which something is closed.
+    pub fn closed_bridges(&self) -> &ClosedBridges {
+        &self.bridges
+    }
+
     /// Updates from changes of the rule set and the facts of this node; returns what changed.
     pub fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::RuleSetChanges) -> LoweredChanges {
         let mut told = LoweredChanges::default();

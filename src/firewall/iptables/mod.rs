@@ -46,6 +46,7 @@ use self::drops::Owners;
 use self::enforced::enforced;
 use self::lowering::Lowering;
 use super::backend::{Backend, Count, Refusal, RoundDurations};
+use super::bridges::ClosedBridges;
 use super::plan;
 use super::rules::RuleSet;
 use super::verdict::Verdict;
@@ -88,6 +89,10 @@ impl<K: Kernel> Backend for Iptables<K> {
 
     fn closed(&self) -> &[IpNet] {
         self.lowering.closed()
+    }
+
+    fn closed_bridges(&self) -> &ClosedBridges {
+        self.lowering.closed_bridges()
     }
 
     fn count(&self) -> Count {
