@@ -51,8 +51,8 @@ pub trait Kernel {
     type Elements: Target<Key = ElementKey, Value = ()> + Timed;
     type Rules: Target<Key = Piece, Value = Rules> + Refusing;
 
-    /// Returns whether the kernel supports IPv6 at all. Called once, at the start.
-    fn has_ipv6(&self) -> bool {
+    /// Returns whether the kernel has IPv6 and takes rules for it, as far as was seen at the start. Called once, then.
+    fn filters_ipv6(&self) -> bool {
         true
     }
 
@@ -158,7 +158,7 @@ impl<K: Kernel> Mirrors<K> {
         sysctl::keep(&mut self.settings, &desired.settings, at);
         // The rules in force determine the order below. A failure here shows with the rules.
         self.rules.learn(at);
-        if authority == Authority::Remembered && !self.may_use_memory() {
+        if authority == Authority::Remembered && !self.may_use_memory(desired) {
             return IptablesRound::default();
         }
         let mut left = std::mem::take(&mut self.left);
@@ -218,9 +218,9 @@ impl<K: Kernel> Mirrors<K> {
         round
     }
 
-    /// Returns whether the kernel supports IPv6 at all.
-    pub fn has_ipv6(&self) -> bool {
-        self.kernel.has_ipv6()
+    /// Returns whether the kernel has IPv6 and takes rules for it.
+    pub fn filters_ipv6(&self) -> bool {
+        self.kernel.filters_ipv6()
     }
 
     /// Removes objects of earlier runs from where they no longer belong.
@@ -259,9 +259,12 @@ impl<K: Kernel> Mirrors<K> {
         self.refusals.retry_at().is_some_and(|at| at <= now)
     }
 
-    /// Returns whether a remembered cluster is applied: no chain of ours in the kernel is entered.
-    fn may_use_memory(&mut self) -> bool {
-        let is_read = Family::BOTH.into_iter().all(|family| !self.rules.peek().is_unreadable(family));
+    /// Returns whether a remembered cluster is applied: no chain of ours in the kernel is entered. A family for which
+    /// nothing is desired need not be readable.
+    fn may_use_memory(&mut self, desired: &Desired) -> bool {
+        let is_desired = |family: &Family| desired.rules.keys().any(|piece| piece.family() == *family);
+        let desired = Family::BOTH.into_iter().filter(is_desired);
+        let is_read = desired.into_iter().all(|family| !self.rules.peek().is_unreadable(family));
         let are_entered = || Family::BOTH.into_iter().any(|family| self.are_entered(family));
         self.uses_memory |= is_read && self.rules.seen().is_some() && !are_entered();
         self.uses_memory

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use crate::kernel::ipset::{Elements, SetName, Sets};
-use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Refusal, Table, Tables, Timing};
+use crate::kernel::iptables::{self, Families, Flavour, Leftovers, Ownership, Refusal, Table, Tables, Timing};
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module, nftables};
 use crate::net::{Family, PerFamily};
@@ -18,6 +18,7 @@ use super::{overlay, settings};
 pub struct Linux {
     /// Programs of the iptables variant that the host no longer uses, where its tables still hold rules of ours.
     abandoned: Families,
+    filters_ipv6: bool,
 }
 
 /// Temporary set, used while another one is replaced.
@@ -38,7 +39,16 @@ pub fn open() -> Result<(Targets<Linux>, Families), Error> {
     for error in module::load(&settings::MODULES) {
         warn!(%error, "Loading a kernel module failed");
     }
-    open_for_cleanup()
+    let (mut targets, programs) = open_for_cleanup()?;
+    let is_legacy = programs.v6.is_some_and(|programs| programs.flavour == Flavour::Legacy);
+    // These programs print nothing, and no error, where the kernel has no tables.
+    if is_legacy && !module::load(&["ip6_tables"]).is_empty() {
+        targets.kernel.filters_ipv6 = false;
+    }
+    if iptables::kernel_has_ipv6() && !targets.kernel.filters_ipv6 {
+        warn!("ip6tables is not usable; without --enable-ipv6, IPv6 link-local traffic between pods is not filtered");
+    }
+    Ok((targets, programs))
 }
 
 /// Like [`open`], without loading anything.
@@ -51,7 +61,9 @@ pub fn open_for_cleanup() -> Result<(Targets<Linux>, Families), Error> {
         warn!(%reason, "iptables is not usable for this address family");
     }
     let (programs, abandoned) = (detected.programs, detected.abandoned);
-    Ok((targets(Tables::detected(detected, ownership()), abandoned)?, programs))
+    let filters_ipv6 = iptables::kernel_has_ipv6() && detected.printed.v6.is_some();
+    let kernel = Linux { abandoned, filters_ipv6 };
+    Ok((targets(Tables::detected(detected, ownership()), kernel)?, programs))
 }
 
 /// Like [`open_for_cleanup`], with these programs.
@@ -59,14 +71,15 @@ pub fn open_for_cleanup() -> Result<(Targets<Linux>, Families), Error> {
 /// # Errors
 /// As [`open`].
 pub fn open_with(programs: Families) -> Result<Targets<Linux>, Error> {
-    targets(Tables::new(programs, ownership()), Families::default())
+    let filters_ipv6 = iptables::kernel_has_ipv6() && programs.v6.is_some();
+    targets(Tables::new(programs, ownership()), Linux { abandoned: Families::default(), filters_ipv6 })
 }
 
-fn targets(rules: Tables, abandoned: Families) -> Result<Targets<Linux>, Error> {
+fn targets(rules: Tables, kernel: Linux) -> Result<Targets<Linux>, Error> {
     let mut sets = set_names();
     sets.push(Name::Exact(TEMPORARY_SET.into()));
     Ok(Targets {
-        kernel: Linux { abandoned },
+        kernel,
         settings: Settings::new([]),
         sets: Sets::open(sets, SetName(TEMPORARY_SET.into()))?,
         elements: Elements::open(set_names())?,
@@ -80,8 +93,8 @@ impl Kernel for Linux {
     type Elements = Elements;
     type Rules = Tables;
 
-    fn has_ipv6(&self) -> bool {
-        iptables::kernel_has_ipv6()
+    fn filters_ipv6(&self) -> bool {
+        self.filters_ipv6
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {

@@ -38,18 +38,19 @@ pub struct Lowering {
     /// The ranges in which only known pods may be reached; `None` before the first World.
     closed: Option<Vec<IpNet>>,
     bridges: ClosedBridges,
-    kernel_has_ipv6: bool,
+    filters_ipv6: bool,
 }
 
 impl Lowering {
     pub fn new(config: Arc<FirewallConfig>, families: PerFamily<bool>) -> Lowering {
         let (desired, asking, pods, bridges) = Default::default();
-        Lowering { config, families, desired, asking, pods, closed: None, bridges, kernel_has_ipv6: true }
+        Lowering { config, families, desired, asking, pods, closed: None, bridges, filters_ipv6: true }
     }
 
-    /// Returns the same for a kernel without IPv6: pods have no link-local addresses, and no IPv6 objects can exist.
+    /// Returns the same for a kernel without IPv6, where pods have no link-local addresses, or one that takes no rules of
+    /// IPv6: without `--enable-ipv6` none are desired.
     pub fn without_ipv6(self) -> Lowering {
-        Lowering { kernel_has_ipv6: false, ..self }
+        Lowering { filters_ipv6: false, ..self }
     }
 
     pub fn desired(&self) -> &Desired {
@@ -95,7 +96,11 @@ impl Lowering {
         let settings = settings::settings(bridges::has_pod_bridge(rules, world));
         told.settings = self.desired.settings != settings;
         self.desired.settings = settings;
-        let turns = std::mem::replace(&mut self.bridges, bridges::closed(rules, world)) != self.bridges;
+        let mut closed = bridges::closed(rules, world);
+        if !self.families.v6 && !self.filters_ipv6 {
+            closed.link_local.clear();
+        }
+        let turns = std::mem::replace(&mut self.bridges, closed) != self.bridges;
         if turns {
             self.lower_bridges(&mut told);
         }
@@ -110,7 +115,7 @@ impl Lowering {
     }
 
     fn lower_bridges(&mut self, told: &mut LoweredChanges) {
-        let is_there = PerFamily { v6: self.families.v6 || self.kernel_has_ipv6, ..self.families };
+        let is_there = PerFamily { v6: self.families.v6 || self.filters_ipv6, ..self.families };
         for family in Family::BOTH.into_iter().filter(|family| *is_there.of(*family)) {
             for (piece, rules) in dispatch::bridge_chains(&self.bridges, family) {
                 self.put_rules(piece, rules, told);

@@ -67,7 +67,7 @@ impl<K: Kernel> Iptables<K> {
         owners: watch::Sender<Arc<Owners>>,
     ) -> Iptables<K> {
         let (mirrors, lowering) = (Mirrors::new(targets), Lowering::new(config, families));
-        let lowering = if mirrors.has_ipv6() { lowering } else { lowering.without_ipv6() };
+        let lowering = if mirrors.filters_ipv6() { lowering } else { lowering.without_ipv6() };
         Iptables { lowering, mirrors, owners }
     }
 }

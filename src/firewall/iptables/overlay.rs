@@ -165,9 +165,10 @@ impl Overlay {
             return pod_chain::without(&reduced, |chain| self.omitted.contains(&dispatch::chain(family, chain)));
         }
         let Some(kept) = self.kept.get(piece) else { return rules.clone() };
-        // The last rule is the jump to the tail, which accepts.
+        // Bridges are closed before anything is accepted, pods judged before the last rule: the jump to the tail, which accepts.
+        let (of_bridges, of_pods): (Vec<_>, Vec<_>) = kept.iter().partition(|rule| dispatch::is_of_bridge(rule));
         let (last, others) = rules.0.split_last().map_or((None, &[][..]), |(last, others)| (Some(last), others));
-        Rules(others.iter().chain(kept).chain(last).cloned().collect())
+        Rules(of_bridges.into_iter().chain(others).chain(of_pods).chain(last).cloned().collect())
     }
 }
 
@@ -281,5 +282,23 @@ mod tests {
         seen.insert(dispatch::chain(Family::V4, "KUBE-POD-FW-OLD"), rules(&["-j DROP"]));
         overlay.keep_jumps(&want, &seen);
         assert_eq!(overlay.over(&want).get(&forward), Some(&rules(&[jump, tail])));
+    }
+
+    #[test]
+    fn what_closes_bridges_stays_before_what_accepts() {
+        let input = dispatch::chain(Family::V6, "KUBE-ROUTER-INPUT");
+        let of_bridge = "-i kube-bridge -j KUBE-NWPLCY-LINK-LOCAL";
+        let service = "-d fd00:10:96::/108 -j RETURN";
+        let jump = "-s fd00:10:244::7/128 -j KUBE-POD-FW-OLD";
+        let tail = "-j KUBE-NWPLCY-TAIL";
+        let rules = |texts: &[&str]| Rules(texts.iter().map(|text| Rule::from(*text)).collect());
+        let want: BTreeMap<Piece, Rules> = [(input.clone(), rules(&[service, tail]))].into();
+        let mut seen: BTreeMap<Piece, Rules> = [(input.clone(), rules(&[of_bridge, service, jump, tail]))].into();
+        for chain in ["KUBE-POD-FW-OLD", "KUBE-NWPLCY-LINK-LOCAL"] {
+            seen.insert(dispatch::chain(Family::V6, chain), rules(&["-j DROP"]));
+        }
+        let mut overlay = Overlay::default();
+        overlay.keep_jumps(&want, &seen);
+        assert_eq!(overlay.over(&want).get(&input), Some(&rules(&[of_bridge, service, jump, tail])));
     }
 }

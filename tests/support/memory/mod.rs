@@ -231,6 +231,10 @@ impl firewall::iptables::apply::Kernel for MemoryKernel {
     type Elements = Memory<Elements>;
     type Rules = Memory<RuleRows>;
 
+    fn filters_ipv6(&self) -> bool {
+        self.with(|machine| machine.broken != Some(Family::V6))
+    }
+
     fn remove_abandoned(&mut self) -> Vec<String> {
         Vec::new()
     }
