@@ -189,3 +189,25 @@ fn assert_forged_frames_reach_nobody(listeners: &Listeners) {
     listeners.hear("db", &answer);
     listeners.assert_heard("as a reply", ("plain", &frame("plain", group.into())), &["node"]);
 }
+
+/// A tag of VLAN 0 says nothing of a VLAN, and whoever gets the frame takes it as untagged.
+#[test]
+fn a_tag_of_no_vlan_leads_past_no_policy() {
+    with_each(|bridged| {
+        std::fs::write("/proc/sys/net/bridge/bridge-nf-filter-vlan-tagged", "0").expect("a setting of the namespace");
+        let mut host = (*bridged.world.host).clone();
+        host.links = vec![sluice::model::HostLink { name: "kube-bridge".into(), mtu: 1500, bridge: true }];
+        bridged.world.host = std::sync::Arc::new(host);
+        let listeners = Listeners::of(bridged);
+        let tagged = |frame: Frame| Frame { tags: vec![0], ..frame };
+        bridged.settle();
+        listeners.assert_heard("without policies", ("db", &tagged(unicast("db", "web"))), &["web"]);
+        bridged.world.cluster.policies.insert(ObjectName::new("shop", "in"), ingress(app("web"), &[]));
+        bridged.settle();
+        let group = IpAddr::from(GROUPS_V4[0]);
+        for frame in [unicast("db", "web"), Frame { to: link_address("web"), ..frame("db", group) }] {
+            listeners.assert_heard("tagged", ("db", &tagged(frame)), &[]);
+        }
+        listeners.assert_heard("others", ("db", &tagged(unicast("db", "plain"))), &["plain"]);
+    });
+}
