@@ -74,6 +74,9 @@ pub trait Dropped {
     /// If the kernel does not answer.
     fn count(&mut self) -> Result<(), Error>;
 
+    /// Returns the number of packets dropped on bridges since the start, by the reason, as of the last reading.
+    fn on_bridges(&self) -> &BTreeMap<&'static str, u64>;
+
     /// Returns the number of packets refused for each policy since the start, as of the last reading. Policies that no
     /// longer own a chain have no sum, even if the kernel has not been read since.
     fn sums(&mut self) -> &BTreeMap<Owner, u64>;

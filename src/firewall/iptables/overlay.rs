@@ -5,7 +5,7 @@
 //! - The kernel refuses a chain, because a module is missing, say, or a set that the chain uses could not be created. A
 //!   policy's chain is left out, and with it the jumps to it: the pods that the policy isolates stay isolated, and what
 //!   only this policy would allow is refused. A pod's chain is tried in forms that need fewer modules, down to one that
-//!   drops everything. What is left out is retried with growing delays.
+//!   drops everything; a chain of bridges without its logging. What is left out is retried with growing delays.
 //! - The cluster is not known completely ([`Authority::Partial`](crate::model::Authority)): absence proves nothing, so
 //!   pods that are judged stay judged, although they are no longer known.
 
@@ -59,6 +59,9 @@ impl Refusals {
         let refused = self.0.entry(piece.clone()).or_insert(fresh);
         // A refused reduced form is not the whole chain that waits for its retry.
         let was_reduced = known && refused.backoff.retry_at().is_some();
+        if was_reduced && is_of_bridges(piece) {
+            return false;
+        }
         if was_reduced {
             refused.form = PodChainForm::Closed;
         }
@@ -158,7 +161,7 @@ impl Overlay {
     }
 
     fn over_one(&self, piece: &Piece, rules: &Rules) -> Rules {
-        if is_pod(piece) {
+        if is_pod(piece) || is_of_bridges(piece) {
             let form = self.reduced.get(piece).copied().unwrap_or(PodChainForm::Whole);
             let reduced = pod_chain::reduced(rules, form);
             let family = piece.family();
@@ -174,7 +177,11 @@ impl Overlay {
 
 /// Returns whether this piece has a fallback when the kernel refuses it.
 pub fn has_stand_in(piece: &Piece) -> bool {
-    is_policy(piece) || is_pod(piece)
+    is_policy(piece) || is_pod(piece) || is_of_bridges(piece)
+}
+
+fn is_of_bridges(piece: &Piece) -> bool {
+    kind_of(piece) == Some(ChainKind::Bridge)
 }
 
 fn is_policy(piece: &Piece) -> bool {
@@ -191,7 +198,7 @@ mod tests {
 
     use super::*;
     use crate::firewall::iptables::names::{CHAIN_FORWARD, CHAIN_TAIL};
-    use crate::firewall::iptables::{names, policy_chain};
+    use crate::firewall::iptables::{link_local, multicast, names, policy_chain};
     use crate::firewall::rules::{Direction, PolicyKey, SetKey};
     use crate::model::ObjectName;
 
@@ -247,6 +254,21 @@ mod tests {
         assert!(refusals.note(&pod(), "no module".into(), later));
         let still = refusals.overlay(later.now).over(&wanted()).remove(&pod());
         assert_eq!(still, Some(pod_chain::reduced(&whole, PodChainForm::Closed)), "and what held before holds again");
+    }
+
+    #[test]
+    fn a_chain_of_bridges_goes_on_closing_where_the_kernel_cannot_log() {
+        let at = Moment { now: Instant::now(), jitter: 0 };
+        let bridges = ["kube-bridge".into()];
+        for (piece, rules) in [link_local::rules(&bridges), multicast::rules(&bridges, Family::V4)] {
+            let whole = rules.expect("something is closed");
+            let mut refusals = Refusals::default();
+            assert!(refusals.note(&piece, "no module".into(), at));
+            let over = refusals.overlay(at.now).over(&[(piece.clone(), whole.clone())].into()).remove(&piece);
+            assert_eq!(over, Some(pod_chain::reduced(&whole, Form::Unlogged)));
+            assert!(over.is_some_and(|rules| rules.0.len() < whole.0.len()));
+            assert!(!refusals.note(&piece, "no module".into(), at), "it has no other form");
+        }
     }
 
     #[test]

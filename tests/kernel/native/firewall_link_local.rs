@@ -31,6 +31,7 @@ const PATIENCE: Duration = Duration::from_millis(400);
 
 /// A node whose pods are on one bridge.
 pub struct Bridged {
+    pub flavour: Flavour,
     pub ends: Vec<(&'static str, u16, File, TcpListener)>,
     pub world: World,
     plan: Plan,
@@ -88,6 +89,7 @@ impl Bridged {
         });
         let targets = linux::open_with(programs(flavour)).expect("the kernel can be reached");
         let mut bridged = Bridged {
+            flavour,
             ends: ends.into(),
             world: world(),
             plan: Plan::new(),
