@@ -102,7 +102,10 @@ pub enum Unanswerable {
 }
 
 impl Question {
-    /// Parses a question from command line arguments; returns what is wrong with them otherwise.
+    /// Parses a question from command line arguments.
+    ///
+    /// # Errors
+    /// What is wrong with them, as a sentence.
     pub fn parse(from: &str, to: &str) -> Result<Question, String> {
         let wanted = || format!("{to:?} must be NAMESPACE/POD:PORT[/PROTOCOL] or ADDRESS:PORT[/PROTOCOL]");
         let (end, port) = to.rsplit_once(':').ok_or_else(wanted)?;
@@ -132,6 +135,9 @@ impl FromStr for End {
 }
 
 /// Returns the answers to a question, IPv4 first; at least one.
+///
+/// # Errors
+/// Why there is no answer.
 pub fn answers(known: Known<'_>, question: &Question) -> Result<Vec<Answer>, Unanswerable> {
     let Known { world, config, .. } = known;
     if let End::Address(address) = question.to
