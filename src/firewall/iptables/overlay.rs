@@ -265,7 +265,7 @@ mod tests {
             let mut refusals = Refusals::default();
             assert!(refusals.note(&piece, "no module".into(), at));
             let over = refusals.overlay(at.now).over(&[(piece.clone(), whole.clone())].into()).remove(&piece);
-            assert_eq!(over, Some(pod_chain::reduced(&whole, Form::Unlogged)));
+            assert_eq!(over, Some(pod_chain::reduced(&whole, PodChainForm::Unlogged)));
             assert!(over.is_some_and(|rules| rules.0.len() < whole.0.len()));
             assert!(!refusals.note(&piece, "no module".into(), at), "it has no other form");
         }
