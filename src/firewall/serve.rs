@@ -75,7 +75,7 @@ fn family(name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily {
     family.set_name(name.to_owned());
     family.set_help(help.to_owned());
     family.set_field_type(MetricType::COUNTER);
-    family.set_metric(metrics.into());
+    family.set_metric(metrics);
     family
 }
 

@@ -263,8 +263,8 @@ impl<K: Kernel> Mirrors<K> {
     /// nothing is desired need not be readable.
     fn may_use_memory(&mut self, desired: &Desired) -> bool {
         let is_desired = |family: &Family| desired.rules.keys().any(|piece| piece.family() == *family);
-        let desired = Family::BOTH.into_iter().filter(is_desired);
-        let is_read = desired.into_iter().all(|family| !self.rules.peek().is_unreadable(family));
+        let mut families = Family::BOTH.into_iter().filter(is_desired);
+        let is_read = families.all(|family| !self.rules.peek().is_unreadable(family));
         let are_entered = || Family::BOTH.into_iter().any(|family| self.are_entered(family));
         self.uses_memory |= is_read && self.rules.seen().is_some() && !are_entered();
         self.uses_memory

@@ -159,10 +159,10 @@ mod tests {
             dropped(Family::V4, "KUBE-POD-FW-A", "10.244.1.7/32", 6),
         ];
         let mut drops = Drops::default();
-        assert_eq!(drops.on_bridges().clone(), [("link-local", 0), ("multicast", 0)].into());
+        assert_eq!(*drops.on_bridges(), BTreeMap::from([("link-local", 0), ("multicast", 0)]));
         drops.add(&counted, &Owners::new());
         drops.add(&counted, &Owners::new());
-        assert_eq!(drops.on_bridges().clone(), [("link-local", 5), ("multicast", 9)].into());
+        assert_eq!(*drops.on_bridges(), BTreeMap::from([("link-local", 5), ("multicast", 9)]));
     }
 
     #[test]
