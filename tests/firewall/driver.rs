@@ -306,6 +306,7 @@ impl Running {
             registry: Registry::new("test", "test"),
             log: self.log.clone(),
             config: self.config.clone(),
+            families: self.families,
         }
     }
 
