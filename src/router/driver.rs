@@ -73,9 +73,7 @@ pub struct Driver<K: Kernel> {
     next_look: Instant,
     /// Time when the routes were learned that are not in the kernel yet.
     learned_at: Option<Instant>,
-    /// Pod CIDRs of other nodes without a route; `None` if they have to be computed again.
-    unlearned: Option<Unreached>,
-    /// The same when last computed, together with routes that the kernel lacks.
+    /// Pod CIDRs of other nodes without a route when last looked at, together with routes that the kernel lacks.
     unreached: Unreached,
     moments: Moments,
     reached: bool,
@@ -101,7 +99,6 @@ impl<K: Kernel> Driver<K> {
             reachable: Reachable::default(),
             next_look: now,
             learned_at: None,
-            unlearned: None,
             unreached: Unreached::default(),
             moments: Moments::since(now),
             reached: false,
@@ -151,6 +148,7 @@ impl<K: Kernel> Driver<K> {
         let left = Left { routes, anything: routes || self.mirrors.had_sets(at) || self.sessions.have_run() };
         self.reachable.forget();
         self.sessions.replace(self.plan.desired(), left, &self.config).await;
+        self.plan.look_at_all_peers();
         self.withdrawals.end();
         if self.sessions.is_running() {
             let _ = self.withdrawals.update(self.plan.desired().announcements.keys().map(|prefix| (*prefix, true)));
@@ -180,20 +178,18 @@ impl<K: Kernel> Driver<K> {
     /// Handles the speaker's events.
     fn take_events(&mut self, events: Vec<Event>) {
         for event in events {
-            if self.sessions.note(&event) {
-                self.unlearned = None;
+            if let Some(peer) = self.sessions.note(&event) {
+                self.plan.look_at_peer(peer);
             }
             match &event {
                 Event::Routes(changes) => {
                     self.context.metrics.received.inc_by(changes.len() as u64);
                     self.reachable.look_at(changes);
-                    self.unlearned = None;
                     let changed = self.plan.learn(changes);
                     self.mirrors.mark(&changed);
                 }
                 Event::Complete => {
                     info!("End-of-RIB received from all peers");
-                    self.unlearned = None;
                     let changed = self.plan.drop_stale_routes();
                     self.mirrors.mark(&changed);
                 }
@@ -215,12 +211,10 @@ impl<K: Kernel> Driver<K> {
         }
     }
 
-    /// Checks for pod CIDRs of other nodes without a route in the kernel. The plan is queried only after a change: it
-    /// iterates over every node.
+    /// Checks for pod CIDRs of other nodes without a route in the kernel.
     fn look_at_pods(&mut self, synced: bool, now: Instant) {
         let sessions = &self.sessions;
-        let ask = || self.plan.unreached(|peer, family| sessions.has_sent_all(peer, family));
-        let unlearned = self.unlearned.get_or_insert_with(ask).clone();
+        let unlearned = self.plan.unreached(|peer, family| sessions.has_sent_all(peer, family));
         let count = unlearned.count + self.mirrors.missing_routes(self.plan.routes());
         self.unreached = Unreached { count, ..unlearned };
         // A node that is down for long must not keep all others from becoming ready.
@@ -314,7 +308,6 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
         if world.authority.router != Authority::Nothing {
-            self.unlearned = None;
             let changed = self.plan.update(world);
             self.carry_out(&changed).await;
         }

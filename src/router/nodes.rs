@@ -179,6 +179,21 @@ impl Nodes {
         self.parts.iter().flat_map(|(name, part)| part.ranges.iter().map(move |range| (name, *range)))
     }
 
+    /// Returns the pod CIDRs of a node; none of our own.
+    pub fn ranges_of(&self, node: &CompactString) -> &[IpNet] {
+        self.parts.get(node).map(|part| &*part.ranges).unwrap_or_default()
+    }
+
+    /// Returns the other nodes with this pod CIDR.
+    pub fn with_range(&self, range: &IpNet) -> impl Iterator<Item = &CompactString> {
+        self.ranges.owners(range)
+    }
+
+    /// Returns the nodes with this address.
+    pub fn with_address(&self, address: &IpAddr) -> impl Iterator<Item = &CompactString> {
+        self.addresses.owners(address)
+    }
+
     /// Returns the address under which we peer with a node.
     pub fn peer(&self, node: &CompactString) -> Option<IpAddr> {
         self.parts.get(node)?.neighbour

@@ -63,8 +63,7 @@ pub struct Plan {
     announced: Claims<IpAddr, ObjectName, ()>,
     /// Service addresses that are node addresses.
     refused_services: BTreeSet<IpAddr>,
-    /// Pod CIDRs of other nodes for which no route is accepted.
-    refused: BTreeMap<IpNet, Refusal>,
+    pod_ranges: pod_ranges::PodRanges,
     sizes: BTreeMap<(Set, Family), usize>,
     sets: Option<Sets>,
     stale: Stale,
@@ -120,7 +119,7 @@ impl Plan {
             services: HashMap::new(),
             announced: Claims::default(),
             refused_services: BTreeSet::new(),
-            refused: BTreeMap::new(),
+            pod_ranges: pod_ranges::PodRanges::default(),
             sizes: BTreeMap::new(),
             sets: None,
             stale: Stale::default(),
@@ -318,6 +317,7 @@ impl Plan {
         let local = self.local();
         for name in names {
             changed.nodes_computed += 1;
+            self.pod_ranges.mark(name);
             let around = Around { own: &self.own, config: &self.config, local };
             let news = self.nodes.update(name, known.get(name).map(|node| &**node), around);
             self.stale.nodes |= news.policies;
@@ -387,8 +387,7 @@ impl Plan {
 
     /// Updates one announcement: of our pods, or of a Service.
     fn put_announcement(&mut self, prefix: IpNet, changed: &mut RouterChanges) {
-        let family = Family::from(prefix);
-        let address = prefix.addr();
+        let (family, address) = (Family::from(prefix), prefix.addr());
         let is_service = prefix.prefix_len() == family.host_bits() && self.announced.contains(&address);
         // Announcing a node's own address would divert that node's traffic.
         let is_node = is_service && self.nodes.has(address);
@@ -441,7 +440,7 @@ impl Plan {
             return;
         }
         if stale.nodes || stale.own {
-            self.refused = pod_ranges::refused(&self.own, &self.nodes);
+            self.pod_ranges.refuse(&self.own, &self.nodes);
         }
         let is_service = |prefix: &&IpNet| !self.own.pod_cidrs.of(Family::from(**prefix)).contains(prefix);
         let services = || self.desired.announcements.keys().filter(is_service).copied().collect();
@@ -453,7 +452,7 @@ impl Plan {
             config: &self.config,
             services: &services,
             node_pods: &|| self.nodes.ranges(),
-            refused: &|range| self.refused.contains_key(range),
+            refused: &|range| self.pod_ranges.is_refused(range),
             node_addresses: &|| self.nodes.addresses(),
             peering: &|| self.nodes.peering(),
             external: &self.external,
@@ -471,6 +470,7 @@ impl Plan {
     }
 
     fn settle_routes(&mut self, changed: &mut RouterChanges) {
+        self.pod_ranges.mark_routes(self.routes.dirty(), &self.nodes);
         let place = Place {
             own: &self.own,
             config: &self.config,

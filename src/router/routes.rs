@@ -121,6 +121,11 @@ impl Routes {
         self.by_next_hop.keys().copied()
     }
 
+    /// Returns the prefixes whose routes are recomputed next.
+    pub fn dirty(&self) -> impl Iterator<Item = IpNet> {
+        self.dirty.iter().copied()
+    }
+
     /// Updates the learned routes. Our own routes have no path.
     pub fn learn(&mut self, changes: &[RouteChange]) {
         for change in changes {

@@ -244,21 +244,23 @@ impl Sessions {
         self.up.get(&peer).is_some_and(|sent| *sent.of(family))
     }
 
-    /// Records an event of the speaker. Returns whether that changed which neighbours have sent all their routes.
-    pub fn note(&mut self, event: &Event) -> bool {
+    /// Records an event of the speaker. Returns the neighbour for which that changed what it has sent.
+    pub fn note(&mut self, event: &Event) -> Option<IpAddr> {
         self.note_awaited(event);
         match event {
             // A family that the peer does not speak stays unsent: while a cluster is switched to two families, its nodes speak the
             // second one after the other.
-            Event::Fact(peer, Fact::Up(_)) => drop(self.up.insert(*peer, PerFamily::default())),
-            Event::Fact(peer, Fact::Down { .. }) => drop(self.up.remove(peer)),
-            Event::Fact(peer, Fact::Complete(family)) => match self.up.get_mut(peer) {
-                Some(sent) => *sent.of_mut(*family) = true,
-                None => return false,
-            },
-            _ => return false,
+            Event::Fact(peer, Fact::Up(_)) => {
+                self.up.insert(*peer, PerFamily::default());
+                Some(*peer)
+            }
+            Event::Fact(peer, Fact::Down { .. }) => self.up.remove(peer).map(|_| *peer),
+            Event::Fact(peer, Fact::Complete(family)) => {
+                *self.up.get_mut(peer)?.of_mut(*family) = true;
+                Some(*peer)
+            }
+            _ => None,
         }
-        true
     }
 
     fn note_awaited(&mut self, event: &Event) {

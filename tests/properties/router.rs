@@ -226,13 +226,14 @@ fn a_routers_plan_after_any_history_equals_the_one_made_at_once() {
         let setup = setup(random);
         let mut plan = Plan::new(setup.config.clone(), setup.families);
         let mut inputs = start();
+        let mut sent: BTreeSet<IpAddr> = BTreeSet::new();
         plan.update(&inputs.world);
         for _ in 0..50 {
             let mut history = Vec::new();
             for _ in 0..1 + random.below(3) {
                 history.push(step(&mut inputs, &mut plan, random).0);
             }
-            let fresh = at_once(&setup, &inputs);
+            let mut fresh = at_once(&setup, &inputs);
             same_rows(&plan.desired().peers, &fresh.desired().peers, &history);
             same_rows(&plan.desired().announcements, &fresh.desired().announcements, &history);
             same_rows(&plan.desired().elements, &fresh.desired().elements, &history);
@@ -240,6 +241,14 @@ fn a_routers_plan_after_any_history_equals_the_one_made_at_once() {
             same_rows(plan.routes().tunnels(), fresh.routes().tunnels(), &history);
             assert_eq!(plan.desired().problems, fresh.desired().problems, "{history:?}");
             assert_eq!(plan.desired(), fresh.desired(), "{history:?}");
+            // A neighbour has sent everything, or has not any more.
+            let peer = address(random);
+            if !sent.remove(&peer) {
+                sent.insert(peer);
+            }
+            plan.look_at_peer(peer);
+            let has_sent_all = |peer: IpAddr, _| sent.contains(&peer);
+            assert_eq!(plan.unreached(has_sent_all), fresh.unreached(has_sent_all), "{history:?}");
         }
     });
 }

@@ -4,7 +4,7 @@
 //! are checked (a node of 10.0.0.1/8 accepts 10.244.2.0/24). A range that is refused nevertheless has a [`Refusal`]:
 //! its pods stay unreachable from here, which is reported. A node that is down announces nothing: that is no fault.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -59,8 +59,68 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// State of all pod CIDRs of other nodes, kept up to date at the cost of what changed.
+#[derive(Default, Debug)]
+pub(super) struct PodRanges {
+    /// Those for which no route is accepted.
+    refused: BTreeMap<IpNet, Refusal>,
+    /// Those that stay without a route.
+    lasting: Ranges<Reason>,
+    /// Those that their nodes have not announced yet.
+    missing: Ranges<()>,
+    /// Nodes whose pod CIDRs have to be looked at again.
+    stale: BTreeSet<CompactString>,
+    /// What follows from all that.
+    unreached: Unreached,
+    looked_at: u64,
+}
+
+/// Reason why a pod CIDR stays without a route.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Reason {
+    NoWay,
+    Refused(Refusal),
+    NotAnnounced,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::NoWay => f.write_str("no way to the next hop of its route"),
+            Reason::Refused(why) => why.fmt(f),
+            Reason::NotAnnounced => f.write_str("it does not announce it"),
+        }
+    }
+}
+
+impl PodRanges {
+    /// Determines for which pod CIDRs no route is accepted.
+    pub(super) fn refuse(&mut self, own: &Identity, nodes: &Nodes) {
+        let refused = refused(own, nodes);
+        let older = std::mem::replace(&mut self.refused, refused);
+        let differs = |range: &&IpNet| older.get(*range) != self.refused.get(*range);
+        for range in older.keys().chain(self.refused.keys()).filter(differs) {
+            self.stale.extend(nodes.with_range(range).cloned());
+        }
+    }
+
+    pub(super) fn is_refused(&self, range: &IpNet) -> bool {
+        self.refused.contains_key(range)
+    }
+
+    /// Has the pod CIDRs of a node looked at again.
+    pub(super) fn mark(&mut self, node: &CompactString) {
+        self.stale.insert(node.clone());
+    }
+
+    /// Has the pod CIDRs to which routes have changed looked at again.
+    pub(super) fn mark_routes(&mut self, prefixes: impl Iterator<Item = IpNet>, nodes: &Nodes) {
+        prefixes.for_each(|prefix| self.stale.extend(nodes.with_range(&prefix).cloned()));
+    }
+}
+
 /// Returns the pod CIDRs of other nodes for which no route is accepted.
-pub fn refused(own: &Identity, nodes: &Nodes) -> BTreeMap<IpNet, Refusal> {
+fn refused(own: &Identity, nodes: &Nodes) -> BTreeMap<IpNet, Refusal> {
     let refusal = |range: IpNet| {
         let holds = |outer: &IpNet| outer.contains(&range);
         if let Some(ours) = own.all_pod_cidrs().find(holds) {
@@ -80,31 +140,72 @@ pub fn refused(own: &Identity, nodes: &Nodes) -> BTreeMap<IpNet, Refusal> {
 
 impl Plan {
     /// Returns the pod CIDRs of other nodes without a route; none if nodes do not peer with each other. `has_sent_all`:
-    /// whether a neighbour with a session has sent all its routes of a family (End-of-RIB, RFC 4724 2).
-    pub fn unreached(&self, has_sent_all: impl Fn(IpAddr, Family) -> bool) -> Unreached {
-        let mut unreached = Unreached::default();
+    /// whether a neighbour with a session has sent all its routes of a family (End-of-RIB, RFC 4724 2). It is asked about
+    /// nodes of which something has changed ([`Plan::look_at_peer`]).
+    pub fn unreached(&mut self, has_sent_all: impl Fn(IpAddr, Family) -> bool) -> Unreached {
         if !self.expects_pods() {
-            return unreached;
+            return Unreached::default();
         }
-        let (mut lasting, mut missing) = (Named::default(), Named::default());
-        for (node, range) in self.nodes.ranges_by_node() {
-            if self.routes.has(range) {
-                // Without tunnels the network between nodes may have a route.
-                if self.config.overlay.is_some() && !self.routes.has_way(range) {
-                    lasting.add(|| format!("{range} of Node {node} (no way to the next hop of its route)"));
+        let stale = std::mem::take(&mut self.pod_ranges.stale);
+        if stale.is_empty() {
+            return self.pod_ranges.unreached.clone();
+        }
+        for node in stale {
+            let (mut lasting, mut missing) = (Vec::new(), Vec::new());
+            for range in self.nodes.ranges_of(&node) {
+                match self.reason(&node, *range, &has_sent_all) {
+                    Ok(()) => {}
+                    Err(Some(reason)) => lasting.push((*range, reason)),
+                    Err(None) => missing.push((*range, ())),
                 }
-            } else if let Some(why) = self.refused.get(&range) {
-                lasting.add(|| format!("{range} of Node {node} ({why})"));
-            } else if self.nodes.peer(node).is_some_and(|peer| has_sent_all(peer, Family::from(range))) {
-                lasting.add(|| format!("{range} of Node {node} (it does not announce it)"));
-            } else {
-                missing.add(|| format!("{range} of Node {node}"));
             }
+            self.pod_ranges.looked_at += 1;
+            self.pod_ranges.lasting.put(&node, lasting);
+            self.pod_ranges.missing.put(&node, missing);
         }
-        unreached.count = lasting.count + missing.count;
-        unreached.trouble = lasting.text().map(|text| format!("pods cannot be reached: {text}"));
-        unreached.missing = missing.text().map(|text| format!("no route yet to pods: {text}"));
-        unreached
+        let PodRanges { lasting, missing, .. } = &self.pod_ranges;
+        let lasting_text = lasting.text(|node, range, reason| format!("{range} of Node {node} ({reason})"));
+        let missing_text = missing.text(|node, range, ()| format!("{range} of Node {node}"));
+        self.pod_ranges.unreached = Unreached {
+            count: lasting.count + missing.count,
+            trouble: lasting_text.map(|text| format!("pods cannot be reached: {text}")),
+            missing: missing_text.map(|text| format!("no route yet to pods: {text}")),
+        };
+        self.pod_ranges.unreached.clone()
+    }
+
+    /// Has the pod CIDRs of the node behind a neighbour looked at again, after a change of what it has sent.
+    pub fn look_at_peer(&mut self, peer: IpAddr) {
+        self.pod_ranges.stale.extend(self.nodes.with_address(&peer).cloned());
+    }
+
+    /// Has all pod CIDRs looked at again: no neighbour has sent anything to a new speaker.
+    pub fn look_at_all_peers(&mut self) {
+        self.pod_ranges.stale.extend(self.nodes.ranges_by_node().map(|(node, _)| node.clone()));
+    }
+
+    /// Returns how often the pod CIDRs of a node were looked at.
+    pub fn pod_ranges_looked_at(&self) -> u64 {
+        self.pod_ranges.looked_at
+    }
+
+    /// Returns as an error that a pod CIDR has no route, with the reason where that lasts.
+    fn reason(
+        &self,
+        node: &CompactString,
+        range: IpNet,
+        has_sent_all: &impl Fn(IpAddr, Family) -> bool,
+    ) -> Result<(), Option<Reason>> {
+        if self.routes.has(range) {
+            // Without tunnels the network between nodes may have a route.
+            let is_lost = self.config.overlay.is_some() && !self.routes.has_way(range);
+            return if is_lost { Err(Some(Reason::NoWay)) } else { Ok(()) };
+        }
+        if let Some(why) = self.pod_ranges.refused.get(&range) {
+            return Err(Some(Reason::Refused(why.clone())));
+        }
+        let has_sent_all = self.nodes.peer(node).is_some_and(|peer| has_sent_all(peer, Family::from(range)));
+        Err(has_sent_all.then_some(Reason::NotAnnounced))
     }
 
     fn expects_pods(&self) -> bool {
@@ -113,11 +214,12 @@ impl Plan {
 
     /// Returns the problems of other nodes' pod CIDRs.
     pub(super) fn problems_of_ranges(&self) -> Vec<Problem> {
-        if !self.expects_pods() || self.refused.is_empty() {
+        let refused = &self.pod_ranges.refused;
+        if !self.expects_pods() || refused.is_empty() {
             return Vec::new();
         }
         let refused = self.nodes.ranges_by_node().filter_map(|(node, range)| {
-            let why = self.refused.get(&range)?;
+            let why = refused.get(&range)?;
             let text = format!("routes to its pod range {range} are refused, its pods cannot be reached: {why}");
             Some(Problem::new(About::Node(node.clone()), text))
         });
@@ -131,24 +233,37 @@ impl Plan {
     }
 }
 
-/// A list of items of which the first ones are named.
-#[derive(Default)]
-struct Named {
+/// Pod CIDRs by node, each with something about it, and their number.
+#[derive(Debug)]
+struct Ranges<T> {
+    of: BTreeMap<CompactString, Vec<(IpNet, T)>>,
     count: usize,
-    first: Vec<String>,
 }
 
-impl Named {
-    fn add(&mut self, name: impl FnOnce() -> String) {
-        self.count += 1;
-        if self.first.len() < NAMED {
-            self.first.push(name());
-        }
+impl<T> Default for Ranges<T> {
+    fn default() -> Ranges<T> {
+        Ranges { of: BTreeMap::new(), count: 0 }
+    }
+}
+
+impl<T> Ranges<T> {
+    /// Replaces those of one node.
+    fn put(&mut self, node: &CompactString, ranges: Vec<(IpNet, T)>) {
+        self.count += ranges.len();
+        let before = match ranges.is_empty() {
+            true => self.of.remove(node),
+            false => self.of.insert(node.clone(), ranges),
+        };
+        self.count -= before.map_or(0, |before| before.len());
     }
 
-    fn text(&self) -> Option<String> {
-        let more = self.count - self.first.len();
+    /// Names the first ones and counts the others; `None` if there are none.
+    fn text(&self, name: impl Fn(&CompactString, IpNet, &T) -> String) -> Option<String> {
+        let all =
+            self.of.iter().flat_map(|(node, ranges)| ranges.iter().map(move |(range, about)| (node, range, about)));
+        let first: Vec<String> = all.take(NAMED).map(|(node, range, about)| name(node, *range, about)).collect();
+        let more = self.count - first.len();
         let more = if more > 0 { format!(", and {more} more") } else { String::new() };
-        (self.count > 0).then(|| format!("{}{more}", self.first.join(", ")))
+        (self.count > 0).then(|| format!("{}{more}", first.join(", ")))
     }
 }

@@ -328,12 +328,13 @@ fn the_address_of_a_node_is_nobodys_service_address() {
 fn learned_routes_and_their_tunnels_follow_the_nodes() {
     let mut world = three_nodes();
     let mut plan = planned(&[], &world);
-    let unreached = |plan: &Plan| plan.unreached(|_, _| false);
-    assert_eq!(unreached(&plan).count, 4);
+    let unreached = |plan: &mut Plan| plan.unreached(|_, _| false);
+    assert_eq!(unreached(&mut plan).count, 4);
     let changed = plan.learn(&[learned("10.244.2.0/24", "192.0.2.2"), learned("10.244.3.0/24", "10.0.0.3")]);
     assert_eq!((changed.routes.len(), changed.tunnels.len()), (3, 1));
     let missing = "no route yet to pods: fd00:10:244:2::/64 of Node node-2, fd00:10:244:3::/64 of Node node-3";
-    assert_eq!((unreached(&plan).missing.as_deref(), unreached(&plan).trouble), (Some(missing), None));
+    let found = unreached(&mut plan);
+    assert_eq!((found.missing.as_deref(), found.trouble), (Some(missing), None));
     world.cluster.nodes.remove(&"node-3".into());
     let changed = plan.update(&world);
     assert_eq!((changed.routes.len(), changed.tunnels.len()), (2, 1));
@@ -393,12 +394,13 @@ fn a_pod_range_that_stays_without_a_route_is_trouble_with_its_reason_and_a_node_
     let mut world = three_nodes();
     change_node(&mut world, "node-1", |routing| routing.import_reject = vec![prefix("10.244.3.0/24")]);
     world.cluster.nodes.insert("node-2".into(), node("192.0.2.2 2001:db8::2", "10.0.0.0/24 fd00:10:244:2::/64"));
-    let plan = planned(&[], &world);
+    let mut plan = planned(&[], &world);
     let down = plan.unreached(|_, _| false);
     let refused = "pods cannot be reached: 10.0.0.0/24 of Node node-2 (it contains 10.0.0.3, an address of Node node-3), \
                    10.244.3.0/24 of Node node-3 (kube-router.io/node.bgp.customimportreject of this node names 10.244.3.0/24)";
     let awaited = "no route yet to pods: fd00:10:244:2::/64 of Node node-2, fd00:10:244:3::/64 of Node node-3";
     assert_eq!((down.count, down.trouble.as_deref(), down.missing.as_deref()), (4, Some(refused), Some(awaited)));
+    plan.look_at_peer(address("192.0.2.2"));
     let silent = plan.unreached(|peer, family| peer == address("192.0.2.2") && family == Family::V6);
     let said = format!(
         "{}, fd00:10:244:2::/64 of Node node-2 (it does not announce it), {}",
@@ -415,7 +417,7 @@ fn a_pod_range_that_stays_without_a_route_is_trouble_with_its_reason_and_a_node_
              kube-router.io/node.bgp.customimportreject of this node names 10.244.3.0/24",
         ]
     );
-    let alone = planned(&["--enable-ibgp=false"], &world);
+    let mut alone = planned(&["--enable-ibgp=false"], &world);
     assert_eq!(alone.unreached(|_, _| true), Unreached::default());
     assert_eq!(problems(&alone), NOTHING);
 }
@@ -455,4 +457,34 @@ fn prepending_needs_no_new_sessions() {
     change_node(&mut world, "node-1", |routing| routing.prepend = Some(Prepend { asn: 65000, times: 2 }));
     let changed = plan.update(&world);
     assert!(changed.policies && changed.peers.is_empty() && changed.announcements.is_empty());
+}
+
+#[test]
+fn only_the_pod_ranges_of_nodes_about_which_something_is_new_are_looked_at() {
+    let mut world = three_nodes();
+    for number in 10..110 {
+        let ranges = format!("10.244.{number}.0/24 fd00:10:244:{number}::/64");
+        world.cluster.nodes.insert(format!("node-{number}").into(), node(&format!("192.0.2.{number}"), &ranges));
+    }
+    let mut plan = planned(&[], &world);
+    let looks = |plan: &mut Plan| {
+        let before = plan.pod_ranges_looked_at();
+        let count = plan.unreached(|peer, _| peer == address("192.0.2.12")).count;
+        (plan.pod_ranges_looked_at() - before, count)
+    };
+    assert_eq!(looks(&mut plan), (103, 204), "all at first, our own among them");
+    assert_eq!(looks(&mut plan), (0, 204));
+    plan.learn(&[learned("10.244.10.0/24", "192.0.2.10"), learned("203.0.113.0/24", "192.0.2.2")]);
+    assert_eq!(looks(&mut plan), (1, 203));
+    plan.learn(&[RouteChange { prefix: prefix("10.244.10.0/24"), best: None, next_hops: Vec::new() }]);
+    assert_eq!(looks(&mut plan), (1, 204));
+    plan.look_at_peer(address("192.0.2.12"));
+    assert_eq!(looks(&mut plan), (1, 204));
+    world.cluster.services.insert(ObjectName::new("default", "web"), service(&["10.96.0.1"]));
+    plan.update(&world);
+    assert_eq!(looks(&mut plan), (0, 204));
+    world.cluster.nodes.insert("node-11".into(), node("192.0.2.11", "10.244.11.0/24"));
+    world.cluster.nodes.remove(&"node-20".into());
+    plan.update(&world);
+    assert_eq!(looks(&mut plan), (2, 201));
 }
