@@ -126,7 +126,8 @@ impl Nodes {
             let is_its = new.identifier == Some(identifier);
             self.identifiers.put(&identifier, name, is_its.then_some(()));
         }
-        changed.policies |= !changed.addresses.is_empty() || !changed.ranges.is_empty();
+        // Which nodes share an address or a pod CIDR counts, too: a range may contain addresses of its own nodes alone.
+        changed.policies |= old.addresses != new.addresses || old.ranges != new.ranges;
         changed.before = old.neighbour;
         changed.wanted = wanted;
         changed
