@@ -13,6 +13,7 @@ use crate::net::{Family, PerFamily};
 use crate::reconcile::{Found, Moment};
 use crate::subsystem;
 
+use super::bridges::ClosedBridges;
 use super::plan;
 use super::rules::{Direction, RuleSet};
 use super::verdict::Verdict;
@@ -31,6 +32,9 @@ pub trait Backend {
     /// Returns the ranges in which only known pods may be reached.
     fn closed(&self) -> &[IpNet];
 
+    /// Returns the bridges on which packets are refused for addresses that policies cannot name, whether they exist or not.
+    fn closed_bridges(&self) -> &ClosedBridges;
+
     /// Returns the number of desired kernel objects.
     fn count(&self) -> Count;
 
@@ -42,12 +46,6 @@ pub trait Backend {
 
     /// Applies the changes to the kernel, as far as `authority` allows.
     fn round(&mut self, authority: Authority, at: Moment) -> RoundDurations;
-
-    /// Ensures that rules see all packets of pods; with `pods_on_bridge` also those between ports of one bridge.
-    ///
-    /// # Errors
-    /// The reason of the failure.
-    fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String>;
 
     /// Removes objects of earlier runs from where they no longer belong. Returns why something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
@@ -75,6 +73,9 @@ pub trait Dropped {
     /// # Errors
     /// If the kernel does not answer.
     fn count(&mut self) -> Result<(), Error>;
+
+    /// Returns the number of packets dropped on bridges since the start, by the reason, as of the last reading.
+    fn on_bridges(&self) -> &BTreeMap<&'static str, u64>;
 
     /// Returns the number of packets refused for each policy since the start, as of the last reading. Policies that no
     /// longer own a chain have no sum, even if the kernel has not been read since.

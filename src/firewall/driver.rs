@@ -13,11 +13,10 @@ use crate::config::FirewallConfig;
 use crate::model::{Authority, World};
 use crate::net::{Family, PerFamily};
 use crate::observe::local::{Answer, AnswerFormat, Question};
-use crate::reconcile::{Account, Backoff, Moment};
+use crate::reconcile::{Account, Moment};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
 use super::backend::{Backend, RoundDurations};
-use super::bridges;
 use super::explain;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
@@ -40,11 +39,6 @@ pub struct Driver<B: Backend> {
     told_unclosed: PerFamily<bool>,
     /// Default deny is in force, or will be once the kernel takes the rules, though pods are not known yet.
     closed_first: bool,
-    /// Result of applying the kernel's settings; `None` before the first try.
-    settings: Option<Result<(), String>>,
-    settings_backoff: Backoff,
-    /// Pods of this node are, or may be, on a bridge: rules see packets between them only with certain settings.
-    pods_on_bridge: bool,
 }
 
 impl<B: Backend> Driver<B> {
@@ -61,9 +55,6 @@ impl<B: Backend> Driver<B> {
             told_refused: BTreeSet::new(),
             told_unclosed: PerFamily::default(),
             closed_first: false,
-            settings: None,
-            settings_backoff: Backoff::default(),
-            pods_on_bridge: false,
             config,
             families,
         }
@@ -95,7 +86,8 @@ impl<B: Backend> Driver<B> {
         }
         let world = context.world.borrow().clone();
         let (rules, closed) = (self.plan.rules(), self.backend.closed());
-        let known = explain::Known { rules, world: &world, config: &self.config, closed };
+        let bridges = self.backend.closed_bridges();
+        let known = explain::Known { rules, world: &world, config: &self.config, closed, bridges };
         let mut answers = explain::answers(known, &asked).map_err(|why| why.to_string())?;
         // The last audit may be minutes old. Drift found now is reported, and repaired in the following turn.
         context.account.found(&self.backend.look_at_all(at));
@@ -124,16 +116,6 @@ impl<B: Backend> Driver<B> {
             }
             *self.told_unclosed.of_mut(family) = unclosed;
         }
-    }
-
-    /// Applies the settings by which rules see all packets of pods, and retries soon after a failure.
-    fn keep_settings(&mut self, at: Moment) {
-        let kept = self.backend.keep_settings(self.pods_on_bridge, at);
-        match &kept {
-            Ok(()) => self.settings_backoff.succeeded(),
-            Err(_) => self.settings_backoff.failed(at.now, at.jitter),
-        }
-        self.settings = Some(kept);
     }
 
     /// Logs for each chain that the kernel refuses once when that begins and once when it ends.
@@ -184,10 +166,10 @@ impl<B: Backend> Subsystem for Driver<B> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.backend.retry_at().into_iter().chain(self.settings_backoff.retry_at()).min()
+        self.backend.retry_at()
     }
 
-    async fn take_world(&mut self, world: &World, at: Moment) -> Authority {
+    async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
         if world.authority.firewall == Authority::Nothing {
             self.close_first(world);
             return Authority::Nothing;
@@ -195,19 +177,11 @@ impl<B: Backend> Subsystem for Driver<B> {
         let changed = self.plan.update(world);
         self.context.metrics.asked.inc_by(changed.pods_asked as u64);
         self.backend.update(self.plan.rules(), world, &changed);
-        let pods_on_bridge = bridges::has_pod_bridge(self.plan.rules(), world);
-        if std::mem::replace(&mut self.pods_on_bridge, pods_on_bridge) != pods_on_bridge && self.settings.is_some() {
-            self.keep_settings(at);
-        }
         self.tell_what_cannot_be_closed(world);
         world.authority.firewall
     }
 
-    async fn calculate(&mut self, at: Moment) {
-        if self.settings_backoff.retry_at().is_some_and(|retry| retry <= at.now) {
-            self.keep_settings(at);
-        }
-    }
+    async fn calculate(&mut self, _at: Moment) {}
 
     fn round(&mut self, authority: Authority, at: Moment) -> RoundDurations {
         let authority = match authority {
@@ -216,9 +190,6 @@ impl<B: Backend> Subsystem for Driver<B> {
         };
         if authority == Authority::Nothing || !self.backend.has_work(at.now) {
             return RoundDurations::default();
-        }
-        if self.settings.is_none() {
-            self.keep_settings(at);
         }
         self.backend.round(authority, at)
     }
@@ -251,15 +222,8 @@ impl<B: Backend> Subsystem for Driver<B> {
         );
     }
 
-    fn audited(&mut self, at: Moment) {
-        self.keep_settings(at);
-    }
-
-    fn troubles(&mut self, account: &mut Account, _standing: &Standing) -> Vec<String> {
-        let mut troubles = self.tell_refusals();
-        let settings = self.settings.as_ref().and_then(|settings| settings.as_ref().err());
-        troubles.extend(account.trouble("settings", settings.map(|error| (1, error.as_str()))));
-        troubles
+    fn troubles(&mut self, _account: &mut Account, _standing: &Standing) -> Vec<String> {
+        self.tell_refusals()
     }
 
     fn log_first_sync(&self, sync: &FirstSync) {

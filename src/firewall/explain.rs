@@ -4,6 +4,8 @@
 //! `[fd00::7]:80/udp`). The answer comes from the rule set that is being enforced (`verdict`), one for each family in
 //! which both sides have an address. As text or, for programs, as JSON (`-o json`).
 //!
+//! What is refused for addresses that policies cannot name is refused on the bridges of pods, and the answer names these.
+//!
 //! The effect of flags is part of the answer: a pod reaches the node ports of its own node, `--netpol-default-deny`
 //! closes unknown addresses, and policies do not apply to service addresses.
 
@@ -16,11 +18,12 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::config::FirewallConfig;
-use crate::model::{ObjectName, Pod, World};
+use crate::model::{ObjectName, OnLink, Pod, World};
 use crate::net::{Family, Protocol};
 
+use super::bridges::{self, ClosedBridges};
 use super::rules::{Direction, RuleSet};
-use super::verdict::{Decision, Exemption, Packet, Traffic, Verdict, verdict};
+use super::verdict::{Decision, Exemption, Packet, Traffic, Verdict, routed, verdict};
 
 /// A question about one packet.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,6 +42,8 @@ pub struct Known<'a> {
     pub config: &'a FirewallConfig,
     /// The ranges in which only known pods may be reached.
     pub closed: &'a [IpNet],
+    /// Whether they exist or not.
+    pub bridges: &'a ClosedBridges,
 }
 
 /// One side of a question.
@@ -55,6 +60,8 @@ pub struct Answer {
     pub from: Party,
     pub to: Party,
     pub verdict: Verdict,
+    /// The bridges of this host on which the packet is refused for an address that policies cannot name, if it is.
+    pub bridges: Vec<CompactString>,
     /// Ok if the kernel enforces the verdict, otherwise what it lacks; `None` if it was not checked.
     pub enforced: Option<Result<(), String>>,
 }
@@ -95,7 +102,10 @@ pub enum Unanswerable {
 }
 
 impl Question {
-    /// Parses a question from command line arguments; returns what is wrong with them otherwise.
+    /// Parses a question from command line arguments.
+    ///
+    /// # Errors
+    /// What is wrong with them, as a sentence.
     pub fn parse(from: &str, to: &str) -> Result<Question, String> {
         let wanted = || format!("{to:?} must be NAMESPACE/POD:PORT[/PROTOCOL] or ADDRESS:PORT[/PROTOCOL]");
         let (end, port) = to.rsplit_once(':').ok_or_else(wanted)?;
@@ -125,6 +135,9 @@ impl FromStr for End {
 }
 
 /// Returns the answers to a question, IPv4 first; at least one.
+///
+/// # Errors
+/// Why there is no answer.
 pub fn answers(known: Known<'_>, question: &Question) -> Result<Vec<Answer>, Unanswerable> {
     let Known { world, config, .. } = known;
     if let End::Address(address) = question.to
@@ -142,16 +155,17 @@ pub fn answers(known: Known<'_>, question: &Question) -> Result<Vec<Answer>, Una
             let traffic = Traffic::Port { protocol: question.protocol, port: question.port };
             let from_this_node = is_this_node(world, source);
             let packet = Packet { source, destination, traffic, from_this_node };
-            Answer { packet, from, to, verdict: judged(known, &packet), enforced: None }
+            let (verdict, bridges) = judged(known, &packet);
+            Answer { packet, from, to, verdict, bridges, enforced: None }
         })
         .collect();
     if answers.is_empty() { Err(Unanswerable::NoCommonFamily) } else { Ok(answers) }
 }
 
-/// Returns this node's verdict on a packet: by policies, then by flags.
-fn judged(known: Known<'_>, packet: &Packet) -> Verdict {
-    let Known { rules, world, config, closed } = known;
-    let mut verdict = verdict(rules, packet);
+/// Returns this node's verdict on a packet: by policies, then by flags; and the bridges that the verdict is about.
+fn judged(known: Known<'_>, packet: &Packet) -> (Verdict, Vec<CompactString>) {
+    let Known { world, config, closed, .. } = known;
+    let (mut verdict, bridges) = on_bridges(known, packet);
     let to_this_node = is_this_node(world, packet.destination);
     if let Traffic::Port { port, .. } = packet.traffic
         && verdict.egress.pod().is_some()
@@ -168,7 +182,32 @@ fn judged(known: Known<'_>, packet: &Packet) -> Verdict {
     if verdict.ingress == Decision::NotHere && !is_sent_by_us && is_closed(packet.destination) {
         verdict.ingress = Decision::Closed;
     }
-    verdict
+    (verdict, bridges)
+}
+
+/// Returns the verdict by policies. Where the host has no bridge on which an address is closed, it is open.
+fn on_bridges(known: Known<'_>, packet: &Packet) -> (Verdict, Vec<CompactString>) {
+    let Known { rules, world, bridges, .. } = known;
+    let mut verdict = verdict(rules, packet);
+    let existing = |closed: &[CompactString]| bridges::existing(closed, world);
+    let is_broadcast = |one: &&OnLink| one.prefix.broadcast() == packet.destination && packet.destination.is_ipv4();
+    let closed = match (&verdict.egress, &verdict.ingress) {
+        (Decision::LinkLocal, _) => existing(&bridges.link_local),
+        (_, Decision::Multicast) => existing(&bridges.multicast),
+        _ if packet.from_this_node => return (verdict, Vec::new()),
+        _ => {
+            let networks = world.host.on_link.iter().filter(is_broadcast).map(|one| one.link.clone());
+            let closed = existing(&networks.filter(|link| bridges.multicast.contains(link)).collect::<Vec<_>>());
+            if !closed.is_empty() {
+                verdict.ingress = Decision::Multicast;
+            }
+            return (verdict, closed);
+        }
+    };
+    if closed.is_empty() {
+        verdict = routed(rules, packet);
+    }
+    (verdict, closed)
 }
 
 /// Returns whether packets to this address pass to the service proxy, and are judged after translation.
@@ -225,10 +264,10 @@ fn is_this_node(world: &World, address: IpAddr) -> bool {
 }
 
 fn text_of(answer: &Answer) -> String {
-    let Answer { packet, from, to, verdict, enforced } = answer;
+    let Answer { packet, from, to, verdict, enforced, .. } = answer;
     let passes = if verdict.passes() { "allowed" } else { "denied" };
-    let egress = side(&verdict.egress, from, Direction::Egress);
-    let ingress = side(&verdict.ingress, to, Direction::Ingress);
+    let egress = side((&verdict.egress, &answer.bridges), from, Direction::Egress);
+    let ingress = side((&verdict.ingress, &answer.bridges), to, Direction::Ingress);
     let mut text = format!("{from} to {to}, {}: {passes}\n  egress: {egress}\n  ingress: {ingress}\n", packet.traffic);
     match enforced {
         Some(Ok(())) => text.push_str("  kernel: has these rules\n"),
@@ -239,7 +278,7 @@ fn text_of(answer: &Answer) -> String {
 }
 
 /// Describes the decision of one side, as a sentence without its end.
-fn side(decision: &Decision, party: &Party, direction: Direction) -> String {
+fn side((decision, bridges): (&Decision, &[CompactString]), party: &Party, direction: Direction) -> String {
     match decision {
         Decision::NotHere => nothing_here(party),
         Decision::Exempt(exemption) => format!("allowed: {}", reason(*exemption)),
@@ -254,13 +293,14 @@ fn side(decision: &Decision, party: &Party, direction: Direction) -> String {
             }
             format!("denied: {pod} is isolated by {}, and nothing allows it", isolating.join(", "))
         }
-        Decision::LinkLocal => {
-            "denied: policies cannot tell whose a link-local address is, and pods of this node are isolated".to_owned()
-        }
-        Decision::Multicast => {
-            "denied: multicast and broadcast reach every pod of a bridge, and pods of this node are isolated for ingress"
-                .to_owned()
-        }
+        Decision::LinkLocal => format!(
+            "denied on {}, not judged on other links: policies cannot tell whose a link-local address is, and pods of this node are isolated",
+            bridges.join(", ")
+        ),
+        Decision::Multicast => format!(
+            "denied on {}, not judged on other links: multicast and broadcast reach every pod of a bridge, and pods of this node are isolated for ingress",
+            bridges.join(", ")
+        ),
         Decision::Closed => {
             "denied: no pod of this node is known at this address, and --netpol-default-deny closes it".to_owned()
         }
@@ -287,7 +327,7 @@ fn reason(exemption: Exemption) -> String {
 }
 
 fn json_of(answer: &Answer) -> Value {
-    let Answer { packet, from, to, verdict, enforced } = answer;
+    let Answer { packet, from, to, verdict, enforced, .. } = answer;
     let (protocol, port) = match packet.traffic {
         Traffic::Port { protocol, port } => (json!(protocol.to_string()), json!(port)),
         Traffic::Icmp { kind } => (json!("icmp"), json!(kind)),
@@ -301,6 +341,7 @@ fn json_of(answer: &Answer) -> Value {
         "allowed": verdict.passes(),
         "egress": json_of_decision(&verdict.egress),
         "ingress": json_of_decision(&verdict.ingress),
+        "bridges": answer.bridges.iter().map(CompactString::as_str).collect::<Vec<_>>(),
         "inKernel": enforced.as_ref().map(Result::is_ok),
         "kernelLacks": enforced.as_ref().and_then(|enforced| enforced.as_ref().err()),
     })
@@ -374,7 +415,7 @@ mod tests {
     use super::super::given::{labels, object, pod, pods, policy, rule};
     use super::super::plan::Plan;
     use super::*;
-    use crate::model::{Host, HostAddress, Namespace};
+    use crate::model::{Host, HostAddress, HostLink, Namespace};
 
     fn world() -> World {
         let mut world = World::empty();
@@ -397,7 +438,10 @@ mod tests {
     }
 
     fn asked(from: &str, to: &str) -> Result<Vec<Answer>, Unanswerable> {
-        let world = world();
+        asked_in(world(), from, to)
+    }
+
+    fn asked_in(world: World, from: &str, to: &str) -> Result<Vec<Answer>, Unanswerable> {
         let mut plan = Plan::new();
         plan.update(&world);
         let ranges = |text: &str| vec![text.parse().unwrap()];
@@ -410,7 +454,8 @@ mod tests {
             service_node_port_range: 30000..=32767,
         };
         let closed = ranges("10.244.1.0/24");
-        let known = Known { rules: plan.rules(), world: &world, config: &config, closed: &closed };
+        let bridges = bridges::closed(plan.rules(), &world);
+        let known = Known { rules: plan.rules(), world: &world, config: &config, closed: &closed, bridges: &bridges };
         answers(known, &Question::parse(from, to).unwrap())
     }
 
@@ -503,6 +548,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_closed_on_bridges_is_said_with_their_names_and_only_where_they_are() {
+        let with_bridges = |names: &[&str]| {
+            let mut world = world();
+            let mut host = (*world.host).clone();
+            let on = |name: &&str| OnLink { prefix: "10.244.1.0/24".parse().unwrap(), link: (*name).into() };
+            host.on_link = names.iter().map(on).collect();
+            host.links = names.iter().map(|name| HostLink { name: (*name).into(), mtu: 1500, bridge: true }).collect();
+            world.host = Arc::new(host);
+            world
+        };
+        for (from, to) in [("fe80::7", "[fe80::8]:80"), ("shop/far", "224.0.0.251:5353/udp")] {
+            assert!(
+                asked_in(with_bridges(&[]), from, to).unwrap()[0].verdict.passes(),
+                "each pod has a link of its own"
+            );
+            let answers = asked_in(with_bridges(&["kube-bridge", "cni0"]), from, to).unwrap();
+            assert!(text(&answers).contains("denied on cni0, kube-bridge, not judged on other links"), "{answers:?}");
+            assert_eq!(json(&answers)["answers"][0]["bridges"], json!(["cni0", "kube-bridge"]));
+        }
+        let everybody = asked_in(with_bridges(&["cni0"]), "shop/web", "10.244.1.255:5353/udp").unwrap();
+        assert!(text(&everybody).contains("denied on cni0"), "{everybody:?}");
+    }
+
+    #[test]
     fn what_cannot_be_answered_says_why() {
         assert_eq!(asked("shop/none", "shop/db:80"), Err(Unanswerable::NoPod(object("shop/none"))));
         assert_eq!(asked("shop/done", "shop/db:80"), Err(Unanswerable::Finished(object("shop/done"))));
@@ -521,6 +590,7 @@ mod tests {
             "protocol": "tcp",
             "port": 5432,
             "allowed": true,
+            "bridges": [],
             "egress": { "decision": "open", "pod": "shop/web" },
             "ingress": { "decision": "allowed", "pod": "shop/db", "policy": "shop/db", "rule": 1 },
             "inKernel": false,

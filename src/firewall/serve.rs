@@ -13,7 +13,7 @@ use super::backend::{Dropped, Owner};
 
 /// Collector that reads the counters when metrics are requested.
 pub struct Refused<D> {
-    description: Desc,
+    descriptions: [Desc; 2],
     last: Mutex<Last<D>>,
 }
 
@@ -30,21 +30,28 @@ const HELP: &str = "Packets that a pod's policies did not allow; each counts for
 /// The labels in the order of the text format.
 const LABELS: [&str; 3] = ["direction", "namespace", "policy"];
 
+const NAME_ON_BRIDGES: &str = "sluice_firewall_bridge_dropped_packets_total";
+const HELP_ON_BRIDGES: &str = "Packets dropped on bridges of pods for addresses that policies cannot name";
+const REASON: &str = "reason";
+
 impl<D: Dropped> Refused<D> {
     /// Creates the collector of refused packets from these counters.
     ///
     /// # Errors
     /// If the metric's name or labels are invalid, which they are not.
     pub fn new(drops: D) -> Result<Refused<D>, prometheus::Error> {
-        let labels = LABELS.into_iter().map(str::to_owned).collect();
-        let description = Desc::new(NAME.to_owned(), HELP.to_owned(), labels, Default::default())?;
-        Ok(Refused { description, last: Mutex::new(Last { at: None, drops }) })
+        let describe = |name: &str, help: &str, labels: &[&str]| {
+            let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+            Desc::new(name.to_owned(), help.to_owned(), labels, Default::default())
+        };
+        let descriptions = [describe(NAME, HELP, &LABELS)?, describe(NAME_ON_BRIDGES, HELP_ON_BRIDGES, &[REASON])?];
+        Ok(Refused { descriptions, last: Mutex::new(Last { at: None, drops }) })
     }
 }
 
 impl<D: Dropped + Send> Collector for Refused<D> {
     fn desc(&self) -> Vec<&Desc> {
-        vec![&self.description]
+        self.descriptions.iter().collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
@@ -55,24 +62,36 @@ impl<D: Dropped + Send> Collector for Refused<D> {
                 Err(error) => warn!(%error, "Reading drop counters failed"),
             }
         }
-        let mut family = MetricFamily::default();
-        family.set_name(NAME.to_owned());
-        family.set_help(HELP.to_owned());
-        family.set_field_type(MetricType::COUNTER);
-        family.set_metric(last.drops.sums().iter().map(|(owner, packets)| metric(owner, *packets)).collect());
-        vec![family]
+        let of_policies = last.drops.sums().iter().map(|(owner, packets)| of_policy(owner, *packets)).collect();
+        let on_bridges = last.drops.on_bridges().iter();
+        let on_bridges =
+            on_bridges.map(|(reason, packets)| metric([(REASON, (*reason).to_owned())].into(), *packets)).collect();
+        vec![family(NAME, HELP, of_policies), family(NAME_ON_BRIDGES, HELP_ON_BRIDGES, on_bridges)]
     }
 }
 
-fn metric(owner: &Owner, packets: u64) -> Metric {
+fn family(name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(MetricType::COUNTER);
+    family.set_metric(metrics);
+    family
+}
+
+fn of_policy(owner: &Owner, packets: u64) -> Metric {
     let values = [owner.direction.name().to_owned(), owner.namespace.to_string(), owner.policy.to_string()];
+    metric(LABELS.into_iter().zip(values).collect(), packets)
+}
+
+fn metric(labels: Vec<(&str, String)>, packets: u64) -> Metric {
     let pair = |(name, value): (&str, String)| {
         let mut pair = LabelPair::default();
         pair.set_name(name.to_owned());
         pair.set_value(value);
         pair
     };
-    let mut metric = Metric::from_label(LABELS.into_iter().zip(values).map(pair).collect());
+    let mut metric = Metric::from_label(labels.into_iter().map(pair).collect());
     let mut counter = Counter::default();
     counter.set_value(packets as f64);
     metric.set_counter(counter);

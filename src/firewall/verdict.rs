@@ -85,15 +85,20 @@ pub enum Exemption {
     NodePort,
 }
 
-/// Returns the verdict on a packet.
+/// Returns the verdict on a packet that passes no bridge of pods.
+pub fn routed(rules: &RuleSet, packet: &Packet) -> Verdict {
+    let decide = |direction| decision(rules, packet, direction);
+    Verdict { egress: decide(Direction::Egress), ingress: decide(Direction::Ingress) }
+}
+
+/// Returns the verdict on a packet, which passes a bridge of pods if it is between two of them.
 pub fn verdict(rules: &RuleSet, packet: &Packet) -> Verdict {
     if link_local::refuses(packet) && link_local::is_closed(rules) {
         return Verdict { egress: Decision::LinkLocal, ingress: Decision::LinkLocal };
     }
-    let decide = |direction| decision(rules, packet, direction);
+    let routed = routed(rules, packet);
     let is_closed = multicast::refuses(packet) && multicast::is_closed(rules);
-    let ingress = if is_closed { Decision::Multicast } else { decide(Direction::Ingress) };
-    Verdict { egress: decide(Direction::Egress), ingress }
+    if is_closed { Verdict { ingress: Decision::Multicast, ..routed } } else { routed }
 }
 
 impl fmt::Display for Traffic {

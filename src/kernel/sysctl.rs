@@ -6,6 +6,9 @@
 //! A setting whose file does not exist (its module is not loaded, its device is not there) is absent, which is
 //! not a failure. It is reported once and looked for again whenever the settings are read.
 //!
+//! Settings that a module brings and that have to be there ([`Wanted::OfModule`]) are looked for with the module loaded,
+//! and where they do not exist even then, that is a failure.
+//!
 //! Some settings are corrected only where they have one certain value ([`Wanted::InsteadOf`]). They are ours
 //! only while they have the old or the new value; with any other they are the administrator's and are neither
 //! returned nor touched. The desired state therefore depends on what was found: call [`Settings::wanted`] before a
@@ -24,7 +27,7 @@ use compact_str::CompactString;
 use rustix::io::Errno;
 use tracing::warn;
 
-use super::Error;
+use super::{Cause, Error, module};
 use crate::reconcile::{Failure, Growth, Mirror, Moment, Phase, Reflection, Step, Target};
 
 /// The settings that their owner decides, as a kind of kernel objects. A value is written as the kernel prints
@@ -46,6 +49,8 @@ pub struct Setting(pub CompactString);
 pub enum Wanted {
     /// This value, whatever it was.
     Always(CompactString),
+    /// This value, whatever it was, and the setting has to exist: this module brings it.
+    OfModule { value: CompactString, module: &'static str },
     /// The value `new` where it is exactly `old`; any third value is left alone.
     InsteadOf { old: CompactString, new: CompactString },
 }
@@ -54,7 +59,7 @@ impl Wanted {
     /// Returns the desired value of a setting whose value is `found`; `None` where it is not ours to decide.
     pub fn given(&self, found: &str) -> Option<&CompactString> {
         match self {
-            Wanted::Always(value) => Some(value),
+            Wanted::Always(value) | Wanted::OfModule { value, .. } => Some(value),
             Wanted::InsteadOf { old, new } => (found == old || found == new).then_some(new),
         }
     }
@@ -70,14 +75,16 @@ impl Settings {
         self.rules = rules;
     }
 
-    /// Returns the desired values of the settings that exist and are ours to decide. One that cannot be
+    /// Returns the desired values of the settings that exist, or have to, and are ours to decide. One that cannot be
     /// read is among them where its value does not matter, so that its step fails visibly.
     pub fn wanted(&mut self) -> BTreeMap<Setting, CompactString> {
         let mut wanted = BTreeMap::new();
         for (setting, rule) in self.rules.clone() {
             let value = match (self.look(&setting), &rule) {
                 (Some(Ok(found)), rule) => rule.given(&found),
-                (Some(Err(_)), Wanted::Always(value)) => Some(value),
+                (Some(Err(_)), Wanted::Always(value)) | (None | Some(Err(_)), Wanted::OfModule { value, .. }) => {
+                    Some(value)
+                }
                 _ => None,
             };
             wanted.extend(value.map(|value| (setting, value.clone())));
@@ -102,13 +109,25 @@ impl Settings {
         }
     }
 
+    /// Reads a setting that was missing with its module, which may have been unloaded, or not be there.
+    fn look_with(&mut self, module: &str, setting: &Setting) -> Result<CompactString, Error> {
+        let cause = module::load(&[module]).pop().map(|error| error.cause);
+        self.look(setting).unwrap_or_else(|| {
+            let cause = cause.unwrap_or(Cause::Errno(Errno::NOENT, None));
+            Err(Error::new("write setting", format!("{setting} of kernel module {module}"), cause))
+        })
+    }
+
     fn path(&self, setting: &Setting) -> PathBuf {
         self.root.join(&*setting.0)
     }
 
     fn write(&mut self, setting: &Setting, value: &str) -> Result<(), Error> {
-        let Some(found) = self.look(setting) else { return Ok(()) };
-        let found = found?;
+        let found = match (self.look(setting), self.rules.get(setting)) {
+            (Some(found), _) => found?,
+            (None, Some(Wanted::OfModule { module, .. })) => self.look_with(module, setting)?,
+            (None, _) => return Ok(()),
+        };
         // It may have become the administrator's since it was compared.
         let ours = self.rules.get(setting).is_none_or(|rule| rule.given(&found).is_some());
         if !ours || found == value {

@@ -38,6 +38,7 @@ struct Running {
     registry: Registry,
     log: Log,
     config: Arc<FirewallConfig>,
+    families: PerFamily<bool>,
 }
 
 /// What was logged.
@@ -105,7 +106,7 @@ fn a_chain_that_the_kernel_refuses_is_told_once_and_the_rest_is_in_force() {
 #[test]
 fn a_bridge_of_pods_whose_packets_no_rule_sees_is_trouble_until_they_are_seen() {
     with_running(false, async |running| {
-        running.kernel.with(|machine| machine.no_bridge_filter = true);
+        running.kernel.with(|machine| machine.state.lacks_bridge_filter = true);
         running.settles(&shop()).await;
         running.until_ready().await;
         let mut world = shop();
@@ -113,10 +114,24 @@ fn a_bridge_of_pods_whose_packets_no_rule_sees_is_trouble_until_they_are_seen() 
         host.links = vec![HostLink { name: "kube-bridge".into(), mtu: 1500, bridge: true }];
         world.host = Arc::new(host);
         running.world.send_replace(world);
-        running.until_unready("network policies", "settings: br_netfilter is not there").await;
+        running.until_unready("network policies", "settings: change net/bridge/bridge-nf-call-ip6tables").await;
         running.until_told(|text| text.contains("sluice_firewall_failing{kind=\"settings\"} 1")).await;
-        running.kernel.with(|machine| machine.no_bridge_filter = false);
+        running.kernel.with(|machine| machine.state.lacks_bridge_filter = false);
         running.until_ready().await;
+    });
+}
+
+#[test]
+fn pods_are_isolated_where_nobody_wants_ipv6_and_its_rules_cannot_be_written() {
+    let kernel = MemoryKernel::new(State::default());
+    kernel.with(|machine| machine.broken = Some(Family::V6));
+    with_kernel(kernel, (false, PerFamily { v4: true, v6: false }), async |running| {
+        let world = Case(shop()).policy("shop/web", "app=web", [Some(&[]), Some(&[])]).0;
+        running.world.send_replace(world);
+        running.until_ready().await;
+        let state = running.kernel.state();
+        assert!(ours(&state).keys().any(|piece| piece.to_string().contains(names::POD_CHAINS)), "pods are isolated");
+        assert!(ours(&state).keys().all(|piece| piece.family() == Family::V4));
     });
 }
 
@@ -226,6 +241,14 @@ fn closes(state: &State, family: Family) -> bool {
 
 /// Runs the loop on an empty kernel for as long as the test does.
 fn with_running(default_deny: bool, test: impl AsyncFnOnce(&Running)) {
+    with_kernel(MemoryKernel::new(State::default()), (default_deny, BOTH), test);
+}
+
+fn with_kernel(
+    kernel: MemoryKernel,
+    (default_deny, families): (bool, PerFamily<bool>),
+    test: impl AsyncFnOnce(&Running),
+) {
     let config = FirewallConfig {
         sync_period: Duration::from_secs(300),
         default_deny,
@@ -235,7 +258,7 @@ fn with_running(default_deny: bool, test: impl AsyncFnOnce(&Running)) {
         service_node_port_range: 30000..=32767,
     };
     let running = Running {
-        kernel: MemoryKernel::new(State::default()),
+        kernel,
         world: watch::channel(World::empty()).0,
         changes: watch::channel(Changes::default()).0,
         stop: watch::channel(false).0,
@@ -243,6 +266,7 @@ fn with_running(default_deny: bool, test: impl AsyncFnOnce(&Running)) {
         registry: Registry::new("test", "test"),
         log: Log::default(),
         config: Arc::new(config),
+        families,
     };
     let log = running.log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone()).finish();
@@ -262,8 +286,8 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
     };
     let metrics = Metrics::register(&running.registry).expect("names are registered once");
     let context = FirewallContext { questions, metrics };
-    let backend = Iptables::new(running.config.clone(), BOTH, running.kernel.firewall_targets(), owners);
-    let driver = Driver::new(running.config.clone(), BOTH, backend, context);
+    let backend = Iptables::new(running.config.clone(), running.families, running.kernel.firewall_targets(), owners);
+    let driver = Driver::new(running.config.clone(), running.families, backend, context);
     let task = tokio::task::spawn_local(driver.run(inputs, running.stop.subscribe()));
     test(running).await;
     running.stop.send_replace(true);
@@ -282,6 +306,7 @@ impl Running {
             registry: Registry::new("test", "test"),
             log: self.log.clone(),
             config: self.config.clone(),
+            families: self.families,
         }
     }
 

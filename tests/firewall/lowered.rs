@@ -219,6 +219,9 @@ fn what_is_lowered_does_not_depend_on_history() {
             for key in &told_changed.rules {
                 copy(&mut replayed.rules, &expected.rules, key);
             }
+            if told_changed.settings {
+                replayed.settings.clone_from(&expected.settings);
+            }
             assert_eq!(lowering.desired().ports_here, expected.ports_here, "after {told:#?}");
             replayed.ports_here.clone_from(&expected.ports_here);
             let went = |key: &ElementKey| before_all.elements.contains_key(key) && !expected.elements.contains_key(key);

@@ -2,8 +2,9 @@
 //!
 //! Order of growing; each needs those before it:
 //!
-//! 1. sets, then their elements: a rule only ever names a set that is complete;
-//! 2. rules: for each family all changes are one transaction, so a packet meets either all of the old or all of the
+//! 1. settings, by which rules see all packets of pods;
+//! 2. sets, then their elements: a rule only ever names a set that is complete;
+//! 3. rules: for each family all changes are one transaction, so a packet meets either all of the old or all of the
 //!    new, also when another program's rules are taken over.
 //!
 //! Shrinking goes the other way: chains that are no longer entered, elements, sets.
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Refusal, Rules, Timing};
+use crate::kernel::sysctl::{self, Ruled};
 use crate::model::Authority;
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Found, Growth, Moment, Reflection, Target, audit};
@@ -44,16 +46,13 @@ use super::turning::AllRules;
 /// The kinds of kernel objects that the firewall manages. Implemented on Linux (`linux`) and in memory for the
 /// simulation.
 pub trait Kernel {
+    type Settings: Ruled;
     type Sets: Target<Key = SetName, Value = SetSpec>;
     type Elements: Target<Key = ElementKey, Value = ()> + Timed;
     type Rules: Target<Key = Piece, Value = Rules> + Refusing;
 
-    /// Applies the settings by which rules see all packets of pods. Called before the first round and after each audit.
-    /// `pods_on_bridge`: a kernel that lacks the settings of bridges is an error.
-    fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String>;
-
-    /// Returns whether the kernel supports IPv6 at all. Called once, at the start.
-    fn has_ipv6(&self) -> bool {
+    /// Returns whether the kernel has IPv6 and takes rules for it, as far as was seen at the start. Called once, then.
+    fn filters_ipv6(&self) -> bool {
         true
     }
 
@@ -83,6 +82,7 @@ pub trait Timed {
 kinds! {
     /// Last seen state of the kernel, kind by kind, in the order of growing.
     pub struct Mirrors {
+        settings: Settings,
         sets: Sets,
         elements: Elements,
         rules: Rules after Rules,
@@ -135,6 +135,9 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Marks desired objects as changed.
     pub fn mark(&mut self, changed: &LoweredChanges) {
+        if changed.settings {
+            self.settings.forget();
+        }
         changed.sets.iter().for_each(|key| self.sets.mark(key.clone()));
         changed.elements.iter().for_each(|key| self.elements.mark(key.clone()));
         changed.rules.iter().for_each(|key| self.rules.mark(key.clone()));
@@ -151,9 +154,11 @@ impl<K: Kernel> Mirrors<K> {
         if authority == Authority::Nothing {
             return IptablesRound::default();
         }
+        // They do not depend on how well the cluster is known.
+        sysctl::keep(&mut self.settings, &desired.settings, at);
         // The rules in force determine the order below. A failure here shows with the rules.
         self.rules.learn(at);
-        if authority == Authority::Remembered && !self.may_use_memory() {
+        if authority == Authority::Remembered && !self.may_use_memory(desired) {
             return IptablesRound::default();
         }
         let mut left = std::mem::take(&mut self.left);
@@ -213,14 +218,9 @@ impl<K: Kernel> Mirrors<K> {
         round
     }
 
-    /// Applies the settings by which rules see all packets of pods, or returns why that failed.
-    pub fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String> {
-        self.kernel.keep_settings(pods_on_bridge, at)
-    }
-
-    /// Returns whether the kernel supports IPv6 at all.
-    pub fn has_ipv6(&self) -> bool {
-        self.kernel.has_ipv6()
+    /// Returns whether the kernel has IPv6 and takes rules for it.
+    pub fn filters_ipv6(&self) -> bool {
+        self.kernel.filters_ipv6()
     }
 
     /// Removes objects of earlier runs from where they no longer belong.
@@ -259,9 +259,12 @@ impl<K: Kernel> Mirrors<K> {
         self.refusals.retry_at().is_some_and(|at| at <= now)
     }
 
-    /// Returns whether a remembered cluster is applied: no chain of ours in the kernel is entered.
-    fn may_use_memory(&mut self) -> bool {
-        let is_read = Family::BOTH.into_iter().all(|family| !self.rules.peek().is_unreadable(family));
+    /// Returns whether a remembered cluster is applied: no chain of ours in the kernel is entered. A family for which
+    /// nothing is desired need not be readable.
+    fn may_use_memory(&mut self, desired: &Desired) -> bool {
+        let is_desired = |family: &Family| desired.rules.keys().any(|piece| piece.family() == *family);
+        let mut families = Family::BOTH.into_iter().filter(is_desired);
+        let is_read = families.all(|family| !self.rules.peek().is_unreadable(family));
         let are_entered = || Family::BOTH.into_iter().any(|family| self.are_entered(family));
         self.uses_memory |= is_read && self.rules.seen().is_some() && !are_entered();
         self.uses_memory

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
+use crate::kernel::sysctl::{Setting, Wanted};
 
 /// Desired kernel objects, kind by kind.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Desired {
+    pub settings: BTreeMap<Setting, Wanted>,
     pub sets: BTreeMap<SetName, SetSpec>,
     pub elements: BTreeMap<ElementKey, ()>,
     pub rules: BTreeMap<Piece, Rules>,
@@ -18,6 +20,7 @@ pub struct Desired {
 /// Changed keys of [`Desired`], in any order; a key may occur twice.
 #[derive(Default, Debug)]
 pub struct LoweredChanges {
+    pub settings: bool,
     pub sets: Vec<SetName>,
     pub elements: Vec<ElementKey>,
     pub rules: Vec<Piece>,
@@ -27,6 +30,6 @@ pub struct LoweredChanges {
 
 impl LoweredChanges {
     pub fn is_empty(&self) -> bool {
-        self.sets.is_empty() && self.elements.is_empty() && self.rules.is_empty()
+        !self.settings && self.sets.is_empty() && self.elements.is_empty() && self.rules.is_empty()
     }
 }

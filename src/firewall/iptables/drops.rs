@@ -3,6 +3,8 @@
 //! A packet is refused by a pod's chain if none of the policies that isolate the pod in that direction allows it, so it
 //! counts for each of them. The counters are the kernel's and belong to rules; a chain that is rewritten restarts at
 //! zero. Earlier counts stay in the sum.
+//!
+//! What is dropped on bridges, for addresses that no policy can name, belongs to no policy and counts by its reason.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,17 +16,27 @@ use crate::net::Family;
 
 use super::super::backend::Owner;
 use super::super::rules::{Direction, Isolation, RuleSet};
-use super::names;
+use super::names::{self, CHAIN_LINK_LOCAL, CHAIN_MULTICAST};
 
 /// The policies on whose behalf each pod's chain refuses.
 pub type Owners = BTreeMap<CompactString, Box<[Owner]>>;
 
+/// The chains that drop packets on bridges, each with its reason.
+pub const ON_BRIDGES: [(&str, &str); 2] = [(CHAIN_LINK_LOCAL, "link-local"), (CHAIN_MULTICAST, "multicast")];
+
 /// Sums of refused packets.
-#[derive(Default)]
 pub struct Drops {
     /// Last reading of each chain's counter.
     last: BTreeMap<(Family, CompactString), u64>,
     sums: BTreeMap<Owner, u64>,
+    on_bridges: BTreeMap<&'static str, u64>,
+}
+
+impl Default for Drops {
+    fn default() -> Drops {
+        let none = ON_BRIDGES.map(|(_, reason)| (reason, 0)).into();
+        Drops { last: BTreeMap::new(), sums: BTreeMap::new(), on_bridges: none }
+    }
 }
 
 /// Returns the owners of the chains of these pods.
@@ -46,6 +58,17 @@ pub fn owners(rules: &RuleSet) -> Owners {
     owners
 }
 
+/// Returns the packets that the rules of each chain for bridges have dropped together.
+fn dropped_on_bridges(counted: &[Counted]) -> BTreeMap<(Family, &'static str), u64> {
+    let mut dropped = BTreeMap::new();
+    for rule in counted.iter().filter(|rule| rule.rule.verdict() == Some(&Verdict::Drop)) {
+        if let Some((chain, _)) = ON_BRIDGES.iter().find(|(chain, _)| *chain == rule.chain) {
+            *dropped.entry((rule.family, *chain)).or_default() += rule.packets;
+        }
+    }
+    dropped
+}
+
 impl Drops {
     /// Adds the kernel's current counters. Policies that isolate a pod have a sum, even if it is zero.
     pub fn add(&mut self, counted: &[Counted], owners: &Owners) {
@@ -62,7 +85,18 @@ impl Drops {
             }
             now.insert(key, rule.packets);
         }
+        for ((family, chain), packets) in dropped_on_bridges(counted) {
+            let key = (family, CompactString::from(chain));
+            let before = self.last.get(&key).copied().filter(|before| *before <= packets).unwrap_or_default();
+            let reason = ON_BRIDGES.into_iter().find(|(name, _)| *name == chain).map(|(_, reason)| reason);
+            *self.on_bridges.entry(reason.unwrap_or_default()).or_default() += packets - before;
+            now.insert(key, packets);
+        }
         self.last = now;
+    }
+
+    pub fn on_bridges(&self) -> &BTreeMap<&'static str, u64> {
+        &self.on_bridges
     }
 
     pub fn sums(&self) -> &BTreeMap<Owner, u64> {
@@ -109,6 +143,26 @@ mod tests {
         drops.add(&[], &owners);
         drops.add(&[counted("A", 3)], &owners);
         assert_eq!(drops.sums().get(&owner("a")), Some(&16), "the chain was gone in between");
+    }
+
+    #[test]
+    fn what_is_dropped_on_bridges_counts_by_its_reason() {
+        let dropped = |family, chain: &str, range: &str, packets| {
+            let rule = format!("-d {range} -j DROP").as_str().into();
+            Counted { family, chain: chain.into(), rule, packets }
+        };
+        let counted = [
+            dropped(Family::V6, CHAIN_LINK_LOCAL, "fe80::/10", 2),
+            dropped(Family::V6, CHAIN_LINK_LOCAL, "ff02::/16", 3),
+            dropped(Family::V4, CHAIN_MULTICAST, "224.0.0.0/4", 4),
+            dropped(Family::V6, CHAIN_MULTICAST, "ff00::/8", 5),
+            dropped(Family::V4, "KUBE-POD-FW-A", "10.244.1.7/32", 6),
+        ];
+        let mut drops = Drops::default();
+        assert_eq!(*drops.on_bridges(), BTreeMap::from([("link-local", 0), ("multicast", 0)]));
+        drops.add(&counted, &Owners::new());
+        drops.add(&counted, &Owners::new());
+        assert_eq!(*drops.on_bridges(), BTreeMap::from([("link-local", 5), ("multicast", 9)]));
     }
 
     #[test]

@@ -136,7 +136,8 @@ mod tests {
         let mut refusals = Refusals::default();
         change(&mut kernel, &mut refusals);
         let question = Question::parse("shop/web", "shop/db:5432").expect("a question");
-        let known = Known { rules: plan.rules(), world: &world, config: &config, closed: &[] };
+        let bridges = lowering.closed_bridges();
+        let known = Known { rules: plan.rules(), world: &world, config: &config, closed: &[], bridges };
         let answers = answers(known, &question).expect("an answer");
         let seen = Seen { rules: Some(&kernel.rules), elements: Some(&kernel.elements), refusals: &refusals };
         enforced(plan.rules(), (&answers[0].verdict, Family::V4), lowering.desired(), seen)

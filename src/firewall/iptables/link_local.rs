@@ -7,13 +7,14 @@
 //! ip6tables -A KUBE-ROUTER-FORWARD -i kube-bridge -j KUBE-NWPLCY-LINK-LOCAL
 //! ip6tables -A KUBE-NWPLCY-LINK-LOCAL -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
 //! ip6tables -A KUBE-NWPLCY-LINK-LOCAL -p ipv6-icmp -m icmp6 --icmpv6-type 130 -j RETURN        and the other kinds
+//! ip6tables -A KUBE-NWPLCY-LINK-LOCAL -s fe80::/10 -m limit --limit 10/min --limit-burst 10 -j NFLOG --nflog-group 100
 //! ip6tables -A KUBE-NWPLCY-LINK-LOCAL -s fe80::/10 -j DROP
-//! ip6tables -A KUBE-NWPLCY-LINK-LOCAL -d fe80::/10 -j DROP
+//! ip6tables -A KUBE-NWPLCY-LINK-LOCAL -d fe80::/10 -j DROP       each with a rule that logs before it
 //! ip6tables -A KUBE-NWPLCY-LINK-LOCAL -d ff02::/16 -j DROP
 //! ```
 //!
-//! Packets are dropped, not rejected: this chain has no fallback, so it needs no more kernel features than the other
-//! chains without one.
+//! Packets are dropped, not rejected: the sender of a packet to a group hears nothing either way. Where the kernel cannot
+//! log, the chain does without (`overlay`).
 
 use compact_str::CompactString;
 
@@ -25,6 +26,7 @@ use super::super::link_local::{MULTICAST, UNICAST};
 use super::comment::comment;
 use super::dispatch::chain;
 use super::names::CHAIN_LINK_LOCAL;
+use super::pod_chain::{LOG, LOG_LIMIT};
 
 /// Returns the first rules of the chains for INPUT and FORWARD, one for each of the bridges.
 pub fn jumps(bridges: &[CompactString]) -> impl Iterator<Item = Rule> {
@@ -47,10 +49,10 @@ pub fn rules(bridges: &[CompactString]) -> (Piece, Option<Rules>) {
     let said = comment("drop link-local traffic of pods");
     let from = |range| Match::Source { range, negated: false };
     let to = |range| Match::Destination { range, negated: false };
-    rules.extend(
-        [from(UNICAST), to(UNICAST), to(MULTICAST)]
-            .map(|concerned| Rule::new([concerned, said.clone()], Verdict::Drop)),
-    );
+    for concerned in [from(UNICAST), to(UNICAST), to(MULTICAST)] {
+        rules.push(Rule::new([concerned.clone(), said.clone(), LOG_LIMIT], LOG));
+        rules.push(Rule::new([concerned, said.clone()], Verdict::Drop));
+    }
     (chain(Family::V6, CHAIN_LINK_LOCAL), (!bridges.is_empty()).then_some(Rules(rules)))
 }
 

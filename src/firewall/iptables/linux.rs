@@ -5,29 +5,24 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use crate::kernel::ipset::{Elements, SetName, Sets};
-use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Refusal, Table, Tables, Timing};
-use crate::kernel::sysctl::{Setting, Settings, Wanted};
+use crate::kernel::iptables::{self, Families, Flavour, Leftovers, Ownership, Refusal, Table, Tables, Timing};
+use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module, nftables};
 use crate::net::{Family, PerFamily};
-use crate::reconcile::{Growth, Mirror, Moment, Reflection};
 
 use super::apply::{Kernel, Refusing, Targets, Timed};
 use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, OF_IPV6, POD_CHAINS, POLICY_CHAINS, SETS, local_pods};
-use super::overlay;
+use super::{overlay, settings};
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux {
     /// Programs of the iptables variant that the host no longer uses, where its tables still hold rules of ours.
     abandoned: Families,
-    settings: Mirror<Settings>,
+    filters_ipv6: bool,
 }
 
 /// Temporary set, used while another one is replaced.
 const TEMPORARY_SET: &str = "sluice-firewall-tmp";
-
-/// Modules that the kernel does not load on first use: packets between the pods of a bridge only traverse the rules
-/// with it.
-const MODULES: [&str; 1] = ["br_netfilter"];
 
 /// The tables of kube-router's network policies with `--use-nftables-for-netpol`.
 pub const KUBE_ROUTERS_TABLES: [nftables::Table<'static>; 2] = [
@@ -41,10 +36,19 @@ pub const KUBE_ROUTERS_TABLES: [nftables::Table<'static>; 2] = [
 /// # Errors
 /// If the kernel refuses netlink sockets.
 pub fn open() -> Result<(Targets<Linux>, Families), Error> {
-    for error in module::load(&MODULES) {
+    for error in module::load(&settings::MODULES) {
         warn!(%error, "Loading a kernel module failed");
     }
-    open_for_cleanup()
+    let (mut targets, programs) = open_for_cleanup()?;
+    let is_legacy = programs.v6.is_some_and(|programs| programs.flavour == Flavour::Legacy);
+    // These programs print nothing, and no error, where the kernel has no tables.
+    if is_legacy && !module::load(&["ip6_tables"]).is_empty() {
+        targets.kernel.filters_ipv6 = false;
+    }
+    if iptables::kernel_has_ipv6() && !targets.kernel.filters_ipv6 {
+        warn!("ip6tables is not usable; without --enable-ipv6, IPv6 link-local traffic between pods is not filtered");
+    }
+    Ok((targets, programs))
 }
 
 /// Like [`open`], without loading anything.
@@ -57,7 +61,9 @@ pub fn open_for_cleanup() -> Result<(Targets<Linux>, Families), Error> {
         warn!(%reason, "iptables is not usable for this address family");
     }
     let (programs, abandoned) = (detected.programs, detected.abandoned);
-    Ok((targets(Tables::detected(detected, ownership()), abandoned)?, programs))
+    let filters_ipv6 = iptables::kernel_has_ipv6() && detected.printed.v6.is_some();
+    let kernel = Linux { abandoned, filters_ipv6 };
+    Ok((targets(Tables::detected(detected, ownership()), kernel)?, programs))
 }
 
 /// Like [`open_for_cleanup`], with these programs.
@@ -65,14 +71,16 @@ pub fn open_for_cleanup() -> Result<(Targets<Linux>, Families), Error> {
 /// # Errors
 /// As [`open`].
 pub fn open_with(programs: Families) -> Result<Targets<Linux>, Error> {
-    targets(Tables::new(programs, ownership()), Families::default())
+    let filters_ipv6 = iptables::kernel_has_ipv6() && programs.v6.is_some();
+    targets(Tables::new(programs, ownership()), Linux { abandoned: Families::default(), filters_ipv6 })
 }
 
-fn targets(rules: Tables, abandoned: Families) -> Result<Targets<Linux>, Error> {
+fn targets(rules: Tables, kernel: Linux) -> Result<Targets<Linux>, Error> {
     let mut sets = set_names();
     sets.push(Name::Exact(TEMPORARY_SET.into()));
     Ok(Targets {
-        kernel: Linux { abandoned, settings: Mirror::new(Settings::new(settings())) },
+        kernel,
+        settings: Settings::new([]),
         sets: Sets::open(sets, SetName(TEMPORARY_SET.into()))?,
         elements: Elements::open(set_names())?,
         rules: rules.waiting_for(overlay::has_stand_in),
@@ -80,37 +88,13 @@ fn targets(rules: Tables, abandoned: Families) -> Result<Targets<Linux>, Error> 
 }
 
 impl Kernel for Linux {
+    type Settings = Settings;
     type Sets = Sets;
     type Elements = Elements;
     type Rules = Tables;
 
-    fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String> {
-        self.settings.forget();
-        let mut wanted = self.settings.target().wanted();
-        let mut reasons = Vec::new();
-        if pods_on_bridge && wanted.len() < settings().len() {
-            // The module was missing at the start, or has been unloaded.
-            reasons = module::load(&MODULES);
-            wanted = self.settings.target().wanted();
-        }
-        self.settings.grow(&wanted, Growth::Full, at);
-        if let Some(trouble) = self.settings.trouble() {
-            return Err(trouble.error.clone());
-        }
-        let is_missing = |(setting, _): &(Setting, Wanted)| !wanted.contains_key(setting);
-        match settings().into_iter().find(is_missing).filter(|_| pods_on_bridge) {
-            None => Ok(()),
-            Some((setting, _)) => {
-                let why: String = reasons.iter().map(|error| format!(": {error}")).collect();
-                Err(format!(
-                    "no policy sees packets between pods of one bridge: {setting} is missing, which br_netfilter brings{why}"
-                ))
-            }
-        }
-    }
-
-    fn has_ipv6(&self) -> bool {
-        iptables::kernel_has_ipv6()
+    fn filters_ipv6(&self) -> bool {
+        self.filters_ipv6
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {
@@ -157,12 +141,6 @@ fn remove_kube_routers_tables() -> Vec<String> {
         }
         Err(error) => vec![error.to_string()],
     }
-}
-
-/// Returns the settings by which rules see packets between pods on one bridge. A host without bridges lacks them.
-fn settings() -> [(Setting, Wanted); 2] {
-    ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"]
-        .map(|path| (Setting(path.into()), Wanted::Always("1".into())))
 }
 
 /// Returns our chains, and those of a kube-router that ran here before.

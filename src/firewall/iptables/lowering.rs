@@ -24,7 +24,7 @@ use super::super::bridges::{self, ClosedBridges};
 use super::super::plan;
 use super::super::rules::{Contents, Direction, Element, Isolation, PolicyKey, PortOwners, RuleSet, SetKey};
 use super::desired::{Desired, LoweredChanges};
-use super::{dispatch, names, pod_chain, policy_chain};
+use super::{dispatch, names, pod_chain, policy_chain, settings};
 
 /// The desired kernel objects, kept up to date.
 pub struct Lowering {
@@ -38,18 +38,19 @@ pub struct Lowering {
     /// The ranges in which only known pods may be reached; `None` before the first World.
     closed: Option<Vec<IpNet>>,
     bridges: ClosedBridges,
-    kernel_has_ipv6: bool,
+    filters_ipv6: bool,
 }
 
 impl Lowering {
     pub fn new(config: Arc<FirewallConfig>, families: PerFamily<bool>) -> Lowering {
         let (desired, asking, pods, bridges) = Default::default();
-        Lowering { config, families, desired, asking, pods, closed: None, bridges, kernel_has_ipv6: true }
+        Lowering { config, families, desired, asking, pods, closed: None, bridges, filters_ipv6: true }
     }
 
-    /// Returns the same for a kernel without IPv6: pods have no link-local addresses, and no IPv6 objects can exist.
+    /// Returns the same for a kernel without IPv6, where pods have no link-local addresses, or one that takes no rules of
+    /// IPv6: without `--enable-ipv6` none are desired.
     pub fn without_ipv6(self) -> Lowering {
-        Lowering { kernel_has_ipv6: false, ..self }
+        Lowering { filters_ipv6: false, ..self }
     }
 
     pub fn desired(&self) -> &Desired {
@@ -59,6 +60,11 @@ impl Lowering {
     /// Returns the ranges in which only known pods may be reached.
     pub fn closed(&self) -> &[IpNet] {
         self.closed.as_deref().unwrap_or_default()
+    }
+
+    /// Returns the bridges on which something is closed.
+    pub fn closed_bridges(&self) -> &ClosedBridges {
+        &self.bridges
     }
 
     /// Updates from changes of the rule set and the facts of this node; returns what changed.
@@ -87,7 +93,14 @@ impl Lowering {
         if is_first {
             self.lower_fixed(&mut told);
         }
-        let turns = std::mem::replace(&mut self.bridges, bridges::closed(rules, world)) != self.bridges;
+        let settings = settings::settings(bridges::has_pod_bridge(rules, world));
+        told.settings = self.desired.settings != settings;
+        self.desired.settings = settings;
+        let mut closed = bridges::closed(rules, world);
+        if !self.families.v6 && !self.filters_ipv6 {
+            closed.link_local.clear();
+        }
+        let turns = std::mem::replace(&mut self.bridges, closed) != self.bridges;
         if turns {
             self.lower_bridges(&mut told);
         }
@@ -102,7 +115,7 @@ impl Lowering {
     }
 
     fn lower_bridges(&mut self, told: &mut LoweredChanges) {
-        let is_there = PerFamily { v6: self.families.v6 || self.kernel_has_ipv6, ..self.families };
+        let is_there = PerFamily { v6: self.families.v6 || self.filters_ipv6, ..self.families };
         for family in Family::BOTH.into_iter().filter(|family| *is_there.of(*family)) {
             for (piece, rules) in dispatch::bridge_chains(&self.bridges, family) {
                 self.put_rules(piece, rules, told);

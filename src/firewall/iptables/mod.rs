@@ -1,7 +1,7 @@
 //! The iptables backend: the rule set as iptables chains and ipset sets.
 //!
 //! Reading order: [`names`], derived from what an object is for ([`identity`]); [`policy_chain`], [`pod_chain`],
-//! [`dispatch`] with [`exemptions`], [`link_local`] and [`multicast`] are the rules, [`lowering`] keeps them and the sets up to date
+//! [`dispatch`] with [`exemptions`], [`link_local`] and [`multicast`] are the rules, [`settings`] is what they need to see packets, [`lowering`] keeps them and the sets up to date
 //! ([`desired`]); [`apply`] applies them to the kernel ([`linux`]), [`overlay`] leaves out what the kernel refuses,
 //! [`order`] orders changes so that nothing opens in between, [`turning`] is one such order. [`enforced`] checks
 //! whether the kernel enforces a verdict, [`drops`] counts refused packets ([`serve`]).
@@ -14,6 +14,7 @@ pub mod comment;
 pub mod policy_chain;
 pub mod pod_chain;
 pub mod exemptions;
+pub mod settings;
 pub mod link_local;
 pub mod multicast;
 pub mod dispatch;
@@ -45,6 +46,7 @@ use self::drops::Owners;
 use self::enforced::enforced;
 use self::lowering::Lowering;
 use super::backend::{Backend, Count, Refusal, RoundDurations};
+use super::bridges::ClosedBridges;
 use super::plan;
 use super::rules::RuleSet;
 use super::verdict::Verdict;
@@ -65,7 +67,7 @@ impl<K: Kernel> Iptables<K> {
         owners: watch::Sender<Arc<Owners>>,
     ) -> Iptables<K> {
         let (mirrors, lowering) = (Mirrors::new(targets), Lowering::new(config, families));
-        let lowering = if mirrors.has_ipv6() { lowering } else { lowering.without_ipv6() };
+        let lowering = if mirrors.filters_ipv6() { lowering } else { lowering.without_ipv6() };
         Iptables { lowering, mirrors, owners }
     }
 }
@@ -87,6 +89,10 @@ impl<K: Kernel> Backend for Iptables<K> {
 
     fn closed(&self) -> &[IpNet] {
         self.lowering.closed()
+    }
+
+    fn closed_bridges(&self) -> &ClosedBridges {
+        self.lowering.closed_bridges()
     }
 
     fn count(&self) -> Count {
@@ -111,10 +117,6 @@ impl<K: Kernel> Backend for Iptables<K> {
         };
         let (rules_read, rules_written) = (of(Program::Save), of(Program::Restore));
         RoundDurations { sets_took, elements_took, rules_took, rules_read, rules_written }
-    }
-
-    fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String> {
-        self.mirrors.keep_settings(pods_on_bridge, at)
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {

@@ -6,10 +6,12 @@
 //! ```text
 //! iptables -A KUBE-ROUTER-FORWARD -o kube-bridge -m addrtype --dst-type BROADCAST,MULTICAST -j KUBE-NWPLCY-MULTICAST
 //! iptables -A KUBE-NWPLCY-MULTICAST -d 255.255.255.255/32 -p udp -m multiport --dports 67:68 -j RETURN
+//! iptables -A KUBE-NWPLCY-MULTICAST -m limit --limit 10/min --limit-burst 10 -j NFLOG --nflog-group 100
 //! iptables -A KUBE-NWPLCY-MULTICAST -j DROP
 //!
 //! ip6tables -A KUBE-ROUTER-FORWARD -d ff00::/8 -o kube-bridge -j KUBE-NWPLCY-MULTICAST
 //! ip6tables -A KUBE-NWPLCY-MULTICAST -p ipv6-icmp -m icmp6 --icmpv6-type 130 -j RETURN        and the other kinds
+//! ip6tables -A KUBE-NWPLCY-MULTICAST -m limit --limit 10/min --limit-burst 10 -j NFLOG --nflog-group 100
 //! ip6tables -A KUBE-NWPLCY-MULTICAST -j DROP
 //! ```
 //!
@@ -25,6 +27,7 @@ use super::super::multicast::{DHCP, EVERYBODY, GROUPS_V6};
 use super::comment::comment;
 use super::dispatch::chain;
 use super::names::CHAIN_MULTICAST;
+use super::pod_chain::{LOG, LOG_LIMIT};
 
 /// Returns the first rules of the chain for FORWARD, one for each of the bridges.
 pub fn jumps(bridges: &[CompactString], family: Family) -> impl Iterator<Item = Rule> {
@@ -60,7 +63,9 @@ pub fn rules(bridges: &[CompactString], family: Family) -> (Piece, Option<Rules>
             })
             .collect(),
     };
-    rules.push(Rule::new([comment("drop multicast and broadcast to pods")], Verdict::Drop));
+    let said = comment("drop multicast and broadcast to pods");
+    rules.push(Rule::new([said.clone(), LOG_LIMIT], LOG));
+    rules.push(Rule::new([said], Verdict::Drop));
     (chain(family, CHAIN_MULTICAST), (!bridges.is_empty()).then_some(Rules(rules)))
 }
 

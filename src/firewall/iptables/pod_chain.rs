@@ -44,12 +44,16 @@ pub fn rules(pod: &ObjectName, direction: Direction, asking: impl Iterator<Item 
     let invalid = Match::State { states: States::INVALID, negated: false };
     let mut rules = vec![Rule::new([said("invalid"), invalid], Verdict::Drop), cleared.clone()];
     rules.extend(asking);
-    let limit = Match::Limit { per_minute: 10, burst: 10 };
-    rules.push(Rule::new([UNMARKED, said("log-drop"), limit], Verdict::Log { group: 100 }));
+    rules.push(Rule::new([UNMARKED, said("log-drop"), LOG_LIMIT], LOG));
     rules.push(Rule::new([UNMARKED, said("reject")], Verdict::Reject(family)));
     rules.push(cleared);
     Rules(rules)
 }
+
+/// Logs a refused packet, to the group that kube-router uses.
+pub const LOG: Verdict = Verdict::Log { group: 100 };
+/// Limits how many are logged.
+pub const LOG_LIMIT: Match = Match::Limit { per_minute: 10, burst: 10 };
 
 /// Matches if no policy has allowed the packet yet.
 const UNMARKED: Match = Match::Mark { mark: MARK, negated: true };

@@ -9,7 +9,7 @@ use crate::kernel::iptables::{Families, Table, counted};
 use crate::kernel::{Error, Name};
 
 use super::super::backend::{Dropped, Owner};
-use super::drops::{Drops, Owners};
+use super::drops::{Drops, ON_BRIDGES, Owners};
 use super::names::POD_CHAINS;
 
 /// Reads the counters of pods' chains with `iptables-save -c`. Packets counted between the last reading and a change of
@@ -30,9 +30,15 @@ impl Counters {
 impl Dropped for Counters {
     fn count(&mut self) -> Result<(), Error> {
         let owners = self.owners.borrow().clone();
-        let counted = counted(&self.programs, Table::Filter, &[Name::Prefix(POD_CHAINS.into())])?;
+        let of_bridges = ON_BRIDGES.map(|(chain, _)| Name::Exact(chain.into()));
+        let chains: Vec<Name> = of_bridges.into_iter().chain([Name::Prefix(POD_CHAINS.into())]).collect();
+        let counted = counted(&self.programs, Table::Filter, &chains)?;
         self.drops.add(&counted, &owners);
         Ok(())
+    }
+
+    fn on_bridges(&self) -> &BTreeMap<&'static str, u64> {
+        self.drops.on_bridges()
     }
 
     fn sums(&mut self) -> &BTreeMap<Owner, u64> {

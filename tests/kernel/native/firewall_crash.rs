@@ -28,6 +28,7 @@ use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::verdict;
 use sluice::kernel::ipset::{Elements, Sets};
 use sluice::kernel::iptables::{Flavour, Refusal, Tables, Timing};
+use sluice::kernel::sysctl::Settings;
 use sluice::model::{
     Authority, Namespace, Namespaces, ObjectName, Operator, Peer, Peers, Ports, Requirement, Selector, World,
 };
@@ -136,9 +137,10 @@ fn a_process_that_dies() {
     let flavour = if words[0] == "Legacy" { Flavour::Legacy } else { Flavour::NfTables };
     let change = changes().swap_remove(words[1].parse().unwrap());
     let left = Rc::new(Cell::new(words[2].parse().unwrap()));
-    let Targets { sets, elements, rules, kernel } = linux::open_with(programs(flavour)).unwrap();
+    let Targets { settings, sets, elements, rules, kernel } = linux::open_with(programs(flavour)).unwrap();
     let targets = Targets {
         kernel: Mortal { inner: kernel, left: left.clone() },
+        settings,
         sets: Mortal { inner: sets, left: left.clone() },
         elements: Mortal { inner: elements, left: left.clone() },
         rules: Mortal { inner: rules, left },
@@ -445,13 +447,10 @@ impl<T: Acts> Target for Mortal<T> {
 }
 
 impl Kernel for Mortal<Linux> {
+    type Settings = Settings;
     type Sets = Mortal<Sets>;
     type Elements = Mortal<Elements>;
     type Rules = Mortal<Tables>;
-
-    fn keep_settings(&mut self, pods_on_bridge: bool, at: Moment) -> Result<(), String> {
-        self.inner.keep_settings(pods_on_bridge, at)
-    }
 
     fn remove_abandoned(&mut self) -> Vec<String> {
         self.inner.remove_abandoned()

@@ -31,6 +31,7 @@ const PATIENCE: Duration = Duration::from_millis(400);
 
 /// A node whose pods are on one bridge.
 pub struct Bridged {
+    pub flavour: Flavour,
     pub ends: Vec<(&'static str, u16, File, TcpListener)>,
     pub world: World,
     plan: Plan,
@@ -88,13 +89,13 @@ impl Bridged {
         });
         let targets = linux::open_with(programs(flavour)).expect("the kernel can be reached");
         let mut bridged = Bridged {
+            flavour,
             ends: ends.into(),
             world: world(),
             plan: Plan::new(),
             lowering: Lowering::new(config(false), PerFamily { v4: true, v6 }),
             mirrors: Mirrors::new(targets),
         };
-        bridged.mirrors.keep_settings(true, moment()).expect("packets of bridges can pass the rules");
         if !v6 {
             // The cluster does not know of any IPv6.
             for (name, v4, _) in PODS {
@@ -104,16 +105,23 @@ impl Bridged {
         bridged
     }
 
-    pub fn settle(&mut self) {
+    fn round(&mut self) {
         let changed = self.plan.update(&self.world);
         let lowered = self.lowering.update(self.plan.rules(), &self.world, &changed);
         self.mirrors.mark(&lowered);
         self.mirrors.round(self.lowering.desired(), Authority::Complete, moment());
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.mirrors.reflections().iter().find_map(|kind| kind.trouble().map(|trouble| trouble.error.clone()))
+    }
+
+    pub fn settle(&mut self) {
+        self.round();
         // What nobody enters any more goes a little later.
         std::thread::sleep(Duration::from_millis(250));
         self.mirrors.round(self.lowering.desired(), Authority::Complete, moment());
-        let troubles: Vec<_> = self.mirrors.reflections().iter().filter_map(|kind| kind.trouble().cloned()).collect();
-        assert!(self.mirrors.is_settled(), "{troubles:?}");
+        assert!(self.mirrors.is_settled(), "{:?}", self.trouble());
     }
 
     fn reaches(&self, from: &str, to: &str, by: By) -> bool {
@@ -223,15 +231,24 @@ fn a_bridge_of_another_plugin_is_known_by_the_addresses_of_its_pods() {
 fn a_kernel_that_shows_the_rules_nothing_of_bridges_is_trouble_where_pods_are_on_one() {
     in_new(|| {
         own_run();
-        let mut mirrors =
-            Mirrors::new(linux::open_with(programs(Flavour::NfTables)).expect("the kernel can be reached"));
-        assert_eq!(mirrors.keep_settings(true, moment()), Ok(()));
         // As where the module is missing.
         run("mount -t tmpfs none /proc/sys/net/bridge");
-        assert_eq!(mirrors.keep_settings(false, moment()), Ok(()), "a host without bridges does not have them");
-        let trouble = mirrors.keep_settings(true, moment()).expect_err("pods of one bridge pass all policies");
+        let mut bridged = Bridged::new(Flavour::NfTables, false);
+        bridged.settle();
+        let mut host = (*bridged.world.host).clone();
+        host.links = vec![sluice::model::HostLink { name: "kube-bridge".into(), mtu: 1500, bridge: true }];
+        bridged.world.host = std::sync::Arc::new(host);
+        bridged.round();
+        let trouble = bridged.trouble().expect("pods of one bridge pass all policies");
         assert!(trouble.contains("br_netfilter"), "{trouble}");
         run("umount /proc/sys/net/bridge");
-        assert_eq!(mirrors.keep_settings(true, moment()), Ok(()), "it is looked for again");
+        let later = bridged.mirrors.retry_at().expect("it is looked for again");
+        bridged.mirrors.round(
+            bridged.lowering.desired(),
+            Authority::Complete,
+            sluice::reconcile::Moment { now: later, jitter: 0 },
+        );
+        assert_eq!(bridged.trouble(), None);
+        assert_eq!(run("cat /proc/sys/net/bridge/bridge-nf-call-iptables").trim(), "1");
     });
 }

@@ -6,9 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use sluice::firewall::iptables::serve::Counters;
+use sluice::firewall::serve::Refused;
 use sluice::model::ObjectName;
+use sluice::observe::metrics::Registry;
 
-use super::firewall::{GATEWAY, PODS, app, egress, ingress};
+use super::firewall::{GATEWAY, PODS, app, egress, ingress, programs};
 use super::firewall_link_local::{Bridged, scope_of, with_each};
 use super::frame::{BROADCAST, Frame, LinkAddress, group_address};
 use super::places::inside;
@@ -188,4 +191,54 @@ fn assert_forged_frames_reach_nobody(listeners: &Listeners) {
     };
     listeners.hear("db", &answer);
     listeners.assert_heard("as a reply", ("plain", &frame("plain", group.into())), &["node"]);
+}
+
+/// A tag of VLAN 0 says nothing of a VLAN, and whoever gets the frame takes it as untagged.
+#[test]
+fn a_tag_of_no_vlan_leads_past_no_policy() {
+    with_each(|bridged| {
+        std::fs::write("/proc/sys/net/bridge/bridge-nf-filter-vlan-tagged", "0").expect("a setting of the namespace");
+        let mut host = (*bridged.world.host).clone();
+        host.links = vec![sluice::model::HostLink { name: "kube-bridge".into(), mtu: 1500, bridge: true }];
+        bridged.world.host = std::sync::Arc::new(host);
+        let listeners = Listeners::of(bridged);
+        let tagged = |frame: Frame| Frame { tags: vec![0], ..frame };
+        bridged.settle();
+        listeners.assert_heard("without policies", ("db", &tagged(unicast("db", "web"))), &["web"]);
+        bridged.world.cluster.policies.insert(ObjectName::new("shop", "in"), ingress(app("web"), &[]));
+        bridged.settle();
+        let group = IpAddr::from(GROUPS_V4[0]);
+        for frame in [unicast("db", "web"), Frame { to: link_address("web"), ..frame("db", group) }] {
+            listeners.assert_heard("tagged", ("db", &tagged(frame)), &[]);
+        }
+        listeners.assert_heard("others", ("db", &tagged(unicast("db", "plain"))), &["plain"]);
+    });
+}
+
+#[test]
+fn what_is_dropped_on_bridges_is_logged_and_counted() {
+    with_each(|bridged| {
+        let listeners = Listeners::of(bridged);
+        bridged.world.cluster.policies.insert(ObjectName::new("shop", "in"), ingress(app("web"), &[]));
+        bridged.settle();
+        listeners.hear("db", &frame("db", GROUPS_V4[0].into()));
+        let link_local = Frame {
+            source: "[fe80::11]:1024".parse().expect("an address"),
+            ..Frame { to: link_address("web"), ..frame("db", "fe80::10".parse().expect("an address")) }
+        };
+        listeners.hear("db", &link_local);
+        let (_owners, told) = tokio::sync::watch::channel(std::sync::Arc::default());
+        let registry = Registry::new("test", "test");
+        let counters = Counters::new(told, programs(bridged.flavour));
+        registry.register(Box::new(Refused::new(counters).expect("valid names"))).expect("the names are free");
+        let text = registry.text();
+        for reason in ["link-local", "multicast"] {
+            let name = format!("sluice_firewall_bridge_dropped_packets_total{{reason=\"{reason}\"}} ");
+            let count =
+                text.lines().find_map(|line| line.strip_prefix(&name)).and_then(|count| count.parse::<u64>().ok());
+            assert!(count > Some(0), "{reason}: {text}");
+        }
+        let saved = shell("iptables-nft-save -t filter; iptables-legacy-save -t filter");
+        assert!(saved.contains("-A KUBE-NWPLCY-MULTICAST") && saved.contains("NFLOG"), "{saved}");
+    });
 }

@@ -122,8 +122,12 @@ impl Rows for Settings {
         false
     }
 
-    fn refusal(_: &State, _: &Setting, want: Option<&CompactString>) -> Option<Errno> {
-        want.is_none().then_some(Errno::PERM)
+    fn refusal(state: &State, key: &Setting, want: Option<&CompactString>) -> Option<Errno> {
+        let of_bridges = key.0.starts_with("net/bridge/");
+        match want {
+            None => Some(Errno::PERM),
+            Some(_) => (state.lacks_bridge_filter && of_bridges).then_some(Errno::NOENT),
+        }
     }
 }
 

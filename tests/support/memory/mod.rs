@@ -28,7 +28,7 @@ use sluice::kernel::ipvs::{Destination, ServiceKey};
 use sluice::kernel::sysctl::{Ruled, Setting, Wanted};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::apply::{Connected, Kernel, Owned, Targets};
-use sluice::reconcile::{Failure, Glance, Moment, Phase, Step, Target};
+use sluice::reconcile::{Failure, Glance, Phase, Step, Target};
 
 use super::random::Random;
 
@@ -55,8 +55,6 @@ pub struct Machine {
     pub unloadable: BTreeSet<CompactString>,
     /// The family whose rules cannot be changed, whatever is tried.
     pub broken: Option<Family>,
-    /// Packets between ports of a bridge cannot be shown to the rules.
-    pub no_bridge_filter: bool,
     /// Those chains that were tried since somebody asked.
     pub tried_in_vain: Vec<Refusal>,
     /// Called after every single act.
@@ -146,7 +144,6 @@ impl MemoryKernel {
             refused: Vec::new(),
             unloadable: BTreeSet::new(),
             broken: None,
-            no_bridge_filter: false,
             tried_in_vain: Vec::new(),
             observer: None,
         };
@@ -174,6 +171,7 @@ impl MemoryKernel {
         let is_our_set = |set: &SetName| firewall::iptables::linux::set_names().iter().any(|name| name.matches(&set.0));
         firewall::iptables::apply::Targets {
             kernel: self.clone(),
+            settings: Memory::new(self),
             sets: Memory { ours: Box::new(move |set, _| is_our_set(set)), ..Memory::new(self) },
             elements: Memory { ours: Box::new(move |element, _| is_our_set(&element.set)), ..Memory::new(self) },
             rules: Memory { ours: Box::new(move |piece, _| is_ours(piece)), ..Memory::new(self) },
@@ -228,15 +226,13 @@ impl Kernel for MemoryKernel {
 }
 
 impl firewall::iptables::apply::Kernel for MemoryKernel {
+    type Settings = Memory<Settings>;
     type Sets = Memory<Sets>;
     type Elements = Memory<Elements>;
     type Rules = Memory<RuleRows>;
 
-    fn keep_settings(&mut self, pods_on_bridge: bool, _: Moment) -> Result<(), String> {
-        match self.with(|machine| machine.no_bridge_filter) && pods_on_bridge {
-            true => Err("br_netfilter is not there".to_owned()),
-            false => Ok(()),
-        }
+    fn filters_ipv6(&self) -> bool {
+        self.with(|machine| machine.broken != Some(Family::V6))
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {
@@ -292,7 +288,12 @@ impl Ruled for Memory<Settings> {
         let found = self.machine.with(|machine| Settings::rows(&mut machine.state).clone());
         let given =
             |(key, value): (Setting, CompactString)| Some((key.clone(), rules.get(&key)?.given(&value)?.clone()));
-        found.into_iter().filter_map(given).collect()
+        // Those of a module have to be there.
+        let of_module = rules.iter().filter_map(|(key, rule)| match rule {
+            Wanted::OfModule { value, .. } => Some((key.clone(), value.clone())),
+            Wanted::Always(_) | Wanted::InsteadOf { .. } => None,
+        });
+        found.into_iter().filter_map(given).chain(of_module).collect()
     }
 }
 

@@ -27,6 +27,8 @@ pub const HOST_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 
 pub struct State {
     pub links: BTreeMap<LinkName, Link>,
     pub settings: BTreeMap<Setting, CompactString>,
+    /// The kernel has no settings of bridges, and no module that brings them.
+    pub lacks_bridge_filter: bool,
     pub sets: BTreeMap<SetName, SetSpec>,
     pub elements: BTreeMap<ElementKey, ()>,
     pub rules: BTreeMap<Piece, Rules>,
