@@ -1,4 +1,4 @@
-//! What runs, in which order it starts, and how it ends.
+//! The subsystems that run, the order in which they start, and how they end.
 //!
 //! Threads:
 //! - this one, with the World's task, the API watches and the signals;
@@ -62,7 +62,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// Runs until a signal ends it, or cleans up where that is asked for.
 ///
 /// # Errors
-/// What keeps the program from starting, as a sentence.
+/// Reason why the program cannot start, as a sentence.
 pub fn run(config: Config) -> anyhow::Result<()> {
     if config.cleanup {
         return cleanup::run(&config);
@@ -229,7 +229,7 @@ fn start_world(
     }))
 }
 
-/// What the running subsystems need of the cluster. The service proxy has to know all nodes' addresses where a Service may have
+/// Kinds of objects that the running subsystems need. The service proxy has to know all nodes' addresses where a Service may have
 /// external ones: it must not serve those.
 fn wanted(config: &Config) -> Vec<Wanted> {
     let serves_external = config.proxy.as_ref().is_some_and(|proxy| proxy.ranges.allow_any());
@@ -251,7 +251,7 @@ fn wanted(config: &Config) -> Vec<Wanted> {
     wanted
 }
 
-/// What every subsystem gets.
+/// Inputs and outputs of every subsystem.
 struct Common {
     health: Health,
     registry: Registry,
@@ -325,7 +325,7 @@ impl Common {
         Ok(running)
     }
 
-    /// What the loop of a subsystem is fed with. `metrics`: how the names of its metrics begin.
+    /// Inputs of the loop of a subsystem. `metrics`: how the names of its metrics begin.
     fn inputs(&self, name: &'static str, metrics: &str, clock: Arc<EventClock>) -> anyhow::Result<Inputs> {
         Ok(Inputs {
             world: self.world.clone(),

@@ -31,7 +31,7 @@ use crate::world::LastKnown;
 /// How often what fails at first is tried again at once: another program may hold a lock for a moment.
 const TRIES: usize = 3;
 
-/// What is to be done with any subsystem's mirrors.
+/// Steps of the cleanup of any subsystem's mirrors.
 trait Removable {
     /// One round in which nothing is wanted; how many objects went.
     fn remove(&mut self, at: Moment) -> u64;
@@ -42,7 +42,7 @@ trait Removable {
 /// Takes everything of ours out of the kernel, and removes our files. What fails keeps nothing else from going.
 ///
 /// # Errors
-/// What could not be removed, a line for each kind of kernel objects, subsystem and file.
+/// Failures to remove, a line for each kind of kernel objects, subsystem and file.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     let tunnel_port = config.router.as_ref().and_then(|router| router.overlay?.udp_port);
     // All are opened before anything goes: the rules that are there tell which programs keep them.

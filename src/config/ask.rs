@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use super::flags::DEFAULT_SOCKET;
 use super::refusal::Refusal;
 
-/// What is asked of the program that runs on this host.
+/// Question to the program that runs on this host.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Ask {
     /// Why packets of one party reach another, or do not. The words are those of the user.

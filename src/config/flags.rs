@@ -300,7 +300,7 @@ pub struct Flags {
 const DEFAULT_STATE_DIR: &str = "/var/lib/sluice";
 pub(super) const DEFAULT_SOCKET: &str = "/run/sluice/sluice.sock";
 
-/// What `--service-cluster-ip-range` means when it is not given: the range kubeadm gives a cluster.
+/// Default of `--service-cluster-ip-range`: the range kubeadm gives a cluster.
 pub const DEFAULT_CLUSTER_IP_RANGE: &str = "10.96.0.0/12";
 
 impl fmt::Display for Strings {

@@ -14,11 +14,17 @@ use ipnet::IpNet;
 use crate::net::go::{self, number};
 
 /// Reads the value of a switch.
+///
+/// # Errors
+/// The text is no truth value of Go's flags; the sentence says what it must be.
 pub fn switch(text: &str) -> Result<bool, String> {
     go::switch(text).ok_or_else(|| "it must be true or false".to_owned())
 }
 
 /// Reads an unsigned number up to the largest that `T` holds.
+///
+/// # Errors
+/// The text is no number, or too large; the sentence names the largest.
 pub fn unsigned<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
     let largest = match size_of::<T>() {
         1 => u64::from(u8::MAX),

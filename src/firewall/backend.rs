@@ -56,7 +56,7 @@ pub trait Backend {
     /// Returns whether the kernel enforces this verdict, as far as was last seen.
     ///
     /// # Errors
-    /// What the kernel lacks, as a sentence without its end; the first of several.
+    /// Feature that the kernel lacks, as a sentence without its end; the first of several.
     fn enforced(&self, rules: &RuleSet, verdict: &Verdict, family: Family) -> Result<(), String>;
 
     /// Returns what the kernel currently refuses; traffic that only a refused chain would allow is dropped.

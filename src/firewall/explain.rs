@@ -105,7 +105,7 @@ impl Question {
     /// Parses a question from command line arguments.
     ///
     /// # Errors
-    /// What is wrong with them, as a sentence.
+    /// Their defect, as a sentence.
     pub fn parse(from: &str, to: &str) -> Result<Question, String> {
         let wanted = || format!("{to:?} must be NAMESPACE/POD:PORT[/PROTOCOL] or ADDRESS:PORT[/PROTOCOL]");
         let (end, port) = to.rsplit_once(':').ok_or_else(wanted)?;

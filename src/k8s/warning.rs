@@ -12,7 +12,7 @@ pub struct Warning {
     pub scope: Scope,
 }
 
-/// What a warning is about.
+/// Subject of a warning.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Scope {
     /// The value of the field, in this object.

@@ -107,7 +107,7 @@ pub fn forget(flows: &[Flows]) -> Result<usize, Remaining> {
     }
 }
 
-/// What was done so far.
+/// Result so far.
 #[derive(Default)]
 struct Outcome {
     deleted: usize,

@@ -5,7 +5,7 @@
 //! is taken off. With `subnet` it is not: a packet that is too large for a tunnel is answered by this node ("fragmentation
 //! needed", "packet too big"), and the pod sends smaller ones on that path alone.
 //!
-//! What a tunnel adds: an IP header (20 bytes, or 40), and inside UDP another 12 (8 of UDP, 4 of GUE).
+//! Overhead of a tunnel: an IP header (20 bytes, or 40), and inside UDP another 12 (8 of UDP, 4 of GUE).
 
 use std::net::IpAddr;
 

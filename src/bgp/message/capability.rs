@@ -4,8 +4,8 @@
 //! four-octet AS numbers (RFC 6793), graceful restart (RFC 4724, with the N bit of RFC 8538), IPv4 NLRI with IPv6 next
 //! hops (RFC 8950), extended messages (RFC 8654). Unrecognized capabilities are kept unparsed, for display.
 
+use super::address_family::{family_of, numbers_of};
 use super::reader::Reader;
-use super::{family_of, numbers_of};
 use crate::net::{Family, PerFamily};
 
 const MULTIPROTOCOL: u8 = 1;

@@ -4,9 +4,9 @@
 //! for, or buffer, more than one message of the maximum length. RFC 8654: the maximum length of OPEN and KEEPALIVE
 //! stays 4,096; other messages may be longer once our OPEN has advertised extended messages.
 
+use super::header::{Frame, HEADER, KEEPALIVE, LONGEST, LONGEST_EXTENDED, NOTIFICATION, OPEN, ROUTE_REFRESH, UPDATE};
 use super::notification::{Notification, Reason};
 use super::reader::Reader;
-use super::{Frame, HEADER, KEEPALIVE, LONGEST, LONGEST_EXTENDED, NOTIFICATION, OPEN, ROUTE_REFRESH, UPDATE};
 
 /// Receive buffer: bytes that are not split into messages yet.
 #[derive(Default, Debug)]

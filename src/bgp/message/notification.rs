@@ -6,8 +6,8 @@
 
 use std::fmt;
 
+use super::header::{HEADER, LONGEST};
 use super::reader::Reader;
-use super::{HEADER, LONGEST};
 
 /// Error code and subcode.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

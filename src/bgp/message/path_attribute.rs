@@ -8,14 +8,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+use super::address_family::family_of;
 use super::as_path::{AS_TRANS, AsPath, Kind};
 use super::attributes::{
     Aggregator, Attributes, Community, ExtendedCommunity, LargeCommunity, Origin, Rare, Unknown, sorted,
 };
+use super::dialect::Dialect;
 use super::notification::Reason;
+use super::prefix;
 use super::reader::Reader;
-use super::update::Treatment;
-use super::{Dialect, family_of, prefix};
+use super::treatment::Treatment;
 use crate::net::Family;
 
 pub(super) const OPTIONAL: u8 = 0x80;

@@ -3,9 +3,10 @@
 //! RFC 2918; the demarcations of the response are RFC 7313 (enhanced route refresh): between *BoRR* and *EoRR* the peer
 //! sends its complete Adj-RIB-Out, and routes not sent again by then are removed.
 
+use super::address_family::{family_of, numbers_of};
+use super::header::HEADER;
 use super::notification::{Notification, Reason};
 use super::reader::Reader;
-use super::{HEADER, family_of, numbers_of};
 use crate::net::Family;
 
 /// Subtype of a ROUTE-REFRESH.

@@ -6,7 +6,9 @@ mod open;
 mod update;
 mod wire;
 
+use super::header::HEADER;
 use super::*;
+use crate::net::{Family, PerFamily};
 
 /// IBGP session with every capability negotiated.
 const INTERNAL: Dialect = Dialect {

@@ -10,10 +10,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::attributes::Attributes;
+use super::dialect::Dialect;
 use super::notification::{Notification, Reason};
 use super::path_attribute::{Block, Flaw, MP_REACH, MP_UNREACH, Reach};
+use super::prefix;
 use super::reader::Reader;
-use super::{Dialect, prefix};
+use super::treatment::Treatment;
 use crate::net::Family;
 
 /// Contents of an UPDATE. Withdrawals are applied first: a prefix in both lists is announced (RFC 4271 4.3).
@@ -42,19 +44,6 @@ pub struct Remark {
     pub attribute: u8,
     pub fault: &'static str,
     pub treatment: Treatment,
-}
-
-/// Treatment of an error, the mildest first (RFC 7606 2).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Treatment {
-    /// Attribute discard.
-    DiscardAttribute,
-    /// Treat-as-withdraw.
-    Withdraw,
-    /// AFI/SAFI disable: all routes of the family are removed, and later ones of this session ignored.
-    DisableFamily(Family),
-    /// Session reset.
-    Reset,
 }
 
 impl Update {

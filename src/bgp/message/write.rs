@@ -11,14 +11,17 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
+use super::address_family::numbers_of;
 use super::as_path::{AS_TRANS, AsPath};
 use super::attributes::{Aggregator, Attributes, Origin};
+use super::dialect::Dialect;
+use super::header::{HEADER, UPDATE, begin, finish};
 use super::path_attribute::{
     AGGREGATOR, AS_PATH, AS4_AGGREGATOR, AS4_PATH, ATOMIC_AGGREGATE, CLUSTER_LIST, COMMUNITIES, EXTENDED_COMMUNITIES,
     EXTENDED_LENGTH, LARGE_COMMUNITIES, LOCAL_PREF, MED, MP_REACH, MP_UNREACH, NEXT_HOP, OPTIONAL, ORIGIN,
     ORIGINATOR_ID, TRANSITIVE,
 };
-use super::{Dialect, HEADER, UPDATE, begin, finish, numbers_of, prefix};
+use super::prefix;
 use crate::net::Family;
 
 /// Consecutive UPDATEs.

@@ -27,6 +27,9 @@ use crate::model::{
 use crate::net::{Family, Protocol};
 
 /// Decodes the body of a file of one of these forms.
+///
+/// # Errors
+/// The body is truncated, or has a value that this form does not know.
 pub fn decode(version: u32, body: &[u8]) -> Result<Known, Unusable> {
     let senseless = |_| Unusable::Damaged("its body makes no sense");
     let unknown = || Unusable::Damaged("it names something unknown");
