@@ -14,6 +14,7 @@
 //!
 //! In the kernel: one TCP connection for each node, which carries the routes of both families.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -45,9 +46,30 @@ const AMONG_NODES: GracefulRestart =
 pub enum Peering {
     /// No peer of ours, as intended.
     None,
-    /// Should be a peer, and cannot be; the sentence says why.
-    Impossible(&'static str),
+    /// Should be a peer, and cannot be.
+    Impossible(Obstacle),
     With(Box<Wanted>),
+}
+
+/// Reason why a node cannot be a peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Obstacle {
+    /// It has no address at all, as before its cloud has said which.
+    NoAddress,
+    /// It has addresses, and none of a family that this node uses.
+    NoCommonFamily,
+    /// Its address is ours, as that of a Node left behind by a renaming.
+    OwnAddress,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Obstacle::NoAddress => "it has no usable InternalIP or ExternalIP, so nobody peers with it",
+            Obstacle::NoCommonFamily => "it has no address of a family that this node uses, so they cannot peer",
+            Obstacle::OwnAddress => "its address is that of this node, so there is no session with it",
+        })
+    }
 }
 
 /// Returns the peering with another node. `local`: our parameters towards all neighbours.
@@ -59,14 +81,15 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local)
     }
     let Some(here) = own.primary else { return Peering::None };
     let Some(there) = node.primary(own.families) else {
-        return Peering::Impossible("it has no usable InternalIP or ExternalIP, so nobody peers with it");
+        let has_none = node.addresses.is_empty();
+        return Peering::Impossible(if has_none { Obstacle::NoAddress } else { Obstacle::NoCommonFamily });
     };
     let Some((here, there)) = session_addresses(here, there, own, node) else {
-        return Peering::Impossible("it has no address of a family that this node has one of, so they cannot peer");
+        return Peering::Impossible(Obstacle::NoCommonFamily);
     };
     // A renamed Node leaves its old object behind for a while; dialling it would reach ourselves.
     if Family::BOTH.into_iter().any(|family| *own.addresses.of(family) == Some(there)) {
-        return Peering::Impossible("its address is that of this node, so there is no session with it");
+        return Peering::Impossible(Obstacle::OwnAddress);
     }
     let capable = own.capable();
     let families = PerFamily::from_fn(|family| *capable.of(family) && node.address(family).is_some());

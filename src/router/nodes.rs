@@ -20,7 +20,7 @@ use crate::packed::PackedMap;
 
 use super::claims::Claims;
 use super::identity::Identity;
-use super::mesh::{self, Peering};
+use super::mesh::{self, Obstacle, Peering};
 use super::names::tunnel;
 use super::node_sets;
 use super::problem::{About, Problem};
@@ -54,7 +54,7 @@ struct Part {
     /// The address of the neighbour.
     neighbour: Option<IpAddr>,
     identifier: Option<Ipv4Addr>,
-    impossible: Option<&'static str>,
+    obstacle: Option<Obstacle>,
 }
 
 /// Changes caused by a change of one node.
@@ -195,6 +195,19 @@ impl Nodes {
         self.addresses.owners(address)
     }
 
+    /// Returns why a node that should be a peer cannot be one.
+    pub fn obstacle(&self, node: &CompactString) -> Option<Obstacle> {
+        self.parts.get(node)?.obstacle
+    }
+
+    /// Returns another node with this pod CIDR of a node. A machine that was renamed has two Nodes for a while, which peer
+    /// under one address and count as one.
+    pub fn rival(&self, node: &CompactString, range: &IpNet) -> Option<&CompactString> {
+        let peering = |name: &CompactString| self.parts.get(name).and_then(|part| part.peering);
+        let own = peering(node);
+        self.with_range(range).find(|other| *other != node && (own.is_none() || peering(other) != own))
+    }
+
     /// Returns the address under which we peer with a node.
     pub fn peer(&self, node: &CompactString) -> Option<IpAddr> {
         self.parts.get(node)?.neighbour
@@ -214,7 +227,7 @@ impl Nodes {
     /// Returns the problems of nodes.
     pub fn problems(&self, own: &Identity) -> Vec<Problem> {
         let about = |name: &CompactString, text: String| Problem::new(About::Node(name.clone()), text);
-        let impossible = self.parts.iter().filter_map(|(name, part)| Some(about(name, part.impossible?.to_owned())));
+        let impossible = self.parts.iter().filter_map(|(name, part)| Some(about(name, part.obstacle?.to_string())));
         let mut problems: Vec<Problem> = impossible.collect();
         for (address, owners) in self.peering.contested() {
             let mut names = owners.iter();
@@ -250,7 +263,7 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Option<
         Some(local) if !is_own => mesh::peering(own, node, config, local),
         _ => Peering::None,
     };
-    let (wanted, impossible) = match peering {
+    let (wanted, obstacle) = match peering {
         Peering::None => (None, None),
         Peering::Impossible(why) => (None, Some(why)),
         Peering::With(wanted) => (Some(*wanted), None),
@@ -266,7 +279,7 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Option<
         peering: wanted.as_ref().map(|wanted| wanted.address).or(primary),
         identifier: identifier.map(|own| router_id(config.router_id, own, node.address(Family::V4))),
         neighbour: wanted.as_ref().map(|wanted| wanted.address),
-        impossible,
+        obstacle,
     };
     (part, wanted)
 }

@@ -317,9 +317,10 @@ impl Plan {
         let local = self.local();
         for name in names {
             changed.nodes_computed += 1;
-            self.pod_ranges.mark(name);
+            self.pod_ranges.mark(name, &self.nodes);
             let around = Around { own: &self.own, config: &self.config, local };
             let news = self.nodes.update(name, known.get(name).map(|node| &**node), around);
+            self.pod_ranges.mark(name, &self.nodes);
             self.stale.nodes |= news.policies;
             changed.pod_ranges.extend(news.ranges);
             let address = news.wanted.as_ref().map(|wanted| wanted.address);

@@ -90,9 +90,16 @@ fn nodes_whose_first_addresses_are_of_different_families_meet_where_both_are() {
 
 #[test]
 fn a_node_that_cannot_be_a_peer_says_why() {
-    assert!(matches!(peer(&dual(1), &node("", ""), &[], BOTH), Peering::Impossible(_)));
     let only_v4 = node("192.0.2.1", "");
-    assert!(matches!(peer(&only_v4, &node("2001:db8::2", ""), &[], BOTH), Peering::Impossible(_)));
+    let v4_is_on = PerFamily { v4: true, v6: false };
+    for (own, other, families, obstacle) in [
+        (&dual(1), "", BOTH, Obstacle::NoAddress),
+        (&only_v4, "2001:db8::2", BOTH, Obstacle::NoCommonFamily),
+        (&dual(1), "2001:db8::2", v4_is_on, Obstacle::NoCommonFamily),
+        (&dual(1), "192.0.2.1", BOTH, Obstacle::OwnAddress),
+    ] {
+        assert_eq!(peer(own, &node(other, ""), &[], families), Peering::Impossible(obstacle), "{other}");
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use super::Plan;
 use crate::net::Family;
 use crate::router::identity::Identity;
+use crate::router::mesh::Obstacle;
 use crate::router::nodes::Nodes;
 use crate::router::policy::narrowest_default;
 use crate::router::problem::{About, Problem};
@@ -35,7 +36,8 @@ pub enum Refusal {
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Unreached {
     pub count: usize,
-    /// Lasting ones, as text: refused, without a path, or not announced by a node that has sent everything.
+    /// Lasting ones, as text: of two nodes, refused, without a path, of a node that cannot be a peer, or not announced by
+    /// a node that has sent everything.
     pub trouble: Option<String>,
     /// Those that their nodes have not announced yet, as text: the nodes are down, or starting.
     pub missing: Option<String>,
@@ -78,7 +80,11 @@ pub(super) struct PodRanges {
 /// Reason why a pod CIDR stays without a route.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Reason {
+    /// This Node has it, too: its routes lead to one of the two, or to both in turn.
+    Shared(CompactString),
     NoWay,
+    /// Its node should be a peer and cannot be.
+    NoCommonFamily,
     Refused(Refusal),
     NotAnnounced,
 }
@@ -86,6 +92,8 @@ enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Reason::Shared(other) => write!(f, "Node {other} has it, too"),
+            Reason::NoCommonFamily => f.write_str("it has no address of a family that this node uses"),
             Reason::NoWay => f.write_str("no way to the next hop of its route"),
             Reason::Refused(why) => why.fmt(f),
             Reason::NotAnnounced => f.write_str("it does not announce it"),
@@ -108,9 +116,11 @@ impl PodRanges {
         self.refused.contains_key(range)
     }
 
-    /// Has the pod CIDRs of a node looked at again.
-    pub(super) fn mark(&mut self, node: &CompactString) {
+    /// Has the pod CIDRs of a node looked at again, and those of nodes that share one with it. Called before and after a
+    /// change of the node.
+    pub(super) fn mark(&mut self, node: &CompactString, nodes: &Nodes) {
         self.stale.insert(node.clone());
+        self.mark_routes(nodes.ranges_of(node).iter().copied(), nodes);
     }
 
     /// Has the pod CIDRs to which routes have changed looked at again.
@@ -196,6 +206,9 @@ impl Plan {
         range: IpNet,
         has_sent_all: &impl Fn(IpAddr, Family) -> bool,
     ) -> Result<(), Option<Reason>> {
+        if let Some(other) = self.nodes.rival(node, &range) {
+            return Err(Some(Reason::Shared(other.clone())));
+        }
         if self.routes.has(range) {
             // Without tunnels the network between nodes may have a route.
             let is_lost = self.config.overlay.is_some() && !self.routes.has_way(range);
@@ -203,6 +216,9 @@ impl Plan {
         }
         if let Some(why) = self.pod_ranges.refused.get(&range) {
             return Err(Some(Reason::Refused(why.clone())));
+        }
+        if self.nodes.obstacle(node) == Some(Obstacle::NoCommonFamily) {
+            return Err(Some(Reason::NoCommonFamily));
         }
         let has_sent_all = self.nodes.peer(node).is_some_and(|peer| has_sent_all(peer, Family::from(range)));
         Err(has_sent_all.then_some(Reason::NotAnnounced))
@@ -267,3 +283,6 @@ impl<T> Ranges<T> {
         (self.count > 0).then(|| format!("{}{more}", first.join(", ")))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ fn plan(words: &[&str]) -> Plan {
     Plan::new(Shared::new(config), BOTH)
 }
 
-fn planned(words: &[&str], world: &World) -> Plan {
+pub(super) fn planned(words: &[&str], world: &World) -> Plan {
     let mut plan = plan(words);
     plan.update(world);
     plan
@@ -43,7 +43,7 @@ fn change_node(world: &mut World, name: &str, change: impl FnOnce(&mut Routing))
     world.cluster.nodes.insert(name.into(), with(node, change));
 }
 
-fn learned(text: &str, next_hop: &str) -> RouteChange {
+pub(super) fn learned(text: &str, next_hop: &str) -> RouteChange {
     let next_hop = address(next_hop);
     let best = Best { source: PeerId(7), attributes: Shared::new(Attributes::local(next_hop)) };
     RouteChange { prefix: prefix(text), best: Some(best), next_hops: vec![next_hop] }
