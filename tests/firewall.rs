@@ -33,5 +33,7 @@ mod mistakes;
 mod oracle;
 #[path = "firewall/rendered.rs"]
 mod rendered;
+#[path = "firewall/services.rs"]
+mod services;
 #[path = "firewall/walk.rs"]
 mod walk;

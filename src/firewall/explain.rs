@@ -7,7 +7,8 @@
 //! What is refused for addresses that policies cannot name is refused on the bridges of pods, and the answer names these.
 //!
 //! The effect of flags is part of the answer: a pod reaches the node ports of its own node, `--netpol-default-deny`
-//! closes unknown addresses, and policies do not apply to service addresses.
+//! closes unknown addresses, and policies do not apply to service addresses, except where an endpoint on this node itself
+//! closes one (`host_endpoints`).
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,6 +23,7 @@ use crate::model::{ObjectName, OnLink, Pod, World};
 use crate::net::{Family, Protocol};
 
 use super::bridges::{self, ClosedBridges};
+use super::host_endpoints::{Entrance, HostEndpoints, is_denied};
 use super::rules::{Direction, RuleSet};
 use super::verdict::{Decision, Exemption, Packet, Traffic, Verdict, routed, verdict};
 
@@ -140,11 +142,8 @@ impl FromStr for End {
 /// Why there is no answer.
 pub fn answers(known: Known<'_>, question: &Question) -> Result<Vec<Answer>, Unanswerable> {
     let Known { world, config, .. } = known;
-    if let End::Address(address) = question.to
-        && is_of_services(config, address)
-    {
-        return Err(Unanswerable::OfServices(address));
-    }
+    let mut host_endpoints = HostEndpoints::default();
+    host_endpoints.update(world);
     let (from, to) = (addresses(world, &question.from)?, addresses(world, &question.to)?);
     let first = |addresses: &[IpAddr], family| addresses.iter().copied().find(|ip| Family::from(*ip) == family);
     let pairs = Family::BOTH.into_iter().filter_map(|family| Some((first(&from, family)?, first(&to, family)?)));
@@ -155,16 +154,24 @@ pub fn answers(known: Known<'_>, question: &Question) -> Result<Vec<Answer>, Una
             let traffic = Traffic::Port { protocol: question.protocol, port: question.port };
             let from_this_node = is_this_node(world, source);
             let packet = Packet { source, destination, traffic, from_this_node };
-            let (verdict, bridges) = judged(known, &packet);
+            let (verdict, bridges) = judged(known, &host_endpoints, &packet);
             Answer { packet, from, to, verdict, bridges, enforced: None }
         })
         .collect();
+    let is_refused = |answer: &Answer| matches!(answer.verdict.egress, Decision::DeniedBehind { .. });
+    if let End::Address(address) = question.to
+        && is_of_services(config, address)
+        && !answers.iter().any(is_refused)
+    {
+        return Err(Unanswerable::OfServices(address));
+    }
     if answers.is_empty() { Err(Unanswerable::NoCommonFamily) } else { Ok(answers) }
 }
 
-/// Returns this node's verdict on a packet: by policies, then by flags; and the bridges that the verdict is about.
-fn judged(known: Known<'_>, packet: &Packet) -> (Verdict, Vec<CompactString>) {
-    let Known { world, config, closed, .. } = known;
+/// Returns this node's verdict on a packet: by policies, then by flags, then by the endpoints of Services; and the bridges
+/// that the verdict is about.
+fn judged(known: Known<'_>, host_endpoints: &HostEndpoints, packet: &Packet) -> (Verdict, Vec<CompactString>) {
+    let Known { rules, world, config, closed, .. } = known;
     let (mut verdict, bridges) = on_bridges(known, packet);
     let to_this_node = is_this_node(world, packet.destination);
     if let Traffic::Port { port, .. } = packet.traffic
@@ -173,6 +180,9 @@ fn judged(known: Known<'_>, packet: &Packet) -> (Verdict, Vec<CompactString>) {
         && config.service_node_port_range.contains(&port)
     {
         verdict.egress = Decision::Exempt(Exemption::NodePort);
+    }
+    if let Some(refused) = denied_behind(rules, host_endpoints, packet) {
+        verdict.egress = refused;
     }
     let is_closed = |address| closed.iter().any(|range| range.contains(&address));
     if verdict.egress == Decision::NotHere && !packet.from_this_node && is_closed(packet.source) {
@@ -208,6 +218,17 @@ fn on_bridges(known: Known<'_>, packet: &Packet) -> (Verdict, Vec<CompactString>
         verdict = routed(rules, packet);
     }
     (verdict, closed)
+}
+
+/// Returns the decision on a packet of a pod to a Service that is refused because of an endpoint on this node.
+fn denied_behind(rules: &RuleSet, host_endpoints: &HostEndpoints, packet: &Packet) -> Option<Decision> {
+    let Traffic::Port { protocol, port } = packet.traffic else { return None };
+    let entrance = Entrance { address: packet.destination, port };
+    rules.local_pods_at(packet.source).find_map(|(name, pod)| {
+        let mut behind = host_endpoints.behind(entrance, protocol);
+        let endpoint = *behind.find(|endpoint| is_denied(rules, (name, pod), endpoint))?;
+        Some(Decision::DeniedBehind { pod: name.clone(), endpoint })
+    })
 }
 
 /// Returns whether packets to this address pass to the service proxy, and are judged after translation.
@@ -293,6 +314,11 @@ fn side((decision, bridges): (&Decision, &[CompactString]), party: &Party, direc
             }
             format!("denied: {pod} is isolated by {}, and nothing allows it", isolating.join(", "))
         }
+        Decision::DeniedBehind { pod, endpoint } => {
+            format!(
+                "denied: a Service at this address has the endpoint {endpoint} on this node itself, which the policies of {pod} deny"
+            )
+        }
         Decision::LinkLocal => format!(
             "denied on {}, not judged on other links: policies cannot tell whose a link-local address is, and pods of this node are isolated",
             bridges.join(", ")
@@ -370,6 +396,9 @@ fn json_of_decision(decision: &Decision) -> Value {
         Decision::LinkLocal => json!({ "decision": "linkLocal" }),
         Decision::Multicast => json!({ "decision": "multicast" }),
         Decision::Closed => json!({ "decision": "closed" }),
+        Decision::DeniedBehind { pod, endpoint } => json!({
+            "decision": "deniedBehind", "pod": pod.to_string(), "endpoint": endpoint.to_string(),
+        }),
         Decision::Exempt(exemption) => json!({ "decision": "exempt", "reason": reason(*exemption) }),
         Decision::Open { pod } => json!({ "decision": "open", "pod": pod.to_string() }),
         Decision::Allowed { pod, policy, rule } => json!({
@@ -415,7 +444,10 @@ mod tests {
     use super::super::given::{labels, object, pod, pods, policy, rule};
     use super::super::plan::Plan;
     use super::*;
-    use crate::model::{Host, HostAddress, HostLink, Namespace};
+    use crate::model::{
+        Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, HostLink, Namespace, Service,
+        ServicePort, ServiceType, TrafficPolicy,
+    };
 
     fn world() -> World {
         let mut world = World::empty();
@@ -438,12 +470,12 @@ mod tests {
     }
 
     fn asked(from: &str, to: &str) -> Result<Vec<Answer>, Unanswerable> {
-        asked_in(world(), from, to)
+        asked_in(&world(), from, to)
     }
 
-    fn asked_in(world: World, from: &str, to: &str) -> Result<Vec<Answer>, Unanswerable> {
+    fn asked_in(world: &World, from: &str, to: &str) -> Result<Vec<Answer>, Unanswerable> {
         let mut plan = Plan::new();
-        plan.update(&world);
+        plan.update(world);
         let ranges = |text: &str| vec![text.parse().unwrap()];
         let config = FirewallConfig {
             sync_period: std::time::Duration::from_secs(300),
@@ -454,8 +486,8 @@ mod tests {
             service_node_port_range: 30000..=32767,
         };
         let closed = ranges("10.244.1.0/24");
-        let bridges = bridges::closed(plan.rules(), &world);
-        let known = Known { rules: plan.rules(), world: &world, config: &config, closed: &closed, bridges: &bridges };
+        let bridges = bridges::closed(plan.rules(), world);
+        let known = Known { rules: plan.rules(), world, config: &config, closed: &closed, bridges: &bridges };
         answers(known, &Question::parse(from, to).unwrap())
     }
 
@@ -560,15 +592,48 @@ mod tests {
         };
         for (from, to) in [("fe80::7", "[fe80::8]:80"), ("shop/far", "224.0.0.251:5353/udp")] {
             assert!(
-                asked_in(with_bridges(&[]), from, to).unwrap()[0].verdict.passes(),
+                asked_in(&with_bridges(&[]), from, to).unwrap()[0].verdict.passes(),
                 "each pod has a link of its own"
             );
-            let answers = asked_in(with_bridges(&["kube-bridge", "cni0"]), from, to).unwrap();
+            let answers = asked_in(&with_bridges(&["kube-bridge", "cni0"]), from, to).unwrap();
             assert!(text(&answers).contains("denied on cni0, kube-bridge, not judged on other links"), "{answers:?}");
             assert_eq!(json(&answers)["answers"][0]["bridges"], json!(["cni0", "kube-bridge"]));
         }
-        let everybody = asked_in(with_bridges(&["cni0"]), "shop/web", "10.244.1.255:5353/udp").unwrap();
+        let everybody = asked_in(&with_bridges(&["cni0"]), "shop/web", "10.244.1.255:5353/udp").unwrap();
         assert!(text(&everybody).contains("denied on cni0"), "{everybody:?}");
+    }
+
+    #[test]
+    fn a_service_that_is_refused_for_an_endpoint_on_this_node_names_the_endpoint() {
+        let mut world = world();
+        let port = |name: &str, protocol, port, node_port| ServicePort { name: name.into(), protocol, port, node_port };
+        let api = Service {
+            kind: ServiceType::NodePort,
+            cluster_ips: vec![[10, 96, 0, 1].into()],
+            external_ips: Vec::new(),
+            load_balancer: Vec::new(),
+            ports: vec![port("https", Protocol::Tcp, 443, Some(30443))],
+            affinity_seconds: None,
+            internal_traffic_policy: TrafficPolicy::Cluster,
+            external_traffic_policy: TrafficPolicy::Cluster,
+            health_check_node_port: None,
+            annotations: Default::default(),
+            announce: Default::default(),
+            created: 0,
+        };
+        let endpoint = Endpoint { address: [192, 0, 2, 11].into(), node: None, conditions: Conditions::READY };
+        let ports = vec![EndpointPort { name: "https".into(), protocol: Protocol::Tcp, port: 6443 }];
+        let slice = Arc::new(EndpointSlice { family: Family::V4, ports, endpoints: [endpoint].into() });
+        world.cluster.services.insert(object("shop/api"), api);
+        world.cluster.endpoints.insert(object("shop/api"), Endpoints { slices: [("one".into(), slice)].into() });
+        for to in ["10.96.0.1:443", "192.0.2.11:30443"] {
+            let answer = text(&asked_in(&world, "shop/db", to).unwrap());
+            let denied = "egress: denied: a Service at this address has the endpoint 192.0.2.11:6443/tcp on this node";
+            assert!(answer.contains(denied), "{to}: {answer}");
+            let open = asked_in(&world, "shop/web", to);
+            assert!(open.is_err() || open.is_ok_and(|answers| answers[0].verdict.passes()), "web is not isolated");
+        }
+        assert!(asked_in(&world, "shop/db", "10.96.0.1:444").is_err(), "another port is another question");
     }
 
     #[test]

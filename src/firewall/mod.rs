@@ -12,7 +12,8 @@
 //! contents of a new set. [`verdict`] traces a packet through the rule set and so defines its meaning, and [`explain`]
 //! presents that to users.
 //!
-//! [`link_local`] and [`multicast`] are about addresses that policies cannot name, on the [`bridges`] of pods. [`backend`] is the interface to the kernel;
+//! [`link_local`] and [`multicast`] are about addresses that policies cannot name, on the [`bridges`] of pods;
+//! [`host_endpoints`] is about Services whose endpoints are on this node itself. [`backend`] is the interface to the kernel;
 //! [`iptables`] is the only backend, with chains and sets. [`driver`] is the firewall's part of the loop (`subsystem`);
 //! [`serve`] exports the refused packets.
 
@@ -33,6 +34,7 @@ pub mod explain;
 pub mod bridges;
 pub mod link_local;
 pub mod multicast;
+pub mod host_endpoints;
 pub mod backend;
 pub mod iptables;
 pub mod driver;

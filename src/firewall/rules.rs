@@ -262,6 +262,14 @@ impl Element {
             Element::Prefix(prefix) => Family::from(*prefix),
         }
     }
+
+    /// Returns the address, or the first one of a prefix.
+    pub fn address(&self) -> IpAddr {
+        match self {
+            Element::Address(address) | Element::Port(address, _) => *address,
+            Element::Prefix(prefix) => prefix.addr(),
+        }
+    }
 }
 
 impl FromIterator<Element> for Contents {

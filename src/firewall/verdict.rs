@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use crate::model::ObjectName;
 use crate::net::{Family, Protocol, icmp};
 
+use super::host_endpoints::HostEndpoint;
 use super::rules::{Direction, Isolation, LocalPod, Match, PolicyKey, PortMatch, Rule, RuleSet};
 use super::{link_local, multicast};
 
@@ -64,6 +65,8 @@ pub enum Decision {
         policies: Box<[ObjectName]>,
         by_namespace: bool,
     },
+    /// A Service at this address has an endpoint on this node itself, which the pod's policies deny (`host_endpoints`).
+    DeniedBehind { pod: ObjectName, endpoint: HostEndpoint },
     /// A link-local address, on a node with isolated pods: its owner is unknown (`link_local`).
     LinkLocal,
     /// To every pod of a bridge at once, on a node with pods that are isolated for ingress (`multicast`).
@@ -128,7 +131,10 @@ impl Decision {
     /// Returns the pod of this node that decides; `None` if none has to.
     pub fn pod(&self) -> Option<&ObjectName> {
         match self {
-            Decision::Open { pod } | Decision::Allowed { pod, .. } | Decision::Denied { pod, .. } => Some(pod),
+            Decision::Open { pod }
+            | Decision::Allowed { pod, .. }
+            | Decision::Denied { pod, .. }
+            | Decision::DeniedBehind { pod, .. } => Some(pod),
             Decision::NotHere | Decision::Exempt(_) | Decision::LinkLocal | Decision::Multicast | Decision::Closed => {
                 None
             }
@@ -136,7 +142,8 @@ impl Decision {
     }
 
     pub fn passes(&self) -> bool {
-        !matches!(self, Decision::Denied { .. } | Decision::LinkLocal | Decision::Multicast | Decision::Closed)
+        let refuses = matches!(self, Decision::Denied { .. } | Decision::DeniedBehind { .. });
+        !refuses && !matches!(self, Decision::LinkLocal | Decision::Multicast | Decision::Closed)
     }
 }
 
@@ -170,7 +177,13 @@ fn exemption(packet: &Packet, direction: Direction) -> Option<Exemption> {
     (packet.from_this_node && direction == Direction::Ingress).then_some(Exemption::FromThisNode)
 }
 
-fn of_pod(rules: &RuleSet, packet: &Packet, (name, pod): (&ObjectName, &LocalPod), direction: Direction) -> Decision {
+/// Returns the decision of one pod's policies, whatever passes regardless of them.
+pub(super) fn of_pod(
+    rules: &RuleSet,
+    packet: &Packet,
+    (name, pod): (&ObjectName, &LocalPod),
+    direction: Direction,
+) -> Decision {
     let Isolation::Isolated { policies, by_namespace } = pod.isolation(direction) else {
         return Decision::Open { pod: name.clone() };
     };

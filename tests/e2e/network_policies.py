@@ -6,6 +6,7 @@ name) and `node`.
 import contextlib
 import json
 import os
+import time
 
 import expect
 from expect import FAMILIES
@@ -168,6 +169,91 @@ def egress_is_apart_from_ingress_and_an_agent_that_starts_again_keeps_everything
                 after = kernel.snapshot(1)
                 expect.that(after == before, "a start changed something:", kernel.difference(before, after))
         expect.that(not _reaches("n1p1", expect.pod("n3p1", "6"), "tcp"), "the policy is not enforced any more")
+
+
+@contextlib.contextmanager
+def _host_service(bed, name, nodes, port, node_port, target):
+    """A Service whose endpoints are in the host network of nodes, for the time of one test: gives its addresses, and a function that
+    puts its endpoints on other nodes."""
+    made = objects.Service(name, bed.free_number(), [], kind="NodePort",
+                           ports=[Port(port, node_port=node_port, target=target)])
+
+    def on(nodes):
+        slices = objects.slices(made)
+        for f, one in enumerate(slices):
+            one["endpoints"] = [{"addresses": [bed.plan.addresses(i)[f]], "nodeName": f"node{i}",
+                                 "conditions": {"ready": True, "serving": True, "terminating": False}} for i in nodes]
+        _apply(bed, name, [objects.service(made), *slices])
+    on(nodes)
+    try:
+        yield [made.address(family) for family in FAMILIES], on
+    finally:
+        _apply(bed, name, None)
+
+
+def a_service_whose_endpoint_is_on_the_clients_own_node_is_judged_by_that_endpoint(bed):
+    port, node_port, target = 80, 30130, 7443
+    clients = ("n1p1", "n2p1", "n3p1", "n1")
+    nodes = [bed.plan.addresses(i) for i in (1, 2, 3)]
+
+    def reaches(client, address, at, protocol):
+        try:
+            return traffic.ask(client, address, at, protocol, patience=1.5) is not None
+        except OSError:
+            return False
+
+    def becomes(denied, wrong):
+        """All clients reach the service addresses, and the node ports of their own nodes, but for these clients."""
+        wanted = {}
+        for client in clients:
+            own = nodes[int(client[1]) - 1]
+            for f in range(len(FAMILIES)):
+                wanted[client, services[f], port, "tcp"] = client not in denied
+                wanted[client, own[f], node_port, "tcp"] = client not in denied
+
+        def differs():
+            # A Service of which every third connection is refused is one that is reached at times.
+            return {key: open for key, open in wanted.items() if any(reaches(*key) != open for _ in range(3))}
+        until = time.monotonic() + 120
+        while found := differs():
+            expect.that(time.monotonic() < until, wrong, found)
+
+    def out(*allowed):
+        blocks = [{"ipBlock": {"cidr": f"{a}/{128 if ':' in a else 32}"}} for addresses in allowed for a in addresses]
+        rules = [{"to": blocks}] if blocks else []
+        _apply(bed, "policies", [_policy("out", {"node": "node1"}, policyTypes=["Egress"], egress=rules)])
+
+    # Not over UDP: a server on all addresses of its host answers a pod there from the pods' gateway, which IPVS does not know.
+    servers = [("tcp", target)]
+    with _firewall(bed), expect.host_server(1, "host1", servers), expect.host_server(2, "host2", servers), \
+            _host_service(bed, "hosts", [1, 2], port, node_port, target) as (services, put_endpoints_on):
+        becomes((), "without a policy somebody is cut off:")
+        out()
+        becomes(("n1p1",), "egress is denied altogether:")
+        said = _explain(bed, 1, "default/n1p1", f"{services[0]}:{port}")
+        expect.that("denied" in said and "on this node itself" in said and "kernel: has these rules" in said, said)
+        for end in (bed.agents[1].kill, bed.agents[1].stop):
+            before = kernel.snapshot(1)
+            end()
+            expect.that(not reaches("n1p1", services[0], port, "tcp"), "without an agent the policy is not enforced")
+            bed.agents[1].start()
+            bed.ready(1)
+            after = kernel.snapshot(1)
+            expect.that(after == before, "a start changed something:", kernel.difference(before, after))
+        out(nodes[1])
+        becomes(("n1p1",), "the other endpoint alone is allowed:")
+        out(nodes[0], nodes[1])
+        becomes((), "both endpoints are allowed:")
+        out(nodes[1])
+        becomes(("n1p1",), "its own node's endpoint is not allowed any more:")
+        put_endpoints_on([2])
+        becomes((), "the endpoint that is not allowed has gone:")
+        put_endpoints_on([1])
+        becomes(("n1p1",), "the only endpoint is not allowed:")
+        # Legacy iptables, and a node whose pods are judged for the first time.
+        _apply(bed, "policies", [_policy("out", {"node": "node2"}, policyTypes=["Egress"], egress=[])])
+        put_endpoints_on([2])
+        becomes(("n2p1",), "on the other node:")
 
 
 def a_policy_judges_who_comes_through_a_node_port_by_the_address_that_the_pod_sees(bed):

@@ -154,6 +154,7 @@ fn told(decision: &Decision) -> String {
         Decision::NotHere => "not here".into(),
         Decision::Exempt(_) => "exempt".into(),
         Decision::Open { .. } => "open".into(),
+        Decision::DeniedBehind { endpoint, .. } => format!("denied behind {endpoint}"),
         Decision::LinkLocal => "link-local".into(),
         Decision::Multicast => "multicast".into(),
         Decision::Closed => "closed".into(),

@@ -11,11 +11,12 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 use sluice::firewall::verdict::{Packet, Traffic};
 use sluice::model::{
-    Authority, Cluster, Host, Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, ObjectName, Operator, Peer,
-    Peers, Pod, PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, World,
+    Authority, Cluster, Host, HostAddress, Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, ObjectName,
+    Operator, Peer, Peers, Pod, PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, World,
 };
 use sluice::net::Protocol;
 
+use super::services;
 use super::support::random::Random;
 
 const NAMESPACES: [&str; 3] = ["a", "ab", "b"];
@@ -69,9 +70,16 @@ const OTHERS: [&str; 13] = [
 /// A World in which nothing but this host is known.
 pub fn empty_world() -> World {
     let mut world = World::empty();
-    world.host = Arc::new(Host { node_name: NODES[0].into(), ..Host::default() });
+    world.host = Arc::new(host(NODES[0]));
     world.authority.proxy = Authority::Complete;
     world
+}
+
+fn host(name: &str) -> Host {
+    let own = if name == NODES[0] { [OTHERS[0], OTHERS[4]] } else { [OTHERS[1], OTHERS[5]] };
+    let own =
+        own.map(|text| HostAddress { address: text.parse().expect("an address"), link: "eth0".into(), global: true });
+    Host { node_name: name.into(), addresses: own.into(), ..Host::default() }
 }
 
 /// A World with so many changes in it.
@@ -92,11 +100,12 @@ pub fn change(world: &mut World, random: &mut Random) -> String {
         42..=47 => remove_one(&mut cluster.pods, random),
         48..=59 => put_namespace(cluster, random),
         60..=62 => remove_one(&mut cluster.namespaces, random),
-        63..=91 => put_policy(cluster, random),
+        63..=83 => put_policy(cluster, random),
+        84..=91 => services::change(cluster, random, &addresses()),
         92..=98 => remove_one(&mut cluster.policies, random),
         _ => {
             let name = *random.pick(&NODES);
-            world.host = Arc::new(Host { node_name: name.into(), ..Host::default() });
+            world.host = Arc::new(host(name));
             format!("this node is {name}")
         }
     }
@@ -110,6 +119,12 @@ pub fn copied(world: &World) -> World {
     }
     for (name, namespace) in world.cluster.namespaces.iter() {
         copy.cluster.namespaces.insert(name.clone(), (**namespace).clone());
+    }
+    for (name, service) in world.cluster.services.iter() {
+        copy.cluster.services.insert(name.clone(), (**service).clone());
+    }
+    for (name, endpoints) in world.cluster.endpoints.iter() {
+        copy.cluster.endpoints.insert(name.clone(), (**endpoints).clone());
     }
     for (name, policy) in world.cluster.policies.iter() {
         copy.cluster.policies.insert(name.clone(), (**policy).clone());
@@ -160,7 +175,8 @@ pub fn packet(random: &mut Random) -> Packet {
     Packet { source, destination, traffic, from_this_node }
 }
 
-fn addresses() -> Vec<IpAddr> {
+/// All addresses in use.
+pub fn addresses() -> Vec<IpAddr> {
     let others = OTHERS.iter().map(|text| text.parse().expect("an address"));
     (0..POD_ADDRESSES).flat_map(pod_addresses).chain(others).collect()
 }

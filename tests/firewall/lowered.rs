@@ -5,15 +5,17 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use sluice::config::FirewallConfig;
 use sluice::firewall::iptables::desired::Desired;
 use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::iptables::{dispatch, lowering, names};
 use sluice::firewall::multicast;
 use sluice::firewall::plan::Plan;
-use sluice::firewall::rules::RuleSet;
+use sluice::firewall::rules::{Direction, RuleSet};
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
 use sluice::kernel::ipset::ElementKey;
 use sluice::kernel::iptables::Piece;
@@ -21,9 +23,9 @@ use sluice::model::{Node, World};
 use sluice::net::{Family, PerFamily, Protocol};
 
 use super::cases::{Case, HERE};
-use super::clusters;
 use super::support::chains::{Chains, Fate, State, Traced};
 use super::support::random::{Random, for_many};
+use super::{clusters, oracle, services};
 
 const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
 
@@ -102,6 +104,72 @@ fn the_chains_do_what_the_rules_mean() {
         let (rules, desired) = lowered(&world, false, BOTH);
         check_packets(&rules, &desired, random, 400);
     });
+}
+
+/// Every packet to a Service is judged before it arrives, wherever IPVS sends it; and no more is refused than that.
+#[test]
+fn what_pods_send_to_services_is_judged_wherever_it_ends() {
+    let (asked, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    for_many(60, |random| {
+        let changes = 60 + random.below(60);
+        let mut world = clusters::world(random, changes);
+        for _ in 0..20 {
+            services::change(&mut world.cluster, random, &clusters::addresses());
+        }
+        let (_, desired) = lowered(&world, false, BOTH);
+        let own = world.host.addresses.iter().map(|own| own.address);
+        let local: BTreeSet<IpAddr> = own.chain(["10.244.0.254".parse().unwrap()]).collect();
+        let chains = chains(&desired, &local);
+        let mut sources = clusters::addresses();
+        let pods: [IpNet; 2] = ["10.244.0.0/16", "fd00:10:244::/64"].map(|range| range.parse().unwrap());
+        sources.retain(|address| pods.iter().any(|range| range.contains(address)));
+        for _ in 0..200 {
+            let packet = services::packet(random, &world, &sources);
+            let in_state = |state| chains.fate("INPUT", Traced { packet, state, mark: 0 }).0;
+            let expected = services::is_refused(&world, &packet);
+            asked.fetch_add(1, Ordering::Relaxed);
+            refused.fetch_add(usize::from(expected), Ordering::Relaxed);
+            assert_eq!(in_state(State::New) == Fate::Rejected, expected, "{packet:?} {:#?}", world.cluster);
+            assert!(in_state(State::Established).passes(), "{packet:?} belongs to a connection");
+            for sent in services::translated(&world, &packet) {
+                if services::is_delivered_here(&world, &sent) {
+                    continue;
+                }
+                let (fate, _) = chains.fate("OUTPUT", Traced { packet: sent, state: State::New, mark: 0 });
+                let expected = Direction::BOTH.iter().all(|side| oracle::passes(&world, &sent, *side));
+                assert_eq!(fate.passes(), expected, "{sent:?} behind {packet:?}");
+            }
+        }
+    });
+    // One seed alone may have none.
+    let (asked, refused) = (asked.into_inner(), refused.into_inner());
+    assert!(asked < 10_000 || refused > 20, "hardly any packet was to be refused: {refused} of {asked}");
+}
+
+#[test]
+fn what_is_refused_of_a_service_costs_elements_where_the_service_changes_and_rules_where_a_policy_does() {
+    let case = Case::new().namespace("shop", "").pod("shop/shut", HERE, ["10.244.0.1", "app=shut", ""]);
+    let case = case.pod("shop/other", HERE, ["10.244.0.2", "", ""]);
+    let mut world = case.policy("shop/out", "app=shut", [None, Some(&[])]).0;
+    services::put(&mut world, "shop/api", ("10.96.0.1", 443), &["192.0.2.11:6443", "192.0.2.12:6443"]);
+    let (mut plan, mut lowering) = (Plan::new(), Lowering::new(config(false), BOTH));
+    let mut costs = |world: &World| {
+        let changed = plan.update(world);
+        let told = lowering.update(plan.rules(), world, &changed);
+        [told.sets.len(), told.elements.len(), told.rules.len()]
+    };
+    costs(&world);
+    assert_eq!(costs(&world), [0, 0, 0]);
+    services::put(&mut world, "shop/api", ("10.96.0.1 10.96.0.2", 443), &["192.0.2.11:6443", "192.0.2.12:6443"]);
+    assert_eq!(costs(&world), [0, 1, 0], "an address more");
+    services::put(&mut world, "shop/api", ("10.96.0.1 10.96.0.2", 443), &["192.0.2.11:6443"]);
+    assert_eq!(costs(&world), [0, 0, 0], "an endpoint of another node");
+    services::put(&mut world, "shop/far", ("10.96.0.3", 443), &["192.0.2.12:6443", "10.244.0.2:80"]);
+    assert_eq!(costs(&world), [0, 0, 0], "a Service without an endpoint on this node");
+    let to_host = [super::cases::rule(&[super::cases::block("192.0.2.11/32", &[])], &[])];
+    let policy = Case(world).policy("shop/out", "app=shut", [None, Some(&to_host)]).0;
+    // Its two addresses and its node port, and the set; the policy's own set and element.
+    assert_eq!(costs(&policy), [2, 4, 3], "the endpoint is allowed: two chains of refusals, one of the policy");
 }
 
 /// The kinds are written down here once more, so that none gets lost: RFC 792, RFC 4443, RFC 4861, RFC 4890.
@@ -224,6 +292,8 @@ fn what_is_lowered_does_not_depend_on_history() {
             }
             assert_eq!(lowering.desired().ports_here, expected.ports_here, "after {told:#?}");
             replayed.ports_here.clone_from(&expected.ports_here);
+            assert_eq!(lowering.desired().closing, expected.closing, "after {told:#?}");
+            replayed.closing.clone_from(&expected.closing);
             let went = |key: &ElementKey| before_all.elements.contains_key(key) && !expected.elements.contains_key(key);
             assert!(told_changed.left.iter().all(went), "what left was there, after {told:#?}");
             let gone = before_all.elements.keys().filter(|key| !expected.elements.contains_key(*key)).count();

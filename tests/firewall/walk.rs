@@ -31,10 +31,10 @@ use sluice::reconcile::Moment;
 use sluice::subsystem::Kinds;
 
 use super::cases::{Case, ELSEWHERE, HERE, pods, pods_in, rule};
-use super::clusters;
 use super::support::chains::{Chains, State as Tracked, Traced};
 use super::support::memory::{Faults, MemoryKernel, Object, State};
 use super::support::random::{Random, for_many};
+use super::{clusters, services};
 
 const STEPS: usize = 60;
 /// The ranges of this node's pods, which hold all pods of the clusters.
@@ -62,6 +62,8 @@ struct Walk<'r> {
 struct Promise {
     never: Vec<Packet>,
     always: Vec<Packet>,
+    /// Packets to Services that never pass INPUT.
+    never_to_services: Vec<Packet>,
 }
 
 #[test]
@@ -89,6 +91,91 @@ fn a_namespace_with_other_labels_opens_nothing_between_pods_that_are_each_others
         case.policy("shop/in", "app=b", [Some(&[rule(&[pods_in("team=blue", "")], &[])]), None]).0
     };
     stays_closed(&[(shop("team=blue"), 9), (shop("team=red"), 9)], ("10.244.0.1", "10.244.0.2"));
+}
+
+fn shop_with_a_host_endpoint() -> World {
+    let case = Case::new().namespace("shop", "").pod("shop/shut", HERE, ["10.244.0.1", "app=shut", ""]);
+    let case = case.pod("shop/open", HERE, ["10.244.0.2", "", ""]);
+    let mut world = case.policy("shop/out", "app=shut", [None, Some(&[])]).0;
+    services::put(&mut world, "shop/api", ("10.96.0.1", 443), &["192.0.2.11:6443", "192.0.2.12:6443"]);
+    world
+}
+
+fn to_service(source: &str) -> Packet {
+    let [source, destination] = [source, "10.96.0.1"].map(|text| text.parse().expect("an address"));
+    let traffic = Traffic::Port { protocol: sluice::net::Protocol::Tcp, port: 443 };
+    Packet { source, destination, traffic, from_this_node: false }
+}
+
+/// Policies are often known before Services, and Services may stay unknown or known in part.
+#[test]
+fn a_start_before_services_are_known_opens_none_that_was_refused() {
+    for authority in [Authority::Nothing, Authority::Remembered, Authority::Partial] {
+        let mut random = Random::new(1);
+        let mut walk = Walk::new(&mut random);
+        let complete = World { host: walk.world.host.clone(), ..shop_with_a_host_endpoint() };
+        walk.world = complete.clone();
+        walk.agent.take_in(&walk.world);
+        walk.rounds(9);
+        let (shut, open) = (to_service("10.244.0.1"), to_service("10.244.0.2"));
+        let state = walk.kernel.state();
+        assert!(!reaches(&state, shut) && reaches(&state, open));
+        watch(&walk.kernel, Some(Promise { never_to_services: vec![shut], ..Promise::default() }));
+        walk.agent = Agent::start(&walk.kernel, &walk.config);
+        let mut unknown = complete.clone();
+        unknown.authority.proxy = authority;
+        for name in complete.cluster.services.iter().map(|(name, _)| name) {
+            unknown.cluster.services.remove(name);
+            unknown.cluster.endpoints.remove(name);
+        }
+        walk.agent.take_in(&unknown);
+        walk.rounds(9);
+        walk.now += Duration::from_secs(60);
+        walk.rounds(9);
+        assert!(!reaches(&walk.kernel.state(), shut));
+        walk.agent.take_in(&complete);
+        walk.rounds(9);
+        watch(&walk.kernel, None);
+        walk.check_rest();
+        // A pod that is isolated no longer keeps nothing, known or not.
+        unknown.cluster.policies = Default::default();
+        walk.agent.take_in(&unknown);
+        walk.rounds(9);
+        assert!(reaches(&walk.kernel.state(), shut));
+        unknown.authority.proxy = Authority::Complete;
+        walk.world = unknown;
+        walk.agent.take_in(&walk.world.clone());
+        walk.rounds(9);
+        walk.now += Duration::from_secs(60);
+        walk.rounds(9);
+        walk.check_rest();
+    }
+}
+
+/// The address of a Service gets another target at this node: it is refused before, meanwhile and afterwards.
+#[test]
+fn a_service_that_changes_its_target_is_not_open_in_between() {
+    let mut random = Random::new(1);
+    let mut walk = Walk::new(&mut random);
+    let first = World { host: walk.world.host.clone(), ..shop_with_a_host_endpoint() };
+    walk.agent.take_in(&first);
+    walk.rounds(9);
+    let shut = to_service("10.244.0.1");
+    watch(&walk.kernel, Some(Promise { never_to_services: vec![shut], ..Promise::default() }));
+    let mut second = first.clone();
+    services::put(&mut second, "shop/api", ("10.96.0.1", 443), &["192.0.2.11:7443"]);
+    // Rules cannot be written for a while.
+    walk.kernel.with(|machine| machine.broken = Some(Family::V4));
+    walk.agent.take_in(&second);
+    walk.rounds(5);
+    walk.now += Duration::from_secs(10);
+    walk.rounds(5);
+    walk.kernel.with(|machine| machine.broken = None);
+    walk.now += Duration::from_secs(60);
+    walk.rounds(9);
+    watch(&walk.kernel, None);
+    walk.world = second;
+    walk.check_rest();
 }
 
 #[test]
@@ -137,7 +224,7 @@ fn stays_closed(worlds: &[(World, usize)], (source, destination): (&str, &str)) 
         for (number, (world, rounds)) in worlds.iter().enumerate() {
             if number > 1 || number == 1 && worlds.len() == 2 {
                 assert!(!passes(&walk.kernel.state(), packet), "it is closed before");
-                watch(&walk.kernel, Some(Promise { never: vec![packet], always: Vec::new() }));
+                watch(&walk.kernel, Some(Promise { never: vec![packet], ..Promise::default() }));
             }
             if !goes_on || number == 0 {
                 walk.agent = Agent::start(&walk.kernel, &walk.config);
@@ -173,8 +260,10 @@ impl<'r> Walk<'r> {
         let config = Arc::new(FirewallConfig {
             sync_period: Duration::from_secs(300),
             default_deny,
-            service_cluster_ip_ranges: Vec::new(),
-            external_ip_ranges: Vec::new(),
+            service_cluster_ip_ranges: ["10.96.0.0/12", "fd00:10:96::/108"]
+                .map(|range| range.parse().expect("a range"))
+                .into(),
+            external_ip_ranges: vec!["203.0.113.128/25".parse().expect("a range")],
             load_balancer_ip_ranges: Vec::new(),
             service_node_port_range: 30000..=32767,
         });
@@ -240,6 +329,8 @@ impl<'r> Walk<'r> {
                 .elements
                 .keys()
                 .filter(|key| desired.sets.contains_key(&key.set) && !desired.elements.contains_key(key))
+                // What opens a path when it goes may wait for rules.
+                .filter(|key| !desired.closes(key))
                 .collect();
             assert!(surplus.is_empty(), "{surplus:?} are left, after {:#?}", self.story);
             for _ in 0..20 {
@@ -297,9 +388,10 @@ impl<'r> Walk<'r> {
             return told;
         }
         self.settle();
-        let before = self.agent.plan.rules().clone();
+        let (before, older) = (self.agent.plan.rules().clone(), self.world.clone());
         let told = self.change_some(count);
-        let promise = Promise { always: Vec::new(), ..self.promise(&before) };
+        let never_to_services = self.refused_services(&[&older, &self.world.clone()]);
+        let promise = Promise { always: Vec::new(), never_to_services, ..self.promise(&before) };
         watch(&self.kernel, Some(promise));
         self.fail_at_times();
         self.rounds(5);
@@ -377,6 +469,13 @@ impl<'r> Walk<'r> {
             }
         }
         promise
+    }
+
+    /// Packets to Services that INPUT has to refuse in each of these worlds.
+    fn refused_services(&mut self, worlds: &[&World]) -> Vec<Packet> {
+        let (addresses, world) = (clusters::addresses(), self.world.clone());
+        let packets = (0..200).map(|_| services::packet(self.random, &world, &addresses));
+        packets.filter(|packet| worlds.iter().all(|world| services::is_refused(world, packet))).collect()
     }
 
     fn restart(&mut self) -> String {
@@ -490,6 +589,7 @@ impl<'r> Walk<'r> {
                     names::CHAIN_COMMON,
                     names::CHAIN_LINK_LOCAL,
                     names::CHAIN_MULTICAST,
+                    names::CHAIN_HOST_ENDPOINTS,
                     names::CHAIN_TAIL,
                 ];
                 let of_one = |chain: &compact_str::CompactString| {
@@ -549,6 +649,10 @@ impl<'r> Walk<'r> {
             let found = passes(&state, packet);
             assert!(found == expected || (lacks && expected), "{packet:?}: {found}, after {:#?}", self.story);
         }
+        let world = self.world.clone();
+        for packet in self.refused_services(&[&world]) {
+            assert!(!reaches(&state, packet), "{packet:?}, after {:#?}", self.story);
+        }
     }
 
     /// What shall become of a packet when all is settled.
@@ -598,6 +702,9 @@ fn watch(kernel: &MemoryKernel, promise: Option<Promise>) {
         for packet in &promise.never {
             assert!(!passes(state, *packet), "{packet:?} passes after {told}, and {:?} before", last.borrow());
         }
+        for packet in &promise.never_to_services {
+            assert!(!reaches(state, *packet), "{packet:?} passes after {told}, and {:?} before", last.borrow());
+        }
         for packet in &promise.always {
             assert!(passes(state, *packet), "{packet:?} is refused after {told}, and {:?} before", last.borrow());
         }
@@ -636,6 +743,14 @@ fn passes(state: &State, packet: Packet) -> bool {
     let local = BTreeSet::new();
     let chains = Chains { rules: &rules, elements: &state.elements, local: &local };
     chains.fate("FORWARD", Traced { packet, state: Tracked::New, mark: 0 }).0.passes()
+}
+
+/// Whether a packet to a Service passes INPUT.
+fn reaches(state: &State, packet: Packet) -> bool {
+    let rules = ours(state);
+    let local = ["192.0.2.11", "2001:db8:2::11"].map(|text| text.parse().expect("an address")).into();
+    let chains = Chains { rules: &rules, elements: &state.elements, local: &local };
+    chains.fate("INPUT", Traced { packet, state: Tracked::New, mark: 0 }).0.passes()
 }
 
 fn ours(state: &State) -> BTreeMap<Piece, Rules> {

@@ -38,6 +38,8 @@ pub fn check(file: &File) -> File {
     lowering.update(plan.rules(), &world, &changed);
     let desired = lowering.desired();
     let local: BTreeSet<IpAddr> = world.host.addresses.iter().map(|known| known.address).collect();
+    let served: BTreeSet<IpAddr> =
+        world.cluster.services.iter().flat_map(|(_, service)| service.cluster_ips.iter().copied()).collect();
     file.with(|section| match section {
         "warnings" => warnings.clone(),
         "sets" => desired.elements.keys().map(ToString::to_string).collect(),
@@ -47,19 +49,24 @@ pub fn check(file: &File) -> File {
             format!("elements {}", desired.elements.len()),
             format!("chains and jumps {}", desired.rules.len()),
         ],
-        "trace" => file.lines("trace").map(|line| traced(line, plan.rules(), desired, &local)).collect(),
+        "trace" => {
+            let (rules, to) = (plan.rules(), [&local, &served]);
+            file.lines("trace").map(|line| traced(line, rules, desired, to)).collect()
+        }
         _ => panic!("{section} is no section that is found"),
     })
 }
 
-/// The question, what becomes of the packet in the chains, and what the policies of each side say.
-fn traced(line: &str, rules: &RuleSet, desired: &Desired, local: &BTreeSet<IpAddr>) -> String {
+/// The question, what becomes of the packet in the chains, and what the policies of each side say. The addresses of
+/// Services are served here like those of the host.
+fn traced(line: &str, rules: &RuleSet, desired: &Desired, [local, served]: [&BTreeSet<IpAddr>; 2]) -> String {
     let question = line.split(" → ").next().unwrap_or_default().trim();
     let packet = Packet { from_this_node: false, ..packet(question) };
     let packet = Packet { from_this_node: local.contains(&packet.source), ..packet };
     let builtin = match (local.contains(&packet.source), local.contains(&packet.destination)) {
         (true, _) => "OUTPUT",
         (_, true) => "INPUT",
+        _ if served.contains(&packet.destination) => "INPUT",
         _ => "FORWARD",
     };
     let chains = Chains { rules: &desired.rules, elements: &desired.elements, local };
@@ -104,6 +111,7 @@ fn said(decision: &Decision) -> String {
             by.extend(by_namespace.then(|| "the namespace's annotation".to_owned()));
             format!("denied by {}", by.join(", "))
         }
+        Decision::DeniedBehind { endpoint, .. } => format!("denied, {endpoint} is behind it"),
         Decision::LinkLocal => "closed, a link-local address".to_owned(),
         Decision::Multicast => "closed, multicast or broadcast".to_owned(),
         Decision::Closed => "closed by default".to_owned(),

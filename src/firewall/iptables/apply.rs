@@ -197,9 +197,9 @@ impl<K: Kernel> Mirrors<K> {
         round.rules_took = sets_are_there.elapsed();
         self.add_behind(given, want, |key, _| order.late.contains(key));
         // Elements that close a path are deleted before chains that are no longer entered.
-        let may_go = |key: &ElementKey| given.may_go(key) && !self.waits_for_rules(key, &order, held, at);
+        let goes = |key: &ElementKey| self.goes(key, given, &order, (held, want));
         let going: BTreeSet<ElementKey> =
-            self.elements.differing(&desired.elements).surplus.into_iter().filter(may_go).collect();
+            self.elements.differing(&desired.elements).surplus.into_iter().filter(goes).collect();
         self.elements.shrink_where(&desired.elements, at, |key, _| going.contains(key));
         if authority == Authority::Complete && self.is_time_to_tidy(self.rules.steps_done() > rules_before, at) {
             // Where rules could not be changed, the old ones may still need elements that are to be deleted.
@@ -301,6 +301,10 @@ impl<K: Kernel> Mirrors<K> {
             let seen = self.rules.seen().expect("it was learned");
             overlay.keep_jumps(&desired.rules, seen);
         }
+        if let (Some(unsure), true) = (&desired.unsure, self.rules.learn(at)) {
+            let seen = self.rules.seen().expect("it was learned");
+            overlay.keep_refusals(unsure, &desired.rules, seen);
+        }
         if overlay != self.overlay {
             self.rules.mark_all();
             self.overlay = overlay;
@@ -327,9 +331,10 @@ impl<K: Kernel> Mirrors<K> {
     /// Deletes elements once no rule uses their set; deletes sets once they are empty.
     fn shrink_sets(&mut self, desired: &Desired, at: Moment) {
         let rules_are_settled = self.rules.is_settled();
-        self.elements
-            .shrink_where(&desired.elements, at, |key, _| rules_are_settled && !desired.sets.contains_key(&key.set));
+        let kept = self.overlay.sets_of_kept();
+        let is_left = |set: &SetName| rules_are_settled && !desired.sets.contains_key(set) && !kept.contains(set);
+        self.elements.shrink_where(&desired.elements, at, |key, _| is_left(&key.set));
         let elements = &self.elements;
-        self.sets.shrink_where(&desired.sets, at, |set, _| rules_are_settled && elements.lacks(elements_of(set)));
+        self.sets.shrink_where(&desired.sets, at, |set, _| is_left(set) && elements.lacks(elements_of(set)));
     }
 }

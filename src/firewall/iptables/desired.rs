@@ -6,6 +6,8 @@ use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::sysctl::{Setting, Wanted};
 
+use super::host_endpoints::Unsure;
+
 /// Desired kernel objects, kind by kind.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Desired {
@@ -15,6 +17,10 @@ pub struct Desired {
     pub rules: BTreeMap<Piece, Rules>,
     /// The sets of named ports of this node's pods: a pod's own ingress depends on them.
     pub ports_here: BTreeSet<SetName>,
+    /// The sets whose elements close paths: the addresses of Services that pods are refused (`host_endpoints`).
+    pub closing: BTreeSet<SetName>,
+    /// Services are not completely known, so for these pods more may be closed than is desired here.
+    pub unsure: Option<Unsure>,
 }
 
 /// Changed keys of [`Desired`], in any order; a key may occur twice.
@@ -26,6 +32,13 @@ pub struct LoweredChanges {
     pub rules: Vec<Piece>,
     /// Elements that were removed explicitly, which absence alone does not prove.
     pub left: Vec<ElementKey>,
+}
+
+impl Desired {
+    /// Returns whether an element closes a path, where all others open one.
+    pub fn closes(&self, key: &ElementKey) -> bool {
+        self.closing.contains(&key.set)
+    }
 }
 
 impl LoweredChanges {

@@ -7,6 +7,7 @@
 //!
 //! each:  to a bridge of pods: multicast and broadcast, in FORWARD only (`multicast`)
 //!        IPv6 from a bridge of pods: what has a link-local address, not in OUTPUT (`link_local`)
+//!        Services with a denied endpoint on this node, in INPUT only (`host_endpoints`)
 //!        exemptions, in INPUT only (`exemptions`)
 //!        from or to a pod of this node → KUBE-NWPLCY-COMMON: what belongs to a connection, and some ICMP (`icmp`)
 //!        -s POD ! -d POD → the pod's chain for egress        only for pods that are isolated in that direction
@@ -40,7 +41,7 @@ use super::names::{
     self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, CHAIN_TAIL, ChainKind, MARK, kind,
     rule_id,
 };
-use super::{exemptions, link_local, multicast, pod_chain};
+use super::{exemptions, host_endpoints, link_local, multicast, pod_chain};
 
 /// The built-in chains, each with the chain of ours that is entered from it.
 pub const ENTRANCES: [(&str, &str); 3] = [("INPUT", CHAIN_INPUT), ("FORWARD", CHAIN_FORWARD), ("OUTPUT", CHAIN_OUTPUT)];
@@ -55,6 +56,7 @@ pub fn chains(rules: &RuleSet, config: &FirewallConfig, family: Family, closed: 
     let tail = Rule::new([said], Verdict::Jump(CHAIN_TAIL.into()));
 
     let mut input = of_bridges(closed, family, CHAIN_INPUT);
+    input.push(host_endpoints::jump());
     input.extend(exemptions::rules(config, family));
     input.push(common(Side::Source));
     input.extend(egress.iter().cloned());

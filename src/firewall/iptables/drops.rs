@@ -51,7 +51,10 @@ pub fn owners(rules: &RuleSet) -> Owners {
                 direction,
             };
             let annotation = by_namespace.then(|| owner(&ObjectName::new(&name.namespace, "")));
-            let all = policies.iter().map(owner).chain(annotation).collect();
+            let all: Box<[Owner]> = policies.iter().map(owner).chain(annotation).collect();
+            if direction == Direction::Egress {
+                owners.insert(names::refusal_chain(name), all.clone());
+            }
             owners.insert(names::pod_chain(name, direction), all);
         }
     }

@@ -16,8 +16,8 @@ use super::desired::Desired;
 use super::dispatch::chain;
 use super::lowering::elements_of;
 use super::names::{
-    self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_LINK_LOCAL, CHAIN_MULTICAST, CHAIN_OUTPUT,
-    CHAIN_TAIL,
+    self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_HOST_ENDPOINTS, CHAIN_INPUT, CHAIN_LINK_LOCAL,
+    CHAIN_MULTICAST, CHAIN_OUTPUT, CHAIN_TAIL,
 };
 use super::overlay::Refusals;
 
@@ -43,6 +43,8 @@ pub fn enforced(
         return Err("what the kernel holds is not known at the moment".to_owned());
     };
     let mut pieces = pieces(rules, verdict, family);
+    let refusing = verdict.egress.pod().map(|pod| chain(family, &names::refusal_chain(pod)));
+    pieces.extend(refusing.filter(|piece| desired.rules.contains_key(piece)));
     let is_jump = |piece: &&Piece| matches!(piece, Piece::Jump { .. }) && piece.family() == family;
     pieces.extend(desired.rules.keys().filter(is_jump).cloned());
     for piece in &pieces {
@@ -65,8 +67,9 @@ pub fn enforced(
 
 /// Returns the chains that a packet of this family with this verdict traverses.
 fn pieces(rules: &RuleSet, verdict: &Verdict, family: Family) -> Vec<Piece> {
-    let fixed = [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_TAIL];
-    let mut pieces: Vec<Piece> = fixed.map(|name| chain(family, name)).into();
+    let own = [CHAIN_INPUT, CHAIN_FORWARD, CHAIN_OUTPUT];
+    let fixed = own.into_iter().chain([CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_HOST_ENDPOINTS, CHAIN_TAIL]);
+    let mut pieces: Vec<Piece> = fixed.map(|name| chain(family, name)).collect();
     if verdict.egress == Decision::LinkLocal {
         pieces.push(chain(family, CHAIN_LINK_LOCAL));
     }

@@ -24,6 +24,7 @@ use super::super::bridges::{self, ClosedBridges};
 use super::super::plan;
 use super::super::rules::{Contents, Direction, Element, Isolation, PolicyKey, PortOwners, RuleSet, SetKey};
 use super::desired::{Desired, LoweredChanges};
+use super::host_endpoints::{self, DenialChanges, Denials, Unsure};
 use super::{dispatch, names, pod_chain, policy_chain, settings};
 
 /// The desired kernel objects, kept up to date.
@@ -39,12 +40,13 @@ pub struct Lowering {
     closed: Option<Vec<IpNet>>,
     bridges: ClosedBridges,
     filters_ipv6: bool,
+    denials: Denials,
 }
 
 impl Lowering {
     pub fn new(config: Arc<FirewallConfig>, families: PerFamily<bool>) -> Lowering {
-        let (desired, asking, pods, bridges) = Default::default();
-        Lowering { config, families, desired, asking, pods, closed: None, bridges, filters_ipv6: true }
+        let (desired, asking, pods, bridges, denials) = Default::default();
+        Lowering { config, families, desired, asking, pods, closed: None, bridges, filters_ipv6: true, denials }
     }
 
     /// Returns the same for a kernel without IPv6, where pods have no link-local addresses, or one that takes no rules of
@@ -93,6 +95,9 @@ impl Lowering {
         if is_first {
             self.lower_fixed(&mut told);
         }
+        let denied = self.denials.update(rules, world, changed);
+        self.lower_denials(rules, &denied, is_first || !changed.pods.is_empty(), &mut told);
+        self.lower_certainty(host_endpoints::unsure(rules, world), &mut told);
         let settings = settings::settings(bridges::has_pod_bridge(rules, world));
         told.settings = self.desired.settings != settings;
         self.desired.settings = settings;
@@ -125,6 +130,48 @@ impl Lowering {
             for (piece, rules) in dispatch::without_policies(&self.bridges) {
                 self.put_rules(piece, rules, told);
             }
+        }
+    }
+
+    /// Lowers what pods are refused of Services. `pods_changed`: pods may have other addresses.
+    fn lower_denials(
+        &mut self,
+        rules: &RuleSet,
+        denied: &DenialChanges,
+        pods_changed: bool,
+        told: &mut LoweredChanges,
+    ) {
+        let families = self.families;
+        for endpoint in denied.endpoints.iter().filter(|one| *families.of(Family::from(one.address))) {
+            let name = names::entrances(endpoint);
+            let elements = self.denials.elements(endpoint, &name);
+            let family = Family::from(endpoint.address);
+            let spec = elements.as_ref().map(|elements| spec(SetKind::HashIpPort, family, elements.len()));
+            match spec.is_some() {
+                true => drop(self.desired.closing.insert(name.clone())),
+                false => drop(self.desired.closing.remove(&name)),
+            }
+            let name = self.put_set(&name, spec, told);
+            self.put_elements(&name, elements.unwrap_or_default(), told);
+        }
+        for family in self.enabled() {
+            for pod in &denied.pods {
+                let chain = dispatch::chain(family, &names::refusal_chain(pod));
+                self.put_rules(chain, self.denials.refusal(pod, family), told);
+            }
+            if pods_changed || !denied.pods.is_empty() {
+                let chain = dispatch::chain(family, names::CHAIN_HOST_ENDPOINTS);
+                self.put_rules(chain, Some(self.denials.dispatch(rules, family)), told);
+            }
+        }
+    }
+
+    /// Notes whether Services are completely known. What an earlier run left for those that are not is compared when
+    /// they are.
+    fn lower_certainty(&mut self, unsure: Option<Unsure>, told: &mut LoweredChanges) {
+        if self.desired.unsure != unsure {
+            told.rules.extend(self.enabled().map(|family| dispatch::chain(family, names::CHAIN_HOST_ENDPOINTS)));
+            self.desired.unsure = unsure;
         }
     }
 
@@ -177,17 +224,22 @@ impl Lowering {
                 }
                 _ => drop(self.desired.ports_here.remove(&name)),
             }
-            let before: Vec<ElementKey> =
-                self.desired.elements.range(elements_of(&name)).map(|(key, ())| key.clone()).collect();
             let entries = elements.into_iter().flatten().filter_map(|element| entry(key, *element));
-            let after: BTreeSet<ElementKey> = entries.map(|entry| ElementKey { set: name.clone(), entry }).collect();
-            for key in before.into_iter().filter(|key| !after.contains(key)) {
-                self.remove_element(key, told);
-            }
-            for key in after {
-                if self.desired.elements.insert(key.clone(), ()).is_none() {
-                    told.elements.push(key);
-                }
+            let after = entries.map(|entry| ElementKey { set: name.clone(), entry }).collect();
+            self.put_elements(&name, after, told);
+        }
+    }
+
+    /// Makes these the elements of a set.
+    fn put_elements(&mut self, set: &SetName, after: BTreeSet<ElementKey>, told: &mut LoweredChanges) {
+        let before: Vec<ElementKey> =
+            self.desired.elements.range(elements_of(set)).map(|(key, ())| key.clone()).collect();
+        for key in before.into_iter().filter(|key| !after.contains(key)) {
+            self.remove_element(key, told);
+        }
+        for key in after {
+            if self.desired.elements.insert(key.clone(), ()).is_none() {
+                told.elements.push(key);
             }
         }
     }

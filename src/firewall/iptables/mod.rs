@@ -1,7 +1,7 @@
 //! The iptables backend: the rule set as iptables chains and ipset sets.
 //!
 //! Reading order: [`names`], derived from what an object is for ([`identity`]); [`policy_chain`], [`pod_chain`],
-//! [`dispatch`] with [`exemptions`], [`link_local`] and [`multicast`] are the rules, [`settings`] is what they need to see packets, [`lowering`] keeps them and the sets up to date
+//! [`dispatch`] with [`exemptions`], [`link_local`], [`multicast`] and [`host_endpoints`] are the rules, [`settings`] is what they need to see packets, [`lowering`] keeps them and the sets up to date
 //! ([`desired`]); [`apply`] applies them to the kernel ([`linux`]), [`overlay`] leaves out what the kernel refuses,
 //! [`order`] orders changes so that nothing opens in between, [`turning`] is one such order. [`enforced`] checks
 //! whether the kernel enforces a verdict, [`drops`] counts refused packets ([`serve`]).
@@ -17,6 +17,7 @@ pub mod exemptions;
 pub mod settings;
 pub mod link_local;
 pub mod multicast;
+pub mod host_endpoints;
 pub mod dispatch;
 pub mod desired;
 pub mod lowering;

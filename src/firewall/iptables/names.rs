@@ -5,8 +5,8 @@
 //! identity. They never change with the content of the policy, so an unchanged chain is recognised after a restart and
 //! left alone (`identity`).
 //!
-//! A set is named by its definition alone, as in `rules`; policies with the same definition share it. Named ports are
-//! `KUBE-DST-`, because they are always those of the destination, everything else is `KUBE-SRC-`.
+//! A set is named by its definition alone, as in `rules`; policies with the same definition share it. Named ports and the
+//! addresses of Services are `KUBE-DST-`, because they are always those of the destination, everything else is `KUBE-SRC-`.
 
 use std::sync::LazyLock;
 
@@ -19,6 +19,7 @@ use crate::kernel::iptables::rule::Mark;
 use crate::model::ObjectName;
 use crate::net::{Family, PerFamily};
 
+use super::super::host_endpoints::HostEndpoint;
 use super::super::rules::{Direction, PolicyKey, SetKey};
 use super::identity::{identity, joined};
 
@@ -35,10 +36,12 @@ pub const CHAIN_COMMON: &str = "KUBE-NWPLCY-COMMON";
 pub const CHAIN_LINK_LOCAL: &str = "KUBE-NWPLCY-LINK-LOCAL";
 /// Filters multicast and broadcast to the ports of a pod bridge.
 pub const CHAIN_MULTICAST: &str = "KUBE-NWPLCY-MULTICAST";
+/// Rejects what pods send to Services with an endpoint on this node itself that their policies deny.
+pub const CHAIN_HOST_ENDPOINTS: &str = "KUBE-NWPLCY-HOST-ENDPOINTS";
 /// Handles packets that no pod's chain refused.
 pub const CHAIN_TAIL: &str = "KUBE-NWPLCY-TAIL";
 
-/// One chain for each isolated pod and direction.
+/// One chain for each isolated pod and direction, and one for each pod that is refused Services (`host_endpoints`).
 pub const POD_CHAINS: &str = "KUBE-POD-FW-";
 /// One chain for each policy and direction, and the fixed ones above.
 pub const POLICY_CHAINS: &str = "KUBE-NWPLCY-";
@@ -67,6 +70,8 @@ pub enum ChainKind {
     Fixed,
     /// Filters what the ports of a pod bridge exchange without addresses that a policy could name.
     Bridge,
+    /// Dispatches packets to Services that are refused because of an endpoint on this node.
+    HostEndpoints,
     Pod,
     Policy,
 }
@@ -77,6 +82,7 @@ pub fn kind(chain: &str) -> Option<ChainKind> {
         CHAIN_INPUT | CHAIN_FORWARD | CHAIN_OUTPUT => Some(ChainKind::Dispatch),
         CHAIN_DEFAULT | CHAIN_COMMON | CHAIN_TAIL => Some(ChainKind::Fixed),
         CHAIN_LINK_LOCAL | CHAIN_MULTICAST => Some(ChainKind::Bridge),
+        CHAIN_HOST_ENDPOINTS => Some(ChainKind::HostEndpoints),
         _ if chain.starts_with(POD_CHAINS) => Some(ChainKind::Pod),
         _ if chain.starts_with(POLICY_CHAINS) => Some(ChainKind::Policy),
         _ => None,
@@ -100,6 +106,12 @@ pub fn pod_chain(pod: &ObjectName, direction: Direction) -> CompactString {
     format_compact!("{POD_CHAINS}{}", letters(identity.as_bytes()))
 }
 
+/// Returns the name of the chain that rejects what a pod sends to Services (`host_endpoints`); the same in both families.
+pub fn refusal_chain(pod: &ObjectName) -> CompactString {
+    let identity = joined(&["pod", &pod.namespace, &pod.name, "egress", "host endpoints"]);
+    format_compact!("{POD_CHAINS}{}", letters(identity.as_bytes()))
+}
+
 /// Returns the name of the chain of one direction of a policy; the same in both families.
 pub fn policy_chain(key: &PolicyKey) -> CompactString {
     let identity = joined(&["policy", &key.policy.namespace, &key.policy.name, key.direction.name()]);
@@ -114,6 +126,14 @@ pub fn set(key: &SetKey) -> PerFamily<SetName> {
     };
     let name = format_compact!("{prefix}{}", letters(identity(key).as_bytes()));
     PerFamily::from_fn(|family| of_family(&name, family))
+}
+
+/// Returns the name of the set of the addresses and ports of the Services of a host endpoint, in the endpoint's family.
+pub fn entrances(endpoint: &HostEndpoint) -> SetName {
+    let HostEndpoint { address, protocol, port } = endpoint;
+    let words = ["host endpoint", &address.to_string(), &protocol.to_string(), &port.to_string()];
+    let name = format_compact!("{PORTS}{}", letters(joined(&words).as_bytes()));
+    of_family(&name, Family::from(*address))
 }
 
 /// Returns the set of this node's pods whose rules are in the kernel.

@@ -1,7 +1,7 @@
 //! Order of changes: what precedes the rules, what accompanies them, and what follows.
 //!
 //! Elements and rules cannot be changed atomically, so a packet may meet rules and sets of different moments. The
-//! consequences follow from one property: every match of ours on a set is positive, so with unchanged rules an added
+//! consequences follow from one property: nearly every match of ours on a set is positive, so with unchanged rules an added
 //! element only ever opens paths, and a deleted one only ever closes them.
 //!
 //! - *Removed first, added last*: the old rules with elements that are in a set before and after, the new rules with
@@ -11,6 +11,9 @@
 //!   the other end changes, so nothing is closed that was and shall be open either. The same holds where no pod of this
 //!   node moved: none of its packets is judged at two ends that changed.
 //! - *In three acts* (`turning`), where the rules change too, but only those of the one pod that moved.
+//!
+//! The sets of what pods are refused of Services (`host_endpoints`) are the exception: an added element closes a path. They
+//! stand apart: their elements are added before all other changes, and deleted when the rules are as desired.
 //!
 //! Sets that no rule uses yet are separate: they are filled before rules use them, and leftover elements are deleted
 //! before that, too. So are the sets of local pods, which `apply` handles.
@@ -64,7 +67,8 @@ impl Order {
     /// Returns the order of changes from the seen to the desired state.
     pub fn between(between: OrderInputs<'_>) -> Order {
         let mut order = Order { unknown: between.unknown, ..Order::default() };
-        let is_apart = |key: &ElementKey| key.set == *names::local_pods(key.entry.family());
+        let is_apart =
+            |key: &ElementKey| key.set == *names::local_pods(key.entry.family()) || between.desired.closes(key);
         for family in Family::BOTH.into_iter().filter(|family| !*between.unknown.of(*family)) {
             let of_family = |keys: &[ElementKey]| -> BTreeSet<ElementKey> {
                 keys.iter().filter(|key| key.entry.family() == family && !is_apart(key)).cloned().collect()
@@ -169,7 +173,8 @@ fn only_concerns(address: IpAddr, (seen, want): (&AllRules, &AllRules), family: 
                 Some(ChainKind::Pod) => is_its(chain),
                 // Pod chains that enter a new policy chain are compared above.
                 Some(ChainKind::Policy) => old.is_none(),
-                Some(ChainKind::Bridge) => true,
+                // Neither what is closed on bridges nor what pods are refused of Services depends on these elements.
+                Some(ChainKind::Bridge | ChainKind::HostEndpoints) => true,
                 Some(ChainKind::Fixed) | None => false,
             }
     })

@@ -13,12 +13,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use crate::kernel::ipset::SetName;
-use crate::kernel::iptables::{Piece, Rule, Rules};
+use crate::kernel::iptables::{Match, Piece, Rule, Rules};
 use crate::net::Family;
 use crate::reconcile::{Backoff, Moment};
 
 use super::dispatch;
-use super::names::{ChainKind, DISPATCH, kind, kind_of};
+use super::host_endpoints::Unsure;
+use super::names::{CHAIN_HOST_ENDPOINTS, ChainKind, DISPATCH, kind, kind_of};
 use super::pod_chain::{self, PodChainForm};
 
 /// The chains that the kernel has refused, with the times of their retries.
@@ -42,6 +43,10 @@ pub struct Overlay {
     reduced: BTreeMap<Piece, PodChainForm>,
     /// Jumps of dispatch chains that are kept although they are not desired.
     kept: BTreeMap<Piece, Vec<Rule>>,
+    /// Chains that these jumps lead to and that are not desired.
+    kept_chains: BTreeMap<Piece, Rules>,
+    /// Sets that do not exist, where a chain without a fallback uses them.
+    missing: BTreeSet<SetName>,
 }
 
 /// Number of consecutive failures that one refusal counts as: the next try is some seconds away.
@@ -119,21 +124,24 @@ impl Refusals {
 }
 
 impl Overlay {
-    /// Leaves out the policy chains that use one of these sets, which do not exist.
+    /// Leaves out the policy chains that use one of these sets, which do not exist, and the refusals of Services.
     pub fn omit_those_naming(&mut self, missing: &BTreeSet<SetName>, rules: &BTreeMap<Piece, Rules>) {
         if missing.is_empty() {
             return;
         }
         let names = |rule: &Rule| rule.sets().any(|set| missing.contains(set));
-        let naming = rules.iter().filter(|(piece, rules)| is_policy(piece) && rules.0.iter().any(names));
-        self.omitted.extend(naming.map(|(piece, _)| piece.clone()));
+        let naming = || rules.iter().filter(|(_, rules)| rules.0.iter().any(names));
+        self.omitted.extend(naming().filter(|(piece, _)| is_policy(piece)).map(|(piece, _)| piece.clone()));
+        if naming().any(|(piece, _)| kind_of(piece) == Some(ChainKind::HostEndpoints)) {
+            self.missing.clone_from(missing);
+        }
     }
 
     /// Keeps the existing jumps of dispatch chains to pod chains that are not desired, and what closes link-local
     /// traffic.
     pub fn keep_jumps(&mut self, rules: &BTreeMap<Piece, Rules>, seen: &BTreeMap<Piece, Rules>) {
         for family in Family::BOTH {
-            for name in DISPATCH {
+            for name in DISPATCH.into_iter().chain([CHAIN_HOST_ENDPOINTS]) {
                 let piece = dispatch::chain(family, name);
                 let (Some(wanted), Some(found)) = (rules.get(&piece), seen.get(&piece)) else { continue };
                 let is_jump = |rule: &&Rule| {
@@ -150,6 +158,35 @@ impl Overlay {
         }
     }
 
+    /// Keeps the existing refusals of Services for these pods, which are isolated still.
+    pub fn keep_refusals(&mut self, unsure: &Unsure, rules: &BTreeMap<Piece, Rules>, seen: &BTreeMap<Piece, Rules>) {
+        for family in Family::BOTH {
+            let piece = dispatch::chain(family, CHAIN_HOST_ENDPOINTS);
+            let (Some(wanted), Some(found)) = (rules.get(&piece), seen.get(&piece)) else { continue };
+            for rule in found.0.iter().filter(|rule| !wanted.0.contains(rule)) {
+                let Some(to) = pod_chain::jump(rule) else { continue };
+                let chain = dispatch::chain(family, to);
+                let is_its = |one: &Match| match one {
+                    Match::Source { range, .. } => unsure.get(to).is_some_and(|pod| pod.contains(&range.addr())),
+                    _ => false,
+                };
+                let Some(rejecting) = seen.get(&chain).filter(|_| rule.matches().iter().any(is_its)) else { continue };
+                let kept = self.kept.entry(piece.clone()).or_default();
+                if !kept.contains(rule) {
+                    kept.push(rule.clone());
+                }
+                if !rules.contains_key(&chain) {
+                    self.kept_chains.insert(chain, rejecting.clone());
+                }
+            }
+        }
+    }
+
+    /// Returns the sets that kept rules use.
+    pub fn sets_of_kept(&self) -> BTreeSet<SetName> {
+        self.kept.values().flatten().flat_map(Rule::sets).cloned().collect()
+    }
+
     pub fn is_empty(&self) -> bool {
         *self == Overlay::default()
     }
@@ -157,7 +194,9 @@ impl Overlay {
     /// Returns the rules desired for the time being.
     pub fn over(&self, rules: &BTreeMap<Piece, Rules>) -> BTreeMap<Piece, Rules> {
         let wanted = rules.iter().filter(|(piece, _)| !self.omitted.contains(piece));
-        wanted.map(|(piece, rules)| (piece.clone(), self.over_one(piece, rules))).collect()
+        let wanted = wanted.map(|(piece, rules)| (piece.clone(), self.over_one(piece, rules)));
+        let kept = self.kept_chains.iter().map(|(piece, rules)| (piece.clone(), rules.clone()));
+        wanted.chain(kept).collect()
     }
 
     fn over_one(&self, piece: &Piece, rules: &Rules) -> Rules {
@@ -167,7 +206,12 @@ impl Overlay {
             let family = piece.family();
             return pod_chain::without(&reduced, |chain| self.omitted.contains(&dispatch::chain(family, chain)));
         }
-        let Some(kept) = self.kept.get(piece) else { return rules.clone() };
+        let is_there = |rule: &&Rule| !rule.sets().any(|set| self.missing.contains(set));
+        let rules = match kind_of(piece) {
+            Some(ChainKind::HostEndpoints) => Rules(rules.0.iter().filter(is_there).cloned().collect()),
+            _ => rules.clone(),
+        };
+        let Some(kept) = self.kept.get(piece) else { return rules };
         // Bridges are closed before anything is accepted, pods judged before the last rule: the jump to the tail, which accepts.
         let (of_bridges, of_pods): (Vec<_>, Vec<_>) = kept.iter().partition(|rule| dispatch::is_of_bridge(rule));
         let (last, others) = rules.0.split_last().map_or((None, &[][..]), |(last, others)| (Some(last), others));

@@ -19,6 +19,7 @@ use sluice::firewall::iptables::linux::{self, Linux};
 use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::iptables::serve::Counters;
 use sluice::firewall::plan::Plan;
+use sluice::firewall::rules::RuleSet;
 use sluice::firewall::serve::Refused;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
 use sluice::kernel::Name;
@@ -90,7 +91,11 @@ impl Machine {
         }
     }
 
-    fn programs(&self) -> Families {
+    pub fn rules(&self) -> &RuleSet {
+        self.plan.rules()
+    }
+
+    pub fn programs(&self) -> Families {
         programs(self.flavour)
     }
 
@@ -126,7 +131,7 @@ impl Machine {
     }
 
     /// The program ends and starts anew. Returns how many steps the new one takes.
-    fn restart(&mut self) -> u64 {
+    pub fn restart(&mut self) -> u64 {
         self.plan = Plan::new();
         self.lowering = Lowering::new(self.config.clone(), BOTH_FAMILIES);
         self.mirrors = mirrors(self.flavour);
@@ -176,7 +181,7 @@ pub fn config(default_deny: bool) -> Arc<FirewallConfig> {
     Arc::new(FirewallConfig {
         sync_period: Duration::from_secs(300),
         default_deny,
-        service_cluster_ip_ranges: vec!["10.96.0.0/12".parse().unwrap()],
+        service_cluster_ip_ranges: vec!["10.96.0.0/12".parse().unwrap(), "fd00:10:96::/108".parse().unwrap()],
         external_ip_ranges: Vec::new(),
         load_balancer_ip_ranges: Vec::new(),
         service_node_port_range: 30000..=32767,

@@ -7,6 +7,7 @@ mod firewall;
 mod firewall_conformance;
 mod firewall_crash;
 mod firewall_failures;
+mod firewall_host_endpoints;
 mod firewall_link_local;
 mod firewall_multicast;
 mod frame;

@@ -61,7 +61,7 @@ impl<K: Kernel> Mirrors<K> {
         let waits = |key: &ElementKey| order.late.contains(key) || order.turning.elements.contains(key);
         self.elements.grow_where(&desired.elements, Growth::Full, at, |key| match pods_of(key) {
             Some(family) => !*behind.of(family),
-            None => !waits(key) && !*order.unknown.of(key.entry.family()),
+            None => desired.closes(key) || !waits(key) && !*order.unknown.of(key.entry.family()),
         });
     }
 
@@ -70,7 +70,7 @@ impl<K: Kernel> Mirrors<K> {
     pub(super) fn waits_for_sets(&self, desired: &Desired, order: &Order, at: Moment) -> bool {
         let lacks_set = || desired.sets.keys().any(|set| !self.sets.has(set));
         let waits = |key: &ElementKey| {
-            let unknown = *order.unknown.of(key.entry.family());
+            let unknown = *order.unknown.of(key.entry.family()) && !desired.closes(key);
             unknown || pods_of(key).is_some() || order.late.contains(key) || order.turning.elements.contains(key)
         };
         let lacks_element = || desired.elements.keys().any(|key| !self.elements.has(key) && !waits(key));
@@ -81,7 +81,10 @@ impl<K: Kernel> Mirrors<K> {
     /// be deleted before them has not been, or may not have been.
     pub(super) fn held(&self, given: &RoundInputs<'_>, order: &Order) -> PerFamily<bool> {
         let is_stuck = |key: &ElementKey| {
-            !given.desired.elements.contains_key(key) && given.desired.sets.contains_key(&key.set) && given.may_go(key)
+            !given.desired.closes(key)
+                && !given.desired.elements.contains_key(key)
+                && given.desired.sets.contains_key(&key.set)
+                && given.may_go(key)
         };
         let waits = is_fresh(self.elements.trouble(), given.at);
         let is_unread = self.elements.seen().is_none();
@@ -210,6 +213,22 @@ impl<K: Kernel> Mirrors<K> {
         let family = key.entry.family();
         let waits = *order.unknown.of(family) || *held.of(family) && order.turning.elements.contains(key);
         waits && (is_fresh(self.rules.trouble(), at) || is_fresh(self.elements.trouble(), at))
+    }
+
+    /// Returns whether an element that is no longer desired goes at the end of a round.
+    pub(super) fn goes(
+        &self,
+        key: &ElementKey,
+        given: &RoundInputs<'_>,
+        order: &Order,
+        (held, want): (PerFamily<bool>, &AllRules),
+    ) -> bool {
+        let desired = given.desired;
+        if !desired.closes(key) {
+            return given.may_go(key) && !self.waits_for_rules(key, order, held, given.at);
+        }
+        // Deleting it opens a path: what closes the path otherwise has to be in place.
+        given.may_go(key) && desired.unsure.is_none() && self.stand(want, key.entry.family())
     }
 
     /// Returns whether pod addresses are added after their rules: our tail is in the kernel. Before that, those of

@@ -1,0 +1,288 @@
+//! Services with an endpoint in the host network of this node, which a pod's egress policies may deny.
+//!
+//! Kubernetes: an endpoint with `hostNetwork` has its node's address, and policies speak of that address (only an
+//! `ipBlock` matches it). Examples: the API server behind `kubernetes.default` on a control-plane node, an ingress
+//! controller on every node.
+//!
+//! Where such an endpoint is on the client's own node, no hook of iptables sees the packet with the endpoint's address:
+//! it enters INPUT with the service address, IPVS translates it behind that (`LOCAL_IN`, priority 99), and the packet is
+//! delivered; it never passes OUTPUT, where policies judge what IPVS sends to other nodes and to pods. Only `nat INPUT`
+//! comes later, which accepts neither DROP nor REJECT.
+//!
+//! So the decision is made before the translation: for every pod isolated for egress and every host endpoint, the rule
+//! set says whether the pod may reach the endpoint; if not, new connections of the pod to the addresses of its Services
+//! are rejected in INPUT. Where a Service also has endpoints that the pod may reach, those are not reached through this
+//! Service either: which one IPVS chooses is not known there. A refused connection out of several is no service either,
+//! and whoever mixes such endpoints has to allow all of them.
+//!
+//! Not done: `nat INPUT` with NFQUEUE to a queue that nobody reads, which drops exactly the packets for denied endpoints.
+//! It needs a second table and two more kernel modules, answers nobody, works only for tracked connections, and a Service that
+//! fails at times is what users would see.
+//!
+//! On the safe side: an endpoint counts whatever its conditions and whatever the traffic policies of its Service say,
+//! so that an endpoint that becomes ready finds the rules in place. Addresses count whether they are served or not:
+//! INPUT only sees packets to addresses of this node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::model::{Endpoints, ObjectName, Service, ServicePort, Table, World};
+use crate::net::{Family, Protocol};
+
+use super::rules::{Direction, LocalPod, RuleSet};
+use super::verdict::{self, Packet, Traffic};
+
+/// An endpoint of a Service at an address of this node itself.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct HostEndpoint {
+    pub address: IpAddr,
+    pub protocol: Protocol,
+    /// The target port.
+    pub port: u16,
+}
+
+/// An address and port at which a Service is reached: a cluster IP, external or load balancer address with a port of
+/// the Service, or an address of this node with a node port. The protocol is the endpoint's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Entrance {
+    pub address: IpAddr,
+    pub port: u16,
+}
+
+/// The host endpoints of this node, with the entrances of their Services, kept up to date at the cost of what changed.
+#[derive(Default)]
+pub struct HostEndpoints {
+    /// The addresses of this host.
+    own: BTreeSet<IpAddr>,
+    services: Table<ObjectName, Service>,
+    endpoints: Table<ObjectName, Endpoints>,
+    /// The host endpoints of each Service that has any, with its entrances.
+    parts: BTreeMap<ObjectName, Part>,
+    /// The union of all parts, with the number of Services that have each entrance.
+    all: BTreeMap<HostEndpoint, BTreeMap<Entrance, usize>>,
+}
+
+type Part = BTreeSet<(HostEndpoint, Entrance)>;
+
+impl HostEndpoints {
+    /// Updates from a newer World; returns the host endpoints that came, went, or have other entrances.
+    pub fn update(&mut self, world: &World) -> BTreeSet<HostEndpoint> {
+        let own: BTreeSet<IpAddr> = world.host.addresses.iter().map(|own| own.address).collect();
+        let (services, endpoints) = (&world.cluster.services, &world.cluster.endpoints);
+        let dirty: BTreeSet<ObjectName> = if own == self.own {
+            let services = services.changes_since(&self.services).map(|change| change.key());
+            let endpoints = endpoints.changes_since(&self.endpoints).map(|change| change.key());
+            services.chain(endpoints).cloned().collect()
+        } else {
+            self.own = own;
+            self.parts.keys().chain(endpoints.iter().map(|(name, _)| name)).cloned().collect()
+        };
+        self.services = services.clone();
+        self.endpoints = endpoints.clone();
+        let mut changed = BTreeSet::new();
+        for name in dirty {
+            self.update_service(&name, &mut changed);
+        }
+        changed
+    }
+
+    /// Returns all host endpoints, sorted.
+    pub fn all(&self) -> impl Iterator<Item = &HostEndpoint> {
+        self.all.keys()
+    }
+
+    /// Returns the entrances of the Services of a host endpoint, sorted; none for an endpoint that is not known.
+    pub fn entrances(&self, endpoint: &HostEndpoint) -> impl Iterator<Item = &Entrance> {
+        self.all.get(endpoint).into_iter().flat_map(BTreeMap::keys)
+    }
+
+    /// Returns the host endpoints behind an entrance.
+    pub fn behind(&self, entrance: Entrance, protocol: Protocol) -> impl Iterator<Item = &HostEndpoint> {
+        let is_behind = move |(endpoint, entrances): &(&HostEndpoint, &BTreeMap<Entrance, usize>)| {
+            endpoint.protocol == protocol && entrances.contains_key(&entrance)
+        };
+        self.all.iter().filter(is_behind).map(|(endpoint, _)| endpoint)
+    }
+
+    /// Returns whether an address is one of this host.
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        self.own.contains(&address)
+    }
+
+    fn update_service(&mut self, name: &ObjectName, changed: &mut BTreeSet<HostEndpoint>) {
+        let known = self.services.get(name).zip(self.endpoints.get(name));
+        let part = known.map(|(service, endpoints)| self.part(service, endpoints)).unwrap_or_default();
+        let before = match part.is_empty() {
+            true => self.parts.remove(name),
+            false => self.parts.insert(name.clone(), part.clone()),
+        }
+        .unwrap_or_default();
+        for (endpoint, entrance) in part.difference(&before) {
+            *self.all.entry(*endpoint).or_default().entry(*entrance).or_default() += 1;
+            changed.insert(*endpoint);
+        }
+        for (endpoint, entrance) in before.difference(&part) {
+            let Some(entrances) = self.all.get_mut(endpoint) else { continue };
+            if let Some(count) = entrances.get_mut(entrance) {
+                *count -= 1;
+            }
+            entrances.retain(|_, count| *count > 0);
+            if entrances.is_empty() {
+                self.all.remove(endpoint);
+            }
+            changed.insert(*endpoint);
+        }
+    }
+
+    /// Returns the host endpoints of a Service with its entrances.
+    fn part(&self, service: &Service, endpoints: &Endpoints) -> Part {
+        let mut part = Part::new();
+        for slice in endpoints.slices.values() {
+            let here: BTreeSet<IpAddr> =
+                slice.endpoints.iter().map(|one| one.address).filter(|address| self.own.contains(address)).collect();
+            if here.is_empty() {
+                continue;
+            }
+            for target in &slice.ports {
+                let is_its = |port: &&ServicePort| port.name == target.name && port.protocol == target.protocol;
+                for port in service.ports.iter().filter(is_its) {
+                    let node_port = port.node_port.into_iter().flat_map(|number| self.at(slice.family, number));
+                    let entrances: Vec<Entrance> =
+                        at_services(service, slice.family, port.port).chain(node_port).collect();
+                    for address in &here {
+                        let endpoint = HostEndpoint { address: *address, protocol: target.protocol, port: target.port };
+                        part.extend(entrances.iter().map(|entrance| (endpoint, *entrance)));
+                    }
+                }
+            }
+        }
+        part
+    }
+
+    /// Returns the entrances of a node port.
+    fn at(&self, family: Family, port: u16) -> impl Iterator<Item = Entrance> {
+        let own = self.own.iter().filter(move |address| Family::from(**address) == family);
+        own.map(move |address| Entrance { address: *address, port })
+    }
+}
+
+/// Returns whether the policies that isolate a pod for egress deny it this endpoint.
+pub fn is_denied(rules: &RuleSet, (name, pod): (&ObjectName, &LocalPod), endpoint: &HostEndpoint) -> bool {
+    let family = Family::from(endpoint.address);
+    let Some(source) = pod.addresses.iter().find(|address| Family::from(**address) == family) else { return false };
+    let traffic = Traffic::Port { protocol: endpoint.protocol, port: endpoint.port };
+    let packet = Packet { source: *source, destination: endpoint.address, traffic, from_this_node: false };
+    !verdict::of_pod(rules, &packet, (name, pod), Direction::Egress).passes()
+}
+
+impl fmt::Display for HostEndpoint {
+    /// As in `192.0.2.11:6443/tcp`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", SocketAddr::new(self.address, self.port), self.protocol)
+    }
+}
+
+/// Returns the entrances of a port at the addresses of its Service.
+fn at_services(service: &Service, family: Family, port: u16) -> impl Iterator<Item = Entrance> {
+    let balanced = service.load_balancer.iter().map(|one| one.address);
+    let fixed = service.cluster_ips.iter().chain(&service.external_ips).copied();
+    let all = fixed.chain(balanced).filter(move |address| Family::from(*address) == family);
+    all.map(move |address| Entrance { address, port })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::firewall::given::{address, object};
+    use crate::model::{
+        Conditions, Endpoint, EndpointPort, EndpointSlice, Host, HostAddress, LoadBalancerAddress, ServiceType,
+        TrafficPolicy,
+    };
+
+    fn service() -> Service {
+        let port = |name: &str, protocol, port, node_port| ServicePort { name: name.into(), protocol, port, node_port };
+        Service {
+            kind: ServiceType::LoadBalancer,
+            cluster_ips: vec![address("10.96.0.1"), address("fd00:10:96::1")],
+            external_ips: vec![address("203.0.113.1")],
+            load_balancer: vec![LoadBalancerAddress { address: address("203.0.113.2"), through_balancer: false }],
+            ports: vec![port("https", Protocol::Tcp, 443, Some(30443)), port("dns", Protocol::Udp, 53, None)],
+            affinity_seconds: None,
+            internal_traffic_policy: TrafficPolicy::Cluster,
+            external_traffic_policy: TrafficPolicy::Local,
+            health_check_node_port: None,
+            annotations: Default::default(),
+            announce: Default::default(),
+            created: 0,
+        }
+    }
+
+    fn slice(addresses: &[&str], conditions: Conditions) -> Endpoints {
+        let endpoint = |text: &&str| Endpoint { address: address(text), node: None, conditions };
+        let slice = EndpointSlice {
+            family: Family::V4,
+            ports: vec![EndpointPort { name: "https".into(), protocol: Protocol::Tcp, port: 6443 }],
+            endpoints: addresses.iter().map(endpoint).collect(),
+        };
+        Endpoints { slices: [("one".into(), Arc::new(slice))].into() }
+    }
+
+    fn world(own: &[&str], endpoints: Endpoints) -> World {
+        let mut world = World::empty();
+        let on_link = |text: &&str| HostAddress { address: address(text), link: "eth0".into(), global: true };
+        world.host = Arc::new(Host { addresses: own.iter().map(on_link).collect(), ..Host::default() });
+        world.cluster.services.insert(object("shop/web"), service());
+        world.cluster.endpoints.insert(object("shop/web"), endpoints);
+        world
+    }
+
+    fn found(all: &HostEndpoints) -> Vec<String> {
+        let entrances = |endpoint: &HostEndpoint| -> Vec<String> {
+            all.entrances(endpoint).map(|one| SocketAddr::new(one.address, one.port).to_string()).collect()
+        };
+        all.all().map(|endpoint| format!("{endpoint} at {}", entrances(endpoint).join(" "))).collect()
+    }
+
+    const SERVED: &str = "192.0.2.11:6443/tcp at 10.96.0.1:443 192.0.2.11:30443 203.0.113.1:443 203.0.113.2:443";
+
+    #[test]
+    fn an_endpoint_on_this_node_is_found_at_all_addresses_of_its_service_in_its_family() {
+        let mut all = HostEndpoints::default();
+        all.update(&world(&["192.0.2.11", "2001:db8:2::11"], slice(&["192.0.2.11", "192.0.2.12"], Conditions::READY)));
+        assert_eq!(found(&all), [SERVED]);
+        let not_ready = Conditions { ready: false, serving: false, terminating: false };
+        let changed = all.update(&world(&["192.0.2.11", "2001:db8:2::11"], slice(&["192.0.2.11"], not_ready)));
+        assert!(found(&all) == [SERVED] && changed.is_empty(), "whether it is ready does not count");
+    }
+
+    #[test]
+    fn endpoints_of_other_nodes_are_not_found_and_those_that_leave_are_gone() {
+        let mut all = HostEndpoints::default();
+        let here = world(&["192.0.2.11"], slice(&["192.0.2.11"], Conditions::READY));
+        assert_eq!(all.update(&here).len(), 1);
+        assert_eq!(all.update(&here).len(), 0);
+        let elsewhere = world(&["192.0.2.11"], slice(&["192.0.2.12"], Conditions::READY));
+        assert_eq!((all.update(&elsewhere).len(), found(&all).len()), (1, 0));
+        assert_eq!((all.update(&here).len(), found(&all).len()), (1, 1));
+        let moved = world(&["192.0.2.99"], slice(&["192.0.2.11"], Conditions::READY));
+        assert_eq!((all.update(&moved).len(), found(&all).len()), (1, 0), "the address is no longer this host's");
+    }
+
+    #[test]
+    fn an_entrance_of_two_services_stays_while_one_of_them_has_it() {
+        let mut all = HostEndpoints::default();
+        let mut both = world(&["192.0.2.11"], slice(&["192.0.2.11"], Conditions::READY));
+        both.cluster.services.insert(object("shop/other"), service());
+        both.cluster.endpoints.insert(object("shop/other"), slice(&["192.0.2.11"], Conditions::READY));
+        all.update(&both);
+        both.cluster.services.remove(&object("shop/web"));
+        all.update(&both);
+        assert_eq!(found(&all), [SERVED]);
+        both.cluster.endpoints.remove(&object("shop/other"));
+        all.update(&both);
+        assert!(found(&all).is_empty() && all.parts.is_empty());
+    }
+}

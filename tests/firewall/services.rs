@@ -1,0 +1,203 @@
+//! Services in the clusters made by chance, and the way of a pod's packet to one: INPUT with the service address, then
+//! IPVS chooses any endpoint; what it sends to others passes OUTPUT with the endpoint's address, what it delivers on
+//! this node itself (LOCAL_IN) passes nothing more.
+//!
+//! So what INPUT has to refuse is said here by the oracle alone: packets of pods that may not reach some endpoint at
+//! which the way would end on this node. Nothing of `firewall::host_endpoints` is used.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use sluice::firewall::rules::Direction;
+use sluice::firewall::verdict::{Packet, Traffic};
+use sluice::model::{
+    Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, LoadBalancerAddress, ObjectName, Service,
+    ServicePort, ServiceType, TrafficPolicy, World,
+};
+use sluice::net::{Family, Protocol};
+
+use super::oracle;
+use super::support::random::Random;
+
+const SERVICES: usize = 4;
+const NODE_PORTS: [u16; 3] = [30080, 30081, 30443];
+const PORTS: [(&str, u16); 2] = [("web", 443), ("dns", 53)];
+const TARGETS: [u16; 3] = [53, 80, 8080];
+
+/// A Service with one port at these addresses, and its endpoints.
+pub fn put(world: &mut World, name: &str, (addresses, port): (&str, u16), endpoints: &[&str]) {
+    let addresses = addresses.split_whitespace().map(|text| text.parse().expect("an address")).collect();
+    let ports = vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port, node_port: Some(NODE_PORTS[0]) }];
+    let (namespace, name) = name.split_once('/').expect("shop/web");
+    let name = ObjectName::new(namespace, name);
+    let at: Vec<SocketAddr> = endpoints.iter().map(|text| text.parse().expect("an endpoint")).collect();
+    let slices = at.iter().enumerate().map(|(number, at)| {
+        let ports = vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: at.port() }];
+        let endpoint = Endpoint { address: at.ip(), node: None, conditions: Conditions::READY };
+        let slice = EndpointSlice { family: Family::from(at.ip()), ports, endpoints: [endpoint].into() };
+        (number.to_string().into(), Arc::new(slice))
+    });
+    world.cluster.endpoints.insert(name.clone(), Endpoints { slices: slices.collect() });
+    world.cluster.services.insert(name, service(addresses, ports));
+}
+
+fn service(cluster_ips: Vec<IpAddr>, ports: Vec<ServicePort>) -> Service {
+    Service {
+        kind: ServiceType::NodePort,
+        cluster_ips,
+        external_ips: Vec::new(),
+        load_balancer: Vec::new(),
+        ports,
+        affinity_seconds: None,
+        internal_traffic_policy: TrafficPolicy::Cluster,
+        external_traffic_policy: TrafficPolicy::Cluster,
+        health_check_node_port: None,
+        annotations: Default::default(),
+        announce: Default::default(),
+        created: 0,
+    }
+}
+
+/// Changes one Service or its endpoints, whose addresses are among these, and says how.
+pub fn change(cluster: &mut Cluster, random: &mut Random, addresses: &[IpAddr]) -> String {
+    let number = random.below(SERVICES) as u8;
+    let name = ObjectName::new("a", &format!("s{number}"));
+    match random.below(10) {
+        0 => drop(cluster.services.remove(&name)),
+        1 => drop(cluster.endpoints.remove(&name)),
+        2..=4 => {
+            let own =
+                [IpAddr::from([10, 96, 0, number]), IpAddr::from([0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into()])];
+            let port = |random: &mut Random, (name, port): (&str, u16)| ServicePort {
+                name: name.into(),
+                protocol: protocol(random),
+                port,
+                node_port: random.chance(50).then(|| *random.pick(&NODE_PORTS)),
+            };
+            let ports = PORTS.into_iter().map(|one| port(random, one)).collect();
+            let mut service = service(own[random.below(2)..].to_vec(), ports);
+            let outside = IpAddr::from([203, 0, 113, 200 + number]);
+            match random.below(3) {
+                0 => service.external_ips.push(outside),
+                1 => service.load_balancer.push(LoadBalancerAddress { address: outside, through_balancer: false }),
+                _ => {}
+            }
+            cluster.services.insert(name.clone(), service);
+        }
+        _ => {
+            let mut endpoints = Endpoints::default();
+            for number in 0..random.below(3) {
+                endpoints.slices.insert(number.to_string().into(), Arc::new(slice(random, addresses)));
+            }
+            cluster.endpoints.insert(name.clone(), endpoints);
+        }
+    }
+    format!("Service {name}: {:?} {:?}", cluster.services.get(&name), cluster.endpoints.get(&name))
+}
+
+fn slice(random: &mut Random, addresses: &[IpAddr]) -> EndpointSlice {
+    let family = *random.pick(&Family::BOTH);
+    // The API takes no endpoint at an address of a link, and an endpoint is one host.
+    let on_link =
+        ["fe80::1", "255.255.255.255", "10.244.0.255"].map(|text| text.parse::<IpAddr>().expect("an address"));
+    let is_host = |one: &IpAddr| !one.is_multicast() && !on_link.contains(one);
+    let is_its = |one: &&IpAddr| Family::from(**one) == family && is_host(one);
+    let addresses: Vec<IpAddr> = addresses.iter().filter(is_its).copied().collect();
+    let nodes = if family == Family::V4 { ["192.0.2.11", "192.0.2.12"] } else { ["2001:db8:2::11", "2001:db8:2::12"] };
+    let of_node = |random: &mut Random| random.pick(&nodes).parse().expect("an address");
+    let endpoint = |random: &mut Random| Endpoint {
+        address: if random.chance(60) { of_node(random) } else { *random.pick(&addresses) },
+        node: None,
+        conditions: Conditions { ready: random.chance(70), serving: random.chance(50), terminating: random.chance(20) },
+    };
+    let port = |random: &mut Random, name: &str| EndpointPort {
+        name: name.into(),
+        protocol: protocol(random),
+        port: *random.pick(&TARGETS),
+    };
+    let endpoints = (0..random.below(4)).map(|_| endpoint(random)).collect();
+    EndpointSlice { family, ports: PORTS.into_iter().map(|(name, _)| port(random, name)).collect(), endpoints }
+}
+
+fn protocol(random: &mut Random) -> Protocol {
+    if random.chance(80) { Protocol::Tcp } else { *random.pick(&Protocol::ALL) }
+}
+
+/// A packet from one of these addresses to where Services are reached on this node, mostly to one that there is.
+pub fn packet(random: &mut Random, world: &World, addresses: &[IpAddr]) -> Packet {
+    let source = *random.pick(addresses);
+    let asked = if random.chance(80) { asked_of_one(random, world, source.is_ipv4()) } else { None };
+    let (destination, protocol, port) = asked.unwrap_or_else(|| asked_of_any(random, world, source.is_ipv4()));
+    Packet { source, destination, traffic: Traffic::Port { protocol, port }, from_this_node: false }
+}
+
+/// Where a Service of this World is reached; `None` where there is none, or not in this family.
+fn asked_of_one(random: &mut Random, world: &World, is_v4: bool) -> Option<(IpAddr, Protocol, u16)> {
+    let (_, service) = random.pick_from(world.cluster.services.iter())?;
+    let one = random.pick(&service.ports);
+    let balanced = service.load_balancer.iter().map(|one| one.address);
+    let fixed = service.cluster_ips.iter().chain(&service.external_ips).copied().chain(balanced);
+    let at_service = fixed.map(|address| (address, one.port));
+    let own = world.host.addresses.iter().map(|own| own.address);
+    let at_node = own.filter_map(|address| Some((address, one.node_port?)));
+    let of_family = at_service.chain(at_node).filter(|(address, _)| address.is_ipv4() == is_v4);
+    random.pick_from(of_family).map(|(address, port)| (address, one.protocol, port))
+}
+
+/// Where a Service may be reached, whether there is one or not.
+fn asked_of_any(random: &mut Random, world: &World, is_v4: bool) -> (IpAddr, Protocol, u16) {
+    let own: Vec<IpAddr> = world.host.addresses.iter().map(|own| own.address).collect();
+    let node = own.into_iter().find(|own| own.is_ipv4() == is_v4).expect("a host has both families");
+    let number = random.below(SERVICES) as u8;
+    let (destination, port) = match (random.below(3), is_v4) {
+        (0, _) => (node, *random.pick(&NODE_PORTS)),
+        (1, true) => (IpAddr::from([203, 0, 113, 200 + number]), random.pick(&PORTS).1),
+        (_, true) => (IpAddr::from([10, 96, 0, number]), random.pick(&PORTS).1),
+        (_, false) => (IpAddr::from([0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into()]), random.pick(&PORTS).1),
+    };
+    (destination, protocol(random), port)
+}
+
+/// The packet as each endpoint that IPVS may choose would get it.
+pub fn translated(world: &World, packet: &Packet) -> Vec<Packet> {
+    let Traffic::Port { protocol, port } = packet.traffic else { return Vec::new() };
+    let mut all = Vec::new();
+    for (name, service) in world.cluster.services.iter() {
+        let balanced = service.load_balancer.iter().map(|one| one.address);
+        let is_its = service.cluster_ips.iter().chain(&service.external_ips).copied().chain(balanced);
+        let is_its = is_its.into_iter().any(|address| address == packet.destination);
+        let is_node = world.host.addresses.iter().any(|own| own.address == packet.destination);
+        for one in service.ports.iter().filter(|one| one.protocol == protocol) {
+            if !(is_its && one.port == port || is_node && one.node_port == Some(port)) {
+                continue;
+            }
+            for slice in world.cluster.endpoints.get(name).into_iter().flat_map(|all| all.slices.values()) {
+                let targets =
+                    slice.ports.iter().filter(|target| target.name == one.name && target.protocol == protocol);
+                for target in targets {
+                    let same_family = |one: &&Endpoint| one.address.is_ipv4() == packet.destination.is_ipv4();
+                    all.extend(slice.endpoints.iter().filter(same_family).map(|endpoint| Packet {
+                        destination: endpoint.address,
+                        traffic: Traffic::Port { protocol, port: target.port },
+                        ..*packet
+                    }));
+                }
+            }
+        }
+    }
+    all
+}
+
+/// Whether the way of a packet from an endpoint's hand ends on this node itself.
+pub fn is_delivered_here(world: &World, packet: &Packet) -> bool {
+    world.host.addresses.iter().any(|own| own.address == packet.destination)
+}
+
+/// Whether INPUT has to refuse a packet to a Service: nothing would judge it later.
+pub fn is_refused(world: &World, packet: &Packet) -> bool {
+    let ends_here = |one: &Packet| is_delivered_here(world, one);
+    translated(world, packet)
+        .iter()
+        .filter(|one| ends_here(one))
+        .any(|one| !oracle::passes(world, one, Direction::Egress))
+}
