@@ -30,6 +30,9 @@ use tracing::warn;
 use super::{Cause, Error, module};
 use crate::reconcile::{Failure, Growth, Mirror, Moment, Phase, Reflection, Step, Target};
 
+/// Name of this kind of kernel objects, in health, log and metrics.
+pub const KIND: &str = "settings";
+
 /// The settings that their owner decides, as a kind of kernel objects. A value is written as the kernel prints
 /// it, with one space between its words.
 #[derive(Debug)]
@@ -146,7 +149,7 @@ impl Target for Settings {
     type Error = Error;
 
     fn name(&self) -> &'static str {
-        "settings"
+        KIND
     }
 
     fn read(&mut self) -> Result<BTreeMap<Setting, CompactString>, Error> {

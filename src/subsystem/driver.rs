@@ -180,7 +180,7 @@ impl<S: Subsystem> Loop<S> {
         let steps = self.subsystem.mirrors().steps_done() - before;
         self.steps += steps;
         self.leftovers.worked(steps, at.now);
-        if self.authority == Authority::Complete && !self.cleared && self.subsystem.mirrors().is_as_wanted() {
+        if self.authority == Authority::Complete && !self.cleared && self.subsystem.mirrors().replaces_abandoned() {
             self.cleared = true;
             for error in self.subsystem.remove_abandoned() {
                 warn!(%error, "Removing rules from the other iptables backend failed");

@@ -4,6 +4,7 @@
 //! [`Kinds`]: the operations on all kinds together.
 
 use crate::kernel::monitor::Notice;
+use crate::kernel::sysctl;
 use crate::reconcile::{Audits, Found, Moment, Reflection, audit, glance, scan};
 
 /// The kinds of kernel objects of a subsystem, in the order of growing.
@@ -25,6 +26,12 @@ pub trait Kinds {
     /// Returns whether every kind is known to be as desired.
     fn is_as_wanted(&self) -> bool {
         self.reflections().into_iter().all(|kind| kind.is_settled())
+    }
+
+    /// Returns whether every kind but the settings is known to be as desired: then nothing that an earlier run left in the
+    /// other iptables backend is needed. A setting that the kernel refuses for ever must not keep old rules in force.
+    fn replaces_abandoned(&self) -> bool {
+        self.reflections().into_iter().all(|kind| kind.name() == sysctl::KIND || kind.is_settled())
     }
 
     /// Compares the next portion with the kernel. Returns the drift, and whether all kinds have been compared.

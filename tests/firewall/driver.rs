@@ -122,6 +122,21 @@ fn a_bridge_of_pods_whose_packets_no_rule_sees_is_trouble_until_they_are_seen() 
 }
 
 #[test]
+fn rules_of_the_other_iptables_backend_go_although_a_setting_is_refused_for_ever() {
+    with_running(false, async |running| {
+        running.kernel.with(|machine| machine.state.lacks_bridge_filter = true);
+        let mut world = shop();
+        let mut host = (*world.host).clone();
+        host.links = vec![HostLink { name: "kube-bridge".into(), mtu: 1500, bridge: true }];
+        world.host = Arc::new(host);
+        running.world.send_replace(world);
+        running.until_unready("network policies", "settings: change net/bridge/bridge-nf-call-ip6tables").await;
+        running.beats(5).await;
+        assert_eq!(running.kernel.with(|machine| machine.abandoned_removed), 1);
+    });
+}
+
+#[test]
 fn pods_are_isolated_where_nobody_wants_ipv6_and_its_rules_cannot_be_written() {
     let kernel = MemoryKernel::new(State::default());
     kernel.with(|machine| machine.broken = Some(Family::V6));

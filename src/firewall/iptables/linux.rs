@@ -1,5 +1,6 @@
 //! The firewall's kinds of kernel objects on Linux, and which of them are ours.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -22,6 +23,9 @@ pub struct Linux {
 }
 
 /// Temporary set, used while another one is replaced.
+/// Exists where the kernel has legacy tables of IPv6.
+const LEGACY_TABLES_V6: &str = "/proc/thread-self/net/ip6_tables_names";
+
 const TEMPORARY_SET: &str = "sluice-firewall-tmp";
 
 /// The tables of kube-router's network policies with `--use-nftables-for-netpol`.
@@ -41,9 +45,11 @@ pub fn open() -> Result<(Targets<Linux>, Families), Error> {
     }
     let (mut targets, programs) = open_for_cleanup()?;
     let is_legacy = programs.v6.is_some_and(|programs| programs.flavour == Flavour::Legacy);
-    // These programs print nothing, and no error, where the kernel has no tables.
-    if is_legacy && !module::load(&["ip6_tables"]).is_empty() {
-        targets.kernel.filters_ipv6 = false;
+    if is_legacy {
+        // These programs print nothing, and no error, where the kernel has no tables. A failed load proves nothing: a
+        // kernel may have the tables built in and no list of modules.
+        let _ = module::load(&["ip6_tables"]);
+        targets.kernel.filters_ipv6 &= Path::new(LEGACY_TABLES_V6).exists();
     }
     if iptables::kernel_has_ipv6() && !targets.kernel.filters_ipv6 {
         warn!("ip6tables is not usable; without --enable-ipv6, IPv6 link-local traffic between pods is not filtered");

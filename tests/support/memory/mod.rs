@@ -236,6 +236,7 @@ impl firewall::iptables::apply::Kernel for MemoryKernel {
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {
+        self.with(|machine| machine.abandoned_removed += 1);
         Vec::new()
     }
 }
