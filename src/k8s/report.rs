@@ -71,7 +71,9 @@ struct Attempts {
 enum Sent {
     /// The server has taken a report.
     Accepted,
-    /// There was nothing to report.
+    /// The server has answered, and there was nothing to report.
+    Answered,
+    /// There was nothing to report, and nothing was asked.
     Nothing,
 }
 
@@ -160,7 +162,7 @@ impl Listener {
     async fn correct(&self, again: bool) -> Result<Sent, Refused> {
         let nodes = Request::new("/api/v1/nodes");
         if !denies(&self.send(nodes.get(&self.node, &GetParams::default())).await?) {
-            return Ok(Sent::Nothing);
+            return Ok(Sent::Answered);
         }
         let patch = Patch::Strategic(condition(Timestamp::now()));
         self.send(nodes.patch_subresource("status", &self.node, &PatchParams::default(), &patch)).await?;
@@ -212,6 +214,8 @@ impl Attempts {
         match told {
             // Whether it would work again is not known.
             Ok(Sent::Nothing) => {}
+            // Whether the right to write is there is not known.
+            Ok(Sent::Answered) => (self.is_failing, self.pause) = (false, self.timing.first),
             Ok(Sent::Accepted) => {
                 if self.is_failing || self.lacks_right {
                     info!(what, "Node status update recovered");

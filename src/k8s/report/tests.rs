@@ -186,6 +186,9 @@ fn nothing_has_recovered_where_nothing_was_sent() {
     }
     attempts.note(&Ok(Sent::Nothing));
     assert!(attempts.is_failing && attempts.lacks_right, "it is not known to work");
+    attempts.note(&Ok(Sent::Answered));
+    assert!(!attempts.is_failing && attempts.lacks_right, "the server answers; the right to write may be missing");
+    assert_eq!(attempts.pause, QUICK.first);
     attempts.note(&Ok(Sent::Accepted));
     assert!(!attempts.is_failing && !attempts.lacks_right);
 }
