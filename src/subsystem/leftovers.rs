@@ -1,4 +1,4 @@
-//! When to give freed memory back: after much work, when it is over.
+//! When to give freed memory back: after much work, when it is over, or once a minute while it goes on.
 //!
 //! A first sync, an audit or a whole table of learned routes takes many times what is left in the end, and an allocator keeps
 //! what is free between what is used: a tenth of what a large node occupies.
@@ -9,17 +9,21 @@ use std::time::{Duration, Instant};
 const MUCH: u64 = 1000;
 /// Work is over when there was none for so long.
 const QUIET: Duration = Duration::from_secs(5);
+/// Work that goes on for so long after there was much is not waited for.
+const LONG: Duration = Duration::from_secs(60);
 
 /// Work since memory was last given back.
 #[derive(Debug)]
 pub struct Leftovers {
     steps: u64,
     last: Instant,
+    /// Since when there is something to give back.
+    much_since: Option<Instant>,
 }
 
 impl Leftovers {
     pub fn new(now: Instant) -> Leftovers {
-        Leftovers { steps: 0, last: now }
+        Leftovers { steps: 0, last: now, much_since: None }
     }
 
     /// Records steps, or other work that took as much memory.
@@ -27,6 +31,9 @@ impl Leftovers {
         if steps > 0 {
             self.steps = self.steps.saturating_add(steps);
             self.last = now;
+            if self.steps >= MUCH {
+                self.much_since.get_or_insert(now);
+            }
         }
     }
 
@@ -37,9 +44,10 @@ impl Leftovers {
 
     /// Returns whether memory is to be given back now: once after much work.
     pub fn take_due(&mut self, now: Instant) -> bool {
-        let is_due = self.steps >= MUCH && now >= self.last + QUIET;
+        let Some(since) = self.much_since else { return false };
+        let is_due = now >= self.last + QUIET || now >= since + LONG;
         if is_due {
-            self.steps = 0;
+            (self.steps, self.much_since) = (0, None);
         }
         is_due
     }
@@ -65,5 +73,18 @@ mod tests {
         assert!(!leftovers.take_due(at(200)), "it was given back");
         leftovers.worked_on_all(at(200));
         assert!(leftovers.take_due(at(205)));
+    }
+
+    #[test]
+    fn memory_is_given_back_once_a_minute_while_work_never_ends() {
+        let start = Instant::now();
+        let mut leftovers = Leftovers::new(start);
+        let due = (0..600).filter(|second| {
+            let now = start + Duration::from_secs(*second);
+            leftovers.worked(MUCH / 10, now);
+            leftovers.take_due(now)
+        });
+        let due: Vec<u64> = due.collect();
+        assert!((8..=10).contains(&due.len()), "{due:?}");
     }
 }
