@@ -57,6 +57,15 @@ impl Elements {
         failed
     }
 
+    /// Returns the sets of ours that exist and of which no element is known: others may have added some.
+    fn unseen(&mut self, seen: &BTreeMap<ElementKey, ()>) -> Result<Vec<SetName>, Error> {
+        let mut known: Vec<&SetName> = seen.keys().map(|key| &key.set).collect();
+        known.dedup();
+        let is_unseen =
+            |set: &SetName| self.ours.iter().any(|own| own.matches(&set.0)) && known.binary_search(&set).is_err();
+        Ok(self.ipset.names()?.into_iter().filter(is_unseen).collect())
+    }
+
     fn entries(&mut self, set: &SetName, asked: &[Entry]) -> Result<Vec<Entry>, Error> {
         let has_prefixes = asked.iter().any(|entry| matches!(entry, Entry::Net(_)));
         if has_prefixes || asked.len() > FEW {
@@ -117,7 +126,13 @@ impl Target for Elements {
             }
         }
         let differs = |(set, count): (&SetName, usize)| self.ipset.count(set).is_none_or(|held| held != count);
-        if counts.into_iter().any(differs) { Glance::Somewhere } else { Glance::Alike }
+        if counts.into_iter().any(differs) {
+            return Glance::Somewhere;
+        }
+        // Sets that cannot be listed are left to the audit, which reports that.
+        let unseen = self.unseen(seen).unwrap_or_default();
+        let is_filled = |set: &SetName| self.ipset.count(set).is_some_and(|held| held > 0);
+        if unseen.iter().any(is_filled) { Glance::Somewhere } else { Glance::Alike }
     }
 
     /// Lists all elements.
@@ -135,6 +150,10 @@ impl Target for Elements {
                 }
             }
             differing.extend(listed.map(|entry| ElementKey { set: set.clone(), entry }));
+        }
+        for set in self.unseen(seen)? {
+            let listed = self.ipset.entries(&set)?;
+            differing.extend(listed.into_iter().map(|entry| ElementKey { set: set.clone(), entry }));
         }
         Ok(if differing.is_empty() { Glance::Alike } else { Glance::These(differing) })
     }

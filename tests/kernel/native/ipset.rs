@@ -231,6 +231,30 @@ fn a_scan_finds_an_exchanged_element_that_a_glance_does_not_see() {
 }
 
 #[test]
+fn an_element_that_somebody_adds_to_an_empty_set_of_ours_is_found() {
+    for family in Family::BOTH {
+        in_new(|| {
+            let (set, options, added) = match family {
+                Family::V4 => ("kube-router-svip", "", "203.0.113.1"),
+                Family::V6 => ("inet6:kube-router-svip", "family inet6", "2001:db8::1"),
+            };
+            run(&format!("ipset create {set} hash:ip {options} timeout 0"));
+            run("ipset create foreign hash:ip timeout 0");
+            run("ipset add foreign 203.0.113.1");
+            let mut mirror = elements();
+            settle(&mut mirror, &BTreeMap::new());
+            assert_eq!((mirror.glance(moment()), mirror.scan(moment())), (Vec::new(), Vec::new()));
+            run(&format!("ipset add {set} {added}"));
+            assert_eq!(mirror.scan(moment()), [Drift::Unexpected(format!("{set} {added}"))]);
+            settle(&mut mirror, &BTreeMap::new());
+            assert!(saved(set).1.is_empty());
+            run(&format!("ipset add {set} {added}"));
+            assert_eq!(mirror.glance(moment()), [Drift::Unexpected(format!("{set} {added}"))]);
+        });
+    }
+}
+
+#[test]
 fn a_glance_at_a_set_of_everything_finds_nothing() {
     in_new(|| {
         run("ipset create kube-router-svip hash:net timeout 0");
