@@ -14,7 +14,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use super::Error;
-use super::netlink::{Answer, Attributes, Bus, Messages, Socket};
+use super::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket};
 use crate::net::{Family, Protocol};
 
 /// Flows that were sent to one address and translated to one backend.
@@ -123,23 +123,12 @@ impl Outcome {
 }
 
 fn forget_through(socket: &mut Socket, flows: &BTreeSet<Flows>, outcome: &mut Outcome) {
-    let kind = |flow: &Flows| (Family::from(flow.original_destination.ip()), flow.protocol);
-    let kinds: BTreeSet<(Family, Protocol)> = flows.iter().map(kind).collect();
+    let found = list(flows, outcome, |family, protocol| {
+        socket.dump(&mut listing(family, protocol), |answer| tracked(answer, family, flows))
+    });
     let mut messages = Messages::new();
-    let mut owners = Vec::new();
-    for (family, protocol) in kinds {
-        let found = socket.dump(&mut listing(family, protocol), |answer| tracked(answer, family, flows));
-        match found {
-            Ok(found) => found.iter().for_each(|tracked| {
-                delete(&mut messages, tracked);
-                owners.push(tracked.flow);
-            }),
-            Err(fault) => {
-                let of_kind = flows.iter().filter(|flow| kind(flow) == (family, protocol)).copied();
-                outcome.fail(of_kind, Error::new("list tracked flows", format!("{family} {protocol}"), fault.into()));
-            }
-        }
-    }
+    found.iter().for_each(|tracked| delete(&mut messages, tracked));
+    let owners: Vec<Flows> = found.iter().map(|tracked| tracked.flow).collect();
     match socket.batch(&mut messages) {
         Ok(refusals) => {
             outcome.deleted = owners.len() - refusals.len();
@@ -150,6 +139,29 @@ fn forget_through(socket: &mut Socket, flows: &BTreeSet<Flows>, outcome: &mut Ou
         }
         Err(fault) => outcome.fail(owners, Error::new("forget tracked flows", "", fault.into())),
     }
+}
+
+/// Lists the entries of each family and protocol by `dump`. A kernel that did not answer is not asked for the others: each time
+/// would take as long.
+fn list(
+    flows: &BTreeSet<Flows>,
+    outcome: &mut Outcome,
+    mut dump: impl FnMut(Family, Protocol) -> Result<Vec<Tracked>, Fault>,
+) -> Vec<Tracked> {
+    let kind = |flow: &Flows| (Family::from(flow.original_destination.ip()), flow.protocol);
+    let kinds: BTreeSet<(Family, Protocol)> = flows.iter().map(kind).collect();
+    let (mut found, mut is_silent) = (Vec::new(), false);
+    for (family, protocol) in kinds {
+        match if is_silent { Err(Fault::Lost) } else { dump(family, protocol) } {
+            Ok(listed) => found.extend(listed),
+            Err(fault) => {
+                is_silent |= matches!(fault, Fault::Lost);
+                let of_kind = flows.iter().filter(|flow| kind(flow) == (family, protocol)).copied();
+                outcome.fail(of_kind, Error::new("list tracked flows", format!("{family} {protocol}"), fault.into()));
+            }
+        }
+    }
+    found
 }
 
 impl fmt::Display for Remaining {
@@ -230,6 +242,25 @@ mod tests {
             let answer = Answer { kind: GET, flags: 0, sequence: 1, port: 0, payload: &bytes };
             prop_assert!(tracked(&answer, Family::V4, &BTreeSet::new()).is_none());
             let _ = ends(&Attributes::new(&bytes));
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_answer_is_asked_once_and_one_that_refuses_for_each_family() {
+        let flow = |address: &str| Flows {
+            protocol: Protocol::Udp,
+            original_destination: address.parse().expect("an address and a port"),
+            reply_source: address.parse().expect("an address and a port"),
+        };
+        let flows = BTreeSet::from([flow("10.96.0.1:53"), flow("[2001:db8::1]:53")]);
+        for (fault, times) in [(Fault::Lost, 1), (Fault::Malformed("test"), 2)] {
+            let (mut outcome, mut asked) = (Outcome::default(), 0);
+            let mut fault = Some(fault);
+            list(&flows, &mut outcome, |_, _| {
+                asked += 1;
+                Err(fault.take().unwrap_or(Fault::Malformed("test")))
+            });
+            assert_eq!((outcome.remaining, asked), (flows.clone(), times));
         }
     }
 }

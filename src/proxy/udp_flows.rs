@@ -124,6 +124,9 @@ impl UdpFlows {
             }
             false
         });
+        if self.failing.is_empty() {
+            (self.failures, self.again_at) = (0, None);
+        }
     }
 
     /// Deletes the conntrack entries that are due. `None` if there are none, or the next try is not due yet.
@@ -323,5 +326,19 @@ mod tests {
         let stale = [flow("10.96.0.1:53", "10.244.0.2:53"), flow("10.96.0.2:53", "10.244.0.1:53")];
         assert_eq!(tried, stale);
         assert!(scene.udp.is_settled());
+    }
+
+    #[test]
+    fn a_failure_after_all_others_became_healthy_is_retried_like_a_first_one() {
+        let stubborn = flow("10.96.0.1:53", "10.244.0.1:53");
+        let mut scene = Scene::new(&[stubborn, flow("10.96.0.2:53", "10.244.0.1:53")]);
+        scene.changes("10.96.0.1:53", [&["10.244.0.1:53"], &["10.244.0.2:53"]]);
+        scene.forget(START);
+        scene.forget(FIRST_DELAY);
+        scene.changes("10.96.0.1:53", [&["10.244.0.1:53"], &["10.244.0.1:53"]]);
+        assert!(scene.udp.is_settled(), "the backend came back");
+        scene.changes("10.96.0.2:53", [&["10.244.0.1:53"], &["10.244.0.2:53"]]);
+        scene.forget(LONGEST_DELAY);
+        assert_eq!(scene.udp.retry_at(), Some(scene.begun + LONGEST_DELAY + FIRST_DELAY));
     }
 }
