@@ -10,6 +10,9 @@ use super::audits::Found;
 use super::mirror::{Drift, Reflection};
 use crate::observe::metrics::Registry;
 
+/// Number of changed objects of a kind that are named in the log at once.
+const NAMED: usize = 10;
+
 /// Log and metrics of one subsystem's kinds.
 pub struct Account {
     /// The troubles that were logged, by kind.
@@ -47,8 +50,9 @@ impl Account {
         Ok(account)
     }
 
-    /// Logs and counts the findings of an audit.
+    /// Logs and counts the findings of an audit: of each kind the first ones by name, and how many others there are.
     pub fn found(&self, found: &[Found]) {
+        let mut counts: BTreeMap<&'static str, usize> = BTreeMap::new();
         for Found { kind, drift } in found {
             let (drift, object) = match drift {
                 Drift::Missing(object) => ("missing", object),
@@ -56,7 +60,14 @@ impl Account {
                 Drift::Unexpected(object) => ("unexpected", object),
             };
             self.drift.with_label_values(&[*kind, drift]).inc();
-            warn!(kind, drift, object = %object, "Drift detected; repairing");
+            let count = counts.entry(*kind).or_default();
+            *count += 1;
+            if *count <= NAMED {
+                warn!(kind, drift, object = %object, "Drift detected; repairing");
+            }
+        }
+        for (kind, count) in counts.into_iter().filter(|(_, count)| *count > NAMED) {
+            warn!(kind, objects = count - NAMED, "Drift detected in more objects; repairing");
         }
     }
 
@@ -87,5 +98,44 @@ impl Account {
             self.told.insert(name, error.to_owned());
         }
         Some(format!("{name}: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// The log, as one text.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("nobody panics with it").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_flushed_set_is_ten_lines_and_a_number() {
+        let account = Account::register(&Registry::new("test", "test"), "test").expect("names are registered once");
+        let flushed =
+            (0..50_000).map(|index| Found { kind: "elements", drift: Drift::Missing(format!("set {index}")) });
+        let mut found: Vec<Found> = flushed.collect();
+        found.push(Found { kind: "rules", drift: Drift::Missing("a rule".to_owned()) });
+        let log = Log::default();
+        let out = log.clone();
+        let to_log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || out.clone()).finish();
+        tracing::subscriber::with_default(to_log, || account.found(&found));
+        let log = String::from_utf8(log.0.lock().expect("nobody panics with it").clone()).expect("text");
+        assert_eq!(log.lines().count(), 12, "{} lines", log.lines().count());
+        assert!(log.contains("a rule") && log.contains("49990"), "{log}");
+        assert_eq!(account.drift.with_label_values(&["elements", "missing"]).get(), 50_000);
     }
 }

@@ -5,7 +5,7 @@
 //! to look at they come more rarely, so that all of them together cost no more than one part in [`PART`] of a core: of the
 //! time that a thread spent on looking, not of that for which it waited. The course that has had the least goes first, so
 //! one with little to do never waits for one with much. A look that found something may have taken long for reading
-//! that; it delays none. Whatever is left to find is found by the audit.
+//! that; the first of a pass delays none. Whatever is left to find is found by the audit.
 
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,8 @@ struct Course {
     pass_began: Instant,
     /// It is in the middle of a pass, or at its beginning and due.
     is_under_way: bool,
+    /// The pass has found drift before.
+    found_drift: bool,
     /// Processor time that it has been given, beside the others.
     given: Duration,
 }
@@ -51,7 +53,8 @@ impl Patrol {
     /// So many courses. The first looks come after a period: what is known has just been read.
     pub fn new(now: Instant, courses: usize) -> Patrol {
         let first = now + PERIOD;
-        let course = Course { due_at: first, pass_began: first, is_under_way: false, given: Duration::ZERO };
+        let course =
+            Course { due_at: first, pass_began: first, is_under_way: false, found_drift: false, given: Duration::ZERO };
         Patrol { courses: vec![course; courses], free_at: now, given: Duration::ZERO }
     }
 
@@ -79,15 +82,16 @@ impl Patrol {
 
     /// Records a look of this course.
     pub fn looked(&mut self, course: usize, now: Instant, look: Look) {
-        let pause = if look.found_drift { Duration::ZERO } else { look.took.saturating_mul(PART).min(LONGEST) };
-        self.free_at = now + pause;
         let Some(course) = self.courses.get_mut(course) else { return };
+        let is_first_drift = look.found_drift && !std::mem::replace(&mut course.found_drift, look.found_drift);
+        let pause = if is_first_drift { Duration::ZERO } else { look.took.saturating_mul(PART).min(LONGEST) };
+        self.free_at = now + pause;
         course.given += look.took;
         course.due_at = now;
         if look.finished {
             course.due_at = now.max(course.pass_began + PERIOD);
             course.pass_began = course.due_at;
-            course.is_under_way = false;
+            (course.is_under_way, course.found_drift) = (false, false);
         }
     }
 }
@@ -179,6 +183,19 @@ mod tests {
         patrol.looked(1, now, found(false));
         assert_eq!(patrol.next(now), Some(1), "the pass goes on");
         patrol.looked(1, now, look(Duration::ZERO, true));
+        assert_eq!(patrol.next(now + PERIOD), Some(0));
+    }
+
+    #[test]
+    fn somebody_who_changes_something_all_the_time_cannot_make_looks_cost_more() {
+        let now = Instant::now() + PERIOD;
+        let mut patrol = Patrol::new(now - PERIOD, 1);
+        let found = Look { took: Duration::from_millis(10), found_drift: true, finished: false };
+        assert_eq!(patrol.next(now), Some(0));
+        patrol.looked(0, now, found);
+        assert_eq!(patrol.next(now), Some(0), "the first drift of a pass delays nothing");
+        patrol.looked(0, now, found);
+        assert_eq!(patrol.next(now), None);
         assert_eq!(patrol.next(now + PERIOD), Some(0));
     }
 }
