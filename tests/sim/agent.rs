@@ -15,9 +15,10 @@ use sluice::reconcile::{Found, Moment};
 
 use crate::support::memory::MemoryKernel;
 
-/// The same cluster, as it is known to the service proxy with this authority.
+/// The same cluster, as it is known to the service proxy and to the router with this authority.
 pub fn known(authority: Authority, world: &World) -> World {
-    World { authority: Authorities { proxy: authority, ..Authorities::default() }, ..world.clone() }
+    let authority = Authorities { proxy: authority, router: authority, ..Authorities::default() };
+    World { authority, ..world.clone() }
 }
 
 /// One run of the program.

@@ -378,7 +378,12 @@ impl Walk {
             self.work();
         }
         if self.random.chance(60) {
-            self.start_from(known(Authority::Remembered, &self.remembered));
+            let mut remembered = known(Authority::Remembered, &self.remembered);
+            if self.random.chance(30) {
+                // The last run watched no Node but its own.
+                remembered.authority.router = Authority::Nothing;
+            }
+            self.start_from(remembered);
             self.work();
         }
         if self.random.chance(40) {

@@ -220,9 +220,12 @@ impl Round {
                         return Some(format!("{key} lost {lost} although not everything is known"));
                     }
                 }
-                // One that serves nobody has nothing to lose.
-                let served = |held: &Virtual| !held.destinations.is_empty();
-                (state.virtuals.contains_key(key), self.before.virtuals.get(key).is_some_and(served))
+                // One that serves nobody has nothing to lose, and may get destinations; nothing else of it changes.
+                let now = state.virtuals.get(key);
+                let is_other = |held: &Virtual| {
+                    !held.destinations.is_empty() || now.is_some_and(|now| now.service != held.service)
+                };
+                (now.is_some(), self.before.virtuals.get(key).is_some_and(is_other))
             }
         };
         if !is {
