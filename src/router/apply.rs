@@ -31,8 +31,13 @@ use crate::subsystem::{Kinds, kinds};
 
 use super::desired::{Desired, RouterChanges};
 use super::names::{BRIDGE, Set};
+use super::problem::{About, Problem};
 use super::reachable::Lead;
+use super::rivals::Rival;
 use super::routes::Routes;
+
+/// Maximum number of rivals named at once: each is a log message and an Event.
+const RIVALS: usize = 10;
 
 /// The kinds of kernel objects that the router manages. Implemented on Linux (`linux`) and in memory for tests.
 pub trait Kernel {
@@ -63,6 +68,15 @@ pub trait Kernel {
 pub trait PodRoutes: Target {
     /// Records whether another node has this pod CIDR.
     fn note_pod_range(&mut self, range: IpNet, is_there: bool);
+
+    /// Records the pod CIDRs of our own node: routes to their pods are no rivals, whatever range another node has.
+    fn note_own_ranges(&mut self, _ranges: &[IpNet]) {}
+
+    /// Returns other programs' routes, and routes of links, that take packets away from ours and are not ours to delete, each with
+    /// the pod CIDR of the Node that it is about.
+    fn staying(&self) -> Vec<(IpNet, &Rival)> {
+        Vec::new()
+    }
 
     /// Returns whether another program's route may decide about a pod CIDR.
     fn is_contested(&mut self, range: IpNet) -> bool;
@@ -132,8 +146,12 @@ impl<K: Kernel> Mirrors<K> {
                 self.routes.doubt(RouteKey::new(TABLE_MAIN, *range));
             }
         }
-        changed.routes.iter().for_each(|key| self.routes.mark(key.clone()));
-        self.withdrawn.extend(changed.withdrawn.iter().cloned());
+        for key in &changed.routes {
+            self.withdrawn.remove(key);
+            self.routes.mark(key.clone());
+        }
+        let may_be_there = |key: &&RouteKey| !self.routes.lacks((*key).clone()..=(*key).clone());
+        self.withdrawn.extend(changed.withdrawn.iter().filter(may_be_there).cloned());
         changed.source_rules.iter().for_each(|key| self.source_rules.mark(*key));
     }
 
@@ -154,6 +172,25 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns the number of desired main table routes that the kernel lacks.
     pub fn missing_routes(&self, learned: &Routes) -> usize {
         self.routes.missing(learned.routes(), |key| key.table == TABLE_MAIN)
+    }
+
+    /// Records the pod CIDRs of our own node.
+    pub fn note_own_ranges(&mut self, ranges: &[IpNet]) {
+        self.routes.target().note_own_ranges(ranges);
+    }
+
+    /// Returns the rivals of desired routes that are not ours to delete, as problems; at most ten and one that says that there
+    /// are more.
+    pub fn rivals(&self, learned: &Routes) -> Vec<Problem> {
+        let has_route = |range: IpNet| learned.routes().contains_key(&RouteKey::new(TABLE_MAIN, range));
+        let staying = self.routes.peek().staying().into_iter().filter(|(range, _)| has_route(*range));
+        let problem = |(range, rival): (IpNet, &Rival)| Problem::new(About::PodRange(range), rival.to_string());
+        let mut problems: Vec<Problem> = staying.take(RIVALS + 1).map(problem).collect();
+        if problems.len() > RIVALS {
+            problems.truncate(RIVALS);
+            problems.push(Problem::new(About::OtherNodes, "more routes of others take packets to their pods away"));
+        }
+        problems
     }
 
     /// Runs one round: grows as far as that is allowed, then shrinks.
@@ -185,7 +222,11 @@ impl<K: Kernel> Mirrors<K> {
             self.source_rules.shrink(&desired.source_rules, at);
             // A learned route that is no longer desired was withdrawn: deleting it need not wait for peers.
             let (all, withdrawn) = (leave.routes_are_complete, &self.withdrawn);
-            routes_gone = self.routes.shrink_where(learned.routes(), at, |key, _| all || withdrawn.contains(key)).len();
+            let gone = self.routes.shrink_where(learned.routes(), at, |key, _| all || withdrawn.contains(key));
+            for key in &gone {
+                self.withdrawn.remove(key);
+            }
+            routes_gone = gone.len();
             if all {
                 self.withdrawn.clear();
                 self.shrink_tunnels(learned, at);

@@ -29,6 +29,7 @@ use super::desired::RouterChanges;
 use super::host_files::HostFiles;
 use super::metrics::Metrics;
 use super::plan::{Plan, Unreached};
+use super::problem::Problem;
 use super::reachable::Reachable;
 use super::sessions::{Left, News, Sessions};
 use super::told::ReportedState;
@@ -75,6 +76,8 @@ pub struct Driver<K: Kernel> {
     learned_at: Option<Instant>,
     /// Pod CIDRs of other nodes without a route when last looked at, together with routes that the kernel lacks.
     unreached: Unreached,
+    /// Routes that take packets to pods away and are not ours to delete.
+    rivals: Vec<Problem>,
     moments: Moments,
     reached: bool,
     started: Instant,
@@ -100,6 +103,7 @@ impl<K: Kernel> Driver<K> {
             next_look: now,
             learned_at: None,
             unreached: Unreached::default(),
+            rivals: Vec::new(),
             moments: Moments::since(now),
             reached: false,
             started: now,
@@ -115,6 +119,7 @@ impl<K: Kernel> Driver<K> {
 
     /// Applies a change of the desired state to the speaker, the kernel and files.
     async fn carry_out(&mut self, changed: &RouterChanges) {
+        self.mirrors.note_own_ranges(&self.plan.own().all_pod_cidrs().collect::<Vec<_>>());
         self.mirrors.mark(changed);
         self.files.mark(changed.cni);
         let begun = Instant::now();
@@ -370,10 +375,12 @@ impl<K: Kernel> Subsystem for Driver<K> {
         let trouble = self.files.write(self.plan.desired().cni.as_ref(), standing.authority, standing.now);
         let mut troubles: Vec<String> =
             account.trouble("CNI file", trouble.as_deref().map(|text| (1, text))).into_iter().collect();
+        self.rivals = self.mirrors.rivals(self.plan.routes());
         // The first sync is about what is known; unreachable pods delay nothing else.
         if standing.synced {
             self.look_at_pods(true, standing.now);
             troubles.extend(self.files.problem().map(|problem| problem.to_string()));
+            troubles.extend(self.rivals.iter().map(ToString::to_string));
             troubles.extend(self.unreached.trouble.clone());
             troubles.extend(self.unreached.missing.clone().filter(|_| !self.reached));
         }
@@ -396,7 +403,10 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     fn publish(&mut self, standing: &Standing) -> bool {
-        let problems = self.files.problems(&self.plan.desired().problems);
+        let mut problems = self.files.problems(&self.plan.desired().problems);
+        if !self.rivals.is_empty() {
+            problems.to_mut().extend(self.rivals.iter().cloned());
+        }
         if self.told.problems(&problems) {
             let problems = problems.iter().map(ToString::to_string).collect();
             self.context.report.send_modify(|report| report.problems = problems);

@@ -27,6 +27,8 @@ pub enum About {
     ExternalPeer(IpAddr),
     /// Another node.
     Node(CompactString),
+    /// A pod CIDR of another node.
+    PodRange(ipnet::IpNet),
     /// More other nodes than are named.
     OtherNodes,
     /// An address of a Service.
@@ -54,6 +56,7 @@ impl fmt::Display for About {
             About::Cloud => f.write_str("AWS"),
             About::ExternalPeer(address) => write!(f, "external peer {address}"),
             About::Node(name) => write!(f, "Node {name}"),
+            About::PodRange(range) => write!(f, "pod range {range}"),
             About::OtherNodes => f.write_str("other nodes"),
             About::ServiceAddress(address) => write!(f, "service address {address}"),
             About::CniFile => f.write_str("CNI file"),

@@ -102,6 +102,7 @@ pub struct Foreign {
     pub kind: RouteKind,
     /// `rtm_protocol`: the origin of the route.
     pub protocol: u8,
+    pub next_hops: Arc<[NextHop]>,
     /// The kernel lists it before any of ours with the same key: of such IPv4 routes it uses the first.
     pub is_first: bool,
 }
@@ -136,6 +137,33 @@ impl RouteKey {
             Family::V6 => DEFAULT_METRIC_V6,
         };
         RouteKey { table, destination: destination.trunc(), metric }
+    }
+}
+
+impl fmt::Display for Foreign {
+    /// As `ip route` takes it, for the main table: `10.244.2.0/24 proto 4 metric 0 via 192.0.2.77 dev eth0`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Foreign { key, kind, protocol, next_hops, .. } = self;
+        match kind {
+            RouteKind::Unicast => {}
+            RouteKind::Local => f.write_str("local ")?,
+            // `RTN_*`
+            RouteKind::Other(6) => f.write_str("blackhole ")?,
+            RouteKind::Other(7) => f.write_str("unreachable ")?,
+            RouteKind::Other(8) => f.write_str("prohibit ")?,
+            RouteKind::Other(9) => f.write_str("throw ")?,
+            RouteKind::Other(number) => write!(f, "type {number} ")?,
+        }
+        write!(f, "{} proto {protocol} metric {}", key.destination, key.metric)?;
+        for NextHop { link, gateway } in &**next_hops {
+            f.write_str(if next_hops.len() > 1 { " nexthop" } else { "" })?;
+            if let Some(gateway) = gateway {
+                let family = if gateway.is_ipv6() && key.destination.addr().is_ipv4() { "inet6 " } else { "" };
+                write!(f, " via {family}{gateway}")?;
+            }
+            write!(f, " dev {link}")?;
+        }
+        Ok(())
     }
 }
 

@@ -67,11 +67,6 @@ impl Routes {
         for (family, filter) in filters.into_iter().flat_map(both) {
             for (listed, is_ours) in self.list(family, filter, of_interest)? {
                 let Numbered { key, kind, protocol, source, hops } = listed;
-                if !is_ours {
-                    let is_first = !found.contains_key(&key);
-                    foreign.push(Foreign { key, kind, protocol, is_first });
-                    continue;
-                }
                 let mut next_hops = Vec::with_capacity(hops.len());
                 for hop in hops {
                     // A device that has gone meanwhile took its routes along.
@@ -80,6 +75,11 @@ impl Routes {
                 }
                 let next_hops = known.get(&next_hops[..]).cloned().unwrap_or_else(|| next_hops.into());
                 known.insert(next_hops.clone());
+                if !is_ours {
+                    let is_first = !found.contains_key(&key);
+                    foreign.push(Foreign { key, kind, protocol, next_hops, is_first });
+                    continue;
+                }
                 // Of IPv4 routes with the same key the kernel uses the one that it lists first.
                 found.entry(key).or_insert(Route { kind, protocol, source, next_hops });
             }

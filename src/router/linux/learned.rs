@@ -2,7 +2,8 @@
 //!
 //! Ours by their protocol, like all others. In the main table another program's route may lead to the same pods: flannel's, or
 //! a manually added one. One to the pod CIDR of a known Node makes way (`router/rivals.rs`); to any other destination it stays,
-//! and where it occupies the key of ours, ours is refused.
+//! and where it occupies the key of ours, ours is refused. A rival that is not ours to delete and beside which ours is written is
+//! no failed step: it is told by [`PodRoutes::staying`].
 //!
 //! One listing of the main table finds all rivals. A change of few routes asks the kernel for the deciding route of each, and
 //! lists the table only where that is not ours.
@@ -28,16 +29,20 @@ pub struct Learned {
     lookup: Lookup,
     /// The pod CIDRs of other nodes. The monitor listens for other programs' routes to them.
     pod_ranges: watch::Sender<Prefixes>,
+    /// The pod CIDRs of our own node.
+    own_ranges: Prefixes,
     /// The rivals found by the last listing that are still there, by pod CIDR.
     rivals: BTreeMap<IpNet, Vec<Rival>>,
-    /// Pod CIDRs for which a replaced route has been logged.
-    said: BTreeSet<IpNet>,
+    /// Replaced routes that have been logged, by pod CIDR.
+    said: BTreeMap<IpNet, BTreeSet<String>>,
 }
 
 /// `RTN_UNSPEC`: the kind of a route of ours that does not decide, as read. So it differs from the desired one.
 const OUTDONE: RouteKind = RouteKind::Other(0);
 /// Maximum number of routes whose deciding route is looked up; for more the table is listed.
 const LOOKED_UP: usize = 64;
+/// Maximum number of replaced routes logged for one pod CIDR.
+const SAID: usize = 16;
 
 impl Learned {
     /// Opens sockets in the network namespace of the calling thread. `pod_ranges` is kept up to date.
@@ -46,8 +51,9 @@ impl Learned {
             routes: Routes::open(Ownership::Protocols(learned_routes().to_vec()))?,
             lookup: Lookup::open()?,
             pod_ranges,
+            own_ranges: Prefixes::default(),
             rivals: BTreeMap::new(),
-            said: BTreeSet::new(),
+            said: BTreeMap::new(),
         })
     }
 
@@ -61,7 +67,8 @@ impl Learned {
         matches!(found, Ok(Some((found, PROTOCOL))) if found == *key)
     }
 
-    /// Makes way for our routes to pods among the steps. Those that do not decide have failed.
+    /// Makes way for our routes to pods among the steps. Those have failed that could not be written, or beside which a route
+    /// stays that had to go.
     fn prevail(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Route>], failures: &mut BTreeMap<usize, Error>) {
         let to_pods = steps.iter().enumerate().filter(|(index, step)| {
             step.want.is_some() && self.is_to_pods(step.key) && failures.get(index).is_none_or(Error::is_exists)
@@ -78,18 +85,21 @@ impl Learned {
         }
         for (index, step) in to_pods {
             let rivals = self.rivals.remove(&step.key.destination).unwrap_or_default();
-            let (left, refused) = match failures.remove(&index) {
-                None => (self.delete(phase, rivals), None),
+            let outdone = |why: String| Error::new("use route", step.key.to_string(), Cause::Rival(why));
+            let (left, error) = match failures.remove(&index) {
+                None => self.delete(phase, rivals),
                 Some(error) => match self.replace(phase, step, rivals) {
-                    Ok(others) => (self.delete(phase, others), None),
-                    Err(all) => (all.into_iter().map(|rival| (rival.to_string(), rival)).collect(), Some(error)),
+                    Ok(others) => self.delete(phase, others),
+                    Err(all) => {
+                        let why = all.first().map(|rival| outdone(rival.to_string()));
+                        failures.insert(index, why.unwrap_or(error));
+                        (all, None)
+                    }
                 },
             };
-            let outdone =
-                left.first().map(|(why, _)| Error::new("use route", step.key.to_string(), Cause::Rival(why.clone())));
-            failures.extend(outdone.or(refused).map(|error| (index, error)));
+            failures.extend(error.map(|why| (index, outdone(why))));
             if !left.is_empty() {
-                self.rivals.insert(step.key.destination, left.into_iter().map(|(_, rival)| rival).collect());
+                self.rivals.insert(step.key.destination, left);
             }
         }
     }
@@ -111,17 +121,18 @@ impl Learned {
         if is_of_a_link || !self.routes.apply(phase, &[replaces]).is_empty() {
             return Err(in_place.into_iter().chain(others).collect());
         }
-        self.say(step.key.destination, in_place.first().map(|rival| rival.route.protocol));
+        // Without a listing nothing more is known of it.
+        let replaced = in_place.first().map_or_else(|| step.key.to_string(), |rival| rival.route.to_string());
+        self.say(step.key.destination, replaced);
         Ok(others)
     }
 
-    /// Deletes those rivals that make way. Returns the others, each with the reason.
-    fn delete(&mut self, phase: Phase, rivals: Vec<Rival>) -> Vec<(String, Rival)> {
-        let mut left = Vec::new();
+    /// Deletes those rivals that make way. Returns the others, and why the first of those that should have gone stays.
+    fn delete(&mut self, phase: Phase, rivals: Vec<Rival>) -> (Vec<Rival>, Option<String>) {
+        let (mut left, mut error) = (Vec::new(), None);
         for rival in rivals {
             if rival.claim != Claim::Same {
-                let why = rival.to_string();
-                left.push((why, rival));
+                left.push(rival);
                 continue;
             }
             let route =
@@ -129,18 +140,21 @@ impl Learned {
             let step = Step { key: &rival.route.key, have: Some(&route), want: None };
             match self.routes.apply(phase, &[step]).pop() {
                 Some(failure) if !failure.error.is_absent() => {
-                    let why = format!("{rival}, and stays: {}", failure.error);
-                    left.push((why, rival));
+                    error.get_or_insert_with(|| format!("{rival}, and stays: {}", failure.error));
+                    left.push(rival);
                 }
-                _ => self.say(rival.route.key.destination, Some(rival.route.protocol)),
+                _ => self.say(rival.route.key.destination, rival.route.to_string()),
             }
         }
-        left
+        (left, error)
     }
 
-    fn say(&mut self, range: IpNet, protocol: Option<u8>) {
-        if self.said.insert(range) {
-            warn!(%range, protocol, "Foreign route to the pod CIDR of a Node replaced");
+    /// Logs once that a route was replaced or deleted, with all that is needed to put it back.
+    fn say(&mut self, range: IpNet, route: String) {
+        let said = self.said.entry(range).or_default();
+        if said.len() < SAID && !said.contains(&route) {
+            warn!(route, "Foreign route to the pod CIDR of a Node replaced");
+            said.insert(route);
         }
     }
 }
@@ -154,6 +168,23 @@ impl PodRoutes for Learned {
             self.rivals.remove(&range);
             self.said.remove(&range);
         }
+    }
+
+    fn note_own_ranges(&mut self, ranges: &[IpNet]) {
+        self.own_ranges = Prefixes::default();
+        for range in ranges {
+            self.own_ranges.insert(*range);
+        }
+        let own = &self.own_ranges;
+        self.rivals.retain(|_, rivals| {
+            rivals.retain(|rival| own.around(rival.route.key.destination).is_none());
+            !rivals.is_empty()
+        });
+    }
+
+    fn staying(&self) -> Vec<(IpNet, &Rival)> {
+        let all = self.rivals.iter().flat_map(|(range, rivals)| rivals.iter().map(|rival| (*range, rival)));
+        all.filter(|(_, rival)| rival.claim != Claim::Same).collect()
     }
 
     fn is_contested(&mut self, range: IpNet) -> bool {
@@ -181,8 +212,10 @@ impl Target for Learned {
             return self.routes.read();
         }
         let (mut found, foreign) = self.routes.read_beside(&|destination| ranges.around(destination).is_some())?;
-        self.rivals = rivals(&ranges, foreign);
-        for range in self.rivals.keys() {
+        self.rivals = rivals(&ranges, &self.own_ranges, foreign);
+        // Beside the others nothing remains to be done.
+        let has_to_go = |rivals: &Vec<Rival>| rivals.iter().any(|rival| rival.claim == Claim::Same);
+        for (range, _) in self.rivals.iter().filter(|(_, rivals)| has_to_go(rivals)) {
             if let Some(route) = found.get_mut(&RouteKey::new(TABLE_MAIN, *range)) {
                 route.kind = OUTDONE;
             }
