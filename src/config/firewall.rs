@@ -1,5 +1,6 @@
 //! Configuration of the firewall.
 
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct FirewallConfig {
     pub service_cluster_ip_ranges: Vec<IpNet>,
     /// `--service-external-ip-range`.
     pub external_ip_ranges: Vec<IpNet>,
+    /// `--strict-external-ip-validation`: the service proxy serves external addresses of these ranges alone.
+    pub strict_external_ip_validation: bool,
     /// `--loadbalancer-ip-range`.
     pub load_balancer_ip_ranges: Vec<IpNet>,
     /// `--service-node-port-range`: the first and the last node port.
@@ -28,6 +31,22 @@ pub struct FirewallConfig {
 }
 
 impl FirewallConfig {
+    /// Returns whether an entry of `spec.externalIPs` may be served. One that is a cluster IP never is: that belongs to
+    /// another Service, whoever names it.
+    pub fn may_serve_external_ip(&self, address: IpAddr) -> bool {
+        self.may_serve(address, &self.external_ip_ranges)
+    }
+
+    /// The same for a load balancer address.
+    pub fn may_serve_load_balancer_ip(&self, address: IpAddr) -> bool {
+        self.may_serve(address, &self.load_balancer_ip_ranges)
+    }
+
+    fn may_serve(&self, address: IpAddr, ranges: &[IpNet]) -> bool {
+        let within = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&address));
+        !within(&self.service_cluster_ip_ranges) && (!self.strict_external_ip_validation || within(ranges))
+    }
+
     /// Reads and checks the firewall's flags, which is done even when it does not run. The ranges of Services are
     /// those of the service proxy, whose flags are read before.
     pub(super) fn from_flags(flags: &Flags, proxy: &ProxyConfig, mistakes: &mut Mistakes) -> FirewallConfig {
@@ -36,6 +55,7 @@ impl FirewallConfig {
             default_deny: flags.netpol_default_deny,
             service_cluster_ip_ranges: proxy.ranges.cluster_ips.clone(),
             external_ip_ranges: proxy.ranges.external_ips.clone(),
+            strict_external_ip_validation: proxy.ranges.strict,
             load_balancer_ip_ranges: proxy.ranges.load_balancer_ips.clone(),
             service_node_port_range: proxy.service_node_port_range.clone(),
         }

@@ -143,7 +143,7 @@ impl FromStr for End {
 pub fn answers(known: Known<'_>, question: &Question) -> Result<Vec<Answer>, Unanswerable> {
     let Known { world, config, .. } = known;
     let mut host_endpoints = HostEndpoints::default();
-    host_endpoints.update(world);
+    host_endpoints.update(world, config);
     let (from, to) = (addresses(world, &question.from)?, addresses(world, &question.to)?);
     let first = |addresses: &[IpAddr], family| addresses.iter().copied().find(|ip| Family::from(*ip) == family);
     let pairs = Family::BOTH.into_iter().filter_map(|family| Some((first(&from, family)?, first(&to, family)?)));
@@ -481,6 +481,7 @@ mod tests {
             sync_period: std::time::Duration::from_secs(300),
             default_deny: true,
             service_cluster_ip_ranges: ranges("10.96.0.0/12"),
+            strict_external_ip_validation: true,
             external_ip_ranges: ranges("203.0.113.128/25"),
             load_balancer_ip_ranges: Vec::new(),
             service_node_port_range: 30000..=32767,

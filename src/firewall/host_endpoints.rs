@@ -20,13 +20,16 @@
 //! fails at times is what users would see.
 //!
 //! On the safe side: an endpoint counts whatever its conditions and whatever the traffic policies of its Service say,
-//! so that an endpoint that becomes ready finds the rules in place. Addresses count whether they are served or not:
-//! INPUT only sees packets to addresses of this node.
+//! so that an endpoint that becomes ready finds the rules in place.
+//!
+//! External and load balancer addresses count only where the service proxy may serve them (the ranges of the flags, and
+//! never a cluster IP): else whoever may write a Service could cut pods off from a Service of others by naming its address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::config::FirewallConfig;
 use crate::model::{Endpoints, ObjectName, Service, ServicePort, Table, World};
 use crate::net::{Family, Protocol};
 
@@ -67,7 +70,7 @@ type Part = BTreeSet<(HostEndpoint, Entrance)>;
 
 impl HostEndpoints {
     /// Updates from a newer World; returns the host endpoints that came, went, or have other entrances.
-    pub fn update(&mut self, world: &World) -> BTreeSet<HostEndpoint> {
+    pub fn update(&mut self, world: &World, config: &FirewallConfig) -> BTreeSet<HostEndpoint> {
         let own: BTreeSet<IpAddr> = world.host.addresses.iter().map(|own| own.address).collect();
         let (services, endpoints) = (&world.cluster.services, &world.cluster.endpoints);
         let dirty: BTreeSet<ObjectName> = if own == self.own {
@@ -82,7 +85,7 @@ impl HostEndpoints {
         self.endpoints = endpoints.clone();
         let mut changed = BTreeSet::new();
         for name in dirty {
-            self.update_service(&name, &mut changed);
+            self.update_service(&name, config, &mut changed);
         }
         changed
     }
@@ -110,9 +113,9 @@ impl HostEndpoints {
         self.own.contains(&address)
     }
 
-    fn update_service(&mut self, name: &ObjectName, changed: &mut BTreeSet<HostEndpoint>) {
+    fn update_service(&mut self, name: &ObjectName, config: &FirewallConfig, changed: &mut BTreeSet<HostEndpoint>) {
         let known = self.services.get(name).zip(self.endpoints.get(name));
-        let part = known.map(|(service, endpoints)| self.part(service, endpoints)).unwrap_or_default();
+        let part = known.map(|(service, endpoints)| self.part(service, endpoints, config)).unwrap_or_default();
         let before = match part.is_empty() {
             true => self.parts.remove(name),
             false => self.parts.insert(name.clone(), part.clone()),
@@ -136,7 +139,7 @@ impl HostEndpoints {
     }
 
     /// Returns the host endpoints of a Service with its entrances.
-    fn part(&self, service: &Service, endpoints: &Endpoints) -> Part {
+    fn part(&self, service: &Service, endpoints: &Endpoints, config: &FirewallConfig) -> Part {
         let mut part = Part::new();
         for slice in endpoints.slices.values() {
             let here: BTreeSet<IpAddr> =
@@ -148,8 +151,10 @@ impl HostEndpoints {
                 let is_its = |port: &&ServicePort| port.name == target.name && port.protocol == target.protocol;
                 for port in service.ports.iter().filter(is_its) {
                     let node_port = port.node_port.into_iter().flat_map(|number| self.at(slice.family, number));
-                    let entrances: Vec<Entrance> =
-                        at_services(service, slice.family, port.port).chain(node_port).collect();
+                    let at_services =
+                        addresses(service, config).filter(|address| Family::from(*address) == slice.family);
+                    let at_services = at_services.map(|address| Entrance { address, port: port.port });
+                    let entrances: Vec<Entrance> = at_services.chain(node_port).collect();
                     for address in &here {
                         let endpoint = HostEndpoint { address: *address, protocol: target.protocol, port: target.port };
                         part.extend(entrances.iter().map(|entrance| (endpoint, *entrance)));
@@ -183,17 +188,19 @@ impl fmt::Display for HostEndpoint {
     }
 }
 
-/// Returns the entrances of a port at the addresses of its Service.
-fn at_services(service: &Service, family: Family, port: u16) -> impl Iterator<Item = Entrance> {
-    let balanced = service.load_balancer.iter().map(|one| one.address);
-    let fixed = service.cluster_ips.iter().chain(&service.external_ips).copied();
-    let all = fixed.chain(balanced).filter(move |address| Family::from(*address) == family);
-    all.map(move |address| Entrance { address, port })
+/// Returns the addresses of a Service that the service proxy may serve.
+fn addresses<'a>(service: &'a Service, config: &'a FirewallConfig) -> impl Iterator<Item = IpAddr> + 'a {
+    let external = service.external_ips.iter().copied().filter(|address| config.may_serve_external_ip(*address));
+    let wanted = !service.annotations.skip_load_balancer_ips;
+    let direct = service.load_balancer.iter().filter(move |one| wanted && !one.through_balancer);
+    let balanced = direct.map(|one| one.address).filter(|address| config.may_serve_load_balancer_ip(*address));
+    service.cluster_ips.iter().copied().chain(external).chain(balanced)
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
     use crate::firewall::given::{address, object};
@@ -239,6 +246,20 @@ mod tests {
         world
     }
 
+    /// External addresses of 203.0.113.0/29 are served, load balancer addresses of all ranges but those of cluster IPs.
+    fn config() -> FirewallConfig {
+        let ranges = |text: &str| vec![text.parse().expect("a range")];
+        FirewallConfig {
+            service_cluster_ip_ranges: ranges("10.96.0.0/12"),
+            external_ip_ranges: ranges("203.0.113.0/29"),
+            strict_external_ip_validation: true,
+            load_balancer_ip_ranges: ranges("0.0.0.0/0"),
+            sync_period: Duration::from_secs(300),
+            default_deny: false,
+            service_node_port_range: 30000..=32767,
+        }
+    }
+
     fn found(all: &HostEndpoints) -> Vec<String> {
         let entrances = |endpoint: &HostEndpoint| -> Vec<String> {
             all.entrances(endpoint).map(|one| SocketAddr::new(one.address, one.port).to_string()).collect()
@@ -251,10 +272,14 @@ mod tests {
     #[test]
     fn an_endpoint_on_this_node_is_found_at_all_addresses_of_its_service_in_its_family() {
         let mut all = HostEndpoints::default();
-        all.update(&world(&["192.0.2.11", "2001:db8:2::11"], slice(&["192.0.2.11", "192.0.2.12"], Conditions::READY)));
+        all.update(
+            &world(&["192.0.2.11", "2001:db8:2::11"], slice(&["192.0.2.11", "192.0.2.12"], Conditions::READY)),
+            &config(),
+        );
         assert_eq!(found(&all), [SERVED]);
         let not_ready = Conditions { ready: false, serving: false, terminating: false };
-        let changed = all.update(&world(&["192.0.2.11", "2001:db8:2::11"], slice(&["192.0.2.11"], not_ready)));
+        let changed =
+            all.update(&world(&["192.0.2.11", "2001:db8:2::11"], slice(&["192.0.2.11"], not_ready)), &config());
         assert!(found(&all) == [SERVED] && changed.is_empty(), "whether it is ready does not count");
     }
 
@@ -262,13 +287,34 @@ mod tests {
     fn endpoints_of_other_nodes_are_not_found_and_those_that_leave_are_gone() {
         let mut all = HostEndpoints::default();
         let here = world(&["192.0.2.11"], slice(&["192.0.2.11"], Conditions::READY));
-        assert_eq!(all.update(&here).len(), 1);
-        assert_eq!(all.update(&here).len(), 0);
+        assert_eq!(all.update(&here, &config()).len(), 1);
+        assert_eq!(all.update(&here, &config()).len(), 0);
         let elsewhere = world(&["192.0.2.11"], slice(&["192.0.2.12"], Conditions::READY));
-        assert_eq!((all.update(&elsewhere).len(), found(&all).len()), (1, 0));
-        assert_eq!((all.update(&here).len(), found(&all).len()), (1, 1));
+        assert_eq!((all.update(&elsewhere, &config()).len(), found(&all).len()), (1, 0));
+        assert_eq!((all.update(&here, &config()).len(), found(&all).len()), (1, 1));
         let moved = world(&["192.0.2.99"], slice(&["192.0.2.11"], Conditions::READY));
-        assert_eq!((all.update(&moved).len(), found(&all).len()), (1, 0), "the address is no longer this host's");
+        assert_eq!(
+            (all.update(&moved, &config()).len(), found(&all).len()),
+            (1, 0),
+            "the address is no longer this host's"
+        );
+    }
+
+    #[test]
+    fn addresses_that_the_service_proxy_refuses_close_nothing() {
+        let mut world = world(&["192.0.2.11"], slice(&["192.0.2.11"], Conditions::READY));
+        let through_proxy = LoadBalancerAddress { address: address("203.0.113.3"), through_balancer: true };
+        let of_another = LoadBalancerAddress { address: address("10.96.0.10"), through_balancer: false };
+        let tenants = Service {
+            // Another Service's cluster IP, and an address outside the ranges.
+            external_ips: vec![address("10.96.0.10"), address("198.51.100.1")],
+            load_balancer: vec![through_proxy, of_another],
+            ..service()
+        };
+        world.cluster.services.insert(object("shop/web"), tenants);
+        let mut all = HostEndpoints::default();
+        all.update(&world, &config());
+        assert_eq!(found(&all), ["192.0.2.11:6443/tcp at 10.96.0.1:443 192.0.2.11:30443"]);
     }
 
     #[test]
@@ -277,12 +323,12 @@ mod tests {
         let mut both = world(&["192.0.2.11"], slice(&["192.0.2.11"], Conditions::READY));
         both.cluster.services.insert(object("shop/other"), service());
         both.cluster.endpoints.insert(object("shop/other"), slice(&["192.0.2.11"], Conditions::READY));
-        all.update(&both);
+        all.update(&both, &config());
         both.cluster.services.remove(&object("shop/web"));
-        all.update(&both);
+        all.update(&both, &config());
         assert_eq!(found(&all), [SERVED]);
         both.cluster.endpoints.remove(&object("shop/other"));
-        all.update(&both);
+        all.update(&both, &config());
         assert!(found(&all).is_empty() && all.parts.is_empty());
     }
 }

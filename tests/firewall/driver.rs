@@ -268,6 +268,7 @@ fn with_kernel(
         sync_period: Duration::from_secs(300),
         default_deny,
         service_cluster_ip_ranges: Vec::new(),
+        strict_external_ip_validation: false,
         external_ip_ranges: Vec::new(),
         load_balancer_ip_ranges: Vec::new(),
         service_node_port_range: 30000..=32767,

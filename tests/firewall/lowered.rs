@@ -35,6 +35,7 @@ fn config(default_deny: bool) -> Arc<FirewallConfig> {
         sync_period: Duration::from_secs(300),
         default_deny,
         service_cluster_ip_ranges: vec!["10.96.0.0/12".parse().unwrap(), "fd00:10:96::/108".parse().unwrap()],
+        strict_external_ip_validation: false,
         external_ip_ranges: range("203.0.113.128/25"),
         load_balancer_ip_ranges: Vec::new(),
         service_node_port_range: 30000..=32767,
@@ -217,6 +218,7 @@ fn exemptions_that_a_changed_flag_takes_away_are_not_wanted_any_more() {
     let wide = inputs((*config(false)).clone());
     let narrow = inputs(FirewallConfig {
         service_cluster_ip_ranges: vec!["10.112.0.0/12".parse().unwrap()],
+        strict_external_ip_validation: false,
         external_ip_ranges: Vec::new(),
         service_node_port_range: 31000..=31999,
         ..(*config(false)).clone()

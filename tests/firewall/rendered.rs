@@ -46,6 +46,7 @@ fn config() -> FirewallConfig {
         sync_period: Duration::from_secs(300),
         default_deny: true,
         service_cluster_ip_ranges: [range("10.96.0.0/12"), range("fd00:10:96::/108")].concat(),
+        strict_external_ip_validation: false,
         external_ip_ranges: range("203.0.113.128/25"),
         load_balancer_ip_ranges: range("2001:db8:9::/64"),
         service_node_port_range: 30000..=32767,

@@ -263,6 +263,7 @@ impl<'r> Walk<'r> {
             service_cluster_ip_ranges: ["10.96.0.0/12", "fd00:10:96::/108"]
                 .map(|range| range.parse().expect("a range"))
                 .into(),
+            strict_external_ip_validation: false,
             external_ip_ranges: vec!["203.0.113.128/25".parse().expect("a range")],
             load_balancer_ip_ranges: Vec::new(),
             service_node_port_range: 30000..=32767,

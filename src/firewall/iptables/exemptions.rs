@@ -75,6 +75,7 @@ mod tests {
             sync_period: Duration::from_secs(300),
             default_deny: false,
             service_cluster_ip_ranges: range("10.96.0.0/12"),
+            strict_external_ip_validation: true,
             external_ip_ranges: range("203.0.113.0/24"),
             load_balancer_ip_ranges: range("203.0.113.0/24"),
             service_node_port_range: 30000..=32767,

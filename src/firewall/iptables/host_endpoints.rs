@@ -25,6 +25,7 @@ use std::net::IpAddr;
 
 use compact_str::CompactString;
 
+use crate::config::FirewallConfig;
 use crate::kernel::ipset::{ElementKey, Entry, SetName};
 use crate::kernel::iptables::rule::{SetSides, States};
 use crate::kernel::iptables::{Match, Rule, Rules, Verdict};
@@ -63,8 +64,14 @@ pub struct DenialChanges {
 
 impl Denials {
     /// Updates from changes of the rule set and of the World.
-    pub fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::RuleSetChanges) -> DenialChanges {
-        let mut told = DenialChanges { endpoints: self.endpoints.update(world), pods: BTreeSet::new() };
+    pub fn update(
+        &mut self,
+        rules: &RuleSet,
+        world: &World,
+        changed: &plan::RuleSetChanges,
+        config: &FirewallConfig,
+    ) -> DenialChanges {
+        let mut told = DenialChanges { endpoints: self.endpoints.update(world, config), pods: BTreeSet::new() };
         // A peer at an address of this host is odd, and decides about endpoints there all the same.
         let peers_turn = changed.elements.iter().any(|(_, element)| self.endpoints.is_own(element.address()));
         let asked: BTreeSet<ObjectName> = if self.note_endpoints(&told.endpoints) || peers_turn {

@@ -95,7 +95,7 @@ impl Lowering {
         if is_first {
             self.lower_fixed(&mut told);
         }
-        let denied = self.denials.update(rules, world, changed);
+        let denied = self.denials.update(rules, world, changed, &self.config);
         self.lower_denials(rules, &denied, is_first || !changed.pods.is_empty(), &mut told);
         self.lower_certainty(host_endpoints::unsure(rules, world), &mut told);
         let settings = settings::settings(bridges::has_pod_bridge(rules, world));

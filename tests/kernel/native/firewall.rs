@@ -182,6 +182,7 @@ pub fn config(default_deny: bool) -> Arc<FirewallConfig> {
         sync_period: Duration::from_secs(300),
         default_deny,
         service_cluster_ip_ranges: vec!["10.96.0.0/12".parse().unwrap(), "fd00:10:96::/108".parse().unwrap()],
+        strict_external_ip_validation: false,
         external_ip_ranges: Vec::new(),
         load_balancer_ip_ranges: Vec::new(),
         service_node_port_range: 30000..=32767,
