@@ -17,6 +17,7 @@ mod again;
 mod dialling;
 mod excess;
 mod neighbour;
+mod rest;
 mod restarting;
 #[cfg(test)]
 mod tests;
@@ -223,12 +224,6 @@ impl Speaker {
         self.rib.shown_to(id, prefix)
     }
 
-    /// Returns whether a connection carries an established session, and no part of a message has been received on it.
-    pub fn is_at_rest(&self, link: LinkId, now: Instant) -> bool {
-        let neighbour = self.links.get(&link).and_then(|address| self.neighbours.get(address));
-        neighbour.is_some_and(|neighbour| neighbour.peer.is_at_rest(link, now))
-    }
-
     /// Returns whether the local restart is still in progress.
     pub fn is_restarting(&self) -> bool {
         self.restart.is_some()
@@ -383,7 +378,7 @@ impl Speaker {
 
     fn event(&mut self, at: Moment, address: IpAddr, event: Event) {
         if let Some(neighbour) = self.neighbours.get_mut(&address) {
-            neighbour.peer.spread_dials(self.unanswering.spread());
+            neighbour.peer.spread_dials(self.unanswering.spread(neighbour.silent_since(), at.now));
             let effects = neighbour.peer.step(at, event);
             self.take(at, address, effects);
             self.set_timer(address);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use sluice::bgp::driver::{Event, Refusal, Subject};
-use sluice::bgp::message::{Attributes, Notification, Reason};
+use sluice::bgp::message::{self, Attributes, Message, Notification, Reason};
 use sluice::bgp::session::State;
 use sluice::bgp::speaker::{Fact, Neighbour, Order};
 use sluice::bgp::transport::{Password, TimeToLive};
@@ -17,6 +17,7 @@ use crate::cell::{Cell, Daemon, OURS};
 use crate::ground::{Host, Topology, eventually, with_hosts};
 use crate::namespace::run;
 use crate::ours::{Ours, plain, wanted};
+use crate::raw::{IN, Raw};
 
 /// The cell that the routes of such sessions are described by; who the others are does not count.
 fn inside() -> Cell {
@@ -323,6 +324,13 @@ fn a_session_at_rest_stays_and_hears_what_is_said_then() {
         let session =
             |ours: &Ours| ours.of(them, |neighbour| (neighbour.peer().session(), neighbour.peer().received()[4]));
         let (begun, _) = session(&one);
+        let unread = || one_unread(&hosts[0]);
+        eventually("that a KEEPALIVE stays unread", &true, || {
+            unread() && {
+                std::thread::sleep(Duration::from_millis(100));
+                unread()
+            }
+        });
         // Long enough for the hold timer to expire several times.
         eventually("that keepalives are read", &true, || session(&one).1 > 12);
         assert_eq!(session(&one).0, begun, "the same session");
@@ -332,6 +340,44 @@ fn a_session_at_rest_stays_and_hears_what_is_said_then() {
         run("ip link set to-2 nomaster");
         other.kill();
         eventually("that the silence is noticed", &true, || session(&one).0.is_none());
+    });
+}
+
+/// Whether a KEEPALIVE alone lies in the socket of a connection of this host.
+fn one_unread(host: &Host) -> bool {
+    // The state, and the lengths of both queues (proc_net_tcp.rst of the kernel).
+    let text = host.inside(|| std::fs::read_to_string("/proc/thread-self/net/tcp")).expect("connections");
+    let fields = |line: &str| line.split_whitespace().skip(3).take(2).map(str::to_owned).collect::<Vec<_>>();
+    text.lines().map(fields).any(|fields| fields[0] == "01" && fields[1].ends_with(":00000013"))
+}
+
+#[test]
+fn a_neighbour_that_says_a_keepalive_late_but_in_time_keeps_its_session() {
+    with_hosts(2, Topology::Link, |hosts| {
+        const HOLD: u16 = 6;
+        let ours = Ours::start(&hosts[0], 65001, false);
+        let mut wanted = plain(&hosts[0], &hosts[1]);
+        (wanted.settings.hold_time, wanted.settings.passive) = (HOLD, true);
+        ours.want(wanted);
+        let mut raw = Raw::session(&hosts[1], &hosts[0], IN);
+        let them = hosts[1].address(Family::V4);
+        let begun = ours.of(them, |neighbour| neighbour.peer().session());
+        // Ours come after a quarter to a third of the hold time.
+        let keepalive = |raw: &mut Raw| while raw.hear().expect("the session stands") != Message::Keepalive {};
+        for _ in 0..3 {
+            keepalive(&mut raw);
+            raw.say(&message::keepalive());
+        }
+        for _ in 0..2 {
+            keepalive(&mut raw);
+            // The next one of ours finds what is said now, the one after it nothing.
+            std::thread::sleep(Duration::from_secs(u64::from(HOLD)) / 10);
+            raw.say(&message::keepalive());
+            (0..3).for_each(|_| keepalive(&mut raw));
+            raw.say(&message::keepalive());
+        }
+        keepalive(&mut raw);
+        assert_eq!(ours.of(them, |neighbour| neighbour.peer().session()), begun, "the same session");
     });
 }
 

@@ -14,6 +14,7 @@
 mod apply;
 mod news;
 mod outbox;
+mod rest;
 mod serve;
 
 use std::collections::BTreeSet;
@@ -284,6 +285,7 @@ impl Driver {
     fn finish_turn(&mut self) {
         let now = Instant::now();
         if self.speaker.deadline().is_some_and(|deadline| deadline <= now) {
+            self.read_silent(now);
             self.step(Input::Tick);
         }
         for link in std::mem::take(&mut self.kept_alive) {
@@ -381,25 +383,6 @@ impl Driver {
         if self.links.is_resting(link) && !self.speaker.is_at_rest(link, Instant::now()) {
             self.links.set_resting(link, false);
         }
-    }
-
-    /// Reads a resting connection after a KEEPALIVE of ours. One that has received nothing since the last time is watched
-    /// closely from now on, so that its hold timer is exact; one without a message on its way begins to rest.
-    fn look_at_rest(&mut self, link: LinkId) {
-        if !self.links.is_resting(link) {
-            self.links.set_resting(link, self.speaker.is_at_rest(link, Instant::now()));
-            return;
-        }
-        let Some((bytes, age)) = self.links.read_resting(link, &mut self.buffer) else {
-            self.links.set_resting(link, false);
-            return;
-        };
-        let mut at = self.moment();
-        if bytes == SHORTEST {
-            // The hold timer counts from its arrival.
-            at.now = at.now.checked_sub(age).unwrap_or(at.now);
-        }
-        self.receive(at, link, bytes);
     }
 
     fn dialled(&mut self, address: IpAddr, result: Result<TcpStream, Error>) {

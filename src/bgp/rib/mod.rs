@@ -205,9 +205,11 @@ impl Rib {
         }
     }
 
-    /// Neighbour to refuse because all sets of attributes together are too large: the one with the most.
+    /// Neighbour to refuse because all sets of attributes together are too large: the one with the most. `None` where
+    /// those of our own routes alone are too large.
     pub fn excess(&mut self) -> Option<PeerId> {
-        self.interned.exceed(self.rules.bounds.attributes).then(|| self.table.heaviest()).flatten()
+        let most = self.rules.bounds.attributes;
+        self.interned.exceed(most).then(|| self.table.heaviest(most)).flatten()
     }
 
     /// Limits in force.

@@ -227,12 +227,21 @@ impl Table {
         self.long_sets.get(&source).map_or(0, LongSets::bytes)
     }
 
-    /// Neighbour whose routes have the largest sets of attributes in total, each set shared evenly by those who hold it.
-    pub fn heaviest(&self) -> Option<PeerId> {
-        let share = |set: &Arc<Attributes>| set.weight() / Arc::strong_count(set).max(1);
-        let mut weights: BTreeMap<PeerId, usize> = BTreeMap::new();
-        for path in self.paths.values().flatten().filter(|path| !path.source.is_local()) {
-            *weights.entry(path.source).or_default() += share(&path.received) + path.used.as_ref().map_or(0, share);
+    /// Neighbour whose routes have the largest sets of attributes in total, each set shared evenly by the routes that refer
+    /// to it. `None` where the sets of our own routes alone exceed `most` bytes: no neighbour is at fault.
+    pub fn heaviest(&self, most: usize) -> Option<PeerId> {
+        // Every set is interned: that reference is no route's. Shares are in 1/2^20 bytes, as many routes may share a set.
+        let share = |set: &Arc<Attributes>| {
+            let routes = Arc::strong_count(set).saturating_sub(1).max(1);
+            ((set.weight() as u64) << 20) / routes as u64
+        };
+        let (mut own, mut weights) = (0, BTreeMap::<PeerId, u64>::new());
+        for path in self.paths.values().flatten() {
+            let of_source = if path.source.is_local() { &mut own } else { weights.entry(path.source).or_default() };
+            *of_source += share(&path.received) + path.used.as_ref().map_or(0, share);
+        }
+        if own >> 20 > most as u64 {
+            return None;
         }
         weights.into_iter().max_by_key(|(_, weight)| *weight).map(|(source, _)| source)
     }

@@ -242,6 +242,17 @@ impl Talk {
         self.keepalive = (seconds > 0).then(|| at.after(Duration::from_secs(u64::from(seconds)) / 3));
     }
 
+    /// Returns whether the hold timer expires after half of the hold time at the earliest: a KEEPALIVE of ours comes first.
+    pub fn lasts_beyond_keepalive(&self, now: Instant) -> bool {
+        let half = Duration::from_secs(u64::from(self.agreement.hold_time)) / 2;
+        self.hold.is_some_and(|hold| hold.saturating_duration_since(now) >= half)
+    }
+
+    /// Returns whether the hold timer has expired.
+    pub fn is_silent(&self, now: Instant) -> bool {
+        self.hold.is_some_and(|hold| hold <= now)
+    }
+
     fn deadline(&self) -> Option<Instant> {
         self.hold.into_iter().chain(self.keepalive).min()
     }

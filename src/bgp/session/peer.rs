@@ -151,15 +151,26 @@ impl Peer {
         }
     }
 
-    /// Returns whether a connection carries a session that has lasted for a while, alone, and no part of a message has been
-    /// received on it.
+    /// Returns whether a connection carries a session that has lasted for a while, alone, no part of a message has been
+    /// received on it, and a KEEPALIVE of ours is sent before its hold timer expires.
     pub fn is_at_rest(&self, link: LinkId, now: Instant) -> bool {
         match &self.phase {
             Phase::Established { since, session, challenger: None } => {
                 let lasts = now.saturating_duration_since(*since) >= SETTLED;
-                lasts && session.link == link && session.framing.waiting() == 0
+                let heard = session.talk().is_some_and(|talk| talk.lasts_beyond_keepalive(now));
+                lasts && heard && session.link == link && session.framing.waiting() == 0
             }
             Phase::Idle { .. } | Phase::Open { .. } | Phase::Established { .. } => false,
+        }
+    }
+
+    /// Connection of a session whose hold timer has expired.
+    pub fn silent_session(&self, now: Instant) -> Option<LinkId> {
+        match &self.phase {
+            Phase::Established { session, .. } => {
+                session.talk().is_some_and(|talk| talk.is_silent(now)).then_some(session.link)
+            }
+            Phase::Idle { .. } | Phase::Open { .. } => None,
         }
     }
 

@@ -6,8 +6,9 @@
 //! neighbours that do not dial us.
 //!
 //! A node that comes back dials us at once, so that it does not wait for our turn. Where the network was cut, both sides
-//! wait. So each neighbour that answers after a long silence makes us dial some others at once: if these answer as well,
-//! all are back within seconds; if not, it has cost a few dials.
+//! wait, each neighbour for no longer than half the time that it has been silent. And each neighbour that answers after a
+//! long silence makes us dial some others at once, half of them with addresses near to its own, which may be in the same
+//! rack: if these answer as well, all are back within seconds; if not, it has cost a few dials.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -18,18 +19,20 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Default)]
 pub(super) struct Unanswering {
     all: BTreeSet<IpAddr>,
-    /// The last one dialled ahead of its time.
+    /// Those to dial ahead of their time.
+    ahead: BTreeSet<IpAddr>,
+    /// The last one of these that had its turn.
     last: Option<IpAddr>,
-    /// Number of dials to make ahead of their time.
-    credit: usize,
 }
 
 /// Average time between two dials, whoever is dialled.
 const BETWEEN: Duration = Duration::from_millis(100);
 /// Time without a session from which on it is a long silence.
 const SILENCE: Duration = Duration::from_secs(30);
-/// Number of dials for a neighbour that has answered after a long silence.
-const OTHERS: usize = 16;
+/// Number of neighbours dialled for one that has answered after a long silence: next to it on either side in the order of
+/// addresses, and in turn.
+const NEAR: usize = 4;
+const IN_TURN: usize = 8;
 
 impl Unanswering {
     /// Records whether a neighbour does not answer.
@@ -46,22 +49,31 @@ impl Unanswering {
         // One that comes and goes says nothing about the others.
         let long = ended.is_none_or(|ended| now.saturating_duration_since(ended) >= SILENCE);
         if self.all.remove(&address) && long {
-            self.credit = (self.credit + OTHERS).min(self.all.len());
+            let above = self.all.range((Bound::Excluded(address), Bound::Unbounded)).take(NEAR);
+            let below = self.all.range(..address).rev().take(NEAR);
+            self.ahead.extend(above.chain(below));
+            (0..IN_TURN).for_each(|_| self.take_turn());
         }
     }
 
-    /// Minimum time between two dials of each of them.
-    pub fn spread(&self) -> Duration {
-        BETWEEN * u32::try_from(self.all.len()).unwrap_or(u32::MAX)
+    /// Minimum time between two dials of one of them that has been silent since then.
+    pub fn spread(&self, silent_since: Instant, now: Instant) -> Duration {
+        let silence = now.saturating_duration_since(silent_since);
+        (BETWEEN * u32::try_from(self.all.len()).unwrap_or(u32::MAX)).min(silence / 2)
     }
 
-    /// Next neighbour to dial ahead of its time, each in turn.
+    /// Next neighbour to dial ahead of its time.
     pub fn next(&mut self) -> Option<IpAddr> {
-        self.credit = self.credit.checked_sub(1)?;
+        self.ahead.pop_first()
+    }
+
+    fn take_turn(&mut self) {
         let after = self.last.map_or(Bound::Unbounded, Bound::Excluded);
-        let next = self.all.range((after, Bound::Unbounded)).next().or_else(|| self.all.first());
-        self.last = next.copied();
-        self.last
+        let mut in_turn = self.all.range((after, Bound::Unbounded)).chain(&self.all);
+        if let Some(next) = in_turn.find(|address| !self.ahead.contains(address)).copied() {
+            self.last = Some(next);
+            self.ahead.insert(next);
+        }
     }
 }
 
@@ -87,16 +99,20 @@ mod tests {
         unanswering.answered(address(7), Some(now - Duration::from_secs(29)), now);
         assert!(turns(&mut unanswering).is_empty(), "it was away for a moment only");
         unanswering.answered(address(6), Some(now - Duration::from_secs(30)), now);
-        assert_eq!(turns(&mut unanswering).first(), Some(&address(17)), "the next ones");
+        let next: Vec<IpAddr> = [1, 2, 3, 4].into_iter().chain(8..12).chain(17..25).map(address).collect();
+        assert_eq!(turns(&mut unanswering), next, "those next to it, and the next in turn");
     }
 
     #[test]
     fn the_more_do_not_answer_the_longer_each_waits() {
-        let mut unanswering = Unanswering::default();
-        assert_eq!(unanswering.spread(), Duration::ZERO);
+        let (mut unanswering, now) = (Unanswering::default(), Instant::now());
+        let spread =
+            |unanswering: &Unanswering, silence: u64| unanswering.spread(now, now + Duration::from_secs(silence));
+        assert_eq!(spread(&unanswering, 2000), Duration::ZERO);
         (0..5000).for_each(|number| unanswering.note(address(number), true));
-        assert_eq!(unanswering.spread(), Duration::from_secs(500));
+        assert_eq!(spread(&unanswering, 2000), Duration::from_secs(500));
+        assert_eq!(spread(&unanswering, 180), Duration::from_secs(90), "but it was there a while ago");
         (0..5000).for_each(|number| unanswering.note(address(number), false));
-        assert_eq!(unanswering.spread(), Duration::ZERO);
+        assert_eq!(spread(&unanswering, 2000), Duration::ZERO);
     }
 }

@@ -114,6 +114,11 @@ impl Neighbour {
         self.ended
     }
 
+    /// End of its last session, or the time at which it was added, while it has none.
+    pub(super) fn silent_since(&self) -> Instant {
+        self.ended.unwrap_or(self.progress)
+    }
+
     /// Number of ended sessions.
     pub fn flops(&self) -> u32 {
         self.flops

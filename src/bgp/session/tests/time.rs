@@ -51,6 +51,20 @@ fn who_was_too_busy_to_listen_forgives_a_silence_once() {
 }
 
 #[test]
+fn a_session_rests_only_where_a_keepalive_of_ours_comes_before_the_hold_timer_expires() {
+    let mut bench = Bench::established(settings());
+    bench.pass(10.0);
+    bench.keepalive(OURS);
+    let rests = |bench: &Bench| bench.peer.is_at_rest(OURS, bench.now);
+    bench.pass(36.0);
+    assert!(rests(&bench), "nothing for four tenths of the hold time");
+    bench.pass(30.0);
+    assert!(!rests(&bench), "nothing for more than seven");
+    bench.keepalive(OURS);
+    assert!(rests(&bench), "a KEEPALIVE");
+}
+
+#[test]
 fn dials_are_further_and_further_apart() {
     let mut bench = Bench::new(settings());
     assert_eq!(words(&bench.step(Event::Start)), "dial", "at once");

@@ -32,6 +32,43 @@ impl Bench {
         dials
     }
 
+    /// Advances the clock up to `end`, or until these neighbours all have sessions: dials to them succeed, all others fail.
+    /// Returns whether they have.
+    fn pass_answered_by(&mut self, alive: std::ops::Range<u32>, end: Instant) -> bool {
+        loop {
+            for output in std::mem::take(&mut self.outputs) {
+                let Output::Dial(address) = output else { continue };
+                match alive.clone().find(|number| node(*number) == address) {
+                    Some(number) => {
+                        self.next += 1;
+                        let link = LinkId(self.next);
+                        self.step(Input::Dialled(address, link));
+                        self.greet(link, 10_000 + number, None);
+                    }
+                    None => self.step(Input::DialFailed(address)),
+                }
+            }
+            let has_session = |number| self.speaker.neighbour(node(number)).unwrap().peer().session().is_some();
+            if alive.clone().all(has_session) {
+                return true;
+            }
+            if !self.outputs.is_empty() {
+                continue;
+            }
+            let Some(next) = self.speaker.deadline().filter(|next| *next <= end) else { return false };
+            self.now = self.now.max(next);
+            self.step(Input::Tick);
+        }
+    }
+
+    /// Ends the sessions of these neighbours.
+    fn cut(&mut self, those: std::ops::Range<u32>) {
+        for number in those {
+            let (link, _) = self.speaker.neighbour(node(number)).unwrap().peer().session().unwrap();
+            self.step(Input::Closed(link));
+        }
+    }
+
     fn dials(&mut self) -> Vec<IpAddr> {
         let dials = self.outputs.iter().filter_map(|output| match output {
             Output::Dial(address) => Some(*address),
@@ -77,6 +114,35 @@ fn when_one_is_back_after_a_long_time_some_others_are_dialled_at_once() {
 }
 
 #[test]
+fn a_cut_heals_in_half_the_time_that_it_lasted_although_thousands_are_down_for_long() {
+    for cut in [40, 90, 180].map(Duration::from_secs) {
+        let mut bench = Bench::new(None);
+        (0..2000).for_each(|number| bench.want(dialled(number, true)));
+        bench.pass_unanswered(Duration::from_secs(600));
+        (3000..3040).for_each(|number| bench.want(dialled(number, true)));
+        let now = bench.now;
+        assert!(bench.pass_answered_by(3000..3040, now), "their sessions begin");
+        bench.cut(3000..3040);
+        bench.pass_unanswered(cut);
+        let bound = bench.now + (cut / 2).max(Duration::from_secs(30));
+        assert!(bench.pass_answered_by(3000..3040, bound), "after a cut of {cut:?}");
+    }
+}
+
+#[test]
+fn when_one_is_back_those_with_addresses_near_to_it_follow_at_once() {
+    let mut bench = Bench::new(None);
+    (0..2000).for_each(|number| bench.want(dialled(number, true)));
+    bench.pass_unanswered(Duration::from_secs(600));
+    bench.next += 1;
+    bench.step(Input::Accepted(node(1020), LinkId(bench.next)));
+    bench.greet(LinkId(bench.next), 1020, None);
+    let now = bench.now;
+    assert!(bench.pass_answered_by(1000..1040, now), "all of the same rack");
+    assert!(bench.dials().len() < 1000, "and few of the others are dialled");
+}
+
+#[test]
 fn keepalives_to_a_thousand_neighbours_leave_in_one_wake_up_a_second() {
     let mut bench = Bench::new(None);
     let count = 1000;
@@ -109,6 +175,11 @@ fn keepalives_to_a_thousand_neighbours_leave_in_one_wake_up_a_second() {
 
 /// An UPDATE with attributes that no other has, of some hundred bytes.
 fn unlike(number: u32) -> Vec<u8> {
+    unlike_for(number, &[IpNet::new(Ipv4Addr::from(0x0a00_0000 + (number << 8)).into(), 24).unwrap()])
+}
+
+/// The same for these prefixes.
+fn unlike_for(number: u32, prefixes: &[IpNet]) -> Vec<u8> {
     let dialect =
         Dialect { internal: true, four_octets: true, families: ALL, extended_next_hop: false, extended_message: false };
     let mut attributes = Attributes::local(address(2));
@@ -116,8 +187,7 @@ fn unlike(number: u32) -> Vec<u8> {
     attributes.communities = (0..80).map(|community| Community(number << 8 | community)).collect();
     assert!(attributes.footprint() < 512, "short ones");
     let mut packing = Packing::new(dialect);
-    let prefix = IpNet::new(Ipv4Addr::from(0x0a00_0000 + (number << 8)).into(), 24).unwrap();
-    assert!(packing.announce(Family::V4, &attributes, &[prefix]));
+    assert!(packing.announce(Family::V4, &attributes, prefixes));
     packing.finish().0
 }
 
@@ -144,4 +214,28 @@ fn millions_of_short_attributes_are_too_many_and_the_neighbour_with_the_most_is_
     let id = bench.speaker.neighbour(address(2)).unwrap().id();
     assert_eq!(bench.speaker.rib().table().count(id), PerFamily::default());
     assert_eq!(bench.speaker.rib().table().len(), 2010 + 400);
+}
+
+/// A neighbour announces routes that all have attributes of their own.
+fn flood(bench: &mut Bench, link: LinkId, numbers: std::ops::Range<u32>) {
+    numbers.for_each(|number| bench.receive(link, &unlike(number)));
+}
+
+#[test]
+fn who_has_many_routes_with_the_same_attributes_weighs_no_more_than_these() {
+    let bounds = Bounds { attributes: 1 << 20, ..Bounds::default() };
+    let mut bench = Bench::bounded(None, bounds);
+    (2..=3).for_each(|number| bench.want(wanted(number)));
+    let [flooding, honest] = [2, 3].map(|number| bench.come(number, None));
+    // Fewer sets than the other one has in the end, each for many prefixes.
+    for number in 0..1100 {
+        let nets: Vec<IpNet> = (0..20)
+            .map(|net| IpNet::new(Ipv4Addr::from(0xb000_0000 + ((number * 20 + net) << 8)).into(), 24).unwrap())
+            .collect();
+        bench.receive(honest, &unlike_for(50_000 + number, &nets));
+    }
+    flood(&mut bench, flooding, 0..1200);
+    assert_eq!([2, 3].map(|number| bench.state(number)), [State::Established; 2], "there is room for so much");
+    flood(&mut bench, flooding, 1200..2400);
+    assert_eq!([2, 3].map(|number| bench.state(number)), [State::Idle, State::Established]);
 }
