@@ -22,6 +22,8 @@ use super::parse::ApiObject;
 pub struct Asking<K> {
     client: ApiClient,
     request: Request,
+    /// Of the objects in one namespace, for a kind that has namespaces.
+    in_default: Request,
     patience: Patience,
     objects: PhantomData<fn() -> K>,
 }
@@ -59,13 +61,20 @@ pub struct Watch<K> {
     objects: PhantomData<fn() -> K>,
 }
 
+/// Selects one object at most: the API server's own Service and its slice have this name.
+const ONE_NAME: &str = "metadata.name=kubernetes";
 /// Largest size in bytes of a page of a list, and of a refusal.
 const PAGE_BYTES: usize = 1 << 30;
 const REFUSAL_BYTES: usize = 64 << 10;
 
 impl<K: ApiObject> Asking<K> {
     pub fn new(client: ApiClient, kind: Kind, patience: Patience) -> Asking<K> {
-        Asking { client, request: Request::new(kind.path()), patience, objects: PhantomData }
+        let in_default = match (kind, kind.path().rsplit_once('/')) {
+            (Kind::Node | Kind::Namespace, _) | (_, None) => kind.path().to_owned(),
+            (_, Some((group, plural))) => format!("{group}/namespaces/default/{plural}"),
+        };
+        let (request, in_default) = (Request::new(kind.path()), Request::new(in_default));
+        Asking { client, request, in_default, patience, objects: PhantomData }
     }
 
     /// A page of a list.
@@ -73,10 +82,25 @@ impl<K: ApiObject> Asking<K> {
     /// # Errors
     /// The server refuses, cannot be reached or is silent for too long, or its answer is no list.
     pub async fn list(&self, params: &ListParams) -> Result<Page<K>, Failure> {
-        let request = self.request.list(params).map_err(|error| broken(&error))?;
+        self.page(self.request.list(params).map_err(|error| broken(&error))?).await
+    }
+
+    async fn page(&self, request: http::Request<Vec<u8>>) -> Result<Page<K>, Failure> {
         let (encoding, body) = self.send(request, Accept::of::<K>().list).await?;
         let bytes = self.whole(body, PAGE_BYTES).await.map_err(Failure::Broken)?;
         answer::page(encoding, &bytes).map_err(Failure::Broken)
+    }
+
+    /// Returns the server's newest resourceVersion, which is that of its whole store (KEP-5504), by a list of one key. The server
+    /// reads no other where a name is selected, in one namespace; whether such an object exists does not matter. Of version 0
+    /// it would be a list from its cache. `fields`: a selector of one name, where only that may be read.
+    ///
+    /// # Errors
+    /// As for [`list`](Asking::list).
+    pub async fn newest(&self, fields: Option<&str>) -> Result<Option<String>, Failure> {
+        let params = ListParams::default().fields(fields.unwrap_or(ONE_NAME)).limit(1);
+        let request = self.in_default.list(&params).map_err(|error| broken(&error))?;
+        Ok(self.page(request).await?.version)
     }
 
     /// Starts a watch from this resourceVersion.

@@ -13,8 +13,9 @@
 //!   (`NotOlderThan`), or the newest where the server cannot serve it.
 //! - A watch that is resumed at a version newer than the server's is answered with silence until the server has overtaken it,
 //!   and what was in between is lost. So where a store was restored from a backup without a new revision everything has to be
-//!   listed: before a watch is resumed that ended before its time, a list of one object tells how far the server is.
-//!   Limit: a server that has overtaken us by then looks like any other (`etcdutl snapshot restore --bump-revision` is for that).
+//!   listed: before a watch is resumed that ended before its time, or could not be begun, a list of one key tells how far the
+//!   server is ([`doubt`]). Limit: a server that has overtaken us by then looks like any other (`etcdutl snapshot restore
+//!   --bump-revision` is for that), as does one that was set back within minutes of that list and refused nothing meanwhile.
 //! - An object that cannot be read keeps its last good version, and is named in a warning.
 //! - A dead connection is noticed when bookmarks, which come every minute, stay away. A list has
 //!   no time limit but for each piece of it.
@@ -24,6 +25,7 @@
 //! without end, and where the status of the response refuses the resourceVersion to resume at it requests that
 //! version for ever.
 
+mod doubt;
 mod end;
 mod pace;
 
@@ -35,6 +37,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use self::doubt::Doubt;
 use self::end::End;
 use self::pace::{Failures, Timing, random};
 use super::answer::{Change, Refusal, Unread};
@@ -98,8 +101,8 @@ struct Follower<K> {
     seen: Option<String>,
     /// The server cannot serve that version: the newest is requested.
     wants_newest: bool,
-    /// The last watch ended before its time, so that the server may be another than before, or its store.
-    is_unsure: bool,
+    /// Whether the server may be another than before, or its store.
+    doubt: Doubt,
     failures: Failures,
     is_out: bool,
 }
@@ -134,7 +137,7 @@ impl<K: ApiObject> Follower<K> {
             version: None,
             seen: None,
             wants_newest: false,
-            is_unsure: false,
+            doubt: Doubt::default(),
             failures: Failures::default(),
             is_out: false,
         }
@@ -205,6 +208,7 @@ impl<K: ApiObject> Follower<K> {
             (false, Some(seen)) => seen,
             (false, None) => "0",
         };
+        let due = due(&params);
         let mut stream = match self.asking.watch(&params, version).await {
             Ok(stream) => stream,
             Err(failure) => return self.end_of(failure),
@@ -241,7 +245,7 @@ impl<K: ApiObject> Follower<K> {
             if is_last {
                 self.note_list();
                 return match self.tell(Event::Listed(self.kind)).await {
-                    Ok(()) => self.go_on(stream, params.timeout).await,
+                    Ok(()) => self.go_on(stream, due).await,
                     Err(Gone) => End::Closed,
                 };
             }
@@ -286,40 +290,36 @@ impl<K: ApiObject> Follower<K> {
 
     /// Resumes the watch at a resourceVersion.
     async fn watch(&mut self, version: &str) -> End {
-        if self.is_unsure {
-            match self.newest().await {
+        if let Some(delay) = self.doubt.delay(Instant::now(), self.common.timing.spread) {
+            sleep(delay).await;
+            match self.asking.newest(self.fields.as_deref()).await {
                 Ok(newest) if self.is_older_than_seen(newest.as_deref()) => {
                     return End::NotServed(format!("its newest is {}", newest.unwrap_or_default()));
                 }
-                Ok(_) => self.is_unsure = false,
+                Ok(_) => self.doubt.settle(Instant::now()),
+                // Rights that do not reach so far do not keep a watch from being resumed.
+                Err(Failure::Refused(refusal)) if refusal.code == 403 => self.doubt.settle(Instant::now()),
                 Err(failure) => return self.end_of(failure),
             }
         }
         let params = self.watch_params(false);
+        let due = due(&params);
         match self.asking.watch(&params, version).await {
             Ok(stream) => {
                 self.end_outage();
-                self.go_on(stream, params.timeout).await
+                self.go_on(stream, due).await
             }
             Err(failure) => {
-                self.is_unsure = true;
+                self.doubt.note_failure();
                 self.end_of(failure)
             }
         }
     }
 
-    /// The server's newest resourceVersion, by a list of one object. Of version 0 it would be a list of all.
-    async fn newest(&self) -> Result<Option<String>, Failure> {
-        let params = ListParams { field_selector: self.fields.clone(), ..ListParams::default() }.limit(1);
-        Ok(self.asking.list(&params).await?.version)
-    }
-
-    /// Follows a watch until it ends. `seconds`: the requested duration.
-    async fn go_on(&mut self, stream: Watch<K>, seconds: Option<u32>) -> End {
-        let due = Instant::now() + Duration::from_secs(u64::from(seconds.unwrap_or(0)));
+    /// Follows a watch until it ends, which it is to do at `due`.
+    async fn go_on(&mut self, stream: Watch<K>, due: Instant) -> End {
         let end = self.follow(stream).await;
-        // The server counts from the request, a moment before us.
-        self.is_unsure = Instant::now() + Duration::from_secs(2) < due;
+        self.doubt.note_end(due, Instant::now());
         end
     }
 
@@ -389,7 +389,8 @@ impl<K: ApiObject> Follower<K> {
     /// Records that everything was listed.
     fn note_list(&mut self) {
         self.failures.note_list(Instant::now());
-        (self.wants_newest, self.is_unsure) = (false, false);
+        self.wants_newest = false;
+        self.doubt.note_list();
         self.end_outage();
     }
 
@@ -482,6 +483,11 @@ impl<K: ApiObject> Follower<K> {
             self.common.outages.works(self.kind);
         }
     }
+}
+
+/// When the server is to end a watch that is requested now: it counts from the request, which it gets a moment later.
+fn due(params: &WatchParams) -> Instant {
+    Instant::now() + Duration::from_secs(u64::from(params.timeout.unwrap_or(0)))
 }
 
 /// The receiver is gone: there is nobody to work for.

@@ -22,6 +22,8 @@ pub struct Timing {
     pub silence: Duration,
     /// Time for which a server without streaming lists is listed in pages before they are tried again.
     pub in_pages: Duration,
+    /// Longest delay before the server's newest resourceVersion is requested.
+    pub spread: Duration,
 }
 
 /// Failures in a row, from which the next delay follows.
@@ -43,6 +45,7 @@ impl Default for Timing {
             patience: Patience { beginning: Duration::from_secs(65), piece: Duration::from_secs(30) },
             silence: Duration::from_secs(150),
             in_pages: Duration::from_secs(3600),
+            spread: Duration::from_secs(3),
         }
     }
 }

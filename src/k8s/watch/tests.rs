@@ -20,6 +20,7 @@ const TIMING: Timing = Timing {
     patience: Patience { beginning: Duration::from_millis(300), piece: Duration::from_millis(300) },
     silence: Duration::from_millis(300),
     in_pages: Duration::from_secs(3600),
+    spread: Duration::from_millis(10),
 };
 
 fn service(name: &str, address: &str) -> Value {
@@ -185,6 +186,24 @@ async fn a_cut_connection_is_resumed_where_it_was() {
     }
     reader.until(&["a", "b", "c", "d"]).await;
     assert_eq!(reader.listings, 1);
+}
+
+#[tokio::test]
+async fn whether_a_server_was_set_back_is_read_from_one_key() {
+    let namespaced = (SERVICES, Wanted::Services, "/api/v1/namespaces/default/services?");
+    for (kind, wanted, asked) in [namespaced, (NODES, Wanted::Nodes, "/api/v1/nodes?")] {
+        let server = ApiServer::start().await;
+        server.put(kind, service("a", "10.96.0.1"));
+        let mut reader = read(&server, vec![wanted]).await;
+        reader.until(&["a"]).await;
+        server.cut();
+        server.put(kind, service("b", "10.96.0.2"));
+        reader.until(&["a", "b"]).await;
+        let requests = server.take_requests();
+        let lists: Vec<&String> = requests.iter().filter(|request| !request.contains("watch=true")).collect();
+        let is_of_one_key = |list: &&String| list.starts_with(asked) && list.contains("fieldSelector=metadata.name");
+        assert!(!lists.is_empty() && lists.iter().all(is_of_one_key), "{lists:?}");
+    }
 }
 
 #[tokio::test]
