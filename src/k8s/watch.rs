@@ -297,8 +297,8 @@ impl<K: ApiObject> Follower<K> {
                     return End::NotServed(format!("its newest is {}", newest.unwrap_or_default()));
                 }
                 Ok(_) => self.doubt.settle(Instant::now()),
-                // Rights that do not reach so far do not keep a watch from being resumed.
-                Err(Failure::Refused(refusal)) if refusal.code == 403 => self.doubt.settle(Instant::now()),
+                // A server that refuses the request itself, for want of rights, say, does not keep a watch from being resumed.
+                Err(Failure::Refused(it)) if matches!(it.code, 400 | 403..=405) => self.doubt.settle(Instant::now()),
                 Err(failure) => return self.end_of(failure),
             }
         }

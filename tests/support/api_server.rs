@@ -50,8 +50,9 @@ pub struct Faults {
     pub gone_as_status: bool,
     /// So many streaming lists fall silent before they say that they are complete.
     pub halt_streams: usize,
-    /// Requests whose path holds this are answered with 403.
+    /// Requests whose path holds this are answered with 403, or the other status.
     pub forbid: Option<&'static str>,
+    pub forbid_as: Option<u16>,
     /// Requests whose path holds this are never answered.
     pub silent: Option<&'static str>,
     /// How long each piece of a list lets wait for itself; a list has ten.
@@ -251,7 +252,7 @@ fn answer(state: &Mutex<State>, request: &Request<Incoming>) -> Answer {
         return status(encoding, state.faults.fail.1, "as the test asked");
     }
     if state.faults.forbid.is_some_and(|part| path.contains(part)) {
-        return status(Encoding::Json, 403, "as the test asked");
+        return status(Encoding::Json, state.faults.forbid_as.unwrap_or(403), "as the test asked");
     }
     let is = |key: &str, value: &str| query.get(key).is_some_and(|it| it == value);
     if let Some(object) = state.one(&path) {

@@ -207,6 +207,21 @@ async fn whether_a_server_was_set_back_is_read_from_one_key() {
 }
 
 #[tokio::test]
+async fn a_server_that_does_not_tell_its_revision_is_watched_all_the_same() {
+    for code in [400, 403, 404] {
+        let server = ApiServer::start().await;
+        server.put(SERVICES, service("a", "10.96.0.1"));
+        let mut reader = read(&server, vec![Wanted::Services]).await;
+        reader.until(&["a"]).await;
+        let forbid = Some("/namespaces/default/services");
+        server.set_faults(Faults { forbid, forbid_as: Some(code), ..Faults::default() });
+        server.cut();
+        server.put(SERVICES, service("b", "10.96.0.2"));
+        reader.until(&["a", "b"]).await;
+    }
+}
+
+#[tokio::test]
 async fn bookmarks_carry_the_place_to_resume_at_past_a_compaction() {
     let server = ApiServer::start().await;
     server.put(SERVICES, service("a", "10.96.0.1"));
