@@ -120,6 +120,11 @@ def a_deleted_service_disappears(bed):
         expect.soon(lambda: not [k for k in kernel.ipvs(i) if k[1] == held], 30, f"node {i} still has it")
 
 
+def _changes(before, after):
+    """The lines in which two snapshots differ."""
+    return [] if after == before else kernel.difference(before, after).splitlines()
+
+
 def an_outage_of_the_api_server_with_a_restart_in_it_fails_no_request(bed):
     with expect.service(bed, "outage", kind="NodePort", ports=[Port(80, node_port=30102)]) as s:
         targets = [("n1p2", s.address(), 80), ("n2p2", s.address("6"), 80), ("n3p2", s.address(), 80),
@@ -138,8 +143,10 @@ def an_outage_of_the_api_server_with_a_restart_in_it_fails_no_request(bed):
                 for i in bed.agents:
                     expect.that(bed.agents[i].is_alive() and bed.agents[i].healthy(), f"the agent of node {i} does not live through it")
                 for i in (1, 2):
-                    after = kernel.snapshot(i)
-                    expect.that(after == before[i], f"node {i}:", kernel.difference(before[i], after))
+                    # A server that ends takes its endpoint away, which the state on disk may not say yet: the way to the server is put back.
+                    changes = _changes(before[i], kernel.snapshot(i))
+                    changes = [it for it in changes if not it.startswith("+ ipvs: -a -t 10.96.0.1:443 -r ")]
+                    expect.that(not changes, f"node {i}:", *changes)
             finally:
                 bed.source.start_server()
             bed.put(s.name, PODS[:2])
