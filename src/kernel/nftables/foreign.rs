@@ -1,4 +1,4 @@
-//! Whole tables of nf_tables, by their names: to find and to remove those that another program left.
+//! Whole tables of other programs, by their names: to find and to remove those that they left.
 //!
 //! Kernel: netlink subsystem `NFNL_SUBSYS_NFTABLES` (include/uapi/linux/netfilter/nf_tables.h). Changes stand between the
 //! marks of a batch (include/uapi/linux/netfilter/nfnetlink.h) and are one transaction. Nothing here is ours: the
@@ -8,8 +8,8 @@
 
 use rustix::io::Errno;
 
-use super::netlink::{Bus, Fault, Messages, Socket};
-use super::{Cause, Error};
+use crate::kernel::netlink::{Bus, Fault, Messages, Socket};
+use crate::kernel::{Cause, Error};
 use crate::net::Family;
 
 /// A table of one family.

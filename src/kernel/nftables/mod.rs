@@ -1,0 +1,15 @@
+//! nf_tables: one table of ours for each subsystem, with its sets, maps, chains and rules.
+//!
+//! Kernel: netlink subsystem `NFNL_SUBSYS_NFTABLES` (include/uapi/linux/netfilter/nf_tables.h). Our tables are of the family
+//! `inet`, so a chain serves IPv4 and IPv6. Everything in a table of ours is ours: a process without memory knows it by the
+//! table's name.
+//!
+//! [`object`] is what a table contains, [`rule`] what a rule is, both as values; [`foreign`] removes tables of other programs.
+
+pub mod foreign;
+pub mod object;
+pub mod rule;
+
+pub use self::foreign::{Table, remove};
+pub use self::object::{Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Name, Object, SetSpec};
+pub use self::rule::{Lookup, Match, Rule, Statement, Verdict};

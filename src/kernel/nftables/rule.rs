@@ -1,0 +1,167 @@
+//! A rule of nf_tables as a value: its matches, its statements in between, and the verdict for a packet for which all hold.
+//!
+//! What a match needs in a table of the family `inet` (that a packet is of IPv4, or of TCP, before its fields are loaded) comes
+//! with it: a rule for an IPv4 address says nothing else of the family.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use super::object::Name;
+use crate::net::{Family, PortRange, Protocol};
+
+pub use crate::kernel::iptables::rule::{Mark, Side, States};
+
+/// A rule without the chain that it stands in. Clones share one value in memory.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Rule(Arc<Parts>);
+
+#[derive(PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+struct Parts {
+    matches: Box<[Match]>,
+    statements: Box<[Statement]>,
+    verdict: Option<Verdict>,
+    comment: Option<Box<str>>,
+}
+
+/// One condition on a packet. With `negated` it holds where it would not hold otherwise, among packets of the same family
+/// and protocol.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Match {
+    /// `meta nfproto`.
+    Family(Family),
+    /// `ip saddr`, `ip6 daddr`: the address is in this range.
+    Address { of: Side, range: IpNet, negated: bool },
+    /// The fields of the packet are an element of this set.
+    InSet { lookup: Lookup, set: Name, negated: bool },
+    /// `fib saddr type local`: the address is one of the host's own.
+    HostAddress { of: Side, negated: bool },
+    /// `fib daddr type { broadcast, multicast }`.
+    ToMany,
+    /// `meta l4proto`.
+    Protocol(Protocol),
+    /// The type of an ICMP or ICMPv6 message.
+    IcmpKind { family: Family, number: u8 },
+    /// `tcp dport`: the destination port is in this range.
+    DestinationPort { protocol: Protocol, range: PortRange },
+    /// `ct state`: connection tracking gives the packet one of these states.
+    State { states: States, negated: bool },
+    /// `ct mark` is not used; `meta mark`: the bits of the packet's mark under the mask equal the value.
+    Mark { mark: Mark, negated: bool },
+    /// `iifname`.
+    InputLink { name: CompactString, negated: bool },
+    /// `oifname`.
+    OutputLink { name: CompactString, negated: bool },
+    /// `limit rate`: holds this many times a minute, and for this many packets in a row.
+    Limit { per_minute: u32, burst: u32 },
+}
+
+/// The fields of a packet that are looked up in a set or map; the set's [`Fields`](super::object::Fields) have to be the same.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Lookup {
+    /// One address.
+    Address(Family, Side),
+    /// `ip saddr . ip daddr`.
+    Addresses(Family),
+    /// `ip daddr . meta l4proto . th dport`.
+    DestinationService(Family),
+    /// `ct original ip daddr . meta l4proto . ct original proto-dst`: the service that the client asked for, also behind IPVS.
+    OriginalService(Family),
+    /// `meta l4proto . th dport`.
+    DestinationProtocolPort,
+    /// `tcp dport`.
+    DestinationPort(Protocol),
+    InputLink,
+    OutputLink,
+}
+
+/// What happens to a packet on its way through a rule, without ending it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Statement {
+    /// The named counter counts it.
+    Count(Name),
+    /// A copy goes to whoever listens to this netlink group, with this prefix.
+    Log { group: u16, prefix: Box<str> },
+    /// The bits of the packet's mark that the mask names become those of the value.
+    SetMark(Mark),
+    /// The packet's mark becomes what the map has for these fields; a packet without an element leaves the rule.
+    MarkFrom { lookup: Lookup, map: Name },
+}
+
+/// What becomes of a packet for which a rule holds, or for which a verdict map has an element.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Verdict {
+    /// This base chain, and all that led here from it, is over; other tables still judge.
+    Accept,
+    /// The packet is dropped without an answer, whatever others say.
+    Drop,
+    /// The chain from which this one was jumped to goes on.
+    Return,
+    /// The packet is rejected with "port unreachable" of its family.
+    Reject,
+    /// That chain decides; if it does not, the next rule follows.
+    Jump(Name),
+    /// That chain decides; if it does not, the chain from which this one was jumped to goes on.
+    Goto(Name),
+    /// The element of this verdict map decides; without one the next rule follows.
+    Map { lookup: Lookup, map: Name },
+    /// The source becomes the address of the link by which the packet leaves.
+    Masquerade { random_ports: bool },
+    /// The source becomes this address.
+    SourceNat { to: IpAddr, random_ports: bool },
+}
+
+impl Rule {
+    /// Makes a rule; its parts come in the order of the arguments. More than one verdict is more than one rule.
+    pub fn new(matches: impl Into<Box<[Match]>>, verdict: Verdict) -> Rule {
+        Rule::of(matches.into(), Box::default(), Some(verdict))
+    }
+
+    /// Makes a rule with statements between its matches and its verdict, if it has one.
+    pub fn with(
+        matches: impl Into<Box<[Match]>>,
+        statements: impl Into<Box<[Statement]>>,
+        verdict: Option<Verdict>,
+    ) -> Rule {
+        Rule::of(matches.into(), statements.into(), verdict)
+    }
+
+    /// The same rule with a comment, which the kernel keeps and `nft` shows: at most 128 bytes, longer ones are cut.
+    pub fn commented(self, comment: &str) -> Rule {
+        let Parts { matches, statements, verdict, .. } = &*self.0;
+        let end = (0..=LONGEST_COMMENT).rev().find(|end| comment.is_char_boundary(*end)).unwrap_or_default();
+        let comment = comment.get(..end).unwrap_or(comment);
+        Rule(Arc::new(Parts {
+            matches: matches.clone(),
+            statements: statements.clone(),
+            verdict: verdict.clone(),
+            comment: Some(comment.into()),
+        }))
+    }
+
+    fn of(matches: Box<[Match]>, statements: Box<[Statement]>, verdict: Option<Verdict>) -> Rule {
+        Rule(Arc::new(Parts { matches, statements, verdict, comment: None }))
+    }
+
+    pub fn matches(&self) -> &[Match] {
+        &self.0.matches
+    }
+
+    pub fn statements(&self) -> &[Statement] {
+        &self.0.statements
+    }
+
+    /// `None` for a rule that does nothing but what its statements say.
+    pub fn verdict(&self) -> Option<&Verdict> {
+        self.0.verdict.as_ref()
+    }
+
+    pub fn comment(&self) -> Option<&str> {
+        self.0.comment.as_deref()
+    }
+}
+
+/// What `nft` takes as comment of a rule, in bytes.
+const LONGEST_COMMENT: usize = 128;
