@@ -14,6 +14,7 @@ use crate::reconcile::{Found, Moment};
 use crate::subsystem;
 
 use super::bridges::ClosedBridges;
+use super::host_endpoints::HostEndpoints;
 use super::plan;
 use super::rules::{Direction, RuleSet};
 use super::verdict::Verdict;
@@ -34,6 +35,9 @@ pub trait Backend {
 
     /// Returns the bridges on which packets are refused for addresses that policies cannot name, whether they exist or not.
     fn closed_bridges(&self) -> &ClosedBridges;
+
+    /// Returns the endpoints of Services on this node itself, which it keeps for refusing those Services.
+    fn host_endpoints(&self) -> &HostEndpoints;
 
     /// Returns the number of desired kernel objects.
     fn count(&self) -> Count;

@@ -86,19 +86,21 @@ impl<B: Backend> Driver<B> {
         }
         let world = context.world.borrow().clone();
         let (rules, closed) = (self.plan.rules(), self.backend.closed());
-        let bridges = self.backend.closed_bridges();
-        let known = explain::Known { rules, world: &world, config: &self.config, closed, bridges };
-        let mut answers = explain::answers(known, &asked).map_err(|why| why.to_string())?;
+        let (bridges, host_endpoints) = (self.backend.closed_bridges(), self.backend.host_endpoints());
+        let (claims, config) = (self.plan.claims(), &*self.config);
+        let known = explain::Known { rules, world: &world, config, closed, bridges, claims, host_endpoints };
+        let mut explanation = explain::explanation(known, &asked).map_err(|why| why.to_string())?;
         // The last audit may be minutes old. Drift found now is reported, and repaired in the following turn.
         context.account.found(&self.backend.look_at_all(at));
         let rules = self.plan.rules();
-        for answer in &mut answers {
+        let whole = explanation.served.iter_mut().filter_map(|served| served.refused.as_mut());
+        for answer in whole.chain(&mut explanation.answers) {
             let family = Family::from(answer.packet.source);
             answer.enforced = Some(self.backend.enforced(rules, &answer.verdict, family));
         }
         Ok(match question.form {
-            AnswerFormat::Text => explain::text(&answers),
-            AnswerFormat::Json => format!("{:#}\n", explain::json(&answers)),
+            AnswerFormat::Text => explain::text(&explanation),
+            AnswerFormat::Json => format!("{:#}\n", explain::json(&explanation)),
         })
     }
 

@@ -189,7 +189,7 @@ impl fmt::Display for HostEndpoint {
 }
 
 /// Returns the addresses of a Service that the service proxy may serve.
-fn addresses<'a>(service: &'a Service, config: &'a FirewallConfig) -> impl Iterator<Item = IpAddr> + 'a {
+pub fn addresses<'a>(service: &'a Service, config: &'a FirewallConfig) -> impl Iterator<Item = IpAddr> + 'a {
     let external = service.external_ips.iter().copied().filter(|address| config.may_serve_external_ip(*address));
     let wanted = !service.annotations.skip_load_balancer_ips;
     let direct = service.load_balancer.iter().filter(move |one| wanted && !one.through_balancer);

@@ -84,6 +84,11 @@ impl Plan {
         &self.rules
     }
 
+    /// Returns the running pods of the whole cluster, by address.
+    pub fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
     /// Updates the rule set from a newer World; returns what changed.
     pub fn update(&mut self, world: &World) -> RuleSetChanges {
         let mut changed = RuleSetChanges::default();

@@ -94,7 +94,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Instant;
 
-    use super::super::super::explain::{Known, Question, answers};
+    use super::super::super::explain::{Known, Question, explanation};
     use super::super::super::given::{labels, object, pod, pods, policy, rule};
     use super::super::super::plan::Plan;
     use super::super::lowering::Lowering;
@@ -139,9 +139,16 @@ mod tests {
         let mut refusals = Refusals::default();
         change(&mut kernel, &mut refusals);
         let question = Question::parse("shop/web", "shop/db:5432").expect("a question");
-        let bridges = lowering.closed_bridges();
-        let known = Known { rules: plan.rules(), world: &world, config: &config, closed: &[], bridges };
-        let answers = answers(known, &question).expect("an answer");
+        let known = Known {
+            rules: plan.rules(),
+            world: &world,
+            config: &config,
+            closed: &[],
+            bridges: lowering.closed_bridges(),
+            claims: plan.claims(),
+            host_endpoints: lowering.host_endpoints(),
+        };
+        let answers = explanation(known, &question).expect("an answer").answers;
         let seen = Seen { rules: Some(&kernel.rules), elements: Some(&kernel.elements), refusals: &refusals };
         enforced(plan.rules(), (&answers[0].verdict, Family::V4), lowering.desired(), seen)
     }

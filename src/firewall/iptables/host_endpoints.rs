@@ -63,6 +63,11 @@ pub struct DenialChanges {
 }
 
 impl Denials {
+    /// Returns all host endpoints, denied or not.
+    pub fn endpoints(&self) -> &HostEndpoints {
+        &self.endpoints
+    }
+
     /// Updates from changes of the rule set and of the World.
     pub fn update(
         &mut self,

@@ -21,6 +21,7 @@ use crate::model::{ObjectName, World};
 use crate::net::{Family, PerFamily};
 
 use super::super::bridges::{self, ClosedBridges};
+use super::super::host_endpoints::HostEndpoints;
 use super::super::plan;
 use super::super::rules::{Contents, Direction, Element, Isolation, PolicyKey, PortOwners, RuleSet, SetKey};
 use super::desired::{Desired, LoweredChanges};
@@ -67,6 +68,11 @@ impl Lowering {
     /// Returns the bridges on which something is closed.
     pub fn closed_bridges(&self) -> &ClosedBridges {
         &self.bridges
+    }
+
+    /// Returns the endpoints of Services on this node itself.
+    pub fn host_endpoints(&self) -> &HostEndpoints {
+        self.denials.endpoints()
     }
 
     /// Updates from changes of the rule set and the facts of this node; returns what changed.

@@ -48,6 +48,7 @@ use self::enforced::enforced;
 use self::lowering::Lowering;
 use super::backend::{Backend, Count, Refusal, RoundDurations};
 use super::bridges::ClosedBridges;
+use super::host_endpoints::HostEndpoints;
 use super::plan;
 use super::rules::RuleSet;
 use super::verdict::Verdict;
@@ -94,6 +95,10 @@ impl<K: Kernel> Backend for Iptables<K> {
 
     fn closed_bridges(&self) -> &ClosedBridges {
         self.lowering.closed_bridges()
+    }
+
+    fn host_endpoints(&self) -> &HostEndpoints {
+        self.lowering.host_endpoints()
     }
 
     fn count(&self) -> Count {
