@@ -1,4 +1,4 @@
-//! Connection tracking: deletion of entries.
+//! Connection tracking: deletion of entries, and the connections that there are ([`connections`]).
 //!
 //! A connectionless client that keeps its port keeps its entry, and with it a backend that is gone, for as long as
 //! it sends. Forgetting the entry sends its next packet to a backend that is there.
@@ -9,6 +9,8 @@
 //! Entries are deleted by the tuple of their original direction, as it was listed, and by their number, so that
 //! a new flow with the same tuple is not hit.
 
+mod connections;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +18,8 @@ use std::net::{IpAddr, SocketAddr};
 use super::Error;
 use super::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket};
 use crate::net::{Family, Protocol};
+
+pub use connections::{Connection, Tracked as TrackedConnection, Transport, connections, end};
 
 /// Flows that were sent to one address and translated to one backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -2,7 +2,7 @@
 //! process without memory knows them.
 //!
 //! `netlink` is the wire under all of them; `ipvs`, `ipset`, `link`, `address`, `route`, `iptables` and
-//! `sysctl` are kinds of objects (`reconcile::Target`); `conntrack`, `module` and `nftables` are operations;
+//! `sysctl` are kinds of objects (`reconcile::Target`); `conntrack`, `module` and `nftables` are operations; `nflog` reads logged packets;
 //! `bridge`, `rule` and `tunnel` hold the desired state of such objects; `monitor` reports changes by others; `tcp`
 //! opens sockets for routing protocols; `processor` is the time that work has taken, `memory` gives back what the allocator keeps.
 
@@ -22,6 +22,7 @@ pub mod memory;
 pub mod module;
 pub mod monitor;
 pub mod netlink;
+pub mod nflog;
 pub mod nftables;
 pub mod processor;
 pub mod route;

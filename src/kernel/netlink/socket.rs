@@ -184,6 +184,16 @@ impl Listener {
         Ok(Listener { wire })
     }
 
+    /// Sends messages that set up what this socket receives, and returns those that the kernel refused.
+    ///
+    /// # Errors
+    /// The socket failed, or an answer was malformed.
+    pub fn configure(&mut self, messages: &mut Messages) -> Result<Vec<Refusal>, Fault> {
+        let mut refusals = Vec::new();
+        self.wire.perform(messages, 0..messages.len(), &mut refusals)?;
+        Ok(refusals)
+    }
+
     /// Passes every notification that has arrived to `each`, without waiting. [`Fault::Lost`] means that the
     /// kernel sent more than the socket could hold.
     ///
