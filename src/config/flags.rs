@@ -1,7 +1,7 @@
 //! Every flag, exactly as typed: its name, its type, its default and its line in the usage text.
 //!
 //! The names, types and defaults are those of kube-router 2.11 (79 flags), two that its earliest versions had,
-//! and three of our own; a manifest written for it starts this program unchanged. Nothing is checked here beyond
+//! and those of our own; a manifest written for it starts this program unchanged. Nothing is checked here beyond
 //! what the type of a flag says; what the values mean together is `Config`.
 //!
 //! A flag's type in the usage text follows from the type of its field (`command_line::go_rules`).
@@ -93,6 +93,10 @@ pub struct Flags {
     #[arg(long)]
     pub enable_ipv6: bool,
 
+    /// Packet filter of all of them: nftables, iptables, or auto, which is iptables where its programs are installed
+    #[arg(long, default_value = "auto")]
+    pub netfilter: String,
+
     // Network policies, and the ranges that Services live in.
     /// Time between two audits of the network policies in the kernel; must be longer than 0s
     #[arg(long, default_value = "5m0s")]
@@ -100,7 +104,7 @@ pub struct Flags {
     /// Refuse new connections of this node's pods until their rules are in the kernel
     #[arg(long)]
     pub netpol_default_deny: bool,
-    /// Program network policies with nftables instead of iptables
+    /// The same as --netfilter=nftables
     #[arg(long)]
     pub use_nftables_for_netpol: bool,
     /// One or two ranges that cluster IPs of Services come from (default [10.96.0.0/12])

@@ -17,6 +17,7 @@ mod environment;
 mod firewall;
 mod flags;
 mod mistakes;
+mod netfilter;
 mod notices;
 mod observe;
 mod proxy;
@@ -37,6 +38,7 @@ pub use environment::Environment;
 pub use firewall::FirewallConfig;
 pub use flags::Flags;
 pub use mistakes::Mistakes;
+pub use netfilter::{Backend, Netfilter};
 pub use observe::{MetricsConfig, ObserveConfig};
 pub use proxy::ProxyConfig;
 pub use refusal::Refusal;
@@ -60,6 +62,8 @@ pub struct Config {
     pub cache_sync_timeout: Duration,
     /// `--enable-ipv4`, `--enable-ipv6`; at least one is true.
     pub families: PerFamily<bool>,
+    /// `--netfilter`; what it comes to on this host is decided at the start ([`Config::decided`]).
+    pub netfilter: Netfilter,
     /// The service proxy, when it runs or is cleaned up.
     pub proxy: Option<ProxyConfig>,
     /// The firewall, when it runs or is cleaned up.
@@ -122,7 +126,7 @@ const FEATURES: [Feature; 7] = [
         flag: "use-nftables-for-netpol",
         asked: |f| f.use_nftables_for_netpol,
         noun: "nftables firewall",
-        exists: false,
+        exists: netfilter::IS_COMPLETE,
     },
     Feature { flag: "enable-bfd", asked: |f| f.enable_bfd, noun: "BFD", exists: false },
 ];
@@ -155,6 +159,7 @@ impl Config {
                     .to_owned(),
             );
         }
+        let netfilter = Netfilter::from_flags(flags, mistakes);
         let proxy = ProxyConfig::from_flags(flags, families, mistakes);
         let firewall = FirewallConfig::from_flags(flags, &proxy, mistakes);
         let router = RouterConfig::from_flags(flags, environment, &proxy.ranges, mistakes);
@@ -165,6 +170,7 @@ impl Config {
             state_dir: (!flags.state_dir.is_empty()).then(|| PathBuf::from(&flags.state_dir)),
             cache_sync_timeout: mistakes.longer_than_zero("cache-sync-timeout", flags.cache_sync_timeout, "1m"),
             families,
+            netfilter,
             // A cleanup is about everything that an earlier run may have left.
             proxy: (flags.run_service_proxy || flags.cleanup_config).then_some(proxy),
             firewall: (flags.run_firewall || flags.cleanup_config).then_some(firewall),
@@ -182,7 +188,18 @@ impl Config {
         };
         mistakes.longer_than_zero("loadbalancer-sync-period", flags.loadbalancer_sync_period, "1m");
         check_runtime_endpoint(&flags.runtime_endpoint, mistakes);
-        config
+        match netfilter {
+            Netfilter::Nftables => config.decided(Backend::Nftables),
+            Netfilter::Auto | Netfilter::Iptables => config,
+        }
+    }
+
+    /// The same configuration with the backend that its subsystems use on this host ([`Netfilter::backend`]).
+    #[must_use]
+    pub fn decided(mut self, backend: Backend) -> Config {
+        self.proxy.iter_mut().for_each(|proxy| proxy.backend = backend);
+        self.router.iter_mut().for_each(|router| router.backend = backend);
+        self
     }
 
     /// Returns whether nothing is asked for at all: neither a subsystem nor a cleanup.
@@ -196,6 +213,7 @@ fn features_must_exist(flags: &Flags, mistakes: &mut Mistakes) {
         let Feature { flag, noun, .. } = feature;
         mistakes.add(format!("--{flag} is on, but this build has no {noun} yet: start with --{flag}=false."));
     }
+    netfilter::must_exist(flags, mistakes);
 }
 
 /// The node's name, in lower case and without blanks around it, as the kubelet registers it.

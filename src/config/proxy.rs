@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use super::duration::GoDuration;
 use super::flags::{DEFAULT_CLUSTER_IP_RANGE, Flags};
 use super::mistakes::Mistakes;
+use super::netfilter::Backend;
 use super::service_ranges::ServiceRanges;
 use super::value::Strings;
 use crate::net::{Family, PerFamily};
@@ -15,6 +16,8 @@ use crate::net::{Family, PerFamily};
 /// The service proxy's part of the configuration, checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ProxyConfig {
+    /// `--netfilter`, as it was decided for this host.
+    pub backend: Backend,
     /// `--ipvs-sync-period`: time between two audits of the kernel; longer than zero.
     pub sync_period: Duration,
     /// `--ipvs-graceful-termination`: endpoints that go away first get weight 0 and are removed later.
@@ -56,6 +59,7 @@ impl ProxyConfig {
             prefixes
         };
         ProxyConfig {
+            backend: Backend::default(),
             sync_period: mistakes.longer_than_zero("ipvs-sync-period", flags.ipvs_sync_period, "5m"),
             graceful_termination: flags.ipvs_graceful_termination,
             graceful_period: graceful_period(flags.ipvs_graceful_period, mistakes),

@@ -13,12 +13,15 @@ use super::duration::GoDuration;
 use super::environment::Environment;
 use super::flags::Flags;
 use super::mistakes::Mistakes;
+use super::netfilter::Backend;
 use super::service_ranges::ServiceRanges;
 use crate::net::{ExternalPeer, NoSecret, Password, Secret, asn};
 
 /// The router's part of the configuration, checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RouterConfig {
+    /// `--netfilter`, as it was decided for this host.
+    pub backend: Backend,
     /// `--enable-cni`: the file that is kept up to date; `None` for none. The bridge exists in either case.
     pub cni_file: Option<PathBuf>,
     /// `--auto-mtu`: the MTU of pods follows from that of the node.
@@ -133,6 +136,7 @@ impl RouterConfig {
         let sync_period = mistakes.longer_than_zero("routes-sync-period", flags.routes_sync_period, "5m");
         let routes = ("injected-routes-sync-period", flags.injected_routes_sync_period);
         let config = RouterConfig {
+            backend: Backend::default(),
             cni_file: flags.enable_cni.then(file),
             auto_mtu: flags.auto_mtu,
             pod_egress: flags.enable_pod_egress,

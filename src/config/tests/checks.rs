@@ -426,3 +426,38 @@ fn flags_of_the_earliest_versions_are_noticed_and_still_checked() {
         &["--cluster-cidr must be a range like 10.244.0.0/16, or be removed; \"10.244.0.0\" is none."],
     );
 }
+
+#[test]
+fn the_packet_filter_is_one_choice_for_all_subsystems() {
+    let asked = |words: &[&str]| config(words).netfilter;
+    assert_eq!((asked(&[]), asked(&["--netfilter=auto"])), (Netfilter::Auto, Netfilter::Auto));
+    assert_eq!(asked(&["--netfilter=iptables"]), Netfilter::Iptables);
+    assert_eq!(proxy(&[]).backend, Backend::Iptables, "until the host has been asked");
+    check_mistakes(&["--netfilter=nft"], &["--netfilter must be auto, nftables or iptables; it is \"nft\"."]);
+    let words = flags(&["--use-nftables-for-netpol", "--netfilter=iptables"]);
+    let mut mistakes = Mistakes::default();
+    let environment = Environment { host_name: "node-1".to_owned(), ..Environment::default() };
+    let meant = Config::meant(&words, 0, &environment, &mut mistakes);
+    let sentence = "--netfilter=iptables contradicts --use-nftables-for-netpol: remove one of them.";
+    assert_eq!((meant.netfilter, mistakes.sentences()), (Netfilter::Nftables, &[sentence.to_owned()][..]));
+    for asked in ["--use-nftables-for-netpol", "--netfilter=nftables"] {
+        let meant = Config::meant(&flags(&[asked]), 0, &environment, &mut Mistakes::default());
+        assert_eq!(meant.netfilter, Netfilter::Nftables);
+        assert!(meant.router.is_some_and(|router| router.backend == Backend::Nftables));
+        assert!(meant.proxy.is_some_and(|proxy| proxy.backend == Backend::Nftables));
+    }
+}
+
+#[test]
+fn nftables_cannot_be_asked_for_while_a_subsystem_has_no_backend_for_it() {
+    let sentence = |flag: &str| {
+        format!(
+            "--netfilter is nftables, but this build has no nftables backend for --{flag} yet: start with \
+             --netfilter=auto or --{flag}=false."
+        )
+    };
+    let found = Config::from_flags(&flags(&["--netfilter=nftables"]), 0, &Environment::default()).expect_err("it is");
+    let without = ["run-service-proxy", "run-firewall", "run-router"].map(sentence);
+    assert!(without.iter().all(|sentence| found.sentences().contains(sentence)), "{found}");
+    check_mistakes(&["--netfilter=nftables", "--run-service-proxy=false"], &[]);
+}

@@ -84,14 +84,15 @@ use-nftables-for-netpol bool false
 v string 0
 version bool false";
 
-/// Flags beyond kube-router's: two of the earliest versions, and three of this program.
-const MORE: [&str; 8] = [
+/// Flags beyond kube-router's: two of the earliest versions, and those of this program.
+const MORE: [&str; 9] = [
     "bgp-graceful-restart-notification",
     "cluster-cidr",
     "config-sync-period",
     "gobgp-admin-write",
     "log-format",
     "manifests",
+    "netfilter",
     "socket",
     "state-dir",
 ];
