@@ -1,8 +1,8 @@
 //! The only code that talks to Linux. Each file's header says which kernel objects are ours and how a
 //! process without memory knows them.
 //!
-//! `netlink` is the wire under all of them; `ipvs`, `ipset`, `link`, `address`, `route`, `iptables` and
-//! `sysctl` are kinds of objects (`reconcile::Target`); `conntrack`, `module` and `nftables` are operations; `nflog` reads logged packets;
+//! `netlink` is the wire under all of them; `ipvs`, `ipset`, `link`, `address`, `route`, `iptables`, `nftables` and
+//! `sysctl` are kinds of objects (`reconcile::Target`); `conntrack` and `module` are operations; `nflog` reads logged packets;
 //! `bridge`, `rule` and `tunnel` hold the desired state of such objects; `monitor` reports changes by others; `tcp`
 //! opens sockets for routing protocols; `processor` is the time that work has taken, `memory` gives back what the allocator keeps.
 

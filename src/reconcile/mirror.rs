@@ -8,6 +8,7 @@ mod audited;
 mod differing;
 mod portions;
 mod reflection;
+mod transaction;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, RangeBounds};
@@ -416,7 +417,8 @@ impl<T: Target> Mirror<T> {
         for (index, (key, _, want)) in planned.into_iter().enumerate() {
             if failed.contains_key(&index) {
                 seen.remove(&key);
-                self.failing.insert(key.clone(), phase);
+                let half = if want.is_some() { Phase::Grow } else { Phase::Shrink };
+                self.failing.insert(key.clone(), if phase == Phase::Whole { half } else { phase });
                 self.doubtful.insert(key);
                 continue;
             }

@@ -121,6 +121,8 @@ pub enum Phase {
     Grow,
     /// Delete, remove parts. Steps have a `have`.
     Shrink,
+    /// Both, in any order: for a kind whose change is one transaction.
+    Whole,
 }
 
 /// The change of one object from its last seen state to that after this phase. Never `None` on both sides.

@@ -39,20 +39,19 @@ impl Elements {
         std::mem::take(&mut self.took)
     }
 
-    /// Changes the elements of one family. Returns the steps that failed.
-    fn change(&mut self, phase: Phase, family: Family, steps: &[Step<'_, ElementKey, ()>]) -> BTreeMap<usize, Fault> {
+    /// Adds or deletes elements of one family. Returns the steps that failed.
+    fn change(&mut self, grows: bool, family: Family, steps: &[Step<'_, ElementKey, ()>]) -> BTreeMap<usize, Fault> {
         let mut entries: BTreeMap<&SetName, Vec<(usize, Entry)>> = BTreeMap::new();
-        for (index, step) in steps.iter().enumerate().filter(|(_, step)| step.key.entry.family() == family) {
+        let is_meant =
+            |step: &Step<'_, ElementKey, ()>| step.key.entry.family() == family && step.want.is_some() == grows;
+        for (index, step) in steps.iter().enumerate().filter(|(_, step)| is_meant(step)) {
             entries.entry(&step.key.set).or_default().push((index, step.key.entry));
         }
         if entries.is_empty() {
             return BTreeMap::new();
         }
         let begun = Instant::now();
-        let failed = match phase {
-            Phase::Grow => self.ipset.add(&entries),
-            Phase::Shrink => self.ipset.delete(&entries),
-        };
+        let failed = if grows { self.ipset.add(&entries) } else { self.ipset.delete(&entries) };
         *self.took.of_mut(family) += begun.elapsed();
         failed
     }
@@ -158,15 +157,13 @@ impl Target for Elements {
         Ok(if differing.is_empty() { Glance::Alike } else { Glance::These(differing) })
     }
 
-    fn apply(&mut self, phase: Phase, steps: &[Step<'_, ElementKey, ()>]) -> Vec<Failure<Error>> {
-        let operation = match phase {
-            Phase::Grow => "add element",
-            Phase::Shrink => "delete element",
-        };
-        let failed = Family::BOTH.into_iter().flat_map(|family| self.change(phase, family, steps));
+    fn apply(&mut self, _phase: Phase, steps: &[Step<'_, ElementKey, ()>]) -> Vec<Failure<Error>> {
+        let parts = [true, false].into_iter().flat_map(|grows| Family::BOTH.map(|family| (grows, family)));
+        let failed = parts.flat_map(|(grows, family)| self.change(grows, family, steps));
         failed
             .filter_map(|(step, fault)| {
-                let key = steps.get(step)?.key;
+                let Step { key, want, .. } = steps.get(step)?;
+                let operation = if want.is_some() { "add element" } else { "delete element" };
                 Some(Failure { step, error: error(operation, &key.to_string(), fault) })
             })
             .collect()

@@ -65,6 +65,8 @@ struct Wire {
     _own: own::Port,
     sequence: u32,
     buffer: Vec<u8>,
+    /// So many bytes can be sent at once.
+    room: usize,
 }
 
 impl Socket {
@@ -95,26 +97,44 @@ impl Socket {
         Ok(refusals)
     }
 
-    /// Sends messages that take effect together or not at all, with the marks of their subsystem around them. Waits for
-    /// the acknowledgement of the one before the last: not every kernel acknowledges the marks.
+    /// Sends messages that take effect together or not at all, with the marks of their subsystem around them.
     ///
     /// # Errors
     /// The kernel refused one of the messages, and so all, or the socket failed.
     pub fn transaction(&mut self, messages: &mut Messages) -> Result<(), Fault> {
+        let refusals = self.transact(messages)?;
+        refusals.into_iter().next().map_or(Ok(()), |refusal| Err(Fault::Refused(refusal)))
+    }
+
+    /// Sends messages that take effect together or not at all, with the marks of their subsystem around them. Returns those that
+    /// the kernel refused; if there is one, nothing was done. A refusal of the first mark is one of the whole.
+    ///
+    /// Waits for the acknowledgement of the message before the last: not every kernel acknowledges the marks.
+    ///
+    /// # Errors
+    /// The socket failed, or the answer did not come.
+    pub fn transact(&mut self, messages: &mut Messages) -> Result<Vec<Refusal>, Fault> {
         let count = messages.len();
         let last = count.checked_sub(2).expect("a transaction has messages between its marks");
         messages.reflag(last, flag::ACK, 0);
+        self.acts.make_room(messages.bytes().len())?;
         let first = self.acts.post(messages, 0..count)?;
+        let mut refusals = Vec::new();
         self.acts.collect(|answer| {
             let offset = usize::try_from(answer.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
-            match answer.refusal() {
-                Some(refusal) if offset < count && refusal.errno != 0 => {
-                    ControlFlow::Break(Err(Fault::Refused(refusal)))
-                }
-                Some(_) if offset == last => ControlFlow::Break(Ok(())),
-                _ => ControlFlow::Continue(()),
+            let Some(refusal) = answer.refusal().filter(|_| offset < count) else {
+                return ControlFlow::Continue(());
+            };
+            if refusal.errno != 0 {
+                refusals.push(Refusal { message: offset, ..refusal });
             }
-        })
+            // Behind a refusal of the whole nothing more may come.
+            if offset == last || refusals.last().is_some_and(|refusal| refusal.message == 0) {
+                return ControlFlow::Break(Ok(()));
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(refusals)
     }
 
     /// Sends one message that is not a dump, and returns what `parse` makes of its answers.
@@ -241,7 +261,16 @@ impl Wire {
         }
         let address = SocketAddrNetlink::try_from(getsockname(&socket)?)?;
         let own = own::Port::new(bus, address.pid());
-        Ok(Wire { socket, _own: own, sequence: 0, buffer: vec![0; RECEIVE_BYTES] })
+        Ok(Wire { socket, _own: own, sequence: 0, buffer: vec![0; RECEIVE_BYTES], room: BUFFER_BYTES })
+    }
+
+    /// Makes the send buffer large enough for so many bytes at once.
+    fn make_room(&mut self, bytes: usize) -> Result<(), Fault> {
+        if bytes > self.room {
+            sockopt::set_socket_send_buffer_size_force(&self.socket, bytes).map_err(Fault::System)?;
+            self.room = bytes;
+        }
+        Ok(())
     }
 
     /// Numbers the messages and sends them at once; returns the number of the first.

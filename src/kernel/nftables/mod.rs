@@ -4,12 +4,26 @@
 //! `inet`, so a chain serves IPv4 and IPv6. Everything in a table of ours is ours: a process without memory knows it by the
 //! table's name.
 //!
-//! [`object`] is what a table contains, [`rule`] what a rule is, both as values; [`foreign`] removes tables of other programs.
+//! [`object`] is what a table contains, [`rule`] what a rule is, both as values; [`table`] brings them into the kernel and reads them,
+//! in transactions that [`plan`] orders. [`encode`] and [`decode`] translate between rules and the kernel's expressions.
+//! [`foreign`] removes tables of other programs.
 
+mod batch;
+mod decode;
+mod element;
+mod encode;
+mod expression;
 pub mod foreign;
+mod notified;
 pub mod object;
+mod plan;
+mod read;
 pub mod rule;
+mod table;
+mod wire;
 
 pub use self::foreign::{Table, remove};
 pub use self::object::{Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Name, Object, SetSpec};
+pub use self::read::Count;
 pub use self::rule::{Lookup, Match, Rule, Statement, Verdict};
+pub use self::table::InetTable;

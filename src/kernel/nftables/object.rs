@@ -1,5 +1,6 @@
 //! The objects of a table: sets and maps, their elements, chains, and counters.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use crate::net::{Family, PortRange, Protocol};
 
 /// Name of a table's chain, set, map or counter: at most 255 bytes. `nft` does not load names that are words of its language
 /// (`mark`, `fwd`), so ours contain an underscore, a slash or a digit. Shared, because every element carries it.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Name(Arc<str>);
 
 /// Key of one object of a table, in the order of growing as far as that is one: rules and elements need sets and chains.
@@ -40,6 +41,8 @@ pub enum Content {
     Verdict(Arc<Verdict>),
     /// An element of a map to marks.
     Mark(u32),
+    /// What somebody else made under a name of ours, in a form that we never use. It is only ever read.
+    Foreign,
 }
 
 /// Properties of a set or map. Sets with intervals never have concatenated fields: the kernel takes time proportional to the
@@ -48,7 +51,7 @@ pub enum Content {
 pub struct SetSpec {
     pub fields: Fields,
     pub kind: Kind,
-    /// Elements are ranges ([`Key::Prefix`], [`Key::Ports`]), disjoint. Neighbouring ranges may touch.
+    /// Elements are ranges ([`Key::Prefix`], [`Key::Range`], [`Key::Ports`]), disjoint. Neighbouring ranges may touch.
     pub intervals: bool,
 }
 
@@ -87,6 +90,9 @@ pub enum Key {
     Itself(IpAddr),
     /// Of [`Fields::Address`] with intervals: all addresses of this prefix.
     Prefix(IpNet),
+    /// Of [`Fields::Address`] with intervals: all addresses from the first to the last, of one family. A range that is a prefix
+    /// has to be called so, see [`Key::range`].
+    Range(IpAddr, IpAddr),
     /// Of [`Fields::Service`].
     Service(IpAddr, Protocol, u16),
     /// Of [`Fields::ProtocolPort`].
@@ -95,6 +101,8 @@ pub enum Key {
     Ports(PortRange),
     /// Of [`Fields::Link`].
     Link(Name),
+    /// What somebody else put into a set of ours, and we never do, as the kernel has it. It is only ever read, and removed.
+    Foreign(Box<[u8]>),
 }
 
 /// A chain with its rules.
@@ -141,6 +149,39 @@ impl Name {
     }
 }
 
+impl Ord for Name {
+    /// By text. Elements are compared with others of their own set most of the time, so one pointer decides.
+    fn cmp(&self, other: &Name) -> Ordering {
+        if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
+    }
+}
+
+impl PartialOrd for Name {
+    fn partial_cmp(&self, other: &Name) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Key {
+    /// A key that none comes before.
+    pub(super) fn first() -> Key {
+        Key::Address(IpAddr::from([0; 4]))
+    }
+
+    /// The addresses from the first to the last, both included and of one family: a prefix, where they are one.
+    pub fn range(first: IpAddr, last: IpAddr) -> Key {
+        let alike = match (first, last) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => (first.to_bits() ^ last.to_bits()).leading_zeros(),
+            (IpAddr::V6(first), IpAddr::V6(last)) => (first.to_bits() ^ last.to_bits()).leading_zeros(),
+            _ => return Key::Range(first, last),
+        };
+        match IpNet::new(first, alike as u8) {
+            Ok(prefix) if prefix.network() == first && prefix.broadcast() == last => Key::Prefix(prefix),
+            _ => Key::Range(first, last),
+        }
+    }
+}
+
 impl From<&str> for Name {
     fn from(name: &str) -> Name {
         Name(name.into())
@@ -182,6 +223,8 @@ impl fmt::Display for Key {
             Key::Address(address) => write!(f, "{address}"),
             Key::Itself(address) => write!(f, "{address} . {address}"),
             Key::Prefix(prefix) => write!(f, "{prefix}"),
+            Key::Range(first, last) => write!(f, "{first}-{last}"),
+            Key::Foreign(bytes) => write!(f, "{bytes:02x?}"),
             Key::Service(address, protocol, port) => write!(f, "{address} . {protocol} . {port}"),
             Key::ProtocolPort(protocol, port) => write!(f, "{protocol} . {port}"),
             Key::Ports(range) => write!(f, "{}-{}", range.first, range.last),

@@ -24,6 +24,7 @@ struct Parts {
     statements: Box<[Statement]>,
     verdict: Option<Verdict>,
     comment: Option<Box<str>>,
+    is_foreign: bool,
 }
 
 /// One condition on a packet. With `negated` it holds where it would not hold otherwise, among packets of the same family
@@ -131,18 +132,41 @@ impl Rule {
     /// The same rule with a comment, which the kernel keeps and `nft` shows: at most 128 bytes, longer ones are cut.
     pub fn commented(self, comment: &str) -> Rule {
         let Parts { matches, statements, verdict, .. } = &*self.0;
-        let end = (0..=LONGEST_COMMENT).rev().find(|end| comment.is_char_boundary(*end)).unwrap_or_default();
-        let comment = comment.get(..end).unwrap_or(comment);
         Rule(Arc::new(Parts {
             matches: matches.clone(),
             statements: statements.clone(),
             verdict: verdict.clone(),
-            comment: Some(comment.into()),
+            comment: Some(quotable(comment, LONGEST_COMMENT)),
+            is_foreign: false,
         }))
     }
 
-    fn of(matches: Box<[Match]>, statements: Box<[Statement]>, verdict: Option<Verdict>) -> Rule {
-        Rule(Arc::new(Parts { matches, statements, verdict, comment: None }))
+    /// A rule that somebody else wrote and that is not understood: different from every rule of ours. It is only ever read.
+    pub(super) fn foreign() -> Rule {
+        let (matches, statements) = (Box::default(), Box::default());
+        Rule(Arc::new(Parts { matches, statements, verdict: None, comment: None, is_foreign: true }))
+    }
+
+    /// Puts the values into the form in which the kernel gives them back.
+    fn of(mut matches: Box<[Match]>, mut statements: Box<[Statement]>, verdict: Option<Verdict>) -> Rule {
+        for one in &mut matches {
+            if let Match::Address { range, .. } = one {
+                *range = range.trunc();
+            }
+        }
+        for statement in &mut statements {
+            match statement {
+                Statement::Log { prefix, .. } => *prefix = quotable(prefix, LONGEST_PREFIX),
+                Statement::SetMark(mark) => mark.value &= mark.mask,
+                Statement::Count(_) | Statement::MarkFrom { .. } => {}
+            }
+        }
+        Rule(Arc::new(Parts { matches, statements, verdict, comment: None, is_foreign: false }))
+    }
+
+    /// Returns whether somebody else wrote the rule, and it is not understood.
+    pub fn is_foreign(&self) -> bool {
+        self.0.is_foreign
     }
 
     pub fn matches(&self) -> &[Match] {
@@ -165,3 +189,17 @@ impl Rule {
 
 /// What `nft` takes as comment of a rule, in bytes.
 const LONGEST_COMMENT: usize = 128;
+/// What the kernel takes as prefix of a log, in bytes.
+const LONGEST_PREFIX: usize = 127;
+
+/// Text that `nft` can print and load: no longer than this, and without what would end its quotes or its line.
+fn quotable(text: &str, longest: usize) -> Box<str> {
+    let end = (0..=longest).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    let text = text.get(..end).unwrap_or(text);
+    let readable = |one: char| match one {
+        '"' => '\'',
+        one if one.is_control() => ' ',
+        one => one,
+    };
+    text.chars().map(readable).collect()
+}

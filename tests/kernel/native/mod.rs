@@ -19,6 +19,7 @@ mod monitor;
 mod netlink;
 mod places;
 mod route;
+mod nftables;
 mod next_hop;
 mod router;
 mod rule;

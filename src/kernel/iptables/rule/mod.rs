@@ -281,7 +281,8 @@ impl States {
         States(self.0 | others.0)
     }
 
-    fn includes(self, one: States) -> bool {
+    /// Returns whether one of these states is among them.
+    pub fn includes(self, one: States) -> bool {
         self.0 & one.0 != 0
     }
 }

@@ -1,0 +1,242 @@
+//! The messages of one transaction.
+//!
+//! Kernel: what stands between the marks of a batch takes effect together or not at all (include/uapi/linux/netfilter/nfnetlink.h).
+//! An error names the message that it is about, and so the object.
+
+use super::element::{self, Description};
+use super::encode::expressions;
+use super::expression::{ANONYMOUS, Expression, fib};
+use super::object::{Base, BaseKind, Content, Hook, Key, Name, Object, SetSpec};
+use super::rule::Rule;
+use super::wire::{self, batch, chain, message, object, rule, set, table};
+use crate::kernel::netlink::{Messages, flag};
+
+/// Messages about one table, between the marks.
+pub(super) struct Batch<'a> {
+    table: &'a str,
+    pub messages: Messages,
+    /// The object that each message is about; `None` for the marks and the table.
+    about: Vec<Option<Object>>,
+    /// Number of sets that were made, by which others in this transaction may call them.
+    sets: u32,
+}
+
+impl<'a> Batch<'a> {
+    /// Starts a transaction; the kernel refuses it if its rules are not of this generation.
+    pub fn new(table: &'a str, generation: Option<u32>) -> Batch<'a> {
+        let mut messages = Messages::new();
+        wire::mark(&mut messages, message::BATCH_BEGIN);
+        if let Some(generation) = generation {
+            messages.u32_be(batch::GENERATION, generation);
+        }
+        Batch { table, messages, about: vec![None], sets: 0 }
+    }
+
+    /// Ends the transaction.
+    pub fn close(&mut self) {
+        wire::mark(&mut self.messages, message::BATCH_END);
+        self.about.push(None);
+    }
+
+    /// Returns whether there is nothing but the beginning.
+    pub fn is_empty(&self) -> bool {
+        self.about.len() == 1
+    }
+
+    /// Returns what a message is about.
+    pub fn about(&self, message: usize) -> Option<&Object> {
+        self.about.get(message)?.as_ref()
+    }
+
+    fn begin(&mut self, kind: u16, flags: u16, about: Option<Object>) -> &mut Messages {
+        self.about.push(about);
+        wire::begin(&mut self.messages, kind, flags, self.table)
+    }
+
+    /// Makes the table, or claims it.
+    pub fn make_table(&mut self, flags: u32) {
+        self.begin(message::NEW_TABLE, flag::CREATE, None).u32_be(table::FLAGS, flags);
+    }
+
+    pub fn delete_table(&mut self) {
+        self.begin(message::DELETE_TABLE, 0, None);
+    }
+
+    pub fn make_counter(&mut self, name: &Name) {
+        self.begin(message::NEW_OBJECT, flag::CREATE, Some(Object::Counter(name.clone())))
+            .text(object::NAME, name.as_str())
+            .u32_be(object::TYPE, object::COUNTER)
+            .nest(object::DATA)
+            .u64_be(object::BYTES, 0)
+            .u64_be(object::PACKETS, 0)
+            .end();
+    }
+
+    pub fn delete_counter(&mut self, name: &Name) {
+        self.begin(message::DELETE_OBJECT, 0, Some(Object::Counter(name.clone())))
+            .text(object::NAME, name.as_str())
+            .u32_be(object::TYPE, object::COUNTER);
+    }
+
+    pub fn make_set(&mut self, name: &Name, spec: SetSpec) {
+        self.describe_set(name.as_str(), &Description::of(spec), Some(Object::Set(name.clone())));
+    }
+
+    fn describe_set(&mut self, name: &str, description: &Description, about: Option<Object>) -> &mut Messages {
+        self.sets += 1;
+        let number = self.sets;
+        let messages = self.begin(message::NEW_SET, flag::CREATE, about);
+        messages
+            .text(set::NAME, name)
+            .u32_be(set::FLAGS, description.flags)
+            .u32_be(set::KEY_TYPE, description.key_type)
+            .u32_be(set::KEY_LENGTH, description.key_length);
+        if let Some((kind, length)) = description.data {
+            messages.u32_be(set::DATA_TYPE, kind).u32_be(set::DATA_LENGTH, length);
+        }
+        messages.u32_be(set::ID, number).attribute(set::USERDATA, &description.userdata())
+    }
+
+    pub fn delete_set(&mut self, name: &Name) {
+        self.begin(message::DELETE_SET, 0, Some(Object::Set(name.clone()))).text(set::NAME, name.as_str());
+    }
+
+    pub fn make_chain(&mut self, name: &Name, base: Option<Base>) {
+        let messages = self.begin(message::NEW_CHAIN, flag::CREATE, Some(Object::Chain(name.clone())));
+        messages.text(chain::NAME, name.as_str());
+        if let Some(Base { kind, hook, priority }) = base {
+            messages
+                .text(chain::TYPE, type_name(kind))
+                .nest(chain::HOOK)
+                .u32_be(chain::HOOK_NUMBER, hook_number(hook))
+                .u32_be(chain::HOOK_PRIORITY, priority as u32)
+                .end()
+                .u32_be(chain::POLICY, chain::ACCEPT);
+        }
+    }
+
+    pub fn delete_chain(&mut self, name: &Name) {
+        self.begin(message::DELETE_CHAIN, 0, Some(Object::Chain(name.clone()))).text(chain::NAME, name.as_str());
+    }
+
+    /// Removes all rules of a chain.
+    pub fn empty_chain(&mut self, name: &Name) {
+        self.begin(message::DELETE_RULE, 0, Some(Object::Chain(name.clone()))).text(rule::CHAIN, name.as_str());
+    }
+
+    /// Adds a rule at the end of a chain.
+    pub fn add_rule(&mut self, chain: &Name, one: &Rule) {
+        let about = Object::Chain(chain.clone());
+        let expressions = expressions(one);
+        let mut many = 0;
+        if expressions.iter().any(|expression| matches!(expression, Expression::LookupMany { .. })) {
+            many = self.make_many(about.clone());
+        }
+        let messages = self.begin(message::NEW_RULE, flag::CREATE | flag::APPEND, Some(about));
+        messages.text(rule::CHAIN, chain.as_str()).nest(rule::EXPRESSIONS);
+        expressions.iter().for_each(|expression| expression.write(messages, many));
+        messages.end();
+        if let Some(comment) = one.comment() {
+            let mut userdata = vec![rule::COMMENT, (comment.len() + 1) as u8];
+            userdata.extend_from_slice(comment.as_bytes());
+            userdata.push(0);
+            messages.attribute(rule::USERDATA, &userdata);
+        }
+    }
+
+    /// Makes the anonymous set that a rule looks into, and returns its number.
+    fn make_many(&mut self, about: Object) -> u32 {
+        let types = [fib::BROADCAST, fib::MULTICAST];
+        self.describe_set(ANONYMOUS, &Description::many(), Some(about.clone()))
+            .nest(set::DESCRIPTION)
+            .u32_be(set::SIZE, types.len() as u32)
+            .end();
+        let number = self.sets;
+        let messages = self.begin(message::NEW_ELEMENT, flag::CREATE, Some(about));
+        messages
+            .text(wire::element::SET, ANONYMOUS)
+            .u32_be(wire::element::SET_ID, number)
+            .nest(wire::element::ELEMENTS);
+        element::write_many(messages, &types);
+        messages.end();
+        number
+    }
+
+    /// Adds elements to a set. Returns those whose keys are none of this set.
+    pub fn add_elements<'e>(
+        &mut self,
+        set: &Name,
+        spec: SetSpec,
+        elements: impl Iterator<Item = (&'e Key, &'e Content)>,
+    ) -> Vec<&'e Key> {
+        self.elements(message::NEW_ELEMENT, set, spec, elements.map(|(key, content)| (key, Some(content))))
+    }
+
+    /// Deletes elements of a set.
+    pub fn delete_elements<'e>(
+        &mut self,
+        set: &Name,
+        spec: SetSpec,
+        keys: impl Iterator<Item = &'e Key>,
+    ) -> Vec<&'e Key> {
+        self.elements(message::DELETE_ELEMENT, set, spec, keys.map(|key| (key, None)))
+    }
+
+    /// Deletes all elements of a set.
+    pub fn empty_set(&mut self, set: &Name) {
+        self.begin(message::DELETE_ELEMENT, 0, Some(Object::Set(set.clone()))).text(wire::element::SET, set.as_str());
+    }
+
+    fn elements<'e>(
+        &mut self,
+        kind: u16,
+        set: &Name,
+        spec: SetSpec,
+        elements: impl Iterator<Item = (&'e Key, Option<&'e Content>)>,
+    ) -> Vec<&'e Key> {
+        let flags = if kind == message::NEW_ELEMENT { flag::CREATE } else { 0 };
+        let mut odd = Vec::new();
+        let mut is_open = false;
+        for (key, content) in elements {
+            if is_open && self.messages.room() < element::LARGEST {
+                self.messages.end();
+                is_open = false;
+            }
+            if !is_open {
+                self.begin(kind, flags, Some(Object::Set(set.clone())))
+                    .text(wire::element::SET, set.as_str())
+                    .nest(wire::element::ELEMENTS);
+                is_open = true;
+            }
+            if !element::write(&mut self.messages, spec, key, content) {
+                odd.push(key);
+            }
+        }
+        if is_open {
+            self.messages.end();
+        }
+        odd
+    }
+}
+
+/// Appends a list with one element that is asked for.
+pub(super) fn ask_for(messages: &mut Messages, set: &Name, spec: SetSpec, key: &Key) -> bool {
+    messages.text(wire::element::SET, set.as_str()).nest(wire::element::ELEMENTS);
+    let is_of_set = element::write(messages, spec, key, None);
+    messages.end();
+    is_of_set
+}
+
+pub(super) const TYPES: [(BaseKind, &str); 3] =
+    [(BaseKind::Filter, "filter"), (BaseKind::Nat, "nat"), (BaseKind::Route, "route")];
+
+/// The hooks by their numbers.
+pub(super) const HOOKS: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
+
+fn type_name(kind: BaseKind) -> &'static str {
+    TYPES.iter().find(|(one, _)| *one == kind).map_or("filter", |(_, name)| name)
+}
+
+fn hook_number(hook: Hook) -> u32 {
+    HOOKS.iter().zip(0..).find(|(one, _)| **one == hook).map_or(0, |(_, number)| number)
+}

@@ -1,0 +1,317 @@
+//! Rules as the kernel's expressions.
+//!
+//! A table of the family `inet` sees packets of both families and of all protocols, so a field is loaded only behind a comparison of
+//! `meta nfproto` or `meta l4proto`; `nft` writes the same and does not print them. A rule compares each once, for its first match that
+//! needs it. [`Match::Family`] and [`Match::Protocol`] are comparisons of their own, also where a match behind them needs the
+//! same: so different rules have different expressions.
+
+use ipnet::IpNet;
+
+use super::expression::{
+    Data, Expression, FIRST, VERDICT, base, compare, connection, fib, meta, nat, register, reject,
+};
+use super::rule::{Lookup, Mark, Match, Rule, Side, Statement, States, Verdict};
+use super::wire::data;
+use crate::net::{Family, PortRange, Protocol};
+
+/// Returns the expressions of a rule.
+pub(super) fn expressions(rule: &Rule) -> Vec<Expression> {
+    let mut writer = Writer { written: Vec::with_capacity(16), family: None, protocol: None };
+    rule.matches().iter().for_each(|one| writer.condition(one));
+    rule.statements().iter().for_each(|one| writer.statement(one));
+    rule.verdict().into_iter().for_each(|verdict| writer.verdict(verdict));
+    writer.written
+}
+
+/// The states of connections in the kernel (`NF_CT_STATE_BIT`).
+pub(super) const STATES: [(States, u32); 5] =
+    [(States::INVALID, 1), (States::ESTABLISHED, 2), (States::RELATED, 4), (States::NEW, 8), (States::UNTRACKED, 64)];
+
+/// The protocol number of ICMP, and of ICMPv6.
+pub(super) fn icmp(family: Family) -> u8 {
+    match family {
+        Family::V4 => 1,
+        Family::V6 => 58,
+    }
+}
+
+/// Number of bytes of an address.
+pub(super) fn length(family: Family) -> u32 {
+    u32::from(family.host_bits()) / 8
+}
+
+/// Where an address stands in the header of its family.
+pub(super) fn offset(family: Family, side: Side) -> u32 {
+    match (family, side) {
+        (Family::V4, Side::Source) => 12,
+        (Family::V4, Side::Destination) => 16,
+        (Family::V6, Side::Source) => 8,
+        (Family::V6, Side::Destination) => 24,
+    }
+}
+
+/// Loads what is looked up, field by field, each at the beginning of a register.
+pub(super) fn loads(lookup: Lookup) -> Vec<Expression> {
+    let protocol = |word| Expression::Meta { key: meta::PROTOCOL, to: register(word) };
+    match lookup {
+        Lookup::Address(family, side) => vec![address(family, side, 0)],
+        Lookup::Addresses(family) => {
+            vec![address(family, Side::Source, 0), address(family, Side::Destination, words(family))]
+        }
+        Lookup::DestinationService(family) => {
+            let behind = words(family);
+            vec![address(family, Side::Destination, 0), protocol(behind), port(behind + 1)]
+        }
+        Lookup::OriginalService(family) => {
+            let behind = words(family);
+            let key = match family {
+                Family::V4 => connection::DESTINATION_IPV4,
+                Family::V6 => connection::DESTINATION_IPV6,
+            };
+            vec![original(key, 0), protocol(behind), original(connection::DESTINATION_PORT, behind + 1)]
+        }
+        Lookup::DestinationProtocolPort => vec![protocol(0), port(1)],
+        Lookup::DestinationPort(_) => vec![port(0)],
+        Lookup::InputLink => vec![Expression::Meta { key: meta::INPUT_LINK, to: FIRST }],
+        Lookup::OutputLink => vec![Expression::Meta { key: meta::OUTPUT_LINK, to: FIRST }],
+    }
+}
+
+fn words(family: Family) -> u32 {
+    length(family) / 4
+}
+
+fn address(family: Family, side: Side, word: u32) -> Expression {
+    let (offset, length) = (offset(family, side), length(family));
+    Expression::Payload { base: base::NETWORK, offset, length, to: register(word) }
+}
+
+/// The destination port stands at the same place in all protocols that have ports.
+fn port(word: u32) -> Expression {
+    Expression::Payload { base: base::TRANSPORT, offset: 2, length: 2, to: register(word) }
+}
+
+fn original(key: u32, word: u32) -> Expression {
+    Expression::Connection { key, direction: Some(connection::ORIGINAL), to: register(word) }
+}
+
+/// The name of a link as the kernel compares it: whole, filled up with zeros.
+pub(super) fn link(name: &str) -> Data {
+    let mut bytes = [0; 16];
+    // The last byte stays zero: no link has a longer name.
+    for (place, byte) in bytes.iter_mut().take(15).zip(name.as_bytes()) {
+        *place = *byte;
+    }
+    Data::new(&bytes)
+}
+
+/// The value of an address.
+pub(super) fn octets(address: std::net::IpAddr) -> Data {
+    match address {
+        std::net::IpAddr::V4(address) => Data::new(&address.octets()),
+        std::net::IpAddr::V6(address) => Data::new(&address.octets()),
+    }
+}
+
+struct Writer {
+    written: Vec<Expression>,
+    /// What the rule has compared already for its matches.
+    family: Option<Family>,
+    protocol: Option<u8>,
+}
+
+impl Writer {
+    fn push(&mut self, expression: Expression) {
+        self.written.push(expression);
+    }
+
+    fn compare(&mut self, operation: u32, value: Data) {
+        self.push(Expression::Compare { from: FIRST, operation, value });
+    }
+
+    fn equal(&mut self, negated: bool, value: Data) {
+        self.compare(if negated { compare::UNEQUAL } else { compare::EQUAL }, value);
+    }
+
+    fn meta(&mut self, key: u32) {
+        self.push(Expression::Meta { key, to: FIRST });
+    }
+
+    fn mask(&mut self, mask: Data, xor: Data) {
+        self.push(Expression::Bitwise { from: FIRST, to: FIRST, mask, xor });
+    }
+
+    fn compare_family(&mut self, family: Family) {
+        self.meta(meta::FAMILY);
+        self.equal(false, Data::new(&[family.number()]));
+    }
+
+    fn compare_protocol(&mut self, number: u8) {
+        self.meta(meta::PROTOCOL);
+        self.equal(false, Data::new(&[number]));
+    }
+
+    fn need_family(&mut self, family: Family) {
+        if self.family != Some(family) {
+            self.compare_family(family);
+            self.family = Some(family);
+        }
+    }
+
+    fn need_protocol(&mut self, number: u8) {
+        if self.protocol != Some(number) {
+            self.compare_protocol(number);
+            self.protocol = Some(number);
+        }
+    }
+
+    fn condition(&mut self, one: &Match) {
+        match one {
+            Match::Family(family) => self.compare_family(*family),
+            Match::Address { of, range, negated } => self.address(*of, *range, *negated),
+            Match::InSet { lookup, set, negated } => {
+                self.load(*lookup);
+                self.push(Expression::Lookup { set: set.clone(), from: FIRST, to: None, inverted: *negated });
+            }
+            Match::HostAddress { of, negated } => {
+                self.address_type(*of);
+                self.equal(*negated, Data::number(fib::LOCAL));
+            }
+            Match::ToMany => {
+                self.address_type(Side::Destination);
+                self.push(Expression::LookupMany { from: FIRST });
+            }
+            Match::Protocol(protocol) => self.compare_protocol(protocol.number()),
+            Match::IcmpKind { family, number } => {
+                self.need_family(*family);
+                self.need_protocol(icmp(*family));
+                self.push(Expression::Payload { base: base::TRANSPORT, offset: 0, length: 1, to: FIRST });
+                self.equal(false, Data::new(&[*number]));
+            }
+            Match::DestinationPort { protocol, range } => self.port(*protocol, *range),
+            Match::State { states, negated } => self.state(*states, *negated),
+            Match::Mark { mark: Mark { value, mask }, negated } => {
+                self.meta(meta::MARK);
+                if *mask != u32::MAX {
+                    self.mask(Data::number(*mask), Data::zero(4));
+                }
+                self.equal(*negated, Data::number(*value));
+            }
+            Match::InputLink { name, negated } => {
+                self.meta(meta::INPUT_LINK);
+                self.equal(*negated, link(name));
+            }
+            Match::OutputLink { name, negated } => {
+                self.meta(meta::OUTPUT_LINK);
+                self.equal(*negated, link(name));
+            }
+            Match::Limit { per_minute, burst } => {
+                self.push(Expression::Limit { rate: u64::from(*per_minute), seconds: 60, burst: *burst });
+            }
+        }
+    }
+
+    fn address(&mut self, of: Side, range: IpNet, negated: bool) {
+        let family = Family::from(range);
+        self.need_family(family);
+        self.push(address(family, of, 0));
+        if range.prefix_len() != family.host_bits() {
+            self.mask(octets(range.netmask()), Data::zero(length(family) as usize));
+        }
+        self.equal(negated, octets(range.network()));
+    }
+
+    fn address_type(&mut self, of: Side) {
+        let flags = match of {
+            Side::Source => fib::SOURCE,
+            Side::Destination => fib::DESTINATION,
+        };
+        self.push(Expression::Fib { result: fib::ADDRESS_TYPE, flags, to: FIRST });
+    }
+
+    fn port(&mut self, protocol: Protocol, range: PortRange) {
+        self.need_protocol(protocol.number());
+        self.push(port(0));
+        if range.first == range.last {
+            return self.equal(false, Data::new(&range.first.to_be_bytes()));
+        }
+        self.compare(compare::AT_LEAST, Data::new(&range.first.to_be_bytes()));
+        self.compare(compare::AT_MOST, Data::new(&range.last.to_be_bytes()));
+    }
+
+    fn state(&mut self, states: States, negated: bool) {
+        self.push(Expression::Connection { key: connection::STATE, direction: None, to: FIRST });
+        let bits = STATES.iter().filter(|(state, _)| states.includes(*state)).fold(0, |bits, (_, bit)| bits | bit);
+        self.mask(Data::number(bits), Data::zero(4));
+        self.equal(!negated, Data::zero(4));
+    }
+
+    fn load(&mut self, lookup: Lookup) {
+        match lookup {
+            Lookup::Address(family, _) | Lookup::Addresses(family) | Lookup::DestinationService(family) => {
+                self.need_family(family);
+            }
+            Lookup::DestinationPort(protocol) => self.need_protocol(protocol.number()),
+            // Connection tracking knows the family of a connection itself, and a name is a name.
+            Lookup::OriginalService(_) | Lookup::DestinationProtocolPort | Lookup::InputLink | Lookup::OutputLink => {}
+        }
+        self.written.extend(loads(lookup));
+    }
+
+    fn statement(&mut self, one: &Statement) {
+        let set_mark = Expression::SetMeta { key: meta::MARK, from: FIRST };
+        match one {
+            Statement::Count(name) => self.push(Expression::Counter(name.clone())),
+            Statement::Log { group, prefix } => self.push(Expression::Log { group: *group, prefix: prefix.clone() }),
+            Statement::SetMark(Mark { value, mask: u32::MAX }) => {
+                self.push(Expression::Immediate { to: FIRST, value: Data::number(*value) });
+                self.push(set_mark);
+            }
+            Statement::SetMark(Mark { value, mask }) => {
+                self.meta(meta::MARK);
+                self.mask(Data::number(!mask), Data::number(value & mask));
+                self.push(set_mark);
+            }
+            Statement::MarkFrom { lookup, map } => {
+                self.load(*lookup);
+                let (set, to) = (map.clone(), Some(FIRST));
+                self.push(Expression::Lookup { set, from: FIRST, to, inverted: false });
+                self.push(set_mark);
+            }
+        }
+    }
+
+    fn verdict(&mut self, verdict: &Verdict) {
+        let flags = |random_ports: bool| if random_ports { nat::RANDOM_PORTS } else { 0 };
+        let expression = match verdict {
+            Verdict::Reject => Expression::Reject { kind: reject::ANY_FAMILY, code: reject::PORT_UNREACHABLE },
+            Verdict::Map { lookup, map } => {
+                self.load(*lookup);
+                Expression::Lookup { set: map.clone(), from: FIRST, to: Some(VERDICT), inverted: false }
+            }
+            Verdict::Masquerade { random_ports } => Expression::Masquerade { flags: flags(*random_ports) },
+            Verdict::SourceNat { to, random_ports } => {
+                self.push(Expression::Immediate { to: FIRST, value: octets(*to) });
+                let family = u32::from(Family::from(*to).number());
+                Expression::SourceNat { family, from: FIRST, flags: flags(*random_ports) }
+            }
+            Verdict::Accept | Verdict::Drop | Verdict::Return | Verdict::Jump(_) | Verdict::Goto(_) => {
+                let (code, chain) = plain(verdict).expect("these verdicts are plain");
+                Expression::Verdict { code, chain: chain.cloned() }
+            }
+        };
+        self.push(expression);
+    }
+}
+
+/// The code of a verdict, and the chain that it names; `None` for one that takes more than that.
+pub(super) fn plain(verdict: &Verdict) -> Option<(i32, Option<&super::object::Name>)> {
+    Some(match verdict {
+        Verdict::Accept => (data::ACCEPT, None),
+        Verdict::Drop => (data::DROP, None),
+        Verdict::Return => (data::RETURN, None),
+        Verdict::Jump(chain) => (data::JUMP, Some(chain)),
+        Verdict::Goto(chain) => (data::GOTO, Some(chain)),
+        Verdict::Reject | Verdict::Map { .. } | Verdict::Masquerade { .. } | Verdict::SourceNat { .. } => return None,
+    })
+}

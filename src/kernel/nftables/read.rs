@@ -1,0 +1,245 @@
+//! Reading one table.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::batch::{HOOKS, TYPES, ask_for};
+use super::decode;
+use super::element::{self, Description, Found, Verdicts};
+use super::expression::{Expression, fib};
+use super::object::{Base, Content, Key, Kind, Name, SetSpec};
+use super::rule::Rule;
+use super::wire::{self, HEADER, ITEM, TABLE, chain, generation, message, object, rule, set, table};
+use crate::kernel::netlink::{Answer, Attributes, Fault, Messages, Socket};
+
+/// Reads the table of this name.
+pub(super) struct Reader<'a> {
+    pub socket: &'a mut Socket,
+    pub table: &'a str,
+}
+
+/// The table itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Header {
+    pub flags: u32,
+    /// The port of the socket to which it belongs.
+    pub owner: Option<u32>,
+}
+
+/// The sets of a table.
+#[derive(Default)]
+pub(super) struct Sets {
+    /// `None` for one that we never make.
+    pub named: BTreeMap<Name, Option<SetSpec>>,
+    /// Names of those that rules made which are for broadcasts and multicasts.
+    pub many: BTreeSet<String>,
+}
+
+/// A chain, without its rules: `None` for one of a form that we never make.
+pub(super) type Chains = BTreeMap<Name, Option<Option<Base>>>;
+
+impl Reader<'_> {
+    fn ask(&self, kind: u16) -> Messages {
+        let mut messages = Messages::new();
+        wire::begin(&mut messages, kind, 0, self.table);
+        messages
+    }
+
+    /// The number of changes that all tables of this network namespace have seen.
+    pub fn generation(&mut self) -> Result<u32, Fault> {
+        let mut message = Messages::new();
+        message.begin(message::GET_GENERATION, 0).header(&[0; HEADER]);
+        let found =
+            self.socket.request(&mut message, |answer| answer.attributes(HEADER).get(generation::ID)?.u32_be())?;
+        found.into_iter().next().ok_or(Fault::Malformed("no generation"))
+    }
+
+    /// The table itself; `None` where there is none.
+    pub fn header(&mut self) -> Result<Option<Header>, Fault> {
+        let mut message = self.ask(message::GET_TABLE);
+        let header = |answer: &Answer<'_>| {
+            let attributes = answer.attributes(HEADER);
+            let flags = attributes.get(table::FLAGS)?.u32_be()?;
+            let owner = attributes.get(table::OWNER).and_then(|owner| owner.u32_be());
+            Some(Header { flags, owner })
+        };
+        match self.socket.request(&mut message, header) {
+            Ok(found) => Ok(found.into_iter().next()),
+            Err(fault) if fault.errno() == Some(libc::ENOENT) => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    pub fn counters(&mut self) -> Result<BTreeMap<Name, Count>, Fault> {
+        let mut message = self.ask(message::GET_OBJECT);
+        message.u32_be(object::TYPE, object::COUNTER);
+        let table = self.table;
+        let found = self.socket.dump(&mut message, |answer| {
+            let attributes = of_table(answer, table)?;
+            let kind = attributes.get(object::TYPE)?.u32_be()?;
+            let value = attributes.get(object::DATA)?.attributes();
+            let number = |kind: u16| value.get(kind)?.u64_be();
+            let count = Count { packets: number(object::PACKETS)?, bytes: number(object::BYTES)? };
+            (kind == object::COUNTER).then_some((attributes.get(object::NAME)?.text()?.into(), count))
+        })?;
+        Ok(found.into_iter().collect())
+    }
+
+    pub fn sets(&mut self) -> Result<Sets, Fault> {
+        let mut message = self.ask(message::GET_SET);
+        let table = self.table;
+        let found = self.socket.dump(&mut message, |answer| described_set(&of_table(answer, table)?))?;
+        let mut sets = Sets::default();
+        for (name, description) in found {
+            if description.flags & set::ANONYMOUS == 0 {
+                sets.named.insert(name.into(), description.spec());
+            } else if description == Description::many() && self.is_many(&name)? {
+                sets.many.insert(name);
+            }
+        }
+        Ok(sets)
+    }
+
+    /// Returns whether these are the types of addresses that a rule for broadcasts and multicasts looks for.
+    fn is_many(&mut self, name: &str) -> Result<bool, Fault> {
+        let mut message = self.ask(message::GET_ELEMENT);
+        message.text(wire::element::SET, name);
+        let found = self.socket.dump(&mut message, |answer| {
+            let items = answer.attributes(HEADER).get(wire::element::ELEMENTS)?.attributes();
+            let value = |item: Attributes<'_>| item.get(wire::element::KEY)?.attributes().get(wire::data::VALUE)?.u32();
+            Some(items.map(|item| value(item.attributes())).collect::<Vec<Option<u32>>>())
+        })?;
+        let types: BTreeSet<Option<u32>> = found.into_iter().flatten().collect();
+        Ok(types == BTreeSet::from([Some(fib::BROADCAST), Some(fib::MULTICAST)]))
+    }
+
+    /// The elements of a set.
+    pub fn elements(&mut self, name: &Name, spec: SetSpec) -> Result<Vec<(Key, Content)>, Fault> {
+        let mut message = self.ask(message::GET_ELEMENT);
+        message.text(wire::element::SET, name.as_str());
+        let mut verdicts = Verdicts::default();
+        let found = self.socket.dump(&mut message, |answer| Some(found_elements(answer, spec.kind, &mut verdicts)))?;
+        Ok(element::elements(spec, found.into_iter().flatten().collect()))
+    }
+
+    /// One element of a set without ranges, if it is there.
+    pub fn element(&mut self, name: &Name, spec: SetSpec, key: &Key) -> Result<Option<Content>, Fault> {
+        let mut message = self.ask(message::GET_ELEMENT);
+        if !ask_for(&mut message, name, spec, key) {
+            return Ok(None);
+        }
+        let mut verdicts = Verdicts::default();
+        match self.socket.request(&mut message, |answer| Some(found_elements(answer, spec.kind, &mut verdicts))) {
+            Ok(found) => {
+                let elements = element::elements(spec, found.into_iter().flatten().collect());
+                Ok(elements.into_iter().find(|(one, _)| one == key).map(|(_, content)| content))
+            }
+            Err(fault) if fault.errno() == Some(libc::ENOENT) => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    pub fn chains(&mut self) -> Result<Chains, Fault> {
+        let mut message = self.ask(message::GET_CHAIN);
+        let table = self.table;
+        let found = self.socket.dump(&mut message, |answer| {
+            let attributes = of_table(answer, table)?;
+            Some((attributes.get(chain::NAME)?.text()?.into(), base(&attributes)))
+        })?;
+        Ok(found.into_iter().collect())
+    }
+
+    /// The rules of all chains, or of one, in their order.
+    pub fn rules(&mut self, of: Option<&Name>, sets: &Sets) -> Result<BTreeMap<Name, Vec<Rule>>, Fault> {
+        let mut message = self.ask(message::GET_RULE);
+        if let Some(chain) = of {
+            message.text(rule::CHAIN, chain.as_str());
+        }
+        let table = self.table;
+        let found = self.socket.dump(&mut message, |answer| {
+            let attributes = of_table(answer, table)?;
+            let name = attributes.get(rule::CHAIN)?.text()?;
+            if of.is_some_and(|chain| chain.as_str() != name) {
+                return None;
+            }
+            Some((Name::from(name), read_rule(&attributes, sets)))
+        })?;
+        let mut rules: BTreeMap<Name, Vec<Rule>> = BTreeMap::new();
+        for (chain, one) in found {
+            rules.entry(chain).or_default().push(one);
+        }
+        Ok(rules)
+    }
+}
+
+/// What a named counter has counted since it was made.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Count {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// The attributes of an answer about this table: not every kernel obeys every filter.
+fn of_table<'a>(answer: &Answer<'a>, table: &str) -> Option<Attributes<'a>> {
+    let [family, ..] = *answer.header::<HEADER>()?;
+    let attributes = answer.attributes(HEADER);
+    (family == wire::INET && attributes.get(TABLE)?.text()? == table).then_some(attributes)
+}
+
+fn described_set(attributes: &Attributes<'_>) -> Option<(String, Description)> {
+    let number = |kind: u16| attributes.get(kind).and_then(|number| number.u32_be());
+    let data = number(set::DATA_TYPE).map(|kind| {
+        // Verdicts have a length of their own in each kernel.
+        let length = if kind == set::VERDICTS { 0 } else { number(set::DATA_LENGTH).unwrap_or_default() };
+        (kind, length)
+    });
+    let description = Description {
+        flags: number(set::FLAGS).unwrap_or_default(),
+        key_type: number(set::KEY_TYPE).unwrap_or_default(),
+        key_length: number(set::KEY_LENGTH).unwrap_or_default(),
+        data,
+    };
+    Some((attributes.get(set::NAME)?.text()?.to_owned(), description))
+}
+
+fn found_elements(answer: &Answer<'_>, kind: Kind, verdicts: &mut Verdicts) -> Vec<Found> {
+    let items = answer.attributes(HEADER).get(wire::element::ELEMENTS).map(|items| items.attributes());
+    let items = items.into_iter().flatten().filter(|item| item.kind == ITEM);
+    items.filter_map(|item| element::read(&item.attributes(), kind, verdicts)).collect()
+}
+
+/// The place of a base chain; `None` for a chain that we never make.
+fn base(attributes: &Attributes<'_>) -> Option<Option<Base>> {
+    let flags = attributes.get(chain::FLAGS).and_then(|flags| flags.u32_be()).unwrap_or_default();
+    let Some(hook) = attributes.get(chain::HOOK) else { return (flags == 0).then_some(None) };
+    let hook = hook.attributes();
+    let kind = attributes.get(chain::TYPE)?.text()?;
+    let kind = TYPES.iter().find(|(_, name)| *name == kind).map(|(kind, _)| *kind)?;
+    let number = usize::try_from(hook.get(chain::HOOK_NUMBER)?.u32_be()?).ok()?;
+    let priority = hook.get(chain::HOOK_PRIORITY)?.u32_be()? as i32;
+    let has_device = hook.get(chain::HOOK_DEVICE).or_else(|| hook.get(chain::HOOK_DEVICES)).is_some();
+    let accepts = attributes.get(chain::POLICY).and_then(|policy| policy.u32_be()) == Some(chain::ACCEPT);
+    let is_plain = accepts && !has_device && flags & !chain::FLAG_BASE == 0;
+    is_plain.then_some(Some(Base { kind, hook: *HOOKS.get(number)?, priority }))
+}
+
+fn read_rule(attributes: &Attributes<'_>, sets: &Sets) -> Rule {
+    let items = attributes.get(rule::EXPRESSIONS).map(|items| items.attributes());
+    let is_many = |name: &str| sets.many.contains(name);
+    let expressions: Vec<Expression> =
+        items.into_iter().flatten().map(|item| Expression::read(&item.attributes(), &is_many)).collect();
+    match attributes.get(rule::USERDATA).map(|userdata| comment(userdata.value)) {
+        None => decode::rule(&expressions, None),
+        Some(Some(comment)) => decode::rule(&expressions, Some(comment)),
+        Some(None) => Rule::foreign(),
+    }
+}
+
+/// The comment that is all of a rule's userdata.
+fn comment(userdata: &[u8]) -> Option<&str> {
+    let [rule::COMMENT, length, text @ ..] = userdata else { return None };
+    let [text @ .., 0] = text else { return None };
+    if usize::from(*length) != text.len() + 1 {
+        return None;
+    }
+    std::str::from_utf8(text).ok()
+}

@@ -1,0 +1,367 @@
+//! One table of ours as a kind of kernel objects.
+//!
+//! Ours: the table of the family `inet` with this name, and everything in it. A step is a change of one object in it; all steps
+//! that come together are one transaction, which the kernel performs whole or not at all.
+//!
+//! Where the kernel knows owners (since 5.12) that leave their tables behind (`persist`, since 6.9), the table belongs to the socket of
+//! this process: nobody else changes it, and `nft flush ruleset` passes over it. It stays when the process ends, and the
+//! next process claims it. Where the kernel does not, what others do to the table is seen by its notifications.
+//!
+//! Limits and surprises:
+//! - The socket stays open: closing one waits for the kernel to free what was removed, with everybody's transactions held up.
+//! - A set or the place of a base chain cannot be changed. If one shall be, or is not ours in form, the whole table is deleted and
+//!   made anew in one transaction: no packet finds it missing. Its counters begin at zero then.
+//! - New sets are filled before the transaction in which rules first use them, in portions, so that one of several hundred
+//!   thousand elements does not hold up everybody's for long.
+
+mod reading;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::batch::Batch;
+use super::notified::Notified;
+use super::object::{Content, Name, Object, SetSpec};
+use super::plan::Plan;
+use super::read::{Count, Reader, Sets};
+use super::wire::table::{FLAG_OWNER, FLAG_PERSIST};
+use crate::kernel::netlink::{Bus, Fault, Socket};
+use crate::kernel::{Cause, Error};
+use crate::reconcile::{Failure, Glance, Phase, Step, Target};
+
+/// The contents of one table of ours.
+#[derive(Debug)]
+pub struct InetTable {
+    pub(super) socket: Socket,
+    name: &'static str,
+    /// Whether this kernel lets a table belong to a process and outlive it.
+    knows_owners: bool,
+    standing: Standing,
+    /// What others do to the table, where they can.
+    notified: Option<Notified>,
+    /// The sets that exist, as far as is known, with the form of those that are ours in form.
+    sets: BTreeMap<Name, Option<SetSpec>>,
+    /// The chains and counters that exist.
+    others: BTreeSet<Object>,
+    refused: BTreeMap<Object, Error>,
+}
+
+/// The table's state towards this process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Standing {
+    /// Not looked at yet.
+    Unknown,
+    Absent,
+    /// It belongs to nobody, and cannot.
+    Free,
+    /// It belonged to a process that is gone, and can be claimed.
+    Orphan,
+    /// Another process has it.
+    Elsewhere,
+    /// It belongs to our socket.
+    Ours,
+}
+
+/// As long as others change something, a table is read again this often.
+const TRIES: usize = 10;
+
+/// What exists and what it is.
+type Contents = BTreeMap<Object, Content>;
+
+impl InetTable {
+    /// Opens the sockets in the network namespace of the calling thread, where they stay. Does not touch the table.
+    ///
+    /// # Errors
+    /// A socket cannot be opened.
+    pub fn open(name: &'static str) -> Result<InetTable, Error> {
+        let mut socket = Socket::open(Bus::Netfilter)?;
+        let knows_owners = knows_owners(&mut socket, name);
+        let notified = if knows_owners { None } else { Some(Notified::listen(name)?) };
+        Ok(InetTable {
+            socket,
+            name,
+            knows_owners,
+            standing: Standing::Unknown,
+            notified,
+            sets: BTreeMap::new(),
+            others: BTreeSet::new(),
+            refused: BTreeMap::new(),
+        })
+    }
+
+    /// The objects that the kernel refused in the last transaction, if it refused that and named them. Without them the rest may be
+    /// taken.
+    pub fn take_refused(&mut self) -> BTreeMap<Object, Error> {
+        std::mem::take(&mut self.refused)
+    }
+
+    /// Returns whether nobody else can change the table.
+    pub fn is_owned(&self) -> bool {
+        self.standing == Standing::Ours
+    }
+
+    /// What the named counters that begin so have counted.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn counts(&mut self, prefix: &str) -> Result<BTreeMap<Name, Count>, Error> {
+        let mut counts = self.reader().counters().map_err(|fault| self.error("list counters of table", fault))?;
+        counts.retain(|name, _| name.as_str().starts_with(prefix));
+        Ok(counts)
+    }
+
+    fn reader(&mut self) -> Reader<'_> {
+        Reader { socket: &mut self.socket, table: self.name }
+    }
+
+    fn error(&self, operation: &'static str, fault: Fault) -> Error {
+        error(operation, self.name, fault)
+    }
+
+    /// Looks at the table if it is not ours already.
+    fn look(&mut self) -> Result<(), Fault> {
+        if self.standing == Standing::Ours {
+            return Ok(());
+        }
+        self.standing = match self.reader().header()? {
+            None => Standing::Absent,
+            Some(header) if header.flags & FLAG_OWNER != 0 || header.owner.is_some() => Standing::Elsewhere,
+            Some(header) if header.flags & FLAG_PERSIST != 0 => Standing::Orphan,
+            Some(_) => Standing::Free,
+        };
+        Ok(())
+    }
+
+    fn flags(&self) -> u32 {
+        if self.knows_owners { FLAG_OWNER | FLAG_PERSIST } else { 0 }
+    }
+
+    /// Performs a transaction. Remembers the objects at fault.
+    fn commit(&mut self, mut batch: Batch<'_>) -> Result<(), Error> {
+        batch.close();
+        let result = self.socket.transact(&mut batch.messages);
+        let refusals = match result {
+            Ok(refusals) => refusals,
+            Err(fault) => return Err(self.error("change table", fault)),
+        };
+        let mut first = None;
+        for refusal in refusals {
+            let about = batch.about(refusal.message).cloned();
+            let error = match &about {
+                Some(object) => Error::new("change", object.to_string(), refusal.into()),
+                None => self.error("change table", Fault::Refused(refusal)),
+            };
+            first.get_or_insert_with(|| error.clone());
+            if let Some(object) = about {
+                self.refused.entry(object).or_insert(error);
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    fn remember(&mut self, contents: &Contents, sets: &Sets) {
+        self.sets.clone_from(&sets.named);
+        let is_other = |object: &&Object| matches!(object, Object::Chain(_) | Object::Counter(_));
+        self.others = contents
+            .keys()
+            .take_while(|object| !matches!(object, Object::Element(..)))
+            .filter(is_other)
+            .cloned()
+            .collect();
+    }
+
+    /// Makes the table ours after it was read, where that is possible without a change of what is in it.
+    fn claim(&mut self, contents: &Contents) -> Result<(), Error> {
+        let mut batch = Batch::new(self.name, None);
+        let then = match self.standing {
+            Standing::Unknown | Standing::Absent | Standing::Elsewhere | Standing::Ours => return Ok(()),
+            // A table without anything was left behind between two transactions.
+            Standing::Free | Standing::Orphan if contents.is_empty() => {
+                batch.delete_table();
+                Standing::Absent
+            }
+            Standing::Orphan => {
+                batch.make_table(self.flags());
+                Standing::Ours
+            }
+            // Made by somebody who did not say that it shall outlive him, so the kernel lets nobody claim it.
+            Standing::Free if self.knows_owners => {
+                batch.delete_table();
+                batch.make_table(self.flags());
+                Plan::of_all(contents).write(&mut batch)?;
+                Standing::Ours
+            }
+            // The flags are none, which wakes a table that somebody put to sleep.
+            Standing::Free => {
+                batch.make_table(0);
+                Standing::Free
+            }
+        };
+        self.commit(batch)?;
+        self.standing = then;
+        Ok(())
+    }
+
+    /// Performs the steps in as few transactions as is good.
+    fn perform(&mut self, steps: &[Step<'_, Object, Content>]) -> Result<(), Error> {
+        self.look().map_err(|fault| self.error("look for table", fault))?;
+        let mut plan = Plan::of(steps, &self.sets)?;
+        if plan.needs_all_anew || self.standing == Standing::Free && self.knows_owners {
+            return self.make_anew(steps);
+        }
+        if self.is_empty_after(&plan) {
+            return self.remove();
+        }
+        for portion in plan.take_portions() {
+            let mut batch = self.begin();
+            portion.write(&mut batch)?;
+            self.commit(batch)?;
+            self.has_table();
+            self.sets.extend(portion.made_sets());
+        }
+        let mut batch = self.begin();
+        plan.write(&mut batch)?;
+        if !batch.is_empty() {
+            self.commit(batch)?;
+            self.has_table();
+        }
+        plan.note(&mut self.sets, &mut self.others);
+        Ok(())
+    }
+
+    /// Starts a transaction, which makes the table or claims it where that is not done.
+    fn begin(&self) -> Batch<'static> {
+        let mut batch = Batch::new(self.name, None);
+        if !matches!(self.standing, Standing::Ours | Standing::Free) {
+            batch.make_table(self.flags());
+        }
+        batch
+    }
+
+    fn has_table(&mut self) {
+        self.standing = if self.knows_owners { Standing::Ours } else { Standing::Free };
+    }
+
+    fn is_empty_after(&self, plan: &Plan<'_>) -> bool {
+        let (made, gone) = plan.balance();
+        made == 0 && gone == self.sets.len() + self.others.len()
+    }
+
+    fn remove(&mut self) -> Result<(), Error> {
+        if self.standing != Standing::Absent {
+            let mut batch = Batch::new(self.name, None);
+            batch.delete_table();
+            self.commit(batch)?;
+        }
+        self.standing = Standing::Absent;
+        self.sets.clear();
+        self.others.clear();
+        Ok(())
+    }
+
+    /// Deletes the table and makes it with what it shall contain, in one transaction.
+    fn make_anew(&mut self, steps: &[Step<'_, Object, Content>]) -> Result<(), Error> {
+        let (mut contents, _) = self.read_all().map_err(|fault| self.error("list table", fault))?;
+        for step in steps {
+            match step.want {
+                Some(want) => drop(contents.insert(step.key.clone(), want.clone())),
+                None => drop(contents.remove(step.key)),
+            }
+        }
+        contents.retain(|_, content| *content != Content::Foreign);
+        let plan = Plan::of_all(&contents);
+        let mut batch = Batch::new(self.name, None);
+        if self.standing != Standing::Absent {
+            batch.delete_table();
+        }
+        batch.make_table(self.flags());
+        plan.write(&mut batch)?;
+        self.commit(batch)?;
+        self.has_table();
+        self.sets.clear();
+        self.others.clear();
+        plan.note(&mut self.sets, &mut self.others);
+        Ok(())
+    }
+}
+
+fn error(operation: &'static str, table: &str, fault: Fault) -> Error {
+    let text = match fault.errno() {
+        Some(libc::EPERM) => Some("another process owns the table, or this one lacks CAP_NET_ADMIN"),
+        Some(libc::ERESTART) => Some("others changed nf_tables at the same moment"),
+        _ => None,
+    };
+    let cause = match (Cause::from(fault), text) {
+        (Cause::Errno(errno, None), Some(text)) => Cause::Errno(errno, Some(text.into())),
+        (cause, _) => cause,
+    };
+    Error::new(operation, table, cause)
+}
+
+/// Returns whether a table can belong to a process and outlive it: makes one, and removes it in the same transaction.
+fn knows_owners(socket: &mut Socket, name: &str) -> bool {
+    let trial = format!("{name}_trial");
+    let mut batch = Batch::new(&trial, None);
+    batch.make_table(FLAG_OWNER | FLAG_PERSIST);
+    batch.delete_table();
+    batch.close();
+    matches!(socket.transact(&mut batch.messages), Ok(refusals) if refusals.is_empty())
+}
+
+impl Target for InetTable {
+    type Key = Object;
+    type Value = Content;
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        "rules"
+    }
+
+    fn read(&mut self) -> Result<Contents, Error> {
+        self.look().map_err(|fault| self.error("look for table", fault))?;
+        // What others did until now is read, whatever it was.
+        self.notified.iter_mut().for_each(|notified| drop(notified.take()));
+        let (contents, sets) = match self.standing {
+            Standing::Absent => Default::default(),
+            _ => self.read_all().map_err(|fault| self.error("list table", fault))?,
+        };
+        self.remember(&contents, &sets);
+        self.claim(&contents)?;
+        Ok(contents)
+    }
+
+    fn read_some(&mut self, keys: &[Object]) -> Result<Contents, Error> {
+        for _ in 0..TRIES {
+            let before = self.generation().map_err(|fault| self.error("list table", fault))?;
+            let found = self.read_keys(keys).map_err(|fault| self.error("list table", fault))?;
+            if before == self.generation().map_err(|fault| self.error("list table", fault))? {
+                return Ok(found);
+            }
+        }
+        Err(self.error("list table", Fault::Unsteady))
+    }
+
+    fn glance(&mut self, seen: &Contents) -> Glance<Object> {
+        if matches!(self.standing, Standing::Elsewhere | Standing::Orphan) {
+            // It may be claimed as soon as its owner is gone, who changed it until then.
+            return Glance::Somewhere;
+        }
+        match self.suspects(seen) {
+            Ok(Some(suspects)) if suspects.is_empty() => Glance::Alike,
+            Ok(Some(suspects)) => Glance::These(suspects),
+            Ok(None) | Err(_) => Glance::Somewhere,
+        }
+    }
+
+    /// All steps are one transaction, but for the filling of new sets, so all of them fail together.
+    fn apply(&mut self, _phase: Phase, steps: &[Step<'_, Object, Content>]) -> Vec<Failure<Error>> {
+        self.refused.clear();
+        let result = self.perform(steps);
+        self.notified.iter_mut().for_each(Notified::hear);
+        let Err(error) = result else { return Vec::new() };
+        let failure = |(step, one): (usize, &Step<'_, Object, Content>)| {
+            let own = self.refused.get(one.key).unwrap_or(&error);
+            Failure { step, error: own.clone() }
+        };
+        steps.iter().enumerate().map(failure).collect()
+    }
+}

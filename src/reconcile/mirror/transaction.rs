@@ -1,0 +1,44 @@
+//! A round of a kind whose change is one transaction: what grows and what shrinks together.
+
+use std::collections::BTreeMap;
+
+use super::{Growth, Mirror, Reflection};
+use crate::reconcile::moment::Moment;
+use crate::reconcile::target::{Phase, Target};
+
+impl<T: Target> Mirror<T> {
+    /// Creates, changes and deletes what is dirty and differs from `want`, all of it in one call of the target
+    /// ([`Phase::Whole`]). Returns the keys whose objects were created, changed or deleted in the kernel.
+    ///
+    /// Nothing is deleted unless `may_shrink`. While an object is in doubt nothing is done at all: what would be left of the round
+    /// might make no sense without it. Who knows what was at fault leaves that out and calls
+    /// [`try_at_once`](Mirror::try_at_once).
+    pub fn transact(
+        &mut self,
+        want: &BTreeMap<T::Key, T::Value>,
+        growth: Growth,
+        may_shrink: bool,
+        at: Moment,
+    ) -> Vec<T::Key> {
+        if self.is_settled() || !self.learn(at) || self.is_in_doubt() {
+            return Vec::new();
+        }
+        let steps = self.planned(want, |_, have, wanted| match (have, wanted) {
+            (None, Some(wanted)) => (growth != Growth::Nothing).then(|| Some(wanted.clone())),
+            (Some(have), Some(wanted)) if have != wanted => match growth {
+                Growth::Full if may_shrink => Some(Some(wanted.clone())),
+                Growth::Full => Some(T::grown(have, wanted)).filter(|grown| grown != have).map(Some),
+                Growth::OnlyMissing => T::filled(have, wanted).map(Some),
+                Growth::Nothing => None,
+            },
+            (Some(_), None) => may_shrink.then_some(None),
+            _ => None,
+        });
+        let done = self.perform(Phase::Whole, steps, at);
+        self.clean(Phase::Grow, want);
+        if may_shrink {
+            self.clean(Phase::Shrink, want);
+        }
+        done
+    }
+}
