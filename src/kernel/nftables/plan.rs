@@ -20,12 +20,15 @@ pub(super) struct Plan<'s> {
     made_sets: Vec<(&'s Name, SetSpec)>,
     made_chains: Vec<(&'s Name, &'s Chain)>,
     changed_chains: Vec<(&'s Name, &'s Chain)>,
-    added: BTreeMap<&'s Name, (SetSpec, Vec<(&'s Key, &'s Content)>)>,
-    deleted: BTreeMap<&'s Name, (SetSpec, Vec<&'s Key>)>,
+    added: OfSets<'s, (&'s Key, &'s Content)>,
+    deleted: OfSets<'s, &'s Key>,
     gone_chains: Vec<&'s Name>,
     gone_sets: Vec<(&'s Name, Option<SetSpec>)>,
     gone_counters: Vec<&'s Name>,
 }
+
+/// What happens to elements, by their sets.
+type OfSets<'s, E> = BTreeMap<&'s Name, (SetSpec, Vec<E>)>;
 
 /// So many elements of new sets are worth transactions of their own, each of so many.
 const MANY: usize = 4096;
