@@ -126,7 +126,8 @@ fn sets() -> Contents {
     contents
 }
 
-/// Every rule that can be said, and what `nft` prints of it.
+/// Every rule that can be said in a chain that filters, and what `nft` prints of it.
+#[expect(clippy::too_many_lines, reason = "a list of cases")]
 fn rules() -> Vec<(Rule, &'static str)> {
     let one = |one: Match, text: &'static str| (Rule::new([one], Verdict::Accept), text);
     let set = |lookup: Lookup, of: &str, negated: bool| Match::InSet { lookup, set: name(of), negated };
