@@ -358,6 +358,7 @@ impl<F: Rows> Target for Memory<F> {
             let fits = match phase {
                 Phase::Grow => step.want.is_some(),
                 Phase::Shrink => step.have.is_some(),
+                Phase::Whole => step.have.is_some() || step.want.is_some(),
             };
             assert!(fits, "{} {} is not a step of {phase:?}", F::NAME, step.key);
         }
