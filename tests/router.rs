@@ -10,7 +10,7 @@ mod cluster;
 use std::collections::BTreeSet;
 
 use sluice::bgp::message::Community;
-use sluice::model::{AnnounceAnnotations, ObjectName, Prepend, Reflection, Service, ServiceType, TrafficPolicy};
+use sluice::model::{AnnounceAnnotations, ObjectName, Prepend, Reflection, Service};
 
 use cluster::{Cluster, External, address, prefix};
 
@@ -131,18 +131,8 @@ fn nodes_of_one_system_reach_each_other_without_a_full_mesh() {
 
 fn service(addresses: &[&str]) -> Service {
     Service {
-        kind: ServiceType::ClusterIp,
-        cluster_ips: addresses.iter().map(|text| address(text)).collect(),
-        external_ips: vec![],
-        load_balancer: vec![],
-        ports: vec![],
-        affinity_seconds: None,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        external_traffic_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-        annotations: Default::default(),
         announce: AnnounceAnnotations { cluster_ips: Some(true), ..AnnounceAnnotations::default() },
-        created: 0,
+        ..Service::new(addresses.iter().map(|text| address(text)).collect(), vec![])
     }
 }
 

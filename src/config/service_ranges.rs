@@ -56,19 +56,27 @@ impl ServiceRanges {
         self.disallow(address, &self.load_balancer_ips)
     }
 
+    /// Returns whether an address is a cluster IP: it belongs to the Service that it was allocated for, whoever names it.
+    pub fn is_cluster_ip(&self, address: IpAddr) -> bool {
+        within(&self.cluster_ips, address)
+    }
+
     /// Returns whether there are external or load balancer addresses that count.
     pub fn allow_any(&self) -> bool {
         !self.strict || !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()
     }
 
     fn disallow(&self, address: IpAddr, ranges: &[IpNet]) -> Option<Disallowed> {
-        let within = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&address));
         match ranges {
             _ if !self.strict => None,
             [] => Some(Disallowed::NoRange),
-            _ if within(&self.cluster_ips) => Some(Disallowed::ClusterIpRange),
-            ranges if !within(ranges) => Some(Disallowed::OutsideRange),
+            _ if self.is_cluster_ip(address) => Some(Disallowed::ClusterIpRange),
+            ranges if !within(ranges, address) => Some(Disallowed::OutsideRange),
             _ => None,
         }
     }
+}
+
+fn within(ranges: &[IpNet], address: IpAddr) -> bool {
+    ranges.iter().any(|range| range.contains(&address))
 }

@@ -254,9 +254,9 @@ fn the_firewall_runs_by_default_with_the_ranges_of_services() {
     let firewall = config.firewall.expect("the firewall runs");
     assert!(firewall.default_deny);
     assert_eq!(firewall.sync_period, Duration::from_secs(300));
-    assert_eq!(firewall.service_cluster_ip_ranges, ["10.96.0.0/12".parse().expect("a range")]);
-    assert_eq!(firewall.external_ip_ranges, ["203.0.113.0/24".parse().expect("a range")]);
-    assert!(firewall.load_balancer_ip_ranges.is_empty());
+    assert_eq!(firewall.ranges.cluster_ips, ["10.96.0.0/12".parse().expect("a range")]);
+    assert_eq!(firewall.ranges.external_ips, ["203.0.113.0/24".parse().expect("a range")]);
+    assert!(firewall.ranges.load_balancer_ips.is_empty());
     assert_eq!(firewall.service_node_port_range, 30000..=32767);
     assert_eq!(self::config(&[]).firewall, None);
 }

@@ -23,14 +23,20 @@
 //! so that an endpoint that becomes ready finds the rules in place.
 //!
 //! External and load balancer addresses count only where the service proxy may serve them (the ranges of the flags, and
-//! never a cluster IP): else whoever may write a Service could cut pods off from a Service of others by naming its address.
+//! never a cluster IP), and only for the Service that it gives the address to, where that is certain: else whoever may
+//! write a Service could cut pods off from a Service of others by naming its address. It is certain where an older Service
+//! (by name, if both are of one second) has the same address and port with external traffic policy Cluster; with Local the
+//! older one may have no endpoint here, and then the younger one is served.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::FirewallConfig;
-use crate::model::{Endpoints, ObjectName, Service, ServicePort, Table, World};
+use crate::model::{
+    Claim, Claims, Endpoints, ExternalField, ObjectName, Service, ServicePort, Table, TrafficPolicy, World,
+};
 use crate::net::{Family, Protocol};
 
 use super::rules::{Direction, LocalPod, RuleSet};
@@ -60,6 +66,8 @@ pub struct HostEndpoints {
     own: BTreeSet<IpAddr>,
     services: Table<ObjectName, Service>,
     endpoints: Table<ObjectName, Endpoints>,
+    /// The Services of each entrance at an external or load balancer address.
+    claims: Claims<(Entrance, Protocol), ExternalClaim>,
     /// The host endpoints of each Service that has any, with its entrances.
     parts: BTreeMap<ObjectName, Part>,
     /// The union of all parts, with the number of Services that have each entrance.
@@ -68,19 +76,40 @@ pub struct HostEndpoints {
 
 type Part = BTreeSet<(HostEndpoint, Entrance)>;
 
+/// The claim of one Service to an external entrance, in the order in which the service proxy gives it (`proxy::owners`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct ExternalClaim {
+    /// Seconds since 1970.
+    created: i64,
+    service: ObjectName,
+    /// Whether it is claimed without an endpoint on this node as well.
+    always: bool,
+}
+
+impl Claim for ExternalClaim {
+    type Claimant = ObjectName;
+
+    fn claimant(&self) -> &ObjectName {
+        &self.service
+    }
+
+    fn order(&self, other: &ExternalClaim) -> Ordering {
+        (self.created, &self.service).cmp(&(other.created, &other.service))
+    }
+}
+
 impl HostEndpoints {
     /// Updates from a newer World; returns the host endpoints that came, went, or have other entrances.
     pub fn update(&mut self, world: &World, config: &FirewallConfig) -> BTreeSet<HostEndpoint> {
         let own: BTreeSet<IpAddr> = world.host.addresses.iter().map(|own| own.address).collect();
         let (services, endpoints) = (&world.cluster.services, &world.cluster.endpoints);
-        let dirty: BTreeSet<ObjectName> = if own == self.own {
-            let services = services.changes_since(&self.services).map(|change| change.key());
-            let endpoints = endpoints.changes_since(&self.endpoints).map(|change| change.key());
-            services.chain(endpoints).cloned().collect()
+        let mut dirty = self.update_claims(services, config);
+        if own == self.own {
+            dirty.extend(endpoints.changes_since(&self.endpoints).map(|change| change.key().clone()));
         } else {
             self.own = own;
-            self.parts.keys().chain(endpoints.iter().map(|(name, _)| name)).cloned().collect()
-        };
+            dirty.extend(self.parts.keys().chain(endpoints.iter().map(|(name, _)| name)).cloned());
+        }
         self.services = services.clone();
         self.endpoints = endpoints.clone();
         let mut changed = BTreeSet::new();
@@ -113,9 +142,46 @@ impl HostEndpoints {
         self.own.contains(&address)
     }
 
+    /// Updates the claims of changed Services; returns these and the Services that claim the same entrances.
+    fn update_claims(
+        &mut self,
+        services: &Table<ObjectName, Service>,
+        config: &FirewallConfig,
+    ) -> BTreeSet<ObjectName> {
+        let mut dirty: BTreeSet<ObjectName> =
+            services.changes_since(&self.services).map(|change| change.key().clone()).collect();
+        let mut contested = BTreeSet::new();
+        for name in &dirty {
+            let entrances = |service: &Service| external_entrances(service, config).collect::<BTreeSet<_>>();
+            let before = self.services.get(name).map(|service| entrances(service)).unwrap_or_default();
+            let after = services.get(name).map(|service| (service, entrances(service)));
+            for key in before.iter().filter(|key| after.as_ref().is_none_or(|(_, after)| !after.contains(*key))) {
+                self.claims.put(key, name, None);
+                contested.insert(*key);
+            }
+            for (service, key) in after.iter().flat_map(|(service, after)| after.iter().map(move |key| (service, key)))
+            {
+                let always = service.external_policy() == TrafficPolicy::Cluster;
+                let claim = ExternalClaim { created: service.created, service: name.clone(), always };
+                self.claims.put(key, name, Some(claim));
+                contested.insert(*key);
+            }
+        }
+        for key in contested {
+            dirty.extend(self.claims.of(&key).iter().map(|claim| claim.service.clone()));
+        }
+        dirty
+    }
+
+    /// Returns whether the service proxy certainly gives an external entrance to another Service.
+    fn is_of_another(&self, name: &ObjectName, entrance: Entrance, protocol: Protocol) -> bool {
+        let before = self.claims.of(&(entrance, protocol)).iter().take_while(|claim| claim.service != *name);
+        before.into_iter().any(|claim| claim.always)
+    }
+
     fn update_service(&mut self, name: &ObjectName, config: &FirewallConfig, changed: &mut BTreeSet<HostEndpoint>) {
         let known = self.services.get(name).zip(self.endpoints.get(name));
-        let part = known.map(|(service, endpoints)| self.part(service, endpoints, config)).unwrap_or_default();
+        let part = known.map(|(service, endpoints)| self.part((name, service), endpoints, config)).unwrap_or_default();
         let before = match part.is_empty() {
             true => self.parts.remove(name),
             false => self.parts.insert(name.clone(), part.clone()),
@@ -139,7 +205,7 @@ impl HostEndpoints {
     }
 
     /// Returns the host endpoints of a Service with its entrances.
-    fn part(&self, service: &Service, endpoints: &Endpoints, config: &FirewallConfig) -> Part {
+    fn part(&self, (name, service): (&ObjectName, &Service), endpoints: &Endpoints, config: &FirewallConfig) -> Part {
         let mut part = Part::new();
         for slice in endpoints.slices.values() {
             let here: BTreeSet<IpAddr> =
@@ -151,10 +217,12 @@ impl HostEndpoints {
                 let is_its = |port: &&ServicePort| port.name == target.name && port.protocol == target.protocol;
                 for port in service.ports.iter().filter(is_its) {
                     let node_port = port.node_port.into_iter().flat_map(|number| self.at(slice.family, number));
-                    let at_services =
-                        addresses(service, config).filter(|address| Family::from(*address) == slice.family);
-                    let at_services = at_services.map(|address| Entrance { address, port: port.port });
-                    let entrances: Vec<Entrance> = at_services.chain(node_port).collect();
+                    let at = |address| Entrance { address, port: port.port };
+                    let external = external_addresses(service, config).map(at);
+                    let external = external.filter(|one| !self.is_of_another(name, *one, port.protocol));
+                    let at_service = service.cluster_ips.iter().copied().map(at).chain(external);
+                    let at_service = at_service.filter(|one| Family::from(one.address) == slice.family);
+                    let entrances: Vec<Entrance> = at_service.chain(node_port).collect();
                     for address in &here {
                         let endpoint = HostEndpoint { address: *address, protocol: target.protocol, port: target.port };
                         part.extend(entrances.iter().map(|entrance| (endpoint, *entrance)));
@@ -190,11 +258,28 @@ impl fmt::Display for HostEndpoint {
 
 /// Returns the addresses of a Service that the service proxy may serve.
 pub fn addresses<'a>(service: &'a Service, config: &'a FirewallConfig) -> impl Iterator<Item = IpAddr> + 'a {
-    let external = service.external_ips.iter().copied().filter(|address| config.may_serve_external_ip(*address));
-    let wanted = !service.annotations.skip_load_balancer_ips;
-    let direct = service.load_balancer.iter().filter(move |one| wanted && !one.through_balancer);
-    let balanced = direct.map(|one| one.address).filter(|address| config.may_serve_load_balancer_ip(*address));
-    service.cluster_ips.iter().copied().chain(external).chain(balanced)
+    service.cluster_ips.iter().copied().chain(external_addresses(service, config))
+}
+
+/// Returns the external and load balancer addresses of a Service that the service proxy may serve. A cluster IP belongs to
+/// the Service that it was allocated for, also without strict validation.
+fn external_addresses<'a>(service: &'a Service, config: &'a FirewallConfig) -> impl Iterator<Item = IpAddr> + 'a {
+    let ranges = &config.ranges;
+    let allowed = |(address, field): &(IpAddr, ExternalField)| match field {
+        _ if ranges.is_cluster_ip(*address) => false,
+        ExternalField::ExternalIps => ranges.allow_external_ip(*address),
+        ExternalField::LoadBalancer => ranges.allow_load_balancer_ip(*address),
+    };
+    service.external_addresses().filter(allowed).map(|(address, _)| address)
+}
+
+/// Returns the entrances of a Service at its external and load balancer addresses.
+fn external_entrances<'a>(
+    service: &'a Service,
+    config: &'a FirewallConfig,
+) -> impl Iterator<Item = (Entrance, Protocol)> + 'a {
+    let ports = |address| service.ports.iter().map(move |one| (Entrance { address, port: one.port }, one.protocol));
+    external_addresses(service, config).flat_map(ports)
 }
 
 #[cfg(test)]
@@ -203,27 +288,22 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::ServiceRanges;
     use crate::firewall::given::{address, object};
     use crate::model::{
         Conditions, Endpoint, EndpointPort, EndpointSlice, Host, HostAddress, LoadBalancerAddress, ServiceType,
-        TrafficPolicy,
     };
 
     fn service() -> Service {
         let port = |name: &str, protocol, port, node_port| ServicePort { name: name.into(), protocol, port, node_port };
+        let addresses = vec![address("10.96.0.1"), address("fd00:10:96::1")];
+        let ports = vec![port("https", Protocol::Tcp, 443, Some(30443)), port("dns", Protocol::Udp, 53, None)];
         Service {
             kind: ServiceType::LoadBalancer,
-            cluster_ips: vec![address("10.96.0.1"), address("fd00:10:96::1")],
             external_ips: vec![address("203.0.113.1")],
             load_balancer: vec![LoadBalancerAddress { address: address("203.0.113.2"), through_balancer: false }],
-            ports: vec![port("https", Protocol::Tcp, 443, Some(30443)), port("dns", Protocol::Udp, 53, None)],
-            affinity_seconds: None,
-            internal_traffic_policy: TrafficPolicy::Cluster,
             external_traffic_policy: TrafficPolicy::Local,
-            health_check_node_port: None,
-            annotations: Default::default(),
-            announce: Default::default(),
-            created: 0,
+            ..Service::new(addresses, ports)
         }
     }
 
@@ -250,10 +330,12 @@ mod tests {
     fn config() -> FirewallConfig {
         let ranges = |text: &str| vec![text.parse().expect("a range")];
         FirewallConfig {
-            service_cluster_ip_ranges: ranges("10.96.0.0/12"),
-            external_ip_ranges: ranges("203.0.113.0/29"),
-            strict_external_ip_validation: true,
-            load_balancer_ip_ranges: ranges("0.0.0.0/0"),
+            ranges: ServiceRanges {
+                strict: true,
+                cluster_ips: ranges("10.96.0.0/12"),
+                external_ips: ranges("203.0.113.0/29"),
+                load_balancer_ips: ranges("0.0.0.0/0"),
+            },
             sync_period: Duration::from_secs(300),
             default_deny: false,
             service_node_port_range: 30000..=32767,
@@ -267,6 +349,7 @@ mod tests {
         all.all().map(|endpoint| format!("{endpoint} at {}", entrances(endpoint).join(" "))).collect()
     }
 
+    const INSIDE: &str = "192.0.2.11:6443/tcp at 10.96.0.1:443 192.0.2.11:30443";
     const SERVED: &str = "192.0.2.11:6443/tcp at 10.96.0.1:443 192.0.2.11:30443 203.0.113.1:443 203.0.113.2:443";
 
     #[test]
@@ -314,7 +397,41 @@ mod tests {
         world.cluster.services.insert(object("shop/web"), tenants);
         let mut all = HostEndpoints::default();
         all.update(&world, &config());
-        assert_eq!(found(&all), ["192.0.2.11:6443/tcp at 10.96.0.1:443 192.0.2.11:30443"]);
+        assert_eq!(found(&all), [INSIDE]);
+        let lenient = FirewallConfig { ranges: ServiceRanges { strict: false, ..config().ranges }, ..config() };
+        let mut all = HostEndpoints::default();
+        all.update(&world, &lenient);
+        let without_cluster_ips = "192.0.2.11:6443/tcp at 10.96.0.1:443 192.0.2.11:30443 198.51.100.1:443";
+        assert_eq!(found(&all), [without_cluster_ips], "a cluster IP is never another Service's");
+    }
+
+    #[test]
+    fn an_external_address_closes_only_for_the_service_that_the_service_proxy_gives_it_to() {
+        let mut world = world(&["192.0.2.11"], slice(&["192.0.2.11"], Conditions::READY));
+        let mut all = HostEndpoints::default();
+        let older = Service {
+            external_ips: vec![address("203.0.113.1"), address("203.0.113.2")],
+            external_traffic_policy: TrafficPolicy::Cluster,
+            created: -1,
+            ..Service::new(vec![address("10.96.0.2")], service().ports)
+        };
+        let mut after = |older: Option<Service>| {
+            match older {
+                Some(older) => drop(world.cluster.services.insert(object("shop/older"), older)),
+                None => drop(world.cluster.services.remove(&object("shop/older"))),
+            }
+            all.update(&world, &config());
+            found(&all)
+        };
+        assert_eq!(after(Some(older.clone())), [INSIDE]);
+        assert_eq!(after(Some(Service { created: 1, ..older.clone() })), [SERVED], "a younger one has nothing of it");
+        assert_eq!(after(Some(older.clone())), [INSIDE]);
+        let local = Service { external_traffic_policy: TrafficPolicy::Local, ..older.clone() };
+        assert_eq!(after(Some(local)), [SERVED], "it may have no endpoint on this node");
+        let dns = Service { ports: vec![older.ports[1].clone()], ..older.clone() };
+        assert_eq!(after(Some(dns)), [SERVED], "another port is another entrance");
+        assert_eq!(after(Some(older)), [INSIDE]);
+        assert_eq!(after(None), [SERVED]);
     }
 
     #[test]

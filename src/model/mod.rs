@@ -29,8 +29,8 @@ pub use policy::{Namespaces, NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule,
 pub use report::Report;
 pub use selector::{Labels, Operator, Requirement, Selector};
 pub use service::{
-    AnnounceAnnotations, LoadBalancerAddress, ProxyAnnotations, Scheduler, SchedulerFlags, Service, ServicePort,
-    ServiceType, TrafficPolicy,
+    AnnounceAnnotations, ExternalField, LoadBalancerAddress, ProxyAnnotations, Scheduler, SchedulerFlags, Service,
+    ServicePort, ServiceType, TrafficPolicy,
 };
 pub use table::{Change, Table};
 

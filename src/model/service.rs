@@ -33,6 +33,15 @@ pub struct Service {
     pub created: i64,
 }
 
+/// The field that names an external address of a Service, which decides by which flag it is allowed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExternalField {
+    /// `spec.externalIPs`.
+    ExternalIps,
+    /// `status.loadBalancer.ingress[]`.
+    LoadBalancer,
+}
+
 /// `spec.type`. ExternalName is absent: such a Service has no cluster address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ServiceType {
@@ -122,6 +131,42 @@ pub enum Scheduler {
     Fo,
     /// Weighted overflow.
     Ovf,
+}
+
+impl Service {
+    /// A Service of type ClusterIP with these addresses and ports, and the API's defaults for everything else.
+    pub fn new(cluster_ips: Vec<IpAddr>, ports: Vec<ServicePort>) -> Service {
+        Service {
+            kind: ServiceType::ClusterIp,
+            cluster_ips,
+            external_ips: Vec::new(),
+            load_balancer: Vec::new(),
+            ports,
+            affinity_seconds: None,
+            internal_traffic_policy: TrafficPolicy::Cluster,
+            external_traffic_policy: TrafficPolicy::Cluster,
+            health_check_node_port: None,
+            annotations: ProxyAnnotations::default(),
+            announce: AnnounceAnnotations::default(),
+            created: 0,
+        }
+    }
+
+    /// Returns the external and load balancer addresses that the Service asks nodes to serve. Which of them are
+    /// allowed is configuration. Left out are addresses of load balancers that traffic must pass (`ipMode: Proxy`), and all
+    /// of load balancers with the annotation `kube-router.io/service.skiplbips`.
+    pub fn external_addresses(&self) -> impl Iterator<Item = (IpAddr, ExternalField)> {
+        let external = self.external_ips.iter().map(|address| (*address, ExternalField::ExternalIps));
+        let wanted = !self.annotations.skip_load_balancer_ips;
+        let direct = self.load_balancer.iter().filter(move |entry| wanted && !entry.through_balancer);
+        external.chain(direct.map(|entry| (entry.address, ExternalField::LoadBalancer)))
+    }
+
+    /// Returns the traffic policy of node ports, external and load balancer addresses, with the annotation
+    /// `kube-router.io/service.local` applied.
+    pub fn external_policy(&self) -> TrafficPolicy {
+        if self.annotations.local { TrafficPolicy::Local } else { self.external_traffic_policy }
+    }
 }
 
 impl Scheduler {

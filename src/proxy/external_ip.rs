@@ -17,7 +17,7 @@ use compact_str::CompactString;
 
 use super::part::PartInputs;
 use crate::config::Disallowed;
-use crate::model::{ObjectName, Service};
+use crate::model::{ExternalField, ObjectName, Service};
 use crate::net::Family;
 
 /// An address that a Service asks for and is not served at.
@@ -67,19 +67,13 @@ pub fn refused(service: &Service, inputs: PartInputs<'_>) -> Vec<Refused> {
 /// Returns every address that the Service asks for, in enabled families, with the reason if it is refused.
 fn judged<'a>(service: &'a Service, inputs: PartInputs<'a>) -> impl Iterator<Item = (IpAddr, Option<Reason>)> + 'a {
     let ranges = &inputs.config.ranges;
-    let external = service.external_ips.iter().map(|address| {
-        let flag = "--service-external-ip-range";
-        (*address, ranges.disallow_external_ip(*address).map(|disallowed| Reason::Range { flag, disallowed }))
-    });
-    let wanted = !service.annotations.skip_load_balancer_ips;
-    let direct = service.load_balancer.iter().filter(move |entry| wanted && !entry.through_balancer);
-    let balanced = direct.map(|entry| {
-        let flag = "--loadbalancer-ip-range";
-        let disallowed = ranges.disallow_load_balancer_ip(entry.address);
-        (entry.address, disallowed.map(|disallowed| Reason::Range { flag, disallowed }))
-    });
     let is_on = move |address: IpAddr| *inputs.node.families.of(Family::from(address));
-    external.chain(balanced).filter(move |(address, _)| is_on(*address)).map(move |(address, reason)| {
+    service.external_addresses().filter(move |(address, _)| is_on(*address)).map(move |(address, field)| {
+        let (flag, disallowed) = match field {
+            ExternalField::ExternalIps => ("--service-external-ip-range", ranges.disallow_external_ip(address)),
+            ExternalField::LoadBalancer => ("--loadbalancer-ip-range", ranges.disallow_load_balancer_ip(address)),
+        };
+        let reason = disallowed.map(|disallowed| Reason::Range { flag, disallowed });
         let of_another = || match inputs.others.holder(address) {
             _ if inputs.node.is_own(address) => None,
             Some(node) => Some(Reason::NodeAddress(node.clone())),

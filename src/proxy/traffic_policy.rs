@@ -20,5 +20,5 @@ pub fn internal(service: &Service) -> TrafficPolicy {
 
 /// Returns the policy for node ports, external and load balancer addresses.
 pub fn external(service: &Service) -> TrafficPolicy {
-    if service.annotations.local { TrafficPolicy::Local } else { service.external_traffic_policy }
+    service.external_policy()
 }

@@ -15,7 +15,7 @@
 use std::net::IpAddr;
 
 use crate::config::RouterConfig;
-use crate::model::{Endpoints, Service, TrafficPolicy, Use};
+use crate::model::{Endpoints, ExternalField, Service, TrafficPolicy, Use};
 use crate::net::{Family, PerFamily};
 
 /// The announcing node, as far as it matters here.
@@ -39,15 +39,15 @@ pub fn announced(service: &Service, endpoints: &Endpoints, own: Announcer<'_>, c
     if said.cluster_ips.unwrap_or(flags.cluster_ips) {
         addresses.extend(service.cluster_ips.iter().filter(|address| *inside.of(Family::from(**address))));
     }
-    if said.external_ips.unwrap_or(flags.external_ips) {
-        let allowed = service.external_ips.iter().filter(|address| config.ranges.allow_external_ip(**address));
-        addresses.extend(allowed.filter(|address| *outside.of(Family::from(**address))));
-    }
-    if said.load_balancer_ips.unwrap_or(flags.load_balancer_ips) && !service.annotations.skip_load_balancer_ips {
-        let direct = service.load_balancer.iter().filter(|entry| !entry.through_balancer).map(|entry| entry.address);
-        let allowed = direct.filter(|address| config.ranges.allow_load_balancer_ip(*address));
-        addresses.extend(allowed.filter(|address| *outside.of(Family::from(*address))));
-    }
+    let external = service.external_addresses().filter(|(address, field)| match field {
+        ExternalField::ExternalIps => {
+            said.external_ips.unwrap_or(flags.external_ips) && config.ranges.allow_external_ip(*address)
+        }
+        ExternalField::LoadBalancer => {
+            said.load_balancer_ips.unwrap_or(flags.load_balancer_ips) && config.ranges.allow_load_balancer_ip(*address)
+        }
+    });
+    addresses.extend(external.map(|(address, _)| address).filter(|address| *outside.of(Family::from(*address))));
     addresses.retain(|address| *own.families.of(Family::from(*address)));
     addresses.sort_unstable();
     addresses.dedup();

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use sluice::model::{
-    AnnounceAnnotations, Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress,
-    ObjectName, ProxyAnnotations, Service, ServicePort, ServiceType, TrafficPolicy, World,
+    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, ObjectName, Service,
+    ServicePort, World,
 };
 use sluice::net::{Family, Protocol};
 
@@ -41,20 +41,8 @@ fn name(index: usize) -> ObjectName {
 }
 
 fn service(index: usize) -> Service {
-    Service {
-        kind: ServiceType::ClusterIp,
-        cluster_ips: vec![nth([10, 96, 1, 0], index)],
-        external_ips: Vec::new(),
-        load_balancer: Vec::new(),
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
-        affinity_seconds: None,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        external_traffic_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-        annotations: ProxyAnnotations::default(),
-        announce: AnnounceAnnotations::default(),
-        created: 0,
-    }
+    let port = ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+    Service::new(vec![nth([10, 96, 1, 0], index)], vec![port])
 }
 
 fn slice(addresses: impl Iterator<Item = IpAddr>) -> Endpoints {

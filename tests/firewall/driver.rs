@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use sluice::config::FirewallConfig;
+use sluice::config::{FirewallConfig, ServiceRanges};
 use sluice::firewall::driver::{Driver, FirewallContext};
 use sluice::firewall::iptables::Iptables;
 use sluice::firewall::iptables::dispatch;
@@ -267,10 +267,7 @@ fn with_kernel(
     let config = FirewallConfig {
         sync_period: Duration::from_secs(300),
         default_deny,
-        service_cluster_ip_ranges: Vec::new(),
-        strict_external_ip_validation: false,
-        external_ip_ranges: Vec::new(),
-        load_balancer_ip_ranges: Vec::new(),
+        ranges: ServiceRanges::default(),
         service_node_port_range: 30000..=32767,
     };
     let running = Running {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use sluice::config::FirewallConfig;
+use sluice::config::{FirewallConfig, ServiceRanges};
 use sluice::firewall::iptables::desired::Desired;
 use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::iptables::{dispatch, lowering, names};
@@ -34,10 +34,11 @@ fn config(default_deny: bool) -> Arc<FirewallConfig> {
     Arc::new(FirewallConfig {
         sync_period: Duration::from_secs(300),
         default_deny,
-        service_cluster_ip_ranges: vec!["10.96.0.0/12".parse().unwrap(), "fd00:10:96::/108".parse().unwrap()],
-        strict_external_ip_validation: false,
-        external_ip_ranges: range("203.0.113.128/25"),
-        load_balancer_ip_ranges: Vec::new(),
+        ranges: ServiceRanges {
+            cluster_ips: vec!["10.96.0.0/12".parse().unwrap(), "fd00:10:96::/108".parse().unwrap()],
+            external_ips: range("203.0.113.128/25"),
+            ..ServiceRanges::default()
+        },
         service_node_port_range: 30000..=32767,
     })
 }
@@ -217,9 +218,7 @@ fn exemptions_that_a_changed_flag_takes_away_are_not_wanted_any_more() {
     };
     let wide = inputs((*config(false)).clone());
     let narrow = inputs(FirewallConfig {
-        service_cluster_ip_ranges: vec!["10.112.0.0/12".parse().unwrap()],
-        strict_external_ip_validation: false,
-        external_ip_ranges: Vec::new(),
+        ranges: ServiceRanges { cluster_ips: vec!["10.112.0.0/12".parse().unwrap()], ..ServiceRanges::default() },
         service_node_port_range: 31000..=31999,
         ..(*config(false)).clone()
     });

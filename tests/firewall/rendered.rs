@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice::config::FirewallConfig;
+use sluice::config::{FirewallConfig, ServiceRanges};
 use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::plan::Plan;
 use sluice::model::{Namespace, Node};
@@ -45,10 +45,12 @@ fn config() -> FirewallConfig {
     FirewallConfig {
         sync_period: Duration::from_secs(300),
         default_deny: true,
-        service_cluster_ip_ranges: [range("10.96.0.0/12"), range("fd00:10:96::/108")].concat(),
-        strict_external_ip_validation: false,
-        external_ip_ranges: range("203.0.113.128/25"),
-        load_balancer_ip_ranges: range("2001:db8:9::/64"),
+        ranges: ServiceRanges {
+            cluster_ips: [range("10.96.0.0/12"), range("fd00:10:96::/108")].concat(),
+            external_ips: range("203.0.113.128/25"),
+            load_balancer_ips: range("2001:db8:9::/64"),
+            ..ServiceRanges::default()
+        },
         service_node_port_range: 30000..=32767,
     }
 }

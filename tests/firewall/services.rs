@@ -3,7 +3,8 @@
 //! this node itself (LOCAL_IN) passes nothing more.
 //!
 //! So what INPUT has to refuse is said here by the oracle alone: packets of pods that may not reach some endpoint at
-//! which the way would end on this node. Nothing of `firewall::host_endpoints` is used.
+//! which the way would end on this node. Nothing of `firewall::host_endpoints` is used. Of several Services with one external
+//! address the oldest has it, and by name the first of one age.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use sluice::firewall::rules::Direction;
 use sluice::firewall::verdict::{Packet, Traffic};
 use sluice::model::{
     Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, LoadBalancerAddress, ObjectName, Service,
-    ServicePort, ServiceType, TrafficPolicy, World,
+    ServicePort, World,
 };
 use sluice::net::{Family, Protocol};
 
@@ -38,24 +39,12 @@ pub fn put(world: &mut World, name: &str, (addresses, port): (&str, u16), endpoi
         (number.to_string().into(), Arc::new(slice))
     });
     world.cluster.endpoints.insert(name.clone(), Endpoints { slices: slices.collect() });
-    world.cluster.services.insert(name, service(addresses, ports));
+    world.cluster.services.insert(name, Service::new(addresses, ports));
 }
 
-fn service(cluster_ips: Vec<IpAddr>, ports: Vec<ServicePort>) -> Service {
-    Service {
-        kind: ServiceType::NodePort,
-        cluster_ips,
-        external_ips: Vec::new(),
-        load_balancer: Vec::new(),
-        ports,
-        affinity_seconds: None,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        external_traffic_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-        annotations: Default::default(),
-        announce: Default::default(),
-        created: 0,
-    }
+/// An external address that several Services have at times.
+fn outside(number: u8) -> IpAddr {
+    IpAddr::from([203, 0, 113, 200 + number / 2])
 }
 
 /// Changes one Service or its endpoints, whose addresses are among these, and says how.
@@ -75,8 +64,9 @@ pub fn change(cluster: &mut Cluster, random: &mut Random, addresses: &[IpAddr]) 
                 node_port: random.chance(50).then(|| *random.pick(&NODE_PORTS)),
             };
             let ports = PORTS.into_iter().map(|one| port(random, one)).collect();
-            let mut service = service(own[random.below(2)..].to_vec(), ports);
-            let outside = IpAddr::from([203, 0, 113, 200 + number]);
+            let mut service = Service::new(own[random.below(2)..].to_vec(), ports);
+            service.created = random.below(3) as i64;
+            let outside = outside(number);
             match random.below(3) {
                 0 => service.external_ips.push(outside),
                 1 => service.load_balancer.push(LoadBalancerAddress { address: outside, through_balancer: false }),
@@ -151,7 +141,7 @@ fn asked_of_any(random: &mut Random, world: &World, is_v4: bool) -> (IpAddr, Pro
     let number = random.below(SERVICES) as u8;
     let (destination, port) = match (random.below(3), is_v4) {
         (0, _) => (node, *random.pick(&NODE_PORTS)),
-        (1, true) => (IpAddr::from([203, 0, 113, 200 + number]), random.pick(&PORTS).1),
+        (1, true) => (outside(number), random.pick(&PORTS).1),
         (_, true) => (IpAddr::from([10, 96, 0, number]), random.pick(&PORTS).1),
         (_, false) => (IpAddr::from([0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into()]), random.pick(&PORTS).1),
     };
@@ -162,10 +152,16 @@ fn asked_of_any(random: &mut Random, world: &World, is_v4: bool) -> (IpAddr, Pro
 pub fn translated(world: &World, packet: &Packet) -> Vec<Packet> {
     let Traffic::Port { protocol, port } = packet.traffic else { return Vec::new() };
     let mut all = Vec::new();
+    let is_outside = |service: &Service| {
+        let mut balanced = service.load_balancer.iter().map(|one| one.address);
+        let is_named =
+            service.external_ips.contains(&packet.destination) || balanced.any(|address| address == packet.destination);
+        is_named && service.ports.iter().any(|one| one.protocol == protocol && one.port == port)
+    };
+    let outside = world.cluster.services.iter().filter(|(_, service)| is_outside(service));
+    let has_outside = outside.min_by_key(|(name, service)| (service.created, *name)).map(|(name, _)| name);
     for (name, service) in world.cluster.services.iter() {
-        let balanced = service.load_balancer.iter().map(|one| one.address);
-        let is_its = service.cluster_ips.iter().chain(&service.external_ips).copied().chain(balanced);
-        let is_its = is_its.into_iter().any(|address| address == packet.destination);
+        let is_its = service.cluster_ips.contains(&packet.destination) || has_outside == Some(name);
         let is_node = world.host.addresses.iter().any(|own| own.address == packet.destination);
         for one in service.ports.iter().filter(|one| one.protocol == protocol) {
             if !(is_its && one.port == port || is_node && one.node_port == Some(port)) {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use sluice::config::FirewallConfig;
+use sluice::config::{FirewallConfig, ServiceRanges};
 use sluice::firewall::iptables::apply::Mirrors;
 use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::iptables::{dispatch, names};
@@ -260,12 +260,11 @@ impl<'r> Walk<'r> {
         let config = Arc::new(FirewallConfig {
             sync_period: Duration::from_secs(300),
             default_deny,
-            service_cluster_ip_ranges: ["10.96.0.0/12", "fd00:10:96::/108"]
-                .map(|range| range.parse().expect("a range"))
-                .into(),
-            strict_external_ip_validation: false,
-            external_ip_ranges: vec!["203.0.113.128/25".parse().expect("a range")],
-            load_balancer_ip_ranges: Vec::new(),
+            ranges: ServiceRanges {
+                cluster_ips: ["10.96.0.0/12", "fd00:10:96::/108"].map(|range| range.parse().expect("a range")).into(),
+                external_ips: vec!["203.0.113.128/25".parse().expect("a range")],
+                ..ServiceRanges::default()
+            },
             service_node_port_range: 30000..=32767,
         });
         let kernel = MemoryKernel::new(State::of_others());

@@ -25,7 +25,7 @@ use std::str::FromStr;
 use compact_str::CompactString;
 use ipnet::IpNet;
 
-use crate::config::FirewallConfig;
+use crate::config::{FirewallConfig, ServiceRanges};
 use crate::model::{ObjectName, World};
 use crate::net::{Family, Protocol};
 
@@ -177,8 +177,8 @@ pub fn explanation(known: Known<'_>, question: &Question) -> Result<Explanation,
 
 /// Returns whether packets to this address pass to the service proxy, and are judged after translation.
 fn is_of_services(config: &FirewallConfig, address: IpAddr) -> bool {
-    let FirewallConfig { service_cluster_ip_ranges, external_ip_ranges, load_balancer_ip_ranges, .. } = config;
-    let mut ranges = service_cluster_ip_ranges.iter().chain(external_ip_ranges).chain(load_balancer_ip_ranges);
+    let ServiceRanges { cluster_ips, external_ips, load_balancer_ips, .. } = &config.ranges;
+    let mut ranges = cluster_ips.iter().chain(external_ips).chain(load_balancer_ips);
     ranges.any(|range| range.contains(&address))
 }
 

@@ -9,7 +9,7 @@ use super::super::verdict::Decision;
 use super::*;
 use crate::model::{
     Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, HostLink, Namespace, Node,
-    NodeAddress, NodeAddressKind, OnLink, Service, ServicePort, ServiceType, TrafficPolicy,
+    NodeAddress, NodeAddressKind, OnLink, Service, ServicePort,
 };
 
 fn world() -> World {
@@ -43,10 +43,12 @@ fn asked_in(world: &World, from: &str, to: &str) -> Result<Explanation, Unanswer
     let config = FirewallConfig {
         sync_period: std::time::Duration::from_secs(300),
         default_deny: true,
-        service_cluster_ip_ranges: ranges("10.96.0.0/12"),
-        strict_external_ip_validation: true,
-        external_ip_ranges: ranges("203.0.113.128/25"),
-        load_balancer_ip_ranges: Vec::new(),
+        ranges: ServiceRanges {
+            strict: true,
+            cluster_ips: ranges("10.96.0.0/12"),
+            external_ips: ranges("203.0.113.128/25"),
+            load_balancer_ips: Vec::new(),
+        },
         service_node_port_range: 30000..=32767,
     };
     let closed = ranges("10.244.1.0/24");
@@ -181,19 +183,10 @@ fn what_is_closed_on_bridges_is_said_with_their_names_and_only_where_they_are() 
 fn with_service(endpoints: &[(&str, Option<&str>, bool)]) -> World {
     let mut world = world();
     let port = |name: &str, protocol, port, node_port| ServicePort { name: name.into(), protocol, port, node_port };
+    let cluster_ips = vec![[10, 96, 0, 1].into(), "fd00:10:96::1".parse().unwrap()];
     let api = Service {
-        kind: ServiceType::NodePort,
-        cluster_ips: vec![[10, 96, 0, 1].into(), "fd00:10:96::1".parse().unwrap()],
         external_ips: vec![[203, 0, 113, 200].into()],
-        load_balancer: Vec::new(),
-        ports: vec![port("https", Protocol::Tcp, 443, Some(30443))],
-        affinity_seconds: None,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        external_traffic_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-        annotations: Default::default(),
-        announce: Default::default(),
-        created: 0,
+        ..Service::new(cluster_ips, vec![port("https", Protocol::Tcp, 443, Some(30443))])
     };
     let not_ready = Conditions { ready: false, serving: false, terminating: false };
     let slice = |family| {

@@ -22,14 +22,14 @@ pub fn rules(config: &FirewallConfig, family: Family) -> Vec<Rule> {
         ranges.iter().filter(|range| Family::from(**range) == family).copied().collect()
     };
     let mut rules = Vec::new();
-    for range in of_family(&config.service_cluster_ip_ranges) {
+    for range in of_family(&config.ranges.cluster_ips) {
         rules.push(to_range(range, "allow traffic to primary/secondary cluster IP range"));
     }
     rules.extend(Protocol::ALL.map(|protocol| to_node_ports(config, protocol)));
-    for range in of_family(&config.external_ip_ranges) {
+    for range in of_family(&config.ranges.external_ips) {
         rules.push(to_range(range, &format!("allow traffic to external IP range: {range}")));
     }
-    for range in of_family(&config.load_balancer_ip_ranges) {
+    for range in of_family(&config.ranges.load_balancer_ips) {
         rules.push(to_range(range, &format!("allow traffic to load balancer IP range: {range}")));
     }
     rules
@@ -67,6 +67,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::ServiceRanges;
 
     #[test]
     fn the_rules_are_those_of_running_nodes() {
@@ -74,10 +75,12 @@ mod tests {
         let config = FirewallConfig {
             sync_period: Duration::from_secs(300),
             default_deny: false,
-            service_cluster_ip_ranges: range("10.96.0.0/12"),
-            strict_external_ip_validation: true,
-            external_ip_ranges: range("203.0.113.0/24"),
-            load_balancer_ip_ranges: range("203.0.113.0/24"),
+            ranges: ServiceRanges {
+                strict: true,
+                cluster_ips: range("10.96.0.0/12"),
+                external_ips: range("203.0.113.0/24"),
+                load_balancer_ips: range("203.0.113.0/24"),
+            },
             service_node_port_range: 30000..=32767,
         };
         let local = "-m addrtype --dst-type LOCAL -m multiport --dports 30000:32767 -j RETURN";

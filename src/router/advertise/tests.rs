@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::model::{
-    AnnounceAnnotations, Conditions, Endpoint, EndpointPort, EndpointSlice, LoadBalancerAddress, ProxyAnnotations,
-    ServicePort, ServiceType,
+    AnnounceAnnotations, Conditions, Endpoint, EndpointPort, EndpointSlice, LoadBalancerAddress, ServicePort,
+    ServiceType,
 };
 use crate::net::Protocol;
 use crate::router::given::{address, config};
@@ -25,17 +25,12 @@ const ALL: [&str; 6] = [
 fn service() -> Service {
     Service {
         kind: ServiceType::LoadBalancer,
-        cluster_ips: vec![address("10.96.0.9"), address("fd00:10:96::9")],
         external_ips: vec![address("203.0.113.1")],
         load_balancer: vec![LoadBalancerAddress { address: address("203.0.113.129"), through_balancer: false }],
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
-        affinity_seconds: None,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        external_traffic_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-        annotations: ProxyAnnotations::default(),
-        announce: AnnounceAnnotations::default(),
-        created: 0,
+        ..Service::new(
+            vec![address("10.96.0.9"), address("fd00:10:96::9")],
+            vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
+        )
     }
 }
 

@@ -277,20 +277,7 @@ fn nothing_is_wanted_of_what_is_not_known() {
 }
 
 fn service(addresses: &[&str]) -> Service {
-    Service {
-        kind: crate::model::ServiceType::ClusterIp,
-        cluster_ips: addresses.iter().map(|text| address(text)).collect(),
-        external_ips: vec![],
-        load_balancer: vec![],
-        ports: vec![],
-        affinity_seconds: None,
-        internal_traffic_policy: Default::default(),
-        external_traffic_policy: Default::default(),
-        health_check_node_port: None,
-        annotations: Default::default(),
-        announce: Default::default(),
-        created: 0,
-    }
+    Service::new(addresses.iter().map(|text| address(text)).collect(), vec![])
 }
 
 #[test]

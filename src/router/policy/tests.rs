@@ -39,18 +39,8 @@ const OWN_PODS: &str = "10.244.1.0/24";
 fn announcing() -> World {
     let mut world = three_nodes();
     let service = crate::model::Service {
-        kind: crate::model::ServiceType::ClusterIp,
-        cluster_ips: vec![address("10.96.0.9"), address("fd00:10:96::9")],
-        external_ips: vec![],
-        load_balancer: vec![],
-        ports: vec![],
-        affinity_seconds: None,
-        internal_traffic_policy: Default::default(),
-        external_traffic_policy: Default::default(),
-        health_check_node_port: None,
-        annotations: Default::default(),
         announce: crate::model::AnnounceAnnotations { cluster_ips: Some(true), ..Default::default() },
-        created: 0,
+        ..crate::model::Service::new(vec![address("10.96.0.9"), address("fd00:10:96::9")], vec![])
     };
     world.cluster.services.insert(crate::model::ObjectName::new("default", "web"), service);
     world

@@ -1,25 +1,9 @@
 use super::*;
-use crate::model::{
-    AnnounceAnnotations, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, ProxyAnnotations, Selector, Service,
-    ServiceType, TrafficPolicy,
-};
+use crate::model::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Selector, Service};
 use crate::net::Family;
 
 fn service(name: &str, address: &str) -> Object {
-    let service = Service {
-        kind: ServiceType::ClusterIp,
-        cluster_ips: vec![address.parse().expect("the test's address is sound")],
-        external_ips: vec![],
-        load_balancer: vec![],
-        ports: vec![],
-        affinity_seconds: None,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        external_traffic_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-        annotations: ProxyAnnotations::default(),
-        announce: AnnounceAnnotations::default(),
-        created: 0,
-    };
+    let service = Service::new(vec![address.parse().expect("the test's address is sound")], vec![]);
     Object::Service(ObjectName::new("default", name), Some(Arc::new(service)))
 }
 

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice::config::FirewallConfig;
+use sluice::config::{FirewallConfig, ServiceRanges};
 use sluice::firewall::iptables::apply::{IptablesRound, Mirrors};
 use sluice::firewall::iptables::desired::Desired;
 use sluice::firewall::iptables::drops;
@@ -181,10 +181,10 @@ pub fn config(default_deny: bool) -> Arc<FirewallConfig> {
     Arc::new(FirewallConfig {
         sync_period: Duration::from_secs(300),
         default_deny,
-        service_cluster_ip_ranges: vec!["10.96.0.0/12".parse().unwrap(), "fd00:10:96::/108".parse().unwrap()],
-        strict_external_ip_validation: false,
-        external_ip_ranges: Vec::new(),
-        load_balancer_ip_ranges: Vec::new(),
+        ranges: ServiceRanges {
+            cluster_ips: vec!["10.96.0.0/12".parse().unwrap(), "fd00:10:96::/108".parse().unwrap()],
+            ..ServiceRanges::default()
+        },
         service_node_port_range: 30000..=32767,
     })
 }

@@ -15,7 +15,7 @@ use sluice::firewall::iptables::serve::Counters;
 use sluice::firewall::serve::Refused;
 use sluice::model::{
     Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, ObjectName, Ports,
-    Service, ServicePort, ServiceType, TrafficPolicy,
+    Service, ServicePort,
 };
 use sluice::net::{Family, Protocol};
 use sluice::observe::metrics::Registry;
@@ -41,21 +41,7 @@ fn put_service(machine: &mut Machine, endpoints: [&str; 2]) {
     });
     machine.world.cluster.endpoints.insert(name.clone(), Endpoints { slices: slices.into() });
     let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: PORT, node_port: None };
-    let service = Service {
-        kind: ServiceType::ClusterIp,
-        cluster_ips: SERVICE.map(address).into(),
-        external_ips: Vec::new(),
-        load_balancer: Vec::new(),
-        ports: vec![port],
-        affinity_seconds: None,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        external_traffic_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-        annotations: Default::default(),
-        announce: Default::default(),
-        created: 0,
-    };
-    machine.world.cluster.services.insert(name, service);
+    machine.world.cluster.services.insert(name, Service::new(SERVICE.map(address).into(), vec![port]));
 }
 
 /// A connection of a pod to the service address.
