@@ -7,7 +7,7 @@
 //! | route | what is done |
 //! |---|---|
 //! | to the same prefix | it is replaced or deleted: only ours follows the Node |
-//! | of the kernel, to the network of a link of this host | it stays, because nothing would put it back; trouble |
+//! | of the kernel, to the network of a link of this host | it stays, because nothing would put it back; ours stands behind it; trouble |
 //! | to a part of the pod CIDR | it stays, because somebody means these addresses; trouble |
 //!
 //! Routes inside our own pod CIDRs lead to our own pods, even where another Node has a range around them by mistake.

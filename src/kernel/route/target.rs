@@ -120,22 +120,53 @@ impl Routes {
         }
     }
 
+    /// Adds an IPv4 route behind those of others with the same key, where it does nothing until they go. IPv6 has no such
+    /// place: there it would become another next hop of theirs.
+    ///
+    /// # Errors
+    /// A device is missing, or the kernel refuses the route.
+    pub fn append(&mut self, key: &RouteKey, route: &Route) -> Result<(), Error> {
+        let error = |cause| Error::new("append route", key.to_string(), cause);
+        self.messages.clear();
+        // ip route append
+        let written = self.write(&mut Names::default(), (NEW_ROUTE, flag::CREATE | flag::APPEND), key, route);
+        written.map_err(|link| no_device("append route", key.to_string(), &link))?;
+        let failed = failed_steps(self.socket.batch(&mut self.messages), &[0], |_, cause| error(cause)).pop();
+        match failed.map(|failure| failure.error) {
+            // The same one is there.
+            Some(error) if error.is_exists() => Ok(()),
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
     /// Writes the messages of a step; fails with the name of a missing device.
-    fn write(&mut self, names: &mut Names, step: &Step<'_, RouteKey, Route>) -> Result<(), LinkName> {
+    fn write_step(&mut self, names: &mut Names, step: &Step<'_, RouteKey, Route>) -> Result<(), LinkName> {
         // ip route add|replace|delete [local] DESTINATION [via GATEWAY] dev DEVICE table TABLE metric METRIC
-        let (command, flags, route) = match (step.have, step.want) {
-            (None, Some(want)) => (NEW_ROUTE, flag::CREATE | flag::EXCLUSIVE, want),
-            (Some(_), Some(want)) => (NEW_ROUTE, flag::CREATE | flag::REPLACE, want),
-            (Some(have), None) => (DELETE_ROUTE, 0, have),
+        let (command, route) = match (step.have, step.want) {
+            (None, Some(want)) => ((NEW_ROUTE, flag::CREATE | flag::EXCLUSIVE), want),
+            (Some(_), Some(want)) => ((NEW_ROUTE, flag::CREATE | flag::REPLACE), want),
+            (Some(have), None) => ((DELETE_ROUTE, 0), have),
             (None, None) => return Ok(()),
         };
+        self.write(names, command, step.key, route)
+    }
+
+    /// Writes a message about a route; fails with the name of a missing device.
+    fn write(
+        &mut self,
+        names: &mut Names,
+        (command, flags): (u16, u16),
+        key: &RouteKey,
+        route: &Route,
+    ) -> Result<(), LinkName> {
         let mut hops = Vec::with_capacity(route.next_hops.len());
         for hop in &*route.next_hops {
             let device = names.number(&self.socket, &hop.link).ok_or_else(|| hop.link.clone())?;
             hops.push(Hop { device, gateway: hop.gateway });
         }
         let numbered =
-            Numbered { key: step.key.clone(), kind: route.kind, protocol: route.protocol, source: route.source, hops };
+            Numbered { key: key.clone(), kind: route.kind, protocol: route.protocol, source: route.source, hops };
         wire::describe(&mut self.messages, command, flags, &numbered);
         Ok(())
     }
@@ -164,7 +195,7 @@ impl Target for Routes {
         let mut failures = Vec::new();
         let mut names = Names::default();
         for (index, step) in steps.iter().enumerate() {
-            match self.write(&mut names, step) {
+            match self.write_step(&mut names, step) {
                 Ok(()) => owners.push(index),
                 Err(link) => {
                     let error = no_device(operation(step), step.key.to_string(), &link);

@@ -3,7 +3,11 @@
 //! Ours by their protocol, like all others. In the main table another program's route may lead to the same pods: flannel's, or
 //! a manually added one. One to the pod CIDR of a known Node makes way (`router/rivals.rs`); to any other destination it stays,
 //! and where it occupies the key of ours, ours is refused. A rival that is not ours to delete and beside which ours is written is
-//! no failed step: it is told by [`PodRoutes::staying`].
+//! no failed step: it is told by [`PodRoutes::staying`]. So is the IPv4 network of a link that equals a pod CIDR: ours stands
+//! behind it, and takes over when it goes.
+//!
+//! Of IPv4 routes with one key the kernel replaces the first. So a rival in the place of ours goes before ours changes, and where it
+//! stays, ours is not replaced: the new route is added behind, then the old one is deleted.
 //!
 //! One listing of the main table finds all rivals. A change of few routes asks the kernel for the deciding route of each, and
 //! lists the table only where that is not ours.
@@ -67,6 +71,63 @@ impl Learned {
         matches!(found, Ok(Some((found, PROTOCOL))) if found == *key)
     }
 
+    /// Deletes rivals in the place of our IPv4 routes to pods among the steps that are to change. Returns the steps in whose place the
+    /// network of a link stays.
+    fn make_way(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Route>]) -> BTreeSet<usize> {
+        let changes = |step: &Step<'_, RouteKey, Route>| {
+            let differs = step.have.zip(step.want).is_some_and(|(have, want)| !is_in_place(have, want));
+            differs && step.key.destination.addr().is_ipv4() && self.is_to_pods(step.key)
+        };
+        let changing: Vec<(usize, &RouteKey)> =
+            steps.iter().enumerate().filter(|(_, step)| changes(step)).map(|(index, step)| (index, step.key)).collect();
+        let is_doubtful = |learned: &mut Learned, key: &RouteKey| !learned.has_rival_in(key) && !learned.decides(key);
+        let lists = changing.len() > LOOKED_UP || changing.iter().any(|(_, key)| is_doubtful(self, key));
+        if lists && let Err(error) = self.read() {
+            debug!(%error, "Listing routes failed");
+        }
+        let mut stay = BTreeSet::new();
+        for (index, key) in changing {
+            let (in_place, others): (Vec<Rival>, Vec<Rival>) = self
+                .rivals
+                .remove(&key.destination)
+                .unwrap_or_default()
+                .into_iter()
+                .partition(|rival| rival.route.key == *key);
+            let (mut left, error) = self.delete(phase, in_place);
+            if let Some(error) = error {
+                debug!(error, "Deleting a route failed");
+            }
+            if left.iter().any(|rival| rival.claim == Claim::Link) {
+                stay.insert(index);
+            }
+            left.extend(others);
+            if !left.is_empty() {
+                self.rivals.insert(key.destination, left);
+            }
+        }
+        stay
+    }
+
+    /// Returns whether another program's route is known to be in the place of ours.
+    fn has_rival_in(&self, key: &RouteKey) -> bool {
+        self.rivals.get(&key.destination).is_some_and(|rivals| rivals.iter().any(|rival| rival.route.key == *key))
+    }
+
+    /// Changes a route of ours behind that of a link.
+    fn change_behind(&mut self, phase: Phase, step: &Step<'_, RouteKey, Route>) -> Result<(), Error> {
+        let (Some(have), Some(want)) = (step.have, step.want) else { return Ok(()) };
+        self.routes.append(step.key, want)?;
+        if have.next_hops == want.next_hops {
+            return Ok(());
+        }
+        // The old one is the first of ours.
+        let step = Step { key: step.key, have: step.have, want: None };
+        match self.routes.apply(phase, &[step]).pop() {
+            Some(failure) if !failure.error.is_absent() => Err(failure.error),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes way for our routes to pods among the steps. Those have failed that could not be written, or beside which a route
     /// stays that had to go.
     fn prevail(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Route>], failures: &mut BTreeMap<usize, Error>) {
@@ -104,8 +165,8 @@ impl Learned {
         }
     }
 
-    /// Puts a route of ours in the place of another program's with the same key. Returns the other rivals; all of them where
-    /// ours cannot have the place.
+    /// Puts a route of ours in the place of another program's with the same key, or behind the IPv4 network of a link. Returns the
+    /// rivals that remain; as an error, all of them where ours cannot be written.
     fn replace(
         &mut self,
         phase: Phase,
@@ -116,10 +177,17 @@ impl Learned {
             rivals.into_iter().partition(|rival| rival.route.key == *step.key);
         // Nothing would put the route of a link back when ours goes.
         let is_of_a_link = in_place.iter().any(|rival| rival.claim == Claim::Link);
+        let all = |in_place: Vec<Rival>| in_place.into_iter().chain(others.clone()).collect::<Vec<Rival>>();
+        if let (true, Some(want)) = (is_of_a_link, step.want.filter(|_| step.key.destination.addr().is_ipv4())) {
+            return match self.routes.append(step.key, want) {
+                Ok(()) => Ok(all(in_place)),
+                Err(_) => Err(all(in_place)),
+            };
+        }
         // ip route replace
         let replaces = Step { key: step.key, have: step.want, want: step.want };
         if is_of_a_link || !self.routes.apply(phase, &[replaces]).is_empty() {
-            return Err(in_place.into_iter().chain(others).collect());
+            return Err(all(in_place));
         }
         // Without a listing nothing more is known of it.
         let replaced = in_place.first().map_or_else(|| step.key.to_string(), |rival| rival.route.to_string());
@@ -228,13 +296,13 @@ impl Target for Learned {
     }
 
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Route>]) -> Vec<Failure<Error>> {
-        let is_there = |step: &Step<'_, RouteKey, Route>| {
-            step.have
-                .zip(step.want)
-                .is_some_and(|(have, want)| have.kind == OUTDONE && *want == Route { kind: want.kind, ..have.clone() })
-        };
+        let behind = self.make_way(phase, steps);
         // A route that only has to prevail need not be written again.
-        let is_written = |(_, step): &(usize, &Step<'_, RouteKey, Route>)| !is_there(step);
+        let is_there = |step: &Step<'_, RouteKey, Route>| {
+            step.have.zip(step.want).is_some_and(|(have, want)| have.kind == OUTDONE && is_in_place(have, want))
+        };
+        let is_written =
+            |(index, step): &(usize, &Step<'_, RouteKey, Route>)| !is_there(step) && !behind.contains(index);
         let (places, written): (Vec<usize>, Vec<Step<'_, RouteKey, Route>>) = steps
             .iter()
             .enumerate()
@@ -244,7 +312,16 @@ impl Target for Learned {
         let failures = self.routes.apply(phase, &written).into_iter();
         let place = |failure: Failure<Error>| Some((*places.get(failure.step)?, failure.error));
         let mut failures: BTreeMap<usize, Error> = failures.filter_map(place).collect();
+        for index in behind {
+            let changed = steps.get(index).map_or(Ok(()), |step| self.change_behind(phase, step));
+            failures.extend(changed.err().map(|error| (index, error)));
+        }
         self.prevail(phase, steps, &mut failures);
         failures.into_iter().map(|(step, error)| Failure { step, error }).collect()
     }
+}
+
+/// Returns whether a route is as desired but for its kind, which says whether it decides.
+fn is_in_place(have: &Route, want: &Route) -> bool {
+    *want == Route { kind: want.kind, ..have.clone() }
 }

@@ -1,5 +1,7 @@
 //! Learned routes in their number, and beside those of others.
 
+#![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -10,6 +12,7 @@ use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_MAIN};
 use sluice::reconcile::{Failure, Growth, Mirror, Phase, Reflection, Step, Target};
 use sluice::router::apply::PodRoutes;
 use sluice::router::linux::{Learned, open_for_cleanup};
+use sluice::router::rivals::Claim;
 
 use super::moment;
 use crate::namespace::{in_new, run};
@@ -68,6 +71,90 @@ fn twenty_thousand_learned_routes_go_into_the_kernel_and_out_of_it_in_three_port
     });
 }
 
+/// Two devices, of which `ours` is on the nodes' network.
+fn devices() {
+    run("ip link add ours type veth peer name theirs");
+    run("ip link set theirs up");
+    run("ip link set ours up");
+    run("ip address add 192.0.2.1/24 dev ours");
+    run("ip address add 2001:db8::1/64 dev ours nodad");
+}
+
+/// The routes to the pods of a node, which has this number in both families.
+fn to_pods(host: u16) -> BTreeMap<RouteKey, Route> {
+    let gateways = [format!("192.0.2.{host}"), format!("2001:db8::{host}")];
+    let routes = ["10.244.2.0/24", "fd00:10:244:2::/64"].iter().zip(gateways).map(|(range, gateway)| {
+        let hop = NextHop { link: LinkName("ours".into()), gateway: gateway.parse().ok() };
+        let route = Route { kind: RouteKind::Unicast, protocol: 17, source: None, next_hops: [hop].into() };
+        (RouteKey::new(TABLE_MAIN, range.parse().expect("a prefix")), route)
+    });
+    routes.collect()
+}
+
+/// Learned routes that know the pod CIDRs of the node.
+fn learned() -> Mirror<Learned> {
+    let mut mirror = Mirror::new(open_for_cleanup(None).expect("sockets").routes);
+    to_pods(2).keys().for_each(|key| mirror.target().note_pod_range(key.destination, true));
+    mirror
+}
+
+/// The IPv4 routes to the pods, in the kernel's order.
+fn listed() -> Vec<String> {
+    run("ip route show 10.244.2.0/24").lines().map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn the_network_of_a_link_that_equals_a_pod_range_is_named_and_holds_up_nothing() {
+    in_new(|| {
+        devices();
+        run("ip link add other type veth peer name another");
+        run("ip link set another up");
+        run("ip link set other up");
+        run("ip address add 10.244.2.1/24 dev other");
+        let mut mirror = learned();
+        let mut of_link = Vec::new();
+        for host in [2, 3] {
+            mirror.mark_all();
+            mirror.grow(&to_pods(host), Growth::Full, moment());
+            assert!(!mirror.is_in_doubt() && mirror.trouble().is_none(), "{:?}", mirror.trouble());
+            assert_eq!(mirror.seen(), Some(&to_pods(host)));
+            let staying = mirror.target().staying();
+            assert!(staying.len() == 1 && staying[0].1.claim == Claim::Link, "{staying:?}");
+            let listed = listed();
+            assert!(
+                listed.len() == 2 && listed[1].starts_with(&format!("10.244.2.0/24 via 192.0.2.{host} ")),
+                "{listed:?}"
+            );
+            of_link.push(listed[0].clone());
+        }
+        assert!(
+            of_link[0].starts_with("10.244.2.0/24 dev other proto kernel") && of_link[0] == of_link[1],
+            "{of_link:?}"
+        );
+        assert_eq!(mirror.audit(moment()).drift, []);
+        run("ip link delete other");
+        assert!(listed().len() == 1 && listed()[0].contains("via 192.0.2.3"), "ours takes over: {:?}", listed());
+        let mut restarted = learned();
+        restarted.mark_all();
+        assert!(restarted.grow(&to_pods(3), Growth::Full, moment()).is_empty(), "it is adopted");
+        assert!(restarted.target().staying().is_empty());
+    });
+}
+
+#[test]
+fn an_older_route_of_ours_does_not_stay_behind_where_a_route_of_others_came_first() {
+    in_new(|| {
+        devices();
+        let mut mirror = learned();
+        mirror.grow(&to_pods(2), Growth::Full, moment());
+        run("ip route prepend 10.244.2.0/24 via 192.0.2.77 proto static");
+        mirror.mark_all();
+        mirror.grow(&to_pods(3), Growth::Full, moment());
+        assert!(!mirror.is_in_doubt() && mirror.trouble().is_none(), "{:?}", mirror.trouble());
+        assert!(listed().len() == 1 && listed()[0].contains("via 192.0.2.3"), "{:?}", listed());
+    });
+}
+
 /// Routes of others that stay beside ours to all pods of a node.
 const BESIDE: [&str; 3] = [
     "ip route add 10.244.2.7/32 via 192.0.2.77",
@@ -78,28 +165,14 @@ const BESIDE: [&str; 3] = [
 #[test]
 fn a_route_that_is_written_is_known_and_changes_at_once_where_others_take_a_part_of_its_pods() {
     in_new(|| {
-        run("ip link add ours type veth peer name theirs");
-        run("ip link set theirs up");
-        run("ip link set ours up");
-        run("ip address add 192.0.2.1/24 dev ours");
-        run("ip address add 2001:db8::1/64 dev ours nodad");
+        devices();
         BESIDE.iter().for_each(|command| drop(run(command)));
-        let wanted = |host: u16| -> BTreeMap<RouteKey, Route> {
-            let gateways = [format!("192.0.2.{host}"), format!("2001:db8::{host}")];
-            let routes = ["10.244.2.0/24", "fd00:10:244:2::/64"].iter().zip(gateways).map(|(range, gateway)| {
-                let hop = NextHop { link: LinkName("ours".into()), gateway: gateway.parse().ok() };
-                let route = Route { kind: RouteKind::Unicast, protocol: 17, source: None, next_hops: [hop].into() };
-                (RouteKey::new(TABLE_MAIN, range.parse().expect("a prefix")), route)
-            });
-            routes.collect()
-        };
-        let mut mirror = Mirror::new(open_for_cleanup(None).expect("sockets").routes);
-        wanted(2).keys().for_each(|key| mirror.target().note_pod_range(key.destination, true));
+        let mut mirror = learned();
         for host in [2, 3] {
             mirror.mark_all();
-            mirror.grow(&wanted(host), Growth::Full, moment());
+            mirror.grow(&to_pods(host), Growth::Full, moment());
             assert!(!mirror.is_in_doubt() && mirror.trouble().is_none(), "{:?}", mirror.trouble());
-            assert_eq!(mirror.seen(), Some(&wanted(host)));
+            assert_eq!(mirror.seen(), Some(&to_pods(host)));
         }
         assert_eq!(mirror.audit(moment()).drift, []);
         assert_eq!(run("ip route show 10.244.2.7").lines().count(), 1);
