@@ -3,7 +3,7 @@
 //! A node contributes addresses and pod CIDRs, which several may claim for a moment while a cluster changes, and its
 //! peering. It is recomputed when that node changes, and for all of them when our own does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use compact_str::CompactString;
@@ -40,9 +40,11 @@ pub struct Nodes {
     /// The peering addresses of all nodes, ours too.
     peering: Claims<IpAddr, CompactString, ()>,
     identifiers: Claims<Ipv4Addr, CompactString, ()>,
+    /// The nodes that should be peers and cannot be.
+    obstacles: BTreeMap<CompactString, Obstacle>,
 }
 
-/// The contribution of one node, except for its neighbour, which is returned and not kept.
+/// The contribution of one node, except for its neighbour, which is returned and not kept, and its obstacle.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 struct Part {
     elements: Box<[ElementKey]>,
@@ -54,7 +56,6 @@ struct Part {
     /// The address of the neighbour.
     neighbour: Option<IpAddr>,
     identifier: Option<Ipv4Addr>,
-    obstacle: Option<Obstacle>,
 }
 
 /// Changes caused by a change of one node.
@@ -93,7 +94,16 @@ impl Nodes {
 
     /// Updates one node; `None` removes it.
     pub fn update(&mut self, name: &CompactString, node: Option<&Node>, around: Around<'_>) -> NodeChanges {
-        let (new, wanted) = node.map(|node| part(name, node, around)).unwrap_or_default();
+        let (new, peering) = node.map_or((Part::default(), Peering::None), |node| part(name, node, around));
+        let (wanted, obstacle) = match peering {
+            Peering::None => (None, None),
+            Peering::Impossible(why) => (None, Some(why)),
+            Peering::With(wanted) => (Some(*wanted), None),
+        };
+        match obstacle {
+            Some(obstacle) => drop(self.obstacles.insert(name.clone(), obstacle)),
+            None => drop(self.obstacles.remove(name)),
+        }
         let old = match node {
             Some(_) => self.parts.insert(name.clone(), new.clone()),
             None => self.parts.remove(name),
@@ -197,7 +207,7 @@ impl Nodes {
 
     /// Returns why a node that should be a peer cannot be one.
     pub fn obstacle(&self, node: &CompactString) -> Option<Obstacle> {
-        self.parts.get(node)?.obstacle
+        self.obstacles.get(node).copied()
     }
 
     /// Returns another node with this pod CIDR of a node. A machine that was renamed has two Nodes for a while, which peer
@@ -224,10 +234,10 @@ impl Nodes {
         })
     }
 
-    /// Returns the problems of nodes.
+    /// Returns the problems of nodes, at the cost of those that have one.
     pub fn problems(&self, own: &Identity) -> Vec<Problem> {
         let about = |name: &CompactString, text: String| Problem::new(About::Node(name.clone()), text);
-        let impossible = self.parts.iter().filter_map(|(name, part)| Some(about(name, part.obstacle?.to_string())));
+        let impossible = self.obstacles.iter().map(|(name, obstacle)| about(name, obstacle.to_string()));
         let mut problems: Vec<Problem> = impossible.collect();
         for (address, owners) in self.peering.contested() {
             let mut names = owners.iter();
@@ -254,7 +264,7 @@ impl Nodes {
     }
 }
 
-fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Option<Wanted>) {
+fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering) {
     let Around { own, config, local } = around;
     let is_own = *name == own.name;
     let both = PerFamily::from_fn(|family| node.address(family).filter(|_| *own.families.of(family)));
@@ -263,10 +273,9 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Option<
         Some(local) if !is_own => mesh::peering(own, node, config, local),
         _ => Peering::None,
     };
-    let (wanted, obstacle) = match peering {
-        Peering::None => (None, None),
-        Peering::Impossible(why) => (None, Some(why)),
-        Peering::With(wanted) => (Some(*wanted), None),
+    let neighbour = match &peering {
+        Peering::With(wanted) => Some(wanted.address),
+        Peering::None | Peering::Impossible(_) => None,
     };
     // Identifiers set by flags of other nodes are unknown.
     let identifier = primary.filter(|_| !matches!(config.router_id, RouterId::Is(_)));
@@ -276,12 +285,11 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Option<
         addresses: node.addresses.iter().map(|one| one.address).collect(),
         both,
         ranges: node.pod_cidrs.iter().filter(|_| !is_own).filter(enabled).copied().collect(),
-        peering: wanted.as_ref().map(|wanted| wanted.address).or(primary),
+        peering: neighbour.or(primary),
         identifier: identifier.map(|own| router_id(config.router_id, own, node.address(Family::V4))),
-        neighbour: wanted.as_ref().map(|wanted| wanted.address),
-        obstacle,
+        neighbour,
     };
-    (part, wanted)
+    (part, peering)
 }
 
 /// Returns the items that are in only one of two lists.
