@@ -429,7 +429,8 @@ impl Speaker {
             restart.patience = at.now + restart.quiet;
         }
         let (source, view) = neighbour.looks(&agreement);
-        let retains = agreement.restart.is_some();
+        // One that has restarted itself has retained nothing.
+        let retains = agreement.restart.is_some_and(|restart| !restart.restarting);
         self.rib.join(Joining { peer: neighbour.id, source, view, retains });
         self.outputs.push(Output::Fact(address, Fact::Up(agreement)));
     }

@@ -125,6 +125,19 @@ fn who_has_no_graceful_restart_is_told_our_own_routes_at_once_after_a_restart_of
 }
 
 #[test]
+fn who_has_restarted_as_well_is_told_our_own_routes_at_once() {
+    let mut bench = Bench::new(RESTARTING);
+    bench.want(wanted(2));
+    bench.want(wanted(3));
+    bench.step(own(prefixes(1)[0]));
+    let (retaining, restarted) = (bench.come(2, Some(false)), bench.come(3, Some(true)));
+    assert_eq!(bench.said(restarted), ["open", "keepalive", "update"], "it has lost our routes");
+    assert_eq!(bench.said(retaining), ["open", "keepalive"], "it has retained them");
+    bench.ends(retaining);
+    assert_eq!(bench.said(restarted), ["update", "update", "update"], "our route and two ends");
+}
+
+#[test]
 fn a_route_told_ahead_of_the_others_follows_what_becomes_of_it() {
     let mut bench = Bench::new(RESTARTING);
     bench.want(wanted(2));
