@@ -367,7 +367,8 @@ impl Speaker {
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
         let deadline = neighbour.deadline();
         let before = std::mem::replace(&mut neighbour.timer, deadline);
-        self.unanswering.note(address, neighbour.peer.is_unanswering());
+        let silent_since = neighbour.peer.is_unanswering().then(|| neighbour.silent_since());
+        self.unanswering.note(address, silent_since);
         if before != deadline {
             if let Some(before) = before {
                 self.timers.remove(&(before, address));
@@ -378,7 +379,10 @@ impl Speaker {
 
     fn event(&mut self, at: Moment, address: IpAddr, event: Event) {
         if let Some(neighbour) = self.neighbours.get_mut(&address) {
-            neighbour.peer.spread_dials(self.unanswering.spread(neighbour.silent_since(), at.now));
+            if neighbour.peer.session().is_none() {
+                let spread = self.unanswering.spread(neighbour.silent_since(), at.now);
+                neighbour.peer.spread_dials(spread);
+            }
             let effects = neighbour.peer.step(at, event);
             self.take(at, address, effects);
             self.set_timer(address);
