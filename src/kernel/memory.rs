@@ -1,7 +1,7 @@
 //! Memory of this process that the allocator has freed and not given back.
 //!
 //! malloc_trim(3) of glibc; other C libraries give back by themselves, or have no such call.
-#![expect(unsafe_code, reason = "the allocator's own calls have no safe wrapper")]
+#![cfg_attr(target_env = "gnu", expect(unsafe_code, reason = "the allocator's own calls have no safe wrapper"))]
 
 /// Returns whole free pages to the kernel, wherever in the heap they are. Takes milliseconds for a hundred MiB.
 pub fn give_back() {

@@ -61,41 +61,55 @@ pub fn owners(rules: &RuleSet) -> Owners {
     owners
 }
 
+/// Returns the packets that the rules of each pod's chain have rejected together.
+fn rejected(counted: &[Counted]) -> BTreeMap<&CompactString, u64> {
+    let mut rejected = BTreeMap::new();
+    for rule in counted.iter().filter(|rule| matches!(rule.rule.verdict(), Some(Verdict::Reject(_)))) {
+        *rejected.entry(&rule.chain).or_default() += rule.packets;
+    }
+    rejected
+}
+
 /// Returns the packets that the rules of each chain for bridges have dropped together.
-fn dropped_on_bridges(counted: &[Counted]) -> BTreeMap<(Family, &'static str), u64> {
+fn dropped_on_bridges(counted: &[Counted]) -> BTreeMap<&'static str, u64> {
     let mut dropped = BTreeMap::new();
     for rule in counted.iter().filter(|rule| rule.rule.verdict() == Some(&Verdict::Drop)) {
         if let Some((chain, _)) = ON_BRIDGES.iter().find(|(chain, _)| *chain == rule.chain) {
-            *dropped.entry((rule.family, *chain)).or_default() += rule.packets;
+            *dropped.entry(*chain).or_default() += rule.packets;
         }
     }
     dropped
 }
 
 impl Drops {
-    /// Adds the kernel's current counters. Policies that isolate a pod have a sum, even if it is zero.
-    pub fn add(&mut self, counted: &[Counted], owners: &Owners) {
+    /// Policies that isolate a pod have a sum, even if it is zero.
+    pub fn begin(&mut self, owners: &Owners) {
         for owner in owners.values().flatten() {
             self.sums.entry(owner.clone()).or_default();
         }
+    }
+
+    /// Adds the kernel's current counters of one family.
+    pub fn add(&mut self, family: Family, counted: &[Counted], owners: &Owners) {
         let mut now = BTreeMap::new();
-        for rule in counted.iter().filter(|rule| matches!(rule.rule.verdict(), Some(Verdict::Reject(_)))) {
-            let key = (rule.family, rule.chain.clone());
+        for (chain, packets) in rejected(counted) {
+            let key = (family, chain.clone());
             // A counter that decreased belongs to a rewritten chain.
-            let before = self.last.get(&key).copied().filter(|before| *before <= rule.packets).unwrap_or_default();
-            for owner in owners.get(&rule.chain).into_iter().flatten() {
-                *self.sums.entry(owner.clone()).or_default() += rule.packets - before;
+            let before = self.last.get(&key).copied().filter(|before| *before <= packets).unwrap_or_default();
+            for owner in owners.get(chain).into_iter().flatten() {
+                *self.sums.entry(owner.clone()).or_default() += packets - before;
             }
-            now.insert(key, rule.packets);
+            now.insert(key, packets);
         }
-        for ((family, chain), packets) in dropped_on_bridges(counted) {
+        for (chain, packets) in dropped_on_bridges(counted) {
             let key = (family, CompactString::from(chain));
             let before = self.last.get(&key).copied().filter(|before| *before <= packets).unwrap_or_default();
             let reason = ON_BRIDGES.into_iter().find(|(name, _)| *name == chain).map(|(_, reason)| reason);
             *self.on_bridges.entry(reason.unwrap_or_default()).or_default() += packets - before;
             now.insert(key, packets);
         }
-        self.last = now;
+        self.last.retain(|(other, _), _| *other != family);
+        self.last.extend(now);
     }
 
     pub fn on_bridges(&self) -> &BTreeMap<&'static str, u64> {
@@ -123,15 +137,20 @@ mod tests {
 
     fn counted(chain: &str, packets: u64) -> Counted {
         let rule = "-m mark ! --mark 0x10000/0x10000 -j REJECT --reject-with icmp-port-unreachable";
-        Counted { family: Family::V4, chain: chain.into(), rule: rule.into(), packets }
+        Counted { chain: chain.into(), rule: rule.into(), packets }
+    }
+
+    fn add(drops: &mut Drops, counted: &[Counted], owners: &Owners) {
+        drops.begin(owners);
+        drops.add(Family::V4, counted, owners);
     }
 
     #[test]
     fn a_packet_counts_for_every_policy_that_isolates_its_pod() {
         let owners: Owners = [("A".into(), [owner("a"), owner("b")].into()), ("B".into(), [owner("b")].into())].into();
         let mut drops = Drops::default();
-        drops.add(&[counted("A", 3), counted("B", 4), counted("C", 5)], &owners);
-        drops.add(&[counted("A", 5), counted("B", 4)], &owners);
+        add(&mut drops, &[counted("A", 3), counted("B", 4), counted("C", 5)], &owners);
+        add(&mut drops, &[counted("A", 5), counted("B", 4)], &owners);
         assert_eq!(drops.sums().clone().into_iter().collect::<Vec<_>>(), [(owner("a"), 5), (owner("b"), 9)]);
     }
 
@@ -140,31 +159,53 @@ mod tests {
         let owners: Owners = [("A".into(), [owner("a")].into())].into();
         let mut drops = Drops::default();
         for packets in [10, 2, 3] {
-            drops.add(&[counted("A", packets)], &owners);
+            add(&mut drops, &[counted("A", packets)], &owners);
         }
         assert_eq!(drops.sums().get(&owner("a")), Some(&13));
-        drops.add(&[], &owners);
-        drops.add(&[counted("A", 3)], &owners);
+        add(&mut drops, &[], &owners);
+        add(&mut drops, &[counted("A", 3)], &owners);
         assert_eq!(drops.sums().get(&owner("a")), Some(&16), "the chain was gone in between");
     }
 
     #[test]
+    fn all_rules_of_a_chain_that_refuse_count_together() {
+        let owners: Owners = [("A".into(), [owner("a")].into())].into();
+        let mut drops = Drops::default();
+        for packets in [2, 3] {
+            add(&mut drops, &[counted("A", packets), counted("A", 10)], &owners);
+        }
+        assert_eq!(drops.sums().get(&owner("a")), Some(&13));
+    }
+
+    #[test]
+    fn a_family_that_was_not_read_goes_on_where_it_was() {
+        let owners: Owners = [("A".into(), [owner("a")].into())].into();
+        let mut drops = Drops::default();
+        drops.add(Family::V4, &[counted("A", 5)], &owners);
+        drops.add(Family::V6, &[counted("A", 2)], &owners);
+        drops.add(Family::V6, &[counted("A", 3)], &owners);
+        drops.add(Family::V4, &[counted("A", 6)], &owners);
+        assert_eq!(drops.sums().get(&owner("a")), Some(&9));
+    }
+
+    #[test]
     fn what_is_dropped_on_bridges_counts_by_its_reason() {
-        let dropped = |family, chain: &str, range: &str, packets| {
+        let dropped = |chain: &str, range: &str, packets| {
             let rule = format!("-d {range} -j DROP").as_str().into();
-            Counted { family, chain: chain.into(), rule, packets }
+            Counted { chain: chain.into(), rule, packets }
         };
-        let counted = [
-            dropped(Family::V6, CHAIN_LINK_LOCAL, "fe80::/10", 2),
-            dropped(Family::V6, CHAIN_LINK_LOCAL, "ff02::/16", 3),
-            dropped(Family::V4, CHAIN_MULTICAST, "224.0.0.0/4", 4),
-            dropped(Family::V6, CHAIN_MULTICAST, "ff00::/8", 5),
-            dropped(Family::V4, "KUBE-POD-FW-A", "10.244.1.7/32", 6),
+        let v4 = [dropped(CHAIN_MULTICAST, "224.0.0.0/4", 4), dropped("KUBE-POD-FW-A", "10.244.1.7/32", 6)];
+        let v6 = [
+            dropped(CHAIN_LINK_LOCAL, "fe80::/10", 2),
+            dropped(CHAIN_LINK_LOCAL, "ff02::/16", 3),
+            dropped(CHAIN_MULTICAST, "ff00::/8", 5),
         ];
         let mut drops = Drops::default();
         assert_eq!(*drops.on_bridges(), BTreeMap::from([("link-local", 0), ("multicast", 0)]));
-        drops.add(&counted, &Owners::new());
-        drops.add(&counted, &Owners::new());
+        for _ in 0..2 {
+            drops.add(Family::V4, &v4, &Owners::new());
+            drops.add(Family::V6, &v6, &Owners::new());
+        }
         assert_eq!(*drops.on_bridges(), BTreeMap::from([("link-local", 5), ("multicast", 9)]));
     }
 
@@ -173,7 +214,7 @@ mod tests {
         let owners: Owners = [("A".into(), [owner("a")].into())].into();
         let mut drops = Drops::default();
         let invalid = Counted { rule: "-m conntrack --ctstate INVALID -j DROP".into(), ..counted("A", 7) };
-        drops.add(&[invalid], &owners);
+        add(&mut drops, &[invalid], &owners);
         assert_eq!(drops.sums().get(&owner("a")), Some(&0));
         drops.forget_others(&Owners::new());
         assert!(drops.sums().is_empty());

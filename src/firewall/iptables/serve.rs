@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::kernel::iptables::{Families, Table, counted};
+use crate::kernel::iptables::{Counted, Families, Table, counted};
 use crate::kernel::{Error, Name};
+use crate::net::Family;
 
 use super::super::backend::{Dropped, Owner};
 use super::drops::{Drops, ON_BRIDGES, Owners};
@@ -16,25 +17,37 @@ use super::names::POD_CHAINS;
 /// a pod's chain are lost.
 pub struct Counters {
     owners: watch::Receiver<Arc<Owners>>,
-    programs: Families,
+    read: Reading,
     drops: Drops,
 }
+
+/// Reads the counters of one family; `None` for a family without programs.
+type Reading = Box<dyn FnMut(Family) -> Option<Result<Vec<Counted>, Error>> + Send>;
 
 impl Counters {
     /// Creates a reader of the chains of these owners.
     pub fn new(owners: watch::Receiver<Arc<Owners>>, programs: Families) -> Counters {
-        Counters { owners, programs, drops: Drops::default() }
+        let of_bridges = ON_BRIDGES.map(|(chain, _)| Name::Exact(chain.into()));
+        let chains: Vec<Name> = of_bridges.into_iter().chain([Name::Prefix(POD_CHAINS.into())]).collect();
+        let read = move |family| programs.of(family).map(|programs| counted(programs, family, Table::Filter, &chains));
+        Counters { owners, read: Box::new(read), drops: Drops::default() }
     }
 }
 
 impl Dropped for Counters {
     fn count(&mut self) -> Result<(), Error> {
         let owners = self.owners.borrow().clone();
-        let of_bridges = ON_BRIDGES.map(|(chain, _)| Name::Exact(chain.into()));
-        let chains: Vec<Name> = of_bridges.into_iter().chain([Name::Prefix(POD_CHAINS.into())]).collect();
-        let counted = counted(&self.programs, Table::Filter, &chains)?;
-        self.drops.add(&counted, &owners);
-        Ok(())
+        self.drops.begin(&owners);
+        let mut result = Ok(());
+        for family in Family::BOTH {
+            match (self.read)(family) {
+                Some(Ok(counted)) => self.drops.add(family, &counted, &owners),
+                // The other family is counted all the same.
+                Some(Err(error)) => result = result.and(Err(error)),
+                None => {}
+            }
+        }
+        result
     }
 
     fn on_bridges(&self) -> &BTreeMap<&'static str, u64> {
@@ -51,6 +64,25 @@ impl Dropped for Counters {
 mod tests {
     use super::*;
     use crate::firewall::rules::Direction;
+    use crate::kernel::Cause;
+
+    #[test]
+    fn one_family_is_counted_although_the_program_of_the_other_fails() {
+        let owner = Owner { namespace: "shop".into(), policy: "a".into(), direction: Direction::Ingress };
+        let (_owners, receiver) =
+            watch::channel(Arc::new(Owners::from([("KUBE-POD-FW-A".into(), [owner.clone()].into())])));
+        for failing in Family::BOTH {
+            let rule = "-j REJECT --reject-with icmp-port-unreachable";
+            let counted = Counted { chain: "KUBE-POD-FW-A".into(), rule: rule.into(), packets: 3 };
+            let read: Reading = Box::new(move |family| {
+                let error = || Error::new("count packets", "filter", Cause::Rival("no program".to_owned()));
+                Some(if family == failing { Err(error()) } else { Ok(vec![counted.clone()]) })
+            });
+            let mut counters = Counters { owners: receiver.clone(), read, drops: Drops::default() };
+            assert!(counters.count().is_err(), "somebody has to hear of it");
+            assert_eq!(counters.sums().get(&owner), Some(&3), "{failing} fails");
+        }
+    }
 
     #[test]
     fn a_policy_that_is_gone_has_no_sum_although_nothing_was_counted_since() {
