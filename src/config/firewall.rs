@@ -18,6 +18,8 @@ pub struct FirewallConfig {
     /// The ranges of Services, as the service proxy has them: on their way from a pod to addresses in these, packets are
     /// judged behind the Service, where their real destination is known.
     pub ranges: ServiceRanges,
+    /// Services are watched, because the service proxy or the router runs as well (`--run-service-proxy`, `--run-router`).
+    pub knows_services: bool,
     /// `--service-node-port-range`: the first and the last node port.
     pub service_node_port_range: RangeInclusive<u16>,
 }
@@ -30,6 +32,7 @@ impl FirewallConfig {
             sync_period: mistakes.longer_than_zero("iptables-sync-period", flags.iptables_sync_period, "5m"),
             default_deny: flags.netpol_default_deny,
             ranges: proxy.ranges.clone(),
+            knows_services: flags.run_service_proxy || flags.run_router,
             service_node_port_range: proxy.service_node_port_range.clone(),
         }
     }

@@ -19,6 +19,9 @@
 //! It needs a second table and two more kernel modules, answers nobody, works only for tracked connections, and a Service that
 //! fails at times is what users would see.
 //!
+//! An endpoint at the address of a Service is on this node as well: every service address is local here (`proxy::plan`), so
+//! IPVS delivers to whatever listens on all addresses of the host. Whoever may write EndpointSlices could reach it that way.
+//!
 //! On the safe side: an endpoint counts whatever its conditions and whatever the traffic policies of its Service say,
 //! so that an endpoint that becomes ready finds the rules in place.
 //!
@@ -42,7 +45,7 @@ use crate::net::{Family, Protocol};
 use super::rules::{Direction, LocalPod, RuleSet};
 use super::verdict::{self, Packet, Traffic};
 
-/// An endpoint of a Service at an address of this node itself.
+/// An endpoint of a Service at an address that is local on this node: its own, or that of a Service.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct HostEndpoint {
     pub address: IpAddr,
@@ -64,6 +67,8 @@ pub struct Entrance {
 pub struct HostEndpoints {
     /// The addresses of this host.
     own: BTreeSet<IpAddr>,
+    /// The addresses of Services outside the ranges of cluster IPs, with the number of Services that have each.
+    service_addresses: BTreeMap<IpAddr, usize>,
     services: Table<ObjectName, Service>,
     endpoints: Table<ObjectName, Endpoints>,
     /// The Services of each entrance at an external or load balancer address.
@@ -104,6 +109,14 @@ impl HostEndpoints {
         let own: BTreeSet<IpAddr> = world.host.addresses.iter().map(|own| own.address).collect();
         let (services, endpoints) = (&world.cluster.services, &world.cluster.endpoints);
         let mut dirty = self.update_claims(services, config);
+        let turned = self.update_service_addresses(services, config);
+        let has_turned = |endpoints: &Endpoints| {
+            let mut all = endpoints.slices.values().flat_map(|slice| &slice.endpoints);
+            all.any(|one| turned.contains(&one.address))
+        };
+        if !turned.is_empty() {
+            dirty.extend(endpoints.iter().filter(|(_, its)| has_turned(its)).map(|(name, _)| name.clone()));
+        }
         if own == self.own {
             dirty.extend(endpoints.changes_since(&self.endpoints).map(|change| change.key().clone()));
         } else {
@@ -140,6 +153,44 @@ impl HostEndpoints {
     /// Returns whether an address is one of this host.
     pub fn is_own(&self, address: IpAddr) -> bool {
         self.own.contains(&address)
+    }
+
+    /// Returns whether packets to an address are delivered on this node itself: it is one of the host, or of a Service.
+    pub fn is_local(&self, address: IpAddr, config: &FirewallConfig) -> bool {
+        let is_of_service = || config.ranges.is_cluster_ip(address) || self.service_addresses.contains_key(&address);
+        self.own.contains(&address) || is_of_service()
+    }
+
+    /// Updates the addresses of changed Services; returns those that came or went.
+    fn update_service_addresses(
+        &mut self,
+        services: &Table<ObjectName, Service>,
+        config: &FirewallConfig,
+    ) -> BTreeSet<IpAddr> {
+        let addresses = |service: &Service| -> Vec<IpAddr> {
+            let all = service.cluster_ips.iter().copied().chain(external_addresses(service, config));
+            all.filter(|address| !config.ranges.is_cluster_ip(*address)).collect()
+        };
+        let mut turned = BTreeSet::new();
+        for change in services.changes_since(&self.services) {
+            let (old, new) = (self.services.get(change.key()), services.get(change.key()));
+            for address in new.map(|service| addresses(service)).unwrap_or_default() {
+                let count = self.service_addresses.entry(address).or_default();
+                *count += 1;
+                if *count == 1 {
+                    turned.insert(address);
+                }
+            }
+            for address in old.map(|service| addresses(service)).unwrap_or_default() {
+                let Some(count) = self.service_addresses.get_mut(&address) else { continue };
+                *count -= 1;
+                if *count == 0 {
+                    self.service_addresses.remove(&address);
+                    turned.insert(address);
+                }
+            }
+        }
+        turned
     }
 
     /// Updates the claims of changed Services; returns these and the Services that claim the same entrances.
@@ -208,8 +259,12 @@ impl HostEndpoints {
     fn part(&self, (name, service): (&ObjectName, &Service), endpoints: &Endpoints, config: &FirewallConfig) -> Part {
         let mut part = Part::new();
         for slice in endpoints.slices.values() {
-            let here: BTreeSet<IpAddr> =
-                slice.endpoints.iter().map(|one| one.address).filter(|address| self.own.contains(address)).collect();
+            let here: BTreeSet<IpAddr> = slice
+                .endpoints
+                .iter()
+                .map(|one| one.address)
+                .filter(|address| self.is_local(*address, config))
+                .collect();
             if here.is_empty() {
                 continue;
             }
@@ -338,6 +393,7 @@ mod tests {
             },
             sync_period: Duration::from_secs(300),
             default_deny: false,
+            knows_services: true,
             service_node_port_range: 30000..=32767,
         }
     }
@@ -381,6 +437,32 @@ mod tests {
             (1, 0),
             "the address is no longer this host's"
         );
+    }
+
+    #[test]
+    fn an_endpoint_at_a_service_address_is_on_this_node_while_a_service_has_the_address() {
+        let mut all = HostEndpoints::default();
+        let mut world = world(&["192.0.2.11"], slice(&["10.96.0.10", "203.0.113.5"], Conditions::READY));
+        let mut after = |other: Option<&str>| {
+            match other {
+                Some(external) => {
+                    let other = Service {
+                        external_ips: vec![address(external)],
+                        ..Service::new(vec![address("10.96.0.10")], Vec::new())
+                    };
+                    world.cluster.services.insert(object("shop/other"), other);
+                }
+                None => drop(world.cluster.services.remove(&object("shop/other"))),
+            }
+            all.update(&world, &config());
+            all.all().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        // Cluster IPs are known by their range.
+        assert_eq!(after(None), ["10.96.0.10:6443/tcp"]);
+        assert_eq!(after(Some("203.0.113.5")), ["10.96.0.10:6443/tcp", "203.0.113.5:6443/tcp"]);
+        assert_eq!(after(Some("203.0.113.6")), ["10.96.0.10:6443/tcp"]);
+        assert_eq!(after(Some("203.0.113.5")), ["10.96.0.10:6443/tcp", "203.0.113.5:6443/tcp"]);
+        assert_eq!(after(None), ["10.96.0.10:6443/tcp"]);
     }
 
     #[test]

@@ -268,6 +268,7 @@ fn with_kernel(
         sync_period: Duration::from_secs(300),
         default_deny,
         ranges: ServiceRanges::default(),
+        knows_services: true,
         service_node_port_range: 30000..=32767,
     };
     let running = Running {

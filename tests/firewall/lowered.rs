@@ -39,6 +39,7 @@ fn config(default_deny: bool) -> Arc<FirewallConfig> {
             external_ips: range("203.0.113.128/25"),
             ..ServiceRanges::default()
         },
+        knows_services: true,
         service_node_port_range: 30000..=32767,
     })
 }

@@ -51,6 +51,7 @@ fn config() -> FirewallConfig {
             load_balancer_ips: range("2001:db8:9::/64"),
             ..ServiceRanges::default()
         },
+        knows_services: true,
         service_node_port_range: 30000..=32767,
     }
 }

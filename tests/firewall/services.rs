@@ -9,6 +9,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use sluice::firewall::rules::Direction;
 use sluice::firewall::verdict::{Packet, Traffic};
 use sluice::model::{
@@ -96,7 +97,11 @@ fn slice(random: &mut Random, addresses: &[IpAddr]) -> EndpointSlice {
     let nodes = if family == Family::V4 { ["192.0.2.11", "192.0.2.12"] } else { ["2001:db8:2::11", "2001:db8:2::12"] };
     let of_node = |random: &mut Random| random.pick(&nodes).parse().expect("an address");
     let endpoint = |random: &mut Random| Endpoint {
-        address: if random.chance(60) { of_node(random) } else { *random.pick(&addresses) },
+        address: match random.below(10) {
+            0..=5 => of_node(random),
+            6 => service_address(random, family),
+            _ => *random.pick(&addresses),
+        },
         node: None,
         conditions: Conditions { ready: random.chance(70), serving: random.chance(50), terminating: random.chance(20) },
     };
@@ -107,6 +112,16 @@ fn slice(random: &mut Random, addresses: &[IpAddr]) -> EndpointSlice {
     };
     let endpoints = (0..random.below(4)).map(|_| endpoint(random)).collect();
     EndpointSlice { family, ports: PORTS.into_iter().map(|(name, _)| port(random, name)).collect(), endpoints }
+}
+
+/// An address that a Service has, or may have: whoever may write endpoints may write it.
+fn service_address(random: &mut Random, family: Family) -> IpAddr {
+    let number = random.below(SERVICES) as u8;
+    match family {
+        Family::V4 if random.chance(50) => outside(number),
+        Family::V4 => IpAddr::from([10, 96, 0, number]),
+        Family::V6 => IpAddr::from([0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into()]),
+    }
 }
 
 fn protocol(random: &mut Random) -> Protocol {
@@ -184,9 +199,17 @@ pub fn translated(world: &World, packet: &Packet) -> Vec<Packet> {
     all
 }
 
-/// Whether the way of a packet from an endpoint's hand ends on this node itself.
+/// Whether the way of a packet from an endpoint's hand ends on this node itself: at an address of the host, of a Service, or
+/// of the ranges of cluster IPs.
 pub fn is_delivered_here(world: &World, packet: &Packet) -> bool {
-    world.host.addresses.iter().any(|own| own.address == packet.destination)
+    let ranges: [IpNet; 2] = ["10.96.0.0/12", "fd00:10:96::/108"].map(|range| range.parse().expect("a range"));
+    let is_its = |service: &Service| {
+        let mut balanced = service.load_balancer.iter().map(|one| one.address);
+        service.external_ips.contains(&packet.destination) || balanced.any(|address| address == packet.destination)
+    };
+    let is_of_service = || world.cluster.services.iter().any(|(_, service)| is_its(service));
+    let is_own = world.host.addresses.iter().any(|own| own.address == packet.destination);
+    is_own || ranges.iter().any(|range| range.contains(&packet.destination)) || is_of_service()
 }
 
 /// Whether INPUT has to refuse a packet to a Service: nothing would judge it later.

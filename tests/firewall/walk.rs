@@ -152,6 +152,31 @@ fn a_start_before_services_are_known_opens_none_that_was_refused() {
     }
 }
 
+/// Where nothing ever says what Services there are, nothing keeps what an earlier run refused up to date.
+#[test]
+fn refusals_of_services_go_where_services_are_never_known() {
+    let mut random = Random::new(1);
+    let mut walk = Walk::new(&mut random);
+    let complete = World { host: walk.world.host.clone(), ..shop_with_a_host_endpoint() };
+    walk.agent.take_in(&complete);
+    walk.rounds(9);
+    let shut = to_service("10.244.0.1");
+    assert!(!reaches(&walk.kernel.state(), shut));
+    walk.config = Arc::new(FirewallConfig { knows_services: false, ..(*walk.config).clone() });
+    walk.agent = Agent::start(&walk.kernel, &walk.config);
+    let mut alone = complete;
+    alone.authority.proxy = Authority::Nothing;
+    alone.cluster.services = Default::default();
+    alone.cluster.endpoints = Default::default();
+    walk.agent.take_in(&alone);
+    walk.rounds(9);
+    walk.now += Duration::from_secs(60);
+    walk.rounds(9);
+    assert!(reaches(&walk.kernel.state(), shut));
+    walk.world = alone;
+    walk.check_rest();
+}
+
 /// The address of a Service gets another target at this node: it is refused before, meanwhile and afterwards.
 #[test]
 fn a_service_that_changes_its_target_is_not_open_in_between() {
@@ -265,6 +290,7 @@ impl<'r> Walk<'r> {
                 external_ips: vec!["203.0.113.128/25".parse().expect("a range")],
                 ..ServiceRanges::default()
             },
+            knows_services: true,
             service_node_port_range: 30000..=32767,
         });
         let kernel = MemoryKernel::new(State::of_others());

@@ -49,6 +49,7 @@ fn asked_in(world: &World, from: &str, to: &str) -> Result<Explanation, Unanswer
             external_ips: ranges("203.0.113.128/25"),
             load_balancer_ips: Vec::new(),
         },
+        knows_services: true,
         service_node_port_range: 30000..=32767,
     };
     let closed = ranges("10.244.1.0/24");

@@ -295,7 +295,7 @@ impl<K: Kernel> Mirrors<K> {
         if let (true, Some(seen)) = (self.sets.trouble().is_some(), self.sets.seen()) {
             let missing: BTreeSet<SetName> =
                 desired.sets.keys().filter(|set| !seen.contains_key(*set)).cloned().collect();
-            overlay.omit_those_naming(&missing, &desired.rules);
+            overlay.omit_those_naming(&missing, desired);
         }
         if authority == Authority::Partial && self.rules.learn(at) {
             let seen = self.rules.seen().expect("it was learned");

@@ -7,10 +7,12 @@
 //! ```text
 //! ipset    KUBE-DST-…                    hash:ip,port    10.96.0.1,tcp:443  192.0.2.11,tcp:30443
 //! iptables -A KUBE-ROUTER-INPUT … -m conntrack ! --ctstate INVALID,RELATED,ESTABLISHED -j KUBE-NWPLCY-HOST-ENDPOINTS
-//! iptables -A KUBE-NWPLCY-HOST-ENDPOINTS -s 10.244.1.8/32 … -m set --match-set KUBE-DST-… dst,dst -j KUBE-POD-FW-…
-//! iptables -A KUBE-POD-FW-… … -m limit … -j NFLOG --nflog-group 100
-//! iptables -A KUBE-POD-FW-… … -j REJECT …
+//! iptables -A KUBE-NWPLCY-HOST-ENDPOINTS -s 10.244.1.8/32 … -j KUBE-POD-FW-…        one for each pod
+//! iptables -A KUBE-POD-FW-… … -m set --match-set KUBE-DST-… dst,dst -m limit … -j NFLOG --nflog-group 100
+//! iptables -A KUBE-POD-FW-… … -m set --match-set KUBE-DST-… dst,dst -j REJECT …     two for each endpoint
 //! ```
+//!
+//! Where the kernel does not take such a set, its elements become matches of the rules ([`without_sets`]).
 //!
 //! What policies say is in the rules, which change in one transaction with those of the policies; what Services say is in
 //! the sets. So a policy opens or closes such a path at once with all others, and a Service that changes costs elements.
@@ -27,16 +29,17 @@ use compact_str::CompactString;
 
 use crate::config::FirewallConfig;
 use crate::kernel::ipset::{ElementKey, Entry, SetName};
-use crate::kernel::iptables::rule::{SetSides, States};
+use crate::kernel::iptables::rule::{IpProtocol, SetSides, States};
 use crate::kernel::iptables::{Match, Rule, Rules, Verdict};
 use crate::model::{Authority, ObjectName, World};
-use crate::net::Family;
+use crate::net::{Family, PortRange};
 
 use super::super::host_endpoints::{HostEndpoint, HostEndpoints, is_denied};
 use super::super::plan;
 use super::super::rules::{Direction, Isolation, LocalPod, RuleSet};
 use super::comment::comment;
 use super::names::{self, CHAIN_HOST_ENDPOINTS};
+use super::pod_chain::{LOG, LOG_LIMIT};
 
 /// The pods whose rules of an earlier run stay: the chains that reject what they send, with the pods' addresses.
 pub type Unsure = BTreeMap<CompactString, Box<[IpAddr]>>;
@@ -78,7 +81,7 @@ impl Denials {
     ) -> DenialChanges {
         let mut told = DenialChanges { endpoints: self.endpoints.update(world, config), pods: BTreeSet::new() };
         // A peer at an address of this host is odd, and decides about endpoints there all the same.
-        let peers_turn = changed.elements.iter().any(|(_, element)| self.endpoints.is_own(element.address()));
+        let peers_turn = changed.elements.iter().any(|(_, element)| self.endpoints.is_local(element.address(), config));
         let asked: BTreeSet<ObjectName> = if self.note_endpoints(&told.endpoints) || peers_turn {
             self.by_pod.keys().chain(rules.pods.keys()).cloned().collect()
         } else {
@@ -157,16 +160,15 @@ impl Denials {
     /// Returns the chain that dispatches what is refused.
     pub fn dispatch(&self, rules: &RuleSet, family: Family) -> Rules {
         let mut all = Vec::new();
-        for (name, denied) in &self.by_pod {
+        let is_denied_any =
+            |denied: &BTreeSet<HostEndpoint>| denied.iter().any(|one| Family::from(one.address) == family);
+        for (name, _) in self.by_pod.iter().filter(|(_, denied)| is_denied_any(denied)) {
             let Some(pod) = rules.pods.get(name) else { continue };
             let chain = names::refusal_chain(name);
             for address in pod.addresses.iter().filter(|address| Family::from(**address) == family) {
                 let source = Match::Source { range: Family::host_prefix(*address), negated: false };
-                for endpoint in denied.iter().filter(|one| Family::from(one.address) == family) {
-                    let said = comment(&format!("{name} egress to {endpoint}"));
-                    let to = Match::in_set(&names::entrances(endpoint), SetSides::DestinationPort);
-                    all.push(Rule::new([source.clone(), said, to], Verdict::Jump(chain.clone())));
-                }
+                let said = comment(&format!("{name} egress to Services"));
+                all.push(Rule::new([source, said], Verdict::Jump(chain.clone())));
             }
         }
         Rules(all)
@@ -174,8 +176,9 @@ impl Denials {
 
     /// Returns the chain that rejects what a pod sends to Services; `None` if it is denied nothing in this family.
     pub fn refusal(&self, pod: &ObjectName, family: Family) -> Option<Rules> {
-        let mut denied = self.by_pod.get(pod)?.iter();
-        denied.any(|one| Family::from(one.address) == family).then(|| refusal(pod, family))
+        let denied = self.by_pod.get(pod)?.iter().filter(|one| Family::from(one.address) == family);
+        let rules: Vec<Rule> = denied.flat_map(|endpoint| refusal(pod, endpoint, family)).collect();
+        (!rules.is_empty()).then_some(Rules(rules))
     }
 }
 
@@ -186,18 +189,40 @@ pub fn jump() -> Rule {
     Rule::new([said, Match::State { states: known, negated: true }], Verdict::Jump(CHAIN_HOST_ENDPOINTS.into()))
 }
 
-/// Returns the pods whose rules of an earlier run stay; `None` where Services are known completely.
-pub fn unsure(rules: &RuleSet, world: &World) -> Option<Unsure> {
+/// Returns the pods whose rules of an earlier run stay; `None` where Services are known completely, or never will be, because
+/// neither the service proxy nor the router runs: what nothing keeps up to date goes.
+pub fn unsure(rules: &RuleSet, world: &World, config: &FirewallConfig) -> Option<Unsure> {
     let isolated = rules.pods.iter().filter(|(_, pod)| pod.egress != Isolation::Open);
-    (world.authority.proxy != Authority::Complete)
+    (config.knows_services && world.authority.proxy != Authority::Complete)
         .then(|| isolated.map(|(name, pod)| (names::refusal_chain(name), pod.addresses.clone())).collect())
 }
 
-fn refusal(pod: &ObjectName, family: Family) -> Rules {
-    let said = |what: &str| comment(&format!("{pod} egress {what}"));
-    let limit = Match::Limit { per_minute: 10, burst: 10 };
-    Rules(vec![
-        Rule::new([said("log-drop"), limit], Verdict::Log { group: 100 }),
-        Rule::new([said("reject")], Verdict::Reject(family)),
-    ])
+fn refusal(pod: &ObjectName, endpoint: &HostEndpoint, family: Family) -> [Rule; 2] {
+    let said = |what: &str| comment(&format!("{pod} egress to {endpoint} {what}"));
+    let to = Match::in_set(&names::entrances(endpoint), SetSides::DestinationPort);
+    [
+        Rule::new([said("log-drop"), to.clone(), LOG_LIMIT], LOG),
+        Rule::new([said("reject"), to], Verdict::Reject(family)),
+    ]
+}
+
+/// Sets that do not exist, with the elements that they should have.
+pub type MissingSets = BTreeMap<SetName, Box<[Entry]>>;
+
+/// Returns the same refusals without these sets: a rule for each element in place of one for the set.
+pub fn without_sets(rules: &Rules, missing: &MissingSets) -> Rules {
+    let one_by_one = |rule: &Rule| -> Vec<Rule> {
+        let Some(entries) = rule.sets().find_map(|set| missing.get(set)) else { return vec![rule.clone()] };
+        let rest = || rule.matches().iter().filter(|one| !matches!(one, Match::Set { .. })).cloned();
+        let for_entry = |entry: &Entry| {
+            let Entry::IpPort(address, protocol, port) = *entry else { return None };
+            let to = Match::Destination { range: Family::host_prefix(address), negated: false };
+            let ports = Match::Ports([PortRange { first: port, last: port }].into());
+            let protocol = Match::Protocol(IpProtocol::Transport(protocol));
+            let matches: Vec<Match> = [to, protocol].into_iter().chain(rest()).chain([ports]).collect();
+            Some(Rule::new(matches, rule.verdict()?.clone()))
+        };
+        entries.iter().filter_map(for_entry).collect()
+    };
+    Rules(rules.0.iter().flat_map(one_by_one).collect())
 }

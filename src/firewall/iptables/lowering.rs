@@ -103,7 +103,7 @@ impl Lowering {
         }
         let denied = self.denials.update(rules, world, changed, &self.config);
         self.lower_denials(rules, &denied, is_first || !changed.pods.is_empty(), &mut told);
-        self.lower_certainty(host_endpoints::unsure(rules, world), &mut told);
+        self.lower_certainty(host_endpoints::unsure(rules, world, &self.config), &mut told);
         let settings = settings::settings(bridges::has_pod_bridge(rules, world));
         told.settings = self.desired.settings != settings;
         self.desired.settings = settings;

@@ -17,8 +17,10 @@ use crate::kernel::iptables::{Match, Piece, Rule, Rules};
 use crate::net::Family;
 use crate::reconcile::{Backoff, Moment};
 
+use super::desired::Desired;
 use super::dispatch;
-use super::host_endpoints::Unsure;
+use super::host_endpoints::{MissingSets, Unsure, without_sets};
+use super::lowering::elements_of;
 use super::names::{CHAIN_HOST_ENDPOINTS, ChainKind, DISPATCH, kind, kind_of};
 use super::pod_chain::{self, PodChainForm};
 
@@ -45,8 +47,8 @@ pub struct Overlay {
     kept: BTreeMap<Piece, Vec<Rule>>,
     /// Chains that these jumps lead to and that are not desired.
     kept_chains: BTreeMap<Piece, Rules>,
-    /// Sets that do not exist, where a chain without a fallback uses them.
-    missing: BTreeSet<SetName>,
+    /// Sets that do not exist, where pods are refused Services by them.
+    missing: MissingSets,
 }
 
 /// Number of consecutive failures that one refusal counts as: the next try is some seconds away.
@@ -124,17 +126,18 @@ impl Refusals {
 }
 
 impl Overlay {
-    /// Leaves out the policy chains that use one of these sets, which do not exist, and the refusals of Services.
-    pub fn omit_those_naming(&mut self, missing: &BTreeSet<SetName>, rules: &BTreeMap<Piece, Rules>) {
+    /// Leaves out the policy chains that use one of these sets, which do not exist. Refusals of Services name the elements of
+    /// theirs one by one: leaving out a rule would open a path.
+    pub fn omit_those_naming(&mut self, missing: &BTreeSet<SetName>, desired: &Desired) {
         if missing.is_empty() {
             return;
         }
         let names = |rule: &Rule| rule.sets().any(|set| missing.contains(set));
-        let naming = || rules.iter().filter(|(_, rules)| rules.0.iter().any(names));
-        self.omitted.extend(naming().filter(|(piece, _)| is_policy(piece)).map(|(piece, _)| piece.clone()));
-        if naming().any(|(piece, _)| kind_of(piece) == Some(ChainKind::HostEndpoints)) {
-            self.missing.clone_from(missing);
-        }
+        let naming = desired.rules.iter().filter(|(_, rules)| rules.0.iter().any(names));
+        self.omitted.extend(naming.filter(|(piece, _)| is_policy(piece)).map(|(piece, _)| piece.clone()));
+        let elements = |set| desired.elements.range(elements_of(set)).map(|(key, ())| key.entry).collect();
+        let closing = missing.iter().filter(|set| desired.closing.contains(*set));
+        self.missing = closing.map(|set| (set.clone(), elements(set))).collect();
     }
 
     /// Keeps the existing jumps of dispatch chains to pod chains that are not desired, and what closes link-local
@@ -163,7 +166,7 @@ impl Overlay {
         for family in Family::BOTH {
             let piece = dispatch::chain(family, CHAIN_HOST_ENDPOINTS);
             let (Some(wanted), Some(found)) = (rules.get(&piece), seen.get(&piece)) else { continue };
-            for rule in found.0.iter().filter(|rule| !wanted.0.contains(rule)) {
+            for rule in &found.0 {
                 let Some(to) = pod_chain::jump(rule) else { continue };
                 let chain = dispatch::chain(family, to);
                 let is_its = |one: &Match| match one {
@@ -171,12 +174,19 @@ impl Overlay {
                     _ => false,
                 };
                 let Some(rejecting) = seen.get(&chain).filter(|_| rule.matches().iter().any(is_its)) else { continue };
-                let kept = self.kept.entry(piece.clone()).or_default();
-                if !kept.contains(rule) {
-                    kept.push(rule.clone());
+                if !wanted.0.contains(rule) {
+                    let kept = self.kept.entry(piece.clone()).or_default();
+                    if !kept.contains(rule) {
+                        kept.push(rule.clone());
+                    }
                 }
-                if !rules.contains_key(&chain) {
+                let Some(now) = rules.get(&chain) else {
                     self.kept_chains.insert(chain, rejecting.clone());
+                    continue;
+                };
+                let more: Vec<Rule> = rejecting.0.iter().filter(|rule| !now.0.contains(rule)).cloned().collect();
+                if !more.is_empty() {
+                    self.kept.insert(chain, more);
                 }
             }
         }
@@ -184,7 +194,8 @@ impl Overlay {
 
     /// Returns the sets that kept rules use.
     pub fn sets_of_kept(&self) -> BTreeSet<SetName> {
-        self.kept.values().flatten().flat_map(Rule::sets).cloned().collect()
+        let chains = self.kept_chains.values().flat_map(|rules| &rules.0);
+        self.kept.values().flatten().chain(chains).flat_map(Rule::sets).cloned().collect()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -202,16 +213,13 @@ impl Overlay {
     fn over_one(&self, piece: &Piece, rules: &Rules) -> Rules {
         if is_pod(piece) || is_of_bridges(piece) {
             let form = self.reduced.get(piece).copied().unwrap_or(PodChainForm::Whole);
-            let reduced = pod_chain::reduced(rules, form);
+            let kept = self.kept.get(piece).into_iter().flatten();
+            let rules = without_sets(&Rules(rules.0.iter().chain(kept).cloned().collect()), &self.missing);
+            let reduced = pod_chain::reduced(&rules, form);
             let family = piece.family();
             return pod_chain::without(&reduced, |chain| self.omitted.contains(&dispatch::chain(family, chain)));
         }
-        let is_there = |rule: &&Rule| !rule.sets().any(|set| self.missing.contains(set));
-        let rules = match kind_of(piece) {
-            Some(ChainKind::HostEndpoints) => Rules(rules.0.iter().filter(is_there).cloned().collect()),
-            _ => rules.clone(),
-        };
-        let Some(kept) = self.kept.get(piece) else { return rules };
+        let Some(kept) = self.kept.get(piece) else { return rules.clone() };
         // Bridges are closed before anything is accepted, pods judged before the last rule: the jump to the tail, which accepts.
         let (of_bridges, of_pods): (Vec<_>, Vec<_>) = kept.iter().partition(|rule| dispatch::is_of_bridge(rule));
         let (last, others) = rules.0.split_last().map_or((None, &[][..]), |(last, others)| (Some(last), others));
@@ -244,7 +252,9 @@ mod tests {
     use crate::firewall::iptables::names::{CHAIN_FORWARD, CHAIN_TAIL};
     use crate::firewall::iptables::{link_local, multicast, names, policy_chain};
     use crate::firewall::rules::{Direction, PolicyKey, SetKey};
+    use crate::kernel::ipset::{ElementKey, Entry};
     use crate::model::ObjectName;
+    use crate::net::Protocol;
 
     fn pod() -> Piece {
         dispatch::chain(Family::V4, &names::pod_chain(&ObjectName::new("shop", "web-1"), Direction::Ingress))
@@ -327,11 +337,66 @@ mod tests {
         let (_, piece) = policy("a");
         let mut rules = wanted();
         rules.insert(piece.clone(), Rules(vec!["-m set --match-set KUBE-SRC-A src -g KUBE-NWPLCY-DEFAULT".into()]));
+        let desired = Desired { rules: rules.clone(), ..Desired::default() };
         let mut overlay = Overlay::default();
-        overlay.omit_those_naming(&[SetName("KUBE-SRC-B".into())].into(), &rules);
+        overlay.omit_those_naming(&[SetName("KUBE-SRC-B".into())].into(), &desired);
         assert!(overlay.is_empty());
-        overlay.omit_those_naming(&[SetName("KUBE-SRC-A".into())].into(), &rules);
+        overlay.omit_those_naming(&[SetName("KUBE-SRC-A".into())].into(), &desired);
         assert_eq!(overlay.over(&rules).get(&pod()), Some(&pod_rules(&["b"])));
+    }
+
+    /// A pod that is denied a Service by a set of this name, and the set's one element.
+    fn refusing() -> (Piece, SetName, Desired) {
+        let set = SetName("KUBE-DST-A".into());
+        let piece = dispatch::chain(Family::V4, &names::refusal_chain(&ObjectName::new("shop", "web-1")));
+        let refusal = "-m set --match-set KUBE-DST-A dst,dst -j REJECT --reject-with icmp-port-unreachable";
+        let entry = Entry::IpPort([10, 96, 0, 1].into(), Protocol::Tcp, 443);
+        let desired = Desired {
+            rules: [(piece.clone(), Rules(vec![refusal.into()]))].into(),
+            elements: [(ElementKey { set: set.clone(), entry }, ())].into(),
+            closing: [set.clone()].into(),
+            ..Desired::default()
+        };
+        (piece, set, desired)
+    }
+
+    #[test]
+    fn a_service_stays_refused_although_the_kernel_does_not_take_its_set() {
+        let (piece, set, desired) = refusing();
+        let mut overlay = Overlay::default();
+        overlay.omit_those_naming(&[set].into(), &desired);
+        let over = overlay.over(&desired.rules).remove(&piece).expect("the chain is there");
+        let expected = "-d 10.96.0.1/32 -p tcp -m multiport --dports 443 -j REJECT --reject-with icmp-port-unreachable";
+        assert_eq!(over.0.iter().map(Rule::to_string).collect::<Vec<_>>(), [expected]);
+    }
+
+    #[test]
+    fn a_refusal_of_services_that_the_kernel_refuses_closes_no_more_than_these() {
+        let at = Moment { now: Instant::now(), jitter: 0 };
+        let (piece, _, desired) = refusing();
+        let mut refusals = Refusals::default();
+        assert!(refusals.note(&piece, "no module".into(), at) && !refusals.overlay(at.now).is_empty());
+        assert!(refusals.note(&piece, "no module".into(), at));
+        let over = refusals.overlay(at.now).over(&desired.rules).remove(&piece);
+        assert_eq!(over, Some(Rules(vec!["-m set --match-set KUBE-DST-A dst,dst -j DROP".into()])));
+    }
+
+    #[test]
+    fn refusals_of_an_earlier_run_stay_beside_those_that_are_known_already() {
+        let (piece, _, desired) = refusing();
+        let entrance = dispatch::chain(Family::V4, CHAIN_HOST_ENDPOINTS);
+        let chain = names::refusal_chain(&ObjectName::new("shop", "web-1"));
+        let jump = Rules(vec![format!("-s 10.244.1.7/32 -j {chain}").as_str().into()]);
+        let mut wanted = desired.rules;
+        wanted.insert(entrance.clone(), jump.clone());
+        let other = "-m set --match-set KUBE-DST-B dst,dst -j REJECT --reject-with icmp-port-unreachable";
+        let seen = [(entrance, jump), (piece.clone(), Rules(vec![other.into()]))].into();
+        let mut overlay = Overlay::default();
+        overlay.keep_refusals(&[(chain, [[10, 244, 1, 7].into()].into())].into(), &wanted, &seen);
+        let rules = overlay.over(&wanted).remove(&piece).expect("the chain is there");
+        assert_eq!(rules.0.len(), 2);
+        assert_eq!(rules.0.last().map(Rule::to_string).as_deref(), Some(other));
+        assert_eq!(overlay.sets_of_kept(), [SetName("KUBE-DST-B".into())].into());
     }
 
     #[test]

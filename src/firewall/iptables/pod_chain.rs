@@ -33,7 +33,7 @@ pub enum PodChainForm {
     Whole,
     /// Without NFLOG of refused packets, for a kernel without `xt_NFLOG`.
     Unlogged,
-    /// Everything is dropped: this kernel cannot take the pod's rules.
+    /// Everything that the chain judges is dropped: this kernel cannot take the pod's rules.
     Closed,
 }
 
@@ -70,8 +70,21 @@ pub fn reduced(rules: &Rules, form: PodChainForm) -> Rules {
     match form {
         PodChainForm::Whole => rules.clone(),
         PodChainForm::Unlogged => Rules(rules.0.iter().filter(|rule| !logs(rule)).cloned().collect()),
-        PodChainForm::Closed => Rules(vec![Rule::new([], Verdict::Drop)]),
+        PodChainForm::Closed => closed(rules),
     }
+}
+
+/// Returns what drops everything that the chain judges. One that refuses Services judges these alone.
+fn closed(rules: &Rules) -> Rules {
+    let is_for_some = |one: &&Match| matches!(one, Match::Set { .. } | Match::Destination { .. } | Match::Ports(_));
+    let needed = |rule: &Rule| -> Vec<Match> {
+        let is_needed = |one: &&Match| is_for_some(one) || matches!(one, Match::Protocol(_));
+        rule.matches().iter().filter(is_needed).cloned().collect()
+    };
+    let refuses = |rule: &&Rule| matches!(rule.verdict(), Some(Verdict::Reject(_)));
+    let of_services = rules.0.iter().filter(refuses).filter(|rule| rule.matches().iter().any(|one| is_for_some(&one)));
+    let drops: Vec<Rule> = of_services.map(|rule| Rule::new(needed(rule), Verdict::Drop)).collect();
+    if drops.is_empty() { Rules(vec![Rule::new([], Verdict::Drop)]) } else { Rules(drops) }
 }
 
 /// Returns the same chain without its jumps to these chains, which do not exist.

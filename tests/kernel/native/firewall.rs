@@ -184,6 +184,7 @@ pub fn config(default_deny: bool) -> Arc<FirewallConfig> {
             cluster_ips: vec!["10.96.0.0/12".parse().unwrap(), "fd00:10:96::/108".parse().unwrap()],
             ..ServiceRanges::default()
         },
+        knows_services: true,
         service_node_port_range: 30000..=32767,
     })
 }
