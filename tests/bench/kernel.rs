@@ -1,9 +1,10 @@
 //! What our own way of writing to the kernel gains over those that we do not use: the figures behind
 //! `docs/dependencies.md`.
 //!
-//! `cargo bench --bench kernel [-- PART...]`, as root; parts: routes, elements, ten, rules, ipvs, memory, looks. Each part works
-//! in a network namespace of its own. The ways of one part take turns, and the best of each counts, so that whatever
-//! else the machine does hits all of them. A ratio says how many times as fast as the first way of its part.
+//! `cargo bench --bench kernel [-- PART...]`, as root; parts: routes, elements, ten, rules, ipvs, memory, looks,
+//! tables. Each part works in a network namespace of its own. The ways of one part take turns, and the best of each
+//! counts, so that whatever else the machine does hits all of them. A ratio says how many times as fast as the first
+//! way of its part.
 //!
 //! A part that cannot run on this kernel says so in a line, and then the exit status is 1. IPVS runs in the lab's
 //! guest: `scripts/lab run --share DIR -- DIR/PROGRAM ipvs`, with the program that `cargo bench --no-run` names.
@@ -27,13 +28,15 @@ mod race;
 mod routes;
 #[path = "kernel/rules.rs"]
 mod rules;
+#[path = "kernel/tables.rs"]
+mod tables;
 
 use std::process::ExitCode;
 
 /// A part's name and what it does; it fails with the reason why it cannot run here.
 type Part = (&'static str, fn() -> Result<(), String>);
 
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     ("routes", routes::measure),
     ("elements", elements::many),
     ("ten", elements::ten),
@@ -41,6 +44,7 @@ const PARTS: [Part; 7] = [
     ("ipvs", ipvs::measure),
     ("memory", memory::measure),
     ("looks", looks::measure),
+    ("tables", tables::measure),
 ];
 
 fn main() -> ExitCode {

@@ -6,7 +6,7 @@
 //!
 //! [`object`] is what a table contains, [`rule`] what a rule is, both as values; [`table`] brings them into the kernel and reads them,
 //! in transactions that [`plan`] orders. [`encode`] and [`decode`] translate between rules and the kernel's expressions.
-//! [`foreign`] removes tables of other programs.
+//! [`probe`] tells what a kernel lacks, [`foreign`] removes tables of other programs.
 
 mod batch;
 mod decode;
@@ -17,6 +17,7 @@ pub mod foreign;
 mod notified;
 pub mod object;
 mod plan;
+pub mod probe;
 mod read;
 pub mod rule;
 mod table;
@@ -24,6 +25,10 @@ mod wire;
 
 pub use self::foreign::{Table, remove};
 pub use self::object::{Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Name, Object, SetSpec};
+pub use self::probe::{Feature, Missing, probe};
 pub use self::read::Count;
 pub use self::rule::{Lookup, Match, Rule, Statement, Verdict};
 pub use self::table::InetTable;
+
+#[cfg(test)]
+mod tests;

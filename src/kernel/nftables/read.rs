@@ -222,7 +222,7 @@ fn base(attributes: &Attributes<'_>) -> Option<Option<Base>> {
     is_plain.then_some(Some(Base { kind, hook: *HOOKS.get(number)?, priority }))
 }
 
-fn read_rule(attributes: &Attributes<'_>, sets: &Sets) -> Rule {
+pub(super) fn read_rule(attributes: &Attributes<'_>, sets: &Sets) -> Rule {
     let items = attributes.get(rule::EXPRESSIONS).map(|items| items.attributes());
     let is_many = |name: &str| sets.many.contains(name);
     let expressions: Vec<Expression> =

@@ -398,3 +398,32 @@ fn an_audit_that_cannot_read_forgets_and_the_next_round_reads_everything() {
     scene.round(&want);
     assert_eq!(scene.acts(), "x ->a");
 }
+
+#[test]
+fn a_transaction_grows_and_shrinks_together_and_shrinks_only_where_it_may() {
+    let mut scene = Scene::new(&[("old", "a"), ("other", "ab")]);
+    let want = jars(&[("new", "n"), ("other", "bc")]);
+    let at = scene.at();
+    scene.mirror.transact(&want, Growth::Full, false, at);
+    assert_eq!(scene.acts(), "new ->n, other ab>abc");
+    assert_eq!(scene.shelf().performed, [2]);
+    assert!(!scene.mirror.is_settled());
+    scene.mirror.transact(&want, Growth::Full, true, at);
+    assert_eq!(scene.acts(), "old a>-, other abc>bc");
+    assert_eq!(scene.shelf().performed, [2, 2]);
+    assert!(scene.mirror.is_settled());
+}
+
+#[test]
+fn a_transaction_waits_while_anything_is_in_doubt_and_goes_on_when_what_was_at_fault_is_left_out() {
+    let mut scene = Scene::new(&[("old", "a")]);
+    scene.shelf().failing.insert("bad", false);
+    let at = scene.at();
+    scene.mirror.transact(&jars(&[("bad", "b"), ("old", "a")]), Growth::Full, true, at);
+    scene.mirror.mark("good");
+    assert_eq!(scene.mirror.transact(&jars(&[("good", "g"), ("old", "a")]), Growth::Full, true, at), [""; 0]);
+    assert_eq!(scene.mirror.failing_to_grow().collect::<Vec<_>>(), [&"bad"]);
+    scene.mirror.try_at_once();
+    assert_eq!(scene.mirror.transact(&jars(&[("good", "g"), ("old", "a")]), Growth::Full, true, at), ["good"]);
+    assert!(scene.mirror.is_settled() && scene.mirror.trouble().is_none());
+}

@@ -20,6 +20,8 @@ mod netlink;
 mod places;
 mod route;
 mod nftables;
+mod nftables_changes;
+mod nftables_owner;
 mod next_hop;
 mod router;
 mod rule;
