@@ -8,7 +8,7 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::kernel::Error;
-use crate::model::{Authority, World};
+use crate::model::{Authority, ObjectName, World};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Found, Moment};
 use crate::subsystem;
@@ -62,6 +62,13 @@ pub trait Backend {
     /// # Errors
     /// Feature that the kernel lacks, as a sentence without its end; the first of several.
     fn enforced(&self, rules: &RuleSet, verdict: &Verdict, family: Family) -> Result<(), String>;
+
+    /// Returns whether the kernel judges all packets of this pod as the rule set says, as far as was last seen. Objects of other
+    /// pods do not count, and neither does what closes more than the rule set: chains and elements that the kernel refuses.
+    ///
+    /// # Errors
+    /// What the kernel lacks, as a sentence without its end; the first of several.
+    fn pod_enforced(&self, rules: &RuleSet, pod: &ObjectName) -> Result<(), String>;
 
     /// Returns what the kernel currently refuses; traffic that only a refused chain would allow is dropped.
     fn refused(&self) -> Vec<Refusal<'_>>;

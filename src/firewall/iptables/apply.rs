@@ -41,6 +41,7 @@ use super::enforced::Seen;
 use super::lowering::elements_of;
 use super::names::CHAIN_TAIL;
 use super::overlay::{Overlay, Refusals};
+use super::pod_enforced::Applied;
 use super::turning::AllRules;
 
 /// The kinds of kernel objects that the firewall manages. Implemented on Linux (`linux`) and in memory for the
@@ -95,6 +96,8 @@ kinds! {
         /// Elements that are no longer desired.
         left: BTreeSet<ElementKey>,
         untidy: Option<Untidy>,
+        /// The last round was one in which absence proves nothing.
+        keeps_surplus: bool,
     }
 }
 
@@ -154,6 +157,7 @@ impl<K: Kernel> Mirrors<K> {
         if authority == Authority::Nothing {
             return IptablesRound::default();
         }
+        self.keeps_surplus = authority != Authority::Complete;
         // They do not depend on how well the cluster is known.
         sysctl::keep(&mut self.settings, &desired.settings, at);
         // The rules in force determine the order below. A failure here shows with the rules.
@@ -241,6 +245,12 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns the last seen state of the kernel.
     pub fn seen(&self) -> Seen<'_> {
         Seen { rules: self.rules.seen(), elements: self.elements.seen(), refusals: &self.refusals }
+    }
+
+    /// Returns the same, with what is currently not applied.
+    pub fn applied(&self) -> Applied<'_> {
+        let failing = self.elements.failing_to_grow().collect();
+        Applied { seen: self.seen(), overlay: &self.overlay, failing, keeps_surplus: self.keeps_surplus }
     }
 
     /// Returns when the next retry of a failed step is due.

@@ -4,7 +4,7 @@
 //! [`dispatch`] with [`exemptions`], [`link_local`], [`multicast`] and [`host_endpoints`] are the rules, [`settings`] is what they need to see packets, [`lowering`] keeps them and the sets up to date
 //! ([`desired`]); [`apply`] applies them to the kernel ([`linux`]), [`overlay`] leaves out what the kernel refuses,
 //! [`order`] orders changes so that nothing opens in between, [`turning`] is one such order. [`enforced`] checks
-//! whether the kernel enforces a verdict, [`drops`] counts refused packets ([`serve`]).
+//! whether the kernel enforces a verdict, [`pod_enforced`] whether it judges a pod as it must, [`drops`] counts refused packets ([`serve`]).
 //!
 //! All of it is behind [`Backend`]: callers that know policies know nothing of chains.
 
@@ -27,6 +27,7 @@ pub mod turning;
 pub mod apply;
 pub mod linux;
 pub mod enforced;
+pub mod pod_enforced;
 pub mod drops;
 pub mod serve;
 
@@ -38,7 +39,7 @@ use tokio::sync::watch;
 
 use crate::config::FirewallConfig;
 use crate::kernel::iptables::Program;
-use crate::model::{Authority, World};
+use crate::model::{Authority, ObjectName, World};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Found, Moment};
 
@@ -46,6 +47,7 @@ use self::apply::{Kernel, Mirrors, Targets};
 use self::drops::Owners;
 use self::enforced::enforced;
 use self::lowering::Lowering;
+use self::pod_enforced::pod_enforced;
 use super::backend::{Backend, Count, Refusal, RoundDurations};
 use super::bridges::ClosedBridges;
 use super::host_endpoints::HostEndpoints;
@@ -135,6 +137,10 @@ impl<K: Kernel> Backend for Iptables<K> {
 
     fn enforced(&self, rules: &RuleSet, verdict: &Verdict, family: Family) -> Result<(), String> {
         enforced(rules, (verdict, family), self.lowering.desired(), self.mirrors.seen())
+    }
+
+    fn pod_enforced(&self, rules: &RuleSet, pod: &ObjectName) -> Result<(), String> {
+        pod_enforced(rules, pod, self.lowering.desired(), &self.mirrors.applied())
     }
 
     fn refused(&self) -> Vec<Refusal<'_>> {

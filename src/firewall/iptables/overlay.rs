@@ -9,6 +9,7 @@
 //! - The cluster is not known completely ([`Authority::Partial`](crate::model::Authority)): absence proves nothing, so
 //!   pods that are judged stay judged, although they are no longer known.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -208,6 +209,14 @@ impl Overlay {
         let wanted = wanted.map(|(piece, rules)| (piece.clone(), self.over_one(piece, rules)));
         let kept = self.kept_chains.iter().map(|(piece, rules)| (piece.clone(), rules.clone()));
         wanted.chain(kept).collect()
+    }
+
+    /// Returns the same of one chain or jump; `None` where it is left out.
+    pub fn over_piece<'a>(&self, piece: &Piece, rules: &'a Rules) -> Option<Cow<'a, Rules>> {
+        if self.is_empty() {
+            return Some(Cow::Borrowed(rules));
+        }
+        (!self.omitted.contains(piece)).then(|| Cow::Owned(self.over_one(piece, rules)))
     }
 
     fn over_one(&self, piece: &Piece, rules: &Rules) -> Rules {

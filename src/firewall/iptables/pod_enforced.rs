@@ -1,0 +1,305 @@
+//! Checks whether the kernel judges one pod's packets as the rule set says: what a pod that starts waits for.
+//!
+//! Only that pod's objects count: its addresses in the set of local pods, the jumps to its chains, these chains, those of the
+//! policies that isolate it and the sets that they use, and the fixed chains. What the kernel refuses does not count
+//! (`overlay`): it closes more than is desired, and may be refused for ever. Neither do elements that it does not take, where
+//! they only open a path. What is desired of other pods may be late or fail.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::kernel::ipset::{ElementKey, Entry, SetName};
+use crate::kernel::iptables::{Piece, Rule, Rules};
+use crate::model::ObjectName;
+use crate::net::Family;
+
+use super::super::rules::{Direction, Isolation, PolicyKey, RuleSet};
+use super::desired::Desired;
+use super::dispatch::{self, chain};
+use super::enforced::Seen;
+use super::lowering::elements_of;
+use super::names::{
+    self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_HOST_ENDPOINTS, CHAIN_INPUT, CHAIN_LINK_LOCAL,
+    CHAIN_MULTICAST, CHAIN_OUTPUT, CHAIN_TAIL, ChainKind,
+};
+use super::overlay::Overlay;
+use super::pod_chain;
+
+/// State of the kernel, and what is currently not applied to it.
+pub struct Applied<'a> {
+    pub seen: Seen<'a>,
+    pub overlay: &'a Overlay,
+    /// Elements that could not be added when that was tried the last time.
+    pub failing: BTreeSet<&'a ElementKey>,
+    /// The cluster is known in part, so that elements stay although they are not desired.
+    pub keeps_surplus: bool,
+}
+
+/// Returns what the kernel lacks of this pod's rules, as a sentence without its end; the first of several.
+///
+/// # Errors
+/// That sentence.
+pub fn pod_enforced(
+    rules: &RuleSet,
+    name: &ObjectName,
+    desired: &Desired,
+    applied: &Applied<'_>,
+) -> Result<(), String> {
+    let Some(pod) = rules.pods.get(name) else { return Err(format!("{name} is no pod of this node")) };
+    let (Some(seen_rules), Some(seen_elements)) = (applied.seen.rules, applied.seen.elements) else {
+        return Err("what the kernel holds is not known at the moment".to_owned());
+    };
+    // A family that is off has no rules.
+    let is_on = |family: Family| desired.rules.contains_key(&chain(family, CHAIN_TAIL));
+    for family in Family::BOTH.into_iter().filter(|family| is_on(*family)) {
+        let addresses: Vec<IpAddr> =
+            pod.addresses.iter().copied().filter(|address| Family::from(*address) == family).collect();
+        if addresses.is_empty() {
+            continue;
+        }
+        let set = names::local_pods(family);
+        let is_open = |address: &&IpAddr| {
+            !seen_elements.contains_key(&ElementKey { set: set.clone(), entry: Entry::Ip(**address) })
+        };
+        if let Some(address) = addresses.iter().find(is_open) {
+            return Err(format!("set {set} does not hold {address}"));
+        }
+        // All pods that have one of its addresses have to allow its packets.
+        let pods: BTreeSet<&ObjectName> =
+            addresses.iter().flat_map(|address| rules.local_pods_at(*address)).map(|(name, _)| name).collect();
+        let own = Own::of(rules, &pods, family);
+        let mut sets: BTreeSet<&SetName> = BTreeSet::new();
+        for piece in own.pieces(desired) {
+            let Some(wanted) = desired.rules.get(&piece) else { continue };
+            let Some(for_now) = applied.overlay.over_piece(&piece, wanted) else { continue };
+            if seen_rules.get(&piece).map(|rules| own.of_pods(rules)) != Some(own.of_pods(&for_now)) {
+                return Err(format!("{piece} is not as it must be"));
+            }
+            sets.extend(own.of_pods(wanted).into_iter().flat_map(Rule::sets));
+        }
+        sets.remove(set);
+        for set in sets {
+            if !has_elements(set, desired, applied) {
+                return Err(format!("set {set} does not hold what it must"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The chains of pods that share an address.
+struct Own {
+    family: Family,
+    /// Those of the pods, in both directions, and of what they are refused of Services.
+    of_pods: BTreeSet<String>,
+    of_policies: BTreeSet<String>,
+}
+
+impl Own {
+    fn of(rules: &RuleSet, pods: &BTreeSet<&ObjectName>, family: Family) -> Own {
+        let mut own = Own { family, of_pods: BTreeSet::new(), of_policies: BTreeSet::new() };
+        for (name, pod) in pods.iter().filter_map(|name| rules.pods.get_key_value(*name)) {
+            own.of_pods.insert(names::refusal_chain(name).to_string());
+            for direction in Direction::BOTH {
+                own.of_pods.insert(names::pod_chain(name, direction).to_string());
+                let Isolation::Isolated { policies, .. } = pod.isolation(direction) else { continue };
+                let chain = |policy: &ObjectName| names::policy_chain(&PolicyKey { policy: policy.clone(), direction });
+                own.of_policies.extend(policies.iter().map(|policy| chain(policy).to_string()));
+            }
+        }
+        own
+    }
+
+    /// Returns all chains and jumps that their packets meet.
+    fn pieces(&self, desired: &Desired) -> Vec<Piece> {
+        let fixed = [
+            CHAIN_INPUT,
+            CHAIN_FORWARD,
+            CHAIN_OUTPUT,
+            CHAIN_COMMON,
+            CHAIN_DEFAULT,
+            CHAIN_HOST_ENDPOINTS,
+            CHAIN_LINK_LOCAL,
+            CHAIN_MULTICAST,
+            CHAIN_TAIL,
+        ];
+        let own = self.of_pods.iter().chain(&self.of_policies).map(String::as_str);
+        let chains = fixed.into_iter().chain(own).map(|name| chain(self.family, name));
+        let jumps = dispatch::entrances(self.family).map(|(jump, ..)| jump);
+        chains.chain(jumps).filter(|piece| desired.rules.contains_key(piece)).collect()
+    }
+
+    /// Returns the rules of a chain without the jumps to chains of other pods.
+    fn of_pods<'a>(&self, rules: &'a Rules) -> Vec<&'a Rule> {
+        let is_others = |rule: &&Rule| {
+            let to = pod_chain::jump(rule).filter(|to| names::kind(to) == Some(ChainKind::Pod));
+            to.is_some_and(|to| !self.of_pods.contains(to.as_str()))
+        };
+        rules.0.iter().filter(|rule| !is_others(rule)).collect()
+    }
+}
+
+/// Returns whether a set holds what it must, but for what the kernel does not take and what closes more than is desired.
+fn has_elements(set: &SetName, desired: &Desired, applied: &Applied<'_>) -> bool {
+    let Some(seen) = applied.seen.elements else { return false };
+    let closes = desired.closing.contains(set);
+    let mut wanted = desired.elements.range(elements_of(set)).map(|(key, ())| key);
+    let mut found = seen.range(elements_of(set)).map(|(key, ())| key);
+    let is_there = |key: &ElementKey| seen.contains_key(key) || !closes && applied.failing.contains(key);
+    let is_wanted = |key: &ElementKey| desired.elements.contains_key(key);
+    wanted.all(is_there) && (closes || applied.keeps_surplus || found.all(is_wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::given::{object, pod, pods, policy, rule};
+    use super::super::super::plan::Plan;
+    use super::super::lowering::Lowering;
+    use super::super::overlay::Refusals;
+    use super::*;
+    use crate::config::{Config, Environment, Request, request};
+    use crate::model::{Host, Namespace, World};
+    use crate::net::PerFamily;
+    use std::sync::Arc;
+
+    struct Fixture {
+        plan: Plan,
+        lowering: Lowering,
+    }
+
+    /// `db` takes from `web`, `other` from nobody; all in both families.
+    fn given() -> Fixture {
+        let mut world = World::empty();
+        world.host = Arc::new(Host { node_name: "node1".into(), ..Host::default() });
+        let cluster = &mut world.cluster;
+        cluster.namespaces.insert("shop".into(), Namespace::default());
+        for (last, name) in [(7, "web"), (8, "db"), (9, "other"), (10, "free")] {
+            let addresses = format!("10.244.1.{last} fd00:10:244:1::{last}");
+            cluster.pods.insert(object(&format!("shop/{name}")), pod(&addresses, &format!("app={name}"), ""));
+        }
+        let allows = [rule(&[pods("app=web")], &["tcp/5432"])];
+        cluster.policies.insert(object("shop/db"), policy("app=db", Some(&allows), None));
+        cluster.policies.insert(object("shop/other"), policy("app=other", Some(&[]), None));
+        let words = ["sluice", "--run-router=false", "--hostname-override=node1"].map(std::ffi::OsString::from);
+        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+        let config = Config::from_flags(&flags, verbosity, &Environment::default()).expect("the flags are sound");
+        let config = Arc::new(config.firewall.expect("the firewall runs"));
+        let (mut plan, mut lowering) = (Plan::new(), Lowering::new(config, PerFamily { v4: true, v6: true }));
+        let changed = plan.update(&world);
+        lowering.update(plan.rules(), &world, &changed);
+        Fixture { plan, lowering }
+    }
+
+    /// Returns whether this pod is enforced by a kernel that differs from the desired state by `change`.
+    fn told(of: &str, change: impl FnOnce(&mut Desired)) -> Result<(), String> {
+        let Fixture { plan, lowering } = given();
+        let mut kernel = lowering.desired().clone();
+        change(&mut kernel);
+        let (refusals, overlay) = (Refusals::default(), Overlay::default());
+        let seen = Seen { rules: Some(&kernel.rules), elements: Some(&kernel.elements), refusals: &refusals };
+        let applied = Applied { seen, overlay: &overlay, failing: BTreeSet::new(), keeps_surplus: false };
+        pod_enforced(plan.rules(), &object(of), lowering.desired(), &applied)
+    }
+
+    fn chain_of(pod: &str, family: Family) -> Piece {
+        chain(family, &names::pod_chain(&object(pod), Direction::Ingress))
+    }
+
+    #[test]
+    fn a_pod_is_enforced_where_the_kernel_holds_all_of_it_and_a_pod_of_elsewhere_never() {
+        for pod in ["shop/web", "shop/db", "shop/other", "shop/free"] {
+            assert_eq!(told(pod, |_| {}), Ok(()), "{pod}");
+        }
+        assert_eq!(told("shop/far", |_| {}), Err("shop/far is no pod of this node".to_owned()));
+    }
+
+    #[test]
+    fn each_of_its_objects_counts_in_either_family() {
+        for family in Family::BOTH {
+            for piece in [chain_of("shop/db", family), chain(family, CHAIN_TAIL)] {
+                let lacks = told("shop/db", |kernel| drop(kernel.rules.remove(&piece).expect("it is wanted")));
+                assert_eq!(lacks, Err(format!("{piece} is not as it must be")));
+            }
+            let forward = chain(family, CHAIN_FORWARD);
+            let to = names::pod_chain(&object("shop/db"), Direction::Ingress);
+            let lacks = told("shop/db", |kernel| {
+                kernel
+                    .rules
+                    .get_mut(&forward)
+                    .expect("it is wanted")
+                    .0
+                    .retain(|rule| pod_chain::jump(rule) != Some(&to));
+            });
+            assert_eq!(lacks, Err(format!("{forward} is not as it must be")));
+            let own = names::local_pods(family);
+            let lacks = told("shop/free", |kernel| {
+                kernel.elements.retain(|key, ()| key.set != *own || !key.to_string().ends_with("10"));
+            });
+            assert!(
+                lacks.as_ref().is_err_and(|words| words.starts_with(&format!("set {own} does not hold"))),
+                "{lacks:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_other_pods_does_not_hold_it_up() {
+        for family in Family::BOTH {
+            let others = chain_of("shop/other", family);
+            let to = names::pod_chain(&object("shop/other"), Direction::Ingress);
+            let unfinished = |kernel: &mut Desired| {
+                kernel.rules.remove(&others).expect("it is wanted");
+                let forward = kernel.rules.get_mut(&chain(family, CHAIN_FORWARD)).expect("it is wanted");
+                forward.0.retain(|rule| pod_chain::jump(rule) != Some(&to));
+                kernel.elements.retain(|key, ()| !key.to_string().ends_with('9'));
+            };
+            for pod in ["shop/db", "shop/free"] {
+                assert_eq!(told(pod, unfinished), Ok(()), "{pod}");
+            }
+            assert!(told("shop/other", unfinished).is_err());
+        }
+    }
+
+    #[test]
+    fn an_address_that_may_do_more_than_policies_say_counts_and_one_that_the_kernel_does_not_take_does_not() {
+        let Fixture { plan, lowering } = given();
+        let is_peer = |key: &&ElementKey| key.set.0.starts_with("KUBE-SRC-");
+        let peer = lowering.desired().elements.keys().find(is_peer).expect("web is a peer").clone();
+        let stranger = ElementKey { entry: Entry::Ip("10.244.9.9".parse().expect("an address")), ..peer.clone() };
+        let (refusals, overlay) = (Refusals::default(), Overlay::default());
+        let told = |change: &dyn Fn(&mut Desired), failing: BTreeSet<&ElementKey>, keeps_surplus| {
+            let mut kernel = lowering.desired().clone();
+            change(&mut kernel);
+            let seen = Seen { rules: Some(&kernel.rules), elements: Some(&kernel.elements), refusals: &refusals };
+            let applied = Applied { seen, overlay: &overlay, failing, keeps_surplus };
+            pod_enforced(plan.rules(), &object("shop/db"), lowering.desired(), &applied).is_ok()
+        };
+        let more = |kernel: &mut Desired| {
+            kernel.elements.insert(stranger.clone(), ());
+        };
+        let less = |kernel: &mut Desired| {
+            kernel.elements.remove(&peer);
+        };
+        assert!(!told(&more, BTreeSet::new(), false) && told(&more, BTreeSet::new(), true));
+        assert!(!told(&less, BTreeSet::new(), false) && told(&less, [&peer].into(), false));
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_for_ever_does_not_keep_a_pod_from_starting() {
+        let Fixture { plan, lowering } = given();
+        let at = crate::reconcile::Moment { now: std::time::Instant::now(), jitter: 0 };
+        let mut refusals = Refusals::default();
+        let policy = PolicyKey { policy: object("shop/db"), direction: Direction::Ingress };
+        let refused = chain(Family::V4, &names::policy_chain(&policy));
+        refusals.note(&refused, "no module".to_owned(), at);
+        let overlay = refusals.overlay(at.now);
+        let kernel = overlay.over(&lowering.desired().rules);
+        assert!(!kernel.contains_key(&refused));
+        let seen = Seen { rules: Some(&kernel), elements: Some(&lowering.desired().elements), refusals: &refusals };
+        let applied = Applied { seen, overlay: &overlay, failing: BTreeSet::new(), keeps_surplus: false };
+        assert_eq!(pod_enforced(plan.rules(), &object("shop/db"), lowering.desired(), &applied), Ok(()));
+        let seen = Seen { rules: Some(&lowering.desired().rules), ..seen };
+        let applied = Applied { seen, ..applied };
+        assert!(pod_enforced(plan.rules(), &object("shop/db"), lowering.desired(), &applied).is_err());
+    }
+}
