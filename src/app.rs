@@ -26,7 +26,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info};
 
 use crate::cleanup;
+use crate::cni;
+use crate::cni::serve::Calls;
 use crate::config::{Config, FirewallConfig, ObserveConfig, ProxyConfig, RouterConfig, Source, TOOLCHAIN, VERSION};
+use crate::firewall::driver::StartingPod;
 use crate::firewall::{self, iptables};
 use crate::gobgp;
 use crate::gobgp::serve::{Place, Ports};
@@ -50,10 +53,14 @@ use crate::proxy::serve::Counters;
 use crate::reconcile::Account;
 use crate::router;
 use crate::subsystem::Inputs;
-use crate::world::{self, LastKnown};
+use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
 /// The socket for clients of GoBGP, beside the one of `--socket`.
 pub const GOBGP_SOCKET: &str = "gobgp.sock";
+/// Connections at a time on the socket for users' questions.
+const QUESTIONS: usize = 8;
+/// How many announced pods may wait to be taken in; the plugin waits itself then.
+const STARTING: usize = 256;
 /// How many messages of a source may wait; a source that is faster waits itself.
 const MESSAGES: usize = 4096;
 /// A subsystem that has not turned for so long is stuck. One turn may have to wait for other programs' locks.
@@ -85,6 +92,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let clocks = [(); 3].map(|()| Arc::new(EventClock::new(Instant::now())));
     let [for_proxy, for_firewall, for_router] = clocks.clone();
     let (report, reports) = watch::channel(Report::default());
+    let (attaching, starting) = start_cni(config.cni_socket.as_deref(), &registry)?;
     let messages = start_source(&config, &registry, &health, reports).await?;
     let inputs = world::Inputs {
         messages,
@@ -95,6 +103,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         report: report.clone(),
         sync_timeout: config.cache_sync_timeout,
         note: health.note("node"),
+        attaching,
     };
     let world_task = start_world(inputs, world_out, stopped.clone());
 
@@ -113,7 +122,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         let inputs = common.inputs("firewall", "sluice_firewall", for_firewall)?;
         let (ask, questions) = mpsc::channel(1);
         answerers.insert("/policy/explain", ask);
-        running.push(common.start_firewall(settings, inputs, questions).await?);
+        running.push(common.start_firewall(settings, inputs, (questions, starting)).await?);
     }
     if let Some(settings) = config.router {
         let inputs = common.inputs("router", "sluice_router", for_router)?;
@@ -136,11 +145,20 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     // Nothing listens that nobody could answer on.
     if let Some(path) = config.socket.as_deref().filter(|_| !answerers.is_empty()) {
-        tokio::spawn(local::run(path.to_owned(), answerers));
+        tokio::spawn(local::run(path.to_owned(), answerers, QUESTIONS));
     }
 
     main.ready(true);
     wait_for_signal().await?;
+    end(stop, world_task, running).await
+}
+
+/// Lets everything finish what it does, and waits for that.
+async fn end(
+    stop: watch::Sender<bool>,
+    world_task: tokio::task::JoinHandle<()>,
+    running: Vec<Running>,
+) -> anyhow::Result<()> {
     info!("Stopping; kernel state stays in place");
     stop.send_replace(true);
     world_task.await.context("the World's task broke off")?;
@@ -215,6 +233,19 @@ async fn start_source(
         }
     }
     Ok(messages)
+}
+
+/// Starts the socket of the CNI plugin, with `--netpol-cni`. Returns what it says to the World and to the firewall.
+fn start_cni(
+    socket: Option<&Path>,
+    registry: &Registry,
+) -> anyhow::Result<(Option<Attaching>, mpsc::Receiver<StartingPod>)> {
+    let (starting, to_firewall) = mpsc::channel(STARTING);
+    let Some(socket) = socket else { return Ok((None, to_firewall)) };
+    let (changes, to_world) = mpsc::channel(STARTING);
+    let calls = Calls { changes, starting, metrics: cni::metrics::Metrics::register(registry)? };
+    tokio::spawn(cni::serve::run(socket.to_owned(), calls));
+    Ok((Some(Attaching { changes: to_world, file: AttachmentsFile::beside(socket) }), to_firewall))
 }
 
 /// Starts the task that joins the cluster with the host into the World.
@@ -294,11 +325,11 @@ impl Common {
         &self,
         config: FirewallConfig,
         inputs: Inputs,
-        questions: mpsc::Receiver<local::Question>,
+        (questions, starting): (mpsc::Receiver<local::Question>, mpsc::Receiver<StartingPod>),
     ) -> anyhow::Result<Running> {
         let metrics = firewall::metrics::Metrics::register(&self.registry)?;
         let (owners, owners_in) = watch::channel(Arc::default());
-        let context = firewall::driver::FirewallContext { questions, metrics };
+        let context = firewall::driver::FirewallContext { questions, starting, metrics };
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
         let run = move |targets| {
             let backend = iptables::Iptables::new(config.clone(), families, targets, owners);

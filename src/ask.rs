@@ -13,6 +13,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use tokio::net::UnixStream;
 
 use crate::config::{Ask, Output};
@@ -30,22 +31,36 @@ pub fn run(ask: &Ask) -> anyhow::Result<String> {
 }
 
 async fn answer(socket: &Path, path: &str, about: &BTreeMap<&str, &str>, output: Output) -> anyhow::Result<String> {
+    let accept = (output == Output::Json).then_some(JSON);
+    let (status, text) = post(socket, path, about, accept).await?;
+    if status == StatusCode::OK { Ok(text) } else { Err(anyhow!("{}", text.trim_end())) }
+}
+
+/// Puts a question to the program that listens on this socket. Returns its answer, whatever the status.
+///
+/// # Errors
+/// Where nobody listens, or the answer breaks off.
+pub async fn post(
+    socket: &Path,
+    path: &str,
+    about: &impl Serialize,
+    accept: Option<&'static str>,
+) -> anyhow::Result<(StatusCode, String)> {
     let unreachable =
         || format!("nobody answers on {}: is sluice running on this host, with the same --socket?", socket.display());
     let stream = UnixStream::connect(socket).await.with_context(unreachable)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.with_context(unreachable)?;
     let driven = tokio::spawn(connection);
     let mut request = Request::post(path).header("host", "localhost");
-    if output == Output::Json {
-        request = request.header(ACCEPT, JSON);
+    if let Some(accept) = accept {
+        request = request.header(ACCEPT, accept);
     }
     let request = request.body(Full::new(Bytes::from(serde_json::to_vec(about)?)))?;
     let response = sender.send_request(request).await.context("the question was not answered")?;
     let status = response.status();
     let body = response.into_body().collect().await.context("the answer broke off")?.to_bytes();
     driven.abort();
-    let text = String::from_utf8_lossy(&body).into_owned();
-    if status == StatusCode::OK { Ok(text) } else { Err(anyhow!("{}", text.trim_end())) }
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
 #[cfg(test)]
@@ -79,7 +94,7 @@ mod tests {
                 let answerers: Answerers = if answers { [("/policy/explain", out)].into() } else { Answerers::new() };
                 let listener = local::bind(&socket).expect("the socket is made");
                 ready.send(()).expect("the test waits");
-                tokio::spawn(local::serve(listener, answerers));
+                tokio::spawn(local::serve(listener, answerers, 8));
                 while let Some(question) = questions.recv().await {
                     let answer = answered(&question);
                     question.answer.send(answer).expect("the asker waits");
@@ -122,7 +137,7 @@ mod tests {
         let parent = directory.path().join("run");
         std::fs::write(&parent, "a file where a directory should be").expect("written");
         let socket = parent.join("sluice.sock");
-        let running = tokio::spawn(local::run(socket.clone(), Answerers::new()));
+        let running = tokio::spawn(local::run(socket.clone(), Answerers::new(), 8));
         tokio::time::sleep(std::time::Duration::from_secs(300)).await;
         assert!(!running.is_finished(), "it goes on");
         std::fs::remove_file(&parent).expect("removed");

@@ -4,7 +4,7 @@
 //! others stays. Kernel settings stay too: what they were before is nobody's knowledge. All subsystems are cleaned up,
 //! whichever of them the flags switch on, in both families.
 //!
-//! Of files go the last known state (`--state-dir`), the sockets (`--socket`, `gobgp.sock`) and the CNI file where it is about our
+//! Of files go the last known state (`--state-dir`), the sockets (`--socket`, `gobgp.sock`, `cni.sock`), the announced pods and the CNI file where it is about our
 //! bridge; a directory goes where nothing is left in it.
 
 use std::fs;
@@ -17,7 +17,7 @@ use anyhow::bail;
 use tracing::info;
 
 use crate::app::GOBGP_SOCKET;
-use crate::config::Config;
+use crate::config::{CNI_SOCKET, Config};
 use crate::firewall;
 use crate::kernel::Error;
 use crate::model::Authority;
@@ -26,7 +26,7 @@ use crate::reconcile::{Moment, Reflection};
 use crate::router;
 use crate::router::host_files::remove_cni;
 use crate::subsystem::Kinds;
-use crate::world::LastKnown;
+use crate::world::{AttachmentsFile, LastKnown};
 
 /// How often what fails at first is tried again at once: another program may hold a lock for a moment.
 const TRIES: usize = 3;
@@ -78,9 +78,15 @@ fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
         note(path, remove_cni(path));
     }
     if let Some(socket) = &config.socket {
-        for path in [socket.clone(), socket.with_file_name(GOBGP_SOCKET)] {
+        for path in [socket.clone(), socket.with_file_name(GOBGP_SOCKET), socket.with_file_name(CNI_SOCKET)] {
             note(&path, remove_socket(&path));
         }
+        let announced = AttachmentsFile::beside(socket);
+        let outcome = announced.remove();
+        note(
+            announced.path(),
+            outcome.map(|was_there| was_there.then(|| announced.path().to_owned()).into_iter().collect()),
+        );
         let _ = socket.parent().map(fs::remove_dir);
     }
     (removed, left)
@@ -184,7 +190,8 @@ mod tests {
             .expect("writable");
         fs::write(path("net.d/05-other.conflist"), "{}").expect("writable");
         let listen = |name: &str| UnixListener::bind(path(name)).expect("a socket");
-        let _listeners = [listen("run/sluice.sock"), listen("run/gobgp.sock")];
+        let _listeners = [listen("run/sluice.sock"), listen("run/gobgp.sock"), listen("run/cni.sock")];
+        fs::write(path("run/attachments.json"), "[]").expect("writable");
         let words = [
             "sluice".to_owned(),
             format!("--state-dir={}", path("state").display()),
@@ -201,7 +208,7 @@ mod tests {
         };
         let config = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
         let (removed, left) = remove_files(&config);
-        assert_eq!((removed.len(), left), (4, Vec::<String>::new()));
+        assert_eq!((removed.len(), left), (6, Vec::<String>::new()));
         assert!(!path("run").exists(), "nothing is left in it");
         for (name, stays) in
             [("state/notes", true), ("net.d/05-other.conflist", true), ("net.d/10-kuberouter.conflist", false)]

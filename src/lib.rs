@@ -17,4 +17,5 @@ pub mod gobgp;
 pub mod router;
 pub mod cleanup;
 pub mod ask;
+pub mod cni;
 pub mod app;

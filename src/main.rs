@@ -1,17 +1,22 @@
 //! The program: from the command line to a running node agent.
 //!
 //! Order: flags, help and version, configuration, log, root. Nothing is bound or written before all of these.
+//! Under the name `sluice-cni` it is a CNI plugin instead (`cni`).
 //! Exit codes: 0 done, 1 refused or failed, 2 a flag that cannot be read.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use sluice::cni::plugin;
 use sluice::config::{self, Config, Environment, LogFormat, Refusal, Request, Source};
 use sluice::observe::logging::{self, LineFormat};
 use tracing::{info, warn};
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
+    if plugin::is_named(&words) {
+        return plugin::run();
+    }
     match start(&words) {
         Ok(()) => ExitCode::SUCCESS,
         Err(refusal) => {

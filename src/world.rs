@@ -12,11 +12,14 @@
 //! Cancelling the task loses nothing but what was not published yet; end it through its `stop` instead, so
 //! that what is known is written to disk.
 
+mod attachments;
+mod attachments_file;
 mod host;
 mod joined;
 mod last_known;
 mod warned;
 
+pub use self::attachments_file::AttachmentsFile;
 pub use self::host::{host, publish_host};
 pub use self::last_known::{Known, LastKnown};
 
@@ -36,7 +39,7 @@ use self::joined::Joined;
 use self::last_known::{Forgotten, Keeper};
 use self::warned::{Verdict, Warned};
 use crate::k8s::{Event, Kind, Message, Object, ObjectId, Scope, Wanted, Warning};
-use crate::model::{Authorities, Cluster, EventClock, Host, Report, World};
+use crate::model::{AttachmentChange, Authorities, Cluster, EventClock, Host, Report, World};
 use crate::observe::health::Note;
 
 /// Inputs of the World.
@@ -58,6 +61,15 @@ pub struct Inputs {
     pub sync_timeout: Duration,
     /// Receives the note that there is no such Node.
     pub note: Note,
+    /// What the CNI plugin of this host tells of pods; `None` without `--netpol-cni`.
+    pub attaching: Option<Attaching>,
+}
+
+/// Pods' addresses that are announced before the cluster tells them.
+pub struct Attaching {
+    pub changes: mpsc::Receiver<AttachmentChange>,
+    /// Keeps them over a restart.
+    pub file: AttachmentsFile,
 }
 
 /// Time to wait for a sign of life from the source before the last known state is used.
@@ -68,7 +80,8 @@ const BATCH: usize = 4096;
 
 /// Publishes the World until `stop` is done or every sender of messages is gone.
 pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Output = ()>) {
-    let Inputs { mut messages, wanted, mut host, last_known, clocks, report, sync_timeout, note } = inputs;
+    let Inputs { mut messages, wanted, mut host, last_known, clocks, report, sync_timeout, note, mut attaching } =
+        inputs;
     let mut builder = Builder {
         joined: Joined::new(&wanted),
         warned: Warned::default(),
@@ -79,14 +92,17 @@ pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Ou
         lacks_own_node: false,
         note,
         keeper: last_known.map(|file| Keeper::new(file, &wanted)),
+        attachments: attaching.as_ref().map(|attaching| attaching.file.clone()),
+        keeping_fails: false,
     };
+    builder.restore_attachments();
     builder.joined.set_host(host.borrow_and_update().clone());
     let mut stop = pin!(stop);
     let patience_ends = tokio::time::Instant::now() + PATIENCE;
     // A timeout longer than the clock can count never comes.
     let sync_ends = tokio::time::Instant::now().checked_add(sync_timeout);
     let mut is_late = sync_ends.is_none();
-    let mut batch = Vec::new();
+    let (mut batch, mut calls) = (Vec::new(), Vec::new());
     loop {
         let waits = builder.keeper.is_some() && builder.joined.waits_for_a_sign_of_life();
         tokio::select! {
@@ -97,6 +113,7 @@ pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Ou
                 }
                 builder.take_in(&mut batch).await;
             }
+            () = called(attaching.as_mut(), &mut calls) => builder.attach(&mut calls),
             Ok(()) = host.changed() => {
                 let changed = builder.joined.set_host(host.borrow_and_update().clone());
                 builder.publish(changed.then(Instant::now));
@@ -124,6 +141,17 @@ async fn kept(keeper: &mut Option<Keeper>, out: &watch::Sender<World>) {
     }
 }
 
+/// Waits for calls of the container runtime; never ready without the plugin.
+async fn called(attaching: Option<&mut Attaching>, calls: &mut Vec<AttachmentChange>) {
+    let count = match attaching {
+        Some(attaching) => attaching.changes.recv_many(calls, BATCH).await,
+        None => 0,
+    };
+    if count == 0 {
+        std::future::pending().await
+    }
+}
+
 struct Builder {
     joined: Joined,
     warned: Warned,
@@ -135,9 +163,52 @@ struct Builder {
     lacks_own_node: bool,
     note: Note,
     keeper: Option<Keeper>,
+    attachments: Option<AttachmentsFile>,
+    /// The last writing of that file failed.
+    keeping_fails: bool,
 }
 
 impl Builder {
+    /// Takes over what an earlier run was told of pods.
+    fn restore_attachments(&mut self) {
+        let Some(file) = &self.attachments else { return };
+        match file.read() {
+            Ok(kept) => self.joined.restore_attachments(kept),
+            Err(error) => {
+                warn!(path = %file.path().display(), %error, "Announced pods of an earlier run are not readable; ignored")
+            }
+        }
+    }
+
+    fn attach(&mut self, calls: &mut Vec<AttachmentChange>) {
+        let seen = Instant::now();
+        let mut changed = false;
+        for call in calls.drain(..) {
+            changed |= self.joined.attach(call);
+        }
+        self.keep_attachments();
+        self.publish(changed.then_some(seen));
+    }
+
+    /// Writes the attachments down where they have changed, before anything follows from them.
+    fn keep_attachments(&mut self) {
+        let Some(file) = &self.attachments else { return };
+        let Some(kept) = self.joined.take_attachments() else { return };
+        match (file.write(&kept), self.keeping_fails) {
+            (Ok(()), was_failing) => {
+                if was_failing {
+                    info!(path = %file.path().display(), "Writing announced pods recovered");
+                }
+                self.keeping_fails = false;
+            }
+            (Err(error), false) => {
+                warn!(path = %file.path().display(), %error, "Writing announced pods failed; a restart now would forget their addresses until their status has them");
+                self.keeping_fails = true;
+            }
+            (Err(_), true) => {}
+        }
+    }
+
     async fn take_in(&mut self, batch: &mut Vec<Message>) {
         let mut earliest: Option<Instant> = None;
         for Message { seen, event } in batch.drain(..) {
@@ -168,6 +239,7 @@ impl Builder {
                 earliest = Some(earliest.map_or(seen, |earlier| earlier.min(seen)));
             }
         }
+        self.keep_attachments();
         self.publish(earliest);
         self.look_for_own_node();
     }

@@ -141,7 +141,11 @@ fn cni_is_installed_only_where_the_router_gives_pods_their_network() {
 /// Runs the script on folders of the test in the place of the container's.
 fn run(of: &Manifest, node: &Path) {
     let folder = |name: &str| node.join(name).display().to_string();
-    let places = [("/etc/cni/net.d", folder("net.d")), ("/usr/local/bin", folder("bin"))];
+    let places = [
+        ("/etc/cni/net.d", folder("net.d")),
+        ("/usr/local/bin", folder("bin")),
+        ("/opt/cni/bin", folder("opt/cni/bin")),
+    ];
     let script = of.cni_script().unwrap().to_owned();
     let script = places.iter().fold(script, |script, (there, here)| script.replace(there, here));
     let done = Command::new("/bin/sh").args(["-ec", &script]).output().unwrap();
@@ -218,5 +222,42 @@ fn plugins_are_installed_where_the_image_brings_them() {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         run(of, node.path());
         assert!(node.path().join("installed").exists(), "{}", of.name);
+    }
+}
+
+/// Puts a program that does nothing but say which it is into the image.
+fn put_program(node: &Path, name: &str, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::create_dir_all(node.join("bin")).unwrap();
+    let program = node.join("bin").join(name);
+    fs::write(&program, format!("#!/bin/sh\n# {text}\n")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn the_agents_own_plugin_is_the_one_of_this_release_also_while_it_runs() {
+    for of in &with_cni() {
+        let node = node(&[]);
+        for release in ["one release", "the next"] {
+            put_program(node.path(), "sluice", release);
+            let before = fs::File::open(node.path().join("opt/cni/bin/sluice-cni"));
+            run(of, node.path());
+            let installed = node.path().join("opt/cni/bin/sluice-cni");
+            assert!(fs::read_to_string(&installed).unwrap().contains(release), "{}", of.name);
+            assert!(Command::new(&installed).status().unwrap().success(), "{}", of.name);
+            if let Ok(before) = before {
+                let text = std::io::read_to_string(before).unwrap();
+                assert!(text.contains("one release"), "{}: a runtime that runs it now is not disturbed", of.name);
+            }
+        }
+        assert_eq!(fs::read_dir(node.path().join("opt/cni/bin")).unwrap().count(), 1, "{}", of.name);
+    }
+}
+
+#[test]
+fn the_plugin_finds_the_agent_and_what_it_announced_outlives_the_agents_container() {
+    for of in with_cni() {
+        assert_eq!(mounted(&of, of.agent(), "/run/sluice"), Some("/run/sluice"), "{}", of.name);
+        assert!(!of.has_flag("--netpol-cni=true"), "{}: whoever wants it says so", of.name);
     }
 }

@@ -28,6 +28,7 @@ fn the_page_of_metrics_lists_every_family_and_no_other() {
         firewall::serve::Refused::new(firewall::iptables::serve::Counters::new(receiver, Families::default()))
             .expect("valid names");
     registry.register(Box::new(refused)).expect("the names are free");
+    sluice::cni::metrics::Metrics::register(&registry).expect("the names are free");
     router::metrics::Metrics::register(&registry).expect("the names are free");
     Outages::register("API server", [], &registry, &Health::default()).expect("the names are free");
     for subsystem in ["proxy", "firewall", "router"] {

@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 
 /// Who may use whom, by the first part of the path below `src`; a directory below it may have a line of its own. A module may
 /// always use itself.
-const IMPORTS: [(&str, &[&str]); 17] = [
+const IMPORTS: [(&str, &[&str]); 18] = [
     ("net", &[]),
     ("packed", &[]),
     ("observe", &[]),
     ("model", &["net", "packed"]),
     ("config", &["net"]),
     ("ask", &["config", "observe"]),
+    ("cni", &["ask", "firewall", "model", "observe"]),
     ("bgp", &["net", "packed"]),
     // Sockets and the clock of the speaker; everything else of it is pure.
     ("bgp/driver", &["bgp", "net", "kernel", "reconcile", "observe"]),
@@ -38,11 +39,12 @@ const IMPORTS: [(&str, &[&str]); 17] = [
 const ROOTS: [&str; 4] = ["app", "cleanup", "main", "lib"];
 
 /// Where effects are allowed: below these directories, in these files, and in files of these names.
-const EFFECTS: [&str; 24] = [
+const EFFECTS: [&str; 26] = [
     "app.rs",
     "ask.rs",
     "bgp/driver/mod.rs",
     "cleanup.rs",
+    "cni/plugin.rs",
     "firewall/iptables/linux.rs",
     "firewall/iptables/mod.rs",
     "gobgp/service.rs",
@@ -61,6 +63,7 @@ const EFFECTS: [&str; 24] = [
     "router/told.rs",
     "subsystem/mod.rs",
     "world.rs",
+    "world/attachments_file.rs",
     "world/host.rs",
     "world/last_known/mod.rs",
 ];

@@ -104,6 +104,9 @@ pub struct Flags {
     /// Refuse new connections of this node's pods until their rules are in the kernel
     #[arg(long)]
     pub netpol_default_deny: bool,
+    /// Hold back each starting pod until its rules are in the kernel: adds the plugin sluice-cni to the CNI file
+    #[arg(long)]
+    pub netpol_cni: bool,
     /// The same as --netfilter=nftables
     #[arg(long)]
     pub use_nftables_for_netpol: bool,

@@ -26,7 +26,7 @@ mod router;
 mod service_ranges;
 mod value;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Uri;
@@ -58,6 +58,8 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     /// `--socket`: path at which this host's root may query the program; `None` for none.
     pub socket: Option<PathBuf>,
+    /// `--netpol-cni`: path at which the CNI plugin announces pods that start, beside [`socket`](Config::socket); `None` for none.
+    pub cni_socket: Option<PathBuf>,
     /// `--cache-sync-timeout`: time limit for the first complete view; longer than zero.
     pub cache_sync_timeout: Duration,
     /// `--enable-ipv4`, `--enable-ipv6`; at least one is true.
@@ -100,6 +102,9 @@ pub enum LogFormat {
     Text,
     Json,
 }
+
+/// The socket of `--netpol-cni`, beside the one of `--socket`.
+pub const CNI_SOCKET: &str = "cni.sock";
 
 /// A feature that a user can switch on, and whether this build has it.
 struct Feature {
@@ -162,11 +167,16 @@ impl Config {
         let netfilter = Netfilter::from_flags(flags, mistakes);
         let proxy = ProxyConfig::from_flags(flags, families, mistakes);
         let firewall = FirewallConfig::from_flags(flags, &proxy, mistakes);
-        let router = RouterConfig::from_flags(flags, environment, &proxy.ranges, mistakes);
+        let mut router = RouterConfig::from_flags(flags, environment, &proxy.ranges, mistakes);
+        let cni_socket = cni_socket(flags, mistakes);
+        if cni_socket.is_some() && flags.run_router {
+            router.cni_plugin = cni_plugin(&router, cni_socket.as_deref(), mistakes);
+        }
         let config = Config {
             node_name: node_name(flags, environment, mistakes),
             source: source(flags, mistakes),
             socket: (!flags.socket.is_empty()).then(|| PathBuf::from(&flags.socket)),
+            cni_socket,
             state_dir: (!flags.state_dir.is_empty()).then(|| PathBuf::from(&flags.state_dir)),
             cache_sync_timeout: mistakes.longer_than_zero("cache-sync-timeout", flags.cache_sync_timeout, "1m"),
             families,
@@ -236,6 +246,34 @@ fn node_name(flags: &Flags, environment: &Environment, mistakes: &mut Mistakes) 
         ));
     }
     name
+}
+
+/// The socket of `--netpol-cni`, beside the one of `--socket`. A cleanup announces nothing.
+fn cni_socket(flags: &Flags, mistakes: &mut Mistakes) -> Option<PathBuf> {
+    if !flags.netpol_cni || !flags.run_firewall || flags.cleanup_config {
+        return None;
+    }
+    if flags.socket.is_empty() {
+        mistakes.add(
+            "--netpol-cni needs a socket beside that of --socket, which is empty: leave --socket at its default, \
+             /run/sluice/sluice.sock."
+                .to_owned(),
+        );
+    }
+    Some(PathBuf::from(&flags.socket).with_file_name(CNI_SOCKET))
+}
+
+/// The socket that the CNI file names, where this program writes that file: a list, because the plugin follows others.
+fn cni_plugin(router: &RouterConfig, socket: Option<&Path>, mistakes: &mut Mistakes) -> Option<PathBuf> {
+    let file = router.cni_file.as_ref()?;
+    if !file.extension().is_some_and(|end| end.eq_ignore_ascii_case("conflist")) {
+        mistakes.add(format!(
+            "--netpol-cni needs a CNI file that is a list of plugins: set the variable KUBE_ROUTER_CNI_CONF_FILE to a name \
+             that ends in .conflist; it is {:?}.",
+            file.display().to_string()
+        ));
+    }
+    socket.map(Path::to_owned)
 }
 
 fn source(flags: &Flags, mistakes: &mut Mistakes) -> Source {

@@ -19,7 +19,7 @@ struct Idle {
 const NO_ALLOCATOR: &str = "this build has no address allocator yet";
 const NO_BFD: &str = "this build has no BFD yet";
 
-const IDLE: [Idle; 11] = [
+const IDLE: [Idle; 12] = [
     Idle {
         flag: "cluster-cidr",
         is_given: |typed, default| typed.cluster_cidr != default.cluster_cidr,
@@ -66,6 +66,11 @@ const IDLE: [Idle; 11] = [
         flag: "hairpin-mode",
         is_given: |typed, _| typed.hairpin_mode && !typed.run_service_proxy,
         reason: "the service proxy does not run",
+    },
+    Idle {
+        flag: "netpol-cni",
+        is_given: |typed, _| typed.netpol_cni && !typed.run_firewall,
+        reason: "the firewall does not run",
     },
 ];
 

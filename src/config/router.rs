@@ -24,6 +24,8 @@ pub struct RouterConfig {
     pub backend: Backend,
     /// `--enable-cni`: the file that is kept up to date; `None` for none. The bridge exists in either case.
     pub cni_file: Option<PathBuf>,
+    /// `--netpol-cni`: the socket that the plugin at the end of that file's list is told; `None` for no such plugin.
+    pub cni_plugin: Option<PathBuf>,
     /// `--auto-mtu`: the MTU of pods follows from that of the node.
     pub auto_mtu: bool,
     /// `--enable-pod-egress`: packets from pods to the outside leave with the node's address.
@@ -138,6 +140,7 @@ impl RouterConfig {
         let config = RouterConfig {
             backend: Backend::default(),
             cni_file: flags.enable_cni.then(file),
+            cni_plugin: None,
             auto_mtu: flags.auto_mtu,
             pod_egress: flags.enable_pod_egress,
             sync_period,

@@ -1,8 +1,10 @@
 //! The firewall in the loop of all subsystems: newest World → rule set → kernel.
 //!
-//! Besides the World, disturbances and retries it waits for questions of users on this host.
+//! Besides the World, disturbances and retries it waits for questions of users on this host, and for pods that start
+//! (`--netpol-cni`): each is answered at the end of the turn after which the kernel judges its packets as the rule set says.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::config::FirewallConfig;
-use crate::model::{Authority, World};
+use crate::model::{Authority, ObjectName, World};
 use crate::net::{Family, PerFamily};
 use crate::observe::local::{Answer, AnswerFormat, Question};
 use crate::reconcile::{Account, Moment};
@@ -20,12 +22,31 @@ use super::backend::{Backend, RoundDurations};
 use super::explain;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
+use super::starting;
 
 /// Inputs and outputs of the firewall besides those of every subsystem.
 pub struct FirewallContext {
     /// Questions of users on this host.
     pub questions: mpsc::Receiver<Question>,
+    /// Pods that wait for their rules.
+    pub starting: mpsc::Receiver<StartingPod>,
     pub metrics: Metrics,
+}
+
+/// A pod of this node that starts when its rules are in force.
+#[derive(Debug)]
+pub struct StartingPod {
+    pub name: ObjectName,
+    /// The addresses that it has got.
+    pub addresses: Box<[IpAddr]>,
+    /// Receives whether it may start: until then what is missing. Nobody waits any more where the receiver is gone.
+    pub outcome: watch::Sender<Result<(), String>>,
+}
+
+/// What wakes the firewall besides the World and the kernel.
+pub enum News {
+    Asked(Question),
+    Starting(StartingPod),
 }
 
 /// State of the firewall between two turns.
@@ -39,6 +60,8 @@ pub struct Driver<B: Backend> {
     told_unclosed: PerFamily<bool>,
     /// Default deny is in force, or will be once the kernel takes the rules, though pods are not known yet.
     closed_first: bool,
+    /// Pods that wait for their rules.
+    starting: Vec<StartingPod>,
 }
 
 impl<B: Backend> Driver<B> {
@@ -55,6 +78,7 @@ impl<B: Backend> Driver<B> {
             told_refused: BTreeSet::new(),
             told_unclosed: PerFamily::default(),
             closed_first: false,
+            starting: Vec::new(),
             config,
             families,
         }
@@ -104,6 +128,22 @@ impl<B: Backend> Driver<B> {
         })
     }
 
+    /// Answers the pods whose rules are in force, and tells the others what is missing.
+    fn answer_starting(&mut self, authority: Authority) {
+        let (rules, backend) = (self.plan.rules(), &self.backend);
+        self.starting.retain(|pod| {
+            let missing = starting::missing(rules, authority, &pod.name, &pod.addresses);
+            let outcome = missing.map_or_else(|| backend.pod_enforced(rules, &pod.name), Err);
+            let waits = outcome.is_err();
+            pod.outcome.send_if_modified(|told| {
+                let differs = *told != outcome;
+                *told = outcome;
+                differs
+            });
+            waits && !pod.outcome.is_closed()
+        });
+    }
+
     /// Logs once for each family that default deny has no effect, because no pod CIDR is known.
     fn tell_what_cannot_be_closed(&mut self, world: &World) {
         if !self.config.default_deny {
@@ -143,7 +183,7 @@ impl<B: Backend> Driver<B> {
 
 impl<B: Backend> Subsystem for Driver<B> {
     type Mirrors = B::Kinds;
-    type News = Question;
+    type News = News;
     type Round = RoundDurations;
 
     fn mirrors(&mut self) -> &mut B::Kinds {
@@ -154,14 +194,26 @@ impl<B: Backend> Subsystem for Driver<B> {
         self.config.sync_period
     }
 
-    async fn next(&mut self) -> Question {
-        match self.context.questions.recv().await {
-            Some(question) => question,
-            None => std::future::pending().await,
+    async fn next(&mut self) -> News {
+        tokio::select! {
+            Some(pod) = self.context.starting.recv() => News::Starting(pod),
+            Some(question) = self.context.questions.recv() => News::Asked(question),
+            else => std::future::pending().await,
         }
     }
 
-    async fn hear(&mut self, question: Question, at: Moment, context: &Context<'_>) {
+    async fn hear(&mut self, news: News, at: Moment, context: &Context<'_>) {
+        let question = match news {
+            News::Asked(question) => question,
+            News::Starting(pod) => {
+                self.starting.push(pod);
+                // Those that come together are looked at together.
+                while let Ok(more) = self.context.starting.try_recv() {
+                    self.starting.push(more);
+                }
+                return;
+            }
+        };
         let text = self.explained(&question, at, context);
         // The requester may have gone away.
         let _ = question.answer.send(text);
@@ -241,6 +293,9 @@ impl<B: Backend> Subsystem for Driver<B> {
     }
 
     fn publish(&mut self, standing: &Standing) -> bool {
+        if !self.starting.is_empty() {
+            self.answer_starting(standing.authority);
+        }
         let metrics = &self.context.metrics;
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         metrics.sets.set(count(self.backend.count().sets));

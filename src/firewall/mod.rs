@@ -14,7 +14,8 @@
 //!
 //! [`link_local`] and [`multicast`] are about addresses that policies cannot name, on the [`bridges`] of pods;
 //! [`host_endpoints`] is about Services whose endpoints are on this node itself. [`backend`] is the interface to the kernel;
-//! [`iptables`] is the only backend, with chains and sets. [`driver`] is the firewall's part of the loop (`subsystem`);
+//! [`iptables`] is the only backend, with chains and sets. [`starting`] is about pods that start only when
+//! their rules are in force. [`driver`] is the firewall's part of the loop (`subsystem`);
 //! [`serve`] exports the refused packets.
 
 pub mod rules;
@@ -35,6 +36,7 @@ pub mod bridges;
 pub mod link_local;
 pub mod multicast;
 pub mod host_endpoints;
+pub mod starting;
 pub mod backend;
 pub mod iptables;
 pub mod driver;

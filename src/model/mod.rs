@@ -3,6 +3,7 @@
 //! Reading order: [`World`] is what subsystems see; [`Cluster`] and [`Host`] are its halves; one file
 //! for each kind of object. [`Claims`] says who has what several claim. Nothing here knows the Kubernetes client, the kernel or a file format.
 
+mod attachment;
 mod claims;
 mod endpoint;
 mod event_clock;
@@ -17,6 +18,7 @@ mod selector;
 mod service;
 mod table;
 
+pub use attachment::{Attachment, AttachmentChange, AttachmentId};
 pub use claims::{Claim, Claims, Store};
 pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Slices, Use};
 pub use event_clock::EventClock;

@@ -77,8 +77,8 @@ pub fn bind(path: &Path) -> Result<UnixListener, String> {
 }
 
 /// Opens the socket and answers for as long as it is polled. A socket that cannot be made is reported once and tried again: that
-/// nobody can ask is no reason to leave a node without its network.
-pub async fn run(path: PathBuf, answerers: Answerers) {
+/// nobody can ask is no reason to leave a node without its network. `connections`: how many may be open at a time.
+pub async fn run(path: PathBuf, answerers: Answerers, connections: usize) {
     let mut has_failed = false;
     let listener = loop {
         match bind(&path) {
@@ -93,12 +93,12 @@ pub async fn run(path: PathBuf, answerers: Answerers) {
     if has_failed {
         info!(path = %path.display(), "Local socket opened");
     }
-    serve(listener, answerers).await;
+    serve(listener, answerers, connections).await;
 }
 
-/// Answers for as long as it is polled.
-pub async fn serve(listener: UnixListener, answerers: Answerers) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+/// Answers for as long as it is polled, on so many connections at a time; further ones wait to be accepted.
+pub async fn serve(listener: UnixListener, answerers: Answerers, connections: usize) {
+    let places = Arc::new(Semaphore::new(connections));
     let answerers = Arc::new(answerers);
     loop {
         let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -120,8 +120,8 @@ pub async fn serve(listener: UnixListener, answerers: Answerers) {
 
 /// Interval at which a socket that cannot be opened is tried again.
 const RETRY: Duration = Duration::from_secs(60);
-/// Connections at a time.
-const CONNECTIONS: usize = 8;
+/// Time limit of a connection on which nothing is asked.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Time limit of a connection.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The largest question, in bytes.
@@ -134,6 +134,7 @@ async fn connection(stream: UnixStream, answerers: Arc<Answerers>) {
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
+        .header_read_timeout(SILENCE)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
     match tokio::time::timeout(PATIENCE, served).await {

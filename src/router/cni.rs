@@ -9,12 +9,17 @@
 //! keeps its other fields (`rangeStart`, `gateway`). Ranges are compared by value, not by spelling. While the node has
 //! no ranges nothing is changed, and any `ipam` other than `host-local` is left alone.
 //!
+//! With `--netpol-cni` the list ends with our own plugin. What its entry says besides our socket stays; without the flag the entry
+//! goes, because pods would not start without it being answered.
+//!
 //! The text is compact, its keys are sorted, and it has no trailing line break, as kube-router writes it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
+
+use crate::config::RouterConfig;
 
 use super::names::BRIDGE;
 
@@ -25,7 +30,12 @@ pub struct Conf {
     pub ranges: Vec<IpNet>,
     /// The MTU of pods, in bytes; `None` leaves it unchanged.
     pub mtu: Option<u32>,
+    /// The socket of the plugin that waits for the rules of pods ([`PLUGIN`]), which is the last of the list; `None` removes it.
+    pub plugin: Option<PathBuf>,
 }
+
+/// The plugin of `--netpol-cni`, which is this program under another name (`cni`).
+pub const PLUGIN: &str = "sluice-cni";
 
 /// The two forms of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +55,13 @@ pub enum Unusable {
     NoBridge,
     #[error("its ipam is of type {0:?} and not host-local, so that its ranges are left as they are")]
     OtherIpam(String),
+}
+
+impl Conf {
+    /// Returns what the file of a node with these pod CIDRs and this MTU of pods has to say.
+    pub fn new(ranges: Vec<IpNet>, mtu: Option<u32>, config: &RouterConfig) -> Conf {
+        Conf { ranges, mtu, plugin: config.cni_plugin.clone() }
+    }
 }
 
 impl CniFileForm {
@@ -71,7 +88,22 @@ pub fn text(present: Option<&str>, form: CniFileForm, wanted: &Conf) -> (Option<
     if !wanted.ranges.is_empty() {
         unusable = set_ranges(plugin, &wanted.ranges).err();
     }
+    set_plugin(&mut conf, wanted.plugin.as_deref());
     (Some(conf.to_string()), unusable)
+}
+
+/// Puts the entry of our plugin behind all others, or removes it.
+fn set_plugin(conf: &mut Value, socket: Option<&Path>) {
+    let Some(plugins) = conf.get_mut("plugins").and_then(Value::as_array_mut) else { return };
+    let is_plugin = |entry: &Value| entry.get("type").and_then(Value::as_str) == Some(PLUGIN);
+    let present = plugins.iter().find(|entry| is_plugin(entry)).cloned();
+    plugins.retain(|entry| !is_plugin(entry));
+    let Some(socket) = socket else { return };
+    let mut entry = present.unwrap_or_else(|| json!({"type": PLUGIN}));
+    if let Some(fields) = entry.as_object_mut() {
+        fields.insert("socket".to_owned(), socket.display().to_string().into());
+    }
+    plugins.push(entry);
 }
 
 /// Returns whether container runtimes read a file of this name (libcni: `.conf`, `.conflist`, `.json`).
@@ -185,7 +217,7 @@ mod tests {
     use super::*;
 
     fn conf(ranges: &[&str], mtu: Option<u32>) -> Conf {
-        Conf { ranges: ranges.iter().map(|range| range.parse().expect("a range")).collect(), mtu }
+        Conf { ranges: ranges.iter().map(|range| range.parse().expect("a range")).collect(), mtu, plugin: None }
     }
 
     const NODE: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
@@ -238,6 +270,26 @@ mod tests {
             r#"{"ranges":[[{"subnet":"10.244.1.7/24"}],[{"gateway":"fd00:10:244:1::1","subnet":"fd00:10:244:1:0::/64"}]],"type":"host-local"}"#,
         );
         check(&present, CniFileForm::List, &conf(&NODE, None), &expected);
+    }
+
+    #[test]
+    fn our_plugin_is_the_last_of_the_list_for_as_long_as_it_is_wanted_and_keeps_what_its_entry_says() {
+        let file = |more: &str| {
+            format!(
+                r#"{{"plugins":[{{"bridge":"kube-bridge","ipam":{{"ranges":[[{{"subnet":"10.244.1.0/24"}}]],"type":"host-local"}},"type":"bridge"}},{{"type":"portmap"}}{more}]}}"#
+            )
+        };
+        let wanted = Conf { plugin: Some("/run/sluice/cni.sock".into()), ..conf(&NODE[..1], None) };
+        let entry = r#",{"socket":"/run/sluice/cni.sock","type":"sluice-cni"}"#;
+        check(&file(""), CniFileForm::List, &wanted, &file(entry));
+        check(&file(entry), CniFileForm::List, &conf(&NODE[..1], None), &file(""));
+        let slow = r#",{"socket":"/run/sluice/cni.sock","timeoutMs":5000,"type":"sluice-cni"}"#;
+        let elsewhere = r#",{"timeoutMs":5000,"type":"sluice-cni"},{"type":"tuning"},{"type":"sluice-cni"}"#;
+        check(&file(elsewhere), CniFileForm::List, &wanted, &file(&format!(r#",{{"type":"tuning"}}{slow}"#)));
+        let made = text(None, CniFileForm::List, &wanted).0.expect("a file is made");
+        assert!(made.contains(entry) && is_ours(&made, CniFileForm::List), "{made}");
+        let single = r#"{"bridge":"kube-bridge","ipam":{"ranges":[[{"subnet":"10.244.1.0/24"}]],"type":"host-local"},"type":"bridge"}"#;
+        check(single, CniFileForm::Single, &wanted, single);
     }
 
     #[test]

@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     fn conf() -> Conf {
-        Conf { ranges: vec!["10.244.1.0/24".parse().expect("a range")], mtu: Some(1480) }
+        Conf { ranges: vec!["10.244.1.0/24".parse().expect("a range")], mtu: Some(1480), plugin: None }
     }
 
     fn files(cni: &Path) -> HostFiles {

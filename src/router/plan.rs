@@ -239,8 +239,8 @@ impl Plan {
         let mtu = mtu::pods(self.own.mtu, &self.config, families);
         let bridge = self.known.has_nodes.then_some(crate::kernel::bridge::Bridge { mtu, up: true });
         changed.bridge |= std::mem::replace(&mut self.desired.bridge, bridge) != bridge;
-        let conf = cni::Conf { ranges: self.own.all_pod_cidrs().collect(), mtu };
-        let conf = Some(conf).filter(|_| self.config.cni_file.is_some() && self.known.has_nodes);
+        let is_kept = self.config.cni_file.is_some() && self.known.has_nodes;
+        let conf = is_kept.then(|| cni::Conf::new(self.own.all_pod_cidrs().collect(), mtu, &self.config));
         changed.cni |= std::mem::replace(&mut self.desired.cni, conf.clone()) != conf;
         for range in self.own.all_pod_cidrs().collect::<Vec<_>>() {
             self.put_announcement(range, changed);

@@ -17,9 +17,12 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
+use super::attachments::Attachments;
 use super::last_known::Known;
 use crate::k8s::{Kind, Object, ObjectId, SliceOf, Wanted};
-use crate::model::{Authorities, Authority, Cluster, Endpoints, Host, ObjectName, Table, World};
+use crate::model::{
+    Attachment, AttachmentChange, Authorities, Authority, Cluster, Endpoints, Host, ObjectName, Table, World,
+};
 
 /// All known state, from all inputs.
 pub struct Joined {
@@ -28,6 +31,8 @@ pub struct Joined {
     /// The Service each slice was last counted under: a slice may change hands, and a message that it is
     /// gone does not name its Service.
     slices: HashMap<ObjectName, CompactString>,
+    /// Addresses of pods that their status does not have yet.
+    attachments: Attachments,
     listings: Vec<Listing>,
     proxy: Part,
     firewall: Part,
@@ -75,6 +80,7 @@ impl Joined {
             cluster: Cluster::default(),
             host: Arc::new(Host::default()),
             slices: HashMap::new(),
+            attachments: Attachments::default(),
             listings: wanted.iter().map(listing).collect(),
             proxy: Part::new(&PROXY_KINDS, wanted.iter().any(|wanted| is_beside_nodes(wanted, &PROXY_KINDS))),
             firewall: Part::new(&FIREWALL_KINDS, wanted.iter().any(|wanted| is_beside_nodes(wanted, &FIREWALL_KINDS))),
@@ -145,6 +151,27 @@ impl Joined {
         changed
     }
 
+    /// Takes over the attachments that an earlier run announced.
+    pub fn restore_attachments(&mut self, kept: Vec<Attachment>) {
+        self.attachments = Attachments::restored(kept);
+    }
+
+    /// Takes in a call of the container runtime; returns whether a pod differs and somebody may act upon it.
+    pub fn attach(&mut self, change: AttachmentChange) -> bool {
+        let mut changed = false;
+        for (name, pod) in self.attachments.apply(change, &self.cluster.pods) {
+            changed |= set(&mut self.cluster.pods, name, pod);
+        }
+        let told = self.firewall.tells(Kind::Pod);
+        self.unpublished |= changed && told;
+        changed && told
+    }
+
+    /// Returns the attachments to be kept on disk, if they have changed since the last call.
+    pub fn take_attachments(&mut self) -> Option<Vec<Attachment>> {
+        self.attachments.take_changed()
+    }
+
     pub fn set_unreadable(&mut self, unreadable: bool) {
         self.unreadable = unreadable;
     }
@@ -188,7 +215,12 @@ impl Joined {
         match kind {
             Kind::Service => fill(&mut own.services, &remembered.services, is_open),
             Kind::Node => fill(&mut own.nodes, &remembered.nodes, has_open_name),
-            Kind::Pod => fill(&mut own.pods, &remembered.pods, is_open),
+            Kind::Pod => {
+                fill(&mut own.pods, &remembered.pods, is_open);
+                for (name, pod) in self.attachments.recall(&own.pods) {
+                    set(&mut own.pods, name, pod);
+                }
+            }
             Kind::Namespace => fill(&mut own.namespaces, &remembered.namespaces, has_open_name),
             Kind::NetworkPolicy => {
                 fill(&mut own.policies, &remembered.policies, is_open);
@@ -254,6 +286,9 @@ impl Joined {
             changed |= self.put(Object::gone(ObjectId { kind, name }));
         }
         self.unknown.retain(|id| id.kind != kind || named.contains(&id.name));
+        if kind == Kind::Pod {
+            self.attachments.listed();
+        }
         changed
     }
 
@@ -279,7 +314,10 @@ impl Joined {
             Object::Service(name, value) => set(&mut own.services, name, value),
             Object::EndpointSlice(name, slice) => self.put_slice(name, slice),
             Object::Node(name, value) => set(&mut own.nodes, name, value),
-            Object::Pod(name, value) => set(&mut own.pods, name, value),
+            Object::Pod(name, value) => {
+                let pod = self.attachments.put(&name, value);
+                set(&mut own.pods, name, pod)
+            }
             Object::Namespace(name, value) => set(&mut own.namespaces, name, value),
             Object::NetworkPolicy(name, value) => set(&mut own.policies, name, value),
             Object::Unreadable(_) => false,

@@ -45,6 +45,7 @@ fn rig_wanting(wanted: Vec<Wanted>, state_dir: Option<&Path>) -> Rig {
         report: report_out,
         sync_timeout: Duration::from_secs(60),
         note: health.note("node"),
+        attaching: None,
     };
     let (stop, stopped) = oneshot::channel();
     let running = tokio::spawn(run(inputs, out, async move { drop(stopped.await) }));
@@ -253,6 +254,7 @@ fn from_api(client: crate::k8s::client::ApiClient, state_dir: &Path, wanted: &[W
         report: report_out,
         sync_timeout: Duration::from_secs(60),
         note: health.note("node"),
+        attaching: None,
     };
     let (stop, stopped) = oneshot::channel();
     let running = tokio::spawn(run(inputs, out, async move { drop(stopped.await) }));

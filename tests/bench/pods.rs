@@ -150,6 +150,7 @@ fn fed() -> Fed {
         report,
         sync_timeout: Duration::MAX,
         note,
+        attaching: None,
     };
     tokio::spawn(world::run(inputs, out, std::future::pending()));
     Fed { messages, world, clock, _host: host }

@@ -95,6 +95,7 @@ fn reader(messages: mpsc::Receiver<Message>) -> Reader {
         report,
         sync_timeout: Duration::MAX,
         note,
+        attaching: None,
     };
     tokio::spawn(world::run(inputs, out, std::future::pending()));
     Reader { world, clock, _host: host }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sluice::config::{FirewallConfig, ServiceRanges};
-use sluice::firewall::driver::{Driver, FirewallContext};
+use sluice::firewall::driver::{Driver, FirewallContext, StartingPod};
 use sluice::firewall::iptables::Iptables;
 use sluice::firewall::iptables::dispatch;
 use sluice::firewall::iptables::lowering::Lowering;
@@ -39,6 +39,8 @@ struct Running {
     log: Log,
     config: Arc<FirewallConfig>,
     families: PerFamily<bool>,
+    /// Where pods that start are announced, while it runs.
+    starting: Arc<Mutex<Option<mpsc::Sender<StartingPod>>>>,
 }
 
 /// What was logged.
@@ -147,6 +149,32 @@ fn pods_are_isolated_where_nobody_wants_ipv6_and_its_rules_cannot_be_written() {
         let state = running.kernel.state();
         assert!(ours(&state).keys().any(|piece| piece.to_string().contains(names::POD_CHAINS)), "pods are isolated");
         assert!(ours(&state).keys().all(|piece| piece.family() == Family::V4));
+    });
+}
+
+#[test]
+fn a_pod_that_starts_is_let_go_when_the_kernel_judges_it_and_not_before() {
+    with_running(false, async |running| {
+        running.settles(&shop()).await;
+        let late = |world: World| Case(world).pod("shop/late", HERE, ["10.244.0.9 fd00:10:244::9", "app=late", ""]).0;
+        let denied = |world: World| Case(world).policy("shop/late", "app=late", [Some(&[]), Some(&[])]).0;
+        let mut outcome = running.announces("shop/late", &["10.244.0.9", "fd00:10:244::9"]).await;
+        running.until_missing(&outcome, "does not tell yet that shop/late runs on this node").await;
+        running.kernel.with(|machine| machine.broken = Some(Family::V6));
+        running.world.send_replace(denied(late(shop())));
+        running.until_missing(&outcome, "does not hold fd00:10:244::9").await;
+        running.kernel.with(|machine| machine.broken = None);
+        outcome.wait_for(Result::is_ok).await.expect("it may start");
+        let state = running.kernel.state();
+        assert_eq!(ours(&state), desired(&running.config, &denied(late(shop()))));
+        // A pod that is in force already waits for nothing, also where another pod's chain cannot be written.
+        let refused = names::pod_chain(
+            &sluice::model::ObjectName::new("shop", "late"),
+            sluice::firewall::rules::Direction::Ingress,
+        );
+        running.kernel.with(|machine| machine.unloadable = [refused.clone()].into());
+        let mut outcome = running.announces("shop/web", &["10.244.0.1", "fd00:10:244::1"]).await;
+        outcome.wait_for(Result::is_ok).await.expect("it may start");
     });
 }
 
@@ -281,6 +309,7 @@ fn with_kernel(
         log: Log::default(),
         config: Arc::new(config),
         families,
+        starting: Arc::default(),
     };
     let log = running.log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone()).finish();
@@ -291,6 +320,8 @@ fn with_kernel(
 async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
     let (owners, _owners_in) = watch::channel(Arc::default());
     let (_asking, questions) = mpsc::channel(1);
+    let (announce, starting) = mpsc::channel(16);
+    *running.starting.lock().expect("nobody panicked here") = Some(announce);
     let inputs = Inputs {
         world: running.world.subscribe(),
         clock: Arc::new(EventClock::new(Instant::now())),
@@ -299,7 +330,7 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
         account: Account::register(&running.registry, "sluice_firewall").expect("names are registered once"),
     };
     let metrics = Metrics::register(&running.registry).expect("names are registered once");
-    let context = FirewallContext { questions, metrics };
+    let context = FirewallContext { questions, starting, metrics };
     let backend = Iptables::new(running.config.clone(), running.families, running.kernel.firewall_targets(), owners);
     let driver = Driver::new(running.config.clone(), running.families, backend, context);
     let task = tokio::task::spawn_local(driver.run(inputs, running.stop.subscribe()));
@@ -321,7 +352,24 @@ impl Running {
             log: self.log.clone(),
             config: self.config.clone(),
             families: self.families,
+            starting: Arc::default(),
         }
+    }
+
+    /// Announces a pod that starts; gives what it is told.
+    async fn announces(&self, pod: &str, addresses: &[&str]) -> watch::Receiver<Result<(), String>> {
+        let (outcome, told) = watch::channel(Err("nothing was said".to_owned()));
+        let (namespace, name) = pod.split_once('/').expect("a namespace and a name");
+        let addresses = addresses.iter().map(|text| text.parse().expect("an address")).collect();
+        let name = sluice::model::ObjectName::new(namespace, name);
+        let announce = self.starting.lock().expect("nobody panicked here").clone().expect("it runs");
+        announce.send(StartingPod { name, addresses, outcome }).await.expect("it runs");
+        told
+    }
+
+    async fn until_missing(&self, told: &watch::Receiver<Result<(), String>>, words: &str) {
+        let misses = || told.borrow().as_ref().is_err_and(|why| why.contains(words));
+        self.waits(&format!("{words:?} is missing: {:?}", told.borrow()), misses).await;
     }
 
     async fn settles(&self, world: &World) {

@@ -353,6 +353,35 @@ fn the_local_socket_can_be_moved_or_left_out() {
 }
 
 #[test]
+fn pods_are_held_back_where_the_firewall_runs_and_by_a_list_of_plugins() {
+    let on = ["--netpol-cni", "--run-firewall"];
+    assert_eq!(config(&on).cni_socket, Some("/run/sluice/cni.sock".into()));
+    assert_eq!(config(&["--run-firewall"]).cni_socket, None);
+    assert_eq!(config(&[&on[..], &["--socket=/x/s.sock"]].concat()).cni_socket, Some("/x/cni.sock".into()));
+    assert_eq!(config(&[&on[..], &["--cleanup-config"]].concat()).cni_socket, None);
+    check_mistakes(
+        &[&on[..], &["--socket="]].concat(),
+        &["--netpol-cni needs a socket beside that of --socket, which is empty: leave --socket at its default, \
+           /run/sluice/sluice.sock."],
+    );
+    let without_firewall = config(&["--netpol-cni"]);
+    assert_eq!(without_firewall.cni_socket, None);
+    assert_eq!(without_firewall.notices, ["--netpol-cni has no effect: the firewall does not run."]);
+    let with_file = |file: Option<&str>| {
+        let cni_file = file.map(Into::into);
+        let environment = Environment { node_name: None, host_name: "node-1".to_owned(), cni_file };
+        Config::from_flags(&flags(&["--netpol-cni"]), 0, &environment)
+    };
+    let router = with_file(Some("/etc/cni/net.d/10-x.conflist")).expect("a list").router.expect("it runs");
+    assert_eq!(router.cni_plugin, Some("/run/sluice/cni.sock".into()));
+    let refused = with_file(None).expect_err("one plugin has nobody behind it").to_string();
+    assert!(
+        refused.starts_with("--netpol-cni needs a CNI file that is a list of plugins: set the variable"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn a_question_is_no_start() {
     let asked = ask(&["policy", "explain", "--from", "a/b", "--to=10.244.1.7:80/udp", "-o", "json"]);
     let Ok(Request::Ask(asked)) = asked else { panic!("{asked:?}") };

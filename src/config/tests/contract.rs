@@ -85,7 +85,7 @@ v string 0
 version bool false";
 
 /// Flags beyond kube-router's: two of the earliest versions, and those of this program.
-const MORE: [&str; 9] = [
+const MORE: [&str; 10] = [
     "bgp-graceful-restart-notification",
     "cluster-cidr",
     "config-sync-period",
@@ -93,6 +93,7 @@ const MORE: [&str; 9] = [
     "log-format",
     "manifests",
     "netfilter",
+    "netpol-cni",
     "socket",
     "state-dir",
 ];

@@ -10,6 +10,7 @@ mod firewall_failures;
 mod firewall_host_endpoints;
 mod firewall_link_local;
 mod firewall_multicast;
+mod first_packet;
 mod frame;
 mod ipset;
 mod iptables;

@@ -349,7 +349,7 @@ const REFUSALS: [Errno; 4] = [Errno::CONNREFUSED, Errno::HOSTUNREACH, Errno::TIM
 const FLIGHT: Duration = Duration::from_millis(20);
 
 /// A connection that is asked for; `None` where it is refused at once. It ends by a reset, so nothing of it stays.
-fn connecting(source: SocketAddr, target: SocketAddr) -> Option<OwnedFd> {
+pub fn connecting(source: SocketAddr, target: SocketAddr) -> Option<OwnedFd> {
     let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK, None).expect("a socket");
     sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).expect("a socket can be told so");

@@ -1,0 +1,148 @@
+//! What the plugin asks the agent, as words of a JSON object (`observe::local`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::model::{Attachment, AttachmentId, ObjectName};
+
+/// The path on the agent's socket.
+pub const PATH: &str = "/cni";
+
+/// What is asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Message {
+    /// May this pod start? The answer may take `wait`.
+    Add {
+        attachment: Attachment,
+        wait: Duration,
+    },
+    /// Are its policies in force?
+    Check {
+        attachment: Attachment,
+        wait: Duration,
+    },
+    Delete(AttachmentId),
+    /// These attachments exist and no others.
+    Retain(BTreeSet<AttachmentId>),
+}
+
+/// The longest time for which an answer is waited for: connections last longer (`observe::local`).
+const LONGEST: Duration = Duration::from_secs(25);
+
+impl Message {
+    /// The words of this message.
+    pub fn words(&self) -> BTreeMap<String, String> {
+        let words: Vec<(&str, String)> = match self {
+            Message::Add { attachment, wait } => words_of("add", attachment, *wait),
+            Message::Check { attachment, wait } => words_of("check", attachment, *wait),
+            Message::Delete(id) => vec![("do", "delete".to_owned()), ("attachment", id_word(id))],
+            Message::Retain(ids) => {
+                vec![("do", "retain".to_owned()), ("attachments", joined(ids.iter().map(id_word)))]
+            }
+        };
+        words.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+
+    /// Reads the words of a message.
+    ///
+    /// # Errors
+    /// The word that makes no sense, as a sentence.
+    pub fn read(words: &BTreeMap<String, String>) -> Result<Message, String> {
+        let word = |key: &str| words.get(key).map(String::as_str).ok_or_else(|| format!("{key} is missing"));
+        let attachment = || -> Result<(Attachment, Duration), String> {
+            let addresses = word("addresses")?
+                .split_whitespace()
+                .map(|text| text.parse::<IpAddr>().map_err(|_| format!("addresses: {text:?} is none")));
+            let addresses: Vec<IpAddr> = addresses.collect::<Result<_, _>>()?;
+            let pod = ObjectName::new(word("namespace")?, word("pod")?);
+            let id = read_id(word("attachment")?)?;
+            let wait = word("wait_ms")?.parse::<u64>().map_err(|_| "wait_ms is no number".to_owned())?;
+            let wait = Duration::from_millis(wait).min(LONGEST);
+            Ok((Attachment { id, pod, addresses: addresses.into() }, wait))
+        };
+        match word("do")? {
+            "add" => attachment().map(|(attachment, wait)| Message::Add { attachment, wait }),
+            "check" => attachment().map(|(attachment, wait)| Message::Check { attachment, wait }),
+            "delete" => read_id(word("attachment")?).map(Message::Delete),
+            "retain" => {
+                word("attachments")?.split_whitespace().map(read_id).collect::<Result<_, _>>().map(Message::Retain)
+            }
+            other => Err(format!("do: {other:?} is unknown")),
+        }
+    }
+}
+
+fn words_of(what: &str, attachment: &Attachment, wait: Duration) -> Vec<(&'static str, String)> {
+    let Attachment { id, pod, addresses } = attachment;
+    vec![
+        ("do", what.to_owned()),
+        ("attachment", id_word(id)),
+        ("namespace", pod.namespace.to_string()),
+        ("pod", pod.name.to_string()),
+        ("addresses", joined(addresses.iter().map(ToString::to_string))),
+        ("wait_ms", wait.as_millis().to_string()),
+    ]
+}
+
+fn joined(words: impl Iterator<Item = String>) -> String {
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn id_word(id: &AttachmentId) -> String {
+    format!("{}/{}", id.container, id.interface)
+}
+
+fn read_id(word: &str) -> Result<AttachmentId, String> {
+    let parts = word.split_once('/').filter(|(container, interface)| !container.is_empty() && !interface.is_empty());
+    let (container, interface) = parts.ok_or_else(|| format!("{word:?} is no attachment"))?;
+    Ok(AttachmentId { container: container.into(), interface: interface.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_side_says_the_other_hears() {
+        let id = |container: &str| AttachmentId { container: container.into(), interface: "eth0".into() };
+        let attachment = Attachment {
+            id: id("c1"),
+            pod: ObjectName::new("shop", "web"),
+            addresses: ["10.244.1.7", "fd00::7"].iter().map(|text| text.parse().expect("an address")).collect(),
+        };
+        let wait = Duration::from_millis(1800);
+        for message in [
+            Message::Add { attachment: attachment.clone(), wait },
+            Message::Check { attachment, wait },
+            Message::Delete(id("c1")),
+            Message::Retain([id("c1"), id("c2")].into()),
+            Message::Retain(BTreeSet::new()),
+        ] {
+            assert_eq!(Message::read(&message.words()), Ok(message));
+        }
+    }
+
+    #[test]
+    fn words_that_make_no_sense_are_named() {
+        let whole = BTreeMap::from(
+            [
+                ("do", "add"),
+                ("attachment", "c1/eth0"),
+                ("namespace", "shop"),
+                ("pod", "web"),
+                ("addresses", "10.244.1.7"),
+                ("wait_ms", "1000"),
+            ]
+            .map(|(key, value)| (key.to_owned(), value.to_owned())),
+        );
+        assert!(Message::read(&whole).is_ok());
+        for (key, value) in [("do", "dance"), ("attachment", "c1"), ("addresses", "10.244.1.7 x"), ("wait_ms", "-1")] {
+            let mut words = whole.clone();
+            words.insert(key.to_owned(), value.to_owned());
+            assert!(Message::read(&words).is_err(), "{key}={value}");
+            words.remove(key);
+            assert_eq!(Message::read(&words), Err(format!("{key} is missing")));
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! The attachment of a pod to its network, as the CNI plugins of this host made it: known before the pod's status tells it.
+//!
+//! CNI specification 1.1, section 2: an attachment is one container's, by one interface. `CNI_CONTAINERID`, `CNI_IFNAME`,
+//! `CNI_ARGS` (`K8S_POD_NAMESPACE`, `K8S_POD_NAME`), `prevResult.ips[]`.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use compact_str::CompactString;
+
+use super::name::ObjectName;
+
+/// What names an attachment. The container is the pod's sandbox: a pod that gets another one has another attachment.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct AttachmentId {
+    pub container: CompactString,
+    pub interface: CompactString,
+}
+
+/// An attachment of a pod of this host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attachment {
+    pub id: AttachmentId,
+    pub pod: ObjectName,
+    /// The addresses that the pod got, of either family.
+    pub addresses: Box<[IpAddr]>,
+}
+
+/// A call of the container runtime, so far as it changes attachments.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AttachmentChange {
+    /// ADD. It takes the place of an attachment that the pod had by this interface in an earlier sandbox.
+    Add(Attachment),
+    /// DEL.
+    Delete(AttachmentId),
+    /// GC: all that exist.
+    Retain(BTreeSet<AttachmentId>),
+}

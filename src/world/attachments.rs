@@ -1,0 +1,357 @@
+//! Pods' addresses as the container runtime announced them, put into the pods that the cluster tells of.
+//!
+//! A pod's object is known since it was scheduled; its addresses follow when the kubelet has written its status, some time after the
+//! pod has begun to send. Until then what was announced counts like `status.podIPs`. An attachment is forgotten when the status has
+//! its addresses, when the pod is gone, has been attached anew, or is detached. The number of attachments has a bound: those of pods
+//! that nobody knows make room.
+//!
+//! Pure: calls and pods in, pods out. `world` keeps the attachments on disk, so that a restart between the two loses none.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::model::{Attachment, AttachmentChange, AttachmentId, ObjectName, Pod, Table};
+
+/// More pods than a node can have.
+const MOST: usize = 4096;
+
+/// The attachments of which the cluster does not tell yet.
+#[derive(Default)]
+pub struct Attachments {
+    all: BTreeMap<AttachmentId, Attachment>,
+    /// The pods that have any.
+    pods: HashMap<ObjectName, Attached>,
+    changed: bool,
+}
+
+/// A pod as it is to be published; `None` where it is not known.
+type Shown = (ObjectName, Option<Arc<Pod>>);
+
+/// A pod with attachments.
+#[derive(Default)]
+struct Attached {
+    ids: BTreeSet<AttachmentId>,
+    /// As the cluster tells it; `None` while it does not.
+    told: Option<Arc<Pod>>,
+    /// It was announced to an earlier run, so a listing that does not name the pod proves that it is gone.
+    is_restored: bool,
+}
+
+impl Attachments {
+    /// Those that an earlier run kept on disk.
+    pub fn restored(all: Vec<Attachment>) -> Attachments {
+        let mut attachments = Attachments::default();
+        for attachment in all.into_iter().take(MOST) {
+            attachments.insert(attachment);
+        }
+        attachments.pods.values_mut().for_each(|pod| pod.is_restored = true);
+        attachments.changed = false;
+        attachments
+    }
+
+    /// Those to be kept on disk, if they have changed since the last call.
+    pub fn take_changed(&mut self) -> Option<Vec<Attachment>> {
+        std::mem::take(&mut self.changed).then(|| self.all.values().cloned().collect())
+    }
+
+    /// Takes in a call. Returns the pods that it concerns as they are now. `known`: the pods as published.
+    pub fn apply(&mut self, change: AttachmentChange, known: &Table<ObjectName, Pod>) -> Vec<Shown> {
+        let mut concerned = BTreeSet::new();
+        match change {
+            AttachmentChange::Add(attachment) => self.add(attachment, known, &mut concerned),
+            AttachmentChange::Delete(id) => self.remove(&id, &mut concerned),
+            AttachmentChange::Retain(ids) => {
+                let gone: Vec<AttachmentId> = self.all.keys().filter(|id| !ids.contains(*id)).cloned().collect();
+                gone.iter().for_each(|id| self.remove(id, &mut concerned));
+            }
+        }
+        concerned.into_iter().filter_map(|name| Some((name.clone(), self.shown(&name)?))).collect()
+    }
+
+    /// Takes in a pod as the cluster tells it, `None` where it is gone. Returns it as it is to be published.
+    pub fn put(&mut self, name: &ObjectName, told: Option<Arc<Pod>>) -> Option<Arc<Pod>> {
+        let Some(attached) = self.pods.get_mut(name) else { return told };
+        let was_known = attached.told.is_some();
+        attached.told = told.clone();
+        let ids: Vec<AttachmentId> = attached.ids.iter().cloned().collect();
+        let is_over = |id: &&AttachmentId| match (&told, self.all.get(*id)) {
+            (Some(pod), Some(attachment)) => {
+                pod.finished || attachment.addresses.iter().all(|address| pod.addresses.contains(address))
+            }
+            // The pod may be announced before it is known.
+            _ => was_known,
+        };
+        for id in ids.iter().filter(is_over).cloned().collect::<Vec<_>>() {
+            self.remove(&id, &mut BTreeSet::new());
+        }
+        self.shown(name).flatten().filter(|_| told.is_some())
+    }
+
+    /// Takes in that all pods have been listed: what an earlier run announced of others is over.
+    pub fn listed(&mut self) {
+        let gone = self.pods.values().filter(|pod| pod.is_restored && pod.told.is_none());
+        let gone: Vec<AttachmentId> = gone.flat_map(|pod| pod.ids.iter().cloned()).collect();
+        for id in gone {
+            self.remove(&id, &mut BTreeSet::new());
+        }
+        self.pods.retain(|_, pod| !pod.ids.is_empty());
+        self.pods.values_mut().for_each(|pod| pod.is_restored = false);
+    }
+
+    /// Takes in pods that were put in place without [`put`](Attachments::put). Returns those that it concerns.
+    pub fn recall(&mut self, known: &Table<ObjectName, Pod>) -> Vec<Shown> {
+        let unknown: Vec<ObjectName> =
+            self.pods.iter().filter(|(_, pod)| pod.told.is_none()).map(|(name, _)| name.clone()).collect();
+        let recalled = unknown.into_iter().filter_map(|name| Some((known.get(&name)?.clone(), name)));
+        recalled.map(|(pod, name)| (name.clone(), self.put(&name, Some(pod)))).collect()
+    }
+
+    fn add(&mut self, attachment: Attachment, known: &Table<ObjectName, Pod>, concerned: &mut BTreeSet<ObjectName>) {
+        // A repeated call may name another pod or other addresses.
+        self.remove(&attachment.id, concerned);
+        let attached = self.pods.get(&attachment.pod);
+        let is_former = |id: &&AttachmentId| id.interface == attachment.id.interface;
+        let formers: Vec<AttachmentId> =
+            attached.into_iter().flat_map(|pod| pod.ids.iter().filter(is_former).cloned()).collect();
+        formers.iter().for_each(|id| self.remove(id, concerned));
+        if self.all.len() >= MOST {
+            let unknown = self.pods.values().find(|pod| pod.told.is_none());
+            let Some(unknown) = unknown.and_then(|pod| pod.ids.first().cloned()) else { return };
+            self.remove(&unknown, concerned);
+        }
+        let name = attachment.pod.clone();
+        let is_new = !self.pods.contains_key(&name);
+        self.insert(attachment);
+        if let Some(attached) = self.pods.get_mut(&name).filter(|_| is_new) {
+            attached.told = known.get(&name).cloned();
+        }
+        concerned.insert(name);
+    }
+
+    fn insert(&mut self, attachment: Attachment) {
+        self.changed = true;
+        let attached = self.pods.entry(attachment.pod.clone()).or_default();
+        attached.ids.insert(attachment.id.clone());
+        self.all.insert(attachment.id.clone(), attachment);
+    }
+
+    fn remove(&mut self, id: &AttachmentId, concerned: &mut BTreeSet<ObjectName>) {
+        let Some(attachment) = self.all.remove(id) else { return };
+        self.changed = true;
+        if let Some(attached) = self.pods.get_mut(&attachment.pod) {
+            attached.ids.remove(id);
+        }
+        concerned.insert(attachment.pod);
+    }
+
+    /// Returns a pod as it is to be published, the inner `None` where it is not known; the outer one where it has had no
+    /// attachment. Forgets a pod that has none any more.
+    fn shown(&mut self, name: &ObjectName) -> Option<Option<Arc<Pod>>> {
+        let attached = self.pods.get(name)?;
+        let mut addresses: Vec<IpAddr> = attached.told.iter().flat_map(|pod| pod.addresses.iter().copied()).collect();
+        let told = addresses.len();
+        for address in attached.ids.iter().filter_map(|id| self.all.get(id)).flat_map(|one| one.addresses.iter()) {
+            if !addresses.contains(address) {
+                addresses.push(*address);
+            }
+        }
+        let pod = attached.told.clone().map(|pod| match addresses.len() > told {
+            true => Arc::new(Pod { addresses: addresses.into(), ..(*pod).clone() }),
+            false => pod,
+        });
+        if attached.ids.is_empty() {
+            self.pods.remove(name);
+        }
+        Some(pod)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOTH: [&str; 2] = ["10.244.1.7", "fd00:10:244:1::7"];
+
+    fn name(pod: &str) -> ObjectName {
+        ObjectName::new("shop", pod)
+    }
+
+    fn pod(addresses: &[&str]) -> Pod {
+        Pod {
+            labels: [("app", "web")].into_iter().collect(),
+            addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
+            node: Some("node-1".into()),
+            host_network: false,
+            finished: false,
+            ports: [].into(),
+        }
+    }
+
+    fn id(container: &str) -> AttachmentId {
+        AttachmentId { container: container.into(), interface: "eth0".into() }
+    }
+
+    fn add(container: &str, pod: &str, addresses: &[&str]) -> AttachmentChange {
+        let addresses = addresses.iter().map(|text| text.parse().expect("an address")).collect();
+        AttachmentChange::Add(Attachment { id: id(container), pod: name(pod), addresses })
+    }
+
+    /// The tables of one node: calls and messages of the cluster go in.
+    #[derive(Default)]
+    struct Node {
+        attachments: Attachments,
+        pods: Table<ObjectName, Pod>,
+    }
+
+    impl Node {
+        fn call(&mut self, change: AttachmentChange) {
+            for (name, pod) in self.attachments.apply(change, &self.pods) {
+                self.publish(name, pod);
+            }
+        }
+
+        fn told(&mut self, of: &str, pod: Option<Pod>) {
+            let shown = self.attachments.put(&name(of), pod.map(Arc::new));
+            self.publish(name(of), shown);
+        }
+
+        fn publish(&mut self, name: ObjectName, pod: Option<Arc<Pod>>) {
+            match pod {
+                Some(pod) => drop(self.pods.insert_shared(name, pod)),
+                None => drop(self.pods.remove(&name)),
+            }
+        }
+
+        fn addresses(&self, of: &str) -> Vec<String> {
+            let pod = self.pods.get(&name(of));
+            pod.into_iter().flat_map(|pod| pod.addresses.iter().map(ToString::to_string)).collect()
+        }
+
+        fn kept(&self) -> usize {
+            self.attachments.all.len()
+        }
+    }
+
+    #[test]
+    fn an_announced_address_counts_until_the_status_has_it() {
+        let mut node = Node::default();
+        node.told("web", Some(pod(&[])));
+        node.call(add("a", "web", &BOTH));
+        assert_eq!(node.addresses("web"), BOTH);
+        // A change of something else, and a status that has one of two.
+        node.told("web", Some(pod(&BOTH[..1])));
+        assert_eq!((node.addresses("web").len(), node.kept()), (2, 1));
+        node.told("web", Some(pod(&BOTH)));
+        assert_eq!((node.addresses("web").len(), node.kept()), (2, 0));
+        node.told("web", Some(pod(&["10.244.1.9"])));
+        assert_eq!(node.addresses("web"), ["10.244.1.9"], "from now on the status alone tells");
+    }
+
+    #[test]
+    fn a_pod_that_is_announced_before_it_is_known_has_the_address_as_soon_as_it_is() {
+        let mut node = Node::default();
+        node.call(add("a", "web", &BOTH));
+        node.told("web", None);
+        assert!(node.addresses("web").is_empty() && node.kept() == 1);
+        node.told("web", Some(pod(&[])));
+        assert_eq!(node.addresses("web"), BOTH);
+    }
+
+    #[test]
+    fn what_was_announced_goes_with_its_sandbox_and_with_the_pod() {
+        let mut node = Node::default();
+        for gone in ["detached", "deleted", "finished", "collected"] {
+            node.told("web", Some(pod(&[])));
+            node.call(add("a", "web", &BOTH));
+            match gone {
+                "detached" => node.call(AttachmentChange::Delete(id("a"))),
+                "deleted" => node.told("web", None),
+                "collected" => node.call(AttachmentChange::Retain([id("b")].into())),
+                _ => node.told("web", Some(Pod { finished: true, ..pod(&[]) })),
+            }
+            assert!(node.addresses("web").is_empty() && node.kept() == 0, "{gone}");
+            assert!(node.attachments.pods.is_empty(), "{gone}");
+            node.call(AttachmentChange::Delete(id("a")));
+        }
+    }
+
+    #[test]
+    fn an_address_that_passes_from_pod_to_pod_is_the_new_ones_although_the_old_one_is_detached_late() {
+        let mut node = Node::default();
+        node.told("old", Some(pod(&[])));
+        node.told("new", Some(pod(&[])));
+        node.call(add("a", "old", &BOTH));
+        node.call(add("b", "new", &BOTH));
+        node.call(AttachmentChange::Delete(id("a")));
+        assert!(node.addresses("old").is_empty());
+        assert_eq!(node.addresses("new"), BOTH);
+    }
+
+    #[test]
+    fn a_new_sandbox_of_a_pod_takes_the_place_of_the_former_and_a_second_interface_does_not() {
+        let mut node = Node::default();
+        node.told("web", Some(pod(&[])));
+        node.call(add("a", "web", &BOTH[..1]));
+        node.call(add("a", "web", &BOTH[..1]));
+        let AttachmentChange::Add(mut second) = add("a", "web", &["10.9.9.9"]) else { return };
+        second.id.interface = "net1".into();
+        node.call(AttachmentChange::Add(second));
+        assert_eq!(node.addresses("web"), [BOTH[0], "10.9.9.9"]);
+        node.call(add("b", "web", &["10.244.1.8"]));
+        assert_eq!(node.addresses("web"), ["10.9.9.9", "10.244.1.8"]);
+        node.call(AttachmentChange::Delete(id("a")));
+        assert_eq!(node.addresses("web").len(), 2, "a late call about the former sandbox says nothing of this one");
+    }
+
+    #[test]
+    fn a_pod_with_the_address_in_its_status_already_keeps_it() {
+        let mut node = Node::default();
+        node.told("web", Some(pod(&BOTH)));
+        node.call(add("a", "web", &BOTH));
+        assert_eq!(node.addresses("web"), BOTH);
+        node.call(AttachmentChange::Delete(id("a")));
+        assert_eq!(node.addresses("web"), BOTH, "what the status says is the cluster's");
+    }
+
+    #[test]
+    fn a_restart_loses_nothing_of_pods_that_are_there_and_keeps_nothing_of_those_that_are_gone() {
+        let mut before = Node::default();
+        before.told("web", Some(pod(&[])));
+        before.call(add("a", "web", &BOTH));
+        before.call(add("b", "gone", &["10.244.1.9"]));
+        let kept = before.attachments.take_changed().expect("there is news");
+        assert_eq!((kept.len(), before.attachments.take_changed()), (2, None));
+        let mut node = Node { attachments: Attachments::restored(kept), ..Node::default() };
+        node.told("web", Some(pod(&[])));
+        assert_eq!(node.addresses("web"), BOTH);
+        node.attachments.listed();
+        assert_eq!((node.kept(), node.attachments.pods.len()), (1, 1));
+        node.call(add("c", "late", &["10.244.1.10"]));
+        node.attachments.listed();
+        assert_eq!(node.kept(), 2, "a pod that is announced now may come after the listing");
+    }
+
+    #[test]
+    fn a_pod_of_the_last_known_state_has_its_announced_address() {
+        let mut node = Node::default();
+        node.call(add("a", "web", &BOTH));
+        node.pods.insert(name("web"), pod(&[]));
+        for (name, pod) in node.attachments.recall(&node.pods.clone()) {
+            node.publish(name, pod);
+        }
+        assert_eq!(node.addresses("web"), BOTH);
+        assert!(node.attachments.recall(&node.pods).is_empty());
+    }
+
+    #[test]
+    fn however_many_are_announced_there_is_a_bound_and_known_pods_are_kept() {
+        let mut node = Node::default();
+        node.told("web", Some(pod(&[])));
+        node.call(add("a", "web", &BOTH));
+        for number in 0..MOST + 10 {
+            node.call(add(&format!("unknown-{number}"), &format!("pod-{number}"), &["10.244.1.9"]));
+        }
+        assert_eq!((node.kept(), node.addresses("web").len()), (MOST, 2));
+    }
+}

@@ -1,0 +1,126 @@
+//! The announced attachments of pods on disk, beside the sockets: what a restart must not lose until the cluster tells it.
+//!
+//! JSON, a list of objects. The file is replaced as a whole, before what it says has any effect; it is not synced, because a host that
+//! loses power makes all sandboxes anew. It is small: attachments leave it within seconds.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Attachment, AttachmentId, ObjectName};
+
+/// The file.
+#[derive(Clone, Debug)]
+pub struct AttachmentsFile(PathBuf);
+
+/// One attachment.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    container: String,
+    interface: String,
+    namespace: String,
+    pod: String,
+    addresses: Vec<IpAddr>,
+}
+
+const NAME: &str = "attachments.json";
+
+impl AttachmentsFile {
+    /// The file beside this socket.
+    pub fn beside(socket: &Path) -> AttachmentsFile {
+        AttachmentsFile(socket.with_file_name(NAME))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Returns the attachments; none where there is no file.
+    ///
+    /// # Errors
+    /// There is one, and it cannot be read or makes no sense.
+    pub fn read(&self) -> io::Result<Vec<Attachment>> {
+        let text = match fs::read(&self.0) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let records: Vec<Record> = serde_json::from_slice(&text)?;
+        Ok(records.into_iter().map(Attachment::from).collect())
+    }
+
+    /// Replaces the attachments.
+    ///
+    /// # Errors
+    /// The directory is missing or cannot be written to; the former file is still there then.
+    pub fn write(&self, attachments: &[Attachment]) -> io::Result<()> {
+        let records: Vec<Record> = attachments.iter().map(Record::from).collect();
+        let new = self.0.with_extension("new");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(&serde_json::to_vec(&records)?)?;
+        fs::rename(&new, &self.0)
+    }
+
+    /// Removes the file; returns whether there was one.
+    ///
+    /// # Errors
+    /// It is there and cannot be removed.
+    pub fn remove(&self) -> io::Result<bool> {
+        match fs::remove_file(&self.0) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl From<&Attachment> for Record {
+    fn from(attachment: &Attachment) -> Record {
+        let Attachment { id, pod, addresses } = attachment;
+        Record {
+            container: id.container.to_string(),
+            interface: id.interface.to_string(),
+            namespace: pod.namespace.to_string(),
+            pod: pod.name.to_string(),
+            addresses: addresses.to_vec(),
+        }
+    }
+}
+
+impl From<Record> for Attachment {
+    fn from(record: Record) -> Attachment {
+        let Record { container, interface, namespace, pod, addresses } = record;
+        Attachment {
+            id: AttachmentId { container: container.into(), interface: interface.into() },
+            pod: ObjectName::new(&namespace, &pod),
+            addresses: addresses.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_a_file_that_makes_no_sense_is_an_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = AttachmentsFile::beside(&directory.path().join("cni.sock"));
+        assert_eq!(file.read().expect("no file is no mistake"), []);
+        let attachment = Attachment {
+            id: AttachmentId { container: "a".into(), interface: "eth0".into() },
+            pod: ObjectName::new("shop", "web"),
+            addresses: ["10.244.1.7", "fd00::7"].iter().map(|text| text.parse().expect("an address")).collect(),
+        };
+        file.write(std::slice::from_ref(&attachment)).expect("writable");
+        assert_eq!(file.read().expect("it is there"), [attachment]);
+        fs::write(file.path(), "[{").expect("writable");
+        assert!(file.read().is_err());
+        assert!(file.remove().expect("it is there") && !file.remove().expect("it is gone"));
+        assert!(file.write(&[]).is_ok() && file.read().expect("it is there").is_empty());
+    }
+}

@@ -1,0 +1,420 @@
+//! The chained CNI plugin on the real kernel: the agent with its cluster from a directory, the plugin called as a container runtime
+//! calls it, and pods that send from their first millisecond on. Both families, both directions.
+//!
+//! All pods of a test are one namespace with a range of addresses, so that a new one costs nothing but its policies. Their status has no
+//! address, as while the kubelet has not written it.
+//!
+//! `FIRST_PACKETS` says how many pods are started; figures are printed (`--nocapture`).
+
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is how a test says so")]
+#![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::firewall::GATEWAY;
+use super::places::{Place, Places, inside};
+use crate::namespace::{in_new, own_run, run};
+
+/// A node with one namespace for all its pods, and a host outside.
+struct Node {
+    directory: tempfile::TempDir,
+    agent: Option<Child>,
+    wires: Wires,
+    _places: Places,
+}
+
+/// Whoever sends, and whoever counts what arrives.
+struct Wires {
+    /// Threads inside the pods' namespace and outside of it, that send at once when they are told so.
+    pod: mpsc::Sender<Burst>,
+    outside: mpsc::Sender<Burst>,
+    /// Where packets of pods arrive, and where those to pods do.
+    from_pods: UdpSocket,
+    connections: TcpListener,
+    to_pods: UdpSocket,
+}
+
+/// Sends for a millisecond from these addresses to those, one of each family, and tells when it is done.
+struct Burst {
+    from: [IpAddr; 2],
+    to: [IpAddr; 2],
+    done: mpsc::Sender<()>,
+}
+
+/// Packets that arrived, by family, IPv4 first: from the pod, and to it.
+type Arrived = [[usize; 2]; 2];
+
+const OUTSIDE: [&str; 2] = ["203.0.113.9", "2001:db8:113::9"];
+const PORT: u16 = 9000;
+const NOTHING: Arrived = [[0; 2]; 2];
+
+/// The addresses of the pod of this number.
+fn addresses(number: usize) -> [IpAddr; 2] {
+    let (high, low) = (128 + number / 250, 1 + number % 250);
+    [format!("10.244.{high}.{low}"), format!("fd00:10:244:80::{number:x}:1")].map(|text| text.parse().unwrap())
+}
+
+fn with_node(test: impl FnOnce(&mut Node) + Send) {
+    in_new(|| {
+        own_run();
+        let all = [Place::new("job", "10.244.1.2", "fd00:10:244:1::2"), Place::new("outside", OUTSIDE[0], OUTSIDE[1])];
+        let places = Places::new(all.into(), GATEWAY);
+        run("ip route add 10.244.128.0/17 via 10.244.1.2 dev to-job onlink");
+        run("ip -6 route add fd00:10:244:80::/64 via fd00:10:244:1::2 dev to-job onlink");
+        run("ip -n job route add local 10.244.128.0/17 dev lo");
+        run("ip -n job -6 route add local fd00:10:244:80::/64 dev lo");
+        // Pods' addresses are on no device, and IPv6 has them used all the same only so.
+        let job = File::open("/run/netns/job").unwrap();
+        inside(&job, || fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1").unwrap());
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("manifests")).unwrap();
+        symlink(env!("CARGO_BIN_EXE_sluice"), directory.path().join("sluice-cni")).unwrap();
+        let mut node = Node { directory, agent: None, wires: Wires::new(), _places: places };
+        node.put(
+            "node",
+            "{apiVersion: v1, kind: Node, metadata: {name: node1}, \
+             spec: {podCIDRs: [10.244.0.0/16, 'fd00:10:244::/48']}}\n\
+             ---\n{apiVersion: v1, kind: Namespace, metadata: {name: jobs}}\n\
+             ---\n{apiVersion: v1, kind: Namespace, metadata: {name: open}}\n\
+             ---\n{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny-all, namespace: jobs}, \
+             spec: {podSelector: {}, policyTypes: [Ingress, Egress]}}\n",
+        );
+        test(&mut node);
+    });
+}
+
+/// A pod of this node, with the addresses of its number in its status or with none.
+fn pod(namespace: &str, number: usize, has_status: bool) -> String {
+    let [v4, v6] = addresses(number);
+    let ips = if has_status { format!("{{ip: {v4}}}, {{ip: '{v6}'}}") } else { String::new() };
+    format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: pod-{number}, namespace: {namespace}, labels: {{app: job}}}}, \
+         spec: {{nodeName: node1, containers: [{{name: c}}]}}, status: {{phase: Pending, podIPs: [{ips}]}}}}\n"
+    )
+}
+
+impl Node {
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Puts a file where the agent looks, all at once.
+    fn put(&self, name: &str, text: &str) {
+        fs::write(self.path("new"), text).unwrap();
+        fs::rename(self.path("new"), self.path("manifests").join(format!("{name}.yaml"))).unwrap();
+    }
+
+    fn start_agent(&mut self) {
+        let argument = |name: &str, file: &str| format!("--{name}={}", self.path(file).display());
+        let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let agent = Command::new(env!("CARGO_BIN_EXE_sluice"))
+            .args([
+                "--run-router=false",
+                "--run-service-proxy=false",
+                "--enable-ipv6",
+                "--netpol-cni",
+                "--health-port=0",
+            ])
+            .args(["--hostname-override=node1", "-v=3"])
+            .args([
+                argument("manifests", "manifests"),
+                argument("state-dir", "state"),
+                argument("socket", "sluice.sock"),
+            ])
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn();
+        self.agent = Some(agent.unwrap());
+    }
+
+    fn kill_agent(&mut self) {
+        let mut agent = self.agent.take().unwrap();
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+    }
+
+    /// A call of the runtime that has begun.
+    fn calling(&self, command: &str, namespace: &str, number: usize, more: Value) -> Child {
+        let [v4, v6] = addresses(number);
+        let mut input = json!({
+            "cniVersion": "1.0.0", "name": "mynet", "type": "sluice-cni", "socket": self.path("cni.sock"),
+            "prevResult": {
+                "cniVersion": "1.0.0",
+                "interfaces": [{"name": "eth0", "sandbox": "/run/netns/job"}],
+                "ips": [{"address": format!("{v4}/24"), "interface": 0}, {"address": format!("{v6}/64"), "interface": 0}],
+            },
+        });
+        input.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let mut plugin = Command::new(self.path("sluice-cni"))
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", format!("sandbox-{namespace}-{number}"))
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_NETNS", "/run/netns/job")
+            .env("CNI_PATH", "/opt/cni/bin")
+            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME=pod-{number}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        plugin.stdin.take().unwrap().write_all(input.to_string().as_bytes()).unwrap();
+        plugin
+    }
+
+    /// Whether the call succeeded, and what it answered.
+    fn called(&self, command: &str, namespace: &str, number: usize, more: Value) -> (bool, Value) {
+        ended(self.calling(command, namespace, number, more))
+    }
+
+    fn starts(&self, namespace: &str, number: usize) {
+        // The agent and its first rules may take longer on a busy machine than a runtime would wait.
+        let (ok, answer) = self.called("ADD", namespace, number, json!({"timeoutMs": 25_000}));
+        assert!(ok, "{answer}\n{}", fs::read_to_string(self.path("log")).unwrap_or_default());
+    }
+
+    fn ends(&self, namespace: &str, number: usize) {
+        assert!(self.called("DEL", namespace, number, json!({})).0);
+    }
+
+    /// The pods that are announced and not told by the cluster.
+    fn announced(&self) -> usize {
+        let text = fs::read_to_string(self.path("attachments.json")).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap().as_array().unwrap().len()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            drop(agent.kill());
+            drop(agent.wait());
+        }
+        if thread::panicking() {
+            eprintln!("--- what the agent says\n{}", fs::read_to_string(self.path("log")).unwrap_or_default());
+        }
+    }
+}
+
+fn ended(plugin: Child) -> (bool, Value) {
+    let output = plugin.wait_with_output().unwrap();
+    let answer = String::from_utf8(output.stdout).unwrap();
+    let answer = if answer.is_empty() { Value::Null } else { serde_json::from_str(&answer).unwrap() };
+    (output.status.success(), answer)
+}
+
+impl Wires {
+    fn new() -> Wires {
+        let socket = |namespace: &str, port: u16| {
+            let namespace = File::open(format!("/run/netns/{namespace}")).unwrap();
+            let socket = inside(&namespace, || UdpSocket::bind(format!("[::]:{port}")).unwrap());
+            socket.set_nonblocking(true).unwrap();
+            socket
+        };
+        let outside = File::open("/run/netns/outside").unwrap();
+        let connections = inside(&outside, || TcpListener::bind(format!("[::]:{PORT}")).unwrap());
+        connections.set_nonblocking(true).unwrap();
+        Wires {
+            pod: sender("job"),
+            outside: sender("outside"),
+            from_pods: socket("outside", PORT),
+            connections,
+            to_pods: socket("job", PORT),
+        }
+    }
+
+    /// The pod of this number begins, and does what it can in its first millisecond; so does somebody outside.
+    fn begin(&self, number: usize) -> Arrived {
+        let (pod, outside) = (addresses(number), OUTSIDE.map(|text| text.parse().unwrap()));
+        let (done, is_done) = mpsc::channel();
+        self.pod.send(Burst { from: pod, to: outside, done: done.clone() }).unwrap();
+        self.outside.send(Burst { from: outside, to: pod, done }).unwrap();
+        assert_eq!(is_done.iter().count(), 2);
+        // Devices hand packets on at once.
+        thread::sleep(Duration::from_millis(2));
+        let mut arrived = [received(&self.from_pods), received(&self.to_pods)];
+        while let Ok((_, from)) = self.connections.accept() {
+            arrived[0][usize::from(from.ip().to_canonical().is_ipv6())] += 1;
+        }
+        arrived
+    }
+}
+
+/// A thread in this namespace that sends when it is told so.
+fn sender(namespace: &str) -> mpsc::Sender<Burst> {
+    let namespace = File::open(format!("/run/netns/{namespace}")).unwrap();
+    let (order, orders) = mpsc::channel::<Burst>();
+    let (ready, is_ready) = mpsc::channel();
+    thread::spawn(move || {
+        inside(&namespace, || {
+            ready.send(()).unwrap();
+            for Burst { from, to, done } in orders {
+                let sockets =
+                    [0, 1].map(|one| (UdpSocket::bind((from[one], 0)).unwrap(), SocketAddr::new(to[one], PORT)));
+                let until = Instant::now() + Duration::from_millis(1);
+                while Instant::now() < until {
+                    for (socket, to) in &sockets {
+                        socket.send_to(b"first", to).unwrap();
+                    }
+                }
+                // Refused at once or not at all.
+                for (one, to) in [0, 1].map(|one| (from[one], SocketAddr::new(to[one], PORT))) {
+                    drop(super::places::connecting(SocketAddr::new(one, 0), to));
+                }
+                done.send(()).unwrap();
+            }
+        });
+    });
+    is_ready.recv().unwrap();
+    order
+}
+
+/// The packets that have come, by family.
+fn received(socket: &UdpSocket) -> [usize; 2] {
+    let mut count = [0; 2];
+    while let Ok((_, from)) = socket.recv_from(&mut [0; 16]) {
+        count[usize::from(from.ip().to_canonical().is_ipv6())] += 1;
+    }
+    count
+}
+
+fn sum(one: Arrived, other: Arrived) -> Arrived {
+    [0, 1].map(|side| [0, 1].map(|family| one[side][family] + other[side][family]))
+}
+
+/// The middle of some durations, and the one that 99 of 100 do not exceed.
+fn figures(mut took: Vec<Duration>) -> String {
+    took.sort();
+    let at = |part: usize| took[(took.len() - 1) * part / 100].as_secs_f64() * 1e3;
+    format!("p50 {:.1} ms, p99 {:.1} ms of {}", at(50), at(99), took.len())
+}
+
+/// Starts these pods, each with its first millisecond, and ends them. Returns how long ADD took.
+fn started(node: &Node, namespace: &str, numbers: std::ops::Range<usize>) -> (Arrived, Vec<Duration>) {
+    let (mut arrived, mut took) = (NOTHING, Vec::new());
+    for number in numbers {
+        let begun = Instant::now();
+        node.starts(namespace, number);
+        took.push(begun.elapsed());
+        arrived = sum(arrived, node.wires.begin(number));
+        node.ends(namespace, number);
+    }
+    (arrived, took)
+}
+
+#[test]
+fn a_pod_that_connects_in_its_first_millisecond_under_deny_all_gets_no_packet_through() {
+    let count = std::env::var("FIRST_PACKETS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    with_node(|node| {
+        let pods = |namespace: &str, numbers: std::ops::Range<usize>| -> String {
+            numbers.map(|number| format!("---\n{}", pod(namespace, number, false))).collect()
+        };
+        node.put("jobs", &pods("jobs", 10..10 + count));
+        node.put("open", &pods("open", 2000..2020));
+        (0..5).for_each(|number| node.put(&format!("late-{number}"), &pod("jobs", number, false)));
+        node.start_agent();
+        // Until the agent has its first rules in the kernel.
+        node.starts("open", 2000);
+
+        // As it is without the plugin: the status comes when the pod runs.
+        let mut late = NOTHING;
+        for number in 0..5 {
+            node.put(&format!("late-{number}"), &pod("jobs", number, true));
+            late = sum(late, node.wires.begin(number));
+        }
+        assert!(late.iter().flatten().all(|packets| *packets > 0), "this test can fail: {late:?}");
+
+        let (arrived, took) = started(node, "jobs", 10..10 + count);
+        assert_eq!(arrived, NOTHING, "packets from and to {count} pods under deny-all");
+        eprintln!("without the plugin {late:?} packets of 5 pods, with it none of {count}");
+        eprintln!("ADD of a pod under a policy, with the program's start: {}", figures(took));
+        let (arrived, took) = started(node, "open", 2001..2020);
+        assert!(arrived.iter().flatten().all(|packets| *packets >= 19), "no policy, no wait: {arrived:?}");
+        eprintln!("ADD of a pod without a policy, with the program's start: {}", figures(took));
+        let alone = (0..20).map(|_| {
+            let begun = Instant::now();
+            assert!(node.called("VERSION", "jobs", 10, json!({})).0);
+            begun.elapsed()
+        });
+        eprintln!("VERSION, which asks nobody: {}", figures(alone.collect()));
+        node.ends("open", 2000);
+        assert_eq!(node.announced(), 0);
+    });
+}
+
+#[test]
+fn what_was_announced_outlives_an_agent_that_is_killed() {
+    with_node(|node| {
+        let pods: String = (10..14).map(|number| format!("---\n{}", pod("jobs", number, false))).collect();
+        node.put("jobs", &pods);
+        node.start_agent();
+        node.starts("jobs", 10);
+        node.kill_agent();
+        assert_eq!(node.wires.begin(10), NOTHING, "rules stay");
+        // A pod that is announced while there is no agent, one that is not known yet, and an agent that dies over it.
+        let waiting = node.calling("ADD", "jobs", 11, json!({"timeoutMs": 25_000}));
+        let unknown = node.calling("ADD", "jobs", 20, json!({"timeoutMs": 25_000}));
+        node.start_agent();
+        let (ok, answer) = ended(waiting);
+        assert!(ok, "{answer}");
+        node.kill_agent();
+        node.put("late", &pod("jobs", 20, false));
+        node.start_agent();
+        let (ok, answer) = ended(unknown);
+        assert!(ok, "{answer}");
+        for number in [10, 11, 20] {
+            assert_eq!(node.wires.begin(number), NOTHING, "pod {number}");
+        }
+        assert_eq!(node.announced(), 3);
+        // The old pod's sandbox ends late, when its address is another pod's.
+        let (ok, answer) = node.called("CHECK", "jobs", 10, json!({}));
+        assert!(ok && answer.is_null(), "{answer}");
+        node.put("jobs", &pods.replace("name: pod-10,", "name: pod-12,"));
+        node.put("late", &pod("jobs", 20, true));
+        let until = Instant::now() + Duration::from_secs(30);
+        while node.announced() != 1 {
+            assert!(Instant::now() < until, "pods that are gone, or told by the cluster, are forgotten");
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(node.wires.begin(20), NOTHING);
+    });
+}
+
+#[test]
+fn without_an_agent_the_runtime_is_to_try_again_later_and_a_pod_may_go() {
+    with_node(|node| {
+        node.put("jobs", &pod("jobs", 10, false));
+        let soon = |more: Value| {
+            let mut entry = json!({"timeoutMs": 100});
+            entry.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            entry
+        };
+        let (ok, answer) = node.called("ADD", "jobs", 10, soon(json!({})));
+        assert_eq!((ok, &answer["code"]), (false, &json!(11)), "{answer}");
+        assert!(answer["details"].as_str().unwrap().contains("cni.sock"), "{answer}");
+        let (ok, answer) = node.called("ADD", "jobs", 10, soon(json!({"whenUnreachable": "allow"})));
+        assert_eq!((ok, &answer["ips"][0]["address"]), (true, &json!("10.244.128.11/24")), "{answer}");
+        for command in ["DEL", "GC", "STATUS"] {
+            let (ok, answer) = node.called(command, "jobs", 10, json!({"cni.dev/valid-attachments": []}));
+            assert!(ok && answer.is_null(), "{command}: {answer}");
+        }
+        let (ok, answer) = node.called("VERSION", "jobs", 10, json!({}));
+        assert!(ok && answer["supportedVersions"].as_array().unwrap().contains(&json!("1.1.0")), "{answer}");
+        node.start_agent();
+        node.starts("jobs", 10);
+        // What the agent refuses nobody allows.
+        let (ok, answer) = node.called("ADD", "jobs", 11, soon(json!({"whenUnreachable": "allow"})));
+        assert_eq!((ok, &answer["code"]), (false, &json!(11)), "{answer}");
+        assert!(answer["details"].as_str().unwrap().contains("jobs/pod-11 runs on this node"), "{answer}");
+        node.ends("jobs", 10);
+    });
+}
