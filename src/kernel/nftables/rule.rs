@@ -43,6 +43,8 @@ pub enum Match {
     ToMany,
     /// `meta l4proto`.
     Protocol(Protocol),
+    /// `meta l4proto icmp`, `meta l4proto ipv6-icmp`: an ICMP or ICMPv6 message of any type.
+    Icmp(Family),
     /// The type of an ICMP or ICMPv6 message.
     IcmpKind { family: Family, number: u8 },
     /// `tcp dport`: the destination port is in this range.
