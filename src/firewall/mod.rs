@@ -13,9 +13,11 @@
 //! presents that to users.
 //!
 //! [`link_local`] and [`multicast`] are about addresses that policies cannot name, on the [`bridges`] of pods;
-//! [`host_endpoints`] is about Services whose endpoints are on this node itself. [`backend`] is the interface to the kernel;
-//! [`iptables`] is the only backend, with chains and sets. [`starting`] is about pods that start only when
-//! their rules are in force. [`driver`] is the firewall's part of the loop (`subsystem`);
+//! [`host_endpoints`] is about Services whose endpoints are on this node itself, and [`denials`] says which pods are refused them.
+//! [`closed_ranges`] are those of `--netpol-default-deny`, [`identity`] is what names in the kernel are derived from, [`settings`] is
+//! what rules need to see packets. [`backend`] is the interface to the kernel; [`iptables`] has chains and sets, [`nftables`] a table.
+//! [`starting`] is about pods that start only when their rules are in force. [`driver`] is the firewall's part of the loop
+//! (`subsystem`);
 //! [`serve`] exports the refused packets.
 
 pub mod rules;
@@ -37,8 +39,13 @@ pub mod link_local;
 pub mod multicast;
 pub mod host_endpoints;
 pub mod starting;
+pub mod denials;
+pub mod closed_ranges;
+pub mod identity;
+pub mod settings;
 pub mod backend;
 pub mod iptables;
+pub mod nftables;
 pub mod driver;
 pub mod metrics;
 pub mod serve;

@@ -227,6 +227,15 @@ impl SetKey {
             SetKey::Pods(_) | SetKey::Blocks(_) => None,
         }
     }
+
+    /// Returns whether the set can have elements of a family at all; otherwise a backend has no set there.
+    pub fn is_of(&self, family: Family) -> bool {
+        let among = |blocks: &[Block]| blocks.iter().any(|block| Family::from(block.cidr) == family);
+        match self {
+            SetKey::Blocks(blocks) | SetKey::NamedPort { pods: PortOwners::Inside(blocks), .. } => among(blocks),
+            SetKey::Pods(_) | SetKey::NamedPort { .. } => true,
+        }
+    }
 }
 
 impl Contents {

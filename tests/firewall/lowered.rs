@@ -27,9 +27,9 @@ use super::support::chains::{Chains, Fate, State, Traced};
 use super::support::random::{Random, for_many};
 use super::{clusters, oracle, services};
 
-const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
+pub const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
 
-fn config(default_deny: bool) -> Arc<FirewallConfig> {
+pub fn config(default_deny: bool) -> Arc<FirewallConfig> {
     let range = |text: &str| vec![text.parse().expect("a range")];
     Arc::new(FirewallConfig {
         sync_period: Duration::from_secs(300),
@@ -54,7 +54,7 @@ fn lowered(world: &World, default_deny: bool, families: PerFamily<bool>) -> (Rul
 }
 
 /// The addresses of this node itself.
-fn local() -> BTreeSet<IpAddr> {
+pub fn local() -> BTreeSet<IpAddr> {
     ["192.0.2.11", "2001:db8:2::11", "10.244.0.254"].iter().map(|text| text.parse().unwrap()).collect()
 }
 

@@ -1,4 +1,4 @@
-//! The text of every kind of rule, letter by letter: nodes that run have these rules, and a new version adopts them
+//! The text of every kind of rule of both backends, letter by letter: nodes that run have these rules, and a new version adopts them
 //! without a step only where it writes the same.
 
 use std::fmt::Write;
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sluice::config::{FirewallConfig, ServiceRanges};
 use sluice::firewall::iptables::lowering::Lowering;
+use sluice::firewall::nftables;
 use sluice::firewall::plan::Plan;
 use sluice::model::{Namespace, Node};
 use sluice::net::{Family, PerFamily};
@@ -14,6 +15,8 @@ use sluice::proxy::guard;
 use sluice::router::{forward, identity::Identity, pod_egress};
 
 use super::cases::{Case, ELSEWHERE, HERE, block, pods, pods_in, port, rule};
+use super::services;
+use super::support::tables_text;
 
 /// One cluster with every feature that shows in a rule.
 fn case() -> Case {
@@ -76,11 +79,25 @@ fn every_kind_of_rule_is_written_as_on_running_nodes() {
         writeln!(text, "{piece}").expect("a text takes in any text");
         rules.0.iter().for_each(|rule| writeln!(text, "  {rule}").expect("a text takes in any text"));
     }
+    check(&text, "rendered.txt", include_str!("rendered.txt"));
+}
+
+#[test]
+fn every_object_of_the_table_is_as_on_running_nodes() {
+    let mut world = case().0;
+    services::put(&mut world, "shop/api", ("10.96.0.1", 443), &["192.0.2.11:6443"]);
+    let mut plan = Plan::new();
+    let changed = plan.update(&world);
+    let mut lowering = nftables::lowering::Lowering::new(Arc::new(config()), PerFamily { v4: true, v6: true });
+    lowering.update(plan.rules(), &world, &changed);
+    check(&tables_text::text(&lowering.desired().table), "table.txt", include_str!("table.txt"));
+}
+
+fn check(text: &str, file: &str, expected: &str) {
     if std::env::var_os("UPDATE_EXPECTED").is_some() {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/firewall/rendered.txt");
-        std::fs::write(file, &text).expect("the file can be written");
+        let file = format!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/firewall/{}"), file);
+        std::fs::write(file, text).expect("the file can be written");
     }
-    let expected = include_str!("rendered.txt");
     let differing = text.lines().zip(expected.lines()).find(|(found, expected)| found != expected);
     assert!(text == expected, "the first that differs: {differing:?}");
 }

@@ -17,3 +17,5 @@ pub mod generate;
 pub mod memory;
 pub mod packet;
 pub mod random;
+pub mod tables;
+pub mod tables_text;

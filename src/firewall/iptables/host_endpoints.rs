@@ -34,9 +34,9 @@ use crate::kernel::iptables::{Match, Rule, Rules, Verdict};
 use crate::model::{Authority, ObjectName, World};
 use crate::net::{Family, PortRange};
 
-use super::super::host_endpoints::{HostEndpoint, HostEndpoints, is_denied};
-use super::super::plan;
-use super::super::rules::{Direction, Isolation, LocalPod, RuleSet};
+use super::super::denials::Denials;
+use super::super::host_endpoints::{Entrance, HostEndpoint};
+use super::super::rules::{Isolation, RuleSet};
 use super::comment::comment;
 use super::names::{self, CHAIN_HOST_ENDPOINTS};
 use super::pod_chain::{LOG, LOG_LIMIT};
@@ -44,142 +44,34 @@ use super::pod_chain::{LOG, LOG_LIMIT};
 /// The pods whose rules of an earlier run stay: the chains that reject what they send, with the pods' addresses.
 pub type Unsure = BTreeMap<CompactString, Box<[IpAddr]>>;
 
-/// The host endpoints that each pod of this node is denied, kept up to date.
-#[derive(Default)]
-pub struct Denials {
-    endpoints: HostEndpoints,
-    /// The host endpoints that pods have been evaluated for.
-    evaluated: BTreeSet<HostEndpoint>,
-    /// Of pods that are denied any.
-    by_pod: BTreeMap<ObjectName, BTreeSet<HostEndpoint>>,
-    /// Number of pods that are denied each endpoint.
-    uses: BTreeMap<HostEndpoint, usize>,
+/// Returns the elements of the set of an endpoint; `None` if nobody is denied it.
+pub fn elements(denials: &Denials, endpoint: &HostEndpoint, set: &SetName) -> Option<BTreeSet<ElementKey>> {
+    let entry = |address, port| Entry::IpPort(address, endpoint.protocol, port);
+    let key = |one: &Entrance| ElementKey { set: set.clone(), entry: entry(one.address, one.port) };
+    denials.is_denied_to_any(endpoint).then(|| denials.entrances(endpoint).map(key).collect())
 }
 
-/// Changes of [`Denials`].
-#[derive(Default, Debug)]
-pub struct DenialChanges {
-    /// Endpoints whose sets came, went, or differ.
-    pub endpoints: BTreeSet<HostEndpoint>,
-    /// Pods that are denied other endpoints than before.
-    pub pods: BTreeSet<ObjectName>,
+/// Returns the chain that dispatches what is refused.
+pub fn dispatch(denials: &Denials, rules: &RuleSet, family: Family) -> Rules {
+    let mut all = Vec::new();
+    let is_denied_any = |name: &&ObjectName| denials.of(name).any(|one| Family::from(one.address) == family);
+    for name in denials.pods().filter(is_denied_any) {
+        let Some(pod) = rules.pods.get(name) else { continue };
+        let chain = names::refusal_chain(name);
+        for address in pod.addresses.iter().filter(|address| Family::from(**address) == family) {
+            let source = Match::Source { range: Family::host_prefix(*address), negated: false };
+            let said = comment(&format!("{name} egress to Services"));
+            all.push(Rule::new([source, said], Verdict::Jump(chain.clone())));
+        }
+    }
+    Rules(all)
 }
 
-impl Denials {
-    /// Returns all host endpoints, denied or not.
-    pub fn endpoints(&self) -> &HostEndpoints {
-        &self.endpoints
-    }
-
-    /// Updates from changes of the rule set and of the World.
-    pub fn update(
-        &mut self,
-        rules: &RuleSet,
-        world: &World,
-        changed: &plan::RuleSetChanges,
-        config: &FirewallConfig,
-    ) -> DenialChanges {
-        let mut told = DenialChanges { endpoints: self.endpoints.update(world, config), pods: BTreeSet::new() };
-        // A peer at an address of this host is odd, and decides about endpoints there all the same.
-        let peers_turn = changed.elements.iter().any(|(_, element)| self.endpoints.is_local(element.address(), config));
-        let asked: BTreeSet<ObjectName> = if self.note_endpoints(&told.endpoints) || peers_turn {
-            self.by_pod.keys().chain(rules.pods.keys()).cloned().collect()
-        } else {
-            let policies = || changed.policies.iter().filter(|key| key.direction == Direction::Egress);
-            let is_isolated_by_one = |pod: &LocalPod| match &pod.egress {
-                Isolation::Open => false,
-                Isolation::Isolated { policies: its, .. } => {
-                    policies().any(|key| its.binary_search(&key.policy).is_ok())
-                }
-            };
-            let isolated = rules.pods.iter().filter(|(_, pod)| is_isolated_by_one(pod)).map(|(name, _)| name);
-            changed.pods.iter().chain(isolated).cloned().collect()
-        };
-        for name in asked {
-            let pod = rules.pods.get(&name).filter(|pod| pod.egress != Isolation::Open);
-            let denied =
-                |pod| self.endpoints.all().filter(|one| is_denied(rules, (&name, pod), one)).copied().collect();
-            let denied: BTreeSet<HostEndpoint> = pod.map(denied).unwrap_or_default();
-            let before = match denied.is_empty() {
-                true => self.by_pod.remove(&name),
-                false => self.by_pod.insert(name.clone(), denied.clone()),
-            }
-            .unwrap_or_default();
-            if before != denied {
-                self.count(&before, &denied, &mut told.endpoints);
-                told.pods.insert(name);
-            }
-        }
-        told
-    }
-
-    /// Notes which of these endpoints exist; returns whether any came or went.
-    fn note_endpoints(&mut self, changed: &BTreeSet<HostEndpoint>) -> bool {
-        let mut differs = false;
-        for endpoint in changed {
-            differs |= match self.endpoints.entrances(endpoint).next() {
-                Some(_) => self.evaluated.insert(*endpoint),
-                None => self.evaluated.remove(endpoint),
-            };
-        }
-        differs
-    }
-
-    /// Counts the pods of each endpoint; an endpoint that got its first or lost its last one is changed.
-    fn count(
-        &mut self,
-        before: &BTreeSet<HostEndpoint>,
-        after: &BTreeSet<HostEndpoint>,
-        changed: &mut BTreeSet<HostEndpoint>,
-    ) {
-        for endpoint in after.difference(before) {
-            let count = self.uses.entry(*endpoint).or_default();
-            *count += 1;
-            if *count == 1 {
-                changed.insert(*endpoint);
-            }
-        }
-        for endpoint in before.difference(after) {
-            let Some(count) = self.uses.get_mut(endpoint) else { continue };
-            *count -= 1;
-            if *count == 0 {
-                self.uses.remove(endpoint);
-                changed.insert(*endpoint);
-            }
-        }
-    }
-
-    /// Returns the elements of the set of an endpoint; `None` if nobody is denied it.
-    pub fn elements(&self, endpoint: &HostEndpoint, set: &SetName) -> Option<BTreeSet<ElementKey>> {
-        self.uses.get(endpoint)?;
-        let entry = |address, port| Entry::IpPort(address, endpoint.protocol, port);
-        let entrances = self.endpoints.entrances(endpoint);
-        Some(entrances.map(|one| ElementKey { set: set.clone(), entry: entry(one.address, one.port) }).collect())
-    }
-
-    /// Returns the chain that dispatches what is refused.
-    pub fn dispatch(&self, rules: &RuleSet, family: Family) -> Rules {
-        let mut all = Vec::new();
-        let is_denied_any =
-            |denied: &BTreeSet<HostEndpoint>| denied.iter().any(|one| Family::from(one.address) == family);
-        for (name, _) in self.by_pod.iter().filter(|(_, denied)| is_denied_any(denied)) {
-            let Some(pod) = rules.pods.get(name) else { continue };
-            let chain = names::refusal_chain(name);
-            for address in pod.addresses.iter().filter(|address| Family::from(**address) == family) {
-                let source = Match::Source { range: Family::host_prefix(*address), negated: false };
-                let said = comment(&format!("{name} egress to Services"));
-                all.push(Rule::new([source, said], Verdict::Jump(chain.clone())));
-            }
-        }
-        Rules(all)
-    }
-
-    /// Returns the chain that rejects what a pod sends to Services; `None` if it is denied nothing in this family.
-    pub fn refusal(&self, pod: &ObjectName, family: Family) -> Option<Rules> {
-        let denied = self.by_pod.get(pod)?.iter().filter(|one| Family::from(one.address) == family);
-        let rules: Vec<Rule> = denied.flat_map(|endpoint| refusal(pod, endpoint, family)).collect();
-        (!rules.is_empty()).then_some(Rules(rules))
-    }
+/// Returns the chain that rejects what a pod sends to Services; `None` if it is denied nothing in this family.
+pub fn refusal(denials: &Denials, pod: &ObjectName, family: Family) -> Option<Rules> {
+    let denied = denials.of(pod).filter(|one| Family::from(one.address) == family);
+    let rules: Vec<Rule> = denied.flat_map(|endpoint| rejecting(pod, endpoint, family)).collect();
+    (!rules.is_empty()).then_some(Rules(rules))
 }
 
 /// Returns the rule for INPUT that enters the chain for new connections.
@@ -197,7 +89,7 @@ pub fn unsure(rules: &RuleSet, world: &World, config: &FirewallConfig) -> Option
         .then(|| isolated.map(|(name, pod)| (names::refusal_chain(name), pod.addresses.clone())).collect())
 }
 
-fn refusal(pod: &ObjectName, endpoint: &HostEndpoint, family: Family) -> [Rule; 2] {
+fn rejecting(pod: &ObjectName, endpoint: &HostEndpoint, family: Family) -> [Rule; 2] {
     let said = |what: &str| comment(&format!("{pod} egress to {endpoint} {what}"));
     let to = Match::in_set(&names::entrances(endpoint), SetSides::DestinationPort);
     [

@@ -11,9 +11,10 @@ use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module, nftables};
 use crate::net::{Family, PerFamily};
 
+use super::super::settings;
 use super::apply::{Kernel, Refusing, Targets, Timed};
 use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, OF_IPV6, POD_CHAINS, POLICY_CHAINS, SETS, local_pods};
-use super::{overlay, settings};
+use super::overlay;
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux {

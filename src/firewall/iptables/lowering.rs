@@ -21,12 +21,14 @@ use crate::model::{ObjectName, World};
 use crate::net::{Family, PerFamily};
 
 use super::super::bridges::{self, ClosedBridges};
+use super::super::closed_ranges::closed_ranges;
+use super::super::denials::{DenialChanges, Denials};
 use super::super::host_endpoints::HostEndpoints;
-use super::super::plan;
 use super::super::rules::{Contents, Direction, Element, Isolation, PolicyKey, PortOwners, RuleSet, SetKey};
+use super::super::{plan, settings};
 use super::desired::{Desired, LoweredChanges};
-use super::host_endpoints::{self, DenialChanges, Denials, Unsure};
-use super::{dispatch, names, pod_chain, policy_chain, settings};
+use super::host_endpoints::{self, Unsure};
+use super::{dispatch, names, pod_chain, policy_chain};
 
 /// The desired kernel objects, kept up to date.
 pub struct Lowering {
@@ -79,7 +81,7 @@ impl Lowering {
     pub fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::RuleSetChanges) -> LoweredChanges {
         let mut told = LoweredChanges::default();
         let is_first = self.closed.is_none();
-        let closed = self.closed_ranges(world);
+        let closed = closed_ranges(&self.config, world, self.closed());
         if self.closed.as_ref() != Some(&closed) {
             self.lower_tail(&closed, &mut told);
             self.closed = Some(closed);
@@ -150,7 +152,7 @@ impl Lowering {
         let families = self.families;
         for endpoint in denied.endpoints.iter().filter(|one| *families.of(Family::from(one.address))) {
             let name = names::entrances(endpoint);
-            let elements = self.denials.elements(endpoint, &name);
+            let elements = host_endpoints::elements(&self.denials, endpoint, &name);
             let family = Family::from(endpoint.address);
             let spec = elements.as_ref().map(|elements| spec(SetKind::HashIpPort, family, elements.len()));
             match spec.is_some() {
@@ -163,11 +165,11 @@ impl Lowering {
         for family in self.enabled() {
             for pod in &denied.pods {
                 let chain = dispatch::chain(family, &names::refusal_chain(pod));
-                self.put_rules(chain, self.denials.refusal(pod, family), told);
+                self.put_rules(chain, host_endpoints::refusal(&self.denials, pod, family), told);
             }
             if pods_changed || !denied.pods.is_empty() {
                 let chain = dispatch::chain(family, names::CHAIN_HOST_ENDPOINTS);
-                self.put_rules(chain, Some(self.denials.dispatch(rules, family)), told);
+                self.put_rules(chain, Some(host_endpoints::dispatch(&self.denials, rules, family)), told);
             }
         }
     }
@@ -185,19 +187,6 @@ impl Lowering {
     fn enabled(&self) -> impl Iterator<Item = Family> + use<> {
         let families = self.families;
         Family::BOTH.into_iter().filter(move |family| *families.of(*family))
-    }
-
-    /// Returns this node's pod CIDRs, if addresses in them are closed until their rules are in place. A deleted Node,
-    /// or one without pod CIDR, opens nothing: the last known ranges of a family are kept.
-    fn closed_ranges(&self, world: &World) -> Vec<IpNet> {
-        if !self.config.default_deny {
-            return Vec::new();
-        }
-        let node = world.cluster.nodes.get(&world.host.node_name);
-        let known: Vec<IpNet> = node.into_iter().flat_map(|node| node.pod_cidrs.iter().copied()).collect();
-        let before = self.closed.iter().flatten().copied();
-        let kept = before.filter(|old| !known.iter().any(|new| Family::from(*new) == Family::from(*old)));
-        known.iter().copied().chain(kept).collect()
     }
 
     fn lower_fixed(&mut self, told: &mut LoweredChanges) {
@@ -220,7 +209,7 @@ impl Lowering {
     fn lower_set(&mut self, key: &SetKey, contents: Option<&Contents>, told: &mut LoweredChanges) {
         let set_names = names::set(key);
         for family in self.enabled() {
-            let contents = contents.filter(|_| policy_chain::is_of(key, family));
+            let contents = contents.filter(|_| key.is_of(family));
             let elements = contents.map(|contents| contents.elements.of(family));
             let spec = elements.map(|elements| spec(kind(key), family, elements.len()));
             let name = self.put_set(set_names.of(family), spec, told);
@@ -256,7 +245,7 @@ impl Lowering {
         for (key, element) in changed {
             let family = element.family();
             let (Some(contents), true) = (rules.sets.get(key), *self.families.of(family)) else { continue };
-            let (Some(entry), true) = (entry(key, *element), policy_chain::is_of(key, family)) else { continue };
+            let (Some(entry), true) = (entry(key, *element), key.is_of(family)) else { continue };
             let elements = contents.elements.of(family);
             let name = self.known(names::set(key).of(family));
             let place = ElementKey { set: name, entry };

@@ -1,20 +1,18 @@
 //! The iptables backend: the rule set as iptables chains and ipset sets.
 //!
-//! Reading order: [`names`], derived from what an object is for ([`identity`]); [`policy_chain`], [`pod_chain`],
-//! [`dispatch`] with [`exemptions`], [`link_local`], [`multicast`] and [`host_endpoints`] are the rules, [`settings`] is what they need to see packets, [`lowering`] keeps them and the sets up to date
+//! Reading order: [`names`]; [`policy_chain`], [`pod_chain`],
+//! [`dispatch`] with [`exemptions`], [`link_local`], [`multicast`] and [`host_endpoints`] are the rules, [`lowering`] keeps them and the sets up to date
 //! ([`desired`]); [`apply`] applies them to the kernel ([`linux`]), [`overlay`] leaves out what the kernel refuses,
 //! [`order`] orders changes so that nothing opens in between, [`turning`] is one such order. [`enforced`] checks
 //! whether the kernel enforces a verdict, [`pod_enforced`] whether it judges a pod as it must, [`drops`] counts refused packets ([`serve`]).
 //!
 //! All of it is behind [`Backend`]: callers that know policies know nothing of chains.
 
-pub mod identity;
 pub mod names;
 pub mod comment;
 pub mod policy_chain;
 pub mod pod_chain;
 pub mod exemptions;
-pub mod settings;
 pub mod link_local;
 pub mod multicast;
 pub mod host_endpoints;

@@ -3,7 +3,7 @@
 //! Fixed names and prefixes are a contract with running nodes: kube-router uses the same, so either program finds and
 //! removes the other's objects. A prefix is followed by 16 letters (base32 of a SHA-256, 80 bits) of the object's
 //! identity. They never change with the content of the policy, so an unchanged chain is recognised after a restart and
-//! left alone (`identity`).
+//! left alone (`firewall/identity.rs`).
 //!
 //! A set is named by its definition alone, as in `rules`; policies with the same definition share it. Named ports and the
 //! addresses of Services are `KUBE-DST-`, because they are always those of the destination, everything else is `KUBE-SRC-`.
@@ -11,7 +11,6 @@
 use std::sync::LazyLock;
 
 use compact_str::{CompactString, format_compact};
-use ring::digest::{SHA256, digest};
 
 use crate::kernel::ipset::SetName;
 use crate::kernel::iptables::Piece;
@@ -20,8 +19,8 @@ use crate::model::ObjectName;
 use crate::net::{Family, PerFamily};
 
 use super::super::host_endpoints::HostEndpoint;
+use super::super::identity::{identity, joined, letters};
 use super::super::rules::{Direction, PolicyKey, SetKey};
-use super::identity::{identity, joined};
 
 /// The dispatch chains, entered first from `INPUT`, `FORWARD` and `OUTPUT`.
 pub const CHAIN_INPUT: &str = "KUBE-ROUTER-INPUT";
@@ -156,15 +155,6 @@ fn of_family(name: &str, family: Family) -> SetName {
         Family::V4 => SetName(name.into()),
         Family::V6 => SetName(format!("{OF_IPV6}{name}").into()),
     }
-}
-
-/// Returns the first 16 letters of the base32 form (RFC 4648) of the SHA-256: 80 bits, five for each.
-fn letters(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
-    let hash = digest(&SHA256, bytes);
-    let first = hash.as_ref().iter().take(10).fold(0_u128, |number, byte| number << 8 | u128::from(*byte));
-    let letter = |place: u32| ALPHABET.get((first >> (75 - 5 * place) & 31) as usize).map(|letter| char::from(*letter));
-    (0..16).filter_map(letter).collect()
 }
 
 #[cfg(test)]

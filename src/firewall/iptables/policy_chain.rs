@@ -15,7 +15,7 @@ use crate::kernel::iptables::rule::{IpProtocol, SetSides, Side};
 use crate::kernel::iptables::{self, Rules, Verdict};
 use crate::net::{Family, Protocol};
 
-use super::super::rules::{Block, Direction, Match, PolicyKey, PortMatch, PortOwners, PortRange, Rule, SetKey};
+use super::super::rules::{Direction, Match, PolicyKey, PortMatch, PortRange, Rule, SetKey};
 use super::comment::comment;
 use super::names::CHAIN_DEFAULT;
 
@@ -38,15 +38,6 @@ pub fn rules(key: &PolicyKey, rules: &[Rule], family: Family, named: &dyn Fn(&Se
     Rules(all)
 }
 
-/// Returns whether a set can have elements of a family at all; otherwise the set does not exist there.
-pub fn is_of(set: &SetKey, family: Family) -> bool {
-    let among = |blocks: &[Block]| blocks.iter().any(|block| Family::from(block.cidr) == family);
-    match set {
-        SetKey::Blocks(blocks) | SetKey::NamedPort { pods: PortOwners::Inside(blocks), .. } => among(blocks),
-        SetKey::Pods(_) | SetKey::NamedPort { .. } => true,
-    }
-}
-
 /// Matches of one rule: iptables prints the protocol first, the rest after the comment.
 struct Condition {
     protocol: Option<Protocol>,
@@ -58,7 +49,7 @@ fn can_hold(one: &Match, family: Family) -> bool {
         PortMatch::Named(set) => Some(set),
         PortMatch::Any | PortMatch::Protocol(_) | PortMatch::Numbers(..) => None,
     };
-    one.peer.iter().chain(named).all(|set| is_of(set, family))
+    one.peer.iter().chain(named).all(|set| set.is_of(family))
 }
 
 fn conditions(one: &Match, direction: Direction, named: &dyn Fn(&SetKey) -> SetName) -> Vec<Condition> {
@@ -105,7 +96,7 @@ mod tests {
 
     use super::super::names;
     use super::*;
-    use crate::firewall::rules::{Scope, Selection};
+    use crate::firewall::rules::{Block, PortOwners, Scope, Selection};
     use crate::model::{ObjectName, Selector};
 
     fn web() -> Arc<SetKey> {

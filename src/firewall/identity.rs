@@ -7,9 +7,11 @@
 
 use std::fmt::Write;
 
+use ring::digest::{SHA256, digest};
+
 use crate::model::{Operator, Selector};
 
-use super::super::rules::{Block, PortOwners, Scope, Selection, SetKey};
+use super::rules::{Block, PortOwners, Scope, Selection, SetKey};
 
 /// Returns the text that identifies this set and no other.
 pub fn identity(set: &SetKey) -> String {
@@ -38,6 +40,15 @@ pub fn joined(words: &[&str]) -> String {
     let mut text = String::new();
     words.iter().for_each(|word| add_word(&mut text, word));
     text
+}
+
+/// Returns the first 16 letters of the base32 form (RFC 4648) of the SHA-256: 80 bits, five for each.
+pub fn letters(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    let hash = digest(&SHA256, bytes);
+    let first = hash.as_ref().iter().take(10).fold(0_u128, |number, byte| number << 8 | u128::from(*byte));
+    let letter = |place: u32| ALPHABET.get((first >> (75 - 5 * place) & 31) as usize).map(|letter| char::from(*letter));
+    (0..16).filter_map(letter).collect()
 }
 
 fn add_owners(text: &mut String, pods: &PortOwners) {
@@ -106,8 +117,8 @@ fn add_count(text: &mut String, count: usize) {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::super::given::selector;
-    use super::super::super::ip_block;
+    use super::super::given::selector;
+    use super::super::ip_block;
     use super::*;
     use crate::net::Protocol;
 

@@ -1,0 +1,291 @@
+//! The base chains: which packets are judged at all, and what passes regardless of policies.
+//!
+//! ```text
+//! forward_egress   forward_ingress    packets between pods, and between pods and the outside
+//! output_egress    output_ingress     packets of the host, and of pods that IPVS gave their real destination
+//! input_egress                        packets of pods to the host: only what they send is judged
+//!
+//! each:  to a bridge of pods: multicast and broadcast, in forward_egress only (`multicast`)
+//!        ct state established,related accept
+//!        IPv6 from a bridge of pods: what has a link-local address, not in output (`link_local`)
+//!        Services with a denied endpoint on this node, and addresses of Services, in input only
+//!        ICMP that always passes; in output, what the host itself sends
+//!        a pod that sends to its own address: accept
+//!        ip saddr vmap @egress4, or ip daddr vmap @ingress4: the chain of the pod's class
+//!        jump closed_egress, or closed_ingress, where unknown addresses are closed
+//! ```
+//!
+//! A direction has base chains of its own, so that its `accept` ends this direction alone: a packet passes if both accept it, or
+//! have nothing to say. The priorities are those before the table `filter` of iptables, egress first.
+//!
+//! Packets from the host itself to a pod of this node are accepted: the kubelet's probes have to arrive, regardless of
+//! policies.
+//!
+//! Packets from pods to Services are judged after translation to their real destination: they enter input with the address of
+//! the Service, IPVS translates it and sends them through output, with the pod still as their source. The price: pods
+//! reach every service of the host itself on a port of the node port range, regardless of their egress policies.
+//!
+//! `--netpol-default-deny`: new connections from and to addresses of this node's pod CIDRs that no known pod has are refused.
+//! Addresses of the host itself are exempt: the pods' gateway lies in the pod CIDR too.
+
+use std::sync::Arc;
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use crate::config::{FirewallConfig, ServiceRanges};
+use crate::kernel::nftables::rule::{Side, States};
+use crate::kernel::nftables::{
+    Base, BaseKind, Chain, Content, Fields, Hook, Kind, Lookup, Match, Name, Object, Rule, SetSpec, Statement, Verdict,
+};
+use crate::net::{Family, PerFamily, PortRange, Protocol, icmp};
+
+use super::super::bridges::ClosedBridges;
+use super::super::link_local::{MULTICAST as MULTICAST_OF_LINKS, UNICAST};
+use super::super::multicast::{DHCP, EVERYBODY, GROUPS_V6};
+use super::super::rules::Direction;
+use super::class::{LOG_LIMIT, log};
+use super::names::{
+    self, FORWARD_EGRESS, FORWARD_INGRESS, INPUT_EGRESS, LINK_LOCAL, MULTICAST, OUTPUT_EGRESS, OUTPUT_INGRESS,
+};
+use super::parts::Lowered;
+
+/// What the base chains depend on.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a> {
+    pub config: &'a FirewallConfig,
+    pub families: PerFamily<bool>,
+    /// The ranges in which only known pods may be reached.
+    pub closed: &'a [IpNet],
+    pub bridges: &'a ClosedBridges,
+}
+
+/// Priority of the base chains for egress; those for ingress come next.
+const PRIORITY: i32 = -10;
+
+impl Surroundings<'_> {
+    /// Returns the base chains with the sets and chains that they use.
+    pub fn lower(&self) -> Lowered {
+        let mut lowered = Lowered::default();
+        for family in self.enabled() {
+            self.lower_sets(family, &mut lowered);
+            let always = icmp::always_pass(family).iter();
+            let rules = always.map(|(kind, number)| {
+                let of_kind = Match::IcmpKind { family, number: *number };
+                Rule::new([of_kind], Verdict::Accept).commented(kind.name())
+            });
+            lowered.chain(names::icmp(family), rules.collect());
+        }
+        for direction in Direction::BOTH.into_iter().filter(|_| self.closes()) {
+            lowered.chain(names::closed(direction), self.closing(direction));
+        }
+        if !self.bridges.link_local.is_empty() {
+            lowered.objects.insert(Object::Counter(LINK_LOCAL.into()), Content::Counter);
+            lowered.chain(LINK_LOCAL.into(), link_local());
+        }
+        if !self.bridges.multicast.is_empty() {
+            lowered.objects.insert(Object::Counter(MULTICAST.into()), Content::Counter);
+            lowered.chain(MULTICAST.into(), multicast());
+        }
+        let bases = [
+            (FORWARD_EGRESS, Hook::Forward, PRIORITY, self.forward_egress()),
+            (INPUT_EGRESS, Hook::Input, PRIORITY, self.input_egress()),
+            (OUTPUT_EGRESS, Hook::Output, PRIORITY, self.output(Direction::Egress)),
+            (FORWARD_INGRESS, Hook::Forward, PRIORITY + 1, self.forward_ingress()),
+            (OUTPUT_INGRESS, Hook::Output, PRIORITY + 1, self.output(Direction::Ingress)),
+        ];
+        for (name, hook, priority, rules) in bases {
+            let chain = Chain { base: Some(Base { kind: BaseKind::Filter, hook, priority }), rules };
+            lowered.objects.insert(Object::Chain(name.into()), Content::Chain(Arc::new(chain)));
+        }
+        lowered
+    }
+
+    fn enabled(&self) -> impl Iterator<Item = Family> + use<> {
+        let families = self.families;
+        Family::BOTH.into_iter().filter(move |family| *families.of(*family))
+    }
+
+    fn lower_sets(&self, family: Family, lowered: &mut Lowered) {
+        let address = SetSpec { fields: Fields::Address(family), kind: Kind::Set, intervals: false };
+        let map = SetSpec { kind: Kind::Verdicts, ..address };
+        let itself = SetSpec { fields: Fields::Addresses(family), ..address };
+        let maps = Direction::BOTH.map(|direction| (names::isolated(direction, family), map));
+        let others = [(names::to_itself(family), itself), (names::host_endpoints(family), map)];
+        let pods = self.config.default_deny.then(|| (names::pods(family), address));
+        for (name, spec) in maps.into_iter().chain(others).chain(pods) {
+            lowered.map(&name, spec);
+        }
+    }
+
+    fn forward_egress(&self) -> Vec<Rule> {
+        let mut rules: Vec<Rule> = self.bridges.multicast.iter().flat_map(|bridge| self.to_many(bridge)).collect();
+        rules.push(established());
+        rules.extend(self.from_bridges());
+        rules.extend(self.icmp());
+        rules.extend(self.judged(Direction::Egress));
+        rules
+    }
+
+    fn forward_ingress(&self) -> Vec<Rule> {
+        let judged = self.judged(Direction::Ingress);
+        [established()].into_iter().chain(self.icmp()).chain(judged).collect()
+    }
+
+    fn input_egress(&self) -> Vec<Rule> {
+        let mut rules = vec![established()];
+        rules.extend(self.from_bridges());
+        rules.extend(self.enabled().map(|family| {
+            let known = Match::State { states: States::INVALID, negated: true };
+            let (lookup, map) = (Lookup::Address(family, Side::Source), names::host_endpoints(family));
+            Rule::new([known], Verdict::Map { lookup, map })
+        }));
+        rules.extend(self.exemptions());
+        rules.extend(self.icmp());
+        rules.extend(self.judged(Direction::Egress));
+        rules
+    }
+
+    fn output(&self, direction: Direction) -> Vec<Rule> {
+        let local = Match::HostAddress { of: Side::Source, negated: false };
+        let from_host = Rule::new([local], Verdict::Accept).commented("from local node");
+        let judged = self.judged(direction);
+        [established()].into_iter().chain(self.icmp()).chain([from_host]).chain(judged).collect()
+    }
+
+    /// Returns the rules that let Services be judged behind their address.
+    fn exemptions(&self) -> Vec<Rule> {
+        let ServiceRanges { cluster_ips, external_ips, load_balancer_ips, .. } = &self.config.ranges;
+        let lists = [
+            ("service addresses", cluster_ips),
+            ("external addresses", external_ips),
+            ("load balancer addresses", load_balancer_ips),
+        ];
+        let ranges = lists.into_iter().flat_map(|(said, ranges)| ranges.iter().map(move |range| (said, *range)));
+        let ranges = ranges.filter(|(_, range)| *self.families.of(Family::from(*range)));
+        let to_ranges = ranges.map(|(said, range)| {
+            let to = Match::Address { of: Side::Destination, range, negated: false };
+            Rule::new([to], Verdict::Accept).commented(said)
+        });
+        let node_ports = &self.config.service_node_port_range;
+        let range = PortRange { first: *node_ports.start(), last: *node_ports.end() };
+        let to_node_ports = Protocol::ALL.map(|protocol| {
+            let to_port = Match::DestinationPort { protocol, range };
+            let to_host = Match::HostAddress { of: Side::Destination, negated: false };
+            Rule::new([to_port, to_host], Verdict::Accept).commented("node ports")
+        });
+        to_ranges.chain(to_node_ports).collect()
+    }
+
+    fn icmp(&self) -> impl Iterator<Item = Rule> {
+        self.enabled().map(|family| Rule::new([Match::Icmp(family)], Verdict::Jump(names::icmp(family))))
+    }
+
+    /// Returns the rules that judge what a pod sends or what it gets.
+    fn judged(&self, direction: Direction) -> Vec<Rule> {
+        let side = match direction {
+            Direction::Egress => Side::Source,
+            Direction::Ingress => Side::Destination,
+        };
+        let to_itself = self.enabled().map(|family| {
+            let set = names::to_itself(family);
+            Rule::new([Match::InSet { lookup: Lookup::Addresses(family), set, negated: false }], Verdict::Accept)
+        });
+        let maps = self.enabled().map(|family| {
+            let (lookup, map) = (Lookup::Address(family, side), names::isolated(direction, family));
+            Rule::new([], Verdict::Map { lookup, map })
+        });
+        let closing = self.closes().then(|| Rule::new([], Verdict::Jump(names::closed(direction))));
+        to_itself.chain(maps).chain(closing).collect()
+    }
+
+    fn closes(&self) -> bool {
+        self.closed.iter().any(|range| *self.families.of(Family::from(*range)))
+    }
+
+    /// Returns the rules that refuse addresses in closed ranges that no known pod has.
+    fn closing(&self, direction: Direction) -> Vec<Rule> {
+        let known = States::RELATED.or(States::ESTABLISHED).or(States::UNTRACKED);
+        let state = Match::State { states: known, negated: true };
+        let mut rules = Vec::new();
+        for range in self.closed.iter().copied().filter(|range| *self.families.of(Family::from(*range))) {
+            let family = Family::from(range);
+            let within = |of| Match::Address { of, range, negated: false };
+            let unknown =
+                |of| Match::InSet { lookup: Lookup::Address(family, of), set: names::pods(family), negated: true };
+            let of = match direction {
+                Direction::Egress => Side::Source,
+                Direction::Ingress => Side::Destination,
+            };
+            if direction == Direction::Egress {
+                let here = Match::HostAddress { of: Side::Destination, negated: false };
+                let to_gateway = [within(Side::Destination), unknown(Side::Source), here];
+                rules.push(Rule::new(to_gateway, Verdict::Return).commented("from a pod to its gateway"));
+            }
+            let not_here = Match::HostAddress { of, negated: true };
+            let refused = Rule::new([within(of), unknown(of), state.clone(), not_here], Verdict::Reject);
+            rules.push(refused.commented("unknown pod (default-deny)"));
+        }
+        rules
+    }
+
+    /// Returns the rules for packets to everybody on a bridge. In IPv4 the kernel says what is broadcast, by its routes: the
+    /// last address of the bridge's own network is.
+    fn to_many(&self, bridge: &CompactString) -> impl Iterator<Item = Rule> {
+        let to_bridge = Match::OutputLink { name: bridge.clone(), negated: false };
+        let groups = Match::Address { of: Side::Destination, range: GROUPS_V6, negated: false };
+        let jump = || Verdict::Jump(MULTICAST.into());
+        let v4 = [Match::Family(Family::V4), to_bridge.clone(), Match::ToMany];
+        let v4 = self.families.v4.then(|| Rule::new(v4, jump()));
+        v4.into_iter().chain([Rule::new([to_bridge, groups], jump())])
+    }
+
+    /// Returns the rules for IPv6 packets that come from a bridge of pods. They stand without IPv6 policies too: every pod has
+    /// link-local addresses.
+    fn from_bridges(&self) -> impl Iterator<Item = Rule> {
+        self.bridges.link_local.iter().map(|bridge| {
+            let from_bridge = Match::InputLink { name: bridge.clone(), negated: false };
+            Rule::new([Match::Family(Family::V6), from_bridge], Verdict::Jump(LINK_LOCAL.into()))
+        })
+    }
+}
+
+fn established() -> Rule {
+    let states = States::RELATED.or(States::ESTABLISHED);
+    Rule::new([Match::State { states, negated: false }], Verdict::Accept)
+}
+
+fn link_local() -> Vec<Rule> {
+    let mut rules: Vec<Rule> = of_links().collect();
+    let from = |range| Match::Address { of: Side::Source, range, negated: false };
+    let to = |range| Match::Address { of: Side::Destination, range, negated: false };
+    for concerned in [from(UNICAST), to(UNICAST), to(MULTICAST_OF_LINKS)] {
+        rules.extend(dropping(&[concerned], LINK_LOCAL));
+    }
+    rules
+}
+
+fn multicast() -> Vec<Rule> {
+    let everybody = Match::Address { of: Side::Destination, range: EVERYBODY, negated: false };
+    let dhcp = Match::DestinationPort { protocol: Protocol::Udp, range: DHCP };
+    let mut rules = vec![Rule::new([everybody, dhcp], Verdict::Return).commented("DHCP")];
+    rules.extend(of_links());
+    rules.extend(dropping(&[], MULTICAST));
+    rules
+}
+
+/// Returns the rules that let pass what a link needs.
+fn of_links() -> impl Iterator<Item = Rule> {
+    icmp::OF_LINKS.iter().map(|(kind, number)| {
+        let of_kind = Match::IcmpKind { family: Family::V6, number: *number };
+        Rule::new([of_kind], Verdict::Return).commented(kind.name())
+    })
+}
+
+/// Returns the rules that drop, count and log a packet. It is dropped, not rejected: the sender of a packet to a group hears
+/// nothing either way.
+fn dropping(matches: &[Match], counter: &str) -> [Rule; 2] {
+    let limited: Box<[Match]> = matches.iter().cloned().chain([LOG_LIMIT]).collect();
+    let count = Statement::Count(Name::from(counter));
+    [Rule::with(limited, [log(counter)], None), Rule::with(matches, [count], Some(Verdict::Drop))]
+}

@@ -1,0 +1,227 @@
+//! The chain of a class: all pods of this node that the same policies isolate in one direction.
+//!
+//! ```text
+//! chain in_shop_db_… {
+//!     ct state invalid drop
+//!     meta l4proto . th dport vmap @in_shop_db_…_ports       single ports: accept, or jump to the chain of the peers
+//!     tcp dport vmap @in_shop_db_…_tcp                       ranges of ports, disjoint
+//!     ip daddr . meta l4proto . th dport @port_here_… jump from_…     named ports
+//!     meta l4proto udp jump from_…                           all ports of a protocol
+//!     ip saddr @pods_shop_… accept                           peers of every port
+//!     limit rate 10/minute burst 10 packets log prefix "in_shop_db_…" group 100
+//!     counter name in_shop_db_… reject                       comment "isolated by shop/db"
+//! }
+//! ```
+//!
+//! Policies of a class are not asked one after the other: what they allow for one port is one element, so a packet costs the
+//! same with one policy and with 1,000. A pod that comes under the same policies as another is one element of the map of
+//! isolated pods.
+//!
+//! `accept` in here ends the base chain of this direction, and nothing else: the other direction has a base chain of its own.
+//!
+//! An address that several pods claim is judged by the classes of all of them ([`each`], [`shared`]): there a permission
+//! is a `return`, which leads to the next class. That lasts for moments, so its rules are in turn.
+
+use std::sync::Arc;
+
+use compact_str::CompactString;
+
+use crate::kernel::nftables::rule::States;
+use crate::kernel::nftables::{Content, Fields, Key, Kind, Lookup, Match, Object, Rule, SetSpec, Statement, Verdict};
+use crate::model::ObjectName;
+use crate::net::{Family, PerFamily};
+
+use super::super::rules::{self, Direction, Isolation, PolicyKey, PortMatch, RuleSet, SetKey};
+use super::names;
+use super::parts::{Lowered, Part};
+use super::peers::{Allowed, Peers};
+use super::permissions::{Permissions, Ranges};
+use super::sets::{in_one, in_set};
+
+/// The pods of one namespace that the same policies isolate in one direction.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Class {
+    pub direction: Direction,
+    pub namespace: CompactString,
+    /// Sorted.
+    pub policies: Box<[ObjectName]>,
+    pub by_namespace: bool,
+}
+
+impl Class {
+    /// Returns the class of a pod; `None` for one that is not isolated.
+    pub fn of(direction: Direction, pod: &ObjectName, isolation: &Isolation) -> Option<Class> {
+        let Isolation::Isolated { policies, by_namespace } = isolation else { return None };
+        let (namespace, policies) = (pod.namespace.clone(), policies.clone());
+        Some(Class { direction, namespace, policies, by_namespace: *by_namespace })
+    }
+
+    /// Returns the keys of the class's policies.
+    pub fn policy_keys(&self) -> impl Iterator<Item = PolicyKey> {
+        self.policies.iter().map(|policy| PolicyKey { policy: policy.clone(), direction: self.direction })
+    }
+
+    /// Returns everything that the class's policies allow.
+    fn matches<'a>(&'a self, rules: &'a RuleSet) -> impl Iterator<Item = &'a rules::Match> {
+        let of_policy = |key: PolicyKey| rules.policies.get(&key);
+        self.policy_keys().filter_map(of_policy).flat_map(|rules| rules.iter()).flat_map(|rule| &rule.matches)
+    }
+}
+
+/// Returns the chain of a class with its maps.
+pub fn class(class: &Arc<Class>, rules: &RuleSet, families: PerFamily<bool>) -> Lowered {
+    let name = names::class(class);
+    let mut lowered = Lowered::default();
+    let permissions = Permissions::of(class.matches(rules));
+    let mut chain = vec![invalid()];
+    let verdict = |allowed: &Allowed, lowered: &mut Lowered| verdict(class.direction, allowed, lowered);
+
+    if !permissions.singles.is_empty() {
+        let map = names::ports(&name);
+        lowered.map(&map, SetSpec { fields: Fields::ProtocolPort, kind: Kind::Verdicts, intervals: false });
+        for ((protocol, port), allowed) in &permissions.singles {
+            let verdict = verdict(allowed, &mut lowered);
+            lowered.verdict(&map, Key::ProtocolPort(*protocol, *port), verdict);
+        }
+        chain.push(Rule::new([], Verdict::Map { lookup: Lookup::DestinationProtocolPort, map }));
+    }
+    for (protocol, ranges) in &permissions.ranges {
+        let protocol = *protocol;
+        match ranges {
+            Ranges::Disjoint(ranges) => {
+                let map = names::ranges(&name, protocol);
+                lowered.map(&map, SetSpec { fields: Fields::Port, kind: Kind::Verdicts, intervals: true });
+                for (range, allowed) in ranges {
+                    let verdict = verdict(allowed, &mut lowered);
+                    lowered.verdict(&map, Key::Ports(*range), verdict);
+                }
+                chain.push(Rule::new([], Verdict::Map { lookup: Lookup::DestinationPort(protocol), map }));
+            }
+            Ranges::InTurn(ranges) => chain.extend(ranges.iter().map(|(range, allowed)| {
+                let to_range = Match::DestinationPort { protocol, range: *range };
+                Rule::new([to_range], verdict(allowed, &mut lowered))
+            })),
+        }
+    }
+    for (set, allowed) in &permissions.named {
+        lowered.needs.insert(Part::Set(set.clone()));
+        let verdict = verdict(allowed, &mut lowered);
+        chain.extend(in_set(set, class.direction, families).map(|one| Rule::new([one], verdict.clone())));
+    }
+    for (protocol, allowed) in &permissions.protocols {
+        chain.push(Rule::new([Match::Protocol(*protocol)], verdict(allowed, &mut lowered)));
+    }
+    match &permissions.any {
+        Allowed::Everybody => chain.push(Rule::new([], Verdict::Accept)),
+        Allowed::Peers(sets) => {
+            let peers = Peers { direction: class.direction, sets: sets.clone() };
+            chain.extend(peers.rules(families, &mut lowered.needs));
+            chain.extend(refusing(class));
+        }
+    }
+    lowered.needs.insert(Part::Counter(class.clone()));
+    lowered.chain(name, chain);
+    lowered
+}
+
+/// Returns the chain that asks a class whether it allows a packet, and returns if it does.
+pub fn each(class: &Arc<Class>, rules: &RuleSet, families: PerFamily<bool>) -> Lowered {
+    let mut lowered = Lowered::default();
+    let mut chain = vec![invalid()];
+    for one in class.matches(rules) {
+        let conditions = conditions(one, class.direction, families);
+        if !conditions.is_empty() {
+            lowered.needs.extend(one.peer.iter().chain(named(one)).map(|set| Part::Set(set.clone())));
+        }
+        chain.extend(conditions.into_iter().map(|matches| Rule::new(matches, Verdict::Return)));
+    }
+    chain.extend(refusing(class));
+    lowered.needs.insert(Part::Counter(class.clone()));
+    lowered.chain(names::each(class), chain);
+    lowered
+}
+
+/// Returns the chain of an address that pods of these classes claim: each has to allow.
+pub fn shared(classes: &[Arc<Class>]) -> Lowered {
+    let mut lowered = Lowered::default();
+    let jumps = classes.iter().map(|class| Rule::new([], Verdict::Jump(names::each(class))));
+    lowered.chain(names::shared(classes), jumps.collect());
+    lowered.needs.extend(classes.iter().map(|class| Part::Each(class.clone())));
+    lowered
+}
+
+/// Returns the counter of what a class refuses.
+pub fn counter(class: &Class) -> Lowered {
+    let mut lowered = Lowered::default();
+    lowered.objects.insert(Object::Counter(names::class(class)), Content::Counter);
+    lowered
+}
+
+/// Limits how many refused packets are logged.
+pub const LOG_LIMIT: Match = Match::Limit { per_minute: 10, burst: 10 };
+
+/// Returns the statement that logs a refused packet, to the group that kube-router uses.
+pub fn log(prefix: &str) -> Statement {
+    Statement::Log { group: 100, prefix: prefix.into() }
+}
+
+/// Returns the rules that refuse a packet for which these matches hold, on behalf of a class.
+pub fn refusal(class: &Class, matches: &[Match], said: &str) -> [Rule; 2] {
+    let name = names::class(class);
+    let limited: Box<[Match]> = matches.iter().cloned().chain([LOG_LIMIT]).collect();
+    let counted = Rule::with(matches, [Statement::Count(name.clone())], Some(Verdict::Reject));
+    [Rule::with(limited, [log(name.as_str())], None), counted.commented(said)]
+}
+
+/// Returns the last rules of a class's chain.
+fn refusing(class: &Class) -> [Rule; 2] {
+    refusal(class, &[], &format!("isolated by {}", names::policies(class)))
+}
+
+fn invalid() -> Rule {
+    Rule::new([Match::State { states: States::INVALID, negated: false }], Verdict::Drop)
+}
+
+fn verdict(direction: Direction, allowed: &Allowed, lowered: &mut Lowered) -> Verdict {
+    match allowed {
+        Allowed::Everybody => Verdict::Accept,
+        Allowed::Peers(sets) => {
+            let peers = Arc::new(Peers { direction, sets: sets.clone() });
+            let verdict = Verdict::Jump(names::peers(&peers));
+            lowered.needs.insert(Part::Peers(peers));
+            verdict
+        }
+    }
+}
+
+/// Returns the matches of the rules for one condition of a policy: any of them has to hold as a whole.
+fn conditions(one: &rules::Match, direction: Direction, families: PerFamily<bool>) -> Vec<Vec<Match>> {
+    let named = named(one);
+    let peers: Vec<Vec<Match>> = if one.peer.is_none() && named.is_none() {
+        vec![Vec::new()]
+    } else {
+        let sets = || one.peer.iter().chain(named);
+        let is_possible = |family: &Family| *families.of(*family) && sets().all(|set| set.is_of(*family));
+        let possible = Family::BOTH.into_iter().filter(is_possible);
+        possible.map(|family| sets().map(|set| in_one(set, direction, family)).collect()).collect()
+    };
+    let ports: Vec<Option<Match>> = match &one.port {
+        PortMatch::Any | PortMatch::Named(_) => vec![None],
+        PortMatch::Protocol(protocol) => vec![Some(Match::Protocol(*protocol))],
+        PortMatch::Numbers(protocol, ranges) => {
+            let to_range = |range| Some(Match::DestinationPort { protocol: *protocol, range });
+            ranges.iter().copied().map(to_range).collect()
+        }
+    };
+    let with = |peer: &Vec<Match>| -> Vec<Vec<Match>> {
+        ports.iter().map(|port| peer.iter().cloned().chain(port.clone()).collect()).collect()
+    };
+    peers.iter().flat_map(with).collect()
+}
+
+fn named(one: &rules::Match) -> Option<&Arc<SetKey>> {
+    match &one.port {
+        PortMatch::Named(set) => Some(set),
+        PortMatch::Any | PortMatch::Protocol(_) | PortMatch::Numbers(..) => None,
+    }
+}

@@ -1,0 +1,90 @@
+//! Desired kernel state of the firewall.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::kernel::nftables::{Content, Key, Name, Object};
+use crate::kernel::sysctl::{Setting, Wanted};
+
+/// Desired kernel objects.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Desired {
+    pub settings: BTreeMap<Setting, Wanted>,
+    pub table: BTreeMap<Object, Content>,
+    /// Number of sets and maps in the table, and of their elements.
+    pub sets: usize,
+    pub elements: usize,
+    /// Services are not completely known, so that these addresses of isolated pods may be refused more than is desired here.
+    pub unsure: Option<BTreeSet<IpAddr>>,
+}
+
+/// Changed keys of [`Desired`], in any order; a key may occur twice.
+#[derive(Default, Debug)]
+pub struct LoweredChanges {
+    pub settings: bool,
+    pub objects: Vec<Object>,
+    /// Elements that were removed explicitly, which absence alone does not prove.
+    pub left: Vec<Object>,
+}
+
+impl Desired {
+    /// Puts an object in place; returns whether it is new or differs.
+    pub fn put(&mut self, object: Object, content: Content) -> bool {
+        if self.table.get(&object) == Some(&content) {
+            return false;
+        }
+        let counted = counted(&object);
+        if self.table.insert(object, content).is_none() {
+            self.count(counted, 1);
+        }
+        true
+    }
+
+    /// Removes an object; returns whether it was there.
+    pub fn remove(&mut self, object: &Object) -> bool {
+        let was_there = self.table.remove(object).is_some();
+        if was_there {
+            self.count(counted(object), -1);
+        }
+        was_there
+    }
+
+    /// Returns the elements of a set.
+    pub fn elements_of<'a>(&'a self, set: &'a Name) -> impl Iterator<Item = (&'a Object, &'a Content)> {
+        elements_of(&self.table, set)
+    }
+
+    /// Returns the name as its set has it, so that all elements share it.
+    pub fn known(&self, set: Name) -> Name {
+        match self.table.get_key_value(&Object::Set(set.clone())) {
+            Some((Object::Set(known), _)) => known.clone(),
+            _ => set,
+        }
+    }
+
+    fn count(&mut self, (sets, elements): (bool, bool), by: isize) {
+        self.sets = self.sets.saturating_add_signed(by * isize::from(sets));
+        self.elements = self.elements.saturating_add_signed(by * isize::from(elements));
+    }
+}
+
+impl LoweredChanges {
+    pub fn is_empty(&self) -> bool {
+        !self.settings && self.objects.is_empty()
+    }
+}
+
+/// Returns the elements of a set in a table.
+pub fn elements_of<'a>(
+    table: &'a BTreeMap<Object, Content>,
+    set: &'a Name,
+) -> impl Iterator<Item = (&'a Object, &'a Content)> {
+    let first = Object::Element(set.clone(), Key::Address(IpAddr::from([0; 4])));
+    let is_its = move |object: &Object| matches!(object, Object::Element(name, _) if name == set);
+    table.range(first..).take_while(move |(object, _)| is_its(object))
+}
+
+/// Returns whether an object is a set, and whether it is an element.
+fn counted(object: &Object) -> (bool, bool) {
+    (matches!(object, Object::Set(_)), matches!(object, Object::Element(..)))
+}

@@ -1,0 +1,127 @@
+//! Accounting of refused packets by policy.
+//!
+//! A class refuses what none of its policies allows, so a packet that it refuses counts for each of them. The counters
+//! are objects of the table, one for each class: a chain that is replaced goes on counting, and a class that comes back starts at
+//! zero. Earlier counts stay in the sum.
+//!
+//! What is dropped on bridges, for addresses that no policy can name, belongs to no policy and counts by its reason.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::kernel::nftables::Name;
+
+use super::super::backend::Owner;
+use super::class::Class;
+use super::names::{self, LINK_LOCAL, MULTICAST};
+
+/// The policies on whose behalf each counter counts.
+pub type Owners = BTreeMap<Name, Box<[Owner]>>;
+
+/// The counters of what is dropped on bridges, each with its reason.
+const ON_BRIDGES: [(&str, &str); 2] = [(LINK_LOCAL, "link-local"), (MULTICAST, "multicast")];
+
+/// Sums of refused packets.
+pub struct Drops {
+    /// Last reading of each counter.
+    last: BTreeMap<Name, u64>,
+    sums: BTreeMap<Owner, u64>,
+    on_bridges: BTreeMap<&'static str, u64>,
+}
+
+impl Default for Drops {
+    fn default() -> Drops {
+        let none = ON_BRIDGES.map(|(_, reason)| (reason, 0)).into();
+        Drops { last: BTreeMap::new(), sums: BTreeMap::new(), on_bridges: none }
+    }
+}
+
+/// Returns the owners of the counters of these classes.
+pub fn owners<'a>(classes: impl Iterator<Item = &'a Class>) -> Owners {
+    let of_class = |class: &Class| {
+        let owner = |namespace: &str, policy: &str| Owner {
+            namespace: namespace.into(),
+            policy: policy.into(),
+            direction: class.direction,
+        };
+        let policies = class.policies.iter().map(|policy| owner(&policy.namespace, &policy.name));
+        let annotation = class.by_namespace.then(|| owner(&class.namespace, ""));
+        (names::class(class), policies.chain(annotation).collect())
+    };
+    classes.map(of_class).collect()
+}
+
+impl Drops {
+    /// Adds the kernel's current counters. Policies that isolate a pod have a sum, even if it is zero.
+    pub fn add(&mut self, counted: BTreeMap<Name, u64>, owners: &Owners) {
+        for owner in owners.values().flatten() {
+            self.sums.entry(owner.clone()).or_default();
+        }
+        for (counter, packets) in &counted {
+            // A counter that decreased was made anew.
+            let before = self.last.get(counter).copied().filter(|before| before <= packets).unwrap_or_default();
+            for owner in owners.get(counter).into_iter().flatten() {
+                *self.sums.entry(owner.clone()).or_default() += packets - before;
+            }
+            if let Some((_, reason)) = ON_BRIDGES.iter().find(|(name, _)| *name == counter.as_str()) {
+                *self.on_bridges.entry(reason).or_default() += packets - before;
+            }
+        }
+        self.last = counted;
+    }
+
+    pub fn on_bridges(&self) -> &BTreeMap<&'static str, u64> {
+        &self.on_bridges
+    }
+
+    pub fn sums(&self) -> &BTreeMap<Owner, u64> {
+        &self.sums
+    }
+
+    /// Removes the sums of all other policies, which isolate no pod any more.
+    pub fn forget_others(&mut self, owners: &Owners) {
+        let named: BTreeSet<&Owner> = owners.values().flatten().collect();
+        self.sums.retain(|owner, _| named.contains(owner));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::given::object;
+    use super::super::super::rules::Direction;
+    use super::*;
+
+    fn class(policies: &[&str], by_namespace: bool) -> Class {
+        let policies = policies.iter().map(|name| object(name)).collect();
+        Class { direction: Direction::Ingress, namespace: "shop".into(), policies, by_namespace }
+    }
+
+    fn sums(drops: &Drops) -> Vec<(String, u64)> {
+        drops.sums().iter().map(|(owner, packets)| (owner.policy.to_string(), *packets)).collect()
+    }
+
+    #[test]
+    fn a_packet_counts_for_every_policy_that_isolates_its_pod() {
+        let (both, one) = (class(&["shop/a", "shop/b"], true), class(&["shop/b"], false));
+        let owners = owners([&both, &one].into_iter());
+        let counted = |both_has: u64, one_has: u64| -> BTreeMap<Name, u64> {
+            [(names::class(&both), both_has), (names::class(&one), one_has), ("other".into(), 9)].into()
+        };
+        let mut drops = Drops::default();
+        drops.add(counted(3, 4), &owners);
+        drops.add(counted(5, 4), &owners);
+        assert_eq!(sums(&drops), [(String::new(), 5), ("a".into(), 5), ("b".into(), 9)]);
+        // One was made anew, the other is gone.
+        drops.add([(names::class(&one), 1)].into(), &owners);
+        assert_eq!(sums(&drops), [(String::new(), 5), ("a".into(), 5), ("b".into(), 10)]);
+        drops.forget_others(&super::owners([&one].into_iter()));
+        assert_eq!(sums(&drops), [("b".into(), 10)]);
+    }
+
+    #[test]
+    fn a_policy_that_refused_nothing_says_so_and_what_bridges_drop_counts_by_its_reason() {
+        let mut drops = Drops::default();
+        drops.add([(LINK_LOCAL.into(), 2)].into(), &owners([&class(&["shop/a"], false)].into_iter()));
+        assert_eq!(sums(&drops), [("a".to_owned(), 0)]);
+        assert_eq!(*drops.on_bridges(), BTreeMap::from([("link-local", 2), ("multicast", 0)]));
+    }
+}

@@ -1,0 +1,405 @@
+//! Lowers the rule set to the desired table, by parts: a changed pod or label changes elements, a changed policy the
+//! chains and maps of the classes that it isolates.
+//!
+//! The result equals that of lowering everything at once, after any history (`tests/firewall/tables.rs`).
+//!
+//! A family that is off has no sets and no rules, but for what is closed on bridges (`bridges`), and what can have no
+//! element in a family has no set there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::config::FirewallConfig;
+use crate::kernel::nftables::{Content, Key, Name, Object, Verdict};
+use crate::model::{ObjectName, World};
+use crate::net::{Family, PerFamily};
+
+use super::super::bridges::{self, ClosedBridges};
+use super::super::closed_ranges::closed_ranges;
+use super::super::denials::{DenialChanges, Denials};
+use super::super::host_endpoints::HostEndpoints;
+use super::super::rules::{Direction, Element, PolicyKey, RuleSet, SetKey};
+use super::super::{plan, settings};
+use super::base::Surroundings;
+use super::class::{self, Class};
+use super::desired::{Desired, LoweredChanges};
+use super::parts::{Lowered, Part};
+use super::sets::{self, Unions};
+use super::{host_endpoints, names, peers};
+
+/// The desired table, kept up to date.
+pub struct Lowering {
+    config: Arc<FirewallConfig>,
+    families: PerFamily<bool>,
+    desired: Desired,
+    parts: BTreeMap<Part, Held>,
+    /// Parts that nothing needed at some moment of this update.
+    idle: Vec<Part>,
+    unions: Unions,
+    /// The parts that each policy's rules are in.
+    by_policy: BTreeMap<PolicyKey, BTreeSet<Part>>,
+    /// The parts that are there without being needed by another one.
+    roots: BTreeSet<Part>,
+    /// The addresses of each pod when it was last lowered.
+    pods: BTreeMap<ObjectName, Box<[IpAddr]>>,
+    /// The ranges in which only known pods may be reached; `None` before the first World.
+    closed: Option<Vec<IpNet>>,
+    bridges: ClosedBridges,
+    denials: Denials,
+}
+
+/// A part that exists.
+struct Held {
+    /// Number of parts and roots that need it.
+    users: usize,
+    /// Its objects, without the elements of sets that it fills.
+    objects: Box<[Object]>,
+    needs: Box<[Part]>,
+}
+
+impl Lowering {
+    pub fn new(config: Arc<FirewallConfig>, families: PerFamily<bool>) -> Lowering {
+        Lowering {
+            config,
+            families,
+            desired: Desired::default(),
+            parts: BTreeMap::new(),
+            idle: Vec::new(),
+            unions: Unions::default(),
+            by_policy: BTreeMap::new(),
+            roots: BTreeSet::new(),
+            pods: BTreeMap::new(),
+            closed: None,
+            bridges: ClosedBridges::default(),
+            denials: Denials::default(),
+        }
+    }
+
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// Returns the ranges in which only known pods may be reached.
+    pub fn closed(&self) -> &[IpNet] {
+        self.closed.as_deref().unwrap_or_default()
+    }
+
+    /// Returns the bridges on which something is closed.
+    pub fn closed_bridges(&self) -> &ClosedBridges {
+        &self.bridges
+    }
+
+    /// Returns all endpoints of Services on this node itself, denied or not.
+    pub fn host_endpoints(&self) -> &HostEndpoints {
+        self.denials.endpoints()
+    }
+
+    /// Updates from changes of the rule set and the facts of this node; returns what changed.
+    pub fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::RuleSetChanges) -> LoweredChanges {
+        let mut told = LoweredChanges::default();
+        self.lower_base(rules, world, &mut told);
+        for (set, element) in &changed.elements {
+            self.lower_element(set, *element, rules, &mut told);
+        }
+        for set in &changed.sets {
+            self.refresh(&Part::Set(set.clone()), rules, &mut told);
+            for union in self.unions.with(set).to_vec() {
+                self.refresh(&Part::Union(union), rules, &mut told);
+            }
+        }
+        for key in &changed.policies {
+            for part in self.by_policy.get(key).cloned().unwrap_or_default() {
+                self.refresh(&part, rules, &mut told);
+            }
+        }
+        let mut addresses = BTreeSet::new();
+        for name in &changed.pods {
+            let now = rules.pods.get(name).map(|pod| pod.addresses.clone());
+            let before = match now.clone() {
+                Some(now) => self.pods.insert(name.clone(), now),
+                None => self.pods.remove(name),
+            };
+            addresses.extend(before.into_iter().chain(now).flatten());
+        }
+        for address in &addresses {
+            let is_there = *self.families.of(Family::from(*address)) && rules.local_pods_at(*address).next().is_some();
+            self.put_root(Part::Address(*address), is_there, rules, &mut told);
+        }
+        let denied = self.denials.update(rules, world, changed, &self.config);
+        self.lower_denials(rules, addresses, &denied, &mut told);
+        self.sweep(&mut told);
+        // A map filled in order stays half empty; one that is built at once is full.
+        if told.objects.len() > self.desired.table.len() / 2 {
+            self.desired.table = std::mem::take(&mut self.desired.table).into_iter().collect();
+        }
+        self.desired.unsure = host_endpoints::unsure(rules, world, &self.config);
+        let settings = settings::settings(bridges::has_pod_bridge(rules, world));
+        told.settings = self.desired.settings != settings;
+        self.desired.settings = settings;
+        told
+    }
+
+    /// Returns the objects of a part and of all that it needs.
+    pub fn objects_of(&self, part: &Part) -> BTreeSet<Object> {
+        let (mut parts, mut left) = (BTreeSet::new(), vec![part]);
+        let mut objects = BTreeSet::new();
+        while let Some(part) = left.pop() {
+            let Some(held) = self.parts.get(part).filter(|_| parts.insert(part)) else { continue };
+            objects.extend(self.all_objects(part, held));
+            left.extend(&held.needs);
+        }
+        objects
+    }
+
+    /// Returns the classes in use.
+    pub fn classes(&self) -> impl Iterator<Item = &Arc<Class>> {
+        self.parts.keys().filter_map(|part| match part {
+            Part::Counter(class) => Some(class),
+            _ => None,
+        })
+    }
+
+    fn lower_base(&mut self, rules: &RuleSet, world: &World, told: &mut LoweredChanges) {
+        let closed = closed_ranges(&self.config, world, self.closed());
+        let bridges = bridges::closed(rules, world);
+        if self.closed.as_ref() == Some(&closed) && self.bridges == bridges {
+            return;
+        }
+        self.closed = Some(closed);
+        self.bridges = bridges;
+        if self.roots.contains(&Part::Base) {
+            self.refresh(&Part::Base, rules, told);
+        } else {
+            self.put_root(Part::Base, true, rules, told);
+        }
+    }
+
+    /// Lowers an element that was added to or removed from a set.
+    fn lower_element(&mut self, set: &Arc<SetKey>, element: Element, rules: &RuleSet, told: &mut LoweredChanges) {
+        let family = element.family();
+        let Some(contents) = rules.sets.get(set) else { return };
+        let is_there = contents.elements.of(family).contains(&element);
+        let turned = self.unions.count(set, element, is_there);
+        if !*self.families.of(family) {
+            return;
+        }
+        let Some(key) = sets::key(set, element) else { return };
+        let unions = turned.iter().map(|union| names::union(union, family));
+        let own = self.parts.contains_key(&Part::Set(set.clone())).then(|| names::set(set, family));
+        for name in own.into_iter().chain(unions).collect::<Vec<_>>() {
+            let object = Object::Element(self.desired.known(name), key.clone());
+            match is_there {
+                true => self.put(object, Content::Element, told),
+                false => self.remove(&object, told),
+            }
+        }
+    }
+
+    /// Lowers what pods are refused of Services. `addresses` are those whose pods changed.
+    fn lower_denials(
+        &mut self,
+        rules: &RuleSet,
+        mut addresses: BTreeSet<IpAddr>,
+        denied: &DenialChanges,
+        told: &mut LoweredChanges,
+    ) {
+        for endpoint in &denied.endpoints {
+            self.refresh(&Part::Endpoint(*endpoint), rules, told);
+        }
+        addresses.extend(denied.pods.iter().filter_map(|name| self.pods.get(name)).flatten().copied());
+        for address in addresses {
+            let family = Family::from(address);
+            let is_denied = |pod| self.denials.of(pod).any(|one| Family::from(one.address) == family);
+            let any = rules.local_pods_at(address).any(|(pod, _)| is_denied(pod));
+            self.put_root(Part::RefusedServices(address), any && *self.families.of(family), rules, told);
+        }
+    }
+
+    /// Lowers a part that is there for its own sake, or removes it.
+    fn put_root(&mut self, part: Part, is_there: bool, rules: &RuleSet, told: &mut LoweredChanges) {
+        match (is_there, self.roots.contains(&part)) {
+            (true, true) => self.refresh(&part, rules, told),
+            (true, false) => {
+                let part = self.retain(part, rules, told);
+                self.roots.insert(part);
+            }
+            (false, true) => {
+                self.roots.remove(&part);
+                self.release(&part);
+            }
+            (false, false) => {}
+        }
+    }
+
+    /// Lowers a part anew, if it exists.
+    fn refresh(&mut self, part: &Part, rules: &RuleSet, told: &mut LoweredChanges) {
+        if !self.parts.contains_key(part) {
+            return;
+        }
+        let Lowered { objects, needs } = self.lower(part, rules);
+        let needs: Box<[Part]> = needs.into_iter().map(|need| self.retain(need, rules, told)).collect();
+        let Some(held) = self.parts.get(part) else { return };
+        let before = self.all_objects(part, held);
+        for object in before.into_iter().filter(|object| !objects.contains_key(object)) {
+            self.remove(&object, told);
+        }
+        let kept = self.put_all(part, objects, told);
+        let Some(held) = self.parts.get_mut(part) else { return };
+        held.objects = kept;
+        let before = std::mem::replace(&mut held.needs, needs);
+        before.iter().for_each(|need| self.release(need));
+    }
+
+    /// Needs a part once more, and lowers it if it does not exist; returns it as all share it.
+    fn retain(&mut self, part: Part, rules: &RuleSet, told: &mut LoweredChanges) -> Part {
+        if let Some((known, _)) = self.parts.get_key_value(&part) {
+            let known = known.clone();
+            self.parts.entry(known.clone()).and_modify(|held| held.users += 1);
+            return known;
+        }
+        let Lowered { objects, needs } = self.lower(&part, rules);
+        let needs = needs.into_iter().map(|need| self.retain(need, rules, told)).collect();
+        let objects = self.put_all(&part, objects, told);
+        if let Part::Class(class) | Part::Each(class) = &part {
+            for key in class.policy_keys() {
+                self.by_policy.entry(key).or_default().insert(part.clone());
+            }
+        }
+        self.parts.insert(part.clone(), Held { users: 1, objects, needs });
+        part
+    }
+
+    /// Needs a part once less. It is removed at the end of the update, if nothing needs it then.
+    fn release(&mut self, part: &Part) {
+        let Some(held) = self.parts.get_mut(part) else { return };
+        held.users = held.users.saturating_sub(1);
+        if held.users == 0 {
+            self.idle.push(part.clone());
+        }
+    }
+
+    /// Removes what nothing needs.
+    fn sweep(&mut self, told: &mut LoweredChanges) {
+        while let Some(part) = self.idle.pop() {
+            let Some(held) = self.parts.get(&part).filter(|held| held.users == 0) else { continue };
+            for object in self.all_objects(&part, held) {
+                self.remove(&object, told);
+            }
+            match &part {
+                Part::Class(class) | Part::Each(class) => {
+                    for key in class.policy_keys() {
+                        let Some(parts) = self.by_policy.get_mut(&key) else { continue };
+                        parts.remove(&part);
+                        if parts.is_empty() {
+                            self.by_policy.remove(&key);
+                        }
+                    }
+                }
+                Part::Union(union) => self.unions.forget(union),
+                _ => {}
+            }
+            let needs = self.parts.remove(&part).map(|held| held.needs).unwrap_or_default();
+            needs.iter().for_each(|need| self.release(need));
+        }
+    }
+
+    fn lower(&mut self, part: &Part, rules: &RuleSet) -> Lowered {
+        let families = self.families;
+        match part {
+            Part::Base => {
+                let Lowering { config, bridges, .. } = self;
+                let closed = self.closed.as_deref().unwrap_or_default();
+                Surroundings { config, families, closed, bridges }.lower()
+            }
+            Part::Address(address) => self.address(*address, rules),
+            Part::RefusedServices(address) => host_endpoints::refused_services(*address, rules, &self.denials),
+            Part::Class(class) => class::class(class, rules, families),
+            Part::Each(class) => class::each(class, rules, families),
+            Part::Shared(classes) => class::shared(classes),
+            Part::Counter(class) => class::counter(class),
+            Part::Peers(peers) => peers::peers(peers, families),
+            Part::Set(set) => sets::set(set, rules, families),
+            Part::Union(union) => self.unions.lower(union, rules, families),
+            Part::Endpoint(endpoint) => host_endpoints::endpoint(endpoint, &self.denials),
+        }
+    }
+
+    /// Returns the elements of an address of pods of this node, which together decide how it is judged.
+    fn address(&self, address: IpAddr, rules: &RuleSet) -> Lowered {
+        let (family, key) = (Family::from(address), Key::Address(address));
+        let mut lowered = Lowered::default();
+        for direction in Direction::BOTH {
+            let isolations = rules.local_pods_at(address).map(|(name, pod)| (name, pod.isolation(direction)));
+            let classes: BTreeSet<Arc<Class>> = isolations
+                .filter_map(|(name, isolation)| Class::of(direction, name, isolation).map(Arc::new))
+                .collect();
+            let classes: Vec<Arc<Class>> = classes.into_iter().collect();
+            let (chain, part) = match &*classes {
+                [] => continue,
+                [one] => (names::class(one), Part::Class(one.clone())),
+                several => (names::shared(several), Part::Shared(several.into())),
+            };
+            lowered.verdict(&names::isolated(direction, family), key.clone(), Verdict::Jump(chain));
+            lowered.needs.insert(part);
+            let itself = Object::Element(names::to_itself(family), Key::Itself(address));
+            lowered.objects.insert(itself, Content::Element);
+        }
+        if self.config.default_deny {
+            lowered.objects.insert(Object::Element(names::pods(family), key), Content::Element);
+        }
+        lowered
+    }
+
+    /// Returns the objects of a part with the elements of the sets that it fills.
+    fn all_objects(&self, part: &Part, held: &Held) -> Vec<Object> {
+        let mut all = held.objects.to_vec();
+        if part.fills_its_sets() {
+            let sets = held.objects.iter().filter_map(|object| match object {
+                Object::Set(name) => Some(name),
+                _ => None,
+            });
+            all.extend(sets.flat_map(|set| self.desired.elements_of(set)).map(|(object, _)| object.clone()));
+        }
+        all
+    }
+
+    /// Puts the objects of a part in place; returns those that it has to remember.
+    fn put_all(&mut self, part: &Part, objects: BTreeMap<Object, Content>, told: &mut LoweredChanges) -> Box<[Object]> {
+        let fills = part.fills_its_sets();
+        let (mut kept, mut last): (Vec<Object>, Option<(Name, Name)>) = (Vec::new(), None);
+        for (object, content) in objects {
+            let object = match object {
+                Object::Element(set, key) => {
+                    let known = last.as_ref().filter(|(given, _)| *given == set).map(|(_, known)| known.clone());
+                    let known = known.unwrap_or_else(|| self.desired.known(set.clone()));
+                    last = Some((set, known.clone()));
+                    Object::Element(known, key)
+                }
+                object => object,
+            };
+            if !(fills && matches!(object, Object::Element(..))) {
+                kept.push(object.clone());
+            }
+            self.put(object, content, told);
+        }
+        kept.into()
+    }
+
+    fn put(&mut self, object: Object, content: Content, told: &mut LoweredChanges) {
+        if self.desired.put(object.clone(), content) {
+            told.objects.push(object);
+        }
+    }
+
+    fn remove(&mut self, object: &Object, told: &mut LoweredChanges) {
+        if self.desired.remove(object) {
+            if matches!(object, Object::Element(..)) {
+                told.left.push(object.clone());
+            }
+            told.objects.push(object.clone());
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Who is allowed for some ports: everybody, or the peers in any of several sets.
+//!
+//! Up to four sets are looked up one after the other. Of more than that there is one set that holds what any of them holds, so
+//! that a packet costs the same with 1,000 policies: a union of the sets of pods, one of the sets of named ports, and all
+//! blocks as one set of blocks. A set that two unions have in common is in both; one that no rule looks up by itself is not
+//! in the kernel.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::kernel::nftables::{Match, Rule, Verdict};
+use crate::net::PerFamily;
+
+use super::super::rules::{Direction, SetKey};
+use super::names;
+use super::parts::{Lowered, Part};
+use super::sets::{in_set, in_union};
+
+/// Who is allowed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Allowed {
+    Everybody,
+    /// What is in any of these sets.
+    Peers(BTreeSet<Arc<SetKey>>),
+}
+
+/// The peers of one direction that are in any of these sets: the sources of ingress, the destinations of egress.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Peers {
+    pub direction: Direction,
+    pub sets: BTreeSet<Arc<SetKey>>,
+}
+
+/// Sets of one kind, all of pods or all of named ports, at least two. Their union is kept up to date as one set.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Union {
+    pub sets: BTreeSet<Arc<SetKey>>,
+}
+
+/// Number of sets that are looked up in turn.
+const IN_TURN: usize = 4;
+
+impl Default for Allowed {
+    fn default() -> Allowed {
+        Allowed::Peers(BTreeSet::new())
+    }
+}
+
+impl Allowed {
+    /// Allows one peer more; `None` is everybody.
+    pub fn add(&mut self, peer: Option<&Arc<SetKey>>) {
+        match (self, peer) {
+            (Allowed::Everybody, _) => {}
+            (Allowed::Peers(sets), Some(set)) => drop(sets.insert(set.clone())),
+            (this, None) => *this = Allowed::Everybody,
+        }
+    }
+
+    /// Allows what another one allows.
+    pub fn join(&mut self, other: &Allowed) {
+        match other {
+            Allowed::Everybody => *self = Allowed::Everybody,
+            Allowed::Peers(sets) => sets.iter().for_each(|set| self.add(Some(set))),
+        }
+    }
+
+    /// Returns the number of sets, at least one.
+    pub fn weight(&self) -> usize {
+        match self {
+            Allowed::Everybody => 1,
+            Allowed::Peers(sets) => sets.len().max(1),
+        }
+    }
+}
+
+impl Peers {
+    /// Returns the rules that accept these peers, and the parts that they need.
+    pub fn rules(&self, families: PerFamily<bool>, needs: &mut BTreeSet<Part>) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        let mut accept = |matches: &mut dyn Iterator<Item = Match>, part: Part| {
+            rules.extend(matches.map(|one| Rule::new([one], Verdict::Accept)));
+            needs.insert(part);
+        };
+        for source in self.sources() {
+            match source {
+                Source::One(set) => accept(&mut in_set(&set, self.direction, families), Part::Set(set.clone())),
+                Source::Union(union) => {
+                    accept(&mut in_union(&union, self.direction, families), Part::Union(union.clone()));
+                }
+            }
+        }
+        rules
+    }
+
+    /// Returns the sets to look up.
+    fn sources(&self) -> Vec<Source> {
+        if self.sets.len() <= IN_TURN {
+            return self.sets.iter().cloned().map(Source::One).collect();
+        }
+        let mut sources = Vec::new();
+        let all_of = |is_its: fn(&SetKey) -> bool| -> BTreeSet<Arc<SetKey>> {
+            self.sets.iter().filter(|set| is_its(set)).cloned().collect()
+        };
+        let pods = all_of(|set| matches!(set, SetKey::Pods(_)));
+        let ports = all_of(|set| matches!(set, SetKey::NamedPort { .. }));
+        for sets in [pods, ports] {
+            match sets.len() {
+                0 => {}
+                1 => sources.extend(sets.into_iter().map(Source::One)),
+                _ => sources.push(Source::Union(Arc::new(Union { sets }))),
+            }
+        }
+        let blocks = self.sets.iter().filter_map(|set| match &**set {
+            SetKey::Blocks(blocks) => Some(blocks.iter().cloned()),
+            SetKey::Pods(_) | SetKey::NamedPort { .. } => None,
+        });
+        let blocks: BTreeSet<_> = blocks.flatten().collect();
+        if !blocks.is_empty() {
+            sources.push(Source::One(Arc::new(SetKey::Blocks(blocks.into_iter().collect()))));
+        }
+        sources
+    }
+}
+
+/// Returns the chain that accepts these peers, and returns for all others.
+pub fn peers(peers: &Peers, families: PerFamily<bool>) -> Lowered {
+    let mut lowered = Lowered::default();
+    let rules = peers.rules(families, &mut lowered.needs);
+    lowered.chain(names::peers(peers), rules);
+    lowered
+}
+
+/// A set to look up.
+enum Source {
+    One(Arc<SetKey>),
+    Union(Arc<Union>),
+}

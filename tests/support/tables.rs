@@ -1,0 +1,318 @@
+//! What becomes of a packet in a table of nf_tables: its objects as values, followed as the kernel follows them.
+//!
+//! Only what our rules use is understood; anything else fails the test, so that a new match gets its meaning here before it
+//! goes unnoticed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use sluice::firewall::nftables::desired::elements_of;
+use sluice::firewall::verdict::{Packet, Traffic};
+use sluice::kernel::iptables::rule::{Side, States};
+use sluice::kernel::nftables::{
+    Chain, Content, Fields, Hook, Key, Kind, Lookup, Match, Name, Object, Rule, SetSpec, Statement, Verdict,
+};
+use sluice::net::Family;
+
+use super::chains::State;
+
+/// A table, and what else its rules look at.
+#[derive(Clone, Copy)]
+pub struct Table<'a> {
+    pub table: &'a BTreeMap<Object, Content>,
+    /// The addresses of the host itself.
+    pub local: &'a BTreeSet<IpAddr>,
+}
+
+/// What became of a packet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Traced {
+    pub fate: Fate,
+    /// The counters that counted it, in order.
+    pub counted: Vec<Name>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    Passes,
+    Rejected,
+    Dropped,
+}
+
+/// What a chain says of a packet.
+enum Outcome {
+    Accepted,
+    Refused(Fate),
+    /// The chain came to its end, or returned.
+    Returned,
+}
+
+impl Table<'_> {
+    /// Follows a packet through all base chains of a hook, in the order of their priorities.
+    pub fn trace(&self, hook: Hook, packet: &Packet, state: State) -> Traced {
+        let mut bases: Vec<(i32, &Name)> = self
+            .table
+            .iter()
+            .filter_map(|(object, content)| match (object, content) {
+                (Object::Chain(name), Content::Chain(chain)) => {
+                    chain.base.filter(|base| base.hook == hook).map(|base| (base.priority, name))
+                }
+                _ => None,
+            })
+            .collect();
+        bases.sort();
+        let mut counted = Vec::new();
+        for (_, name) in bases {
+            if let Outcome::Refused(fate) = self.chain(name, (packet, state), &mut counted, 0) {
+                return Traced { fate, counted };
+            }
+        }
+        Traced { fate: Fate::Passes, counted }
+    }
+
+    pub fn passes(&self, hook: Hook, packet: &Packet, state: State) -> bool {
+        self.trace(hook, packet, state).fate == Fate::Passes
+    }
+
+    fn chain(&self, name: &Name, packet: (&Packet, State), counted: &mut Vec<Name>, depth: usize) -> Outcome {
+        assert!(depth < 16, "the kernel follows no more than 16 jumps: {name}");
+        let Some(Content::Chain(chain)) = self.table.get(&Object::Chain(name.clone())) else {
+            panic!("a jump to chain {name}, which does not exist");
+        };
+        for rule in &chain.rules {
+            if !rule.matches().iter().all(|one| self.holds(one, packet)) {
+                continue;
+            }
+            for statement in rule.statements() {
+                match statement {
+                    Statement::Count(counter) => counted.push(counter.clone()),
+                    Statement::Log { group, .. } => assert_eq!(*group, 100),
+                    other => panic!("{other:?} is a statement that this reader does not know"),
+                }
+            }
+            let verdict = match rule.verdict() {
+                Some(Verdict::Map { lookup, map }) => self.mapped(*lookup, map, packet.0),
+                verdict => verdict,
+            };
+            match verdict {
+                None => {}
+                Some(Verdict::Accept) => return Outcome::Accepted,
+                Some(Verdict::Drop) => return Outcome::Refused(Fate::Dropped),
+                Some(Verdict::Reject) => return Outcome::Refused(Fate::Rejected),
+                Some(Verdict::Return) => return Outcome::Returned,
+                Some(Verdict::Jump(to)) => match self.chain(to, packet, counted, depth + 1) {
+                    Outcome::Returned => {}
+                    outcome => return outcome,
+                },
+                Some(other) => panic!("{other:?} is a verdict that this reader does not know"),
+            }
+        }
+        Outcome::Returned
+    }
+
+    fn holds(&self, one: &Match, (packet, state): (&Packet, State)) -> bool {
+        let family = Family::from(packet.destination);
+        let at = |side: &Side| match side {
+            Side::Source => packet.source,
+            Side::Destination => packet.destination,
+        };
+        match one {
+            Match::Family(wanted) => *wanted == family,
+            Match::Address { of, range, negated } => {
+                Family::from(*range) == family && range.contains(&at(of)) != *negated
+            }
+            Match::InSet { lookup, set, negated } => {
+                family_of(*lookup).is_none_or(|wanted| wanted == family)
+                    && self.found(*lookup, set, Kind::Set, packet).is_some() != *negated
+            }
+            Match::HostAddress { of, negated } => self.local.contains(&at(of)) != *negated,
+            Match::ToMany => match packet.destination {
+                // Without routes, so that no broadcast address of a network is known.
+                IpAddr::V4(address) => address.is_multicast() || address.is_broadcast() || address.is_unspecified(),
+                IpAddr::V6(address) => address.is_multicast(),
+            },
+            Match::Protocol(wanted) => {
+                matches!(packet.traffic, Traffic::Port { protocol, .. } if protocol == *wanted)
+            }
+            Match::Icmp(wanted) => *wanted == family && matches!(packet.traffic, Traffic::Icmp { .. }),
+            Match::IcmpKind { family: wanted, number } => {
+                *wanted == family && packet.traffic == Traffic::Icmp { kind: *number }
+            }
+            Match::DestinationPort { protocol: wanted, range } => match packet.traffic {
+                Traffic::Port { protocol, port } => protocol == *wanted && (range.first..=range.last).contains(&port),
+                Traffic::Icmp { .. } => false,
+            },
+            Match::State { states, negated } => {
+                let own = match state {
+                    State::New => States::NEW,
+                    State::Established => States::ESTABLISHED,
+                    State::Invalid => States::INVALID,
+                };
+                (states.or(own) == *states) != *negated
+            }
+            // Where it matters, packets come in by the bridge of the pods, and leave by it.
+            Match::InputLink { name, negated } | Match::OutputLink { name, negated } => {
+                (name == "kube-bridge") != *negated
+            }
+            Match::Limit { .. } => true,
+            Match::Mark { .. } => panic!("{one:?} is a match that this reader does not know"),
+        }
+    }
+
+    fn mapped(&self, lookup: Lookup, map: &Name, packet: &Packet) -> Option<&Verdict> {
+        match self.found(lookup, map, Kind::Verdicts, packet)? {
+            Content::Verdict(verdict) => Some(verdict),
+            other => panic!("{other:?} in the verdict map {map}"),
+        }
+    }
+
+    /// Returns the element of a set that a packet has.
+    fn found(&self, lookup: Lookup, set: &Name, kind: Kind, packet: &Packet) -> Option<&Content> {
+        let Some(Content::Set(spec)) = self.table.get(&Object::Set(set.clone())) else {
+            panic!("a rule looks up {set}, which does not exist");
+        };
+        assert_eq!((spec.fields, spec.kind), (fields(lookup), kind), "{set} looked up by {lookup:?}");
+        if family_of(lookup).is_some_and(|family| family != Family::from(packet.destination)) {
+            return None;
+        }
+        let address = |side| if side == Side::Source { packet.source } else { packet.destination };
+        let port = match packet.traffic {
+            Traffic::Port { protocol, port } => Some((protocol, port)),
+            Traffic::Icmp { .. } => None,
+        };
+        let key = match lookup {
+            Lookup::Address(_, side) if spec.intervals => {
+                return self.around(set, |key| matches!(key, Key::Prefix(range) if range.contains(&address(side))));
+            }
+            Lookup::DestinationPort(wanted) => {
+                let port = port.filter(|(protocol, _)| *protocol == wanted)?.1;
+                assert!(spec.intervals, "{set}");
+                return self
+                    .around(set, |key| matches!(key, Key::Ports(range) if (range.first..=range.last).contains(&port)));
+            }
+            Lookup::Address(_, side) => Key::Address(address(side)),
+            Lookup::Addresses(_) if packet.source == packet.destination => Key::Itself(packet.source),
+            Lookup::Addresses(_) => return None,
+            Lookup::DestinationService(_) => {
+                port.map(|(protocol, port)| Key::Service(packet.destination, protocol, port))?
+            }
+            Lookup::DestinationProtocolPort => port.map(|(protocol, port)| Key::ProtocolPort(protocol, port))?,
+            other => panic!("{other:?} is a lookup that this reader does not know"),
+        };
+        self.table.get(&Object::Element(set.clone(), key))
+    }
+
+    fn around(&self, set: &Name, holds: impl Fn(&Key) -> bool) -> Option<&Content> {
+        let is_it = |object: &Object| matches!(object, Object::Element(_, key) if holds(key));
+        let found = elements_of(self.table, set).map(|(object, _)| object).find(|object| is_it(object)).cloned();
+        self.table.get(&found?)
+    }
+}
+
+/// What the kernel would refuse of a table: objects that name what is not there, elements that do not fit, ranges that
+/// overlap, names that are too long. The first of it.
+pub fn refusal(table: &BTreeMap<Object, Content>) -> Option<String> {
+    let is_there = |object: Object| match table.contains_key(&object) {
+        true => None,
+        false => Some(format!("{object} does not exist")),
+    };
+    table.iter().find_map(|(object, content)| {
+        let name = match object {
+            Object::Counter(name) | Object::Set(name) | Object::Chain(name) | Object::Element(name, _) => name,
+        };
+        if name.as_str().len() > 255 {
+            return Some(format!("{object}: the name is too long"));
+        }
+        let missing = match (object, content) {
+            (Object::Chain(_), Content::Chain(chain)) => rules_name(chain).find_map(is_there),
+            (Object::Element(set, key), content) => match table.get(&Object::Set(set.clone())) {
+                Some(Content::Set(spec)) if fits(*spec, key, content) => match content {
+                    Content::Verdict(verdict) => named_by(verdict).and_then(is_there),
+                    _ => None,
+                },
+                other => Some(format!("its set is {other:?}")),
+            },
+            (Object::Set(_), Content::Set(_)) | (Object::Counter(_), Content::Counter) => None,
+            (_, content) => Some(format!("its content is {content:?}")),
+        };
+        let missing = missing.or_else(|| match object {
+            Object::Set(set) => overlapping(table, set),
+            _ => None,
+        });
+        missing.map(|why| format!("{object}: {why}"))
+    })
+}
+
+/// The objects that the rules of a chain name.
+pub fn rules_name(chain: &Chain) -> impl Iterator<Item = Object> + '_ {
+    chain.rules.iter().flat_map(|rule: &Rule| {
+        let sets = rule.matches().iter().filter_map(|one| match one {
+            Match::InSet { set, .. } => Some(Object::Set(set.clone())),
+            _ => None,
+        });
+        let counters = rule.statements().iter().filter_map(|statement| match statement {
+            Statement::Count(counter) => Some(Object::Counter(counter.clone())),
+            _ => None,
+        });
+        sets.chain(counters).chain(rule.verdict().and_then(named_by))
+    })
+}
+
+fn named_by(verdict: &Verdict) -> Option<Object> {
+    match verdict {
+        Verdict::Jump(chain) | Verdict::Goto(chain) => Some(Object::Chain(chain.clone())),
+        Verdict::Map { map, .. } => Some(Object::Set(map.clone())),
+        _ => None,
+    }
+}
+
+fn fits(spec: SetSpec, key: &Key, content: &Content) -> bool {
+    let is_its = match (spec.fields, key) {
+        (Fields::Address(family), Key::Address(address)) => !spec.intervals && Family::from(*address) == family,
+        (Fields::Address(family), Key::Prefix(range)) => spec.intervals && Family::from(*range) == family,
+        (Fields::Addresses(family), Key::Itself(address)) => Family::from(*address) == family,
+        (Fields::Service(family), Key::Service(address, ..)) => Family::from(*address) == family,
+        (Fields::ProtocolPort, Key::ProtocolPort(..)) => true,
+        (Fields::Port, Key::Ports(range)) => spec.intervals && range.first <= range.last,
+        _ => false,
+    };
+    is_its && matches!((spec.kind, content), (Kind::Set, Content::Element) | (Kind::Verdicts, Content::Verdict(_)))
+}
+
+/// Two ranges of a set that overlap.
+fn overlapping(table: &BTreeMap<Object, Content>, set: &Name) -> Option<String> {
+    let meet = |one: &Key, other: &Key| match (one, other) {
+        (Key::Prefix(one), Key::Prefix(other)) => one.contains(other) || other.contains(one),
+        (Key::Ports(one), Key::Ports(other)) => one.first <= other.last && other.first <= one.last,
+        _ => false,
+    };
+    let keys: Vec<&Key> = elements_of(table, set)
+        .filter_map(|(object, _)| match object {
+            Object::Element(_, key) => Some(key),
+            _ => None,
+        })
+        .collect();
+    keys.iter()
+        .enumerate()
+        .find_map(|(place, one)| keys[place + 1..].iter().find(|other| meet(one, other)).map(|other| (one, other)))
+        .map(|(one, other)| format!("{one} and {other} overlap"))
+}
+
+fn fields(lookup: Lookup) -> Fields {
+    match lookup {
+        Lookup::Address(family, _) => Fields::Address(family),
+        Lookup::Addresses(family) => Fields::Addresses(family),
+        Lookup::DestinationService(family) | Lookup::OriginalService(family) => Fields::Service(family),
+        Lookup::DestinationProtocolPort => Fields::ProtocolPort,
+        Lookup::DestinationPort(_) => Fields::Port,
+        Lookup::InputLink | Lookup::OutputLink => Fields::Link,
+    }
+}
+
+fn family_of(lookup: Lookup) -> Option<Family> {
+    match lookup {
+        Lookup::Address(family, _) | Lookup::Addresses(family) => Some(family),
+        Lookup::DestinationService(family) | Lookup::OriginalService(family) => Some(family),
+        Lookup::DestinationProtocolPort | Lookup::DestinationPort(_) | Lookup::InputLink | Lookup::OutputLink => None,
+    }
+}
