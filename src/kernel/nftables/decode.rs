@@ -145,9 +145,12 @@ impl<'a> Reader<'a> {
     fn compared_family(&mut self, family: Family, rest: &'a [Expression]) -> Option<()> {
         let is_needed = match rest {
             [Expression::Payload { base: base::NETWORK, .. }, ..] => true,
-            [Expression::Meta { key: meta::PROTOCOL, .. }, Expression::Compare { value, .. }, ..] => {
-                value.as_byte() == Some(icmp(family))
-            }
+            [
+                Expression::Meta { key: meta::PROTOCOL, .. },
+                Expression::Compare { value, .. },
+                Expression::Payload { base: base::TRANSPORT, .. },
+                ..,
+            ] => value.as_byte() == Some(icmp(family)),
             _ => false,
         };
         if !is_needed || self.family == Some(family) {
@@ -161,7 +164,8 @@ impl<'a> Reader<'a> {
     fn compared_protocol(&mut self, number: u8, rest: &'a [Expression]) -> Option<()> {
         let is_needed = matches!(rest, [Expression::Payload { base: base::TRANSPORT, to: FIRST, .. }, ..]);
         if !is_needed || self.protocol == Some(number) {
-            return self.condition(Match::Protocol(Protocol::from_number(number)?), rest);
+            let of_icmp = Family::BOTH.into_iter().find(|family| icmp(*family) == number).map(Match::Icmp);
+            return self.condition(of_icmp.or_else(|| Protocol::from_number(number).map(Match::Protocol))?, rest);
         }
         self.protocol = Some(number);
         self.rest = rest;

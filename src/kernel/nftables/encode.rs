@@ -182,6 +182,7 @@ impl Writer {
                 self.push(Expression::LookupMany { from: FIRST });
             }
             Match::Protocol(protocol) => self.compare_protocol(protocol.number()),
+            Match::Icmp(family) => self.compare_protocol(icmp(*family)),
             Match::IcmpKind { family, number } => {
                 self.need_family(*family);
                 self.need_protocol(icmp(*family));

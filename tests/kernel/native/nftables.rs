@@ -187,6 +187,8 @@ fn rules() -> Vec<(Rule, &'static str)> {
         one(Match::HostAddress { of: Side::Destination, negated: true }, "fib daddr type != local accept"),
         one(Match::ToMany, "fib daddr type { broadcast, multicast } accept"),
         one(Match::Protocol(Protocol::Sctp), "meta l4proto sctp accept"),
+        one(Match::Icmp(Family::V4), "meta l4proto icmp accept"),
+        one(Match::Icmp(Family::V6), "meta l4proto ipv6-icmp accept"),
         one(Match::IcmpKind { family: Family::V4, number: 8 }, "icmp type echo-request accept"),
         one(Match::IcmpKind { family: Family::V6, number: 135 }, "icmpv6 type nd-neighbor-solicit accept"),
         one(Match::DestinationPort { protocol: Protocol::Tcp, range: ports(80, 80) }, "tcp dport 80 accept"),
