@@ -119,9 +119,10 @@ impl Surroundings<'_> {
     }
 
     fn forward_egress(&self) -> Vec<Rule> {
-        let mut rules: Vec<Rule> = self.bridges.multicast.iter().flat_map(|bridge| self.to_many(bridge)).collect();
+        let mut rules: Vec<Rule> =
+            self.bridges.multicast.iter().flat_map(|bridge| self.jumps_to_multicast(bridge)).collect();
         rules.push(established());
-        rules.extend(self.from_bridges());
+        rules.extend(self.jumps_to_link_local());
         rules.extend(self.icmp());
         rules.extend(self.judged(Direction::Egress));
         rules
@@ -134,7 +135,7 @@ impl Surroundings<'_> {
 
     fn input_egress(&self) -> Vec<Rule> {
         let mut rules = vec![established()];
-        rules.extend(self.from_bridges());
+        rules.extend(self.jumps_to_link_local());
         rules.extend(self.enabled().map(|family| {
             let known = Match::State { states: States::INVALID, negated: true };
             let (lookup, map) = (Lookup::Address(family, Side::Source), names::host_endpoints(family));
@@ -231,7 +232,7 @@ impl Surroundings<'_> {
 
     /// Returns the rules for packets to everybody on a bridge. In IPv4 the kernel says what is broadcast, by its routes: the
     /// last address of the bridge's own network is.
-    fn to_many(&self, bridge: &CompactString) -> impl Iterator<Item = Rule> {
+    fn jumps_to_multicast(&self, bridge: &CompactString) -> impl Iterator<Item = Rule> {
         let to_bridge = Match::OutputLink { name: bridge.clone(), negated: false };
         let groups = Match::Address { of: Side::Destination, range: GROUPS_V6, negated: false };
         let jump = || Verdict::Jump(MULTICAST.into());
@@ -242,7 +243,7 @@ impl Surroundings<'_> {
 
     /// Returns the rules for IPv6 packets that come from a bridge of pods. They stand without IPv6 policies too: every pod has
     /// link-local addresses.
-    fn from_bridges(&self) -> impl Iterator<Item = Rule> {
+    fn jumps_to_link_local(&self) -> impl Iterator<Item = Rule> {
         self.bridges.link_local.iter().map(|bridge| {
             let from_bridge = Match::InputLink { name: bridge.clone(), negated: false };
             Rule::new([Match::Family(Family::V6), from_bridge], Verdict::Jump(LINK_LOCAL.into()))
