@@ -3,7 +3,7 @@
 //! [`oracle`] says what the API means, written without the compiler. Clusters made by chance ([`clusters`]) are compiled
 //! and changed step by step; after each step packets between all kinds of addresses are judged by both. [`mistakes`] puts
 //! known mistakes back and shows that the comparison finds each of them; [`defects`] are the same as hand-written cases.
-//! [`lowered`] and [`tables`] do it once more with the rules in the words of each backend, and [`walk`] with a kernel in memory that fails,
+//! [`lowered`] and [`tables`] do it once more with the rules in the words of each backend, and [`walk`] and [`table_walk`] with a kernel in memory that fails,
 //! refuses, and is damaged by others.
 //!
 //! `PROPERTY_SEED` runs one history again; without it `PROPERTY_RUNS` histories are run (by default as many as fit into
@@ -35,6 +35,8 @@ mod oracle;
 mod rendered;
 #[path = "firewall/services.rs"]
 mod services;
+#[path = "firewall/table_walk.rs"]
+mod table_walk;
 #[path = "firewall/tables.rs"]
 mod tables;
 #[path = "firewall/walk.rs"]

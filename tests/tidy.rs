@@ -39,7 +39,7 @@ const IMPORTS: [(&str, &[&str]); 18] = [
 const ROOTS: [&str; 4] = ["app", "cleanup", "main", "lib"];
 
 /// Where effects are allowed: below these directories, in these files, and in files of these names.
-const EFFECTS: [&str; 26] = [
+const EFFECTS: [&str; 28] = [
     "app.rs",
     "ask.rs",
     "bgp/driver/mod.rs",
@@ -47,6 +47,8 @@ const EFFECTS: [&str; 26] = [
     "cni/plugin.rs",
     "firewall/iptables/linux.rs",
     "firewall/iptables/mod.rs",
+    "firewall/nftables/linux.rs",
+    "firewall/nftables/mod.rs",
     "gobgp/service.rs",
     "gobgp/stubs.rs",
     "gobgp/watch.rs",
@@ -143,6 +145,8 @@ fn policies_know_no_backend() {
         let words: Vec<&str> = match path.split_once('/').map(|(folder, _)| folder) {
             // It removes tables of kube-router.
             Some("iptables") => nftables.iter().skip(1).copied().collect(),
+            // It removes what the other backend left.
+            Some("nftables") if path.ends_with("/linux.rs") => Vec::new(),
             Some("nftables") => iptables.to_vec(),
             _ => iptables.into_iter().chain(nftables).collect(),
         };

@@ -6,7 +6,8 @@
 //!
 //! Reading order: [`names`]; [`base`] are the chains that the kernel enters, [`class`] is the chain of pods with the same
 //! policies, with [`permissions`] (ports), [`peers`] and [`sets`]; [`host_endpoints`] refuses Services. [`lowering`] keeps all of it
-//! up to date ([`desired`]), part by part ([`parts`]). [`drops`] counts refused packets.
+//! up to date ([`desired`]), part by part ([`parts`]). [`apply`] applies it to the kernel ([`linux`]), [`kept`] says what stays while
+//! not everything is known. [`enforced`] checks whether the kernel enforces a verdict, and whether it judges a pod as it must, [`drops`] counts refused packets ([`serve`]).
 //!
 //! All changes of an update are one transaction of the kernel, so no packet meets a part of them, and no order of changes
 //! has to be found. A packet costs the same whatever the number of policies: it is looked up, not asked.
@@ -21,4 +22,121 @@ pub mod sets;
 pub mod host_endpoints;
 pub mod desired;
 pub mod lowering;
+pub mod kept;
+pub mod apply;
+pub mod linux;
+pub mod enforced;
 pub mod drops;
+pub mod serve;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnet::IpNet;
+use tokio::sync::watch;
+
+use crate::config::FirewallConfig;
+use crate::model::{Authority, ObjectName, World};
+use crate::net::{Family, PerFamily};
+use crate::reconcile::{Found, Moment};
+
+use self::apply::{Kernel, Mirrors, Targets};
+use self::drops::Owners;
+use self::lowering::Lowering;
+use super::backend::{Backend, Count, Refusal, RoundDurations};
+use super::bridges::ClosedBridges;
+use super::host_endpoints::HostEndpoints;
+use super::plan;
+use super::rules::RuleSet;
+use super::verdict::Verdict;
+
+/// The backend with one table of nf_tables.
+pub struct Nftables<K: Kernel> {
+    lowering: Lowering,
+    mirrors: Mirrors<K>,
+    /// The policies on whose behalf each class refuses, for the reader of counters.
+    owners: watch::Sender<Arc<Owners>>,
+}
+
+impl<K: Kernel> Nftables<K> {
+    pub fn new(
+        config: Arc<FirewallConfig>,
+        families: PerFamily<bool>,
+        targets: Targets<K>,
+        owners: watch::Sender<Arc<Owners>>,
+    ) -> Nftables<K> {
+        Nftables { lowering: Lowering::new(config, families), mirrors: Mirrors::new(targets), owners }
+    }
+}
+
+impl<K: Kernel> Backend for Nftables<K> {
+    type Kinds = Mirrors<K>;
+
+    fn kinds(&mut self) -> &mut Mirrors<K> {
+        &mut self.mirrors
+    }
+
+    fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::RuleSetChanges) {
+        let lowered = self.lowering.update(rules, world, changed);
+        self.mirrors.mark(&lowered);
+        if !changed.pods.is_empty() {
+            let classes = self.lowering.classes().map(|class| &**class);
+            self.owners.send_replace(Arc::new(drops::owners(classes)));
+        }
+    }
+
+    fn closed(&self) -> &[IpNet] {
+        self.lowering.closed()
+    }
+
+    fn closed_bridges(&self) -> &ClosedBridges {
+        self.lowering.closed_bridges()
+    }
+
+    fn host_endpoints(&self) -> &HostEndpoints {
+        self.lowering.host_endpoints()
+    }
+
+    fn count(&self) -> Count {
+        let desired = self.lowering.desired();
+        Count { sets: desired.sets, elements: desired.elements }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.mirrors.is_settled()
+    }
+
+    fn has_work(&self, _now: Instant) -> bool {
+        !self.mirrors.is_settled()
+    }
+
+    fn round(&mut self, authority: Authority, at: Moment) -> RoundDurations {
+        let rules_took = self.mirrors.round(self.lowering.desired(), authority, at);
+        RoundDurations { rules_took, ..RoundDurations::default() }
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        self.mirrors.remove_abandoned()
+    }
+
+    fn look_at_all(&mut self, at: Moment) -> Vec<Found> {
+        self.mirrors.look_at_all(at)
+    }
+
+    fn enforced(&self, rules: &RuleSet, verdict: &Verdict, family: Family) -> Result<(), String> {
+        enforced::enforced(rules, (verdict, family), &self.lowering, &self.mirrors.applied())
+    }
+
+    fn pod_enforced(&self, rules: &RuleSet, pod: &ObjectName) -> Result<(), String> {
+        enforced::pod_enforced(rules, pod, &self.lowering, &self.mirrors.applied())
+    }
+
+    fn refused(&self) -> Vec<Refusal<'_>> {
+        let all = self.mirrors.refused().iter();
+        all.map(|(object, reason)| Refusal { object: object.to_string(), reason }).collect()
+    }
+
+    fn retry_at(&self) -> Option<Instant> {
+        self.mirrors.retry_at()
+    }
+}

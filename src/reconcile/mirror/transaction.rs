@@ -20,10 +20,31 @@ impl<T: Target> Mirror<T> {
         may_shrink: bool,
         at: Moment,
     ) -> Vec<T::Key> {
+        self.transact_those(want, growth, (may_shrink, |_| may_shrink), at)
+    }
+
+    /// Like [`transact`](Mirror::transact), but deletes only those objects that `may_go`. The others stay dirty.
+    pub fn transact_where(
+        &mut self,
+        want: &BTreeMap<T::Key, T::Value>,
+        growth: Growth,
+        at: Moment,
+        may_go: impl Fn(&T::Key) -> bool,
+    ) -> Vec<T::Key> {
+        self.transact_those(want, growth, (true, may_go), at)
+    }
+
+    fn transact_those(
+        &mut self,
+        want: &BTreeMap<T::Key, T::Value>,
+        growth: Growth,
+        (may_shrink, may_go): (bool, impl Fn(&T::Key) -> bool),
+        at: Moment,
+    ) -> Vec<T::Key> {
         if self.is_settled() || !self.learn(at) || self.is_in_doubt() {
             return Vec::new();
         }
-        let steps = self.planned(want, |_, have, wanted| match (have, wanted) {
+        let steps = self.planned(want, |key, have, wanted| match (have, wanted) {
             (None, Some(wanted)) => (growth != Growth::Nothing).then(|| Some(wanted.clone())),
             (Some(have), Some(wanted)) if have != wanted => match growth {
                 Growth::Full if may_shrink => Some(Some(wanted.clone())),
@@ -31,7 +52,7 @@ impl<T: Target> Mirror<T> {
                 Growth::OnlyMissing => T::filled(have, wanted).map(Some),
                 Growth::Nothing => None,
             },
-            (Some(_), None) => may_shrink.then_some(None),
+            (Some(_), None) => may_go(key).then_some(None),
             _ => None,
         });
         let done = self.perform(Phase::Whole, steps, at);

@@ -1,0 +1,157 @@
+//! Applies a `Desired` table to the kernel.
+//!
+//! Settings first, by which rules see all packets of pods. Then everything that differs in the table, as one transaction: a
+//! packet meets either all of the old or all of the new, so there is no order in which something could open or close in between,
+//! and a process that is killed leaves one of the two. What the kernel refuses, it refuses as a whole; the table stays as it was, and
+//! the transaction is tried again.
+//!
+//! While the cluster is known in part only, absence proves nothing ([`kept`]). A remembered cluster is only applied to a kernel
+//! without base chains of ours, as after a boot: else the kernel's state is newer, and what it lacks was deleted after the file was
+//! written.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crate::kernel::nftables::{Content, Object};
+use crate::kernel::sysctl::{self, Ruled};
+use crate::model::Authority;
+use crate::reconcile::{Found, Growth, Moment, Reflection, Target, audit};
+use crate::subsystem::{Kinds, kinds};
+
+use super::desired::{Desired, LoweredChanges};
+use super::enforced::Applied;
+use super::kept::{self, Kept};
+use super::names;
+
+/// The kinds of kernel objects that the firewall manages. Implemented on Linux (`linux`) and in memory for tests.
+pub trait Kernel {
+    type Settings: Ruled;
+    type Table: Target<Key = Object, Value = Content> + Refusing;
+
+    /// Removes what the iptables backend left. Called once its replacement is in place. Returns why something could
+    /// not be removed.
+    fn remove_abandoned(&mut self) -> Vec<String>;
+}
+
+/// A table that reports which objects of a refused transaction were at fault.
+pub trait Refusing {
+    /// Takes the objects that the kernel named when it refused the last transaction, with the reasons.
+    fn take_refused(&mut self) -> BTreeMap<Object, String>;
+}
+
+kinds! {
+    /// Last seen state of the kernel, kind by kind, in the order of growing.
+    pub struct Mirrors {
+        settings: Settings,
+        table: Table after Rules,
+    }
+    with {
+        /// True if a remembered cluster is applied: once it has been, all existing objects come from it.
+        uses_memory: bool,
+        /// Objects that stay although they are not desired.
+        kept: Kept,
+        /// Elements that are no longer desired.
+        left: BTreeSet<Object>,
+        refused: BTreeMap<Object, String>,
+        /// The last round was one in which absence proves nothing.
+        keeps_surplus: bool,
+    }
+}
+
+impl<K: Kernel> Mirrors<K> {
+    pub fn new(targets: Targets<K>) -> Mirrors<K> {
+        Mirrors::of(targets)
+    }
+
+    /// Marks desired objects as changed.
+    pub fn mark(&mut self, changed: &LoweredChanges) {
+        if changed.settings {
+            self.settings.forget();
+        }
+        changed.objects.iter().for_each(|object| self.table.mark(object.clone()));
+        self.left.extend(changed.left.iter().cloned());
+        if !changed.objects.is_empty() {
+            // Failed steps are retried together with new ones.
+            self.table.try_at_once();
+        }
+    }
+
+    /// Runs one round: changes the table as far as `authority` allows. Returns how long that took.
+    pub fn round(&mut self, desired: &Desired, authority: Authority, at: Moment) -> Duration {
+        if authority == Authority::Nothing {
+            return Duration::ZERO;
+        }
+        self.keeps_surplus = authority != Authority::Complete;
+        // They do not depend on how well the cluster is known.
+        sysctl::keep(&mut self.settings, &desired.settings, at);
+        let begun = Instant::now();
+        if !self.table.learn(at) || authority == Authority::Remembered && !self.may_use_memory() {
+            return Duration::ZERO;
+        }
+        self.left.retain(|object| authority != Authority::Complete && !desired.table.contains_key(object));
+        self.keep(desired, authority);
+        let merged = (!self.kept.is_empty()).then(|| self.kept.over(&desired.table));
+        let want = merged.as_ref().unwrap_or(&desired.table);
+        let left = &self.left;
+        self.table.transact_where(want, Growth::Full, at, |object| match authority {
+            Authority::Complete => true,
+            Authority::Partial => {
+                left.contains(object) && !names::closes(object) || kept::follows_from_policies(object, desired)
+            }
+            Authority::Remembered | Authority::Nothing => false,
+        });
+        let refused = self.table.target().take_refused();
+        if !refused.is_empty() || self.table.trouble().is_none() {
+            self.refused = refused;
+        }
+        begun.elapsed()
+    }
+
+    /// Notes what stays although it is not desired.
+    fn keep(&mut self, desired: &Desired, authority: Authority) {
+        let kept = self.table.seen().map(|seen| Kept::of(seen, desired, authority)).unwrap_or_default();
+        if kept == self.kept {
+            return;
+        }
+        let turned: Vec<Object> = kept.objects().chain(self.kept.objects()).cloned().collect();
+        turned.into_iter().for_each(|object| self.table.mark(object));
+        self.kept = kept;
+    }
+
+    /// Removes objects of earlier runs from where they no longer belong.
+    pub fn remove_abandoned(&mut self) -> Vec<String> {
+        self.kernel.remove_abandoned()
+    }
+
+    /// Audits everything at once, to answer a user's question about the kernel's state.
+    pub fn look_at_all(&mut self, at: Moment) -> Vec<Found> {
+        self.kinds().into_iter().flat_map(|kind| audit(kind.mirror, at).0).collect()
+    }
+
+    /// Returns the objects for which the kernel refused the last transaction, with the reasons.
+    pub fn refused(&self) -> &BTreeMap<Object, String> {
+        &self.refused
+    }
+
+    /// Returns the last seen state of the kernel.
+    pub fn applied(&self) -> Applied<'_> {
+        let Mirrors { table, kept, refused, keeps_surplus, .. } = self;
+        Applied { seen: table.seen(), kept, refused, keeps_surplus: *keeps_surplus }
+    }
+
+    /// Returns when the next retry of a failed step is due.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.reflections().into_iter().filter_map(|kind| kind.retry_at()).min()
+    }
+
+    /// Returns whether all kinds are known to be as desired.
+    pub fn is_settled(&self) -> bool {
+        self.reflections().into_iter().all(|kind| kind.is_settled())
+    }
+
+    fn may_use_memory(&mut self) -> bool {
+        let is_base = |content: &Content| matches!(content, Content::Chain(chain) if chain.base.is_some());
+        self.uses_memory |= self.table.seen().is_some_and(|seen| !seen.values().any(is_base));
+        self.uses_memory
+    }
+}

@@ -1,0 +1,186 @@
+//! Checks whether the kernel enforces an answer, and whether it judges a pod that starts as it must.
+//!
+//! A verdict is traced through the rule set; the kernel does the same if it holds the base chains, and what the addresses of the
+//! pods concerned lead to, as it is desired. The last seen table is compared with the desired one. Objects of other pods do not
+//! count.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::kernel::nftables::{Content, Key, Object};
+use crate::model::ObjectName;
+use crate::net::Family;
+
+use super::super::rules::{Direction, RuleSet};
+use super::super::verdict::Verdict;
+use super::desired::elements_of;
+use super::kept::Kept;
+use super::lowering::Lowering;
+use super::names;
+use super::parts::Part;
+
+/// State of the kernel, and what of it is not desired and stays.
+pub struct Applied<'a> {
+    /// The last seen table; `None` where it is not known.
+    pub seen: Option<&'a BTreeMap<Object, Content>>,
+    pub kept: &'a Kept,
+    /// The objects for which the kernel refused the last transaction.
+    pub refused: &'a BTreeMap<Object, String>,
+    /// The last round was one in which absence proves nothing.
+    pub keeps_surplus: bool,
+}
+
+/// Returns what the kernel lacks of this verdict's rules, as a sentence without its end; the first of several.
+///
+/// # Errors
+/// That sentence.
+pub fn enforced(
+    rules: &RuleSet,
+    (verdict, family): (&Verdict, Family),
+    lowering: &Lowering,
+    applied: &Applied<'_>,
+) -> Result<(), String> {
+    let pods = Direction::BOTH.into_iter().filter_map(|direction| verdict.of(direction).pod());
+    let addresses = pods.flat_map(|pod| addresses(rules, pod)).filter(|address| Family::from(*address) == family);
+    check(addresses.collect(), lowering, applied)
+}
+
+/// The same of everything that this pod sends and gets.
+///
+/// # Errors
+/// As [`enforced`].
+pub fn pod_enforced(
+    rules: &RuleSet,
+    pod: &ObjectName,
+    lowering: &Lowering,
+    applied: &Applied<'_>,
+) -> Result<(), String> {
+    check(addresses(rules, pod).collect(), lowering, applied)
+}
+
+fn addresses(rules: &RuleSet, pod: &ObjectName) -> impl Iterator<Item = IpAddr> {
+    rules.pods.get(pod).into_iter().flat_map(|pod| pod.addresses.iter().copied())
+}
+
+fn check(addresses: BTreeSet<IpAddr>, lowering: &Lowering, applied: &Applied<'_>) -> Result<(), String> {
+    let seen = applied.seen.ok_or_else(|| "what the kernel holds is not known at the moment".to_owned())?;
+    let desired = &lowering.desired().table;
+    let base = lowering.objects_of(&Part::Base);
+    let mut objects = base.clone();
+    for address in addresses {
+        objects.extend(lowering.objects_of(&Part::Address(address)));
+        objects.extend(lowering.objects_of(&Part::RefusedServices(address)));
+        objects.extend(of_address(address));
+    }
+    for object in &objects {
+        if let Some(reason) = applied.refused.get(object) {
+            return Err(format!("the kernel refuses {object}: {reason}"));
+        }
+        let wanted = applied.kept.get(object).or_else(|| desired.get(object));
+        let is_surplus = wanted.is_none() && applied.keeps_surplus;
+        if seen.get(object) != wanted && !is_surplus {
+            return Err(format!("{object} is not as it must be"));
+        }
+    }
+    let sets = objects.difference(&base).filter_map(|object| match object {
+        Object::Set(set) if !applied.keeps_surplus => Some(set),
+        _ => None,
+    });
+    let is_surplus = |element: &Object| !desired.contains_key(element) && applied.kept.get(element).is_none();
+    for set in sets {
+        if let Some((element, _)) = elements_of(seen, set).find(|(element, _)| is_surplus(element)) {
+            return Err(format!("{element} is not as it must be"));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the elements by which an address is judged, whether they shall exist or not.
+fn of_address(address: IpAddr) -> impl Iterator<Item = Object> {
+    let family = Family::from(address);
+    let maps = Direction::BOTH.map(|direction| names::isolated(direction, family));
+    let maps = maps.into_iter().chain([names::host_endpoints(family)]);
+    maps.map(move |map| Object::Element(map, Key::Address(address)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::super::super::given::{labels, object, pod, pods, policy, rule};
+    use super::super::super::plan::Plan;
+    use super::*;
+    use crate::config::{FirewallConfig, ServiceRanges};
+    use crate::kernel::nftables::Name;
+    use crate::model::{Host, Namespace, World};
+    use crate::net::PerFamily;
+
+    /// Returns whether the pod that one policy isolates is judged as it must be by a kernel that differs by `change`.
+    fn told(change: impl FnOnce(&mut BTreeMap<Object, Content>)) -> Result<(), String> {
+        let mut world = World::empty();
+        world.host = Arc::new(Host { node_name: "node1".into(), ..Host::default() });
+        world.cluster.namespaces.insert("shop".into(), Namespace { labels: labels(""), isolated: false });
+        world.cluster.pods.insert(object("shop/web"), pod("10.244.1.7", "app=web", ""));
+        world.cluster.pods.insert(object("shop/db"), pod("10.244.1.8", "app=db", ""));
+        world.cluster.pods.insert(object("shop/other"), pod("10.244.1.9", "app=other", ""));
+        let allows = [rule(&[pods("app=web")], &["tcp/5432"])];
+        world.cluster.policies.insert(object("shop/db"), policy("app=db", Some(&allows), None));
+        world.cluster.policies.insert(object("shop/other"), policy("app=other", Some(&[]), None));
+        let config = FirewallConfig {
+            sync_period: Duration::from_secs(300),
+            default_deny: false,
+            ranges: ServiceRanges {
+                strict: true,
+                cluster_ips: Vec::new(),
+                external_ips: Vec::new(),
+                load_balancer_ips: Vec::new(),
+            },
+            knows_services: false,
+            service_node_port_range: 30000..=32767,
+        };
+        let mut lowering = Lowering::new(Arc::new(config), PerFamily { v4: true, v6: true });
+        let mut plan = Plan::new();
+        let changed = plan.update(&world);
+        lowering.update(plan.rules(), &world, &changed);
+        let mut seen = lowering.desired().table.clone();
+        change(&mut seen);
+        let (kept, refused) = (Kept::default(), BTreeMap::new());
+        let applied = Applied { seen: Some(&seen), kept: &kept, refused: &refused, keeps_surplus: false };
+        pod_enforced(plan.rules(), &object("shop/db"), &lowering, &applied)
+    }
+
+    fn at(map: &str, last: u8) -> Object {
+        Object::Element(Name::from(map), Key::Address([10, 244, 1, last].into()))
+    }
+
+    #[test]
+    fn what_the_kernel_holds_is_enforced() {
+        assert_eq!(told(|_| {}), Ok(()));
+    }
+
+    #[test]
+    fn what_is_missing_and_what_is_too_much_is_named() {
+        let lacks = |object: Object| Err(format!("{object} is not as it must be"));
+        let judged = at("ingress4", 8);
+        assert_eq!(told(|table| drop(table.remove(&judged).expect("it is there"))), lacks(judged.clone()));
+        let base = Object::Chain("forward_ingress".into());
+        assert_eq!(told(|table| drop(table.remove(&base).expect("it is there"))), lacks(base.clone()));
+        let more = told(|table| {
+            let peers = table.keys().find_map(|object| match object {
+                Object::Set(set) if set.as_str().starts_with("pods_shop_") && set.as_str().ends_with("_4") => {
+                    Some(set.clone())
+                }
+                _ => None,
+            });
+            let element = Object::Element(peers.expect("a set of peers"), Key::Address([10, 244, 1, 99].into()));
+            table.insert(element, Content::Element);
+        });
+        assert!(more.as_ref().is_err_and(|words| words.contains("10.244.1.99")), "{more:?}");
+    }
+
+    #[test]
+    fn what_concerns_other_pods_does_not_count() {
+        assert_eq!(told(|table| drop(table.remove(&at("ingress4", 9)).expect("it is there"))), Ok(()));
+    }
+}

@@ -1,0 +1,153 @@
+//! What stays in the table although it is not desired, and in what nothing opens.
+//!
+//! - The cluster is not known completely ([`Authority::Partial`]): absence proves nothing. Nothing goes but what was seen to go, and
+//!   what follows from policies alone. So pods that are judged stay judged, by the classes that they are known by, and the base
+//!   chains keep what closes bridges.
+//! - Services are not known completely ([`Desired::unsure`]): what an isolated pod is refused of them stays refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::kernel::nftables::{Chain, Content, Fields, Key, Kind, Match, Name, Object, Rule, Statement, Verdict};
+use crate::model::Authority;
+use crate::net::Family;
+
+use super::super::rules::Direction;
+use super::desired::{Desired, elements_of};
+use super::names::{self, FORWARD_EGRESS, INPUT_EGRESS, LINK_LOCAL, MULTICAST};
+
+/// Objects that stay, in the form in which they do.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Kept(BTreeMap<Object, Content>);
+
+type Table = BTreeMap<Object, Content>;
+
+impl Kept {
+    /// Returns what stays of what was seen.
+    pub fn of(seen: &Table, desired: &Desired, authority: Authority) -> Kept {
+        let mut kept = Kept::default();
+        for address in desired.unsure.iter().flatten() {
+            kept.keep_refusals(*address, seen, &desired.table);
+        }
+        if authority == Authority::Partial {
+            kept.keep_shared(seen, &desired.table);
+            for chain in [FORWARD_EGRESS, INPUT_EGRESS] {
+                kept.keep_bridges(&Object::Chain(chain.into()), seen, &desired.table);
+            }
+        }
+        kept
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns the form in which an object stays.
+    pub fn get(&self, object: &Object) -> Option<&Content> {
+        self.0.get(object)
+    }
+
+    pub fn objects(&self) -> impl Iterator<Item = &Object> {
+        self.0.keys()
+    }
+
+    /// Returns the table desired for the time being.
+    pub fn over(&self, desired: &Table) -> Table {
+        let mut table = desired.clone();
+        table.extend(self.0.iter().map(|(object, content)| (object.clone(), content.clone())));
+        table
+    }
+
+    /// Keeps what this address is refused of Services.
+    fn keep_refusals(&mut self, address: IpAddr, seen: &Table, desired: &Table) {
+        let name = names::refused_services(address);
+        let element = Object::Element(names::host_endpoints(Family::from(address)), Key::Address(address));
+        let object = Object::Chain(name);
+        let (Some(verdict), Some(Content::Chain(found))) = (seen.get(&element), seen.get(&object)) else { return };
+        let wanted = match desired.get(&object) {
+            Some(Content::Chain(chain)) => chain.rules.clone(),
+            _ => Vec::new(),
+        };
+        let more: Vec<Rule> = found.rules.iter().filter(|rule| !wanted.contains(rule)).cloned().collect();
+        for named in found.rules.iter().flat_map(named) {
+            if let (false, Some(content)) = (desired.contains_key(&named), seen.get(&named)) {
+                self.0.insert(named.clone(), content.clone());
+            }
+            if let Object::Set(set) = &named {
+                let elements = elements_of(seen, set).filter(|(element, _)| !desired.contains_key(*element));
+                self.0.extend(elements.map(|(element, content)| (element.clone(), content.clone())));
+            }
+        }
+        if !more.is_empty() {
+            let rules = wanted.into_iter().chain(more).collect();
+            self.0.insert(object, Content::Chain(Arc::new(Chain { base: None, rules })));
+        }
+        if !desired.contains_key(&element) {
+            self.0.insert(element, verdict.clone());
+        }
+    }
+
+    /// Keeps the verdicts of addresses that several pods claimed: one of them may only not be known.
+    fn keep_shared(&mut self, seen: &Table, desired: &Table) {
+        let is_shared = |content: Option<&Content>| match content {
+            Some(Content::Verdict(verdict)) => matches!(&**verdict, Verdict::Jump(to) if names::is_shared(to)),
+            _ => false,
+        };
+        for family in Family::BOTH {
+            for map in Direction::BOTH.map(|direction| names::isolated(direction, family)) {
+                let shared = elements_of(seen, &map).filter(|(_, verdict)| is_shared(Some(verdict)));
+                let lost = shared.filter(|(element, _)| !is_shared(desired.get(*element)));
+                self.0.extend(lost.map(|(element, verdict)| (element.clone(), verdict.clone())));
+            }
+        }
+    }
+
+    /// Keeps the rules of a base chain that close bridges.
+    fn keep_bridges(&mut self, object: &Object, seen: &Table, desired: &Table) {
+        let (Some(Content::Chain(found)), Some(Content::Chain(wanted))) = (seen.get(object), desired.get(object))
+        else {
+            return;
+        };
+        let leads_to =
+            |rule: &Rule, chain: &str| matches!(rule.verdict(), Some(Verdict::Jump(to)) if to.as_str() == chain);
+        let lost = |chain: &str| -> Vec<Rule> {
+            let of_chain = found.rules.iter().filter(|rule| leads_to(rule, chain));
+            of_chain.filter(|rule| !wanted.rules.contains(rule)).cloned().collect()
+        };
+        let (to_many, link_local) = (lost(MULTICAST), lost(LINK_LOCAL));
+        if to_many.is_empty() && link_local.is_empty() {
+            return;
+        }
+        // Packets to many are judged before those of connections, what is link-local behind them.
+        let first = wanted.rules.iter().position(|rule| !leads_to(rule, MULTICAST)).unwrap_or_default();
+        let (before, behind) = wanted.rules.split_at((first + 1).min(wanted.rules.len()));
+        let rules = [&to_many, before, &link_local, behind].concat();
+        self.0.insert(object.clone(), Content::Chain(Arc::new(Chain { base: wanted.base, rules })));
+    }
+}
+
+/// Returns whether an object follows from the policies of a class alone, and the class is desired: its element of a map of
+/// ports may go although pods are not known.
+pub fn follows_from_policies(object: &Object, desired: &Desired) -> bool {
+    let Object::Element(set, _) = object else { return false };
+    match desired.table.get(&Object::Set(set.clone())) {
+        Some(Content::Set(spec)) => {
+            spec.kind == Kind::Verdicts && matches!(spec.fields, Fields::ProtocolPort | Fields::Port)
+        }
+        _ => false,
+    }
+}
+
+/// Returns the sets and counters that a rule names.
+fn named(rule: &Rule) -> BTreeSet<Object> {
+    let sets = rule.matches().iter().filter_map(|one| match one {
+        Match::InSet { set, .. } => Some(Object::Set(set.clone())),
+        _ => None,
+    });
+    let counters = rule.statements().iter().filter_map(|statement| match statement {
+        Statement::Count(counter) => Some(Object::Counter(Name::clone(counter))),
+        _ => None,
+    });
+    sets.chain(counters).collect()
+}

@@ -1,0 +1,461 @@
+//! The nftables backend walks at random between worlds, on a table in memory.
+//!
+//! The table takes a transaction as a whole or not at all, and refuses what the kernel refuses. A walk changes the cluster, lets
+//! transactions and readings fail, before the act and after it, ends the program at any moment and starts it anew, also with
+//! what was remembered and with a part, and damages the table. After every single act what was refused before and shall be
+//! refused afterwards is refused, and what may pass before and afterwards passes. When things have settled the table is exactly
+//! what is desired, and a restart changes nothing.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluice::config::FirewallConfig;
+use sluice::firewall::nftables::apply::{Kernel, Mirrors, Refusing, Targets};
+use sluice::firewall::nftables::lowering::Lowering;
+use sluice::firewall::plan::Plan;
+use sluice::firewall::rules::RuleSet;
+use sluice::firewall::verdict::{Packet, Traffic, verdict};
+use sluice::kernel::nftables::{Chain, Content, Hook, Object};
+use sluice::model::{Authority, World};
+use sluice::net::Protocol;
+use sluice::reconcile::{Failure, Moment, Phase, Step, Target};
+use sluice::subsystem::Kinds;
+
+use super::cases::{Case, HERE};
+use super::lowered::{BOTH, config};
+use super::support::chains::State;
+use super::support::memory::{self, Memory, MemoryKernel};
+use super::support::random::{Random, for_many};
+use super::support::tables::{Table, refusal};
+use super::{clusters, services};
+
+const STEPS: usize = 50;
+
+type Contents = BTreeMap<Object, Content>;
+
+/// A table in memory, which outlives the programs that work on it.
+#[derive(Clone)]
+struct Machine(Rc<RefCell<Inside>>);
+
+struct Inside {
+    table: Contents,
+    random: Random,
+    /// How often a transaction or a reading fails, in percent.
+    faults: u32,
+    /// An object that the kernel does not take, and with it no transaction.
+    refuses: Option<Object>,
+    refused: BTreeMap<Object, String>,
+    transactions: u64,
+    /// Packets that never pass, and packets that always do.
+    promise: Promise,
+}
+
+#[derive(Clone, Default)]
+struct Promise {
+    never: Vec<Packet>,
+    always: Vec<Packet>,
+    /// Packets to Services that never pass input.
+    never_to_services: Vec<Packet>,
+}
+
+impl Inside {
+    fn check(&self) {
+        let Promise { never, always, never_to_services } = &self.promise;
+        for packet in never {
+            assert!(!passes(&self.table, Hook::Forward, packet), "{packet:?} passes");
+        }
+        for packet in always {
+            assert!(passes(&self.table, Hook::Forward, packet), "{packet:?} is refused");
+        }
+        for packet in never_to_services {
+            assert!(!passes(&self.table, Hook::Input, packet), "{packet:?} to a Service passes");
+        }
+    }
+}
+
+fn passes(table: &Contents, hook: Hook, packet: &Packet) -> bool {
+    let local: BTreeSet<_> = ["192.0.2.11", "2001:db8:2::11"].map(|text| text.parse().expect("an address")).into();
+    // Forwarded packets are not of this host, whatever their source.
+    let local = if hook == Hook::Forward { BTreeSet::new() } else { local };
+    Table { table, local: &local }.passes(hook, packet, State::New)
+}
+
+impl Target for Machine {
+    type Key = Object;
+    type Value = Content;
+    type Error = String;
+
+    fn name(&self) -> &'static str {
+        "rules"
+    }
+
+    fn read(&mut self) -> Result<Contents, String> {
+        let mut inside = self.0.borrow_mut();
+        let faults = inside.faults;
+        if inside.random.chance(faults) {
+            return Err("the table cannot be read".to_owned());
+        }
+        Ok(inside.table.clone())
+    }
+
+    fn apply(&mut self, _: Phase, steps: &[Step<'_, Object, Content>]) -> Vec<Failure<String>> {
+        let all = |error: &str| (0..steps.len()).map(|step| Failure { step, error: error.to_owned() }).collect();
+        let mut inside = self.0.borrow_mut();
+        inside.refused.clear();
+        let faults = inside.faults;
+        let (fails, after) = (inside.random.chance(faults), inside.random.chance(50));
+        if fails && !after {
+            return all("it failed");
+        }
+        let at_fault = steps.iter().find(|step| step.want.is_some() && Some(step.key) == inside.refuses.as_ref());
+        if let Some(step) = at_fault {
+            inside.refused.insert(step.key.clone(), "this kernel lacks something".to_owned());
+            return all("refused");
+        }
+        let mut table = inside.table.clone();
+        for step in steps {
+            match step.want {
+                Some(want) => drop(table.insert(step.key.clone(), want.clone())),
+                None => drop(table.remove(step.key)),
+            }
+        }
+        assert_eq!(refusal(&table), None, "the kernel takes what is asked of it");
+        inside.table = table;
+        inside.transactions += 1;
+        inside.check();
+        if fails { all("it was done, and nobody heard of it") } else { Vec::new() }
+    }
+}
+
+impl Refusing for Machine {
+    fn take_refused(&mut self) -> BTreeMap<Object, String> {
+        std::mem::take(&mut self.0.borrow_mut().refused)
+    }
+}
+
+struct Tables;
+
+impl Kernel for Tables {
+    type Settings = Memory<memory::Settings>;
+    type Table = Machine;
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// One run of the program.
+struct Agent {
+    plan: Plan,
+    lowering: Lowering,
+    mirrors: Mirrors<Tables>,
+}
+
+struct Walk<'r> {
+    random: &'r mut Random,
+    machine: Machine,
+    settings: MemoryKernel,
+    config: Arc<FirewallConfig>,
+    world: World,
+    agent: Agent,
+    now: Instant,
+    story: Vec<String>,
+}
+
+impl Agent {
+    fn start(machine: &Machine, settings: &MemoryKernel, config: &Arc<FirewallConfig>) -> Agent {
+        let targets = Targets { kernel: Tables, settings: Memory::new(settings), table: machine.clone() };
+        let lowering = Lowering::new(config.clone(), BOTH);
+        Agent { plan: Plan::new(), lowering, mirrors: Mirrors::new(targets) }
+    }
+
+    fn take_in(&mut self, world: &World) {
+        let changed = self.plan.update(world);
+        let lowered = self.lowering.update(self.plan.rules(), world, &changed);
+        self.mirrors.mark(&lowered);
+    }
+}
+
+impl<'r> Walk<'r> {
+    fn new(random: &'r mut Random) -> Walk<'r> {
+        let inside = Inside {
+            table: Contents::new(),
+            random: Random::new(random.next()),
+            faults: 0,
+            refuses: None,
+            refused: BTreeMap::new(),
+            transactions: 0,
+            promise: Promise::default(),
+        };
+        let machine = Machine(Rc::new(RefCell::new(inside)));
+        let settings = MemoryKernel::new(memory::State::of_others());
+        let (config, world) = (config(false), clusters::empty_world());
+        let mut agent = Agent::start(&machine, &settings, &config);
+        agent.take_in(&world);
+        Walk { random, machine, settings, config, world, agent, now: Instant::now(), story: Vec::new() }
+    }
+
+    fn table(&self) -> Contents {
+        self.machine.0.borrow().table.clone()
+    }
+
+    fn with<R>(&self, act: impl FnOnce(&mut Inside) -> R) -> R {
+        act(&mut self.machine.0.borrow_mut())
+    }
+
+    fn restart(&mut self) {
+        self.agent = Agent::start(&self.machine, &self.settings, &self.config);
+    }
+
+    fn rounds(&mut self, rounds: usize, authority: Authority) {
+        for _ in 0..rounds {
+            let at = Moment { now: self.now, jitter: 0 };
+            self.agent.mirrors.round(self.agent.lowering.desired(), authority, at);
+            let Some(due) = self.agent.mirrors.retry_at() else { continue };
+            assert!(due > self.now, "nothing is left for the same moment, after {:#?}", self.story);
+            self.now = due;
+        }
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..30 {
+            self.rounds(1, Authority::Complete);
+            if self.agent.mirrors.is_settled() {
+                break;
+            }
+        }
+        assert!(self.agent.mirrors.is_settled(), "it settles, after {:#?}", self.story);
+        assert_eq!(self.table(), self.agent.lowering.desired().table, "after {:#?}", self.story);
+        let rules = self.agent.plan.rules().clone();
+        for _ in 0..20 {
+            let packet = self.packet();
+            let passes = passes(&self.table(), Hook::Forward, &packet);
+            assert_eq!(passes, verdict(&rules, &packet).passes(), "{packet:?}, after {:#?}", self.story);
+        }
+    }
+
+    fn packet(&mut self) -> Packet {
+        Packet { from_this_node: false, ..clusters::packet(self.random) }
+    }
+
+    fn change(&mut self, count: usize) -> String {
+        let host = self.world.host.clone();
+        let told: Vec<String> = (0..count).map(|_| clusters::change(&mut self.world, self.random)).collect();
+        // The name of a running host does not change.
+        self.world.host = host;
+        told.join("; ")
+    }
+
+    /// What is refused, or passes, by both of these.
+    fn promise(&mut self, before: &RuleSet, after: &RuleSet) -> Promise {
+        let mut promise = Promise::default();
+        for _ in 0..60 {
+            let packet = self.packet();
+            match (verdict(before, &packet).passes(), verdict(after, &packet).passes()) {
+                (false, false) => promise.never.push(packet),
+                (true, true) => promise.always.push(packet),
+                _ => {}
+            }
+        }
+        promise
+    }
+
+    /// Anything changes at once, with failures, and the program may end at any moment.
+    fn change_anything(&mut self) -> String {
+        self.settle();
+        let (before, older) = (self.agent.plan.rules().clone(), self.world.clone());
+        let count = *self.random.pick(&[1, 1, 8]);
+        let told = self.change(count);
+        if self.random.chance(30) {
+            self.restart();
+        }
+        self.agent.take_in(&self.world);
+        let after = self.agent.plan.rules().clone();
+        let promise = self.promise(&before, &after);
+        let (addresses, world) = (clusters::addresses(), self.world.clone());
+        let packets: Vec<Packet> = (0..100).map(|_| services::packet(self.random, &world, &addresses)).collect();
+        let is_refused = |packet: &Packet| [&older, &world].iter().all(|world| services::is_refused(world, packet));
+        let never_to_services = packets.into_iter().filter(is_refused).collect();
+        let refuses = self.random.chance(20).then(|| {
+            let objects = self.agent.lowering.desired().table.keys().cloned();
+            self.random.pick_from(objects)
+        });
+        self.with(|inside| {
+            inside.promise = Promise { never_to_services, ..promise };
+            inside.faults = 30;
+            inside.refuses = refuses.flatten();
+        });
+        self.rounds(4, Authority::Complete);
+        self.with(|inside| {
+            inside.promise = Promise::default();
+            inside.faults = 0;
+            inside.refuses = None;
+        });
+        self.now += Duration::from_secs(60);
+        told
+    }
+
+    /// What is remembered may be older than the kernel: nothing changes.
+    fn restart_with_what_was_remembered(&mut self) -> String {
+        let remembered = self.world.clone();
+        self.change(5);
+        self.restart();
+        self.agent.take_in(&self.world);
+        let before = self.table();
+        let has_base = before.values().any(|content| matches!(content, Content::Chain(chain) if chain.base.is_some()));
+        self.rounds(2, Authority::Remembered);
+        assert!(!has_base || self.table() == before, "after {:#?}", self.story);
+        self.world = remembered;
+        self.agent.take_in(&self.world);
+        "a restart with what was remembered".to_owned()
+    }
+
+    /// Absence proves nothing: what is refused stays refused where only a part is known.
+    fn see_only_a_part(&mut self) -> String {
+        self.settle();
+        let before = self.agent.plan.rules().clone();
+        let mut part = self.world.clone();
+        let policies: Vec<_> = part.cluster.policies.iter().map(|(name, _)| name.clone()).collect();
+        let pods: Vec<_> = part.cluster.pods.iter().map(|(name, _)| name.clone()).collect();
+        for name in policies.iter().filter(|_| self.random.chance(50)) {
+            part.cluster.policies.remove(name);
+        }
+        let never = (0..100).map(|_| self.packet()).filter(|packet| !verdict(&before, packet).passes()).collect();
+        self.with(|inside| inside.promise.never = never);
+        self.restart();
+        self.agent.take_in(&part);
+        self.rounds(3, Authority::Partial);
+        self.with(|inside| inside.promise = Promise::default());
+        for name in pods.iter().filter(|_| self.random.chance(30)) {
+            part.cluster.pods.remove(name);
+        }
+        let judged = |table: &Contents| -> BTreeSet<Object> {
+            let is_judged = |set: &str| ["egress4", "egress6", "ingress4", "ingress6"].contains(&set);
+            table
+                .keys()
+                .filter(|object| matches!(object, Object::Element(set, _) if is_judged(set.as_str())))
+                .cloned()
+                .collect()
+        };
+        let before = judged(&self.table());
+        self.restart();
+        self.agent.take_in(&part);
+        self.rounds(3, Authority::Partial);
+        let after = judged(&self.table());
+        assert!(before.is_subset(&after), "who was judged is judged, after {:#?}", self.story);
+        self.agent.take_in(&self.world);
+        "only a part is seen".to_owned()
+    }
+
+    /// Somebody takes away, or changes, something of ours; an audit finds it.
+    fn damage(&mut self) -> String {
+        let mut table = self.table();
+        let told = match self.random.below(3) {
+            0 => {
+                table.clear();
+                "the table is gone".to_owned()
+            }
+            1 => {
+                let elements = table.keys().filter(|object| matches!(object, Object::Element(..))).cloned();
+                let Some(element) = self.random.pick_from(elements) else { return "no damage".to_owned() };
+                table.remove(&element);
+                format!("{element} is gone")
+            }
+            _ => {
+                let chains = table.keys().filter(|object| matches!(object, Object::Chain(_))).cloned();
+                let Some(chain) = self.random.pick_from(chains) else { return "no damage".to_owned() };
+                if let Some(Content::Chain(found)) = table.get(&chain) {
+                    let empty = Chain { base: found.base, rules: Vec::new() };
+                    table.insert(chain.clone(), Content::Chain(Arc::new(empty)));
+                }
+                format!("{chain} is flushed")
+            }
+        };
+        self.with(|inside| inside.table = table);
+        let at = Moment { now: self.now, jitter: 0 };
+        while !self.agent.mirrors.audit_portion(at).1 {}
+        told
+    }
+
+    fn run(mut self) {
+        for _ in 0..STEPS {
+            let told = match self.random.below(10) {
+                0..=5 => self.change_anything(),
+                6 => {
+                    self.restart();
+                    self.agent.take_in(&self.world);
+                    "a restart".to_owned()
+                }
+                7 => self.restart_with_what_was_remembered(),
+                8 => self.see_only_a_part(),
+                _ => self.damage(),
+            };
+            self.story.push(told);
+        }
+        self.settle();
+        let transactions = self.with(|inside| inside.transactions);
+        self.restart();
+        self.agent.take_in(&self.world);
+        self.settle();
+        assert_eq!(self.with(|inside| inside.transactions), transactions, "a restart writes nothing");
+    }
+}
+
+#[test]
+fn whatever_happens_nothing_opens_and_in_the_end_the_table_is_as_desired() {
+    for_many(12, |random| Walk::new(random).run());
+}
+
+#[test]
+fn a_change_of_many_objects_is_one_transaction() {
+    let mut random = Random::new(1);
+    let mut walk = Walk::new(&mut random);
+    walk.settle();
+    for _ in 0..10 {
+        walk.change(8);
+        walk.agent.take_in(&walk.world);
+        let before = walk.with(|inside| inside.transactions);
+        walk.rounds(1, Authority::Complete);
+        assert!(walk.with(|inside| inside.transactions) <= before + 1);
+        walk.settle();
+    }
+}
+
+/// Policies are often known before Services, and Services may stay unknown or known in part.
+#[test]
+fn a_start_before_services_are_known_opens_none_that_was_refused() {
+    for authority in [Authority::Nothing, Authority::Remembered, Authority::Partial] {
+        let mut random = Random::new(1);
+        let mut walk = Walk::new(&mut random);
+        let case = Case::new().namespace("shop", "").pod("shop/shut", HERE, ["10.244.0.1", "app=shut", ""]);
+        let mut complete = case.policy("shop/out", "app=shut", [None, Some(&[])]).0;
+        services::put(&mut complete, "shop/api", ("10.96.0.1", 443), &["192.0.2.11:6443", "192.0.2.12:6443"]);
+        walk.world = complete.clone();
+        walk.agent.take_in(&walk.world);
+        walk.settle();
+        let [source, destination] = ["10.244.0.1", "10.96.0.1"].map(|text| text.parse().expect("an address"));
+        let traffic = Traffic::Port { protocol: Protocol::Tcp, port: 443 };
+        let shut = Packet { source, destination, traffic, from_this_node: false };
+        walk.with(|inside| inside.promise.never_to_services = vec![shut]);
+        walk.restart();
+        let mut unknown = complete.clone();
+        unknown.authority.proxy = authority;
+        let name = sluice::model::ObjectName::new("shop", "api");
+        unknown.cluster.services.remove(&name);
+        unknown.cluster.endpoints.remove(&name);
+        walk.agent.take_in(&unknown);
+        walk.rounds(3, Authority::Complete);
+        assert!(!passes(&walk.table(), Hook::Input, &shut));
+        walk.agent.take_in(&complete);
+        walk.settle();
+        walk.with(|inside| inside.promise = Promise::default());
+        // A pod that is isolated no longer keeps nothing, known or not.
+        unknown.cluster.policies = Default::default();
+        walk.agent.take_in(&unknown);
+        walk.rounds(3, Authority::Complete);
+        assert!(passes(&walk.table(), Hook::Input, &shut));
+    }
+}
