@@ -11,34 +11,33 @@
 //! So nothing opens, whatever the order of events, and a pod that replaces one with the same labels loses nothing.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 
-use crate::model::{self, Claim, ObjectName, Pod, Store};
-use crate::net::{Family, PerFamily};
+use crate::model::{self, Claim, ObjectName, Pod, Store, Table};
+use crate::packed::PackedMap;
 
 /// The pods subject to policies (`Pod::takes_part`), by address.
 #[derive(Default)]
-pub struct Claims(model::Claims<IpAddr, Arc<Claimant>, Addresses>);
+pub struct Claims(model::Claims<IpAddr, ObjectName, Addresses>);
 
 /// A pod subject to policies.
-pub struct Claimant {
-    pub name: ObjectName,
-    pub pod: Arc<Pod>,
+#[derive(Clone, Copy)]
+pub struct Claimant<'a> {
+    pub name: &'a ObjectName,
+    pub pod: &'a Pod,
     /// True for a pod of this node.
     pub is_local: bool,
 }
 
-impl Claim for Claimant {
+impl Claim for ObjectName {
     type Claimant = ObjectName;
 
     fn claimant(&self) -> &ObjectName {
-        &self.name
+        self
     }
 
-    fn order(&self, other: &Claimant) -> Ordering {
-        self.name.cmp(&other.name)
+    fn order(&self, other: &ObjectName) -> Ordering {
+        self.cmp(other)
     }
 }
 
@@ -46,19 +45,19 @@ impl Claim for Claimant {
 /// the memory of all of this.
 #[derive(Default)]
 struct Addresses {
-    v4: HashMap<Ipv4Addr, Arc<Claimant>>,
-    v6: HashMap<Ipv6Addr, Arc<Claimant>>,
+    v4: PackedMap<Ipv4Addr, ObjectName>,
+    v6: PackedMap<Ipv6Addr, ObjectName>,
 }
 
-impl Store<IpAddr, Arc<Claimant>> for Addresses {
-    fn get(&self, address: &IpAddr) -> Option<&Arc<Claimant>> {
+impl Store<IpAddr, ObjectName> for Addresses {
+    fn get(&self, address: &IpAddr) -> Option<&ObjectName> {
         match address {
             IpAddr::V4(address) => self.v4.get(address),
             IpAddr::V6(address) => self.v6.get(address),
         }
     }
 
-    fn set(&mut self, address: &IpAddr, claimant: Option<Arc<Claimant>>) {
+    fn set(&mut self, address: &IpAddr, claimant: Option<ObjectName>) {
         match (*address, claimant) {
             (IpAddr::V4(address), Some(claimant)) => drop(self.v4.insert(address, claimant)),
             (IpAddr::V6(address), Some(claimant)) => drop(self.v6.insert(address, claimant)),
@@ -69,21 +68,31 @@ impl Store<IpAddr, Arc<Claimant>> for Addresses {
 }
 
 impl Claims {
-    /// Reserves capacity for this many more addresses.
-    pub fn reserve(&mut self, more: PerFamily<usize>) {
+    /// Packs the claims, of which the first World brings those of all pods.
+    pub fn pack(&mut self) {
         let Addresses { v4, v6 } = self.0.store();
-        v4.reserve(*more.of(Family::V4));
-        v6.reserve(*more.of(Family::V6));
+        v4.pack();
+        v6.pack();
     }
 
-    /// Returns the pods that have this address, sorted by name.
-    pub fn of(&self, address: IpAddr) -> &[Arc<Claimant>] {
+    /// Returns the names of the pods that have this address, sorted.
+    pub fn of(&self, address: IpAddr) -> &[ObjectName] {
         self.0.of(&address)
     }
 
+    /// Returns the pods that have this address, sorted by name, as they are in this table. `node`: the name of this node.
+    pub fn pods_at<'a>(
+        &'a self,
+        address: IpAddr,
+        pods: &'a Table<ObjectName, Pod>,
+        node: &'a str,
+    ) -> impl Iterator<Item = Claimant<'a>> {
+        self.of(address).iter().filter_map(move |name| Some(Claimant::new(name, pods.get(name)?, node)))
+    }
+
     /// Adds one claim of a pod.
-    pub fn add(&mut self, address: IpAddr, claimant: &Arc<Claimant>) {
-        self.0.put(&address, &claimant.name, Some(claimant.clone()));
+    pub fn add(&mut self, address: IpAddr, name: &ObjectName) {
+        self.0.put(&address, name, Some(name.clone()));
     }
 
     /// Removes one claim.
@@ -98,17 +107,19 @@ impl Claims {
     }
 }
 
+impl<'a> Claimant<'a> {
+    pub fn new(name: &'a ObjectName, pod: &'a Pod, node: &str) -> Claimant<'a> {
+        Claimant { name, pod, is_local: pod.node.as_deref() == Some(node) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::given::{address, object, pod};
+    use super::super::given::{address, object};
     use super::*;
 
-    fn claimant(name: &str) -> Arc<Claimant> {
-        Arc::new(Claimant { name: object(name), pod: Arc::new(pod("10.244.1.1", "", "")), is_local: true })
-    }
-
     fn names(claims: &Claims) -> Vec<String> {
-        claims.of(address("10.244.1.1")).iter().map(|claimant| claimant.name.to_string()).collect()
+        claims.of(address("10.244.1.1")).iter().map(ObjectName::to_string).collect()
     }
 
     #[test]
@@ -117,7 +128,7 @@ mod tests {
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
             let mut claims = Claims::default();
             for place in order {
-                claims.add(address("10.244.1.1"), &claimant(all[place]));
+                claims.add(address("10.244.1.1"), &object(all[place]));
             }
             assert_eq!(names(&claims), all);
             claims.remove(address("10.244.1.1"), &object("shop/b"));
@@ -132,7 +143,7 @@ mod tests {
     #[test]
     fn who_has_no_claim_loses_none() {
         let mut claims = Claims::default();
-        claims.add(address("10.244.1.1"), &claimant("shop/a"));
+        claims.add(address("10.244.1.1"), &object("shop/a"));
         claims.remove(address("10.244.1.1"), &object("shop/b"));
         claims.remove(address("10.244.1.2"), &object("shop/a"));
         assert_eq!(names(&claims), ["shop/a"]);

@@ -276,6 +276,10 @@ impl<B: Backend> Subsystem for Driver<B> {
         );
     }
 
+    async fn pack(&mut self) {
+        self.plan.pack();
+    }
+
     fn troubles(&mut self, _account: &mut Account, _standing: &Standing) -> Vec<String> {
         self.tell_refusals()
     }

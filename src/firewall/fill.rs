@@ -10,7 +10,7 @@ use compact_str::CompactString;
 
 use crate::model::{Namespace, ObjectName, Pod, Table};
 
-use super::claims::Claims;
+use super::claims::{Claimant, Claims};
 use super::index::SetIndex;
 use super::rules::{Contents, Element, LocalPod, PortOwners, Scope, Selection, SetKey};
 use super::{ip_block, membership, selection};
@@ -22,6 +22,8 @@ pub struct FillInputs<'a> {
     pub namespaces: &'a Table<CompactString, Namespace>,
     pub claims: &'a Claims,
     pub local: &'a BTreeMap<ObjectName, LocalPod>,
+    /// The name of this node.
+    pub node: &'a str,
 }
 
 /// Returns the contents of these sets, and the number of pods examined.
@@ -137,14 +139,19 @@ impl<'a> Filling<'a> {
         if !pod.takes_part() {
             return;
         }
-        let namespaces = self.inputs.namespaces;
+        let FillInputs { pods, namespaces, claims, node, .. } = self.inputs;
         let labels = namespaces.get(&name.namespace).map(|namespace| &namespace.labels);
         for place in index.candidates(&name.namespace, labels, pod) {
             let (Some(set), Some(elements)) = (self.sets.get(*place), self.elements.get_mut(*place)) else { continue };
             for address in &pod.addresses {
+                if let [_] = claims.of(*address) {
+                    let alone = [Claimant::new(name, pod, node)];
+                    elements.extend(membership::elements_at(set, *address, &alone, namespaces));
+                    continue;
+                }
                 // Pods that share an address give the same elements, which a set holds once.
-                let claimants = self.inputs.claims.of(*address);
-                elements.extend(membership::elements_at(set, *address, claimants, namespaces));
+                let all: Vec<Claimant<'_>> = claims.pods_at(*address, pods, node).collect();
+                elements.extend(membership::elements_at(set, *address, &all, namespaces));
             }
         }
     }

@@ -4,7 +4,6 @@
 //! so a change of a pod is a change at its addresses and nowhere else.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use compact_str::CompactString;
 
@@ -21,13 +20,13 @@ use super::{named_port, selection};
 pub fn elements_at<'a>(
     set: &'a SetKey,
     address: IpAddr,
-    claimants: &'a [Arc<Claimant>],
+    claimants: &'a [Claimant<'a>],
     namespaces: &'a Table<CompactString, Namespace>,
 ) -> impl Iterator<Item = Element> + 'a {
-    let is_asked = |claimant: &&Arc<Claimant>| claimant.is_local || !is_of_this_node(set);
+    let is_asked = |claimant: &&Claimant<'_>| claimant.is_local || !is_of_this_node(set);
     let mut others = claimants.iter().filter(is_asked);
     let first = others.next();
-    let candidates = first.into_iter().flat_map(move |first| candidates(set, &first.pod, address));
+    let candidates = first.into_iter().flat_map(move |first| candidates(set, first.pod, address));
     candidates.filter(move |element| {
         let mut all = first.into_iter().chain(others.clone());
         all.all(|claimant| belongs(set, claimant, namespaces, *element))
@@ -61,10 +60,15 @@ fn candidates<'a>(set: &'a SetKey, pod: &'a Pod, address: IpAddr) -> impl Iterat
 }
 
 /// Returns whether a pod with this address belongs to the set.
-fn belongs(set: &SetKey, claimant: &Claimant, namespaces: &Table<CompactString, Namespace>, element: Element) -> bool {
+fn belongs(
+    set: &SetKey,
+    claimant: &Claimant<'_>,
+    namespaces: &Table<CompactString, Namespace>,
+    element: Element,
+) -> bool {
     let is_selected = |wanted: &_| {
         let namespace = namespaces.get(&claimant.name.namespace).map(|namespace| &namespace.labels);
-        selection::selects(wanted, &claimant.name, &claimant.pod, namespace)
+        selection::selects(wanted, claimant.name, claimant.pod, namespace)
     };
     match (set, element) {
         (SetKey::Pods(wanted), Element::Address(_)) => is_selected(wanted),
@@ -81,6 +85,7 @@ mod tests {
     use super::super::given::{address, labels, object, pod, selector};
     use super::super::rules::{Scope, Selection};
     use super::*;
+    use crate::model::ObjectName;
     use crate::net::Protocol;
 
     const ADDRESS: &str = "10.244.1.1";
@@ -89,12 +94,10 @@ mod tests {
     fn check(set: &SetKey, pods: &[(&str, &str, &str)], expected: &[Element]) {
         let mut namespaces = Table::default();
         namespaces.insert("shop".into(), Namespace { labels: labels("team=red"), isolated: false });
-        let claimant = |(name, of, ports): &(&str, &str, &str)| {
-            let name = object(name);
-            let is_local = name.name.starts_with("local");
-            Arc::new(Claimant { name, pod: Arc::new(pod(ADDRESS, of, ports)), is_local })
-        };
-        let claimants: Vec<Arc<Claimant>> = pods.iter().map(claimant).collect();
+        let pods: Vec<(ObjectName, Pod)> =
+            pods.iter().map(|(name, of, ports)| (object(name), pod(ADDRESS, of, ports))).collect();
+        let claimant = |(name, pod)| Claimant { name, pod, is_local: name.name.starts_with("local") };
+        let claimants: Vec<Claimant<'_>> = pods.iter().map(|(name, pod)| claimant((name, pod))).collect();
         let found: Vec<Element> = elements_at(set, address(ADDRESS), &claimants, &namespaces).collect();
         assert_eq!(found, expected);
     }

@@ -24,10 +24,9 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
-use crate::model::{Change, Cluster, Labels, Namespace, ObjectName, Pod, Table, World};
-use crate::net::{Family, PerFamily};
+use crate::model::{Change, Cluster, Labels, Namespace, ObjectName, Pod, World};
 
-use super::claims::{Claimant, Claims};
+use super::claims::Claims;
 use super::index::{Index, SetIndex};
 use super::rules::{Element, PolicyKey, PortOwners, RuleSet, Selection, SetKey};
 use super::{fill, selection};
@@ -89,6 +88,11 @@ impl Plan {
         &self.claims
     }
 
+    /// Packs what the first World filled one by one.
+    pub fn pack(&mut self) {
+        self.claims.pack();
+    }
+
     /// Updates the rule set from a newer World; returns what changed.
     pub fn update(&mut self, world: &World) -> RuleSetChanges {
         let mut changed = RuleSetChanges::default();
@@ -117,9 +121,6 @@ impl Plan {
     /// Updates the claims to addresses, and finds the sets that may differ at them.
     fn take_in_pods(&mut self, older: &Cluster, dirty: &mut Dirty) {
         let newer = self.cluster.clone();
-        if older.pods.is_empty() {
-            self.reserve_claims();
-        }
         for change in newer.pods.changes_since(&older.pods) {
             let (before, after) = match change {
                 Change::Added(_, new) => (None, Some(new)),
@@ -131,45 +132,33 @@ impl Plan {
             if before.into_iter().chain(after).any(|pod| self.is_local(pod)) {
                 dirty.pods.insert(change.key().clone());
             }
-            // Pods that share an address with this pod are evaluated too, so the result holds for all of them, first
-            // with the older labels of their namespaces and then with the newer.
+            // Pods that share an address with this pod are evaluated too, so the result holds for all of them: before the
+            // first of them is changed as all of them were, and behind the last of them as all of them are.
             let addresses = || before.into_iter().chain(after).flat_map(|pod| &pod.addresses);
-            addresses().for_each(|address| self.note_places(*address, &older.namespaces, dirty));
+            addresses().for_each(|address| self.note_places(*address, older, dirty));
             self.move_claims(change.key(), before, after);
-            addresses().for_each(|address| self.note_places(*address, &newer.namespaces, dirty));
+            addresses().for_each(|address| self.note_places(*address, &newer, dirty));
         }
-    }
-
-    /// Reserves capacity for the addresses of all pods at once.
-    fn reserve_claims(&mut self) {
-        let mut addresses: PerFamily<usize> = PerFamily::default();
-        let pods = self.cluster.pods.iter().filter(|(_, pod)| pod.takes_part());
-        for address in pods.flat_map(|(_, pod)| &pod.addresses) {
-            *addresses.of_mut(Family::from(*address)) += 1;
-        }
-        self.claims.reserve(addresses);
     }
 
     fn move_claims(&mut self, name: &ObjectName, before: Option<&Arc<Pod>>, after: Option<&Arc<Pod>>) {
         for address in before.into_iter().flat_map(|pod| &pod.addresses) {
             self.claims.remove(*address, name);
         }
-        let Some(pod) = after else { return };
-        let claimant = Arc::new(Claimant { name: name.clone(), pod: pod.clone(), is_local: self.is_local(pod) });
-        for address in &pod.addresses {
-            self.claims.add(*address, &claimant);
+        for address in after.into_iter().flat_map(|pod| &pod.addresses) {
+            self.claims.add(*address, name);
         }
     }
 
-    /// Marks the sets that the current pods of an address may belong to.
-    fn note_places(&self, address: IpAddr, namespaces: &Table<CompactString, Namespace>, dirty: &mut Dirty) {
+    /// Marks the sets that the current pods of an address may belong to, as these pods and their namespaces are in `cluster`.
+    fn note_places(&self, address: IpAddr, cluster: &Cluster, dirty: &mut Dirty) {
         if self.sets.is_empty() {
             return;
         }
-        for claimant in self.claims.of(address) {
+        for claimant in self.claims.pods_at(address, &cluster.pods, &self.node) {
             let namespace = &claimant.name.namespace;
-            let labels = namespaces.get(namespace).map(|namespace| &namespace.labels);
-            let sets = self.sets.candidates(namespace, labels, &claimant.pod);
+            let labels = cluster.namespaces.get(namespace).map(|namespace| &namespace.labels);
+            let sets = self.sets.candidates(namespace, labels, claimant.pod);
             dirty.places.extend(sets.map(|set| (address, set.clone())));
         }
     }

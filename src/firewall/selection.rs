@@ -55,7 +55,7 @@ mod tests {
     fn check(selection: &Selection, namespace: (&str, Option<&str>), pod: &str, expected: bool) {
         let pod = Pod {
             labels: labels(pod),
-            addresses: Box::new(["10.244.1.7".parse().unwrap()]),
+            addresses: ["10.244.1.7".parse().unwrap()].into(),
             node: None,
             host_network: false,
             finished: false,

@@ -24,7 +24,8 @@ pub enum Kind {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Object {
     Service(ObjectName, Option<Arc<Service>>),
-    EndpointSlice(ObjectName, Option<SliceOf>),
+    /// Boxed: the catalogue of manifests keeps every object, and its size is that of the largest kind.
+    EndpointSlice(ObjectName, Option<Box<SliceOf>>),
     Node(CompactString, Option<Arc<Node>>),
     Pod(ObjectName, Option<Arc<Pod>>),
     Namespace(CompactString, Option<Arc<Namespace>>),

@@ -5,6 +5,8 @@
 //! in common (labels, ports, the node's name) is shared memory.
 
 use std::net::IpAddr;
+use std::ops::Deref;
+use std::slice;
 use std::sync::Arc;
 
 use compact_str::CompactString;
@@ -18,7 +20,7 @@ use crate::net::Protocol;
 pub struct Pod {
     pub labels: Labels,
     /// `status.podIPs` and `status.podIP`, without duplicates, in the API's order.
-    pub addresses: Box<[IpAddr]>,
+    pub addresses: PodAddresses,
     /// `spec.nodeName`; `None` until the pod is scheduled. Which pods are local is decided by it, never by addresses.
     pub node: Option<Arc<str>>,
     /// `spec.hostNetwork`: its addresses are the node's.
@@ -27,6 +29,18 @@ pub struct Pod {
     pub finished: bool,
     /// Named ports of all containers that run while the pod runs, sorted.
     pub ports: Arc<[NamedPort]>,
+}
+
+/// Addresses of a pod, in order. The one or two that nearly every pod has stand in the value itself, without memory of their own.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct PodAddresses(Several);
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Several {
+    One([IpAddr; 1]),
+    Two([IpAddr; 2]),
+    /// None, or more than two.
+    Any(Box<[IpAddr]>),
 }
 
 /// One named entry of `containers[].ports[]` (or of an init container that keeps running).
@@ -46,6 +60,55 @@ pub struct Namespace {
     pub isolated: bool,
 }
 
+impl Deref for PodAddresses {
+    type Target = [IpAddr];
+
+    fn deref(&self) -> &[IpAddr] {
+        match &self.0 {
+            Several::One(address) => address,
+            Several::Two(addresses) => addresses,
+            Several::Any(addresses) => addresses,
+        }
+    }
+}
+
+impl Default for Several {
+    fn default() -> Self {
+        Several::Any(Box::default())
+    }
+}
+
+impl From<Vec<IpAddr>> for PodAddresses {
+    fn from(addresses: Vec<IpAddr>) -> PodAddresses {
+        PodAddresses(match *addresses {
+            [only] => Several::One([only]),
+            [first, second] => Several::Two([first, second]),
+            _ => Several::Any(addresses.into()),
+        })
+    }
+}
+
+impl FromIterator<IpAddr> for PodAddresses {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> PodAddresses {
+        PodAddresses::from(Vec::from_iter(addresses))
+    }
+}
+
+impl<const N: usize> From<[IpAddr; N]> for PodAddresses {
+    fn from(addresses: [IpAddr; N]) -> PodAddresses {
+        addresses.into_iter().collect()
+    }
+}
+
+impl<'a> IntoIterator for &'a PodAddresses {
+    type Item = &'a IpAddr;
+    type IntoIter = slice::Iter<'a, IpAddr>;
+
+    fn into_iter(self) -> slice::Iter<'a, IpAddr> {
+        self.iter()
+    }
+}
+
 impl Pod {
     /// Returns whether policies concern this pod at all: it runs, has addresses, and they are its own.
     pub fn takes_part(&self) -> bool {
@@ -56,5 +119,21 @@ impl Pod {
     pub fn port_numbers<'a>(&'a self, name: &'a str, protocol: Protocol) -> impl Iterator<Item = u16> + 'a {
         let named = move |port: &&NamedPort| port.name == name && port.protocol == protocol;
         self.ports.iter().filter(named).map(|port| port.number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_keep_their_order_whatever_their_number() {
+        let all: Vec<IpAddr> =
+            ["10.244.1.7", "fd00:10:244:1::7", "10.244.1.8"].map(|text| text.parse().unwrap()).into();
+        for count in 0..=all.len() {
+            let some = &all[..count];
+            assert_eq!(&*PodAddresses::from(some.to_vec()), some);
+            assert!(PodAddresses::from_iter(some.iter().copied()).into_iter().eq(some));
+        }
     }
 }

@@ -312,7 +312,7 @@ impl Joined {
         let own = &mut self.cluster;
         let changed = match object {
             Object::Service(name, value) => set(&mut own.services, name, value),
-            Object::EndpointSlice(name, slice) => self.put_slice(name, slice),
+            Object::EndpointSlice(name, slice) => self.put_slice(name, slice.map(|slice| *slice)),
             Object::Node(name, value) => set(&mut own.nodes, name, value),
             Object::Pod(name, value) => {
                 let pod = self.attachments.put(&name, value);

@@ -384,7 +384,8 @@ async fn policies_are_in_force_again_before_the_server_is() {
 
 #[test]
 fn a_pod_is_small() {
-    assert!(size_of::<Pod>() <= 72, "{}", size_of::<Pod>());
+    // One or two addresses included.
+    assert!(size_of::<Pod>() <= 96, "{}", size_of::<Pod>());
 }
 
 #[test]

@@ -217,7 +217,7 @@ fn pod(index: usize, templates: &Templates) -> (ObjectName, Pod) {
     let name = ObjectName::new(&namespace(space), &format!("app-{app}-{:010x}-{index:05x}", app * 7919));
     let pod = Pod {
         labels,
-        addresses: Box::new([IpAddr::V4(v4), IpAddr::V6(v6)]),
+        addresses: [IpAddr::V4(v4), IpAddr::V6(v6)].into(),
         node: Some(templates.node(index)),
         host_network: false,
         finished: false,

@@ -41,7 +41,8 @@ fn put(world: &mut World, object: Object) {
         Object::Service(name, Some(service)) => {
             world.cluster.services.insert(name, (*service).clone());
         }
-        Object::EndpointSlice(name, Some(SliceOf { service, slice })) => {
+        Object::EndpointSlice(name, Some(of)) => {
+            let SliceOf { service, slice } = *of;
             let owner = ObjectName::of(name.namespace.clone(), service);
             let known = world.cluster.endpoints.get(&owner);
             let mut endpoints = known.map_or_else(Endpoints::default, |known| (**known).clone());

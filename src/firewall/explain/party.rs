@@ -46,8 +46,9 @@ pub(super) fn standing(known: Known<'_>, end: &End, address: IpAddr) -> Standing
 
 /// Returns who has an address.
 pub fn standing_at(known: Known<'_>, address: IpAddr) -> Standing {
-    if let Some(claimant) = known.claims.of(address).first() {
-        return of_pod(known.world, &claimant.name, &claimant.pod);
+    let World { cluster, host, .. } = known.world;
+    if let Some(claimant) = known.claims.pods_at(address, &cluster.pods, &host.node_name).next() {
+        return of_pod(known.world, claimant.name, claimant.pod);
     }
     if is_this_node(known.world, address) {
         return Standing::ThisNode;

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Plan, RuleSetChanges};
+use crate::firewall::claims::Claimant;
 use crate::firewall::rules::{Contents, Direction, Element, PolicyKey, Rule, SetKey};
 use crate::firewall::{compile, fill, membership};
 use crate::model::ObjectName;
@@ -85,6 +86,7 @@ impl Plan {
             namespaces: &self.cluster.namespaces,
             claims: &self.claims,
             local: &self.rules.pods,
+            node: &self.node,
         };
         let (filled, asked) = fill::contents(fresh, inputs);
         changed.pods_asked += asked;
@@ -104,9 +106,9 @@ impl Plan {
             let Some(contents) = self.rules.sets.get_mut(&set).filter(|_| !fresh.contains(&set)) else { continue };
             changed.pods_asked += 1;
             let now = membership::elements_now(contents, &set, address);
-            let claimants = self.claims.of(address);
-            let namespaces = &self.cluster.namespaces;
-            let wanted: Vec<Element> = membership::elements_at(&set, address, claimants, namespaces).collect();
+            let (pods, namespaces) = (&self.cluster.pods, &self.cluster.namespaces);
+            let claimants: Vec<Claimant<'_>> = self.claims.pods_at(address, pods, &self.node).collect();
+            let wanted: Vec<Element> = membership::elements_at(&set, address, &claimants, namespaces).collect();
             let elements = contents.elements.of_mut(Family::from(address));
             for element in now.iter().filter(|element| !wanted.contains(element)) {
                 elements.remove(element);

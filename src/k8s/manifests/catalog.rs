@@ -69,11 +69,15 @@ struct File {
 #[derive(Clone)]
 struct Kept {
     object: Object,
-    warnings: Option<Box<[Warning]>>,
+    warnings: Option<Box<Warned>>,
     /// The hash of the document that holds this object and others that are kept, and nothing else; `None` where that
     /// document is not in the file any more, or holds more.
     document: Option<NonZeroU64>,
 }
+
+/// The warnings of one of the few objects that have any: behind one thin pointer.
+#[derive(Clone, PartialEq)]
+struct Warned(Vec<Warning>);
 
 /// Exceptional state of a file.
 #[derive(Clone, PartialEq, Default)]
@@ -256,7 +260,7 @@ impl File {
 
 impl Kept {
     fn found(&self) -> Found {
-        (self.object.clone(), self.warnings.as_deref().unwrap_or_default().to_vec())
+        (self.object.clone(), self.warnings.as_ref().map_or_else(Vec::new, |warned| warned.0.clone()))
     }
 }
 
@@ -277,7 +281,7 @@ impl Reading {
         let is_plain = content.broken.is_empty() && content.skipped.is_empty() && !content.objects.is_empty();
         let kept = |(object, warnings): &Found| Kept {
             object: object.clone(),
-            warnings: (!warnings.is_empty()).then(|| warnings.as_slice().into()),
+            warnings: (!warnings.is_empty()).then(|| Box::new(Warned(warnings.clone()))),
             document: is_plain.then_some(hash),
         };
         self.objects.extend(content.objects.iter().map(kept));

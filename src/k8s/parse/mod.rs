@@ -40,7 +40,7 @@ pub fn service_object(object: &service::ServiceObject, _: &mut Pool) -> (Object,
 /// Parses an EndpointSlice, from either source.
 pub fn endpoint_slice_object(object: &endpoint_slice::EndpointSliceObject, pool: &mut Pool) -> (Object, Vec<Warning>) {
     let (name, slice, warnings) = endpoint_slice::endpoint_slice(object, pool);
-    (Object::EndpointSlice(name, slice), warnings)
+    (Object::EndpointSlice(name, slice.map(Box::new)), warnings)
 }
 
 /// Parses a Node, from either source.

@@ -23,7 +23,7 @@ use super::number::Number;
 use super::pool::Pool;
 use super::service::protocol;
 use crate::k8s::warning::{Warning, Warnings};
-use crate::model::{NamedPort, ObjectName, Pod};
+use crate::model::{NamedPort, ObjectName, Pod, PodAddresses};
 
 /// Parses a Pod.
 pub fn pod(object: &PodObject, pool: &mut Pool) -> (ObjectName, Option<Pod>, Vec<Warning>) {
@@ -94,7 +94,7 @@ struct PodIp {
     ip: Option<CompactString>,
 }
 
-fn addresses(status: &Status, warnings: &mut Warnings) -> Box<[IpAddr]> {
+fn addresses(status: &Status, warnings: &mut Warnings) -> PodAddresses {
     let further = status.pod_ips.iter().flatten().filter_map(|entry| entry.ip.as_deref());
     let mut addresses = Vec::with_capacity(2);
     for text in status.pod_ip.as_deref().into_iter().chain(further).filter(|text| !text.is_empty()) {
@@ -104,7 +104,7 @@ fn addresses(status: &Status, warnings: &mut Warnings) -> Box<[IpAddr]> {
             None => warnings.odd("status.podIPs", format_args!("{text:?} is not a pod's address; it is left out")),
         }
     }
-    addresses.into_boxed_slice()
+    addresses.into()
 }
 
 /// Unlike an endpoint a pod may have a link-local address: leaving it out would leave the pod without protection.
