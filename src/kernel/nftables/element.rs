@@ -250,10 +250,10 @@ impl Range {
             (Fields::Address(family), Key::Prefix(prefix)) if Family::from(*prefix) == family => {
                 (number(prefix.network()), number(prefix.broadcast()), address_length(family))
             }
-            (Fields::Address(family), Key::Range(first, last))
-                if Family::from(*first) == family && Family::from(*last) == family =>
+            (Fields::Address(family), Key::Range(ends))
+                if Family::from(ends.0) == family && Family::from(ends.1) == family =>
             {
-                (number(*first), number(*last), address_length(family))
+                (number(ends.0), number(ends.1), address_length(family))
             }
             (Fields::Port, Key::Ports(PortRange { first, last })) => (u128::from(*first), u128::from(*last), 2),
             _ => return None,

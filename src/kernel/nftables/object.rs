@@ -11,9 +11,10 @@ use super::rule::{Rule, Verdict};
 use crate::net::{Family, PortRange, Protocol};
 
 /// Name of a table's chain, set, map or counter: at most 255 bytes. `nft` does not load names that are words of its language
-/// (`mark`, `fwd`), so ours contain an underscore, a slash or a digit. Shared, because every element carries it.
+/// (`mark`, `fwd`), so ours contain an underscore, a slash or a digit. Shared, because every element carries it, which
+/// is also why it is one pointer.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Name(Arc<str>);
+pub struct Name(Arc<Box<str>>);
 
 /// Key of one object of a table, in the order of growing as far as that is one: rules and elements need sets and chains.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -92,7 +93,7 @@ pub enum Key {
     Prefix(IpNet),
     /// Of [`Fields::Address`] with intervals: all addresses from the first to the last, of one family. A range that is a prefix
     /// has to be called so, see [`Key::range`].
-    Range(IpAddr, IpAddr),
+    Range(Box<(IpAddr, IpAddr)>),
     /// Of [`Fields::Service`].
     Service(IpAddr, Protocol, u16),
     /// Of [`Fields::ProtocolPort`].
@@ -173,24 +174,24 @@ impl Key {
         let alike = match (first, last) {
             (IpAddr::V4(first), IpAddr::V4(last)) => (first.to_bits() ^ last.to_bits()).leading_zeros(),
             (IpAddr::V6(first), IpAddr::V6(last)) => (first.to_bits() ^ last.to_bits()).leading_zeros(),
-            _ => return Key::Range(first, last),
+            _ => return Key::Range(Box::new((first, last))),
         };
         match IpNet::new(first, alike as u8) {
             Ok(prefix) if prefix.network() == first && prefix.broadcast() == last => Key::Prefix(prefix),
-            _ => Key::Range(first, last),
+            _ => Key::Range(Box::new((first, last))),
         }
     }
 }
 
 impl From<&str> for Name {
     fn from(name: &str) -> Name {
-        Name(name.into())
+        Name(Arc::new(name.into()))
     }
 }
 
 impl From<String> for Name {
     fn from(name: String) -> Name {
-        Name(name.into())
+        Name(Arc::new(name.into()))
     }
 }
 
@@ -223,7 +224,7 @@ impl fmt::Display for Key {
             Key::Address(address) => write!(f, "{address}"),
             Key::Itself(address) => write!(f, "{address} . {address}"),
             Key::Prefix(prefix) => write!(f, "{prefix}"),
-            Key::Range(first, last) => write!(f, "{first}-{last}"),
+            Key::Range(ends) => write!(f, "{}-{}", ends.0, ends.1),
             Key::Foreign(bytes) => write!(f, "{bytes:02x?}"),
             Key::Service(address, protocol, port) => write!(f, "{address} . {protocol} . {port}"),
             Key::ProtocolPort(protocol, port) => write!(f, "{protocol} . {port}"),

@@ -347,3 +347,9 @@ fn a_range_that_is_a_prefix_is_called_so() {
     assert_eq!(key("0.0.0.0", "255.255.255.255"), "0.0.0.0/0");
     assert_eq!(key("fd00::", "fd00::ffff"), "fd00::/112");
 }
+
+/// There are hundreds of thousands of elements, each of them twice: as it is desired and as it was seen.
+#[test]
+fn an_element_takes_little_memory() {
+    assert!(size_of::<Object>() <= 32 && size_of::<(Object, Content)>() <= 48, "{}", size_of::<(Object, Content)>());
+}

@@ -1,7 +1,7 @@
 //! From any state of a table to any other, each time in one transaction; large sets; real packets.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use sluice::kernel::nftables::rule::{Mark, Side, States};
@@ -154,6 +154,20 @@ fn fifty_thousand_elements_are_written_and_read_back() {
         assert_eq!(ours.target().read().expect("it can be read"), want);
         settle(&mut ours, &Contents::new());
         assert_eq!(run("nft list ruleset"), "");
+    });
+}
+
+#[test]
+fn a_transaction_may_be_larger_than_what_a_socket_usually_sends() {
+    in_new(|| {
+        let peers = (Object::Set(name("peers_6")), set(Fields::Addresses(Family::V6), Kind::Set, false));
+        let mut want = Contents::from([peers]);
+        let mut ours = mirror();
+        settle(&mut ours, &want);
+        let pods = (0..180_000_u128).map(|number| IpAddr::from(Ipv6Addr::from_bits((0xfd << 120) + number)));
+        want.extend(pods.map(|pod| element("peers_6", Key::Itself(pod), Content::Element)));
+        settle(&mut ours, &want);
+        assert_eq!(ours.target().read().expect("it can be read").len(), want.len());
     });
 }
 
