@@ -39,8 +39,10 @@ use crate::k8s::outage::Outages;
 use crate::k8s::{Message, Wanted, manifests, report, watch as watch_api};
 use crate::kernel::Error;
 use crate::kernel::address::host_addresses;
+use crate::kernel::iptables::is_installed;
 use crate::kernel::link::LinkName;
 use crate::kernel::monitor::{self, Changes, Watched};
+use crate::kernel::nftables::probe;
 use crate::model::{EventClock, Report, Table, World};
 use crate::net::{PerFamily, Prefixes};
 use crate::observe::health::{Health, Pulse};
@@ -78,7 +80,16 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     runtime.block_on(serve(config))
 }
 
+/// Decides which packet filter the subsystems use on this host.
+fn decided(config: Config) -> anyhow::Result<Config> {
+    let nftables = || probe().map_err(|missing| missing.to_string());
+    let backend = config.netfilter.backend(nftables, is_installed()).map_err(anyhow::Error::msg)?;
+    info!(?backend, "Packet filter chosen");
+    Ok(config.decided(backend))
+}
+
 async fn serve(config: Config) -> anyhow::Result<()> {
+    let config = decided(config)?;
     let health = Health::default();
     let registry = Registry::new(VERSION, TOOLCHAIN);
     let main = listen(&config.observe, &health, &registry).await?;

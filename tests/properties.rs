@@ -51,6 +51,7 @@ fn setup(random: &mut Random, always: &[&'static str]) -> Setup {
         "--ipvs-permit-all=false",
         "--service-external-ip-range=203.0.113.0/24",
         "--loadbalancer-ip-range=203.0.113.0/30",
+        "--netfilter=nftables",
     ] {
         if random.chance(40) {
             words.push(word);
@@ -183,6 +184,7 @@ fn what_an_update_does_not_name_has_not_changed() {
             names_all(&older.sets, &newer.sets, &changed.sets, &what);
             names_all(&older.elements, &newer.elements, &changed.elements, &what);
             names_all(&older.rules, &newer.rules, &changed.rules, &what);
+            names_all(&older.table, &newer.table, &changed.table, &what);
             names_all(&older.virtuals, &newer.virtuals, &changed.virtuals, &what);
             names_all(&older.routes, &newer.routes, &changed.routes, &what);
             assert!(changed.settings || older.settings == newer.settings, "{what}");
@@ -294,6 +296,7 @@ fn assert_same(found: &Desired, expected: &Desired, changes: &[String]) {
     same_rows(&found.sets, &expected.sets, changes);
     same_rows(&found.elements, &expected.elements, changes);
     same_rows(&found.rules, &expected.rules, changes);
+    same_rows(&found.table, &expected.table, changes);
     same_rows(&found.virtuals, &expected.virtuals, changes);
     same_rows(&found.routes, &expected.routes, changes);
     same_rows(&found.settings, &expected.settings, changes);

@@ -31,6 +31,8 @@ use sluice::model::Authority;
 use support::random::{number, seeds};
 use walk::Walk;
 
+const BACKENDS: [&str; 2] = ["--netfilter=iptables", "--netfilter=nftables"];
+
 #[test]
 fn whatever_happens_the_kernel_becomes_what_is_wanted_by_a_way_that_hurts_nobody() {
     let steps = number("SIM_STEPS").unwrap_or(150);
@@ -53,7 +55,16 @@ fn whatever_happens_the_kernel_becomes_what_is_wanted_by_a_way_that_hurts_nobody
 #[test]
 fn what_kube_router_left_is_taken_over_and_no_connection_ends() {
     for seed in 0..20 {
-        Walk::new(seed).takes_over_from_kube_router();
+        BACKENDS.iter().for_each(|backend| Walk::new(seed).takes_over_from_kube_router(backend));
+    }
+}
+
+#[test]
+fn the_other_backend_takes_over_and_no_connection_ends() {
+    for seed in 0..10 {
+        let [iptables, nftables] = BACKENDS;
+        Walk::new(seed).changes_the_backend([iptables, nftables]);
+        Walk::new(seed).changes_the_backend([nftables, iptables]);
     }
 }
 
@@ -103,6 +114,6 @@ fn a_set_becomes_smaller_when_its_elements_have_gone() {
 #[test]
 fn every_kind_of_damage_is_found_by_an_audit_and_repaired() {
     for kind in damage::Kind::ALL {
-        Walk::new(1).damage_is_found_and_repaired(kind);
+        BACKENDS.iter().for_each(|backend| Walk::new(1).damage_is_found_and_repaired(kind, backend));
     }
 }

@@ -32,11 +32,7 @@ struct Without {
 }
 
 /// While there is one, `auto` does not choose nftables, and nobody can ask for it together with these.
-const WITHOUT: &[Without] = &[
-    Without { flag: "run-service-proxy", runs: |flags| flags.run_service_proxy },
-    Without { flag: "run-firewall", runs: |flags| flags.run_firewall },
-    Without { flag: "run-router", runs: |flags| flags.run_router },
-];
+const WITHOUT: &[Without] = &[Without { flag: "run-firewall", runs: |flags| flags.run_firewall }];
 
 /// Whether every subsystem has a backend for nftables.
 pub(super) const IS_COMPLETE: bool = WITHOUT.is_empty();

@@ -52,6 +52,12 @@ pub(super) struct Running {
     deadline: Instant,
 }
 
+/// Returns whether a program is where programs are looked for.
+pub(super) fn is_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+    std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
+}
+
 /// Runs a program to its end and returns what it wrote to stdout. Characters that are not UTF-8 are replaced.
 pub(super) fn run(call: Call<'_>) -> Result<String, Fault> {
     start(call)?.finish()

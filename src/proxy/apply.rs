@@ -14,6 +14,10 @@
 //! The kernel's own set of service ports says which virtual services are ours: an element is written before its virtual
 //! service and removed after it, so a process without memory finds all of ours and never one of another program.
 //! Desired ones are ours in any case.
+//!
+//! Sets, elements and rules are those of iptables and ipset, or all of them are one kind, [`table`](Mirrors): only one of the
+//! two is used and desired, and the latter changes in one transaction. What a run with the other one left stays in force, and says which virtual services are ours, until
+//! all that replaces it is in place ([`Kernel::remove_abandoned`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -22,23 +26,26 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
+use crate::kernel::Error;
 use crate::kernel::address::AddressKey;
 use crate::kernel::conntrack::{Flows, Remaining};
 use crate::kernel::ipset::{ElementKey, Entry, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::ipvs::{Destination, ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkName};
+use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{self, Ruled};
 use crate::model::Authority;
 use crate::net::{Family, PerFamily, Protocol};
-use crate::reconcile::{Course, Found, Growth, Moment, Reflection, Target};
+use crate::reconcile::{Course, Found, Growth, Mirror, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
 use super::desired::{Desired, ProxyChanges};
 use super::endpoints::DRAINING;
+use super::marks::Marks;
 use super::names::Set;
-use super::plan::{local_route_key, services_on};
+use super::plan::{address_of, local_route_key, services_on};
 use super::udp_flows::{Forgetting, UdpFlows};
 
 /// The kinds of kernel objects that the service proxy manages. Implemented on Linux (`linux`) and in memory for the
@@ -49,6 +56,7 @@ pub trait Kernel {
     type Sets: Target<Key = SetName, Value = SetSpec>;
     type Elements: Target<Key = ElementKey, Value = ()>;
     type Rules: Target<Key = Piece, Value = Rules>;
+    type Table: Target<Key = Object, Value = Content>;
     type Virtuals: Target<Key = ServiceKey, Value = Virtual> + Owned + Connected;
     type Routes: Target<Key = RouteKey, Value = Route>;
     type Addresses: Target<Key = AddressKey, Value = ()>;
@@ -59,8 +67,15 @@ pub trait Kernel {
     /// The entries of some flows may remain.
     fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, Remaining>;
 
+    /// Returns the virtual services that a run with the other backend marked as ours.
+    ///
+    /// # Errors
+    /// The kernel did not list them.
+    fn marked_by_other_backend(&mut self) -> Result<Vec<ServiceKey>, Error>;
+
     /// Removes objects of ours from where they no longer belong: rules in the tables of the iptables variant that the
-    /// host has given up. Called once their replacements are in place. Returns why something could not be removed.
+    /// host has given up, and everything of the other backend. Called once their replacements are in place. Returns why
+    /// something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
 }
 
@@ -87,6 +102,7 @@ kinds! {
         sets: Sets,
         rules: Rules after Rules,
         elements: Elements,
+        table: Table after Rules,
         virtuals: Virtuals,
         routes: Routes after Ours,
     }
@@ -95,6 +111,8 @@ kinds! {
         /// Progress of looking at virtual services.
         looks: PerFamily<Course<ServiceKey>>,
         udp: UdpFlows,
+        /// The virtual services that the other backend marks as ours; `None` until that could be read.
+        marked_elsewhere: Option<Vec<ServiceKey>>,
         /// True if a remembered cluster is applied; `None` until the kernel could be read.
         uses_memory: Option<bool>,
         /// Number of changes of desired virtual services.
@@ -128,6 +146,7 @@ impl<K: Kernel> Mirrors<K> {
         changed.sets.iter().for_each(|key| self.sets.mark(key.clone()));
         changed.elements.iter().for_each(|key| self.elements.mark(key.clone()));
         changed.rules.iter().for_each(|key| self.rules.mark(key.clone()));
+        changed.table.iter().for_each(|key| self.table.mark(key.clone()));
         changed.virtuals.iter().for_each(|key| self.virtuals.mark(*key));
         changed.routes.iter().for_each(|key| self.routes.mark(key.clone()));
         changed.virtuals.iter().for_each(|key| self.udp.mark(*key));
@@ -150,11 +169,20 @@ impl<K: Kernel> Mirrors<K> {
             // A recreated set may have lost its elements.
             self.elements.forget();
         }
-        self.rules.grow(&desired.rules, growth, at);
+        let takes_over = self.takes_over();
+        if !takes_over {
+            self.rules.grow(&desired.rules, growth, at);
+        }
         if authority != Authority::Remembered || self.uses_memory(desired, at) {
             self.elements.grow(&desired.elements, growth, at);
+            self.table.grow(&desired.table, growth, at);
         } else {
             self.grow_needed_elements(desired, at);
+        }
+        // A guard that knows only some of the ports would refuse what the other backend's guard lets in.
+        let has_elements = || self.elements.missing(&desired.elements, |_| true) == 0;
+        if takes_over && growth == Growth::Full && has_elements() {
+            self.rules.grow(&desired.rules, growth, at);
         }
         let mut changed: BTreeSet<ServiceKey> = self.grow_virtuals(desired, growth, at).into_iter().collect();
         self.grow_routes(desired, growth, at);
@@ -164,6 +192,7 @@ impl<K: Kernel> Mirrors<K> {
             changed.extend(self.shrink_virtuals(desired, at));
             self.rules.shrink(&desired.rules, at);
             self.shrink_elements(desired, at);
+            self.shrink_table(desired, at);
             self.shrink_sets(desired, at);
             self.shrink_addresses(desired, at);
             self.links.shrink(&desired.links, at);
@@ -174,12 +203,15 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Removes objects of earlier runs from where they no longer belong.
     pub fn remove_abandoned(&mut self) -> Vec<String> {
+        // What was marked there and is ours is marked here too.
+        self.marked_elsewhere = Some(Vec::new());
         self.kernel.remove_abandoned()
     }
 
     /// Returns the last seen virtual services; reads them where they are not known. `None` while they cannot be read.
     pub fn existing_virtuals(&mut self, desired: &Desired, at: Moment) -> Option<&BTreeMap<ServiceKey, Virtual>> {
         self.elements.learn(at);
+        self.table.learn(at);
         self.learn_virtuals(desired, at);
         if let Some(seen) = self.virtuals.seen() {
             // Virtual services of an earlier run may never be desired in this one, but still have flows.
@@ -235,10 +267,19 @@ impl<K: Kernel> Mirrors<K> {
         self.udp.is_settled() && self.is_as_wanted()
     }
 
+    /// Returns whether the other backend has virtual services in force, as far as can be known.
+    fn takes_over(&mut self) -> bool {
+        if self.marked_elsewhere.is_none() {
+            self.marked_elsewhere = self.kernel.marked_by_other_backend().ok();
+        }
+        self.marked_elsewhere.as_ref().is_none_or(|marked| !marked.is_empty())
+    }
+
     /// Returns false while it is not known which virtual services are ours, or their state.
     fn learn_virtuals(&mut self, desired: &Desired, at: Moment) -> bool {
         if self.virtuals.would_read(at) {
-            if self.elements.seen().is_none() {
+            let _ = self.takes_over();
+            if !self.marks().are_known() || self.marked_elsewhere.is_none() {
                 self.virtuals.wait_for_others();
                 return false;
             }
@@ -255,43 +296,47 @@ impl<K: Kernel> Mirrors<K> {
         if let Some(seen) = self.virtuals.seen() {
             self.udp.note_before(seen);
         }
-        let elements = &self.elements;
-        let all = elements.is_settled();
-        let is_marked = |key: &ServiceKey| all || port_element(key).is_none_or(|element| elements.has(&element));
+        let marks = Marks::<K> { elements: &self.elements, table: &self.table };
+        let all = marks.are_settled();
+        let is_marked = |key: &ServiceKey| all || marks.has_service(key);
         self.virtuals.grow_where(&desired.virtuals, growth, at, is_marked)
     }
 
     /// Calls [`tell_ownership`](Self::tell_ownership) if something has changed since the last call.
     fn tell_new_ownership(&mut self, desired: &Desired) {
-        if self.told_for != Some((self.marks, self.elements.steps_done(), self.virtuals.steps_done())) {
+        if self.told_for != Some(self.told_now()) {
             self.tell_ownership(desired);
         }
     }
 
+    /// Returns what ownership follows from, as numbers that change with it.
+    fn told_now(&self) -> (u64, u64, u64) {
+        (self.marks, self.elements.steps_done() + self.table.steps_done(), self.virtuals.steps_done())
+    }
+
+    fn marks(&self) -> Marks<'_, K> {
+        Marks { elements: &self.elements, table: &self.table }
+    }
+
     /// Passes on which virtual services are ours, from the set in the kernel.
     fn tell_ownership(&mut self, desired: &Desired) {
-        let names = Family::BOTH.map(|family| Set::ServicePorts.name(family));
-        let listed = self.elements.seen().into_iter().flat_map(|seen| seen.keys());
-        let marked = listed.filter(|key| names.contains(&key.set)).filter_map(|key| match key.entry {
-            Entry::IpPort(address, protocol, port) => Some(ServiceKey::Address { address, protocol, port }),
-            _ => None,
-        });
         let excluded = |key: &ServiceKey| match key {
             ServiceKey::Address { address, .. } => self.excluded.iter().any(|cidr| cidr.contains(address)),
             ServiceKey::Mark { .. } => false,
         };
+        let marked = self.marks().services().chain(self.marked_elsewhere.iter().flatten().copied());
         let mut ours: BTreeSet<ServiceKey> = marked.filter(|key| !excluded(key)).collect();
         ours.extend(desired.virtuals.keys());
         // A virtual service of ours stays ours, whichever program removed its element.
         ours.extend(self.virtuals.known_keys());
-        self.told_for = Some((self.marks, self.elements.steps_done(), self.virtuals.steps_done()));
+        self.told_for = Some(self.told_now());
         self.virtuals.target().set_ours(Box::new(move |key| ours.contains(key)));
     }
 
     /// Makes a service address local once it is in the guard's set and a virtual service exists for it.
     fn grow_routes(&mut self, desired: &Desired, growth: Growth, at: Moment) {
-        let (elements, virtuals) = (&self.elements, &self.virtuals);
-        let all = elements.is_settled() && virtuals.is_settled();
+        let (marks, virtuals) = (Marks::<K> { elements: &self.elements, table: &self.table }, &self.virtuals);
+        let all = marks.are_settled() && virtuals.is_settled();
         self.routes.grow_where(&desired.routes, growth, at, |key| {
             if all {
                 return true;
@@ -299,7 +344,7 @@ impl<K: Kernel> Mirrors<K> {
             let address = key.destination.addr();
             let answers = virtuals.seen().is_some_and(|seen| seen.range(services_on(address)).next().is_some());
             let is_the_devices = desired.addresses.keys().any(|key| key.address.addr() == address);
-            is_the_devices || (answers && elements.has(&address_element(address)))
+            is_the_devices || (answers && marks.has_address(address))
         });
     }
 
@@ -320,16 +365,21 @@ impl<K: Kernel> Mirrors<K> {
     /// Deletes an element after the object that it marks.
     fn shrink_elements(&mut self, desired: &Desired, at: Moment) {
         let (virtuals, routes) = (&self.virtuals, &self.routes);
-        self.elements.shrink_where(&desired.elements, at, |key, _| match key.entry {
-            Entry::IpPort(address, protocol, port) => {
-                let service = ServiceKey::Address { address, protocol, port };
-                virtuals.lacks(service..=service)
-            }
-            Entry::Ip(address) if *key == address_element(address) => {
-                let route = local_route_key(address);
-                virtuals.lacks(services_on(address)) && routes.lacks(route.clone()..=route)
-            }
-            _ => true,
+        self.elements.shrink_where(&desired.elements, at, |key, _| {
+            Set::of_element(key).is_none_or(|place| marks_nothing(place, virtuals, routes))
+        });
+    }
+
+    /// The same in our table, where the rules go with the elements; its sets go once they are empty.
+    fn shrink_table(&mut self, desired: &Desired, at: Moment) {
+        let (virtuals, routes) = (&self.virtuals, &self.routes);
+        self.table.shrink_where(&desired.table, at, |object, _| match object {
+            Object::Set(_) => false,
+            object => Set::of_object(object).is_none_or(|place| marks_nothing(place, virtuals, routes)),
+        });
+        self.table.shrink_where(&desired.table, at, |object, seen| {
+            let Object::Set(name) = object else { return false };
+            !seen.keys().any(|other| matches!(other, Object::Element(set, _) if set == name))
         });
     }
 
@@ -353,24 +403,24 @@ impl<K: Kernel> Mirrors<K> {
     /// Creates the elements that existing kernel objects need: those of existing virtual services, and of addresses in
     /// the set of service ports. Nothing else of a Service is created without its element.
     fn grow_needed_elements(&mut self, desired: &Desired, at: Moment) {
-        if self.elements.is_settled() || !self.elements.learn(at) {
+        if self.marks().are_settled() || !self.elements.learn(at) || !self.table.learn(at) {
             return;
         }
-        let address = |key: &ElementKey| match key.entry {
-            Entry::IpPort(address, ..) => Some(address),
-            Entry::Ip(_) | Entry::Net(_) => None,
-        };
-        let listed: BTreeSet<IpAddr> =
-            self.elements.seen().into_iter().flatten().filter_map(|(key, ())| address(key)).collect();
+        let listed: BTreeSet<IpAddr> = self.marks().services().filter_map(|key| address_of(&key)).collect();
         let virtuals = &self.virtuals;
-        self.elements.grow_where(&desired.elements, Growth::OnlyMissing, at, |key| match key.entry {
-            Entry::IpPort(address, protocol, port) => virtuals.has(&ServiceKey::Address { address, protocol, port }),
-            Entry::Ip(address) if *key == address_element(address) => {
+        let is_needed = |place: (Set, Entry)| match place {
+            (Set::ServicePorts, Entry::IpPort(address, protocol, port)) => {
+                virtuals.has(&ServiceKey::Address { address, protocol, port })
+            }
+            (Set::ServiceAddresses, Entry::Ip(address)) => {
                 let exists = virtuals.seen().is_some_and(|seen| seen.range(services_on(address)).next().is_some());
                 exists || listed.contains(&address)
             }
-            Entry::Ip(_) | Entry::Net(_) => true,
-        });
+            _ => true,
+        };
+        let missing = Growth::OnlyMissing;
+        self.elements.grow_where(&desired.elements, missing, at, |key| Set::of_element(key).is_none_or(is_needed));
+        self.table.grow_where(&desired.table, missing, at, |object| Set::of_object(object).is_none_or(is_needed));
     }
 
     /// Returns whether a remembered cluster is applied as a whole: only if the kernel holds no virtual service of ours,
@@ -403,14 +453,21 @@ fn first_of_ipv6() -> ServiceKey {
     ServiceKey::Address { address: Ipv6Addr::UNSPECIFIED.into(), protocol: Protocol::Tcp, port: 0 }
 }
 
-/// Returns the element that marks a virtual service as ours.
-fn port_element(key: &ServiceKey) -> Option<ElementKey> {
-    let ServiceKey::Address { address, protocol, port } = *key else { return None };
-    let set = Set::ServicePorts.name(Family::from(address));
-    Some(ElementKey { set, entry: Entry::IpPort(address, protocol, port) })
-}
-
-/// Returns the guard's element for a service address.
-fn address_element(address: IpAddr) -> ElementKey {
-    ElementKey { set: Set::ServiceAddresses.name(Family::from(address)), entry: Entry::Ip(address) }
+/// Returns whether an element may go: the kernel has nothing that it marks as ours, or lets in.
+fn marks_nothing<V, R>((set, entry): (Set, Entry), virtuals: &Mirror<V>, routes: &Mirror<R>) -> bool
+where
+    V: Target<Key = ServiceKey>,
+    R: Target<Key = RouteKey>,
+{
+    match (set, entry) {
+        (Set::ServicePorts, Entry::IpPort(address, protocol, port)) => {
+            let service = ServiceKey::Address { address, protocol, port };
+            virtuals.lacks(service..=service)
+        }
+        (Set::ServiceAddresses, Entry::Ip(address)) => {
+            let route = local_route_key(address);
+            virtuals.lacks(services_on(address)) && routes.lacks(route.clone()..=route)
+        }
+        _ => true,
+    }
 }

@@ -1,4 +1,5 @@
-//! Desired kernel state of the service proxy: one sorted map for each kind of objects.
+//! Desired kernel state of the service proxy: one sorted map for each kind of objects. Sets, elements and rules are those of
+//! iptables, and empty where `table` is not: with nftables all of them are one kind.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +8,7 @@ use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkName};
+use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{Setting, Wanted};
 
@@ -22,6 +24,8 @@ pub struct Desired {
     pub sets: BTreeMap<SetName, SetSpec>,
     pub elements: BTreeMap<ElementKey, ()>,
     pub rules: BTreeMap<Piece, Rules>,
+    /// Everything in our table of nf_tables.
+    pub table: BTreeMap<Object, Content>,
     pub virtuals: BTreeMap<ServiceKey, Virtual>,
     pub routes: BTreeMap<RouteKey, Route>,
 }
@@ -33,6 +37,7 @@ pub struct ProxyChanges {
     pub sets: Vec<SetName>,
     pub elements: Vec<ElementKey>,
     pub rules: Vec<Piece>,
+    pub table: Vec<Object>,
     pub virtuals: Vec<ServiceKey>,
     pub routes: Vec<RouteKey>,
     /// The owner of a virtual service may have changed although the virtual service itself has not.
@@ -51,6 +56,7 @@ impl ProxyChanges {
             && self.sets.is_empty()
             && self.elements.is_empty()
             && self.rules.is_empty()
+            && self.table.is_empty()
             && self.virtuals.is_empty()
             && self.routes.is_empty()
     }

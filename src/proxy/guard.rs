@@ -8,16 +8,33 @@
 //! Packet-too-big passes for IPv6, which kube-router forgets: without it, path MTU discovery of service
 //! traffic fails. Addresses of the host itself, which are service addresses because of node ports, are not
 //! guarded: their other ports are the host's business.
+//!
+//! With nftables the same is in our own table, one chain for both families:
+//!
+//! ```text
+//! chain service_guard { type filter hook input priority filter - 5; policy accept;
+//!     ct state established,related accept
+//!     ip daddr @addresses4 ip daddr != @own4 jump service_ports }
+//! chain service_ports { icmp type echo-request accept; ip daddr . meta l4proto . th dport @ports4 accept; reject }
+//! ```
+//!
+//! Packets of a connection come first because a reply to the host itself may come to a service address. Accepting ends this
+//! table alone: where another program's rules drop what is for a service, that is dropped (`docs/differences.md`).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::kernel::ipset::{SetKind, SetSpec};
-use crate::kernel::iptables::rule::{SetSides, Side};
+use crate::kernel::iptables::rule::{SetSides, Side, States};
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
+use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Fields, Hook, Lookup, Object};
 use crate::net::Family;
 use crate::net::icmp::{self, Kind};
 
-use super::names::{CHAIN_GUARD, Set};
+use super::names::{CHAIN_GUARD, NFT_GUARD, NFT_PORTS, Set};
+
+/// Behind policies, which are at -10 and -9, so that what they drop is not answered here; before the host's own rules.
+const PRIORITY: i32 = -5;
 
 /// Returns the specification of a set for this number of elements.
 pub fn set_spec(set: Set, family: Family, elements: usize) -> SetSpec {
@@ -62,6 +79,45 @@ pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
     ])
 }
 
+/// Returns one of the sets in our table of nf_tables.
+pub fn table_set(set: Set, family: Family) -> (Object, Content) {
+    let fields = match set {
+        Set::LocalAddresses | Set::ServiceAddresses => Fields::Address(family),
+        Set::ServicePorts => Fields::Service(family),
+    };
+    let spec = nftables::SetSpec { fields, kind: nftables::Kind::Set, intervals: false };
+    (Object::Set(set.in_table(family)), Content::Set(spec))
+}
+
+/// Returns the guard's two chains in our table of nf_tables, for these families.
+pub fn table_chains(families: &[Family]) -> BTreeMap<Object, Content> {
+    use nftables::{Match, Rule, Verdict};
+    let is_in = |set: Set, lookup, family, negated| Match::InSet { lookup, set: set.in_table(family), negated };
+    let states = States::RELATED.or(States::ESTABLISHED);
+    let mut entered = vec![Rule::new([Match::State { states, negated: false }], Verdict::Accept)];
+    let mut ports = Vec::new();
+    for family in families {
+        let destination = Lookup::Address(*family, Side::Destination);
+        entered.push(Rule::new(
+            [
+                is_in(Set::ServiceAddresses, destination, *family, false),
+                is_in(Set::LocalAddresses, destination, *family, true),
+            ],
+            Verdict::Jump(NFT_PORTS.into()),
+        ));
+        let accept = |number| Rule::new([Match::IcmpKind { family: *family, number }], Verdict::Accept);
+        ports.extend(icmp::always_pass(*family).iter().map(|(kind, number)| accept(*number).commented(words(*kind))));
+        let known = is_in(Set::ServicePorts, Lookup::DestinationService(*family), *family, false);
+        ports.push(Rule::new([known], Verdict::Accept));
+    }
+    ports.push(Rule::new([], Verdict::Reject).commented("not a port of a Service"));
+    let base = Base { kind: BaseKind::Filter, hook: Hook::Input, priority: PRIORITY };
+    BTreeMap::from([
+        (Object::Chain(NFT_GUARD.into()), Content::Chain(Arc::new(Chain { base: Some(base), rules: entered }))),
+        (Object::Chain(NFT_PORTS.into()), Content::Chain(Arc::new(Chain { base: None, rules: ports }))),
+    ])
+}
+
 /// Returns the comment of the rule that accepts an ICMP type.
 fn words(kind: Kind) -> &'static str {
     match kind {
@@ -89,6 +145,36 @@ mod tests {
     fn sets_keep_the_usual_size_until_they_must_grow() {
         let size = |elements| set_spec(Set::ServicePorts, Family::V4, elements).max_elements;
         assert_eq!([size(0), size(65_536), size(65_537), size(200_000)], [65_536, 65_536, 131_072, 262_144]);
+    }
+
+    fn rules_of(chains: &BTreeMap<Object, Content>, name: &str) -> Vec<nftables::Rule> {
+        match chains.get(&Object::Chain(name.into())) {
+            Some(Content::Chain(chain)) => chain.rules.clone(),
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+
+    #[test]
+    fn one_table_guards_both_families_and_no_other() {
+        use nftables::{Match, Verdict};
+        let chains = table_chains(&Family::BOTH);
+        let [guard, ports] = [NFT_GUARD, NFT_PORTS].map(|name| rules_of(&chains, name));
+        assert_eq!(guard.len(), 3);
+        assert_eq!(guard[0].verdict(), Some(&Verdict::Accept), "a reply to the host may come to a service address");
+        for (rule, family) in guard[1..].iter().zip(Family::BOTH) {
+            let named = |set: Set, negated| Match::InSet {
+                lookup: Lookup::Address(family, Side::Destination),
+                set: set.in_table(family),
+                negated,
+            };
+            let wanted = [named(Set::ServiceAddresses, false), named(Set::LocalAddresses, true)];
+            assert_eq!((rule.matches(), rule.verdict()), (&wanted[..], Some(&Verdict::Jump(NFT_PORTS.into()))));
+        }
+        assert_eq!(ports.last().and_then(|rule| rule.verdict()), Some(&Verdict::Reject));
+        let too_big = Match::IcmpKind { family: Family::V6, number: 2 };
+        assert!(ports.iter().any(|rule| rule.matches() == [too_big.clone()]), "IPv6 path MTU discovery passes");
+        let alone = table_chains(&[Family::V6]);
+        assert!(!format!("{alone:?}").contains("V4"), "{alone:?}");
     }
 
     #[test]

@@ -1,24 +1,34 @@
 //! The service proxy's kinds of kernel objects on Linux, and which of them are ours.
 
+use std::collections::BTreeMap;
+use std::time::Instant;
+
 use tracing::{info, warn};
 
-use crate::config::ProxyConfig;
+use crate::config::{Backend, ProxyConfig};
 use crate::kernel::address::Addresses;
 use crate::kernel::conntrack::{self, Flows, Remaining};
-use crate::kernel::ipset::{Elements, SetName, Sets};
+use crate::kernel::ipset::{self, Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Leftovers, Ownership, Programs, Table, Tables};
 use crate::kernel::ipvs::{Connections, Destination, ServiceKey, Services, Timeouts};
 use crate::kernel::link::{LinkName, Links};
+use crate::kernel::nftables::{self, InetTable};
 use crate::kernel::route::{self, Routes, TABLE_LOCAL};
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module};
 use crate::net::{Family, PerFamily};
+use crate::reconcile::{Mirror, Moment, Optional, Reflection, Target};
 
 use super::apply::{Connected, Kernel, Owned, Targets};
-use super::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, Set};
+use super::marks::service;
+use super::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, Set, TABLE};
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux {
+    /// The backend that is used; `None` for both.
+    used: Option<Backend>,
+    /// Our table of nf_tables, where iptables is used and an earlier run has left one.
+    left: Option<InetTable>,
     /// Programs of the iptables variant that the host no longer uses, where its tables still hold rules of ours.
     abandoned: PerFamily<Option<Programs>>,
 }
@@ -38,7 +48,7 @@ pub fn open(config: &ProxyConfig) -> Result<Targets<Linux>, Error> {
     for error in module::load(&MODULES) {
         warn!(%error, "Loading a kernel module failed");
     }
-    let mut targets = opened()?;
+    let mut targets = opened(Some(config.backend))?;
     set_timeouts(&mut targets.virtuals, config);
     Ok(targets)
 }
@@ -48,12 +58,47 @@ pub fn open(config: &ProxyConfig) -> Result<Targets<Linux>, Error> {
 /// # Errors
 /// If the kernel refuses netlink sockets.
 pub fn open_for_cleanup() -> Result<Targets<Linux>, Error> {
-    let mut targets = opened()?;
+    let mut targets = opened(None)?;
     targets.virtuals.accept_missing_ipvs();
     Ok(targets)
 }
 
-fn opened() -> Result<Targets<Linux>, Error> {
+/// Opens all kinds, of the packet filter those of one backend or of both.
+fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
+    let uses = |backend| used.is_none_or(|used| used == backend);
+    let device = LinkName(DEVICE.into());
+    let mut targets = Targets {
+        kernel: Linux { used, left: None, abandoned: PerFamily::default() },
+        links: Links::open([device.clone()])?,
+        settings: Settings::new([]),
+        sets: Optional::unused("sets"),
+        elements: Optional::unused("set elements"),
+        rules: Optional::unused("iptables rules"),
+        table: Optional::unused("nf_tables rules"),
+        virtuals: Services::open(Box::new(|_| false))?,
+        routes: Routes::open(route::Ownership::Device { table: TABLE_LOCAL, link: device.clone() })?,
+        addresses: Addresses::open([device])?,
+    };
+    if uses(Backend::Nftables) && has_nftables(used) {
+        targets.table = Optional::used(InetTable::open(TABLE)?);
+    }
+    if uses(Backend::Iptables) {
+        let detected = detected();
+        targets.kernel.abandoned = detected.abandoned;
+        targets.sets = Optional::used(Sets::open(with_temporary(), SetName(TEMPORARY_SET.into()))?);
+        targets.elements = Optional::used(Elements::open(set_names())?);
+        targets.rules = Optional::used(Tables::detected(detected, ownership()));
+    }
+    Ok(targets)
+}
+
+/// Returns whether our table is to be opened: to clean up, only where there is one, because opening needs a kernel that has
+/// nf_tables.
+fn has_nftables(used: Option<Backend>) -> bool {
+    used.is_some() || nftables::has_inet_table(TABLE).unwrap_or(false)
+}
+
+fn detected() -> iptables::Detected {
     let detected = iptables::detect(&ownership());
     for reason in &detected.disabled {
         warn!(%reason, "iptables is not usable for this address family");
@@ -63,28 +108,16 @@ fn opened() -> Result<Targets<Linux>, Error> {
             info!(%family, flavour = ?programs.flavour, "iptables");
         }
     }
-    let device = LinkName(DEVICE.into());
-    let mut own_sets = set_names();
-    own_sets.push(Name::Exact(TEMPORARY_SET.into()));
-    Ok(Targets {
-        kernel: Linux { abandoned: detected.abandoned },
-        links: Links::open([device.clone()])?,
-        settings: Settings::new([]),
-        sets: Sets::open(own_sets, SetName(TEMPORARY_SET.into()))?,
-        elements: Elements::open(set_names())?,
-        rules: Tables::detected(detected, ownership()),
-        virtuals: Services::open(Box::new(|_| false))?,
-        routes: Routes::open(route::Ownership::Device { table: TABLE_LOCAL, link: device.clone() })?,
-        addresses: Addresses::open([device])?,
-    })
+    detected
 }
 
 impl Kernel for Linux {
     type Links = Links;
     type Settings = Settings;
-    type Sets = Sets;
-    type Elements = Elements;
-    type Rules = Tables;
+    type Sets = Optional<Sets>;
+    type Elements = Optional<Elements>;
+    type Rules = Optional<Tables>;
+    type Table = Optional<InetTable>;
     type Virtuals = Services;
     type Routes = Routes;
     type Addresses = Addresses;
@@ -93,13 +126,42 @@ impl Kernel for Linux {
         conntrack::forget(flows)
     }
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
-        let abandoned = std::mem::take(&mut self.abandoned);
-        if abandoned == PerFamily::default() {
-            return Vec::new();
+    fn marked_by_other_backend(&mut self) -> Result<Vec<ServiceKey>, Error> {
+        match self.used {
+            Some(Backend::Iptables) if nftables::has_inet_table(TABLE)? => {
+                let mut table = InetTable::open(TABLE)?;
+                let found = table.read()?;
+                self.left = Some(table);
+                Ok(found.keys().filter_map(Set::of_object).filter_map(service).collect())
+            }
+            Some(Backend::Nftables) => match Elements::open(set_names())?.read() {
+                Ok(found) => Ok(found.keys().filter_map(Set::of_element).filter_map(service).collect()),
+                Err(error) if error.is_unsupported() => Ok(Vec::new()),
+                Err(error) => Err(error),
+            },
+            Some(Backend::Iptables) | None => Ok(Vec::new()),
         }
-        info!("Removing service proxy rules from the other iptables backend");
-        iptables::abandoned::remove(abandoned, ownership()).into_iter().collect()
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        if self.used == Some(Backend::Nftables) {
+            let mut failed = iptables::abandoned::remove_all(&ownership());
+            failed.extend(ipset::abandoned::remove(with_temporary(), SetName(TEMPORARY_SET.into())));
+            return failed;
+        }
+        let mut failed = Vec::new();
+        if let Some(table) = self.left.take() {
+            info!(table = TABLE, "Removing the service proxy's table of nf_tables");
+            let mut mirror = Mirror::new(table);
+            mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
+            failed.extend(mirror.trouble().map(|trouble| trouble.error.clone()));
+        }
+        let abandoned = std::mem::take(&mut self.abandoned);
+        if abandoned != PerFamily::default() {
+            info!("Removing service proxy rules from the other iptables backend");
+            failed.extend(iptables::abandoned::remove(abandoned, ownership()));
+        }
+        failed
     }
 }
 
@@ -128,6 +190,12 @@ fn ownership() -> Ownership {
 fn set_names() -> Vec<Name> {
     let of_family = |family: Family| Set::ALL.map(|set| Name::Exact((*set.name(family).0).into()));
     Family::BOTH.into_iter().flat_map(of_family).collect()
+}
+
+fn with_temporary() -> Vec<Name> {
+    let mut names = set_names();
+    names.push(Name::Exact(TEMPORARY_SET.into()));
+    names
 }
 
 fn set_timeouts(services: &mut Services, config: &ProxyConfig) {

@@ -14,15 +14,32 @@
 //! A chain of our own, because several pod CIDRs of one family would otherwise masquerade each other's pods, and
 //! because rules in it need no other mark to be recognised as ours. Unlike kube-router's, these rules do not depend on
 //! `--run-router`: a proxy that runs alone has to ensure its own return path.
+//!
+//! With nftables, which has no match for IPVS, such a connection is known by what connection tracking keeps of its first
+//! packet, whose destination was a service port of ours:
+//!
+//! ```text
+//! chain service_snat { type nat hook postrouting priority srcnat - 2; policy accept;
+//!     meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst @ports4 jump translated4 }
+//! chain translated4 { ip saddr 10.244.1.0/24 return; ip daddr 10.244.1.0/24 return; fib daddr type local return;
+//!     meta nfproto ipv4 snat ip to 192.0.2.1 fully-random }
+//! ```
+//!
+//! That needs `net.ipv4.vs.conntrack` (`settings`), as the match for IPVS does.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::kernel::iptables::rule::Side;
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
-use crate::net::Family;
+use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Hook, Lookup, Object};
+use crate::net::{Family, Protocol};
 
 use super::local_node::LocalNode;
-use super::names::CHAIN_SNAT;
+use super::names::{CHAIN_SNAT, NFT_SNAT, NFT_TRANSLATED, Set};
+
+/// Of all chains that translate a connection the first does: before the router's (99) and those of others (100).
+const PRIORITY: i32 = 98;
 
 /// Returns the masquerading chain and the jump to it, for one family.
 pub fn rules(node: &LocalNode, masquerade_all: bool, family: Family) -> BTreeMap<Piece, Rules> {
@@ -49,4 +66,81 @@ pub fn rules(node: &LocalNode, masquerade_all: bool, family: Family) -> BTreeMap
             Rules(vec![jump]),
         ),
     ])
+}
+
+/// Returns the masquerading chains in our table of nf_tables, for the enabled families.
+pub fn table_chains(node: &LocalNode, masquerade_all: bool) -> BTreeMap<Object, Content> {
+    use nftables::{Match, Rule, Verdict};
+    let mut chains = BTreeMap::new();
+    let mut entered = Vec::new();
+    for family in node.enabled_families() {
+        let name = *NFT_TRANSLATED.of(family);
+        for protocol in Protocol::ALL {
+            let (lookup, set) = (Lookup::OriginalService(family), Set::ServicePorts.in_table(family));
+            // `nft` reads a port of `ct original` only behind its protocol.
+            let of_service = [Match::Protocol(protocol), Match::InSet { lookup, set, negated: false }];
+            entered.push(Rule::new(of_service, Verdict::Jump(name.into())));
+        }
+        let mut rules = Vec::new();
+        if !masquerade_all {
+            for range in node.pod_cidrs.of(family) {
+                let ends =
+                    [Side::Source, Side::Destination].map(|of| Match::Address { of, range: *range, negated: false });
+                rules.extend(ends.map(|end| Rule::new([end], Verdict::Return)));
+            }
+            rules.push(Rule::new([Match::HostAddress { of: Side::Destination, negated: false }], Verdict::Return));
+        }
+        let translation = match node.source(family) {
+            Some(to) => Verdict::SourceNat { to, random_ports: true },
+            None => Verdict::Masquerade { random_ports: true },
+        };
+        rules.push(Rule::new([Match::Family(family)], translation));
+        chains.insert(Object::Chain(name.into()), Content::Chain(Arc::new(Chain { base: None, rules })));
+    }
+    let base = Base { kind: BaseKind::Nat, hook: Hook::Postrouting, priority: PRIORITY };
+    let chain = Chain { base: Some(base), rules: entered };
+    chains.insert(Object::Chain(NFT_SNAT.into()), Content::Chain(Arc::new(chain)));
+    chains
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::PerFamily;
+
+    fn rules_of(chains: &BTreeMap<Object, Content>, name: &str) -> Vec<nftables::Rule> {
+        match chains.get(&Object::Chain(name.into())) {
+            Some(Content::Chain(chain)) => chain.rules.clone(),
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+
+    /// The verdicts for connections to Services on a node with two pod ranges, in the order of the rules.
+    fn verdicts(masquerade_all: bool, is_own: bool) -> Vec<nftables::Verdict> {
+        let address = "192.0.2.1".parse().expect("an address");
+        let range = |text: &str| text.parse().expect("a range");
+        let node = LocalNode {
+            families: PerFamily { v4: true, v6: false },
+            address: PerFamily { v4: Some(address), v6: None },
+            addresses: is_own.then_some(address).into_iter().collect(),
+            pod_cidrs: PerFamily { v4: vec![range("10.244.1.0/24"), range("10.244.9.0/24")], v6: Vec::new() },
+            ..LocalNode::default()
+        };
+        let chains = table_chains(&node, masquerade_all);
+        assert_eq!(rules_of(&chains, NFT_SNAT).len(), Protocol::ALL.len(), "each protocol of the one family");
+        rules_of(&chains, "translated4").iter().filter_map(|rule| rule.verdict().cloned()).collect()
+    }
+
+    #[test]
+    fn in_a_table_too_pods_of_this_node_and_the_host_keep_the_clients_address() {
+        use nftables::Verdict;
+        let to = "192.0.2.1".parse().expect("an address");
+        let translates = Verdict::SourceNat { to, random_ports: true };
+        let expected = |returns: usize, last: &Verdict| {
+            std::iter::repeat_n(Verdict::Return, returns).chain([last.clone()]).collect::<Vec<_>>()
+        };
+        assert_eq!(verdicts(false, true), expected(5, &translates));
+        assert_eq!(verdicts(true, true), expected(0, &translates));
+        assert_eq!(verdicts(true, false), expected(0, &Verdict::Masquerade { random_ports: true }));
+    }
 }

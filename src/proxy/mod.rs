@@ -13,6 +13,9 @@
 //! iptables: INPUT → KUBE-ROUTER-SERVICES (the guard), POSTROUTING → KUBE-ROUTER-SNAT (masquerading)
 //! ```
 //!
+//! With `--netfilter=nftables` the last two are one table, `inet sluice_proxy`: its sets and chains have names of their own
+//! ([`names`]) and mean the same. The plan desires one or the other; everything else knows elements by what they are for.
+//!
 //! Reading order: [`part`] is what one Service asks for, with one file for each feature that decides about it
 //! ([`endpoints`], [`traffic_policy`], [`session_affinity`], [`scheduler`], [`node_port`], [`external_ip`]);
 //! [`plan`] keeps the union of all parts, [`desired`], one for each key ([`owners`]), with what all Services
@@ -39,6 +42,7 @@ pub mod settings;
 pub mod drain;
 pub mod closing;
 pub mod udp_flows;
+pub mod marks;
 pub mod apply;
 pub mod linux;
 pub mod driver;

@@ -2,11 +2,12 @@
 //!
 //! They are a contract with running nodes: kube-router uses the same ones, so either program finds, adopts and removes
 //! the other's objects. Only [`CHAIN_SNAT`] is ours alone: kube-router writes its masquerade rules straight into
-//! POSTROUTING, where their owner cannot be recognised.
+//! POSTROUTING, where their owner cannot be recognised. So is all of [`TABLE`], which kube-router does not know.
 
 use std::sync::LazyLock;
 
-use crate::kernel::ipset::SetName;
+use crate::kernel::ipset::{ElementKey, Entry, SetName};
+use crate::kernel::nftables::{Key, Name, Object};
 use crate::net::{Family, PerFamily};
 
 /// The dummy device of the local routes to service addresses.
@@ -16,6 +17,17 @@ pub const DEVICE: &str = "kube-dummy-if";
 pub const CHAIN_GUARD: &str = "KUBE-ROUTER-SERVICES";
 /// The nat chain that masquerades connections to remote backends.
 pub const CHAIN_SNAT: &str = "KUBE-ROUTER-SNAT";
+
+/// The table of nf_tables, with all that follows.
+pub const TABLE: &str = "sluice_proxy";
+/// The base chain that sends packets for service addresses to the next one.
+pub const NFT_GUARD: &str = "service_guard";
+/// The chain that accepts known service ports and rejects all others.
+pub const NFT_PORTS: &str = "service_ports";
+/// The base chain that sends connections to Services to the chain of their family.
+pub const NFT_SNAT: &str = "service_snat";
+/// The chains that masquerade connections to remote backends.
+pub const NFT_TRANSLATED: PerFamily<&str> = PerFamily { v4: "translated4", v6: "translated6" };
 
 /// The sets that the guard's rules match; they also mark virtual services as ours for a process without memory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -41,6 +53,48 @@ impl Set {
         }
     }
 
+    /// Returns the set's name in [`TABLE`], in one family.
+    pub fn in_table(self, family: Family) -> Name {
+        let [local, addresses, ports] = NAMES_IN_TABLE.of(family);
+        match self {
+            Set::LocalAddresses => local.clone(),
+            Set::ServiceAddresses => addresses.clone(),
+            Set::ServicePorts => ports.clone(),
+        }
+    }
+
+    /// Returns an element of this set as ipset has it.
+    pub fn element(self, entry: Entry) -> ElementKey {
+        ElementKey { set: self.name(entry.family()), entry }
+    }
+
+    /// Returns an element of this set as [`TABLE`] has it.
+    pub fn object(self, entry: Entry) -> Object {
+        let key = match entry {
+            Entry::Ip(address) => Key::Address(address),
+            Entry::IpPort(address, protocol, port) => Key::Service(address, protocol, port),
+            Entry::Net(prefix) => Key::Prefix(prefix),
+        };
+        Object::Element(self.in_table(entry.family()), key)
+    }
+
+    /// Returns which set of ours an element of ipset is in.
+    pub fn of_element(key: &ElementKey) -> Option<(Set, Entry)> {
+        let family = key.entry.family();
+        Set::ALL.into_iter().find(|set| set.name(family) == key.set).map(|set| (set, key.entry))
+    }
+
+    /// Returns which set of [`TABLE`] an object is in; `None` for other objects than elements.
+    pub fn of_object(object: &Object) -> Option<(Set, Entry)> {
+        let Object::Element(name, key) = object else { return None };
+        let entry = match *key {
+            Key::Address(address) => Entry::Ip(address),
+            Key::Service(address, protocol, port) => Entry::IpPort(address, protocol, port),
+            _ => return None,
+        };
+        Set::ALL.into_iter().find(|set| set.in_table(entry.family()) == *name).map(|set| (set, entry))
+    }
+
     fn text(self, family: Family) -> &'static str {
         match (self, family) {
             (Set::LocalAddresses, Family::V4) => "kube-router-local-ips",
@@ -57,9 +111,32 @@ impl Set {
 static NAMES: LazyLock<PerFamily<[SetName; 3]>> =
     LazyLock::new(|| PerFamily::from_fn(|family| Set::ALL.map(|set| SetName(set.text(family).into()))));
 
+/// Names of the sets in [`TABLE`].
+static NAMES_IN_TABLE: LazyLock<PerFamily<[Name; 3]>> = LazyLock::new(|| PerFamily {
+    v4: ["own4", "addresses4", "ports4"].map(Name::from),
+    v6: ["own6", "addresses6", "ports6"].map(Name::from),
+});
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::Protocol;
+
+    #[test]
+    fn an_element_is_known_by_its_set_in_both_backends() {
+        for text in ["192.0.2.1", "2001:db8::1"] {
+            let address = text.parse().expect("an address");
+            for (set, entry) in [
+                (Set::LocalAddresses, Entry::Ip(address)),
+                (Set::ServiceAddresses, Entry::Ip(address)),
+                (Set::ServicePorts, Entry::IpPort(address, Protocol::Udp, 53)),
+            ] {
+                assert_eq!(Set::of_element(&set.element(entry)), Some((set, entry)));
+                assert_eq!(Set::of_object(&set.object(entry)), Some((set, entry)));
+            }
+        }
+        assert_eq!(Set::of_object(&Object::Set(Set::ServicePorts.in_table(Family::V4))), None);
+    }
 
     #[test]
     fn names_are_those_of_running_nodes() {

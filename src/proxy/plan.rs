@@ -8,6 +8,7 @@
 //!
 //! A key that several Services claim has one owner (`owners`).
 
+mod elements;
 mod host;
 
 use std::collections::HashMap;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::ProxyConfig;
-use crate::kernel::ipset::{ElementKey, Entry};
+use crate::kernel::ipset::Entry;
 use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
@@ -35,7 +36,7 @@ use super::names::{DEVICE, Set};
 use super::other_nodes::{OtherNodes, asks_for};
 use super::owners::{Owner, Owners};
 use super::part::{Claim, part};
-use super::{guard, scheduler};
+use super::scheduler;
 
 /// The desired state, with what is needed to update it by parts.
 pub struct Plan {
@@ -408,38 +409,6 @@ impl Plan {
             next_hops: [NextHop { link: LinkName(DEVICE.into()), gateway: None }].into(),
         }
     }
-
-    fn put_element(&mut self, set: Set, entry: Entry, present: bool, changed: &mut ProxyChanges) {
-        let address = match entry {
-            Entry::Ip(address) | Entry::IpPort(address, ..) => address,
-            Entry::Net(prefix) => prefix.addr(),
-        };
-        let family = Family::from(address);
-        let key = ElementKey { set: set.name(family), entry };
-        let differs = if present {
-            self.desired.elements.insert(key.clone(), ()).is_none()
-        } else {
-            self.desired.elements.remove(&key).is_some()
-        };
-        if differs {
-            let size = self.sizes.entry((set, family)).or_default();
-            *size = if present { *size + 1 } else { size.saturating_sub(1) };
-            changed.elements.push(key);
-        }
-    }
-
-    /// Keeps the sets large enough for their desired elements.
-    fn resize_sets(&mut self, changed: &mut ProxyChanges) {
-        let mut sets = BTreeMap::new();
-        for family in self.node.enabled_families() {
-            for set in Set::ALL {
-                let size = self.sizes.get(&(set, family)).copied().unwrap_or_default();
-                sets.insert(set.name(family), guard::set_spec(set, family, size));
-            }
-        }
-        changed.sets.extend(different_keys(&self.desired.sets, &sets));
-        self.desired.sets = sets;
-    }
 }
 
 /// `RTPROT_KERNEL`, which kube-router's local routes have too: programs that remove routes of unknown protocols leave
@@ -463,7 +432,8 @@ fn can_drain(scheduler: Option<Scheduler>, key: &ServiceKey) -> bool {
     scheduler.is_some_and(|scheduler| scheduler::can_drain(scheduler, protocol))
 }
 
-fn address_of(key: &ServiceKey) -> Option<IpAddr> {
+/// Returns the address of a virtual service; `None` for one for a mark of packets.
+pub fn address_of(key: &ServiceKey) -> Option<IpAddr> {
     match key {
         ServiceKey::Address { address, .. } => Some(*address),
         ServiceKey::Mark { .. } => None,

@@ -21,6 +21,7 @@ mod audits;
 mod backoff;
 mod mirror;
 mod moment;
+mod optional;
 mod target;
 
 pub use account::Account;
@@ -28,4 +29,5 @@ pub use audits::{Audits, Found, audit, glance, scan};
 pub use backoff::Backoff;
 pub use mirror::{Audited, Course, Differing, Drift, Growth, Mirror, Reflection, Trouble};
 pub use moment::{Moment, Moments};
+pub use optional::Optional;
 pub use target::{Failure, Glance, Phase, Step, Target};

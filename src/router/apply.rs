@@ -21,6 +21,8 @@ use crate::kernel::bridge::Bridge;
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::link::LinkName;
+use crate::kernel::nftables::forward::InHostChain;
+use crate::kernel::nftables::{Content, Key, Name, Object};
 use crate::kernel::route::{Route, RouteKey, TABLE_MAIN};
 use crate::kernel::rule::RuleKey;
 use crate::kernel::sysctl::{self, Ruled};
@@ -46,6 +48,8 @@ pub trait Kernel {
     type Sets: Target<Key = SetName, Value = SetSpec>;
     type Elements: Target<Key = ElementKey, Value = ()>;
     type Rules: Target<Key = Piece, Value = Rules>;
+    type Table: Target<Key = Object, Value = Content>;
+    type Passages: InHostChain;
     type ReceivePorts: Target<Key = ReceivePort, Value = ()>;
     type Tunnels: Target<Key = LinkName, Value = Tunnel>;
     type Routes: Target<Key = RouteKey, Value = Route> + PodRoutes;
@@ -59,8 +63,12 @@ pub trait Kernel {
         Lead::Unknown
     }
 
+    /// Returns whether a run with the other backend left anything.
+    fn has_other_backend(&mut self) -> bool;
+
     /// Removes objects of ours from where they no longer belong: rules in the tables of the iptables variant that the
-    /// host has given up. Called once their replacements are in place. Returns why something could not be removed.
+    /// host has given up, and everything of the other backend. Called once their replacements are in place. Returns why
+    /// something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
 }
 
@@ -90,6 +98,8 @@ kinds! {
         sets: Sets,
         elements: Elements,
         rules: Rules after Rules,
+        table: Table after Rules,
+        passages: Passages after Rules,
         receive_ports: ReceivePorts,
         tunnels: Tunnels after Routes,
         routes: Routes after Routes,
@@ -137,6 +147,8 @@ impl<K: Kernel> Mirrors<K> {
         changed.sets.iter().for_each(|key| self.sets.mark(key.clone()));
         changed.elements.iter().for_each(|key| self.elements.mark(key.clone()));
         changed.rules.iter().for_each(|key| self.rules.mark(key.clone()));
+        changed.table.iter().for_each(|key| self.table.mark(key.clone()));
+        changed.passages.iter().for_each(|key| self.passages.mark(*key));
         changed.receive_ports.iter().for_each(|key| self.receive_ports.mark(*key));
         changed.tunnels.iter().for_each(|key| self.tunnels.mark(key.clone()));
         for (range, is_there) in &changed.pod_ranges {
@@ -162,8 +174,10 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Returns whether an earlier run had left sets in the kernel, which a reboot deletes. Fixed once it is known.
     pub fn had_sets(&mut self, at: Moment) -> bool {
-        if self.had_sets.is_none() && self.sets.learn(at) {
-            self.had_sets = self.sets.seen().map(|seen| !seen.is_empty());
+        if self.had_sets.is_none() && self.sets.learn(at) && self.table.learn(at) {
+            let (sets, table) = (self.sets.seen(), self.table.seen());
+            let is_there = sets.zip(table).map(|(sets, table)| !sets.is_empty() || !table.is_empty());
+            self.had_sets = is_there.map(|is_there| is_there || self.kernel.has_other_backend());
         }
         // Unknown counts as false: keeping too little costs a moment, keeping too much sends packets nowhere.
         self.had_sets.unwrap_or(false)
@@ -211,6 +225,8 @@ impl<K: Kernel> Mirrors<K> {
         }
         self.elements.grow(&desired.elements, growth, at);
         self.rules.grow(&desired.rules, growth, at);
+        self.grow_table(desired, growth, at);
+        self.keep_passages(desired, growth, at);
         self.receive_ports.grow(&desired.receive_ports, growth, at);
         // Learned routes are current, however old the remembered cluster is.
         self.grow_tunnels(learned, at);
@@ -234,6 +250,8 @@ impl<K: Kernel> Mirrors<K> {
             }
             self.rules.shrink(&desired.rules, at);
             self.shrink_sets(desired, at);
+            self.table.transact(&desired.table, growth, true, at);
+            self.passages.shrink(&desired.passages, at);
         }
         RouterRound { steps: self.steps_done() - before, routes_grown, routes_gone }
     }
@@ -264,6 +282,39 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns whether all kinds are known to be as desired.
     pub fn is_settled(&self) -> bool {
         self.reflections().into_iter().all(|family| family.is_settled())
+    }
+
+    /// Looks again for the host's own chains: they may have come since.
+    pub fn look_for_host_chains(&mut self) {
+        self.passages.mark_all();
+    }
+
+    /// Keeps our rules in the chains that the host has.
+    fn keep_passages(&mut self, desired: &Desired, growth: Growth, at: Moment) {
+        if !self.passages.is_settled() {
+            let needed = self.passages.target().needed(&desired.passages);
+            self.passages.grow(&needed, growth, at);
+        }
+    }
+
+    /// Grows our table; a range waits for those that it overlaps and that shall go, because ranges of a set must be apart: they
+    /// change places in the transaction that shrinks.
+    fn grow_table(&mut self, desired: &Desired, growth: Growth, at: Moment) {
+        if self.table.is_settled() || !self.table.learn(at) {
+            return;
+        }
+        let range = |object: &Object| match object {
+            Object::Element(set, Key::Prefix(range)) => Some((set.clone(), *range)),
+            _ => None,
+        };
+        let going: Vec<_> = self.table.differing(&desired.table).surplus.iter().filter_map(range).collect();
+        self.table.grow_where(&desired.table, growth, at, |object| {
+            let overlaps = |(set, range): (Name, IpNet)| {
+                let is_met = |other: &IpNet| other.contains(&range) || range.contains(other);
+                going.iter().any(|(of, other)| *of == set && is_met(other))
+            };
+            !range(object).is_some_and(overlaps)
+        });
     }
 
     fn grow_tunnels(&mut self, learned: &Routes, at: Moment) {

@@ -14,6 +14,8 @@ use crate::kernel::bridge::Bridge;
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::link::LinkName;
+use crate::kernel::nftables::forward::{Passage, Passing};
+use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::RouteKey;
 use crate::kernel::rule::RuleKey;
 use crate::kernel::sysctl::{Setting, Wanted as WantedSetting};
@@ -33,9 +35,14 @@ pub struct Desired {
     pub announcements: BTreeMap<IpNet, Attributes>,
     /// Import and export policies; `None` before anything is known.
     pub policies: Option<Policies>,
+    /// Sets, elements and rules of iptables; empty where `table` is not.
     pub sets: BTreeMap<SetName, SetSpec>,
     pub elements: BTreeMap<ElementKey, ()>,
     pub rules: BTreeMap<Piece, Rules>,
+    /// Everything in our table of nf_tables.
+    pub table: BTreeMap<Object, Content>,
+    /// Rules in the host's own chains that let packets of pods pass, where it has these chains. With nftables only.
+    pub passages: BTreeMap<Passage, Passing>,
     /// Rules that select a table by source address.
     pub source_rules: BTreeMap<RuleKey, ()>,
     pub receive_ports: BTreeMap<ReceivePort, ()>,
@@ -75,6 +82,8 @@ pub struct RouterChanges {
     pub elements: Vec<ElementKey>,
     pub sets: Vec<SetName>,
     pub rules: Vec<Piece>,
+    pub table: Vec<Object>,
+    pub passages: Vec<Passage>,
     /// Pod CIDRs of other nodes that were added or removed.
     pub pod_ranges: Vec<(IpNet, bool)>,
     pub routes: Vec<RouteKey>,

@@ -330,6 +330,9 @@ impl<K: Kernel> Subsystem for Driver<K> {
         if notice == Notice::Ways {
             self.reachable.look_at_all(self.plan.routes().next_hops().collect());
         }
+        if notice == Notice::Rules {
+            self.mirrors.look_for_host_chains();
+        }
     }
 
     fn round(&mut self, authority: Authority, at: Moment) -> RouterRound {
@@ -364,6 +367,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     fn audited(&mut self, _at: Moment) {
         self.files.mark(true);
+        self.mirrors.look_for_host_chains();
     }
 
     async fn pack(&mut self) {

@@ -11,27 +11,48 @@
 //! The last one is for replies of pods on other nodes to clients of node ports, which pass through this node.
 //! kube-router accepts everything that leaves by the node's link; only these replies need that. The chain names the
 //! current link: no rule is left behind for an earlier one.
+//!
+//! With nftables there is no such chain: a table of ours cannot let pass what another one drops. Where the host has a chain
+//! `FORWARD` of iptables-nft, the same three rules stand in that chain itself (`kernel::nftables::forward`), as kube-router
+//! writes them.
 
 use std::collections::BTreeMap;
 
 use crate::kernel::iptables::rule::States;
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
+use crate::kernel::nftables::forward::{Passage, Passing};
 use crate::net::Family;
 
 use super::identity::Identity;
 use super::names::{BRIDGE, CHAIN_PODS};
+
+const FROM_PODS: &str = "allow outbound traffic from pods";
+const TO_PODS: &str = "allow inbound traffic to pods";
+const ANSWERS: &str = "allow outbound node port traffic on node interface with which node ip is associated";
+
+/// The comments of the rules, by which ours are known.
+pub const COMMENTS: [&str; 3] = [FROM_PODS, TO_PODS, ANSWERS];
+
+/// Returns the rules in the host's own chain, for one family: with nftables.
+pub fn passages(own: &Identity, family: Family) -> BTreeMap<Passage, Passing> {
+    let key = |comment| Passage { family, comment };
+    let mut passages =
+        BTreeMap::from([(key(FROM_PODS), Passing::From(BRIDGE.into())), (key(TO_PODS), Passing::To(BRIDGE.into()))]);
+    passages.extend(own.links.of(family).clone().map(|link| (key(ANSWERS), Passing::AnswersTo(link))));
+    passages
+}
 
 /// Returns the chain and the jump to it, for one family.
 pub fn rules(own: &Identity, family: Family) -> BTreeMap<Piece, Rules> {
     let comment = |text: &str| Match::Comment(text.into());
     let (input, output) = (Match::InputLink(BRIDGE.into()), Match::OutputLink(BRIDGE.into()));
     let mut chain: Vec<Rule> = vec![
-        Rule::new([input, comment("allow outbound traffic from pods")], Verdict::Accept),
-        Rule::new([output, comment("allow inbound traffic to pods")], Verdict::Accept),
+        Rule::new([input, comment(FROM_PODS)], Verdict::Accept),
+        Rule::new([output, comment(TO_PODS)], Verdict::Accept),
     ];
     chain.extend(own.links.of(family).as_ref().map(|link| {
         let answers = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
-        let said = comment("allow outbound node port traffic on node interface with which node ip is associated");
+        let said = comment(ANSWERS);
         Rule::new([Match::OutputLink(link.as_str().into()), answers, said], Verdict::Accept)
     }));
     BTreeMap::from([

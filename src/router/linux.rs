@@ -2,27 +2,31 @@
 
 mod learned;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Instant;
 
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use crate::config::RouterConfig;
+use crate::config::{Backend, RouterConfig};
 use crate::kernel::bridge::Bridges;
-use crate::kernel::ipset::{Elements, SetName, Sets};
+use crate::kernel::ipset::{self, Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Table, Tables};
 use crate::kernel::link::LinkName;
+use crate::kernel::nftables::forward::Passages;
+use crate::kernel::nftables::{self, InetTable};
 use crate::kernel::route::{Leading, Lookup, Protocol, TABLE_MAIN};
 use crate::kernel::rule::SourceRules;
 use crate::kernel::sysctl::Settings;
 use crate::kernel::tunnel::{ReceivePorts, Tunnels};
 use crate::kernel::{Error, Name, module};
 use crate::net::{PerFamily, Prefixes};
-use crate::reconcile::Target;
+use crate::reconcile::{Mirror, Moment, Optional, Reflection, Target};
 
 use super::apply::{Kernel, Targets, set_names};
-use super::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE, is_tunnel};
+use super::forward::COMMENTS;
+use super::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, PROTOCOL, TABLE, TUNNEL_PROTOCOL, TUNNEL_TABLE, is_tunnel};
 use super::reachable::Lead;
 use super::settings;
 
@@ -30,6 +34,8 @@ pub use learned::Learned;
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux {
+    /// The backend that is used; `None` for both.
+    used: Option<Backend>,
     /// Programs of the iptables variant that the host no longer uses, where its tables still hold rules of ours.
     abandoned: Families,
     lookup: Lookup,
@@ -53,7 +59,8 @@ pub fn open(
     for error in module::load(&settings::modules(config, families)) {
         warn!(%error, "Loading a kernel module failed");
     }
-    opened(config.overlay.and_then(|overlay| overlay.udp_port), config.auto_mtu, pod_ranges)
+    let port = config.overlay.and_then(|overlay| overlay.udp_port);
+    opened(Some(config.backend), port, config.auto_mtu, pod_ranges)
 }
 
 /// Like [`open`], without loading anything. `port`: the value of [`Overlay::udp_port`](crate::config::Overlay), if any.
@@ -61,7 +68,7 @@ pub fn open(
 /// # Errors
 /// As [`open`].
 pub fn open_for_cleanup(port: Option<u16>) -> Result<Targets<Linux>, Error> {
-    opened(port, false, watch::Sender::default())
+    opened(None, port, false, watch::Sender::default())
 }
 
 /// Returns the receive ports that are ours: the configured or default one, and those that tunnels of ours send to,
@@ -71,27 +78,62 @@ fn receive_ports(port: Option<u16>, tunnels: &mut Tunnels) -> Result<BTreeSet<u1
     Ok(there.values().filter_map(|tunnel| tunnel.udp_port).chain([port.unwrap_or(USUAL_PORT)]).collect())
 }
 
-fn opened(port: Option<u16>, compares_mtu: bool, pod_ranges: watch::Sender<Prefixes>) -> Result<Targets<Linux>, Error> {
+/// Opens all kinds, of the packet filter those of one backend or of both.
+fn opened(
+    used: Option<Backend>,
+    port: Option<u16>,
+    compares_mtu: bool,
+    pod_ranges: watch::Sender<Prefixes>,
+) -> Result<Targets<Linux>, Error> {
     let mut tunnels = Tunnels::open(is_tunnel, compares_mtu)?;
-    let detected = iptables::detect(&ownership());
-    for reason in &detected.disabled {
-        warn!(%reason, "iptables is not usable for this address family");
-    }
-    let names: Vec<Name> = set_names().into_iter().map(|name| Name::Exact((*name.0).into())).collect();
-    let mut with_temporary = names.clone();
-    with_temporary.push(Name::Exact(TEMPORARY_SET.into()));
-    Ok(Targets {
-        kernel: Linux { abandoned: detected.abandoned, lookup: Lookup::open()? },
+    let uses = |backend| used.is_none_or(|used| used == backend);
+    let mut targets = Targets {
+        kernel: Linux { used, abandoned: Families::default(), lookup: Lookup::open()? },
         settings: Settings::new([]),
         bridges: Bridges::open(LinkName(BRIDGE.into()), compares_mtu)?,
-        sets: Sets::open(with_temporary, SetName(TEMPORARY_SET.into()))?,
-        elements: Elements::open(names)?,
-        rules: Tables::detected(detected, ownership()),
+        sets: Optional::unused("sets"),
+        elements: Optional::unused("set elements"),
+        rules: Optional::unused("iptables rules"),
+        table: Optional::unused("nf_tables rules"),
+        passages: Optional::unused("forward rules"),
         receive_ports: ReceivePorts::open(receive_ports(port, &mut tunnels)?)?,
         tunnels,
         routes: Learned::open(pod_ranges)?,
         source_rules: SourceRules::open([TUNNEL_TABLE])?,
-    })
+    };
+    // To clean up it is opened only where there is one, because opening needs a kernel that has nf_tables.
+    if uses(Backend::Nftables) && (used.is_some() || has_table()) {
+        targets.table = Optional::used(InetTable::open(TABLE)?);
+    }
+    if uses(Backend::Nftables) {
+        targets.passages = Optional::used(Passages::open(&COMMENTS)?);
+    }
+    if uses(Backend::Iptables) {
+        let detected = iptables::detect(&ownership());
+        for reason in &detected.disabled {
+            warn!(%reason, "iptables is not usable for this address family");
+        }
+        targets.kernel.abandoned = detected.abandoned;
+        targets.sets = Optional::used(Sets::open(with_temporary(), SetName(TEMPORARY_SET.into()))?);
+        targets.elements = Optional::used(Elements::open(names())?);
+        targets.rules = Optional::used(Tables::detected(detected, ownership()));
+    }
+    Ok(targets)
+}
+
+/// Returns whether an earlier run has left our table of nf_tables. One that cannot be looked for is not there.
+fn has_table() -> bool {
+    nftables::has_inet_table(TABLE).unwrap_or(false)
+}
+
+fn names() -> Vec<Name> {
+    set_names().into_iter().map(|name| Name::Exact((*name.0).into())).collect()
+}
+
+fn with_temporary() -> Vec<Name> {
+    let mut names = names();
+    names.push(Name::Exact(TEMPORARY_SET.into()));
+    names
 }
 
 /// Returns the protocols of routes made from learned routes.
@@ -102,9 +144,11 @@ pub fn learned_routes() -> [Protocol; 2] {
 impl Kernel for Linux {
     type Settings = Settings;
     type Bridges = Bridges;
-    type Sets = Sets;
-    type Elements = Elements;
-    type Rules = Tables;
+    type Sets = Optional<Sets>;
+    type Elements = Optional<Elements>;
+    type Rules = Optional<Tables>;
+    type Table = Optional<InetTable>;
+    type Passages = Optional<Passages>;
     type ReceivePorts = ReceivePorts;
     type Tunnels = Tunnels;
     type Routes = Learned;
@@ -129,13 +173,41 @@ impl Kernel for Linux {
         }
     }
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
-        let abandoned = std::mem::take(&mut self.abandoned);
-        if abandoned == Families::default() {
-            return Vec::new();
+    fn has_other_backend(&mut self) -> bool {
+        match self.used {
+            Some(Backend::Iptables) => has_table(),
+            Some(Backend::Nftables) => {
+                let there = Sets::open(names(), SetName(TEMPORARY_SET.into())).and_then(|mut sets| sets.read());
+                there.is_ok_and(|sets| !sets.is_empty())
+            }
+            None => false,
         }
-        info!("Removing router rules from the other iptables backend");
-        iptables::abandoned::remove(abandoned, ownership()).into_iter().collect()
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        if self.used == Some(Backend::Nftables) {
+            let left = Ownership { leftovers: Leftovers::RouterEgress, ..ownership() };
+            let mut failed = iptables::abandoned::remove_all(&left);
+            failed.extend(ipset::abandoned::remove(with_temporary(), SetName(TEMPORARY_SET.into())));
+            return failed;
+        }
+        let mut failed = Vec::new();
+        if self.used.is_some() && has_table() {
+            info!(table = TABLE, "Removing the router's table of nf_tables");
+            match InetTable::open(TABLE).map(Mirror::new) {
+                Ok(mut mirror) => {
+                    mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
+                    failed.extend(mirror.trouble().map(|trouble| trouble.error.clone()));
+                }
+                Err(error) => failed.push(error.to_string()),
+            }
+        }
+        let abandoned = std::mem::take(&mut self.abandoned);
+        if abandoned != Families::default() {
+            info!("Removing router rules from the other iptables backend");
+            failed.extend(iptables::abandoned::remove(abandoned, ownership()));
+        }
+        failed
     }
 }
 

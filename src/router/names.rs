@@ -2,7 +2,7 @@
 //!
 //! They are a contract with running nodes: kube-router uses the same, so either program finds, adopts and removes the
 //! other's objects. Only the two chains are ours alone: kube-router writes its rules straight into `FORWARD` and
-//! `POSTROUTING`, where their owner cannot be recognised.
+//! `POSTROUTING`, where their owner cannot be recognised; and so is [`TABLE`], which kube-router does not know.
 
 use std::net::IpAddr;
 use std::sync::LazyLock;
@@ -10,8 +10,9 @@ use std::sync::LazyLock;
 use compact_str::{CompactString, format_compact};
 use ring::digest::{SHA256, digest};
 
-use crate::kernel::ipset::SetName;
+use crate::kernel::ipset::{ElementKey, Entry, SetName};
 use crate::kernel::link::LinkName;
+use crate::kernel::nftables::{Key, Name, Object};
 use crate::net::{Family, PerFamily};
 
 /// The bridge of the pods.
@@ -33,6 +34,11 @@ pub const CHAIN_EGRESS: &str = "KUBE-ROUTER-EGRESS";
 /// The filter chain that accepts packets of pods.
 pub const CHAIN_PODS: &str = "KUBE-ROUTER-PODS";
 
+/// The table of nf_tables, with all that follows.
+pub const TABLE: &str = "sluice_router";
+/// The base chain that masquerades packets from pods to the outside.
+pub const NFT_EGRESS: &str = "pod_snat";
+
 /// The sets of all nodes' ranges and addresses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Set {
@@ -53,7 +59,40 @@ impl Set {
             Set::NodeAddresses => addresses.clone(),
         }
     }
+
+    /// Returns the set's name in [`TABLE`], in one family.
+    pub fn in_table(self, family: Family) -> Name {
+        let [ranges, addresses] = NAMES_IN_TABLE.of(family);
+        match self {
+            Set::PodRanges => ranges.clone(),
+            Set::NodeAddresses => addresses.clone(),
+        }
+    }
+
+    /// Returns which set an element of ipset is in.
+    pub fn of_element(key: &ElementKey) -> Option<Set> {
+        Set::ALL.into_iter().find(|set| set.name(key.entry.family()) == key.set)
+    }
+
+    /// Returns an element of this set as ipset has it.
+    pub fn element(self, entry: Entry) -> ElementKey {
+        ElementKey { set: self.name(entry.family()), entry }
+    }
+
+    /// Returns an element of this set as [`TABLE`] has it.
+    pub fn object(self, entry: Entry) -> Object {
+        let key = match entry {
+            Entry::Ip(address) => Key::Address(address),
+            Entry::IpPort(address, protocol, port) => Key::Service(address, protocol, port),
+            Entry::Net(prefix) => Key::Prefix(prefix),
+        };
+        Object::Element(self.in_table(entry.family()), key)
+    }
 }
+
+/// Names of the sets in [`TABLE`].
+static NAMES_IN_TABLE: LazyLock<PerFamily<[Name; 2]>> =
+    LazyLock::new(|| PerFamily { v4: ["pods4", "nodes4"].map(Name::from), v6: ["pods6", "nodes6"].map(Name::from) });
 
 /// Names of the sets, shared by all elements to save memory.
 static NAMES: LazyLock<PerFamily<[SetName; 2]>> = LazyLock::new(|| PerFamily {

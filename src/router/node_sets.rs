@@ -4,9 +4,11 @@
 //! without a pod CIDR are in the set, too.
 //!
 //! In the kernel: `ipset create kube-router-pod-subnets hash:net timeout 0` and `kube-router-node-ips hash:ip timeout 0`; those
-//! of IPv6 begin with `inet6:`.
+//! of IPv6 begin with `inet6:`. With nftables: `pods4` and `nodes4`, `pods6` and `nodes6` in our own table. There the ranges of a
+//! set must be apart, so a range within another one is left out.
 
 use crate::kernel::ipset::{ElementKey, Entry, SetKind, SetSpec};
+use crate::kernel::nftables::{self, Content, Fields, Object};
 use crate::model::Node;
 use crate::net::{Family, PerFamily};
 
@@ -32,4 +34,14 @@ pub fn spec(set: Set, family: Family, elements: usize) -> SetSpec {
         Set::NodeAddresses => SetKind::HashIp,
     };
     SetSpec::for_elements(kind, family, elements, true)
+}
+
+/// Returns one of the sets in our table of nf_tables.
+pub fn table_set(set: Set, family: Family) -> (Object, Content) {
+    let intervals = match set {
+        Set::PodRanges => true,
+        Set::NodeAddresses => false,
+    };
+    let spec = nftables::SetSpec { fields: Fields::Address(family), kind: nftables::Kind::Set, intervals };
+    (Object::Set(set.in_table(family)), Content::Set(spec))
 }

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::bgp::session::Local;
 use crate::bgp::speaker::Wanted;
 use crate::config::{RouterConfig, RouterId};
-use crate::kernel::ipset::ElementKey;
+use crate::kernel::ipset::{ElementKey, Entry};
 use crate::kernel::link::LinkName;
 use crate::model::Node;
 use crate::net::{Family, PerFamily};
@@ -21,7 +21,7 @@ use crate::packed::PackedMap;
 use super::claims::Claims;
 use super::identity::Identity;
 use super::mesh::{self, Obstacle, Peering};
-use super::names::tunnel;
+use super::names::{Set, tunnel};
 use super::node_sets;
 use super::problem::{About, Problem};
 use super::router_id::router_id;
@@ -171,6 +171,26 @@ impl Nodes {
 
     pub fn has_element(&self, key: &ElementKey) -> bool {
         self.elements.contains(key)
+    }
+
+    /// Returns whether a node has a range that contains this one and is another one.
+    pub fn is_within_another(&self, range: IpNet) -> bool {
+        let mut wider = (0..range.prefix_len()).rev().filter_map(|length| IpNet::new(range.addr(), length).ok());
+        wider.any(|wider| self.has_element(&Set::PodRanges.element(Entry::Net(wider.trunc()))))
+    }
+
+    /// Returns the ranges of nodes within this one that are within no other one of them, in order.
+    pub fn widest_within(&self, range: IpNet) -> Vec<IpNet> {
+        let element = |range| Set::PodRanges.element(Entry::Net(range));
+        let last = Family::host_prefix(range.broadcast());
+        let mut widest: Vec<IpNet> = Vec::new();
+        for key in self.elements.within(&element(range), &element(last)) {
+            let Entry::Net(inner) = key.entry else { continue };
+            if range.contains(&inner) && !widest.last().is_some_and(|other| other.contains(&inner)) {
+                widest.push(inner);
+            }
+        }
+        widest
     }
 
     pub fn addresses(&self) -> Vec<IpAddr> {

@@ -20,7 +20,6 @@ use crate::bgp::rib::{Own, RouteChange};
 use crate::bgp::session::Local;
 use crate::bgp::speaker::Wanted;
 use crate::config::RouterConfig;
-use crate::kernel::ipset::ElementKey;
 use crate::kernel::rule::RuleKey;
 use crate::kernel::tunnel::ReceivePort;
 use crate::model::{Authority, Endpoints, Node, ObjectName, OnLink, Reflection, Service, Table, World};
@@ -35,8 +34,9 @@ use super::nodes::{Around, Nodes};
 use super::policy::{Contents, Sets, Stale};
 use super::problem::{About, Problem};
 use super::routes::{Place, Routes};
-use super::{cni, external_peers, forward, mtu, node_sets, pod_egress, settings};
+use super::{cni, external_peers, mtu, settings};
 
+mod filter;
 mod packing;
 mod pod_ranges;
 
@@ -217,14 +217,7 @@ impl Plan {
         changed.listen |= speaker.as_ref().map(|one| &one.listen) != before.map(|one| &one.listen);
         changed.addresses |= speaker.as_ref().map(|one| &one.addresses) != before.map(|one| &one.addresses);
         self.desired.speaker = speaker;
-        let mut rules = BTreeMap::new();
-        for family in self.own.enabled_families().filter(|_| self.known.has_nodes) {
-            rules.extend(forward::rules(&self.own, family));
-            if self.config.pod_egress {
-                rules.extend(pod_egress::rules(family));
-            }
-        }
-        changed.rules.extend(replace(&mut self.desired.rules, rules));
+        self.replace_filter(changed);
         let overlay = self.config.overlay;
         let sources = self.own.all_pod_cidrs().filter(|_| overlay.is_some());
         let source_rules = sources.map(|source| (RuleKey { source, table: TUNNEL_TABLE }, ())).collect();
@@ -342,18 +335,6 @@ impl Plan {
         }
     }
 
-    fn put_element(&mut self, key: ElementKey, changed: &mut RouterChanges) {
-        let place = Set::ALL.into_iter().flat_map(|set| Family::BOTH.map(|family| (set, family)));
-        let place = place.into_iter().find(|(set, family)| set.name(*family) == key.set);
-        let size = self.sizes.entry(place.expect("only sets of ours have elements here")).or_default();
-        if self.nodes.has_element(&key) {
-            *size += usize::from(self.desired.elements.insert(key.clone(), ()).is_none());
-        } else {
-            *size -= usize::from(self.desired.elements.remove(&key).is_some());
-        }
-        changed.elements.push(key);
-    }
-
     fn update_services(&mut self, older: &Known, all: bool, changed: &mut RouterChanges) {
         let known = self.known.clone();
         let (services, endpoints) = (&known.services, &known.endpoints);
@@ -413,14 +394,7 @@ impl Plan {
     fn settle(&mut self, changed: &mut RouterChanges) {
         self.settle_policies(changed);
         self.settle_routes(changed);
-        let mut sets = BTreeMap::new();
-        for family in self.own.enabled_families().filter(|_| self.known.has_nodes) {
-            for set in Set::ALL {
-                let size = self.sizes.get(&(set, family)).copied().unwrap_or_default();
-                sets.insert(set.name(family), node_sets::spec(set, family, size));
-            }
-        }
-        changed.sets.extend(replace(&mut self.desired.sets, sets));
+        self.resize_sets(changed);
         let mut problems: BTreeSet<Problem> = BTreeSet::new();
         if self.known.has_nodes {
             problems.extend(self.own.problems());

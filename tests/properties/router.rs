@@ -73,6 +73,7 @@ pub fn setup(random: &mut Random) -> Setup {
         "--advertise-pod-cidr=false",
         "--override-nexthop=true",
         "--strict-external-ip-validation=false",
+        "--netfilter=nftables",
     ] {
         if random.chance(30) {
             words.push(word);
@@ -246,6 +247,7 @@ fn a_routers_plan_after_any_history_equals_the_one_made_at_once() {
             same_rows(&plan.desired().peers, &fresh.desired().peers, &history);
             same_rows(&plan.desired().announcements, &fresh.desired().announcements, &history);
             same_rows(&plan.desired().elements, &fresh.desired().elements, &history);
+            same_rows(&plan.desired().table, &fresh.desired().table, &history);
             same_rows(plan.routes().routes(), fresh.routes().routes(), &history);
             same_rows(plan.routes().tunnels(), fresh.routes().tunnels(), &history);
             assert_eq!(plan.desired().problems, fresh.desired().problems, "{history:?}");
@@ -291,6 +293,8 @@ fn what_an_update_of_the_router_does_not_name_has_not_changed() {
             named(&older.elements, &newer.elements, &changed.elements.iter().cloned().collect(), &what);
             named(&older.sets, &newer.sets, &changed.sets.iter().cloned().collect(), &what);
             named(&older.rules, &newer.rules, &changed.rules.iter().cloned().collect(), &what);
+            named(&older.table, &newer.table, &changed.table.iter().cloned().collect(), &what);
+            named(&older.passages, &newer.passages, &changed.passages.iter().copied().collect(), &what);
             named(&older.source_rules, &newer.source_rules, &changed.source_rules.iter().copied().collect(), &what);
             named(&older.receive_ports, &newer.receive_ports, &changed.receive_ports.iter().copied().collect(), &what);
             named(&routes, plan.routes().routes(), &changed.routes.iter().cloned().collect(), &what);

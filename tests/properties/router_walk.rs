@@ -25,6 +25,7 @@ use sluice::bgp::rib::RouteChange;
 use sluice::kernel::bridge::Bridge;
 use sluice::kernel::link::LinkName;
 use sluice::kernel::monitor::Notice;
+use sluice::kernel::nftables::{Content, Object as InTable};
 use sluice::model::{Authority, World};
 use sluice::reconcile::Moment;
 use sluice::router::apply::{Leave, Mirrors};
@@ -34,7 +35,7 @@ use sluice::router::plan::Plan;
 use sluice::subsystem::Kinds;
 
 use super::router::{Inputs, Setup, learned, setup, start, step};
-use super::support::memory::ways::lose_routes;
+use super::support::memory::ways::{lose_routes, needed};
 use super::support::memory::{Faults, MemoryKernel, Object, State};
 use super::support::random::{Random, for_many};
 
@@ -69,6 +70,7 @@ struct Agent {
     routes_are_complete: bool,
     /// Routes that this run has heard of.
     heard: BTreeSet<String>,
+    cleared: bool,
 }
 
 struct Walk<'r> {
@@ -133,10 +135,11 @@ impl Agent {
     fn start(kernel: &MemoryKernel, setup: &Setup) -> Agent {
         Agent {
             plan: Plan::new(setup.config.clone(), setup.families),
-            mirrors: Mirrors::new(kernel.router_targets()),
+            mirrors: Mirrors::new(kernel.router_targets_of(setup.config.backend)),
             authority: Authority::Nothing,
             routes_are_complete: false,
             heard: BTreeSet::new(),
+            cleared: false,
         }
     }
 
@@ -170,6 +173,8 @@ impl Agent {
             sets: desired.sets.clone(),
             elements: desired.elements.clone(),
             rules: desired.rules.clone(),
+            router_table: desired.table.clone(),
+            passages: needed(&desired.passages),
             receive_ports: desired.receive_ports.clone(),
             tunnels: self.plan.routes().tunnels().clone(),
             routes: self.plan.routes().routes().clone(),
@@ -182,8 +187,8 @@ impl Agent {
 impl Watch {
     fn acted(&mut self, state: &State, object: &Object) {
         self.acts.push(object.to_string());
-        // Rules are written together, so that what each of them does cannot be told.
-        if *state == self.last && !self.excused && !matches!(object, Object::Rule(_)) {
+        // Rules are written together, and so is a table, so that what each of them does cannot be told.
+        if *state == self.last && !self.excused && !matches!(object, Object::Rule(_) | Object::InTable(_)) {
             self.seen.push(format!("{object} was written as it was"));
         }
         let gone = |before: &State| missing(before, state);
@@ -219,6 +224,8 @@ fn missing(before: &State, after: &State) -> Vec<String> {
         keys(&before.sets, &after.sets, "set"),
         keys(&before.elements, &after.elements, "element"),
         keys(&before.rules, &after.rules, "rules"),
+        keys(&before.router_table, &after.router_table, "nf_tables"),
+        keys(&before.passages, &after.passages, "passage"),
         keys(&before.receive_ports, &after.receive_ports, "port"),
         keys(&before.tunnels, &after.tunnels, "tunnel"),
         keys(&before.routes, &after.routes, "route"),
@@ -342,8 +349,12 @@ impl<'r> Walk<'r> {
             watch.excused |= self.damaged;
         }
         let leave = self.agent.leave();
-        let Agent { plan, mirrors, .. } = &mut self.agent;
+        let Agent { plan, mirrors, cleared, .. } = &mut self.agent;
         let round = mirrors.round(plan.desired(), plan.routes(), leave, at);
+        if leave.authority == Authority::Complete && !*cleared && mirrors.replaces_abandoned() {
+            *cleared = true;
+            mirrors.remove_abandoned();
+        }
         if mirrors.reflections().iter().any(|family| family.trouble().is_some()) {
             self.counts.failures += 1;
         }
@@ -546,6 +557,8 @@ impl<'r> Walk<'r> {
         same(&state.sets, &foreign.sets, &wanted.sets);
         same(&state.elements, &foreign.elements, &wanted.elements);
         same(&state.rules, &foreign.rules, &wanted.rules);
+        same(&state.router_table, &foreign.router_table, &wanted.router_table);
+        same(&state.passages, &foreign.passages, &wanted.passages);
         same(&state.receive_ports, &foreign.receive_ports, &wanted.receive_ports);
         same(&state.tunnels, &foreign.tunnels, &wanted.tunnels);
         same(&state.routes, &foreign.routes, &wanted.routes);
@@ -600,6 +613,8 @@ fn both(there: &State, wanted: &State) -> State {
         sets: of(&there.sets, &wanted.sets),
         elements: of(&there.elements, &wanted.elements),
         rules: of(&there.rules, &wanted.rules),
+        router_table: of(&there.router_table, &wanted.router_table),
+        passages: of(&there.passages, &wanted.passages),
         receive_ports: of(&there.receive_ports, &wanted.receive_ports),
         tunnels: of(&there.tunnels, &wanted.tunnels),
         routes: of(&there.routes, &wanted.routes),
@@ -643,10 +658,16 @@ fn hurt(state: &mut State, foreign: &State, random: &mut Random) -> Option<Strin
             Some(format!("changes the tunnel {key}"))
         }
         4 => {
-            let key = one(&state.elements, &foreign.elements, random)?;
-            state.elements.remove(&key);
-            Some(format!("deletes the element {key}"))
+            if let Some(key) = one(&state.elements, &foreign.elements, random) {
+                state.elements.remove(&key);
+                return Some(format!("deletes the element {key}"));
+            }
+            let elements = state.router_table.keys().filter(|object| matches!(object, InTable::Element(..)));
+            let object = random.pick_from(elements.cloned())?;
+            state.router_table.remove(&object);
+            Some(format!("deletes the {object}"))
         }
+        5 if !state.router_table.is_empty() => change_chain(&mut state.router_table),
         5 => {
             let key = one(&state.rules, &foreign.rules, random)?;
             state.rules.get_mut(&key)?.0 = vec!["-j RETURN".into()];
@@ -668,6 +689,16 @@ fn hurt(state: &mut State, foreign: &State, random: &mut Random) -> Option<Strin
             Some("sets the bridge down".to_owned())
         }
     }
+}
+
+/// Takes a rule out of the first chain of a table.
+fn change_chain(table: &mut BTreeMap<InTable, Content>) -> Option<String> {
+    let (object, chain) = table.iter_mut().find_map(|(object, content)| match content {
+        Content::Chain(chain) => Some((object, chain)),
+        _ => None,
+    })?;
+    std::sync::Arc::make_mut(chain).rules.pop()?;
+    Some(format!("changes the {object}"))
 }
 
 /// What is there is what belongs to others and what is wanted.

@@ -12,6 +12,7 @@ use sluice::proxy::apply::{Mirrors, ProxyRound};
 use sluice::proxy::desired::Desired;
 use sluice::proxy::plan::Plan;
 use sluice::reconcile::{Found, Moment};
+use sluice::subsystem::Kinds;
 
 use crate::support::memory::MemoryKernel;
 
@@ -27,15 +28,17 @@ pub struct Agent {
     pub mirrors: Mirrors<MemoryKernel>,
     pub authority: Authority,
     adopted: bool,
+    cleared: bool,
 }
 
 impl Agent {
     pub fn start(kernel: &MemoryKernel, config: &Arc<ProxyConfig>, families: PerFamily<bool>) -> Agent {
         Agent {
             plan: Plan::new(config.clone(), families, (6, 1)),
-            mirrors: Mirrors::new(kernel.targets(), config.excluded_cidrs.clone()),
+            mirrors: Mirrors::new(kernel.targets_of(config.backend), config.excluded_cidrs.clone()),
             authority: Authority::Nothing,
             adopted: false,
+            cleared: false,
         }
     }
 
@@ -79,7 +82,12 @@ impl Agent {
     }
 
     pub fn round(&mut self, at: Moment) -> ProxyRound {
-        self.mirrors.round(self.plan.desired(), self.authority, at)
+        let round = self.mirrors.round(self.plan.desired(), self.authority, at);
+        if self.authority == Authority::Complete && !self.cleared && self.mirrors.replaces_abandoned() {
+            self.cleared = true;
+            self.mirrors.remove_abandoned();
+        }
+        round
     }
 
     /// Audits everything, and returns what was found.

@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use sluice::kernel::address::AddressKey;
-use sluice::kernel::ipset::{ElementKey, Entry};
+use sluice::kernel::ipset::Entry;
 use sluice::kernel::iptables::Piece;
 use sluice::kernel::ipvs::{Destination, Forwarding, ServiceKey};
 use sluice::kernel::link::LinkName;
+use sluice::kernel::nftables::{Content, Object};
 use sluice::kernel::route::RouteKey;
 use sluice::net::{Family, Protocol};
 use sluice::proxy::names::{DEVICE, Set};
@@ -107,29 +108,56 @@ pub fn hurt(state: &mut State, foreign: &State, kind: Kind, random: &mut Random)
             said(Hurt::Address(address(&key)), key.to_string())
         }
         Kind::DeleteElement => {
-            let key = random.pick_from(state.elements.keys().filter(|key| is_ours(key)).cloned())?;
-            state.elements.remove(&key);
-            said(Hurt::Address(entry_address(&key.entry)), key.to_string())
+            let of_ipset = state.elements.keys().filter_map(Set::of_element);
+            let (set, entry) = random.pick_from(of_ipset.chain(state.proxy_table.keys().filter_map(Set::of_object)))?;
+            let object = set.object(entry);
+            if state.elements.remove(&set.element(entry)).is_none() {
+                state.proxy_table.remove(&object);
+            }
+            said(Hurt::Address(entry_address(&entry)), object.to_string())
         }
         Kind::AddElement => {
             let stray = IpAddr::from([203, 0, 113, 200 + random.below(8) as u8]);
-            let set = Set::ServicePorts.name(Family::V4);
-            let key = ElementKey { set, entry: Entry::IpPort(stray, Protocol::Tcp, 81) };
-            let fits = state.sets.contains_key(&key.set) && state.elements.insert(key.clone(), ()).is_none();
-            fits.then_some(())?;
+            let entry = Entry::IpPort(stray, Protocol::Tcp, 81);
+            let (key, object) = (Set::ServicePorts.element(entry), Set::ServicePorts.object(entry));
+            let is_new = if state.sets.contains_key(&key.set) {
+                state.elements.insert(key.clone(), ()).is_none()
+            } else {
+                let has_set = state.proxy_table.contains_key(&Object::Set(Set::ServicePorts.in_table(Family::V4)));
+                has_set && state.proxy_table.insert(object, Content::Element).is_none()
+            };
+            is_new.then_some(())?;
             said(Hurt::Address(stray), key.to_string())
         }
         Kind::DeleteJump => {
             let jumps = state.rules.keys().filter(|piece| matches!(piece, Piece::Jump { .. }));
-            let key = random.pick_from(jumps.filter(|piece| !foreign.rules.contains_key(piece)).cloned())?;
-            state.rules.remove(&key);
-            said(Hurt::Everything, key.to_string())
+            let jump = random.pick_from(jumps.filter(|piece| !foreign.rules.contains_key(piece)).cloned());
+            if let Some(key) = jump {
+                state.rules.remove(&key);
+                return said(Hurt::Everything, key.to_string());
+            }
+            // A base chain is entered by the kernel, as a jump is taken.
+            let is_base = |content: &Content| matches!(content, Content::Chain(chain) if chain.base.is_some());
+            let bases = state.proxy_table.iter().filter(|(_, content)| is_base(content)).map(|(object, _)| object);
+            let object = random.pick_from(bases.cloned())?;
+            state.proxy_table.remove(&object);
+            said(Hurt::Everything, object.to_string())
         }
         Kind::ChangeChain => {
             let chains = state.rules.keys().filter(|piece| matches!(piece, Piece::Chain { .. }));
-            let key = random.pick_from(chains.filter(|piece| !foreign.rules.contains_key(piece)).cloned())?;
-            state.rules.get_mut(&key)?.0.pop()?;
-            said(Hurt::Everything, key.to_string())
+            let chain = random.pick_from(chains.filter(|piece| !foreign.rules.contains_key(piece)).cloned());
+            if let Some(key) = chain {
+                state.rules.get_mut(&key)?.0.pop()?;
+                return said(Hurt::Everything, key.to_string());
+            }
+            let chains = state.proxy_table.iter().filter_map(|(object, content)| match content {
+                Content::Chain(chain) => Some((object.clone(), (**chain).clone())),
+                _ => None,
+            });
+            let (object, mut chain) = random.pick_from(chains)?;
+            chain.rules.pop()?;
+            state.proxy_table.insert(object.clone(), Content::Chain(chain.into()));
+            said(Hurt::Everything, object.to_string())
         }
         Kind::DeleteRoute => {
             let key = our_route(state, foreign, random)?;
@@ -194,10 +222,6 @@ fn our_virtual(state: &State, foreign: &State, random: &mut Random) -> Option<Se
 
 fn our_route(state: &State, foreign: &State, random: &mut Random) -> Option<RouteKey> {
     random.pick_from(state.routes.keys().filter(|key| !foreign.routes.contains_key(key)).cloned())
-}
-
-fn is_ours(key: &ElementKey) -> bool {
-    Family::BOTH.into_iter().any(|family| Set::ALL.into_iter().any(|set| set.name(family) == key.set))
 }
 
 fn address(key: &ServiceKey) -> IpAddr {

@@ -21,7 +21,7 @@ use crate::walk::Walk;
 
 impl Walk {
     /// kube-router ran here a moment ago, for the same cluster.
-    pub fn takes_over_from_kube_router(&mut self) {
+    pub fn takes_over_from_kube_router(&mut self, backend: &str) {
         (self.config, self.families) = flags::proxy(&["--strict-external-ip-validation=false", "--enable-ipv6=true"]);
         self.agent = Agent::start(&self.kernel, &self.config, self.families);
         self.world.authority.proxy = Authority::Complete;
@@ -32,11 +32,50 @@ impl Walk {
         self.settle();
         self.kernel.with(|machine| as_kube_router_leaves_it(&mut machine.state));
 
+        (self.config, self.families) =
+            flags::proxy(&["--strict-external-ip-validation=false", "--enable-ipv6=true", backend]);
         self.agent = Agent::start(&self.kernel, &self.config, self.families);
         self.start_from(self.world.clone());
         self.round();
         self.clock.pass(Duration::from_secs(1));
         self.settle();
+    }
+}
+
+impl Walk {
+    /// A run with the other backend ran here for the same cluster, and before it ended a Service was deleted.
+    pub fn changes_the_backend(&mut self, [before, after]: [&str; 2]) {
+        let configuration =
+            |backend| flags::proxy(&["--strict-external-ip-validation=false", "--enable-ipv6=true", backend]);
+        (self.config, self.families) = configuration(before);
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        self.world.authority.proxy = Authority::Complete;
+        for _ in 0..60 {
+            generate::change(&mut self.world, &mut self.random);
+        }
+        self.start_from(self.world.clone());
+        self.settle();
+        let virtuals = self.kernel.state().virtuals.len();
+        let deleted = self.agent.plan.owners().iter().next().map(|(_, owner)| owner.name.clone());
+        self.world.cluster.services.remove(&deleted.expect("somebody has a service"));
+
+        (self.config, self.families) = configuration(after);
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        // At first the cluster cannot be reached.
+        self.start_from(known(Authority::Remembered, &self.world));
+        self.settle();
+        self.start_from(known(Authority::Partial, &self.world));
+        self.settle();
+        assert_eq!(self.kernel.state().virtuals.len(), virtuals, "nothing goes before everything is known");
+        self.start_from(known(Authority::Complete, &self.world));
+        self.settle();
+        let state = self.kernel.state();
+        assert!(state.virtuals.len() < virtuals, "what the other backend marked as ours was not found");
+        let foreign = self.kernel.with(|machine| machine.foreign.clone());
+        let has_iptables =
+            state.rules != foreign.rules || state.elements != foreign.elements || state.sets != foreign.sets;
+        let (has_table, uses_table) = (!state.proxy_table.is_empty(), after.contains("nftables"));
+        assert_eq!((has_table, has_iptables), (uses_table, !uses_table), "one of the two is there");
     }
 }
 
@@ -112,6 +151,10 @@ impl Walk {
             state.elements.retain(|key, ()| {
                 !desired.elements.contains_key(key)
                     || (!is_on(&key.entry, deleted) && ports.contains(&key.set) && is_on(&key.entry, half))
+            });
+            state.proxy_table.retain(|object, _| {
+                let Some((set, entry)) = Set::of_object(object) else { return true };
+                !is_on(&entry, deleted) && (set == Set::ServicePorts || !is_on(&entry, half))
             });
             let device = LinkName(DEVICE.into());
             state.links.remove(&device);

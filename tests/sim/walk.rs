@@ -457,11 +457,12 @@ impl Walk {
     fn must_be_as_wanted(&mut self) {
         let (state, foreign) = self.kernel.with(|machine| (machine.state.clone(), machine.foreign.clone()));
         let desired = self.agent.desired();
-        let Desired { links, addresses, sets, elements, rules, virtuals, routes, .. } = desired;
+        let Desired { links, addresses, sets, elements, rules, table, virtuals, routes, .. } = desired;
         same(&state.links, &foreign.links, links);
         same(&state.sets, &foreign.sets, sets);
         same(&state.elements, &foreign.elements, elements);
         same(&state.rules, &foreign.rules, rules);
+        same(&state.proxy_table, &foreign.proxy_table, table);
         same(&state.virtuals, &foreign.virtuals, virtuals);
         same(&state.routes, &foreign.routes, routes);
         same(&state.addresses, &foreign.addresses, addresses);
@@ -483,6 +484,7 @@ impl Walk {
         let state = self.kernel.state();
         let desired = self.agent.desired();
         assert!(desired.elements.keys().all(|key| state.elements.contains_key(key)));
+        assert!(desired.table.iter().all(|(object, content)| state.proxy_table.get(object) == Some(content)));
         assert!(desired.routes.iter().all(|(key, route)| state.routes.get(key) == Some(route)));
         assert!(desired.rules.iter().all(|(key, rules)| state.rules.get(key) == Some(rules)));
         for (key, wanted) in &desired.virtuals {
@@ -519,6 +521,7 @@ impl Walk {
         same(&state.sets, &foreign.sets, &BTreeMap::new());
         same(&state.elements, &foreign.elements, &BTreeMap::new());
         same(&state.rules, &foreign.rules, &BTreeMap::new());
+        same(&state.proxy_table, &foreign.proxy_table, &BTreeMap::new());
         same(&state.virtuals, &foreign.virtuals, &BTreeMap::new());
         same(&state.routes, &foreign.routes, &BTreeMap::new());
         same(&state.addresses, &foreign.addresses, &BTreeMap::new());
@@ -556,8 +559,9 @@ impl Walk {
     }
 
     /// One damage of one kind, found and repaired.
-    pub fn damage_is_found_and_repaired(&mut self, kind: Kind) {
-        (self.config, self.families) = flags::proxy(&["--strict-external-ip-validation=false", "--enable-ipv6=true"]);
+    pub fn damage_is_found_and_repaired(&mut self, kind: Kind, backend: &str) {
+        (self.config, self.families) =
+            flags::proxy(&["--strict-external-ip-validation=false", "--enable-ipv6=true", backend]);
         self.agent = Agent::start(&self.kernel, &self.config, self.families);
         self.agent.authority = Authority::Complete;
         for _ in 0..200 {
@@ -591,6 +595,7 @@ fn configuration(random: &mut Random) -> (Arc<ProxyConfig>, PerFamily<bool>) {
         ("--masquerade-all=true", 30),
         ("--ipvs-permit-all=false", 20),
         ("--enable-ipv6=true", 80),
+        ("--netfilter=nftables", 50),
     ] {
         if random.chance(percent) {
             words.push(word);

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
-use sluice::kernel::ipset::{ElementKey, Entry};
+use sluice::kernel::ipset::Entry;
 use sluice::kernel::ipvs::{ServiceKey, Virtual};
+use sluice::kernel::nftables::Object as InTable;
 use sluice::kernel::route::{RouteKey, TABLE_LOCAL};
 use sluice::model::Authority;
 use sluice::net::{Family, Protocol};
 use sluice::proxy::desired::Desired;
-use sluice::proxy::names::Set;
+use sluice::proxy::names::{CHAIN_GUARD, NFT_GUARD, Set};
 
 use crate::damage::Hurt;
 use crate::support::memory::{Object, State};
@@ -56,11 +57,13 @@ impl Watch {
         round.of_device = desired.addresses.keys().map(|key| key.address.addr()).collect();
         round.foreign = foreign.virtuals.keys().copied().collect();
         round.last = state.virtuals.clone();
-        round.guarded = desired.rules.keys().any(|piece| piece.to_string().contains("KUBE-ROUTER-SERVICES"));
+        round.guarded = desired.rules.keys().any(|piece| piece.to_string().contains(CHAIN_GUARD))
+            || desired.table.contains_key(&InTable::Chain(NFT_GUARD.into()));
         let after = State {
             virtuals: desired.virtuals.clone(),
             elements: desired.elements.clone(),
             rules: desired.rules.clone(),
+            proxy_table: desired.table.clone(),
             routes: foreign.routes.iter().chain(&desired.routes).map(|(k, r)| (k.clone(), r.clone())).collect(),
             ..State::default()
         };
@@ -157,23 +160,31 @@ impl Round {
                     seen.push(format!("route {key} stands, and the guard does not know its address"));
                 }
             }
-            Object::Element(key) if !state.elements.contains_key(key) => seen.extend(self.element_gone(state, key)),
+            Object::Element(key) if !state.elements.contains_key(key) => {
+                seen.extend(Set::of_element(key).and_then(|place| self.element_gone(state, place)));
+            }
+            Object::InTable(key) if !state.proxy_table.contains_key(key) => {
+                seen.extend(Set::of_object(key).and_then(|place| self.element_gone(state, place)));
+            }
             _ => {}
         }
         seen
     }
 
-    fn element_gone(&self, state: &State, key: &ElementKey) -> Option<String> {
-        match key.entry {
-            Entry::IpPort(address, protocol, port) => {
+    /// An element went that something needs, and that the other backend has not either.
+    fn element_gone(&self, state: &State, place: (Set, Entry)) -> Option<String> {
+        match place {
+            (Set::ServicePorts, Entry::IpPort(address, protocol, port)) => {
                 let service = ServiceKey::Address { address, protocol, port };
                 let stands = state.virtuals.contains_key(&service) && !self.excused.contains(&address);
-                stands.then(|| format!("the element of {service} went before it"))
+                let is_lost = stands && !has_port_element(state, address, protocol, port);
+                is_lost.then(|| format!("the element of {service} went before it"))
             }
-            Entry::Ip(address) if key.set == Set::ServiceAddresses.name(Family::from(address)) => {
+            (Set::ServiceAddresses, Entry::Ip(address)) => {
                 let used =
                     !self.excused.contains(&address) && (self.has_virtual(state, address) || our_route(state, address));
-                used.then(|| format!("{address} is in use and left the set of service addresses"))
+                let is_lost = used && !has_address_element(state, address);
+                is_lost.then(|| format!("{address} is in use and left the set of service addresses"))
             }
             _ => None,
         }
@@ -186,10 +197,15 @@ impl Round {
             Object::Set(key) => state.sets.contains_key(key),
             Object::Element(key) => state.elements.contains_key(key),
             Object::Rule(key) => state.rules.contains_key(key),
+            Object::InTable(key) => state.proxy_table.contains_key(key),
             Object::Virtual(key) => state.virtuals.contains_key(key),
             Object::Route(key) => state.routes.contains_key(key),
             Object::Address(key) => state.addresses.contains_key(key),
-            Object::Bridge(_) | Object::Tunnel(_) | Object::ReceivePort(_) | Object::SourceRule(_) => {
+            Object::Bridge(_)
+            | Object::Tunnel(_)
+            | Object::ReceivePort(_)
+            | Object::SourceRule(_)
+            | Object::Passage(_) => {
                 unreachable!("the service proxy has none of these")
             }
         }
@@ -207,9 +223,14 @@ impl Round {
             Object::Set(key) => (state.sets.contains_key(key), self.before.sets.contains_key(key)),
             Object::Element(key) => (state.elements.contains_key(key), self.before.elements.contains_key(key)),
             Object::Rule(key) => (state.rules.contains_key(key), self.before.rules.contains_key(key)),
+            Object::InTable(key) => (state.proxy_table.contains_key(key), self.before.proxy_table.contains_key(key)),
             Object::Route(key) => (state.routes.contains_key(key), self.before.routes.contains_key(key)),
             Object::Address(key) => (state.addresses.contains_key(key), self.before.addresses.contains_key(key)),
-            Object::Bridge(_) | Object::Tunnel(_) | Object::ReceivePort(_) | Object::SourceRule(_) => {
+            Object::Bridge(_)
+            | Object::Tunnel(_)
+            | Object::ReceivePort(_)
+            | Object::SourceRule(_)
+            | Object::Passage(_) => {
                 unreachable!("the service proxy has none of these")
             }
             Object::Virtual(key) => {
@@ -281,13 +302,16 @@ fn ends(state: &State) -> BTreeMap<ServiceKey, BTreeSet<SocketAddr>> {
 }
 
 fn has_port_element(state: &State, address: IpAddr, protocol: Protocol, port: u16) -> bool {
-    let set = Set::ServicePorts.name(Family::from(address));
-    state.elements.contains_key(&ElementKey { set, entry: Entry::IpPort(address, protocol, port) })
+    has(state, Set::ServicePorts, Entry::IpPort(address, protocol, port))
 }
 
 fn has_address_element(state: &State, address: IpAddr) -> bool {
-    let set = Set::ServiceAddresses.name(Family::from(address));
-    state.elements.contains_key(&ElementKey { set, entry: Entry::Ip(address) })
+    has(state, Set::ServiceAddresses, Entry::Ip(address))
+}
+
+/// Whether the set of either backend has this element.
+fn has(state: &State, set: Set, entry: Entry) -> bool {
+    state.elements.contains_key(&set.element(entry)) || state.proxy_table.contains_key(&set.object(entry))
 }
 
 fn our_route(state: &State, address: IpAddr) -> bool {

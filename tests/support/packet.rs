@@ -9,6 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use sluice::kernel::ipset::{ElementKey, Entry, SetName};
 use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::kernel::ipvs::ServiceKey;
+use sluice::kernel::nftables::rule::Side;
+use sluice::kernel::nftables::{self, Content, Hook, Key, Lookup, Object};
 use sluice::kernel::route::{RouteKind, TABLE_LOCAL};
 use sluice::net::{Family, Protocol};
 
@@ -64,7 +66,7 @@ pub fn guard_passes(state: &State, address: IpAddr, protocol: Protocol, port: u1
             _ => {}
         }
     }
-    true
+    packet.passes_table()
 }
 
 struct Packet<'a> {
@@ -104,6 +106,59 @@ impl Packet<'_> {
                 self.is_in(set, Entry::IpPort(self.address, self.protocol, self.port))
             }
             _ => panic!("a rule that this tracer does not know: {rule}"),
+        }
+    }
+
+    /// Whether the chains of our table of nf_tables that are entered on input let it pass.
+    fn passes_table(&self) -> bool {
+        let chains = self.state.proxy_table.values().filter_map(|content| match content {
+            Content::Chain(chain) => Some(chain),
+            _ => None,
+        });
+        let entered = chains.filter(|chain| chain.base.is_some_and(|base| base.hook == Hook::Input));
+        entered.into_iter().all(|chain| self.verdict(&chain.rules).unwrap_or(true))
+    }
+
+    /// What these rules say to the first packet of a connection; `None` if they say nothing.
+    fn verdict(&self, rules: &[nftables::Rule]) -> Option<bool> {
+        use nftables::Verdict;
+        for rule in rules.iter().filter(|rule| rule.matches().iter().all(|one| self.holds(one))) {
+            assert!(rule.statements().is_empty(), "{rule:?} does what this tracer does not know");
+            match rule.verdict() {
+                Some(Verdict::Accept) => return Some(true),
+                Some(Verdict::Reject) => return Some(false),
+                Some(Verdict::Jump(to)) => {
+                    let Some(Content::Chain(chain)) = self.state.proxy_table.get(&Object::Chain(to.clone())) else {
+                        panic!("a jump to {to}, which is not there")
+                    };
+                    if let Some(verdict) = self.verdict(&chain.rules) {
+                        return Some(verdict);
+                    }
+                }
+                other => panic!("{other:?} is a verdict that this tracer does not know"),
+            }
+        }
+        None
+    }
+
+    fn holds(&self, one: &nftables::Match) -> bool {
+        use nftables::Match;
+        let family = Family::from(self.address);
+        match one {
+            // Nothing is known of the connection yet, and it is not of ICMP.
+            Match::State { negated: false, .. } | Match::IcmpKind { .. } => false,
+            Match::InSet { lookup, set, negated } => {
+                let key = match lookup {
+                    Lookup::Address(its, Side::Destination) if *its == family => Key::Address(self.address),
+                    Lookup::DestinationService(its) if *its == family => {
+                        Key::Service(self.address, self.protocol, self.port)
+                    }
+                    Lookup::Address(..) | Lookup::DestinationService(_) => return false,
+                    other => panic!("{other:?} is a lookup that this tracer does not know"),
+                };
+                self.state.proxy_table.contains_key(&Object::Element(set.clone(), key)) != *negated
+            }
+            other => panic!("{other:?} is a match that this tracer does not know"),
         }
     }
 

@@ -11,6 +11,7 @@
 //! - Elements that end by themselves, and those that exclude, are never ours: they read as absent.
 //! - Error numbers above 4096 are ipset's own; `fault` knows what they mean.
 
+pub mod abandoned;
 mod acts;
 mod elements;
 mod fault;

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use super::Ownership;
 use super::save::parse;
-use crate::kernel::program::{Call, Fault, Running, run, start};
+use crate::kernel::program::{Call, Fault, Running, is_program, run, start};
 use crate::net::{Family, PerFamily};
 
 /// One of the two implementations.
@@ -78,6 +78,14 @@ impl Programs {
             (Family::V6, false, Flavour::NfTables) => ("ip6tables-nft-save", "ip6tables-nft-restore"),
         }
     }
+}
+
+/// Returns whether the programs of any flavour and family are installed. Runs none.
+pub fn is_installed() -> bool {
+    let plain = [Programs { flavour: Flavour::NfTables, plain: true }];
+    let named = [Flavour::NfTables, Flavour::Legacy].map(|flavour| Programs { flavour, plain: false });
+    let all = plain.into_iter().chain(named);
+    all.flat_map(|programs| Family::BOTH.map(|family| programs.of(family).1)).any(is_program)
 }
 
 /// Detects the flavour that this host uses, in the network namespace of the calling thread. Runs a few

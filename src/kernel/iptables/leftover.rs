@@ -32,6 +32,8 @@ pub enum Leftovers {
     None,
     Proxy,
     Router,
+    /// The same without the rules in `FORWARD`: with nftables the router keeps them itself (`kernel::nftables::forward`).
+    RouterEgress,
 }
 
 impl Leftovers {
@@ -39,7 +41,7 @@ impl Leftovers {
     pub(super) fn include(self, table: Table, chain: &str, rule: &Rule) -> bool {
         match (self, table, chain) {
             (Leftovers::Proxy, Table::Nat, "POSTROUTING") => is_masquerade(rule),
-            (Leftovers::Router, Table::Nat, "POSTROUTING") => is_pod_egress(rule),
+            (Leftovers::Router | Leftovers::RouterEgress, Table::Nat, "POSTROUTING") => is_pod_egress(rule),
             (Leftovers::Router, Table::Filter, "FORWARD") => is_accept_of_pods(rule),
             _ => false,
         }
@@ -67,8 +69,11 @@ fn is_pod_egress(rule: &Rule) -> bool {
 }
 
 fn is_accept_of_pods(rule: &Rule) -> bool {
-    let ([way, Match::Comment(comment)], Some(Verdict::Accept)) = (rule.matches(), rule.verdict()) else {
-        return false;
+    let (way, comment) = match (rule.matches(), rule.verdict()) {
+        ([way, Match::Comment(comment)], Some(Verdict::Accept)) => (way, comment),
+        // Ours with nftables, which is for answers alone.
+        ([way, Match::State { .. }, Match::Comment(comment)], Some(Verdict::Accept)) => (way, comment),
+        _ => return false,
     };
     match (&**comment, way) {
         ("allow outbound traffic from pods", Match::InputLink(link))
@@ -149,9 +154,12 @@ mod tests {
             r#"-i kube-bridge -m comment --comment "allow outbound traffic from pods" -j ACCEPT"#.to_owned(),
             r#"-o kube-bridge -m comment --comment "allow inbound traffic to pods" -j ACCEPT"#.to_owned(),
             format!("-o eth7 -m comment --comment \"{port}\" -j ACCEPT"),
+            format!("-o eth7 -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment \"{port}\" -j ACCEPT"),
         ] {
             assert!(forward(&rule) && !egress(&rule), "{rule}");
         }
+        let kept = r#"-i kube-bridge -m comment --comment "allow outbound traffic from pods" -j ACCEPT"#;
+        assert!(!Leftovers::RouterEgress.include(Table::Filter, "FORWARD", &kept.into()), "with nftables it is ours");
         for foreign in [
             "-m set --match-set kube-router-pod-subnets src -j KUBE-ROUTER-EGRESS",
             "-m set --match-set kube-router-pod-subnets src -m set ! --match-set other dst -j MASQUERADE",

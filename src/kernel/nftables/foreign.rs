@@ -24,6 +24,8 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const GET_TABLE: u16 = (SUBSYSTEM as u16) << 8 | 1;
 const DELETE_TABLE: u16 = (SUBSYSTEM as u16) << 8 | 2;
+/// `NFPROTO_INET`.
+const INET: u8 = 1;
 /// The attribute of a table with its name.
 const NAME: u16 = 1;
 
@@ -52,13 +54,27 @@ pub fn remove<'a>(tables: &[Table<'a>]) -> Result<Vec<Table<'a>>, Error> {
     Ok(removed)
 }
 
+/// Returns whether there is a table of the family `inet` with this name. Makes nothing and needs nothing of the kernel.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn has_inet_table(name: &str) -> Result<bool, Error> {
+    let mut message = Messages::new();
+    message.begin(GET_TABLE, 0).header(&[INET, 0, 0, 0]).text(NAME, name);
+    is_there(&mut Socket::open(Bus::Netfilter)?, message, name)
+}
+
 fn exists(socket: &mut Socket, table: Table<'_>) -> Result<bool, Error> {
     let mut message = Messages::new();
     about(&mut message, GET_TABLE, table);
+    is_there(socket, message, table.name)
+}
+
+fn is_there(socket: &mut Socket, mut message: Messages, name: &str) -> Result<bool, Error> {
     match socket.request(&mut message, |_| Some(())) {
         Ok(_) => Ok(true),
         Err(Fault::Refused(refusal)) if is_absent(refusal.errno) => Ok(false),
-        Err(fault) => Err(Error::new("look for table", table.name, Cause::from(fault))),
+        Err(fault) => Err(Error::new("look for table", name, Cause::from(fault))),
     }
 }
 

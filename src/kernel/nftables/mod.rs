@@ -6,7 +6,8 @@
 //!
 //! [`object`] is what a table contains, [`rule`] what a rule is, both as values; [`table`] brings them into the kernel and reads them,
 //! in transactions that [`plan`] orders. [`encode`] and [`decode`] translate between rules and the kernel's expressions.
-//! [`probe`] tells what a kernel lacks, [`foreign`] removes tables of other programs.
+//! [`probe`] tells what a kernel lacks, [`foreign`] removes tables of other programs, [`forward`] keeps rules in a chain of the
+//! host's own.
 
 mod batch;
 mod decode;
@@ -14,6 +15,7 @@ mod element;
 mod encode;
 mod expression;
 pub mod foreign;
+pub mod forward;
 mod notified;
 pub mod object;
 mod plan;
@@ -23,7 +25,7 @@ pub mod rule;
 mod table;
 mod wire;
 
-pub use self::foreign::{Table, remove};
+pub use self::foreign::{Table, has_inet_table, remove};
 pub use self::object::{Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Name, Object, SetSpec};
 pub use self::probe::{Feature, Missing, probe};
 pub use self::read::Count;

@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use crate::config::Backend;
 use crate::kernel::address::{AddressKey, KEEPER};
 use crate::kernel::ipset::Entry;
 use crate::kernel::link::{Link, LinkKind, LinkName};
+use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::Route;
 use crate::model::{ObjectName, Service};
 use crate::net::{Family, PerFamily};
@@ -66,18 +68,11 @@ impl Plan {
         let settings = settings::settings(&self.node, self.kernel);
         changed.settings = settings != self.desired.settings;
         self.desired.settings = settings;
-        let mut rules = BTreeMap::new();
-        for family in self.node.enabled_families() {
-            if self.config.guard {
-                rules.extend(guard::rules(family));
-            }
-            rules.extend(masquerade::rules(&self.node, self.config.masquerade_all, family));
+        match self.config.backend {
+            Backend::Iptables => self.replace_rules(changed),
+            Backend::Nftables => self.replace_chains(changed),
         }
-        let old = std::mem::replace(&mut self.desired.rules, rules);
-        changed.rules.extend(different_keys(&old, &self.desired.rules));
-
-        let names = Family::BOTH.map(|family| Set::LocalAddresses.name(family));
-        let listed = self.desired.elements.keys().filter(|key| names.contains(&key.set)).map(|key| key.entry);
+        let listed = self.listed_own_addresses().into_iter();
         let gone: Vec<Entry> = listed.filter(|entry| !self.node.lists(entry)).collect();
         for entry in gone {
             self.put_element(Set::LocalAddresses, entry, false, changed);
@@ -91,6 +86,40 @@ impl Plan {
         used.dedup();
         for address in used {
             self.follow_use(address, true, changed);
+        }
+    }
+
+    fn replace_rules(&mut self, changed: &mut ProxyChanges) {
+        let mut rules = BTreeMap::new();
+        for family in self.node.enabled_families() {
+            if self.config.guard {
+                rules.extend(guard::rules(family));
+            }
+            rules.extend(masquerade::rules(&self.node, self.config.masquerade_all, family));
+        }
+        let old = std::mem::replace(&mut self.desired.rules, rules);
+        changed.rules.extend(different_keys(&old, &self.desired.rules));
+    }
+
+    /// Replaces all of our table but the elements.
+    fn replace_chains(&mut self, changed: &mut ProxyChanges) {
+        let families: Vec<Family> = self.node.enabled_families().collect();
+        let sets = families.iter().flat_map(|family| Set::ALL.map(|set| guard::table_set(set, *family)));
+        let mut new: BTreeMap<Object, Content> = sets.collect();
+        if self.config.guard {
+            new.extend(guard::table_chains(&families));
+        }
+        new.extend(masquerade::table_chains(&self.node, self.config.masquerade_all));
+        // Elements are the last of all objects.
+        let before = self.desired.table.iter().take_while(|(object, _)| !matches!(object, Object::Element(..)));
+        let old: BTreeMap<Object, Content> =
+            before.map(|(object, content)| (object.clone(), content.clone())).collect();
+        for object in different_keys(&old, &new) {
+            match new.get(&object) {
+                Some(content) => self.desired.table.insert(object.clone(), content.clone()),
+                None => self.desired.table.remove(&object),
+            };
+            changed.table.push(object);
         }
     }
 

@@ -651,9 +651,10 @@ fn what_is_wrong_is_said_once_and_everything_else_works() {
 /// Hosts that forward nothing by themselves, as Docker leaves them; the kubelet's chain says which tables count.
 #[test]
 fn pods_are_reached_where_the_host_forwards_nothing_with_either_kind_of_tables() {
-    for flavour in ["legacy", "nft"] {
+    for (flavour, netfilter) in [("legacy", "iptables"), ("nft", "iptables"), ("nft", "nftables")] {
         in_new(|| {
             let mut cluster = Cluster::new(2);
+            cluster.flags = (1..=2).map(|number| (number, vec![format!("--netfilter={netfilter}")])).collect();
             for (number, tool) in [(1, "iptables"), (1, "ip6tables"), (2, "iptables"), (2, "ip6tables")] {
                 let within = format!("ip netns exec {} {tool}-{flavour} -w", cluster.name(number));
                 run(&format!("{within} -t mangle -N KUBE-IPTABLES-HINT"));
@@ -679,7 +680,90 @@ fn pods_are_reached_where_the_host_forwards_nothing_with_either_kind_of_tables()
             run(&format!("ip -n {} address add 203.0.113.1/24 dev eth0", cluster.name(2)));
             run(&format!("ip -n {} route add 203.0.113.0/24 via 192.0.2.2", cluster.name(1)));
             assert!(!reaches("outside", "203.0.113.1"), "{flavour}: the node forwards for others");
+            if netfilter == "nftables" {
+                let within = format!("ip netns exec {}", cluster.name(1));
+                let saved = run(&format!("{within} iptables-nft-save -t filter"));
+                let rule =
+                    "-A FORWARD -i kube-bridge -m comment --comment \"allow outbound traffic from pods\" -j ACCEPT";
+                assert!(saved.contains(rule), "iptables shows what stands in its chain:\n{saved}");
+                assert!(saved.contains("-m conntrack --ctstate RELATED,ESTABLISHED"), "{saved}");
+                let listed = run(&format!("{within} nft list table inet sluice_router"));
+                assert!(listed.contains("ip saddr @pods4 ip daddr != @pods4 ip daddr != @nodes4"), "{listed}");
+                assert_eq!(of_iptables(&within), "", "nothing else is in iptables or ipset");
+            }
         });
+    }
+}
+
+/// The chains and sets of ours that iptables and ipset hold.
+fn of_iptables(within: &str) -> String {
+    let mut found = run(&format!("{within} iptables-nft-save")) + &run(&format!("{within} ip6tables-nft-save"));
+    found += &run(&format!("{within} ipset list -name"));
+    found.lines().filter(|line| line.contains("KUBE-ROUTER") || line.contains("kube-router")).collect()
+}
+
+/// From iptables to nftables and back, and `kill -9` in between, while pods of two nodes talk.
+#[test]
+fn the_packet_filter_changes_under_running_pods_and_leaves_nothing_behind() {
+    in_new(|| {
+        let mut cluster = Cluster::new(2);
+        let within = format!("ip netns exec {}", cluster.name(1));
+        for tool in ["iptables-nft", "ip6tables-nft"] {
+            run(&format!("{within} {tool} -P FORWARD DROP"));
+            run(&format!("{within} {tool} -A FORWARD -i of-others -j ACCEPT"));
+        }
+        cluster.start(1);
+        cluster.start(2);
+        cluster.until(1, &OF_2);
+        cluster.until(2, &OF_1);
+        let foreign = |text: &str| text.matches("-i of-others -j ACCEPT").count();
+        let table = format!("{within} nft -a list table inet sluice_router");
+        assert!(of_iptables(&within).contains("KUBE-ROUTER-EGRESS"));
+        cluster.without_losing_a_packet(1, 2, |cluster| {
+            cluster.flags.insert(1, vec!["--netfilter=nftables".to_owned()]);
+            cluster.kill(1);
+            cluster.start(1);
+            cluster.until_said(1, "First sync", 2);
+            until(|| of_iptables(&within).is_empty(), "the rules and sets of iptables go");
+        });
+        let listed = run(&table);
+        for word in ["pod_snat", "masquerade", "10.244.2.0/24", "fd00:10:244:2::/64", "192.0.2.2"] {
+            assert!(listed.contains(word), "{word}: {listed}");
+        }
+        cluster.without_losing_a_packet(1, 2, |cluster| {
+            cluster.kill(1);
+            let contents = |text: &str| text.split_once("\tset ").map(|(_, contents)| contents.to_owned());
+            assert_eq!(contents(&run(&table)), contents(&listed), "it stays in force");
+            cluster.start(1);
+            cluster.until_said(1, "First sync", 3);
+        });
+        let handles =
+            |text: &str| text.lines().filter(|line| line.contains("# handle")).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(handles(&run(&table)), handles(&listed), "the next run adopts it without a step");
+        let saved = run(&format!("{within} iptables-nft-save -t filter"));
+        assert!(saved.contains("-i kube-bridge") && foreign(&saved) == 1, "{saved}");
+        cluster.without_losing_a_packet(1, 2, |cluster| {
+            cluster.flags.insert(1, vec!["--netfilter=iptables".to_owned()]);
+            cluster.kill(1);
+            cluster.start(1);
+            cluster.until_said(1, "First sync", 4);
+            until(|| !attempt(&table).0, "the table of nf_tables goes");
+        });
+        for tool in ["iptables-nft", "ip6tables-nft"] {
+            let saved = run(&format!("{within} {tool}-save -t filter"));
+            let direct = saved.lines().filter(|line| line.starts_with("-A FORWARD") && line.contains("kube-bridge"));
+            assert_eq!((direct.count(), foreign(&saved)), (0, 1), "{saved}");
+        }
+        assert!(of_iptables(&within).contains("KUBE-ROUTER-EGRESS"));
+    });
+}
+
+/// Waits for something that comes to be.
+fn until(is_so: impl Fn() -> bool, what: &str) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(50));
     }
 }
 

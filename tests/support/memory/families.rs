@@ -471,7 +471,7 @@ fn make_local(state: &mut State, key: &AddressKey) {
     state.routes.entry(route).or_insert(local);
 }
 
-fn is_our_set(name: &SetName) -> bool {
+pub fn is_our_set(name: &SetName) -> bool {
     Family::BOTH.into_iter().any(|family| Set::ALL.into_iter().any(|set| set.name(family) == *name))
 }
 

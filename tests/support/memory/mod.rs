@@ -7,6 +7,7 @@
 
 mod families;
 mod state;
+mod table;
 pub mod ways;
 
 use std::cell::RefCell;
@@ -19,21 +20,25 @@ use std::time::Duration;
 
 use compact_str::CompactString;
 use rustix::io::Errno;
+use sluice::config::Backend;
 use sluice::firewall;
 use sluice::kernel::Error;
 use sluice::kernel::conntrack::{Flows, Remaining};
 use sluice::kernel::ipset::SetName;
-use sluice::kernel::iptables::{Piece, Refusal, Timing};
+use sluice::kernel::iptables::{Piece, Refusal, Rules, Timing};
 use sluice::kernel::ipvs::{Destination, ServiceKey};
 use sluice::kernel::sysctl::{Ruled, Setting, Wanted};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::apply::{Connected, Kernel, Owned, Targets};
-use sluice::reconcile::{Failure, Glance, Phase, Step, Target};
+use sluice::proxy::marks::service;
+use sluice::proxy::names::Set;
+use sluice::reconcile::{Failure, Glance, Optional, Phase, Step, Target};
 
 use super::random::Random;
 
 pub use families::{Addresses, Elements, Links, Routes, Rows, RuleRows, Sets, Settings, Virtuals};
 pub use state::{HOST_V4, HOST_V6, Object, State};
+pub use table::ProxyTable;
 
 /// The machine that all targets work on.
 pub struct Machine {
@@ -45,6 +50,10 @@ pub struct Machine {
     pub busy: BTreeSet<(ServiceKey, SocketAddr)>,
     /// Connection tracking cannot be changed, whatever is tried.
     pub conntrack_fails: bool,
+    /// The backend that the service proxy uses; `None` for both, to clean up.
+    pub backend: Option<Backend>,
+    /// The same of the router.
+    pub router_backend: Option<Backend>,
     /// How often it was asked to remove what is ours from the tables that the host no longer uses.
     pub abandoned_removed: u32,
     /// How many acts were performed.
@@ -139,6 +148,8 @@ impl MemoryKernel {
             faults: Faults::none(),
             busy: BTreeSet::new(),
             conntrack_fails: false,
+            backend: None,
+            router_backend: None,
             abandoned_removed: 0,
             acts: 0,
             refused: Vec::new(),
@@ -178,18 +189,35 @@ impl MemoryKernel {
         }
     }
 
-    /// Targets of every family.
+    /// Targets of every family that the service proxy keeps, of both backends.
     pub fn targets(&self) -> Targets<MemoryKernel> {
+        self.with(|machine| machine.backend = None);
         Targets {
             kernel: self.clone(),
             links: Memory::new(self),
             settings: Memory::new(self),
-            sets: Memory::new(self),
-            elements: Memory::new(self),
-            rules: Memory::new(self),
+            sets: Optional::used(Memory::new(self)),
+            elements: Optional::used(Memory::new(self)),
+            rules: Optional::used(Memory::new(self)),
+            table: Optional::used(Memory::new(self)),
             virtuals: Memory::new(self),
             routes: Memory::new(self),
             addresses: Memory::new(self),
+        }
+    }
+
+    /// The same of one backend.
+    pub fn targets_of(&self, backend: Backend) -> Targets<MemoryKernel> {
+        let targets = self.targets();
+        self.with(|machine| machine.backend = Some(backend));
+        match backend {
+            Backend::Iptables => Targets { table: Optional::unused(ProxyTable::NAME), ..targets },
+            Backend::Nftables => Targets {
+                sets: Optional::unused(Sets::NAME),
+                elements: Optional::unused(Elements::NAME),
+                rules: Optional::unused(RuleRows::NAME),
+                ..targets
+            },
         }
     }
 }
@@ -197,9 +225,10 @@ impl MemoryKernel {
 impl Kernel for MemoryKernel {
     type Links = Memory<Links>;
     type Settings = Memory<Settings>;
-    type Sets = Memory<Sets>;
-    type Elements = Memory<Elements>;
-    type Rules = Memory<RuleRows>;
+    type Sets = Optional<Memory<Sets>>;
+    type Elements = Optional<Memory<Elements>>;
+    type Rules = Optional<Memory<RuleRows>>;
+    type Table = Optional<Memory<ProxyTable>>;
     type Virtuals = Memory<Virtuals>;
     type Routes = Memory<Routes>;
     type Addresses = Memory<Addresses>;
@@ -218,9 +247,36 @@ impl Kernel for MemoryKernel {
         })
     }
 
-    /// Memory has one flavour of tables, so nothing is ever left in another one.
+    fn marked_by_other_backend(&mut self) -> Result<Vec<ServiceKey>, Error> {
+        self.with(|machine| {
+            if machine.faults.of_read() {
+                return Err(Error::errno("list", "marks", Errno::NOBUFS));
+            }
+            let state = &machine.state;
+            let places: Vec<_> = match machine.backend {
+                Some(Backend::Nftables) => state.elements.keys().filter_map(Set::of_element).collect(),
+                Some(Backend::Iptables) => state.proxy_table.keys().filter_map(Set::of_object).collect(),
+                None => Vec::new(),
+            };
+            Ok(places.into_iter().filter_map(service).collect())
+        })
+    }
+
+    /// Memory has one flavour of iptables, so only what the other backend left goes: first the rules.
     fn remove_abandoned(&mut self) -> Vec<String> {
-        self.with(|machine| machine.abandoned_removed += 1);
+        self.with(|machine| {
+            machine.abandoned_removed += 1;
+            match machine.backend {
+                Some(Backend::Nftables) => {
+                    let rules = Rules(Vec::new());
+                    machine.lose_all::<RuleRows>(|piece| RuleRows::is_ours(piece, &rules));
+                    machine.lose_all::<Elements>(|key| Elements::is_ours(key, &()));
+                    machine.lose_all::<Sets>(families::is_our_set);
+                }
+                Some(Backend::Iptables) => machine.lose_all::<ProxyTable>(|_| true),
+                None => {}
+            }
+        });
         Vec::new()
     }
 }
@@ -433,6 +489,13 @@ impl Machine {
         result
     }
 
+    /// Those rows of one family go, together.
+    fn lose_all<F: Rows>(&mut self, which: impl Fn(&F::Key) -> bool) {
+        let ours: Vec<F::Key> = F::rows(&mut self.state).keys().filter(|key| which(key)).cloned().collect();
+        F::rows(&mut self.state).retain(|key, _| !which(key));
+        ours.iter().for_each(|key| self.acted(&F::object(key)));
+    }
+
     fn acted(&mut self, object: &Object) {
         self.acts += 1;
         if let Some(mut observer) = self.observer.take() {
@@ -457,6 +520,8 @@ impl Machine {
         differences(&was.sets, &is.sets, &mut found);
         differences(&was.elements, &is.elements, &mut found);
         differences(&was.rules, &is.rules, &mut found);
+        differences(&was.proxy_table, &is.proxy_table, &mut found);
+        differences(&was.router_table, &is.router_table, &mut found);
         differences(&was.virtuals, &is.virtuals, &mut found);
         differences(&was.routes, &is.routes, &mut found);
         differences(&was.addresses, &is.addresses, &mut found);

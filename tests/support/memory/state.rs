@@ -12,6 +12,8 @@ use sluice::kernel::ipset::{ElementKey, Entry, SetKind, SetName, SetSpec};
 use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::kernel::ipvs::{Destination, Forwarding, Service, ServiceKey, Virtual};
 use sluice::kernel::link::{Link, LinkKind, LinkName};
+use sluice::kernel::nftables::forward::{Passage, Passing};
+use sluice::kernel::nftables::{self, Content};
 use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL, TABLE_MAIN};
 use sluice::kernel::rule::RuleKey;
 use sluice::kernel::sysctl::Setting;
@@ -32,6 +34,11 @@ pub struct State {
     pub sets: BTreeMap<SetName, SetSpec>,
     pub elements: BTreeMap<ElementKey, ()>,
     pub rules: BTreeMap<Piece, Rules>,
+    /// The service proxy's own table of nf_tables, and the router's.
+    pub proxy_table: BTreeMap<nftables::Object, Content>,
+    pub router_table: BTreeMap<nftables::Object, Content>,
+    /// Rules in the host's own chains that let packets pass.
+    pub passages: BTreeMap<Passage, Passing>,
     pub virtuals: BTreeMap<ServiceKey, Virtual>,
     pub routes: BTreeMap<RouteKey, Route>,
     pub addresses: BTreeMap<AddressKey, ()>,
@@ -50,6 +57,8 @@ pub enum Object {
     Set(SetName),
     Element(ElementKey),
     Rule(Piece),
+    InTable(nftables::Object),
+    Passage(Passage),
     Virtual(ServiceKey),
     Route(RouteKey),
     Address(AddressKey),
@@ -161,6 +170,8 @@ impl fmt::Display for Object {
             Object::Set(key) => write!(f, "set {key}"),
             Object::Element(key) => write!(f, "element {key}"),
             Object::Rule(key) => write!(f, "rules {key}"),
+            Object::InTable(key) => write!(f, "nf_tables {key}"),
+            Object::Passage(key) => write!(f, "rule {key}"),
             Object::Virtual(key) => write!(f, "virtual service {key}"),
             Object::Route(key) => write!(f, "route {key}"),
             Object::Address(key) => write!(f, "address {key}"),

@@ -4,18 +4,23 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use rustix::io::Errno;
+use sluice::config::Backend;
 use sluice::kernel::bridge::Bridge;
+use sluice::kernel::ipset::SetName;
 use sluice::kernel::iptables::Piece;
 use sluice::kernel::link::LinkName;
+use sluice::kernel::nftables::forward::{InHostChain, Passage, Passing};
 use sluice::kernel::route::{Route, RouteKey};
 use sluice::kernel::rule::RuleKey;
 use sluice::kernel::tunnel::{ReceivePort, Tunnel};
 use sluice::net::Family;
+use sluice::reconcile::Optional;
 use sluice::router::apply::{Kernel, PodRoutes, Targets, set_names};
 use sluice::router::linux::learned_routes;
 use sluice::router::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, TUNNEL_TABLE, is_tunnel};
 
 use super::families::{Elements, Routes, Rows, RuleRows, Sets, Settings};
+use super::table::RouterTable;
 use super::{Memory, MemoryKernel, Object, State};
 
 pub enum Bridges {}
@@ -23,6 +28,7 @@ pub enum Tunnels {}
 pub enum ReceivePorts {}
 pub enum LearnedRoutes {}
 pub enum SourceRules {}
+pub enum Passages {}
 
 /// The port that is configured where nothing else is.
 const PORT: u16 = 5555;
@@ -141,28 +147,85 @@ impl Rows for SourceRules {
     }
 }
 
+impl Rows for Passages {
+    type Key = Passage;
+    type Value = Passing;
+    const NAME: &'static str = "forward rules";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<Passage, Passing> {
+        &mut state.passages
+    }
+
+    fn object(key: &Passage) -> Object {
+        Object::Passage(*key)
+    }
+
+    fn is_ours(_: &Passage, _: &Passing) -> bool {
+        true
+    }
+}
+
+/// The host has a chain for IPv4 alone.
+impl InHostChain for Memory<Passages> {
+    fn needed(&mut self, of: &BTreeMap<Passage, Passing>) -> BTreeMap<Passage, Passing> {
+        needed(of)
+    }
+}
+
+/// Those rules for which the host has a chain.
+pub fn needed(of: &BTreeMap<Passage, Passing>) -> BTreeMap<Passage, Passing> {
+    of.iter().filter(|(key, _)| key.family == Family::V4).map(|(key, passing)| (*key, passing.clone())).collect()
+}
+
 impl MemoryKernel {
-    /// Targets of the families that the router keeps.
+    /// Targets of the families that the router keeps, of both backends.
     pub fn router_targets(&self) -> Targets<MemoryKernel> {
-        let names = set_names();
-        let elements_of = names.clone();
-        let is_ours = |piece: &Piece| match piece {
-            Piece::Chain { chain, .. } => [CHAIN_EGRESS, CHAIN_PODS].contains(&chain.as_str()),
-            Piece::Jump { to, .. } => [CHAIN_EGRESS, CHAIN_PODS].contains(&to.as_str()),
-            Piece::Leftover { .. } => false,
-        };
+        self.with(|machine| machine.router_backend = None);
         Targets {
             kernel: self.clone(),
             settings: Memory::new(self),
             bridges: Memory::new(self),
-            sets: Memory { ours: Box::new(move |set, _| names.contains(set)), ..Memory::new(self) },
-            elements: Memory { ours: Box::new(move |key, _| elements_of.contains(&key.set)), ..Memory::new(self) },
-            rules: Memory { ours: Box::new(move |piece, _| is_ours(piece)), ..Memory::new(self) },
+            sets: Optional::used(Memory { ours: Box::new(|set, _| is_our_set(set)), ..Memory::new(self) }),
+            elements: Optional::used(Memory { ours: Box::new(|key, _| is_our_set(&key.set)), ..Memory::new(self) }),
+            rules: Optional::used(Memory { ours: Box::new(|piece, _| is_our_piece(piece)), ..Memory::new(self) }),
+            table: Optional::used(Memory::new(self)),
+            passages: Optional::used(Memory::new(self)),
             receive_ports: Memory::new(self),
             tunnels: Memory::new(self),
             routes: Memory::new(self),
             source_rules: Memory::new(self),
         }
+    }
+
+    /// The same of one backend.
+    pub fn router_targets_of(&self, backend: Backend) -> Targets<MemoryKernel> {
+        let targets = self.router_targets();
+        self.with(|machine| machine.router_backend = Some(backend));
+        match backend {
+            Backend::Iptables => Targets {
+                table: Optional::unused(RouterTable::NAME),
+                passages: Optional::unused(Passages::NAME),
+                ..targets
+            },
+            Backend::Nftables => Targets {
+                sets: Optional::unused(Sets::NAME),
+                elements: Optional::unused(Elements::NAME),
+                rules: Optional::unused(RuleRows::NAME),
+                ..targets
+            },
+        }
+    }
+}
+
+fn is_our_set(name: &SetName) -> bool {
+    set_names().contains(name)
+}
+
+fn is_our_piece(piece: &Piece) -> bool {
+    match piece {
+        Piece::Chain { chain, .. } => [CHAIN_EGRESS, CHAIN_PODS].contains(&chain.as_str()),
+        Piece::Jump { to, .. } => [CHAIN_EGRESS, CHAIN_PODS].contains(&to.as_str()),
+        Piece::Leftover { .. } => false,
     }
 }
 
@@ -178,9 +241,11 @@ impl PodRoutes for Memory<LearnedRoutes> {
 impl Kernel for MemoryKernel {
     type Settings = Memory<Settings>;
     type Bridges = Memory<Bridges>;
-    type Sets = Memory<Sets>;
-    type Elements = Memory<Elements>;
-    type Rules = Memory<RuleRows>;
+    type Sets = Optional<Memory<Sets>>;
+    type Elements = Optional<Memory<Elements>>;
+    type Rules = Optional<Memory<RuleRows>>;
+    type Table = Optional<Memory<RouterTable>>;
+    type Passages = Optional<Memory<Passages>>;
     type ReceivePorts = Memory<ReceivePorts>;
     type Tunnels = Memory<Tunnels>;
     type Routes = Memory<LearnedRoutes>;
@@ -191,7 +256,27 @@ impl Kernel for MemoryKernel {
         true
     }
 
+    fn has_other_backend(&mut self) -> bool {
+        self.with(|machine| match machine.router_backend {
+            Some(Backend::Nftables) => machine.state.sets.keys().any(is_our_set),
+            Some(Backend::Iptables) => !machine.state.router_table.is_empty(),
+            None => false,
+        })
+    }
+
     fn remove_abandoned(&mut self) -> Vec<String> {
+        self.with(|machine| match machine.router_backend {
+            Some(Backend::Nftables) => {
+                machine.lose_all::<RuleRows>(is_our_piece);
+                machine.lose_all::<Elements>(|key| is_our_set(&key.set));
+                machine.lose_all::<Sets>(is_our_set);
+            }
+            Some(Backend::Iptables) => {
+                machine.lose_all::<RouterTable>(|_| true);
+                machine.lose_all::<Passages>(|_| true);
+            }
+            None => {}
+        });
         Vec::new()
     }
 }

@@ -1,0 +1,61 @@
+//! The marks that say what is ours and what the guard lets in, as last seen in the kernel: the elements of our sets, in the
+//! backend that is used.
+
+use std::net::IpAddr;
+
+use crate::kernel::ipset::Entry;
+use crate::kernel::ipvs::ServiceKey;
+use crate::reconcile::{Mirror, Reflection};
+
+use super::apply::Kernel;
+use super::names::Set;
+
+/// The elements of both backends; only one of them has any.
+pub struct Marks<'a, K: Kernel> {
+    pub elements: &'a Mirror<K::Elements>,
+    pub table: &'a Mirror<K::Table>,
+}
+
+impl<'a, K: Kernel> Marks<'a, K> {
+    /// Returns whether the elements have been read.
+    pub fn are_known(&self) -> bool {
+        self.elements.seen().is_some() && self.table.seen().is_some()
+    }
+
+    /// Returns whether all elements are known to be as desired.
+    pub fn are_settled(&self) -> bool {
+        self.elements.is_settled() && self.table.is_settled()
+    }
+
+    /// Returns whether a virtual service is marked as ours. One for a mark of packets needs no element.
+    pub fn has_service(&self, key: &ServiceKey) -> bool {
+        let ServiceKey::Address { address, protocol, port } = *key else { return true };
+        self.has(Set::ServicePorts, Entry::IpPort(address, protocol, port))
+    }
+
+    /// Returns whether the guard knows a service address.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.has(Set::ServiceAddresses, Entry::Ip(address))
+    }
+
+    /// Returns the virtual services that are marked as ours.
+    pub fn services(&self) -> impl Iterator<Item = ServiceKey> + use<'a, K> {
+        let elements = self.elements.seen().into_iter().flat_map(|seen| seen.keys()).filter_map(Set::of_element);
+        let objects = self.table.seen().into_iter().flat_map(|seen| seen.keys()).filter_map(Set::of_object);
+        elements.chain(objects).filter_map(service)
+    }
+
+    fn has(&self, set: Set, entry: Entry) -> bool {
+        self.elements.has(&set.element(entry)) || self.table.has(&set.object(entry))
+    }
+}
+
+/// Returns the virtual service that an element marks.
+pub fn service(place: (Set, Entry)) -> Option<ServiceKey> {
+    match place {
+        (Set::ServicePorts, Entry::IpPort(address, protocol, port)) => {
+            Some(ServiceKey::Address { address, protocol, port })
+        }
+        _ => None,
+    }
+}

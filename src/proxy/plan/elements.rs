@@ -1,0 +1,70 @@
+//! The sets of service addresses and ports, and their elements, in the backend that is used.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Bound;
+
+use crate::config::Backend;
+use crate::kernel::ipset::Entry;
+use crate::kernel::nftables::{Content, Key, Object};
+use crate::net::Family;
+
+use super::{Plan, different_keys};
+use crate::proxy::desired::ProxyChanges;
+use crate::proxy::guard;
+use crate::proxy::names::Set;
+
+impl Plan {
+    pub(super) fn put_element(&mut self, set: Set, entry: Entry, present: bool, changed: &mut ProxyChanges) {
+        let desired = &mut self.desired;
+        if self.config.backend == Backend::Nftables {
+            let object = set.object(entry);
+            let differs = match present {
+                true => desired.table.insert(object.clone(), Content::Element).is_none(),
+                false => desired.table.remove(&object).is_some(),
+            };
+            changed.table.extend(differs.then_some(object));
+            return;
+        }
+        let key = set.element(entry);
+        let differs = match present {
+            true => desired.elements.insert(key.clone(), ()).is_none(),
+            false => desired.elements.remove(&key).is_some(),
+        };
+        if differs {
+            let size = self.sizes.entry((set, entry.family())).or_default();
+            *size = if present { *size + 1 } else { size.saturating_sub(1) };
+            changed.elements.push(key);
+        }
+    }
+
+    /// Returns the desired addresses of the host, of both families.
+    pub(super) fn listed_own_addresses(&self) -> Vec<Entry> {
+        let names = Family::BOTH.map(|family| Set::LocalAddresses.name(family));
+        let elements = self.desired.elements.keys().filter(|key| names.contains(&key.set)).map(|key| key.entry);
+        let in_table = Family::BOTH.into_iter().flat_map(|family| {
+            let name = Set::LocalAddresses.in_table(family);
+            let first = Object::Element(name, Key::Address(IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
+            let from = self.desired.table.range((Bound::Included(first), Bound::Unbounded));
+            from.map_while(|(object, _)| Set::of_object(object))
+                .take_while(move |(set, entry)| *set == Set::LocalAddresses && entry.family() == family)
+        });
+        elements.chain(in_table.map(|(_, entry)| entry)).collect()
+    }
+
+    /// Keeps the sets of ipset large enough for their desired elements. Those of nf_tables have no size.
+    pub(super) fn resize_sets(&mut self, changed: &mut ProxyChanges) {
+        if self.config.backend == Backend::Nftables {
+            return;
+        }
+        let mut sets = BTreeMap::new();
+        for family in self.node.enabled_families() {
+            for set in Set::ALL {
+                let size = self.sizes.get(&(set, family)).copied().unwrap_or_default();
+                sets.insert(set.name(family), guard::set_spec(set, family, size));
+            }
+        }
+        changed.sets.extend(different_keys(&self.desired.sets, &sets));
+        self.desired.sets = sets;
+    }
+}
