@@ -30,6 +30,10 @@ impl Port {
         lock(&PORTS).insert((bus, number));
         Port { bus, number }
     }
+
+    pub fn number(&self) -> u32 {
+        self.number
+    }
 }
 
 impl Drop for Port {

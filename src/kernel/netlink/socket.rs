@@ -62,7 +62,7 @@ pub struct Listener {
 #[derive(Debug)]
 struct Wire {
     socket: OwnedFd,
-    _own: own::Port,
+    own: own::Port,
     sequence: u32,
     buffer: Vec<u8>,
     /// So many bytes can be sent at once.
@@ -79,6 +79,11 @@ impl Socket {
             Wire::open(bus, &[], BUFFER_BYTES).map_err(|errno| Error::errno("open netlink socket", bus.name(), errno))
         };
         Ok(Socket { acts: open()?, dumps: open()? })
+    }
+
+    /// The port by which the kernel knows who acts: what belongs to this socket carries it.
+    pub fn port(&self) -> u32 {
+        self.acts.own.number()
     }
 
     /// Sends the messages and returns those that the kernel refused; every other one was carried out. A
@@ -261,7 +266,7 @@ impl Wire {
         }
         let address = SocketAddrNetlink::try_from(getsockname(&socket)?)?;
         let own = own::Port::new(bus, address.pid());
-        Ok(Wire { socket, _own: own, sequence: 0, buffer: vec![0; RECEIVE_BYTES], room: BUFFER_BYTES })
+        Ok(Wire { socket, own, sequence: 0, buffer: vec![0; RECEIVE_BYTES], room: BUFFER_BYTES })
     }
 
     /// Makes the send buffer large enough for so many bytes at once.

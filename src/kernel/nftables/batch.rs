@@ -58,6 +58,11 @@ impl<'a> Batch<'a> {
         self.begin(message::NEW_TABLE, flag::CREATE, None).u32_be(table::FLAGS, flags);
     }
 
+    /// Makes the table, which must not exist.
+    pub fn make_new_table(&mut self, flags: u32) {
+        self.begin(message::NEW_TABLE, flag::CREATE | flag::EXCLUSIVE, None).u32_be(table::FLAGS, flags);
+    }
+
     pub fn delete_table(&mut self) {
         self.begin(message::DELETE_TABLE, 0, None);
     }
@@ -85,7 +90,7 @@ impl<'a> Batch<'a> {
     fn describe_set(&mut self, name: &str, description: &Description, about: Option<Object>) -> &mut Messages {
         self.sets += 1;
         let number = self.sets;
-        let messages = self.begin(message::NEW_SET, flag::CREATE, about);
+        let messages = self.begin(message::NEW_SET, flag::CREATE | flag::EXCLUSIVE, about);
         messages
             .text(set::NAME, name)
             .u32_be(set::FLAGS, description.flags)
@@ -93,6 +98,9 @@ impl<'a> Batch<'a> {
             .u32_be(set::KEY_LENGTH, description.key_length);
         if let Some((kind, length)) = description.data {
             messages.u32_be(set::DATA_TYPE, kind).u32_be(set::DATA_LENGTH, length);
+        }
+        if let Some(size) = description.size {
+            messages.nest(set::DESCRIPTION).u32_be(set::SIZE, size).end();
         }
         messages.u32_be(set::ID, number).attribute(set::USERDATA, &description.userdata())
     }
@@ -102,7 +110,8 @@ impl<'a> Batch<'a> {
     }
 
     pub fn make_chain(&mut self, name: &Name, base: Option<Base>) {
-        let messages = self.begin(message::NEW_CHAIN, flag::CREATE, Some(Object::Chain(name.clone())));
+        let flags = flag::CREATE | flag::EXCLUSIVE;
+        let messages = self.begin(message::NEW_CHAIN, flags, Some(Object::Chain(name.clone())));
         messages.text(chain::NAME, name.as_str());
         if let Some(Base { kind, hook, priority }) = base {
             messages
@@ -124,9 +133,18 @@ impl<'a> Batch<'a> {
         self.begin(message::DELETE_RULE, 0, Some(Object::Chain(name.clone()))).text(rule::CHAIN, name.as_str());
     }
 
-    /// Adds a rule at the end of a chain.
+    /// Adds a rule at the end of a chain. One that is not understood is added as it was read: the kernel refuses it where it
+    /// leads to what is not there any more.
     pub fn add_rule(&mut self, chain: &Name, one: &Rule) {
         let about = Object::Chain(chain.clone());
+        if let Some(foreign) = one.foreign() {
+            let messages = self.begin(message::NEW_RULE, flag::CREATE | flag::APPEND, Some(about));
+            messages.text(rule::CHAIN, chain.as_str()).attribute(rule::EXPRESSIONS, &foreign.expressions);
+            if let Some(userdata) = &foreign.userdata {
+                messages.attribute(rule::USERDATA, userdata);
+            }
+            return;
+        }
         let expressions = expressions(one);
         let mut many = 0;
         if expressions.iter().any(|expression| matches!(expression, Expression::LookupMany { .. })) {
@@ -147,10 +165,7 @@ impl<'a> Batch<'a> {
     /// Makes the anonymous set that a rule looks into, and returns its number.
     fn make_many(&mut self, about: Object) -> u32 {
         let types = [fib::BROADCAST, fib::MULTICAST];
-        self.describe_set(ANONYMOUS, &Description::many(), Some(about.clone()))
-            .nest(set::DESCRIPTION)
-            .u32_be(set::SIZE, types.len() as u32)
-            .end();
+        self.describe_set(ANONYMOUS, &Description::many(), Some(about.clone()));
         let number = self.sets;
         let messages = self.begin(message::NEW_ELEMENT, flag::CREATE, Some(about));
         messages

@@ -11,28 +11,29 @@ use super::encode::{STATES, expressions, icmp, length, loads, offset};
 use super::expression::{Data, Expression, FIRST, VERDICT, base, compare, connection, fib, meta, nat, reject};
 use super::object::Name;
 use super::rule::{Lookup, Mark, Match, Rule, Side, Statement, States, Verdict};
-use super::wire::data;
+use super::wire::{data, is_made_up};
 use crate::net::{Family, PortRange, Protocol};
 
-/// Returns the rule with these expressions; one that was never written here is [`Rule::foreign`].
-pub(super) fn rule(read: &[Expression], comment: Option<&str>) -> Rule {
+/// Returns the rule with these expressions; `None` for one that was never written here.
+pub(super) fn rule(read: &[Expression], comment: Option<&str>) -> Option<Rule> {
     let mut reader = Reader { rest: read, family: None, protocol: None, parts: Parts::default() };
-    if reader.read_all().is_none() {
-        return Rule::foreign();
-    }
+    reader.read_all()?;
     let Parts { matches, statements, verdict } = reader.parts;
     let rule = Rule::with(matches, statements, verdict);
     if expressions(&rule) != read {
-        return Rule::foreign();
+        return None;
     }
-    match comment {
+    Some(match comment {
         Some(comment) => rule.commented(comment),
         None => rule,
-    }
+    })
 }
 
-/// The verdict with this code.
+/// The verdict with this code; `None` also where it leads to a chain that is part of a rule.
 pub(super) fn plain(code: i32, chain: Option<&Name>) -> Option<Verdict> {
+    if chain.is_some_and(|chain| is_made_up(chain.as_str())) {
+        return None;
+    }
     Some(match (code, chain) {
         (data::ACCEPT, None) => Verdict::Accept,
         (data::DROP, None) => Verdict::Drop,

@@ -44,6 +44,8 @@ pub(super) struct Description {
     pub key_length: u32,
     /// Type and length of values.
     pub data: Option<(u32, u32)>,
+    /// The largest number of elements, where there is one.
+    pub size: Option<u32>,
 }
 
 const ALL_FIELDS: [Fields; 9] = [
@@ -68,7 +70,7 @@ impl Description {
         };
         let map = if data.is_some() { set::MAP } else { 0 };
         let interval = if spec.intervals { set::INTERVAL } else { 0 };
-        Description { flags: map | interval, key_type, key_length, data }
+        Description { flags: map | interval, key_type, key_length, data, size: None }
     }
 
     /// The set of ours that looks like this; `None` for one that we never make.
@@ -82,13 +84,13 @@ impl Description {
         };
         let intervals = self.flags & set::INTERVAL != 0;
         let spec = SetSpec { fields, kind, intervals };
-        (Description::of(spec).flags == self.flags).then_some(spec)
+        (Description::of(spec).flags == self.flags && self.size.is_none()).then_some(spec)
     }
 
     /// The anonymous set that a rule for broadcasts and multicasts looks into.
     pub fn many() -> Description {
         let flags = set::ANONYMOUS | set::CONSTANT;
-        Description { flags, key_type: ADDRESS_TYPE, key_length: 4, data: None }
+        Description { flags, key_type: ADDRESS_TYPE, key_length: 4, data: None, size: Some(2) }
     }
 
     /// What `nft` has to know to print the elements.
@@ -139,7 +141,9 @@ pub(super) const LARGEST: usize = 352;
 /// Returns `false` where the key is none of this set; nothing is appended then.
 pub(super) fn write(messages: &mut Messages, spec: SetSpec, key: &Key, content: Option<&Content>) -> bool {
     if let Key::Foreign(bytes) = key {
-        write_one(messages, bytes, 0, None);
+        if content.is_none() {
+            write_one(messages, bytes, 0, None);
+        }
         return content.is_none();
     }
     if !spec.intervals {

@@ -7,7 +7,7 @@
 use crate::kernel::netlink::{Attributes, Messages};
 
 use super::object::Name;
-use super::wire::{ITEM, data};
+use super::wire::{ITEM, data, is_made_up};
 
 /// One expression with all that matters of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -369,6 +369,9 @@ impl Reading<'_> {
         };
         if is_many(set) && to.is_none() && !inverted {
             return Some(Expression::LookupMany { from });
+        }
+        if is_made_up(set) {
+            return None;
         }
         Some(Expression::Lookup { set: set.into(), from, to, inverted })
     }

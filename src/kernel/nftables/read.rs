@@ -7,7 +7,7 @@ use super::decode;
 use super::element::{self, Description, Found, Verdicts};
 use super::expression::{Expression, fib};
 use super::object::{Base, Content, Key, Kind, Name, SetSpec};
-use super::rule::Rule;
+use super::rule::{Foreign, Rule};
 use super::wire::{self, HEADER, ITEM, TABLE, chain, generation, message, object, rule, set, table};
 use crate::kernel::netlink::{Answer, Attributes, Fault, Messages, Socket};
 
@@ -138,12 +138,14 @@ impl Reader<'_> {
         }
     }
 
+    /// The chains, but for those that are part of a rule: they go with it.
     pub fn chains(&mut self) -> Result<Chains, Fault> {
         let mut message = self.ask(message::GET_CHAIN);
         let table = self.table;
         let found = self.socket.dump(&mut message, |answer| {
             let attributes = of_table(answer, table)?;
-            Some((attributes.get(chain::NAME)?.text()?.into(), base(&attributes)))
+            let is_of_rule = flags(&attributes) & chain::FLAG_BINDING != 0;
+            (!is_of_rule).then_some((attributes.get(chain::NAME)?.text()?.into(), base(&attributes)))
         })?;
         Ok(found.into_iter().collect())
     }
@@ -197,6 +199,7 @@ fn described_set(attributes: &Attributes<'_>) -> Option<(String, Description)> {
         key_type: number(set::KEY_TYPE).unwrap_or_default(),
         key_length: number(set::KEY_LENGTH).unwrap_or_default(),
         data,
+        size: attributes.get(set::DESCRIPTION).and_then(|inside| inside.attributes().get(set::SIZE)?.u32_be()),
     };
     Some((attributes.get(set::NAME)?.text()?.to_owned(), description))
 }
@@ -207,9 +210,13 @@ fn found_elements(answer: &Answer<'_>, kind: Kind, verdicts: &mut Verdicts) -> V
     items.filter_map(|item| element::read(&item.attributes(), kind, verdicts)).collect()
 }
 
+fn flags(chain: &Attributes<'_>) -> u32 {
+    chain.get(chain::FLAGS).and_then(|flags| flags.u32_be()).unwrap_or_default()
+}
+
 /// The place of a base chain; `None` for a chain that we never make.
 fn base(attributes: &Attributes<'_>) -> Option<Option<Base>> {
-    let flags = attributes.get(chain::FLAGS).and_then(|flags| flags.u32_be()).unwrap_or_default();
+    let flags = flags(attributes);
     let Some(hook) = attributes.get(chain::HOOK) else { return (flags == 0).then_some(None) };
     let hook = hook.attributes();
     let kind = attributes.get(chain::TYPE)?.text()?;
@@ -223,15 +230,21 @@ fn base(attributes: &Attributes<'_>) -> Option<Option<Base>> {
 }
 
 pub(super) fn read_rule(attributes: &Attributes<'_>, sets: &Sets) -> Rule {
-    let items = attributes.get(rule::EXPRESSIONS).map(|items| items.attributes());
+    let read = attributes.get(rule::EXPRESSIONS);
+    let items = read.map(|items| items.attributes());
     let is_many = |name: &str| sets.many.contains(name);
     let expressions: Vec<Expression> =
         items.into_iter().flatten().map(|item| Expression::read(&item.attributes(), &is_many)).collect();
-    match attributes.get(rule::USERDATA).map(|userdata| comment(userdata.value)) {
+    let userdata = attributes.get(rule::USERDATA).map(|userdata| userdata.value);
+    let understood = match userdata.map(comment) {
         None => decode::rule(&expressions, None),
         Some(Some(comment)) => decode::rule(&expressions, Some(comment)),
-        Some(None) => Rule::foreign(),
-    }
+        Some(None) => None,
+    };
+    understood.unwrap_or_else(|| {
+        let expressions = read.map_or(&[][..], |read| read.value).into();
+        Rule::of_others(Foreign { expressions, userdata: userdata.map(Into::into) })
+    })
 }
 
 /// The comment that is all of a rule's userdata.

@@ -24,7 +24,16 @@ struct Parts {
     statements: Box<[Statement]>,
     verdict: Option<Verdict>,
     comment: Option<Box<str>>,
-    is_foreign: bool,
+    foreign: Option<Box<Foreign>>,
+}
+
+/// A rule that somebody else wrote and that is not understood, as the kernel gave it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub(super) struct Foreign {
+    /// The attributes inside `NFTA_RULE_EXPRESSIONS`.
+    pub expressions: Box<[u8]>,
+    /// The value of `NFTA_RULE_USERDATA`.
+    pub userdata: Option<Box<[u8]>>,
 }
 
 /// One condition on a packet. With `negated` it holds where it would not hold otherwise, among packets of the same family
@@ -139,14 +148,14 @@ impl Rule {
             statements: statements.clone(),
             verdict: verdict.clone(),
             comment: Some(quotable(comment, LONGEST_COMMENT)),
-            is_foreign: false,
+            foreign: None,
         }))
     }
 
-    /// A rule that somebody else wrote and that is not understood: different from every rule of ours. It is only ever read.
-    pub(super) fn foreign() -> Rule {
-        let (matches, statements) = (Box::default(), Box::default());
-        Rule(Arc::new(Parts { matches, statements, verdict: None, comment: None, is_foreign: true }))
+    /// A rule that is not understood: different from every rule of ours. Where it has to stay, it is written as it was read.
+    pub(super) fn of_others(foreign: Foreign) -> Rule {
+        let (matches, statements, foreign) = (Box::default(), Box::default(), Some(Box::new(foreign)));
+        Rule(Arc::new(Parts { matches, statements, verdict: None, comment: None, foreign }))
     }
 
     /// Puts the values into the form in which the kernel gives them back.
@@ -163,12 +172,16 @@ impl Rule {
                 Statement::Count(_) | Statement::MarkFrom { .. } => {}
             }
         }
-        Rule(Arc::new(Parts { matches, statements, verdict, comment: None, is_foreign: false }))
+        Rule(Arc::new(Parts { matches, statements, verdict, comment: None, foreign: None }))
     }
 
     /// Returns whether somebody else wrote the rule, and it is not understood.
     pub fn is_foreign(&self) -> bool {
-        self.0.is_foreign
+        self.0.foreign.is_some()
+    }
+
+    pub(super) fn foreign(&self) -> Option<&Foreign> {
+        self.0.foreign.as_deref()
     }
 
     pub fn matches(&self) -> &[Match] {

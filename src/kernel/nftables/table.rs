@@ -15,8 +15,11 @@
 //!   thousand elements does not hold up everybody's for long.
 
 mod reading;
+mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use self::standing::{Standing, is_lost};
 
 use super::batch::Batch;
 use super::notified::Notified;
@@ -36,6 +39,8 @@ pub struct InetTable {
     /// Whether this kernel lets a table belong to a process and outlive it.
     knows_owners: bool,
     standing: Standing,
+    /// What is in the table was read since that is its standing, by which it can be changed.
+    is_read: bool,
     /// What others do to the table, where they can.
     notified: Option<Notified>,
     /// The sets that exist, as far as is known, with the form of those that are ours in form.
@@ -43,22 +48,6 @@ pub struct InetTable {
     /// The chains and counters that exist.
     others: BTreeSet<Object>,
     refused: BTreeMap<Object, Error>,
-}
-
-/// The table's state towards this process.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Standing {
-    /// Not looked at yet.
-    Unknown,
-    Absent,
-    /// It belongs to nobody, and cannot.
-    Free,
-    /// It belonged to a process that is gone, and can be claimed.
-    Orphan,
-    /// Another process has it.
-    Elsewhere,
-    /// It belongs to our socket.
-    Ours,
 }
 
 /// As long as others change something, a table is read again this often.
@@ -81,6 +70,7 @@ impl InetTable {
             name,
             knows_owners,
             standing: Standing::Unknown,
+            is_read: false,
             notified,
             sets: BTreeMap::new(),
             others: BTreeSet::new(),
@@ -117,24 +107,6 @@ impl InetTable {
         error(operation, self.name, fault)
     }
 
-    /// Looks at the table if it is not ours already.
-    fn look(&mut self) -> Result<(), Fault> {
-        if self.standing == Standing::Ours {
-            return Ok(());
-        }
-        self.standing = match self.reader().header()? {
-            None => Standing::Absent,
-            Some(header) if header.flags & FLAG_OWNER != 0 || header.owner.is_some() => Standing::Elsewhere,
-            Some(header) if header.flags & FLAG_PERSIST != 0 => Standing::Orphan,
-            Some(_) => Standing::Free,
-        };
-        Ok(())
-    }
-
-    fn flags(&self) -> u32 {
-        if self.knows_owners { FLAG_OWNER | FLAG_PERSIST } else { 0 }
-    }
-
     /// Performs a transaction. Remembers the objects at fault.
     fn commit(&mut self, mut batch: Batch<'_>) -> Result<(), Error> {
         batch.close();
@@ -169,41 +141,9 @@ impl InetTable {
             .collect();
     }
 
-    /// Makes the table ours after it was read, where that is possible without a change of what is in it.
-    fn claim(&mut self, contents: &Contents) -> Result<(), Error> {
-        let mut batch = Batch::new(self.name, None);
-        let then = match self.standing {
-            Standing::Unknown | Standing::Absent | Standing::Elsewhere | Standing::Ours => return Ok(()),
-            // A table without anything was left behind between two transactions.
-            Standing::Free | Standing::Orphan if contents.is_empty() => {
-                batch.delete_table();
-                Standing::Absent
-            }
-            Standing::Orphan => {
-                batch.make_table(self.flags());
-                Standing::Ours
-            }
-            // Made by somebody who did not say that it shall outlive him, so the kernel lets nobody claim it.
-            Standing::Free if self.knows_owners => {
-                batch.delete_table();
-                batch.make_table(self.flags());
-                Plan::of_all(contents).write(&mut batch)?;
-                Standing::Ours
-            }
-            // The flags are none, which wakes a table that somebody put to sleep.
-            Standing::Free => {
-                batch.make_table(0);
-                Standing::Free
-            }
-        };
-        self.commit(batch)?;
-        self.standing = then;
-        Ok(())
-    }
-
     /// Performs the steps in as few transactions as is good.
     fn perform(&mut self, steps: &[Step<'_, Object, Content>]) -> Result<(), Error> {
-        self.look().map_err(|fault| self.error("look for table", fault))?;
+        self.check_read()?;
         let mut plan = Plan::of(steps, &self.sets)?;
         if plan.needs_all_anew || self.standing == Standing::Free && self.knows_owners {
             return self.make_anew(steps);
@@ -228,19 +168,6 @@ impl InetTable {
         Ok(())
     }
 
-    /// Starts a transaction, which makes the table or claims it where that is not done.
-    fn begin(&self) -> Batch<'static> {
-        let mut batch = Batch::new(self.name, None);
-        if !matches!(self.standing, Standing::Ours | Standing::Free) {
-            batch.make_table(self.flags());
-        }
-        batch
-    }
-
-    fn has_table(&mut self) {
-        self.standing = if self.knows_owners { Standing::Ours } else { Standing::Free };
-    }
-
     fn is_empty_after(&self, plan: &Plan<'_>) -> bool {
         let (made, gone) = plan.balance();
         made == 0 && gone == self.sets.len() + self.others.len()
@@ -258,18 +185,25 @@ impl InetTable {
         Ok(())
     }
 
-    /// Deletes the table and makes it with what it shall contain, in one transaction.
+    /// Deletes the table and makes it with what it shall contain, in one transaction. Rules that are not understood and stay are
+    /// written as they were read; nothing is done while another object stays that is not understood.
     fn make_anew(&mut self, steps: &[Step<'_, Object, Content>]) -> Result<(), Error> {
-        let (mut contents, _) = self.read_all().map_err(|fault| self.error("list table", fault))?;
+        let (mut contents, _, generation) = self.read_all().map_err(|fault| self.error("list table", fault))?;
         for step in steps {
             match step.want {
                 Some(want) => drop(contents.insert(step.key.clone(), want.clone())),
                 None => drop(contents.remove(step.key)),
             }
         }
-        contents.retain(|_, content| *content != Content::Foreign);
+        if let Some((object, _)) = contents.iter().find(|(object, content)| is_lost(object, content)) {
+            let cause = Cause::Malformed("it is not understood, and may not go while the table is made anew");
+            return Err(Error::new("keep", object.to_string(), cause));
+        }
+        if contents.is_empty() {
+            return self.remove();
+        }
         let plan = Plan::of_all(&contents);
-        let mut batch = Batch::new(self.name, None);
+        let mut batch = Batch::new(self.name, generation);
         if self.standing != Standing::Absent {
             batch.delete_table();
         }
@@ -317,16 +251,21 @@ impl Target for InetTable {
     }
 
     fn read(&mut self) -> Result<Contents, Error> {
-        self.look().map_err(|fault| self.error("look for table", fault))?;
-        // What others did until now is read, whatever it was.
-        self.notified.iter_mut().for_each(|notified| drop(notified.take()));
-        let (contents, sets) = match self.standing {
-            Standing::Absent => Default::default(),
-            _ => self.read_all().map_err(|fault| self.error("list table", fault))?,
-        };
-        self.remember(&contents, &sets);
-        self.claim(&contents)?;
-        Ok(contents)
+        for _ in 0..TRIES {
+            self.look().map_err(|fault| self.error("look for table", fault))?;
+            self.is_read = false;
+            // What others did until now is read, whatever it was.
+            self.notified.iter_mut().for_each(|notified| drop(notified.take()));
+            let (contents, sets, generation) = match self.standing {
+                Standing::Absent => Default::default(),
+                _ => self.read_all().map_err(|fault| self.error("list table", fault))?,
+            };
+            self.remember(&contents, &sets);
+            if self.claim(&contents, generation)? {
+                return Ok(contents);
+            }
+        }
+        Err(self.error("list table", Fault::Unsteady))
     }
 
     fn read_some(&mut self, keys: &[Object]) -> Result<Contents, Error> {
@@ -341,8 +280,9 @@ impl Target for InetTable {
     }
 
     fn glance(&mut self, seen: &Contents) -> Glance<Object> {
-        if matches!(self.standing, Standing::Elsewhere | Standing::Orphan) {
-            // It may be claimed as soon as its owner is gone, who changed it until then.
+        // As soon as its owner is gone, who changed it until then, it may be claimed; and one that others can change tells
+        // nobody.
+        if !self.is_read || self.standing == Standing::Free && self.knows_owners {
             return Glance::Somewhere;
         }
         match self.suspects(seen) {

@@ -74,6 +74,8 @@ pub(super) mod chain {
     pub const ACCEPT: u32 = 1;
     /// A flag of every chain with a hook.
     pub const FLAG_BASE: u32 = 1;
+    /// A flag of a chain without a name of its own, which comes and goes with the one rule that leads to it.
+    pub const FLAG_BINDING: u32 = 4;
 }
 
 pub(super) mod rule {
@@ -130,6 +132,11 @@ pub(super) mod object {
     /// Inside `DATA` of a counter.
     pub const BYTES: u16 = 1;
     pub const PACKETS: u16 = 2;
+}
+
+/// Returns whether the kernel made this name, for a set or chain that is part of one rule and cannot be named by another.
+pub(super) fn is_made_up(name: &str) -> bool {
+    name.starts_with("__")
 }
 
 /// A list of attributes has this number for each of them.

@@ -23,6 +23,7 @@ mod route;
 mod nftables;
 mod nftables_changes;
 mod nftables_owner;
+mod nftables_takeover;
 mod next_hop;
 mod router;
 mod rule;

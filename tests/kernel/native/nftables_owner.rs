@@ -14,7 +14,7 @@ use super::nftables::{Contents, TABLE, address, base, chain, end, mirror, name, 
 use crate::namespace::{attempt, in_new, run, shell};
 
 /// A set with an element, and a chain whose rule looks into it.
-fn small() -> Contents {
+pub fn small() -> Contents {
     let lookup = Lookup::Address(Family::V4, Side::Source);
     let rule = Rule::new([Match::InSet { lookup, set: name("peers_4"), negated: false }], Verdict::Drop);
     Contents::from([

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use super::{Contents, InetTable, Standing, TRIES};
+use super::{Contents, InetTable, TRIES};
 use crate::kernel::netlink::Fault;
 use crate::kernel::nftables::object::{Chain, Content, Key, Name, Object, SetSpec};
 use crate::kernel::nftables::read::{Reader, Sets};
@@ -12,13 +12,14 @@ use crate::kernel::nftables::read::{Reader, Sets};
 const FEW: usize = 256;
 
 impl InetTable {
-    /// Reads everything, and again where somebody changed something meanwhile.
-    pub(super) fn read_all(&mut self) -> Result<(Contents, Sets), Fault> {
+    /// Reads everything, and again where somebody changed something meanwhile. Returns also the generation in which it is so,
+    /// where others can change it.
+    pub(super) fn read_all(&mut self) -> Result<(Contents, Sets, Option<u32>), Fault> {
         for _ in 0..TRIES {
             let before = self.generation()?;
-            let read = self.read_once()?;
+            let (contents, sets) = self.read_once()?;
             if before == self.generation()? {
-                return Ok(read);
+                return Ok((contents, sets, before));
             }
         }
         Err(Fault::Unsteady)
@@ -26,7 +27,7 @@ impl InetTable {
 
     /// The state of all tables; nothing where nobody else can change this one.
     pub(super) fn generation(&mut self) -> Result<Option<u32>, Fault> {
-        if self.standing == Standing::Ours { Ok(None) } else { self.reader().generation().map(Some) }
+        if self.is_owned() { Ok(None) } else { self.reader().generation().map(Some) }
     }
 
     fn read_once(&mut self) -> Result<(Contents, Sets), Fault> {
