@@ -14,24 +14,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
-use sluice::firewall::iptables::apply::Mirrors;
-use sluice::firewall::iptables::linux::{self, Linux};
-use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::Direction;
 use sluice::kernel::iptables::Flavour;
 use sluice::model::{
-    Authority, Host, Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, Node, ObjectName, Operator, Peer, Peers,
-    Pod, PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, World,
+    Host, Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, Node, ObjectName, Operator, Peer, Peers, Pod,
+    PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, World,
 };
 use sluice::net::Protocol;
 use sluice::reconcile::Moment;
-use sluice::subsystem::Kinds;
 
-use super::firewall::{BOTH_FAMILIES, GATEWAY, PROTOCOLS, config, packet, programs, told_ways, ways};
+use super::enforcer::{Enforcer, Filter};
+use super::firewall::{BOTH_FAMILIES, GATEWAY, PROTOCOLS, config, packet, told_ways, ways};
 use super::moment;
 use super::places::{Place, Places, Try};
-use crate::namespace::{in_new, own_run, shell};
+use crate::namespace::{in_new, own_run};
 
 #[path = "../../firewall/oracle.rs"]
 mod oracle;
@@ -48,20 +45,25 @@ const POLICIES: u64 = 60;
 
 #[test]
 fn policies_by_the_dozen_mean_what_the_api_says_with_legacy_tables() {
-    play(Flavour::Legacy);
+    play(Filter::Iptables(Flavour::Legacy));
 }
 
 #[test]
 fn policies_by_the_dozen_mean_what_the_api_says_with_nf_tables() {
-    play(Flavour::NfTables);
+    play(Filter::Iptables(Flavour::NfTables));
 }
 
-fn play(flavour: Flavour) {
+#[test]
+fn policies_by_the_dozen_mean_what_the_api_says_with_nftables() {
+    play(Filter::Nftables);
+}
+
+fn play(filter: Filter) {
     let seed = number("PROPERTY_SEED").unwrap_or_else(first_seed);
     let mut random = Random::new(seed);
     in_new(|| {
         own_run();
-        let mut game = Game::new(flavour);
+        let mut game = Game::new(filter);
         let mut told = vec![format!("PROPERTY_SEED={seed} runs it again")];
         game.check(&told);
         for number in 0..number("CONFORMANCE_POLICIES").unwrap_or(POLICIES) {
@@ -74,19 +76,17 @@ fn play(flavour: Flavour) {
 }
 
 struct Game {
-    flavour: Flavour,
     places: Places,
     names: Vec<String>,
     world: World,
     plan: Plan,
-    lowering: Lowering,
-    mirrors: Mirrors<Linux>,
+    enforcer: Enforcer,
     /// What became of tries, by protocol.
     seen: BTreeSet<(Protocol, bool)>,
 }
 
 impl Game {
-    fn new(flavour: Flavour) -> Game {
+    fn new(filter: Filter) -> Game {
         let mut world = World::empty();
         world.host = Arc::new(Host { node_name: "node1".into(), ..Host::default() });
         world.cluster.nodes.insert("node1".into(), Node::default());
@@ -102,13 +102,11 @@ impl Game {
         }
         let names = places.iter().map(|place| place.name().to_owned()).chain(["node".to_owned()]).collect();
         Game {
-            flavour,
             places: Places::new(places, GATEWAY),
             names,
             world,
             plan: Plan::new(),
-            lowering: Lowering::new(config(false), BOTH_FAMILIES),
-            mirrors: Mirrors::new(linux::open_with(programs(flavour)).expect("the kernel can be reached")),
+            enforcer: Enforcer::new(filter, config(false), BOTH_FAMILIES),
             seen: BTreeSet::new(),
         }
     }
@@ -140,13 +138,13 @@ impl Game {
 
     fn check(&mut self, told: &[String]) {
         let changed = self.plan.update(&self.world);
-        self.mirrors.mark(&self.lowering.update(self.plan.rules(), &self.world, &changed));
-        self.mirrors.round(self.lowering.desired(), Authority::Complete, moment());
+        self.enforcer.update(self.plan.rules(), &self.world, &changed);
+        self.enforcer.round(moment());
         // At times the leftovers of a change are removed before the next one, at times with it.
         if told.len().is_multiple_of(2) {
             let at = Moment { now: Instant::now() + Duration::from_secs(1), jitter: 0 };
-            self.mirrors.round(self.lowering.desired(), Authority::Complete, at);
-            assert!(self.mirrors.is_settled(), "{told:?}");
+            self.enforcer.round(at);
+            assert!(self.enforcer.is_settled(), "{told:?}");
         }
         let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
         let is_far = |name: &str| name.ends_with("-c");
@@ -156,15 +154,14 @@ impl Game {
         let wrong = told_ways(&self.places.wrong(&tries, &expected));
         let seen = tries.iter().zip(&expected).filter_map(|((.., protocol, _), open)| Some((*protocol, (*open)?)));
         self.seen.extend(seen);
-        let troubles: Vec<_> =
-            self.mirrors.reflections().iter().filter_map(|family| family.trouble().cloned()).collect();
-        let saved = || shell("iptables-save; ip6tables-save; iptables-legacy-save; ip6tables-legacy-save; ipset save");
+        let troubles = self.enforcer.troubles();
+        let filter = self.enforcer.filter;
         assert!(
             wrong.is_empty() && troubles.is_empty(),
             "{:?}:\n{wrong}\n{troubles:?}\n{}\n{}",
-            self.flavour,
+            filter,
             told.join("\n"),
-            saved()
+            filter.saved()
         );
     }
 

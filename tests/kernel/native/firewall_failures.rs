@@ -16,7 +16,7 @@ use sluice::net::{Family, Protocol};
 use sluice::reconcile::Moment;
 use sluice::subsystem::Kinds;
 
-use super::firewall::{Machine, app, block, from_app, ingress, put_pod, rule, with_each};
+use super::firewall::{Machine, app, block, from_app, ingress, put_pod, rule, with_each_flavour};
 use crate::namespace::{run, shell};
 
 /// While this file exists, scripts for `iptables-restore` that hold its words are refused.
@@ -66,7 +66,7 @@ fn rounds_for(machine: &mut Machine, seconds: u64) -> Vec<String> {
     while now < begun + Duration::from_secs(seconds) {
         let round = machine.round(Moment { now, jitter: 0 });
         refused.extend(round.refused.into_iter().map(|refusal| refusal.piece.to_string()));
-        let next = machine.mirrors.retry_at().unwrap_or(begun + Duration::from_secs(seconds));
+        let next = machine.enforcer.iptables().retry_at().unwrap_or(begun + Duration::from_secs(seconds));
         now = next.max(now + Duration::from_millis(1));
     }
     refused
@@ -74,7 +74,7 @@ fn rounds_for(machine: &mut Machine, seconds: u64) -> Vec<String> {
 
 #[test]
 fn a_policy_that_the_kernel_refuses_holds_up_no_other_and_opens_nothing() {
-    with_each(false, |machine| {
+    with_each_flavour(false, |machine, _| {
         guard_programs();
         refuse("shop/bad ingress 0");
         machine.put_policy("good", accepts_db("web"));
@@ -82,8 +82,8 @@ fn a_policy_that_the_kernel_refuses_holds_up_no_other_and_opens_nothing() {
         machine.take_in();
         let refused = rounds_for(machine, 2);
         assert_eq!(refused.len(), 2, "once for each family: {refused:?}");
-        assert!(machine.mirrors.is_settled(), "the rest is as wanted");
-        assert_eq!(machine.mirrors.refusals().all().len(), 2);
+        assert!(machine.enforcer.iptables().is_settled(), "the rest is as wanted");
+        assert_eq!(machine.enforcer.iptables().refusals().all().len(), 2);
         assert_web_is_guarded(machine, "the other policy is in force");
         let paths = [(("db", "plain"), false), (("outside", "plain"), false), (("outside", "db"), true)];
         machine.assert_paths("what only the refused policy allows is closed, and its pod stays isolated", &paths);
@@ -95,14 +95,14 @@ fn a_policy_that_the_kernel_refuses_holds_up_no_other_and_opens_nothing() {
 
         refuse_nothing();
         rounds_for(machine, 60);
-        assert!(machine.mirrors.refusals().all().is_empty());
+        assert!(machine.enforcer.iptables().refusals().all().is_empty());
         machine.check_paths("when the kernel takes it");
     });
 }
 
 #[test]
 fn a_refused_chain_does_not_let_packets_meet_some_of_the_old_rules_and_some_of_the_new() {
-    with_each(false, |machine| {
+    with_each_flavour(false, |machine, _| {
         guard_programs();
         machine.put_policy("moves", accepts_db("web"));
         machine.put_policy("stays", ingress(app("web"), &[]));
@@ -128,13 +128,13 @@ fn a_refused_chain_does_not_let_packets_meet_some_of_the_old_rules_and_some_of_t
 
 #[test]
 fn a_kernel_that_cannot_copy_refused_packets_refuses_them_all_the_same() {
-    with_each(false, |machine| {
+    with_each_flavour(false, |machine, _| {
         guard_programs();
         refuse("NFLOG");
         machine.put_policy("good", accepts_db("web"));
         machine.take_in();
         rounds_for(machine, 2);
-        assert!(!machine.mirrors.refusals().all().is_empty());
+        assert!(!machine.enforcer.iptables().refusals().all().is_empty());
         machine.check_paths("without copies");
         assert!(!machine.saved().contains("NFLOG"));
     });
@@ -142,7 +142,7 @@ fn a_kernel_that_cannot_copy_refused_packets_refuses_them_all_the_same() {
 
 #[test]
 fn while_rules_cannot_be_written_nothing_opens_and_what_stands_stays() {
-    with_each(false, |machine| {
+    with_each_flavour(false, |machine, _| {
         guard_programs();
         machine.put_policy("good", accepts_db("web"));
         machine.settle();
@@ -155,8 +155,13 @@ fn while_rules_cannot_be_written_nothing_opens_and_what_stands_stays() {
         assert!(refused.is_empty(), "it is the program that fails: {refused:?}");
         assert_eq!(rules_of(&machine.saved()), rules_of(&before));
         machine.assert_paths("nothing opens", &[(("outside", "web"), false)]);
-        let troubles: Vec<String> =
-            machine.mirrors.reflections().iter().filter_map(|family| Some(family.trouble()?.error.clone())).collect();
+        let troubles: Vec<String> = machine
+            .enforcer
+            .iptables()
+            .reflections()
+            .iter()
+            .filter_map(|family| Some(family.trouble()?.error.clone()))
+            .collect();
         assert_eq!(troubles.len(), 1, "{troubles:?}");
         refuse_nothing();
         rounds_for(machine, 60);
@@ -166,7 +171,7 @@ fn while_rules_cannot_be_written_nothing_opens_and_what_stands_stays() {
 
 #[test]
 fn while_the_program_that_writes_rules_is_missing_nothing_opens_and_what_stands_stays() {
-    with_each(false, |machine| {
+    with_each_flavour(false, |machine, _| {
         machine.put_policy("good", accepts_db("web"));
         machine.settle();
         let before = machine.saved();
@@ -184,7 +189,7 @@ fn while_the_program_that_writes_rules_is_missing_nothing_opens_and_what_stands_
         rounds_for(machine, 2);
         assert_eq!(rules_of(&machine.saved()), rules_of(&before));
         assert_web_is_guarded(machine, "what stands stays");
-        let trouble = machine.mirrors.reflections().iter().find_map(|family| family.trouble().cloned());
+        let trouble = machine.enforcer.iptables().reflections().iter().find_map(|family| family.trouble().cloned());
         assert!(trouble.as_ref().is_some_and(|trouble| trouble.error.contains("not installed")), "{trouble:?}");
         run("umount /usr/sbin");
         rounds_for(machine, 60);
@@ -198,8 +203,8 @@ fn rules_of(saved: &str) -> Vec<&str> {
 
 #[test]
 fn while_another_program_holds_the_lock_what_stands_stays() {
-    with_each(false, |machine| {
-        if machine.flavour != Flavour::Legacy {
+    with_each_flavour(false, |machine, flavour| {
+        if flavour != Flavour::Legacy {
             return;
         }
         machine.put_policy("good", accepts_db("web"));
@@ -216,7 +221,7 @@ fn while_another_program_holds_the_lock_what_stands_stays() {
         machine.take_in();
         let round = machine.round(super::moment());
         assert!(round.refused.is_empty());
-        let trouble = machine.mirrors.reflections().iter().find_map(|family| family.trouble().cloned());
+        let trouble = machine.enforcer.iptables().reflections().iter().find_map(|family| family.trouble().cloned());
         assert!(trouble.is_some_and(|trouble| trouble.error.contains("lock")));
         assert_web_is_guarded(machine, "what stands stays");
         drop(holder.stdin.take());
@@ -228,7 +233,7 @@ fn while_another_program_holds_the_lock_what_stands_stays() {
 
 #[test]
 fn a_set_of_70000_addresses_is_complete_and_a_label_costs_one_of_them() {
-    with_each(false, |machine| {
+    with_each_flavour(false, |machine, _| {
         for number in 0..70_000_u32 {
             let address = std::net::Ipv4Addr::from(0x0a80_0000 + number).to_string();
             put_pod(&mut machine.world, &format!("far-{number}"), &[&address], &[("app", "db")]);

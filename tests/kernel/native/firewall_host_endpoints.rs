@@ -10,15 +10,11 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice::firewall::iptables::drops;
-use sluice::firewall::iptables::serve::Counters;
-use sluice::firewall::serve::Refused;
 use sluice::model::{
     Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, ObjectName, Ports,
     Service, ServicePort,
 };
 use sluice::net::{Family, Protocol};
-use sluice::observe::metrics::Registry;
 
 use super::firewall::{GATEWAY, Machine, app, block, egress, rule, with_each};
 use super::places::inside;
@@ -88,11 +84,7 @@ fn an_endpoint_on_the_clients_own_node_is_judged_before_the_service_address_is_t
         served.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
         served.read_exact(&mut heard).expect("a connection that exists goes on");
 
-        let (_owners, told) = tokio::sync::watch::channel(Arc::new(drops::owners(machine.rules())));
-        let registry = Registry::new("test", "test");
-        let counters = Refused::new(Counters::new(told, machine.programs())).expect("sound names");
-        registry.register(Box::new(counters)).expect("it is registered once");
-        let text = registry.text();
+        let text = machine.refused();
         let line = "sluice_firewall_refused_packets_total{direction=\"egress\",namespace=\"shop\",policy=\"out\"} ";
         let count = text.lines().find_map(|found| found.strip_prefix(line)).expect("a policy that refused says so");
         assert!(count.parse::<u32>().expect("a number") >= 2, "{text}");

@@ -8,21 +8,17 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
-use sluice::firewall::iptables::apply::Mirrors;
-use sluice::firewall::iptables::linux::{self, Linux};
-use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::plan::Plan;
-use sluice::kernel::iptables::Flavour;
-use sluice::model::{Authority, ObjectName, World};
+use sluice::model::{ObjectName, World};
 use sluice::net::PerFamily;
-use sluice::subsystem::Kinds;
 
-use super::firewall::{BOTH, PODS, app, config, egress, ingress, programs, put_pod, world};
+use super::enforcer::{Enforcer, Filter};
+use super::firewall::{PODS, app, config, egress, ingress, put_pod, world};
 use super::firewall_multicast::link_address;
 use super::frame::LinkAddress;
 use super::moment;
 use super::places::inside;
-use crate::namespace::{in_new, own_run, run, shell};
+use crate::namespace::{in_new, own_run, run};
 
 /// Pods on the bridge, and the node, with the last word of their link-local addresses.
 const ENDS: [(&str, u16); 4] = [("web", 0x10), ("db", 0x11), ("plain", 0x12), ("node", 0x1)];
@@ -31,12 +27,10 @@ const PATIENCE: Duration = Duration::from_millis(400);
 
 /// A node whose pods are on one bridge.
 pub struct Bridged {
-    pub flavour: Flavour,
     pub ends: Vec<(&'static str, u16, File, TcpListener)>,
     pub world: World,
     plan: Plan,
-    lowering: Lowering,
-    mirrors: Mirrors<Linux>,
+    pub enforcer: Enforcer,
 }
 
 /// Where a connection goes from and to.
@@ -50,17 +44,17 @@ enum By {
 }
 
 pub fn with_each(test: impl Fn(&mut Bridged) + Send + Sync) {
-    for (flavour, v6) in BOTH.into_iter().flat_map(|flavour| [true, false].map(|v6| (flavour, v6))) {
+    for (filter, v6) in Filter::ALL.into_iter().flat_map(|filter| [true, false].map(|v6| (filter, v6))) {
         in_new(|| {
             own_run();
-            test(&mut Bridged::new(flavour, v6));
+            test(&mut Bridged::new(filter, v6));
         });
     }
 }
 
 impl Bridged {
     /// `v6`: policies speak of IPv6, as with `--enable-ipv6`.
-    fn new(flavour: Flavour, v6: bool) -> Bridged {
+    fn new(filter: Filter, v6: bool) -> Bridged {
         std::fs::write("/proc/sys/net/ipv6/icmp/ratelimit", "0").expect("a setting of the namespace");
         run("ip link add kube-bridge type bridge mcast_snooping 0");
         quiet("kube-bridge");
@@ -87,14 +81,11 @@ impl Bridged {
             listener.set_nonblocking(true).expect("a listener need not wait");
             (name, last, namespace, listener)
         });
-        let targets = linux::open_with(programs(flavour)).expect("the kernel can be reached");
         let mut bridged = Bridged {
-            flavour,
             ends: ends.into(),
             world: world(),
             plan: Plan::new(),
-            lowering: Lowering::new(config(false), PerFamily { v4: true, v6 }),
-            mirrors: Mirrors::new(targets),
+            enforcer: Enforcer::new(filter, config(false), PerFamily { v4: true, v6 }),
         };
         if !v6 {
             // The cluster does not know of any IPv6.
@@ -107,21 +98,25 @@ impl Bridged {
 
     fn round(&mut self) {
         let changed = self.plan.update(&self.world);
-        let lowered = self.lowering.update(self.plan.rules(), &self.world, &changed);
-        self.mirrors.mark(&lowered);
-        self.mirrors.round(self.lowering.desired(), Authority::Complete, moment());
+        self.enforcer.update(self.plan.rules(), &self.world, &changed);
+        self.enforcer.round(moment());
     }
 
-    fn trouble(&self) -> Option<String> {
-        self.mirrors.reflections().iter().find_map(|kind| kind.trouble().map(|trouble| trouble.error.clone()))
+    /// What the metrics endpoint tells of refused packets.
+    pub fn refused(&mut self) -> String {
+        self.enforcer.refused(self.plan.rules())
+    }
+
+    fn trouble(&mut self) -> Option<String> {
+        self.enforcer.troubles().into_iter().next()
     }
 
     pub fn settle(&mut self) {
         self.round();
         // What nobody enters any more goes a little later.
         std::thread::sleep(Duration::from_millis(250));
-        self.mirrors.round(self.lowering.desired(), Authority::Complete, moment());
-        assert!(self.mirrors.is_settled(), "{:?}", self.trouble());
+        self.enforcer.round(moment());
+        assert!(self.enforcer.is_settled(), "{:?}", self.trouble());
     }
 
     fn reaches(&self, from: &str, to: &str, by: By) -> bool {
@@ -144,7 +139,7 @@ impl Bridged {
         for ((from, to), open) in paths {
             // What should be open is tried again: the machine may be busy.
             let reached = self.reaches(from, to, by) || *open && self.reaches(from, to, by);
-            assert_eq!(reached, *open, "{said}: {from} to {to} by {by:?}\n{}", shell("ip6tables-save -t filter"));
+            assert_eq!(reached, *open, "{said}: {from} to {to} by {by:?}\n{}", self.enforcer.filter.saved());
         }
     }
 }
@@ -203,52 +198,52 @@ fn link_local_addresses_lead_past_no_policy_and_the_link_goes_on_working() {
         }
         bridged.settle();
         bridged.assert_paths("without policies again", By::Link, &open);
-        let saved = shell("ip6tables-legacy-save -t filter; ip6tables-nft-save -t filter");
-        assert!(!saved.contains("LINK-LOCAL"), "nothing is left over: {saved}");
+        let saved = bridged.enforcer.filter.saved();
+        assert!(!saved.contains("LINK-LOCAL") && !saved.contains("jump link_local"), "nothing is left over: {saved}");
     });
 }
 
 #[test]
 fn a_bridge_of_another_plugin_is_known_by_the_addresses_of_its_pods() {
-    in_new(|| {
-        own_run();
-        let mut bridged = Bridged::new(Flavour::NfTables, false);
-        run("ip link set kube-bridge down");
-        run("ip link set kube-bridge name cni0");
-        run("ip link set cni0 up");
-        let mut host = (*bridged.world.host).clone();
-        let prefix = "10.244.1.0/24".parse().expect("a prefix");
-        host.on_link = vec![sluice::model::OnLink { prefix, link: "cni0".into() }];
-        host.links = vec![sluice::model::HostLink { name: "cni0".into(), mtu: 1500, bridge: true }];
-        bridged.world.host = std::sync::Arc::new(host);
-        bridged.world.cluster.policies.insert(ObjectName::new("shop", "shut"), egress(app("web"), &[]));
-        bridged.settle();
-        bridged.assert_paths("web is isolated", By::Link, &[(("web", "db"), false)]);
-    });
+    for filter in Filter::ALL {
+        in_new(|| {
+            own_run();
+            let mut bridged = Bridged::new(filter, false);
+            run("ip link set kube-bridge down");
+            run("ip link set kube-bridge name cni0");
+            run("ip link set cni0 up");
+            let mut host = (*bridged.world.host).clone();
+            let prefix = "10.244.1.0/24".parse().expect("a prefix");
+            host.on_link = vec![sluice::model::OnLink { prefix, link: "cni0".into() }];
+            host.links = vec![sluice::model::HostLink { name: "cni0".into(), mtu: 1500, bridge: true }];
+            bridged.world.host = std::sync::Arc::new(host);
+            bridged.world.cluster.policies.insert(ObjectName::new("shop", "shut"), egress(app("web"), &[]));
+            bridged.settle();
+            bridged.assert_paths("web is isolated", By::Link, &[(("web", "db"), false)]);
+        });
+    }
 }
 
 #[test]
 fn a_kernel_that_shows_the_rules_nothing_of_bridges_is_trouble_where_pods_are_on_one() {
-    in_new(|| {
-        own_run();
-        // As where the module is missing.
-        run("mount -t tmpfs none /proc/sys/net/bridge");
-        let mut bridged = Bridged::new(Flavour::NfTables, false);
-        bridged.settle();
-        let mut host = (*bridged.world.host).clone();
-        host.links = vec![sluice::model::HostLink { name: "kube-bridge".into(), mtu: 1500, bridge: true }];
-        bridged.world.host = std::sync::Arc::new(host);
-        bridged.round();
-        let trouble = bridged.trouble().expect("pods of one bridge pass all policies");
-        assert!(trouble.contains("br_netfilter"), "{trouble}");
-        run("umount /proc/sys/net/bridge");
-        let later = bridged.mirrors.retry_at().expect("it is looked for again");
-        bridged.mirrors.round(
-            bridged.lowering.desired(),
-            Authority::Complete,
-            sluice::reconcile::Moment { now: later, jitter: 0 },
-        );
-        assert_eq!(bridged.trouble(), None);
-        assert_eq!(run("cat /proc/sys/net/bridge/bridge-nf-call-iptables").trim(), "1");
-    });
+    for filter in Filter::ALL {
+        in_new(|| {
+            own_run();
+            // As where the module is missing.
+            run("mount -t tmpfs none /proc/sys/net/bridge");
+            let mut bridged = Bridged::new(filter, false);
+            bridged.settle();
+            let mut host = (*bridged.world.host).clone();
+            host.links = vec![sluice::model::HostLink { name: "kube-bridge".into(), mtu: 1500, bridge: true }];
+            bridged.world.host = std::sync::Arc::new(host);
+            bridged.round();
+            let trouble = bridged.trouble().expect("pods of one bridge pass all policies");
+            assert!(trouble.contains("br_netfilter"), "{trouble}");
+            run("umount /proc/sys/net/bridge");
+            let later = bridged.enforcer.retry_at().expect("it is looked for again");
+            bridged.enforcer.round(sluice::reconcile::Moment { now: later, jitter: 0 });
+            assert_eq!(bridged.trouble(), None);
+            assert_eq!(run("cat /proc/sys/net/bridge/bridge-nf-call-iptables").trim(), "1");
+        });
+    }
 }

@@ -3,6 +3,7 @@
 mod address;
 mod bridge;
 mod conntrack;
+mod enforcer;
 mod firewall;
 mod firewall_conformance;
 mod firewall_crash;
