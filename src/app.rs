@@ -28,9 +28,11 @@ use tracing::{error, info};
 use crate::cleanup;
 use crate::cni;
 use crate::cni::serve::Calls;
-use crate::config::{Config, FirewallConfig, ObserveConfig, ProxyConfig, RouterConfig, Source, TOOLCHAIN, VERSION};
+use crate::config::{
+    Backend, Config, FirewallConfig, ObserveConfig, ProxyConfig, RouterConfig, Source, TOOLCHAIN, VERSION,
+};
 use crate::firewall::driver::StartingPod;
-use crate::firewall::{self, iptables};
+use crate::firewall::{self, iptables, nftables};
 use crate::gobgp;
 use crate::gobgp::serve::{Place, Ports};
 use crate::gobgp::service::Service;
@@ -339,9 +341,21 @@ impl Common {
         (questions, starting): (mpsc::Receiver<local::Question>, mpsc::Receiver<StartingPod>),
     ) -> anyhow::Result<Running> {
         let metrics = firewall::metrics::Metrics::register(&self.registry)?;
-        let (owners, owners_in) = watch::channel(Arc::default());
         let context = firewall::driver::FirewallContext { questions, starting, metrics };
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
+        if config.backend == Backend::Nftables {
+            let (owners, owners_in) = watch::channel(Arc::default());
+            let open = || Ok((nftables::linux::open()?, ()));
+            let run = move |targets| {
+                let backend = nftables::Nftables::new(config.clone(), families, targets, owners);
+                firewall::driver::Driver::new(config, families, backend, context).run(inputs, stop)
+            };
+            let (running, ()) = start("firewall", "firewall", open, run).await?;
+            let counters = nftables::serve::Counters::new(owners_in)?;
+            self.registry.register(Box::new(firewall::serve::Refused::new(counters)?))?;
+            return Ok(running);
+        }
+        let (owners, owners_in) = watch::channel(Arc::default());
         let run = move |targets| {
             let backend = iptables::Iptables::new(config.clone(), families, targets, owners);
             firewall::driver::Driver::new(config, families, backend, context).run(inputs, stop)

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use super::flags::Flags;
 use super::mistakes::Mistakes;
+use super::netfilter::Backend;
 use super::proxy::ProxyConfig;
 use super::service_ranges::ServiceRanges;
 
 /// The firewall's part of the configuration, checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FirewallConfig {
+    /// `--netfilter`, as it was decided for this host.
+    pub backend: Backend,
     /// `--iptables-sync-period`: time between two audits of the kernel; longer than zero.
     pub sync_period: Duration,
     /// `--netpol-default-deny`: a pod of this node is closed until its rules are in the kernel.
@@ -29,6 +32,7 @@ impl FirewallConfig {
     /// those of the service proxy, whose flags are read before.
     pub(super) fn from_flags(flags: &Flags, proxy: &ProxyConfig, mistakes: &mut Mistakes) -> FirewallConfig {
         FirewallConfig {
+            backend: Backend::default(),
             sync_period: mistakes.longer_than_zero("iptables-sync-period", flags.iptables_sync_period, "5m"),
             default_deny: flags.netpol_default_deny,
             ranges: proxy.ranges.clone(),

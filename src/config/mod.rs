@@ -116,7 +116,7 @@ struct Feature {
 }
 
 /// Existing features. A subsystem that becomes real flips its line here.
-const FEATURES: [Feature; 7] = [
+const FEATURES: [Feature; 6] = [
     Feature { flag: "run-service-proxy", asked: |f| f.run_service_proxy, noun: "service proxy", exists: true },
     Feature { flag: "run-router", asked: |f| f.run_router, noun: "router", exists: true },
     Feature { flag: "run-firewall", asked: |f| f.run_firewall, noun: "firewall", exists: true },
@@ -126,12 +126,6 @@ const FEATURES: [Feature; 7] = [
         asked: |f| f.hairpin_mode && f.run_service_proxy,
         noun: "hairpin mode",
         exists: false,
-    },
-    Feature {
-        flag: "use-nftables-for-netpol",
-        asked: |f| f.use_nftables_for_netpol,
-        noun: "nftables firewall",
-        exists: netfilter::IS_COMPLETE,
     },
     Feature { flag: "enable-bfd", asked: |f| f.enable_bfd, noun: "BFD", exists: false },
 ];
@@ -208,6 +202,7 @@ impl Config {
     #[must_use]
     pub fn decided(mut self, backend: Backend) -> Config {
         self.proxy.iter_mut().for_each(|proxy| proxy.backend = backend);
+        self.firewall.iter_mut().for_each(|firewall| firewall.backend = backend);
         self.router.iter_mut().for_each(|router| router.backend = backend);
         self
     }
@@ -223,7 +218,6 @@ fn features_must_exist(flags: &Flags, mistakes: &mut Mistakes) {
         let Feature { flag, noun, .. } = feature;
         mistakes.add(format!("--{flag} is on, but this build has no {noun} yet: start with --{flag}=false."));
     }
-    netfilter::must_exist(flags, mistakes);
 }
 
 /// The node's name, in lower case and without blanks around it, as the kubelet registers it.

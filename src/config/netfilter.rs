@@ -24,19 +24,6 @@ pub enum Backend {
     Nftables,
 }
 
-/// A subsystem without a backend for nftables.
-struct Without {
-    /// The flag that switches it on.
-    flag: &'static str,
-    runs: fn(&Flags) -> bool,
-}
-
-/// While there is one, `auto` does not choose nftables, and nobody can ask for it together with these.
-const WITHOUT: &[Without] = &[Without { flag: "run-firewall", runs: |flags| flags.run_firewall }];
-
-/// Whether every subsystem has a backend for nftables.
-pub(super) const IS_COMPLETE: bool = WITHOUT.is_empty();
-
 /// What `auto` chooses where the host has both.
 const PREFERRED: Backend = Backend::Iptables;
 
@@ -89,27 +76,12 @@ fn auto(preferred: Backend, nftables: impl FnOnce() -> Result<(), String>, iptab
     if iptables && preferred == Backend::Iptables {
         return Ok(Backend::Iptables);
     }
-    let usable = match IS_COMPLETE {
-        true => nftables(),
-        false => Err("this build has no nftables backend for every subsystem yet".to_owned()),
-    };
-    match usable {
+    match nftables() {
         Ok(()) => Ok(Backend::Nftables),
         Err(_) if iptables => Ok(Backend::Iptables),
         Err(refused) => Err(format!(
             "this host has neither iptables nor an nftables that can be used ({refused}): install one of them: {PACKAGES}."
         )),
-    }
-}
-
-/// Adds a mistake for each subsystem that is to run on nftables and has no backend for it.
-pub(super) fn must_exist(flags: &Flags, mistakes: &mut Mistakes) {
-    let asked = flags.netfilter == "nftables";
-    for Without { flag, .. } in WITHOUT.iter().filter(|one| asked && (one.runs)(flags)) {
-        mistakes.add(format!(
-            "--netfilter is nftables, but this build has no nftables backend for --{flag} yet: start with --netfilter=auto or \
-             --{flag}=false."
-        ));
     }
 }
 
@@ -154,8 +126,7 @@ mod tests {
                 sentence.starts_with("this host has neither iptables nor ") && sentence.contains("xt_ipvs"),
                 "{sentence}"
             );
-            let other = auto(preferred, || Ok(()), false).ok();
-            assert_eq!(other, IS_COMPLETE.then_some(Backend::Nftables), "only where all subsystems can");
+            assert_eq!(auto(preferred, || Ok(()), false), Ok(Backend::Nftables));
         }
     }
 }

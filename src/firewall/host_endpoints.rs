@@ -391,6 +391,7 @@ mod tests {
                 external_ips: ranges("203.0.113.0/29"),
                 load_balancer_ips: ranges("0.0.0.0/0"),
             },
+            backend: crate::config::Backend::default(),
             sync_period: Duration::from_secs(300),
             default_deny: false,
             knows_services: true,

@@ -293,6 +293,7 @@ fn with_kernel(
     test: impl AsyncFnOnce(&Running),
 ) {
     let config = FirewallConfig {
+        backend: sluice::config::Backend::default(),
         sync_period: Duration::from_secs(300),
         default_deny,
         ranges: ServiceRanges::default(),

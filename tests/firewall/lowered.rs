@@ -32,6 +32,7 @@ pub const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
 pub fn config(default_deny: bool) -> Arc<FirewallConfig> {
     let range = |text: &str| vec![text.parse().expect("a range")];
     Arc::new(FirewallConfig {
+        backend: sluice::config::Backend::default(),
         sync_period: Duration::from_secs(300),
         default_deny,
         ranges: ServiceRanges {

@@ -46,6 +46,7 @@ fn case() -> Case {
 fn config() -> FirewallConfig {
     let range = |text: &str| vec![text.parse().expect("a range")];
     FirewallConfig {
+        backend: sluice::config::Backend::default(),
         sync_period: Duration::from_secs(300),
         default_deny: true,
         ranges: ServiceRanges {

@@ -283,6 +283,7 @@ impl<'r> Walk<'r> {
     fn new(random: &'r mut Random) -> Walk<'r> {
         let default_deny = random.chance(50);
         let config = Arc::new(FirewallConfig {
+            backend: sluice::config::Backend::default(),
             sync_period: Duration::from_secs(300),
             default_deny,
             ranges: ServiceRanges {

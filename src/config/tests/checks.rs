@@ -474,18 +474,7 @@ fn the_packet_filter_is_one_choice_for_all_subsystems() {
         assert_eq!(meant.netfilter, Netfilter::Nftables);
         assert!(meant.router.is_some_and(|router| router.backend == Backend::Nftables));
         assert!(meant.proxy.is_some_and(|proxy| proxy.backend == Backend::Nftables));
+        assert!(meant.firewall.is_some_and(|firewall| firewall.backend == Backend::Nftables));
+        check_mistakes(&[asked], &[]);
     }
-}
-
-#[test]
-fn nftables_cannot_be_asked_for_while_a_subsystem_has_no_backend_for_it() {
-    let sentence = |flag: &str| {
-        format!(
-            "--netfilter is nftables, but this build has no nftables backend for --{flag} yet: start with \
-             --netfilter=auto or --{flag}=false."
-        )
-    };
-    let found = Config::from_flags(&flags(&["--netfilter=nftables"]), 0, &Environment::default()).expect_err("it is");
-    assert!(found.sentences().contains(&sentence("run-firewall")), "{found}");
-    check_mistakes(&["--netfilter=nftables"], &[]);
 }

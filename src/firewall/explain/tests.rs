@@ -41,6 +41,7 @@ fn asked_in(world: &World, from: &str, to: &str) -> Result<Explanation, Unanswer
     plan.update(world);
     let ranges = |text: &str| vec![text.parse().unwrap()];
     let config = FirewallConfig {
+        backend: crate::config::Backend::default(),
         sync_period: std::time::Duration::from_secs(300),
         default_deny: true,
         ranges: ServiceRanges {

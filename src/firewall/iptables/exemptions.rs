@@ -73,6 +73,7 @@ mod tests {
     fn the_rules_are_those_of_running_nodes() {
         let range = |text: &str| vec![text.parse().unwrap()];
         let config = FirewallConfig {
+            backend: crate::config::Backend::default(),
             sync_period: Duration::from_secs(300),
             default_deny: false,
             ranges: ServiceRanges {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use crate::kernel::ipset::{Elements, SetName, Sets};
+use crate::kernel::ipset::{self, Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Families, Flavour, Leftovers, Ownership, Refusal, Table, Tables, Timing};
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module, nftables};
@@ -83,12 +83,10 @@ pub fn open_with(programs: Families) -> Result<Targets<Linux>, Error> {
 }
 
 fn targets(rules: Tables, kernel: Linux) -> Result<Targets<Linux>, Error> {
-    let mut sets = set_names();
-    sets.push(Name::Exact(TEMPORARY_SET.into()));
     Ok(Targets {
         kernel,
         settings: Settings::new([]),
-        sets: Sets::open(sets, SetName(TEMPORARY_SET.into()))?,
+        sets: Sets::open(with_temporary(), SetName(TEMPORARY_SET.into()))?,
         elements: Elements::open(set_names())?,
         rules: rules.waiting_for(overlay::has_stand_in),
     })
@@ -106,6 +104,7 @@ impl Kernel for Linux {
 
     fn remove_abandoned(&mut self) -> Vec<String> {
         let mut left = remove_kube_routers_tables();
+        left.extend(super::super::nftables::linux::remove());
         let abandoned = std::mem::take(&mut self.abandoned);
         if abandoned == Families::default() {
             return left;
@@ -136,6 +135,15 @@ impl Refusing for Tables {
     }
 }
 
+/// Removes everything that this backend and kube-router left, of both iptables backends. Returns why something could not be
+/// removed. A host without ipset or programs of iptables has nothing of it.
+pub fn remove_all() -> Vec<String> {
+    let mut left = remove_kube_routers_tables();
+    left.extend(iptables::abandoned::remove_all(&ownership()));
+    left.extend(ipset::abandoned::remove(with_temporary(), SetName(TEMPORARY_SET.into())));
+    left
+}
+
 /// Removes the tables that a kube-router with `--use-nftables-for-netpol` left: they go on enforcing its last policies.
 /// Returns why something could not be removed.
 fn remove_kube_routers_tables() -> Vec<String> {
@@ -163,4 +171,10 @@ pub fn set_names() -> Vec<Name> {
     let prefixes = SETS.into_iter().flat_map(|prefix| [prefix.to_owned(), format!("{OF_IPV6}{prefix}")]);
     let pods = Family::BOTH.map(|family| Name::Exact((*local_pods(family).0).into()));
     prefixes.map(|prefix| Name::Prefix(prefix.into())).chain(pods).collect()
+}
+
+fn with_temporary() -> Vec<Name> {
+    let mut names = set_names();
+    names.push(Name::Exact(TEMPORARY_SET.into()));
+    names
 }

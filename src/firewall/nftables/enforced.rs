@@ -128,6 +128,7 @@ mod tests {
         world.cluster.policies.insert(object("shop/db"), policy("app=db", Some(&allows), None));
         world.cluster.policies.insert(object("shop/other"), policy("app=other", Some(&[]), None));
         let config = FirewallConfig {
+            backend: crate::config::Backend::default(),
             sync_period: Duration::from_secs(300),
             default_deny: false,
             ranges: ServiceRanges {

@@ -5,11 +5,10 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
-use crate::kernel::nftables::{InetTable, Object};
+use crate::kernel::nftables::{self, InetTable, Object};
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, module};
-use crate::model::Authority;
-use crate::reconcile::Moment;
+use crate::reconcile::{Mirror, Moment, Reflection};
 
 use super::super::{iptables, settings};
 use super::apply::{Kernel, Refusing, Targets};
@@ -42,19 +41,25 @@ impl Kernel for Linux {
     type Table = InetTable;
 
     fn remove_abandoned(&mut self) -> Vec<String> {
-        let targets = match iptables::linux::open_for_cleanup() {
-            Ok((targets, _)) => targets,
-            Err(error) => return vec![error.to_string()],
-        };
-        let mut left = iptables::apply::Mirrors::new(targets);
-        let nothing = iptables::desired::Desired::default();
-        let at = Moment { now: Instant::now(), jitter: 0 };
-        let removed = left.round(&nothing, Authority::Complete, at).steps;
-        if removed > 0 {
-            info!(removed, "Removed the rules and sets of the iptables backend");
-        }
-        left.remove_abandoned()
+        iptables::linux::remove_all()
     }
+}
+
+/// Removes the table where there is one; returns why it could not be removed.
+pub fn remove() -> Option<String> {
+    let table = match nftables::has_inet_table(TABLE) {
+        Ok(false) => return None,
+        Ok(true) => InetTable::open(TABLE),
+        Err(error) => Err(error),
+    };
+    let table = match table {
+        Ok(table) => table,
+        Err(error) => return Some(error.to_string()),
+    };
+    info!(table = TABLE, "Removing the network policies' table of nf_tables");
+    let mut mirror = Mirror::new(table);
+    mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
+    mirror.trouble().map(|trouble| trouble.error.clone())
 }
 
 impl Refusing for InetTable {

@@ -14,7 +14,6 @@ use sluice::config::{FirewallConfig, ServiceRanges};
 use sluice::firewall::iptables::apply::IptablesRound;
 use sluice::firewall::iptables::desired::Desired;
 use sluice::firewall::plan::Plan;
-use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
 use sluice::kernel::Name;
 use sluice::kernel::iptables::{Families, Flavour, Program, Programs, Table, Timing, counted};
@@ -31,7 +30,7 @@ use sluice::subsystem::Kinds;
 use super::enforcer::{Enforcer, Filter};
 use super::moment;
 use super::places::{Place, Places, Try};
-use crate::namespace::{in_new, own_run, run, shell};
+use crate::namespace::{attempt, in_new, own_run, run, shell};
 
 pub const BOTH: [Flavour; 2] = [Flavour::Legacy, Flavour::NfTables];
 pub const PODS: [(&str, &str, &str); 4] = [
@@ -155,6 +154,7 @@ impl Machine {
 
 pub fn config(default_deny: bool) -> Arc<FirewallConfig> {
     Arc::new(FirewallConfig {
+        backend: sluice::config::Backend::default(),
         sync_period: Duration::from_secs(300),
         default_deny,
         ranges: ServiceRanges {
@@ -511,6 +511,58 @@ fn tables_that_kube_router_kept_in_nf_tables_go_when_our_rules_stand_and_others_
         assert_eq!(machine.enforcer.remove_abandoned(), Vec::<String>::new(), "there is nothing left to remove");
         machine.check("with our rules alone");
     });
+}
+
+#[test]
+fn a_change_of_the_packet_filter_opens_and_closes_nothing_and_leaves_nothing() {
+    for (default_deny, flavour) in [(false, BOTH[0]), (false, BOTH[1]), (true, BOTH[1])] {
+        with(Filter::Iptables(flavour), default_deny, |machine| {
+            machine.put_policy("web", ingress(app("web"), &[rule(from_app("db"), Ports::Any)]));
+            machine.put_policy("db", egress(app("db"), &[rule(from_app("web"), Ports::Any)]));
+            if default_deny {
+                machine.world.cluster.pods.remove(&ObjectName::new("shop", "plain"));
+            }
+            machine.settle();
+            changes_over(machine, Filter::Nftables, default_deny);
+            changes_over(machine, Filter::Iptables(flavour), default_deny);
+        });
+    }
+}
+
+/// Goes on with another packet filter while connections are opened, by both families.
+fn changes_over(machine: &mut Machine, to: Filter, default_deny: bool) {
+    let from = machine.enforcer.filter;
+    let others_stay = ["iptables-nft -N OTHERS", "iptables-legacy -N OTHERS", "nft add table inet others"];
+    others_stay.into_iter().for_each(|command| drop(attempt(command)));
+    let closed = if default_deny { ("db", "plain") } else { ("plain", "web") };
+    let (places, paths) = (machine.places.clone(), (("db", "web"), closed));
+    let mut six = None;
+    let four = places.while_streaming(Family::V4, paths, || {
+        six = Some(places.while_streaming(Family::V6, paths, || {
+            std::thread::sleep(Duration::from_millis(100));
+            assert!(machine.restart_with(to) > 0);
+            std::thread::sleep(Duration::from_millis(100));
+            assert_eq!(machine.enforcer.remove_abandoned(), Vec::<String>::new());
+            std::thread::sleep(Duration::from_millis(100));
+        }));
+    });
+    for (allowed, refused) in [four, six.expect("it was tried")] {
+        assert!(allowed.tried > 20 && allowed.passed == allowed.tried, "{from:?} to {to:?}, never closed: {allowed:?}");
+        // A refusal by IPv6 may go unheard, and is waited for.
+        assert!(refused.tried > 2 && refused.passed == 0, "{from:?} to {to:?}, never open: {refused:?}");
+    }
+    let left = from.saved();
+    assert!(!left.contains("KUBE-") && !left.contains("sluice_policy"), "{from:?} to {to:?}: {left}");
+    assert!(
+        attempt("nft list table inet others").0 && shell("iptables-nft-save; iptables-legacy-save").contains("OTHERS")
+    );
+    if default_deny {
+        let paths = [(("db", "web"), true), (("plain", "web"), false), (("db", "plain"), false)];
+        machine.assert_paths("with another packet filter", &paths);
+    } else {
+        machine.check_paths("with another packet filter");
+    }
+    assert_eq!(machine.restart(), 0, "{to:?}");
 }
 
 /// Messages of nf_tables.
