@@ -616,6 +616,46 @@ fn a_running_kube_router_is_taken_over_and_no_path_opens_or_closes_in_between() 
 fn taken_over(machine: &mut Machine, closes: bool) {
     let is_legacy = machine.enforcer.filter == Filter::Iptables(Flavour::Legacy);
     let flavour = if is_legacy { "legacy" } else { "nft" };
+    restore_kube_router(flavour, closes);
+    machine.put_policy("web", ingress(app("web"), &[rule(from_app("db"), Ports::Any)]));
+    if closes {
+        machine.world.cluster.pods.remove(&ObjectName::new("shop", "plain"));
+    }
+    let closed_path = if closes { ("db", "plain") } else { ("plain", "web") };
+    let (places, paths) = (machine.places.clone(), (("db", "web"), closed_path));
+    let mut six = None;
+    let four = places.while_streaming(Family::V4, paths, || {
+        six = Some(places.while_streaming(Family::V6, paths, || {
+            std::thread::sleep(Duration::from_millis(200));
+            machine.settle();
+            // Of the other flavour nothing is found, because nothing is there.
+            assert_eq!(machine.enforcer.remove_abandoned(), Vec::<String>::new());
+            std::thread::sleep(Duration::from_millis(200));
+        }));
+    });
+    for (allowed, refused) in [four, six.unwrap()] {
+        assert!(allowed.tried > 20 && allowed.passed == allowed.tried, "never closed: {allowed:?}");
+        // A refusal by IPv6 may go unheard, and is waited for.
+        assert!(refused.tried > 2 && refused.passed == 0, "never open: {refused:?}");
+    }
+    if closes {
+        machine
+            .assert_paths("taken over", &[(("db", "web"), true), (("plain", "web"), false), (("db", "plain"), false)]);
+    } else {
+        machine.check("taken over");
+    }
+    let saved = format!(
+        "{}{}",
+        machine.saved(),
+        shell(&format!("iptables-{flavour}-save; ip6tables-{flavour}-save; ipset save"))
+    );
+    for theirs in ["VUOBX2QE27PMHWR4", "CQ4BS6KVJJ6GC7XE", "ZH7PMEL32QCTUMHX", "JEB2RTBKBRKVDVXX"] {
+        assert!(!saved.contains(theirs), "{theirs} is left over: {saved}");
+    }
+}
+
+/// Puts the rules and sets of kube-router into the kernel.
+fn restore_kube_router(flavour: &str, closes: bool) {
     let six = KUBE_ROUTER
         .replace("10.244.1.10/32", "fd00:10:244:1::10/128")
         .replace("icmp-port-unreachable", "icmp6-port-unreachable")
@@ -652,40 +692,5 @@ fn taken_over(machine: &mut Machine, closes: bool) {
             script = script.replacen("-A KUBE-NWPLCY-TAIL ", &format!("{gate}-A KUBE-NWPLCY-TAIL "), 1);
         }
         shell(&format!("{program}-{flavour}-restore --noflush <<'RULES'\n{script}RULES"));
-    }
-    machine.put_policy("web", ingress(app("web"), &[rule(from_app("db"), Ports::Any)]));
-    if closes {
-        machine.world.cluster.pods.remove(&ObjectName::new("shop", "plain"));
-    }
-    let closed_path = if closes { ("db", "plain") } else { ("plain", "web") };
-    let (places, paths) = (machine.places.clone(), (("db", "web"), closed_path));
-    let mut six = None;
-    let four = places.while_streaming(Family::V4, paths, || {
-        six = Some(places.while_streaming(Family::V6, paths, || {
-            std::thread::sleep(Duration::from_millis(200));
-            machine.settle();
-            // Of the other flavour nothing is found, because nothing is there.
-            assert_eq!(machine.enforcer.remove_abandoned(), Vec::<String>::new());
-            std::thread::sleep(Duration::from_millis(200));
-        }));
-    });
-    for (allowed, refused) in [four, six.unwrap()] {
-        assert!(allowed.tried > 20 && allowed.passed == allowed.tried, "never closed: {allowed:?}");
-        // A refusal by IPv6 may go unheard, and is waited for.
-        assert!(refused.tried > 2 && refused.passed == 0, "never open: {refused:?}");
-    }
-    if closes {
-        machine
-            .assert_paths("taken over", &[(("db", "web"), true), (("plain", "web"), false), (("db", "plain"), false)]);
-    } else {
-        machine.check("taken over");
-    }
-    let saved = format!(
-        "{}{}",
-        machine.saved(),
-        shell(&format!("iptables-{flavour}-save; ip6tables-{flavour}-save; ipset save"))
-    );
-    for theirs in ["VUOBX2QE27PMHWR4", "CQ4BS6KVJJ6GC7XE", "ZH7PMEL32QCTUMHX", "JEB2RTBKBRKVDVXX"] {
-        assert!(!saved.contains(theirs), "{theirs} is left over: {saved}");
     }
 }
