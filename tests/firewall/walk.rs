@@ -83,14 +83,33 @@ fn what_is_seen_to_go_goes_also_while_only_a_part_is_known() {
 
 #[test]
 fn a_namespace_with_other_labels_opens_nothing_between_pods_that_are_each_others_peers_by_them() {
-    let shop = |color: &str| {
-        let case = Case::new().namespace("shop", color);
-        let case =
-            case.pod("shop/a", HERE, ["10.244.0.1", "app=a", ""]).pod("shop/b", HERE, ["10.244.0.2", "app=b", ""]);
-        let case = case.policy("shop/out", "app=a", [None, Some(&[rule(&[pods_in("team=red", "")], &[])])]);
-        case.policy("shop/in", "app=b", [Some(&[rule(&[pods_in("team=blue", "")], &[])]), None]).0
-    };
-    stays_closed(&[(shop("team=blue"), 9), (shop("team=red"), 9)], ("10.244.0.1", "10.244.0.2"));
+    let worlds = ["team=blue", "team=red"].map(shop_that_names_its_own_namespace);
+    stays_closed(&worlds.map(|world| (world, 9)), ("10.244.0.1", "10.244.0.2"));
+}
+
+#[test]
+fn nothing_is_added_while_what_should_go_before_it_cannot_be_deleted() {
+    let worlds = ["team=blue", "team=red"].map(shop_that_names_its_own_namespace);
+    stays_closed_although_steps_fail(&worlds, ("10.244.0.1", "10.244.0.2"));
+}
+
+/// Unknown addresses are closed: one that no pod has any more, and one that a pod gets.
+#[test]
+fn no_address_opens_while_that_of_a_pod_that_is_gone_cannot_be_closed() {
+    let worlds = ["10.244.0.6", "10.244.0.3"].map(|address| {
+        let case = Case::new().namespace("shop", "").pod("shop/other", HERE, ["10.244.0.9", "", ""]);
+        case.pod("shop/one", HERE, [address, "", ""]).0
+    });
+    stays_closed_although_steps_fail(&worlds, ("10.244.0.6", "10.244.0.3"));
+    stays_closed_although_steps_fail(&worlds, ("10.244.0.3", "10.244.0.6"));
+}
+
+/// `a` may send to a red namespace only, `b` may be reached from a blue one only.
+fn shop_that_names_its_own_namespace(color: &str) -> World {
+    let case = Case::new().namespace("shop", color);
+    let case = case.pod("shop/a", HERE, ["10.244.0.1", "app=a", ""]).pod("shop/b", HERE, ["10.244.0.2", "app=b", ""]);
+    let case = case.policy("shop/out", "app=a", [None, Some(&[rule(&[pods_in("team=red", "")], &[])])]);
+    case.policy("shop/in", "app=b", [Some(&[rule(&[pods_in("team=blue", "")], &[])]), None]).0
 }
 
 fn shop_with_a_host_endpoint() -> World {
@@ -259,6 +278,45 @@ fn stays_closed(worlds: &[(World, usize)], (source, destination): (&str, &str)) 
             walk.rounds(*rounds);
         }
         watch(&walk.kernel, None);
+        assert!(!passes(&walk.kernel.state(), packet), "it is closed afterwards");
+    }
+}
+
+/// The same of two Worlds, while many steps fail, with `--netpol-default-deny`. Rounds also come before failed steps are due again.
+fn stays_closed_although_steps_fail([before, after]: &[World; 2], (source, destination): (&str, &str)) {
+    let traffic = Traffic::Port { protocol: sluice::net::Protocol::Tcp, port: 80 };
+    let [source, destination] = [source, destination].map(|text| text.parse().expect("an address"));
+    let packet = Packet { source, destination, traffic, from_this_node: false };
+    for seed in 0..60 {
+        let mut random = Random::new(1);
+        let mut walk = Walk::new(&mut random);
+        walk.config = Arc::new(FirewallConfig { default_deny: true, ..(*walk.config).clone() });
+        walk.agent = Agent::start(&walk.kernel, &walk.config);
+        for (world, fails) in [(before, false), (after, true)] {
+            let nodes = walk.world.cluster.nodes.clone();
+            walk.world = World { host: walk.world.host.clone(), ..world.clone() };
+            walk.world.cluster.nodes = nodes;
+            walk.agent.take_in(&walk.world);
+            if fails {
+                assert!(!passes(&walk.kernel.state(), packet), "it is closed before");
+                watch(&walk.kernel, Some(Promise { never: vec![packet], ..Promise::default() }));
+                let random = Random::new(seed);
+                walk.kernel.with(|machine| machine.faults = Faults { random, steps: 50, reads: 10, alive_for: None });
+                let begun = walk.now;
+                for number in 0..8 {
+                    let at = walk.moment();
+                    walk.agent.mirrors.round(walk.agent.lowering.desired(), Authority::Complete, at);
+                    if let (true, Some(due)) = (number % 2 == 1, walk.agent.mirrors.retry_at()) {
+                        // What fails for two seconds holds nothing up any more.
+                        walk.now = due.min(begun + Duration::from_millis(1900));
+                    }
+                }
+                walk.kernel.with(|machine| machine.faults = Faults::none());
+            }
+            walk.rounds(9);
+        }
+        watch(&walk.kernel, None);
+        walk.check_rest();
         assert!(!passes(&walk.kernel.state(), packet), "it is closed afterwards");
     }
 }

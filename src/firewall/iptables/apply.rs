@@ -10,7 +10,8 @@
 //! Shrinking goes the other way: chains that are no longer entered, elements, sets.
 //!
 //! Elements of sets that rules use already are added and deleted in an order that opens nothing in between (`order`,
-//! `turning`). The families do not wait for each other, and what closes a path does not wait for rules that fail.
+//! `turning`). The families do not wait for each other, and what closes a path does not wait for rules that fail; what
+//! opens one waits, for a while, for elements that cannot be deleted.
 //!
 //! The set of local pods is separate once our tail is in the kernel: membership opens an address, so an address is
 //! added after its rules, and, where unknown addresses are closed (`--netpol-default-deny`), deleted before them. At a
@@ -187,7 +188,7 @@ impl<K: Kernel> Mirrors<K> {
         self.change_elements_before(given, &order);
         let sets_are_there = Instant::now();
         round.sets_took = sets_are_there - begun;
-        if self.waits_for_sets(desired, &order, at) {
+        if self.waits_for_sets(given, &order) {
             // All that is due meanwhile waits for the same, so there is no earlier deadline.
             self.untidy = None;
             self.refusals.fall_due(at.now);
@@ -199,7 +200,7 @@ impl<K: Kernel> Mirrors<K> {
         let want = self.grow_rules(given, held, &mut round);
         let want = want.as_ref().unwrap_or(&desired.rules);
         round.rules_took = sets_are_there.elapsed();
-        self.add_behind(given, want, |key, _| order.late.contains(key));
+        self.add_behind(given, (&order, want), |key, _| order.late.contains(key));
         // Elements that close a path are deleted before chains that are no longer entered.
         let goes = |key: &ElementKey| self.goes(key, given, &order, (held, want));
         let going: BTreeSet<ElementKey> =
@@ -213,7 +214,7 @@ impl<K: Kernel> Mirrors<K> {
             self.shrink_sets(desired, at);
         }
         // Last of all: permissions of an earlier pod with the same address have left the sets by now.
-        self.add_behind(given, want, |key, behind| pods_of(key).is_some_and(|family| *behind.of(family)));
+        self.add_behind(given, (&order, want), |key, behind| pods_of(key).is_some_and(|family| *behind.of(family)));
         if self.is_settled() {
             // Nothing was left but these additions.
             self.untidy = None;

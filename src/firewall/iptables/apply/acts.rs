@@ -58,20 +58,25 @@ impl<K: Kernel> Mirrors<K> {
             self.elements.shrink_where(&desired.elements, at, |key, _| goes(key));
         }
         let behind = PerFamily::from_fn(|family| self.is_behind(desired, family));
+        let stuck = PerFamily::from_fn(|family| self.is_stuck(given, order, family));
         let waits = |key: &ElementKey| order.late.contains(key) || order.turning.elements.contains(key);
-        self.elements.grow_where(&desired.elements, Growth::Full, at, |key| match pods_of(key) {
-            Some(family) => !*behind.of(family),
-            None => desired.closes(key) || !waits(key) && !*order.unknown.of(key.entry.family()),
+        self.elements.grow_where(&desired.elements, Growth::Full, at, |key| match (pods_of(key), key.entry.family()) {
+            (Some(family), _) => !*behind.of(family),
+            (None, family) => desired.closes(key) || !waits(key) && !*order.unknown.of(family) && !*stuck.of(family),
         });
     }
 
     /// Returns whether rules that may use sets or elements that have just failed are left unchanged: a set that lacks
     /// an address refuses allowed traffic. A lasting failure no longer delays the rules.
-    pub(super) fn waits_for_sets(&self, desired: &Desired, order: &Order, at: Moment) -> bool {
+    pub(super) fn waits_for_sets(&self, given: &RoundInputs<'_>, order: &Order) -> bool {
+        let RoundInputs { desired, at, .. } = *given;
         let lacks_set = || desired.sets.keys().any(|set| !self.sets.has(set));
+        // Rules of a family that is stuck are held.
+        let stuck = PerFamily::from_fn(|family| self.is_stuck(given, order, family));
         let waits = |key: &ElementKey| {
-            let unknown = *order.unknown.of(key.entry.family()) && !desired.closes(key);
-            unknown || pods_of(key).is_some() || order.late.contains(key) || order.turning.elements.contains(key)
+            let family = key.entry.family();
+            let unordered = (*order.unknown.of(family) || *stuck.of(family)) && !desired.closes(key);
+            unordered || pods_of(key).is_some() || order.late.contains(key) || order.turning.elements.contains(key)
         };
         let lacks_element = || desired.elements.keys().any(|key| !self.elements.has(key) && !waits(key));
         is_fresh(self.sets.trouble(), at) && lacks_set() || is_fresh(self.elements.trouble(), at) && lacks_element()
@@ -80,22 +85,25 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns the families whose rules stay unchanged for now: the current ones are unknown, or an element that had to
     /// be deleted before them has not been, or may not have been.
     pub(super) fn held(&self, given: &RoundInputs<'_>, order: &Order) -> PerFamily<bool> {
-        let is_stuck = |key: &ElementKey| {
-            !given.desired.closes(key)
+        let is_unread = is_fresh(self.elements.trouble(), given.at) && self.elements.seen().is_none();
+        PerFamily::from_fn(|family| {
+            let in_doubt = self.rules.doubts().any(|piece| piece.family() == family);
+            in_doubt || is_unread && self.are_entered(family) || self.is_stuck(given, order, family)
+        })
+    }
+
+    /// Returns whether the deletion of an element has failed that has to precede what opens a path: until it succeeds, or
+    /// fails for too long, the rules of its family stay and no element is added that opens one.
+    fn is_stuck(&self, given: &RoundInputs<'_>, order: &Order, family: Family) -> bool {
+        let is_its = |key: &ElementKey| {
+            key.entry.family() == family
+                && !given.desired.closes(key)
                 && !given.desired.elements.contains_key(key)
-                && given.desired.sets.contains_key(&key.set)
                 && given.may_go(key)
         };
-        let waits = is_fresh(self.elements.trouble(), given.at);
-        let is_unread = self.elements.seen().is_none();
-        PerFamily::from_fn(|family| {
-            let stuck = || self.elements.doubts().any(|key| key.entry.family() == family && is_stuck(key));
-            let in_doubt = self.rules.doubts().any(|piece| piece.family() == family);
-            let unread = || is_unread && self.are_entered(family);
-            in_doubt
-                || waits
-                    && (unread() || stuck() || order.early.iter().any(|key| is_stuck(key) && self.elements.has(key)))
-        })
+        is_fresh(self.elements.trouble(), given.at)
+            && (self.elements.doubts().any(is_its)
+                || order.early.iter().any(|key| is_its(key) && self.elements.has(key)))
     }
 
     /// Applies stricter pod chains, then the pods' set memberships. Until that has succeeded their chains must not
@@ -170,12 +178,12 @@ impl<K: Kernel> Mirrors<K> {
         want
     }
 
-    /// Adds elements whose family has the rules desired for now; `which` also gets the families whose
+    /// Adds elements whose family has the rules desired for now and is not stuck; `which` also gets the families whose
     /// pod addresses are added after the rules.
     pub(super) fn add_behind(
         &mut self,
         given: &RoundInputs<'_>,
-        want: &AllRules,
+        (order, want): (&Order, &AllRules),
         which: impl Fn(&ElementKey, &PerFamily<bool>) -> bool,
     ) {
         let RoundInputs { desired, at, .. } = *given;
@@ -189,7 +197,8 @@ impl<K: Kernel> Mirrors<K> {
             return;
         }
         let stand = PerFamily::from_fn(|family| {
-            late.iter().any(|key| key.entry.family() == family) && self.stand(want, family)
+            let is_concerned = late.iter().any(|key| key.entry.family() == family);
+            is_concerned && !self.is_stuck(given, order, family) && self.stand(want, family)
         });
         self.elements
             .grow_where(&desired.elements, Growth::Full, at, |key| late.contains(key) && *stand.of(key.entry.family()));
