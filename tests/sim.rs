@@ -117,3 +117,10 @@ fn every_kind_of_damage_is_found_by_an_audit_and_repaired() {
         BACKENDS.iter().for_each(|backend| Walk::new(1).damage_is_found_and_repaired(kind, backend));
     }
 }
+
+#[test]
+fn a_service_that_goes_after_somebody_deleted_its_elements_goes_although_reads_fail() {
+    for seed in 0..10 {
+        BACKENDS.iter().for_each(|backend| Walk::new(seed).goes_without_its_elements(backend));
+    }
+}

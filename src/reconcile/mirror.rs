@@ -67,6 +67,8 @@ pub struct Mirror<T: Target> {
     /// Keys whose last step failed, with the half of a round in which it did. They stay here while they are tried
     /// again: only a success, or nothing left to do, ends the trouble.
     failing: BTreeMap<T::Key, Phase>,
+    /// Keys that were known before the last seen state was given up, until it is read again.
+    forgotten: BTreeSet<T::Key>,
     backoff: Backoff,
     trouble: Option<Trouble>,
     steps_done: u64,
@@ -113,6 +115,7 @@ impl<T: Target> Mirror<T> {
             dirty: Dirty::All,
             doubtful: BTreeSet::new(),
             failing: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
             backoff: Backoff::default(),
             trouble: None,
             steps_done: 0,
@@ -146,9 +149,10 @@ impl<T: Target> Mirror<T> {
         self.seen.as_deref()
     }
 
-    /// Returns the keys that exist or may exist, as far as is known.
+    /// Returns the keys that exist or may exist, as far as is known; while nothing is, those known before. Some may come
+    /// more than once.
     pub fn known_keys(&self) -> impl Iterator<Item = &T::Key> {
-        self.seen.iter().flat_map(|seen| seen.keys()).chain(&self.doubtful)
+        self.seen.iter().flat_map(|seen| seen.keys()).chain(&self.doubtful).chain(&self.forgotten)
     }
 
     /// Returns whether this object is known to exist, in whatever form.
@@ -359,6 +363,7 @@ impl<T: Target> Mirror<T> {
                     self.seen = Some(found.into());
                     self.dirty = Dirty::All;
                     self.doubtful.clear();
+                    self.forgotten.clear();
                     self.backoff.tried();
                 }
                 Err(error) => {

@@ -558,6 +558,33 @@ impl Walk {
         }
     }
 
+    /// Somebody deletes the elements by which virtual services are known to be ours, and what was known of both is lost,
+    /// before it is seen that their Services are gone: the virtual services go all the same.
+    pub fn goes_without_its_elements(&mut self, backend: &str) {
+        (self.config, self.families) = flags::proxy(&["--enable-ipv6=true", backend]);
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        self.agent.authority = Authority::Complete;
+        for _ in 0..200 {
+            generate::change(&mut self.world, &mut self.random);
+        }
+        self.publish();
+        self.settle();
+        let is_ours = |key: &&ServiceKey| matches!(key, ServiceKey::Address { .. });
+        assert!(self.agent.desired().virtuals.keys().any(|key| is_ours(&key)));
+        self.kernel.with(|machine| {
+            let marks = |place: Option<(Set, Entry)>| place.is_some_and(|(set, _)| set == Set::ServicePorts);
+            machine.state.elements.retain(|key, ()| !marks(Set::of_element(key)));
+            machine.state.proxy_table.retain(|object, _| !marks(Set::of_object(object)));
+        });
+        self.damaged();
+        self.world.cluster.services = Default::default();
+        self.publish();
+        let random = Random::new(self.random.next());
+        self.kernel.with(|machine| machine.faults = Faults { random, steps: 0, reads: 100, alive_for: None });
+        self.audit();
+        self.settle();
+    }
+
     /// One damage of one kind, found and repaired.
     pub fn damage_is_found_and_repaired(&mut self, kind: Kind, backend: &str) {
         (self.config, self.families) =

@@ -49,9 +49,9 @@ impl<T: Target> Reflection for Mirror<T> {
 
     /// Records that somebody else changed the kernel: the next round reads everything again.
     fn forget(&mut self) {
-        self.seen = None;
+        self.forgotten.extend(self.seen.take().into_iter().flatten().map(|(key, _)| key));
+        self.forgotten.append(&mut self.doubtful);
         self.dirty = Dirty::All;
-        self.doubtful.clear();
         self.audit_from = None;
     }
 

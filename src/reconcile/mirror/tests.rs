@@ -324,6 +324,25 @@ fn a_key_in_doubt_neither_exists_for_certain_nor_is_it_certainly_absent() {
 }
 
 #[test]
+fn keys_that_were_known_before_a_failed_reading_stay_known_until_the_next() {
+    let mut scene = Scene::new(&[("x", "a")]);
+    scene.shelf().failing.insert("y", false);
+    let want = jars(&[("x", "a"), ("y", "b")]);
+    scene.round(&want);
+    scene.shelf().unreadable = true;
+    let at = scene.at();
+    scene.mirror.audit(at);
+    assert!(scene.mirror.seen().is_none());
+    assert_eq!(scene.mirror.known_keys().copied().collect::<Vec<_>>(), ["x", "y"]);
+    scene.shelf().unreadable = false;
+    scene.shelf().jars.remove("x");
+    scene.shelf().jars.insert("y", "b");
+    scene.wait();
+    scene.round(&jars(&[("y", "b")]));
+    assert_eq!(scene.mirror.known_keys().copied().collect::<Vec<_>>(), ["y"]);
+}
+
+#[test]
 fn what_is_missing_is_counted_before_and_after_a_failure() {
     let want = jars(&[("one", "a"), ("two", "b"), ("three", "c")]);
     let mut scene = Scene::new(&[("one", "z")]);
