@@ -1,7 +1,7 @@
 //! The plugin: one call of the container runtime, from its environment to its answer.
 //!
 //! The socket is away while the agent restarts, so an agent that cannot be reached is tried again until the time is over. DEL and GC try
-//! for less long: what they would withdraw ends with the pod's object in any case.
+//! for less long: what they would withdraw counts nothing without the pod's object, and the next start of the agent forgets it.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};

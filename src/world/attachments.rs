@@ -2,14 +2,17 @@
 //!
 //! A pod's object is known since it was scheduled; its addresses follow when the kubelet has written its status, some time after the
 //! pod has begun to send. Until then what was announced counts like `status.podIPs`. An attachment is forgotten when the status has
-//! its addresses, when the pod is gone, has been attached anew, or is detached. The number of attachments has a bound: those of pods
-//! that nobody knows make room.
+//! its addresses, when the pod has been attached anew, or is detached. The end of the pod's object does not end it: the object may be
+//! that of a former pod of this name (StatefulSets use names again), and the runtime was told of the new one first. For a finished
+//! pod and for one on another node it counts nothing. The number of attachments has a bound: those of pods that nobody knows make room.
 //!
 //! Pure: calls and pods in, pods out. `world` keeps the attachments on disk, so that a restart between the two loses none.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use compact_str::CompactString;
 
 use crate::model::{Attachment, AttachmentChange, AttachmentId, ObjectName, Pod, Table};
 
@@ -22,6 +25,8 @@ pub struct Attachments {
     all: BTreeMap<AttachmentId, Attachment>,
     /// The pods that have any.
     pods: HashMap<ObjectName, Attached>,
+    /// The name of this host's Node.
+    node: CompactString,
     changed: bool,
 }
 
@@ -38,6 +43,19 @@ struct Attached {
     is_restored: bool,
 }
 
+impl Attached {
+    /// Returns whether the cluster has no pod of this name that could have the attachments.
+    fn is_unknown(&self) -> bool {
+        self.told.as_ref().is_none_or(|pod| pod.finished)
+    }
+
+    /// Returns whether the pod runs on this node, as far as the cluster tells.
+    fn is_on(&self, node: &CompactString) -> bool {
+        let of = |pod: &Arc<Pod>| !pod.finished && pod.node.as_ref().is_none_or(|other| **other == **node);
+        self.told.as_ref().is_some_and(of)
+    }
+}
+
 impl Attachments {
     /// Those that an earlier run kept on disk.
     pub fn restored(all: Vec<Attachment>) -> Attachments {
@@ -48,6 +66,11 @@ impl Attachments {
         attachments.pods.values_mut().for_each(|pod| pod.is_restored = true);
         attachments.changed = false;
         attachments
+    }
+
+    /// Sets the name of this host's Node: what is announced here concerns its pods alone.
+    pub fn set_node(&mut self, node: CompactString) {
+        self.node = node;
     }
 
     /// Those to be kept on disk, if they have changed since the last call.
@@ -72,25 +95,23 @@ impl Attachments {
     /// Takes in a pod as the cluster tells it, `None` where it is gone. Returns it as it is to be published.
     pub fn put(&mut self, name: &ObjectName, told: Option<Arc<Pod>>) -> Option<Arc<Pod>> {
         let Some(attached) = self.pods.get_mut(name) else { return told };
-        let was_known = attached.told.is_some();
-        attached.told = told.clone();
-        let ids: Vec<AttachmentId> = attached.ids.iter().cloned().collect();
-        let is_over = |id: &&AttachmentId| match (&told, self.all.get(*id)) {
-            (Some(pod), Some(attachment)) => {
-                pod.finished || attachment.addresses.iter().all(|address| pod.addresses.contains(address))
-            }
-            // The pod may be announced before it is known.
-            _ => was_known,
+        attached.told = told;
+        let addresses: &[IpAddr] = match &attached.told {
+            Some(pod) if !pod.finished => &pod.addresses,
+            _ => &[],
         };
-        for id in ids.iter().filter(is_over).cloned().collect::<Vec<_>>() {
+        let is_told = |id: &&AttachmentId| {
+            self.all.get(*id).is_none_or(|one| one.addresses.iter().all(|address| addresses.contains(address)))
+        };
+        for id in attached.ids.iter().filter(is_told).cloned().collect::<Vec<_>>() {
             self.remove(&id, &mut BTreeSet::new());
         }
-        self.shown(name).flatten().filter(|_| told.is_some())
+        self.shown(name).flatten()
     }
 
     /// Takes in that all pods have been listed: what an earlier run announced of others is over.
     pub fn listed(&mut self) {
-        let gone = self.pods.values().filter(|pod| pod.is_restored && pod.told.is_none());
+        let gone = self.pods.values().filter(|pod| pod.is_restored && pod.is_unknown());
         let gone: Vec<AttachmentId> = gone.flat_map(|pod| pod.ids.iter().cloned()).collect();
         for id in gone {
             self.remove(&id, &mut BTreeSet::new());
@@ -99,12 +120,20 @@ impl Attachments {
         self.pods.values_mut().for_each(|pod| pod.is_restored = false);
     }
 
-    /// Takes in pods that were put in place without [`put`](Attachments::put). Returns those that it concerns.
+    /// Takes in the pods of the last known state, which are in place. Returns those that it concerns. Nothing ends by them: they have
+    /// been published with what had been announced, so their addresses are not proof of what the status says.
     pub fn recall(&mut self, known: &Table<ObjectName, Pod>) -> Vec<Shown> {
         let unknown: Vec<ObjectName> =
             self.pods.iter().filter(|(_, pod)| pod.told.is_none()).map(|(name, _)| name.clone()).collect();
-        let recalled = unknown.into_iter().filter_map(|name| Some((known.get(&name)?.clone(), name)));
-        recalled.map(|(pod, name)| (name.clone(), self.put(&name, Some(pod)))).collect()
+        let mut recalled = Vec::new();
+        for name in unknown {
+            let Some(pod) = known.get(&name) else { continue };
+            if let Some(attached) = self.pods.get_mut(&name) {
+                attached.told = Some(pod.clone());
+            }
+            recalled.extend(self.shown(&name).map(|pod| (name, pod)));
+        }
+        recalled
     }
 
     fn add(&mut self, attachment: Attachment, known: &Table<ObjectName, Pod>, concerned: &mut BTreeSet<ObjectName>) {
@@ -116,7 +145,7 @@ impl Attachments {
             attached.into_iter().flat_map(|pod| pod.ids.iter().filter(is_former).cloned()).collect();
         formers.iter().for_each(|id| self.remove(id, concerned));
         if self.all.len() >= MOST {
-            let unknown = self.pods.values().find(|pod| pod.told.is_none());
+            let unknown = self.pods.values().find(|pod| pod.is_unknown());
             let Some(unknown) = unknown.and_then(|pod| pod.ids.first().cloned()) else { return };
             self.remove(&unknown, concerned);
         }
@@ -151,7 +180,8 @@ impl Attachments {
         let attached = self.pods.get(name)?;
         let mut addresses: Vec<IpAddr> = attached.told.iter().flat_map(|pod| pod.addresses.iter().copied()).collect();
         let told = addresses.len();
-        for address in attached.ids.iter().filter_map(|id| self.all.get(id)).flat_map(|one| one.addresses.iter()) {
+        let ids = attached.ids.iter().filter(|_| attached.is_on(&self.node));
+        for address in ids.filter_map(|id| self.all.get(id)).flat_map(|one| one.addresses.iter()) {
             if !addresses.contains(address) {
                 addresses.push(*address);
             }
@@ -198,13 +228,23 @@ mod tests {
     }
 
     /// The tables of one node: calls and messages of the cluster go in.
-    #[derive(Default)]
     struct Node {
         attachments: Attachments,
         pods: Table<ObjectName, Pod>,
     }
 
+    impl Default for Node {
+        fn default() -> Node {
+            Node::with(Attachments::default())
+        }
+    }
+
     impl Node {
+        fn with(mut attachments: Attachments) -> Node {
+            attachments.set_node("node-1".into());
+            Node { attachments, pods: Table::default() }
+        }
+
         fn call(&mut self, change: AttachmentChange) {
             for (name, pod) in self.attachments.apply(change, &self.pods) {
                 self.publish(name, pod);
@@ -259,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_announced_goes_with_its_sandbox_and_with_the_pod() {
+    fn what_was_announced_goes_with_its_sandbox_and_counts_for_no_pod_that_is_gone() {
         let mut node = Node::default();
         for gone in ["detached", "deleted", "finished", "collected"] {
             node.told("web", Some(pod(&[])));
@@ -270,10 +310,35 @@ mod tests {
                 "collected" => node.call(AttachmentChange::Retain([id("b")].into())),
                 _ => node.told("web", Some(Pod { finished: true, ..pod(&[]) })),
             }
-            assert!(node.addresses("web").is_empty() && node.kept() == 0, "{gone}");
-            assert!(node.attachments.pods.is_empty(), "{gone}");
+            assert!(node.addresses("web").is_empty(), "{gone}");
             node.call(AttachmentChange::Delete(id("a")));
+            assert_eq!(node.pods.get(&name("web")).is_some(), gone != "deleted", "{gone}");
+            assert!(node.kept() == 0 && node.attachments.pods.is_empty(), "{gone}");
         }
+    }
+
+    #[test]
+    fn a_pod_of_the_same_name_has_its_announced_address_although_the_end_of_the_former_is_told_later() {
+        for end in [None, Some(Pod { finished: true, ..pod(&["10.244.1.3"]) })] {
+            let mut node = Node::default();
+            node.told("web-0", Some(pod(&["10.244.1.3"])));
+            node.call(add("new", "web-0", &BOTH));
+            node.told("web-0", end.clone());
+            assert!(!node.addresses("web-0").contains(&BOTH[0].to_owned()), "{end:?}");
+            node.told("web-0", None);
+            node.told("web-0", Some(pod(&[])));
+            assert_eq!(node.addresses("web-0"), BOTH, "{end:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_of_the_same_name_on_another_node_has_nothing_of_what_was_announced_here() {
+        let mut node = Node::default();
+        node.call(add("a", "web-0", &BOTH));
+        node.told("web-0", Some(Pod { node: Some("node-2".into()), ..pod(&[]) }));
+        assert!(node.addresses("web-0").is_empty());
+        node.told("web-0", Some(pod(&[])));
+        assert_eq!(node.addresses("web-0"), BOTH);
     }
 
     #[test]
@@ -322,7 +387,7 @@ mod tests {
         before.call(add("b", "gone", &["10.244.1.9"]));
         let kept = before.attachments.take_changed().expect("there is news");
         assert_eq!((kept.len(), before.attachments.take_changed()), (2, None));
-        let mut node = Node { attachments: Attachments::restored(kept), ..Node::default() };
+        let mut node = Node::with(Attachments::restored(kept));
         node.told("web", Some(pod(&[])));
         assert_eq!(node.addresses("web"), BOTH);
         node.attachments.listed();
@@ -341,7 +406,8 @@ mod tests {
             node.publish(name, pod);
         }
         assert_eq!(node.addresses("web"), BOTH);
-        assert!(node.attachments.recall(&node.pods).is_empty());
+        node.told("web", Some(pod(&[])));
+        assert_eq!(node.addresses("web"), BOTH);
     }
 
     #[test]

@@ -146,6 +146,7 @@ impl Joined {
     /// Sets the facts of the host; returns whether they changed.
     pub fn set_host(&mut self, host: Arc<Host>) -> bool {
         let changed = *self.host != *host;
+        self.attachments.set_node(host.node_name.clone());
         self.host = host;
         self.unpublished |= changed;
         changed
@@ -154,6 +155,7 @@ impl Joined {
     /// Takes over the attachments that an earlier run announced.
     pub fn restore_attachments(&mut self, kept: Vec<Attachment>) {
         self.attachments = Attachments::restored(kept);
+        self.attachments.set_node(self.host.node_name.clone());
     }
 
     /// Takes in a call of the container runtime; returns whether a pod differs and somebody may act upon it.

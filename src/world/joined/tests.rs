@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Selector, Service};
+use crate::model::{AttachmentId, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Selector, Service};
 use crate::net::Family;
 
 fn service(name: &str, address: &str) -> Object {
@@ -183,6 +183,34 @@ fn the_last_known_state_fills_what_is_not_known_and_yields_to_what_is() {
     list(&mut joined, Kind::EndpointSlice, vec![slice("a-2", "a")]);
     assert_eq!(names(&joined), ["a", "a/a-2"]);
     assert_eq!(proxy(&mut joined), Authority::Complete);
+}
+
+#[test]
+fn a_remembered_pod_keeps_its_announced_address_when_the_cluster_lists_it_without() {
+    let without = |name: &str| match pod(name, "10.244.1.7") {
+        Object::Pod(name, Some(pod)) => {
+            Object::Pod(name, Some(Arc::new(Pod { addresses: [].into(), ..(*pod).clone() })))
+        }
+        other => other,
+    };
+    let on_node = || Arc::new(Host { node_name: "node-1".into(), ..Host::default() });
+    let mut earlier = known(&ALL);
+    earlier.set_host(on_node());
+    earlier.put(without("web"));
+    let id = AttachmentId { container: "c1".into(), interface: "eth0".into() };
+    let address = "10.244.1.7".parse().expect("an address");
+    let pod = ObjectName::new("default", "web");
+    earlier.attach(AttachmentChange::Add(Attachment { id, pod: pod.clone(), addresses: [address].into() }));
+    let kept = earlier.take_attachments().expect("there is news");
+    let mut joined = Joined::new(&ALL);
+    joined.restore_attachments(kept);
+    joined.set_host(on_node());
+    joined.remember(Known { cluster: earlier.cluster.clone(), kinds: Kind::ALL.to_vec(), all_nodes: true });
+    let addresses = |joined: &Joined| joined.cluster.pods.get(&pod).map(|pod| pod.addresses.to_vec());
+    assert_eq!(addresses(&joined), Some(vec![address]));
+    list(&mut joined, Kind::Pod, vec![without("web")]);
+    assert_eq!(addresses(&joined), Some(vec![address]), "its status does not have the address yet");
+    assert_eq!(joined.take_attachments(), None, "it stays on disk as well");
 }
 
 #[test]
