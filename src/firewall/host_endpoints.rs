@@ -25,11 +25,12 @@
 //! On the safe side: an endpoint counts whatever its conditions and whatever the traffic policies of its Service say,
 //! so that an endpoint that becomes ready finds the rules in place.
 //!
-//! External and load balancer addresses count only where the service proxy may serve them (the ranges of the flags, and
-//! never a cluster IP), and only for the Service that it gives the address to, where that is certain: else whoever may
-//! write a Service could cut pods off from a Service of others by naming its address. It is certain where an older Service
-//! (by name, if both are of one second) has the same address and port with external traffic policy Cluster; with Local the
-//! older one may have no endpoint here, and then the younger one is served.
+//! External and load balancer addresses count only where the service proxy may serve them (the ranges of the flags), and only for
+//! the Service that it gives the address and port to, where that is certain: else whoever may write a Service could cut pods off
+//! from a Service of others by naming its address. It is certain where another Service has the address as cluster IP with the
+//! same port, and where an older Service (by name, if both are of one second) has them with external traffic policy Cluster; with
+//! Local the older one may have no endpoint here, and then the younger one is served. A cluster IP that no Service has with this
+//! port is served for whoever names it (`--strict-external-ip-validation=false`), so it counts like any other address.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,7 +72,7 @@ pub struct HostEndpoints {
     service_addresses: BTreeMap<IpAddr, usize>,
     services: Table<ObjectName, Service>,
     endpoints: Table<ObjectName, Endpoints>,
-    /// The Services of each entrance at an external or load balancer address.
+    /// The Services of each entrance at an external or load balancer address, and at cluster IPs that may be named as such.
     claims: Claims<(Entrance, Protocol), ExternalClaim>,
     /// The host endpoints of each Service that has any, with its entrances.
     parts: BTreeMap<ObjectName, Part>,
@@ -84,6 +85,8 @@ type Part = BTreeSet<(HostEndpoint, Entrance)>;
 /// The claim of one Service to an external entrance, in the order in which the service proxy gives it (`proxy::owners`).
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct ExternalClaim {
+    /// Whether it is an external or load balancer address of the Service, and not its cluster IP.
+    is_external: bool,
     /// Seconds since 1970.
     created: i64,
     service: ObjectName,
@@ -99,7 +102,7 @@ impl Claim for ExternalClaim {
     }
 
     fn order(&self, other: &ExternalClaim) -> Ordering {
-        (self.created, &self.service).cmp(&(other.created, &other.service))
+        (self.is_external, self.created, &self.service).cmp(&(other.is_external, other.created, &other.service))
     }
 }
 
@@ -203,19 +206,17 @@ impl HostEndpoints {
             services.changes_since(&self.services).map(|change| change.key().clone()).collect();
         let mut contested = BTreeSet::new();
         for name in &dirty {
-            let entrances = |service: &Service| external_entrances(service, config).collect::<BTreeSet<_>>();
-            let before = self.services.get(name).map(|service| entrances(service)).unwrap_or_default();
-            let after = services.get(name).map(|service| (service, entrances(service)));
-            for key in before.iter().filter(|key| after.as_ref().is_none_or(|(_, after)| !after.contains(*key))) {
-                self.claims.put(key, name, None);
-                contested.insert(*key);
+            let claims = |services: &Table<ObjectName, Service>| {
+                services.get(name).map(|service| claims(name, service, config)).unwrap_or_default()
+            };
+            let (before, after) = (claims(&self.services), claims(services));
+            for key in before.into_keys().filter(|key| !after.contains_key(key)) {
+                self.claims.put(&key, name, None);
+                contested.insert(key);
             }
-            for (service, key) in after.iter().flat_map(|(service, after)| after.iter().map(move |key| (service, key)))
-            {
-                let always = service.external_policy() == TrafficPolicy::Cluster;
-                let claim = ExternalClaim { created: service.created, service: name.clone(), always };
-                self.claims.put(key, name, Some(claim));
-                contested.insert(*key);
+            for (key, claim) in after {
+                self.claims.put(&key, name, Some(claim));
+                contested.insert(key);
             }
         }
         for key in contested {
@@ -316,25 +317,39 @@ pub fn addresses<'a>(service: &'a Service, config: &'a FirewallConfig) -> impl I
     service.cluster_ips.iter().copied().chain(external_addresses(service, config))
 }
 
-/// Returns the external and load balancer addresses of a Service that the service proxy may serve. A cluster IP belongs to
-/// the Service that it was allocated for, also without strict validation.
+/// Returns the external and load balancer addresses of a Service that the service proxy may serve.
 fn external_addresses<'a>(service: &'a Service, config: &'a FirewallConfig) -> impl Iterator<Item = IpAddr> + 'a {
     let ranges = &config.ranges;
     let allowed = |(address, field): &(IpAddr, ExternalField)| match field {
-        _ if ranges.is_cluster_ip(*address) => false,
         ExternalField::ExternalIps => ranges.allow_external_ip(*address),
         ExternalField::LoadBalancer => ranges.allow_load_balancer_ip(*address),
     };
     service.external_addresses().filter(allowed).map(|(address, _)| address)
 }
 
-/// Returns the entrances of a Service at its external and load balancer addresses.
-fn external_entrances<'a>(
-    service: &'a Service,
-    config: &'a FirewallConfig,
-) -> impl Iterator<Item = (Entrance, Protocol)> + 'a {
-    let ports = |address| service.ports.iter().map(move |one| (Entrance { address, port: one.port }, one.protocol));
-    external_addresses(service, config).flat_map(ports)
+/// Returns the claims of a Service: to its external and load balancer addresses, and to its cluster IPs where others may name them.
+fn claims(
+    name: &ObjectName,
+    service: &Service,
+    config: &FirewallConfig,
+) -> BTreeMap<(Entrance, Protocol), ExternalClaim> {
+    let ranges = &config.ranges;
+    let may_be_named = |address: &IpAddr| ranges.allow_external_ip(*address) || ranges.allow_load_balancer_ip(*address);
+    let external = external_addresses(service, config).map(|address| (address, true));
+    let own = service.cluster_ips.iter().copied().filter(may_be_named).map(|address| (address, false));
+    let claim = |is_external| ExternalClaim {
+        is_external,
+        created: service.created,
+        service: name.clone(),
+        always: !is_external || service.external_policy() == TrafficPolicy::Cluster,
+    };
+    // The claim to a cluster IP comes before one to the same address as an external one.
+    let all = external.chain(own);
+    let ports = |(address, is_external)| {
+        let at = move |one: &ServicePort| ((Entrance { address, port: one.port }, one.protocol), claim(is_external));
+        service.ports.iter().map(at)
+    };
+    all.flat_map(ports).collect()
 }
 
 #[cfg(test)]
@@ -481,11 +496,36 @@ mod tests {
         let mut all = HostEndpoints::default();
         all.update(&world, &config());
         assert_eq!(found(&all), [INSIDE]);
+    }
+
+    #[test]
+    fn an_address_of_the_cluster_range_that_the_service_proxy_serves_for_a_tenant_is_refused() {
+        let mut world = world(&["192.0.2.11"], slice(&["192.0.2.11"], Conditions::READY));
+        let through_balancer = false;
+        let tenants = Service {
+            external_ips: vec![address("10.96.0.10"), address("10.96.0.77"), address("198.51.100.1")],
+            load_balancer: vec![LoadBalancerAddress { address: address("10.96.0.78"), through_balancer }],
+            ..service()
+        };
+        world.cluster.services.insert(object("shop/web"), tenants);
         let lenient = FirewallConfig { ranges: ServiceRanges { strict: false, ..config().ranges }, ..config() };
         let mut all = HostEndpoints::default();
-        all.update(&world, &lenient);
-        let without_cluster_ips = "192.0.2.11:6443/tcp at 10.96.0.1:443 192.0.2.11:30443 198.51.100.1:443";
-        assert_eq!(found(&all), [without_cluster_ips], "a cluster IP is never another Service's");
+        let mut after = |others: Option<Service>| {
+            match others {
+                Some(others) => drop(world.cluster.services.insert(object("shop/others"), others)),
+                None => drop(world.cluster.services.remove(&object("shop/others"))),
+            }
+            all.update(&world, &lenient);
+            found(&all)
+        };
+        let open = "192.0.2.11:6443/tcp at 10.96.0.1:443 10.96.0.10:443 10.96.0.77:443 10.96.0.78:443 192.0.2.11:30443 198.51.100.1:443";
+        let without = open.replace(" 10.96.0.10:443", "");
+        assert_eq!(after(None), [open], "nobody has these cluster IPs");
+        let others = Service { created: 9, ..Service::new(vec![address("10.96.0.10")], service().ports) };
+        assert_eq!(after(Some(others.clone())), [without], "a cluster IP with this port is never another Service's");
+        let dns = Service { ports: vec![others.ports[1].clone()], ..others };
+        assert_eq!(after(Some(dns)), [open], "another port is another entrance");
+        assert_eq!(after(None), [open]);
     }
 
     #[test]
