@@ -69,6 +69,13 @@ fn the_other_backend_takes_over_and_no_connection_ends() {
 }
 
 #[test]
+fn while_it_is_not_known_what_the_other_backend_marks_there_is_trouble() {
+    for seed in 0..10 {
+        Walk::new(seed).does_not_know_what_the_other_backend_marks();
+    }
+}
+
+#[test]
 fn a_remembered_service_is_put_into_an_empty_kernel_only() {
     for seed in 0..20 {
         Walk::new(seed).remembers_more_than_the_kernel_holds();

@@ -169,7 +169,7 @@ impl<K: Kernel> Mirrors<K> {
             // A recreated set may have lost its elements.
             self.elements.forget();
         }
-        let takes_over = self.takes_over();
+        let takes_over = self.takes_over(at);
         if !takes_over {
             self.rules.grow(&desired.rules, growth, at);
         }
@@ -267,10 +267,14 @@ impl<K: Kernel> Mirrors<K> {
         self.udp.is_settled() && self.is_as_wanted()
     }
 
-    /// Returns whether the other backend has virtual services in force, as far as can be known.
-    fn takes_over(&mut self) -> bool {
-        if self.marked_elsewhere.is_none() {
-            self.marked_elsewhere = self.kernel.marked_by_other_backend().ok();
+    /// Returns whether the other backend has virtual services in force, as far as can be known. While it cannot be read, nobody
+    /// knows which virtual services are ours: that is trouble of these, and it is tried again as they are.
+    fn takes_over(&mut self, at: Moment) -> bool {
+        if self.marked_elsewhere.is_none() && self.virtuals.would_read(at) {
+            match self.kernel.marked_by_other_backend() {
+                Ok(marked) => self.marked_elsewhere = Some(marked),
+                Err(error) => self.virtuals.cannot_learn(error.to_string(), at),
+            }
         }
         self.marked_elsewhere.as_ref().is_none_or(|marked| !marked.is_empty())
     }
@@ -278,8 +282,11 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns false while it is not known which virtual services are ours, or their state.
     fn learn_virtuals(&mut self, desired: &Desired, at: Moment) -> bool {
         if self.virtuals.would_read(at) {
-            let _ = self.takes_over();
-            if !self.marks().are_known() || self.marked_elsewhere.is_none() {
+            let _ = self.takes_over(at);
+            if self.marked_elsewhere.is_none() {
+                return false;
+            }
+            if !self.marks().are_known() {
                 self.virtuals.wait_for_others();
                 return false;
             }

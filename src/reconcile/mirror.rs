@@ -346,6 +346,11 @@ impl<T: Target> Mirror<T> {
         self.backoff.tried();
     }
 
+    /// Notes that what has to be known before this kind can be read is not: trouble, as if the kernel had not listed it.
+    pub fn cannot_learn(&mut self, error: String, at: Moment) {
+        self.unreadable(error, at);
+    }
+
     /// Makes failed steps due at once: something else is desired in their place.
     pub fn try_at_once(&mut self) {
         self.backoff.tried();

@@ -13,6 +13,7 @@ use sluice::model::Authority;
 use sluice::net::Family;
 use sluice::proxy::names::{CHAIN_SNAT, DEVICE, Set};
 use sluice::proxy::plan::{local_route_key, services_on};
+use sluice::subsystem::Kinds;
 
 use crate::agent::{Agent, known};
 use crate::support::memory::{Links, Rows, State};
@@ -76,6 +77,29 @@ impl Walk {
             state.rules != foreign.rules || state.elements != foreign.elements || state.sets != foreign.sets;
         let (has_table, uses_table) = (!state.proxy_table.is_empty(), after.contains("nftables"));
         assert_eq!((has_table, has_iptables), (uses_table, !uses_table), "one of the two is there");
+    }
+}
+
+impl Walk {
+    /// At the start it cannot be read what the other backend marks as ours, for a while.
+    pub fn does_not_know_what_the_other_backend_marks(&mut self) {
+        self.world.authority.proxy = Authority::Complete;
+        for _ in 0..60 {
+            generate::change(&mut self.world, &mut self.random);
+        }
+        self.kernel.with(|machine| machine.marks_fail = true);
+        self.start_from(self.world.clone());
+        for _ in 0..5 {
+            self.round();
+            let mirrors = &self.agent.mirrors;
+            let troubled = mirrors.reflections().iter().any(|kind| kind.trouble().is_some());
+            assert!(troubled && !mirrors.is_settled(), "it is ready although it has not begun");
+            let next = mirrors.retry_at();
+            assert!(next.is_some_and(|next| next > self.clock.now), "it has to be tried again, and not at once");
+            self.clock.pass_until(next);
+        }
+        self.kernel.with(|machine| machine.marks_fail = false);
+        self.settle();
     }
 }
 

@@ -50,6 +50,8 @@ pub struct Machine {
     pub busy: BTreeSet<(ServiceKey, SocketAddr)>,
     /// Connection tracking cannot be changed, whatever is tried.
     pub conntrack_fails: bool,
+    /// What the other backend marks as ours cannot be read.
+    pub marks_fail: bool,
     /// The backend that the service proxy uses; `None` for both, to clean up.
     pub backend: Option<Backend>,
     /// The same of the router.
@@ -148,6 +150,7 @@ impl MemoryKernel {
             faults: Faults::none(),
             busy: BTreeSet::new(),
             conntrack_fails: false,
+            marks_fail: false,
             backend: None,
             router_backend: None,
             abandoned_removed: 0,
@@ -249,7 +252,7 @@ impl Kernel for MemoryKernel {
 
     fn marked_by_other_backend(&mut self) -> Result<Vec<ServiceKey>, Error> {
         self.with(|machine| {
-            if machine.faults.of_read() {
+            if machine.marks_fail || machine.faults.of_read() {
                 return Err(Error::errno("list", "marks", Errno::NOBUFS));
             }
             let state = &machine.state;
