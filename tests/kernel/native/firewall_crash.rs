@@ -1,7 +1,8 @@
-//! kill -9 at every step of an apply, and a fresh start behind it, on the real kernel, both flavours and both families.
+//! kill -9 at every step of an apply, and a fresh start behind it, on the real kernel, both flavours of iptables and nftables, both
+//! families.
 //!
 //! The process that dies is one of its own: this test program once more, with the kernel's families wrapped so that it
-//! kills itself before its n-th step. A step is one set, one element, or one run of `iptables-restore`. For every n until
+//! kills itself before its n-th step. A step is one set, one element, one run of `iptables-restore`, or one transaction. For every n until
 //! the process comes to its end: right after its death nothing is open that is closed before and after the change, and
 //! nothing is closed that is open before and after; then a fresh start, with no memory, brings about what is wanted.
 //!
@@ -14,7 +15,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -23,11 +24,15 @@ use sluice::firewall::iptables::apply::{Kernel, Mirrors, Refusing, Targets, Time
 use sluice::firewall::iptables::desired::Desired;
 use sluice::firewall::iptables::linux::{self, Linux};
 use sluice::firewall::iptables::lowering::Lowering;
+use sluice::firewall::nftables;
+use sluice::firewall::nftables::desired::Desired as DesiredTable;
+use sluice::firewall::nftables::lowering::Lowering as TableLowering;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::verdict;
 use sluice::kernel::ipset::{Elements, Sets};
 use sluice::kernel::iptables::{Flavour, Refusal, Tables, Timing};
+use sluice::kernel::nftables::{InetTable, Object};
 use sluice::kernel::sysctl::Settings;
 use sluice::model::{
     Authority, Namespace, Namespaces, ObjectName, Operator, Peer, Peers, Ports, Requirement, Selector, World,
@@ -35,6 +40,7 @@ use sluice::model::{
 use sluice::net::{Family, PerFamily};
 use sluice::reconcile::{Failure, Moment, Phase, Step, Target};
 
+use super::enforcer::{Filter, until_nobody_owns_the_table};
 use super::firewall::{
     BOTH, BOTH_FAMILIES, PODS, PROTOCOLS, app, block, config, egress, from_app, ingress, packet, places, programs,
     put_pod, rule, told_ways, ways, world,
@@ -59,54 +65,63 @@ struct Change {
 
 /// What the process that dies is told: flavour, number of the change, number of the step.
 const ORDER: &str = "SLUICE_TEST_DEATH";
+/// In place of the number of a step: the process is killed from outside.
+const FOR_EVER: &str = "for ever";
+/// The change that is about most objects.
+const MOST: &str = "other policies, labels and pods";
 /// More steps than any of the changes has.
 const MANY: u64 = 400;
 
 #[test]
 fn a_first_start_may_die_at_any_step_with_legacy_tables() {
-    every_death(Flavour::Legacy, "first policies");
+    every_death(Filter::Iptables(Flavour::Legacy), "first policies");
 }
 
 #[test]
 fn a_first_start_may_die_at_any_step_with_nf_tables() {
-    every_death(Flavour::NfTables, "first policies");
+    every_death(Filter::Iptables(Flavour::NfTables), "first policies");
+}
+
+#[test]
+fn any_change_may_die_at_any_step_with_nftables() {
+    changes().iter().for_each(|change| every_death(Filter::Nftables, change.name));
 }
 
 #[test]
 fn a_change_may_die_at_any_step_with_legacy_tables() {
-    every_death(Flavour::Legacy, "other policies, labels and pods");
+    every_death(Filter::Iptables(Flavour::Legacy), "other policies, labels and pods");
 }
 
 #[test]
 fn a_change_may_die_at_any_step_with_nf_tables() {
-    every_death(Flavour::NfTables, "other policies, labels and pods");
+    every_death(Filter::Iptables(Flavour::NfTables), "other policies, labels and pods");
 }
 
 #[test]
 fn closing_by_default_may_die_at_any_step() {
-    BOTH.into_iter().for_each(|flavour| every_death(flavour, "closed by default from the start"));
+    iptables().into_iter().for_each(|filter| every_death(filter, "closed by default from the start"));
 }
 
 #[test]
 fn a_new_pod_where_addresses_are_closed_by_default_may_die_at_any_step() {
-    BOTH.into_iter().for_each(|flavour| every_death(flavour, "a pod comes and one goes, closed by default"));
+    iptables().into_iter().for_each(|filter| every_death(filter, "a pod comes and one goes, closed by default"));
 }
 
 #[test]
 fn a_change_of_a_namespaces_labels_may_die_at_any_step() {
-    BOTH.into_iter().for_each(|flavour| every_death(flavour, "a namespace with other labels"));
+    iptables().into_iter().for_each(|filter| every_death(filter, "a namespace with other labels"));
 }
 
 #[test]
 fn a_policy_that_comes_back_finds_what_it_left_and_may_die_at_any_step() {
-    BOTH.into_iter().for_each(|flavour| every_death(flavour, "a policy that comes back to what it left"));
+    iptables().into_iter().for_each(|filter| every_death(filter, "a policy that comes back to what it left"));
 }
 
 #[test]
 fn the_last_policies_and_a_cleanup_may_die_at_any_step() {
-    for flavour in BOTH {
-        every_death(flavour, "no policy any more");
-        every_death(flavour, "cleanup");
+    for filter in iptables() {
+        every_death(filter, "no policy any more");
+        every_death(filter, "cleanup");
     }
 }
 
@@ -134,21 +149,68 @@ fn a_script_that_breaks_off_changes_nothing() {
 fn a_process_that_dies() {
     let order = std::env::var(ORDER).expect("only the other tests run this");
     let words: Vec<&str> = order.split(',').collect();
-    let flavour = if words[0] == "Legacy" { Flavour::Legacy } else { Flavour::NfTables };
     let change = changes().swap_remove(words[1].parse().unwrap());
+    if words[2] == FOR_EVER {
+        turns_for_ever([&change.after, &change.before].map(|world| world.as_ref().expect("a World")));
+    }
     let left = Rc::new(Cell::new(words[2].parse().unwrap()));
-    let Targets { settings, sets, elements, rules, kernel } = linux::open_with(programs(flavour)).unwrap();
-    let targets = Targets {
-        kernel: Mortal { inner: kernel, left: left.clone() },
-        settings,
-        sets: Mortal { inner: sets, left: left.clone() },
-        elements: Mortal { inner: elements, left: left.clone() },
-        rules: Mortal { inner: rules, left },
-    };
-    bring_about(Mirrors::new(targets), &change.after, change.default_deny);
+    let filter = Filter::ALL.into_iter().find(|filter| word(*filter) == words[0]).expect("one of them");
+    bring_about(filter, &change.after, change.default_deny, Some(left));
 }
 
-fn every_death(flavour: Flavour, name: &str) {
+/// Changes the table from one World to another and back, until somebody ends it.
+fn turns_for_ever(worlds: [&World; 2]) -> ! {
+    let mut mirrors = nftables::apply::Mirrors::new(nftables::linux::open_for_cleanup().unwrap());
+    let (mut plan, mut lowering) = (Plan::new(), TableLowering::new(config(false), BOTH_FAMILIES));
+    loop {
+        for world in worlds {
+            let changed = plan.update(world);
+            mirrors.mark(&lowering.update(plan.rules(), world, &changed));
+            mirrors.round(lowering.desired(), Authority::Complete, moment());
+            assert!(mirrors.is_settled(), "one round is enough");
+        }
+    }
+}
+
+#[test]
+fn a_process_may_be_killed_at_any_moment_with_nftables() {
+    let (number, change) =
+        changes().into_iter().enumerate().find(|(_, change)| change.name == MOST).expect("one of them");
+    in_new(|| {
+        own_run();
+        let places = places();
+        let rules = [&change.before, &change.after].map(|world| rules_of(world.as_ref()));
+        bring_about(Filter::Nftables, &change.after, false, None);
+        let wanted = saved(Filter::Nftables);
+        for kill in 0..12 {
+            let mut turning =
+                dying(Filter::Nftables, number, FOR_EVER).spawn().expect("this program can be started again");
+            std::thread::sleep(Duration::from_millis(150 + kill * 7));
+            turning.kill().expect("it runs");
+            let status = turning.wait().expect("it ends");
+            assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "it ran until then");
+            let told = format!("killed for the time {kill}");
+            check(&places, &change, &rules, &told, &[0, 1]);
+            bring_about(Filter::Nftables, &change.after, false, None);
+            check(&places, &change, &rules, &format!("{told}, and a fresh start"), &[1]);
+            assert_eq!(saved(Filter::Nftables), wanted, "{told}, and a fresh start");
+        }
+    });
+}
+
+fn iptables() -> [Filter; 2] {
+    BOTH.map(Filter::Iptables)
+}
+
+fn word(filter: Filter) -> &'static str {
+    match filter {
+        Filter::Iptables(Flavour::Legacy) => "legacy",
+        Filter::Iptables(Flavour::NfTables) => "iptables-nft",
+        Filter::Nftables => "nftables",
+    }
+}
+
+fn every_death(filter: Filter, name: &str) {
     let (number, change) =
         changes().into_iter().enumerate().find(|(_, change)| change.name == name).expect("one of them");
     in_new(|| {
@@ -156,46 +218,56 @@ fn every_death(flavour: Flavour, name: &str) {
         let places = places();
         let rules = [&change.before, &change.after].map(|world| rules_of(world.as_ref()));
         let wanted = {
-            bring_about(mirrors(flavour), &change.after, change.default_deny);
-            saved(flavour)
+            bring_about(filter, &change.after, change.default_deny, None);
+            saved(filter)
         };
         for step in 0..MANY {
             if let Some(earlier) = &change.earlier {
-                bring_about(mirrors(flavour), &Some(earlier.clone()), change.default_deny);
-                one_round(mirrors(flavour), change.before.as_ref().expect("a World"), change.default_deny);
+                bring_about(filter, &Some(earlier.clone()), change.default_deny, None);
+                one_round(filter, change.before.as_ref().expect("a World"), change.default_deny);
             } else {
-                bring_about(mirrors(flavour), &change.before, change.default_deny);
+                bring_about(filter, &change.before, change.default_deny, None);
             }
-            let died = dies(flavour, number, step);
-            let told = format!("{flavour:?}, {name}, dead before step {step}");
+            let died = dies(filter, number, step);
+            let told = format!("{filter:?}, {name}, dead before step {step}");
             check(&places, &change, &rules, &told, if died { &[0, 1] } else { &[1] });
             if !died {
-                assert!(step > 2, "{told}: there are hardly any steps");
+                let least = if filter == Filter::Nftables { 1 } else { 3 };
+                assert!(step >= least, "{told}: there are hardly any steps");
                 return;
             }
-            bring_about(mirrors(flavour), &change.after, change.default_deny);
+            bring_about(filter, &change.after, change.default_deny, None);
             check(&places, &change, &rules, &format!("{told}, and a fresh start"), &[1]);
-            assert_eq!(saved(flavour), wanted, "{told}, and a fresh start");
+            assert_eq!(saved(filter), wanted, "{told}, and a fresh start");
         }
         panic!("{name} has no end");
     });
 }
 
 /// Runs the process with the order to die before a step. False where it came to its end.
-fn dies(flavour: Flavour, change: usize, step: u64) -> bool {
-    let done = Command::new(std::env::current_exe().unwrap())
-        .args(["native::firewall_crash::a_process_that_dies", "--exact", "--ignored", "--nocapture"])
-        .env(ORDER, format!("{flavour:?},{change},{step}"))
-        .output()
-        .expect("this program can be started again");
+fn dies(filter: Filter, change: usize, step: u64) -> bool {
+    let done = dying(filter, change, &step.to_string()).output().expect("this program can be started again");
     let killed = done.status.signal() == Some(Signal::KILL.as_raw());
     let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert!(killed || done.status.success() && said.contains("1 passed"), "{:?}: {said}", done.status);
     killed
 }
 
-/// Brings a World, or nothing, into the kernel, with no memory of what was.
-fn bring_about<K: Kernel>(mut mirrors: Mirrors<K>, world: &Option<World>, default_deny: bool) {
+/// The process with the order to die before a step.
+fn dying(filter: Filter, change: usize, step: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["native::firewall_crash::a_process_that_dies", "--exact", "--ignored", "--nocapture"]);
+    command.env(ORDER, format!("{},{change},{step}", word(filter))).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Brings a World, or nothing, into the kernel, with no memory of what was. `left`: how many steps there are before the end.
+fn bring_about(filter: Filter, world: &Option<World>, default_deny: bool, left: Option<Rc<Cell<u64>>>) {
+    let left = left.unwrap_or_else(|| Rc::new(Cell::new(u64::MAX)));
+    let Filter::Iptables(flavour) = filter else {
+        return bring_about_in_table(world, default_deny, left);
+    };
+    let mut mirrors = mortal(flavour, left);
     let mut lowering = Lowering::new(config(default_deny), BOTH_FAMILIES);
     if let Some(world) = world {
         let mut plan = Plan::new();
@@ -215,8 +287,33 @@ fn bring_about<K: Kernel>(mut mirrors: Mirrors<K>, world: &Option<World>, defaul
     panic!("it does not settle");
 }
 
-/// The program ends before it removes what nobody enters any more.
-fn one_round(mut mirrors: Mirrors<Linux>, world: &World, default_deny: bool) {
+/// The same with nftables.
+fn bring_about_in_table(world: &Option<World>, default_deny: bool, left: Rc<Cell<u64>>) {
+    // A process that was killed may own it for a moment.
+    until_nobody_owns_the_table();
+    let nftables::apply::Targets { kernel, settings, table } = nftables::linux::open_for_cleanup().unwrap();
+    let (kernel, table) = (Mortal { inner: kernel, left: left.clone() }, Mortal { inner: table, left });
+    let mut mirrors = nftables::apply::Mirrors::new(nftables::apply::Targets { kernel, settings, table });
+    let mut lowering = TableLowering::new(config(default_deny), BOTH_FAMILIES);
+    if let Some(world) = world {
+        let mut plan = Plan::new();
+        let changed = plan.update(world);
+        mirrors.mark(&lowering.update(plan.rules(), world, &changed));
+    }
+    let nothing = DesiredTable::default();
+    let desired = world.as_ref().map_or(&nothing, |_| lowering.desired());
+    mirrors.round(desired, Authority::Complete, moment());
+    assert!(mirrors.is_settled(), "one round is enough");
+    drop(mirrors);
+    until_nobody_owns_the_table();
+}
+
+/// The program ends before it removes what nobody enters any more. With nftables there is nothing of the kind.
+fn one_round(filter: Filter, world: &World, default_deny: bool) {
+    let Filter::Iptables(flavour) = filter else {
+        return bring_about(filter, &Some(world.clone()), default_deny, None);
+    };
+    let mut mirrors = mortal(flavour, Rc::new(Cell::new(u64::MAX)));
     let mut lowering = Lowering::new(config(default_deny), BOTH_FAMILIES);
     let mut plan = Plan::new();
     let changed = plan.update(world);
@@ -225,8 +322,16 @@ fn one_round(mut mirrors: Mirrors<Linux>, world: &World, default_deny: bool) {
     assert!(!mirrors.is_settled(), "something is left over");
 }
 
-fn mirrors(flavour: Flavour) -> Mirrors<Linux> {
-    Mirrors::new(linux::open_with(programs(flavour)).expect("the kernel can be reached"))
+fn mortal(flavour: Flavour, left: Rc<Cell<u64>>) -> Mirrors<Mortal<Linux>> {
+    let Targets { settings, sets, elements, rules, kernel } =
+        linux::open_with(programs(flavour)).expect("the kernel can be reached");
+    Mirrors::new(Targets {
+        kernel: Mortal { inner: kernel, left: left.clone() },
+        settings,
+        sets: Mortal { inner: sets, left: left.clone() },
+        elements: Mortal { inner: elements, left: left.clone() },
+        rules: Mortal { inner: rules, left },
+    })
 }
 
 fn rules_of(world: Option<&World>) -> Option<RuleSet> {
@@ -253,7 +358,11 @@ fn check(places: &Places, change: &Change, rules: &[Option<RuleSet>; 2], told: &
         })
         .collect();
     let wrong = told_ways(&places.wrong(&tries, &expected));
-    assert!(wrong.is_empty(), "{told}:\n{wrong}\n{}", shell("iptables-save; ip6tables-save; ipset save"));
+    assert!(
+        wrong.is_empty(),
+        "{told}:\n{wrong}\n{}",
+        shell("iptables-save; ip6tables-save; ipset save; nft list ruleset")
+    );
 }
 
 fn is_open(places: &Places, world: &World, rules: &RuleSet, default_deny: bool, way: Try<'_>) -> bool {
@@ -267,7 +376,14 @@ fn is_open(places: &Places, world: &World, rules: &RuleSet, default_deny: bool, 
 }
 
 /// Rules and sets, without counters.
-fn saved(flavour: Flavour) -> BTreeMap<&'static str, Vec<String>> {
+fn saved(filter: Filter) -> BTreeMap<&'static str, Vec<String>> {
+    let Filter::Iptables(flavour) = filter else {
+        let is_count = |line: &str| line.trim_start().starts_with("packets ") || line.starts_with("table ");
+        let mut lines: Vec<String> = filter.saved().lines().filter(|line| !is_count(line)).map(str::to_owned).collect();
+        // Elements, sets and chains are listed in the order in which they came.
+        lines.sort();
+        return BTreeMap::from([("table", lines)]);
+    };
     let flavour = if flavour == Flavour::Legacy { "legacy" } else { "nft" };
     let of = |program: &str| {
         let text = shell(&format!("{program} | sed 's/\\[[0-9:]*\\]//'"));
@@ -405,6 +521,13 @@ trait Acts: Target {
 
 impl Acts for Sets {}
 impl Acts for Elements {}
+/// One transaction, but for the filling of new sets, which nobody looks into before.
+impl Acts for InetTable {
+    fn acts(steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Vec<usize>> {
+        vec![(0..steps.len()).collect()]
+    }
+}
+
 impl Acts for Tables {
     /// One run of the program for each family.
     fn acts(steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Vec<usize>> {
@@ -474,5 +597,20 @@ impl Refusing for Mortal<Tables> {
 
     fn is_unreadable(&self, family: Family) -> bool {
         self.inner.is_unreadable(family)
+    }
+}
+
+impl nftables::apply::Kernel for Mortal<nftables::linux::Linux> {
+    type Settings = Settings;
+    type Table = Mortal<InetTable>;
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        self.inner.remove_abandoned()
+    }
+}
+
+impl nftables::apply::Refusing for Mortal<InetTable> {
+    fn take_refused(&mut self) -> BTreeMap<Object, String> {
+        nftables::apply::Refusing::take_refused(&mut self.inner)
     }
 }
