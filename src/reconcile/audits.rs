@@ -34,6 +34,12 @@ pub fn glance(kind: &mut dyn Reflection, at: Moment) -> Vec<Found> {
     kind.glance(at).into_iter().map(|drift| Found { kind: name, drift }).collect()
 }
 
+/// Finds what others changed in one kind just now, as a notice says.
+pub fn compare_after_notice(kind: &mut dyn Reflection, at: Moment) -> Vec<Found> {
+    let name = kind.name();
+    kind.compare_after_notice(at).into_iter().map(|drift| Found { kind: name, drift }).collect()
+}
+
 /// Looks for every change in one kind, and reads what may have changed.
 pub fn scan(kind: &mut dyn Reflection, at: Moment) -> Vec<Found> {
     let name = kind.name();

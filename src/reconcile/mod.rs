@@ -25,7 +25,7 @@ mod optional;
 mod target;
 
 pub use account::Account;
-pub use audits::{Audits, Found, audit, glance, scan};
+pub use audits::{Audits, Found, audit, compare_after_notice, glance, scan};
 pub use backoff::Backoff;
 pub use mirror::{Audited, Course, Differing, Drift, Growth, Mirror, Reflection, Trouble};
 pub use moment::{Moment, Moments};

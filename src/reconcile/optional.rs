@@ -51,6 +51,10 @@ impl<T: Target> Target for Optional<T> {
         self.target.as_mut().map_or(Glance::Alike, |target| target.glance(seen))
     }
 
+    fn sees_all_at_a_glance(&self) -> bool {
+        self.target.as_ref().is_some_and(T::sees_all_at_a_glance)
+    }
+
     fn unlike(&mut self, seen: &BTreeMap<T::Key, T::Value>, keys: &[T::Key]) -> Result<Vec<T::Key>, T::Error> {
         self.target.as_mut().map_or_else(|| Ok(Vec::new()), |target| target.unlike(seen, keys))
     }

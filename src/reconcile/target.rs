@@ -47,6 +47,11 @@ pub trait Target {
         Glance::Alike
     }
 
+    /// Returns whether a glance sees every change by others, so that nothing has to be read to find out what a notice is about.
+    fn sees_all_at_a_glance(&self) -> bool {
+        false
+    }
+
     /// Compares these of the last seen objects with the kernel; returns those that may differ. Nothing is concluded from its
     /// answer but that they have to be read, so a kind that can compare at less cost than it reads overrides this.
     ///

@@ -84,7 +84,7 @@ impl Set {
         let key = match entry {
             Entry::Ip(address) => Key::Address(address),
             Entry::IpPort(address, protocol, port) => Key::Service(address, protocol, port),
-            Entry::Net(prefix) => Key::Prefix(prefix),
+            Entry::Net(prefix) => Key::prefix(prefix),
         };
         Object::Element(self.in_table(entry.family()), key)
     }

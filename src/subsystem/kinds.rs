@@ -5,7 +5,7 @@
 
 use crate::kernel::monitor::Notice;
 use crate::kernel::sysctl;
-use crate::reconcile::{Audits, Found, Moment, Reflection, audit, glance, scan};
+use crate::reconcile::{Audits, Found, Moment, Reflection, compare_after_notice, glance, scan};
 
 /// The kinds of kernel objects of a subsystem, in the order of growing.
 pub trait Kinds {
@@ -56,7 +56,7 @@ pub trait Kinds {
     /// Compares the kinds that this notice is about with the kernel, at once; returns the drift.
     fn audit_after(&mut self, notice: Notice, at: Moment) -> Vec<Found> {
         let concerned = self.kinds().into_iter().filter(|kind| kind.after.contains(&notice));
-        concerned.flat_map(|kind| audit(kind.mirror, at).0).collect()
+        concerned.flat_map(|kind| compare_after_notice(kind.mirror, at)).collect()
     }
 }
 

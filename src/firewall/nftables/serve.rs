@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::kernel::Error;
-use crate::kernel::nftables::InetTable;
+use crate::kernel::nftables::CounterReader;
 
 use super::super::backend::{Dropped, Owner};
 use super::drops::{Drops, Owners};
@@ -15,7 +15,7 @@ use super::names::TABLE;
 /// Reads the counters of classes. Packets counted between the last reading and the end of a class are lost.
 pub struct Counters {
     owners: watch::Receiver<Arc<Owners>>,
-    table: InetTable,
+    table: CounterReader,
     drops: Drops,
 }
 
@@ -25,7 +25,7 @@ impl Counters {
     /// # Errors
     /// If the kernel refuses netlink sockets.
     pub fn new(owners: watch::Receiver<Arc<Owners>>) -> Result<Counters, Error> {
-        Ok(Counters { owners, table: InetTable::open(TABLE)?, drops: Drops::default() })
+        Ok(Counters { owners, table: CounterReader::open(TABLE)?, drops: Drops::default() })
     }
 }
 

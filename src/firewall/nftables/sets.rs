@@ -32,7 +32,7 @@ pub fn set(key: &SetKey, rules: &RuleSet, families: PerFamily<bool>) -> Lowered 
         match key {
             SetKey::Blocks(blocks) => {
                 let prefixes = ip_block::prefixes(blocks).into_iter().filter(|one| Family::from(*one) == family);
-                lowered.objects.extend(prefixes.filter_map(|prefix| put(Key::Prefix(prefix))));
+                lowered.objects.extend(prefixes.filter_map(|prefix| put(Key::prefix(prefix))));
             }
             SetKey::Pods(_) | SetKey::NamedPort { .. } => {
                 let elements = rules.sets.get(key).into_iter().flat_map(|contents| contents.elements.of(family));
@@ -47,7 +47,7 @@ pub fn set(key: &SetKey, rules: &RuleSet, families: PerFamily<bool>) -> Lowered 
 pub fn key(set: &SetKey, element: Element) -> Option<Key> {
     match element {
         Element::Address(address) => Some(Key::Address(address)),
-        Element::Prefix(prefix) => Some(Key::Prefix(prefix)),
+        Element::Prefix(prefix) => Some(Key::prefix(prefix)),
         Element::Port(address, port) => Some(Key::Service(address, set.protocol()?, port)),
     }
 }

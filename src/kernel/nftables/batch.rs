@@ -9,14 +9,14 @@ use super::expression::{ANONYMOUS, Expression, fib};
 use super::object::{Base, BaseKind, Content, Hook, Key, Name, Object, SetSpec};
 use super::rule::Rule;
 use super::wire::{self, batch, chain, message, object, rule, set, table};
-use crate::kernel::netlink::{Messages, flag};
+use crate::kernel::netlink::{Messages, Refusal, flag};
 
 /// Messages about one table, between the marks.
 pub(super) struct Batch<'a> {
     table: &'a str,
     pub messages: Messages,
-    /// The object that each message is about; `None` for the marks and the table.
-    about: Vec<Option<Object>>,
+    /// The kind of each message, and the object that it is about; `None` for the marks and the table.
+    about: Vec<(u16, Option<Object>)>,
     /// Number of sets that were made, by which others in this transaction may call them.
     sets: u32,
 }
@@ -29,13 +29,13 @@ impl<'a> Batch<'a> {
         if let Some(generation) = generation {
             messages.u32_be(batch::GENERATION, generation);
         }
-        Batch { table, messages, about: vec![None], sets: 0 }
+        Batch { table, messages, about: vec![(message::BATCH_BEGIN, None)], sets: 0 }
     }
 
     /// Ends the transaction.
     pub fn close(&mut self) {
         wire::mark(&mut self.messages, message::BATCH_END);
-        self.about.push(None);
+        self.about.push((message::BATCH_END, None));
     }
 
     /// Returns whether there is nothing but the beginning.
@@ -45,11 +45,26 @@ impl<'a> Batch<'a> {
 
     /// Returns what a message is about.
     pub fn about(&self, message: usize) -> Option<&Object> {
-        self.about.get(message)?.as_ref()
+        self.about.get(message)?.1.as_ref()
+    }
+
+    /// Returns the refusals of what is at fault. A rule that is refused only together with others (it closes a circle, or comes from
+    /// a hook where it may not stand) has every rule and element behind it refused as well.
+    pub fn at_fault(&self, mut refusals: Vec<Refusal>) -> Vec<Refusal> {
+        let Some(first) = refusals.first() else { return refusals };
+        let judged = |message: usize| {
+            let kind = self.about.get(message).map(|(kind, _)| *kind);
+            message > first.message && matches!(kind, Some(message::NEW_RULE | message::NEW_ELEMENT))
+        };
+        let followers = refusals.iter().filter(|one| one.errno == first.errno && judged(one.message)).count();
+        if followers > 0 && followers == (0..self.about.len()).filter(|message| judged(*message)).count() {
+            refusals.truncate(1);
+        }
+        refusals
     }
 
     fn begin(&mut self, kind: u16, flags: u16, about: Option<Object>) -> &mut Messages {
-        self.about.push(about);
+        self.about.push((kind, about));
         wire::begin(&mut self.messages, kind, flags, self.table)
     }
 

@@ -10,6 +10,7 @@
 //! host's own.
 
 mod batch;
+mod counters;
 mod decode;
 mod element;
 mod encode;
@@ -25,6 +26,7 @@ pub mod rule;
 mod table;
 mod wire;
 
+pub use self::counters::CounterReader;
 pub use self::foreign::{Table, has_inet_table, remove};
 pub use self::object::{Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Name, Object, SetSpec};
 pub use self::probe::{Feature, Missing, probe};

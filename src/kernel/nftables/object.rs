@@ -89,7 +89,8 @@ pub enum Key {
     Address(IpAddr),
     /// Of [`Fields::Addresses`]: the same address at both ends, a pod that sends to itself.
     Itself(IpAddr),
-    /// Of [`Fields::Address`] with intervals: all addresses of this prefix.
+    /// Of [`Fields::Address`] with intervals: all addresses of this prefix, which has no bits behind its length, see
+    /// [`Key::prefix`].
     Prefix(IpNet),
     /// Of [`Fields::Address`] with intervals: all addresses from the first to the last, of one family. A range that is a prefix
     /// has to be called so, see [`Key::range`].
@@ -167,6 +168,11 @@ impl Key {
     /// A key that none comes before.
     pub(super) fn first() -> Key {
         Key::Address(IpAddr::from([0; 4]))
+    }
+
+    /// All addresses of this prefix.
+    pub fn prefix(range: IpNet) -> Key {
+        Key::Prefix(range.trunc())
     }
 
     /// The addresses from the first to the last, both included and of one family: a prefix, where they are one.

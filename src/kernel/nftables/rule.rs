@@ -48,7 +48,7 @@ pub enum Match {
     InSet { lookup: Lookup, set: Name, negated: bool },
     /// `fib saddr type local`: the address is one of the host's own.
     HostAddress { of: Side, negated: bool },
-    /// `fib daddr type { broadcast, multicast }`.
+    /// `fib daddr type { broadcast, multicast }`, in IPv4: the kernel gives no IPv6 address these types.
     ToMany,
     /// `meta l4proto`.
     Protocol(Protocol),
@@ -161,8 +161,13 @@ impl Rule {
     /// Puts the values into the form in which the kernel gives them back.
     fn of(mut matches: Box<[Match]>, mut statements: Box<[Statement]>, verdict: Option<Verdict>) -> Rule {
         for one in &mut matches {
-            if let Match::Address { range, .. } = one {
-                *range = range.trunc();
+            match one {
+                Match::Address { range, .. } => *range = range.trunc(),
+                Match::InputLink { name, .. } | Match::OutputLink { name, .. } => {
+                    name.truncate(longest_of(name, LONGEST_LINK));
+                }
+                Match::Limit { burst, .. } if *burst == 0 => *burst = USUAL_BURST,
+                _ => {}
             }
         }
         for statement in &mut statements {
@@ -207,10 +212,20 @@ const LONGEST_COMMENT: usize = 128;
 /// What the kernel takes as prefix of a log, in bytes.
 const LONGEST_PREFIX: usize = 127;
 
+/// The name of a link, in bytes (`IFNAMSIZ` less the closing zero).
+const LONGEST_LINK: usize = 15;
+/// What the kernel makes of a burst of 0 (`NFT_LIMIT_PKT_BURST_DEFAULT`).
+const USUAL_BURST: u32 = 5;
+
+/// So many bytes of a text, at most, are whole characters.
+fn longest_of(text: &str, longest: usize) -> usize {
+    let end = (0..=longest.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    end.unwrap_or_default()
+}
+
 /// Text that `nft` can print and load: no longer than this, and without what would end its quotes or its line.
 fn quotable(text: &str, longest: usize) -> Box<str> {
-    let end = (0..=longest).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
-    let text = text.get(..end).unwrap_or(text);
+    let text = text.get(..longest_of(text, longest)).unwrap_or(text);
     let readable = |one: char| match one {
         '"' => '\'',
         one if one.is_control() => ' ',

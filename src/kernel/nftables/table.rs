@@ -21,13 +21,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use self::standing::{Standing, is_lost};
 
+use rustix::io::Errno;
+
 use super::batch::Batch;
 use super::notified::Notified;
 use super::object::{Content, Name, Object, SetSpec};
 use super::plan::Plan;
-use super::read::{Count, Reader, Sets};
+use super::read::{Reader, Sets};
 use super::wire::table::{FLAG_OWNER, FLAG_PERSIST};
-use crate::kernel::netlink::{Bus, Fault, Socket};
+use crate::kernel::netlink::{Bus, Fault, Refusal, Socket};
 use crate::kernel::{Cause, Error};
 use crate::reconcile::{Failure, Glance, Phase, Step, Target};
 
@@ -60,10 +62,10 @@ impl InetTable {
     /// Opens the sockets in the network namespace of the calling thread, where they stay. Does not touch the table.
     ///
     /// # Errors
-    /// A socket cannot be opened.
+    /// A socket cannot be opened, or the kernel does not tell whether it knows owners of tables.
     pub fn open(name: &'static str) -> Result<InetTable, Error> {
         let mut socket = Socket::open(Bus::Netfilter)?;
-        let knows_owners = knows_owners(&mut socket, name);
+        let knows_owners = knows_owners(&mut socket, name)?;
         let notified = if knows_owners { None } else { Some(Notified::listen(name)?) };
         Ok(InetTable {
             socket,
@@ -89,16 +91,6 @@ impl InetTable {
         self.standing == Standing::Ours
     }
 
-    /// What the named counters that begin so have counted.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn counts(&mut self, prefix: &str) -> Result<BTreeMap<Name, Count>, Error> {
-        let mut counts = self.reader().counters().map_err(|fault| self.error("list counters of table", fault))?;
-        counts.retain(|name, _| name.as_str().starts_with(prefix));
-        Ok(counts)
-    }
-
     fn reader(&mut self) -> Reader<'_> {
         Reader { socket: &mut self.socket, table: self.name }
     }
@@ -107,27 +99,40 @@ impl InetTable {
         error(operation, self.name, fault)
     }
 
-    /// Performs a transaction. Remembers the objects at fault.
+    /// Performs a transaction. Remembers the objects at fault: none where all is refused, whatever it is.
     fn commit(&mut self, mut batch: Batch<'_>) -> Result<(), Error> {
         batch.close();
         let result = self.socket.transact(&mut batch.messages);
+        // A listener has room for what some transactions do, not for any number of them.
+        self.notified.iter_mut().for_each(Notified::hear);
         let refusals = match result {
-            Ok(refusals) => refusals,
-            Err(fault) => return Err(self.error("change table", fault)),
+            Ok(refusals) => batch.at_fault(refusals),
+            Err(fault) => return Err(self.unanswered(fault)),
         };
+        let is_of_all = |refusal: &&Refusal| refusal.errno == libc::EPERM || batch.about(refusal.message).is_none();
+        if let Some(refusal) = refusals.iter().find(is_of_all) {
+            self.refused.clear();
+            return Err(self.error("change table", Fault::Refused(refusal.clone())));
+        }
         let mut first = None;
         for refusal in refusals {
-            let about = batch.about(refusal.message).cloned();
-            let error = match &about {
-                Some(object) => Error::new("change", object.to_string(), refusal.into()),
-                None => self.error("change table", Fault::Refused(refusal)),
-            };
+            let Some(object) = batch.about(refusal.message) else { continue };
+            let error = Error::new("change", object.to_string(), refusal.into());
             first.get_or_insert_with(|| error.clone());
-            if let Some(object) = about {
-                self.refused.entry(object).or_insert(error);
-            }
+            self.refused.entry(object.clone()).or_insert(error);
         }
         first.map_or(Ok(()), Err)
+    }
+
+    /// The error of a transaction without an answer: more refusals than the socket holds come where another process has the table.
+    fn unanswered(&mut self, fault: Fault) -> Error {
+        let port = self.socket.port();
+        match self.reader().header() {
+            Ok(header) if fault == Fault::Lost && Standing::of(header, port) == Standing::Elsewhere => {
+                self.error("change table", Fault::System(Errno::PERM))
+            }
+            _ => self.error("change table", fault),
+        }
     }
 
     fn remember(&mut self, contents: &Contents, sets: &Sets) {
@@ -232,13 +237,22 @@ fn error(operation: &'static str, table: &str, fault: Fault) -> Error {
 }
 
 /// Returns whether a table can belong to a process and outlive it: makes one, and removes it in the same transaction.
-fn knows_owners(socket: &mut Socket, name: &str) -> bool {
+///
+/// # Errors
+/// The kernel refuses for another reason than that it does not know these flags: the table would be left open to others as long as
+/// this process lives.
+fn knows_owners(socket: &mut Socket, name: &str) -> Result<bool, Error> {
     let trial = format!("{name}_trial");
     let mut batch = Batch::new(&trial, None);
-    batch.make_table(FLAG_OWNER | FLAG_PERSIST);
+    batch.make_new_table(FLAG_OWNER | FLAG_PERSIST);
     batch.delete_table();
     batch.close();
-    matches!(socket.transact(&mut batch.messages), Ok(refusals) if refusals.is_empty())
+    match socket.transaction(&mut batch.messages) {
+        Ok(()) => Ok(true),
+        // Before 5.12 it is EINVAL.
+        Err(fault) if matches!(fault.errno(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => Ok(false),
+        Err(fault) => Err(error("try whether the kernel knows owners, with table", &trial, fault)),
+    }
 }
 
 impl Target for InetTable {
@@ -292,11 +306,15 @@ impl Target for InetTable {
         }
     }
 
+    /// Nobody changes what is ours, and of what is not the kernel tells every change, or it is read.
+    fn sees_all_at_a_glance(&self) -> bool {
+        true
+    }
+
     /// All steps are one transaction, but for the filling of new sets, so all of them fail together.
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, Object, Content>]) -> Vec<Failure<Error>> {
         self.refused.clear();
         let result = self.perform(steps);
-        self.notified.iter_mut().for_each(Notified::hear);
         let Err(error) = result else { return Vec::new() };
         let failure = |(step, one): (usize, &Step<'_, Object, Content>)| {
             let own = self.refused.get(one.key).unwrap_or(&error);

@@ -329,6 +329,17 @@ fn every_set_of_ours_is_known_by_its_description() {
 }
 
 #[test]
+fn what_the_kernel_would_change_is_changed_before() {
+    let link = |name: &str| Rule::new([Match::InputLink { name: name.into(), negated: false }], Verdict::Accept);
+    let limit = |burst| Rule::new([Match::Limit { per_minute: 1, burst }], Verdict::Accept);
+    assert_eq!(link("a-name-too-long-for-links"), link("a-name-too-long"));
+    assert_eq!(written(&[link("a-name-too-long\u{e9}")]), [link("a-name-too-long")]);
+    assert_eq!(written(&[link("a-name-too-lon\u{e9}")]), [link("a-name-too-lon")]);
+    assert_eq!(limit(0), limit(5));
+    assert_eq!(Key::prefix("10.0.0.1/8".parse().expect("a prefix")).to_string(), "10.0.0.0/8");
+}
+
+#[test]
 fn what_a_match_needs_is_compared_once_and_what_is_said_is_kept() {
     let range = |text: &str| text.parse().expect("a prefix");
     let address = |text: &str, of| Match::Address { of, range: range(text), negated: false };

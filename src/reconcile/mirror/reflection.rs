@@ -18,6 +18,7 @@ pub trait Reflection {
     fn pack(&mut self);
     fn audit(&mut self, at: Moment) -> Audited;
     fn glance(&mut self, at: Moment) -> Vec<Drift>;
+    fn compare_after_notice(&mut self, at: Moment) -> Vec<Drift>;
     fn scan(&mut self, at: Moment) -> Vec<Drift>;
 }
 
@@ -78,6 +79,11 @@ impl<T: Target> Reflection for Mirror<T> {
             self.unreadable(error.to_string(), at);
             Vec::new()
         })
+    }
+
+    /// Finds what others changed just now: at a glance where that sees all, else by an audit of the next portion.
+    fn compare_after_notice(&mut self, at: Moment) -> Vec<Drift> {
+        if self.target.sees_all_at_a_glance() { self.glance(at) } else { self.audit(at).drift }
     }
 
     /// Looks for every change by others, reads what may have changed, and marks what did as dirty.

@@ -21,6 +21,7 @@ struct Shelf {
     /// The reads, key by key or `all`.
     reads: Vec<String>,
     acts: Vec<String>,
+    sees_all_at_a_glance: bool,
 }
 
 impl Target for Shelf {
@@ -47,6 +48,10 @@ impl Target for Shelf {
 
     fn keys(&mut self) -> Result<BTreeSet<&'static str>, String> {
         Ok(self.jars.keys().copied().collect())
+    }
+
+    fn sees_all_at_a_glance(&self) -> bool {
+        self.sees_all_at_a_glance
     }
 
     fn audit_portion(&self) -> usize {
@@ -139,6 +144,19 @@ fn what_exists_as_wanted_is_adopted_without_a_step() {
     scene.round(&jars(&[("x", "a"), ("y", "b")]));
     assert_eq!((scene.acts().as_str(), scene.reads().as_str()), ("", "all"));
     assert!(scene.mirror.is_settled());
+}
+
+#[test]
+fn a_kind_whose_glance_sees_all_is_not_read_after_a_notice() {
+    let mut scene = Scene::new(&[("x", "a")]);
+    scene.round(&jars(&[("x", "a")]));
+    scene.reads();
+    let at = scene.at();
+    assert!(scene.mirror.compare_after_notice(at).is_empty());
+    assert_eq!(scene.reads(), "all");
+    scene.shelf().sees_all_at_a_glance = true;
+    assert!(scene.mirror.compare_after_notice(at).is_empty());
+    assert_eq!(scene.reads(), "");
 }
 
 #[test]

@@ -6,14 +6,20 @@ use std::sync::Arc;
 
 use sluice::kernel::nftables::rule::{Mark, Side, States};
 use sluice::kernel::nftables::{
-    BaseKind, Content, Fields, Hook, Key, Kind, Lookup, Match, Object, Rule, Statement, Verdict,
+    BaseKind, Content, CounterReader, Fields, Hook, Key, Kind, Lookup, Match, Object, Rule, Statement, Verdict,
 };
 use sluice::net::{Family, Protocol};
 use sluice::reconcile::{Growth, Reflection, Target};
 
 use super::moment;
-use super::nftables::{Contents, address, base, chain, mirror, name, ports, prefix, set, settle};
+use super::nftables::{Contents, TABLE, address, base, chain, mirror, name, ports, prefix, set, settle};
 use crate::namespace::{in_new, run};
+
+/// How many packets the counters have counted that begin so.
+fn counts(prefix: &str) -> BTreeMap<String, u64> {
+    let counts = CounterReader::open(TABLE).expect("a socket").counts(prefix).expect("they can be read");
+    counts.into_iter().map(|(name, count)| (name.to_string(), count.packets)).collect()
+}
 
 fn jump(to: &str) -> Rule {
     Rule::new([], Verdict::Jump(name(to)))
@@ -264,12 +270,10 @@ fn every_match_means_for_a_packet_what_it_says() {
             settle(&mut ours, &counting(&cases));
             sender.send_to(b"x", to).expect("it is sent");
             receiver.recv(&mut [0; 8]).expect("it is received");
-            let counts = ours.target().counts("case/").expect("they can be read");
-            let counts: BTreeMap<&str, u64> =
-                counts.iter().map(|(name, count)| (name.as_str(), count.packets)).collect();
+            let counts = counts("case/");
             for (number, (one, of_v4, of_v6)) in cases.iter().enumerate() {
                 let expected = u64::from(if is_v4 { *of_v4 } else { *of_v6 });
-                assert_eq!(counts[format!("case/{number:03}").as_str()], expected, "{one:?} for a packet to {to}");
+                assert_eq!(counts[&format!("case/{number:03}")], expected, "{one:?} for a packet to {to}");
             }
             settle(&mut ours, &Contents::new());
         }
@@ -342,7 +346,70 @@ fn a_mark_is_set_by_bits_and_from_a_map() {
         let _receiver = UdpSocket::bind(to).expect("a socket");
         let sender = UdpSocket::bind("127.0.0.1:0").expect("a socket");
         sender.send_to(b"x", to).expect("it is sent");
-        let counts = ours.target().counts("").expect("they can be read");
-        assert_eq!(counts.values().map(|count| count.packets).collect::<Vec<_>>(), [1, 1, 1], "{counts:?}");
+        let counts = counts("");
+        assert_eq!(counts.values().copied().collect::<Vec<_>>(), [1, 1, 1], "{counts:?}");
+    });
+}
+
+#[test]
+fn what_goes_to_many_and_each_kind_of_icmp_message_is_told() {
+    in_new(|| {
+        run("ip route add 224.0.0.0/4 dev lo");
+        run("ip -6 route add ff00::/8 dev lo table local");
+        let kind = |family, number| (Match::IcmpKind { family, number }, 1);
+        // Each match, and how many of the packets below it holds for.
+        let cases = [
+            // The kernel gives no IPv6 address these types.
+            (Match::ToMany, 2),
+            kind(Family::V4, 8),
+            kind(Family::V4, 0),
+            kind(Family::V6, 128),
+            kind(Family::V6, 129),
+            (Match::IcmpKind { family: Family::V4, number: 128 }, 0),
+            (Match::IcmpKind { family: Family::V6, number: 8 }, 0),
+            (Match::Icmp(Family::V4), 2),
+            (Match::Icmp(Family::V6), 2),
+        ];
+        let mut ours = mirror();
+        settle(&mut ours, &counting(&cases.clone().map(|(one, _)| (one, true, true))));
+        let _receiver = UdpSocket::bind("127.0.0.1:5000").expect("a socket");
+        for to in ["127.255.255.255:5000", "224.0.0.1:5000", "127.0.0.1:5000"] {
+            let sender = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+            sender.set_broadcast(true).expect("it may");
+            sender.send_to(b"x", to).expect("it is sent");
+        }
+        let sender = UdpSocket::bind("[::1]:0").expect("a socket");
+        sender.send_to(b"x", "[ff05::1]:5000").expect("it is sent");
+        run("ping -c 1 -W 5 127.0.0.1");
+        run("ping -c 1 -W 5 ::1");
+        let counts = counts("case/");
+        for (number, (one, expected)) in cases.iter().enumerate() {
+            assert_eq!(counts[&format!("case/{number:03}")], *expected, "{one:?}");
+        }
+    });
+}
+
+/// The elements of new sets come in several transactions, of which a later one is refused.
+#[test]
+fn what_was_written_before_a_portion_that_is_refused_is_known() {
+    in_new(|| {
+        let pods = (0..20_000_u32).map(|number| IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + number)));
+        let mut want: Contents = pods.map(|pod| element("peers_4", Key::Address(pod), Content::Element)).collect();
+        want.insert(Object::Set(name("peers_4")), set(Fields::Address(Family::V4), Kind::Set, false));
+        want.insert(Object::Set(name("ranges_4")), set(Fields::Address(Family::V4), Kind::Set, true));
+        want.extend([element("ranges_4", Key::Prefix(prefix("10.0.0.0/8")), Content::Element)]);
+        let (within, _) = element("ranges_4", Key::Prefix(prefix("10.1.0.0/16")), Content::Element);
+        want.insert(within.clone(), Content::Element);
+        let mut ours = mirror();
+        ours.mark_all();
+        ours.transact(&want, Growth::Full, true, moment());
+        assert_eq!(ours.target().take_refused().into_keys().collect::<Vec<_>>(), [Object::Set(name("ranges_4"))]);
+        assert!(run("nft list set inet sluice_test peers_4").contains("10.0.0.9"), "the first portion was taken");
+        want.remove(&within);
+        ours.try_at_once();
+        settle(&mut ours, &want);
+        assert_eq!(ours.target().read().expect("it can be read"), want);
+        settle(&mut ours, &Contents::new());
+        assert_eq!(run("nft list ruleset"), "");
     });
 }

@@ -81,6 +81,7 @@ fn a_table_outlives_its_process_and_the_next_one_claims_it() {
         }
         let trouble = second.trouble().expect("it was refused").error.clone();
         assert!(trouble.contains("another process owns the table"), "{trouble}");
+        assert!(second.target().take_refused().is_empty(), "no object is at fault");
         end(first);
         assert!(run("nft list table inet sluice_test").contains("10.0.0.1"), "{before}");
         // Its owner is gone: now it may be changed, by whom it is wanted of first.
@@ -192,5 +193,37 @@ fn an_object_at_fault_is_named_and_without_it_the_rest_is_taken() {
         ours.mark_all();
         ours.transact(&want, Growth::Full, true, moment());
         assert_eq!(ours.target().take_refused().into_keys().collect::<Vec<_>>(), [pods]);
+    });
+}
+
+/// The kernel finds the circle when it judges all rules, which it does with each one behind as well.
+#[test]
+fn chains_behind_a_circle_are_not_at_fault() {
+    in_new(|| {
+        let jump = |to: &str| vec![Rule::new([], Verdict::Jump(name(to)))];
+        let mut want = small();
+        want.insert(Object::Chain(name("b_output")), chain(base(BaseKind::Filter, Hook::Output, 0), jump("in_1")));
+        want.insert(Object::Chain(name("in_1")), chain(None, jump("in_2")));
+        want.insert(Object::Chain(name("in_2")), chain(None, jump("in_1")));
+        want.insert(Object::Chain(name("in_good")), chain(None, vec![Rule::new([], Verdict::Drop)]));
+        let mut ours = mirror();
+        ours.transact(&want, Growth::Full, true, moment());
+        assert_eq!(run("nft list ruleset"), "");
+        let refused = ours.target().take_refused();
+        assert_eq!(refused.len(), 1, "{refused:?}");
+        let circle = [Object::Chain(name("in_1")), Object::Chain(name("in_2"))];
+        assert!(refused.keys().all(|object| circle.contains(object)), "{refused:?}");
+    });
+}
+
+#[test]
+fn a_trial_that_fails_for_another_reason_does_not_leave_the_table_open_to_others() {
+    in_new(|| {
+        run("nft add table inet sluice_test_trial");
+        let error = InetTable::open(TABLE).expect_err("it does not tell").to_string();
+        assert!(error.contains("sluice_test_trial"), "{error}");
+        assert_eq!(run("nft list ruleset"), "table inet sluice_test_trial {\n}\n");
+        run("nft delete table inet sluice_test_trial");
+        InetTable::open(TABLE).expect("now it does");
     });
 }

@@ -1,0 +1,37 @@
+//! What the named counters of a table have counted.
+
+use std::collections::BTreeMap;
+
+use super::object::Name;
+use super::read::{Count, Reader};
+use crate::kernel::Error;
+use crate::kernel::netlink::{Bus, Socket};
+
+/// Reads the named counters of one table, and nothing else of it: the table may be another process's.
+#[derive(Debug)]
+pub struct CounterReader {
+    socket: Socket,
+    table: &'static str,
+}
+
+impl CounterReader {
+    /// Opens a socket in the network namespace of the calling thread, where it stays.
+    ///
+    /// # Errors
+    /// A socket cannot be opened.
+    pub fn open(table: &'static str) -> Result<CounterReader, Error> {
+        Ok(CounterReader { socket: Socket::open(Bus::Netfilter)?, table })
+    }
+
+    /// What the named counters that begin so have counted.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn counts(&mut self, prefix: &str) -> Result<BTreeMap<Name, Count>, Error> {
+        let mut reader = Reader { socket: &mut self.socket, table: self.table };
+        let counters = reader.counters();
+        let mut counts = counters.map_err(|fault| Error::new("list counters of table", self.table, fault.into()))?;
+        counts.retain(|name, _| name.as_str().starts_with(prefix));
+        Ok(counts)
+    }
+}
