@@ -171,6 +171,27 @@ fn a_start_before_services_are_known_opens_none_that_was_refused() {
     }
 }
 
+/// The chain that refuses Services to a pod has a module of its own to lack: what is left of it refuses as much, and all
+/// other rules are in force.
+#[test]
+fn a_refused_chain_of_refused_services_holds_nothing_up() {
+    let mut random = Random::new(1);
+    let mut walk = Walk::new(&mut random);
+    let chain = names::refusal_chain(&super::cases::object("shop/shut"));
+    walk.kernel.with(|machine| machine.unloadable.insert(chain));
+    walk.world = World { host: walk.world.host.clone(), ..shop_with_a_host_endpoint() };
+    walk.agent.take_in(&walk.world);
+    walk.settle();
+    assert!(!walk.agent.mirrors.refusals().all().is_empty());
+    let [shut, open] = ["10.244.0.1", "10.244.0.2"].map(to_service);
+    let state = walk.kernel.state();
+    assert!(!reaches(&state, shut) && reaches(&state, open));
+    walk.kernel.with(|machine| machine.unloadable.clear());
+    walk.now += Duration::from_secs(60);
+    walk.settle();
+    walk.check_rest();
+}
+
 /// Where nothing ever says what Services there are, nothing keeps what an earlier run refused up to date.
 #[test]
 fn refusals_of_services_go_where_services_are_never_known() {

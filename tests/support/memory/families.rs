@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use sluice::kernel::Error;
 use sluice::kernel::address::AddressKey;
 use sluice::kernel::ipset::{self, ElementKey, SetKind, SetName, SetSpec};
-use sluice::kernel::iptables::{Piece, Refusal, Rule, Rules};
+use sluice::kernel::iptables::{Piece, Refusal, Rule, Rules, Verdict};
 use sluice::kernel::ipvs::{Destination, ServiceKey, Services, Virtual};
 use sluice::kernel::link::{Link, LinkName};
 use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
@@ -257,10 +257,12 @@ fn loadable(
     steps: &[Step<'_, Piece, Rules>],
     group: Vec<usize>,
 ) -> (Vec<usize>, Vec<Failure<Error>>) {
-    // A pod's chain that drops everything is taken by any kernel.
-    let drops = Rules(vec![Rule::from("-j DROP")]);
+    // A pod's chain that does nothing but drop is taken by any kernel: everything, or what it refuses of Services.
+    let only_drops = |rules: &Rules| rules.0.iter().all(|rule| rule.verdict() == Some(&Verdict::Drop));
     let is_refused = |piece: &Piece, want: Option<&Rules>| match piece {
-        Piece::Chain { chain, .. } => machine.unloadable.contains(chain) && want.is_some_and(|rules| *rules != drops),
+        Piece::Chain { chain, .. } => {
+            machine.unloadable.contains(chain) && want.is_some_and(|rules| !only_drops(rules))
+        }
         Piece::Jump { .. } | Piece::Leftover { .. } => false,
     };
     let refused: Vec<Refusal> = group
