@@ -87,9 +87,10 @@ const LONGEST_TIMEOUT: u64 = 25_000;
 #[serde(rename_all = "camelCase")]
 struct Input {
     cni_version: Option<String>,
-    socket: Option<String>,
-    timeout_ms: Option<u64>,
-    when_unreachable: Option<String>,
+    // Judged where they are needed: a mistake in them must not keep a sandbox from being taken down.
+    socket: Option<Value>,
+    timeout_ms: Option<Value>,
+    when_unreachable: Option<Value>,
     prev_result: Option<Value>,
     #[serde(rename = "cni.dev/valid-attachments")]
     valid: Option<Vec<Valid>>,
@@ -115,7 +116,10 @@ pub fn read(parameters: &Parameters, input: &[u8]) -> Result<(Call, Entry), (Fai
         (failure(Code::NotDecodable, format!("the configuration cannot be read: {error}")), newest.clone())
     })?;
     let version = input.cni_version.clone().unwrap_or(newest);
-    let entry = entry(&input, &version).map_err(|failure| (failure, version.clone()))?;
+    let entry = match entry(&input, &version) {
+        Err(failure) if starts_pods(&parameters.command) => return Err((failure, version)),
+        entry => entry.unwrap_or_else(|_| default_entry(&version)),
+    };
     let call = call(parameters, input, &version).map_err(|failure| (failure, version))?;
     Ok((call, entry))
 }
@@ -157,29 +161,41 @@ pub fn failure(code: Code, text: impl Into<String>) -> Failure {
     Failure { code, text: text.into() }
 }
 
-fn entry(input: &Input, version: &str) -> Result<Entry, Failure> {
-    let opens_unreachable = match input.when_unreachable.as_deref() {
-        None | Some("deny") => false,
-        Some("allow") => true,
-        Some(other) => {
-            return Err(failure(
-                Code::InvalidConfiguration,
-                format!("whenUnreachable must be deny or allow; it is {other:?}"),
-            ));
-        }
-    };
-    let timeout = input.timeout_ms.unwrap_or(DEFAULT_TIMEOUT);
-    if !(1..=LONGEST_TIMEOUT).contains(&timeout) {
-        let text = format!("timeoutMs must be from 1 to {LONGEST_TIMEOUT}; it is {timeout}");
-        return Err(failure(Code::InvalidConfiguration, text));
-    }
-    let socket = input.socket.clone().unwrap_or_else(|| "/run/sluice/cni.sock".to_owned());
-    Ok(Entry {
+/// Returns whether a command decides whether a pod starts or goes on. All others are obeyed whatever the entry says: a DEL that
+/// fails keeps the pod in `Terminating`.
+fn starts_pods(command: &str) -> bool {
+    matches!(command, "ADD" | "CHECK")
+}
+
+fn default_entry(version: &str) -> Entry {
+    Entry {
         version: version.to_owned(),
-        socket: socket.into(),
-        timeout: Duration::from_millis(timeout),
-        opens_unreachable,
-    })
+        socket: "/run/sluice/cni.sock".into(),
+        timeout: Duration::from_millis(DEFAULT_TIMEOUT),
+        opens_unreachable: false,
+    }
+}
+
+fn entry(input: &Input, version: &str) -> Result<Entry, Failure> {
+    let mistake = |text: String| failure(Code::InvalidConfiguration, text);
+    let mut entry = default_entry(version);
+    if let Some(value) = &input.when_unreachable {
+        entry.opens_unreachable = match value.as_str() {
+            Some("deny") => false,
+            Some("allow") => true,
+            _ => return Err(mistake(format!("whenUnreachable must be deny or allow; it is {value}"))),
+        };
+    }
+    if let Some(value) = &input.timeout_ms {
+        let milliseconds = value.as_u64().filter(|number| (1..=LONGEST_TIMEOUT).contains(number));
+        let text = || mistake(format!("timeoutMs must be from 1 to {LONGEST_TIMEOUT}; it is {value}"));
+        entry.timeout = Duration::from_millis(milliseconds.ok_or_else(text)?);
+    }
+    if let Some(value) = &input.socket {
+        let path = value.as_str().ok_or_else(|| mistake(format!("socket must be a path; it is {value}")))?;
+        entry.socket = path.into();
+    }
+    Ok(entry)
 }
 
 fn call(parameters: &Parameters, input: Input, version: &str) -> Result<Call, Failure> {
@@ -187,7 +203,7 @@ fn call(parameters: &Parameters, input: Input, version: &str) -> Result<Call, Fa
     if command == "VERSION" {
         return Ok(Call::Version);
     }
-    if !VERSIONS.contains(&version) {
+    if starts_pods(command) && !VERSIONS.contains(&version) {
         let text = format!("cniVersion is {version:?}; spoken are {}", VERSIONS.join(", "));
         return Err(failure(Code::IncompatibleVersion, text));
     }
@@ -333,7 +349,9 @@ mod tests {
         let input = |more: Value| {
             let mut input = json!({"cniVersion": "1.0.0"});
             input.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
-            read_one("STATUS", &input).map(|(_, entry)| entry)
+            let previous = json!({"prevResult": previous("1.0.0")});
+            input.as_object_mut().expect("an object").extend(previous.as_object().expect("an object").clone());
+            read_one("ADD", &input).map(|(_, entry)| entry)
         };
         let entry =
             input(json!({"socket": "/x/cni.sock", "timeoutMs": 500, "whenUnreachable": "allow"})).expect("sound");
@@ -341,10 +359,32 @@ mod tests {
             (entry.socket, entry.timeout, entry.opens_unreachable),
             ("/x/cni.sock".into(), Duration::from_millis(500), true)
         );
-        for wrong in [json!({"timeoutMs": 0}), json!({"timeoutMs": 25_001}), json!({"whenUnreachable": "open"})] {
+        for wrong in [
+            json!({"timeoutMs": 0}),
+            json!({"timeoutMs": 25_001}),
+            json!({"timeoutMs": "soon"}),
+            json!({"whenUnreachable": "open"}),
+            json!({"socket": 7}),
+        ] {
             assert_eq!(input(wrong).expect_err("a mistake").code, Code::InvalidConfiguration);
         }
-        assert_eq!(input(json!({"timeoutMs": "soon"})).expect_err("a mistake").code, Code::NotDecodable);
+    }
+
+    #[test]
+    fn a_mistake_in_the_entry_keeps_no_sandbox_from_being_taken_down() {
+        for wrong in [
+            json!({"cniVersion": "1.0.0", "timeoutMs": "soon"}),
+            json!({"cniVersion": "1.0.0", "timeoutMs": 0}),
+            json!({"cniVersion": "1.0.0", "whenUnreachable": "open"}),
+            json!({"cniVersion": "1.0.0", "socket": 7}),
+            json!({"cniVersion": "0.2.0"}),
+        ] {
+            let id = AttachmentId { container: "c1".into(), interface: "eth0".into() };
+            let call = |command: &str| read_one(command, &wrong).map(|(call, _)| call);
+            assert_eq!(call("DEL"), Ok(Call::Delete(id)), "{wrong}");
+            assert_eq!(call("STATUS"), Ok(Call::Status), "{wrong}");
+            assert!(call("ADD").is_err(), "{wrong}");
+        }
     }
 
     #[test]
