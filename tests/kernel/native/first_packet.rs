@@ -381,10 +381,11 @@ fn what_was_announced_outlives_an_agent_that_is_killed() {
         let (ok, answer) = node.called("CHECK", "jobs", 10, json!({}));
         assert!(ok && answer.is_null(), "{answer}");
         node.put("jobs", &pods.replace("name: pod-10,", "name: pod-12,"));
+        node.ends("jobs", 10);
         node.put("late", &pod("jobs", 20, true));
         let until = Instant::now() + Duration::from_secs(30);
         while node.announced() != 1 {
-            assert!(Instant::now() < until, "pods that are gone, or told by the cluster, are forgotten");
+            assert!(Instant::now() < until, "pods that are detached, or told by the cluster, are forgotten");
             thread::sleep(Duration::from_millis(10));
         }
         assert_eq!(node.wires.begin(20), NOTHING);
