@@ -143,10 +143,9 @@ fn policies_know_no_backend() {
     for source in sources("src/firewall") {
         let path = source.path.strip_prefix("src/firewall/").unwrap_or(&source.path);
         let words: Vec<&str> = match path.split_once('/').map(|(folder, _)| folder) {
-            // It removes tables of kube-router.
-            Some("iptables") => nftables.iter().skip(1).copied().collect(),
-            // It removes what the other backend left.
-            Some("nftables") if path.ends_with("/linux.rs") => Vec::new(),
+            // They remove what the other backend left.
+            Some("iptables" | "nftables") if path.ends_with("/linux.rs") => Vec::new(),
+            Some("iptables") => nftables.to_vec(),
             Some("nftables") => iptables.to_vec(),
             _ => iptables.into_iter().chain(nftables).collect(),
         };
