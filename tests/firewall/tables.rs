@@ -423,3 +423,23 @@ fn the_classes_of_counters_are_those_of_the_pods_and_count_what_is_refused() {
     let names: Vec<Name> = lowering.classes().map(|class| names::class(class)).collect();
     assert_eq!(traced.counted, names, "one class, which counts");
 }
+
+#[test]
+fn named_ports_for_peers_of_one_family_have_no_set_in_the_other_for_an_address_that_pods_share() {
+    for (peer, family) in [("203.0.113.0/24", "_4"), ("2001:db8::/32", "_6")] {
+        let case = Case::new().namespace("shop", "");
+        let addresses = "10.244.0.1 fd00:10:244::1";
+        let case = case.pod("shop/a", HERE, [addresses, "app=a", "http/tcp/80"]);
+        let case = case.pod("shop/b", HERE, [addresses, "app=b", "http/tcp/80"]);
+        let to_named = [rule(&[block(peer, &[])], &[port("tcp/http")])];
+        let case = case.policy("shop/a", "app=a", [Some(&to_named), None]);
+        let world = case.policy("shop/b", "app=b", [Some(&to_named), None]).0;
+        let (_, desired) = lowered(&world, false, BOTH);
+        let of_ports = desired.table.keys().filter_map(|object| match object {
+            Object::Set(name) if name.as_str().starts_with("port_") => Some(name.as_str()),
+            _ => None,
+        });
+        let of_ports: Vec<&str> = of_ports.collect();
+        assert!(!of_ports.is_empty() && of_ports.iter().all(|name| name.ends_with(family)), "{of_ports:?}");
+    }
+}

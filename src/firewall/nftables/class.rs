@@ -36,7 +36,7 @@ use super::names;
 use super::parts::{Lowered, Part};
 use super::peers::{Allowed, Peers};
 use super::permissions::{Permissions, Ranges};
-use super::sets::{in_one, in_set};
+use super::sets::{self, in_one, in_set};
 
 /// The pods of one namespace that the same policies isolate in one direction.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -104,7 +104,7 @@ pub fn class(class: &Arc<Class>, rules: &RuleSet, families: PerFamily<bool>) -> 
         }
     }
     for (set, allowed) in &permissions.named {
-        lowered.needs.insert(Part::Set(set.clone()));
+        lowered.needs.extend(sets::parts(set, families));
         let verdict = verdict(allowed, &mut lowered);
         chain.extend(in_set(set, class.direction, families).map(|one| Rule::new([one], verdict.clone())));
     }
@@ -131,7 +131,9 @@ pub fn each(class: &Arc<Class>, rules: &RuleSet, families: PerFamily<bool>) -> L
     for one in class.matches(rules) {
         let conditions = conditions(one, class.direction, families);
         if !conditions.is_empty() {
-            lowered.needs.extend(one.peer.iter().chain(named(one)).map(|set| Part::Set(set.clone())));
+            let sets = || one.peer.iter().chain(named(one));
+            let looked_up = possible(one, families).flat_map(|family| sets().map(move |set| (set, family)));
+            lowered.needs.extend(looked_up.map(|(set, family)| Part::Set(set.clone(), family)));
         }
         chain.extend(conditions.into_iter().map(|matches| Rule::new(matches, Verdict::Return)));
     }
@@ -201,9 +203,8 @@ fn conditions(one: &rules::Match, direction: Direction, families: PerFamily<bool
         vec![Vec::new()]
     } else {
         let sets = || one.peer.iter().chain(named);
-        let is_possible = |family: &Family| *families.of(*family) && sets().all(|set| set.is_of(*family));
-        let possible = Family::BOTH.into_iter().filter(is_possible);
-        possible.map(|family| sets().map(|set| in_one(set, direction, family)).collect()).collect()
+        let in_all = |family| sets().map(|set| in_one(set, direction, family)).collect();
+        possible(one, families).map(in_all).collect()
     };
     let ports: Vec<Option<Match>> = match &one.port {
         PortMatch::Any | PortMatch::Named(_) => vec![None],
@@ -217,6 +218,12 @@ fn conditions(one: &rules::Match, direction: Direction, families: PerFamily<bool
         ports.iter().map(|port| peer.iter().cloned().chain(port.clone()).collect()).collect()
     };
     peers.iter().flat_map(with).collect()
+}
+
+/// Returns the enabled families in which all sets of a condition can have elements.
+fn possible(one: &rules::Match, families: PerFamily<bool>) -> impl Iterator<Item = Family> + '_ {
+    let is_of = move |family| one.peer.iter().chain(named(one)).all(|set| set.is_of(family));
+    Family::BOTH.into_iter().filter(move |family| *families.of(*family) && is_of(*family))
 }
 
 fn named(one: &rules::Match) -> Option<&Arc<SetKey>> {

@@ -105,7 +105,9 @@ impl Lowering {
             self.lower_element(set, *element, rules, &mut told);
         }
         for set in &changed.sets {
-            self.refresh(&Part::Set(set.clone()), rules, &mut told);
+            for family in Family::BOTH {
+                self.refresh(&Part::Set(set.clone(), family), rules, &mut told);
+            }
             for union in self.unions.with(set).to_vec() {
                 self.refresh(&Part::Union(union), rules, &mut told);
             }
@@ -188,7 +190,7 @@ impl Lowering {
         }
         let Some(key) = sets::key(set, element) else { return };
         let unions = turned.iter().map(|union| names::union(union, family));
-        let own = self.parts.contains_key(&Part::Set(set.clone())).then(|| names::set(set, family));
+        let own = self.parts.contains_key(&Part::Set(set.clone(), family)).then(|| names::set(set, family));
         for name in own.into_iter().chain(unions).collect::<Vec<_>>() {
             let object = Object::Element(self.desired.known(name), key.clone());
             match is_there {
@@ -321,7 +323,7 @@ impl Lowering {
             Part::Shared(classes) => class::shared(classes),
             Part::Counter(class) => class::counter(class),
             Part::Peers(peers) => peers::peers(peers, families),
-            Part::Set(set) => sets::set(set, rules, families),
+            Part::Set(set, family) => sets::set(set, *family, rules),
             Part::Union(union) => self.unions.lower(union, rules, families),
             Part::Endpoint(endpoint) => host_endpoints::endpoint(endpoint, &self.denials),
         }

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::kernel::nftables::{Chain, Content, Key, Name, Object, Rule, SetSpec, Verdict};
+use crate::net::Family;
 
 use super::super::host_endpoints::HostEndpoint;
 use super::super::rules::SetKey;
@@ -31,7 +32,7 @@ pub enum Part {
     Shared(Box<[Arc<Class>]>),
     Counter(Arc<Class>),
     Peers(Arc<Peers>),
-    Set(Arc<SetKey>),
+    Set(Arc<SetKey>, Family),
     Union(Arc<Union>),
     /// The addresses and ports of the Services of a host endpoint.
     Endpoint(HostEndpoint),
@@ -50,7 +51,7 @@ impl Part {
         match self {
             Part::Base | Part::Address(_) | Part::RefusedServices(_) => false,
             Part::Class(_) | Part::Each(_) | Part::Shared(_) | Part::Counter(_) => true,
-            Part::Peers(_) | Part::Set(_) | Part::Union(_) | Part::Endpoint(_) => true,
+            Part::Peers(_) | Part::Set(..) | Part::Union(_) | Part::Endpoint(_) => true,
         }
     }
 }

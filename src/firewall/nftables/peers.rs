@@ -14,7 +14,7 @@ use crate::net::PerFamily;
 use super::super::rules::{Direction, SetKey};
 use super::names;
 use super::parts::{Lowered, Part};
-use super::sets::{in_set, in_union};
+use super::sets::{self, in_set, in_union};
 
 /// Who is allowed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -77,15 +77,18 @@ impl Peers {
     /// Returns the rules that accept these peers, and the parts that they need.
     pub fn rules(&self, families: PerFamily<bool>, needs: &mut BTreeSet<Part>) -> Vec<Rule> {
         let mut rules = Vec::new();
-        let mut accept = |matches: &mut dyn Iterator<Item = Match>, part: Part| {
+        let mut accept = |matches: &mut dyn Iterator<Item = Match>| {
             rules.extend(matches.map(|one| Rule::new([one], Verdict::Accept)));
-            needs.insert(part);
         };
         for source in self.sources() {
             match source {
-                Source::One(set) => accept(&mut in_set(&set, self.direction, families), Part::Set(set.clone())),
+                Source::One(set) => {
+                    accept(&mut in_set(&set, self.direction, families));
+                    needs.extend(sets::parts(&set, families));
+                }
                 Source::Union(union) => {
-                    accept(&mut in_union(&union, self.direction, families), Part::Union(union.clone()));
+                    accept(&mut in_union(&union, self.direction, families));
+                    needs.insert(Part::Union(union.clone()));
                 }
             }
         }

@@ -19,28 +19,32 @@ use crate::net::{Family, PerFamily};
 use super::super::ip_block;
 use super::super::rules::{Direction, Element, RuleSet, SetKey};
 use super::names;
-use super::parts::Lowered;
+use super::parts::{Lowered, Part};
 use super::peers::Union;
 
-/// Returns a set with its elements in each family in which it can have any.
-pub fn set(key: &SetKey, rules: &RuleSet, families: PerFamily<bool>) -> Lowered {
+/// Returns a set with its elements in one family.
+pub fn set(key: &SetKey, family: Family, rules: &RuleSet) -> Lowered {
     let mut lowered = Lowered::default();
-    for family in of(key, families) {
-        let name = names::set(key, family);
-        lowered.objects.insert(Object::Set(name.clone()), Content::Set(spec(key, family)));
-        let put = |element| Some((Object::Element(name.clone(), element), Content::Element));
-        match key {
-            SetKey::Blocks(blocks) => {
-                let prefixes = ip_block::prefixes(blocks).into_iter().filter(|one| Family::from(*one) == family);
-                lowered.objects.extend(prefixes.filter_map(|prefix| put(Key::prefix(prefix))));
-            }
-            SetKey::Pods(_) | SetKey::NamedPort { .. } => {
-                let elements = rules.sets.get(key).into_iter().flat_map(|contents| contents.elements.of(family));
-                lowered.objects.extend(elements.filter_map(|element| put(self::key(key, *element)?)));
-            }
+    let name = names::set(key, family);
+    lowered.objects.insert(Object::Set(name.clone()), Content::Set(spec(key, family)));
+    let put = |element| Some((Object::Element(name.clone(), element), Content::Element));
+    match key {
+        SetKey::Blocks(blocks) => {
+            let prefixes = ip_block::prefixes(blocks).into_iter().filter(|one| Family::from(*one) == family);
+            lowered.objects.extend(prefixes.filter_map(|prefix| put(Key::prefix(prefix))));
+        }
+        SetKey::Pods(_) | SetKey::NamedPort { .. } => {
+            let elements = rules.sets.get(key).into_iter().flat_map(|contents| contents.elements.of(family));
+            lowered.objects.extend(elements.filter_map(|element| put(self::key(key, *element)?)));
         }
     }
     lowered
+}
+
+/// Returns a set as parts, one for each family in which it can have elements.
+pub fn parts(key: &Arc<SetKey>, families: PerFamily<bool>) -> impl Iterator<Item = Part> + use<> {
+    let key = key.clone();
+    of(&key, families).map(move |family| Part::Set(key.clone(), family))
 }
 
 /// Returns the key of an element of a set in the kernel; `None` for one that its set does not have.
