@@ -24,7 +24,7 @@ use sluice::net::Protocol;
 use sluice::reconcile::{Failure, Moment, Phase, Step, Target};
 use sluice::subsystem::Kinds;
 
-use super::cases::{Case, HERE};
+use super::cases::{Case, HERE, rule};
 use super::lowered::{BOTH, config};
 use super::support::chains::State;
 use super::support::memory::{self, Memory, MemoryKernel};
@@ -457,5 +457,40 @@ fn a_start_before_services_are_known_opens_none_that_was_refused() {
         walk.agent.take_in(&unknown);
         walk.rounds(3, Authority::Complete);
         assert!(passes(&walk.table(), Hook::Input, &shut));
+    }
+}
+
+/// All pods of an address have to allow a packet; the policies of one of them may only not be known.
+#[test]
+fn an_address_that_pods_share_stays_refused_by_the_one_whose_policy_is_not_known() {
+    for address in ["10.244.0.1", "fd00:10:244::1"] {
+        let mut random = Random::new(1);
+        let mut walk = Walk::new(&mut random);
+        let mut case = Case::new().namespace("shop", "");
+        for (name, label) in [("shop/a", "app=a"), ("shop/b", "app=b"), ("shop/c", "app=c")] {
+            case = case.pod(name, HERE, [address, label, ""]);
+        }
+        let (all, none) = ([rule(&[], &[])], []);
+        let case = case.policy("shop/a", "app=a", [Some(&all), None]).policy("shop/b", "app=b", [Some(&all), None]);
+        walk.world = case.policy("shop/c", "app=c", [Some(&none), None]).0;
+        walk.agent.take_in(&walk.world);
+        walk.settle();
+        let destination = address.parse().expect("an address");
+        let source = if address.contains(':') { "2001:db8::9" } else { "203.0.113.9" }.parse().expect("an address");
+        let traffic = Traffic::Port { protocol: Protocol::Tcp, port: 80 };
+        walk.with(|inside| {
+            inside.promise.never = vec![Packet { source, destination, traffic, from_this_node: false }];
+            inside.check();
+        });
+        let mut part = walk.world.clone();
+        part.cluster.policies.remove(&sluice::model::ObjectName::new("shop", "c"));
+        for _ in 0..2 {
+            walk.restart();
+            walk.agent.take_in(&part);
+            walk.rounds(2, Authority::Partial);
+            walk.with(|inside| inside.check());
+        }
+        walk.with(|inside| inside.promise = Promise::default());
+        walk.settle();
     }
 }

@@ -88,18 +88,37 @@ impl Kept {
         }
     }
 
-    /// Keeps the verdicts of addresses that several pods claimed: one of them may only not be known.
+    /// Keeps the verdicts of addresses that several pods claimed: one of them may only not be known. Where several still
+    /// do, those of before are asked as well.
     fn keep_shared(&mut self, seen: &Table, desired: &Table) {
-        let is_shared = |content: Option<&Content>| match content {
-            Some(Content::Verdict(verdict)) => matches!(&**verdict, Verdict::Jump(to) if names::is_shared(to)),
-            _ => false,
+        let shared = |content: Option<&Content>| match content {
+            Some(Content::Verdict(verdict)) => match &**verdict {
+                Verdict::Jump(to) if names::is_shared(to) => Some(Object::Chain(to.clone())),
+                _ => None,
+            },
+            _ => None,
         };
         for family in Family::BOTH {
             for map in Direction::BOTH.map(|direction| names::isolated(direction, family)) {
-                let shared = elements_of(seen, &map).filter(|(_, verdict)| is_shared(Some(verdict)));
-                let lost = shared.filter(|(element, _)| !is_shared(desired.get(*element)));
-                self.0.extend(lost.map(|(element, verdict)| (element.clone(), verdict.clone())));
+                for (element, verdict) in elements_of(seen, &map) {
+                    let Some(before) = shared(Some(verdict)) else { continue };
+                    match shared(desired.get(element)) {
+                        Some(now) => self.keep_classes(&before, now, seen, desired),
+                        None => drop(self.0.insert(element.clone(), verdict.clone())),
+                    }
+                }
             }
+        }
+    }
+
+    /// Keeps the classes that were asked for an address in the chain that is asked for it now.
+    fn keep_classes(&mut self, before: &Object, now: Object, seen: &Table, desired: &Table) {
+        let asked = self.0.get(&now).or_else(|| desired.get(&now));
+        let (Some(Content::Chain(found)), Some(Content::Chain(asked))) = (seen.get(before), asked) else { return };
+        let lost: Vec<Rule> = found.rules.iter().filter(|rule| !asked.rules.contains(rule)).cloned().collect();
+        if !lost.is_empty() {
+            let rules = [&*asked.rules, &lost].concat();
+            self.0.insert(now, Content::Chain(Arc::new(Chain { base: None, rules })));
         }
     }
 
