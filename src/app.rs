@@ -290,7 +290,7 @@ fn wanted(config: &Config) -> Vec<Wanted> {
         wanted = vec![Wanted::Nodes, Wanted::Services, Wanted::EndpointSlices];
     }
     if config.firewall.is_some() {
-        wanted.extend([Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies]);
+        wanted.extend([Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies, Wanted::ClusterNetworkPolicies]);
     }
     wanted
 }
@@ -481,7 +481,8 @@ mod tests {
         let words = ["sluice", "--run-router=false", "--run-service-proxy=false"].map(OsString::from);
         let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
         let firewall = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
-        assert_eq!(wanted(&firewall), [node, Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies]);
+        let policies = [Wanted::NetworkPolicies, Wanted::ClusterNetworkPolicies];
+        assert_eq!(wanted(&firewall), [&[node, Wanted::Pods, Wanted::Namespaces][..], &policies].concat());
         let words = ["sluice", "--run-firewall=false", "--run-service-proxy=false"].map(OsString::from);
         let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
         let router = Config::meant(&flags, verbosity, &environment, &mut Mistakes::default());

@@ -225,6 +225,10 @@ impl Builder {
                     self.joined.begin_listing(kind);
                     false
                 }
+                Event::Withheld(kind) => {
+                    self.joined.withhold(kind);
+                    false
+                }
                 Event::Object(object, warnings) => {
                     self.report(&object, &warnings);
                     self.say_once(&object, warnings);

@@ -22,6 +22,8 @@ pub enum Event {
     Object(Object, Vec<Warning>),
     /// The listing of a kind is over.
     Listed(Kind),
+    /// A kind is there and may not be read. Nobody is to wait for it: what was known of it stays in force.
+    Withheld(Kind),
     /// The source cannot be read at all; it goes on trying. Sent once for each outage.
     Unreachable,
     /// Whether the source holds something that it could not read and has no earlier version of, so that

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
-use crate::model::{EndpointSlice, Namespace, NetworkPolicy, Node, ObjectName, Pod, Service};
+use crate::model::{ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, ObjectName, Pod, Service};
 
 /// The kinds of objects that this program reads.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -17,6 +17,8 @@ pub enum Kind {
     Pod,
     Namespace,
     NetworkPolicy,
+    /// A custom resource, which the API server may not have ([`Kind::may_be_absent`]).
+    ClusterNetworkPolicy,
 }
 
 /// One object as the model knows it. Without a value the object is gone, or is of no concern to a node
@@ -30,6 +32,7 @@ pub enum Object {
     Pod(ObjectName, Option<Arc<Pod>>),
     Namespace(CompactString, Option<Arc<Namespace>>),
     NetworkPolicy(ObjectName, Option<Arc<NetworkPolicy>>),
+    ClusterNetworkPolicy(CompactString, Option<Arc<ClusterNetworkPolicy>>),
     /// It exists, but cannot be parsed. Its last good version stays in force; where there is none, its kind is known
     /// in part only. Without a name it is any object of its kind: a listing that has one removes nothing.
     Unreadable(ObjectId),
@@ -62,6 +65,7 @@ pub enum Wanted {
     Pods,
     Namespaces,
     NetworkPolicies,
+    ClusterNetworkPolicies,
 }
 
 impl Wanted {
@@ -73,6 +77,7 @@ impl Wanted {
             Wanted::Pods => Kind::Pod,
             Wanted::Namespaces => Kind::Namespace,
             Wanted::NetworkPolicies => Kind::NetworkPolicy,
+            Wanted::ClusterNetworkPolicies => Kind::ClusterNetworkPolicy,
         }
     }
 
@@ -88,8 +93,15 @@ impl Wanted {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 6] =
-        [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod, Kind::Namespace, Kind::NetworkPolicy];
+    pub const ALL: [Kind; 7] = [
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::Node,
+        Kind::Pod,
+        Kind::Namespace,
+        Kind::NetworkPolicy,
+        Kind::ClusterNetworkPolicy,
+    ];
 
     /// The API's name of the kind.
     pub fn name(self) -> &'static str {
@@ -100,15 +112,17 @@ impl Kind {
             Kind::Pod => "Pod",
             Kind::Namespace => "Namespace",
             Kind::NetworkPolicy => "NetworkPolicy",
+            Kind::ClusterNetworkPolicy => "ClusterNetworkPolicy",
         }
     }
 
-    /// `apiVersion` of the one version of this kind that is read.
+    /// `apiVersion` of the version of this kind that is read; of its newest one where there are two.
     pub fn api_version(self) -> &'static str {
         match self {
             Kind::Service | Kind::Node | Kind::Pod | Kind::Namespace => "v1",
             Kind::EndpointSlice => "discovery.k8s.io/v1",
             Kind::NetworkPolicy => "networking.k8s.io/v1",
+            Kind::ClusterNetworkPolicy => "policy.networking.k8s.io/v1beta1",
         }
     }
 
@@ -121,7 +135,25 @@ impl Kind {
             Kind::Pod => "/api/v1/pods",
             Kind::Namespace => "/api/v1/namespaces",
             Kind::NetworkPolicy => "/apis/networking.k8s.io/v1/networkpolicies",
+            Kind::ClusterNetworkPolicy => "/apis/policy.networking.k8s.io/v1beta1/clusternetworkpolicies",
         }
+    }
+
+    /// An earlier version of this kind with the same fields, for servers that do not have the newer one: its `apiVersion` and
+    /// its API path.
+    pub fn earlier(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Kind::ClusterNetworkPolicy => Some((
+                "policy.networking.k8s.io/v1alpha2",
+                "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
+            )),
+            _ => None,
+        }
+    }
+
+    /// Returns whether objects of this kind are read in this `apiVersion`.
+    pub fn is_read_as(self, api_version: &str) -> bool {
+        self.api_version() == api_version || self.earlier().is_some_and(|(earlier, _)| earlier == api_version)
     }
 
     /// The kind with this API name; `None` for a kind that is not read.
@@ -130,8 +162,14 @@ impl Kind {
     }
 
     /// Returns whether objects of this kind belong to no namespace.
-    fn is_cluster_wide(self) -> bool {
-        matches!(self, Kind::Node | Kind::Namespace)
+    pub fn is_cluster_wide(self) -> bool {
+        matches!(self, Kind::Node | Kind::Namespace | Kind::ClusterNetworkPolicy)
+    }
+
+    /// Returns whether the API server has this kind only where somebody has installed it: that it is not there is then no
+    /// failure.
+    pub fn may_be_absent(self) -> bool {
+        matches!(self, Kind::ClusterNetworkPolicy)
     }
 }
 
@@ -145,6 +183,9 @@ impl Object {
             Object::Pod(name, _) => of(Kind::Pod, name),
             Object::Namespace(name, _) => ObjectId { kind: Kind::Namespace, name: ObjectName::new("", name) },
             Object::NetworkPolicy(name, _) => of(Kind::NetworkPolicy, name),
+            Object::ClusterNetworkPolicy(name, _) => {
+                ObjectId { kind: Kind::ClusterNetworkPolicy, name: ObjectName::new("", name) }
+            }
             Object::Unreadable(id) => id.clone(),
         }
     }
@@ -154,6 +195,7 @@ impl Object {
         let (kind, name) = match self {
             Object::Node(name, _) => return (Kind::Node, "", name),
             Object::Namespace(name, _) => return (Kind::Namespace, "", name),
+            Object::ClusterNetworkPolicy(name, _) => return (Kind::ClusterNetworkPolicy, "", name),
             Object::Service(name, _) => (Kind::Service, name),
             Object::EndpointSlice(name, _) => (Kind::EndpointSlice, name),
             Object::Pod(name, _) => (Kind::Pod, name),
@@ -172,6 +214,7 @@ impl Object {
             Kind::Pod => Object::Pod(id.name, None),
             Kind::Namespace => Object::Namespace(id.name.name.clone(), None),
             Kind::NetworkPolicy => Object::NetworkPolicy(id.name, None),
+            Kind::ClusterNetworkPolicy => Object::ClusterNetworkPolicy(id.name.name.clone(), None),
         }
     }
 
@@ -184,6 +227,7 @@ impl Object {
             Object::Pod(_, value) => value.is_none(),
             Object::Namespace(_, value) => value.is_none(),
             Object::NetworkPolicy(_, value) => value.is_none(),
+            Object::ClusterNetworkPolicy(_, value) => value.is_none(),
             Object::Unreadable(_) => false,
         }
     }

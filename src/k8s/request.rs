@@ -10,6 +10,7 @@ use http_body_util::BodyExt;
 use kube::client::Body;
 use kube::core::params::{ListParams, WatchParams};
 use kube::core::request::Request;
+use serde::Deserialize;
 
 use tokio::time::timeout;
 
@@ -21,9 +22,12 @@ use super::parse::ApiObject;
 /// Requests for the objects of one kind.
 pub struct Asking<K> {
     client: ApiClient,
-    request: Request,
-    /// Of the objects in one namespace, for a kind that has namespaces.
-    in_default: Request,
+    /// The API path of each version of the kind, newest first, and which of them is in use.
+    paths: Vec<&'static str>,
+    used: usize,
+    /// Number of versions that were found not to be there, one after the other.
+    missing: usize,
+    is_cluster_wide: bool,
     patience: Patience,
     objects: PhantomData<fn() -> K>,
 }
@@ -66,15 +70,52 @@ const ONE_NAME: &str = "metadata.name=kubernetes";
 /// Largest size in bytes of a page of a list, and of a refusal.
 const PAGE_BYTES: usize = 1 << 30;
 const REFUSAL_BYTES: usize = 64 << 10;
+/// Largest size in bytes of the list of resources in one version of a group.
+const DISCOVERY_BYTES: usize = 1 << 20;
+
+/// The resources of one version of a group (`APIResourceList`).
+#[derive(Deserialize)]
+struct Served {
+    #[serde(default)]
+    resources: Vec<Resource>,
+}
+
+#[derive(Deserialize)]
+struct Resource {
+    #[serde(default)]
+    name: String,
+}
 
 impl<K: ApiObject> Asking<K> {
     pub fn new(client: ApiClient, kind: Kind, patience: Patience) -> Asking<K> {
-        let in_default = match (kind, kind.path().rsplit_once('/')) {
-            (Kind::Node | Kind::Namespace, _) | (_, None) => kind.path().to_owned(),
-            (_, Some((group, plural))) => format!("{group}/namespaces/default/{plural}"),
-        };
-        let (request, in_default) = (Request::new(kind.path()), Request::new(in_default));
-        Asking { client, request, in_default, patience, objects: PhantomData }
+        let paths = [kind.path()].into_iter().chain(kind.earlier().map(|(_, path)| path)).collect();
+        let is_cluster_wide = kind.is_cluster_wide();
+        Asking { client, paths, used: 0, missing: 0, is_cluster_wide, patience, objects: PhantomData }
+    }
+
+    fn path(&self) -> &'static str {
+        self.paths.get(self.used).copied().unwrap_or_default()
+    }
+
+    fn request(&self) -> Request {
+        Request::new(self.path())
+    }
+
+    /// Turns to another version of the kind, because the server does not have this one. Returns whether there is one that was
+    /// not found missing before.
+    pub fn try_other_version(&mut self) -> bool {
+        self.used = (self.used + 1) % self.paths.len();
+        self.missing += 1;
+        let is_left = self.missing < self.paths.len();
+        if !is_left {
+            self.missing = 0;
+        }
+        is_left
+    }
+
+    /// Records that the server has the version in use.
+    pub fn note_version(&mut self) {
+        self.missing = 0;
     }
 
     /// A page of a list.
@@ -82,7 +123,7 @@ impl<K: ApiObject> Asking<K> {
     /// # Errors
     /// The server refuses, cannot be reached or is silent for too long, or its answer is no list.
     pub async fn list(&self, params: &ListParams) -> Result<Page<K>, Failure> {
-        self.page(self.request.list(params).map_err(|error| broken(&error))?).await
+        self.page(self.request().list(params).map_err(|error| broken(&error))?).await
     }
 
     async fn page(&self, request: http::Request<Vec<u8>>) -> Result<Page<K>, Failure> {
@@ -99,8 +140,40 @@ impl<K: ApiObject> Asking<K> {
     /// As for [`list`](Asking::list).
     pub async fn newest(&self, fields: Option<&str>) -> Result<Option<String>, Failure> {
         let params = ListParams::default().fields(fields.unwrap_or(ONE_NAME)).limit(1);
-        let request = self.in_default.list(&params).map_err(|error| broken(&error))?;
+        let in_default = match self.path().rsplit_once('/') {
+            Some((group, plural)) if !self.is_cluster_wide => {
+                Request::new(format!("{group}/namespaces/default/{plural}"))
+            }
+            _ => self.request(),
+        };
+        let request = in_default.list(&params).map_err(|error| broken(&error))?;
         Ok(self.page(request).await?.version)
+    }
+
+    /// Returns whether the server has this kind in any of its versions, which everybody may ask (*API discovery*).
+    ///
+    /// # Errors
+    /// As for [`list`](Asking::list).
+    pub async fn is_served(&self) -> Result<bool, Failure> {
+        for path in &self.paths {
+            if self.is_served_at(path).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn is_served_at(&self, path: &str) -> Result<bool, Failure> {
+        let Some((group, plural)) = path.rsplit_once('/') else { return Ok(true) };
+        let request = http::Request::get(group).body(Vec::new()).map_err(|error| broken(&error))?;
+        let body = match self.send(request, "application/json").await {
+            Ok((_, body)) => body,
+            Err(Failure::Refused(refusal)) if refusal.code == 404 => return Ok(false),
+            Err(failure) => return Err(failure),
+        };
+        let bytes = self.whole(body, DISCOVERY_BYTES).await.map_err(Failure::Broken)?;
+        let served: Served = serde_json::from_slice(&bytes).map_err(|error| broken(&error))?;
+        Ok(served.resources.iter().any(|resource| resource.name == plural))
     }
 
     /// Starts a watch from this resourceVersion.
@@ -108,7 +181,7 @@ impl<K: ApiObject> Asking<K> {
     /// # Errors
     /// The server refuses, cannot be reached or is silent for too long.
     pub async fn watch(&self, params: &WatchParams, version: &str) -> Result<Watch<K>, Failure> {
-        let request = self.request.watch(params, version).map_err(|error| broken(&error))?;
+        let request = self.request().watch(params, version).map_err(|error| broken(&error))?;
         let (encoding, body) = self.send(request, Accept::of::<K>().watch).await?;
         Ok(Watch { body, encoding, events: Events::new(encoding), objects: PhantomData })
     }

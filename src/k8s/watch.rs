@@ -25,6 +25,7 @@
 //! without end, and where the status of the response refuses the resourceVersion to resume at it requests that
 //! version for ever.
 
+mod absence;
 mod doubt;
 mod end;
 mod pace;
@@ -37,15 +38,16 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use self::absence::Absence;
 use self::doubt::Doubt;
 use self::end::End;
 use self::pace::{Failures, Timing, random};
-use super::answer::{Change, Refusal, Unread};
+use super::answer::{Change, Unread};
 use super::client::ApiClient;
 use super::outage::{Cause, Outages};
 use super::parse::{
-    ApiObject, Pool, endpoint_slice_object, namespace_object, network_policy_object, node_object, pod_object,
-    service_object,
+    ApiObject, Pool, cluster_network_policy_object, endpoint_slice_object, namespace_object, network_policy_object,
+    node_object, pod_object, service_object,
 };
 use super::request::{Asking, Failure, Stumble, Watch};
 use super::{Event, Kind, Message, Object, ObjectId, Scope, Wanted, Warning};
@@ -76,6 +78,9 @@ async fn follow(client: ApiClient, wanted: Wanted, common: Common) {
         Wanted::Pods => Follower::new(kind, client, pod_object, common).run().await,
         Wanted::Namespaces => Follower::new(kind, client, namespace_object, common).run().await,
         Wanted::NetworkPolicies => Follower::new(kind, client, network_policy_object, common).run().await,
+        Wanted::ClusterNetworkPolicies => {
+            Follower::new(kind, client, cluster_network_policy_object, common).run().await;
+        }
     }
 }
 
@@ -103,6 +108,7 @@ struct Follower<K> {
     wants_newest: bool,
     /// Whether the server may be another than before, or its store.
     doubt: Doubt,
+    absence: Absence,
     failures: Failures,
     is_out: bool,
 }
@@ -138,6 +144,7 @@ impl<K: ApiObject> Follower<K> {
             seen: None,
             wants_newest: false,
             doubt: Doubt::default(),
+            absence: Absence::default(),
             failures: Failures::default(),
             is_out: false,
         }
@@ -188,6 +195,10 @@ impl<K: ApiObject> Follower<K> {
                     );
                     (self.version, self.wants_newest) = (None, true);
                 }
+                End::NotThere(refusal) => match self.look_for_kind(&refusal).await {
+                    Ok(()) => continue,
+                    Err(Gone) => return,
+                },
                 End::Failed(cause, reason) => {
                     if self.begin_outage(cause, &reason).await.is_err() {
                         return;
@@ -414,33 +425,6 @@ impl<K: ApiObject> Follower<K> {
         self.tell(Event::Object(Object::Unreadable(id), warnings.into_iter().collect())).await
     }
 
-    /// Maps a failed request to its consequence.
-    fn end_of(&self, failure: Failure) -> End {
-        match failure {
-            Failure::Broken(reason) => End::Failed(Cause::Unreachable, reason),
-            Failure::Refused(refusal) => self.end_by(&refusal),
-        }
-    }
-
-    /// Maps a refusal to its consequence.
-    fn end_by(&self, refusal: &Refusal) -> End {
-        match (refusal.code, self.pages, &self.version) {
-            (410, ..) => End::Expired,
-            (400 | 422, None, None) => End::NoStreaming,
-            (_, _, None) if refusal.is_too_new() => End::NotServed(refusal.to_string()),
-            _ => End::Failed(Cause::of_status(refusal.code), refusal.to_string()),
-        }
-    }
-
-    /// Returns whether this version is older than the newest seen. Versions are numbers (KEP-5504); any other never is.
-    fn is_older_than_seen(&self, version: Option<&str>) -> bool {
-        let number = |version: Option<&str>| version.and_then(|version| version.parse::<u64>().ok());
-        match (number(version), number(self.seen.as_deref())) {
-            (Some(version), Some(seen)) => version < seen && !self.wants_newest,
-            _ => false,
-        }
-    }
-
     fn watch_params(&self, send_initial_events: bool) -> WatchParams {
         // Spread over a tenth, so that nodes that started together do not come back together for ever.
         let spread = u32::try_from(random() % u64::from(WATCH_SECONDS / 10)).unwrap_or(0);
@@ -479,6 +463,8 @@ impl<K: ApiObject> Follower<K> {
     }
 
     fn end_outage(&mut self) {
+        self.absence = Absence::default();
+        self.asking.note_version();
         if std::mem::replace(&mut self.is_out, false) {
             self.common.outages.works(self.kind);
         }

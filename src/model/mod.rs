@@ -5,6 +5,7 @@
 
 mod attachment;
 mod claims;
+mod cluster_policy;
 mod endpoint;
 mod event_clock;
 mod host;
@@ -20,6 +21,7 @@ mod table;
 
 pub use attachment::{Attachment, AttachmentChange, AttachmentId};
 pub use claims::{Claim, Claims, Store};
+pub use cluster_policy::{Action, ClusterNetworkPolicy, ClusterRule, Subject, Tier};
 pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Slices, Use};
 pub use event_clock::EventClock;
 pub use host::{Host, HostAddress, HostLink, OnLink};
@@ -90,6 +92,8 @@ pub struct Cluster {
     pub pods: Table<ObjectName, Pod>,
     pub namespaces: Table<CompactString, Namespace>,
     pub policies: Table<ObjectName, NetworkPolicy>,
+    /// By name, as they belong to no namespace.
+    pub cluster_policies: Table<CompactString, ClusterNetworkPolicy>,
 }
 
 impl World {

@@ -58,7 +58,8 @@ struct Part {
 }
 
 const PROXY_KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
-const FIREWALL_KINDS: [Kind; 4] = [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Node];
+const FIREWALL_KINDS: [Kind; 5] =
+    [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::ClusterNetworkPolicy, Kind::Node];
 const ROUTER_KINDS: [Kind; 1] = [Kind::Node];
 
 /// Progress of listing one kind.
@@ -226,7 +227,11 @@ impl Joined {
             Kind::Namespace => fill(&mut own.namespaces, &remembered.namespaces, has_open_name),
             Kind::NetworkPolicy => {
                 fill(&mut own.policies, &remembered.policies, is_open);
-                self.unknown.retain(|id| own.policies.get(&id.name).is_none());
+                self.unknown.retain(|id| id.kind != kind || own.policies.get(&id.name).is_none());
+            }
+            Kind::ClusterNetworkPolicy => {
+                fill(&mut own.cluster_policies, &remembered.cluster_policies, has_open_name);
+                self.unknown.retain(|id| id.kind != kind || own.cluster_policies.get(&id.name.name).is_none());
             }
             Kind::EndpointSlice => {
                 let named = listing.named.as_ref();
@@ -255,19 +260,40 @@ impl Joined {
 
     /// Puts the good versions of objects in place that cannot be parsed now; returns whether there was any.
     pub fn recall(&mut self, earlier: &Cluster) -> bool {
-        let unknown = self.unknown.iter().filter(|id| id.kind == Kind::NetworkPolicy);
-        let good: Vec<_> =
-            unknown.filter_map(|id| Some((id.clone(), earlier.policies.get(&id.name)?.clone()))).collect();
-        for (id, policy) in &good {
-            self.put(Object::NetworkPolicy(id.name.clone(), Some(policy.clone())));
+        let good_version = |id: &ObjectId| {
+            let name = &id.name;
+            match id.kind {
+                Kind::NetworkPolicy => {
+                    Some(Object::NetworkPolicy(name.clone(), Some(earlier.policies.get(name)?.clone())))
+                }
+                Kind::ClusterNetworkPolicy => {
+                    let policy = earlier.cluster_policies.get(&name.name)?.clone();
+                    Some(Object::ClusterNetworkPolicy(name.name.clone(), Some(policy)))
+                }
+                _ => None,
+            }
+        };
+        let good: Vec<Object> = self.unknown.iter().filter_map(good_version).collect();
+        let found = !good.is_empty();
+        for object in good {
+            self.put(object);
         }
-        !good.is_empty()
+        found
     }
 
     pub fn begin_listing(&mut self, kind: Kind) {
         for listing in self.listings.iter_mut().filter(|listing| listing.kind == kind) {
             listing.named = Some(HashSet::new());
         }
+    }
+
+    /// Records that nobody is to wait for a kind, which may not be read: what is known of it stays.
+    pub fn withhold(&mut self, kind: Kind) {
+        self.shows_life = true;
+        for listing in self.listings.iter_mut().filter(|listing| listing.kind == kind) {
+            (listing.is_known, listing.named) = (true, None);
+        }
+        self.unpublished = true;
     }
 
     /// Removes what the listing did not name; returns whether that was anything.
@@ -322,6 +348,7 @@ impl Joined {
             }
             Object::Namespace(name, value) => set(&mut own.namespaces, name, value),
             Object::NetworkPolicy(name, value) => set(&mut own.policies, name, value),
+            Object::ClusterNetworkPolicy(name, value) => set(&mut own.cluster_policies, name, value),
             Object::Unreadable(_) => false,
         };
         let told = self.parts().any(|part| part.tells(kind));
@@ -380,6 +407,7 @@ impl Joined {
             Kind::Pod => own.pods.get(&id.name).is_some(),
             Kind::Namespace => own.namespaces.get(&id.name.name).is_some(),
             Kind::NetworkPolicy => own.policies.get(&id.name).is_some(),
+            Kind::ClusterNetworkPolicy => own.cluster_policies.get(&id.name.name).is_some(),
         }
     }
 
@@ -392,6 +420,9 @@ impl Joined {
             Kind::Pod => own.pods.iter().map(|(name, _)| name.clone()).collect(),
             Kind::Namespace => own.namespaces.iter().map(|(name, _)| ObjectName::new("", name)).collect(),
             Kind::NetworkPolicy => own.policies.iter().map(|(name, _)| name.clone()).collect(),
+            Kind::ClusterNetworkPolicy => {
+                own.cluster_policies.iter().map(|(name, _)| ObjectName::new("", name)).collect()
+            }
         }
     }
 }

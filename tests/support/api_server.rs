@@ -91,6 +91,8 @@ pub const NODES: &str = "/api/v1/nodes";
 pub const PODS: &str = "/api/v1/pods";
 pub const NAMESPACES: &str = "/api/v1/namespaces";
 pub const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
+#[allow(dead_code, reason = "not every test has custom resources")]
+pub const CLUSTER_POLICIES: &str = "/apis/policy.networking.k8s.io/v1beta1/clusternetworkpolicies";
 
 impl ApiServer {
     pub async fn start() -> ApiServer {

@@ -15,7 +15,8 @@ use serde_json::Value;
 use serde_saphyr::with_deserializer_from_str_with_options;
 
 use crate::k8s::parse::{
-    Pool, endpoint_slice_object, namespace_object, network_policy_object, node_object, pod_object, service_object,
+    Pool, cluster_network_policy_object, endpoint_slice_object, namespace_object, network_policy_object, node_object,
+    pod_object, service_object,
 };
 use crate::k8s::{Kind, Object, Warning};
 
@@ -118,7 +119,7 @@ impl Content {
         };
         let Some(kind) = Kind::from_name(name).filter(|kind| reader.kinds.contains(kind)) else { return };
         let version = head.api_version.as_deref().unwrap_or_default();
-        if version != kind.api_version() {
+        if !kind.is_read_as(version) {
             let text = format!("a {kind} of apiVersion {version:?} is not read, only of {:?}", kind.api_version());
             self.skipped.push(piece.remark(text));
             return;
@@ -271,6 +272,7 @@ fn object(kind: Kind, piece: &Piece<'_>, pool: &mut Pool) -> Result<(Object, Vec
         Kind::Pod => pod_object(&piece.read()?, pool),
         Kind::Namespace => namespace_object(&piece.read()?, pool),
         Kind::NetworkPolicy => network_policy_object(&piece.read()?, pool),
+        Kind::ClusterNetworkPolicy => cluster_network_policy_object(&piece.read()?, pool),
     })
 }
 

@@ -31,6 +31,7 @@ fn told(messages: &mut Receiver<Message>) -> String {
         Event::Unreachable => "unreachable".to_owned(),
         Event::Unreadable(unreadable) => format!("unreadable {unreadable}"),
         Event::Object(Object::Service(name, Some(service)), _) => format!("{} {}", name.name, service.cluster_ips[0]),
+        Event::Withheld(_) => panic!("a directory withholds nothing"),
         Event::Object(object, _) => format!("{} gone", object.id().name.name),
     }
 }

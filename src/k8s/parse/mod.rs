@@ -9,6 +9,7 @@
 //! warning, and the rest of the object stays. An object that cannot be used at all is treated as absent; but a
 //! policy that cannot be understood is no policy that is gone ([`Object::Unreadable`]).
 
+pub mod cluster_network_policy;
 pub mod endpoint_slice;
 pub mod namespace;
 pub mod network_policy;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 
 use super::object::{Kind, Object, ObjectId};
 use super::warning::Warning;
+use crate::model::ObjectName;
 
 pub use pool::Pool;
 pub use protobuf::ApiObject;
@@ -67,6 +69,19 @@ pub fn network_policy_object(object: &network_policy::NetworkPolicyObject, _: &m
     let object = match policy {
         Some(policy) => Object::NetworkPolicy(name, Some(Arc::new(policy))),
         None => Object::Unreadable(ObjectId { kind: Kind::NetworkPolicy, name }),
+    };
+    (object, warnings)
+}
+
+/// Parses a ClusterNetworkPolicy, from either source.
+pub fn cluster_network_policy_object(
+    object: &cluster_network_policy::ClusterNetworkPolicyObject,
+    _: &mut Pool,
+) -> (Object, Vec<Warning>) {
+    let (name, policy, warnings) = cluster_network_policy::cluster_network_policy(object);
+    let object = match policy {
+        Some(policy) => Object::ClusterNetworkPolicy(name, Some(Arc::new(policy))),
+        None => Object::Unreadable(ObjectId { kind: Kind::ClusterNetworkPolicy, name: ObjectName::new("", &name) }),
     };
     (object, warnings)
 }

@@ -231,7 +231,7 @@ fn read_block(written: &Block, field: &str, warnings: &mut Warnings) -> Result<P
 }
 
 /// A range with its host bits masked, as the API takes it.
-fn range(text: &str) -> Option<IpNet> {
+pub(super) fn range(text: &str) -> Option<IpNet> {
     text.trim().parse::<IpNet>().ok().map(|range| range.trunc())
 }
 
@@ -268,7 +268,7 @@ fn read_port(written: &PortObject) -> Result<PolicyPort, String> {
 }
 
 /// Returns whether a container's port can have this name: at least one letter tells a name from a number in quotes.
-fn is_port_name(text: &str) -> bool {
+pub(super) fn is_port_name(text: &str) -> bool {
     let is_sound = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     text.len() <= 15 && text.bytes().all(is_sound) && text.bytes().any(|byte| byte.is_ascii_lowercase())
 }

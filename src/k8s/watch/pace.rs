@@ -24,6 +24,11 @@ pub struct Timing {
     pub in_pages: Duration,
     /// Longest delay before the server's newest resourceVersion is requested.
     pub spread: Duration,
+    /// The first delay before a kind is looked for again that the server does not have; it doubles up to `last_look`.
+    pub first_look: Duration,
+    pub last_look: Duration,
+    /// For so long a kind that was there has to be missing.
+    pub gone: Duration,
 }
 
 /// Failures in a row, from which the next delay follows.
@@ -46,6 +51,9 @@ impl Default for Timing {
             silence: Duration::from_secs(150),
             in_pages: Duration::from_secs(3600),
             spread: Duration::from_secs(3),
+            first_look: Duration::from_secs(10),
+            last_look: Duration::from_secs(120),
+            gone: Duration::from_secs(30),
         }
     }
 }

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{Receiver, channel};
 
-use self::api_server::{ApiServer, Faults, NAMESPACES, NODES, PODS, POLICIES, SERVICES, SLICES};
+use self::api_server::{ApiServer, CLUSTER_POLICIES, Faults, NAMESPACES, NODES, PODS, POLICIES, SERVICES, SLICES};
 use super::*;
 use crate::k8s::client::{Access, client};
 use crate::k8s::request::Patience;
@@ -21,6 +21,9 @@ const TIMING: Timing = Timing {
     silence: Duration::from_millis(300),
     in_pages: Duration::from_secs(3600),
     spread: Duration::from_millis(10),
+    first_look: Duration::from_millis(5),
+    last_look: Duration::from_millis(40),
+    gone: Duration::from_millis(200),
 };
 
 fn service(name: &str, address: &str) -> Value {
@@ -53,6 +56,11 @@ struct Reader {
     named: BTreeSet<String>,
     listings: usize,
     outages: usize,
+    withheld: usize,
+    /// The names in the listing in progress.
+    listing: Option<Vec<String>>,
+    /// How many objects were in force after each listing.
+    listed_as: Vec<usize>,
 }
 
 async fn read(server: &ApiServer, wanted: Vec<Wanted>) -> Reader {
@@ -71,44 +79,59 @@ async fn read_at_the_pace_of(timing: Timing, server: &ApiServer, wanted: Vec<Wan
         let common = Common { out: out.clone(), outages: outages.clone(), timing };
         followers.spawn(follow(client.clone(), wanted, common));
     }
-    Reader { messages, followers, health, in_force: BTreeMap::new(), named: BTreeSet::new(), listings: 0, outages: 0 }
+    Reader {
+        messages,
+        followers,
+        health,
+        in_force: BTreeMap::new(),
+        named: BTreeSet::new(),
+        listings: 0,
+        outages: 0,
+        withheld: 0,
+        listing: None,
+        listed_as: Vec::new(),
+    }
 }
 
 impl Reader {
     /// Reads until exactly these are in force.
     async fn until(&mut self, names: &[&str]) {
-        let mut named: Option<Vec<String>> = None;
-        while named.is_some() || !self.in_force.keys().eq(names) {
-            let message = timeout(Duration::from_secs(20), self.messages.recv()).await;
-            let Ok(Some(message)) = message else {
-                panic!("{names:?} was expected, {:?} is in force", self.in_force.keys())
-            };
-            match message.event {
-                Event::Listing(_) => (named, self.listings) = (Some(Vec::new()), self.listings + 1),
-                Event::Object(object, _) => {
-                    let name = object.id().name.name.to_string();
-                    named.iter_mut().for_each(|named| named.push(name.clone()));
-                    if object.is_gone() {
-                        self.in_force.remove(&name);
-                        continue;
-                    }
-                    self.named.insert(name.clone());
-                    // The last good version of an object that cannot be read stays in force.
-                    if !matches!(object, Object::Unreadable(_))
-                        || !name.is_empty() && !self.in_force.contains_key(&name)
-                    {
-                        self.in_force.insert(name, object);
-                    }
+        while self.listing.is_some() || !self.in_force.keys().eq(names) {
+            self.read_one(names).await;
+        }
+    }
+
+    /// Reads one message, for want of these.
+    async fn read_one(&mut self, names: &[&str]) {
+        let message = timeout(Duration::from_secs(20), self.messages.recv()).await;
+        let Ok(Some(message)) = message else {
+            panic!("{names:?} was expected, {:?} is in force", self.in_force.keys())
+        };
+        match message.event {
+            Event::Listing(_) => (self.listing, self.listings) = (Some(Vec::new()), self.listings + 1),
+            Event::Object(object, _) => {
+                let name = object.id().name.name.to_string();
+                self.listing.iter_mut().for_each(|named| named.push(name.clone()));
+                if object.is_gone() {
+                    self.in_force.remove(&name);
+                    return;
                 }
-                Event::Listed(_) => {
-                    let named = named.take().expect("a listing has begun");
-                    if !named.iter().any(String::is_empty) {
-                        self.in_force.retain(|name, _| named.contains(name));
-                    }
+                self.named.insert(name.clone());
+                // The last good version of an object that cannot be read stays in force.
+                if !matches!(object, Object::Unreadable(_)) || !name.is_empty() && !self.in_force.contains_key(&name) {
+                    self.in_force.insert(name, object);
                 }
-                Event::Unreachable => self.outages += 1,
-                Event::Unreadable(_) => panic!("only manifests can be unreadable in part"),
             }
+            Event::Listed(_) => {
+                let named = self.listing.take().expect("a listing has begun");
+                if !named.iter().any(String::is_empty) {
+                    self.in_force.retain(|name, _| named.contains(name));
+                }
+                self.listed_as.push(self.in_force.len());
+            }
+            Event::Unreachable => self.outages += 1,
+            Event::Withheld(_) => self.withheld += 1,
+            Event::Unreadable(_) => panic!("only manifests can be unreadable in part"),
         }
     }
 }
@@ -632,4 +655,92 @@ async fn what_the_firewall_reads_is_listed_and_followed_across_the_whole_cluster
         let requests = server.take_requests();
         assert!(requests.iter().all(|request| !request.contains("Selector")), "{requests:?}");
     }
+}
+
+fn cluster_policy(name: &str) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}},
+        "egress": [{"action": "Deny", "to": [{"networks": ["0.0.0.0/0"]}]}]}})
+}
+
+fn not_there() -> Faults {
+    Faults { forbid: Some("clusternetworkpolicies"), forbid_as: Some(404), ..Faults::default() }
+}
+
+/// Only the newest version is there: a server answers 404 for those that it does not have.
+fn newest_only() -> Faults {
+    Faults { forbid: Some("v1alpha2/clusternetworkpolicies"), ..not_there() }
+}
+
+#[tokio::test]
+async fn a_kind_that_the_server_does_not_have_is_listed_as_empty_and_followed_once_it_comes() {
+    let server = ApiServer::start().await;
+    server.set_faults(not_there());
+    let mut reader = read(&server, vec![Wanted::ClusterNetworkPolicies]).await;
+    while reader.listed_as.is_empty() {
+        reader.read_one(&[]).await;
+    }
+    assert_eq!((reader.outages, reader.withheld), (0, 0), "that is no failure");
+    server.put(CLUSTER_POLICIES, cluster_policy("a"));
+    server.set_faults(newest_only());
+    reader.until(&["a"]).await;
+    server.put(CLUSTER_POLICIES, cluster_policy("b"));
+    reader.until(&["a", "b"]).await;
+}
+
+#[tokio::test]
+async fn a_server_with_the_earlier_version_only_is_read_in_that() {
+    let server = ApiServer::start().await;
+    server.set_faults(Faults { forbid: Some("v1beta1"), forbid_as: Some(404), ..Faults::default() });
+    let (_, earlier) = Kind::ClusterNetworkPolicy.earlier().expect("there is one");
+    server.put(earlier, cluster_policy("a"));
+    let mut reader = read(&server, vec![Wanted::ClusterNetworkPolicies]).await;
+    reader.until(&["a"]).await;
+    server.cut();
+    server.put(earlier, cluster_policy("b"));
+    reader.until(&["a", "b"]).await;
+    assert_eq!(reader.outages, 0);
+}
+
+#[tokio::test]
+async fn a_kind_that_is_not_there_for_a_moment_is_not_gone_and_one_that_stays_away_is() {
+    let server = ApiServer::start().await;
+    server.put(CLUSTER_POLICIES, cluster_policy("a"));
+    let mut reader = read(&server, vec![Wanted::ClusterNetworkPolicies]).await;
+    reader.until(&["a"]).await;
+    server.set_faults(not_there());
+    server.cut();
+    sleep(TIMING.gone / 3).await;
+    server.set_faults(newest_only());
+    server.put(CLUSTER_POLICIES, cluster_policy("b"));
+    reader.until(&["a", "b"]).await;
+    assert!(!reader.listed_as.contains(&0), "what was in force stayed so");
+    server.set_faults(not_there());
+    server.cut();
+    reader.until(&[]).await;
+}
+
+#[tokio::test]
+async fn a_kind_that_may_not_be_read_is_an_outage_where_it_is_there_and_absent_where_it_is_not() {
+    let forbidden = Faults { forbid: Some("clusternetworkpolicies"), ..Faults::default() };
+    let server = ApiServer::start().await;
+    server.set_faults(forbidden.clone());
+    let mut reader = read(&server, vec![Wanted::ClusterNetworkPolicies]).await;
+    while reader.listed_as.is_empty() {
+        reader.read_one(&[]).await;
+    }
+    assert_eq!((reader.outages, reader.withheld), (0, 0), "the server does not have it");
+
+    let server = ApiServer::start().await;
+    server.set_faults(forbidden);
+    let resources = json!({"metadata": {"name": "v1beta1"}, "resources": [{"name": "clusternetworkpolicies"}]});
+    server.put("/apis/policy.networking.k8s.io", resources);
+    let mut reader = read(&server, vec![Wanted::ClusterNetworkPolicies]).await;
+    while reader.withheld == 0 {
+        reader.read_one(&[]).await;
+    }
+    assert_eq!((reader.outages, &reader.listed_as), (1, &vec![]));
+    assert!(reader.health.notes()[0].text.contains("ClusterNetworkPolicy"), "{:?}", reader.health.notes());
+    server.put(CLUSTER_POLICIES, cluster_policy("a"));
+    server.set_faults(newest_only());
+    reader.until(&["a"]).await;
 }

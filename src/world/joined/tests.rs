@@ -1,5 +1,8 @@
 use super::*;
-use crate::model::{AttachmentId, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Selector, Service};
+use crate::model::{
+    AttachmentId, ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Selector, Service, Subject,
+    Tier,
+};
 use crate::net::Family;
 
 fn service(name: &str, address: &str) -> Object {
@@ -414,4 +417,40 @@ fn one_remembered_node_is_not_all_nodes() {
     };
     assert_eq!(remembers(true), (Authority::Remembered, Authority::Remembered));
     assert_eq!(remembers(false), (Authority::Nothing, Authority::Remembered));
+}
+
+fn cluster_policy(name: &str) -> Object {
+    let everybody = Subject { namespaces: Selector::everything(), pods: Selector::everything() };
+    let (tier, ingress, egress) = (Tier::Admin, [].into(), [].into());
+    let policy = ClusterNetworkPolicy { tier, priority: 1, subject: everybody, ingress, egress };
+    Object::ClusterNetworkPolicy(name.into(), Some(Arc::new(policy)))
+}
+
+#[test]
+fn nobody_waits_for_a_kind_that_may_not_be_read_and_what_was_known_of_it_stays() {
+    let kind = Kind::ClusterNetworkPolicy;
+    let wanted = [Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies, Wanted::ClusterNetworkPolicies];
+    let mut earlier = known(&[Wanted::ClusterNetworkPolicies]);
+    list(&mut earlier, kind, vec![cluster_policy("guard")]);
+    let mut joined = Joined::new(&wanted);
+    joined.remember(Known { cluster: earlier.cluster, kinds: Kind::ALL.to_vec(), all_nodes: true });
+    for kind in [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy] {
+        list(&mut joined, kind, vec![]);
+    }
+    assert_eq!(joined.authority().firewall, Authority::Remembered);
+    joined.withhold(kind);
+    assert_eq!(joined.authority().firewall, Authority::Complete);
+    assert_eq!(joined.names(kind).len(), 1);
+    // The right is there again, or the kind is gone.
+    list(&mut joined, kind, vec![]);
+    assert_eq!(joined.names(kind).len(), 0);
+}
+
+#[test]
+fn the_firewall_waits_until_cluster_policies_are_listed_or_known_to_be_none() {
+    let mut joined = Joined::new(&[Wanted::Pods, Wanted::ClusterNetworkPolicies]);
+    list(&mut joined, Kind::Pod, vec![]);
+    assert_eq!(joined.authority().firewall, Authority::Nothing);
+    list(&mut joined, Kind::ClusterNetworkPolicy, vec![]);
+    assert_eq!(joined.authority().firewall, Authority::Complete);
 }

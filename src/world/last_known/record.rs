@@ -33,7 +33,7 @@ use prost::Message;
 use self::lists::{Collected, Lists, ListsRecord};
 use self::node::NodeRecord;
 use self::pod::{NamespaceRecord, PodsRecord};
-use self::policy::PolicyRecord;
+use self::policy::{ClusterPolicyRecord, PolicyRecord};
 use self::service::{ServiceRecord, SliceRecord};
 use super::Known;
 use crate::k8s::Kind;
@@ -85,7 +85,8 @@ pub fn decode(bytes: &[u8]) -> Result<Known, Unusable> {
         return Err(Unusable::Damaged("its checksum is wrong"));
     }
     if version < VERSION {
-        return ordered::decode(version, body);
+        let known = ordered::decode(version, body)?;
+        return Ok(Known { kinds: with_cluster_policies(known.kinds), ..known });
     }
     let record = ClusterRecord::decode(body).map_err(|_| Unusable::Damaged("its body makes no sense"))?;
     Ok(record.known())
@@ -110,7 +111,8 @@ fn too_short(bytes: &[u8]) -> Unusable {
 /// The known state as a message.
 #[derive(Clone, PartialEq, Message)]
 struct ClusterRecord {
-    /// The kinds of which everything is written down: 1 Service, 2 EndpointSlice, 3 Node, 4 Pod, 5 Namespace, 6 NetworkPolicy.
+    /// The kinds of which everything is written down: 1 Service, 2 EndpointSlice, 3 Node, 4 Pod, 5 Namespace, 6 NetworkPolicy,
+    /// 7 ClusterNetworkPolicy.
     #[prost(uint32, repeated, tag = "1")]
     kinds: Vec<u32>,
     /// The nodes are all that there were.
@@ -130,12 +132,14 @@ struct ClusterRecord {
     policies: Vec<PolicyRecord>,
     #[prost(message, optional, tag = "9")]
     lists: Option<ListsRecord>,
+    #[prost(message, repeated, tag = "10")]
+    cluster_policies: Vec<ClusterPolicyRecord>,
 }
 
 /// Appends the body. Messages that stand one behind the other are one message, so no more than one record is in memory at a time.
 fn write_body(known: &Known, bytes: &mut Vec<u8>) {
     let Known { cluster, kinds, all_nodes } = known;
-    let Cluster { services, endpoints, nodes, pods, namespaces, policies } = cluster;
+    let Cluster { services, endpoints, nodes, pods, namespaces, policies, cluster_policies } = cluster;
     let mut collected = Collected::default();
     let mut write = |record: ClusterRecord| record.encode(bytes).expect("a vector has room for everything");
     let kinds = kinds.iter().map(|kind| number_of(*kind)).collect();
@@ -163,6 +167,10 @@ fn write_body(known: &Known, bytes: &mut Vec<u8>) {
     }
     for (name, policy) in policies.iter() {
         write(ClusterRecord { policies: vec![PolicyRecord::of(name, policy)], ..ClusterRecord::default() });
+    }
+    for (name, policy) in cluster_policies.iter() {
+        let cluster_policies = vec![ClusterPolicyRecord::of(name, policy)];
+        write(ClusterRecord { cluster_policies, ..ClusterRecord::default() });
     }
     write(ClusterRecord { lists: Some(collected.record()), ..ClusterRecord::default() });
 }
@@ -206,11 +214,24 @@ impl ClusterRecord {
         for record in self.policies {
             note(Kind::NetworkPolicy, put(&mut cluster.policies, record.policy()));
         }
+        for record in self.cluster_policies {
+            note(Kind::ClusterNetworkPolicy, put(&mut cluster.cluster_policies, record.policy()));
+        }
         let known_in_full = |kind: &Kind| !unclear.contains(kind);
         // A kind that this program does not know is none that it needs.
-        let kinds = self.kinds.into_iter().filter_map(kind_of).filter(known_in_full).collect();
+        let kinds = self.kinds.into_iter().filter_map(kind_of);
+        let kinds = with_cluster_policies(kinds.collect()).into_iter().filter(known_in_full).collect();
         Known { cluster, kinds, all_nodes: self.all_nodes && known_in_full(&Kind::Node) }
     }
+}
+
+/// Returns the kinds that a file holds in full, with those that its program did not know and so had none in force of: where
+/// there were no ClusterNetworkPolicies to it, NetworkPolicies are all policies.
+fn with_cluster_policies(mut kinds: Vec<Kind>) -> Vec<Kind> {
+    if kinds.contains(&Kind::NetworkPolicy) && !kinds.contains(&Kind::ClusterNetworkPolicy) {
+        kinds.push(Kind::ClusterNetworkPolicy);
+    }
+    kinds
 }
 
 /// Adds a valid row.
@@ -228,6 +249,7 @@ fn number_of(kind: Kind) -> u32 {
         Kind::Pod => 4,
         Kind::Namespace => 5,
         Kind::NetworkPolicy => 6,
+        Kind::ClusterNetworkPolicy => 7,
     }
 }
 

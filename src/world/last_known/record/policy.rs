@@ -3,11 +3,13 @@
 //! Absence allows nothing: that a direction is left alone, or that every peer or port is allowed, is explicit. So a
 //! record in which a later program uses a new field closes more for an earlier one, and opens nothing.
 
+use compact_str::CompactString;
+
 use super::lists::protocol;
 use super::packed::{Packed, only_range, ranges};
 use crate::model::{
-    Namespaces, NetworkPolicy, ObjectName, Operator, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports,
-    Requirement, Selector,
+    Action, ClusterNetworkPolicy, ClusterRule, Namespaces, NetworkPolicy, ObjectName, Operator, Peer, Peers,
+    PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, Subject, Tier,
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -26,6 +28,38 @@ pub struct PolicyRecord {
     leaves_egress: bool,
     #[prost(message, repeated, tag = "7")]
     egress: Vec<RuleRecord>,
+}
+
+/// A policy of the whole cluster. A record in which a later program uses a new field has to use a new number for its tier or
+/// action, as for those absence would be read as something else: such a policy is left out, and its kind is not known in full.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ClusterPolicyRecord {
+    #[prost(string, tag = "1")]
+    name: String,
+    /// 1 Admin, 2 Baseline.
+    #[prost(uint32, tag = "2")]
+    tier: u32,
+    #[prost(uint32, tag = "3")]
+    priority: u32,
+    #[prost(message, optional, tag = "4")]
+    namespaces: Option<SelectorRecord>,
+    #[prost(message, optional, tag = "5")]
+    pods: Option<SelectorRecord>,
+    #[prost(message, repeated, tag = "6")]
+    ingress: Vec<ClusterRuleRecord>,
+    #[prost(message, repeated, tag = "7")]
+    egress: Vec<ClusterRuleRecord>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ClusterRuleRecord {
+    #[prost(string, tag = "1")]
+    name: String,
+    /// 1 Accept, 2 Deny, 3 Pass.
+    #[prost(uint32, tag = "2")]
+    action: u32,
+    #[prost(message, optional, tag = "3")]
+    matches: Option<RuleRecord>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -121,6 +155,66 @@ impl PolicyRecord {
             egress: rules(self.leaves_egress, self.egress)?,
         };
         Some((ObjectName::of(self.namespace.into(), self.name.into()), policy))
+    }
+}
+
+impl ClusterPolicyRecord {
+    pub fn of(name: &CompactString, policy: &ClusterNetworkPolicy) -> ClusterPolicyRecord {
+        let ClusterNetworkPolicy { tier, priority, subject, ingress, egress } = policy;
+        let Subject { namespaces, pods } = subject;
+        ClusterPolicyRecord {
+            name: name.to_string(),
+            tier: match tier {
+                Tier::Admin => 1,
+                Tier::Baseline => 2,
+            },
+            priority: u32::from(*priority),
+            namespaces: Some(SelectorRecord::of(namespaces)),
+            pods: Some(SelectorRecord::of(pods)),
+            ingress: ingress.iter().map(ClusterRuleRecord::of).collect(),
+            egress: egress.iter().map(ClusterRuleRecord::of).collect(),
+        }
+    }
+
+    pub fn policy(self) -> Option<(CompactString, ClusterNetworkPolicy)> {
+        let rules = |records: Vec<ClusterRuleRecord>| -> Option<Box<[ClusterRule]>> {
+            records.into_iter().map(ClusterRuleRecord::rule).collect()
+        };
+        let subject = Subject { namespaces: self.namespaces?.selector()?, pods: self.pods?.selector()? };
+        let policy = ClusterNetworkPolicy {
+            tier: match self.tier {
+                1 => Tier::Admin,
+                2 => Tier::Baseline,
+                _ => return None,
+            },
+            priority: u16::try_from(self.priority).ok()?,
+            subject,
+            ingress: rules(self.ingress)?,
+            egress: rules(self.egress)?,
+        };
+        Some((self.name.into(), policy))
+    }
+}
+
+impl ClusterRuleRecord {
+    fn of(rule: &ClusterRule) -> ClusterRuleRecord {
+        let ClusterRule { name, action, matches } = rule;
+        let action = match action {
+            Action::Accept => 1,
+            Action::Deny => 2,
+            Action::Pass => 3,
+        };
+        ClusterRuleRecord { name: name.to_string(), action, matches: Some(RuleRecord::of(matches)) }
+    }
+
+    fn rule(self) -> Option<ClusterRule> {
+        let action = match self.action {
+            1 => Action::Accept,
+            2 => Action::Deny,
+            3 => Action::Pass,
+            _ => return None,
+        };
+        Some(ClusterRule { name: self.name.into(), action, matches: self.matches?.rule()? })
     }
 }
 

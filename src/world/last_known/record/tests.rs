@@ -7,10 +7,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    AnnounceAnnotations, Conditions, Endpoint, EndpointPort, EndpointSlice, Labels, LoadBalancerAddress, NamedPort,
-    Namespace, Namespaces, NetworkPolicy, Node, NodeAddress, NodeAddressKind, Operator, Peer, Peers, PolicyPort,
-    PolicyRule, PortMatch, Ports, Prepend, ProxyAnnotations, Reflection, Requirement, Routing, Scheduler,
-    SchedulerFlags, Selector, Service, ServicePort, ServiceType, TrafficPolicy,
+    Action, AnnounceAnnotations, ClusterNetworkPolicy, ClusterRule, Conditions, Endpoint, EndpointPort, EndpointSlice,
+    Labels, LoadBalancerAddress, NamedPort, Namespace, Namespaces, NetworkPolicy, Node, NodeAddress, NodeAddressKind,
+    Operator, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports, Prepend, ProxyAnnotations, Reflection,
+    Requirement, Routing, Scheduler, SchedulerFlags, Selector, Service, ServicePort, ServiceType, Subject, Tier,
+    TrafficPolicy,
 };
 use crate::net::{ExternalPeer, Family, Password, Protocol, Secret};
 
@@ -234,6 +235,26 @@ prop_compose! {
     }
 }
 
+fn cluster_rules() -> impl Strategy<Value = Box<[ClusterRule]>> {
+    let action = prop_oneof![Just(Action::Accept), Just(Action::Deny), Just(Action::Pass)];
+    let rule = (word(), action, rules()).prop_map(|(name, action, rules)| {
+        let matches = rules.into_iter().flatten().next();
+        let matches = matches.unwrap_or(PolicyRule { peers: Peers::Any, ports: Ports::Any });
+        ClusterRule { name, action, matches }
+    });
+    vec(rule, 0..3).prop_map(Box::from)
+}
+
+prop_compose! {
+    fn cluster_policy()(
+        is_admin: bool, priority in 0..=1000_u16, namespaces in selector(), pods in selector(),
+        ingress in cluster_rules(), egress in cluster_rules(),
+    ) -> ClusterNetworkPolicy {
+        let tier = if is_admin { Tier::Admin } else { Tier::Baseline };
+        ClusterNetworkPolicy { tier, priority, subject: Subject { namespaces, pods }, ingress, egress }
+    }
+}
+
 prop_compose! {
     fn cluster()(
         services in vec((name(), service()), 0..6),
@@ -242,6 +263,7 @@ prop_compose! {
         pods in vec((name(), pod()), 0..12),
         namespaces in vec((word(), labels(), any::<bool>()), 0..3),
         policies in vec((name(), network_policy()), 0..4),
+        cluster_policies in vec((word(), cluster_policy()), 0..3),
     ) -> Cluster {
         let mut cluster = Cluster::default();
         for (name, service) in services {
@@ -263,6 +285,9 @@ prop_compose! {
         for (name, policy) in policies {
             cluster.policies.insert(name, policy);
         }
+        for (name, policy) in cluster_policies {
+            cluster.cluster_policies.insert(name, policy);
+        }
         cluster
     }
 }
@@ -271,7 +296,7 @@ fn known() -> impl Strategy<Value = Known> {
     (cluster(), vec(0..Kind::ALL.len(), 0..6), any::<bool>()).prop_map(|(cluster, kinds, all_nodes)| Known {
         cluster,
         all_nodes,
-        kinds: kinds.into_iter().map(|index| Kind::ALL[index]).collect(),
+        kinds: with_cluster_policies(kinds.into_iter().map(|index| Kind::ALL[index]).collect()),
     })
 }
 
@@ -281,6 +306,7 @@ fn assert_equal(one: &Known, other: &Known) {
     assert!(one.pods.iter().eq(other.pods.iter()));
     assert!(one.namespaces.iter().eq(other.namespaces.iter()));
     assert!(one.policies.iter().eq(other.policies.iter()));
+    assert!(one.cluster_policies.iter().eq(other.cluster_policies.iter()));
     assert!(one.services.iter().eq(other.services.iter()));
     assert!(one.endpoints.iter().eq(other.endpoints.iter()));
     assert!(one.nodes.iter().eq(other.nodes.iter()));

@@ -1,0 +1,92 @@
+//! A kind that the API server may not have: a custom resource, which is there while somebody has installed it.
+//!
+//! It may be there in another version; all that are known are tried, the newest first.
+//!
+//! Not to have it is no failure. It counts as listed, without objects, so that nobody waits for it, and is asked for
+//! again at long intervals. Two things are not taken for its absence:
+//!
+//! - *404 while it was there a moment ago*: servers that start may answer so before they know their custom resources, and
+//!   what was in force must not go for that. It has to be answered for half a minute.
+//! - *403*: a server refuses what its rules of RBAC do not allow, whether it is there or not. Discovery, which everybody may
+//!   read, tells. Where it is there it is an outage like others, but nobody waits for it either: what needs the other
+//!   kinds goes on, with what was known of this one.
+
+use std::time::Instant;
+
+use tokio::time::sleep;
+use tracing::info;
+
+use super::pace::{Failures, Timing};
+use super::{Follower, Gone};
+use crate::k8s::Event;
+use crate::k8s::answer::Refusal;
+use crate::k8s::outage::Cause;
+use crate::k8s::parse::ApiObject;
+use crate::k8s::request::Failure;
+
+/// Since when a kind is not there, and how often that was found.
+#[derive(Default, Debug)]
+pub struct Absence {
+    since: Option<Instant>,
+    /// What was told last: whether it is there.
+    told: Option<bool>,
+    found: Failures,
+}
+
+impl<K: ApiObject> Follower<K> {
+    /// Finds out what a refusal means, tells it, and waits until the next request.
+    pub(super) async fn look_for_kind(&mut self, refusal: &Refusal) -> Result<(), Gone> {
+        let is_there = match refusal.code {
+            404 => Ok(false),
+            _ => self.asking.is_served().await,
+        };
+        match is_there {
+            Ok(false) => self.note_absence().await,
+            Ok(true) => {
+                self.begin_outage(Cause::of_status(refusal.code), &refusal.to_string()).await?;
+                if self.absence.told.replace(true) != Some(true) {
+                    self.tell(Event::Withheld(self.kind)).await?;
+                }
+                self.wait_long().await
+            }
+            Err(failure) => {
+                let (cause, reason) = match failure {
+                    Failure::Refused(refusal) => (Cause::of_status(refusal.code), refusal.to_string()),
+                    Failure::Broken(reason) => (Cause::Unreachable, reason),
+                };
+                self.begin_outage(cause, &reason).await?;
+                self.pause().await
+            }
+        }
+    }
+
+    async fn note_absence(&mut self) -> Result<(), Gone> {
+        if self.asking.try_other_version() {
+            self.version = None;
+            return Ok(());
+        }
+        let since = *self.absence.since.get_or_insert_with(Instant::now);
+        if self.seen.is_some() && since.elapsed() < self.common.timing.gone {
+            return self.pause().await;
+        }
+        if self.absence.told.replace(false) != Some(false) {
+            info!(kind = %self.kind, "API server does not have this kind; looking for it now and then");
+            self.tell(Event::Listing(self.kind)).await?;
+            self.tell(Event::Listed(self.kind)).await?;
+        }
+        (self.version, self.seen, self.wants_newest) = (None, None, false);
+        let absence = std::mem::take(&mut self.absence);
+        self.end_outage();
+        self.absence = absence;
+        self.wait_long().await
+    }
+
+    async fn wait_long(&mut self) -> Result<(), Gone> {
+        let Timing { first_look, last_look, .. } = self.common.timing;
+        let pace = Timing { first: first_look, last: last_look, ..self.common.timing };
+        tokio::select! {
+            () = sleep(self.absence.found.delay(&pace)) => Ok(()),
+            () = self.common.out.closed() => Err(Gone),
+        }
+    }
+}
