@@ -1,6 +1,6 @@
 //! The firewall's rules against the meaning of NetworkPolicies, packet by packet.
 //!
-//! [`oracle`] says what the API means, written without the compiler. Clusters made by chance ([`clusters`]) are compiled
+//! [`oracle`] says what the API means, written without the compiler. Clusters made by chance ([`clusters`], with [`tiers`]) are compiled
 //! and changed step by step; after each step packets between all kinds of addresses are judged by both. [`mistakes`] puts
 //! known mistakes back and shows that the comparison finds each of them; [`defects`] are the same as hand-written cases.
 //! [`lowered`] and [`tables`] do it once more with the rules in the words of each backend, and [`walk`] and [`table_walk`] with a kernel in memory that fails,
@@ -17,6 +17,8 @@ mod support;
 
 #[path = "firewall/cases.rs"]
 mod cases;
+#[path = "firewall/cluster_conformance.rs"]
+mod cluster_conformance;
 #[path = "firewall/clusters.rs"]
 mod clusters;
 #[path = "firewall/defects.rs"]
@@ -39,5 +41,7 @@ mod services;
 mod table_walk;
 #[path = "firewall/tables.rs"]
 mod tables;
+#[path = "firewall/tiers.rs"]
+mod tiers;
 #[path = "firewall/walk.rs"]
 mod walk;

@@ -167,6 +167,7 @@ mod tests {
                 addresses: [address.parse().expect("an address")].into(),
                 ingress: Isolation::Open,
                 egress: Isolation::Open,
+                cluster_policies: [].into(),
             };
             rules.pods.insert(object(&format!("shop/{address}")), pod);
         }

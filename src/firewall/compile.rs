@@ -1,4 +1,4 @@
-//! Compiles one direction of one NetworkPolicy: the matches of its rules, and the sets they need.
+//! Compiles one direction of one NetworkPolicy or ClusterNetworkPolicy: the matches of its rules, and the sets they need.
 //!
 //! Kubernetes: `spec.ingress[] { from[], ports[] }`, `spec.egress[] { to[], ports[] }`. A pure function of the policy
 //! alone: pods, their labels and their port numbers only decide what the sets hold, so a change in the cluster never
@@ -12,9 +12,9 @@
 
 use std::sync::Arc;
 
-use crate::model::{NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule, Ports};
+use crate::model::{Action, ClusterNetworkPolicy, NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule, Ports, Selector};
 
-use super::rules::{Block, Direction, Match, PortMatch, PortOwners, Rule, SetKey};
+use super::rules::{Block, ClusterRule, Direction, Match, PortMatch, PortOwners, Rule, Scope, Selection, SetKey};
 use super::{ip_block, named_port, port_number, selection};
 
 /// Returns the rules of one direction of a policy in this namespace; `None` if it does not affect the direction.
@@ -25,6 +25,60 @@ pub fn rules(namespace: &str, policy: &NetworkPolicy, direction: Direction) -> O
     };
     let rules = rules.as_ref()?.iter().map(|one| rule(namespace, one, direction));
     Some(rules.collect())
+}
+
+/// Returns the rules of one direction of a ClusterNetworkPolicy; `None` if it has none.
+pub fn cluster_rules(policy: &ClusterNetworkPolicy, direction: Direction) -> Option<Arc<[ClusterRule]>> {
+    let rules = match direction {
+        Direction::Ingress => &policy.ingress,
+        Direction::Egress => &policy.egress,
+    };
+    let rules = rules.iter().map(|one| {
+        // Their peers name the namespaces that they are in.
+        let rule = rule("", &one.matches, direction);
+        let none = Rule { matches: [].into() };
+        let (rule, contested) = match one.action {
+            Action::Accept => (rule, none),
+            Action::Deny => (denied(rule), none),
+            Action::Pass => {
+                let can_be_contested = |one: &&Match| one.peer.iter().chain(named(&one.port)).any(|set| depends(set));
+                let contested = rule.matches.iter().filter(can_be_contested).cloned().collect();
+                (rule, denied(Rule { matches: contested }))
+            }
+        };
+        ClusterRule { name: one.name.clone(), action: one.action, rule, contested }
+    });
+    Some(rules.collect()).filter(|rules: &Arc<[ClusterRule]>| !rules.is_empty())
+}
+
+/// Returns whether of several pods with one address some may be in the set and others not. All are in the set of all pods, which
+/// is often the largest of the cluster.
+fn depends(set: &SetKey) -> bool {
+    let everybody = Selection { namespaces: Scope::Selected(Selector::everything()), pods: Selector::everything() };
+    !matches!(set, SetKey::Blocks(_)) && *set != SetKey::Pods(everybody)
+}
+
+/// Makes the conditions of a rule those of one that denies.
+fn denied(mut rule: Rule) -> Rule {
+    let deny = |set: &mut Arc<SetKey>| {
+        if !matches!(**set, SetKey::Blocks(_)) {
+            *set = Arc::new(SetKey::Denied(Box::new((**set).clone())));
+        }
+    };
+    for one in &mut rule.matches {
+        one.peer.iter_mut().for_each(deny);
+        if let PortMatch::Named(set) = &mut one.port {
+            deny(set);
+        }
+    }
+    rule
+}
+
+fn named(port: &PortMatch) -> Option<&Arc<SetKey>> {
+    match port {
+        PortMatch::Named(set) => Some(set),
+        PortMatch::Any | PortMatch::Protocol(_) | PortMatch::Numbers(..) => None,
+    }
 }
 
 fn rule(namespace: &str, rule: &PolicyRule, direction: Direction) -> Rule {
@@ -104,6 +158,7 @@ mod tests {
             SetKey::NamedPort { pods: PortOwners::All, .. } => "ports anywhere",
             SetKey::NamedPort { pods: PortOwners::Selected(_), .. } => "ports of pods",
             SetKey::NamedPort { pods: PortOwners::Inside(_), .. } => "ports inside",
+            SetKey::Denied(_) => "denied",
         };
         let words = |one: &Match| {
             let peer = one.peer.as_deref().map_or("any", kind);

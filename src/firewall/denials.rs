@@ -58,11 +58,14 @@ impl Denials {
                     policies().any(|key| its.binary_search(&key.policy).is_ok())
                 }
             };
+            let is_selected =
+                |pod: &LocalPod| changed.cluster_policies.iter().any(|key| pod.cluster_policies.contains(key));
+            let is_isolated_by_one = |pod: &LocalPod| is_isolated_by_one(pod) || is_selected(pod);
             let isolated = rules.pods.iter().filter(|(_, pod)| is_isolated_by_one(pod)).map(|(name, _)| name);
             changed.pods.iter().chain(isolated).cloned().collect()
         };
         for name in asked {
-            let pod = rules.pods.get(&name).filter(|pod| pod.egress != Isolation::Open);
+            let pod = rules.pods.get(&name).filter(|pod| pod.is_judged(Direction::Egress));
             let denied =
                 |pod| self.endpoints.all().filter(|one| is_denied(rules, (&name, pod), one)).copied().collect();
             let denied: BTreeSet<HostEndpoint> = pod.map(denied).unwrap_or_default();

@@ -22,6 +22,7 @@ use super::backend::{Backend, RoundDurations};
 use super::explain;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
+use super::rules::RuleSet;
 use super::starting;
 
 /// Inputs and outputs of the firewall besides those of every subsystem.
@@ -281,13 +282,16 @@ impl<B: Backend> Subsystem for Driver<B> {
     }
 
     fn troubles(&mut self, _account: &mut Account, _standing: &Standing) -> Vec<String> {
-        self.tell_refusals()
+        let mut troubles = self.tell_refusals();
+        troubles.extend(not_enforced(self.plan.rules(), self.backend.enforces_cluster_policies()));
+        troubles
     }
 
     fn log_first_sync(&self, sync: &FirstSync) {
         info!(
             pods = self.plan.rules().pods.len(),
             policies = self.plan.rules().policies.len(),
+            cluster_policies = self.plan.rules().cluster_policies.len(),
             elements = self.backend.count().elements,
             authority = ?sync.authority,
             steps = sync.steps,
@@ -304,12 +308,39 @@ impl<B: Backend> Subsystem for Driver<B> {
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         metrics.sets.set(count(self.backend.count().sets));
         let families = self.families.iter().filter(|(_, on)| **on).count();
-        metrics.chains.set(count(self.plan.rules().policies.len() * families));
+        let rules = self.plan.rules();
+        metrics.chains.set(count((rules.policies.len() + rules.cluster_policies.len()) * families));
         metrics.refused.set(count(self.backend.refused().len()));
         if standing.is_well && self.backend.is_settled() {
             let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
             metrics.last_success.set(i64::try_from(seconds).unwrap_or(i64::MAX));
         }
         standing.synced
+    }
+}
+
+/// Returns that ClusterNetworkPolicies have no effect, where some select pods of this node and the backend does not know them.
+fn not_enforced(rules: &RuleSet, is_enforced: bool) -> Option<String> {
+    let names: BTreeSet<&str> = rules.cluster_policies.keys().map(|key| key.policy.as_str()).collect();
+    let names: Vec<&str> = names.into_iter().collect();
+    (!is_enforced && !names.is_empty()).then(|| format!("not enforced: ClusterNetworkPolicy {}", names.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rules::{ClusterPolicyKey, Direction};
+    use super::*;
+    use crate::model::Tier;
+
+    #[test]
+    fn cluster_policies_that_a_backend_does_not_know_are_trouble() {
+        let mut rules = RuleSet::default();
+        assert_eq!(not_enforced(&rules, false), None);
+        for direction in Direction::BOTH {
+            let key = ClusterPolicyKey { tier: Tier::Admin, priority: 7, policy: "guard".into(), direction };
+            rules.cluster_policies.insert(key, [].into());
+        }
+        assert_eq!(not_enforced(&rules, true), None);
+        assert_eq!(not_enforced(&rules, false).as_deref(), Some("not enforced: ClusterNetworkPolicy guard"));
     }
 }

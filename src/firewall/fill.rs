@@ -109,12 +109,12 @@ impl<'a> Filling<'a> {
     fn namespaces(&self) -> Option<BTreeSet<&'a str>> {
         let mut names = BTreeSet::new();
         for set in &self.sets {
-            match &***set {
+            match set.plain() {
                 SetKey::Pods(selection) | SetKey::NamedPort { pods: PortOwners::Selected(selection), .. } => {
                     names.extend(self.looked_into(selection));
                 }
                 SetKey::NamedPort { pods: PortOwners::All | PortOwners::Inside(_), .. } => return None,
-                SetKey::NamedPort { pods: PortOwners::Local, .. } | SetKey::Blocks(_) => {}
+                SetKey::NamedPort { pods: PortOwners::Local, .. } | SetKey::Blocks(_) | SetKey::Denied(_) => {}
             }
         }
         Some(names)

@@ -31,6 +31,10 @@ pub fn identity(set: &SetKey) -> String {
             add_word(&mut text, &protocol.to_string());
             add_owners(&mut text, pods);
         }
+        SetKey::Denied(set) => {
+            text.push_str("denied ");
+            text.push_str(&identity(set));
+        }
     }
     text
 }
@@ -151,6 +155,8 @@ mod tests {
             questions.push(http(name, protocol, PortOwners::Local));
             questions.push(http(name, protocol, PortOwners::All));
         }
+        let denied: Vec<SetKey> = questions.iter().cloned().map(|set| SetKey::Denied(Box::new(set))).collect();
+        questions.extend(denied);
         let texts: BTreeMap<String, &SetKey> = questions.iter().map(|set| (identity(set), set)).collect();
         assert_eq!(texts.len(), questions.len());
     }

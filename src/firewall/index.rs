@@ -45,6 +45,10 @@ trait Place: Default {
 }
 
 impl<T: Ord + Clone> Index<T> {
+    pub fn is_empty(&self) -> bool {
+        self.named.is_empty() && self.selected.is_empty()
+    }
+
     pub fn insert(&mut self, selection: &Selection, item: &T) {
         self.visit(selection, &mut |place| {
             place.insert(item.clone());
@@ -95,6 +99,7 @@ impl<T: Ord + Clone> SetIndex<T> {
             SetKey::NamedPort { name, .. } => {
                 self.ports.entry(name.clone()).or_default().insert(item.clone());
             }
+            SetKey::Denied(set) => self.insert(set, item),
             SetKey::Blocks(_) => {}
         }
     }
@@ -113,12 +118,13 @@ impl<T: Ord + Clone> SetIndex<T> {
                     self.ports.remove(name);
                 }
             }
+            SetKey::Denied(set) => self.remove(set, item),
             SetKey::Blocks(_) => {}
         }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.ports.is_empty() && self.selections.named.is_empty() && self.selections.selected.is_empty()
+        self.ports.is_empty() && self.selections.is_empty()
     }
 
     /// Returns the sets that a pod of this namespace may belong to; may contain duplicates.

@@ -15,16 +15,17 @@ use ipnet::{IpNet, Ipv6Net};
 
 use crate::net::icmp;
 
-use super::rules::{Isolation, LocalPod, RuleSet};
+use super::rules::{Direction, LocalPod, RuleSet};
 use super::verdict::{Packet, Traffic};
 
 /// The unicast addresses that are valid on one link only.
 pub const UNICAST: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10));
 pub const MULTICAST: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0), 16));
 
-/// Returns whether link-local traffic between pods is refused: any pod of this node is isolated, in either direction.
+/// Returns whether link-local traffic between pods is refused: any pod of this node is isolated, or a ClusterNetworkPolicy denies
+/// it something, in either direction.
 pub fn is_closed(rules: &RuleSet) -> bool {
-    let is_isolated = |pod: &LocalPod| pod.ingress != Isolation::Open || pod.egress != Isolation::Open;
+    let is_isolated = |pod: &LocalPod| Direction::BOTH.iter().any(|direction| rules.may_refuse(pod, *direction));
     rules.pods.values().any(is_isolated)
 }
 

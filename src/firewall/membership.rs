@@ -3,6 +3,7 @@
 //! Every element of such a set belongs to one address, and depends only on the pods that have the address (`claims`),
 //! so a change of a pod is a change at its addresses and nowhere else.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use compact_str::CompactString;
@@ -14,7 +15,8 @@ use super::claims::Claimant;
 use super::rules::{Contents, Element, PortOwners, SetKey};
 use super::{named_port, selection};
 
-/// Returns the elements at an address that exactly these pods have: those that each of them would have alone.
+/// Returns the elements at an address that exactly these pods have: those that each of them would have alone, or, of a set for
+/// rules that deny, that any of them would have. Each is returned once.
 ///
 /// A set of named ports of this node considers its pods only. A set of blocks does not depend on pods: empty.
 pub fn elements_at<'a>(
@@ -26,11 +28,27 @@ pub fn elements_at<'a>(
     let is_asked = |claimant: &&Claimant<'_>| claimant.is_local || !is_of_this_node(set);
     let mut others = claimants.iter().filter(is_asked);
     let first = others.next();
+    let denied = match set {
+        SetKey::Denied(set) => any_of(set, address, claimants, namespaces),
+        SetKey::Pods(_) | SetKey::Blocks(_) | SetKey::NamedPort { .. } => BTreeSet::new(),
+    };
     let candidates = first.into_iter().flat_map(move |first| candidates(set, first.pod, address));
-    candidates.filter(move |element| {
+    let shared = candidates.filter(move |element| {
         let mut all = first.into_iter().chain(others.clone());
         all.all(|claimant| belongs(set, claimant, namespaces, *element))
-    })
+    });
+    shared.chain(denied)
+}
+
+/// Returns the elements that any of these pods would have alone.
+fn any_of(
+    set: &SetKey,
+    address: IpAddr,
+    claimants: &[Claimant<'_>],
+    namespaces: &Table<CompactString, Namespace>,
+) -> BTreeSet<Element> {
+    let alone = |claimant| elements_at(set, address, std::slice::from_ref(claimant), namespaces);
+    claimants.iter().flat_map(alone).collect()
 }
 
 /// Returns the elements that a set has at an address now.
@@ -39,6 +57,7 @@ pub fn elements_now(contents: &Contents, set: &SetKey, address: IpAddr) -> Vec<E
     let range = match set {
         SetKey::Pods(_) => Element::Address(address)..=Element::Address(address),
         SetKey::NamedPort { .. } => Element::Port(address, 0)..=Element::Port(address, u16::MAX),
+        SetKey::Denied(set) => return elements_now(contents, set, address),
         SetKey::Blocks(_) => return Vec::new(),
     };
     elements.range(range).copied().collect()
@@ -46,7 +65,11 @@ pub fn elements_now(contents: &Contents, set: &SetKey, address: IpAddr) -> Vec<E
 
 /// Returns whether a set holds named ports of this node's pods only.
 pub fn is_of_this_node(set: &SetKey) -> bool {
-    matches!(set, SetKey::NamedPort { pods: PortOwners::Local, .. })
+    match set {
+        SetKey::NamedPort { pods, .. } => *pods == PortOwners::Local,
+        SetKey::Denied(set) => is_of_this_node(set),
+        SetKey::Pods(_) | SetKey::Blocks(_) => false,
+    }
 }
 
 /// Returns the elements that a pod would have at an address if it belonged to the set.
@@ -54,7 +77,7 @@ fn candidates<'a>(set: &'a SetKey, pod: &'a Pod, address: IpAddr) -> impl Iterat
     let (whole, named) = match set {
         SetKey::Pods(_) => (Some(Element::Address(address)), None),
         SetKey::NamedPort { name, protocol, .. } => (None, Some(named_port::elements(pod, address, name, *protocol))),
-        SetKey::Blocks(_) => (None, None),
+        SetKey::Blocks(_) | SetKey::Denied(_) => (None, None),
     };
     whole.into_iter().chain(named.into_iter().flatten())
 }
@@ -148,6 +171,19 @@ mod tests {
         check(&set, &[("shop/other", "", "http/tcp/80")], &[]);
         check(&set, &[("shop/local", "", "http/tcp/80"), ("shop/other", "", "http/tcp/81")], &[at(80)]);
         check(&set, &[("shop/local", "", "http/tcp/80"), ("shop/local-too", "", "")], &[]);
+    }
+
+    #[test]
+    fn a_set_of_what_is_denied_has_what_any_pod_of_the_address_has() {
+        let denied = |set| SetKey::Denied(Box::new(set));
+        let web = denied(SetKey::Pods(of_red("app=web")));
+        let here = [Element::Address(address(ADDRESS))];
+        check(&web, &[("shop/a", "app=web", ""), ("shop/b", "app=web", "")], &here);
+        check(&web, &[("shop/a", "app=db", ""), ("shop/b", "app=web", "")], &here);
+        check(&web, &[("shop/a", "app=db", "")], &[]);
+        let both = [("shop/local", "", "http/tcp/80"), ("shop/other", "", "http/tcp/81")];
+        check(&denied(http(PortOwners::All)), &both, &[at(80), at(81)]);
+        check(&denied(http(PortOwners::Local)), &both, &[at(80)]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The firewall: NetworkPolicies become rules and sets.
+//! The firewall: NetworkPolicies and ClusterNetworkPolicies become rules and sets.
 //!
 //! Kubernetes: NetworkPolicy (`networking.k8s.io/v1`), Pod, Namespace. A pod that no policy selects accepts and sends
 //! everything; one that policies select accepts (ingress) or sends (egress) only what one of them allows. This module

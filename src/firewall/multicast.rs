@@ -19,7 +19,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::net::{PortRange, Protocol, icmp};
 
-use super::rules::{Isolation, RuleSet};
+use super::rules::{Direction, RuleSet};
 use super::verdict::{Packet, Traffic};
 
 /// All groups of IPv6, whatever their scope (RFC 4291 2.7).
@@ -31,9 +31,10 @@ pub const EVERYBODY: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 
 /// The ports of DHCP servers and clients, over UDP.
 pub const DHCP: PortRange = PortRange { first: 67, last: 68 };
 
-/// Returns whether multicast and broadcast to pods are refused: any pod of this node is isolated for ingress.
+/// Returns whether multicast and broadcast to pods are refused: any pod of this node is isolated for ingress, or a
+/// ClusterNetworkPolicy denies it something there.
 pub fn is_closed(rules: &RuleSet) -> bool {
-    rules.pods.values().any(|pod| pod.ingress != Isolation::Open)
+    rules.pods.values().any(|pod| rules.may_refuse(pod, Direction::Ingress))
 }
 
 /// Returns whether a packet is refused for its destination while those are closed. The broadcast address of a bridge's

@@ -33,6 +33,7 @@ pub fn owners(peer: Option<&SetKey>) -> PortOwners {
         Some(SetKey::Pods(selection)) => PortOwners::Selected(selection.clone()),
         Some(SetKey::Blocks(blocks)) => PortOwners::Inside(blocks.clone()),
         Some(SetKey::NamedPort { pods, .. }) => pods.clone(),
+        Some(SetKey::Denied(set)) => owners(Some(set)),
     }
 }
 

@@ -10,13 +10,15 @@
 //! - a policy is compiled (`compile`) while it selects a pod of this node, and its sets exist while a rule uses them. A
 //!   new set is filled in one pass over the pods of the namespaces that it selects.
 //!
-//! The first half is here; `selecting` finds the policies that select a pod of this node, `sets` the sets they need.
+//! The first half is here; `selecting` finds the policies that select a pod of this node, `subjects` the
+//! ClusterNetworkPolicies, `sets` the sets they need.
 //!
 //! After any history the rule set equals the one computed at once from the newest World; `tests/firewall.rs` verifies
 //! that with random histories.
 
 mod selecting;
 mod sets;
+mod subjects;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,7 +30,7 @@ use crate::model::{Change, Cluster, Labels, Namespace, ObjectName, Pod, World};
 
 use super::claims::Claims;
 use super::index::{Index, SetIndex};
-use super::rules::{Element, PolicyKey, PortOwners, RuleSet, Selection, SetKey};
+use super::rules::{ClusterPolicyKey, Element, PolicyKey, PortOwners, RuleSet, Selection, SetKey};
 use super::{fill, selection};
 
 /// The rule set, with what is needed to update it by parts.
@@ -49,6 +51,10 @@ pub struct Plan {
     selecting: BTreeMap<ObjectName, Vec<ObjectName>>,
     /// Number of this node's pods that each policy selects; without policies that select none.
     selected: BTreeMap<ObjectName, usize>,
+    /// All ClusterNetworkPolicies, by their subjects.
+    cluster_policies: Index<CompactString>,
+    /// Number of this node's pods that each of them selects; without those that select none.
+    cluster_selected: BTreeMap<ClusterPolicyKey, usize>,
 }
 
 /// Changes of the rule set.
@@ -56,6 +62,7 @@ pub struct Plan {
 pub struct RuleSetChanges {
     pub pods: BTreeSet<ObjectName>,
     pub policies: BTreeSet<PolicyKey>,
+    pub cluster_policies: BTreeSet<ClusterPolicyKey>,
     /// Sets that were added, removed, or have to be compared as a whole.
     pub sets: BTreeSet<Arc<SetKey>>,
     /// Elements that entered or left other sets.
@@ -72,6 +79,7 @@ struct Dirty {
     /// Pods of this node, before or after, that changed, or whose namespace changed what isolates them.
     pods: BTreeSet<ObjectName>,
     policies: BTreeSet<ObjectName>,
+    cluster_policies: BTreeSet<ClusterPolicyKey>,
 }
 
 impl Plan {
@@ -102,6 +110,7 @@ impl Plan {
             let before = std::mem::replace(self, fresh).rules;
             changed.pods.extend(before.pods.into_keys());
             changed.policies.extend(before.policies.into_keys());
+            changed.cluster_policies.extend(before.cluster_policies.into_keys());
             changed.sets.extend(before.sets.into_keys());
         }
         let older = std::mem::replace(&mut self.cluster, world.cluster.clone());
@@ -109,10 +118,11 @@ impl Plan {
         self.take_in_pods(&older, &mut dirty);
         self.take_in_namespaces(&older, &mut dirty);
         self.take_in_policies(&older, &mut dirty, &mut changed);
+        self.take_in_cluster_policies(&older, &mut dirty);
         for name in std::mem::take(&mut dirty.pods) {
             self.update_local_pod(&name, &mut dirty, &mut changed);
         }
-        let fresh = self.compile_policies(&dirty.policies, &mut changed);
+        let fresh = self.compile_policies(&dirty, &mut changed);
         self.fill_sets(&fresh, &mut changed);
         self.update_places(dirty.places, &fresh, &mut changed);
         changed
@@ -168,10 +178,11 @@ impl Plan {
             let name = change.key();
             let (before, after) = (older.namespaces.get(name), self.cluster.namespaces.get(name));
             let isolated = |namespace: Option<&Arc<Namespace>>| namespace.is_some_and(|namespace| namespace.isolated);
-            if isolated(before) != isolated(after) {
+            let labels = |namespace: Option<&Arc<Namespace>>| namespace.map(|namespace| namespace.labels.clone());
+            let may_be_subject = !self.cluster_policies.is_empty() && labels(before) != labels(after);
+            if isolated(before) != isolated(after) || may_be_subject {
                 dirty.pods.extend(self.local_pods_of(name).cloned());
             }
-            let labels = |namespace: Option<&Arc<Namespace>>| namespace.map(|namespace| namespace.labels.clone());
             self.note_namespace(name, labels(before).as_ref(), labels(after).as_ref(), dirty);
         }
     }
@@ -203,15 +214,16 @@ impl Plan {
 impl RuleSetChanges {
     /// Returns whether the rule set is unchanged.
     pub fn is_empty(&self) -> bool {
-        self.pods.is_empty() && self.policies.is_empty() && self.sets.is_empty() && self.elements.is_empty()
+        let policies = self.policies.is_empty() && self.cluster_policies.is_empty();
+        self.pods.is_empty() && policies && self.sets.is_empty() && self.elements.is_empty()
     }
 }
 
 /// Returns the selectors of a set, if it has any.
 fn selection_of(set: &SetKey) -> Option<&Selection> {
-    match set {
+    match set.plain() {
         SetKey::Pods(selection) | SetKey::NamedPort { pods: PortOwners::Selected(selection), .. } => Some(selection),
-        SetKey::Blocks(_) | SetKey::NamedPort { .. } => None,
+        SetKey::Blocks(_) | SetKey::NamedPort { .. } | SetKey::Denied(_) => None,
     }
 }
 

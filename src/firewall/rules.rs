@@ -5,6 +5,11 @@
 //! direction, or if any [`Match`] of any rule of any policy that isolates it matches. Policies, rules and matches are
 //! unordered, and nothing here denies: what is not allowed is dropped.
 //!
+//! ClusterNetworkPolicies are evaluated around that, in order ([`LocalPod::cluster_policies`], [`RuleSet::cluster_policies`]).
+//! Of the policies of the Admin tier that select the pod, sorted by priority and then by name, the first rule that matches
+//! decides: Accept and Deny finally, Pass for NetworkPolicies. These decide finally if the pod is isolated; if it is
+//! [`Isolation::Open`], the Baseline tier is evaluated likewise, and what no rule decides passes.
+//!
 //! Names are those of the API objects: a policy and a direction identify a list of rules, a rule's index in the list is
 //! its index in `spec.ingress[]` or `spec.egress[]`. A set is identified by its definition ([`SetKey`]), so policies
 //! with the same selector share one set; its contents follow the cluster, the rules do not.
@@ -23,7 +28,7 @@ use std::sync::Arc;
 use compact_str::CompactString;
 use ipnet::IpNet;
 
-use crate::model::{ObjectName, Selector};
+use crate::model::{Action, ObjectName, Selector, Tier};
 use crate::net::{Family, PerFamily, Protocol};
 
 pub use crate::net::PortRange;
@@ -36,6 +41,9 @@ pub struct RuleSet {
     pub pods: BTreeMap<ObjectName, LocalPod>,
     /// The rules of each policy that isolates a pod of this node, for each direction in which it does.
     pub policies: BTreeMap<PolicyKey, Arc<[Rule]>>,
+    /// The rules of each ClusterNetworkPolicy that selects a pod of this node, in order, for each direction in which it has
+    /// any. Sorted as they are evaluated.
+    pub cluster_policies: BTreeMap<ClusterPolicyKey, Arc<[ClusterRule]>>,
     /// The sets that rules use, and no others. An empty set matches nothing.
     pub sets: BTreeMap<Arc<SetKey>, Contents>,
 }
@@ -54,6 +62,8 @@ pub struct LocalPod {
     pub addresses: Box<[IpAddr]>,
     pub ingress: Isolation,
     pub egress: Isolation,
+    /// The ClusterNetworkPolicies that select the pod, in the directions in which they have rules; sorted.
+    pub cluster_policies: Box<[ClusterPolicyKey]>,
 }
 
 /// Isolation of a pod in one direction.
@@ -75,6 +85,29 @@ pub enum Isolation {
 pub struct PolicyKey {
     pub policy: ObjectName,
     pub direction: Direction,
+}
+
+/// One direction of one ClusterNetworkPolicy. The order is that of evaluation: by tier, priority and name. The API leaves open
+/// which of two policies of the same priority comes first.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ClusterPolicyKey {
+    pub tier: Tier,
+    /// The lowest comes first.
+    pub priority: u16,
+    pub policy: CompactString,
+    pub direction: Direction,
+}
+
+/// One entry of `ingress[]` or `egress[]` of a ClusterNetworkPolicy: what becomes of the packets that it matches.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClusterRule {
+    /// As its author calls it; may be empty.
+    pub name: CompactString,
+    pub action: Action,
+    pub rule: Rule,
+    /// Only of a rule that passes: what it does not match although some of the pods do that claim an address, because others do
+    /// not. Such packets are denied, here in the order: no other rule is to be followed on behalf of the wrong pod.
+    pub contested: Rule,
 }
 
 /// One entry of `ingress[]` or `egress[]`: it allows packets that any of its matches matches; without matches, nothing.
@@ -117,6 +150,9 @@ pub enum SetKey {
     /// The destinations of a port name: elements are [`Element::Port`], pods' addresses with the number that the pod
     /// gives to the name in this protocol.
     NamedPort { pods: PortOwners, name: CompactString, protocol: Protocol },
+    /// The same for rules that deny, of which one matches an address if any of the pods that claim it does: elements are
+    /// those of the other set, and those that it lacks because not all claimants agree. Only of pods and named ports.
+    Denied(Box<SetKey>),
 }
 
 /// The pods that one `podSelector` and `namespaceSelector` select.
@@ -171,6 +207,16 @@ pub enum Element {
 }
 
 impl RuleSet {
+    /// Returns whether any policy refuses packets of a pod in this direction, as opposed to policies that only accept or pass
+    /// them on.
+    pub fn may_refuse(&self, pod: &LocalPod, direction: Direction) -> bool {
+        let denies = |key: &ClusterPolicyKey| {
+            let rules = self.cluster_policies.get(key).map(|rules| &**rules).unwrap_or_default();
+            key.direction == direction && rules.iter().any(|rule| rule.action == Action::Deny)
+        };
+        *pod.isolation(direction) != Isolation::Open || pod.cluster_policies.iter().any(denies)
+    }
+
     /// Returns the pods of this node that have this address: one, or several for a moment.
     pub fn local_pods_at(&self, address: IpAddr) -> impl Iterator<Item = (&ObjectName, &LocalPod)> {
         self.pods.iter().filter(move |(_, pod)| pod.addresses.contains(&address))
@@ -197,6 +243,17 @@ impl LocalPod {
         }
     }
 
+    /// Returns the ClusterNetworkPolicies of one tier that have rules for one direction, in the order of evaluation.
+    pub fn tier(&self, tier: Tier, direction: Direction) -> impl Iterator<Item = &ClusterPolicyKey> {
+        self.cluster_policies.iter().filter(move |key| key.tier == tier && key.direction == direction)
+    }
+
+    /// Returns whether any policy may refuse packets of this direction: if none can, everything passes.
+    pub fn is_judged(&self, direction: Direction) -> bool {
+        *self.isolation(direction) != Isolation::Open
+            || self.cluster_policies.iter().any(|key| key.direction == direction)
+    }
+
     /// Returns the isolation in one direction, mutable.
     pub fn isolation_mut(&mut self, direction: Direction) -> &mut Isolation {
         match direction {
@@ -219,11 +276,32 @@ impl Rule {
     }
 }
 
+impl ClusterRule {
+    /// Returns the sets that the rule uses; may contain duplicates.
+    pub fn sets(&self) -> impl Iterator<Item = &Arc<SetKey>> {
+        self.rule.sets().chain(self.contested.sets())
+    }
+}
+
 impl SetKey {
+    /// Returns the set that a [`SetKey::Denied`] is about; every other set itself.
+    pub fn plain(&self) -> &SetKey {
+        match self {
+            SetKey::Denied(set) => set.plain(),
+            SetKey::Pods(_) | SetKey::Blocks(_) | SetKey::NamedPort { .. } => self,
+        }
+    }
+
+    /// Returns whether an element of the set closes paths, where those of others open them.
+    pub fn closes(&self) -> bool {
+        matches!(self, SetKey::Denied(_))
+    }
+
     /// Returns the protocol of a set of named ports.
     pub fn protocol(&self) -> Option<Protocol> {
         match self {
             SetKey::NamedPort { protocol, .. } => Some(*protocol),
+            SetKey::Denied(set) => set.protocol(),
             SetKey::Pods(_) | SetKey::Blocks(_) => None,
         }
     }
@@ -233,6 +311,7 @@ impl SetKey {
         let among = |blocks: &[Block]| blocks.iter().any(|block| Family::from(block.cidr) == family);
         match self {
             SetKey::Blocks(blocks) | SetKey::NamedPort { pods: PortOwners::Inside(blocks), .. } => among(blocks),
+            SetKey::Denied(set) => set.is_of(family),
             SetKey::Pods(_) | SetKey::NamedPort { .. } => true,
         }
     }

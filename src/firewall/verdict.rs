@@ -7,11 +7,15 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::model::ObjectName;
+use compact_str::CompactString;
+
+use crate::model::{Action, ObjectName, Tier};
 use crate::net::{Family, Protocol, icmp};
 
 use super::host_endpoints::HostEndpoint;
-use super::rules::{Direction, Isolation, LocalPod, Match, PolicyKey, PortMatch, Rule, RuleSet};
+use super::rules::{
+    ClusterPolicyKey, ClusterRule, Direction, Isolation, LocalPod, Match, PolicyKey, PortMatch, Rule, RuleSet,
+};
 use super::{link_local, multicast};
 
 /// The first packet of a connection, with the addresses that the pods see: after translation of service addresses.
@@ -64,6 +68,17 @@ pub enum Decision {
         /// The policies that isolate the pod; none if only its namespace's annotation does.
         policies: Box<[ObjectName]>,
         by_namespace: bool,
+    },
+    /// A rule of a ClusterNetworkPolicy decides: the first one that matches, in the order of evaluation.
+    ByCluster {
+        pod: ObjectName,
+        policy: ClusterPolicyKey,
+        /// The rule's index in `spec.ingress[]` or `spec.egress[]`, from 0.
+        rule: usize,
+        /// The rule's name; may be empty.
+        name: CompactString,
+        /// Whether it denies the packet, or accepts it.
+        denies: bool,
     },
     /// A Service at this address has an endpoint on this node itself, which the pod's policies deny (`host_endpoints`).
     DeniedBehind { pod: ObjectName, endpoint: HostEndpoint },
@@ -134,6 +149,7 @@ impl Decision {
             Decision::Open { pod }
             | Decision::Allowed { pod, .. }
             | Decision::Denied { pod, .. }
+            | Decision::ByCluster { pod, .. }
             | Decision::DeniedBehind { pod, .. } => Some(pod),
             Decision::NotHere | Decision::Exempt(_) | Decision::LinkLocal | Decision::Multicast | Decision::Closed => {
                 None
@@ -142,7 +158,10 @@ impl Decision {
     }
 
     pub fn passes(&self) -> bool {
-        let refuses = matches!(self, Decision::Denied { .. } | Decision::DeniedBehind { .. });
+        let refuses = matches!(
+            self,
+            Decision::Denied { .. } | Decision::DeniedBehind { .. } | Decision::ByCluster { denies: true, .. }
+        );
         !refuses && !matches!(self, Decision::LinkLocal | Decision::Multicast | Decision::Closed)
     }
 }
@@ -184,18 +203,59 @@ pub(super) fn of_pod(
     (name, pod): (&ObjectName, &LocalPod),
     direction: Direction,
 ) -> Decision {
-    let Isolation::Isolated { policies, by_namespace } = pod.isolation(direction) else {
-        return Decision::Open { pod: name.clone() };
+    let by_tier = |tier| by_tier(rules, packet, (name, pod), (tier, direction));
+    let open = || Decision::Open { pod: name.clone() };
+    by_tier(Tier::Admin).unwrap_or_else(|| match pod.isolation(direction) {
+        Isolation::Open => by_tier(Tier::Baseline).unwrap_or_else(open),
+        Isolation::Isolated { policies, by_namespace } => by_policies(rules, packet, (policies, direction), name)
+            .unwrap_or_else(|| Decision::Denied {
+                pod: name.clone(),
+                policies: policies.clone(),
+                by_namespace: *by_namespace,
+            }),
+    })
+}
+
+/// Returns the decision of one tier; `None` if no rule of it matches, or one that passes the packet on.
+fn by_tier(
+    rules: &RuleSet,
+    packet: &Packet,
+    (pod_name, pod): (&ObjectName, &LocalPod),
+    (tier, direction): (Tier, Direction),
+) -> Option<Decision> {
+    let action = |one: &ClusterRule| {
+        let is = |rule| matches(rules, rule, packet, direction);
+        is(&one.rule).then_some(one.action).or_else(|| is(&one.contested).then_some(Action::Deny))
     };
-    let allowing = policies.iter().find_map(|policy| {
+    let (policy, rule, (name, action)) = pod.tier(tier, direction).find_map(|key| {
+        let mut list = rules.cluster_policies.get(key)?.iter().enumerate();
+        list.find_map(|(rule, one)| Some((key, rule, (&one.name, action(one)?))))
+    })?;
+    let denies = match action {
+        Action::Accept => false,
+        Action::Deny => true,
+        Action::Pass => return None,
+    };
+    Some(Decision::ByCluster { pod: pod_name.clone(), policy: policy.clone(), rule, name: name.clone(), denies })
+}
+
+/// Returns the first rule of these NetworkPolicies that allows the packet, if any does.
+fn by_policies(
+    rules: &RuleSet,
+    packet: &Packet,
+    (policies, direction): (&[ObjectName], Direction),
+    name: &ObjectName,
+) -> Option<Decision> {
+    policies.iter().find_map(|policy| {
         let key = PolicyKey { policy: policy.clone(), direction };
-        let allows = |rule: &Rule| rule.matches.iter().any(|one| holds(rules, one, packet, direction));
-        Some((policy, rules.policies.get(&key)?.iter().position(allows)?))
-    });
-    match allowing {
-        Some((policy, rule)) => Decision::Allowed { pod: name.clone(), policy: policy.clone(), rule },
-        None => Decision::Denied { pod: name.clone(), policies: policies.clone(), by_namespace: *by_namespace },
-    }
+        let allows = |rule: &Rule| matches(rules, rule, packet, direction);
+        let rule = rules.policies.get(&key)?.iter().position(allows)?;
+        Some(Decision::Allowed { pod: name.clone(), policy: policy.clone(), rule })
+    })
+}
+
+fn matches(rules: &RuleSet, rule: &Rule, packet: &Packet, direction: Direction) -> bool {
+    rule.matches.iter().any(|one| holds(rules, one, packet, direction))
 }
 
 fn holds(rules: &RuleSet, one: &Match, packet: &Packet, direction: Direction) -> bool {

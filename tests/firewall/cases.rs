@@ -159,6 +159,9 @@ fn told(decision: &Decision) -> String {
         Decision::Multicast => "multicast".into(),
         Decision::Closed => "closed".into(),
         Decision::Allowed { policy, rule, .. } => format!("{policy} {rule}"),
+        Decision::ByCluster { policy, rule, denies, .. } => {
+            format!("{} {} {rule}", if *denies { "denied by" } else { "accepted by" }, policy.policy)
+        }
         Decision::Denied { policies, .. } => {
             let names: Vec<String> = policies.iter().map(ObjectName::to_string).collect();
             format!("denied {}", names.join(" ")).trim_end().to_owned()

@@ -12,19 +12,20 @@ use ipnet::IpNet;
 use sluice::firewall::verdict::{Packet, Traffic};
 use sluice::model::{
     Authority, Cluster, Host, HostAddress, Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, ObjectName,
-    Operator, Peer, Peers, Pod, PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, World,
+    Operator, Peer, Peers, Pod, PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, Table, World,
 };
 use sluice::net::Protocol;
 
-use super::services;
 use super::support::random::Random;
+use super::{services, tiers};
 
 const NAMESPACES: [&str; 3] = ["a", "ab", "b"];
 const PODS: [&str; 6] = ["p0", "p1", "p2", "p3", "p4", "p5"];
 const POLICIES: [&str; 4] = ["bc", "c", "x", "y"];
 const NODES: [&str; 2] = ["node1", "node2"];
-const LABELS: [(&str, &[&str]); 3] = [("app", &["web", "db", "api"]), ("tier", &["front", "back"]), ("canary", &[""])];
-const OF_NAMESPACES: [(&str, &[&str]); 2] = [("team", &["red", "blue"]), ("stage", &["test", "live"])];
+pub const LABELS: [(&str, &[&str]); 3] =
+    [("app", &["web", "db", "api"]), ("tier", &["front", "back"]), ("canary", &[""])];
+pub const OF_NAMESPACES: [(&str, &[&str]); 2] = [("team", &["red", "blue"]), ("stage", &["test", "live"])];
 const PORT_NAMES: [&str; 3] = ["http", "dns", "nobody"];
 const NUMBERS: [u16; 4] = [53, 80, 81, 8080];
 /// Addresses of pods are the first of these prefixes, so that blocks can cover some of them.
@@ -102,13 +103,30 @@ pub fn change(world: &mut World, random: &mut Random) -> String {
         60..=62 => remove_one(&mut cluster.namespaces, random),
         63..=83 => put_policy(cluster, random),
         84..=91 => services::change(cluster, random, &addresses()),
-        92..=98 => remove_one(&mut cluster.policies, random),
+        92..=94 => remove_one(&mut cluster.policies, random),
+        95..=98 => tiers::change(cluster, random),
         _ => {
             let name = *random.pick(&NODES);
             world.host = Arc::new(host(name));
             format!("this node is {name}")
         }
     }
+}
+
+/// A World with so many changes in it, but no ClusterNetworkPolicy: for a backend that does not lower tiers.
+pub fn world_without_tiers(random: &mut Random, changes: usize) -> World {
+    let mut world = empty_world();
+    for _ in 0..changes {
+        change_without_tiers(&mut world, random);
+    }
+    world
+}
+
+/// Changes one thing of such a World, and says what; nothing where that is a ClusterNetworkPolicy.
+pub fn change_without_tiers(world: &mut World, random: &mut Random) -> String {
+    let told = change(world, random);
+    world.cluster.cluster_policies = Table::default();
+    told
 }
 
 /// The same World, taken in by somebody who shares nothing with the one who made it.
@@ -128,6 +146,9 @@ pub fn copied(world: &World) -> World {
     }
     for (name, policy) in world.cluster.policies.iter() {
         copy.cluster.policies.insert(name.clone(), (**policy).clone());
+    }
+    for (name, policy) in world.cluster.cluster_policies.iter() {
+        copy.cluster.cluster_policies.insert(name.clone(), (**policy).clone());
     }
     copy
 }
@@ -225,7 +246,7 @@ fn edit_pod(cluster: &mut Cluster, random: &mut Random) -> String {
     told
 }
 
-fn remove_one<K: Ord + Clone + std::fmt::Debug, V: PartialEq>(
+pub fn remove_one<K: Ord + Clone + std::fmt::Debug, V: PartialEq>(
     table: &mut sluice::model::Table<K, V>,
     random: &mut Random,
 ) -> String {
@@ -281,11 +302,11 @@ fn name(random: &mut Random, namespaces: &[&str], names: &[&str]) -> ObjectName 
     ObjectName::new(namespaces[random.below(namespaces.len())], names[random.below(names.len())])
 }
 
-fn block(random: &mut Random) -> IpNet {
+pub fn block(random: &mut Random) -> IpNet {
     random.pick(&BLOCKS).parse().expect("a prefix")
 }
 
-fn policy_ports(random: &mut Random) -> Ports {
+pub fn policy_ports(random: &mut Random) -> Ports {
     if random.chance(35) {
         return Ports::Any;
     }
@@ -304,7 +325,7 @@ fn policy_ports(random: &mut Random) -> Ports {
     Ports::Of((0..random.below(4)).map(|_| port(random)).collect())
 }
 
-fn selector(random: &mut Random, pool: &[(&str, &[&str])]) -> Selector {
+pub fn selector(random: &mut Random, pool: &[(&str, &[&str])]) -> Selector {
     let count = *random.pick(&[0, 1, 1, 1, 2]);
     let requirement = |random: &mut Random| {
         let (key, values) = *random.pick(pool);

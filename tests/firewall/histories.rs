@@ -65,6 +65,7 @@ fn history_does_not_matter() {
             if *plan.rules() != expected {
                 same_rows(&plan.rules().pods, &expected.pods, &told);
                 same_rows(&plan.rules().policies, &expected.policies, &told);
+                same_rows(&plan.rules().cluster_policies, &expected.cluster_policies, &told);
                 same_rows(&plan.rules().sets, &expected.sets, &told);
             }
             names_what_changed(&older, plan.rules(), &changed);
@@ -93,9 +94,10 @@ fn same_rows<K: Ord + Debug, V: PartialEq + Debug>(found: &BTreeMap<K, V>, expec
 }
 
 /// Every difference is named, and nothing else is.
-fn names_what_changed(older: &RuleSet, newer: &RuleSet, changed: &RuleSetChanges) {
+pub fn names_what_changed(older: &RuleSet, newer: &RuleSet, changed: &RuleSetChanges) {
     names_all(&older.pods, &newer.pods, &changed.pods);
     names_all(&older.policies, &newer.policies, &changed.policies);
+    names_all(&older.cluster_policies, &newer.cluster_policies, &changed.cluster_policies);
     let mut elements = BTreeSet::new();
     for set in older.sets.keys().chain(newer.sets.keys()) {
         let (Some(before), Some(after)) = (older.sets.get(set), newer.sets.get(set)) else {

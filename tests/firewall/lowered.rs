@@ -25,7 +25,7 @@ use sluice::net::{Family, PerFamily, Protocol};
 use super::cases::{Case, HERE};
 use super::support::chains::{Chains, Fate, State, Traced};
 use super::support::random::{Random, for_many};
-use super::{clusters, oracle, services};
+use super::{clusters, oracle, services, tiers};
 
 pub const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
 
@@ -63,6 +63,13 @@ fn chains<'a>(desired: &'a Desired, local: &'a BTreeSet<IpAddr>) -> Chains<'a> {
     Chains { rules: &desired.rules, elements: &desired.elements, local }
 }
 
+/// Returns whether the rules of a World, lowered at once, let a forwarded packet through.
+pub fn is_forwarded(world: &World, packet: Packet) -> bool {
+    let (_, desired) = lowered(world, false, BOTH);
+    let local = local();
+    chains(&desired, &local).fate("FORWARD", Traced { packet, state: State::New, mark: 0 }).0.passes()
+}
+
 fn check_packets(rules: &RuleSet, desired: &Desired, random: &mut Random, packets: usize) {
     let local = local();
     let chains = chains(desired, &local);
@@ -78,7 +85,8 @@ fn check_packets(rules: &RuleSet, desired: &Desired, random: &mut Random, packet
         let builtin = if packet.from_this_node || by_ipvs { "OUTPUT" } else { "FORWARD" };
         let (fate, after) = chains.fate(builtin, Traced { packet, state: State::New, mark });
         assert_eq!(fate.passes(), judged.passes(), "{packet:?} with mark {mark:x} in {builtin}: {fate:?}, {judged:?}");
-        assert_eq!(after & !0x10000, mark & !0x10000, "foreign bits of the mark stay");
+        let ours = if rules.cluster_policies.is_empty() { 0x10000 } else { 0x30000 };
+        assert_eq!(after & !ours, mark & !ours, "foreign bits of the mark stay");
         let concerns_pods =
             [packet.source, packet.destination].iter().any(|a| rules.local_pods_at(*a).next().is_some());
         assert_eq!(fate == Fate::Left, !concerns_pods && fate.passes(), "{packet:?}: {fate:?}");
@@ -104,7 +112,7 @@ fn check_packets(rules: &RuleSet, desired: &Desired, random: &mut Random, packet
 fn the_chains_do_what_the_rules_mean() {
     for_many(60, |random| {
         let changes = 20 + random.below(60);
-        let world = clusters::world(random, changes);
+        let world = if random.chance(50) { clusters::world(random, changes) } else { tiers::world(random, changes) };
         let (rules, desired) = lowered(&world, false, BOTH);
         check_packets(&rules, &desired, random, 400);
     });
@@ -297,6 +305,8 @@ fn what_is_lowered_does_not_depend_on_history() {
             replayed.ports_here.clone_from(&expected.ports_here);
             assert_eq!(lowering.desired().closing, expected.closing, "after {told:#?}");
             replayed.closing.clone_from(&expected.closing);
+            assert_eq!(lowering.desired().denied, expected.denied, "after {told:#?}");
+            replayed.denied.clone_from(&expected.denied);
             let went = |key: &ElementKey| before_all.elements.contains_key(key) && !expected.elements.contains_key(key);
             assert!(told_changed.left.iter().all(went), "what left was there, after {told:#?}");
             let gone = before_all.elements.keys().filter(|key| !expected.elements.contains_key(*key)).count();
@@ -325,7 +335,7 @@ fn sets_named(rule: &str) -> Vec<String> {
 #[test]
 fn rules_name_only_sets_that_are_there() {
     for_many(40, |random| {
-        let world = clusters::world(random, 60);
+        let world = tiers::world(random, 60);
         for families in [BOTH, PerFamily { v4: true, v6: false }, PerFamily { v4: false, v6: true }] {
             let (_, desired) = lowered(&world, true, families);
             let named: BTreeSet<String> = desired

@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use sluice::firewall::rules::{
-    Contents, Direction, Element, Isolation, Match, PolicyKey, PortMatch, PortOwners, PortRange, Rule, RuleSet, Scope,
-    Selection, SetKey,
+    ClusterPolicyKey, ClusterRule, Contents, Direction, Element, Isolation, Match, PolicyKey, PortMatch, PortOwners,
+    PortRange, Rule, RuleSet, Scope, Selection, SetKey,
 };
 use sluice::model::{
-    NetworkPolicy, ObjectName, Operator, Peer, Peers, Pod, PolicyPort, PolicyRule, PortMatch as PolicyPortMatch, Ports,
-    Requirement, Selector, World,
+    Action, NetworkPolicy, ObjectName, Operator, Peer, Peers, Pod, PolicyPort, PolicyRule,
+    PortMatch as PolicyPortMatch, Ports, Requirement, Selector, Tier, World,
 };
 use sluice::net::Family;
 
@@ -34,7 +34,7 @@ enum Mistake {
 
 use Mistake::{Cluster, History, Rules};
 
-const MISTAKES: [(&str, Mistake); 27] = [
+const MISTAKES: [(&str, Mistake); 33] = [
     ("D1: what a policy allows in, its targets may send to each other", Rules(mix_directions)),
     ("D2: a port name that nobody has opens all ports to the peers", Rules(open_unresolved_names)),
     ("D3: the addresses of one named port leak into those of another", Rules(leak_port_addresses)),
@@ -61,6 +61,20 @@ const MISTAKES: [(&str, Mistake); 27] = [
     ("an empty list of ports is a missing one", Cluster(open_empty_ports)),
     ("an empty list of peers is a missing one", Cluster(open_empty_peers)),
     ("a policy without rules does not isolate", Cluster(forget_empty_policies)),
+    ("the last rule of a cluster policy that matches decides", Rules(reverse_rules)),
+    ("cluster policies are evaluated by name", Rules(|rules| edit_keys(rules, |key| key.priority = 0))),
+    ("the Admin tier comes behind policies", Rules(|rules| edit_keys(rules, |key| key.tier = Tier::Baseline))),
+    (
+        "the Baseline tier comes before policies",
+        Rules(|rules| {
+            edit_keys(rules, |key| {
+                key.priority += if key.tier == Tier::Baseline { 2000 } else { 0 };
+                key.tier = Tier::Admin;
+            });
+        }),
+    ),
+    ("what is passed on is accepted", Rules(accept_what_is_passed_on)),
+    ("a rule that denies is for an address if it is for all of its pods", Rules(deny_only_for_all)),
     (
         "a protocol without a port number means TCP's",
         Rules(|rules| {
@@ -119,6 +133,48 @@ fn edit_matches(rules: &mut RuleSet, edit: impl Fn(&mut Match)) {
             rule
         });
         *list = edited.collect();
+    }
+}
+
+fn edit_cluster_rules(rules: &mut RuleSet, edit: impl Fn(&mut Vec<ClusterRule>)) {
+    for list in rules.cluster_policies.values_mut() {
+        let mut edited = list.to_vec();
+        edit(&mut edited);
+        *list = edited.into();
+    }
+}
+
+fn reverse_rules(rules: &mut RuleSet) {
+    edit_cluster_rules(rules, |list| list.reverse());
+}
+
+fn accept_what_is_passed_on(rules: &mut RuleSet) {
+    edit_cluster_rules(rules, |list| {
+        list.iter_mut().filter(|rule| rule.action == Action::Pass).for_each(|rule| rule.action = Action::Accept);
+    });
+}
+
+fn deny_only_for_all(rules: &mut RuleSet) {
+    let sets = rules.sets.clone();
+    for (set, contents) in &mut rules.sets {
+        if let SetKey::Denied(plain) = &**set {
+            *contents = sets.get(&**plain).cloned().unwrap_or_else(|| contents.clone());
+        }
+    }
+}
+
+/// Rewrites what decides about the order of cluster policies.
+fn edit_keys(rules: &mut RuleSet, edit: impl Fn(&mut ClusterPolicyKey)) {
+    let edited = |key: &ClusterPolicyKey| {
+        let mut key = key.clone();
+        edit(&mut key);
+        key
+    };
+    rules.cluster_policies = rules.cluster_policies.iter().map(|(key, list)| (edited(key), list.clone())).collect();
+    for pod in rules.pods.values_mut() {
+        let mut keys: Vec<ClusterPolicyKey> = pod.cluster_policies.iter().map(edited).collect();
+        keys.sort();
+        pod.cluster_policies = keys.into();
     }
 }
 

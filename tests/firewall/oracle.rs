@@ -8,7 +8,11 @@
 //!
 //! Another thing the API does not say: whose packet it is when two running pods have one address. The rule that is checked
 //! (`firewall::claims`): a peer is selected when all pods with its address are, a port name stands for a number when
-//! all pods with the address say so, and each pod of this node with the address has to agree.
+//! all pods with the address say so, and each pod of this node with the address has to agree. A rule that denies is for an
+//! address if it would be for any of its pods alone, and one that passes on denies where it would be for some and not for all.
+//!
+//! Tiers are the API's (`policy.networking.k8s.io/v1beta1`), and so is that the first rule decides. Of two policies with
+//! the same priority the API does not say which is first: by name.
 
 use std::net::IpAddr;
 
@@ -16,8 +20,8 @@ use ipnet::IpNet;
 use sluice::firewall::rules::Direction;
 use sluice::firewall::verdict::{Packet, Traffic};
 use sluice::model::{
-    Labels, Namespaces, NetworkPolicy, ObjectName, Operator, Peer, Peers, Pod, PolicyPort, PolicyRule, PortMatch,
-    Ports, Selector, World,
+    Action, ClusterNetworkPolicy, ClusterRule, Labels, Namespaces, NetworkPolicy, ObjectName, Operator, Peer, Peers,
+    Pod, PolicyPort, PolicyRule, PortMatch, Ports, Selector, Tier, World,
 };
 use sluice::net::Protocol;
 
@@ -44,7 +48,7 @@ pub fn passes(world: &World, packet: &Packet, direction: Direction) -> bool {
     }
 }
 
-/// Whether any pod of this node is isolated.
+/// Whether any pod of this node is isolated, or may be denied something by a policy of the cluster.
 fn isolates(world: &World, direction: Direction) -> bool {
     let mut here = world
         .cluster
@@ -91,7 +95,15 @@ fn is_isolated(world: &World, (name, pod): (&ObjectName, &Pod), direction: Direc
         && world.cluster.namespaces.get(&name.namespace).is_some_and(|namespace| namespace.isolated);
     let selects = |policy: &NetworkPolicy| selected(&policy.pods, &pod.labels) && rules(policy, direction).is_some();
     let mut policies = world.cluster.policies.iter().filter(|(policy, _)| policy.namespace == name.namespace);
-    by_namespace || policies.any(|(_, policy)| selects(policy))
+    by_namespace || policies.any(|(_, policy)| selects(policy)) || is_denied_something(world, (name, pod), direction)
+}
+
+fn is_denied_something(world: &World, (name, pod): (&ObjectName, &Pod), direction: Direction) -> bool {
+    let denies = |policy: &ClusterNetworkPolicy| {
+        is_subject(world, policy, (name, pod))
+            && cluster_rules(policy, direction).iter().any(|rule| rule.action == Action::Deny)
+    };
+    world.cluster.cluster_policies.iter().any(|(_, policy)| denies(policy))
 }
 
 fn sides(packet: &Packet, direction: Direction) -> (IpAddr, IpAddr) {
@@ -112,6 +124,11 @@ fn is_here(world: &World, pod: &Pod) -> bool {
 }
 
 fn agrees(world: &World, (name, pod): (&ObjectName, &Pod), packet: &Packet, direction: Direction) -> bool {
+    match by_tier(world, (name, pod), packet, (Tier::Admin, direction)) {
+        Action::Accept => return true,
+        Action::Deny => return false,
+        Action::Pass => {}
+    }
     let mut isolated = match direction {
         Direction::Ingress => world.cluster.namespaces.get(&name.namespace).is_some_and(|ns| ns.isolated),
         Direction::Egress => false,
@@ -122,11 +139,94 @@ fn agrees(world: &World, (name, pod): (&ObjectName, &Pod), packet: &Packet, dire
         }
         let Some(rules) = rules(policy, direction) else { continue };
         isolated = true;
-        if rules.iter().any(|rule| allows(world, &policy_name.namespace, rule, packet, direction)) {
+        let of = Of { world, own: &policy_name.namespace, alone: [None, None] };
+        if rules.iter().any(|rule| of.allows(rule, packet, direction)) {
             return true;
         }
     }
-    !isolated
+    !isolated && by_tier(world, (name, pod), packet, (Tier::Baseline, direction)) != Action::Deny
+}
+
+/// What the policies of one tier do with a packet; what no rule is for passes on.
+fn by_tier(
+    world: &World,
+    subject: (&ObjectName, &Pod),
+    packet: &Packet,
+    (tier, direction): (Tier, Direction),
+) -> Action {
+    let all = world.cluster.cluster_policies.iter().filter(|(_, policy)| policy.tier == tier);
+    let mut policies: Vec<_> = all.filter(|(_, policy)| is_subject(world, policy, subject)).collect();
+    policies.sort_by_key(|(name, policy)| (policy.priority, *name));
+    for (_, policy) in policies {
+        for rule in cluster_rules(policy, direction) {
+            let for_all = Of { world, own: "", alone: [None, None] }.allows(&rule.matches, packet, direction);
+            let for_any = is_for_any(world, rule, packet, direction);
+            match rule.action {
+                Action::Accept if for_all => return Action::Accept,
+                Action::Deny if for_any => return Action::Deny,
+                Action::Pass if for_all => return Action::Pass,
+                Action::Pass if is_contested(world, rule, packet, direction) => return Action::Deny,
+                _ => {}
+            }
+        }
+    }
+    Action::Pass
+}
+
+/// Whether a rule is for some of the pods of an address. Of one for all pods of the cluster, at any port or some numbers, nobody says
+/// so: those that it is not for have no Namespace yet.
+fn is_contested(world: &World, rule: &ClusterRule, packet: &Packet, direction: Direction) -> bool {
+    let is_for_all = |peer: &Peer| match peer {
+        Peer::Pods { namespaces: Namespaces::Selected(namespaces), pods } => {
+            namespaces.requirements.is_empty() && pods.requirements.is_empty()
+        }
+        _ => false,
+    };
+    let with = |keep_peer: &dyn Fn(&Peer) -> bool, keep_port: &dyn Fn(&PolicyPort) -> bool| {
+        let mut part = rule.clone();
+        if let Peers::Of(peers) = &mut part.matches.peers {
+            *peers = peers.iter().filter(|peer| keep_peer(peer)).cloned().collect();
+        }
+        match &mut part.matches.ports {
+            Ports::Of(ports) => *ports = ports.iter().filter(|port| keep_port(port)).cloned().collect(),
+            Ports::Any if keep_port(&PolicyPort { protocol: Protocol::Tcp, number: PortMatch::Any }) => {}
+            Ports::Any => part.matches.ports = Ports::Of([].into()),
+        }
+        is_for_any(world, &part, packet, direction)
+    };
+    let is_named = |port: &PolicyPort| matches!(port.number, PortMatch::Named(_));
+    with(&|peer| !is_for_all(peer), &|_| true) || with(&|_| true, &is_named)
+}
+
+/// Whether the rule would be for the packet if only one of the pods had the address at the other end, and one the pod's own.
+fn is_for_any(world: &World, rule: &ClusterRule, packet: &Packet, direction: Direction) -> bool {
+    let pods = |address| {
+        let pods = running(world, address).into_iter().map(|(name, _)| Some(name));
+        if running(world, address).is_empty() { vec![None] } else { pods.collect() }
+    };
+    let (sources, destinations) = (pods(packet.source), pods(packet.destination));
+    sources.iter().any(|source| {
+        destinations.iter().any(|destination| {
+            let alone = [source.map(|name| (packet.source, name)), destination.map(|name| (packet.destination, name))];
+            Of { world, own: "", alone }.allows(&rule.matches, packet, direction)
+        })
+    })
+}
+
+fn is_subject(world: &World, policy: &ClusterNetworkPolicy, (name, pod): (&ObjectName, &Pod)) -> bool {
+    let labels = match world.cluster.namespaces.get(&name.namespace) {
+        Some(namespace) => namespace.labels.clone(),
+        // Not known yet: every Namespace has this label.
+        None => [("kubernetes.io/metadata.name", name.namespace.as_str())].into_iter().collect(),
+    };
+    selected(&policy.subject.namespaces, &labels) && selected(&policy.subject.pods, &pod.labels)
+}
+
+fn cluster_rules(policy: &ClusterNetworkPolicy, direction: Direction) -> &[ClusterRule] {
+    match direction {
+        Direction::Ingress => &policy.ingress,
+        Direction::Egress => &policy.egress,
+    }
 }
 
 fn rules(policy: &NetworkPolicy, direction: Direction) -> Option<&[PolicyRule]> {
@@ -136,52 +236,73 @@ fn rules(policy: &NetworkPolicy, direction: Direction) -> Option<&[PolicyRule]> 
     }
 }
 
-fn allows(world: &World, namespace: &str, rule: &PolicyRule, packet: &Packet, direction: Direction) -> bool {
-    let (_, other) = sides(packet, direction);
-    let peer = match &rule.peers {
-        Peers::Any => true,
-        Peers::Of(peers) => peers.iter().any(|peer| is_peer(world, namespace, peer, other)),
-    };
-    let port = match &rule.ports {
-        Ports::Any => true,
-        Ports::Of(ports) => ports.iter().any(|port| is_port(world, port, packet, direction)),
-    };
-    peer && port
+/// Who is asked about the peers and ports of a rule.
+struct Of<'a> {
+    world: &'a World,
+    /// The namespace of the policy.
+    own: &'a str,
+    /// Addresses that only these pods have, whoever else claims them.
+    alone: [Option<(IpAddr, &'a ObjectName)>; 2],
 }
 
-fn is_peer(world: &World, own: &str, peer: &Peer, address: IpAddr) -> bool {
-    match peer {
-        Peer::Block { cidr, except } => inside(*cidr, address) && !except.iter().any(|hole| inside(*hole, address)),
-        Peer::Pods { namespaces, pods } => {
-            let all = running(world, address);
-            !all.is_empty()
-                && all.iter().all(|(name, pod)| {
-                    let right_namespace = match namespaces {
-                        Namespaces::Own => name.namespace == own,
-                        Namespaces::Selected(selector) => match world.cluster.namespaces.get(&name.namespace) {
-                            Some(namespace) => selected(selector, &namespace.labels),
-                            None => false,
-                        },
-                    };
-                    right_namespace && selected(pods, &pod.labels)
-                })
+impl Of<'_> {
+    fn allows(&self, rule: &PolicyRule, packet: &Packet, direction: Direction) -> bool {
+        let (_, other) = sides(packet, direction);
+        let peer = match &rule.peers {
+            Peers::Any => true,
+            Peers::Of(peers) => peers.iter().any(|peer| self.is_peer(peer, other)),
+        };
+        let port = match &rule.ports {
+            Ports::Any => true,
+            Ports::Of(ports) => ports.iter().any(|port| self.is_port(port, packet, direction)),
+        };
+        peer && port
+    }
+
+    fn running(&self, address: IpAddr) -> Vec<(&ObjectName, &Pod)> {
+        let mut all = running(self.world, address);
+        for (_, only) in self.alone.iter().flatten().filter(|(its, _)| *its == address) {
+            all.retain(|(name, _)| name == only);
+        }
+        all
+    }
+
+    fn is_peer(&self, peer: &Peer, address: IpAddr) -> bool {
+        match peer {
+            Peer::Block { cidr, except } => inside(*cidr, address) && !except.iter().any(|hole| inside(*hole, address)),
+            Peer::Pods { namespaces, pods } => {
+                let all = self.running(address);
+                !all.is_empty()
+                    && all.iter().all(|(name, pod)| {
+                        let right_namespace = match namespaces {
+                            Namespaces::Own => name.namespace == self.own,
+                            Namespaces::Selected(selector) => {
+                                match self.world.cluster.namespaces.get(&name.namespace) {
+                                    Some(namespace) => selected(selector, &namespace.labels),
+                                    None => false,
+                                }
+                            }
+                        };
+                        right_namespace && selected(pods, &pod.labels)
+                    })
+            }
         }
     }
-}
 
-fn is_port(world: &World, wanted: &PolicyPort, packet: &Packet, direction: Direction) -> bool {
-    let Traffic::Port { protocol, port } = packet.traffic else { return false };
-    let name = match &wanted.number {
-        _ if wanted.protocol != protocol => return false,
-        PortMatch::Any => return true,
-        PortMatch::Range { first, last } => return *first <= port && port <= *last,
-        PortMatch::Named(name) => name,
-    };
-    // At ingress the destination is the isolated pod, which is one of this node.
-    let mut destinations = running(world, packet.destination);
-    destinations.retain(|(_, pod)| direction == Direction::Egress || is_here(world, pod));
-    let says = |pod: &Pod| pod.ports.iter().any(|p| p.name == *name && p.protocol == protocol && p.number == port);
-    !destinations.is_empty() && destinations.iter().all(|(_, pod)| says(pod))
+    fn is_port(&self, wanted: &PolicyPort, packet: &Packet, direction: Direction) -> bool {
+        let Traffic::Port { protocol, port } = packet.traffic else { return false };
+        let name = match &wanted.number {
+            _ if wanted.protocol != protocol => return false,
+            PortMatch::Any => return true,
+            PortMatch::Range { first, last } => return *first <= port && port <= *last,
+            PortMatch::Named(name) => name,
+        };
+        // At ingress the destination is the isolated pod, which is one of this node.
+        let mut destinations = self.running(packet.destination);
+        destinations.retain(|(_, pod)| direction == Direction::Egress || is_here(self.world, pod));
+        let says = |pod: &Pod| pod.ports.iter().any(|p| p.name == *name && p.protocol == protocol && p.number == port);
+        !destinations.is_empty() && destinations.iter().all(|(_, pod)| says(pod))
+    }
 }
 
 fn selected(selector: &Selector, labels: &Labels) -> bool {

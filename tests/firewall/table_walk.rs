@@ -243,7 +243,8 @@ impl<'r> Walk<'r> {
 
     fn change(&mut self, count: usize) -> String {
         let host = self.world.host.clone();
-        let told: Vec<String> = (0..count).map(|_| clusters::change(&mut self.world, self.random)).collect();
+        let told: Vec<String> =
+            (0..count).map(|_| clusters::change_without_tiers(&mut self.world, self.random)).collect();
         // The name of a running host does not change.
         self.world.host = host;
         told.join("; ")

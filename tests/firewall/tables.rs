@@ -69,7 +69,7 @@ fn check_packets(rules: &RuleSet, desired: &Desired, random: &mut Random, packet
 fn the_table_does_what_the_rules_mean() {
     for_many(60, |random| {
         let changes = 20 + random.below(60);
-        let world = clusters::world(random, changes);
+        let world = clusters::world_without_tiers(random, changes);
         let (rules, desired) = lowered(&world, false, BOTH);
         assert_eq!(refusal(&desired.table), None, "the kernel takes it");
         check_packets(&rules, &desired, random, 400);
@@ -82,7 +82,7 @@ fn what_pods_send_to_services_is_judged_wherever_it_ends() {
     let (asked, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
     for_many(60, |random| {
         let changes = 60 + random.below(60);
-        let mut world = clusters::world(random, changes);
+        let mut world = clusters::world_without_tiers(random, changes);
         for _ in 0..20 {
             services::change(&mut world.cluster, random, &clusters::addresses());
         }
@@ -128,7 +128,7 @@ fn what_is_lowered_does_not_depend_on_history() {
         let mut told = Vec::new();
         for _ in 0..50 {
             for _ in 0..*random.pick(&[1, 1, 1, 2, 8]) {
-                told.push(clusters::change(&mut world, random));
+                told.push(clusters::change_without_tiers(&mut world, random));
             }
             if random.chance(10) {
                 told.push(many_peers(&mut world, random));
@@ -193,7 +193,7 @@ fn many_peers(world: &mut World, random: &mut Random) -> String {
 #[test]
 fn many_peers_are_one_set_and_mean_the_same() {
     for_many(15, |random| {
-        let mut world = clusters::world(random, 60);
+        let mut world = clusters::world_without_tiers(random, 60);
         for _ in 0..3 {
             many_peers(&mut world, random);
         }
@@ -371,7 +371,7 @@ fn a_pod_that_is_not_known_is_closed_and_the_host_reaches_everybody() {
 #[test]
 fn a_family_that_is_off_has_nothing_but_what_links_need_and_nothing_is_there_without_use() {
     for_many(40, |random| {
-        let world = clusters::world(random, 60);
+        let world = clusters::world_without_tiers(random, 60);
         for families in [BOTH, PerFamily { v4: true, v6: false }, PerFamily { v4: false, v6: true }] {
             let (_, desired) = lowered(&world, true, families);
             assert_eq!(refusal(&desired.table), None, "the kernel takes it");

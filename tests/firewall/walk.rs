@@ -25,7 +25,9 @@ use sluice::firewall::verdict::{Packet, Traffic, verdict};
 use sluice::firewall::{link_local, multicast};
 use sluice::kernel::ipset::{ElementKey, Entry};
 use sluice::kernel::iptables::{Piece, Rules};
-use sluice::model::{Authority, Node, Pod, World};
+use sluice::model::{
+    Action, Authority, ClusterNetworkPolicy, ClusterRule, Labels, Node, Pod, Selector, Subject, Tier, World,
+};
 use sluice::net::{Family, PerFamily, icmp};
 use sluice::reconcile::Moment;
 use sluice::subsystem::Kinds;
@@ -241,6 +243,40 @@ fn a_service_that_changes_its_target_is_not_open_in_between() {
     watch(&walk.kernel, None);
     walk.world = second;
     walk.check_rest();
+}
+
+/// With the firewall alone Services are never known, and what a rule denies does not depend on them.
+#[test]
+fn who_is_denied_no_more_passes_also_where_services_are_not_known() {
+    let mut random = Random::new(1);
+    let mut walk = Walk::new(&mut random);
+    let mut world = Case::new()
+        .namespace("shop", "")
+        .pod("shop/a", HERE, ["10.244.0.1", "app=a", ""])
+        .pod("shop/b", HERE, ["10.244.0.2", "app=b", ""])
+        .0;
+    world.host = walk.world.host.clone();
+    world.authority.proxy = Authority::Nothing;
+    let everybody = Subject { namespaces: Selector::everything(), pods: Selector::everything() };
+    let deny = ClusterRule { name: "".into(), action: Action::Deny, matches: rule(&[pods_in("", "app=b")], &[]) };
+    let guard = ClusterNetworkPolicy {
+        tier: Tier::Admin,
+        priority: 0,
+        subject: everybody,
+        ingress: [].into(),
+        egress: [deny].into(),
+    };
+    world.cluster.cluster_policies.insert("guard".into(), guard);
+    let traffic = Traffic::Port { protocol: sluice::net::Protocol::Tcp, port: 80 };
+    let [source, destination] = ["10.244.0.1", "10.244.0.2"].map(|text| text.parse().expect("an address"));
+    let packet = Packet { source, destination, traffic, from_this_node: false };
+    walk.agent.take_in(&world);
+    walk.rounds(3);
+    assert!(!passes(&walk.kernel.state(), packet));
+    let world = Case(world).edit_pod("shop/b", |pod| pod.labels = Labels::default()).0;
+    walk.agent.take_in(&world);
+    walk.rounds(3);
+    assert!(passes(&walk.kernel.state(), packet));
 }
 
 #[test]
@@ -525,7 +561,9 @@ impl<'r> Walk<'r> {
             clusters::change(&mut self.world, self.random);
             self.world.host = node;
         }
-        self.world.cluster = sluice::model::Cluster { policies: self.world.cluster.policies.clone(), ..older };
+        let changed = &self.world.cluster;
+        let (policies, cluster_policies) = (changed.policies.clone(), changed.cluster_policies.clone());
+        self.world.cluster = sluice::model::Cluster { policies, cluster_policies, ..older };
         self.agent.take_in(&self.world);
         let promise = self.promise(&before);
         watch(&self.kernel, Some(promise));
@@ -551,7 +589,11 @@ impl<'r> Walk<'r> {
         let told = format!("{name} gets the labels {:?}", pod.labels);
         self.world.cluster.pods.insert(name, pod);
         self.agent.take_in(&self.world);
-        let promise = self.promise(&before);
+        let mut promise = self.promise(&before);
+        if !self.world.cluster.cluster_policies.is_empty() {
+            // What a pod is denied is in the kernel before what it is allowed instead.
+            promise.always.clear();
+        }
         watch(&self.kernel, Some(promise));
         self.fail_at_times();
         self.rounds(5);
@@ -692,6 +734,8 @@ impl<'r> Walk<'r> {
                 });
                 let fixed = [
                     names::CHAIN_DEFAULT,
+                    names::CHAIN_DENY,
+                    names::CHAIN_PASS,
                     names::CHAIN_COMMON,
                     names::CHAIN_LINK_LOCAL,
                     names::CHAIN_MULTICAST,

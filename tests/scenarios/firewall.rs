@@ -114,6 +114,9 @@ fn said(decision: &Decision) -> String {
         Decision::DeniedBehind { endpoint, .. } => format!("denied, {endpoint} is behind it"),
         Decision::LinkLocal => "closed, a link-local address".to_owned(),
         Decision::Multicast => "closed, multicast or broadcast".to_owned(),
+        Decision::ByCluster { policy, rule, denies, .. } => {
+            format!("{} by {} {rule}", if *denies { "denied" } else { "accepted" }, policy.policy)
+        }
         Decision::Closed => "closed by default".to_owned(),
     }
 }

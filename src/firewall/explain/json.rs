@@ -87,6 +87,11 @@ fn json_of_decision(decision: &Decision) -> Value {
         }),
         Decision::Exempt(exemption) => json!({ "decision": "exempt", "reason": reason(*exemption) }),
         Decision::Open { pod } => json!({ "decision": "open", "pod": pod.to_string() }),
+        Decision::ByCluster { pod, policy, rule, name, denies } => json!({
+            "decision": if *denies { "deniedByClusterPolicy" } else { "allowedByClusterPolicy" },
+            "pod": pod.to_string(), "clusterPolicy": policy.policy.as_str(), "tier": policy.tier.name(),
+            "priority": policy.priority, "rule": rule, "ruleName": name.as_str(),
+        }),
         Decision::Allowed { pod, policy, rule } => json!({
             "decision": "allowed", "pod": pod.to_string(), "policy": policy.to_string(), "rule": rule,
         }),

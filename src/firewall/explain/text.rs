@@ -82,6 +82,16 @@ pub(super) fn side((decision, bridges): (&Decision, &[CompactString]), party: &P
         Decision::Allowed { policy, rule, .. } => {
             format!("allowed by {policy}, rule {rule} (spec.{}[{rule}])", direction.name())
         }
+        Decision::ByCluster { policy, rule, name, denies, .. } => {
+            let (word, tier) = (if *denies { "denied" } else { "allowed" }, policy.tier.name());
+            let named = if name.is_empty() { String::new() } else { format!(" {name:?}") };
+            format!(
+                "{word} by ClusterNetworkPolicy {} ({tier} tier, priority {}), rule {rule}{named} (spec.{}[{rule}])",
+                policy.policy,
+                policy.priority,
+                direction.name()
+            )
+        }
         Decision::Denied { pod, policies, by_namespace } => {
             let mut isolating: Vec<String> = policies.iter().map(ObjectName::to_string).collect();
             if *by_namespace {

@@ -311,6 +311,7 @@ impl<K: Kernel> Mirrors<K> {
         if authority == Authority::Partial && self.rules.learn(at) {
             let seen = self.rules.seen().expect("it was learned");
             overlay.keep_jumps(&desired.rules, seen);
+            overlay.keep_cluster_policies(&desired.rules, seen);
         }
         if let (Some(unsure), true) = (&desired.unsure, self.rules.learn(at)) {
             let seen = self.rules.seen().expect("it was learned");

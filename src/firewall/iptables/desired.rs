@@ -19,6 +19,8 @@ pub struct Desired {
     pub ports_here: BTreeSet<SetName>,
     /// The sets whose elements close paths: the addresses of Services that pods are refused (`host_endpoints`).
     pub closing: BTreeSet<SetName>,
+    /// The sets of rules that deny: their elements close paths too, and do not depend on Services.
+    pub denied: BTreeSet<SetName>,
     /// Services are not completely known, so for these pods more may be closed than is desired here.
     pub unsure: Option<Unsure>,
 }
@@ -35,9 +37,14 @@ pub struct LoweredChanges {
 }
 
 impl Desired {
+    /// Returns whether an element that is not desired may stay because Services are not completely known.
+    pub fn is_unsure(&self, key: &ElementKey) -> bool {
+        self.unsure.is_some() && self.closing.contains(&key.set)
+    }
+
     /// Returns whether an element closes a path, where all others open one.
     pub fn closes(&self, key: &ElementKey) -> bool {
-        self.closing.contains(&key.set)
+        self.closing.contains(&key.set) || self.denied.contains(&key.set)
     }
 }
 

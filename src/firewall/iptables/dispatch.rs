@@ -10,7 +10,7 @@
 //!        Services with a denied endpoint on this node, in INPUT only (`host_endpoints`)
 //!        exemptions, in INPUT only (`exemptions`)
 //!        from or to a pod of this node → KUBE-NWPLCY-COMMON: what belongs to a connection, and some ICMP (`icmp`)
-//!        -s POD ! -d POD → the pod's chain for egress        only for pods that are isolated in that direction
+//!        -s POD ! -d POD → the pod's chain for egress        only for pods that policies judge in that direction
 //!        ! -s POD -d POD → the pod's chain for ingress       not in INPUT
 //!        → KUBE-NWPLCY-TAIL
 //! ```
@@ -35,11 +35,11 @@ use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::net::{Family, icmp};
 
 use super::super::bridges::ClosedBridges;
-use super::super::rules::{Direction, Isolation, RuleSet};
+use super::super::rules::{Direction, RuleSet};
 use super::comment::comment;
 use super::names::{
-    self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, CHAIN_TAIL, ChainKind, MARK, kind,
-    rule_id,
+    self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_DENY, CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, CHAIN_PASS, CHAIN_TAIL,
+    ChainKind, MARK, kind, rule_id,
 };
 use super::{exemptions, host_endpoints, link_local, multicast, pod_chain};
 
@@ -121,6 +121,16 @@ pub fn fixed(family: Family) -> Vec<(Piece, Rules)> {
     pieces
 }
 
+/// Returns the chains that mark what ClusterNetworkPolicies decide.
+pub fn deciding(family: Family) -> [(Piece, Rules); 2] {
+    let marks =
+        |name, said, mark| (chain(family, name), Rules(vec![Rule::new([comment(said)], Verdict::SetMark(mark))]));
+    [
+        marks(CHAIN_DENY, "denied by a cluster network policy", names::DENIED),
+        marks(CHAIN_PASS, "passed on by a cluster network policy", names::PASSED),
+    ]
+}
+
 /// Returns the jumps from the built-in chains, each with the chain of ours that it enters.
 pub fn entrances(family: Family) -> impl Iterator<Item = (Piece, &'static str, Rules)> {
     ENTRANCES.into_iter().map(move |(from, to)| {
@@ -184,8 +194,8 @@ pub fn chain(family: Family, name: &str) -> Piece {
 
 /// Returns the jump to the pod's chain for each address of each pod that is isolated in this direction.
 fn jumps(rules: &RuleSet, direction: Direction, family: Family) -> Vec<Rule> {
-    let isolated = rules.pods.iter().filter(|(_, pod)| *pod.isolation(direction) != Isolation::Open);
-    isolated
+    let judged = rules.pods.iter().filter(|(_, pod)| pod.is_judged(direction));
+    judged
         .flat_map(|(name, pod)| {
             let chain = names::pod_chain(name, direction);
             let said = comment(&format!("{name} {}", direction.name()));

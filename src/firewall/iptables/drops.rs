@@ -4,6 +4,8 @@
 //! counts for each of them. The counters are the kernel's and belong to rules; a chain that is rewritten restarts at
 //! zero. Earlier counts stay in the sum.
 //!
+//! What a ClusterNetworkPolicy denies counts for it alone, without a namespace: by the rules of its chain that deny.
+//!
 //! What is dropped on bridges, for addresses that no policy can name, belongs to no policy and counts by its reason.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +18,8 @@ use crate::net::Family;
 
 use super::super::backend::Owner;
 use super::super::rules::{Direction, Isolation, RuleSet};
-use super::names::{self, CHAIN_LINK_LOCAL, CHAIN_MULTICAST};
+use super::names::{self, CHAIN_DENY, CHAIN_LINK_LOCAL, CHAIN_MULTICAST};
+use super::pod_chain;
 
 /// The policies on whose behalf each pod's chain refuses.
 pub type Owners = BTreeMap<CompactString, Box<[Owner]>>;
@@ -58,16 +61,26 @@ pub fn owners(rules: &RuleSet) -> Owners {
             owners.insert(names::pod_chain(name, direction), all);
         }
     }
+    for key in rules.cluster_policies.keys() {
+        let owner = Owner { namespace: "".into(), policy: key.policy.clone(), direction: key.direction };
+        owners.insert(names::cluster_policy_chain(key), [owner].into());
+    }
     owners
 }
 
-/// Returns the packets that the rules of each pod's chain have rejected together.
-fn rejected(counted: &[Counted]) -> BTreeMap<&CompactString, u64> {
-    let mut rejected = BTreeMap::new();
-    for rule in counted.iter().filter(|rule| matches!(rule.rule.verdict(), Some(Verdict::Reject(_)))) {
-        *rejected.entry(&rule.chain).or_default() += rule.packets;
+/// Returns the packets that each chain has refused: that the rules of a pod's chain have rejected because no policy allows them, and
+/// that the rules of a ClusterNetworkPolicy's chain have denied.
+fn refused(counted: &[Counted]) -> BTreeMap<&CompactString, u64> {
+    let mut refused = BTreeMap::new();
+    let refuses = |rule: &&Counted| match rule.rule.verdict() {
+        Some(Verdict::Reject(_)) => !pod_chain::refuses_for_cluster(&rule.rule),
+        Some(Verdict::Goto(to)) => to == CHAIN_DENY,
+        _ => false,
+    };
+    for rule in counted.iter().filter(refuses) {
+        *refused.entry(&rule.chain).or_default() += rule.packets;
     }
-    rejected
+    refused
 }
 
 /// Returns the packets that the rules of each chain for bridges have dropped together.
@@ -92,7 +105,7 @@ impl Drops {
     /// Adds the kernel's current counters of one family.
     pub fn add(&mut self, family: Family, counted: &[Counted], owners: &Owners) {
         let mut now = BTreeMap::new();
-        for (chain, packets) in rejected(counted) {
+        for (chain, packets) in refused(counted) {
             let key = (family, chain.clone());
             // A counter that decreased belongs to a rewritten chain.
             let before = self.last.get(&key).copied().filter(|before| *before <= packets).unwrap_or_default();
@@ -152,6 +165,24 @@ mod tests {
         add(&mut drops, &[counted("A", 3), counted("B", 4), counted("C", 5)], &owners);
         add(&mut drops, &[counted("A", 5), counted("B", 4)], &owners);
         assert_eq!(drops.sums().clone().into_iter().collect::<Vec<_>>(), [(owner("a"), 5), (owner("b"), 9)]);
+    }
+
+    #[test]
+    fn what_a_cluster_policy_denies_counts_for_it_and_not_for_the_pods_policies() {
+        let cluster = Owner { namespace: "".into(), ..owner("cluster") };
+        let owners: Owners = [("A".into(), [owner("a")].into()), ("C".into(), [cluster.clone()].into())].into();
+        let rule = |chain: &str, rule: &str, packets| Counted { chain: chain.into(), rule: rule.into(), packets };
+        let counted = [
+            rule("A", "-m mark --mark 0x30000/0x30000 -j REJECT --reject-with icmp-port-unreachable", 7),
+            counted("A", 2),
+            rule("C", "-p tcp -g KUBE-NWPLCY-DENY", 3),
+            rule("C", "-p udp -g KUBE-NWPLCY-DENY", 4),
+            rule("C", "-p sctp -g KUBE-NWPLCY-DEFAULT", 9),
+        ];
+        let mut drops = Drops::default();
+        add(&mut drops, &counted, &owners);
+        add(&mut drops, &counted, &owners);
+        assert_eq!(drops.sums().clone().into_iter().collect::<Vec<_>>(), [(cluster, 7), (owner("a"), 2)]);
     }
 
     #[test]

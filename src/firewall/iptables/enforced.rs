@@ -16,8 +16,8 @@ use super::desired::Desired;
 use super::dispatch::chain;
 use super::lowering::elements_of;
 use super::names::{
-    self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_HOST_ENDPOINTS, CHAIN_INPUT, CHAIN_LINK_LOCAL,
-    CHAIN_MULTICAST, CHAIN_OUTPUT, CHAIN_TAIL,
+    self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_DENY, CHAIN_FORWARD, CHAIN_HOST_ENDPOINTS, CHAIN_INPUT, CHAIN_LINK_LOCAL,
+    CHAIN_MULTICAST, CHAIN_OUTPUT, CHAIN_PASS, CHAIN_TAIL,
 };
 use super::overlay::Refusals;
 
@@ -80,8 +80,15 @@ fn pieces(rules: &RuleSet, verdict: &Verdict, family: Family) -> Vec<Piece> {
         let Some((name, pod)) = verdict.of(direction).pod().and_then(|name| rules.pods.get_key_value(name)) else {
             continue;
         };
-        let Isolation::Isolated { policies, .. } = pod.isolation(direction) else { continue };
+        if !pod.is_judged(direction) {
+            continue;
+        }
         pieces.push(chain(family, &names::pod_chain(name, direction)));
+        let of_cluster = pod.cluster_policies.iter().filter(|key| key.direction == direction);
+        let of_cluster = of_cluster.map(|key| chain(family, &names::cluster_policy_chain(key)));
+        let deciding = [CHAIN_DENY, CHAIN_PASS].map(|name| chain(family, name));
+        pieces.extend(of_cluster.flat_map(|own| [own].into_iter().chain(deciding.clone())));
+        let Isolation::Isolated { policies, .. } = pod.isolation(direction) else { continue };
         let of_policy = |policy| names::policy_chain(&PolicyKey { policy, direction });
         pieces.extend(policies.iter().cloned().map(|policy| chain(family, &of_policy(policy))));
     }

@@ -36,7 +36,7 @@ use crate::net::{Family, PortRange};
 
 use super::super::denials::Denials;
 use super::super::host_endpoints::{Entrance, HostEndpoint};
-use super::super::rules::{Isolation, RuleSet};
+use super::super::rules::{Direction, RuleSet};
 use super::comment::comment;
 use super::names::{self, CHAIN_HOST_ENDPOINTS};
 use super::pod_chain::{LOG, LOG_LIMIT};
@@ -84,7 +84,7 @@ pub fn jump() -> Rule {
 /// Returns the pods whose rules of an earlier run stay; `None` where Services are known completely, or never will be, because
 /// neither the service proxy nor the router runs: what nothing keeps up to date goes.
 pub fn unsure(rules: &RuleSet, world: &World, config: &FirewallConfig) -> Option<Unsure> {
-    let isolated = rules.pods.iter().filter(|(_, pod)| pod.egress != Isolation::Open);
+    let isolated = rules.pods.iter().filter(|(_, pod)| pod.is_judged(Direction::Egress));
     (config.knows_services && world.authority.proxy != Authority::Complete)
         .then(|| isolated.map(|(name, pod)| (names::refusal_chain(name), pod.addresses.clone())).collect())
 }

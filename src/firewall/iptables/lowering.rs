@@ -12,22 +12,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::config::FirewallConfig;
 use crate::kernel::ipset::{ElementKey, Entry, SetKind, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rule, Rules};
-use crate::model::{ObjectName, World};
+use crate::model::{ObjectName, Tier, World};
 use crate::net::{Family, PerFamily};
 
 use super::super::bridges::{self, ClosedBridges};
 use super::super::closed_ranges::closed_ranges;
 use super::super::denials::{DenialChanges, Denials};
 use super::super::host_endpoints::HostEndpoints;
-use super::super::rules::{Contents, Direction, Element, Isolation, PolicyKey, PortOwners, RuleSet, SetKey};
+use super::super::rules::{
+    ClusterPolicyKey, Contents, Direction, Element, Isolation, LocalPod, PolicyKey, PortOwners, RuleSet, SetKey,
+};
 use super::super::{plan, settings};
 use super::desired::{Desired, LoweredChanges};
 use super::host_endpoints::{self, Unsure};
+use super::pod_chain::Asked;
 use super::{dispatch, names, pod_chain, policy_chain};
 
 /// The desired kernel objects, kept up to date.
@@ -97,6 +101,7 @@ impl Lowering {
         for key in &changed.policies {
             self.lower_policy(key, rules, &mut told);
         }
+        self.lower_cluster_policies(&changed.cluster_policies, rules, &mut told);
         for name in &changed.pods {
             self.lower_pod(name, rules, &mut told);
         }
@@ -213,11 +218,15 @@ impl Lowering {
             let elements = contents.map(|contents| contents.elements.of(family));
             let spec = elements.map(|elements| spec(kind(key), family, elements.len()));
             let name = self.put_set(set_names.of(family), spec, told);
-            match key {
+            match key.plain() {
                 SetKey::NamedPort { pods: PortOwners::Local, .. } if elements.is_some() => {
                     self.desired.ports_here.insert(name.clone());
                 }
                 _ => drop(self.desired.ports_here.remove(&name)),
+            }
+            match key.closes() && elements.is_some() {
+                true => drop(self.desired.denied.insert(name.clone())),
+                false => drop(self.desired.denied.remove(&name)),
             }
             let entries = elements.into_iter().flatten().filter_map(|element| entry(key, *element));
             let after = entries.map(|entry| ElementKey { set: name.clone(), entry }).collect();
@@ -283,14 +292,8 @@ impl Lowering {
             let chain_name = names::pod_chain(name, direction);
             for family in self.enabled() {
                 let here = pod.filter(|pod| pod.addresses.iter().any(|address| Family::from(*address) == family));
-                let chain = here.and_then(|pod| match pod.isolation(direction) {
-                    Isolation::Open => None,
-                    Isolation::Isolated { policies, .. } => {
-                        let keys = policies.iter().map(|policy| PolicyKey { policy: policy.clone(), direction });
-                        let asks = |key| self.asking.get(&key).cloned().unwrap_or_else(|| pod_chain::asks(&key));
-                        Some(pod_chain::rules(name, direction, keys.map(asks), family))
-                    }
-                });
+                let judged = here.filter(|pod| pod.is_judged(direction));
+                let chain = judged.map(|pod| pod_chain::tiered(name, direction, self.asked(pod, direction), family));
                 self.put_rules(dispatch::chain(family, &chain_name), chain, told);
             }
         }
@@ -301,6 +304,49 @@ impl Lowering {
         let concerned: BTreeSet<IpAddr> = before.into_iter().chain(addresses).flatten().collect();
         for address in concerned {
             self.lower_address(address, rules, told);
+        }
+    }
+
+    /// Returns the rules by which the chain of a pod enters those of the policies that select it.
+    fn asked(&self, pod: &LocalPod, direction: Direction) -> Asked {
+        let tier = |tier| pod.tier(tier, direction).map(pod_chain::asks_cluster).collect();
+        let policies = match pod.isolation(direction) {
+            Isolation::Open => None,
+            Isolation::Isolated { policies, .. } => {
+                let keys = policies.iter().map(|policy| PolicyKey { policy: policy.clone(), direction });
+                let asks = |key| self.asking.get(&key).cloned().unwrap_or_else(|| pod_chain::asks(&key));
+                Some(keys.map(asks).collect())
+            }
+        };
+        Asked { admin: tier(Tier::Admin), policies, baseline: tier(Tier::Baseline) }
+    }
+
+    /// Lowers ClusterNetworkPolicies, and the chains that mark what they decide while there are any.
+    fn lower_cluster_policies(
+        &mut self,
+        keys: &BTreeSet<ClusterPolicyKey>,
+        rules: &RuleSet,
+        told: &mut LoweredChanges,
+    ) {
+        if keys.is_empty() {
+            return;
+        }
+        for family in self.enabled() {
+            for (piece, chain) in dispatch::deciding(family) {
+                self.put_rules(piece, (!rules.cluster_policies.is_empty()).then_some(chain), told);
+            }
+            // One that has another priority, and so another key, keeps its chain.
+            let chains: BTreeMap<CompactString, Option<&ClusterPolicyKey>> = {
+                let gone = keys.iter().map(|key| (names::cluster_policy_chain(key), None));
+                let there = keys.iter().filter(|key| rules.cluster_policies.contains_key(key));
+                gone.chain(there.map(|key| (names::cluster_policy_chain(key), Some(key)))).collect()
+            };
+            for (name, key) in chains {
+                let named = |set: &SetKey| self.known(names::set(set).of(family));
+                let list = key.and_then(|key| Some((key, rules.cluster_policies.get(key)?)));
+                let chain = list.map(|(key, list)| policy_chain::cluster_rules(key, list, family, &named));
+                self.put_rules(dispatch::chain(family, &name), chain, told);
+            }
         }
     }
 
@@ -382,6 +428,7 @@ fn kind(key: &SetKey) -> SetKind {
         SetKey::Pods(_) => SetKind::HashIp,
         SetKey::Blocks(_) => SetKind::HashNet,
         SetKey::NamedPort { .. } => SetKind::HashIpPort,
+        SetKey::Denied(set) => kind(set),
     }
 }
 

@@ -84,9 +84,13 @@ impl<K: Kernel> Backend for Iptables<K> {
     fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::RuleSetChanges) {
         let lowered = self.lowering.update(rules, world, changed);
         self.mirrors.mark(&lowered);
-        if !changed.pods.is_empty() {
+        if !changed.pods.is_empty() || !changed.cluster_policies.is_empty() {
             self.owners.send_replace(Arc::new(drops::owners(rules)));
         }
+    }
+
+    fn enforces_cluster_policies(&self) -> bool {
+        true
     }
 
     fn closed(&self) -> &[IpNet] {

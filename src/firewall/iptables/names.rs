@@ -20,7 +20,7 @@ use crate::net::{Family, PerFamily};
 
 use super::super::host_endpoints::HostEndpoint;
 use super::super::identity::{identity, joined, letters};
-use super::super::rules::{Direction, PolicyKey, SetKey};
+use super::super::rules::{ClusterPolicyKey, Direction, PolicyKey, SetKey};
 
 /// The dispatch chains, entered first from `INPUT`, `FORWARD` and `OUTPUT`.
 pub const CHAIN_INPUT: &str = "KUBE-ROUTER-INPUT";
@@ -29,6 +29,10 @@ pub const CHAIN_OUTPUT: &str = "KUBE-ROUTER-OUTPUT";
 
 /// Marks a packet as allowed.
 pub const CHAIN_DEFAULT: &str = "KUBE-NWPLCY-DEFAULT";
+/// Marks a packet as denied by a ClusterNetworkPolicy.
+pub const CHAIN_DENY: &str = "KUBE-NWPLCY-DENY";
+/// Marks a packet as passed on by a ClusterNetworkPolicy to the next tier.
+pub const CHAIN_PASS: &str = "KUBE-NWPLCY-PASS";
 /// Accepts packets that pass regardless of policies.
 pub const CHAIN_COMMON: &str = "KUBE-NWPLCY-COMMON";
 /// Filters link-local traffic between the ports of a pod bridge.
@@ -44,6 +48,8 @@ pub const CHAIN_TAIL: &str = "KUBE-NWPLCY-TAIL";
 pub const POD_CHAINS: &str = "KUBE-POD-FW-";
 /// One chain for each policy and direction, and the fixed ones above.
 pub const POLICY_CHAINS: &str = "KUBE-NWPLCY-";
+/// One chain for each ClusterNetworkPolicy and direction. A hash has no 0, and one letter less here.
+pub const CLUSTER_POLICY_CHAINS: &str = "KUBE-NWPLCY-0";
 
 /// Prefixes of set names; IPv6 names have [`OF_IPV6`] before that.
 pub const SETS: [&str; 2] = [ADDRESSES, PORTS];
@@ -60,6 +66,15 @@ pub const MARK: Mark = Mark { value: 0x10000, mask: 0x10000 };
 /// The same bit, not set.
 pub const CLEARED: Mark = Mark { value: 0, ..MARK };
 
+/// The bit that, alone, says that a ClusterNetworkPolicy has passed the packet on to the next tier.
+pub const PASSED: Mark = Mark { value: 0x20000, mask: 0x20000 };
+/// The same bit, not set.
+pub const NOT_PASSED: Mark = Mark { value: 0, ..PASSED };
+/// Both bits: a ClusterNetworkPolicy denies the packet.
+pub const DENIED: Mark = Mark { value: 0x30000, mask: 0x30000 };
+/// Neither bit: no ClusterNetworkPolicy of the tier has decided about the packet.
+pub const UNDECIDED: Mark = Mark { value: 0, ..DENIED };
+
 /// Purpose of a chain of ours. Derived from its name, because a process without memory sees nothing else of a chain.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum ChainKind {
@@ -73,16 +88,19 @@ pub enum ChainKind {
     HostEndpoints,
     Pod,
     Policy,
+    /// Of a ClusterNetworkPolicy, which may deny: the pods that enter it may not do without it.
+    ClusterPolicy,
 }
 
 /// Returns the purpose of the chain of this name; `None` for a foreign chain.
 pub fn kind(chain: &str) -> Option<ChainKind> {
     match chain {
         CHAIN_INPUT | CHAIN_FORWARD | CHAIN_OUTPUT => Some(ChainKind::Dispatch),
-        CHAIN_DEFAULT | CHAIN_COMMON | CHAIN_TAIL => Some(ChainKind::Fixed),
+        CHAIN_DEFAULT | CHAIN_DENY | CHAIN_PASS | CHAIN_COMMON | CHAIN_TAIL => Some(ChainKind::Fixed),
         CHAIN_LINK_LOCAL | CHAIN_MULTICAST => Some(ChainKind::Bridge),
         CHAIN_HOST_ENDPOINTS => Some(ChainKind::HostEndpoints),
         _ if chain.starts_with(POD_CHAINS) => Some(ChainKind::Pod),
+        _ if chain.starts_with(CLUSTER_POLICY_CHAINS) => Some(ChainKind::ClusterPolicy),
         _ if chain.starts_with(POLICY_CHAINS) => Some(ChainKind::Policy),
         _ => None,
     }
@@ -117,10 +135,18 @@ pub fn policy_chain(key: &PolicyKey) -> CompactString {
     format_compact!("{POLICY_CHAINS}{}", letters(identity.as_bytes()))
 }
 
+/// Returns the name of the chain of one direction of a ClusterNetworkPolicy; the same in both families. Its priority is not
+/// part of it: that decides where the chain is entered.
+pub fn cluster_policy_chain(key: &ClusterPolicyKey) -> CompactString {
+    let identity = joined(&["cluster policy", &key.policy, key.tier.name(), key.direction.name()]);
+    let letters = letters(identity.as_bytes());
+    format_compact!("{CLUSTER_POLICY_CHAINS}{}", letters.get(1..).unwrap_or_default())
+}
+
 /// Returns the name of a set in each family.
 pub fn set(key: &SetKey) -> PerFamily<SetName> {
-    let prefix = match key {
-        SetKey::Pods(_) | SetKey::Blocks(_) => ADDRESSES,
+    let prefix = match key.plain() {
+        SetKey::Pods(_) | SetKey::Blocks(_) | SetKey::Denied(_) => ADDRESSES,
         SetKey::NamedPort { .. } => PORTS,
     };
     let name = format_compact!("{prefix}{}", letters(identity(key).as_bytes()));

@@ -12,8 +12,8 @@
 //!   node moved: none of its packets is judged at two ends that changed.
 //! - *In three acts* (`turning`), where the rules change too, but only those of the one pod that moved.
 //!
-//! The sets of what pods are refused of Services (`host_endpoints`) are the exception: an added element closes a path. They
-//! stand apart: their elements are added before all other changes, and deleted when the rules are as desired.
+//! The sets of what pods are refused of Services (`host_endpoints`), and those of rules of ClusterNetworkPolicies that deny
+//! (`rules::SetKey::Denied`), are the exception: an added element closes a path. They stand apart: their elements are added before all other changes, and deleted when the rules are as desired.
 //!
 //! Sets that no rule uses yet are separate: they are filled before rules use them, and leftover elements are deleted
 //! before that, too. So are the sets of local pods, which `apply` handles.
@@ -172,7 +172,7 @@ fn only_concerns(address: IpAddr, (seen, want): (&AllRules, &AllRules), family: 
                 Some(ChainKind::Dispatch) => old.is_some_and(|old| judges_others(old) == judges_others(new)),
                 Some(ChainKind::Pod) => is_its(chain),
                 // Pod chains that enter a new policy chain are compared above.
-                Some(ChainKind::Policy) => old.is_none(),
+                Some(ChainKind::Policy | ChainKind::ClusterPolicy) => old.is_none(),
                 // Neither what is closed on bridges nor what pods are refused of Services depends on these elements.
                 Some(ChainKind::Bridge | ChainKind::HostEndpoints) => true,
                 Some(ChainKind::Fixed) | None => false,

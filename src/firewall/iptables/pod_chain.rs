@@ -9,6 +9,19 @@
 //! -A KUBE-POD-FW-… … -j MARK --set-xmark 0x0/0x10000
 //! ```
 //!
+//! Where ClusterNetworkPolicies select the pod, their chains are entered before and behind those of policies. The first of
+//! them that decides marks the packet: accepted with the one bit, passed on with another, denied with both.
+//!
+//! ```text
+//! -A KUBE-POD-FW-… … -m mark --mark 0x0/0x30000 -j KUBE-NWPLCY-0…             for each one of the Admin tier
+//! -A KUBE-POD-FW-… … -m mark --mark 0x30000/0x30000 -m limit … -j NFLOG --nflog-group 100
+//! -A KUBE-POD-FW-… … -m mark --mark 0x30000/0x30000 -j REJECT …
+//! -A KUBE-POD-FW-… … -j MARK --set-xmark 0x0/0x20000
+//! …                                                                           the rules for policies, of an isolated pod
+//! -A KUBE-POD-FW-… … -m mark --mark 0x0/0x30000 -j KUBE-NWPLCY-0…             for each one of the Baseline tier, of any other
+//! …                                                                           and NFLOG and REJECT as above
+//! ```
+//!
 //! Packets that pass return to the dispatch chain, which enters the chain of the pod at the other end too. The mark is
 //! cleared before and after: marks of other programs never count as allowed.
 //!
@@ -22,9 +35,9 @@ use crate::kernel::iptables::{Match, Rule, Rules, Verdict};
 use crate::model::ObjectName;
 use crate::net::Family;
 
-use super::super::rules::{Direction, PolicyKey};
+use super::super::rules::{ClusterPolicyKey, Direction, PolicyKey};
 use super::comment::comment;
-use super::names::{self, MARK};
+use super::names::{self, ChainKind, MARK};
 
 /// Form of a pod's chain that the kernel accepts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -39,13 +52,45 @@ pub enum PodChainForm {
 
 /// Returns the rules of a pod's chain isolated by the policies of these rules ([`asks`]); with none, nothing passes.
 pub fn rules(pod: &ObjectName, direction: Direction, asking: impl Iterator<Item = Rule>, family: Family) -> Rules {
+    tiered(pod, direction, Asked { policies: Some(asking.collect()), ..Asked::default() }, family)
+}
+
+/// The rules that enter the chains of policies.
+#[derive(Default)]
+pub struct Asked {
+    pub admin: Vec<Rule>,
+    /// Of NetworkPolicies; `None` for a pod that is not isolated.
+    pub policies: Option<Vec<Rule>>,
+    pub baseline: Vec<Rule>,
+}
+
+/// Returns the rules of a pod's chain.
+pub fn tiered(pod: &ObjectName, direction: Direction, asked: Asked, family: Family) -> Rules {
     let said = |what: &str| comment(&format!("{pod} {} {what}", direction.name()));
-    let cleared = Rule::new([said("mark")], Verdict::SetMark(names::CLEARED));
+    let Asked { admin, policies, baseline } = asked;
+    let baseline = if policies.is_none() { baseline } else { Vec::new() };
+    let has_tiers = !admin.is_empty() || !baseline.is_empty();
+    let bits = if has_tiers { names::UNDECIDED } else { names::CLEARED };
+    let cleared = Rule::new([said("mark")], Verdict::SetMark(bits));
     let invalid = Match::State { states: States::INVALID, negated: false };
+    let refusing = |marked: &Match| {
+        let log = Rule::new([marked.clone(), said("log-drop"), LOG_LIMIT], LOG);
+        [log, Rule::new([marked.clone(), said("reject")], Verdict::Reject(family))]
+    };
     let mut rules = vec![Rule::new([said("invalid"), invalid], Verdict::Drop), cleared.clone()];
-    rules.extend(asking);
-    rules.push(Rule::new([UNMARKED, said("log-drop"), LOG_LIMIT], LOG));
-    rules.push(Rule::new([UNMARKED, said("reject")], Verdict::Reject(family)));
+    if !admin.is_empty() {
+        rules.extend(admin);
+        rules.extend(refusing(&DENIED));
+        rules.push(Rule::new([said("next tier")], Verdict::SetMark(names::NOT_PASSED)));
+    }
+    if let Some(policies) = policies {
+        rules.extend(policies);
+        rules.extend(refusing(&UNMARKED));
+    }
+    if !baseline.is_empty() {
+        rules.extend(baseline);
+        rules.extend(refusing(&DENIED));
+    }
     rules.push(cleared);
     Rules(rules)
 }
@@ -57,11 +102,37 @@ pub const LOG_LIMIT: Match = Match::Limit { per_minute: 10, burst: 10 };
 
 /// Matches if no policy has allowed the packet yet.
 const UNMARKED: Match = Match::Mark { mark: MARK, negated: true };
+/// Matches if a ClusterNetworkPolicy has denied the packet, or if none has decided yet.
+const DENIED: Match = Match::Mark { mark: names::DENIED, negated: false };
+const UNDECIDED: Match = Match::Mark { mark: names::UNDECIDED, negated: false };
 
 /// Returns the rule by which a pod's chain enters a policy's chain: the same for every pod that it isolates.
 pub fn asks(policy: &PolicyKey) -> Rule {
     let said = comment(&format!("{} {}", policy.policy, policy.direction.name()));
     Rule::new([UNMARKED, said], Verdict::Jump(names::policy_chain(policy)))
+}
+
+/// Returns the rule by which a pod's chain enters the chain of a ClusterNetworkPolicy.
+pub fn asks_cluster(policy: &ClusterPolicyKey) -> Rule {
+    let said = comment(&format!("{} {}", policy.policy, policy.direction.name()));
+    Rule::new([UNDECIDED, said], Verdict::Jump(names::cluster_policy_chain(policy)))
+}
+
+/// Returns the same chain behind what these rules enter: chains of ClusterNetworkPolicies of which only what they deny counts.
+pub fn behind(asking: &[Rule], rules: &Rules, family: Family) -> Rules {
+    let said = |what: &str| comment(&format!("unknown cluster policies {what}"));
+    let cleared = Rule::new([said("mark")], Verdict::SetMark(names::UNDECIDED));
+    let refusing = [
+        Rule::new([DENIED, said("log-drop"), LOG_LIMIT], LOG),
+        Rule::new([DENIED, said("reject")], Verdict::Reject(family)),
+    ];
+    let before = [cleared.clone()].into_iter().chain(asking.iter().cloned()).chain(refusing).chain([cleared]);
+    Rules(before.chain(rules.0.iter().cloned()).collect())
+}
+
+/// Returns whether a rule refuses on behalf of a ClusterNetworkPolicy.
+pub fn refuses_for_cluster(rule: &Rule) -> bool {
+    rule.matches().contains(&DENIED)
 }
 
 /// Returns the same chain in a reduced form.
@@ -87,10 +158,15 @@ fn closed(rules: &Rules) -> Rules {
     if drops.is_empty() { Rules(vec![Rule::new([], Verdict::Drop)]) } else { Rules(drops) }
 }
 
-/// Returns the same chain without its jumps to these chains, which do not exist.
+/// Returns the same chain without its jumps to these chains, which do not exist. Where one of a ClusterNetworkPolicy is
+/// missing, which might deny, nothing gets past its place.
 pub fn without(rules: &Rules, is_missing: impl Fn(&str) -> bool) -> Rules {
-    let stays = |rule: &&Rule| jump(rule).is_none_or(|chain| !is_missing(chain));
-    Rules(rules.0.iter().filter(stays).cloned().collect())
+    let stays = |rule: &Rule| {
+        let Some(chain) = jump(rule).filter(|chain| is_missing(chain)) else { return Some(rule.clone()) };
+        let may_deny = names::kind(chain) == Some(ChainKind::ClusterPolicy);
+        may_deny.then(|| Rule::new(rule.matches(), Verdict::Drop))
+    };
+    Rules(rules.0.iter().filter_map(stays).collect())
 }
 
 /// Returns the chain that a rule jumps to.
@@ -104,6 +180,7 @@ pub fn jump(rule: &Rule) -> Option<&CompactString> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Tier;
 
     fn chain(policies: &[&str]) -> Rules {
         let key = |policy: &&str| PolicyKey { policy: ObjectName::new("shop", policy), direction: Direction::Ingress };
@@ -136,5 +213,54 @@ mod tests {
         let db =
             names::policy_chain(&PolicyKey { policy: ObjectName::new("shop", "db"), direction: Direction::Ingress });
         assert_eq!(without(&whole, |chain| chain == db), chain(&["web"]));
+    }
+
+    fn cluster_key(tier: Tier) -> ClusterPolicyKey {
+        let policy = tier.name().to_lowercase().into();
+        ClusterPolicyKey { tier, priority: 7, policy, direction: Direction::Ingress }
+    }
+
+    fn tiered_chain(policies: Option<&[&str]>) -> Rules {
+        let asks_policy =
+            |policy: &&str| asks(&PolicyKey { policy: ObjectName::new("shop", policy), direction: Direction::Ingress });
+        let asked = Asked {
+            admin: vec![asks_cluster(&cluster_key(Tier::Admin))],
+            policies: policies.map(|policies| policies.iter().map(asks_policy).collect()),
+            baseline: vec![asks_cluster(&cluster_key(Tier::Baseline))],
+        };
+        tiered(&ObjectName::new("shop", "web-1"), Direction::Ingress, asked, Family::V4)
+    }
+
+    #[test]
+    fn tiers_are_asked_around_the_policies_and_the_second_one_only_without_them() {
+        let steps = |rules: &Rules| -> Vec<String> {
+            let of = |to: &str| {
+                let keys = [Tier::Admin, Tier::Baseline].map(cluster_key);
+                let cluster = keys.iter().find(|key| names::cluster_policy_chain(key) == to);
+                cluster.map_or("policy".to_owned(), |key| key.policy.to_string())
+            };
+            let step = |rule: &Rule| match rule.verdict()? {
+                Verdict::Jump(to) => Some(of(to)),
+                Verdict::Reject(_) if refuses_for_cluster(rule) => Some("denied".to_owned()),
+                Verdict::Reject(_) => Some("not allowed".to_owned()),
+                Verdict::SetMark(mark) => Some(format!("{:x}/{:x}", mark.value, mark.mask)),
+                _ => None,
+            };
+            rules.0.iter().filter_map(step).collect()
+        };
+        let admin = ["0/30000", "admin", "denied", "0/20000"];
+        let expected = [&admin[..], &["policy", "not allowed", "0/30000"]].concat();
+        assert_eq!(steps(&tiered_chain(Some(&["web"]))), expected);
+        assert_eq!(steps(&tiered_chain(None)), [&admin[..], &["baseline", "denied", "0/30000"]].concat());
+    }
+
+    #[test]
+    fn nothing_gets_past_a_missing_policy_that_may_deny() {
+        let whole = tiered_chain(None);
+        let admin = names::cluster_policy_chain(&cluster_key(Tier::Admin));
+        let left = without(&whole, |chain| chain == admin);
+        assert_eq!(left.0.len(), whole.0.len());
+        let changed: Vec<_> = left.0.iter().filter(|rule| !whole.0.contains(rule)).map(Rule::to_string).collect();
+        assert_eq!(changed, ["-m mark --mark 0x0/0x30000 -m comment --comment \"admin ingress\" -j DROP"]);
     }
 }

@@ -13,11 +13,14 @@
 use crate::kernel::ipset::SetName;
 use crate::kernel::iptables::rule::{IpProtocol, SetSides, Side};
 use crate::kernel::iptables::{self, Rules, Verdict};
+use crate::model::Action;
 use crate::net::{Family, Protocol};
 
-use super::super::rules::{Direction, Match, PolicyKey, PortMatch, PortRange, Rule, SetKey};
+use super::super::rules::{
+    ClusterPolicyKey, ClusterRule, Direction, Match, PolicyKey, PortMatch, PortRange, Rule, SetKey,
+};
 use super::comment::comment;
-use super::names::CHAIN_DEFAULT;
+use super::names::{CHAIN_DEFAULT, CHAIN_DENY, CHAIN_PASS};
 
 /// Maximum number of ports in one rule.
 const SLOTS: usize = 15;
@@ -27,15 +30,48 @@ pub fn rules(key: &PolicyKey, rules: &[Rule], family: Family, named: &dyn Fn(&Se
     let mut all = Vec::new();
     for (place, rule) in rules.iter().enumerate() {
         let said = comment(&format!("{} {} {place}", key.policy, key.direction.name()));
-        for one in rule.matches.iter().filter(|one| can_hold(one, family)) {
-            all.extend(conditions(one, key.direction, named).into_iter().map(|Condition { protocol, rest }| {
-                let protocol = protocol.map(|protocol| iptables::Match::Protocol(IpProtocol::Transport(protocol)));
-                let matches: Box<[_]> = protocol.into_iter().chain([said.clone()]).chain(rest).collect();
-                iptables::Rule::new(matches, Verdict::Goto(CHAIN_DEFAULT.into()))
-            }));
-        }
+        all.extend(going((rule, key.direction), (&said, CHAIN_DEFAULT), family, named));
     }
     Rules(all)
+}
+
+/// Returns the rules of the chain of a ClusterNetworkPolicy: of several that match a packet the first decides, because it goes
+/// to another chain, which returns to the pod's.
+pub fn cluster_rules(
+    key: &ClusterPolicyKey,
+    rules: &[ClusterRule],
+    family: Family,
+    named: &dyn Fn(&SetKey) -> SetName,
+) -> Rules {
+    let mut all = Vec::new();
+    for (place, ClusterRule { name, action, rule, contested }) in rules.iter().enumerate() {
+        let to = match action {
+            Action::Accept => CHAIN_DEFAULT,
+            Action::Deny => CHAIN_DENY,
+            Action::Pass => CHAIN_PASS,
+        };
+        let said = comment(format!("{} {} {place} {name}", key.policy, key.direction.name()).trim_end());
+        all.extend(going((rule, key.direction), (&said, to), family, named));
+        all.extend(going((contested, key.direction), (&said, CHAIN_DENY), family, named));
+    }
+    Rules(all)
+}
+
+/// Returns the rules that go to a chain with what a rule matches.
+fn going(
+    (rule, direction): (&Rule, Direction),
+    (said, to): (&iptables::Match, &'static str),
+    family: Family,
+    named: &dyn Fn(&SetKey) -> SetName,
+) -> Vec<iptables::Rule> {
+    let matching = rule.matches.iter().filter(|one| can_hold(one, family));
+    let conditions = matching.flat_map(|one| conditions(one, direction, named));
+    let going = conditions.map(|Condition { protocol, rest }| {
+        let protocol = protocol.map(|protocol| iptables::Match::Protocol(IpProtocol::Transport(protocol)));
+        let matches: Box<[_]> = protocol.into_iter().chain([said.clone()]).chain(rest).collect();
+        iptables::Rule::new(matches, Verdict::Goto(to.into()))
+    });
+    going.collect()
 }
 
 /// Matches of one rule: iptables prints the protocol first, the rest after the comment.

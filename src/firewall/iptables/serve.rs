@@ -11,7 +11,7 @@ use crate::net::Family;
 
 use super::super::backend::{Dropped, Owner};
 use super::drops::{Drops, ON_BRIDGES, Owners};
-use super::names::POD_CHAINS;
+use super::names::{CLUSTER_POLICY_CHAINS, POD_CHAINS};
 
 /// Reads the counters of pods' chains with `iptables-save -c`. Packets counted between the last reading and a change of
 /// a pod's chain are lost.
@@ -28,7 +28,8 @@ impl Counters {
     /// Creates a reader of the chains of these owners.
     pub fn new(owners: watch::Receiver<Arc<Owners>>, programs: Families) -> Counters {
         let of_bridges = ON_BRIDGES.map(|(chain, _)| Name::Exact(chain.into()));
-        let chains: Vec<Name> = of_bridges.into_iter().chain([Name::Prefix(POD_CHAINS.into())]).collect();
+        let prefixes = [POD_CHAINS, CLUSTER_POLICY_CHAINS].map(|prefix| Name::Prefix(prefix.into()));
+        let chains: Vec<Name> = of_bridges.into_iter().chain(prefixes).collect();
         let read = move |family| programs.of(family).map(|programs| counted(programs, family, Table::Filter, &chains));
         Counters { owners, read: Box::new(read), drops: Drops::default() }
     }

@@ -60,7 +60,7 @@ impl Turning {
                 keep_policies(&mut stricter, &both, seen, family);
                 // A chain in doubt cannot be jumped to; entering one policy less is stricter still.
                 let both = pod_chain::without(&both, |to| {
-                    kind(to) == Some(ChainKind::Policy) && !stricter.contains_key(&dispatch::chain(family, to))
+                    is_policy(to) && !stricter.contains_key(&dispatch::chain(family, to))
                 });
                 stricter.insert(piece, both);
             }
@@ -91,12 +91,16 @@ impl Turning {
 /// Keeps the chains of policies that these rules jump to.
 fn keep_policies(kept: &mut AllRules, rules: &Rules, seen: &AllRules, family: Family) {
     let jumps = rules.0.iter().filter_map(pod_chain::jump);
-    let policies = jumps.filter(|to| kind(to) == Some(ChainKind::Policy));
+    let policies = jumps.filter(|to| is_policy(to));
     for piece in policies.map(|to| dispatch::chain(family, to)) {
         if let (Some(old), false) = (seen.get(&piece), kept.contains_key(&piece)) {
             kept.insert(piece, old.clone());
         }
     }
+}
+
+fn is_policy(chain: &str) -> bool {
+    matches!(kind(chain), Some(ChainKind::Policy | ChainKind::ClusterPolicy))
 }
 
 /// Returns the pod chains that judge each address.

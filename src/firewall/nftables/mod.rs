@@ -85,6 +85,11 @@ impl<K: Kernel> Backend for Nftables<K> {
         }
     }
 
+    /// Tiers are not lowered yet.
+    fn enforces_cluster_policies(&self) -> bool {
+        false
+    }
+
     fn closed(&self) -> &[IpNet] {
         self.lowering.closed()
     }

@@ -170,6 +170,7 @@ fn shown(key: &SetKey) -> String {
             let here = if *pods == PortOwners::Local { "here_" } else { "" };
             format!("port_{here}{}_{protocol}", plain(name))
         }
+        SetKey::Denied(set) => format!("denied_{}", shown(set)),
     }
 }
 

@@ -104,8 +104,8 @@ impl Peers {
         let all_of = |is_its: fn(&SetKey) -> bool| -> BTreeSet<Arc<SetKey>> {
             self.sets.iter().filter(|set| is_its(set)).cloned().collect()
         };
-        let pods = all_of(|set| matches!(set, SetKey::Pods(_)));
-        let ports = all_of(|set| matches!(set, SetKey::NamedPort { .. }));
+        let pods = all_of(|set| matches!(set.plain(), SetKey::Pods(_)));
+        let ports = all_of(|set| matches!(set.plain(), SetKey::NamedPort { .. }));
         for sets in [pods, ports] {
             match sets.len() {
                 0 => {}
@@ -115,7 +115,7 @@ impl Peers {
         }
         let blocks = self.sets.iter().filter_map(|set| match &**set {
             SetKey::Blocks(blocks) => Some(blocks.iter().cloned()),
-            SetKey::Pods(_) | SetKey::NamedPort { .. } => None,
+            SetKey::Pods(_) | SetKey::NamedPort { .. } | SetKey::Denied(_) => None,
         });
         let blocks: BTreeSet<_> = blocks.flatten().collect();
         if !blocks.is_empty() {

@@ -33,7 +33,7 @@ pub fn set(key: &SetKey, family: Family, rules: &RuleSet) -> Lowered {
             let prefixes = ip_block::prefixes(blocks).into_iter().filter(|one| Family::from(*one) == family);
             lowered.objects.extend(prefixes.filter_map(|prefix| put(Key::prefix(prefix))));
         }
-        SetKey::Pods(_) | SetKey::NamedPort { .. } => {
+        SetKey::Pods(_) | SetKey::NamedPort { .. } | SetKey::Denied(_) => {
             let elements = rules.sets.get(key).into_iter().flat_map(|contents| contents.elements.of(family));
             lowered.objects.extend(elements.filter_map(|element| put(self::key(key, *element)?)));
         }
@@ -176,6 +176,7 @@ fn lookup(set: &SetKey, direction: Direction, family: Family) -> Lookup {
     match set {
         SetKey::Pods(_) | SetKey::Blocks(_) => Lookup::Address(family, side),
         SetKey::NamedPort { .. } => Lookup::DestinationService(family),
+        SetKey::Denied(set) => lookup(set, direction, family),
     }
 }
 
@@ -184,6 +185,7 @@ fn spec(key: &SetKey, family: Family) -> SetSpec {
         SetKey::Pods(_) => (Fields::Address(family), false),
         SetKey::Blocks(_) => (Fields::Address(family), true),
         SetKey::NamedPort { .. } => (Fields::Service(family), false),
+        SetKey::Denied(set) => return spec(set, family),
     };
     SetSpec { fields, kind: Kind::Set, intervals }
 }

@@ -91,7 +91,9 @@ impl Plan {
             addresses: pod.addresses.to_vec().into(),
             ingress: self.isolation(Direction::Ingress, name, &selecting),
             egress: self.isolation(Direction::Egress, name, &selecting),
+            cluster_policies: self.cluster_policies_of(name, &pod),
         });
+        self.count_cluster_policies(name, wanted.as_ref(), dirty);
         if self.rules.pods.get(name) == wanted.as_ref() {
             return;
         }

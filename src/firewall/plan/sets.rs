@@ -7,43 +7,51 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Plan, RuleSetChanges};
+use super::{Dirty, Plan, RuleSetChanges};
 use crate::firewall::claims::Claimant;
-use crate::firewall::rules::{Contents, Direction, Element, PolicyKey, Rule, SetKey};
+use crate::firewall::rules::{ClusterPolicyKey, ClusterRule, Contents, Direction, Element, PolicyKey, Rule, SetKey};
 use crate::firewall::{compile, fill, membership};
-use crate::model::ObjectName;
 use crate::net::Family;
 
 impl Plan {
     /// Recompiles policies; returns the sets that no rule used before.
-    pub(super) fn compile_policies(
-        &mut self,
-        dirty: &BTreeSet<ObjectName>,
-        changed: &mut RuleSetChanges,
-    ) -> BTreeSet<Arc<SetKey>> {
+    pub(super) fn compile_policies(&mut self, dirty: &Dirty, changed: &mut RuleSetChanges) -> BTreeSet<Arc<SetKey>> {
         let mut fresh = BTreeSet::new();
-        let mut replaced = Vec::new();
-        for policy in dirty {
+        // After all new uses are counted: a set that passes from one policy to another keeps its elements.
+        let mut released = Vec::new();
+        for policy in &dirty.policies {
             for direction in Direction::BOTH {
                 let key = PolicyKey { policy: policy.clone(), direction };
                 let wanted = self.compiled(&key);
                 if self.rules.policies.get(&key) == wanted.as_ref() {
                     continue;
                 }
-                if let Some(rules) = &wanted {
-                    self.use_sets(rules, &mut fresh);
-                }
-                replaced.extend(match wanted {
+                self.use_sets(wanted.iter().flat_map(|rules| &**rules).flat_map(Rule::sets), &mut fresh);
+                let replaced = match wanted {
                     Some(rules) => self.rules.policies.insert(key.clone(), rules),
                     None => self.rules.policies.remove(&key),
-                });
+                };
+                released.extend(replaced.iter().flat_map(|rules| &**rules).flat_map(Rule::sets).cloned());
                 changed.policies.insert(key);
             }
         }
-        // After all new uses are counted: a set that passes from one policy to another keeps its elements.
-        for rules in replaced {
-            self.release_sets(&rules, changed);
+        for key in &dirty.cluster_policies {
+            let wanted = self.cluster_compiled(key);
+            if self.rules.cluster_policies.get(key) == wanted.as_ref() {
+                continue;
+            }
+            let sets = |rules: &Arc<[ClusterRule]>| -> Vec<Arc<SetKey>> {
+                rules.iter().flat_map(ClusterRule::sets).cloned().collect()
+            };
+            self.use_sets(wanted.iter().flat_map(sets).collect::<Vec<_>>().iter(), &mut fresh);
+            let replaced = match wanted {
+                Some(rules) => self.rules.cluster_policies.insert(key.clone(), rules),
+                None => self.rules.cluster_policies.remove(key),
+            };
+            released.extend(replaced.iter().flat_map(sets));
+            changed.cluster_policies.insert(key.clone());
         }
+        self.release_sets(&released, changed);
         changed.sets.extend(fresh.iter().cloned());
         fresh
     }
@@ -54,8 +62,14 @@ impl Plan {
         is_needed.then(|| compile::rules(&key.policy.namespace, policy, key.direction))?
     }
 
-    fn use_sets(&mut self, rules: &[Rule], fresh: &mut BTreeSet<Arc<SetKey>>) {
-        for set in rules.iter().flat_map(Rule::sets) {
+    fn cluster_compiled(&self, key: &ClusterPolicyKey) -> Option<Arc<[ClusterRule]>> {
+        let policy = self.cluster.cluster_policies.get(&key.policy)?;
+        let is_needed = self.cluster_selected.contains_key(key);
+        is_needed.then(|| compile::cluster_rules(policy, key.direction))?
+    }
+
+    fn use_sets<'a>(&mut self, sets: impl Iterator<Item = &'a Arc<SetKey>>, fresh: &mut BTreeSet<Arc<SetKey>>) {
+        for set in sets {
             if let Some(count) = self.uses.get_mut(set) {
                 *count += 1;
                 continue;
@@ -67,8 +81,8 @@ impl Plan {
         }
     }
 
-    fn release_sets(&mut self, rules: &[Rule], changed: &mut RuleSetChanges) {
-        for set in rules.iter().flat_map(Rule::sets) {
+    fn release_sets(&mut self, sets: &[Arc<SetKey>], changed: &mut RuleSetChanges) {
+        for set in sets {
             let count = self.uses.get_mut(set).expect("a set that a rule names is counted");
             *count -= 1;
             if *count == 0 {

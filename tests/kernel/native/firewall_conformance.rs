@@ -3,7 +3,7 @@
 //!
 //! Nine pods in three namespaces, `a`, `b` and `c` in each of `x`, `y` and `z`; those named `c` run on another node. All of
 //! them answer on ports 80 and 81 over TCP, UDP and SCTP, in both families. Policies are made by chance from what cases of
-//! conformance suites are made of; the kernel has up to four of them at a time.
+//! conformance suites are made of; the kernel has up to four of them at a time, and up to three ClusterNetworkPolicies of both tiers.
 //!
 //! `CONFORMANCE_POLICIES` says how many policies each flavour is given, `PROPERTY_SEED` runs the same ones again.
 
@@ -18,8 +18,9 @@ use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::Direction;
 use sluice::kernel::iptables::Flavour;
 use sluice::model::{
-    Host, Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, Node, ObjectName, Operator, Peer, Peers, Pod,
-    PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, World,
+    Action, ClusterNetworkPolicy, ClusterRule, Host, Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, Node,
+    ObjectName, Operator, Peer, Peers, Pod, PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, Subject,
+    Tier, World,
 };
 use sluice::net::Protocol;
 use sluice::reconcile::Moment;
@@ -41,6 +42,7 @@ use random::{Random, first_seed, number};
 const NAMESPACES: [&str; 3] = ["x", "y", "z"];
 const PODS: [&str; 3] = ["a", "b", "c"];
 const AT_A_TIME: usize = 4;
+const CLUSTER_POLICIES: [&str; 3] = ["first", "second", "third"];
 const POLICIES: u64 = 60;
 
 #[test]
@@ -120,6 +122,10 @@ impl Game {
         let policy = policy(random);
         let mut told = format!("{name} {policy:?}");
         self.world.cluster.policies.insert(name, policy);
+        // The nftables backend does not lower tiers yet.
+        if self.enforcer.filter != Filter::Nftables && random.chance(60) {
+            told.push_str(&self.change_cluster_policies(random));
+        }
         if random.chance(30) {
             let pod = ObjectName::new(any(random, &NAMESPACES), any(random, &PODS));
             let mut value = (**self.world.cluster.pods.get(&pod).expect("all of them stay")).clone();
@@ -133,6 +139,20 @@ impl Game {
             told.push_str(&format!("; {namespace} has the label of {like}"));
             self.world.cluster.namespaces.insert(namespace.into(), Namespace { labels, isolated: random.chance(20) });
         }
+        told
+    }
+
+    /// One ClusterNetworkPolicy more, another one, or one less.
+    fn change_cluster_policies(&mut self, random: &mut Random) -> String {
+        let name: CompactString = any(random, &CLUSTER_POLICIES).into();
+        let policies = &mut self.world.cluster.cluster_policies;
+        if random.chance(35) {
+            policies.remove(&name);
+            return format!("; cluster policy {name} goes");
+        }
+        let policy = cluster_policy(random);
+        let told = format!("; cluster policy {name} {policy:?}");
+        policies.insert(name, policy);
         told
     }
 
@@ -217,6 +237,41 @@ fn policy(random: &mut Random) -> NetworkPolicy {
         ingress: sides.0.then(|| rules(random)),
         egress: sides.1.then(|| rules(random)),
     }
+}
+
+fn cluster_policy(random: &mut Random) -> ClusterNetworkPolicy {
+    let rules = |random: &mut Random| -> Box<[ClusterRule]> {
+        let rule = |random: &mut Random| ClusterRule {
+            name: "rule".into(),
+            action: *random.pick(&[Action::Accept, Action::Deny, Action::Pass]),
+            matches: PolicyRule { peers: cluster_peers(random), ports: ports(random) },
+        };
+        (0..random.below(4)).map(|_| rule(random)).collect()
+    };
+    let namespaces = if random.chance(50) {
+        Selector::everything()
+    } else {
+        requirement("ns", Operator::In([any(random, &NAMESPACES).into()].into()))
+    };
+    ClusterNetworkPolicy {
+        tier: *random.pick(&[Tier::Admin, Tier::Admin, Tier::Baseline]),
+        priority: *random.pick(&[0, 7, 7, 1000]),
+        subject: Subject { namespaces, pods: of_pods(random) },
+        ingress: rules(random),
+        egress: rules(random),
+    }
+}
+
+/// Peers of a policy that belongs to no namespace.
+fn cluster_peers(random: &mut Random) -> Peers {
+    let Peers::Of(mut peers) = peers(random) else { return Peers::Any };
+    for peer in &mut peers {
+        if let Peer::Pods { namespaces: namespaces @ Namespaces::Own, .. } = peer {
+            *namespaces =
+                Namespaces::Selected(requirement("ns", Operator::In([any(random, &NAMESPACES).into()].into())));
+        }
+    }
+    Peers::Of(peers)
 }
 
 fn of_pods(random: &mut Random) -> Selector {

@@ -237,7 +237,7 @@ impl<K: Kernel> Mirrors<K> {
             return given.may_go(key) && !self.waits_for_rules(key, order, held, given.at);
         }
         // Deleting it opens a path: what closes the path otherwise has to be in place.
-        given.may_go(key) && desired.unsure.is_none() && self.stand(want, key.entry.family())
+        given.may_go(key) && !desired.is_unsure(key) && self.stand(want, key.entry.family())
     }
 
     /// Returns whether pod addresses are added after their rules: our tail is in the kernel. Before that, those of
