@@ -56,6 +56,7 @@ use crate::proxy::names::DEVICE;
 use crate::proxy::serve::Counters;
 use crate::reconcile::Account;
 use crate::router;
+use crate::router::host_files::keep_without_plugin;
 use crate::subsystem::Inputs;
 use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
@@ -105,7 +106,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let clocks = [(); 3].map(|()| Arc::new(EventClock::new(Instant::now())));
     let [for_proxy, for_firewall, for_router] = clocks.clone();
     let (report, reports) = watch::channel(Report::default());
-    let (attaching, starting) = start_cni(config.cni_socket.as_deref(), &registry)?;
+    let (attaching, starting) = start_cni(&config, &registry, &health)?;
     let messages = start_source(&config, &registry, &health, reports).await?;
     let inputs = world::Inputs {
         messages,
@@ -248,13 +249,18 @@ async fn start_source(
     Ok(messages)
 }
 
-/// Starts the socket of the CNI plugin, with `--netpol-cni`. Returns what it says to the World and to the firewall.
+/// Starts the socket of the CNI plugin, with `--netpol-cni`. Returns what it says to the World and to the firewall. Without the flag
+/// no CNI file names the plugin from now on.
 fn start_cni(
-    socket: Option<&Path>,
+    config: &Config,
     registry: &Registry,
+    health: &Health,
 ) -> anyhow::Result<(Option<Attaching>, mpsc::Receiver<StartingPod>)> {
     let (starting, to_firewall) = mpsc::channel(STARTING);
-    let Some(socket) = socket else { return Ok((None, to_firewall)) };
+    let Some(socket) = config.cni_socket.as_deref() else {
+        tokio::spawn(keep_without_plugin(config.cni_directory.clone(), health.clone()));
+        return Ok((None, to_firewall));
+    };
     let (changes, to_world) = mpsc::channel(STARTING);
     let calls = Calls { changes, starting, metrics: cni::metrics::Metrics::register(registry)? };
     tokio::spawn(cni::serve::run(socket.to_owned(), calls));

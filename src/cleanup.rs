@@ -5,7 +5,7 @@
 //! whichever of them the flags switch on, in both families.
 //!
 //! Of files go the last known state (`--state-dir`), the sockets (`--socket`, `gobgp.sock`, `cni.sock`), the announced pods and the CNI file where it is about our
-//! bridge; a directory goes where nothing is left in it.
+//! bridge; a directory goes where nothing is left in it. CNI files of others lose the entry of our plugin, which nobody answers any more.
 
 use std::fs;
 use std::io;
@@ -24,7 +24,7 @@ use crate::model::Authority;
 use crate::proxy;
 use crate::reconcile::{Moment, Reflection};
 use crate::router;
-use crate::router::host_files::remove_cni;
+use crate::router::host_files::{remove_cni, remove_plugin};
 use crate::subsystem::Kinds;
 use crate::world::{AttachmentsFile, LastKnown};
 
@@ -65,7 +65,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 
 /// Removes our files. Returns which there were, and why others could not be removed.
 fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
-    let (mut removed, mut left) = (Vec::new(), Vec::new());
+    // Before the socket goes that answers the plugin.
+    let (mut removed, mut left) = (Vec::new(), remove_plugin(&config.cni_directory));
     let mut note = |path: &Path, outcome: io::Result<Vec<PathBuf>>| match outcome {
         Ok(paths) => removed.extend(paths),
         Err(error) => left.push(format!("{}: {error}", path.display())),
@@ -188,7 +189,8 @@ mod tests {
         fs::write(path("state/notes"), "of somebody else").expect("writable");
         fs::write(path("net.d/10-kuberouter.conflist"), r#"{"plugins":[{"type":"bridge","bridge":"kube-bridge"}]}"#)
             .expect("writable");
-        fs::write(path("net.d/05-other.conflist"), "{}").expect("writable");
+        let other = |more: &str| format!(r#"{{"plugins": [{{"type":"bridge","bridge":"cni0"}}{more}]}}"#);
+        fs::write(path("net.d/05-other.conflist"), other(r#",{"type":"sluice-cni"}"#)).expect("writable");
         let listen = |name: &str| UnixListener::bind(path(name)).expect("a socket");
         let _listeners = [listen("run/sluice.sock"), listen("run/gobgp.sock"), listen("run/cni.sock")];
         fs::write(path("run/attachments.json"), "[]").expect("writable");
@@ -215,6 +217,8 @@ mod tests {
         {
             assert_eq!(path(name).exists(), stays, "{name}");
         }
+        let left = fs::read_to_string(path("net.d/05-other.conflist")).expect("it is there");
+        assert_eq!(left, other(""), "no pod starts where nobody answers the plugin");
         assert!(!LastKnown::new(&path("state")).path().exists());
         assert_eq!(remove_files(&config), (Vec::new(), Vec::new()), "again there is nothing to do");
     }

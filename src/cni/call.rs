@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::model::{Attachment, AttachmentId, ObjectName};
+use crate::model::{Attachment, AttachmentId, CNI_VERSIONS, ObjectName};
 
 /// What the runtime asks for.
 #[derive(Clone, PartialEq, Debug)]
@@ -75,9 +75,6 @@ pub enum Code {
     TryAgainLater = 11,
 }
 
-/// The versions of the specification that are spoken, the newest last.
-pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
-
 const DEFAULT_TIMEOUT: u64 = 2000;
 /// Shorter than a connection to the agent may last.
 const LONGEST_TIMEOUT: u64 = 25_000;
@@ -109,7 +106,7 @@ struct Valid {
 /// # Errors
 /// A parameter is missing or makes no sense; with the version that the answer is to have.
 pub fn read(parameters: &Parameters, input: &[u8]) -> Result<(Call, Entry), (Failure, String)> {
-    let newest = VERSIONS.last().copied().unwrap_or_default().to_owned();
+    let newest = CNI_VERSIONS.last().copied().unwrap_or_default().to_owned();
     // VERSION needs none by the earliest versions of the specification.
     let input = if parameters.command == "VERSION" && input.trim_ascii().is_empty() { b"{}" } else { input };
     let input: Input = serde_json::from_slice(input).map_err(|error| {
@@ -126,7 +123,7 @@ pub fn read(parameters: &Parameters, input: &[u8]) -> Result<(Call, Entry), (Fai
 
 /// Returns the answer to VERSION.
 pub fn versions(version: &str) -> Value {
-    json!({"cniVersion": version, "supportedVersions": VERSIONS})
+    json!({"cniVersion": version, "supportedVersions": CNI_VERSIONS})
 }
 
 /// Returns the result of ADD: that of the plugins before us, with the version that the runtime asked for.
@@ -203,8 +200,8 @@ fn call(parameters: &Parameters, input: Input, version: &str) -> Result<Call, Fa
     if command == "VERSION" {
         return Ok(Call::Version);
     }
-    if starts_pods(command) && !VERSIONS.contains(&version) {
-        let text = format!("cniVersion is {version:?}; spoken are {}", VERSIONS.join(", "));
+    if starts_pods(command) && !CNI_VERSIONS.contains(&version) {
+        let text = format!("cniVersion is {version:?}; spoken are {}", CNI_VERSIONS.join(", "));
         return Err(failure(Code::IncompatibleVersion, text));
     }
     match command {
@@ -327,7 +324,7 @@ mod tests {
 
     #[test]
     fn add_names_the_pod_and_all_its_addresses_and_hands_on_the_result_in_every_version() {
-        for version in VERSIONS {
+        for version in CNI_VERSIONS {
             let input =
                 json!({"cniVersion": version, "name": "mynet", "type": "sluice-cni", "prevResult": previous(version)});
             let (call, entry) = read_one("ADD", &input).expect("a sound call");

@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use super::call::{self, Call, Code, Entry, Failure, Parameters};
 use super::message::{Message, PATH};
 use crate::ask::post;
+use crate::model::CNI_VERSIONS;
 
 /// The name under which the program is this plugin.
 pub const NAME: &str = "sluice-cni";
@@ -53,7 +54,7 @@ pub fn run() -> ExitCode {
     };
     let mut input = Vec::new();
     let read = io::stdin().take(MOST).read_to_end(&mut input);
-    let newest = call::VERSIONS.last().copied().unwrap_or_default();
+    let newest = CNI_VERSIONS.last().copied().unwrap_or_default();
     let outcome = match read {
         Ok(_) => call::read(&parameters, &input),
         Err(error) => Err((call::failure(Code::NotDecodable, error.to_string()), newest.to_owned())),

@@ -60,6 +60,8 @@ pub struct Config {
     pub socket: Option<PathBuf>,
     /// `--netpol-cni`: path at which the CNI plugin announces pods that start, beside [`socket`](Config::socket); `None` for none.
     pub cni_socket: Option<PathBuf>,
+    /// The directory of CNI files that container runtimes read: that of `KUBE_ROUTER_CNI_CONF_FILE`, whether or not that file is kept.
+    pub cni_directory: PathBuf,
     /// `--cache-sync-timeout`: time limit for the first complete view; longer than zero.
     pub cache_sync_timeout: Duration,
     /// `--enable-ipv4`, `--enable-ipv6`; at least one is true.
@@ -171,6 +173,7 @@ impl Config {
             source: source(flags, mistakes),
             socket: (!flags.socket.is_empty()).then(|| PathBuf::from(&flags.socket)),
             cni_socket,
+            cni_directory: router::cni_file(environment).parent().map(Path::to_owned).unwrap_or_default(),
             state_dir: (!flags.state_dir.is_empty()).then(|| PathBuf::from(&flags.state_dir)),
             cache_sync_timeout: mistakes.longer_than_zero("cache-sync-timeout", flags.cache_sync_timeout, "1m"),
             families,

@@ -122,6 +122,11 @@ pub struct Advertise {
 const DEFAULT_CLUSTER_ASN: u32 = 64512;
 const DEFAULT_CNI_FILE: &str = "/etc/cni/net.d/10-kuberouter.conf";
 
+/// The CNI file of this host, whether or not it is kept.
+pub(super) fn cni_file(environment: &Environment) -> PathBuf {
+    environment.cni_file.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CNI_FILE))
+}
+
 impl RouterConfig {
     /// Reads and checks the router's flags, which is done even when it does not run. The ranges of Services are those of the
     /// service proxy, whose flags are read before.
@@ -131,7 +136,6 @@ impl RouterConfig {
         ranges: &ServiceRanges,
         mistakes: &mut Mistakes,
     ) -> RouterConfig {
-        let file = || environment.cni_file.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CNI_FILE));
         let has_passwords = flags.peer_router_passwords.iter().any(|list| !list.0.is_empty());
         let passwords_file = (!has_passwords && !flags.peer_router_passwords_file.is_empty())
             .then(|| PathBuf::from(&flags.peer_router_passwords_file));
@@ -139,7 +143,7 @@ impl RouterConfig {
         let routes = ("injected-routes-sync-period", flags.injected_routes_sync_period);
         let config = RouterConfig {
             backend: Backend::default(),
-            cni_file: flags.enable_cni.then(file),
+            cni_file: flags.enable_cni.then(|| cni_file(environment)),
             cni_plugin: None,
             auto_mtu: flags.auto_mtu,
             pod_egress: flags.enable_pod_egress,

@@ -10,6 +10,10 @@ use compact_str::CompactString;
 
 use super::name::ObjectName;
 
+/// The versions of the CNI specification that the plugin speaks, the newest last: since the first of them plugins of a list are
+/// given the result of those before them.
+pub const CNI_VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
 /// What names an attachment. The container is the pod's sandbox: a pod that gets another one has another attachment.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct AttachmentId {

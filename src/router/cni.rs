@@ -10,16 +10,20 @@
 //! no ranges nothing is changed, and any `ipam` other than `host-local` is left alone.
 //!
 //! With `--netpol-cni` the list ends with our own plugin. What its entry says besides our socket stays; without the flag the entry
-//! goes, because pods would not start without it being answered.
+//! goes, because pods would not start without it being answered: from every list in the directory ([`without_plugin`]), whoever wrote it.
 //!
 //! The text is compact, its keys are sorted, and it has no trailing line break, as kube-router writes it.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::config::RouterConfig;
+use crate::model::CNI_VERSIONS;
 
 use super::names::BRIDGE;
 
@@ -53,6 +57,16 @@ pub enum Unusable {
     NotJson(String),
     #[error("it has no plugin of type bridge; it is left as it is")]
     NoBridge,
+    #[error(
+        "it has no plugin of type bridge; it is left as it is, so that --netpol-cni holds back no pod: add the entry \
+         {{\"type\": \"{PLUGIN}\", \"socket\": {0:?}}} at the end of its plugins"
+    )]
+    NoBridgeForPlugin(PathBuf),
+    #[error(
+        "its cniVersion is {0:?}, in which {PLUGIN} cannot be called, so that --netpol-cni holds back no pod: set cniVersion to one \
+         from {} to {}", CNI_VERSIONS.first().unwrap_or(&""), CNI_VERSIONS.last().unwrap_or(&"")
+    )]
+    OtherVersion(String),
     #[error("its ipam is of type {0:?} and not host-local, so that its ranges are left as they are")]
     OtherIpam(String),
 }
@@ -80,7 +94,10 @@ pub fn text(present: Option<&str>, form: CniFileForm, wanted: &Conf) -> (Option<
         Some(Ok(conf)) => conf,
         Some(Err(error)) => return (None, Some(Unusable::NotJson(error.to_string()))),
     };
-    let Some(plugin) = bridge_plugin(&mut conf, form) else { return (None, Some(Unusable::NoBridge)) };
+    let Some(plugin) = bridge_plugin(&mut conf, form) else {
+        let lacks_plugin = wanted.plugin.clone().filter(|_| form == CniFileForm::List && !has_plugin(&conf));
+        return (None, Some(lacks_plugin.map_or(Unusable::NoBridge, Unusable::NoBridgeForPlugin)));
+    };
     if let Some(mtu) = wanted.mtu {
         plugin.insert("mtu".to_owned(), mtu.into());
     }
@@ -88,14 +105,31 @@ pub fn text(present: Option<&str>, form: CniFileForm, wanted: &Conf) -> (Option<
     if !wanted.ranges.is_empty() {
         unusable = set_ranges(plugin, &wanted.ranges).err();
     }
-    set_plugin(&mut conf, wanted.plugin.as_deref());
-    (Some(conf.to_string()), unusable)
+    let other_version = wanted.plugin.as_ref().and_then(|_| other_version(&conf));
+    set_plugin(&mut conf, wanted.plugin.as_deref().filter(|_| other_version.is_none()));
+    (Some(conf.to_string()), unusable.or(other_version.map(Unusable::OtherVersion)))
+}
+
+/// Returns the version of a list in which our plugin cannot be called. A list that names none is of the earliest version.
+fn other_version(conf: &Value) -> Option<String> {
+    let several = conf.get("cniVersions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let one = conf.get("cniVersion").and_then(Value::as_str);
+    let mut named = several.iter().filter_map(Value::as_str).chain(one);
+    let is_spoken = named.any(|version| CNI_VERSIONS.contains(&version));
+    (conf.get("plugins").is_some() && !is_spoken).then(|| one.unwrap_or_default().to_owned())
+}
+
+fn is_plugin(entry: &Value) -> bool {
+    entry.get("type").and_then(Value::as_str) == Some(PLUGIN)
+}
+
+fn has_plugin(conf: &Value) -> bool {
+    conf.get("plugins").and_then(Value::as_array).is_some_and(|plugins| plugins.iter().any(is_plugin))
 }
 
 /// Puts the entry of our plugin behind all others, or removes it.
 fn set_plugin(conf: &mut Value, socket: Option<&Path>) {
     let Some(plugins) = conf.get_mut("plugins").and_then(Value::as_array_mut) else { return };
-    let is_plugin = |entry: &Value| entry.get("type").and_then(Value::as_str) == Some(PLUGIN);
     let present = plugins.iter().find(|entry| is_plugin(entry)).cloned();
     plugins.retain(|entry| !is_plugin(entry));
     let Some(socket) = socket else { return };
@@ -104,6 +138,43 @@ fn set_plugin(conf: &mut Value, socket: Option<&Path>) {
         fields.insert("socket".to_owned(), socket.display().to_string().into());
     }
     plugins.push(entry);
+}
+
+/// Returns a list of plugins without the entries of ours and otherwise as it is written, byte by byte; `None` where it has none.
+pub fn without_plugin(text: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct List<'a> {
+        #[serde(borrow)]
+        plugins: Vec<&'a RawValue>,
+    }
+    #[derive(Deserialize)]
+    struct Entry<'a> {
+        #[serde(rename = "type", borrow)]
+        kind: Cow<'a, str>,
+    }
+    let is_plugin = |entry: &RawValue| serde_json::from_str::<Entry<'_>>(entry.get()).is_ok_and(|e| e.kind == PLUGIN);
+    let plugins = serde_json::from_str::<List<'_>>(text).ok()?.plugins;
+    if !plugins.iter().any(|entry| is_plugin(entry)) {
+        return None;
+    }
+    // Each entry borrows from the text, so that its address tells its place.
+    let place = |entry: &RawValue| {
+        let begin = (entry.get().as_ptr() as usize).checked_sub(text.as_ptr() as usize)?;
+        Some((begin, begin + entry.get().len()))
+    };
+    let mut kept = text.get(..place(plugins.first()?)?.0)?.to_owned();
+    let (mut end, mut has_kept) = (kept.len(), false);
+    for entry in plugins {
+        let (begin, own_end) = place(entry)?;
+        if !is_plugin(entry) {
+            kept.push_str(text.get(end..begin).filter(|_| has_kept).unwrap_or_default());
+            kept.push_str(entry.get());
+            has_kept = true;
+        }
+        end = own_end;
+    }
+    kept.push_str(text.get(end..)?);
+    Some(kept)
 }
 
 /// Returns whether container runtimes read a file of this name (libcni: `.conf`, `.conflist`, `.json`).
@@ -276,7 +347,7 @@ mod tests {
     fn our_plugin_is_the_last_of_the_list_for_as_long_as_it_is_wanted_and_keeps_what_its_entry_says() {
         let file = |more: &str| {
             format!(
-                r#"{{"plugins":[{{"bridge":"kube-bridge","ipam":{{"ranges":[[{{"subnet":"10.244.1.0/24"}}]],"type":"host-local"}},"type":"bridge"}},{{"type":"portmap"}}{more}]}}"#
+                r#"{{"cniVersion":"0.3.0","plugins":[{{"bridge":"kube-bridge","ipam":{{"ranges":[[{{"subnet":"10.244.1.0/24"}}]],"type":"host-local"}},"type":"bridge"}},{{"type":"portmap"}}{more}]}}"#
             )
         };
         let wanted = Conf { plugin: Some("/run/sluice/cni.sock".into()), ..conf(&NODE[..1], None) };
@@ -290,6 +361,63 @@ mod tests {
         assert!(made.contains(entry) && is_ours(&made, CniFileForm::List), "{made}");
         let single = r#"{"bridge":"kube-bridge","ipam":{"ranges":[[{"subnet":"10.244.1.0/24"}]],"type":"host-local"},"type":"bridge"}"#;
         check(single, CniFileForm::Single, &wanted, single);
+    }
+
+    #[test]
+    fn our_plugin_is_not_in_a_list_of_a_version_that_it_does_not_speak_and_that_is_told() {
+        let wanted = Conf { plugin: Some("/run/sluice/cni.sock".into()), ..conf(&NODE[..1], None) };
+        let file = |version: &str| {
+            let entry = if version.contains("0.2.0") { r#",{"type":"sluice-cni"}"# } else { "" };
+            format!(r#"{{{version}"plugins":[{{"bridge":"kube-bridge","ipam":{{}},"type":"bridge"}}{entry}]}}"#)
+        };
+        for version in ["", r#""cniVersion":"0.2.0","#, r#""cniVersion":"9.0.0","#] {
+            let (found, unusable) = text(Some(&file(version)), CniFileForm::List, &wanted);
+            let found = found.expect("ranges are set");
+            assert!(found.contains("10.244.1.0/24") && !found.contains(PLUGIN), "{found}");
+            let sentence = unusable.expect("it says why").to_string();
+            assert!(sentence.contains("--netpol-cni") && sentence.contains("from 0.3.0 to 1.1.0"), "{sentence}");
+        }
+        for version in [r#""cniVersion":"1.1.0","#, r#""cniVersion":"0.1.0","cniVersions":["0.1.0","1.0.0"],"#] {
+            let (found, unusable) = text(Some(&file(version)), CniFileForm::List, &wanted);
+            assert!(found.is_some_and(|found| found.contains(PLUGIN)) && unusable.is_none(), "{version}");
+        }
+        let without = text(Some(&file("")), CniFileForm::List, &conf(&NODE[..1], None));
+        assert_eq!(without.1, None, "without the flag the version does not matter");
+    }
+
+    #[test]
+    fn a_list_without_a_bridge_that_lacks_our_plugin_is_told_with_the_entry_to_add() {
+        let wanted = Conf { plugin: Some("/run/sluice/cni.sock".into()), ..conf(&NODE[..1], None) };
+        let list = |more: &str| format!(r#"{{"cniVersion":"1.0.0","plugins":[{{"type":"ptp"}}{more}]}}"#);
+        let (found, unusable) = text(Some(&list("")), CniFileForm::List, &wanted);
+        assert_eq!(found, None);
+        let sentence = unusable.expect("it says why").to_string();
+        assert!(sentence.contains("--netpol-cni"), "{sentence}");
+        assert!(sentence.contains(r#"{"type": "sluice-cni", "socket": "/run/sluice/cni.sock"}"#), "{sentence}");
+        let by_hand = list(r#",{"type":"sluice-cni"}"#);
+        assert_eq!(text(Some(&by_hand), CniFileForm::List, &wanted), (None, Some(Unusable::NoBridge)));
+    }
+
+    #[test]
+    fn our_plugin_leaves_a_list_and_nothing_else_of_its_text_changes() {
+        for (present, expected) in [
+            (r#"{"plugins":[{"type":"ptp"},{"type":"sluice-cni"}]}"#, r#"{"plugins":[{"type":"ptp"}]}"#),
+            (r#"{"plugins":[{"type":"sluice-cni"}]}"#, r#"{"plugins":[]}"#),
+            (
+                "{ \"z\": 1,\n  \"plugins\": [\n    {\"type\": \"sluice-cni\", \"x\": [1]},\n    {\"type\": \"sluice\\u002dcni\"},\n    {\"type\": \"ptp\"} ,\n    {\"type\": \"sluice-cni\"}\n  ],\n  \"a\": 1.50\n}\n",
+                "{ \"z\": 1,\n  \"plugins\": [\n    {\"type\": \"ptp\"}\n  ],\n  \"a\": 1.50\n}\n",
+            ),
+            (
+                r#"{"plugins":[ {"type":"ptp"} , {"type":"sluice-cni"} , {"type":"tuning"}, 7 ]}"#,
+                r#"{"plugins":[ {"type":"ptp"} , {"type":"tuning"}, 7 ]}"#,
+            ),
+        ] {
+            assert_eq!(without_plugin(present).as_deref(), Some(expected), "{present}");
+            assert_eq!(without_plugin(expected), None, "{expected}");
+        }
+        for without in ["", "{", "[]", r#"{"type":"sluice-cni"}"#, r#"{"plugins":"sluice-cni"}"#] {
+            assert_eq!(without_plugin(without), None, "{without}");
+        }
     }
 
     #[test]
