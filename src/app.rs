@@ -263,7 +263,9 @@ fn start_cni(
     };
     let (changes, to_world) = mpsc::channel(STARTING);
     let calls = Calls { changes, starting, metrics: cni::metrics::Metrics::register(registry)? };
-    tokio::spawn(cni::serve::run(socket.to_owned(), calls));
+    // It waits for calls for as long as nobody makes any.
+    let pulse = health.register("CNI socket", Duration::MAX, Instant::now());
+    tokio::spawn(cni::serve::run(socket.to_owned(), calls, pulse));
     Ok((Some(Attaching { changes: to_world, file: AttachmentsFile::beside(socket) }), to_firewall))
 }
 

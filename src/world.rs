@@ -75,6 +75,9 @@ pub struct Attaching {
 /// Time to wait for a sign of life from the source before the last known state is used.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// Interval at which announced pods are written again that could not be.
+const KEEP_AGAIN: Duration = Duration::from_secs(1);
+
 /// Number of messages processed before a World is published all the same.
 const BATCH: usize = 4096;
 
@@ -93,7 +96,7 @@ pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Ou
         note,
         keeper: last_known.map(|file| Keeper::new(file, &wanted)),
         attachments: attaching.as_ref().map(|attaching| attaching.file.clone()),
-        keeping_fails: false,
+        keep_again: None,
     };
     builder.restore_attachments();
     builder.joined.set_host(host.borrow_and_update().clone());
@@ -123,6 +126,9 @@ pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Ou
             () = sleep_until(sync_ends.unwrap_or(patience_ends)), if !is_late => {
                 is_late = true;
                 builder.say_late(sync_timeout);
+            }
+            () = sleep_until(builder.keep_again.unwrap_or(patience_ends)), if builder.keep_again.is_some() => {
+                builder.keep_attachments();
             }
             () = kept(&mut builder.keeper, &builder.out) => {}
         }
@@ -164,8 +170,8 @@ struct Builder {
     note: Note,
     keeper: Option<Keeper>,
     attachments: Option<AttachmentsFile>,
-    /// The last writing of that file failed.
-    keeping_fails: bool,
+    /// The last writing of that file failed, and is tried again then.
+    keep_again: Option<tokio::time::Instant>,
 }
 
 impl Builder {
@@ -194,18 +200,17 @@ impl Builder {
     fn keep_attachments(&mut self) {
         let Some(file) = &self.attachments else { return };
         let Some(kept) = self.joined.take_attachments() else { return };
-        match (file.write(&kept), self.keeping_fails) {
-            (Ok(()), was_failing) => {
-                if was_failing {
-                    info!(path = %file.path().display(), "Writing announced pods recovered");
+        let was_failing = self.keep_again.take().is_some();
+        match file.write(&kept) {
+            Ok(()) if was_failing => info!(path = %file.path().display(), "Writing announced pods recovered"),
+            Ok(()) => {}
+            Err(error) => {
+                if !was_failing {
+                    warn!(path = %file.path().display(), %error, "Writing announced pods failed; retrying; a restart now would forget their addresses until their status has them");
                 }
-                self.keeping_fails = false;
+                self.joined.attachments_not_kept();
+                self.keep_again = Some(tokio::time::Instant::now() + KEEP_AGAIN);
             }
-            (Err(error), false) => {
-                warn!(path = %file.path().display(), %error, "Writing announced pods failed; a restart now would forget their addresses until their status has them");
-                self.keeping_fails = true;
-            }
-            (Err(_), true) => {}
         }
     }
 

@@ -8,11 +8,12 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use compact_str::CompactString;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::model::{Attachment, AttachmentId, CNI_VERSIONS, ObjectName};
+use crate::model::{Attachment, AttachmentId, CNI_VERSIONS, ObjectName, PodUid};
 
 /// What the runtime asks for.
 #[derive(Clone, PartialEq, Debug)]
@@ -24,8 +25,11 @@ pub enum Call {
     },
     Check(Attachment),
     Delete(AttachmentId),
-    /// Garbage collection: all attachments that exist.
-    Collect(BTreeSet<AttachmentId>),
+    /// Garbage collection: all attachments of a network that exist.
+    Collect {
+        network: CompactString,
+        ids: BTreeSet<AttachmentId>,
+    },
     /// The network gives this pod no address, so no policy concerns it: the result is passed on.
     Pass(Value),
     Status,
@@ -84,6 +88,7 @@ const LONGEST_TIMEOUT: u64 = 25_000;
 #[serde(rename_all = "camelCase")]
 struct Input {
     cni_version: Option<String>,
+    name: Option<String>,
     // Judged where they are needed: a mistake in them must not keep a sandbox from being taken down.
     socket: Option<Value>,
     timeout_ms: Option<Value>,
@@ -204,6 +209,7 @@ fn call(parameters: &Parameters, input: Input, version: &str) -> Result<Call, Fa
         let text = format!("cniVersion is {version:?}; spoken are {}", CNI_VERSIONS.join(", "));
         return Err(failure(Code::IncompatibleVersion, text));
     }
+    let network = input.name.map(CompactString::from).unwrap_or_default();
     match command {
         "ADD" | "CHECK" => {
             let Some(result) = input.prev_result else {
@@ -211,8 +217,13 @@ fn call(parameters: &Parameters, input: Input, version: &str) -> Result<Call, Fa
                     "there is no prevResult: sluice-cni must stand in a list, behind the plugin that gives addresses";
                 return Err(failure(Code::InvalidConfiguration, text));
             };
-            let attachment =
-                Attachment { id: id(parameters)?, pod: pod(&parameters.arguments)?, addresses: addresses(&result)? };
+            let attachment = Attachment {
+                id: id(parameters)?,
+                network,
+                pod: pod(&parameters.arguments)?,
+                uid: argument(&parameters.arguments, "K8S_POD_UID").and_then(PodUid::of),
+                addresses: addresses(&result)?,
+            };
             Ok(match command {
                 _ if attachment.addresses.is_empty() => Call::Pass(result),
                 "ADD" => Call::Add { attachment, result },
@@ -228,7 +239,7 @@ fn call(parameters: &Parameters, input: Input, version: &str) -> Result<Call, Fa
             let Some(valid) = input.valid else {
                 return Err(failure(Code::InvalidConfiguration, "GC needs cni.dev/valid-attachments"));
             };
-            Ok(Call::Collect(valid.into_iter().map(id).collect()))
+            Ok(Call::Collect { network, ids: valid.into_iter().map(id).collect() })
         }
         "STATUS" => Ok(Call::Status),
         other => Err(failure(Code::InvalidEnvironment, format!("CNI_COMMAND is {other:?}"))),
@@ -249,13 +260,16 @@ fn id(parameters: &Parameters) -> Result<AttachmentId, Failure> {
 /// The pod in `CNI_ARGS`: `K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web`.
 fn pod(arguments: &str) -> Result<ObjectName, Failure> {
     let value = |name: &str| {
-        let mut pairs = arguments.split(';').filter_map(|pair| pair.split_once('='));
-        let found = pairs.find(|(key, value)| *key == name && !value.is_empty()).map(|(_, value)| value);
-        found.ok_or_else(|| {
+        argument(arguments, name).ok_or_else(|| {
             failure(Code::InvalidEnvironment, format!("CNI_ARGS has no {name}: this is no pod's network"))
         })
     };
     Ok(ObjectName::new(value("K8S_POD_NAMESPACE")?, value("K8S_POD_NAME")?))
+}
+
+fn argument<'a>(arguments: &'a str, name: &str) -> Option<&'a str> {
+    let mut pairs = arguments.split(';').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(key, value)| *key == name && !value.is_empty()).map(|(_, value)| value)
 }
 
 /// The addresses of `ips[]`, without duplicates.
@@ -277,8 +291,8 @@ fn addresses(result: &Value) -> Result<Box<[IpAddr]>, Failure> {
 mod tests {
     use super::*;
 
-    const ARGUMENTS: &str =
-        "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u";
+    const ARGUMENTS: &str = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c1;\
+         K8S_POD_UID=1f0a3a52-55c4-4d3e-9b0a-0242ac120002";
 
     fn parameters(command: &str) -> Parameters {
         Parameters {
@@ -314,7 +328,9 @@ mod tests {
     fn attachment() -> Attachment {
         Attachment {
             id: AttachmentId { container: "c1".into(), interface: "eth0".into() },
+            network: "mynet".into(),
             pod: ObjectName::new("shop", "web-0"),
+            uid: PodUid::of("1f0a3a52-55c4-4d3e-9b0a-0242ac120002"),
             addresses: ["10.244.1.7", "fd00:10:244:1::7"]
                 .iter()
                 .map(|text| text.parse().expect("an address"))
@@ -392,10 +408,9 @@ mod tests {
         let (call, _) = read(&without_pod, bare.to_string().as_bytes()).expect("a sound call");
         assert_eq!(call, Call::Delete(id.clone()));
         let nothing = |command: &str| Parameters { command: command.to_owned(), ..Parameters::default() };
-        let valid =
-            json!({"cniVersion": "1.1.0", "cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]});
+        let valid = json!({"cniVersion": "1.1.0", "name": "mynet", "cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]});
         let (call, _) = read(&nothing("GC"), valid.to_string().as_bytes()).expect("a sound call");
-        assert_eq!(call, Call::Collect([id].into()));
+        assert_eq!(call, Call::Collect { network: "mynet".into(), ids: [id].into() });
         assert_eq!(read(&nothing("STATUS"), bare.to_string().as_bytes()).expect("a sound call").0, Call::Status);
         let refused = read(&nothing("GC"), bare.to_string().as_bytes()).expect_err("it would remove all");
         assert_eq!(refused.0.code, Code::InvalidConfiguration);

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::model::{Attachment, AttachmentId, ObjectName};
+use compact_str::CompactString;
+
+use crate::model::{Attachment, AttachmentId, ObjectName, PodUid};
 
 /// The path on the agent's socket.
 pub const PATH: &str = "/cni";
@@ -23,8 +25,11 @@ pub enum Message {
         wait: Duration,
     },
     Delete(AttachmentId),
-    /// These attachments exist and no others.
-    Retain(BTreeSet<AttachmentId>),
+    /// These attachments of a network exist and no others of it.
+    Retain {
+        network: CompactString,
+        ids: BTreeSet<AttachmentId>,
+    },
 }
 
 /// The longest time for which an answer is waited for: connections last longer (`observe::local`).
@@ -37,9 +42,11 @@ impl Message {
             Message::Add { attachment, wait } => words_of("add", attachment, *wait),
             Message::Check { attachment, wait } => words_of("check", attachment, *wait),
             Message::Delete(id) => vec![("do", "delete".to_owned()), ("attachment", id_word(id))],
-            Message::Retain(ids) => {
-                vec![("do", "retain".to_owned()), ("attachments", joined(ids.iter().map(id_word)))]
-            }
+            Message::Retain { network, ids } => vec![
+                ("do", "retain".to_owned()),
+                ("network", network.to_string()),
+                ("attachments", joined(ids.iter().map(id_word))),
+            ],
         };
         words.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
     }
@@ -50,6 +57,9 @@ impl Message {
     /// The word that makes no sense, as a sentence.
     pub fn read(words: &BTreeMap<String, String>) -> Result<Message, String> {
         let word = |key: &str| words.get(key).map(String::as_str).ok_or_else(|| format!("{key} is missing"));
+        // A plugin of an earlier release does not say them.
+        let network = || words.get("network").map(CompactString::from).unwrap_or_default();
+        let uid = || words.get("uid").and_then(|word| word.parse().ok()).and_then(PodUid::from_number);
         let attachment = || -> Result<(Attachment, Duration), String> {
             let addresses = word("addresses")?
                 .split_whitespace()
@@ -59,14 +69,15 @@ impl Message {
             let id = read_id(word("attachment")?)?;
             let wait = word("wait_ms")?.parse::<u64>().map_err(|_| "wait_ms is no number".to_owned())?;
             let wait = Duration::from_millis(wait).min(LONGEST);
-            Ok((Attachment { id, pod, addresses: addresses.into() }, wait))
+            Ok((Attachment { id, network: network(), pod, uid: uid(), addresses: addresses.into() }, wait))
         };
         match word("do")? {
             "add" => attachment().map(|(attachment, wait)| Message::Add { attachment, wait }),
             "check" => attachment().map(|(attachment, wait)| Message::Check { attachment, wait }),
             "delete" => read_id(word("attachment")?).map(Message::Delete),
             "retain" => {
-                word("attachments")?.split_whitespace().map(read_id).collect::<Result<_, _>>().map(Message::Retain)
+                let ids = word("attachments")?.split_whitespace().map(read_id).collect::<Result<_, _>>()?;
+                Ok(Message::Retain { network: network(), ids })
             }
             other => Err(format!("do: {other:?} is unknown")),
         }
@@ -74,10 +85,12 @@ impl Message {
 }
 
 fn words_of(what: &str, attachment: &Attachment, wait: Duration) -> Vec<(&'static str, String)> {
-    let Attachment { id, pod, addresses } = attachment;
+    let Attachment { id, network, pod, uid, addresses } = attachment;
     vec![
         ("do", what.to_owned()),
         ("attachment", id_word(id)),
+        ("network", network.to_string()),
+        ("uid", uid.map_or(0, PodUid::number).to_string()),
         ("namespace", pod.namespace.to_string()),
         ("pod", pod.name.to_string()),
         ("addresses", joined(addresses.iter().map(ToString::to_string))),
@@ -108,16 +121,18 @@ mod tests {
         let id = |container: &str| AttachmentId { container: container.into(), interface: "eth0".into() };
         let attachment = Attachment {
             id: id("c1"),
+            network: "mynet".into(),
             pod: ObjectName::new("shop", "web"),
+            uid: PodUid::of("1f0a3a52-55c4-4d3e-9b0a-0242ac120002"),
             addresses: ["10.244.1.7", "fd00::7"].iter().map(|text| text.parse().expect("an address")).collect(),
         };
         let wait = Duration::from_millis(1800);
         for message in [
             Message::Add { attachment: attachment.clone(), wait },
-            Message::Check { attachment, wait },
+            Message::Check { attachment: Attachment { uid: None, ..attachment }, wait },
             Message::Delete(id("c1")),
-            Message::Retain([id("c1"), id("c2")].into()),
-            Message::Retain(BTreeSet::new()),
+            Message::Retain { network: "mynet".into(), ids: [id("c1"), id("c2")].into() },
+            Message::Retain { network: "".into(), ids: BTreeSet::new() },
         ] {
             assert_eq!(Message::read(&message.words()), Ok(message));
         }

@@ -92,8 +92,9 @@ fn answered(call: Call, entry: &Entry) -> Result<Option<Value>, Failure> {
             withdrawn(asked(entry, WITHDRAWING, |_| Message::Delete(id.clone())));
             Ok(None)
         }
-        Call::Collect(ids) => {
-            withdrawn(asked(entry, WITHDRAWING, |_| Message::Retain(ids.clone())));
+        Call::Collect { network, ids } => {
+            let message = |_| Message::Retain { network: network.clone(), ids: ids.clone() };
+            withdrawn(asked(entry, WITHDRAWING, message));
             Ok(None)
         }
     }

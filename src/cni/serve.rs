@@ -4,17 +4,19 @@
 //! (`observe::local`). A caller that goes away ends its wait.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 use super::message::{Message, PATH};
 use super::metrics::Metrics;
 use crate::firewall::driver::StartingPod;
 use crate::model::{Attachment, AttachmentChange};
+use crate::observe::health::Pulse;
 use crate::observe::local::{self, Answer, Answerers, Question};
 
 /// Where calls lead.
@@ -30,8 +32,12 @@ pub struct Calls {
 /// Connections at a time. A node starts fewer pods at once; more wait to be accepted.
 const CONNECTIONS: usize = 256;
 
-/// Opens the socket and answers for as long as it is polled.
-pub async fn run(socket: PathBuf, calls: Calls) {
+/// Interval at which a socket that cannot be opened is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Opens the socket and answers for as long as it is polled. While it cannot be opened no pod starts on this node: that is trouble.
+pub async fn run(socket: PathBuf, calls: Calls, pulse: Pulse) {
+    let listener = opened(&socket, &calls.metrics, &pulse).await;
     let (ask, mut questions) = mpsc::channel::<Question>(CONNECTIONS);
     let answering = async {
         while let Some(Question { about, mut answer, .. }) = questions.recv().await {
@@ -46,7 +52,32 @@ pub async fn run(socket: PathBuf, calls: Calls) {
             });
         }
     };
-    tokio::join!(local::run(socket, Answerers::from([(PATH, ask)]), CONNECTIONS), answering);
+    tokio::join!(local::serve(listener, Answerers::from([(PATH, ask)]), CONNECTIONS), answering);
+}
+
+async fn opened(socket: &Path, metrics: &Metrics, pulse: &Pulse) -> UnixListener {
+    let mut has_failed = false;
+    loop {
+        match local::bind(socket) {
+            Ok(listener) => {
+                if has_failed {
+                    info!(path = %socket.display(), "CNI socket opened; pods can start");
+                }
+                metrics.open.set(1);
+                pulse.trouble(None);
+                pulse.ready(true);
+                return listener;
+            }
+            Err(error) => {
+                let path = socket.display();
+                if !std::mem::replace(&mut has_failed, true) {
+                    warn!(%path, %error, "Opening the CNI socket failed; retrying; no pod starts on this node meanwhile");
+                }
+                pulse.trouble(Some(format!("cannot listen on {path}: {error}; no pod starts on this node meanwhile")));
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 impl Calls {
@@ -59,7 +90,9 @@ impl Calls {
             }
             Message::Check { attachment, wait } => (attachment, wait),
             Message::Delete(id) => return self.change(AttachmentChange::Delete(id)).await,
-            Message::Retain(ids) => return self.change(AttachmentChange::Retain(ids)).await,
+            Message::Retain { network, ids } => {
+                return self.change(AttachmentChange::Retain { network, ids }).await;
+            }
         };
         let begun = Instant::now();
         let pod = attachment.pod.clone();
@@ -89,10 +122,9 @@ impl Calls {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::model::{AttachmentId, ObjectName};
+    use crate::observe::health::Health;
     use crate::observe::metrics::Registry;
 
     struct Agent {
@@ -113,13 +145,37 @@ mod tests {
     fn attachment() -> Attachment {
         Attachment {
             id: AttachmentId { container: "c1".into(), interface: "eth0".into() },
+            network: "mynet".into(),
             pod: ObjectName::new("shop", "web"),
+            uid: None,
             addresses: ["10.244.1.7".parse().expect("an address")].into(),
         }
     }
 
     fn add() -> BTreeMap<String, String> {
         Message::Add { attachment: attachment(), wait: Duration::from_secs(2) }.words()
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_cannot_be_opened_is_trouble_until_it_can_be() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let in_the_way = directory.path().join("run");
+        std::fs::write(&in_the_way, "a file").expect("writable");
+        let (health, Agent { calls, registry, .. }) = (Health::default(), agent());
+        let pulse = health.register("CNI socket", Duration::MAX, Instant::now());
+        let socket = in_the_way.join("cni.sock");
+        let running = tokio::spawn(run(socket.clone(), calls, pulse));
+        let has_trouble = || health.unready(Instant::now()).iter().any(|reason| reason.text.contains("no pod starts"));
+        while !has_trouble() {
+            tokio::task::yield_now().await;
+        }
+        assert!(registry.text().contains("sluice_cni_socket_open 0"));
+        std::fs::remove_file(&in_the_way).expect("it is there");
+        while !health.unready(Instant::now()).is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(registry.text().contains("sluice_cni_socket_open 1") && socket.exists());
+        running.abort();
     }
 
     #[tokio::test(start_paused = true)]
@@ -154,8 +210,10 @@ mod tests {
         let id = attachment().id;
         assert_eq!(calls.answer(&Message::Delete(id.clone()).words()).await, Ok(String::new()));
         assert_eq!(changes.recv().await, Some(AttachmentChange::Delete(id.clone())));
-        assert_eq!(calls.answer(&Message::Retain([id.clone()].into()).words()).await, Ok(String::new()));
-        assert_eq!(changes.recv().await, Some(AttachmentChange::Retain([id].into())));
+        let retain = Message::Retain { network: "mynet".into(), ids: [id.clone()].into() };
+        assert_eq!(calls.answer(&retain.words()).await, Ok(String::new()));
+        let network = "mynet".into();
+        assert_eq!(changes.recv().await, Some(AttachmentChange::Retain { network, ids: [id].into() }));
         assert!(calls.answer(&BTreeMap::new()).await.is_err());
     }
 }

@@ -133,6 +133,9 @@ impl<B: Backend> Driver<B> {
     fn answer_starting(&mut self, authority: Authority) {
         let (rules, backend) = (self.plan.rules(), &self.backend);
         self.starting.retain(|pod| {
+            if pod.outcome.is_closed() {
+                return false;
+            }
             let missing = starting::missing(rules, authority, &pod.name, &pod.addresses);
             let outcome = missing.map_or_else(|| backend.pod_enforced(rules, &pod.name), Err);
             let waits = outcome.is_err();
@@ -141,7 +144,7 @@ impl<B: Backend> Driver<B> {
                 *told = outcome;
                 differs
             });
-            waits && !pod.outcome.is_closed()
+            waits
         });
     }
 

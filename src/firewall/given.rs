@@ -37,6 +37,7 @@ pub fn selector(text: &str) -> Selector {
 /// A running pod of `node1`, with named ports as in `http/tcp/80`.
 pub fn pod(addresses: &str, of: &str, ports: &str) -> Pod {
     Pod {
+        uid: None,
         labels: labels(of),
         addresses: addresses.split_whitespace().map(address).collect(),
         node: Some("node1".into()),

@@ -54,6 +54,7 @@ mod tests {
 
     fn check(selection: &Selection, namespace: (&str, Option<&str>), pod: &str, expected: bool) {
         let pod = Pod {
+            uid: None,
             labels: labels(pod),
             addresses: ["10.244.1.7".parse().unwrap()].into(),
             node: None,

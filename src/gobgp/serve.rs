@@ -82,7 +82,7 @@ impl Place {
             Place::Port(address) => {
                 TcpListener::bind(address).await.map(Listener::Port).map_err(|error| error.to_string())
             }
-            Place::Socket(path) => local::bind(path).map(Listener::Socket),
+            Place::Socket(path) => local::bind(path).map(Listener::Socket).map_err(|error| error.to_string()),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The attachment of a pod to its network, as the CNI plugins of this host made it: known before the pod's status tells it.
 //!
 //! CNI specification 1.1, section 2: an attachment is one container's, by one interface. `CNI_CONTAINERID`, `CNI_IFNAME`,
-//! `CNI_ARGS` (`K8S_POD_NAMESPACE`, `K8S_POD_NAME`), `prevResult.ips[]`.
+//! `CNI_ARGS` (`K8S_POD_NAMESPACE`, `K8S_POD_NAME`, `K8S_POD_UID`), `prevResult.ips[]`.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use compact_str::CompactString;
 
 use super::name::ObjectName;
+use super::pod::PodUid;
 
 /// The versions of the CNI specification that the plugin speaks, the newest last: since the first of them plugins of a list are
 /// given the result of those before them.
@@ -25,7 +26,11 @@ pub struct AttachmentId {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attachment {
     pub id: AttachmentId,
+    /// The name of the CNI network; empty where that is not known.
+    pub network: CompactString,
     pub pod: ObjectName,
+    /// `K8S_POD_UID`: which of the pods that have this name one after the other.
+    pub uid: Option<PodUid>,
     /// The addresses that the pod got, of either family.
     pub addresses: Box<[IpAddr]>,
 }
@@ -37,6 +42,6 @@ pub enum AttachmentChange {
     Add(Attachment),
     /// DEL.
     Delete(AttachmentId),
-    /// GC: all that exist.
-    Retain(BTreeSet<AttachmentId>),
+    /// GC: all that exist of a network. What others of the host have is not concerned; an empty name means all networks.
+    Retain { network: CompactString, ids: BTreeSet<AttachmentId> },
 }

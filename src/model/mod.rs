@@ -28,7 +28,7 @@ pub use host::{Host, HostAddress, HostLink, OnLink};
 pub use interner::{Counted, Interner};
 pub use name::{ObjectName, Words};
 pub use node::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing};
-pub use pod::{NamedPort, Namespace, Pod, PodAddresses};
+pub use pod::{NamedPort, Namespace, Pod, PodAddresses, PodUid};
 pub use policy::{Namespaces, NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports};
 pub use report::Report;
 pub use selector::{Labels, Operator, Requirement, Selector};

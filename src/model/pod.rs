@@ -5,6 +5,7 @@
 //! in common (labels, ports, the node's name) is shared memory.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::ops::Deref;
 use std::slice;
 use std::sync::Arc;
@@ -18,6 +19,8 @@ use crate::net::Protocol;
 /// and its place still explain why no policy applies to it: ask [`Pod::takes_part`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pod {
+    /// `metadata.uid`, of pods of this node that run; the World leaves out those of others.
+    pub uid: Option<PodUid>,
     pub labels: Labels,
     /// `status.podIPs` and `status.podIP`, without duplicates, in the API's order.
     pub addresses: PodAddresses,
@@ -29,6 +32,34 @@ pub struct Pod {
     pub finished: bool,
     /// Named ports of all containers that run while the pod runs, sorted.
     pub ports: Arc<[NamedPort]>,
+}
+
+/// A pod's UID in short: tells it from another pod of the same name, which has the same one by a chance of one in 2³².
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PodUid(NonZeroU32);
+
+impl PodUid {
+    /// Reads a UUID. `None` for any other text: a static pod has a hash for the kubelet, and its object in the API another UID.
+    pub fn of(text: &str) -> Option<PodUid> {
+        let is_uuid = text.len() == 36
+            && text.bytes().enumerate().all(|(at, byte)| match at {
+                8 | 13 | 18 | 23 => byte == b'-',
+                _ => byte.is_ascii_hexdigit(),
+            });
+        let digits = text.bytes().filter_map(|byte| char::from(byte).to_digit(16));
+        let folded = digits.enumerate().fold(0_u32, |sum, (at, digit)| sum ^ digit << (at % 8 * 4));
+        is_uuid.then(|| PodUid(NonZeroU32::new(folded).unwrap_or(NonZeroU32::MIN)))
+    }
+
+    /// Returns the number that [`from_number`](PodUid::from_number) reads.
+    pub fn number(self) -> u32 {
+        self.0.get()
+    }
+
+    /// Reads the number of one; 0 is none.
+    pub fn from_number(number: u32) -> Option<PodUid> {
+        NonZeroU32::new(number).map(PodUid)
+    }
 }
 
 /// Addresses of a pod, in order. The one or two that nearly every pod has stand in the value itself, without memory of their own.
@@ -125,6 +156,19 @@ impl Pod {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_that_is_made_anew_has_another_uid_and_a_static_one_has_none() {
+        let uids = ["1f0a3a52-55c4-4d3e-9b0a-0242ac120002", "1f0a3a52-55c4-4d3e-9b0a-0242ac120003"].map(PodUid::of);
+        assert!(uids[0].is_some() && uids[1].is_some() && uids[0] != uids[1]);
+        for uid in uids.into_iter().chain([PodUid::of("00000000-0000-0000-0000-000000000000")]) {
+            assert_eq!(uid.and_then(|uid| PodUid::from_number(uid.number())), uid);
+            assert!(uid.is_some());
+        }
+        for text in ["", "u", "0123456789abcdef0123456789abcdef", "1f0a3a52-55c4-4d3e-9b0a-0242ac12000g"] {
+            assert_eq!(PodUid::of(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn addresses_keep_their_order_whatever_their_number() {

@@ -48,43 +48,36 @@ pub type Answer = Result<String, String>;
 /// The answering subsystems, by path.
 pub type Answerers = BTreeMap<&'static str, mpsc::Sender<Question>>;
 
-/// Opens the socket; its directory is made where it is missing. The error is a sentence that names the flag `--socket`.
+/// Opens the socket; its directory is made where it is missing.
 ///
 /// # Errors
 /// The directory cannot be made or written to.
-pub fn bind(path: &Path) -> Result<UnixListener, String> {
-    let opened = || -> io::Result<UnixListener> {
-        if let Some(directory) = path.parent() {
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        }
-        // Made aside, so that the name never stands for a socket that others may open or that nobody listens on.
-        let aside = path.with_extension("new");
-        match std::fs::remove_file(&aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&aside)?;
-        std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o600))?;
-        std::fs::rename(&aside, path)?;
-        Ok(listener)
-    };
-    opened().map_err(|error| {
-        format!(
-            "--socket: cannot listen on {}, {error}: choose another path, or leave it empty for none.",
-            path.display()
-        )
-    })
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    }
+    // Made aside, so that the name never stands for a socket that others may open or that nobody listens on.
+    let aside = path.with_extension("new");
+    match std::fs::remove_file(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&aside)?;
+    std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&aside, path)?;
+    Ok(listener)
 }
 
-/// Opens the socket and answers for as long as it is polled. A socket that cannot be made is reported once and tried again: that
-/// nobody can ask is no reason to leave a node without its network. `connections`: how many may be open at a time.
+/// Opens the socket of `--socket` and answers for as long as it is polled. A socket that cannot be made is reported once and tried
+/// again: that nobody can ask is no reason to leave a node without its network. `connections`: how many may be open at a time.
 pub async fn run(path: PathBuf, answerers: Answerers, connections: usize) {
     let mut has_failed = false;
     let listener = loop {
         match bind(&path) {
             Ok(listener) => break listener,
-            Err(reason) if !std::mem::replace(&mut has_failed, true) => {
-                warn!(%reason, "Opening the local socket failed; continuing without it and retrying");
+            Err(error) if !std::mem::replace(&mut has_failed, true) => {
+                let path = path.display();
+                warn!(%path, %error, "Opening the local socket failed; continuing without it and retrying; --socket names another path, or none");
             }
             Err(_) => {}
         }

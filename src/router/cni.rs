@@ -64,7 +64,7 @@ pub enum Unusable {
     NoBridgeForPlugin(PathBuf),
     #[error(
         "its cniVersion is {0:?}, in which {PLUGIN} cannot be called, so that --netpol-cni holds back no pod: set cniVersion to one \
-         from {} to {}", CNI_VERSIONS.first().unwrap_or(&""), CNI_VERSIONS.last().unwrap_or(&"")
+         of {spoken}", spoken = CNI_VERSIONS.join(", ")
     )]
     OtherVersion(String),
     #[error("its ipam is of type {0:?} and not host-local, so that its ranges are left as they are")]
@@ -375,7 +375,7 @@ mod tests {
             let found = found.expect("ranges are set");
             assert!(found.contains("10.244.1.0/24") && !found.contains(PLUGIN), "{found}");
             let sentence = unusable.expect("it says why").to_string();
-            assert!(sentence.contains("--netpol-cni") && sentence.contains("from 0.3.0 to 1.1.0"), "{sentence}");
+            assert!(sentence.contains("--netpol-cni") && sentence.contains("one of 0.3.0, 0.3.1,"), "{sentence}");
         }
         for version in [r#""cniVersion":"1.1.0","#, r#""cniVersion":"0.1.0","cniVersions":["0.1.0","1.0.0"],"#] {
             let (found, unusable) = text(Some(&file(version)), CniFileForm::List, &wanted);

@@ -3,8 +3,9 @@
 //! A pod's object is known since it was scheduled; its addresses follow when the kubelet has written its status, some time after the
 //! pod has begun to send. Until then what was announced counts like `status.podIPs`. An attachment is forgotten when the status has
 //! its addresses, when the pod has been attached anew, or is detached. The end of the pod's object does not end it: the object may be
-//! that of a former pod of this name (StatefulSets use names again), and the runtime was told of the new one first. For a finished
-//! pod and for one on another node it counts nothing. The number of attachments has a bound: those of pods that nobody knows make room.
+//! that of a former pod of this name (StatefulSets use names again), and the runtime was told of the new one first. Where both tell the
+//! pod's UID, an attachment counts for the object of its own pod alone, and takes its addresses from the object of another. For a
+//! finished pod and for one on another node it counts nothing. The number of attachments has a bound: those of pods that nobody knows make room.
 //!
 //! Pure: calls and pods in, pods out. `world` keeps the attachments on disk, so that a restart between the two loses none.
 
@@ -49,6 +50,13 @@ impl Attached {
         self.told.as_ref().is_none_or(|pod| pod.finished)
     }
 
+    /// Returns whether an attachment is that of the pod of which the cluster tells, as far as their UIDs say: the cluster may tell
+    /// of a former pod of this name still, or of the next one already.
+    fn is_of(&self, attachment: &Attachment) -> bool {
+        let uids = attachment.uid.zip(self.told.as_ref().and_then(|pod| pod.uid));
+        uids.is_none_or(|(announced, told)| announced == told)
+    }
+
     /// Returns whether the pod runs on this node, as far as the cluster tells.
     fn is_on(&self, node: &CompactString) -> bool {
         let of = |pod: &Arc<Pod>| !pod.finished && pod.node.as_ref().is_none_or(|other| **other == **node);
@@ -78,14 +86,23 @@ impl Attachments {
         std::mem::take(&mut self.changed).then(|| self.all.values().cloned().collect())
     }
 
+    /// Takes in that they could not be kept on disk.
+    pub fn not_kept(&mut self) {
+        self.changed = true;
+    }
+
     /// Takes in a call. Returns the pods that it concerns as they are now. `known`: the pods as published.
     pub fn apply(&mut self, change: AttachmentChange, known: &Table<ObjectName, Pod>) -> Vec<Shown> {
         let mut concerned = BTreeSet::new();
         match change {
             AttachmentChange::Add(attachment) => self.add(attachment, known, &mut concerned),
             AttachmentChange::Delete(id) => self.remove(&id, &mut concerned),
-            AttachmentChange::Retain(ids) => {
-                let gone: Vec<AttachmentId> = self.all.keys().filter(|id| !ids.contains(*id)).cloned().collect();
+            AttachmentChange::Retain { network, ids } => {
+                let is_of = |one: &Attachment| {
+                    [&one.network, &network].iter().any(|name| name.is_empty()) || one.network == network
+                };
+                let gone = self.all.iter().filter(|(id, one)| is_of(one) && !ids.contains(*id));
+                let gone: Vec<AttachmentId> = gone.map(|(id, _)| id.clone()).collect();
                 gone.iter().for_each(|id| self.remove(id, &mut concerned));
             }
         }
@@ -101,7 +118,8 @@ impl Attachments {
             _ => &[],
         };
         let is_told = |id: &&AttachmentId| {
-            self.all.get(*id).is_none_or(|one| one.addresses.iter().all(|address| addresses.contains(address)))
+            let has_all = |one: &Attachment| one.addresses.iter().all(|address| addresses.contains(address));
+            self.all.get(*id).is_none_or(|one| attached.is_of(one) && has_all(one))
         };
         for id in attached.ids.iter().filter(is_told).cloned().collect::<Vec<_>>() {
             self.remove(&id, &mut BTreeSet::new());
@@ -178,15 +196,18 @@ impl Attachments {
     /// attachment. Forgets a pod that has none any more.
     fn shown(&mut self, name: &ObjectName) -> Option<Option<Arc<Pod>>> {
         let attached = self.pods.get(name)?;
-        let mut addresses: Vec<IpAddr> = attached.told.iter().flat_map(|pod| pod.addresses.iter().copied()).collect();
-        let told = addresses.len();
-        let ids = attached.ids.iter().filter(|_| attached.is_on(&self.node));
-        for address in ids.filter_map(|id| self.all.get(id)).flat_map(|one| one.addresses.iter()) {
+        let announced = || attached.ids.iter().filter_map(|id| self.all.get(id));
+        let is_anothers =
+            |address: &IpAddr| announced().any(|one| !attached.is_of(one) && one.addresses.contains(address));
+        let told = attached.told.iter().flat_map(|pod| pod.addresses.iter().copied());
+        let mut addresses: Vec<IpAddr> = told.filter(|address| !is_anothers(address)).collect();
+        let own = announced().filter(|one| attached.is_on(&self.node) && attached.is_of(one));
+        for address in own.flat_map(|one| one.addresses.iter()) {
             if !addresses.contains(address) {
                 addresses.push(*address);
             }
         }
-        let pod = attached.told.clone().map(|pod| match addresses.len() > told {
+        let pod = attached.told.clone().map(|pod| match *addresses != *pod.addresses {
             true => Arc::new(Pod { addresses: addresses.into(), ..(*pod).clone() }),
             false => pod,
         });
@@ -201,6 +222,8 @@ impl Attachments {
 mod tests {
     use super::*;
 
+    use crate::model::PodUid;
+
     const BOTH: [&str; 2] = ["10.244.1.7", "fd00:10:244:1::7"];
 
     fn name(pod: &str) -> ObjectName {
@@ -209,6 +232,7 @@ mod tests {
 
     fn pod(addresses: &[&str]) -> Pod {
         Pod {
+            uid: None,
             labels: [("app", "web")].into_iter().collect(),
             addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
             node: Some("node-1".into()),
@@ -223,8 +247,16 @@ mod tests {
     }
 
     fn add(container: &str, pod: &str, addresses: &[&str]) -> AttachmentChange {
+        add_of(None, container, pod, addresses)
+    }
+
+    fn add_of(uid: Option<PodUid>, container: &str, pod: &str, addresses: &[&str]) -> AttachmentChange {
         let addresses = addresses.iter().map(|text| text.parse().expect("an address")).collect();
-        AttachmentChange::Add(Attachment { id: id(container), pod: name(pod), addresses })
+        AttachmentChange::Add(Attachment { id: id(container), network: "mynet".into(), pod: name(pod), uid, addresses })
+    }
+
+    fn retain(network: &str, containers: &[&str]) -> AttachmentChange {
+        AttachmentChange::Retain { network: network.into(), ids: containers.iter().map(|one| id(one)).collect() }
     }
 
     /// The tables of one node: calls and messages of the cluster go in.
@@ -307,7 +339,7 @@ mod tests {
             match gone {
                 "detached" => node.call(AttachmentChange::Delete(id("a"))),
                 "deleted" => node.told("web", None),
-                "collected" => node.call(AttachmentChange::Retain([id("b")].into())),
+                "collected" => node.call(retain("mynet", &["b"])),
                 _ => node.told("web", Some(Pod { finished: true, ..pod(&[]) })),
             }
             assert!(node.addresses("web").is_empty(), "{gone}");
@@ -329,6 +361,54 @@ mod tests {
             node.told("web-0", Some(pod(&[])));
             assert_eq!(node.addresses("web-0"), BOTH, "{end:?}");
         }
+    }
+
+    #[test]
+    fn a_pod_that_is_made_anew_waits_for_its_own_object_and_takes_its_address_from_the_former_one() {
+        let [old, new] = [1, 2].map(PodUid::from_number);
+        for former in [&["10.244.1.3"][..], &BOTH] {
+            let mut node = Node::default();
+            node.told("web-0", Some(Pod { uid: old, ..pod(former) }));
+            node.call(add_of(new, "b", "web-0", &BOTH));
+            let kept: Vec<String> =
+                former.iter().filter(|one| !BOTH.contains(one)).map(|one| (*one).to_owned()).collect();
+            assert_eq!(node.addresses("web-0"), kept, "the labels are those of the former pod");
+            // A late status of the former pod says nothing of the new one, and neither does its end.
+            node.told("web-0", Some(Pod { uid: old, finished: true, ..pod(former) }));
+            node.told("web-0", Some(Pod { uid: old, ..pod(former) }));
+            assert_eq!((node.addresses("web-0"), node.kept()), (kept, 1));
+            node.told("web-0", None);
+            node.told("web-0", Some(Pod { uid: new, ..pod(&[]) }));
+            assert_eq!(node.addresses("web-0"), BOTH);
+            node.told("web-0", Some(Pod { uid: new, ..pod(&BOTH) }));
+            assert_eq!((node.addresses("web-0").len(), node.kept()), (2, 0));
+        }
+    }
+
+    #[test]
+    fn an_attachment_of_a_former_pod_counts_nothing_for_the_next_one() {
+        let [old, new] = [1, 2].map(PodUid::from_number);
+        let mut node = Node::default();
+        node.told("web-0", Some(Pod { uid: old, ..pod(&[]) }));
+        node.call(add_of(old, "a", "web-0", &BOTH));
+        assert_eq!(node.addresses("web-0"), BOTH);
+        node.told("web-0", Some(Pod { uid: new, ..pod(&[]) }));
+        assert!(node.addresses("web-0").is_empty());
+        node.call(add_of(new, "b", "web-0", &["10.244.1.9"]));
+        assert_eq!((node.addresses("web-0"), node.kept()), (vec!["10.244.1.9".to_owned()], 1));
+    }
+
+    #[test]
+    fn a_collection_concerns_its_own_network_alone() {
+        let mut node = Node::default();
+        node.told("web", Some(pod(&[])));
+        node.call(add("a", "web", &BOTH));
+        node.call(retain("othernet", &[]));
+        assert_eq!(node.addresses("web"), BOTH);
+        node.call(retain("mynet", &["a"]));
+        assert_eq!(node.addresses("web"), BOTH);
+        node.call(retain("", &[]));
+        assert!(node.addresses("web").is_empty(), "a plugin of an earlier release does not name the network");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Attachment, AttachmentId, ObjectName};
+use crate::model::{Attachment, AttachmentId, ObjectName, PodUid};
 
 /// The file.
 #[derive(Clone, Debug)]
@@ -22,6 +22,11 @@ pub struct AttachmentsFile(PathBuf);
 struct Record {
     container: String,
     interface: String,
+    // Files of earlier releases do not have these two.
+    #[serde(default)]
+    network: String,
+    #[serde(default)]
+    uid: u32,
     namespace: String,
     pod: String,
     addresses: Vec<IpAddr>,
@@ -80,10 +85,12 @@ impl AttachmentsFile {
 
 impl From<&Attachment> for Record {
     fn from(attachment: &Attachment) -> Record {
-        let Attachment { id, pod, addresses } = attachment;
+        let Attachment { id, network, pod, uid, addresses } = attachment;
         Record {
             container: id.container.to_string(),
             interface: id.interface.to_string(),
+            network: network.to_string(),
+            uid: uid.map_or(0, PodUid::number),
             namespace: pod.namespace.to_string(),
             pod: pod.name.to_string(),
             addresses: addresses.to_vec(),
@@ -93,10 +100,12 @@ impl From<&Attachment> for Record {
 
 impl From<Record> for Attachment {
     fn from(record: Record) -> Attachment {
-        let Record { container, interface, namespace, pod, addresses } = record;
+        let Record { container, interface, network, uid, namespace, pod, addresses } = record;
         Attachment {
             id: AttachmentId { container: container.into(), interface: interface.into() },
+            network: network.into(),
             pod: ObjectName::new(&namespace, &pod),
+            uid: PodUid::from_number(uid),
             addresses: addresses.into(),
         }
     }
@@ -113,11 +122,16 @@ mod tests {
         assert_eq!(file.read().expect("no file is no mistake"), []);
         let attachment = Attachment {
             id: AttachmentId { container: "a".into(), interface: "eth0".into() },
+            network: "mynet".into(),
             pod: ObjectName::new("shop", "web"),
+            uid: PodUid::of("1f0a3a52-55c4-4d3e-9b0a-0242ac120002"),
             addresses: ["10.244.1.7", "fd00::7"].iter().map(|text| text.parse().expect("an address")).collect(),
         };
         file.write(std::slice::from_ref(&attachment)).expect("writable");
-        assert_eq!(file.read().expect("it is there"), [attachment]);
+        assert_eq!(file.read().expect("it is there"), std::slice::from_ref(&attachment));
+        let of_earlier_release = r#"[{"container":"a","interface":"eth0","namespace":"shop","pod":"web","addresses":["10.244.1.7","fd00::7"]}]"#;
+        fs::write(file.path(), of_earlier_release).expect("writable");
+        assert_eq!(file.read().expect("it is there"), [Attachment { network: "".into(), uid: None, ..attachment }]);
         fs::write(file.path(), "[{").expect("writable");
         assert!(file.read().is_err());
         assert!(file.remove().expect("it is there") && !file.remove().expect("it is gone"));

@@ -21,7 +21,7 @@ use super::attachments::Attachments;
 use super::last_known::Known;
 use crate::k8s::{Kind, Object, ObjectId, SliceOf, Wanted};
 use crate::model::{
-    Attachment, AttachmentChange, Authorities, Authority, Cluster, Endpoints, Host, ObjectName, Table, World,
+    Attachment, AttachmentChange, Authorities, Authority, Cluster, Endpoints, Host, ObjectName, Pod, Table, World,
 };
 
 /// All known state, from all inputs.
@@ -173,6 +173,11 @@ impl Joined {
     /// Returns the attachments to be kept on disk, if they have changed since the last call.
     pub fn take_attachments(&mut self) -> Option<Vec<Attachment>> {
         self.attachments.take_changed()
+    }
+
+    /// Takes in that these could not be written: the next call returns them again.
+    pub fn attachments_not_kept(&mut self) {
+        self.attachments.not_kept();
     }
 
     pub fn set_unreadable(&mut self, unreadable: bool) {
@@ -343,7 +348,7 @@ impl Joined {
             Object::EndpointSlice(name, slice) => self.put_slice(name, slice.map(|slice| *slice)),
             Object::Node(name, value) => set(&mut own.nodes, name, value),
             Object::Pod(name, value) => {
-                let pod = self.attachments.put(&name, value);
+                let pod = self.attachments.put(&name, value.map(|pod| of_node(pod, &self.host.node_name)));
                 set(&mut own.pods, name, pod)
             }
             Object::Namespace(name, value) => set(&mut own.namespaces, name, value),
@@ -458,6 +463,15 @@ impl Part {
     fn tells(&self, kind: Kind) -> bool {
         self.now > Authority::Nothing && self.kinds.contains(&kind)
     }
+}
+
+/// Leaves the UID of a pod out that does not run on this node: nothing depends on it, and one that is listed stays equal to the
+/// one that is remembered.
+fn of_node(mut pod: Arc<Pod>, node: &CompactString) -> Arc<Pod> {
+    if pod.uid.is_some() && pod.node.as_ref().is_some_and(|of| **of != **node) {
+        Arc::make_mut(&mut pod).uid = None;
+    }
+    pod
 }
 
 /// Sets or removes one row; returns whether that changed anything.

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::k8s::client::{Access, client};
 use crate::k8s::watch::tests::api_server::{self, ApiServer};
-use crate::model::{Authority, Change, HostAddress, ObjectName, Pod, Report};
+use crate::model::{Attachment, AttachmentId, Authority, Change, HostAddress, ObjectName, Pod, Report};
 use crate::observe::health::Health;
 
 struct Rig {
@@ -28,6 +28,10 @@ fn rig(state_dir: Option<&Path>) -> Rig {
 }
 
 fn rig_wanting(wanted: Vec<Wanted>, state_dir: Option<&Path>) -> Rig {
+    rig_attaching(wanted, state_dir, None)
+}
+
+fn rig_attaching(wanted: Vec<Wanted>, state_dir: Option<&Path>, attaching: Option<Attaching>) -> Rig {
     let (messages, receiver) = mpsc::channel(16);
     let (host, host_receiver) = watch::channel(Arc::new(Host { node_name: "node-1".into(), ..Host::default() }));
     let (out, world) = watch::channel(World::empty());
@@ -45,7 +49,7 @@ fn rig_wanting(wanted: Vec<Wanted>, state_dir: Option<&Path>) -> Rig {
         report: report_out,
         sync_timeout: Duration::from_secs(60),
         note: health.note("node"),
-        attaching: None,
+        attaching,
     };
     let (stop, stopped) = oneshot::channel();
     let running = tokio::spawn(run(inputs, out, async move { drop(stopped.await) }));
@@ -511,4 +515,26 @@ async fn a_last_known_state_that_takes_its_time_holds_up_nobody_else() {
     rig.say(2, Event::Listing(Kind::Service)).await;
     rig.stop.send(()).expect("the World is being built");
     rig.running.await.expect("it ends");
+}
+
+#[tokio::test(start_paused = true)]
+async fn announced_pods_that_could_not_be_written_are_written_when_they_can_be() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = AttachmentsFile::beside(&directory.path().join("run/cni.sock"));
+    let (calls, changes) = mpsc::channel(4);
+    let attaching = Some(Attaching { changes, file: file.clone() });
+    let _rig = rig_attaching(vec![Wanted::Pods], None, attaching);
+    let attachment = Attachment {
+        id: AttachmentId { container: "c1".into(), interface: "eth0".into() },
+        network: "mynet".into(),
+        pod: ObjectName::new("shop", "web"),
+        uid: None,
+        addresses: ["10.244.1.7".parse().expect("an address")].into(),
+    };
+    calls.send(AttachmentChange::Add(attachment.clone())).await.expect("the World is being built");
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    std::fs::create_dir(directory.path().join("run")).expect("writable");
+    assert_eq!(file.read().expect("no file is no mistake"), []);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(file.read().expect("it is there"), [attachment], "nothing has changed meanwhile");
 }

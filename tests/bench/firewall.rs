@@ -216,6 +216,7 @@ fn pod(index: usize, templates: &Templates) -> (ObjectName, Pod) {
     let v6 = Ipv6Addr::from(0xfd00_0010_0244_0000_0000_0000_0000_0000 + u128::from(number));
     let name = ObjectName::new(&namespace(space), &format!("app-{app}-{:010x}-{index:05x}", app * 7919));
     let pod = Pod {
+        uid: None,
         labels,
         addresses: [IpAddr::V4(v4), IpAddr::V6(v6)].into(),
         node: Some(templates.node(index)),

@@ -34,6 +34,7 @@ impl Case {
     /// A running pod with these addresses, labels and named ports (`http/tcp/80`).
     pub fn pod(mut self, name: &str, node: &str, [addresses, of, ports]: [&str; 3]) -> Case {
         let pod = Pod {
+            uid: None,
             labels: labels(of),
             addresses: addresses.split_whitespace().map(address).collect(),
             node: Some(node.into()),

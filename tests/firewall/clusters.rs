@@ -174,6 +174,7 @@ pub fn put_many_pods(world: &mut World, count: u32) {
 
 fn plain_pod(address: IpAddr, node: &str) -> Pod {
     Pod {
+        uid: None,
         labels: Labels::default(),
         addresses: [address].into(),
         node: Some(node.into()),
@@ -221,6 +222,7 @@ fn put_pod(cluster: &mut Cluster, random: &mut Random) -> String {
         _ => own.to_vec(),
     };
     let pod = Pod {
+        uid: None,
         labels: labels(random, &LABELS),
         addresses: addresses.into(),
         node: random.chance(95).then(|| node.into()),

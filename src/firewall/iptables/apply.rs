@@ -249,9 +249,10 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Returns the same, with what is currently not applied.
-    pub fn applied(&self) -> Applied<'_> {
+    pub fn applied(&self, desired: &Desired) -> Applied<'_> {
         let failing = self.elements.failing_to_grow().collect();
-        Applied { seen: self.seen(), overlay: &self.overlay, failing, keeps_surplus: self.keeps_surplus }
+        let differing = self.elements.differing(&desired.elements);
+        Applied { seen: self.seen(), overlay: &self.overlay, differing, failing, keeps_surplus: self.keeps_surplus }
     }
 
     /// Returns when the next retry of a failed step is due.

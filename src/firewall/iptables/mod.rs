@@ -142,7 +142,7 @@ impl<K: Kernel> Backend for Iptables<K> {
     }
 
     fn pod_enforced(&self, rules: &RuleSet, pod: &ObjectName) -> Result<(), String> {
-        pod_enforced(rules, pod, self.lowering.desired(), &self.mirrors.applied())
+        pod_enforced(rules, pod, self.lowering.desired(), &self.mirrors.applied(self.lowering.desired()))
     }
 
     fn refused(&self) -> Vec<Refusal<'_>> {

@@ -12,12 +12,12 @@ use crate::kernel::ipset::{ElementKey, Entry, SetName};
 use crate::kernel::iptables::{Piece, Rule, Rules};
 use crate::model::ObjectName;
 use crate::net::Family;
+use crate::reconcile::Differing;
 
 use super::super::rules::{Direction, Isolation, PolicyKey, RuleSet};
 use super::desired::Desired;
 use super::dispatch::{self, chain};
 use super::enforced::Seen;
-use super::lowering::elements_of;
 use super::names::{
     self, CHAIN_COMMON, CHAIN_DEFAULT, CHAIN_FORWARD, CHAIN_HOST_ENDPOINTS, CHAIN_INPUT, CHAIN_LINK_LOCAL,
     CHAIN_MULTICAST, CHAIN_OUTPUT, CHAIN_TAIL, ChainKind,
@@ -29,6 +29,8 @@ use super::pod_chain;
 pub struct Applied<'a> {
     pub seen: Seen<'a>,
     pub overlay: &'a Overlay,
+    /// By what the elements differ from the desired ones, apart from those in doubt. Costs what differs, however many there are.
+    pub differing: Differing<ElementKey>,
     /// Elements that could not be added when that was tried the last time.
     pub failing: BTreeSet<&'a ElementKey>,
     /// The cluster is known in part, so that elements stay although they are not desired.
@@ -142,12 +144,16 @@ impl Own {
 /// Returns whether a set holds what it must, but for what the kernel does not take and what closes more than is desired.
 fn has_elements(set: &SetName, desired: &Desired, applied: &Applied<'_>) -> bool {
     let Some(seen) = applied.seen.elements else { return false };
-    let closes = desired.closing.contains(set);
-    let mut wanted = desired.elements.range(elements_of(set)).map(|(key, ())| key);
-    let mut found = seen.range(elements_of(set)).map(|(key, ())| key);
-    let is_there = |key: &ElementKey| seen.contains_key(key) || !closes && applied.failing.contains(key);
-    let is_wanted = |key: &ElementKey| desired.elements.contains_key(key);
-    wanted.all(is_there) && (closes || applied.keeps_surplus || found.all(is_wanted))
+    let Applied { differing, failing, .. } = applied;
+    let is_of_set = |key: &&ElementKey| key.set == *set;
+    let mut missing = differing.missing.iter().filter(is_of_set);
+    if desired.closing.contains(set) {
+        let mut failing = failing.iter().copied().filter(is_of_set);
+        let is_missing = |key: &ElementKey| desired.elements.contains_key(key) && !seen.contains_key(key);
+        return missing.next().is_none() && !failing.any(is_missing);
+    }
+    let mut surplus = differing.surplus.iter().filter(is_of_set);
+    missing.all(|key| failing.contains(key)) && (applied.keeps_surplus || surplus.next().is_none())
 }
 
 #[cfg(test)]
@@ -190,6 +196,14 @@ mod tests {
         Fixture { plan, lowering }
     }
 
+    fn differing(kernel: &Desired, desired: &Desired) -> Differing<ElementKey> {
+        let lacking = |one: &Desired, other: &Desired| {
+            let lacks = |key: &&ElementKey| !other.elements.contains_key(*key);
+            one.elements.keys().filter(lacks).cloned().collect()
+        };
+        Differing { missing: lacking(desired, kernel), surplus: lacking(kernel, desired) }
+    }
+
     /// Returns whether this pod is enforced by a kernel that differs from the desired state by `change`.
     fn told(of: &str, change: impl FnOnce(&mut Desired)) -> Result<(), String> {
         let Fixture { plan, lowering } = given();
@@ -197,7 +211,8 @@ mod tests {
         change(&mut kernel);
         let (refusals, overlay) = (Refusals::default(), Overlay::default());
         let seen = Seen { rules: Some(&kernel.rules), elements: Some(&kernel.elements), refusals: &refusals };
-        let applied = Applied { seen, overlay: &overlay, failing: BTreeSet::new(), keeps_surplus: false };
+        let differing = differing(&kernel, lowering.desired());
+        let applied = Applied { seen, overlay: &overlay, differing, failing: BTreeSet::new(), keeps_surplus: false };
         pod_enforced(plan.rules(), &object(of), lowering.desired(), &applied)
     }
 
@@ -271,7 +286,8 @@ mod tests {
             let mut kernel = lowering.desired().clone();
             change(&mut kernel);
             let seen = Seen { rules: Some(&kernel.rules), elements: Some(&kernel.elements), refusals: &refusals };
-            let applied = Applied { seen, overlay: &overlay, failing, keeps_surplus };
+            let differing = differing(&kernel, lowering.desired());
+            let applied = Applied { seen, overlay: &overlay, differing, failing, keeps_surplus };
             pod_enforced(plan.rules(), &object("shop/db"), lowering.desired(), &applied).is_ok()
         };
         let more = |kernel: &mut Desired| {
@@ -296,7 +312,8 @@ mod tests {
         let kernel = overlay.over(&lowering.desired().rules);
         assert!(!kernel.contains_key(&refused));
         let seen = Seen { rules: Some(&kernel), elements: Some(&lowering.desired().elements), refusals: &refusals };
-        let applied = Applied { seen, overlay: &overlay, failing: BTreeSet::new(), keeps_surplus: false };
+        let differing = Differing { missing: Vec::new(), surplus: Vec::new() };
+        let applied = Applied { seen, overlay: &overlay, differing, failing: BTreeSet::new(), keeps_surplus: false };
         assert_eq!(pod_enforced(plan.rules(), &object("shop/db"), lowering.desired(), &applied), Ok(()));
         let seen = Seen { rules: Some(&lowering.desired().rules), ..seen };
         let applied = Applied { seen, ..applied };

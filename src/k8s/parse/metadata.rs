@@ -38,7 +38,7 @@ pub fn object_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectM
     })
 }
 
-/// Like [`object_meta`], for objects of whose metadata only name and labels count. A pod's annotations are often larger
+/// Like [`object_meta`], for objects of whose metadata only name, UID and labels count. A pod's annotations are often larger
 /// than all the rest of it.
 ///
 /// # Errors
@@ -48,6 +48,7 @@ pub fn labelled_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Objec
     Ok(ObjectMeta {
         name: narrow.name,
         namespace: narrow.namespace,
+        uid: narrow.uid,
         resource_version: narrow.resource_version,
         labels: narrow.labels.map(without_nulls),
         ..ObjectMeta::default()
@@ -59,6 +60,7 @@ pub fn labelled_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Objec
 struct LabelledMeta {
     name: Option<String>,
     namespace: Option<String>,
+    uid: Option<String>,
     resource_version: Option<String>,
     labels: Option<BTreeMap<String, Option<String>>>,
 }

@@ -1,6 +1,6 @@
 //! A Pod, from the API's form to ours.
 //!
-//! Kubernetes: core/v1 Pod. Read are name and labels; `spec.nodeName`, `spec.hostNetwork`, the named ports of
+//! Kubernetes: core/v1 Pod. Read are name, UID and labels; `spec.nodeName`, `spec.hostNetwork`, the named ports of
 //! `spec.containers` and of those `spec.initContainers` that go on running (`restartPolicy: Always`, sidecars);
 //! `status.phase`, `status.podIP`, `status.podIPs`.
 //!
@@ -23,7 +23,7 @@ use super::number::Number;
 use super::pool::Pool;
 use super::service::protocol;
 use crate::k8s::warning::{Warning, Warnings};
-use crate::model::{NamedPort, ObjectName, Pod, PodAddresses};
+use crate::model::{NamedPort, ObjectName, Pod, PodAddresses, PodUid};
 
 /// Parses a Pod.
 pub fn pod(object: &PodObject, pool: &mut Pool) -> (ObjectName, Option<Pod>, Vec<Warning>) {
@@ -37,6 +37,7 @@ pub fn pod(object: &PodObject, pool: &mut Pool) -> (ObjectName, Option<Pod>, Vec
     let spec = object.spec.as_ref().unwrap_or(&no_spec);
     let status = object.status.as_ref().unwrap_or(&no_status);
     let pod = Pod {
+        uid: object.metadata.uid.as_deref().and_then(PodUid::of),
         labels: pool.labels(object.metadata.labels.iter().flatten().collect()),
         addresses: addresses(status, &mut warnings),
         node: spec.node_name.as_deref().filter(|name| !name.is_empty()).map(|name| pool.node(name)),

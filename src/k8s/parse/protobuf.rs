@@ -66,6 +66,8 @@ pub struct LabelledMeta {
     pub name: Option<String>,
     #[prost(string, optional, tag = "3")]
     pub namespace: Option<String>,
+    #[prost(string, optional, tag = "5")]
+    pub uid: Option<String>,
     #[prost(string, optional, tag = "6")]
     pub resource_version: Option<String>,
     #[prost(btree_map = "string, string", tag = "11")]
@@ -102,6 +104,7 @@ impl From<LabelledMeta> for api::ObjectMeta {
         api::ObjectMeta {
             name: text(meta.name),
             namespace: text(meta.namespace),
+            uid: text(meta.uid),
             resource_version: text(meta.resource_version),
             labels: Some(meta.labels),
             ..api::ObjectMeta::default()

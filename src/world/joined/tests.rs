@@ -22,6 +22,7 @@ fn gone(object: &Object) -> Object {
 
 fn pod(name: &str, address: &str) -> Object {
     let pod = Pod {
+        uid: None,
         labels: [("app", name)].into_iter().collect(),
         addresses: [address.parse().expect("the test's address is sound")].into(),
         node: Some("node-1".into()),
@@ -203,7 +204,9 @@ fn a_remembered_pod_keeps_its_announced_address_when_the_cluster_lists_it_withou
     let id = AttachmentId { container: "c1".into(), interface: "eth0".into() };
     let address = "10.244.1.7".parse().expect("an address");
     let pod = ObjectName::new("default", "web");
-    earlier.attach(AttachmentChange::Add(Attachment { id, pod: pod.clone(), addresses: [address].into() }));
+    let attachment =
+        Attachment { id, network: "mynet".into(), pod: pod.clone(), uid: None, addresses: [address].into() };
+    earlier.attach(AttachmentChange::Add(attachment));
     let kept = earlier.take_attachments().expect("there is news");
     let mut joined = Joined::new(&ALL);
     joined.restore_attachments(kept);

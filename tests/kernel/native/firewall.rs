@@ -222,6 +222,7 @@ pub fn programs(flavour: Flavour) -> Families {
 pub fn put_pod(world: &mut World, name: &str, addresses: &[&str], labels: &[(&str, &str)]) {
     let port = |name: &str, number| NamedPort { name: name.into(), protocol: Protocol::Tcp, number };
     let pod = Pod {
+        uid: None,
         labels: labels.iter().copied().collect::<Labels>(),
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         node: Some(if name.starts_with("far") { "node2" } else { "node1" }.into()),

@@ -217,6 +217,7 @@ fn made(pod: &str, addresses: [String; 2]) -> Pod {
     ports.extend((pod != "a").then(|| port("signal", Protocol::Sctp, 80)));
     ports.sort();
     Pod {
+        uid: None,
         labels: labels(pod, pod == "a"),
         addresses: addresses.iter().map(|address| address.parse().expect("an address")).collect(),
         node: Some(if pod == "c" { "node2" } else { "node1" }.into()),

@@ -38,6 +38,7 @@ fn a_pod_as_the_api_sends_it() {
     assert_eq!((name.to_string().as_str(), warnings.len()), ("shop/web-7d9f8b6c5-abcde", 0));
     assert_eq!(value, pod(&from_yaml, &mut pool).1);
     let expected = Pod {
+        uid: None,
         labels: [("app", "web"), ("pod-template-hash", "7d9f8b6c5")].into_iter().collect(),
         addresses: ["10.244.1.5", "fd00:10:244:1::5"].map(|text| text.parse().expect("sound")).into(),
         node: Some("node-1".into()),

@@ -71,7 +71,8 @@ impl PodsRecord {
     }
 
     fn push<'a>(&mut self, name: &str, before: &str, pod: &'a Pod, collected: &mut Collected<'a>) {
-        let Pod { labels, addresses, node, host_network, finished, ports } = pod;
+        // A pod that is remembered is known by its name alone.
+        let Pod { uid: _, labels, addresses, node, host_network, finished, ports } = pod;
         let shared: usize =
             name.chars().zip(before.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum();
         let rest = name.get(shared..).unwrap_or_default();
@@ -101,6 +102,7 @@ impl PodsRecord {
             name.push_str(rest);
             before.clone_from(&name);
             let pod = Pod {
+                uid: None,
                 labels: lists.labels(labels)?,
                 addresses: addresses.take(count)?.into(),
                 node: lists.node(node)?,

@@ -173,6 +173,7 @@ prop_compose! {
         ports in vec(("[ab]", protocol(), any::<u16>()), 0..3),
     ) -> Pod {
         Pod {
+            uid: None,
             labels,
             addresses: addresses.into(),
             node: node.map(Arc::from),
@@ -418,6 +419,7 @@ fn the_form_of_programs_without_a_firewall_is_still_read() {
 fn the_form_of_programs_without_a_router_is_still_read() {
     let mut cluster = proxied_cluster();
     let pod = |last: u8, host_network| Pod {
+        uid: None,
         labels: [("k", "v")].into_iter().collect(),
         addresses: [IpAddr::from([10, 244, 1, last])].into(),
         node: Some("n".into()),
@@ -562,6 +564,7 @@ fn a_pod_takes_few_bytes_and_shares_its_memory_with_its_like() {
     for index in 0..1000u16 {
         let [high, low] = index.to_be_bytes();
         let pod = Pod {
+            uid: None,
             labels: [("app.kubernetes.io/name", "web"), ("pod-template-hash", "7d9f8b6c5")].into_iter().collect(),
             addresses: [IpAddr::from([10, 244, high, low])].into(),
             node: Some(format!("node-{}", index % 10).into()),
@@ -715,6 +718,7 @@ fn sample_nodes(cluster: &mut Cluster) {
 fn sample_pods(cluster: &mut Cluster) {
     let labels = |pairs: &[(&str, &str)]| pairs.iter().copied().collect::<Labels>();
     let pod = |addresses: &[&str], node: Option<&str>| Pod {
+        uid: None,
         labels: labels(&[("app", "web"), ("tier", "front")]),
         addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
         node: node.map(Arc::from),

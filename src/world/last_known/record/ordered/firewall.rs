@@ -139,6 +139,7 @@ impl PodRecord {
             None => None,
         };
         let pod = Pod {
+            uid: None,
             labels: at(&shared.labels, self.labels)?.clone(),
             addresses: self.addresses.into(),
             node,
