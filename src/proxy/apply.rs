@@ -201,6 +201,15 @@ impl<K: Kernel> Mirrors<K> {
         ProxyRound { virtuals: changed.len(), steps: self.steps_done() - before, flows }
     }
 
+    /// Returns whether the packet filter is as desired, and no virtual service is left that only the other backend's elements mark as
+    /// ours. What else fails must not keep the other backend's guard in force: it refuses ports that it does not know.
+    pub fn has_replaced_abandoned(&self, desired: &Desired) -> bool {
+        let is_filtering =
+            self.sets.is_settled() && self.elements.is_settled() && self.rules.is_settled() && self.table.is_settled();
+        let are_ours = |seen: &BTreeMap<ServiceKey, Virtual>| seen.keys().all(|key| desired.virtuals.contains_key(key));
+        is_filtering && self.virtuals.seen().is_some_and(are_ours)
+    }
+
     /// Removes objects of earlier runs from where they no longer belong.
     pub fn remove_abandoned(&mut self) -> Vec<String> {
         // What was marked there and is ours is marked here too.

@@ -197,6 +197,10 @@ impl<K: Kernel> Subsystem for Driver<K> {
         round
     }
 
+    fn replaces_abandoned(&mut self) -> bool {
+        self.mirrors.has_replaced_abandoned(self.plan.desired())
+    }
+
     fn remove_abandoned(&mut self) -> Vec<String> {
         self.mirrors.remove_abandoned()
     }

@@ -1,14 +1,11 @@
 //! The service proxy's kinds of kernel objects on Linux, and which of them are ours.
 
-use std::collections::BTreeMap;
-use std::time::Instant;
-
 use tracing::{info, warn};
 
 use crate::config::{Backend, ProxyConfig};
 use crate::kernel::address::Addresses;
 use crate::kernel::conntrack::{self, Flows, Remaining};
-use crate::kernel::ipset::{self, Elements, SetName, Sets};
+use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Leftovers, Ownership, Programs, Table, Tables};
 use crate::kernel::ipvs::{Connections, Destination, ServiceKey, Services, Timeouts};
 use crate::kernel::link::{LinkName, Links};
@@ -17,7 +14,7 @@ use crate::kernel::route::{self, Routes, TABLE_LOCAL};
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module};
 use crate::net::{Family, PerFamily};
-use crate::reconcile::{Mirror, Moment, Optional, Reflection, Target};
+use crate::reconcile::{Optional, Target};
 
 use super::apply::{Connected, Kernel, Owned, Targets};
 use super::marks::service;
@@ -145,21 +142,20 @@ impl Kernel for Linux {
 
     fn remove_abandoned(&mut self) -> Vec<String> {
         if self.used == Some(Backend::Nftables) {
-            let mut failed = iptables::abandoned::remove_all(&ownership());
-            failed.extend(ipset::abandoned::remove(with_temporary(), SetName(TEMPORARY_SET.into())));
-            return failed;
+            return iptables::abandoned::remove_all(&ownership(), with_temporary(), SetName(TEMPORARY_SET.into()));
         }
         let mut failed = Vec::new();
-        if let Some(table) = self.left.take() {
-            info!(table = TABLE, "Removing the service proxy's table of nf_tables");
-            let mut mirror = Mirror::new(table);
-            mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
-            failed.extend(mirror.trouble().map(|trouble| trouble.error.clone()));
+        if self.used.is_some() {
+            self.left = None;
+            failed.extend(nftables::abandoned::remove(TABLE));
         }
-        let abandoned = std::mem::take(&mut self.abandoned);
-        if abandoned != PerFamily::default() {
+        if self.abandoned != PerFamily::default() {
             info!("Removing service proxy rules from the other iptables backend");
-            failed.extend(iptables::abandoned::remove(abandoned, ownership()));
+            let left = iptables::abandoned::remove(self.abandoned, ownership());
+            if left.is_none() {
+                self.abandoned = PerFamily::default();
+            }
+            failed.extend(left);
         }
         failed
     }

@@ -269,6 +269,12 @@ impl<K: Kernel> Mirrors<K> {
         self.kernel.leads_to(next_hop)
     }
 
+    /// Returns whether the packet filter is as desired. Routes and tunnels that fail are no reason to keep rules twice.
+    pub fn has_replaced_abandoned(&self) -> bool {
+        let rules: [&dyn Reflection; 5] = [&self.sets, &self.elements, &self.rules, &self.table, &self.passages];
+        rules.into_iter().all(|kind| kind.is_settled())
+    }
+
     /// Removes objects of earlier runs from where they no longer belong.
     pub fn remove_abandoned(&mut self) -> Vec<String> {
         self.kernel.remove_abandoned()

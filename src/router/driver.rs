@@ -344,6 +344,10 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.mirrors.round(self.plan.desired(), self.plan.routes(), leave, at)
     }
 
+    fn replaces_abandoned(&mut self) -> bool {
+        self.mirrors.has_replaced_abandoned()
+    }
+
     fn remove_abandoned(&mut self) -> Vec<String> {
         self.mirrors.remove_abandoned()
     }

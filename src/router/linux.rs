@@ -2,16 +2,15 @@
 
 mod learned;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Instant;
 
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::config::{Backend, RouterConfig};
 use crate::kernel::bridge::Bridges;
-use crate::kernel::ipset::{self, Elements, SetName, Sets};
+use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Table, Tables};
 use crate::kernel::link::LinkName;
 use crate::kernel::nftables::forward::Passages;
@@ -22,7 +21,7 @@ use crate::kernel::sysctl::Settings;
 use crate::kernel::tunnel::{ReceivePorts, Tunnels};
 use crate::kernel::{Error, Name, module};
 use crate::net::{PerFamily, Prefixes};
-use crate::reconcile::{Mirror, Moment, Optional, Reflection, Target};
+use crate::reconcile::{Optional, Target};
 
 use super::apply::{Kernel, Targets, set_names};
 use super::forward::COMMENTS;
@@ -187,25 +186,21 @@ impl Kernel for Linux {
     fn remove_abandoned(&mut self) -> Vec<String> {
         if self.used == Some(Backend::Nftables) {
             let left = Ownership { leftovers: Leftovers::RouterEgress, ..ownership() };
-            let mut failed = iptables::abandoned::remove_all(&left);
-            failed.extend(ipset::abandoned::remove(with_temporary(), SetName(TEMPORARY_SET.into())));
-            return failed;
+            return iptables::abandoned::remove_all(&left, with_temporary(), SetName(TEMPORARY_SET.into()));
         }
         let mut failed = Vec::new();
-        if self.used.is_some() && has_table() {
-            info!(table = TABLE, "Removing the router's table of nf_tables");
-            match InetTable::open(TABLE).map(Mirror::new) {
-                Ok(mut mirror) => {
-                    mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
-                    failed.extend(mirror.trouble().map(|trouble| trouble.error.clone()));
-                }
-                Err(error) => failed.push(error.to_string()),
-            }
+        if self.used.is_some() {
+            // Those of nf_tables go with the rules already; where the host has legacy iptables nobody else looks at them.
+            failed.extend(nftables::forward::remove(&COMMENTS));
+            failed.extend(nftables::abandoned::remove(TABLE));
         }
-        let abandoned = std::mem::take(&mut self.abandoned);
-        if abandoned != Families::default() {
+        if self.abandoned != Families::default() {
             info!("Removing router rules from the other iptables backend");
-            failed.extend(iptables::abandoned::remove(abandoned, ownership()));
+            let left = iptables::abandoned::remove(self.abandoned, ownership());
+            if left.is_none() {
+                self.abandoned = Families::default();
+            }
+            failed.extend(left);
         }
         failed
     }

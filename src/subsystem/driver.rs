@@ -7,13 +7,14 @@
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::kernel::memory;
 use crate::kernel::processor::thread_time;
 use crate::model::Authority;
 use crate::reconcile::{Moment, Moments};
 
+use super::abandoned::Abandoned;
 use super::disturbances::Disturbances;
 use super::leftovers::Leftovers;
 use super::patrol::{Look, Patrol};
@@ -51,7 +52,7 @@ struct Loop<S> {
     programming: Duration,
     /// Time of the first World with any content.
     first_world: Option<Instant>,
-    cleared: bool,
+    abandoned: Abandoned,
     synced: bool,
     started: Instant,
 }
@@ -73,7 +74,7 @@ impl<S: Subsystem> Loop<S> {
             computing: Duration::ZERO,
             programming: Duration::ZERO,
             first_world: None,
-            cleared: false,
+            abandoned: Abandoned::new(),
             synced: false,
             started: now,
             subsystem,
@@ -111,6 +112,7 @@ impl<S: Subsystem> Loop<S> {
             self.disturbances.deadline(),
             Some(self.next_audit),
             Some(self.patrol.deadline()),
+            self.abandoned.deadline(),
         ];
         due.into_iter().flatten().fold(now + HEARTBEAT, Instant::min)
     }
@@ -125,6 +127,7 @@ impl<S: Subsystem> Loop<S> {
         self.subsystem.calculate(at).await;
         let computed = Instant::now();
         let (round, steps) = self.round(at);
+        self.remove_abandoned(at.now);
         let done = Instant::now();
         self.computing += computed - begun;
         self.programming += done - computed;
@@ -180,13 +183,28 @@ impl<S: Subsystem> Loop<S> {
         let steps = self.subsystem.mirrors().steps_done() - before;
         self.steps += steps;
         self.leftovers.worked(steps, at.now);
-        if self.authority == Authority::Complete && !self.cleared && self.subsystem.mirrors().replaces_abandoned() {
-            self.cleared = true;
-            for error in self.subsystem.remove_abandoned() {
-                warn!(%error, "Removing rules from the other iptables backend failed");
+        (round, steps)
+    }
+
+    /// Removes what earlier runs left with another packet filter, where that is due and replaced.
+    fn remove_abandoned(&mut self, now: Instant) {
+        if !self.abandoned.is_due(now) {
+            return;
+        }
+        if self.authority != Authority::Complete || !self.subsystem.replaces_abandoned() {
+            self.abandoned.postpone(now);
+            return;
+        }
+        let failed_before = !self.abandoned.errors().is_empty();
+        let errors = self.subsystem.remove_abandoned();
+        if self.abandoned.tried(errors, Instant::now()) {
+            for error in self.abandoned.errors() {
+                warn!(%error, "Removing rules of an earlier run with another packet filter failed; retrying");
+            }
+            if failed_before && self.abandoned.errors().is_empty() {
+                info!("Rules of an earlier run with another packet filter are removed");
             }
         }
-        (round, steps)
     }
 
     /// Audits the next portion of the kernel, and repairs drift at once.
@@ -250,6 +268,8 @@ impl<S: Subsystem> Loop<S> {
             });
         }
         let ready = self.subsystem.publish(&standing);
+        // No reason to hold up the first sync: what was asked for is in force, beside what remains.
+        troubles.extend(self.abandoned.trouble());
         let pulse = &self.inputs.pulse;
         pulse.beat(now);
         pulse.ready(ready);

@@ -12,6 +12,7 @@
 //! Each subsystem runs as one task on a thread of its own, which owns its plan and its mirrors; kernel calls block it and
 //! nothing else. Cancelling it between two turns loses nothing: what is programmed stays, and the next start adopts it.
 
+mod abandoned;
 pub mod disturbances;
 mod driver;
 mod kinds;
@@ -93,8 +94,13 @@ pub trait Subsystem {
     /// Brings the desired state into the kernel, as far as `authority` allows.
     fn round(&mut self, authority: Authority, at: Moment) -> Self::Round;
 
-    /// Removes what earlier runs left where it no longer belongs; called once, when what replaces it is in place.
-    /// Returns why something could not be removed.
+    /// Returns whether everything that replaces what earlier runs left is in place.
+    fn replaces_abandoned(&mut self) -> bool {
+        self.mirrors().replaces_abandoned()
+    }
+
+    /// Removes what earlier runs left where it no longer belongs; called when what replaces it is in place, and again while
+    /// something remains. Returns why something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
 
     /// Counts and logs the result of a round of `steps` steps.

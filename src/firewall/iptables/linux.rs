@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use crate::kernel::ipset::{self, Elements, SetName, Sets};
+use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Families, Flavour, Leftovers, Ownership, Refusal, Table, Tables, Timing};
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module, nftables};
@@ -105,12 +105,15 @@ impl Kernel for Linux {
     fn remove_abandoned(&mut self) -> Vec<String> {
         let mut left = remove_kube_routers_tables();
         left.extend(super::super::nftables::linux::remove());
-        let abandoned = std::mem::take(&mut self.abandoned);
-        if abandoned == Families::default() {
+        if self.abandoned == Families::default() {
             return left;
         }
         info!("Removing network policy rules from the other iptables backend");
-        left.extend(iptables::abandoned::remove(abandoned, ownership()));
+        let failed = iptables::abandoned::remove(self.abandoned, ownership());
+        if failed.is_none() {
+            self.abandoned = Families::default();
+        }
+        left.extend(failed);
         left
     }
 }
@@ -139,8 +142,7 @@ impl Refusing for Tables {
 /// removed. A host without ipset or programs of iptables has nothing of it.
 pub fn remove_all() -> Vec<String> {
     let mut left = remove_kube_routers_tables();
-    left.extend(iptables::abandoned::remove_all(&ownership()));
-    left.extend(ipset::abandoned::remove(with_temporary(), SetName(TEMPORARY_SET.into())));
+    left.extend(iptables::abandoned::remove_all(&ownership(), with_temporary(), SetName(TEMPORARY_SET.into())));
     left
 }
 

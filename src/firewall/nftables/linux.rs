@@ -1,14 +1,12 @@
 //! The firewall's kinds of kernel objects on Linux.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::kernel::nftables::{self, InetTable, Object};
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, module};
-use crate::reconcile::{Mirror, Moment, Reflection};
 
 use super::super::{iptables, settings};
 use super::apply::{Kernel, Refusing, Targets};
@@ -47,19 +45,7 @@ impl Kernel for Linux {
 
 /// Removes the table where there is one; returns why it could not be removed.
 pub fn remove() -> Option<String> {
-    let table = match nftables::has_inet_table(TABLE) {
-        Ok(false) => return None,
-        Ok(true) => InetTable::open(TABLE),
-        Err(error) => Err(error),
-    };
-    let table = match table {
-        Ok(table) => table,
-        Err(error) => return Some(error.to_string()),
-    };
-    info!(table = TABLE, "Removing the network policies' table of nf_tables");
-    let mut mirror = Mirror::new(table);
-    mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
-    mirror.trouble().map(|trouble| trouble.error.clone())
+    nftables::abandoned::remove(TABLE)
 }
 
 impl Refusing for InetTable {

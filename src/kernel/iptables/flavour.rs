@@ -210,6 +210,14 @@ fn has_legacy_tables() -> bool {
     names.into_iter().any(|path| std::fs::read(path).is_ok_and(|names| !names.is_empty()))
 }
 
+/// Returns whether the kernel has legacy tables that no installed program can read.
+pub(super) fn has_unreadable_tables() -> bool {
+    let named = Programs { flavour: Flavour::Legacy, plain: false };
+    let plain = Programs { plain: true, ..named };
+    let is_there = |programs: Programs| is_program(programs.of(Family::V4).1);
+    has_legacy_tables() && !is_there(named) && !(is_there(plain) && default_flavour() == Some(Flavour::Legacy))
+}
+
 /// Returns the flavour that plain `iptables` reports: `iptables v1.8.9 (nf_tables)`. Versions before 1.8 report none
 /// and are legacy.
 fn default_flavour() -> Option<Flavour> {

@@ -20,6 +20,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Instant;
 
 use compact_str::CompactString;
 
@@ -27,7 +28,7 @@ use super::wire::{self, HEADER, ITEM, TABLE, data, message, rule};
 use crate::kernel::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket, flag};
 use crate::kernel::{Cause, Error};
 use crate::net::{Family, PerFamily};
-use crate::reconcile::{Failure, Optional, Phase, Step, Target};
+use crate::reconcile::{Failure, Mirror, Moment, Optional, Phase, Reflection, Step, Target};
 
 /// A rule, by its comment, in the chain of one family.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -192,20 +193,43 @@ impl Target for Passages {
         Ok(all)
     }
 
-    /// The steps of a family are one transaction.
+    /// The steps of a family are one transaction, unless the kernel refuses one of them.
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, Passage, Passing>]) -> Vec<Failure<Error>> {
         let mut failures = Vec::new();
         for family in Family::BOTH {
-            let its: Vec<_> = steps.iter().filter(|step| step.key.family == family).collect();
-            if let Err(fault) = self.change(family, &its) {
-                let error = error("change rules", fault);
-                let failed =
-                    (0..steps.len()).filter(|step| steps.get(*step).is_some_and(|one| one.key.family == family));
-                failures.extend(failed.map(|step| Failure { step, error: error.clone() }));
+            let its: Vec<_> = steps.iter().enumerate().filter(|(_, step)| step.key.family == family).collect();
+            let together: Vec<_> = its.iter().map(|(_, step)| *step).collect();
+            if self.change(family, &together).is_ok() {
+                continue;
+            }
+            // One that the kernel refuses, because it has no `xt_conntrack`, keeps the others from nothing.
+            for (step, one) in its {
+                if let Err(fault) = self.change(family, &[one]) {
+                    failures.push(Failure { step, error: error("change rules", fault) });
+                }
             }
         }
         failures
     }
+}
+
+/// Removes the rules with these comments from the chains `FORWARD` of both families; returns why one could not be removed.
+pub fn remove(comments: &'static [&'static str]) -> Option<String> {
+    let mut mirror = match Passages::open(comments) {
+        Ok(passages) => Mirror::new(passages),
+        Err(error) => return Some(error.to_string()),
+    };
+    mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
+    mirror.trouble().map(|trouble| trouble.error.clone())
+}
+
+/// Returns the chain that a rule jumps to.
+pub(super) fn jumps_to(rule: &Attributes<'_>) -> Option<String> {
+    let mut reading = Reading::default();
+    for item in rule.get(rule::EXPRESSIONS)?.attributes() {
+        let _ = reading.read(&item.attributes());
+    }
+    reading.jumps_to
 }
 
 impl InHostChain for Passages {

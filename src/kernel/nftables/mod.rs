@@ -6,9 +6,10 @@
 //!
 //! [`object`] is what a table contains, [`rule`] what a rule is, both as values; [`table`] brings them into the kernel and reads them,
 //! in transactions that [`plan`] orders. [`encode`] and [`decode`] translate between rules and the kernel's expressions.
-//! [`probe`] tells what a kernel lacks, [`foreign`] removes tables of other programs, [`forward`] keeps rules in a chain of the
-//! host's own.
+//! [`probe`] tells what a kernel lacks, [`foreign`] removes tables of other programs, [`abandoned`] those of ours, [`forward`]
+//! keeps rules in a chain of the host's own, [`host_chains`] removes chains of iptables where its programs are missing.
 
+pub mod abandoned;
 mod batch;
 mod counters;
 mod decode;
@@ -17,6 +18,7 @@ mod encode;
 mod expression;
 pub mod foreign;
 pub mod forward;
+pub mod host_chains;
 mod notified;
 pub mod object;
 mod plan;

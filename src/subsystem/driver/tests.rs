@@ -29,6 +29,8 @@ struct Yard {
     reads: BTreeMap<&'static str, usize>,
     /// How often it was asked to remove what earlier runs left elsewhere.
     abandoned_removed: u32,
+    /// So many tries to remove it fail.
+    abandoned_stays: u32,
     /// This kind cannot be changed.
     failing: Option<&'static str>,
     /// Time for which each glance sleeps.
@@ -190,8 +192,9 @@ impl Subsystem for Signposts {
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {
-        self.mirrors.kernel.borrow_mut().abandoned_removed += 1;
-        Vec::new()
+        let mut yard = self.mirrors.kernel.borrow_mut();
+        yard.abandoned_removed += 1;
+        if yard.abandoned_removed <= yard.abandoned_stays { vec!["a fence in use".to_owned()] } else { Vec::new() }
     }
 
     fn count(&mut self, (): (), _steps: u64, _times: &Times) {}
@@ -333,6 +336,18 @@ fn a_kind_that_fails_is_trouble_until_it_recovers_and_the_others_go_on() {
         scene.until("another post", |yard| yard.has(&["a", "b"], &[])).await;
         scene.yard.borrow_mut().failing = None;
         scene.until("it is retried", |yard| yard.has(&["a", "b"], &["a", "b"])).await;
+        scene.until_ready().await;
+    });
+}
+
+#[test]
+fn what_an_earlier_run_left_is_removed_when_it_can_be_and_health_names_it_until_then() {
+    Scene::new().run(async |scene| {
+        scene.yard.borrow_mut().abandoned_stays = 2;
+        scene.publish(Authority::Complete, &["a"]);
+        let told = || scene.health.unready(Instant::now()).iter().any(|reason| reason.text.contains("a fence in use"));
+        scene.until("health names it", |yard| yard.has(&["a"], &["a"]) && told()).await;
+        scene.until("it is tried again", |yard| yard.abandoned_removed == 3).await;
         scene.until_ready().await;
     });
 }

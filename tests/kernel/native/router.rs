@@ -21,6 +21,8 @@ struct Cluster {
     agents: BTreeMap<usize, Child>,
     /// More flags for single nodes.
     flags: BTreeMap<usize, Vec<String>>,
+    /// Agents find no programs.
+    lacks_programs: bool,
 }
 
 const FLAGS: &[&str] = &[
@@ -38,7 +40,14 @@ impl Cluster {
     fn new(count: usize) -> Cluster {
         let prefix = format!("rt{}", std::process::id());
         let directory = tempfile::tempdir().expect("a directory");
-        let cluster = Cluster { prefix, directory, count, agents: BTreeMap::new(), flags: BTreeMap::new() };
+        let cluster = Cluster {
+            prefix,
+            directory,
+            count,
+            agents: BTreeMap::new(),
+            flags: BTreeMap::new(),
+            lacks_programs: false,
+        };
         own_run();
         fs::create_dir_all("/run/netns").expect("a directory of names");
         run("ip link add wire type bridge");
@@ -125,7 +134,9 @@ impl Cluster {
     fn start(&mut self, number: usize) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.file("log", number)).expect("a log");
         let child = Command::new("ip")
-            .args(["netns", "exec", &self.name(number), env!("CARGO_BIN_EXE_sluice")])
+            .args(["netns", "exec", &self.name(number), "env"])
+            .args(self.lacks_programs.then_some("PATH=/nowhere"))
+            .arg(env!("CARGO_BIN_EXE_sluice"))
             .args(FLAGS)
             .args(self.flags.get(&number).into_iter().flatten())
             .arg(format!("--hostname-override=node-{number}"))
@@ -755,6 +766,63 @@ fn the_packet_filter_changes_under_running_pods_and_leaves_nothing_behind() {
             assert_eq!((direct.count(), foreign(&saved)), (0, 1), "{saved}");
         }
         assert!(of_iptables(&within).contains("KUBE-ROUTER-EGRESS"));
+    });
+}
+
+/// An image without programs of iptables, on a host where an earlier run has used them.
+#[test]
+fn what_iptables_left_goes_without_its_programs_or_is_named() {
+    for flavour in ["nft", "legacy"] {
+        in_new(|| {
+            let mut cluster = Cluster::new(2);
+            let within = format!("ip netns exec {}", cluster.name(1));
+            for tool in ["iptables", "ip6tables"] {
+                run(&format!("{within} {tool}-{flavour} -t mangle -N KUBE-IPTABLES-HINT"));
+                run(&format!("{within} {tool}-{flavour} -A FORWARD -i of-others -j ACCEPT"));
+            }
+            cluster.start(1);
+            cluster.until_said(1, "First sync", 1);
+            cluster.kill(1);
+            cluster.flags.insert(1, vec!["--netfilter=nftables".to_owned()]);
+            cluster.lacks_programs = true;
+            cluster.start(1);
+            cluster.until_said(1, "First sync", 2);
+            if flavour == "legacy" {
+                cluster.until_said(1, "rules of legacy iptables, whose programs are not installed", 1);
+                cluster.lacks_programs = false;
+                cluster.kill(1);
+                cluster.start(1);
+            }
+            until(|| of_iptables(&within).is_empty(), "the rules and sets of iptables go");
+            for tool in ["iptables", "ip6tables"] {
+                let saved = run(&format!("{within} {tool}-{flavour}-save"));
+                let is_there = |word: &str| saved.contains(word);
+                assert!(is_there("-A FORWARD -i of-others -j ACCEPT") && is_there("KUBE-IPTABLES-HINT"), "{saved}");
+                assert!(!is_there("KUBE-ROUTER"), "{saved}");
+            }
+        });
+    }
+}
+
+/// Rules of nftables in the host's `FORWARD` go although the agent now writes rules of legacy iptables.
+#[test]
+fn the_hosts_chain_has_no_rule_of_ours_after_a_change_to_legacy_iptables() {
+    in_new(|| {
+        let mut cluster = Cluster::new(2);
+        let within = format!("ip netns exec {}", cluster.name(1));
+        run(&format!("{within} iptables-nft -P FORWARD DROP"));
+        cluster.flags.insert(1, vec!["--netfilter=nftables".to_owned()]);
+        cluster.start(1);
+        let saved = || run(&format!("{within} iptables-nft-save -t filter"));
+        until(|| saved().contains("-i kube-bridge"), "the rules in FORWARD come");
+        cluster.kill(1);
+        for tool in ["iptables", "ip6tables"] {
+            run(&format!("{within} {tool}-legacy -t mangle -N KUBE-IPTABLES-HINT"));
+        }
+        cluster.flags.insert(1, vec!["--netfilter=iptables".to_owned()]);
+        cluster.start(1);
+        until(|| !saved().contains("kube-bridge"), "the rules in FORWARD go");
+        assert!(run(&format!("{within} iptables-legacy-save -t filter")).contains("KUBE-ROUTER-PODS"));
     });
 }
 
