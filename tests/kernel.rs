@@ -15,6 +15,8 @@ mod native;
 mod ipvs;
 #[path = "kernel/ipvs_rules.rs"]
 mod ipvs_rules;
+#[path = "kernel/ipvs_table.rs"]
+mod ipvs_table;
 #[path = "kernel/tunnel.rs"]
 mod tunnel;
 #[path = "kernel/dummy.rs"]

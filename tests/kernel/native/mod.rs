@@ -19,7 +19,7 @@ mod learned;
 mod link;
 mod monitor;
 mod netlink;
-mod places;
+pub mod places;
 mod route;
 mod nftables;
 mod nftables_changes;

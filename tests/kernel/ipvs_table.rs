@@ -1,0 +1,171 @@
+//! The service proxy's table of nf_tables beside virtual services of IPVS: packets of a client outside, by way of this node, to a pod of
+//! another one.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use sluice::kernel::ipset::Entry;
+use sluice::kernel::nftables::{Content, InetTable, Object};
+use sluice::net::{Family, PerFamily, Protocol};
+use sluice::proxy::local_node::LocalNode;
+use sluice::proxy::names::{Set, TABLE};
+use sluice::proxy::{guard, masquerade};
+use sluice::reconcile::{Growth, Mirror, Moment, Reflection};
+
+use crate::namespace::{attempt, in_new, own_run, run};
+use crate::native::places::inside;
+
+/// The node between a client and the node of a pod, which knows no way to the client.
+struct Scene {
+    family: Family,
+    client: File,
+    /// Where the pod's server listens.
+    endpoint: TcpListener,
+    outer: IpAddr,
+    inner: IpAddr,
+    service: IpAddr,
+}
+
+/// Addresses of one family: prefix length of links; the node towards the client, the client; the node towards the other node, that
+/// node, its pod; the Service.
+type Plan = (&'static str, [&'static str; 6]);
+const V4: Plan = ("24", ["203.0.113.1", "203.0.113.10", "192.0.2.1", "192.0.2.2", "10.244.2.9", "10.96.0.10"]);
+const V6: Plan =
+    ("64", ["2001:db8:113::1", "2001:db8:113::10", "2001:db8::1", "2001:db8::2", "fd00:10:244:2::9", "fd00:10:96::10"]);
+const NODE_PORT: u16 = 30080;
+const HOST_PORT: u16 = 7777;
+
+impl Scene {
+    fn new(family: Family) -> Scene {
+        let (length, [outer, client, inner, other, pod, service]) = if family == Family::V4 { V4 } else { V6 };
+        let name = |text: &str| format!("{text}{}", if family == Family::V6 { 6 } else { 4 });
+        for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/vs/conntrack"] {
+            fs::write(format!("/proc/sys/net/{setting}"), "1").expect("a setting of the namespace");
+        }
+        fs::create_dir_all("/run/netns").expect("a directory of names");
+        for (there, here, far) in [("client", outer, client), ("other", inner, other)] {
+            let there = name(there);
+            run(&format!("ip netns add {there}"));
+            run(&format!("ip link add to-{there} type veth peer name eth0 netns {there}"));
+            let bits = if family == Family::V6 { format!("{length} nodad") } else { length.to_owned() };
+            run(&format!("ip addr add {here}/{bits} dev to-{there}"));
+            run(&format!("ip link set to-{there} up"));
+            run(&format!("ip -n {there} addr add {far}/{bits} dev eth0"));
+            run(&format!("ip -n {there} link set eth0 up"));
+            run(&format!("ip -n {there} link set lo up"));
+        }
+        run(&format!("ip -n {} addr add {pod} dev lo", name("other")));
+        run(&format!("ip route add {pod} via {other}"));
+        run(&format!("ip route add local {service} dev lo table local"));
+        run(&format!("ip -n {} route add {service} via {outer}", name("client")));
+        let open = |there: &str| File::open(format!("/run/netns/{there}")).expect("the new namespace");
+        let parse = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let endpoint = inside(&open(&name("other")), || TcpListener::bind((pod, 8080)).expect("the port is free"));
+        endpoint.set_nonblocking(true).expect("a listener need not wait");
+        for (address, port) in [(service, 80), (outer, NODE_PORT)] {
+            let virtual_service = SocketAddr::new(parse(address), port);
+            run(&format!("ipvsadm -A -t {virtual_service} -s rr"));
+            run(&format!("ipvsadm -a -t {virtual_service} -r {} -m", SocketAddr::new(parse(pod), 8080)));
+        }
+        Scene {
+            family,
+            client: open(&name("client")),
+            endpoint,
+            outer: parse(outer),
+            inner: parse(inner),
+            service: parse(service),
+        }
+    }
+
+    /// What the service proxy desires of its table on this node.
+    fn desired(&self) -> BTreeMap<Object, Content> {
+        let mut node =
+            LocalNode { families: PerFamily::from_fn(|family| family == self.family), ..LocalNode::default() };
+        *node.address.of_mut(self.family) = Some(self.inner);
+        let mut desired: BTreeMap<Object, Content> =
+            Set::ALL.into_iter().map(|set| guard::table_set(set, self.family)).collect();
+        desired.extend(guard::table_chains(&[self.family]));
+        desired.extend(masquerade::table_chains(&node, false));
+        let own = [self.outer, self.inner].map(|address| Set::LocalAddresses.object(Entry::Ip(address)));
+        let served = [(self.service, 80), (self.outer, NODE_PORT)];
+        let addresses = served.map(|(address, _)| Set::ServiceAddresses.object(Entry::Ip(address)));
+        let ports = served.map(|(address, port)| Set::ServicePorts.object(Entry::IpPort(address, Protocol::Tcp, port)));
+        desired.extend(own.into_iter().chain(addresses).chain(ports).map(|object| (object, Content::Element)));
+        desired
+    }
+
+    /// Connects from the client. Returns the source address that the pod sees, where a connection comes about.
+    fn asks(&self, to: IpAddr, port: u16) -> Result<Option<IpAddr>, ErrorKind> {
+        let connected = inside(&self.client, || {
+            TcpStream::connect_timeout(&SocketAddr::new(to, port), Duration::from_secs(3)).map_err(|error| error.kind())
+        })?;
+        let until = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < until {
+            if let Ok((_, seen)) = self.endpoint.accept() {
+                drop(connected);
+                return Ok(Some(seen.ip()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(None)
+    }
+}
+
+fn with_each_family(test: impl Fn(&Scene) + Send + Sync) {
+    let (loaded, _, error) = attempt("modprobe ip_vs");
+    assert!(loaded, "this kernel has no module ip_vs; run this test in the guest of the lab: {error}");
+    for family in Family::BOTH {
+        in_new(|| {
+            own_run();
+            test(&Scene::new(family));
+        });
+    }
+}
+
+fn at() -> Moment {
+    Moment { now: Instant::now(), jitter: 0 }
+}
+
+#[test]
+fn connections_of_ipvs_have_the_nodes_address_by_the_table_alone() {
+    with_each_family(|scene| {
+        for (to, port) in [(scene.service, 80), (scene.outer, NODE_PORT)] {
+            // The pod's node has no way back to the client.
+            assert!(scene.asks(to, port).is_err(), "{to} {port}: answered before anything masquerades");
+        }
+        let mut table = Mirror::new(InetTable::open(TABLE).expect("the kernel can be reached"));
+        let desired = scene.desired();
+        table.grow(&desired, Growth::Full, at());
+        assert!(table.is_settled(), "{:?}", table.trouble());
+        for (to, port) in [(scene.service, 80), (scene.outer, NODE_PORT)] {
+            assert_eq!(scene.asks(to, port), Ok(Some(scene.inner)), "{to} {port}\n{}", run("nft list ruleset"));
+        }
+    });
+}
+
+#[test]
+fn a_service_address_answers_at_its_ports_alone_and_the_hosts_own_at_all() {
+    with_each_family(|scene| {
+        let _host = TcpListener::bind(("::", HOST_PORT)).expect("the port is free");
+        assert_eq!(scene.asks(scene.service, HOST_PORT), Ok(None), "without a guard the host answers");
+        let mut table = Mirror::new(InetTable::open(TABLE).expect("the kernel can be reached"));
+        let mut desired = scene.desired();
+        table.grow(&desired, Growth::Full, at());
+        assert!(table.is_settled(), "{:?}", table.trouble());
+        for port in [HOST_PORT, 81] {
+            assert_eq!(scene.asks(scene.service, port), Err(ErrorKind::ConnectionRefused), "{port}");
+        }
+        assert_eq!(scene.asks(scene.outer, HOST_PORT), Ok(None), "the host's other ports are its own business");
+        assert_eq!(scene.asks(scene.service, 80), Ok(Some(scene.inner)));
+        // A port that is a Service's no longer is refused, although IPVS has it still.
+        let port = Set::ServicePorts.object(Entry::IpPort(scene.service, Protocol::Tcp, 80));
+        desired.remove(&port);
+        table.mark(port);
+        table.shrink(&desired, at());
+        assert!(table.is_settled(), "{:?}", table.trouble());
+        assert_eq!(scene.asks(scene.service, 80), Err(ErrorKind::ConnectionRefused));
+    });
+}
