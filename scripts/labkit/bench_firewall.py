@@ -36,7 +36,8 @@ class Ours(Agent):
     """The product. `front` is a folder with programs that stand before those of the host."""
 
     def __init__(self, plan, source, front=""):
-        super().__init__(plan["binary"], source.flags, verbosity=1, flags=OURS, path=front + PATH)
+        flags = [*OURS, f"--netfilter={plan['netfilter']}"]
+        super().__init__(plan["binary"], source.flags, verbosity=1, flags=flags, path=front + PATH)
         self.first = FIRST
 
     def start_figures(self):
@@ -102,6 +103,10 @@ class Manifests:
     def policies(self, count):
         self.write("policies", map(objects.policy, range(count)))
 
+    def more(self, policies):
+        """Policies besides these, in place of the ones before."""
+        self.write("more", policies)
+
 
 class Cluster:
     kind = "API server"
@@ -116,6 +121,7 @@ class Cluster:
         self.api.patch("/api/v1/nodes/node1/status", {"status": objects.node()["status"]})
         for space in objects.namespaces():
             self.api.put("/api/v1/namespaces", space)
+        self.facts, self.added = facts, []
         self.clear_policies()
         objects.fill(facts, [*map(objects.pod, range(plan["pods"])), objects.client("other")])
         objects.fill(facts, [*map(objects.policy, range(plan["policies"]))])
@@ -133,6 +139,12 @@ class Cluster:
 
     def client(self, app):
         self.relabel(objects.client(app), app)
+
+    def more(self, policies):
+        for policy in self.added:
+            self.api.delete(f"{objects.collection(policy)}/{policy['metadata']['name']}")
+        self.added = policies
+        objects.fill(self.facts, policies)
 
 
 def changing(plan):
@@ -168,10 +180,11 @@ def size(plan):
     shutil.rmtree(f"{net.RUN}/bench-state", ignore_errors=True)
     # Nobody shall pay for bringing a program into memory.
     subprocess.run([plan["binary"], "--version"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-    print(f"\n{plan['pods']:,} pods, {objects.LOCAL} of them here; {plan['policies']:,} policies; from {source.kind}", flush=True)
-    ours(plan, source)
-    if plan["kube_router"]:
+    for netfilter in plan["netfilters"]:
+        print(f"\n{plan['pods']:,} pods, {objects.LOCAL} of them here; {plan['policies']:,} policies; from {source.kind}; {netfilter}", flush=True)
+        ours({**plan, "netfilter": netfilter}, source)
         own.run(*net.node_command(1, plan["binary"], *OURS, *source.flags, "--cleanup-config"))
+    if plan["kube_router"]:
         theirs(plan, source)
 
 
@@ -188,6 +201,8 @@ def ours(plan, source):
         peers = changes(agent, source, [(index, app) for index in changing(plan) for app in (0, objects.application(index))])
         here = [index for index in range(2, objects.LOCAL) if objects.application(index) == 0][:plan["changes"] // 8 or 1]
         local = changes(agent, source, [(index, app) for index in here for app in (1, 0)])
+        new = policies(agent, source, plan["changes"] // 8 or 1, [0])
+        wide = policies(agent, source, plan["changes"] // 16 or 1, range(objects.NAMESPACES))
         outside = observed(source, plan["changes"] // 4)
         asked = question(plan)
         memory = agent.memory()
@@ -199,9 +214,10 @@ def ours(plan, source):
     print(f"  label of a peer, ms     {spread(peers, 'since_seen')}; seen from outside {spread(outside)}")
     middle = {word: sorted(t[word] for t in local)[len(local) // 2] for word in ("compute", "sets", "rules")}
     print(f"  label of a pod here, ms {spread(local, 'since_seen')}; " + ", ".join(f"{word} {ms(middle[word])}" for word in middle))
+    print(f"  new policy, ms          {spread(new, 'since_seen')}; for all pods here {spread(wide, 'since_seen')}")
     print(f"  policy explain, ms      {ms(asked)}")
     print(f"  resident memory, MiB    {memory[0]:.1f} (at most {memory[1]:.1f})")
-    for what, (count, bytes_in) in counted(plan, source, Ours, here).items():
+    for what, (count, bytes_in) in counted(plan, source, Ours, here).items() if plan["netfilter"] == "iptables" else ():
         print(f"  programs for {what:<10} {count:.1f} with {bytes_in:,.0f} bytes of rules", flush=True)
 
 
@@ -227,15 +243,27 @@ def spread(took, word=None):
 
 def changes(agent, source, turns):
     """What single changes took, in ms, from the agent's seeing the event to the kernel's last acknowledgement."""
-    took = []
-    for index, app in turns:
-        after = len(agent.lines())
-        source.label(index, app)
+    return [taken(agent, lambda: source.label(index, app)) for index, app in turns]
+
+
+def taken(agent, change):
+    """What one change took, in ms."""
+    after = len(agent.lines())
+    change()
+    line, _ = agent.wait_for(ROUND, after, pause=0.002)
+    while "since_seen_us" not in line:  # what nobody enters any more was removed
+        after += 1
         line, _ = agent.wait_for(ROUND, after, pause=0.002)
-        while "since_seen_us" not in line:  # what nobody enters any more was removed
-            after += 1
-            line, _ = agent.wait_for(ROUND, after, pause=0.002)
-        took.append({word: line[f"{word}_us"] / 1e3 for word in ("since_seen", "compute", "sets", "rules")})
+    return {word: line[f"{word}_us"] / 1e3 for word in ("since_seen", "compute", "sets", "rules")}
+
+
+def policies(agent, source, count, spaces):
+    """What new policies took, one in each of these namespaces at once, which concern all pods there."""
+    took = []
+    for turn in range(count):
+        made = [objects.everybody(space, turn) for space in spaces]
+        took.append(taken(agent, lambda: source.more(made)))
+        taken(agent, lambda: source.more([]))
     return took
 
 
@@ -324,17 +352,28 @@ def packets(plan):
                   f"{TURNS} times {SECONDS} s")
             time.sleep(0.5)
             base = row(plan, "no policy, no agent", None)
-            with Ours(plan, source) as agent:
-                agent.wait_for(FIRST)
-                row(plan, "no policy", base)
-                for count in (1, 300, 1000):
-                    spaced(source, agent, [*map(objects.policy, range(1, count)), objects.guard(0, 1, f"one-of-{count}")])
-                    row(plan, f"{count:,} {'policy' if count == 1 else 'policies, one of them'} for the pod", base)
-                for count in (10, 300, 1000):
-                    spaced(source, agent, [objects.guard(i, count, f"each-of-{count}") for i in range(count)])
-                    row(plan, f"{count:,} policies for the pod, the last allows", base)
+            for netfilter in plan["netfilters"]:
+                print(f" {netfilter}", flush=True)
+                with Ours({**plan, "netfilter": netfilter}, source) as agent:
+                    judged(plan, source, agent, base)
+                source.policies(0)
+                own.run(*net.node_command(1, plan["binary"], *OURS, *source.flags, "--cleanup-config"))
         finally:
             server.kill()
+
+
+def judged(plan, source, agent, base):
+    """The rows of one packet filter."""
+    agent.wait_for(FIRST)
+    row(plan, "no policy", base)
+    for count in (1, 300, 1000):
+        spaced(source, agent, [*map(objects.policy, range(1, count)), objects.guard(0, 1, f"one-of-{count}")])
+        row(plan, f"{count:,} {'policy' if count == 1 else 'policies, one of them'} for the pod", base)
+    for count in (10, 300, 1000):
+        spaced(source, agent, [objects.guard(i, count, f"each-of-{count}") for i in range(count)])
+        row(plan, f"{count:,} policies for the pod, the last allows", base)
+    spaced(source, agent, [objects.blocks(1000)])
+    row(plan, "1,000 blocks, the last allows", base)
 
 
 def spaced(source, agent, policies):

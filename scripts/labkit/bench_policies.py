@@ -88,6 +88,20 @@ def guard(index, of, step):
     return network_policy(namespace(0), f"guard-{step}-{index:04}", labelled(0), [{"from": [peer], "ports": ports}])
 
 
+def everybody(index, turn):
+    """A policy for all pods of a namespace."""
+    peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace(index + turn)}}}
+    return network_policy(namespace(index), f"everybody-{turn:04}", {}, [{"from": [peer], "ports": [{"protocol": "TCP", "port": NUMBER}]}])
+
+
+def blocks(count):
+    """One policy for the server with so many blocks, of which the last is the client's."""
+    own = f"{net.pod_addresses(CLIENT)[0]}/32"
+    cidrs = [*(f"198.{18 + i // 256 % 2}.{i % 256}.0/25" for i in range(count - 1) if i < 512),
+             *(f"203.{i // 256}.{i % 256}.128/25" for i in range(512, count - 1)), own]
+    return network_policy(namespace(0), "blocks", labelled(0), [{"from": [{"ipBlock": {"cidr": c}} for c in cidrs]}])
+
+
 def network_policy(space, name, selector, ingress, egress=None):
     spec = {"podSelector": selector, "policyTypes": ["Ingress"] + (["Egress"] if egress else []), "ingress": ingress}
     return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name, "namespace": space},
