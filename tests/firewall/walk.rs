@@ -732,6 +732,7 @@ impl<'r> Walk<'r> {
                     Piece::Chain { chain, .. } => Some(chain.clone()),
                     _ => None,
                 });
+                // A kernel that refuses one of the first three refuses all of them, which have the same match and target.
                 let fixed = [
                     names::CHAIN_DEFAULT,
                     names::CHAIN_DENY,

@@ -256,6 +256,25 @@ mod tests {
         assert_eq!(wanted(ClosedBridges { link_local, ..ClosedBridges::default() }).count(), 4);
     }
 
+    /// No kernel takes the chain of what is allowed and refuses one of those of the tiers, so these need no stand-in.
+    #[test]
+    fn the_chains_of_the_tiers_need_of_the_kernel_what_that_of_allowed_packets_needs() {
+        let needs = |rules: &Rules| -> Vec<_> {
+            let of_rule = |rule: &Rule| {
+                let matches: Vec<_> = rule.matches().iter().map(std::mem::discriminant).collect();
+                (matches, rule.verdict().map(std::mem::discriminant))
+            };
+            rules.0.iter().map(of_rule).collect()
+        };
+        for family in Family::BOTH {
+            let accepting = chain(family, CHAIN_DEFAULT);
+            let accepts = fixed(family).into_iter().find(|(piece, _)| *piece == accepting).expect("it always exists").1;
+            for (piece, rules) in deciding(family) {
+                assert_eq!(needs(&rules), needs(&accepts), "{piece}");
+            }
+        }
+    }
+
     #[test]
     fn nothing_is_closed_by_default() {
         let range = ["10.244.1.0/24".parse().unwrap()];
