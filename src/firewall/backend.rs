@@ -30,10 +30,6 @@ pub trait Backend {
     /// Updates the desired state from changes of the rule set and the facts of this node. Does not touch the kernel.
     fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::RuleSetChanges);
 
-    /// Returns whether ClusterNetworkPolicies ([`RuleSet::cluster_policies`](super::rules::RuleSet)) are enforced. Where they are
-    /// not, any that selects a pod of this node is trouble.
-    fn enforces_cluster_policies(&self) -> bool;
-
     /// Returns the ranges in which only known pods may be reached.
     fn closed(&self) -> &[IpNet];
 

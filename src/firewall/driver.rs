@@ -22,7 +22,6 @@ use super::backend::{Backend, RoundDurations};
 use super::explain;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
-use super::rules::RuleSet;
 use super::starting;
 
 /// Inputs and outputs of the firewall besides those of every subsystem.
@@ -285,9 +284,7 @@ impl<B: Backend> Subsystem for Driver<B> {
     }
 
     fn troubles(&mut self, _account: &mut Account, _standing: &Standing) -> Vec<String> {
-        let mut troubles = self.tell_refusals();
-        troubles.extend(not_enforced(self.plan.rules(), self.backend.enforces_cluster_policies()));
-        troubles
+        self.tell_refusals()
     }
 
     fn log_first_sync(&self, sync: &FirstSync) {
@@ -319,31 +316,5 @@ impl<B: Backend> Subsystem for Driver<B> {
             metrics.last_success.set(i64::try_from(seconds).unwrap_or(i64::MAX));
         }
         standing.synced
-    }
-}
-
-/// Returns that ClusterNetworkPolicies have no effect, where some select pods of this node and the backend does not know them.
-fn not_enforced(rules: &RuleSet, is_enforced: bool) -> Option<String> {
-    let names: BTreeSet<&str> = rules.cluster_policies.keys().map(|key| key.policy.as_str()).collect();
-    let names: Vec<&str> = names.into_iter().collect();
-    (!is_enforced && !names.is_empty()).then(|| format!("not enforced: ClusterNetworkPolicy {}", names.join(", ")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::rules::{ClusterPolicyKey, Direction};
-    use super::*;
-    use crate::model::Tier;
-
-    #[test]
-    fn cluster_policies_that_a_backend_does_not_know_are_trouble() {
-        let mut rules = RuleSet::default();
-        assert_eq!(not_enforced(&rules, false), None);
-        for direction in Direction::BOTH {
-            let key = ClusterPolicyKey { tier: Tier::Admin, priority: 7, policy: "guard".into(), direction };
-            rules.cluster_policies.insert(key, [].into());
-        }
-        assert_eq!(not_enforced(&rules, true), None);
-        assert_eq!(not_enforced(&rules, false).as_deref(), Some("not enforced: ClusterNetworkPolicy guard"));
     }
 }

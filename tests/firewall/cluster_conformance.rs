@@ -15,7 +15,7 @@ use sluice::model::World;
 use sluice::net::Protocol;
 
 use super::cases::{Case, HERE};
-use super::{histories, lowered, oracle};
+use super::{histories, lowered, oracle, tables};
 
 const GRYFFINDOR: &str = "gryffindor";
 const SLYTHERIN: &str = "slytherin";
@@ -64,6 +64,7 @@ impl Castle {
             let meant = Direction::BOTH.into_iter().all(|direction| oracle::passes(&self.0, &packet, direction));
             assert_eq!(meant, expected, "by the oracle: {told}");
             assert_eq!(lowered::is_forwarded(&self.0, packet), expected, "by the chains: {told}");
+            assert_eq!(tables::is_forwarded(&self.0, &packet), expected, "by the table: {told}");
         }
     }
 }

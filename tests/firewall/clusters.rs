@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use sluice::firewall::verdict::{Packet, Traffic};
 use sluice::model::{
     Authority, Cluster, Host, HostAddress, Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, ObjectName,
-    Operator, Peer, Peers, Pod, PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, Table, World,
+    Operator, Peer, Peers, Pod, PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, World,
 };
 use sluice::net::Protocol;
 
@@ -111,22 +111,6 @@ pub fn change(world: &mut World, random: &mut Random) -> String {
             format!("this node is {name}")
         }
     }
-}
-
-/// A World with so many changes in it, but no ClusterNetworkPolicy: for a backend that does not lower tiers.
-pub fn world_without_tiers(random: &mut Random, changes: usize) -> World {
-    let mut world = empty_world();
-    for _ in 0..changes {
-        change_without_tiers(&mut world, random);
-    }
-    world
-}
-
-/// Changes one thing of such a World, and says what; nothing where that is a ClusterNetworkPolicy.
-pub fn change_without_tiers(world: &mut World, random: &mut Random) -> String {
-    let told = change(world, random);
-    world.cluster.cluster_policies = Table::default();
-    told
 }
 
 /// The same World, taken in by somebody who shares nothing with the one who made it.

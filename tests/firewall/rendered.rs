@@ -9,7 +9,7 @@ use sluice::config::{FirewallConfig, ServiceRanges};
 use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::nftables;
 use sluice::firewall::plan::Plan;
-use sluice::model::{Namespace, Node};
+use sluice::model::{Action, ClusterNetworkPolicy, ClusterRule, Namespace, Node, Selector, Subject, Tier};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::guard;
 use sluice::router::{forward, identity::Identity, pod_egress};
@@ -38,9 +38,29 @@ fn case() -> Case {
         .policy("shop/all", "", [Some(&[]), Some(&egress)]);
     case.0.cluster.namespaces.insert("shut".into(), Namespace { isolated: true, ..Namespace::default() });
     case = case.pod("shut/one", HERE, ["10.244.0.3", "", ""]);
+    for tier in [Tier::Admin, Tier::Baseline] {
+        case.0.cluster.cluster_policies.insert(tier.name().to_lowercase().into(), of_tier(tier));
+    }
     let pod_cidrs = vec!["10.244.0.0/24".parse().expect("a range"), "fd00:10:244::/64".parse().expect("a range")];
     case.0.cluster.nodes.insert(HERE.into(), Node { pod_cidrs, ..Node::default() });
     case
+}
+
+/// A policy for all pods that denies, passes and accepts.
+fn of_tier(tier: Tier) -> ClusterNetworkPolicy {
+    let rules = [
+        (
+            Action::Deny,
+            rule(&[pods_in("team=a", "app=db"), block("203.0.113.0/24", &[])], &[port("tcp/80"), port("tcp/90-99")]),
+        ),
+        (Action::Pass, rule(&[pods_in("team=a", "app=db")], &[port("tcp/http")])),
+        (Action::Accept, rule(&[pods_in("", "")], &[])),
+        (Action::Deny, rule(&[], &[])),
+    ];
+    let rule = |(action, matches)| ClusterRule { name: "rule".into(), action, matches };
+    let rules: Box<[ClusterRule]> = rules.into_iter().map(rule).collect();
+    let subject = Subject { namespaces: Selector::everything(), pods: Selector::everything() };
+    ClusterNetworkPolicy { tier, priority: 7, subject, ingress: rules.clone(), egress: rules }
 }
 
 fn config() -> FirewallConfig {

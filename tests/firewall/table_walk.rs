@@ -19,12 +19,12 @@ use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
 use sluice::kernel::nftables::{Chain, Content, Hook, Object};
-use sluice::model::{Authority, World};
+use sluice::model::{Action, Authority, ClusterNetworkPolicy, ClusterRule, Peer, Selector, Subject, Tier, World};
 use sluice::net::Protocol;
 use sluice::reconcile::{Failure, Moment, Phase, Step, Target};
 use sluice::subsystem::Kinds;
 
-use super::cases::{Case, HERE, rule};
+use super::cases::{Case, HERE, pods_in, rule};
 use super::lowered::{BOTH, config};
 use super::support::chains::State;
 use super::support::memory::{self, Memory, MemoryKernel};
@@ -243,8 +243,7 @@ impl<'r> Walk<'r> {
 
     fn change(&mut self, count: usize) -> String {
         let host = self.world.host.clone();
-        let told: Vec<String> =
-            (0..count).map(|_| clusters::change_without_tiers(&mut self.world, self.random)).collect();
+        let told: Vec<String> = (0..count).map(|_| clusters::change(&mut self.world, self.random)).collect();
         // The name of a running host does not change.
         self.world.host = host;
         told.join("; ")
@@ -320,9 +319,13 @@ impl<'r> Walk<'r> {
         let before = self.agent.plan.rules().clone();
         let mut part = self.world.clone();
         let policies: Vec<_> = part.cluster.policies.iter().map(|(name, _)| name.clone()).collect();
+        let tiers: Vec<_> = part.cluster.cluster_policies.iter().map(|(name, _)| name.clone()).collect();
         let pods: Vec<_> = part.cluster.pods.iter().map(|(name, _)| name.clone()).collect();
         for name in policies.iter().filter(|_| self.random.chance(50)) {
             part.cluster.policies.remove(name);
+        }
+        for name in tiers.iter().filter(|_| self.random.chance(50)) {
+            part.cluster.cluster_policies.remove(name);
         }
         let never = (0..100).map(|_| self.packet()).filter(|packet| !verdict(&before, packet).passes()).collect();
         self.with(|inside| inside.promise.never = never);
@@ -334,7 +337,10 @@ impl<'r> Walk<'r> {
             part.cluster.pods.remove(name);
         }
         let judged = |table: &Contents| -> BTreeSet<Object> {
-            let is_judged = |set: &str| ["egress4", "egress6", "ingress4", "ingress6"].contains(&set);
+            let is_judged = |set: &str| {
+                let maps = ["egress4", "egress6", "ingress4", "ingress6"];
+                maps.contains(&set.strip_prefix("admin_").unwrap_or(set))
+            };
             table
                 .keys()
                 .filter(|object| matches!(object, Object::Element(set, _) if is_judged(set.as_str())))
@@ -493,5 +499,64 @@ fn an_address_that_pods_share_stays_refused_by_the_one_whose_policy_is_not_known
         }
         walk.with(|inside| inside.promise = Promise::default());
         walk.settle();
+    }
+}
+
+/// What a tier denies stays denied while one of its policies may only not be known, and so does what NetworkPolicies refuse that a
+/// Baseline tier would accept.
+#[test]
+fn what_a_tier_denies_stays_denied_where_its_policy_is_not_known() {
+    for (tier, address) in [(Tier::Admin, "10.244.0.1"), (Tier::Baseline, "fd00:10:244::1")] {
+        let mut random = Random::new(1);
+        let mut walk = Walk::new(&mut random);
+        let case = Case::new().namespace("shop", "").pod("shop/a", HERE, [address, "app=a", ""]);
+        let case = case.pod(
+            "shop/shut",
+            HERE,
+            [if tier == Tier::Admin { "10.244.0.2" } else { "fd00:10:244::2" }, "app=shut", ""],
+        );
+        let mut complete = case.policy("shop/shut", "app=shut", [Some(&[]), None]).0;
+        let policy = |action, priority, pods: &str| {
+            let all = ClusterRule { name: "".into(), action, matches: rule(&[pods_in("", "")], &[]) };
+            let deny_all = ClusterRule { name: "".into(), action, matches: rule(&[], &[]) };
+            let Peer::Pods { pods, .. } = pods_in("", pods) else { panic!("pods") };
+            let rule = if action == Action::Deny { deny_all } else { all };
+            let subject = Subject { namespaces: Selector::everything(), pods };
+            ClusterNetworkPolicy { tier, priority, subject, ingress: [rule].into(), egress: [].into() }
+        };
+        complete.cluster.cluster_policies.insert("deny".into(), policy(Action::Deny, 1, "app=a"));
+        complete.cluster.cluster_policies.insert("accept".into(), policy(Action::Accept, 2, "app=a"));
+        if tier == Tier::Baseline {
+            complete.cluster.cluster_policies.insert("also".into(), policy(Action::Accept, 3, "app=shut"));
+        }
+        walk.world = complete.clone();
+        walk.agent.take_in(&walk.world);
+        walk.settle();
+        let traffic = Traffic::Port { protocol: Protocol::Tcp, port: 80 };
+        let of = |from: &str, to: &str| {
+            let [source, destination] = [from, to].map(|text| text.parse().expect("an address"));
+            Packet { source, destination, traffic, from_this_node: false }
+        };
+        let (a, shut) = match tier {
+            Tier::Admin => (of("10.244.0.2", "10.244.0.1"), of("10.244.0.1", "10.244.0.2")),
+            Tier::Baseline => (of("fd00:10:244::2", "fd00:10:244::1"), of("fd00:10:244::1", "fd00:10:244::2")),
+        };
+        walk.with(|inside| {
+            inside.promise.never = vec![a, shut];
+            inside.check();
+        });
+        let mut part = complete;
+        part.cluster.cluster_policies.remove(&"deny".into());
+        part.cluster.policies.remove(&sluice::model::ObjectName::new("shop", "shut"));
+        for _ in 0..2 {
+            walk.restart();
+            walk.agent.take_in(&part);
+            walk.rounds(2, Authority::Partial);
+            walk.with(|inside| inside.check());
+        }
+        walk.with(|inside| inside.promise = Promise::default());
+        walk.agent.take_in(&part);
+        walk.settle();
+        assert!(passes(&walk.table(), Hook::Forward, &a) && passes(&walk.table(), Hook::Forward, &shut));
     }
 }

@@ -14,11 +14,13 @@ use sluice::firewall::nftables::names;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::{Direction, RuleSet};
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
-use sluice::kernel::nftables::{Content, Hook, Key, Name, Object};
-use sluice::model::{Node, Peer, World};
+use sluice::kernel::nftables::{Content, Hook, Key, Name, Object, Verdict};
+use sluice::model::{
+    Action, ClusterNetworkPolicy, ClusterRule, Node, Peer, PolicyRule, Selector, Subject, Tier, World,
+};
 use sluice::net::{Family, PerFamily, Protocol};
 
-use super::cases::{Case, ELSEWHERE, HERE, block, pods, port, rule};
+use super::cases::{Case, ELSEWHERE, HERE, block, pods, pods_in, port, rule};
 use super::lowered::{BOTH, config, local};
 use super::support::chains::State;
 use super::support::random::{Random, for_many};
@@ -32,6 +34,12 @@ fn lowered(world: &World, default_deny: bool, families: PerFamily<bool>) -> (Rul
     let mut lowering = Lowering::new(config(default_deny), families);
     lowering.update(plan.rules(), world, &changed);
     (plan.rules().clone(), lowering.desired().clone())
+}
+
+/// Returns whether the table of a World forwards a packet.
+pub fn is_forwarded(world: &World, packet: &Packet) -> bool {
+    let (_, desired) = lowered(world, false, BOTH);
+    Table { table: &desired.table, local: &local() }.passes(Hook::Forward, packet, State::New)
 }
 
 fn check_packets(rules: &RuleSet, desired: &Desired, random: &mut Random, packets: usize) {
@@ -69,7 +77,7 @@ fn check_packets(rules: &RuleSet, desired: &Desired, random: &mut Random, packet
 fn the_table_does_what_the_rules_mean() {
     for_many(60, |random| {
         let changes = 20 + random.below(60);
-        let world = clusters::world_without_tiers(random, changes);
+        let world = clusters::world(random, changes);
         let (rules, desired) = lowered(&world, false, BOTH);
         assert_eq!(refusal(&desired.table), None, "the kernel takes it");
         check_packets(&rules, &desired, random, 400);
@@ -82,7 +90,7 @@ fn what_pods_send_to_services_is_judged_wherever_it_ends() {
     let (asked, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
     for_many(60, |random| {
         let changes = 60 + random.below(60);
-        let mut world = clusters::world_without_tiers(random, changes);
+        let mut world = clusters::world(random, changes);
         for _ in 0..20 {
             services::change(&mut world.cluster, random, &clusters::addresses());
         }
@@ -128,7 +136,7 @@ fn what_is_lowered_does_not_depend_on_history() {
         let mut told = Vec::new();
         for _ in 0..50 {
             for _ in 0..*random.pick(&[1, 1, 1, 2, 8]) {
-                told.push(clusters::change_without_tiers(&mut world, random));
+                told.push(clusters::change(&mut world, random));
             }
             if random.chance(10) {
                 told.push(many_peers(&mut world, random));
@@ -193,7 +201,7 @@ fn many_peers(world: &mut World, random: &mut Random) -> String {
 #[test]
 fn many_peers_are_one_set_and_mean_the_same() {
     for_many(15, |random| {
-        let mut world = clusters::world_without_tiers(random, 60);
+        let mut world = clusters::world(random, 60);
         for _ in 0..3 {
             many_peers(&mut world, random);
         }
@@ -203,6 +211,8 @@ fn many_peers_are_one_set_and_mean_the_same() {
         let most = desired.table.iter().filter_map(|(object, content)| match (object, content) {
             // Of an address that several pods claim, which lasts for moments.
             (Object::Chain(name), _) if name.as_str().starts_with("each_") => None,
+            // Of rules in order, which are not looked up at once.
+            (Object::Chain(name), _) if names::is_tier(name) => None,
             (_, Content::Chain(chain)) if chain.base.is_none() => Some(chain.rules.len()),
             _ => None,
         });
@@ -243,6 +253,64 @@ fn the_chain_of_a_pod_does_not_grow_with_its_policies() {
     let (few, many) = (with(5), with(300));
     assert_eq!(few, many);
     assert!(few <= 8, "{few}");
+}
+
+/// A policy of a tier for all pods, with these rules for what they get.
+fn of_tier(case: Case, tier: Tier, rules: Vec<(Action, PolicyRule)>) -> Case {
+    let Case(mut world) = case;
+    let rule = |(action, matches)| ClusterRule { name: "".into(), action, matches };
+    let policy = ClusterNetworkPolicy {
+        tier,
+        priority: 7,
+        subject: Subject { namespaces: Selector::everything(), pods: Selector::everything() },
+        ingress: rules.into_iter().map(rule).collect(),
+        egress: [].into(),
+    };
+    world.cluster.cluster_policies.insert("guard".into(), policy);
+    Case(world)
+}
+
+/// Cost per packet: rules in a row with the same action are looked up together, and pods of all namespaces share the chain.
+#[test]
+fn the_chain_of_a_tier_does_not_grow_with_rules_in_a_row() {
+    let with = |count: u32, tier| {
+        let rules = |action| {
+            let peer = |number| pods_in("", &format!("app=peer-{number}"));
+            let ports = |number| {
+                [port(&format!("tcp/{}", 1000 + number)), port(&format!("udp/{}-{}", 10 * number, 10 * number + 5))]
+            };
+            (0..count)
+                .flat_map(move |number| [rule(&[peer(number)], &ports(number)), rule(&[peer(number)], &[])])
+                .map(move |rule| (action, rule))
+        };
+        let case = Case::new().namespace("shop", "").namespace("bank", "");
+        let case = case.pod("shop/web", HERE, ["10.244.0.1", "", ""]).pod("bank/web", HERE, ["10.244.0.2", "", ""]);
+        let shape = shape(&of_tier(case, tier, rules(Action::Deny).chain(rules(Action::Accept)).collect()).0);
+        let its: Vec<usize> = shape.iter().filter(|(name, _)| names::is_tier(name)).map(|(_, rules)| *rules).collect();
+        assert_eq!(its.len(), 1, "{shape:?}");
+        its[0]
+    };
+    for tier in [Tier::Admin, Tier::Baseline] {
+        let (few, many) = (with(5, tier), with(300, tier));
+        assert_eq!(few, many);
+        assert!(few <= 8, "{few}");
+    }
+}
+
+#[test]
+fn what_a_tier_denies_counts_for_its_policy() {
+    for tier in [Tier::Admin, Tier::Baseline] {
+        let case = Case::new().namespace("shop", "").pod("shop/db", HERE, ["10.244.0.1", "app=db", ""]);
+        let world = of_tier(case, tier, vec![(Action::Deny, rule(&[], &[]))]).0;
+        let (rules, desired) = lowered(&world, false, BOTH);
+        let traffic = Traffic::Port { protocol: Protocol::Tcp, port: 80 };
+        let [source, destination] = ["203.0.113.9", "10.244.0.1"].map(|text| text.parse().unwrap());
+        let packet = Packet { source, destination, traffic, from_this_node: false };
+        let local = local();
+        let traced = Table { table: &desired.table, local: &local }.trace(Hook::Forward, &packet, State::New);
+        assert_eq!(traced.fate, Fate::Rejected);
+        assert_eq!(traced.counted, rules.cluster_policies.keys().map(names::denied).collect::<Vec<_>>());
+    }
 }
 
 #[test]
@@ -371,7 +439,7 @@ fn a_pod_that_is_not_known_is_closed_and_the_host_reaches_everybody() {
 #[test]
 fn a_family_that_is_off_has_nothing_but_what_links_need_and_nothing_is_there_without_use() {
     for_many(40, |random| {
-        let world = clusters::world_without_tiers(random, 60);
+        let world = clusters::world(random, 60);
         for families in [BOTH, PerFamily { v4: true, v6: false }, PerFamily { v4: false, v6: true }] {
             let (_, desired) = lowered(&world, true, families);
             assert_eq!(refusal(&desired.table), None, "the kernel takes it");
@@ -389,7 +457,7 @@ fn a_family_that_is_off_has_nothing_but_what_links_need_and_nothing_is_there_wit
                 .flat_map(|content| match content {
                     Content::Chain(chain) => rules_name(chain).collect(),
                     Content::Verdict(verdict) => match &**verdict {
-                        sluice::kernel::nftables::Verdict::Jump(to) => vec![Object::Chain(to.clone())],
+                        Verdict::Jump(to) | Verdict::Goto(to) => vec![Object::Chain(to.clone())],
                         _ => Vec::new(),
                     },
                     _ => Vec::new(),

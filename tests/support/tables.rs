@@ -104,6 +104,7 @@ impl Table<'_> {
                     Outcome::Returned => {}
                     outcome => return outcome,
                 },
+                Some(Verdict::Goto(to)) => return self.chain(to, packet, counted, depth + 1),
                 Some(other) => panic!("{other:?} is a verdict that this reader does not know"),
             }
         }

@@ -89,10 +89,6 @@ impl<K: Kernel> Backend for Iptables<K> {
         }
     }
 
-    fn enforces_cluster_policies(&self) -> bool {
-        true
-    }
-
     fn closed(&self) -> &[IpNet] {
         self.lowering.closed()
     }

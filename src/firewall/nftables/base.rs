@@ -11,7 +11,8 @@
 //!        Services with a denied endpoint on this node, and addresses of Services, in input only
 //!        ICMP that always passes; in output, what the host itself sends
 //!        a pod that sends to its own address: accept
-//!        ip saddr vmap @egress4, or ip daddr vmap @ingress4: the chain of the pod's class
+//!        ip saddr vmap @admin_egress4, or ip daddr vmap @admin_ingress4: the Admin tier of ClusterNetworkPolicies
+//!        ip saddr vmap @egress4, or ip daddr vmap @ingress4: the chain of the pod's class, or its Baseline tier
 //!        jump closed_egress, or closed_ingress, where unknown addresses are closed
 //! ```
 //!
@@ -110,10 +111,11 @@ impl Surroundings<'_> {
         let address = SetSpec { fields: Fields::Address(family), kind: Kind::Set, intervals: false };
         let map = SetSpec { kind: Kind::Verdicts, ..address };
         let itself = SetSpec { fields: Fields::Addresses(family), ..address };
-        let maps = Direction::BOTH.map(|direction| (names::isolated(direction, family), map));
+        let of = |direction| [names::admin(direction, family), names::isolated(direction, family)];
+        let maps = Direction::BOTH.into_iter().flat_map(of).map(|name| (name, map));
         let others = [(names::to_itself(family), itself), (names::host_endpoints(family), map)];
         let pods = self.config.default_deny.then(|| (names::pods(family), address));
-        for (name, spec) in maps.into_iter().chain(others).chain(pods) {
+        for (name, spec) in maps.chain(others).chain(pods) {
             lowered.map(&name, spec);
         }
     }
@@ -192,9 +194,11 @@ impl Surroundings<'_> {
             let set = names::to_itself(family);
             Rule::new([Match::InSet { lookup: Lookup::Addresses(family), set, negated: false }], Verdict::Accept)
         });
-        let maps = self.enabled().map(|family| {
-            let (lookup, map) = (Lookup::Address(family, side), names::isolated(direction, family));
-            Rule::new([], Verdict::Map { lookup, map })
+        let maps = [names::admin, names::isolated].into_iter().flat_map(|named| {
+            self.enabled().map(move |family| {
+                let (lookup, map) = (Lookup::Address(family, side), named(direction, family));
+                Rule::new([], Verdict::Map { lookup, map })
+            })
         });
         let closing = self.closes().then(|| Rule::new([], Verdict::Jump(names::closed(direction))));
         to_itself.chain(maps).chain(closing).collect()

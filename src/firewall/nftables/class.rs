@@ -19,24 +19,28 @@
 //!
 //! `accept` in here ends the base chain of this direction, and nothing else: the other direction has a base chain of its own.
 //!
-//! An address that several pods claim is judged by the classes of all of them ([`each`], [`shared`]): there a permission
-//! is a `return`, which leads to the next class. That lasts for moments, so its rules are in turn.
+//! An address that several pods claim is judged by the classes of all of them ([`each`], [`shared`]), and by their tiers: there a permission
+//! is a `return`, which leads to the next class. That lasts for moments, so its rules are in turn. What passes all of them is
+//! accepted, because no other map judges such an address.
 
 use std::sync::Arc;
 
 use compact_str::CompactString;
 
 use crate::kernel::nftables::rule::States;
-use crate::kernel::nftables::{Content, Fields, Key, Kind, Lookup, Match, Object, Rule, SetSpec, Statement, Verdict};
+use crate::kernel::nftables::{
+    Content, Fields, Key, Kind, Lookup, Match, Name, Object, Rule, SetSpec, Statement, Verdict,
+};
 use crate::model::ObjectName;
 use crate::net::{Family, PerFamily};
 
 use super::super::rules::{self, Direction, Isolation, PolicyKey, PortMatch, RuleSet, SetKey};
 use super::names;
 use super::parts::{Lowered, Part};
-use super::peers::{Allowed, Peers};
+use super::peers::{Allowed, Outcome, Peers};
 use super::permissions::{Permissions, Ranges};
 use super::sets::{self, in_one, in_set};
+use super::tiers::Judged;
 
 /// The pods of one namespace that the same policies isolate in one direction.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -71,16 +75,34 @@ impl Class {
 /// Returns the chain of a class with its maps.
 pub fn class(class: &Arc<Class>, rules: &RuleSet, families: PerFamily<bool>) -> Lowered {
     let name = names::class(class);
-    let mut lowered = Lowered::default();
+    let (mut lowered, mut chain) = (Lowered::default(), vec![invalid()]);
     let permissions = Permissions::of(class.matches(rules));
-    let mut chain = vec![invalid()];
-    let verdict = |allowed: &Allowed, lowered: &mut Lowered| verdict(class.direction, allowed, lowered);
+    chain.extend(permitted(&name, &permissions, (class.direction, &Outcome::Accept), families, &mut lowered));
+    if permissions.any != Allowed::Everybody {
+        chain.extend(refusing(class));
+    }
+    lowered.needs.insert(Part::Counter(class.clone()));
+    lowered.chain(name, chain);
+    lowered
+}
+
+/// Returns the rules that look a packet up among these permissions, or among what is to be denied. The names of their maps begin
+/// with this name.
+pub fn permitted(
+    name: &Name,
+    permissions: &Permissions,
+    (direction, outcome): (Direction, &Outcome),
+    families: PerFamily<bool>,
+    lowered: &mut Lowered,
+) -> Vec<Rule> {
+    let mut chain = Vec::new();
+    let verdict = |allowed: &Allowed, lowered: &mut Lowered| verdict((direction, outcome), allowed, lowered);
 
     if !permissions.singles.is_empty() {
-        let map = names::ports(&name);
+        let map = names::ports(name);
         lowered.map(&map, SetSpec { fields: Fields::ProtocolPort, kind: Kind::Verdicts, intervals: false });
         for ((protocol, port), allowed) in &permissions.singles {
-            let verdict = verdict(allowed, &mut lowered);
+            let verdict = verdict(allowed, lowered);
             lowered.verdict(&map, Key::ProtocolPort(*protocol, *port), verdict);
         }
         chain.push(Rule::new([], Verdict::Map { lookup: Lookup::DestinationProtocolPort, map }));
@@ -89,39 +111,41 @@ pub fn class(class: &Arc<Class>, rules: &RuleSet, families: PerFamily<bool>) -> 
         let protocol = *protocol;
         match ranges {
             Ranges::Disjoint(ranges) => {
-                let map = names::ranges(&name, protocol);
+                let map = names::ranges(name, protocol);
                 lowered.map(&map, SetSpec { fields: Fields::Port, kind: Kind::Verdicts, intervals: true });
                 for (range, allowed) in ranges {
-                    let verdict = verdict(allowed, &mut lowered);
+                    let verdict = verdict(allowed, lowered);
                     lowered.verdict(&map, Key::Ports(*range), verdict);
                 }
                 chain.push(Rule::new([], Verdict::Map { lookup: Lookup::DestinationPort(protocol), map }));
             }
             Ranges::InTurn(ranges) => chain.extend(ranges.iter().map(|(range, allowed)| {
                 let to_range = Match::DestinationPort { protocol, range: *range };
-                Rule::new([to_range], verdict(allowed, &mut lowered))
+                Rule::new([to_range], verdict(allowed, lowered))
             })),
         }
     }
     for (set, allowed) in &permissions.named {
         lowered.needs.extend(sets::parts(set, families));
-        let verdict = verdict(allowed, &mut lowered);
-        chain.extend(in_set(set, class.direction, families).map(|one| Rule::new([one], verdict.clone())));
+        let in_sets: Vec<Match> = in_set(set, direction, families).collect();
+        if in_sets.is_empty() {
+            continue;
+        }
+        let verdict = verdict(allowed, lowered);
+        chain.extend(in_sets.into_iter().map(|one| Rule::new([one], verdict.clone())));
     }
     for (protocol, allowed) in &permissions.protocols {
-        chain.push(Rule::new([Match::Protocol(*protocol)], verdict(allowed, &mut lowered)));
+        chain.push(Rule::new([Match::Protocol(*protocol)], verdict(allowed, lowered)));
     }
     match &permissions.any {
-        Allowed::Everybody => chain.push(Rule::new([], Verdict::Accept)),
+        Allowed::Everybody => chain.push(Rule::new([], outcome.verdict(&mut lowered.needs))),
+        Allowed::Peers(sets) if sets.is_empty() => {}
         Allowed::Peers(sets) => {
-            let peers = Peers { direction: class.direction, sets: sets.clone() };
+            let peers = Peers { direction, sets: sets.clone(), outcome: outcome.clone() };
             chain.extend(peers.rules(families, &mut lowered.needs));
-            chain.extend(refusing(class));
         }
     }
-    lowered.needs.insert(Part::Counter(class.clone()));
-    lowered.chain(name, chain);
-    lowered
+    chain
 }
 
 /// Returns the chain that asks a class whether it allows a packet, and returns if it does.
@@ -129,13 +153,8 @@ pub fn each(class: &Arc<Class>, rules: &RuleSet, families: PerFamily<bool>) -> L
     let mut lowered = Lowered::default();
     let mut chain = vec![invalid()];
     for one in class.matches(rules) {
-        let conditions = conditions(one, class.direction, families);
-        if !conditions.is_empty() {
-            let sets = || one.peer.iter().chain(named(one));
-            let looked_up = possible(one, families).flat_map(|family| sets().map(move |set| (set, family)));
-            lowered.needs.extend(looked_up.map(|(set, family)| Part::Set(set.clone(), family)));
-        }
-        chain.extend(conditions.into_iter().map(|matches| Rule::new(matches, Verdict::Return)));
+        let each = looked_up(one, class.direction, families, &mut lowered);
+        chain.extend(each.into_iter().map(|matches| Rule::new(matches, Verdict::Return)));
     }
     chain.extend(refusing(class));
     lowered.needs.insert(Part::Counter(class.clone()));
@@ -143,12 +162,15 @@ pub fn each(class: &Arc<Class>, rules: &RuleSet, families: PerFamily<bool>) -> L
     lowered
 }
 
-/// Returns the chain of an address that pods of these classes claim: each has to allow.
-pub fn shared(classes: &[Arc<Class>]) -> Lowered {
-    let mut lowered = Lowered::default();
-    let jumps = classes.iter().map(|class| Rule::new([], Verdict::Jump(names::each(class))));
-    lowered.chain(names::shared(classes), jumps.collect());
-    lowered.needs.extend(classes.iter().map(|class| Part::Each(class.clone())));
+/// Returns the chain of an address that these judge, each of a pod that claims it: each has to allow.
+pub fn shared(judged: &[Judged]) -> Lowered {
+    let (mut lowered, mut chain) = (Lowered::default(), Vec::new());
+    for (name, part) in judged.iter().filter_map(Judged::each) {
+        chain.push(Rule::new([], Verdict::Jump(name)));
+        lowered.needs.insert(part);
+    }
+    chain.push(Rule::new([], Verdict::Accept));
+    lowered.chain(names::shared(judged), chain);
     lowered
 }
 
@@ -167,9 +189,8 @@ pub fn log(prefix: &str) -> Statement {
     Statement::Log { group: 100, prefix: prefix.into() }
 }
 
-/// Returns the rules that refuse a packet for which these matches hold, on behalf of a class.
-pub fn refusal(class: &Class, matches: &[Match], said: &str) -> [Rule; 2] {
-    let name = names::class(class);
+/// Returns the rules that refuse a packet for which these matches hold: the counter of this name counts it, and it is logged by it.
+pub fn refusal(name: &Name, matches: &[Match], said: &str) -> [Rule; 2] {
     let limited: Box<[Match]> = matches.iter().cloned().chain([LOG_LIMIT]).collect();
     let counted = Rule::with(matches, [Statement::Count(name.clone())], Some(Verdict::Reject));
     [Rule::with(limited, [log(name.as_str())], None), counted.commented(said)]
@@ -177,18 +198,19 @@ pub fn refusal(class: &Class, matches: &[Match], said: &str) -> [Rule; 2] {
 
 /// Returns the last rules of a class's chain.
 fn refusing(class: &Class) -> [Rule; 2] {
-    refusal(class, &[], &format!("isolated by {}", names::policies(class)))
+    refusal(&names::class(class), &[], &format!("isolated by {}", names::policies(class)))
 }
 
-fn invalid() -> Rule {
+/// Returns the rule that drops what connection tracking calls invalid.
+pub fn invalid() -> Rule {
     Rule::new([Match::State { states: States::INVALID, negated: false }], Verdict::Drop)
 }
 
-fn verdict(direction: Direction, allowed: &Allowed, lowered: &mut Lowered) -> Verdict {
+fn verdict((direction, outcome): (Direction, &Outcome), allowed: &Allowed, lowered: &mut Lowered) -> Verdict {
     match allowed {
-        Allowed::Everybody => Verdict::Accept,
+        Allowed::Everybody => outcome.verdict(&mut lowered.needs),
         Allowed::Peers(sets) => {
-            let peers = Arc::new(Peers { direction, sets: sets.clone() });
+            let peers = Arc::new(Peers { direction, sets: sets.clone(), outcome: outcome.clone() });
             let verdict = Verdict::Jump(names::peers(&peers));
             lowered.needs.insert(Part::Peers(peers));
             verdict
@@ -196,7 +218,22 @@ fn verdict(direction: Direction, allowed: &Allowed, lowered: &mut Lowered) -> Ve
     }
 }
 
-/// Returns the matches of the rules for one condition of a policy: any of them has to hold as a whole.
+/// Returns the matches of the rules for one condition of a policy, of which any has to hold as a whole; adds the sets that they need.
+pub fn looked_up(
+    one: &rules::Match,
+    direction: Direction,
+    families: PerFamily<bool>,
+    lowered: &mut Lowered,
+) -> Vec<Vec<Match>> {
+    let conditions = conditions(one, direction, families);
+    if !conditions.is_empty() {
+        let sets = || one.peer.iter().chain(named(one));
+        let looked_up = possible(one, families).flat_map(|family| sets().map(move |set| (set, family)));
+        lowered.needs.extend(looked_up.map(|(set, family)| Part::Set(set.clone(), family)));
+    }
+    conditions
+}
+
 fn conditions(one: &rules::Match, direction: Direction, families: PerFamily<bool>) -> Vec<Vec<Match>> {
     let named = named(one);
     let peers: Vec<Vec<Match>> = if one.peer.is_none() && named.is_none() {

@@ -1,8 +1,8 @@
 //! Accounting of refused packets by policy.
 //!
-//! A class refuses what none of its policies allows, so a packet that it refuses counts for each of them. The counters
-//! are objects of the table, one for each class: a chain that is replaced goes on counting, and a class that comes back starts at
-//! zero. Earlier counts stay in the sum.
+//! A class refuses what none of its policies allows, so a packet that it refuses counts for each of them. What a ClusterNetworkPolicy
+//! denies counts for it alone, without a namespace. The counters are objects of the table, one for each class and each policy that
+//! denies: a chain that is replaced goes on counting, and one that comes back starts at zero. Earlier counts stay in the sum.
 //!
 //! What is dropped on bridges, for addresses that no policy can name, belongs to no policy and counts by its reason.
 
@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::kernel::nftables::Name;
 
 use super::super::backend::Owner;
+use super::super::rules::ClusterPolicyKey;
 use super::class::Class;
 use super::names::{self, LINK_LOCAL, MULTICAST};
 
@@ -35,8 +36,15 @@ impl Default for Drops {
     }
 }
 
-/// Returns the owners of the counters of these classes.
-pub fn owners<'a>(classes: impl Iterator<Item = &'a Class>) -> Owners {
+/// Returns the owners of the counters of these classes, and of these ClusterNetworkPolicies, which belong to no namespace.
+pub fn owners<'a>(
+    classes: impl Iterator<Item = &'a Class>,
+    cluster_policies: impl Iterator<Item = &'a ClusterPolicyKey>,
+) -> Owners {
+    let of_cluster = |key: &ClusterPolicyKey| {
+        let owner = Owner { namespace: "".into(), policy: key.policy.clone(), direction: key.direction };
+        (names::denied(key), [owner].into())
+    };
     let of_class = |class: &Class| {
         let owner = |namespace: &str, policy: &str| Owner {
             namespace: namespace.into(),
@@ -47,7 +55,7 @@ pub fn owners<'a>(classes: impl Iterator<Item = &'a Class>) -> Owners {
         let annotation = class.by_namespace.then(|| owner(&class.namespace, ""));
         (names::class(class), policies.chain(annotation).collect())
     };
-    classes.map(of_class).collect()
+    classes.map(of_class).chain(cluster_policies.map(of_cluster)).collect()
 }
 
 impl Drops {
@@ -89,6 +97,7 @@ mod tests {
     use super::super::super::given::object;
     use super::super::super::rules::Direction;
     use super::*;
+    use crate::model::Tier;
 
     fn class(policies: &[&str], by_namespace: bool) -> Class {
         let policies = policies.iter().map(|name| object(name)).collect();
@@ -102,7 +111,7 @@ mod tests {
     #[test]
     fn a_packet_counts_for_every_policy_that_isolates_its_pod() {
         let (both, one) = (class(&["shop/a", "shop/b"], true), class(&["shop/b"], false));
-        let owners = owners([&both, &one].into_iter());
+        let owners = owners([&both, &one].into_iter(), std::iter::empty());
         let counted = |both_has: u64, one_has: u64| -> BTreeMap<Name, u64> {
             [(names::class(&both), both_has), (names::class(&one), one_has), ("other".into(), 9)].into()
         };
@@ -113,14 +122,28 @@ mod tests {
         // One was made anew, the other is gone.
         drops.add([(names::class(&one), 1)].into(), &owners);
         assert_eq!(sums(&drops), [(String::new(), 5), ("a".into(), 5), ("b".into(), 10)]);
-        drops.forget_others(&super::owners([&one].into_iter()));
+        drops.forget_others(&super::owners([&one].into_iter(), std::iter::empty()));
         assert_eq!(sums(&drops), [("b".into(), 10)]);
+    }
+
+    #[test]
+    fn what_a_cluster_policy_denies_counts_for_it_alone() {
+        let of = |tier| ClusterPolicyKey { tier, priority: 7, policy: "guard".into(), direction: Direction::Ingress };
+        let [guard, other] = [Tier::Admin, Tier::Baseline].map(of);
+        let class = class(&["shop/a"], false);
+        let owners = owners([&class].into_iter(), [&guard].into_iter());
+        let mut drops = Drops::default();
+        let counted = [(names::class(&class), 2), (names::denied(&guard), 3), (names::denied(&other), 9)];
+        drops.add(counted.into(), &owners);
+        assert_eq!(sums(&drops), [("guard".to_owned(), 3), ("a".to_owned(), 2)]);
+        assert!(drops.sums().keys().any(|owner| owner.namespace.is_empty() && owner.policy == "guard"));
     }
 
     #[test]
     fn a_policy_that_refused_nothing_says_so_and_what_bridges_drop_counts_by_its_reason() {
         let mut drops = Drops::default();
-        drops.add([(LINK_LOCAL.into(), 2)].into(), &owners([&class(&["shop/a"], false)].into_iter()));
+        let owners = owners([&class(&["shop/a"], false)].into_iter(), std::iter::empty());
+        drops.add([(LINK_LOCAL.into(), 2)].into(), &owners);
         assert_eq!(sums(&drops), [("a".to_owned(), 0)]);
         assert_eq!(*drops.on_bridges(), BTreeMap::from([("link-local", 2), ("multicast", 0)]));
     }

@@ -98,8 +98,8 @@ fn check(addresses: BTreeSet<IpAddr>, lowering: &Lowering, applied: &Applied<'_>
 /// Returns the elements by which an address is judged, whether they shall exist or not.
 fn of_address(address: IpAddr) -> impl Iterator<Item = Object> {
     let family = Family::from(address);
-    let maps = Direction::BOTH.map(|direction| names::isolated(direction, family));
-    let maps = maps.into_iter().chain([names::host_endpoints(family)]);
+    let of = move |direction| [names::admin(direction, family), names::isolated(direction, family)];
+    let maps = Direction::BOTH.into_iter().flat_map(of).chain([names::host_endpoints(family)]);
     maps.map(move |map| Object::Element(map, Key::Address(address)))
 }
 

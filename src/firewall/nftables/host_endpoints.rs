@@ -23,14 +23,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::FirewallConfig;
-use crate::kernel::nftables::{Content, Fields, Key, Kind, Lookup, Match, Object, SetSpec, Verdict};
+use crate::kernel::nftables::{Content, Fields, Key, Kind, Lookup, Match, Name, Object, Rule, SetSpec, Verdict};
 use crate::model::{Authority, World};
 use crate::net::Family;
 
 use super::super::denials::Denials;
 use super::super::host_endpoints::HostEndpoint;
-use super::super::rules::{Direction, Isolation, RuleSet};
-use super::class::{Class, refusal};
+use super::super::rules::{Direction, RuleSet};
+use super::class::{Class, LOG_LIMIT, log, refusal};
 use super::names;
 use super::parts::{Lowered, Part};
 
@@ -39,12 +39,18 @@ pub fn refused_services(address: IpAddr, rules: &RuleSet, denials: &Denials) -> 
     let (family, name) = (Family::from(address), names::refused_services(address));
     let (mut lowered, mut chain) = (Lowered::default(), Vec::new());
     for (pod, local) in rules.local_pods_at(address) {
-        let Some(class) = Class::of(Direction::Egress, pod, &local.egress).map(Arc::new) else { continue };
+        let class = Class::of(Direction::Egress, pod, &local.egress).map(Arc::new);
         for endpoint in denials.of(pod).filter(|one| Family::from(one.address) == family) {
             let set = names::endpoint(endpoint);
             let to_service = Match::InSet { lookup: Lookup::DestinationService(family), set, negated: false };
-            chain.extend(refusal(&class, &[to_service], &format!("{pod} egress to {endpoint}")));
-            lowered.needs.extend([Part::Endpoint(*endpoint), Part::Counter(class.clone())]);
+            let said = format!("{pod} egress to {endpoint}");
+            match &class {
+                Some(class) => chain.extend(refusal(&names::class(class), &[to_service], &said)),
+                // Several policies of a tier may deny it, and none of them is known here.
+                None => chain.extend(refusal_of_tier(&name, to_service, &said)),
+            }
+            lowered.needs.insert(Part::Endpoint(*endpoint));
+            lowered.needs.extend(class.clone().map(Part::Counter));
         }
     }
     if !chain.is_empty() {
@@ -52,6 +58,12 @@ pub fn refused_services(address: IpAddr, rules: &RuleSet, denials: &Denials) -> 
         lowered.verdict(&names::host_endpoints(family), Key::Address(address), Verdict::Jump(name));
     }
     lowered
+}
+
+/// Returns the rules that refuse a Service to a pod that only a tier judges.
+fn refusal_of_tier(chain: &Name, to_service: Match, said: &str) -> [Rule; 2] {
+    let log = Rule::with([to_service.clone(), LOG_LIMIT], [log(chain.as_str())], None);
+    [log, Rule::new([to_service], Verdict::Reject).commented(said)]
 }
 
 /// Returns the set of the addresses and ports of the Services of a host endpoint.
@@ -67,7 +79,7 @@ pub fn endpoint(endpoint: &HostEndpoint, denials: &Denials) -> Lowered {
 /// Returns the addresses whose chains of an earlier run stay; `None` where Services are known completely, or never will be, because
 /// neither the service proxy nor the router runs: what nothing keeps up to date goes.
 pub fn unsure(rules: &RuleSet, world: &World, config: &FirewallConfig) -> Option<BTreeSet<IpAddr>> {
-    let isolated = rules.pods.values().filter(|pod| pod.egress != Isolation::Open);
+    let judged = rules.pods.values().filter(|pod| pod.is_judged(Direction::Egress));
     (config.knows_services && world.authority.proxy != Authority::Complete)
-        .then(|| isolated.flat_map(|pod| pod.addresses.iter().copied()).collect())
+        .then(|| judged.flat_map(|pod| pod.addresses.iter().copied()).collect())
 }

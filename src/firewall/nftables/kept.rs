@@ -2,7 +2,8 @@
 //!
 //! - The cluster is not known completely ([`Authority::Partial`]): absence proves nothing. Nothing goes but what was seen to go, and
 //!   what follows from policies alone. So pods that are judged stay judged, by the classes that they are known by, and the base
-//!   chains keep what closes bridges.
+//!   chains keep what closes bridges. Of a tier less may be known than was: rules of one that is lost would have come first, so the
+//!   tier stays as it was found.
 //! - Services are not known completely ([`Desired::unsure`]): what an isolated pod is refused of them stays refused.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +33,7 @@ impl Kept {
         }
         if authority == Authority::Partial {
             kept.keep_shared(seen, &desired.table);
+            kept.keep_tiers(seen, &desired.table);
             for chain in [FORWARD_EGRESS, INPUT_EGRESS] {
                 kept.keep_bridges(&Object::Chain(chain.into()), seen, &desired.table);
             }
@@ -91,34 +93,44 @@ impl Kept {
     /// Keeps the verdicts of addresses that several pods claimed: one of them may only not be known. Where several still
     /// do, those of before are asked as well.
     fn keep_shared(&mut self, seen: &Table, desired: &Table) {
-        let shared = |content: Option<&Content>| match content {
-            Some(Content::Verdict(verdict)) => match &**verdict {
-                Verdict::Jump(to) if names::is_shared(to) => Some(Object::Chain(to.clone())),
-                _ => None,
-            },
-            _ => None,
-        };
-        for family in Family::BOTH {
-            for map in Direction::BOTH.map(|direction| names::isolated(direction, family)) {
-                for (element, verdict) in elements_of(seen, &map) {
-                    let Some(before) = shared(Some(verdict)) else { continue };
-                    match shared(desired.get(element)) {
-                        Some(now) => self.keep_classes(&before, now, seen, desired),
-                        None => drop(self.0.insert(element.clone(), verdict.clone())),
-                    }
+        let shared = |content: Option<&Content>| target(content).filter(|chain| names::is_shared(chain)).cloned();
+        for map in maps(names::admin) {
+            for (element, verdict) in elements_of(seen, &map) {
+                let Some(before) = shared(Some(verdict)) else { continue };
+                match shared(desired.get(element)) {
+                    Some(now) => self.keep_classes(&Object::Chain(before), Object::Chain(now), seen, desired),
+                    None => drop(self.0.insert(element.clone(), verdict.clone())),
                 }
             }
         }
     }
 
-    /// Keeps the classes that were asked for an address in the chain that is asked for it now.
+    /// Keeps what was asked for an address in the chain that is asked for it now.
     fn keep_classes(&mut self, before: &Object, now: Object, seen: &Table, desired: &Table) {
         let asked = self.0.get(&now).or_else(|| desired.get(&now));
         let (Some(Content::Chain(found)), Some(Content::Chain(asked))) = (seen.get(before), asked) else { return };
         let lost: Vec<Rule> = found.rules.iter().filter(|rule| !asked.rules.contains(rule)).cloned().collect();
         if !lost.is_empty() {
-            let rules = [&*asked.rules, &lost].concat();
+            // The last rule accepts.
+            let rules = [&*lost, &*asked.rules].concat();
             self.0.insert(now, Content::Chain(Arc::new(Chain { base: None, rules })));
+        }
+    }
+
+    /// Keeps the verdicts of addresses that a tier judged, where other policies judge them now: those that do no longer may only not be
+    /// known. An isolated pod stays isolated, where the Baseline tier would judge it otherwise.
+    fn keep_tiers(&mut self, seen: &Table, desired: &Table) {
+        let is_less: fn(&Name, &Name) -> bool = |before, now| names::is_tier(before) && !names::is_shared(now);
+        // NetworkPolicies prevail over the Baseline tier.
+        let is_less_behind: fn(&Name, &Name) -> bool = |_, now| names::is_tier(now);
+        let first = maps(names::admin).map(|map| (map, is_less));
+        for (map, is_less) in first.chain(maps(names::isolated).map(|map| (map, is_less_behind))) {
+            for (element, verdict) in elements_of(seen, &map) {
+                let (Some(before), Some(now)) = (target(Some(verdict)), target(desired.get(element))) else { continue };
+                if before != now && is_less(before, now) {
+                    self.0.insert(element.clone(), verdict.clone());
+                }
+            }
         }
     }
 
@@ -143,6 +155,22 @@ impl Kept {
         let (before, behind) = wanted.rules.split_at((first + 1).min(wanted.rules.len()));
         let rules = [&to_many, before, &link_local, behind].concat();
         self.0.insert(object.clone(), Content::Chain(Arc::new(Chain { base: wanted.base, rules })));
+    }
+}
+
+/// Returns the maps of this name in both directions and families.
+fn maps(named: fn(Direction, Family) -> Name) -> impl Iterator<Item = Name> {
+    Family::BOTH.into_iter().flat_map(move |family| Direction::BOTH.map(|direction| named(direction, family)))
+}
+
+/// Returns the chain that a verdict jumps to.
+fn target(content: Option<&Content>) -> Option<&Name> {
+    match content {
+        Some(Content::Verdict(verdict)) => match &**verdict {
+            Verdict::Jump(to) => Some(to),
+            _ => None,
+        },
+        _ => None,
     }
 }
 

@@ -21,13 +21,14 @@ use super::super::bridges::{self, ClosedBridges};
 use super::super::closed_ranges::closed_ranges;
 use super::super::denials::{DenialChanges, Denials};
 use super::super::host_endpoints::HostEndpoints;
-use super::super::rules::{Direction, Element, PolicyKey, RuleSet, SetKey};
+use super::super::rules::{ClusterPolicyKey, Direction, Element, PolicyKey, RuleSet, SetKey};
 use super::super::{plan, settings};
 use super::base::Surroundings;
 use super::class::{self, Class};
 use super::desired::{Desired, LoweredChanges};
 use super::parts::{Lowered, Part};
 use super::sets::{self, Unions};
+use super::tiers::{self, Judged};
 use super::{host_endpoints, names, peers};
 
 /// The desired table, kept up to date.
@@ -41,6 +42,7 @@ pub struct Lowering {
     unions: Unions,
     /// The parts that each policy's rules are in.
     by_policy: BTreeMap<PolicyKey, BTreeSet<Part>>,
+    by_cluster_policy: BTreeMap<ClusterPolicyKey, BTreeSet<Part>>,
     /// The parts that are there without being needed by another one.
     roots: BTreeSet<Part>,
     /// The addresses of each pod when it was last lowered.
@@ -70,6 +72,7 @@ impl Lowering {
             idle: Vec::new(),
             unions: Unions::default(),
             by_policy: BTreeMap::new(),
+            by_cluster_policy: BTreeMap::new(),
             roots: BTreeSet::new(),
             pods: BTreeMap::new(),
             closed: None,
@@ -112,10 +115,11 @@ impl Lowering {
                 self.refresh(&Part::Union(union), rules, &mut told);
             }
         }
-        for key in &changed.policies {
-            for part in self.by_policy.get(key).cloned().unwrap_or_default() {
-                self.refresh(&part, rules, &mut told);
-            }
+        let of_policies = changed.policies.iter().filter_map(|key| self.by_policy.get(key));
+        let of_tiers = changed.cluster_policies.iter().filter_map(|key| self.by_cluster_policy.get(key));
+        let parts: Vec<Part> = of_policies.chain(of_tiers).flatten().cloned().collect();
+        for part in parts {
+            self.refresh(&part, rules, &mut told);
         }
         let mut addresses = BTreeSet::new();
         for name in &changed.pods {
@@ -265,10 +269,11 @@ impl Lowering {
         let Lowered { objects, needs } = self.lower(&part, rules);
         let needs = needs.into_iter().map(|need| self.retain(need, rules, told)).collect();
         let objects = self.put_all(&part, objects, told);
-        if let Part::Class(class) | Part::Each(class) = &part {
-            for key in class.policy_keys() {
-                self.by_policy.entry(key).or_default().insert(part.clone());
-            }
+        match &part {
+            Part::Class(class) | Part::Each(class) => note(&mut self.by_policy, class.policy_keys(), &part),
+            Part::Tier(tier) => note(&mut self.by_cluster_policy, tier.policies.iter().cloned(), &part),
+            Part::EachTier(each) => note(&mut self.by_cluster_policy, each.tier.policies.iter().cloned(), &part),
+            _ => {}
         }
         self.parts.insert(part.clone(), Held { users: 1, objects, needs });
         part
@@ -291,14 +296,10 @@ impl Lowering {
                 self.remove(&object, told);
             }
             match &part {
-                Part::Class(class) | Part::Each(class) => {
-                    for key in class.policy_keys() {
-                        let Some(parts) = self.by_policy.get_mut(&key) else { continue };
-                        parts.remove(&part);
-                        if parts.is_empty() {
-                            self.by_policy.remove(&key);
-                        }
-                    }
+                Part::Class(class) | Part::Each(class) => forget(&mut self.by_policy, class.policy_keys(), &part),
+                Part::Tier(tier) => forget(&mut self.by_cluster_policy, tier.policies.iter().cloned(), &part),
+                Part::EachTier(each) => {
+                    forget(&mut self.by_cluster_policy, each.tier.policies.iter().cloned(), &part);
                 }
                 Part::Union(union) => self.unions.forget(union),
                 _ => {}
@@ -320,7 +321,10 @@ impl Lowering {
             Part::RefusedServices(address) => host_endpoints::refused_services(*address, rules, &self.denials),
             Part::Class(class) => class::class(class, rules, families),
             Part::Each(class) => class::each(class, rules, families),
-            Part::Shared(classes) => class::shared(classes),
+            Part::Tier(tier) => tiers::tier(tier, rules, families),
+            Part::EachTier(each) => tiers::each_tier(each, rules, families),
+            Part::Denied(policy) => tiers::denied(policy),
+            Part::Shared(judged) => class::shared(judged),
             Part::Counter(class) => class::counter(class),
             Part::Peers(peers) => peers::peers(peers, families),
             Part::Set(set, family) => sets::set(set, *family, rules),
@@ -334,18 +338,25 @@ impl Lowering {
         let (family, key) = (Family::from(address), Key::Address(address));
         let mut lowered = Lowered::default();
         for direction in Direction::BOTH {
-            let isolations = rules.local_pods_at(address).map(|(name, pod)| (name, pod.isolation(direction)));
-            let classes: BTreeSet<Arc<Class>> = isolations
-                .filter_map(|(name, isolation)| Class::of(direction, name, isolation).map(Arc::new))
-                .collect();
-            let classes: Vec<Arc<Class>> = classes.into_iter().collect();
-            let (chain, part) = match &*classes {
-                [] => continue,
-                [one] => (names::class(one), Part::Class(one.clone())),
-                several => (names::shared(several), Part::Shared(several.into())),
+            let pods = rules.local_pods_at(address);
+            let judged: BTreeSet<Judged> = pods.filter_map(|(name, pod)| Judged::of(direction, name, pod)).collect();
+            let judged: Vec<Judged> = judged.into_iter().collect();
+            let mut jump = |map: fn(Direction, Family) -> Name, (chain, part)| {
+                lowered.verdict(&map(direction, family), key.clone(), Verdict::Jump(chain));
+                lowered.needs.insert(part);
             };
-            lowered.verdict(&names::isolated(direction, family), key.clone(), Verdict::Jump(chain));
-            lowered.needs.insert(part);
+            match &*judged {
+                [] => continue,
+                [Judged { admin, rest, .. }] => {
+                    if let Some(admin) = admin {
+                        jump(names::admin, (names::tier(admin), Part::Tier(admin.clone())));
+                    }
+                    if let Some(rest) = rest {
+                        jump(names::isolated, rest.part());
+                    }
+                }
+                several => jump(names::admin, (names::shared(several), Part::Shared(several.into()))),
+            }
             let itself = Object::Element(names::to_itself(family), Key::Itself(address));
             lowered.objects.insert(itself, Content::Element);
         }
@@ -402,6 +413,24 @@ impl Lowering {
                 told.left.push(object.clone());
             }
             told.objects.push(object.clone());
+        }
+    }
+}
+
+/// Notes that the rules of these policies are in a part.
+fn note<K: Ord>(parts: &mut BTreeMap<K, BTreeSet<Part>>, keys: impl Iterator<Item = K>, part: &Part) {
+    for key in keys {
+        parts.entry(key).or_default().insert(part.clone());
+    }
+}
+
+/// Notes that they are no longer.
+fn forget<K: Ord>(parts: &mut BTreeMap<K, BTreeSet<Part>>, keys: impl Iterator<Item = K>, part: &Part) {
+    for key in keys {
+        let Some(its) = parts.get_mut(&key) else { continue };
+        its.remove(part);
+        if its.is_empty() {
+            parts.remove(&key);
         }
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! base chain ──► map of isolated addresses ──► chain of a class ──► map of ports ──► chain of peers ──► sets
+//!            └─► before that: map of addresses under the Admin tier ──► chain of the tier, which looks up likewise
 //! ```
 //!
 //! Reading order: [`names`]; [`base`] are the chains that the kernel enters, [`class`] is the chain of pods with the same
-//! policies, with [`permissions`] (ports), [`peers`] and [`sets`]; [`host_endpoints`] refuses Services. [`lowering`] keeps all of it
+//! policies, with [`permissions`] (ports), [`peers`] and [`sets`], [`tiers`] are ClusterNetworkPolicies around it; [`host_endpoints`] refuses Services. [`lowering`] keeps all of it
 //! up to date ([`desired`]), part by part ([`parts`]). [`apply`] applies it to the kernel ([`linux`]), [`kept`] says what stays while
 //! not everything is known. [`enforced`] checks whether the kernel enforces a verdict, and whether it judges a pod as it must, [`drops`] counts refused packets ([`serve`]).
 //!
@@ -16,6 +17,7 @@ pub mod names;
 pub mod parts;
 pub mod base;
 pub mod class;
+pub mod tiers;
 pub mod permissions;
 pub mod peers;
 pub mod sets;
@@ -79,17 +81,14 @@ impl<K: Kernel> Backend for Nftables<K> {
     fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::RuleSetChanges) {
         let lowered = self.lowering.update(rules, world, changed);
         self.mirrors.mark(&lowered);
-        if !changed.pods.is_empty() {
+        if !changed.pods.is_empty() || !changed.cluster_policies.is_empty() {
             let classes = self.lowering.classes().map(|class| &**class);
-            self.owners.send_replace(Arc::new(drops::owners(classes)));
+            let owners = drops::owners(classes, rules.cluster_policies.keys());
+            self.owners.send_replace(Arc::new(owners));
         }
     }
 
     /// Tiers are not lowered yet.
-    fn enforces_cluster_policies(&self) -> bool {
-        false
-    }
-
     fn closed(&self) -> &[IpNet] {
         self.lowering.closed()
     }

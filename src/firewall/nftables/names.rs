@@ -15,9 +15,10 @@ use crate::net::{Family, Protocol};
 
 use super::super::host_endpoints::HostEndpoint;
 use super::super::identity::{identity, joined, letters};
-use super::super::rules::{Direction, PortOwners, Scope, SetKey};
+use super::super::rules::{ClusterPolicyKey, Direction, PortOwners, Scope, SetKey};
 use super::class::Class;
-use super::peers::{Peers, Union};
+use super::peers::{Outcome, Peers, Union};
+use super::tiers::{EachTier, Judged, TierPolicies};
 
 /// The table, of the family `inet`.
 pub const TABLE: &str = "sluice_policy";
@@ -37,7 +38,14 @@ pub const MULTICAST: &str = "to_many";
 /// Number of bytes of a name that is shown of the name of an object of the API.
 const SHOWN: usize = 32;
 
-/// Returns the map from the address of an isolated pod of this node to the chain that judges it.
+/// Returns the map that is looked up before that of isolated pods: from the address of a pod that ClusterNetworkPolicies of the Admin
+/// tier select to the chain of these, and from an address that several pods claim to the chain that asks all of them.
+pub fn admin(direction: Direction, family: Family) -> Name {
+    of_family(&format!("admin_{}", direction.name()), family)
+}
+
+/// Returns the map from the address of a pod of this node that is isolated, or that the Baseline tier selects, to the chain that
+/// judges it.
 pub fn isolated(direction: Direction, family: Family) -> Name {
     of_family(direction.name(), family)
 }
@@ -98,47 +106,95 @@ pub fn each(class: &Class) -> Name {
     format!("each_{}", self::class(class)).into()
 }
 
-/// Returns the chain of an address that pods of several classes claim.
-pub fn shared(classes: &[std::sync::Arc<Class>]) -> Name {
-    let names: Vec<Name> = classes.iter().map(|class| self::class(class)).collect();
+/// Returns the chain of the policies of a tier.
+pub fn tier(tier: &TierPolicies) -> Name {
+    let TierPolicies { tier, direction, policies } = tier;
+    let priorities: Vec<String> = policies.iter().map(|key| key.priority.to_string()).collect();
+    let keys = policies.iter().zip(&priorities).flat_map(|(key, priority)| [priority.as_str(), key.policy.as_str()]);
+    let words: Vec<&str> = ["tier", tier.name(), direction.name()].into_iter().chain(keys).collect();
+    let what = match &**policies {
+        [one] => plain(&one.policy),
+        several => format!("{}_policies", several.len()),
+    };
+    let tier = tier.name().to_lowercase();
+    format!("{tier}_{}_{what}_{}", short(*direction), letters(joined(&words).as_bytes())).into()
+}
+
+/// Returns whether a chain is that of the policies of a tier.
+pub fn is_tier(chain: &Name) -> bool {
+    let heads = ["admin_in_", "admin_out_", "baseline_in_", "baseline_out_"];
+    heads.iter().any(|head| chain.as_str().starts_with(head))
+}
+
+/// Returns the name that those of the maps of some rules of a tier begin with.
+pub fn run(tier: &Name, place: usize) -> Name {
+    format!("{tier}_{place}").into()
+}
+
+/// Returns the chain that asks a tier on behalf of an address that several pods claim.
+pub fn each_tier(each: &EachTier) -> Name {
+    let tier = self::tier(&each.tier);
+    let behind = each.rest.as_ref().map(|rest| rest.each().0);
+    let words = [tier.as_str(), behind.as_ref().map_or("", Name::as_str)];
+    format!("each_{tier}_{}", letters(joined(&words).as_bytes())).into()
+}
+
+/// Returns the chain that refuses what a policy denies, which is also the name of its counter.
+pub fn denied(key: &ClusterPolicyKey) -> Name {
+    let ClusterPolicyKey { tier, priority, policy, direction } = key;
+    let priority = priority.to_string();
+    let words: [&str; 5] = ["denied", tier.name(), &priority, policy, direction.name()];
+    format!("denied_{}_{}_{}", short(*direction), plain(policy), letters(joined(&words).as_bytes())).into()
+}
+
+/// Returns the chain of an address that several pods claim which are judged in different ways.
+pub fn shared(judged: &[Judged]) -> Name {
+    let names: Vec<Name> = judged.iter().filter_map(Judged::each).map(|(name, _)| name).collect();
     let words: Vec<&str> = names.iter().map(Name::as_str).collect();
-    let direction = classes.first().map_or("", |class| short(class.direction));
-    format!("{direction}_shared_{}", letters(joined(&words).as_bytes())).into()
+    let direction = judged.first().map_or("", |judged| short(judged.direction));
+    format!("shared_{direction}_{}", letters(joined(&words).as_bytes())).into()
 }
 
 /// Returns whether a chain is that of an address that several pods claim.
 pub fn is_shared(chain: &Name) -> bool {
-    ["in_shared_", "out_shared_"].iter().any(|head| chain.as_str().starts_with(head))
+    chain.as_str().starts_with("shared_")
 }
 
-/// Returns whether an element closes paths, where most elements open some: it isolates an address, or refuses a Service.
+/// Returns whether an element closes paths, where most elements open some: it has an address judged, refuses a Service, or is denied.
 pub fn closes(object: &Object) -> bool {
     let Object::Element(set, _) = object else { return false };
     let is_its = |name: Name| name == *set;
-    let isolates = |family| Direction::BOTH.into_iter().any(|direction| is_its(isolated(direction, family)));
-    let closes = |family| isolates(family) || is_its(host_endpoints(family));
-    Family::BOTH.into_iter().any(closes) || set.as_str().starts_with("services_of_")
+    let maps = |family| {
+        Direction::BOTH.into_iter().flat_map(move |direction| [admin(direction, family), isolated(direction, family)])
+    };
+    let closes = |family| maps(family).any(is_its) || is_its(host_endpoints(family));
+    let is_one_of = ["services_of_", "denied_", "any_denied_of_"].iter().any(|head| set.as_str().starts_with(head));
+    Family::BOTH.into_iter().any(closes) || is_one_of
 }
 
-/// Returns the map of single ports of a class.
+/// Returns the map of single ports of a class, or of some rules of a tier.
 pub fn ports(class: &Name) -> Name {
     format!("{class}_ports").into()
 }
 
-/// Returns the map of port ranges of a class.
+/// Returns the map of port ranges of a class, or of some rules of a tier.
 pub fn ranges(class: &Name, protocol: Protocol) -> Name {
     format!("{class}_{protocol}").into()
 }
 
-/// Returns the chain that accepts what comes from, or goes to, any of these peers.
+/// Returns the chain that decides about what comes from, or goes to, any of these peers.
 pub fn peers(peers: &Peers) -> Name {
     let identities: Vec<String> = peers.sets.iter().map(|set| identity(set)).collect();
-    let words: Vec<&str> = identities.iter().map(String::as_str).collect();
+    let denied = match &peers.outcome {
+        Outcome::Accept => None,
+        Outcome::Deny(policy) => Some(denied(policy)),
+    };
+    let words: Vec<&str> = identities.iter().map(String::as_str).chain(denied.as_ref().map(Name::as_str)).collect();
     let side = match peers.direction {
         Direction::Ingress => "from",
         Direction::Egress => "to",
     };
-    let shown = match &*words {
+    let shown = match &*identities {
         [_] => peers.sets.first().map_or_else(String::new, |set| shown(set)),
         several => format!("{}_sets", several.len()),
     };
@@ -155,7 +211,8 @@ pub fn union(union: &Union, family: Family) -> Name {
     let identities: Vec<String> = union.sets.iter().map(|set| identity(set)).collect();
     let words: Vec<&str> = identities.iter().map(String::as_str).collect();
     let hash = letters(joined(&words).as_bytes());
-    format!("any_of_{}_sets_{hash}_{}", words.len(), number(family)).into()
+    let denied = if union.sets.iter().any(|set| set.closes()) { "denied_" } else { "" };
+    format!("any_{denied}of_{}_sets_{hash}_{}", words.len(), number(family)).into()
 }
 
 /// Returns what a set holds, for readers.
@@ -210,6 +267,7 @@ mod tests {
     use super::super::super::given::{object, selector};
     use super::super::super::rules::Selection;
     use super::*;
+    use crate::model::Tier;
 
     fn class_of(policies: &[&str], by_namespace: bool) -> Class {
         let policies = policies.iter().map(|name| object(name)).collect();
@@ -230,6 +288,32 @@ mod tests {
     }
 
     #[test]
+    fn no_namespace_makes_a_class_look_like_a_tier_or_a_shared_address() {
+        for namespace in ["admin", "baseline", "shared", "in", "denied"] {
+            let class_of = Class { namespace: namespace.into(), ..class_of(&["shop/in"], false) };
+            let chain = class(&class_of);
+            assert!(!is_tier(&chain) && !is_shared(&chain), "{chain}");
+        }
+        let key = |priority| ClusterPolicyKey {
+            tier: Tier::Admin,
+            priority,
+            policy: "guard".into(),
+            direction: Direction::Egress,
+        };
+        let of = |policies: &[ClusterPolicyKey]| TierPolicies {
+            tier: Tier::Admin,
+            direction: Direction::Egress,
+            policies: policies.into(),
+        };
+        assert_eq!(head(&tier(&of(&[key(1)]))), "admin_out_guard");
+        assert_eq!(head(&denied(&key(1))), "denied_out_guard");
+        assert_ne!(tier(&of(&[key(1)])), tier(&of(&[key(2)])), "each has objects of its own");
+        assert!(is_tier(&tier(&of(&[key(1)]))));
+        let judged = Judged { direction: Direction::Egress, admin: Some(of(&[key(1)]).into()), rest: None };
+        assert!(is_shared(&shared(&[judged])));
+    }
+
+    #[test]
     fn every_name_can_be_read_by_nft_and_fits_into_the_kernel() {
         let odd = ObjectName::new(&"n".repeat(300), "sp ace\"{}#\u{e9}");
         let odd = Class {
@@ -242,7 +326,19 @@ mod tests {
         let selection = Selection { namespaces: Scope::Named("a b".into()), pods: selector("app=web") };
         let six: IpAddr = "fd00:10:244::1".parse().unwrap();
         let endpoint_of = HostEndpoint { address: six, protocol: Protocol::Sctp, port: 65535 };
+        let key = ClusterPolicyKey {
+            tier: Tier::Baseline,
+            priority: 1000,
+            policy: "sp ace\"{}#\u{e9}".repeat(99).into(),
+            direction: Direction::Egress,
+        };
+        let of_tier = TierPolicies { tier: key.tier, direction: key.direction, policies: [key.clone()].into() };
+        let each_of = EachTier { tier: of_tier.clone().into(), rest: None };
         for name in [
+            tier(&of_tier),
+            each_tier(&each_of),
+            ranges(&run(&tier(&of_tier), 1000), Protocol::Sctp),
+            denied(&key),
             each(&odd),
             ports(&chain),
             ranges(&chain, Protocol::Sctp),

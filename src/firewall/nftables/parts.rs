@@ -12,9 +12,10 @@ use crate::kernel::nftables::{Chain, Content, Key, Name, Object, Rule, SetSpec, 
 use crate::net::Family;
 
 use super::super::host_endpoints::HostEndpoint;
-use super::super::rules::SetKey;
+use super::super::rules::{ClusterPolicyKey, SetKey};
 use super::class::Class;
 use super::peers::{Peers, Union};
+use super::tiers::{EachTier, Judged, TierPolicies};
 
 /// A part of the table.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -28,8 +29,13 @@ pub enum Part {
     Class(Arc<Class>),
     /// A class, asked on behalf of an address that several pods claim.
     Each(Arc<Class>),
-    /// The classes of an address that several pods claim; sorted, at least two.
-    Shared(Box<[Arc<Class>]>),
+    Tier(Arc<TierPolicies>),
+    /// A tier, asked on behalf of an address that several pods claim.
+    EachTier(Arc<EachTier>),
+    /// What judges an address that several pods claim; sorted, at least two.
+    Shared(Box<[Judged]>),
+    /// What a ClusterNetworkPolicy denies.
+    Denied(ClusterPolicyKey),
     Counter(Arc<Class>),
     Peers(Arc<Peers>),
     Set(Arc<SetKey>, Family),
@@ -51,6 +57,7 @@ impl Part {
         match self {
             Part::Base | Part::Address(_) | Part::RefusedServices(_) => false,
             Part::Class(_) | Part::Each(_) | Part::Shared(_) | Part::Counter(_) => true,
+            Part::Tier(_) | Part::EachTier(_) | Part::Denied(_) => true,
             Part::Peers(_) | Part::Set(..) | Part::Union(_) | Part::Endpoint(_) => true,
         }
     }

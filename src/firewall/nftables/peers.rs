@@ -1,4 +1,4 @@
-//! Who is allowed for some ports: everybody, or the peers in any of several sets.
+//! Who is allowed for some ports, or denied: everybody, or the peers in any of several sets.
 //!
 //! Up to four sets are looked up one after the other. Of more than that there is one set that holds what any of them holds, so
 //! that a packet costs the same with 1,000 policies: a union of the sets of pods, one of the sets of named ports, and all
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::kernel::nftables::{Match, Rule, Verdict};
 use crate::net::PerFamily;
 
-use super::super::rules::{Direction, SetKey};
+use super::super::rules::{ClusterPolicyKey, Direction, SetKey};
 use super::names;
 use super::parts::{Lowered, Part};
 use super::sets::{self, in_set, in_union};
@@ -29,6 +29,15 @@ pub enum Allowed {
 pub struct Peers {
     pub direction: Direction,
     pub sets: BTreeSet<Arc<SetKey>>,
+    pub outcome: Outcome,
+}
+
+/// What becomes of a packet whose peer is found.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Outcome {
+    Accept,
+    /// This ClusterNetworkPolicy denies it.
+    Deny(ClusterPolicyKey),
 }
 
 /// Sets of one kind, all of pods or all of named ports, at least two. Their union is kept up to date as one set.
@@ -73,26 +82,40 @@ impl Allowed {
     }
 }
 
+impl Outcome {
+    /// Returns the verdict, and adds the part that it needs.
+    pub fn verdict(&self, needs: &mut BTreeSet<Part>) -> Verdict {
+        match self {
+            Outcome::Accept => Verdict::Accept,
+            Outcome::Deny(policy) => {
+                needs.insert(Part::Denied(policy.clone()));
+                Verdict::Goto(names::denied(policy))
+            }
+        }
+    }
+}
+
 impl Peers {
-    /// Returns the rules that accept these peers, and the parts that they need.
+    /// Returns the rules that accept or deny these peers, and the parts that they need.
     pub fn rules(&self, families: PerFamily<bool>, needs: &mut BTreeSet<Part>) -> Vec<Rule> {
-        let mut rules = Vec::new();
-        let mut accept = |matches: &mut dyn Iterator<Item = Match>| {
-            rules.extend(matches.map(|one| Rule::new([one], Verdict::Accept)));
-        };
+        let mut found: Vec<Match> = Vec::new();
         for source in self.sources() {
             match source {
                 Source::One(set) => {
-                    accept(&mut in_set(&set, self.direction, families));
+                    found.extend(in_set(&set, self.direction, families));
                     needs.extend(sets::parts(&set, families));
                 }
                 Source::Union(union) => {
-                    accept(&mut in_union(&union, self.direction, families));
+                    found.extend(in_union(&union, self.direction, families));
                     needs.insert(Part::Union(union.clone()));
                 }
             }
         }
-        rules
+        if found.is_empty() {
+            return Vec::new();
+        }
+        let verdict = self.outcome.verdict(needs);
+        found.into_iter().map(|one| Rule::new([one], verdict.clone())).collect()
     }
 
     /// Returns the sets to look up.
@@ -125,7 +148,7 @@ impl Peers {
     }
 }
 
-/// Returns the chain that accepts these peers, and returns for all others.
+/// Returns the chain that accepts or denies these peers, and returns for all others.
 pub fn peers(peers: &Peers, families: PerFamily<bool>) -> Lowered {
     let mut lowered = Lowered::default();
     let rules = peers.rules(families, &mut lowered.needs);

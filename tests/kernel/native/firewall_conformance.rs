@@ -122,8 +122,7 @@ impl Game {
         let policy = policy(random);
         let mut told = format!("{name} {policy:?}");
         self.world.cluster.policies.insert(name, policy);
-        // The nftables backend does not lower tiers yet.
-        if self.enforcer.filter != Filter::Nftables && random.chance(60) {
+        if random.chance(60) {
             told.push_str(&self.change_cluster_policies(random));
         }
         if random.chance(30) {

@@ -1,0 +1,219 @@
+//! The chain of a tier: all pods of this node that the same ClusterNetworkPolicies of one tier select in one direction.
+//!
+//! ```text
+//! map admin_ingress4 { 10.244.1.7 : jump admin_in_2_policies_… }     looked up before the map of isolated addresses
+//! map ingress4 { 10.244.1.7 : jump baseline_in_floor_… }             of a pod that no NetworkPolicy isolates
+//! chain admin_in_2_policies_… {
+//!     ct state invalid drop
+//!     meta l4proto . th dport vmap @admin_in_2_policies_…_0_ports     rules in a row that accept
+//!     ip saddr @denied_pods_… goto denied_in_guard_…                  rules in a row of one policy that deny
+//!     ip saddr @pods_… return                                         a rule that passes packets on
+//! }
+//! chain denied_in_guard_… {
+//!     limit rate 10/minute burst 10 packets log prefix "denied_in_guard_…" group 100
+//!     counter name denied_in_guard_… reject                           comment "denied by guard (Admin tier)"
+//! }
+//! ```
+//!
+//! Of rules in order the first that matches decides. Rules in a row with the same action have no order among themselves, so
+//! they are looked up together, as the policies of a class are: a packet costs a few lookups each time that the action changes,
+//! whatever the number of rules. A rule that denies belongs to its policy, which counts what it refuses. Rules that pass packets on
+//! are asked in turn.
+//!
+//! `accept` ends the base chain of this direction. What is passed on, or what no rule matches, goes back to the base chain and so
+//! to the next map: the class of an isolated pod, or the Baseline tier of another one.
+//!
+//! For an address that several pods claim there is one chain for each of them ([`each_tier`]), in which rules are in turn, a
+//! permission is a `return`, and what is passed on goes to the class or to the other tier of the same pod.
+
+use std::sync::Arc;
+
+use crate::kernel::nftables::{Content, Name, Object, Rule, Verdict};
+use crate::model::{Action, ObjectName, Tier};
+use crate::net::PerFamily;
+
+use super::super::rules::{ClusterPolicyKey, Direction, LocalPod, Match, RuleSet};
+use super::class::{self, Class};
+use super::names;
+use super::parts::{Lowered, Part};
+use super::peers::Outcome;
+use super::permissions::Permissions;
+
+/// The ClusterNetworkPolicies of one tier that select the same pods in one direction.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct TierPolicies {
+    pub tier: Tier,
+    pub direction: Direction,
+    /// In the order of evaluation, at least one.
+    pub policies: Box<[ClusterPolicyKey]>,
+}
+
+/// What judges a pod in one direction.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Judged {
+    pub direction: Direction,
+    /// Comes first.
+    pub admin: Option<Arc<TierPolicies>>,
+    pub rest: Option<Rest>,
+}
+
+/// What judges the packets of a pod about which the Admin tier does not decide.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Rest {
+    /// The NetworkPolicies that isolate it.
+    Class(Arc<Class>),
+    /// The Baseline tier, of a pod that is not isolated.
+    Baseline(Arc<TierPolicies>),
+}
+
+/// A tier, asked on behalf of an address that several pods claim, and what is asked behind it for the same pod.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct EachTier {
+    pub tier: Arc<TierPolicies>,
+    pub rest: Option<Rest>,
+}
+
+/// Rules in a row with the same consequence.
+struct Run<'a> {
+    decision: Decision<'a>,
+    matches: Vec<&'a Match>,
+}
+
+/// Consequence of a rule of a tier.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Decision<'a> {
+    Accept,
+    Deny(&'a ClusterPolicyKey),
+    Pass,
+}
+
+impl TierPolicies {
+    fn of(pod: &LocalPod, tier: Tier, direction: Direction) -> Option<Arc<TierPolicies>> {
+        let policies: Box<[ClusterPolicyKey]> = pod.tier(tier, direction).cloned().collect();
+        (!policies.is_empty()).then(|| Arc::new(TierPolicies { tier, direction, policies }))
+    }
+
+    /// Returns the rules in order, those in a row with the same consequence together.
+    fn runs<'a>(&'a self, rules: &'a RuleSet) -> Vec<Run<'a>> {
+        let mut runs: Vec<Run<'a>> = Vec::new();
+        let mut add = |decision, matches: &'a [Match]| match runs.last_mut() {
+            _ if matches.is_empty() => {}
+            Some(last) if last.decision == decision => last.matches.extend(matches),
+            _ => runs.push(Run { decision, matches: matches.iter().collect() }),
+        };
+        for key in &self.policies {
+            for rule in rules.cluster_policies.get(key).into_iter().flat_map(|rules| &**rules) {
+                let decision = match rule.action {
+                    Action::Accept => Decision::Accept,
+                    Action::Deny => Decision::Deny(key),
+                    Action::Pass => Decision::Pass,
+                };
+                add(decision, &rule.rule.matches);
+                add(Decision::Deny(key), &rule.contested.matches);
+            }
+        }
+        runs
+    }
+}
+
+impl Judged {
+    /// Returns what judges a pod; `None` for one that nothing does.
+    pub fn of(direction: Direction, name: &ObjectName, pod: &LocalPod) -> Option<Judged> {
+        let class = Class::of(direction, name, pod.isolation(direction)).map(Arc::new).map(Rest::Class);
+        let rest = class.or_else(|| TierPolicies::of(pod, Tier::Baseline, direction).map(Rest::Baseline));
+        let admin = TierPolicies::of(pod, Tier::Admin, direction);
+        (admin.is_some() || rest.is_some()).then_some(Judged { direction, admin, rest })
+    }
+
+    /// Returns the part that is asked for one of several pods with an address, with its chain.
+    pub fn each(&self) -> Option<(Name, Part)> {
+        match (&self.admin, &self.rest) {
+            (Some(tier), rest) => Some(EachTier { tier: tier.clone(), rest: rest.clone() }.part()),
+            (None, rest) => rest.as_ref().map(Rest::each),
+        }
+    }
+}
+
+impl Rest {
+    /// Returns the part that judges an address of one pod, with its chain.
+    pub fn part(&self) -> (Name, Part) {
+        match self {
+            Rest::Class(class) => (names::class(class), Part::Class(class.clone())),
+            Rest::Baseline(tier) => (names::tier(tier), Part::Tier(tier.clone())),
+        }
+    }
+
+    /// Returns the part that is asked for one of several pods with an address, with its chain.
+    pub fn each(&self) -> (Name, Part) {
+        match self {
+            Rest::Class(class) => (names::each(class), Part::Each(class.clone())),
+            Rest::Baseline(tier) => EachTier { tier: tier.clone(), rest: None }.part(),
+        }
+    }
+}
+
+impl EachTier {
+    fn part(self) -> (Name, Part) {
+        (names::each_tier(&self), Part::EachTier(Arc::new(self)))
+    }
+}
+
+/// Returns the chain of a tier with its maps.
+pub fn tier(tier: &TierPolicies, rules: &RuleSet, families: PerFamily<bool>) -> Lowered {
+    let name = names::tier(tier);
+    let (mut lowered, mut chain) = (Lowered::default(), vec![class::invalid()]);
+    for (place, Run { decision, matches }) in tier.runs(rules).into_iter().enumerate() {
+        let outcome = match decision {
+            Decision::Accept => Outcome::Accept,
+            Decision::Deny(policy) => Outcome::Deny(policy.clone()),
+            Decision::Pass => {
+                let each =
+                    matches.into_iter().flat_map(|one| class::looked_up(one, tier.direction, families, &mut lowered));
+                chain.extend(each.map(|matches| Rule::new(matches, Verdict::Return)));
+                continue;
+            }
+        };
+        let permissions = Permissions::of(matches.into_iter());
+        let found = (tier.direction, &outcome);
+        chain.extend(class::permitted(&names::run(&name, place), &permissions, found, families, &mut lowered));
+    }
+    lowered.chain(name, chain);
+    lowered
+}
+
+/// Returns the chain that asks a tier whether it refuses a packet, and returns if it does not.
+pub fn each_tier(each: &EachTier, rules: &RuleSet, families: PerFamily<bool>) -> Lowered {
+    let EachTier { tier, rest } = each;
+    let (mut lowered, mut chain) = (Lowered::default(), vec![class::invalid()]);
+    let rest = rest.as_ref().map(|rest| {
+        let (name, part) = rest.each();
+        lowered.needs.insert(part);
+        Verdict::Goto(name)
+    });
+    for Run { decision, matches } in tier.runs(rules) {
+        let looked_up = |one| class::looked_up(one, tier.direction, families, &mut lowered);
+        let each: Vec<Vec<_>> = matches.into_iter().flat_map(looked_up).collect();
+        if each.is_empty() {
+            continue;
+        }
+        let verdict = match decision {
+            Decision::Accept => Verdict::Return,
+            Decision::Deny(policy) => Outcome::Deny(policy.clone()).verdict(&mut lowered.needs),
+            Decision::Pass => rest.clone().unwrap_or(Verdict::Return),
+        };
+        chain.extend(each.into_iter().map(|matches| Rule::new(matches, verdict.clone())));
+    }
+    chain.extend(rest.map(|rest| Rule::new([], rest)));
+    lowered.chain(names::each_tier(each), chain);
+    lowered
+}
+
+/// Returns the chain that refuses what a policy denies, with its counter.
+pub fn denied(policy: &ClusterPolicyKey) -> Lowered {
+    let (name, mut lowered) = (names::denied(policy), Lowered::default());
+    let said = format!("denied by {} ({} tier)", policy.policy, policy.tier.name());
+    lowered.objects.insert(Object::Counter(name.clone()), Content::Counter);
+    let refusing = class::refusal(&name, &[], &said).to_vec();
+    lowered.chain(name, refusing);
+    lowered
+}
