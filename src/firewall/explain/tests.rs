@@ -3,13 +3,14 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::super::bridges;
-use super::super::given::{labels, object, pod, pods, policy, rule};
+use super::super::given::{labels, object, pod, pods, pods_in, policy, rule};
 use super::super::plan::Plan;
 use super::super::verdict::Decision;
 use super::*;
 use crate::model::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, HostLink, Namespace, Node,
-    NodeAddress, NodeAddressKind, OnLink, Service, ServicePort,
+    Action, ClusterNetworkPolicy, ClusterRule, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host,
+    HostAddress, HostLink, Namespace, Node, NodeAddress, NodeAddressKind, OnLink, Selector, Service, ServicePort,
+    Subject, Tier,
 };
 
 fn world() -> World {
@@ -100,6 +101,34 @@ fn everything_that_isolates_is_named_where_nothing_allows() {
          \x20 egress: not concerned: no pod of the cluster has this address\n\
          \x20 ingress: denied: shop/db is isolated by shop/db, the annotation of namespace shop, and nothing allows it\n",
     );
+}
+
+#[test]
+fn the_rule_of_a_tier_that_decides_is_named() {
+    let of = |tier, action: Action| {
+        let all = ClusterRule { name: "all".into(), action, matches: rule(&[pods_in("", "")], &[]) };
+        let none = ClusterRule { name: "".into(), action, matches: rule(&[pods_in("", "app=nobody")], &[]) };
+        let subject = Subject { namespaces: Selector::everything(), pods: Selector::everything() };
+        ClusterNetworkPolicy { tier, priority: 7, subject, ingress: [none, all].into(), egress: [].into() }
+    };
+    let mut world = world();
+    world.cluster.cluster_policies.insert("guard".into(), of(Tier::Admin, Action::Deny));
+    let told = |world: &World, to| {
+        let explanation = asked_in(world, "shop/web", to).unwrap();
+        let found = &super::json(&explanation)["answers"][0]["ingress"];
+        (text(&explanation).lines().last().unwrap_or_default().trim().to_owned(), found["decision"].clone())
+    };
+    let rule = "by ClusterNetworkPolicy guard (Admin tier, priority 7), rule 1 \"all\" (spec.ingress[1])";
+    assert_eq!(told(&world, "shop/db:5432"), (format!("ingress: denied {rule}"), json!("deniedByClusterPolicy")));
+    world.cluster.cluster_policies.insert("guard".into(), of(Tier::Admin, Action::Accept));
+    assert_eq!(told(&world, "shop/db:80"), (format!("ingress: allowed {rule}"), json!("allowedByClusterPolicy")));
+    // Pods that NetworkPolicies isolate are none of the Baseline tier's.
+    world.cluster.cluster_policies.insert("guard".into(), of(Tier::Baseline, Action::Deny));
+    assert_eq!(told(&world, "shop/db:5432").1, json!("allowed"));
+    world.cluster.policies = Default::default();
+    world.cluster.namespaces.insert("shop".into(), Namespace { labels: labels(""), isolated: false });
+    let rule = rule.replace("Admin", "Baseline");
+    assert_eq!(told(&world, "shop/db:5432"), (format!("ingress: denied {rule}"), json!("deniedByClusterPolicy")));
 }
 
 #[test]
