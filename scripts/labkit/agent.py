@@ -21,17 +21,18 @@ def family_flags(families="46"):
 
 
 class Agent:
-    def __init__(self, i, binary, source, flags=()):
+    def __init__(self, i, binary, source, flags=(), netfilter="auto"):
         self.i, self.source, self.extra = i, source, list(flags)
         self.binary = binary
         self.families = "46"
+        self.netfilter = netfilter
         self.process = None
         self.log = f"{net.RUN}/n{i}/agent.log"
         self.state = f"{net.RUN}/n{i}/state"
 
     def command(self, *more):
         return net.node_command(self.i, self.binary, *FLAGS, *family_flags(self.families), f"--hostname-override=node{self.i}",
-                                f"--state-dir={self.state}", *self.source.flags(self.i), *self.extra, *more)
+                                f"--netfilter={self.netfilter}", f"--state-dir={self.state}", *self.source.flags(self.i), *self.extra, *more)
 
     def start(self):
         if self.process:

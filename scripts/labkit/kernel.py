@@ -1,8 +1,10 @@
 """What the kernel of a node holds, read without starting a program where that is possible."""
+import collections
 import http.client
 import ipaddress
 import json
 import re
+import shutil
 import socket
 
 from . import net, own
@@ -51,14 +53,15 @@ def snapshot(i):
     rules = {}
     for flavour in ("legacy", "nft"):
         for tool in ("iptables", "ip6tables"):
-            text = net.node(i, f"{tool}-{flavour}-save")
+            text = net.node(i, f"{tool}-{flavour}-save") if shutil.which(f"{tool}-{flavour}-save") else ""
             # A built-in chain is there or not depending on who looked last; what somebody wrote into it counts.
             rules[f"{tool}-{flavour}"] = [line for line in without_counts(text) if not re.match(r":[A-Z]+ (ACCEPT|DROP)$", line)]
     addresses = json.loads(own.run("/sbin/ip", "-n", f"n{i}", "-j", "addr", "show"))
     return {
         "ipvs": sorted(net.node(i, "ipvsadm", "-Sn").splitlines()),
-        "sets": sorted(without_counts(net.node(i, "ipset", "save"))),
+        "sets": sorted(without_counts(net.node(i, "ipset", "save") if shutil.which("ipset") else "")),
         **rules,
+        "tables": tables(i),
         "addresses": sorted(f"{link['ifname']} {a['local']}/{a['prefixlen']}" for link in addresses for a in link["addr_info"]
                             if not a["local"].startswith("fe80:")),
         "routes": sorted(line for f in ("-4", "-6") for line in own.run(
@@ -66,6 +69,24 @@ def snapshot(i):
         "policy": sorted(line for f in ("-4", "-6") for line in own.run("/sbin/ip", "-n", f"n{i}", f, "rule", "show").splitlines()),
         "links": sorted(link["ifname"] for link in addresses),
     }
+
+
+def tables(i):
+    """The tables of nf_tables of both families, as sorted text without counters, handles and who owns a table."""
+    lines, rules = [], collections.Counter()
+    for entry in json.loads(net.node(i, "nft", "-j", "-s", "list", "ruleset", "inet") or '{"nftables": []}')["nftables"]:
+        ((kind, found),) = entry.items()
+        if kind == "metainfo":
+            continue
+        place = f"{kind} {found.get('table', '')} {found.get('chain', '')} {found.get('name', '')}"
+        if kind == "rule":  # the order of these counts
+            rules[place] += 1
+            place += f"{rules[place]:04}"
+        elements = found.pop("elem", [])
+        kept = {key: value for key, value in found.items() if key not in ("handle", "flags", "packets", "bytes")}
+        lines.append(f"{place} {json.dumps(kept, sort_keys=True)}")
+        lines += [f"{place} {json.dumps(element, sort_keys=True)}" for element in elements]
+    return sorted(lines)
 
 
 def without_counts(text):

@@ -13,12 +13,13 @@ SERVED = [("tcp", 8080), ("udp", 8080), ("sctp", 8080)]
 
 
 class Testbed:
-    def __init__(self, binary, facts=None, nodes=3, pods=3, subnets=1, flags=(), routed=False):
+    def __init__(self, binary, facts=None, nodes=3, pods=3, subnets=1, flags=(), routed=False, netfilter="auto"):
         """`facts` are those of a running cluster; without them the objects come from manifests.
 
         `flags` are those that agents have unless a test asks for others, `{i}` in them the number of the node. With `routed` they are to have the router.
+        `netfilter` is the packet filter of all of them.
         """
-        self.binary, self.facts = binary, facts
+        self.binary, self.facts, self.netfilter = binary, facts, netfilter
         self.shape = (nodes, pods, subnets, routed)
         self.flags = list(flags)
         self.agents, self.processes, self.services = {}, [], {}
@@ -36,7 +37,7 @@ class Testbed:
 
     def start_agents(self):
         for i in range(1, self.plan.nodes + 1):
-            self.agents[i] = Agent(i, self.binary, self.source, self.flags_of(i)).start()
+            self.agents[i] = Agent(i, self.binary, self.source, self.flags_of(i), self.netfilter).start()
         if self.plan.routed:
             for i in self.agents:
                 self.attach(i)
@@ -130,10 +131,11 @@ class Testbed:
     def restore(self):
         """Brings the agents back to what they were, after a test that changed or ended some."""
         for i, agent in self.agents.items():
-            if agent.is_alive() and agent.extra == self.flags_of(i) and agent.binary == self.binary:
+            usual = self.flags_of(i), self.binary, self.netfilter
+            if agent.is_alive() and (agent.extra, agent.binary, agent.netfilter) == usual:
                 continue
             agent.stop()
-            agent.extra, agent.binary = self.flags_of(i), self.binary
+            agent.extra, agent.binary, agent.netfilter = usual
             agent.start()
         self.ready()
 

@@ -88,6 +88,7 @@ def _rules(i):
     """What the firewall has in the kernel of a node."""
     found = kernel.snapshot(i)
     ours = {key: [line for line in found[key] if "NWPLCY" in line or "KUBE-POD-FW" in line] for key in found if key.startswith("ip")}
+    ours["tables"] = [line for line in found["tables"] if "sluice_policy" in line]
     return {**ours, "sets": [line for line in found["sets"] if "KUBE-" in line or "kube-router-local-pods" in line]}
 
 

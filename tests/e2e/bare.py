@@ -1,6 +1,8 @@
 #!/usr/bin/python3
-"""The agent on kernels that lack a part: bare.py no-ipvs|no-ipv6 BINARY, in a guest that was booted without it."""
+"""The agent on kernels and hosts that lack a part: bare.py no-ipvs|no-ipv6|no-iptables BINARY [--long], in a guest that was booted without it."""
+import glob
 import os
+import re
 import subprocess
 import sys
 
@@ -61,8 +63,44 @@ def no_ipv6(binary):
     return served and alive and not os.path.exists("/proc/net/if_inet6"), own.run("ipvsadm", "-Sn")
 
 
+# Modules of iptables and ipset, and programs that speak with them.
+MODULES = re.compile(r"(x_tables|ip6?_tables|ip6?table_\w+|xt_\w+|ipt_\w+|ip6t_\w+|ip_set\w*|nft_compat|arp_tables|ebtables?\w*)$")
+PROGRAMS = ["ip6tables*", "iptables*", "xtables*", "arptables*", "ebtables*", "ipset*"]
+# What runs there each day; with --long all tests of these beds that need nothing of iptables themselves.
+ON_NFTABLES = {"manifests": ["exposure", "guard", "masquerade", "policies_say_who_reaches_whom"],
+               "forwarding": ["pods_pass_a_chain_of_the_host_that_drops"], "routing-flat": ["on_one_link_pods"]}
+MORE_ON_NFTABLES = {"manifests": ["affinity", "protocols", "policies", "restart", "draining", "network_policies"], "routing": ["routing"]}
+
+
+def loaded():
+    with open("/proc/modules") as handle:
+        return [line.split()[0] for line in handle if MODULES.match(line.split()[0])]
+
+
+def no_iptables(binary, *more):
+    """Where nothing of iptables and ipset is, neither modules nor programs, all three subsystems run on nftables."""
+    names = {os.path.basename(path).split(".ko")[0] for path in glob.glob(f"/lib/modules/{os.uname().release}/kernel/net/**/*.ko*", recursive=True)}
+    own.write("/etc/modprobe.d/bare.conf", "".join(f"install {name} /bin/false\n" for name in sorted(names) if MODULES.match(name)))
+    for folder in os.environ["PATH"].split(":"):
+        for path in (path for pattern in PROGRAMS for path in glob.glob(f"{folder}/{pattern}")):
+            os.unlink(path)
+    agent = start(binary, node())
+    own.wait(lambda: said("Packet filter chosen") or agent.poll() is not None, 60, 0.2)
+    chosen = said("Packet filter chosen")
+    agent.kill()
+    agent.wait()
+    own.run("ip", "link", "del", "under")
+    passed = bool(chosen and "Nftables" in chosen[0])
+    for bed in {**ON_NFTABLES, **(MORE_ON_NFTABLES if "--long" in more else {})}:
+        only = ON_NFTABLES.get(bed, []) + (MORE_ON_NFTABLES.get(bed, []) if "--long" in more else [])
+        words = [word for name in only for word in ("--only", name)]
+        done = subprocess.run([own.PYTHON, "-B", f"{TREE}/tests/e2e/run.py", binary, "--bed", bed, "--netfilter", "nftables", *words, *more])
+        passed = passed and done.returncode == 0
+    return passed and not loaded(), [chosen, loaded()]
+
+
 if __name__ == "__main__":
-    held, seen = {"no-ipvs": no_ipvs, "no-ipv6": no_ipv6}[sys.argv[1]](sys.argv[2])
+    held, seen = {"no-ipvs": no_ipvs, "no-ipv6": no_ipv6, "no-iptables": no_iptables}[sys.argv[1]](*sys.argv[2:])
     if not held:
         with open(LOG, errors="replace") as log:
             print(f"{sys.argv[1]}: {seen}\n{log.read()[-3000:]}")

@@ -9,6 +9,11 @@ FAMILIES = ("4", "6")
 LEAST_LOAD = 4  # seconds that a stream lasts at least: a change is often in the kernel before ten connections were made
 
 
+def flavour(bed, i):
+    """Whose rules node i has where they are those of iptables, and where somebody else writes some: node 2 is the one with legacy tables."""
+    return "legacy" if i == 2 and bed.netfilter == "iptables" else "nft"
+
+
 def that(true, *words):
     if not true:
         raise AssertionError(" ".join(str(w) for w in words))
@@ -84,6 +89,20 @@ def load(*targets, pause=0.03):
     for target, outcome in outcomes:
         that(outcome["failed"] == 0 and outcome["broken"] == 0, target, outcome)
         that(outcome["fresh"] > 10 and outcome["messages"] > 10, "hardly any traffic:", target, outcome)
+
+
+@contextlib.contextmanager
+def never(*targets):
+    """New connections without end on [(namespace, address, port)]: not one is answered."""
+    running = [(t, traffic.Load(*t, lasting=0, pause=0.05)) for t in targets]
+    outcomes = []
+    try:
+        yield
+    finally:
+        outcomes += [(t, process.stop()) for t, process in running]
+    for target, outcome in outcomes:
+        that(not outcome["answers"], target, "was answered:", outcome)
+        that(outcome["fresh"] > 10, "hardly any traffic:", target, outcome)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Hosts that forward nothing by themselves (`FORWARD` drops, as Docker leaves it), with router and service proxy: all that pods and
-clients of Services need passes all the same, with legacy iptables (node 2) and nf_tables."""
+clients of Services need passes all the same, with legacy iptables (node 2), iptables of
+nf_tables, and nftables."""
 import contextlib
 
 import expect
@@ -14,7 +15,7 @@ def _nothing_is_forwarded(bed):
     def policy(word):
         for i in bed.agents:
             for tool in ("iptables", "ip6tables"):
-                net.node(i, f"{tool}-{'legacy' if i == 2 else 'nft'}", "-w", "-P", "FORWARD", word)
+                net.node(i, f"{tool}-{expect.flavour(bed, i)}", "-w", "-P", "FORWARD", word)
     policy("DROP")
     try:
         yield

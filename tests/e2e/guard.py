@@ -25,10 +25,15 @@ def a_port_of_the_host_cannot_be_reached_through_a_service_address(bed):
                     expect.share(f"n{i}p2", bed.plan.addresses(i)[f], 7777, [f"host{i}"])
 
 
-def rules_are_written_by_the_flavour_that_the_node_uses(bed):
+def rules_are_written_for_the_packet_filter_that_the_node_uses_and_for_no_other(bed):
     with expect.service(bed, "flavour"):
         for i, used, other in ((1, "nft", "legacy"), (2, "legacy", "nft")):
             state = kernel.snapshot(i)
+            expect.that(("sluice_proxy" in repr(state["tables"])) == (bed.netfilter == "nftables"), f"node {i} has the tables", state["tables"])
+            if bed.netfilter == "nftables":
+                rules = [line for part, lines in state.items() if "tables" in part or part == "sets" for line in lines]
+                expect.that("KUBE-ROUTER" not in repr(rules) and "kube-router" not in repr(rules), f"node {i} has", rules)
+                continue
             for tool in ("iptables", "ip6tables"):
                 expect.that(any("KUBE-ROUTER-SERVICES" in rule for rule in state[f"{tool}-{used}"]), f"node {i} lacks {tool}-{used} rules")
                 expect.that(not any("KUBE-ROUTER" in rule for rule in state[f"{tool}-{other}"]), f"node {i} has {tool}-{other} rules")

@@ -53,7 +53,7 @@ def _firewall(bed, *flags):
             status, text = agent.once(*FLAGS, *family_flags(), "--cleanup-config")
             left = [line for line in text.splitlines() if "could not be removed" in line]
             expect.that(status == 0 and not left, f"--cleanup-config of node {i} ended with {status}:", text)
-            rules = [line for table in kernel.snapshot(i).values() for line in table if "NWPLCY" in line or "KUBE-POD-FW" in line]
+            rules = [line for table in kernel.snapshot(i).values() for line in table if any(of_ours in line for of_ours in ("NWPLCY", "KUBE-POD-FW", "sluice_"))]
             expect.that(not rules, f"node {i} has kept", rules)
             agent.extra = []
             agent.start()

@@ -50,16 +50,25 @@ def a_deleted_service_address_comes_back(bed):
 def flushed_chains_come_back(bed):
     with expect.service(bed, "hurt-rules") as s:
         for i in (1, 2):
-            for tool, chain, table in (("iptables", "KUBE-ROUTER-SERVICES", "filter"), ("ip6tables", "KUBE-ROUTER-SERVICES", "filter"),
-                                       ("iptables", "POSTROUTING", "nat")):
-                flavour = "legacy" if i == 2 else "nft"
-                _repaired(bed, i, lambda: net.node(i, f"{tool}-{flavour}", "-w", "-t", table, "-F", chain), f"{tool} {chain}")
+            for damage in _damages(bed, i):
+                _repaired(bed, i, lambda: net.node(i, *damage), " ".join(damage))
             expect.refused(f"n{i}p2", s.address(), 81)
+
+
+def _damages(bed, i):
+    """Commands that take rules of ours away from node i."""
+    if bed.netfilter == "nftables":
+        table = ("inet", "sluice_proxy")
+        return [("nft", "flush", "chain", *table, "service_guard"), ("nft", "flush", "chain", *table, "service_snat"), ("nft", "delete", "table", *table)]
+    program = f"{{}}-{expect.flavour(bed, i)}"
+    return [(program.format(tool), "-w", "-t", table, "-F", chain) for tool, chain, table in
+            (("iptables", "KUBE-ROUTER-SERVICES", "filter"), ("ip6tables", "KUBE-ROUTER-SERVICES", "filter"), ("iptables", "POSTROUTING", "nat"))]
 
 
 def elements_taken_out_of_a_set_come_back(bed):
     with expect.service(bed, "hurt-set") as s:
-        _repaired(bed, 1, lambda: net.node(1, "ipset", "flush", "kube-router-svip-prt"), "the set")
+        flush = {"iptables": ("ipset", "flush", "kube-router-svip-prt"), "nftables": ("nft", "flush", "set", "inet", "sluice_proxy", "ports4")}[bed.netfilter]
+        _repaired(bed, 1, lambda: net.node(1, *flush), "the set")
         expect.share("n1p2", s.address(), 80, PODS)
 
 

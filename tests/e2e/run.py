@@ -1,13 +1,14 @@
 #!/usr/bin/python3
 """Runs the end-to-end tests where the nodes are (a guest, or this machine's namespaces); `scripts/test` calls it.
 
-  run.py BINARY [--bed manifests|routing|routing-flat|forwarding|api] [--only WORD] [--long]
+  run.py BINARY [--bed manifests|routing|routing-flat|forwarding|api] [--netfilter iptables|nftables] [--only WORD] [--long]
 
 A test is a function whose name is a sentence, in one of the modules below; it gets the testbed of its module and says
 by an exception what does not hold. Each test makes the Services it needs and takes them away again.
 """
 import argparse
 import importlib
+import itertools
 import json
 import os
 import sys
@@ -21,10 +22,10 @@ from labkit.testbed import Testbed  # noqa: E402
 
 BEDS = {
     "manifests": ["schedulers", "affinity", "exposure", "protocols", "policies", "guard", "masquerade",
-                  "restart", "draining", "repair", "bad_input", "one_family", "foreign", "network_policies", "rest", "soak"],
+                  "restart", "draining", "repair", "bad_input", "one_family", "foreign", "network_policies", "backends", "rest", "soak"],
     "routing": ["routing"],
     "routing-flat": ["routing_flat"],
-    "forwarding": ["forwarding", "withdrawal", "rest"],
+    "forwarding": ["forwarding", "withdrawal", "backends_routed", "rest"],
     "api": ["api", "api_policies", "rest"],
 }
 ROUTER = ["--run-router=true", "--run-service-proxy=false"]
@@ -36,26 +37,31 @@ SHAPES = {
     "api": {"subnets": 2, "routed": True, "flags": ["--run-router=true"]},
 }
 LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the others' by nf_tables
+# With nftables these run each day, and everything with --long.
+DAILY = {"manifests": ["exposure", "guard", "masquerade", "restart", "repair", "network_policies", "backends"],
+         "routing-flat": ["routing_flat"], "forwarding": ["forwarding", "withdrawal", "backends_routed"]}
 
 
-def tests_of(bed, only, long):
-    for name in BEDS[bed]:
+def tests_of(bed, netfilter, only, long):
+    for name in BEDS[bed] if netfilter == "iptables" or only or long else DAILY.get(bed, []):
         module = importlib.import_module(name)
         for function in vars(module).values():
             if not callable(function) or getattr(function, "__module__", "") != name or function.__name__.startswith("_"):
                 continue
             if isinstance(function, type) or (getattr(function, "long", False) and not long):
                 continue
+            if getattr(function, "netfilter", netfilter) != netfilter:
+                continue
             if not only or name in only or any(word in function.__name__ for word in only):
                 yield function
 
 
-def make(bed, binary):
+def make(bed, netfilter, binary):
     facts = json.loads(os.environ.get("SLUICE_LAB_CLUSTER", "null"))
     if bed == "api" and not facts:
         raise own.LabError("the tests with an API server were asked for, and there is none")
-    made = Testbed(binary, facts if bed == "api" else None, **SHAPES.get(bed, {})).up()
-    for tool in ("iptables", "ip6tables"):  # what a kubelet leaves where legacy is in use
+    made = Testbed(binary, facts if bed == "api" else None, netfilter=netfilter, **SHAPES.get(bed, {})).up()
+    for tool in ("iptables", "ip6tables") if netfilter == "iptables" else ():  # what a kubelet leaves where legacy is in use
         net.node(LEGACY_NODE, f"{tool}-legacy", "-w", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
     made.start_agents()
     made.ready()
@@ -66,22 +72,23 @@ def main():
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("binary")
     parser.add_argument("--bed", action="append", choices=list(BEDS))
+    parser.add_argument("--netfilter", action="append", choices=["iptables", "nftables"], help="of all agents; both unless given")
     parser.add_argument("--only", action="append", help="tests with this in their name, or of this module")
     parser.add_argument("--long", action="store_true")
     known = parser.parse_args()
     passed, failed = 0, []
-    for bed in known.bed or BEDS:
-        tests = list(tests_of(bed, known.only, known.long))
+    for bed, netfilter in itertools.product(known.bed or BEDS, known.netfilter or ("iptables", "nftables")):
+        tests = list(tests_of(bed, netfilter, known.only, known.long))
         if not tests:
             continue
-        print(f"-- {bed}: {len(tests)} tests", flush=True)
-        here = make(bed, known.binary)
+        print(f"-- {bed}, {netfilter}: {len(tests)} tests", flush=True)
+        here = make(bed, netfilter, known.binary)
         try:
             for test in tests:
                 if run(test, here):
                     passed += 1
                 else:
-                    failed.append(f"{bed}: {test.__name__}")
+                    failed.append(f"{bed}, {netfilter}: {test.__name__}")
         finally:
             here.down()
     for name in failed:
