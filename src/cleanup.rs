@@ -47,7 +47,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let tunnel_port = config.router.as_ref().and_then(|router| router.overlay?.udp_port);
     // All are opened before anything goes: the rules that are there tell which programs keep them.
     let firewall = firewall::iptables::linux::open_for_cleanup()
-        .map(|(targets, _)| firewall::iptables::apply::Mirrors::new(targets));
+        .map(|(targets, _)| without_ipset(targets))
+        .map(firewall::iptables::apply::Mirrors::new);
     let proxy = proxy::linux::open_for_cleanup().map(|targets| proxy::apply::Mirrors::new(targets, Vec::new()));
     let router = router::linux::open_for_cleanup(tunnel_port).map(router::apply::Mirrors::new);
     let outcomes = [remove("firewall", firewall), remove("service proxy", proxy), remove("router", router)];
@@ -61,6 +62,15 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         bail!("not everything could be removed:\n{}", left.join("\n"));
     }
     Ok(())
+}
+
+/// The firewall's kinds, on a host that may have no ipset.
+fn without_ipset(
+    mut targets: firewall::iptables::apply::Targets<firewall::iptables::linux::Linux>,
+) -> firewall::iptables::apply::Targets<firewall::iptables::linux::Linux> {
+    targets.sets.accept_missing_ipset();
+    targets.elements.accept_missing_ipset();
+    targets
 }
 
 /// Removes our files. Returns which there were, and why others could not be removed.

@@ -82,8 +82,14 @@ fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
     if uses(Backend::Iptables) {
         let detected = detected();
         targets.kernel.abandoned = detected.abandoned;
-        targets.sets = Optional::used(Sets::open(with_temporary(), SetName(TEMPORARY_SET.into()))?);
-        targets.elements = Optional::used(Elements::open(set_names())?);
+        let mut sets = Sets::open(with_temporary(), SetName(TEMPORARY_SET.into()))?;
+        let mut elements = Elements::open(set_names())?;
+        if used.is_none() {
+            sets.accept_missing_ipset();
+            elements.accept_missing_ipset();
+        }
+        targets.sets = Optional::used(sets);
+        targets.elements = Optional::used(elements);
         targets.rules = Optional::used(Tables::detected(detected, ownership()));
     }
     Ok(targets)

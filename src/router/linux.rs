@@ -113,8 +113,14 @@ fn opened(
             warn!(%reason, "iptables is not usable for this address family");
         }
         targets.kernel.abandoned = detected.abandoned;
-        targets.sets = Optional::used(Sets::open(with_temporary(), SetName(TEMPORARY_SET.into()))?);
-        targets.elements = Optional::used(Elements::open(names())?);
+        let mut sets = Sets::open(with_temporary(), SetName(TEMPORARY_SET.into()))?;
+        let mut elements = Elements::open(names())?;
+        if used.is_none() {
+            sets.accept_missing_ipset();
+            elements.accept_missing_ipset();
+        }
+        targets.sets = Optional::used(sets);
+        targets.elements = Optional::used(elements);
         targets.rules = Optional::used(Tables::detected(detected, ownership()));
     }
     Ok(targets)

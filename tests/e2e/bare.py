@@ -84,11 +84,13 @@ def no_iptables(binary, *more):
     for folder in os.environ["PATH"].split(":"):
         for path in (path for pattern in PROGRAMS for path in glob.glob(f"{folder}/{pattern}")):
             os.unlink(path)
-    agent = start(binary, node())
+    source = node()
+    agent = start(binary, source)
     own.wait(lambda: said("Packet filter chosen") or agent.poll() is not None, 60, 0.2)
     chosen = said("Packet filter chosen")
     agent.kill()
     agent.wait()
+    source.close()
     own.run("ip", "link", "del", "under")
     passed = bool(chosen and "Nftables" in chosen[0])
     for bed in {**ON_NFTABLES, **(MORE_ON_NFTABLES if "--long" in more else {})}:

@@ -19,6 +19,7 @@ pub struct Sets {
     ours: Vec<Name>,
     temporary: SetName,
     emptied: Vec<SetName>,
+    may_be_missing: bool,
 }
 
 impl Sets {
@@ -29,7 +30,12 @@ impl Sets {
     /// # Errors
     /// The socket cannot be opened.
     pub fn open(ours: Vec<Name>, temporary: SetName) -> Result<Sets, Error> {
-        Ok(Sets { ipset: Ipset::open()?, ours, temporary, emptied: Vec::new() })
+        Ok(Sets { ipset: Ipset::open()?, ours, temporary, emptied: Vec::new(), may_be_missing: false })
+    }
+
+    /// For cleanup: a kernel without ipset holds no sets, which is no error.
+    pub fn accept_missing_ipset(&mut self) {
+        self.may_be_missing = true;
     }
 
     /// Returns the sets that lost their elements since the last call because their type was wrong.
@@ -93,7 +99,10 @@ impl Target for Sets {
 
     fn read(&mut self) -> Result<BTreeMap<SetName, SetSpec>, Error> {
         let (ours, temporary) = (&self.ours, &self.temporary);
-        self.ipset.specs(|name| name == temporary || ours.iter().any(|own| own.matches(&name.0)))
+        match self.ipset.specs(|name| name == temporary || ours.iter().any(|own| own.matches(&name.0))) {
+            Err(error) if self.may_be_missing && error.is_unsupported() => Ok(BTreeMap::new()),
+            specs => specs,
+        }
     }
 
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, SetName, SetSpec>]) -> Vec<Failure<Error>> {
