@@ -4,6 +4,8 @@
 //! - this one, with the World's task, the API watches and the signals;
 //! - `listeners`, for health and metrics;
 //! - `manifests`, where the cluster is a directory;
+//! - `established`, while connections that policies newly deny are looked for (`firewall::established`);
+//! - `policy-diff`, while somebody asks what a policy would change (`firewall::diff`);
 //! - `proxy`, `firewall` and `router`, each of which owns everything that its subsystem does to the kernel (`subsystem`);
 //! - the BGP speaker's, which the router starts;
 //! - `monitor`, which waits for notifications of the kernel.
@@ -32,7 +34,7 @@ use crate::config::{
     Backend, Config, FirewallConfig, ObserveConfig, ProxyConfig, RouterConfig, Source, TOOLCHAIN, VERSION,
 };
 use crate::firewall::driver::StartingPod;
-use crate::firewall::{self, iptables, nftables};
+use crate::firewall::{self, driver, iptables, nftables};
 use crate::gobgp;
 use crate::gobgp::serve::{Place, Ports};
 use crate::gobgp::service::Service;
@@ -135,7 +137,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     if let Some(settings) = config.firewall {
         let inputs = common.inputs("firewall", "sluice_firewall", for_firewall)?;
         let (ask, questions) = mpsc::channel(1);
-        answerers.insert("/policy/explain", ask);
+        answerers.extend([driver::EXPLAIN, driver::DIFF, driver::DROPS].map(|path| (path, ask.clone())));
         running.push(common.start_firewall(settings, inputs, (questions, starting)).await?);
     }
     if let Some(settings) = config.router {
@@ -349,7 +351,13 @@ impl Common {
         (questions, starting): (mpsc::Receiver<local::Question>, mpsc::Receiver<StartingPod>),
     ) -> anyhow::Result<Running> {
         let metrics = firewall::metrics::Metrics::register(&self.registry)?;
-        let context = firewall::driver::FirewallContext { questions, starting, metrics };
+        let context = firewall::driver::FirewallContext {
+            questions,
+            starting,
+            metrics,
+            flows: Arc::new(firewall::flows::Kernel),
+            read_policies: manifests::policies,
+        };
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
         if config.backend == Backend::Nftables {
             let (owners, owners_in) = watch::channel(Arc::default());

@@ -1,10 +1,12 @@
 //! The other side of the local socket: a user on this host asks the running program.
 //!
-//! `sluice policy explain`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
+//! `sluice policy explain`, `diff` and `drops`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
 //! It needs no API server and reads no cluster: the program answers from what it has put into the kernel.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use http::header::ACCEPT;
@@ -13,11 +15,12 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::net::UnixStream;
 
 use crate::config::{Ask, Output};
-use crate::observe::local::JSON;
+use crate::observe::local::{JSON, MOST};
 
 /// Asks, and returns the answer's text.
 ///
@@ -25,10 +28,99 @@ use crate::observe::local::JSON;
 /// Where nobody listens, or there is no answer; a sentence for the user.
 pub fn run(ask: &Ask) -> anyhow::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let Ask::PolicyExplain { from, to, output, socket } = ask;
-    let about = BTreeMap::from([("from", from.as_str()), ("to", to.as_str())]);
-    runtime.block_on(answer(socket, "/policy/explain", &about, *output))
+    match ask {
+        Ask::PolicyExplain { from, to, output, socket } => {
+            let about = BTreeMap::from([("from", from.as_str()), ("to", to.as_str())]);
+            runtime.block_on(answer(socket, "/policy/explain", &about, *output))
+        }
+        Ask::PolicyDiff { file, delete, output, socket } => {
+            let text = text_of(file)?;
+            let about = BTreeMap::from([("file", text.as_str()), ("delete", if *delete { "true" } else { "" })]);
+            runtime.block_on(answer(socket, "/policy/diff", &about, *output))
+        }
+        Ask::PolicyDrops { follow, output, socket } => {
+            let until = (!follow).then(|| Instant::now() + LISTENED);
+            runtime.block_on(drops(socket, *output, until, &mut std::io::stdout().lock()))?;
+            Ok(String::new())
+        }
+    }
 }
+
+/// Prints refused packets as they come, for as long as somebody reads them.
+async fn drops(socket: &Path, output: Output, until: Option<Instant>, out: &mut impl Write) -> anyhow::Result<()> {
+    let (mut since, mut lost) = (None, 0);
+    loop {
+        let number = since.map(|number: u64| number.to_string());
+        let about: BTreeMap<&str, &str> = number.iter().map(|number| ("since", number.as_str())).collect();
+        let text = answer(socket, "/policy/drops", &about, Output::Json).await?;
+        let drops: Drops = serde_json::from_str(&text).context("the answer makes no sense")?;
+        // What was lost before the first question is nothing that was asked for.
+        let missed = drops.missed + if since.is_some() { drops.lost.saturating_sub(lost) } else { 0 };
+        (since, lost) = (Some(drops.next), drops.lost);
+        let mut lines: Vec<String> = drops
+            .packets
+            .iter()
+            .map(|packet| match output {
+                Output::Json => packet.to_string(),
+                Output::Text => packet.get("text").and_then(Value::as_str).unwrap_or_default().to_owned(),
+            })
+            .collect();
+        if missed > 0 {
+            lines.push(match output {
+                Output::Json => format!("{{\"missed\":{missed}}}"),
+                Output::Text => format!("{missed} refused packets came too fast and are not shown"),
+            });
+        }
+        // Nobody reads any more.
+        if lines.iter().try_for_each(|line| writeln!(out, "{line}")).and_then(|()| out.flush()).is_err() {
+            return Ok(());
+        }
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Ok(());
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// An answer about refused packets.
+#[derive(Deserialize)]
+struct Drops {
+    next: u64,
+    missed: u64,
+    /// Since the program began to read them.
+    lost: u64,
+    packets: Vec<Value>,
+}
+
+/// How long refused packets are printed, and how often they are asked for.
+const LISTENED: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Reads a file, or standard input where its name is `-`.
+fn text_of(file: &Path) -> anyhow::Result<String> {
+    let bytes = match file.to_str() {
+        Some("-") => {
+            let mut bytes = Vec::new();
+            std::io::stdin()
+                .take(LONGEST as u64 + 1)
+                .read_to_end(&mut bytes)
+                .context("standard input cannot be read")?;
+            bytes
+        }
+        _ => std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?,
+    };
+    if bytes.len() > LONGEST {
+        return Err(anyhow!(
+            "{} is longer than {} MiB, which is too long for a question",
+            file.display(),
+            LONGEST >> 20
+        ));
+    }
+    String::from_utf8(bytes).map_err(|_| anyhow!("{} is not UTF-8", file.display()))
+}
+
+/// The longest file, in bytes. As JSON it may be nearly twice as long.
+const LONGEST: usize = MOST / 2;
 
 async fn answer(socket: &Path, path: &str, about: &BTreeMap<&str, &str>, output: Output) -> anyhow::Result<String> {
     let accept = (output == Output::Json).then_some(JSON);
@@ -129,6 +221,45 @@ mod tests {
         let refused =
             asked("shop/db", Output::Text, &directory.path().join("other.sock")).expect_err("nobody is there");
         assert!(refused.contains("other.sock") && refused.contains("--socket"), "{refused}");
+    }
+
+    /// A program whose list of refused packets has one more at each question but the first.
+    async fn refusing(directory: &Path) -> PathBuf {
+        let socket = directory.join("sluice.sock");
+        let (out, mut questions) = mpsc::channel::<Question>(1);
+        let listener = local::bind(&socket).expect("the socket is made");
+        tokio::spawn(local::serve(listener, [("/policy/drops", out)].into(), 8));
+        tokio::spawn(async move {
+            let mut next = 7;
+            while let Some(question) = questions.recv().await {
+                let since: Option<u64> = question.about.get("since").map(|number| number.parse().expect("a number"));
+                next += u64::from(since.is_some());
+                let packets: Vec<_> = (since.unwrap_or(next)..next)
+                    .map(|number| serde_json::json!({ "text": format!("packet {number}") }))
+                    .collect();
+                let lost = if next < 9 { 0 } else { 5 };
+                let text =
+                    serde_json::json!({ "next": next, "missed": 0, "lost": lost, "packets": packets }).to_string();
+                question.answer.send(Ok(text)).expect("the asker waits");
+            }
+        });
+        socket
+    }
+
+    #[tokio::test]
+    async fn refused_packets_are_printed_once_each_and_those_that_were_lost_are_counted() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = refusing(directory.path()).await;
+        for (output, expected) in [
+            (Output::Text, "packet 7\npacket 8\n5 refused packets came too fast and are not shown\npacket 9\n"),
+            (Output::Json, "{\"text\":\"packet 10\"}\n{\"text\":\"packet 11\"}\n{\"text\":\"packet 12\"}\n"),
+        ] {
+            let mut printed = Vec::new();
+            let until = Some(Instant::now() + AGAIN * 5 / 2);
+            drops(&socket, output, until, &mut printed).await.expect("it is answered");
+            let printed = String::from_utf8(printed).expect("text");
+            assert!(printed.starts_with(expected), "{printed}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -41,6 +41,10 @@ fn a_question_without_its_words_ends_with_2_and_the_words_that_it_takes() {
         let text = said(&run(words), 2);
         assert!(text.contains("Usage: sluice policy explain --from WHO --to WHERE"), "{words:?}: {text}");
     }
+    for words in [&["policy", "diff"][..], &["policy", "diff", "--deleted", "-f", "-"]] {
+        let text = said(&run(words), 2);
+        assert!(text.contains("sluice policy diff -f FILE"), "{words:?}: {text}");
+    }
     for words in [&["policy", "--help"][..], &["policy", "explain", "--help"]] {
         let text = said(&run(words), 0);
         assert!(text.starts_with("Usage: sluice policy explain"), "{words:?}: {text}");

@@ -1,4 +1,5 @@
-//! Questions to a running program, as typed: `sluice policy explain --from … --to …`.
+//! Questions to a running program, as typed: `sluice policy explain --from … --to …`, `sluice policy diff -f …`,
+//! `sluice policy drops`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -14,6 +15,10 @@ use super::refusal::Refusal;
 pub enum Ask {
     /// Why packets of one party reach another, or do not. The words are those of the user.
     PolicyExplain { from: String, to: String, output: Output, socket: PathBuf },
+    /// What the policies of a file would change. `delete`: what their deletion would.
+    PolicyDiff { file: PathBuf, delete: bool, output: Output, socket: PathBuf },
+    /// Which packets are refused, for a moment or, with `follow`, on and on.
+    PolicyDrops { follow: bool, output: Output, socket: PathBuf },
 }
 
 /// How the answer is printed.
@@ -54,14 +59,47 @@ enum Policy {
         #[arg(long, default_value = DEFAULT_SOCKET)]
         socket: PathBuf,
     },
+    /// Say what the NetworkPolicies of a file would change
+    Diff {
+        /// A manifest file; - is standard input
+        #[arg(short, long)]
+        file: PathBuf,
+        /// Say what deleting them would change
+        #[arg(long)]
+        delete: bool,
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+        /// The --socket of the running program
+        #[arg(long, default_value = DEFAULT_SOCKET)]
+        socket: PathBuf,
+    },
+    /// Print refused packets with the names of pods and policies
+    Drops {
+        /// Go on until interrupted, not for ten seconds
+        #[arg(short, long)]
+        follow: bool,
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+        /// The --socket of the running program
+        #[arg(long, default_value = DEFAULT_SOCKET)]
+        socket: PathBuf,
+    },
 }
 
 /// The words that a question takes.
 pub(super) const USAGE: &str = "\
 Usage: sluice policy explain --from WHO --to WHERE [-o text|json] [--socket PATH]
-Say whether packets pass, and which policy and rule decides. The sluice that runs on this host is asked.
+       sluice policy diff -f FILE [--delete] [-o text|json] [--socket PATH]
+       sluice policy drops [-f] [-o text|json] [--socket PATH]
+explain says whether packets pass, and which policy and rule decides; diff what the NetworkPolicies of a file would change
+for the pods of this node; drops which packets are refused, as they come, for ten seconds. The sluice that runs on this host
+is asked, and nothing is changed.
       --from     NAMESPACE/POD or an address
-      --to       NAMESPACE/POD:PORT[/PROTOCOL] or ADDRESS:PORT[/PROTOCOL]; the protocol is tcp, udp or sctp
+      --to       NAMESPACE/POD:PORT[/PROTOCOL] or ADDRESS:PORT[/PROTOCOL]; the protocol is tcp, udp or sctp;
+                 the address may be that of a Service
+  -f, --file     A manifest file; - is standard input
+      --delete   Say what deleting the policies would change
+  -f, --follow   Go on until interrupted
   -o, --output   text or json (default text)
       --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
 
@@ -78,6 +116,12 @@ pub(super) fn ask(words: &[OsString]) -> Result<Option<Ask>, Refusal> {
     match Words::try_parse_from(words) {
         Ok(Words { about: About::Policy(Policy::Explain { from, to, output, socket }) }) => {
             Ok(Some(Ask::PolicyExplain { from, to, output, socket }))
+        }
+        Ok(Words { about: About::Policy(Policy::Diff { file, delete, output, socket }) }) => {
+            Ok(Some(Ask::PolicyDiff { file, delete, output, socket }))
+        }
+        Ok(Words { about: About::Policy(Policy::Drops { follow, output, socket }) }) => {
+            Ok(Some(Ask::PolicyDrops { follow, output, socket }))
         }
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Err(Refusal { text: USAGE.to_owned(), exit_code: 2 })

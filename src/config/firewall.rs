@@ -18,6 +18,8 @@ pub struct FirewallConfig {
     pub sync_period: Duration,
     /// `--netpol-default-deny`: a pod of this node is closed until its rules are in the kernel.
     pub default_deny: bool,
+    /// `--netpol-flush-established`: connections that a changed policy denies are ended.
+    pub flush_established: bool,
     /// The ranges of Services, as the service proxy has them: on their way from a pod to addresses in these, packets are
     /// judged behind the Service, where their real destination is known.
     pub ranges: ServiceRanges,
@@ -35,6 +37,7 @@ impl FirewallConfig {
             backend: Backend::default(),
             sync_period: mistakes.longer_than_zero("iptables-sync-period", flags.iptables_sync_period, "5m"),
             default_deny: flags.netpol_default_deny,
+            flush_established: flags.netpol_flush_established,
             ranges: proxy.ranges.clone(),
             knows_services: flags.run_service_proxy || flags.run_router,
             service_node_port_range: proxy.service_node_port_range.clone(),

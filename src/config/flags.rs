@@ -30,7 +30,7 @@ pub struct Flags {
     /// Directory that keeps the last known state of the cluster for a start without the API server; empty keeps none
     #[arg(long, default_value = DEFAULT_STATE_DIR)]
     pub state_dir: String,
-    /// Unix socket on which this host's root may ask, with sluice policy explain; empty means none
+    /// Unix socket on which this host's root may ask, with sluice policy; empty means none
     #[arg(long, default_value = DEFAULT_SOCKET)]
     pub socket: String,
     /// Name of this node; without it the variable NODE_NAME, then the host name
@@ -107,6 +107,9 @@ pub struct Flags {
     /// Hold back each starting pod until its rules are in the kernel: adds the plugin sluice-cni to the CNI file
     #[arg(long)]
     pub netpol_cni: bool,
+    /// End connections of this node's pods that a changed policy denies
+    #[arg(long)]
+    pub netpol_flush_established: bool,
     /// The same as --netfilter=nftables
     #[arg(long)]
     pub use_nftables_for_netpol: bool,

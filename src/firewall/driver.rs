@@ -19,10 +19,13 @@ use crate::reconcile::{Account, Moment};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
 use super::backend::{Backend, RoundDurations};
-use super::explain;
+use super::diff::serve::{Comparing, Comparisons, PolicyReader};
+use super::established::apply::{Established, Report};
+use super::flows::Flows;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
-use super::starting;
+use super::refused::serve::RefusedPackets;
+use super::{established, explain, starting};
 
 /// Inputs and outputs of the firewall besides those of every subsystem.
 pub struct FirewallContext {
@@ -31,7 +34,15 @@ pub struct FirewallContext {
     /// Pods that wait for their rules.
     pub starting: mpsc::Receiver<StartingPod>,
     pub metrics: Metrics,
+    /// Connections of this network namespace.
+    pub flows: Arc<dyn Flows>,
+    pub read_policies: PolicyReader,
 }
+
+/// The questions that it answers, by the path on the local socket.
+pub const EXPLAIN: &str = "/policy/explain";
+pub const DIFF: &str = "/policy/diff";
+pub const DROPS: &str = "/policy/drops";
 
 /// A pod of this node that starts when its rules are in force.
 #[derive(Debug)]
@@ -47,6 +58,7 @@ pub struct StartingPod {
 pub enum News {
     Asked(Question),
     Starting(StartingPod),
+    Established(Report),
 }
 
 /// State of the firewall between two turns.
@@ -56,6 +68,11 @@ pub struct Driver<B: Backend> {
     plan: Plan,
     backend: B,
     context: FirewallContext,
+    comparisons: Comparisons,
+    refused_packets: RefusedPackets,
+    established: Established,
+    /// The rule set has been compiled from a World before, so a change of it is one of the cluster.
+    has_rules: bool,
     told_refused: BTreeSet<String>,
     told_unclosed: PerFamily<bool>,
     /// Default deny is in force, or will be once the kernel takes the rules, though pods are not known yet.
@@ -75,6 +92,10 @@ impl<B: Backend> Driver<B> {
             plan: Plan::new(),
             backend,
             context,
+            comparisons: Comparisons::default(),
+            refused_packets: RefusedPackets::default(),
+            established: Established::default(),
+            has_rules: false,
             told_refused: BTreeSet::new(),
             told_unclosed: PerFamily::default(),
             closed_first: false,
@@ -109,11 +130,7 @@ impl<B: Backend> Driver<B> {
             return Err("nothing is known of the cluster yet".to_owned());
         }
         let world = context.world.borrow().clone();
-        let (rules, closed) = (self.plan.rules(), self.backend.closed());
-        let (bridges, host_endpoints) = (self.backend.closed_bridges(), self.backend.host_endpoints());
-        let (claims, config) = (self.plan.claims(), &*self.config);
-        let known = explain::Known { rules, world: &world, config, closed, bridges, claims, host_endpoints };
-        let mut explanation = explain::explanation(known, &asked).map_err(|why| why.to_string())?;
+        let mut explanation = explain::explanation(self.known(&world), &asked).map_err(|why| why.to_string())?;
         // The last audit may be minutes old. Drift found now is reported, and repaired in the following turn.
         context.account.found(&self.backend.look_at_all(at));
         let rules = self.plan.rules();
@@ -145,6 +162,62 @@ impl<B: Backend> Driver<B> {
             });
             waits
         });
+    }
+
+    /// Answers with the packets that have been refused.
+    fn dropped(&mut self, question: &Question, at: Moment, context: &Context<'_>) -> Answer {
+        if context.authority == Authority::Nothing {
+            return Err("nothing is known of the cluster yet".to_owned());
+        }
+        let world = context.world.borrow().clone();
+        let mut packets = std::mem::take(&mut self.refused_packets);
+        let answer = packets.answer(self.known(&world), &*self.context.flows, question, at.now);
+        self.refused_packets = packets;
+        answer
+    }
+
+    /// Judges connections of pods that a change named, or takes the result of having ended some.
+    fn judge_established(&mut self, report: Report, at: Moment, context: &Context<'_>) {
+        match report {
+            Report::Judge { connections, verdicts } => {
+                let world = context.world.borrow().clone();
+                let refused = established::refused(self.plan.rules(), (&world, &self.config), &connections);
+                // The run may have waited too long.
+                let _ = verdicts.send(refused);
+            }
+            Report::Done(result) => {
+                let ended = self.established.done(result, at.now);
+                self.context.metrics.ended.inc_by(ended as u64);
+            }
+        }
+    }
+
+    /// Returns the inputs of an answer.
+    fn known<'a>(&'a self, world: &'a World) -> explain::Known<'a> {
+        explain::Known {
+            rules: self.plan.rules(),
+            world,
+            config: &self.config,
+            closed: self.backend.closed(),
+            bridges: self.backend.closed_bridges(),
+            claims: self.plan.claims(),
+            host_endpoints: self.backend.host_endpoints(),
+        }
+    }
+
+    /// Returns the inputs of the comparison that a question is for.
+    fn comparing(&self, question: &Question, context: &Context<'_>) -> Result<Comparing, String> {
+        if context.authority == Authority::Nothing {
+            return Err("nothing is known of the cluster yet".to_owned());
+        }
+        Ok(Comparing {
+            world: context.world.borrow().clone(),
+            config: self.config.clone(),
+            file: question.about.get("file").cloned().unwrap_or_default(),
+            read: self.context.read_policies,
+            deleted: question.about.get("delete").is_some_and(|word| word == "true"),
+            flows: self.context.flows.clone(),
+        })
     }
 
     /// Logs once for each family that default deny has no effect, because no pod CIDR is known.
@@ -198,10 +271,11 @@ impl<B: Backend> Subsystem for Driver<B> {
     }
 
     async fn next(&mut self) -> News {
+        let Driver { context, established, .. } = self;
         tokio::select! {
-            Some(pod) = self.context.starting.recv() => News::Starting(pod),
-            Some(question) = self.context.questions.recv() => News::Asked(question),
-            else => std::future::pending().await,
+            Some(pod) = context.starting.recv() => News::Starting(pod),
+            Some(question) = context.questions.recv() => News::Asked(question),
+            report = established.report() => News::Established(report),
         }
     }
 
@@ -216,14 +290,25 @@ impl<B: Backend> Subsystem for Driver<B> {
                 }
                 return;
             }
+            News::Established(report) => return self.judge_established(report, at, context),
         };
-        let text = self.explained(&question, at, context);
+        let answer = match question.path {
+            DIFF => match self.comparing(&question, context) {
+                Ok(inputs) => return self.comparisons.start(inputs, question),
+                Err(why) => Err(why),
+            },
+            DROPS => self.dropped(&question, at, context),
+            _ => self.explained(&question, at, context),
+        };
         // The requester may have gone away.
-        let _ = question.answer.send(text);
+        let _ = question.answer.send(answer);
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.backend.retry_at()
+        [self.backend.retry_at(), self.refused_packets.deadline(), self.established.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
@@ -233,12 +318,17 @@ impl<B: Backend> Subsystem for Driver<B> {
         }
         let changed = self.plan.update(world);
         self.context.metrics.asked.inc_by(changed.pods_asked as u64);
+        if self.config.flush_established && std::mem::replace(&mut self.has_rules, true) {
+            self.established.pending().add(self.plan.rules(), &changed);
+        }
         self.backend.update(self.plan.rules(), world, &changed);
         self.tell_what_cannot_be_closed(world);
         world.authority.firewall
     }
 
-    async fn calculate(&mut self, _at: Moment) {}
+    async fn calculate(&mut self, at: Moment) {
+        self.refused_packets.close_idle(at.now);
+    }
 
     fn round(&mut self, authority: Authority, at: Moment) -> RoundDurations {
         let authority = match authority {
@@ -311,6 +401,10 @@ impl<B: Backend> Subsystem for Driver<B> {
         let rules = self.plan.rules();
         metrics.chains.set(count((rules.policies.len() + rules.cluster_policies.len()) * families));
         metrics.refused.set(count(self.backend.refused().len()));
+        if standing.authority == Authority::Complete && self.backend.is_settled() {
+            self.established.start_due(&self.context.flows, standing.now);
+        }
+        let metrics = &self.context.metrics;
         if standing.is_well && self.backend.is_settled() {
             let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
             metrics.last_success.set(i64::try_from(seconds).unwrap_or(i64::MAX));

@@ -409,6 +409,7 @@ mod tests {
             backend: crate::config::Backend::default(),
             sync_period: Duration::from_secs(300),
             default_deny: false,
+            flush_established: false,
             knows_services: true,
             service_node_port_range: 30000..=32767,
         }

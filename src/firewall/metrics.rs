@@ -31,6 +31,8 @@ pub struct Metrics {
     pub programming: Histogram,
     /// Number of evaluations of whether a pod belongs to a set.
     pub asked: IntCounter,
+    /// Number of connections that were ended because policies newly deny them.
+    pub ended: IntCounter,
     /// Chains that the kernel refuses.
     pub refused: IntGauge,
     /// Time when the kernel was last known to be as desired, in seconds since 1970.
@@ -98,6 +100,10 @@ impl Metrics {
                 "sluice_firewall_pods_asked_total",
                 "How often a pod was asked whether a policy or a set selects it",
             )?,
+            ended: IntCounter::new(
+                "sluice_firewall_ended_connections_total",
+                "Connections that were ended because policies newly deny them (--netpol-flush-established)",
+            )?,
             refused: IntGauge::new(
                 "sluice_firewall_refused_chains",
                 "Chains that the kernel refuses; what only they would allow is refused",
@@ -135,6 +141,7 @@ impl Metrics {
         for gauge in [&self.chains, &self.sets, &self.refused, &self.last_success] {
             registry.register(Box::new(gauge.clone()))?;
         }
+        registry.register(Box::new(self.ended.clone()))?;
         registry.register(Box::new(self.asked.clone()))
     }
 }

@@ -10,7 +10,9 @@
 //! is restricted at all (default deny). [`plan`] keeps the rule set up to date: [`claims`] lists the pods of an
 //! address, [`membership`] the elements of a set there, [`index`] the selectors to evaluate for a pod, [`fill`] the
 //! contents of a new set. [`verdict`] traces a packet through the rule set and so defines its meaning, and [`explain`]
-//! presents that to users.
+//! presents that to users. [`diff`] compares the rule set with the one that other policies would make; [`refused`] names
+//! the packets that rules log; [`flows`] is how the kernel's connections and its log are read; [`established`] ends
+//! connections that a policy newly denies.
 //!
 //! [`link_local`] and [`multicast`] are about addresses that policies cannot name, on the [`bridges`] of pods;
 //! [`host_endpoints`] is about Services whose endpoints are on this node itself, and [`denials`] says which pods are refused them.
@@ -34,6 +36,10 @@ pub mod index;
 pub mod fill;
 pub mod verdict;
 pub mod explain;
+pub mod flows;
+pub mod diff;
+pub mod refused;
+pub mod established;
 pub mod bridges;
 pub mod link_local;
 pub mod multicast;

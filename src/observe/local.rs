@@ -28,6 +28,8 @@ use tracing::{debug, info, warn};
 /// A query.
 #[derive(Debug)]
 pub struct Question {
+    /// The path that was asked: what the question is for.
+    pub path: &'static str,
     /// The members of the JSON object.
     pub about: BTreeMap<String, String>,
     pub form: AnswerFormat,
@@ -117,8 +119,8 @@ const RETRY: Duration = Duration::from_secs(60);
 const SILENCE: Duration = Duration::from_secs(5);
 /// Time limit of a connection.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The largest question, in bytes.
-const MOST: usize = 64 << 10;
+/// The largest question, in bytes: it may hold a file.
+pub const MOST: usize = 4 << 20;
 
 async fn connection(stream: UnixStream, answerers: Arc<Answerers>) {
     let service = service_fn(|request| {
@@ -138,7 +140,7 @@ async fn connection(stream: UnixStream, answerers: Arc<Answerers>) {
 }
 
 async fn response(request: Request<Incoming>, answerers: &Answerers) -> Response<Full<Bytes>> {
-    let Some(answerer) = answerers.get(request.uri().path()) else {
+    let Some((path, answerer)) = answerers.get_key_value(request.uri().path()) else {
         return page(
             StatusCode::NOT_FOUND,
             AnswerFormat::Text,
@@ -168,7 +170,7 @@ async fn response(request: Request<Incoming>, answerers: &Answerers) -> Response
         }
     };
     let (answer, answered) = oneshot::channel();
-    let asked = answerer.send(Question { about, form, answer }).await.is_ok();
+    let asked = answerer.send(Question { path, about, form, answer }).await.is_ok();
     match answered.await {
         Ok(Ok(text)) => page(StatusCode::OK, form, text),
         Ok(Err(sentence)) => page(StatusCode::UNPROCESSABLE_ENTITY, AnswerFormat::Text, format!("{sentence}\n")),

@@ -1,29 +1,37 @@
 //! The loop of the firewall, from a World to a kernel in memory that fails, is slow to be known, or is flushed: what is in
 //! force meanwhile, and what health, metrics and log say.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sluice::config::{FirewallConfig, ServiceRanges};
-use sluice::firewall::driver::{Driver, FirewallContext, StartingPod};
+use sluice::firewall::driver::{DIFF, Driver, FirewallContext, StartingPod};
+use sluice::firewall::flows::{Flows, Log as PacketLog};
 use sluice::firewall::iptables::Iptables;
 use sluice::firewall::iptables::dispatch;
 use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::iptables::names::{self, CHAIN_TAIL};
 use sluice::firewall::metrics::Metrics;
 use sluice::firewall::plan::Plan;
+use sluice::k8s::manifests;
+use sluice::kernel::Error;
+use sluice::kernel::conntrack::{Connection, TrackedConnection, Transport};
 use sluice::kernel::monitor::Changes;
+use sluice::kernel::nflog::OpenError;
 use sluice::model::{Authorities, Authority, EventClock, HostLink, Node, World};
-use sluice::net::{Family, PerFamily};
+use sluice::net::{Family, PerFamily, Protocol};
 use sluice::observe::health::Health;
+use sluice::observe::local::{Answer, AnswerFormat, Question};
 use sluice::observe::metrics::Registry;
 use sluice::reconcile::Account;
 use sluice::subsystem::Inputs;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 
-use super::cases::{Case, HERE, pods, rule};
+use super::cases::{Case, HERE, pods, port, rule};
 use super::support::memory::{MemoryKernel, State};
 
 const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
@@ -41,11 +49,72 @@ struct Running {
     families: PerFamily<bool>,
     /// Where pods that start are announced, while it runs.
     starting: Arc<Mutex<Option<mpsc::Sender<StartingPod>>>>,
+    /// Where the newest loop takes questions.
+    asking: RefCell<Option<mpsc::Sender<Question>>>,
+    flows: Tracking,
 }
 
 /// What was logged.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
+
+#[test]
+fn a_policy_is_compared_before_it_is_applied_and_the_kernel_stays_as_it_is() {
+    with_running(false, async |running| {
+        let file = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: none, namespace: shop}, spec: {podSelector: {}}}";
+        assert_eq!(running.compared(file).await, Err("nothing is known of the cluster yet".to_owned()));
+        running.settles(&shop()).await;
+        let before = running.kernel.state();
+        let answer = running.compared(file).await.expect("the file is sound");
+        assert!(
+            answer.starts_with(
+                "NetworkPolicy shop/none: new\nPods of this node that become isolated: 1\n  shop/db: ingress\n"
+            ),
+            "{answer}"
+        );
+        assert!(
+            answer.contains("Closes:\n") && answer.ends_with("Connections that would be refused: none\n"),
+            "{answer}"
+        );
+        let odd = running.compared(&file.replace("podSelector", "podSelecter")).await.expect_err("a misspelt field");
+        assert!(odd.contains("spec.podSelecter") && odd.lines().count() == 1, "{odd}");
+        assert_eq!(ours(&running.kernel.state()), ours(&before));
+    });
+}
+
+#[test]
+fn a_policy_that_newly_denies_a_connection_ends_it_where_that_is_asked_for() {
+    for flush_established in [true, false] {
+        let config = FirewallConfig { flush_established, ..config(false) };
+        with_config(MemoryKernel::new(State::default()), config, BOTH, async |running| {
+            let to_web = |source: &str| {
+                let [source, replier] = [source, "10.244.0.1"].map(|text| text.parse().expect("an address"));
+                let transport =
+                    Transport::Ports { protocol: Protocol::Tcp, source: 40000, destination: 80, replier: 80 };
+                TrackedConnection::new(Connection { source, destination: replier, replier, transport }, [].into())
+            };
+            let left = || running.flows.0.lock().expect("nobody panics").len();
+            running.flows.0.lock().expect("nobody panics").extend([to_web("10.244.0.2"), to_web("203.0.113.1")]);
+            running.settles(&shop()).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            assert_eq!(left(), 2, "a start ends nothing, not even what policies deny");
+            let nobody = [rule(&[pods("app=nobody")], &[])];
+            let world = Case(shop()).policy("shop/more", "app=db", [Some(&nobody), None]).0;
+            running.settles(&world).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            assert_eq!(left(), 2, "a policy of another pod");
+            let other_port = [rule(&[pods("app=db")], &[port("tcp/81")])];
+            running.settles(&Case(world).policy("shop/web", "app=web", [Some(&other_port), None]).0).await;
+            if flush_established {
+                running.until_told(|text| text.contains("sluice_firewall_ended_connections_total 2")).await;
+                assert_eq!(left(), 0);
+            } else {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                assert_eq!(left(), 2);
+            }
+        });
+    }
+}
 
 #[test]
 fn what_others_flushed_comes_back_when_the_kernel_tells_of_it() {
@@ -292,14 +361,27 @@ fn with_kernel(
     (default_deny, families): (bool, PerFamily<bool>),
     test: impl AsyncFnOnce(&Running),
 ) {
-    let config = FirewallConfig {
+    with_config(kernel, config(default_deny), families, test);
+}
+
+fn config(default_deny: bool) -> FirewallConfig {
+    FirewallConfig {
         backend: sluice::config::Backend::default(),
         sync_period: Duration::from_secs(300),
         default_deny,
+        flush_established: false,
         ranges: ServiceRanges::default(),
         knows_services: true,
         service_node_port_range: 30000..=32767,
-    };
+    }
+}
+
+fn with_config(
+    kernel: MemoryKernel,
+    config: FirewallConfig,
+    families: PerFamily<bool>,
+    test: impl AsyncFnOnce(&Running),
+) {
     let running = Running {
         kernel,
         world: watch::channel(World::empty()).0,
@@ -311,6 +393,8 @@ fn with_kernel(
         config: Arc::new(config),
         families,
         starting: Arc::default(),
+        asking: RefCell::default(),
+        flows: Tracking::default(),
     };
     let log = running.log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone()).finish();
@@ -320,7 +404,8 @@ fn with_kernel(
 
 async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
     let (owners, _owners_in) = watch::channel(Arc::default());
-    let (_asking, questions) = mpsc::channel(1);
+    let (asking, questions) = mpsc::channel(1);
+    running.asking.replace(Some(asking));
     let (announce, starting) = mpsc::channel(16);
     *running.starting.lock().expect("nobody panicked here") = Some(announce);
     let inputs = Inputs {
@@ -331,7 +416,8 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
         account: Account::register(&running.registry, "sluice_firewall").expect("names are registered once"),
     };
     let metrics = Metrics::register(&running.registry).expect("names are registered once");
-    let context = FirewallContext { questions, starting, metrics };
+    let flows = Arc::new(running.flows.clone());
+    let context = FirewallContext { questions, starting, metrics, flows, read_policies: manifests::policies };
     let backend = Iptables::new(running.config.clone(), running.families, running.kernel.firewall_targets(), owners);
     let driver = Driver::new(running.config.clone(), running.families, backend, context);
     let task = tokio::task::spawn_local(driver.run(inputs, running.stop.subscribe()));
@@ -340,7 +426,42 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
     task.await.expect("the loop ends when it is told to");
 }
 
+/// A kernel that tracks these connections.
+#[derive(Clone, Default)]
+struct Tracking(Arc<Mutex<Vec<TrackedConnection>>>);
+
+impl Flows for Tracking {
+    fn connections(
+        &self,
+        family: Family,
+        wanted: &mut dyn FnMut(&Connection) -> bool,
+    ) -> Result<Vec<TrackedConnection>, Error> {
+        let all = self.0.lock().expect("nobody panics");
+        let of_family = |one: &&TrackedConnection| Family::from(one.connection.source) == family;
+        Ok(all.iter().filter(of_family).filter(|one| wanted(&one.connection)).cloned().collect())
+    }
+
+    fn end(&self, ended: &[TrackedConnection]) -> Result<usize, Error> {
+        self.0.lock().expect("nobody panics").retain(|one| !ended.contains(one));
+        Ok(ended.len())
+    }
+
+    fn open_log(&self) -> Result<Box<dyn PacketLog>, OpenError> {
+        Err(OpenError::Taken(100))
+    }
+}
+
 impl Running {
+    /// Asks the loop about a manifest file.
+    async fn compared(&self, file: &str) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        let about = BTreeMap::from([("file".to_owned(), file.to_owned())]);
+        let question = Question { path: DIFF, about, form: AnswerFormat::Text, answer };
+        let asking = self.asking.borrow().clone().expect("the loop runs");
+        asking.send(question).await.expect("the loop runs");
+        answered.await.expect("the loop answers")
+    }
+
     /// The same kernel for another run of the program.
     fn parts(&self) -> Running {
         Running {
@@ -354,6 +475,8 @@ impl Running {
             config: self.config.clone(),
             families: self.families,
             starting: Arc::default(),
+            asking: RefCell::default(),
+            flows: Tracking::default(),
         }
     }
 

@@ -69,6 +69,7 @@ fn config() -> FirewallConfig {
         backend: sluice::config::Backend::default(),
         sync_period: Duration::from_secs(300),
         default_deny: true,
+        flush_established: false,
         ranges: ServiceRanges {
             cluster_ips: [range("10.96.0.0/12"), range("fd00:10:96::/108")].concat(),
             external_ips: range("203.0.113.128/25"),

@@ -401,6 +401,7 @@ impl<'r> Walk<'r> {
             backend: sluice::config::Backend::default(),
             sync_period: Duration::from_secs(300),
             default_deny,
+            flush_established: false,
             ranges: ServiceRanges {
                 cluster_ips: ["10.96.0.0/12", "fd00:10:96::/108"].map(|range| range.parse().expect("a range")).into(),
                 external_ips: vec!["203.0.113.128/25".parse().expect("a range")],

@@ -85,7 +85,7 @@ v string 0
 version bool false";
 
 /// Flags beyond kube-router's: two of the earliest versions, and those of this program.
-const MORE: [&str; 10] = [
+const MORE: [&str; 11] = [
     "bgp-graceful-restart-notification",
     "cluster-cidr",
     "config-sync-period",
@@ -94,6 +94,7 @@ const MORE: [&str; 10] = [
     "manifests",
     "netfilter",
     "netpol-cni",
+    "netpol-flush-established",
     "socket",
     "state-dir",
 ];

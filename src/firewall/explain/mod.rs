@@ -40,7 +40,7 @@ pub use json::json;
 pub use judged::judged;
 pub use party::{Party, Standing, is_this_node, standing_at};
 pub use service::{EndpointState, Served};
-pub use text::text;
+pub use text::{side, text};
 
 /// A question about one packet.
 #[derive(Clone, PartialEq, Eq, Debug)]

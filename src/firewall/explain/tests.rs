@@ -45,6 +45,7 @@ fn asked_in(world: &World, from: &str, to: &str) -> Result<Explanation, Unanswer
         backend: crate::config::Backend::default(),
         sync_period: std::time::Duration::from_secs(300),
         default_deny: true,
+        flush_established: false,
         ranges: ServiceRanges {
             strict: true,
             cluster_ips: ranges("10.96.0.0/12"),

@@ -74,7 +74,7 @@ fn kernel(answer: &Answer) -> String {
 }
 
 /// Describes the decision of one side, as a sentence without its end.
-pub(super) fn side((decision, bridges): (&Decision, &[CompactString]), party: &Party, direction: Direction) -> String {
+pub fn side((decision, bridges): (&Decision, &[CompactString]), party: &Party, direction: Direction) -> String {
     match decision {
         Decision::NotHere => nothing_here(party),
         Decision::Exempt(exemption) => format!("allowed: {}", reason(*exemption)),

@@ -76,6 +76,7 @@ mod tests {
             backend: crate::config::Backend::default(),
             sync_period: Duration::from_secs(300),
             default_deny: false,
+            flush_established: false,
             ranges: ServiceRanges {
                 strict: true,
                 cluster_ips: range("10.96.0.0/12"),

@@ -131,6 +131,7 @@ mod tests {
             backend: crate::config::Backend::default(),
             sync_period: Duration::from_secs(300),
             default_deny: false,
+            flush_established: false,
             ranges: ServiceRanges {
                 strict: true,
                 cluster_ips: Vec::new(),

@@ -21,6 +21,7 @@ pub mod catalog;
 pub mod document;
 
 mod directory;
+mod policies;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -33,6 +34,8 @@ use self::catalog::{Catalog, FileChanges, Said};
 use self::directory::{Directory, Look, Seen};
 use super::outage::{Cause, Outages};
 use super::{Event, Message, Wanted};
+
+pub use policies::policies;
 
 /// Reads and watches a directory, and sends the wanted objects, until the receiver is gone.
 ///

@@ -46,6 +46,13 @@ pub struct Tracked {
     zone: Option<u16>,
 }
 
+impl Tracked {
+    /// Returns an entry as the kernel lists it, by the bytes of its original direction.
+    pub fn new(connection: Connection, original: Box<[u8]>) -> Tracked {
+        Tracked { connection, original, number: None, zone: None }
+    }
+}
+
 /// Protocol numbers of ICMP (IANA).
 const ICMP: u8 = 1;
 const ICMP_V6: u8 = 58;

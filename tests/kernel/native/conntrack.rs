@@ -1,7 +1,7 @@
 //! Tracked flows of the real kernel: those to a backend that is gone are forgotten, and no others.
 
-use sluice::kernel::conntrack::{Flows, forget};
-use sluice::net::Protocol;
+use sluice::kernel::conntrack::{Connection, Flows, Transport, connections, end, forget};
+use sluice::net::{Family, Protocol};
 
 use crate::namespace::{in_new, run};
 
@@ -89,5 +89,44 @@ fn thousands_of_flows_are_forgotten_in_one_go() {
         assert_eq!(tracked("ipv4"), 3000);
         assert_eq!(forget(&[flows(Protocol::Udp, "10.96.0.10:53", "10.244.0.2:53")]).expect("the kernel tracks"), 3000);
         assert_eq!(tracked("ipv4"), 0);
+    });
+}
+
+#[test]
+fn connections_are_listed_by_who_began_them_and_who_answers_and_single_ones_end() {
+    in_new(|| {
+        track("tcp", "203.0.113.1:40000", "10.96.0.10:443", "10.244.0.2:6443");
+        track("udp", "203.0.113.1:40001", "10.244.0.3:53", "10.244.0.3:53");
+        run(
+            "conntrack -I -p tcp --orig-src 203.0.113.1 --orig-dst 10.244.0.3 --sport 40002 --dport 80 --reply-src 10.244.0.3 \
+             --reply-dst 203.0.113.1 --reply-port-src 80 --reply-port-dst 40002 --timeout 600 --state TIME_WAIT",
+        );
+        run("conntrack -I -p udp --orig-src 2001:db8::1 --orig-dst fd00:10:96::a --sport 40000 --dport 53 \
+             --reply-src fd00:10:244::2 --reply-dst 2001:db8::1 --reply-port-src 5353 --reply-port-dst 40000 --timeout 600");
+        let listed = |family| connections(family, |_| true).expect("the kernel tracks");
+        let ends = |connection: &Connection| {
+            let Connection { source, destination, replier, transport } = *connection;
+            let Transport::Ports { protocol, destination: port, replier: reply_port, .. } = transport else {
+                panic!("{connection:?}")
+            };
+            format!("{protocol} {source} {destination}:{port} {replier}:{reply_port}")
+        };
+        let mut found: Vec<String> = listed(Family::V4).iter().map(|tracked| ends(&tracked.connection)).collect();
+        found.sort();
+        assert_eq!(
+            found,
+            ["tcp 203.0.113.1 10.96.0.10:443 10.244.0.2:6443", "udp 203.0.113.1 10.244.0.3:53 10.244.0.3:53"]
+        );
+        let six = listed(Family::V6);
+        assert_eq!(
+            six.iter().map(|tracked| ends(&tracked.connection)).collect::<Vec<_>>(),
+            ["udp 2001:db8::1 fd00:10:96::a:53 fd00:10:244::2:5353"]
+        );
+        let to_service = |connection: &Connection| connection.destination != connection.replier;
+        let chosen = connections(Family::V4, to_service).expect("the kernel tracks");
+        assert_eq!(end(&chosen).expect("it is there"), 1);
+        assert_eq!(end(&chosen).expect("missing is fine"), 0);
+        assert_eq!(end(&six).expect("it is there"), 1);
+        assert_eq!((tracked("ipv4"), tracked("ipv6")), (2, 0));
     });
 }

@@ -157,6 +157,7 @@ pub fn config(default_deny: bool) -> Arc<FirewallConfig> {
         backend: sluice::config::Backend::default(),
         sync_period: Duration::from_secs(300),
         default_deny,
+        flush_established: false,
         ranges: ServiceRanges {
             cluster_ips: vec!["10.96.0.0/12".parse().unwrap(), "fd00:10:96::/108".parse().unwrap()],
             ..ServiceRanges::default()

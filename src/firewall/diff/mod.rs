@@ -1,0 +1,166 @@
+//! Compares the rule set with the one that it would become if policies of a file were applied, or deleted.
+//!
+//! `sluice policy diff -f FILE`: which pods of this node become isolated or open, which pairs of them with other pods and
+//! with ranges of addresses open and close, and at which ports ([`pairs`]), and which of the connections that are tracked now would be
+//! refused ([`serve`] reads those). Nothing is changed.
+//!
+//! Both rule sets are compiled from the same World, so the comparison does not depend on what the kernel has. Each direction is
+//! compared by itself: between two pods both of them have to allow a packet, and on two nodes each answers for its own
+//! end. All of it is pure but for [`serve`], which runs it on a thread of its own.
+
+pub mod pairs;
+pub mod ports;
+pub mod ranges;
+pub mod serve;
+mod json;
+mod text;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::kernel::conntrack::Connection;
+use crate::model::{NetworkPolicy, ObjectName, World};
+
+use super::plan::Plan;
+use super::rules::{Direction, Isolation, RuleSet};
+use super::verdict::{Decision, Verdict};
+
+use self::pairs::{Pairs, PodNames};
+
+pub use json::json;
+pub use text::text;
+
+/// The policies of a file, sorted; each once.
+pub type Policies = BTreeMap<ObjectName, Arc<NetworkPolicy>>;
+
+/// What is asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Candidates {
+    pub policies: Policies,
+    /// The policies would be deleted, not applied.
+    pub deleted: bool,
+}
+
+/// The rule set now and as it would be.
+pub struct Compared {
+    pub before: RuleSet,
+    pub after: RuleSet,
+    pub names: PodNames,
+    policies: Vec<(ObjectName, PolicyChange)>,
+    isolation: Vec<IsolationChange>,
+    pairs: Pairs,
+}
+
+/// What would change.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Difference {
+    pub policies: Vec<(ObjectName, PolicyChange)>,
+    /// Sorted by pod.
+    pub isolation: Vec<IsolationChange>,
+    pub pairs: Pairs,
+    /// Connections that would be refused; an error is a sentence without its end.
+    pub connections: Result<Refused, String>,
+}
+
+/// What would become of a policy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PolicyChange {
+    New,
+    Changed,
+    Same,
+    Deleted,
+    /// To be deleted, and not there.
+    Absent,
+}
+
+/// A pod of this node that becomes isolated or open in one direction.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct IsolationChange {
+    pub pod: ObjectName,
+    pub direction: Direction,
+    pub isolated: bool,
+}
+
+/// Connections that are allowed now and would be refused.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Refused {
+    /// The first [`CONNECTIONS`], each with who its ends are and the decision that refuses it.
+    pub first: Vec<RefusedConnection>,
+    pub all: usize,
+}
+
+/// A connection that would be refused.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RefusedConnection {
+    pub connection: Connection,
+    pub from: Option<ObjectName>,
+    pub to: Option<ObjectName>,
+    pub decision: Decision,
+}
+
+/// The most connections that are listed.
+pub const CONNECTIONS: usize = 1000;
+
+impl Compared {
+    /// Compiles both rule sets and compares them. `budget` as of [`pairs::pairs`].
+    pub fn of(world: &World, candidates: &Candidates, budget: u64) -> Compared {
+        let mut plan = Plan::new();
+        plan.update(world);
+        let before = plan.rules().clone();
+        let mut newer = world.clone();
+        let mut policies = Vec::new();
+        for (name, policy) in &candidates.policies {
+            let known = newer.cluster.policies.get(name).cloned();
+            let change = match (known, candidates.deleted) {
+                (None, true) => PolicyChange::Absent,
+                (Some(_), true) => PolicyChange::Deleted,
+                (None, false) => PolicyChange::New,
+                (Some(known), false) if *known == **policy => PolicyChange::Same,
+                (Some(_), false) => PolicyChange::Changed,
+            };
+            match candidates.deleted {
+                true => drop(newer.cluster.policies.remove(name)),
+                false => drop(newer.cluster.policies.insert_shared(name.clone(), policy.clone())),
+            }
+            policies.push((name.clone(), change));
+        }
+        let changed = plan.update(&newer);
+        let after = plan.rules().clone();
+        let names = PodNames::of(world);
+        let pairs = pairs::pairs((&before, &after), &changed, &names, budget);
+        let isolation = isolation(&before, &after);
+        Compared { before, after, names, policies, isolation, pairs }
+    }
+
+    /// Returns the decision that would refuse a connection that passes now; each verdict is this node's.
+    pub fn newly_refused(before: Option<Verdict>, after: Option<Verdict>) -> Option<Decision> {
+        if !before?.passes() {
+            return None;
+        }
+        let Verdict { egress, ingress } = after?;
+        [egress, ingress].into_iter().find(|decision| !decision.passes())
+    }
+
+    pub fn into_difference(self, connections: Result<Refused, String>) -> Difference {
+        let Compared { policies, isolation, pairs, .. } = self;
+        Difference { policies, isolation, pairs, connections }
+    }
+}
+
+fn isolation(before: &RuleSet, after: &RuleSet) -> Vec<IsolationChange> {
+    let mut changes = Vec::new();
+    for (pod, local) in &after.pods {
+        for direction in Direction::BOTH {
+            let is_isolated = |isolation: &Isolation| *isolation != Isolation::Open;
+            let was = before.pods.get(pod).is_some_and(|before| is_isolated(before.isolation(direction)));
+            let isolated = is_isolated(local.isolation(direction));
+            if was != isolated {
+                changes.push(IsolationChange { pod: pod.clone(), direction, isolated });
+            }
+        }
+    }
+    changes
+}
+
+#[cfg(test)]
+mod tests;

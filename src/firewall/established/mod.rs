@@ -1,0 +1,152 @@
+//! Connections that a policy newly denies (`--netpol-flush-established`).
+//!
+//! Rules accept what belongs to a connection, so one that policies allowed when it began goes on after they have changed. With
+//! the flag, a change of policies or of a pod of this node has the connections of the pods that it names judged anew, when the rules are in
+//! place, and those that are refused now lose their entries in connection tracking: their next packets count as new, and are refused.
+//!
+//! What is concerned: pods of this node whose isolation, addresses or policies change, and addresses that leave a set (a peer that
+//! has other labels). A start judges nothing: what has changed meanwhile is not known. [`apply`] lists and deletes on a thread
+//! of its own; which of them are refused is decided here.
+
+pub mod apply;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::config::FirewallConfig;
+use crate::kernel::conntrack::Connection;
+use crate::model::World;
+
+use super::flows::verdict_on;
+use super::plan::RuleSetChanges;
+use super::rules::{Direction, Isolation, LocalPod, RuleSet};
+
+/// The addresses whose connections are to be judged.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Concerned(BTreeSet<IpAddr>);
+
+impl Concerned {
+    /// Adds what a change of the rule set concerns.
+    pub fn add(&mut self, rules: &RuleSet, changed: &RuleSetChanges) {
+        let is_concerned = |pod: &LocalPod| {
+            Direction::BOTH.into_iter().any(|direction| match pod.isolation(direction) {
+                Isolation::Open => false,
+                Isolation::Isolated { policies, .. } => {
+                    let mut keys = changed.policies.iter().filter(|key| key.direction == direction);
+                    keys.any(|key| policies.binary_search(&key.policy).is_ok())
+                }
+            })
+        };
+        let is_isolated = |pod: &LocalPod| pod.ingress != Isolation::Open || pod.egress != Isolation::Open;
+        for (name, pod) in &rules.pods {
+            if is_isolated(pod) && (changed.pods.contains(name) || is_concerned(pod)) {
+                self.0.extend(pod.addresses.iter().copied());
+            }
+        }
+        let left = changed.elements.iter().filter(|(set, element)| {
+            let contents = rules.sets.get(set);
+            contents.is_some_and(|contents| !contents.elements.of(element.family()).contains(element))
+        });
+        self.0.extend(left.map(|(_, element)| element.address()));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn append(&mut self, mut other: Concerned) {
+        self.0.append(&mut other.0);
+    }
+
+    /// Returns whether a connection has an end at one of these addresses.
+    pub fn has(&self, connection: &Connection) -> bool {
+        self.0.contains(&connection.source) || self.0.contains(&connection.replier)
+    }
+}
+
+impl FromIterator<IpAddr> for Concerned {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Concerned {
+        Concerned(addresses.into_iter().collect())
+    }
+}
+
+/// Returns for each connection whether this node's policies refuse it.
+pub fn refused(rules: &RuleSet, (world, config): (&World, &FirewallConfig), connections: &[Connection]) -> Vec<bool> {
+    let is_refused = |connection: &Connection| {
+        verdict_on(rules, (world, config), connection).is_some_and(|verdict| !verdict.passes())
+    };
+    connections.iter().map(is_refused).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::given::{object, pod, pods, policy, rule};
+    use super::super::plan::Plan;
+    use super::*;
+    use crate::model::{Host, NetworkPolicy};
+
+    fn concerned(change: impl FnOnce(&mut World)) -> Vec<String> {
+        let mut world = World::empty();
+        world.host = std::sync::Arc::new(Host { node_name: "node1".into(), ..Host::default() });
+        for (name, address, of) in [
+            ("shop/web", "10.244.1.7", "app=web"),
+            ("shop/db", "10.244.1.8", "app=db"),
+            ("shop/none", "10.244.1.9", ""),
+        ] {
+            world.cluster.pods.insert(object(name), pod(address, of, ""));
+        }
+        let mut far = pod("10.244.2.9", "app=far", "");
+        far.node = Some("node2".into());
+        world.cluster.pods.insert(object("shop/far"), far);
+        world.cluster.policies.insert(object("shop/web"), allowing("web", "far"));
+        world.cluster.policies.insert(object("shop/db"), allowing("db", "web"));
+        let mut plan = Plan::new();
+        plan.update(&world);
+        change(&mut world);
+        let changed = plan.update(&world);
+        let mut concerned = Concerned::default();
+        concerned.add(plan.rules(), &changed);
+        concerned.0.iter().map(IpAddr::to_string).collect()
+    }
+
+    fn allowing(of: &str, from: &str) -> NetworkPolicy {
+        policy(&format!("app={of}"), Some(&[rule(&[pods(&format!("app={from}"))], &[])]), None)
+    }
+
+    #[test]
+    fn a_change_concerns_the_pods_that_it_names_and_no_others() {
+        let put = |world: &mut World, name: &str, policy| {
+            assert!(world.cluster.policies.insert(object(name), policy));
+        };
+        assert_eq!(concerned(|_| {}), [""; 0]);
+        assert_eq!(concerned(|world| put(world, "shop/web", allowing("web", "nobody"))), ["10.244.1.7"]);
+        assert_eq!(
+            concerned(|world| put(world, "shop/new", policy("", Some(&[]), None))),
+            ["10.244.1.7", "10.244.1.8", "10.244.1.9"]
+        );
+        assert_eq!(
+            concerned(|world| drop(world.cluster.policies.remove(&object("shop/db")))),
+            [""; 0],
+            "db is open now"
+        );
+    }
+
+    #[test]
+    fn a_peer_with_other_labels_is_concerned_and_a_new_one_is_not() {
+        let relabel = |of: &'static str| {
+            concerned(move |world| {
+                let mut far = pod("10.244.2.9", of, "");
+                far.node = Some("node2".into());
+                world.cluster.pods.insert(object("shop/far"), far);
+            })
+        };
+        assert_eq!(relabel("app=other"), ["10.244.2.9"]);
+        assert_eq!(relabel("app=far tier=new"), [""; 0]);
+        let added = concerned(|world| {
+            let mut far = pod("10.244.2.10", "app=far", "");
+            far.node = Some("node2".into());
+            world.cluster.pods.insert(object("shop/far-2"), far);
+        });
+        assert_eq!(added, [""; 0]);
+    }
+}

@@ -1,0 +1,105 @@
+//! The NetworkPolicies in the text of one file, for a question about them.
+//!
+//! Stricter than the directory: what is left out with a warning there is a mistake here, because the answer would be about another
+//! policy than the one that is meant. Objects of other kinds are passed over.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::de::IgnoredAny;
+
+use super::document::{Format, Reader, documents};
+use crate::k8s::{Kind, Object};
+use crate::model::{NetworkPolicy, ObjectName};
+
+/// Reads the policies of a file, YAML or JSON.
+///
+/// # Errors
+/// The first mistake, or that there is no policy, as a sentence without its end.
+pub fn policies(text: &str) -> Result<BTreeMap<ObjectName, Arc<NetworkPolicy>>, String> {
+    let format = if is_json(text) { Format::Json } else { Format::Yaml };
+    let mut reader = Reader { kinds: [Kind::NetworkPolicy].into(), ..Reader::default() };
+    let mut policies = BTreeMap::new();
+    for document in documents(format, text) {
+        let content = document.content(&mut reader);
+        if let Some(remark) = content.broken.iter().chain(&content.skipped).next() {
+            return Err(format!("line {} of the file: {}", document.line + remark.line, remark.text));
+        }
+        for (object, warnings) in content.objects {
+            let name = object.id().name;
+            if let Some(warning) = warnings.first() {
+                return Err(format!("NetworkPolicy {name} of the file: {warning}"));
+            }
+            let Object::NetworkPolicy(_, Some(policy)) = object else {
+                return Err(format!("NetworkPolicy {name} of the file cannot be read"));
+            };
+            if policies.insert(name.clone(), policy).is_some() {
+                return Err(format!("NetworkPolicy {name} stands twice in the file"));
+            }
+        }
+    }
+    if policies.is_empty() {
+        return Err("there is no NetworkPolicy in the file".to_owned());
+    }
+    Ok(policies)
+}
+
+/// Returns whether a text is JSON. Braces alone say nothing: YAML may begin with one.
+fn is_json(text: &str) -> bool {
+    text.trim_start().starts_with('{')
+        && serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>().all(|value| value.is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DENY: &str = "\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: { name: deny, namespace: shop }
+spec: { podSelector: {}, policyTypes: [Ingress] }
+";
+
+    fn names(text: &str) -> Result<Vec<String>, String> {
+        policies(text).map(|found| found.keys().map(ObjectName::to_string).collect())
+    }
+
+    #[test]
+    fn policies_of_all_documents_are_read_and_other_kinds_passed_over() {
+        let other = DENY.replace("{ name: deny, namespace: shop }", "{ name: other }");
+        let text = format!("{DENY}---\napiVersion: v1\nkind: Service\nmetadata: {{}}\n---\n{other}");
+        assert_eq!(names(&text), Ok(vec!["default/other".to_owned(), "shop/deny".to_owned()]));
+        let json = r#"{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy",
+            "metadata":{"name":"deny","namespace":"shop"},"spec":{"podSelector":{}}}]}"#;
+        assert_eq!(names(json), Ok(vec!["shop/deny".to_owned()]));
+        let flow =
+            "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny}, spec: {podSelector: {}}}";
+        assert_eq!(names(flow), Ok(vec!["default/deny".to_owned()]));
+    }
+
+    #[test]
+    fn a_mistake_is_one_sentence_that_says_where() {
+        for (text, expected) in [
+            ("", "there is no NetworkPolicy in the file"),
+            ("kind: Service", "there is no NetworkPolicy in the file"),
+            (&format!("{DENY}---\n{DENY}"), "NetworkPolicy shop/deny stands twice in the file"),
+        ] {
+            assert_eq!(names(text), Err(expected.to_owned()));
+        }
+        for (from, to, expected) in [
+            ("[Ingress]", "[Inward]", "NetworkPolicy shop/deny of the file: spec.policyTypes: \"Inward\" is not known"),
+            (
+                "podSelector: {}",
+                "podSelecter: {}",
+                "NetworkPolicy shop/deny of the file: spec.podSelecter: is not known",
+            ),
+            ("networking.k8s.io/v1", "networking.k8s.io/v2", "line 1 of the file: a NetworkPolicy of apiVersion"),
+            ("name: deny, ", "", "line 1 of the file: a NetworkPolicy without metadata.name"),
+            ("spec: {", "spec: [", "line "),
+        ] {
+            let refused = names(&DENY.replace(from, to)).expect_err(to);
+            assert!(refused.starts_with(expected) && refused.lines().count() == 1, "{to}: {refused}");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Refused packets as the kernel logs them: from rules of the firewall, with real packets of both families.
+
+use std::time::{Duration, Instant};
+
+use sluice::kernel::nflog::{Logged, OpenError, PacketLog, Transport};
+use sluice::net::{Family, Protocol};
+
+use super::enforcer::Filter;
+use super::firewall::{app, egress, ingress, with_each};
+
+/// The group to which rules log.
+const GROUP: u16 = 100;
+
+/// Waits for a packet that is like this.
+fn until_logged(log: &mut PacketLog, what: &str, is_like: impl Fn(&Logged) -> bool) -> Logged {
+    let (mut others, until) = (Vec::new(), Instant::now() + Duration::from_secs(10));
+    loop {
+        let mut found = None;
+        log.receive(1000, |packet| match is_like(&packet) {
+            true => found = Some(packet),
+            false => others.push(packet),
+        })
+        .expect("the log can be read");
+        if let Some(found) = found {
+            return found;
+        }
+        assert!(Instant::now() < until, "{what}: only {others:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_refused_packet_is_logged_with_its_addresses_ports_and_links() {
+    with_each(false, |machine| {
+        machine.put_policy("in", ingress(app("web"), &[]));
+        machine.put_policy("out", egress(app("plain"), &[]));
+        machine.settle();
+        let mut log = PacketLog::open(GROUP).expect("nobody else reads the group");
+        for family in Family::BOTH {
+            for (from, to, protocol, port) in [
+                ("db", "web", Protocol::Tcp, 80),
+                ("plain", "db", Protocol::Udp, 81),
+                ("db", "web", Protocol::Sctp, 80),
+            ] {
+                assert!(!machine.places.reaches(family, (from, to), protocol, port));
+                let [source, destination] = [from, to].map(|name| machine.places.address(name, family));
+                let packet = until_logged(&mut log, &format!("{family} {from} to {to} {protocol}"), |packet| {
+                    let at = matches!(packet.transport, Transport::Ports { protocol: number, destination, .. }
+                        if (number, destination) == (protocol.number(), port));
+                    at && (packet.source, packet.destination) == (source, destination)
+                });
+                assert_eq!(packet.input.as_deref(), Some(format!("to-{from}").as_str()));
+                assert_eq!(packet.output.as_deref(), Some(format!("to-{to}").as_str()));
+                // Rules of nftables say which class of pods they are about.
+                let expected = if port == 80 { "in_shop_in_" } else { "out_shop_out_" };
+                let expected = if machine.enforcer.filter == Filter::Nftables { expected } else { "" };
+                assert!(
+                    packet.prefix.starts_with(expected) && packet.prefix.is_empty() == expected.is_empty(),
+                    "{packet:?}"
+                );
+            }
+            // A request for the time, and one for information about a node: kinds that do not always pass.
+            let kind = if family == Family::V4 { 13 } else { 139 };
+            assert!(!machine.places.reaches_with_icmp(family, ("db", "web"), kind));
+            until_logged(&mut log, &format!("{family} icmp {kind}"), |packet| {
+                packet.transport == Transport::Icmp { kind }
+            });
+        }
+        assert_eq!(log.lost(), 0);
+    });
+}
+
+#[test]
+fn a_group_has_one_reader_and_is_free_when_that_one_is_gone() {
+    with_each(false, |_| {
+        let first = PacketLog::open(GROUP).expect("nobody else reads the group");
+        let refused = PacketLog::open(GROUP).expect_err("the group has a reader");
+        assert!(matches!(refused, OpenError::Taken(GROUP)), "{refused}");
+        drop(first);
+        PacketLog::open(GROUP).expect("the group is free again");
+    });
+}
