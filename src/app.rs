@@ -16,25 +16,20 @@
 //!
 //! End, by SIGTERM or SIGINT: the loops finish their turn and nothing in the kernel is taken back.
 
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, info};
+use tokio::sync::{mpsc, watch};
+use tracing::info;
 
 use crate::cleanup;
 use crate::cni;
 use crate::cni::serve::Calls;
-use crate::config::{
-    Backend, Config, FirewallConfig, ObserveConfig, ProxyConfig, RouterConfig, Source, TOOLCHAIN, VERSION,
-};
-use crate::firewall::driver::StartingPod;
-use crate::firewall::{self, driver, iptables, nftables};
+use crate::config::{Config, ObserveConfig, RouterConfig, Source, TOOLCHAIN, VERSION};
+use crate::firewall::driver::{self, StartingPod};
 use crate::gobgp;
 use crate::gobgp::serve::{Place, Ports};
 use crate::gobgp::service::Service;
@@ -48,19 +43,19 @@ use crate::kernel::link::LinkName;
 use crate::kernel::monitor::{self, Changes, Watched};
 use crate::kernel::nftables::probe;
 use crate::model::{EventClock, Report, Table, World};
-use crate::net::{PerFamily, Prefixes};
+use crate::net::Prefixes;
 use crate::observe::health::{Health, Pulse};
 use crate::observe::http::{self, Site};
 use crate::observe::local::{self, Answerers};
 use crate::observe::metrics::Registry;
-use crate::proxy;
 use crate::proxy::names::DEVICE;
-use crate::proxy::serve::Counters;
-use crate::reconcile::Account;
 use crate::router;
 use crate::router::host_files::keep_without_plugin;
-use crate::subsystem::Inputs;
 use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
+
+use self::subsystems::{Common, Running};
+
+mod subsystems;
 
 /// The socket for clients of GoBGP, beside the one of `--socket`.
 pub const GOBGP_SOCKET: &str = "gobgp.sock";
@@ -303,150 +298,6 @@ fn wanted(config: &Config) -> Vec<Wanted> {
         wanted.extend([Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies, Wanted::ClusterNetworkPolicies]);
     }
     wanted
-}
-
-/// Inputs and outputs of every subsystem.
-struct Common {
-    health: Health,
-    registry: Registry,
-    families: PerFamily<bool>,
-    world: watch::Receiver<World>,
-    changes: watch::Receiver<Changes>,
-    stop: watch::Receiver<bool>,
-}
-
-/// A subsystem on its thread.
-struct Running {
-    name: &'static str,
-    thread: JoinHandle<()>,
-}
-
-impl Common {
-    async fn start_proxy(
-        &self,
-        config: ProxyConfig,
-        inputs: Inputs,
-        believed: watch::Receiver<Table<IpAddr, ()>>,
-        served: watch::Sender<bool>,
-    ) -> anyhow::Result<Running> {
-        let metrics = proxy::metrics::Metrics::register(&self.registry)?;
-        let (owners, owners_in) = watch::channel(Table::default());
-        self.registry.register(Box::new(Counters::new(owners_in)?))?;
-        let context = proxy::driver::ProxyContext { believed, served, owners, metrics };
-        let release = rustix::system::uname().release().to_string_lossy().into_owned();
-        let kernel = proxy::settings::kernel_version(&release).unwrap_or((u32::MAX, 0));
-        let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
-        let opened = config.clone();
-        let open = move || Ok((proxy::linux::open(&opened)?, ()));
-        let run =
-            move |targets| proxy::driver::Driver::new(config, families, kernel, targets, context).run(inputs, stop);
-        let (running, ()) = start("service proxy", "proxy", open, run).await?;
-        Ok(running)
-    }
-
-    async fn start_firewall(
-        &self,
-        config: FirewallConfig,
-        inputs: Inputs,
-        (questions, starting): (mpsc::Receiver<local::Question>, mpsc::Receiver<StartingPod>),
-    ) -> anyhow::Result<Running> {
-        let metrics = firewall::metrics::Metrics::register(&self.registry)?;
-        let context = firewall::driver::FirewallContext {
-            questions,
-            starting,
-            metrics,
-            flows: Arc::new(firewall::flows::Kernel),
-            read_policies: manifests::policies,
-        };
-        let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
-        if config.backend == Backend::Nftables {
-            let (owners, owners_in) = watch::channel(Arc::default());
-            let open = || Ok((nftables::linux::open()?, ()));
-            let run = move |targets| {
-                let backend = nftables::Nftables::new(config.clone(), families, targets, owners);
-                firewall::driver::Driver::new(config, families, backend, context).run(inputs, stop)
-            };
-            let (running, ()) = start("firewall", "firewall", open, run).await?;
-            let counters = nftables::serve::Counters::new(owners_in)?;
-            self.registry.register(Box::new(firewall::serve::Refused::new(counters)?))?;
-            return Ok(running);
-        }
-        let (owners, owners_in) = watch::channel(Arc::default());
-        let run = move |targets| {
-            let backend = iptables::Iptables::new(config.clone(), families, targets, owners);
-            firewall::driver::Driver::new(config, families, backend, context).run(inputs, stop)
-        };
-        let (running, programs) = start("firewall", "firewall", iptables::linux::open, run).await?;
-        let counters = iptables::serve::Counters::new(owners_in, programs);
-        self.registry.register(Box::new(firewall::serve::Refused::new(counters)?))?;
-        Ok(running)
-    }
-
-    async fn start_router(
-        &self,
-        config: RouterConfig,
-        inputs: Inputs,
-        context: router::driver::RouterContext,
-        pod_ranges: watch::Sender<Prefixes>,
-    ) -> anyhow::Result<Running> {
-        let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
-        let opened = config.clone();
-        let open = move || Ok((router::linux::open(&opened, families, pod_ranges)?, ()));
-        let run = move |targets| router::driver::Driver::new(config, families, targets, context).run(inputs, stop);
-        let (running, ()) = start("router", "router", open, run).await?;
-        Ok(running)
-    }
-
-    /// Inputs of the loop of a subsystem. `metrics`: how the names of its metrics begin.
-    fn inputs(&self, name: &'static str, metrics: &str, clock: Arc<EventClock>) -> anyhow::Result<Inputs> {
-        Ok(Inputs {
-            world: self.world.clone(),
-            clock,
-            disturbances: self.changes.clone(),
-            pulse: self.pulse(name),
-            account: Account::register(&self.registry, metrics)?,
-        })
-    }
-
-    fn pulse(&self, name: &'static str) -> Pulse {
-        self.health.register(name, DEADLINE, Instant::now())
-    }
-}
-
-/// Starts a subsystem on a thread of its own, and waits until it has opened the kernel. `open` also says something to
-/// whoever starts it.
-async fn start<T, S, F>(
-    name: &'static str,
-    thread: &'static str,
-    open: impl FnOnce() -> Result<(T, S), Error> + Send + 'static,
-    run: impl FnOnce(T) -> F + Send + 'static,
-) -> anyhow::Result<(Running, S)>
-where
-    S: Send + 'static,
-    F: Future<Output = ()>,
-{
-    let (opened, is_open) = oneshot::channel();
-    let thread = std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
-        let targets = match open() {
-            Ok((targets, said)) => {
-                // The receiver only goes when the program ends.
-                let _ = opened.send(Ok(said));
-                targets
-            }
-            Err(error) => {
-                let _ = opened.send(Err(error));
-                return;
-            }
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-        match runtime {
-            Ok(runtime) => runtime.block_on(run(targets)),
-            Err(error) => error!(%error, subsystem = name, "Starting the event loop of a subsystem failed"),
-        }
-    })?;
-    let said = is_open.await.with_context(|| format!("the {name} broke off"))?;
-    let said = said.with_context(|| format!("the {name} cannot reach the kernel"))?;
-    Ok((Running { name, thread }, said))
 }
 
 async fn wait_for_signal() -> anyhow::Result<()> {

@@ -39,8 +39,9 @@ const IMPORTS: [(&str, &[&str]); 18] = [
 const ROOTS: [&str; 4] = ["app", "cleanup", "main", "lib"];
 
 /// Where effects are allowed: below these directories, in these files, and in files of these names.
-const EFFECTS: [&str; 28] = [
+const EFFECTS: [&str; 29] = [
     "app.rs",
+    "app/subsystems.rs",
     "ask.rs",
     "bgp/driver/mod.rs",
     "cleanup.rs",
