@@ -14,6 +14,7 @@ use sluice::config::{FirewallConfig, ServiceRanges};
 use sluice::firewall::iptables::apply::IptablesRound;
 use sluice::firewall::iptables::desired::Desired;
 use sluice::firewall::plan::Plan;
+use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
 use sluice::kernel::Name;
 use sluice::kernel::iptables::{Families, Flavour, Program, Programs, Table, Timing, counted};
@@ -85,6 +86,11 @@ impl Machine {
     pub fn settle(&mut self) -> u64 {
         self.take_in();
         self.enforcer.settle()
+    }
+
+    /// Returns what the policies mean, as of the last World.
+    pub fn rules(&self) -> &RuleSet {
+        self.plan.rules()
     }
 
     pub fn take_in(&mut self) {
