@@ -59,7 +59,7 @@ enum Policy {
         #[arg(long, default_value = DEFAULT_SOCKET)]
         socket: PathBuf,
     },
-    /// Say what the NetworkPolicies of a file would change
+    /// Say what the NetworkPolicies and ClusterNetworkPolicies of a file would change
     Diff {
         /// A manifest file; - is standard input
         #[arg(short, long)]
@@ -91,9 +91,9 @@ pub(super) const USAGE: &str = "\
 Usage: sluice policy explain --from WHO --to WHERE [-o text|json] [--socket PATH]
        sluice policy diff -f FILE [--delete] [-o text|json] [--socket PATH]
        sluice policy drops [-f] [-o text|json] [--socket PATH]
-explain says whether packets pass, and which policy and rule decides; diff what the NetworkPolicies of a file would change
-for the pods of this node; drops which packets are refused, as they come, for ten seconds. The sluice that runs on this host
-is asked, and nothing is changed.
+explain says whether packets pass, and which policy and rule decides; diff what the policies of a file (NetworkPolicy,
+ClusterNetworkPolicy) would change for the pods of this node; drops which packets are refused, as they come, for ten
+seconds. The sluice that runs on this host is asked, and nothing is changed.
       --from     NAMESPACE/POD or an address
       --to       NAMESPACE/POD:PORT[/PROTOCOL] or ADDRESS:PORT[/PROTOCOL]; the protocol is tcp, udp or sctp;
                  the address may be that of a Service

@@ -17,7 +17,9 @@ pub fn json(difference: &Difference) -> Value {
         Err(why) => (None, Some(why)),
     };
     json!({
-        "policies": policies.iter().map(|(name, change)| json!({ "policy": name.to_string(), "change": word(*change) })).collect::<Vec<_>>(),
+        "policies": policies.iter().map(|(name, change)| json!({
+            "kind": name.kind(), "policy": name.to_string(), "change": word(*change),
+        })).collect::<Vec<_>>(),
         "isolation": isolation.iter().map(|change| json!({
             "pod": change.pod.to_string(), "direction": change.direction.name(), "isolated": change.isolated,
         })).collect::<Vec<_>>(),

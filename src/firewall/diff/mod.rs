@@ -15,11 +15,13 @@ pub mod serve;
 mod json;
 mod text;
 
-use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
+use compact_str::CompactString;
+
 use crate::kernel::conntrack::Connection;
-use crate::model::{NetworkPolicy, ObjectName, World};
+use crate::model::{ObjectName, Policies, Table, World};
 
 use super::plan::Plan;
 use super::rules::{Direction, Isolation, RuleSet};
@@ -29,9 +31,6 @@ use self::pairs::{Pairs, PodNames};
 
 pub use json::json;
 pub use text::text;
-
-/// The policies of a file, sorted; each once.
-pub type Policies = BTreeMap<ObjectName, Arc<NetworkPolicy>>;
 
 /// What is asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,7 +45,7 @@ pub struct Compared {
     pub before: RuleSet,
     pub after: RuleSet,
     pub names: PodNames,
-    policies: Vec<(ObjectName, PolicyChange)>,
+    policies: Vec<(PolicyName, PolicyChange)>,
     isolation: Vec<IsolationChange>,
     pairs: Pairs,
 }
@@ -54,12 +53,19 @@ pub struct Compared {
 /// What would change.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Difference {
-    pub policies: Vec<(ObjectName, PolicyChange)>,
+    pub policies: Vec<(PolicyName, PolicyChange)>,
     /// Sorted by pod.
     pub isolation: Vec<IsolationChange>,
     pub pairs: Pairs,
     /// Connections that would be refused; an error is a sentence without its end.
     pub connections: Result<Refused, String>,
+}
+
+/// A policy of either kind.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum PolicyName {
+    Namespaced(ObjectName),
+    Cluster(CompactString),
 }
 
 /// What would become of a policy.
@@ -108,28 +114,22 @@ impl Compared {
         plan.update(world);
         let before = plan.rules().clone();
         let mut newer = world.clone();
-        let mut policies = Vec::new();
-        for (name, policy) in &candidates.policies {
-            let known = newer.cluster.policies.get(name).cloned();
-            let change = match (known, candidates.deleted) {
-                (None, true) => PolicyChange::Absent,
-                (Some(_), true) => PolicyChange::Deleted,
-                (None, false) => PolicyChange::New,
-                (Some(known), false) if *known == **policy => PolicyChange::Same,
-                (Some(_), false) => PolicyChange::Changed,
-            };
-            match candidates.deleted {
-                true => drop(newer.cluster.policies.remove(name)),
-                false => drop(newer.cluster.policies.insert_shared(name.clone(), policy.clone())),
-            }
-            policies.push((name.clone(), change));
+        let Candidates { policies: Policies { policies, cluster_policies }, deleted } = candidates;
+        let mut changes = Vec::new();
+        for (name, policy) in cluster_policies {
+            let change = put(&mut newer.cluster.cluster_policies, (name, policy), *deleted);
+            changes.push((PolicyName::Cluster(name.clone()), change));
+        }
+        for (name, policy) in policies {
+            let change = put(&mut newer.cluster.policies, (name, policy), *deleted);
+            changes.push((PolicyName::Namespaced(name.clone()), change));
         }
         let changed = plan.update(&newer);
         let after = plan.rules().clone();
         let names = PodNames::of(world);
         let pairs = pairs::pairs((&before, &after), &changed, &names, budget);
         let isolation = isolation(&before, &after);
-        Compared { before, after, names, policies, isolation, pairs }
+        Compared { before, after, names, policies: changes, isolation, pairs }
     }
 
     /// Returns the decision that would refuse a connection that passes now; each verdict is this node's.
@@ -147,6 +147,26 @@ impl Compared {
     }
 }
 
+/// Puts a policy into its table, or takes it out; returns what that changes.
+fn put<K: Ord + Clone, V: PartialEq>(
+    table: &mut Table<K, V>,
+    (name, policy): (&K, &Arc<V>),
+    deleted: bool,
+) -> PolicyChange {
+    let change = match (table.get(name), deleted) {
+        (None, true) => PolicyChange::Absent,
+        (Some(_), true) => PolicyChange::Deleted,
+        (None, false) => PolicyChange::New,
+        (Some(known), false) if **known == **policy => PolicyChange::Same,
+        (Some(_), false) => PolicyChange::Changed,
+    };
+    match deleted {
+        true => drop(table.remove(name)),
+        false => drop(table.insert_shared(name.clone(), policy.clone())),
+    }
+    change
+}
+
 fn isolation(before: &RuleSet, after: &RuleSet) -> Vec<IsolationChange> {
     let mut changes = Vec::new();
     for (pod, local) in &after.pods {
@@ -160,6 +180,25 @@ fn isolation(before: &RuleSet, after: &RuleSet) -> Vec<IsolationChange> {
         }
     }
     changes
+}
+
+impl PolicyName {
+    /// Returns the name of the policy's kind.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            PolicyName::Namespaced(_) => "NetworkPolicy",
+            PolicyName::Cluster(_) => "ClusterNetworkPolicy",
+        }
+    }
+}
+
+impl fmt::Display for PolicyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PolicyName::Namespaced(name) => write!(f, "{name}"),
+            PolicyName::Cluster(name) => write!(f, "{name}"),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Pairs of a pod of this node with other pods and ranges, and the ports at which they open or close.
 //!
-//! Pods of this node that the same policies isolate are alike, and so are peers that the same sets hold: one of each is traced
+//! Pods of this node that the same policies judge are alike, and so are peers that the same sets hold: one of each is traced
 //! through both rule sets (`verdict`), so nothing here knows what a rule means. The work is bounded: what is beyond the bound is not
 //! looked at, and the answer says so.
 
@@ -15,7 +15,9 @@ use crate::model::{ObjectName, Pod, World};
 use crate::net::{Family, Protocol};
 
 use super::super::plan::RuleSetChanges;
-use super::super::rules::{Direction, Element, Isolation, LocalPod, PolicyKey, PortRange, RuleSet, SetKey};
+use super::super::rules::{
+    ClusterPolicyKey, Direction, Element, Isolation, LocalPod, PolicyKey, PortRange, Rule, RuleSet, SetKey,
+};
 use super::super::verdict::{Packet, of_pod};
 use super::ports::{Alike, Edges, Ports};
 use super::ranges::{AddressRange, cut, joined};
@@ -112,8 +114,32 @@ pub fn pairs(rules: (&RuleSet, &RuleSet), changed: &RuleSetChanges, names: &PodN
     comparison.pairs(None)
 }
 
-/// What makes pods of this node alike in one direction: their families, isolation, and the numbers of their named ports.
-type Likeness = ([bool; 2], Isolation, Isolation, Vec<(Arc<SetKey>, Vec<u16>)>);
+/// What makes pods of this node alike in one direction: their families, their policies, and the numbers of their named ports.
+type Likeness = ([bool; 2], [Judges; 2], Vec<(Arc<SetKey>, Vec<u16>)>);
+
+/// The policies of a pod in one direction.
+#[derive(PartialEq)]
+struct Judges {
+    isolation: Isolation,
+    cluster: Vec<ClusterPolicyKey>,
+}
+
+impl Judges {
+    fn of(pod: &LocalPod, direction: Direction) -> Judges {
+        let cluster = pod.cluster_policies.iter().filter(|key| key.direction == direction);
+        Judges { isolation: pod.isolation(direction).clone(), cluster: cluster.cloned().collect() }
+    }
+
+    /// Returns whether these changes are about one of the policies.
+    fn have_changed(&self, changed: &RuleSetChanges, direction: Direction) -> bool {
+        policies(&self.isolation, direction).any(|key| changed.policies.contains(&key))
+            || self.cluster.iter().any(|key| changed.cluster_policies.contains(key))
+    }
+
+    fn number(&self) -> u64 {
+        (policies(&self.isolation, Direction::Ingress).count() + self.cluster.len()) as u64
+    }
+}
 
 /// Returns the pods whose policies change in a direction, alike ones together.
 fn alike_pods<'a>(
@@ -124,26 +150,20 @@ fn alike_pods<'a>(
     let mut groups: Vec<(Likeness, Vec<&ObjectName>)> = Vec::new();
     for (name, new) in &after.pods {
         let Some(old) = before.pods.get(name) else { continue };
-        let [was, is] = [old, new].map(|pod| pod.isolation(direction));
-        let has_changed = |isolation: &Isolation| match isolation {
-            Isolation::Open => false,
-            Isolation::Isolated { policies, .. } => policies
-                .iter()
-                .any(|policy| changed.policies.contains(&PolicyKey { policy: policy.clone(), direction })),
-        };
-        if was == is && !has_changed(is) {
+        let [was, is] = [old, new].map(|pod| Judges::of(pod, direction));
+        if was == is && !is.have_changed(changed, direction) {
             continue;
         }
         let families = families(&new.addresses);
-        let named = [(before, was), (after, is)]
+        let named = [(before, old), (after, new)]
             .into_iter()
-            .flat_map(|(rules, isolation)| sets(rules, isolation, direction).into_iter().map(move |set| (rules, set)));
+            .flat_map(|(rules, pod)| sets(rules, pod, direction).into_iter().map(move |set| (rules, set)));
         let numbers = named.filter(|_| direction == Direction::Ingress).filter_map(|(rules, set)| {
             set.protocol()?;
             let numbers = new.addresses.iter().flat_map(|address| numbers(rules, &set, *address)).collect();
             Some((set, numbers))
         });
-        let likeness: Likeness = (families, was.clone(), is.clone(), numbers.collect());
+        let likeness: Likeness = (families, [was, is], numbers.collect());
         match groups.iter_mut().find(|(known, _)| *known == likeness) {
             Some((_, pods)) => pods.push(name),
             None => groups.push((likeness, vec![name])),
@@ -187,13 +207,8 @@ impl<'a> Comparison<'a> {
         let (before, after) = self.rules;
         let Some(name) = pods.first().copied() else { return };
         let (Some(old), Some(new)) = (before.pods.get(name), after.pods.get(name)) else { return };
-        let sets =
-            [(before, old), (after, new)].map(|(rules, pod)| (rules, sets(rules, pod.isolation(direction), direction)));
-        let asked = [old, new].map(|pod| match pod.isolation(direction) {
-            Isolation::Open => 1,
-            Isolation::Isolated { policies, .. } => policies.len() as u64 + 1,
-        });
-        let cost = asked.iter().sum();
+        let sets = [(before, old), (after, new)].map(|(rules, pod)| (rules, sets(rules, pod, direction)));
+        let cost = [old, new].iter().map(|pod| Judges::of(pod, direction).number() + 1).sum();
         for family in Family::BOTH {
             let Some(address) = address_of(new, family) else { continue };
             let one = One { name, pods: [old, new], address, direction };
@@ -250,13 +265,10 @@ impl<'a> Comparison<'a> {
         let mut edges = Edges::default();
         let ((before, after), [old, new]) = (self.rules, one.pods);
         for (rules, pod) in [(before, old), (after, new)] {
-            for key in policies(pod.isolation(one.direction), one.direction) {
-                let matches =
-                    rules.policies.get(&key).into_iter().flat_map(|rules| rules.iter()).flat_map(|rule| &rule.matches);
-                matches.for_each(|one| edges.add(&one.port));
-            }
+            let matches = rules_of(rules, pod, one.direction).flat_map(|rule| &rule.matches);
+            matches.for_each(|one| edges.add(&one.port));
             if one.direction == Direction::Ingress {
-                for set in sets(rules, pod.isolation(one.direction), one.direction) {
+                for set in sets(rules, pod, one.direction) {
                     add_numbers(&mut edges, &set, numbers(rules, &set, one.address));
                 }
             }
@@ -401,10 +413,17 @@ fn policies(isolation: &Isolation, direction: Direction) -> impl Iterator<Item =
     policies.iter().map(move |policy| PolicyKey { policy: policy.clone(), direction })
 }
 
+/// Returns the rules of a pod's policies in one direction.
+fn rules_of<'a>(rules: &'a RuleSet, pod: &'a LocalPod, direction: Direction) -> impl Iterator<Item = &'a Rule> {
+    let of_policies = policies(pod.isolation(direction), direction).filter_map(|key| rules.policies.get(&key));
+    let cluster = pod.cluster_policies.iter().filter(move |key| key.direction == direction);
+    let of_cluster = cluster.filter_map(|key| rules.cluster_policies.get(key)).flat_map(|list| list.iter());
+    of_policies.flat_map(|list| list.iter()).chain(of_cluster.flat_map(|one| [&one.rule, &one.contested]))
+}
+
 /// Returns the sets that the rules of a pod's policies use.
-fn sets(rules: &RuleSet, isolation: &Isolation, direction: Direction) -> BTreeSet<Arc<SetKey>> {
-    let lists = policies(isolation, direction).filter_map(|key| rules.policies.get(&key));
-    lists.flat_map(|list| list.iter()).flat_map(|rule| rule.sets()).cloned().collect()
+fn sets(rules: &RuleSet, pod: &LocalPod, direction: Direction) -> BTreeSet<Arc<SetKey>> {
+    rules_of(rules, pod, direction).flat_map(|rule| rule.sets()).cloned().collect()
 }
 
 /// Returns the ports that a set of named ports has at an address.

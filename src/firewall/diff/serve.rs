@@ -10,15 +10,15 @@ use std::sync::{Arc, Weak};
 use tracing::warn;
 
 use crate::config::FirewallConfig;
-use crate::model::World;
+use crate::model::{Policies, World};
 use crate::net::Family;
 use crate::observe::local::{Answer, AnswerFormat, Question};
 
 use super::super::flows::{Flows, verdict_on};
 use super::pairs::BUDGET;
-use super::{CONNECTIONS, Candidates, Compared, Policies, Refused, RefusedConnection, json, text};
+use super::{CONNECTIONS, Candidates, Compared, Refused, RefusedConnection, json, text};
 
-/// Reads the NetworkPolicies in the text of a manifest file; an error is a sentence without its end.
+/// Reads the policies in the text of a manifest file; an error is a sentence without its end.
 pub type PolicyReader = fn(&str) -> Result<Policies, String>;
 
 /// Starts comparisons.

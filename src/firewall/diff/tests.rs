@@ -1,9 +1,11 @@
 use std::sync::Arc;
 
-use super::super::given::{block, object, pod, pods, pods_in, policy, rule};
+use super::super::given::{block, object, pod, pods, pods_in, policy, rule, selector};
 use super::pairs::BUDGET;
 use super::*;
-use crate::model::{Host, Namespace};
+use crate::model::{
+    Action, ClusterNetworkPolicy, ClusterRule, Host, Namespace, NetworkPolicy, PolicyRule, Subject, Tier,
+};
 use crate::net::Protocol;
 
 /// Two pods of namespace shop here, with a client and a pod of another namespace elsewhere.
@@ -28,8 +30,30 @@ fn world() -> World {
     world
 }
 
+fn candidates<const N: usize>(policies: [(&str, NetworkPolicy); N], deleted: bool) -> Candidates {
+    let policies = policies.map(|(name, policy)| (object(name), Arc::new(policy))).into();
+    Candidates { policies: Policies { policies, ..Policies::default() }, deleted }
+}
+
+/// A policy for the pods of namespace shop, with rules for ingress.
+fn guard(tier: Tier, rules: &[(Action, PolicyRule)]) -> ClusterNetworkPolicy {
+    let rule = |(action, matches): &(Action, PolicyRule)| ClusterRule {
+        name: "".into(),
+        action: *action,
+        matches: matches.clone(),
+    };
+    let subject = Subject { namespaces: selector(""), pods: selector("app=web") };
+    ClusterNetworkPolicy { tier, priority: 7, subject, ingress: rules.iter().map(rule).collect(), egress: [].into() }
+}
+
+fn guarded(world: &World, policy: ClusterNetworkPolicy, deleted: bool) -> Difference {
+    let cluster_policies = [("guard".into(), Arc::new(policy))].into();
+    let candidates = Candidates { policies: Policies { cluster_policies, ..Policies::default() }, deleted };
+    Compared::of(world, &candidates, BUDGET).into_difference(Ok(Refused::default()))
+}
+
 fn difference(world: &World, name: &str, policy: NetworkPolicy) -> Difference {
-    let candidates = Candidates { policies: [(object(name), Arc::new(policy))].into(), deleted: false };
+    let candidates = candidates([(name, policy)], false);
     Compared::of(world, &candidates, BUDGET).into_difference(Ok(Refused::default()))
 }
 
@@ -105,13 +129,11 @@ fn a_policy_that_is_deleted_opens_what_it_closed() {
     let mut world = world();
     let deny = policy("app=web", Some(&[]), None);
     world.cluster.policies.insert(object("shop/web"), deny.clone());
-    let candidates = |deleted| Candidates {
-        policies: [(object("shop/web"), Arc::new(deny.clone())), (object("shop/none"), Arc::new(deny.clone()))].into(),
-        deleted,
-    };
+    let candidates = |deleted| candidates([("shop/web", deny.clone()), ("shop/none", deny.clone())], deleted);
     let found = Compared::of(&world, &candidates(true), BUDGET).into_difference(Err("the kernel is silent".to_owned()));
-    let words = found.policies.iter().map(|(name, change)| (name.name.as_str(), *change)).collect::<Vec<_>>();
-    assert_eq!(words, [("none", PolicyChange::Absent), ("web", PolicyChange::Deleted)]);
+    let words = found.policies.iter().map(|(name, change)| (name.to_string(), *change)).collect::<Vec<_>>();
+    let expected = [("shop/none", PolicyChange::Absent), ("shop/web", PolicyChange::Deleted)];
+    assert_eq!(words, expected.map(|(name, change)| (name.to_owned(), change)));
     assert!(found.isolation.len() == 2 && found.isolation.iter().all(|change| !change.isolated));
     assert!(found.pairs.changes.iter().all(|change| change.opens && change.ports.to_string() == "everything"));
     let text = text(&found);
@@ -129,16 +151,52 @@ fn a_policy_for_pods_of_other_nodes_changes_nothing_here() {
 
 #[test]
 fn more_pairs_than_can_be_looked_at_are_cut_and_that_is_said() {
-    let candidates = Candidates {
-        policies: [(object("shop/web"), Arc::new(policy("app=web", Some(&[]), Some(&[]))))].into(),
-        deleted: false,
-    };
+    let candidates = candidates([("shop/web", policy("app=web", Some(&[]), Some(&[])))], false);
     let compared = |budget| Compared::of(&world(), &candidates, budget).into_difference(Ok(Refused::default()));
     let (whole, cut) = (compared(BUDGET), compared(20));
     assert!(!whole.pairs.is_cut && cut.pairs.is_cut);
     assert_ne!(cut.pairs.changes, whole.pairs.changes);
     assert!(cut.pairs.changes.iter().all(|change| change.only.is_none()), "IPv6 has not been looked at: {cut:?}");
     assert!(text(&cut).contains("There may be more") && !text(&whole).contains("There may be more"));
+}
+
+#[test]
+fn a_cluster_policy_closes_and_opens_by_its_rules_in_order() {
+    let to_client = rule(&[pods_in("", "app=client")], &["tcp/80"]);
+    let policy = guard(Tier::Admin, &[(Action::Pass, to_client), (Action::Deny, rule(&[pods_in("", "")], &[]))]);
+    let found = guarded(&world(), policy.clone(), false);
+    let expected = "\
+ClusterNetworkPolicy guard: new
+Closes:
+  shop/web-1, shop/web-2: ingress from shop/client: tcp 0-79, tcp 81-65535, udp, sctp, other protocols
+  shop/web-1, shop/web-2: ingress from all 2 pods of namespace other, shop/web-1, shop/web-2: everything
+Connections that would be refused: none
+";
+    assert_eq!(text(&found), expected);
+    let mut world = world();
+    world.cluster.cluster_policies.insert("guard".into(), policy.clone());
+    let same = guarded(&world, policy.clone(), false);
+    assert!(same.pairs.changes.is_empty() && same.policies[0].1 == PolicyChange::Same, "{same:?}");
+    let opened = text(&guarded(&world, policy, true));
+    assert!(opened.starts_with("ClusterNetworkPolicy guard: deleted\nOpens:\n"), "{opened}");
+}
+
+/// Peers are told apart by the sets of policies that the file does not name, too.
+#[test]
+fn a_policy_of_a_namespace_changes_only_what_no_cluster_policy_decides() {
+    let mut world = world();
+    let client = rule(&[pods_in("", "app=client")], &[]);
+    world.cluster.cluster_policies.insert("guard".into(), guard(Tier::Admin, &[(Action::Accept, client)]));
+    let found = difference(&world, "shop/web", policy("app=web", Some(&[]), None));
+    let [change] = found.pairs.changes.as_slice() else { panic!("{found:?}") };
+    assert!(!change.opens && change.ports.to_string() == "everything");
+    let namespaces: Vec<_> =
+        change.peers.namespaces.iter().map(|one| (one.namespace.as_str(), one.pods.len(), one.is_whole)).collect();
+    assert_eq!(namespaces, [("other", 2, true), ("shop", 2, false)], "not the client");
+    let denies = guard(Tier::Baseline, &[(Action::Deny, rule(&[], &[]))]);
+    world.cluster.cluster_policies.insert("guard".into(), denies);
+    let same = difference(&world, "shop/web", policy("app=web", Some(&[]), None));
+    assert!(same.pairs.changes.is_empty() && same.isolation.len() == 2, "{same:?}");
 }
 
 /// Every pair that differs by its verdict, and no other, is among the changes.
@@ -149,10 +207,7 @@ fn the_changes_are_those_of_tracing_each_packet() {
     let before = [rule(&[pods("app=client"), block("10.244.2.0/30")], &["tcp/80-90", "udp/53"])];
     world.cluster.policies.insert(object("shop/web"), policy("app=web", Some(&before), None));
     let after = [rule(&[pods_in("", "")], &["tcp/85"]), rule(&[block("10.244.2.2/32"), block("203.0.113.0/24")], &[])];
-    let candidates = Candidates {
-        policies: [(object("shop/web"), Arc::new(policy("app=web", Some(&after), Some(&[]))))].into(),
-        deleted: false,
-    };
+    let candidates = candidates([("shop/web", policy("app=web", Some(&after), Some(&[])))], false);
     let compared = Compared::of(&world, &candidates, BUDGET);
     let (old, new) = (compared.before.clone(), compared.after.clone());
     let found = compared.into_difference(Ok(Refused::default()));

@@ -19,7 +19,7 @@ pub fn text(difference: &Difference) -> String {
     let Difference { policies, isolation, pairs, connections } = difference;
     let mut text = String::new();
     for (name, change) in policies {
-        let _ = writeln!(text, "NetworkPolicy {name}: {}", word(*change));
+        let _ = writeln!(text, "{} {name}: {}", name.kind(), word(*change));
     }
     if isolation.is_empty() && pairs.changes.is_empty() && !pairs.is_cut {
         text.push_str("Nothing changes for the pods of this node.\n");
@@ -138,6 +138,10 @@ pub(super) fn refusal(decision: &Decision) -> String {
                 isolating.push(format!("the annotation of namespace {}", pod.namespace));
             }
             format!("{pod} would be isolated by {}", isolating.join(", "))
+        }
+        Decision::ByCluster { pod, policy, rule, .. } => {
+            let (name, tier) = (&policy.policy, policy.tier.name());
+            format!("{pod} would be denied it by ClusterNetworkPolicy {name} ({tier} tier), rule {rule}")
         }
         _ => "it would be dropped on the bridge of the pods".to_owned(),
     }

@@ -5,7 +5,7 @@
 //! place, and those that are refused now lose their entries in connection tracking: their next packets count as new, and are refused.
 //!
 //! What is concerned: pods of this node whose isolation, addresses or policies change, and addresses that leave a set (a peer that
-//! has other labels). A start judges nothing: what has changed meanwhile is not known. [`apply`] lists and deletes on a thread
+//! has other labels) or, where ClusterNetworkPolicies may deny what a set holds, enter one. A start judges nothing: what has changed meanwhile is not known. [`apply`] lists and deletes on a thread
 //! of its own; which of them are refused is decided here.
 
 pub mod apply;
@@ -19,7 +19,7 @@ use crate::model::World;
 
 use super::flows::verdict_on;
 use super::plan::RuleSetChanges;
-use super::rules::{Direction, Isolation, LocalPod, RuleSet};
+use super::rules::{Contents, Direction, Isolation, LocalPod, RuleSet};
 
 /// The addresses whose connections are to be judged.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -29,23 +29,27 @@ impl Concerned {
     /// Adds what a change of the rule set concerns.
     pub fn add(&mut self, rules: &RuleSet, changed: &RuleSetChanges) {
         let is_concerned = |pod: &LocalPod| {
-            Direction::BOTH.into_iter().any(|direction| match pod.isolation(direction) {
+            let of_policies = Direction::BOTH.into_iter().any(|direction| match pod.isolation(direction) {
                 Isolation::Open => false,
                 Isolation::Isolated { policies, .. } => {
                     let mut keys = changed.policies.iter().filter(|key| key.direction == direction);
                     keys.any(|key| policies.binary_search(&key.policy).is_ok())
                 }
-            })
+            });
+            of_policies || pod.cluster_policies.iter().any(|key| changed.cluster_policies.contains(key))
         };
-        let is_isolated = |pod: &LocalPod| pod.ingress != Isolation::Open || pod.egress != Isolation::Open;
+        let is_judged = |pod: &LocalPod| Direction::BOTH.into_iter().any(|direction| pod.is_judged(direction));
         for (name, pod) in &rules.pods {
-            if is_isolated(pod) && (changed.pods.contains(name) || is_concerned(pod)) {
+            if is_judged(pod) && (changed.pods.contains(name) || is_concerned(pod)) {
                 self.0.extend(pod.addresses.iter().copied());
             }
         }
+        // Of NetworkPolicies only what leaves a set can be refused; rules that deny refuse what enters one.
+        let only_leaving = rules.cluster_policies.is_empty();
         let left = changed.elements.iter().filter(|(set, element)| {
             let contents = rules.sets.get(set);
-            contents.is_some_and(|contents| !contents.elements.of(element.family()).contains(element))
+            let has = |contents: &Contents| contents.elements.of(element.family()).contains(element);
+            contents.is_some_and(|contents| !only_leaving || !has(contents))
         });
         self.0.extend(left.map(|(_, element)| element.address()));
     }
@@ -80,12 +84,12 @@ pub fn refused(rules: &RuleSet, (world, config): (&World, &FirewallConfig), conn
 
 #[cfg(test)]
 mod tests {
-    use super::super::given::{object, pod, pods, policy, rule};
+    use super::super::given::{object, pod, pods, pods_in, policy, rule, selector};
     use super::super::plan::Plan;
     use super::*;
-    use crate::model::{Host, NetworkPolicy};
+    use crate::model::{Action, ClusterNetworkPolicy, ClusterRule, Host, Namespace, NetworkPolicy, Subject, Tier};
 
-    fn concerned(change: impl FnOnce(&mut World)) -> Vec<String> {
+    fn concerned(before: impl FnOnce(&mut World), change: impl FnOnce(&mut World)) -> Vec<String> {
         let mut world = World::empty();
         world.host = std::sync::Arc::new(Host { node_name: "node1".into(), ..Host::default() });
         for (name, address, of) in [
@@ -100,6 +104,7 @@ mod tests {
         world.cluster.pods.insert(object("shop/far"), far);
         world.cluster.policies.insert(object("shop/web"), allowing("web", "far"));
         world.cluster.policies.insert(object("shop/db"), allowing("db", "web"));
+        before(&mut world);
         let mut plan = Plan::new();
         plan.update(&world);
         change(&mut world);
@@ -118,35 +123,67 @@ mod tests {
         let put = |world: &mut World, name: &str, policy| {
             assert!(world.cluster.policies.insert(object(name), policy));
         };
-        assert_eq!(concerned(|_| {}), [""; 0]);
-        assert_eq!(concerned(|world| put(world, "shop/web", allowing("web", "nobody"))), ["10.244.1.7"]);
+        assert_eq!(concerned(|_| {}, |_| {}), [""; 0]);
+        assert_eq!(concerned(|_| {}, |world| put(world, "shop/web", allowing("web", "nobody"))), ["10.244.1.7"]);
         assert_eq!(
-            concerned(|world| put(world, "shop/new", policy("", Some(&[]), None))),
+            concerned(|_| {}, |world| put(world, "shop/new", policy("", Some(&[]), None))),
             ["10.244.1.7", "10.244.1.8", "10.244.1.9"]
         );
         assert_eq!(
-            concerned(|world| drop(world.cluster.policies.remove(&object("shop/db")))),
+            concerned(|_| {}, |world| drop(world.cluster.policies.remove(&object("shop/db")))),
             [""; 0],
             "db is open now"
         );
     }
 
     #[test]
+    fn a_cluster_policy_that_denies_concerns_its_pods_and_who_becomes_its_peer() {
+        let denying = |world: &mut World| {
+            let matches = rule(&[pods_in("", "app=bad")], &[]);
+            let rules = [ClusterRule { name: "".into(), action: Action::Deny, matches }];
+            let subject = Subject { namespaces: selector(""), pods: selector("app=db") };
+            let policy = ClusterNetworkPolicy {
+                tier: Tier::Admin,
+                priority: 1,
+                subject,
+                ingress: rules.into(),
+                egress: [].into(),
+            };
+            world.cluster.namespaces.insert("shop".into(), Namespace::default());
+            world.cluster.cluster_policies.insert("guard".into(), policy);
+        };
+        assert_eq!(concerned(|_| {}, denying), ["10.244.1.8"]);
+        let becomes_bad = |world: &mut World| {
+            let mut far = pod("10.244.2.9", "app=bad", "");
+            far.node = Some("node2".into());
+            world.cluster.pods.insert(object("shop/far"), far);
+        };
+        let named = concerned(denying, becomes_bad);
+        assert!(named.contains(&"10.244.2.9".to_owned()), "{named:?}");
+    }
+
+    #[test]
     fn a_peer_with_other_labels_is_concerned_and_a_new_one_is_not() {
         let relabel = |of: &'static str| {
-            concerned(move |world| {
-                let mut far = pod("10.244.2.9", of, "");
-                far.node = Some("node2".into());
-                world.cluster.pods.insert(object("shop/far"), far);
-            })
+            concerned(
+                |_| {},
+                move |world| {
+                    let mut far = pod("10.244.2.9", of, "");
+                    far.node = Some("node2".into());
+                    world.cluster.pods.insert(object("shop/far"), far);
+                },
+            )
         };
         assert_eq!(relabel("app=other"), ["10.244.2.9"]);
         assert_eq!(relabel("app=far tier=new"), [""; 0]);
-        let added = concerned(|world| {
-            let mut far = pod("10.244.2.10", "app=far", "");
-            far.node = Some("node2".into());
-            world.cluster.pods.insert(object("shop/far-2"), far);
-        });
+        let added = concerned(
+            |_| {},
+            |world| {
+                let mut far = pod("10.244.2.10", "app=far", "");
+                far.node = Some("node2".into());
+                world.cluster.pods.insert(object("shop/far-2"), far);
+            },
+        );
         assert_eq!(added, [""; 0]);
     }
 }

@@ -1,45 +1,51 @@
-//! The NetworkPolicies in the text of one file, for a question about them.
+//! The NetworkPolicies and ClusterNetworkPolicies in the text of one file, for a question about them.
 //!
 //! Stricter than the directory: what is left out with a warning there is a mistake here, because the answer would be about another
 //! policy than the one that is meant. Objects of other kinds are passed over.
-
-use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use serde::de::IgnoredAny;
 
 use super::document::{Format, Reader, documents};
 use crate::k8s::{Kind, Object};
-use crate::model::{NetworkPolicy, ObjectName};
+use crate::model::Policies;
 
 /// Reads the policies of a file, YAML or JSON.
 ///
 /// # Errors
 /// The first mistake, or that there is no policy, as a sentence without its end.
-pub fn policies(text: &str) -> Result<BTreeMap<ObjectName, Arc<NetworkPolicy>>, String> {
+pub fn policies(text: &str) -> Result<Policies, String> {
     let format = if is_json(text) { Format::Json } else { Format::Yaml };
-    let mut reader = Reader { kinds: [Kind::NetworkPolicy].into(), ..Reader::default() };
-    let mut policies = BTreeMap::new();
+    let kinds = [Kind::NetworkPolicy, Kind::ClusterNetworkPolicy].into();
+    let mut reader = Reader { kinds, ..Reader::default() };
+    let mut policies = Policies::default();
     for document in documents(format, text) {
         let content = document.content(&mut reader);
         if let Some(remark) = content.broken.iter().chain(&content.skipped).next() {
             return Err(format!("line {} of the file: {}", document.line + remark.line, remark.text));
         }
         for (object, warnings) in content.objects {
-            let name = object.id().name;
-            if let Some(warning) = warnings.first() {
-                return Err(format!("NetworkPolicy {name} of the file: {warning}"));
-            }
-            let Object::NetworkPolicy(_, Some(policy)) = object else {
-                return Err(format!("NetworkPolicy {name} of the file cannot be read"));
+            let id = object.id();
+            let name = match id.kind {
+                Kind::ClusterNetworkPolicy => format!("ClusterNetworkPolicy {}", id.name.name),
+                kind => format!("{kind} {}", id.name),
             };
-            if policies.insert(name.clone(), policy).is_some() {
-                return Err(format!("NetworkPolicy {name} stands twice in the file"));
+            if let Some(warning) = warnings.first() {
+                return Err(format!("{name} of the file: {warning}"));
+            }
+            let is_new = match object {
+                Object::NetworkPolicy(name, Some(policy)) => policies.policies.insert(name, policy).is_none(),
+                Object::ClusterNetworkPolicy(name, Some(policy)) => {
+                    policies.cluster_policies.insert(name, policy).is_none()
+                }
+                _ => return Err(format!("{name} of the file cannot be read")),
+            };
+            if !is_new {
+                return Err(format!("{name} stands twice in the file"));
             }
         }
     }
-    if policies.is_empty() {
-        return Err("there is no NetworkPolicy in the file".to_owned());
+    if policies == Policies::default() {
+        return Err("there is no NetworkPolicy and no ClusterNetworkPolicy in the file".to_owned());
     }
     Ok(policies)
 }
@@ -62,7 +68,11 @@ spec: { podSelector: {}, policyTypes: [Ingress] }
 ";
 
     fn names(text: &str) -> Result<Vec<String>, String> {
-        policies(text).map(|found| found.keys().map(ObjectName::to_string).collect())
+        let named = |found: Policies| {
+            let cluster = found.cluster_policies.keys().map(ToString::to_string);
+            found.policies.keys().map(ToString::to_string).chain(cluster).collect()
+        };
+        policies(text).map(named)
     }
 
     #[test]
@@ -79,10 +89,25 @@ spec: { podSelector: {}, policyTypes: [Ingress] }
     }
 
     #[test]
+    fn cluster_policies_are_read_beside_those_of_namespaces() {
+        let guard = "\
+apiVersion: policy.networking.k8s.io/v1beta1
+kind: ClusterNetworkPolicy
+metadata: { name: guard }
+spec: { tier: Admin, priority: 7, subject: { namespaces: {} }, ingress: [{ action: Deny, from: [{ namespaces: {} }] }] }
+";
+        assert_eq!(names(&format!("{DENY}---\n{guard}")), Ok(vec!["shop/deny".to_owned(), "guard".to_owned()]));
+        let twice = names(&format!("{guard}---\n{guard}"));
+        assert_eq!(twice, Err("ClusterNetworkPolicy guard stands twice in the file".to_owned()));
+        let wrong = names(&guard.replace("Deny", "Refuse")).expect_err("no action of the API");
+        assert!(wrong.starts_with("ClusterNetworkPolicy guard of the file: "), "{wrong}");
+    }
+
+    #[test]
     fn a_mistake_is_one_sentence_that_says_where() {
         for (text, expected) in [
-            ("", "there is no NetworkPolicy in the file"),
-            ("kind: Service", "there is no NetworkPolicy in the file"),
+            ("", "there is no NetworkPolicy and no ClusterNetworkPolicy in the file"),
+            ("kind: Service", "there is no NetworkPolicy and no ClusterNetworkPolicy in the file"),
             (&format!("{DENY}---\n{DENY}"), "NetworkPolicy shop/deny stands twice in the file"),
         ] {
             assert_eq!(names(text), Err(expected.to_owned()));
