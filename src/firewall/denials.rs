@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::FirewallConfig;
 use crate::model::{ObjectName, World};
 
-use super::host_endpoints::{Entrance, HostEndpoint, HostEndpoints, is_denied};
+use super::host_endpoints::{HostEndpoint, HostEndpoints, is_denied};
 use super::plan;
 use super::rules::{Direction, Isolation, LocalPod, RuleSet};
+use super::service_addresses::Entrance;
 
 /// The host endpoints that each pod of this node is denied, kept up to date.
 #[derive(Default)]

@@ -23,27 +23,18 @@
 //! IPVS delivers to whatever listens on all addresses of the host. Whoever may write EndpointSlices could reach it that way.
 //!
 //! On the safe side: an endpoint counts whatever its conditions and whatever the traffic policies of its Service say,
-//! so that an endpoint that becomes ready finds the rules in place.
-//!
-//! External and load balancer addresses count only where the service proxy may serve them (the ranges of the flags), and only for
-//! the Service that it gives the address and port to, where that is certain: else whoever may write a Service could cut pods off
-//! from a Service of others by naming its address. It is certain where another Service has the address as cluster IP with the
-//! same port, and where an older Service (by name, if both are of one second) has them with external traffic policy Cluster; with
-//! Local the older one may have no endpoint here, and then the younger one is served. A cluster IP that no Service has with this
-//! port is served for whoever names it (`--strict-external-ip-validation=false`), so it counts like any other address.
+//! so that an endpoint that becomes ready finds the rules in place. Which addresses of a Service count is [`service_addresses`](super::service_addresses)'s matter.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::FirewallConfig;
-use crate::model::{
-    Claim, Claims, Endpoints, ExternalField, ObjectName, Service, ServicePort, Table, TrafficPolicy, World,
-};
+use crate::model::{Endpoints, ObjectName, Service, ServicePort, Table, World};
 use crate::net::{Family, Protocol};
 
 use super::rules::{Direction, LocalPod, RuleSet};
+use super::service_addresses::{AddressChanges, Entrance, ServiceAddresses, external_addresses};
 use super::verdict::{self, Packet, Traffic};
 
 /// An endpoint of a Service at an address that is local on this node: its own, or that of a Service.
@@ -55,25 +46,14 @@ pub struct HostEndpoint {
     pub port: u16,
 }
 
-/// An address and port at which a Service is reached: a cluster IP, external or load balancer address with a port of
-/// the Service, or an address of this node with a node port. The protocol is the endpoint's.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Entrance {
-    pub address: IpAddr,
-    pub port: u16,
-}
-
 /// The host endpoints of this node, with the entrances of their Services, kept up to date at the cost of what changed.
 #[derive(Default)]
 pub struct HostEndpoints {
     /// The addresses of this host.
     own: BTreeSet<IpAddr>,
-    /// The addresses of Services outside the ranges of cluster IPs, with the number of Services that have each.
-    service_addresses: BTreeMap<IpAddr, usize>,
+    service_addresses: ServiceAddresses,
     services: Table<ObjectName, Service>,
     endpoints: Table<ObjectName, Endpoints>,
-    /// The Services of each entrance at an external or load balancer address, and at cluster IPs that may be named as such.
-    claims: Claims<(Entrance, Protocol), ExternalClaim>,
     /// The host endpoints of each Service that has any, with its entrances.
     parts: BTreeMap<ObjectName, Part>,
     /// The union of all parts, with the number of Services that have each entrance.
@@ -82,37 +62,12 @@ pub struct HostEndpoints {
 
 type Part = BTreeSet<(HostEndpoint, Entrance)>;
 
-/// The claim of one Service to an external entrance, in the order in which the service proxy gives it (`proxy::owners`).
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct ExternalClaim {
-    /// Whether it is an external or load balancer address of the Service, and not its cluster IP.
-    is_external: bool,
-    /// Seconds since 1970.
-    created: i64,
-    service: ObjectName,
-    /// Whether it is claimed without an endpoint on this node as well.
-    always: bool,
-}
-
-impl Claim for ExternalClaim {
-    type Claimant = ObjectName;
-
-    fn claimant(&self) -> &ObjectName {
-        &self.service
-    }
-
-    fn order(&self, other: &ExternalClaim) -> Ordering {
-        (self.is_external, self.created, &self.service).cmp(&(other.is_external, other.created, &other.service))
-    }
-}
-
 impl HostEndpoints {
     /// Updates from a newer World; returns the host endpoints that came, went, or have other entrances.
     pub fn update(&mut self, world: &World, config: &FirewallConfig) -> BTreeSet<HostEndpoint> {
         let own: BTreeSet<IpAddr> = world.host.addresses.iter().map(|own| own.address).collect();
         let (services, endpoints) = (&world.cluster.services, &world.cluster.endpoints);
-        let mut dirty = self.update_claims(services, config);
-        let turned = self.update_service_addresses(services, config);
+        let AddressChanges { mut dirty, turned } = self.service_addresses.update((&self.services, services), config);
         let has_turned = |endpoints: &Endpoints| {
             let mut all = endpoints.slices.values().flat_map(|slice| &slice.endpoints);
             all.any(|one| turned.contains(&one.address))
@@ -160,75 +115,7 @@ impl HostEndpoints {
 
     /// Returns whether packets to an address are delivered on this node itself: it is one of the host, or of a Service.
     pub fn is_local(&self, address: IpAddr, config: &FirewallConfig) -> bool {
-        let is_of_service = || config.ranges.is_cluster_ip(address) || self.service_addresses.contains_key(&address);
-        self.own.contains(&address) || is_of_service()
-    }
-
-    /// Updates the addresses of changed Services; returns those that came or went.
-    fn update_service_addresses(
-        &mut self,
-        services: &Table<ObjectName, Service>,
-        config: &FirewallConfig,
-    ) -> BTreeSet<IpAddr> {
-        let addresses = |service: &Service| -> Vec<IpAddr> {
-            let all = service.cluster_ips.iter().copied().chain(external_addresses(service, config));
-            all.filter(|address| !config.ranges.is_cluster_ip(*address)).collect()
-        };
-        let mut turned = BTreeSet::new();
-        for change in services.changes_since(&self.services) {
-            let (old, new) = (self.services.get(change.key()), services.get(change.key()));
-            for address in new.map(|service| addresses(service)).unwrap_or_default() {
-                let count = self.service_addresses.entry(address).or_default();
-                *count += 1;
-                if *count == 1 {
-                    turned.insert(address);
-                }
-            }
-            for address in old.map(|service| addresses(service)).unwrap_or_default() {
-                let Some(count) = self.service_addresses.get_mut(&address) else { continue };
-                *count -= 1;
-                if *count == 0 {
-                    self.service_addresses.remove(&address);
-                    turned.insert(address);
-                }
-            }
-        }
-        turned
-    }
-
-    /// Updates the claims of changed Services; returns these and the Services that claim the same entrances.
-    fn update_claims(
-        &mut self,
-        services: &Table<ObjectName, Service>,
-        config: &FirewallConfig,
-    ) -> BTreeSet<ObjectName> {
-        let mut dirty: BTreeSet<ObjectName> =
-            services.changes_since(&self.services).map(|change| change.key().clone()).collect();
-        let mut contested = BTreeSet::new();
-        for name in &dirty {
-            let claims = |services: &Table<ObjectName, Service>| {
-                services.get(name).map(|service| claims(name, service, config)).unwrap_or_default()
-            };
-            let (before, after) = (claims(&self.services), claims(services));
-            for key in before.into_keys().filter(|key| !after.contains_key(key)) {
-                self.claims.put(&key, name, None);
-                contested.insert(key);
-            }
-            for (key, claim) in after {
-                self.claims.put(&key, name, Some(claim));
-                contested.insert(key);
-            }
-        }
-        for key in contested {
-            dirty.extend(self.claims.of(&key).iter().map(|claim| claim.service.clone()));
-        }
-        dirty
-    }
-
-    /// Returns whether the service proxy certainly gives an external entrance to another Service.
-    fn is_of_another(&self, name: &ObjectName, entrance: Entrance, protocol: Protocol) -> bool {
-        let before = self.claims.of(&(entrance, protocol)).iter().take_while(|claim| claim.service != *name);
-        before.into_iter().any(|claim| claim.always)
+        self.own.contains(&address) || self.service_addresses.has(address, config)
     }
 
     fn update_service(&mut self, name: &ObjectName, config: &FirewallConfig, changed: &mut BTreeSet<HostEndpoint>) {
@@ -275,7 +162,9 @@ impl HostEndpoints {
                     let node_port = port.node_port.into_iter().flat_map(|number| self.at(slice.family, number));
                     let at = |address| Entrance { address, port: port.port };
                     let external = external_addresses(service, config).map(at);
-                    let external = external.filter(|one| !self.is_of_another(name, *one, port.protocol));
+                    let is_of_another =
+                        |one: &Entrance| self.service_addresses.is_of_another(name, *one, port.protocol);
+                    let external = external.filter(|one| !is_of_another(one));
                     let at_service = service.cluster_ips.iter().copied().map(at).chain(external);
                     let at_service = at_service.filter(|one| Family::from(one.address) == slice.family);
                     let entrances: Vec<Entrance> = at_service.chain(node_port).collect();
@@ -312,46 +201,6 @@ impl fmt::Display for HostEndpoint {
     }
 }
 
-/// Returns the addresses of a Service that the service proxy may serve.
-pub fn addresses<'a>(service: &'a Service, config: &'a FirewallConfig) -> impl Iterator<Item = IpAddr> + 'a {
-    service.cluster_ips.iter().copied().chain(external_addresses(service, config))
-}
-
-/// Returns the external and load balancer addresses of a Service that the service proxy may serve.
-fn external_addresses<'a>(service: &'a Service, config: &'a FirewallConfig) -> impl Iterator<Item = IpAddr> + 'a {
-    let ranges = &config.ranges;
-    let allowed = |(address, field): &(IpAddr, ExternalField)| match field {
-        ExternalField::ExternalIps => ranges.allow_external_ip(*address),
-        ExternalField::LoadBalancer => ranges.allow_load_balancer_ip(*address),
-    };
-    service.external_addresses().filter(allowed).map(|(address, _)| address)
-}
-
-/// Returns the claims of a Service: to its external and load balancer addresses, and to its cluster IPs where others may name them.
-fn claims(
-    name: &ObjectName,
-    service: &Service,
-    config: &FirewallConfig,
-) -> BTreeMap<(Entrance, Protocol), ExternalClaim> {
-    let ranges = &config.ranges;
-    let may_be_named = |address: &IpAddr| ranges.allow_external_ip(*address) || ranges.allow_load_balancer_ip(*address);
-    let external = external_addresses(service, config).map(|address| (address, true));
-    let own = service.cluster_ips.iter().copied().filter(may_be_named).map(|address| (address, false));
-    let claim = |is_external| ExternalClaim {
-        is_external,
-        created: service.created,
-        service: name.clone(),
-        always: !is_external || service.external_policy() == TrafficPolicy::Cluster,
-    };
-    // The claim to a cluster IP comes before one to the same address as an external one.
-    let all = external.chain(own);
-    let ports = |(address, is_external)| {
-        let at = move |one: &ServicePort| ((Entrance { address, port: one.port }, one.protocol), claim(is_external));
-        service.ports.iter().map(at)
-    };
-    all.flat_map(ports).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -362,6 +211,7 @@ mod tests {
     use crate::firewall::given::{address, object};
     use crate::model::{
         Conditions, Endpoint, EndpointPort, EndpointSlice, Host, HostAddress, LoadBalancerAddress, ServiceType,
+        TrafficPolicy,
     };
 
     fn service() -> Service {

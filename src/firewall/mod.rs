@@ -15,9 +15,9 @@
 //! connections that a policy newly denies.
 //!
 //! [`link_local`] and [`multicast`] are about addresses that policies cannot name, on the [`bridges`] of pods;
-//! [`host_endpoints`] is about Services whose endpoints are on this node itself, and [`denials`] says which pods are refused them.
+//! [`host_endpoints`] is about Services whose endpoints are on this node itself ([`service_addresses`] says at which addresses they are reached), and [`denials`] says which pods are refused them.
 //! [`closed_ranges`] are those of `--netpol-default-deny`, [`identity`] is what names in the kernel are derived from, [`settings`] is
-//! what rules need to see packets. [`backend`] is the interface to the kernel; [`iptables`] has chains and sets, [`nftables`] a table.
+//! what rules need to see packets. [`backend`] is the interface to the kernel, [`drop_sums`] what both make of its counters; [`iptables`] has chains and sets, [`nftables`] a table.
 //! [`starting`] is about pods that start only when their rules are in force. [`driver`] is the firewall's part of the loop
 //! (`subsystem`);
 //! [`serve`] exports the refused packets.
@@ -44,12 +44,14 @@ pub mod bridges;
 pub mod link_local;
 pub mod multicast;
 pub mod host_endpoints;
+pub mod service_addresses;
 pub mod starting;
 pub mod denials;
 pub mod closed_ranges;
 pub mod identity;
 pub mod settings;
 pub mod backend;
+pub mod drop_sums;
 pub mod iptables;
 pub mod nftables;
 pub mod driver;

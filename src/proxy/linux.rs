@@ -76,7 +76,8 @@ fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
         routes: Routes::open(route::Ownership::Device { table: TABLE_LOCAL, link: device.clone() })?,
         addresses: Addresses::open([device])?,
     };
-    if uses(Backend::Nftables) && has_nftables(used) {
+    // To clean up it is opened only where there is one, because opening needs a kernel that has nf_tables.
+    if uses(Backend::Nftables) && (used.is_some() || nftables::has_inet_table(TABLE)?) {
         targets.table = Optional::used(InetTable::open(TABLE)?);
     }
     if uses(Backend::Iptables) {
@@ -93,12 +94,6 @@ fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
         targets.rules = Optional::used(Tables::detected(detected, ownership()));
     }
     Ok(targets)
-}
-
-/// Returns whether our table is to be opened: to clean up, only where there is one, because opening needs a kernel that has
-/// nf_tables.
-fn has_nftables(used: Option<Backend>) -> bool {
-    used.is_some() || nftables::has_inet_table(TABLE).unwrap_or(false)
 }
 
 fn detected() -> iptables::Detected {

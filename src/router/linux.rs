@@ -101,7 +101,7 @@ fn opened(
         source_rules: SourceRules::open([TUNNEL_TABLE])?,
     };
     // To clean up it is opened only where there is one, because opening needs a kernel that has nf_tables.
-    if uses(Backend::Nftables) && (used.is_some() || has_table()) {
+    if uses(Backend::Nftables) && (used.is_some() || nftables::has_inet_table(TABLE)?) {
         targets.table = Optional::used(InetTable::open(TABLE)?);
     }
     if uses(Backend::Nftables) {
@@ -124,11 +124,6 @@ fn opened(
         targets.rules = Optional::used(Tables::detected(detected, ownership()));
     }
     Ok(targets)
-}
-
-/// Returns whether an earlier run has left our table of nf_tables. One that cannot be looked for is not there.
-fn has_table() -> bool {
-    nftables::has_inet_table(TABLE).unwrap_or(false)
 }
 
 fn names() -> Vec<Name> {
@@ -180,7 +175,8 @@ impl Kernel for Linux {
 
     fn has_other_backend(&mut self) -> bool {
         match self.used {
-            Some(Backend::Iptables) => has_table(),
+            // Unknown counts as false, as for the sets.
+            Some(Backend::Iptables) => nftables::has_inet_table(TABLE).is_ok_and(|is_there| is_there),
             Some(Backend::Nftables) => {
                 let there = Sets::open(names(), SetName(TEMPORARY_SET.into())).and_then(|mut sets| sets.read());
                 there.is_ok_and(|sets| !sets.is_empty())

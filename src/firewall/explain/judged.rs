@@ -6,8 +6,9 @@ use compact_str::CompactString;
 use crate::model::OnLink;
 
 use super::super::bridges;
-use super::super::host_endpoints::{Entrance, HostEndpoints, is_denied};
+use super::super::host_endpoints::{HostEndpoints, is_denied};
 use super::super::rules::RuleSet;
+use super::super::service_addresses::Entrance;
 use super::super::verdict::{Decision, Exemption, Packet, Traffic, Verdict, routed, verdict};
 use super::{Known, is_this_node};
 

@@ -12,7 +12,7 @@ use crate::model::{EndpointSlice, Endpoints, ObjectName, Pod, Service, ServicePo
 use crate::net::{Family, Protocol};
 
 use super::super::fill::pods_of;
-use super::super::host_endpoints;
+use super::super::service_addresses;
 use super::super::verdict::{Decision, Packet, Traffic, Verdict};
 use super::judged::{denied_behind, judged};
 use super::party::{Party, Standing, is_this_node, standing_at};
@@ -74,7 +74,7 @@ fn owner<'a>(known: Known<'a>, to: SocketAddr, protocol: Protocol) -> Option<(&'
     let serves = |service: &'a Service| {
         service.ports.iter().filter(move |port| port.protocol == protocol).find(|port| {
             let at_node = is_own && port.node_port == Some(to.port());
-            at_node || port.port == to.port() && host_endpoints::addresses(service, config).any(|own| own == to.ip())
+            at_node || port.port == to.port() && service_addresses::addresses(service, config).any(|own| own == to.ip())
         })
     };
     let all = world.cluster.services.iter().filter_map(|(name, service)| Some((name, service, serves(service)?)));

@@ -2,13 +2,11 @@
 //!
 //! A packet is refused by a pod's chain if none of the policies that isolate the pod in that direction allows it, so it
 //! counts for each of them. The counters are the kernel's and belong to rules; a chain that is rewritten restarts at
-//! zero. Earlier counts stay in the sum.
+//! zero ([`DropSums`]).
 //!
 //! What a ClusterNetworkPolicy denies counts for it alone, without a namespace: by the rules of its chain that deny.
-//!
-//! What is dropped on bridges, for addresses that no policy can name, belongs to no policy and counts by its reason.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use compact_str::CompactString;
 
@@ -17,6 +15,7 @@ use crate::model::ObjectName;
 use crate::net::Family;
 
 use super::super::backend::Owner;
+use super::super::drop_sums::{CountsFor, DropSums};
 use super::super::rules::{Direction, Isolation, RuleSet};
 use super::names::{self, CHAIN_DENY, CHAIN_LINK_LOCAL, CHAIN_MULTICAST};
 use super::pod_chain;
@@ -27,18 +26,12 @@ pub type Owners = BTreeMap<CompactString, Box<[Owner]>>;
 /// The chains that drop packets on bridges, each with its reason.
 pub const ON_BRIDGES: [(&str, &str); 2] = [(CHAIN_LINK_LOCAL, "link-local"), (CHAIN_MULTICAST, "multicast")];
 
-/// Sums of refused packets.
-pub struct Drops {
-    /// Last reading of each chain's counter.
-    last: BTreeMap<(Family, CompactString), u64>,
-    sums: BTreeMap<Owner, u64>,
-    on_bridges: BTreeMap<&'static str, u64>,
-}
+/// Sums of refused packets, from the counters of each family's chains.
+pub struct Drops(DropSums<(Family, CompactString)>);
 
 impl Default for Drops {
     fn default() -> Drops {
-        let none = ON_BRIDGES.map(|(_, reason)| (reason, 0)).into();
-        Drops { last: BTreeMap::new(), sums: BTreeMap::new(), on_bridges: none }
+        Drops(DropSums::new(ON_BRIDGES.map(|(_, reason)| reason)))
     }
 }
 
@@ -95,48 +88,36 @@ fn dropped_on_bridges(counted: &[Counted]) -> BTreeMap<&'static str, u64> {
 }
 
 impl Drops {
-    /// Policies that isolate a pod have a sum, even if it is zero.
+    /// Policies that own a chain have a sum, even if it is zero.
     pub fn begin(&mut self, owners: &Owners) {
-        for owner in owners.values().flatten() {
-            self.sums.entry(owner.clone()).or_default();
-        }
+        self.0.begin(owners.values().flatten());
     }
 
     /// Adds the kernel's current counters of one family.
     pub fn add(&mut self, family: Family, counted: &[Counted], owners: &Owners) {
-        let mut now = BTreeMap::new();
-        for (chain, packets) in refused(counted) {
-            let key = (family, chain.clone());
-            // A counter that decreased belongs to a rewritten chain.
-            let before = self.last.get(&key).copied().filter(|before| *before <= packets).unwrap_or_default();
-            for owner in owners.get(chain).into_iter().flatten() {
-                *self.sums.entry(owner.clone()).or_default() += packets - before;
-            }
-            now.insert(key, packets);
-        }
-        for (chain, packets) in dropped_on_bridges(counted) {
-            let key = (family, CompactString::from(chain));
-            let before = self.last.get(&key).copied().filter(|before| *before <= packets).unwrap_or_default();
-            let reason = ON_BRIDGES.into_iter().find(|(name, _)| *name == chain).map(|(_, reason)| reason);
-            *self.on_bridges.entry(reason.unwrap_or_default()).or_default() += packets - before;
-            now.insert(key, packets);
-        }
-        self.last.retain(|(other, _), _| *other != family);
-        self.last.extend(now);
+        let refused = refused(counted).into_iter().map(|(chain, packets)| ((family, chain.clone()), packets));
+        let dropped = dropped_on_bridges(counted).into_iter().map(|(chain, packets)| ((family, chain.into()), packets));
+        let counts_for = |(_, chain): &(Family, CompactString)| {
+            let reason = ON_BRIDGES.into_iter().find(|(name, _)| name == chain).map(|(_, reason)| reason);
+            reason.map_or_else(
+                || CountsFor::Owners(owners.get(chain).map(|owners| &**owners).unwrap_or_default()),
+                CountsFor::Reason,
+            )
+        };
+        self.0.add(refused.chain(dropped).collect(), |(other, _)| *other == family, counts_for);
     }
 
     pub fn on_bridges(&self) -> &BTreeMap<&'static str, u64> {
-        &self.on_bridges
+        self.0.on_bridges()
     }
 
     pub fn sums(&self) -> &BTreeMap<Owner, u64> {
-        &self.sums
+        self.0.sums()
     }
 
     /// Removes the sums of all other policies, which own no chain any more.
     pub fn forget_others(&mut self, owners: &Owners) {
-        let named: BTreeSet<&Owner> = owners.values().flatten().collect();
-        self.sums.retain(|owner, _| named.contains(owner));
+        self.0.forget_others(owners.values().flatten());
     }
 }
 

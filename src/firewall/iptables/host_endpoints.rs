@@ -35,8 +35,9 @@ use crate::model::{Authority, ObjectName, World};
 use crate::net::{Family, PortRange};
 
 use super::super::denials::Denials;
-use super::super::host_endpoints::{Entrance, HostEndpoint};
+use super::super::host_endpoints::HostEndpoint;
 use super::super::rules::{Direction, RuleSet};
+use super::super::service_addresses::Entrance;
 use super::comment::comment;
 use super::names::{self, CHAIN_HOST_ENDPOINTS};
 use super::pod_chain::{LOG, LOG_LIMIT};

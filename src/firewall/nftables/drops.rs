@@ -2,15 +2,14 @@
 //!
 //! A class refuses what none of its policies allows, so a packet that it refuses counts for each of them. What a ClusterNetworkPolicy
 //! denies counts for it alone, without a namespace. The counters are objects of the table, one for each class and each policy that
-//! denies: a chain that is replaced goes on counting, and one that comes back starts at zero. Earlier counts stay in the sum.
-//!
-//! What is dropped on bridges, for addresses that no policy can name, belongs to no policy and counts by its reason.
+//! denies: a chain that is replaced goes on counting, and one that comes back starts at zero ([`DropSums`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::kernel::nftables::Name;
 
 use super::super::backend::Owner;
+use super::super::drop_sums::{CountsFor, DropSums};
 use super::super::rules::ClusterPolicyKey;
 use super::class::Class;
 use super::names::{self, LINK_LOCAL, MULTICAST};
@@ -21,18 +20,12 @@ pub type Owners = BTreeMap<Name, Box<[Owner]>>;
 /// The counters of what is dropped on bridges, each with its reason.
 const ON_BRIDGES: [(&str, &str); 2] = [(LINK_LOCAL, "link-local"), (MULTICAST, "multicast")];
 
-/// Sums of refused packets.
-pub struct Drops {
-    /// Last reading of each counter.
-    last: BTreeMap<Name, u64>,
-    sums: BTreeMap<Owner, u64>,
-    on_bridges: BTreeMap<&'static str, u64>,
-}
+/// Sums of refused packets, from the counters of the table.
+pub struct Drops(DropSums<Name>);
 
 impl Default for Drops {
     fn default() -> Drops {
-        let none = ON_BRIDGES.map(|(_, reason)| (reason, 0)).into();
-        Drops { last: BTreeMap::new(), sums: BTreeMap::new(), on_bridges: none }
+        Drops(DropSums::new(ON_BRIDGES.map(|(_, reason)| reason)))
     }
 }
 
@@ -61,34 +54,28 @@ pub fn owners<'a>(
 impl Drops {
     /// Adds the kernel's current counters. Policies that isolate a pod have a sum, even if it is zero.
     pub fn add(&mut self, counted: BTreeMap<Name, u64>, owners: &Owners) {
-        for owner in owners.values().flatten() {
-            self.sums.entry(owner.clone()).or_default();
-        }
-        for (counter, packets) in &counted {
-            // A counter that decreased was made anew.
-            let before = self.last.get(counter).copied().filter(|before| before <= packets).unwrap_or_default();
-            for owner in owners.get(counter).into_iter().flatten() {
-                *self.sums.entry(owner.clone()).or_default() += packets - before;
-            }
-            if let Some((_, reason)) = ON_BRIDGES.iter().find(|(name, _)| *name == counter.as_str()) {
-                *self.on_bridges.entry(reason).or_default() += packets - before;
-            }
-        }
-        self.last = counted;
+        self.0.begin(owners.values().flatten());
+        let counts_for = |counter: &Name| {
+            let reason = ON_BRIDGES.iter().find(|(name, _)| *name == counter.as_str()).map(|(_, reason)| *reason);
+            reason.map_or_else(
+                || CountsFor::Owners(owners.get(counter).map(|owners| &**owners).unwrap_or_default()),
+                CountsFor::Reason,
+            )
+        };
+        self.0.add(counted, |_| true, counts_for);
     }
 
     pub fn on_bridges(&self) -> &BTreeMap<&'static str, u64> {
-        &self.on_bridges
+        self.0.on_bridges()
     }
 
     pub fn sums(&self) -> &BTreeMap<Owner, u64> {
-        &self.sums
+        self.0.sums()
     }
 
     /// Removes the sums of all other policies, which isolate no pod any more.
     pub fn forget_others(&mut self, owners: &Owners) {
-        let named: BTreeSet<&Owner> = owners.values().flatten().collect();
-        self.sums.retain(|owner, _| named.contains(owner));
+        self.0.forget_others(owners.values().flatten());
     }
 }
 

@@ -54,14 +54,19 @@ pub fn remove<'a>(tables: &[Table<'a>]) -> Result<Vec<Table<'a>>, Error> {
     Ok(removed)
 }
 
-/// Returns whether there is a table of the family `inet` with this name. Makes nothing and needs nothing of the kernel.
+/// Returns whether there is a table of the family `inet` with this name. Makes nothing and needs nothing of the kernel: one without
+/// nf_tables or netfilter sockets has none.
 ///
 /// # Errors
-/// The kernel refuses.
+/// The kernel refuses to say.
 pub fn has_inet_table(name: &str) -> Result<bool, Error> {
     let mut message = Messages::new();
     message.begin(GET_TABLE, 0).header(&[INET, 0, 0, 0]).text(NAME, name);
-    is_there(&mut Socket::open(Bus::Netfilter)?, message, name)
+    match Socket::open(Bus::Netfilter) {
+        Ok(mut socket) => is_there(&mut socket, message, name),
+        Err(error) if error.is_unsupported() => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn exists(socket: &mut Socket, table: Table<'_>) -> Result<bool, Error> {

@@ -344,3 +344,17 @@ fn whatever_can_be_said_is_printed_by_nft_loaded_by_it_and_read_back() {
         assert_eq!(run("nft list ruleset"), "");
     });
 }
+
+#[test]
+fn a_kernel_that_does_not_say_whether_there_is_a_table_is_not_taken_for_one_without() {
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+    in_new(|| {
+        assert!(!sluice::kernel::nftables::has_inet_table("sluice_router").expect("it is answered"));
+        let none = CapabilitySet::empty();
+        // Of this thread alone.
+        set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
+            .expect("less is allowed");
+        let refused = sluice::router::linux::open_for_cleanup(None).err().expect("nobody may look");
+        assert!(refused.to_string().contains("look for table"), "{refused}");
+    });
+}
