@@ -61,7 +61,7 @@ pub struct Inputs {
     pub sync_timeout: Duration,
     /// Receives the note that there is no such Node.
     pub note: Note,
-    /// What the CNI plugin of this host tells of pods; `None` without `--netpol-cni`.
+    /// Announcements of the CNI plugin of this host; `None` without `--netpol-cni`.
     pub attaching: Option<Attaching>,
 }
 

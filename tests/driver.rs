@@ -136,7 +136,7 @@ fn an_address_is_closed_when_routers_have_been_told_and_not_before() {
         running.settles(&world).await;
         running.believe(true);
         running.world.send_replace(generate::empty_world());
-        // What else is to be done is done at once.
+        // Steps that do not depend on the withdrawal are performed at once.
         running.until("the other Service is gone", |state| !state.holds(OTHER)).await;
         assert!(running.kernel.state().holds(ADDRESS), "it is served until routers know");
         running.believe(false);
@@ -266,7 +266,7 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
     });
 }
 
-/// What a kernel holds of an address.
+/// Kernel objects of a service address.
 trait Holds {
     fn holds(&self, address: &str) -> bool;
 }

@@ -1,4 +1,4 @@
-//! What holds for every cluster and every history, tried on many made by chance.
+//! Properties of the plan that hold for every cluster and every history, checked on random ones.
 //!
 //! `PROPERTY_SEED` runs one history again; without it `PROPERTY_RUNS` histories are run (by default as many as fit into
 //! some seconds; `PROPERTY_TIMES` multiplies that), with seeds from `FIRST_SEED` on or of the day's clock. A failure
@@ -62,7 +62,7 @@ fn setup(random: &mut Random, always: &[&'static str]) -> Setup {
     Setup { config, families }
 }
 
-/// What a process that knows no history wants.
+/// Plan of a process without history.
 fn at_once(setup: &Setup, world: &World, now: Instant) -> Plan {
     let mut fresh = plan(setup);
     fresh.update(&generate::copied(world), now);
@@ -145,7 +145,7 @@ fn address_of(key: &ServiceKey) -> Option<IpAddr> {
     if let ServiceKey::Address { address, .. } = key { Some(*address) } else { None }
 }
 
-/// What waits is believed in.
+/// Asserts that each virtual service whose removal waits has an address that neighbours may still believe in.
 fn plan_believes(plan: &Plan, believed: &Table<IpAddr, ()>) {
     for key in plan.closing() {
         let address = address_of(&key).expect("only addresses are announced");
@@ -153,7 +153,7 @@ fn plan_believes(plan: &Plan, believed: &Table<IpAddr, ()>) {
     }
 }
 
-/// What is not as it will be waits, is served, and will not be; or has destinations that drain.
+/// Asserts that a virtual service differs from the final plan only if its removal waits for a withdrawal, or if destinations drain.
 fn stays_only_what_serves(plan: &Plan, fresh: &Desired, changes: &[String]) {
     let serves = |found: Option<&Virtual>| found.is_some_and(|found| found.destinations.iter().any(|d| d.weight > 0));
     for key in plan.closing() {

@@ -72,7 +72,7 @@ const EFFECTS: [&str; 29] = [
 ];
 const EFFECT_NAMES: [&str; 3] = ["apply.rs", "serve.rs", "driver.rs"];
 
-/// What an effect looks like in code.
+/// Words by which an effect is recognised in code.
 const EFFECT_WORDS: [&str; 16] = [
     "async ",
     ".await",

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::model::{Attachment, AttachmentId, CNI_VERSIONS, ObjectName, PodUid};
 
-/// What the runtime asks for.
+/// A call of the container runtime.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Call {
     Add {

@@ -1,4 +1,4 @@
-//! What the plugin asks the agent, as words of a JSON object (`observe::local`).
+//! Messages of the plugin to the agent, as string members of a JSON object (`observe::local`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::model::{Attachment, AttachmentId, ObjectName, PodUid};
 /// The path on the agent's socket.
 pub const PATH: &str = "/cni";
 
-/// What is asked.
+/// A message of the plugin.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Message {
     /// May this pod start? The answer may take `wait`.

@@ -31,7 +31,7 @@ enum NoAnswer {
 
 /// The pause between two tries to reach the agent.
 const PAUSE: Duration = Duration::from_millis(25);
-/// What an answer may be late: the agent waits as long as the plugin and then says what was missing.
+/// Time by which an answer may be late: the agent waits as long as the plugin and then says what is missing.
 const GRACE: Duration = Duration::from_millis(250);
 /// How long DEL and GC try.
 const WITHDRAWING: Duration = Duration::from_millis(500);

@@ -24,7 +24,7 @@ pub enum Backend {
     Nftables,
 }
 
-/// What `auto` chooses where the host has both.
+/// Backend that `auto` chooses where the host has both.
 const PREFERRED: Backend = Backend::Iptables;
 
 /// Modules and packages that a host may lack.

@@ -54,7 +54,7 @@ pub struct StartingPod {
     pub outcome: watch::Sender<Result<(), String>>,
 }
 
-/// What wakes the firewall besides the World and the kernel.
+/// Events of the firewall besides changes of the World and of the kernel.
 pub enum News {
     Asked(Question),
     Starting(StartingPod),

@@ -1,4 +1,4 @@
-//! What the rule set lacks of a pod that starts, before the kernel is asked (`--netpol-cni`).
+//! Check whether the rule set has a pod that starts, before the kernel is asked (`--netpol-cni`).
 //!
 //! The container runtime announces the pod with its addresses (`world`), and waits. The pod may start when the cluster is known, the
 //! rule set has the pod with all of these addresses, and the kernel judges its packets by it ([`Backend`](super::backend::Backend)).

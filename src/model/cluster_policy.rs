@@ -48,7 +48,7 @@ pub struct ClusterRule {
     pub matches: PolicyRule,
 }
 
-/// What becomes of the packets that a rule matches.
+/// Action of a rule on the packets that it matches.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Action {
     /// They pass, and no further rule of this direction is evaluated.

@@ -1,4 +1,4 @@
-//! What the BGP speaker's calculation costs: two neighbours send 100,000 prefixes each, a third one is told; 1,000 neighbours
+//! Cost of the BGP speaker's calculation: two neighbours send 100,000 prefixes each, a third one is told; 1,000 neighbours
 //! inside; 100 clients of a reflector.
 //!
 //! `cargo bench --bench bgp [PREFIXES]`: native, without sockets. Bytes go in as they come from a socket, in pieces of 64 KiB, and
@@ -159,7 +159,7 @@ fn join_as(speaker: &mut Speaker, neighbour: usize, kind: Kind, counted: &mut Co
     assert!(speaker.neighbour(address(neighbour)).is_some_and(|one| one.peer().session().is_some()));
 }
 
-/// What the third neighbour was sent.
+/// Messages sent to the third neighbour.
 #[derive(Default)]
 struct Counted {
     messages: usize,

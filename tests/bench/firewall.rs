@@ -1,4 +1,4 @@
-//! What the firewall's calculation costs: all rules at once, one changed label, and the memory of it.
+//! Cost of the firewall's calculation: all rules at once, one changed label, and the memory of it.
 //!
 //! `cargo bench --bench firewall [PODS...]`: native, no kernel is asked. 110 pods of this node, 1,000 policies, and so many
 //! pods in the cluster (5,000 and 50,000 by default). `scripts/bench firewall` measures the whole.
@@ -172,7 +172,7 @@ fn world(pods: usize) -> World {
 
 type Template = (Labels, Arc<[NamedPort]>);
 
-/// What pods of one template share, as parsing them shares it.
+/// Labels and ports that pods of one template share, as parsing shares them.
 #[derive(Default)]
 struct Templates {
     known: RefCell<BTreeMap<(usize, usize), Template>>,

@@ -1,4 +1,4 @@
-//! What our own way of writing to the kernel gains over those that we do not use: the figures behind
+//! Our own ways of writing to the kernel compared with those that we do not use: the figures behind
 //! `docs/dependencies.md`.
 //!
 //! `cargo bench --bench kernel [-- PART...]`, as root; parts: routes, elements, ten, rules, ipvs, memory, looks,

@@ -1,4 +1,4 @@
-//! What packets between two pods cost: connections in a second, and bytes in a second over one connection.
+//! Cost of packets between two pods: connections in a second, and bytes in a second over one connection.
 //!
 //! `packets serve` answers on two ports, in the network namespace of one pod: 8080 takes connections and lets go of them,
 //! 9090 reads what comes. `packets measure ADDRESS SECONDS`, in that of another pod, does first the one and then the other

@@ -1,4 +1,4 @@
-//! What the service proxy's calculation costs: everything at once, and one endpoint changed.
+//! Cost of the service proxy's calculation: everything at once, and one endpoint changed.
 //!
 //! `cargo bench --bench plan [SERVICES...]`: native, no kernel is asked. `scripts/bench proxy` measures the whole.
 #![expect(clippy::indexing_slicing, reason = "a measurement may end with a crash")]

@@ -1,4 +1,4 @@
-//! What the inputs of the firewall cost: 5,000 and 50,000 pods and 1,000 policies, parsed, kept, changed, written down and
+//! Cost of the firewall's inputs: 5,000 and 50,000 pods and 1,000 policies, parsed, kept, changed, written down and
 //! read again.
 //!
 //! `cargo bench --bench pods` prints tables for `docs/benchmarks.md`. Pods are as a real server sends them, with all that

@@ -1,4 +1,4 @@
-//! What it costs to read a cluster of 10,000 Services with 10 endpoints each into the World, from the API and
+//! Cost of reading a cluster of 10,000 Services with 10 endpoints each into the World, from the API and
 //! from manifests, and how long one change of an endpoint takes on its way there.
 //!
 //! `cargo bench --bench sources` prints a table for `docs/benchmarks.md`. The API server is a scripted one in

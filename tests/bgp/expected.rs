@@ -66,7 +66,7 @@ fn best(hosts: &[Host], tables: &Tables, host: usize, prefix: IpNet) -> Option<R
     own.into_iter().chain(heard).min_by_key(rank)
 }
 
-/// What a host shows a neighbour of its best route, as far as the neighbour takes it.
+/// Route that a host announces to a neighbour for its best path, if the neighbour accepts it.
 pub fn shown(hosts: &[Host], tables: &Tables, from: usize, to: usize, prefix: IpNet) -> Option<Route> {
     let (sender, receiver) = (&hosts[from].plan, &hosts[to].plan);
     let route = tables[from].get(&prefix)?;

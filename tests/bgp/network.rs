@@ -38,7 +38,7 @@ pub struct Plan {
 pub struct Host {
     pub plan: Plan,
     pub speaker: Option<Speaker>,
-    /// What a kernel would have been told.
+    /// Routes given to the kernel, with their next hops.
     pub kernel: BTreeMap<IpNet, IpAddr>,
     /// How often it was told to take a route away.
     pub removed: usize,
@@ -268,7 +268,7 @@ impl Network {
         true
     }
 
-    /// What happens between two hosts that are parted does not come through.
+    /// Parts two hosts: messages between them are lost from now on.
     pub fn part(&mut self, one: usize, other: usize) {
         self.parted.insert((one.min(other), one.max(other)));
         for wire in &mut self.wires {

@@ -150,7 +150,7 @@ impl Walk {
         self.check_what_was_told();
     }
 
-    /// What each one thinks that it has told is what the other one has heard.
+    /// Asserts that the Adj-RIB-Out of each speaker equals the Adj-RIB-In of its neighbour.
     fn check_what_was_told(&mut self) {
         let prefixes = self.prefixes.clone();
         for host in 0..self.network.hosts.len() {

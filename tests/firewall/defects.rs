@@ -1,4 +1,4 @@
-//! What other implementations get wrong, one case for each: D1 to D9 and D13 as they were found in kube-router, and the
+//! Defects of other implementations, one case for each: D1 to D9 and D13 as they were found in kube-router, and the
 //! corners that the API's text is easily misread at.
 
 use sluice::firewall::rules::{Element, SetKey};

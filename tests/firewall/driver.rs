@@ -54,7 +54,7 @@ struct Running {
     flows: Tracking,
 }
 
-/// What was logged.
+/// Captured log.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -298,7 +298,7 @@ fn what_an_earlier_run_left_is_not_closed_before_its_pods_are_known() {
 fn a_loop_that_has_nothing_left_to_do_sleeps() {
     with_running(true, async |running| {
         running.settles(&with_node(shop())).await;
-        // What came last of all are the addresses of pods, behind a change of the rules.
+        // The addresses of pods are added last, behind the change of the rules.
         let more = Case(with_node(shop())).pod("shop/late", HERE, ["10.244.0.9 fd00:10:244::9", "app=web", ""]).0;
         running.settles(&more).await;
         running.until_ready().await;

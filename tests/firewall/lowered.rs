@@ -79,7 +79,7 @@ fn check_packets(rules: &RuleSet, desired: &Desired, random: &mut Random, packet
         let judged = verdict(rules, &packet);
         // Marks of others, also ours set by others, mean nothing.
         let mark = *random.pick(&[0, 0x10000, 0x20000, 0xdead_beef]);
-        // What pods send with addresses of their link, or to many, never gets as far as IPVS and OUTPUT.
+        // Link-local and multicast packets of pods never reach IPVS and OUTPUT.
         let of_link = ["fe80::1", "ff02::fb", "ff05::fb", "224.0.0.251", "255.255.255.255"];
         let on_link = of_link.iter().any(|a| [packet.source, packet.destination].contains(&a.parse().unwrap()));
         let by_ipvs = !on_link && random.chance(20);
@@ -216,7 +216,7 @@ fn the_kinds_of_icmp_that_networks_need_pass_to_and_from_closed_pods_and_no_othe
     }
 }
 
-/// What flags allow goes with them: the chains are ours as a whole.
+/// Exemptions by flags are removed with the flag: the chains are ours as a whole.
 #[test]
 fn exemptions_that_a_changed_flag_takes_away_are_not_wanted_any_more() {
     let world = clusters::empty_world();
@@ -328,7 +328,7 @@ fn copy<K: Ord + Clone, V: Clone>(
     }
 }
 
-/// What stands behind `--match-set` in the text of a rule.
+/// Names of the sets behind `--match-set` in the text of a rule.
 fn sets_named(rule: &str) -> Vec<String> {
     rule.split("--match-set ").skip(1).filter_map(|rest| Some(rest.split(' ').next()?.to_owned())).collect()
 }

@@ -1,4 +1,4 @@
-//! What NetworkPolicies mean: the API's text, evaluated directly for one packet, with everything asked anew each time.
+//! Oracle for NetworkPolicies: the API's text, evaluated directly for one packet, without any state.
 //!
 //! Nothing of the compiler is used here, and of the model only its data: selectors, blocks and ports are evaluated by
 //! this file's own words.
@@ -147,7 +147,7 @@ fn agrees(world: &World, (name, pod): (&ObjectName, &Pod), packet: &Packet, dire
     !isolated && by_tier(world, (name, pod), packet, (Tier::Baseline, direction)) != Action::Deny
 }
 
-/// What the policies of one tier do with a packet; what no rule is for passes on.
+/// Decision of one tier's policies on a packet; without a matching rule it passes on to the next tier.
 fn by_tier(
     world: &World,
     subject: (&ObjectName, &Pod),

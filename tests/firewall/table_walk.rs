@@ -249,7 +249,7 @@ impl<'r> Walk<'r> {
         told.join("; ")
     }
 
-    /// What is refused, or passes, by both of these.
+    /// Packets that both rule sets refuse, and packets that both accept.
     fn promise(&mut self, before: &RuleSet, after: &RuleSet) -> Promise {
         let mut promise = Promise::default();
         for _ in 0..60 {
@@ -298,7 +298,7 @@ impl<'r> Walk<'r> {
         told
     }
 
-    /// What is remembered may be older than the kernel: nothing changes.
+    /// A remembered cluster may be older than the kernel: nothing changes.
     fn restart_with_what_was_remembered(&mut self) -> String {
         let remembered = self.world.clone();
         self.change(5);

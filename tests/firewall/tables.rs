@@ -48,7 +48,7 @@ fn check_packets(rules: &RuleSet, desired: &Desired, random: &mut Random, packet
     for _ in 0..packets {
         let packet = clusters::packet(random);
         let judged = verdict(rules, &packet);
-        // What pods send with addresses of their link, or to many, never gets as far as IPVS and OUTPUT.
+        // Link-local and multicast packets of pods never reach IPVS and OUTPUT.
         let of_link = ["fe80::1", "ff02::fb", "ff05::fb", "224.0.0.251", "255.255.255.255"];
         let on_link = of_link.iter().any(|a| [packet.source, packet.destination].contains(&a.parse().unwrap()));
         let by_ipvs = !on_link && random.chance(20);
@@ -220,7 +220,7 @@ fn many_peers_are_one_set_and_mean_the_same() {
     });
 }
 
-/// What the table of a cluster is made of.
+/// Chains of a cluster's table, each with its number of rules.
 fn shape(world: &World) -> Vec<(Name, usize)> {
     let (_, desired) = lowered(world, false, PerFamily { v4: true, v6: false });
     let chains = desired.table.iter().filter_map(|(object, content)| match (object, content) {

@@ -59,7 +59,7 @@ struct Walk<'r> {
     story: Vec<String>,
 }
 
-/// What must hold after every act: packets that must not pass, and packets that must.
+/// Invariant of every act: packets that must not pass, and packets that must.
 #[derive(Clone, Default)]
 struct Promise {
     never: Vec<Packet>,
@@ -364,7 +364,7 @@ fn stays_closed_although_steps_fail([before, after]: &[World; 2], (source, desti
                     let at = walk.moment();
                     walk.agent.mirrors.round(walk.agent.lowering.desired(), Authority::Complete, at);
                     if let (true, Some(due)) = (number % 2 == 1, walk.agent.mirrors.retry_at()) {
-                        // What fails for two seconds holds nothing up any more.
+                        // A step that has failed for two seconds no longer holds up others.
                         walk.now = due.min(begun + Duration::from_millis(1900));
                     }
                 }
@@ -472,7 +472,7 @@ impl<'r> Walk<'r> {
                 .elements
                 .keys()
                 .filter(|key| desired.sets.contains_key(&key.set) && !desired.elements.contains_key(key))
-                // What opens a path when it goes may wait for rules.
+                // An element whose removal opens a path may wait for rules.
                 .filter(|key| !desired.closes(key))
                 .collect();
             assert!(surplus.is_empty(), "{surplus:?} are left, after {:#?}", self.story);
@@ -576,7 +576,7 @@ impl<'r> Walk<'r> {
         format!("policies change, with faults: {faults}")
     }
 
-    /// What one object says changes at one moment, also where the kernel needs several acts for it.
+    /// The change of one object takes effect at one moment, also where the kernel needs several steps for it.
     fn change_labels_of_one_pod(&mut self) -> String {
         self.settle();
         let before = self.agent.plan.rules().clone();
@@ -592,7 +592,7 @@ impl<'r> Walk<'r> {
         self.agent.take_in(&self.world);
         let mut promise = self.promise(&before);
         if !self.world.cluster.cluster_policies.is_empty() {
-            // What a pod is denied is in the kernel before what it is allowed instead.
+            // Denials of a pod are in the kernel before the new permissions.
             promise.always.clear();
         }
         watch(&self.kernel, Some(promise));
@@ -612,7 +612,7 @@ impl<'r> Walk<'r> {
             let packet = Packet { from_this_node: false, ..clusters::packet(self.random) };
             match (self.expected(before, &packet), self.expected(&after, &packet)) {
                 (false, false) => promise.never.push(packet),
-                // What stands in for a chain that the kernel refuses allows less.
+                // The replacement for a refused chain allows less.
                 (true, true) if well => promise.always.push(packet),
                 _ => {}
             }
@@ -634,7 +634,7 @@ impl<'r> Walk<'r> {
         "a restart".to_owned()
     }
 
-    /// What is remembered may be older than the kernel: nothing that exists changes.
+    /// A remembered cluster may be older than the kernel: nothing that exists changes.
     fn restart_with_what_was_remembered(&mut self) -> String {
         let mut remembered = self.world.clone();
         for _ in 0..5 {
@@ -807,7 +807,7 @@ impl<'r> Walk<'r> {
         }
     }
 
-    /// What shall become of a packet when all is settled.
+    /// Expected verdict on a packet in the settled state.
     fn expected(&self, rules: &RuleSet, packet: &Packet) -> bool {
         let is_known = |address| rules.local_pods_at(address).next().is_some();
         let is_closed = |address: IpAddr| {

@@ -85,8 +85,8 @@ fn protocol(other: &Other, peer: &Host, name: &str) -> String {
         let extended = if cell.extended_next_hop && family == Family::V4 { "extended next hop on; " } else { "" };
         let limit = cell.most[1].map_or(String::new(), |most| format!("import limit {most} action disable; "));
         let own = cell.next_hop(host, family);
-        // What is reflected keeps its next hop.
-        // What is reflected keeps its next hop. What metric a route leaves with is decided here and nowhere else.
+        // Reflected routes keep their next hop.
+        // Reflected routes keep their next hop. The MED of an exported route is set in this filter alone.
         let [_, rich] = THEIRS.of(family);
         let export = format!(
             "export filter {{ if net.len = 0 then reject; if source = RTS_STATIC then bgp_next_hop = {own}; \

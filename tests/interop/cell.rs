@@ -22,7 +22,7 @@ pub struct Cell {
     pub asns: [u32; 2],
     /// The family of the addresses between which the session is.
     pub over: Family,
-    /// What routes it carries.
+    /// Address families that the session negotiates.
     pub families: PerFamily<bool>,
     /// IPv4 routes have IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
@@ -70,7 +70,7 @@ pub enum Reflects {
 const OUR_ATTRIBUTES: &str =
     "origin incomplete med 50{pref} community 65001:100 community 65001:200 extended rt:65001:300 large 65001:1:2";
 const THEIR_ATTRIBUTES: &str = "med 70{pref} community 65002:70 extended rt:65002:700 large 65002:7:8";
-/// What both prefer the second route with, inside.
+/// LOCAL_PREF of the second route in iBGP sessions, on both sides.
 pub const PREFERENCE: u32 = 200;
 
 pub const OURS: PerFamily<[&str; 2]> =
@@ -112,12 +112,12 @@ impl Cell {
         host.address(family).to_string()
     }
 
-    /// What they have of us.
+    /// Routes of ours as the other speaker is to list them.
     pub fn they_have(&self, us: &Host) -> BTreeSet<String> {
         self.announced(us, OURS, (self.asns[0], OUR_ATTRIBUTES))
     }
 
-    /// What we have of them.
+    /// Routes of the other speaker as ours is to list them.
     pub fn we_have(&self, them: &Host) -> BTreeSet<String> {
         self.announced(them, THEIRS, (self.asns[1], THEIR_ATTRIBUTES))
     }

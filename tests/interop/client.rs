@@ -62,7 +62,7 @@ impl Drop for Served {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // What it died of has been printed.
+            // A panic of the thread has been printed already.
             let _ = thread.join();
         }
     }
@@ -109,7 +109,7 @@ fn cell() -> Cell {
 }
 
 impl Client {
-    /// What it prints, without repeated blanks and without times.
+    /// Output of the client for this command, without repeated blanks and without times.
     pub fn says(&self, host: &Host, command: &str) -> String {
         let words: Vec<&str> = std::iter::once(self.program.as_str()).chain(command.split(' ')).collect();
         let text =
@@ -124,7 +124,7 @@ impl Client {
         text.lines().map(line).collect::<Vec<_>>().join("\n").trim_end().to_owned()
     }
 
-    /// What it prints where it refuses.
+    /// Error output of the client for a command that it refuses.
     pub fn refuses(&self, host: &Host, command: &str) -> String {
         let output = host.inside(|| {
             let mut client = std::process::Command::new(&self.program);

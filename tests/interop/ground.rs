@@ -13,7 +13,7 @@ use sluice::net::Family;
 
 use crate::namespace::{in_new, own_run, run};
 
-/// What lies between hosts.
+/// Network between the hosts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Topology {
     Link,

@@ -165,7 +165,7 @@ impl Ours {
         })
     }
 
-    /// What the kernel would hold of others, as it was told.
+    /// Next hops of the routes of others that the speaker has asked the kernel to hold, by prefix.
     pub fn programmed(&self) -> BTreeMap<IpNet, Vec<IpAddr>> {
         let mut programmed = BTreeMap::new();
         for change in changes(&self.heard()) {
@@ -268,7 +268,7 @@ pub fn plain(host: &Host, peer: &Host) -> Wanted {
     wanted(&cell, host, peer)
 }
 
-/// What was said when a session ended, or was not made; not that a second connection was too much.
+/// NOTIFICATION of a session that ended or did not come up; none for the loser of a connection collision.
 pub fn received(fact: &Fact) -> Option<Notification> {
     use sluice::bgp::session::Cause;
     match fact {

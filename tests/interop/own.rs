@@ -255,7 +255,7 @@ fn who_is_farther_away_than_it_may_be_is_not_heard_whoever_dials() {
             eventually("that the kernel drops it", &true, || hosts[0].counter("TCPMinTTLDrop") > before + 1);
             assert_ne!(speakers[0].state(them), State::Established);
             want([TimeToLive::Secured { hops: 1 }; 2]);
-            // What was said at the end was not heard either, and an OPEN is waited for for minutes.
+            // The peer did not receive the last NOTIFICATION either, and would wait minutes for an OPEN.
             speakers[0].order(vec![Order::Restart(them, Notification::new(Reason::RESET))]);
             speakers[0].is_up(them);
         }

@@ -30,11 +30,11 @@ use crate::ground::{Host, Topology, eventually, with_hosts};
 use crate::ours::{Ours, wanted};
 use crate::raw::{Raw, Who, bytes, written};
 
-/// What the neighbour has announced before: the route of each family that a case is about, and one that it is not about.
+/// Routes that the neighbour announces before a case: of each family the one that the case is about, and one that it is not about.
 const BEFORE: [&str; 3] = ["10.244.1.0/24", "10.244.9.0/24", "fd00:10:244:1::/64"];
-/// What it announces after a case, to show that it is still heard.
+/// Routes that the neighbour announces after a case: they arrive if its session goes on.
 const AFTER: [&str; 2] = ["10.244.255.0/24", "fd00:10:244:ff::/64"];
-/// What the other neighbour announces.
+/// Route of the other neighbour.
 const OTHERS: &str = "203.0.113.128/25";
 
 /// A speaker of ours, the neighbour that it does not know yet, and another one with a session that stands.
@@ -136,7 +136,7 @@ impl<'a> Stage<'a> {
         attributes
     }
 
-    /// What the other neighbour has from us is what we have from the neighbour; its own session has never ended.
+    /// Asserts that the other neighbour has exactly our routes of the neighbour, and that its session never ended.
     fn others_are_untouched(&self) {
         let right = || {
             let ours: BTreeSet<String> = self.has().into_iter().filter(|prefix| prefix != OTHERS).collect();

@@ -74,7 +74,7 @@ fn addresses() {
     run("ip address add fd00:10:96::1/128 dev kube-dummy-if nodad");
 }
 
-/// What kube-router does to these routes.
+/// Replaces these routes as kube-router does.
 fn replaced_routes() {
     run("ip route replace local 10.96.0.1/32 dev kube-dummy-if table local proto kernel scope host src 192.0.2.1");
     run("ip -6 route replace local fd00:10:96::1/128 dev kube-dummy-if table local proto kernel src 2001:db8::1");

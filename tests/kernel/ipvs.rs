@@ -66,7 +66,7 @@ fn assert_done(failures: &[Failure<Error>]) {
     assert!(failures.is_empty(), "{failures:?}");
 }
 
-/// What `ipvsadm -Sn` prints, sorted.
+/// Lines of `ipvsadm -Sn`, sorted.
 fn saved() -> Vec<String> {
     let mut lines: Vec<String> = run("ipvsadm -Sn").lines().map(|line| line.trim().to_owned()).collect();
     lines.sort();

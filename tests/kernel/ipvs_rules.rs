@@ -59,7 +59,7 @@ fn addresses(family: Family) -> (&'static str, &'static str, &'static str) {
     }
 }
 
-/// What masquerading wants on a node with one pod range; on none, where no address of the node is known.
+/// Desired masquerading rules on a node with one pod CIDR; with none, no address of the node is known.
 fn wanted(family: Family, masquerade_all: bool, known: bool) -> BTreeMap<Piece, Rules> {
     let (pods, _, node) = addresses(family);
     let mut local = LocalNode::default();

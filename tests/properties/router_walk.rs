@@ -84,7 +84,7 @@ struct Walk<'r> {
     now: Instant,
     /// A failure was injected, or something was damaged, since all was last well: until then the kernel may refuse something.
     disturbed: bool,
-    /// What others did has not been looked for yet.
+    /// Others have changed objects of ours since the last audit.
     damaged: bool,
     story: Vec<String>,
     counts: Counts,
@@ -94,7 +94,7 @@ struct Walk<'r> {
 #[derive(Default)]
 struct Watch {
     last: State,
-    /// What is wanted and was there.
+    /// Objects that are desired and existed at the start of the round: they must not go in between.
     stays: State,
     leave: Option<Leave>,
     heard: BTreeSet<String>,
@@ -165,7 +165,7 @@ impl Agent {
         Leave { authority: self.authority, routes_are_complete: self.routes_are_complete }
     }
 
-    /// What the kernel is to hold of ours.
+    /// Desired kernel objects of the router.
     fn wanted(&self) -> State {
         let desired = self.plan.desired();
         State {
@@ -213,7 +213,7 @@ impl Watch {
     }
 }
 
-/// What one state holds and another one does not, of the families of the router.
+/// Objects of the router's kinds that one state has and the other lacks.
 fn missing(before: &State, after: &State) -> Vec<String> {
     fn keys<K: Ord + ToString, V>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>, kind: &str) -> Vec<String> {
         let gone = before.keys().filter(|key| !after.contains_key(key));
@@ -602,7 +602,7 @@ impl<'r> Walk<'r> {
     }
 }
 
-/// What is wanted of what is there.
+/// Existing objects that are desired.
 fn both(there: &State, wanted: &State) -> State {
     fn of<K: Ord + Clone, V: Clone>(there: &BTreeMap<K, V>, wanted: &BTreeMap<K, V>) -> BTreeMap<K, V> {
         let both = there.iter().filter(|(key, _)| wanted.contains_key(key));
@@ -701,7 +701,7 @@ fn change_chain(table: &mut BTreeMap<InTable, Content>) -> Option<String> {
     Some(format!("changes the {object}"))
 }
 
-/// What is there is what belongs to others and what is wanted.
+/// Asserts that the kernel holds exactly the foreign and the desired objects.
 fn same<K: Ord + Clone + Debug, V: Clone + PartialEq + Debug>(
     found: &BTreeMap<K, V>,
     foreign: &BTreeMap<K, V>,

@@ -42,7 +42,7 @@ pub struct External {
 pub struct Cluster {
     config: Arc<RouterConfig>,
     families: PerFamily<bool>,
-    /// What the API says; each node has its own host beside it.
+    /// Cluster as the API tells it; each node adds its own host.
     world: World,
     members: BTreeMap<usize, Member>,
     external: Option<External>,
@@ -447,7 +447,7 @@ impl Cluster {
         all.map(|problem| format!("{}: {}", problem.about, problem.text)).collect()
     }
 
-    /// What the router outside has learned from a node.
+    /// Routes that the external router has learned from a node.
     pub fn seen_outside(&self, number: usize) -> Vec<(IpNet, Arc<Attributes>)> {
         let outside = self.outside.as_ref().expect("there is a router outside");
         let address = self.members[&number].host.addresses[0].address;

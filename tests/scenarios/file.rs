@@ -5,11 +5,11 @@ use std::fmt;
 /// The sections that a kind of scenarios knows.
 #[derive(Clone, Copy)]
 pub struct Known {
-    /// What is given.
+    /// Names of the input sections.
     pub given: &'static [&'static str],
-    /// What may be expected, in the order in which it is written.
+    /// Names of the expected sections, in the order in which they are written.
     pub expected: &'static [&'static str],
-    /// What is never left out where there is any.
+    /// Sections that must not be left out where they have content.
     pub never_silent: &'static [&'static str],
 }
 

@@ -23,7 +23,7 @@ pub const KNOWN: Known = Known {
     never_silent: &["warnings", "notes"],
 };
 
-/// What the program made of a scenario.
+/// Desired state, warnings and traces of a scenario.
 struct Found {
     desired: Desired,
     notes: Vec<String>,

@@ -1,4 +1,4 @@
-//! What others do to what is ours.
+//! Damage: changes by others to objects of ours.
 
 use std::net::IpAddr;
 
@@ -36,12 +36,12 @@ pub enum Kind {
     ChangeSetting,
 }
 
-/// What was damaged.
+/// Extent of the damage.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Hurt {
-    /// What concerns one service address.
+    /// Objects of one service address.
     Address(IpAddr),
-    /// What concerns all.
+    /// Objects that all Services share.
     Everything,
 }
 

@@ -38,7 +38,7 @@ pub struct Walk {
     pub clock: Clock,
     /// The newest cluster.
     pub world: World,
-    /// What an earlier run wrote down of the cluster.
+    /// Last known state that an earlier run wrote.
     remembered: World,
     /// Whether a failure was injected, or something was damaged, since all was last well: until then the kernel may
     /// refuse something.
@@ -266,7 +266,7 @@ impl Walk {
         round.flows
     }
 
-    /// What must hold after every round.
+    /// Asserts the invariants of every round.
     fn look(&mut self) {
         let seen = self.watch.take_seen();
         assert!(seen.is_empty(), "{seen:#?}");
@@ -405,7 +405,7 @@ impl Walk {
     pub fn settle(&mut self) {
         self.kernel.with(|machine| machine.faults = Faults::none());
         if self.watch.is_damaged() {
-            // What others did is unknown until it is looked for, and may stand in the way.
+            // Damage by others is unknown until an audit, and may make steps fail.
             self.rounds_until_quiet();
             self.audit();
         }
@@ -631,7 +631,7 @@ fn configuration(random: &mut Random) -> (Arc<ProxyConfig>, PerFamily<bool>) {
     flags::proxy(&words)
 }
 
-/// What is there is what belongs to others and what is wanted.
+/// Asserts that the kernel holds exactly the foreign and the desired objects.
 fn same<K: Ord + Clone + Debug, V: Clone + PartialEq + Debug>(
     found: &BTreeMap<K, V>,
     foreign: &BTreeMap<K, V>,

@@ -18,11 +18,11 @@ use crate::damage::Hurt;
 use crate::support::memory::{Object, State};
 use crate::support::packet::{self, End};
 
-/// What was seen that must not be.
+/// Check of each step of a round, with the violations found.
 #[derive(Clone, Default)]
 pub struct Watch(Rc<RefCell<Round>>);
 
-/// What a round may do, and what it did.
+/// States that a round may pass through, and the violations seen in it.
 #[derive(Default)]
 struct Round {
     before: State,

@@ -80,7 +80,7 @@ struct State {
     watches: Vec<Watcher>,
     faults: Faults,
     requests: Vec<String>,
-    /// What `resourceVersion=0` is answered with, where that is not the newest state.
+    /// Older state with which `resourceVersion=0` is answered; `None` for the newest.
     cache: Option<(u64, Objects)>,
     connections: Vec<tokio::task::AbortHandle>,
 }
@@ -214,7 +214,7 @@ impl Drop for ApiServer {
     }
 }
 
-/// What an answer is encoded in.
+/// Encoding of an answer.
 #[derive(Clone, Copy, PartialEq)]
 enum Encoding {
     Json,

@@ -1,4 +1,4 @@
-//! What becomes of a packet in the firewall's chains: the rules as they are written, read word by word, and the sets.
+//! Trace of a packet through the firewall's chains: the rules as they are written, read word by word, and the sets.
 //!
 //! Only the words that our rules use are understood; any other one fails the test, so that a new word gets its meaning
 //! here before it goes unnoticed.
@@ -12,7 +12,7 @@ use sluice::kernel::ipset::{ElementKey, Entry, SetName};
 use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::net::{Family, Protocol};
 
-/// What the chains of the table `filter` look at.
+/// Rules, sets and host facts by which the chains of the table `filter` judge.
 pub struct Chains<'a> {
     pub rules: &'a BTreeMap<Piece, Rules>,
     pub elements: &'a BTreeMap<ElementKey, ()>,
@@ -20,7 +20,7 @@ pub struct Chains<'a> {
     pub local: &'a BTreeSet<IpAddr>,
 }
 
-/// What connection tracking says of a packet.
+/// Connection tracking state of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
     New,
@@ -28,7 +28,7 @@ pub enum State {
     Invalid,
 }
 
-/// What became of a packet.
+/// Verdict on a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fate {
     Accepted,
@@ -57,7 +57,7 @@ impl Fate {
 }
 
 impl Chains<'_> {
-    /// What becomes of a packet in a built-in chain, and the mark that it has then.
+    /// Verdict on a packet in a built-in chain, and its mark afterwards.
     pub fn fate(&self, builtin: &str, mut traced: Traced) -> (Fate, u32) {
         let family = Family::from(traced.packet.destination);
         for (piece, rules) in self.rules {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sluice::config::{Config, Environment, Mistakes, ProxyConfig, Request, request};
 use sluice::net::PerFamily;
 
-/// What stands before the words of every test: the service proxy runs alone.
+/// Arguments in front of those of every test: the service proxy runs alone.
 const ALONE: [&str; 3] = ["sluice", "--run-router=false", "--run-firewall=false"];
 
 /// The checked configuration that these words mean on a host called `node1`.
@@ -15,7 +15,7 @@ pub fn config(words: &[&str]) -> Config {
     meant(&words)
 }
 
-/// What these words mean, whether or not this build has all that they ask for; the program's name stands first.
+/// Configuration by these arguments, whether or not this build has all features that they name; the first one is the program's name.
 pub fn meant(words: &[&str]) -> Config {
     let words: Vec<OsString> = words.iter().map(OsString::from).collect();
     let asked = request(&words).unwrap_or_else(|refusal| panic!("{}", refusal.text));

@@ -1,4 +1,4 @@
-//! What several test programs share: a kernel in memory, clusters made by chance, packets.
+//! Shared by several test programs: a kernel in memory, random clusters, packets.
 //!
 //! The address plan of all tests:
 //!

@@ -1,4 +1,4 @@
-//! What becomes of a new connection to an address: the packet's way through routing, our guard and IPVS.
+//! Outcome of a new connection to an address: the packet's way through routing, our guard and IPVS.
 //!
 //! Only the forms of rules that the guard has are understood; any other one fails the test, so that a new rule
 //! gets its meaning here before it goes unnoticed.
@@ -119,7 +119,7 @@ impl Packet<'_> {
         entered.into_iter().all(|chain| self.verdict(&chain.rules).unwrap_or(true))
     }
 
-    /// What these rules say to the first packet of a connection; `None` if they say nothing.
+    /// Verdict of these rules on the first packet of a connection; `None` if no rule matches.
     fn verdict(&self, rules: &[nftables::Rule]) -> Option<bool> {
         use nftables::Verdict;
         for rule in rules.iter().filter(|rule| rule.matches().iter().all(|one| self.holds(one))) {

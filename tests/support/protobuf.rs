@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// What a field holds.
+/// Type of a field.
 #[derive(Clone, Copy)]
 enum Form {
     Text,
@@ -211,7 +211,7 @@ fn form(path: &str) -> Option<&'static [Field]> {
 pub fn object(path: &str, object: &Value) -> Vec<u8> {
     let mut out = message(form(path).expect("this kind has a table"), object);
     if object["spec"]["ports"].is_string() {
-        // What does not have the API's form cannot be said in this encoding: `spec` is no number.
+        // An object of another form than the API's has no such encoding: `spec` becomes a number, which is invalid.
         variable(&mut out, 2, 1);
     }
     out

@@ -1,4 +1,4 @@
-//! What becomes of a packet in a table of nf_tables: its objects as values, followed as the kernel follows them.
+//! Trace of a packet through a table of nf_tables: its objects as values, evaluated as the kernel evaluates them.
 //!
 //! Only what our rules use is understood; anything else fails the test, so that a new match gets its meaning here before it
 //! goes unnoticed.
@@ -24,7 +24,7 @@ pub struct Table<'a> {
     pub local: &'a BTreeSet<IpAddr>,
 }
 
-/// What became of a packet.
+/// Verdict on a packet, with what it met on its way.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Traced {
     pub fate: Fate,
@@ -39,7 +39,7 @@ pub enum Fate {
     Dropped,
 }
 
-/// What a chain says of a packet.
+/// Result of one chain.
 enum Outcome {
     Accepted,
     Refused(Fate),
@@ -210,7 +210,7 @@ impl Table<'_> {
     }
 }
 
-/// What the kernel would refuse of a table: objects that name what is not there, elements that do not fit, ranges that
+/// First reason for which the kernel would refuse a table: references to missing objects, elements of another type, ranges that
 /// overlap, names that are too long. The first of it.
 pub fn refusal(table: &BTreeMap<Object, Content>) -> Option<String> {
     let is_there = |object: Object| match table.contains_key(&object) {

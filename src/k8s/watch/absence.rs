@@ -28,7 +28,7 @@ use crate::k8s::request::Failure;
 #[derive(Default, Debug)]
 pub struct Absence {
     since: Option<Instant>,
-    /// What was told last: whether it is there.
+    /// Presence of the resource as reported last.
     told: Option<bool>,
     found: Failures,
 }

@@ -10,7 +10,7 @@ use super::pace::random;
 /// Least time between two requests because of watches that ended too early.
 const SELDOM: Duration = Duration::from_secs(300);
 
-/// What is known about it.
+/// The open doubt, if any, and when the last one was settled.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Doubt {
     reason: Option<Reason>,

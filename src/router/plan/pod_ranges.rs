@@ -72,7 +72,7 @@ pub(super) struct PodRanges {
     missing: Ranges<()>,
     /// Nodes whose pod CIDRs have to be looked at again.
     stale: BTreeSet<CompactString>,
-    /// What follows from all that.
+    /// Pod ranges without a route, calculated from all of the above.
     unreached: Unreached,
     looked_at: u64,
 }

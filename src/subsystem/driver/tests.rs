@@ -18,7 +18,7 @@ use crate::observe::metrics::Registry;
 use crate::reconcile::{Account, Failure, Glance, Growth, Phase, Step, Target};
 use crate::subsystem::kinds;
 
-/// What stands in the yard, with everything that happened to it.
+/// Objects of a kernel in memory, with the log of all steps.
 #[derive(Default)]
 struct Yard {
     posts: BTreeSet<Key>,

@@ -79,7 +79,7 @@ pub fn ten() -> Result<(), String> {
     Ok(())
 }
 
-/// What shall be added, in the forms that the ways want it in. The set is there and empty.
+/// Elements to add, in the form that each way takes. The set exists and is empty.
 struct Given {
     keys: Vec<ElementKey>,
     restore: PathBuf,

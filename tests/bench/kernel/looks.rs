@@ -1,4 +1,4 @@
-//! What it costs to see whether somebody else has changed virtual services and set elements: processor time, so that what
+//! Cost of finding changes by others to virtual services and set elements: processor time, so that what
 //! else the machine does counts little.
 
 use std::fmt::Write;

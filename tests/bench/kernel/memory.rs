@@ -1,4 +1,4 @@
-//! What endpoints occupy: as the API's full objects, and as our World holds them.
+//! Memory of endpoints: as the API's full objects, and as our World holds them.
 
 use std::hint::black_box;
 
@@ -12,7 +12,7 @@ const SLICES: usize = 1_000;
 const ENDPOINTS: usize = 100;
 
 pub fn measure() -> Result<(), String> {
-    // What the allocator takes once is taken now.
+    // Warms up the allocator.
     black_box((full(1), ours(1)));
     let before = resident();
     let ours = ours(SLICES);

@@ -15,11 +15,11 @@ const SHARED: usize = 5;
 const FIRST: u32 = 1 << 28;
 const APART: u32 = 9;
 
-/// What one neighbour hears: of each prefix what it should know and what it knows.
+/// Routes that one neighbour receives: for each prefix the expected and the present one.
 pub struct Heard {
     asn: u32,
     own: IpAddr,
-    /// What a route looks like with the next hop of whoever has told it, and with that of the daemon between.
+    /// Hash of the expected route, with the next hop of its origin and with that of the daemon in between.
     wanted: Vec<Option<[u64; 2]>>,
     known: Vec<Option<u64>>,
     wrong: usize,
@@ -54,7 +54,7 @@ pub fn pods(neighbour: usize, family: Family) -> IpNet {
     }
 }
 
-/// What a neighbour says of a prefix. No two of the first three neighbours have paths of one length for it, and of the first two the first one
+/// Attributes of a neighbour's route for a prefix. No two of the first three neighbours have paths of one length for it, and of the first two the first one
 /// has the shorter path for two of three prefixes.
 pub fn attributes(hello: Hello, neighbour: usize, prefix: usize, internal: bool) -> Attributes {
     let number = (prefix / SHARED) as u32;

@@ -25,7 +25,7 @@ pub struct Network {
     events: Vec<(usize, Event)>,
 }
 
-/// What has happened to one neighbour, by its number.
+/// Event of one neighbour.
 #[derive(Debug)]
 pub enum Event {
     /// Its session stands.
@@ -36,7 +36,7 @@ pub enum Event {
     Down,
 }
 
-/// What a turn has brought.
+/// Results of one turn of the loop.
 #[derive(Default, Debug)]
 pub struct Turn {
     pub events: Vec<(usize, Event)>,
@@ -124,7 +124,7 @@ impl Network {
         let now = Instant::now();
         let mut due = self.timers.first().map_or(AT_LONGEST, |(at, _)| at.saturating_duration_since(now));
         if !self.events.is_empty() {
-            // What was sent since the last turn has gone at once: that is told without waiting for something else to happen.
+            // Messages sent since the last turn left at once, which is reported without waiting for another event.
             due = Duration::ZERO;
         }
         let wait = due.min(AT_LONGEST).try_into().expect("it is short");
@@ -281,7 +281,7 @@ impl Network {
                 }
                 Ok(bytes) => neighbour.gone += bytes,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                // What ends it shows when it is read.
+                // The error that ends the connection shows when it is read.
                 Err(_) => return neighbour.outgoing.clear(),
             }
         }

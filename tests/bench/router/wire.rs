@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sluice::net::Family;
 
-/// What a route says.
+/// Path attributes of a route.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attributes {
     pub path: Vec<u32>,
@@ -17,7 +17,7 @@ pub struct Attributes {
     pub internal: bool,
 }
 
-/// What a neighbour says of itself.
+/// Fields of a neighbour's OPEN.
 #[derive(Clone, Copy, Debug)]
 pub struct Hello {
     pub asn: u32,
@@ -209,7 +209,7 @@ fn read_attribute(update: &mut Update, kind: u8, value: &[u8]) {
     }
 }
 
-/// What has its length in two bytes before it, and what follows.
+/// Splits off a field with a length of two bytes in front of it; returns the field and the rest.
 fn counted(bytes: &[u8]) -> (&[u8], &[u8]) {
     let length = usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
     bytes[2..].split_at(length)

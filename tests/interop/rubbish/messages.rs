@@ -102,7 +102,7 @@ fn answers(rows: &[Said]) {
     });
 }
 
-/// What is said last.
+/// Last message before the connection ends, in the words of the tables.
 fn end(raw: &mut Raw) -> String {
     raw.last_word().map_or_else(|| "an end without a word".to_owned(), |said| written(&said))
 }

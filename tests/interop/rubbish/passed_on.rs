@@ -1,4 +1,4 @@
-//! What goes on to a third one, and what does not.
+//! Attributes and communities of a route that are passed on to a third speaker, and those that are not.
 
 use sluice::bgp::message::{Message, Update};
 use sluice::bgp::speaker::Speaker;
@@ -82,7 +82,7 @@ fn attributes_that_we_do_not_know_go_on_marked_when_they_may() {
     });
 }
 
-/// What somebody has heard, as prefixes.
+/// Prefixes that the third speaker has received and not lost again.
 #[derive(Default)]
 struct HandedOn {
     has: BTreeSet<IpNet>,

@@ -7,11 +7,11 @@ use crate::raw::{FOUR, IN, OLD, OUT, SIX, framed};
 
 /// RFC and section, what is special, who sends it, what is sent, what becomes of it.
 ///
-/// What is sent: withdrawn routes / attributes / routes. Words stand for what is right: `ORIGIN`, `PATH` and `HOP` for the
+/// Message: withdrawn routes / attributes / routes. Words stand for what is right: `ORIGIN`, `PATH` and `HOP` for the
 /// mandatory attributes, `REACH` for MP_REACH_NLRI with the IPv6 route, `HERE` for its next hop and `NET6`
 /// for itself, `NET` for the IPv4 route. With `raw` it is the body.
 ///
-/// What becomes of it: `taken`, `gone`, `kept` (as it was), of IPv4 or IPv6 (`six`) or `both`; `without` an attribute, or
+/// Outcome: `taken`, `gone`, `kept` (as it was), of IPv4 or IPv6 (`six`) or `both`; `without` an attribute, or
 /// withdrawn `for` one, or the family `off` for one; or what we say at the end of the session.
 type Case = (&'static str, &'static str, Who, &'static str, &'static str);
 
@@ -400,7 +400,7 @@ fn body(who: Who, sent: &str) -> Vec<u8> {
     [&length(withdrawn)[..], withdrawn, &length(attributes), attributes, networks].concat()
 }
 
-/// What has become of the routes, in the words of the tables.
+/// Outcome for the routes after the message, in the words of the tables.
 fn became(stage: &Stage, raw: &mut Raw, who: Who) -> String {
     let after: Vec<IpNet> = AFTER.iter().map(|prefix| prefix.parse().expect("a prefix")).collect();
     let is_over = || !stage.stands() || after.iter().any(|prefix| stage.ours.programmed().contains_key(prefix));

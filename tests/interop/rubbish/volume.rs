@@ -12,7 +12,7 @@ const ALONE: &str = "INTEROP_MEMORY";
 /// By how much memory may grow whatever a neighbour sends, in bytes.
 const GROWTH: usize = 32 << 20;
 
-/// What a neighbour does for long.
+/// Flood of messages by one neighbour.
 type Flood = fn(&Stage, &mut Raw);
 
 const FLOODS: [(&str, Flood); 6] = [
@@ -77,7 +77,7 @@ fn alone() {
     });
 }
 
-/// What this process has of the machine's memory, in bytes.
+/// Resident memory of this process, in bytes.
 fn memory() -> usize {
     let text = std::fs::read_to_string("/proc/self/statm").expect("numbers of this process");
     let pages: usize = text.split(' ').nth(1).and_then(|number| number.parse().ok()).expect("a number of pages");

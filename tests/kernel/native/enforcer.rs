@@ -36,7 +36,7 @@ impl Filter {
     pub const ALL: [Filter; 3] =
         [Filter::Iptables(Flavour::Legacy), Filter::Iptables(Flavour::NfTables), Filter::Nftables];
 
-    /// What of ours and others is in it.
+    /// Rules and sets as the programs print them: the whole table `filter` and all sets with iptables, our table with nftables.
     pub fn saved(self) -> String {
         match self {
             Filter::Iptables(flavour) => {
@@ -134,7 +134,7 @@ impl Enforcer {
         }
     }
 
-    /// What failed last, kind by kind.
+    /// Last error of each kind of kernel objects that fails.
     pub fn troubles(&mut self) -> Vec<String> {
         let of_all = |kinds: &mut dyn Kinds| {
             let kinds = kinds.reflections();
@@ -150,7 +150,7 @@ impl Enforcer {
         }
     }
 
-    /// What the metrics endpoint tells of refused packets.
+    /// Metrics of refused packets in the exposition format.
     pub fn refused(&mut self, rules: &RuleSet) -> String {
         let registry = Registry::new("test", "test");
         let filter = self.filter;

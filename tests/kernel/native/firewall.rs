@@ -115,7 +115,7 @@ impl Machine {
         self.settle()
     }
 
-    /// What the metrics endpoint tells of refused packets.
+    /// Metrics of refused packets in the exposition format.
     pub fn refused(&mut self) -> String {
         self.enforcer.refused(self.plan.rules())
     }

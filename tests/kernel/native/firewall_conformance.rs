@@ -83,7 +83,7 @@ struct Game {
     world: World,
     plan: Plan,
     enforcer: Enforcer,
-    /// What became of tries, by protocol.
+    /// Outcomes of the connection attempts, by protocol.
     seen: BTreeSet<(Protocol, bool)>,
 }
 

@@ -53,7 +53,7 @@ use crate::namespace::{in_new, own_run, shell};
 struct Change {
     name: &'static str,
     default_deny: bool,
-    /// What was in force before that, of which something is left over.
+    /// Policies in force before the change, of which objects may be left.
     earlier: Option<World>,
     /// Several objects change at once: for pods that moved themselves, what is open before and afterwards may be closed
     /// meanwhile. Nothing is ever open.
@@ -63,7 +63,7 @@ struct Change {
     after: Option<World>,
 }
 
-/// What the process that dies is told: flavour, number of the change, number of the step.
+/// Environment variable with the order to the process that is killed: flavour, number of the change, number of the step.
 const ORDER: &str = "SLUICE_TEST_DEATH";
 /// In place of the number of a step: the process is killed from outside.
 const FOR_EVER: &str = "for ever";
@@ -389,7 +389,7 @@ fn saved(filter: Filter) -> BTreeMap<&'static str, Vec<String>> {
         let text = shell(&format!("{program} | sed 's/\\[[0-9:]*\\]//'"));
         let mut lines: Vec<String> = text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
         if program.starts_with("ipset") {
-            // What sets hold has no order, and where in memory they hold it is by chance.
+            // Elements of a set are listed in no order, and its hash seed and memory size are random.
             lines = lines.iter().map(|line| line.split(" initval").next().unwrap().to_owned()).collect();
             lines.sort();
         }

@@ -1,4 +1,4 @@
-//! What becomes of network policies when the kernel or its programs refuse: nothing opens, the rest is enforced, and
+//! Network policies while the kernel or its programs refuse changes: nothing opens, the rest is enforced, and
 //! all is well again when the cause is gone.
 //!
 //! The programs that refuse stand in front of the host's own, in a mount namespace of the test.

@@ -1,4 +1,4 @@
-//! What pods of one bridge send each other with link-local addresses of IPv6, which no policy can name: real packets between
+//! Packets between pods of one bridge with IPv6 link-local addresses, which no policy can name: real packets between
 //! the ports of a bridge, with IPv6 for pods and without.
 
 use std::fs::File;
@@ -102,7 +102,7 @@ impl Bridged {
         self.enforcer.round(moment());
     }
 
-    /// What the metrics endpoint tells of refused packets.
+    /// Metrics of refused packets in the exposition format.
     pub fn refused(&mut self) -> String {
         self.enforcer.refused(self.plan.rules())
     }
@@ -113,7 +113,7 @@ impl Bridged {
 
     pub fn settle(&mut self) {
         self.round();
-        // What nobody enters any more goes a little later.
+        // Chains without a jump to them are deleted a little later.
         std::thread::sleep(Duration::from_millis(250));
         self.enforcer.round(moment());
         assert!(self.enforcer.is_settled(), "{:?}", self.trouble());
@@ -137,7 +137,7 @@ impl Bridged {
 
     fn assert_paths(&self, said: &str, by: By, paths: &[((&str, &str), bool)]) {
         for ((from, to), open) in paths {
-            // What should be open is tried again: the machine may be busy.
+            // Connections that should succeed are retried: the machine may be busy.
             let reached = self.reaches(from, to, by) || *open && self.reaches(from, to, by);
             assert_eq!(reached, *open, "{said}: {from} to {to} by {by:?}\n{}", self.enforcer.filter.saved());
         }

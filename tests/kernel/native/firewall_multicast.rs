@@ -1,4 +1,4 @@
-//! What pods of one bridge send to all of them at once, by multicast or broadcast: frames between the ports of a bridge,
+//! Multicast and broadcast between the pods of one bridge: frames between the ports of a bridge,
 //! of both families, with IPv6 for pods and without.
 
 use std::fs::File;
@@ -68,7 +68,7 @@ impl Listeners {
     }
 
     fn assert_heard(&self, said: &str, (from, frame): (&str, &Frame), expected: &[&str]) {
-        // What should be heard is tried again: the machine may be busy.
+        // Packets that should arrive are sent again: the machine may be busy.
         let mut heard = self.hear(from, frame);
         for _ in 0..3 {
             if heard.len() < expected.len() {

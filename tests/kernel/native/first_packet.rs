@@ -307,7 +307,7 @@ fn started(node: &Node, namespace: &str, numbers: std::ops::Range<usize>) -> (Ar
         took.push(begun.elapsed());
         arrived = sum(arrived, node.wires.begin(number));
         node.ends(namespace, number);
-        // What it takes to forget this pod is not to count for the next one.
+        // The removal of this pod must not delay the next ADD.
         thread::sleep(Duration::from_millis(100));
     }
     (arrived, took)
@@ -414,7 +414,7 @@ fn without_an_agent_the_runtime_is_to_try_again_later_and_a_pod_may_go() {
         assert!(ok && answer["supportedVersions"].as_array().unwrap().contains(&json!("1.1.0")), "{answer}");
         node.start_agent();
         node.starts("jobs", 10);
-        // What the agent refuses nobody allows.
+        // `whenUnreachable` does not override a refusal by the agent.
         let (ok, answer) = node.called("ADD", "jobs", 11, soon(json!({"whenUnreachable": "allow"})));
         assert_eq!((ok, &answer["code"]), (false, &json!(11)), "{answer}");
         assert!(answer["details"].as_str().unwrap().contains("jobs/pod-11 runs on this node"), "{answer}");

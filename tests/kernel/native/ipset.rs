@@ -61,7 +61,7 @@ fn settle<T: sluice::reconcile::Target>(mirror: &mut Mirror<T>, want: &BTreeMap<
     assert!(mirror.is_settled(), "{:?}", mirror.trouble());
 }
 
-/// What `ipset save` prints of a set, without what is random.
+/// Header and elements of `ipset save`, without the random `initval`.
 fn saved(set: &str) -> (String, BTreeSet<String>) {
     let text = run(&format!("ipset save {set}"));
     let mut lines = text.lines();
@@ -311,7 +311,7 @@ fn bad_elements_fail_alone() {
         let trouble = mirror.trouble().expect("three elements are bad and one set is missing");
         assert_eq!(trouble.objects, 5, "{trouble:?}");
         assert_eq!(saved("kube-router-svip").1.len(), 250);
-        // What failed is read back and tried again; the others stay known.
+        // Elements whose change failed are read back and retried; all others stay known.
         let mut later = moment();
         later.now += std::time::Duration::from_secs(60);
         run("ipset create KUBE-there-is-none hash:ip");

@@ -93,7 +93,7 @@ fn program(flavour: Flavour, family: Family, rest: &str) -> String {
     format!("ip{six}tables-{flavour}{rest}")
 }
 
-/// What the tables hold, without the comments that name the time.
+/// Lines of `iptables-save`, without its comments, which name the time.
 fn saved(flavour: Flavour, family: Family, options: &str) -> Vec<String> {
     let text = run(&program(flavour, family, &format!("-save {options}")));
     text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()

@@ -1,4 +1,4 @@
-//! What others change is told, and what we change is not.
+//! Notifications of the kernel: changes by others are reported, our own are not.
 
 use std::collections::BTreeMap;
 use std::thread;

@@ -325,7 +325,7 @@ fn whatever_can_be_said_is_printed_by_nft_loaded_by_it_and_read_back() {
         assert_eq!((seen.len(), again.steps_done()), (want.len(), 0));
         assert_eq!(again.peek().is_owned(), owned);
         end(again);
-        // What nft prints it loads, and prints the same again.
+        // The listing of `nft` can be loaded by `nft` and gives the same listing.
         let file = tempfile::NamedTempFile::new().expect("a file");
         let list = || run("nft list ruleset").replace("flags \n", "");
         let before = list();

@@ -92,7 +92,7 @@ fn a_table_outlives_its_process_and_the_next_one_claims_it() {
         assert_eq!(second.steps_done(), 1);
         assert!(!attempt("nft delete table inet sluice_test").0);
         end(second);
-        // What others did in between is found by comparing.
+        // Changes by others between the two owners are found by comparing.
         shell("nft delete element inet sluice_test peers_4 { 10.0.0.7 }; nft add rule inet sluice_test b_input accept");
         let mut third = mirror();
         settle(&mut third, &more);

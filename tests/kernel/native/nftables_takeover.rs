@@ -101,7 +101,7 @@ fn a_rule_that_is_not_understood_stays_in_force_while_nothing_may_go() {
     });
 }
 
-/// What cannot be written as it is must not be lost either.
+/// Objects that we cannot write back unchanged must survive the takeover of the table.
 #[test]
 fn a_table_is_not_made_anew_without_what_is_not_understood_and_has_to_stay() {
     in_new(|| {

@@ -126,7 +126,7 @@ impl Places {
         let mut bytes = [0; 256];
         while Instant::now() < until {
             match recv(&listening, bytes.as_mut_slice(), RecvFlags::DONTWAIT) {
-                // What IPv4 hands over begins with the packet's own header.
+                // A raw IPv4 socket receives the packet with its IP header.
                 Ok((_, length)) if bytes[..length].windows(48).any(|found| *found == packet[4..52]) => return true,
                 Ok(_) => {}
                 Err(_) => std::thread::sleep(Duration::from_millis(2)),
@@ -191,7 +191,7 @@ impl Places {
             place.tcp.values().for_each(|listener| while listener.accept().is_ok() {});
             for token in place.arrived() {
                 let index = usize::try_from(token.wrapping_sub(first)).expect("a number");
-                // What an earlier trial sent may come late.
+                // Packets of an earlier trial may arrive late and name no current one.
                 if let Some((.., to, _, _)) = tries.get(index) {
                     assert_eq!(to, name, "a packet went astray");
                     reached[index] = true;

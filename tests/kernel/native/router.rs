@@ -290,7 +290,7 @@ fn nodes_learn_the_way_to_each_others_pods_and_keep_it() {
             cluster.log(1)
         );
 
-        // What somebody takes away, and what goes with a link, comes back.
+        // Deleted routes, and those that vanish with their link, are restored.
         let name = cluster.name(1);
         run(&format!("ip -n {name} route delete 10.244.2.0/24"));
         run(&format!("ip -n {name} -6 route delete fd00:10:244:2::/64"));
@@ -535,7 +535,7 @@ fn a_route_of_others_makes_way_when_its_destination_turns_out_to_be_a_nodes_pods
     });
 }
 
-/// What takes pods away from our routes and is not ours to delete: the network of a link of this host, and a route to some of the pods.
+/// Routes that prevail over ours to pods and that are not ours to delete: the network of a link of this host, and a more specific route.
 const IN_THE_WAY: [(&str, &str, &str); 3] = [
     (
         "-6 address add fd00:10:244:2::77/64 dev other nodad",
@@ -586,7 +586,7 @@ fn routes_that_take_pods_away_and_are_not_ours_to_delete_stay_and_are_trouble() 
     });
 }
 
-/// What of a node is wrong, and what is said of it.
+/// Invalid annotations of a Node: name, value, and the warning.
 const ODD: [(&str, &str, &str); 9] = [
     ("kube-router.io/node.asn", "many", "is not an AS number"),
     ("kube-router.io/rr.server", "first", "is neither a number nor an IPv4 address"),
@@ -687,7 +687,7 @@ fn pods_are_reached_where_the_host_forwards_nothing_with_either_kind_of_tables()
                 assert!(reaches(&pods[0], to), "{flavour}: {to}\n{}", cluster.log(1));
             }
             assert!(reaches(&pods[1], "10.244.1.9") && reaches(&pods[1], "fd00:10:244:1::9"), "{flavour}");
-            // What is no pod's and no answer stays where it is.
+            // Packets that neither come from a pod, go to one, nor answer one are not forwarded.
             run(&format!("ip -n {} address add 203.0.113.1/24 dev eth0", cluster.name(2)));
             run(&format!("ip -n {} route add 203.0.113.0/24 via 192.0.2.2", cluster.name(1)));
             assert!(!reaches("outside", "203.0.113.1"), "{flavour}: the node forwards for others");

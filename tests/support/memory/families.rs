@@ -45,10 +45,10 @@ pub trait Rows: Sized + 'static {
         Ok(())
     }
 
-    /// What goes with an object that is changed or deleted.
+    /// Removes dependent state that the kernel drops with an object that is changed or deleted.
     fn lose(_state: &mut State, _key: &Self::Key, _have: &Self::Value, _want: Option<&Self::Value>) {}
 
-    /// What the kernel does by itself afterwards.
+    /// Applies side effects of the kernel after a change.
     fn follow(_state: &mut State, _key: &Self::Key, _want: Option<&Self::Value>) {}
 
     fn grown(_have: &Self::Value, want: &Self::Value) -> Self::Value {

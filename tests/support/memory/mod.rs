@@ -43,14 +43,14 @@ pub use table::ProxyTable;
 /// The machine that all targets work on.
 pub struct Machine {
     pub state: State,
-    /// What belonged to others from the beginning.
+    /// Foreign objects that existed at the start.
     pub foreign: State,
     pub faults: Faults,
     /// The destinations that have connections.
     pub busy: BTreeSet<(ServiceKey, SocketAddr)>,
     /// Connection tracking cannot be changed, whatever is tried.
     pub conntrack_fails: bool,
-    /// What the other backend marks as ours cannot be read.
+    /// Reading the service ports that the other backend marks as ours fails.
     pub marks_fail: bool,
     /// The backend that the service proxy uses; `None` for both, to clean up.
     pub backend: Option<Backend>,
@@ -60,7 +60,7 @@ pub struct Machine {
     pub abandoned_removed: u32,
     /// How many acts were performed.
     pub acts: u64,
-    /// What the kernel refused by its own rules, that is, not by an injected fault.
+    /// Steps that the kernel refused by its own rules, not by an injected fault.
     pub refused: Vec<String>,
     /// Chains that this kernel does not take, because it lacks what their rules need.
     pub unloadable: BTreeSet<CompactString>,
@@ -99,7 +99,7 @@ pub struct Memory<F: Rows> {
 /// Says which rows of a family are ours.
 type Ours<F> = dyn Fn(&<F as Rows>::Key, &<F as Rows>::Value) -> bool;
 
-/// What is to happen to one step.
+/// Fault injected into one step.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
@@ -507,7 +507,7 @@ impl Machine {
         }
     }
 
-    /// What of others' is not as it was.
+    /// Foreign objects that differ from the start.
     pub fn foreign_damage(&self) -> Vec<String> {
         fn differences<K: Ord + Display, V: PartialEq + Debug>(
             was: &BTreeMap<K, V>,

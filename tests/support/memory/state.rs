@@ -1,4 +1,4 @@
-//! What a kernel holds, and what stands in it before we come.
+//! State of a kernel in memory, and the foreign objects with which it begins.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -126,7 +126,7 @@ impl State {
         state
     }
 
-    /// What routers of others have: a device and a port for tunnels, routes beside ours, a rule, a bridge.
+    /// Adds objects of other routing programs: a device and a port for tunnels, routes beside ours, a rule, a bridge.
     fn add_ways_of_others(&mut self, device: LinkName) {
         let end = |last| IpAddr::V4(Ipv4Addr::new(192, 0, 2, last));
         let (local, remote) = (end(1), end(200));

@@ -30,7 +30,7 @@ fn egress_rule(rule: &str) -> (ClusterRule, Vec<String>) {
     (rules[0].clone(), warnings)
 }
 
-/// What a sound rule matches.
+/// Matches of a valid rule.
 fn matches(rule: &str) -> PolicyRule {
     let (rule, warnings) = egress_rule(rule);
     assert_eq!(warnings, [""; 0], "{rule:?}");
