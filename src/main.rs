@@ -51,10 +51,10 @@ fn start(words: &[OsString]) -> Result<(), Refusal> {
     }
     info!(version = config::VERSION, toolchain = config::TOOLCHAIN, node = config.node_name, "starting");
     for notice in &config.notices {
-        warn!(notice, "a flag has no effect");
+        warn!(notice, "Flag has no effect");
     }
     if config.runs_nothing() {
-        info!("nothing is switched on, so there is nothing to do");
+        info!("No subsystem is switched on; nothing to do");
         return Ok(());
     }
     sluice::app::run(config).map_err(|error| refused(format!("{error:#}")))

@@ -256,7 +256,8 @@ fn the_agents_own_plugin_is_the_one_of_this_release_also_while_it_runs() {
 
 #[test]
 fn the_plugin_finds_the_agent_and_what_it_announced_outlives_the_agents_container() {
-    for of in with_cni() {
+    let enforces = |of: &Manifest| of.has_flag("--run-firewall=true");
+    for of in manifests().into_iter().filter(enforces) {
         assert_eq!(mounted(&of, of.agent(), "/run/sluice"), Some("/run/sluice"), "{}", of.name);
         assert!(!of.has_flag("--netpol-cni=true"), "{}: whoever wants it says so", of.name);
     }

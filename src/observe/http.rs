@@ -142,7 +142,7 @@ pub async fn serve(listener: TcpListener, site: Site) {
             Err(error) => {
                 // Out of file descriptors, for instance: it passes, and trying at once would only burn the CPU.
                 if !failing {
-                    warn!(%error, "cannot accept connections");
+                    warn!(%error, "Accepting connections failed");
                 }
                 failing = true;
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -255,7 +255,7 @@ impl Served {
         match tokio::task::spawn_blocking(move || registry.text()).await {
             Ok(text) => page(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
             Err(error) => {
-                warn!(%error, "cannot collect metrics");
+                warn!(%error, "Collecting metrics failed");
                 page(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, "cannot collect metrics\n".to_owned())
             }
         }

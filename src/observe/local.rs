@@ -106,7 +106,7 @@ pub async fn serve(listener: UnixListener, answerers: Answerers, connections: us
                 });
             }
             Err(error) => {
-                warn!(%error, "cannot accept a connection on the local socket");
+                warn!(%error, "Accepting a connection on the local socket failed");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
