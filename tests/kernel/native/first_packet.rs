@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is how a test says so")]
 #![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
@@ -56,6 +57,8 @@ type Arrived = [[usize; 2]; 2];
 
 const OUTSIDE: [&str; 2] = ["203.0.113.9", "2001:db8:113::9"];
 const PORT: u16 = 9000;
+/// Calls of the plugin at a time.
+const TOGETHER: usize = 32;
 const NOTHING: Arrived = [[0; 2]; 2];
 
 /// The addresses of the pod of this number.
@@ -348,6 +351,44 @@ fn a_pod_that_connects_in_its_first_millisecond_under_deny_all_gets_no_packet_th
             begun.elapsed()
         });
         eprintln!("VERSION, which asks nobody: {}", figures(alone.collect()));
+        node.ends("open", 2000);
+        assert_eq!(node.announced(), 0);
+    });
+}
+
+/// A drained node's pods come to another one all at once, and a runtime makes several sandboxes at a time.
+#[test]
+fn pods_that_start_together_under_deny_all_get_no_packet_through() {
+    let count = std::env::var("FIRST_PACKETS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    with_node(|node| {
+        let pods: String = (10..10 + count).map(|number| format!("---\n{}", pod("jobs", number, false))).collect();
+        node.put("jobs", &pods);
+        node.put("open", &pod("open", 2000, false));
+        node.start_agent();
+        node.starts("open", 2000);
+        let open = node.wires.begin(2000);
+        assert!(open.iter().flatten().all(|packets| *packets > 0), "packets of a pod without a policy count: {open:?}");
+
+        let (mut numbers, mut calls, mut took) = (10..10 + count, VecDeque::new(), Vec::new());
+        let mut arrived = NOTHING;
+        let all_begun = Instant::now();
+        loop {
+            while calls.len() < TOGETHER
+                && let Some(number) = numbers.next()
+            {
+                let plugin = node.calling("ADD", "jobs", number, json!({"timeoutMs": 25_000}));
+                calls.push_back((number, Instant::now(), plugin));
+            }
+            let Some((number, begun, plugin)) = calls.pop_front() else { break };
+            let (ok, answer) = ended(plugin);
+            assert!(ok, "pod {number}: {answer}");
+            took.push(begun.elapsed());
+            arrived = sum(arrived, node.wires.begin(number));
+        }
+        assert_eq!(arrived, NOTHING, "packets from and to {count} pods under deny-all");
+        eprintln!("{count} pods started in {:.1} s, {TOGETHER} at a time", all_begun.elapsed().as_secs_f64());
+        eprintln!("ADD of a pod under a policy, one of {TOGETHER} at a time: {}", figures(took));
+        (10..10 + count).for_each(|number| node.ends("jobs", number));
         node.ends("open", 2000);
         assert_eq!(node.announced(), 0);
     });
