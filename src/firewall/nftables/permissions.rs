@@ -87,28 +87,26 @@ impl Ranges {
 
 /// Returns the ranges, cut where one begins or ends; `None` if the pieces have more sets than the limit.
 fn pieces(ranges: &BTreeMap<PortRange, Allowed>, limit: usize) -> Option<Vec<(PortRange, Allowed)>> {
-    // The first port of each piece, and the one behind the last piece.
-    let begins: BTreeSet<u32> =
-        ranges.keys().flat_map(|range| [u32::from(range.first), u32::from(range.last) + 1]).collect();
-    let ends = begins.iter().skip(1).map(|end| end - 1);
-    let mut next = ranges.iter().peekable();
-    let mut around: Vec<(&PortRange, &Allowed)> = Vec::new();
-    let (mut cut, mut weight): (Vec<(PortRange, Allowed)>, usize) = (Vec::new(), 0);
-    for (first, last) in begins.iter().copied().zip(ends) {
+    // Where each range begins, and the port behind its end.
+    let mut bounds: BTreeMap<u32, Vec<(&Allowed, bool)>> = BTreeMap::new();
+    for (range, allowed) in ranges {
+        bounds.entry(u32::from(range.first)).or_default().push((allowed, true));
+        bounds.entry(u32::from(range.last) + 1).or_default().push((allowed, false));
+    }
+    let ends = bounds.keys().skip(1).map(|end| end - 1).collect::<Vec<_>>();
+    let (mut around, mut cut, mut weight) = (Around::default(), Vec::<(PortRange, Allowed)>::new(), 0);
+    for ((first, turning), last) in bounds.into_iter().zip(ends) {
+        turning.into_iter().for_each(|(allowed, begins)| around.turn(allowed, begins));
         let (Ok(first), Ok(last)) = (u16::try_from(first), u16::try_from(last)) else { continue };
-        around.retain(|(range, _)| range.last >= last);
-        around.extend(std::iter::from_fn(|| next.next_if(|(range, _)| range.first == first)));
-        let mut allowed = Allowed::default();
-        for (_, more) in &around {
-            allowed.join(more);
-            if allowed.weight() + weight > limit {
-                return None;
-            }
+        if around.ranges == 0 {
+            continue;
         }
         match cut.last_mut() {
-            _ if around.is_empty() => {}
-            Some((before, same)) if before.last.checked_add(1) == Some(first) && *same == allowed => before.last = last,
+            Some((before, same)) if before.last.checked_add(1) == Some(first) && around.is_still(same) => {
+                before.last = last;
+            }
             _ => {
+                let allowed = around.allowed(limit.checked_sub(weight)?)?;
                 weight += allowed.weight();
                 cut.push((PortRange { first, last }, allowed));
             }
@@ -117,8 +115,65 @@ fn pieces(ranges: &BTreeMap<PortRange, Allowed>, limit: usize) -> Option<Vec<(Po
     Some(cut)
 }
 
+/// The ranges around a port, counted, so that one that begins or ends costs its own sets and not those of all.
+#[derive(Default)]
+struct Around<'a> {
+    ranges: usize,
+    everybody: usize,
+    sets: BTreeMap<&'a Arc<SetKey>, usize>,
+    /// The sets that came or went since a piece was made.
+    turned: BTreeSet<&'a Arc<SetKey>>,
+}
+
+impl<'a> Around<'a> {
+    /// Counts a range that begins, or one that ended.
+    fn turn(&mut self, allowed: &'a Allowed, begins: bool) {
+        let moved = |count: usize| if begins { count + 1 } else { count.saturating_sub(1) };
+        self.ranges = moved(self.ranges);
+        let sets = match allowed {
+            Allowed::Everybody => {
+                self.everybody = moved(self.everybody);
+                return;
+            }
+            Allowed::Peers(sets) => sets,
+        };
+        for set in sets {
+            let before = self.sets.get(set).copied().unwrap_or_default();
+            let now = moved(before);
+            match now {
+                0 => drop(self.sets.remove(set)),
+                now => drop(self.sets.insert(set, now)),
+            }
+            if (before == 0) != (now == 0) && !self.turned.remove(set) {
+                self.turned.insert(set);
+            }
+        }
+    }
+
+    /// Returns whether what is allowed here equals what was allowed in the last piece.
+    fn is_still(&self, last: &Allowed) -> bool {
+        match last {
+            Allowed::Everybody => self.everybody > 0,
+            Allowed::Peers(_) => self.everybody == 0 && self.turned.is_empty(),
+        }
+    }
+
+    /// Returns what the ranges allow together, for a new piece; `None` if that is more sets than the limit.
+    fn allowed(&mut self, limit: usize) -> Option<Allowed> {
+        self.turned.clear();
+        let count = if self.everybody > 0 { 1 } else { self.sets.len().max(1) };
+        (count <= limit).then(|| match self.everybody {
+            0 => Allowed::Peers(self.sets.keys().map(|set| Arc::clone(set)).collect()),
+            _ => Allowed::Everybody,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn peer(number: usize) -> Arc<SetKey> {
@@ -154,6 +209,58 @@ mod tests {
             (0..200).map(|n| (n * 10, n * 10 + 5, vec![usize::from(n)])).collect();
         let beside: Vec<_> = beside.iter().map(|(first, last, peers)| (*first, *last, &**peers)).collect();
         check(&beside, &beside);
+    }
+
+    /// The same, port by port.
+    fn pieces_port_by_port(ranges: &BTreeMap<PortRange, Allowed>, limit: usize) -> Option<Vec<(PortRange, Allowed)>> {
+        let mut cut: Vec<(PortRange, Allowed)> = Vec::new();
+        for port in 0..=u16::MAX {
+            let mut around = ranges.iter().filter(|(range, _)| (range.first..=range.last).contains(&port)).peekable();
+            if around.peek().is_none() {
+                continue;
+            }
+            let mut allowed = Allowed::default();
+            around.for_each(|(_, more)| allowed.join(more));
+            match cut.last_mut() {
+                Some((before, same)) if before.last.checked_add(1) == Some(port) && *same == allowed => {
+                    before.last = port;
+                }
+                _ => cut.push((PortRange { first: port, last: port }, allowed)),
+            }
+        }
+        (cut.iter().map(|(_, allowed)| allowed.weight()).sum::<usize>() <= limit).then_some(cut)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        #[test]
+        fn pieces_are_those_of_each_port(
+            drawn in vec((0..60_u16, 0..30_u16, vec(0..5_usize, 0..4), any::<bool>()), 0..12),
+            high in any::<bool>(),
+            limit in 0..40_usize,
+        ) {
+            let offset = if high { u16::MAX - 60 } else { 0 };
+            let mut all = BTreeMap::new();
+            for (first, length, peers, everybody) in drawn {
+                let first = first + offset;
+                let range = PortRange { first, last: first.saturating_add(length) };
+                let allowed = match everybody && peers.is_empty() {
+                    true => Allowed::Everybody,
+                    false => Allowed::Peers(peers.into_iter().map(peer).collect()),
+                };
+                all.entry(range).or_insert_with(Allowed::default).join(&allowed);
+            }
+            prop_assert_eq!(pieces(&all, limit), pieces_port_by_port(&all, limit));
+        }
+    }
+
+    /// Each range is counted when it begins and when it ends, and not for each piece inside it.
+    #[test]
+    fn nested_ranges_with_the_same_peers_are_one_piece() {
+        let nested: Vec<(u16, u16, &[usize])> = (0..20_000).map(|n| (n, 60_000 - n, &[1_usize][..])).collect();
+        let one = ranges(&[(0, 60_000, &[1])]).into_iter().collect();
+        assert!(Ranges::of(ranges(&nested)) == Ranges::Disjoint(one));
     }
 
     #[test]
