@@ -402,16 +402,32 @@ fn a_pod_that_is_not_known_is_closed_and_the_host_reaches_everybody() {
     let (_, desired) = lowered(&world, true, BOTH);
     let local = local();
     let table = Table { table: &desired.table, local: &local };
-    let passes = |hook, source: &str, destination: &str, state| {
-        let packet = Packet {
-            source: source.parse().unwrap(),
-            destination: destination.parse().unwrap(),
-            traffic: Traffic::Port { protocol: Protocol::Tcp, port: 80 },
-            from_this_node: hook == Hook::Output,
-        };
-        table.passes(hook, &packet, state)
+    let sent = |traffic, hook, source: &str, destination: &str, state| {
+        let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
+        table.passes(hook, &Packet { source, destination, traffic, from_this_node: hook == Hook::Output }, state)
+    };
+    let passes = |hook, source, destination, state| {
+        sent(Traffic::Port { protocol: Protocol::Tcp, port: 80 }, hook, source, destination, state)
     };
     let (gateway, node, outside, unknown) = ("10.244.0.254", "192.0.2.11", "203.0.113.9", "10.244.0.9");
+    // A ping is refused to unknown addresses like everything else, but for one between such an address and a known pod.
+    for (hook, source, destination, kind, expected) in [
+        (Hook::Forward, unknown, outside, 8, false),
+        (Hook::Forward, outside, unknown, 8, false),
+        (Hook::Forward, "fd00:10:244::9", "2001:db8:113::9", 128, false),
+        (Hook::Input, unknown, node, 8, false),
+        (Hook::Output, unknown, outside, 8, false),
+        (Hook::Forward, unknown, known, 8, true),
+        (Hook::Forward, known, unknown, 8, true),
+        (Hook::Forward, known, outside, 8, true),
+        (Hook::Forward, outside, known, 8, true),
+        (Hook::Forward, "10.244.1.9", outside, 8, true),
+        (Hook::Input, known, node, 8, true),
+        (Hook::Output, node, unknown, 8, true),
+    ] {
+        let passes = sent(Traffic::Icmp { kind }, hook, source, destination, State::New);
+        assert_eq!(passes, expected, "ping: {hook:?} {source} {destination}");
+    }
     for (hook, source, destination, expected) in [
         (Hook::Forward, unknown, outside, false),
         (Hook::Forward, outside, unknown, false),

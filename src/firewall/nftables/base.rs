@@ -27,7 +27,8 @@
 //! reach every service of the host itself on a port of the node port range, regardless of their egress policies.
 //!
 //! `--netpol-default-deny`: new connections from and to addresses of this node's pod CIDRs that no known pod has are refused.
-//! Addresses of the host itself are exempt: the pods' gateway lies in the pod CIDR too.
+//! Addresses of the host itself are exempt: the pods' gateway lies in the pod CIDR too. ICMP that always passes is that of known
+//! pods then.
 
 use std::sync::Arc;
 
@@ -180,8 +181,21 @@ impl Surroundings<'_> {
         to_ranges.chain(to_node_ports).collect()
     }
 
+    /// Returns the rules for ICMP that always passes. Where unknown addresses are closed, it does so from and to known pods only, so
+    /// that the others are refused it like everything else.
     fn icmp(&self) -> impl Iterator<Item = Rule> {
-        self.enabled().map(|family| Rule::new([Match::Icmp(family)], Verdict::Jump(names::icmp(family))))
+        let known: &[Side] = if self.closes() { &[Side::Source, Side::Destination] } else { &[] };
+        self.enabled().flat_map(move |family| {
+            let jump = move |of_known: Option<Match>| {
+                let matches: Box<[Match]> = of_known.into_iter().chain([Match::Icmp(family)]).collect();
+                Rule::new(matches, Verdict::Jump(names::icmp(family)))
+            };
+            let of_known = move |of: &Side| {
+                let (lookup, set) = (Lookup::Address(family, *of), names::pods(family));
+                jump(Some(Match::InSet { lookup, set, negated: false }))
+            };
+            known.iter().map(of_known).chain(known.is_empty().then(|| jump(None)))
+        })
     }
 
     /// Returns the rules that judge what a pod sends or what it gets.
