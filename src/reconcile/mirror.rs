@@ -149,6 +149,14 @@ impl<T: Target> Mirror<T> {
         self.seen.as_deref()
     }
 
+    /// Returns the keys whose objects may differ from what is desired, in doubt or not; `None` if any may.
+    pub fn unsettled(&self) -> Option<&BTreeSet<T::Key>> {
+        match &self.dirty {
+            Dirty::Keys(keys) if self.seen.is_some() => Some(keys),
+            Dirty::Keys(_) | Dirty::All => None,
+        }
+    }
+
     /// Returns the keys that exist or may exist, as far as is known; while nothing is, those known before. Some may come
     /// more than once.
     pub fn known_keys(&self) -> impl Iterator<Item = &T::Key> {

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice::config::FirewallConfig;
+use sluice::firewall::backend::Backend;
+use sluice::firewall::nftables::Nftables;
 use sluice::firewall::nftables::apply::{Kernel, Mirrors, Refusing, Targets};
 use sluice::firewall::nftables::lowering::Lowering;
 use sluice::firewall::plan::Plan;
@@ -81,6 +83,21 @@ fn passes(table: &Contents, hook: Hook, packet: &Packet) -> bool {
     // Forwarded packets are not of this host, whatever their source.
     let local = if hook == Hook::Forward { BTreeSet::new() } else { local };
     Table { table, local: &local }.passes(hook, packet, State::New)
+}
+
+impl Machine {
+    fn empty(seed: u64) -> Machine {
+        let inside = Inside {
+            table: Contents::new(),
+            random: Random::new(seed),
+            faults: 0,
+            refuses: None,
+            refused: BTreeMap::new(),
+            transactions: 0,
+            promise: Promise::default(),
+        };
+        Machine(Rc::new(RefCell::new(inside)))
+    }
 }
 
 impl Target for Machine {
@@ -181,16 +198,7 @@ impl Agent {
 
 impl<'r> Walk<'r> {
     fn new(random: &'r mut Random) -> Walk<'r> {
-        let inside = Inside {
-            table: Contents::new(),
-            random: Random::new(random.next()),
-            faults: 0,
-            refuses: None,
-            refused: BTreeMap::new(),
-            transactions: 0,
-            promise: Promise::default(),
-        };
-        let machine = Machine(Rc::new(RefCell::new(inside)));
+        let machine = Machine::empty(random.next());
         let settings = MemoryKernel::new(memory::State::of_others());
         let (config, world) = (config(false), clusters::empty_world());
         let mut agent = Agent::start(&machine, &settings, &config);
@@ -559,4 +567,31 @@ fn what_a_tier_denies_stays_denied_where_its_policy_is_not_known() {
         walk.settle();
         assert!(passes(&walk.table(), Hook::Forward, &a) && passes(&walk.table(), Hook::Forward, &shut));
     }
+}
+
+/// Counters are read by whom they belong to, which follows from the classes alone.
+#[test]
+fn a_pod_of_a_known_class_leaves_the_owners_of_counters_alone() {
+    let (config, machine) = (config(false), Machine::empty(0));
+    let settings = MemoryKernel::new(memory::State::of_others());
+    let targets = Targets { kernel: Tables, settings: Memory::new(&settings), table: machine };
+    let (sender, mut owners) = tokio::sync::watch::channel(Arc::default());
+    let (mut plan, mut backend) = (Plan::new(), Nftables::new(config, BOTH, targets, sender));
+    let mut update = |world: &World| {
+        let changed = plan.update(world);
+        backend.update(plan.rules(), world, &changed);
+        let has_changed = owners.has_changed().expect("the backend lives");
+        (has_changed, owners.borrow_and_update().keys().map(|name| name.as_str().to_owned()).collect::<Vec<_>>())
+    };
+    let db = |case: Case, number: u8| {
+        case.pod(&format!("shop/db-{number}"), HERE, [&format!("10.244.0.{number}"), "app=db", ""])
+    };
+    let case = db(Case::new().namespace("shop", ""), 1).policy("shop/db", "app=db", [Some(&[]), None]);
+    let (changed, first) = update(&case.0);
+    assert!(changed && matches!(&*first, [one] if one.starts_with("in_shop_db_")), "{first:?}");
+    let case = db(case, 2);
+    assert_eq!(update(&case.0), (false, first));
+    let case = case.policy("shop/more", "app=db", [Some(&[]), None]);
+    let (changed, second) = update(&case.0);
+    assert!(changed && matches!(&*second, [one] if one.starts_with("in_shop_2_policies_")), "{second:?}");
 }

@@ -136,7 +136,7 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns the last seen state of the kernel.
     pub fn applied(&self) -> Applied<'_> {
         let Mirrors { table, kept, refused, keeps_surplus, .. } = self;
-        Applied { seen: table.seen(), kept, refused, keeps_surplus: *keeps_surplus }
+        Applied { seen: table.seen(), unsettled: table.unsettled(), kept, refused, keeps_surplus: *keeps_surplus }
     }
 
     /// Returns when the next retry of a failed step is due.

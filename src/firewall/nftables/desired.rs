@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::kernel::nftables::{Content, Key, Name, Object};
 use crate::kernel::sysctl::{Setting, Wanted};
+
+use super::class::Class;
 
 /// Desired kernel objects.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -25,6 +28,8 @@ pub struct LoweredChanges {
     pub objects: Vec<Object>,
     /// Elements that were removed explicitly, which absence alone does not prove.
     pub left: Vec<Object>,
+    /// Classes whose counter came or went.
+    pub classes: Vec<Arc<Class>>,
 }
 
 impl Desired {

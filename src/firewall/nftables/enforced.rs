@@ -1,19 +1,18 @@
 //! Checks whether the kernel enforces an answer, and whether it judges a pod that starts as it must.
 //!
 //! A verdict is traced through the rule set; the kernel does the same if it holds the base chains, and what the addresses of the
-//! pods concerned lead to, as it is desired. The last seen table is compared with the desired one. Objects of other pods do not
-//! count.
+//! pods concerned lead to, as it is desired. What was last seen is compared with the desired table, where it may differ: a pod costs
+//! its own chains and what is not applied yet, whatever its sets hold. Objects of other pods do not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::kernel::nftables::{Content, Key, Object};
+use crate::kernel::nftables::{Content, Key, Name, Object};
 use crate::model::ObjectName;
 use crate::net::Family;
 
 use super::super::rules::{Direction, RuleSet};
 use super::super::verdict::Verdict;
-use super::desired::elements_of;
 use super::kept::Kept;
 use super::lowering::Lowering;
 use super::names;
@@ -23,6 +22,8 @@ use super::parts::Part;
 pub struct Applied<'a> {
     /// The last seen table; `None` where it is not known.
     pub seen: Option<&'a BTreeMap<Object, Content>>,
+    /// The objects in which it may differ from the desired one; `None` if in any.
+    pub unsettled: Option<&'a BTreeSet<Object>>,
     pub kept: &'a Kept,
     /// The objects for which the kernel refused the last transaction.
     pub refused: &'a BTreeMap<Object, String>,
@@ -65,34 +66,49 @@ fn addresses(rules: &RuleSet, pod: &ObjectName) -> impl Iterator<Item = IpAddr> 
 fn check(addresses: BTreeSet<IpAddr>, lowering: &Lowering, applied: &Applied<'_>) -> Result<(), String> {
     let seen = applied.seen.ok_or_else(|| "what the kernel holds is not known at the moment".to_owned())?;
     let desired = &lowering.desired().table;
-    let base = lowering.objects_of(&Part::Base);
-    let mut objects = base.clone();
-    for address in addresses {
-        objects.extend(lowering.objects_of(&Part::Address(address)));
-        objects.extend(lowering.objects_of(&Part::RefusedServices(address)));
-        objects.extend(of_address(address));
+    let concerned = concerned(addresses, lowering);
+    let refused = applied.refused.iter().find(|(object, _)| concerned.has(object));
+    if let Some((object, reason)) = refused {
+        return Err(format!("the kernel refuses {object}: {reason}"));
     }
-    for object in &objects {
-        if let Some(reason) = applied.refused.get(object) {
-            return Err(format!("the kernel refuses {object}: {reason}"));
-        }
-        let wanted = applied.kept.get(object).or_else(|| desired.get(object));
+    let differs = |object: &&Object| {
+        let wanted = applied.kept.get(object).or_else(|| desired.get(*object));
         let is_surplus = wanted.is_none() && applied.keeps_surplus;
-        if seen.get(object) != wanted && !is_surplus {
-            return Err(format!("{object} is not as it must be"));
-        }
+        seen.get(*object) != wanted && !is_surplus && concerned.has(object)
+    };
+    let first = match applied.unsettled {
+        Some(unsettled) => unsettled.iter().find(differs),
+        None => desired.keys().chain(seen.keys()).find(differs),
+    };
+    first.map_or(Ok(()), |object| Err(format!("{object} is not as it must be")))
+}
+
+/// What the kernel judges some addresses by.
+struct Concerned<'a> {
+    objects: BTreeSet<Object>,
+    /// The sets and maps of which every element counts.
+    sets: BTreeSet<&'a Name>,
+}
+
+impl Concerned<'_> {
+    fn has(&self, object: &Object) -> bool {
+        let is_element = matches!(object, Object::Element(set, _) if self.sets.contains(set));
+        is_element || self.objects.contains(object)
     }
-    let sets = objects.difference(&base).filter_map(|object| match object {
-        Object::Set(set) if !applied.keeps_surplus => Some(set),
-        _ => None,
+}
+
+fn concerned(addresses: BTreeSet<IpAddr>, lowering: &Lowering) -> Concerned<'_> {
+    let mut concerned = Concerned { objects: BTreeSet::new(), sets: BTreeSet::new() };
+    let of_addresses = addresses.iter().flat_map(|address| [Part::Address(*address), Part::RefusedServices(*address)]);
+    lowering.reached([Part::Base].into_iter().chain(of_addresses), |part, object| {
+        concerned.objects.insert(object.clone());
+        match object {
+            Object::Set(set) if part.fills_its_sets() => drop(concerned.sets.insert(set)),
+            _ => {}
+        }
     });
-    let is_surplus = |element: &Object| !desired.contains_key(element) && applied.kept.get(element).is_none();
-    for set in sets {
-        if let Some((element, _)) = elements_of(seen, set).find(|(element, _)| is_surplus(element)) {
-            return Err(format!("{element} is not as it must be"));
-        }
-    }
-    Ok(())
+    concerned.objects.extend(addresses.into_iter().flat_map(of_address));
+    concerned
 }
 
 /// Returns the elements by which an address is judged, whether they shall exist or not.
@@ -112,7 +128,6 @@ mod tests {
     use super::super::super::plan::Plan;
     use super::*;
     use crate::config::{FirewallConfig, ServiceRanges};
-    use crate::kernel::nftables::Name;
     use crate::model::{Host, Namespace, World};
     use crate::net::PerFamily;
 
@@ -148,8 +163,17 @@ mod tests {
         let mut seen = lowering.desired().table.clone();
         change(&mut seen);
         let (kept, refused) = (Kept::default(), BTreeMap::new());
-        let applied = Applied { seen: Some(&seen), kept: &kept, refused: &refused, keeps_surplus: false };
-        pod_enforced(plan.rules(), &object("shop/db"), &lowering, &applied)
+        let different = |object: &&Object| seen.get(*object) != lowering.desired().table.get(*object);
+        let unsettled: BTreeSet<Object> =
+            seen.keys().chain(lowering.desired().table.keys()).filter(different).cloned().collect();
+        // Also where it is not known what differs.
+        let [told, also] = [Some(&unsettled), None].map(|unsettled| {
+            let applied =
+                Applied { seen: Some(&seen), unsettled, kept: &kept, refused: &refused, keeps_surplus: false };
+            pod_enforced(plan.rules(), &object("shop/db"), &lowering, &applied)
+        });
+        assert_eq!(told, also);
+        told
     }
 
     fn at(map: &str, last: u8) -> Object {

@@ -148,16 +148,17 @@ impl Lowering {
         told
     }
 
-    /// Returns the objects of a part and of all that it needs.
-    pub fn objects_of(&self, part: &Part) -> BTreeSet<Object> {
-        let (mut parts, mut left) = (BTreeSet::new(), vec![part]);
-        let mut objects = BTreeSet::new();
-        while let Some(part) = left.pop() {
-            let Some(held) = self.parts.get(part).filter(|_| parts.insert(part)) else { continue };
-            objects.extend(self.all_objects(part, held));
-            left.extend(&held.needs);
+    /// Passes on the objects of these parts and of all that they need, each with its part, but not the elements of the sets that a
+    /// part fills.
+    pub fn reached<'a>(&'a self, from: impl Iterator<Item = Part>, mut pass: impl FnMut(&'a Part, &'a Object)) {
+        let mut left: Vec<_> = from.filter_map(|part| self.parts.get_key_value(&part)).collect();
+        let mut parts = BTreeSet::new();
+        while let Some((part, held)) = left.pop() {
+            if parts.insert(part) {
+                held.objects.iter().for_each(|object| pass(part, object));
+                left.extend(held.needs.iter().filter_map(|need| self.parts.get_key_value(need)));
+            }
         }
-        objects
     }
 
     /// Returns the classes in use.
@@ -193,9 +194,8 @@ impl Lowering {
             return;
         }
         let Some(key) = sets::key(set, element) else { return };
-        let unions = turned.iter().map(|union| names::union(union, family));
         let own = self.parts.contains_key(&Part::Set(set.clone(), family)).then(|| names::set(set, family));
-        for name in own.into_iter().chain(unions).collect::<Vec<_>>() {
+        for name in own.into_iter().chain(turned) {
             let object = Object::Element(self.desired.known(name), key.clone());
             match is_there {
                 true => self.put(object, Content::Element, told),
@@ -273,6 +273,7 @@ impl Lowering {
             Part::Class(class) | Part::Each(class) => note(&mut self.by_policy, class.policy_keys(), &part),
             Part::Tier(tier) => note(&mut self.by_cluster_policy, tier.policies.iter().cloned(), &part),
             Part::EachTier(each) => note(&mut self.by_cluster_policy, each.tier.policies.iter().cloned(), &part),
+            Part::Counter(class) => told.classes.push(class.clone()),
             _ => {}
         }
         self.parts.insert(part.clone(), Held { users: 1, objects, needs });
@@ -301,6 +302,7 @@ impl Lowering {
                 Part::EachTier(each) => {
                     forget(&mut self.by_cluster_policy, each.tier.policies.iter().cloned(), &part);
                 }
+                Part::Counter(class) => told.classes.push(class.clone()),
                 Part::Union(union) => self.unions.forget(union),
                 _ => {}
             }

@@ -81,14 +81,13 @@ impl<K: Kernel> Backend for Nftables<K> {
     fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::RuleSetChanges) {
         let lowered = self.lowering.update(rules, world, changed);
         self.mirrors.mark(&lowered);
-        if !changed.pods.is_empty() || !changed.cluster_policies.is_empty() {
+        if !lowered.classes.is_empty() || !changed.cluster_policies.is_empty() {
             let classes = self.lowering.classes().map(|class| &**class);
             let owners = drops::owners(classes, rules.cluster_policies.keys());
             self.owners.send_replace(Arc::new(owners));
         }
     }
 
-    /// Tiers are not lowered yet.
     fn closed(&self) -> &[IpNet] {
         self.lowering.closed()
     }

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::kernel::nftables::rule::Side;
-use crate::kernel::nftables::{Content, Fields, Key, Kind, Lookup, Match, Object, SetSpec};
+use crate::kernel::nftables::{Content, Fields, Key, Kind, Lookup, Match, Name, Object, SetSpec};
 use crate::net::{Family, PerFamily};
 
 use super::super::ip_block;
@@ -86,10 +86,17 @@ pub fn in_union<'a>(
 /// The elements of the unions in use, kept up to date at the cost of what changed.
 #[derive(Default)]
 pub struct Unions {
-    /// Number of sets that have each element, by family.
-    counts: BTreeMap<Arc<Union>, PerFamily<BTreeMap<Key, u32>>>,
+    unions: BTreeMap<Arc<Union>, Counted>,
     /// The unions that each set belongs to.
     by_set: BTreeMap<Arc<SetKey>, Vec<Arc<Union>>>,
+}
+
+/// A union in the kernel.
+struct Counted {
+    /// Its names, which cost a hash of all its sets.
+    names: PerFamily<Name>,
+    /// Number of sets that have each element.
+    counts: PerFamily<BTreeMap<Key, u32>>,
 }
 
 impl Unions {
@@ -107,21 +114,23 @@ impl Unions {
                 unions.push(union.clone());
             }
         }
+        let known = self.unions.get(union).map(|counted| counted.names.clone());
+        let names = known.unwrap_or_else(|| PerFamily::from_fn(|family| names::union(union, family)));
         let mut lowered = Lowered::default();
         for family in union_of(union, families) {
-            let name = names::union(union, family);
+            let name = names.of(family).clone();
             let spec = union.sets.first().map(|set| spec(set, family));
             lowered.objects.extend(spec.map(|spec| (Object::Set(name.clone()), Content::Set(spec))));
             let elements = counts.of(family).keys().cloned();
             lowered.objects.extend(elements.map(|key| (Object::Element(name.clone(), key), Content::Element)));
         }
-        self.counts.insert(union.clone(), counts);
+        self.unions.insert(union.clone(), Counted { names, counts });
         lowered
     }
 
     /// Forgets a union that is not used any more.
     pub fn forget(&mut self, union: &Arc<Union>) {
-        self.counts.remove(union);
+        self.unions.remove(union);
         for set in &union.sets {
             let Some(unions) = self.by_set.get_mut(set) else { continue };
             unions.retain(|one| one != union);
@@ -136,13 +145,14 @@ impl Unions {
         self.by_set.get(set).map_or(&[], |unions| unions)
     }
 
-    /// Counts an element that entered a set, or left it; returns the unions that now have it and did not, or the reverse.
-    pub fn count(&mut self, set: &SetKey, element: Element, is_there: bool) -> Vec<Arc<Union>> {
+    /// Counts an element that entered a set, or left it; returns the names of the unions that now have it and did not, or the
+    /// reverse.
+    pub fn count(&mut self, set: &SetKey, element: Element, is_there: bool) -> Vec<Name> {
         let Some(key) = key(set, element) else { return Vec::new() };
         let mut turned = Vec::new();
         for union in self.by_set.get(set).into_iter().flatten() {
-            let Some(counts) = self.counts.get_mut(union) else { continue };
-            let counts = counts.of_mut(element.family());
+            let Some(Counted { names, counts }) = self.unions.get_mut(union) else { continue };
+            let (name, counts) = (names.of(element.family()), counts.of_mut(element.family()));
             let before = counts.get(&key).copied().unwrap_or_default();
             let now = if is_there { before + 1 } else { before.saturating_sub(1) };
             match now {
@@ -150,7 +160,7 @@ impl Unions {
                 now => drop(counts.insert(key.clone(), now)),
             }
             if (before == 0) != (now == 0) {
-                turned.push(union.clone());
+                turned.push(name.clone());
             }
         }
         turned
