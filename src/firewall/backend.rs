@@ -51,6 +51,9 @@ pub trait Backend {
     /// Applies the changes to the kernel, as far as `authority` allows.
     fn round(&mut self, authority: Authority, at: Moment) -> RoundDurations;
 
+    /// Returns whether Services are known as far as they ever will be. While they are not, what an earlier run refuses of them stays.
+    fn knows_services(&self) -> bool;
+
     /// Removes objects of earlier runs from where they no longer belong. Returns why something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
 

@@ -16,7 +16,7 @@ use crate::model::{Authority, ObjectName, World};
 use crate::net::{Family, PerFamily};
 use crate::observe::local::{Answer, AnswerFormat, Question};
 use crate::reconcile::{Account, Moment};
-use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
+use crate::subsystem::{self, Context, FirstSync, Inputs, Kinds, Standing, Subsystem, Times};
 
 use super::backend::{Backend, RoundDurations};
 use super::diff::serve::{Comparing, Comparisons, PolicyReader};
@@ -339,6 +339,10 @@ impl<B: Backend> Subsystem for Driver<B> {
             return RoundDurations::default();
         }
         self.backend.round(authority, at)
+    }
+
+    fn replaces_abandoned(&mut self) -> bool {
+        self.backend.knows_services() && self.mirrors().replaces_abandoned()
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {

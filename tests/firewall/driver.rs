@@ -200,11 +200,30 @@ fn rules_of_the_other_iptables_backend_go_although_a_setting_is_refused_for_ever
         let mut host = (*world.host).clone();
         host.links = vec![HostLink { name: "kube-bridge".into(), mtu: 1500, bridge: true }];
         world.host = Arc::new(host);
+        world.authority.proxy = Authority::Complete;
         running.world.send_replace(world);
         running.until_unready("network policies", "settings: change net/bridge/bridge-nf-call-ip6tables").await;
         running.beats(5).await;
         assert_eq!(running.kernel.with(|machine| machine.abandoned_removed), 1);
     });
+}
+
+/// They refuse Services with endpoints on this node, which is known of no Service yet.
+#[test]
+fn rules_of_the_other_backend_stay_until_services_are_known() {
+    for authority in [Authority::Nothing, Authority::Remembered, Authority::Partial] {
+        with_running(false, async |running| {
+            let mut world = shop();
+            world.authority.proxy = authority;
+            running.settles(&world).await;
+            running.until_ready().await;
+            running.beats(3).await;
+            assert_eq!(running.kernel.with(|machine| machine.abandoned_removed), 0, "{authority:?}");
+            world.authority.proxy = Authority::Complete;
+            running.world.send_replace(world);
+            running.waits("they are removed", || running.kernel.with(|machine| machine.abandoned_removed) == 1).await;
+        });
+    }
 }
 
 #[test]

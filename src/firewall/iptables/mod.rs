@@ -125,6 +125,10 @@ impl<K: Kernel> Backend for Iptables<K> {
         RoundDurations { sets_took, elements_took, rules_took, rules_read, rules_written }
     }
 
+    fn knows_services(&self) -> bool {
+        self.lowering.desired().unsure.is_none()
+    }
+
     fn remove_abandoned(&mut self) -> Vec<String> {
         self.mirrors.remove_abandoned()
     }

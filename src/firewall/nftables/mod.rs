@@ -118,6 +118,10 @@ impl<K: Kernel> Backend for Nftables<K> {
         RoundDurations { rules_took, ..RoundDurations::default() }
     }
 
+    fn knows_services(&self) -> bool {
+        self.lowering.desired().unsure.is_none()
+    }
+
     fn remove_abandoned(&mut self) -> Vec<String> {
         self.mirrors.remove_abandoned()
     }
