@@ -5,12 +5,13 @@
 
 use std::time::Instant;
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts};
 
 use crate::bgp::speaker::Order;
 use crate::observe::metrics::Registry;
 
 use super::identity::Identity;
+use super::serve::Shown;
 
 /// Metrics of the router's task.
 pub struct Metrics {
@@ -23,7 +24,7 @@ pub struct Metrics {
     /// Duration of a round.
     pub round: Histogram,
     /// Session state, by neighbour.
-    pub peers: IntGaugeVec,
+    pub peers: Shown,
     /// Desired kernel routes.
     pub routes: IntGauge,
     pub routes_added: IntCounter,
@@ -65,10 +66,7 @@ impl Metrics {
                 "kube_router_controller_routes_sync_time",
                 "Time it took to bring changes of nodes and routes into the kernel, in seconds",
             )?,
-            peers: IntGaugeVec::new(
-                Opts::new("kube_router_bgp_peer_info", "Neighbours and how their sessions stand"),
-                &["address", "type", "asn", "state"],
-            )?,
+            peers: Shown::new()?,
             routes: IntGauge::new("kube_router_host_routes_synced", "Learned routes that the kernel shall hold")?,
             routes_added: IntCounter::new("kube_router_host_routes_added", "Learned routes added or replaced")?,
             routes_removed: IntCounter::new("kube_router_host_routes_removed", "Learned routes deleted")?,

@@ -50,6 +50,7 @@ pub mod withdrawals;
 pub mod told;
 pub mod host_files;
 pub mod metrics;
+pub mod serve;
 pub mod driver;
 
 #[cfg(test)]

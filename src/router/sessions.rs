@@ -9,20 +9,19 @@ use std::net::IpAddr;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use prometheus::IntGaugeVec;
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info};
 
 use crate::bgp::driver::{self, Access, Event, Events, Handle, Setup};
 use crate::bgp::message::{Notification, Reason};
 use crate::bgp::rib::{Bounds, Rules};
-use crate::bgp::session::State;
 use crate::bgp::speaker::{Fact, Order, Restarting, Speaker};
 use crate::config::RouterConfig;
 use crate::net::{Family, PerFamily};
 use crate::observe::health::Pulse;
 
 use super::desired::{Desired, SHARING};
+use super::serve::{Row, Shown};
 
 /// Results of a wait.
 pub enum News {
@@ -58,20 +57,10 @@ pub struct Sessions {
     /// Neighbours with a session, and by family whether all routes were sent. A family that it does not speak has none.
     up: BTreeMap<IpAddr, PerFamily<bool>>,
     complete: bool,
-    /// Exported states, by address: the labels of each.
-    shown: BTreeMap<IpAddr, Shown>,
     /// End of the wait for neighbours.
     until: Option<Instant>,
     /// Time of the next try to start a speaker.
     retry_at: Option<Instant>,
-}
-
-/// Labels of a neighbour's exported state.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Shown {
-    kind: &'static str,
-    asn: u32,
-    state: &'static str,
 }
 
 struct Running {
@@ -103,7 +92,6 @@ impl Sessions {
             awaited: BTreeMap::new(),
             up: BTreeMap::new(),
             complete: false,
-            shown: BTreeMap::new(),
             until: None,
             retry_at: None,
         }
@@ -307,34 +295,25 @@ impl Sessions {
         }
     }
 
-    /// Exports the state of each session. Without a speaker, or without an answer of it, there are no neighbours. Only what
-    /// differs from the last time is touched: there may be thousands.
-    pub async fn show(&mut self, peers: &IntGaugeVec) {
-        let mut rows = BTreeMap::new();
+    /// Exports the state of each session. Without a speaker, or without an answer of it, there are no neighbours.
+    pub async fn show(&mut self, shown: &Shown) {
+        let mut rows = Vec::new();
         if let Some(running) = &self.running {
             let asked = running.handle.ask(|speaker| {
                 let row = |(address, neighbour): (IpAddr, &crate::bgp::speaker::Neighbour)| {
                     let settings = &neighbour.wanted().settings;
-                    let kind = if settings.asn == Some(settings.local.asn) { "internal" } else { "external" };
-                    let state = word(neighbour.peer().state());
-                    (address, Shown { kind, asn: settings.asn.unwrap_or_default(), state })
+                    Row {
+                        address,
+                        asn: settings.asn.unwrap_or_default(),
+                        is_internal: settings.asn == Some(settings.local.asn),
+                        state: neighbour.peer().state(),
+                    }
                 };
-                speaker.neighbours().map(row).collect::<BTreeMap<_, _>>()
+                speaker.neighbours().map(row).collect::<Vec<_>>()
             });
             rows = asked.await.unwrap_or_default();
         }
-        for (address, before) in &self.shown {
-            if rows.get(address) != Some(before) {
-                // It is there, unless somebody has reset all of them.
-                let _ = before.labelled(*address, |labels| peers.remove_label_values(labels));
-            }
-        }
-        for (address, now) in &rows {
-            if self.shown.get(address) != Some(now) {
-                now.labelled(*address, |labels| peers.with_label_values(labels).set(1));
-            }
-        }
-        self.shown = rows;
+        shown.set(rows.into_iter());
     }
 
     /// Stops the speaker with the program. Only neighbours that do not keep our routes are told so (RFC 4724 4).
@@ -364,13 +343,6 @@ impl Sessions {
     }
 }
 
-impl Shown {
-    fn labelled<T>(self, address: IpAddr, act: impl FnOnce(&[&str]) -> T) -> T {
-        let (address, asn) = (address.to_string(), self.asn.to_string());
-        act(&[address.as_str(), self.kind, &asn, self.state])
-    }
-}
-
 /// Returns the number of the first question once it is answered, or cannot be: then no neighbour is left to tell.
 async fn first_written(writing: &mut VecDeque<(u64, oneshot::Receiver<()>)>) -> u64 {
     let Some((number, answer)) = writing.front_mut() else { return std::future::pending().await };
@@ -378,15 +350,4 @@ async fn first_written(writing: &mut VecDeque<(u64, oneshot::Receiver<()>)>) -> 
     let number = *number;
     writing.pop_front();
     number
-}
-
-fn word(state: State) -> &'static str {
-    match state {
-        State::Idle => "idle",
-        State::Connect => "connect",
-        State::Active => "active",
-        State::OpenSent => "opensent",
-        State::OpenConfirm => "openconfirm",
-        State::Established => "established",
-    }
 }

@@ -1,0 +1,119 @@
+//! The sessions with neighbours, for the metrics endpoint.
+//!
+//! Series are made on request: there may be thousands of neighbours, and a series that is kept takes half a kilobyte.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
+
+use crate::bgp::session::State;
+
+/// The state of each session, as it was last shown. Clones refer to the same.
+#[derive(Clone)]
+pub struct Shown {
+    description: Desc,
+    rows: Arc<Mutex<Box<[Row]>>>,
+}
+
+/// One neighbour.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Row {
+    pub address: IpAddr,
+    /// 0 where any AS number is accepted.
+    pub asn: u32,
+    pub is_internal: bool,
+    pub state: State,
+}
+
+const NAME: &str = "kube_router_bgp_peer_info";
+const HELP: &str = "Neighbours and how their sessions stand";
+/// The labels in the order of the text format.
+const LABELS: [&str; 4] = ["address", "asn", "state", "type"];
+
+impl Shown {
+    /// Shows no neighbours yet.
+    ///
+    /// # Errors
+    /// If the metric's name or labels are invalid, which they are not.
+    pub fn new() -> Result<Shown, prometheus::Error> {
+        let labels = LABELS.map(str::to_owned).into();
+        let description = Desc::new(NAME.to_owned(), HELP.to_owned(), labels, Default::default())?;
+        Ok(Shown { description, rows: Arc::default() })
+    }
+
+    /// Shows these neighbours in place of all others.
+    pub fn set(&self, rows: impl Iterator<Item = Row>) {
+        *self.rows.lock().unwrap_or_else(PoisonError::into_inner) = rows.collect();
+    }
+}
+
+impl Collector for Shown {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.description]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut family = MetricFamily::default();
+        family.set_name(NAME.to_owned());
+        family.set_help(HELP.to_owned());
+        family.set_field_type(MetricType::GAUGE);
+        family.set_metric(rows.iter().map(metric).collect());
+        vec![family]
+    }
+}
+
+fn metric(row: &Row) -> Metric {
+    let kind = if row.is_internal { "internal" } else { "external" };
+    let values = [row.address.to_string(), row.asn.to_string(), word(row.state).to_owned(), kind.to_owned()];
+    let pair = |(name, value): (&str, String)| {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.to_owned());
+        pair.set_value(value);
+        pair
+    };
+    let mut metric = Metric::from_label(LABELS.into_iter().zip(values).map(pair).collect());
+    let mut gauge = Gauge::default();
+    gauge.set_value(1.0);
+    metric.set_gauge(gauge);
+    metric
+}
+
+fn word(state: State) -> &'static str {
+    match state {
+        State::Idle => "idle",
+        State::Connect => "connect",
+        State::Active => "active",
+        State::OpenSent => "opensent",
+        State::OpenConfirm => "openconfirm",
+        State::Established => "established",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::metrics::Registry;
+
+    #[test]
+    fn each_neighbour_has_one_series_and_none_once_it_is_gone() {
+        let registry = Registry::new("v0.1.0", "rustc");
+        let shown = Shown::new().expect("the metric is valid");
+        registry.register(Box::new(shown.clone())).expect("its name is free");
+        let row = |last: u8, state| Row { address: [192, 0, 2, last].into(), asn: 64512, is_internal: last < 3, state };
+        let series = || -> Vec<String> {
+            registry.text().lines().filter(|line| line.starts_with(NAME)).map(str::to_owned).collect()
+        };
+        let line = |last: u8, state: &str, kind: &str| {
+            format!("{NAME}{{address=\"192.0.2.{last}\",asn=\"64512\",state=\"{state}\",type=\"{kind}\"}} 1")
+        };
+        shown.set([row(2, State::Connect), row(3, State::Established)].into_iter());
+        assert_eq!(series(), [line(2, "connect", "internal"), line(3, "established", "external")]);
+        shown.set([row(2, State::Established)].into_iter());
+        assert_eq!(series(), [line(2, "established", "internal")]);
+        shown.set([].into_iter());
+        assert_eq!(series(), Vec::<String>::new());
+    }
+}
