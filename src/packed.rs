@@ -4,10 +4,14 @@
 //! nodes. With 100,000 routes that is half of what they weigh. Building costs what the map holds, so it is for a quiet moment:
 //! whoever owns the map calls [`PackedMap::pack`] then.
 
+mod blocks;
+
 use std::collections::BTreeMap;
-use std::collections::btree_map::{Entry, IntoIter, RangeMut};
+use std::collections::btree_map::IntoIter;
 use std::mem;
-use std::ops::{Deref, RangeBounds};
+use std::ops::Deref;
+
+pub use blocks::BlockMap;
 
 /// A map that counts what was inserted since it was packed. It reads as the `BTreeMap` that it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,30 +34,6 @@ impl<K: Ord, V> PackedMap<K, V> {
 
     pub fn remove(&mut self, key: &K) -> Option<V> {
         self.map.remove(key)
-    }
-
-    /// Returns the value of a key, which may be changed.
-    pub fn value_mut(&mut self, key: &K) -> Option<&mut V> {
-        self.map.get_mut(key)
-    }
-
-    /// Returns the value of a key, which is put in place if there is none.
-    pub fn or_default(&mut self, key: K) -> &mut V
-    where
-        V: Default,
-    {
-        match self.map.entry(key) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                self.loose += 1;
-                entry.insert(V::default())
-            }
-        }
-    }
-
-    /// Returns the entries between two keys, whose values may be changed.
-    pub fn range_mut(&mut self, range: impl RangeBounds<K>) -> RangeMut<'_, K, V> {
-        self.map.range_mut(range)
     }
 
     /// Builds the map anew if many of its entries came one by one.
@@ -83,6 +63,13 @@ impl<K, V> From<BTreeMap<K, V>> for PackedMap<K, V> {
     /// The map may have been filled in any way.
     fn from(map: BTreeMap<K, V>) -> Self {
         PackedMap { loose: map.len(), map }
+    }
+}
+
+impl<K: Ord, V> FromIterator<(K, V)> for PackedMap<K, V> {
+    /// Built at once, which makes full nodes.
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
+        PackedMap { map: entries.into_iter().collect(), loose: 0 }
     }
 }
 

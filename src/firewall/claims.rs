@@ -14,7 +14,7 @@ use std::cmp::Ordering;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::model::{self, Claim, ObjectName, Pod, Store, Table};
-use crate::packed::PackedMap;
+use crate::packed::BlockMap;
 
 /// The pods subject to policies (`Pod::takes_part`), by address.
 #[derive(Default)]
@@ -45,8 +45,8 @@ impl Claim for ObjectName {
 /// the memory of all of this.
 #[derive(Default)]
 struct Addresses {
-    v4: PackedMap<Ipv4Addr, ObjectName>,
-    v6: PackedMap<Ipv6Addr, ObjectName>,
+    v4: BlockMap<Ipv4Addr, ObjectName>,
+    v6: BlockMap<Ipv6Addr, ObjectName>,
 }
 
 impl Store<IpAddr, ObjectName> for Addresses {

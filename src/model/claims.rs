@@ -13,7 +13,7 @@ use std::slice;
 use std::sync::Arc;
 
 use super::Table;
-use crate::packed::PackedMap;
+use crate::packed::BlockMap;
 
 /// A claim to a thing, with the consequences of having it.
 pub trait Claim {
@@ -122,9 +122,9 @@ impl<K: Ord + Clone, C> Store<K, C> for BTreeMap<K, C> {
     }
 }
 
-impl<K: Ord + Clone, C> Store<K, C> for PackedMap<K, C> {
+impl<K: Ord + Clone, C: Clone> Store<K, C> for BlockMap<K, C> {
     fn get(&self, key: &K) -> Option<&C> {
-        BTreeMap::get(self, key)
+        BlockMap::get(self, key)
     }
 
     fn set(&mut self, key: &K, claim: Option<C>) {

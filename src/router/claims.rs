@@ -6,14 +6,14 @@
 use std::cmp::Ordering;
 
 use crate::model::{self, Claim};
-use crate::packed::PackedMap;
+use crate::packed::BlockMap;
 
 /// All claims, by key and by claimant.
 #[derive(Clone, Debug)]
 pub struct Claims<K, O, V>(model::Claims<K, By<O, V>, First<K, O, V>>);
 
 /// The first claim to each key.
-type First<K, O, V> = PackedMap<K, By<O, V>>;
+type First<K, O, V> = BlockMap<K, By<O, V>>;
 
 /// The value that one claimant gives a key.
 #[derive(Clone, Debug)]
@@ -69,7 +69,7 @@ impl<K: Ord + Clone, O: Ord + Clone, V: PartialEq + Clone> Claims<K, O, V> {
 
     /// Returns the keys between two, both included.
     pub fn within(&self, first: &K, last: &K) -> impl Iterator<Item = &K> {
-        self.0.all().range(first..=last).map(|(key, _)| key)
+        self.0.all().range(first.clone()..=last.clone()).map(|(key, _)| key)
     }
 
     /// Packs the claims, of which a World brings many in order.

@@ -16,7 +16,7 @@ use crate::kernel::ipset::{ElementKey, Entry};
 use crate::kernel::link::LinkName;
 use crate::model::Node;
 use crate::net::{Family, PerFamily};
-use crate::packed::PackedMap;
+use crate::packed::BlockMap;
 
 use super::claims::Claims;
 use super::identity::Identity;
@@ -29,7 +29,7 @@ use super::router_id::router_id;
 /// Contributions of all nodes, with the contributing node.
 #[derive(Default, Debug)]
 pub struct Nodes {
-    parts: PackedMap<CompactString, Part>,
+    parts: BlockMap<CompactString, Part>,
     elements: Claims<ElementKey, CompactString, ()>,
     /// Every address of every node, with that node's addresses in both families.
     addresses: Claims<IpAddr, CompactString, PerFamily<Option<IpAddr>>>,

@@ -15,6 +15,7 @@ mod export;
 mod exports;
 mod intern;
 mod long_sets;
+mod paths;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -20,8 +20,9 @@ use super::super::message::Attributes;
 use super::super::policy::Difference;
 use super::best_path::{self, Candidate, Source};
 use super::long_sets::LongSets;
+use super::paths::Paths;
 use crate::net::{Family, PerFamily};
-use crate::packed::PackedMap;
+use crate::packed::BlockMap;
 
 /// Source of a route: a neighbour, or ourselves.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -79,7 +80,7 @@ pub struct Table {
     begun: Instant,
     /// Seconds since then.
     clock: u32,
-    paths: PackedMap<IpNet, Vec<Path>>,
+    paths: BlockMap<IpNet, Paths>,
     sources: BTreeMap<PeerId, Source>,
     counts: BTreeMap<PeerId, PerFamily<Count>>,
     /// Only of neighbours that have sent any.
@@ -108,7 +109,7 @@ impl Table {
         Table {
             begun: now,
             clock: 0,
-            paths: PackedMap::default(),
+            paths: BlockMap::default(),
             sources: BTreeMap::new(),
             counts: BTreeMap::new(),
             long_sets: BTreeMap::new(),
@@ -170,8 +171,8 @@ impl Table {
 
     fn take_in(&mut self, prefix: IpNet, path: Path) {
         let source = path.source;
-        let paths = self.paths.or_default(prefix);
-        let known = paths.iter_mut().find(|known| known.source == source);
+        let Some(paths) = self.paths.or_default(prefix) else { return };
+        let known = paths.as_mut_slice().iter_mut().find(|known| known.source == source);
         let used = path.used.is_some();
         let before = match known {
             Some(known) if known.received == path.received && known.used == path.used => {
@@ -183,14 +184,7 @@ impl Table {
             None => None,
         };
         let received = path.received.clone();
-        self.change(prefix, |paths| match paths.iter_mut().find(|known| known.source == source) {
-            Some(known) => *known = path,
-            None => {
-                // Most prefixes have few routes: no capacity is reserved for more.
-                paths.reserve_exact(1);
-                paths.push(path);
-            }
-        });
+        self.change(prefix, |paths| paths.put(path));
         let count = self.counts.entry(source).or_default().of_mut(Family::from(prefix));
         count.received += u32::from(before.is_none());
         let was_used = before.as_ref().is_some_and(|(_, used)| *used);
@@ -200,9 +194,9 @@ impl Table {
 
     /// Removes a route. A neighbour may withdraw what it never announced.
     pub fn withdraw(&mut self, prefix: IpNet, source: PeerId) {
-        let known = self.paths.get(&prefix).and_then(|paths| paths.iter().find(|path| path.source == source));
+        let known = self.path(prefix, source);
         let Some((received, used)) = known.map(|path| (path.received.clone(), path.used.is_some())) else { return };
-        self.change(prefix, |paths| paths.retain(|path| path.source != source));
+        self.change(prefix, |paths| paths.remove(source));
         let count = self.counts.entry(source).or_default().of_mut(Family::from(prefix));
         count.received -= 1;
         count.used -= u32::from(used);
@@ -236,7 +230,7 @@ impl Table {
             ((set.weight() as u64) << 20) / routes as u64
         };
         let (mut own, mut weights) = (0, BTreeMap::<PeerId, u64>::new());
-        for path in self.paths.values().flatten() {
+        for path in self.paths.values().flat_map(Paths::as_slice) {
             let of_source = if path.source.is_local() { &mut own } else { weights.entry(path.source).or_default() };
             *of_source += share(&path.received) + path.used.as_ref().map_or(0, share);
         }
@@ -260,8 +254,15 @@ impl Table {
     pub fn mark_stale(&mut self, source: PeerId, families: PerFamily<bool>) {
         for (family, marked) in Family::BOTH.map(|family| (family, *families.of(family))) {
             if marked && self.count(source).of(family).received > 0 {
-                let of_family = self.paths.range_mut(bounds(family)).flat_map(|(_, paths)| paths);
-                of_family.filter(|path| path.source == source).for_each(|path| path.arrival.0 |= STALE);
+                self.paths.update(bounds(family), |paths| {
+                    let is_of_source = |path: &Path| path.source == source;
+                    paths.as_slice().iter().any(is_of_source).then(|| {
+                        let mut paths = paths.clone();
+                        let of_source = paths.as_mut_slice().iter_mut().filter(|path| is_of_source(path));
+                        of_source.for_each(|path| path.arrival.0 |= STALE);
+                        paths
+                    })
+                });
             }
         }
     }
@@ -294,10 +295,10 @@ impl Table {
             return;
         }
         let through = |path: &Path| path.used.as_ref().is_some_and(|used| changed.contains(&used.next_hop));
-        let affected = self.paths.iter().filter(|(_, paths)| paths.iter().any(through));
+        let affected = self.paths.iter().filter(|(_, paths)| paths.as_slice().iter().any(through));
         // The best route is first as long as its next hop is reachable.
         let affected: Vec<(IpNet, Option<Best>)> =
-            affected.map(|(prefix, paths)| (*prefix, best_of(paths, &before))).collect();
+            affected.map(|(prefix, paths)| (*prefix, best_of(paths.as_slice(), &before))).collect();
         for (prefix, best) in affected {
             self.dirty.entry(prefix).or_insert(best);
             self.change(prefix, |_| {});
@@ -305,13 +306,13 @@ impl Table {
     }
 
     /// Changes the routes to a prefix, and moves the best to the front.
-    fn change(&mut self, prefix: IpNet, change: impl FnOnce(&mut Vec<Path>)) {
+    fn change(&mut self, prefix: IpNet, change: impl FnOnce(&mut Paths)) {
         let Some(paths) = self.paths.value_mut(&prefix) else { return };
-        let before = best_of(paths, &self.unreachable);
+        let before = best_of(paths.as_slice(), &self.unreachable);
         change(paths);
-        put_best_first(paths, &self.sources, &self.unreachable);
-        let after = best_of(paths, &self.unreachable);
-        if paths.is_empty() {
+        put_best_first(paths.as_mut_slice(), &self.sources, &self.unreachable);
+        let after = best_of(paths.as_slice(), &self.unreachable);
+        if paths.as_slice().is_empty() {
             self.paths.remove(&prefix);
         }
         // The multipath set may have changed, although the best route is the same.
@@ -322,12 +323,12 @@ impl Table {
 
     /// Best route to a prefix.
     pub fn best(&self, prefix: IpNet) -> Option<Best> {
-        best_of(self.paths.get(&prefix)?, &self.unreachable)
+        best_of(self.paths(prefix), &self.unreachable)
     }
 
     /// All routes to a prefix, the best first if there is one.
     pub fn paths(&self, prefix: IpNet) -> &[Path] {
-        self.paths.get(&prefix).map(Vec::as_slice).unwrap_or_default()
+        self.paths.get(&prefix).map(Paths::as_slice).unwrap_or_default()
     }
 
     pub fn path(&self, prefix: IpNet, source: PeerId) -> Option<&Path> {
@@ -406,7 +407,7 @@ impl Table {
         let mut prefixes = Vec::new();
         for family in Family::BOTH.into_iter().filter(wanted) {
             let of_family = self.paths.range(bounds(family));
-            let has = |paths: &[Path]| paths.iter().any(|path| path.source == source && which(path));
+            let has = |paths: &Paths| paths.as_slice().iter().any(|path| path.source == source && which(path));
             prefixes.extend(of_family.filter(|(_, paths)| has(paths)).map(|(prefix, _)| *prefix));
         }
         prefixes
@@ -468,6 +469,7 @@ impl Table {
     pub fn check(&self) {
         let mut counts: BTreeMap<PeerId, PerFamily<Count>> = BTreeMap::new();
         for (prefix, paths) in self.paths.iter() {
+            let paths = paths.as_slice();
             assert!(!paths.is_empty(), "{prefix} has no routes");
             let used = |path: &Path| path.used.as_ref().is_some_and(|used| !self.unreachable.contains(&used.next_hop));
             assert!(paths.iter().all(|path| !used(path)) || used(&paths[0]), "the best stands first");

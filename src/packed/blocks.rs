@@ -1,0 +1,453 @@
+//! Ordered maps in blocks, which two maps may share.
+//!
+//! A whole table of learned routes stands in several maps. Nodes of a `BTreeMap` hold eleven entries, half as many when these
+//! came in order, and lie between each other in the heap. Here a block has room for [`BLOCK`] entries, is left full by keys that
+//! come in order, and is shared by the copies of a map until one of them changes it: what the kernel shall hold and what it was
+//! seen to hold are in memory once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::mem;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+/// An ordered map in blocks. Copying it shares all of them.
+#[derive(Clone)]
+pub struct BlockMap<K, V> {
+    /// None is empty.
+    blocks: Vec<Arc<Block<K, V>>>,
+    /// For each block a key that is not behind its first one, and is behind all keys of the block before.
+    bounds: Vec<K>,
+    len: usize,
+    /// Entries that came since the map was packed.
+    loose: usize,
+}
+
+/// As many values as keys.
+#[derive(Clone)]
+struct Block<K, V> {
+    keys: Vec<K>,
+    values: Vec<V>,
+}
+
+/// Entries in a block at most. Each change moves half of them, or copies all if the block is shared.
+const BLOCK: usize = 64;
+
+/// A block with fewer entries than this is joined with its neighbour where both fit into one.
+const SPARSE: usize = BLOCK / 4;
+
+/// Loose entries that are worth packing: so many, and one in so many of all.
+const FEW: usize = 1024;
+const SHARE: usize = 8;
+
+/// Place of an entry, or where it belongs: block and index in it.
+type Place = (usize, usize);
+
+impl<K: Ord + Clone, V: Clone> BlockMap<K, V> {
+    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
+        match self.find(&key) {
+            Ok(place) => self.at_mut(place).map(|known| mem::replace(known, value)),
+            Err(place) => {
+                self.put(place, key, value);
+                None
+            }
+        }
+    }
+
+    pub fn remove(&mut self, key: &K) -> Option<V> {
+        let (at, index) = self.find(key).ok()?;
+        let block = Arc::make_mut(self.blocks.get_mut(at)?);
+        block.keys.remove(index);
+        let value = block.values.remove(index);
+        self.len -= 1;
+        if block.keys.len() < SPARSE {
+            self.join(at);
+        }
+        Some(value)
+    }
+
+    /// Returns the value of a key, which may be changed.
+    pub fn value_mut(&mut self, key: &K) -> Option<&mut V> {
+        let place = self.find(key).ok()?;
+        self.at_mut(place)
+    }
+
+    /// Returns the value of a key, which is put in place if there is none; it is always there.
+    pub fn or_default(&mut self, key: K) -> Option<&mut V>
+    where
+        V: Default,
+    {
+        let place = match self.find(&key) {
+            Ok(place) => place,
+            Err(place) => self.put(place, key, V::default()),
+        };
+        self.at_mut(place)
+    }
+
+    /// Changes the values between two keys, those for which `change` returns something else.
+    pub fn update(&mut self, range: impl RangeBounds<K>, mut change: impl FnMut(&V) -> Option<V>) {
+        let (first, end) = self.ends(&range);
+        for (at, block) in self.blocks.iter_mut().enumerate().take(end.0 + 1).skip(first.0) {
+            let from = if at == first.0 { first.1 } else { 0 };
+            let to = if at == end.0 { end.1 } else { block.keys.len() };
+            for index in from..to {
+                if let Some(value) = block.values.get(index).and_then(&mut change)
+                    && let Some(place) = Arc::make_mut(block).values.get_mut(index)
+                {
+                    *place = value;
+                }
+            }
+        }
+    }
+
+    /// Fills the blocks again if many entries came one by one.
+    pub fn pack(&mut self) {
+        if self.loose < FEW || self.loose <= self.len / SHARE {
+            return;
+        }
+        self.loose = 0;
+        let mut packed = BlockMap { len: self.len, ..BlockMap::default() };
+        let mut filling: Block<K, V> = Block { keys: Vec::new(), values: Vec::new() };
+        for block in mem::take(&mut self.blocks) {
+            if filling.keys.is_empty() && block.keys.len() > BLOCK - SPARSE {
+                packed.append(block);
+                continue;
+            }
+            let Block { keys, values } = Arc::unwrap_or_clone(block);
+            for (key, value) in keys.into_iter().zip(values) {
+                filling.push(key, value);
+                if filling.keys.len() == BLOCK {
+                    packed.append(Arc::new(mem::replace(&mut filling, Block::with_room(BLOCK))));
+                }
+            }
+        }
+        if !filling.keys.is_empty() {
+            filling.keys.shrink_to_fit();
+            filling.values.shrink_to_fit();
+            packed.append(Arc::new(filling));
+        }
+        packed.bounds.shrink_to_fit();
+        packed.blocks.shrink_to_fit();
+        *self = packed;
+    }
+
+    /// Shares the memory of another map, if it is equal.
+    pub fn share(&mut self, other: &BlockMap<K, V>)
+    where
+        V: PartialEq,
+    {
+        if self == other {
+            self.clone_from(other);
+        }
+    }
+
+    fn at_mut(&mut self, (at, index): Place) -> Option<&mut V> {
+        Arc::make_mut(self.blocks.get_mut(at)?).values.get_mut(index)
+    }
+
+    /// Appends a block behind all others.
+    fn append(&mut self, block: Arc<Block<K, V>>) {
+        self.bounds.extend(block.keys.first().cloned());
+        self.blocks.push(block);
+    }
+
+    /// Puts an entry where it belongs; returns where that is now.
+    fn put(&mut self, (at, index): Place, key: K, value: V) -> Place {
+        self.len += 1;
+        self.loose += 1;
+        let Some(block) = self.blocks.get_mut(at) else {
+            self.bounds.insert(at, key.clone());
+            let mut block = Block::with_room(if at == 0 { 1 } else { BLOCK });
+            block.push(key, value);
+            self.blocks.insert(at, Arc::new(block));
+            return (at, 0);
+        };
+        if block.keys.len() < BLOCK {
+            if let Some(bound) = self.bounds.get_mut(at).filter(|bound| key < **bound) {
+                *bound = key.clone();
+            }
+            Arc::make_mut(block).insert(index, key, value);
+            return (at, index);
+        }
+        if index == BLOCK {
+            // Keys that come in order leave full blocks behind.
+            let has_room = self.blocks.get(at + 1).is_some_and(|next| next.keys.len() < BLOCK);
+            if !has_room {
+                self.bounds.insert(at + 1, key.clone());
+                let mut block = Block::with_room(BLOCK);
+                block.push(key, value);
+                self.blocks.insert(at + 1, Arc::new(block));
+                return (at + 1, 0);
+            }
+            self.len -= 1;
+            self.loose -= 1;
+            return self.put((at + 1, 0), key, value);
+        }
+        let rest = Arc::make_mut(block).split_off(BLOCK / 2);
+        self.bounds.splice(at + 1..at + 1, rest.keys.first().cloned());
+        self.blocks.insert(at + 1, Arc::new(rest));
+        self.len -= 1;
+        self.loose -= 1;
+        let place = if index <= BLOCK / 2 { (at, index) } else { (at + 1, index - BLOCK / 2) };
+        self.put(place, key, value)
+    }
+
+    /// Joins a sparse block with a neighbour, or drops it if it is empty.
+    fn join(&mut self, at: usize) {
+        let len = |at: usize| self.blocks.get(at).map(|block| block.keys.len());
+        let fits = |first: usize| matches!((len(first), len(first + 1)), (Some(a), Some(b)) if a + b <= BLOCK / 2);
+        let first = match at.checked_sub(1).filter(|before| fits(*before)) {
+            Some(before) => before,
+            None if fits(at) => at,
+            None if len(at) == Some(0) => {
+                self.blocks.remove(at);
+                self.bounds.remove(at);
+                return;
+            }
+            None => return,
+        };
+        let second = Arc::unwrap_or_clone(self.blocks.remove(first + 1));
+        self.bounds.remove(first + 1);
+        if let Some(block) = self.blocks.get_mut(first).map(Arc::make_mut) {
+            block.keys.extend(second.keys);
+            block.values.extend(second.values);
+            if block.keys.is_empty() {
+                self.blocks.remove(first);
+                self.bounds.remove(first);
+            }
+        }
+    }
+}
+
+impl<K: Ord, V> BlockMap<K, V> {
+    pub fn get(&self, key: &K) -> Option<&V> {
+        let (at, index) = self.find(key).ok()?;
+        self.blocks.get(at)?.values.get(index)
+    }
+
+    pub fn contains_key(&self, key: &K) -> bool {
+        self.find(key).is_ok()
+    }
+
+    /// Returns the entries between two keys, in order.
+    pub fn range(&self, range: impl RangeBounds<K>) -> impl Iterator<Item = (&K, &V)> {
+        let (first, end) = self.ends(&range);
+        let blocks = self.blocks.iter().enumerate().take(end.0 + 1).skip(first.0);
+        blocks.flat_map(move |(at, block)| {
+            let from = if at == first.0 { first.1 } else { 0 };
+            let to = if at == end.0 { end.1.max(from) } else { block.keys.len() };
+            let keys = block.keys.get(from..to).unwrap_or_default();
+            keys.iter().zip(block.values.get(from..to).unwrap_or_default())
+        })
+    }
+
+    /// Places of the first entry of a range, and behind its last one.
+    fn ends(&self, range: &impl RangeBounds<K>) -> (Place, Place) {
+        let behind = |key: &K| self.find(key).map_or_else(|place| place, |(at, index)| (at, index + 1));
+        let before = |key: &K| self.find(key).unwrap_or_else(|place| place);
+        let first = match range.start_bound() {
+            Bound::Included(key) => before(key),
+            Bound::Excluded(key) => behind(key),
+            Bound::Unbounded => (0, 0),
+        };
+        let end = match range.end_bound() {
+            Bound::Included(key) => behind(key),
+            Bound::Excluded(key) => before(key),
+            Bound::Unbounded => (self.blocks.len(), 0),
+        };
+        (first, end)
+    }
+
+    /// Place of a key; as an error, where it belongs.
+    fn find(&self, key: &K) -> Result<Place, Place> {
+        let at = self.bounds.partition_point(|bound| bound <= key).saturating_sub(1);
+        let Some(block) = self.blocks.get(at) else { return Err((at, 0)) };
+        block.keys.binary_search(key).map(|index| (at, index)).map_err(|index| (at, index))
+    }
+}
+
+impl<K, V> BlockMap<K, V> {
+    /// Returns all entries, in the order of keys.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.blocks.iter().flat_map(|block| block.keys.iter().zip(&block.values))
+    }
+
+    /// Returns all keys, in order.
+    pub fn keys(&self) -> impl Iterator<Item = &K> {
+        self.blocks.iter().flat_map(|block| &block.keys)
+    }
+
+    /// Returns all values, in the order of keys.
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.blocks.iter().flat_map(|block| &block.values)
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl<K, V> Block<K, V> {
+    fn with_room(room: usize) -> Block<K, V> {
+        Block { keys: Vec::with_capacity(room), values: Vec::with_capacity(room) }
+    }
+
+    fn push(&mut self, key: K, value: V) {
+        self.keys.push(key);
+        self.values.push(value);
+    }
+
+    /// Room grows by half: most maps are small, and blocks are rarely full.
+    fn insert(&mut self, index: usize, key: K, value: V) {
+        if self.keys.len() == self.keys.capacity() {
+            let more = (self.keys.len() / 2).clamp(1, BLOCK);
+            self.keys.reserve_exact(more);
+            self.values.reserve_exact(more);
+        }
+        self.keys.insert(index, key);
+        self.values.insert(index, value);
+    }
+
+    fn split_off(&mut self, index: usize) -> Block<K, V> {
+        let rest = Block { keys: self.keys.split_off(index), values: self.values.split_off(index) };
+        self.keys.shrink_to_fit();
+        self.values.shrink_to_fit();
+        rest
+    }
+}
+
+impl<K, V> Default for BlockMap<K, V> {
+    fn default() -> Self {
+        BlockMap { blocks: Vec::new(), bounds: Vec::new(), len: 0, loose: 0 }
+    }
+}
+
+impl<K: PartialEq, V: PartialEq> PartialEq for BlockMap<K, V> {
+    /// Shared blocks at the same place are skipped unread.
+    fn eq(&self, other: &Self) -> bool {
+        let shared = self.blocks.iter().zip(&other.blocks).take_while(|(one, other)| Arc::ptr_eq(one, other)).count();
+        let left = self.blocks.iter().skip(shared).flat_map(|block| block.keys.iter().zip(&block.values));
+        let right = other.blocks.iter().skip(shared).flat_map(|block| block.keys.iter().zip(&block.values));
+        self.len == other.len && left.eq(right)
+    }
+}
+
+impl<K: Eq, V: Eq> Eq for BlockMap<K, V> {}
+
+impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for BlockMap<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+impl<K: Ord + Clone, V: Clone> Extend<(K, V)> for BlockMap<K, V> {
+    fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, entries: I) {
+        entries.into_iter().for_each(|(key, value)| drop(self.insert(key, value)));
+    }
+}
+
+impl<K: Ord + Clone, V: Clone> FromIterator<(K, V)> for BlockMap<K, V> {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
+        let mut map = BlockMap::default();
+        map.extend(entries);
+        map
+    }
+}
+
+impl<K: Ord + Clone, V: Clone> From<BTreeMap<K, V>> for BlockMap<K, V> {
+    fn from(map: BTreeMap<K, V>) -> Self {
+        map.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(map: &BlockMap<u16, u8>, model: &BTreeMap<u16, u8>) {
+        assert!(map.iter().eq(model.iter()) && map.keys().eq(model.keys()) && map.values().eq(model.values()));
+        assert_eq!((map.len(), map.is_empty()), (model.len(), model.is_empty()));
+        assert_eq!(map.bounds.len(), map.blocks.len());
+        for (at, block) in map.blocks.iter().enumerate() {
+            assert!(!block.keys.is_empty() && block.keys.len() <= BLOCK && block.keys.len() == block.values.len());
+            assert!(map.bounds[at] <= block.keys[0]);
+            assert!(at == 0 || map.blocks[at - 1].keys.last() < Some(&map.bounds[at]));
+        }
+        for (first, last) in [(0, 0), (5, 700), (700, 701), (1999, 3000)] {
+            assert!(map.range(first..last).eq(model.range(first..last)), "{first}..{last}");
+            assert!(map.range(first..=last).eq(model.range(first..=last)), "{first}..={last}");
+            let behind = (Bound::Excluded(first), Bound::Unbounded);
+            assert!(map.range(behind).eq(model.range(behind)), "behind {first}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_map_in_blocks_is_the_map_that_a_tree_is(
+            start in 0..1500u16,
+            rounds in vec((any::<bool>(), vec((0..2000u16, proptest::option::weighted(0.4, 0..3u8)), 0..300)), 1..6),
+        ) {
+            let mut model: BTreeMap<u16, u8> = (0..start).map(|key| (key, 0)).collect();
+            let mut map: BlockMap<u16, u8> = model.clone().into();
+            for (packs, round) in rounds {
+                let (before, copy) = (model.clone(), map.clone());
+                for (key, value) in round {
+                    match value {
+                        Some(0) => {
+                            *map.or_default(key).unwrap() += 1;
+                            *model.entry(key).or_default() += 1;
+                        }
+                        Some(value) => prop_assert_eq!(map.insert(key, value), model.insert(key, value)),
+                        None => prop_assert_eq!(map.remove(&key), model.remove(&key)),
+                    }
+                    prop_assert_eq!(map.get(&key), model.get(&key));
+                }
+                map.update(500..=900, |value| (*value == 1).then_some(7));
+                model.range_mut(500..=900).filter(|(_, value)| **value == 1).for_each(|(_, value)| *value = 7);
+                check(&map, &model);
+                check(&copy, &before);
+                prop_assert_eq!(map == copy, model == before);
+                if packs {
+                    map.loose = FEW + map.len;
+                    map.pack();
+                    check(&map, &model);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn keys_that_come_in_order_fill_their_blocks_wherever_that_is() {
+        let mut map: BlockMap<u32, ()> = (100_000..110_000).map(|key| (key, ())).collect();
+        map.extend((0..10_000).map(|key| (key, ())));
+        let full = map.blocks.iter().filter(|block| block.keys.len() == BLOCK).count();
+        assert!(full + 3 >= map.blocks.len(), "{full} of {}", map.blocks.len());
+        let mut falling: BlockMap<u32, ()> = BlockMap::default();
+        falling.extend((0..10_000).rev().map(|key| (key, ())));
+        falling.pack();
+        assert!(falling.blocks.len() <= 10_000 / (BLOCK - SPARSE) + 1, "{}", falling.blocks.len());
+    }
+
+    #[test]
+    fn equal_maps_share_their_memory_and_a_change_copies_one_block() {
+        let mut wanted: BlockMap<u32, u32> = (0..10_000).map(|key| (key, key)).collect();
+        let mut seen: BlockMap<u32, u32> = (0..10_000).rev().map(|key| (key, key)).collect();
+        seen.share(&wanted);
+        let shared = |one: &BlockMap<u32, u32>, other: &BlockMap<u32, u32>| {
+            one.blocks.iter().zip(&other.blocks).filter(|(one, other)| Arc::ptr_eq(one, other)).count()
+        };
+        assert_eq!(shared(&seen, &wanted), wanted.blocks.len());
+        wanted.insert(5_000, 0);
+        assert_eq!(shared(&seen, &wanted), wanted.blocks.len() - 1);
+        assert_eq!((seen.get(&5_000), wanted.get(&5_000)), (Some(&5_000), Some(&0)));
+        seen.share(&wanted);
+        assert_eq!(seen.get(&5_000), Some(&5_000), "what differs stays");
+    }
+}
