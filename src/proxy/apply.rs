@@ -22,6 +22,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::Bound;
+use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -58,7 +59,7 @@ pub trait Kernel {
     type Rules: Target<Key = Piece, Value = Rules>;
     type Table: Target<Key = Object, Value = Content>;
     type Virtuals: Target<Key = ServiceKey, Value = Virtual> + Owned + Connected;
-    type Routes: Target<Key = RouteKey, Value = Route>;
+    type Routes: Target<Key = RouteKey, Value = Arc<Route>>;
     type Addresses: Target<Key = AddressKey, Value = ()>;
 
     /// Deletes conntrack entries. Returns how many were deleted.

@@ -2,6 +2,7 @@
 //! iptables, and empty where `table` is not: with nftables all of them are one kind.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::kernel::address::AddressKey;
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
@@ -27,7 +28,7 @@ pub struct Desired {
     /// Everything in our table of nf_tables.
     pub table: BTreeMap<Object, Content>,
     pub virtuals: BTreeMap<ServiceKey, Virtual>,
-    pub routes: BTreeMap<RouteKey, Route>,
+    pub routes: BTreeMap<RouteKey, Arc<Route>>,
 }
 
 /// Changed keys of [`Desired`], in any order; a key may occur twice.

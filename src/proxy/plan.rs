@@ -388,7 +388,8 @@ impl Plan {
     fn follow_use(&mut self, address: IpAddr, used: bool, changed: &mut ProxyChanges) {
         self.put_element(Set::ServiceAddresses, Entry::Ip(address), used, changed);
         let key = local_route_key(address);
-        let wanted = (used && !self.node.is_own(address)).then(|| self.local_route(Family::from(address)));
+        let wanted = (used && !self.node.is_own(address))
+            .then(|| self.shared_route(&key, self.local_route(Family::from(address))));
         if self.desired.routes.get(&key) == wanted.as_ref() {
             return;
         }
@@ -397,6 +398,13 @@ impl Plan {
             None => self.desired.routes.remove(&key),
         };
         changed.routes.push(key);
+    }
+
+    /// Returns the route of a neighbouring key, if it is equal: those of one family are.
+    fn shared_route(&self, key: &RouteKey, route: Route) -> Arc<Route> {
+        let (before, behind) = (self.desired.routes.range(..key).next_back(), self.desired.routes.range(key..).next());
+        let known = before.into_iter().chain(behind).map(|(_, known)| known).find(|known| ***known == route);
+        known.cloned().unwrap_or_else(|| route.into())
     }
 
     /// `ip route add local ADDRESS dev kube-dummy-if table local src NODE`: the address is this host's, and

@@ -6,12 +6,13 @@
 
 mod audited;
 mod differing;
+mod kept;
 mod portions;
 mod reflection;
 mod transaction;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::{Bound, RangeBounds};
+use std::ops::Bound;
 use std::time::Instant;
 
 use self::differing::side_by_side;
@@ -21,6 +22,7 @@ use super::target::{Phase, Target};
 use crate::packed::PackedMap;
 
 pub use self::differing::Differing;
+pub use self::kept::{Kept, Sorted};
 pub use self::reflection::Reflection;
 
 /// How far growing may go.
@@ -57,10 +59,12 @@ pub struct Trouble {
 }
 
 /// A target and its last seen state: success updates it, any failure makes it forget.
-pub struct Mirror<T: Target> {
+///
+/// `S` is the form in which that state is kept: what is desired has it too.
+pub struct Mirror<T: Target, S = PackedMap<<T as Target>::Key, <T as Target>::Value>> {
     target: T,
     /// Last seen state; `None` before the first read and after a failed one.
-    seen: Option<PackedMap<T::Key, T::Value>>,
+    seen: Option<S>,
     dirty: Dirty<T::Key>,
     /// Keys whose last step failed. They are read back, when the delay is over, before they are compared.
     doubtful: BTreeSet<T::Key>,
@@ -108,7 +112,15 @@ pub struct Audited {
 }
 
 impl<T: Target> Mirror<T> {
+    /// Returns a mirror that has seen nothing yet.
     pub fn new(target: T) -> Mirror<T> {
+        Mirror::keeping(target)
+    }
+}
+
+impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
+    /// Returns a mirror that has seen nothing yet, and will keep what it sees in this form.
+    pub fn keeping(target: T) -> Mirror<T, S> {
         Mirror {
             target,
             seen: None,
@@ -145,8 +157,8 @@ impl<T: Target> Mirror<T> {
     }
 
     /// Returns the last seen state; `None` while it is unknown.
-    pub fn seen(&self) -> Option<&BTreeMap<T::Key, T::Value>> {
-        self.seen.as_deref()
+    pub fn seen(&self) -> Option<&S::Form> {
+        self.seen.as_ref().map(S::form)
     }
 
     /// Returns the keys whose objects may differ from what is desired, in doubt or not; `None` if any may.
@@ -160,27 +172,16 @@ impl<T: Target> Mirror<T> {
     /// Returns the keys that exist or may exist, as far as is known; while nothing is, those known before. Some may come
     /// more than once.
     pub fn known_keys(&self) -> impl Iterator<Item = &T::Key> {
-        self.seen.iter().flat_map(|seen| seen.keys()).chain(&self.doubtful).chain(&self.forgotten)
+        self.seen()
+            .into_iter()
+            .flat_map(|seen| seen.entries().map(|(key, _)| key))
+            .chain(&self.doubtful)
+            .chain(&self.forgotten)
     }
 
     /// Returns whether this object is known to exist, in whatever form.
     pub fn has(&self, key: &T::Key) -> bool {
-        self.seen.as_ref().is_some_and(|seen| seen.contains_key(key))
-    }
-
-    /// Returns the number of desired objects among `these` not known to exist in any form. Costs what is dirty.
-    pub fn missing(&self, want: &BTreeMap<T::Key, T::Value>, these: impl Fn(&T::Key) -> bool) -> usize {
-        let lacks = |key: &&T::Key| these(key) && !self.has(key) && want.contains_key(*key);
-        match &self.dirty {
-            Dirty::Keys(keys) if self.seen.is_some() => keys.iter().filter(lacks).count(),
-            Dirty::Keys(_) | Dirty::All => want.keys().filter(lacks).count(),
-        }
-    }
-
-    /// Returns whether it is known that none of these keys exists: a key in doubt may.
-    pub fn lacks(&self, keys: impl RangeBounds<T::Key> + Clone) -> bool {
-        let Some(seen) = self.seen.as_ref() else { return false };
-        seen.range(keys.clone()).next().is_none() && self.doubtful.range(keys).next().is_none()
+        self.seen().is_some_and(|seen| seen.value(key).is_some())
     }
 
     /// Returns whether some object is in doubt: it could not be read, changed or deleted.
@@ -191,25 +192,6 @@ impl<T: Target> Mirror<T> {
     /// Returns the keys whose last step failed and that were not read back since: the kernel may hold anything there.
     pub fn doubts(&self) -> impl Iterator<Item = &T::Key> {
         self.doubtful.iter()
-    }
-
-    /// Returns what is desired and missing, and what exists and is not desired, as far as is known.
-    pub fn differing(&self, want: &BTreeMap<T::Key, T::Value>) -> Differing<T::Key> {
-        let mut differing = Differing { missing: Vec::new(), surplus: Vec::new() };
-        let Some(seen) = self.seen.as_ref() else { return differing };
-        let mut note = |key: &T::Key, is_there: bool, is_wanted: bool| match (is_there, is_wanted) {
-            _ if self.doubtful.contains(key) => {}
-            (false, true) => differing.missing.push(key.clone()),
-            (true, false) => differing.surplus.push(key.clone()),
-            (true, true) | (false, false) => {}
-        };
-        match &self.dirty {
-            Dirty::Keys(keys) => keys.iter().for_each(|key| note(key, seen.contains_key(key), want.contains_key(key))),
-            Dirty::All => {
-                side_by_side(seen, want).for_each(|(key, have, wanted)| note(key, have.is_some(), wanted.is_some()));
-            }
-        }
-        differing
     }
 
     /// The keys of objects that could not be created or changed when that was tried the last time.
@@ -227,9 +209,14 @@ impl<T: Target> Mirror<T> {
         &mut self.target
     }
 
+    /// Keeps the last seen state in the memory of what is desired, if the two are equal.
+    pub fn share(&mut self, want: &S::Form) {
+        self.seen.iter_mut().for_each(|seen| seen.share(want));
+    }
+
     /// The growing half of a round: creates and changes what is dirty and differs from `want`. Returns the
     /// keys whose objects were created or changed in the kernel.
-    pub fn grow(&mut self, want: &BTreeMap<T::Key, T::Value>, growth: Growth, at: Moment) -> Vec<T::Key> {
+    pub fn grow(&mut self, want: &S::Form, growth: Growth, at: Moment) -> Vec<T::Key> {
         self.grow_where(want, growth, at, |_| true)
     }
 
@@ -237,7 +224,7 @@ impl<T: Target> Mirror<T> {
     /// only those whose needs `may_come` finds in place. The others stay dirty.
     pub fn grow_where(
         &mut self,
-        want: &BTreeMap<T::Key, T::Value>,
+        want: &S::Form,
         growth: Growth,
         at: Moment,
         may_come: impl Fn(&T::Key) -> bool,
@@ -248,7 +235,7 @@ impl<T: Target> Mirror<T> {
     /// Like [`grow`](Mirror::grow), but only where `among` holds. The others stay dirty, also where they exist.
     pub fn grow_among(
         &mut self,
-        want: &BTreeMap<T::Key, T::Value>,
+        want: &S::Form,
         growth: Growth,
         at: Moment,
         among: impl Fn(&T::Key) -> bool,
@@ -258,7 +245,7 @@ impl<T: Target> Mirror<T> {
 
     fn grow_those(
         &mut self,
-        want: &BTreeMap<T::Key, T::Value>,
+        want: &S::Form,
         growth: Growth,
         at: Moment,
         (may_come, may_change): (impl Fn(&T::Key) -> bool, impl Fn(&T::Key) -> bool),
@@ -284,7 +271,7 @@ impl<T: Target> Mirror<T> {
 
     /// The shrinking half of a round: deletes what is dirty and not in `want`, and takes from what grew
     /// its old parts. Returns the keys of the objects that were deleted or became smaller.
-    pub fn shrink(&mut self, want: &BTreeMap<T::Key, T::Value>, at: Moment) -> Vec<T::Key> {
+    pub fn shrink(&mut self, want: &S::Form, at: Moment) -> Vec<T::Key> {
         self.shrink_where(want, at, |_, _| true)
     }
 
@@ -292,14 +279,14 @@ impl<T: Target> Mirror<T> {
     /// that nobody needs any more according to `may_go`, which also gets the last seen state of the kind.
     pub fn shrink_where(
         &mut self,
-        want: &BTreeMap<T::Key, T::Value>,
+        want: &S::Form,
         at: Moment,
-        may_go: impl Fn(&T::Key, &BTreeMap<T::Key, T::Value>) -> bool,
+        may_go: impl Fn(&T::Key, &S::Form) -> bool,
     ) -> Vec<T::Key> {
         if self.is_settled() || !self.learn(at) {
             return Vec::new();
         }
-        let Some(seen) = self.seen.as_ref() else { return Vec::new() };
+        let Some(seen) = self.seen() else { return Vec::new() };
         let steps = self.planned(want, |key, have, wanted| match (have, wanted) {
             (Some(_), None) => may_go(key, seen).then_some(None),
             // A key that could not grow (its step failed, so `have` is not known) is not in `seen`; one that differs
@@ -333,11 +320,11 @@ impl<T: Target> Mirror<T> {
         match found.remove(&key) {
             None => {
                 drift.push(Drift::Missing(key.to_string()));
-                seen.remove(&key);
+                seen.drop_key(&key);
             }
-            Some(value) if seen.get(&key) != Some(&value) => {
+            Some(value) if seen.form().value(&key) != Some(&value) => {
                 drift.push(Drift::Different(key.to_string()));
-                seen.insert(key.clone(), value);
+                seen.set(key.clone(), value);
             }
             Some(_) => return,
         }
@@ -389,7 +376,7 @@ impl<T: Target> Mirror<T> {
             match self.target.read_some(&keys) {
                 Ok(found) => {
                     let seen = self.seen.as_mut().expect("seen was checked above");
-                    keys.iter().for_each(|key| drop(seen.remove(key)));
+                    keys.iter().for_each(|key| seen.drop_key(key));
                     seen.extend(found);
                     self.doubtful.clear();
                     self.backoff.tried();
@@ -407,10 +394,10 @@ impl<T: Target> Mirror<T> {
     /// Returns the steps for all dirty keys for which `after` names a state to reach.
     fn planned(
         &self,
-        want: &BTreeMap<T::Key, T::Value>,
+        want: &S::Form,
         after: impl Fn(&T::Key, Option<&T::Value>, Option<&T::Value>) -> Option<Option<T::Value>>,
     ) -> Planned<T> {
-        let Some(seen) = self.seen.as_ref() else { return Vec::new() };
+        let Some(seen) = self.seen() else { return Vec::new() };
         let plan = |(key, have, wanted): (&T::Key, Option<&T::Value>, Option<&T::Value>)| {
             if self.doubtful.contains(key) {
                 return None;
@@ -418,7 +405,9 @@ impl<T: Target> Mirror<T> {
             after(key, have, wanted).map(|then| (key.clone(), have.cloned(), then))
         };
         match &self.dirty {
-            Dirty::Keys(keys) => keys.iter().map(|key| (key, seen.get(key), want.get(key))).filter_map(plan).collect(),
+            Dirty::Keys(keys) => {
+                keys.iter().map(|key| (key, seen.value(key), want.value(key))).filter_map(plan).collect()
+            }
             Dirty::All => side_by_side(seen, want).filter_map(plan).collect(),
         }
     }
@@ -434,7 +423,7 @@ impl<T: Target> Mirror<T> {
         let seen = self.seen.as_mut().expect("steps are planned only from what was seen");
         for (index, (key, _, want)) in planned.into_iter().enumerate() {
             if failed.contains_key(&index) {
-                seen.remove(&key);
+                seen.drop_key(&key);
                 let half = if want.is_some() { Phase::Grow } else { Phase::Shrink };
                 self.failing.insert(key.clone(), if phase == Phase::Whole { half } else { phase });
                 self.doubtful.insert(key);
@@ -444,12 +433,12 @@ impl<T: Target> Mirror<T> {
             done.push(key.clone());
             match want {
                 Some(value) => there.push((key, value)),
-                None => drop(seen.remove(&key)),
+                None => seen.drop_key(&key),
             }
         }
-        if seen.is_empty() {
+        if seen.form().count() == 0 {
             // Building a map at once costs a fraction of filling it.
-            *seen = BTreeMap::from_iter(there).into();
+            *seen = there.into_iter().collect();
         } else {
             seen.extend(there);
         }
@@ -461,11 +450,11 @@ impl<T: Target> Mirror<T> {
     }
 
     /// Removes the dirty keys that are as desired, and ends the trouble when nothing fails any more.
-    fn clean(&mut self, phase: Phase, want: &BTreeMap<T::Key, T::Value>) {
-        let Some(seen) = self.seen.as_ref() else { return };
+    fn clean(&mut self, phase: Phase, want: &S::Form) {
+        let Some(seen) = self.seen() else { return };
         let left: BTreeSet<T::Key> = match &self.dirty {
             Dirty::Keys(keys) => {
-                let settled = |key: &&T::Key| seen.get(key) == want.get(key) && !self.doubtful.contains(key);
+                let settled = |key: &&T::Key| seen.value(key) == want.value(key) && !self.doubtful.contains(key);
                 keys.iter().filter(|key| !settled(key)).cloned().collect()
             }
             Dirty::All => {

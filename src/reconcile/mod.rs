@@ -27,7 +27,7 @@ mod target;
 pub use account::Account;
 pub use audits::{Audits, Found, audit, compare_after_notice, glance, scan};
 pub use backoff::Backoff;
-pub use mirror::{Audited, Course, Differing, Drift, Growth, Mirror, Reflection, Trouble};
+pub use mirror::{Audited, Course, Differing, Drift, Growth, Kept, Mirror, Reflection, Sorted, Trouble};
 pub use moment::{Moment, Moments};
 pub use optional::Optional;
 pub use target::{Failure, Glance, Phase, Step, Target};

@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -28,6 +29,7 @@ use crate::kernel::rule::RuleKey;
 use crate::kernel::sysctl::{self, Ruled};
 use crate::kernel::tunnel::{ReceivePort, Tunnel};
 use crate::model::Authority;
+use crate::packed::BlockMap;
 use crate::reconcile::{Growth, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
@@ -52,7 +54,7 @@ pub trait Kernel {
     type Passages: InHostChain;
     type ReceivePorts: Target<Key = ReceivePort, Value = ()>;
     type Tunnels: Target<Key = LinkName, Value = Tunnel>;
-    type Routes: Target<Key = RouteKey, Value = Route> + PodRoutes;
+    type Routes: Target<Key = RouteKey, Value = Arc<Route>> + PodRoutes;
     type SourceRules: Target<Key = RuleKey, Value = ()>;
 
     /// Returns whether the bridge has no pods attached, as far as that can be known.
@@ -102,7 +104,7 @@ kinds! {
         passages: Passages after Rules,
         receive_ports: ReceivePorts,
         tunnels: Tunnels after Routes,
-        routes: Routes after Routes,
+        routes: Routes in BlockMap after Routes,
         source_rules: SourceRules after Routes,
     }
     with {
@@ -181,6 +183,11 @@ impl<K: Kernel> Mirrors<K> {
         }
         // Unknown counts as false: keeping too little costs a moment, keeping too much sends packets nowhere.
         self.had_sets.unwrap_or(false)
+    }
+
+    /// Keeps the routes that are as desired in memory once.
+    pub fn share_routes(&mut self, learned: &Routes) {
+        self.routes.share(learned.routes());
     }
 
     /// Returns the number of desired main table routes that the kernel lacks.

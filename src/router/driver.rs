@@ -376,6 +376,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     async fn pack(&mut self) {
         self.plan.pack();
+        self.mirrors.share_routes(self.plan.routes());
         self.sessions.pack().await;
     }
 

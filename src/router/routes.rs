@@ -37,7 +37,7 @@ use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_MAIN};
 use crate::kernel::tunnel::Tunnel;
 use crate::model::{Interner, OnLink};
 use crate::net::{Family, PerFamily};
-use crate::packed::PackedMap;
+use crate::packed::BlockMap;
 
 use super::identity::Identity;
 use super::mtu;
@@ -58,27 +58,33 @@ pub struct Place<'a> {
 /// All learned routes, and the resulting kernel routes.
 #[derive(Default, Debug)]
 pub struct Routes {
-    /// Next hops as learned, the best first.
-    learned: PackedMap<IpNet, Arc<[IpAddr]>>,
-    by_next_hop: BTreeMap<IpAddr, PackedMap<IpNet, ()>>,
+    learned: BlockMap<IpNet, Arc<Learned>>,
+    by_next_hop: BTreeMap<IpAddr, BlockMap<IpNet, ()>>,
     /// The routes that use the tunnel to each node.
     tunnelled: BTreeMap<IpAddr, BTreeSet<IpNet>>,
-    /// The current paths of each route.
-    ways: PackedMap<IpNet, Arc<[Way]>>,
     lists: Lists,
-    routes: PackedMap<RouteKey, Route>,
+    routes: BlockMap<RouteKey, Arc<Route>>,
     tunnels: BTreeMap<LinkName, Tunnel>,
     dirty: BTreeSet<IpNet>,
     /// Prefixes learned from a former speaker, and not learned again yet.
     stale: BTreeSet<IpNet>,
 }
 
-/// Lists shared by many routes: a table of 100,000 routes has few next hops.
+/// What many routes have in common: a table of 100,000 routes has few next hops.
 #[derive(Default, Debug)]
 struct Lists {
-    next_hops: Interner<Arc<[IpAddr]>>,
-    ways: Interner<Arc<[Way]>>,
+    learned: Interner<Arc<Learned>>,
     hops: Interner<Arc<[NextHop]>>,
+    routes: Interner<Arc<Route>>,
+}
+
+/// Where a prefix leads.
+#[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
+struct Learned {
+    /// Next hops as learned, the best first; none of a route that was withdrawn since the last settling.
+    next_hops: Box<[IpAddr]>,
+    /// The paths to them, as of the last settling.
+    ways: Box<[Way]>,
 }
 
 /// Keys of what changed.
@@ -98,7 +104,7 @@ enum Way {
 }
 
 impl Routes {
-    pub fn routes(&self) -> &BTreeMap<RouteKey, Route> {
+    pub fn routes(&self) -> &BlockMap<RouteKey, Arc<Route>> {
         &self.routes
     }
 
@@ -108,12 +114,12 @@ impl Routes {
 
     /// Returns whether a route to this prefix has been learned.
     pub fn has(&self, prefix: IpNet) -> bool {
-        self.learned.contains_key(&prefix)
+        self.learned.get(&prefix).is_some_and(|learned| !learned.next_hops.is_empty())
     }
 
     /// Returns whether a learned route to this prefix has a path.
     pub fn has_way(&self, prefix: IpNet) -> bool {
-        self.ways.contains_key(&prefix)
+        self.learned.get(&prefix).is_some_and(|learned| !learned.ways.is_empty())
     }
 
     /// Returns the next hops of all learned routes.
@@ -129,15 +135,12 @@ impl Routes {
     /// Updates the learned routes. Our own routes have no path.
     pub fn learn(&mut self, changes: &[RouteChange]) {
         for change in changes {
-            let learned = change.best.as_ref().is_some_and(|best| !best.source.is_local());
-            let next_hops = if learned { self.lists.next_hops.intern(&*change.next_hops) } else { Arc::default() };
+            let is_learned = change.best.as_ref().is_some_and(|best| !best.source.is_local());
+            let next_hops = if is_learned { change.next_hops.as_slice() } else { &[] };
             let prefix = change.prefix;
             self.stale.remove(&prefix);
-            let before = match next_hops.is_empty() {
-                true => self.learned.remove(&prefix),
-                false => self.learned.insert(prefix, next_hops.clone()),
-            };
-            for gone in before.iter().flat_map(|before| before.iter()) {
+            let before = self.learned.get(&prefix).cloned();
+            for gone in before.iter().flat_map(|before| &before.next_hops) {
                 if let Some(prefixes) = self.by_next_hop.get_mut(gone) {
                     prefixes.remove(&prefix);
                     if prefixes.is_empty() {
@@ -145,8 +148,13 @@ impl Routes {
                     }
                 }
             }
-            for next_hop in &*next_hops {
+            for next_hop in next_hops {
                 self.by_next_hop.entry(*next_hop).or_default().insert(prefix, ());
+            }
+            if before.is_some() || !next_hops.is_empty() {
+                let ways = before.map(|before| before.ways.clone()).unwrap_or_default();
+                let learned = self.lists.learned.intern_owned(Learned { next_hops: next_hops.into(), ways }.into());
+                self.learned.insert(prefix, learned);
             }
             self.dirty.insert(prefix);
         }
@@ -154,7 +162,8 @@ impl Routes {
 
     /// Marks all routes as stale for a new speaker, until learned routes are complete. Returns whether there are any.
     pub fn mark_stale(&mut self) -> bool {
-        self.stale = self.learned.keys().copied().collect();
+        let learned = self.learned.iter().filter(|(_, learned)| !learned.next_hops.is_empty());
+        self.stale = learned.map(|(prefix, _)| *prefix).collect();
         !self.stale.is_empty()
     }
 
@@ -180,8 +189,7 @@ impl Routes {
     /// Packs the maps, which whole tables fill one route after the other.
     pub fn pack(&mut self) {
         self.learned.pack();
-        self.by_next_hop.values_mut().for_each(PackedMap::pack);
-        self.ways.pack();
+        self.by_next_hop.values_mut().for_each(BlockMap::pack);
         self.routes.pack();
     }
 
@@ -191,31 +199,27 @@ impl Routes {
         let mut remotes: BTreeSet<IpAddr> = BTreeSet::new();
         let dirty = std::mem::take(&mut self.dirty);
         for prefix in &dirty {
-            let ways = self.learned.get(prefix).map(|next_hops| ways(*prefix, next_hops, place)).unwrap_or_default();
+            let Some(learned) = self.learned.get(prefix).cloned() else { continue };
+            let ways = ways(*prefix, &learned.next_hops, place);
             // Tunnels whose parameters may differ: to the nodes that routes use now.
             remotes.extend(ways.iter().filter_map(remote));
-            let ways = self.lists.ways.intern(&*ways);
-            remotes.extend(self.set_ways(*prefix, ways));
+            remotes.extend(self.set_ways(*prefix, &learned, ways.into()));
         }
         for remote in remotes {
             self.put_tunnel(remote, place, &mut changed);
         }
         for prefix in dirty {
-            let route = self.ways.get(&prefix).map(|ways| route(prefix, ways, place, &mut self.lists));
+            let learned = self.learned.get(&prefix).filter(|learned| !learned.ways.is_empty());
+            let route = learned.map(|learned| route(prefix, &learned.ways, place, &mut self.lists));
             self.put_route(RouteKey::new(TABLE_MAIN, prefix), route, &mut changed);
         }
         changed
     }
 
     /// Sets the paths of a prefix; returns the nodes whose tunnel is now used first or no longer.
-    fn set_ways(&mut self, prefix: IpNet, ways: Arc<[Way]>) -> Vec<IpAddr> {
-        let before = match ways.is_empty() {
-            true => self.ways.remove(&prefix),
-            false => self.ways.insert(prefix, ways.clone()),
-        };
+    fn set_ways(&mut self, prefix: IpNet, before: &Learned, ways: Box<[Way]>) -> Vec<IpAddr> {
         let mut different = Vec::new();
-        for gone in before.iter().flat_map(|before| before.iter()).filter(|way| !ways.contains(way)).filter_map(remote)
-        {
+        for gone in before.ways.iter().filter(|way| !ways.contains(way)).filter_map(remote) {
             let Some(prefixes) = self.tunnelled.get_mut(&gone) else { continue };
             prefixes.remove(&prefix);
             if prefixes.is_empty() {
@@ -229,6 +233,12 @@ impl Routes {
                 different.push(remote);
             }
             prefixes.insert(prefix);
+        }
+        if before.next_hops.is_empty() {
+            self.learned.remove(&prefix);
+        } else if before.ways != ways {
+            let learned = Learned { next_hops: before.next_hops.clone(), ways };
+            self.learned.insert(prefix, self.lists.learned.intern_owned(learned.into()));
         }
         different
     }
@@ -260,10 +270,11 @@ impl Routes {
             source: None,
             next_hops: [NextHop { link: name, gateway: None }].into(),
         });
+        let route = route.map(Arc::new);
         self.put_route(RouteKey::new(TUNNEL_TABLE, Family::host_prefix(remote)), route, changed);
     }
 
-    fn put_route(&mut self, key: RouteKey, wanted: Option<Route>, changed: &mut RouteTableChanges) {
+    fn put_route(&mut self, key: RouteKey, wanted: Option<Arc<Route>>, changed: &mut RouteTableChanges) {
         match wanted {
             Some(wanted) if self.routes.get(&key) == Some(&wanted) => return,
             Some(wanted) => drop(self.routes.insert(key.clone(), wanted)),
@@ -274,7 +285,7 @@ impl Routes {
     }
 }
 
-fn route(prefix: IpNet, ways: &[Way], place: Place<'_>, lists: &mut Lists) -> Route {
+fn route(prefix: IpNet, ways: &[Way], place: Place<'_>, lists: &mut Lists) -> Arc<Route> {
     let through_tunnels = ways.iter().any(|way| remote(way).is_some());
     let source = place.own.sources.of(Family::from(prefix)).filter(|_| through_tunnels);
     let next_hop = |way: &Way| match way {
@@ -282,7 +293,8 @@ fn route(prefix: IpNet, ways: &[Way], place: Place<'_>, lists: &mut Lists) -> Ro
         Way::Tunnel(remote) => NextHop { link: name(*remote, place), gateway: None },
     };
     let next_hops: Vec<NextHop> = ways.iter().map(next_hop).collect();
-    Route { kind: RouteKind::Unicast, protocol: PROTOCOL, source, next_hops: lists.hops.intern(&*next_hops) }
+    let next_hops = lists.hops.intern(&*next_hops);
+    lists.routes.intern_owned(Route { kind: RouteKind::Unicast, protocol: PROTOCOL, source, next_hops }.into())
 }
 
 /// Returns the name of the tunnel to a node. Of those whose usual names are equal the smallest address gets it, whether

@@ -68,13 +68,14 @@ pub struct Kind<'a> {
 }
 
 /// Declares the kinds of kernel objects of a subsystem: field, associated type of its `Kernel`, and the notice after which
-/// the kind is compared with the kernel at once, where there is one. Behind `with` stands what else the mirrors remember;
+/// the kind is compared with the kernel at once, where there is one, and before that the form of what is desired and seen, where it is
+/// not the usual one. Behind `with` stands what else the mirrors remember;
 /// it begins as its default.
 macro_rules! kinds {
     (
         $(#[$about:meta])*
         pub struct $mirrors:ident {
-            $($field:ident: $kind:ident $(after $notice:ident)?,)+
+            $($field:ident: $kind:ident $(in $form:ident)? $(after $notice:ident)?,)+
         }
         with {
             $($(#[$more:meta])* $beside:ident: $type:ty,)*
@@ -89,7 +90,7 @@ macro_rules! kinds {
         $(#[$about])*
         pub struct $mirrors<K: Kernel> {
             kernel: K,
-            $($field: $crate::reconcile::Mirror<K::$kind>,)+
+            $($field: $crate::subsystem::mirror!(K::$kind $(in $form)?),)+
             audits: $crate::reconcile::Audits,
             $($(#[$more])* $beside: $type,)*
         }
@@ -99,7 +100,7 @@ macro_rules! kinds {
             fn of(targets: Targets<K>) -> $mirrors<K> {
                 $mirrors {
                     kernel: targets.kernel,
-                    $($field: $crate::reconcile::Mirror::new(targets.$field),)+
+                    $($field: $crate::reconcile::Mirror::keeping(targets.$field),)+
                     audits: Default::default(),
                     $($beside: Default::default(),)*
                 }
@@ -125,4 +126,16 @@ macro_rules! kinds {
     };
 }
 
+/// The mirror of a kind, in this form or in the usual one.
+macro_rules! mirror {
+    ($kernel:ident::$kind:ident) => { $crate::reconcile::Mirror<$kernel::$kind> };
+    ($kernel:ident::$kind:ident in $form:ident) => {
+        $crate::reconcile::Mirror<
+            $kernel::$kind,
+            $form<<$kernel::$kind as $crate::reconcile::Target>::Key, <$kernel::$kind as $crate::reconcile::Target>::Value>,
+        >
+    };
+}
+
 pub(crate) use kinds;
+pub(crate) use mirror;

@@ -32,7 +32,7 @@ use crate::reconcile::{Account, Found, Moment};
 pub use driver::run;
 pub use kinds::{Kind, Kinds};
 
-pub(crate) use kinds::kinds;
+pub(crate) use kinds::{kinds, mirror};
 
 /// Inputs and outputs of a subsystem's loop.
 pub struct Inputs {

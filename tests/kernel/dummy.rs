@@ -1,6 +1,7 @@
 //! The device that service addresses are local to, on a kernel with `dummy`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use sluice::kernel::address::{AddressKey, Addresses, KEEPER};
 use sluice::kernel::link::{Link, LinkKind, LinkName, Links};
@@ -25,14 +26,14 @@ fn ours() -> LinkName {
     LinkName("kube-dummy-if".into())
 }
 
-fn local(destination: &str, source: &str) -> (RouteKey, Route) {
+fn local(destination: &str, source: &str) -> (RouteKey, Arc<Route>) {
     let route = Route {
         kind: RouteKind::Local,
         protocol: 2,
         source: source.parse().ok(),
         next_hops: [NextHop { link: ours(), gateway: None }].into(),
     };
-    (RouteKey::new(TABLE_LOCAL, destination.parse().expect("a prefix")), route)
+    (RouteKey::new(TABLE_LOCAL, destination.parse().expect("a prefix")), Arc::new(route))
 }
 
 #[test]

@@ -14,6 +14,7 @@ use sluice::model::{
     Reflection, Routing, World,
 };
 use sluice::net::{ExternalPeer, Password, PerFamily};
+use sluice::reconcile::Sorted;
 use sluice::router::desired::RouterChanges;
 use sluice::router::plan::Plan;
 
@@ -265,12 +266,12 @@ fn a_routers_plan_after_any_history_equals_the_one_made_at_once() {
 }
 
 fn same_rows<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(
-    found: &BTreeMap<K, V>,
-    expected: &BTreeMap<K, V>,
+    found: &impl Sorted<K, V>,
+    expected: &impl Sorted<K, V>,
     history: &[String],
 ) {
-    for key in found.keys().chain(expected.keys()) {
-        assert_eq!(found.get(key), expected.get(key), "{key:?} after {history:?}");
+    for (key, _) in found.entries().chain(expected.entries()) {
+        assert_eq!(found.value(key), expected.value(key), "{key:?} after {history:?}");
     }
 }
 
@@ -323,12 +324,15 @@ fn rows_changed(older: &Cluster, newer: &Cluster) -> usize {
 }
 
 fn named<K: Ord + std::fmt::Debug, V: PartialEq>(
-    older: &BTreeMap<K, V>,
-    newer: &BTreeMap<K, V>,
+    older: &impl Sorted<K, V>,
+    newer: &impl Sorted<K, V>,
     named: &BTreeSet<K>,
     what: &str,
 ) {
-    for key in older.keys().chain(newer.keys()) {
-        assert!(named.contains(key) || older.get(key) == newer.get(key), "{what}: {key:?} changed and is not named");
+    for (key, _) in older.entries().chain(newer.entries()) {
+        assert!(
+            named.contains(key) || older.value(key) == newer.value(key),
+            "{what}: {key:?} changed and is not named"
+        );
     }
 }

@@ -177,7 +177,7 @@ impl Agent {
             passages: needed(&desired.passages),
             receive_ports: desired.receive_ports.clone(),
             tunnels: self.plan.routes().tunnels().clone(),
-            routes: self.plan.routes().routes().clone(),
+            routes: self.plan.routes().routes().iter().map(|(key, route)| (key.clone(), route.clone())).collect(),
             source_rules: desired.source_rules.clone(),
             ..State::default()
         }
@@ -636,7 +636,7 @@ fn hurt(state: &mut State, foreign: &State, random: &mut Random) -> Option<Strin
         }
         1 => {
             let key = one(&state.routes, &foreign.routes, random)?;
-            let route = state.routes.get_mut(&key)?;
+            let route = std::sync::Arc::make_mut(state.routes.get_mut(&key)?);
             let hop = std::sync::Arc::make_mut(&mut route.next_hops).first_mut()?;
             hop.gateway = hop.gateway.xor(Some([192, 0, 2, 250].into()));
             Some(format!("turns the route {key} elsewhere"))

@@ -422,7 +422,7 @@ impl Cluster {
     /// The main table of a node, as `ip route` would print it.
     pub fn routes(&self, number: usize) -> Vec<String> {
         let routes = self.members[&number].plan.routes().routes().iter().filter(|(key, _)| key.table == TABLE_MAIN);
-        let line = |(key, route): (&RouteKey, &sluice::kernel::route::Route)| {
+        let line = |(key, route): (&RouteKey, &Arc<sluice::kernel::route::Route>)| {
             let ways = route.next_hops.iter().map(|hop| match hop.gateway {
                 Some(gateway) => format!("via {gateway} dev {}", hop.link),
                 None => format!("dev {}", hop.link),

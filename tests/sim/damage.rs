@@ -166,7 +166,7 @@ pub fn hurt(state: &mut State, foreign: &State, kind: Kind, random: &mut Random)
         }
         Kind::ChangeRoute => {
             let key = our_route(state, foreign, random)?;
-            let route = state.routes.get_mut(&key)?;
+            let route = std::sync::Arc::make_mut(state.routes.get_mut(&key)?);
             route.protocol = route.protocol.wrapping_add(1);
             said(Hurt::Address(key.destination.addr()), key.to_string())
         }

@@ -49,8 +49,8 @@ pub struct RouteKey {
     pub metric: u32,
 }
 
-/// Everything else about a route that we decide.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// Everything else about a route that we decide. Many routes have the same, which is in memory once.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Route {
     pub kind: RouteKind,
     /// `rtm_protocol`: the origin of the route.
@@ -62,7 +62,7 @@ pub struct Route {
 }
 
 /// `rtm_type`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum RouteKind {
     /// Forwarded; `scope` follows from whether the next hops have gateways.
     Unicast,

@@ -1,6 +1,6 @@
 //! Routes as a kind of kernel objects: ours are read, compared and changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -19,6 +19,9 @@ pub struct Routes {
     ownership: Ownership,
     messages: Messages,
 }
+
+/// Our routes, by their keys.
+type Ours = BTreeMap<RouteKey, Arc<Route>>;
 
 /// Whether others' routes to a destination are of interest.
 type Interest<'a> = &'a dyn Fn(IpNet) -> bool;
@@ -39,17 +42,11 @@ impl Routes {
     ///
     /// # Errors
     /// As for [`read`](Target::read).
-    pub fn read_beside(
-        &mut self,
-        of_interest: Interest<'_>,
-    ) -> Result<(BTreeMap<RouteKey, Route>, Vec<Foreign>), Error> {
+    pub fn read_beside(&mut self, of_interest: Interest<'_>) -> Result<(Ours, Vec<Foreign>), Error> {
         self.read_both(Some(of_interest))
     }
 
-    fn read_both(
-        &mut self,
-        of_interest: Option<Interest<'_>>,
-    ) -> Result<(BTreeMap<RouteKey, Route>, Vec<Foreign>), Error> {
+    fn read_both(&mut self, of_interest: Option<Interest<'_>>) -> Result<(Ours, Vec<Foreign>), Error> {
         let mut names = Names::default();
         let filters: Vec<Filter> = match &self.ownership {
             Ownership::Device { table, link } => match names.number(&self.socket, link) {
@@ -62,7 +59,8 @@ impl Routes {
                 .collect(),
         };
         let (mut found, mut foreign) = (BTreeMap::new(), Vec::new());
-        let mut known: BTreeSet<Arc<[NextHop]>> = BTreeSet::new();
+        let mut hops_known: BTreeSet<Arc<[NextHop]>> = BTreeSet::new();
+        let mut known: HashSet<Arc<Route>> = HashSet::new();
         let both = |filter| Family::BOTH.map(|family| (family, filter));
         for (family, filter) in filters.into_iter().flat_map(both) {
             for (listed, is_ours) in self.list(family, filter, of_interest)? {
@@ -73,15 +71,18 @@ impl Routes {
                     let Some(link) = names.name(&self.socket, hop.device) else { continue };
                     next_hops.push(NextHop { link, gateway: hop.gateway });
                 }
-                let next_hops = known.get(&next_hops[..]).cloned().unwrap_or_else(|| next_hops.into());
-                known.insert(next_hops.clone());
+                let next_hops = hops_known.get(&next_hops[..]).cloned().unwrap_or_else(|| next_hops.into());
+                hops_known.insert(next_hops.clone());
                 if !is_ours {
                     let is_first = !found.contains_key(&key);
                     foreign.push(Foreign { key, kind, protocol, next_hops, is_first });
                     continue;
                 }
                 // Of IPv4 routes with the same key the kernel uses the one that it lists first.
-                found.entry(key).or_insert(Route { kind, protocol, source, next_hops });
+                let route = Route { kind, protocol, source, next_hops };
+                let route = known.get(&route).cloned().unwrap_or_else(|| route.into());
+                known.insert(route.clone());
+                found.entry(key).or_insert(route);
             }
         }
         Ok((found, foreign))
@@ -141,7 +142,7 @@ impl Routes {
     }
 
     /// Writes the messages of a step; fails with the name of a missing device.
-    fn write_step(&mut self, names: &mut Names, step: &Step<'_, RouteKey, Route>) -> Result<(), LinkName> {
+    fn write_step(&mut self, names: &mut Names, step: &Step<'_, RouteKey, Arc<Route>>) -> Result<(), LinkName> {
         // ip route add|replace|delete [local] DESTINATION [via GATEWAY] dev DEVICE table TABLE metric METRIC
         let (command, route) = match (step.have, step.want) {
             (None, Some(want)) => ((NEW_ROUTE, flag::CREATE | flag::EXCLUSIVE), want),
@@ -174,14 +175,14 @@ impl Routes {
 
 impl Target for Routes {
     type Key = RouteKey;
-    type Value = Route;
+    type Value = Arc<Route>;
     type Error = Error;
 
     fn name(&self) -> &'static str {
         "routes"
     }
 
-    fn read(&mut self) -> Result<BTreeMap<RouteKey, Route>, Error> {
+    fn read(&mut self) -> Result<BTreeMap<RouteKey, Arc<Route>>, Error> {
         Ok(self.read_both(None)?.0)
     }
 
@@ -189,7 +190,7 @@ impl Target for Routes {
         PORTION
     }
 
-    fn apply(&mut self, _phase: Phase, steps: &[Step<'_, RouteKey, Route>]) -> Vec<Failure<Error>> {
+    fn apply(&mut self, _phase: Phase, steps: &[Step<'_, RouteKey, Arc<Route>>]) -> Vec<Failure<Error>> {
         self.messages.clear();
         let mut owners = Vec::with_capacity(steps.len());
         let mut failures = Vec::new();
@@ -211,7 +212,7 @@ impl Target for Routes {
     }
 }
 
-fn operation(step: &Step<'_, RouteKey, Route>) -> &'static str {
+fn operation(step: &Step<'_, RouteKey, Arc<Route>>) -> &'static str {
     match (step.have, step.want) {
         (None, _) => "add route",
         (_, None) => "delete route",

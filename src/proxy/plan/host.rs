@@ -134,7 +134,7 @@ impl Plan {
         if self.node.families.v4 {
             let route = Route { source: Some(KEEPER.addr()), ..self.local_route(Family::V4) };
             self.desired.addresses.insert(AddressKey { link, address: KEEPER }, ());
-            self.desired.routes.insert(key.clone(), route);
+            self.desired.routes.insert(key.clone(), route.into());
         }
         changed.routes.push(key);
     }

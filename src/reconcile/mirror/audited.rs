@@ -3,21 +3,24 @@
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
-use super::{Audited, Course, Drift, Mirror};
+use super::{Audited, Course, Drift, Kept, Mirror, Sorted};
 use crate::reconcile::target::{Glance, Target};
 
 /// The first and the last key.
 type Range<K> = (Bound<K>, Bound<K>);
 
-impl<T: Target> Mirror<T> {
+impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
     pub(super) fn audit_next_portion(&mut self) -> Result<Audited, T::Error> {
-        let Some(seen) = self.seen.as_ref() else { return Ok(Audited { drift: Vec::new(), finished: true }) };
+        let Some(seen) = self.seen.as_ref().map(S::form) else {
+            return Ok(Audited { drift: Vec::new(), finished: true });
+        };
         let most = self.target.audit_portion();
-        let at_once = seen.len() <= most && self.audit_from.is_none();
+        let at_once = seen.count() <= most && self.audit_from.is_none();
         let begin = self.audit_from.take().map_or(Bound::Unbounded, Bound::Included);
-        let mut range = seen.range((begin, Bound::Unbounded));
+        let mut range = seen.between((begin, Bound::Unbounded));
         let portion: Vec<T::Key> = range.by_ref().take(most).map(|(key, _)| key.clone()).collect();
         self.audit_from = range.next().map(|(key, _)| key.clone());
+        drop(range);
         let keys: Vec<T::Key> = portion.into_iter().filter(|key| !self.doubtful.contains(key)).collect();
         let mut found = if at_once { self.target.read()? } else { self.target.read_some(&keys)? };
         let mut drift = Vec::new();
@@ -40,16 +43,20 @@ impl<T: Target> Mirror<T> {
         course: &mut Course<T::Key>,
     ) -> Result<Audited, T::Error> {
         let nothing = || Audited { drift: Vec::new(), finished: true };
-        let Some(seen) = self.seen.as_ref() else { return Ok(nothing()) };
+        let Some(seen) = self.seen.as_ref().map(S::form) else { return Ok(nothing()) };
         let begin = course.next.take().map_or(range.0, Bound::Included);
-        let mut rest = seen.range((begin, range.1));
+        let mut rest = seen.between((begin, range.1));
         let portion: Vec<T::Key> = rest.by_ref().take(course.portion).map(|(key, _)| key.clone()).collect();
         course.next = rest.next().map(|(key, _)| key.clone());
+        drop(rest);
         let keys: Vec<T::Key> = portion.into_iter().filter(|key| !self.doubtful.contains(key)).collect();
         if keys.is_empty() {
             return Ok(Audited { drift: Vec::new(), finished: course.next.is_none() });
         }
-        let suspects = self.target.unlike(seen, &keys)?;
+        let suspects = match seen.tree() {
+            Some(tree) => self.target.unlike(tree, &keys)?,
+            None => keys,
+        };
         let mut drift = Vec::new();
         if !suspects.is_empty() {
             let mut found = self.target.read_some(&suspects)?;
@@ -59,19 +66,19 @@ impl<T: Target> Mirror<T> {
     }
 
     pub(super) fn compare_what_a_glance_tells(&mut self) -> Result<Vec<Drift>, T::Error> {
-        let Some(seen) = self.seen.as_ref() else { return Ok(Vec::new()) };
+        let Some(seen) = self.seen.as_ref().and_then(|seen| seen.form().tree()) else { return Ok(Vec::new()) };
         let told = self.target.glance(seen);
         self.compare_told(told)
     }
 
     pub(super) fn compare_what_a_scan_tells(&mut self) -> Result<Vec<Drift>, T::Error> {
-        let Some(seen) = self.seen.as_ref() else { return Ok(Vec::new()) };
+        let Some(seen) = self.seen.as_ref().and_then(|seen| seen.form().tree()) else { return Ok(Vec::new()) };
         let told = self.target.scan(seen)?;
         self.compare_told(told)
     }
 
     fn compare_told(&mut self, told: Glance<T::Key>) -> Result<Vec<Drift>, T::Error> {
-        let Some(seen) = self.seen.as_ref() else { return Ok(Vec::new()) };
+        let Some(seen) = self.seen() else { return Ok(Vec::new()) };
         let keys = match told {
             Glance::Alike => return Ok(Vec::new()),
             Glance::These(keys) => keys,
@@ -88,7 +95,7 @@ impl<T: Target> Mirror<T> {
             }
         };
         let (known, unknown): (Vec<T::Key>, Vec<T::Key>) =
-            keys.into_iter().filter(|key| !self.doubtful.contains(key)).partition(|key| seen.contains_key(key));
+            keys.into_iter().filter(|key| !self.doubtful.contains(key)).partition(|key| seen.value(key).is_some());
         let all: Vec<T::Key> = known.iter().chain(&unknown).cloned().collect();
         let mut found = self.target.read_some(&all)?;
         let mut drift = Vec::new();
@@ -108,7 +115,7 @@ impl<T: Target> Mirror<T> {
     }
 
     fn unknown_among(&self, existing: BTreeSet<T::Key>) -> Vec<T::Key> {
-        let known = |key: &T::Key| self.seen.as_ref().is_some_and(|seen| seen.contains_key(key));
+        let known = |key: &T::Key| self.seen().is_some_and(|seen| seen.value(key).is_some());
         existing.into_iter().filter(|key| !known(key) && !self.doubtful.contains(key)).collect()
     }
 }

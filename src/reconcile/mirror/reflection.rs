@@ -2,8 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Audited, Dirty, Drift, Mirror, Trouble};
-use crate::packed::PackedMap;
+use super::{Audited, Dirty, Drift, Kept, Mirror, Trouble};
 use crate::reconcile::moment::Moment;
 use crate::reconcile::target::Target;
 
@@ -22,7 +21,7 @@ pub trait Reflection {
     fn scan(&mut self, at: Moment) -> Vec<Drift>;
 }
 
-impl<T: Target> Reflection for Mirror<T> {
+impl<T: Target, S: Kept<T::Key, T::Value>> Reflection for Mirror<T, S> {
     /// The kind's name.
     fn name(&self) -> &'static str {
         self.target.name()
@@ -50,7 +49,7 @@ impl<T: Target> Reflection for Mirror<T> {
 
     /// Records that somebody else changed the kernel: the next round reads everything again.
     fn forget(&mut self) {
-        self.forgotten.extend(self.seen.take().into_iter().flatten().map(|(key, _)| key));
+        self.forgotten.extend(self.seen.take().into_iter().flat_map(S::into_keys));
         self.forgotten.append(&mut self.doubtful);
         self.dirty = Dirty::All;
         self.audit_from = None;
@@ -58,7 +57,7 @@ impl<T: Target> Reflection for Mirror<T> {
 
     /// Packs the last seen state, for which there is time when nothing is to be done.
     fn pack(&mut self) {
-        self.seen.iter_mut().for_each(PackedMap::pack);
+        self.seen.iter_mut().for_each(S::pack);
     }
 
     /// Compares the next portion of the last seen state with the kernel, and marks what somebody else changed as

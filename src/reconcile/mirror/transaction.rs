@@ -1,32 +1,24 @@
 //! A round of a kind whose change is one transaction: what grows and what shrinks together.
 
-use std::collections::BTreeMap;
-
-use super::{Growth, Mirror, Reflection};
+use super::{Growth, Kept, Mirror, Reflection};
 use crate::reconcile::moment::Moment;
 use crate::reconcile::target::{Phase, Target};
 
-impl<T: Target> Mirror<T> {
+impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
     /// Creates, changes and deletes what is dirty and differs from `want`, all of it in one call of the target
     /// ([`Phase::Whole`]). Returns the keys whose objects were created, changed or deleted in the kernel.
     ///
     /// Nothing is deleted unless `may_shrink`. While an object is in doubt nothing is done at all: what would be left of the round
     /// might make no sense without it. Who knows what was at fault leaves that out and calls
     /// [`try_at_once`](Mirror::try_at_once).
-    pub fn transact(
-        &mut self,
-        want: &BTreeMap<T::Key, T::Value>,
-        growth: Growth,
-        may_shrink: bool,
-        at: Moment,
-    ) -> Vec<T::Key> {
+    pub fn transact(&mut self, want: &S::Form, growth: Growth, may_shrink: bool, at: Moment) -> Vec<T::Key> {
         self.transact_those(want, growth, (may_shrink, |_| may_shrink), at)
     }
 
     /// Like [`transact`](Mirror::transact), but deletes only those objects that `may_go`. The others stay dirty.
     pub fn transact_where(
         &mut self,
-        want: &BTreeMap<T::Key, T::Value>,
+        want: &S::Form,
         growth: Growth,
         at: Moment,
         may_go: impl Fn(&T::Key) -> bool,
@@ -36,7 +28,7 @@ impl<T: Target> Mirror<T> {
 
     fn transact_those(
         &mut self,
-        want: &BTreeMap<T::Key, T::Value>,
+        want: &S::Form,
         growth: Growth,
         (may_shrink, may_go): (bool, impl Fn(&T::Key) -> bool),
         at: Moment,

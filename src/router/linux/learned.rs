@@ -13,6 +13,7 @@
 //! lists the table only where that is not ours.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -73,8 +74,8 @@ impl Learned {
 
     /// Deletes rivals in the place of our IPv4 routes to pods among the steps that are to change. Returns the steps in whose place the
     /// network of a link stays.
-    fn make_way(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Route>]) -> BTreeSet<usize> {
-        let changes = |step: &Step<'_, RouteKey, Route>| {
+    fn make_way(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Arc<Route>>]) -> BTreeSet<usize> {
+        let changes = |step: &Step<'_, RouteKey, Arc<Route>>| {
             let differs = step.have.zip(step.want).is_some_and(|(have, want)| !is_in_place(have, want));
             differs && step.key.destination.addr().is_ipv4() && self.is_to_pods(step.key)
         };
@@ -114,7 +115,7 @@ impl Learned {
     }
 
     /// Changes a route of ours behind that of a link.
-    fn change_behind(&mut self, phase: Phase, step: &Step<'_, RouteKey, Route>) -> Result<(), Error> {
+    fn change_behind(&mut self, phase: Phase, step: &Step<'_, RouteKey, Arc<Route>>) -> Result<(), Error> {
         let (Some(have), Some(want)) = (step.have, step.want) else { return Ok(()) };
         self.routes.append(step.key, want)?;
         if have.next_hops == want.next_hops {
@@ -130,12 +131,17 @@ impl Learned {
 
     /// Makes way for our routes to pods among the steps. Those have failed that could not be written, or beside which a route
     /// stays that had to go.
-    fn prevail(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Route>], failures: &mut BTreeMap<usize, Error>) {
+    fn prevail(
+        &mut self,
+        phase: Phase,
+        steps: &[Step<'_, RouteKey, Arc<Route>>],
+        failures: &mut BTreeMap<usize, Error>,
+    ) {
         let to_pods = steps.iter().enumerate().filter(|(index, step)| {
             step.want.is_some() && self.is_to_pods(step.key) && failures.get(index).is_none_or(Error::is_exists)
         });
-        let to_pods: Vec<(usize, &Step<'_, RouteKey, Route>)> = to_pods.collect();
-        let is_doubtful = |learned: &mut Learned, (index, step): &(usize, &Step<'_, RouteKey, Route>)| {
+        let to_pods: Vec<(usize, &Step<'_, RouteKey, Arc<Route>>)> = to_pods.collect();
+        let is_doubtful = |learned: &mut Learned, (index, step): &(usize, &Step<'_, RouteKey, Arc<Route>>)| {
             let is_known = learned.rivals.contains_key(&step.key.destination);
             !is_known && (failures.contains_key(index) || !learned.decides(step.key))
         };
@@ -170,7 +176,7 @@ impl Learned {
     fn replace(
         &mut self,
         phase: Phase,
-        step: &Step<'_, RouteKey, Route>,
+        step: &Step<'_, RouteKey, Arc<Route>>,
         rivals: Vec<Rival>,
     ) -> Result<Vec<Rival>, Vec<Rival>> {
         let (in_place, others): (Vec<Rival>, Vec<Rival>) =
@@ -204,7 +210,8 @@ impl Learned {
                 continue;
             }
             let route =
-                Route { kind: rival.route.kind, protocol: rival.route.protocol, source: None, next_hops: [].into() };
+                Route { kind: rival.route.kind, protocol: rival.route.protocol, source: None, next_hops: [].into() }
+                    .into();
             let step = Step { key: &rival.route.key, have: Some(&route), want: None };
             match self.routes.apply(phase, &[step]).pop() {
                 Some(failure) if !failure.error.is_absent() => {
@@ -266,14 +273,14 @@ impl PodRoutes for Learned {
 
 impl Target for Learned {
     type Key = RouteKey;
-    type Value = Route;
+    type Value = Arc<Route>;
     type Error = Error;
 
     fn name(&self) -> &'static str {
         self.routes.name()
     }
 
-    fn read(&mut self) -> Result<BTreeMap<RouteKey, Route>, Error> {
+    fn read(&mut self) -> Result<BTreeMap<RouteKey, Arc<Route>>, Error> {
         let ranges = self.pod_ranges.borrow();
         if ranges.is_empty() {
             self.rivals.clear();
@@ -285,7 +292,7 @@ impl Target for Learned {
         let has_to_go = |rivals: &Vec<Rival>| rivals.iter().any(|rival| rival.claim == Claim::Same);
         for (range, _) in self.rivals.iter().filter(|(_, rivals)| has_to_go(rivals)) {
             if let Some(route) = found.get_mut(&RouteKey::new(TABLE_MAIN, *range)) {
-                route.kind = OUTDONE;
+                Arc::make_mut(route).kind = OUTDONE;
             }
         }
         Ok(found)
@@ -295,15 +302,15 @@ impl Target for Learned {
         self.routes.portion()
     }
 
-    fn apply(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Route>]) -> Vec<Failure<Error>> {
+    fn apply(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Arc<Route>>]) -> Vec<Failure<Error>> {
         let behind = self.make_way(phase, steps);
         // A route that only has to prevail need not be written again.
-        let is_there = |step: &Step<'_, RouteKey, Route>| {
+        let is_there = |step: &Step<'_, RouteKey, Arc<Route>>| {
             step.have.zip(step.want).is_some_and(|(have, want)| have.kind == OUTDONE && is_in_place(have, want))
         };
         let is_written =
-            |(index, step): &(usize, &Step<'_, RouteKey, Route>)| !is_there(step) && !behind.contains(index);
-        let (places, written): (Vec<usize>, Vec<Step<'_, RouteKey, Route>>) = steps
+            |(index, step): &(usize, &Step<'_, RouteKey, Arc<Route>>)| !is_there(step) && !behind.contains(index);
+        let (places, written): (Vec<usize>, Vec<Step<'_, RouteKey, Arc<Route>>>) = steps
             .iter()
             .enumerate()
             .filter(is_written)
@@ -322,6 +329,6 @@ impl Target for Learned {
 }
 
 /// Returns whether a route is as desired but for its kind, which says whether it decides.
-fn is_in_place(have: &Route, want: &Route) -> bool {
-    *want == Route { kind: want.kind, ..have.clone() }
+fn is_in_place(have: &Arc<Route>, want: &Arc<Route>) -> bool {
+    **want == Route { kind: want.kind, ..Route::clone(have) }
 }

@@ -60,7 +60,7 @@ impl Rig {
             let via = hop.gateway.map(|gateway| format!("via {gateway} ")).unwrap_or_default();
             format!("{via}dev {}", hop.link)
         };
-        let line = |(key, route): (&RouteKey, &Route)| {
+        let line = |(key, route): (&RouteKey, &Arc<Route>)| {
             let ways: Vec<String> = route.next_hops.iter().map(way).collect();
             let table = if key.table == TABLE_MAIN { String::new() } else { format!(" table {}", key.table) };
             let source = route.source.map(|source| format!(" src {source}")).unwrap_or_default();
@@ -273,7 +273,10 @@ fn several_tunnels_share_ipv4_routes_and_of_ipv6_routes_one_counts_because_the_k
     let mut rig = rig(&["--overlay-type=full"], &["192.0.2.2 2001:db8::2", "192.0.2.3 2001:db8::3"]);
     rig.learn("198.51.100.0/24", "192.0.2.2 192.0.2.3");
     rig.learn("2001:db8:51::/64", "2001:db8::2 2001:db8::3");
-    let ways = |text: &str| rig.routes.routes()[&RouteKey::new(TABLE_MAIN, prefix(text))].next_hops.len();
+    let ways = |text: &str| {
+        let key = RouteKey::new(TABLE_MAIN, prefix(text));
+        rig.routes.routes().get(&key).expect("a route").next_hops.len()
+    };
     assert_eq!((ways("198.51.100.0/24"), ways("2001:db8:51::/64")), (2, 1));
 }
 

@@ -1,6 +1,7 @@
 //! Routes through a gateway.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use sluice::kernel::link::LinkName;
@@ -32,7 +33,8 @@ fn in_namespace() {
         source: None,
         next_hops: [NextHop { link: LinkName("eth0".into()), gateway: Some([192, 0, 2, 2].into()) }].into(),
     };
-    let steps: Vec<Step<'_, RouteKey, Route>> =
+    let route = Arc::new(route);
+    let steps: Vec<Step<'_, RouteKey, Arc<Route>>> =
         keys.iter().map(|key| Step { key, have: None, want: Some(&route) }).collect();
     let directory = tempfile::tempdir().expect("a directory");
     let batch = directory.path().join("batch");

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use sluice::kernel::Error;
@@ -25,14 +26,14 @@ struct Noted {
 
 impl Target for Noted {
     type Key = RouteKey;
-    type Value = Route;
+    type Value = Arc<Route>;
     type Error = Error;
 
     fn name(&self) -> &'static str {
         self.routes.name()
     }
 
-    fn read(&mut self) -> Result<BTreeMap<RouteKey, Route>, Error> {
+    fn read(&mut self) -> Result<BTreeMap<RouteKey, Arc<Route>>, Error> {
         self.routes.read()
     }
 
@@ -40,7 +41,7 @@ impl Target for Noted {
         self.routes.portion()
     }
 
-    fn apply(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Route>]) -> Vec<Failure<Error>> {
+    fn apply(&mut self, phase: Phase, steps: &[Step<'_, RouteKey, Arc<Route>>]) -> Vec<Failure<Error>> {
         self.at_once.push(steps.len());
         self.routes.apply(phase, steps)
     }
@@ -55,8 +56,9 @@ fn twenty_thousand_learned_routes_go_into_the_kernel_and_out_of_it_in_three_port
         run("ip address add 192.0.2.1/24 dev ours");
         let hop = NextHop { link: LinkName("ours".into()), gateway: Some(Ipv4Addr::new(192, 0, 2, 2).into()) };
         let route = Route { kind: RouteKind::Unicast, protocol: 17, source: None, next_hops: [hop].into() };
+        let route = Arc::new(route);
         let prefix = |number: u32| Ipv4Net::new(Ipv4Addr::from(0x0b00_0000 + number * 256), 24).expect("a prefix");
-        let wanted: BTreeMap<RouteKey, Route> =
+        let wanted: BTreeMap<RouteKey, Arc<Route>> =
             (0..20_000).map(|number| (RouteKey::new(TABLE_MAIN, prefix(number).into()), route.clone())).collect();
         let routes = open_for_cleanup(None).expect("sockets").routes;
         let mut mirror = Mirror::new(Noted { routes, at_once: Vec::new() });
@@ -81,12 +83,12 @@ fn devices() {
 }
 
 /// The routes to the pods of a node, which has this number in both families.
-fn to_pods(host: u16) -> BTreeMap<RouteKey, Route> {
+fn to_pods(host: u16) -> BTreeMap<RouteKey, Arc<Route>> {
     let gateways = [format!("192.0.2.{host}"), format!("2001:db8::{host}")];
     let routes = ["10.244.2.0/24", "fd00:10:244:2::/64"].iter().zip(gateways).map(|(range, gateway)| {
         let hop = NextHop { link: LinkName("ours".into()), gateway: gateway.parse().ok() };
         let route = Route { kind: RouteKind::Unicast, protocol: 17, source: None, next_hops: [hop].into() };
-        (RouteKey::new(TABLE_MAIN, range.parse().expect("a prefix")), route)
+        (RouteKey::new(TABLE_MAIN, range.parse().expect("a prefix")), Arc::new(route))
     });
     routes.collect()
 }

@@ -1,6 +1,7 @@
 //! Notifications of the kernel: changes by others are reported, our own are not.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -214,7 +215,7 @@ fn our_own_changes_are_not_told() {
         let before = quiet(&changes);
         let rule = Ownership::Device { table: TABLE_LOCAL, link: LinkName("ours".into()) };
         let mut routes = Routes::open(rule).expect("sockets");
-        let wanted: BTreeMap<RouteKey, Route> = (1..3000)
+        let wanted: BTreeMap<RouteKey, Arc<Route>> = (1..3000)
             .flat_map(|n: u32| [format!("10.96.{}.{}/32", n / 256, n % 256), format!("fd00:10:96::{n:x}/128")])
             .map(|destination| {
                 let route = Route {
@@ -223,7 +224,7 @@ fn our_own_changes_are_not_told() {
                     source: None,
                     next_hops: [NextHop { link: LinkName("ours".into()), gateway: None }].into(),
                 };
-                (RouteKey::new(TABLE_LOCAL, destination.parse().expect("a prefix")), route)
+                (RouteKey::new(TABLE_LOCAL, destination.parse().expect("a prefix")), Arc::new(route))
             })
             .collect();
         let add: Vec<_> = wanted.iter().map(|(key, want)| Step { key, have: None, want: Some(want) }).collect();

@@ -1,6 +1,7 @@
 //! Routes, on a device that any kernel has.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use sluice::kernel::link::LinkName;
 use sluice::kernel::netlink::{Bus, Listener};
@@ -27,17 +28,17 @@ fn local_routes() -> Routes {
     Routes::open(Ownership::Device { table: TABLE_LOCAL, link: LinkName("ours".into()) }).expect("sockets")
 }
 
-fn local(destination: &str, source: Option<&str>) -> (RouteKey, Route) {
+fn local(destination: &str, source: Option<&str>) -> (RouteKey, Arc<Route>) {
     let route = Route {
         kind: RouteKind::Local,
         protocol: PROTOCOL_KERNEL,
         source: source.map(|source| source.parse().expect("an address")),
         next_hops: [NextHop { link: LinkName("ours".into()), gateway: None }].into(),
     };
-    (RouteKey::new(TABLE_LOCAL, destination.parse().expect("a prefix")), route)
+    (RouteKey::new(TABLE_LOCAL, destination.parse().expect("a prefix")), Arc::new(route))
 }
 
-fn examples() -> BTreeMap<RouteKey, Route> {
+fn examples() -> BTreeMap<RouteKey, Arc<Route>> {
     BTreeMap::from([
         local("10.96.0.1/32", Some("192.0.2.1")),
         local("10.96.0.2/32", None),
@@ -46,12 +47,12 @@ fn examples() -> BTreeMap<RouteKey, Route> {
     ])
 }
 
-fn add(routes: &mut Routes, wanted: &BTreeMap<RouteKey, Route>) -> Vec<Failure<sluice::kernel::Error>> {
+fn add(routes: &mut Routes, wanted: &BTreeMap<RouteKey, Arc<Route>>) -> Vec<Failure<sluice::kernel::Error>> {
     let steps: Vec<_> = wanted.iter().map(|(key, want)| Step { key, have: None, want: Some(want) }).collect();
     routes.apply(Phase::Grow, &steps)
 }
 
-fn delete(routes: &mut Routes, wanted: &BTreeMap<RouteKey, Route>) -> Vec<Failure<sluice::kernel::Error>> {
+fn delete(routes: &mut Routes, wanted: &BTreeMap<RouteKey, Arc<Route>>) -> Vec<Failure<sluice::kernel::Error>> {
     let steps: Vec<_> = wanted.iter().map(|(key, have)| Step { key, have: Some(have), want: None }).collect();
     routes.apply(Phase::Shrink, &steps)
 }
@@ -163,7 +164,7 @@ fn routes_of_a_protocol_keep_their_gateways_tables_and_several_ways() {
             let ownership = Ownership::Protocols(vec![Protocol { table, protocol: PROTOCOL_OURS }]);
             let mut routes = Routes::open(ownership).expect("sockets");
             assert!(routes.read().expect("a missing table is an empty one").is_empty());
-            let wanted: BTreeMap<RouteKey, Route> = [
+            let wanted: BTreeMap<RouteKey, Arc<Route>> = [
                 ("10.244.1.0/24", vec!["192.0.2.9"]),
                 ("10.244.2.0/24", vec!["192.0.2.9", "192.0.2.10"]),
                 ("10.244.3.0/24", vec!["2001:db8::9"]),
@@ -174,7 +175,7 @@ fn routes_of_a_protocol_keep_their_gateways_tables_and_several_ways() {
                 let hop = |gateway: &str| NextHop { link: LinkName("ours".into()), gateway: gateway.parse().ok() };
                 let next_hops = gateways.into_iter().map(hop).collect();
                 let route = Route { kind: RouteKind::Unicast, protocol: PROTOCOL_OURS, source: None, next_hops };
-                (RouteKey::new(table, destination.parse().expect("a prefix")), route)
+                (RouteKey::new(table, destination.parse().expect("a prefix")), Arc::new(route))
             })
             .into();
             run(&format!("ip route add 10.244.9.0/24 via 192.0.2.9 table {table} proto 18"));
@@ -201,10 +202,11 @@ fn one_way_becomes_several_and_several_become_others_in_place() {
         run("ip address add 2001:db8::2/64 dev ours nodad");
         let ownership = Ownership::Protocols(vec![Protocol { table: TABLE_MAIN, protocol: PROTOCOL_OURS }]);
         let mut routes = Routes::open(ownership).expect("sockets");
-        let to = |ways: &[u8]| -> BTreeMap<RouteKey, Route> {
+        let to = |ways: &[u8]| -> BTreeMap<RouteKey, Arc<Route>> {
             let hop = |address: String| NextHop { link: LinkName("ours".into()), gateway: address.parse().ok() };
-            let route =
-                |next_hops| Route { kind: RouteKind::Unicast, protocol: PROTOCOL_OURS, source: None, next_hops };
+            let route = |next_hops| {
+                Arc::new(Route { kind: RouteKind::Unicast, protocol: PROTOCOL_OURS, source: None, next_hops })
+            };
             let four = ways.iter().map(|way| hop(format!("192.0.2.{way}"))).collect();
             let six = ways.iter().map(|way| hop(format!("2001:db8::{way}"))).collect();
             let key = |prefix: &str| RouteKey::new(TABLE_MAIN, prefix.parse().expect("a prefix"));
@@ -239,7 +241,7 @@ fn ten_thousand_routes_come_and_go() {
         let pair = |n: u32| {
             [local(&format!("10.96.{}.{}/32", n / 256, n % 256), None), local(&format!("fd00:10:96::{n:x}/128"), None)]
         };
-        let wanted: BTreeMap<RouteKey, Route> = (1..=5000).flat_map(pair).collect();
+        let wanted: BTreeMap<RouteKey, Arc<Route>> = (1..=5000).flat_map(pair).collect();
         assert!(add(&mut routes, &wanted).is_empty());
         assert_eq!(routes.read().expect("a reading"), wanted);
         assert!(delete(&mut routes, &wanted).is_empty());
@@ -253,7 +255,8 @@ fn a_route_through_a_missing_device_fails_alone() {
         devices();
         let mut wanted = examples();
         if let Some(mut first) = wanted.first_entry() {
-            first.get_mut().next_hops = [NextHop { link: LinkName("absent".into()), gateway: None }].into();
+            Arc::make_mut(first.get_mut()).next_hops =
+                [NextHop { link: LinkName("absent".into()), gateway: None }].into();
         }
         let mut routes = local_routes();
         let failures = add(&mut routes, &wanted);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Display};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use compact_str::CompactString;
 use rustix::io::Errno;
@@ -390,10 +391,10 @@ impl Rows for Virtuals {
 
 impl Rows for Routes {
     type Key = RouteKey;
-    type Value = Route;
+    type Value = Arc<Route>;
     const NAME: &'static str = "routes";
 
-    fn rows(state: &mut State) -> &mut BTreeMap<RouteKey, Route> {
+    fn rows(state: &mut State) -> &mut BTreeMap<RouteKey, Arc<Route>> {
         &mut state.routes
     }
 
@@ -401,12 +402,12 @@ impl Rows for Routes {
         Object::Route(key.clone())
     }
 
-    fn is_ours(key: &RouteKey, route: &Route) -> bool {
+    fn is_ours(key: &RouteKey, route: &Arc<Route>) -> bool {
         key.table == TABLE_LOCAL && leaves_by(route, &LinkName(DEVICE.into()))
     }
 
     /// A route needs its device, up; its source must be an address of this host.
-    fn refusal(state: &State, _: &RouteKey, want: Option<&Route>) -> Option<Errno> {
+    fn refusal(state: &State, _: &RouteKey, want: Option<&Arc<Route>>) -> Option<Errno> {
         let want = want?;
         let stands = |link: &LinkName| {
             state.links.get(link).is_some_and(|link| link.up) || state.tunnels.get(link).is_some_and(|tunnel| tunnel.up)
@@ -470,7 +471,7 @@ fn make_local(state: &mut State, key: &AddressKey) {
     let route = RouteKey { table: TABLE_LOCAL, destination: Family::host_prefix(address), metric: 0 };
     let next_hops = vec![NextHop { link, gateway: None }];
     let local = Route { kind: RouteKind::Local, protocol: 2, source: Some(address), next_hops: next_hops.into() };
-    state.routes.entry(route).or_insert(local);
+    state.routes.entry(route).or_insert(local.into());
 }
 
 pub fn is_our_set(name: &SetName) -> bool {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use compact_str::CompactString;
 use sluice::kernel::address::AddressKey;
@@ -40,7 +41,7 @@ pub struct State {
     /// Rules in the host's own chains that let packets pass.
     pub passages: BTreeMap<Passage, Passing>,
     pub virtuals: BTreeMap<ServiceKey, Virtual>,
-    pub routes: BTreeMap<RouteKey, Route>,
+    pub routes: BTreeMap<RouteKey, Arc<Route>>,
     pub addresses: BTreeMap<AddressKey, ()>,
     pub flows: BTreeSet<Flows>,
     pub bridges: BTreeMap<LinkName, Bridge>,
@@ -109,14 +110,14 @@ impl State {
             let next_hops = [NextHop { link: device.clone(), gateway: None }].into();
             let route = Route { kind: RouteKind::Local, protocol: 2, source: Some(address), next_hops };
             let destination = Family::host_prefix(address);
-            state.routes.insert(RouteKey { table: TABLE_LOCAL, destination, metric: 0 }, route.clone());
+            state.routes.insert(RouteKey { table: TABLE_LOCAL, destination, metric: 0 }, route.clone().into());
             let everywhere = match family {
                 Family::V4 => "0.0.0.0/0",
                 Family::V6 => "::/0",
             };
             let destination = everywhere.parse().expect("a prefix");
             let main = RouteKey { table: TABLE_MAIN, destination, metric: 0 };
-            state.routes.insert(main, Route { kind: RouteKind::Unicast, source: None, ..route });
+            state.routes.insert(main, Route { kind: RouteKind::Unicast, source: None, ..route }.into());
             state.addresses.insert(AddressKey { link: device.clone(), address: destination_of(address) }, ());
         }
         let mark = ServiceKey::Mark { mark: 7, family: Family::V4 };
@@ -141,7 +142,7 @@ impl State {
         {
             let next_hops = [NextHop { link: device.clone(), gateway: Some(remote) }].into();
             let route = Route { kind: RouteKind::Unicast, protocol, source: None, next_hops };
-            self.routes.insert(RouteKey::new(table, prefix(destination)), route);
+            self.routes.insert(RouteKey::new(table, prefix(destination)), route.into());
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The families of the router: devices that packets go through, routes that were learned, and rules that choose a table.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -84,6 +85,7 @@ impl Rows for Tunnels {
 /// A device that goes takes its routes along, and of shared ones its part.
 pub fn lose_routes(state: &mut State, link: &LinkName) {
     state.routes.retain(|_, route| {
+        let route = Arc::make_mut(route);
         route.next_hops = route.next_hops.iter().filter(|hop| hop.link != *link).cloned().collect();
         !route.next_hops.is_empty()
     });
@@ -109,10 +111,10 @@ impl Rows for ReceivePorts {
 
 impl Rows for LearnedRoutes {
     type Key = RouteKey;
-    type Value = Route;
+    type Value = Arc<Route>;
     const NAME: &'static str = "routes";
 
-    fn rows(state: &mut State) -> &mut BTreeMap<RouteKey, Route> {
+    fn rows(state: &mut State) -> &mut BTreeMap<RouteKey, Arc<Route>> {
         &mut state.routes
     }
 
@@ -120,11 +122,11 @@ impl Rows for LearnedRoutes {
         Object::Route(key.clone())
     }
 
-    fn is_ours(key: &RouteKey, route: &Route) -> bool {
+    fn is_ours(key: &RouteKey, route: &Arc<Route>) -> bool {
         learned_routes().iter().any(|ours| (ours.table, ours.protocol) == (key.table, route.protocol))
     }
 
-    fn refusal(state: &State, key: &RouteKey, want: Option<&Route>) -> Option<Errno> {
+    fn refusal(state: &State, key: &RouteKey, want: Option<&Arc<Route>>) -> Option<Errno> {
         Routes::refusal(state, key, want)
     }
 }
