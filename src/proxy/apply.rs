@@ -45,7 +45,7 @@ use crate::subsystem::{Kinds, kinds};
 use super::desired::{Desired, ProxyChanges};
 use super::endpoints::DRAINING;
 use super::marks::Marks;
-use super::names::Set;
+use super::names::{NFT_GUARD, Set};
 use super::plan::{address_of, local_route_key, services_on};
 use super::udp_flows::{Forgetting, UdpFlows};
 
@@ -174,15 +174,16 @@ impl<K: Kernel> Mirrors<K> {
         if !takes_over {
             self.rules.grow(&desired.rules, growth, at);
         }
+        // A guard that knows only some of the ports would refuse what the other backend's guard lets in.
+        let may_guard = !takes_over || authority == Authority::Complete;
         if authority != Authority::Remembered || self.uses_memory(desired, at) {
             self.elements.grow(&desired.elements, growth, at);
-            self.table.grow(&desired.table, growth, at);
+            self.table.grow_where(&desired.table, growth, at, |object| may_guard || !is_guard(object));
         } else {
-            self.grow_needed_elements(desired, at);
+            self.grow_needed_elements(desired, may_guard, at);
         }
-        // A guard that knows only some of the ports would refuse what the other backend's guard lets in.
         let has_elements = || self.elements.missing(&desired.elements, |_| true) == 0;
-        if takes_over && growth == Growth::Full && has_elements() {
+        if takes_over && may_guard && has_elements() {
             self.rules.grow(&desired.rules, growth, at);
         }
         let mut changed: BTreeSet<ServiceKey> = self.grow_virtuals(desired, growth, at).into_iter().collect();
@@ -418,8 +419,8 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Creates the elements that existing kernel objects need: those of existing virtual services, and of addresses in
-    /// the set of service ports. Nothing else of a Service is created without its element.
-    fn grow_needed_elements(&mut self, desired: &Desired, at: Moment) {
+    /// the set of service ports. Nothing else of a Service is created without its element. The guard comes if it may.
+    fn grow_needed_elements(&mut self, desired: &Desired, may_guard: bool, at: Moment) {
         if self.marks().are_settled() || !self.elements.learn(at) || !self.table.learn(at) {
             return;
         }
@@ -437,7 +438,9 @@ impl<K: Kernel> Mirrors<K> {
         };
         let missing = Growth::OnlyMissing;
         self.elements.grow_where(&desired.elements, missing, at, |key| Set::of_element(key).is_none_or(is_needed));
-        self.table.grow_where(&desired.table, missing, at, |object| Set::of_object(object).is_none_or(is_needed));
+        self.table.grow_where(&desired.table, missing, at, |object| {
+            (may_guard || !is_guard(object)) && Set::of_object(object).is_none_or(is_needed)
+        });
     }
 
     /// Returns whether a remembered cluster is applied as a whole: only if the kernel holds no virtual service of ours,
@@ -468,6 +471,10 @@ impl<K: Kernel> Mirrors<K> {
 /// Returns the first of all keys of IPv6 services: those of IPv4 are before it.
 fn first_of_ipv6() -> ServiceKey {
     ServiceKey::Address { address: Ipv6Addr::UNSPECIFIED.into(), protocol: Protocol::Tcp, port: 0 }
+}
+
+fn is_guard(object: &Object) -> bool {
+    matches!(object, Object::Chain(name) if name.as_str() == NFT_GUARD)
 }
 
 /// Returns whether an element may go: the kernel has nothing that it marks as ours, or lets in.

@@ -111,6 +111,8 @@ kinds! {
         /// Routes that this run has learned and given up since learned routes were last complete.
         withdrawn: BTreeSet<RouteKey>,
         had_sets: Option<bool>,
+        /// A run with the other backend left rules that are still there; `None` until that was looked for.
+        takes_over: Option<bool>,
     }
 }
 
@@ -231,8 +233,12 @@ impl<K: Kernel> Mirrors<K> {
             self.elements.forget();
         }
         self.elements.grow(&desired.elements, growth, at);
-        self.rules.grow(&desired.rules, growth, at);
-        self.grow_table(desired, growth, at);
+        // Rules that know only some of the nodes would hide pods from the others, and the other backend's rules know all.
+        let may_translate = leave.authority == Authority::Complete || !self.takes_over();
+        if may_translate {
+            self.rules.grow(&desired.rules, growth, at);
+        }
+        self.grow_table(desired, (growth, may_translate), at);
         self.keep_passages(desired, growth, at);
         self.receive_ports.grow(&desired.receive_ports, growth, at);
         // Learned routes are current, however old the remembered cluster is.
@@ -282,8 +288,17 @@ impl<K: Kernel> Mirrors<K> {
         rules.into_iter().all(|kind| kind.is_settled())
     }
 
+    /// Returns whether a run with the other backend left anything that is still there.
+    fn takes_over(&mut self) -> bool {
+        match self.takes_over {
+            Some(takes_over) => takes_over,
+            None => *self.takes_over.insert(self.kernel.has_other_backend()),
+        }
+    }
+
     /// Removes objects of earlier runs from where they no longer belong.
     pub fn remove_abandoned(&mut self) -> Vec<String> {
+        self.takes_over = Some(false);
         self.kernel.remove_abandoned()
     }
 
@@ -312,7 +327,7 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Grows our table; a range waits for those that it overlaps and that shall go, because ranges of a set must be apart: they
     /// change places in the transaction that shrinks.
-    fn grow_table(&mut self, desired: &Desired, growth: Growth, at: Moment) {
+    fn grow_table(&mut self, desired: &Desired, (growth, may_translate): (Growth, bool), at: Moment) {
         if self.table.is_settled() || !self.table.learn(at) {
             return;
         }
@@ -326,7 +341,7 @@ impl<K: Kernel> Mirrors<K> {
                 let is_met = |other: &IpNet| other.contains(&range) || range.contains(other);
                 going.iter().any(|(of, other)| *of == set && is_met(other))
             };
-            !range(object).is_some_and(overlaps)
+            (may_translate || !is_base(desired, object)) && !range(object).is_some_and(overlaps)
         });
     }
 
@@ -360,6 +375,10 @@ impl<K: Kernel> Mirrors<K> {
         };
         self.sets.shrink_where(&desired.sets, at, |set, _| rules_are_settled && is_empty(set));
     }
+}
+
+fn is_base(desired: &Desired, object: &Object) -> bool {
+    matches!(desired.table.get(object), Some(Content::Chain(chain)) if chain.base.is_some())
 }
 
 /// Returns the names of all sets of the router.

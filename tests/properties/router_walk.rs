@@ -28,7 +28,7 @@ use sluice::kernel::monitor::Notice;
 use sluice::kernel::nftables::{Content, Object as InTable};
 use sluice::model::{Authority, World};
 use sluice::reconcile::Moment;
-use sluice::router::apply::{Leave, Mirrors};
+use sluice::router::apply::{Kernel, Leave, Mirrors};
 use sluice::router::desired::RouterChanges;
 use sluice::router::names::BRIDGE;
 use sluice::router::plan::Plan;
@@ -349,8 +349,21 @@ impl<'r> Walk<'r> {
             watch.excused |= self.damaged;
         }
         let leave = self.agent.leave();
+        let takes_over = self.kernel.clone().has_other_backend();
+        let translating = |state: &State| -> BTreeSet<String> {
+            let is_base = |content: &Content| matches!(content, Content::Chain(chain) if chain.base.is_some());
+            let bases = state.router_table.iter().filter(|(_, content)| is_base(content));
+            bases.map(|(object, _)| object.to_string()).chain(state.rules.keys().map(ToString::to_string)).collect()
+        };
+        let before = translating(&self.kernel.state());
         let Agent { plan, mirrors, cleared, .. } = &mut self.agent;
         let round = mirrors.round(plan.desired(), plan.routes(), leave, at);
+        let after = translating(&self.kernel.state());
+        assert!(
+            leave.authority == Authority::Complete || !takes_over || after.is_subset(&before),
+            "rules that know a part of the nodes come beside the other backend's: {:?}",
+            after.difference(&before)
+        );
         if leave.authority == Authority::Complete && !*cleared && mirrors.replaces_abandoned() {
             *cleared = true;
             mirrors.remove_abandoned();

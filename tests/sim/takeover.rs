@@ -8,10 +8,11 @@ use sluice::kernel::ipset::{ElementKey, Entry};
 use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::kernel::ipvs::{Destination, Service, ServiceKey, Virtual};
 use sluice::kernel::link::LinkName;
+use sluice::kernel::nftables::Object;
 use sluice::kernel::route::TABLE_LOCAL;
 use sluice::model::Authority;
 use sluice::net::Family;
-use sluice::proxy::names::{CHAIN_SNAT, DEVICE, Set};
+use sluice::proxy::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, NFT_GUARD, Set};
 use sluice::proxy::plan::{local_route_key, services_on};
 use sluice::subsystem::Kinds;
 
@@ -62,11 +63,18 @@ impl Walk {
 
         (self.config, self.families) = configuration(after);
         self.agent = Agent::start(&self.kernel, &self.config, self.families);
-        // At first the cluster cannot be reached.
+        // At first the cluster cannot be reached: a guard that lacks ports would refuse what the other one lets in.
+        let guards = |state: &State| {
+            let chain = Object::Chain(NFT_GUARD.into());
+            let is_guard = |piece: &&Piece| matches!(piece, Piece::Chain { chain, .. } if chain == CHAIN_GUARD);
+            (state.proxy_table.contains_key(&chain), state.rules.keys().any(|piece| is_guard(&piece)))
+        };
+        let others = guards(&self.kernel.state());
         self.start_from(known(Authority::Remembered, &self.world));
         self.settle();
         self.start_from(known(Authority::Partial, &self.world));
         self.settle();
+        assert_eq!(guards(&self.kernel.state()), others, "the other backend's guard is the only one");
         assert_eq!(self.kernel.state().virtuals.len(), virtuals, "nothing goes before everything is known");
         self.start_from(known(Authority::Complete, &self.world));
         self.settle();
