@@ -78,7 +78,7 @@ impl Common {
             questions,
             starting,
             metrics,
-            flows: Arc::new(firewall::flows::Kernel),
+            flows: Arc::new(firewall::flows::Kernel::default()),
             read_policies: manifests::policies,
         };
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));

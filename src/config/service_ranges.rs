@@ -36,6 +36,12 @@ pub enum Disallowed {
 }
 
 impl ServiceRanges {
+    /// Returns whether an address lies in one of the ranges.
+    pub fn contain(&self, address: IpAddr) -> bool {
+        let all = [&self.cluster_ips, &self.external_ips, &self.load_balancer_ips];
+        all.into_iter().flatten().any(|range| range.contains(&address))
+    }
+
     /// Returns whether an entry of `spec.externalIPs` counts.
     pub fn allow_external_ip(&self, address: IpAddr) -> bool {
         self.disallow_external_ip(address).is_none()

@@ -44,6 +44,9 @@ pub const EXPLAIN: &str = "/policy/explain";
 pub const DIFF: &str = "/policy/diff";
 pub const DROPS: &str = "/policy/drops";
 
+/// Connections are judged for so long between two turns of the loop.
+const JUDGED_AT_A_TIME: Duration = Duration::from_millis(1);
+
 /// A pod of this node that starts when its rules are in force.
 #[derive(Debug)]
 pub struct StartingPod {
@@ -71,8 +74,6 @@ pub struct Driver<B: Backend> {
     comparisons: Comparisons,
     refused_packets: RefusedPackets,
     established: Established,
-    /// The rule set has been compiled from a World before, so a change of it is one of the cluster.
-    has_rules: bool,
     told_refused: BTreeSet<String>,
     told_unclosed: PerFamily<bool>,
     /// Default deny is in force, or will be once the kernel takes the rules, though pods are not known yet.
@@ -95,7 +96,6 @@ impl<B: Backend> Driver<B> {
             comparisons: Comparisons::default(),
             refused_packets: RefusedPackets::default(),
             established: Established::default(),
-            has_rules: false,
             told_refused: BTreeSet::new(),
             told_unclosed: PerFamily::default(),
             closed_first: false,
@@ -181,12 +181,19 @@ impl<B: Backend> Driver<B> {
         match report {
             Report::Judge { connections, verdicts } => {
                 let world = context.world.borrow().clone();
-                let refused = established::refused(self.plan.rules(), (&world, &self.config), &connections);
+                let until = Instant::now() + JUDGED_AT_A_TIME;
+                let mut some = Vec::with_capacity(connections.len());
+                for refused in established::refused(self.plan.rules(), (&world, &self.config), &connections) {
+                    some.push(refused);
+                    if Instant::now() >= until {
+                        break;
+                    }
+                }
                 // The run may have waited too long.
-                let _ = verdicts.send(refused);
+                let _ = verdicts.send(some);
             }
-            Report::Done(result) => {
-                let ended = self.established.done(result, at.now);
+            Report::Done { result, took } => {
+                let ended = self.established.done(result, took, at.now);
                 self.context.metrics.ended.inc_by(ended as u64);
             }
         }
@@ -318,8 +325,8 @@ impl<B: Backend> Subsystem for Driver<B> {
         }
         let changed = self.plan.update(world);
         self.context.metrics.asked.inc_by(changed.pods_asked as u64);
-        if self.config.flush_established && std::mem::replace(&mut self.has_rules, true) {
-            self.established.pending().add(self.plan.rules(), &changed);
+        if self.config.flush_established {
+            self.established.note(&self.plan, &changed, world.authority.firewall);
         }
         self.backend.update(self.plan.rules(), world, &changed);
         self.tell_what_cannot_be_closed(world);
@@ -405,9 +412,8 @@ impl<B: Backend> Subsystem for Driver<B> {
         let rules = self.plan.rules();
         metrics.chains.set(count((rules.policies.len() + rules.cluster_policies.len()) * families));
         metrics.refused.set(count(self.backend.refused().len()));
-        if standing.authority == Authority::Complete && self.backend.is_settled() {
-            self.established.start_due(&self.context.flows, standing.now);
-        }
+        let are_in_place = standing.authority == Authority::Complete && self.backend.is_settled();
+        self.established.start_due(&self.context.flows, are_in_place, standing.now);
         let metrics = &self.context.metrics;
         if standing.is_well && self.backend.is_settled() {
             let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());

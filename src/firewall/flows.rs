@@ -2,34 +2,35 @@
 //!
 //! A connection is judged by the packet that policies saw of it: from who began it to who answers, after translation.
 
+use std::sync::{Mutex, PoisonError};
+
 use crate::config::FirewallConfig;
 use crate::kernel::Error;
-use crate::kernel::conntrack::{self, Connection, TrackedConnection, Transport};
+use crate::kernel::conntrack::{self, Connection, TrackedConnection, Transport, Wanted};
+use crate::kernel::netlink::{Bus, Socket};
 use crate::kernel::nflog::{Logged, OpenError, PacketLog};
 use crate::model::World;
 use crate::net::Family;
 
+use super::established::ENDED;
 use super::explain::is_this_node;
 use super::rules::RuleSet;
-use super::verdict::{Packet, Traffic, Verdict, verdict};
+use super::verdict::{Packet, Traffic, Verdict, routed};
 
 /// The connections and the logged packets of a network namespace.
 pub trait Flows: Send + Sync {
-    /// Lists the connections of a family that are wanted.
+    /// Lists the connections of a family that are wanted; with bits only those that have them in their mark.
     ///
     /// # Errors
     /// The kernel does not list them.
-    fn connections(
-        &self,
-        family: Family,
-        wanted: &mut dyn FnMut(&Connection) -> bool,
-    ) -> Result<Vec<TrackedConnection>, Error>;
+    fn connections(&self, of: (Family, Option<u32>), wanted: Wanted<'_>) -> Result<Vec<TrackedConnection>, Error>;
 
-    /// Ends these connections: their next packets count as new. Returns their number.
+    /// Marks these connections as ended ([`ENDED`]), so that rules refuse their packets, or takes the mark from them. Returns how
+    /// many of them still exist.
     ///
     /// # Errors
     /// The kernel refused for one of them.
-    fn end(&self, connections: &[TrackedConnection]) -> Result<usize, Error>;
+    fn mark(&self, connections: &[TrackedConnection], ended: bool) -> Result<usize, Error>;
 
     /// Opens the group to which rules log refused packets.
     ///
@@ -53,20 +54,31 @@ pub trait Log: Send {
 /// The group to which rules log refused packets: kube-router's.
 pub const LOG_GROUP: u16 = 100;
 
-/// The network namespace of the threads that ask.
-pub struct Kernel;
+/// The network namespace of the thread that asks first. Its socket stays open: the kernel lets rules wait while it closes one.
+#[derive(Default)]
+pub struct Kernel(Mutex<Option<Socket>>);
+
+impl Kernel {
+    fn with_socket<T>(&self, act: impl FnOnce(&mut Socket) -> Result<T, Error>) -> Result<T, Error> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut socket = match kept.take() {
+            Some(socket) => socket,
+            None => Socket::open(Bus::Netfilter)?,
+        };
+        // After an error the next question begins with a new one.
+        let done = act(&mut socket)?;
+        *kept = Some(socket);
+        Ok(done)
+    }
+}
 
 impl Flows for Kernel {
-    fn connections(
-        &self,
-        family: Family,
-        wanted: &mut dyn FnMut(&Connection) -> bool,
-    ) -> Result<Vec<TrackedConnection>, Error> {
-        conntrack::connections(family, wanted)
+    fn connections(&self, of: (Family, Option<u32>), wanted: Wanted<'_>) -> Result<Vec<TrackedConnection>, Error> {
+        self.with_socket(|socket| conntrack::connections(socket, of, wanted))
     }
 
-    fn end(&self, connections: &[TrackedConnection]) -> Result<usize, Error> {
-        conntrack::end(connections)
+    fn mark(&self, connections: &[TrackedConnection], ended: bool) -> Result<usize, Error> {
+        self.with_socket(|socket| conntrack::set_mark(socket, connections, ENDED, ended))
     }
 
     fn open_log(&self) -> Result<Box<dyn Log>, OpenError> {
@@ -97,10 +109,13 @@ pub fn verdict_on(
         Transport::Icmp { kind } => Traffic::Icmp { kind },
     };
     let to_node_port = matches!(transport, Transport::Ports { destination: port, .. } if config.service_node_port_range.contains(&port));
-    // A pod always reaches the node ports of its own node; behind one, the endpoint is judged.
-    if to_node_port && destination == replier && is_this_node(world, destination) {
+    // Nothing was translated: a pod always reaches the node ports of its own node, and addresses of Services that something on
+    // this node answers itself. Behind them the endpoint is judged.
+    let is_exempt = config.ranges.contain(destination) || to_node_port && is_this_node(world, destination);
+    if destination == replier && is_exempt {
         return None;
     }
     let packet = Packet { source, destination: replier, traffic, from_this_node: is_this_node(world, source) };
-    Some(verdict(rules, &packet))
+    // What is closed on bridges of pods is so whatever the policies say.
+    Some(routed(rules, &packet))
 }

@@ -1,4 +1,4 @@
-//! Connection tracking: deletion of entries, and the connections that there are ([`connections`]).
+//! Connection tracking: deletion of entries, and the connections that there are and their marks ([`connections`]).
 //!
 //! A connectionless client that keeps its port keeps its entry, and with it a backend that is gone, for as long as
 //! it sends. Forgetting the entry sends its next packet to a backend that is there.
@@ -19,7 +19,7 @@ use super::Error;
 use super::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket};
 use crate::net::{Family, Protocol};
 
-pub use connections::{Connection, Tracked as TrackedConnection, Transport, connections, end};
+pub use connections::{Connection, Tracked as TrackedConnection, Transport, Wanted, connections, set_mark};
 
 /// Flows that were sent to one address and translated to one backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -33,6 +33,7 @@ pub struct Flows {
 
 /// The header that every netfilter message has: family, version, resource.
 const HEADER: usize = 4;
+const NEW: u16 = 1 << 8;
 const GET: u16 = 1 << 8 | 1;
 const DELETE: u16 = 1 << 8 | 2;
 
@@ -40,8 +41,10 @@ const DELETE: u16 = 1 << 8 | 2;
 mod entry {
     pub const ORIGINAL: u16 = 1;
     pub const REPLY: u16 = 2;
+    pub const MARK: u16 = 8;
     pub const NUMBER: u16 = 12;
     pub const ZONE: u16 = 18;
+    pub const MARK_MASK: u16 = 21;
     pub const FILTER: u16 = 25;
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use sluice::config::{FirewallConfig, ServiceRanges};
 use sluice::firewall::driver::{DIFF, Driver, FirewallContext, StartingPod};
+use sluice::firewall::established::ENDED;
 use sluice::firewall::flows::{Flows, Log as PacketLog};
 use sluice::firewall::iptables::Iptables;
 use sluice::firewall::iptables::dispatch;
@@ -18,7 +19,7 @@ use sluice::firewall::metrics::Metrics;
 use sluice::firewall::plan::Plan;
 use sluice::k8s::manifests;
 use sluice::kernel::Error;
-use sluice::kernel::conntrack::{Connection, TrackedConnection, Transport};
+use sluice::kernel::conntrack::{Connection, TrackedConnection, Transport, Wanted};
 use sluice::kernel::monitor::Changes;
 use sluice::kernel::nflog::OpenError;
 use sluice::model::{Authorities, Authority, EventClock, HostLink, Node, World};
@@ -87,14 +88,9 @@ fn a_policy_that_newly_denies_a_connection_ends_it_where_that_is_asked_for() {
     for flush_established in [true, false] {
         let config = FirewallConfig { flush_established, ..config(false) };
         with_config(MemoryKernel::new(State::default()), config, BOTH, async |running| {
-            let to_web = |source: &str| {
-                let [source, replier] = [source, "10.244.0.1"].map(|text| text.parse().expect("an address"));
-                let transport =
-                    Transport::Ports { protocol: Protocol::Tcp, source: 40000, destination: 80, replier: 80 };
-                TrackedConnection::new(Connection { source, destination: replier, replier, transport }, [].into())
-            };
-            let left = || running.flows.0.lock().expect("nobody panics").len();
-            running.flows.0.lock().expect("nobody panics").extend([to_web("10.244.0.2"), to_web("203.0.113.1")]);
+            let to_web = |source| tcp(source, "10.244.0.1", "10.244.0.1");
+            let left = || running.left();
+            running.tracks([to_web("10.244.0.2"), to_web("203.0.113.1")]);
             running.settles(&shop()).await;
             tokio::time::sleep(Duration::from_millis(300)).await;
             assert_eq!(left(), 2, "a start ends nothing, not even what policies deny");
@@ -114,6 +110,42 @@ fn a_policy_that_newly_denies_a_connection_ends_it_where_that_is_asked_for() {
             }
         });
     }
+}
+
+#[test]
+fn what_a_start_learns_after_what_it_remembered_ends_no_connection() {
+    let config = FirewallConfig { flush_established: true, ..config(false) };
+    with_config(MemoryKernel::new(State::default()), config, BOTH, async |running| {
+        running.tracks([tcp("10.244.0.2", "10.244.0.1", "10.244.0.1")]);
+        for authority in [Authority::Remembered, Authority::Partial] {
+            let authority = Authorities { firewall: authority, ..Authorities::default() };
+            running.settles(&World { authority, ..shop() }).await;
+        }
+        let other_port = [rule(&[pods("app=db")], &[port("tcp/81")])];
+        let changed_meanwhile = Case(shop()).policy("shop/web", "app=web", [Some(&other_port), None]).0;
+        running.settles(&changed_meanwhile).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(running.left(), 1);
+        let nobody = [rule(&[pods("app=nobody")], &[])];
+        running.settles(&Case(changed_meanwhile).policy("shop/web", "app=web", [Some(&nobody), None]).0).await;
+        running.until_told(|text| text.contains("sluice_firewall_ended_connections_total 1")).await;
+    });
+}
+
+#[test]
+fn a_flow_to_an_address_of_a_service_that_is_not_translated_goes_on() {
+    let cluster_ips = vec!["10.96.0.0/12".parse().expect("a range")];
+    let ranges = ServiceRanges { cluster_ips, ..ServiceRanges::default() };
+    let config = FirewallConfig { flush_established: true, ranges, ..config(false) };
+    with_config(MemoryKernel::new(State::default()), config, BOTH, async |running| {
+        let untranslated = tcp("10.244.0.2", "10.96.0.10", "10.96.0.10");
+        running.tracks([untranslated.clone(), tcp("10.244.0.2", "10.96.0.11", "10.244.0.1")]);
+        running.settles(&shop()).await;
+        running.settles(&Case(shop()).policy("shop/db", "app=db", [None, Some(&[])]).0).await;
+        running.until_told(|text| text.contains("sluice_firewall_ended_connections_total 1")).await;
+        assert_eq!(running.left(), 1);
+        assert_eq!(running.flows.going_on(), [untranslated]);
+    });
 }
 
 #[test]
@@ -445,6 +477,14 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
     task.await.expect("the loop ends when it is told to");
 }
 
+/// A connection to port 80, as it is tracked.
+fn tcp(source: &str, destination: &str, replier: &str) -> TrackedConnection {
+    let [source, destination, replier] =
+        [source, destination, replier].map(|text| text.parse().expect("an address"));
+    let transport = Transport::Ports { protocol: Protocol::Tcp, source: 40000, destination: 80, replier: 80 };
+    TrackedConnection::new(Connection { source, destination, replier, transport }, [].into())
+}
+
 /// A kernel that tracks these connections.
 #[derive(Clone, Default)]
 struct Tracking(Arc<Mutex<Vec<TrackedConnection>>>);
@@ -452,17 +492,22 @@ struct Tracking(Arc<Mutex<Vec<TrackedConnection>>>);
 impl Flows for Tracking {
     fn connections(
         &self,
-        family: Family,
-        wanted: &mut dyn FnMut(&Connection) -> bool,
+        (family, marked): (Family, Option<u32>),
+        wanted: Wanted<'_>,
     ) -> Result<Vec<TrackedConnection>, Error> {
         let all = self.0.lock().expect("nobody panics");
         let of_family = |one: &&TrackedConnection| Family::from(one.connection.source) == family;
-        Ok(all.iter().filter(of_family).filter(|one| wanted(&one.connection)).cloned().collect())
+        let has_mark = |one: &&TrackedConnection| marked.is_none_or(|bits| one.mark & bits == bits);
+        let listed = all.iter().filter(of_family).filter(has_mark);
+        Ok(listed.filter(|one| wanted(&one.connection, one.mark)).cloned().collect())
     }
 
-    fn end(&self, ended: &[TrackedConnection]) -> Result<usize, Error> {
-        self.0.lock().expect("nobody panics").retain(|one| !ended.contains(one));
-        Ok(ended.len())
+    fn mark(&self, those: &[TrackedConnection], ended: bool) -> Result<usize, Error> {
+        let mut all = self.0.lock().expect("nobody panics");
+        for one in all.iter_mut().filter(|one| those.contains(one)) {
+            one.mark = if ended { ENDED } else { 0 };
+        }
+        Ok(those.len())
     }
 
     fn open_log(&self) -> Result<Box<dyn PacketLog>, OpenError> {
@@ -470,7 +515,23 @@ impl Flows for Tracking {
     }
 }
 
+impl Tracking {
+    fn going_on(&self) -> Vec<TrackedConnection> {
+        let all = self.0.lock().expect("nobody panics");
+        all.iter().filter(|one| one.mark == 0).cloned().collect()
+    }
+}
+
 impl Running {
+    fn tracks(&self, connections: impl IntoIterator<Item = TrackedConnection>) {
+        self.flows.0.lock().expect("nobody panics").extend(connections);
+    }
+
+    /// The number of connections that go on.
+    fn left(&self) -> usize {
+        self.flows.going_on().len()
+    }
+
     /// Asks the loop about a manifest file.
     async fn compared(&self, file: &str) -> Answer {
         let (answer, answered) = oneshot::channel();

@@ -156,6 +156,8 @@ impl Table<'_> {
                 (name == "kube-bridge") != *negated
             }
             Match::Limit { .. } => true,
+            // No connection has one.
+            Match::ConnectionMark { mark, negated } => (mark.value == 0) != *negated,
             Match::Mark { .. } => panic!("{one:?} is a match that this reader does not know"),
         }
     }

@@ -2,11 +2,13 @@
 //!
 //! Rules accept what belongs to a connection, so one that policies allowed when it began goes on after they have changed. With
 //! the flag, a change of policies or of a pod of this node has the connections of the pods that it names judged anew, when the rules are in
-//! place, and those that are refused now lose their entries in connection tracking: their next packets count as new, and are refused.
+//! place, and those that are refused now get a bit in their mark ([`ENDED`]). Rules before those that accept refuse packets of connections that have it,
+//! of both directions. Deleting the entry would not do: the next packet of who answers would make a new one, the other way round,
+//! which policies may allow. Where a later change allows such a connection again, the mark is taken off.
 //!
 //! What is concerned: pods of this node whose isolation, addresses or policies change, and addresses that leave a set (a peer that
-//! has other labels) or, where ClusterNetworkPolicies may deny what a set holds, enter one. A start judges nothing: what has changed meanwhile is not known. [`apply`] lists and deletes on a thread
-//! of its own; which of them are refused is decided here.
+//! has other labels) or, where ClusterNetworkPolicies may deny what a set holds, enter one; and connections that have the mark. A start marks
+//! nothing: what has changed meanwhile is not known. [`apply`] lists and marks on a thread of its own; which are refused is decided here.
 
 pub mod apply;
 
@@ -16,18 +18,29 @@ use std::net::IpAddr;
 use crate::config::FirewallConfig;
 use crate::kernel::conntrack::Connection;
 use crate::model::World;
+use crate::net::Family;
 
 use super::flows::verdict_on;
-use super::plan::RuleSetChanges;
-use super::rules::{Contents, Direction, Isolation, LocalPod, RuleSet};
+use super::plan::{Plan, RuleSetChanges};
+use super::rules::{Contents, Direction, Element, Isolation, LocalPod, RuleSet};
 
-/// The addresses whose connections are to be judged.
+/// The bit of a connection's mark by which rules refuse its packets. Few programs mark connections, and not with this bit: the CNI
+/// plugin of AWS has 0x80, Tailscale 0xff0000. Kube-router and the service proxy mark packets only.
+pub const ENDED: u32 = 0x0400_0000;
+
+/// The connections that are to be judged.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Concerned(BTreeSet<IpAddr>);
+pub struct Concerned {
+    /// Those with an end at one of these addresses.
+    addresses: BTreeSet<IpAddr>,
+    /// Those that have the mark.
+    pub marked: bool,
+}
 
 impl Concerned {
     /// Adds what a change of the rule set concerns.
-    pub fn add(&mut self, rules: &RuleSet, changed: &RuleSetChanges) {
+    pub fn add(&mut self, plan: &Plan, changed: &RuleSetChanges) {
+        let rules = plan.rules();
         let is_concerned = |pod: &LocalPod| {
             let of_policies = Direction::BOTH.into_iter().any(|direction| match pod.isolation(direction) {
                 Isolation::Open => false,
@@ -41,51 +54,66 @@ impl Concerned {
         let is_judged = |pod: &LocalPod| Direction::BOTH.into_iter().any(|direction| pod.is_judged(direction));
         for (name, pod) in &rules.pods {
             if is_judged(pod) && (changed.pods.contains(name) || is_concerned(pod)) {
-                self.0.extend(pod.addresses.iter().copied());
+                self.addresses.extend(pod.addresses.iter().copied());
             }
         }
         // Of NetworkPolicies only what leaves a set can be refused; rules that deny refuse what enters one.
         let only_leaving = rules.cluster_policies.is_empty();
-        let left = changed.elements.iter().filter(|(set, element)| {
+        // An address that nobody has any more sends nothing; a prefix is nobody's.
+        let is_gone = |element: &Element| match element {
+            Element::Address(address) | Element::Port(address, _) => plan.claims().of(*address).is_empty(),
+            Element::Prefix(_) => false,
+        };
+        let there = changed.elements.iter().filter(|(_, element)| !is_gone(element));
+        let left = there.filter(|(set, element)| {
             let contents = rules.sets.get(set);
             let has = |contents: &Contents| contents.elements.of(element.family()).contains(element);
             contents.is_some_and(|contents| !only_leaving || !has(contents))
         });
-        self.0.extend(left.map(|(_, element)| element.address()));
+        self.addresses.extend(left.map(|(_, element)| element.address()));
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.addresses.is_empty() && !self.marked
     }
 
     pub fn append(&mut self, mut other: Concerned) {
-        self.0.append(&mut other.0);
+        self.addresses.append(&mut other.addresses);
+        self.marked |= other.marked;
     }
 
-    /// Returns whether a connection has an end at one of these addresses.
-    pub fn has(&self, connection: &Connection) -> bool {
-        self.0.contains(&connection.source) || self.0.contains(&connection.replier)
+    /// Returns whether there are addresses of this family.
+    pub fn is_about(&self, family: Family) -> bool {
+        self.addresses.iter().any(|address| Family::from(*address) == family)
+    }
+
+    /// Returns whether a connection with this mark is to be judged.
+    pub fn has(&self, connection: &Connection, mark: u32) -> bool {
+        let Connection { source, replier, .. } = connection;
+        mark & ENDED != 0 || self.addresses.contains(source) || self.addresses.contains(replier)
     }
 }
 
 impl FromIterator<IpAddr> for Concerned {
     fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Concerned {
-        Concerned(addresses.into_iter().collect())
+        Concerned { addresses: addresses.into_iter().collect(), ..Concerned::default() }
     }
 }
 
-/// Returns for each connection whether this node's policies refuse it.
-pub fn refused(rules: &RuleSet, (world, config): (&World, &FirewallConfig), connections: &[Connection]) -> Vec<bool> {
-    let is_refused = |connection: &Connection| {
-        verdict_on(rules, (world, config), connection).is_some_and(|verdict| !verdict.passes())
-    };
-    connections.iter().map(is_refused).collect()
+/// Returns for each connection whether this node's policies refuse it, as it is asked for.
+pub fn refused<'a>(
+    rules: &'a RuleSet,
+    (world, config): (&'a World, &'a FirewallConfig),
+    connections: &'a [Connection],
+) -> impl Iterator<Item = bool> + 'a {
+    connections
+        .iter()
+        .map(move |connection| verdict_on(rules, (world, config), connection).is_some_and(|verdict| !verdict.passes()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::given::{object, pod, pods, pods_in, policy, rule, selector};
-    use super::super::plan::Plan;
     use super::*;
     use crate::model::{Action, ClusterNetworkPolicy, ClusterRule, Host, Namespace, NetworkPolicy, Subject, Tier};
 
@@ -110,8 +138,8 @@ mod tests {
         change(&mut world);
         let changed = plan.update(&world);
         let mut concerned = Concerned::default();
-        concerned.add(plan.rules(), &changed);
-        concerned.0.iter().map(IpAddr::to_string).collect()
+        concerned.add(&plan, &changed);
+        concerned.addresses.iter().map(IpAddr::to_string).collect()
     }
 
     fn allowing(of: &str, from: &str) -> NetworkPolicy {
@@ -185,5 +213,7 @@ mod tests {
             },
         );
         assert_eq!(added, [""; 0]);
+        let gone = concerned(|_| {}, |world| drop(world.cluster.pods.remove(&object("shop/far"))));
+        assert_eq!(gone, [""; 0], "nobody has its address any more");
     }
 }

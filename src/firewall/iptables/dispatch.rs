@@ -9,7 +9,8 @@
 //!        IPv6 from a bridge of pods: what has a link-local address, not in OUTPUT (`link_local`)
 //!        Services with a denied endpoint on this node, in INPUT only (`host_endpoints`)
 //!        exemptions, in INPUT only (`exemptions`)
-//!        from or to a pod of this node → KUBE-NWPLCY-COMMON: what belongs to a connection, and some ICMP (`icmp`)
+//!        from or to a pod of this node → KUBE-NWPLCY-COMMON: what belongs to a connection, and some ICMP (`icmp`);
+//!                            before, connections that policies newly deny are refused (`established`)
 //!        -s POD ! -d POD → the pod's chain for egress        only for pods that policies judge in that direction
 //!        ! -s POD -d POD → the pod's chain for ingress       not in INPUT
 //!        → KUBE-NWPLCY-TAIL
@@ -30,11 +31,12 @@ use ipnet::IpNet;
 
 use crate::config::FirewallConfig;
 use crate::kernel::ipset::SetName;
-use crate::kernel::iptables::rule::{SetSides, Side, States};
+use crate::kernel::iptables::rule::{Mark, SetSides, Side, States};
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::net::{Family, icmp};
 
 use super::super::bridges::ClosedBridges;
+use super::super::established::ENDED;
 use super::super::rules::{Direction, RuleSet};
 use super::comment::comment;
 use super::names::{
@@ -112,11 +114,13 @@ pub fn without_policies(closed: &ClosedBridges) -> Vec<(Piece, Option<Rules>)> {
     pieces.map(|(piece, rules)| (piece, (!closed.link_local.is_empty()).then_some(rules))).collect()
 }
 
-/// Returns the chains and jumps that depend neither on pods nor on the node.
-pub fn fixed(family: Family) -> Vec<(Piece, Rules)> {
+/// Returns the chains and jumps that depend neither on pods nor on the node. `ends_connections`: marked connections are refused.
+pub fn fixed(family: Family, ends_connections: bool) -> Vec<(Piece, Rules)> {
     let mark = Rule::new([comment("rule to mark traffic matching a network policy")], Verdict::SetMark(MARK));
-    let mut pieces =
-        vec![(chain(family, CHAIN_DEFAULT), Rules(vec![mark])), (chain(family, CHAIN_COMMON), common(family))];
+    let mut pieces = vec![
+        (chain(family, CHAIN_DEFAULT), Rules(vec![mark])),
+        (chain(family, CHAIN_COMMON), common(family, ends_connections)),
+    ];
     pieces.extend(entrances(family).map(|(jump, _, rules)| (jump, rules)));
     pieces
 }
@@ -212,13 +216,26 @@ fn jumps(rules: &RuleSet, direction: Direction, family: Family) -> Vec<Rule> {
         .collect()
 }
 
-fn common(family: Family) -> Rules {
+fn common(family: Family, ends_connections: bool) -> Rules {
+    let mut rules: Vec<Rule> = ends_connections.then(|| ended(family)).into_iter().collect();
     let established = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
-    let mut rules = vec![Rule::new([comment("rule for stateful firewall for pod"), established], Verdict::Accept)];
+    rules.push(Rule::new([comment("rule for stateful firewall for pod"), established], Verdict::Accept));
     rules.extend(icmp::always_pass(family).iter().map(|(kind, number)| {
         Rule::of_icmp(family, *number, comment(&format!("allow icmp {}", kind.name())), Verdict::Accept)
     }));
     Rules(rules)
+}
+
+/// Returns the rule that refuses packets of connections that policies newly deny, in both directions. The error that answers
+/// such a packet belongs to the connection as well, as related.
+fn ended(family: Family) -> Rule {
+    let mark = Mark { value: ENDED, mask: ENDED };
+    let refused = [
+        comment("connections that policies newly deny"),
+        Match::State { states: States::RELATED, negated: true },
+        Match::ConnectionMark { mark, negated: false },
+    ];
+    Rule::new(refused, Verdict::Reject(family))
 }
 
 /// Returns the rule for packets whose address on this side is that of a pod of this node.
@@ -232,7 +249,7 @@ mod tests {
 
     #[test]
     fn jumps_from_the_built_in_chains_are_those_of_running_nodes() {
-        let jumps: Vec<String> = fixed(Family::V6)
+        let jumps: Vec<String> = fixed(Family::V6, false)
             .into_iter()
             .filter(|(piece, _)| matches!(piece, Piece::Jump { .. }))
             .flat_map(|(_, rules)| rules.0)
@@ -268,7 +285,8 @@ mod tests {
         };
         for family in Family::BOTH {
             let accepting = chain(family, CHAIN_DEFAULT);
-            let accepts = fixed(family).into_iter().find(|(piece, _)| *piece == accepting).expect("it always exists").1;
+            let accepts =
+                fixed(family, false).into_iter().find(|(piece, _)| *piece == accepting).expect("it always exists").1;
             for (piece, rules) in deciding(family) {
                 assert_eq!(needs(&rules), needs(&accepts), "{piece}");
             }

@@ -196,7 +196,7 @@ impl Lowering {
 
     fn lower_fixed(&mut self, told: &mut LoweredChanges) {
         for family in self.enabled() {
-            for (piece, rules) in dispatch::fixed(family) {
+            for (piece, rules) in dispatch::fixed(family, self.config.flush_established) {
                 self.put_rules(piece, Some(rules), told);
             }
             self.put_local_pods(family, told);

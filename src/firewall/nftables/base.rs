@@ -6,6 +6,7 @@
 //! input_egress                        packets of pods to the host: only what they send is judged
 //!
 //! each:  to a bridge of pods: multicast and broadcast, in forward_egress only (`multicast`)
+//!        with --netpol-flush-established, in the chains for egress: connections that policies newly deny (`established`)
 //!        ct state established,related accept
 //!        IPv6 from a bridge of pods: what has a link-local address, not in output (`link_local`)
 //!        Services with a denied endpoint on this node, and addresses of Services, in input only
@@ -36,13 +37,14 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::config::{FirewallConfig, ServiceRanges};
-use crate::kernel::nftables::rule::{Side, States};
+use crate::kernel::nftables::rule::{Mark, Side, States};
 use crate::kernel::nftables::{
     Base, BaseKind, Chain, Content, Fields, Hook, Kind, Lookup, Match, Name, Object, Rule, SetSpec, Statement, Verdict,
 };
 use crate::net::{Family, PerFamily, PortRange, Protocol, icmp};
 
 use super::super::bridges::ClosedBridges;
+use super::super::established::ENDED;
 use super::super::link_local::{MULTICAST as MULTICAST_OF_LINKS, UNICAST};
 use super::super::multicast::{DHCP, EVERYBODY, GROUPS_V6};
 use super::super::rules::Direction;
@@ -124,6 +126,7 @@ impl Surroundings<'_> {
     fn forward_egress(&self) -> Vec<Rule> {
         let mut rules: Vec<Rule> =
             self.bridges.multicast.iter().flat_map(|bridge| self.jumps_to_multicast(bridge)).collect();
+        rules.extend(self.ended());
         rules.push(established());
         rules.extend(self.jumps_to_link_local());
         rules.extend(self.icmp());
@@ -137,7 +140,7 @@ impl Surroundings<'_> {
     }
 
     fn input_egress(&self) -> Vec<Rule> {
-        let mut rules = vec![established()];
+        let mut rules: Vec<Rule> = self.ended().into_iter().chain([established()]).collect();
         rules.extend(self.jumps_to_link_local());
         rules.extend(self.enabled().map(|family| {
             let known = Match::State { states: States::INVALID, negated: true };
@@ -154,7 +157,13 @@ impl Surroundings<'_> {
         let local = Match::HostAddress { of: Side::Source, negated: false };
         let from_host = Rule::new([local], Verdict::Accept).commented("from local node");
         let judged = self.judged(direction);
-        [established()].into_iter().chain(self.icmp()).chain([from_host]).chain(judged).collect()
+        let ended = self.ended().filter(|_| direction == Direction::Egress);
+        let known = ended.into_iter().chain([established()]);
+        known.chain(self.icmp()).chain([from_host]).chain(judged).collect()
+    }
+
+    fn ended(&self) -> Option<Rule> {
+        self.config.flush_established.then(ended)
     }
 
     /// Returns the rules that let Services be judged behind their address.
@@ -267,6 +276,14 @@ impl Surroundings<'_> {
             Rule::new([Match::Family(Family::V6), from_bridge], Verdict::Jump(LINK_LOCAL.into()))
         })
     }
+}
+
+/// Returns the rule that refuses packets of connections that policies newly deny, in both directions. The error that answers
+/// such a packet belongs to the connection as well, as related.
+fn ended() -> Rule {
+    let related = Match::State { states: States::RELATED, negated: true };
+    let marked = Match::ConnectionMark { mark: Mark { value: ENDED, mask: ENDED }, negated: false };
+    Rule::new([related, marked], Verdict::Reject).commented("connections that policies newly deny")
 }
 
 fn established() -> Rule {

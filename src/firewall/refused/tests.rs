@@ -12,7 +12,7 @@ use super::super::plan::Plan;
 use super::serve::RefusedPackets;
 use super::*;
 use crate::config::{Config, Environment, FirewallConfig, Request, request};
-use crate::kernel::conntrack::{Connection, TrackedConnection};
+use crate::kernel::conntrack::{TrackedConnection, Wanted};
 use crate::kernel::nflog::OpenError;
 use crate::model::{Host, World};
 use crate::observe::local::{Answer, AnswerFormat, Question};
@@ -33,13 +33,13 @@ struct OpenLog(Kernel);
 impl Flows for Kernel {
     fn connections(
         &self,
-        _: Family,
-        _: &mut dyn FnMut(&Connection) -> bool,
+        _: (Family, Option<u32>),
+        _: Wanted<'_>,
     ) -> Result<Vec<TrackedConnection>, crate::kernel::Error> {
         Ok(Vec::new())
     }
 
-    fn end(&self, _: &[TrackedConnection]) -> Result<usize, crate::kernel::Error> {
+    fn mark(&self, _: &[TrackedConnection], _: bool) -> Result<usize, crate::kernel::Error> {
         Ok(0)
     }
 

@@ -1,17 +1,18 @@
-//! Connections as they are tracked: read for questions, and ended where policies deny them.
+//! Connections as they are tracked: read for questions, and marked where policies deny them.
 //!
 //! What is left out: entries that another one expects (an FTP data connection: rules accept it as related, whatever the
-//! policies say), TCP connections that are over (`TIME_WAIT`, `CLOSE`), and protocols without ports other than ICMP.
+//! policies say), TCP connections that are over (`TIME_WAIT`, `CLOSE`), protocols without ports other than ICMP, and entries of
+//! another zone than the default one: those are of other programs (Open vSwitch, say), which may have entries for the same packets.
 
 use std::net::IpAddr;
 
 use super::super::Error;
-use super::super::netlink::{Answer, Attributes, Bus, Messages, Socket};
-use super::{DELETE, GET, HEADER, NESTED, entry, family_number, tuple};
+use super::super::netlink::{Answer, Attributes, Messages, Socket};
+use super::{GET, HEADER, NESTED, NEW, entry, family_number, tuple};
 use crate::net::{Family, Protocol};
 
 /// One tracked connection, by the addresses of its first packet.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Connection {
     pub source: IpAddr,
     /// Before translation: the address of a Service, say.
@@ -22,7 +23,7 @@ pub struct Connection {
 }
 
 /// Protocol and ports of a connection.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Transport {
     Ports {
         protocol: Protocol,
@@ -36,20 +37,23 @@ pub enum Transport {
     Icmp { kind: u8 },
 }
 
-/// A connection, with what its deletion needs.
+/// A connection, with what a change of its mark needs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Tracked {
     pub connection: Connection,
+    /// `ct mark`, which rules can ask for.
+    pub mark: u32,
     /// The original direction, as the kernel wrote it.
     original: Box<[u8]>,
-    number: Option<u32>,
-    zone: Option<u16>,
 }
+
+/// Decides by a connection and its mark whether it is listed.
+pub type Wanted<'a> = &'a mut dyn FnMut(&Connection, u32) -> bool;
 
 impl Tracked {
     /// Returns an entry as the kernel lists it, by the bytes of its original direction.
     pub fn new(connection: Connection, original: Box<[u8]>) -> Tracked {
-        Tracked { connection, original, number: None, zone: None }
+        Tracked { connection, mark: 0, original }
     }
 }
 
@@ -63,61 +67,65 @@ const TCP_TIME_WAIT: u8 = 7;
 /// Attributes of an entry and of a direction that only this file reads.
 const PROTOCOL_STATE: u16 = 4;
 const MASTER: u16 = 14;
+/// The zone of an entry for one direction only, inside that direction.
+const DIRECTION_ZONE: u16 = 3;
 const TCP_STATE: u16 = 1;
 const ICMP_KIND: u16 = 5;
 const ICMP_V6_KIND: u16 = 8;
 
-/// Lists the connections of a family in the network namespace of the calling thread that are wanted.
+/// Lists the connections of a family in the socket's network namespace that are wanted; with `marked` the
+/// kernel passes on only those with these bits in their mark.
 ///
 /// # Errors
 /// The kernel refused to list them, or there is no connection tracking.
-pub fn connections(family: Family, mut wanted: impl FnMut(&Connection) -> bool) -> Result<Vec<Tracked>, Error> {
-    let mut socket = Socket::open(Bus::Netfilter)?;
+pub fn connections(
+    socket: &mut Socket,
+    (family, marked): (Family, Option<u32>),
+    wanted: Wanted<'_>,
+) -> Result<Vec<Tracked>, Error> {
     let mut message = Messages::new();
     message.begin(GET, 0).header(&[family_number(family), 0, 0, 0]);
-    let listed = socket.dump(&mut message, |answer| read(answer).filter(|tracked| wanted(&tracked.connection)));
+    if let Some(bits) = marked {
+        message.u32_be(entry::MARK, bits).u32_be(entry::MARK_MASK, bits);
+    }
+    let listed = socket.dump(&mut message, |answer| read(answer, wanted));
     listed.map_err(|fault| Error::new("list tracked connections", family.to_string(), fault.into()))
 }
 
-/// Deletes the entries of these connections; returns their number. Those that have ended meanwhile are fine, and a new
-/// connection with the same addresses and ports is not hit.
+/// Sets bits of the mark of these connections, or clears them; returns the number of connections that still exist. A connection
+/// that began meanwhile with the same addresses and ports is taken for the one that was listed.
 ///
 /// # Errors
-/// The kernel refused to delete an entry; the others are deleted.
-pub fn end(connections: &[Tracked]) -> Result<usize, Error> {
-    let mut socket = Socket::open(Bus::Netfilter)?;
+/// The kernel refused to change an entry; the others are changed.
+pub fn set_mark(socket: &mut Socket, connections: &[Tracked], bits: u32, set: bool) -> Result<usize, Error> {
     let mut messages = Messages::new();
     for tracked in connections {
         let family = family_number(Family::from(tracked.connection.source));
-        messages.begin(DELETE, 0).header(&[family, 0, 0, 0]).attribute(entry::ORIGINAL | NESTED, &tracked.original);
-        if let Some(number) = tracked.number {
-            messages.u32_be(entry::NUMBER, number);
-        }
-        if let Some(zone) = tracked.zone {
-            messages.u16_be(entry::ZONE, zone);
-        }
+        // Without NLM_F_CREATE only an entry that exists is changed.
+        messages.begin(NEW, 0).header(&[family, 0, 0, 0]).attribute(entry::ORIGINAL | NESTED, &tracked.original);
+        messages.u32_be(entry::MARK, if set { bits } else { 0 }).u32_be(entry::MARK_MASK, bits);
     }
-    let error = |cause| Error::new("delete tracked connections", "", cause);
+    let error = |cause| Error::new("mark tracked connections", "", cause);
     let refusals = socket.batch(&mut messages).map_err(|fault| error(fault.into()))?;
     let gone = refusals.iter().filter(|refusal| refusal.errno == libc::ENOENT).count();
-    match refusals.iter().position(|refusal| refusal.errno != libc::ENOENT) {
-        Some(first) => Err(error(refusals.into_iter().nth(first).map_or(crate::kernel::Cause::Timeout, Into::into))),
+    match refusals.into_iter().find(|refusal| refusal.errno != libc::ENOENT) {
+        Some(refusal) => Err(error(refusal.into())),
         None => Ok(connections.len() - gone),
     }
 }
 
-fn read(answer: &Answer<'_>) -> Option<Tracked> {
+fn read(answer: &Answer<'_>, wanted: Wanted<'_>) -> Option<Tracked> {
     let attributes = answer.attributes(HEADER);
-    if attributes.get(MASTER).is_some() || is_over(&attributes) {
+    if attributes.get(MASTER).is_some() || attributes.get(entry::ZONE).is_some() || is_over(&attributes) {
         return None;
     }
-    let original = attributes.get(entry::ORIGINAL)?;
-    Some(Tracked {
-        connection: connection(&original.attributes(), &attributes.get(entry::REPLY)?.attributes())?,
-        original: original.value.into(),
-        number: attributes.get(entry::NUMBER).and_then(|number| number.u32_be()),
-        zone: attributes.get(entry::ZONE).and_then(|zone| zone.u16_be()),
-    })
+    let (original, reply) = (attributes.get(entry::ORIGINAL)?, attributes.get(entry::REPLY)?);
+    if [&original, &reply].iter().any(|direction| direction.attributes().get(DIRECTION_ZONE).is_some()) {
+        return None;
+    }
+    let connection = connection(&original.attributes(), &reply.attributes())?;
+    let mark = attributes.get(entry::MARK).and_then(|mark| mark.u32_be()).unwrap_or(0);
+    wanted(&connection, mark).then(|| Tracked { connection, mark, original: original.value.into() })
 }
 
 fn is_over(attributes: &Attributes<'_>) -> bool {
@@ -159,7 +167,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = read(&Answer { kind: GET, flags: 0, sequence: 1, port: 0, payload: &bytes });
+            let _ = read(&Answer { kind: GET, flags: 0, sequence: 1, port: 0, payload: &bytes }, &mut |_, _| true);
             let _ = connection(&Attributes::new(&bytes), &Attributes::new(&bytes));
         }
     }
@@ -191,7 +199,8 @@ mod tests {
 
     fn found(message: &Messages) -> Option<Connection> {
         let payload = &message.bytes()[16..];
-        read(&Answer { kind: GET, flags: 0, sequence: 1, port: 0, payload }).map(|tracked| tracked.connection)
+        let answer = Answer { kind: GET, flags: 0, sequence: 1, port: 0, payload };
+        read(&answer, &mut |_, _| true).map(|tracked| tracked.connection)
     }
 
     #[test]
@@ -211,5 +220,8 @@ mod tests {
     fn connections_that_are_over_or_belong_to_another_are_left_out() {
         assert_eq!(found(&entry_of(Some(TCP_TIME_WAIT), false)), None);
         assert_eq!(found(&entry_of(Some(3), true)), None);
+        let mut in_a_zone = entry_of(Some(3), false);
+        in_a_zone.u16_be(entry::ZONE, 7);
+        assert_eq!(found(&in_a_zone), None);
     }
 }

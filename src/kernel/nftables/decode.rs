@@ -79,6 +79,10 @@ impl<'a> Reader<'a> {
             }
             Expression::Payload { base: base::TRANSPORT, offset, to: FIRST, .. } => self.transport(*offset, rest),
             Expression::Connection { key: connection::STATE, direction: None, to: FIRST } => self.state(rest),
+            Expression::Connection { key: connection::MARK, direction: None, to: FIRST } => {
+                let (mark, negated, rest) = compared_mark(rest)?;
+                self.condition(Match::ConnectionMark { mark, negated }, rest)
+            }
             Expression::Connection { .. } => self.any_lookup(&Family::BOTH.map(Lookup::OriginalService)),
             Expression::Fib { result: fib::ADDRESS_TYPE, flags, to: FIRST } => self.address_type(*flags, rest),
             Expression::Immediate { to: FIRST, value } => self.immediate(value, rest),
@@ -247,21 +251,12 @@ impl<'a> Reader<'a> {
     }
 
     fn mark(&mut self, rest: &'a [Expression]) -> Option<()> {
-        match rest {
-            [Expression::Bitwise { mask, .. }, Expression::Compare { operation, value, .. }, rest @ ..] => {
-                let mark = Mark { value: value.as_number()?, mask: mask.as_number()? };
-                self.condition(Match::Mark { mark, negated: is_negated(*operation)? }, rest)
-            }
-            [Expression::Compare { operation, value, .. }, rest @ ..] => {
-                let mark = Mark { value: value.as_number()?, mask: u32::MAX };
-                self.condition(Match::Mark { mark, negated: is_negated(*operation)? }, rest)
-            }
-            [Expression::Bitwise { mask, xor, .. }, Expression::SetMeta { .. }, rest @ ..] => {
-                let mark = Mark { value: xor.as_number()?, mask: !mask.as_number()? };
-                self.statement(Statement::SetMark(mark), rest)
-            }
-            _ => None,
+        if let [Expression::Bitwise { mask, xor, .. }, Expression::SetMeta { .. }, rest @ ..] = rest {
+            let mark = Mark { value: xor.as_number()?, mask: !mask.as_number()? };
+            return self.statement(Statement::SetMark(mark), rest);
         }
+        let (mark, negated, rest) = compared_mark(rest)?;
+        self.condition(Match::Mark { mark, negated }, rest)
     }
 
     fn immediate(&mut self, value: &Data, rest: &'a [Expression]) -> Option<()> {
@@ -294,6 +289,20 @@ impl<'a> Reader<'a> {
             }
             _ => None,
         }
+    }
+}
+
+/// Reads the comparison of a mark that has been loaded, and whether it is negated; returns what follows.
+fn compared_mark(expressions: &[Expression]) -> Option<(Mark, bool, &[Expression])> {
+    match expressions {
+        [Expression::Bitwise { mask, .. }, Expression::Compare { operation, value, .. }, rest @ ..] => {
+            let mark = Mark { value: value.as_number()?, mask: mask.as_number()? };
+            Some((mark, is_negated(*operation)?, rest))
+        }
+        [Expression::Compare { operation, value, .. }, rest @ ..] => {
+            Some((Mark { value: value.as_number()?, mask: u32::MAX }, is_negated(*operation)?, rest))
+        }
+        _ => None,
     }
 }
 

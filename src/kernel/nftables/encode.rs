@@ -191,12 +191,13 @@ impl Writer {
             }
             Match::DestinationPort { protocol, range } => self.port(*protocol, *range),
             Match::State { states, negated } => self.state(*states, *negated),
-            Match::Mark { mark: Mark { value, mask }, negated } => {
+            Match::Mark { mark, negated } => {
                 self.meta(meta::MARK);
-                if *mask != u32::MAX {
-                    self.mask(Data::number(*mask), Data::zero(4));
-                }
-                self.equal(*negated, Data::number(*value));
+                self.mark(*mark, *negated);
+            }
+            Match::ConnectionMark { mark, negated } => {
+                self.push(Expression::Connection { key: connection::MARK, direction: None, to: FIRST });
+                self.mark(*mark, *negated);
             }
             Match::InputLink { name, negated } => {
                 self.meta(meta::INPUT_LINK);
@@ -220,6 +221,14 @@ impl Writer {
             self.mask(octets(range.netmask()), Data::zero(length(family) as usize));
         }
         self.equal(negated, octets(range.network()));
+    }
+
+    /// Compares a mark that has been loaded.
+    fn mark(&mut self, Mark { value, mask }: Mark, negated: bool) {
+        if mask != u32::MAX {
+            self.mask(Data::number(mask), Data::zero(4));
+        }
+        self.equal(negated, Data::number(value));
     }
 
     fn address_type(&mut self, of: Side) {

@@ -122,6 +122,7 @@ pub(super) mod meta {
 
 pub(super) mod connection {
     pub const STATE: u32 = 0;
+    pub const MARK: u32 = 3;
     pub const DESTINATION_PORT: u32 = 12;
     pub const DESTINATION_IPV4: u32 = 20;
     pub const DESTINATION_IPV6: u32 = 22;

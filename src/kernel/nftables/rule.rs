@@ -60,8 +60,10 @@ pub enum Match {
     DestinationPort { protocol: Protocol, range: PortRange },
     /// `ct state`: connection tracking gives the packet one of these states.
     State { states: States, negated: bool },
-    /// `ct mark` is not used; `meta mark`: the bits of the packet's mark under the mask equal the value.
+    /// `meta mark`: the bits of the packet's mark under the mask equal the value.
     Mark { mark: Mark, negated: bool },
+    /// `ct mark`: the same of the mark of the packet's connection.
+    ConnectionMark { mark: Mark, negated: bool },
     /// `iifname`.
     InputLink { name: CompactString, negated: bool },
     /// `oifname`.

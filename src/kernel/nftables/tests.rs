@@ -88,6 +88,7 @@ fn one_match() -> impl Strategy<Value = Match> {
         (protocol(), ports()).prop_map(|(protocol, range)| Match::DestinationPort { protocol, range }),
         (states(), any::<bool>()).prop_map(|(states, negated)| Match::State { states, negated }),
         (mark(), any::<bool>()).prop_map(|(mark, negated)| Match::Mark { mark, negated }),
+        (mark(), any::<bool>()).prop_map(|(mark, negated)| Match::ConnectionMark { mark, negated }),
         (link(), any::<bool>()).prop_map(|(name, negated)| Match::InputLink { name: name.into(), negated }),
         (link(), any::<bool>()).prop_map(|(name, negated)| Match::OutputLink { name: name.into(), negated }),
         (any::<u32>(), any::<u32>()).prop_map(|(per_minute, burst)| Match::Limit { per_minute, burst }),

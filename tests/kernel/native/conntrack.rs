@@ -1,6 +1,7 @@
 //! Tracked flows of the real kernel: those to a backend that is gone are forgotten, and no others.
 
-use sluice::kernel::conntrack::{Connection, Flows, Transport, connections, end, forget};
+use sluice::kernel::conntrack::{Connection, Flows, TrackedConnection, Transport, connections, forget, set_mark};
+use sluice::kernel::netlink::{Bus, Socket};
 use sluice::net::{Family, Protocol};
 
 use crate::namespace::{in_new, run};
@@ -93,7 +94,7 @@ fn thousands_of_flows_are_forgotten_in_one_go() {
 }
 
 #[test]
-fn connections_are_listed_by_who_began_them_and_who_answers_and_single_ones_end() {
+fn connections_are_listed_by_who_began_them_and_who_answers_and_single_ones_are_marked() {
     in_new(|| {
         track("tcp", "203.0.113.1:40000", "10.96.0.10:443", "10.244.0.2:6443");
         track("udp", "203.0.113.1:40001", "10.244.0.3:53", "10.244.0.3:53");
@@ -103,7 +104,10 @@ fn connections_are_listed_by_who_began_them_and_who_answers_and_single_ones_end(
         );
         run("conntrack -I -p udp --orig-src 2001:db8::1 --orig-dst fd00:10:96::a --sport 40000 --dport 53 \
              --reply-src fd00:10:244::2 --reply-dst 2001:db8::1 --reply-port-src 5353 --reply-port-dst 40000 --timeout 600");
-        let listed = |family| connections(family, |_| true).expect("the kernel tracks");
+        let mut socket = Socket::open(Bus::Netfilter).expect("a socket");
+        let mut listed =
+            |family| connections(&mut socket, (family, None), &mut |_, _| true).expect("the kernel tracks");
+        let six = listed(Family::V6);
         let ends = |connection: &Connection| {
             let Connection { source, destination, replier, transport } = *connection;
             let Transport::Ports { protocol, destination: port, replier: reply_port, .. } = transport else {
@@ -117,16 +121,24 @@ fn connections_are_listed_by_who_began_them_and_who_answers_and_single_ones_end(
             found,
             ["tcp 203.0.113.1 10.96.0.10:443 10.244.0.2:6443", "udp 203.0.113.1 10.244.0.3:53 10.244.0.3:53"]
         );
-        let six = listed(Family::V6);
         assert_eq!(
             six.iter().map(|tracked| ends(&tracked.connection)).collect::<Vec<_>>(),
             ["udp 2001:db8::1 fd00:10:96::a:53 fd00:10:244::2:5353"]
         );
-        let to_service = |connection: &Connection| connection.destination != connection.replier;
-        let chosen = connections(Family::V4, to_service).expect("the kernel tracks");
-        assert_eq!(end(&chosen).expect("it is there"), 1);
-        assert_eq!(end(&chosen).expect("missing is fine"), 0);
-        assert_eq!(end(&six).expect("it is there"), 1);
-        assert_eq!((tracked("ipv4"), tracked("ipv6")), (2, 0));
+        let to_service = &mut |connection: &Connection, _| connection.destination != connection.replier;
+        let chosen = connections(&mut socket, (Family::V4, None), to_service).expect("the kernel tracks");
+        assert_eq!(set_mark(&mut socket, &chosen, 3, true).expect("it is there"), 1);
+        let marks = || run("conntrack -L -f ipv4").lines().filter(|line| line.contains("mark=19")).count();
+        assert_eq!(set_mark(&mut socket, &chosen, 0x10, true).expect("it is there"), 1);
+        assert_eq!(marks(), 1, "other bits stay");
+        let marked = connections(&mut socket, (Family::V4, Some(0x10)), &mut |_, _| true).expect("the kernel tracks");
+        let of = |those: &[TrackedConnection]| those.iter().map(|one| one.connection).collect::<Vec<_>>();
+        assert_eq!(of(&marked), of(&chosen));
+        assert_eq!(marked.iter().map(|one| one.mark).collect::<Vec<_>>(), [19]);
+        assert_eq!(set_mark(&mut socket, &marked, 0x10, false).expect("it is there"), 1);
+        assert_eq!(marks(), 0);
+        run("conntrack -D -p tcp --orig-port-src 40000");
+        assert_eq!(set_mark(&mut socket, &marked, 0x10, true).expect("missing is fine"), 0);
+        assert_eq!((tracked("ipv4"), tracked("ipv6")), (2, 1));
     });
 }

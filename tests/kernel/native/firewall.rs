@@ -57,6 +57,17 @@ pub fn with_each(default_deny: bool, test: impl Fn(&mut Machine) + Send + Sync) 
     Filter::ALL.into_iter().for_each(|filter| with(filter, default_deny, &test));
 }
 
+/// A machine with each of the packet filters that ends connections which policies newly deny.
+pub fn with_each_that_ends_connections(test: impl Fn(&mut Machine) + Send + Sync) {
+    let config = Arc::new(FirewallConfig { flush_established: true, ..(*config(false)).clone() });
+    for filter in Filter::ALL {
+        in_new(|| {
+            own_run();
+            test(&mut Machine::with_config(filter, places(), config.clone()));
+        });
+    }
+}
+
 /// A machine with each flavour of iptables, for what is about its chains and sets.
 pub fn with_each_flavour(default_deny: bool, test: impl Fn(&mut Machine, Flavour) + Send + Sync) {
     BOTH.into_iter()
@@ -78,7 +89,11 @@ pub fn places() -> Places {
 
 impl Machine {
     fn new(filter: Filter, places: Places, default_deny: bool) -> Machine {
-        let enforcer = Enforcer::new(filter, config(default_deny), BOTH_FAMILIES);
+        Machine::with_config(filter, places, config(default_deny))
+    }
+
+    fn with_config(filter: Filter, places: Places, config: Arc<FirewallConfig>) -> Machine {
+        let enforcer = Enforcer::new(filter, config, BOTH_FAMILIES);
         Machine { places: Arc::new(places), world: world(), plan: Plan::new(), enforcer }
     }
 

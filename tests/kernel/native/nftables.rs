@@ -204,6 +204,10 @@ fn rules() -> Vec<(Rule, &'static str)> {
         ),
         one(Match::Mark { mark: mark(0x10, u32::MAX), negated: false }, "meta mark 0x00000010 accept"),
         one(Match::Mark { mark: mark(0x10, 0x30), negated: true }, "meta mark & 0x00000030 != 0x00000010 accept"),
+        one(
+            Match::ConnectionMark { mark: mark(0x10, 0x10), negated: false },
+            "ct mark & 0x00000010 == 0x00000010 accept",
+        ),
         one(Match::InputLink { name: "eth0".into(), negated: false }, "iifname \"eth0\" accept"),
         one(Match::OutputLink { name: "kube-bridge".into(), negated: true }, "oifname != \"kube-bridge\" accept"),
         one(Match::Limit { per_minute: 10, burst: 10 }, "limit rate 10/minute burst 10 packets accept"),

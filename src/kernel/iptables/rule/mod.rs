@@ -53,6 +53,8 @@ pub enum Match {
     State { states: States, negated: bool },
     /// The bits of the packet's mark under the mask equal the value.
     Mark { mark: Mark, negated: bool },
+    /// The same of the mark of the packet's connection.
+    ConnectionMark { mark: Mark, negated: bool },
     /// Holds this many times a minute, and for this many packets in a row.
     Limit { per_minute: u32, burst: u32 },
     /// The destination port is in one of these ranges; at most 15 numbers, a range of several ports being two.
@@ -243,6 +245,9 @@ impl Match {
             }
             Match::State { negated, .. } => Match::State { states: States(0), negated },
             Match::Mark { negated, .. } => Match::Mark { mark: Mark { value: 0, mask: 0 }, negated },
+            Match::ConnectionMark { negated, .. } => {
+                Match::ConnectionMark { mark: Mark { value: 0, mask: 0 }, negated }
+            }
             Match::Limit { .. } => Match::Limit { per_minute: 0, burst: 0 },
             Match::Ports(_) => Match::Ports([].into()),
             Match::IcmpKind { family, .. } => Match::IcmpKind { family, number: 0 },

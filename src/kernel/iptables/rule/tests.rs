@@ -44,6 +44,7 @@ fn a_match() -> impl Strategy<Value = Match> {
         }),
         (1_u8..32, any::<bool>()).prop_map(|(states, negated)| Match::State { states: States(states), negated }),
         (mark(), any::<bool>()).prop_map(|(mark, negated)| Match::Mark { mark, negated }),
+        (mark(), any::<bool>()).prop_map(|(mark, negated)| Match::ConnectionMark { mark, negated }),
         any::<(u32, u32)>().prop_map(|(per_minute, burst)| Match::Limit { per_minute, burst }),
         ports().prop_map(Match::Ports),
         (side(), any::<bool>()).prop_map(|(of, negated)| Match::HostAddress { of, negated }),

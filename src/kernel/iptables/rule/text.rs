@@ -82,6 +82,7 @@ impl fmt::Display for Match {
             Match::Set { set, of, negated } => write!(f, "-m set {}--match-set {set} {of}", not(*negated)),
             Match::State { states, negated } => write!(f, "-m conntrack {}--ctstate {states}", not(*negated)),
             Match::Mark { mark, negated } => write!(f, "-m mark {}--mark {mark}", not(*negated)),
+            Match::ConnectionMark { mark, negated } => write!(f, "-m connmark {}--mark {mark}", not(*negated)),
             Match::Limit { per_minute, burst } => write!(f, "-m limit --limit {per_minute}/min --limit-burst {burst}"),
             Match::Ports(ranges) => {
                 f.write_str("-m multiport --dports ")?;
@@ -237,6 +238,7 @@ fn understood(words: &[&str], negated: bool) -> Option<Match> {
         }
         ["-m", "conntrack", "--ctstate", names] => Match::State { states: states(names)?, negated },
         ["-m", "mark", "--mark", text] => Match::Mark { mark: mark(text)?, negated },
+        ["-m", "connmark", "--mark", text] => Match::ConnectionMark { mark: mark(text)?, negated },
         ["-m", "limit", "--limit", limit, "--limit-burst", burst] => {
             Match::Limit { per_minute: number(limit.strip_suffix("/min")?)?, burst: number(burst)? }
         }
