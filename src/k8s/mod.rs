@@ -21,4 +21,4 @@ mod warning;
 
 pub use message::{Event, Message};
 pub use object::{Kind, Object, ObjectId, SliceOf, Wanted};
-pub use warning::{Scope, Warning, Warnings};
+pub use warning::{LAST_GOOD_STAYS, Scope, Warning, Warnings};

@@ -3,6 +3,9 @@
 use std::borrow::Cow;
 use std::fmt;
 
+/// The end of a warning about an object of the cluster that cannot be read.
+pub const LAST_GOOD_STAYS: &str = ", so its last good version stays in force";
+
 /// A warning about a field of an object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Warning {

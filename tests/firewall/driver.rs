@@ -79,6 +79,9 @@ fn a_policy_is_compared_before_it_is_applied_and_the_kernel_stays_as_it_is() {
         );
         let odd = running.compared(&file.replace("podSelector", "podSelecter")).await.expect_err("a misspelt field");
         assert!(odd.contains("spec.podSelecter") && odd.lines().count() == 1, "{odd}");
+        let none = file.replace("{podSelector: {}}", "{podSelector: {}, policyTypes: [Sideways]}");
+        let odd = running.compared(&none).await.expect_err("a type that does not exist");
+        assert!(odd.ends_with("\"Sideways\" is not known; the policy cannot be read"), "{odd}");
         assert_eq!(ours(&running.kernel.state()), ours(&before));
     });
 }
@@ -479,8 +482,7 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
 
 /// A connection to port 80, as it is tracked.
 fn tcp(source: &str, destination: &str, replier: &str) -> TrackedConnection {
-    let [source, destination, replier] =
-        [source, destination, replier].map(|text| text.parse().expect("an address"));
+    let [source, destination, replier] = [source, destination, replier].map(|text| text.parse().expect("an address"));
     let transport = Transport::Ports { protocol: Protocol::Tcp, source: 40000, destination: 80, replier: 80 };
     TrackedConnection::new(Connection { source, destination, replier, transport }, [].into())
 }

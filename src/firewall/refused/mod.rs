@@ -54,7 +54,11 @@ pub struct Recent {
 
 /// How many packets of each rule were logged in the last minute.
 #[derive(Default)]
-pub struct Limits(HashMap<RuleKey, VecDeque<Instant>>);
+pub struct Limits {
+    times: HashMap<RuleKey, VecDeque<Instant>>,
+    /// Rules without a packet in the last minute were forgotten then.
+    swept: Option<Instant>,
+}
 
 /// A rule that logs, and has a limit of its own.
 #[derive(PartialEq, Eq, Hash)]
@@ -110,8 +114,14 @@ impl RuleKey {
 impl Limits {
     /// Counts a packet; returns whether its rule has reached its limit.
     pub fn note(&mut self, packet: &RefusedPacket, now: Instant) -> bool {
-        let times = self.0.entry(RuleKey::of(packet)).or_default();
-        while times.front().is_some_and(|first| now.saturating_duration_since(*first) >= MINUTE) {
+        let is_old = |at: &Instant| now.saturating_duration_since(*at) >= MINUTE;
+        // Prefixes are those of others' rules too, so there is no end of them.
+        if is_old(self.swept.get_or_insert(now)) {
+            self.times.retain(|_, times| times.back().is_some_and(|last| !is_old(last)));
+            self.swept = Some(now);
+        }
+        let times = self.times.entry(RuleKey::of(packet)).or_default();
+        while times.front().is_some_and(is_old) {
             times.pop_front();
         }
         times.push_back(now);

@@ -225,6 +225,22 @@ fn the_limit_of_a_rule_is_said_from_the_tenth_packet_in_a_minute_on() {
 }
 
 #[test]
+fn rules_that_logged_nothing_for_a_minute_are_forgotten() {
+    let (mut limits, begin) = (Limits::default(), Instant::now());
+    let packet = |number: usize| {
+        let logged = Logged { prefix: format!("other-{number}").into(), ..tcp("10.244.1.8", "10.244.1.7", 80) };
+        let party = |address| Party { address, standing: explain::Standing::Nobody };
+        let (from, to) = (party(logged.source), party(logged.destination));
+        RefusedPacket { at: Duration::ZERO, logged, from, to, refusal: None, limited: false }
+    };
+    for number in 0..100 {
+        limits.note(&packet(number), begin);
+    }
+    limits.note(&packet(100), begin + MINUTE);
+    assert_eq!(limits.times.len(), 1);
+}
+
+#[test]
 fn the_limit_of_nftables_is_that_of_all_pods_with_the_same_policies() {
     let (mut fixture, now) = (Fixture::new(), Instant::now());
     fixture.world.cluster.pods.insert(object("shop/web-2"), pod("10.244.1.9 fd00::9", "app=web", ""));

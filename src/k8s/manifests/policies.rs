@@ -6,7 +6,7 @@
 use serde::de::IgnoredAny;
 
 use super::document::{Format, Reader, documents};
-use crate::k8s::{Kind, Object};
+use crate::k8s::{Kind, LAST_GOOD_STAYS, Object};
 use crate::model::Policies;
 
 /// Reads the policies of a file, YAML or JSON.
@@ -30,7 +30,10 @@ pub fn policies(text: &str) -> Result<Policies, String> {
                 kind => format!("{kind} {}", id.name),
             };
             if let Some(warning) = warnings.first() {
-                return Err(format!("{name} of the file: {warning}"));
+                let warning = warning.to_string();
+                // True of an object of the cluster, and of no file.
+                let mistake = warning.strip_suffix(LAST_GOOD_STAYS).unwrap_or(&warning);
+                return Err(format!("{name} of the file: {mistake}"));
             }
             let is_new = match object {
                 Object::NetworkPolicy(name, Some(policy)) => policies.policies.insert(name, policy).is_none(),

@@ -225,10 +225,18 @@ impl Listener {
     /// # Errors
     /// Notifications were lost, or the socket failed.
     pub fn receive(&mut self, mut each: impl FnMut(&Answer<'_>)) -> Result<(), Fault> {
-        while let Some(datagram) = self.wire.receive(RecvFlags::DONTWAIT)? {
-            answers(datagram).for_each(|answer| each(&answer));
-        }
+        while self.receive_one(&mut each)? {}
         Ok(())
+    }
+
+    /// Passes the notifications of one datagram to `each`, without waiting; returns whether one had arrived.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn receive_one(&mut self, mut each: impl FnMut(&Answer<'_>)) -> Result<bool, Fault> {
+        let Some(datagram) = self.wire.receive(RecvFlags::DONTWAIT)? else { return Ok(false) };
+        answers(datagram).for_each(|answer| each(&answer));
+        Ok(true)
     }
 }
 
