@@ -298,3 +298,88 @@ fn judged(out: &mpsc::Sender<Report>, connections: Vec<Connection>) -> Result<Ve
     out.blocking_send(Report::Judge { connections, verdicts }).map_err(|_| stopped())?;
     answered.recv_timeout(PATIENCE).map_err(|_| stopped())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::super::super::flows::Log;
+    use super::*;
+    use crate::kernel::conntrack::Wanted;
+    use crate::kernel::nflog::OpenError;
+    use crate::net::Protocol;
+
+    /// Connections of IPv4, and how often they were listed.
+    #[derive(Default)]
+    struct Tracking(Mutex<(Vec<TrackedConnection>, usize)>);
+
+    impl Flows for Tracking {
+        fn connections(
+            &self,
+            (family, _): (Family, Option<u32>),
+            wanted: Wanted<'_>,
+        ) -> Result<Vec<TrackedConnection>, crate::kernel::Error> {
+            let mut state = self.0.lock().unwrap();
+            state.1 += 1;
+            let all = state.0.iter().filter(|one| family == Family::V4 && wanted(&one.connection, one.mark));
+            Ok(all.cloned().collect())
+        }
+
+        fn mark(&self, those: &[TrackedConnection], _: bool) -> Result<usize, crate::kernel::Error> {
+            Ok(those.len())
+        }
+
+        fn open_log(&self) -> Result<Box<dyn Log>, OpenError> {
+            Err(OpenError::Taken(100))
+        }
+    }
+
+    fn to_web(number: u32) -> TrackedConnection {
+        let source = (0x0af4_0000 + number / 50_000).to_be_bytes().into();
+        let replier = [10, 244, 1, 7].into();
+        let own = u16::try_from(number % 50_000).unwrap();
+        let transport = Transport::Ports { protocol: Protocol::Tcp, source: own, destination: 80, replier: 80 };
+        TrackedConnection::new(Connection { source, destination: replier, replier, transport }, [].into())
+    }
+
+    fn web() -> Concerned {
+        [[10, 244, 1, 7].into()].into_iter().collect()
+    }
+
+    #[test]
+    fn more_connections_than_are_listed_at_a_time_all_end_and_are_asked_about_once_for_each_client() {
+        let all = 2 * MOST as u32 + 7;
+        let tracking = Tracking(Mutex::new(((0..all).map(to_web).collect(), 0)));
+        let mut most = 0;
+        let ended = end_refused(&tracking, &web(), |connections| {
+            most = most.max(connections.len());
+            // The firewall's thread may answer for some of them.
+            Ok(vec![true; 1])
+        });
+        assert_eq!(ended, Ok(Marked { ended: all as usize, ..Marked::default() }));
+        assert_eq!(most, 5, "five clients");
+    }
+
+    #[test]
+    fn a_family_without_an_address_that_is_concerned_is_not_listed() {
+        let tracking = Tracking::default();
+        let nothing = |_| Ok(Vec::new());
+        assert_eq!(end_refused(&tracking, &web(), nothing), Ok(Marked::default()));
+        assert_eq!(tracking.0.lock().unwrap().1, 1);
+        let marked = Concerned { marked: true, ..Concerned::default() };
+        assert_eq!(end_refused(&tracking, &marked, nothing), Ok(Marked::default()));
+        assert_eq!(tracking.0.lock().unwrap().1, 3);
+    }
+
+    #[test]
+    fn a_run_that_failed_and_waits_for_rules_does_not_wake_the_firewall() {
+        let (mut established, now) = (Established::default(), Instant::now());
+        let flows: Arc<dyn Flows> = Arc::new(Tracking::default());
+        established.done(Err(("refused".to_owned(), web())), Duration::ZERO, now);
+        assert_eq!(established.deadline(), Some(now + AGAIN));
+        established.start_due(&flows, false, now + AGAIN);
+        assert_eq!(established.deadline(), None);
+        established.start_due(&flows, true, now + AGAIN);
+        assert!(established.is_running);
+    }
+}
