@@ -59,7 +59,7 @@ pub struct Inputs {
     pub report: watch::Sender<Report>,
     /// Time limit for the first complete view, after which its absence is reported.
     pub sync_timeout: Duration,
-    /// Receives the note that there is no such Node.
+    /// Receives the notes that there is no such Node, and of policies that cannot be read.
     pub note: Note,
     /// Announcements of the CNI plugin of this host; `None` without `--netpol-cni`.
     pub attaching: Option<Attaching>,
@@ -94,6 +94,8 @@ pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Ou
         own: host.borrow().node_name.clone(),
         lacks_own_node: false,
         note,
+        node_note: None,
+        unread: BTreeSet::new(),
         keeper: last_known.map(|file| Keeper::new(file, &wanted)),
         attachments: attaching.as_ref().map(|attaching| attaching.file.clone()),
         keep_again: None,
@@ -168,6 +170,10 @@ struct Builder {
     own: CompactString,
     lacks_own_node: bool,
     note: Note,
+    /// What is noted of that Node.
+    node_note: Option<String>,
+    /// The policies that cannot be read and of which no good version is known.
+    unread: BTreeSet<String>,
     keeper: Option<Keeper>,
     attachments: Option<AttachmentsFile>,
     /// The last writing of that file failed, and is tried again then.
@@ -251,6 +257,7 @@ impl Builder {
         self.keep_attachments();
         self.publish(earliest);
         self.look_for_own_node();
+        self.look_for_unread_policies();
     }
 
     /// Reports that the cluster has no Node of this host's name when that becomes certain, and again when it has one.
@@ -265,11 +272,27 @@ impl Builder {
             let text = format!(
                 "the cluster has no Node {node:?}; --hostname-override or NODE_NAME must name this host's Node"
             );
-            self.note.set(vec![text]);
+            self.node_note = Some(text);
         } else {
             info!(%node, "Node of this host found");
-            self.note.set(Vec::new());
+            self.node_note = None;
         }
+        self.set_note();
+    }
+
+    /// Notes the policies that are not in force because they cannot be read.
+    fn look_for_unread_policies(&mut self) {
+        let unread = self.joined.policies_not_in_force();
+        if unread != self.unread {
+            self.unread = unread;
+            self.set_note();
+        }
+    }
+
+    fn set_note(&self) {
+        let of_policy =
+            |id: &String| format!("{id} cannot be read and has no earlier good version; it is not in force");
+        self.note.set(self.node_note.iter().cloned().chain(self.unread.iter().map(of_policy)).collect());
     }
 
     /// Reads the last known state without blocking the task. `None` where none is kept.
@@ -356,7 +379,7 @@ impl Builder {
                 "Authority changed"
             );
         }
-        if self.joined.is_complete()
+        if self.joined.may_be_kept()
             && let Some(keeper) = &mut self.keeper
         {
             keeper.changed();

@@ -152,7 +152,7 @@ impl<B: Backend> Driver<B> {
             if pod.outcome.is_closed() {
                 return false;
             }
-            let missing = starting::missing(rules, authority, &pod.name, &pod.addresses);
+            let missing = starting::missing(&self.plan, authority, &pod.name, &pod.addresses);
             let outcome = missing.map_or_else(|| backend.pod_enforced(rules, &pod.name), Err);
             let waits = outcome.is_err();
             pod.outcome.send_if_modified(|told| {

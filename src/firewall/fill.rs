@@ -112,12 +112,29 @@ impl<'a> Filling<'a> {
             match set.plain() {
                 SetKey::Pods(selection) | SetKey::NamedPort { pods: PortOwners::Selected(selection), .. } => {
                     names.extend(self.looked_into(selection));
+                    if set.closes() && selection::may_look_into(&selection.namespaces) {
+                        names.extend(self.unknown_namespaces());
+                    }
                 }
                 SetKey::NamedPort { pods: PortOwners::All | PortOwners::Inside(_), .. } => return None,
                 SetKey::NamedPort { pods: PortOwners::Local, .. } | SetKey::Blocks(_) | SetKey::Denied(_) => {}
             }
         }
         Some(names)
+    }
+
+    /// Returns the namespaces of pods that are not known themselves.
+    fn unknown_namespaces(&self) -> Vec<&'a str> {
+        let FillInputs { pods, namespaces, .. } = self.inputs;
+        let (mut unknown, mut from) = (Vec::new(), ObjectName::new("", ""));
+        while let Some((name, _)) = pods.iter_from(&from).next() {
+            if namespaces.get(&name.namespace).is_none() {
+                unknown.push(name.namespace.as_str());
+            }
+            // The first name behind all of this namespace.
+            from = ObjectName::new(&format!("{}\0", name.namespace), "");
+        }
+        unknown
     }
 
     fn looked_into(&self, asked: &'a Selection) -> Vec<&'a str> {

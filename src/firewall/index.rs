@@ -73,6 +73,11 @@ impl<T: Ord + Clone> Index<T> {
         self.named.get(name).into_iter().chain(selected).flat_map(|by_label| by_label.of(labels)).flatten()
     }
 
+    /// Returns the items with a selector of namespaces that may select a pod with these labels, whatever those of its namespace.
+    pub fn candidates_anywhere<'a>(&'a self, labels: &'a Labels) -> impl Iterator<Item = &'a T> {
+        self.selected.all().flat_map(|by_label| by_label.of(labels)).flatten()
+    }
+
     fn visit(&mut self, selection: &Selection, act: &mut dyn FnMut(&mut BTreeSet<T>)) {
         match &selection.namespaces {
             Scope::Named(name) => {
@@ -127,7 +132,8 @@ impl<T: Ord + Clone> SetIndex<T> {
         self.ports.is_empty() && self.selections.is_empty()
     }
 
-    /// Returns the sets that a pod of this namespace may belong to; may contain duplicates.
+    /// Returns the sets that a pod of this namespace may belong to; may contain duplicates. Where the labels of the namespace are
+    /// not known they are all that they may select.
     pub fn candidates<'a>(
         &'a self,
         name: &str,
@@ -135,7 +141,9 @@ impl<T: Ord + Clone> SetIndex<T> {
         pod: &'a Pod,
     ) -> impl Iterator<Item = &'a T> {
         let named = pod.ports.iter().filter_map(|port| self.ports.get(&port.name)).flatten();
-        self.selections.candidates(name, namespace, &pod.labels).chain(named)
+        let anywhere = namespace.is_none().then(|| self.selections.candidates_anywhere(&pod.labels));
+        let selected = self.selections.candidates(name, namespace, &pod.labels);
+        selected.chain(anywhere.into_iter().flatten()).chain(named)
     }
 }
 
@@ -150,6 +158,12 @@ impl<P: Place> ByLabel<P> {
         // Without any key no label needs a lookup: most namespaces are like that.
         let labels = (!self.keys.is_empty()).then(|| labels.iter().flat_map(of_label));
         std::iter::once(&self.rest).chain(labels.into_iter().flatten())
+    }
+
+    /// Returns all places.
+    fn all(&self) -> impl Iterator<Item = &P> {
+        let of_keys = self.keys.values().flat_map(|of_key| std::iter::once(&of_key.rest).chain(of_key.values.values()));
+        std::iter::once(&self.rest).chain(of_keys)
     }
 
     /// Calls `act` on each place where a selector is indexed.

@@ -12,7 +12,7 @@ use crate::model::{Namespace, Pod, Table};
 use crate::net::Family;
 
 use super::claims::Claimant;
-use super::rules::{Contents, Element, PortOwners, SetKey};
+use super::rules::{Contents, Element, PortOwners, Selection, SetKey};
 use super::{named_port, selection};
 
 /// Returns the elements at an address that exactly these pods have: those that each of them would have alone, or, of a set for
@@ -35,20 +35,25 @@ pub fn elements_at<'a>(
     let candidates = first.into_iter().flat_map(move |first| candidates(set, first.pod, address));
     let shared = candidates.filter(move |element| {
         let mut all = first.into_iter().chain(others.clone());
-        all.all(|claimant| belongs(set, claimant, namespaces, *element))
+        all.all(|claimant| belongs(set, (claimant, false), namespaces, *element))
     });
     shared.chain(denied)
 }
 
-/// Returns the elements that any of these pods would have alone.
+/// Returns the elements that any of these pods would have alone. One whose Namespace is not known may be any that a selector of
+/// namespaces is about: nothing that is to be denied passes for that.
 fn any_of(
     set: &SetKey,
     address: IpAddr,
     claimants: &[Claimant<'_>],
     namespaces: &Table<CompactString, Namespace>,
 ) -> BTreeSet<Element> {
-    let alone = |claimant| elements_at(set, address, std::slice::from_ref(claimant), namespaces);
-    claimants.iter().flat_map(alone).collect()
+    let asked = claimants.iter().filter(|claimant| claimant.is_local || !is_of_this_node(set));
+    let alone = |claimant: &Claimant<'_>| {
+        let elements = candidates(set, claimant.pod, address);
+        elements.filter(|element| belongs(set, (claimant, true), namespaces, *element)).collect::<Vec<_>>()
+    };
+    asked.flat_map(alone).collect()
 }
 
 /// Returns the elements that a set has at an address now.
@@ -82,16 +87,19 @@ fn candidates<'a>(set: &'a SetKey, pod: &'a Pod, address: IpAddr) -> impl Iterat
     whole.into_iter().chain(named.into_iter().flatten())
 }
 
-/// Returns whether a pod with this address belongs to the set.
+/// Returns whether a pod with this address belongs to the set, or may: `may` counts what the labels of a Namespace say that is
+/// not known.
 fn belongs(
     set: &SetKey,
-    claimant: &Claimant<'_>,
+    (claimant, may): (&Claimant<'_>, bool),
     namespaces: &Table<CompactString, Namespace>,
     element: Element,
 ) -> bool {
-    let is_selected = |wanted: &_| {
+    let is_selected = |wanted: &Selection| {
         let namespace = namespaces.get(&claimant.name.namespace).map(|namespace| &namespace.labels);
-        selection::selects(wanted, claimant.name, claimant.pod, namespace)
+        let may = may && namespace.is_none() && selection::may_look_into(&wanted.namespaces);
+        may && wanted.pods.selects(&claimant.pod.labels)
+            || selection::selects(wanted, claimant.name, claimant.pod, namespace)
     };
     match (set, element) {
         (SetKey::Pods(wanted), Element::Address(_)) => is_selected(wanted),
@@ -106,7 +114,7 @@ fn belongs(
 #[cfg(test)]
 mod tests {
     use super::super::given::{address, labels, object, pod, selector};
-    use super::super::rules::{Scope, Selection};
+    use super::super::rules::Scope;
     use super::*;
     use crate::model::ObjectName;
     use crate::net::Protocol;
@@ -184,6 +192,19 @@ mod tests {
         let both = [("shop/local", "", "http/tcp/80"), ("shop/other", "", "http/tcp/81")];
         check(&denied(http(PortOwners::All)), &both, &[at(80), at(81)]);
         check(&denied(http(PortOwners::Local)), &both, &[at(80)]);
+    }
+
+    #[test]
+    fn a_pod_of_a_namespace_that_is_not_known_is_denied_what_its_labels_may_be_denied() {
+        let denied = |set| SetKey::Denied(Box::new(set));
+        let everywhere = Selection { namespaces: Scope::Selected(selector("")), pods: selector("app=web") };
+        for selection in [of_red("app=web"), everywhere] {
+            let set = denied(SetKey::Pods(selection));
+            check(&set, &[("unknown/a", "app=web", "")], &[Element::Address(address(ADDRESS))]);
+            check(&set, &[("unknown/a", "app=db", "")], &[]);
+        }
+        let named = Selection { namespaces: Scope::Named("shop".into()), pods: selector("") };
+        check(&denied(SetKey::Pods(named)), &[("unknown/a", "app=web", "")], &[]);
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //!
 //! [`link_local`] and [`multicast`] are about addresses that policies cannot name, on the [`bridges`] of pods;
 //! [`host_endpoints`] is about Services whose endpoints are on this node itself ([`service_addresses`] says at which addresses they are reached), and [`denials`] says which pods are refused them.
+//! [`lost`] is about ClusterNetworkPolicies that are not known and may be in force.
 //! [`closed_ranges`] are those of `--netpol-default-deny`, [`identity`] is what names in the kernel are derived from, [`settings`] is
 //! what rules need to see packets. [`backend`] is the interface to the kernel, [`drop_sums`] what both make of its counters; [`iptables`] has chains and sets, [`nftables`] a table.
 //! [`starting`] is about pods that start only when their rules are in force. [`driver`] is the firewall's part of the loop
@@ -47,6 +48,7 @@ pub mod host_endpoints;
 pub mod service_addresses;
 pub mod starting;
 pub mod denials;
+pub mod lost;
 pub mod closed_ranges;
 pub mod identity;
 pub mod settings;

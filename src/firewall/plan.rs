@@ -190,8 +190,11 @@ impl Plan {
     /// Marks the pods of a namespace in the sets that now select it and did not before, or the reverse. Pods that
     /// changed at the same time are marked already.
     fn note_namespace(&self, name: &str, before: Option<&Labels>, after: Option<&Labels>, dirty: &mut Dirty) {
-        let looks = |set: &SetKey, labels| {
-            selection_of(set).is_some_and(|asked| selection::looks_into(&asked.namespaces, name, labels))
+        let looks = |set: &SetKey, labels: Option<&Labels>| {
+            selection_of(set).is_some_and(|asked| {
+                let may = set.closes() && labels.is_none() && selection::may_look_into(&asked.namespaces);
+                may || selection::looks_into(&asked.namespaces, name, labels)
+            })
         };
         let turned: Vec<&Arc<SetKey>> =
             self.rules.sets.keys().filter(|set| looks(set, before) != looks(set, after)).collect();
@@ -204,6 +207,11 @@ impl Plan {
                 dirty.places.extend(pod.addresses.iter().map(|address| (*address, Arc::clone(set))));
             }
         }
+    }
+
+    /// Returns whether the Namespace of a pod is not known, on which it depends what ClusterNetworkPolicies say of the pod.
+    pub fn lacks_namespace(&self, pod: &ObjectName) -> bool {
+        !self.cluster_policies.is_empty() && self.cluster.namespaces.get(&pod.namespace).is_none()
     }
 
     fn is_local(&self, pod: &Pod) -> bool {

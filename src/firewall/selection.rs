@@ -6,7 +6,7 @@
 //! address are nobody's peers (`model::Pod::takes_part`).
 //!
 //! A `namespaceSelector` selects Namespace objects: if the object is not known, its pods are not selected, whatever the
-//! selector.
+//! selector; what is to be denied is denied to them (`membership`).
 
 use crate::model::{Labels, Namespaces, ObjectName, Pod, Selector};
 
@@ -32,6 +32,11 @@ pub fn looks_into(scope: &Scope, name: &str, labels: Option<&Labels>) -> bool {
         Scope::Named(namespace) => namespace == name,
         Scope::Selected(selector) => labels.is_some_and(|labels| selector.selects(labels)),
     }
+}
+
+/// Returns whether pods of a namespace may be selected that is not known.
+pub fn may_look_into(scope: &Scope) -> bool {
+    matches!(scope, Scope::Selected(_))
 }
 
 #[cfg(test)]

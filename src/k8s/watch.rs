@@ -200,7 +200,8 @@ impl<K: ApiObject> Follower<K> {
                     Err(Gone) => return,
                 },
                 End::Failed(cause, reason) => {
-                    if self.begin_outage(cause, &reason).await.is_err() {
+                    let told = self.begin_outage(cause, &reason).await;
+                    if told.is_err() || self.note_lasting_failure().await.is_err() {
                         return;
                     }
                 }

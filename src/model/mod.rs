@@ -40,6 +40,7 @@ pub use service::{
 };
 pub use table::{Change, Table};
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use compact_str::CompactString;
@@ -69,6 +70,19 @@ pub struct World {
     pub cluster: Cluster,
     pub host: Arc<Host>,
     pub authority: Authorities,
+    pub unread: UnreadPolicies,
+}
+
+/// The ClusterNetworkPolicies that the cluster may have and that are not known: an earlier run may have put them in force, and
+/// then they stay so. They say nothing against what is known of other objects.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub enum UnreadPolicies {
+    #[default]
+    None,
+    /// These cannot be read, and no good version of them is known. Not empty.
+    Named(Arc<BTreeSet<CompactString>>),
+    /// Any: they could not be listed yet, or one cannot be read whose name is not known.
+    Any,
 }
 
 /// The authority of each subsystem. Apart, so that Services need not wait for every pod to be listed, and no subsystem suffers
@@ -101,6 +115,7 @@ pub struct Cluster {
 impl World {
     /// The view before anything is known.
     pub fn empty() -> World {
-        World { cluster: Cluster::default(), host: Arc::new(Host::default()), authority: Authorities::default() }
+        let (cluster, authority, unread) = Default::default();
+        World { cluster, host: Arc::new(Host::default()), authority, unread }
     }
 }

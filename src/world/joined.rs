@@ -10,7 +10,11 @@
 //! its changes are nobody's news.
 //!
 //! An object that cannot be parsed keeps its last good version. Where there is none its kinds are known in part
-//! only, until they have been complete once: from then on it is a new object which never was in force.
+//! only, until they have been complete once: from then on it is a new object which never was in force. ClusterNetworkPolicies
+//! are told apart ([`crate::model::UnreadPolicies`]): what one of them denied can be found in the kernel by its name alone, so all others go on
+//! without it.
+
+mod unread;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -65,8 +69,10 @@ const ROUTER_KINDS: [Kind; 1] = [Kind::Node];
 /// Progress of listing one kind.
 struct Listing {
     kind: Kind,
-    /// It has been listed in full at least once.
+    /// It has been listed in full at least once, or nobody is to wait for it.
     is_known: bool,
+    /// Nobody waits for it, although it was never listed.
+    is_withheld: bool,
     /// The last known state, in which this kind was known in full, has been put in place.
     is_remembered: bool,
     /// The names in the listing in progress so far.
@@ -75,8 +81,13 @@ struct Listing {
 
 impl Joined {
     pub fn new(wanted: &[Wanted]) -> Joined {
-        let listing =
-            |wanted: &Wanted| Listing { kind: wanted.kind(), is_known: false, is_remembered: false, named: None };
+        let listing = |wanted: &Wanted| Listing {
+            kind: wanted.kind(),
+            is_known: false,
+            is_withheld: false,
+            is_remembered: false,
+            named: None,
+        };
         Joined {
             cluster: Cluster::default(),
             host: Arc::new(Host::default()),
@@ -96,7 +107,8 @@ impl Joined {
 
     /// Returns the authority of these tables.
     pub fn authority(&mut self) -> Authorities {
-        let sound = |kind| !self.unreadable && !self.unknown.iter().any(|id| id.kind == kind);
+        let counts = |id: &&ObjectId| id.kind != Kind::ClusterNetworkPolicy;
+        let sound = |kind| !self.unreadable && !self.unknown.iter().filter(counts).any(|id| id.kind == kind);
         Authorities {
             proxy: self.proxy.authority(&self.listings, sound),
             firewall: self.firewall.authority(&self.listings, sound),
@@ -116,7 +128,7 @@ impl Joined {
 
     /// The World as of now.
     pub fn world(&self, authority: Authorities) -> World {
-        World { cluster: self.cluster.clone(), host: self.host.clone(), authority }
+        World { cluster: self.cluster.clone(), host: self.host.clone(), authority, unread: self.unread() }
     }
 
     fn parts(&self) -> impl Iterator<Item = &Part> {
@@ -186,7 +198,7 @@ impl Joined {
 
     /// Returns whether the last known state would be of use: it was not requested yet, and not all is known.
     pub fn may_remember(&self) -> bool {
-        !self.has_asked && !self.listings.iter().all(|listing| listing.is_known)
+        !self.has_asked && !self.listings.iter().all(|listing| listing.is_known && !listing.is_withheld)
     }
 
     /// Records that there is no last known state.
@@ -201,7 +213,7 @@ impl Joined {
         let Known { cluster, kinds, all_nodes } = remembered;
         self.router.may_be_remembered = all_nodes;
         for kind in kinds {
-            let is_missing = |listing: &Listing| listing.kind == kind && !listing.is_known;
+            let is_missing = |listing: &Listing| listing.kind == kind && (!listing.is_known || listing.is_withheld);
             let Some(at) = self.listings.iter().position(is_missing) else { continue };
             let mut listing = self.listings.remove(at);
             listing.is_remembered = true;
@@ -258,34 +270,6 @@ impl Joined {
         }
     }
 
-    /// Returns whether there are objects that cannot be parsed and of which no good version is known.
-    pub fn lacks_good_versions(&self) -> bool {
-        !self.unknown.is_empty()
-    }
-
-    /// Puts the good versions of objects in place that cannot be parsed now; returns whether there was any.
-    pub fn recall(&mut self, earlier: &Cluster) -> bool {
-        let good_version = |id: &ObjectId| {
-            let name = &id.name;
-            match id.kind {
-                Kind::NetworkPolicy => {
-                    Some(Object::NetworkPolicy(name.clone(), Some(earlier.policies.get(name)?.clone())))
-                }
-                Kind::ClusterNetworkPolicy => {
-                    let policy = earlier.cluster_policies.get(&name.name)?.clone();
-                    Some(Object::ClusterNetworkPolicy(name.name.clone(), Some(policy)))
-                }
-                _ => None,
-            }
-        };
-        let good: Vec<Object> = self.unknown.iter().filter_map(good_version).collect();
-        let found = !good.is_empty();
-        for object in good {
-            self.put(object);
-        }
-        found
-    }
-
     pub fn begin_listing(&mut self, kind: Kind) {
         for listing in self.listings.iter_mut().filter(|listing| listing.kind == kind) {
             listing.named = Some(HashSet::new());
@@ -296,6 +280,7 @@ impl Joined {
     pub fn withhold(&mut self, kind: Kind) {
         self.shows_life = true;
         for listing in self.listings.iter_mut().filter(|listing| listing.kind == kind) {
+            listing.is_withheld |= !listing.is_known;
             (listing.is_known, listing.named) = (true, None);
         }
         self.unpublished = true;
@@ -304,11 +289,13 @@ impl Joined {
     /// Removes what the listing did not name; returns whether that was anything.
     pub fn end_listing(&mut self, kind: Kind) -> bool {
         self.shows_life = true;
-        let mut named = None;
+        let (mut named, mut was_withheld) = (None, false);
         for listing in self.listings.iter_mut().filter(|listing| listing.kind == kind) {
             named = listing.named.take();
-            listing.is_known = true;
+            was_withheld |= listing.is_withheld;
+            (listing.is_known, listing.is_withheld) = (true, false);
         }
+        self.unpublished |= was_withheld;
         let Some(named) = named else { return false };
         // One of which not even the name could be read may be any of those that were not named.
         if named.contains(&ObjectName::new("", "")) {
@@ -337,11 +324,11 @@ impl Joined {
         let kind = id.kind;
         if matches!(object, Object::Unreadable(_)) {
             if !self.is_held(&id) {
-                self.unknown.insert(id);
+                self.unpublished |= self.unknown.insert(id);
             }
             return false;
         }
-        self.unknown.remove(&id);
+        self.unpublished |= self.unknown.remove(&id);
         let own = &mut self.cluster;
         let changed = match object {
             Object::Service(name, value) => set(&mut own.services, name, value),

@@ -10,6 +10,7 @@
 //! (`firewall::claims`): a peer is selected when all pods with its address are, a port name stands for a number when
 //! all pods with the address say so, and each pod of this node with the address has to agree. A rule that denies is for an
 //! address if it would be for any of its pods alone, and one that passes on denies where it would be for some and not for all.
+//! A pod whose Namespace is not known yet is a peer of what denies, whatever namespaces that selects, and of nothing else.
 //!
 //! Tiers are the API's (`policy.networking.k8s.io/v1beta1`), and so is that the first rule decides. Of two policies with
 //! the same priority the API does not say which is first: by name.
@@ -100,7 +101,7 @@ fn is_isolated(world: &World, (name, pod): (&ObjectName, &Pod), direction: Direc
 
 fn is_denied_something(world: &World, (name, pod): (&ObjectName, &Pod), direction: Direction) -> bool {
     let denies = |policy: &ClusterNetworkPolicy| {
-        is_subject(world, policy, (name, pod))
+        is_subject(world, policy, (name, pod), direction)
             && cluster_rules(policy, direction).iter().any(|rule| rule.action == Action::Deny)
     };
     world.cluster.cluster_policies.iter().any(|(_, policy)| denies(policy))
@@ -139,7 +140,7 @@ fn agrees(world: &World, (name, pod): (&ObjectName, &Pod), packet: &Packet, dire
         }
         let Some(rules) = rules(policy, direction) else { continue };
         isolated = true;
-        let of = Of { world, own: &policy_name.namespace, alone: [None, None] };
+        let of = Of { world, own: &policy_name.namespace, alone: [None, None], may: false };
         if rules.iter().any(|rule| of.allows(rule, packet, direction)) {
             return true;
         }
@@ -155,11 +156,12 @@ fn by_tier(
     (tier, direction): (Tier, Direction),
 ) -> Action {
     let all = world.cluster.cluster_policies.iter().filter(|(_, policy)| policy.tier == tier);
-    let mut policies: Vec<_> = all.filter(|(_, policy)| is_subject(world, policy, subject)).collect();
+    let mut policies: Vec<_> = all.filter(|(_, policy)| is_subject(world, policy, subject, direction)).collect();
     policies.sort_by_key(|(name, policy)| (policy.priority, *name));
     for (_, policy) in policies {
         for rule in cluster_rules(policy, direction) {
-            let for_all = Of { world, own: "", alone: [None, None] }.allows(&rule.matches, packet, direction);
+            let for_all =
+                Of { world, own: "", alone: [None, None], may: false }.allows(&rule.matches, packet, direction);
             let for_any = is_for_any(world, rule, packet, direction);
             match rule.action {
                 Action::Accept if for_all => return Action::Accept,
@@ -208,18 +210,31 @@ fn is_for_any(world: &World, rule: &ClusterRule, packet: &Packet, direction: Dir
     sources.iter().any(|source| {
         destinations.iter().any(|destination| {
             let alone = [source.map(|name| (packet.source, name)), destination.map(|name| (packet.destination, name))];
-            Of { world, own: "", alone }.allows(&rule.matches, packet, direction)
+            Of { world, own: "", alone, may: true }.allows(&rule.matches, packet, direction)
         })
     })
 }
 
-fn is_subject(world: &World, policy: &ClusterNetworkPolicy, (name, pod): (&ObjectName, &Pod)) -> bool {
-    let labels = match world.cluster.namespaces.get(&name.namespace) {
-        Some(namespace) => namespace.labels.clone(),
-        // Not known yet: every Namespace has this label.
-        None => [("kubernetes.io/metadata.name", name.namespace.as_str())].into_iter().collect(),
+/// Of a Namespace that is not known yet only the label is known that every Namespace has. Where another one decides, the policy is
+/// for its pods if it denies anything in this direction.
+fn is_subject(
+    world: &World,
+    policy: &ClusterNetworkPolicy,
+    (name, pod): (&ObjectName, &Pod),
+    direction: Direction,
+) -> bool {
+    const NAME: &str = "kubernetes.io/metadata.name";
+    let namespaces = &policy.subject.namespaces;
+    let is_namespace = match world.cluster.namespaces.get(&name.namespace) {
+        Some(namespace) => selected(namespaces, &namespace.labels),
+        None => {
+            let by_name = namespaces.requirements.iter().filter(|one| one.key == NAME).cloned().collect();
+            let denies = cluster_rules(policy, direction).iter().any(|rule| rule.action == Action::Deny);
+            selected(&by_name, &[(NAME, name.namespace.as_str())].into_iter().collect())
+                && (denies || namespaces.requirements.iter().all(|one| one.key == NAME))
+        }
     };
-    selected(&policy.subject.namespaces, &labels) && selected(&policy.subject.pods, &pod.labels)
+    is_namespace && selected(&policy.subject.pods, &pod.labels)
 }
 
 fn cluster_rules(policy: &ClusterNetworkPolicy, direction: Direction) -> &[ClusterRule] {
@@ -243,6 +258,8 @@ struct Of<'a> {
     own: &'a str,
     /// Addresses that only these pods have, whoever else claims them.
     alone: [Option<(IpAddr, &'a ObjectName)>; 2],
+    /// A Namespace that is not known counts as one that is selected.
+    may: bool,
 }
 
 impl Of<'_> {
@@ -279,7 +296,7 @@ impl Of<'_> {
                             Namespaces::Selected(selector) => {
                                 match self.world.cluster.namespaces.get(&name.namespace) {
                                     Some(namespace) => selected(selector, &namespace.labels),
-                                    None => false,
+                                    None => self.may,
                                 }
                             }
                         };

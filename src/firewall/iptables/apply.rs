@@ -312,7 +312,10 @@ impl<K: Kernel> Mirrors<K> {
         if authority == Authority::Partial && self.rules.learn(at) {
             let seen = self.rules.seen().expect("it was learned");
             overlay.keep_jumps(&desired.rules, seen);
-            overlay.keep_cluster_policies(&desired.rules, seen);
+            overlay.keep_cluster_policies(None, &desired.rules, seen);
+        } else if let (Some(lost), true) = (&desired.lost, self.rules.learn(at)) {
+            let seen = self.rules.seen().expect("it was learned");
+            overlay.keep_cluster_policies(Some(lost), &desired.rules, seen);
         }
         if let (Some(unsure), true) = (&desired.unsure, self.rules.learn(at)) {
             let seen = self.rules.seen().expect("it was learned");

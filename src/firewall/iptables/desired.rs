@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use compact_str::CompactString;
+
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::sysctl::{Setting, Wanted};
 
+use super::super::lost::LostChains;
 use super::host_endpoints::Unsure;
 
 /// Desired kernel objects, kind by kind.
@@ -23,6 +26,16 @@ pub struct Desired {
     pub denied: BTreeSet<SetName>,
     /// Services are not completely known, so for these pods more may be closed than is desired here.
     pub unsure: Option<Unsure>,
+    /// ClusterNetworkPolicies are not known that may be in force.
+    pub lost: Option<Lost>,
+}
+
+/// What an earlier run may have left for them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lost {
+    pub chains: LostChains,
+    /// The chains that pods of this node have where something judges them.
+    pub pods: BTreeSet<CompactString>,
 }
 
 /// Changed keys of [`Desired`], in any order; a key may occur twice.

@@ -18,18 +18,19 @@ use ipnet::IpNet;
 use crate::config::FirewallConfig;
 use crate::kernel::ipset::{ElementKey, Entry, SetKind, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rule, Rules};
-use crate::model::{ObjectName, Tier, World};
+use crate::model::{ObjectName, Tier, UnreadPolicies, World};
 use crate::net::{Family, PerFamily};
 
 use super::super::bridges::{self, ClosedBridges};
 use super::super::closed_ranges::closed_ranges;
 use super::super::denials::{DenialChanges, Denials};
 use super::super::host_endpoints::HostEndpoints;
+use super::super::lost::LostChains;
 use super::super::rules::{
     ClusterPolicyKey, Contents, Direction, Element, Isolation, LocalPod, PolicyKey, PortOwners, RuleSet, SetKey,
 };
 use super::super::{plan, settings};
-use super::desired::{Desired, LoweredChanges};
+use super::desired::{Desired, Lost, LoweredChanges};
 use super::host_endpoints::{self, Unsure};
 use super::pod_chain::Asked;
 use super::{dispatch, names, pod_chain, policy_chain};
@@ -48,12 +49,13 @@ pub struct Lowering {
     bridges: ClosedBridges,
     filters_ipv6: bool,
     denials: Denials,
+    unread: UnreadPolicies,
 }
 
 impl Lowering {
     pub fn new(config: Arc<FirewallConfig>, families: PerFamily<bool>) -> Lowering {
-        let (desired, asking, pods, bridges, denials) = Default::default();
-        Lowering { config, families, desired, asking, pods, closed: None, bridges, filters_ipv6: true, denials }
+        let (desired, asking, pods, bridges, denials, unread) = Default::default();
+        Lowering { config, families, desired, asking, pods, closed: None, bridges, filters_ipv6: true, denials, unread }
     }
 
     /// Returns the same for a kernel without IPv6, where pods have no link-local addresses, or one that takes no rules of
@@ -102,7 +104,11 @@ impl Lowering {
             self.lower_policy(key, rules, &mut told);
         }
         self.lower_cluster_policies(&changed.cluster_policies, rules, &mut told);
-        for name in &changed.pods {
+        // Whether a pod's chain drops what conntrack cannot assign follows from the rules of its policies.
+        let is_turned = |pod: &LocalPod| pod.cluster_policies.iter().any(|key| changed.cluster_policies.contains(key));
+        let turned = rules.pods.iter().filter(|(_, pod)| !changed.cluster_policies.is_empty() && is_turned(pod));
+        for name in changed.pods.iter().chain(turned.map(|(name, _)| name).filter(|name| !changed.pods.contains(*name)))
+        {
             self.lower_pod(name, rules, &mut told);
         }
         if is_first {
@@ -111,6 +117,7 @@ impl Lowering {
         let denied = self.denials.update(rules, world, changed, &self.config);
         self.lower_denials(rules, &denied, is_first || !changed.pods.is_empty(), &mut told);
         self.lower_certainty(host_endpoints::unsure(rules, world, &self.config), &mut told);
+        self.lower_lost(rules, &world.unread, !changed.pods.is_empty(), &mut told);
         let settings = settings::settings(bridges::has_pod_bridge(rules, world));
         told.settings = self.desired.settings != settings;
         self.desired.settings = settings;
@@ -185,6 +192,22 @@ impl Lowering {
         if self.desired.unsure != unsure {
             told.rules.extend(self.enabled().map(|family| dispatch::chain(family, names::CHAIN_HOST_ENDPOINTS)));
             self.desired.unsure = unsure;
+        }
+    }
+
+    /// Notes which ClusterNetworkPolicies may be in force without being known, and the pods that they may judge.
+    fn lower_lost(&mut self, rules: &RuleSet, unread: &UnreadPolicies, pods_changed: bool, told: &mut LoweredChanges) {
+        if self.unread != *unread {
+            self.unread = unread.clone();
+            let chains = LostChains::of(unread, names::cluster_policy_chain);
+            self.desired.lost = chains.map(|chains| Lost { chains, pods: BTreeSet::new() });
+            told.rules.extend(self.enabled().map(|family| dispatch::chain(family, names::CHAIN_FORWARD)));
+        } else if !pods_changed {
+            return;
+        }
+        if let Some(lost) = &mut self.desired.lost {
+            let chains = |pod| Direction::BOTH.map(|direction| names::pod_chain(pod, direction));
+            lost.pods = rules.pods.keys().flat_map(chains).collect();
         }
     }
 
@@ -293,7 +316,8 @@ impl Lowering {
             for family in self.enabled() {
                 let here = pod.filter(|pod| pod.addresses.iter().any(|address| Family::from(*address) == family));
                 let judged = here.filter(|pod| pod.is_judged(direction));
-                let chain = judged.map(|pod| pod_chain::tiered(name, direction, self.asked(pod, direction), family));
+                let chain =
+                    judged.map(|pod| pod_chain::tiered(name, direction, self.asked(pod, direction, rules), family));
                 self.put_rules(dispatch::chain(family, &chain_name), chain, told);
             }
         }
@@ -308,7 +332,7 @@ impl Lowering {
     }
 
     /// Returns the rules by which the chain of a pod enters those of the policies that select it.
-    fn asked(&self, pod: &LocalPod, direction: Direction) -> Asked {
+    fn asked(&self, pod: &LocalPod, direction: Direction, rules: &RuleSet) -> Asked {
         let tier = |tier| pod.tier(tier, direction).map(pod_chain::asks_cluster).collect();
         let policies = match pod.isolation(direction) {
             Isolation::Open => None,
@@ -318,7 +342,8 @@ impl Lowering {
                 Some(keys.map(asks).collect())
             }
         };
-        Asked { admin: tier(Tier::Admin), policies, baseline: tier(Tier::Baseline) }
+        let refuses_nothing = !rules.may_refuse(pod, direction);
+        Asked { admin: tier(Tier::Admin), policies, baseline: tier(Tier::Baseline), refuses_nothing }
     }
 
     /// Lowers ClusterNetworkPolicies, and the chains that mark what they decide while there are any.

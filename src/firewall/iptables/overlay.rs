@@ -9,7 +9,10 @@
 //!   drops everything; a chain of bridges without its logging. What is left out is retried with growing delays.
 //! - The cluster is not known completely ([`Authority::Partial`](crate::model::Authority)): absence proves nothing, so
 //!   pods that are judged stay judged, although they are no longer known, and so do those that a ClusterNetworkPolicy judges which
-//!   is not known any more.
+//!   is not known any more, or does not select them any more. Where only such policies are not known ([`Lost`](super::desired::Lost)),
+//!   what they deny stays denied, and all else is as desired.
+
+mod cluster_policies;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -166,25 +169,6 @@ impl Overlay {
         }
     }
 
-    /// Keeps the existing jumps of pod chains to chains of ClusterNetworkPolicies that are not known now: what they deny stays
-    /// denied.
-    pub fn keep_cluster_policies(&mut self, rules: &BTreeMap<Piece, Rules>, seen: &BTreeMap<Piece, Rules>) {
-        for piece in rules.keys().filter(|piece| is_pod(piece)) {
-            for rule in seen.get(piece).into_iter().flat_map(|found| &found.0) {
-                let to = pod_chain::jump(rule).filter(|to| kind(to) == Some(ChainKind::ClusterPolicy));
-                let Some(chain) = to.map(|to| dispatch::chain(piece.family(), to)) else { continue };
-                let Some(known) = seen.get(&chain).filter(|_| !rules.contains_key(&chain)) else { continue };
-                self.asked.entry(piece.clone()).or_default().push(rule.clone());
-                self.kept_chains.insert(chain, known.clone());
-                for deciding in dispatch::deciding(piece.family()).map(|(deciding, _)| deciding) {
-                    if let Some(found) = seen.get(&deciding).filter(|_| !rules.contains_key(&deciding)) {
-                        self.kept_chains.insert(deciding, found.clone());
-                    }
-                }
-            }
-        }
-    }
-
     /// Keeps the existing refusals of Services for these pods, which are isolated still.
     pub fn keep_refusals(&mut self, unsure: &Unsure, rules: &BTreeMap<Piece, Rules>, seen: &BTreeMap<Piece, Rules>) {
         for family in Family::BOTH {
@@ -287,9 +271,9 @@ mod tests {
     use super::*;
     use crate::firewall::iptables::names::{CHAIN_FORWARD, CHAIN_TAIL};
     use crate::firewall::iptables::{link_local, multicast, names, policy_chain};
-    use crate::firewall::rules::{ClusterPolicyKey, Direction, PolicyKey, SetKey};
+    use crate::firewall::rules::{Direction, PolicyKey, SetKey};
     use crate::kernel::ipset::{ElementKey, Entry};
-    use crate::model::{ObjectName, Tier};
+    use crate::model::ObjectName;
     use crate::net::Protocol;
 
     fn pod() -> Piece {
@@ -449,37 +433,6 @@ mod tests {
         seen.insert(dispatch::chain(Family::V4, "KUBE-POD-FW-OLD"), rules(&["-j DROP"]));
         overlay.keep_jumps(&want, &seen);
         assert_eq!(overlay.over(&want).get(&forward), Some(&rules(&[jump, tail])));
-    }
-
-    #[test]
-    fn a_cluster_policy_that_nobody_knows_any_more_goes_on_denying_where_absence_proves_nothing() {
-        let key =
-            ClusterPolicyKey { tier: Tier::Admin, priority: 7, policy: "guard".into(), direction: Direction::Ingress };
-        let guard = dispatch::chain(Family::V4, &names::cluster_policy_chain(&key));
-        let admin = vec![pod_chain::asks_cluster(&key)];
-        let asked = |admin| pod_chain::Asked { admin, policies: Some(vec![]), ..pod_chain::Asked::default() };
-        let name = ObjectName::new("shop", "web-1");
-        let pod_rules = |admin| pod_chain::tiered(&name, Direction::Ingress, asked(admin), Family::V4);
-        let want: BTreeMap<Piece, Rules> = [(pod(), pod_rules(vec![]))].into();
-        let mut seen: BTreeMap<Piece, Rules> = [(pod(), pod_rules(admin.clone()))].into();
-        let mut overlay = Overlay::default();
-        overlay.keep_cluster_policies(&want, &seen);
-        assert!(overlay.is_empty(), "its chain is gone");
-        seen.insert(guard.clone(), Rules(vec!["-j KUBE-NWPLCY-DENY".into()]));
-        overlay.keep_cluster_policies(&want, &seen);
-        let over = overlay.over(&want);
-        assert_eq!(over.get(&guard), seen.get(&guard));
-        let chain = &over[&pod()].0;
-        assert!(chain.starts_with(&pod_chain::behind(&admin, &Rules(vec![]), Family::V4).0), "{chain:?}");
-        assert!(chain.ends_with(&want[&pod()].0));
-        // The next round finds what this one has made.
-        let mut again = Overlay::default();
-        again.keep_cluster_policies(&want, &over);
-        assert_eq!(again, overlay);
-        // Once it is known again, or known to be gone, it is as desired.
-        let mut known = Overlay::default();
-        known.keep_cluster_policies(&seen, &seen);
-        assert!(known.is_empty());
     }
 
     #[test]

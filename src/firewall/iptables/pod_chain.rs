@@ -26,7 +26,8 @@
 //! cleared before and after: marks of other programs never count as allowed.
 //!
 //! Each direction has a chain of its own, so that a permission of one direction never serves the other. Packets in
-//! conntrack state INVALID are dropped silently, but only here: they do not concern pods without isolation.
+//! conntrack state INVALID are dropped silently, but only here, and only where a policy may refuse something: they do not concern
+//! pods without isolation.
 
 use compact_str::CompactString;
 
@@ -62,12 +63,14 @@ pub struct Asked {
     /// Of NetworkPolicies; `None` for a pod that is not isolated.
     pub policies: Option<Vec<Rule>>,
     pub baseline: Vec<Rule>,
+    /// None of these policies refuses anything: what conntrack cannot assign passes too.
+    pub refuses_nothing: bool,
 }
 
 /// Returns the rules of a pod's chain.
 pub fn tiered(pod: &ObjectName, direction: Direction, asked: Asked, family: Family) -> Rules {
     let said = |what: &str| comment(&format!("{pod} {} {what}", direction.name()));
-    let Asked { admin, policies, baseline } = asked;
+    let Asked { admin, policies, baseline, refuses_nothing } = asked;
     let baseline = if policies.is_none() { baseline } else { Vec::new() };
     let has_tiers = !admin.is_empty() || !baseline.is_empty();
     let bits = if has_tiers { names::UNDECIDED } else { names::CLEARED };
@@ -77,7 +80,8 @@ pub fn tiered(pod: &ObjectName, direction: Direction, asked: Asked, family: Fami
         let log = Rule::new([marked.clone(), said("log-drop"), LOG_LIMIT], LOG);
         [log, Rule::new([marked.clone(), said("reject")], Verdict::Reject(family))]
     };
-    let mut rules = vec![Rule::new([said("invalid"), invalid], Verdict::Drop), cleared.clone()];
+    let drops_invalid = (!refuses_nothing).then(|| Rule::new([said("invalid"), invalid], Verdict::Drop));
+    let mut rules: Vec<Rule> = drops_invalid.into_iter().chain([cleared.clone()]).collect();
     if !admin.is_empty() {
         rules.extend(admin);
         rules.extend(refusing(&DENIED));
@@ -227,6 +231,7 @@ mod tests {
             admin: vec![asks_cluster(&cluster_key(Tier::Admin))],
             policies: policies.map(|policies| policies.iter().map(asks_policy).collect()),
             baseline: vec![asks_cluster(&cluster_key(Tier::Baseline))],
+            refuses_nothing: false,
         };
         tiered(&ObjectName::new("shop", "web-1"), Direction::Ingress, asked, Family::V4)
     }

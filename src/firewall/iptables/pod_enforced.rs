@@ -1,7 +1,7 @@
 //! Checks whether the kernel judges one pod's packets as the rule set says: what a pod that starts waits for.
 //!
 //! Only that pod's objects count: its addresses in the set of local pods, the jumps to its chains, these chains, those of the
-//! policies that isolate it and the sets that they use, and the fixed chains. What the kernel refuses does not count
+//! policies that isolate it and of the ClusterNetworkPolicies that select it, the sets that they use, and the fixed chains. What the kernel refuses does not count
 //! (`overlay`): it closes more than is desired, and may be refused for ever. Neither do elements that it does not take, where
 //! they only open a path. What is desired of other pods may be late or fail.
 
@@ -104,6 +104,8 @@ impl Own {
             own.of_pods.insert(names::refusal_chain(name).to_string());
             for direction in Direction::BOTH {
                 own.of_pods.insert(names::pod_chain(name, direction).to_string());
+                let of_cluster = pod.cluster_policies.iter().map(names::cluster_policy_chain);
+                own.of_policies.extend(of_cluster.map(|chain| chain.to_string()));
                 let Isolation::Isolated { policies, .. } = pod.isolation(direction) else { continue };
                 let chain = |policy: &ObjectName| names::policy_chain(&PolicyKey { policy: policy.clone(), direction });
                 own.of_policies.extend(policies.iter().map(|policy| chain(policy).to_string()));
@@ -128,7 +130,8 @@ impl Own {
         let own = self.of_pods.iter().chain(&self.of_policies).map(String::as_str);
         let chains = fixed.into_iter().chain(own).map(|name| chain(self.family, name));
         let jumps = dispatch::entrances(self.family).map(|(jump, ..)| jump);
-        chains.chain(jumps).filter(|piece| desired.rules.contains_key(piece)).collect()
+        let deciding = dispatch::deciding(self.family).map(|(chain, _)| chain);
+        chains.chain(jumps).chain(deciding).filter(|piece| desired.rules.contains_key(piece)).collect()
     }
 
     /// Returns the rules of a chain without the jumps to chains of other pods.
@@ -147,7 +150,7 @@ fn has_elements(set: &SetName, desired: &Desired, applied: &Applied<'_>) -> bool
     let Applied { differing, failing, .. } = applied;
     let is_of_set = |key: &&ElementKey| key.set == *set;
     let mut missing = differing.missing.iter().filter(is_of_set);
-    if desired.closing.contains(set) {
+    if desired.closing.contains(set) || desired.denied.contains(set) {
         let mut failing = failing.iter().copied().filter(is_of_set);
         let is_missing = |key: &ElementKey| desired.elements.contains_key(key) && !seen.contains_key(key);
         return missing.next().is_none() && !failing.any(is_missing);
@@ -158,13 +161,16 @@ fn has_elements(set: &SetName, desired: &Desired, applied: &Applied<'_>) -> bool
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::given::{object, pod, pods, policy, rule};
+    use super::super::super::given::{object, pod, pods, pods_in, policy, rule, selector};
     use super::super::super::plan::Plan;
     use super::super::lowering::Lowering;
     use super::super::overlay::Refusals;
     use super::*;
     use crate::config::{Config, Environment, Request, request};
-    use crate::model::{Host, Namespace, World};
+    use crate::model::{
+        Action, ClusterNetworkPolicy, ClusterRule, Host, Namespace, Peers, PolicyRule, Ports, Selector, Subject, Tier,
+        World,
+    };
     use crate::net::PerFamily;
     use std::sync::Arc;
 
@@ -186,6 +192,15 @@ mod tests {
         let allows = [rule(&[pods("app=web")], &["tcp/5432"])];
         cluster.policies.insert(object("shop/db"), policy("app=db", Some(&allows), None));
         cluster.policies.insert(object("shop/other"), policy("app=other", Some(&[]), None));
+        let deny = ClusterRule {
+            name: "".into(),
+            action: Action::Deny,
+            matches: PolicyRule { peers: Peers::Of([pods_in("", "app=web")].into()), ports: Ports::Any },
+        };
+        let subject = Subject { namespaces: Selector::everything(), pods: selector("app=free") };
+        let guard =
+            ClusterNetworkPolicy { tier: Tier::Admin, priority: 1, subject, ingress: [deny].into(), egress: [].into() };
+        cluster.cluster_policies.insert("guard".into(), guard);
         let words = ["sluice", "--run-router=false", "--hostname-override=node1"].map(std::ffi::OsString::from);
         let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
         let config = Config::from_flags(&flags, verbosity, &Environment::default()).expect("the flags are sound");
@@ -254,6 +269,25 @@ mod tests {
                 lacks.as_ref().is_err_and(|words| words.starts_with(&format!("set {own} does not hold"))),
                 "{lacks:?}"
             );
+        }
+    }
+
+    #[test]
+    fn what_cluster_policies_deny_a_pod_counts_in_either_family() {
+        let Fixture { lowering, .. } = given();
+        for family in Family::BOTH {
+            let is_guard = |piece: &&Piece| names::kind_of(piece) == Some(ChainKind::ClusterPolicy);
+            let mut own = lowering.desired().rules.keys().filter(|piece| piece.family() == family);
+            let guard = own.find(is_guard).expect("it is wanted").clone();
+            let deciding = dispatch::deciding(family).map(|(piece, _)| piece);
+            for piece in [guard].into_iter().chain(deciding) {
+                let lacks = |kernel: &mut Desired| drop(kernel.rules.remove(&piece).expect("it is wanted"));
+                assert_eq!(told("shop/free", lacks), Err(format!("{piece} is not as it must be")));
+            }
+            let is_denied =
+                |key: &ElementKey| lowering.desired().denied.contains(&key.set) && key.entry.family() == family;
+            let lacks = told("shop/free", |kernel| kernel.elements.retain(|key, ()| !is_denied(key)));
+            assert!(lacks.as_ref().is_err_and(|words| words.contains("does not hold what it must")), "{lacks:?}");
         }
     }
 

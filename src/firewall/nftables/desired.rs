@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::kernel::nftables::{Content, Key, Name, Object};
 use crate::kernel::sysctl::{Setting, Wanted};
 
+use super::super::lost::LostChains;
 use super::class::Class;
 
 /// Desired kernel objects.
@@ -19,6 +20,17 @@ pub struct Desired {
     pub elements: usize,
     /// Services are not completely known, so that these addresses of isolated pods may be refused more than is desired here.
     pub unsure: Option<BTreeSet<IpAddr>>,
+    /// ClusterNetworkPolicies are not known that may be in force.
+    pub lost: Option<Lost>,
+}
+
+/// What an earlier run may have left for them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lost {
+    /// The chains that refuse what they deny.
+    pub chains: LostChains,
+    /// The addresses of the pods of this node.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// Changed keys of [`Desired`], in any order; a key may occur twice.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::kernel::nftables::{Content, Key, Name, Object};
+use crate::kernel::nftables::{self, Content, Key, Name, Object};
 use crate::model::ObjectName;
 use crate::net::Family;
 
@@ -71,6 +71,10 @@ fn check(addresses: BTreeSet<IpAddr>, lowering: &Lowering, applied: &Applied<'_>
     if let Some((object, reason)) = refused {
         return Err(format!("the kernel refuses {object}: {reason}"));
     }
+    let is_other = |object: &&Object| is_another_verdict(applied.kept.get(object), desired.get(*object));
+    if let Some(object) = concerned.objects.iter().find(is_other) {
+        return Err(format!("{object} is not as it must be: it stays as it was while the cluster is known in part"));
+    }
     let differs = |object: &&Object| {
         let wanted = applied.kept.get(object).or_else(|| desired.get(*object));
         let is_surplus = wanted.is_none() && applied.keeps_surplus;
@@ -109,6 +113,13 @@ fn concerned(addresses: BTreeSet<IpAddr>, lowering: &Lowering) -> Concerned<'_> 
     });
     concerned.objects.extend(addresses.into_iter().flat_map(of_address));
     concerned
+}
+
+/// Returns whether a verdict that stays judges otherwise than the desired one, and not by more than this.
+fn is_another_verdict(kept: Option<&Content>, desired: Option<&Content>) -> bool {
+    let (Some(Content::Verdict(kept)), Some(desired)) = (kept, desired) else { return false };
+    let asks_both = matches!(&**kept, nftables::Verdict::Jump(to) if names::is_kept(to));
+    !asks_both && Content::Verdict(kept.clone()) != *desired
 }
 
 /// Returns the elements by which an address is judged, whether they shall exist or not.

@@ -2,9 +2,12 @@
 //!
 //! - The cluster is not known completely ([`Authority::Partial`]): absence proves nothing. Nothing goes but what was seen to go, and
 //!   what follows from policies alone. So pods that are judged stay judged, by the classes that they are known by, and the base
-//!   chains keep what closes bridges. Of a tier less may be known than was: rules of one that is lost would have come first, so the
-//!   tier stays as it was found.
+//!   chains keep what closes bridges. Of a tier less may be known than was: what it denied and denies no longer is asked first, and
+//!   then the tier as it is known ([`tiers`](self::tiers)).
+//! - ClusterNetworkPolicies alone are not known ([`Desired::lost`]): what these denied stays denied to pods that are known.
 //! - Services are not known completely ([`Desired::unsure`]): what an isolated pod is refused of them stays refused.
+
+mod tiers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -33,10 +36,12 @@ impl Kept {
         }
         if authority == Authority::Partial {
             kept.keep_shared(seen, &desired.table);
-            kept.keep_tiers(seen, &desired.table);
+            kept.keep_tiers(None, seen, &desired.table);
             for chain in [FORWARD_EGRESS, INPUT_EGRESS] {
                 kept.keep_bridges(&Object::Chain(chain.into()), seen, &desired.table);
             }
+        } else if let Some(lost) = &desired.lost {
+            kept.keep_tiers(Some(lost), seen, &desired.table);
         }
         kept
     }
@@ -114,23 +119,6 @@ impl Kept {
             // The last rule accepts.
             let rules = [&*lost, &*asked.rules].concat();
             self.0.insert(now, Content::Chain(Arc::new(Chain { base: None, rules })));
-        }
-    }
-
-    /// Keeps the verdicts of addresses that a tier judged, where other policies judge them now: those that do no longer may only not be
-    /// known. An isolated pod stays isolated, where the Baseline tier would judge it otherwise.
-    fn keep_tiers(&mut self, seen: &Table, desired: &Table) {
-        let is_less: fn(&Name, &Name) -> bool = |before, now| names::is_tier(before) && !names::is_shared(now);
-        // NetworkPolicies prevail over the Baseline tier.
-        let is_less_behind: fn(&Name, &Name) -> bool = |_, now| names::is_tier(now);
-        let first = maps(names::admin).map(|map| (map, is_less));
-        for (map, is_less) in first.chain(maps(names::isolated).map(|map| (map, is_less_behind))) {
-            for (element, verdict) in elements_of(seen, &map) {
-                let (Some(before), Some(now)) = (target(Some(verdict)), target(desired.get(element))) else { continue };
-                if before != now && is_less(before, now) {
-                    self.0.insert(element.clone(), verdict.clone());
-                }
-            }
         }
     }
 

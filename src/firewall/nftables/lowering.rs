@@ -14,18 +14,19 @@ use ipnet::IpNet;
 
 use crate::config::FirewallConfig;
 use crate::kernel::nftables::{Content, Key, Name, Object, Verdict};
-use crate::model::{ObjectName, World};
+use crate::model::{ObjectName, UnreadPolicies, World};
 use crate::net::{Family, PerFamily};
 
 use super::super::bridges::{self, ClosedBridges};
 use super::super::closed_ranges::closed_ranges;
 use super::super::denials::{DenialChanges, Denials};
 use super::super::host_endpoints::HostEndpoints;
+use super::super::lost::LostChains;
 use super::super::rules::{ClusterPolicyKey, Direction, Element, PolicyKey, RuleSet, SetKey};
 use super::super::{plan, settings};
 use super::base::Surroundings;
 use super::class::{self, Class};
-use super::desired::{Desired, LoweredChanges};
+use super::desired::{Desired, Lost, LoweredChanges};
 use super::parts::{Lowered, Part};
 use super::sets::{self, Unions};
 use super::tiers::{self, Judged};
@@ -51,6 +52,7 @@ pub struct Lowering {
     closed: Option<Vec<IpNet>>,
     bridges: ClosedBridges,
     denials: Denials,
+    unread: UnreadPolicies,
 }
 
 /// A part that exists.
@@ -78,6 +80,7 @@ impl Lowering {
             closed: None,
             bridges: ClosedBridges::default(),
             denials: Denials::default(),
+            unread: UnreadPolicies::None,
         }
     }
 
@@ -142,10 +145,25 @@ impl Lowering {
             self.desired.table = std::mem::take(&mut self.desired.table).into_iter().collect();
         }
         self.desired.unsure = host_endpoints::unsure(rules, world, &self.config);
+        self.lower_lost(rules, &world.unread, !changed.pods.is_empty());
         let settings = settings::settings(bridges::has_pod_bridge(rules, world));
         told.settings = self.desired.settings != settings;
         self.desired.settings = settings;
         told
+    }
+
+    /// Notes which ClusterNetworkPolicies may be in force without being known, and the addresses of the pods that they may judge.
+    fn lower_lost(&mut self, rules: &RuleSet, unread: &UnreadPolicies, pods_changed: bool) {
+        if self.unread != *unread {
+            self.unread = unread.clone();
+            let chains = LostChains::of(unread, |key| names::denied(key).as_str().into());
+            self.desired.lost = chains.map(|chains| Lost { chains, addresses: BTreeSet::new() });
+        } else if !pods_changed {
+            return;
+        }
+        if let Some(lost) = &mut self.desired.lost {
+            lost.addresses = rules.pods.values().flat_map(|pod| pod.addresses.iter().copied()).collect();
+        }
     }
 
     /// Passes on the objects of these parts and of all that they need, each with its part, but not the elements of the sets that a

@@ -126,6 +126,22 @@ pub fn is_tier(chain: &Name) -> bool {
     heads.iter().any(|head| chain.as_str().starts_with(head))
 }
 
+/// Returns whether a chain refuses what a ClusterNetworkPolicy denies.
+pub fn is_denied(chain: &Name) -> bool {
+    ["denied_in_", "denied_out_"].iter().any(|head| chain.as_str().starts_with(head))
+}
+
+/// Returns the chain that goes on denying what policies deny that are not known, and leads to `now` then. `rules`: as text.
+pub fn kept(rules: &[String], now: Option<&Name>) -> Name {
+    let words: Vec<&str> = rules.iter().map(String::as_str).chain([now.map_or("", Name::as_str)]).collect();
+    format!("kept_{}", letters(joined(&words).as_bytes())).into()
+}
+
+/// Returns whether a chain is such a one.
+pub fn is_kept(chain: &Name) -> bool {
+    chain.as_str().starts_with("kept_")
+}
+
 /// Returns the name that those of the maps of some rules of a tier begin with.
 pub fn run(tier: &Name, place: usize) -> Name {
     format!("{tier}_{place}").into()

@@ -161,8 +161,9 @@ impl EachTier {
 /// Returns the chain of a tier with its maps.
 pub fn tier(tier: &TierPolicies, rules: &RuleSet, families: PerFamily<bool>) -> Lowered {
     let name = names::tier(tier);
-    let (mut lowered, mut chain) = (Lowered::default(), vec![class::invalid()]);
-    for (place, Run { decision, matches }) in tier.runs(rules).into_iter().enumerate() {
+    let runs = tier.runs(rules);
+    let (mut lowered, mut chain) = (Lowered::default(), drop_invalid(&runs));
+    for (place, Run { decision, matches }) in runs.into_iter().enumerate() {
         let outcome = match decision {
             Decision::Accept => Outcome::Accept,
             Decision::Deny(policy) => Outcome::Deny(policy.clone()),
@@ -181,16 +182,23 @@ pub fn tier(tier: &TierPolicies, rules: &RuleSet, families: PerFamily<bool>) -> 
     lowered
 }
 
+/// Drops what conntrack cannot assign, where the tier may refuse something. The class of an isolated pod does it itself.
+fn drop_invalid(runs: &[Run<'_>]) -> Vec<Rule> {
+    let denies = runs.iter().any(|run| matches!(run.decision, Decision::Deny(_)));
+    denies.then(class::invalid).into_iter().collect()
+}
+
 /// Returns the chain that asks a tier whether it refuses a packet, and returns if it does not.
 pub fn each_tier(each: &EachTier, rules: &RuleSet, families: PerFamily<bool>) -> Lowered {
     let EachTier { tier, rest } = each;
-    let (mut lowered, mut chain) = (Lowered::default(), vec![class::invalid()]);
+    let runs = tier.runs(rules);
+    let (mut lowered, mut chain) = (Lowered::default(), drop_invalid(&runs));
     let rest = rest.as_ref().map(|rest| {
         let (name, part) = rest.each();
         lowered.needs.insert(part);
         Verdict::Goto(name)
     });
-    for Run { decision, matches } in tier.runs(rules) {
+    for Run { decision, matches } in runs {
         let looked_up = |one| class::looked_up(one, tier.direction, families, &mut lowered);
         let each: Vec<Vec<_>> = matches.into_iter().flat_map(looked_up).collect();
         if each.is_empty() {

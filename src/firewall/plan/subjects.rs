@@ -3,8 +3,9 @@
 //! A changed pod looks up the policies that may select it; a changed policy is evaluated for all pods of this node. As for
 //! NetworkPolicies, the number of pods that a policy selects decides whether it is needed here at all.
 //!
-//! A pod whose Namespace is not known yet (the two are watched apart) is a subject as if that had the one label that every
-//! Namespace has: what is to be refused for all of them is refused for it from the start.
+//! A pod whose Namespace is not known yet (the two are watched apart) is a subject where the one label that every Namespace has
+//! decides. Where others do, it is one of what denies something, and not of what only accepts or passes on: what may have to be
+//! refused is refused from the start.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use compact_str::CompactString;
 
 use super::{Dirty, Plan};
 use crate::firewall::rules::{ClusterPolicyKey, Direction, LocalPod, Scope, Selection};
-use crate::model::{Cluster, ClusterNetworkPolicy, Labels, ObjectName, Pod};
+use crate::model::{Action, Cluster, ClusterNetworkPolicy, ObjectName, Pod, Requirement, Selector};
 
 /// The label that every Namespace has, with its own name.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -33,11 +34,9 @@ impl Plan {
                 dirty.cluster_policies.extend(keys(name, policy));
             }
             for (pod_name, local) in &self.rules.pods {
-                let selects = |policy: &&Arc<ClusterNetworkPolicy>| {
-                    let pod = newer.pods.get(pod_name);
-                    pod.is_some_and(|pod| selects(policy, &self.namespace_labels(pod_name), pod))
-                };
-                let wanted = after.filter(selects).into_iter().flat_map(|policy| keys(name, policy));
+                let pod = newer.pods.get(pod_name);
+                let both = after.zip(pod).into_iter();
+                let wanted = both.flat_map(|(policy, pod)| self.turned_to((name, policy), (pod_name, pod)));
                 let known = local.cluster_policies.iter().filter(|key| key.policy == *name).cloned();
                 if !known.eq(wanted) {
                     dirty.pods.insert(pod_name.clone());
@@ -51,11 +50,12 @@ impl Plan {
         if self.cluster_policies.is_empty() {
             return Box::default();
         }
-        let namespace = self.namespace_labels(name);
-        let candidates = self.cluster_policies.candidates(&name.namespace, Some(&namespace), &pod.labels);
-        let known = candidates.filter_map(|name| Some((name, self.cluster.cluster_policies.get(name)?)));
-        let selecting = known.filter(|(_, policy)| selects(policy, &namespace, pod));
-        let mut all: Vec<ClusterPolicyKey> = selecting.flat_map(|(name, policy)| keys(name, policy)).collect();
+        let namespace = self.cluster.namespaces.get(&name.namespace).map(|namespace| &namespace.labels);
+        let candidates = self.cluster_policies.candidates(&name.namespace, namespace, &pod.labels);
+        let anywhere = namespace.is_none().then(|| self.cluster_policies.candidates_anywhere(&pod.labels));
+        let candidates = candidates.chain(anywhere.into_iter().flatten());
+        let known = candidates.filter_map(|policy| Some((policy, self.cluster.cluster_policies.get(policy)?)));
+        let mut all: Vec<ClusterPolicyKey> = known.flat_map(|policy| self.turned_to(policy, (name, pod))).collect();
         all.sort();
         // A policy may be found by several labels.
         all.dedup();
@@ -84,16 +84,32 @@ impl Plan {
         }
     }
 
-    fn namespace_labels(&self, pod: &ObjectName) -> Labels {
-        match self.cluster.namespaces.get(&pod.namespace) {
-            Some(namespace) => namespace.labels.clone(),
-            None => [(NAME_LABEL, pod.namespace.clone())].into_iter().collect(),
-        }
+    /// Returns the directions in which a policy selects a pod; sorted.
+    fn turned_to<'a>(
+        &self,
+        (name, policy): (&'a CompactString, &'a Arc<ClusterNetworkPolicy>),
+        (pod_name, pod): (&ObjectName, &Pod),
+    ) -> impl Iterator<Item = ClusterPolicyKey> + use<'a> {
+        let wanted = &policy.subject.namespaces;
+        let (selects, is_certain) = match self.cluster.namespaces.get(&pod_name.namespace) {
+            Some(namespace) => (wanted.selects(&namespace.labels), true),
+            None => {
+                let is_known = |requirement: &&Requirement| requirement.key == NAME_LABEL;
+                let known: Selector = wanted.requirements.iter().filter(is_known).cloned().collect();
+                let labels = [(NAME_LABEL, pod_name.namespace.clone())].into_iter().collect();
+                (known.selects(&labels), wanted.requirements.iter().all(|requirement| is_known(&requirement)))
+            }
+        };
+        let denies = |direction| {
+            let rules = match direction {
+                Direction::Ingress => &policy.ingress,
+                Direction::Egress => &policy.egress,
+            };
+            rules.iter().any(|rule| rule.action == Action::Deny)
+        };
+        let is_subject = selects && policy.subject.pods.selects(&pod.labels);
+        keys(name, policy).filter(move |key| is_subject && (is_certain || denies(key.direction)))
     }
-}
-
-fn selects(policy: &ClusterNetworkPolicy, namespace: &Labels, pod: &Pod) -> bool {
-    policy.subject.namespaces.selects(namespace) && policy.subject.pods.selects(&pod.labels)
 }
 
 /// Returns the directions in which a policy has rules; sorted.

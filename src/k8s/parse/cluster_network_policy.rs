@@ -12,9 +12,10 @@
 //!
 //! Peers that are not supported are treated alike: `nodes` and `domainNames`, which are experimental.
 //!
-//! What decides about the whole policy has no such safe side: its tier and priority, its subject, and fields of `spec` that
-//! are not known, which may be a misspelt direction. A policy with one of these is unreadable (`k8s::Object::Unreadable`): its
-//! last good version stays in force, and where there is none, it is not known.
+//! What decides about the whole policy has no such safe side: its tier and priority, and its subject. A policy in which one of
+//! these is odd is unreadable (`k8s::Object::Unreadable`): its last good version stays in force, and where there is none, it is
+//! not known. So is one with a field of `spec` that is not known, which may be a misspelt direction, where it has no direction;
+//! beside one the field has no effect, as a later version of the API may add one to every policy.
 
 use compact_str::CompactString;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -49,7 +50,9 @@ pub fn cluster_network_policy(
         Err(Wrong { field, why }) => {
             warnings.odd(
                 format!("spec{field}"),
-                format_args!("{why}; the policy cannot be read, so its last good version stays in force"),
+                format_args!(
+                    "{why}; the policy cannot be read; its last good version, if there is one, stays in force"
+                ),
             );
             None
         }
@@ -101,7 +104,7 @@ impl Wrong {
 }
 
 fn policy(spec: &Spec, warnings: &mut Warnings) -> Result<ClusterNetworkPolicy, Wrong> {
-    if let Some(name) = spec.unknown.keys().next() {
+    if let (Some(name), None, None) = (spec.unknown.keys().next(), &spec.ingress, &spec.egress) {
         return Err(Wrong::new(format!(".{name}"), "is not known"));
     }
     let tier = match spec.tier.as_deref() {
@@ -117,6 +120,9 @@ fn policy(spec: &Spec, warnings: &mut Warnings) -> Result<ClusterNetworkPolicy, 
     let priority = priority.ok_or_else(|| Wrong::new(".priority", "is not a number from 0 to 1000"))?;
     let subject = spec.subject.as_ref().ok_or_else(|| Wrong::new(".subject", "is absent"))?;
     let subject = read_subject(subject).map_err(|wrong| wrong.below(".subject"))?;
+    for name in spec.unknown.keys() {
+        warnings.odd(format!("spec.{name}"), "is not known; it has no effect");
+    }
     let ingress = rules(Direction::Ingress, &spec.ingress, warnings);
     let egress = rules(Direction::Egress, &spec.egress, warnings);
     Ok(ClusterNetworkPolicy { tier, priority, subject, ingress, egress })

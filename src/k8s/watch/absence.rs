@@ -6,10 +6,11 @@
 //! again at long intervals. Two things are not taken for its absence:
 //!
 //! - *404 while it was there a moment ago*: servers that start may answer so before they know their custom resources, and
-//!   what was in force must not go for that. It has to be answered for half a minute.
+//!   what was in force must not go for that. It has to be answered for half a minute. So it is at a start, where an earlier run
+//!   may have put something in force; meanwhile nobody waits for the kind.
 //! - *403*: a server refuses what its rules of RBAC do not allow, whether it is there or not. Discovery, which everybody may
 //!   read, tells. Where it is there it is an outage like others, but nobody waits for it either: what needs the other
-//!   kinds goes on, with what was known of this one.
+//!   kinds goes on, with what was known of this one. The same holds for any other failure of its first list that lasts.
 
 use std::time::Instant;
 
@@ -28,6 +29,8 @@ use crate::k8s::request::Failure;
 #[derive(Default, Debug)]
 pub struct Absence {
     since: Option<Instant>,
+    /// Since when its list fails.
+    failing: Option<Instant>,
     /// Presence of the resource as reported last.
     told: Option<bool>,
     found: Failures,
@@ -44,9 +47,7 @@ impl<K: ApiObject> Follower<K> {
             Ok(false) => self.note_absence().await,
             Ok(true) => {
                 self.begin_outage(Cause::of_status(refusal.code), &refusal.to_string()).await?;
-                if self.absence.told.replace(true) != Some(true) {
-                    self.tell(Event::Withheld(self.kind)).await?;
-                }
+                self.withhold().await?;
                 self.wait_long().await
             }
             Err(failure) => {
@@ -66,7 +67,10 @@ impl<K: ApiObject> Follower<K> {
             return Ok(());
         }
         let since = *self.absence.since.get_or_insert_with(Instant::now);
-        if self.seen.is_some() && since.elapsed() < self.common.timing.gone {
+        if self.absence.told != Some(false) && since.elapsed() < self.common.timing.gone {
+            if self.seen.is_none() {
+                self.withhold().await?;
+            }
             return self.pause().await;
         }
         if self.absence.told.replace(false) != Some(false) {
@@ -79,6 +83,26 @@ impl<K: ApiObject> Follower<K> {
         self.end_outage();
         self.absence = absence;
         self.wait_long().await
+    }
+
+    /// Tells that nobody is to wait for this kind, once.
+    async fn withhold(&mut self) -> Result<(), Gone> {
+        if self.absence.told.replace(true) == Some(true) {
+            return Ok(());
+        }
+        self.tell(Event::Withheld(self.kind)).await
+    }
+
+    /// Tells the same of a kind that may not be there, whose first list has failed for some time.
+    pub(super) async fn note_lasting_failure(&mut self) -> Result<(), Gone> {
+        if !self.kind.may_be_absent() || self.seen.is_some() || self.absence.told.is_some() {
+            return Ok(());
+        }
+        let since = *self.absence.failing.get_or_insert_with(Instant::now);
+        if since.elapsed() < self.common.timing.gone {
+            return Ok(());
+        }
+        self.withhold().await
     }
 
     async fn wait_long(&mut self) -> Result<(), Gone> {

@@ -679,7 +679,7 @@ async fn a_kind_that_the_server_does_not_have_is_listed_as_empty_and_followed_on
     while reader.listed_as.is_empty() {
         reader.read_one(&[]).await;
     }
-    assert_eq!((reader.outages, reader.withheld), (0, 0), "that is no failure");
+    assert_eq!((reader.outages, reader.withheld), (0, 1), "that is no failure, and nobody waits");
     server.put(CLUSTER_POLICIES, cluster_policy("a"));
     server.set_faults(newest_only());
     reader.until(&["a"]).await;
@@ -728,7 +728,7 @@ async fn a_kind_that_may_not_be_read_is_an_outage_where_it_is_there_and_absent_w
     while reader.listed_as.is_empty() {
         reader.read_one(&[]).await;
     }
-    assert_eq!((reader.outages, reader.withheld), (0, 0), "the server does not have it");
+    assert_eq!((reader.outages, reader.withheld), (0, 1), "the server does not have it");
 
     let server = ApiServer::start().await;
     server.set_faults(forbidden);
@@ -742,5 +742,35 @@ async fn a_kind_that_may_not_be_read_is_an_outage_where_it_is_there_and_absent_w
     assert!(reader.health.notes()[0].text.contains("ClusterNetworkPolicy"), "{:?}", reader.health.notes());
     server.put(CLUSTER_POLICIES, cluster_policy("a"));
     server.set_faults(newest_only());
+    reader.until(&["a"]).await;
+}
+
+#[tokio::test]
+async fn a_kind_that_is_not_there_for_a_moment_at_the_start_is_not_listed_as_empty() {
+    let server = ApiServer::start().await;
+    server.put(CLUSTER_POLICIES, cluster_policy("a"));
+    server.set_faults(not_there());
+    let mut reader = read(&server, vec![Wanted::ClusterNetworkPolicies]).await;
+    while reader.withheld == 0 {
+        reader.read_one(&[]).await;
+    }
+    server.set_faults(newest_only());
+    reader.until(&["a"]).await;
+    assert!(!reader.listed_as.contains(&0), "what an earlier run put in force stays so");
+}
+
+#[tokio::test]
+async fn nobody_waits_for_ever_for_a_kind_that_may_be_absent_and_whose_list_fails() {
+    let server = ApiServer::start().await;
+    server.put(CLUSTER_POLICIES, cluster_policy("a"));
+    server.set_faults(Faults { forbid: Some("clusternetworkpolicies"), forbid_as: Some(500), ..Faults::default() });
+    let begun = Instant::now();
+    let mut reader = read(&server, vec![Wanted::ClusterNetworkPolicies]).await;
+    while reader.withheld == 0 {
+        reader.read_one(&[]).await;
+    }
+    assert!(begun.elapsed() >= TIMING.gone && reader.listed_as.is_empty());
+    assert_eq!(reader.outages, 1);
+    server.set_faults(Faults::default());
     reader.until(&["a"]).await;
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::{
     AttachmentId, ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Selector, Service, Subject,
-    Tier,
+    Tier, UnreadPolicies,
 };
 use crate::net::Family;
 
@@ -456,4 +456,58 @@ fn the_firewall_waits_until_cluster_policies_are_listed_or_known_to_be_none() {
     assert_eq!(joined.authority().firewall, Authority::Nothing);
     list(&mut joined, Kind::ClusterNetworkPolicy, vec![]);
     assert_eq!(joined.authority().firewall, Authority::Complete);
+}
+
+const FIREWALL: [Wanted; 4] =
+    [Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies, Wanted::ClusterNetworkPolicies];
+
+/// Tables at a start: all other kinds are listed and empty.
+fn without_cluster_policies() -> Joined {
+    let mut joined = Joined::new(&FIREWALL);
+    for kind in [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy] {
+        list(&mut joined, kind, vec![]);
+    }
+    joined
+}
+
+#[test]
+fn a_cluster_policy_that_was_never_understood_leaves_the_rest_complete_and_is_named() {
+    let kind = Kind::ClusterNetworkPolicy;
+    let mut joined = without_cluster_policies();
+    let typo = Object::Unreadable(cluster_policy("typo").id());
+    list(&mut joined, kind, vec![typo.clone(), cluster_policy("guard")]);
+    assert_eq!(firewall(&mut joined), Authority::Complete);
+    assert_eq!(joined.unread(), UnreadPolicies::Named(Arc::new([CompactString::from("typo")].into())));
+    assert_eq!(joined.policies_not_in_force(), ["ClusterNetworkPolicy typo".to_owned()].into());
+    joined.take_unpublished();
+    joined.put(cluster_policy("typo"));
+    assert_eq!((joined.unread(), joined.policies_not_in_force().len()), (UnreadPolicies::None, 0));
+    // One that is known keeps its last good version.
+    joined.put(typo);
+    assert_eq!((joined.unread(), joined.names(kind).len()), (UnreadPolicies::None, 2));
+    let nameless = Object::Unreadable(ObjectId { kind, name: ObjectName::new("", "") });
+    joined.put(nameless);
+    assert_eq!(joined.unread(), UnreadPolicies::Any);
+}
+
+#[test]
+fn cluster_policies_that_nobody_waits_for_are_unknown_until_they_are_listed_or_remembered() {
+    let kind = Kind::ClusterNetworkPolicy;
+    let mut joined = without_cluster_policies();
+    joined.withhold(kind);
+    assert_eq!((firewall(&mut joined), joined.unread()), (Authority::Complete, UnreadPolicies::Any));
+    assert!(!joined.may_be_kept(), "the file may know them");
+    joined.take_unpublished();
+    list(&mut joined, kind, vec![]);
+    assert!(joined.take_unpublished() && joined.may_be_kept());
+    assert_eq!(joined.unread(), UnreadPolicies::None);
+    joined.withhold(kind);
+    assert_eq!(joined.unread(), UnreadPolicies::None, "what was listed is known");
+
+    let mut earlier = known(&[Wanted::ClusterNetworkPolicies]);
+    list(&mut earlier, kind, vec![cluster_policy("guard")]);
+    let mut joined = without_cluster_policies();
+    joined.withhold(kind);
+    joined.remember(Known { cluster: earlier.cluster, kinds: vec![kind], all_nodes: true });
+    assert_eq!((joined.unread(), joined.names(kind).len()), (UnreadPolicies::None, 1));
 }

@@ -107,6 +107,14 @@ fn what_decides_about_the_whole_policy_is_understood_or_the_policy_is_unreadable
 }
 
 #[test]
+fn a_field_that_is_not_known_has_no_effect_beside_all_that_a_policy_needs() {
+    let (policy, warnings) =
+        parsed("{tier: Admin, priority: 1, subject: {namespaces: {}}, audit: true, ingress: [], egress: []}");
+    assert!(policy.is_some());
+    assert_eq!(warnings, ["spec.audit: is not known; it has no effect"]);
+}
+
+#[test]
 fn the_rules_of_each_direction_keep_their_order_their_names_and_their_actions() {
     let policy = sound(&format!(
         "{{{HEAD}, ingress: [{{name: one, action: Pass, from: [{{namespaces: {{}}}}]}}],

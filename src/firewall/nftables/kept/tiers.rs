@@ -1,0 +1,303 @@
+//! What ClusterNetworkPolicies deny stays denied where they are not known, or not known to select a pod no longer.
+//!
+//! The rules of the address's former chain that lead to such a denial are asked first, in a chain of their own, and then what is
+//! desired for the address. What else the former tier said does not count: another policy may have taken its place.
+//!
+//! ```text
+//! map admin_ingress4 { 10.244.1.7 : jump kept_… }
+//! chain kept_… {
+//!     ip saddr @denied_pods_… goto denied_in_guard_…                  as it was found
+//!     goto admin_in_other_…                                           as it is desired
+//! }
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::kernel::nftables::{Chain, Content, Key, Name, Object, Rule, Verdict};
+
+use super::super::desired::{Lost, elements_of};
+use super::super::names;
+use super::{Kept, Table, maps, named, target};
+
+impl Kept {
+    /// Keeps what tiers denied to addresses, where it is not desired. `lost`: only of policies that are not known, and for pods that
+    /// are.
+    pub(super) fn keep_tiers(&mut self, lost: Option<&Lost>, seen: &Table, desired: &Table) {
+        let mut made = BTreeMap::new();
+        for map in maps(names::admin) {
+            self.keep_tiers_of(&map, (lost, false), (seen, desired), &mut made);
+        }
+        for map in maps(names::isolated) {
+            self.keep_tiers_of(&map, (lost, true), (seen, desired), &mut made);
+        }
+    }
+
+    /// The same of one map. NetworkPolicies prevail over the tier `behind` them.
+    fn keep_tiers_of(
+        &mut self,
+        map: &Name,
+        (lost, behind): (Option<&Lost>, bool),
+        (seen, desired): (&Table, &Table),
+        made: &mut BTreeMap<(Name, Option<Name>), Option<Name>>,
+    ) {
+        for (element, verdict) in elements_of(seen, map) {
+            let (Some(before), now) = (target(Some(verdict)), target(desired.get(element))) else { continue };
+            let is_of_tier = names::is_tier(before) || names::is_kept(before);
+            let is_unjudged = now.is_none_or(names::is_tier);
+            let concerns = match lost {
+                Some(lost) => is_pod(element, lost),
+                // Without a desired verdict the former one stays as it is.
+                None => now.is_some_and(|now| now != before && !names::is_shared(now)),
+            };
+            if !concerns || behind && !is_unjudged {
+                continue;
+            }
+            if lost.is_none() && !is_of_tier {
+                // An isolated pod stays isolated, where the Baseline tier would judge it otherwise.
+                if behind {
+                    self.0.insert(element.clone(), verdict.clone());
+                }
+                continue;
+            }
+            let key = (before.clone(), now.cloned());
+            let chain = made.entry(key).or_insert_with(|| self.keep_denials((before, now), lost, (seen, desired)));
+            if let Some(chain) = chain {
+                self.0.insert(element.clone(), Content::Verdict(Verdict::Jump(chain.clone()).into()));
+            }
+        }
+    }
+
+    /// Keeps what a chain denied and that of now does not; returns the chain that asks both, if there is anything.
+    fn keep_denials(
+        &mut self,
+        (before, now): (&Name, Option<&Name>),
+        lost: Option<&Lost>,
+        (seen, desired): (&Table, &Table),
+    ) -> Option<Name> {
+        let Some(Content::Chain(found)) = seen.get(&Object::Chain(before.clone())) else { return None };
+        let known: BTreeSet<Object> = match (lost, now) {
+            (None, Some(now)) => reached([Object::Chain(now.clone())], desired),
+            _ => BTreeSet::new(),
+        };
+        let is_lost = |object: &Object| match object {
+            Object::Chain(chain) if names::is_denied(chain) => match lost {
+                Some(lost) => lost.chains.holds(chain.as_str()) && !desired.contains_key(object),
+                None => !known.contains(object),
+            },
+            _ => false,
+        };
+        let denying: Vec<(&Rule, BTreeSet<Object>)> = found
+            .rules
+            .iter()
+            .map(|rule| (rule, reached(leads_to(rule), seen)))
+            .filter(|(_, reached)| reached.iter().any(is_lost))
+            .collect();
+        if denying.is_empty() {
+            return None;
+        }
+        for object in denying.iter().flat_map(|(_, reached)| reached).filter(|object| !desired.contains_key(*object)) {
+            if let Some(content) = seen.get(object) {
+                self.0.insert(object.clone(), content.clone());
+            }
+        }
+        let mut rules: Vec<Rule> = denying.into_iter().map(|(rule, _)| rule.clone()).collect();
+        let texts: Vec<String> = rules.iter().map(|rule| format!("{rule:?}")).collect();
+        let name = names::kept(&texts, now);
+        rules.extend(now.map(|now| Rule::new([], Verdict::Goto(now.clone()))));
+        self.0.insert(Object::Chain(name.clone()), Content::Chain(Arc::new(Chain { base: None, rules })));
+        Some(name)
+    }
+}
+
+/// Returns whether an element is about the address of a pod of this node.
+fn is_pod(element: &Object, lost: &Lost) -> bool {
+    let address = |key: &Key| match key {
+        Key::Address(address) => Some(*address),
+        _ => None,
+    };
+    let Object::Element(_, key) = element else { return false };
+    address(key).is_some_and(|address: IpAddr| lost.addresses.contains(&address))
+}
+
+/// Returns the objects that a rule names.
+fn leads_to(rule: &Rule) -> BTreeSet<Object> {
+    let mut objects = named(rule);
+    match rule.verdict() {
+        Some(Verdict::Jump(to) | Verdict::Goto(to)) => drop(objects.insert(Object::Chain(to.clone()))),
+        Some(Verdict::Map { map, .. }) => drop(objects.insert(Object::Set(map.clone()))),
+        _ => {}
+    }
+    objects
+}
+
+/// Returns these objects and all that they lead to.
+fn reached(from: impl IntoIterator<Item = Object>, table: &Table) -> BTreeSet<Object> {
+    let (mut all, mut left) = (BTreeSet::new(), Vec::from_iter(from));
+    while let Some(object) = left.pop() {
+        if all.contains(&object) {
+            continue;
+        }
+        match table.get(&object) {
+            Some(Content::Chain(chain)) => left.extend(chain.rules.iter().flat_map(leads_to)),
+            Some(Content::Verdict(verdict)) => {
+                if let Verdict::Jump(to) | Verdict::Goto(to) = &**verdict {
+                    left.push(Object::Chain(to.clone()));
+                }
+            }
+            _ => {}
+        }
+        if let Object::Set(set) = &object {
+            left.extend(elements_of(table, set).map(|(element, _)| element.clone()));
+        }
+        all.insert(object);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::super::super::given::{labels, object, pod, pods_in, policy, selector};
+    use super::super::super::super::plan::Plan;
+    use super::super::super::desired::Desired;
+    use super::super::super::lowering::Lowering;
+    use super::*;
+    use crate::config::{FirewallConfig, ServiceRanges};
+    use crate::firewall::rules::Direction;
+    use crate::model::{
+        Action, Authority, ClusterNetworkPolicy, ClusterRule, Host, Namespace, Peers, PolicyRule, Ports, Selector,
+        Subject, Tier, UnreadPolicies, World,
+    };
+    use crate::net::{Family, PerFamily};
+
+    /// A world with these policies, each of which denies `db` to pods of its own name.
+    fn world(tier: Tier, policies: &[&str]) -> World {
+        let mut world = World::empty();
+        world.host = Arc::new(Host { node_name: "node1".into(), ..Host::default() });
+        world.cluster.namespaces.insert("shop".into(), Namespace { labels: labels(""), isolated: false });
+        for (last, name) in [(7, "web"), (8, "db"), (9, "other")] {
+            let addresses = format!("10.244.1.{last} fd00:10:244:1::{last}");
+            world.cluster.pods.insert(object(&format!("shop/{name}")), pod(&addresses, &format!("app={name}"), ""));
+        }
+        for (priority, name) in (1..).zip(policies) {
+            let deny = ClusterRule {
+                name: "".into(),
+                action: Action::Deny,
+                matches: PolicyRule {
+                    peers: Peers::Of([pods_in("", &format!("app={name}"))].into()),
+                    ports: Ports::Any,
+                },
+            };
+            let subject = Subject { namespaces: Selector::everything(), pods: selector("app=db") };
+            let of = ClusterNetworkPolicy { tier, priority, subject, ingress: [deny].into(), egress: [].into() };
+            world.cluster.cluster_policies.insert((*name).into(), of);
+        }
+        world
+    }
+
+    fn desired(world: &World) -> Desired {
+        let config = FirewallConfig {
+            backend: crate::config::Backend::default(),
+            sync_period: Duration::from_secs(300),
+            default_deny: false,
+            flush_established: false,
+            ranges: ServiceRanges {
+                strict: true,
+                cluster_ips: Vec::new(),
+                external_ips: Vec::new(),
+                load_balancer_ips: Vec::new(),
+            },
+            knows_services: false,
+            service_node_port_range: 30000..=32767,
+        };
+        let mut lowering = Lowering::new(Arc::new(config), PerFamily { v4: true, v6: true });
+        let mut plan = Plan::new();
+        let changed = plan.update(world);
+        lowering.update(plan.rules(), world, &changed);
+        lowering.desired().clone()
+    }
+
+    fn map(tier: Tier, family: Family) -> Name {
+        match tier {
+            Tier::Admin => names::admin(Direction::Ingress, family),
+            Tier::Baseline => names::isolated(Direction::Ingress, family),
+        }
+    }
+
+    /// The policies whose denials the chain of `db` leads to, by the first letters of their names, as it is kept.
+    fn denied(tier: Tier, table: &Table) -> Vec<String> {
+        let mut found = Vec::new();
+        for (family, address) in [(Family::V4, "10.244.1.8"), (Family::V6, "fd00:10:244:1::8")] {
+            let key = Key::Address(address.parse().expect("an address"));
+            let all = reached([Object::Element(map(tier, family), key)], table);
+            let chains = all.iter().filter_map(|object| match object {
+                Object::Chain(chain) if names::is_denied(chain) && table.contains_key(object) => {
+                    chain.as_str().split('_').nth(2).map(str::to_owned)
+                }
+                _ => None,
+            });
+            found.extend(chains);
+        }
+        found
+    }
+
+    fn twice(names: &[&str]) -> Vec<String> {
+        [names, names].concat().iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn what_a_policy_denied_that_is_not_known_is_asked_before_those_that_are() {
+        for tier in [Tier::Admin, Tier::Baseline] {
+            let seen = desired(&world(tier, &["web"])).table;
+            let mut now = world(tier, &["other"]);
+            let without = desired(&now);
+            assert!(Kept::of(&seen, &without, Authority::Complete).is_empty(), "all are known");
+            now.unread = UnreadPolicies::Named(Arc::new(["web".into()].into()));
+            let lost = desired(&now);
+            for (desired, authority) in [(&lost, Authority::Complete), (&without, Authority::Partial)] {
+                let kept = Kept::of(&seen, desired, authority);
+                let over = kept.over(&desired.table);
+                assert_eq!(denied(tier, &over), twice(&["other", "web"]), "{tier:?} {authority:?}");
+                assert!(Kept::of(&over, desired, authority) == kept, "the next round finds what this one has made");
+            }
+            now.unread = UnreadPolicies::Named(Arc::new(["strange".into()].into()));
+            assert!(Kept::of(&seen, &desired(&now), Authority::Complete).is_empty(), "it never denied anything");
+            now.cluster.pods.remove(&object("shop/db"));
+            now.unread = UnreadPolicies::Any;
+            assert!(Kept::of(&seen, &desired(&now), Authority::Complete).is_empty(), "the pod is gone");
+        }
+    }
+
+    #[test]
+    fn a_policy_that_is_new_takes_effect_although_the_cluster_is_known_in_part() {
+        for tier in [Tier::Admin, Tier::Baseline] {
+            let seen = desired(&world(tier, &["web"])).table;
+            let desired = desired(&world(tier, &["web", "other"]));
+            let over = Kept::of(&seen, &desired, Authority::Partial).over(&desired.table);
+            assert_eq!(denied(tier, &over), twice(&["other", "web"]), "{tier:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_nothing_else_judges_stays_denied_what_a_policy_denied_that_cannot_be_read() {
+        let seen = desired(&world(Tier::Admin, &["web"])).table;
+        let mut now = world(Tier::Admin, &[]);
+        now.unread = UnreadPolicies::Any;
+        let desired = desired(&now);
+        let over = Kept::of(&seen, &desired, Authority::Complete).over(&desired.table);
+        assert_eq!(denied(Tier::Admin, &over), twice(&["web"]));
+    }
+
+    #[test]
+    fn network_policies_prevail_over_a_baseline_that_is_not_known() {
+        let seen = desired(&world(Tier::Baseline, &["web"])).table;
+        let mut now = world(Tier::Baseline, &[]);
+        now.cluster.policies.insert(object("shop/db"), policy("app=db", Some(&[]), None));
+        now.unread = UnreadPolicies::Any;
+        let desired = desired(&now);
+        assert!(Kept::of(&seen, &desired, Authority::Complete).is_empty());
+    }
+}

@@ -1,0 +1,69 @@
+//! What is not known although it was read: objects that cannot be parsed, and a kind that nobody waits for.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use compact_str::CompactString;
+
+use super::Joined;
+use crate::k8s::{Kind, Object, ObjectId};
+use crate::model::{Cluster, UnreadPolicies};
+
+impl Joined {
+    /// Returns the ClusterNetworkPolicies that may be in force without being known.
+    pub fn unread(&self) -> UnreadPolicies {
+        let kind = Kind::ClusterNetworkPolicy;
+        let of_kind = self.unknown.iter().filter(|id| id.kind == kind).map(|id| id.name.name.clone());
+        let names: BTreeSet<CompactString> = of_kind.collect();
+        if self.lacks_list(kind) || names.contains("") {
+            return UnreadPolicies::Any;
+        }
+        if names.is_empty() { UnreadPolicies::None } else { UnreadPolicies::Named(Arc::new(names)) }
+    }
+
+    /// Returns whether nothing is known of a kind that nobody waits for.
+    fn lacks_list(&self, kind: Kind) -> bool {
+        self.listings.iter().any(|listing| listing.kind == kind && listing.is_withheld && !listing.is_remembered)
+    }
+
+    /// Returns whether these tables are all that is known, so that they may replace what was known last.
+    pub fn may_be_kept(&self) -> bool {
+        self.is_complete() && (self.has_asked || !self.lacks_list(Kind::ClusterNetworkPolicy))
+    }
+
+    /// Returns the policies that cannot be read and of which no good version is known.
+    pub fn policies_not_in_force(&self) -> BTreeSet<String> {
+        let is_policy = |id: &&ObjectId| {
+            matches!(id.kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy) && !id.name.name.is_empty()
+        };
+        self.unknown.iter().filter(is_policy).map(ObjectId::to_string).collect()
+    }
+
+    /// Returns whether there are objects that cannot be parsed and of which no good version is known.
+    pub fn lacks_good_versions(&self) -> bool {
+        !self.unknown.is_empty()
+    }
+
+    /// Puts the good versions of objects in place that cannot be parsed now; returns whether there was any.
+    pub fn recall(&mut self, earlier: &Cluster) -> bool {
+        let good_version = |id: &ObjectId| {
+            let name = &id.name;
+            match id.kind {
+                Kind::NetworkPolicy => {
+                    Some(Object::NetworkPolicy(name.clone(), Some(earlier.policies.get(name)?.clone())))
+                }
+                Kind::ClusterNetworkPolicy => {
+                    let policy = earlier.cluster_policies.get(&name.name)?.clone();
+                    Some(Object::ClusterNetworkPolicy(name.name.clone(), Some(policy)))
+                }
+                _ => None,
+            }
+        };
+        let good: Vec<Object> = self.unknown.iter().filter_map(good_version).collect();
+        let found = !good.is_empty();
+        for object in good {
+            self.put(object);
+        }
+        found
+    }
+}
