@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::cleanup;
 use crate::cni;
@@ -50,7 +50,7 @@ use crate::observe::local::{self, Answerers};
 use crate::observe::metrics::Registry;
 use crate::proxy::names::DEVICE;
 use crate::router;
-use crate::router::host_files::keep_without_plugin;
+use crate::router::plugin_entry::keep_without_plugin;
 use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
 use self::subsystems::{Common, Running};
@@ -255,6 +255,7 @@ fn start_cni(
 ) -> anyhow::Result<(Option<Attaching>, mpsc::Receiver<StartingPod>)> {
     let (starting, to_firewall) = mpsc::channel(STARTING);
     let Some(socket) = config.cni_socket.as_deref() else {
+        forget_announced(config);
         tokio::spawn(keep_without_plugin(config.cni_directory.clone(), health.clone()));
         return Ok((None, to_firewall));
     };
@@ -264,6 +265,17 @@ fn start_cni(
     let pulse = health.register("CNI socket", Duration::MAX, Instant::now());
     tokio::spawn(cni::serve::run(socket.to_owned(), calls, pulse));
     Ok((Some(Attaching { changes: to_world, file: AttachmentsFile::beside(socket) }), to_firewall))
+}
+
+/// Removes the announced pods of an earlier run: this one is told of no pod's end, so a later one would take them for running.
+fn forget_announced(config: &Config) {
+    let Some(announced) = config.socket.as_deref().map(AttachmentsFile::beside) else { return };
+    let path = announced.path().display();
+    match announced.remove() {
+        Ok(true) => info!(%path, "Announced pods of an earlier run with --netpol-cni removed"),
+        Ok(false) => {}
+        Err(error) => warn!(%path, %error, "Removing announced pods of an earlier run with --netpol-cni failed"),
+    }
 }
 
 /// Starts the task that joins the cluster with the host into the World.
@@ -313,6 +325,7 @@ async fn wait_for_signal() -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
+    use std::fs;
 
     use super::*;
     use crate::config::{Environment, Mistakes, Request, request};
@@ -354,5 +367,25 @@ mod tests {
         let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
         let router = Config::meant(&flags, verbosity, &environment, &mut Mistakes::default());
         assert_eq!(wanted(&router), [Wanted::Nodes, Wanted::Services, Wanted::EndpointSlices]);
+    }
+
+    #[tokio::test]
+    async fn a_start_without_the_cni_plugin_forgets_what_was_announced_to_an_earlier_run() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let environment = Environment {
+            host_name: "node-1".to_owned(),
+            cni_file: Some(path("net.d/10-kuberouter.conflist")),
+            ..Environment::default()
+        };
+        for (flag, stays) in [("--netpol-cni=true", true), ("--netpol-cni=false", false)] {
+            fs::write(path("attachments.json"), "[]").expect("writable");
+            let socket = format!("--socket={}", path("sluice.sock").display());
+            let words = ["sluice", "--run-router=false", flag, &socket].map(OsString::from);
+            let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+            let config = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
+            let started = start_cni(&config, &Registry::new("1", "1"), &Health::default()).expect("it starts");
+            assert_eq!((started.0.is_some(), path("attachments.json").exists()), (stays, stays), "{flag}");
+        }
     }
 }

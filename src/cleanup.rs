@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::bail;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::app::GOBGP_SOCKET;
 use crate::config::{CNI_SOCKET, Config};
@@ -24,7 +24,8 @@ use crate::model::Authority;
 use crate::proxy;
 use crate::reconcile::{Moment, Reflection};
 use crate::router;
-use crate::router::host_files::{remove_cni, remove_plugin};
+use crate::router::host_files::remove_cni;
+use crate::router::plugin_entry::CniFiles;
 use crate::subsystem::Kinds;
 use crate::world::{AttachmentsFile, LastKnown};
 
@@ -76,7 +77,10 @@ fn without_ipset(
 /// Removes our files. Returns which there were, and why others could not be removed.
 fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
     // Before the socket goes that answers the plugin.
-    let (mut removed, mut left) = (Vec::new(), remove_plugin(&config.cni_directory));
+    let (mut removed, mut left) = (Vec::new(), CniFiles::new(config.cni_directory.clone()).remove_plugin());
+    if !config.cni_directory.is_dir() {
+        warn!(directory = %config.cni_directory.display(), "CNI directory not found; if this host has one, mount it and run --cleanup-config again: no pod starts while a CNI file names sluice-cni");
+    }
     let mut note = |path: &Path, outcome: io::Result<Vec<PathBuf>>| match outcome {
         Ok(paths) => removed.extend(paths),
         Err(error) => left.push(format!("{}: {error}", path.display())),

@@ -4,10 +4,12 @@
 //! (`observe::local`). A caller that goes away ends its wait.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
@@ -35,9 +37,11 @@ const CONNECTIONS: usize = 256;
 /// Interval at which a socket that cannot be opened is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Interval at which it is looked whether the socket's path still leads to it.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// Opens the socket and answers for as long as it is polled. While it cannot be opened no pod starts on this node: that is trouble.
 pub async fn run(socket: PathBuf, calls: Calls, pulse: Pulse) {
-    let listener = opened(&socket, &calls.metrics, &pulse).await;
     let (ask, mut questions) = mpsc::channel::<Question>(CONNECTIONS);
     let answering = async {
         while let Some(Question { about, mut answer, .. }) = questions.recv().await {
@@ -52,7 +56,47 @@ pub async fn run(socket: PathBuf, calls: Calls, pulse: Pulse) {
             });
         }
     };
-    tokio::join!(local::serve(listener, Answerers::from([(PATH, ask)]), CONNECTIONS), answering);
+    let listening = async {
+        loop {
+            let listener = opened(&socket, &calls.metrics, &pulse).await;
+            let place = Place::of(&socket);
+            let answerers = Answerers::from([(PATH, ask.clone())]);
+            tokio::select! {
+                () = local::serve(listener, answerers, CONNECTIONS) => return,
+                () = lost(&socket, place) => {}
+            }
+            let path = socket.display();
+            warn!(%path, "CNI socket is gone from its path; opening it again");
+            calls.metrics.open.set(0);
+            // Two agents that take the name from each other serve nobody.
+            while UnixStream::connect(&socket).await.is_ok() {
+                let who =
+                    format!("another program listens on {path}; this agent answers no pod that starts on this node");
+                pulse.trouble(Some(who));
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    };
+    tokio::join!(listening, answering);
+}
+
+/// The file that a path leads to: device, inode, and the time at which it was made, because inodes are used again.
+#[derive(PartialEq, Eq)]
+struct Place(u64, u64, (i64, i64));
+
+impl Place {
+    /// `None` where there is nothing.
+    fn of(path: &Path) -> Option<Place> {
+        let found = fs::symlink_metadata(path).ok()?;
+        Some(Place(found.dev(), found.ino(), (found.mtime(), found.mtime_nsec())))
+    }
+}
+
+/// Waits until the path leads to another file or to none: nobody can reach the socket by it any more.
+async fn lost(path: &Path, bound: Option<Place>) {
+    while bound.is_some() && Place::of(path) == bound {
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 async fn opened(socket: &Path, metrics: &Metrics, pulse: &Pulse) -> UnixListener {
@@ -97,9 +141,9 @@ impl Calls {
         let begun = Instant::now();
         let pod = attachment.pod.clone();
         let (outcome, mut told) = watch::channel(Err("the firewall does not run".to_owned()));
-        let Attachment { pod: name, addresses, .. } = attachment;
+        let Attachment { pod: name, uid, addresses, .. } = attachment;
         let starts = async {
-            let sent = self.starting.send(StartingPod { name, addresses, outcome }).await;
+            let sent = self.starting.send(StartingPod { name, uid, addresses, outcome }).await;
             sent.is_ok() && told.wait_for(Result::is_ok).await.is_ok()
         };
         let starts = timeout(wait, starts).await == Ok(true);
@@ -123,7 +167,7 @@ impl Calls {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{AttachmentId, ObjectName};
+    use crate::model::{AttachmentId, ObjectName, PodUid};
     use crate::observe::health::Health;
     use crate::observe::metrics::Registry;
 
@@ -147,7 +191,7 @@ mod tests {
             id: AttachmentId { container: "c1".into(), interface: "eth0".into() },
             network: "mynet".into(),
             pod: ObjectName::new("shop", "web"),
-            uid: None,
+            uid: PodUid::from_number(7),
             addresses: ["10.244.1.7".parse().expect("an address")].into(),
         }
     }
@@ -174,7 +218,31 @@ mod tests {
         while !health.unready(Instant::now()).is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert!(registry.text().contains("sluice_cni_socket_open 1") && socket.exists());
+        assert!(registry.text().contains("\nsluice_cni_socket_open 1\n") && socket.exists());
+        running.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_whose_name_somebody_removes_is_opened_again_and_one_of_another_program_is_trouble() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (health, Agent { calls, registry, .. }) = (Health::default(), agent());
+        let pulse = health.register("CNI socket", Duration::MAX, Instant::now());
+        let socket = directory.path().join("cni.sock");
+        let running = tokio::spawn(run(socket.clone(), calls, pulse));
+        let is_open = || registry.text().contains("\nsluice_cni_socket_open 1\n");
+        tokio::time::sleep(LOOK).await;
+        assert!(is_open() && socket.exists());
+        fs::remove_file(&socket).expect("it is there");
+        tokio::time::sleep(LOOK * 3).await;
+        assert!(is_open() && socket.exists(), "--cleanup-config ran beside it, say");
+        fs::remove_file(&socket).expect("it is there");
+        let other = std::os::unix::net::UnixListener::bind(&socket).expect("the name is free");
+        tokio::time::sleep(LOOK * 3).await;
+        let reasons = health.unready(Instant::now());
+        assert!(!is_open() && reasons.iter().any(|one| one.text.contains("another program")), "{reasons:?}");
+        drop(other);
+        tokio::time::sleep(LOOK * 3).await;
+        assert!(is_open() && health.unready(Instant::now()).is_empty());
         running.abort();
     }
 
@@ -184,7 +252,8 @@ mod tests {
         let answer = tokio::spawn(async move { calls.answer(&add()).await });
         assert_eq!(changes.recv().await, Some(AttachmentChange::Add(attachment())));
         let pod = starting.recv().await.expect("the firewall is asked");
-        assert_eq!((&pod.name, &pod.addresses), (&attachment().pod, &attachment().addresses));
+        assert_eq!((&pod.name, pod.uid), (&attachment().pod, attachment().uid));
+        assert_eq!(pod.addresses, attachment().addresses);
         drop(pod.outcome.send_replace(Err("its chain is missing".to_owned())));
         drop(pod.outcome.send_replace(Ok(())));
         drop(pod);

@@ -164,6 +164,7 @@ mod tests {
         let mut rules = RuleSet::default();
         for address in addresses {
             let pod = LocalPod {
+                uid: None,
                 addresses: [address.parse().expect("an address")].into(),
                 ingress: Isolation::Open,
                 egress: Isolation::Open,

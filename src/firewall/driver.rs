@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::config::FirewallConfig;
-use crate::model::{Authority, ObjectName, World};
+use crate::model::{Authority, ObjectName, PodUid, World};
 use crate::net::{Family, PerFamily};
 use crate::observe::local::{Answer, AnswerFormat, Question};
 use crate::reconcile::{Account, Moment};
@@ -51,6 +51,8 @@ const JUDGED_AT_A_TIME: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub struct StartingPod {
     pub name: ObjectName,
+    /// Which of the pods that have this name one after the other; `None` where the runtime does not tell.
+    pub uid: Option<PodUid>,
     /// The addresses that it has got.
     pub addresses: Box<[IpAddr]>,
     /// Receives whether it may start: until then what is missing. Nobody waits any more where the receiver is gone.
@@ -152,7 +154,7 @@ impl<B: Backend> Driver<B> {
             if pod.outcome.is_closed() {
                 return false;
             }
-            let missing = starting::missing(&self.plan, authority, &pod.name, &pod.addresses);
+            let missing = starting::missing(&self.plan, authority, (&pod.name, pod.uid), &pod.addresses);
             let outcome = missing.map_or_else(|| backend.pod_enforced(rules, &pod.name), Err);
             let waits = outcome.is_err();
             pod.outcome.send_if_modified(|told| {

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use compact_str::CompactString;
 use ipnet::IpNet;
 
-use crate::model::{Action, ObjectName, Selector, Tier};
+use crate::model::{Action, ObjectName, PodUid, Selector, Tier};
 use crate::net::{Family, PerFamily, Protocol};
 
 pub use crate::net::PortRange;
@@ -58,6 +58,8 @@ pub enum Direction {
 /// A pod of this node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LocalPod {
+    /// Which of the pods that have this name one after the other; no packet is judged by it.
+    pub uid: Option<PodUid>,
     /// As in the API's order; of either family, at least one.
     pub addresses: Box<[IpAddr]>,
     pub ingress: Isolation,

@@ -1,22 +1,31 @@
 //! Check whether the rule set has a pod that starts, before the kernel is asked (`--netpol-cni`).
 //!
 //! The container runtime announces the pod with its addresses (`world`), and waits. The pod may start when the cluster is known, the
-//! rule set has the pod with all of these addresses, and the kernel judges its packets by it ([`Backend`](super::backend::Backend)).
+//! rule set has this pod, and not a former one of its name, with all of these addresses, and the kernel judges its packets by it ([`Backend`](super::backend::Backend)).
 
 use std::net::IpAddr;
 
-use crate::model::{Authority, ObjectName};
+use crate::model::{Authority, ObjectName, PodUid};
 
 use super::plan::Plan;
 
 /// Returns what is missing, as a sentence without its end; `None` if the rule set has the pod with these addresses.
-pub fn missing(plan: &Plan, authority: Authority, pod: &ObjectName, addresses: &[IpAddr]) -> Option<String> {
+pub fn missing(
+    plan: &Plan,
+    authority: Authority,
+    (pod, uid): (&ObjectName, Option<PodUid>),
+    addresses: &[IpAddr],
+) -> Option<String> {
     if authority == Authority::Nothing {
         return Some("the policies of the cluster are not known yet".to_owned());
     }
     let Some(local) = plan.rules().pods.get(pod) else {
         return Some(format!("the cluster does not tell yet that {pod} runs on this node"));
     };
+    // The World may not have taken in yet that its addresses are those of this pod now.
+    if uid.zip(local.uid).is_some_and(|(starting, known)| starting != known) {
+        return Some(format!("the cluster still tells of a former pod {pod}, or tells of a later one already"));
+    }
     if plan.lacks_namespace(pod) {
         return Some(format!(
             "namespace {} is not known yet, which cluster network policies may select",
@@ -32,8 +41,8 @@ mod tests {
     use super::super::given::{address, object, pod, selector};
     use super::*;
     use crate::model::{
-        Action, ClusterNetworkPolicy, ClusterRule, Host, Namespace, Peers, PolicyRule, Ports, Selector, Subject, Tier,
-        World,
+        Action, ClusterNetworkPolicy, ClusterRule, Host, Namespace, Peers, Pod, PolicyRule, Ports, Selector, Subject,
+        Tier, World,
     };
 
     #[test]
@@ -46,7 +55,7 @@ mod tests {
         let mut told = |pods: &str, authority| {
             world.cluster.pods.insert(object("shop/web"), pod(pods, "", ""));
             plan.update(&world);
-            missing(&plan, authority, &object("shop/web"), &both)
+            missing(&plan, authority, (&object("shop/web"), None), &both)
         };
         let sentence = |text: &str| Some(text.to_owned());
         let not_yet = sentence("the cluster does not tell yet that shop/web runs on this node");
@@ -75,7 +84,7 @@ mod tests {
         let mut plan = Plan::new();
         let mut told = |world: &World| {
             plan.update(world);
-            missing(&plan, Authority::Complete, &object("shop/web"), &[address("10.244.1.7")])
+            missing(&plan, Authority::Complete, (&object("shop/web"), None), &[address("10.244.1.7")])
         };
         assert_eq!(told(&world), None, "there are none");
         world.cluster.cluster_policies.insert("guard".into(), policy);
@@ -83,5 +92,24 @@ mod tests {
         assert!(waits.as_ref().is_some_and(|text| text.starts_with("namespace shop is not known yet")), "{waits:?}");
         world.cluster.namespaces.insert("shop".into(), Namespace::default());
         assert_eq!(told(&world), None);
+    }
+
+    /// The firewall may be asked before the World has taken the announcement in.
+    #[test]
+    fn a_pod_that_is_made_anew_with_the_address_of_its_predecessor_does_not_start_by_the_rules_of_that_one() {
+        let mut world = World::empty();
+        world.host = std::sync::Arc::new(Host { node_name: "node1".into(), ..Host::default() });
+        world.cluster.namespaces.insert("shop".into(), Namespace::default());
+        let [old, new] = [1, 2].map(PodUid::from_number);
+        let mut plan = Plan::new();
+        let mut told = |told: Option<PodUid>, starting: Option<PodUid>| {
+            world.cluster.pods.insert(object("shop/web-0"), Pod { uid: told, ..pod("10.244.1.7", "", "") });
+            plan.update(&world);
+            let name = object("shop/web-0");
+            missing(&plan, Authority::Complete, (&name, starting), &[address("10.244.1.7")])
+        };
+        assert!(told(old, new).is_some_and(|sentence| sentence.contains("a former pod shop/web-0")));
+        assert_eq!(told(new, new), None, "nothing but the UID differs");
+        assert_eq!((told(None, new), told(new, None)), (None, None), "one of the two is not known");
     }
 }

@@ -6,16 +6,16 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::process;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::{info, warn};
 
 use crate::config::RouterConfig;
 use crate::model::Authority;
 use crate::net::Password;
-use crate::observe::health::{Health, Pulse};
 
-use super::cni::{CniFileForm, Conf, Other, PLUGIN, is_conf, is_ours, text, without_plugin};
+use super::cni::{CniFileForm, Conf, Other, is_conf, is_ours, text};
 use super::external_peers;
 use super::problem::{About, Problem};
 
@@ -131,51 +131,6 @@ pub fn remove_cni(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
-/// Takes the entry of our plugin (`--netpol-cni`) out of every list in this directory, whoever wrote it: where nobody answers it, no
-/// pod starts. Nothing else of a file changes. Returns why some still have it, a sentence each.
-pub fn remove_plugin(directory: &Path) -> Vec<String> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries.flatten().map(|entry| entry.path()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
-        Err(error) => return vec![format!("{}: {error}", directory.display())],
-    };
-    let mut failed = Vec::new();
-    for path in entries.filter(|path| is_conf(path)) {
-        let Ok(text) = fs::read_to_string(&path) else { continue };
-        let Some(text) = without_plugin(&text) else { continue };
-        // A link stays one, to the file that changes.
-        match fs::canonicalize(&path).and_then(|file| replace(&file, &text)) {
-            Ok(()) => {
-                info!(path = %path.display(), plugin = PLUGIN, "Entry of the CNI plugin removed from the CNI configuration")
-            }
-            Err(error) => failed.push(format!("{}: {error}; no pod starts while it names {PLUGIN}", path.display())),
-        }
-    }
-    failed
-}
-
-/// Takes the CNI plugin out of all CNI files, where an earlier run or a user put it: nobody answers it. Tries again until all are done.
-pub async fn keep_without_plugin(directory: PathBuf, health: Health) {
-    let mut trouble: Option<Pulse> = None;
-    loop {
-        let failed = remove_plugin(&directory);
-        if let Some(first) = failed.first() {
-            let pulse = trouble.get_or_insert_with(|| {
-                warn!(error = first, "Removing the CNI plugin from the CNI configuration failed; retrying");
-                health.register("CNI files", Duration::MAX, Instant::now())
-            });
-            pulse.ready(true);
-            pulse.trouble(Some(failed.join("; ")));
-            tokio::time::sleep(RETRY).await;
-            continue;
-        }
-        if let Some(pulse) = trouble {
-            pulse.trouble(None);
-        }
-        return;
-    }
-}
-
 /// Returns another program's file that runtimes use in place of ours: the first by name that describes a network.
 fn preferred(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?;
@@ -203,7 +158,7 @@ fn brought_about(path: &Path, wanted: &Conf) -> io::Result<Option<String>> {
     };
     let (new, unusable) = text(present.as_deref(), CniFileForm::of(path), wanted);
     if let Some(new) = new.filter(|new| present.as_ref() != Some(new)) {
-        replace(path, &new)?;
+        replace(path, present.as_deref().map(str::as_bytes), &new)?;
         info!(path = %path.display(), ranges = ?wanted.ranges, mtu = wanted.mtu, "CNI configuration written");
     }
     if unusable.is_none() && !wanted.ranges.is_empty() {
@@ -227,27 +182,51 @@ fn remove_other_form(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Replaces a file atomically: readers find all of the old or all of the new text. Who may read it stays as it is.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
+/// Replaces a file atomically: readers find all of the old or all of the new text. Who may read it stays as it is. `read`: the text
+/// from which the new one was made, `None` where there was no file.
+///
+/// # Errors
+/// The file is another one now, or cannot be written.
+pub(super) fn replace(path: &Path, read: Option<&[u8]>, text: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory)?;
-    // Files whose names begin with a dot are ignored by readers of the directory.
+    // Files whose names begin with a dot are ignored by readers of the directory. In a container each run may have the same
+    // number of a process.
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let new = directory.join(format!(".{name}.new"));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;
-    if let Ok(present) = fs::metadata(path) {
-        file.set_permissions(present.permissions())?;
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let new = directory.join(format!(".{name}.{}.{}.new", process::id(), since.as_nanos()));
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new)?;
+    let replaced = filled(file, path, text).and_then(|()| match present(path)?.as_deref() == read {
+        true => fs::rename(&new, path),
+        false => Err(io::Error::other("another program changed it meanwhile")),
+    });
+    if replaced.is_err() {
+        // It may be what failed.
+        let _ = fs::remove_file(&new);
     }
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
+    replaced?;
     File::open(directory)?.sync_all()
+}
+
+/// Writes the text to the new file, with the permissions of the one that it is to replace.
+fn filled(mut new: File, path: &Path, text: &str) -> io::Result<()> {
+    if let Ok(present) = fs::metadata(path) {
+        new.set_permissions(present.permissions())?;
+    }
+    new.write_all(text.as_bytes())?;
+    new.sync_all()
+}
+
+fn present(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     fn conf() -> Conf {
@@ -364,61 +343,6 @@ mod tests {
     }
 
     #[test]
-    fn the_entry_of_our_plugin_leaves_every_list_of_the_directory_and_nothing_else_changes() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = |name: &str| directory.path().join(name);
-        let list = |more: &str| {
-            format!("{{\n  \"plugins\": [\n    {{\"type\": \"bridge\", \"bridge\": \"cni0\"}}{more}\n  ]\n}}\n")
-        };
-        let (with, without) = (list(",\n    {\"type\": \"sluice-cni\"}"), list(""));
-        fs::create_dir(path("linked")).expect("writable");
-        for (name, text) in [
-            ("05-own.conflist", with.as_str()),
-            ("10-plain.conflist", without.as_str()),
-            ("20-single.conf", "{\"type\":\"sluice-cni\"}"),
-            ("30-broken.conflist", "{\"plugins\": [{\"type\": \"sluice-cni\"}"),
-            ("notes.txt", with.as_str()),
-            ("linked/other", with.as_str()),
-        ] {
-            fs::write(path(name), text).expect("writable");
-        }
-        fs::set_permissions(path("05-own.conflist"), fs::Permissions::from_mode(0o600)).expect("writable");
-        std::os::unix::fs::symlink("linked/other", path("40-linked.conflist")).expect("writable");
-        let texts = || {
-            let names = ["10-plain.conflist", "20-single.conf", "30-broken.conflist", "notes.txt"];
-            names.map(|name| fs::read_to_string(path(name)).expect("it is there"))
-        };
-        let before = texts();
-        assert_eq!(remove_plugin(directory.path()), Vec::<String>::new());
-        for name in ["05-own.conflist", "linked/other"] {
-            assert_eq!(fs::read_to_string(path(name)).expect("it is there"), without, "{name}");
-        }
-        let mode = fs::metadata(path("05-own.conflist")).expect("it is there").permissions().mode();
-        assert_eq!((mode & 0o777, path("40-linked.conflist").is_symlink()), (0o600, true));
-        assert_eq!(texts(), before);
-        assert_eq!(remove_plugin(&path("missing")), Vec::<String>::new());
-        assert_eq!(remove_plugin(&path("notes.txt")).len(), 1, "it cannot be looked at");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_plugin_that_cannot_be_taken_out_is_trouble_until_it_is() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("net.d");
-        fs::write(&path, "a file in the way").expect("writable");
-        let health = Health::default();
-        let ended = tokio::spawn(keep_without_plugin(path.clone(), health.clone()));
-        tokio::time::sleep(RETRY / 2).await;
-        assert_eq!(health.unready(Instant::now()).len(), 1);
-        fs::remove_file(&path).expect("it is there");
-        fs::create_dir(&path).expect("writable");
-        let file = path.join("05-other.conflist");
-        fs::write(&file, r#"{"plugins":[{"type":"ptp"},{"type":"sluice-cni"}]}"#).expect("writable");
-        ended.await.expect("it ends when nothing is left to do");
-        assert_eq!(health.unready(Instant::now()), []);
-        assert_eq!(fs::read_to_string(&file).expect("it is there"), r#"{"plugins":[{"type":"ptp"}]}"#);
-    }
-
-    #[test]
     fn a_file_that_cannot_be_written_is_trouble_and_is_tried_again() {
         let directory = tempfile::tempdir().expect("a directory");
         fs::write(directory.path().join("net.d"), "a file in the way").expect("writable");
@@ -431,5 +355,23 @@ mod tests {
         assert!(files.write(Some(&conf()), Authority::Complete, now).is_some(), "not yet");
         assert_eq!(files.write(Some(&conf()), Authority::Complete, now + RETRY), None);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn what_another_program_wrote_meanwhile_is_not_overwritten_and_nothing_is_left_beside_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("10-other.conflist");
+        fs::write(&path, "newer").expect("writable");
+        for read in [None, Some(&b"older"[..])] {
+            assert!(replace(&path, read, "ours").is_err());
+        }
+        let gone = directory.path().join("20-gone.conflist");
+        assert!(replace(&gone, Some(b"older"), "ours").is_err());
+        let names = || fs::read_dir(directory.path()).expect("readable").count();
+        assert_eq!((fs::read_to_string(&path).expect("it is there"), names()), ("newer".to_owned(), 1));
+        // A name that somebody else has for what is not finished.
+        fs::write(directory.path().join(".10-other.conflist.new"), "somebody else's").expect("writable");
+        replace(&path, Some(b"newer"), "ours").expect("writable");
+        assert_eq!((fs::read_to_string(&path).expect("it is there"), names()), ("ours".to_owned(), 2));
     }
 }

@@ -19,7 +19,8 @@
 //! the import and export policies; [`routes`] turns learned routes into kernel routes and tunnels, [`rivals`] are
 //! other programs' routes that prevail over those, and [`reachable`] tracks their next hops; [`node_sets`], [`pod_egress`], [`forward`], [`settings`], [`mtu`] and [`cni`] are the host's
 //! other needs. [`nodes`] is the contribution of all nodes ([`claims`]); [`plan`] keeps everything up to date,
-//! [`desired`] is its result, and [`problem`] what keeps parts of it from working. [`names`] pins the names of kernel
+//! [`desired`] is its result, and [`problem`] what keeps parts of it from working. [`plugin_entry`] keeps CNI files without
+//! an entry that nobody answers. [`names`] pins the names of kernel
 //! objects on running nodes.
 
 pub mod names;
@@ -49,6 +50,7 @@ pub mod sessions;
 pub mod withdrawals;
 pub mod told;
 pub mod host_files;
+pub mod plugin_entry;
 pub mod metrics;
 pub mod serve;
 pub mod driver;

@@ -28,6 +28,8 @@ pub struct Attachments {
     pods: HashMap<ObjectName, Attached>,
     /// The name of this host's Node.
     node: CompactString,
+    /// Those that were announced to an earlier run: a listing that does not name their pod proves that it is gone.
+    restored: BTreeSet<AttachmentId>,
     changed: bool,
 }
 
@@ -40,8 +42,6 @@ struct Attached {
     ids: BTreeSet<AttachmentId>,
     /// As the cluster tells it; `None` while it does not.
     told: Option<Arc<Pod>>,
-    /// It was announced to an earlier run, so a listing that does not name the pod proves that it is gone.
-    is_restored: bool,
 }
 
 impl Attached {
@@ -71,7 +71,7 @@ impl Attachments {
         for attachment in all.into_iter().take(MOST) {
             attachments.insert(attachment);
         }
-        attachments.pods.values_mut().for_each(|pod| pod.is_restored = true);
+        attachments.restored = attachments.all.keys().cloned().collect();
         attachments.changed = false;
         attachments
     }
@@ -106,7 +106,7 @@ impl Attachments {
                 gone.iter().for_each(|id| self.remove(id, &mut concerned));
             }
         }
-        concerned.into_iter().filter_map(|name| Some((name.clone(), self.shown(&name)?))).collect()
+        self.all_shown(concerned)
     }
 
     /// Takes in a pod as the cluster tells it, `None` where it is gone. Returns it as it is to be published.
@@ -127,15 +127,22 @@ impl Attachments {
         self.shown(name).flatten()
     }
 
-    /// Takes in that all pods have been listed: what an earlier run announced of others is over.
-    pub fn listed(&mut self) {
-        let gone = self.pods.values().filter(|pod| pod.is_restored && pod.is_unknown());
-        let gone: Vec<AttachmentId> = gone.flat_map(|pod| pod.ids.iter().cloned()).collect();
-        for id in gone {
-            self.remove(&id, &mut BTreeSet::new());
+    /// Takes in that all pods have been listed: what was announced to an earlier run of others is over, also of former pods of a
+    /// name that is there. Returns the pods that it concerns.
+    pub fn listed(&mut self) -> Vec<Shown> {
+        let mut concerned = BTreeSet::new();
+        for id in std::mem::take(&mut self.restored) {
+            let is_there =
+                |one: &Attachment| self.pods.get(&one.pod).is_some_and(|pod| !pod.is_unknown() && pod.is_of(one));
+            if !self.all.get(&id).is_some_and(is_there) {
+                self.remove(&id, &mut concerned);
+            }
         }
-        self.pods.retain(|_, pod| !pod.ids.is_empty());
-        self.pods.values_mut().for_each(|pod| pod.is_restored = false);
+        self.all_shown(concerned)
+    }
+
+    fn all_shown(&mut self, concerned: BTreeSet<ObjectName>) -> Vec<Shown> {
+        concerned.into_iter().filter_map(|name| Some((name.clone(), self.shown(&name)?))).collect()
     }
 
     /// Takes in the pods of the last known state, which are in place. Returns those that it concerns. Nothing ends by them: they have
@@ -185,6 +192,7 @@ impl Attachments {
 
     fn remove(&mut self, id: &AttachmentId, concerned: &mut BTreeSet<ObjectName>) {
         let Some(attachment) = self.all.remove(id) else { return };
+        self.restored.remove(id);
         self.changed = true;
         if let Some(attached) = self.pods.get_mut(&attachment.pod) {
             attached.ids.remove(id);
@@ -286,6 +294,12 @@ mod tests {
         fn told(&mut self, of: &str, pod: Option<Pod>) {
             let shown = self.attachments.put(&name(of), pod.map(Arc::new));
             self.publish(name(of), shown);
+        }
+
+        fn listed(&mut self) {
+            for (name, pod) in self.attachments.listed() {
+                self.publish(name, pod);
+            }
         }
 
         fn publish(&mut self, name: ObjectName, pod: Option<Arc<Pod>>) {
@@ -470,11 +484,29 @@ mod tests {
         let mut node = Node::with(Attachments::restored(kept));
         node.told("web", Some(pod(&[])));
         assert_eq!(node.addresses("web"), BOTH);
-        node.attachments.listed();
+        node.listed();
         assert_eq!((node.kept(), node.attachments.pods.len()), (1, 1));
         node.call(add("c", "late", &["10.244.1.10"]));
-        node.attachments.listed();
+        node.listed();
         assert_eq!(node.kept(), 2, "a pod that is announced now may come after the listing");
+    }
+
+    #[test]
+    fn what_a_former_pod_of_a_name_had_takes_no_address_from_the_next_one_after_a_restart() {
+        let [old, new] = [1, 2].map(PodUid::from_number);
+        let mut before = Node::default();
+        before.call(add_of(old, "a", "web-0", &BOTH));
+        let kept = before.attachments.take_changed().expect("there is news");
+        let mut node = Node::with(Attachments::restored(kept.clone()));
+        node.told("web-0", Some(Pod { uid: new, ..pod(&BOTH) }));
+        node.listed();
+        assert_eq!((node.addresses("web-0").len(), node.kept()), (2, 0), "the sandbox of the former pod is gone");
+        // What is announced to this run is no matter of the listing: the cluster may tell of its pod later.
+        let mut node = Node::with(Attachments::restored(kept));
+        node.told("web-0", Some(Pod { uid: old, ..pod(&[]) }));
+        node.call(add_of(new, "b", "web-0", &BOTH));
+        node.listed();
+        assert_eq!((node.addresses("web-0").len(), node.kept()), (0, 1));
     }
 
     #[test]

@@ -307,7 +307,9 @@ impl Joined {
         }
         self.unknown.retain(|id| id.kind != kind || named.contains(&id.name));
         if kind == Kind::Pod {
-            self.attachments.listed();
+            for (name, pod) in self.attachments.listed() {
+                changed |= set(&mut self.cluster.pods, name, pod);
+            }
         }
         changed
     }

@@ -88,6 +88,7 @@ impl Plan {
             self.count_down(policy, dirty);
         }
         let wanted = pod.zip(selecting).map(|(pod, selecting)| LocalPod {
+            uid: pod.uid,
             addresses: pod.addresses.to_vec().into(),
             ingress: self.isolation(Direction::Ingress, name, &selecting),
             egress: self.isolation(Direction::Egress, name, &selecting),

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
 use crate::model::ObjectName;
@@ -39,7 +40,7 @@ pub fn object_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectM
 }
 
 /// Like [`object_meta`], for objects of whose metadata only name, UID and labels count. A pod's annotations are often larger
-/// than all the rest of it.
+/// than all the rest of it. A mirror pod has no UID: the kubelet calls a static pod by the one of its manifest, which is another.
 ///
 /// # Errors
 /// A field is not of its type in the API.
@@ -48,7 +49,7 @@ pub fn labelled_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Objec
     Ok(ObjectMeta {
         name: narrow.name,
         namespace: narrow.namespace,
-        uid: narrow.uid,
+        uid: narrow.uid.filter(|_| narrow.annotations.is_none_or(|annotations| annotations.mirror.is_none())),
         resource_version: narrow.resource_version,
         labels: narrow.labels.map(without_nulls),
         ..ObjectMeta::default()
@@ -63,6 +64,14 @@ struct LabelledMeta {
     uid: Option<String>,
     resource_version: Option<String>,
     labels: Option<BTreeMap<String, Option<String>>>,
+    annotations: Option<MirrorAnnotation>,
+}
+
+/// The annotation by which the kubelet marks a mirror pod; others are skipped.
+#[derive(Deserialize)]
+struct MirrorAnnotation {
+    #[serde(rename = "kubernetes.io/config.mirror")]
+    mirror: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize, Default)]

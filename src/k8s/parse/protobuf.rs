@@ -59,7 +59,7 @@ pub struct OwnerReference {
     pub name: String,
 }
 
-/// `meta.v1.ObjectMeta` of an object of whose metadata only name and labels count.
+/// `meta.v1.ObjectMeta` of an object of whose metadata only name, UID and labels count.
 #[derive(Clone, PartialEq, Message)]
 pub struct LabelledMeta {
     #[prost(string, optional, tag = "1")]
@@ -72,7 +72,19 @@ pub struct LabelledMeta {
     pub resource_version: Option<String>,
     #[prost(btree_map = "string, string", tag = "11")]
     pub labels: BTreeMap<String, String>,
+    #[prost(message, repeated, tag = "12")]
+    pub annotations: Vec<AnnotationKey>,
 }
+
+/// An annotation without its value.
+#[derive(Clone, PartialEq, Message)]
+pub struct AnnotationKey {
+    #[prost(string, tag = "1")]
+    pub key: String,
+}
+
+/// The annotation by which the kubelet marks a mirror pod, whose UID is not the one by which it calls the static pod.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 
 impl From<ObjectMeta> for api::ObjectMeta {
     fn from(meta: ObjectMeta) -> api::ObjectMeta {
@@ -104,7 +116,7 @@ impl From<LabelledMeta> for api::ObjectMeta {
         api::ObjectMeta {
             name: text(meta.name),
             namespace: text(meta.namespace),
-            uid: text(meta.uid),
+            uid: text(meta.uid).filter(|_| !meta.annotations.iter().any(|annotation| annotation.key == MIRROR)),
             resource_version: text(meta.resource_version),
             labels: Some(meta.labels),
             ..api::ObjectMeta::default()

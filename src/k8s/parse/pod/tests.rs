@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::k8s::parse::protobuf::ApiObject;
 use crate::net::Protocol;
 
 fn parsed(yaml: &str) -> (Pod, Vec<String>) {
@@ -128,4 +129,24 @@ fn a_pod_without_a_name_is_absent() {
     let object: PodObject = serde_saphyr::from_str("{metadata: {namespace: shop}}").expect("sound");
     let (_, pod, warnings) = pod(&object, &mut Pool::default());
     assert_eq!((pod, warnings.len()), (None, 1));
+}
+
+/// The kubelet names a static pod to the CNI plugin by the UID of its manifest; its object in the API has another one.
+#[test]
+fn a_mirror_pod_is_known_by_its_name_alone_in_either_form() {
+    const UID: &str = "1f0a3a52-55c4-4d3e-9b0a-0242ac120002";
+    // A field of the protocol-buffer form, of less than 128 bytes.
+    let field = |tag: u8, value: &[u8]| [&[tag << 3 | 2, value.len() as u8][..], value].concat();
+    for (annotation, has_uid) in [("kubernetes.io/config.mirror", false), ("kubernetes.io/config.seen", true)] {
+        let (pod_of_yaml, _) =
+            parsed(&format!("{{metadata: {{name: a, uid: {UID}, annotations: {{{annotation}: b}}}}}}"));
+        let pair = [field(1, annotation.as_bytes()), field(2, b"b")].concat();
+        let metadata = [field(1, b"a"), field(5, UID.as_bytes()), field(12, &pair)].concat();
+        let read = PodObject::FROM_PROTOBUF.expect("pods are read in this form");
+        let object = read(&field(1, &metadata)).expect("the test's bytes are sound");
+        let pod_of_protobuf = pod(&object, &mut Pool::default()).1.expect("it has a name");
+        for pod in [pod_of_yaml, pod_of_protobuf] {
+            assert_eq!(pod.uid, PodUid::of(UID).filter(|_| has_uid), "{annotation}");
+        }
+    }
 }

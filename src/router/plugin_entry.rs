@@ -1,0 +1,246 @@
+//! The entry of our plugin (`--netpol-cni`) in CNI files: taken out where nobody answers it, because no pod starts then.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Metadata};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
+
+use crate::observe::health::{Health, Pulse};
+
+use super::cni::{PLUGIN, is_conf, without_plugin};
+use super::host_files::replace;
+
+/// The CNI files of one directory, whoever wrote them.
+#[derive(Debug)]
+pub struct CniFiles {
+    directory: PathBuf,
+    /// Those that were read and have no such entry.
+    clean: BTreeMap<PathBuf, Stamp>,
+}
+
+/// State of a file by which a change of its text is noticed.
+#[derive(PartialEq, Eq, Debug)]
+struct Stamp {
+    inode: u64,
+    size: u64,
+    /// Time of the last change (`st_ctim`), in seconds and nanoseconds.
+    changed: (i64, i64),
+}
+
+/// Interval at which files are looked at, as long as all is well: another program may write an entry again.
+const INTERVAL: Duration = Duration::from_secs(30);
+/// The same, where some could not be read or changed.
+const RETRY: Duration = Duration::from_secs(5);
+
+impl CniFiles {
+    pub fn new(directory: PathBuf) -> CniFiles {
+        CniFiles { directory, clean: BTreeMap::new() }
+    }
+
+    /// Takes the entry out of every list. Nothing else of a file changes. Files that did not change since they were found without
+    /// it are not read again. Returns why some may still have it, a sentence each.
+    pub fn remove_plugin(&mut self) -> Vec<String> {
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Vec::new(),
+            Err(error) => return vec![format!("{}: {error}", self.directory.display())],
+        };
+        let (mut clean, mut failed) = (BTreeMap::new(), Vec::new());
+        for entry in entries {
+            let path = match entry {
+                Ok(entry) => entry.path(),
+                Err(error) => {
+                    failed.push(format!("{}: {error}", self.directory.display()));
+                    continue;
+                }
+            };
+            if !is_conf(&path) {
+                continue;
+            }
+            match self.clean_one(&path) {
+                Ok(stamp) => clean.extend(stamp.map(|stamp| (path, stamp))),
+                // It went meanwhile, or is a link to nothing.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => failed.push(format!("{}: {error}; no pod starts if it names {PLUGIN}", path.display())),
+            }
+        }
+        self.clean = clean;
+        failed
+    }
+
+    /// Takes the entry out of one file. Returns its state if it was found without one; `None` if it is to be read again.
+    fn clean_one(&self, path: &Path) -> io::Result<Option<Stamp>> {
+        let found = fs::metadata(path)?;
+        if !found.is_file() {
+            return Ok(None);
+        }
+        let stamp = Stamp::of(&found);
+        if self.clean.get(path) == Some(&stamp) {
+            return Ok(Some(stamp));
+        }
+        let present = fs::read(path)?;
+        // Container runtimes read bytes that are not UTF-8 as this character, too.
+        let Some(text) = without_plugin(&String::from_utf8_lossy(&present)) else { return Ok(Some(stamp)) };
+        // A link stays one, to the file that changes.
+        replace(&fs::canonicalize(path)?, Some(&present), &text)?;
+        info!(path = %path.display(), plugin = PLUGIN, "Entry of the CNI plugin removed from the CNI configuration");
+        Ok(None)
+    }
+}
+
+impl Stamp {
+    fn of(file: &Metadata) -> Stamp {
+        Stamp { inode: file.ino(), size: file.size(), changed: (file.ctime(), file.ctime_nsec()) }
+    }
+}
+
+/// Keeps the files of this directory without the plugin, which nobody answers in this run: an earlier run, a user or the installer of
+/// another plugin wrote the entry, or writes it again. Runs for ever.
+pub async fn keep_without_plugin(directory: PathBuf, health: Health) {
+    let mut files = CniFiles::new(directory);
+    let mut trouble: Option<Pulse> = None;
+    let mut has_failed = false;
+    loop {
+        // Writing a file waits for the disk.
+        let looked = spawn_blocking(move || {
+            let failed = files.remove_plugin();
+            (files, failed)
+        });
+        let Ok((back, failed)) = looked.await else { return };
+        files = back;
+        let was_failing = std::mem::replace(&mut has_failed, !failed.is_empty());
+        if let Some(first) = failed.first() {
+            let pulse = trouble.get_or_insert_with(|| health.register("CNI files", Duration::MAX, Instant::now()));
+            pulse.ready(true);
+            pulse.trouble(Some(failed.join("; ")));
+            if !was_failing {
+                warn!(error = first, "Removing the CNI plugin from the CNI configuration failed; retrying");
+            }
+        } else if let Some(pulse) = &trouble {
+            pulse.trouble(None);
+        }
+        tokio::time::sleep(if has_failed { RETRY } else { INTERVAL }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    const WITH: &str = r#"{"plugins":[{"type":"ptp"},{"type":"sluice-cni"}]}"#;
+    const WITHOUT: &str = r#"{"plugins":[{"type":"ptp"}]}"#;
+
+    fn removed(directory: &Path) -> Vec<String> {
+        CniFiles::new(directory.to_owned()).remove_plugin()
+    }
+
+    #[test]
+    fn the_entry_of_our_plugin_leaves_every_list_of_the_directory_and_nothing_else_changes() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let list = |more: &str| {
+            format!("{{\n  \"plugins\": [\n    {{\"type\": \"bridge\", \"bridge\": \"cni0\"}}{more}\n  ]\n}}\n")
+        };
+        let (with, without) = (list(",\n    {\"type\": \"sluice-cni\"}"), list(""));
+        fs::create_dir(path("linked")).expect("writable");
+        for (name, text) in [
+            ("05-own.conflist", with.as_str()),
+            ("10-plain.conflist", without.as_str()),
+            ("20-single.conf", "{\"type\":\"sluice-cni\"}"),
+            ("30-broken.conflist", "{\"plugins\": [{\"type\": \"sluice-cni\"}"),
+            ("notes.txt", with.as_str()),
+            ("linked/other", with.as_str()),
+        ] {
+            fs::write(path(name), text).expect("writable");
+        }
+        fs::set_permissions(path("05-own.conflist"), fs::Permissions::from_mode(0o600)).expect("writable");
+        symlink("linked/other", path("40-linked.conflist")).expect("writable");
+        let texts = || {
+            let names = ["10-plain.conflist", "20-single.conf", "30-broken.conflist", "notes.txt"];
+            names.map(|name| fs::read_to_string(path(name)).expect("it is there"))
+        };
+        let before = texts();
+        assert_eq!(removed(directory.path()), Vec::<String>::new());
+        for name in ["05-own.conflist", "linked/other"] {
+            assert_eq!(fs::read_to_string(path(name)).expect("it is there"), without, "{name}");
+        }
+        let mode = fs::metadata(path("05-own.conflist")).expect("it is there").permissions().mode();
+        assert_eq!((mode & 0o777, path("40-linked.conflist").is_symlink()), (0o600, true));
+        assert_eq!(texts(), before);
+        assert_eq!(removed(&path("missing")), Vec::<String>::new());
+        assert_eq!(removed(&path("notes.txt")).len(), 1, "it cannot be looked at");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_does_not_count_as_one_without_the_entry() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        fs::create_dir(path("10-directory.conf")).expect("writable");
+        symlink("nowhere", path("20-to-nothing.conflist")).expect("writable");
+        fs::write(path("30-bytes.conf"), b"\xff\xfe").expect("writable");
+        assert_eq!(removed(directory.path()), Vec::<String>::new(), "container runtimes read none of these");
+        symlink("40-endless.conflist", path("40-endless.conflist")).expect("writable");
+        let failed = removed(directory.path());
+        assert!(failed.len() == 1 && failed[0].contains("40-endless.conflist"), "{failed:?}");
+    }
+
+    /// The installer of another plugin writes its file at each start, and a file may be met half-written.
+    #[tokio::test(start_paused = true)]
+    async fn an_entry_that_another_program_writes_again_is_taken_out_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("10-flannel.conflist");
+        let text = || fs::read_to_string(&file).expect("it is there");
+        fs::write(&file, WITH).expect("writable");
+        let health = Health::default();
+        let keeping = tokio::spawn(keep_without_plugin(directory.path().to_owned(), health.clone()));
+        tokio::time::sleep(INTERVAL / 2).await;
+        assert_eq!(text(), WITHOUT);
+        for half in ["", &WITH[..20]] {
+            fs::write(&file, half).expect("writable");
+            tokio::time::sleep(INTERVAL * 2).await;
+            fs::write(&file, WITH).expect("writable");
+            tokio::time::sleep(INTERVAL * 2).await;
+            assert_eq!(text(), WITHOUT);
+        }
+        keeping.abort();
+    }
+
+    #[test]
+    fn a_file_that_did_not_change_is_read_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("10-flannel.conflist");
+        fs::write(&file, WITHOUT).expect("writable");
+        let mut files = CniFiles::new(directory.path().to_owned());
+        assert_eq!(files.remove_plugin(), Vec::<String>::new());
+        let read = files.clean.get(&file).map(|stamp| stamp.inode);
+        assert_eq!(read, fs::metadata(&file).ok().map(|found| found.ino()));
+        fs::remove_file(&file).expect("it is there");
+        assert!(files.remove_plugin().is_empty() && files.clean.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plugin_that_cannot_be_taken_out_is_trouble_until_it_is() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("net.d");
+        fs::write(&path, "a file in the way").expect("writable");
+        let health = Health::default();
+        let keeping = tokio::spawn(keep_without_plugin(path.clone(), health.clone()));
+        tokio::time::sleep(RETRY / 2).await;
+        assert_eq!(health.unready(Instant::now()).len(), 1);
+        fs::remove_file(&path).expect("it is there");
+        fs::create_dir(&path).expect("writable");
+        let file = path.join("05-other.conflist");
+        fs::write(&file, WITH).expect("writable");
+        tokio::time::sleep(RETRY * 2).await;
+        assert_eq!(health.unready(Instant::now()), []);
+        assert_eq!(fs::read_to_string(&file).expect("it is there"), WITHOUT);
+        keeping.abort();
+    }
+}
