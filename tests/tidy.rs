@@ -39,7 +39,7 @@ const IMPORTS: [(&str, &[&str]); 18] = [
 const ROOTS: [&str; 4] = ["app", "cleanup", "main", "lib"];
 
 /// Where effects are allowed: below these directories, in these files, and in files of these names.
-const EFFECTS: [&str; 29] = [
+const EFFECTS: [&str; 30] = [
     "app.rs",
     "app/subsystems.rs",
     "ask.rs",
@@ -60,6 +60,7 @@ const EFFECTS: [&str; 29] = [
     "proxy/linux.rs",
     "reconcile/",
     "router/host_files.rs",
+    "router/plugin_entry.rs",
     "router/linux.rs",
     "router/linux/learned.rs",
     "router/sessions.rs",
