@@ -11,6 +11,7 @@ import errno
 import itertools
 import json
 import os
+import random
 import selectors
 import signal
 import socket
@@ -23,6 +24,8 @@ KINDS = {"tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP), "udp": (socket.SOCK_DG
          "sctp": (socket.SOCK_STREAM, 132)}
 ECHO = b"ECHO"  # UDP messages that begin so are sent back as they are
 GIVE_UP = 3  # so many failures say enough; time-outs are dear
+# Source ports of long-lived connections: neither ephemeral ports nor node ports.
+OWN_PORTS = range(10000, 30000)
 PATIENCE = 8.0  # seconds; longer than three lost first packets, so that only what is really lost counts
 
 
@@ -136,6 +139,21 @@ def connect(address, port, protocol="tcp", patience=PATIENCE, source_port=None):
     return sock
 
 
+def connect_for_long(address, port, protocol):
+    """A connection from a source port that no later connection of the same client gets by itself.
+
+    IPVS finds the connection of an answer by endpoint, client and client's port. A client that uses one source port for two virtual
+    services with the same endpoint has its answers translated to the address of the younger connection, and the older one stalls.
+    """
+    chance = random.SystemRandom()  # the processes that load are copies of one
+    while True:
+        try:
+            return connect(address, port, protocol, source_port=chance.choice(OWN_PORTS))
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise
+
+
 def ask(namespace, address, port, protocol="tcp", patience=PATIENCE, source_port=None):
     """(who answered, the address it saw) for one connection from a namespace; OSError when there was none."""
     with Inside(namespace):
@@ -216,7 +234,7 @@ def work(address, port, protocol, lasting, pause):
     held = []
     for _ in range(lasting):
         try:
-            held.append((connect(address, port, protocol), None))
+            held.append((connect_for_long(address, port, protocol), None))
         except OSError as error:
             breaks[word(error)] += 1
     while not stopping:
