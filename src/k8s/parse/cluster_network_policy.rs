@@ -23,7 +23,7 @@ use serde::Deserialize;
 
 use self::written::{PeerObject, PodsObject, PortObject, ProtocolObject, RuleObject, Spec, SubjectObject};
 use super::metadata::labelled_meta;
-use super::network_policy::{is_port_name, range};
+use super::network_policy::{Direction, is_port_name, range};
 use super::number::Number;
 use super::protobuf::{ApiObject, FromProtobuf};
 use super::selector::{SelectorObject, selector};
@@ -75,13 +75,6 @@ impl ApiObject for ClusterNetworkPolicyObject {
     fn metadata(&self) -> &ObjectMeta {
         &self.metadata
     }
-}
-
-/// The traffic that a list of rules is about.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Direction {
-    Ingress,
-    Egress,
 }
 
 /// Why a part makes no sense.
@@ -324,22 +317,6 @@ fn read_port(written: &PortObject) -> Result<PortMatch, Wrong> {
             Ok(PortMatch::Range { first, last })
         }
         _ => Err(Wrong::new("", "has not exactly one of number and range")),
-    }
-}
-
-impl Direction {
-    fn field(self) -> &'static str {
-        match self {
-            Direction::Ingress => "ingress",
-            Direction::Egress => "egress",
-        }
-    }
-
-    fn peers_field(self) -> &'static str {
-        match self {
-            Direction::Ingress => "from",
-            Direction::Egress => "to",
-        }
     }
 }
 

@@ -66,7 +66,7 @@ impl ApiObject for NetworkPolicyObject {
 
 /// One of the two directions, as the API calls it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Direction {
+pub(super) enum Direction {
     Ingress,
     Egress,
 }
@@ -274,14 +274,16 @@ pub(super) fn is_port_name(text: &str) -> bool {
 }
 
 impl Direction {
-    fn field(self) -> &'static str {
+    /// Name of the field of the spec with its rules.
+    pub(super) fn field(self) -> &'static str {
         match self {
             Direction::Ingress => "ingress",
             Direction::Egress => "egress",
         }
     }
 
-    fn peers_field(self) -> &'static str {
+    /// Name of the field of a rule with its peers.
+    pub(super) fn peers_field(self) -> &'static str {
         match self {
             Direction::Ingress => "from",
             Direction::Egress => "to",
