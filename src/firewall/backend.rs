@@ -104,11 +104,23 @@ pub struct Owner {
     pub direction: Direction,
 }
 
-/// A chain that the kernel refuses because of its own content, while it takes the rest.
+/// An object that the kernel refuses because of its own content, while it takes others.
 #[derive(Debug)]
 pub struct Refusal<'a> {
     pub object: String,
     pub reason: &'a str,
+    pub consequence: Consequence<'a>,
+}
+
+/// What follows from a refusal.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Consequence<'a> {
+    /// A chain is missing: traffic that only it allows is denied.
+    Lacks,
+    /// All objects that the kernel refuses together have this number of chains reject everything; the names of the first ten.
+    Closes { count: usize, first: Vec<&'a str> },
+    /// Nothing can be changed.
+    KeepsAll,
 }
 
 /// Number of desired kernel objects, both families together.

@@ -18,7 +18,7 @@ use crate::observe::local::{Answer, AnswerFormat, Question};
 use crate::reconcile::{Account, Moment};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Kinds, Standing, Subsystem, Times};
 
-use super::backend::{Backend, RoundDurations};
+use super::backend::{Backend, Consequence, Refusal, RoundDurations};
 use super::diff::serve::{Comparing, Comparisons, PolicyReader};
 use super::established::apply::{Established, Report};
 use super::flows::Flows;
@@ -250,15 +250,39 @@ impl<B: Backend> Driver<B> {
         let refused = self.backend.refused();
         let mut troubles = Vec::new();
         for refusal in &refused {
-            troubles.push(format!("refused: {}: {}", refusal.object, refusal.reason));
-            if self.told_refused.insert(refusal.object.clone()) {
-                warn!(chain = %refusal.object, reason = %refusal.reason, "Kernel rejected a chain; traffic that only this chain allows is denied");
+            let Refusal { object, reason, consequence } = refusal;
+            let is_new = self.told_refused.insert(object.clone());
+            let trouble = format!("refused: {object}: {reason}");
+            match consequence {
+                Consequence::Lacks => {
+                    troubles.push(trouble);
+                    if is_new {
+                        warn!(chain = %object, %reason, "Kernel rejected a chain; traffic that only this chain allows is denied");
+                    }
+                }
+                Consequence::Closes { count, first } => {
+                    let closed = match count.saturating_sub(first.len()) {
+                        _ if first.is_empty() => "no chain".to_owned(),
+                        0 => first.join(", "),
+                        more => format!("{} and {more} more", first.join(", ")),
+                    };
+                    troubles.push(format!("{trouble}; closed in its place: {closed}"));
+                    if is_new {
+                        warn!(%object, %reason, %closed, "Kernel rejected an object of nf_tables; pods whose policies need it are closed");
+                    }
+                }
+                Consequence::KeepsAll => {
+                    troubles.push(format!("{trouble}; no change of network policies is in force"));
+                    if is_new {
+                        warn!(%object, %reason, "Kernel rejected an object of nf_tables that all pods need; no change of network policies is in force");
+                    }
+                }
             }
         }
         self.told_refused.retain(|object| {
             let stays = refused.iter().any(|refusal| refusal.object == *object);
             if !stays {
-                info!(chain = %object, "Chain is no longer rejected by the kernel");
+                info!(%object, "Object is no longer rejected by the kernel");
             }
             stays
         });

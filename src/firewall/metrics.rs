@@ -106,7 +106,7 @@ impl Metrics {
             )?,
             refused: IntGauge::new(
                 "sluice_firewall_refused_chains",
-                "Chains that the kernel refuses; what only they would allow is refused",
+                "Chains, and with nftables other objects, that the kernel refuses; what only they would allow is refused",
             )?,
             last_success: IntGauge::new(
                 "sluice_firewall_last_success_timestamp_seconds",

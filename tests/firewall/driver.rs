@@ -16,12 +16,14 @@ use sluice::firewall::iptables::dispatch;
 use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::iptables::names::{self, CHAIN_TAIL};
 use sluice::firewall::metrics::Metrics;
+use sluice::firewall::nftables::Nftables;
 use sluice::firewall::plan::Plan;
 use sluice::k8s::manifests;
 use sluice::kernel::Error;
 use sluice::kernel::conntrack::{Connection, TrackedConnection, Transport, Wanted};
 use sluice::kernel::monitor::Changes;
 use sluice::kernel::nflog::OpenError;
+use sluice::kernel::nftables::Object;
 use sluice::model::{Authorities, Authority, EventClock, HostLink, Node, World};
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::observe::health::Health;
@@ -34,6 +36,7 @@ use tokio::task::LocalSet;
 
 use super::cases::{Case, HERE, pods, port, rule};
 use super::support::memory::{MemoryKernel, State};
+use super::table_walk::Machine;
 
 const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
 
@@ -53,6 +56,8 @@ struct Running {
     /// Where the newest loop takes questions.
     asking: RefCell<Option<mpsc::Sender<Question>>>,
     flows: Tracking,
+    /// The table of the nftables backend, if it is that one that runs.
+    table: Option<Machine>,
 }
 
 /// Captured log.
@@ -206,6 +211,40 @@ fn a_chain_that_the_kernel_refuses_is_told_once_and_the_rest_is_in_force() {
         assert_eq!(running.log.lines("Kernel rejected a chain").len(), 2, "once for each family");
         let has_chain = running.kernel.state().rules.keys().any(|piece| piece.to_string().contains(names::POD_CHAINS));
         assert!(has_chain, "the pod stays isolated");
+    });
+}
+
+#[test]
+fn an_object_of_nftables_that_the_kernel_refuses_is_told_with_what_it_closes() {
+    let machine = Machine::empty(1);
+    with_table(machine.clone(), async |running| {
+        running.world.send_replace(shop());
+        running.until_ready().await;
+        let is_set = |object: &Object| matches!(object, Object::Set(set) if set.as_str().starts_with("pods_shop_"));
+        machine.refuse(Some(std::rc::Rc::new(move |object, _| is_set(object))));
+        let more = [rule(&[pods("app=other")], &[])];
+        running.world.send_replace(Case(shop()).policy("shop/db", "app=db", [Some(&more), None]).0);
+        running.until_unready("network policies", "refused: set pods_shop_").await;
+        running
+            .until_unready("network policies", "this kernel lacks something; closed in its place: in_shop_db_")
+            .await;
+        running.until_told(|text| text.contains("sluice_firewall_refused_chains 2")).await;
+        running.beats(5).await;
+        let lines = running.log.lines("Kernel rejected an object of nf_tables; pods whose policies need it are closed");
+        assert_eq!(lines.len(), 2, "once for each family: {}", running.log.text());
+        assert_eq!(running.log.lines("Kernel rejected a chain").len(), 0);
+        // A base chain has nothing in its place.
+        machine.refuse(Some(std::rc::Rc::new(
+            |object, _| matches!(object, Object::Chain(name) if name.as_str() == "forward_egress"),
+        )));
+        // Without an isolated pod it closes no bridges.
+        let mut open = shop();
+        open.cluster.policies = Default::default();
+        running.world.send_replace(open);
+        running.until_unready("network policies", "lacks something; no change of network policies is in force").await;
+        machine.refuse(None);
+        running.until_ready().await;
+        assert!(running.log.lines("Object is no longer rejected by the kernel").len() >= 2);
     });
 }
 
@@ -418,6 +457,12 @@ fn with_kernel(
     with_config(kernel, config(default_deny), families, test);
 }
 
+/// The same with the nftables backend.
+fn with_table(table: Machine, test: impl AsyncFnOnce(&Running)) {
+    let running = Running::new(MemoryKernel::new(State::default()), config(false), BOTH);
+    run_to_its_end(Running { table: Some(table), ..running }, test);
+}
+
 fn config(default_deny: bool) -> FirewallConfig {
     FirewallConfig {
         backend: sluice::config::Backend::default(),
@@ -436,20 +481,10 @@ fn with_config(
     families: PerFamily<bool>,
     test: impl AsyncFnOnce(&Running),
 ) {
-    let running = Running {
-        kernel,
-        world: watch::channel(World::empty()).0,
-        changes: watch::channel(Changes::default()).0,
-        stop: watch::channel(false).0,
-        health: Health::default(),
-        registry: Registry::new("test", "test"),
-        log: Log::default(),
-        config: Arc::new(config),
-        families,
-        starting: Arc::default(),
-        asking: RefCell::default(),
-        flows: Tracking::default(),
-    };
+    run_to_its_end(Running::new(kernel, config, families), test);
+}
+
+fn run_to_its_end(running: Running, test: impl AsyncFnOnce(&Running)) {
     let log = running.log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone()).finish();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
@@ -472,9 +507,18 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
     let metrics = Metrics::register(&running.registry).expect("names are registered once");
     let flows = Arc::new(running.flows.clone());
     let context = FirewallContext { questions, starting, metrics, flows, read_policies: manifests::policies };
-    let backend = Iptables::new(running.config.clone(), running.families, running.kernel.firewall_targets(), owners);
-    let driver = Driver::new(running.config.clone(), running.families, backend, context);
-    let task = tokio::task::spawn_local(driver.run(inputs, running.stop.subscribe()));
+    let (config, families, stop) = (running.config.clone(), running.families, running.stop.subscribe());
+    let task = match &running.table {
+        Some(table) => {
+            let (owners, _) = watch::channel(Arc::default());
+            let backend = Nftables::new(config.clone(), families, table.targets(&running.kernel), owners);
+            tokio::task::spawn_local(Driver::new(config, families, backend, context).run(inputs, stop))
+        }
+        None => {
+            let backend = Iptables::new(config.clone(), families, running.kernel.firewall_targets(), owners);
+            tokio::task::spawn_local(Driver::new(config, families, backend, context).run(inputs, stop))
+        }
+    };
     test(running).await;
     running.stop.send_replace(true);
     task.await.expect("the loop ends when it is told to");
@@ -525,6 +569,24 @@ impl Tracking {
 }
 
 impl Running {
+    fn new(kernel: MemoryKernel, config: FirewallConfig, families: PerFamily<bool>) -> Running {
+        Running {
+            kernel,
+            world: watch::channel(World::empty()).0,
+            changes: watch::channel(Changes::default()).0,
+            stop: watch::channel(false).0,
+            health: Health::default(),
+            registry: Registry::new("test", "test"),
+            log: Log::default(),
+            config: Arc::new(config),
+            families,
+            starting: Arc::default(),
+            asking: RefCell::default(),
+            flows: Tracking::default(),
+            table: None,
+        }
+    }
+
     fn tracks(&self, connections: impl IntoIterator<Item = TrackedConnection>) {
         self.flows.0.lock().expect("nobody panics").extend(connections);
     }
@@ -559,6 +621,7 @@ impl Running {
             starting: Arc::default(),
             asking: RefCell::default(),
             flows: Tracking::default(),
+            table: self.table.clone(),
         }
     }
 

@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use sluice::config::FirewallConfig;
@@ -17,16 +18,17 @@ use sluice::firewall::backend::Backend;
 use sluice::firewall::nftables::Nftables;
 use sluice::firewall::nftables::apply::{Kernel, Mirrors, Refusing, Targets};
 use sluice::firewall::nftables::lowering::Lowering;
+use sluice::firewall::nftables::names;
 use sluice::firewall::plan::Plan;
-use sluice::firewall::rules::RuleSet;
+use sluice::firewall::rules::{Direction, RuleSet};
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
-use sluice::kernel::nftables::{Chain, Content, Hook, Object};
+use sluice::kernel::nftables::{Chain, Content, Hook, Key, Object, Verdict};
 use sluice::model::{Action, Authority, ClusterNetworkPolicy, ClusterRule, Peer, Selector, Subject, Tier, World};
 use sluice::net::Protocol;
 use sluice::reconcile::{Failure, Moment, Phase, Step, Target};
 use sluice::subsystem::Kinds;
 
-use super::cases::{Case, HERE, pods_in, rule};
+use super::cases::{Case, HERE, pods_in, port, rule};
 use super::lowered::{BOTH, config};
 use super::support::chains::State;
 use super::support::memory::{self, Memory, MemoryKernel};
@@ -38,17 +40,20 @@ const STEPS: usize = 50;
 
 type Contents = BTreeMap<Object, Content>;
 
+/// Which objects are refused.
+pub type Refuses = Rc<dyn Fn(&Object, &Content) -> bool>;
+
 /// A table in memory, which outlives the programs that work on it.
 #[derive(Clone)]
-struct Machine(Rc<RefCell<Inside>>);
+pub struct Machine(Rc<RefCell<Inside>>);
 
 struct Inside {
     table: Contents,
     random: Random,
     /// How often a transaction or a reading fails, in percent.
     faults: u32,
-    /// An object that the kernel does not take, and with it no transaction.
-    refuses: Option<Object>,
+    /// The objects that the kernel does not take in this form, and with them no transaction.
+    refuses: Option<Refuses>,
     refused: BTreeMap<Object, String>,
     transactions: u64,
     /// Packets that never pass, and packets that always do.
@@ -86,7 +91,16 @@ fn passes(table: &Contents, hook: Hook, packet: &Packet) -> bool {
 }
 
 impl Machine {
-    fn empty(seed: u64) -> Machine {
+    /// Has the kernel refuse objects from now on.
+    pub fn refuse(&self, refuses: Option<Refuses>) {
+        self.0.borrow_mut().refuses = refuses;
+    }
+
+    pub fn targets(&self, settings: &MemoryKernel) -> Targets<Tables> {
+        Targets { kernel: Tables, settings: Memory::new(settings), table: self.clone() }
+    }
+
+    pub fn empty(seed: u64) -> Machine {
         let inside = Inside {
             table: Contents::new(),
             random: Random::new(seed),
@@ -127,9 +141,13 @@ impl Target for Machine {
         if fails && !after {
             return all("it failed");
         }
-        let at_fault = steps.iter().find(|step| step.want.is_some() && Some(step.key) == inside.refuses.as_ref());
-        if let Some(step) = at_fault {
-            inside.refused.insert(step.key.clone(), "this kernel lacks something".to_owned());
+        let is_at_fault = |step: &&Step<'_, Object, Content>| match (&inside.refuses, step.want) {
+            (Some(refuses), Some(want)) => refuses(step.key, want),
+            _ => false,
+        };
+        let at_fault: Vec<Object> = steps.iter().filter(is_at_fault).map(|step| step.key.clone()).collect();
+        if !at_fault.is_empty() {
+            inside.refused = at_fault.into_iter().map(|key| (key, "this kernel lacks something".to_owned())).collect();
             return all("refused");
         }
         let mut table = inside.table.clone();
@@ -153,7 +171,8 @@ impl Refusing for Machine {
     }
 }
 
-struct Tables;
+/// A kernel with such a table.
+pub struct Tables;
 
 impl Kernel for Tables {
     type Settings = Memory<memory::Settings>;
@@ -184,7 +203,7 @@ struct Walk<'r> {
 
 impl Agent {
     fn start(machine: &Machine, settings: &MemoryKernel, config: &Arc<FirewallConfig>) -> Agent {
-        let targets = Targets { kernel: Tables, settings: Memory::new(settings), table: machine.clone() };
+        let targets = machine.targets(settings);
         let lowering = Lowering::new(config.clone(), BOTH);
         Agent { plan: Plan::new(), lowering, mirrors: Mirrors::new(targets) }
     }
@@ -288,13 +307,16 @@ impl<'r> Walk<'r> {
         let is_refused = |packet: &Packet| [&older, &world].iter().all(|world| services::is_refused(world, packet));
         let never_to_services = packets.into_iter().filter(is_refused).collect();
         let refuses = self.random.chance(20).then(|| {
-            let objects = self.agent.lowering.desired().table.keys().cloned();
+            let objects = self.agent.lowering.desired().table.clone().into_iter();
             self.random.pick_from(objects)
         });
+        let refuses = refuses.flatten();
         self.with(|inside| {
-            inside.promise = Promise { never_to_services, ..promise };
+            // What the kernel refuses closes paths.
+            let always = if refuses.is_some() { Vec::new() } else { promise.always };
+            inside.promise = Promise { never_to_services, always, ..promise };
             inside.faults = 30;
-            inside.refuses = refuses.flatten();
+            inside.refuses = refuses.map(only);
         });
         self.rounds(4, Authority::Complete);
         self.with(|inside| {
@@ -422,6 +444,180 @@ impl<'r> Walk<'r> {
 #[test]
 fn whatever_happens_nothing_opens_and_in_the_end_the_table_is_as_desired() {
     for_many(12, |random| Walk::new(random).run());
+}
+
+/// Refuses this object in this form.
+fn only((object, content): (Object, Content)) -> Refuses {
+    Rc::new(move |key, want| *key == object && *want == content)
+}
+
+/// Whether all packets meet an object: nothing can take its place.
+fn is_of_all(object: &Object, content: &Content) -> bool {
+    let of_all = ["icmp4", "icmp6", "link_local", "to_many"];
+    match (object, content) {
+        (_, Content::Chain(chain)) if chain.base.is_some() => true,
+        (Object::Chain(name) | Object::Counter(name), _) => of_all.contains(&name.as_str()),
+        (Object::Set(name), _) => names::is_of_base(name),
+        (Object::Element(..), _) => false,
+    }
+}
+
+/// Pods whose policies need what the kernel refuses are closed, and all others are judged exactly.
+#[test]
+fn what_the_kernel_refuses_closes_what_reaches_it_and_nothing_else() {
+    let (exact, closed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    for_many(60, |random| {
+        let mut walk = Walk::new(random);
+        walk.change(60);
+        walk.agent.take_in(&walk.world);
+        walk.settle();
+        let before = walk.table();
+        walk.change(20);
+        walk.agent.take_in(&walk.world);
+        let desired = walk.agent.lowering.desired().table.clone();
+        let new = desired.iter().filter(|(object, content)| before.get(*object) != Some(*content));
+        let new: Vec<_> = new.map(|(object, content)| (object.clone(), content.clone())).collect();
+        let Some(refused) = walk.random.pick_from(new.into_iter()) else { return };
+        walk.with(|inside| inside.refuses = Some(only(refused.clone())));
+        walk.rounds(1, Authority::Complete);
+        let (table, rules) = (walk.table(), walk.agent.plan.rules().clone());
+        assert_ne!(walk.agent.mirrors.refused().objects().len(), 0);
+        if is_of_all(&refused.0, &refused.1) {
+            assert_eq!(table, before, "{refused:?}");
+        } else {
+            for _ in 0..200 {
+                let packet = walk.packet();
+                let (passes, allowed) = (passes(&table, Hook::Forward, &packet), verdict(&rules, &packet).passes());
+                assert!(allowed || !passes, "{packet:?} passes without {refused:?}");
+                if is_judged_as(&desired, &table, &packet) {
+                    assert_eq!(passes, allowed, "{packet:?} without {refused:?}");
+                    exact.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    closed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        walk.with(|inside| inside.refuses = None);
+        walk.now += Duration::from_secs(60);
+        walk.settle();
+        assert_eq!(walk.agent.mirrors.refused().objects().len(), 0);
+    });
+    let (exact, closed) = (exact.into_inner(), closed.into_inner());
+    assert!(exact + closed < 5000 || closed > 50 && exact > 3000, "{closed} of {exact} are closed");
+}
+
+/// Whether the chains that judge a packet are those that are desired.
+fn is_judged_as(desired: &Contents, table: &Contents, packet: &Packet) -> bool {
+    let led_to = |table: &Contents, map, address| {
+        let verdict = table.get(&Object::Element(map, Key::Address(address))).cloned();
+        let chain = match &verdict {
+            Some(Content::Verdict(verdict)) => match &**verdict {
+                Verdict::Jump(to) => table.get(&Object::Chain(to.clone())).cloned(),
+                _ => None,
+            },
+            _ => None,
+        };
+        (verdict, chain)
+    };
+    let chain = |table: &Contents, (direction, address): (Direction, std::net::IpAddr)| {
+        let family = sluice::net::Family::from(address);
+        [names::admin(direction, family), names::isolated(direction, family)].map(|map| led_to(table, map, address))
+    };
+    let ends = [(Direction::Egress, packet.source), (Direction::Ingress, packet.destination)];
+    // What a pod sends to itself passes by an element of its own.
+    packet.source != packet.destination && ends.into_iter().all(|end| chain(desired, end) == chain(table, end))
+}
+
+/// A rule of a tier that is left out alone would open what it denies, or what it passes on to be refused.
+#[test]
+fn whatever_of_a_tier_the_kernel_refuses_closes_its_pods_and_no_others() {
+    let object = |object: &Object| match object {
+        Object::Chain(name) | Object::Counter(name) | Object::Set(name) | Object::Element(name, _) => name.clone(),
+    };
+    for (tier, head) in [(Tier::Admin, "admin_in_"), (Tier::Baseline, "baseline_in_")] {
+        let case = Case::new().namespace("shop", "").pod("shop/a", HERE, ["10.244.0.1", "app=a", ""]);
+        let case = case.pod("shop/free", HERE, ["10.244.0.2", "app=free", ""]);
+        let mut world = case.pod("shop/other", HERE, ["10.244.0.3", "app=other", ""]).0;
+        let rules = [
+            (Action::Pass, "app=free", "tcp/81"),
+            (Action::Deny, "app=other", "tcp/80"),
+            (Action::Accept, "", "tcp/80"),
+        ];
+        let rules = rules.map(|(action, peers, ports)| ClusterRule {
+            name: "".into(),
+            action,
+            matches: rule(&[pods_in("", peers)], &[port(ports)]),
+        });
+        let Peer::Pods { pods, .. } = pods_in("", "app=a") else { panic!("pods") };
+        let subject = Subject { namespaces: Selector::everything(), pods };
+        let policy = ClusterNetworkPolicy { tier, priority: 1, subject, ingress: rules.into(), egress: [].into() };
+        world.cluster.cluster_policies.insert("guard".into(), policy);
+        let of = |from: &str, to: &str| {
+            let [source, destination] = [from, to].map(|text| text.parse().expect("an address"));
+            let traffic = Traffic::Port { protocol: Protocol::Tcp, port: 80 };
+            Packet { source, destination, traffic, from_this_node: false }
+        };
+        let (denied, accepted) = (of("10.244.0.3", "10.244.0.1"), of("10.244.0.2", "10.244.0.1"));
+        let other = of("10.244.0.1", "10.244.0.2");
+        let start = || {
+            let mut agent =
+                Agent::start(&Machine::empty(1), &MemoryKernel::new(memory::State::of_others()), &config(false));
+            agent.take_in(&world);
+            agent.lowering.desired().table.clone()
+        };
+        let of_tier = |name: &str| {
+            name.starts_with(head)
+                || ["denied_", "pods_of_namespaces_", "from_"].iter().any(|one| name.starts_with(one))
+        };
+        let refused: Vec<_> = start().into_iter().filter(|(one, _)| of_tier(object(one).as_str())).collect();
+        assert!(refused.len() > 8, "{refused:?}");
+        for one in refused {
+            let mut random = Random::new(1);
+            let mut walk = Walk::new(&mut random);
+            walk.settle();
+            walk.world = world.clone();
+            walk.agent.take_in(&walk.world);
+            walk.with(|inside| inside.refuses = Some(only(one.clone())));
+            walk.rounds(2, Authority::Complete);
+            let table = walk.table();
+            let passed = [denied, accepted, other].map(|packet| passes(&table, Hook::Forward, &packet));
+            assert_eq!(passed, [false, false, true], "without {one:?}");
+            walk.with(|inside| inside.refuses = None);
+            walk.now += Duration::from_secs(60);
+            walk.settle();
+            let table = walk.table();
+            let passed = [denied, accepted, other].map(|packet| passes(&table, Hook::Forward, &packet));
+            assert_eq!(passed, [false, true, true]);
+        }
+    }
+}
+
+/// What takes the place of a chain may need what the kernel lacks too.
+#[test]
+fn a_kernel_that_cannot_reject_drops() {
+    for_many(20, |random| {
+        let mut walk = Walk::new(random);
+        let rejects = |content: &Content| match content {
+            Content::Chain(chain) => {
+                chain.base.is_none() && chain.rules.iter().any(|rule| rule.verdict() == Some(&Verdict::Reject))
+            }
+            _ => false,
+        };
+        walk.with(|inside| inside.refuses = Some(Rc::new(move |_, content| rejects(content))));
+        walk.change(60);
+        walk.agent.take_in(&walk.world);
+        walk.rounds(2, Authority::Complete);
+        assert!(walk.agent.mirrors.is_settled(), "what takes its place is in force");
+        let rules = walk.agent.plan.rules().clone();
+        for _ in 0..200 {
+            let packet = walk.packet();
+            let passes = passes(&walk.table(), Hook::Forward, &packet);
+            assert!(verdict(&rules, &packet).passes() || !passes, "{packet:?} passes");
+        }
+        walk.with(|inside| inside.refuses = None);
+        walk.now += Duration::from_secs(60);
+        walk.settle();
+    });
 }
 
 #[test]
@@ -574,7 +770,7 @@ fn what_a_tier_denies_stays_denied_where_its_policy_is_not_known() {
 fn a_pod_of_a_known_class_leaves_the_owners_of_counters_alone() {
     let (config, machine) = (config(false), Machine::empty(0));
     let settings = MemoryKernel::new(memory::State::of_others());
-    let targets = Targets { kernel: Tables, settings: Memory::new(&settings), table: machine };
+    let targets = machine.targets(&settings);
     let (sender, mut owners) = tokio::sync::watch::channel(Arc::default());
     let (mut plan, mut backend) = (Plan::new(), Nftables::new(config, BOTH, targets, sender));
     let mut update = |world: &World| {

@@ -46,7 +46,7 @@ use self::drops::Owners;
 use self::enforced::enforced;
 use self::lowering::Lowering;
 use self::pod_enforced::pod_enforced;
-use super::backend::{Backend, Count, Refusal, RoundDurations};
+use super::backend::{Backend, Consequence, Count, Refusal, RoundDurations};
 use super::bridges::ClosedBridges;
 use super::host_endpoints::HostEndpoints;
 use super::plan;
@@ -147,7 +147,12 @@ impl<K: Kernel> Backend for Iptables<K> {
 
     fn refused(&self) -> Vec<Refusal<'_>> {
         let all = self.mirrors.refusals().all().iter();
-        all.map(|(piece, refused)| Refusal { object: piece.to_string(), reason: &refused.reason }).collect()
+        all.map(|(piece, refused)| Refusal {
+            object: piece.to_string(),
+            reason: &refused.reason,
+            consequence: Consequence::Lacks,
+        })
+        .collect()
     }
 
     fn retry_at(&self) -> Option<Instant> {

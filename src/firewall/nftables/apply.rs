@@ -2,8 +2,8 @@
 //!
 //! Settings first, by which rules see all packets of pods. Then everything that differs in the table, as one transaction: a
 //! packet meets either all of the old or all of the new, so there is no order in which something could open or close in between,
-//! and a process that is killed leaves one of the two. What the kernel refuses, it refuses as a whole; the table stays as it was, and
-//! the transaction is tried again.
+//! and a process that is killed leaves one of the two. What the kernel refuses, it refuses as a whole; then something closed takes the
+//! place of what was at fault ([`refused`](super::refused)).
 //!
 //! While the cluster is known in part only, absence proves nothing ([`kept`]). A remembered cluster is only applied to a kernel
 //! without base chains of ours, as after a boot: else the kernel's state is newer, and what it lacks was deleted after the file was
@@ -22,6 +22,10 @@ use super::desired::{Desired, LoweredChanges};
 use super::enforced::Applied;
 use super::kept::{self, Kept};
 use super::names;
+use super::refused::Refused;
+
+/// Number of attempts of one round at a transaction of which something is refused: one of what it names at a time is rare.
+const ATTEMPTS: usize = 8;
 
 /// The kinds of kernel objects that the firewall manages. Implemented on Linux (`linux`) and in memory for tests.
 pub trait Kernel {
@@ -52,7 +56,7 @@ kinds! {
         kept: Kept,
         /// Elements that are no longer desired.
         left: BTreeSet<Object>,
-        refused: BTreeMap<Object, String>,
+        refused: Refused,
         /// The last round was one in which absence proves nothing.
         keeps_surplus: bool,
     }
@@ -68,7 +72,10 @@ impl<K: Kernel> Mirrors<K> {
         if changed.settings {
             self.settings.forget();
         }
-        changed.objects.iter().for_each(|object| self.table.mark(object.clone()));
+        for object in &changed.objects {
+            self.table.mark(object.clone());
+            self.refused.turned(object);
+        }
         self.left.extend(changed.left.iter().cloned());
         if !changed.objects.is_empty() {
             // Failed steps are retried together with new ones.
@@ -82,6 +89,7 @@ impl<K: Kernel> Mirrors<K> {
             return Duration::ZERO;
         }
         self.keeps_surplus = authority != Authority::Complete;
+        self.refused.lift(at.now);
         // They do not depend on how well the cluster is known.
         sysctl::keep(&mut self.settings, &desired.settings, at);
         let begun = Instant::now();
@@ -90,7 +98,43 @@ impl<K: Kernel> Mirrors<K> {
         }
         self.left.retain(|object| authority != Authority::Complete && !desired.table.contains_key(object));
         self.keep(desired, authority);
-        let merged = (!self.kept.is_empty()).then(|| self.kept.over(&desired.table));
+        let turned = self.refused.update(&desired.table);
+        self.transact_until_taken(turned, desired, authority, at);
+        begun.elapsed()
+    }
+
+    /// Performs the transaction, and again with what takes the place of what the kernel refuses. The first refusal may only come of
+    /// what was not as it was seen; what was at fault has been read back when it is tried again.
+    fn transact_until_taken(&mut self, mut turned: Vec<Object>, desired: &Desired, authority: Authority, at: Moment) {
+        for attempt in 0..ATTEMPTS {
+            turned.drain(..).for_each(|object| self.table.mark(object));
+            self.transact(desired, authority, at);
+            let refused = self.table.target().take_refused();
+            if refused.is_empty() {
+                if self.table.trouble().is_none() {
+                    self.refused.taken();
+                }
+                return;
+            }
+            if attempt > 0 {
+                turned = self.refused.note(refused, &desired.table);
+                self.refused.failed(at);
+                if turned.is_empty() {
+                    return;
+                }
+            }
+            self.table.try_at_once();
+        }
+    }
+
+    /// Performs what differs from the desired table, and from what takes its place for the time being, as one transaction.
+    fn transact(&mut self, desired: &Desired, authority: Authority, at: Moment) {
+        let substitutes = self.refused.substitutes();
+        let merged = (!self.kept.is_empty() || !substitutes.is_empty()).then(|| {
+            let mut table = self.kept.over(&desired.table);
+            substitutes.put_into(&mut table);
+            table
+        });
         let want = merged.as_ref().unwrap_or(&desired.table);
         let left = &self.left;
         self.table.transact_where(want, Growth::Full, at, |object| match authority {
@@ -100,11 +144,6 @@ impl<K: Kernel> Mirrors<K> {
             }
             Authority::Remembered | Authority::Nothing => false,
         });
-        let refused = self.table.target().take_refused();
-        if !refused.is_empty() || self.table.trouble().is_none() {
-            self.refused = refused;
-        }
-        begun.elapsed()
     }
 
     /// Notes what stays although it is not desired.
@@ -128,8 +167,8 @@ impl<K: Kernel> Mirrors<K> {
         self.kinds().into_iter().flat_map(|kind| audit(kind.mirror, at).0).collect()
     }
 
-    /// Returns the objects for which the kernel refused the last transaction, with the reasons.
-    pub fn refused(&self) -> &BTreeMap<Object, String> {
+    /// Returns what the kernel refuses, and what takes its place.
+    pub fn refused(&self) -> &Refused {
         &self.refused
     }
 
@@ -141,10 +180,15 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Returns when the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.reflections().into_iter().filter_map(|kind| kind.retry_at()).min()
+        self.reflections().into_iter().filter_map(|kind| kind.retry_at()).chain(self.refused.retry_at()).min()
     }
 
-    /// Returns whether all kinds are known to be as desired.
+    /// Returns whether a round has work.
+    pub fn has_work(&self, now: Instant) -> bool {
+        !self.is_settled() || self.refused.has_work(now)
+    }
+
+    /// Returns whether all kinds are known to be as desired, except for what the kernel refuses.
     pub fn is_settled(&self) -> bool {
         self.reflections().into_iter().all(|kind| kind.is_settled())
     }

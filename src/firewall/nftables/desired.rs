@@ -92,10 +92,7 @@ impl LoweredChanges {
 }
 
 /// Returns the elements of a set in a table.
-pub fn elements_of<'a>(
-    table: &'a BTreeMap<Object, Content>,
-    set: &'a Name,
-) -> impl Iterator<Item = (&'a Object, &'a Content)> {
+pub fn elements_of<'a, C>(table: &'a BTreeMap<Object, C>, set: &'a Name) -> impl Iterator<Item = (&'a Object, &'a C)> {
     let first = Object::Element(set.clone(), Key::Address(IpAddr::from([0; 4])));
     let is_its = move |object: &Object| matches!(object, Object::Element(name, _) if name == set);
     table.range(first..).take_while(move |(object, _)| is_its(object))

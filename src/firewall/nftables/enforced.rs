@@ -17,6 +17,7 @@ use super::kept::Kept;
 use super::lowering::Lowering;
 use super::names;
 use super::parts::Part;
+use super::refused::Refused;
 
 /// State of the kernel, and what of it is not desired and stays.
 pub struct Applied<'a> {
@@ -25,8 +26,7 @@ pub struct Applied<'a> {
     /// The objects in which it may differ from the desired one; `None` if in any.
     pub unsettled: Option<&'a BTreeSet<Object>>,
     pub kept: &'a Kept,
-    /// The objects for which the kernel refused the last transaction.
-    pub refused: &'a BTreeMap<Object, String>,
+    pub refused: &'a Refused,
     /// The last round was one in which absence proves nothing.
     pub keeps_surplus: bool,
 }
@@ -43,10 +43,15 @@ pub fn enforced(
 ) -> Result<(), String> {
     let pods = Direction::BOTH.into_iter().filter_map(|direction| verdict.of(direction).pod());
     let addresses = pods.flat_map(|pod| addresses(rules, pod)).filter(|address| Family::from(*address) == family);
-    check(addresses.collect(), lowering, applied)
+    let addresses: BTreeSet<IpAddr> = addresses.collect();
+    let concerned = concerned(&addresses, lowering);
+    if let Some((object, reason)) = applied.refused.objects().iter().find(|(object, _)| concerned.has(object)) {
+        return Err(format!("the kernel refuses {object}: {reason}"));
+    }
+    check(&concerned, lowering, applied)
 }
 
-/// The same of everything that this pod sends and gets.
+/// The same of everything that this pod sends and gets, where it is not closed in place of what the kernel refuses.
 ///
 /// # Errors
 /// As [`enforced`].
@@ -56,27 +61,23 @@ pub fn pod_enforced(
     lowering: &Lowering,
     applied: &Applied<'_>,
 ) -> Result<(), String> {
-    check(addresses(rules, pod).collect(), lowering, applied)
+    check(&concerned(&addresses(rules, pod).collect(), lowering), lowering, applied)
 }
 
 fn addresses(rules: &RuleSet, pod: &ObjectName) -> impl Iterator<Item = IpAddr> {
     rules.pods.get(pod).into_iter().flat_map(|pod| pod.addresses.iter().copied())
 }
 
-fn check(addresses: BTreeSet<IpAddr>, lowering: &Lowering, applied: &Applied<'_>) -> Result<(), String> {
+fn check(concerned: &Concerned<'_>, lowering: &Lowering, applied: &Applied<'_>) -> Result<(), String> {
     let seen = applied.seen.ok_or_else(|| "what the kernel holds is not known at the moment".to_owned())?;
     let desired = &lowering.desired().table;
-    let concerned = concerned(addresses, lowering);
-    let refused = applied.refused.iter().find(|(object, _)| concerned.has(object));
-    if let Some((object, reason)) = refused {
-        return Err(format!("the kernel refuses {object}: {reason}"));
-    }
     let is_other = |object: &&Object| is_another_verdict(applied.kept.get(object), desired.get(*object));
     if let Some(object) = concerned.objects.iter().find(is_other) {
         return Err(format!("{object} is not as it must be: it stays as it was while the cluster is known in part"));
     }
     let differs = |object: &&Object| {
         let wanted = applied.kept.get(object).or_else(|| desired.get(*object));
+        let wanted = applied.refused.substitutes().get(object).unwrap_or(wanted);
         let is_surplus = wanted.is_none() && applied.keeps_surplus;
         seen.get(*object) != wanted && !is_surplus && concerned.has(object)
     };
@@ -101,7 +102,7 @@ impl Concerned<'_> {
     }
 }
 
-fn concerned(addresses: BTreeSet<IpAddr>, lowering: &Lowering) -> Concerned<'_> {
+fn concerned<'a>(addresses: &BTreeSet<IpAddr>, lowering: &'a Lowering) -> Concerned<'a> {
     let mut concerned = Concerned { objects: BTreeSet::new(), sets: BTreeSet::new() };
     let of_addresses = addresses.iter().flat_map(|address| [Part::Address(*address), Part::RefusedServices(*address)]);
     lowering.reached([Part::Base].into_iter().chain(of_addresses), |part, object| {
@@ -111,7 +112,7 @@ fn concerned(addresses: BTreeSet<IpAddr>, lowering: &Lowering) -> Concerned<'_> 
             _ => {}
         }
     });
-    concerned.objects.extend(addresses.into_iter().flat_map(of_address));
+    concerned.objects.extend(addresses.iter().copied().flat_map(of_address));
     concerned
 }
 
@@ -173,7 +174,7 @@ mod tests {
         lowering.update(plan.rules(), &world, &changed);
         let mut seen = lowering.desired().table.clone();
         change(&mut seen);
-        let (kept, refused) = (Kept::default(), BTreeMap::new());
+        let (kept, refused) = (Kept::default(), Refused::default());
         let different = |object: &&Object| seen.get(*object) != lowering.desired().table.get(*object);
         let unsettled: BTreeSet<Object> =
             seen.keys().chain(lowering.desired().table.keys()).filter(different).cloned().collect();

@@ -8,7 +8,7 @@
 //! Reading order: [`names`]; [`base`] are the chains that the kernel enters, [`class`] is the chain of pods with the same
 //! policies, with [`permissions`] (ports), [`peers`] and [`sets`], [`tiers`] are ClusterNetworkPolicies around it; [`host_endpoints`] refuses Services. [`lowering`] keeps all of it
 //! up to date ([`desired`]), part by part ([`parts`]). [`apply`] applies it to the kernel ([`linux`]), [`kept`] says what stays while
-//! not everything is known. [`enforced`] checks whether the kernel enforces a verdict, and whether it judges a pod as it must, [`drops`] counts refused packets ([`serve`]).
+//! not everything is known, [`refused`] what takes the place of what the kernel refuses. [`enforced`] checks whether the kernel enforces a verdict, and whether it judges a pod as it must, [`drops`] counts refused packets ([`serve`]).
 //!
 //! All changes of an update are one transaction of the kernel, so no packet meets a part of them, and no order of changes
 //! has to be found. A packet costs the same whatever the number of policies: it is looked up, not asked.
@@ -25,6 +25,7 @@ pub mod host_endpoints;
 pub mod desired;
 pub mod lowering;
 pub mod kept;
+pub mod refused;
 pub mod apply;
 pub mod linux;
 pub mod enforced;
@@ -38,6 +39,7 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 
 use crate::config::FirewallConfig;
+use crate::kernel::nftables::Name;
 use crate::model::{Authority, ObjectName, World};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Found, Moment};
@@ -45,7 +47,8 @@ use crate::reconcile::{Found, Moment};
 use self::apply::{Kernel, Mirrors, Targets};
 use self::drops::Owners;
 use self::lowering::Lowering;
-use super::backend::{Backend, Count, Refusal, RoundDurations};
+use self::refused::Effect;
+use super::backend::{Backend, Consequence, Count, Refusal, RoundDurations};
 use super::bridges::ClosedBridges;
 use super::host_endpoints::HostEndpoints;
 use super::plan;
@@ -109,8 +112,8 @@ impl<K: Kernel> Backend for Nftables<K> {
         self.mirrors.is_settled()
     }
 
-    fn has_work(&self, _now: Instant) -> bool {
-        !self.mirrors.is_settled()
+    fn has_work(&self, now: Instant) -> bool {
+        self.mirrors.has_work(now)
     }
 
     fn round(&mut self, authority: Authority, at: Moment) -> RoundDurations {
@@ -139,8 +142,16 @@ impl<K: Kernel> Backend for Nftables<K> {
     }
 
     fn refused(&self) -> Vec<Refusal<'_>> {
-        let all = self.mirrors.refused().iter();
-        all.map(|(object, reason)| Refusal { object: object.to_string(), reason }).collect()
+        let refused = self.mirrors.refused();
+        let consequence = match refused.effect() {
+            Effect::Closes(chains) => {
+                Consequence::Closes { count: chains.len(), first: chains.iter().take(10).map(Name::as_str).collect() }
+            }
+            Effect::KeepsAll => Consequence::KeepsAll,
+        };
+        let all = refused.objects().iter();
+        all.map(|(object, reason)| Refusal { object: object.to_string(), reason, consequence: consequence.clone() })
+            .collect()
     }
 
     fn retry_at(&self) -> Option<Instant> {

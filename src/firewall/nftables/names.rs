@@ -101,6 +101,20 @@ pub fn class(class: &Class) -> Name {
     format!("{}_{}_{what}_{}", short(*direction), plain(namespace), letters(joined(&words).as_bytes())).into()
 }
 
+/// Returns the maps from the addresses of pods to the chains that judge them.
+pub fn entrances() -> impl Iterator<Item = Name> {
+    let maps = |family| {
+        Direction::BOTH.into_iter().flat_map(move |direction| [admin(direction, family), isolated(direction, family)])
+    };
+    Family::BOTH.into_iter().flat_map(move |family| maps(family).chain([host_endpoints(family)]))
+}
+
+/// Returns whether the base chains look a set or map up.
+pub fn is_of_base(set: &Name) -> bool {
+    let is_its = |family| [to_itself(family), pods(family)].contains(set);
+    Family::BOTH.into_iter().any(is_its) || entrances().any(|map| map == *set)
+}
+
 /// Returns the chain that asks a class on behalf of an address that several pods claim.
 pub fn each(class: &Class) -> Name {
     format!("each_{}", self::class(class)).into()
@@ -179,13 +193,8 @@ pub fn is_shared(chain: &Name) -> bool {
 /// Returns whether an element closes paths, where most elements open some: it has an address judged, refuses a Service, or is denied.
 pub fn closes(object: &Object) -> bool {
     let Object::Element(set, _) = object else { return false };
-    let is_its = |name: Name| name == *set;
-    let maps = |family| {
-        Direction::BOTH.into_iter().flat_map(move |direction| [admin(direction, family), isolated(direction, family)])
-    };
-    let closes = |family| maps(family).any(is_its) || is_its(host_endpoints(family));
     let is_one_of = ["services_of_", "denied_", "any_denied_of_"].iter().any(|head| set.as_str().starts_with(head));
-    Family::BOTH.into_iter().any(closes) || is_one_of
+    entrances().any(|map| map == *set) || is_one_of
 }
 
 /// Returns the map of single ports of a class, or of some rules of a tier.

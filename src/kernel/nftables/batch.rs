@@ -3,6 +3,8 @@
 //! Kernel: what stands between the marks of a batch takes effect together or not at all (include/uapi/linux/netfilter/nfnetlink.h).
 //! An error names the message that it is about, and so the object.
 
+use std::collections::BTreeSet;
+
 use super::element::{self, Description};
 use super::encode::expressions;
 use super::expression::{ANONYMOUS, Expression, fib};
@@ -19,6 +21,8 @@ pub(super) struct Batch<'a> {
     about: Vec<(u16, Option<Object>)>,
     /// Number of sets that were made, by which others in this transaction may call them.
     sets: u32,
+    /// Sets whose elements have a message each, so that a refusal names the element.
+    pub one_by_one: BTreeSet<Name>,
 }
 
 impl<'a> Batch<'a> {
@@ -29,7 +33,7 @@ impl<'a> Batch<'a> {
         if let Some(generation) = generation {
             messages.u32_be(batch::GENERATION, generation);
         }
-        Batch { table, messages, about: vec![(message::BATCH_BEGIN, None)], sets: 0 }
+        Batch { table, messages, about: vec![(message::BATCH_BEGIN, None)], sets: 0, one_by_one: BTreeSet::new() }
     }
 
     /// Ends the transaction.
@@ -43,6 +47,14 @@ impl<'a> Batch<'a> {
         self.about.len() == 1
     }
 
+    /// Returns the set if a message is about several elements of it.
+    pub fn elements_of(&self, message: usize) -> Option<&Name> {
+        match self.about.get(message)? {
+            (message::NEW_ELEMENT | message::DELETE_ELEMENT, Some(Object::Set(set))) => Some(set),
+            _ => None,
+        }
+    }
+
     /// Returns what a message is about.
     pub fn about(&self, message: usize) -> Option<&Object> {
         self.about.get(message)?.1.as_ref()
@@ -51,6 +63,15 @@ impl<'a> Batch<'a> {
     /// Returns the refusals of what is at fault. A rule that is refused only together with others (it closes a circle, or comes from
     /// a hook where it may not stand) has every rule and element behind it refused as well.
     pub fn at_fault(&self, mut refusals: Vec<Refusal>) -> Vec<Refusal> {
+        // What names an object that was refused does not find it.
+        let is_missing = |refusal: &Refusal| refusal.errno == libc::ENOENT;
+        if let Some(cause) = refusals.iter().position(|refusal| !is_missing(refusal)) {
+            let mut place = 0;
+            refusals.retain(|refusal| {
+                place += 1;
+                place <= cause || !is_missing(refusal)
+            });
+        }
         let Some(first) = refusals.first() else { return refusals };
         let judged = |message: usize| {
             let kind = self.about.get(message).map(|(kind, _)| *kind);
@@ -225,15 +246,20 @@ impl<'a> Batch<'a> {
         elements: impl Iterator<Item = (&'e Key, Option<&'e Content>)>,
     ) -> Vec<&'e Key> {
         let flags = if kind == message::NEW_ELEMENT { flag::CREATE } else { 0 };
+        let one_by_one = self.one_by_one.contains(set);
         let mut odd = Vec::new();
         let mut is_open = false;
         for (key, content) in elements {
-            if is_open && self.messages.room() < element::LARGEST {
+            if is_open && (one_by_one || self.messages.room() < element::LARGEST) {
                 self.messages.end();
                 is_open = false;
             }
-            if !is_open {
-                self.begin(kind, flags, Some(Object::Set(set.clone())))
+            if is_open {
+                if let Some((_, about)) = self.about.last_mut() {
+                    *about = Some(Object::Set(set.clone()));
+                }
+            } else {
+                self.begin(kind, flags, Some(Object::Element(set.clone(), key.clone())))
                     .text(wire::element::SET, set.as_str())
                     .nest(wire::element::ELEMENTS);
                 is_open = true;

@@ -50,6 +50,8 @@ pub struct InetTable {
     /// The chains and counters that exist.
     others: BTreeSet<Object>,
     refused: BTreeMap<Object, Error>,
+    /// Sets of which the kernel refused one of several elements: the next transaction finds out which.
+    one_by_one: BTreeSet<Name>,
 }
 
 /// As long as others change something, a table is read again this often.
@@ -77,11 +79,12 @@ impl InetTable {
             sets: BTreeMap::new(),
             others: BTreeSet::new(),
             refused: BTreeMap::new(),
+            one_by_one: BTreeSet::new(),
         })
     }
 
     /// The objects that the kernel refused in the last transaction, if it refused that and named them. Without them the rest may be
-    /// taken.
+    /// taken. Of several elements it names the set; the same transaction names the element when it is performed again.
     pub fn take_refused(&mut self) -> BTreeMap<Object, Error> {
         std::mem::take(&mut self.refused)
     }
@@ -109,11 +112,15 @@ impl InetTable {
             Ok(refusals) => batch.at_fault(refusals),
             Err(fault) => return Err(self.unanswered(fault)),
         };
-        let is_of_all = |refusal: &&Refusal| refusal.errno == libc::EPERM || batch.about(refusal.message).is_none();
+        let is_of_all = |refusal: &&Refusal| {
+            matches!(refusal.errno, libc::EPERM | libc::ENOMEM | libc::ENOBUFS)
+                || batch.about(refusal.message).is_none()
+        };
         if let Some(refusal) = refusals.iter().find(is_of_all) {
             self.refused.clear();
             return Err(self.error("change table", Fault::Refused(refusal.clone())));
         }
+        self.one_by_one.extend(refusals.iter().filter_map(|refusal| batch.elements_of(refusal.message)).cloned());
         let mut first = None;
         for refusal in refusals {
             let Some(object) = batch.about(refusal.message) else { continue };
@@ -209,6 +216,7 @@ impl InetTable {
         }
         let plan = Plan::of_all(&contents);
         let mut batch = Batch::new(self.name, generation);
+        batch.one_by_one.clone_from(&self.one_by_one);
         if self.standing != Standing::Absent {
             batch.delete_table();
         }
@@ -315,7 +323,10 @@ impl Target for InetTable {
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, Object, Content>]) -> Vec<Failure<Error>> {
         self.refused.clear();
         let result = self.perform(steps);
-        let Err(error) = result else { return Vec::new() };
+        let Err(error) = result else {
+            self.one_by_one.clear();
+            return Vec::new();
+        };
         let failure = |(step, one): (usize, &Step<'_, Object, Content>)| {
             let own = self.refused.get(one.key).unwrap_or(&error);
             Failure { step, error: own.clone() }

@@ -405,6 +405,10 @@ fn what_was_written_before_a_portion_that_is_refused_is_known() {
         ours.transact(&want, Growth::Full, true, moment());
         assert_eq!(ours.target().take_refused().into_keys().collect::<Vec<_>>(), [Object::Set(name("ranges_4"))]);
         assert!(run("nft list set inet sluice_test peers_4").contains("10.0.0.9"), "the first portion was taken");
+        // What was at fault among the elements is told when they are tried again.
+        ours.try_at_once();
+        ours.transact(&want, Growth::Full, true, moment());
+        assert_eq!(ours.target().take_refused().into_keys().collect::<Vec<_>>(), [within.clone()]);
         want.remove(&within);
         ours.try_at_once();
         settle(&mut ours, &want);

@@ -185,14 +185,14 @@ fn an_object_at_fault_is_named_and_without_it_the_rest_is_taken() {
         settle(&mut ours, &want);
         assert_eq!(ours.trouble(), None);
         assert!(run("nft list ruleset").contains("chain in_good"));
-        // An element of a map can be at fault as well: it is its set that is named.
-        let pods = Object::Set(name("pods_4"));
-        want.insert(pods.clone(), set(Fields::Address(Family::V4), Kind::Verdicts, false));
+        // An element of a map can be at fault as well; of several in one message it would be their set that is named at first.
+        want.insert(Object::Set(name("pods_4")), set(Fields::Address(Family::V4), Kind::Verdicts, false));
         let to = Content::Verdict(Arc::new(Verdict::Jump(name("nowhere_1"))));
-        want.insert(Object::Element(name("pods_4"), Key::Address(address("10.0.0.1"))), to);
+        let element = Object::Element(name("pods_4"), Key::Address(address("10.0.0.1")));
+        want.insert(element.clone(), to);
         ours.mark_all();
         ours.transact(&want, Growth::Full, true, moment());
-        assert_eq!(ours.target().take_refused().into_keys().collect::<Vec<_>>(), [pods]);
+        assert_eq!(ours.target().take_refused().into_keys().collect::<Vec<_>>(), [element]);
     });
 }
 

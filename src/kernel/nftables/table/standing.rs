@@ -119,6 +119,7 @@ impl InetTable {
     /// Starts a transaction, which makes the table where it does not exist.
     pub(super) fn begin(&self) -> Batch<'static> {
         let mut batch = Batch::new(self.name, None);
+        batch.one_by_one.clone_from(&self.one_by_one);
         if self.standing == Standing::Absent {
             batch.make_new_table(self.flags());
         }
