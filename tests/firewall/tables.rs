@@ -220,6 +220,40 @@ fn many_peers_are_one_set_and_mean_the_same() {
     });
 }
 
+/// Each port has other peers: what unions hold stays within a few times what the sets themselves hold.
+#[test]
+fn many_combinations_of_peers_do_not_multiply_elements() {
+    let mut case = Case::new().namespace("shop", "").pod("shop/web", HERE, ["10.244.0.1", "app=web", ""]);
+    for number in 0..240_u8 {
+        let (name, app) = (format!("shop/peer-{number}"), format!("app=peer-{}", number % 12));
+        case = case.pod(&name, ELSEWHERE, [&format!("10.244.1.{number}"), &app, ""]);
+    }
+    // Every choice of six out of twelve, as bits.
+    let choices: Vec<u32> = (0..1_u32 << 12).filter(|choice| choice.count_ones() == 6).collect();
+    let ports = |number: usize| 1000 + u16::try_from(number).unwrap();
+    let rules = choices.iter().enumerate().map(|(number, choice)| {
+        let peers: Vec<_> =
+            (0..12).filter(|peer| choice >> peer & 1 == 1).map(|peer| pods(&format!("app=peer-{peer}"))).collect();
+        rule(&peers, &[port(&format!("tcp/{}", ports(number)))])
+    });
+    let rules: Vec<_> = rules.collect();
+    let world = case.policy("shop/web", "app=web", [Some(&rules), None]).0;
+    let (_, desired) = lowered(&world, false, PerFamily { v4: true, v6: false });
+    assert_eq!(refusal(&desired.table), None, "the kernel takes it");
+    assert!(desired.elements < choices.len() + 6 * 240, "{} elements for {} ports", desired.elements, choices.len());
+    let (local, destination) = (local(), "10.244.0.1".parse().unwrap());
+    let table = Table { table: &desired.table, local: &local };
+    for (number, choice) in choices.iter().enumerate().step_by(100) {
+        for peer in 0..24_u8 {
+            let traffic = Traffic::Port { protocol: Protocol::Tcp, port: ports(number) };
+            let source = format!("10.244.1.{peer}").parse().unwrap();
+            let packet = Packet { source, destination, traffic, from_this_node: false };
+            let passes = table.passes(Hook::Forward, &packet, State::New);
+            assert_eq!(passes, choice >> (peer % 12) & 1 == 1, "{packet:?}");
+        }
+    }
+}
+
 /// Chains of a cluster's table, each with its number of rules.
 fn shape(world: &World) -> Vec<(Name, usize)> {
     let (_, desired) = lowered(world, false, PerFamily { v4: true, v6: false });

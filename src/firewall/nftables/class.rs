@@ -37,7 +37,7 @@ use crate::net::{Family, PerFamily};
 use super::super::rules::{self, Direction, Isolation, PolicyKey, PortMatch, RuleSet, SetKey};
 use super::names;
 use super::parts::{Lowered, Part};
-use super::peers::{Allowed, Outcome, Peers};
+use super::peers::{self, Allowed, Outcome, Peers};
 use super::permissions::{Permissions, Ranges};
 use super::sets::{self, in_one, in_set};
 use super::tiers::Judged;
@@ -96,7 +96,17 @@ pub fn permitted(
     lowered: &mut Lowered,
 ) -> Vec<Rule> {
     let mut chain = Vec::new();
-    let verdict = |allowed: &Allowed, lowered: &mut Lowered| verdict((direction, outcome), allowed, lowered);
+    let crowded = peers::crowded(permissions.allowed());
+    let of_peers = |sets: &_| Peers::new(direction, sets, &crowded, outcome);
+    let verdict = |allowed: &Allowed, lowered: &mut Lowered| match allowed {
+        Allowed::Everybody => outcome.verdict(&mut lowered.needs),
+        Allowed::Peers(sets) => {
+            let peers = Arc::new(of_peers(sets));
+            let verdict = Verdict::Jump(names::peers(&peers));
+            lowered.needs.insert(Part::Peers(peers));
+            verdict
+        }
+    };
 
     if !permissions.singles.is_empty() {
         let map = names::ports(name);
@@ -141,8 +151,7 @@ pub fn permitted(
         Allowed::Everybody => chain.push(Rule::new([], outcome.verdict(&mut lowered.needs))),
         Allowed::Peers(sets) if sets.is_empty() => {}
         Allowed::Peers(sets) => {
-            let peers = Peers { direction, sets: sets.clone(), outcome: outcome.clone() };
-            chain.extend(peers.rules(families, &mut lowered.needs));
+            chain.extend(of_peers(sets).rules(families, &mut lowered.needs));
         }
     }
     chain
@@ -204,18 +213,6 @@ fn refusing(class: &Class) -> [Rule; 2] {
 /// Returns the rule that drops what connection tracking calls invalid.
 pub fn invalid() -> Rule {
     Rule::new([Match::State { states: States::INVALID, negated: false }], Verdict::Drop)
-}
-
-fn verdict((direction, outcome): (Direction, &Outcome), allowed: &Allowed, lowered: &mut Lowered) -> Verdict {
-    match allowed {
-        Allowed::Everybody => outcome.verdict(&mut lowered.needs),
-        Allowed::Peers(sets) => {
-            let peers = Arc::new(Peers { direction, sets: sets.clone(), outcome: outcome.clone() });
-            let verdict = Verdict::Jump(names::peers(&peers));
-            lowered.needs.insert(Part::Peers(peers));
-            verdict
-        }
-    }
 }
 
 /// Returns the matches of the rules for one condition of a policy, of which any has to hold as a whole; adds the sets that they need.

@@ -214,7 +214,7 @@ pub fn peers(peers: &Peers) -> Name {
         Outcome::Accept => None,
         Outcome::Deny(policy) => Some(denied(policy)),
     };
-    let words: Vec<&str> = identities.iter().map(String::as_str).chain(denied.as_ref().map(Name::as_str)).collect();
+    let alone: Vec<String> = peers.alone.iter().map(|set| identity(set)).collect();
     let side = match peers.direction {
         Direction::Ingress => "from",
         Direction::Egress => "to",
@@ -223,6 +223,9 @@ pub fn peers(peers: &Peers) -> Name {
         [_] => peers.sets.first().map_or_else(String::new, |set| shown(set)),
         several => format!("{}_sets", several.len()),
     };
+    let apart = if alone.is_empty() { None } else { Some("alone") };
+    let sets = identities.iter().map(String::as_str).chain(denied.as_ref().map(Name::as_str));
+    let words: Vec<&str> = sets.chain(apart).chain(alone.iter().map(String::as_str)).collect();
     format!("{side}_{shown}_{}", letters(joined(&words).as_bytes())).into()
 }
 

@@ -4,8 +4,12 @@
 //! that a packet costs the same with 1,000 policies: a union of the sets of pods, one of the sets of named ports, and all
 //! blocks as one set of blocks. A set that two unions have in common is in both; one that no rule looks up by itself is not
 //! in the kernel.
+//!
+//! What unions hold is bounded by that: where the ports of a class have many combinations of peers, a set that occurs in more than
+//! [`SHARED`] of them is in no union, but looked up by itself. So the elements of each set are at most [`SHARED`] times in the
+//! kernel for a class, and once more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::kernel::nftables::{Match, Rule, Verdict};
@@ -29,6 +33,8 @@ pub enum Allowed {
 pub struct Peers {
     pub direction: Direction,
     pub sets: BTreeSet<Arc<SetKey>>,
+    /// Those of the sets that are in no union.
+    pub alone: BTreeSet<Arc<SetKey>>,
     pub outcome: Outcome,
 }
 
@@ -48,6 +54,9 @@ pub struct Union {
 
 /// Number of sets that are looked up in turn.
 const IN_TURN: usize = 4;
+
+/// Number of combinations of one class in which a set may be part of a union.
+const SHARED: usize = 4;
 
 impl Default for Allowed {
     fn default() -> Allowed {
@@ -73,6 +82,14 @@ impl Allowed {
         }
     }
 
+    /// Returns the sets if they are too many to be looked up in turn.
+    fn joined(&self) -> Option<&BTreeSet<Arc<SetKey>>> {
+        match self {
+            Allowed::Peers(sets) if sets.len() > IN_TURN => Some(sets),
+            Allowed::Peers(_) | Allowed::Everybody => None,
+        }
+    }
+
     /// Returns the number of sets, at least one.
     pub fn weight(&self) -> usize {
         match self {
@@ -95,7 +112,26 @@ impl Outcome {
     }
 }
 
+/// Returns the sets that are part of too many of these combinations for a union.
+pub fn crowded<'a>(all: impl Iterator<Item = &'a Allowed>) -> BTreeSet<Arc<SetKey>> {
+    let joined: BTreeSet<&BTreeSet<Arc<SetKey>>> = all.filter_map(Allowed::joined).collect();
+    let mut counts: BTreeMap<&Arc<SetKey>, usize> = BTreeMap::new();
+    joined.into_iter().flatten().for_each(|set| *counts.entry(set).or_default() += 1);
+    counts.into_iter().filter(|(_, count)| *count > SHARED).map(|(set, _)| set.clone()).collect()
+}
+
 impl Peers {
+    /// `crowded` are the sets that the class, or the run of rules of a tier, has in no union.
+    pub fn new(
+        direction: Direction,
+        sets: &BTreeSet<Arc<SetKey>>,
+        crowded: &BTreeSet<Arc<SetKey>>,
+        outcome: &Outcome,
+    ) -> Peers {
+        let alone = if sets.len() > IN_TURN { sets.intersection(crowded).cloned().collect() } else { BTreeSet::new() };
+        Peers { direction, sets: sets.clone(), alone, outcome: outcome.clone() }
+    }
+
     /// Returns the rules that accept or deny these peers, and the parts that they need.
     pub fn rules(&self, families: PerFamily<bool>, needs: &mut BTreeSet<Part>) -> Vec<Rule> {
         let mut found: Vec<Match> = Vec::new();
@@ -120,12 +156,14 @@ impl Peers {
 
     /// Returns the sets to look up.
     fn sources(&self) -> Vec<Source> {
-        if self.sets.len() <= IN_TURN {
-            return self.sets.iter().cloned().map(Source::One).collect();
+        let mut sources: Vec<Source> = self.alone.iter().cloned().map(Source::One).collect();
+        let rest: BTreeSet<&Arc<SetKey>> = self.sets.difference(&self.alone).collect();
+        if rest.len() <= IN_TURN {
+            sources.extend(rest.into_iter().cloned().map(Source::One));
+            return sources;
         }
-        let mut sources = Vec::new();
         let all_of = |is_its: fn(&SetKey) -> bool| -> BTreeSet<Arc<SetKey>> {
-            self.sets.iter().filter(|set| is_its(set)).cloned().collect()
+            rest.iter().filter(|set| is_its(set)).map(|set| Arc::clone(set)).collect()
         };
         let pods = all_of(|set| matches!(set.plain(), SetKey::Pods(_)));
         let ports = all_of(|set| matches!(set.plain(), SetKey::NamedPort { .. }));
@@ -136,7 +174,7 @@ impl Peers {
                 _ => sources.push(Source::Union(Arc::new(Union { sets }))),
             }
         }
-        let blocks = self.sets.iter().filter_map(|set| match &**set {
+        let blocks = rest.iter().filter_map(|set| match &***set {
             SetKey::Blocks(blocks) => Some(blocks.iter().cloned()),
             SetKey::Pods(_) | SetKey::NamedPort { .. } | SetKey::Denied(_) => None,
         });

@@ -75,6 +75,17 @@ impl Permissions {
     }
 }
 
+impl Permissions {
+    /// Returns everything that is allowed somewhere.
+    pub fn allowed(&self) -> impl Iterator<Item = &Allowed> {
+        let of_ranges = self.ranges.values().flat_map(|ranges| match ranges {
+            Ranges::Disjoint(ranges) | Ranges::InTurn(ranges) => ranges.iter().map(|(_, allowed)| allowed),
+        });
+        let others = self.named.values().chain(self.protocols.values()).chain([&self.any]);
+        self.singles.values().chain(of_ranges).chain(others)
+    }
+}
+
 impl Ranges {
     fn of(ranges: BTreeMap<PortRange, Allowed>) -> Ranges {
         let limit = PIECES + 2 * ranges.values().map(Allowed::weight).sum::<usize>();
