@@ -254,6 +254,41 @@ fn many_combinations_of_peers_do_not_multiply_elements() {
     }
 }
 
+/// The kernel checks each element that leads to a chain at every change of the table that adds a jump.
+#[test]
+fn many_ports_of_the_same_peers_are_one_jump() {
+    let ports: Vec<_> = (0..3000).map(|number| port(&format!("tcp/{}", 1000 + 2 * number))).collect();
+    let rules = [rule(&[pods("app=peer")], &ports), rule(&[pods("app=few")], &[port("tcp/80"), port("tcp/1000")])];
+    let world = Case::new()
+        .namespace("shop", "")
+        .pod("shop/web", HERE, ["10.244.0.1", "app=web", ""])
+        .pod("shop/peer", ELSEWHERE, ["10.244.1.1", "app=peer", ""])
+        .pod("shop/few", ELSEWHERE, ["10.244.1.2", "app=few", ""])
+        .policy("shop/web", "app=web", [Some(&rules), None])
+        .0;
+    let (rules, desired) = lowered(&world, false, PerFamily { v4: true, v6: false });
+    assert_eq!(refusal(&desired.table), None, "the kernel takes it");
+    let leads = |content: &&Content| match content {
+        Content::Verdict(verdict) => matches!(&**verdict, sluice::kernel::nftables::Verdict::Jump(_)),
+        _ => false,
+    };
+    let leading = desired.table.values().filter(leads).count();
+    assert!(leading < 10, "{leading} elements lead to chains");
+    let (local, destination) = (local(), "10.244.0.1".parse().unwrap());
+    let table = Table { table: &desired.table, local: &local };
+    for (source, number) in ["10.244.1.1", "10.244.1.2", "203.0.113.9"]
+        .into_iter()
+        .flat_map(|source| [80, 999, 1000, 1001, 1002, 6998, 7000].map(|number| (source, number)))
+    {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let traffic = Traffic::Port { protocol, port: number };
+            let packet = Packet { source: source.parse().unwrap(), destination, traffic, from_this_node: false };
+            let passes = table.passes(Hook::Forward, &packet, State::New);
+            assert_eq!(passes, verdict(&rules, &packet).passes(), "{packet:?}");
+        }
+    }
+}
+
 /// Chains of a cluster's table, each with its number of rules.
 fn shape(world: &World) -> Vec<(Name, usize)> {
     let (_, desired) = lowered(world, false, PerFamily { v4: true, v6: false });

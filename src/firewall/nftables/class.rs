@@ -3,6 +3,7 @@
 //! ```text
 //! chain in_shop_db_… {
 //!     ct state invalid drop
+//!     meta l4proto . th dport @in_shop_db_…_ports_… jump from_…      many single ports with the same peers
 //!     meta l4proto . th dport vmap @in_shop_db_…_ports       single ports: accept, or jump to the chain of the peers
 //!     tcp dport vmap @in_shop_db_…_tcp                       ranges of ports, disjoint
 //!     ip daddr . meta l4proto . th dport @port_here_… jump from_…     named ports
@@ -95,7 +96,6 @@ pub fn permitted(
     families: PerFamily<bool>,
     lowered: &mut Lowered,
 ) -> Vec<Rule> {
-    let mut chain = Vec::new();
     let crowded = peers::crowded(permissions.allowed());
     let of_peers = |sets: &_| Peers::new(direction, sets, &crowded, outcome);
     let verdict = |allowed: &Allowed, lowered: &mut Lowered| match allowed {
@@ -107,16 +107,7 @@ pub fn permitted(
             verdict
         }
     };
-
-    if !permissions.singles.is_empty() {
-        let map = names::ports(name);
-        lowered.map(&map, SetSpec { fields: Fields::ProtocolPort, kind: Kind::Verdicts, intervals: false });
-        for ((protocol, port), allowed) in &permissions.singles {
-            let verdict = verdict(allowed, lowered);
-            lowered.verdict(&map, Key::ProtocolPort(*protocol, *port), verdict);
-        }
-        chain.push(Rule::new([], Verdict::Map { lookup: Lookup::DestinationProtocolPort, map }));
-    }
+    let mut chain = single_ports(name, permissions, verdict, lowered);
     for (protocol, ranges) in &permissions.ranges {
         let protocol = *protocol;
         match ranges {
@@ -153,6 +144,39 @@ pub fn permitted(
         Allowed::Peers(sets) => {
             chain.extend(of_peers(sets).rules(families, &mut lowered.needs));
         }
+    }
+    chain
+}
+
+/// Returns the rules that look up single ports: a set for each of the peers with the most ports, and a map for all others.
+fn single_ports(
+    name: &Name,
+    permissions: &Permissions,
+    verdict: impl Fn(&Allowed, &mut Lowered) -> Verdict,
+    lowered: &mut Lowered,
+) -> Vec<Rule> {
+    let mut chain = Vec::new();
+    let lookup = Lookup::DestinationProtocolPort;
+    let spec = |kind| SetSpec { fields: Fields::ProtocolPort, kind, intervals: false };
+    let of_many_ports = permissions.of_many_ports();
+    for allowed in &of_many_ports {
+        let verdict = verdict(allowed, lowered);
+        let set = names::ports_of(name, &verdict);
+        lowered.map(&set, spec(Kind::Set));
+        let ports = permissions.singles.iter().filter(|(_, one)| one == allowed);
+        let elements = ports.map(|((protocol, port), _)| Key::ProtocolPort(*protocol, *port));
+        lowered.objects.extend(elements.map(|key| (Object::Element(set.clone(), key), Content::Element)));
+        chain.push(Rule::new([Match::InSet { lookup, set, negated: false }], verdict));
+    }
+    let mut few = permissions.singles.iter().filter(|(_, allowed)| !of_many_ports.contains(allowed)).peekable();
+    if few.peek().is_some() {
+        let map = names::ports(name);
+        lowered.map(&map, spec(Kind::Verdicts));
+        for ((protocol, port), allowed) in few {
+            let verdict = verdict(allowed, lowered);
+            lowered.verdict(&map, Key::ProtocolPort(*protocol, *port), verdict);
+        }
+        chain.push(Rule::new([], Verdict::Map { lookup, map }));
     }
     chain
 }

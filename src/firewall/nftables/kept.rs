@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::kernel::nftables::{Chain, Content, Fields, Key, Kind, Match, Name, Object, Rule, Statement, Verdict};
+use crate::kernel::nftables::{Chain, Content, Fields, Key, Match, Name, Object, Rule, Statement, Verdict};
 use crate::model::Authority;
 use crate::net::Family;
 
@@ -162,13 +162,13 @@ fn target(content: Option<&Content>) -> Option<&Name> {
     }
 }
 
-/// Returns whether an object follows from the policies of a class alone, and the class is desired: its element of a map of
+/// Returns whether an object follows from the policies of a class alone, and the class is desired: its element of a map or set of
 /// ports may go although pods are not known.
 pub fn follows_from_policies(object: &Object, desired: &Desired) -> bool {
     let Object::Element(set, _) = object else { return false };
     match desired.table.get(&Object::Set(set.clone())) {
         Some(Content::Set(spec)) => {
-            spec.kind == Kind::Verdicts && matches!(spec.fields, Fields::ProtocolPort | Fields::Port)
+            matches!(spec.fields, Fields::ProtocolPort | Fields::Port)
         }
         _ => false,
     }

@@ -9,7 +9,7 @@
 
 use std::net::IpAddr;
 
-use crate::kernel::nftables::{Name, Object};
+use crate::kernel::nftables::{Name, Object, Verdict};
 use crate::model::ObjectName;
 use crate::net::{Family, Protocol};
 
@@ -200,6 +200,15 @@ pub fn closes(object: &Object) -> bool {
 /// Returns the map of single ports of a class, or of some rules of a tier.
 pub fn ports(class: &Name) -> Name {
     format!("{class}_ports").into()
+}
+
+/// Returns the set of the many single ports of a class, or of some rules of a tier, that have this verdict.
+pub fn ports_of(class: &Name, verdict: &Verdict) -> Name {
+    let to = match verdict {
+        Verdict::Jump(chain) => chain.as_str(),
+        _ => "",
+    };
+    format!("{class}_ports_{}", letters(to.as_bytes())).into()
 }
 
 /// Returns the map of port ranges of a class, or of some rules of a tier.

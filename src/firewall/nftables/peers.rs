@@ -21,7 +21,7 @@ use super::parts::{Lowered, Part};
 use super::sets::{self, in_set, in_union};
 
 /// Who is allowed.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Allowed {
     Everybody,
     /// What is in any of these sets.
@@ -53,7 +53,7 @@ pub struct Union {
 }
 
 /// Number of sets that are looked up in turn.
-const IN_TURN: usize = 4;
+pub const IN_TURN: usize = 4;
 
 /// Number of combinations of one class in which a set may be part of a union.
 const SHARED: usize = 4;

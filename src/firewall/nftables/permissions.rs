@@ -4,13 +4,14 @@
 //! can be looked up: single ports by a hash, ranges by an interval map. Ranges that overlap are cut where one begins or ends;
 //! where that would give too many pieces, as with ranges that someone nests on purpose, they are rules in turn.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::net::{PortRange, Protocol};
 
 use super::super::rules::{Match, PortMatch, SetKey};
-use super::peers::Allowed;
+use super::peers::{Allowed, IN_TURN};
 
 /// What a class allows.
 #[derive(Default, Debug)]
@@ -33,6 +34,9 @@ pub enum Ranges {
     /// A port may be in several.
     InTurn(Vec<(PortRange, Allowed)>),
 }
+
+/// Number of single ports with the same peers that are elements which lead to them.
+const MANY_PORTS: usize = 16;
 
 /// Number of sets in all pieces of ranges together, beyond that of the ranges themselves, up to which ranges are cut.
 const PIECES: usize = 64;
@@ -76,6 +80,18 @@ impl Permissions {
 }
 
 impl Permissions {
+    /// Returns the peers that have a set of single ports of their own: those with the most ports. The kernel checks every element that
+    /// leads to a chain whenever it checks the table, which is seconds for tens of thousands, and none of a set that one rule looks up.
+    pub fn of_many_ports(&self) -> Vec<&Allowed> {
+        let mut counts: BTreeMap<&Allowed, usize> = BTreeMap::new();
+        for allowed in self.singles.values().filter(|allowed| **allowed != Allowed::Everybody) {
+            *counts.entry(allowed).or_default() += 1;
+        }
+        let mut many: Vec<(&Allowed, usize)> = counts.into_iter().filter(|(_, count)| *count > MANY_PORTS).collect();
+        many.sort_by_key(|(allowed, count)| (Reverse(*count), *allowed));
+        many.into_iter().take(IN_TURN).map(|(allowed, _)| allowed).collect()
+    }
+
     /// Returns everything that is allowed somewhere.
     pub fn allowed(&self) -> impl Iterator<Item = &Allowed> {
         let of_ranges = self.ranges.values().flat_map(|ranges| match ranges {
