@@ -109,16 +109,17 @@ pub struct Owner {
 pub struct Refusal<'a> {
     pub object: String,
     pub reason: &'a str,
-    pub consequence: Consequence<'a>,
+    pub consequence: Consequence,
 }
 
 /// What follows from a refusal.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Consequence<'a> {
+pub enum Consequence {
     /// A chain is missing: traffic that only it allows is denied.
     Lacks,
-    /// All objects that the kernel refuses together have this number of chains reject everything; the names of the first ten.
-    Closes { count: usize, first: Vec<&'a str> },
+    /// All objects that the kernel refuses together have this number of chains reject everything, or elements drop it; the names of the
+    /// first ten.
+    Closes { count: usize, first: Vec<String> },
     /// Nothing can be changed.
     KeepsAll,
 }

@@ -262,7 +262,7 @@ impl<B: Backend> Driver<B> {
                 }
                 Consequence::Closes { count, first } => {
                     let closed = match count.saturating_sub(first.len()) {
-                        _ if first.is_empty() => "no chain".to_owned(),
+                        _ if first.is_empty() => "nothing".to_owned(),
                         0 => first.join(", "),
                         more => format!("{} and {more} more", first.join(", ")),
                     };

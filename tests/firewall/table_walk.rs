@@ -620,6 +620,77 @@ fn a_kernel_that_cannot_reject_drops() {
     });
 }
 
+/// What stays for policies that cannot be read may need what the kernel refuses, as what is desired may.
+#[test]
+fn what_the_kernel_refuses_of_kept_denials_closes_their_pods_until_it_is_taken() {
+    for (tier, addresses) in [
+        (Tier::Admin, ["10.244.0.1", "10.244.0.2", "10.244.0.3"]),
+        (Tier::Baseline, ["fd00:10:244::1", "fd00:10:244::2", "fd00:10:244::3"]),
+    ] {
+        let mut case = Case::new().namespace("shop", "");
+        for (name, address) in ["a", "web", "other"].into_iter().zip(addresses) {
+            case = case.pod(&format!("shop/{name}"), HERE, [address, &format!("app={name}"), ""]);
+        }
+        let policy = |priority, from: &str| {
+            let deny = rule(&[pods_in("", from)], &[]);
+            let deny = ClusterRule { name: "".into(), action: Action::Deny, matches: deny };
+            let Peer::Pods { pods, .. } = pods_in("", "app=a") else { panic!("pods") };
+            let subject = Subject { namespaces: Selector::everything(), pods };
+            ClusterNetworkPolicy { tier, priority, subject, ingress: [deny].into(), egress: [].into() }
+        };
+        let mut complete = case.0;
+        complete.cluster.cluster_policies.insert("guard".into(), policy(1, "app=web"));
+        let mut lost = complete.clone();
+        lost.cluster.cluster_policies.remove(&"guard".into());
+        lost.cluster.cluster_policies.insert("more".into(), policy(2, "app=other"));
+        lost.unread = sluice::model::UnreadPolicies::Named(Arc::new(["guard".into()].into()));
+        let traffic = Traffic::Port { protocol: Protocol::Tcp, port: 80 };
+        let of = |from: &str, to: &str| {
+            let [source, destination] = [from, to].map(|text| text.parse().expect("an address"));
+            Packet { source, destination, traffic, from_this_node: false }
+        };
+        let [a, web, other] = addresses;
+        let (denied, more, free) = (of(web, a), of(other, a), of(other, web));
+        let start = |random: &mut Random, refuses: Option<(Object, Content)>| {
+            let mut walk = Walk::new(random);
+            walk.world = complete.clone();
+            walk.agent.take_in(&walk.world);
+            walk.settle();
+            walk.with(|inside| inside.promise.never = vec![denied]);
+            walk.restart();
+            walk.world = lost.clone();
+            walk.agent.take_in(&walk.world);
+            walk.with(|inside| inside.refuses = refuses.map(only));
+            walk.rounds(3, Authority::Complete);
+            let table = walk.table();
+            // A start while it is refused knows nothing of what was closed.
+            walk.restart();
+            walk.agent.take_in(&walk.world);
+            walk.rounds(1, Authority::Complete);
+            walk.restart();
+            walk.agent.take_in(&walk.world);
+            walk.with(|inside| inside.refuses = None);
+            walk.rounds(3, Authority::Complete);
+            table
+        };
+        let before = start(&mut Random::new(1), None);
+        assert!(before.keys().any(|object| matches!(object, Object::Chain(name) if names::is_kept(name))));
+        let passed = |table: &Contents| [denied, more, free].map(|packet| passes(table, Hook::Forward, &packet));
+        assert_eq!(passed(&before), [false, false, true]);
+        let of_policies = |object: &Object| {
+            let (Object::Chain(name) | Object::Counter(name) | Object::Set(name) | Object::Element(name, _)) = object;
+            let heads = ["kept_", "denied_", "from_", "admin_in_", "baseline_in_", "pods_of_namespaces_"];
+            heads.iter().any(|head| name.as_str().starts_with(head))
+        };
+        let refused: Vec<_> = before.into_iter().filter(|(object, _)| of_policies(object)).collect();
+        assert!(refused.len() > 5, "{refused:?}");
+        for one in refused {
+            let table = start(&mut Random::new(1), Some(one.clone()));
+            assert_eq!(passed(&table), [false, false, true], "without {one:?}");
+        }
+    }
+}
+
 #[test]
 fn a_change_of_many_objects_is_one_transaction() {
     let mut random = Random::new(1);

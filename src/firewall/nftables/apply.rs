@@ -24,6 +24,8 @@ use super::kept::{self, Kept};
 use super::names;
 use super::refused::Refused;
 
+type Table = BTreeMap<Object, Content>;
+
 /// Number of attempts of one round at a transaction of which something is refused: one of what it names at a time is rare.
 const ATTEMPTS: usize = 8;
 
@@ -98,17 +100,25 @@ impl<K: Kernel> Mirrors<K> {
         }
         self.left.retain(|object| authority != Authority::Complete && !desired.table.contains_key(object));
         self.keep(desired, authority);
-        let turned = self.refused.update(&desired.table);
-        self.transact_until_taken(turned, desired, authority, at);
+        let merged = (!self.kept.is_empty()).then(|| self.kept.over(&desired.table));
+        let whole = merged.as_ref().unwrap_or(&desired.table);
+        let turned = self.refused.update(whole);
+        self.transact_until_taken(turned, (whole, desired), authority, at);
         begun.elapsed()
     }
 
     /// Performs the transaction, and again with what takes the place of what the kernel refuses. The first refusal may only come of
     /// what was not as it was seen; what was at fault has been read back when it is tried again.
-    fn transact_until_taken(&mut self, mut turned: Vec<Object>, desired: &Desired, authority: Authority, at: Moment) {
+    fn transact_until_taken(
+        &mut self,
+        mut turned: Vec<Object>,
+        (whole, desired): (&Table, &Desired),
+        authority: Authority,
+        at: Moment,
+    ) {
         for attempt in 0..ATTEMPTS {
             turned.drain(..).for_each(|object| self.table.mark(object));
-            self.transact(desired, authority, at);
+            self.transact((whole, desired), authority, at);
             let refused = self.table.target().take_refused();
             if refused.is_empty() {
                 if self.table.trouble().is_none() {
@@ -117,7 +127,7 @@ impl<K: Kernel> Mirrors<K> {
                 return;
             }
             if attempt > 0 {
-                turned = self.refused.note(refused, &desired.table);
+                turned = self.refused.note(refused, whole);
                 self.refused.failed(at);
                 if turned.is_empty() {
                     return;
@@ -127,15 +137,16 @@ impl<K: Kernel> Mirrors<K> {
         }
     }
 
-    /// Performs what differs from the desired table, and from what takes its place for the time being, as one transaction.
-    fn transact(&mut self, desired: &Desired, authority: Authority, at: Moment) {
+    /// Performs what differs from the whole table, which is the desired one with what is kept, and from what takes its place for the time
+    /// being, as one transaction.
+    fn transact(&mut self, (whole, desired): (&Table, &Desired), authority: Authority, at: Moment) {
         let substitutes = self.refused.substitutes();
-        let merged = (!self.kept.is_empty() || !substitutes.is_empty()).then(|| {
-            let mut table = self.kept.over(&desired.table);
+        let substituted = (!substitutes.is_empty()).then(|| {
+            let mut table = whole.clone();
             substitutes.put_into(&mut table);
             table
         });
-        let want = merged.as_ref().unwrap_or(&desired.table);
+        let want = substituted.as_ref().unwrap_or(whole);
         let left = &self.left;
         self.table.transact_where(want, Growth::Full, at, |object| match authority {
             Authority::Complete => true,
@@ -148,13 +159,25 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Notes what stays although it is not desired.
     fn keep(&mut self, desired: &Desired, authority: Authority) {
-        let kept = self.table.seen().map(|seen| Kept::of(seen, desired, authority)).unwrap_or_default();
+        let kept = self.table.seen().map(|seen| self.kept_of(seen, desired, authority)).unwrap_or_default();
         if kept == self.kept {
             return;
         }
         let turned: Vec<Object> = kept.objects().chain(self.kept.objects()).cloned().collect();
         turned.into_iter().for_each(|object| self.table.mark(object));
         self.kept = kept;
+    }
+
+    /// Returns what stays of what was seen. What takes the place of refused objects says nothing of what was denied, so what was kept is
+    /// remembered.
+    fn kept_of(&self, seen: &Table, desired: &Desired, authority: Authority) -> Kept {
+        let substitutes = self.refused.substitutes();
+        if substitutes.is_empty() && self.kept.is_empty() || !Kept::is_needed(desired, authority) {
+            return Kept::of(seen, desired, authority);
+        }
+        let mut seen = self.kept.over(seen);
+        substitutes.take_out_of(&mut seen, &desired.table);
+        Kept::of(&seen, desired, authority)
     }
 
     /// Removes objects of earlier runs from where they no longer belong.

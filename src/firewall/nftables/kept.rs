@@ -46,6 +46,11 @@ impl Kept {
         kept
     }
 
+    /// Returns whether anything may have to stay.
+    pub fn is_needed(desired: &Desired, authority: Authority) -> bool {
+        authority == Authority::Partial || desired.unsure.is_some() || desired.lost.is_some()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -59,9 +64,9 @@ impl Kept {
         self.0.keys()
     }
 
-    /// Returns the table desired for the time being.
-    pub fn over(&self, desired: &Table) -> Table {
-        let mut table = desired.clone();
+    /// Returns a table with what stays.
+    pub fn over(&self, table: &Table) -> Table {
+        let mut table = table.clone();
         table.extend(self.0.iter().map(|(object, content)| (object.clone(), content.clone())));
         table
     }

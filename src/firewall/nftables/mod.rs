@@ -39,7 +39,7 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 
 use crate::config::FirewallConfig;
-use crate::kernel::nftables::Name;
+use crate::kernel::nftables::Object;
 use crate::model::{Authority, ObjectName, World};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Found, Moment};
@@ -144,8 +144,12 @@ impl<K: Kernel> Backend for Nftables<K> {
     fn refused(&self) -> Vec<Refusal<'_>> {
         let refused = self.mirrors.refused();
         let consequence = match refused.effect() {
-            Effect::Closes(chains) => {
-                Consequence::Closes { count: chains.len(), first: chains.iter().take(10).map(Name::as_str).collect() }
+            Effect::Closes(objects) => {
+                let shown = |object: &Object| match object {
+                    Object::Chain(name) => name.as_str().to_owned(),
+                    object => object.to_string(),
+                };
+                Consequence::Closes { count: objects.len(), first: objects.iter().take(10).map(shown).collect() }
             }
             Effect::KeepsAll => Consequence::KeepsAll,
         };

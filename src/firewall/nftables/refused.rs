@@ -11,18 +11,23 @@
 //! Nothing takes the place of what all packets meet: the base chains, their sets and maps, and the chains that they jump to. If one of
 //! those is refused, the table stays as it is.
 //!
-//! The desired table is tried again after a while, ever later, and when a refused object is desired in another form.
+//! The table that this is about is the desired one with what stays for the time being ([`kept`](super::kept)).
+//!
+//! It is tried again after a while, ever later, and when a refused object is desired in another form.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use crate::kernel::nftables::{Chain, Content, Match, Name, Object, Rule, Statement, Verdict};
+use crate::kernel::nftables::{Chain, Content, Match, Object, Rule, Statement, Verdict};
 use crate::reconcile::{Backoff, Moment};
 
 use super::desired::elements_of;
 use super::names;
 
 type Table = BTreeMap<Object, Content>;
+
+/// The comment of the one rule of a closed chain.
+const CLOSED: &str = "closed: the kernel refuses a part of it";
 
 /// The objects that the kernel refuses, and what takes their place.
 #[derive(Default, Debug)]
@@ -43,15 +48,15 @@ pub struct Refused {
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Substitutes {
     objects: BTreeMap<Object, Option<Content>>,
-    /// The chains that are closed.
-    closed: BTreeSet<Name>,
+    /// The chains that are closed, and the elements that drop in their place.
+    closed: BTreeSet<Object>,
 }
 
 /// What follows from what the kernel refuses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Effect<'a> {
-    /// These chains reject everything in its place.
-    Closes(&'a BTreeSet<Name>),
+    /// These chains reject everything in its place, and these elements drop it.
+    Closes(&'a BTreeSet<Object>),
     /// The table stays as it is.
     KeepsAll,
 }
@@ -167,6 +172,7 @@ impl Substitutes {
                 let Some(chain) = leads_to(content) else { continue };
                 if refused.contains_key(element) {
                     all.put(element, Some(Content::Verdict(Verdict::Drop.into())));
+                    all.closed.insert(element.clone());
                 }
                 if search.reaches(&chain) {
                     all.close(chain, plain, &search);
@@ -184,6 +190,17 @@ impl Substitutes {
     /// Returns what takes the place of an object, if anything does.
     pub fn get(&self, object: &Object) -> Option<Option<&Content>> {
         self.objects.get(object).map(Option::as_ref)
+    }
+
+    /// Puts what is desired back into a seen table, where it holds what takes its place.
+    pub fn take_out_of(&self, seen: &mut Table, desired: &Table) {
+        for (object, content) in &self.objects {
+            if seen.get(object) == content.as_ref()
+                && let Some(content) = desired.get(object)
+            {
+                seen.insert(object.clone(), content.clone());
+            }
+        }
     }
 
     /// Puts what takes the place of others into a table.
@@ -210,8 +227,8 @@ impl Substitutes {
             true => Rule::new([], Verdict::Drop),
             false => Rule::with([], statements, Some(Verdict::Reject)),
         };
-        let rules = vec![rule.commented("closed: the kernel refuses a part of it")];
-        self.closed.insert(name.clone());
+        let rules = vec![rule.commented(CLOSED)];
+        self.closed.insert(chain.clone());
         self.objects.insert(chain, Some(Content::Chain(Chain { base: None, rules }.into())));
     }
 
@@ -266,8 +283,8 @@ impl Search<'_> {
         let desired = self.desired;
         match (object, desired.get(object)) {
             (Object::Chain(_), Some(Content::Chain(chain))) => {
-                let named = chain.rules.iter().flat_map(named);
-                named.fold(false, |reaches, named| self.reaches(&named) || reaches)
+                let reaching = chain.rules.iter().flat_map(named).filter(|named| self.reaches(named));
+                reaching.count() > 0
             }
             // What leads to the chains of classes and tiers does not need them: they are closed.
             (Object::Set(set), _) if names::is_of_base(set) => false,
@@ -279,6 +296,11 @@ impl Search<'_> {
             _ => false,
         }
     }
+}
+
+/// Returns whether this is the rule of a closed chain, of this run or an earlier one.
+pub fn is_closed(rule: &Rule) -> bool {
+    rule.comment() == Some(CLOSED)
 }
 
 /// Returns the chain that an element leads to.

@@ -408,7 +408,7 @@ fn what_was_written_before_a_portion_that_is_refused_is_known() {
         // What was at fault among the elements is told when they are tried again.
         ours.try_at_once();
         ours.transact(&want, Growth::Full, true, moment());
-        assert_eq!(ours.target().take_refused().into_keys().collect::<Vec<_>>(), [within.clone()]);
+        assert_eq!(ours.target().take_refused().into_keys().collect::<Vec<_>>(), std::slice::from_ref(&within));
         want.remove(&within);
         ours.try_at_once();
         settle(&mut ours, &want);

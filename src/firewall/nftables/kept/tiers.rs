@@ -19,6 +19,7 @@ use crate::kernel::nftables::{Chain, Content, Key, Name, Object, Rule, Verdict};
 
 use super::super::desired::{Lost, elements_of};
 use super::super::names;
+use super::super::refused::is_closed;
 use super::{Kept, Table, maps, named, target};
 
 impl Kept {
@@ -88,11 +89,13 @@ impl Kept {
             },
             _ => false,
         };
+        // A chain that an earlier run closed in place of what the kernel refused may have denied anything.
+        let was_closed = now != Some(before);
         let denying: Vec<(&Rule, BTreeSet<Object>)> = found
             .rules
             .iter()
             .map(|rule| (rule, reached(leads_to(rule), seen)))
-            .filter(|(_, reached)| reached.iter().any(is_lost))
+            .filter(|(rule, reached)| reached.iter().any(is_lost) || was_closed && is_closed(rule))
             .collect();
         if denying.is_empty() {
             return None;
