@@ -39,13 +39,14 @@ const IMPORTS: [(&str, &[&str]); 18] = [
 const ROOTS: [&str; 4] = ["app", "cleanup", "main", "lib"];
 
 /// Where effects are allowed: below these directories, in these files, and in files of these names.
-const EFFECTS: [&str; 30] = [
+const EFFECTS: [&str; 31] = [
     "app.rs",
     "app/subsystems.rs",
     "ask.rs",
     "bgp/driver/mod.rs",
     "cleanup.rs",
     "cni/plugin.rs",
+    "firewall/frames/linux.rs",
     "firewall/iptables/linux.rs",
     "firewall/iptables/mod.rs",
     "firewall/nftables/linux.rs",
@@ -147,6 +148,8 @@ fn policies_know_no_backend() {
         let words: Vec<&str> = match path.split_once('/').map(|(folder, _)| folder) {
             // They remove what the other backend left.
             Some("iptables" | "nftables") if path.ends_with("/linux.rs") => Vec::new(),
+            // A table for frames is the same with both.
+            Some("frames") => iptables.to_vec(),
             Some("iptables") => nftables.to_vec(),
             Some("nftables") => iptables.to_vec(),
             _ => iptables.into_iter().chain(nftables).collect(),

@@ -62,6 +62,11 @@ impl<C: Ord> DropSums<C> {
         self.last.extend(counted);
     }
 
+    /// Sets the sum of packets dropped on bridges for this reason, where another counter tells it.
+    pub fn set_on_bridges(&mut self, reason: &'static str, packets: u64) {
+        self.on_bridges.insert(reason, packets);
+    }
+
     /// Returns the packets dropped on bridges, by the reason.
     pub fn on_bridges(&self) -> &BTreeMap<&'static str, u64> {
         &self.on_bridges

@@ -14,7 +14,8 @@
 //! the packets that rules log; [`flows`] is how the kernel's connections and its log are read; [`established`] ends
 //! connections that a policy newly denies.
 //!
-//! [`link_local`] and [`multicast`] are about addresses that policies cannot name, on the [`bridges`] of pods;
+//! [`link_local`] and [`multicast`] are about addresses that policies cannot name, on the [`bridges`] of pods, and [`frames`] about frames there
+//! that no rule sees;
 //! [`host_endpoints`] is about Services whose endpoints are on this node itself ([`service_addresses`] says at which addresses they are reached), and [`denials`] says which pods are refused them.
 //! [`lost`] is about ClusterNetworkPolicies that are not known and may be in force.
 //! [`closed_ranges`] are those of `--netpol-default-deny`, [`identity`] is what names in the kernel are derived from, [`settings`] is
@@ -42,6 +43,7 @@ pub mod diff;
 pub mod refused;
 pub mod established;
 pub mod bridges;
+pub mod frames;
 pub mod link_local;
 pub mod multicast;
 pub mod host_endpoints;

@@ -9,7 +9,7 @@ use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Leftovers, Ownership, Programs, Table, Tables};
 use crate::kernel::ipvs::{Connections, Destination, ServiceKey, Services, Timeouts};
 use crate::kernel::link::{LinkName, Links};
-use crate::kernel::nftables::{self, InetTable};
+use crate::kernel::nftables::{self, OwnTable};
 use crate::kernel::route::{self, Routes, TABLE_LOCAL};
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module};
@@ -25,7 +25,7 @@ pub struct Linux {
     /// The backend that is used; `None` for both.
     used: Option<Backend>,
     /// Our table of nf_tables, where iptables is used and an earlier run has left one.
-    left: Option<InetTable>,
+    left: Option<OwnTable>,
     /// Programs of the iptables variant that the host no longer uses, where its tables still hold rules of ours.
     abandoned: PerFamily<Option<Programs>>,
 }
@@ -78,7 +78,7 @@ fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
     };
     // To clean up it is opened only where there is one, because opening needs a kernel that has nf_tables.
     if uses(Backend::Nftables) && (used.is_some() || nftables::has_inet_table(TABLE)?) {
-        targets.table = Optional::used(InetTable::open(TABLE)?);
+        targets.table = Optional::used(OwnTable::open(TABLE)?);
     }
     if uses(Backend::Iptables) {
         let detected = detected();
@@ -115,7 +115,7 @@ impl Kernel for Linux {
     type Sets = Optional<Sets>;
     type Elements = Optional<Elements>;
     type Rules = Optional<Tables>;
-    type Table = Optional<InetTable>;
+    type Table = Optional<OwnTable>;
     type Virtuals = Services;
     type Routes = Routes;
     type Addresses = Addresses;
@@ -127,7 +127,7 @@ impl Kernel for Linux {
     fn marked_by_other_backend(&mut self) -> Result<Vec<ServiceKey>, Error> {
         match self.used {
             Some(Backend::Iptables) if nftables::has_inet_table(TABLE)? => {
-                let mut table = InetTable::open(TABLE)?;
+                let mut table = OwnTable::open(TABLE)?;
                 let found = table.read()?;
                 self.left = Some(table);
                 Ok(found.keys().filter_map(Set::of_object).filter_map(service).collect())

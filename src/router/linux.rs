@@ -14,7 +14,7 @@ use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Table, Tables};
 use crate::kernel::link::LinkName;
 use crate::kernel::nftables::forward::Passages;
-use crate::kernel::nftables::{self, InetTable};
+use crate::kernel::nftables::{self, OwnTable};
 use crate::kernel::route::{Leading, Lookup, Protocol, TABLE_MAIN};
 use crate::kernel::rule::SourceRules;
 use crate::kernel::sysctl::Settings;
@@ -102,7 +102,7 @@ fn opened(
     };
     // To clean up it is opened only where there is one, because opening needs a kernel that has nf_tables.
     if uses(Backend::Nftables) && (used.is_some() || nftables::has_inet_table(TABLE)?) {
-        targets.table = Optional::used(InetTable::open(TABLE)?);
+        targets.table = Optional::used(OwnTable::open(TABLE)?);
     }
     if uses(Backend::Nftables) {
         targets.passages = Optional::used(Passages::open(&COMMENTS)?);
@@ -147,7 +147,7 @@ impl Kernel for Linux {
     type Sets = Optional<Sets>;
     type Elements = Optional<Elements>;
     type Rules = Optional<Tables>;
-    type Table = Optional<InetTable>;
+    type Table = Optional<OwnTable>;
     type Passages = Optional<Passages>;
     type ReceivePorts = ReceivePorts;
     type Tunnels = Tunnels;

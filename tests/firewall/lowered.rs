@@ -302,6 +302,9 @@ fn what_is_lowered_does_not_depend_on_history() {
             if told_changed.settings {
                 replayed.settings.clone_from(&expected.settings);
             }
+            if told_changed.frames {
+                replayed.frames.clone_from(&expected.frames);
+            }
             assert_eq!(lowering.desired().ports_here, expected.ports_here, "after {told:#?}");
             replayed.ports_here.clone_from(&expected.ports_here);
             assert_eq!(lowering.desired().closing, expected.closing, "after {told:#?}");

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use sluice::config::FirewallConfig;
 use sluice::firewall::backend::Backend;
+use sluice::firewall::frames::{self, FrameTable};
 use sluice::firewall::nftables::Nftables;
 use sluice::firewall::nftables::apply::{Kernel, Mirrors, Refusing, Targets};
 use sluice::firewall::nftables::lowering::Lowering;
@@ -25,7 +26,7 @@ use sluice::firewall::verdict::{Packet, Traffic, verdict};
 use sluice::kernel::nftables::{Chain, Content, Hook, Key, Object, Verdict};
 use sluice::model::{Action, Authority, ClusterNetworkPolicy, ClusterRule, Peer, Selector, Subject, Tier, World};
 use sluice::net::Protocol;
-use sluice::reconcile::{Failure, Moment, Phase, Step, Target};
+use sluice::reconcile::{Failure, Moment, Optional, Phase, Step, Target};
 use sluice::subsystem::Kinds;
 
 use super::cases::{Case, HERE, pods_in, port, rule};
@@ -97,7 +98,8 @@ impl Machine {
     }
 
     pub fn targets(&self, settings: &MemoryKernel) -> Targets<Tables> {
-        Targets { kernel: Tables, settings: Memory::new(settings), table: self.clone() }
+        let frames = Optional::unused(frames::NAME);
+        Targets { kernel: Tables, settings: Memory::new(settings), frames, table: self.clone() }
     }
 
     pub fn empty(seed: u64) -> Machine {
@@ -176,6 +178,7 @@ pub struct Tables;
 
 impl Kernel for Tables {
     type Settings = Memory<memory::Settings>;
+    type Frames = FrameTable;
     type Table = Machine;
 
     fn remove_abandoned(&mut self) -> Vec<String> {

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use sluice::kernel::ipset::Entry;
-use sluice::kernel::nftables::{Content, InetTable, Object};
+use sluice::kernel::nftables::{Content, Object, OwnTable};
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::proxy::local_node::LocalNode;
 use sluice::proxy::names::{Set, TABLE};
@@ -136,7 +136,7 @@ fn connections_of_ipvs_have_the_nodes_address_by_the_table_alone() {
             // The pod's node has no way back to the client.
             assert!(scene.asks(to, port).is_err(), "{to} {port}: answered before anything masquerades");
         }
-        let mut table = Mirror::new(InetTable::open(TABLE).expect("the kernel can be reached"));
+        let mut table = Mirror::new(OwnTable::open(TABLE).expect("the kernel can be reached"));
         let desired = scene.desired();
         table.grow(&desired, Growth::Full, at());
         assert!(table.is_settled(), "{:?}", table.trouble());
@@ -151,7 +151,7 @@ fn a_service_address_answers_at_its_ports_alone_and_the_hosts_own_at_all() {
     with_each_family(|scene| {
         let _host = TcpListener::bind(("::", HOST_PORT)).expect("the port is free");
         assert_eq!(scene.asks(scene.service, HOST_PORT), Ok(None), "without a guard the host answers");
-        let mut table = Mirror::new(InetTable::open(TABLE).expect("the kernel can be reached"));
+        let mut table = Mirror::new(OwnTable::open(TABLE).expect("the kernel can be reached"));
         let mut desired = scene.desired();
         table.grow(&desired, Growth::Full, at());
         assert!(table.is_settled(), "{:?}", table.trouble());

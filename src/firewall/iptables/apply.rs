@@ -36,6 +36,7 @@ use crate::reconcile::{Found, Growth, Moment, Reflection, Target, audit};
 use crate::subsystem::{Kinds, kinds};
 
 use self::acts::{RoundInputs, pods_of};
+use super::super::frames::{self, FrameRules};
 use super::desired::{Desired, LoweredChanges};
 use super::dispatch;
 use super::enforced::Seen;
@@ -49,6 +50,7 @@ use super::turning::AllRules;
 /// simulation.
 pub trait Kernel {
     type Settings: Ruled;
+    type Frames: FrameRules;
     type Sets: Target<Key = SetName, Value = SetSpec>;
     type Elements: Target<Key = ElementKey, Value = ()> + Timed;
     type Rules: Target<Key = Piece, Value = Rules> + Refusing;
@@ -85,6 +87,7 @@ kinds! {
     /// Last seen state of the kernel, kind by kind, in the order of growing.
     pub struct Mirrors {
         settings: Settings,
+        frames: Frames after Rules,
         sets: Sets,
         elements: Elements,
         rules: Rules after Rules,
@@ -142,6 +145,9 @@ impl<K: Kernel> Mirrors<K> {
         if changed.settings {
             self.settings.forget();
         }
+        if changed.frames {
+            self.frames.mark_all();
+        }
         changed.sets.iter().for_each(|key| self.sets.mark(key.clone()));
         changed.elements.iter().for_each(|key| self.elements.mark(key.clone()));
         changed.rules.iter().for_each(|key| self.rules.mark(key.clone()));
@@ -166,6 +172,7 @@ impl<K: Kernel> Mirrors<K> {
         if authority == Authority::Remembered && !self.may_use_memory(desired) {
             return IptablesRound::default();
         }
+        frames::keep(&mut self.frames, &desired.frames, authority, at);
         let mut left = std::mem::take(&mut self.left);
         left.retain(|key| authority != Authority::Complete && !desired.elements.contains_key(key));
         let mut round = self.acts(&RoundInputs { desired, authority, at, left: &left }, begun);

@@ -8,6 +8,7 @@ use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::sysctl::{Setting, Wanted};
 
+use super::super::frames::Frames;
 use super::super::lost::LostChains;
 use super::host_endpoints::Unsure;
 
@@ -15,6 +16,7 @@ use super::host_endpoints::Unsure;
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Desired {
     pub settings: BTreeMap<Setting, Wanted>,
+    pub frames: Frames,
     pub sets: BTreeMap<SetName, SetSpec>,
     pub elements: BTreeMap<ElementKey, ()>,
     pub rules: BTreeMap<Piece, Rules>,
@@ -42,6 +44,7 @@ pub struct Lost {
 #[derive(Default, Debug)]
 pub struct LoweredChanges {
     pub settings: bool,
+    pub frames: bool,
     pub sets: Vec<SetName>,
     pub elements: Vec<ElementKey>,
     pub rules: Vec<Piece>,
@@ -63,6 +66,6 @@ impl Desired {
 
 impl LoweredChanges {
     pub fn is_empty(&self) -> bool {
-        !self.settings && self.sets.is_empty() && self.elements.is_empty() && self.rules.is_empty()
+        !self.settings && !self.frames && self.sets.is_empty() && self.elements.is_empty() && self.rules.is_empty()
     }
 }

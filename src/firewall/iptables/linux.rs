@@ -11,6 +11,7 @@ use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module, nftables};
 use crate::net::{Family, PerFamily};
 
+use super::super::frames::{self, FrameTable};
 use super::super::settings;
 use super::apply::{Kernel, Refusing, Targets, Timed};
 use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, OF_IPV6, POD_CHAINS, POLICY_CHAINS, SETS, local_pods};
@@ -45,6 +46,7 @@ pub fn open() -> Result<(Targets<Linux>, Families), Error> {
         warn!(%error, "Loading a kernel module failed");
     }
     let (mut targets, programs) = open_for_cleanup()?;
+    targets.frames = frames::linux::open()?;
     let is_legacy = programs.v6.is_some_and(|programs| programs.flavour == Flavour::Legacy);
     if is_legacy {
         // These programs print nothing, and no error, where the kernel has no tables. A failed load proves nothing: a
@@ -73,19 +75,21 @@ pub fn open_for_cleanup() -> Result<(Targets<Linux>, Families), Error> {
     Ok((targets(Tables::detected(detected, ownership()), kernel)?, programs))
 }
 
-/// Like [`open_for_cleanup`], with these programs.
+/// Like [`open`], with these programs, and without loading anything.
 ///
 /// # Errors
 /// As [`open`].
 pub fn open_with(programs: Families) -> Result<Targets<Linux>, Error> {
     let filters_ipv6 = iptables::kernel_has_ipv6() && programs.v6.is_some();
-    targets(Tables::new(programs, ownership()), Linux { abandoned: Families::default(), filters_ipv6 })
+    let targets = targets(Tables::new(programs, ownership()), Linux { abandoned: Families::default(), filters_ipv6 })?;
+    Ok(Targets { frames: frames::linux::open()?, ..targets })
 }
 
 fn targets(rules: Tables, kernel: Linux) -> Result<Targets<Linux>, Error> {
     Ok(Targets {
         kernel,
         settings: Settings::new([]),
+        frames: frames::linux::open_for_cleanup()?,
         sets: Sets::open(with_temporary(), SetName(TEMPORARY_SET.into()))?,
         elements: Elements::open(set_names())?,
         rules: rules.waiting_for(overlay::has_stand_in),
@@ -94,6 +98,7 @@ fn targets(rules: Tables, kernel: Linux) -> Result<Targets<Linux>, Error> {
 
 impl Kernel for Linux {
     type Settings = Settings;
+    type Frames = FrameTable;
     type Sets = Sets;
     type Elements = Elements;
     type Rules = Tables;

@@ -29,7 +29,7 @@ use super::super::lost::LostChains;
 use super::super::rules::{
     ClusterPolicyKey, Contents, Direction, Element, Isolation, LocalPod, PolicyKey, PortOwners, RuleSet, SetKey,
 };
-use super::super::{plan, settings};
+use super::super::{frames, plan, settings};
 use super::desired::{Desired, Lost, LoweredChanges};
 use super::host_endpoints::{self, Unsure};
 use super::pod_chain::Asked;
@@ -122,6 +122,9 @@ impl Lowering {
         told.settings = self.desired.settings != settings;
         self.desired.settings = settings;
         let mut closed = bridges::closed(rules, world);
+        let frames = frames::frames(&closed.link_local);
+        told.frames = self.desired.frames != frames;
+        self.desired.frames = frames;
         if !self.families.v6 && !self.filters_ipv6 {
             closed.link_local.clear();
         }

@@ -10,6 +10,7 @@ use crate::kernel::{Error, Name};
 use crate::net::Family;
 
 use super::super::backend::{Dropped, Owner};
+use super::super::frames::linux::DroppedFrames;
 use super::drops::{Drops, ON_BRIDGES, Owners};
 use super::names::{CLUSTER_POLICY_CHAINS, POD_CHAINS};
 
@@ -19,6 +20,7 @@ pub struct Counters {
     owners: watch::Receiver<Arc<Owners>>,
     read: Reading,
     drops: Drops,
+    frames: DroppedFrames,
 }
 
 /// Reads the counters of one family; `None` for a family without programs.
@@ -31,7 +33,7 @@ impl Counters {
         let prefixes = [POD_CHAINS, CLUSTER_POLICY_CHAINS].map(|prefix| Name::Prefix(prefix.into()));
         let chains: Vec<Name> = of_bridges.into_iter().chain(prefixes).collect();
         let read = move |family| programs.of(family).map(|programs| counted(programs, family, Table::Filter, &chains));
-        Counters { owners, read: Box::new(read), drops: Drops::default() }
+        Counters { owners, read: Box::new(read), drops: Drops::default(), frames: DroppedFrames::default() }
     }
 }
 
@@ -39,6 +41,7 @@ impl Dropped for Counters {
     fn count(&mut self) -> Result<(), Error> {
         let owners = self.owners.borrow().clone();
         self.drops.begin(&owners);
+        self.drops.set_frames(self.frames.count());
         let mut result = Ok(());
         for family in Family::BOTH {
             match (self.read)(family) {
@@ -79,7 +82,8 @@ mod tests {
                 let error = || Error::new("count packets", "filter", Cause::Rival("no program".to_owned()));
                 Some(if family == failing { Err(error()) } else { Ok(vec![counted.clone()]) })
             });
-            let mut counters = Counters { owners: receiver.clone(), read, drops: Drops::default() };
+            let mut counters =
+                Counters { owners: receiver.clone(), read, drops: Drops::default(), frames: DroppedFrames::default() };
             assert!(counters.count().is_err(), "somebody has to hear of it");
             assert_eq!(counters.sums().get(&owner), Some(&3), "{failing} fails");
         }

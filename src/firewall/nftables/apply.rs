@@ -18,6 +18,7 @@ use crate::model::Authority;
 use crate::reconcile::{Found, Growth, Moment, Reflection, Target, audit};
 use crate::subsystem::{Kinds, kinds};
 
+use super::super::frames::{self, FrameRules};
 use super::desired::{Desired, LoweredChanges};
 use super::enforced::Applied;
 use super::kept::{self, Kept};
@@ -32,6 +33,7 @@ const ATTEMPTS: usize = 8;
 /// The kinds of kernel objects that the firewall manages. Implemented on Linux (`linux`) and in memory for tests.
 pub trait Kernel {
     type Settings: Ruled;
+    type Frames: FrameRules;
     type Table: Target<Key = Object, Value = Content> + Refusing;
 
     /// Removes what the iptables backend left. Called once its replacement is in place. Returns why something could
@@ -49,6 +51,7 @@ kinds! {
     /// Last seen state of the kernel, kind by kind, in the order of growing.
     pub struct Mirrors {
         settings: Settings,
+        frames: Frames after Rules,
         table: Table after Rules,
     }
     with {
@@ -74,6 +77,9 @@ impl<K: Kernel> Mirrors<K> {
         if changed.settings {
             self.settings.forget();
         }
+        if changed.frames {
+            self.frames.mark_all();
+        }
         for object in &changed.objects {
             self.table.mark(object.clone());
             self.refused.turned(object);
@@ -98,6 +104,7 @@ impl<K: Kernel> Mirrors<K> {
         if !self.table.learn(at) || authority == Authority::Remembered && !self.may_use_memory() {
             return Duration::ZERO;
         }
+        frames::keep(&mut self.frames, &desired.frames, authority, at);
         self.left.retain(|object| authority != Authority::Complete && !desired.table.contains_key(object));
         self.keep(desired, authority);
         let merged = (!self.kept.is_empty()).then(|| self.kept.over(&desired.table));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::kernel::nftables::{Content, Key, Name, Object};
 use crate::kernel::sysctl::{Setting, Wanted};
 
+use super::super::frames::Frames;
 use super::super::lost::LostChains;
 use super::class::Class;
 
@@ -14,6 +15,7 @@ use super::class::Class;
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Desired {
     pub settings: BTreeMap<Setting, Wanted>,
+    pub frames: Frames,
     pub table: BTreeMap<Object, Content>,
     /// Number of sets and maps in the table, and of their elements.
     pub sets: usize,
@@ -37,6 +39,7 @@ pub struct Lost {
 #[derive(Default, Debug)]
 pub struct LoweredChanges {
     pub settings: bool,
+    pub frames: bool,
     pub objects: Vec<Object>,
     /// Elements that were removed explicitly, which absence alone does not prove.
     pub left: Vec<Object>,
@@ -87,7 +90,7 @@ impl Desired {
 
 impl LoweredChanges {
     pub fn is_empty(&self) -> bool {
-        !self.settings && self.objects.is_empty()
+        !self.settings && !self.frames && self.objects.is_empty()
     }
 }
 

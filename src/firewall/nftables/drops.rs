@@ -10,6 +10,7 @@ use crate::kernel::nftables::Name;
 
 use super::super::backend::Owner;
 use super::super::drop_sums::{CountsFor, DropSums};
+use super::super::frames;
 use super::super::rules::ClusterPolicyKey;
 use super::class::Class;
 use super::names::{self, LINK_LOCAL, MULTICAST};
@@ -63,6 +64,11 @@ impl Drops {
             )
         };
         self.0.add(counted, |_| true, counts_for);
+    }
+
+    /// Sets the number of frames dropped for their tags.
+    pub fn set_frames(&mut self, dropped: u64) {
+        self.0.set_on_bridges(frames::REASON, dropped);
     }
 
     pub fn on_bridges(&self) -> &BTreeMap<&'static str, u64> {

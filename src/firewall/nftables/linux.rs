@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use tracing::warn;
 
-use crate::kernel::nftables::{self, InetTable, Object};
+use crate::kernel::nftables::{self, Object, OwnTable};
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, module};
 
+use super::super::frames::{self, FrameTable};
 use super::super::{iptables, settings};
 use super::apply::{Kernel, Refusing, Targets};
 use super::names::TABLE;
@@ -23,7 +24,7 @@ pub fn open() -> Result<Targets<Linux>, Error> {
     for error in module::load(&settings::MODULES) {
         warn!(%error, "Loading a kernel module failed");
     }
-    open_for_cleanup()
+    Ok(Targets { frames: frames::linux::open()?, ..open_for_cleanup()? })
 }
 
 /// Like [`open`], without loading anything.
@@ -31,12 +32,14 @@ pub fn open() -> Result<Targets<Linux>, Error> {
 /// # Errors
 /// As [`open`].
 pub fn open_for_cleanup() -> Result<Targets<Linux>, Error> {
-    Ok(Targets { kernel: Linux, settings: Settings::new([]), table: InetTable::open(TABLE)? })
+    let frames = frames::linux::open_for_cleanup()?;
+    Ok(Targets { kernel: Linux, settings: Settings::new([]), frames, table: OwnTable::open(TABLE)? })
 }
 
 impl Kernel for Linux {
     type Settings = Settings;
-    type Table = InetTable;
+    type Frames = FrameTable;
+    type Table = OwnTable;
 
     fn remove_abandoned(&mut self) -> Vec<String> {
         iptables::linux::remove_all()
@@ -48,8 +51,8 @@ pub fn remove() -> Option<String> {
     nftables::abandoned::remove(TABLE)
 }
 
-impl Refusing for InetTable {
+impl Refusing for OwnTable {
     fn take_refused(&mut self) -> BTreeMap<Object, String> {
-        InetTable::take_refused(self).into_iter().map(|(object, error)| (object, error.to_string())).collect()
+        OwnTable::take_refused(self).into_iter().map(|(object, error)| (object, error.to_string())).collect()
     }
 }

@@ -23,7 +23,7 @@ use super::super::denials::{DenialChanges, Denials};
 use super::super::host_endpoints::HostEndpoints;
 use super::super::lost::LostChains;
 use super::super::rules::{ClusterPolicyKey, Direction, Element, PolicyKey, RuleSet, SetKey};
-use super::super::{plan, settings};
+use super::super::{frames, plan, settings};
 use super::base::Surroundings;
 use super::class::{self, Class};
 use super::desired::{Desired, Lost, LoweredChanges};
@@ -149,6 +149,9 @@ impl Lowering {
         let settings = settings::settings(bridges::has_pod_bridge(rules, world));
         told.settings = self.desired.settings != settings;
         self.desired.settings = settings;
+        let frames = frames::frames(&self.bridges.link_local);
+        told.frames = self.desired.frames != frames;
+        self.desired.frames = frames;
         told
     }
 

@@ -9,6 +9,7 @@ use crate::kernel::Error;
 use crate::kernel::nftables::CounterReader;
 
 use super::super::backend::{Dropped, Owner};
+use super::super::frames::linux::DroppedFrames;
 use super::drops::{Drops, Owners};
 use super::names::TABLE;
 
@@ -17,6 +18,7 @@ pub struct Counters {
     owners: watch::Receiver<Arc<Owners>>,
     table: CounterReader,
     drops: Drops,
+    frames: DroppedFrames,
 }
 
 impl Counters {
@@ -25,13 +27,19 @@ impl Counters {
     /// # Errors
     /// If the kernel refuses netlink sockets.
     pub fn new(owners: watch::Receiver<Arc<Owners>>) -> Result<Counters, Error> {
-        Ok(Counters { owners, table: CounterReader::open(TABLE)?, drops: Drops::default() })
+        Ok(Counters {
+            owners,
+            table: CounterReader::open(TABLE)?,
+            drops: Drops::default(),
+            frames: DroppedFrames::default(),
+        })
     }
 }
 
 impl Dropped for Counters {
     fn count(&mut self) -> Result<(), Error> {
         let owners = self.owners.borrow().clone();
+        self.drops.set_frames(self.frames.count());
         let counted = self.table.counts("")?;
         self.drops.add(counted.into_iter().map(|(name, count)| (name, count.packets)).collect(), &owners);
         Ok(())

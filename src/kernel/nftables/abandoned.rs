@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use tracing::info;
 
-use super::{InetTable, has_inet_table};
+use super::{OwnTable, has_inet_table};
 use crate::reconcile::{Mirror, Moment, Reflection};
 
 /// Removes the table of this name where there is one; returns why it could not be removed.
 pub fn remove(name: &'static str) -> Option<String> {
     let table = match has_inet_table(name) {
         Ok(false) => return None,
-        Ok(true) => InetTable::open(name),
+        Ok(true) => OwnTable::open(name),
         Err(error) => Err(error),
     };
     let table = match table {

@@ -10,12 +10,12 @@ use super::encode::expressions;
 use super::expression::{ANONYMOUS, Expression, fib};
 use super::object::{Base, BaseKind, Content, Hook, Key, Name, Object, SetSpec};
 use super::rule::Rule;
-use super::wire::{self, batch, chain, message, object, rule, set, table};
+use super::wire::{self, TableId, batch, chain, message, object, rule, set, table};
 use crate::kernel::netlink::{Messages, Refusal, flag};
 
 /// Messages about one table, between the marks.
 pub(super) struct Batch<'a> {
-    table: &'a str,
+    table: TableId<'a>,
     pub messages: Messages,
     /// The kind of each message, and the object that it is about; `None` for the marks and the table.
     about: Vec<(u16, Option<Object>)>,
@@ -27,12 +27,13 @@ pub(super) struct Batch<'a> {
 
 impl<'a> Batch<'a> {
     /// Starts a transaction; the kernel refuses it if its rules are not of this generation.
-    pub fn new(table: &'a str, generation: Option<u32>) -> Batch<'a> {
+    pub fn new(table: impl Into<TableId<'a>>, generation: Option<u32>) -> Batch<'a> {
         let mut messages = Messages::new();
         wire::mark(&mut messages, message::BATCH_BEGIN);
         if let Some(generation) = generation {
             messages.u32_be(batch::GENERATION, generation);
         }
+        let table = table.into();
         Batch { table, messages, about: vec![(message::BATCH_BEGIN, None)], sets: 0, one_by_one: BTreeSet::new() }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::object::Name;
 use super::read::{Count, Reader};
+use super::wire::{BRIDGE, TableId};
 use crate::kernel::Error;
 use crate::kernel::netlink::{Bus, Socket};
 
@@ -11,7 +12,7 @@ use crate::kernel::netlink::{Bus, Socket};
 #[derive(Debug)]
 pub struct CounterReader {
     socket: Socket,
-    table: &'static str,
+    table: TableId<'static>,
 }
 
 impl CounterReader {
@@ -20,6 +21,18 @@ impl CounterReader {
     /// # Errors
     /// A socket cannot be opened.
     pub fn open(table: &'static str) -> Result<CounterReader, Error> {
+        CounterReader::of(table.into())
+    }
+
+    /// Like [`open`](CounterReader::open), for a table of the family `bridge`.
+    ///
+    /// # Errors
+    /// As [`open`](CounterReader::open).
+    pub fn open_bridge(name: &'static str) -> Result<CounterReader, Error> {
+        CounterReader::of(TableId { family: BRIDGE, name })
+    }
+
+    fn of(table: TableId<'static>) -> Result<CounterReader, Error> {
         Ok(CounterReader { socket: Socket::open(Bus::Netfilter)?, table })
     }
 
@@ -30,7 +43,8 @@ impl CounterReader {
     pub fn counts(&mut self, prefix: &str) -> Result<BTreeMap<Name, Count>, Error> {
         let mut reader = Reader { socket: &mut self.socket, table: self.table };
         let counters = reader.counters();
-        let mut counts = counters.map_err(|fault| Error::new("list counters of table", self.table, fault.into()))?;
+        let mut counts =
+            counters.map_err(|fault| Error::new("list counters of table", self.table.name, fault.into()))?;
         counts.retain(|name, _| name.as_str().starts_with(prefix));
         Ok(counts)
     }

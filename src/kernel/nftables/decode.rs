@@ -140,8 +140,12 @@ impl<'a> Reader<'a> {
                 let (name, negated) = (link(value)?.into(), is_negated(*operation)?);
                 self.condition(Match::OutputLink { name, negated }, rest)
             }
+            (meta::ETHER_TYPE, [Expression::Compare { from: FIRST, operation, value }, rest @ ..]) => {
+                self.condition(Match::EtherType { number: value.as_port()?, negated: is_negated(*operation)? }, rest)
+            }
             (meta::INPUT_LINK, _) => self.any_lookup(&[Lookup::InputLink]),
             (meta::OUTPUT_LINK, _) => self.any_lookup(&[Lookup::OutputLink]),
+            (meta::INPUT_BRIDGE, _) => self.any_lookup(&[Lookup::InputBridge]),
             _ => None,
         }
     }

@@ -74,6 +74,7 @@ pub(super) fn loads(lookup: Lookup) -> Vec<Expression> {
         Lookup::DestinationPort(_) => vec![port(0)],
         Lookup::InputLink => vec![Expression::Meta { key: meta::INPUT_LINK, to: FIRST }],
         Lookup::OutputLink => vec![Expression::Meta { key: meta::OUTPUT_LINK, to: FIRST }],
+        Lookup::InputBridge => vec![Expression::Meta { key: meta::INPUT_BRIDGE, to: FIRST }],
     }
 }
 
@@ -207,6 +208,10 @@ impl Writer {
                 self.meta(meta::OUTPUT_LINK);
                 self.equal(*negated, link(name));
             }
+            Match::EtherType { number, negated } => {
+                self.meta(meta::ETHER_TYPE);
+                self.equal(*negated, Data::new(&number.to_be_bytes()));
+            }
             Match::Limit { per_minute, burst } => {
                 self.push(Expression::Limit { rate: u64::from(*per_minute), seconds: 60, burst: *burst });
             }
@@ -263,7 +268,11 @@ impl Writer {
             }
             Lookup::DestinationPort(protocol) => self.need_protocol(protocol.number()),
             // Connection tracking knows the family of a connection itself, and a name is a name.
-            Lookup::OriginalService(_) | Lookup::DestinationProtocolPort | Lookup::InputLink | Lookup::OutputLink => {}
+            Lookup::OriginalService(_)
+            | Lookup::DestinationProtocolPort
+            | Lookup::InputLink
+            | Lookup::OutputLink
+            | Lookup::InputBridge => {}
         }
         self.written.extend(loads(lookup));
     }

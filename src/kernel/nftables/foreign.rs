@@ -8,6 +8,7 @@
 
 use rustix::io::Errno;
 
+use super::wire::{BRIDGE, INET};
 use crate::kernel::netlink::{Bus, Fault, Messages, Socket};
 use crate::kernel::{Cause, Error};
 use crate::net::Family;
@@ -24,8 +25,6 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const GET_TABLE: u16 = (SUBSYSTEM as u16) << 8 | 1;
 const DELETE_TABLE: u16 = (SUBSYSTEM as u16) << 8 | 2;
-/// `NFPROTO_INET`.
-const INET: u8 = 1;
 /// The attribute of a table with its name.
 const NAME: u16 = 1;
 
@@ -60,8 +59,20 @@ pub fn remove<'a>(tables: &[Table<'a>]) -> Result<Vec<Table<'a>>, Error> {
 /// # Errors
 /// The kernel refuses to say.
 pub fn has_inet_table(name: &str) -> Result<bool, Error> {
+    has_table(INET, name)
+}
+
+/// The same for the family `bridge`.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn has_bridge_table(name: &str) -> Result<bool, Error> {
+    has_table(BRIDGE, name)
+}
+
+fn has_table(family: u8, name: &str) -> Result<bool, Error> {
     let mut message = Messages::new();
-    message.begin(GET_TABLE, 0).header(&[INET, 0, 0, 0]).text(NAME, name);
+    message.begin(GET_TABLE, 0).header(&[family, 0, 0, 0]).text(NAME, name);
     match Socket::open(Bus::Netfilter) {
         Ok(mut socket) => is_there(&mut socket, message, name),
         Err(error) if error.is_unsupported() => Ok(false),

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::object::Object;
-use super::wire::{self, HEADER, TABLE, chain, message, object, rule, set};
+use super::wire::{HEADER, TABLE, TableId, chain, message, object, rule, set};
 use crate::kernel::netlink::{Answer, Bus, Listener};
 use crate::kernel::{Error, own};
 
@@ -13,7 +13,7 @@ use crate::kernel::{Error, own};
 #[derive(Debug)]
 pub(super) struct Notified {
     listener: Listener,
-    table: &'static str,
+    table: TableId<'static>,
     touched: Touched,
 }
 
@@ -31,7 +31,7 @@ impl Notified {
     ///
     /// # Errors
     /// The socket cannot be opened.
-    pub fn listen(table: &'static str) -> Result<Notified, Error> {
+    pub fn listen(table: TableId<'static>) -> Result<Notified, Error> {
         let listener = Listener::open(Bus::Netfilter, &[GROUP])?;
         Ok(Notified { listener, table, touched: Touched::default() })
     }
@@ -57,11 +57,11 @@ impl Notified {
 }
 
 impl Touched {
-    fn note(&mut self, answer: &Answer<'_>, table: &str) {
+    fn note(&mut self, answer: &Answer<'_>, table: TableId<'_>) {
         let attributes = answer.attributes(HEADER);
         let text = |kind: u16| attributes.get(kind).and_then(|text| text.text());
-        let is_inet = answer.header::<HEADER>().is_some_and(|[family, ..]| *family == wire::INET);
-        if !is_inet || text(TABLE) != Some(table) {
+        let is_of_family = answer.header::<HEADER>().is_some_and(|[family, ..]| *family == table.family);
+        if !is_of_family || text(TABLE) != Some(table.name) {
             return;
         }
         let touched = match answer.kind {

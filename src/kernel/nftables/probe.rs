@@ -10,6 +10,7 @@ use super::batch::Batch;
 use super::object::{Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Name, Object, SetSpec};
 use super::plan::Plan;
 use super::rule::{Lookup, Mark, Match, Rule, Side, Statement, States, Verdict};
+use super::wire::{BRIDGE, TableId};
 use crate::kernel::netlink::{Bus, Refusal, Socket};
 use crate::kernel::{Cause, Error};
 use crate::net::{Family, PortRange, Protocol};
@@ -67,6 +68,20 @@ pub fn probe() -> Result<(), Missing> {
     let refusals =
         socket.transact(&mut batch.messages).map_err(|fault| other(Error::new("try nf_tables", "", fault.into())))?;
     missing(&batch, refusals).map_or(Ok(()), Err)
+}
+
+/// Tries whether the kernel takes these contents in a table of the family `bridge`, in the network namespace of the calling thread.
+///
+/// # Errors
+/// It does not; what it says of it.
+pub fn probe_bridge(contents: &BTreeMap<Object, Content>) -> Result<(), Error> {
+    let mut socket = Socket::open(Bus::Netfilter)?;
+    let mut batch = Batch::new(TableId { family: BRIDGE, name: TABLE }, None);
+    batch.make_table(0);
+    Plan::of_all(contents).write(&mut batch)?;
+    batch.delete_table();
+    batch.close();
+    socket.transaction(&mut batch.messages).map_err(|fault| Error::new("try nf_tables", "bridge", fault.into()))
 }
 
 fn missing(batch: &Batch<'_>, refusals: Vec<Refusal>) -> Option<Missing> {

@@ -8,13 +8,13 @@ use super::element::{self, Description, Found, Verdicts};
 use super::expression::{Expression, fib};
 use super::object::{Base, Content, Key, Kind, Name, SetSpec};
 use super::rule::{Foreign, Rule};
-use super::wire::{self, HEADER, ITEM, TABLE, chain, generation, message, object, rule, set, table};
+use super::wire::{self, HEADER, ITEM, TABLE, TableId, chain, generation, message, object, rule, set, table};
 use crate::kernel::netlink::{Answer, Attributes, Fault, Messages, Socket};
 
 /// Reads the table of this name.
 pub(super) struct Reader<'a> {
     pub socket: &'a mut Socket,
-    pub table: &'a str,
+    pub table: TableId<'a>,
 }
 
 /// The table itself.
@@ -181,10 +181,10 @@ pub struct Count {
 }
 
 /// The attributes of an answer about this table: not every kernel obeys every filter.
-fn of_table<'a>(answer: &Answer<'a>, table: &str) -> Option<Attributes<'a>> {
+fn of_table<'a>(answer: &Answer<'a>, table: TableId<'_>) -> Option<Attributes<'a>> {
     let [family, ..] = *answer.header::<HEADER>()?;
     let attributes = answer.attributes(HEADER);
-    (family == wire::INET && attributes.get(TABLE)?.text()? == table).then_some(attributes)
+    (family == table.family && attributes.get(TABLE)?.text()? == table.name).then_some(attributes)
 }
 
 fn described_set(attributes: &Attributes<'_>) -> Option<(String, Description)> {

@@ -68,6 +68,9 @@ pub enum Match {
     InputLink { name: CompactString, negated: bool },
     /// `oifname`.
     OutputLink { name: CompactString, negated: bool },
+    /// `meta protocol`: the EtherType of a frame (IEEE 802.3), behind the tag of a VLAN that the kernel takes off a frame which it receives:
+    /// one at most.
+    EtherType { number: u16, negated: bool },
     /// `limit rate`: holds this many times a minute, and for this many packets in a row.
     Limit { per_minute: u32, burst: u32 },
 }
@@ -89,6 +92,8 @@ pub enum Lookup {
     DestinationPort(Protocol),
     InputLink,
     OutputLink,
+    /// `meta ibrname`, in a table of the family `bridge`: the bridge by one of whose ports the frame came.
+    InputBridge,
 }
 
 /// What happens to a packet on its way through a rule, without ending it.

@@ -1,6 +1,6 @@
 //! One table of ours as a kind of kernel objects.
 //!
-//! Ours: the table of the family `inet` with this name, and everything in it. A step is a change of one object in it; all steps
+//! Ours: the table of the family `inet`, or `bridge`, with this name, and everything in it. A step is a change of one object in it; all steps
 //! that come together are one transaction, which the kernel performs whole or not at all.
 //!
 //! Where the kernel knows owners (since 5.12) that leave their tables behind (`persist`, since 6.9), the table belongs to the socket of
@@ -29,15 +29,16 @@ use super::object::{Content, Name, Object, SetSpec};
 use super::plan::Plan;
 use super::read::{Reader, Sets};
 use super::wire::table::{FLAG_OWNER, FLAG_PERSIST};
+use super::wire::{BRIDGE, TableId};
 use crate::kernel::netlink::{Bus, Fault, Refusal, Socket};
 use crate::kernel::{Cause, Error};
 use crate::reconcile::{Failure, Glance, Phase, Step, Target};
 
 /// The contents of one table of ours.
 #[derive(Debug)]
-pub struct InetTable {
+pub struct OwnTable {
     pub(super) socket: Socket,
-    name: &'static str,
+    id: TableId<'static>,
     /// Whether this kernel lets a table belong to a process and outlive it.
     knows_owners: bool,
     standing: Standing,
@@ -60,18 +61,31 @@ const TRIES: usize = 10;
 /// What exists and what it is.
 type Contents = BTreeMap<Object, Content>;
 
-impl InetTable {
+impl OwnTable {
     /// Opens the sockets in the network namespace of the calling thread, where they stay. Does not touch the table.
     ///
     /// # Errors
     /// A socket cannot be opened, or the kernel does not tell whether it knows owners of tables.
-    pub fn open(name: &'static str) -> Result<InetTable, Error> {
+    pub fn open(name: &'static str) -> Result<OwnTable, Error> {
+        OwnTable::of(name.into())
+    }
+
+    /// Like [`open`](OwnTable::open), for the table of the family `bridge` with this name. Whether the kernel has such tables,
+    /// [`probe_bridge`](super::probe::probe_bridge) tells.
+    ///
+    /// # Errors
+    /// As [`open`](OwnTable::open).
+    pub fn open_bridge(name: &'static str) -> Result<OwnTable, Error> {
+        OwnTable::of(TableId { family: BRIDGE, name })
+    }
+
+    fn of(id: TableId<'static>) -> Result<OwnTable, Error> {
         let mut socket = Socket::open(Bus::Netfilter)?;
-        let knows_owners = knows_owners(&mut socket, name)?;
-        let notified = if knows_owners { None } else { Some(Notified::listen(name)?) };
-        Ok(InetTable {
+        let knows_owners = knows_owners(&mut socket, id)?;
+        let notified = if knows_owners { None } else { Some(Notified::listen(id)?) };
+        Ok(OwnTable {
             socket,
-            name,
+            id,
             knows_owners,
             standing: Standing::Unknown,
             is_read: false,
@@ -95,11 +109,11 @@ impl InetTable {
     }
 
     fn reader(&mut self) -> Reader<'_> {
-        Reader { socket: &mut self.socket, table: self.name }
+        Reader { socket: &mut self.socket, table: self.id }
     }
 
     fn error(&self, operation: &'static str, fault: Fault) -> Error {
-        error(operation, self.name, fault)
+        error(operation, self.id.name, fault)
     }
 
     /// Performs a transaction. Remembers the objects at fault: none where all is refused, whatever it is.
@@ -187,7 +201,7 @@ impl InetTable {
 
     fn remove(&mut self) -> Result<(), Error> {
         if self.standing != Standing::Absent {
-            let mut batch = Batch::new(self.name, None);
+            let mut batch = Batch::new(self.id, None);
             batch.delete_table();
             self.commit(batch)?;
         }
@@ -215,7 +229,7 @@ impl InetTable {
             return self.remove();
         }
         let plan = Plan::of_all(&contents);
-        let mut batch = Batch::new(self.name, generation);
+        let mut batch = Batch::new(self.id, generation);
         batch.one_by_one.clone_from(&self.one_by_one);
         if self.standing != Standing::Absent {
             batch.delete_table();
@@ -249,9 +263,9 @@ fn error(operation: &'static str, table: &str, fault: Fault) -> Error {
 /// # Errors
 /// The kernel refuses for another reason than that it does not know these flags: the table would be left open to others as long as
 /// this process lives.
-fn knows_owners(socket: &mut Socket, name: &str) -> Result<bool, Error> {
-    let trial = format!("{name}_trial");
-    let mut batch = Batch::new(&trial, None);
+fn knows_owners(socket: &mut Socket, id: TableId<'_>) -> Result<bool, Error> {
+    let trial = format!("{}_trial", id.name);
+    let mut batch = Batch::new(TableId { name: &trial, ..id }, None);
     batch.make_new_table(FLAG_OWNER | FLAG_PERSIST);
     batch.delete_table();
     batch.close();
@@ -263,13 +277,13 @@ fn knows_owners(socket: &mut Socket, name: &str) -> Result<bool, Error> {
     }
 }
 
-impl Target for InetTable {
+impl Target for OwnTable {
     type Key = Object;
     type Value = Content;
     type Error = Error;
 
     fn name(&self) -> &'static str {
-        "rules"
+        if self.id.family == BRIDGE { "bridge rules" } else { "rules" }
     }
 
     fn read(&mut self) -> Result<Contents, Error> {

@@ -72,6 +72,7 @@ fn lookup() -> impl Strategy<Value = Lookup> {
         protocol().prop_map(Lookup::DestinationPort),
         Just(Lookup::InputLink),
         Just(Lookup::OutputLink),
+        Just(Lookup::InputBridge),
     ]
 }
 
@@ -91,6 +92,7 @@ fn one_match() -> impl Strategy<Value = Match> {
         (mark(), any::<bool>()).prop_map(|(mark, negated)| Match::ConnectionMark { mark, negated }),
         (link(), any::<bool>()).prop_map(|(name, negated)| Match::InputLink { name: name.into(), negated }),
         (link(), any::<bool>()).prop_map(|(name, negated)| Match::OutputLink { name: name.into(), negated }),
+        (any::<u16>(), any::<bool>()).prop_map(|(number, negated)| Match::EtherType { number, negated }),
         (any::<u32>(), any::<u32>()).prop_map(|(per_minute, burst)| Match::Limit { per_minute, burst }),
     ]
 }

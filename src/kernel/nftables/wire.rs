@@ -8,8 +8,25 @@ use crate::kernel::netlink::Messages;
 /// The header that every netfilter message has: family, version, resource.
 pub(super) const HEADER: usize = 4;
 
+/// The table that a message is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct TableId<'a> {
+    /// `NFPROTO_INET` or `NFPROTO_BRIDGE`.
+    pub family: u8,
+    pub name: &'a str,
+}
+
 /// `NFPROTO_INET`: a table for IPv4 and IPv6.
 pub(super) const INET: u8 = 1;
+/// `NFPROTO_BRIDGE`: a table for the frames that ports of bridges receive.
+pub(super) const BRIDGE: u8 = 7;
+
+impl<'a> From<&'a str> for TableId<'a> {
+    /// The table of the family `inet`.
+    fn from(name: &'a str) -> TableId<'a> {
+        TableId { family: INET, name }
+    }
+}
 
 const SUBSYSTEM: u16 = 10;
 
@@ -158,8 +175,8 @@ pub(super) mod data {
 }
 
 /// Starts a message about a table, or about something in it.
-pub(super) fn begin<'m>(messages: &'m mut Messages, kind: u16, flags: u16, table: &str) -> &'m mut Messages {
-    messages.begin(kind, flags).header(&[INET, 0, 0, 0]).text(TABLE, table)
+pub(super) fn begin<'m>(messages: &'m mut Messages, kind: u16, flags: u16, table: TableId<'_>) -> &'m mut Messages {
+    messages.begin(kind, flags).header(&[table.family, 0, 0, 0]).text(TABLE, table.name)
 }
 
 /// Starts the message that opens or closes a transaction.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sluice::kernel::nftables::rule::Side;
 use sluice::kernel::nftables::{
-    Base, BaseKind, Chain, Content, Fields, Hook, InetTable, Key, Kind, Lookup, Match, Name, Object, Rule, SetSpec,
+    Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Lookup, Match, Name, Object, OwnTable, Rule, SetSpec,
     Verdict,
 };
 use sluice::net::{Family, PortRange, Protocol};
@@ -66,12 +66,12 @@ fn contents() -> Contents {
     contents
 }
 
-fn table() -> Mirror<InetTable> {
-    Mirror::new(InetTable::open("sluice_bench").expect("a socket"))
+fn table() -> Mirror<OwnTable> {
+    Mirror::new(OwnTable::open("sluice_bench").expect("a socket"))
 }
 
 /// Brings these objects about.
-fn change(table: &mut Mirror<InetTable>, want: &Contents, keys: &[Object]) -> std::time::Duration {
+fn change(table: &mut Mirror<OwnTable>, want: &Contents, keys: &[Object]) -> std::time::Duration {
     keys.iter().for_each(|key| table.mark(key.clone()));
     let at = Moment { now: std::time::Instant::now(), jitter: 0 };
     let took = timed(|| drop(table.transact(want, Growth::Full, true, at)));

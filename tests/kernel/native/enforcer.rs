@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use sluice::config::FirewallConfig;
 use sluice::firewall::backend::Backend;
+use sluice::firewall::frames;
 use sluice::firewall::iptables::apply::{IptablesRound, Mirrors};
 use sluice::firewall::iptables::linux::{self, Linux};
 use sluice::firewall::iptables::lowering::Lowering;
@@ -195,7 +196,9 @@ impl Either {
                 Either::Iptables(Box::new((Lowering::new(config.clone(), families), Mirrors::new(targets))))
             }
             Filter::Nftables => {
-                let targets = nftables::linux::open_for_cleanup().expect("the kernel can be reached");
+                let opened = nftables::linux::open_for_cleanup().expect("the kernel can be reached");
+                let frames = frames::linux::open().expect("the kernel can be reached");
+                let targets = nftables::apply::Targets { frames, ..opened };
                 let (owners, told) = watch::channel(Arc::default());
                 Either::Nftables(Box::new((Nftables::new(config.clone(), families, targets, owners), told)))
             }
@@ -206,8 +209,10 @@ impl Either {
 /// A table belongs to its process until all copies of the socket are closed, of which programs that begin have some for a moment.
 pub fn until_nobody_owns_the_table() {
     let begun = Instant::now();
-    while attempt(&format!("nft list table inet {TABLE}")).1.contains("flags owner") {
-        assert!(begun.elapsed() < Duration::from_secs(10), "the table still has an owner");
+    let tables = [format!("inet {TABLE}"), format!("bridge {}", frames::TABLE)];
+    let is_owned = |table: &String| attempt(&format!("nft list table {table}")).1.contains("flags owner");
+    while tables.iter().any(is_owned) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "a table still has an owner");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

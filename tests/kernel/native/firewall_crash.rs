@@ -20,6 +20,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, getpid, kill_process};
+use sluice::firewall::frames::FrameTable;
 use sluice::firewall::iptables::apply::{Kernel, Mirrors, Refusing, Targets, Timed};
 use sluice::firewall::iptables::desired::Desired;
 use sluice::firewall::iptables::linux::{self, Linux};
@@ -32,7 +33,7 @@ use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::verdict;
 use sluice::kernel::ipset::{Elements, Sets};
 use sluice::kernel::iptables::{Flavour, Refusal, Tables, Timing};
-use sluice::kernel::nftables::{InetTable, Object};
+use sluice::kernel::nftables::{Object, OwnTable};
 use sluice::kernel::sysctl::Settings;
 use sluice::model::{
     Authority, Namespace, Namespaces, ObjectName, Operator, Peer, Peers, Ports, Requirement, Selector, World,
@@ -291,9 +292,9 @@ fn bring_about(filter: Filter, world: &Option<World>, default_deny: bool, left: 
 fn bring_about_in_table(world: &Option<World>, default_deny: bool, left: Rc<Cell<u64>>) {
     // A process that was killed may own it for a moment.
     until_nobody_owns_the_table();
-    let nftables::apply::Targets { kernel, settings, table } = nftables::linux::open_for_cleanup().unwrap();
+    let nftables::apply::Targets { kernel, settings, frames, table } = nftables::linux::open_for_cleanup().unwrap();
     let (kernel, table) = (Mortal { inner: kernel, left: left.clone() }, Mortal { inner: table, left });
-    let mut mirrors = nftables::apply::Mirrors::new(nftables::apply::Targets { kernel, settings, table });
+    let mut mirrors = nftables::apply::Mirrors::new(nftables::apply::Targets { kernel, settings, frames, table });
     let mut lowering = TableLowering::new(config(default_deny), BOTH_FAMILIES);
     if let Some(world) = world {
         let mut plan = Plan::new();
@@ -323,11 +324,12 @@ fn one_round(filter: Filter, world: &World, default_deny: bool) {
 }
 
 fn mortal(flavour: Flavour, left: Rc<Cell<u64>>) -> Mirrors<Mortal<Linux>> {
-    let Targets { settings, sets, elements, rules, kernel } =
+    let Targets { settings, frames, sets, elements, rules, kernel } =
         linux::open_with(programs(flavour)).expect("the kernel can be reached");
     Mirrors::new(Targets {
         kernel: Mortal { inner: kernel, left: left.clone() },
         settings,
+        frames,
         sets: Mortal { inner: sets, left: left.clone() },
         elements: Mortal { inner: elements, left: left.clone() },
         rules: Mortal { inner: rules, left },
@@ -522,7 +524,7 @@ trait Acts: Target {
 impl Acts for Sets {}
 impl Acts for Elements {}
 /// One transaction, but for the filling of new sets, which nobody looks into before.
-impl Acts for InetTable {
+impl Acts for OwnTable {
     fn acts(steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Vec<usize>> {
         vec![(0..steps.len()).collect()]
     }
@@ -571,6 +573,7 @@ impl<T: Acts> Target for Mortal<T> {
 
 impl Kernel for Mortal<Linux> {
     type Settings = Settings;
+    type Frames = FrameTable;
     type Sets = Mortal<Sets>;
     type Elements = Mortal<Elements>;
     type Rules = Mortal<Tables>;
@@ -602,14 +605,15 @@ impl Refusing for Mortal<Tables> {
 
 impl nftables::apply::Kernel for Mortal<nftables::linux::Linux> {
     type Settings = Settings;
-    type Table = Mortal<InetTable>;
+    type Frames = FrameTable;
+    type Table = Mortal<OwnTable>;
 
     fn remove_abandoned(&mut self) -> Vec<String> {
         self.inner.remove_abandoned()
     }
 }
 
-impl nftables::apply::Refusing for Mortal<InetTable> {
+impl nftables::apply::Refusing for Mortal<OwnTable> {
     fn take_refused(&mut self) -> BTreeMap<Object, String> {
         nftables::apply::Refusing::take_refused(&mut self.inner)
     }

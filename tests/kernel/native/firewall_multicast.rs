@@ -29,10 +29,10 @@ const fn group(first: u16) -> Ipv6Addr {
 }
 
 /// The ears of pods and of the node.
-struct Listeners(Vec<(&'static str, File, Vec<UdpSocket>)>);
+pub struct Listeners(Vec<(&'static str, File, Vec<UdpSocket>)>);
 
 impl Listeners {
-    fn of(bridged: &Bridged) -> Listeners {
+    pub fn of(bridged: &Bridged) -> Listeners {
         let all = bridged.ends.iter().map(|(name, _, namespace, _)| {
             let device = if *name == "node" { "kube-bridge" } else { "eth0" };
             let sockets = inside(namespace, || listen(device));
@@ -67,7 +67,7 @@ impl Listeners {
         heard
     }
 
-    fn assert_heard(&self, said: &str, (from, frame): (&str, &Frame), expected: &[&str]) {
+    pub fn assert_heard(&self, said: &str, (from, frame): (&str, &Frame), expected: &[&str]) {
         // Packets that should arrive are sent again: the machine may be busy.
         let mut heard = self.hear(from, frame);
         for _ in 0..3 {
@@ -120,7 +120,7 @@ pub fn frame(from: &str, to: IpAddr) -> Frame {
 }
 
 /// Returns a packet from one pod to another.
-fn unicast(from: &str, to: &str) -> Frame {
+pub fn unicast(from: &str, to: &str) -> Frame {
     let (_, v4, _) = PODS.into_iter().find(|(name, ..)| *name == to).expect("it is there");
     Frame { to: link_address(to), ..frame(from, v4.parse().expect("an address")) }
 }

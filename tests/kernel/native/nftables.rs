@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use sluice::kernel::nftables::rule::{Mark, Side, States};
 use sluice::kernel::nftables::{
-    Base, BaseKind, Chain, Content, Fields, Hook, InetTable, Key, Kind, Lookup, Match, Name, Object, Rule, SetSpec,
+    Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Lookup, Match, Name, Object, OwnTable, Rule, SetSpec,
     Statement, Verdict,
 };
 use sluice::net::{Family, PortRange, Protocol};
@@ -20,19 +20,19 @@ pub const TABLE: &str = "sluice_test";
 
 pub type Contents = BTreeMap<Object, Content>;
 
-pub fn mirror() -> Mirror<InetTable> {
-    Mirror::new(InetTable::open(TABLE).expect("a socket"))
+pub fn mirror() -> Mirror<OwnTable> {
+    Mirror::new(OwnTable::open(TABLE).expect("a socket"))
 }
 
 /// Brings the table into this state, and sees that it was done without trouble.
-pub fn settle(mirror: &mut Mirror<InetTable>, want: &Contents) {
+pub fn settle(mirror: &mut Mirror<OwnTable>, want: &Contents) {
     mirror.mark_all();
     mirror.transact(want, Growth::Full, true, moment());
     assert!(mirror.is_settled(), "{:?}", mirror.trouble());
 }
 
 /// Ends the process that has the table, so to speak. A program that is being started by another test holds its socket a bit longer.
-pub fn end(mirror: Mirror<InetTable>) {
+pub fn end(mirror: Mirror<OwnTable>) {
     drop(mirror);
     for _ in 0..500 {
         if !run("nft list table inet sluice_test").contains("flags owner") {

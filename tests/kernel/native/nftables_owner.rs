@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sluice::kernel::nftables::rule::Side;
 use sluice::kernel::nftables::{
-    BaseKind, Content, Fields, Hook, InetTable, Key, Kind, Lookup, Match, Object, Rule, Verdict, probe,
+    BaseKind, Content, Fields, Hook, Key, Kind, Lookup, Match, Object, OwnTable, Rule, Verdict, probe,
 };
 use sluice::net::Family;
 use sluice::reconcile::{Growth, Reflection, glance};
@@ -150,7 +150,7 @@ fn what_others_do_to_a_table_without_owner_is_seen_at_a_glance_and_repaired() {
             assert_eq!(drift.len(), found, "{damage}: {drift:?}");
             ours.transact(&small(), Growth::Full, true, moment());
             assert!(ours.is_settled(), "{damage}: {:?}", ours.trouble());
-            let mut fresh = sluice::reconcile::Mirror::new(InetTable::open(TABLE).expect("a socket"));
+            let mut fresh = sluice::reconcile::Mirror::new(OwnTable::open(TABLE).expect("a socket"));
             settle(&mut fresh, &small());
             assert_eq!(fresh.steps_done(), 0, "{damage}");
         }
@@ -220,10 +220,10 @@ fn chains_behind_a_circle_are_not_at_fault() {
 fn a_trial_that_fails_for_another_reason_does_not_leave_the_table_open_to_others() {
     in_new(|| {
         run("nft add table inet sluice_test_trial");
-        let error = InetTable::open(TABLE).expect_err("it does not tell").to_string();
+        let error = OwnTable::open(TABLE).expect_err("it does not tell").to_string();
         assert!(error.contains("sluice_test_trial"), "{error}");
         assert_eq!(run("nft list ruleset"), "table inet sluice_test_trial {\n}\n");
         run("nft delete table inet sluice_test_trial");
-        InetTable::open(TABLE).expect("now it does");
+        OwnTable::open(TABLE).expect("now it does");
     });
 }

@@ -45,7 +45,7 @@ fn more() -> Contents {
 }
 
 /// Sees that the table holds this and nothing else, also to somebody who has not seen it before.
-fn check(mut ours: Mirror<sluice::kernel::nftables::InetTable>, want: &Contents, why: &str) {
+fn check(mut ours: Mirror<sluice::kernel::nftables::OwnTable>, want: &Contents, why: &str) {
     settle(&mut ours, want);
     assert_eq!(ours.target().read().expect("it can be read"), *want, "{why}");
     settle(&mut ours, &Contents::new());

@@ -186,6 +186,7 @@ impl MemoryKernel {
         firewall::iptables::apply::Targets {
             kernel: self.clone(),
             settings: Memory::new(self),
+            frames: Optional::unused(firewall::frames::NAME),
             sets: Memory { ours: Box::new(move |set, _| is_our_set(set)), ..Memory::new(self) },
             elements: Memory { ours: Box::new(move |element, _| is_our_set(&element.set)), ..Memory::new(self) },
             rules: Memory { ours: Box::new(move |piece, _| is_ours(piece)), ..Memory::new(self) },
@@ -286,6 +287,7 @@ impl Kernel for MemoryKernel {
 
 impl firewall::iptables::apply::Kernel for MemoryKernel {
     type Settings = Memory<Settings>;
+    type Frames = firewall::frames::FrameTable;
     type Sets = Memory<Sets>;
     type Elements = Memory<Elements>;
     type Rules = Memory<RuleRows>;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use super::{Contents, InetTable, TRIES};
+use super::{Contents, OwnTable, TRIES};
 use crate::kernel::netlink::Fault;
 use crate::kernel::nftables::object::{Chain, Content, Key, Name, Object, SetSpec};
 use crate::kernel::nftables::read::{Reader, Sets};
@@ -11,7 +11,7 @@ use crate::kernel::nftables::read::{Reader, Sets};
 /// So many elements are asked for one by one; for more, their set is listed.
 const FEW: usize = 256;
 
-impl InetTable {
+impl OwnTable {
     /// Reads everything, and again where somebody changed something meanwhile. Returns also the generation in which it is so,
     /// where others can change it.
     pub(super) fn read_all(&mut self) -> Result<(Contents, Sets, Option<u32>), Fault> {
@@ -67,7 +67,7 @@ impl InetTable {
         if self.reader().header()?.is_none() {
             return Ok(Contents::new());
         }
-        let mut reader = Reader { socket: &mut self.socket, table: self.name };
+        let mut reader = Reader { socket: &mut self.socket, table: self.id };
         let sets = reader.sets()?;
         let mut found = Contents::new();
         let is_chain = |key: &&Object| matches!(key, Object::Chain(_));
@@ -126,7 +126,7 @@ impl InetTable {
         let Some(notified) = &mut self.notified else { return Ok(Some(Vec::new())) };
         let Some(touched) = notified.take() else { return Ok(None) };
         let mut suspects: Vec<Object> = touched.iter().cloned().collect();
-        let mut reader = Reader { socket: &mut self.socket, table: self.name };
+        let mut reader = Reader { socket: &mut self.socket, table: self.id };
         for set in touched.iter().filter_map(|object| if let Object::Set(name) = object { Some(name) } else { None }) {
             let from = Object::Element(set.clone(), Key::first());
             let known = seen.range((Bound::Included(from), Bound::Unbounded));

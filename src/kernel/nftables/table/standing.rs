@@ -5,7 +5,7 @@
 
 use rustix::io::Errno;
 
-use super::{Contents, InetTable};
+use super::{Contents, OwnTable};
 use crate::kernel::netlink::Fault;
 use crate::kernel::nftables::batch::Batch;
 use crate::kernel::nftables::object::{Content, Key, Object};
@@ -43,7 +43,7 @@ impl Standing {
     }
 }
 
-impl InetTable {
+impl OwnTable {
     /// Looks at the table if it is not ours already. Where that is not as it was, nothing is known of what is in it.
     pub(super) fn look(&mut self) -> Result<(), Fault> {
         if self.standing == Standing::Ours {
@@ -65,7 +65,7 @@ impl InetTable {
         }
         if !self.is_read {
             let cause = Cause::Malformed("it changed hands, so it is read again first");
-            return Err(Error::new("change table", self.name, cause));
+            return Err(Error::new("change table", self.id.name, cause));
         }
         Ok(())
     }
@@ -73,7 +73,7 @@ impl InetTable {
     /// Makes the table ours after it was read, where that is possible without a change of what is in it. Returns `false` where
     /// others changed something since this generation.
     pub(super) fn claim(&mut self, contents: &Contents, generation: Option<u32>) -> Result<bool, Error> {
-        let mut batch = Batch::new(self.name, generation);
+        let mut batch = Batch::new(self.id, generation);
         let then = match self.standing {
             Standing::Unknown | Standing::Elsewhere => return Ok(true),
             Standing::Absent | Standing::Ours => self.standing,
@@ -118,7 +118,7 @@ impl InetTable {
 
     /// Starts a transaction, which makes the table where it does not exist.
     pub(super) fn begin(&self) -> Batch<'static> {
-        let mut batch = Batch::new(self.name, None);
+        let mut batch = Batch::new(self.id, None);
         batch.one_by_one.clone_from(&self.one_by_one);
         if self.standing == Standing::Absent {
             batch.make_new_table(self.flags());

@@ -1,0 +1,56 @@
+//! The table of frames in the kernel, and what it has dropped.
+
+use tracing::warn;
+
+use crate::kernel::Error;
+use crate::kernel::nftables::{CounterReader, Name, OwnTable, has_bridge_table, probe_bridge};
+use crate::reconcile::Optional;
+
+use super::{FrameTable, NAME, TABLE, TWO_TAGS, frames};
+
+/// Opens the table in the network namespace of the calling thread.
+///
+/// # Errors
+/// If the kernel refuses netlink sockets.
+pub fn open() -> Result<FrameTable, Error> {
+    if let Err(error) = probe_bridge(&frames(&["kube-bridge".into()])) {
+        warn!(%error, "Frames with two VLAN tags pass between pods without network policies: the kernel has no nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE, module nft_meta_bridge)");
+        return Ok(Optional::unused(NAME));
+    }
+    Ok(Optional::used(OwnTable::open_bridge(TABLE)?))
+}
+
+/// Opens the table where there is one.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_for_cleanup() -> Result<FrameTable, Error> {
+    // A kernel without nf_tables says so with an error.
+    if !has_bridge_table(TABLE).unwrap_or(false) {
+        return Ok(Optional::unused(NAME));
+    }
+    Ok(Optional::used(OwnTable::open_bridge(TABLE)?))
+}
+
+/// Reads how many packets were dropped. What was counted before the table was made anew stays in the sum.
+#[derive(Default)]
+pub struct DroppedFrames {
+    reader: Option<CounterReader>,
+    last: u64,
+    sum: u64,
+}
+
+impl DroppedFrames {
+    /// Returns the number of packets dropped since the start, as far as the kernel tells.
+    pub fn count(&mut self) -> u64 {
+        if self.reader.is_none() {
+            self.reader = CounterReader::open_bridge(TABLE).ok();
+        }
+        // Without such a table nothing is dropped.
+        let counted = self.reader.as_mut().and_then(|reader| reader.counts(TWO_TAGS).ok()).unwrap_or_default();
+        let now = counted.get(&Name::from(TWO_TAGS)).map_or(0, |count| count.packets);
+        self.sum += if now >= self.last { now - self.last } else { now };
+        self.last = now;
+        self.sum
+    }
+}

@@ -1,0 +1,116 @@
+//! Frames that no rule of a policy sees, dropped where a pod's bridge receives them: those with more than one tag of a VLAN.
+//!
+//! ```text
+//! table bridge sluice_frames {
+//!     set bridges { type ifname; elements = { "kube-bridge" } }
+//!     chain two_tags {
+//!         type filter hook prerouting priority filter
+//!         meta protocol 8021q meta ibrname @bridges counter name two_tags drop
+//!         meta protocol 8021ad meta ibrname @bridges counter name two_tags drop
+//!     }
+//! }
+//! ```
+//!
+//! A kernel takes off the tag of a frame that it receives, one, and `br_netfilter` shows what is behind it to the rules where it is IPv4 or
+//! IPv6 (`settings`). Behind a second tag it shows nothing, whatever its settings. The pod that receives the frame takes off both, if they
+//! are of VLAN 0, and has a packet that nobody has judged. So nothing with a second tag passes a bridge on which policies are in force
+//! (`bridges`). Frames with one tag go on, those of a VLAN inside a pod too.
+//!
+//! The table is the same with both backends, because iptables has no rules for frames: it needs nf_tables with the family `bridge`
+//! (`CONFIG_NF_TABLES_BRIDGE`) that tells by which bridge a frame came (`nft_meta_bridge`). Where the kernel has none, that is said at the start, and such frames pass.
+
+use std::collections::BTreeMap;
+
+use compact_str::CompactString;
+
+use crate::kernel::nftables::{
+    Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Lookup, Match, Name, Object, OwnTable, Rule, SetSpec,
+    Statement, Verdict,
+};
+use crate::model::Authority;
+use crate::reconcile::{Growth, Mirror, Moment, Optional, Target};
+
+pub mod linux;
+
+/// The desired contents of the table.
+pub type Frames = BTreeMap<Object, Content>;
+
+/// The table as a kind of kernel objects; not used where the kernel has none.
+pub type FrameTable = Optional<OwnTable>;
+
+/// The table, of the family `bridge`.
+pub const TABLE: &str = "sluice_frames";
+
+/// The name of the kind.
+pub const NAME: &str = "bridge rules";
+
+/// Why packets are dropped here, in the metrics.
+pub const REASON: &str = "vlan-tags";
+
+const TWO_TAGS: &str = "two_tags";
+const BRIDGES: &str = "pod_bridges";
+
+/// The EtherTypes of tags: 802.1Q and 802.1ad.
+const TAGS: [u16; 2] = [0x8100, 0x88a8];
+
+/// `filter` of the family `bridge` (`NF_BR_PRI_FILTER_BRIDGED`): before `br_netfilter`.
+const PRIORITY: i32 = -200;
+
+/// Returns the contents of the table where policies are in force on these bridges.
+pub fn frames(bridges: &[CompactString]) -> Frames {
+    if bridges.is_empty() {
+        return Frames::new();
+    }
+    let (counter, set) = (Name::from(TWO_TAGS), Name::from(BRIDGES));
+    let with_tag = |number| {
+        let tagged = Match::EtherType { number, negated: false };
+        let by_pods = Match::InSet { lookup: Lookup::InputBridge, set: set.clone(), negated: false };
+        Rule::with([tagged, by_pods], [Statement::Count(counter.clone())], Some(Verdict::Drop))
+    };
+    let base = Base { kind: BaseKind::Filter, hook: Hook::Prerouting, priority: PRIORITY };
+    let chain = Chain { base: Some(base), rules: TAGS.map(with_tag).into() };
+    let spec = SetSpec { fields: Fields::Link, kind: Kind::Set, intervals: false };
+    let element =
+        |bridge: &CompactString| (Object::Element(set.clone(), Key::Link(bridge.as_str().into())), Content::Element);
+    let fixed = [
+        (Object::Counter(counter.clone()), Content::Counter),
+        (Object::Set(set.clone()), Content::Set(spec)),
+        (Object::Chain(TWO_TAGS.into()), Content::Chain(chain.into())),
+    ];
+    fixed.into_iter().chain(bridges.iter().map(element)).collect()
+}
+
+/// A table of frames: in the kernel, or in memory for tests.
+pub trait FrameRules: Target<Key = Object, Value = Content> {
+    /// Returns whether the kernel has such tables.
+    fn is_used(&mut self) -> bool;
+}
+
+impl<T: Target<Key = Object, Value = Content>> FrameRules for Optional<T> {
+    fn is_used(&mut self) -> bool {
+        self.target().is_some()
+    }
+}
+
+/// Brings the table about as far as `authority` allows.
+pub fn keep<T: FrameRules>(mirror: &mut Mirror<T>, desired: &Frames, authority: Authority, at: Moment) {
+    if mirror.target().is_used() {
+        mirror.transact(desired, Growth::Full, authority == Authority::Complete, at);
+    } else {
+        mirror.transact(&Frames::new(), Growth::Full, true, at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_bridge_is_one_element_and_without_bridges_there_is_nothing() {
+        assert!(frames(&[]).is_empty());
+        let (one, two) = (frames(&["cni0".into()]), frames(&["cni0".into(), "kube-bridge".into()]));
+        let added: Vec<&Object> = two.keys().filter(|object| !one.contains_key(*object)).collect();
+        assert_eq!(added, [&Object::Element(BRIDGES.into(), Key::Link("kube-bridge".into()))]);
+        assert!(one.iter().all(|(object, content)| two.get(object) == Some(content)));
+    }
+}
