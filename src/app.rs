@@ -50,7 +50,7 @@ use crate::observe::local::{self, Answerers};
 use crate::observe::metrics::Registry;
 use crate::proxy::names::DEVICE;
 use crate::router;
-use crate::router::plugin_entry::keep_without_plugin;
+use crate::router::plugin_entry::{CniFiles, keep_without_plugin};
 use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
 use self::subsystems::{Common, Running};
@@ -256,7 +256,10 @@ fn start_cni(
     let (starting, to_firewall) = mpsc::channel(STARTING);
     let Some(socket) = config.cni_socket.as_deref() else {
         forget_announced(config);
-        tokio::spawn(keep_without_plugin(config.cni_directory.clone(), health.clone()));
+        let files = CniFiles::new(config.cni_directory.clone());
+        // Beside an agent without the firewall another one may have it.
+        let files = if config.firewall.is_some() { files } else { files.sparing_answered() };
+        tokio::spawn(keep_without_plugin(files, health.clone()));
         return Ok((None, to_firewall));
     };
     let (changes, to_world) = mpsc::channel(STARTING);

@@ -25,7 +25,7 @@ use crate::proxy;
 use crate::reconcile::{Moment, Reflection};
 use crate::router;
 use crate::router::host_files::remove_cni;
-use crate::router::plugin_entry::CniFiles;
+use crate::router::plugin_entry::{CniFiles, Left};
 use crate::subsystem::Kinds;
 use crate::world::{AttachmentsFile, LastKnown};
 
@@ -77,7 +77,8 @@ fn without_ipset(
 /// Removes our files. Returns which there were, and why others could not be removed.
 fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
     // Before the socket goes that answers the plugin.
-    let (mut removed, mut left) = (Vec::new(), CniFiles::new(config.cni_directory.clone()).remove_plugin());
+    let Left { unread, named } = CniFiles::new(config.cni_directory.clone()).remove_plugin();
+    let (mut removed, mut left) = (Vec::new(), [unread, named].concat());
     if !config.cni_directory.is_dir() {
         warn!(directory = %config.cni_directory.display(), "CNI directory not found; if this host has one, mount it and run --cleanup-config again: no pod starts while a CNI file names sluice-cni");
     }

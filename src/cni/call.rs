@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::model::{Attachment, AttachmentId, CNI_VERSIONS, ObjectName, PodUid};
+use crate::model::{Attachment, AttachmentId, CNI_VERSIONS, DEFAULT_CNI_SOCKET, ObjectName, PodUid};
 
 /// A call of the container runtime.
 #[derive(Clone, PartialEq, Debug)]
@@ -172,7 +172,7 @@ fn starts_pods(command: &str) -> bool {
 fn default_entry(version: &str) -> Entry {
     Entry {
         version: version.to_owned(),
-        socket: "/run/sluice/cni.sock".into(),
+        socket: DEFAULT_CNI_SOCKET.into(),
         timeout: Duration::from_millis(DEFAULT_TIMEOUT),
         opens_unreachable: false,
     }

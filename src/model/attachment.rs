@@ -15,6 +15,9 @@ use super::pod::PodUid;
 /// given the result of those before them.
 pub const CNI_VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
+/// The socket that the plugin asks where its entry in the CNI file names none.
+pub const DEFAULT_CNI_SOCKET: &str = "/run/sluice/cni.sock";
+
 /// Identity of an attachment. The container is the pod's sandbox: a pod that gets another one has another attachment.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct AttachmentId {

@@ -23,7 +23,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::config::RouterConfig;
-use crate::model::CNI_VERSIONS;
+use crate::model::{CNI_VERSIONS, DEFAULT_CNI_SOCKET};
 
 use super::names::BRIDGE;
 
@@ -175,6 +175,15 @@ pub fn without_plugin(text: &str) -> Option<String> {
     }
     kept.push_str(text.get(end..)?);
     Some(kept)
+}
+
+/// Returns the sockets on which the entries of our plugin in a list are answered, as they name them.
+pub fn plugin_sockets(text: &str) -> Vec<PathBuf> {
+    let list: Value = serde_json::from_str(text).unwrap_or_default();
+    let plugins = list.get("plugins").and_then(|plugins| plugins.as_array()).into_iter().flatten();
+    let ours = plugins.filter(|entry| entry.get("type").is_some_and(|kind| kind == PLUGIN));
+    let named = |entry: &Value| entry.get("socket").and_then(|socket| socket.as_str()).map(PathBuf::from);
+    ours.map(|entry| named(entry).unwrap_or_else(|| DEFAULT_CNI_SOCKET.into())).collect()
 }
 
 /// Returns whether container runtimes read a file of this name (libcni: `.conf`, `.conflist`, `.json`).

@@ -1,9 +1,14 @@
 //! The entry of our plugin (`--netpol-cni`) in CNI files: taken out where nobody answers it, because no pod starts then.
+//!
+//! An agent that runs the firewall without `--netpol-cni` decides that nobody does. One without the firewall may stand beside another agent
+//! of the node that has it, and takes out only what is not answered. A file that cannot be read is a note: it belongs to others, and rarely
+//! has the entry. An entry that was read and cannot be taken out is trouble.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,7 +17,7 @@ use tracing::{info, warn};
 
 use crate::observe::health::{Health, Pulse};
 
-use super::cni::{PLUGIN, is_conf, without_plugin};
+use super::cni::{PLUGIN, is_conf, plugin_sockets, without_plugin};
 use super::host_files::replace;
 
 /// The CNI files of one directory, whoever wrote them.
@@ -21,6 +26,23 @@ pub struct CniFiles {
     directory: PathBuf,
     /// Those that were read and have no such entry.
     clean: BTreeMap<PathBuf, Stamp>,
+    /// What another program answers stays.
+    spares_answered: bool,
+}
+
+/// Why files may still have the entry, a sentence each.
+#[derive(Default, PartialEq, Eq, Debug)]
+pub struct Left {
+    /// Of files that cannot be read.
+    pub unread: Vec<String>,
+    /// Of files with the entry, which cannot be changed.
+    pub named: Vec<String>,
+}
+
+/// What keeps a file from being without the entry.
+enum Obstacle {
+    Unread(io::Error),
+    Named(io::Error),
 }
 
 /// State of a file by which a change of its text is noticed.
@@ -39,23 +61,32 @@ const RETRY: Duration = Duration::from_secs(5);
 
 impl CniFiles {
     pub fn new(directory: PathBuf) -> CniFiles {
-        CniFiles { directory, clean: BTreeMap::new() }
+        CniFiles { directory, clean: BTreeMap::new(), spares_answered: false }
+    }
+
+    /// The same where another agent of the node may answer the entry: it stays then.
+    pub fn sparing_answered(self) -> CniFiles {
+        CniFiles { spares_answered: true, ..self }
     }
 
     /// Takes the entry out of every list. Nothing else of a file changes. Files that did not change since they were found without
-    /// it are not read again. Returns why some may still have it, a sentence each.
-    pub fn remove_plugin(&mut self) -> Vec<String> {
+    /// it are not read again. Returns why some may still have it.
+    pub fn remove_plugin(&mut self) -> Left {
+        let mut left = Left::default();
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Vec::new(),
-            Err(error) => return vec![format!("{}: {error}", self.directory.display())],
+            Err(error) if error.kind() == ErrorKind::NotFound => return left,
+            Err(error) => {
+                left.unread.push(format!("{}: {error}", self.directory.display()));
+                return left;
+            }
         };
-        let (mut clean, mut failed) = (BTreeMap::new(), Vec::new());
+        let mut clean = BTreeMap::new();
         for entry in entries {
             let path = match entry {
                 Ok(entry) => entry.path(),
                 Err(error) => {
-                    failed.push(format!("{}: {error}", self.directory.display()));
+                    left.unread.push(format!("{}: {error}", self.directory.display()));
                     continue;
                 }
             };
@@ -65,17 +96,22 @@ impl CniFiles {
             match self.clean_one(&path) {
                 Ok(stamp) => clean.extend(stamp.map(|stamp| (path, stamp))),
                 // It went meanwhile, or is a link to nothing.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => failed.push(format!("{}: {error}; no pod starts if it names {PLUGIN}", path.display())),
+                Err(Obstacle::Unread(error)) if error.kind() == ErrorKind::NotFound => {}
+                Err(Obstacle::Unread(error)) => {
+                    left.unread.push(format!("{}: {error}; no pod starts if it names {PLUGIN}", path.display()));
+                }
+                Err(Obstacle::Named(error)) => {
+                    left.named.push(format!("{}: {error}; no pod starts while it names {PLUGIN}", path.display()));
+                }
             }
         }
         self.clean = clean;
-        failed
+        left
     }
 
     /// Takes the entry out of one file. Returns its state if it was found without one; `None` if it is to be read again.
-    fn clean_one(&self, path: &Path) -> io::Result<Option<Stamp>> {
-        let found = fs::metadata(path)?;
+    fn clean_one(&self, path: &Path) -> Result<Option<Stamp>, Obstacle> {
+        let found = fs::metadata(path).map_err(Obstacle::Unread)?;
         if !found.is_file() {
             return Ok(None);
         }
@@ -83,11 +119,17 @@ impl CniFiles {
         if self.clean.get(path) == Some(&stamp) {
             return Ok(Some(stamp));
         }
-        let present = fs::read(path)?;
+        let present = fs::read(path).map_err(Obstacle::Unread)?;
         // Container runtimes read bytes that are not UTF-8 as this character, too.
-        let Some(text) = without_plugin(&String::from_utf8_lossy(&present)) else { return Ok(Some(stamp)) };
+        let with = String::from_utf8_lossy(&present);
+        let Some(text) = without_plugin(&with) else { return Ok(Some(stamp)) };
+        let is_answered = |socket: &PathBuf| UnixStream::connect(socket).is_ok();
+        if self.spares_answered && plugin_sockets(&with).iter().any(is_answered) {
+            return Ok(None);
+        }
         // A link stays one, to the file that changes.
-        replace(&fs::canonicalize(path)?, Some(&present), &text)?;
+        let file = fs::canonicalize(path).map_err(Obstacle::Unread)?;
+        replace(&file, Some(&present), &text).map_err(Obstacle::Named)?;
         info!(path = %path.display(), plugin = PLUGIN, "Entry of the CNI plugin removed from the CNI configuration");
         Ok(None)
     }
@@ -101,29 +143,31 @@ impl Stamp {
 
 /// Keeps the files of this directory without the plugin, which nobody answers in this run: an earlier run, a user or the installer of
 /// another plugin wrote the entry, or writes it again. Runs for ever.
-pub async fn keep_without_plugin(directory: PathBuf, health: Health) {
-    let mut files = CniFiles::new(directory);
+pub async fn keep_without_plugin(mut files: CniFiles, health: Health) {
+    let note = health.note("CNI files");
     let mut trouble: Option<Pulse> = None;
     let mut has_failed = false;
     loop {
         // Writing a file waits for the disk.
         let looked = spawn_blocking(move || {
-            let failed = files.remove_plugin();
-            (files, failed)
+            let left = files.remove_plugin();
+            (files, left)
         });
-        let Ok((back, failed)) = looked.await else { return };
+        let Ok((back, Left { unread, named })) = looked.await else { return };
         files = back;
-        let was_failing = std::mem::replace(&mut has_failed, !failed.is_empty());
-        if let Some(first) = failed.first() {
+        let first = named.first().or(unread.first());
+        let was_failing = std::mem::replace(&mut has_failed, first.is_some());
+        if let Some(first) = first.filter(|_| !was_failing) {
+            warn!(error = first, "Removing the CNI plugin from the CNI configuration failed; retrying");
+        }
+        if !named.is_empty() {
             let pulse = trouble.get_or_insert_with(|| health.register("CNI files", Duration::MAX, Instant::now()));
             pulse.ready(true);
-            pulse.trouble(Some(failed.join("; ")));
-            if !was_failing {
-                warn!(error = first, "Removing the CNI plugin from the CNI configuration failed; retrying");
-            }
+            pulse.trouble(Some(named.join("; ")));
         } else if let Some(pulse) = &trouble {
             pulse.trouble(None);
         }
+        note.set(unread);
         tokio::time::sleep(if has_failed { RETRY } else { INTERVAL }).await;
     }
 }
@@ -131,14 +175,18 @@ pub async fn keep_without_plugin(directory: PathBuf, health: Health) {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::net::UnixListener;
 
     use super::*;
 
     const WITH: &str = r#"{"plugins":[{"type":"ptp"},{"type":"sluice-cni"}]}"#;
     const WITHOUT: &str = r#"{"plugins":[{"type":"ptp"}]}"#;
 
+    /// What cannot be read.
     fn removed(directory: &Path) -> Vec<String> {
-        CniFiles::new(directory.to_owned()).remove_plugin()
+        let Left { unread, named } = CniFiles::new(directory.to_owned()).remove_plugin();
+        assert_eq!(named, Vec::<String>::new());
+        unread
     }
 
     #[test]
@@ -199,7 +247,7 @@ mod tests {
         let text = || fs::read_to_string(&file).expect("it is there");
         fs::write(&file, WITH).expect("writable");
         let health = Health::default();
-        let keeping = tokio::spawn(keep_without_plugin(directory.path().to_owned(), health.clone()));
+        let keeping = tokio::spawn(keep_without_plugin(CniFiles::new(directory.path().to_owned()), health.clone()));
         tokio::time::sleep(INTERVAL / 2).await;
         assert_eq!(text(), WITHOUT);
         for half in ["", &WITH[..20]] {
@@ -218,29 +266,49 @@ mod tests {
         let file = directory.path().join("10-flannel.conflist");
         fs::write(&file, WITHOUT).expect("writable");
         let mut files = CniFiles::new(directory.path().to_owned());
-        assert_eq!(files.remove_plugin(), Vec::<String>::new());
+        assert_eq!(files.remove_plugin(), Left::default());
         let read = files.clean.get(&file).map(|stamp| stamp.inode);
         assert_eq!(read, fs::metadata(&file).ok().map(|found| found.ino()));
         fs::remove_file(&file).expect("it is there");
-        assert!(files.remove_plugin().is_empty() && files.clean.is_empty());
+        assert_eq!(files.remove_plugin(), Left::default());
+        assert!(files.clean.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_plugin_that_cannot_be_taken_out_is_trouble_until_it_is() {
+    async fn a_plugin_that_cannot_be_taken_out_is_trouble_until_it_is_and_a_file_that_cannot_be_read_is_a_note() {
         let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("net.d");
-        fs::write(&path, "a file in the way").expect("writable");
+        let path = |name: &str| directory.path().join(name);
+        let endless = path("40-endless.conflist");
+        symlink("40-endless.conflist", &endless).expect("writable");
         let health = Health::default();
-        let keeping = tokio::spawn(keep_without_plugin(path.clone(), health.clone()));
+        let keeping = tokio::spawn(keep_without_plugin(CniFiles::new(directory.path().to_owned()), health.clone()));
         tokio::time::sleep(RETRY / 2).await;
-        assert_eq!(health.unready(Instant::now()).len(), 1);
-        fs::remove_file(&path).expect("it is there");
-        fs::create_dir(&path).expect("writable");
-        let file = path.join("05-other.conflist");
+        assert_eq!((health.unready(Instant::now()), health.notes().len()), (Vec::new(), 1));
+        // The name of the file beside it, which takes its place, would be too long.
+        let file = path(&format!("{}.conflist", "n".repeat(240)));
         fs::write(&file, WITH).expect("writable");
         tokio::time::sleep(RETRY * 2).await;
-        assert_eq!(health.unready(Instant::now()), []);
-        assert_eq!(fs::read_to_string(&file).expect("it is there"), WITHOUT);
+        assert_eq!((health.unready(Instant::now()).len(), health.notes().len()), (1, 1));
+        fs::remove_file(&endless).expect("it is there");
+        fs::rename(&file, path("05-other.conflist")).expect("it is there");
+        tokio::time::sleep(RETRY * 2).await;
+        assert_eq!((health.unready(Instant::now()), health.notes()), (Vec::new(), Vec::new()));
+        assert_eq!(fs::read_to_string(path("05-other.conflist")).expect("it is there"), WITHOUT);
         keeping.abort();
+    }
+
+    #[test]
+    fn an_agent_that_is_not_alone_leaves_the_entry_that_another_one_answers() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (file, socket) = (directory.path().join("10-flannel.conflist"), directory.path().join("cni.sock"));
+        let entry = format!(r#"{{"type":"sluice-cni","socket":{:?}}}"#, socket.display().to_string());
+        let with = format!(r#"{{"plugins":[{{"type":"ptp"}},{entry}]}}"#);
+        fs::write(&file, &with).expect("writable");
+        let text = || fs::read_to_string(&file).expect("it is there");
+        let mut files = CniFiles::new(directory.path().to_owned()).sparing_answered();
+        let answered = UnixListener::bind(&socket).expect("a socket");
+        assert_eq!((files.remove_plugin(), text()), (Left::default(), with));
+        drop(answered);
+        assert_eq!((files.remove_plugin(), text()), (Left::default(), WITHOUT.to_owned()));
     }
 }

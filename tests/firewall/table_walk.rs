@@ -673,7 +673,12 @@ fn what_the_kernel_refuses_of_kept_denials_closes_their_pods_until_it_is_taken()
             walk.restart();
             walk.agent.take_in(&walk.world);
             walk.with(|inside| inside.refuses = None);
+            walk.now += Duration::from_secs(60);
             walk.rounds(3, Authority::Complete);
+            walk.with(|inside| inside.promise = Promise::default());
+            walk.world.unread = sluice::model::UnreadPolicies::None;
+            walk.agent.take_in(&walk.world);
+            walk.settle();
             table
         };
         let before = start(&mut Random::new(1), None);
@@ -690,6 +695,90 @@ fn what_the_kernel_refuses_of_kept_denials_closes_their_pods_until_it_is_taken()
         for one in refused {
             let table = start(&mut Random::new(1), Some(one.clone()));
             assert_eq!(passed(&table), [false, false, true], "without {one:?}");
+        }
+    }
+}
+
+/// A world in which a ClusterNetworkPolicy denies `shop/a` everything from `shop/web`, at the first two addresses of this family.
+fn guarded(tier: Tier, addresses: [&str; 3]) -> World {
+    let mut case = Case::new().namespace("shop", "");
+    for (name, address) in ["a", "web"].into_iter().zip(addresses) {
+        case = case.pod(&format!("shop/{name}"), HERE, [address, &format!("app={name}"), ""]);
+    }
+    let deny = ClusterRule { name: "".into(), action: Action::Deny, matches: rule(&[pods_in("", "app=web")], &[]) };
+    let Peer::Pods { pods, .. } = pods_in("", "app=a") else { panic!("pods") };
+    let subject = Subject { namespaces: Selector::everything(), pods };
+    let policy = ClusterNetworkPolicy { tier, priority: 1, subject, ingress: [deny].into(), egress: [].into() };
+    case.0.cluster.cluster_policies.insert("guard".into(), policy);
+    case.0
+}
+
+const OF_EACH_FAMILY: [[&str; 3]; 2] =
+    [["10.244.0.1", "10.244.0.2", "10.244.0.3"], ["fd00:10:244::1", "fd00:10:244::2", "fd00:10:244::3"]];
+
+fn from_to(from: &str, to: &str) -> Packet {
+    let [source, destination] = [from, to].map(|text| text.parse().expect("an address"));
+    let traffic = Traffic::Port { protocol: Protocol::Tcp, port: 80 };
+    Packet { source, destination, traffic, from_this_node: false }
+}
+
+/// Brings about that `guard` cannot be read after a restart.
+fn lose_guard(walk: &mut Walk<'_>, complete: &World) {
+    walk.world = complete.clone();
+    walk.agent.take_in(&walk.world);
+    walk.settle();
+    walk.restart();
+    walk.world.cluster.cluster_policies.remove(&"guard".into());
+    walk.world.unread = sluice::model::UnreadPolicies::Named(Arc::new(["guard".into()].into()));
+    walk.agent.take_in(&walk.world);
+    walk.rounds(2, Authority::Complete);
+}
+
+/// Runs rounds as long as something is known to be undone.
+fn rounds_with_work(walk: &mut Walk<'_>) {
+    for _ in 0..5 {
+        if walk.agent.mirrors.has_work(walk.now) {
+            walk.rounds(1, Authority::Complete);
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_for_a_policy_that_cannot_be_read_goes_when_the_policy_does() {
+    for (tier, addresses) in [Tier::Admin, Tier::Baseline].into_iter().zip(OF_EACH_FAMILY) {
+        let mut random = Random::new(1);
+        let mut walk = Walk::new(&mut random);
+        lose_guard(&mut walk, &guarded(tier, addresses));
+        let denied = from_to(addresses[1], addresses[0]);
+        assert!(!passes(&walk.table(), Hook::Forward, &denied));
+        walk.world.unread = sluice::model::UnreadPolicies::None;
+        walk.agent.take_in(&walk.world);
+        rounds_with_work(&mut walk);
+        assert!(passes(&walk.table(), Hook::Forward, &denied));
+        assert_eq!(walk.table(), walk.agent.lowering.desired().table);
+    }
+}
+
+#[test]
+fn what_a_policy_that_cannot_be_read_denied_does_not_follow_the_address_to_another_pod() {
+    for (tier, addresses) in [Tier::Admin, Tier::Baseline].into_iter().zip(OF_EACH_FAMILY) {
+        for (at_once, fails) in [(true, false), (false, false), (false, true)] {
+            let mut random = Random::new(1);
+            let mut walk = Walk::new(&mut random);
+            lose_guard(&mut walk, &guarded(tier, addresses));
+            let denied = from_to(addresses[1], addresses[0]);
+            assert!(!passes(&walk.table(), Hook::Forward, &denied));
+            walk.world.cluster.pods.remove(&sluice::model::ObjectName::new("shop", "a"));
+            if !at_once {
+                walk.agent.take_in(&walk.world);
+                walk.with(|inside| inside.faults = if fails { 100 } else { 0 });
+                rounds_with_work(&mut walk);
+                walk.with(|inside| inside.faults = 0);
+            }
+            walk.world = Case(walk.world.clone()).pod("shop/next", HERE, [addresses[0], "app=next", ""]).0;
+            walk.agent.take_in(&walk.world);
+            rounds_with_work(&mut walk);
+            assert!(passes(&walk.table(), Hook::Forward, &denied), "{tier:?} at once: {at_once}");
         }
     }
 }

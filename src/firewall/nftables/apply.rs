@@ -85,7 +85,11 @@ impl<K: Kernel> Mirrors<K> {
             self.refused.turned(object);
         }
         self.left.extend(changed.left.iter().cloned());
-        if !changed.objects.is_empty() {
+        if changed.kept {
+            // What stays is found anew in each round; any object brings one about.
+            self.table.mark(Object::Chain(names::FORWARD_EGRESS.into()));
+        }
+        if !changed.objects.is_empty() || changed.kept {
             // Failed steps are retried together with new ones.
             self.table.try_at_once();
         }

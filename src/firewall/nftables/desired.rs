@@ -40,6 +40,8 @@ pub struct Lost {
 pub struct LoweredChanges {
     pub settings: bool,
     pub frames: bool,
+    /// What stays of the table although it is not desired may differ ([`Desired::unsure`], [`Desired::lost`]).
+    pub kept: bool,
     pub objects: Vec<Object>,
     /// Elements that were removed explicitly, which absence alone does not prove.
     pub left: Vec<Object>,
@@ -90,7 +92,7 @@ impl Desired {
 
 impl LoweredChanges {
     pub fn is_empty(&self) -> bool {
-        !self.settings && !self.frames && self.objects.is_empty()
+        !self.settings && !self.frames && !self.kept && self.objects.is_empty()
     }
 }
 

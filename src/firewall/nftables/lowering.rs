@@ -53,6 +53,8 @@ pub struct Lowering {
     bridges: ClosedBridges,
     denials: Denials,
     unread: UnreadPolicies,
+    /// Addresses that a pod had and left since these policies cannot be read.
+    left: BTreeSet<IpAddr>,
 }
 
 /// A part that exists.
@@ -81,6 +83,7 @@ impl Lowering {
             bridges: ClosedBridges::default(),
             denials: Denials::default(),
             unread: UnreadPolicies::None,
+            left: BTreeSet::new(),
         }
     }
 
@@ -124,15 +127,8 @@ impl Lowering {
         for part in parts {
             self.refresh(&part, rules, &mut told);
         }
-        let mut addresses = BTreeSet::new();
-        for name in &changed.pods {
-            let now = rules.pods.get(name).map(|pod| pod.addresses.clone());
-            let before = match now.clone() {
-                Some(now) => self.pods.insert(name.clone(), now),
-                None => self.pods.remove(name),
-            };
-            addresses.extend(before.into_iter().chain(now).flatten());
-        }
+        let moved = self.note_addresses(rules, changed);
+        let addresses: BTreeSet<IpAddr> = moved.iter().map(|(address, _)| *address).collect();
         for address in &addresses {
             let is_there = *self.families.of(Family::from(*address)) && rules.local_pods_at(*address).next().is_some();
             self.put_root(Part::Address(*address), is_there, rules, &mut told);
@@ -144,8 +140,7 @@ impl Lowering {
         if told.objects.len() > self.desired.table.len() / 2 {
             self.desired.table = std::mem::take(&mut self.desired.table).into_iter().collect();
         }
-        self.desired.unsure = host_endpoints::unsure(rules, world, &self.config);
-        self.lower_lost(rules, &world.unread, !changed.pods.is_empty());
+        told.kept = self.lower_kept(rules, world, &moved);
         let settings = settings::settings(bridges::has_pod_bridge(rules, world));
         told.settings = self.desired.settings != settings;
         self.desired.settings = settings;
@@ -155,18 +150,44 @@ impl Lowering {
         told
     }
 
-    /// Notes which ClusterNetworkPolicies may be in force without being known, and the addresses of the pods that they may judge.
-    fn lower_lost(&mut self, rules: &RuleSet, unread: &UnreadPolicies, pods_changed: bool) {
-        if self.unread != *unread {
-            self.unread = unread.clone();
-            let chains = LostChains::of(unread, |key| names::denied(key).as_str().into());
+    /// Notes the addresses of changed pods. Returns those of before and of now, and whether a pod has left it.
+    fn note_addresses(&mut self, rules: &RuleSet, changed: &plan::RuleSetChanges) -> BTreeSet<(IpAddr, bool)> {
+        let mut moved = BTreeSet::new();
+        for name in &changed.pods {
+            let now = rules.pods.get(name).map(|pod| pod.addresses.clone());
+            let before = match now.clone() {
+                Some(now) => self.pods.insert(name.clone(), now),
+                None => self.pods.remove(name),
+            };
+            let now = now.unwrap_or_default();
+            let before = before.into_iter().flatten().map(|address| (address, !now.contains(&address)));
+            moved.extend(before.chain(now.iter().map(|address| (*address, false))));
+        }
+        moved
+    }
+
+    /// Notes what makes former objects of the table stay: Services that are not known, and ClusterNetworkPolicies that may be in force
+    /// without being known, with the addresses of the pods that they may judge. Returns whether it changed.
+    fn lower_kept(&mut self, rules: &RuleSet, world: &World, moved: &BTreeSet<(IpAddr, bool)>) -> bool {
+        let unsure = host_endpoints::unsure(rules, world, &self.config);
+        let mut differs = unsure != self.desired.unsure;
+        self.desired.unsure = unsure;
+        if self.unread != world.unread {
+            self.unread = world.unread.clone();
+            let chains = LostChains::of(&self.unread, |key| names::denied(key).as_str().into());
             self.desired.lost = chains.map(|chains| Lost { chains, addresses: BTreeSet::new() });
-        } else if !pods_changed {
-            return;
+            (differs, self.left) = (true, BTreeSet::new());
+        } else if moved.is_empty() {
+            return differs;
         }
-        if let Some(lost) = &mut self.desired.lost {
-            lost.addresses = rules.pods.values().flat_map(|pod| pod.addresses.iter().copied()).collect();
-        }
+        let Some(lost) = &mut self.desired.lost else { return differs };
+        // What a pod was denied does not pass to the next one with its address.
+        self.left.extend(moved.iter().filter(|(_, left)| *left).map(|(address, _)| *address));
+        let all = rules.pods.values().flat_map(|pod| pod.addresses.iter().copied());
+        let addresses = all.filter(|address| !self.left.contains(address)).collect();
+        differs |= lost.addresses != addresses;
+        lost.addresses = addresses;
+        differs
     }
 
     /// Passes on the objects of these parts and of all that they need, each with its part, but not the elements of the sets that a

@@ -56,6 +56,7 @@ impl<K: ApiObject> Follower<K> {
                     Failure::Broken(reason) => (Cause::Unreachable, reason),
                 };
                 self.begin_outage(cause, &reason).await?;
+                self.note_lasting_failure().await?;
                 self.pause().await
             }
         }

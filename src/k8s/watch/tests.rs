@@ -774,3 +774,19 @@ async fn nobody_waits_for_ever_for_a_kind_that_may_be_absent_and_whose_list_fail
     server.set_faults(Faults::default());
     reader.until(&["a"]).await;
 }
+
+#[tokio::test]
+async fn nobody_waits_for_ever_for_a_kind_that_may_not_be_read_while_discovery_fails() {
+    let server = ApiServer::start().await;
+    server.put(CLUSTER_POLICIES, cluster_policy("a"));
+    // Discovery is refused as well.
+    server.set_faults(Faults { forbid: Some("policy.networking.k8s.io"), ..Faults::default() });
+    let begun = Instant::now();
+    let mut reader = read(&server, vec![Wanted::ClusterNetworkPolicies]).await;
+    while reader.withheld == 0 {
+        reader.read_one(&[]).await;
+    }
+    assert!(begun.elapsed() >= TIMING.gone && reader.listed_as.is_empty());
+    server.set_faults(Faults::default());
+    reader.until(&["a"]).await;
+}
