@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::app::GOBGP_SOCKET;
 use crate::config::{CNI_SOCKET, Config};
 use crate::firewall;
-use crate::kernel::Error;
+use crate::kernel::{Error, iptables};
 use crate::model::Authority;
 use crate::proxy;
 use crate::reconcile::{Moment, Reflection};
@@ -52,9 +52,20 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .map(firewall::iptables::apply::Mirrors::new);
     let proxy = proxy::linux::open_for_cleanup().map(|targets| proxy::apply::Mirrors::new(targets, Vec::new()));
     let router = router::linux::open_for_cleanup(tunnel_port).map(router::apply::Mirrors::new);
+    // What the programs that are there do not reach, before the sets that it names.
+    let mut left: Vec<String> =
+        [firewall::iptables::linux::ownership(), proxy::linux::ownership(), router::linux::ownership()]
+            .iter()
+            .flat_map(iptables::abandoned::remove_without_programs)
+            .collect();
+    if iptables::has_unreadable_tables() {
+        warn!(
+            "The kernel has tables of legacy iptables and no program that reads them is installed; rules of ours in them stay: run --cleanup-config with an image that has iptables-legacy-restore and ip6tables-legacy-restore"
+        );
+    }
     let outcomes = [remove("firewall", firewall), remove("service proxy", proxy), remove("router", router)];
     let removed: u64 = outcomes.iter().map(|(count, _)| count).sum();
-    let mut left: Vec<String> = outcomes.into_iter().flat_map(|(_, left)| left).collect();
+    left.extend(outcomes.into_iter().flat_map(|(_, left)| left));
     info!(removed, "Kernel state removed");
     let (removed, errors) = remove_files(config);
     info!(?removed, "Files of ours were removed");

@@ -177,7 +177,7 @@ impl Connected for Services {
 }
 
 /// Returns the ownership rules: our chains, and the rules that kube-router left beside them.
-fn ownership() -> Ownership {
+pub fn ownership() -> Ownership {
     Ownership {
         chains: vec![(Table::Filter, Name::Exact(CHAIN_GUARD.into())), (Table::Nat, Name::Exact(CHAIN_SNAT.into()))],
         leftovers: Leftovers::Proxy,

@@ -208,7 +208,7 @@ impl Kernel for Linux {
     }
 }
 
-fn ownership() -> Ownership {
+pub fn ownership() -> Ownership {
     Ownership {
         chains: vec![(Table::Filter, Name::Exact(CHAIN_PODS.into())), (Table::Nat, Name::Exact(CHAIN_EGRESS.into()))],
         leftovers: Leftovers::Router,

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 /// The pause after the first failure; each further one doubles it.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Each try starts programs and lists tables and sets, and the subsystem waits for it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// What is left of it.
 #[derive(Debug)]
@@ -80,6 +81,10 @@ mod tests {
         assert_eq!(abandoned.deadline(), Some(at(3)));
         abandoned.postpone(at(3));
         assert!(abandoned.deadline() > Some(at(3)), "no deadline that has passed");
+        for _ in 0..30 {
+            abandoned.tried(vec!["set in use".to_owned()], at(9));
+        }
+        assert_eq!(abandoned.deadline(), Some(at(9 + 3600)), "the longest pause");
         abandoned.tried(Vec::new(), at(10));
         assert!(!abandoned.is_due(at(1000)) && abandoned.deadline().is_none() && abandoned.trouble().is_none());
     }

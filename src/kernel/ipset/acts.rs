@@ -62,6 +62,14 @@ impl Ipset {
         Ok(found.map_err(|fault| error("list sets", "", fault))?.into_iter().collect())
     }
 
+    /// Returns the name of the set that the kernel has under this number, which is how rules name it; `None` if there is none, or the
+    /// kernel is older than 4.20.
+    pub fn name_of(&mut self, number: u16) -> Option<SetName> {
+        let mut message = Messages::new();
+        wire::begin(&mut message, command::BY_NUMBER, "").u16_be(Messages::network_order(outer::NUMBER), number);
+        self.socket.request(&mut message, wire::set_name).ok()?.into_iter().next()
+    }
+
     /// Returns the number of elements in a set; `None` where the kernel does not report it, or has no such set.
     pub(super) fn count(&mut self, set: &SetName) -> Option<usize> {
         let mut message = listing(&set.0, wire::ONLY_HEADERS);

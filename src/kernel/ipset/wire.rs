@@ -26,6 +26,8 @@ pub(super) mod command {
     pub const DELETE: u16 = SUBSYSTEM | 10;
     pub const TEST: u16 = SUBSYSTEM | 11;
     pub const TYPE: u16 = SUBSYSTEM | 13;
+    /// Asks for the name of a set by its number.
+    pub const BY_NUMBER: u16 = SUBSYSTEM | 15;
 }
 
 /// Attributes of a request or an answer.
@@ -41,6 +43,7 @@ pub(super) mod outer {
     pub const DATA: u16 = 7;
     pub const ELEMENTS: u16 = 8;
     pub const LINE: u16 = 9;
+    pub const NUMBER: u16 = 11;
 }
 
 /// Attributes inside `DATA`.

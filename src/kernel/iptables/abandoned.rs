@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use tracing::info;
 
-use super::flavour::has_unreadable_tables;
-use super::{Families, Ownership, Tables, detect};
-use crate::kernel::Name;
-use crate::kernel::ipset::{self, SetName};
-use crate::kernel::nftables::host_chains::{self, HostTable};
+use super::flavour::{has_program, has_unreadable_tables};
+use super::rule::{SetSides, Side};
+use super::{Families, Flavour, Leftovers, Match, Ownership, Rule, Table, Tables, Verdict, detect};
+use crate::kernel::ipset::{self, Ipset, SetName};
+use crate::kernel::nftables::host_chains::{self, HostTable, Masquerade};
+use crate::kernel::{Error, Name};
 use crate::net::Family;
 use crate::reconcile::{Mirror, Moment, Reflection};
 
@@ -30,7 +31,7 @@ pub fn remove_all(ownership: &Ownership, sets: Vec<Name>, temporary: SetName) ->
     let detected = detect(ownership);
     let both = [detected.programs, detected.abandoned];
     let mut failed: Vec<String> = both.into_iter().filter_map(|programs| remove(programs, ownership.clone())).collect();
-    failed.extend(remove_by_netlink(ownership));
+    failed.extend(Family::BOTH.into_iter().flat_map(|family| remove_by_netlink(ownership, family)));
     if let Some(error) = ipset::abandoned::remove(sets, temporary) {
         failed.push(error);
         failed.extend(has_unreadable_tables().then(|| UNREADABLE.to_owned()));
@@ -38,12 +39,18 @@ pub fn remove_all(ownership: &Ownership, sets: Vec<Name>, temporary: SetName) ->
     failed
 }
 
-/// Removes chains of ours that are left in the tables of nf_tables, because a program is missing.
-fn remove_by_netlink(ownership: &Ownership) -> Vec<String> {
+/// Removes what is ours in the tables of nf_tables, of the families whose programs are not installed. Returns why something could not
+/// be removed.
+pub fn remove_without_programs(ownership: &Ownership) -> Vec<String> {
+    let lack = Family::BOTH.into_iter().filter(|family| !has_program(Flavour::NfTables, *family));
+    lack.flat_map(|family| remove_by_netlink(ownership, family)).collect()
+}
+
+/// Removes chains of ours, and rules that kube-router left, that are in the tables of nf_tables because a program is missing.
+fn remove_by_netlink(ownership: &Ownership, family: Family) -> Vec<String> {
     let mut failed = Vec::new();
-    for (family, table) in
-        Family::BOTH.into_iter().flat_map(|family| ownership.tables().map(move |table| (family, table)))
-    {
+    failed.extend(remove_leftovers(ownership, family).err().map(|error| error.to_string()));
+    for table in ownership.tables() {
         let of_host = HostTable { family, name: table.name() };
         match host_chains::remove(of_host, |chain| ownership.owns_in(table.name(), chain)) {
             Ok(0) => {}
@@ -54,4 +61,35 @@ fn remove_by_netlink(ownership: &Ownership) -> Vec<String> {
         }
     }
     failed
+}
+
+/// Removes the rules of `POSTROUTING` by which kube-router's router masqueraded, known by the names of their sets.
+fn remove_leftovers(ownership: &Ownership, family: Family) -> Result<(), Error> {
+    const CHAIN: &str = "POSTROUTING";
+    if !matches!(ownership.leftovers, Leftovers::Router | Leftovers::RouterEgress) {
+        return Ok(());
+    }
+    let table = HostTable { family, name: Table::Nat.name() };
+    let found = host_chains::masquerades(table, CHAIN)?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let mut ipset = Ipset::open()?;
+    let mut is_leftover = |found: &Masquerade| {
+        let asked = found.sets.iter().map(|one| {
+            let side = if one.is_source { Side::Source } else { Side::Destination };
+            let set = ipset.name_of(one.number)?;
+            Some(Match::Set { set, of: SetSides::Address(side), negated: one.negated })
+        });
+        let Some(asked): Option<Vec<Match>> = asked.collect() else { return false };
+        let rule = Rule::new(asked, Verdict::Masquerade { random_ports: false });
+        ownership.leftovers.include(Table::Nat, CHAIN, &rule)
+    };
+    let handles: Vec<u64> = found.iter().filter(|one| is_leftover(one)).map(|one| one.handle).collect();
+    if handles.is_empty() {
+        return Ok(());
+    }
+    host_chains::remove_rules(table, CHAIN, &handles)?;
+    info!(%family, rules = handles.len(), "Masquerade rules that kube-router left in iptables are removed");
+    Ok(())
 }

@@ -206,16 +206,27 @@ fn print_all<const N: usize>(programs: [Programs; N]) -> [Printed; N] {
 
 /// Returns whether the kernel has any legacy table in this network namespace; without one there is nothing to print.
 fn has_legacy_tables() -> bool {
-    let names = ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"];
-    names.into_iter().any(|path| std::fs::read(path).is_ok_and(|names| !names.is_empty()))
+    Family::BOTH.into_iter().any(has_legacy_tables_of)
+}
+
+fn has_legacy_tables_of(family: Family) -> bool {
+    let path = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    std::fs::read(path).is_ok_and(|names| !names.is_empty())
 }
 
 /// Returns whether the kernel has legacy tables that no installed program can read.
-pub(super) fn has_unreadable_tables() -> bool {
-    let named = Programs { flavour: Flavour::Legacy, plain: false };
-    let plain = Programs { plain: true, ..named };
-    let is_there = |programs: Programs| is_program(programs.of(Family::V4).1);
-    has_legacy_tables() && !is_there(named) && !(is_there(plain) && default_flavour() == Some(Flavour::Legacy))
+pub fn has_unreadable_tables() -> bool {
+    Family::BOTH.into_iter().any(|family| has_legacy_tables_of(family) && !has_program(Flavour::Legacy, family))
+}
+
+/// Returns whether a program is installed that changes the tables of this flavour.
+pub(super) fn has_program(flavour: Flavour, family: Family) -> bool {
+    let named = Programs { flavour, plain: false };
+    let is_there = |programs: Programs| is_program(programs.of(family).1);
+    is_there(named) || is_there(Programs { plain: true, ..named }) && default_flavour() == Some(flavour)
 }
 
 /// Returns the flavour that plain `iptables` reports: `iptables v1.8.9 (nf_tables)`. Versions before 1.8 report none

@@ -3,14 +3,20 @@
 //! What `iptables-nft` writes is rules and chains of `table ip` and `table ip6` (`filter`, `nat`), of which this needs the names
 //! alone: a chain that is ours by its name goes with its rules, and so does each rule that jumps to it. What the rules
 //! match is not looked at. Tables of legacy iptables cannot be reached by netlink.
+//!
+//! Of rules that stand in a chain of the host alone, those that look packets up in sets of ipset and masquerade them are read
+//! ([`masquerades`]): their owner knows them by the names of the sets, which the kernel tells by their numbers.
 
 use std::collections::BTreeSet;
 
 use super::forward::jumps_to;
 use super::wire::{self, HEADER, TABLE, chain, message, rule};
-use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Socket};
+use crate::kernel::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket};
 use crate::kernel::{Cause, Error};
 use crate::net::Family;
+
+/// The errors of a kernel without nf_tables.
+const ABSENT: [i32; 2] = [libc::EINVAL, libc::EOPNOTSUPP];
 
 /// A table of iptables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,6 +28,31 @@ pub struct HostTable<'a> {
 
 /// `NFTA_RULE_HANDLE`.
 const HANDLE: u16 = 3;
+/// `NFTA_EXPR_NAME`, `NFTA_EXPR_DATA`.
+const NAME: u16 = 1;
+const CONTENT: u16 = 2;
+/// `NFTA_MATCH_NAME`, `NFTA_MATCH_REV`, `NFTA_MATCH_INFO`; a target has the same.
+const MATCH_NAME: u16 = 1;
+const MATCH_REVISION: u16 = 2;
+const MATCH_INFO: u16 = 3;
+
+/// A rule that masquerades what is in sets of ipset, and nothing else.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Masquerade {
+    /// Its number in the table.
+    pub handle: u64,
+    pub sets: Vec<InSet>,
+}
+
+/// A look-up of one address of a packet in a set of ipset (`struct xt_set_info`, include/uapi/linux/netfilter/xt_set.h).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InSet {
+    /// The kernel's number of the set.
+    pub number: u16,
+    /// Of the source address; else of the destination.
+    pub is_source: bool,
+    pub negated: bool,
+}
 
 /// Removes the chains of this table whose names are owned, with the jumps to them, in one transaction. Returns their number.
 ///
@@ -32,10 +63,7 @@ pub fn remove(table: HostTable<'_>, is_ours: impl Fn(&str) -> bool) -> Result<us
     let mut socket = Socket::open(Bus::Netfilter)?;
     let chains = match chains(&mut socket, table) {
         Ok(chains) => chains,
-        // No nf_tables.
-        Err(fault) if fault.errno().is_some_and(|errno| [libc::EINVAL, libc::EOPNOTSUPP].contains(&errno)) => {
-            return Ok(0);
-        }
+        Err(fault) if fault.errno().is_some_and(|errno| ABSENT.contains(&errno)) => return Ok(0),
         Err(fault) => return Err(failed(fault)),
     };
     let ours: BTreeSet<String> = chains.into_iter().filter(|name| is_ours(name)).collect();
@@ -59,6 +87,72 @@ pub fn remove(table: HostTable<'_>, is_ours: impl Fn(&str) -> bool) -> Result<us
     wire::mark(&mut messages, message::BATCH_END);
     socket.transaction(&mut messages).map_err(failed)?;
     Ok(ours.len())
+}
+
+/// Returns the rules of a chain that only masquerade what sets of ipset name; none where there is no such chain.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn masquerades(table: HostTable<'_>, chain: &str) -> Result<Vec<Masquerade>, Error> {
+    let failed = |fault: Fault| Error::new("list rules of iptables", table.name, Cause::from(fault));
+    let mut socket = Socket::open(Bus::Netfilter)?;
+    let mut message = Messages::new();
+    about(&mut message, message::GET_RULE, 0, table);
+    let found = socket.dump(&mut message, |answer| {
+        (of_table(answer, table, rule::CHAIN)? == chain).then(|| masquerade(&answer.attributes(HEADER))).flatten()
+    });
+    match found {
+        Err(fault) if fault.errno().is_some_and(|errno| ABSENT.contains(&errno)) => Ok(Vec::new()),
+        found => found.map_err(failed),
+    }
+}
+
+/// Removes these rules of a chain, in one transaction.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn remove_rules(table: HostTable<'_>, chain: &str, handles: &[u64]) -> Result<(), Error> {
+    let mut messages = Messages::new();
+    wire::mark(&mut messages, message::BATCH_BEGIN);
+    for handle in handles {
+        about(&mut messages, message::DELETE_RULE, 0, table).text(rule::CHAIN, chain);
+        messages.attribute(HANDLE, &handle.to_be_bytes());
+    }
+    wire::mark(&mut messages, message::BATCH_END);
+    let done = Socket::open(Bus::Netfilter)?.transaction(&mut messages);
+    done.map_err(|fault| Error::new("remove rules of iptables", table.name, Cause::from(fault)))
+}
+
+/// Reads a rule; `None` if it asks or does anything else.
+fn masquerade(of_rule: &Attributes<'_>) -> Option<Masquerade> {
+    let (mut sets, mut translates) = (Vec::new(), false);
+    for item in of_rule.get(rule::EXPRESSIONS)?.attributes() {
+        let item = item.attributes();
+        let content = item.get(CONTENT).map_or(Attributes::new(&[]), |content| content.attributes());
+        match item.get(NAME)?.text()? {
+            "counter" => {}
+            "masq" => translates = true,
+            "target" if content.get(MATCH_NAME)?.text()? == "MASQUERADE" => translates = true,
+            "match" if content.get(MATCH_NAME)?.text()? == "set" => sets.push(in_set(&content)?),
+            _ => return None,
+        }
+    }
+    let handle = of_rule.get(HANDLE)?.u64_be()?;
+    (translates && !sets.is_empty()).then_some(Masquerade { handle, sets })
+}
+
+fn in_set(of_match: &Attributes<'_>) -> Option<InSet> {
+    /// `IPSET_INV_MATCH` and `IPSET_DIM_ONE_SRC`.
+    const NEGATED: u8 = 1;
+    const SOURCE: u8 = 2;
+    // Revision 0 is written otherwise, and is older than all that wrote rules of ours.
+    of_match.get(MATCH_REVISION)?.u32_be().filter(|revision| *revision > 0)?;
+    let [first, second, dimensions, flags, ..] = *of_match.get(MATCH_INFO)?.value else { return None };
+    (dimensions == 1 && flags & !(NEGATED | SOURCE) == 0).then_some(InSet {
+        number: u16::from_ne_bytes([first, second]),
+        is_source: flags & SOURCE != 0,
+        negated: flags & NEGATED != 0,
+    })
 }
 
 fn chains(socket: &mut Socket, table: HostTable<'_>) -> Result<Vec<String>, Fault> {

@@ -783,6 +783,7 @@ fn what_iptables_left_goes_without_its_programs_or_is_named() {
             cluster.start(1);
             cluster.until_said(1, "First sync", 1);
             cluster.kill(1);
+            put_masquerades(&within, flavour);
             cluster.flags.insert(1, vec!["--netfilter=nftables".to_owned()]);
             cluster.lacks_programs = true;
             cluster.start(1);
@@ -798,10 +799,54 @@ fn what_iptables_left_goes_without_its_programs_or_is_named() {
                 let saved = run(&format!("{within} {tool}-{flavour}-save"));
                 let is_there = |word: &str| saved.contains(word);
                 assert!(is_there("-A FORWARD -i of-others -j ACCEPT") && is_there("KUBE-IPTABLES-HINT"), "{saved}");
-                assert!(!is_there("KUBE-ROUTER"), "{saved}");
+                assert!(is_there("--match-set of-others"), "{saved}");
+                assert!(!is_there("KUBE-ROUTER") && !is_there("kube-router-"), "{saved}");
             }
         });
     }
+}
+
+/// Puts rules that masquerade by sets into `POSTROUTING`: those of kube-router, as it writes them, and one of somebody else.
+fn put_masquerades(within: &str, flavour: &str) {
+    for (tool, head, family) in [("iptables", "", "inet"), ("ip6tables", "inet6:", "inet6")] {
+        let others = format!("of-others-{family}");
+        run(&format!("{within} ipset create {others} hash:net family {family}"));
+        for (pods, nodes) in [
+            (format!("{head}kube-router-pod-subnets"), format!("{head}kube-router-node-ips")),
+            (others.clone(), others.clone()),
+        ] {
+            run(&format!(
+                "{within} {tool}-{flavour} -t nat -A POSTROUTING -m set --match-set {pods} src -m set ! --match-set {pods} dst \
+                 -m set ! --match-set {nodes} dst -j MASQUERADE --random-fully"
+            ));
+        }
+    }
+}
+
+/// An image without programs of iptables removes all the same what they wrote into nf_tables.
+#[test]
+fn a_cleanup_without_programs_leaves_no_chain_of_ours_in_nf_tables() {
+    in_new(|| {
+        let mut cluster = Cluster::new(2);
+        let within = format!("ip netns exec {}", cluster.name(1));
+        for tool in ["iptables", "ip6tables"] {
+            run(&format!("{within} {tool}-nft -t mangle -N KUBE-IPTABLES-HINT"));
+        }
+        cluster.start(1);
+        cluster.until_said(1, "First sync", 1);
+        cluster.kill(1);
+        put_masquerades(&within, "nft");
+        assert!(!of_iptables(&within).is_empty());
+        let (succeeded, _, said) = attempt(&format!(
+            "{within} env PATH=/nowhere {} --cleanup-config --socket= --state-dir={}",
+            env!("CARGO_BIN_EXE_sluice"),
+            cluster.file("state", 1).display()
+        ));
+        assert_eq!(of_iptables(&within), "", "{said}");
+        assert!(succeeded, "{said}");
+        let saved = run(&format!("{within} iptables-nft-save"));
+        assert!(saved.contains("--match-set of-others") && saved.contains("KUBE-IPTABLES-HINT"), "{saved}");
+    });
 }
 
 /// Rules of nftables in the host's `FORWARD` go although the agent now writes rules of legacy iptables.
