@@ -25,7 +25,7 @@ VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 BOOT_SECONDS = 180
 BOOT_MODULES = ["virtio_pci", "virtio_net", "virtio_rng", "overlay", "virtiofs"]
 PRELOAD = ["ip_vs", "ip_vs_rr", "nf_conntrack", "nf_conntrack_netlink", "br_netfilter", "bridge", "veth", "dummy",
-           "xt_set", "ip_set_hash_ip", "ip_set_hash_ipport", "xt_ipvs", "iptable_filter", "iptable_nat",
+           "xt_set", "ip_set_hash_ip", "ip_set_hash_ipport", "ip_set_hash_ipportnet", "xt_ipvs", "iptable_filter", "iptable_nat",
            "ip6table_filter", "ip6table_nat", "nft_compat", "nft_chain_nat", "xt_comment", "xt_MASQUERADE", "sctp",
            # The emulated processor takes seconds for each that the kernel loads when it is first asked for.
            "nft_ct", "nft_fib_inet", "nft_reject_inet", "nft_limit", "nft_log", "nft_nat", "nft_masq"]

@@ -31,6 +31,7 @@ class Service:
     affinity: int = 0  # seconds of ClientIP affinity
     external_ips: list = dataclasses.field(default_factory=list)
     balancer_ips: list = dataclasses.field(default_factory=list)
+    source_ranges: list = dataclasses.field(default_factory=list)
     internal_policy: str = "Cluster"
     external_policy: str = "Cluster"
 
@@ -60,6 +61,8 @@ def service(s):
         spec["sessionAffinityConfig"] = {"clientIP": {"timeoutSeconds": s.affinity}}
     if s.external_ips:
         spec["externalIPs"] = s.external_ips
+    if s.source_ranges:
+        spec["loadBalancerSourceRanges"] = s.source_ranges
     meta = {"name": s.name, "namespace": NAMESPACE, "annotations": s.annotations}
     return {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec, "status": balancer_status(s)}
 

@@ -26,6 +26,7 @@ mod peers;
 mod routing;
 mod value;
 
+pub use keys::SERVICE_SOURCE_RANGES;
 pub use routing::routing;
 
 /// One row of [`TABLE`].
@@ -50,6 +51,12 @@ pub const TABLE: &[Annotation] = &[
     row(On::Service, SERVICE_SCHEDFLAGS, "list of flag-1, flag-2, flag-3", "flags of the schedulers sh and mh"),
     row(On::Service, SERVICE_LOCAL, "true", "external traffic policy Local, whatever the spec says"),
     row(On::Service, SERVICE_SKIP_LB_IPS, "presence", "load balancer addresses are neither served nor announced"),
+    row(
+        On::Service,
+        SERVICE_SOURCE_RANGES,
+        "list of CIDRs",
+        "clients of load balancer addresses; the spec's field wins",
+    ),
     row(On::Service, SERVICE_DSR, "tunnel", "direct server return for external addresses"),
     row(On::Service, SERVICE_HAIRPIN, "presence", "an endpoint may reach itself by its Service"),
     row(On::Service, SERVICE_HAIRPIN_EXTERNAL, "presence", "hairpin for external addresses too"),
@@ -299,6 +306,7 @@ mod tests {
         let all = keys.len();
         keys.dedup();
         assert_eq!(keys.len(), all);
-        assert!(keys.iter().all(|key| key.starts_with("kube-router.io/") || *key == NAMESPACE_ISOLATION));
+        let others = [NAMESPACE_ISOLATION, SERVICE_SOURCE_RANGES];
+        assert!(keys.iter().all(|key| key.starts_with("kube-router.io/") || others.contains(key)));
     }
 }

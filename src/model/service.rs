@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use compact_str::CompactString;
+use ipnet::IpNet;
 
 use crate::net::Protocol;
 
@@ -19,6 +20,10 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[]` entries that have an `ip`.
     pub load_balancer: Vec<LoadBalancerAddress>,
+    /// `spec.loadBalancerSourceRanges`, or else the annotation `service.beta.kubernetes.io/load-balancer-source-ranges`: the
+    /// clients of load balancer addresses, of both families, without host bits. `None` where neither is given; empty where
+    /// no range makes sense, so that nobody is a client.
+    pub source_ranges: Option<Box<[IpNet]>>,
     pub ports: Vec<ServicePort>,
     /// `spec.sessionAffinity: ClientIP` and its `timeoutSeconds` (10800 where absent); `None` without affinity.
     pub affinity_seconds: Option<u32>,
@@ -141,6 +146,7 @@ impl Service {
             cluster_ips,
             external_ips: Vec::new(),
             load_balancer: Vec::new(),
+            source_ranges: None,
             ports,
             affinity_seconds: None,
             internal_traffic_policy: TrafficPolicy::Cluster,

@@ -19,8 +19,10 @@
 //! two is used and desired, and the latter changes in one transaction. What a run with the other one left stays in force, and says which virtual services are ours, until
 //! all that replaces it is in place ([`Kernel::remove_abandoned`]).
 
+mod elements;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,7 +32,7 @@ use ipnet::IpNet;
 use crate::kernel::Error;
 use crate::kernel::address::AddressKey;
 use crate::kernel::conntrack::{Flows, Remaining};
-use crate::kernel::ipset::{ElementKey, Entry, SetName, SetSpec};
+use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::ipvs::{Destination, ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkName};
@@ -39,14 +41,16 @@ use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{self, Ruled};
 use crate::model::Authority;
 use crate::net::{Family, PerFamily, Protocol};
-use crate::reconcile::{Course, Found, Growth, Mirror, Moment, Reflection, Target};
+use crate::reconcile::{Course, Found, Growth, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
+use self::elements::{drops_clients, has_element};
 use super::desired::{Desired, ProxyChanges};
 use super::endpoints::DRAINING;
-use super::marks::Marks;
-use super::names::{NFT_GUARD, Set};
-use super::plan::{address_of, local_route_key, services_on};
+use super::marks::{Marks, restriction};
+use super::names::Set;
+use super::plan::{local_route_key, services_on};
+use super::source_ranges;
 use super::udp_flows::{Forgetting, UdpFlows};
 
 /// The kinds of kernel objects that the service proxy manages. Implemented on Linux (`linux`) and in memory for the
@@ -178,7 +182,7 @@ impl<K: Kernel> Mirrors<K> {
         let may_guard = !takes_over || authority == Authority::Complete;
         if authority != Authority::Remembered || self.uses_memory(desired, at) {
             self.elements.grow(&desired.elements, growth, at);
-            self.table.grow_where(&desired.table, growth, at, |object| may_guard || !is_guard(object));
+            self.grow_table(desired, may_guard, (authority, growth), at);
         } else {
             self.grow_needed_elements(desired, may_guard, at);
         }
@@ -192,8 +196,9 @@ impl<K: Kernel> Mirrors<K> {
         if authority == Authority::Complete {
             self.routes.shrink(&desired.routes, at);
             changed.extend(self.shrink_virtuals(desired, at));
-            self.rules.shrink(&desired.rules, at);
+            self.rules.shrink_where(&desired.rules, at, |piece, _| !drops_clients(piece));
             self.shrink_elements(desired, at);
+            self.shrink_source_rules(desired, at);
             self.shrink_table(desired, at);
             self.shrink_sets(desired, at);
             self.shrink_addresses(desired, at);
@@ -315,9 +320,21 @@ impl<K: Kernel> Mirrors<K> {
             self.udp.note_before(seen);
         }
         let marks = Marks::<K> { elements: &self.elements, table: &self.table };
-        let all = marks.are_settled();
-        let is_marked = |key: &ServiceKey| all || marks.has_service(key);
-        self.virtuals.grow_where(&desired.virtuals, growth, at, is_marked)
+        let all = marks.are_settled() && self.rules.is_settled();
+        let (rules, table) = (&self.rules, &self.table);
+        let is_enforced = |key: &ServiceKey, family: Family| {
+            let mut pieces = desired.rules.keys().filter(|piece| source_ranges::is_rule(piece, family));
+            let objects = desired.table.keys().take_while(|object| !matches!(object, Object::Element(..)));
+            let mut chains = objects.filter(|object| source_ranges::is_chain(object));
+            marks.restricts(key) && pieces.all(|piece| rules.has(piece)) && chains.all(|object| table.has(object))
+        };
+        // One with source ranges is open to nobody else for no moment.
+        let is_closed = |key: &ServiceKey| match restriction(key) {
+            Some(entry) if has_element(desired, Set::Restricted, &entry) => is_enforced(key, entry.family()),
+            _ => true,
+        };
+        let may_serve = |key: &ServiceKey| all || (marks.has_service(key) && is_closed(key));
+        self.virtuals.grow_where(&desired.virtuals, growth, at, may_serve)
     }
 
     /// Calls [`tell_ownership`](Self::tell_ownership) if something has changed since the last call.
@@ -380,27 +397,6 @@ impl<K: Kernel> Mirrors<K> {
         })
     }
 
-    /// Deletes an element after the object that it marks.
-    fn shrink_elements(&mut self, desired: &Desired, at: Moment) {
-        let (virtuals, routes) = (&self.virtuals, &self.routes);
-        self.elements.shrink_where(&desired.elements, at, |key, _| {
-            Set::of_element(key).is_none_or(|place| marks_nothing(place, virtuals, routes))
-        });
-    }
-
-    /// The same in our table, where the rules go with the elements; its sets go once they are empty.
-    fn shrink_table(&mut self, desired: &Desired, at: Moment) {
-        let (virtuals, routes) = (&self.virtuals, &self.routes);
-        self.table.shrink_where(&desired.table, at, |object, _| match object {
-            Object::Set(_) => false,
-            object => Set::of_object(object).is_none_or(|place| marks_nothing(place, virtuals, routes)),
-        });
-        self.table.shrink_where(&desired.table, at, |object, seen| {
-            let Object::Set(name) = object else { return false };
-            !seen.keys().any(|other| matches!(other, Object::Element(set, _) if set == name))
-        });
-    }
-
     /// Deletes a set once it is empty, because deleting it deletes its elements.
     fn shrink_sets(&mut self, desired: &Desired, at: Moment) {
         let elements = &self.elements;
@@ -416,31 +412,6 @@ impl<K: Kernel> Mirrors<K> {
             None => Err(()),
         });
         self.udp.forget(at.now, |flows| self.kernel.forget_flows(flows))
-    }
-
-    /// Creates the elements that existing kernel objects need: those of existing virtual services, and of addresses in
-    /// the set of service ports. Nothing else of a Service is created without its element. The guard comes if it may.
-    fn grow_needed_elements(&mut self, desired: &Desired, may_guard: bool, at: Moment) {
-        if self.marks().are_settled() || !self.elements.learn(at) || !self.table.learn(at) {
-            return;
-        }
-        let listed: BTreeSet<IpAddr> = self.marks().services().filter_map(|key| address_of(&key)).collect();
-        let virtuals = &self.virtuals;
-        let is_needed = |place: (Set, Entry)| match place {
-            (Set::ServicePorts, Entry::IpPort(address, protocol, port)) => {
-                virtuals.has(&ServiceKey::Address { address, protocol, port })
-            }
-            (Set::ServiceAddresses, Entry::Ip(address)) => {
-                let exists = virtuals.seen().is_some_and(|seen| seen.range(services_on(address)).next().is_some());
-                exists || listed.contains(&address)
-            }
-            _ => true,
-        };
-        let missing = Growth::OnlyMissing;
-        self.elements.grow_where(&desired.elements, missing, at, |key| Set::of_element(key).is_none_or(is_needed));
-        self.table.grow_where(&desired.table, missing, at, |object| {
-            (may_guard || !is_guard(object)) && Set::of_object(object).is_none_or(is_needed)
-        });
     }
 
     /// Returns whether a remembered cluster is applied as a whole: only if the kernel holds no virtual service of ours,
@@ -471,27 +442,4 @@ impl<K: Kernel> Mirrors<K> {
 /// Returns the first of all keys of IPv6 services: those of IPv4 are before it.
 fn first_of_ipv6() -> ServiceKey {
     ServiceKey::Address { address: Ipv6Addr::UNSPECIFIED.into(), protocol: Protocol::Tcp, port: 0 }
-}
-
-fn is_guard(object: &Object) -> bool {
-    matches!(object, Object::Chain(name) if name.as_str() == NFT_GUARD)
-}
-
-/// Returns whether an element may go: the kernel has nothing that it marks as ours, or lets in.
-fn marks_nothing<V, R>((set, entry): (Set, Entry), virtuals: &Mirror<V>, routes: &Mirror<R>) -> bool
-where
-    V: Target<Key = ServiceKey>,
-    R: Target<Key = RouteKey>,
-{
-    match (set, entry) {
-        (Set::ServicePorts, Entry::IpPort(address, protocol, port)) => {
-            let service = ServiceKey::Address { address, protocol, port };
-            virtuals.lacks(service..=service)
-        }
-        (Set::ServiceAddresses, Entry::Ip(address)) => {
-            let route = local_route_key(address);
-            virtuals.lacks(services_on(address)) && routes.lacks(route.clone()..=route)
-        }
-        _ => true,
-    }
 }

@@ -40,9 +40,11 @@ const PRIORITY: i32 = -5;
 pub fn set_spec(set: Set, family: Family, elements: usize) -> SetSpec {
     let kind = match set {
         Set::LocalAddresses | Set::ServiceAddresses => SetKind::HashIp,
-        Set::ServicePorts => SetKind::HashIpPort,
+        Set::ServicePorts | Set::Restricted => SetKind::HashIpPort,
+        Set::AllowedSources => SetKind::HashIpPortNet,
     };
-    SetSpec::for_elements(kind, family, elements, true)
+    // kube-router's sets have the extension; what it does not know needs none.
+    SetSpec::for_elements(kind, family, elements, Set::BASIC.contains(&set))
 }
 
 /// Returns the guard's chain and the jump to it, for one family.
@@ -83,7 +85,8 @@ pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
 pub fn table_set(set: Set, family: Family) -> (Object, Content) {
     let fields = match set {
         Set::LocalAddresses | Set::ServiceAddresses => Fields::Address(family),
-        Set::ServicePorts => Fields::Service(family),
+        Set::ServicePorts | Set::Restricted => Fields::Service(family),
+        Set::AllowedSources => Fields::ServiceSource(family),
     };
     let spec = nftables::SetSpec { fields, kind: nftables::Kind::Set, intervals: false };
     (Object::Set(set.in_table(family)), Content::Set(spec))

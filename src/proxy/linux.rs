@@ -18,7 +18,7 @@ use crate::reconcile::{Optional, Target};
 
 use super::apply::{Connected, Kernel, Owned, Targets};
 use super::marks::service;
-use super::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, Set, TABLE};
+use super::names::{CHAIN_GUARD, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, Set, TABLE};
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux {
@@ -179,7 +179,9 @@ impl Connected for Services {
 /// Returns the ownership rules: our chains, and the rules that kube-router left beside them.
 pub fn ownership() -> Ownership {
     Ownership {
-        chains: vec![(Table::Filter, Name::Exact(CHAIN_GUARD.into())), (Table::Nat, Name::Exact(CHAIN_SNAT.into()))],
+        chains: [(Table::Filter, CHAIN_GUARD), (Table::Nat, CHAIN_SNAT), (Table::Mangle, CHAIN_SOURCES)]
+            .map(|(table, chain)| (table, Name::Exact(chain.into())))
+            .into(),
         leftovers: Leftovers::Proxy,
     }
 }

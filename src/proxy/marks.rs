@@ -45,8 +45,21 @@ impl<'a, K: Kernel> Marks<'a, K> {
         elements.chain(objects).filter_map(service)
     }
 
+    /// Returns whether the kernel knows that a virtual service has some clients only.
+    pub fn restricts(&self, key: &ServiceKey) -> bool {
+        restriction(key).is_some_and(|entry| self.has(Set::Restricted, entry))
+    }
+
     fn has(&self, set: Set, entry: Entry) -> bool {
-        self.elements.has(&set.element(entry)) || self.table.has(&set.object(entry))
+        self.table.has(&set.object(&entry)) || self.elements.has(&set.element(entry))
+    }
+}
+
+/// Returns the element by which a virtual service has some clients only.
+pub fn restriction(key: &ServiceKey) -> Option<Entry> {
+    match *key {
+        ServiceKey::Address { address, protocol, port } => Some(Entry::IpPort(address, protocol, port)),
+        ServiceKey::Mark { .. } => None,
     }
 }
 

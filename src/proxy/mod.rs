@@ -17,7 +17,7 @@
 //! ([`names`]) and mean the same. The plan desires one or the other; everything else knows elements by what they are for.
 //!
 //! Reading order: [`part`] is what one Service asks for, with one file for each feature that decides about it
-//! ([`endpoints`], [`traffic_policy`], [`session_affinity`], [`scheduler`], [`node_port`], [`external_ip`]);
+//! ([`endpoints`], [`traffic_policy`], [`session_affinity`], [`scheduler`], [`node_port`], [`external_ip`], [`source_ranges`]);
 //! [`plan`] keeps the union of all parts, [`desired`], one for each key ([`owners`]), with what all Services
 //! share ([`guard`],
 //! [`masquerade`], [`settings`], [`local_node`], [`other_nodes`]) and what is on its way out ([`drain`], [`closing`], [`udp_flows`]); [`apply`] brings it
@@ -32,6 +32,7 @@ pub mod session_affinity;
 pub mod scheduler;
 pub mod node_port;
 pub mod external_ip;
+pub mod source_ranges;
 pub mod plan;
 pub mod owners;
 pub mod local_node;

@@ -6,7 +6,9 @@
 
 use std::sync::LazyLock;
 
-use crate::kernel::ipset::{ElementKey, Entry, SetName};
+use ipnet::IpNet;
+
+use crate::kernel::ipset::{ElementKey, Entry, IpPortNet, SetName};
 use crate::kernel::nftables::{Key, Name, Object};
 use crate::net::{Family, PerFamily};
 
@@ -15,6 +17,8 @@ pub const DEVICE: &str = "kube-dummy-if";
 
 /// The filter chain that accepts known service ports and rejects all others.
 pub const CHAIN_GUARD: &str = "KUBE-ROUTER-SERVICES";
+/// The mangle chain that drops packets to load balancer addresses from clients outside the source ranges of the Service.
+pub const CHAIN_SOURCES: &str = "KUBE-ROUTER-SOURCES";
 /// The nat chain that masquerades connections to remote backends.
 pub const CHAIN_SNAT: &str = "KUBE-ROUTER-SNAT";
 
@@ -29,6 +33,12 @@ pub const NFT_SNAT: &str = "service_snat";
 /// The chains that masquerade connections to remote backends.
 pub const NFT_TRANSLATED: PerFamily<&str> = PerFamily { v4: "translated4", v6: "translated6" };
 
+/// The base chains that send packets to restricted services to the next one.
+pub const NFT_SOURCES_IN: &str = "service_sources";
+pub const NFT_SOURCES_OUT: &str = "own_service_sources";
+/// The chain of each family that drops packets from clients outside the source ranges of the Service.
+pub const NFT_SOURCES: PerFamily<&str> = PerFamily { v4: "source_ranges4", v6: "source_ranges6" };
+
 /// The sets that the guard's rules match; they also mark virtual services as ours for a process without memory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Set {
@@ -38,29 +48,54 @@ pub enum Set {
     ServiceAddresses,
     /// Every service address with its protocol and port.
     ServicePorts,
+    /// Those that are open to some clients only; there are none where the set does not exist.
+    Restricted,
+    /// Their clients: address, protocol and port, and a range of source addresses. In [`TABLE`] one set for each length
+    /// of prefixes. Its name in ipset comes before that of [`Set::Restricted`], because elements are added in that order.
+    AllowedSources,
 }
 
 impl Set {
-    pub const ALL: [Set; 3] = [Set::LocalAddresses, Set::ServiceAddresses, Set::ServicePorts];
+    pub const ALL: [Set; 5] =
+        [Set::LocalAddresses, Set::ServiceAddresses, Set::ServicePorts, Set::Restricted, Set::AllowedSources];
+    /// Those that always exist.
+    pub const BASIC: [Set; 3] = [Set::LocalAddresses, Set::ServiceAddresses, Set::ServicePorts];
 
     /// Returns the set's name in one family. IPv6 names have a prefix.
     pub fn name(self, family: Family) -> SetName {
-        let [local, addresses, ports] = NAMES.of(family);
+        let [local, addresses, ports, restricted, sources] = NAMES.of(family);
         match self {
             Set::LocalAddresses => local.clone(),
             Set::ServiceAddresses => addresses.clone(),
             Set::ServicePorts => ports.clone(),
+            Set::Restricted => restricted.clone(),
+            Set::AllowedSources => sources.clone(),
         }
     }
 
-    /// Returns the set's name in [`TABLE`], in one family.
+    /// Returns the set's name in [`TABLE`], in one family; of [`Set::AllowedSources`] what the names of its sets begin with.
     pub fn in_table(self, family: Family) -> Name {
-        let [local, addresses, ports] = NAMES_IN_TABLE.of(family);
+        let [local, addresses, ports, restricted, sources] = NAMES_IN_TABLE.of(family);
         match self {
             Set::LocalAddresses => local.clone(),
             Set::ServiceAddresses => addresses.clone(),
             Set::ServicePorts => ports.clone(),
+            Set::Restricted => restricted.clone(),
+            Set::AllowedSources => sources.clone(),
         }
+    }
+
+    /// Returns the name of the set of [`TABLE`] that holds the source ranges of this length.
+    pub fn sources_in_table(family: Family, length: u8) -> Name {
+        Name::from(format!("{}_{length}", Set::AllowedSources.in_table(family)))
+    }
+
+    /// Returns the family and the length of prefixes of such a set.
+    pub fn sources_of_table(name: &Name) -> Option<(Family, u8)> {
+        Family::BOTH.into_iter().find_map(|family| {
+            let rest = name.as_str().strip_prefix(Set::AllowedSources.in_table(family).as_str())?;
+            Some((family, rest.strip_prefix('_')?.parse().ok()?))
+        })
     }
 
     /// Returns an element of this set as ipset has it.
@@ -69,27 +104,42 @@ impl Set {
     }
 
     /// Returns an element of this set as [`TABLE`] has it.
-    pub fn object(self, entry: Entry) -> Object {
-        let key = match entry {
-            Entry::Ip(address) => Key::Address(address),
-            Entry::IpPort(address, protocol, port) => Key::Service(address, protocol, port),
-            Entry::Net(prefix) => Key::prefix(prefix),
-        };
-        Object::Element(self.in_table(entry.family()), key)
+    pub fn object(self, entry: &Entry) -> Object {
+        let name = self.in_table(entry.family());
+        match entry {
+            Entry::Ip(address) => Object::Element(name, Key::Address(*address)),
+            Entry::IpPort(address, protocol, port) => Object::Element(name, Key::Service(*address, *protocol, *port)),
+            Entry::Net(prefix) => Object::Element(name, Key::prefix(*prefix)),
+            Entry::IpPortNet(entry) => {
+                let IpPortNet { address, protocol, port, range } = &**entry;
+                let name = Set::sources_in_table(Family::from(*address), range.prefix_len());
+                let fields = (*address, *protocol, *port, range.network());
+                Object::Element(name, Key::ServiceSource(Box::new(fields)))
+            }
+        }
     }
 
     /// Returns which set of ours an element of ipset is in.
     pub fn of_element(key: &ElementKey) -> Option<(Set, Entry)> {
         let family = key.entry.family();
-        Set::ALL.into_iter().find(|set| set.name(family) == key.set).map(|set| (set, key.entry))
+        Set::ALL.into_iter().find(|set| set.name(family) == key.set).map(|set| (set, key.entry.clone()))
     }
 
     /// Returns which set of [`TABLE`] an object is in; `None` for other objects than elements.
     pub fn of_object(object: &Object) -> Option<(Set, Entry)> {
         let Object::Element(name, key) = object else { return None };
-        let entry = match *key {
-            Key::Address(address) => Entry::Ip(address),
-            Key::Service(address, protocol, port) => Entry::IpPort(address, protocol, port),
+        let entry = match key {
+            Key::Address(address) => Entry::Ip(*address),
+            Key::Service(address, protocol, port) => Entry::IpPort(*address, *protocol, *port),
+            Key::ServiceSource(fields) => {
+                let (address, protocol, port, source) = **fields;
+                let (_, length) = Set::sources_of_table(name)?;
+                let range = IpNet::new(source, length).ok()?;
+                return Some((
+                    Set::AllowedSources,
+                    Entry::IpPortNet(Box::new(IpPortNet { address, protocol, port, range })),
+                ));
+            }
             _ => return None,
         };
         Set::ALL.into_iter().find(|set| set.in_table(entry.family()) == *name).map(|set| (set, entry))
@@ -103,18 +153,22 @@ impl Set {
             (Set::ServiceAddresses, Family::V6) => "inet6:kube-router-svip",
             (Set::ServicePorts, Family::V4) => "kube-router-svip-prt",
             (Set::ServicePorts, Family::V6) => "inet6:kube-router-svip-prt",
+            (Set::Restricted, Family::V4) => "kube-router-restricted",
+            (Set::Restricted, Family::V6) => "inet6:kube-router-restricted",
+            (Set::AllowedSources, Family::V4) => "kube-router-allowed-src",
+            (Set::AllowedSources, Family::V6) => "inet6:kube-router-allowed-src",
         }
     }
 }
 
 /// Names of the sets, shared by all elements to save memory.
-static NAMES: LazyLock<PerFamily<[SetName; 3]>> =
+static NAMES: LazyLock<PerFamily<[SetName; 5]>> =
     LazyLock::new(|| PerFamily::from_fn(|family| Set::ALL.map(|set| SetName(set.text(family).into()))));
 
 /// Names of the sets in [`TABLE`].
-static NAMES_IN_TABLE: LazyLock<PerFamily<[Name; 3]>> = LazyLock::new(|| PerFamily {
-    v4: ["own4", "addresses4", "ports4"].map(Name::from),
-    v6: ["own6", "addresses6", "ports6"].map(Name::from),
+static NAMES_IN_TABLE: LazyLock<PerFamily<[Name; 5]>> = LazyLock::new(|| PerFamily {
+    v4: ["own4", "addresses4", "ports4", "restricted4", "sources4"].map(Name::from),
+    v6: ["own6", "addresses6", "ports6", "restricted6", "sources6"].map(Name::from),
 });
 
 #[cfg(test)]
@@ -130,19 +184,34 @@ mod tests {
                 (Set::LocalAddresses, Entry::Ip(address)),
                 (Set::ServiceAddresses, Entry::Ip(address)),
                 (Set::ServicePorts, Entry::IpPort(address, Protocol::Udp, 53)),
+                (Set::Restricted, Entry::IpPort(address, Protocol::Sctp, 99)),
+                (Set::AllowedSources, source(address, 9)),
+                (Set::AllowedSources, source(address, 32)),
             ] {
-                assert_eq!(Set::of_element(&set.element(entry)), Some((set, entry)));
-                assert_eq!(Set::of_object(&set.object(entry)), Some((set, entry)));
+                assert_eq!(Set::of_object(&set.object(&entry)), Some((set, entry.clone())));
+                assert_eq!(Set::of_element(&set.element(entry.clone())), Some((set, entry)));
             }
         }
         assert_eq!(Set::of_object(&Object::Set(Set::ServicePorts.in_table(Family::V4))), None);
+    }
+
+    fn source(address: std::net::IpAddr, length: u8) -> Entry {
+        let range = IpNet::new(address, length).expect("a length").trunc();
+        Entry::IpPortNet(Box::new(IpPortNet { address, protocol: Protocol::Tcp, port: 80, range }))
+    }
+
+    #[test]
+    fn source_ranges_are_added_before_the_service_is_restricted_to_them() {
+        for family in Family::BOTH {
+            assert!(Set::AllowedSources.name(family) < Set::Restricted.name(family));
+        }
     }
 
     #[test]
     fn names_are_those_of_running_nodes() {
         assert_eq!((DEVICE, CHAIN_GUARD), ("kube-dummy-if", "KUBE-ROUTER-SERVICES"));
         let names: Vec<String> =
-            Family::BOTH.into_iter().flat_map(|family| Set::ALL.map(|set| set.name(family).to_string())).collect();
+            Family::BOTH.into_iter().flat_map(|family| Set::BASIC.map(|set| set.name(family).to_string())).collect();
         assert_eq!(
             names,
             [

@@ -14,6 +14,7 @@ use crate::net::Family;
 use super::endpoints::{self, Reach};
 use super::local_node::LocalNode;
 use super::other_nodes::OtherNodes;
+use super::source_ranges::{self, Sources};
 use super::{external_ip, node_port, scheduler, session_affinity, traffic_policy};
 
 /// The virtual services that one Service claims, in the order in which they were computed; a key may occur twice if a
@@ -29,6 +30,8 @@ pub struct Claim {
     pub key: ServiceKey,
     pub rank: Rank,
     pub virtual_service: Virtual,
+    /// The only clients; `None` for everybody.
+    pub sources: Sources,
 }
 
 /// Precedence of a claim to an address. Addresses allocated by the control plane precede addresses that anybody may
@@ -84,7 +87,8 @@ fn claims_of_port(
     let external = if outside == inside { internal.clone() } else { choose(outside) };
     let mut claim = |rank, address: IpAddr, number, destinations: &Arc<[Destination]>| {
         let key = ServiceKey::Address { address, protocol: port.protocol, port: number };
-        claims.push(Claim { key, rank, virtual_service: virtual_service(service, destinations.clone()) });
+        let sources = source_ranges::sources(service, address);
+        claims.push(Claim { key, rank, virtual_service: virtual_service(service, destinations.clone()), sources });
     };
     for address in service.cluster_ips.iter().filter(|ip| Family::from(**ip) == family) {
         claim(Rank::Cluster, *address, port.port, &internal);

@@ -37,6 +37,7 @@ use super::other_nodes::{OtherNodes, asks_for};
 use super::owners::{Owner, Owners};
 use super::part::{Claim, part};
 use super::scheduler;
+use super::source_ranges::{Restrictions, Shape, Sources};
 
 /// The desired state, with what is needed to update it by parts.
 pub struct Plan {
@@ -54,6 +55,9 @@ pub struct Plan {
     owners: Owners,
     /// Number of desired elements of each set.
     sizes: BTreeMap<(Set, Family), usize>,
+    restrictions: Restrictions,
+    /// What of them the rules know.
+    shape: Shape,
     draining: Draining,
     /// Addresses that routers may still send traffic for.
     believed: Table<IpAddr, ()>,
@@ -83,6 +87,8 @@ impl Plan {
             parts: HashMap::new(),
             owners: Owners::default(),
             sizes: BTreeMap::new(),
+            restrictions: Restrictions::default(),
+            shape: Shape::default(),
             draining: Draining::default(),
             believed: Table::default(),
             closing: Closing::default(),
@@ -134,6 +140,7 @@ impl Plan {
         let told = |key: &ServiceKey| address_of(key).is_none_or(|address| self.believed.get(&address).is_none());
         let over: Vec<ServiceKey> = self.closing.keys().filter(told).collect();
         self.close(over, &mut changed);
+        self.follow_restrictions(&mut changed);
         changed
     }
 
@@ -176,6 +183,7 @@ impl Plan {
             }
         }
         self.close_what_others_keep_open(&mut changed);
+        self.follow_restrictions(&mut changed);
         self.resize_sets(&mut changed);
         changed
     }
@@ -203,6 +211,7 @@ impl Plan {
         for key in self.draining.expire(now) {
             self.compose(key, &mut changed);
         }
+        self.follow_restrictions(&mut changed);
         changed
     }
 
@@ -245,8 +254,8 @@ impl Plan {
             let has_it = self.owners.update(key, name, bid, &mut changed.notes);
             changed.owners |= self.owner(&key) != before.as_ref();
             let claim = if has_it { claim } else { self.claim(&key) };
-            let wanted = claim.map(|claim| claim.virtual_service.clone());
-            if self.is_to_stay(key, wanted.as_ref()) {
+            let wanted = claim.map(wanted);
+            if self.is_to_stay(key, wanted.as_ref().map(|(wanted, _)| wanted)) {
                 self.closing.begin(key, now);
             } else {
                 self.closing.end(&key);
@@ -320,12 +329,13 @@ impl Plan {
         if self.closing.contains(&key) {
             return;
         }
-        let wanted = self.claim(&key).map(|claim| claim.virtual_service.clone());
+        let wanted = self.claim(&key).map(wanted);
         self.put_virtual(key, wanted, changed);
     }
 
-    fn put_virtual(&mut self, key: ServiceKey, wanted: Option<Virtual>, changed: &mut ProxyChanges) {
-        let Some(wanted) = wanted else {
+    fn put_virtual(&mut self, key: ServiceKey, wanted: Option<(Virtual, Sources)>, changed: &mut ProxyChanges) {
+        let Some((wanted, sources)) = wanted else {
+            self.restrict(key, None, changed);
             self.draining.end_service(key);
             if self.desired.virtuals.remove(&key).is_some() {
                 changed.virtuals.push(key);
@@ -333,6 +343,7 @@ impl Plan {
             }
             return;
         };
+        self.restrict(key, sources, changed);
         let wanted = self.with_draining(key, wanted);
         changed.virtuals.push(key);
         match self.desired.virtuals.entry(key) {
@@ -468,6 +479,11 @@ fn different_claims(old: Option<&ClaimedPart>, new: Option<&ClaimedPart>) -> Vec
 
 fn different_keys<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
     old.keys().chain(new.keys()).filter(|key| old.get(key) != new.get(key)).cloned().collect()
+}
+
+/// What a claim asks of the kernel.
+fn wanted(claim: &Claim) -> (Virtual, Sources) {
+    (claim.virtual_service.clone(), claim.sources.clone())
 }
 
 fn contains(destinations: &[Destination], wanted: &Destination) -> bool {

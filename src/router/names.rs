@@ -80,11 +80,14 @@ impl Set {
     }
 
     /// Returns an element of this set as [`TABLE`] has it.
-    pub fn object(self, entry: Entry) -> Object {
+    pub fn object(self, entry: &Entry) -> Object {
         let key = match entry {
-            Entry::Ip(address) => Key::Address(address),
-            Entry::IpPort(address, protocol, port) => Key::Service(address, protocol, port),
-            Entry::Net(prefix) => Key::prefix(prefix),
+            Entry::Ip(address) => Key::Address(*address),
+            Entry::IpPort(address, protocol, port) => Key::Service(*address, *protocol, *port),
+            Entry::Net(prefix) => Key::prefix(*prefix),
+            Entry::IpPortNet(entry) => {
+                Key::ServiceSource(Box::new((entry.address, entry.protocol, entry.port, entry.range.network())))
+            }
         };
         Object::Element(self.in_table(entry.family()), key)
     }

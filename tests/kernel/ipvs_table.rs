@@ -86,13 +86,14 @@ impl Scene {
             LocalNode { families: PerFamily::from_fn(|family| family == self.family), ..LocalNode::default() };
         *node.address.of_mut(self.family) = Some(self.inner);
         let mut desired: BTreeMap<Object, Content> =
-            Set::ALL.into_iter().map(|set| guard::table_set(set, self.family)).collect();
+            Set::BASIC.into_iter().map(|set| guard::table_set(set, self.family)).collect();
         desired.extend(guard::table_chains(&[self.family]));
         desired.extend(masquerade::table_chains(&node, false));
-        let own = [self.outer, self.inner].map(|address| Set::LocalAddresses.object(Entry::Ip(address)));
+        let own = [self.outer, self.inner].map(|address| Set::LocalAddresses.object(&Entry::Ip(address)));
         let served = [(self.service, 80), (self.outer, NODE_PORT)];
-        let addresses = served.map(|(address, _)| Set::ServiceAddresses.object(Entry::Ip(address)));
-        let ports = served.map(|(address, port)| Set::ServicePorts.object(Entry::IpPort(address, Protocol::Tcp, port)));
+        let addresses = served.map(|(address, _)| Set::ServiceAddresses.object(&Entry::Ip(address)));
+        let ports =
+            served.map(|(address, port)| Set::ServicePorts.object(&Entry::IpPort(address, Protocol::Tcp, port)));
         desired.extend(own.into_iter().chain(addresses).chain(ports).map(|object| (object, Content::Element)));
         desired
     }
@@ -161,7 +162,7 @@ fn a_service_address_answers_at_its_ports_alone_and_the_hosts_own_at_all() {
         assert_eq!(scene.asks(scene.outer, HOST_PORT), Ok(None), "the host's other ports are its own business");
         assert_eq!(scene.asks(scene.service, 80), Ok(Some(scene.inner)));
         // A port that is a Service's no longer is refused, although IPVS has it still.
-        let port = Set::ServicePorts.object(Entry::IpPort(scene.service, Protocol::Tcp, 80));
+        let port = Set::ServicePorts.object(&Entry::IpPort(scene.service, Protocol::Tcp, 80));
         desired.remove(&port);
         table.mark(port);
         table.shrink(&desired, at());

@@ -115,11 +115,18 @@ fn virtual_service(key: &ServiceKey, found: &Virtual) -> Vec<String> {
 /// `tcp 10.96.0.9:80`, and where such a connection ends.
 fn traced(line: &str, kernel: &State) -> String {
     let question = line.split(" → ").next().unwrap_or_default().trim();
-    let (protocol, address) = question.split_once(' ').unwrap_or_else(|| panic!("{line:?} is no connection"));
+    // `tcp 203.0.113.20:80 from 10.0.0.1`, or of some client outside the cluster.
+    let (connection, client) = question.split_once(" from ").unwrap_or((question, ""));
+    let (protocol, address) = connection.split_once(' ').unwrap_or_else(|| panic!("{line:?} is no connection"));
     let protocol = Protocol::from_api(&protocol.to_uppercase()).unwrap_or_else(|| panic!("{protocol} is no protocol"));
     let address: std::net::SocketAddr = address.parse().unwrap_or_else(|_| panic!("{address} is no address"));
     let key = ServiceKey::Address { address: address.ip(), protocol, port: address.port() };
-    let end = match packet::end(kernel, key) {
+    let end = match client.parse() {
+        Ok(client) => packet::end_from(kernel, key, client),
+        Err(_) => packet::end(kernel, key),
+    };
+    let end = match end {
+        End::Dropped => "dropped".to_owned(),
         End::Elsewhere => "goes where routing says".to_owned(),
         End::Refused => "refused".to_owned(),
         End::Host => "a program of the host".to_owned(),

@@ -110,8 +110,8 @@ pub fn hurt(state: &mut State, foreign: &State, kind: Kind, random: &mut Random)
         Kind::DeleteElement => {
             let of_ipset = state.elements.keys().filter_map(Set::of_element);
             let (set, entry) = random.pick_from(of_ipset.chain(state.proxy_table.keys().filter_map(Set::of_object)))?;
-            let object = set.object(entry);
-            if state.elements.remove(&set.element(entry)).is_none() {
+            let object = set.object(&entry);
+            if state.elements.remove(&set.element(entry.clone())).is_none() {
                 state.proxy_table.remove(&object);
             }
             said(Hurt::Address(entry_address(&entry)), object.to_string())
@@ -119,7 +119,7 @@ pub fn hurt(state: &mut State, foreign: &State, kind: Kind, random: &mut Random)
         Kind::AddElement => {
             let stray = IpAddr::from([203, 0, 113, 200 + random.below(8) as u8]);
             let entry = Entry::IpPort(stray, Protocol::Tcp, 81);
-            let (key, object) = (Set::ServicePorts.element(entry), Set::ServicePorts.object(entry));
+            let (key, object) = (Set::ServicePorts.element(entry.clone()), Set::ServicePorts.object(&entry));
             let is_new = if state.sets.contains_key(&key.set) {
                 state.elements.insert(key.clone(), ()).is_none()
             } else {
@@ -235,5 +235,6 @@ fn entry_address(entry: &Entry) -> IpAddr {
     match entry {
         Entry::Ip(address) | Entry::IpPort(address, ..) => *address,
         Entry::Net(prefix) => prefix.addr(),
+        Entry::IpPortNet(entry) => entry.address,
     }
 }

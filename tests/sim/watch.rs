@@ -33,6 +33,8 @@ struct Round {
     ends_after: BTreeMap<ServiceKey, BTreeSet<SocketAddr>>,
     /// Those that work before and shall work after.
     stable: Vec<ServiceKey>,
+    /// Those that a client outside of all source ranges does not reach before and shall not after.
+    closed: Vec<ServiceKey>,
     guarded: bool,
     /// Addresses that the device itself needs.
     of_device: BTreeSet<IpAddr>,
@@ -67,6 +69,9 @@ impl Watch {
             routes: foreign.routes.iter().chain(&desired.routes).map(|(k, r)| (k.clone(), r.clone())).collect(),
             ..State::default()
         };
+        let keys: BTreeSet<ServiceKey> = state.virtuals.keys().chain(after.virtuals.keys()).copied().collect();
+        let is_open = |state: &State, key| matches!(packet::end_of_stranger(state, key), End::Backends(_));
+        round.closed = keys.into_iter().filter(|key| !is_open(state, *key) && !is_open(&after, *key)).collect();
         round.ends_before = ends(state);
         round.ends_after = ends(&after);
         let before: BTreeSet<ServiceKey> = round.ends_before.keys().copied().collect();
@@ -263,6 +268,11 @@ impl Round {
                 seen.push(format!("connections to {key} end at {:?}, after {object}", packet::end(state, *key)));
             }
         }
+        for key in self.closed.iter().filter(|key| !self.is_excused(key)) {
+            if let End::Backends(ends) = packet::end_of_stranger(state, *key) {
+                seen.push(format!("connections to {key} from anywhere end at {ends:?}, after {object}"));
+            }
+        }
         let Object::Virtual(key) = object else { return seen };
         if let End::Backends(now) = packet::end(state, *key) {
             let known = |backend: &SocketAddr| {
@@ -311,7 +321,7 @@ fn has_address_element(state: &State, address: IpAddr) -> bool {
 
 /// Whether the set of either backend has this element.
 fn has(state: &State, set: Set, entry: Entry) -> bool {
-    state.elements.contains_key(&set.element(entry)) || state.proxy_table.contains_key(&set.object(entry))
+    state.proxy_table.contains_key(&set.object(&entry)) || state.elements.contains_key(&set.element(entry))
 }
 
 fn our_route(state: &State, address: IpAddr) -> bool {

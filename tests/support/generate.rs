@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use compact_str::CompactString;
+use ipnet::IpNet;
 use sluice::model::{
     AnnounceAnnotations, Authority, Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host,
     HostAddress, LoadBalancerAddress, Node, NodeAddress, NodeAddressKind, ObjectName, ProxyAnnotations, Scheduler,
@@ -84,6 +85,7 @@ pub fn service(random: &mut Random) -> Service {
         load_balancer: (0..random.below(2))
             .map(|_| LoadBalancerAddress { address: outer_address(random), through_balancer: random.chance(20) })
             .collect(),
+        source_ranges: source_ranges(random),
         ports: ports(random),
         affinity_seconds: random.chance(20).then(|| *random.pick(&[60, 10_800])),
         internal_traffic_policy: policy(random),
@@ -93,6 +95,16 @@ pub fn service(random: &mut Random) -> Service {
         announce: AnnounceAnnotations::default(),
         created: random.below(4) as i64,
     }
+}
+
+/// Ranges with the clients that packets are traced for, without them, and such that make no sense.
+fn source_ranges(random: &mut Random) -> Option<Box<[IpNet]>> {
+    let pool = ["198.51.100.0/24", "2001:db8:100::/48", "10.0.0.0/8", "203.0.113.128/25", "0.0.0.0/0", "fd00::/8"];
+    let some = (0..random.below(4)).map(|_| random.pick(&pool).parse().expect("a range"));
+    let mut ranges: Vec<IpNet> = some.collect();
+    ranges.sort();
+    ranges.dedup();
+    random.chance(50).then(|| ranges.into())
 }
 
 fn ports(random: &mut Random) -> Vec<ServicePort> {
@@ -166,11 +178,21 @@ fn edit_service(cluster: &mut Cluster, random: &mut Random) -> String {
         return put_service(cluster, random);
     };
     let (mut edited, other) = ((*old).clone(), service(random));
-    let part =
-        *random.pick(&["external IPs", "balancer", "ports", "affinity", "policies", "annotations", "age", "kind"]);
+    let part = *random.pick(&[
+        "external IPs",
+        "balancer",
+        "sources",
+        "ports",
+        "affinity",
+        "policies",
+        "annotations",
+        "age",
+        "kind",
+    ]);
     match part {
         "external IPs" => edited.external_ips = other.external_ips,
         "balancer" => edited.load_balancer = other.load_balancer,
+        "sources" => edited.source_ranges = source_ranges(random),
         "ports" => edited.ports = other.ports,
         "affinity" => edited.affinity_seconds = other.affinity_seconds,
         "policies" => {

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use sluice::kernel::ipset::{ElementKey, Entry, SetName};
 use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::kernel::ipvs::ServiceKey;
@@ -21,6 +22,8 @@ use super::memory::State;
 pub enum End {
     /// The address is not this host's: it goes where routing says.
     Elsewhere,
+    /// The client is outside of the source ranges of the Service.
+    Dropped,
     /// The guard, or a virtual service without a backend, refuses it.
     Refused,
     /// A program of the host itself answers.
@@ -29,13 +32,37 @@ pub enum End {
     Backends(BTreeSet<SocketAddr>),
 }
 
-/// The end of a new connection.
+/// A client outside the cluster.
+const CLIENT: (&str, &str) = ("198.51.100.9", "2001:db8:100::9");
+/// Another one, which is in no source range but that of everybody.
+const STRANGER: (&str, &str) = ("100.64.0.1", "2001:db8:999::1");
+
+/// The end of a new connection of a client outside the cluster.
 pub fn end(state: &State, key: ServiceKey) -> End {
+    end_from(state, key, of_family(CLIENT, key))
+}
+
+/// The end of a new connection of another client, which source ranges do not name.
+pub fn end_of_stranger(state: &State, key: ServiceKey) -> End {
+    end_from(state, key, of_family(STRANGER, key))
+}
+
+fn of_family((v4, v6): (&str, &str), key: ServiceKey) -> IpAddr {
+    let is_v6 = matches!(key, ServiceKey::Address { address, .. } if address.is_ipv6());
+    if is_v6 { v6 } else { v4 }.parse().expect("an address")
+}
+
+/// The end of a new connection of this client.
+pub fn end_from(state: &State, key: ServiceKey, client: IpAddr) -> End {
     let ServiceKey::Address { address, protocol, port } = key else { return End::Elsewhere };
     if !is_local(state, address) {
         return End::Elsewhere;
     }
-    if !guard_passes(state, address, protocol, port) {
+    let packet = Packet { state, client, address, protocol, port };
+    if !packet.passes(Table::Mangle) {
+        return End::Dropped;
+    }
+    if !packet.passes(Table::Filter) {
         return End::Refused;
     }
     let Some(found) = state.virtuals.get(&key) else { return End::Host };
@@ -52,36 +79,38 @@ pub fn is_local(state: &State, address: IpAddr) -> bool {
         .any(|(key, route)| key.table == TABLE_LOCAL && key.destination == prefix && route.kind == RouteKind::Local)
 }
 
-/// Whether the guard lets this packet in.
-pub fn guard_passes(state: &State, address: IpAddr, protocol: Protocol, port: u16) -> bool {
-    let family = Family::from(address);
-    let packet = Packet { state, address, protocol, port };
-    for (piece, rules) in &state.rules {
-        match piece {
-            Piece::Jump { family: its, table: Table::Filter, from, to } if *its == family && from == "INPUT" => {
-                if let Some(verdict) = packet.jump(rules, family, to) {
-                    return verdict;
-                }
-            }
-            _ => {}
-        }
-    }
-    packet.passes_table()
-}
-
 struct Packet<'a> {
     state: &'a State,
+    client: IpAddr,
     address: IpAddr,
     protocol: Protocol,
     port: u16,
 }
 
 impl Packet<'_> {
+    /// Whether the rules of a table let the packet in; in our table of nf_tables the chains of that priority.
+    fn passes(&self, table: Table) -> bool {
+        let family = Family::from(self.address);
+        for (piece, rules) in &self.state.rules {
+            match piece {
+                Piece::Jump { family: its, table: of, from, to }
+                    if *its == family && *of == table && from == "INPUT" =>
+                {
+                    if let Some(verdict) = self.jump(rules, (family, table), to) {
+                        return verdict;
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.passes_table(table)
+    }
+
     /// The verdict of the chain behind a jump, if the packet takes it and the chain has one.
-    fn jump(&self, rules: &Rules, family: Family, to: &str) -> Option<bool> {
+    fn jump(&self, rules: &Rules, (family, table): (Family, Table), to: &str) -> Option<bool> {
         let text = |rules: &Rules| rules.0.iter().map(ToString::to_string).collect::<Vec<String>>();
         let taken = text(rules).iter().any(|rule| self.matches(rule));
-        let chain = Piece::Chain { family, table: Table::Filter, chain: to.into() };
+        let chain = Piece::Chain { family, table, chain: to.into() };
         let rules = self.state.rules.get(&chain).filter(|_| taken)?;
         let hit = text(rules).into_iter().find(|rule| self.matches(rule))?;
         let verdict = hit.split(" -j ").nth(1).expect("a rule has a verdict");
@@ -105,17 +134,22 @@ impl Packet<'_> {
             ["-m", "set", "--match-set", set, "dst,dst"] => {
                 self.is_in(set, Entry::IpPort(self.address, self.protocol, self.port))
             }
+            ["-m", "set", "!", "--match-set", set, "dst,dst,src"] => !self.is_source_in(set),
             _ => panic!("a rule that this tracer does not know: {rule}"),
         }
     }
 
     /// Whether the chains of our table of nf_tables that are entered on input let it pass.
-    fn passes_table(&self) -> bool {
+    fn passes_table(&self, table: Table) -> bool {
         let chains = self.state.proxy_table.values().filter_map(|content| match content {
             Content::Chain(chain) => Some(chain),
             _ => None,
         });
-        let entered = chains.filter(|chain| chain.base.is_some_and(|base| base.hook == Hook::Input));
+        let entered = chains.filter(|chain| {
+            chain
+                .base
+                .is_some_and(|base| base.hook == Hook::Input && (base.priority < -100) == (table == Table::Mangle))
+        });
         entered.into_iter().all(|chain| self.verdict(&chain.rules).unwrap_or(true))
     }
 
@@ -126,7 +160,8 @@ impl Packet<'_> {
             assert!(rule.statements().is_empty(), "{rule:?} does what this tracer does not know");
             match rule.verdict() {
                 Some(Verdict::Accept) => return Some(true),
-                Some(Verdict::Reject) => return Some(false),
+                Some(Verdict::Reject | Verdict::Drop) => return Some(false),
+                Some(Verdict::Return) => return None,
                 Some(Verdict::Jump(to)) => {
                     let Some(Content::Chain(chain)) = self.state.proxy_table.get(&Object::Chain(to.clone())) else {
                         panic!("a jump to {to}, which is not there")
@@ -153,13 +188,28 @@ impl Packet<'_> {
                     Lookup::DestinationService(its) if *its == family => {
                         Key::Service(self.address, self.protocol, self.port)
                     }
-                    Lookup::Address(..) | Lookup::DestinationService(_) => return false,
+                    Lookup::ServiceSource(its, bits) if *its == family => {
+                        let source = IpNet::new(self.client, *bits).expect("a length").network();
+                        Key::ServiceSource(Box::new((self.address, self.protocol, self.port, source)))
+                    }
+                    Lookup::Address(..) | Lookup::DestinationService(_) | Lookup::ServiceSource(..) => return false,
                     other => panic!("{other:?} is a lookup that this tracer does not know"),
                 };
                 self.state.proxy_table.contains_key(&Object::Element(set.clone(), key)) != *negated
             }
             other => panic!("{other:?} is a match that this tracer does not know"),
         }
+    }
+
+    fn is_source_in(&self, set: &str) -> bool {
+        let all = self.state.elements.keys().filter(|key| *key.set.0 == *set);
+        all.into_iter().any(|key| match &key.entry {
+            Entry::IpPortNet(entry) => {
+                (entry.address, entry.protocol, entry.port) == (self.address, self.protocol, self.port)
+                    && entry.range.contains(&self.client)
+            }
+            _ => false,
+        })
     }
 
     fn is_in(&self, set: &str, entry: Entry) -> bool {

@@ -276,6 +276,7 @@ fn fits(spec: SetSpec, key: &Key, content: &Content) -> bool {
         (Fields::Address(family), Key::Prefix(range)) => spec.intervals && Family::from(*range) == family,
         (Fields::Addresses(family), Key::Itself(address)) => Family::from(*address) == family,
         (Fields::Service(family), Key::Service(address, ..)) => Family::from(*address) == family,
+        (Fields::ServiceSource(family), Key::ServiceSource(fields)) => Family::from(fields.0) == family,
         (Fields::ProtocolPort, Key::ProtocolPort(..)) => true,
         (Fields::Port, Key::Ports(range)) => spec.intervals && range.first <= range.last,
         _ => false,
@@ -307,6 +308,7 @@ fn fields(lookup: Lookup) -> Fields {
         Lookup::Address(family, _) => Fields::Address(family),
         Lookup::Addresses(family) => Fields::Addresses(family),
         Lookup::DestinationService(family) | Lookup::OriginalService(family) => Fields::Service(family),
+        Lookup::ServiceSource(family, _) => Fields::ServiceSource(family),
         Lookup::DestinationProtocolPort => Fields::ProtocolPort,
         Lookup::DestinationPort(_) => Fields::Port,
         Lookup::InputLink | Lookup::OutputLink | Lookup::InputBridge => Fields::Link,
@@ -317,6 +319,7 @@ fn family_of(lookup: Lookup) -> Option<Family> {
     match lookup {
         Lookup::Address(family, _) | Lookup::Addresses(family) => Some(family),
         Lookup::DestinationService(family) | Lookup::OriginalService(family) => Some(family),
+        Lookup::ServiceSource(family, _) => Some(family),
         Lookup::DestinationProtocolPort | Lookup::DestinationPort(_) => None,
         Lookup::InputLink | Lookup::OutputLink | Lookup::InputBridge => None,
     }

@@ -117,6 +117,7 @@ fn set(SetSpec { fields, kind, intervals }: SetSpec) -> String {
         Fields::Address(family) => address(family).to_owned(),
         Fields::Addresses(family) => format!("{} . {}", address(family), address(family)),
         Fields::Service(family) => format!("{} . inet_proto . inet_service", address(family)),
+        Fields::ServiceSource(family) => format!("{0} . inet_proto . inet_service . {0}", address(family)),
         Fields::ProtocolPort => "inet_proto . inet_service".to_owned(),
         Fields::Port => "inet_service".to_owned(),
         Fields::Link => "ifname".to_owned(),

@@ -189,7 +189,7 @@ fn named(rules: &AllRules, family: Family) -> BTreeSet<&SetName> {
 fn address(entry: &Entry) -> Option<IpAddr> {
     match entry {
         Entry::Ip(address) | Entry::IpPort(address, ..) => Some(*address),
-        Entry::Net(_) => None,
+        Entry::Net(_) | Entry::IpPortNet(_) => None,
     }
 }
 

@@ -143,7 +143,7 @@ impl Overlay {
         let names = |rule: &Rule| rule.sets().any(|set| missing.contains(set));
         let naming = desired.rules.iter().filter(|(_, rules)| rules.0.iter().any(names));
         self.omitted.extend(naming.filter(|(piece, _)| is_policy(piece)).map(|(piece, _)| piece.clone()));
-        let elements = |set| desired.elements.range(elements_of(set)).map(|(key, ())| key.entry).collect();
+        let elements = |set| desired.elements.range(elements_of(set)).map(|(key, ())| key.entry.clone()).collect();
         let closing = missing.iter().filter(|set| desired.closing.contains(*set));
         self.missing = closing.map(|set| (set.clone(), elements(set))).collect();
     }

@@ -27,5 +27,7 @@ pub const NODE_PEER_PASSWORDS: &str = "kube-router.io/peer.passwords";
 pub const NODE_PEER_LOCAL_IPS: &str = "kube-router.io/peer.localips";
 pub const NODE_BGP_LOCAL_ADDRESSES: &str = "kube-router.io/bgp-local-addresses";
 
-/// Older than NetworkPolicy v1, and the one key here that is not in kube-router's own domain.
+/// Kubernetes' own, older than the field `spec.loadBalancerSourceRanges`.
+pub const SERVICE_SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+/// Older than NetworkPolicy v1, and not in kube-router's own domain either.
 pub const NAMESPACE_ISOLATION: &str = "net.beta.kubernetes.io/network-policy";

@@ -11,13 +11,14 @@
 
 mod protobuf;
 
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
 use super::address::{unicast_address, unicast_addresses};
 use super::metadata::{object_meta, object_name};
 use super::number::Number;
-use crate::k8s::annotations::{announce_annotations, proxy_annotations};
+use crate::k8s::annotations::{SERVICE_SOURCE_RANGES, announce_annotations, proxy_annotations};
 use crate::k8s::warning::{Warning, Warnings};
 use crate::model::{LoadBalancerAddress, ObjectName, Service, ServicePort, ServiceType, TrafficPolicy};
 use crate::net::Protocol;
@@ -59,6 +60,7 @@ struct Spec {
     cluster_ips: Option<Vec<String>>,
     #[serde(rename = "externalIPs")]
     external_ips: Option<Vec<String>>,
+    load_balancer_source_ranges: Option<Vec<String>>,
     ports: Option<Vec<Port>>,
     session_affinity: Option<String>,
     session_affinity_config: Option<AffinityConfig>,
@@ -141,6 +143,7 @@ fn served(object: &ServiceObject, warnings: &mut Warnings) -> Option<Service> {
             warnings,
         ),
         load_balancer: load_balancer(object, kind, warnings),
+        source_ranges: source_ranges(object, spec, kind, warnings),
         ports: ports(spec, kind, warnings),
         affinity_seconds: affinity_seconds(spec, warnings),
         internal_traffic_policy: policy("spec.internalTrafficPolicy", &spec.internal_traffic_policy, warnings),
@@ -249,6 +252,37 @@ fn load_balancer(object: &ServiceObject, kind: ServiceType, warnings: &mut Warni
         addresses.push(LoadBalancerAddress { address, through_balancer });
     }
     addresses
+}
+
+/// The ranges of the spec win over those of the annotation. A list in which nothing makes sense lets nobody in.
+fn source_ranges(
+    object: &ServiceObject,
+    spec: &Spec,
+    kind: ServiceType,
+    warnings: &mut Warnings,
+) -> Option<Box<[IpNet]>> {
+    if kind != ServiceType::LoadBalancer {
+        return None;
+    }
+    let of_spec = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+    let annotation = object.metadata.annotations.as_ref().and_then(|all| all.get(SERVICE_SOURCE_RANGES));
+    let (field, written): (_, Vec<&str>) = match annotation {
+        _ if !of_spec.is_empty() => {
+            ("spec.loadBalancerSourceRanges", of_spec.iter().map(|range| range.trim()).collect())
+        }
+        Some(list) if !list.trim().is_empty() => (SERVICE_SOURCE_RANGES, list.split(',').map(str::trim).collect()),
+        _ => return None,
+    };
+    let mut ranges = Vec::new();
+    for text in written {
+        match text.parse::<IpNet>() {
+            Ok(range) => ranges.push(range.trunc()),
+            Err(_) => warnings.odd(field, format_args!("{text:?} is not a CIDR; no client is let in for it")),
+        }
+    }
+    ranges.sort();
+    ranges.dedup();
+    Some(ranges.into())
 }
 
 fn affinity_seconds(spec: &Spec, warnings: &mut Warnings) -> Option<u32> {

@@ -25,7 +25,8 @@ type Pack<'a> = (&'a SetName, Vec<(usize, Entry)>);
 const MOST_IN_PACK: usize = 1500;
 /// The revisions of Debian 12's ipset 7.17. An `ipset` that does not know the revision of a set cannot
 /// list any set, so newer ones that the kernel may have are not used.
-const HIGHEST_REVISIONS: [(SetKind, u8); 3] = [(SetKind::HashIp, 6), (SetKind::HashIpPort, 7), (SetKind::HashNet, 7)];
+const HIGHEST_REVISIONS: [(SetKind, u8); 4] =
+    [(SetKind::HashIp, 6), (SetKind::HashIpPort, 7), (SetKind::HashNet, 7), (SetKind::HashIpPortNet, 8)];
 /// nf_tables releases the sets of a deleted rule some milliseconds after the rule is gone.
 const RELEASE_TRIES: u32 = 10;
 const RELEASE_PAUSE: Duration = Duration::from_millis(20);

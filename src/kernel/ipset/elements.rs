@@ -51,7 +51,7 @@ impl Elements {
         let is_meant =
             |step: &Step<'_, ElementKey, ()>| step.key.entry.family() == family && step.want.is_some() == grows;
         for (index, step) in steps.iter().enumerate().filter(|(_, step)| is_meant(step)) {
-            entries.entry(&step.key.set).or_default().push((index, step.key.entry));
+            entries.entry(&step.key.set).or_default().push((index, step.key.entry.clone()));
         }
         if entries.is_empty() {
             return BTreeMap::new();
@@ -72,7 +72,7 @@ impl Elements {
     }
 
     fn entries(&mut self, set: &SetName, asked: &[Entry]) -> Result<Vec<Entry>, Error> {
-        let has_prefixes = asked.iter().any(|entry| matches!(entry, Entry::Net(_)));
+        let has_prefixes = asked.iter().any(|entry| matches!(entry, Entry::Net(_) | Entry::IpPortNet(_)));
         if has_prefixes || asked.len() > FEW {
             let asked: BTreeSet<&Entry> = asked.iter().collect();
             let mut entries = self.ipset.entries(set)?;
@@ -80,7 +80,7 @@ impl Elements {
             return Ok(entries);
         }
         let exist = self.ipset.test(set, asked)?;
-        Ok(asked.iter().zip(exist).filter_map(|(entry, exists)| exists.then_some(*entry)).collect())
+        Ok(asked.iter().zip(exist).filter_map(|(entry, exists)| exists.then(|| entry.clone())).collect())
     }
 }
 
@@ -111,7 +111,7 @@ impl Target for Elements {
     fn read_some(&mut self, keys: &[ElementKey]) -> Result<BTreeMap<ElementKey, ()>, Error> {
         let mut asked: BTreeMap<&SetName, Vec<Entry>> = BTreeMap::new();
         for key in keys {
-            asked.entry(&key.set).or_default().push(key.entry);
+            asked.entry(&key.set).or_default().push(key.entry.clone());
         }
         let mut found = BTreeMap::new();
         for (set, asked) in asked {

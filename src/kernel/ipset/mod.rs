@@ -53,19 +53,32 @@ pub enum SetKind {
     HashIp,
     HashIpPort,
     HashNet,
+    HashIpPortNet,
     /// A set under our name of another type, or with properties that we never use. Read so that it can be
     /// replaced.
     Other,
 }
 
 /// One element of a set.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Entry {
     Ip(IpAddr),
     IpPort(IpAddr, Protocol, u16),
     /// Host bits are zero. A prefix of length 0 is written as its two halves, as `hash:net` requires, and both
     /// halves read as that prefix: they must never be desired side by side.
     Net(IpNet),
+    /// In a box, because few elements are this large.
+    IpPortNet(Box<IpPortNet>),
+}
+
+/// An address with protocol and port, and a range of other addresses of the same family.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct IpPortNet {
+    pub address: IpAddr,
+    pub protocol: Protocol,
+    pub port: u16,
+    /// Host bits are zero. The kernel takes no prefix of length 0 here.
+    pub range: IpNet,
 }
 
 /// An element and the set it is in.
@@ -91,6 +104,7 @@ impl Entry {
         match self {
             Entry::Ip(address) | Entry::IpPort(address, ..) => Family::from(*address),
             Entry::Net(prefix) => Family::from(*prefix),
+            Entry::IpPortNet(entry) => Family::from(entry.address),
         }
     }
 
@@ -101,12 +115,12 @@ impl Entry {
     }
 
     /// The elements sent to the kernel for this one: itself, or the halves of a prefix of length 0.
-    fn parts(self) -> impl Iterator<Item = Entry> {
+    fn parts(&self) -> impl Iterator<Item = Entry> + use<> {
         let (whole, halves) = match self {
             Entry::Net(prefix) if prefix.prefix_len() == 0 => {
                 (None, Some(prefix.subnets(1).expect("a prefix of length 0 has halves")))
             }
-            entry => (Some(entry), None),
+            entry => (Some(entry.clone()), None),
         };
         whole.into_iter().chain(halves.into_iter().flatten().map(Entry::Net))
     }
@@ -132,12 +146,17 @@ impl fmt::Display for SetName {
 }
 
 impl fmt::Display for Entry {
-    /// As `ipset save` prints it: `10.0.0.1`, `10.0.0.1,tcp:80`, `10.0.0.0/24`.
+    /// As `ipset save` prints it: `10.0.0.1`, `10.0.0.1,tcp:80`, `10.0.0.0/24`; but for whole addresses, which it prints without
+    /// their length behind a port.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Entry::Ip(address) => write!(f, "{address}"),
             Entry::IpPort(address, protocol, port) => write!(f, "{address},{protocol}:{port}"),
             Entry::Net(prefix) => write!(f, "{prefix}"),
+            Entry::IpPortNet(entry) => {
+                let IpPortNet { address, protocol, port, range } = &**entry;
+                write!(f, "{address},{protocol}:{port},{range}")
+            }
         }
     }
 }

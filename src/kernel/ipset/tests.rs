@@ -17,8 +17,13 @@ fn entry() -> impl Strategy<Value = Entry> {
     let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
     prop_oneof![
         address().prop_map(Entry::Ip),
-        (address(), protocol, any::<u16>())
+        (address(), protocol.clone(), any::<u16>())
             .prop_map(|(address, protocol, port)| Entry::IpPort(address, protocol, port)),
+        (address(), protocol, any::<u16>(), 1_u8..=128).prop_map(|(address, protocol, port, length)| {
+            let length = length.min(Family::from(address).host_bits());
+            let range = IpNet::new(address, length).expect("the length fits").trunc();
+            Entry::IpPortNet(Box::new(IpPortNet { address, protocol, port, range }))
+        }),
         (address(), 0_u8..=128).prop_map(|(address, length)| {
             let length = length.min(Family::from(address).host_bits());
             Entry::Net(IpNet::new(address, length).expect("the length fits").trunc())

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Entry, SetKind, SetName, SetSpec};
+use super::{Entry, IpPortNet, SetKind, SetName, SetSpec};
 use crate::kernel::netlink::{Answer, Attributes, Messages};
 use crate::net::{Family, Protocol};
 
@@ -56,7 +56,10 @@ mod inner {
     pub const FLAGS: u16 = 8;
     pub const LINE: u16 = 9;
     pub const MAX_ELEMENTS: u16 = 19;
+    /// The same numbers, of a set and of an element.
     pub const NETMASK: u16 = 20;
+    pub const SECOND_ADDRESS: u16 = 20;
+    pub const SECOND_PREFIX_LENGTH: u16 = 21;
     pub const COUNT: u16 = 24;
     /// Inside `ADDRESS`.
     pub const IPV4: u16 = 1;
@@ -75,8 +78,8 @@ const EXTENSIONS: u32 = 0b111_1000;
 /// The version of the interface. Kernels speak it since 4.20.
 const PROTOCOL: u8 = 7;
 
-/// Room for one more element in a nest: the largest has an IPv6 address, port, protocol and line.
-pub(super) const LARGEST_ELEMENT: usize = 64;
+/// Room for one more element in a nest: the largest has two IPv6 addresses, port, protocol, prefix length and line.
+pub(super) const LARGEST_ELEMENT: usize = 96;
 
 /// Starts a request about a set; the empty name stands for all.
 pub(super) fn begin<'m>(messages: &'m mut Messages, command: u16, set: &str) -> &'m mut Messages {
@@ -109,23 +112,34 @@ pub(super) fn ask_type(messages: &mut Messages, kind: SetKind, family: Family) {
 
 /// Appends an element; `line` comes back in an error.
 pub(super) fn element(messages: &mut Messages, entry: &Entry, line: u32) {
-    messages.nest(outer::DATA).nest(inner::ADDRESS);
-    let (kind, address) = match *entry {
-        Entry::Ip(address) | Entry::IpPort(address, _, _) => (inner::IPV4, address),
-        Entry::Net(prefix) => (inner::IPV4, prefix.addr()),
-    };
-    let kind = if address.is_ipv6() { inner::IPV6 } else { kind };
-    messages.address(Messages::network_order(kind), address).end();
-    match *entry {
-        Entry::Ip(_) => {}
-        Entry::IpPort(_, protocol, port) => {
-            messages.u16_be(Messages::network_order(inner::PORT), port).u8(inner::PROTOCOL, protocol.number());
+    messages.nest(outer::DATA);
+    match entry {
+        Entry::Ip(one) => address(messages, inner::ADDRESS, *one),
+        Entry::IpPort(one, protocol, number) => {
+            address(messages, inner::ADDRESS, *one);
+            port(messages, *protocol, *number);
         }
         Entry::Net(prefix) => {
+            address(messages, inner::ADDRESS, prefix.addr());
             messages.u8(inner::PREFIX_LENGTH, prefix.prefix_len());
+        }
+        Entry::IpPortNet(entry) => {
+            address(messages, inner::ADDRESS, entry.address);
+            port(messages, entry.protocol, entry.port);
+            address(messages, inner::SECOND_ADDRESS, entry.range.addr());
+            messages.u8(inner::SECOND_PREFIX_LENGTH, entry.range.prefix_len());
         }
     }
     messages.u32(inner::LINE, line).end();
+}
+
+fn address(messages: &mut Messages, place: u16, address: IpAddr) {
+    let kind = if address.is_ipv6() { inner::IPV6 } else { inner::IPV4 };
+    messages.nest(place).address(Messages::network_order(kind), address).end();
+}
+
+fn port(messages: &mut Messages, protocol: Protocol, port: u16) {
+    messages.u16_be(Messages::network_order(inner::PORT), port).u8(inner::PROTOCOL, protocol.number());
 }
 
 /// Returns the set name of an answer.
@@ -173,7 +187,13 @@ fn entry(attributes: &Attributes<'_>) -> Option<Entry> {
     let address: IpAddr = attributes.get(inner::ADDRESS)?.attributes().next()?.address()?;
     if let Some(port) = attributes.get(inner::PORT) {
         let protocol = Protocol::from_number(attributes.get(inner::PROTOCOL)?.u8()?)?;
-        return Some(Entry::IpPort(address, protocol, port.u16_be()?));
+        let port = port.u16_be()?;
+        let Some(second) = attributes.get(inner::SECOND_ADDRESS) else {
+            return Some(Entry::IpPort(address, protocol, port));
+        };
+        let range =
+            IpNet::new(second.attributes().next()?.address()?, attributes.get(inner::SECOND_PREFIX_LENGTH)?.u8()?);
+        return Some(Entry::IpPortNet(Box::new(IpPortNet { address, protocol, port, range: range.ok()? })));
     }
     match attributes.get(inner::PREFIX_LENGTH) {
         Some(length) => Some(Entry::Net(IpNet::new(address, length.u8()?).ok()?)),
@@ -196,13 +216,14 @@ fn type_name(kind: SetKind) -> &'static str {
         SetKind::HashIp => "hash:ip",
         SetKind::HashIpPort => "hash:ip,port",
         SetKind::HashNet => "hash:net",
+        SetKind::HashIpPortNet => "hash:ip,port,net",
         // No kernel has it, so asking for it is refused.
         SetKind::Other => "other",
     }
 }
 
 fn kind_of(name: &str) -> SetKind {
-    let known = [SetKind::HashIp, SetKind::HashIpPort, SetKind::HashNet];
+    let known = [SetKind::HashIp, SetKind::HashIpPort, SetKind::HashNet, SetKind::HashIpPortNet];
     known.into_iter().find(|kind| type_name(*kind) == name).unwrap_or(SetKind::Other)
 }
 

@@ -200,8 +200,14 @@ impl<'a> Reader<'a> {
                 self.condition(Match::Address { of, range, negated: is_negated(*operation)? }, rest)
             }
             _ => {
-                let several = [Lookup::Addresses(family), Lookup::DestinationService(family)];
-                self.any_lookup(&[[Lookup::Address(family, of)].as_slice(), &several].concat())
+                let mut several =
+                    vec![Lookup::Address(family, of), Lookup::Addresses(family), Lookup::DestinationService(family)];
+                let bits = match rest {
+                    [_, _, _, Expression::Bitwise { mask, .. }, ..] => address(mask).and_then(leading_bits),
+                    _ => None,
+                };
+                several.extend(bits.map(|bits| Lookup::ServiceSource(family, bits)));
+                self.any_lookup(&several)
             }
         }
     }
@@ -329,6 +335,10 @@ fn random_ports(flags: u32) -> Option<bool> {
 fn link(value: &Data) -> Option<&str> {
     let name = value.bytes().split(|byte| *byte == 0).next()?;
     std::str::from_utf8(name).ok()
+}
+
+fn leading_bits(mask: IpAddr) -> Option<u8> {
+    ipnet::ip_mask_to_prefix(mask).ok()
 }
 
 fn address(value: &Data) -> Option<IpAddr> {

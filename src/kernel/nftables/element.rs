@@ -48,13 +48,15 @@ pub(super) struct Description {
     pub size: Option<u32>,
 }
 
-const ALL_FIELDS: [Fields; 9] = [
+const ALL_FIELDS: [Fields; 11] = [
     Fields::Address(Family::V4),
     Fields::Address(Family::V6),
     Fields::Addresses(Family::V4),
     Fields::Addresses(Family::V6),
     Fields::Service(Family::V4),
     Fields::Service(Family::V6),
+    Fields::ServiceSource(Family::V4),
+    Fields::ServiceSource(Family::V6),
     Fields::ProtocolPort,
     Fields::Port,
     Fields::Link,
@@ -127,6 +129,7 @@ fn key_type(fields: Fields) -> (u32, u32) {
         Fields::Address(family) => address(family),
         Fields::Addresses(family) => join(&[address(family), address(family)]),
         Fields::Service(family) => join(&[address(family), (PROTOCOL, 4), (PORT, 4)]),
+        Fields::ServiceSource(family) => join(&[address(family), (PROTOCOL, 4), (PORT, 4), address(family)]),
         Fields::ProtocolPort => join(&[(PROTOCOL, 4), (PORT, 4)]),
         Fields::Port => (PORT, 2),
         Fields::Link => (LINK, 16),
@@ -187,13 +190,13 @@ pub(super) fn write_many(messages: &mut Messages, types: &[u32]) {
 
 /// The bytes of a key.
 struct Bytes {
-    bytes: [u8; 32],
+    bytes: [u8; 40],
     length: usize,
 }
 
 impl Bytes {
     fn new() -> Bytes {
-        Bytes { bytes: [0; 32], length: 0 }
+        Bytes { bytes: [0; 40], length: 0 }
     }
 
     /// Appends a field, which is filled up to the next register unless it is the only one.
@@ -230,6 +233,14 @@ fn bytes(fields: Fields, key: &Key) -> Option<Bytes> {
         }
         (Fields::Service(family), Key::Service(address, protocol, port)) if is_of(family, address) => {
             empty.field(octets(*address).bytes()).field(&[protocol.number()]).field(&port.to_be_bytes()).filled_up()
+        }
+        (Fields::ServiceSource(family), Key::ServiceSource(fields)) => {
+            let (address, protocol, port, source) = &**fields;
+            if !is_of(family, address) || !is_of(family, source) {
+                return None;
+            }
+            let service = empty.field(octets(*address).bytes()).field(&[protocol.number()]).field(&port.to_be_bytes());
+            service.field(octets(*source).bytes())
         }
         (Fields::ProtocolPort, Key::ProtocolPort(protocol, port)) => {
             empty.field(&[protocol.number()]).field(&port.to_be_bytes()).filled_up()
@@ -372,6 +383,11 @@ fn key(fields: Fields, bytes: &[u8]) -> Key {
             Fields::Service(family) => {
                 let (protocol, port) = protocol_port(behind(family)?)?;
                 Key::Service(address(family)?, protocol, port)
+            }
+            Fields::ServiceSource(family) => {
+                let (protocol, port) = protocol_port(behind(family)?)?;
+                let source = read_address(family, behind(family)?.get(8..)?)?;
+                Key::ServiceSource(Box::new((address(family)?, protocol, port, source)))
             }
             Fields::ProtocolPort => {
                 let (protocol, port) = protocol_port(bytes)?;

@@ -5,6 +5,8 @@
 //! needs it. [`Match::Family`] and [`Match::Protocol`] are comparisons of their own, also where a match behind them needs the
 //! same: so different rules have different expressions.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 use super::expression::{
@@ -62,6 +64,15 @@ pub(super) fn loads(lookup: Lookup) -> Vec<Expression> {
             let behind = words(family);
             vec![address(family, Side::Destination, 0), protocol(behind), port(behind + 1)]
         }
+        Lookup::ServiceSource(family, bits) => {
+            let source = words(family) + 2;
+            let mut loads = loads(Lookup::DestinationService(family));
+            loads.push(address(family, Side::Source, source));
+            let (from, to) = (register(source), register(source));
+            let xor = Data::zero(length(family) as usize);
+            loads.push(Expression::Bitwise { from, to, mask: leading(family, bits), xor });
+            loads
+        }
         Lookup::OriginalService(family) => {
             let behind = words(family);
             let key = match family {
@@ -76,6 +87,13 @@ pub(super) fn loads(lookup: Lookup) -> Vec<Expression> {
         Lookup::OutputLink => vec![Expression::Meta { key: meta::OUTPUT_LINK, to: FIRST }],
         Lookup::InputBridge => vec![Expression::Meta { key: meta::INPUT_BRIDGE, to: FIRST }],
     }
+}
+
+/// The mask of so many leading bits of an address.
+fn leading(family: Family, bits: u8) -> Data {
+    let all = IpAddr::from([0xff; 16]);
+    let all = if family == Family::V4 { IpAddr::from([0xff; 4]) } else { all };
+    octets(IpNet::new(all, bits.min(family.host_bits())).map_or(all, |range| range.netmask()))
 }
 
 fn words(family: Family) -> u32 {
@@ -263,7 +281,10 @@ impl Writer {
 
     fn load(&mut self, lookup: Lookup) {
         match lookup {
-            Lookup::Address(family, _) | Lookup::Addresses(family) | Lookup::DestinationService(family) => {
+            Lookup::Address(family, _)
+            | Lookup::Addresses(family)
+            | Lookup::DestinationService(family)
+            | Lookup::ServiceSource(family, _) => {
                 self.need_family(family);
             }
             Lookup::DestinationPort(protocol) => self.need_protocol(protocol.number()),

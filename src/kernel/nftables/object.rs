@@ -74,6 +74,8 @@ pub enum Fields {
     Addresses(Family),
     /// Address, protocol and port (`ipv4_addr . inet_proto . inet_service`).
     Service(Family),
+    /// The same, and one more address: the source's.
+    ServiceSource(Family),
     /// Protocol and port.
     ProtocolPort,
     /// The port alone; which protocol it is of the rule says.
@@ -97,6 +99,8 @@ pub enum Key {
     Range(Box<(IpAddr, IpAddr)>),
     /// Of [`Fields::Service`].
     Service(IpAddr, Protocol, u16),
+    /// Of [`Fields::ServiceSource`]; the last address is the source's. In a box, because few elements are this large.
+    ServiceSource(Box<(IpAddr, Protocol, u16, IpAddr)>),
     /// Of [`Fields::ProtocolPort`].
     ProtocolPort(Protocol, u16),
     /// Of [`Fields::Port`] with intervals.
@@ -233,6 +237,10 @@ impl fmt::Display for Key {
             Key::Range(ends) => write!(f, "{}-{}", ends.0, ends.1),
             Key::Foreign(bytes) => write!(f, "{bytes:02x?}"),
             Key::Service(address, protocol, port) => write!(f, "{address} . {protocol} . {port}"),
+            Key::ServiceSource(fields) => {
+                let (address, protocol, port, source) = &**fields;
+                write!(f, "{address} . {protocol} . {port} . {source}")
+            }
             Key::ProtocolPort(protocol, port) => write!(f, "{protocol} . {port}"),
             Key::Ports(range) => write!(f, "{}-{}", range.first, range.last),
             Key::Link(name) => write!(f, "{name}"),

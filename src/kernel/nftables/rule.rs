@@ -84,6 +84,8 @@ pub enum Lookup {
     Addresses(Family),
     /// `ip daddr . meta l4proto . th dport`.
     DestinationService(Family),
+    /// `ip daddr . meta l4proto . th dport . ip saddr & 255.255.255.0`: so many leading bits of the source's address, the others 0.
+    ServiceSource(Family, u8),
     /// `ct original ip daddr . meta l4proto . ct original proto-dst`: the service that the client asked for, also behind IPVS.
     OriginalService(Family),
     /// `meta l4proto . th dport`.

@@ -67,6 +67,7 @@ fn lookup() -> impl Strategy<Value = Lookup> {
         (family(), side()).prop_map(|(family, side)| Lookup::Address(family, side)),
         family().prop_map(Lookup::Addresses),
         family().prop_map(Lookup::DestinationService),
+        (family(), 1_u8..=128).prop_map(|(family, bits)| Lookup::ServiceSource(family, bits.min(family.host_bits()))),
         family().prop_map(Lookup::OriginalService),
         Just(Lookup::DestinationProtocolPort),
         protocol().prop_map(Lookup::DestinationPort),
@@ -103,6 +104,7 @@ fn needs(one: &Match) -> (Option<Family>, Option<u8>) {
         Lookup::Address(family, _)
         | Lookup::Addresses(family)
         | Lookup::DestinationService(family)
+        | Lookup::ServiceSource(family, _)
         | Lookup::OriginalService(family) => (Some(*family), None),
         Lookup::DestinationPort(protocol) => (None, Some(protocol.number())),
         _ => (None, None),
@@ -221,6 +223,12 @@ fn spec_and_keys() -> impl Strategy<Value = (SetSpec, Vec<Key>)> {
                 .prop_map(move |keys| (of(Fields::Addresses(family), false), keys)),
             several((address(), protocol(), any::<u16>()).prop_map(|(a, p, n)| Key::Service(a, p, n)).boxed())
                 .prop_map(move |keys| (of(Fields::Service(family), false), keys)),
+            several(
+                (address(), protocol(), any::<u16>(), address())
+                    .prop_map(|(a, p, n, source)| Key::ServiceSource(Box::new((a, p, n, source))))
+                    .boxed()
+            )
+            .prop_map(move |keys| (of(Fields::ServiceSource(family), false), keys)),
             several((protocol(), any::<u16>()).prop_map(|(p, n)| Key::ProtocolPort(p, n)).boxed())
                 .prop_map(move |keys| (of(Fields::ProtocolPort, false), keys)),
             several("[a-z]{1,15}".prop_map(|name| Key::Link(name.into())).boxed())

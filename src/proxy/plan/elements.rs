@@ -6,6 +6,7 @@ use std::ops::Bound;
 
 use crate::config::Backend;
 use crate::kernel::ipset::Entry;
+use crate::kernel::ipvs::ServiceKey;
 use crate::kernel::nftables::{Content, Key, Object};
 use crate::net::Family;
 
@@ -13,12 +14,13 @@ use super::{Plan, different_keys};
 use crate::proxy::desired::ProxyChanges;
 use crate::proxy::guard;
 use crate::proxy::names::Set;
+use crate::proxy::source_ranges::Sources;
 
 impl Plan {
     pub(super) fn put_element(&mut self, set: Set, entry: Entry, present: bool, changed: &mut ProxyChanges) {
         let desired = &mut self.desired;
         if self.config.backend == Backend::Nftables {
-            let object = set.object(entry);
+            let object = set.object(&entry);
             let differs = match present {
                 true => desired.table.insert(object.clone(), Content::Element).is_none(),
                 false => desired.table.remove(&object).is_some(),
@@ -26,22 +28,48 @@ impl Plan {
             changed.table.extend(differs.then_some(object));
             return;
         }
+        let family = entry.family();
         let key = set.element(entry);
         let differs = match present {
             true => desired.elements.insert(key.clone(), ()).is_none(),
             false => desired.elements.remove(&key).is_some(),
         };
         if differs {
-            let size = self.sizes.entry((set, entry.family())).or_default();
+            let size = self.sizes.entry((set, family)).or_default();
             *size = if present { *size + 1 } else { size.saturating_sub(1) };
             changed.elements.push(key);
+        }
+    }
+
+    /// Sets the clients of a virtual service.
+    pub(super) fn restrict(&mut self, key: ServiceKey, sources: Sources, changed: &mut ProxyChanges) {
+        for (set, entry, present) in self.restrictions.set(key, sources) {
+            self.put_element(set, entry, present, changed);
+        }
+    }
+
+    /// Updates sets and rules when the first virtual service of a family is restricted, or the last no longer.
+    pub(super) fn follow_restrictions(&mut self, changed: &mut ProxyChanges) {
+        let shape = self.restrictions.shape();
+        if shape == self.shape {
+            return;
+        }
+        let has_other_families = shape.families != self.shape.families;
+        self.shape = shape;
+        match self.config.backend {
+            Backend::Iptables if has_other_families => {
+                self.replace_rules(changed);
+                self.resize_sets(changed);
+            }
+            Backend::Iptables => {}
+            Backend::Nftables => self.replace_chains(changed),
         }
     }
 
     /// Returns the desired addresses of the host, of both families.
     pub(super) fn listed_own_addresses(&self) -> Vec<Entry> {
         let names = Family::BOTH.map(|family| Set::LocalAddresses.name(family));
-        let elements = self.desired.elements.keys().filter(|key| names.contains(&key.set)).map(|key| key.entry);
+        let elements = self.desired.elements.keys().filter(|key| names.contains(&key.set)).map(|key| key.entry.clone());
         let in_table = Family::BOTH.into_iter().flat_map(|family| {
             let name = Set::LocalAddresses.in_table(family);
             let first = Object::Element(name, Key::Address(IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
@@ -59,7 +87,8 @@ impl Plan {
         }
         let mut sets = BTreeMap::new();
         for family in self.node.enabled_families() {
-            for set in Set::ALL {
+            let is_used = |set: &Set| Set::BASIC.contains(set) || *self.shape.families.of(family);
+            for set in Set::ALL.into_iter().filter(is_used) {
                 let size = self.sizes.get(&(set, family)).copied().unwrap_or_default();
                 sets.insert(set.name(family), guard::set_spec(set, family, size));
             }

@@ -19,7 +19,7 @@ use crate::proxy::external_ip::Refusals;
 use crate::proxy::local_node::LocalNode;
 use crate::proxy::names::{DEVICE, Set};
 use crate::proxy::part::PartInputs;
-use crate::proxy::{external_ip, guard, masquerade, node_port, settings};
+use crate::proxy::{external_ip, guard, masquerade, node_port, settings, source_ranges};
 
 impl Plan {
     /// Returns the number of refused external and load balancer addresses.
@@ -89,11 +89,14 @@ impl Plan {
         }
     }
 
-    fn replace_rules(&mut self, changed: &mut ProxyChanges) {
+    pub(super) fn replace_rules(&mut self, changed: &mut ProxyChanges) {
         let mut rules = BTreeMap::new();
         for family in self.node.enabled_families() {
             if self.config.guard {
                 rules.extend(guard::rules(family));
+            }
+            if *self.shape.families.of(family) {
+                rules.extend(source_ranges::rules(family));
             }
             rules.extend(masquerade::rules(&self.node, self.config.masquerade_all, family));
         }
@@ -102,13 +105,14 @@ impl Plan {
     }
 
     /// Replaces all of our table but the elements.
-    fn replace_chains(&mut self, changed: &mut ProxyChanges) {
+    pub(super) fn replace_chains(&mut self, changed: &mut ProxyChanges) {
         let families: Vec<Family> = self.node.enabled_families().collect();
-        let sets = families.iter().flat_map(|family| Set::ALL.map(|set| guard::table_set(set, *family)));
+        let sets = families.iter().flat_map(|family| Set::BASIC.map(|set| guard::table_set(set, *family)));
         let mut new: BTreeMap<Object, Content> = sets.collect();
         if self.config.guard {
             new.extend(guard::table_chains(&families));
         }
+        new.extend(source_ranges::in_table(&self.shape, &families));
         new.extend(masquerade::table_chains(&self.node, self.config.masquerade_all));
         // Elements are the last of all objects.
         let before = self.desired.table.iter().take_while(|(object, _)| !matches!(object, Object::Element(..)));

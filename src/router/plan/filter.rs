@@ -60,17 +60,17 @@ impl Plan {
     fn put_object(&mut self, key: &ElementKey, changed: &mut RouterChanges) {
         let set = Set::of_element(key).expect("only sets of ours have elements here");
         let is_there = self.nodes.has_element(key);
-        let Entry::Net(range) = key.entry else { return self.put(set.object(key.entry), is_there, changed) };
+        let Entry::Net(range) = key.entry else { return self.put(set.object(&key.entry), is_there, changed) };
         if self.nodes.is_within_another(range) {
-            return self.put(set.object(key.entry), false, changed);
+            return self.put(set.object(&key.entry), false, changed);
         }
         // Ranges within it come and go with it, the other way round.
         let inner = self.nodes.widest_within(range).into_iter().filter(|inner| *inner != range);
         let inner: Vec<Object> = match is_there {
-            false => inner.map(|inner| set.object(Entry::Net(inner))).collect(),
+            false => inner.map(|inner| set.object(&Entry::Net(inner))).collect(),
             true => {
                 let (first, last) =
-                    (set.object(key.entry), set.object(Entry::Net(Family::host_prefix(range.broadcast()))));
+                    (set.object(&key.entry), set.object(&Entry::Net(Family::host_prefix(range.broadcast()))));
                 let within = self.desired.table.range(first.clone()..=last).map(|(object, _)| object);
                 within.filter(|object| **object != first).cloned().collect()
             }
@@ -78,7 +78,7 @@ impl Plan {
         for object in inner {
             self.put(object, !is_there, changed);
         }
-        self.put(set.object(key.entry), is_there, changed);
+        self.put(set.object(&key.entry), is_there, changed);
     }
 
     fn put(&mut self, object: Object, is_there: bool, changed: &mut RouterChanges) {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use sluice::kernel::Name;
-use sluice::kernel::ipset::{ElementKey, Elements, Entry, Ipset, SetKind, SetName, SetSpec, Sets};
+use sluice::kernel::ipset::{ElementKey, Elements, Entry, IpPortNet, Ipset, SetKind, SetName, SetSpec, Sets};
 use sluice::net::{Family, Protocol};
 use sluice::reconcile::{Drift, Glance, Growth, Mirror, Reflection, Target};
 
@@ -48,6 +48,11 @@ fn port(text: &str, protocol: Protocol, port: u16) -> Entry {
 
 fn net(text: &str) -> Entry {
     Entry::Net(text.parse::<IpNet>().expect("a prefix"))
+}
+
+fn client(address: &str, protocol: Protocol, range: &str) -> Entry {
+    let (address, range) = (address.parse().expect("an address"), range.parse().expect("a prefix"));
+    Entry::IpPortNet(Box::new(IpPortNet { address, protocol, port: 80, range }))
 }
 
 fn keys(set: &str, entries: impl IntoIterator<Item = Entry>) -> BTreeMap<ElementKey, ()> {
@@ -116,20 +121,39 @@ fn elements_are_printed_by_ipset_as_they_are_called_here() {
             Protocol::ALL.map(|protocol| port("fd00:10:96::1", protocol, 53)),
         ));
         want.extend(keys("KUBE-SRC-1", [net("10.244.0.0/16"), net("203.0.113.7/32")]));
+        for (set, address, ranges) in [
+            ("KUBE-CLIENTS-4", "203.0.113.20", ["198.51.100.0/24", "192.0.2.7/32"]),
+            ("KUBE-CLIENTS-6", "2001:db8::20", ["2001:db8:100::/48", "2001:db8::7/128"]),
+        ] {
+            let family = if set.ends_with('6') { Family::V6 } else { Family::V4 };
+            let kinds =
+                BTreeMap::from([(name(set), SetSpec { timeout: false, ..spec(SetKind::HashIpPortNet, family) })]);
+            let mut made = sets();
+            made.grow(&kinds, Growth::Full, moment());
+            let all =
+                Protocol::ALL.into_iter().flat_map(|protocol| ranges.map(|range| client(address, protocol, range)));
+            want.extend(keys(set, all));
+        }
         let mut mirror = elements();
         settle(&mut mirror, &want);
+        let mut again = elements();
+        settle(&mut again, &want);
+        assert_eq!((again.seen(), again.steps_done()), (Some(&want), 0), "a second process finds them as they are");
         let mut printed = BTreeSet::new();
-        for set in ["kube-router-svip", "inet6:kube-router-svip-prt", "KUBE-SRC-1"] {
+        for set in ["kube-router-svip", "inet6:kube-router-svip-prt", "KUBE-SRC-1", "KUBE-CLIENTS-4", "KUBE-CLIENTS-6"]
+        {
             printed.extend(saved(set).1);
         }
         let expected = want.keys().map(|key| {
             let timeout = if key.set.0.starts_with("KUBE") { "" } else { " timeout 0" };
             // A host prefix is printed as an address.
-            format!("add {key}{timeout}").replace("/32", "")
+            format!("add {key}{timeout}").replace("/32", "").replace("/128", "")
         });
         assert_eq!(printed, expected.collect::<BTreeSet<String>>());
         settle(&mut mirror, &BTreeMap::new());
-        assert!(saved("KUBE-SRC-1").1.is_empty());
+        for set in ["KUBE-SRC-1", "KUBE-CLIENTS-4", "KUBE-CLIENTS-6"] {
+            assert!(saved(set).1.is_empty());
+        }
     });
 }
 

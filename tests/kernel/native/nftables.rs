@@ -93,6 +93,8 @@ fn sets() -> Contents {
         put(&called("itself"), set(Fields::Addresses(family), Kind::Set, false), plain(vec![Key::Itself(one)]));
         let services = Protocol::ALL.map(|protocol| Key::Service(one, protocol, 443));
         put(&called("services"), set(Fields::Service(family), Kind::Set, false), plain(services.to_vec()));
+        let sources = [one, other].map(|source| Key::ServiceSource(Box::new((one, Protocol::Sctp, 443, source))));
+        put(&called("sources"), set(Fields::ServiceSource(family), Kind::Set, false), plain(sources.to_vec()));
         put(
             &called("pods"),
             set(Fields::Address(family), Kind::Verdicts, false),
@@ -162,6 +164,14 @@ fn rules() -> Vec<(Rule, &'static str)> {
         one(
             set(Lookup::DestinationService(Family::V4), "services_4", false),
             "ip daddr . meta l4proto . th dport @services_4 accept",
+        ),
+        one(
+            set(Lookup::ServiceSource(Family::V4, 24), "sources_4", false),
+            "ip daddr . meta l4proto . th dport . ip saddr & 255.255.255.0 @sources_4 accept",
+        ),
+        one(
+            set(Lookup::ServiceSource(Family::V6, 64), "sources_6", false),
+            "ip6 daddr . meta l4proto . th dport . ip6 saddr & ffff:ffff:ffff:ffff:: @sources_6 accept",
         ),
         one(
             set(Lookup::DestinationService(Family::V6), "services_6", true),

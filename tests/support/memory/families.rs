@@ -16,7 +16,7 @@ use sluice::kernel::link::{Link, LinkName};
 use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
 use sluice::kernel::sysctl::Setting;
 use sluice::net::Family;
-use sluice::proxy::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, Set};
+use sluice::proxy::names::{CHAIN_GUARD, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, Set};
 use sluice::reconcile::{Failure, Step, Target};
 
 use super::{Fault, Machine, Object, State};
@@ -193,11 +193,14 @@ impl Rows for Elements {
         want?;
         let Some(spec) = state.sets.get(&key.set) else { return Some(Errno::NOENT) };
         let held = state.elements.keys().filter(|element| element.set == key.set).count();
-        let (kind, family) = match key.entry {
-            Entry::Ip(address) => (SetKind::HashIp, Family::from(address)),
-            Entry::IpPort(address, ..) => (SetKind::HashIpPort, Family::from(address)),
-            Entry::Net(prefix) => (SetKind::HashNet, Family::from(prefix)),
+        let kind = match &key.entry {
+            Entry::Ip(_) => SetKind::HashIp,
+            Entry::IpPort(..) => SetKind::HashIpPort,
+            Entry::Net(_) => SetKind::HashNet,
+            Entry::IpPortNet(entry) if entry.range.prefix_len() == 0 => return Some(Errno::INVAL),
+            Entry::IpPortNet(_) => SetKind::HashIpPortNet,
         };
+        let family = key.entry.family();
         if (kind, family) != (spec.kind, spec.family) {
             return Some(Errno::INVAL);
         }
@@ -219,7 +222,7 @@ impl Rows for RuleRows {
     }
 
     fn is_ours(key: &Piece, _: &Rules) -> bool {
-        let ours = |chain: &CompactString| chain == CHAIN_GUARD || chain == CHAIN_SNAT;
+        let ours = |chain: &CompactString| [CHAIN_GUARD, CHAIN_SNAT, CHAIN_SOURCES].contains(&chain.as_str());
         match key {
             Piece::Chain { chain, .. } => ours(chain),
             Piece::Jump { to, .. } => ours(to),

@@ -110,6 +110,7 @@ fn invalid(table: &Objects) -> Option<Errno> {
             (Fields::Address(family), Key::Address(address)) => !spec.intervals && family == (*address).into(),
             (Fields::Address(family), Key::Prefix(prefix)) => spec.intervals && family == (*prefix).into(),
             (Fields::Service(family), Key::Service(address, ..)) => family == (*address).into(),
+            (Fields::ServiceSource(family), Key::ServiceSource(fields)) => family == fields.0.into(),
             _ => false,
         })
     };

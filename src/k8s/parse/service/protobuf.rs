@@ -36,6 +36,8 @@ struct ServiceSpec {
     external_ips: Vec<String>,
     #[prost(string, optional, tag = "7")]
     session_affinity: Option<String>,
+    #[prost(string, repeated, tag = "9")]
+    load_balancer_source_ranges: Vec<String>,
     #[prost(string, optional, tag = "11")]
     external_traffic_policy: Option<String>,
     #[prost(int32, tag = "12")]
@@ -110,6 +112,7 @@ impl From<ServiceSpec> for Spec {
             cluster_ip: text(spec.cluster_ip),
             cluster_ips: Some(spec.cluster_ips),
             external_ips: Some(spec.external_ips),
+            load_balancer_source_ranges: Some(spec.load_balancer_source_ranges),
             ports: Some(spec.ports.into_iter().map(Port::from).collect()),
             session_affinity: text(spec.session_affinity),
             session_affinity_config: spec

@@ -166,3 +166,43 @@ fn unknown_words_are_taken_for_the_default_with_a_warning() {
     assert_eq!(service.internal_traffic_policy, TrafficPolicy::Cluster);
     assert_eq!((service.health_check_node_port, warnings.len()), (None, 4));
 }
+
+/// The source ranges of a load balancer with these fields and this annotation, and the warnings.
+fn ranges(spec: &str, annotation: &str) -> (Option<Vec<String>>, Vec<String>) {
+    let (service, warnings) = parsed(&format!(
+        "{{metadata: {{name: web, annotations: {{service.beta.kubernetes.io/load-balancer-source-ranges: '{annotation}'}}}},
+         spec: {{type: LoadBalancer, clusterIP: 10.96.0.1, ports: [{{port: 80}}], {spec}}}}}"
+    ));
+    let found = service.expect("it is served").source_ranges;
+    (found.map(|ranges| ranges.iter().map(ToString::to_string).collect()), warnings)
+}
+
+#[test]
+fn source_ranges_are_those_of_the_spec_or_else_of_the_annotation() {
+    let list = |texts: &[&str]| (Some(texts.iter().map(|text| text.to_string()).collect::<Vec<_>>()), Vec::new());
+    assert_eq!(ranges("", ""), (None, Vec::new()));
+    assert_eq!(ranges("loadBalancerSourceRanges: []", " "), (None, Vec::new()));
+    let spec = "loadBalancerSourceRanges: [198.51.100.7/24, ' 2001:db8::/32 ', 10.0.0.0/8, 10.0.0.0/8]";
+    assert_eq!(ranges(spec, "192.0.2.0/24"), list(&["10.0.0.0/8", "198.51.100.0/24", "2001:db8::/32"]));
+    assert_eq!(ranges("", "192.0.2.0/24, 10.0.0.0/8"), list(&["10.0.0.0/8", "192.0.2.0/24"]));
+}
+
+#[test]
+fn a_source_range_that_makes_no_sense_lets_nobody_in() {
+    let (found, warnings) = ranges("loadBalancerSourceRanges: [everybody, 10.0.0.1, 10.0.0.0/8]", "");
+    assert_eq!(found, Some(vec!["10.0.0.0/8".to_owned()]));
+    assert_eq!(
+        warnings,
+        [
+            "spec.loadBalancerSourceRanges: \"everybody\" is not a CIDR; no client is let in for it",
+            "spec.loadBalancerSourceRanges: \"10.0.0.1\" is not a CIDR; no client is let in for it"
+        ]
+    );
+    assert_eq!(ranges("", "0.0.0.0/33").0, Some(Vec::new()), "an open Service would be worse than a closed one");
+}
+
+#[test]
+fn source_ranges_of_other_types_mean_nothing() {
+    let (service, warnings) = with_spec("ports: [{port: 80}], loadBalancerSourceRanges: [10.0.0.0/8]");
+    assert_eq!((service.expect("it is served").source_ranges, warnings.len()), (None, 0));
+}

@@ -133,6 +133,8 @@ pub enum SetSides {
     Address(Side),
     /// The destination's address, together with protocol and port.
     DestinationPort,
+    /// The same, together with the source's address.
+    DestinationPortSource,
 }
 
 /// A set of connection tracking states.

@@ -140,6 +140,7 @@ impl fmt::Display for SetSides {
         match self {
             SetSides::Address(side) => f.write_str(side.name()),
             SetSides::DestinationPort => f.write_str("dst,dst"),
+            SetSides::DestinationPortSource => f.write_str("dst,dst,src"),
         }
     }
 }
@@ -232,6 +233,9 @@ fn understood(words: &[&str], negated: bool) -> Option<Match> {
         ["-m", "comment", "--comment", said] => Match::Comment(unquoted(said).as_str().into()),
         ["-m", "set", "--match-set", set, "dst,dst"] => {
             Match::Set { set: SetName(set.into()), of: SetSides::DestinationPort, negated }
+        }
+        ["-m", "set", "--match-set", set, "dst,dst,src"] => {
+            Match::Set { set: SetName(set.into()), of: SetSides::DestinationPortSource, negated }
         }
         ["-m", "set", "--match-set", set, side] => {
             Match::Set { set: SetName(set.into()), of: SetSides::Address(Side::read(side)?), negated }

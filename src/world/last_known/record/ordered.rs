@@ -170,6 +170,7 @@ impl ServiceRecord {
             affinity_seconds: self.affinity_seconds,
             internal_traffic_policy: policy(self.internal_local),
             external_traffic_policy: policy(self.external_local),
+            source_ranges: None,
             health_check_node_port: self.health_check_node_port,
             annotations: ProxyAnnotations {
                 scheduler: Scheduler::from_name(&self.scheduler)?,

@@ -1,9 +1,10 @@
 //! Services and their endpoint slices on disk.
 
 use compact_str::CompactString;
+use ipnet::IpNet;
 
 use super::lists::{Collected, Lists, protocol};
-use super::packed::{Packed, addresses, column, only_address, put_address, rows};
+use super::packed::{Packed, addresses, column, only_address, put_address, ranges, rows};
 use crate::model::{
     AnnounceAnnotations, Conditions, Endpoint, EndpointPort, EndpointSlice, LoadBalancerAddress, ObjectName,
     ProxyAnnotations, Scheduler, SchedulerFlags, Service, ServicePort, ServiceType, TrafficPolicy,
@@ -56,6 +57,15 @@ pub struct ServiceRecord {
     announce_external_ips: Option<bool>,
     #[prost(bool, optional, tag = "21")]
     announce_load_balancer_ips: Option<bool>,
+    #[prost(message, optional, tag = "22")]
+    source_ranges: Option<RangesRecord>,
+}
+
+/// Ranges, of which there may be none.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RangesRecord {
+    #[prost(bytes = "vec", tag = "1")]
+    ranges: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -110,6 +120,7 @@ impl ServiceRecord {
             cluster_ips,
             external_ips,
             load_balancer,
+            source_ranges,
             ports,
             affinity_seconds,
             internal_traffic_policy,
@@ -146,6 +157,7 @@ impl ServiceRecord {
             announce_cluster_ips: *of_cluster,
             announce_external_ips: *of_external,
             announce_load_balancer_ips: *load_balancer_ips,
+            source_ranges: source_ranges.as_deref().map(RangesRecord::of),
         }
     }
 
@@ -162,6 +174,10 @@ impl ServiceRecord {
             cluster_ips: Packed::new(&self.cluster_ips).all()?,
             external_ips: Packed::new(&self.external_ips).all()?,
             load_balancer: self.load_balancer.iter().map(LoadBalancerRecord::address).collect::<Option<_>>()?,
+            source_ranges: match &self.source_ranges {
+                Some(record) => Some(record.ranges()?),
+                None => None,
+            },
             ports: self.ports.iter().map(PortRecord::service_port).collect::<Option<_>>()?,
             affinity_seconds: self.affinity_seconds,
             internal_traffic_policy: policy(self.internal_local),
@@ -184,6 +200,16 @@ impl ServiceRecord {
             created: self.created,
         };
         Some((ObjectName::of(self.namespace.into(), self.name.into()), service))
+    }
+}
+
+impl RangesRecord {
+    fn of(given: &[IpNet]) -> RangesRecord {
+        RangesRecord { ranges: ranges(given) }
+    }
+
+    fn ranges(&self) -> Option<Box<[IpNet]>> {
+        Some(Packed::new(&self.ranges).all_ranges()?.into())
     }
 }
 

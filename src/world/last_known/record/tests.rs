@@ -64,6 +64,7 @@ prop_compose! {
         kind in prop_oneof![Just(ServiceType::ClusterIp), Just(ServiceType::NodePort), Just(ServiceType::LoadBalancer)],
         (cluster_ips, external_ips) in (vec(address(), 1..3), vec(address(), 0..3)),
         balancer in vec((address(), any::<bool>()), 0..3),
+        source_ranges in proptest::option::of(vec(range(), 0..3)),
         ports in service_ports(),
         affinity_seconds in any::<Option<u32>>(),
         (internal_traffic_policy, external_traffic_policy) in (policy(), policy()),
@@ -75,7 +76,7 @@ prop_compose! {
         let load_balancer =
             balancer.into_iter().map(|(address, through_balancer)| LoadBalancerAddress { address, through_balancer });
         Service {
-            kind, cluster_ips, external_ips, load_balancer: load_balancer.collect(), ports, affinity_seconds,
+            kind, cluster_ips, external_ips, load_balancer: load_balancer.collect(), source_ranges: source_ranges.map(Into::into), ports, affinity_seconds,
             internal_traffic_policy, external_traffic_policy, health_check_node_port, annotations, announce, created,
         }
     }
@@ -611,6 +612,7 @@ fn sample_services(cluster: &mut Cluster) {
         cluster_ips: vec![at("10.96.0.10")],
         external_ips: vec![],
         load_balancer: vec![],
+        source_ranges: None,
         ports: vec![ServicePort { name: "".into(), protocol: Protocol::Udp, port: 53, node_port: None }],
         affinity_seconds: None,
         internal_traffic_policy: TrafficPolicy::Cluster,
@@ -628,6 +630,7 @@ fn sample_services(cluster: &mut Cluster) {
             LoadBalancerAddress { address: at("203.0.113.2"), through_balancer: false },
             LoadBalancerAddress { address: at("2001:db8::2"), through_balancer: true },
         ],
+        source_ranges: None,
         ports: vec![
             ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(30080) },
             ServicePort { name: "sctp".into(), protocol: Protocol::Sctp, port: 3868, node_port: None },

@@ -1,0 +1,150 @@
+//! The order in which elements and the objects of our table come and go: each before what it marks as ours, lets in or closes, and
+//! after it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::{Kernel, Mirrors};
+use crate::kernel::ipset::Entry;
+use crate::kernel::iptables::Piece;
+use crate::kernel::ipvs::ServiceKey;
+use crate::kernel::nftables::Object;
+use crate::kernel::route::RouteKey;
+use crate::model::Authority;
+use crate::proxy::desired::Desired;
+use crate::proxy::names::{NFT_GUARD, Set};
+use crate::proxy::plan::{address_of, local_route_key, services_on};
+use crate::proxy::source_ranges;
+use crate::reconcile::{Growth, Mirror, Moment, Target};
+
+impl<K: Kernel> Mirrors<K> {
+    /// Creates the elements that existing kernel objects need: those of existing virtual services, and of addresses in
+    /// the set of service ports. Nothing else of a Service is created without its element. The guard comes if it may.
+    pub(super) fn grow_needed_elements(&mut self, desired: &Desired, may_guard: bool, at: Moment) {
+        if self.marks().are_settled() || !self.elements.learn(at) || !self.table.learn(at) {
+            return;
+        }
+        let listed: BTreeSet<IpAddr> = self.marks().services().filter_map(|key| address_of(&key)).collect();
+        let virtuals = &self.virtuals;
+        let is_needed = |place: (Set, Entry)| match place {
+            (Set::ServicePorts, Entry::IpPort(address, protocol, port)) => {
+                virtuals.has(&ServiceKey::Address { address, protocol, port })
+            }
+            (Set::ServiceAddresses, Entry::Ip(address)) => {
+                let exists = virtuals.seen().is_some_and(|seen| seen.range(services_on(address)).next().is_some());
+                exists || listed.contains(&address)
+            }
+            _ => true,
+        };
+        let missing = Growth::OnlyMissing;
+        self.elements.grow_where(&desired.elements, missing, at, |key| Set::of_element(key).is_none_or(is_needed));
+        self.table.grow_where(&desired.table, missing, at, |object| {
+            (may_guard || !is_guard(object)) && Set::of_object(object).is_none_or(is_needed)
+        });
+    }
+
+    /// Grows our table. A chain that is there and drops what is outside of source ranges gets no fewer ranges before all Services are known.
+    pub(super) fn grow_table(
+        &mut self,
+        desired: &Desired,
+        may_guard: bool,
+        (authority, growth): (Authority, Growth),
+        at: Moment,
+    ) {
+        let is_known = self.table.learn(at);
+        let kept: Vec<Object> = match self.table.seen().filter(|_| is_known && authority != Authority::Complete) {
+            Some(seen) => seen.keys().filter(|object| source_ranges::knows_lengths(object)).cloned().collect(),
+            None => Vec::new(),
+        };
+        let may_grow = |object: &Object| (may_guard || !is_guard(object)) && !kept.contains(object);
+        self.table.grow_where(&desired.table, growth, at, may_grow);
+    }
+
+    /// Deletes an element after the object that it marks.
+    pub(super) fn shrink_elements(&mut self, desired: &Desired, at: Moment) {
+        let (virtuals, routes) = (&self.virtuals, &self.routes);
+        self.elements.shrink_where(&desired.elements, at, |key, _| {
+            Set::of_element(key).is_none_or(|place| marks_nothing(&place, desired, virtuals, routes))
+        });
+        self.elements.shrink_where(&desired.elements, at, |key, seen| {
+            let still_restricts = |entry: Entry| {
+                let key = Set::Restricted.element(entry);
+                seen.contains_key(&key) && !desired.elements.contains_key(&key)
+            };
+            source_ranges::restricted_by(&key.entry).is_some_and(|entry| !still_restricts(entry))
+        });
+    }
+
+    /// Deletes the rules that drop clients once no element says of which service.
+    pub(super) fn shrink_source_rules(&mut self, desired: &Desired, at: Moment) {
+        let elements = &self.elements;
+        self.rules.shrink_where(&desired.rules, at, |piece, _| {
+            let name = Set::Restricted.name(piece.family());
+            drops_clients(piece) && elements.seen().is_some() && !elements.known_keys().any(|key| key.set == name)
+        });
+    }
+
+    /// The same in our table, where the rules go with the elements; its sets go once they are empty.
+    pub(super) fn shrink_table(&mut self, desired: &Desired, at: Moment) {
+        let (virtuals, routes) = (&self.virtuals, &self.routes);
+        self.table.shrink_where(&desired.table, at, |object, _| match object {
+            Object::Set(_) => false,
+            object if source_ranges::is_chain(object) => false,
+            object => Set::of_object(object).is_none_or(|place| marks_nothing(&place, desired, virtuals, routes)),
+        });
+        self.table.shrink_where(&desired.table, at, |object, seen| {
+            let still_restricts = |entry: Entry| {
+                let object = Set::Restricted.object(&entry);
+                seen.contains_key(&object) && !desired.table.contains_key(&object)
+            };
+            let of_ranges = Set::of_object(object).and_then(|(_, entry)| source_ranges::restricted_by(&entry));
+            of_ranges.is_some_and(|entry| !still_restricts(entry))
+        });
+        self.table.shrink_where(&desired.table, at, |object, seen| {
+            let restricts = |object: &Object| matches!(Set::of_object(object), Some((Set::Restricted, _)));
+            source_ranges::is_chain(object) && !seen.keys().any(restricts)
+        });
+        self.table.shrink_where(&desired.table, at, |object, seen| {
+            let Object::Set(name) = object else { return false };
+            !seen.keys().any(|other| matches!(other, Object::Element(set, _) if set == name))
+        });
+    }
+}
+
+fn is_guard(object: &Object) -> bool {
+    matches!(object, Object::Chain(name) if name.as_str() == NFT_GUARD)
+}
+
+/// Returns whether rules drop clients outside of source ranges.
+pub(super) fn drops_clients(piece: &Piece) -> bool {
+    source_ranges::is_rule(piece, piece.family())
+}
+
+/// Returns whether an element is desired, in either backend.
+pub(super) fn has_element(desired: &Desired, set: Set, entry: &Entry) -> bool {
+    desired.table.contains_key(&set.object(entry)) || desired.elements.contains_key(&set.element(entry.clone()))
+}
+
+/// Returns whether an element may go: the kernel has nothing that it marks as ours, lets in, or closes. Source ranges go later.
+fn marks_nothing<V, R>((set, entry): &(Set, Entry), desired: &Desired, virtuals: &Mirror<V>, routes: &Mirror<R>) -> bool
+where
+    V: Target<Key = ServiceKey>,
+    R: Target<Key = RouteKey>,
+{
+    match (*set, entry) {
+        (Set::ServicePorts, &Entry::IpPort(address, protocol, port)) => {
+            let service = ServiceKey::Address { address, protocol, port };
+            virtuals.lacks(service..=service)
+        }
+        (Set::ServiceAddresses, &Entry::Ip(address)) => {
+            let route = local_route_key(address);
+            virtuals.lacks(services_on(address)) && routes.lacks(route.clone()..=route)
+        }
+        (Set::Restricted, &Entry::IpPort(address, protocol, port)) => {
+            let service = ServiceKey::Address { address, protocol, port };
+            virtuals.lacks(service..=service) || desired.virtuals.contains_key(&service)
+        }
+        (Set::AllowedSources, _) => false,
+        _ => true,
+    }
+}

@@ -1,0 +1,302 @@
+//! Source ranges: the only clients of a Service's load balancer addresses.
+//!
+//! Kubernetes: `Service.spec.loadBalancerSourceRanges`, or else the annotation
+//! `service.beta.kubernetes.io/load-balancer-source-ranges`. As with kube-proxy they concern the addresses in
+//! `status.loadBalancer` alone, for every client, the node itself and its pods included: cluster addresses, node ports and
+//! `spec.externalIPs` stay open. A list says who may come: where it names no range of a family, nobody of that family
+//! does, which kube-proxy reads as everybody.
+//!
+//! Packets of others are dropped before IPVS sees them, whatever connection they belong to, so a range that is taken away
+//! ends connections too. The cost of a packet does not grow with Services: it is looked up in one set of restricted
+//! services, and only where it is for one of these, in another together with its source.
+//!
+//! Kernel: mangle chain `KUBE-ROUTER-SOURCES`, entered from INPUT, and from OUTPUT for the node's own packets, which IPVS takes
+//! behind the table mangle and before the table filter. Sets and rules exist only while any Service has source ranges:
+//!
+//! ```text
+//! -A INPUT -m set --match-set kube-router-restricted dst,dst -j KUBE-ROUTER-SOURCES
+//! -A KUBE-ROUTER-SOURCES -m set ! --match-set kube-router-allowed-src dst,dst,src -j DROP
+//! ```
+//!
+//! With nftables the sources stand in one set for each length of prefixes, because a set of ranges of several fields takes
+//! time proportional to its size to change:
+//!
+//! ```text
+//! chain service_sources { type filter hook input priority mangle; policy accept;
+//!     ip daddr . meta l4proto . th dport @restricted4 jump source_ranges4 }
+//! chain source_ranges4 { ip daddr . meta l4proto . th dport . ip saddr & 255.255.255.0 @sources4_24 return; drop }
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::kernel::ipset::{Entry, IpPortNet};
+use crate::kernel::iptables::rule::SetSides;
+use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
+use crate::kernel::ipvs::ServiceKey;
+use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Fields, Hook, Lookup, Object};
+use crate::model::{Service, ServiceType};
+use crate::net::{Family, PerFamily};
+
+use super::guard;
+use super::marks::restriction;
+use super::names::{CHAIN_SOURCES, NFT_SOURCES, NFT_SOURCES_IN, NFT_SOURCES_OUT, Set};
+
+/// The only clients of one virtual service, sorted; `None` for everybody. No range is of length 0.
+pub type Sources = Option<Arc<[IpNet]>>;
+
+/// Of the table mangle: in OUTPUT before IPVS (-99), and in INPUT before all rules of the table filter.
+const PRIORITY: i32 = -150;
+
+/// Returns the clients of a Service at one of its addresses.
+pub fn sources(service: &Service, address: IpAddr) -> Sources {
+    let given = service.source_ranges.as_ref().filter(|_| service.kind == ServiceType::LoadBalancer)?;
+    service.load_balancer.iter().find(|entry| entry.address == address)?;
+    let of_family = || given.iter().filter(|range| Family::from(**range) == Family::from(address));
+    let is_open = of_family().any(|range| range.prefix_len() == 0);
+    (!is_open).then(|| of_family().copied().collect())
+}
+
+/// The restricted virtual services.
+#[derive(Default)]
+pub struct Restrictions {
+    sources: BTreeMap<ServiceKey, Arc<[IpNet]>>,
+    /// Number of ranges of each length.
+    lengths: BTreeMap<(Family, u8), usize>,
+    services: PerFamily<usize>,
+}
+
+/// What the rules depend on.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Shape {
+    /// The families of which any virtual service is restricted.
+    pub families: PerFamily<bool>,
+    /// The lengths of prefixes of all source ranges.
+    pub lengths: BTreeSet<(Family, u8)>,
+}
+
+impl Restrictions {
+    /// Sets the clients of a virtual service. Returns the elements that come with that and those that go.
+    pub fn set(&mut self, key: ServiceKey, sources: Sources) -> Vec<(Set, Entry, bool)> {
+        let Some(service) = restriction(&key) else { return Vec::new() };
+        let before = match &sources {
+            Some(sources) => self.sources.insert(key, sources.clone()),
+            None => self.sources.remove(&key),
+        };
+        if before == sources {
+            return Vec::new();
+        }
+        let family = service.family();
+        let mut changed = Vec::new();
+        if before.is_some() != sources.is_some() {
+            let count = self.services.of_mut(family);
+            *count = if sources.is_some() { *count + 1 } else { count.saturating_sub(1) };
+            changed.push((Set::Restricted, service, sources.is_some()));
+        }
+        let (before, after) = (before.as_deref().unwrap_or_default(), sources.as_deref().unwrap_or_default());
+        for (range, is_there) in different(before, after) {
+            let count = self.lengths.entry((family, range.prefix_len())).or_default();
+            *count = if is_there { *count + 1 } else { count.saturating_sub(1) };
+            if *count == 0 {
+                self.lengths.remove(&(family, range.prefix_len()));
+            }
+            changed.extend(source(&key, range).map(|entry| (Set::AllowedSources, entry, is_there)));
+        }
+        changed
+    }
+
+    pub fn shape(&self) -> Shape {
+        Shape {
+            families: PerFamily::from_fn(|family| *self.services.of(family) > 0),
+            lengths: self.lengths.keys().copied().collect(),
+        }
+    }
+}
+
+/// Returns the ranges of only one of two lists, and whether it is the second.
+fn different<'a>(before: &'a [IpNet], after: &'a [IpNet]) -> impl Iterator<Item = (IpNet, bool)> + 'a {
+    let added = after.iter().filter(|range| !before.contains(range)).map(|range| (*range, true));
+    added.chain(before.iter().filter(|range| !after.contains(range)).map(|range| (*range, false)))
+}
+
+fn source(key: &ServiceKey, range: IpNet) -> Option<Entry> {
+    let ServiceKey::Address { address, protocol, port } = *key else { return None };
+    Some(Entry::IpPortNet(Box::new(IpPortNet { address, protocol, port, range })))
+}
+
+/// Returns the restricted service that an element of [`Set::AllowedSources`] belongs to.
+pub fn restricted_by(entry: &Entry) -> Option<Entry> {
+    match entry {
+        Entry::IpPortNet(entry) => Some(Entry::IpPort(entry.address, entry.protocol, entry.port)),
+        _ => None,
+    }
+}
+
+/// Returns the chain and the jumps to it, for one family.
+pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
+    let allowed =
+        Match::Set { set: Set::AllowedSources.name(family), of: SetSides::DestinationPortSource, negated: true };
+    let drop = Rule::new([Match::Comment("drop clients outside of source ranges".into()), allowed], Verdict::Drop);
+    let restricted = Match::in_set(&Set::Restricted.name(family), SetSides::DestinationPort);
+    let jump = Rule::new([restricted], Verdict::Jump(CHAIN_SOURCES.into()));
+    let table = Table::Mangle;
+    let jump_from = |from: &str| {
+        let piece = Piece::Jump { family, table, from: from.into(), to: CHAIN_SOURCES.into() };
+        (piece, Rules(vec![jump.clone()]))
+    };
+    let chain = (Piece::Chain { family, table, chain: CHAIN_SOURCES.into() }, Rules(vec![drop]));
+    BTreeMap::from([chain, jump_from("INPUT"), jump_from("OUTPUT")])
+}
+
+/// Returns whether a piece of rules of this family drops packets of clients outside of source ranges.
+pub fn is_rule(piece: &Piece, of: Family) -> bool {
+    match piece {
+        Piece::Chain { family, chain, .. } => *family == of && chain == CHAIN_SOURCES,
+        Piece::Jump { family, to, .. } => *family == of && to == CHAIN_SOURCES,
+        Piece::Leftover { .. } => false,
+    }
+}
+
+/// The same of chains in our table of nf_tables.
+pub fn is_chain(object: &Object) -> bool {
+    let is_named = |name: &str| name == NFT_SOURCES_IN || name == NFT_SOURCES_OUT;
+    knows_lengths(object) || matches!(object, Object::Chain(name) if is_named(name.as_str()))
+}
+
+/// Returns whether a chain knows the lengths of prefixes: one that knows only some of them drops packets of clients of the others.
+pub fn knows_lengths(object: &Object) -> bool {
+    matches!(object, Object::Chain(name) if Family::BOTH.iter().any(|family| *NFT_SOURCES.of(*family) == name.as_str()))
+}
+
+/// Returns the sets and chains in our table of nf_tables: of all these families, or none where nothing is restricted, because what is
+/// restricted still must not be opened by a change of a chain.
+pub fn in_table(shape: &Shape, families: &[Family]) -> BTreeMap<Object, Content> {
+    use nftables::{Match, Rule, SetSpec, Verdict};
+    let mut found = BTreeMap::new();
+    let mut entered = Vec::new();
+    let is_used = shape.families.v4 || shape.families.v6;
+    for family in families.iter().copied().filter(|_| is_used) {
+        found.extend([guard::table_set(Set::Restricted, family)]);
+        let name = *NFT_SOURCES.of(family);
+        let set = Set::Restricted.in_table(family);
+        let restricted = Match::InSet { lookup: Lookup::DestinationService(family), set, negated: false };
+        entered.push(Rule::new([restricted], Verdict::Jump(name.into())));
+        let mut rules = Vec::new();
+        for (_, length) in shape.lengths.iter().filter(|(its, _)| *its == family) {
+            let set = Set::sources_in_table(family, *length);
+            let fields = Fields::ServiceSource(family);
+            let spec = SetSpec { fields, kind: nftables::Kind::Set, intervals: false };
+            found.insert(Object::Set(set.clone()), Content::Set(spec));
+            let allowed = Match::InSet { lookup: Lookup::ServiceSource(family, *length), set, negated: false };
+            rules.push(Rule::new([allowed], Verdict::Return));
+        }
+        rules.push(Rule::new([], Verdict::Drop).commented("not in the source ranges of the Service"));
+        found.insert(Object::Chain(name.into()), Content::Chain(Arc::new(Chain { base: None, rules })));
+    }
+    if entered.is_empty() {
+        return found;
+    }
+    for (name, hook) in [(NFT_SOURCES_IN, Hook::Input), (NFT_SOURCES_OUT, Hook::Output)] {
+        let base = Some(Base { kind: BaseKind::Filter, hook, priority: PRIORITY });
+        let chain = Chain { base, rules: entered.clone() };
+        found.insert(Object::Chain(name.into()), Content::Chain(Arc::new(chain)));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{LoadBalancerAddress, ServicePort};
+    use crate::net::Protocol;
+
+    const V4: &str = "203.0.113.20";
+    const V6: &str = "2001:db8:113::20";
+
+    fn service(ranges: Option<&[&str]>) -> Service {
+        let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(30080) };
+        let balancer = |text: &str| LoadBalancerAddress { address: ip(text), through_balancer: false };
+        Service {
+            kind: ServiceType::LoadBalancer,
+            external_ips: vec![ip("203.0.113.7")],
+            load_balancer: vec![balancer(V4), balancer(V6)],
+            source_ranges: ranges.map(|ranges| ranges.iter().map(|range| range.parse().expect("a range")).collect()),
+            ..Service::new(vec![ip("10.96.0.9")], vec![port])
+        }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn clients(ranges: Option<&[&str]>, address: &str) -> Option<Vec<String>> {
+        sources(&service(ranges), ip(address)).map(|found| found.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn source_ranges_concern_load_balancer_addresses_alone() {
+        for open in ["10.96.0.9", "203.0.113.7", "192.0.2.1"] {
+            assert_eq!(clients(Some(&["198.51.100.0/24"]), open), None, "{open}");
+        }
+        assert_eq!(clients(Some(&["198.51.100.0/24"]), V4), Some(vec!["198.51.100.0/24".to_owned()]));
+        assert_eq!(clients(None, V4), None);
+        let of_another_type = Service { kind: ServiceType::NodePort, ..service(Some(&["198.51.100.0/24"])) };
+        assert_eq!(sources(&of_another_type, ip(V4)), None);
+    }
+
+    #[test]
+    fn a_list_without_a_range_of_the_family_lets_nobody_of_it_in() {
+        assert_eq!(clients(Some(&["198.51.100.0/24"]), V6), Some(Vec::new()));
+        assert_eq!(clients(Some(&["2001:db8::/32"]), V4), Some(Vec::new()));
+        assert_eq!(clients(Some(&[]), V4), Some(Vec::new()), "no range made sense");
+    }
+
+    #[test]
+    fn a_range_of_everybody_restricts_nobody_of_its_family() {
+        assert_eq!(clients(Some(&["10.0.0.0/8", "0.0.0.0/0"]), V4), None);
+        assert_eq!(clients(Some(&["0.0.0.0/0"]), V6), Some(Vec::new()));
+        assert_eq!(clients(Some(&["0.0.0.0/0", "::/0"]), V6), None);
+    }
+
+    #[test]
+    fn a_change_of_ranges_names_what_differs_and_the_shape_follows() {
+        let key = ServiceKey::Address { address: ip(V4), protocol: Protocol::Tcp, port: 80 };
+        let list = |ranges: &[&str]| Some(ranges.iter().map(|range| range.parse().expect("a range")).collect());
+        let mut restrictions = Restrictions::default();
+        let mut set = |sources: Sources| {
+            let changed = restrictions.set(key, sources);
+            let said =
+                changed.iter().map(|(_, entry, is_there)| format!("{}{entry}", if *is_there { "+" } else { "-" }));
+            let lengths: Vec<u8> = restrictions.shape().lengths.iter().map(|(_, length)| *length).collect();
+            (said.collect::<Vec<_>>(), restrictions.shape().families.v4, lengths)
+        };
+        let text = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect::<Vec<_>>();
+        let (first, second) = ("203.0.113.20,tcp:80,10.0.0.0/8", "203.0.113.20,tcp:80,198.51.100.0/24");
+        let plus = |one: &str| format!("+{one}");
+        assert_eq!(set(list(&["10.0.0.0/8"])), (vec![plus("203.0.113.20,tcp:80"), plus(first)], true, vec![8]));
+        assert_eq!(set(list(&["10.0.0.0/8"])), (Vec::new(), true, vec![8]));
+        assert_eq!(set(list(&["198.51.100.0/24"])), (vec![plus(second), format!("-{first}")], true, vec![24]));
+        assert_eq!(set(list(&[])), (text(&["-203.0.113.20,tcp:80,198.51.100.0/24"]), true, Vec::new()));
+        assert_eq!(set(None), (text(&["-203.0.113.20,tcp:80"]), false, Vec::new()));
+    }
+
+    #[test]
+    fn the_cost_of_a_packet_does_not_grow_with_services() {
+        let lengths = [(Family::V4, 8), (Family::V4, 24), (Family::V6, 64)].into();
+        let shape = Shape { families: PerFamily { v4: true, v6: true }, lengths };
+        let table = in_table(&shape, &Family::BOTH);
+        let rules = |name: &str| match table.get(&Object::Chain(name.into())) {
+            Some(Content::Chain(chain)) => chain.rules.len(),
+            other => panic!("{name} is {other:?}"),
+        };
+        // One for each family; one for each length of prefixes, and the last.
+        assert_eq!([rules(NFT_SOURCES_IN), rules(NFT_SOURCES_OUT)], [2, 2]);
+        assert_eq!([rules("source_ranges4"), rules("source_ranges6")], [3, 2]);
+        assert!(in_table(&Shape::default(), &Family::BOTH).is_empty(), "nothing where no Service has source ranges");
+        let rules: usize = super::rules(Family::V4).values().map(|rules| rules.0.len()).sum();
+        assert_eq!(rules, 3, "two jumps and one rule");
+    }
+}

@@ -1,0 +1,57 @@
+"""Who reaches the load balancer addresses of a Service that has source ranges."""
+import expect
+from expect import FAMILIES, PODS
+from labkit import net, traffic
+from labkit.objects import Port
+
+ADDRESSES = ["198.51.100.24", "2001:db8:51::24"]
+PORTS = [Port(80, node_port=30090), Port(53, "UDP"), Port(99, "SCTP")]
+CLIENT = [f"{address}/{length}" for address, length in zip(net.CLIENT, (32, 128))]
+
+
+def _reaches(address, *port):
+    try:
+        return bool(traffic.ask("ext", address, *port, patience=1.0))
+    except OSError:
+        return False
+
+
+def only_clients_in_its_source_ranges_reach_a_load_balancer_address(bed):
+    with expect.service(bed, "ranged", kind="LoadBalancer", balancer_ips=ADDRESSES, ports=PORTS, source_ranges=CLIENT) as s:
+        for f, address in enumerate(ADDRESSES):
+            for port in PORTS:
+                expect.share("ext", address, port.port, PODS, port.protocol.lower())
+            expect.silent("n1p2", address, 80)
+            expect.silent("n1", address, 80)
+            # Everything else of the Service is open to all.
+            expect.share("n1p2", s.address(FAMILIES[f]), 80, PODS)
+            expect.share("n1p2", bed.plan.addresses(1)[f], 30090, PODS)
+
+
+def a_range_that_is_taken_away_ends_connections_and_one_that_comes_lets_others_in(bed):
+    with expect.service(bed, "narrowed", kind="LoadBalancer", balancer_ips=ADDRESSES, source_ranges=CLIENT) as s:
+        with net.Inside("ext"):
+            held = [traffic.connect(address, 80, patience=3.0) for address in ADDRESSES]
+            for sock in held:
+                traffic.exchange(sock)
+        ranges = bed.plan.pod_ranges(1)
+        bed.put(s.name, PODS, source_ranges=ranges)
+        for address, sock in zip(ADDRESSES, held):
+            expect.soon(lambda: not _reaches(address, 80), 20, address, "is still open")
+            try:
+                traffic.exchange(sock)
+                expect.that(False, "a connection to", address, "goes on")
+            except OSError:
+                pass
+            sock.close()
+            expect.share("n1p2", address, 80, PODS)
+            expect.silent("n2p2", address, 80)
+        bed.put(s.name, PODS, source_ranges=[])
+        for address in ADDRESSES:
+            expect.soon(lambda: _reaches(address, 80), 20, address, "stays closed")
+
+
+def ranges_of_one_family_let_nobody_of_the_other_in(bed):
+    with expect.service(bed, "half", kind="LoadBalancer", balancer_ips=ADDRESSES, source_ranges=CLIENT[:1]):
+        expect.share("ext", ADDRESSES[0], 80, PODS)
+        expect.silent("ext", ADDRESSES[1], 80)
