@@ -118,17 +118,11 @@ struct Feature {
 }
 
 /// Existing features. A subsystem that becomes real flips its line here.
-const FEATURES: [Feature; 6] = [
+const FEATURES: [Feature; 5] = [
     Feature { flag: "run-service-proxy", asked: |f| f.run_service_proxy, noun: "service proxy", exists: true },
     Feature { flag: "run-router", asked: |f| f.run_router, noun: "router", exists: true },
     Feature { flag: "run-firewall", asked: |f| f.run_firewall, noun: "firewall", exists: true },
     Feature { flag: "run-loadbalancer", asked: |f| f.run_loadbalancer, noun: "address allocator", exists: false },
-    Feature {
-        flag: "hairpin-mode",
-        asked: |f| f.hairpin_mode && f.run_service_proxy,
-        noun: "hairpin mode",
-        exists: false,
-    },
     Feature { flag: "enable-bfd", asked: |f| f.enable_bfd, noun: "BFD", exists: false },
 ];
 

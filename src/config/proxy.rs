@@ -30,8 +30,6 @@ pub struct ProxyConfig {
     pub excluded_cidrs: Vec<IpNet>,
     /// `--masquerade-all`: all traffic to Services leaves with this node's address as its source.
     pub masquerade_all: bool,
-    /// `--hairpin-mode`: a pod reaches itself through any Service it is an endpoint of.
-    pub hairpin_mode: bool,
     /// `--nodeport-bindon-all-ip`: node ports answer on every address of the host.
     pub nodeport_bindon_all_ip: bool,
     /// `--strict-external-ip-validation`, `--service-cluster-ip-range`, `--service-external-ip-range` and
@@ -66,7 +64,6 @@ impl ProxyConfig {
             guard: flags.ipvs_permit_all,
             excluded_cidrs: mistakes.prefixes("excluded-cidrs", flags.excluded_cidrs.iter().flat_map(|list| &list.0)),
             masquerade_all: flags.masquerade_all,
-            hairpin_mode: flags.hairpin_mode,
             nodeport_bindon_all_ip: flags.nodeport_bindon_all_ip,
             ranges: ServiceRanges {
                 strict: flags.strict_external_ip_validation,

@@ -58,8 +58,8 @@ pub const TABLE: &[Annotation] = &[
         "clients of load balancer addresses; the spec's field wins",
     ),
     row(On::Service, SERVICE_DSR, "tunnel", "direct server return for external addresses"),
-    row(On::Service, SERVICE_HAIRPIN, "presence", "an endpoint may reach itself by its Service"),
-    row(On::Service, SERVICE_HAIRPIN_EXTERNAL, "presence", "hairpin for external addresses too"),
+    row(On::Service, SERVICE_HAIRPIN, "presence", "an endpoint may reach itself by its Service, as it may without"),
+    row(On::Service, SERVICE_HAIRPIN_EXTERNAL, "presence", "the same for external addresses, as without"),
     row(On::Service, SERVICE_ADVERTISE_CLUSTER_IP, "bool", "overrides --advertise-cluster-ip"),
     row(On::Service, SERVICE_ADVERTISE_EXTERNAL_IP, "bool", "overrides --advertise-external-ip"),
     row(On::Service, SERVICE_ADVERTISE_LOAD_BALANCER_IP, "bool", "overrides --advertise-loadbalancer-ip"),
@@ -89,14 +89,9 @@ pub const TABLE: &[Annotation] = &[
 
 /// Parses the annotations of a Service that the service proxy obeys.
 pub fn proxy_annotations(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> ProxyAnnotations {
-    for (key, noun) in [
-        (SERVICE_DSR, "direct server return"),
-        (SERVICE_HAIRPIN, "hairpin mode"),
-        (SERVICE_HAIRPIN_EXTERNAL, "hairpin mode"),
-    ] {
-        if annotations.contains_key(key) {
-            warnings.without_effect(key, format_args!("it has no effect: this build has no {noun} yet"));
-        }
+    if annotations.contains_key(SERVICE_DSR) {
+        let text = format_args!("it has no effect: this build has no direct server return yet");
+        warnings.without_effect(SERVICE_DSR, text);
     }
     let scheduler = scheduler(annotations, warnings);
     ProxyAnnotations {
@@ -237,14 +232,19 @@ mod tests {
 
     #[test]
     fn what_does_not_exist_yet_is_ignored_with_a_warning() {
-        for (key, value, noun) in [
-            ("kube-router.io/service.dsr", "tunnel", "direct server return"),
-            ("kube-router.io/service.hairpin", "", "hairpin mode"),
-            ("kube-router.io/service.hairpin.externalips", "", "hairpin mode"),
-        ] {
-            let (parsed, warnings) = parsed(&[(key, value)]);
-            assert_eq!(parsed, ProxyAnnotations::default());
-            assert_eq!(warnings, [format!("{key}: it has no effect: this build has no {noun} yet")]);
+        let (value, warnings) = parsed(&[("kube-router.io/service.dsr", "tunnel")]);
+        assert_eq!(value, ProxyAnnotations::default());
+        assert_eq!(
+            warnings,
+            ["kube-router.io/service.dsr: it has no effect: this build has no direct server return yet"]
+        );
+    }
+
+    #[test]
+    fn hairpin_is_on_for_every_service_and_its_annotations_are_no_mistake() {
+        for key in ["kube-router.io/service.hairpin", "kube-router.io/service.hairpin.externalips"] {
+            let (parsed, warnings) = parsed(&[(key, "")]);
+            assert_eq!((parsed, warnings.len()), (ProxyAnnotations::default(), 0));
         }
     }
 

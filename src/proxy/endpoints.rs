@@ -14,6 +14,8 @@ use crate::kernel::ipvs::{Destination, Forwarding};
 use crate::model::{Endpoint, Endpoints, ServicePort, Use};
 use crate::net::Family;
 
+use super::local_node::LocalNode;
+
 /// The subset of a Service's endpoints that may be chosen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reach<'a> {
@@ -51,6 +53,24 @@ pub fn destinations(
         weight(standing).map(|weight| Destination { address, weight, forwarding: Forwarding::Nat })
     }));
     destinations
+}
+
+/// Returns the endpoints of one port that are on this node, whatever their condition, sorted by address, without duplicates.
+/// Where an endpoint does not say its node, the pod ranges decide.
+pub fn on_node(endpoints: &Endpoints, port: &ServicePort, family: Family, node: &LocalNode) -> Vec<SocketAddr> {
+    let is_here = |endpoint: &&Endpoint| match &endpoint.node {
+        Some(name) => **name == *node.name,
+        None => node.pod_cidrs.of(family).iter().any(|range| range.contains(&endpoint.address)),
+    };
+    let mut found = Vec::new();
+    for slice in endpoints.slices.values().filter(|slice| slice.family == family) {
+        let here: Vec<&Endpoint> = slice.endpoints.iter().filter(is_here).collect();
+        let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
+        found.extend(numbers.flat_map(|number| here.iter().map(move |it| SocketAddr::new(it.address, number.port))));
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
 }
 
 /// Returns the candidate endpoints sorted by address, without duplicates.

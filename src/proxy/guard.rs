@@ -41,10 +41,11 @@ pub fn set_spec(set: Set, family: Family, elements: usize) -> SetSpec {
     let kind = match set {
         Set::LocalAddresses | Set::ServiceAddresses => SetKind::HashIp,
         Set::ServicePorts | Set::Restricted => SetKind::HashIpPort,
-        Set::AllowedSources => SetKind::HashIpPortNet,
+        Set::AllowedSources | Set::Hairpin => SetKind::HashIpPortNet,
     };
     // kube-router's sets have the extension; what it does not know needs none.
-    SetSpec::for_elements(kind, family, elements, Set::BASIC.contains(&set))
+    let is_known_to_kube_router = matches!(set, Set::LocalAddresses | Set::ServiceAddresses | Set::ServicePorts);
+    SetSpec::for_elements(kind, family, elements, is_known_to_kube_router)
 }
 
 /// Returns the guard's chain and the jump to it, for one family.
@@ -86,7 +87,7 @@ pub fn table_set(set: Set, family: Family) -> (Object, Content) {
     let fields = match set {
         Set::LocalAddresses | Set::ServiceAddresses => Fields::Address(family),
         Set::ServicePorts | Set::Restricted => Fields::Service(family),
-        Set::AllowedSources => Fields::ServiceSource(family),
+        Set::AllowedSources | Set::Hairpin => Fields::ServiceSource(family),
     };
     let spec = nftables::SetSpec { fields, kind: nftables::Kind::Set, intervals: false };
     (Object::Set(set.in_table(family)), Content::Set(spec))

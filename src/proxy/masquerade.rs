@@ -6,7 +6,9 @@
 //! - the backend is a pod of this node, or this node itself (a pod on the host's network);
 //! - the client is a pod of this node.
 //!
-//! In these cases the backend sees the client's own address. With `--masquerade-all` everything gets the
+//! In these cases the backend sees the client's own address. A pod that reaches itself through its own Service (hairpin) gets the
+//! node's address too: it would take an answer to itself for one that does not belong to the connection. One rule and one set
+//! of the endpoints on this node say when, at whatever number of Services ([`Set::Hairpin`]). With `--masquerade-all` everything gets the
 //! node's address. Where the node's pod ranges are not known, all that leaves the node does.
 //!
 //! Kernel: nat chain `KUBE-ROUTER-SNAT`, entered from POSTROUTING for what IPVS has translated:
@@ -21,7 +23,8 @@
 //! ```text
 //! chain service_snat { type nat hook postrouting priority srcnat - 2; policy accept;
 //!     meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst @ports4 jump translated4 }
-//! chain translated4 { ip saddr 10.244.1.0/24 return; ip daddr 10.244.1.0/24 return; fib daddr type local return;
+//! chain translated4 { ip daddr . meta l4proto . th dport . ip saddr @hairpin4 snat ip to 192.0.2.1 fully-random
+//!     ip saddr 10.244.1.0/24 return; ip daddr 10.244.1.0/24 return; fib daddr type local return;
 //!     meta nfproto ipv4 snat ip to 192.0.2.1 fully-random }
 //! ```
 //!
@@ -30,7 +33,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::kernel::iptables::rule::Side;
+use crate::kernel::iptables::rule::{SetSides, Side};
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Hook, Lookup, Object};
 use crate::net::{Family, Protocol};
@@ -44,7 +47,13 @@ const PRIORITY: i32 = 98;
 /// Returns the masquerading chain and the jump to it, for one family.
 pub fn rules(node: &LocalNode, masquerade_all: bool, family: Family) -> BTreeMap<Piece, Rules> {
     let mut chain: Vec<Rule> = Vec::new();
+    let translation = match node.source(family) {
+        Some(to) => Verdict::SourceNat { to, random_ports: true },
+        None => Verdict::Masquerade { random_ports: true },
+    };
     if !masquerade_all {
+        let to_itself = Match::in_set(&Set::Hairpin.name(family), SetSides::DestinationPortSource);
+        chain.push(Rule::new([to_itself], translation.clone()));
         for cidr in node.pod_cidrs.of(family) {
             let (range, negated) = (*cidr, false);
             chain.push(Rule::new([Match::Source { range, negated }], Verdict::Return));
@@ -52,10 +61,6 @@ pub fn rules(node: &LocalNode, masquerade_all: bool, family: Family) -> BTreeMap
         }
         chain.push(Rule::new([Match::HostAddress { of: Side::Destination, negated: false }], Verdict::Return));
     }
-    let translation = match node.source(family) {
-        Some(to) => Verdict::SourceNat { to, random_ports: true },
-        None => Verdict::Masquerade { random_ports: true },
-    };
     chain.push(Rule::new([], translation));
     // As iptables prints it: `--ipvs` is omitted where another IPVS match is given.
     let jump = Rule::new([Match::ByIpvs { prints_ipvs: false }], Verdict::Jump(CHAIN_SNAT.into()));
@@ -82,7 +87,14 @@ pub fn table_chains(node: &LocalNode, masquerade_all: bool) -> BTreeMap<Object, 
             entered.push(Rule::new(of_service, Verdict::Jump(name.into())));
         }
         let mut rules = Vec::new();
+        let translation = match node.source(family) {
+            Some(to) => Verdict::SourceNat { to, random_ports: true },
+            None => Verdict::Masquerade { random_ports: true },
+        };
         if !masquerade_all {
+            let lookup = Lookup::ServiceSource(family, family.host_bits());
+            let to_itself = Match::InSet { lookup, set: Set::Hairpin.in_table(family), negated: false };
+            rules.push(Rule::new([to_itself], translation.clone()).commented("a pod reaches itself"));
             for range in node.pod_cidrs.of(family) {
                 let ends =
                     [Side::Source, Side::Destination].map(|of| Match::Address { of, range: *range, negated: false });
@@ -90,10 +102,6 @@ pub fn table_chains(node: &LocalNode, masquerade_all: bool) -> BTreeMap<Object, 
             }
             rules.push(Rule::new([Match::HostAddress { of: Side::Destination, negated: false }], Verdict::Return));
         }
-        let translation = match node.source(family) {
-            Some(to) => Verdict::SourceNat { to, random_ports: true },
-            None => Verdict::Masquerade { random_ports: true },
-        };
         rules.push(Rule::new([Match::Family(family)], translation));
         chains.insert(Object::Chain(name.into()), Content::Chain(Arc::new(Chain { base: None, rules })));
     }
@@ -132,6 +140,32 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_reaches_itself_gets_the_nodes_address_by_one_rule_and_one_set() {
+        let node = LocalNode {
+            families: PerFamily { v4: true, v6: true },
+            pod_cidrs: PerFamily {
+                v4: vec!["10.244.1.0/24".parse().expect("a range")],
+                v6: vec!["fd00:10:244:1::/64".parse().expect("a range")],
+            },
+            ..LocalNode::default()
+        };
+        let chains = table_chains(&node, false);
+        for (family, name, set) in [(Family::V4, "translated4", "hairpin4"), (Family::V6, "translated6", "hairpin6")] {
+            let first = rules_of(&chains, name).into_iter().next().expect("a rule");
+            let lookup = Lookup::ServiceSource(family, family.host_bits());
+            assert_eq!(first.matches(), [nftables::Match::InSet { lookup, set: set.into(), negated: false }]);
+            assert_eq!(first.verdict(), Some(&nftables::Verdict::Masquerade { random_ports: true }));
+            let rules = rules(&node, false, family);
+            let chain = Piece::Chain { family, table: Table::Nat, chain: CHAIN_SNAT.into() };
+            let first = rules[&chain].0.first().map(ToString::to_string);
+            let six = if family == Family::V6 { "inet6:" } else { "" };
+            let wanted =
+                format!("-m set --match-set {six}kube-router-hairpin dst,dst,src -j MASQUERADE --random-fully");
+            assert_eq!(first, Some(wanted), "before the rule that leaves pods their addresses");
+        }
+    }
+
+    #[test]
     fn in_a_table_too_pods_of_this_node_and_the_host_keep_the_clients_address() {
         use nftables::Verdict;
         let to = "192.0.2.1".parse().expect("an address");
@@ -139,7 +173,8 @@ mod tests {
         let expected = |returns: usize, last: &Verdict| {
             std::iter::repeat_n(Verdict::Return, returns).chain([last.clone()]).collect::<Vec<_>>()
         };
-        assert_eq!(verdicts(false, true), expected(5, &translates));
+        let hairpin = [translates.clone()];
+        assert_eq!(verdicts(false, true), [&hairpin[..], &expected(5, &translates)].concat());
         assert_eq!(verdicts(true, true), expected(0, &translates));
         assert_eq!(verdicts(true, false), expected(0, &Verdict::Masquerade { random_ports: true }));
     }

@@ -53,35 +53,45 @@ pub enum Set {
     /// Their clients: address, protocol and port, and a range of source addresses. In [`TABLE`] one set for each length
     /// of prefixes. Its name in ipset comes before that of [`Set::Restricted`], because elements are added in that order.
     AllowedSources,
+    /// The endpoints on this node: address, protocol and port, and the address again, as that of the client.
+    Hairpin,
 }
 
 impl Set {
-    pub const ALL: [Set; 5] =
-        [Set::LocalAddresses, Set::ServiceAddresses, Set::ServicePorts, Set::Restricted, Set::AllowedSources];
+    pub const ALL: [Set; 6] = [
+        Set::LocalAddresses,
+        Set::ServiceAddresses,
+        Set::ServicePorts,
+        Set::Restricted,
+        Set::AllowedSources,
+        Set::Hairpin,
+    ];
     /// Those that always exist.
-    pub const BASIC: [Set; 3] = [Set::LocalAddresses, Set::ServiceAddresses, Set::ServicePorts];
+    pub const BASIC: [Set; 4] = [Set::LocalAddresses, Set::ServiceAddresses, Set::ServicePorts, Set::Hairpin];
 
     /// Returns the set's name in one family. IPv6 names have a prefix.
     pub fn name(self, family: Family) -> SetName {
-        let [local, addresses, ports, restricted, sources] = NAMES.of(family);
+        let [local, addresses, ports, restricted, sources, hairpin] = NAMES.of(family);
         match self {
             Set::LocalAddresses => local.clone(),
             Set::ServiceAddresses => addresses.clone(),
             Set::ServicePorts => ports.clone(),
             Set::Restricted => restricted.clone(),
             Set::AllowedSources => sources.clone(),
+            Set::Hairpin => hairpin.clone(),
         }
     }
 
     /// Returns the set's name in [`TABLE`], in one family; of [`Set::AllowedSources`] what the names of its sets begin with.
     pub fn in_table(self, family: Family) -> Name {
-        let [local, addresses, ports, restricted, sources] = NAMES_IN_TABLE.of(family);
+        let [local, addresses, ports, restricted, sources, hairpin] = NAMES_IN_TABLE.of(family);
         match self {
             Set::LocalAddresses => local.clone(),
             Set::ServiceAddresses => addresses.clone(),
             Set::ServicePorts => ports.clone(),
             Set::Restricted => restricted.clone(),
             Set::AllowedSources => sources.clone(),
+            Set::Hairpin => hairpin.clone(),
         }
     }
 
@@ -112,7 +122,8 @@ impl Set {
             Entry::Net(prefix) => Object::Element(name, Key::prefix(*prefix)),
             Entry::IpPortNet(entry) => {
                 let IpPortNet { address, protocol, port, range } = &**entry;
-                let name = Set::sources_in_table(Family::from(*address), range.prefix_len());
+                let of_sources = || Set::sources_in_table(Family::from(*address), range.prefix_len());
+                let name = if self == Set::Hairpin { name } else { of_sources() };
                 let fields = (*address, *protocol, *port, range.network());
                 Object::Element(name, Key::ServiceSource(Box::new(fields)))
             }
@@ -133,12 +144,14 @@ impl Set {
             Key::Service(address, protocol, port) => Entry::IpPort(*address, *protocol, *port),
             Key::ServiceSource(fields) => {
                 let (address, protocol, port, source) = **fields;
-                let (_, length) = Set::sources_of_table(name)?;
+                let family = Family::from(address);
+                let (set, length) = match Set::sources_of_table(name) {
+                    Some((_, length)) => (Set::AllowedSources, length),
+                    None if *name == Set::Hairpin.in_table(family) => (Set::Hairpin, family.host_bits()),
+                    None => return None,
+                };
                 let range = IpNet::new(source, length).ok()?;
-                return Some((
-                    Set::AllowedSources,
-                    Entry::IpPortNet(Box::new(IpPortNet { address, protocol, port, range })),
-                ));
+                return Some((set, Entry::IpPortNet(Box::new(IpPortNet { address, protocol, port, range }))));
             }
             _ => return None,
         };
@@ -157,18 +170,20 @@ impl Set {
             (Set::Restricted, Family::V6) => "inet6:kube-router-restricted",
             (Set::AllowedSources, Family::V4) => "kube-router-allowed-src",
             (Set::AllowedSources, Family::V6) => "inet6:kube-router-allowed-src",
+            (Set::Hairpin, Family::V4) => "kube-router-hairpin",
+            (Set::Hairpin, Family::V6) => "inet6:kube-router-hairpin",
         }
     }
 }
 
 /// Names of the sets, shared by all elements to save memory.
-static NAMES: LazyLock<PerFamily<[SetName; 5]>> =
+static NAMES: LazyLock<PerFamily<[SetName; 6]>> =
     LazyLock::new(|| PerFamily::from_fn(|family| Set::ALL.map(|set| SetName(set.text(family).into()))));
 
 /// Names of the sets in [`TABLE`].
-static NAMES_IN_TABLE: LazyLock<PerFamily<[Name; 5]>> = LazyLock::new(|| PerFamily {
-    v4: ["own4", "addresses4", "ports4", "restricted4", "sources4"].map(Name::from),
-    v6: ["own6", "addresses6", "ports6", "restricted6", "sources6"].map(Name::from),
+static NAMES_IN_TABLE: LazyLock<PerFamily<[Name; 6]>> = LazyLock::new(|| PerFamily {
+    v4: ["own4", "addresses4", "ports4", "restricted4", "sources4", "hairpin4"].map(Name::from),
+    v6: ["own6", "addresses6", "ports6", "restricted6", "sources6", "hairpin6"].map(Name::from),
 });
 
 #[cfg(test)]
@@ -187,6 +202,7 @@ mod tests {
                 (Set::Restricted, Entry::IpPort(address, Protocol::Sctp, 99)),
                 (Set::AllowedSources, source(address, 9)),
                 (Set::AllowedSources, source(address, 32)),
+                (Set::Hairpin, source(address, Family::from(address).host_bits())),
             ] {
                 assert_eq!(Set::of_object(&set.object(&entry)), Some((set, entry.clone())));
                 assert_eq!(Set::of_element(&set.element(entry.clone())), Some((set, entry)));
@@ -218,9 +234,11 @@ mod tests {
                 "kube-router-local-ips",
                 "kube-router-svip",
                 "kube-router-svip-prt",
+                "kube-router-hairpin",
                 "inet6:kube-router-local-ips",
                 "inet6:kube-router-svip",
-                "inet6:kube-router-svip-prt"
+                "inet6:kube-router-svip-prt",
+                "inet6:kube-router-hairpin"
             ]
         );
     }

@@ -3,13 +3,13 @@
 //! A pure function of the Service, its endpoints, this node and the configuration. All other kernel objects (local
 //! routes, set elements) follow from the virtual services of all parts together (`plan`).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::config::ProxyConfig;
 use crate::kernel::ipvs::{Destination, Service as VirtualService, ServiceKey, Virtual};
 use crate::model::{Endpoints, Service, ServicePort, TrafficPolicy};
-use crate::net::Family;
+use crate::net::{Family, Protocol};
 
 use super::endpoints::{self, Reach};
 use super::local_node::LocalNode;
@@ -22,7 +22,12 @@ use super::{external_ip, node_port, scheduler, session_affinity, traffic_policy}
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Part {
     pub claims: Vec<Claim>,
+    /// The endpoints on this node, which may reach themselves; one may occur twice.
+    pub own_endpoints: Vec<OwnEndpoint>,
 }
+
+/// An endpoint on this node, and the protocol of its port.
+pub type OwnEndpoint = (SocketAddr, Protocol);
 
 /// A claim to one address, protocol and port.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,6 +37,13 @@ pub struct Claim {
     pub virtual_service: Virtual,
     /// The only clients; `None` for everybody.
     pub sources: Sources,
+}
+
+impl Claim {
+    /// Returns what the claim asks of the kernel.
+    pub fn wanted(&self) -> (Virtual, Sources) {
+        (self.virtual_service.clone(), self.sources.clone())
+    }
 }
 
 /// Precedence of a claim to an address. Addresses allocated by the control plane precede addresses that anybody may
@@ -58,12 +70,15 @@ pub struct PartInputs<'a> {
 pub fn part(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'_>) -> Part {
     // Exact for most Services.
     let mut claims = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
+    let mut own_endpoints = Vec::new();
     for port in &service.ports {
         for family in inputs.node.enabled_families() {
             claims.extend(claims_of_port(service, endpoints, port, family, inputs));
+            let on_node = endpoints::on_node(endpoints, port, family, inputs.node);
+            own_endpoints.extend(on_node.into_iter().map(|endpoint| (endpoint, port.protocol)));
         }
     }
-    Part { claims }
+    Part { claims, own_endpoints }
 }
 
 fn claims_of_port(

@@ -35,7 +35,7 @@ use super::local_node::LocalNode;
 use super::names::{DEVICE, Set};
 use super::other_nodes::{OtherNodes, asks_for};
 use super::owners::{Owner, Owners};
-use super::part::{Claim, part};
+use super::part::{Claim, OwnEndpoint, Part, part};
 use super::scheduler;
 use super::source_ranges::{Restrictions, Shape, Sources};
 
@@ -55,6 +55,8 @@ pub struct Plan {
     owners: Owners,
     /// Number of desired elements of each set.
     sizes: BTreeMap<(Set, Family), usize>,
+    /// Number of Services of each endpoint on this node.
+    own_endpoints: BTreeMap<OwnEndpoint, usize>,
     restrictions: Restrictions,
     /// What of them the rules know.
     shape: Shape,
@@ -71,6 +73,8 @@ struct ClaimedPart {
     created: i64,
     scheduler: Scheduler,
     refused: Refusals,
+    /// Sorted, without duplicates.
+    own_endpoints: Box<[OwnEndpoint]>,
 }
 
 impl Plan {
@@ -87,6 +91,7 @@ impl Plan {
             parts: HashMap::new(),
             owners: Owners::default(),
             sizes: BTreeMap::new(),
+            own_endpoints: BTreeMap::new(),
             restrictions: Restrictions::default(),
             shape: Shape::default(),
             draining: Draining::default(),
@@ -243,6 +248,7 @@ impl Plan {
             None => self.parts.remove(name),
         };
         let (new, old) = (new.as_deref(), old.as_deref());
+        self.count_own_endpoints([old, new], changed);
         for key in different_claims(old, new) {
             if let (Some(old), Some(new)) = (old, new) {
                 self.note_left(key, name, [old, new], now);
@@ -254,7 +260,7 @@ impl Plan {
             let has_it = self.owners.update(key, name, bid, &mut changed.notes);
             changed.owners |= self.owner(&key) != before.as_ref();
             let claim = if has_it { claim } else { self.claim(&key) };
-            let wanted = claim.map(wanted);
+            let wanted = claim.map(Claim::wanted);
             if self.is_to_stay(key, wanted.as_ref().map(|(wanted, _)| wanted)) {
                 self.closing.begin(key, now);
             } else {
@@ -291,11 +297,14 @@ impl Plan {
     fn held(&self, service: &Service, endpoints: Option<&Arc<Endpoints>>, refused: Refusals) -> ClaimedPart {
         let none = Default::default();
         let endpoints = endpoints.map_or(&none, |endpoints| &**endpoints);
-        let mut claims = part(service, endpoints, self.inputs()).claims;
+        let Part { mut claims, mut own_endpoints } = part(service, endpoints, self.inputs());
+        own_endpoints.sort_unstable();
+        own_endpoints.dedup();
+        let own_endpoints = own_endpoints.into_boxed_slice();
         claims.sort_by_key(|claim| (claim.key, claim.rank));
         claims.dedup_by_key(|claim| claim.key);
         let scheduler = service.annotations.scheduler;
-        ClaimedPart { claims: claims.into_boxed_slice(), created: service.created, scheduler, refused }
+        ClaimedPart { claims: claims.into_boxed_slice(), created: service.created, scheduler, refused, own_endpoints }
     }
 
     /// Starts draining destinations that a Service's newest part no longer names.
@@ -329,7 +338,7 @@ impl Plan {
         if self.closing.contains(&key) {
             return;
         }
-        let wanted = self.claim(&key).map(wanted);
+        let wanted = self.claim(&key).map(Claim::wanted);
         self.put_virtual(key, wanted, changed);
     }
 
@@ -479,11 +488,6 @@ fn different_claims(old: Option<&ClaimedPart>, new: Option<&ClaimedPart>) -> Vec
 
 fn different_keys<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
     old.keys().chain(new.keys()).filter(|key| old.get(key) != new.get(key)).cloned().collect()
-}
-
-/// What a claim asks of the kernel.
-fn wanted(claim: &Claim) -> (Virtual, Sources) {
-    (claim.virtual_service.clone(), claim.sources.clone())
 }
 
 fn contains(destinations: &[Destination], wanted: &Destination) -> bool {

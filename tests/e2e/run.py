@@ -21,7 +21,7 @@ from labkit import net, own  # noqa: E402
 from labkit.testbed import Testbed  # noqa: E402
 
 BEDS = {
-    "manifests": ["schedulers", "affinity", "exposure", "protocols", "policies", "guard", "masquerade", "source_ranges",
+    "manifests": ["schedulers", "affinity", "exposure", "protocols", "policies", "guard", "masquerade", "source_ranges", "hairpin",
                   "restart", "draining", "repair", "bad_input", "one_family", "foreign", "network_policies", "backends", "rest", "soak"],
     "routing": ["routing"],
     "routing-flat": ["routing_flat"],
@@ -41,7 +41,7 @@ LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the
 DAILY = {
     "iptables": {"manifests": [name for name in BEDS["manifests"] if name != "backends"], "routing-flat": [],
                  "forwarding": ["forwarding", "withdrawal", "rest"]},
-    "nftables": {"manifests": ["exposure", "guard", "masquerade", "source_ranges", "policies_say_who_reaches_whom_over_every_protocol_and_family", "backends"],
+    "nftables": {"manifests": ["exposure", "guard", "masquerade", "source_ranges", "hairpin", "policies_say_who_reaches_whom_over_every_protocol_and_family", "backends"],
                  "routing-flat": ["routing_flat"], "forwarding": ["forwarding", "backends_routed"]},
 }
 

@@ -7,7 +7,6 @@ import expect
 from expect import PODS
 from labkit import kernel
 
-# A pod does not reach itself through its own Service while there is no hairpin mode.
 CLIENTS = ["n1p2", "n2p2", "n3p2"]
 SERVING = ["n2p1", "n3p1", "n2p3"]
 SECONDS = int(os.environ.get("SLUICE_SOAK", "600"))

@@ -7,6 +7,7 @@ use sluice::kernel::{Name, module};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::local_node::LocalNode;
 use sluice::proxy::masquerade;
+use sluice::proxy::names::Set;
 use sluice::reconcile::{Growth, Mirror, Moment, Reflection};
 
 use crate::namespace::{self, attempt, own_run, run};
@@ -21,6 +22,10 @@ fn with_each(test: impl Fn(Flavour, Family) + Send + Sync) {
         for family in Family::BOTH {
             namespace::in_new(|| {
                 own_run();
+                // The rules name it.
+                let name = Set::Hairpin.name(family);
+                let of_family = if family == Family::V6 { "inet6" } else { "inet" };
+                run(&format!("ipset create {name} hash:ip,port,net family {of_family}"));
                 test(flavour, family);
             });
         }

@@ -5,15 +5,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Bound;
 
 use crate::config::Backend;
-use crate::kernel::ipset::Entry;
+use crate::kernel::ipset::{Entry, IpPortNet};
 use crate::kernel::ipvs::ServiceKey;
 use crate::kernel::nftables::{Content, Key, Object};
 use crate::net::Family;
 
-use super::{Plan, different_keys};
+use super::{ClaimedPart, Plan, different_keys};
 use crate::proxy::desired::ProxyChanges;
 use crate::proxy::guard;
 use crate::proxy::names::Set;
+use crate::proxy::part::OwnEndpoint;
 use crate::proxy::source_ranges::Sources;
 
 impl Plan {
@@ -38,6 +39,27 @@ impl Plan {
             let size = self.sizes.entry((set, family)).or_default();
             *size = if present { *size + 1 } else { size.saturating_sub(1) };
             changed.elements.push(key);
+        }
+    }
+
+    /// Notes the endpoints on this node that a Service had and has.
+    pub(super) fn count_own_endpoints(&mut self, [old, new]: [Option<&ClaimedPart>; 2], changed: &mut ProxyChanges) {
+        let of = |part: Option<&ClaimedPart>| part.map(|part| part.own_endpoints.clone()).unwrap_or_default();
+        let (old, new) = (of(old), of(new));
+        for endpoint in new.iter().filter(|endpoint| old.binary_search(endpoint).is_err()) {
+            let count = self.own_endpoints.entry(*endpoint).or_default();
+            *count += 1;
+            if *count == 1 {
+                self.put_element(Set::Hairpin, itself(endpoint), true, changed);
+            }
+        }
+        for endpoint in old.iter().filter(|endpoint| new.binary_search(endpoint).is_err()) {
+            let Some(count) = self.own_endpoints.get_mut(endpoint) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                self.own_endpoints.remove(endpoint);
+                self.put_element(Set::Hairpin, itself(endpoint), false, changed);
+            }
         }
     }
 
@@ -96,4 +118,10 @@ impl Plan {
         changed.sets.extend(different_keys(&self.desired.sets, &sets));
         self.desired.sets = sets;
     }
+}
+
+/// The element by which an endpoint is known as the client of itself.
+fn itself((endpoint, protocol): &OwnEndpoint) -> Entry {
+    let (address, protocol, port) = (endpoint.ip(), *protocol, endpoint.port());
+    Entry::IpPortNet(Box::new(IpPortNet { address, protocol, port, range: Family::host_prefix(address) }))
 }

@@ -28,6 +28,7 @@ fn with_each(test: impl Fn(Flavour) + Send + Sync) {
                 run(&format!("ipset create {prefix}kube-router-svip hash:ip timeout 0 family {family}"));
                 run(&format!("ipset create {prefix}kube-router-svip-prt hash:ip,port timeout 0 family {family}"));
                 run(&format!("ipset create {prefix}kube-router-local-ips hash:ip timeout 0 family {family}"));
+                run(&format!("ipset create {prefix}kube-router-hairpin hash:ip,port,net family {family}"));
             }
             test(flavour);
         });
@@ -316,6 +317,7 @@ fn a_table_that_iptables_cannot_print_is_not_taken_for_an_empty_one() {
 fn the_lock_of_another_program_is_waited_for_and_not_for_ever() {
     in_new(|| {
         own_run();
+        run("ipset create kube-router-hairpin hash:ip,port,net");
         let lock = std::fs::File::create("/run/xtables.lock").expect("a lock file");
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("the lock");
         let mut pieces = all();
