@@ -30,7 +30,6 @@ mod nftables_takeover;
 mod next_hop;
 mod router;
 mod rule;
-mod source_ranges;
 mod sysctl;
 
 /// A moment for a round: now, without jitter.
