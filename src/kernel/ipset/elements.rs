@@ -80,7 +80,7 @@ impl Elements {
             return Ok(entries);
         }
         let exist = self.ipset.test(set, asked)?;
-        Ok(asked.iter().zip(exist).filter_map(|(entry, exists)| exists.then(|| entry.clone())).collect())
+        Ok(asked.iter().zip(exist).filter(|(_, exists)| *exists).map(|(entry, _)| entry.clone()).collect())
     }
 }
 
