@@ -6,7 +6,7 @@
 //! - `manifests`, where the cluster is a directory;
 //! - `established`, while connections that policies newly deny are looked for (`firewall::established`);
 //! - `policy-diff`, while somebody asks what a policy would change (`firewall::diff`);
-//! - `proxy`, `firewall` and `router`, each of which owns everything that its subsystem does to the kernel (`subsystem`);
+//! - `proxy`, `firewall`, `router` and, with `--netpol-source-guard`, `source-guard`, each of which owns everything that its subsystem does to the kernel (`subsystem`);
 //! - the BGP speaker's, which the router starts;
 //! - `monitor`, which waits for notifications of the kernel.
 //!
@@ -51,6 +51,9 @@ use crate::observe::metrics::Registry;
 use crate::proxy::names::DEVICE;
 use crate::router;
 use crate::router::plugin_entry::{CniFiles, keep_without_plugin};
+use crate::source_guard;
+use crate::source_guard::driver::Call as GuardCall;
+use crate::source_guard::ports_file::PortsFile;
 use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
 use self::subsystems::{Common, Running};
@@ -100,10 +103,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let host = host.map_err(anyhow::Error::msg).context("the addresses of this host cannot be read")?;
     let (world_out, world) = watch::channel(World::empty());
     // One clock for each subsystem, whether it runs or not.
-    let clocks = [(); 3].map(|()| Arc::new(EventClock::new(Instant::now())));
-    let [for_proxy, for_firewall, for_router] = clocks.clone();
+    let clocks = [(); 4].map(|()| Arc::new(EventClock::new(Instant::now())));
+    let [for_proxy, for_firewall, for_router, for_guard] = clocks.clone();
     let (report, reports) = watch::channel(Report::default());
-    let (attaching, starting) = start_cni(&config, &registry, &health)?;
+    let (guard, guard_calls) = mpsc::channel(STARTING);
+    let (attaching, starting) = start_cni(&config, &registry, &health, guard)?;
     let messages = start_source(&config, &registry, &health, reports).await?;
     let inputs = world::Inputs {
         messages,
@@ -135,6 +139,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         answerers.extend([driver::EXPLAIN, driver::DIFF, driver::DROPS].map(|path| (path, ask.clone())));
         running.push(common.start_firewall(settings, inputs, (questions, starting)).await?);
     }
+    let guarded = guarded_ports(config.socket.as_deref(), config.source_guard);
+    running.extend(common.start_source_guard(guarded, guard_calls, for_guard).await?);
     if let Some(settings) = config.router {
         let inputs = common.inputs("router", "sluice_router", for_router)?;
         let (access, speaker) = watch::channel(None);
@@ -246,12 +252,29 @@ async fn start_source(
     Ok(messages)
 }
 
+/// Returns the file of the guarded ports, where ports are guarded. Else what an earlier run guarded goes: the ends of its pods are told to
+/// nobody.
+fn guarded_ports(socket: Option<&Path>, is_on: bool) -> Option<PortsFile> {
+    let file = socket.map(PortsFile::beside);
+    if is_on {
+        return file;
+    }
+    if let Some(error) = source_guard::linux::remove() {
+        warn!(%error, "Removing the source guard of an earlier run failed; its pods go on being guarded");
+    }
+    if let Some(Err(error)) = file.map(|file| file.remove()) {
+        warn!(%error, "Removing the guarded ports of an earlier run failed");
+    }
+    None
+}
+
 /// Starts the socket of the CNI plugin, with `--netpol-cni`. Returns what it says to the World and to the firewall. Without the flag
 /// no CNI file names the plugin from now on.
 fn start_cni(
     config: &Config,
     registry: &Registry,
     health: &Health,
+    guard: mpsc::Sender<GuardCall>,
 ) -> anyhow::Result<(Option<Attaching>, mpsc::Receiver<StartingPod>)> {
     let (starting, to_firewall) = mpsc::channel(STARTING);
     let Some(socket) = config.cni_socket.as_deref() else {
@@ -263,7 +286,8 @@ fn start_cni(
         return Ok((None, to_firewall));
     };
     let (changes, to_world) = mpsc::channel(STARTING);
-    let calls = Calls { changes, starting, metrics: cni::metrics::Metrics::register(registry)? };
+    let guard = config.source_guard.then_some(guard);
+    let calls = Calls { changes, starting, guard, metrics: cni::metrics::Metrics::register(registry)? };
     // It waits for calls for as long as nobody makes any.
     let pulse = health.register("CNI socket", Duration::MAX, Instant::now());
     tokio::spawn(cni::serve::run(socket.to_owned(), calls, pulse));
@@ -387,7 +411,8 @@ mod tests {
             let words = ["sluice", "--run-router=false", flag, &socket].map(OsString::from);
             let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
             let config = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
-            let started = start_cni(&config, &Registry::new("1", "1"), &Health::default()).expect("it starts");
+            let started = start_cni(&config, &Registry::new("1", "1"), &Health::default(), mpsc::channel(1).0)
+                .expect("it starts");
             assert_eq!((started.0.is_some(), path("attachments.json").exists()), (stays, stays), "{flag}");
         }
     }

@@ -4,7 +4,7 @@
 //! others stays. Kernel settings stay too: what they were before is nobody's knowledge. All subsystems are cleaned up,
 //! whichever of them the flags switch on, in both families.
 //!
-//! Of files go the last known state (`--state-dir`), the sockets (`--socket`, `gobgp.sock`, `cni.sock`), the announced pods and the CNI file where it is about our
+//! Of files go the last known state (`--state-dir`), the sockets (`--socket`, `gobgp.sock`, `cni.sock`), the announced pods, the guarded ports and the CNI file where it is about our
 //! bridge; a directory goes where nothing is left in it. CNI files of others lose the entry of our plugin, which nobody answers any more.
 
 use std::fs;
@@ -26,6 +26,8 @@ use crate::reconcile::{Moment, Reflection};
 use crate::router;
 use crate::router::host_files::remove_cni;
 use crate::router::plugin_entry::{CniFiles, Left};
+use crate::source_guard;
+use crate::source_guard::ports_file::PortsFile;
 use crate::subsystem::Kinds;
 use crate::world::{AttachmentsFile, LastKnown};
 
@@ -66,6 +68,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let outcomes = [remove("firewall", firewall), remove("service proxy", proxy), remove("router", router)];
     let removed: u64 = outcomes.iter().map(|(count, _)| count).sum();
     left.extend(outcomes.into_iter().flat_map(|(_, left)| left));
+    left.extend(source_guard::linux::remove().map(|why| format!("source guard: {why}")));
     info!(removed, "Kernel state removed");
     let (removed, errors) = remove_files(config);
     info!(?removed, "Files of ours were removed");
@@ -108,6 +111,12 @@ fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
         for path in [socket.clone(), socket.with_file_name(GOBGP_SOCKET), socket.with_file_name(CNI_SOCKET)] {
             note(&path, remove_socket(&path));
         }
+        let guarded = PortsFile::beside(socket);
+        let outcome = guarded.remove();
+        note(
+            guarded.path(),
+            outcome.map(|was_there| was_there.then(|| guarded.path().to_owned()).into_iter().collect()),
+        );
         let announced = AttachmentsFile::beside(socket);
         let outcome = announced.remove();
         note(
@@ -220,6 +229,7 @@ mod tests {
         let listen = |name: &str| UnixListener::bind(path(name)).expect("a socket");
         let _listeners = [listen("run/sluice.sock"), listen("run/gobgp.sock"), listen("run/cni.sock")];
         fs::write(path("run/attachments.json"), "[]").expect("writable");
+        fs::write(path("run/guarded-ports.json"), "[]").expect("writable");
         let words = [
             "sluice".to_owned(),
             format!("--state-dir={}", path("state").display()),
@@ -236,7 +246,7 @@ mod tests {
         };
         let config = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
         let (removed, left) = remove_files(&config);
-        assert_eq!((removed.len(), left), (6, Vec::<String>::new()));
+        assert_eq!((removed.len(), left), (7, Vec::<String>::new()));
         assert!(!path("run").exists(), "nothing is left in it");
         for (name, stays) in
             [("state/notes", true), ("net.d/05-other.conflist", true), ("net.d/10-kuberouter.conflist", false)]

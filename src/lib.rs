@@ -13,6 +13,7 @@ pub mod bgp;
 pub mod subsystem;
 pub mod proxy;
 pub mod firewall;
+pub mod source_guard;
 pub mod gobgp;
 pub mod router;
 pub mod cleanup;

@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 
 /// Who may use whom, by the first part of the path below `src`; a directory below it may have a line of its own. A module may
 /// always use itself.
-const IMPORTS: [(&str, &[&str]); 18] = [
+const IMPORTS: [(&str, &[&str]); 19] = [
     ("net", &[]),
     ("packed", &[]),
     ("observe", &[]),
     ("model", &["net", "packed"]),
     ("config", &["net"]),
     ("ask", &["config", "observe"]),
-    ("cni", &["ask", "firewall", "model", "observe"]),
+    ("cni", &["ask", "firewall", "model", "observe", "source_guard"]),
     ("bgp", &["net", "packed"]),
     // Sockets and the clock of the speaker; everything else of it is pure.
     ("bgp/driver", &["bgp", "net", "kernel", "reconcile", "observe"]),
@@ -31,6 +31,7 @@ const IMPORTS: [(&str, &[&str]); 18] = [
     ("proxy", &["net", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
     ("firewall", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
     ("router", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem", "bgp"]),
+    ("source_guard", &["net", "model", "kernel", "reconcile", "observe", "subsystem"]),
     ("gobgp", &["net", "bgp", "observe"]),
     ("world", &["net", "model", "k8s", "kernel", "observe"]),
 ];
@@ -39,7 +40,7 @@ const IMPORTS: [(&str, &[&str]); 18] = [
 const ROOTS: [&str; 4] = ["app", "cleanup", "main", "lib"];
 
 /// Where effects are allowed: below these directories, in these files, and in files of these names.
-const EFFECTS: [&str; 31] = [
+const EFFECTS: [&str; 32] = [
     "app.rs",
     "app/subsystems.rs",
     "ask.rs",
@@ -66,6 +67,7 @@ const EFFECTS: [&str; 31] = [
     "router/linux/learned.rs",
     "router/sessions.rs",
     "router/told.rs",
+    "source_guard/ports_file.rs",
     "subsystem/mod.rs",
     "world.rs",
     "world/attachments_file.rs",

@@ -24,6 +24,9 @@ use crate::proxy;
 use crate::proxy::serve::Counters;
 use crate::reconcile::Account;
 use crate::router;
+use crate::source_guard;
+use crate::source_guard::driver::{Call, GuardContext};
+use crate::source_guard::ports_file::PortsFile;
 use crate::subsystem::Inputs;
 
 use super::DEADLINE;
@@ -103,6 +106,28 @@ impl Common {
         let counters = iptables::serve::Counters::new(owners_in, programs);
         self.registry.register(Box::new(firewall::serve::Refused::new(counters)?))?;
         Ok(running)
+    }
+
+    /// Starts the source guard where there is a file of guarded ports.
+    pub async fn start_source_guard(
+        &self,
+        file: Option<PortsFile>,
+        calls: mpsc::Receiver<Call>,
+        clock: Arc<EventClock>,
+    ) -> anyhow::Result<Option<Running>> {
+        let Some(file) = file else { return Ok(None) };
+        let inputs = self.inputs("source guard", "sluice_source_guard", clock)?;
+        let metrics = source_guard::metrics::Metrics::register(&self.registry)?;
+        let note = self.health.note("source guard");
+        let context = GuardContext { calls, file, metrics, note };
+        let stop = self.stop.clone();
+        let open = || Ok((source_guard::linux::open()?, ()));
+        let run = move |targets| source_guard::driver::Driver::new(targets, context).run(inputs, stop);
+        let started = start("source guard", "source-guard", open, run).await;
+        let (running, ()) = started
+            .context("--netpol-source-guard needs nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE) in this kernel")?;
+        self.registry.register(Box::new(source_guard::serve::DroppedFrames::new()?))?;
+        Ok(Some(running))
     }
 
     pub async fn start_router(

@@ -13,13 +13,17 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::model::{Attachment, AttachmentId, CNI_VERSIONS, DEFAULT_CNI_SOCKET, ObjectName, PodUid};
+use crate::model::{
+    Attachment, AttachmentId, CNI_VERSIONS, DEFAULT_CNI_SOCKET, LinkAddress, ObjectName, PodLink, PodUid,
+};
 
 /// A call of the container runtime.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Call {
     Add {
         attachment: Attachment,
+        /// By which the pod sends; `None` where the plugins before us do not tell.
+        link: Option<PodLink>,
         /// `prevResult`, to be passed on.
         result: Value,
     },
@@ -226,7 +230,7 @@ fn call(parameters: &Parameters, input: Input, version: &str) -> Result<Call, Fa
             };
             Ok(match command {
                 _ if attachment.addresses.is_empty() => Call::Pass(result),
-                "ADD" => Call::Add { attachment, result },
+                "ADD" => Call::Add { link: link(&result, &attachment.id.interface), attachment, result },
                 _ => Call::Check(attachment),
             })
         }
@@ -287,6 +291,19 @@ fn addresses(result: &Value) -> Result<Box<[IpAddr]>, Failure> {
     Ok(addresses.into())
 }
 
+/// The pod's link in `interfaces[]`: its own end is in a sandbox, those of the host are not.
+fn link(result: &Value, interface: &str) -> Option<PodLink> {
+    let interfaces = result.get("interfaces").and_then(Value::as_array)?;
+    let text = |one: &Value, field: &str| one.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let is_own = |one: &&Value| !text(one, "sandbox").is_empty() && text(one, "name") == interface;
+    let address = LinkAddress::parse(&text(interfaces.iter().find(is_own)?, "mac"))?;
+    let of_host = interfaces.iter().filter(|one| text(one, "sandbox").is_empty()).map(|one| text(one, "name"));
+    // One word each on the socket.
+    let is_name = |name: &String| !name.is_empty() && !name.contains(char::is_whitespace);
+    let of_host: Box<[CompactString]> = of_host.filter(is_name).map(CompactString::from).collect();
+    (!of_host.is_empty()).then_some(PodLink { of_host, address })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -344,7 +361,8 @@ mod tests {
             let input =
                 json!({"cniVersion": version, "name": "mynet", "type": "sluice-cni", "prevResult": previous(version)});
             let (call, entry) = read_one("ADD", &input).expect("a sound call");
-            assert_eq!(call, Call::Add { attachment: attachment(), result: previous(version) }, "{version}");
+            let link = None;
+            assert_eq!(call, Call::Add { attachment: attachment(), link, result: previous(version) }, "{version}");
             assert_eq!(result(previous(version), version), previous(version));
             let expected = Entry {
                 version: version.to_owned(),
@@ -354,6 +372,33 @@ mod tests {
             };
             assert_eq!(entry, expected);
             assert_eq!(read_one("CHECK", &input).expect("a sound call").0, Call::Check(attachment()));
+        }
+    }
+
+    #[test]
+    fn add_names_the_links_of_the_host_and_the_address_of_the_pods_own_end() {
+        let links_of = |interfaces: Value| link(&json!({"interfaces": interfaces}), "eth0");
+        let mac = "0a:58:0A:f4:01:07";
+        let whole = json!([
+            {"name": "kube-bridge", "mac": "02:00:00:00:00:01"},
+            {"name": "veth1", "mac": "02:00:00:00:00:02"},
+            {"name": "net1", "mac": "02:00:00:00:00:03", "sandbox": "/run/netns/x"},
+            {"name": "eth0", "mac": mac, "sandbox": "/run/netns/x"},
+        ]);
+        let expected = PodLink {
+            of_host: ["kube-bridge".into(), "veth1".into()].into(),
+            address: LinkAddress([0x0a, 0x58, 0x0a, 0xf4, 1, 7]),
+        };
+        assert_eq!(links_of(whole), Some(expected));
+        for odd in [
+            json!([]),
+            json!("veth1"),
+            json!([{"name": "veth1"}, {"name": "eth0", "sandbox": "/run/netns/x"}]),
+            json!([{"name": "veth1"}, {"name": "eth0", "mac": "0a:58", "sandbox": "/run/netns/x"}]),
+            json!([{"name": "eth0", "mac": mac, "sandbox": "/run/netns/x"}]),
+            json!([{"name": 7}, {"name": "eth0", "mac": mac, "sandbox": "/run/netns/x"}]),
+        ] {
+            assert_eq!(links_of(odd.clone()), None, "{odd}");
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use compact_str::CompactString;
 
-use crate::model::{Attachment, AttachmentId, ObjectName, PodUid};
+use crate::model::{Attachment, AttachmentId, LinkAddress, ObjectName, PodLink, PodUid};
 
 /// The path on the agent's socket.
 pub const PATH: &str = "/cni";
@@ -17,6 +17,8 @@ pub enum Message {
     /// May this pod start? The answer may take `wait`.
     Add {
         attachment: Attachment,
+        /// By which the pod sends; `None` where that is not known.
+        link: Option<PodLink>,
         wait: Duration,
     },
     /// Are its policies in force?
@@ -39,7 +41,14 @@ impl Message {
     /// The words of this message.
     pub fn words(&self) -> BTreeMap<String, String> {
         let words: Vec<(&str, String)> = match self {
-            Message::Add { attachment, wait } => words_of("add", attachment, *wait),
+            Message::Add { attachment, link, wait } => {
+                let mut words = words_of("add", attachment, *wait);
+                if let Some(PodLink { of_host, address }) = link {
+                    words.push(("links", joined(of_host.iter().map(ToString::to_string))));
+                    words.push(("link_address", address.to_string()));
+                }
+                words
+            }
             Message::Check { attachment, wait } => words_of("check", attachment, *wait),
             Message::Delete(id) => vec![("do", "delete".to_owned()), ("attachment", id_word(id))],
             Message::Retain { network, ids } => vec![
@@ -72,7 +81,7 @@ impl Message {
             Ok((Attachment { id, network: network(), pod, uid: uid(), addresses: addresses.into() }, wait))
         };
         match word("do")? {
-            "add" => attachment().map(|(attachment, wait)| Message::Add { attachment, wait }),
+            "add" => attachment().map(|(attachment, wait)| Message::Add { attachment, link: link(words), wait }),
             "check" => attachment().map(|(attachment, wait)| Message::Check { attachment, wait }),
             "delete" => read_id(word("attachment")?).map(Message::Delete),
             "retain" => {
@@ -82,6 +91,13 @@ impl Message {
             other => Err(format!("do: {other:?} is unknown")),
         }
     }
+}
+
+/// A plugin of an earlier release does not name them.
+fn link(words: &BTreeMap<String, String>) -> Option<PodLink> {
+    let of_host: Box<[CompactString]> = words.get("links")?.split_whitespace().map(CompactString::from).collect();
+    let address = LinkAddress::parse(words.get("link_address")?)?;
+    (!of_host.is_empty()).then_some(PodLink { of_host, address })
 }
 
 fn words_of(what: &str, attachment: &Attachment, wait: Duration) -> Vec<(&'static str, String)> {
@@ -128,7 +144,15 @@ mod tests {
         };
         let wait = Duration::from_millis(1800);
         for message in [
-            Message::Add { attachment: attachment.clone(), wait },
+            Message::Add { attachment: attachment.clone(), link: None, wait },
+            Message::Add {
+                attachment: attachment.clone(),
+                link: Some(PodLink {
+                    of_host: ["kube-bridge".into(), "veth1".into()].into(),
+                    address: LinkAddress([2, 0, 0, 0, 1, 0xff]),
+                }),
+                wait,
+            },
             Message::Check { attachment: Attachment { uid: None, ..attachment }, wait },
             Message::Delete(id("c1")),
             Message::Retain { network: "mynet".into(), ids: [id("c1"), id("c2")].into() },

@@ -78,8 +78,8 @@ fn answered(call: Call, entry: &Entry) -> Result<Option<Value>, Failure> {
         Call::Version => Ok(Some(call::versions(&entry.version))),
         Call::Status => Ok(None),
         Call::Pass(result) => Ok(Some(call::result(result, &entry.version))),
-        Call::Add { attachment, result } => {
-            let message = |wait| Message::Add { attachment: attachment.clone(), wait };
+        Call::Add { attachment, link, result } => {
+            let message = |wait| Message::Add { attachment: attachment.clone(), link: link.clone(), wait };
             may_start(asked(entry, entry.timeout, message), entry)?;
             Ok(Some(call::result(result, &entry.version)))
         }

@@ -17,9 +17,10 @@ use tracing::{debug, info, warn};
 use super::message::{Message, PATH};
 use super::metrics::Metrics;
 use crate::firewall::driver::StartingPod;
-use crate::model::{Attachment, AttachmentChange};
+use crate::model::{Attachment, AttachmentChange, PodLink};
 use crate::observe::health::Pulse;
 use crate::observe::local::{self, Answer, Answerers, Question};
+use crate::source_guard::driver::{Call as GuardCall, StartingPort};
 
 /// Where calls lead.
 #[derive(Clone)]
@@ -28,8 +29,13 @@ pub struct Calls {
     pub changes: mpsc::Sender<AttachmentChange>,
     /// To the firewall.
     pub starting: mpsc::Sender<StartingPod>,
+    /// To the source guard; `None` where it does not run.
+    pub guard: Option<mpsc::Sender<GuardCall>>,
     pub metrics: Metrics,
 }
+
+/// Receives whether a pod may start: until then what is missing.
+type Outcome = watch::Receiver<Result<(), String>>;
 
 /// Connections at a time. A node starts fewer pods at once; more wait to be accepted.
 const CONNECTIONS: usize = 256;
@@ -127,14 +133,19 @@ async fn opened(socket: &Path, metrics: &Metrics, pulse: &Pulse) -> UnixListener
 impl Calls {
     async fn answer(&self, about: &BTreeMap<String, String>) -> Answer {
         let message = Message::read(about)?;
-        let (attachment, wait) = match message {
-            Message::Add { attachment, wait } => {
+        let (attachment, guarded, wait) = match message {
+            Message::Add { attachment, link, wait } => {
                 self.change(AttachmentChange::Add(attachment.clone())).await?;
-                (attachment, wait)
+                let guarded = self.guard_port(&attachment, link).await;
+                (attachment, guarded, wait)
             }
-            Message::Check { attachment, wait } => (attachment, wait),
-            Message::Delete(id) => return self.change(AttachmentChange::Delete(id)).await,
+            Message::Check { attachment, wait } => (attachment, None, wait),
+            Message::Delete(id) => {
+                self.tell_guard(GuardCall::Delete(id.clone())).await;
+                return self.change(AttachmentChange::Delete(id)).await;
+            }
             Message::Retain { network, ids } => {
+                self.tell_guard(GuardCall::Retain { network: network.clone(), ids: ids.clone() }).await;
                 return self.change(AttachmentChange::Retain { network, ids }).await;
             }
         };
@@ -142,9 +153,14 @@ impl Calls {
         let pod = attachment.pod.clone();
         let (outcome, mut told) = watch::channel(Err("the firewall does not run".to_owned()));
         let Attachment { pod: name, uid, addresses, .. } = attachment;
+        let mut guarded = guarded;
         let starts = async {
             let sent = self.starting.send(StartingPod { name, uid, addresses, outcome }).await;
-            sent.is_ok() && told.wait_for(Result::is_ok).await.is_ok()
+            let is_guarded = match &mut guarded {
+                Some(guarded) => guarded.wait_for(Result::is_ok).await.is_ok(),
+                None => true,
+            };
+            is_guarded && sent.is_ok() && told.wait_for(Result::is_ok).await.is_ok()
         };
         let starts = timeout(wait, starts).await == Ok(true);
         let took = begun.elapsed();
@@ -154,8 +170,26 @@ impl Calls {
             return Ok(String::new());
         }
         self.metrics.refused.inc();
-        let why = told.borrow().clone().err().unwrap_or_default();
+        let unguarded = guarded.and_then(|guarded| guarded.borrow().clone().err());
+        let why = told.borrow().clone().err().or(unguarded).unwrap_or_default();
         Err(format!("after {} ms {why}", took.as_millis()))
+    }
+
+    /// Has the pod's port guarded where there is a source guard and the plugins told the port.
+    async fn guard_port(&self, attachment: &Attachment, link: Option<PodLink>) -> Option<Outcome> {
+        let (guard, PodLink { of_host, address }) = self.guard.as_ref().zip(link)?;
+        let (outcome, told) = watch::channel(Err("the source guard does not run".to_owned()));
+        let Attachment { id, network, addresses, .. } = attachment.clone();
+        let port = StartingPort { id, network, links: of_host, link_address: address, addresses, outcome };
+        // One that is gone never says yes.
+        let _ = guard.send(GuardCall::Add(port)).await;
+        Some(told)
+    }
+
+    async fn tell_guard(&self, call: GuardCall) {
+        if let Some(guard) = &self.guard {
+            let _ = guard.send(call).await;
+        }
     }
 
     async fn change(&self, change: AttachmentChange) -> Answer {
@@ -167,7 +201,7 @@ impl Calls {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{AttachmentId, ObjectName, PodUid};
+    use crate::model::{AttachmentId, LinkAddress, ObjectName, PodUid};
     use crate::observe::health::Health;
     use crate::observe::metrics::Registry;
 
@@ -183,7 +217,12 @@ mod tests {
         let (starting, to_firewall) = mpsc::channel(4);
         let registry = Registry::new("test", "test");
         let metrics = Metrics::register(&registry).expect("the names are free");
-        Agent { calls: Calls { changes, starting, metrics }, changes: to_world, starting: to_firewall, registry }
+        Agent {
+            calls: Calls { changes, starting, guard: None, metrics },
+            changes: to_world,
+            starting: to_firewall,
+            registry,
+        }
     }
 
     fn attachment() -> Attachment {
@@ -197,7 +236,11 @@ mod tests {
     }
 
     fn add() -> BTreeMap<String, String> {
-        Message::Add { attachment: attachment(), wait: Duration::from_secs(2) }.words()
+        add_with(None)
+    }
+
+    fn add_with(link: Option<PodLink>) -> BTreeMap<String, String> {
+        Message::Add { attachment: attachment(), link, wait: Duration::from_secs(2) }.words()
     }
 
     #[tokio::test]
@@ -259,6 +302,37 @@ mod tests {
         drop(pod);
         assert_eq!(answer.await.expect("it ends"), Ok(String::new()));
         assert!(registry.text().contains("sluice_cni_refused_total 0"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_starts_when_its_port_is_guarded_too_and_the_guard_hears_of_its_end() {
+        let Agent { mut calls, changes: _changes, mut starting, .. } = agent();
+        let (guard, mut to_guard) = mpsc::channel(4);
+        calls.guard = Some(guard);
+        let link = PodLink { of_host: ["veth1".into()].into(), address: LinkAddress([2, 0, 0, 0, 0, 1]) };
+        let words = add_with(Some(link.clone()));
+        let caller = calls.clone();
+        let answer = tokio::spawn(async move { caller.answer(&words).await });
+        let Some(GuardCall::Add(port)) = to_guard.recv().await else { panic!("the guard is asked") };
+        assert_eq!((&port.id, &port.links, port.link_address), (&attachment().id, &link.of_host, link.address));
+        assert_eq!(port.addresses, attachment().addresses);
+        let pod = starting.recv().await.expect("the firewall is asked");
+        drop(pod.outcome.send_replace(Ok(())));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(!answer.is_finished(), "the policies alone are in force");
+        drop(port.outcome.send_replace(Ok(())));
+        assert_eq!(answer.await.expect("it ends"), Ok(String::new()));
+        let end = Message::Delete(attachment().id);
+        calls.answer(&end.words()).await.expect("the agent hears it");
+        assert!(matches!(to_guard.recv().await, Some(GuardCall::Delete(id)) if id == attachment().id));
+
+        let caller = calls.clone();
+        let answer = tokio::spawn(async move { caller.answer(&add_with(Some(link))).await });
+        let Some(GuardCall::Add(port)) = to_guard.recv().await else { panic!("the guard is asked") };
+        drop(starting.recv().await.expect("the firewall is asked").outcome.send_replace(Ok(())));
+        drop(port.outcome.send_replace(Err("the kernel refuses".to_owned())));
+        let refused = answer.await.expect("it ends").expect_err("the port is not guarded");
+        assert!(refused.ends_with("the kernel refuses"), "{refused}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -107,6 +107,9 @@ pub struct Flags {
     /// Hold back each starting pod until its rules are in the kernel: adds the plugin sluice-cni to the CNI file
     #[arg(long)]
     pub netpol_cni: bool,
+    /// Drop what a pod on a bridge sends with addresses that it was not given; needs --netpol-cni
+    #[arg(long)]
+    pub netpol_source_guard: bool,
     /// End connections of this node's pods that a changed policy denies
     #[arg(long)]
     pub netpol_flush_established: bool,

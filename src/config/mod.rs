@@ -60,6 +60,8 @@ pub struct Config {
     pub socket: Option<PathBuf>,
     /// `--netpol-cni`: path at which the CNI plugin announces pods that start, beside [`socket`](Config::socket); `None` for none.
     pub cni_socket: Option<PathBuf>,
+    /// `--netpol-source-guard`: ports of pods are guarded; only with [`cni_socket`](Config::cni_socket).
+    pub source_guard: bool,
     /// The directory of CNI files that container runtimes read: that of `KUBE_ROUTER_CNI_CONF_FILE`, whether or not that file is kept.
     pub cni_directory: PathBuf,
     /// `--cache-sync-timeout`: time limit for the first complete view; longer than zero.
@@ -166,6 +168,7 @@ impl Config {
             node_name: node_name(flags, environment, mistakes),
             source: source(flags, mistakes),
             socket: (!flags.socket.is_empty()).then(|| PathBuf::from(&flags.socket)),
+            source_guard: source_guard(flags, cni_socket.is_some(), mistakes),
             cni_socket,
             cni_directory: router::cni_file(environment).parent().map(Path::to_owned).unwrap_or_default(),
             state_dir: (!flags.state_dir.is_empty()).then(|| PathBuf::from(&flags.state_dir)),
@@ -252,6 +255,18 @@ fn cni_socket(flags: &Flags, mistakes: &mut Mistakes) -> Option<PathBuf> {
         );
     }
     Some(PathBuf::from(&flags.socket).with_file_name(CNI_SOCKET))
+}
+
+/// Whether ports of pods are guarded. Only the CNI step knows ports and addresses that no pod can forge.
+fn source_guard(flags: &Flags, has_cni: bool, mistakes: &mut Mistakes) -> bool {
+    if flags.netpol_source_guard && !flags.netpol_cni {
+        mistakes.add(
+            "--netpol-source-guard needs --netpol-cni, by which the agent hears of the ports and addresses of pods: add --netpol-cni, \
+             or remove --netpol-source-guard."
+                .to_owned(),
+        );
+    }
+    flags.netpol_source_guard && has_cni
 }
 
 /// The socket that the CNI file names, where this program writes that file: a list, because the plugin follows others.

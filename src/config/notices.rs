@@ -19,7 +19,7 @@ struct Idle {
 const NO_ALLOCATOR: &str = "this build has no address allocator yet";
 const NO_BFD: &str = "this build has no BFD yet";
 
-const IDLE: [Idle; 12] = [
+const IDLE: [Idle; 13] = [
     Idle {
         flag: "cluster-cidr",
         is_given: |typed, default| typed.cluster_cidr != default.cluster_cidr,
@@ -70,6 +70,11 @@ const IDLE: [Idle; 12] = [
     Idle {
         flag: "netpol-cni",
         is_given: |typed, _| typed.netpol_cni && !typed.run_firewall,
+        reason: "the firewall does not run",
+    },
+    Idle {
+        flag: "netpol-source-guard",
+        is_given: |typed, _| typed.netpol_source_guard && !typed.run_firewall,
         reason: "the firewall does not run",
     },
 ];

@@ -198,6 +198,14 @@ pub struct Device {
     pub mtu: u32,
 }
 
+/// All devices of the network namespace of the calling thread.
+///
+/// # Errors
+/// The socket cannot be opened, or the kernel does not answer.
+pub fn all() -> Result<Vec<Device>, Error> {
+    devices(&mut Socket::open(Bus::Route)?)
+}
+
 /// All devices of the socket's network namespace.
 pub(super) fn devices(socket: &mut Socket) -> Result<Vec<Device>, Error> {
     let mut message = Messages::new();

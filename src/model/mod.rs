@@ -20,7 +20,9 @@ mod selector;
 mod service;
 mod table;
 
-pub use attachment::{Attachment, AttachmentChange, AttachmentId, CNI_VERSIONS, DEFAULT_CNI_SOCKET};
+pub use attachment::{
+    Attachment, AttachmentChange, AttachmentId, CNI_VERSIONS, DEFAULT_CNI_SOCKET, LinkAddress, PodLink,
+};
 pub use claims::{Claim, Claims, Store};
 pub use cluster_policy::{Action, ClusterNetworkPolicy, ClusterRule, Subject, Tier};
 pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Slices, Use};

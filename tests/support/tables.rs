@@ -159,7 +159,9 @@ impl Table<'_> {
             // No connection has one.
             Match::ConnectionMark { mark, negated } => (mark.value == 0) != *negated,
             // Frames are for tables of the family bridge, whose contents have tests of their own.
-            Match::Mark { .. } | Match::EtherType { .. } => panic!("{one:?} is a match that this reader does not know"),
+            Match::Mark { .. } | Match::EtherType { .. } | Match::FrameAddress { .. } | Match::NeighborMessage(_) => {
+                panic!("{one:?} is a match that this reader does not know")
+            }
         }
     }
 
@@ -312,6 +314,7 @@ fn fields(lookup: Lookup) -> Fields {
         Lookup::DestinationProtocolPort => Fields::ProtocolPort,
         Lookup::DestinationPort(_) => Fields::Port,
         Lookup::InputLink | Lookup::OutputLink | Lookup::InputBridge => Fields::Link,
+        Lookup::InputLinkWith(_) => panic!("{lookup:?} is for tables of the family bridge"),
     }
 }
 
@@ -321,6 +324,6 @@ fn family_of(lookup: Lookup) -> Option<Family> {
         Lookup::DestinationService(family) | Lookup::OriginalService(family) => Some(family),
         Lookup::ServiceSource(family, _) => Some(family),
         Lookup::DestinationProtocolPort | Lookup::DestinationPort(_) => None,
-        Lookup::InputLink | Lookup::OutputLink | Lookup::InputBridge => None,
+        Lookup::InputLink | Lookup::OutputLink | Lookup::InputBridge | Lookup::InputLinkWith(_) => None,
     }
 }

@@ -121,6 +121,8 @@ fn set(SetSpec { fields, kind, intervals }: SetSpec) -> String {
         Fields::ProtocolPort => "inet_proto . inet_service".to_owned(),
         Fields::Port => "inet_service".to_owned(),
         Fields::Link => "ifname".to_owned(),
+        Fields::LinkEther => "ifname . ether_addr".to_owned(),
+        Fields::LinkAddress(family) => format!("ifname . {}", address(family)),
     };
     let to = match kind {
         Kind::Set => "",

@@ -382,6 +382,25 @@ fn pods_are_held_back_where_the_firewall_runs_and_by_a_list_of_plugins() {
 }
 
 #[test]
+fn sources_are_guarded_where_the_plugin_tells_of_ports() {
+    let on = ["--netpol-source-guard", "--netpol-cni", "--run-firewall"];
+    assert!(config(&on).source_guard && !config(&["--netpol-cni", "--run-firewall"]).source_guard);
+    assert!(!config(&[&on[..], &["--cleanup-config"]].concat()).source_guard);
+    check_mistakes(
+        &["--netpol-source-guard", "--run-firewall"],
+        &[
+            "--netpol-source-guard needs --netpol-cni, by which the agent hears of the ports and addresses of pods: add --netpol-cni, \
+           or remove --netpol-source-guard.",
+        ],
+    );
+    let notices = config(&["--netpol-source-guard", "--netpol-cni"]).notices;
+    assert!(
+        notices.contains(&"--netpol-source-guard has no effect: the firewall does not run.".to_owned()),
+        "{notices:?}"
+    );
+}
+
+#[test]
 fn a_question_is_no_start() {
     let asked = ask(&["policy", "explain", "--from", "a/b", "--to=10.244.1.7:80/udp", "-o", "json"]);
     let Ok(Request::Ask(asked)) = asked else { panic!("{asked:?}") };

@@ -85,7 +85,7 @@ v string 0
 version bool false";
 
 /// Flags beyond kube-router's: two of the earliest versions, and those of this program.
-const MORE: [&str; 11] = [
+const MORE: [&str; 12] = [
     "bgp-graceful-restart-notification",
     "cluster-cidr",
     "config-sync-period",
@@ -95,6 +95,7 @@ const MORE: [&str; 11] = [
     "netfilter",
     "netpol-cni",
     "netpol-flush-established",
+    "netpol-source-guard",
     "socket",
     "state-dir",
 ];

@@ -17,7 +17,7 @@ pub fn open() -> Result<FrameTable, Error> {
         warn!(%error, "Frames with two VLAN tags pass between pods without network policies: the kernel has no nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE, module nft_meta_bridge)");
         return Ok(Optional::unused(NAME));
     }
-    Ok(Optional::used(OwnTable::open_bridge(TABLE)?))
+    Ok(Optional::used(OwnTable::open_bridge(TABLE, NAME)?))
 }
 
 /// Opens the table where there is one.
@@ -29,7 +29,7 @@ pub fn open_for_cleanup() -> Result<FrameTable, Error> {
     if !has_bridge_table(TABLE).unwrap_or(false) {
         return Ok(Optional::unused(NAME));
     }
-    Ok(Optional::used(OwnTable::open_bridge(TABLE)?))
+    Ok(Optional::used(OwnTable::open_bridge(TABLE, NAME)?))
 }
 
 /// Reads how many packets were dropped. What was counted before the table was made anew stays in the sum.

@@ -5,14 +5,28 @@ use std::time::Instant;
 
 use tracing::info;
 
-use super::{OwnTable, has_inet_table};
+use super::{OwnTable, has_bridge_table, has_inet_table};
+use crate::kernel::Error;
 use crate::reconcile::{Mirror, Moment, Reflection};
 
 /// Removes the table of this name where there is one; returns why it could not be removed.
 pub fn remove(name: &'static str) -> Option<String> {
-    let table = match has_inet_table(name) {
+    remove_if(has_inet_table(name), name, || OwnTable::open(name))
+}
+
+/// The same for the table of the family `bridge` with this name, which is of this kind of kernel objects.
+pub fn remove_bridge(name: &'static str, kind: &'static str) -> Option<String> {
+    remove_if(has_bridge_table(name), name, || OwnTable::open_bridge(name, kind))
+}
+
+fn remove_if(
+    is_there: Result<bool, Error>,
+    name: &str,
+    open: impl FnOnce() -> Result<OwnTable, Error>,
+) -> Option<String> {
+    let table = match is_there {
         Ok(false) => return None,
-        Ok(true) => OwnTable::open(name),
+        Ok(true) => open(),
         Err(error) => Err(error),
     };
     let table = match table {

@@ -7,10 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::encode::{STATES, expressions, icmp, length, loads, offset};
+use super::encode::{STATES, expressions, frame_field, icmp, length, loads, offset};
 use super::expression::{Data, Expression, FIRST, VERDICT, base, compare, connection, fib, meta, nat, reject};
 use super::object::Name;
-use super::rule::{Lookup, Mark, Match, Rule, Side, Statement, States, Verdict};
+use super::rule::{FrameField, Lookup, Mark, Match, Rule, Side, Statement, States, Verdict};
 use super::wire::{data, is_made_up};
 use crate::net::{Family, PortRange, Protocol};
 
@@ -143,7 +143,10 @@ impl<'a> Reader<'a> {
             (meta::ETHER_TYPE, [Expression::Compare { from: FIRST, operation, value }, rest @ ..]) => {
                 self.condition(Match::EtherType { number: value.as_port()?, negated: is_negated(*operation)? }, rest)
             }
-            (meta::INPUT_LINK, _) => self.any_lookup(&[Lookup::InputLink]),
+            (meta::INPUT_LINK, _) => {
+                let with = FrameField::ALL.map(Lookup::InputLinkWith);
+                self.any_lookup(&[&with[..], &[Lookup::InputLink]].concat())
+            }
             (meta::OUTPUT_LINK, _) => self.any_lookup(&[Lookup::OutputLink]),
             (meta::INPUT_BRIDGE, _) => self.any_lookup(&[Lookup::InputBridge]),
             _ => None,
@@ -182,7 +185,7 @@ impl<'a> Reader<'a> {
     }
 
     fn address(&mut self, place: (u32, u32), rest: &'a [Expression]) -> Option<()> {
-        let family = self.family?;
+        let Some(family) = self.family else { return self.frame_address(base::NETWORK, place, rest) };
         let of = [Side::Source, Side::Destination]
             .into_iter()
             .find(|side| place == (offset(family, *side), length(family)))?;
@@ -212,8 +215,30 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Reads the comparison of a field of a frame that begins at this place.
+    fn frame_address(&mut self, base: u32, (offset, length): (u32, u32), rest: &'a [Expression]) -> Option<()> {
+        let load = Expression::Payload { base, offset, length, to: FIRST };
+        let of = FrameField::ALL.into_iter().find(|field| frame_field(*field, 0) == load)?;
+        let (range, rest) = match rest {
+            [Expression::Bitwise { mask, .. }, Expression::Compare { value, .. }, rest @ ..] => {
+                (IpNet::with_netmask(address(value)?, address(mask)?).ok()?, rest)
+            }
+            [Expression::Compare { value, .. }, rest @ ..] => (IpNet::from(address(value)?), rest),
+            _ => return None,
+        };
+        self.condition(Match::FrameAddress { of, range }, rest)
+    }
+
     fn transport(&mut self, offset: u32, rest: &'a [Expression]) -> Option<()> {
         let number = self.protocol?;
+        if number == icmp(Family::V6) && self.family.is_none() {
+            return match (offset, rest) {
+                (0, [Expression::Compare { from: FIRST, value, .. }, rest @ ..]) => {
+                    self.condition(Match::NeighborMessage(value.as_byte()?), rest)
+                }
+                _ => self.frame_address(base::TRANSPORT, (offset, 16), rest),
+            };
+        }
         match (offset, rest) {
             (0, [Expression::Compare { from: FIRST, value, .. }, rest @ ..]) => {
                 let family = self.family.filter(|family| icmp(*family) == number)?;

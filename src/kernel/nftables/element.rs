@@ -21,6 +21,7 @@ use crate::net::{Family, PortRange, Protocol};
 /// The numbers of `nft` for types of fields (enum datatypes).
 const IPV4: u32 = 7;
 const IPV6: u32 = 8;
+const ETHER: u32 = 9;
 const PROTOCOL: u32 = 12;
 const PORT: u32 = 13;
 const MARK: u32 = 19;
@@ -48,7 +49,7 @@ pub(super) struct Description {
     pub size: Option<u32>,
 }
 
-const ALL_FIELDS: [Fields; 11] = [
+const ALL_FIELDS: [Fields; 14] = [
     Fields::Address(Family::V4),
     Fields::Address(Family::V6),
     Fields::Addresses(Family::V4),
@@ -60,6 +61,9 @@ const ALL_FIELDS: [Fields; 11] = [
     Fields::ProtocolPort,
     Fields::Port,
     Fields::Link,
+    Fields::LinkEther,
+    Fields::LinkAddress(Family::V4),
+    Fields::LinkAddress(Family::V6),
 ];
 
 impl Description {
@@ -133,6 +137,8 @@ fn key_type(fields: Fields) -> (u32, u32) {
         Fields::ProtocolPort => join(&[(PROTOCOL, 4), (PORT, 4)]),
         Fields::Port => (PORT, 2),
         Fields::Link => (LINK, 16),
+        Fields::LinkEther => join(&[(LINK, 16), (ETHER, 8)]),
+        Fields::LinkAddress(family) => join(&[(LINK, 16), address(family)]),
     }
 }
 
@@ -247,6 +253,12 @@ fn bytes(fields: Fields, key: &Key) -> Option<Bytes> {
         }
         (Fields::Port, Key::Ports(PortRange { first, last })) if first == last => empty.field(&first.to_be_bytes()),
         (Fields::Link, Key::Link(name)) => empty.field(link(name.as_str()).bytes()),
+        (Fields::LinkEther, Key::LinkEther(name, address)) => {
+            empty.field(link(name.as_str()).bytes()).field(address).filled_up()
+        }
+        (Fields::LinkAddress(family), Key::LinkAddress(fields)) if is_of(family, &fields.1) => {
+            empty.field(link(fields.0.as_str()).bytes()).field(octets(fields.1).bytes())
+        }
         _ => return None,
     })
 }
@@ -397,9 +409,14 @@ fn key(fields: Fields, bytes: &[u8]) -> Key {
                 let port = u16::from_be_bytes(bytes.try_into().ok()?);
                 Key::Ports(PortRange { first: port, last: port })
             }
-            Fields::Link => {
-                let name = std::str::from_utf8(bytes.split(|byte| *byte == 0).next()?).ok()?;
-                Key::Link(name.into())
+            Fields::Link => Key::Link(link_name(bytes)?),
+            Fields::LinkEther => {
+                let (link, behind) = bytes.split_at_checked(LINK_LENGTH)?;
+                Key::LinkEther(link_name(link)?, *behind.first_chunk()?)
+            }
+            Fields::LinkAddress(family) => {
+                let (link, behind) = bytes.split_at_checked(LINK_LENGTH)?;
+                Key::LinkAddress(Box::new((link_name(link)?, read_address(family, behind)?)))
             }
         })
     };
@@ -418,6 +435,14 @@ fn range_key(fields: Fields, Range { first, last, .. }: Range) -> Key {
         }
         _ => Key::Ports(PortRange { first: first as u16, last: last as u16 }),
     }
+}
+
+/// The length of a link's name in an element (`IFNAMSIZ`).
+const LINK_LENGTH: usize = 16;
+
+fn link_name(bytes: &[u8]) -> Option<Name> {
+    let name = std::str::from_utf8(bytes.split(|byte| *byte == 0).next()?).ok()?;
+    Some(name.into())
 }
 
 fn read_address(family: Family, bytes: &[u8]) -> Option<IpAddr> {

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use super::expression::{
     Data, Expression, FIRST, VERDICT, base, compare, connection, fib, meta, nat, register, reject,
 };
-use super::rule::{Lookup, Mark, Match, Rule, Side, Statement, States, Verdict};
+use super::rule::{FrameField, Lookup, Mark, Match, Rule, Side, Statement, States, Verdict};
 use super::wire::data;
 use crate::net::{Family, PortRange, Protocol};
 
@@ -86,6 +86,9 @@ pub(super) fn loads(lookup: Lookup) -> Vec<Expression> {
         Lookup::InputLink => vec![Expression::Meta { key: meta::INPUT_LINK, to: FIRST }],
         Lookup::OutputLink => vec![Expression::Meta { key: meta::OUTPUT_LINK, to: FIRST }],
         Lookup::InputBridge => vec![Expression::Meta { key: meta::INPUT_BRIDGE, to: FIRST }],
+        Lookup::InputLinkWith(field) => {
+            vec![Expression::Meta { key: meta::INPUT_LINK, to: FIRST }, frame_field(field, LINK_WORDS)]
+        }
     }
 }
 
@@ -94,6 +97,21 @@ fn leading(family: Family, bits: u8) -> Data {
     let all = IpAddr::from([0xff; 16]);
     let all = if family == Family::V4 { IpAddr::from([0xff; 4]) } else { all };
     octets(IpNet::new(all, bits.min(family.host_bits())).map_or(all, |range| range.netmask()))
+}
+
+/// Words of the name of a link.
+const LINK_WORDS: u32 = 4;
+
+/// Loads a field of a frame.
+pub(super) fn frame_field(field: FrameField, word: u32) -> Expression {
+    let (base, offset, length) = match field {
+        FrameField::EtherSource => (base::LINK, 6, 6),
+        FrameField::Source(family) => (base::NETWORK, offset(family, Side::Source), length(family)),
+        FrameField::ArpEther => (base::NETWORK, 8, 6),
+        FrameField::ArpSource => (base::NETWORK, 14, 4),
+        FrameField::NeighborTarget => (base::TRANSPORT, 8, 16),
+    };
+    Expression::Payload { base, offset, length, to: register(word) }
 }
 
 fn words(family: Family) -> u32 {
@@ -230,6 +248,15 @@ impl Writer {
                 self.meta(meta::ETHER_TYPE);
                 self.equal(*negated, Data::new(&number.to_be_bytes()));
             }
+            Match::FrameAddress { of, range } => {
+                self.push(frame_field(*of, 0));
+                self.within(*range, false);
+            }
+            Match::NeighborMessage(number) => {
+                self.need_protocol(icmp(Family::V6));
+                self.push(Expression::Payload { base: base::TRANSPORT, offset: 0, length: 1, to: FIRST });
+                self.equal(false, Data::new(&[*number]));
+            }
             Match::Limit { per_minute, burst } => {
                 self.push(Expression::Limit { rate: u64::from(*per_minute), seconds: 60, burst: *burst });
             }
@@ -240,6 +267,12 @@ impl Writer {
         let family = Family::from(range);
         self.need_family(family);
         self.push(address(family, of, 0));
+        self.within(range, negated);
+    }
+
+    /// Compares an address that has been loaded.
+    fn within(&mut self, range: IpNet, negated: bool) {
+        let family = Family::from(range);
         if range.prefix_len() != family.host_bits() {
             self.mask(octets(range.netmask()), Data::zero(length(family) as usize));
         }
@@ -293,7 +326,8 @@ impl Writer {
             | Lookup::DestinationProtocolPort
             | Lookup::InputLink
             | Lookup::OutputLink
-            | Lookup::InputBridge => {}
+            | Lookup::InputBridge
+            | Lookup::InputLinkWith(_) => {}
         }
         self.written.extend(loads(lookup));
     }

@@ -108,6 +108,7 @@ pub(super) struct Data {
 
 /// Where bytes of a packet are counted from.
 pub(super) mod base {
+    pub const LINK: u32 = 0;
     pub const NETWORK: u32 = 1;
     pub const TRANSPORT: u32 = 2;
 }

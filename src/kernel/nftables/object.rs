@@ -82,6 +82,10 @@ pub enum Fields {
     Port,
     /// The name of a link.
     Link,
+    /// The name of a link and an address of Ethernet (`ifname . ether_addr`).
+    LinkEther,
+    /// The name of a link and an address (`ifname . ipv4_addr`).
+    LinkAddress(Family),
 }
 
 /// The key of an element.
@@ -107,6 +111,10 @@ pub enum Key {
     Ports(PortRange),
     /// Of [`Fields::Link`].
     Link(Name),
+    /// Of [`Fields::LinkEther`].
+    LinkEther(Name, [u8; 6]),
+    /// Of [`Fields::LinkAddress`]. Few, and longer than all others.
+    LinkAddress(Box<(Name, IpAddr)>),
     /// What somebody else put into a set of ours, and we never do, as the kernel has it. It is only ever read, and removed.
     Foreign(Box<[u8]>),
 }
@@ -244,6 +252,10 @@ impl fmt::Display for Key {
             Key::ProtocolPort(protocol, port) => write!(f, "{protocol} . {port}"),
             Key::Ports(range) => write!(f, "{}-{}", range.first, range.last),
             Key::Link(name) => write!(f, "{name}"),
+            Key::LinkEther(name, [a, b, c, d, e, g]) => {
+                write!(f, "{name} . {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+            }
+            Key::LinkAddress(fields) => write!(f, "{} . {}", fields.0, fields.1),
         }
     }
 }

@@ -71,6 +71,10 @@ pub enum Match {
     /// `meta protocol`: the EtherType of a frame (IEEE 802.3), behind the tag of a VLAN that the kernel takes off a frame which it receives:
     /// one at most.
     EtherType { number: u16, negated: bool },
+    /// An address in a frame is in this range. In a table of the family `bridge`, behind a match for what the frame is.
+    FrameAddress { of: FrameField, range: IpNet },
+    /// The type of an ICMPv6 message, in a table of the family `bridge`, behind a match for IPv6.
+    NeighborMessage(u8),
     /// `limit rate`: holds this many times a minute, and for this many packets in a row.
     Limit { per_minute: u32, burst: u32 },
 }
@@ -96,6 +100,34 @@ pub enum Lookup {
     OutputLink,
     /// `meta ibrname`, in a table of the family `bridge`: the bridge by one of whose ports the frame came.
     InputBridge,
+    /// The name of the input link and a field of the frame, in a table of the family `bridge`, behind a match for what the frame is.
+    InputLinkWith(FrameField),
+}
+
+/// A field of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum FrameField {
+    /// `ether saddr`.
+    EtherSource,
+    /// `ip saddr`, `ip6 saddr`.
+    Source(Family),
+    /// `arp saddr ether`, with addresses of Ethernet and IPv4 (RFC 826).
+    ArpEther,
+    /// `arp saddr ip`.
+    ArpSource,
+    /// The target of a neighbour solicitation or advertisement (RFC 4861 4.3, 4.4).
+    NeighborTarget,
+}
+
+impl FrameField {
+    pub const ALL: [FrameField; 6] = [
+        FrameField::EtherSource,
+        FrameField::Source(Family::V4),
+        FrameField::Source(Family::V6),
+        FrameField::ArpEther,
+        FrameField::ArpSource,
+        FrameField::NeighborTarget,
+    ];
 }
 
 /// What happens to a packet on its way through a rule, without ending it.
@@ -171,7 +203,7 @@ impl Rule {
     fn of(mut matches: Box<[Match]>, mut statements: Box<[Statement]>, verdict: Option<Verdict>) -> Rule {
         for one in &mut matches {
             match one {
-                Match::Address { range, .. } => *range = range.trunc(),
+                Match::Address { range, .. } | Match::FrameAddress { range, .. } => *range = range.trunc(),
                 Match::InputLink { name, .. } | Match::OutputLink { name, .. } => {
                     name.truncate(longest_of(name, LONGEST_LINK));
                 }

@@ -39,6 +39,8 @@ use crate::reconcile::{Failure, Glance, Phase, Step, Target};
 pub struct OwnTable {
     pub(super) socket: Socket,
     id: TableId<'static>,
+    /// The name of the kind of kernel objects.
+    kind: &'static str,
     /// Whether this kernel lets a table belong to a process and outlive it.
     knows_owners: bool,
     standing: Standing,
@@ -67,25 +69,26 @@ impl OwnTable {
     /// # Errors
     /// A socket cannot be opened, or the kernel does not tell whether it knows owners of tables.
     pub fn open(name: &'static str) -> Result<OwnTable, Error> {
-        OwnTable::of(name.into())
+        OwnTable::of(name.into(), "rules")
     }
 
-    /// Like [`open`](OwnTable::open), for the table of the family `bridge` with this name. Whether the kernel has such tables,
+    /// Like [`open`](OwnTable::open), for the table of the family `bridge` with this name, and for this kind of kernel objects. Whether the kernel has such tables,
     /// [`probe_bridge`](super::probe::probe_bridge) tells.
     ///
     /// # Errors
     /// As [`open`](OwnTable::open).
-    pub fn open_bridge(name: &'static str) -> Result<OwnTable, Error> {
-        OwnTable::of(TableId { family: BRIDGE, name })
+    pub fn open_bridge(name: &'static str, kind: &'static str) -> Result<OwnTable, Error> {
+        OwnTable::of(TableId { family: BRIDGE, name }, kind)
     }
 
-    fn of(id: TableId<'static>) -> Result<OwnTable, Error> {
+    fn of(id: TableId<'static>, kind: &'static str) -> Result<OwnTable, Error> {
         let mut socket = Socket::open(Bus::Netfilter)?;
         let knows_owners = knows_owners(&mut socket, id)?;
         let notified = if knows_owners { None } else { Some(Notified::listen(id)?) };
         Ok(OwnTable {
             socket,
             id,
+            kind,
             knows_owners,
             standing: Standing::Unknown,
             is_read: false,
@@ -283,7 +286,7 @@ impl Target for OwnTable {
     type Error = Error;
 
     fn name(&self) -> &'static str {
-        if self.id.family == BRIDGE { "bridge rules" } else { "rules" }
+        self.kind
     }
 
     fn read(&mut self) -> Result<Contents, Error> {

@@ -2,9 +2,10 @@
 #![expect(unsafe_code, reason = "rustix has no address of a packet socket")]
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::num::NonZeroU32;
+use std::os::fd::{AsRawFd, OwnedFd};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
 
 /// Of Ethernet.
 pub type LinkAddress = [u8; 6];
@@ -41,22 +42,10 @@ pub fn group_address(destination: IpAddr) -> LinkAddress {
 impl Frame {
     /// Sends it by a device of the calling thread's namespace, given by its number.
     pub fn send(&self, device: u32) {
-        let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)
-            .expect("root may send frames");
-        let bytes = self.bytes();
-        // SAFETY: an address of zeros is one, if of no use.
-        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        to.sll_family = libc::AF_PACKET as u16;
-        to.sll_ifindex = i32::try_from(device).expect("devices have small numbers");
-        let length = size_of_val(&to) as libc::socklen_t;
-        // SAFETY: both pointers are to values that outlive the call, with their lengths.
-        let sent = unsafe {
-            libc::sendto(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0, (&raw const to).cast(), length)
-        };
-        assert_eq!(sent, isize::try_from(bytes.len()).expect("it is short"), "{}", std::io::Error::last_os_error());
+        send(device, &self.bytes());
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = [self.to, self.from].concat();
         for tag in &self.tags {
             bytes.extend([[0x81, 0x00], tag.to_be_bytes()].concat());
@@ -102,6 +91,42 @@ impl Frame {
             udp.splice(6..8, sum);
         }
         udp
+    }
+}
+
+/// Sends a frame by a device of the calling thread's namespace, given by its number.
+pub fn send(device: u32, bytes: &[u8]) {
+    let socket =
+        socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None).expect("root may send frames");
+    // SAFETY: an address of zeros is one, if of no use.
+    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    to.sll_family = libc::AF_PACKET as u16;
+    to.sll_ifindex = i32::try_from(device).expect("devices have small numbers");
+    let length = size_of_val(&to) as libc::socklen_t;
+    // SAFETY: both pointers are to values that outlive the call, with their lengths.
+    let sent = unsafe {
+        libc::sendto(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0, (&raw const to).cast(), length)
+    };
+    assert_eq!(sent, isize::try_from(bytes.len()).expect("it is short"), "{}", std::io::Error::last_os_error());
+}
+
+/// All frames of a namespace, from now on. Of a tag the kernel takes off one.
+pub struct Capture(OwnedFd);
+
+impl Capture {
+    /// Of the namespace of the calling thread.
+    pub fn open() -> Capture {
+        let all = NonZeroU32::new(u32::from((libc::ETH_P_ALL as u16).to_be())).map(Protocol::from_raw);
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        Capture(socket_with(AddressFamily::PACKET, SocketType::RAW, flags, all).expect("root may hear frames"))
+    }
+
+    /// The next frame, if there is one.
+    pub fn next(&self) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; 2048];
+        let (_, length) = recv(&self.0, bytes.as_mut_slice(), RecvFlags::empty()).ok()?;
+        bytes.truncate(length);
+        Some(bytes)
     }
 }
 

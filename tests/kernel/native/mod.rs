@@ -30,6 +30,7 @@ mod nftables_takeover;
 mod next_hop;
 mod router;
 mod rule;
+mod source_guard;
 mod sysctl;
 
 /// A moment for a round: now, without jitter.

@@ -1,0 +1,294 @@
+//! The source guard in the loop of all subsystems: calls of the container runtime → guarded ports → kernel.
+//!
+//! A pod's ADD is answered at the end of the turn after which the kernel is known to guard its port. Of the World it needs nothing but the
+//! number of pods that are not guarded.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use compact_str::CompactString;
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, info, warn};
+
+use crate::kernel::nftables::Object;
+use crate::model::{AttachmentId, Authority, LinkAddress, ObjectName, Pod, Table, World};
+use crate::observe::health::Note;
+use crate::reconcile::{Account, Moment};
+use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
+
+use super::apply::{Kernel, Mirrors, PodLink, Targets};
+use super::metrics::Metrics;
+use super::ports::{GuardedPort, Ports};
+use super::ports_file::PortsFile;
+use super::table::{self, Contents};
+
+/// A call of the container runtime.
+#[derive(Debug)]
+pub enum Call {
+    Add(StartingPort),
+    Delete(AttachmentId),
+    /// These attachments of a network exist and no others of it.
+    Retain {
+        network: CompactString,
+        ids: BTreeSet<AttachmentId>,
+    },
+}
+
+/// A pod that starts, with what the CNI plugins made for it.
+#[derive(Debug)]
+pub struct StartingPort {
+    pub id: AttachmentId,
+    pub network: CompactString,
+    /// The links on this host that the plugins named; one of them is the port.
+    pub links: Box<[CompactString]>,
+    /// Of the pod's own end.
+    pub link_address: LinkAddress,
+    pub addresses: Box<[IpAddr]>,
+    /// Receives whether it may start: until then what is missing.
+    pub outcome: watch::Sender<Result<(), String>>,
+}
+
+/// Inputs and outputs of the source guard besides those of every subsystem.
+pub struct GuardContext {
+    pub calls: mpsc::Receiver<Call>,
+    pub file: PortsFile,
+    pub metrics: Metrics,
+    pub note: Note,
+}
+
+/// The time from the end of an audit to the next.
+const AUDIT_PERIOD: Duration = Duration::from_secs(300);
+
+/// Interval at which the file is written again that could not be.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
+
+/// State of the source guard between two turns.
+pub struct Driver<K: Kernel> {
+    context: GuardContext,
+    mirrors: Mirrors<K>,
+    ports: Ports,
+    desired: Contents,
+    /// Pods that wait until their port is guarded.
+    waiting: Vec<watch::Sender<Result<(), String>>>,
+    /// The last writing of the file failed with this, and is tried again then.
+    unwritten: Option<(String, Instant)>,
+    /// The pods of the last World, and of them those of this node with their addresses.
+    pods: Table<ObjectName, Pod>,
+    local: BTreeMap<ObjectName, Box<[IpAddr]>>,
+    unguarded: usize,
+}
+
+impl<K: Kernel> Driver<K> {
+    /// Takes over the ports that an earlier run guarded.
+    pub fn new(targets: Targets<K>, context: GuardContext) -> Driver<K> {
+        let restored = context.file.read().unwrap_or_else(|error| {
+            warn!(path = %context.file.path().display(), %error, "Guarded ports of an earlier run are not readable; their pods are not guarded any more");
+            Vec::new()
+        });
+        let mut driver = Driver {
+            context,
+            mirrors: Mirrors::new(targets),
+            ports: Ports::restored(restored),
+            desired: Contents::new(),
+            waiting: Vec::new(),
+            unwritten: None,
+            pods: Table::default(),
+            local: BTreeMap::new(),
+            unguarded: 0,
+        };
+        driver.forget_missing_links();
+        driver.desired = table::contents(&driver.ports);
+        driver
+    }
+
+    /// Runs until `stop` becomes true or the World's publisher is gone.
+    pub async fn run(self, inputs: Inputs, stop: watch::Receiver<bool>) {
+        subsystem::run(self, inputs, stop).await;
+    }
+
+    fn take(&mut self, call: Call) {
+        match call {
+            Call::Add(port) => self.add(port),
+            Call::Delete(id) => self.ports.remove(&id),
+            Call::Retain { network, ids } => self.ports.retain(&network, &ids),
+        }
+    }
+
+    fn add(&mut self, starting: StartingPort) {
+        let StartingPort { id, network, links, link_address, addresses, outcome } = starting;
+        let of_host = match self.mirrors.kernel().pod_links() {
+            Ok(of_host) => of_host,
+            Err(error) => {
+                return drop(outcome.send_replace(Err(format!("the links of this host are not known: {error}"))));
+            }
+        };
+        let is_port = |link: &&CompactString| of_host.iter().any(|one| one.is_port && one.name == **link);
+        let Some(link) = links.iter().find(is_port).cloned() else {
+            // It is on no bridge, and counted with those that are not guarded.
+            debug!(?links, "Pod is not guarded: none of its links is a port of a bridge");
+            self.ports.remove(&id);
+            return drop(outcome.send_replace(Ok(())));
+        };
+        if !self.ports.put(GuardedPort { id, network, link, link_address, addresses }) {
+            return drop(outcome.send_replace(Err("too many ports are guarded".to_owned())));
+        }
+        drop(outcome.send_replace(Err("the source guard of its port is not in force".to_owned())));
+        self.waiting.push(outcome);
+    }
+
+    /// Writes the ports down and makes desired what follows from them.
+    fn take_over(&mut self, now: Instant) {
+        let desired = table::contents(&self.ports);
+        let differs = |key: &&Object| self.desired.get(*key) != desired.get(*key);
+        let changed: BTreeSet<Object> = self.desired.keys().chain(desired.keys()).filter(differs).cloned().collect();
+        if changed.is_empty() {
+            return;
+        }
+        self.write(now);
+        self.desired = desired;
+        self.mirrors.mark(changed);
+        self.count_unguarded();
+    }
+
+    fn write(&mut self, now: Instant) {
+        let path = self.context.file.path().display();
+        match self.context.file.write(&self.ports) {
+            Ok(()) => {
+                if self.unwritten.take().is_some() {
+                    info!(%path, "Writing guarded ports recovered");
+                }
+            }
+            Err(error) => {
+                let text = format!("guarded ports cannot be written to {path}: {error}");
+                if self.unwritten.is_none() {
+                    warn!(%path, %error, "Writing guarded ports failed; retrying; a restart now would open ports");
+                }
+                self.unwritten = Some((text, now + WRITE_AGAIN));
+            }
+        }
+    }
+
+    /// Forgets the ports whose links are gone: their ends were not told.
+    fn forget_missing_links(&mut self) {
+        match self.mirrors.kernel().pod_links() {
+            Ok(links) => self.ports.retain_links(&links.into_iter().map(|PodLink { name, .. }| name).collect()),
+            Err(error) => warn!(%error, "Links of this host are not known; guarded ports of missing links stay"),
+        }
+    }
+
+    fn count_unguarded(&mut self) {
+        let guarded = self.ports.addresses();
+        let is_open = |addresses: &[IpAddr]| addresses.iter().any(|address| !guarded.contains(address));
+        let unguarded = self.local.values().filter(|addresses| is_open(addresses)).count();
+        if unguarded == self.unguarded {
+            return;
+        }
+        self.unguarded = unguarded;
+        let text = format!(
+            "{unguarded} pods of this node are not guarded: they were started before --netpol-source-guard, or are on no bridge; \
+             to have them guarded, make them anew"
+        );
+        self.context.note.set((unguarded > 0).then_some(text).into_iter().collect());
+    }
+}
+
+impl<K: Kernel> Subsystem for Driver<K> {
+    type Mirrors = Mirrors<K>;
+    type News = Call;
+    type Round = ();
+
+    fn mirrors(&mut self) -> &mut Mirrors<K> {
+        &mut self.mirrors
+    }
+
+    fn audit_period(&self) -> Duration {
+        AUDIT_PERIOD
+    }
+
+    async fn next(&mut self) -> Call {
+        match self.context.calls.recv().await {
+            Some(call) => call,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn hear(&mut self, call: Call, at: Moment, _context: &Context<'_>) {
+        self.take(call);
+        // Those that come together are looked at together.
+        while let Ok(more) = self.context.calls.try_recv() {
+            self.take(more);
+        }
+        self.take_over(at.now);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let unwritten = self.unwritten.as_ref().map(|(_, at)| *at);
+        [self.mirrors.retry_at(), unwritten].into_iter().flatten().min()
+    }
+
+    async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
+        let node = &world.host.node_name;
+        for change in world.cluster.pods.changes_since(&self.pods) {
+            let name = change.key();
+            let is_here = |pod: &Pod| pod.node.as_deref() == Some(node.as_str()) && !pod.host_network && !pod.finished;
+            match world.cluster.pods.get(name).filter(|pod| is_here(pod)) {
+                Some(pod) => drop(self.local.insert(name.clone(), pod.addresses.iter().copied().collect())),
+                None => drop(self.local.remove(name)),
+            }
+        }
+        self.pods = world.cluster.pods.clone();
+        self.count_unguarded();
+        // What is desired is this host's own.
+        Authority::Complete
+    }
+
+    async fn calculate(&mut self, at: Moment) {
+        if self.unwritten.as_ref().is_some_and(|(_, due)| *due <= at.now) {
+            self.write(at.now);
+        }
+    }
+
+    fn round(&mut self, _authority: Authority, at: Moment) {
+        self.mirrors.round(&self.desired, at);
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn count(&mut self, (): (), _steps: u64, _times: &Times) {}
+
+    fn audited(&mut self, at: Moment) {
+        self.forget_missing_links();
+        self.take_over(at.now);
+    }
+
+    fn troubles(&mut self, _account: &mut Account, _standing: &Standing) -> Vec<String> {
+        self.unwritten.iter().map(|(text, _)| text.clone()).collect()
+    }
+
+    fn log_first_sync(&self, sync: &FirstSync) {
+        info!(
+            ports = self.ports.len(),
+            unguarded_pods = self.unguarded,
+            steps = sync.steps,
+            took_ms = sync.took.as_millis() as u64,
+            "First sync of the source guard finished"
+        );
+    }
+
+    fn publish(&mut self, standing: &Standing) -> bool {
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.context.metrics.ports.set(count(self.ports.len()));
+        self.context.metrics.unguarded.set(count(self.unguarded));
+        if self.mirrors.is_settled() {
+            self.waiting.drain(..).for_each(|outcome| drop(outcome.send_replace(Ok(()))));
+        } else if let Some(error) = self.mirrors.trouble() {
+            let text = format!("the source guard of its port is not in force: {error}");
+            self.waiting.retain(|outcome| !outcome.is_closed());
+            self.waiting.iter().for_each(|outcome| drop(outcome.send_replace(Err(text.clone()))));
+        }
+        standing.synced
+    }
+}

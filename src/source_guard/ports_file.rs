@@ -1,0 +1,128 @@
+//! The guarded ports on disk, beside the sockets: a restart must not open them.
+//!
+//! JSON, a list of objects. The file is replaced as a whole, before what it says has any effect; it is not synced, because a host that
+//! loses power makes all sandboxes anew.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::ports::{GuardedPort, Ports};
+use crate::model::{AttachmentId, LinkAddress};
+
+/// The file.
+#[derive(Clone, Debug)]
+pub struct PortsFile(PathBuf);
+
+/// One port.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    container: String,
+    interface: String,
+    network: String,
+    link: String,
+    link_address: String,
+    addresses: Vec<IpAddr>,
+}
+
+const NAME: &str = "guarded-ports.json";
+
+impl PortsFile {
+    /// The file beside this socket.
+    pub fn beside(socket: &Path) -> PortsFile {
+        PortsFile(socket.with_file_name(NAME))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Returns the ports; none where there is no file.
+    ///
+    /// # Errors
+    /// There is one, and it cannot be read or makes no sense.
+    pub fn read(&self) -> io::Result<Vec<GuardedPort>> {
+        let text = match fs::read(&self.0) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let records: Vec<Record> = serde_json::from_slice(&text)?;
+        let port = |record: Record| {
+            let Record { container, interface, network, link, link_address, addresses } = record;
+            let odd = || io::Error::new(io::ErrorKind::InvalidData, format!("{link_address:?} is no link address"));
+            Ok(GuardedPort {
+                id: AttachmentId { container: container.into(), interface: interface.into() },
+                network: network.into(),
+                link: link.into(),
+                link_address: LinkAddress::parse(&link_address).ok_or_else(odd)?,
+                addresses: addresses.into(),
+            })
+        };
+        records.into_iter().map(port).collect()
+    }
+
+    /// Replaces the ports.
+    ///
+    /// # Errors
+    /// The directory is missing or cannot be written to; the former file is still there then.
+    pub fn write(&self, ports: &Ports) -> io::Result<()> {
+        let record = |port: &GuardedPort| Record {
+            container: port.id.container.to_string(),
+            interface: port.id.interface.to_string(),
+            network: port.network.to_string(),
+            link: port.link.to_string(),
+            link_address: port.link_address.to_string(),
+            addresses: port.addresses.to_vec(),
+        };
+        let records: Vec<Record> = ports.iter().map(record).collect();
+        let new = self.0.with_extension("new");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(&serde_json::to_vec(&records)?)?;
+        fs::rename(&new, &self.0)
+    }
+
+    /// Removes the file; returns whether there was one.
+    ///
+    /// # Errors
+    /// It is there and cannot be removed.
+    pub fn remove(&self) -> io::Result<bool> {
+        match fs::remove_file(&self.0) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_a_file_that_makes_no_sense_is_an_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = PortsFile::beside(&directory.path().join("cni.sock"));
+        assert_eq!(file.read().expect("no file is no mistake"), []);
+        let port = GuardedPort {
+            id: AttachmentId { container: "a".into(), interface: "eth0".into() },
+            network: "mynet".into(),
+            link: "veth1".into(),
+            link_address: LinkAddress([2, 0, 0, 0, 1, 0xff]),
+            addresses: ["10.244.1.7", "fd00::7"].iter().map(|text| text.parse().expect("an address")).collect(),
+        };
+        file.write(&Ports::restored(vec![port.clone()])).expect("writable");
+        assert_eq!(file.read().expect("it is there"), [port]);
+        for odd in
+            ["[{", r#"[{"container":"a","interface":"e","network":"","link":"v","link_address":"x","addresses":[]}]"#]
+        {
+            fs::write(file.path(), odd).expect("writable");
+            assert!(file.read().is_err(), "{odd}");
+        }
+        assert!(file.remove().expect("it is there") && !file.remove().expect("it is gone"));
+    }
+}

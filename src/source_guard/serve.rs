@@ -1,0 +1,69 @@
+//! The frames that the source guard has dropped, for the metrics endpoint. The kernel is read only on request.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntCounterVec, Opts};
+use tracing::debug;
+
+use super::table::{REASONS, TABLE};
+use crate::kernel::nftables::{CounterReader, Name};
+
+/// Collector that reads the counters when metrics are requested. What a counter has counted before the table was made anew stays in
+/// the sum.
+pub struct DroppedFrames {
+    sums: IntCounterVec,
+    reading: Mutex<Reading>,
+}
+
+#[derive(Default)]
+struct Reading {
+    reader: Option<CounterReader>,
+    last: BTreeMap<Name, u64>,
+}
+
+impl DroppedFrames {
+    /// Creates the collector for the network namespace of the threads that request metrics.
+    ///
+    /// # Errors
+    /// If the metric's name or labels are invalid, which they are not.
+    pub fn new() -> Result<DroppedFrames, prometheus::Error> {
+        let name = "sluice_source_guard_dropped_frames_total";
+        let help = "Frames dropped because they do not come from the addresses of the pod that sent them, by what is wrong in them";
+        let sums = IntCounterVec::new(Opts::new(name, help), &["reason"])?;
+        REASONS.iter().for_each(|(_, reason)| drop(sums.with_label_values(&[reason])));
+        Ok(DroppedFrames { sums, reading: Mutex::new(Reading::default()) })
+    }
+
+    fn read(&self) {
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        if reading.reader.is_none() {
+            reading.reader = CounterReader::open_bridge(TABLE).ok();
+        }
+        let Some(counted) = reading.reader.as_mut().map(|reader| reader.counts("")) else { return };
+        let counted = counted.unwrap_or_else(|error| {
+            // Without a guarded port there is no table.
+            debug!(%error, "Reading the counters of the source guard failed");
+            BTreeMap::new()
+        });
+        for (counter, reason) in REASONS {
+            let name = Name::from(counter);
+            let now = counted.get(&name).map_or(0, |count| count.packets);
+            let before = reading.last.insert(name, now).filter(|before| *before <= now).unwrap_or_default();
+            self.sums.with_label_values(&[reason]).inc_by(now - before);
+        }
+    }
+}
+
+impl Collector for DroppedFrames {
+    fn desc(&self) -> Vec<&Desc> {
+        self.sums.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.read();
+        self.sums.collect()
+    }
+}

@@ -1,0 +1,260 @@
+//! The table of the source guard.
+//!
+//! ```text
+//! table bridge sluice_sources {
+//!     set ports_1    { type ifname; }
+//!     set links_1    { type ifname . ether_addr; }
+//!     set sources_4  { type ifname . ipv4_addr; }
+//!     set sources_6  { type ifname . ipv6_addr; }
+//!     chain from_ports {
+//!         type filter hook prerouting priority filter
+//!         iifname @ports_1 goto from_pod
+//!     }
+//!     chain from_pod { … }
+//!     chain from_pod_6 { … }
+//!     chain target_6 { … }
+//! }
+//! ```
+//!
+//! A frame of a guarded port is accepted by what is known of it, and what remains is dropped and counted by its reason:
+//! - its link address is the pod's own, always;
+//! - IPv4: the source is one of the pod's addresses, or 0.0.0.0, as of a DHCP client (RFC 2131 4.1);
+//! - ARP: the sender's link address is the pod's own, and the sender is one of its addresses, or 0.0.0.0, as of a probe (RFC 5227 2.1);
+//! - IPv6: the source is one of the pod's addresses, a link-local one, or `::`; with `::` a neighbour solicitation asks for an own target alone
+//!   (duplicate address detection, RFC 4862 5.4). The target of a neighbour advertisement is an own one (RFC 4861 4.4). An own target is one of the
+//!   pod's addresses or link-local. Router advertisements and redirects, by which a pod would be taken for the router, do not pass;
+//! - a frame with a second tag of a VLAN is dropped: what is behind it cannot be looked at. One tag is taken off by the kernel before;
+//! - any other protocol passes.
+//!
+//! Link-local addresses are the pod's own choice (RFC 7217), so a pod may use another pod's: with its own link address.
+//!
+//! Before `br_netfilter` and connection tracking, so that nothing is remembered of what is dropped. In the family `bridge` rules
+//! know a frame by its EtherType (`meta protocol`).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv6Net};
+
+use super::ports::{GuardedPort, Ports};
+use crate::kernel::nftables::{
+    Base, BaseKind, Chain, Content, Fields, FrameField, Hook, Key, Kind, Lookup, Match, Name, Object, Rule, SetSpec,
+    Statement, Verdict,
+};
+use crate::net::Family;
+
+/// The table, of the family `bridge`.
+pub const TABLE: &str = "sluice_sources";
+
+/// The name of the kind of kernel objects.
+pub const NAME: &str = "source guard";
+
+/// Contents of the table.
+pub type Contents = BTreeMap<Object, Content>;
+
+/// Why frames are dropped, each with the counter of this name.
+pub const REASONS: [(&str, &str); 6] = [
+    (WRONG_LINK, "link-address"),
+    (WRONG_IPV4, "ipv4"),
+    (WRONG_ARP, "arp"),
+    (WRONG_IPV6, "ipv6"),
+    (WRONG_TARGET, "neighbor"),
+    (TWO_TAGS, "vlan-tags"),
+];
+
+const WRONG_LINK: &str = "wrong_link";
+const WRONG_IPV4: &str = "wrong_ipv4";
+const WRONG_ARP: &str = "wrong_arp";
+const WRONG_IPV6: &str = "wrong_ipv6";
+const WRONG_TARGET: &str = "wrong_target";
+const TWO_TAGS: &str = "two_tags";
+
+const PORTS: &str = "ports_1";
+const LINKS: &str = "links_1";
+const SOURCES_4: &str = "sources_4";
+const SOURCES_6: &str = "sources_6";
+
+const FROM_PORTS: &str = "from_ports";
+const FROM_POD: &str = "from_pod";
+const FROM_POD_6: &str = "from_pod_6";
+const TARGET_6: &str = "target_6";
+
+/// `filter` of the family `bridge` (`NF_BR_PRI_FILTER_BRIDGED`): before `br_netfilter`.
+const PRIORITY: i32 = -200;
+
+/// EtherTypes (IEEE 802.3): IPv4, ARP, IPv6, 802.1Q and 802.1ad.
+const IPV4: u16 = 0x0800;
+const ARP: u16 = 0x0806;
+const IPV6: u16 = 0x86dd;
+const TAGS: [u16; 2] = [0x8100, 0x88a8];
+
+/// Types of ICMPv6 messages (RFC 4861 4): router advertisement, neighbour solicitation, neighbour advertisement, redirect.
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+const REDIRECT: u8 = 137;
+
+/// Returns the contents of the table for these ports: nothing without any.
+pub fn contents(ports: &Ports) -> Contents {
+    if ports.is_empty() {
+        return Contents::new();
+    }
+    fixed().chain(ports.iter().flat_map(elements)).collect()
+}
+
+/// Returns the elements of one port.
+pub fn elements(port: &GuardedPort) -> impl Iterator<Item = (Object, Content)> + use<> {
+    let link = Name::from(port.link.as_str());
+    let unspecified = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+    let source = |address: IpAddr| {
+        let set = if address.is_ipv6() { SOURCES_6 } else { SOURCES_4 };
+        Object::Element(set.into(), Key::LinkAddress(Box::new((link.clone(), address))))
+    };
+    let mut objects: Vec<Object> = port.addresses.iter().copied().chain(unspecified).map(source).collect();
+    objects.push(Object::Element(LINKS.into(), Key::LinkEther(link.clone(), port.link_address.0)));
+    objects.push(Object::Element(PORTS.into(), Key::Link(link)));
+    objects.into_iter().map(|object| (object, Content::Element))
+}
+
+/// Everything but the elements.
+fn fixed() -> impl Iterator<Item = (Object, Content)> {
+    let set = |name: &str, fields| {
+        (Object::Set(name.into()), Content::Set(SetSpec { fields, kind: Kind::Set, intervals: false }))
+    };
+    let chain = |name: &str, base, rules| (Object::Chain(name.into()), Content::Chain(Chain { base, rules }.into()));
+    let base = Base { kind: BaseKind::Filter, hook: Hook::Prerouting, priority: PRIORITY };
+    let enter = Rule::new(
+        [Match::InSet { lookup: Lookup::InputLink, set: PORTS.into(), negated: false }],
+        Verdict::Goto(FROM_POD.into()),
+    );
+    let counters = REASONS.map(|(name, _)| (Object::Counter(name.into()), Content::Counter));
+    let sets = [
+        set(PORTS, Fields::Link),
+        set(LINKS, Fields::LinkEther),
+        set(SOURCES_4, Fields::LinkAddress(Family::V4)),
+        set(SOURCES_6, Fields::LinkAddress(Family::V6)),
+    ];
+    let chains = [
+        chain(FROM_PORTS, Some(base), vec![enter]),
+        chain(FROM_POD, None, from_pod()),
+        chain(FROM_POD_6, None, from_pod_6()),
+        chain(TARGET_6, None, target_6()),
+    ];
+    counters.into_iter().chain(sets).chain(chains)
+}
+
+fn from_pod() -> Vec<Rule> {
+    let mut rules: Vec<Rule> = TAGS.map(|number| refused([of_type(number)], TWO_TAGS)).into();
+    let foreign =
+        Match::InSet { lookup: Lookup::InputLinkWith(FrameField::EtherSource), set: LINKS.into(), negated: true };
+    rules.extend([
+        refused([foreign], WRONG_LINK),
+        Rule::new([of_type(IPV4), is_own(FrameField::Source(Family::V4))], Verdict::Accept),
+        refused([of_type(IPV4)], WRONG_IPV4),
+        Rule::new([of_type(IPV6)], Verdict::Goto(FROM_POD_6.into())),
+        Rule::new([of_type(ARP), is_own(FrameField::ArpEther), is_own(FrameField::ArpSource)], Verdict::Accept),
+        refused([of_type(ARP)], WRONG_ARP),
+    ]);
+    rules
+}
+
+fn from_pod_6() -> Vec<Rule> {
+    let unspecified = within(FrameField::Source(Family::V6), Ipv6Addr::UNSPECIFIED, 128);
+    vec![
+        refused([Match::NeighborMessage(ROUTER_ADVERTISEMENT)], WRONG_TARGET),
+        refused([Match::NeighborMessage(REDIRECT)], WRONG_TARGET),
+        Rule::new([Match::NeighborMessage(ADVERTISEMENT)], Verdict::Jump(TARGET_6.into())),
+        Rule::new([Match::NeighborMessage(SOLICITATION), unspecified], Verdict::Jump(TARGET_6.into())),
+        Rule::new([is_own(FrameField::Source(Family::V6))], Verdict::Accept),
+        Rule::new([link_local(FrameField::Source(Family::V6))], Verdict::Accept),
+        refused([], WRONG_IPV6),
+    ]
+}
+
+/// Returns where the target is an own one.
+fn target_6() -> Vec<Rule> {
+    vec![
+        Rule::new([is_own(FrameField::NeighborTarget)], Verdict::Return),
+        Rule::new([link_local(FrameField::NeighborTarget)], Verdict::Return),
+        refused([], WRONG_TARGET),
+    ]
+}
+
+fn of_type(number: u16) -> Match {
+    Match::EtherType { number, negated: false }
+}
+
+/// The field has a value that the port's pod was given.
+fn is_own(field: FrameField) -> Match {
+    let set = match field {
+        FrameField::EtherSource | FrameField::ArpEther => LINKS,
+        FrameField::Source(Family::V4) | FrameField::ArpSource => SOURCES_4,
+        FrameField::Source(Family::V6) | FrameField::NeighborTarget => SOURCES_6,
+    };
+    Match::InSet { lookup: Lookup::InputLinkWith(field), set: set.into(), negated: false }
+}
+
+fn link_local(field: FrameField) -> Match {
+    within(field, Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)
+}
+
+fn within(of: FrameField, address: Ipv6Addr, length: u8) -> Match {
+    let range = Ipv6Net::new(address, length).expect("the length is of the family");
+    Match::FrameAddress { of, range: IpNet::V6(range) }
+}
+
+fn refused(matches: impl Into<Box<[Match]>>, counter: &str) -> Rule {
+    Rule::with(matches, [Statement::Count(counter.into())], Some(Verdict::Drop))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{AttachmentId, LinkAddress};
+
+    fn port(link: &str, last: u8) -> GuardedPort {
+        GuardedPort {
+            id: AttachmentId { container: link.into(), interface: "eth0".into() },
+            network: "mynet".into(),
+            link: link.into(),
+            link_address: LinkAddress([2, 0, 0, 0, 0, last]),
+            addresses: [IpAddr::from([10, 244, 1, last]), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)])]
+                .into(),
+        }
+    }
+
+    #[test]
+    fn another_port_is_its_own_elements_alone_and_without_ports_there_is_nothing() {
+        assert!(contents(&Ports::default()).is_empty());
+        let one = contents(&Ports::restored(vec![port("veth1", 7)]));
+        let two = contents(&Ports::restored(vec![port("veth1", 7), port("veth2", 8)]));
+        let added: Vec<String> =
+            two.keys().filter(|object| !one.contains_key(*object)).map(ToString::to_string).collect();
+        assert_eq!(
+            added,
+            [
+                "element veth2 . 02:00:00:00:00:08 of links_1",
+                "element veth2 of ports_1",
+                "element veth2 . 0.0.0.0 of sources_4",
+                "element veth2 . 10.244.1.8 of sources_4",
+                "element veth2 . :: of sources_6",
+                "element veth2 . fd00::8 of sources_6",
+            ]
+        );
+        assert!(one.iter().all(|(object, content)| two.get(object) == Some(content)));
+    }
+
+    #[test]
+    fn every_reason_has_its_counter_and_every_counter_its_rule() {
+        let all = contents(&Ports::restored(vec![port("veth1", 7)]));
+        let rules = all.values().filter_map(|content| match content {
+            Content::Chain(chain) => Some(chain.rules.clone()),
+            _ => None,
+        });
+        let statements: Vec<Statement> = rules.flatten().flat_map(|rule| rule.statements().to_vec()).collect();
+        for (counter, _) in REASONS {
+            assert!(statements.contains(&Statement::Count(counter.into())), "{counter}");
+            assert!(all.contains_key(&Object::Counter(counter.into())), "{counter}");
+        }
+    }
+}
