@@ -36,6 +36,7 @@ use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::ipvs::{Destination, ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkName};
+use crate::kernel::nftables::passages::InHostChain;
 use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{self, Ruled};
@@ -62,6 +63,7 @@ pub trait Kernel {
     type Elements: Target<Key = ElementKey, Value = ()>;
     type Rules: Target<Key = Piece, Value = Rules>;
     type Table: Target<Key = Object, Value = Content>;
+    type Passages: InHostChain;
     type Virtuals: Target<Key = ServiceKey, Value = Virtual> + Owned + Connected;
     type Routes: Target<Key = RouteKey, Value = Arc<Route>>;
     type Addresses: Target<Key = AddressKey, Value = ()>;
@@ -108,6 +110,7 @@ kinds! {
         rules: Rules after Rules,
         elements: Elements,
         table: Table after Rules,
+        passages: Passages after Rules,
         virtuals: Virtuals,
         routes: Routes after Ours,
     }
@@ -152,6 +155,7 @@ impl<K: Kernel> Mirrors<K> {
         changed.elements.iter().for_each(|key| self.elements.mark(key.clone()));
         changed.rules.iter().for_each(|key| self.rules.mark(key.clone()));
         changed.table.iter().for_each(|key| self.table.mark(key.clone()));
+        changed.passages.iter().for_each(|key| self.passages.mark(*key));
         changed.virtuals.iter().for_each(|key| self.virtuals.mark(*key));
         changed.routes.iter().for_each(|key| self.routes.mark(key.clone()));
         changed.virtuals.iter().for_each(|key| self.udp.mark(*key));
@@ -186,6 +190,7 @@ impl<K: Kernel> Mirrors<K> {
         } else {
             self.grow_needed_elements(desired, may_guard, at);
         }
+        self.keep_passages(desired, growth, at);
         let has_elements = || self.elements.missing(&desired.elements, |_| true) == 0;
         if takes_over && may_guard && has_elements() {
             self.rules.grow(&desired.rules, growth, at);
@@ -199,6 +204,7 @@ impl<K: Kernel> Mirrors<K> {
             self.rules.shrink_where(&desired.rules, at, |piece, _| !drops_clients(piece));
             self.shrink_elements(desired, at);
             self.shrink_source_rules(desired, at);
+            self.passages.shrink(&desired.passages, at);
             self.shrink_table(desired, at);
             self.shrink_sets(desired, at);
             self.shrink_addresses(desired, at);
@@ -211,8 +217,11 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns whether the packet filter is as desired, and no virtual service is left that only the other backend's elements mark as
     /// ours. What else fails must not keep the other backend's guard in force: it refuses ports that it does not know.
     pub fn has_replaced_abandoned(&self, desired: &Desired) -> bool {
-        let is_filtering =
-            self.sets.is_settled() && self.elements.is_settled() && self.rules.is_settled() && self.table.is_settled();
+        let is_filtering = self.sets.is_settled()
+            && self.elements.is_settled()
+            && self.rules.is_settled()
+            && self.table.is_settled()
+            && self.passages.is_settled();
         let are_ours = |seen: &BTreeMap<ServiceKey, Virtual>| seen.keys().all(|key| desired.virtuals.contains_key(key));
         is_filtering && self.virtuals.seen().is_some_and(are_ours)
     }
@@ -395,6 +404,19 @@ impl<K: Kernel> Mirrors<K> {
             let route = local_route_key(address);
             routes.lacks(route.clone()..=route) || others.next().is_some()
         })
+    }
+
+    /// Looks again for the host's own chains: they may have come since.
+    pub fn look_for_host_chains(&mut self) {
+        self.passages.mark_all();
+    }
+
+    /// Keeps our rules in the chains that the host has.
+    fn keep_passages(&mut self, desired: &Desired, growth: Growth, at: Moment) {
+        if !self.passages.is_settled() {
+            let needed = self.passages.target().needed(&desired.passages);
+            self.passages.grow(&needed, growth, at);
+        }
     }
 
     /// Deletes a set once it is empty, because deleting it deletes its elements.

@@ -9,6 +9,7 @@ use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkName};
+use crate::kernel::nftables::passages::{Passage, Passing};
 use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{Setting, Wanted};
@@ -27,6 +28,8 @@ pub struct Desired {
     pub rules: BTreeMap<Piece, Rules>,
     /// Everything in our table of nf_tables.
     pub table: BTreeMap<Object, Content>,
+    /// Rules in the host's own chain `INPUT`; where it has none, none of them is needed.
+    pub passages: BTreeMap<Passage, Passing>,
     pub virtuals: BTreeMap<ServiceKey, Virtual>,
     pub routes: BTreeMap<RouteKey, Arc<Route>>,
 }
@@ -39,6 +42,7 @@ pub struct ProxyChanges {
     pub elements: Vec<ElementKey>,
     pub rules: Vec<Piece>,
     pub table: Vec<Object>,
+    pub passages: Vec<Passage>,
     pub virtuals: Vec<ServiceKey>,
     pub routes: Vec<RouteKey>,
     /// The owner of a virtual service may have changed although the virtual service itself has not.
@@ -58,6 +62,7 @@ impl ProxyChanges {
             && self.elements.is_empty()
             && self.rules.is_empty()
             && self.table.is_empty()
+            && self.passages.is_empty()
             && self.virtuals.is_empty()
             && self.routes.is_empty()
     }

@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::ProxyConfig;
 use crate::kernel::ipvs::ServiceKey;
+use crate::kernel::monitor::Notice;
 use crate::model::{Authority, Table, World};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Account, Found, Moment};
@@ -197,6 +198,12 @@ impl<K: Kernel> Subsystem for Driver<K> {
         round
     }
 
+    fn disturbed(&mut self, notice: Notice) {
+        if notice == Notice::Rules {
+            self.mirrors.look_for_host_chains();
+        }
+    }
+
     fn replaces_abandoned(&mut self) -> bool {
         self.mirrors.has_replaced_abandoned(self.plan.desired())
     }
@@ -233,6 +240,10 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     /// Looks at the destinations of IPv4 services, of IPv6 ones, and at the elements.
+    fn audited(&mut self, _at: Moment) {
+        self.mirrors.look_for_host_chains();
+    }
+
     fn look_closely(&mut self, course: usize, at: Moment) -> (Vec<Found>, bool) {
         match Family::BOTH.get(course) {
             Some(family) => self.mirrors.look_at_virtuals(self.plan.desired(), *family, at),

@@ -13,13 +13,14 @@
 //!
 //! ```text
 //! chain service_guard { type filter hook input priority filter - 5; policy accept;
+//!     ip daddr . meta l4proto . th dport @ports4 meta mark set meta mark | 0x20000 accept
 //!     ct state established,related accept
 //!     ip daddr @addresses4 ip daddr != @own4 jump service_ports }
-//! chain service_ports { icmp type echo-request accept; ip daddr . meta l4proto . th dport @ports4 accept; reject }
+//! chain service_ports { icmp type echo-request accept; reject }
 //! ```
 //!
-//! Packets of a connection come first because a reply to the host itself may come to a service address. Accepting ends this
-//! table alone: where another program's rules drop what is for a service, that is dropped (`docs/differences.md`).
+//! Packets of a connection come before the jump because a reply to the host itself may come to a service address. Accepting ends this
+//! table alone; the mark is for the host's own rules (`host_input`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Fields, Hook
 use crate::net::Family;
 use crate::net::icmp::{self, Kind};
 
+use super::host_input;
 use super::names::{CHAIN_GUARD, NFT_GUARD, NFT_PORTS, Set};
 
 /// Behind policies, which are at -10 and -9, so that what they drop is not answered here; before the host's own rules.
@@ -98,7 +100,10 @@ pub fn table_chains(families: &[Family]) -> BTreeMap<Object, Content> {
     use nftables::{Match, Rule, Verdict};
     let is_in = |set: Set, lookup, family, negated| Match::InSet { lookup, set: set.in_table(family), negated };
     let states = States::RELATED.or(States::ESTABLISHED);
-    let mut entered = vec![Rule::new([Match::State { states, negated: false }], Verdict::Accept)];
+    let known = |family: &Family| is_in(Set::ServicePorts, Lookup::DestinationService(*family), *family, false);
+    let accepted = |family| Rule::with([known(family)], [host_input::accepted()], Some(Verdict::Accept));
+    let mut entered: Vec<Rule> = families.iter().map(accepted).collect();
+    entered.push(Rule::new([Match::State { states, negated: false }], Verdict::Accept));
     let mut ports = Vec::new();
     for family in families {
         let destination = Lookup::Address(*family, Side::Destination);
@@ -111,8 +116,6 @@ pub fn table_chains(families: &[Family]) -> BTreeMap<Object, Content> {
         ));
         let accept = |number| Rule::new([Match::IcmpKind { family: *family, number }], Verdict::Accept);
         ports.extend(icmp::always_pass(*family).iter().map(|(kind, number)| accept(*number).commented(words(*kind))));
-        let known = is_in(Set::ServicePorts, Lookup::DestinationService(*family), *family, false);
-        ports.push(Rule::new([known], Verdict::Accept));
     }
     ports.push(Rule::new([], Verdict::Reject).commented("not a port of a Service"));
     let base = Base { kind: BaseKind::Filter, hook: Hook::Input, priority: PRIORITY };
@@ -163,9 +166,15 @@ mod tests {
         use nftables::{Match, Verdict};
         let chains = table_chains(&Family::BOTH);
         let [guard, ports] = [NFT_GUARD, NFT_PORTS].map(|name| rules_of(&chains, name));
-        assert_eq!(guard.len(), 3);
-        assert_eq!(guard[0].verdict(), Some(&Verdict::Accept), "a reply to the host may come to a service address");
-        for (rule, family) in guard[1..].iter().zip(Family::BOTH) {
+        assert_eq!(guard.len(), 5);
+        for (rule, family) in guard.iter().zip(Family::BOTH) {
+            let set = Set::ServicePorts.in_table(family);
+            let known = Match::InSet { lookup: Lookup::DestinationService(family), set, negated: false };
+            assert_eq!((rule.matches(), rule.verdict()), (&[known][..], Some(&Verdict::Accept)));
+            assert_eq!(rule.statements(), [host_input::accepted()]);
+        }
+        assert_eq!(guard[2].verdict(), Some(&Verdict::Accept), "a reply to the host may come to a service address");
+        for (rule, family) in guard[3..].iter().zip(Family::BOTH) {
             let named = |set: Set, negated| Match::InSet {
                 lookup: Lookup::Address(family, Side::Destination),
                 set: set.in_table(family),

@@ -9,6 +9,7 @@ use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Leftovers, Ownership, Programs, Table, Tables};
 use crate::kernel::ipvs::{Connections, Destination, ServiceKey, Services, Timeouts};
 use crate::kernel::link::{LinkName, Links};
+use crate::kernel::nftables::passages::{HostChain, Passages};
 use crate::kernel::nftables::{self, OwnTable};
 use crate::kernel::route::{self, Routes, TABLE_LOCAL};
 use crate::kernel::sysctl::Settings;
@@ -17,6 +18,7 @@ use crate::net::{Family, PerFamily};
 use crate::reconcile::{Optional, Target};
 
 use super::apply::{Connected, Kernel, Owned, Targets};
+use super::host_input::COMMENTS;
 use super::marks::service;
 use super::names::{CHAIN_GUARD, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, Set, TABLE};
 
@@ -72,6 +74,7 @@ fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
         elements: Optional::unused("set elements"),
         rules: Optional::unused("iptables rules"),
         table: Optional::unused("nf_tables rules"),
+        passages: Optional::unused(HostChain::Input.kind()),
         virtuals: Services::open(Box::new(|_| false))?,
         routes: Routes::open(route::Ownership::Device { table: TABLE_LOCAL, link: device.clone() })?,
         addresses: Addresses::open([device])?,
@@ -79,6 +82,9 @@ fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
     // To clean up it is opened only where there is one, because opening needs a kernel that has nf_tables.
     if uses(Backend::Nftables) && (used.is_some() || nftables::has_inet_table(TABLE)?) {
         targets.table = Optional::used(OwnTable::open(TABLE)?);
+    }
+    if uses(Backend::Nftables) {
+        targets.passages = Optional::used(Passages::open(HostChain::Input, &COMMENTS)?);
     }
     if uses(Backend::Iptables) {
         let detected = detected();
@@ -116,6 +122,7 @@ impl Kernel for Linux {
     type Elements = Optional<Elements>;
     type Rules = Optional<Tables>;
     type Table = Optional<OwnTable>;
+    type Passages = Optional<Passages>;
     type Virtuals = Services;
     type Routes = Routes;
     type Addresses = Addresses;
@@ -149,6 +156,7 @@ impl Kernel for Linux {
         if self.used.is_some() {
             self.left = None;
             failed.extend(nftables::abandoned::remove(TABLE));
+            failed.extend(nftables::passages::remove(HostChain::Input, &COMMENTS));
         }
         if self.abandoned != PerFamily::default() {
             info!("Removing service proxy rules from the other iptables backend");

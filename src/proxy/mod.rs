@@ -19,7 +19,7 @@
 //! Reading order: [`part`] is what one Service asks for, with one file for each feature that decides about it
 //! ([`endpoints`], [`traffic_policy`], [`session_affinity`], [`scheduler`], [`node_port`], [`external_ip`], [`source_ranges`]);
 //! [`plan`] keeps the union of all parts, [`desired`], one for each key ([`owners`]), with what all Services
-//! share ([`guard`],
+//! share ([`guard`], [`host_input`],
 //! [`masquerade`], [`settings`], [`local_node`], [`other_nodes`]) and what is on its way out ([`drain`], [`closing`], [`udp_flows`]); [`apply`] brings it
 //! into the kernel; [`driver`] is the proxy's part of the loop (`subsystem`). [`names`] pins what running nodes call these things.
 
@@ -38,6 +38,7 @@ pub mod owners;
 pub mod local_node;
 pub mod other_nodes;
 pub mod guard;
+pub mod host_input;
 pub mod masquerade;
 pub mod settings;
 pub mod drain;

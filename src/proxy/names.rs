@@ -28,6 +28,8 @@ pub const TABLE: &str = "sluice_proxy";
 pub const NFT_GUARD: &str = "service_guard";
 /// The chain that accepts known service ports and rejects all others.
 pub const NFT_PORTS: &str = "service_ports";
+/// The base chain that takes the guard's mark away.
+pub const NFT_MARKS: &str = "service_marks";
 /// The base chain that sends connections to Services to the chain of their family.
 pub const NFT_SNAT: &str = "service_snat";
 /// The chains that masquerade connections to remote backends.

@@ -22,7 +22,7 @@ use crate::kernel::bridge::Bridge;
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::link::LinkName;
-use crate::kernel::nftables::forward::InHostChain;
+use crate::kernel::nftables::passages::InHostChain;
 use crate::kernel::nftables::{Content, Key, Name, Object};
 use crate::kernel::route::{Route, RouteKey, TABLE_MAIN};
 use crate::kernel::rule::RuleKey;

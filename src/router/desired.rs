@@ -14,7 +14,7 @@ use crate::kernel::bridge::Bridge;
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::link::LinkName;
-use crate::kernel::nftables::forward::{Passage, Passing};
+use crate::kernel::nftables::passages::{Passage, Passing};
 use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::RouteKey;
 use crate::kernel::rule::RuleKey;

@@ -13,14 +13,14 @@
 //! current link: no rule is left behind for an earlier one.
 //!
 //! With nftables there is no such chain: a table of ours cannot let pass what another one drops. Where the host has a chain
-//! `FORWARD` of iptables-nft, the same three rules stand in that chain itself (`kernel::nftables::forward`), as kube-router
+//! `FORWARD` of iptables-nft, the same three rules stand in that chain itself (`kernel::nftables::passages`), as kube-router
 //! writes them.
 
 use std::collections::BTreeMap;
 
 use crate::kernel::iptables::rule::States;
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
-use crate::kernel::nftables::forward::{Passage, Passing};
+use crate::kernel::nftables::passages::{Passage, Passing};
 use crate::net::Family;
 
 use super::identity::Identity;

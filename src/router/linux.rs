@@ -13,7 +13,7 @@ use crate::kernel::bridge::Bridges;
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Table, Tables};
 use crate::kernel::link::LinkName;
-use crate::kernel::nftables::forward::Passages;
+use crate::kernel::nftables::passages::{HostChain, Passages};
 use crate::kernel::nftables::{self, OwnTable};
 use crate::kernel::route::{Leading, Lookup, Protocol, TABLE_MAIN};
 use crate::kernel::rule::SourceRules;
@@ -94,7 +94,7 @@ fn opened(
         elements: Optional::unused("set elements"),
         rules: Optional::unused("iptables rules"),
         table: Optional::unused("nf_tables rules"),
-        passages: Optional::unused("forward rules"),
+        passages: Optional::unused(HostChain::Forward.kind()),
         receive_ports: ReceivePorts::open(receive_ports(port, &mut tunnels)?)?,
         tunnels,
         routes: Learned::open(pod_ranges)?,
@@ -105,7 +105,7 @@ fn opened(
         targets.table = Optional::used(OwnTable::open(TABLE)?);
     }
     if uses(Backend::Nftables) {
-        targets.passages = Optional::used(Passages::open(&COMMENTS)?);
+        targets.passages = Optional::used(Passages::open(HostChain::Forward, &COMMENTS)?);
     }
     if uses(Backend::Iptables) {
         let detected = iptables::detect(&ownership());
@@ -193,7 +193,7 @@ impl Kernel for Linux {
         let mut failed = Vec::new();
         if self.used.is_some() {
             // Those of nf_tables go with the rules already; where the host has legacy iptables nobody else looks at them.
-            failed.extend(nftables::forward::remove(&COMMENTS));
+            failed.extend(nftables::passages::remove(HostChain::Forward, &COMMENTS));
             failed.extend(nftables::abandoned::remove(TABLE));
         }
         if self.abandoned != Families::default() {

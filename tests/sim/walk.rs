@@ -23,6 +23,7 @@ use sluice::subsystem::Kinds;
 
 use crate::agent::{Agent, Clock, known};
 use crate::damage::{self, Kind};
+use crate::support::memory::ways::needed;
 use crate::support::memory::{Faults, MemoryKernel, State};
 use crate::support::random::Random;
 use crate::support::{flags, generate};
@@ -459,6 +460,7 @@ impl Walk {
         let (state, foreign) = self.kernel.with(|machine| (machine.state.clone(), machine.foreign.clone()));
         let desired = self.agent.desired();
         let Desired { links, addresses, sets, elements, rules, table, virtuals, routes, .. } = desired;
+        same(&state.passages, &foreign.passages, &needed(&desired.passages));
         same(&state.links, &foreign.links, links);
         same(&state.sets, &foreign.sets, sets);
         same(&state.elements, &foreign.elements, elements);
@@ -527,6 +529,7 @@ impl Walk {
         same(&state.elements, &foreign.elements, &BTreeMap::new());
         same(&state.rules, &foreign.rules, &BTreeMap::new());
         same(&state.proxy_table, &foreign.proxy_table, &BTreeMap::new());
+        same(&state.passages, &foreign.passages, &BTreeMap::new());
         same(&state.virtuals, &foreign.virtuals, &BTreeMap::new());
         same(&state.routes, &foreign.routes, &BTreeMap::new());
         same(&state.addresses, &foreign.addresses, &BTreeMap::new());

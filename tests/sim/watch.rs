@@ -206,11 +206,8 @@ impl Round {
             Object::Virtual(key) => state.virtuals.contains_key(key),
             Object::Route(key) => state.routes.contains_key(key),
             Object::Address(key) => state.addresses.contains_key(key),
-            Object::Bridge(_)
-            | Object::Tunnel(_)
-            | Object::ReceivePort(_)
-            | Object::SourceRule(_)
-            | Object::Passage(_) => {
+            Object::Passage(key) => state.passages.contains_key(key),
+            Object::Bridge(_) | Object::Tunnel(_) | Object::ReceivePort(_) | Object::SourceRule(_) => {
                 unreachable!("the service proxy has none of these")
             }
         }
@@ -231,11 +228,8 @@ impl Round {
             Object::InTable(key) => (state.proxy_table.contains_key(key), self.before.proxy_table.contains_key(key)),
             Object::Route(key) => (state.routes.contains_key(key), self.before.routes.contains_key(key)),
             Object::Address(key) => (state.addresses.contains_key(key), self.before.addresses.contains_key(key)),
-            Object::Bridge(_)
-            | Object::Tunnel(_)
-            | Object::ReceivePort(_)
-            | Object::SourceRule(_)
-            | Object::Passage(_) => {
+            Object::Passage(key) => (state.passages.contains_key(key), self.before.passages.contains_key(key)),
+            Object::Bridge(_) | Object::Tunnel(_) | Object::ReceivePort(_) | Object::SourceRule(_) => {
                 unreachable!("the service proxy has none of these")
             }
             Object::Virtual(key) => {

@@ -3,6 +3,7 @@
 //! Only the forms of rules that the guard has are understood; any other one fails the test, so that a new rule
 //! gets its meaning here before it goes unnoticed.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,7 +12,7 @@ use sluice::kernel::ipset::{ElementKey, Entry, SetName};
 use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::kernel::ipvs::ServiceKey;
 use sluice::kernel::nftables::rule::Side;
-use sluice::kernel::nftables::{self, Content, Hook, Key, Lookup, Object};
+use sluice::kernel::nftables::{self, Content, Hook, Key, Lookup, Object, Statement};
 use sluice::kernel::route::{RouteKind, TABLE_LOCAL};
 use sluice::net::{Family, Protocol};
 
@@ -58,7 +59,7 @@ pub fn end_from(state: &State, key: ServiceKey, client: IpAddr) -> End {
     if !is_local(state, address) {
         return End::Elsewhere;
     }
-    let packet = Packet { state, client, address, protocol, port };
+    let packet = Packet { state, client, address, protocol, port, mark: Cell::new(0) };
     if !packet.passes(Table::Mangle) {
         return End::Dropped;
     }
@@ -85,6 +86,7 @@ struct Packet<'a> {
     address: IpAddr,
     protocol: Protocol,
     port: u16,
+    mark: Cell<u32>,
 }
 
 impl Packet<'_> {
@@ -145,20 +147,24 @@ impl Packet<'_> {
             Content::Chain(chain) => Some(chain),
             _ => None,
         });
-        let entered = chains.filter(|chain| {
-            chain
-                .base
-                .is_some_and(|base| base.hook == Hook::Input && (base.priority < -100) == (table == Table::Mangle))
-        });
-        entered.into_iter().all(|chain| self.verdict(&chain.rules).unwrap_or(true))
+        let mut entered: Vec<_> = chains
+            .filter_map(|chain| Some((chain.base.filter(|base| base.hook == Hook::Input)?.priority, chain)))
+            .filter(|(priority, _)| (*priority < -100) == (table == Table::Mangle))
+            .collect();
+        entered.sort_by_key(|(priority, _)| *priority);
+        entered.into_iter().all(|(_, chain)| self.verdict(&chain.rules).unwrap_or(true))
     }
 
     /// Verdict of these rules on the first packet of a connection; `None` if no rule matches.
     fn verdict(&self, rules: &[nftables::Rule]) -> Option<bool> {
         use nftables::Verdict;
         for rule in rules.iter().filter(|rule| rule.matches().iter().all(|one| self.holds(one))) {
-            assert!(rule.statements().is_empty(), "{rule:?} does what this tracer does not know");
+            for statement in rule.statements() {
+                let Statement::SetMark(to) = statement else { panic!("{rule:?} does what this tracer does not know") };
+                self.mark.set(self.mark.get() & !to.mask | to.value);
+            }
             match rule.verdict() {
+                None => {}
                 Some(Verdict::Accept) => return Some(true),
                 Some(Verdict::Reject | Verdict::Drop) => return Some(false),
                 Some(Verdict::Return) => return None,
@@ -182,6 +188,7 @@ impl Packet<'_> {
         match one {
             // Nothing is known of the connection yet, and it is not of ICMP.
             Match::State { negated: false, .. } | Match::IcmpKind { .. } => false,
+            Match::Mark { mark, negated } => (self.mark.get() & mark.mask == mark.value) != *negated,
             Match::InSet { lookup, set, negated } => {
                 let key = match lookup {
                     Lookup::Address(its, Side::Destination) if *its == family => Key::Address(self.address),

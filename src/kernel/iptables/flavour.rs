@@ -80,6 +80,19 @@ impl Programs {
     }
 }
 
+/// Returns which flavour of iptables this host uses; `None` where it has no programs of any. Runs programs only where the
+/// kernel has legacy tables.
+pub fn used() -> Option<Flavour> {
+    if !is_installed() {
+        return None;
+    }
+    let is_legacy = || {
+        let found = detect(&Ownership::default()).programs;
+        found.iter().any(|(_, programs)| programs.is_some_and(|programs| programs.flavour == Flavour::Legacy))
+    };
+    Some(if has_legacy_tables() && is_legacy() { Flavour::Legacy } else { Flavour::NfTables })
+}
+
 /// Returns whether the programs of any flavour and family are installed. Runs none.
 pub fn is_installed() -> bool {
     let plain = [Programs { flavour: Flavour::NfTables, plain: true }];

@@ -32,7 +32,7 @@ pub enum Leftovers {
     None,
     Proxy,
     Router,
-    /// The same without the rules in `FORWARD`: with nftables the router keeps them itself (`kernel::nftables::forward`).
+    /// The same without the rules in `FORWARD`: with nftables the router keeps them itself (`kernel::nftables::passages`).
     RouterEgress,
 }
 

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use super::forward::jumps_to;
+use super::passages::jumps_to;
 use super::wire::{self, HEADER, TABLE, chain, message, rule};
 use crate::kernel::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket};
 use crate::kernel::{Cause, Error};

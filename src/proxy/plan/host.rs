@@ -19,7 +19,7 @@ use crate::proxy::external_ip::Refusals;
 use crate::proxy::local_node::LocalNode;
 use crate::proxy::names::{DEVICE, Set};
 use crate::proxy::part::PartInputs;
-use crate::proxy::{external_ip, guard, masquerade, node_port, settings, source_ranges};
+use crate::proxy::{external_ip, guard, host_input, masquerade, node_port, settings, source_ranges};
 
 impl Plan {
     /// Returns the number of refused external and load balancer addresses.
@@ -111,8 +111,12 @@ impl Plan {
         let mut new: BTreeMap<Object, Content> = sets.collect();
         if self.config.guard {
             new.extend(guard::table_chains(&families));
+            new.extend(host_input::table_chains());
         }
         new.extend(source_ranges::in_table(&self.shape, &families));
+        let passages = if self.config.guard { host_input::passages(&families) } else { BTreeMap::new() };
+        let old = std::mem::replace(&mut self.desired.passages, passages);
+        changed.passages.extend(different_keys(&old, &self.desired.passages));
         new.extend(masquerade::table_chains(&self.node, self.config.masquerade_all));
         // Elements are the last of all objects.
         let before = self.desired.table.iter().take_while(|(object, _)| !matches!(object, Object::Element(..)));

@@ -28,6 +28,7 @@ mod nftables_changes;
 mod nftables_owner;
 mod nftables_takeover;
 mod next_hop;
+mod passages;
 mod router;
 mod rule;
 mod source_guard;

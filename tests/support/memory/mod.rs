@@ -35,6 +35,7 @@ use sluice::proxy::names::Set;
 use sluice::reconcile::{Failure, Glance, Optional, Phase, Step, Target};
 
 use super::random::Random;
+use ways::Passages;
 
 pub use families::{Addresses, Elements, Links, Routes, Rows, RuleRows, Sets, Settings, Virtuals};
 pub use state::{HOST_V4, HOST_V6, Object, State};
@@ -204,6 +205,7 @@ impl MemoryKernel {
             elements: Optional::used(Memory::new(self)),
             rules: Optional::used(Memory::new(self)),
             table: Optional::used(Memory::new(self)),
+            passages: Optional::used(Memory::new(self)),
             virtuals: Memory::new(self),
             routes: Memory::new(self),
             addresses: Memory::new(self),
@@ -215,7 +217,11 @@ impl MemoryKernel {
         let targets = self.targets();
         self.with(|machine| machine.backend = Some(backend));
         match backend {
-            Backend::Iptables => Targets { table: Optional::unused(ProxyTable::NAME), ..targets },
+            Backend::Iptables => Targets {
+                table: Optional::unused(ProxyTable::NAME),
+                passages: Optional::unused(Passages::NAME),
+                ..targets
+            },
             Backend::Nftables => Targets {
                 sets: Optional::unused(Sets::NAME),
                 elements: Optional::unused(Elements::NAME),
@@ -233,6 +239,7 @@ impl Kernel for MemoryKernel {
     type Elements = Optional<Memory<Elements>>;
     type Rules = Optional<Memory<RuleRows>>;
     type Table = Optional<Memory<ProxyTable>>;
+    type Passages = Optional<Memory<Passages>>;
     type Virtuals = Memory<Virtuals>;
     type Routes = Memory<Routes>;
     type Addresses = Memory<Addresses>;
@@ -277,7 +284,10 @@ impl Kernel for MemoryKernel {
                     machine.lose_all::<Elements>(|key| Elements::is_ours(key, &()));
                     machine.lose_all::<Sets>(families::is_our_set);
                 }
-                Some(Backend::Iptables) => machine.lose_all::<ProxyTable>(|_| true),
+                Some(Backend::Iptables) => {
+                    machine.lose_all::<ProxyTable>(|_| true);
+                    machine.lose_all::<Passages>(|_| true);
+                }
                 None => {}
             }
         });
@@ -526,6 +536,7 @@ impl Machine {
         differences(&was.elements, &is.elements, &mut found);
         differences(&was.rules, &is.rules, &mut found);
         differences(&was.proxy_table, &is.proxy_table, &mut found);
+        differences(&was.passages, &is.passages, &mut found);
         differences(&was.router_table, &is.router_table, &mut found);
         differences(&was.virtuals, &is.virtuals, &mut found);
         differences(&was.routes, &is.routes, &mut found);

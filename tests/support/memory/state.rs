@@ -13,7 +13,7 @@ use sluice::kernel::ipset::{ElementKey, Entry, SetKind, SetName, SetSpec};
 use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::kernel::ipvs::{Destination, Forwarding, Service, ServiceKey, Virtual};
 use sluice::kernel::link::{Link, LinkKind, LinkName};
-use sluice::kernel::nftables::forward::{Passage, Passing};
+use sluice::kernel::nftables::passages::{Passage, Passing};
 use sluice::kernel::nftables::{self, Content};
 use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL, TABLE_MAIN};
 use sluice::kernel::rule::RuleKey;

@@ -10,7 +10,7 @@ use sluice::kernel::bridge::Bridge;
 use sluice::kernel::ipset::SetName;
 use sluice::kernel::iptables::Piece;
 use sluice::kernel::link::LinkName;
-use sluice::kernel::nftables::forward::{InHostChain, Passage, Passing};
+use sluice::kernel::nftables::passages::{InHostChain, Passage, Passing};
 use sluice::kernel::route::{Route, RouteKey};
 use sluice::kernel::rule::RuleKey;
 use sluice::kernel::tunnel::{ReceivePort, Tunnel};

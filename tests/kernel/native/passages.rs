@@ -1,0 +1,119 @@
+//! Our rules in the host's own chains, on the real kernel: iptables' programs read what was written, and nothing else changes.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use sluice::kernel::nftables::passages::{HostChain, InHostChain, Passage, Passages, Passing, remove};
+use sluice::kernel::nftables::rule::Mark;
+use sluice::net::Family;
+use sluice::reconcile::{Growth, Mirror, Moment, Reflection};
+
+use crate::namespace::{in_new, run, shell};
+
+const COMMENTS: [&str; 1] = ["allow traffic to ports of Services"];
+const MARK: Mark = Mark { value: 0x20000, mask: 0x20000 };
+
+fn wanted() -> BTreeMap<Passage, Passing> {
+    let key = |family| Passage { family, comment: COMMENTS[0] };
+    Family::BOTH.map(|family| (key(family), Passing::Marked(MARK))).into()
+}
+
+fn moment() -> Moment {
+    Moment { now: Instant::now(), jitter: 0 }
+}
+
+/// A mirror that has brought about what the host's chains can have, and sees it so when it reads anew.
+fn kept() -> Mirror<Passages> {
+    let mut mirror = Mirror::new(Passages::open(HostChain::Input, &COMMENTS).expect("a socket"));
+    for _ in 0..2 {
+        let needed = mirror.target().needed(&wanted());
+        mirror.grow(&needed, Growth::Full, moment());
+        assert!(mirror.is_settled(), "{:?}", mirror.trouble());
+        mirror.forget();
+    }
+    mirror
+}
+
+fn input(program: &str) -> Vec<String> {
+    let text = run(&format!("{program} -t filter"));
+    text.lines().filter(|line| line.starts_with("-A INPUT")).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_mark_passes_an_input_chain_that_drops_and_iptables_reads_the_rule() {
+    in_new(|| {
+        run("ip link set lo up");
+        for program in ["iptables-nft", "ip6tables-nft"] {
+            run(&format!("{program} -P INPUT DROP"));
+            run(&format!("{program} -N KUBE-ROUTER-INPUT"));
+            run(&format!("{program} -A INPUT -j KUBE-ROUTER-INPUT"));
+            run(&format!("{program} -A INPUT -p tcp --dport 22 -j ACCEPT"));
+        }
+        // Who marks packets as the guard does: before the host's chain.
+        run("nft add table inet marking");
+        run("nft add chain inet marking input { type filter hook input priority -5 ; }");
+        run("nft add rule inet marking input udp dport 9001 meta mark set 0x20005");
+        let arrives = |port: u16| {
+            let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).expect("a socket");
+            receiver.set_read_timeout(Some(Duration::from_millis(300))).expect("a time");
+            let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
+            sender.send_to(b"x", (Ipv4Addr::LOCALHOST, port)).expect("sent");
+            receiver.recv(&mut [0; 8]).is_ok()
+        };
+        assert_eq!([arrives(9001), arrives(9002)], [false, false], "the host drops");
+        let before = [input("iptables-nft-save"), input("ip6tables-nft-save")];
+        let _kept = kept();
+        assert_eq!([arrives(9001), arrives(9002)], [true, false], "what is marked passes, and nothing else");
+        for (program, before) in ["iptables-nft-save", "ip6tables-nft-save"].into_iter().zip(&before) {
+            let rules = input(program);
+            assert_eq!([&rules[0], &rules[2]], [&before[0], &before[1]], "policies first, the host's own behind");
+            let ours = "-A INPUT -m mark --mark 0x20000/0x20000 -m comment --comment \"allow traffic to ports of Services\" -j ACCEPT";
+            assert_eq!((rules[1].as_str(), rules.len()), (ours, 3), "{rules:#?}");
+        }
+        // Saved and restored by somebody else it is still ours, and in its place.
+        shell("saved=$(iptables-nft-save); echo \"$saved\" | iptables-nft-restore");
+        let again = kept();
+        assert_eq!(again.steps_done(), 0, "nothing is written again");
+        assert_eq!(remove(HostChain::Input, &COMMENTS), None);
+        assert_eq!([input("iptables-nft-save"), input("ip6tables-nft-save")], before);
+    });
+}
+
+#[test]
+fn a_host_without_the_chain_gets_no_rule_and_one_that_gets_it_later_does() {
+    in_new(|| {
+        let before = run("nft list ruleset");
+        let mut mirror = kept();
+        assert_eq!(run("nft list ruleset"), before);
+        run("nft add table ip filter");
+        run("nft add chain ip filter INPUT { type filter hook input priority 0 ; policy drop ; }");
+        let needed = mirror.target().needed(&wanted());
+        mirror.grow(&needed, Growth::Full, moment());
+        assert!(mirror.is_settled(), "{:?}", mirror.trouble());
+        assert_eq!(input("iptables-nft-save").len(), 1);
+        assert!(!run("nft list ruleset").contains("table ip6"), "{}", run("nft list ruleset"));
+    });
+}
+
+#[test]
+fn a_rule_that_asks_otherwise_is_put_right() {
+    in_new(|| {
+        run("nft add table ip filter");
+        run("nft add chain ip filter INPUT { type filter hook input priority 0 ; }");
+        for wrong in ["meta mark 7", "meta mark and 0x20000 == 0", "tcp dport 80", "meta mark and 0x30000 == 0x20000"] {
+            shell(&format!("nft 'add rule ip filter INPUT {wrong} accept comment \"{}\"'", COMMENTS[0]));
+            let _kept = kept();
+            let rules = input("iptables-nft-save");
+            assert_eq!(rules.len(), 1, "{wrong}: {rules:#?}");
+            assert!(rules[0].contains("--mark 0x20000/0x20000 "), "{wrong}: {rules:#?}");
+        }
+        // The same, as `nft` or a kernel without xt_mark has it, stays.
+        run("nft flush chain ip filter INPUT");
+        shell(&format!(
+            "nft 'add rule ip filter INPUT meta mark and 0x20000 == 0x20000 counter accept comment \"{}\"'",
+            COMMENTS[0]
+        ));
+        assert_eq!(kept().steps_done(), 0);
+    });
+}
