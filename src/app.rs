@@ -28,7 +28,7 @@ use tracing::{info, warn};
 use crate::cleanup;
 use crate::cni;
 use crate::cni::serve::Calls;
-use crate::config::{Config, ObserveConfig, RouterConfig, Source, TOOLCHAIN, VERSION};
+use crate::config::{Config, ObserveConfig, RouterConfig, Source, TOOLCHAIN, VERSION, Variant};
 use crate::firewall::driver::{self, StartingPod};
 use crate::gobgp;
 use crate::gobgp::serve::{Place, Ports};
@@ -38,7 +38,7 @@ use crate::k8s::outage::Outages;
 use crate::k8s::{Message, Wanted, manifests, report, watch as watch_api};
 use crate::kernel::Error;
 use crate::kernel::address::host_addresses;
-use crate::kernel::iptables::is_installed;
+use crate::kernel::iptables::{self, Flavour};
 use crate::kernel::link::LinkName;
 use crate::kernel::monitor::{self, Changes, Watched};
 use crate::kernel::nftables::probe;
@@ -86,7 +86,13 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 /// Decides which packet filter the subsystems use on this host.
 fn decided(config: Config) -> anyhow::Result<Config> {
     let nftables = || probe().map_err(|missing| missing.to_string());
-    let backend = config.netfilter.backend(nftables, is_installed()).map_err(anyhow::Error::msg)?;
+    let variant = || {
+        iptables::used().map(|flavour| match flavour {
+            Flavour::NfTables => Variant::NfTables,
+            Flavour::Legacy => Variant::Legacy,
+        })
+    };
+    let backend = config.netfilter.backend(nftables, variant).map_err(anyhow::Error::msg)?;
     info!(?backend, "Packet filter chosen");
     Ok(config.decided(backend))
 }

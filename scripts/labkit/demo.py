@@ -2,6 +2,8 @@
 """The part of scripts/demo that runs where the nodes are: shows the main jobs and says at the end what held."""
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 
@@ -142,11 +144,19 @@ def policies(bed):
     bed.source.apply("pods", made)
     who_reaches(bed, {("n1p2", "tcp"), ("n1p2", "udp"), ("n2p2", "tcp"), ("n2p2", "udp")}, "without a policy everybody reaches n3p1")
     rule = {"from": [{"podSelector": {"matchLabels": {"app": "n1p2"}}}], "ports": [{"protocol": "TCP", "port": objects.TARGET}]}
-    bed.source.apply("policy", [{
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "only-n1p2", "namespace": objects.NAMESPACE},
-        "spec": {"podSelector": {"matchLabels": {"app": "n3p1"}}, "policyTypes": ["Ingress"], "ingress": [rule]}}])
+    policy = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "only-n1p2", "namespace": objects.NAMESPACE},
+              "spec": {"podSelector": {"matchLabels": {"app": "n3p1"}}, "policyTypes": ["Ingress"], "ingress": [rule]}}
+    foreseen(bed, policy)
+    drops = question(3, bed, "drops", "-f")
+    # Rules log ten packets at once, and then one in six seconds: those ten shall not come before somebody reads them.
+    own.wait(lambda: " 100 " in f" {net.node(3, 'cat', '/proc/net/netfilter/nfnetlink_log')}", 20, 0.1)
+    bed.source.apply("policy", [policy])
     say("applied NetworkPolicy only-n1p2")
     who_reaches(bed, {("n1p2", "tcp")}, "with it only n1p2 does, by TCP")
+    refused(drops)
+    table = net.node(3, "nft", "list", "map", "inet", "sluice_policy", "ingress4")
+    show("node 3$ nft list map inet sluice_policy ingress4", table)
+    hold("nftables judges the pod by its address", net.pod_addresses("n3p1")[0] in table and "only-n1p2" in table, table)
     for client, verdict in (("n1p2", "allowed by default/only-n1p2"), ("n2p2", "isolated by default/only-n1p2")):
         asked = ["--from", f"default/{client}", "--to", f"default/n3p1:{objects.TARGET}"]
         said = net.node(3, bed.binary, "policy", "explain", f"--socket={net.RUN}/n3/sluice.sock", *asked)
@@ -156,6 +166,32 @@ def policies(bed):
     say("removed it")
     who_reaches(bed, {(client, protocol) for client in pods[:2] for protocol in ("tcp", "udp")}, "without it everybody reaches n3p1 again")
     bed.source.withdraw("pods")
+
+
+def question(i, bed, *words, text_in=None):
+    """A question about policies to the agent of node i that goes on by itself."""
+    return subprocess.Popen(net.node_command(i, bed.binary, "policy", *words, f"--socket={net.RUN}/n{i}/sluice.sock"),
+                            stdin=subprocess.DEVNULL if text_in is None else subprocess.PIPE,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def foreseen(bed, policy):
+    """What the policy would change, before it is there, and that the question changes nothing."""
+    said = question(3, bed, "diff", "-f", "-", text_in=True).communicate(json.dumps(policy))[0]
+    show("node 3$ sluice policy diff -f only-n1p2.json", said)
+    hold("`policy diff` says what the policy would do before it is there",
+         all(part in said for part in ("default/only-n1p2: new", "become isolated: 1", "Closes:", "default/n2p2")), said)
+    hold("the question changes nothing", reaches("n2p2", net.pod_addresses("n3p1")[0], "tcp"))
+
+
+def refused(process):
+    """What `policy drops -f` printed meanwhile: who was refused, and by which policy."""
+    process.send_signal(signal.SIGINT)
+    lines = process.communicate()[0].splitlines()
+    show("node 3$ sluice policy drops -f", "\n".join(lines[:6]))
+    for family, client in enumerate(net.pod_addresses("n2p2")):
+        hold(f"`policy drops` names the packets from {client} that were refused, and the policy", any(
+            client in line and "default/n3p1" in line and "default/only-n1p2" in line for line in lines), lines)
 
 
 def who_reaches(bed, wanted, what):

@@ -44,6 +44,7 @@ def run(binary, facts):
             tables(bed, made)
             service_moves(bed, made["local"])
             crash_loses_nothing(bed, made["web"])
+            first_packets(bed)
             for i, agent in bed.agents.items():
                 hold(f"the agent of node {i} of the small cluster is alive and healthy", agent.is_alive() and agent.healthy(),
                      kernel.http_get(i, "/healthz"))
@@ -191,3 +192,41 @@ def crash_loses_nothing(bed, service):
     hold("no connection from outside to the Service failed or broke", o["failed"] == o["broken"] == 0 and o["fresh"] > 10, o)
     after = {f: routes_at_router(f) for f in "46"}
     hold("the router outside has the routes that it had", after == before, kernel.difference(before, after))
+
+
+def first_packets(bed):
+    """Pods that may not send anything and send from their first moment on: without the CNI plugin of the agent, and with it."""
+    say("a policy that denies jobs on node 1 to send; they send from their first moment on")
+    bed.source.apply("deny-jobs", [{
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny-jobs", "namespace": objects.NAMESPACE},
+        "spec": {"podSelector": {"matchLabels": {"app": "job"}}, "policyTypes": ["Ingress", "Egress"]}}])
+    answered = job(bed, "n1p7")
+    print(f"  without --netpol-cni: {answered[0]} packets over IPv4 and {answered[1]} over IPv6 were answered", flush=True)
+    agent = bed.agents[1]
+    agent.stop()
+    agent.extra = [*agent.extra, "--netpol-cni"]
+    agent.start()
+    bed.ready(1)
+    types = [plugin["type"] for plugin in own.read_json(net.cni_file(1))["plugins"]]
+    show("node 1$ jq -c '[.plugins[].type]' /etc/cni/net.d/10-kuberouter.conflist", json.dumps(types))
+    hold("with --netpol-cni the agent adds its plugin to the CNI file", types[-1] == "sluice-cni", types)
+    answered = job(bed, "n1p8")
+    print(f"  with --netpol-cni:    {answered[0]} packets over IPv4 and {answered[1]} over IPv6 were answered", flush=True)
+    hold("a pod that starts with --netpol-cni gets no packet past its policies, from the first one on", answered == [0, 0], answered)
+    bed.source.withdraw("deny-jobs")
+
+
+def job(bed, name):
+    """Starts a pod that sends packets at once; how many of each family were answered. Its status comes behind its start, as a kubelet writes it."""
+    made = {**objects.pod(name, []), "metadata": {"name": name, "namespace": objects.NAMESPACE, "labels": {"app": "job"}}}
+    bed.source.apply(name, [made])
+    net.pod_add(net.node_of(name), name)
+    streams = [packets.Stream(name, [(address, objects.TARGET)], pause=0.005) for address in net.pod_addresses("n2p1")]
+    bed.source.apply(name, [{**made, "status": objects.pod_status(name)}])
+    time.sleep(2)
+    outcomes = [stream.stop() for stream in streams]
+    hold(f"{name} sent packets of both families", all(o["sent"] > 10 for o in outcomes), outcomes)
+    answered = [o["sent"] - o["lost"] for o in outcomes]
+    bed.source.withdraw(name)
+    net.pod_delete(net.node_of(name), name)
+    return answered

@@ -22,6 +22,7 @@ from . import own
 
 RUN = "/run/lab"
 CNI = "/usr/lib/cni"
+AGENT_CNI = f"{RUN}/bin"  # the plugin that comes with the agent
 CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -244,12 +245,14 @@ def cni(i, verb, pod):
             "type": "bridge", "bridge": "kube-bridge", "isDefaultGateway": True, "hairpinMode": True, "mtu": 1500,
             "ipam": {"type": "host-local", "ranges": [[{"subnet": r}] for r in plan.pod_ranges(i)]}}]}
     env = {"CNI_COMMAND": verb, "CNI_CONTAINERID": pod, "CNI_NETNS": f"/run/netns/{pod}", "CNI_IFNAME": "eth0",
-           "CNI_PATH": CNI, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+           "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}",
+           "CNI_PATH": f"{CNI}:{AGENT_CNI}", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
     answer = None
     for plugin in conf["plugins"] if verb == "ADD" else reversed(conf["plugins"]):
         # What CNI's specification has a runtime do: each plugin gets the list's name and version, and the answer of the one before.
         asked = {"cniVersion": conf["cniVersion"], "name": conf["name"], **plugin, **({"prevResult": answer} if answer else {})}
-        said = own.run(*node_command(i, f"{CNI}/{plugin['type']}"), text_in=json.dumps(asked), env=env)
+        program = shutil.which(plugin["type"], path=env["CNI_PATH"])
+        said = own.run(*node_command(i, program), text_in=json.dumps(asked), env=env)
         answer = json.loads(said) if said.strip() else None
     return answer
 
@@ -258,7 +261,16 @@ def pod_add(i, name):
     ip(None, f"netns add {name}")
     sysctl(name, EVERY_SYSCTL)
     ip(name, "link set lo up")
-    given = [a["address"].split("/")[0] for a in cni(i, "ADD", name)["ips"]]
+    for patience in reversed(range(10)):
+        try:
+            answer = cni(i, "ADD", name)
+            break
+        except own.LabError as error:
+            # What a kubelet does when a plugin says "try again later" (code 11).
+            if '"code":11' not in str(error).replace(" ", "") or not patience:
+                raise
+            cni(i, "DEL", name)
+    given = [a["address"].split("/")[0] for a in answer["ips"]]
     addresses = sorted(given, key=lambda a: ":" in a)
     own.write(f"{RUN}/{name}.json", json.dumps(addresses))
     return addresses

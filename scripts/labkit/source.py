@@ -97,7 +97,9 @@ class Cluster:
             self.api.put(os.path.dirname(self.path_of(item)), item)
             if "status" in item:
                 self.api.patch(f"{self.path_of(item)}/status", {"status": item["status"]})
-            self.applied.setdefault(name, []).append(self.path_of(item))
+            paths = self.applied.setdefault(name, [])
+            if self.path_of(item) not in paths:
+                paths.append(self.path_of(item))
 
     def withdraw(self, name):
         for path in self.applied.pop(name, []):

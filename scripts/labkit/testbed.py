@@ -1,4 +1,5 @@
 """Nodes, pods that answer, a source of objects and an agent on every node: what the demo and the tests play on."""
+import contextlib
 import itertools
 import os
 import signal
@@ -27,6 +28,9 @@ class Testbed:
 
     def up(self):
         self.plan = net.up(*self.shape)
+        os.makedirs(net.AGENT_CNI, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.symlink(os.path.abspath(self.binary), f"{net.AGENT_CNI}/sluice-cni")
         if not self.plan.routed:
             self.serve()
         if self.facts:

@@ -93,7 +93,7 @@ pub struct Flags {
     #[arg(long)]
     pub enable_ipv6: bool,
 
-    /// Packet filter of all of them: nftables, iptables, or auto, which is iptables where its programs are installed
+    /// Packet filter of all of them: nftables, iptables, or auto, which is nftables where the kernel can do all of it and no legacy iptables is in use
     #[arg(long, default_value = "auto")]
     pub netfilter: String,
 

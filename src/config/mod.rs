@@ -38,7 +38,7 @@ pub use environment::Environment;
 pub use firewall::FirewallConfig;
 pub use flags::Flags;
 pub use mistakes::Mistakes;
-pub use netfilter::{Backend, Netfilter};
+pub use netfilter::{Backend, Netfilter, Variant};
 pub use observe::{MetricsConfig, ObserveConfig};
 pub use proxy::ProxyConfig;
 pub use refusal::Refusal;

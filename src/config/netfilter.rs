@@ -1,7 +1,9 @@
 //! Which of the kernel's packet filters all subsystems program: nftables, or iptables with ipset.
 //!
 //! One choice for all of them: rules of both are in force side by side, and the order between them is nobody's decision.
-//! `--netfilter` says which; `auto` is decided by what the host has, once, at the start ([`Netfilter::backend`]).
+//! `--netfilter` says which; `auto` is decided by what the host has, once, at the start ([`Netfilter::backend`]): nftables where the kernel
+//! can do all of it, but not on a host with rules of legacy iptables. What those drop by default a table of nf_tables cannot let pass, and
+//! nothing but their own programs can write into their chains.
 
 use super::flags::Flags;
 use super::mistakes::Mistakes;
@@ -24,8 +26,12 @@ pub enum Backend {
     Nftables,
 }
 
-/// Backend that `auto` chooses where the host has both.
-const PREFERRED: Backend = Backend::Iptables;
+/// The variant of iptables that a host uses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Variant {
+    NfTables,
+    Legacy,
+}
 
 /// Modules and packages that a host may lack.
 const PACKAGES: &str = "nftables needs the kernel modules nf_tables, nft_ct, nft_fib_inet, nft_reject_inet, nft_limit, nft_log, \
@@ -53,11 +59,16 @@ impl Netfilter {
     }
 
     /// Returns the backend for all subsystems of this host. `nftables` tries what is needed of the kernel and returns what it
-    /// refused; it is only called where the answer matters. `iptables`: the programs are there.
+    /// refused; `iptables` looks which variant the host uses, `None` without its programs. Both are only called where the
+    /// answer matters.
     ///
     /// # Errors
     /// The host has not what was asked for, as a sentence for its administrator.
-    pub fn backend(self, nftables: impl FnOnce() -> Result<(), String>, iptables: bool) -> Result<Backend, String> {
+    pub fn backend(
+        self,
+        nftables: impl FnOnce() -> Result<(), String>,
+        iptables: impl FnOnce() -> Option<Variant>,
+    ) -> Result<Backend, String> {
         match self {
             Netfilter::Iptables => Ok(Backend::Iptables),
             Netfilter::Nftables => nftables().map(|()| Backend::Nftables).map_err(|refused| {
@@ -66,19 +77,19 @@ impl Netfilter {
                      start with --netfilter=iptables: {PACKAGES}."
                 )
             }),
-            Netfilter::Auto => auto(PREFERRED, nftables, iptables),
+            Netfilter::Auto => auto(nftables, iptables()),
         }
     }
 }
 
 /// Decides between the two by what the host has.
-fn auto(preferred: Backend, nftables: impl FnOnce() -> Result<(), String>, iptables: bool) -> Result<Backend, String> {
-    if iptables && preferred == Backend::Iptables {
+fn auto(nftables: impl FnOnce() -> Result<(), String>, iptables: Option<Variant>) -> Result<Backend, String> {
+    if iptables == Some(Variant::Legacy) {
         return Ok(Backend::Iptables);
     }
     match nftables() {
         Ok(()) => Ok(Backend::Nftables),
-        Err(_) if iptables => Ok(Backend::Iptables),
+        Err(_) if iptables.is_some() => Ok(Backend::Iptables),
         Err(refused) => Err(format!(
             "this host has neither iptables nor an nftables that can be used ({refused}): install one of them: {PACKAGES}."
         )),
@@ -97,11 +108,15 @@ mod tests {
         panic!("nobody needs the answer")
     }
 
+    fn not_looked_at() -> Option<Variant> {
+        panic!("nobody needs the answer")
+    }
+
     #[test]
     fn who_names_a_backend_gets_it_or_one_sentence() {
-        assert_eq!(Netfilter::Iptables.backend(not_tried, false), Ok(Backend::Iptables));
-        assert_eq!(Netfilter::Nftables.backend(|| Ok(()), true), Ok(Backend::Nftables));
-        let sentence = Netfilter::Nftables.backend(refused, true).expect_err("the kernel refuses");
+        assert_eq!(Netfilter::Iptables.backend(not_tried, not_looked_at), Ok(Backend::Iptables));
+        assert_eq!(Netfilter::Nftables.backend(|| Ok(()), not_looked_at), Ok(Backend::Nftables));
+        let sentence = Netfilter::Nftables.backend(refused, not_looked_at).expect_err("the kernel refuses");
         for word in [
             "--netfilter",
             "(no nft_fib)",
@@ -118,15 +133,20 @@ mod tests {
 
     #[test]
     fn auto_takes_what_the_host_has() {
-        assert_eq!(Netfilter::Auto.backend(not_tried, true), Ok(Backend::Iptables), "as before there was a choice");
-        for preferred in [Backend::Iptables, Backend::Nftables] {
-            assert_eq!(auto(preferred, refused, true), Ok(Backend::Iptables));
-            let sentence = auto(preferred, refused, false).expect_err("there is nothing to use");
-            assert!(
-                sentence.starts_with("this host has neither iptables nor ") && sentence.contains("xt_ipvs"),
-                "{sentence}"
-            );
-            assert_eq!(auto(preferred, || Ok(()), false), Ok(Backend::Nftables));
+        let auto = |nftables: fn() -> Result<(), String>, iptables| Netfilter::Auto.backend(nftables, move || iptables);
+        for iptables in [None, Some(Variant::NfTables)] {
+            assert_eq!(auto(|| Ok(()), iptables), Ok(Backend::Nftables), "{iptables:?}");
         }
+        assert_eq!(
+            auto(not_tried, Some(Variant::Legacy)),
+            Ok(Backend::Iptables),
+            "what legacy rules drop only legacy rules let pass"
+        );
+        assert_eq!(auto(refused, Some(Variant::NfTables)), Ok(Backend::Iptables));
+        let sentence = auto(refused, None).expect_err("there is nothing to use");
+        assert!(
+            sentence.starts_with("this host has neither iptables nor ") && sentence.contains("xt_ipvs"),
+            "{sentence}"
+        );
     }
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Runs the end-to-end tests where the nodes are (a guest, or this machine's namespaces); `scripts/test` calls it.
 
-  run.py BINARY [--bed manifests|routing|routing-flat|forwarding|api] [--netfilter iptables|nftables] [--only WORD] [--long]
+  run.py BINARY [--bed manifests|routing|routing-flat|forwarding|api] [--netfilter nftables|iptables] [--only WORD] [--long]
 
 A test is a function whose name is a sentence, in one of the modules below; it gets the testbed of its module and says
 by an exception what does not hold. Each test makes the Services it needs and takes them away again.
@@ -37,18 +37,15 @@ SHAPES = {
     "api": {"subnets": 2, "routed": True, "flags": ["--run-router=true"]},
 }
 LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the others' by nf_tables
-# Without --long a bed runs these modules and tests with one of the packet filters; where nothing is said, all with iptables and none with nftables.
-DAILY = {
-    "iptables": {"manifests": [name for name in BEDS["manifests"] if name != "backends"], "routing-flat": [],
-                 "forwarding": ["forwarding", "withdrawal", "rest"]},
-    "nftables": {"manifests": ["exposure", "guard", "masquerade", "source_ranges", "hairpin", "policies_say_who_reaches_whom_over_every_protocol_and_family", "backends"],
-                 "routing-flat": ["routing_flat"], "forwarding": ["forwarding", "backends_routed"]},
-}
+# Agents take nftables where nothing is said, so every bed runs all of its tests with it. With iptables a bed runs without --long what has rules of
+# its own there: these modules and tests.
+WITH_IPTABLES = ["exposure", "guard", "masquerade", "hairpin", "source_ranges", "repair", "foreign", "policies_say_who_reaches_whom_over_every_protocol_and_family",
+                 "a_policy_judges_who_comes_through_a_node_port_by_the_address_that_the_pod_sees",
+                 "rules_are_written_by_the_flavour_that_the_node_uses", "forwarding"]
 
 
 def tests_of(bed, netfilter, only, long):
-    everything = BEDS[bed] if netfilter == "iptables" else []
-    chosen = BEDS[bed] if only or long else DAILY[netfilter].get(bed, everything)
+    chosen = BEDS[bed] if only or long or netfilter == "nftables" else WITH_IPTABLES
     for name in BEDS[bed]:
         module = importlib.import_module(name)
         for function in vars(module).values():
@@ -78,12 +75,12 @@ def main():
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("binary")
     parser.add_argument("--bed", action="append", choices=list(BEDS))
-    parser.add_argument("--netfilter", action="append", choices=["iptables", "nftables"], help="of all agents; both unless given")
+    parser.add_argument("--netfilter", action="append", choices=["nftables", "iptables"], help="of all agents; both unless given")
     parser.add_argument("--only", action="append", help="tests with this in their name, or of this module")
     parser.add_argument("--long", action="store_true")
     known = parser.parse_args()
     passed, failed = 0, []
-    for bed, netfilter in itertools.product(known.bed or BEDS, known.netfilter or ("iptables", "nftables")):
+    for bed, netfilter in itertools.product(known.bed or BEDS, known.netfilter or ("nftables", "iptables")):
         tests = list(tests_of(bed, netfilter, known.only, known.long))
         if not tests:
             continue

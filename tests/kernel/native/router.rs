@@ -723,6 +723,7 @@ fn the_packet_filter_changes_under_running_pods_and_leaves_nothing_behind() {
             run(&format!("{within} {tool} -P FORWARD DROP"));
             run(&format!("{within} {tool} -A FORWARD -i of-others -j ACCEPT"));
         }
+        cluster.flags.insert(1, vec!["--netfilter=iptables".to_owned()]);
         cluster.start(1);
         cluster.start(2);
         cluster.until(1, &OF_2);
@@ -780,6 +781,7 @@ fn what_iptables_left_goes_without_its_programs_or_is_named() {
                 run(&format!("{within} {tool}-{flavour} -t mangle -N KUBE-IPTABLES-HINT"));
                 run(&format!("{within} {tool}-{flavour} -A FORWARD -i of-others -j ACCEPT"));
             }
+            cluster.flags.insert(1, vec!["--netfilter=iptables".to_owned()]);
             cluster.start(1);
             cluster.until_said(1, "First sync", 1);
             cluster.kill(1);
@@ -832,6 +834,7 @@ fn a_cleanup_without_programs_leaves_no_chain_of_ours_in_nf_tables() {
         for tool in ["iptables", "ip6tables"] {
             run(&format!("{within} {tool}-nft -t mangle -N KUBE-IPTABLES-HINT"));
         }
+        cluster.flags.insert(1, vec!["--netfilter=iptables".to_owned()]);
         cluster.start(1);
         cluster.until_said(1, "First sync", 1);
         cluster.kill(1);
