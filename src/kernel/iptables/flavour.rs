@@ -94,7 +94,7 @@ pub fn used() -> Option<Flavour> {
 }
 
 /// Returns whether the programs of any flavour and family are installed. Runs none.
-pub fn is_installed() -> bool {
+fn is_installed() -> bool {
     let plain = [Programs { flavour: Flavour::NfTables, plain: true }];
     let named = [Flavour::NfTables, Flavour::Legacy].map(|flavour| Programs { flavour, plain: false });
     let all = plain.into_iter().chain(named);

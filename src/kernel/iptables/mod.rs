@@ -49,9 +49,7 @@ use crate::net::{Family, PerFamily};
 use crate::reconcile::{Failure, Phase, Step, Target};
 
 pub use self::counted::{Counted, counted};
-pub use self::flavour::{
-    Detected, Flavour, Programs, detect, has_unreadable_tables, is_installed, kernel_has_ipv6, used,
-};
+pub use self::flavour::{Detected, Flavour, Programs, detect, has_unreadable_tables, kernel_has_ipv6, used};
 pub use self::leftover::Leftovers;
 pub use self::piece::{Piece, Rules, Table};
 pub use self::rule::{Match, Rule, Verdict};
