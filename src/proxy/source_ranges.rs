@@ -168,7 +168,13 @@ pub fn is_chain(object: &Object) -> bool {
 
 /// Returns whether a chain knows the lengths of prefixes: one that knows only some of them drops packets of clients of the others.
 pub fn knows_lengths(object: &Object) -> bool {
-    matches!(object, Object::Chain(name) if Family::BOTH.iter().any(|family| *NFT_SOURCES.of(*family) == name.as_str()))
+    family_of(object).is_some()
+}
+
+/// Returns the family of a chain that knows the lengths of prefixes; `None` for another object.
+pub fn family_of(object: &Object) -> Option<Family> {
+    let Object::Chain(name) = object else { return None };
+    Family::BOTH.into_iter().find(|family| *NFT_SOURCES.of(*family) == name.as_str())
 }
 
 /// Returns the sets and chains in our table of nf_tables: of all these families, or none where nothing is restricted, because what is

@@ -447,8 +447,21 @@ impl Walk {
         let trouble: Vec<_> = self.agent.mirrors.reflections().iter().filter_map(|f| f.trouble().cloned()).collect();
         assert!(trouble.is_empty(), "nothing fails, and there is trouble: {trouble:#?}");
         if self.agent.authority == Authority::Complete {
-            assert!(self.agent.mirrors.is_settled(), "nothing fails, and it does not settle: {:#?}", self.unsettled());
+            assert!(
+                self.agent.mirrors.is_settled(),
+                "nothing fails, and it does not settle: {:#?}; in the table differ {:#?}",
+                self.unsettled(),
+                self.differing_in_table()
+            );
         }
+    }
+
+    /// The objects in which our table in the kernel is not as desired.
+    fn differing_in_table(&self) -> Vec<String> {
+        let state = self.kernel.state();
+        let wanted = &self.agent.desired().table;
+        let keys = state.proxy_table.keys().chain(wanted.keys());
+        keys.filter(|key| state.proxy_table.get(key) != wanted.get(key)).map(ToString::to_string).collect()
     }
 
     fn unsettled(&self) -> Vec<&'static str> {

@@ -71,7 +71,13 @@ impl Watch {
         };
         let keys: BTreeSet<ServiceKey> = state.virtuals.keys().chain(after.virtuals.keys()).copied().collect();
         let is_open = |state: &State, key| matches!(packet::end_of_stranger(state, key), End::Backends(_));
-        round.closed = keys.into_iter().filter(|key| !is_open(state, *key) && !is_open(&after, *key)).collect();
+        // What others serve is closed by nobody's source ranges, but may be by a guard that was damaged.
+        let ours = keys.into_iter().filter(|key| !round.foreign.contains(key));
+        // Only where source ranges close it: an address without a route is another matter.
+        let is_dropped = |state: &State, key| packet::end_of_stranger(state, key) == End::Dropped;
+        let closed = |key: &ServiceKey| !is_open(state, *key) && !is_open(&after, *key);
+        let by_ranges = |key: &ServiceKey| is_dropped(state, *key) || is_dropped(&after, *key);
+        round.closed = ours.filter(|key| closed(key) && by_ranges(key)).collect();
         round.ends_before = ends(state);
         round.ends_after = ends(&after);
         let before: BTreeSet<ServiceKey> = round.ends_before.keys().copied().collect();

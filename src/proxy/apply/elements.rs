@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use super::{Kernel, Mirrors};
 use crate::kernel::ipset::Entry;
 use crate::kernel::iptables::Piece;
-use crate::kernel::ipvs::ServiceKey;
+use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::kernel::nftables::Object;
 use crate::kernel::route::RouteKey;
 use crate::model::Authority;
@@ -66,10 +66,12 @@ impl<K: Kernel> Mirrors<K> {
         self.elements.shrink_where(&desired.elements, at, |key, _| {
             Set::of_element(key).is_none_or(|place| marks_nothing(&place, desired, virtuals, routes))
         });
+        // One whose deletion failed may be there still.
+        let doubtful: BTreeSet<_> = self.elements.doubts().cloned().collect();
         self.elements.shrink_where(&desired.elements, at, |key, seen| {
             let still_restricts = |entry: Entry| {
                 let key = Set::Restricted.element(entry);
-                seen.contains_key(&key) && !desired.elements.contains_key(&key)
+                (seen.contains_key(&key) || doubtful.contains(&key)) && !desired.elements.contains_key(&key)
             };
             source_ranges::restricted_by(&key.entry).is_some_and(|entry| !still_restricts(entry))
         });
@@ -92,17 +94,25 @@ impl<K: Kernel> Mirrors<K> {
             object if source_ranges::is_chain(object) => false,
             object => Set::of_object(object).is_none_or(|place| marks_nothing(&place, desired, virtuals, routes)),
         });
+        let doubtful: BTreeSet<_> = self.table.doubts().cloned().collect();
         self.table.shrink_where(&desired.table, at, |object, seen| {
             let still_restricts = |entry: Entry| {
                 let object = Set::Restricted.object(&entry);
-                seen.contains_key(&object) && !desired.table.contains_key(&object)
+                (seen.contains_key(&object) || doubtful.contains(&object)) && !desired.table.contains_key(&object)
             };
             let of_ranges = Set::of_object(object).and_then(|(_, entry)| source_ranges::restricted_by(&entry));
             of_ranges.is_some_and(|entry| !still_restricts(entry))
         });
         self.table.shrink_where(&desired.table, at, |object, seen| {
-            let restricts = |object: &Object| matches!(Set::of_object(object), Some((Set::Restricted, _)));
-            source_ranges::is_chain(object) && !seen.keys().any(restricts)
+            // The chain of one family goes with its restricted services, whatever is restricted in the other.
+            let family = source_ranges::family_of(object);
+            let restricts = |object: &Object| {
+                let place = Set::of_object(object);
+                place.is_some_and(|(set, entry)| {
+                    set == Set::Restricted && family.is_none_or(|family| family == entry.family())
+                })
+            };
+            source_ranges::is_chain(object) && !seen.keys().chain(&doubtful).any(restricts)
         });
         self.table.shrink_where(&desired.table, at, |object, seen| {
             let Object::Set(name) = object else { return false };
@@ -128,7 +138,7 @@ pub(super) fn has_element(desired: &Desired, set: Set, entry: &Entry) -> bool {
 /// Returns whether an element may go: the kernel has nothing that it marks as ours, lets in, or closes. Source ranges go later.
 fn marks_nothing<V, R>((set, entry): &(Set, Entry), desired: &Desired, virtuals: &Mirror<V>, routes: &Mirror<R>) -> bool
 where
-    V: Target<Key = ServiceKey>,
+    V: Target<Key = ServiceKey, Value = Virtual>,
     R: Target<Key = RouteKey>,
 {
     match (*set, entry) {
@@ -142,7 +152,13 @@ where
         }
         (Set::Restricted, &Entry::IpPort(address, protocol, port)) => {
             let service = ServiceKey::Address { address, protocol, port };
-            virtuals.lacks(service..=service) || desired.virtuals.contains_key(&service)
+            // One that still has the endpoints of the restricted Service would open them.
+            let wanted = desired.virtuals.get(&service);
+            let is_another = || {
+                virtuals.seen().and_then(|seen| seen.get(&service)) == wanted
+                    && virtuals.doubts().all(|key| *key != service)
+            };
+            virtuals.lacks(service..=service) || wanted.is_some() && is_another()
         }
         (Set::AllowedSources, _) => false,
         _ => true,
