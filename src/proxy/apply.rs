@@ -20,10 +20,10 @@
 //! all that replaces it is in place ([`Kernel::remove_abandoned`]).
 
 mod elements;
+mod looks;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv6Addr, SocketAddr};
-use std::ops::Bound;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -41,7 +41,7 @@ use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{self, Ruled};
 use crate::model::Authority;
-use crate::net::{Family, PerFamily, Protocol};
+use crate::net::{Family, PerFamily};
 use crate::reconcile::{Course, Found, Growth, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
@@ -98,6 +98,12 @@ pub trait Connected: Target<Key = ServiceKey> {
     /// # Errors
     /// The kernel did not list them.
     fn connections(&mut self, key: &ServiceKey) -> Result<Vec<(Destination, u64)>, Self::Error>;
+
+    /// Prepares a portion of comparing all IPv6 services at once. Returns whether that can be done now; `None` where it would not cost less
+    /// than reading them one by one.
+    fn list_some(&mut self) -> Option<bool> {
+        None
+    }
 }
 
 kinds! {
@@ -264,22 +270,6 @@ impl<K: Kernel> Mirrors<K> {
     pub fn glance(&mut self, desired: &Desired, at: Moment) -> Vec<Found> {
         self.tell_new_ownership(desired);
         self.glance_at_all(at)
-    }
-
-    /// Compares the next virtual services of one family with the kernel. Returns the drift found, and whether they were the
-    /// last.
-    pub fn look_at_virtuals(&mut self, desired: &Desired, family: Family, at: Moment) -> (Vec<Found>, bool) {
-        self.tell_new_ownership(desired);
-        let course = self.looks.of_mut(family);
-        // The older interface costs a tenth of netlink, and both portions little enough to hold up no change.
-        let (range, portion) = match family {
-            Family::V4 => ((Bound::Unbounded, Bound::Excluded(first_of_ipv6())), 1024),
-            Family::V6 => ((Bound::Included(first_of_ipv6()), Bound::Unbounded), 64),
-        };
-        course.portion = portion;
-        let audited = self.virtuals.compare_some(range, course, at);
-        let kind = self.virtuals.name();
-        (audited.drift.into_iter().map(|drift| Found { kind, drift }).collect(), audited.finished)
     }
 
     /// Returns when the next retry of a failed step is due.
@@ -459,9 +449,4 @@ impl<K: Kernel> Mirrors<K> {
         self.routes.grow(&desired.routes, Growth::Full, at);
         self.routes.shrink(&desired.routes, at);
     }
-}
-
-/// Returns the first of all keys of IPv6 services: those of IPv4 are before it.
-fn first_of_ipv6() -> ServiceKey {
-    ServiceKey::Address { address: Ipv6Addr::UNSPECIFIED.into(), protocol: Protocol::Tcp, port: 0 }
 }

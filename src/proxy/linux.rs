@@ -182,6 +182,10 @@ impl Connected for Services {
         let count = |has: Connections| u64::from(has.active) + u64::from(has.inactive);
         Ok(listed.into_iter().map(|(destination, has)| (destination, count(has))).collect())
     }
+
+    fn list_some(&mut self) -> Option<bool> {
+        Services::list_some(self)
+    }
 }
 
 /// Returns the ownership rules: our chains, and the rules that kube-router left beside them.

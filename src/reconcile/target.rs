@@ -66,6 +66,12 @@ pub trait Target {
         Ok(keys.iter().filter(|key| found.get(key) != seen.get(key)).cloned().collect())
     }
 
+    /// Returns those of the last seen objects that a portion of an audit has to read: those that may differ by what no glance compares.
+    /// A kind that can compare that at less cost than it reads overrides this.
+    fn to_audit(&mut self, _seen: &BTreeMap<Self::Key, Self::Value>, keys: &[Self::Key]) -> Vec<Self::Key> {
+        keys.to_vec()
+    }
+
     /// Like [`glance`](Target::glance), for a higher price: sees every change. A kind without a way that costs much less than
     /// an audit leaves that to audits.
     ///

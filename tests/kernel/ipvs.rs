@@ -130,7 +130,16 @@ fn exchanged_and_reweighted_destinations_are_seen_by_comparing_them() {
         let mut services = everything();
         assert_done(&apply(&mut services, Phase::Grow, &steps));
         let keys: Vec<ServiceKey> = examples.keys().copied().collect();
-        let unlike = |services: &mut Services| services.unlike(&examples, &keys).expect("the kernel answers");
+        // IPv6 services by the file that lists all, and each by netlink.
+        let unlike = |services: &mut Services| {
+            let by_netlink = services.unlike(&examples, &keys).expect("the kernel answers");
+            assert_eq!(services.list_some(), Some(true));
+            let by_file = services.unlike(&examples, &keys).expect("the kernel answers");
+            assert_eq!(by_netlink, by_file);
+            let audited = services.to_audit(&examples, &keys);
+            assert!(by_file.iter().all(|key| audited.contains(key)), "an audit reads them: {audited:?}");
+            by_file
+        };
         assert_eq!(unlike(&mut services), [], "nobody has changed anything");
         let (web, v6) = ("-t 10.96.0.1:80", "-u [fd00:10:96::1]:53");
         for (service_of, at) in [("tcp 10.96.0.1:80", web), ("udp [fd00:10:96::1]:53", v6)] {

@@ -8,7 +8,7 @@
 //! - Destinations are listed service by service, so a full reading takes one dump per service.
 //! - There are no notifications for services, so `glance` looks every few seconds: at all that the older interface
 //!   reports of IPv4 services, and at the number of services of the host for those of IPv6. `unlike` compares destinations:
-//!   of IPv4 services by the older interface, of IPv6 ones by listing them.
+//!   of IPv4 services by the older interface, of IPv6 ones by a file that lists all services, or by listing each.
 //! - Flags are a value *and* a mask; without the mask the kernel ignores them silently.
 //! - A scheduler that the kernel does not have is answered `ENOENT`, like a missing object.
 //! - A service's netmask is always written as that of a single host, and not read back.
@@ -16,6 +16,7 @@
 //! Kernel: generic netlink family `IPVS` (include/uapi/linux/ip_vs.h, net/netfilter/ipvs/ip_vs_ctl.c).
 
 mod glance;
+mod listing;
 mod old_interface;
 mod target;
 mod wire;

@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::glance::{self, Glancer};
+use super::listing::Listing;
 use super::wire::{self, Command};
-use super::{Connections, Destination, ServiceKey, Stats, Timeouts, Virtual};
+use super::{Connections, Destination, Forwarding, ServiceKey, Stats, Timeouts, Virtual};
 use crate::kernel::netlink::{Fault, GenericSocket, Messages, Refusal, failed_steps};
 use crate::kernel::{Cause, Error};
 use crate::reconcile::{Failure, Glance, Phase, Step, Target};
@@ -24,6 +25,8 @@ pub struct Services {
     messages: Messages,
     spread: RandomState,
     glancer: Glancer,
+    /// All IPv6 services, as a file lists them, until they have been compared.
+    listing: Option<Listing>,
 }
 
 /// Each service costs a request and a dump, some ten system calls.
@@ -48,7 +51,19 @@ impl Services {
             messages: Messages::new(),
             spread,
             glancer: Glancer::open(),
+            listing: None,
         })
+    }
+
+    /// Reads the next portion of the file that lists all services, by which [`unlike`](Target::unlike) compares all IPv6 services the next time
+    /// it is called. Returns whether that can be done now; `None` where there is no such file.
+    pub fn list_some(&mut self) -> Option<bool> {
+        let listing = self.listing.get_or_insert_default();
+        let is_read = listing.read_some().ok();
+        if is_read.is_none() {
+            self.listing = None;
+        }
+        is_read
     }
 
     /// For cleanup: a kernel without IPVS holds no services, which is no error.
@@ -221,7 +236,8 @@ impl Target for Services {
         if suspects.is_empty() { Glance::Alike } else { Glance::These(suspects) }
     }
 
-    /// Looks at the destinations alone where the older interface answers, for IPv4: at the other properties a glance looks.
+    /// Looks at the destinations alone where the older interface answers, for IPv4: at the other properties a glance looks. Of IPv6
+    /// services that the file has listed, flags are left to audits.
     fn unlike(&mut self, seen: &BTreeMap<ServiceKey, Virtual>, keys: &[ServiceKey]) -> Result<Vec<ServiceKey>, Error> {
         let (mut unlike, mut unanswered) = (Vec::new(), Vec::new());
         for key in keys {
@@ -231,11 +247,28 @@ impl Target for Services {
                 None => unanswered.push(*key),
             }
         }
+        if let Some(listing) = self.listing.take() {
+            let is_listed = |key: &ServiceKey| matches!(key, ServiceKey::Address { address, .. } if address.is_ipv6());
+            let (listed, others): (Vec<ServiceKey>, Vec<ServiceKey>) = unanswered.into_iter().partition(is_listed);
+            unlike.extend(listing.unlike(listed.iter().map(|key| (key, seen.get(key)))));
+            unanswered = others;
+        }
         if !unanswered.is_empty() {
             let found = self.read_some(&unanswered)?;
             unlike.extend(unanswered.into_iter().filter(|key| found.get(key) != seen.get(key)));
         }
         Ok(unlike)
+    }
+
+    /// The older interface compares destinations of IPv4 services for a twentieth of reading them, all but kinds of tunnels; glances
+    /// compare everything else of these services.
+    fn to_audit(&mut self, seen: &BTreeMap<ServiceKey, Virtual>, keys: &[ServiceKey]) -> Vec<ServiceKey> {
+        let is_alike = |key: &ServiceKey| {
+            let known = &seen.get(key)?.destinations;
+            let is_told = known.iter().all(|destination| destination.forwarding == Forwarding::Nat);
+            is_told.then(|| self.glancer.has(key, known)).flatten()
+        };
+        keys.iter().filter(|key| is_alike(key) != Some(true)).copied().collect()
     }
 
     fn audit_portion(&self) -> usize {

@@ -22,6 +22,10 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         self.audit_from = range.next().map(|(key, _)| key.clone());
         drop(range);
         let keys: Vec<T::Key> = portion.into_iter().filter(|key| !self.doubtful.contains(key)).collect();
+        let keys = match seen.tree().filter(|_| !at_once) {
+            Some(tree) => self.target.to_audit(tree, &keys),
+            None => keys,
+        };
         let mut found = if at_once { self.target.read()? } else { self.target.read_some(&keys)? };
         let mut drift = Vec::new();
         for key in keys {
