@@ -2,6 +2,7 @@
 //! knows only this of the kernel, so another backend is one new folder beside [`iptables`](super::iptables).
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
@@ -73,11 +74,33 @@ pub trait Backend {
     /// What the kernel lacks, as a sentence without its end; the first of several.
     fn pod_enforced(&self, rules: &RuleSet, pod: &ObjectName) -> Result<(), String>;
 
+    /// Returns whether the kernel holds a state that is newer than the remembered cluster, which is not applied therefore.
+    fn holds_newer_state(&self) -> bool;
+
+    /// Adds what the kernel needs to judge a pod at a new address as at its former ones, where it knows these as they are remembered. Nothing
+    /// that exists changes. For a kernel that [`holds_newer_state`](Backend::holds_newer_state).
+    fn add_address(&mut self, starting: &NewAddress<'_>, at: Moment);
+
+    /// Returns whether that is in the kernel, as far as was last seen.
+    ///
+    /// # Errors
+    /// Why it is not, or cannot come before the cluster is known, as a sentence without its end.
+    fn address_enforced(&self, starting: &NewAddress<'_>) -> Result<(), String>;
+
     /// Returns what the kernel currently refuses; traffic that only a refused chain would allow is dropped.
     fn refused(&self) -> Vec<Refusal<'_>>;
 
     /// Returns when the next retry of a failed step is due.
     fn retry_at(&self) -> Option<Instant>;
+}
+
+/// An address that a pod of this node has just got.
+#[derive(Debug)]
+pub struct NewAddress<'a> {
+    pub pod: &'a ObjectName,
+    pub address: IpAddr,
+    /// The addresses of this family that the pod was known at before.
+    pub former: &'a [IpAddr],
 }
 
 /// Counters of refused packets, for the metrics.

@@ -18,14 +18,15 @@ use crate::observe::local::{Answer, AnswerFormat, Question};
 use crate::reconcile::{Account, Moment};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Kinds, Standing, Subsystem, Times};
 
-use super::backend::{Backend, Consequence, Refusal, RoundDurations};
+use super::backend::{Backend, Consequence, NewAddress, Refusal, RoundDurations};
 use super::diff::serve::{Comparing, Comparisons, PolicyReader};
 use super::established::apply::{Established, Report};
 use super::flows::Flows;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
 use super::refused::serve::RefusedPackets;
-use super::{established, explain, starting};
+use super::starting::{self, Places};
+use super::{established, explain};
 
 /// Inputs and outputs of the firewall besides those of every subsystem.
 pub struct FirewallContext {
@@ -82,6 +83,8 @@ pub struct Driver<B: Backend> {
     closed_first: bool,
     /// Pods that wait for their rules.
     starting: Vec<StartingPod>,
+    /// Addresses that were announced while the cluster is remembered.
+    announced: BTreeSet<IpAddr>,
 }
 
 impl<B: Backend> Driver<B> {
@@ -102,6 +105,7 @@ impl<B: Backend> Driver<B> {
             told_unclosed: PerFamily::default(),
             closed_first: false,
             starting: Vec::new(),
+            announced: BTreeSet::new(),
             config,
             families,
         }
@@ -150,12 +154,20 @@ impl<B: Backend> Driver<B> {
     /// Answers the pods whose rules are in force, and tells the others what is missing.
     fn answer_starting(&mut self, authority: Authority) {
         let (rules, backend) = (self.plan.rules(), &self.backend);
+        let by_memory = authority == Authority::Remembered && backend.holds_newer_state();
+        let places = Places { plan: &self.plan, families: &self.families, announced: &self.announced };
         self.starting.retain(|pod| {
             if pod.outcome.is_closed() {
                 return false;
             }
             let missing = starting::missing(&self.plan, authority, (&pod.name, pod.uid), &pod.addresses);
-            let outcome = missing.map_or_else(|| backend.pod_enforced(rules, &pod.name), Err);
+            let enforced = || match by_memory {
+                true => places.of(&pod.name, &pod.addresses).try_for_each(|(address, former)| {
+                    backend.address_enforced(&NewAddress { pod: &pod.name, address, former: &former })
+                }),
+                false => backend.pod_enforced(rules, &pod.name),
+            };
+            let outcome = missing.map_or_else(enforced, Err);
             let waits = outcome.is_err();
             pod.outcome.send_if_modified(|told| {
                 let differs = *told != outcome;
@@ -164,6 +176,19 @@ impl<B: Backend> Driver<B> {
             });
             waits
         });
+    }
+
+    /// Has the kernel judge pods that start as at their former addresses, where a remembered cluster is not applied.
+    fn add_addresses(&mut self, at: Moment) {
+        let places = Places { plan: &self.plan, families: &self.families, announced: &self.announced };
+        for pod in self.starting.iter().filter(|pod| !pod.outcome.is_closed()) {
+            if starting::missing(&self.plan, Authority::Remembered, (&pod.name, pod.uid), &pod.addresses).is_some() {
+                continue;
+            }
+            for (address, former) in places.of(&pod.name, &pod.addresses) {
+                self.backend.add_address(&NewAddress { pod: &pod.name, address, former: &former }, at);
+            }
+        }
     }
 
     /// Answers with the packets that have been refused.
@@ -321,6 +346,8 @@ impl<B: Backend> Subsystem for Driver<B> {
                 while let Ok(more) = self.context.starting.try_recv() {
                     self.starting.push(more);
                 }
+                let announced = self.starting.iter().flat_map(|pod| pod.addresses.iter().copied());
+                self.announced.extend(announced.filter(|_| context.authority < Authority::Partial));
                 return;
             }
             News::Established(report) => return self.judge_established(report, at, context),
@@ -355,6 +382,9 @@ impl<B: Backend> Subsystem for Driver<B> {
             self.established.note(&self.plan, &changed, world.authority.firewall);
         }
         self.backend.update(self.plan.rules(), world, &changed);
+        if world.authority.firewall != Authority::Remembered {
+            self.announced.clear();
+        }
         self.tell_what_cannot_be_closed(world);
         world.authority.firewall
     }
@@ -364,6 +394,7 @@ impl<B: Backend> Subsystem for Driver<B> {
     }
 
     fn round(&mut self, authority: Authority, at: Moment) -> RoundDurations {
+        let is_remembered = authority == Authority::Remembered;
         let authority = match authority {
             Authority::Nothing if self.closed_first => Authority::Remembered,
             authority => authority,
@@ -371,7 +402,11 @@ impl<B: Backend> Subsystem for Driver<B> {
         if authority == Authority::Nothing || !self.backend.has_work(at.now) {
             return RoundDurations::default();
         }
-        self.backend.round(authority, at)
+        let round = self.backend.round(authority, at);
+        if is_remembered && self.backend.holds_newer_state() {
+            self.add_addresses(at);
+        }
+        round
     }
 
     fn replaces_abandoned(&mut self) -> bool {

@@ -3,11 +3,13 @@
 //! The container runtime announces the pod with its addresses (`world`), and waits. The pod may start when the cluster is known, the
 //! rule set has this pod, and not a former one of its name, with all of these addresses, and the kernel judges its packets by it ([`Backend`](super::backend::Backend)).
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::model::{Authority, ObjectName, PodUid};
 
 use super::plan::Plan;
+use crate::net::{Family, PerFamily};
 
 /// Returns what is missing, as a sentence without its end; `None` if the rule set has the pod with these addresses.
 pub fn missing(
@@ -34,6 +36,30 @@ pub fn missing(
     }
     let unknown = addresses.iter().find(|address| !local.addresses.contains(address))?;
     Some(format!("{pod} is not known at {unknown} yet"))
+}
+
+/// The addresses of pods that start while the cluster is remembered and the kernel's state is newer.
+pub struct Places<'a> {
+    pub plan: &'a Plan,
+    pub families: &'a PerFamily<bool>,
+    /// Announced since the cluster is remembered.
+    pub announced: &'a BTreeSet<IpAddr>,
+}
+
+impl Places<'_> {
+    /// Returns the new addresses of a pod, each with those of its family that the pod was known at before.
+    pub fn of(&self, pod: &ObjectName, addresses: &[IpAddr]) -> impl Iterator<Item = (IpAddr, Vec<IpAddr>)> {
+        let known = self.plan.rules().pods.get(pod).map(|pod| pod.addresses.to_vec()).unwrap_or_default();
+        let is_on = |address: &IpAddr| *self.families.of(Family::from(*address));
+        addresses.iter().copied().filter(is_on).map(move |address| {
+            let is_former = |one: &&IpAddr| {
+                Family::from(**one) == Family::from(address)
+                    && !addresses.contains(*one)
+                    && !self.announced.contains(*one)
+            };
+            (address, known.iter().filter(is_former).copied().collect())
+        })
+    }
 }
 
 #[cfg(test)]

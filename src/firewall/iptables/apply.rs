@@ -36,12 +36,14 @@ use crate::reconcile::{Found, Growth, Moment, Reflection, Target, audit};
 use crate::subsystem::{Kinds, kinds};
 
 use self::acts::{RoundInputs, pods_of};
+use super::super::backend::NewAddress;
 use super::super::frames::{self, FrameRules};
 use super::desired::{Desired, LoweredChanges};
 use super::dispatch;
 use super::enforced::Seen;
 use super::lowering::elements_of;
 use super::names::CHAIN_TAIL;
+use super::new_address::{self, Additions};
 use super::overlay::{Overlay, Refusals};
 use super::pod_enforced::Applied;
 use super::turning::AllRules;
@@ -102,6 +104,8 @@ kinds! {
         untidy: Option<Untidy>,
         /// The last round was one in which absence proves nothing.
         keeps_surplus: bool,
+        /// The last round left a remembered cluster alone: the kernel's state is newer.
+        leaves_memory: bool,
     }
 }
 
@@ -169,7 +173,8 @@ impl<K: Kernel> Mirrors<K> {
         sysctl::keep(&mut self.settings, &desired.settings, at);
         // The rules in force determine the order below. A failure here shows with the rules.
         self.rules.learn(at);
-        if authority == Authority::Remembered && !self.may_use_memory(desired) {
+        self.leaves_memory = authority == Authority::Remembered && !self.may_use_memory(desired);
+        if self.leaves_memory {
             return IptablesRound::default();
         }
         frames::keep(&mut self.frames, &desired.frames, authority, at);
@@ -181,6 +186,29 @@ impl<K: Kernel> Mirrors<K> {
         round.elements_took = self.elements.target().take_took();
         round.timings = self.rules.target().take_timings();
         round
+    }
+
+    /// Returns whether a remembered cluster was left alone in the last round.
+    pub fn leaves_memory(&self) -> bool {
+        self.leaves_memory
+    }
+
+    /// Adds what the kernel lacks of a new address, and nothing else: what judges it before what others allow it.
+    pub fn add_address(&mut self, starting: &NewAddress<'_>, desired: &Desired, at: Moment) {
+        if !self.rules.learn(at) || !self.elements.learn(at) {
+            return;
+        }
+        let Ok(Additions { rules, elements }) = new_address::additions(starting, desired, self.seen()) else { return };
+        if !rules.is_empty() {
+            self.rules.grow(&rules, Growth::Full, at);
+        }
+        let stand = self.rules.seen().is_some_and(|seen| rules.iter().all(|(piece, all)| seen.get(piece) == Some(all)));
+        if stand && !elements.is_empty() {
+            self.elements.grow(&elements, Growth::Full, at);
+        }
+        // Compared with these additions alone, everything else counts as settled.
+        self.rules.mark_all();
+        self.elements.mark_all();
     }
 
     fn acts(&mut self, given: &RoundInputs<'_>, begun: Instant) -> IptablesRound {
@@ -259,7 +287,8 @@ impl<K: Kernel> Mirrors<K> {
     pub fn applied(&self, desired: &Desired) -> Applied<'_> {
         let failing = self.elements.failing_to_grow().collect();
         let differing = self.elements.differing(&desired.elements);
-        Applied { seen: self.seen(), overlay: &self.overlay, differing, failing, keeps_surplus: self.keeps_surplus }
+        let (doubts, keeps_surplus) = (self.elements.doubts().collect(), self.keeps_surplus);
+        Applied { seen: self.seen(), overlay: &self.overlay, differing, failing, doubts, keeps_surplus }
     }
 
     /// Returns when the next retry of a failed step is due.

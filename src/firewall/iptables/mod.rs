@@ -4,7 +4,7 @@
 //! [`dispatch`] with [`exemptions`], [`link_local`], [`multicast`] and [`host_endpoints`] are the rules, [`lowering`] keeps them and the sets up to date
 //! ([`desired`]); [`apply`] applies them to the kernel ([`linux`]), [`overlay`] leaves out what the kernel refuses,
 //! [`order`] orders changes so that nothing opens in between, [`turning`] is one such order. [`enforced`] checks
-//! whether the kernel enforces a verdict, [`pod_enforced`] whether it judges a pod as it must, [`drops`] counts refused packets ([`serve`]).
+//! whether the kernel enforces a verdict, [`pod_enforced`] whether it judges a pod as it must, [`new_address`] is what one that starts gets without a cluster, [`drops`] counts refused packets ([`serve`]).
 //!
 //! All of it is behind [`Backend`]: callers that know policies know nothing of chains.
 
@@ -25,6 +25,7 @@ pub mod turning;
 pub mod apply;
 pub mod linux;
 pub mod enforced;
+pub mod new_address;
 pub mod pod_enforced;
 pub mod drops;
 pub mod serve;
@@ -46,7 +47,7 @@ use self::drops::Owners;
 use self::enforced::enforced;
 use self::lowering::Lowering;
 use self::pod_enforced::pod_enforced;
-use super::backend::{Backend, Consequence, Count, Refusal, RoundDurations};
+use super::backend::{Backend, Consequence, Count, NewAddress, Refusal, RoundDurations};
 use super::bridges::ClosedBridges;
 use super::host_endpoints::HostEndpoints;
 use super::plan;
@@ -143,6 +144,20 @@ impl<K: Kernel> Backend for Iptables<K> {
 
     fn pod_enforced(&self, rules: &RuleSet, pod: &ObjectName) -> Result<(), String> {
         pod_enforced(rules, pod, self.lowering.desired(), &self.mirrors.applied(self.lowering.desired()))
+    }
+
+    fn holds_newer_state(&self) -> bool {
+        self.mirrors.leaves_memory()
+    }
+
+    fn add_address(&mut self, starting: &NewAddress<'_>, at: Moment) {
+        self.mirrors.add_address(starting, self.lowering.desired(), at);
+    }
+
+    fn address_enforced(&self, starting: &NewAddress<'_>) -> Result<(), String> {
+        let additions = new_address::additions(starting, self.lowering.desired(), self.mirrors.seen())?;
+        let is_complete = additions.is_empty();
+        is_complete.then_some(()).ok_or_else(|| format!("the rules of {} are not in the kernel yet", starting.address))
     }
 
     fn refused(&self) -> Vec<Refusal<'_>> {

@@ -33,6 +33,8 @@ pub struct Applied<'a> {
     pub differing: Differing<ElementKey>,
     /// Elements that could not be added when that was tried the last time.
     pub failing: BTreeSet<&'a ElementKey>,
+    /// Elements that may be in the kernel or not: the last attempt to change them failed.
+    pub doubts: BTreeSet<&'a ElementKey>,
     /// The cluster is known in part, so that elements stay although they are not desired.
     pub keeps_surplus: bool,
 }
@@ -147,13 +149,18 @@ impl Own {
 /// Returns whether a set holds what it must, but for what the kernel does not take and what closes more than is desired.
 fn has_elements(set: &SetName, desired: &Desired, applied: &Applied<'_>) -> bool {
     let Some(seen) = applied.seen.elements else { return false };
-    let Applied { differing, failing, .. } = applied;
+    let Applied { differing, failing, doubts, .. } = applied;
     let is_of_set = |key: &&ElementKey| key.set == *set;
     let mut missing = differing.missing.iter().filter(is_of_set);
     if desired.closing.contains(set) || desired.denied.contains(set) {
         let mut failing = failing.iter().copied().filter(is_of_set);
         let is_missing = |key: &ElementKey| desired.elements.contains_key(key) && !seen.contains_key(key);
         return missing.next().is_none() && !failing.any(is_missing);
+    }
+    // One that had to be deleted and could not be opens a path until it is read back or deleted.
+    let is_left = |key: &&ElementKey| key.set == *set && !desired.elements.contains_key(*key);
+    if doubts.iter().copied().any(|key| is_left(&key)) {
+        return false;
     }
     let mut surplus = differing.surplus.iter().filter(is_of_set);
     missing.all(|key| failing.contains(key)) && (applied.keeps_surplus || surplus.next().is_none())
@@ -227,7 +234,14 @@ mod tests {
         let (refusals, overlay) = (Refusals::default(), Overlay::default());
         let seen = Seen { rules: Some(&kernel.rules), elements: Some(&kernel.elements), refusals: &refusals };
         let differing = differing(&kernel, lowering.desired());
-        let applied = Applied { seen, overlay: &overlay, differing, failing: BTreeSet::new(), keeps_surplus: false };
+        let applied = Applied {
+            seen,
+            overlay: &overlay,
+            differing,
+            failing: BTreeSet::new(),
+            doubts: BTreeSet::new(),
+            keeps_surplus: false,
+        };
         pod_enforced(plan.rules(), &object(of), lowering.desired(), &applied)
     }
 
@@ -316,14 +330,22 @@ mod tests {
         let peer = lowering.desired().elements.keys().find(is_peer).expect("web is a peer").clone();
         let stranger = ElementKey { entry: Entry::Ip("10.244.9.9".parse().expect("an address")), ..peer.clone() };
         let (refusals, overlay) = (Refusals::default(), Overlay::default());
-        let told = |change: &dyn Fn(&mut Desired), failing: BTreeSet<&ElementKey>, keeps_surplus| {
+        let told_of = |change: &dyn Fn(&mut Desired),
+                       failing: BTreeSet<&ElementKey>,
+                       doubts: BTreeSet<&ElementKey>,
+                       keeps_surplus| {
             let mut kernel = lowering.desired().clone();
             change(&mut kernel);
             let seen = Seen { rules: Some(&kernel.rules), elements: Some(&kernel.elements), refusals: &refusals };
             let differing = differing(&kernel, lowering.desired());
-            let applied = Applied { seen, overlay: &overlay, differing, failing, keeps_surplus };
+            let applied = Applied { seen, overlay: &overlay, differing, failing, doubts, keeps_surplus };
             pod_enforced(plan.rules(), &object("shop/db"), lowering.desired(), &applied).is_ok()
         };
+        let told = |change: &dyn Fn(&mut Desired), failing, keeps| told_of(change, failing, BTreeSet::new(), keeps);
+        for keeps_surplus in [false, true] {
+            assert!(!told_of(&|_| {}, BTreeSet::new(), [&stranger].into(), keeps_surplus), "it could not be deleted");
+            assert!(told_of(&|_| {}, BTreeSet::new(), [&peer].into(), keeps_surplus), "a peer in any case");
+        }
         let more = |kernel: &mut Desired| {
             kernel.elements.insert(stranger.clone(), ());
         };
@@ -347,7 +369,14 @@ mod tests {
         assert!(!kernel.contains_key(&refused));
         let seen = Seen { rules: Some(&kernel), elements: Some(&lowering.desired().elements), refusals: &refusals };
         let differing = Differing { missing: Vec::new(), surplus: Vec::new() };
-        let applied = Applied { seen, overlay: &overlay, differing, failing: BTreeSet::new(), keeps_surplus: false };
+        let applied = Applied {
+            seen,
+            overlay: &overlay,
+            differing,
+            failing: BTreeSet::new(),
+            doubts: BTreeSet::new(),
+            keeps_surplus: false,
+        };
         assert_eq!(pod_enforced(plan.rules(), &object("shop/db"), lowering.desired(), &applied), Ok(()));
         let seen = Seen { rules: Some(&lowering.desired().rules), ..seen };
         let applied = Applied { seen, ..applied };

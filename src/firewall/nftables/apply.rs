@@ -18,12 +18,13 @@ use crate::model::Authority;
 use crate::reconcile::{Found, Growth, Moment, Reflection, Target, audit};
 use crate::subsystem::{Kinds, kinds};
 
+use super::super::backend::NewAddress;
 use super::super::frames::{self, FrameRules};
 use super::desired::{Desired, LoweredChanges};
 use super::enforced::Applied;
 use super::kept::{self, Kept};
-use super::names;
 use super::refused::Refused;
+use super::{names, new_address};
 
 type Table = BTreeMap<Object, Content>;
 
@@ -64,6 +65,8 @@ kinds! {
         refused: Refused,
         /// The last round was one in which absence proves nothing.
         keeps_surplus: bool,
+        /// The last round left a remembered cluster alone: the kernel's state is newer.
+        leaves_memory: bool,
     }
 }
 
@@ -105,7 +108,12 @@ impl<K: Kernel> Mirrors<K> {
         // They do not depend on how well the cluster is known.
         sysctl::keep(&mut self.settings, &desired.settings, at);
         let begun = Instant::now();
-        if !self.table.learn(at) || authority == Authority::Remembered && !self.may_use_memory() {
+        self.leaves_memory = false;
+        if !self.table.learn(at) {
+            return Duration::ZERO;
+        }
+        self.leaves_memory = authority == Authority::Remembered && !self.may_use_memory();
+        if self.leaves_memory {
             return Duration::ZERO;
         }
         frames::keep(&mut self.frames, &desired.frames, authority, at);
@@ -166,6 +174,23 @@ impl<K: Kernel> Mirrors<K> {
             }
             Authority::Remembered | Authority::Nothing => false,
         });
+    }
+
+    /// Returns whether a remembered cluster was left alone in the last round.
+    pub fn leaves_memory(&self) -> bool {
+        self.leaves_memory
+    }
+
+    /// Adds what the kernel lacks of a new address, and nothing else.
+    pub fn add_address(&mut self, starting: &NewAddress<'_>, desired: &Desired, at: Moment) {
+        let Ok(additions) = new_address::additions(starting, &desired.table, self.table.seen()) else { return };
+        if !additions.is_empty() {
+            self.table.transact_where(&additions, Growth::Full, at, |_| false);
+            // Nothing takes the place of what is refused: the pod waits.
+            let _ = self.table.target().take_refused();
+            // Compared with these additions alone, everything else counts as settled.
+            self.table.mark_all();
+        }
     }
 
     /// Notes what stays although it is not desired.

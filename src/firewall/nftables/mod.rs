@@ -8,7 +8,7 @@
 //! Reading order: [`names`]; [`base`] are the chains that the kernel enters, [`class`] is the chain of pods with the same
 //! policies, with [`permissions`] (ports), [`peers`] and [`sets`], [`tiers`] are ClusterNetworkPolicies around it; [`host_endpoints`] refuses Services. [`lowering`] keeps all of it
 //! up to date ([`desired`]), part by part ([`parts`]). [`apply`] applies it to the kernel ([`linux`]), [`kept`] says what stays while
-//! not everything is known, [`refused`] what takes the place of what the kernel refuses. [`enforced`] checks whether the kernel enforces a verdict, and whether it judges a pod as it must, [`drops`] counts refused packets ([`serve`]).
+//! not everything is known, [`new_address`] what comes all the same, [`refused`] what takes the place of what the kernel refuses. [`enforced`] checks whether the kernel enforces a verdict, and whether it judges a pod as it must, [`drops`] counts refused packets ([`serve`]).
 //!
 //! All changes of an update are one transaction of the kernel, so no packet meets a part of them, and no order of changes
 //! has to be found. A packet costs the same whatever the number of policies: it is looked up, not asked.
@@ -26,6 +26,7 @@ pub mod desired;
 pub mod lowering;
 pub mod kept;
 pub mod refused;
+pub mod new_address;
 pub mod apply;
 pub mod linux;
 pub mod enforced;
@@ -48,7 +49,7 @@ use self::apply::{Kernel, Mirrors, Targets};
 use self::drops::Owners;
 use self::lowering::Lowering;
 use self::refused::Effect;
-use super::backend::{Backend, Consequence, Count, Refusal, RoundDurations};
+use super::backend::{Backend, Consequence, Count, NewAddress, Refusal, RoundDurations};
 use super::bridges::ClosedBridges;
 use super::host_endpoints::HostEndpoints;
 use super::plan;
@@ -139,6 +140,21 @@ impl<K: Kernel> Backend for Nftables<K> {
 
     fn pod_enforced(&self, rules: &RuleSet, pod: &ObjectName) -> Result<(), String> {
         enforced::pod_enforced(rules, pod, &self.lowering, &self.mirrors.applied())
+    }
+
+    fn holds_newer_state(&self) -> bool {
+        self.mirrors.leaves_memory()
+    }
+
+    fn add_address(&mut self, starting: &NewAddress<'_>, at: Moment) {
+        self.mirrors.add_address(starting, self.lowering.desired(), at);
+    }
+
+    fn address_enforced(&self, starting: &NewAddress<'_>) -> Result<(), String> {
+        let desired = &self.lowering.desired().table;
+        let additions = new_address::additions(starting, desired, self.mirrors.applied().seen)?;
+        let first = additions.keys().next();
+        first.map_or(Ok(()), |object| Err(format!("{object} is not in the kernel yet")))
     }
 
     fn refused(&self) -> Vec<Refusal<'_>> {

@@ -118,7 +118,14 @@ impl Node {
     }
 
     fn start_agent(&mut self) {
-        let argument = |name: &str, file: &str| format!("--{name}={}", self.path(file).display());
+        self.start_agent_with(&[self.argument("manifests", "manifests")]);
+    }
+
+    fn argument(&self, name: &str, file: &str) -> String {
+        format!("--{name}={}", self.path(file).display())
+    }
+
+    fn start_agent_with(&mut self, more: &[String]) {
         let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
         let agent = Command::new(env!("CARGO_BIN_EXE_sluice"))
             .args([
@@ -129,11 +136,8 @@ impl Node {
                 "--health-port=0",
             ])
             .args(["--hostname-override=node1", "-v=3"])
-            .args([
-                argument("manifests", "manifests"),
-                argument("state-dir", "state"),
-                argument("socket", "sluice.sock"),
-            ])
+            .args([self.argument("state-dir", "state"), self.argument("socket", "sluice.sock")])
+            .args(more)
             .stdin(Stdio::null())
             .stderr(log)
             .spawn();
@@ -143,6 +147,13 @@ impl Node {
     fn kill_agent(&mut self) {
         let mut agent = self.agent.take().unwrap();
         agent.kill().unwrap();
+        agent.wait().unwrap();
+    }
+
+    /// Ends the agent as a kubelet does.
+    fn end_agent(&mut self) {
+        let mut agent = self.agent.take().unwrap();
+        run(&format!("kill -TERM {}", agent.id()));
         agent.wait().unwrap();
     }
 
@@ -431,6 +442,68 @@ fn what_was_announced_outlives_an_agent_that_is_killed() {
         }
         assert_eq!(node.wires.begin(20), NOTHING);
     });
+}
+
+/// The result of the plugin before ours: these addresses, in place of those of the pod's number.
+fn at(place: usize, timeout: Duration) -> Value {
+    let [v4, v6] = addresses(place);
+    json!({
+        "timeoutMs": timeout.as_millis() as u64,
+        "prevResult": {
+            "cniVersion": "1.0.0",
+            "interfaces": [{"name": "eth0", "sandbox": "/run/netns/job"}],
+            "ips": [{"address": format!("{v4}/24"), "interface": 0}, {"address": format!("{v6}/64"), "interface": 0}],
+        },
+    })
+}
+
+#[test]
+fn a_pod_gets_a_new_sandbox_after_a_restart_while_the_api_server_is_away() {
+    for backend in ["iptables", "nftables"] {
+        with_node(|node| {
+            let backend = format!("--netfilter={backend}");
+            let (patient, short) = (Duration::from_secs(25), Duration::from_secs(2));
+            node.put("jobs", &format!("{}---\n{}", pod("jobs", 10, true), pod("jobs", 11, false)));
+            node.put("open", &pod("open", 2000, true));
+            node.start_agent_with(&[node.argument("manifests", "manifests"), backend.clone()]);
+            node.starts("jobs", 10);
+            node.starts("open", 2000);
+            node.end_agent();
+
+            // Nobody answers on this port.
+            let server = "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+                contexts: [{name: c, context: {cluster: c, user: u}}]\n\
+                clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}]\nusers: [{name: u, user: {}}]\n";
+            fs::write(node.path("kubeconfig"), server).unwrap();
+            node.start_agent_with(&[node.argument("kubeconfig", "kubeconfig"), backend]);
+            for (namespace, number, place) in [("jobs", 10, 60), ("open", 2000, 2060)] {
+                let (ok, answer) = node.called("ADD", namespace, number, at(place, patient));
+                assert!(ok, "{answer}");
+            }
+            assert_eq!(node.wires.begin(60), NOTHING, "the pod is isolated at its new address");
+            assert_eq!(node.wires.begin(10), NOTHING, "and at its former one");
+            let open = node.wires.begin(2060);
+            assert!(open.iter().flatten().all(|packets| *packets > 0), "no policy: {open:?}");
+            // The kernel has never judged this one, so it may be older than what the kernel holds.
+            let (ok, answer) = node.called("ADD", "jobs", 11, at(61, short));
+            assert!(!ok && answer["details"].as_str().unwrap().contains("at no former address"), "{answer}");
+
+            // The cluster is back, and tells the new addresses.
+            node.kill_agent();
+            let told = |namespace, number, place| {
+                let [[old4, old6], [new4, new6]] = [number, place].map(addresses);
+                pod(namespace, number, true)
+                    .replace(&old4.to_string(), &new4.to_string())
+                    .replace(&old6.to_string(), &new6.to_string())
+            };
+            node.put("jobs", &format!("{}---\n{}", told("jobs", 10, 60), pod("jobs", 11, false)));
+            node.put("open", &told("open", 2000, 2060));
+            node.start_agent();
+            let (ok, answer) = node.called("ADD", "jobs", 11, at(61, patient));
+            assert!(ok, "{answer}");
+            assert_eq!([60, 61].map(|place| node.wires.begin(place)), [NOTHING; 2]);
+        });
+    }
 }
 
 #[test]

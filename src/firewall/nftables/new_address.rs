@@ -1,0 +1,253 @@
+//! The elements of one more address of a pod that the kernel knows.
+//!
+//! After a restart while the API server is away the cluster is remembered, and the kernel's state is newer: nothing of it changes. A pod
+//! of this node may get a new sandbox meanwhile (`--netpol-cni`), and starts where the kernel and the memory agree about it: the kernel judges
+//! its former addresses as the memory says of the new one. Then the new address leads to the same chains, and becomes an element
+//! of the sets in which both have it. Nothing else changes, and nothing is taken from an address: what was left to it by
+//! another pod keeps the new one waiting.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::kernel::nftables::{Content, Key, Object, Verdict};
+use crate::net::Family;
+
+use super::super::backend::NewAddress;
+use super::names;
+
+/// Objects that the kernel lacks.
+pub type Additions = BTreeMap<Object, Content>;
+
+/// Returns what the kernel lacks of the address.
+///
+/// # Errors
+/// Why the address has to wait until the cluster is known, as a sentence without its end.
+pub fn additions(
+    starting: &NewAddress<'_>,
+    desired: &BTreeMap<Object, Content>,
+    seen: Option<&BTreeMap<Object, Content>>,
+) -> Result<Additions, String> {
+    let seen = seen.ok_or_else(|| "what the kernel holds is not known at the moment".to_owned())?;
+    let mut all: Option<Additions> = None;
+    for former in starting.former {
+        let additions = Places { former: *former, new: starting.address }.additions(desired, seen)?;
+        if all.as_ref().is_some_and(|all| *all != additions) {
+            return Err(format!("the kernel judges {} in different ways at its former addresses", starting.pod));
+        }
+        all = Some(additions);
+    }
+    all.ok_or_else(|| format!("the kernel knows {} at no former address", starting.pod))
+}
+
+struct Places {
+    former: IpAddr,
+    new: IpAddr,
+}
+
+impl Places {
+    fn additions(
+        &self,
+        desired: &BTreeMap<Object, Content>,
+        seen: &BTreeMap<Object, Content>,
+    ) -> Result<Additions, String> {
+        let mut additions = Additions::new();
+        let pods = names::pods(Family::from(self.new));
+        let is_needed =
+            |object: &Object| names::closes(object) || matches!(object, Object::Element(set, _) if *set == pods);
+        for (object, content) in seen {
+            let Some(new) = self.renamed(object) else { continue };
+            let content = self.content(content);
+            match desired.get(&new) {
+                Some(wanted) if *wanted == content => drop(additions.insert(new, content)),
+                None if !is_needed(object) && is_known_set(object, desired) => {}
+                _ => return Err(format!("{object} is not what was remembered")),
+            }
+        }
+        for object in desired.keys().filter(|object| is_at(object, self.new)) {
+            let is_chain = matches!(object, Object::Chain(_));
+            if (is_chain || is_needed(object)) && !additions.contains_key(object) {
+                return Err(format!("{object} was remembered, and the kernel has nothing like it for {}", self.former));
+            }
+        }
+        for (object, content) in seen.iter().filter(|(object, _)| is_at(object, self.new)) {
+            if additions.remove(object).as_ref() != Some(content) {
+                return Err(format!("{object} still is that of another pod"));
+            }
+        }
+        Ok(additions)
+    }
+
+    /// Returns the same object for the new address; `None` if it is not about the former one.
+    fn renamed(&self, object: &Object) -> Option<Object> {
+        match object {
+            Object::Element(set, key) if address(key) == Some(self.former) => {
+                Some(Object::Element(set.clone(), with_address(key, self.new)))
+            }
+            Object::Chain(chain) if *chain == names::refused_services(self.former) => {
+                Some(Object::Chain(names::refused_services(self.new)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the same content for the new address: the chain that refuses Services is that of an address.
+    fn content(&self, content: &Content) -> Content {
+        match content {
+            Content::Verdict(verdict) if **verdict == Verdict::Jump(names::refused_services(self.former)) => {
+                Content::Verdict(Arc::new(Verdict::Jump(names::refused_services(self.new))))
+            }
+            other => other.clone(),
+        }
+    }
+}
+
+/// Returns whether the memory has the set of an element.
+fn is_known_set(object: &Object, desired: &BTreeMap<Object, Content>) -> bool {
+    matches!(object, Object::Element(set, _) if desired.contains_key(&Object::Set(set.clone())))
+}
+
+fn is_at(object: &Object, at: IpAddr) -> bool {
+    match object {
+        Object::Element(_, key) => address(key) == Some(at),
+        Object::Chain(chain) => *chain == names::refused_services(at),
+        _ => false,
+    }
+}
+
+fn address(key: &Key) -> Option<IpAddr> {
+    match key {
+        Key::Address(address) | Key::Itself(address) | Key::Service(address, ..) => Some(*address),
+        _ => None,
+    }
+}
+
+fn with_address(key: &Key, new: IpAddr) -> Key {
+    match key {
+        Key::Address(_) => Key::Address(new),
+        Key::Itself(_) => Key::Itself(new),
+        Key::Service(_, protocol, port) => Key::Service(new, *protocol, *port),
+        other => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::super::given::{object, pod, pods, policy, rule};
+    use super::super::super::plan::Plan;
+    use super::super::lowering::Lowering;
+    use super::*;
+    use crate::config::{FirewallConfig, ServiceRanges};
+    use crate::model::{Host, Namespace, World};
+    use crate::net::PerFamily;
+
+    type Table = BTreeMap<Object, Content>;
+
+    /// `db` takes from `web`; both have these last parts of addresses.
+    fn desired(db: &[u8], web: &[u8]) -> Table {
+        let mut world = World::empty();
+        world.host = Arc::new(Host { node_name: "node1".into(), ..Host::default() });
+        world.cluster.namespaces.insert("shop".into(), Namespace::default());
+        for (name, places) in [("db", db), ("web", web)] {
+            let addresses: Vec<String> =
+                places.iter().map(|last| format!("10.244.1.{last} fd00:10:244:1::{last}")).collect();
+            let labels = format!("app={name}");
+            world.cluster.pods.insert(object(&format!("shop/{name}")), pod(&addresses.join(" "), &labels, ""));
+        }
+        let allows = [rule(&[pods("app=web")], &["tcp/5432"])];
+        world.cluster.policies.insert(object("shop/db"), policy("app=db", Some(&allows), None));
+        let config = FirewallConfig {
+            backend: crate::config::Backend::default(),
+            sync_period: Duration::from_secs(300),
+            default_deny: false,
+            flush_established: false,
+            ranges: ServiceRanges {
+                strict: true,
+                cluster_ips: Vec::new(),
+                external_ips: Vec::new(),
+                load_balancer_ips: Vec::new(),
+            },
+            knows_services: false,
+            service_node_port_range: 30000..=32767,
+        };
+        let (mut plan, mut lowering) = (Plan::new(), Lowering::new(Arc::new(config), PerFamily { v4: true, v6: true }));
+        let changed = plan.update(&world);
+        lowering.update(plan.rules(), &world, &changed);
+        lowering.desired().table.clone()
+    }
+
+    fn address(last: u8, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => format!("10.244.1.{last}"),
+            Family::V6 => format!("fd00:10:244:1::{last}"),
+        }
+        .parse()
+        .expect("an address")
+    }
+
+    /// Returns what the kernel lacks of the pod's address 70, which was known at 8 or 7.
+    fn told(name: &str, kernel: &Table, family: Family) -> Result<Additions, String> {
+        let (wanted, former) = match name {
+            "db" => (desired(&[8, 70], &[7]), 8),
+            _ => (desired(&[8], &[7, 70]), 7),
+        };
+        let (pod, former) = (object(&format!("shop/{name}")), [address(former, family)]);
+        additions(&NewAddress { pod: &pod, address: address(70, family), former: &former }, &wanted, Some(kernel))
+    }
+
+    fn judging(last: u8, family: Family) -> Object {
+        let map = names::isolated(super::super::super::rules::Direction::Ingress, family);
+        Object::Element(map, Key::Address(address(last, family)))
+    }
+
+    #[test]
+    fn a_pod_that_the_kernel_knows_is_judged_in_the_same_way_at_a_new_address() {
+        for (pod, whole) in [("db", desired(&[8, 70], &[7])), ("web", desired(&[8], &[7, 70]))] {
+            let mut kernel = desired(&[8], &[7]);
+            for family in Family::BOTH {
+                let additions = told(pod, &kernel, family).expect("kernel and memory agree");
+                assert!(!additions.is_empty());
+                kernel.extend(additions);
+                assert_eq!(told(pod, &kernel, family), Ok(Additions::new()), "nothing is left to do");
+            }
+            assert_eq!(kernel, whole, "{pod}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_kernel_and_memory_judge_in_different_ways_waits() {
+        for family in Family::BOTH {
+            let whole = desired(&[8], &[7]);
+            let mut kernel = whole.clone();
+            let verdict = kernel.remove(&judging(8, family)).expect("db is isolated");
+            assert!(told("db", &kernel, family).is_err(), "isolated no longer, or at another address");
+            kernel.insert(judging(7, family), verdict.clone());
+            assert!(told("web", &kernel, family).is_err(), "isolated since");
+            let mut kernel = whole.clone();
+            kernel.insert(judging(70, family), verdict);
+            assert!(told("web", &kernel, family).is_err(), "the address is judged as that of another pod");
+            assert_eq!(
+                told("db", &kernel, family).map(|additions| additions.contains_key(&judging(70, family))),
+                Ok(false)
+            );
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_no_longer_allows_a_pod_it_is_not_allowed_at_a_new_address() {
+        for family in Family::BOTH {
+            let mut kernel = desired(&[8], &[7]);
+            kernel.retain(|object, _| !is_at(object, address(7, family)));
+            assert_eq!(told("web", &kernel, family), Ok(Additions::new()));
+        }
+    }
+
+    #[test]
+    fn a_pod_without_a_former_address_waits() {
+        let pod = object("shop/db");
+        let starting = NewAddress { pod: &pod, address: address(70, Family::V4), former: &[] };
+        assert!(additions(&starting, &desired(&[70], &[7]), Some(&desired(&[], &[7]))).is_err());
+    }
+}
