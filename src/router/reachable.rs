@@ -41,6 +41,8 @@ pub struct Reachable {
     known: BTreeMap<IpAddr, Known>,
     /// Next hops to be queried.
     due: BTreeSet<IpAddr>,
+    /// Those that are lost and not reported yet. At rest there are none, and nothing is looked through.
+    doubtful: BTreeSet<IpAddr>,
     /// Some reported next hops became reachable again, or were forgotten.
     returned: bool,
 }
@@ -68,6 +70,7 @@ impl Reachable {
     /// lost ones are queried too.
     pub fn look_at_all(&mut self, used: BTreeSet<IpAddr>) {
         self.known.retain(|next_hop, known| known.told || used.contains(next_hop));
+        self.doubtful.retain(|next_hop| self.known.contains_key(next_hop));
         self.due = used;
         self.due.extend(self.known.keys());
     }
@@ -89,8 +92,12 @@ impl Reachable {
         if lost {
             known.reached = false;
             known.lost.get_or_insert(now);
+            if !known.told {
+                self.doubtful.insert(next_hop);
+            }
             return;
         }
+        self.doubtful.remove(&next_hop);
         self.returned |= known.told;
         *known = Known { direct: lead == Lead::Direct, reached: true, lost: None, told: false };
     }
@@ -98,10 +105,15 @@ impl Reachable {
     /// Applies losses that have lasted long enough, unless we are cut off. Returns all lost next hops if the speaker
     /// has to be told.
     pub fn settle(&mut self, now: Instant) -> Option<BTreeSet<IpAddr>> {
+        if self.doubtful.is_empty() && !self.returned {
+            return None;
+        }
         let connected = self.known.values().any(|known| known.reached);
         let mut changed = std::mem::take(&mut self.returned);
         let mut told = self.known.values().filter(|known| known.told).count();
-        for known in self.known.values_mut().filter(|known| known.is_doubtful()) {
+        let Reachable { known, doubtful, .. } = self;
+        doubtful.retain(|next_hop| {
+            let Some(known) = known.get_mut(next_hop) else { return false };
             if !connected {
                 known.lost = Some(now);
             } else if known.lost.is_some_and(|lost| now >= lost + PATIENCE) && told < MOST {
@@ -109,26 +121,21 @@ impl Reachable {
                 told += 1;
                 changed = true;
             }
-        }
+            !known.told
+        });
         let lost = self.known.iter().filter(|(_, known)| known.told).map(|(next_hop, _)| *next_hop);
         changed.then(|| lost.collect())
     }
 
     /// Returns when it has to be called again.
     pub fn deadline(&self) -> Option<Instant> {
-        let lost = self.known.values().filter(|known| known.is_doubtful()).filter_map(|known| known.lost);
+        let lost = self.doubtful.iter().filter_map(|next_hop| self.known.get(next_hop)?.lost);
         lost.min().map(|lost| lost + PATIENCE)
     }
 
     /// Forgets everything for a new speaker: all next hops are reachable.
     pub fn forget(&mut self) {
         *self = Reachable::default();
-    }
-}
-
-impl Known {
-    fn is_doubtful(&self) -> bool {
-        self.lost.is_some() && !self.told
     }
 }
 
