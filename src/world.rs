@@ -170,7 +170,7 @@ struct Builder {
     own: CompactString,
     lacks_own_node: bool,
     note: Note,
-    /// What is noted of that Node.
+    /// The note about that Node.
     node_note: Option<String>,
     /// The policies that cannot be read and of which no good version is known.
     unread: BTreeSet<String>,

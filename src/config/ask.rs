@@ -15,7 +15,7 @@ use super::refusal::Refusal;
 pub enum Ask {
     /// Why packets of one party reach another, or do not. The words are those of the user.
     PolicyExplain { from: String, to: String, output: Output, socket: PathBuf },
-    /// What the policies of a file would change. `delete`: what their deletion would.
+    /// The changes that the policies of a file would bring about. `delete`: those of their deletion.
     PolicyDiff { file: PathBuf, delete: bool, output: Output, socket: PathBuf },
     /// Which packets are refused, for a moment or, with `follow`, on and on.
     PolicyDrops { follow: bool, output: Output, socket: PathBuf },

@@ -71,7 +71,7 @@ pub trait Backend {
     /// pods do not count, and neither does what closes more than the rule set: chains and elements that the kernel refuses.
     ///
     /// # Errors
-    /// What the kernel lacks, as a sentence without its end; the first of several.
+    /// The first feature that the kernel lacks, as a sentence without its end.
     fn pod_enforced(&self, rules: &RuleSet, pod: &ObjectName) -> Result<(), String>;
 
     /// Returns whether the kernel holds a state that is newer than the remembered cluster, which is not applied therefore.

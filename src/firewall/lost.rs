@@ -1,4 +1,4 @@
-//! What an earlier run put in force for ClusterNetworkPolicies that are not known ([`UnreadPolicies`]).
+//! Objects that an earlier run put in force for ClusterNetworkPolicies that are not known ([`UnreadPolicies`]).
 //!
 //! Names of chains follow from policies alone, so what belongs to one that cannot be read is found by its name, and all that
 //! belongs to others may go.

@@ -70,7 +70,7 @@ pub struct Routes {
     stale: BTreeSet<IpNet>,
 }
 
-/// What many routes have in common: a table of 100,000 routes has few next hops.
+/// The properties that many routes have in common: a table of 100,000 routes has few next hops.
 #[derive(Default, Debug)]
 struct Lists {
     learned: Interner<Arc<Learned>>,

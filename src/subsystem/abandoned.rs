@@ -8,7 +8,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Each try starts programs and lists tables and sets, and the subsystem waits for it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
-/// What is left of it.
+/// The state of the removal, and of tries after failures.
 #[derive(Debug)]
 pub struct Abandoned {
     is_gone: bool,

@@ -40,7 +40,7 @@ use crate::net::PerFamily;
 pub use agreement::{Agreement, Local, Restart, Settings};
 pub use peer::Peer;
 
-/// What may be done early, so that timers of many neighbours share one wake-up, is done up to this much early.
+/// Time by which timers may be early, so that those of many neighbours share one wake-up.
 pub const SLACK: Duration = Duration::from_secs(1);
 
 /// Time of an event, with random jitter: no two neighbours should act in step.

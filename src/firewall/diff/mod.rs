@@ -32,7 +32,7 @@ use self::pairs::{Pairs, PodNames};
 pub use json::json;
 pub use text::text;
 
-/// What is asked for.
+/// The question.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Candidates {
     pub policies: Policies,
@@ -50,7 +50,7 @@ pub struct Compared {
     pairs: Pairs,
 }
 
-/// What would change.
+/// The changes that would come.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Difference {
     pub policies: Vec<(PolicyName, PolicyChange)>,
@@ -68,7 +68,7 @@ pub enum PolicyName {
     Cluster(CompactString),
 }
 
-/// What would become of a policy.
+/// The change of a policy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PolicyChange {
     New,

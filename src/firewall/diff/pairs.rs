@@ -114,7 +114,7 @@ pub fn pairs(rules: (&RuleSet, &RuleSet), changed: &RuleSetChanges, names: &PodN
     comparison.pairs(None)
 }
 
-/// What makes pods of this node alike in one direction: their families, their policies, and the numbers of their named ports.
+/// The properties that make pods of this node alike in one direction: their families, their policies, and the numbers of their named ports.
 type Likeness = ([bool; 2], [Judges; 2], Vec<(Arc<SetKey>, Vec<u16>)>);
 
 /// The policies of a pod in one direction.
@@ -176,7 +176,7 @@ fn alike_pods<'a>(
 struct Comparison<'a> {
     rules: (&'a RuleSet, &'a RuleSet),
     names: &'a PodNames,
-    /// What is left of the budget.
+    /// The rest of the budget.
     left: u64,
     /// The budget is used up.
     is_cut: bool,

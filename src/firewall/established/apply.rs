@@ -46,7 +46,7 @@ pub enum Report {
     Done { result: Result<Marked, (String, Concerned)>, took: Duration },
 }
 
-/// What a run has done.
+/// The result of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Marked {
     /// Number of connections that got the mark.

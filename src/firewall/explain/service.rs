@@ -30,7 +30,7 @@ pub struct Served {
     pub endpoints: usize,
 }
 
-/// What a Service says of one of its endpoints.
+/// An endpoint as its Service describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EndpointState {
     /// `nodeName`.

@@ -32,7 +32,7 @@ pub struct Desired {
     pub lost: Option<Lost>,
 }
 
-/// What an earlier run may have left for them.
+/// The objects that an earlier run may have left for them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lost {
     pub chains: LostChains,

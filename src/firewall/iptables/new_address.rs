@@ -22,7 +22,7 @@ use super::names::{self, CHAIN_TAIL};
 use super::pod_chain;
 use super::turning::AllRules;
 
-/// What the kernel lacks.
+/// The rules and elements that the kernel lacks.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Additions {
     pub rules: AllRules,

@@ -54,7 +54,7 @@ use super::names::{
 };
 use super::parts::Lowered;
 
-/// What the base chains depend on.
+/// The inputs of the base chains.
 #[derive(Clone, Copy)]
 pub struct Surroundings<'a> {
     pub config: &'a FirewallConfig,

@@ -26,7 +26,7 @@ pub struct Desired {
     pub lost: Option<Lost>,
 }
 
-/// What an earlier run may have left for them.
+/// The objects that an earlier run may have left for them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lost {
     /// The chains that refuse what they deny.

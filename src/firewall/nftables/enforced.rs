@@ -88,7 +88,7 @@ fn check(concerned: &Concerned<'_>, lowering: &Lowering, applied: &Applied<'_>) 
     first.map_or(Ok(()), |object| Err(format!("{object} is not as it must be")))
 }
 
-/// What the kernel judges some addresses by.
+/// The objects by which the kernel judges some addresses.
 struct Concerned<'a> {
     objects: BTreeSet<Object>,
     /// The sets and maps of which every element counts.

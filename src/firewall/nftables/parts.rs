@@ -24,7 +24,7 @@ pub enum Part {
     Base,
     /// An address of pods of this node: its elements in the sets and maps of `Base`.
     Address(IpAddr),
-    /// What a pod's address is refused of Services.
+    /// The Services that a pod's address is refused.
     RefusedServices(IpAddr),
     Class(Arc<Class>),
     /// A class, asked on behalf of an address that several pods claim.
@@ -32,9 +32,9 @@ pub enum Part {
     Tier(Arc<TierPolicies>),
     /// A tier, asked on behalf of an address that several pods claim.
     EachTier(Arc<EachTier>),
-    /// What judges an address that several pods claim; sorted, at least two.
+    /// The judges of an address that several pods claim; sorted, at least two.
     Shared(Box<[Judged]>),
-    /// What a ClusterNetworkPolicy denies.
+    /// The packets that a ClusterNetworkPolicy denies.
     Denied(ClusterPolicyKey),
     Counter(Arc<Class>),
     Peers(Arc<Peers>),
@@ -44,7 +44,7 @@ pub enum Part {
     Endpoint(HostEndpoint),
 }
 
-/// What a part becomes.
+/// The objects that a part becomes.
 #[derive(Default, Debug)]
 pub struct Lowered {
     pub objects: BTreeMap<Object, Content>,

@@ -24,7 +24,7 @@ use super::sets::{self, in_set, in_union};
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Allowed {
     Everybody,
-    /// What is in any of these sets.
+    /// The addresses in any of these sets.
     Peers(BTreeSet<Arc<SetKey>>),
 }
 
@@ -38,7 +38,7 @@ pub struct Peers {
     pub outcome: Outcome,
 }
 
-/// What becomes of a packet whose peer is found.
+/// The outcome for a packet whose peer is found.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Outcome {
     Accept,

@@ -1,4 +1,4 @@
-//! What the policies of a class allow together, sorted by how a packet is recognised: its port, then its peer.
+//! The permissions of the policies of a class together, sorted by how a packet is recognised: its port, then its peer.
 //!
 //! Rules of all policies add up, so what they allow for one port is the union of their peers. Nothing is asked in turn that
 //! can be looked up: single ports by a hash, ranges by an interval map. Ranges that overlap are cut where one begins or ends;
@@ -13,7 +13,7 @@ use crate::net::{PortRange, Protocol};
 use super::super::rules::{Match, PortMatch, SetKey};
 use super::peers::{Allowed, IN_TURN};
 
-/// What a class allows.
+/// The permissions of a class.
 #[derive(Default, Debug)]
 pub struct Permissions {
     pub singles: BTreeMap<(Protocol, u16), Allowed>,

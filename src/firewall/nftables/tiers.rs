@@ -48,7 +48,7 @@ pub struct TierPolicies {
     pub policies: Box<[ClusterPolicyKey]>,
 }
 
-/// What judges a pod in one direction.
+/// The judges of a pod in one direction.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Judged {
     pub direction: Direction,
@@ -57,7 +57,7 @@ pub struct Judged {
     pub rest: Option<Rest>,
 }
 
-/// What judges the packets of a pod about which the Admin tier does not decide.
+/// The judges of the packets of a pod about which the Admin tier does not decide.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Rest {
     /// The NetworkPolicies that isolate it.

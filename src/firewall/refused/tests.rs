@@ -17,7 +17,7 @@ use crate::kernel::nflog::OpenError;
 use crate::model::{Host, World};
 use crate::observe::local::{Answer, AnswerFormat, Question};
 
-/// What the kernel logs, and whether its log is open.
+/// The packets that the kernel logs, and whether its log is open.
 #[derive(Clone, Default)]
 struct Kernel(Arc<Mutex<State>>);
 

@@ -1,4 +1,4 @@
-//! What the named counters of a table have counted.
+//! Counts of the named counters of a table.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +36,7 @@ impl CounterReader {
         Ok(CounterReader { socket: Socket::open(Bus::Netfilter)?, table })
     }
 
-    /// What the named counters that begin so have counted.
+    /// Returns the counts of the named counters whose names begin so.
     ///
     /// # Errors
     /// The kernel refuses.

@@ -53,7 +53,7 @@ struct Parts {
 
 struct Reader<'a> {
     rest: &'a [Expression],
-    /// What has been compared for the matches behind it.
+    /// The comparisons that were read for the matches behind it.
     family: Option<Family>,
     protocol: Option<u8>,
     parts: Parts,

@@ -99,7 +99,7 @@ impl Description {
         Description { flags, key_type: ADDRESS_TYPE, key_length: 4, data: None, size: Some(2) }
     }
 
-    /// What `nft` has to know to print the elements.
+    /// The properties that `nft` has to know to print the elements.
     pub fn userdata(&self) -> Vec<u8> {
         let order = match self.key_type {
             LINK | ADDRESS_TYPE => MACHINE,

@@ -152,7 +152,7 @@ pub(super) fn octets(address: std::net::IpAddr) -> Data {
 
 struct Writer {
     written: Vec<Expression>,
-    /// What the rule has compared already for its matches.
+    /// The comparisons that the rule has made already for its matches.
     family: Option<Family>,
     protocol: Option<u8>,
 }

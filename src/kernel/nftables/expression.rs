@@ -1,4 +1,4 @@
-//! What a rule consists of in the kernel: expressions that load, compare and act on registers.
+//! The parts of a rule in the kernel: expressions that load, compare and act on registers.
 //!
 //! Kernel: `NFTA_RULE_EXPRESSIONS` (include/uapi/linux/netfilter/nf_tables.h), each with a name and attributes of its own. There are
 //! sixteen registers of 4 bytes; a value takes as many as it needs, and the next field of a concatenation begins with the
@@ -344,7 +344,7 @@ const NAME: u16 = 1;
 const CONTENT: u16 = 2;
 /// `NFT_OBJECT_COUNTER`.
 const COUNTER: u32 = 1;
-/// What the kernel makes a name of.
+/// The pattern of which the kernel makes the name of an anonymous set.
 pub(super) const ANONYMOUS: &str = "__set%d";
 
 /// The attributes of one expression.

@@ -1,4 +1,4 @@
-//! What others do to a table, from the kernel's notifications.
+//! Changes of a table by others, from the kernel's notifications.
 //!
 //! Kernel: the group `NFNLGRP_NFTABLES`. A notification carries the port of the socket that caused it.
 

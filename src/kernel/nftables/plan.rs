@@ -11,7 +11,7 @@ use super::object::{Chain, Content, Key, Kind, Name, Object, SetSpec};
 use crate::kernel::{Cause, Error};
 use crate::reconcile::Step;
 
-/// What is to be done to the objects of a table.
+/// The changes of the objects of a table.
 #[derive(Default)]
 pub(super) struct Plan<'s> {
     /// Something has to change that the kernel does not change.
@@ -27,7 +27,7 @@ pub(super) struct Plan<'s> {
     gone_counters: Vec<&'s Name>,
 }
 
-/// What happens to elements, by their sets.
+/// The changes of elements, by their sets.
 type OfSets<'s, E> = BTreeMap<&'s Name, (SetSpec, Vec<E>)>;
 
 /// So many elements of new sets are worth transactions of their own, each of so many.

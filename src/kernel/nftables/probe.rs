@@ -42,11 +42,11 @@ pub enum Feature {
     Route,
 }
 
-/// What a kernel lacks.
+/// The features that a kernel lacks.
 #[derive(Clone, Debug)]
 pub struct Missing {
     pub features: BTreeSet<Feature>,
-    /// What the kernel said of the first of them.
+    /// The kernel's answer about the first of them.
     pub error: Error,
 }
 

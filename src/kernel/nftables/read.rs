@@ -173,7 +173,7 @@ impl Reader<'_> {
     }
 }
 
-/// What a named counter has counted since it was made.
+/// The packets and bytes that a named counter has counted since it was made.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Count {
     pub packets: u64,

@@ -130,7 +130,7 @@ impl FrameField {
     ];
 }
 
-/// What happens to a packet on its way through a rule, without ending it.
+/// A statement of a rule, which acts on a packet without ending its way.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Statement {
     /// The named counter counts it.
@@ -143,7 +143,7 @@ pub enum Statement {
     MarkFrom { lookup: Lookup, map: Name },
 }
 
-/// What becomes of a packet for which a rule holds, or for which a verdict map has an element.
+/// The verdict on a packet for which a rule holds, or for which a verdict map has an element.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Verdict {
     /// This base chain, and all that led here from it, is over; other tables still judge.
@@ -248,14 +248,14 @@ impl Rule {
     }
 }
 
-/// What `nft` takes as comment of a rule, in bytes.
+/// Length of the longest comment of a rule that `nft` takes, in bytes.
 const LONGEST_COMMENT: usize = 128;
-/// What the kernel takes as prefix of a log, in bytes.
+/// Length of the longest prefix of a log that the kernel takes, in bytes.
 const LONGEST_PREFIX: usize = 127;
 
 /// The name of a link, in bytes (`IFNAMSIZ` less the closing zero).
 const LONGEST_LINK: usize = 15;
-/// What the kernel makes of a burst of 0 (`NFT_LIMIT_PKT_BURST_DEFAULT`).
+/// The burst that the kernel takes for 0 (`NFT_LIMIT_PKT_BURST_DEFAULT`).
 const USUAL_BURST: u32 = 5;
 
 /// So many bytes of a text, at most, are whole characters.

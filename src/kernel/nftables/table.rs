@@ -44,9 +44,9 @@ pub struct OwnTable {
     /// Whether this kernel lets a table belong to a process and outlive it.
     knows_owners: bool,
     standing: Standing,
-    /// What is in the table was read since that is its standing, by which it can be changed.
+    /// The content of the table was read since that is its standing, by which it can be changed.
     is_read: bool,
-    /// What others do to the table, where they can.
+    /// The changes by others, where they can change the table.
     notified: Option<Notified>,
     /// The sets that exist, as far as is known, with the form of those that are ours in form.
     sets: BTreeMap<Name, Option<SetSpec>>,
@@ -60,7 +60,7 @@ pub struct OwnTable {
 /// As long as others change something, a table is read again this often.
 const TRIES: usize = 10;
 
-/// What exists and what it is.
+/// The objects that exist, with their contents.
 type Contents = BTreeMap<Object, Content>;
 
 impl OwnTable {

@@ -1,4 +1,4 @@
-//! What is not known although it was read: objects that cannot be parsed, and a kind that nobody waits for.
+//! Objects and kinds that are not known although they were read: objects that cannot be parsed, and a kind that nobody waits for.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -31,7 +31,7 @@ pub(super) enum Standing {
 }
 
 impl Standing {
-    /// What the table's header says to the socket with this port.
+    /// Returns the standing of the table to the socket with this port, by its header.
     pub fn of(header: Option<Header>, port: u32) -> Standing {
         match header {
             None => Standing::Absent,
