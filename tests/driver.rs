@@ -221,7 +221,8 @@ fn served() -> World {
             ..generate::service(&mut Random::new(1))
         };
         world.cluster.services.insert(name.clone(), service);
-        let endpoint = Endpoint { address: [10, 244, 1, 5].into(), node: None, conditions: Conditions::READY };
+        let endpoint =
+            Endpoint { address: [10, 244, 1, 5].into(), node: None, conditions: Conditions::READY, hints: None };
         let slice = EndpointSlice {
             family: Family::V4,
             ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],

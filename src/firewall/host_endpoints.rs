@@ -228,7 +228,7 @@ mod tests {
     }
 
     fn slice(addresses: &[&str], conditions: Conditions) -> Endpoints {
-        let endpoint = |text: &&str| Endpoint { address: address(text), node: None, conditions };
+        let endpoint = |text: &&str| Endpoint { address: address(text), node: None, conditions, hints: None };
         let slice = EndpointSlice {
             family: Family::V4,
             ports: vec![EndpointPort { name: "https".into(), protocol: Protocol::Tcp, port: 6443 }],

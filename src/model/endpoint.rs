@@ -48,6 +48,18 @@ pub struct Endpoint {
     /// `nodeName`; absent for backends outside the cluster.
     pub node: Option<Arc<str>>,
     pub conditions: Conditions,
+    /// `hints`, where there are any that name a zone or a node.
+    pub hints: Option<Arc<Hints>>,
+}
+
+/// `endpoints[].hints`: from where an endpoint is to be used. The control plane writes them for Services with
+/// `spec.trafficDistribution` or the annotation `service.kubernetes.io/topology-mode`; a proxy reads them alone.
+#[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
+pub struct Hints {
+    /// `forZones[].name`; empty where it names none.
+    pub zones: Box<[CompactString]>,
+    /// `forNodes[].name`; empty where it names none.
+    pub nodes: Box<[CompactString]>,
 }
 
 /// `endpoints[].conditions`, with the API's defaults applied: `ready` absent means true, `serving` absent
@@ -123,6 +135,14 @@ impl FromIterator<(CompactString, Arc<EndpointSlice>)> for Slices {
 impl<const N: usize> From<[(CompactString, Arc<EndpointSlice>); N]> for Slices {
     fn from(slices: [(CompactString, Arc<EndpointSlice>); N]) -> Slices {
         slices.into_iter().collect()
+    }
+}
+
+impl Endpoints {
+    /// Returns whether any endpoint has a hint for zones.
+    pub fn have_zone_hints(&self) -> bool {
+        let mut endpoints = self.slices.values().flat_map(|slice| &slice.endpoints);
+        endpoints.any(|endpoint| endpoint.hints.as_ref().is_some_and(|hints| !hints.zones.is_empty()))
     }
 }
 

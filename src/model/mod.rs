@@ -25,7 +25,7 @@ pub use attachment::{
 };
 pub use claims::{Claim, Claims, Store};
 pub use cluster_policy::{Action, ClusterNetworkPolicy, ClusterRule, Subject, Tier};
-pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Slices, Use};
+pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Hints, Slices, Use};
 pub use event_clock::EventClock;
 pub use host::{Host, HostAddress, HostLink, OnLink};
 pub use interner::{Counted, Interner};

@@ -1,10 +1,11 @@
-//! A Node: its addresses, its pod ranges, and its annotations about routing.
+//! A Node: its addresses, its pod ranges, its zone, and its annotations about routing.
 //!
-//! Kubernetes: `Node.status.addresses[]`, the condition `NetworkUnavailable`, `Node.spec.providerID`, `Node.spec.podCIDRs` and `podCIDR`, and the annotations
+//! Kubernetes: `Node.status.addresses[]`, the condition `NetworkUnavailable`, `Node.spec.providerID`, `Node.spec.podCIDRs` and `podCIDR`, the label `topology.kubernetes.io/zone`, and the annotations
 //! `kube-router.io/pod-cidr` and `kube-router.io/pod-cidrs`, which win over the spec.
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::net::{ExternalPeer, Family, PerFamily};
@@ -19,6 +20,8 @@ pub struct Node {
     pub network_unavailable: bool,
     /// `spec.providerID` names a machine of AWS.
     pub is_on_aws: bool,
+    /// The label `topology.kubernetes.io/zone`; `None` where it is absent or empty.
+    pub zone: Option<CompactString>,
     /// Present on few nodes.
     pub routing: Option<Box<Routing>>,
 }

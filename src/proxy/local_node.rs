@@ -1,6 +1,6 @@
 //! The local node, as the service proxy sees it: the inputs common to all of its Services.
 //!
-//! Kubernetes: `Node.status.addresses`, `Node.spec.podCIDRs`. Where the cluster has no Node object of our name (a
+//! Kubernetes: `Node.status.addresses`, `Node.spec.podCIDRs`, the label `topology.kubernetes.io/zone`. Where the cluster has no Node object of our name (a
 //! directory of manifests need not), the host's own addresses are used.
 
 use std::collections::BTreeSet;
@@ -13,10 +13,14 @@ use crate::kernel::ipset::Entry;
 use crate::model::{HostAddress, World};
 use crate::net::{Family, PerFamily};
 
-/// Inputs of every Service's part. A change of any of them recomputes everything.
+use super::topology::Place;
+
+/// Inputs of every Service's part. A change of any but the zone recomputes everything.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct LocalNode {
     pub name: CompactString,
+    /// The zone that this node is in, if it is known: it concerns Services whose endpoints have hints for zones.
+    pub zone: Option<CompactString>,
     /// The enabled families.
     pub families: PerFamily<bool>,
     /// The address that node ports listen on and that masqueraded packets come from.
@@ -42,6 +46,7 @@ impl LocalNode {
         });
         LocalNode {
             name: host.node_name.clone(),
+            zone: node.and_then(|node| node.zone.clone()),
             families,
             address,
             links: PerFamily::from_fn(|family| {
@@ -55,6 +60,11 @@ impl LocalNode {
                 all.filter(|cidr| Family::from(**cidr) == family).copied().collect()
             }),
         }
+    }
+
+    /// Returns where this node is, for endpoints with hints.
+    pub fn place(&self) -> Place<'_> {
+        Place { node: &self.name, zone: self.zone.as_deref() }
     }
 
     /// Returns the enabled families, IPv4 first.

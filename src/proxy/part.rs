@@ -91,7 +91,7 @@ fn claims_of_port(
     let mut claims = Vec::new();
     let choose = |policy| {
         let reach = match policy {
-            TrafficPolicy::Cluster => Reach::Cluster,
+            TrafficPolicy::Cluster => Reach::Cluster(inputs.node.place()),
             TrafficPolicy::Local => Reach::Node(&inputs.node.name),
         };
         let drains = scheduler::can_drain(service.annotations.scheduler, port.protocol);

@@ -155,6 +155,8 @@ impl Plan {
         let older = std::mem::replace(&mut self.world, world.clone());
         let node = LocalNode::new(world, self.families);
         let (services, endpoints) = (&world.cluster.services, &world.cluster.endpoints);
+        // Only Services with hints for zones ask for it.
+        let other_zone = std::mem::replace(&mut self.node.zone, node.zone.clone()) != node.zone;
         let (same, parts_stay) = (node == self.node, self.parts_stay(&node));
         let moved = self.others.update([&older, world], [&self.node, &node]);
         let parts_stay = !self.others.note_known(world) && parts_stay;
@@ -168,6 +170,9 @@ impl Plan {
             dirty.extend(endpoints.changes_since(&older.cluster.endpoints).map(|change| change.key()));
             if !moved.is_empty() {
                 dirty.extend(services.iter().filter(|(_, it)| asks_for(it, &moved)).map(|(name, _)| name));
+            }
+            if other_zone {
+                dirty.extend(endpoints.iter().filter(|(_, its)| its.have_zone_hints()).map(|(name, _)| name));
             }
             dirty.sort();
             dirty.dedup();

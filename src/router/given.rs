@@ -39,6 +39,7 @@ pub fn node(addresses: &str, ranges: &str) -> Node {
         pod_cidrs: ranges.split_whitespace().map(prefix).collect(),
         network_unavailable: false,
         is_on_aws: false,
+        zone: None,
         routing: None,
     }
 }

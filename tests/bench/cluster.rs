@@ -47,7 +47,7 @@ fn service(index: usize) -> Service {
 
 fn slice(addresses: impl Iterator<Item = IpAddr>) -> Endpoints {
     let node: Arc<str> = "node2".into();
-    let endpoint = |address| Endpoint { address, node: Some(node.clone()), conditions: Conditions::READY };
+    let endpoint = |address| Endpoint { address, node: Some(node.clone()), conditions: Conditions::READY, hints: None };
     let slice = EndpointSlice {
         family: Family::V4,
         ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],

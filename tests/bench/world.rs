@@ -54,6 +54,7 @@ fn endpoints(index: usize, version: usize, nodes: &[Arc<str>]) -> Endpoints {
         address: IpAddr::V4(Ipv4Addr::from(0x0af4_0000 + ((index * ENDPOINTS + number + version) % 65_000) as u32)),
         node: Some(nodes[(index + number) % nodes.len()].clone()),
         conditions: Conditions::READY,
+        hints: None,
     };
     let slice = EndpointSlice {
         family: Family::V4,

@@ -35,7 +35,7 @@ pub fn put(world: &mut World, name: &str, (addresses, port): (&str, u16), endpoi
     let at: Vec<SocketAddr> = endpoints.iter().map(|text| text.parse().expect("an endpoint")).collect();
     let slices = at.iter().enumerate().map(|(number, at)| {
         let ports = vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: at.port() }];
-        let endpoint = Endpoint { address: at.ip(), node: None, conditions: Conditions::READY };
+        let endpoint = Endpoint { address: at.ip(), node: None, conditions: Conditions::READY, hints: None };
         let slice = EndpointSlice { family: Family::from(at.ip()), ports, endpoints: [endpoint].into() };
         (number.to_string().into(), Arc::new(slice))
     });
@@ -104,6 +104,7 @@ fn slice(random: &mut Random, addresses: &[IpAddr]) -> EndpointSlice {
         },
         node: None,
         conditions: Conditions { ready: random.chance(70), serving: random.chance(50), terminating: random.chance(20) },
+        hints: None,
     };
     let port = |random: &mut Random, name: &str| EndpointPort {
         name: name.into(),

@@ -214,6 +214,7 @@ fn node(random: &mut Random) -> Node {
         pod_cidrs,
         network_unavailable: false,
         is_on_aws: false,
+        zone: None,
         routing: routing.filter(|routing| **routing != Routing::default()),
     }
 }

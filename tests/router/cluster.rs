@@ -138,6 +138,7 @@ impl Cluster {
             pod_cidrs: ranges.split_whitespace().map(prefix).collect(),
             network_unavailable: false,
             is_on_aws: false,
+            zone: None,
             routing: None,
         };
         self.world.cluster.nodes.insert(name(number).into(), node);

@@ -121,6 +121,7 @@ impl Walk {
                 address: endpoint_address(family, *number),
                 node: None,
                 conditions: Conditions::READY,
+                hints: None,
             };
             let ports = vec![EndpointPort { name: "".into(), protocol: Protocol::Udp, port: 5353 }];
             Arc::new(EndpointSlice { family, ports, endpoints: numbers.iter().map(endpoint).collect() })

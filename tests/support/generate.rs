@@ -9,7 +9,7 @@ use std::sync::Arc;
 use compact_str::CompactString;
 use ipnet::IpNet;
 use sluice::model::{
-    AnnounceAnnotations, Authority, Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host,
+    AnnounceAnnotations, Authority, Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Hints, Host,
     HostAddress, LoadBalancerAddress, Node, NodeAddress, NodeAddressKind, ObjectName, ProxyAnnotations, Scheduler,
     SchedulerFlags, Service, ServicePort, ServiceType, Table, TrafficPolicy, World,
 };
@@ -21,6 +21,10 @@ use super::random::Random;
 const PORTS: [u16; 3] = [53, 80, 443];
 const PORT_NAMES: [&str; 3] = ["", "http", "dns"];
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
+const ZONES: [&str; 2] = ["east", "west"];
+
+/// What [`change`] says of a Node that got another zone and nothing else.
+pub const OTHER_ZONE: &str = "change the zone of the Node";
 
 /// A World in which nothing but this host is known.
 pub fn empty_world() -> World {
@@ -45,7 +49,8 @@ pub fn change(world: &mut World, random: &mut Random) -> String {
         0..=19 => put_service(&mut world.cluster, random),
         20..=29 => edit_service(&mut world.cluster, random),
         30..=37 => remove_service(&mut world.cluster, random),
-        38..=57 => put_slice(&mut world.cluster, random),
+        38..=39 => put_zone(&mut world.cluster, random),
+        40..=57 => put_slice(&mut world.cluster, random),
         58..=89 => edit_endpoint(&mut world.cluster, random),
         90..=93 => remove_slice(&mut world.cluster, random),
         94..=96 => put_node(&mut world.cluster, random),
@@ -256,7 +261,17 @@ fn endpoint(family: Family, random: &mut Random) -> Endpoint {
         address: address.parse().expect("an address"),
         node: random.chance(90).then(|| Arc::from(*random.pick(&NODES))),
         conditions: conditions(random),
+        hints: random.chance(70).then(|| hints(random)).flatten(),
     }
+}
+
+/// For each sort none, or one, so that all endpoints of a slice often have some.
+fn hints(random: &mut Random) -> Option<Arc<Hints>> {
+    let mut list = |pool: &[&str], percent| -> Box<[CompactString]> {
+        random.chance(percent).then(|| (*random.pick(pool)).into()).into_iter().collect()
+    };
+    let hints = Hints { zones: list(&ZONES, 90), nodes: list(&NODES, 50) };
+    (hints != Hints::default()).then(|| Arc::new(hints))
 }
 
 fn conditions(random: &mut Random) -> Conditions {
@@ -313,6 +328,15 @@ fn remove_slice(cluster: &mut Cluster, random: &mut Random) -> String {
     format!("remove a slice of {name}")
 }
 
+/// The label of this host's Node alone.
+fn put_zone(cluster: &mut Cluster, random: &mut Random) -> String {
+    let name = "node1".into();
+    let Some(node) = cluster.nodes.get(&name).map(|node| (**node).clone()) else { return put_node(cluster, random) };
+    let zone = random.chance(80).then(|| (*random.pick(&ZONES)).into());
+    cluster.nodes.insert(name, Node { zone, ..node });
+    OTHER_ZONE.to_owned()
+}
+
 fn put_node(cluster: &mut Cluster, random: &mut Random) -> String {
     if random.chance(30) {
         return put_other_node(cluster, random);
@@ -323,7 +347,8 @@ fn put_node(cluster: &mut Cluster, random: &mut Random) -> String {
         return "remove the Node".to_owned();
     }
     let internal = |address| NodeAddress { kind: NodeAddressKind::Internal, address };
-    let mut node = Node { addresses: vec![internal(HOST_V4)], ..Node::default() };
+    let zone = random.chance(70).then(|| (*random.pick(&ZONES)).into());
+    let mut node = Node { addresses: vec![internal(HOST_V4)], zone, ..Node::default() };
     if random.chance(70) {
         node.addresses.push(internal(HOST_V6));
     }

@@ -87,6 +87,7 @@ const SERVICE: &[Field] = &[
             ("allocateLoadBalancerNodePorts", 20, Truth),
             ("loadBalancerClass", 21, Text),
             ("internalTrafficPolicy", 22, Text),
+            ("trafficDistribution", 23, Text),
         ]),
     ),
     (
@@ -124,6 +125,14 @@ const SLICE: &[Field] = &[
             ),
             ("nodeName", 6, Text),
             ("zone", 7, Text),
+            (
+                "hints",
+                8,
+                Message(&[
+                    ("forZones", 1, Message(&[("name", 1, Plain)])),
+                    ("forNodes", 2, Message(&[("name", 1, Plain)])),
+                ]),
+            ),
         ]),
     ),
     ("ports", 3, Message(&[("name", 1, Text), ("protocol", 2, Text), ("port", 3, Number), ("appProtocol", 4, Text)])),

@@ -226,6 +226,7 @@ fn with_service(endpoints: &[(&str, Option<&str>, bool)]) -> World {
             address: address.parse().unwrap(),
             node: node.map(Into::into),
             conditions: if *ready { Conditions::READY } else { not_ready },
+            hints: None,
         });
         let of_family = of_family.filter(|one| Family::from(one.address) == family).collect();
         let ports = vec![EndpointPort { name: "https".into(), protocol: Protocol::Tcp, port: 6443 }];

@@ -7,7 +7,7 @@
 //! `kubernetes.io/service-name`, else by a single owner, else by `generateName`.
 //!
 //! Conditions that are absent mean what the API says they mean: a slice written by hand has none, and its
-//! endpoints are ready.
+//! endpoints are ready. Hints count by what they name: a hint without a name is none.
 
 mod protobuf;
 
@@ -24,7 +24,7 @@ use super::pool::Pool;
 use super::service::protocol;
 use crate::k8s::SliceOf;
 use crate::k8s::warning::{Warning, Warnings};
-use crate::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, ObjectName};
+use crate::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, ObjectName};
 use crate::net::Family;
 
 /// Parses an EndpointSlice with the name of its Service; `None` where no node agent needs it.
@@ -55,6 +55,19 @@ struct EndpointObject {
     addresses: Option<Vec<CompactString>>,
     conditions: Option<ConditionsObject>,
     node_name: Option<CompactString>,
+    hints: Option<HintsObject>,
+}
+
+#[derive(Deserialize, Default, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
+struct HintsObject {
+    for_zones: Option<Vec<Named>>,
+    for_nodes: Option<Vec<Named>>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct Named {
+    name: Option<CompactString>,
 }
 
 #[derive(Deserialize, Default, Clone, Copy, Debug)]
@@ -158,6 +171,7 @@ fn endpoints(
                 address,
                 node: entry.node_name.as_deref().filter(|name| !name.is_empty()).map(|name| pool.node(name)),
                 conditions: conditions(entry.conditions.unwrap_or_default()),
+                hints: entry.hints.as_ref().and_then(|written| hints(written, index, pool, warnings)),
             }),
             Ok(address) => {
                 warnings.odd(field(), format_args!("{address} is not an {family} address; the endpoint is left out"));
@@ -171,6 +185,19 @@ fn endpoints(
 fn conditions(written: ConditionsObject) -> Conditions {
     let ready = written.ready.unwrap_or(true);
     Conditions { ready, serving: written.serving.unwrap_or(ready), terminating: written.terminating.unwrap_or(false) }
+}
+
+fn hints(written: &HintsObject, index: usize, pool: &mut Pool, warnings: &mut Warnings) -> Option<Arc<Hints>> {
+    let mut names = |list: &Option<Vec<Named>>, field: &str| -> Box<[CompactString]> {
+        let names = list.iter().flatten().map(|entry| entry.name.clone().unwrap_or_default());
+        let (named, nameless): (Vec<_>, Vec<_>) = names.partition(|name| !name.is_empty());
+        if !nameless.is_empty() {
+            warnings.odd(format!("endpoints[{index}].hints.{field}"), "a hint has no name; it is left out");
+        }
+        named.into_boxed_slice()
+    };
+    let hints = Hints { zones: names(&written.for_zones, "forZones"), nodes: names(&written.for_nodes, "forNodes") };
+    (hints != Hints::default()).then(|| pool.hints(hints))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! A Node, from the API's form to ours.
 //!
 //! Kubernetes: core/v1 Node, `status.addresses`, `status.conditions` (whether the network is unavailable), `spec.podCIDR`, `spec.podCIDRs`, the two annotations
-//! that win over the spec, `spec.providerID`, and those about BGP. A Node changes every few seconds (its status carries heartbeats and images);
+//! that win over the spec, `spec.providerID`, the label `topology.kubernetes.io/zone`, and those about BGP. A Node changes every few seconds (its status carries heartbeats and images);
 //! none of that is read, so it is equal to its predecessor and no change to anybody.
 
 mod protobuf;
@@ -34,6 +34,7 @@ pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) 
         pod_cidrs: pod_cidrs(object, &mut warnings),
         network_unavailable: network_unavailable(object),
         is_on_aws: is_on_aws(object),
+        zone: zone(object),
         routing: Some(Box::new(routing(annotations, &mut warnings))).filter(|routing| **routing != Routing::default()),
     };
     (name, Some(node), warnings.take())
@@ -116,6 +117,13 @@ fn is_on_aws(object: &NodeObject) -> bool {
     provider.is_some_and(|provider| provider.starts_with("aws"))
 }
 
+fn zone(object: &NodeObject) -> Option<CompactString> {
+    let label = object.metadata.labels.as_ref()?.get(ZONE)?;
+    Some(CompactString::from(label.as_str())).filter(|zone| !zone.is_empty())
+}
+
+const ZONE: &str = "topology.kubernetes.io/zone";
+
 fn pod_cidrs(object: &NodeObject, warnings: &mut Warnings) -> Vec<IpNet> {
     let given = object.metadata.annotations.as_ref().map(|all| annotations::pod_cidrs(all, warnings));
     if let Some(ranges) = given.filter(|ranges| !ranges.is_empty()) {
@@ -185,6 +193,15 @@ mod tests {
         let of = |spec: &str| parsed(&format!("{{metadata: {{name: a}}, spec: {spec}}}")).0.is_on_aws;
         assert!(of("{providerID: 'aws:///eu-central-1a/i-0123456789abcdef0'}"));
         assert!(!of("{providerID: 'gce://project/zone/node'}") && !of("{}"));
+    }
+
+    #[test]
+    fn the_zone_is_that_of_the_well_known_label() {
+        let of = |labels: &str| parsed(&format!("{{metadata: {{name: a, labels: {labels}}}}}")).0.zone;
+        assert_eq!(of("{topology.kubernetes.io/zone: eu-1a, kubernetes.io/hostname: a}").as_deref(), Some("eu-1a"));
+        for other in ["{topology.kubernetes.io/zone: ''}", "{failure-domain.beta.kubernetes.io/zone: eu-1a}", "{}"] {
+            assert_eq!(of(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{Interner, Labels, NamedPort};
+use crate::model::{Hints, Interner, Labels, NamedPort};
 
 /// The shared values of all objects that are parsed with it.
 #[derive(Default, Debug)]
@@ -10,6 +10,7 @@ pub struct Pool {
     nodes: Interner<Arc<str>>,
     labels: Interner<Labels>,
     ports: Interner<Arc<[NamedPort]>>,
+    hints: Interner<Arc<Hints>>,
 }
 
 impl Pool {
@@ -21,6 +22,11 @@ impl Pool {
     /// The one copy of these labels.
     pub fn labels(&mut self, labels: Labels) -> Labels {
         self.labels.intern_owned(labels)
+    }
+
+    /// The one copy of these hints.
+    pub fn hints(&mut self, hints: Hints) -> Arc<Hints> {
+        self.hints.intern_owned(Arc::new(hints))
     }
 
     /// The one copy of these ports.

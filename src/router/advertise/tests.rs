@@ -44,6 +44,7 @@ fn slice(given: &[(&str, Conditions)], port: &str, family: Family) -> Endpoints 
         address: address(if family == Family::V4 { "10.244.1.5" } else { "fd00:10:244:1::5" }),
         node: Some((*node).into()),
         conditions: *conditions,
+        hints: None,
     };
     let slice = EndpointSlice {
         family,

@@ -3,7 +3,9 @@
 use compact_str::CompactString;
 use prost::Message;
 
-use super::{ConditionsObject, EndpointObject, EndpointSliceObject, Number, ObjectMeta as ApiMeta, Port};
+use super::{
+    ConditionsObject, EndpointObject, EndpointSliceObject, HintsObject, Named, Number, ObjectMeta as ApiMeta, Port,
+};
 use crate::k8s::parse::protobuf::{ApiObject, FromProtobuf, ObjectMeta, text};
 
 impl ApiObject for EndpointSliceObject {
@@ -35,6 +37,23 @@ struct Endpoint {
     conditions: Option<EndpointConditions>,
     #[prost(string, optional, tag = "6")]
     node_name: Option<String>,
+    #[prost(message, optional, tag = "8")]
+    hints: Option<EndpointHints>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct EndpointHints {
+    #[prost(message, repeated, tag = "1")]
+    for_zones: Vec<ForTopology>,
+    #[prost(message, repeated, tag = "2")]
+    for_nodes: Vec<ForTopology>,
+}
+
+/// A `ForZone` or a `ForNode`: they have the same form.
+#[derive(Clone, PartialEq, Message)]
+struct ForTopology {
+    #[prost(string, optional, tag = "1")]
+    name: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -79,7 +98,17 @@ impl From<Endpoint> for EndpointObject {
             addresses: Some(endpoint.addresses.into_iter().map(CompactString::from).collect()),
             conditions,
             node_name: endpoint.node_name.map(CompactString::from),
+            hints: endpoint.hints.map(HintsObject::from),
         }
+    }
+}
+
+impl From<EndpointHints> for HintsObject {
+    fn from(hints: EndpointHints) -> HintsObject {
+        let named = |list: Vec<ForTopology>| {
+            Some(list.into_iter().map(|one| Named { name: one.name.map(CompactString::from) }).collect())
+        };
+        HintsObject { for_zones: named(hints.for_zones), for_nodes: named(hints.for_nodes) }
     }
 }
 

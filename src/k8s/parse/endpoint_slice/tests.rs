@@ -1,4 +1,5 @@
 use super::*;
+use crate::k8s::parse::ApiObject;
 use crate::net::Protocol;
 
 fn parsed(yaml: &str) -> (Option<SliceOf>, Vec<String>) {
@@ -41,6 +42,34 @@ fn the_first_address_is_the_endpoint() {
     let (slice, _) = with_body("ports: [{port: 1}], endpoints: [{addresses: [10.244.1.1, 10.244.1.2], nodeName: a}]");
     let [endpoint] = &*slice.slice.endpoints else { panic!("one endpoint, one address") };
     assert_eq!((endpoint.address.to_string().as_str(), endpoint.node.as_deref()), ("10.244.1.1", Some("a")));
+}
+
+#[test]
+fn hints_count_by_what_they_name_in_both_encodings() {
+    let (slice, warnings) = with_body(
+        "ports: [{port: 1}], endpoints: [{addresses: [10.244.1.1], hints: {forZones: [{name: east}], forNodes: [{name: n1}]}}, \
+         {addresses: [10.244.1.2], hints: {forZones: [{name: east}, {}, {name: ''}]}}, {addresses: [10.244.1.3], hints: {}}, \
+         {addresses: [10.244.1.4], hints: {forZones: null, forNodes: []}}, {addresses: [10.244.1.5], hints: null}]",
+    );
+    let of = |slice: &SliceOf| -> Vec<Option<(String, String)>> {
+        let texts = |hints: &Arc<Hints>| (hints.zones.join(","), hints.nodes.join(","));
+        slice.slice.endpoints.iter().map(|endpoint| endpoint.hints.as_ref().map(texts)).collect()
+    };
+    let one = |zones: &str, nodes: &str| Some((zones.to_owned(), nodes.to_owned()));
+    assert_eq!(of(&slice), [one("east", "n1"), one("east", ""), None, None, None]);
+    assert_eq!(warnings, ["endpoints[1].hints.forZones: a hint has no name; it is left out"]);
+
+    let field = |number: u8, content: &[u8]| [&[number << 3 | 2, content.len() as u8][..], content].concat();
+    let named = |number, name: &str| field(number, &field(1, name.as_bytes()));
+    let hints = [named(1, "east"), named(2, "n1")].concat();
+    let endpoint = [field(1, b"10.244.1.1"), field(7, b"elsewhere"), field(8, &hints)].concat();
+    let label = [field(1, SERVICE_NAME.as_bytes()), field(2, b"web")].concat();
+    let meta = [field(1, b"web-1"), field(11, &label)].concat();
+    let bytes = [field(1, &meta), field(2, &endpoint), field(4, b"IPv4")].concat();
+    let decode = EndpointSliceObject::FROM_PROTOBUF.expect("slices have this form");
+    let object = decode(&bytes).expect("the test's bytes are sound");
+    let (_, slice, _) = endpoint_slice(&object, &mut Pool::default());
+    assert_eq!(of(&slice.expect("the slice is used")), [one("east", "n1")]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
-//! Values that many objects have in common and that are written once: names of nodes, labels, named ports.
+//! Values that many objects have in common and that are written once: names of nodes, labels, named ports, hints.
 //!
-//! Objects refer to an entry by its place, counted from 1; 0 is no node, no label, no port.
+//! Objects refer to an entry by its place, counted from 1; 0 is no node, no label, no port, no hint.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,20 +8,31 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
-use crate::model::{Labels, NamedPort};
+use crate::model::{Hints, Labels, NamedPort};
 use crate::net::Protocol;
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ListsRecord {
     #[prost(string, repeated, tag = "1")]
     nodes: Vec<String>,
-    /// Keys and values of labels.
+    /// Keys and values of labels, names in hints.
     #[prost(string, repeated, tag = "2")]
     words: Vec<String>,
     #[prost(message, repeated, tag = "3")]
     labels: Vec<LabelsRecord>,
     #[prost(message, repeated, tag = "4")]
     ports: Vec<NamedPortsRecord>,
+    #[prost(message, repeated, tag = "5")]
+    hints: Vec<HintsRecord>,
+}
+
+/// Hints of endpoints, by the places of the names of zones and nodes among the words.
+#[derive(Clone, PartialEq, prost::Message)]
+struct HintsRecord {
+    #[prost(uint32, repeated, tag = "1")]
+    zones: Vec<u32>,
+    #[prost(uint32, repeated, tag = "2")]
+    nodes: Vec<u32>,
 }
 
 /// Labels, by the places of their keys and values among the words.
@@ -57,6 +68,7 @@ pub struct Collected<'a> {
     words: List<&'a str>,
     labels: List<&'a Labels>,
     ports: List<&'a [NamedPort]>,
+    hints: List<&'a Hints>,
 }
 
 /// Values, each once, and their places.
@@ -96,6 +108,10 @@ impl<'a> Collected<'a> {
         if ports.is_empty() { 0 } else { self.ports.place(ports) }
     }
 
+    pub fn hints(&mut self, hints: Option<&'a Arc<Hints>>) -> u32 {
+        hints.map_or(0, |hints| self.hints.place(hints))
+    }
+
     pub fn record(mut self) -> ListsRecord {
         let words = &mut self.words;
         let labels = self.labels.in_order.iter().map(|labels| {
@@ -103,6 +119,10 @@ impl<'a> Collected<'a> {
             LabelsRecord { keys, values }
         });
         let labels = labels.collect();
+        let mut all = |names: &'a [CompactString]| names.iter().map(|name| words.place(name)).collect();
+        let hints =
+            self.hints.in_order.iter().map(|hints| HintsRecord { zones: all(&hints.zones), nodes: all(&hints.nodes) });
+        let hints = hints.collect();
         let owned = |list: &List<&str>| list.in_order.iter().map(|text| (*text).to_owned()).collect();
         let ports = |ports: &&[NamedPort]| NamedPortsRecord { ports: ports.iter().map(NamedPortRecord::of).collect() };
         ListsRecord {
@@ -110,6 +130,7 @@ impl<'a> Collected<'a> {
             words: owned(&self.words),
             labels,
             ports: self.ports.in_order.iter().map(ports).collect(),
+            hints,
         }
     }
 }
@@ -137,6 +158,7 @@ pub struct Lists {
     labels: Vec<Option<Labels>>,
     ports: Vec<Option<Arc<[NamedPort]>>>,
     no_ports: Arc<[NamedPort]>,
+    hints: Vec<Option<Arc<Hints>>>,
 }
 
 impl Lists {
@@ -148,7 +170,11 @@ impl Lists {
             let pairs = pairs.map(|(key, value)| Some((word(key)?, word(value)?)));
             pairs.collect::<Option<Labels>>().filter(|_| record.keys.len() == record.values.len())
         };
+        let names = |places: &[u32]| places.iter().map(word).collect::<Option<_>>();
+        let hints =
+            |record: &HintsRecord| Some(Arc::new(Hints { zones: names(&record.zones)?, nodes: names(&record.nodes)? }));
         Lists {
+            hints: record.hints.iter().map(hints).collect(),
             nodes: record.nodes.iter().map(|name| Arc::from(name.as_str())).collect(),
             labels: record.labels.iter().map(labels).collect(),
             ports: record.ports.iter().map(|ports| ports.ports.iter().map(NamedPortRecord::port).collect()).collect(),
@@ -159,6 +185,10 @@ impl Lists {
     /// The node's name, `Some(None)` for none; `None` where the place is invalid. The same for the others.
     pub fn node(&self, place: u32) -> Option<Option<Arc<str>>> {
         if place == 0 { Some(None) } else { at(&self.nodes, place).cloned().map(Some) }
+    }
+
+    pub fn hints(&self, place: u32) -> Option<Option<Arc<Hints>>> {
+        if place == 0 { Some(None) } else { at(&self.hints, place)?.clone().map(Some) }
     }
 
     pub fn labels(&self, place: u32) -> Option<Labels> {

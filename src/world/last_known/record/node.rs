@@ -25,6 +25,9 @@ pub struct NodeRecord {
     pod_cidrs: Vec<u8>,
     #[prost(message, optional, tag = "5")]
     routing: Option<RoutingRecord>,
+    /// Empty where there is none.
+    #[prost(string, tag = "6")]
+    zone: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -75,7 +78,7 @@ struct PeerRecord {
 impl NodeRecord {
     pub fn of(name: &CompactString, node: &Node) -> NodeRecord {
         // The present condition and provider are known from the API alone.
-        let Node { addresses: known, pod_cidrs, network_unavailable: _, is_on_aws: _, routing } = node;
+        let Node { addresses: known, pod_cidrs, network_unavailable: _, is_on_aws: _, zone, routing } = node;
         NodeRecord {
             name: name.to_string(),
             addresses: addresses(known.iter().map(|known| &known.address)),
@@ -85,6 +88,7 @@ impl NodeRecord {
             })),
             pod_cidrs: ranges(pod_cidrs),
             routing: routing.as_deref().map(RoutingRecord::of),
+            zone: zone.as_deref().unwrap_or_default().to_owned(),
         }
     }
 
@@ -103,6 +107,7 @@ impl NodeRecord {
             pod_cidrs: Packed::new(&self.pod_cidrs).all_ranges()?,
             network_unavailable: false,
             is_on_aws: false,
+            zone: Some(CompactString::from(self.zone)).filter(|zone| !zone.is_empty()),
             routing: match self.routing {
                 Some(record) => Some(Box::new(record.routing()?)),
                 None => None,

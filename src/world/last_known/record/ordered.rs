@@ -209,7 +209,7 @@ impl SliceRecord {
             };
             let is = |bit| record.conditions & bit != 0;
             let conditions = Conditions { ready: is(1), serving: is(2), terminating: is(4) };
-            endpoints.push(Endpoint { address: record.address, node, conditions });
+            endpoints.push(Endpoint { address: record.address, node, conditions, hints: None });
         }
         let slice = EndpointSlice {
             family: if self.is_v6 { Family::V6 } else { Family::V4 },
@@ -237,6 +237,7 @@ impl NodeRecord {
             // The present condition is known from the API alone.
             network_unavailable: false,
             is_on_aws: false,
+            zone: None,
             routing: None,
         };
         Some((self.name, node))

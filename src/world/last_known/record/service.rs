@@ -111,6 +111,8 @@ pub struct SliceRecord {
     /// Exceptional conditions: 1 not ready, 2 not serving, 4 terminating.
     #[prost(uint32, repeated, tag = "8")]
     conditions: Vec<u32>,
+    #[prost(uint32, repeated, tag = "9")]
+    hints: Vec<u32>,
 }
 
 impl ServiceRecord {
@@ -270,11 +272,12 @@ impl SliceRecord {
         collected: &mut Collected<'a>,
     ) -> SliceRecord {
         let EndpointSlice { family, ports, endpoints } = slice;
-        let (mut addresses, mut nodes, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
-        for Endpoint { address, node, conditions: is } in endpoints {
+        let (mut addresses, mut nodes, mut conditions, mut hints) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for Endpoint { address, node, conditions: is, hints: its } in endpoints {
             put_address(&mut addresses, address);
             nodes.push(collected.node(node.as_ref()));
             conditions.push(u32::from(!is.ready) | u32::from(!is.serving) << 1 | u32::from(is.terminating) << 2);
+            hints.push(collected.hints(its.as_ref()));
         }
         SliceRecord {
             namespace: service.namespace.to_string(),
@@ -285,17 +288,18 @@ impl SliceRecord {
             addresses,
             nodes: column(nodes),
             conditions: column(conditions),
+            hints: column(hints),
         }
     }
 
     /// The slice, with the name of its Service and its own.
     pub fn slice(self, lists: &Lists) -> Option<(ObjectName, CompactString, EndpointSlice)> {
         let addresses = Packed::new(&self.addresses).all()?;
-        let columns = rows(self.nodes).zip(rows(self.conditions));
-        let endpoints = addresses.into_iter().zip(columns).map(|(address, (node, conditions))| {
+        let columns = rows(self.nodes).zip(rows(self.conditions)).zip(rows(self.hints));
+        let endpoints = addresses.into_iter().zip(columns).map(|(address, ((node, conditions), hints))| {
             let is_not = |bit| conditions & bit != 0;
             let conditions = Conditions { ready: !is_not(1), serving: !is_not(2), terminating: is_not(4) };
-            Some(Endpoint { address, node: lists.node(node)?, conditions })
+            Some(Endpoint { address, node: lists.node(node)?, conditions, hints: lists.hints(hints)? })
         });
         let slice = EndpointSlice {
             family: if self.is_v6 { Family::V6 } else { Family::V4 },

@@ -8,10 +8,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::{
     Action, AnnounceAnnotations, ClusterNetworkPolicy, ClusterRule, Conditions, Endpoint, EndpointPort, EndpointSlice,
-    Labels, LoadBalancerAddress, NamedPort, Namespace, Namespaces, NetworkPolicy, Node, NodeAddress, NodeAddressKind,
-    Operator, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports, Prepend, ProxyAnnotations, Reflection,
-    Requirement, Routing, Scheduler, SchedulerFlags, Selector, Service, ServicePort, ServiceType, Subject, Tier,
-    TrafficPolicy,
+    Hints, Labels, LoadBalancerAddress, NamedPort, Namespace, Namespaces, NetworkPolicy, Node, NodeAddress,
+    NodeAddressKind, Operator, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports, Prepend, ProxyAnnotations,
+    Reflection, Requirement, Routing, Scheduler, SchedulerFlags, Selector, Service, ServicePort, ServiceType, Subject,
+    Tier, TrafficPolicy,
 };
 use crate::net::{ExternalPeer, Family, Password, Protocol, Secret};
 
@@ -83,12 +83,24 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn endpoint()(address in address(), node in proptest::option::of(word()), is in any::<[bool; 3]>()) -> Endpoint {
+    fn hints()(zones in vec(word(), 0..3), nodes in vec(word(), 0..3)) -> Arc<Hints> {
+        Arc::new(Hints { zones: zones.into(), nodes: nodes.into() })
+    }
+}
+
+prop_compose! {
+    fn endpoint()(
+        address in address(),
+        node in proptest::option::of(word()),
+        is in any::<[bool; 3]>(),
+        hints in proptest::option::of(hints()),
+    ) -> Endpoint {
         let [ready, serving, terminating] = is;
         Endpoint {
             address,
             node: node.map(|name| Arc::from(name.as_str())),
             conditions: Conditions { ready, serving, terminating },
+            hints,
         }
     }
 }
@@ -111,6 +123,7 @@ prop_compose! {
     fn node()(
         addresses in vec((any::<bool>(), address()), 0..4),
         ranges in vec((address(), 0..=32u8), 0..3),
+        zone in proptest::option::of("[a-c]{1,2}"),
         routing in proptest::option::of(routing()),
     ) -> Node {
         let kind = |internal| if internal { NodeAddressKind::Internal } else { NodeAddressKind::External };
@@ -119,6 +132,7 @@ prop_compose! {
             pod_cidrs: ranges.into_iter().map(|(it, length)| IpNet::new(it, length).expect("short enough")).collect(),
             network_unavailable: false,
             is_on_aws: false,
+            zone: zone.map(CompactString::from),
             routing: routing.map(Box::new),
         }
     }
@@ -386,11 +400,13 @@ fn proxied_cluster() -> Cluster {
             pod_cidrs: vec!["10.244.1.0/24".parse().expect("sound")],
             network_unavailable: false,
             is_on_aws: false,
+            zone: None,
             routing: None,
         },
     );
     let conditions = Conditions { ready: true, serving: true, terminating: false };
-    let endpoint = Endpoint { address: "10.244.1.1".parse().expect("sound"), node: Some("n".into()), conditions };
+    let endpoint =
+        Endpoint { address: "10.244.1.1".parse().expect("sound"), node: Some("n".into()), conditions, hints: None };
     let slice = EndpointSlice {
         family: Family::V4,
         ports: vec![EndpointPort { name: "p".into(), protocol: Protocol::Tcp, port: 300 }],
@@ -658,6 +674,7 @@ fn sample_slices(cluster: &mut Cluster) {
         address: at(text),
         node: node.map(Arc::from),
         conditions: Conditions { ready, serving, terminating },
+        hints: None,
     };
     let ports = vec![
         EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 },
@@ -706,6 +723,7 @@ fn sample_nodes(cluster: &mut Cluster) {
         pod_cidrs: vec![network("10.244.1.0/24"), network("fd00:244:1::/64")],
         network_unavailable: false,
         is_on_aws: false,
+        zone: None,
         routing: Some(Box::new(routing)),
     };
     cluster.nodes.insert("node-1".into(), node);
