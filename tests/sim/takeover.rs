@@ -52,11 +52,13 @@ impl Walk {
         (self.config, self.families) = configuration(before);
         self.agent = Agent::start(&self.kernel, &self.config, self.families);
         self.world.authority.proxy = Authority::Complete;
-        for _ in 0..60 {
-            generate::change(&mut self.world, &mut self.random);
+        while self.agent.plan.owners().is_empty() {
+            for _ in 0..60 {
+                generate::change(&mut self.world, &mut self.random);
+            }
+            self.start_from(self.world.clone());
+            self.settle();
         }
-        self.start_from(self.world.clone());
-        self.settle();
         let virtuals = self.kernel.state().virtuals.len();
         let deleted = self.agent.plan.owners().iter().next().map(|(_, owner)| owner.name.clone());
         self.world.cluster.services.remove(&deleted.expect("somebody has a service"));
