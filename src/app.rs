@@ -3,6 +3,7 @@
 //! Threads:
 //! - this one, with the World's task, the API watches and the signals;
 //! - `listeners`, for health and metrics;
+//! - `health-checks`, where load balancers ask about Services (`proxy::health_check`);
 //! - `manifests`, where the cluster is a directory;
 //! - `established`, while connections that policies newly deny are looked for (`firewall::established`);
 //! - `policy-diff`, while somebody asks what a policy would change (`firewall::diff`);
@@ -56,7 +57,7 @@ use crate::source_guard::driver::Call as GuardCall;
 use crate::source_guard::ports_file::PortsFile;
 use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
-use self::subsystems::{Common, Running};
+use self::subsystems::{Common, Running, SERVICE_PROXY};
 
 mod subsystems;
 
@@ -136,7 +137,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut running = Vec::new();
     let mut answerers = Answerers::new();
     if let Some(settings) = config.proxy {
-        let inputs = common.inputs("service proxy", "sluice_proxy", for_proxy)?;
+        let inputs = common.inputs(SERVICE_PROXY, "sluice_proxy", for_proxy)?;
         running.push(common.start_proxy(settings, inputs, believed, served_out).await?);
     }
     if let Some(settings) = config.firewall {

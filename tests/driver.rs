@@ -19,6 +19,7 @@ use sluice::observe::health::Health;
 use sluice::observe::metrics::Registry;
 use sluice::proxy::driver::{Driver, ProxyContext};
 use sluice::proxy::external_ip::NAMED;
+use sluice::proxy::health_check::HealthChecks;
 use sluice::proxy::metrics::Metrics;
 use sluice::proxy::owners::Owner;
 use sluice::proxy::plan::{Plan, local_route_key, services_on};
@@ -253,6 +254,7 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
         believed: believed_in,
         served: watch::channel(false).0,
         owners,
+        health_checks: watch::channel(HealthChecks::default()).0,
         metrics: Metrics::register(&registry).expect("names are registered once"),
     };
     let (config, families) = flags::proxy(&[]);

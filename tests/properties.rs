@@ -22,6 +22,7 @@ use sluice::kernel::ipvs::{ServiceKey, Virtual};
 use sluice::model::{Change, Cluster, Endpoint, Endpoints, ObjectName, Table, World};
 use sluice::net::{PerFamily, Protocol};
 use sluice::proxy::desired::Desired;
+use sluice::proxy::health_check::HealthChecks;
 use sluice::proxy::plan::Plan;
 
 use support::random::{Random, for_many};
@@ -81,6 +82,11 @@ fn a_plan_after_any_history_equals_the_one_made_at_once() {
             let fresh = at_once(&setup, &world, now);
             assert_same(plan.desired(), fresh.desired(), &changes);
             assert_eq!(owners(&plan), owners(&fresh), "{changes:?}");
+            let checks = |plan: &Plan| {
+                let HealthChecks { checks, addresses } = plan.health_checks();
+                (checks.iter().map(|(_, check)| (**check).clone()).collect::<Vec<_>>(), addresses)
+            };
+            assert_eq!(checks(&plan), checks(&fresh), "{changes:?}");
         }
     });
 }

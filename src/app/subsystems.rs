@@ -21,6 +21,7 @@ use crate::observe::health::{Health, Pulse};
 use crate::observe::local;
 use crate::observe::metrics::Registry;
 use crate::proxy;
+use crate::proxy::health_check::{self, HealthChecks};
 use crate::proxy::serve::Counters;
 use crate::reconcile::Account;
 use crate::router;
@@ -30,6 +31,9 @@ use crate::source_guard::ports_file::PortsFile;
 use crate::subsystem::Inputs;
 
 use super::DEADLINE;
+
+/// The service proxy's name in health.
+pub const SERVICE_PROXY: &str = "service proxy";
 
 /// Inputs and outputs of every subsystem.
 pub struct Common {
@@ -58,7 +62,10 @@ impl Common {
         let metrics = proxy::metrics::Metrics::register(&self.registry)?;
         let (owners, owners_in) = watch::channel(Table::default());
         self.registry.register(Box::new(Counters::new(owners_in)?))?;
-        let context = proxy::driver::ProxyContext { believed, served, owners, metrics };
+        let (health_checks, wanted) = watch::channel(HealthChecks::default());
+        let listeners = health_check::serve::Inputs { wanted, health: self.health.clone(), component: SERVICE_PROXY };
+        health_check::serve::spawn(listeners).context("the health checks of Services have no thread")?;
+        let context = proxy::driver::ProxyContext { believed, served, owners, health_checks, metrics };
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let kernel = proxy::settings::kernel_version(&release).unwrap_or((u32::MAX, 0));
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
@@ -66,7 +73,7 @@ impl Common {
         let open = move || Ok((proxy::linux::open(&opened)?, ()));
         let run =
             move |targets| proxy::driver::Driver::new(config, families, kernel, targets, context).run(inputs, stop);
-        let (running, ()) = start("service proxy", "proxy", open, run).await?;
+        let (running, ()) = start(SERVICE_PROXY, "proxy", open, run).await?;
         Ok(running)
     }
 

@@ -1,4 +1,4 @@
-//! The listeners for health and metrics.
+//! The listeners for health and metrics, and for whoever else answers on a port.
 //!
 //! Health: `/healthz` (200 `OK`, or 500 `Unhealthy`: the kubelet kills the pod) and `/readyz` (200 `OK`, or 503
 //! with one line per reason). Metrics: one path. Every other path is 404; the method does not matter.
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ::http::header::{CONTENT_TYPE, HeaderValue};
+use ::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use ::http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -44,6 +44,16 @@ pub enum Site {
     Health(Health),
     /// Metrics at one path.
     Metrics { path: String, registry: Registry },
+    /// One answer at every path, made anew for each request.
+    Answer(Arc<dyn Fn() -> Answer + Send + Sync>),
+}
+
+/// An answer of a [`Site::Answer`].
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub text: String,
 }
 
 /// Opens a listener. The error is a sentence that names the flags `--<name>-addr` and `--<name>-port`.
@@ -51,13 +61,7 @@ pub enum Site {
 /// # Errors
 /// The address is not of this host, or somebody else listens there.
 pub async fn bind(name: &str, address: SocketAddr) -> Result<TcpListener, String> {
-    let bound = match listener(address) {
-        Err(error) if is_any_address(address) && has_no_ipv6(&error) => {
-            listener(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
-        }
-        bound => bound,
-    };
-    bound.map_err(|error| {
+    listen(address).map_err(|error| {
         let fix = match error.kind() {
             io::ErrorKind::AddrInUse => "stop the program that listens there, or choose another port",
             io::ErrorKind::AddrNotAvailable => "choose an address of this host, or leave it empty for all",
@@ -66,6 +70,19 @@ pub async fn bind(name: &str, address: SocketAddr) -> Result<TcpListener, String
         };
         format!("--{name}-addr and --{name}-port: cannot listen on {address}, {error}: {fix}.")
     })
+}
+
+/// Opens a listener.
+///
+/// # Errors
+/// The address is not of this host, or somebody else listens there.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    match listener(address) {
+        Err(error) if is_any_address(address) && has_no_ipv6(&error) => {
+            listener(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+        }
+        bound => bound,
+    }
 }
 
 fn listener(address: SocketAddr) -> io::Result<TcpListener> {
@@ -246,6 +263,7 @@ impl Served {
             Site::Health(health) => health_page(health, path, Instant::now()),
             Site::Metrics { path: served, registry } if path == served => self.metrics_page(registry).await,
             Site::Metrics { .. } => not_found(),
+            Site::Answer(answer) => whole(answer()),
         }
     }
 
@@ -279,6 +297,13 @@ fn health_page(health: &Health, path: &str, now: Instant) -> Response<Full<Bytes
     let first = reasons.is_empty().then(|| "OK\n".to_owned());
     let lines = reasons.iter().chain(&health.notes()).map(|reason| format!("{reason}\n")).collect::<Vec<_>>();
     page(status, PLAIN, first.into_iter().chain(lines).collect())
+}
+
+fn whole(answer: Answer) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(answer.text)));
+    *response.status_mut() = answer.status;
+    response.headers_mut().extend(answer.headers);
+    response
 }
 
 fn not_found() -> Response<Full<Bytes>> {

@@ -47,6 +47,8 @@ pub struct ProxyChanges {
     pub routes: Vec<RouteKey>,
     /// The owner of a virtual service may have changed although the virtual service itself has not.
     pub owners: bool,
+    /// Health checks of Services, or the addresses that they listen on, may have changed.
+    pub health_checks: bool,
     /// Number of Services recomputed.
     pub parts_computed: usize,
     /// Messages for the administrator, one sentence each.

@@ -19,6 +19,7 @@ use crate::reconcile::{Account, Found, Moment};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Kinds as _, Standing, Subsystem, Times};
 
 use super::apply::{Kernel, Mirrors, ProxyRound, Targets};
+use super::health_check::HealthChecks;
 use super::metrics::Metrics;
 use super::owners::Owner;
 use super::plan::Plan;
@@ -32,6 +33,8 @@ pub struct ProxyContext {
     pub served: watch::Sender<bool>,
     /// The Service that owns each virtual service, for the reader of counters.
     pub owners: watch::Sender<Table<ServiceKey, Owner>>,
+    /// The health checks of Services (`health_check`), as soon as the kernel has been told of their endpoints.
+    pub health_checks: watch::Sender<HealthChecks>,
     pub metrics: Metrics,
 }
 
@@ -43,6 +46,7 @@ pub struct Driver<K: Kernel> {
     context: ProxyContext,
     adopted: bool,
     flows_stay: FlowsStay,
+    health_checks_changed: bool,
 }
 
 /// Messages logged about conntrack entries that could not be deleted, since the last success.
@@ -66,6 +70,7 @@ impl<K: Kernel> Driver<K> {
             context,
             adopted: false,
             flows_stay: FlowsStay::default(),
+            health_checks_changed: false,
             config,
         }
     }
@@ -167,6 +172,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             warn!(addresses = changed.refused.others, "More external addresses are not served");
         }
         self.mirrors.mark(&changed);
+        self.health_checks_changed |= changed.health_checks;
         if changed.owners {
             self.context.owners.send_replace(self.plan.owners().clone());
         }
@@ -272,6 +278,9 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.context.metrics.services.set(count(self.plan.desired().virtuals.len()));
         self.context.metrics.draining.set(count(self.plan.draining()));
         self.context.metrics.refused.set(count(self.plan.refused()));
+        if std::mem::take(&mut self.health_checks_changed) {
+            self.context.health_checks.send_replace(self.plan.health_checks());
+        }
         self.context.served.send_if_modified(|served| standing.synced && !std::mem::replace(served, true));
         standing.synced
     }

@@ -31,6 +31,7 @@ use super::desired::{Desired, ProxyChanges};
 use super::drain::Draining;
 use super::endpoints::DRAINING;
 use super::external_ip::Refusals;
+use super::health_check::{self, HealthCheckPorts, HealthChecks};
 use super::local_node::LocalNode;
 use super::names::{DEVICE, Set};
 use super::other_nodes::{OtherNodes, asks_for};
@@ -53,6 +54,7 @@ pub struct Plan {
     desired: Desired,
     parts: HashMap<ObjectName, Arc<ClaimedPart>>,
     owners: Owners,
+    health_checks: HealthCheckPorts,
     /// Number of desired elements of each set.
     sizes: BTreeMap<(Set, Family), usize>,
     /// Number of Services of each endpoint on this node.
@@ -90,6 +92,7 @@ impl Plan {
             desired: Desired::default(),
             parts: HashMap::new(),
             owners: Owners::default(),
+            health_checks: HealthCheckPorts::default(),
             sizes: BTreeMap::new(),
             own_endpoints: BTreeMap::new(),
             restrictions: Restrictions::default(),
@@ -116,6 +119,12 @@ impl Plan {
     /// Returns the owners of all virtual services; cheap to clone.
     pub fn owners(&self) -> &Table<ServiceKey, Owner> {
         self.owners.all()
+    }
+
+    /// Returns the health checks of Services that are wanted; cheap to clone.
+    pub fn health_checks(&self) -> HealthChecks {
+        let addresses = health_check::addresses(&self.node, self.config.nodeport_bindon_all_ip);
+        HealthChecks { checks: self.health_checks.all().clone(), addresses }
     }
 
     /// Returns the number of draining destinations.
@@ -161,6 +170,7 @@ impl Plan {
         let moved = self.others.update([&older, world], [&self.node, &node]);
         let parts_stay = !self.others.note_known(world) && parts_stay;
         self.node = node;
+        changed.health_checks |= !same;
         if !same {
             self.replace_common(&mut changed);
         }
@@ -247,6 +257,11 @@ impl Plan {
     ) {
         changed.parts_computed += 1;
         let refused = self.note_refused(name, service.map(|(service, _)| service), changed);
+        let check = service.and_then(|(service, endpoints)| {
+            let none = Default::default();
+            health_check::wanted(name, service, endpoints.map_or(&none, |endpoints| &**endpoints), &self.node)
+        });
+        changed.health_checks |= self.health_checks.update(name, check, &mut changed.notes);
         let new = service.map(|(service, endpoints)| Arc::new(self.held(service, endpoints, refused)));
         let old = match &new {
             Some(new) => self.parts.insert(name.clone(), new.clone()),

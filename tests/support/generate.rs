@@ -95,7 +95,7 @@ pub fn service(random: &mut Random) -> Service {
         affinity_seconds: random.chance(20).then(|| *random.pick(&[60, 10_800])),
         internal_traffic_policy: policy(random),
         external_traffic_policy: policy(random),
-        health_check_node_port: None,
+        health_check_node_port: random.chance(30).then(|| 30_100 + random.below(4) as u16),
         annotations: if annotated { annotations(random) } else { ProxyAnnotations::default() },
         announce: AnnounceAnnotations::default(),
         created: random.below(4) as i64,

@@ -1,0 +1,199 @@
+//! The listeners of health checks, on a thread of their own, so that a load balancer waits for nothing else that the program does.
+//!
+//! A listener is there only while a Service asks for its port. It stays while the port goes from one Service to another, and answers
+//! for whoever has it now. A port that cannot be listened on is tried again, later and later; that is logged and noted in `/readyz`
+//! when it begins.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use ::http::StatusCode;
+use ::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use super::HealthChecks;
+use crate::observe::health::{Health, Note};
+use crate::observe::http::{self, Answer, Site};
+use crate::reconcile::Backoff;
+
+/// Inputs of the listeners.
+pub struct Inputs {
+    pub wanted: watch::Receiver<HealthChecks>,
+    pub health: Health,
+    /// The component of `health` that has to turn for the proxy to count as healthy.
+    pub component: &'static str,
+}
+
+/// Starts the thread.
+///
+/// # Errors
+/// There is no thread, or no runtime for it.
+pub fn spawn(inputs: Inputs) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let thread = std::thread::Builder::new().name("health-checks".to_owned());
+    thread.spawn(move || runtime.block_on(run(inputs))).map(drop)
+}
+
+/// Keeps the listeners as wanted until nobody says any more what is wanted.
+pub async fn run(mut inputs: Inputs) {
+    let mut listeners = Listeners {
+        note: inputs.health.note("health checks"),
+        places: BTreeMap::new(),
+        known: HealthChecks::default(),
+        answers: Answers { wanted: inputs.wanted.clone(), health: inputs.health, component: inputs.component },
+    };
+    loop {
+        let wanted = inputs.wanted.borrow_and_update().clone();
+        listeners.follow(wanted).await;
+        tokio::select! {
+            changed = inputs.wanted.changed() => if changed.is_err() { return },
+            () = until(listeners.retry_at()) => {}
+        }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The listeners that are open, and those that are not although they are wanted.
+struct Listeners {
+    places: BTreeMap<(u16, IpAddr), Place>,
+    /// What was wanted last.
+    known: HealthChecks,
+    answers: Answers,
+    note: Note,
+}
+
+enum Place {
+    Open(JoinHandle<()>),
+    Failed { backoff: Backoff, error: String },
+}
+
+/// The source of all answers.
+#[derive(Clone)]
+struct Answers {
+    wanted: watch::Receiver<HealthChecks>,
+    health: Health,
+    component: &'static str,
+}
+
+impl Listeners {
+    /// Opens and closes listeners, at the cost of what has changed, and tries again where it is time.
+    async fn follow(&mut self, wanted: HealthChecks) {
+        let known = std::mem::replace(&mut self.known, wanted);
+        let mut ports: BTreeSet<u16> =
+            self.known.checks.changes_since(&known.checks).map(|change| *change.key()).collect();
+        if known.addresses != self.known.addresses {
+            ports.extend(self.known.checks.iter().map(|(port, _)| *port));
+        }
+        let addresses: Vec<IpAddr> = known.addresses.union(&self.known.addresses).copied().collect();
+        for port in ports {
+            for address in &addresses {
+                let place = (port, *address);
+                let is_wanted = self.known.addresses.contains(address) && self.known.checks.get(&port).is_some();
+                match (is_wanted, self.places.contains_key(&place)) {
+                    (true, false) => self.open(place),
+                    (false, true) => self.close(place).await,
+                    _ => {}
+                }
+            }
+        }
+        let now = Instant::now();
+        let is_due = |place: &Place| matches!(place, Place::Failed { backoff, .. } if backoff.is_due(now));
+        let due: Vec<(u16, IpAddr)> =
+            self.places.iter().filter(|(_, place)| is_due(place)).map(|(key, _)| *key).collect();
+        due.into_iter().for_each(|place| self.open(place));
+        self.note.set(self.failures().take(NOTED).collect());
+    }
+
+    fn open(&mut self, (port, address): (u16, IpAddr)) {
+        let service = self.known.checks.get(&port).map(|check| check.service.to_string()).unwrap_or_default();
+        let failed = match self.places.remove(&(port, address)) {
+            Some(Place::Failed { backoff, .. }) => backoff,
+            _ => Backoff::default(),
+        };
+        let place = match http::listen(SocketAddr::new(address, port)) {
+            Ok(listener) => {
+                if failed.failures() > 0 {
+                    info!(service, port, %address, "Health check node port is served");
+                }
+                let answers = self.answers.clone();
+                Place::Open(tokio::spawn(http::serve(listener, Site::Answer(Arc::new(move || answers.answer(port))))))
+            }
+            Err(error) => {
+                let mut backoff = failed;
+                if backoff.failures() == 0 {
+                    warn!(service, port, %address, %error, "Health check node port cannot be served; retrying");
+                }
+                // Each node has its own ports in use.
+                backoff.failed(Instant::now(), u32::from(port));
+                Place::Failed { backoff, error: error.to_string() }
+            }
+        };
+        self.places.insert((port, address), place);
+    }
+
+    /// Closes a listener and its connections; the port is free afterwards.
+    async fn close(&mut self, place: (u16, IpAddr)) {
+        if let Some(Place::Open(serving)) = self.places.remove(&place) {
+            serving.abort();
+            // That it was aborted is what was asked for.
+            let _ = serving.await;
+        }
+    }
+
+    fn retry_at(&self) -> Option<Instant> {
+        let retry = |place: &Place| match place {
+            Place::Open(_) => None,
+            Place::Failed { backoff, .. } => backoff.retry_at(),
+        };
+        self.places.values().filter_map(retry).min()
+    }
+
+    fn failures(&self) -> impl Iterator<Item = String> {
+        self.places.iter().filter_map(|((port, address), place)| {
+            let Place::Failed { error, .. } = place else { return None };
+            let check = self.known.checks.get(port)?;
+            Some(format!(
+                "the health check node port {port} of {} cannot be served at {address}: {error}",
+                check.service
+            ))
+        })
+    }
+}
+
+/// Most failures that are noted.
+const NOTED: usize = 10;
+
+impl Answers {
+    /// Makes the answer at a port, as it is now.
+    fn answer(&self, port: u16) -> Answer {
+        let now = Instant::now();
+        let is_healthy = !self.health.stuck(now).iter().any(|reason| reason.component == self.component);
+        let check = self.wanted.borrow().checks.get(&port).cloned();
+        let Some(check) = check else {
+            return Answer { status: StatusCode::SERVICE_UNAVAILABLE, headers: Vec::new(), text: String::new() };
+        };
+        let serves = is_healthy && check.local_endpoints > 0;
+        Answer {
+            status: if serves { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE },
+            headers: vec![
+                (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+                (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+                (WEIGHT, HeaderValue::from(check.local_endpoints)),
+            ],
+            text: check.body(is_healthy),
+        }
+    }
+}
+
+const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
