@@ -11,8 +11,8 @@ use sluice::kernel::ipset::{ElementKey, Entry};
 use sluice::kernel::ipvs::{Destination, Forwarding, Service as VirtualService, ServiceKey, Virtual};
 use sluice::kernel::monitor::Changes;
 use sluice::model::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, EventClock, ObjectName, Service, ServicePort,
-    ServiceType, Table, TrafficPolicy, World,
+    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, EventClock, ObjectName, Service,
+    ServicePort, ServiceType, Table, TrafficPolicy, World,
 };
 use sluice::net::{Family, Protocol};
 use sluice::observe::health::Health;
@@ -41,6 +41,7 @@ struct Running {
     changes: watch::Sender<Changes>,
     believed: watch::Sender<Table<IpAddr, ()>>,
     owners: watch::Receiver<Table<ServiceKey, Owner>>,
+    health_checks: watch::Receiver<HealthChecks>,
     stop: watch::Sender<bool>,
 }
 
@@ -204,6 +205,40 @@ fn a_service_that_takes_over_an_address_as_it_is_has_its_counters() {
     });
 }
 
+#[test]
+fn health_checks_follow_the_cluster_also_one_that_is_only_remembered() {
+    with_running(async |running| {
+        let mut world = served();
+        world.authority.proxy = Authority::Remembered;
+        let name = world.cluster.services.iter().next().expect("there are two").0.clone();
+        let here = world.host.node_name.clone();
+        let mut endpoints = (**world.cluster.endpoints.get(&name).expect("it has one")).clone();
+        let mut slice = (**endpoints.slices.values().next().expect("one slice")).clone();
+        slice.endpoints.iter_mut().for_each(|endpoint| endpoint.node = Some(here.as_str().into()));
+        endpoints.slices.insert("one".into(), Arc::new(slice));
+        world.cluster.endpoints.insert(name.clone(), endpoints);
+        let mut put = async |policy, port, expected: Option<(u16, usize)>| {
+            let service = (**world.cluster.services.get(&name).expect("it is there")).clone();
+            let kind = ServiceType::LoadBalancer;
+            let service =
+                Service { kind, external_traffic_policy: policy, health_check_node_port: Some(port), ..service };
+            world.cluster.services.insert(name.clone(), service);
+            running.world.send_replace(world.clone());
+            let told = || {
+                let checks = running.health_checks.borrow();
+                checks.checks.iter().map(|(port, check)| (*port, check.local_endpoints)).collect::<Vec<_>>()
+            };
+            let expected: Vec<(u16, usize)> = expected.into_iter().collect();
+            running.until(&format!("health checks are {expected:?}"), |_| told() == expected).await;
+        };
+        put(TrafficPolicy::Local, 30_777, Some((30_777, 1))).await;
+        put(TrafficPolicy::Local, 30_778, Some((30_778, 1))).await;
+        put(TrafficPolicy::Cluster, 30_778, None).await;
+        put(TrafficPolicy::Local, 30_777, Some((30_777, 1))).await;
+        assert!(!running.health_checks.borrow().addresses.is_empty(), "there is somewhere to listen");
+    });
+}
+
 const ADDRESS: &str = "10.96.0.1";
 const OTHER: &str = "10.96.0.2";
 
@@ -242,6 +277,7 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
     let (stop, stopped) = watch::channel(false);
     let (believed, believed_in) = watch::channel(Table::default());
     let (owners, owners_in) = watch::channel(Table::default());
+    let (health_checks, health_checks_in) = watch::channel(HealthChecks::default());
     let registry = Registry::new("test", "test");
     let inputs = Inputs {
         world: world_in,
@@ -254,12 +290,13 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
         believed: believed_in,
         served: watch::channel(false).0,
         owners,
-        health_checks: watch::channel(HealthChecks::default()).0,
+        health_checks,
         metrics: Metrics::register(&registry).expect("names are registered once"),
     };
     let (config, families) = flags::proxy(&[]);
     let driver = Driver::new(config, families, KERNEL, kernel.targets(), context);
-    let running = Running { kernel, world, changes, believed, owners: owners_in, stop };
+    let running =
+        Running { kernel, world, changes, believed, owners: owners_in, health_checks: health_checks_in, stop };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async {
         let task = tokio::task::spawn_local(driver.run(inputs, stopped));
