@@ -31,7 +31,7 @@ use super::desired::{Desired, ProxyChanges};
 use super::drain::Draining;
 use super::endpoints::DRAINING;
 use super::external_ip::Refusals;
-use super::health_check::{self, HealthCheckPorts, HealthChecks};
+use super::health_check::HealthCheckPorts;
 use super::local_node::LocalNode;
 use super::names::{DEVICE, Set};
 use super::other_nodes::{OtherNodes, asks_for};
@@ -121,25 +121,9 @@ impl Plan {
         self.owners.all()
     }
 
-    /// Returns the health checks of Services that are wanted; cheap to clone.
-    pub fn health_checks(&self) -> HealthChecks {
-        let addresses = health_check::addresses(&self.node, self.config.nodeport_bindon_all_ip);
-        HealthChecks { checks: self.health_checks.all().clone(), addresses }
-    }
-
-    /// Returns the number of draining destinations.
-    pub fn draining(&self) -> usize {
-        self.draining.len()
-    }
-
     /// Returns when draining destinations expire or are to be checked, or a closing virtual service is due.
     pub fn deadline(&self) -> Option<Instant> {
         self.draining.deadline().into_iter().chain(self.closing.deadline()).min()
-    }
-
-    /// Returns whether any virtual service stays open until routers have been told.
-    pub fn is_closing(&self) -> bool {
-        !self.closing.is_empty()
     }
 
     /// Returns the virtual services that stay open for now.
@@ -257,11 +241,7 @@ impl Plan {
     ) {
         changed.parts_computed += 1;
         let refused = self.note_refused(name, service.map(|(service, _)| service), changed);
-        let check = service.and_then(|(service, endpoints)| {
-            let none = Default::default();
-            health_check::wanted(name, service, endpoints.map_or(&none, |endpoints| &**endpoints), &self.node)
-        });
-        changed.health_checks |= self.health_checks.update(name, check, &mut changed.notes);
+        self.note_health_check(name, service, changed);
         let new = service.map(|(service, endpoints)| Arc::new(self.held(service, endpoints, refused)));
         let old = match &new {
             Some(new) => self.parts.insert(name.clone(), new.clone()),

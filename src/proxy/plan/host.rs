@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::config::Backend;
 use crate::kernel::address::{AddressKey, KEEPER};
@@ -10,12 +11,13 @@ use crate::kernel::ipset::Entry;
 use crate::kernel::link::{Link, LinkKind, LinkName};
 use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::Route;
-use crate::model::{ObjectName, Service};
+use crate::model::{Endpoints, ObjectName, Service};
 use crate::net::{Family, PerFamily};
 
 use super::{Plan, address_of, different_keys, local_route_key};
 use crate::proxy::desired::ProxyChanges;
 use crate::proxy::external_ip::Refusals;
+use crate::proxy::health_check::{self, HealthChecks};
 use crate::proxy::local_node::LocalNode;
 use crate::proxy::names::{DEVICE, Set};
 use crate::proxy::part::PartInputs;
@@ -25,6 +27,36 @@ impl Plan {
     /// Returns the number of refused external and load balancer addresses.
     pub fn refused(&self) -> usize {
         self.refused
+    }
+
+    /// Returns the number of draining destinations.
+    pub fn draining(&self) -> usize {
+        self.draining.len()
+    }
+
+    /// Returns whether any virtual service stays open until routers have been told.
+    pub fn is_closing(&self) -> bool {
+        !self.closing.is_empty()
+    }
+
+    /// Returns the health checks of Services that are wanted; cheap to clone.
+    pub fn health_checks(&self) -> HealthChecks {
+        let addresses = health_check::addresses(&self.node, self.config.nodeport_bindon_all_ip);
+        HealthChecks { checks: self.health_checks.all().clone(), addresses }
+    }
+
+    /// Takes in the health check that a Service asks for, none if it no longer exists.
+    pub(super) fn note_health_check(
+        &mut self,
+        name: &ObjectName,
+        service: Option<(&Service, Option<&Arc<Endpoints>>)>,
+        changed: &mut ProxyChanges,
+    ) {
+        let none = Endpoints::default();
+        let check = service.and_then(|(service, endpoints)| {
+            health_check::wanted(name, service, endpoints.map_or(&none, |endpoints| &**endpoints), &self.node)
+        });
+        changed.health_checks |= self.health_checks.update(name, check, &mut changed.notes);
     }
 
     /// Returns the inputs of every part, besides its Service.
