@@ -394,7 +394,8 @@ fn a_pod_is_small() {
 
 #[test]
 fn an_endpoint_is_small() {
-    assert!(size_of::<crate::model::Endpoint>() <= 40, "{}", size_of::<crate::model::Endpoint>());
+    // Its hints, which few have, are elsewhere.
+    assert!(size_of::<crate::model::Endpoint>() <= 48, "{}", size_of::<crate::model::Endpoint>());
 }
 
 /// The log of this thread, while the guard lives.

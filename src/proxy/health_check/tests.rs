@@ -94,7 +94,7 @@ fn a_port_belongs_to_the_oldest_service_and_goes_to_the_next_with_it() {
     assert_eq!((owner(&ports).as_deref(), notes.len()), (Some("young"), 1));
     assert!(ports.update(&name("young"), Some(HealthCheck { port: 30_778, ..check("young", 9, 5) }), &mut notes));
     assert_eq!(ports.all().iter().map(|(port, _)| *port).collect::<Vec<_>>(), [30_778]);
-    assert!(ports.update(&name("young"), None, &mut notes) && ports.all().len() == 0);
+    assert!(ports.update(&name("young"), None, &mut notes) && ports.all().is_empty());
     assert!(!ports.update(&name("young"), None, &mut notes));
 }
 
