@@ -154,6 +154,8 @@ impl<K: Kernel> Mirrors<K> {
             }
             self.table.try_at_once();
         }
+        // The next round tries them.
+        turned.drain(..).for_each(|object| self.table.mark(object));
     }
 
     /// Performs what differs from the whole table, which is the desired one with what is kept, and from what takes its place for the time

@@ -27,7 +27,7 @@ use super::names;
 type Table = BTreeMap<Object, Content>;
 
 /// The comment of the one rule of a closed chain.
-const CLOSED: &str = "closed: the kernel refuses a part of it";
+pub(super) const CLOSED: &str = "closed: the kernel refuses a part of it";
 
 /// The objects that the kernel refuses, and what takes their place.
 #[derive(Default, Debug)]

@@ -77,7 +77,6 @@ impl Kept {
         lost: Option<&Lost>,
         (seen, desired): (&Table, &Table),
     ) -> Option<Name> {
-        let Some(Content::Chain(found)) = seen.get(&Object::Chain(before.clone())) else { return None };
         let known: BTreeSet<Object> = match (lost, now) {
             (None, Some(now)) => reached([Object::Chain(now.clone())], desired),
             _ => BTreeSet::new(),
@@ -89,18 +88,24 @@ impl Kept {
             },
             _ => false,
         };
-        // A chain that an earlier run closed in place of what the kernel refused may have denied anything.
-        let was_closed = now != Some(before);
-        let denying: Vec<(&Rule, BTreeSet<Object>)> = found
-            .rules
-            .iter()
+        // The chain of a tier that was closed in place of what the kernel refused may have denied anything; that of a class denied
+        // nothing by ClusterNetworkPolicies.
+        let was_closed = now != Some(before) && (names::is_tier(before) || names::is_kept(before));
+        let denying: Vec<(&Rule, BTreeSet<Object>)> = asked(before, seen)
+            .into_iter()
             .map(|rule| (rule, reached(leads_to(rule), seen)))
             .filter(|(rule, reached)| reached.iter().any(is_lost) || was_closed && is_closed(rule))
             .collect();
         if denying.is_empty() {
             return None;
         }
-        for object in denying.iter().flat_map(|(_, reached)| reached).filter(|object| !desired.contains_key(*object)) {
+        // Where the pods are known, so are the addresses in the sets that are desired.
+        let is_known = |object: &Object| match object {
+            Object::Element(set, _) => lost.is_some() && desired.contains_key(&Object::Set(set.clone())),
+            _ => false,
+        };
+        let reached = denying.iter().flat_map(|(_, reached)| reached);
+        for object in reached.filter(|object| !desired.contains_key(*object) && !is_known(object)) {
             if let Some(content) = seen.get(object) {
                 self.0.insert(object.clone(), content.clone());
             }
@@ -111,6 +116,37 @@ impl Kept {
         rules.extend(now.map(|now| Rule::new([], Verdict::Goto(now.clone()))));
         self.0.insert(Object::Chain(name.clone()), Content::Chain(Arc::new(Chain { base: None, rules })));
         Some(name)
+    }
+}
+
+/// Returns the rules that a packet meets in a chain and where that goes on, each once. What such a chain goes on with does not come
+/// back, so it has to be asked rule by rule where anything is to be asked behind it.
+fn asked<'a>(chain: &'a Name, table: &'a Table) -> Vec<&'a Rule> {
+    let (mut rules, mut met, mut chains) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+    let mut next = Some(chain);
+    while let Some(Content::Chain(found)) = next.and_then(|name| table.get(&Object::Chain(name.clone()))) {
+        next = None;
+        for rule in &found.rules {
+            match goes_on(rule) {
+                // Nothing behind it is asked.
+                Some(to) => {
+                    next = chains.insert(to).then_some(to);
+                    break;
+                }
+                None if met.insert(rule) => rules.push(rule),
+                None => {}
+            }
+        }
+    }
+    rules
+}
+
+/// Returns the chain with which every packet goes on that meets a rule, where that is a whole chain of an address.
+fn goes_on(rule: &Rule) -> Option<&Name> {
+    let is_whole = |chain: &&Name| names::is_tier(chain) || names::is_kept(chain) || names::is_shared(chain);
+    match rule.verdict() {
+        Some(Verdict::Goto(to)) if rule.matches().is_empty() => Some(to).filter(is_whole),
+        _ => None,
     }
 }
 
@@ -170,6 +206,8 @@ mod tests {
     use super::*;
     use crate::config::{FirewallConfig, ServiceRanges};
     use crate::firewall::rules::Direction;
+    use crate::kernel::nftables::rule::Side;
+    use crate::kernel::nftables::{Lookup, Match};
     use crate::model::{
         Action, Authority, ClusterNetworkPolicy, ClusterRule, Host, Namespace, Peers, PolicyRule, Ports, Selector,
         Subject, Tier, UnreadPolicies, World,
@@ -302,5 +340,108 @@ mod tests {
         now.unread = UnreadPolicies::Any;
         let desired = desired(&now);
         assert!(Kept::of(&seen, &desired, Authority::Complete).is_empty());
+    }
+
+    /// The chain that refuses a packet from this address on its way through a chain.
+    fn refusing(table: &Table, chain: &Name, source: IpAddr) -> Option<Name> {
+        let Some(Content::Chain(found)) = table.get(&Object::Chain(chain.clone())) else {
+            panic!("{chain} is missing")
+        };
+        let holds = |one: &Match| match one {
+            Match::InSet { lookup: Lookup::Address(_, Side::Source), set, negated: false } => {
+                table.contains_key(&Object::Element(set.clone(), Key::Address(source)))
+            }
+            // The packet is a valid one.
+            Match::State { .. } => false,
+            other => panic!("{other:?}"),
+        };
+        if names::is_denied(chain) {
+            return Some(chain.clone());
+        }
+        for rule in found.rules.iter().filter(|rule| rule.matches().iter().all(holds)) {
+            match rule.verdict() {
+                Some(Verdict::Goto(to)) => return refusing(table, to, source),
+                Some(Verdict::Jump(to)) => {
+                    if let Some(by) = refusing(table, to, source) {
+                        return Some(by);
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        None
+    }
+
+    /// The policies that refuse `db` the packets of the pod with these last digits, in IPv4 and IPv6.
+    fn refused_by(tier: Tier, table: &Table, last: u8) -> Vec<String> {
+        let mut found = Vec::new();
+        for (family, net) in [(Family::V4, "10.244.1."), (Family::V6, "fd00:10:244:1::")] {
+            let address = |last: u8| -> IpAddr { format!("{net}{last}").parse().expect("an address") };
+            let element = Object::Element(map(tier, family), Key::Address(address(8)));
+            let chain = target(table.get(&element)).expect("it is judged");
+            let by = refusing(table, chain, address(last));
+            found.extend(by.and_then(|chain| chain.as_str().split('_').nth(2).map(str::to_owned)));
+        }
+        found
+    }
+
+    #[test]
+    fn what_is_new_is_asked_however_often_policies_were_lost_before() {
+        for tier in [Tier::Admin, Tier::Baseline] {
+            for authority in [Authority::Partial, Authority::Complete] {
+                let mut seen = desired(&world(tier, &["web", "other"])).table;
+                for (now, unread) in [("other", &["web"][..]), ("db", &["web", "other"])] {
+                    let mut world = world(tier, &[now]);
+                    let unread = unread.iter().map(|name| (*name).into()).collect();
+                    world.unread = UnreadPolicies::Named(Arc::new(unread));
+                    let desired = desired(&world);
+                    let kept = Kept::of(&seen, &desired, authority);
+                    seen = kept.over(&desired.table);
+                    assert!(
+                        Kept::of(&seen, &desired, authority) == kept,
+                        "the next round finds what this one has made"
+                    );
+                }
+                for (last, name) in [(7, "web"), (8, "db"), (9, "other")] {
+                    assert_eq!(refused_by(tier, &seen, last), twice(&[name]), "{tier:?} {authority:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_class_that_was_closed_does_not_stay_so_for_want_of_a_cluster_network_policy() {
+        let mut now = world(Tier::Baseline, &["web"]);
+        now.cluster.policies.insert(object("shop/db"), policy("app=db", Some(&[]), None));
+        let mut seen = desired(&now).table;
+        let element =
+            Object::Element(map(Tier::Baseline, Family::V4), Key::Address("10.244.1.8".parse().expect("one")));
+        let class = target(seen.get(&element)).expect("it is isolated").clone();
+        let closed = Rule::new([], Verdict::Reject).commented(super::super::super::refused::CLOSED);
+        seen.insert(Object::Chain(class), Content::Chain(Chain { base: None, rules: vec![closed] }.into()));
+        now.cluster.policies = Default::default();
+        now.unread = UnreadPolicies::Named(Arc::new(["strange".into()].into()));
+        assert!(Kept::of(&seen, &desired(&now), Authority::Complete).is_empty());
+    }
+
+    #[test]
+    fn addresses_that_left_a_set_which_is_desired_leave_it() {
+        let mut now = world(Tier::Admin, &["web"]);
+        // Another policy denies the same pods.
+        let same = now.cluster.cluster_policies.get(&"web".into()).expect("it is there").clone();
+        now.cluster.cluster_policies.insert_shared("same".into(), same);
+        let seen = desired(&now).table;
+        now.cluster.cluster_policies.remove(&"web".into());
+        now.cluster.pods.insert(object("shop/web"), pod("10.244.1.17", "app=web", ""));
+        now.unread = UnreadPolicies::Any;
+        let desired = desired(&now);
+        let kept = Kept::of(&seen, &desired, Authority::Complete);
+        let left = Key::Address("10.244.1.7".parse().expect("an address"));
+        let stays = |object: &&Object| match object {
+            Object::Element(set, key) => *key == left && desired.table.contains_key(&Object::Set(set.clone())),
+            _ => false,
+        };
+        assert!(!kept.is_empty());
+        assert_eq!(kept.objects().find(stays), None);
     }
 }
