@@ -60,7 +60,7 @@ pub struct InSet {
 /// The kernel refuses.
 pub fn remove(table: HostTable<'_>, is_ours: impl Fn(&str) -> bool) -> Result<usize, Error> {
     let failed = |fault: Fault| Error::new("remove chains of iptables", table.name, Cause::from(fault));
-    let mut socket = Socket::open(Bus::Netfilter)?;
+    let Some(mut socket) = open()? else { return Ok(0) };
     let chains = match chains(&mut socket, table) {
         Ok(chains) => chains,
         Err(fault) if fault.errno().is_some_and(|errno| ABSENT.contains(&errno)) => return Ok(0),
@@ -95,7 +95,7 @@ pub fn remove(table: HostTable<'_>, is_ours: impl Fn(&str) -> bool) -> Result<us
 /// The kernel refuses.
 pub fn masquerades(table: HostTable<'_>, chain: &str) -> Result<Vec<Masquerade>, Error> {
     let failed = |fault: Fault| Error::new("list rules of iptables", table.name, Cause::from(fault));
-    let mut socket = Socket::open(Bus::Netfilter)?;
+    let Some(mut socket) = open()? else { return Ok(Vec::new()) };
     let mut message = Messages::new();
     about(&mut message, message::GET_RULE, 0, table);
     let found = socket.dump(&mut message, |answer| {
@@ -121,6 +121,15 @@ pub fn remove_rules(table: HostTable<'_>, chain: &str, handles: &[u64]) -> Resul
     wire::mark(&mut messages, message::BATCH_END);
     let done = Socket::open(Bus::Netfilter)?.transaction(&mut messages);
     done.map_err(|fault| Error::new("remove rules of iptables", table.name, Cause::from(fault)))
+}
+
+/// Opens a socket; `None` where the kernel has no netfilter that it could ask.
+fn open() -> Result<Option<Socket>, Error> {
+    match Socket::open(Bus::Netfilter) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if error.is_unsupported() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads a rule; `None` if it asks or does anything else.
