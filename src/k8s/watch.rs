@@ -161,6 +161,9 @@ impl<K: ApiObject> Follower<K> {
                 (None, None) => self.stream_all().await,
                 (None, Some(_)) => self.list_all().await,
             };
+            if !matches!(end, End::NotThere(_)) {
+                self.absence.is_not_told();
+            }
             match end {
                 End::Closed => return,
                 End::Listed => continue,

@@ -6,7 +6,8 @@
 //! again at long intervals. Two things are not taken for its absence:
 //!
 //! - *404 while it was there a moment ago*: servers that start may answer so before they know their custom resources, and
-//!   what was in force must not go for that. It has to be answered for half a minute. So it is at a start, where an earlier run
+//!   what was in force must not go for that. It has to be answered for half a minute, without anything else in between: a
+//!   server that is not reached says nothing. So it is at a start, where an earlier run
 //!   may have put something in force; meanwhile nobody waits for the kind.
 //! - *403*: a server refuses what its rules of RBAC do not allow, whether it is there or not. Discovery, which everybody may
 //!   read, tells. Where it is there it is an outage like others, but nobody waits for it either: what needs the other
@@ -36,6 +37,13 @@ pub struct Absence {
     found: Failures,
 }
 
+impl Absence {
+    /// Notes an answer, or none, that does not say that the kind is not there: what was said before that proves nothing later.
+    pub fn is_not_told(&mut self) {
+        self.since = None;
+    }
+}
+
 impl<K: ApiObject> Follower<K> {
     /// Finds out what a refusal means, tells it, and waits until the next request.
     pub(super) async fn look_for_kind(&mut self, refusal: &Refusal) -> Result<(), Gone> {
@@ -43,6 +51,9 @@ impl<K: ApiObject> Follower<K> {
             404 => Ok(false),
             _ => self.asking.is_served().await,
         };
+        if !matches!(is_there, Ok(false)) {
+            self.absence.is_not_told();
+        }
         match is_there {
             Ok(false) => self.note_absence().await,
             Ok(true) => {

@@ -790,3 +790,30 @@ async fn nobody_waits_for_ever_for_a_kind_that_may_not_be_read_while_discovery_f
     server.set_faults(Faults::default());
     reader.until(&["a"]).await;
 }
+
+/// Servers that start may answer 404 before they know their custom resources; before and behind that they are not there.
+#[tokio::test]
+async fn a_kind_whose_absence_was_not_answered_all_the_time_is_not_gone() {
+    let failing = [
+        Faults { forbid: Some("clusternetworkpolicies"), forbid_as: Some(503), ..Faults::default() },
+        // Nor may discovery be read.
+        Faults { forbid: Some("policy.networking.k8s.io"), ..Faults::default() },
+    ];
+    for failing in failing {
+        let server = ApiServer::start().await;
+        server.put(CLUSTER_POLICIES, cluster_policy("a"));
+        let mut reader = read(&server, vec![Wanted::ClusterNetworkPolicies]).await;
+        reader.until(&["a"]).await;
+        server.set_faults(not_there());
+        server.cut();
+        sleep(TIMING.gone / 4).await;
+        server.set_faults(failing);
+        sleep(TIMING.gone * 2).await;
+        server.set_faults(not_there());
+        sleep(TIMING.gone / 4).await;
+        server.set_faults(newest_only());
+        server.put(CLUSTER_POLICIES, cluster_policy("b"));
+        reader.until(&["a", "b"]).await;
+        assert!(!reader.listed_as.contains(&0), "what was in force stayed so");
+    }
+}
