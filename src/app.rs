@@ -288,7 +288,7 @@ fn start_cni(
         forget_announced(config);
         let files = CniFiles::new(config.cni_directory.clone());
         // Beside an agent without the firewall another one may have it.
-        let files = if config.firewall.is_some() { files } else { files.sparing_answered() };
+        let files = if config.firewall.is_some() { files } else { files.sparing_others() };
         tokio::spawn(keep_without_plugin(files, health.clone()));
         return Ok((None, to_firewall));
     };

@@ -91,7 +91,7 @@ fn without_ipset(
 /// Removes our files. Returns which there were, and why others could not be removed.
 fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
     // Before the socket goes that answers the plugin.
-    let Left { unread, named } = CniFiles::new(config.cni_directory.clone()).remove_plugin();
+    let Left { unread, named, .. } = CniFiles::new(config.cni_directory.clone()).remove_plugin();
     let (mut removed, mut left) = (Vec::new(), [unread, named].concat());
     if !config.cni_directory.is_dir() {
         warn!(directory = %config.cni_directory.display(), "CNI directory not found; if this host has one, mount it and run --cleanup-config again: no pod starts while a CNI file names sluice-cni");

@@ -9,8 +9,9 @@
 //! keeps its other fields (`rangeStart`, `gateway`). Ranges are compared by value, not by spelling. While the node has
 //! no ranges nothing is changed, and any `ipam` other than `host-local` is left alone.
 //!
-//! With `--netpol-cni` the list ends with our own plugin. What its entry says besides our socket stays; without the flag the entry
-//! goes, because pods would not start without it being answered: from every list in the directory ([`without_plugin`]), whoever wrote it.
+//! With `--netpol-cni` the list ends with our own plugin. What its entry says besides our socket stays; without the flag an
+//! agent with the firewall takes it out of every list in the directory, whoever wrote it ([`without_plugin`]), because pods would not start
+//! without it being answered. To one without the firewall it is another agent's, and stays.
 //!
 //! The text is compact, its keys are sorted, and it has no trailing line break, as kube-router writes it.
 
@@ -34,7 +35,7 @@ pub struct Conf {
     pub ranges: Vec<IpNet>,
     /// The MTU of pods, in bytes; `None` leaves it unchanged.
     pub mtu: Option<u32>,
-    /// The socket of the plugin that waits for the rules of pods ([`PLUGIN`]), which is the last of the list; `None` removes it.
+    /// The socket of the plugin that waits for the rules of pods ([`PLUGIN`]), which is the last of the list; `None` leaves it as it is.
     pub plugin: Option<PathBuf>,
 }
 
@@ -106,7 +107,9 @@ pub fn text(present: Option<&str>, form: CniFileForm, wanted: &Conf) -> (Option<
         unusable = set_ranges(plugin, &wanted.ranges).err();
     }
     let other_version = wanted.plugin.as_ref().and_then(|_| other_version(&conf));
-    set_plugin(&mut conf, wanted.plugin.as_deref().filter(|_| other_version.is_none()));
+    if let Some(socket) = &wanted.plugin {
+        set_plugin(&mut conf, Some(&**socket).filter(|_| other_version.is_none()));
+    }
     (Some(conf.to_string()), unusable.or(other_version.map(Unusable::OtherVersion)))
 }
 
@@ -353,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn our_plugin_is_the_last_of_the_list_for_as_long_as_it_is_wanted_and_keeps_what_its_entry_says() {
+    fn our_plugin_is_the_last_of_the_list_where_it_is_wanted_and_keeps_what_its_entry_says() {
         let file = |more: &str| {
             format!(
                 r#"{{"cniVersion":"0.3.0","plugins":[{{"bridge":"kube-bridge","ipam":{{"ranges":[[{{"subnet":"10.244.1.0/24"}}]],"type":"host-local"}},"type":"bridge"}},{{"type":"portmap"}}{more}]}}"#
@@ -362,7 +365,7 @@ mod tests {
         let wanted = Conf { plugin: Some("/run/sluice/cni.sock".into()), ..conf(&NODE[..1], None) };
         let entry = r#",{"socket":"/run/sluice/cni.sock","type":"sluice-cni"}"#;
         check(&file(""), CniFileForm::List, &wanted, &file(entry));
-        check(&file(entry), CniFileForm::List, &conf(&NODE[..1], None), &file(""));
+        check(&file(entry), CniFileForm::List, &conf(&NODE[..1], None), &file(entry));
         let slow = r#",{"socket":"/run/sluice/cni.sock","timeoutMs":5000,"type":"sluice-cni"}"#;
         let elsewhere = r#",{"timeoutMs":5000,"type":"sluice-cni"},{"type":"tuning"},{"type":"sluice-cni"}"#;
         check(&file(elsewhere), CniFileForm::List, &wanted, &file(&format!(r#",{{"type":"tuning"}}{slow}"#)));

@@ -1,17 +1,18 @@
 //! The entry of our plugin (`--netpol-cni`) in CNI files: taken out where nobody answers it, because no pod starts then.
 //!
 //! An agent that runs the firewall without `--netpol-cni` decides that nobody does. One without the firewall may stand beside another agent
-//! of the node that has it, and takes out only what is not answered. A file that cannot be read is a note: it belongs to others, and rarely
+//! of the node that has it, and takes out nothing: that one may only be starting. It notes what nobody answers. A file that cannot be read is a note: it belongs to others, and rarely
 //! has the entry. An entry that was read and cannot be taken out is trouble.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
@@ -26,8 +27,8 @@ pub struct CniFiles {
     directory: PathBuf,
     /// Those that were read and have no such entry.
     clean: BTreeMap<PathBuf, Stamp>,
-    /// What another program answers stays.
-    spares_answered: bool,
+    /// The entry is another agent's, and stays.
+    spares_others: bool,
 }
 
 /// Why files may still have the entry, a sentence each.
@@ -37,12 +38,16 @@ pub struct Left {
     pub unread: Vec<String>,
     /// Of files with the entry, which cannot be changed.
     pub named: Vec<String>,
+    /// Of files with the entry, which is another agent's and that nobody answers now.
+    pub unanswered: Vec<String>,
 }
 
 /// What keeps a file from being without the entry.
 enum Obstacle {
     Unread(io::Error),
     Named(io::Error),
+    /// It is another agent's entry, which nobody answers.
+    Unanswered,
 }
 
 /// State of a file by which a change of its text is noticed.
@@ -61,12 +66,12 @@ const RETRY: Duration = Duration::from_secs(5);
 
 impl CniFiles {
     pub fn new(directory: PathBuf) -> CniFiles {
-        CniFiles { directory, clean: BTreeMap::new(), spares_answered: false }
+        CniFiles { directory, clean: BTreeMap::new(), spares_others: false }
     }
 
-    /// The same where another agent of the node may answer the entry: it stays then.
-    pub fn sparing_answered(self) -> CniFiles {
-        CniFiles { spares_answered: true, ..self }
+    /// The same where another agent of the node may answer the entry: it stays.
+    pub fn sparing_others(self) -> CniFiles {
+        CniFiles { spares_others: true, ..self }
     }
 
     /// Takes the entry out of every list. Nothing else of a file changes. Files that did not change since they were found without
@@ -95,6 +100,11 @@ impl CniFiles {
             }
             match self.clean_one(&path) {
                 Ok(stamp) => clean.extend(stamp.map(|stamp| (path, stamp))),
+                Err(Obstacle::Unanswered) => left.unanswered.push(format!(
+                    "{}: it names {PLUGIN}, which nobody answers as far as this agent sees: start the one with the firewall and --netpol-cni, \
+                     or take the entry out, or no pod starts",
+                    path.display()
+                )),
                 // It went meanwhile, or is a link to nothing.
                 Err(Obstacle::Unread(error)) if error.kind() == ErrorKind::NotFound => {}
                 Err(Obstacle::Unread(error)) => {
@@ -123,9 +133,9 @@ impl CniFiles {
         // Container runtimes read bytes that are not UTF-8 as this character, too.
         let with = String::from_utf8_lossy(&present);
         let Some(text) = without_plugin(&with) else { return Ok(Some(stamp)) };
-        let is_answered = |socket: &PathBuf| UnixStream::connect(socket).is_ok();
-        if self.spares_answered && plugin_sockets(&with).iter().any(is_answered) {
-            return Ok(None);
+        if self.spares_others {
+            let is_answered = plugin_sockets(&with).iter().all(|socket| is_answered(socket));
+            return if is_answered { Ok(None) } else { Err(Obstacle::Unanswered) };
         }
         // A link stays one, to the file that changes.
         let file = fs::canonicalize(path).map_err(Obstacle::Unread)?;
@@ -133,6 +143,16 @@ impl CniFiles {
         info!(path = %path.display(), plugin = PLUGIN, "Entry of the CNI plugin removed from the CNI configuration");
         Ok(None)
     }
+}
+
+/// Returns whether a program listens on a socket, without waiting for it: one that has yet to accept others does.
+fn is_answered(socket: &Path) -> bool {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let connected = SocketAddrUnix::new(socket).and_then(|address| {
+        let asking = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        connect(asking, &address)
+    });
+    matches!(connected, Ok(()) | Err(Errno::AGAIN))
 }
 
 impl Stamp {
@@ -153,7 +173,7 @@ pub async fn keep_without_plugin(mut files: CniFiles, health: Health) {
             let left = files.remove_plugin();
             (files, left)
         });
-        let Ok((back, Left { unread, named })) = looked.await else { return };
+        let Ok((back, Left { mut unread, named, unanswered })) = looked.await else { return };
         files = back;
         let first = named.first().or(unread.first());
         let was_failing = std::mem::replace(&mut has_failed, first.is_some());
@@ -167,6 +187,7 @@ pub async fn keep_without_plugin(mut files: CniFiles, health: Health) {
         } else if let Some(pulse) = &trouble {
             pulse.trouble(None);
         }
+        unread.extend(unanswered);
         note.set(unread);
         tokio::time::sleep(if has_failed { RETRY } else { INTERVAL }).await;
     }
@@ -175,7 +196,7 @@ pub async fn keep_without_plugin(mut files: CniFiles, health: Health) {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
 
@@ -184,8 +205,8 @@ mod tests {
 
     /// What cannot be read.
     fn removed(directory: &Path) -> Vec<String> {
-        let Left { unread, named } = CniFiles::new(directory.to_owned()).remove_plugin();
-        assert_eq!(named, Vec::<String>::new());
+        let Left { unread, named, unanswered } = CniFiles::new(directory.to_owned()).remove_plugin();
+        assert_eq!((named, unanswered), (Vec::new(), Vec::new()));
         unread
     }
 
@@ -298,17 +319,36 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_is_not_alone_leaves_the_entry_that_another_one_answers() {
+    fn an_agent_that_may_not_be_alone_leaves_the_entry_and_notes_where_nobody_answers_it() {
         let directory = tempfile::tempdir().expect("a directory");
         let (file, socket) = (directory.path().join("10-flannel.conflist"), directory.path().join("cni.sock"));
         let entry = format!(r#"{{"type":"sluice-cni","socket":{:?}}}"#, socket.display().to_string());
         let with = format!(r#"{{"plugins":[{{"type":"ptp"}},{entry}]}}"#);
         fs::write(&file, &with).expect("writable");
         let text = || fs::read_to_string(&file).expect("it is there");
-        let mut files = CniFiles::new(directory.path().to_owned()).sparing_answered();
+        let mut files = CniFiles::new(directory.path().to_owned()).sparing_others();
         let answered = UnixListener::bind(&socket).expect("a socket");
-        assert_eq!((files.remove_plugin(), text()), (Left::default(), with));
+        assert_eq!((files.remove_plugin(), text()), (Left::default(), with.clone()));
+        // The other agent is being restarted.
         drop(answered);
-        assert_eq!((files.remove_plugin(), text()), (Left::default(), WITHOUT.to_owned()));
+        let Left { unread, named, unanswered } = files.remove_plugin();
+        assert_eq!((unread, named, text()), (Vec::new(), Vec::new(), with));
+        assert!(unanswered.len() == 1 && unanswered[0].contains("10-flannel.conflist"), "{unanswered:?}");
+    }
+
+    #[test]
+    fn a_socket_whose_owner_is_too_busy_to_accept_is_answered() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("cni.sock");
+        assert!(!is_answered(&path), "there is no socket");
+        let listening = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).expect("a socket");
+        let address = SocketAddrUnix::new(&path).expect("a short path");
+        rustix::net::bind(&listening, &address).expect("free");
+        assert!(!is_answered(&path), "nobody listens");
+        rustix::net::listen(&listening, 0).expect("bound");
+        // The first fills the queue.
+        let waiting = UnixStream::connect(&path).expect("there is room");
+        assert!(is_answered(&path));
+        drop(waiting);
     }
 }
