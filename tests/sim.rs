@@ -20,6 +20,8 @@ mod agent;
 mod damage;
 #[path = "sim/flows.rs"]
 mod flows;
+#[path = "sim/source_ranges.rs"]
+mod source_ranges;
 #[path = "sim/takeover.rs"]
 mod takeover;
 #[path = "sim/walk.rs"]
@@ -130,4 +132,26 @@ fn a_service_that_goes_after_somebody_deleted_its_elements_goes_although_reads_f
     for seed in 0..10 {
         BACKENDS.iter().for_each(|backend| Walk::new(seed).goes_without_its_elements(backend));
     }
+}
+
+#[test]
+fn a_range_that_is_taken_away_goes_although_not_everything_is_known() {
+    BACKENDS.iter().for_each(|backend| Walk::new(1).takes_a_range_away_while_not_everything_is_known(backend));
+}
+
+#[test]
+fn clients_of_a_service_that_cannot_be_read_still_come_in() {
+    BACKENDS.iter().for_each(|backend| Walk::new(1).keeps_the_ranges_of_a_service_that_cannot_be_read(backend));
+}
+
+#[test]
+fn older_source_ranges_do_not_come_back_from_the_last_known_state() {
+    BACKENDS.iter().for_each(|backend| Walk::new(1).remembers_older_ranges(backend));
+}
+
+#[test]
+fn source_ranges_are_in_force_while_the_other_backend_is_replaced() {
+    let [iptables, nftables] = BACKENDS;
+    Walk::new(1).restricts_while_it_takes_over([iptables, nftables]);
+    Walk::new(1).restricts_while_it_takes_over([nftables, iptables]);
 }

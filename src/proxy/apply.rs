@@ -185,14 +185,17 @@ impl<K: Kernel> Mirrors<K> {
             self.elements.forget();
         }
         let takes_over = self.takes_over(at);
-        if !takes_over {
+        if takes_over {
+            // Nothing of a Service is opened before what closes it stands.
+            self.rules.grow_among(&desired.rules, growth, at, drops_clients);
+        } else {
             self.rules.grow(&desired.rules, growth, at);
         }
         // A guard that knows only some of the ports would refuse what the other backend's guard lets in.
         let may_guard = !takes_over || authority == Authority::Complete;
         if authority != Authority::Remembered || self.uses_memory(desired, at) {
             self.elements.grow(&desired.elements, growth, at);
-            self.grow_table(desired, may_guard, (authority, growth), at);
+            self.grow_table(desired, may_guard, growth, at);
         } else {
             self.grow_needed_elements(desired, may_guard, at);
         }
@@ -215,6 +218,8 @@ impl<K: Kernel> Mirrors<K> {
             self.shrink_sets(desired, at);
             self.shrink_addresses(desired, at);
             self.links.shrink(&desired.links, at);
+        } else if authority == Authority::Partial {
+            self.shrink_known_sources(desired, at);
         }
         let flows = self.forget_flows(desired, at);
         ProxyRound { virtuals: changed.len(), steps: self.steps_done() - before, flows }
@@ -332,8 +337,10 @@ impl<K: Kernel> Mirrors<K> {
             Some(entry) if has_element(desired, Set::Restricted, &entry) => is_enforced(key, entry.family()),
             _ => true,
         };
-        let may_serve = |key: &ServiceKey| all || (marks.has_service(key) && is_closed(key));
-        self.virtuals.grow_where(&desired.virtuals, growth, at, may_serve)
+        let may_come = |key: &ServiceKey| all || (marks.has_service(key) && is_closed(key));
+        // One that is open still gets no new destination.
+        let may_change = |key: &ServiceKey| all || is_closed(key);
+        self.virtuals.grow_those(&desired.virtuals, growth, at, (may_come, may_change))
     }
 
     /// Calls [`tell_ownership`](Self::tell_ownership) if something has changed since the last call.

@@ -57,9 +57,11 @@ pub fn destinations(
 }
 
 /// Returns the endpoints of one port that are on this node, whatever their condition, sorted by address, without duplicates.
-/// Where an endpoint does not say its node, the pod ranges decide.
+/// Where an endpoint does not say its node, the pod ranges decide. Left out is the node's own address, of pods on the host's network:
+/// the host knows itself by any of its addresses.
 pub fn on_node(endpoints: &Endpoints, port: &ServicePort, family: Family, node: &LocalNode) -> Vec<SocketAddr> {
     let is_here = |endpoint: &&Endpoint| match &endpoint.node {
+        _ if *node.address.of(family) == Some(endpoint.address) => false,
         Some(name) => **name == *node.name,
         None => node.pod_cidrs.of(family).iter().any(|range| range.contains(&endpoint.address)),
     };

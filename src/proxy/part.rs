@@ -44,6 +44,16 @@ impl Claim {
     pub fn wanted(&self) -> (Virtual, Sources) {
         (self.virtual_service.clone(), self.sources.clone())
     }
+
+    /// Joins a weaker claim of the same Service to this one, if it is to the same key; returns whether it is. The source ranges of
+    /// either hold: a node port that is also the port of a load balancer address is no way around them.
+    pub fn joins(weaker: &mut Claim, stronger: &mut Claim) -> bool {
+        let is_same = weaker.key == stronger.key;
+        if is_same && stronger.sources.is_none() {
+            stronger.sources = weaker.sources.take();
+        }
+        is_same
+    }
 }
 
 /// Precedence of a claim to an address. Addresses allocated by the control plane precede addresses that anybody may
@@ -102,7 +112,8 @@ fn claims_of_port(
     let external = if outside == inside { internal.clone() } else { choose(outside) };
     let mut claim = |rank, address: IpAddr, number, destinations: &Arc<[Destination]>| {
         let key = ServiceKey::Address { address, protocol: port.protocol, port: number };
-        let sources = source_ranges::sources(service, address);
+        // A node port on an address that is the load balancer's too stays open.
+        let sources = if rank == Rank::NodePort { None } else { source_ranges::sources(service, address) };
         claims.push(Claim { key, rank, virtual_service: virtual_service(service, destinations.clone()), sources });
     };
     for address in service.cluster_ips.iter().filter(|ip| Family::from(**ip) == family) {

@@ -38,7 +38,7 @@ use super::other_nodes::{OtherNodes, asks_for};
 use super::owners::{Owner, Owners};
 use super::part::{Claim, OwnEndpoint, Part, part};
 use super::scheduler;
-use super::source_ranges::{Restrictions, Shape, Sources};
+use super::source_ranges::{self, Restrictions, Shape, Sources};
 
 /// The desired state, with what is needed to update it by parts.
 pub struct Plan {
@@ -77,6 +77,7 @@ struct ClaimedPart {
     refused: Refusals,
     /// Sorted, without duplicates.
     own_endpoints: Box<[OwnEndpoint]>,
+    too_many_sources: Option<usize>,
 }
 
 impl Plan {
@@ -248,6 +249,7 @@ impl Plan {
             None => self.parts.remove(name),
         };
         let (new, old) = (new.as_deref(), old.as_deref());
+        changed.notes.extend(source_ranges::refusal(name, [old, new].map(|part| part?.too_many_sources)));
         self.count_own_endpoints([old, new], changed);
         for key in different_claims(old, new) {
             if let (Some(old), Some(new)) = (old, new) {
@@ -302,9 +304,11 @@ impl Plan {
         own_endpoints.dedup();
         let own_endpoints = own_endpoints.into_boxed_slice();
         claims.sort_by_key(|claim| (claim.key, claim.rank));
-        claims.dedup_by_key(|claim| claim.key);
+        claims.dedup_by(Claim::joins);
         let scheduler = service.annotations.scheduler;
-        ClaimedPart { claims: claims.into_boxed_slice(), created: service.created, scheduler, refused, own_endpoints }
+        let (claims, created) = (claims.into_boxed_slice(), service.created);
+        let too_many_sources = source_ranges::too_many(service);
+        ClaimedPart { claims, created, scheduler, refused, own_endpoints, too_many_sources }
     }
 
     /// Starts draining destinations that a Service's newest part no longer names.

@@ -38,7 +38,7 @@ use crate::kernel::iptables::rule::SetSides;
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::kernel::ipvs::ServiceKey;
 use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Fields, Hook, Lookup, Object};
-use crate::model::{Service, ServiceType};
+use crate::model::{ObjectName, Service, ServiceType};
 use crate::net::{Family, PerFamily};
 
 use super::guard;
@@ -51,13 +51,39 @@ pub type Sources = Option<Arc<[IpNet]>>;
 /// Of the table mangle: in OUTPUT before IPVS (-99), and in INPUT before all rules of the table filter.
 const PRIORITY: i32 = -150;
 
+/// The most elements that the source ranges of one Service may take: every node holds all of them.
+pub const MOST_ELEMENTS: usize = 5_000;
+
 /// Returns the clients of a Service at one of its addresses.
 pub fn sources(service: &Service, address: IpAddr) -> Sources {
     let given = service.source_ranges.as_ref().filter(|_| service.kind == ServiceType::LoadBalancer)?;
     service.load_balancer.iter().find(|entry| entry.address == address)?;
     let of_family = || given.iter().filter(|range| Family::from(**range) == Family::from(address));
     let is_open = of_family().any(|range| range.prefix_len() == 0);
-    (!is_open).then(|| of_family().copied().collect())
+    // What is too much for the kernel lets nobody in, instead of everybody.
+    (!is_open).then(|| if too_many(service).is_some() { Arc::default() } else { of_family().copied().collect() })
+}
+
+/// Returns the number of elements that the source ranges of a Service take, one for each range, load balancer address and port, if
+/// that is above [`MOST_ELEMENTS`].
+pub fn too_many(service: &Service) -> Option<usize> {
+    let given = service.source_ranges.as_ref().filter(|_| service.kind == ServiceType::LoadBalancer)?;
+    let of_family = PerFamily::from_fn(|family| {
+        let ranges = given.iter().filter(|range| Family::from(**range) == family);
+        let (count, is_open) = ranges.fold((0, false), |(n, open), range| (n + 1, open || range.prefix_len() == 0));
+        if is_open { 0_usize } else { count }
+    });
+    let ranges: usize = service.load_balancer.iter().map(|entry| *of_family.of(Family::from(entry.address))).sum();
+    Some(ranges.saturating_mul(service.ports.len())).filter(|elements| *elements > MOST_ELEMENTS)
+}
+
+/// Returns the message for the administrator where a Service has too many source ranges since now.
+pub fn refusal(name: &ObjectName, [before, now]: [Option<usize>; 2]) -> Option<String> {
+    let elements = now.filter(|_| before.is_none())?;
+    Some(format!(
+        "Service {name}: its source ranges take {elements} elements (ranges, addresses and ports), {MOST_ELEMENTS} at most: \
+         its load balancer addresses are closed to everybody"
+    ))
 }
 
 /// The restricted virtual services.
@@ -116,10 +142,11 @@ impl Restrictions {
     }
 }
 
-/// Returns the ranges of only one of two lists, and whether it is the second.
+/// Returns the ranges of only one of two sorted lists, and whether it is the second.
 fn different<'a>(before: &'a [IpNet], after: &'a [IpNet]) -> impl Iterator<Item = (IpNet, bool)> + 'a {
-    let added = after.iter().filter(|range| !before.contains(range)).map(|range| (*range, true));
-    added.chain(before.iter().filter(|range| !after.contains(range)).map(|range| (*range, false)))
+    let is_in = |list: &[IpNet], range: &IpNet| list.binary_search(range).is_ok();
+    let added = after.iter().filter(move |range| !is_in(before, range)).map(|range| (*range, true));
+    added.chain(before.iter().filter(move |range| !is_in(after, range)).map(|range| (*range, false)))
 }
 
 fn source(key: &ServiceKey, range: IpNet) -> Option<Entry> {
@@ -163,12 +190,7 @@ pub fn is_rule(piece: &Piece, of: Family) -> bool {
 /// The same of chains in our table of nf_tables.
 pub fn is_chain(object: &Object) -> bool {
     let is_named = |name: &str| name == NFT_SOURCES_IN || name == NFT_SOURCES_OUT;
-    knows_lengths(object) || matches!(object, Object::Chain(name) if is_named(name.as_str()))
-}
-
-/// Returns whether a chain knows the lengths of prefixes: one that knows only some of them drops packets of clients of the others.
-pub fn knows_lengths(object: &Object) -> bool {
-    family_of(object).is_some()
+    family_of(object).is_some() || matches!(object, Object::Chain(name) if is_named(name.as_str()))
 }
 
 /// Returns the family of a chain that knows the lengths of prefixes; `None` for another object.
@@ -265,6 +287,18 @@ mod tests {
         assert_eq!(clients(Some(&["10.0.0.0/8", "0.0.0.0/0"]), V4), None);
         assert_eq!(clients(Some(&["0.0.0.0/0"]), V6), Some(Vec::new()));
         assert_eq!(clients(Some(&["0.0.0.0/0", "::/0"]), V6), None);
+    }
+
+    #[test]
+    fn a_list_that_is_too_long_lets_nobody_in() {
+        let texts: Vec<String> = (0..MOST_ELEMENTS).map(|n| format!("10.{}.{}.0/24", n / 256, n % 256)).collect();
+        let mut list: Vec<&str> = texts.iter().map(String::as_str).collect();
+        assert_eq!(clients(Some(&list), V4).map(|found| found.len()), Some(MOST_ELEMENTS));
+        list.push("10.200.0.0/16");
+        assert_eq!(clients(Some(&list), V4), Some(Vec::new()));
+        assert_eq!(too_many(&service(Some(&list))), Some(MOST_ELEMENTS + 1));
+        list.push("0.0.0.0/0");
+        assert_eq!(clients(Some(&list), V4), None, "one element would do");
     }
 
     #[test]

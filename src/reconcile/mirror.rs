@@ -5,6 +5,7 @@
 //! because shrinking is not allowed yet, is simply continued by the next one.
 
 mod audited;
+mod deleting;
 mod differing;
 mod kept;
 mod portions;
@@ -243,7 +244,8 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         self.grow_those(want, growth, at, (&among, &among))
     }
 
-    fn grow_those(
+    /// Like [`grow`](Mirror::grow), but creates only what `may_come`, and changes only what `may_change`. The others stay dirty.
+    pub fn grow_those(
         &mut self,
         want: &S::Form,
         growth: Growth,

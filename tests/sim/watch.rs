@@ -13,6 +13,7 @@ use sluice::model::Authority;
 use sluice::net::{Family, Protocol};
 use sluice::proxy::desired::Desired;
 use sluice::proxy::names::{CHAIN_GUARD, NFT_GUARD, Set};
+use sluice::proxy::source_ranges::restricted_by;
 
 use crate::damage::Hurt;
 use crate::support::memory::{Object, State};
@@ -36,6 +37,8 @@ struct Round {
     /// Those that a client outside of all source ranges does not reach before and shall not after.
     closed: Vec<ServiceKey>,
     guarded: bool,
+    /// The services that shall have some clients only.
+    restricted: BTreeSet<Entry>,
     /// Addresses that the device itself needs.
     of_device: BTreeSet<IpAddr>,
     /// Virtual services of others.
@@ -59,6 +62,9 @@ impl Watch {
         round.of_device = desired.addresses.keys().map(|key| key.address.addr()).collect();
         round.foreign = foreign.virtuals.keys().copied().collect();
         round.last = state.virtuals.clone();
+        let elements = desired.elements.keys().filter_map(Set::of_element);
+        let all = elements.chain(desired.table.keys().filter_map(Set::of_object));
+        round.restricted = all.filter(|(set, _)| *set == Set::Restricted).map(|(_, entry)| entry).collect();
         round.guarded = desired.rules.keys().any(|piece| piece.to_string().contains(CHAIN_GUARD))
             || desired.table.contains_key(&InTable::Chain(NFT_GUARD.into()));
         let after = State {
@@ -219,9 +225,21 @@ impl Round {
         }
     }
 
+    /// Whether it is a source range that a known Service no longer names.
+    fn is_taken_away(&self, object: &Object) -> bool {
+        let place = match object {
+            Object::Element(key) => Set::of_element(key),
+            Object::InTable(key) => Set::of_object(key),
+            _ => None,
+        };
+        let service = place.filter(|(set, _)| *set == Set::AllowedSources);
+        let service = service.and_then(|(_, entry)| restricted_by(&entry));
+        self.authority == Some(Authority::Partial) && service.is_some_and(|entry| self.restricted.contains(&entry))
+    }
+
     /// A loss that the authority does not allow.
     fn shrinking(&self, state: &State, object: &Object) -> Option<String> {
-        if self.authority == Some(Authority::Complete) {
+        if self.authority == Some(Authority::Complete) || self.is_taken_away(object) {
             return None;
         }
         let remembered = self.authority == Some(Authority::Remembered);

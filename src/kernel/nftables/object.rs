@@ -1,13 +1,14 @@
 //! The objects of a table: sets and maps, their elements, chains, and counters.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::rule::{Rule, Verdict};
+use super::rule::{Lookup, Match, Rule, Verdict};
 use crate::net::{Family, PortRange, Protocol};
 
 /// Name of a table's chain, set, map or counter: at most 255 bytes. `nft` does not load names that are words of its language
@@ -125,6 +126,35 @@ pub struct Chain {
     /// `None` for a chain that is only jumped to.
     pub base: Option<Base>,
     pub rules: Vec<Rule>,
+}
+
+impl Content {
+    /// Returns the growing half of a change to `want`. A chain that drops all but the sources in its sets keeps the sets that it
+    /// has: elements of one may be those of a Service that is not known yet.
+    pub fn grown(&self, want: &Content) -> Content {
+        let (Content::Chain(have), Content::Chain(wanted)) = (self, want) else { return want.clone() };
+        let (Some(kept), Some(new)) = (source_rules(have), source_rules(wanted)) else { return want.clone() };
+        let lengths: BTreeMap<u8, &Rule> = kept.into_iter().chain(new).collect();
+        let rules = lengths.into_values().chain(wanted.rules.last()).cloned().collect();
+        Content::Chain(Arc::new(Chain { base: wanted.base, rules }))
+    }
+}
+
+/// Returns the rules of a chain that let sources in, by the length of their prefixes; `None` for a chain that does not consist of
+/// these and a last one that drops.
+fn source_rules(chain: &Chain) -> Option<Vec<(u8, &Rule)>> {
+    let (last, rules) = chain.rules.split_last()?;
+    let of_sources = |rule: &'_ Rule| match (rule.matches(), rule.verdict()) {
+        ([Match::InSet { lookup: Lookup::ServiceSource(_, length), negated: false, .. }], Some(Verdict::Return))
+            if rule.statements().is_empty() =>
+        {
+            Some(*length)
+        }
+        _ => None,
+    };
+    let drops = last.matches().is_empty() && last.verdict() == Some(&Verdict::Drop);
+    let found = rules.iter().map(|rule| Some((of_sources(rule)?, rule))).collect::<Option<Vec<_>>>();
+    found.filter(|_| drops && chain.base.is_none())
 }
 
 /// The place at which the kernel enters a base chain. Its policy is to accept: an accept is not final, so other tables judge

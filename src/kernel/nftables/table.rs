@@ -331,6 +331,10 @@ impl Target for OwnTable {
         }
     }
 
+    fn grown(have: &Content, want: &Content) -> Content {
+        have.grown(want)
+    }
+
     /// Nobody changes what is ours, and of what is not the kernel tells every change, or it is read.
     fn sees_all_at_a_glance(&self) -> bool {
         true

@@ -10,7 +10,6 @@ use crate::kernel::iptables::Piece;
 use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::kernel::nftables::Object;
 use crate::kernel::route::RouteKey;
-use crate::model::Authority;
 use crate::proxy::desired::Desired;
 use crate::proxy::names::{NFT_GUARD, Set};
 use crate::proxy::plan::{address_of, local_route_key, services_on};
@@ -25,8 +24,22 @@ impl<K: Kernel> Mirrors<K> {
             return;
         }
         let listed: BTreeSet<IpAddr> = self.marks().services().filter_map(|key| address_of(&key)).collect();
+        let known = self.elements.seen().into_iter().flat_map(|seen| seen.keys()).filter_map(Set::of_element);
+        let known = known.chain(self.table.seen().into_iter().flat_map(|seen| seen.keys()).filter_map(Set::of_object));
+        let restricted: BTreeSet<Entry> =
+            known.filter(|(set, _)| *set == Set::Restricted).map(|(_, entry)| entry).collect();
         let virtuals = &self.virtuals;
+        let marked: BTreeSet<ServiceKey> = self.marks().services().collect();
+        let is_new = |entry: &Entry| {
+            let Entry::IpPort(address, protocol, port) = *entry else { return true };
+            let key = ServiceKey::Address { address, protocol, port };
+            // One without its own element has lost it to another program, and perhaps these too.
+            !(virtuals.has(&key) && marked.contains(&key)) && !restricted.contains(entry)
+        };
         let is_needed = |place: (Set, Entry)| match place {
+            // What the kernel knows of clients is newer.
+            (Set::Restricted, entry) => is_new(&entry),
+            (Set::AllowedSources, entry) => source_ranges::restricted_by(&entry).is_none_or(|entry| is_new(&entry)),
             (Set::ServicePorts, Entry::IpPort(address, protocol, port)) => {
                 virtuals.has(&ServiceKey::Address { address, protocol, port })
             }
@@ -43,21 +56,20 @@ impl<K: Kernel> Mirrors<K> {
         });
     }
 
-    /// Grows our table. A chain that is there and drops what is outside of source ranges gets no fewer ranges before all Services are known.
-    pub(super) fn grow_table(
-        &mut self,
-        desired: &Desired,
-        may_guard: bool,
-        (authority, growth): (Authority, Growth),
-        at: Moment,
-    ) {
-        let is_known = self.table.learn(at);
-        let kept: Vec<Object> = match self.table.seen().filter(|_| is_known && authority != Authority::Complete) {
-            Some(seen) => seen.keys().filter(|object| source_ranges::knows_lengths(object)).cloned().collect(),
-            None => Vec::new(),
+    /// Grows our table. A chain that drops what is outside of source ranges keeps the ranges that it has (`Content::grown`).
+    pub(super) fn grow_table(&mut self, desired: &Desired, may_guard: bool, growth: Growth, at: Moment) {
+        self.table.grow_where(&desired.table, growth, at, |object| may_guard || !is_guard(object));
+    }
+
+    /// Deletes source ranges that a known Service no longer names, while not everything is known.
+    pub(super) fn shrink_known_sources(&mut self, desired: &Desired, at: Moment) {
+        let is_known = |place: Option<(Set, Entry)>| {
+            let of_ranges = place.filter(|(set, _)| *set == Set::AllowedSources);
+            let service = of_ranges.and_then(|(_, entry)| source_ranges::restricted_by(&entry));
+            service.is_some_and(|entry| has_element(desired, Set::Restricted, &entry))
         };
-        let may_grow = |object: &Object| (may_guard || !is_guard(object)) && !kept.contains(object);
-        self.table.grow_where(&desired.table, growth, at, may_grow);
+        self.elements.delete_among(&desired.elements, at, |key| is_known(Set::of_element(key)));
+        self.table.delete_among(&desired.table, at, |object| is_known(Set::of_object(object)));
     }
 
     /// Deletes an element after the object that it marks.

@@ -81,14 +81,14 @@ impl Plan {
     }
 
     /// Returns whether a change of the node leaves all parts unchanged. Addresses of the host come and go; parts name
-    /// only those that node ports listen on. Pod ranges say which endpoints are here, where they do not say it themselves.
+    /// only those that node ports listen on, and no endpoint at the node's own. Pod ranges say which endpoints are here, where they do not say it themselves.
     pub(super) fn parts_stay(&self, newer: &LocalNode) -> bool {
         let named = |node: &LocalNode| {
             let family = |family| {
                 let on_all = self.config.nodeport_bindon_all_ip;
                 node_port::node_port_addresses(node, on_all, family)
             };
-            (node.name.clone(), node.families, node.pod_cidrs.clone(), PerFamily::from_fn(family))
+            (node.name.clone(), node.families, node.address, node.pod_cidrs.clone(), PerFamily::from_fn(family))
         };
         named(&self.node) == named(newer)
     }

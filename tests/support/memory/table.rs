@@ -28,6 +28,10 @@ impl Rows for ProxyTable {
         Object::InTable(key.clone())
     }
 
+    fn grown(have: &Content, want: &Content) -> Content {
+        have.grown(want)
+    }
+
     fn is_ours(_: &InTable, _: &Content) -> bool {
         true
     }
