@@ -34,7 +34,7 @@ impl<K: Kernel> Mirrors<K> {
             let Entry::IpPort(address, protocol, port) = *entry else { return true };
             let key = ServiceKey::Address { address, protocol, port };
             // One without its own element has lost it to another program, and perhaps these too.
-            !(virtuals.has(&key) && marked.contains(&key)) && !restricted.contains(entry)
+            !(restricted.contains(entry) || virtuals.has(&key) && marked.contains(&key))
         };
         let is_needed = |place: (Set, Entry)| match place {
             // What the kernel knows of clients is newer.
