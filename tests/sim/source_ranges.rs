@@ -98,8 +98,12 @@ impl Walk {
             source_ranges: range.map(|range| [range.parse().expect("a range")].into()),
             ..Service::new(Vec::new(), vec![port])
         };
-        let endpoint =
-            Endpoint { address: "10.244.1.5".parse().expect("an address"), node: None, conditions: Conditions::READY };
+        let endpoint = Endpoint {
+            address: "10.244.1.5".parse().expect("an address"),
+            node: None,
+            conditions: Conditions::READY,
+            hints: None,
+        };
         let slice = EndpointSlice {
             family: Family::V4,
             ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],

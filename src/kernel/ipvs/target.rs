@@ -247,8 +247,10 @@ impl Target for Services {
                 None => unanswered.push(*key),
             }
         }
-        if let Some(listing) = self.listing.take() {
-            let is_listed = |key: &ServiceKey| matches!(key, ServiceKey::Address { address, .. } if address.is_ipv6());
+        let is_listed = |key: &ServiceKey| matches!(key, ServiceKey::Address { address, .. } if address.is_ipv6());
+        // A look at services of IPv4 alone leaves a listing that is half read.
+        let listing = if unanswered.iter().any(is_listed) { self.listing.take() } else { None };
+        if let Some(listing) = listing {
             let (listed, others): (Vec<ServiceKey>, Vec<ServiceKey>) = unanswered.into_iter().partition(is_listed);
             unlike.extend(listing.unlike(listed.iter().map(|key| (key, seen.get(key)))));
             unanswered = others;
