@@ -39,9 +39,8 @@ SHAPES = {
 LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the others' by nf_tables
 # Agents take nftables where nothing is said, so every bed runs all of its tests with it. With iptables a bed runs without --long what has rules of
 # its own there: these modules and tests.
-WITH_IPTABLES = ["exposure", "guard", "masquerade", "hairpin", "source_ranges", "repair", "foreign", "policies_say_who_reaches_whom_over_every_protocol_and_family",
-                 "a_policy_judges_who_comes_through_a_node_port_by_the_address_that_the_pod_sees",
-                 "rules_are_written_by_the_flavour_that_the_node_uses", "forwarding"]
+WITH_IPTABLES = ["exposure", "guard", "masquerade", "hairpin", "source_ranges", "policies_say_who_reaches_whom_over_every_protocol_and_family",
+                 "cleanup_leaves_nothing_of_ours", "rules_are_written_by_the_flavour_that_the_node_uses"]
 
 
 def tests_of(bed, netfilter, only, long):
