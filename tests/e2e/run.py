@@ -40,7 +40,7 @@ LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the
 # Agents take nftables where nothing is said, so every bed runs all of its tests with it. With iptables a bed runs without --long what has rules of
 # its own there: these modules and tests.
 WITH_IPTABLES = ["exposure", "guard", "masquerade", "hairpin", "source_ranges", "policies_say_who_reaches_whom_over_every_protocol_and_family",
-                 "cleanup_leaves_nothing_of_ours", "rules_are_written_by_the_flavour_that_the_node_uses"]
+                 "cleanup_leaves_nothing_of_ours"]
 
 
 def tests_of(bed, netfilter, only, long):
