@@ -454,7 +454,7 @@ fn the_guard_outlives_the_agent_and_ends_with_the_pod() {
         node.kill_agent();
         node.start_agent(false);
         node.until("without the flag there is no table", || table().is_empty());
-        assert!(!node.path("guarded-ports.json").exists());
+        node.until("and no file", || !node.path("guarded-ports.json").exists());
     });
 }
 
