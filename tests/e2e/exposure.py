@@ -1,10 +1,7 @@
 """Node ports, external addresses and load balancer addresses, used from outside the cluster."""
-import os
-import signal
-
 import expect
 from expect import FAMILIES, PODS
-from labkit import kernel, net, traffic
+from labkit import kernel
 from labkit.objects import Port
 
 
@@ -58,40 +55,3 @@ def an_address_that_is_taken_away_is_served_no_longer(bed):
         expect.silent("ext", "198.51.100.23", 80)
         for family in FAMILIES:
             expect.share("n1p2", s.address(family), 80, PODS)
-
-
-def ports_of_services_pass_a_host_that_drops_what_comes_in(bed):
-    """As ufw leaves a host: what nobody has let in is dropped, and only ports of Services come past that."""
-    programs = [f"{tool}-{expect.flavour(bed, 1)}" for tool in ("iptables", "ip6tables")]
-    allowed = [["-i", "lo"], ["-p", "ipv6-icmp"], ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"]]
-    with expect.service(bed, "let-in", kind="NodePort", external_ips=["198.51.100.24", "2001:db8:51::24"], ports=[Port(80, node_port=30085)]) as s:
-        for program in programs:
-            for words in allowed:
-                if program.startswith("ip6") or "ipv6-icmp" not in words:
-                    net.node(1, program, "-w", "-A", "INPUT", *words, "-j", "ACCEPT")
-            net.node(1, program, "-w", "-P", "INPUT", "DROP")
-        server = traffic.serve("n1", [("tcp", 8099)])
-        try:
-            for f, family in enumerate(FAMILIES):
-                expect.silent("ext", bed.plan.addresses(1)[f], 8099)
-                for address, port in ((bed.plan.addresses(1)[f], 30085), (s.external_ips[f], 80)):
-                    expect.soon(lambda: _answers("ext", address, port), 60, f"a host that drops lets nobody reach {address} {port}:",
-                                net.node(1, programs[f], "-S", "INPUT"), bed.tail(1))
-                    expect.share("ext", address, port, PODS)
-                expect.share("n1p2", s.address(family), 80, PODS)
-        finally:
-            os.kill(server, signal.SIGKILL)
-            os.waitpid(server, 0)
-            for program in programs:
-                net.node(1, program, "-w", "-P", "INPUT", "ACCEPT")
-                for words in allowed:
-                    if program.startswith("ip6") or "ipv6-icmp" not in words:
-                        net.node(1, program, "-w", "-D", "INPUT", *words, "-j", "ACCEPT")
-    bed.ready()
-
-
-def _answers(namespace, address, port):
-    try:
-        return traffic.ask(namespace, address, port, patience=1.5) is not None
-    except OSError:
-        return False

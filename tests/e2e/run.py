@@ -21,7 +21,7 @@ from labkit import net, own  # noqa: E402
 from labkit.testbed import Testbed  # noqa: E402
 
 BEDS = {
-    "manifests": ["schedulers", "affinity", "exposure", "protocols", "policies", "guard", "masquerade", "source_ranges", "hairpin",
+    "manifests": ["schedulers", "affinity", "exposure", "protocols", "policies", "guard", "masquerade", "source_ranges", "hairpin", "host_input",
                   "restart", "draining", "repair", "bad_input", "one_family", "foreign", "network_policies", "backends", "rest", "soak"],
     "routing": ["routing"],
     "routing-flat": ["routing_flat"],
@@ -39,7 +39,7 @@ SHAPES = {
 LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the others' by nf_tables
 # Agents take nftables where nothing is said, so every bed runs all of its tests with it. With iptables a bed runs without --long what has rules of
 # its own there: these modules and tests.
-WITH_IPTABLES = ["exposure", "guard", "masquerade", "hairpin", "source_ranges", "policies_say_who_reaches_whom_over_every_protocol_and_family",
+WITH_IPTABLES = ["exposure", "host_input", "guard", "masquerade", "hairpin", "source_ranges", "policies_say_who_reaches_whom_over_every_protocol_and_family",
                  "cleanup_leaves_nothing_of_ours"]
 
 
