@@ -199,7 +199,7 @@ impl<K: Kernel> Mirrors<K> {
         } else {
             self.grow_needed_elements(desired, may_guard, at);
         }
-        self.keep_passages(desired, growth, at);
+        self.passages.grow_in_host_chain(&desired.passages, growth, at);
         let has_elements = || self.elements.missing(&desired.elements, |_| true) == 0;
         if takes_over && may_guard && has_elements() {
             self.rules.grow(&desired.rules, growth, at);
@@ -406,14 +406,6 @@ impl<K: Kernel> Mirrors<K> {
     /// Looks again for the host's own chains: they may have come since.
     pub fn look_for_host_chains(&mut self) {
         self.passages.mark_all();
-    }
-
-    /// Keeps our rules in the chains that the host has.
-    fn keep_passages(&mut self, desired: &Desired, growth: Growth, at: Moment) {
-        if !self.passages.is_settled() {
-            let needed = self.passages.target().needed(&desired.passages);
-            self.passages.grow(&needed, growth, at);
-        }
     }
 
     /// Deletes a set once it is empty, because deleting it deletes its elements.

@@ -239,7 +239,7 @@ impl<K: Kernel> Mirrors<K> {
             self.rules.grow(&desired.rules, growth, at);
         }
         self.grow_table(desired, (growth, may_translate), at);
-        self.keep_passages(desired, growth, at);
+        self.passages.grow_in_host_chain(&desired.passages, growth, at);
         self.receive_ports.grow(&desired.receive_ports, growth, at);
         // Learned routes are current, however old the remembered cluster is.
         self.grow_tunnels(learned, at);
@@ -315,14 +315,6 @@ impl<K: Kernel> Mirrors<K> {
     /// Looks again for the host's own chains: they may have come since.
     pub fn look_for_host_chains(&mut self) {
         self.passages.mark_all();
-    }
-
-    /// Keeps our rules in the chains that the host has.
-    fn keep_passages(&mut self, desired: &Desired, growth: Growth, at: Moment) {
-        if !self.passages.is_settled() {
-            let needed = self.passages.target().needed(&desired.passages);
-            self.passages.grow(&needed, growth, at);
-        }
     }
 
     /// Grows our table; a range waits for those that it overlaps and that shall go, because ranges of a set must be apart: they

@@ -33,7 +33,7 @@ use super::wire::{self, TABLE, message, rule};
 use crate::kernel::netlink::{Bus, Fault, Messages, Socket, flag};
 use crate::kernel::{Cause, Error};
 use crate::net::{Family, PerFamily};
-use crate::reconcile::{Failure, Mirror, Moment, Optional, Phase, Reflection, Step, Target};
+use crate::reconcile::{Failure, Growth, Mirror, Moment, Optional, Phase, Reflection, Step, Target};
 
 pub(super) use self::expressions::jumps_to;
 use self::expressions::{Found, HANDLE, MarkBy, POSITION, found, write};
@@ -252,6 +252,16 @@ impl InHostChain for Passages {
 impl<T: InHostChain> InHostChain for Optional<T> {
     fn needed(&mut self, of: &BTreeMap<Passage, Passing>) -> BTreeMap<Passage, Passing> {
         self.target().map(|target| target.needed(of)).unwrap_or_default()
+    }
+}
+
+impl<T: InHostChain> Mirror<T> {
+    /// Grows those of the rules for which the host has a chain now.
+    pub fn grow_in_host_chain(&mut self, desired: &BTreeMap<Passage, Passing>, growth: Growth, at: Moment) {
+        if !self.is_settled() {
+            let needed = self.target().needed(desired);
+            self.grow(&needed, growth, at);
+        }
     }
 }
 
