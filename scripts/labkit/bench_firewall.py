@@ -352,14 +352,24 @@ def packets(plan):
                   f"{TURNS} times {SECONDS} s")
             time.sleep(0.5)
             base = row(plan, "no policy, no agent", None)
+            tracked(plan, base)
             for netfilter in plan["netfilters"]:
                 print(f" {netfilter}", flush=True)
                 with Ours({**plan, "netfilter": netfilter}, source) as agent:
                     judged(plan, source, agent, base)
                 source.policies(0)
                 own.run(*net.node_command(1, plan["binary"], *OURS, *source.flags, "--cleanup-config"))
+            row(plan, "no policy, no agent, again", base)
         finally:
             server.kill()
+
+
+def tracked(plan, base):
+    """No agent, and the least that any agent has: the kernel tracks connections, and a rule accepts what belongs to one."""
+    table = "table inet bench { chain forward { type filter hook forward priority 0; ct state established accept; }; }"
+    net.node(1, "nft", "-f", "-", text_in=table)
+    row(plan, "connections tracked, one rule, no agent", base)
+    net.node(1, "nft", "delete table inet bench")
 
 
 def judged(plan, source, agent, base):
@@ -374,6 +384,25 @@ def judged(plan, source, agent, base):
         row(plan, f"{count:,} policies for the pod, the last allows", base)
     spaced(source, agent, [objects.blocks(1000)])
     row(plan, "1,000 blocks, the last allows", base)
+    spaced(source, agent, [objects.guard(0, 2, "flood")])
+    flooded(plan, agent)
+
+
+def flooded(plan, agent):
+    """Datagrams that the policy refuses, while nobody asks for refused packets and while somebody follows them."""
+    print("  refused datagrams of one client, for 5 s", flush=True)
+    for what, command in (("followed by policy drops -f", [plan["binary"], "policy", "drops", "-f", f"--socket={net.RUN}/bench.sock"]), ("nobody asks", None)):
+        asker = command and subprocess.Popen(net.node_command(1, *command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        try:
+            time.sleep(1)
+            before = agent.processor_seconds()
+            sent = json.loads(own.run(*net_command(objects.CLIENT, plan["packets"], "flood", net.pod_addresses(objects.SERVER)[0], "5")))["datagrams"]
+            busy = (agent.processor_seconds() - before) / 5
+        finally:
+            if asker:
+                asker.terminate()
+        shown = f", {len(asker.communicate()[0].splitlines())} lines shown" if asker else ""
+        print(f"    {what:<44} {sent:>8,.0f}/s; the agent takes {busy:.2%} of a core and {agent.memory()[0]:.1f} MiB{shown}", flush=True)
 
 
 def spaced(source, agent, policies):

@@ -1,19 +1,21 @@
-//! Cost of packets between two pods: connections in a second, and bytes in a second over one connection.
+//! Cost of packets between two pods: connections in a second, bytes in a second over one connection, and datagrams that are refused.
 //!
 //! `packets serve` answers on two ports, in the network namespace of one pod: 8080 takes connections and lets go of them,
 //! 9090 reads what comes. `packets measure ADDRESS SECONDS`, in that of another pod, does first the one and then the other
 //! and prints one JSON object. A connection is ended by a reset, so that its port can be used again at once.
+//! `packets flood ADDRESS SECONDS` sends datagrams to a port that nobody opened, as fast as it can.
 //!
 //! `scripts/bench firewall` runs it, with and without policies.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
 
 const CONNECTIONS: u16 = 8080;
 const BYTES: u16 = 9090;
+const NOBODY: u16 = 9999;
 const CHUNK: usize = 64 << 10;
 
 fn main() {
@@ -25,7 +27,12 @@ fn main() {
             let time = Duration::from_secs_f64(seconds.parse().expect("seconds"));
             println!("{{\"connections\": {:.0}, \"bytes\": {:.0}}}", connections(address, time), bytes(address, time));
         }
-        _ => panic!("packets serve | packets measure ADDRESS SECONDS"),
+        ["flood", address, seconds, ..] => {
+            let address: IpAddr = address.parse().expect("an address");
+            let time = Duration::from_secs_f64(seconds.parse().expect("seconds"));
+            println!("{{\"datagrams\": {:.0}}}", datagrams(address, time));
+        }
+        _ => panic!("packets serve | packets measure|flood ADDRESS SECONDS"),
     }
 }
 
@@ -65,4 +72,17 @@ fn bytes(address: IpAddr, time: Duration) -> f64 {
         sent += CHUNK as f64;
     }
     sent / begun.elapsed().as_secs_f64()
+}
+
+/// Datagrams in a second, each from a socket that does not hear of refusals and to a port that nobody opened.
+fn datagrams(address: IpAddr, time: Duration) -> f64 {
+    let unspecified: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((unspecified, 0)).expect("there is a free port");
+    let (begun, mut sent) = (Instant::now(), 0_u32);
+    while begun.elapsed() < time {
+        let _ = socket.send_to(&[0; 64], (address, NOBODY));
+        sent += 1;
+    }
+    f64::from(sent) / begun.elapsed().as_secs_f64()
 }

@@ -121,6 +121,10 @@ impl Node {
         self.start_agent_with(&[self.argument("manifests", "manifests")]);
     }
 
+    fn start_agent_on(&mut self, backend: &str) {
+        self.start_agent_with(&[self.argument("manifests", "manifests"), format!("--netfilter={backend}")]);
+    }
+
     fn argument(&self, name: &str, file: &str) -> String {
         format!("--{name}={}", self.path(file).display())
     }
@@ -329,6 +333,10 @@ fn started(node: &Node, namespace: &str, numbers: std::ops::Range<usize>) -> (Ar
 
 #[test]
 fn a_pod_that_connects_in_its_first_millisecond_under_deny_all_gets_no_packet_through() {
+    ["iptables", "nftables"].into_iter().for_each(pods_that_start_one_after_the_other);
+}
+
+fn pods_that_start_one_after_the_other(backend: &str) {
     let count = std::env::var("FIRST_PACKETS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
     with_node(|node| {
         let pods = |namespace: &str, numbers: std::ops::Range<usize>| -> String {
@@ -337,7 +345,7 @@ fn a_pod_that_connects_in_its_first_millisecond_under_deny_all_gets_no_packet_th
         node.put("jobs", &pods("jobs", 10..10 + count));
         node.put("open", &pods("open", 2000..2020));
         (0..5).for_each(|number| node.put(&format!("late-{number}"), &pod("jobs", number, false)));
-        node.start_agent();
+        node.start_agent_on(backend);
         // Until the agent has its first rules in the kernel.
         node.starts("open", 2000);
 
@@ -351,7 +359,7 @@ fn a_pod_that_connects_in_its_first_millisecond_under_deny_all_gets_no_packet_th
 
         let (arrived, took) = started(node, "jobs", 10..10 + count);
         assert_eq!(arrived, NOTHING, "packets from and to {count} pods under deny-all");
-        eprintln!("without the plugin {late:?} packets of 5 pods, with it none of {count}");
+        eprintln!("{backend}: without the plugin {late:?} packets of 5 pods, with it none of {count}");
         eprintln!("ADD of a pod under a policy, with the program's start: {}", figures(took));
         let (arrived, took) = started(node, "open", 2001..2020);
         assert!(arrived.iter().flatten().all(|packets| *packets >= 19), "no policy, no wait: {arrived:?}");
@@ -370,12 +378,16 @@ fn a_pod_that_connects_in_its_first_millisecond_under_deny_all_gets_no_packet_th
 /// A drained node's pods come to another one all at once, and a runtime makes several sandboxes at a time.
 #[test]
 fn pods_that_start_together_under_deny_all_get_no_packet_through() {
+    ["iptables", "nftables"].into_iter().for_each(pods_that_start_together);
+}
+
+fn pods_that_start_together(backend: &str) {
     let count = std::env::var("FIRST_PACKETS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
     with_node(|node| {
         let pods: String = (10..10 + count).map(|number| format!("---\n{}", pod("jobs", number, false))).collect();
         node.put("jobs", &pods);
         node.put("open", &pod("open", 2000, false));
-        node.start_agent();
+        node.start_agent_on(backend);
         node.starts("open", 2000);
         let open = node.wires.begin(2000);
         assert!(open.iter().flatten().all(|packets| *packets > 0), "packets of a pod without a policy count: {open:?}");
@@ -397,7 +409,10 @@ fn pods_that_start_together_under_deny_all_get_no_packet_through() {
             arrived = sum(arrived, node.wires.begin(number));
         }
         assert_eq!(arrived, NOTHING, "packets from and to {count} pods under deny-all");
-        eprintln!("{count} pods started in {:.1} s, {TOGETHER} at a time", all_begun.elapsed().as_secs_f64());
+        eprintln!(
+            "{backend}: {count} pods started in {:.1} s, {TOGETHER} at a time",
+            all_begun.elapsed().as_secs_f64()
+        );
         eprintln!("ADD of a pod under a policy, one of {TOGETHER} at a time: {}", figures(took));
         (10..10 + count).for_each(|number| node.ends("jobs", number));
         node.ends("open", 2000);
