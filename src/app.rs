@@ -49,6 +49,7 @@ use crate::observe::health::{Health, Pulse};
 use crate::observe::http::{self, Site};
 use crate::observe::local::{self, Answerers};
 use crate::observe::metrics::Registry;
+use crate::proxy;
 use crate::proxy::names::DEVICE;
 use crate::router;
 use crate::router::plugin_entry::{CniFiles, keep_without_plugin};
@@ -125,6 +126,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         report: report.clone(),
         sync_timeout: config.cache_sync_timeout,
         note: health.note("node"),
+        age: health.note("last known state"),
         attaching,
     };
     let world_task = start_world(inputs, world_out, stopped.clone());
@@ -138,7 +140,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut answerers = Answerers::new();
     if let Some(settings) = config.proxy {
         let inputs = common.inputs(SERVICE_PROXY, "sluice_proxy", for_proxy)?;
-        running.push(common.start_proxy(settings, inputs, believed, served_out).await?);
+        let (ask, questions) = mpsc::channel(1);
+        answerers.insert(proxy::explain::serve::SERVICES, ask);
+        running.push(common.start_proxy(settings, inputs, (believed, served_out), questions).await?);
     }
     if let Some(settings) = config.firewall {
         let inputs = common.inputs("firewall", "sluice_firewall", for_firewall)?;

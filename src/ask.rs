@@ -1,6 +1,6 @@
 //! The other side of the local socket: a user on this host asks the running program.
 //!
-//! `sluice policy explain`, `diff` and `drops`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
+//! `sluice policy explain`, `diff` and `drops`, `sluice svc`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
 //! It needs no API server and reads no cluster: the program answers from what it has put into the kernel.
 
 use std::collections::BTreeMap;
@@ -42,6 +42,9 @@ pub fn run(ask: &Ask) -> anyhow::Result<String> {
             let until = (!follow).then(|| Instant::now() + LISTENED);
             runtime.block_on(drops(socket, *output, until, &mut std::io::stdout().lock()))?;
             Ok(String::new())
+        }
+        Ask::Services { what, output, socket } => {
+            runtime.block_on(answer(socket, "/svc", &BTreeMap::from([("what", what.as_str())]), *output))
         }
     }
 }

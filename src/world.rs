@@ -27,9 +27,10 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use compact_str::CompactString;
+use k8s_openapi::jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep_until;
@@ -39,7 +40,7 @@ use self::joined::Joined;
 use self::last_known::{Forgotten, Keeper};
 use self::warned::{Verdict, Warned};
 use crate::k8s::{Event, Kind, Message, Object, ObjectId, Scope, Wanted, Warning};
-use crate::model::{AttachmentChange, Authorities, Cluster, EventClock, Host, Report, World};
+use crate::model::{AttachmentChange, Authorities, Authority, Cluster, EventClock, Host, Report, World};
 use crate::observe::health::Note;
 
 /// Inputs of the World.
@@ -61,6 +62,8 @@ pub struct Inputs {
     pub sync_timeout: Duration,
     /// Receives the notes that there is no such Node, and of policies that cannot be read.
     pub note: Note,
+    /// Receives the note that the last known state is used, and of when it is.
+    pub age: Note,
     /// Announcements of the CNI plugin of this host; `None` without `--netpol-cni`.
     pub attaching: Option<Attaching>,
 }
@@ -83,7 +86,7 @@ const BATCH: usize = 4096;
 
 /// Publishes the World until `stop` is done or every sender of messages is gone.
 pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Output = ()>) {
-    let Inputs { mut messages, wanted, mut host, last_known, clocks, report, sync_timeout, note, mut attaching } =
+    let Inputs { mut messages, wanted, mut host, last_known, clocks, report, sync_timeout, note, age, mut attaching } =
         inputs;
     let mut builder = Builder {
         joined: Joined::new(&wanted),
@@ -94,6 +97,7 @@ pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Ou
         own: host.borrow().node_name.clone(),
         lacks_own_node: false,
         note,
+        age,
         node_note: None,
         unread: BTreeSet::new(),
         keeper: last_known.map(|file| Keeper::new(file, &wanted)),
@@ -170,6 +174,7 @@ struct Builder {
     own: CompactString,
     lacks_own_node: bool,
     note: Note,
+    age: Note,
     /// The note about that Node.
     node_note: Option<String>,
     /// The policies that cannot be read and of which no good version is known.
@@ -316,7 +321,8 @@ impl Builder {
         if !self.joined.may_remember() {
             return;
         }
-        let Some(path) = self.keeper.as_ref().map(|keeper| keeper.file().path()) else { return };
+        let Some(file) = self.keeper.as_ref().map(|keeper| keeper.file().clone()) else { return };
+        let path = file.path();
         let Some(read) = self.read_last_known().await else { return };
         let path = path.display();
         match read {
@@ -324,6 +330,7 @@ impl Builder {
                 let (services, policies) = (known.cluster.services.len(), known.cluster.policies.len());
                 warn!(%path, services, policies, "Cluster not readable yet; using the last known state");
                 self.joined.remember(known);
+                self.age.set(vec![age(file.written_at())]);
                 self.publish(None);
             }
             Ok(None) => {
@@ -366,6 +373,9 @@ impl Builder {
         self.joined.take_unpublished();
         let world = self.joined.world(now);
         if before != now {
+            if ![now.proxy, now.firewall, now.router].contains(&Authority::Remembered) {
+                self.age.set(Vec::new());
+            }
             let Cluster { services, nodes, pods, policies, .. } = &world.cluster;
             let (services, nodes, pods, policies) = (services.len(), nodes.len(), pods.len(), policies.len());
             info!(
@@ -430,6 +440,13 @@ impl Builder {
             Verdict::TooMany => warn!("Too many invalid objects; further ones are not logged"),
         }
     }
+}
+
+/// Says how old the last known state is.
+fn age(written: Option<SystemTime>) -> String {
+    let at = written.and_then(|at| Timestamp::try_from(at).ok());
+    let at = at.map(|at| format!(", written at {at:.0},")).unwrap_or_default();
+    format!("the cluster has not been read since the start; the state that an earlier run knew last{at} is used")
 }
 
 fn has_own_node(world: &World) -> bool {

@@ -1,5 +1,7 @@
 //! The loop of the service proxy, from a World to a kernel in memory, with the real channels between.
 
+#[path = "driver/asked.rs"]
+mod asked;
 #[path = "support/mod.rs"]
 mod support;
 
@@ -16,6 +18,7 @@ use sluice::model::{
 };
 use sluice::net::{Family, Protocol};
 use sluice::observe::health::Health;
+use sluice::observe::local::Question;
 use sluice::observe::metrics::Registry;
 use sluice::proxy::driver::{Driver, ProxyContext};
 use sluice::proxy::external_ip::NAMED;
@@ -25,7 +28,7 @@ use sluice::proxy::owners::Owner;
 use sluice::proxy::plan::{Plan, local_route_key, services_on};
 use sluice::reconcile::Account;
 use sluice::subsystem::Inputs;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
 use support::memory::{MemoryKernel, State};
@@ -33,6 +36,7 @@ use support::random::Random;
 use support::{flags, generate};
 
 const KERNEL: (u32, u32) = (6, 1);
+const FLAGS: [&str; 2] = ["--enable-ipv6", "--service-cluster-ip-range=10.96.0.0/12,fd00:10:96::/112"];
 
 /// A running loop: what it is fed with, and the kernel that it works on.
 struct Running {
@@ -42,6 +46,8 @@ struct Running {
     believed: watch::Sender<Table<IpAddr, ()>>,
     owners: watch::Receiver<Table<ServiceKey, Owner>>,
     health_checks: watch::Receiver<HealthChecks>,
+    ask: mpsc::Sender<Question>,
+    health: Health,
     stop: watch::Sender<bool>,
 }
 
@@ -101,7 +107,7 @@ fn what_somebody_does_to_services_and_elements_is_undone_within_seconds_although
 
 #[test]
 fn refused_addresses_are_counted_and_of_thousands_only_a_few_are_named() {
-    let (config, families) = flags::proxy(&[]);
+    let (config, families) = flags::proxy(&FLAGS);
     let mut plan = Plan::new(config, families, KERNEL);
     let world = served();
     let (first, service) = world.cluster.services.iter().next().expect("there are two");
@@ -278,12 +284,13 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
     let (believed, believed_in) = watch::channel(Table::default());
     let (owners, owners_in) = watch::channel(Table::default());
     let (health_checks, health_checks_in) = watch::channel(HealthChecks::default());
-    let registry = Registry::new("test", "test");
+    let (ask, questions) = mpsc::channel(1);
+    let (registry, health) = (Registry::new("test", "test"), Health::default());
     let inputs = Inputs {
         world: world_in,
         clock: Arc::new(EventClock::new(Instant::now())),
         disturbances,
-        pulse: Health::default().register("service proxy", Duration::from_secs(60), Instant::now()),
+        pulse: health.register("service proxy", Duration::from_secs(60), Instant::now()),
         account: Account::register(&registry, "sluice_proxy").expect("names are registered once"),
     };
     let context = ProxyContext {
@@ -292,12 +299,14 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
         owners,
         health_checks,
         metrics: Metrics::register(&registry).expect("names are registered once"),
+        questions,
+        health: health.clone(),
     };
-    let (config, families) = flags::proxy(&[]);
+    let (config, families) = flags::proxy(&FLAGS);
     let driver = Driver::new(config, families, KERNEL, kernel.targets(), context);
-    let running =
-        Running { kernel, world, changes, believed, owners: owners_in, health_checks: health_checks_in, stop };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let (owners, health_checks) = (owners_in, health_checks_in);
+    let running = Running { kernel, world, changes, believed, owners, health_checks, ask, health, stop };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async {
         let task = tokio::task::spawn_local(driver.run(inputs, stopped));
         test(&running).await;
@@ -331,7 +340,7 @@ impl Running {
 
     /// Waits until the kernel has exactly the virtual services that a fresh start would make of this World.
     async fn settles(&self, world: &World) {
-        let (config, families) = flags::proxy(&[]);
+        let (config, families) = flags::proxy(&FLAGS);
         let mut plan = Plan::new(config, families, KERNEL);
         plan.update(world, Instant::now());
         let wanted = &plan.desired().virtuals;

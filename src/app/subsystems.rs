@@ -56,8 +56,8 @@ impl Common {
         &self,
         config: ProxyConfig,
         inputs: Inputs,
-        believed: watch::Receiver<Table<IpAddr, ()>>,
-        served: watch::Sender<bool>,
+        (believed, served): (watch::Receiver<Table<IpAddr, ()>>, watch::Sender<bool>),
+        questions: mpsc::Receiver<local::Question>,
     ) -> anyhow::Result<Running> {
         let metrics = proxy::metrics::Metrics::register(&self.registry)?;
         let (owners, owners_in) = watch::channel(Table::default());
@@ -65,7 +65,9 @@ impl Common {
         let (health_checks, wanted) = watch::channel(HealthChecks::default());
         let listeners = health_check::serve::Inputs { wanted, health: self.health.clone(), component: SERVICE_PROXY };
         health_check::serve::spawn(listeners).context("the health checks of Services have no thread")?;
-        let context = proxy::driver::ProxyContext { believed, served, owners, health_checks, metrics };
+        let health = self.health.clone();
+        let context =
+            proxy::driver::ProxyContext { believed, served, owners, health_checks, metrics, questions, health };
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let kernel = proxy::settings::kernel_version(&release).unwrap_or((u32::MAX, 0));
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));

@@ -1,5 +1,5 @@
 //! Questions to a running program, as typed: `sluice policy explain --from … --to …`, `sluice policy diff -f …`,
-//! `sluice policy drops`.
+//! `sluice policy drops`, `sluice svc …`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -19,6 +19,8 @@ pub enum Ask {
     PolicyDiff { file: PathBuf, delete: bool, output: Output, socket: PathBuf },
     /// Which packets are refused, for a moment or, with `follow`, on and on.
     PolicyDrops { follow: bool, output: Output, socket: PathBuf },
+    /// What Services want and what the kernel has of it; without a word all of them. The word is the user's.
+    Services { what: String, output: Output, socket: PathBuf },
 }
 
 /// How the answer is printed.
@@ -41,6 +43,16 @@ enum About {
     /// Network policies
     #[command(subcommand)]
     Policy(Policy),
+    /// Say what Services want, what the kernel has of it, and why each endpoint is in or out
+    Svc {
+        /// NAMESPACE/NAME, an address, or ADDRESS:PORT; none for a table of all Services
+        what: Option<String>,
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+        /// The --socket of the running program
+        #[arg(long, default_value = DEFAULT_SOCKET)]
+        socket: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -86,8 +98,8 @@ enum Policy {
     },
 }
 
-/// The words that a question takes.
-pub(super) const USAGE: &str = "\
+/// The words that questions about policies take.
+const POLICY_USAGE: &str = "\
 Usage: sluice policy explain --from WHO --to WHERE [-o text|json] [--socket PATH]
        sluice policy diff -f FILE [--delete] [-o text|json] [--socket PATH]
        sluice policy drops [-f] [-o text|json] [--socket PATH]
@@ -103,29 +115,41 @@ seconds. The sluice that runs on this host is asked, and nothing is changed.
   -o, --output   text or json (default text)
       --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
 
-/// Whether a command line is a question.
-pub(super) fn is_ask(words: &[OsString]) -> bool {
-    words.get(1).is_some_and(|word| word == "policy")
+/// The words that questions about Services take.
+const SERVICES_USAGE: &str = "\
+Usage: sluice svc [NAMESPACE/NAME | ADDRESS[:PORT]] [-o text|json] [--socket PATH]
+Says what a Service wants, what the kernel has of it, and why each endpoint is in or out, with connections and rates; without a
+word a table of all Services. The sluice that runs on this host is asked, and nothing is changed.
+  -o, --output   text or json (default text)
+      --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
+
+/// Returns the words that the questions of a command line take; `None` where it is none.
+pub(super) fn usage(words: &[OsString]) -> Option<&'static str> {
+    match words.get(1)?.to_str()? {
+        "policy" => Some(POLICY_USAGE),
+        "svc" => Some(SERVICES_USAGE),
+        _ => None,
+    }
 }
 
-/// Reads a question; `None` where the user wants to know what can be asked ([`USAGE`]). `words` begins with the name of the program.
-pub(super) fn ask(words: &[OsString]) -> Result<Option<Ask>, Refusal> {
+/// Reads a question; `None` where the user wants to know what can be asked (`usage`). `words` begins with the name of the program.
+pub(super) fn ask(words: &[OsString], usage: &str) -> Result<Option<Ask>, Refusal> {
     if words.iter().any(|word| word == "--help" || word == "-h") {
         return Ok(None);
     }
-    match Words::try_parse_from(words) {
-        Ok(Words { about: About::Policy(Policy::Explain { from, to, output, socket }) }) => {
-            Ok(Some(Ask::PolicyExplain { from, to, output, socket }))
-        }
-        Ok(Words { about: About::Policy(Policy::Diff { file, delete, output, socket }) }) => {
-            Ok(Some(Ask::PolicyDiff { file, delete, output, socket }))
-        }
-        Ok(Words { about: About::Policy(Policy::Drops { follow, output, socket }) }) => {
-            Ok(Some(Ask::PolicyDrops { follow, output, socket }))
-        }
+    let about = match Words::try_parse_from(words) {
+        Ok(Words { about }) => about,
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            Err(Refusal { text: USAGE.to_owned(), exit_code: 2 })
+            return Err(Refusal { text: usage.to_owned(), exit_code: 2 });
         }
-        Err(error) => Err(Refusal { text: format!("{}\n{USAGE}", error.to_string().trim_end()), exit_code: 2 }),
-    }
+        Err(error) => {
+            return Err(Refusal { text: format!("{}\n{usage}", error.to_string().trim_end()), exit_code: 2 });
+        }
+    };
+    Ok(Some(match about {
+        About::Policy(Policy::Explain { from, to, output, socket }) => Ask::PolicyExplain { from, to, output, socket },
+        About::Policy(Policy::Diff { file, delete, output, socket }) => Ask::PolicyDiff { file, delete, output, socket },
+        About::Policy(Policy::Drops { follow, output, socket }) => Ask::PolicyDrops { follow, output, socket },
+        About::Svc { what, output, socket } => Ask::Services { what: what.unwrap_or_default(), output, socket },
+    }))
 }

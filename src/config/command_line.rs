@@ -39,9 +39,9 @@ pub enum Request {
 /// # Errors
 /// A flag is unknown or cannot be read, or a word belongs to no flag: what to print, and the exit code.
 pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
-    if ask::is_ask(words) {
-        let asked = ask::ask(words)?;
-        return Ok(asked.map_or_else(|| Request::Print(ask::USAGE.to_owned()), Request::Ask));
+    if let Some(usage) = ask::usage(words) {
+        let asked = ask::ask(words, usage)?;
+        return Ok(asked.map_or_else(|| Request::Print(usage.to_owned()), Request::Ask));
     }
     let program = words.first().map_or_else(|| "sluice".to_owned(), |word| word.to_string_lossy().into_owned());
     let matches = command().try_get_matches_from(words).map_err(|error| flag_refusal(&error, &program))?;

@@ -34,7 +34,7 @@ use crate::kernel::address::AddressKey;
 use crate::kernel::conntrack::{Flows, Remaining};
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
-use crate::kernel::ipvs::{Destination, ServiceKey, Virtual};
+use crate::kernel::ipvs::{Destination, Observed, ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkName};
 use crate::kernel::nftables::passages::InHostChain;
 use crate::kernel::nftables::{Content, Object};
@@ -92,12 +92,18 @@ pub trait Owned {
 }
 
 /// A kind of kernel objects that carry connections.
-pub trait Connected: Target<Key = ServiceKey> {
+pub trait Connected: Target<Key = ServiceKey, Value = Virtual> {
     /// Returns the number of connections of each destination of a virtual service, in any state.
     ///
     /// # Errors
     /// The kernel did not list them.
     fn connections(&mut self, key: &ServiceKey) -> Result<Vec<(Destination, u64)>, Self::Error>;
+
+    /// Returns a virtual service as it is now, with its counters; `None` where it does not exist.
+    ///
+    /// # Errors
+    /// The kernel did not describe it.
+    fn observe(&mut self, key: &ServiceKey) -> Result<Option<Observed>, Self::Error>;
 
     /// Prepares a portion of comparing all IPv6 services at once. Returns whether that can be done now; `None` where it would not cost less
     /// than reading them one by one.

@@ -1,13 +1,13 @@
 //! The service proxy in the loop of all subsystems: newest World → plan → kernel.
 //!
-//! Besides the World, disturbances and retries it waits for addresses that neighbours no longer have routes for, and
-//! for destinations that have drained.
+//! Besides the World, disturbances and retries it waits for addresses that neighbours no longer have routes for,
+//! for destinations that have drained, and for questions of users on this host.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::config::ProxyConfig;
@@ -15,10 +15,13 @@ use crate::kernel::ipvs::ServiceKey;
 use crate::kernel::monitor::Notice;
 use crate::model::{Authority, Table, World};
 use crate::net::{Family, PerFamily};
+use crate::observe::health::Health;
+use crate::observe::local::Question;
 use crate::reconcile::{Account, Found, Moment};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Kinds as _, Standing, Subsystem, Times};
 
 use super::apply::{Kernel, Mirrors, ProxyRound, Targets};
+use super::explain;
 use super::health_check::HealthChecks;
 use super::metrics::Metrics;
 use super::owners::Owner;
@@ -36,6 +39,17 @@ pub struct ProxyContext {
     /// The health checks of Services (`health_check`), as soon as the kernel has been told of their endpoints.
     pub health_checks: watch::Sender<HealthChecks>,
     pub metrics: Metrics,
+    /// Questions of users on this host (`explain`).
+    pub questions: mpsc::Receiver<Question>,
+    /// Says why what is known of the cluster may be old.
+    pub health: Health,
+}
+
+/// Events of the service proxy besides changes of the World and of the kernel.
+pub enum News {
+    /// The addresses that routers may still send traffic for have changed.
+    Believed,
+    Asked(Question),
 }
 
 /// State of the service proxy between two turns.
@@ -118,8 +132,7 @@ impl<K: Kernel> Driver<K> {
 
 impl<K: Kernel> Subsystem for Driver<K> {
     type Mirrors = Mirrors<K>;
-    /// The addresses that routers may still send traffic for have changed.
-    type News = ();
+    type News = News;
     type Round = ProxyRound;
 
     const CLOSE_LOOKS: usize = 3;
@@ -132,15 +145,25 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.config.sync_period
     }
 
-    async fn next(&mut self) {
-        if !self.plan.is_closing() || self.context.believed.changed().await.is_err() {
-            std::future::pending::<()>().await;
+    async fn next(&mut self) -> News {
+        let is_closing = self.plan.is_closing();
+        tokio::select! {
+            Ok(()) = self.context.believed.changed(), if is_closing => News::Believed,
+            Some(question) = self.context.questions.recv() => News::Asked(question),
+            else => std::future::pending().await,
         }
     }
 
-    async fn hear(&mut self, (): (), _at: Moment, _context: &Context<'_>) {
-        // The wait itself has marked the value as seen; the turn must find it changed.
-        self.context.believed.mark_changed();
+    async fn hear(&mut self, news: News, _at: Moment, _context: &Context<'_>) {
+        match news {
+            // The wait itself has marked the value as seen; the turn must find it changed.
+            News::Believed => self.context.believed.mark_changed(),
+            News::Asked(question) => {
+                let answer = explain::serve::answer(&question, &self.plan, &mut self.mirrors, &self.context.health);
+                // The requester may have gone away.
+                let _ = question.answer.send(answer);
+            }
+        }
     }
 
     fn deadline(&self) -> Option<Instant> {

@@ -97,7 +97,7 @@ fn candidates(endpoints: &Endpoints, port: &ServicePort, family: Family, reach: 
 }
 
 /// Returns the endpoints of one port in one family, each with its port's number.
-fn of_port<'a>(
+pub fn of_port<'a>(
     endpoints: &'a Endpoints,
     port: &'a ServicePort,
     family: Family,

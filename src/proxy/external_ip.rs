@@ -66,21 +66,25 @@ pub fn refused(service: &Service, inputs: PartInputs<'_>) -> Vec<Refused> {
 
 /// Returns every address that the Service asks for, in enabled families, with the reason if it is refused.
 fn judged<'a>(service: &'a Service, inputs: PartInputs<'a>) -> impl Iterator<Item = (IpAddr, Option<Reason>)> + 'a {
-    let ranges = &inputs.config.ranges;
     let is_on = move |address: IpAddr| *inputs.node.families.of(Family::from(address));
-    service.external_addresses().filter(move |(address, _)| is_on(*address)).map(move |(address, field)| {
-        let (flag, disallowed) = match field {
-            ExternalField::ExternalIps => ("--service-external-ip-range", ranges.disallow_external_ip(address)),
-            ExternalField::LoadBalancer => ("--loadbalancer-ip-range", ranges.disallow_load_balancer_ip(address)),
-        };
-        let reason = disallowed.map(|disallowed| Reason::Range { flag, disallowed });
-        let of_another = || match inputs.others.holder(address) {
-            _ if inputs.node.is_own(address) => None,
-            Some(node) => Some(Reason::NodeAddress(node.clone())),
-            None => (!inputs.others.are_known()).then_some(Reason::NodesUnknown),
-        };
-        (address, reason.or_else(of_another))
-    })
+    let asked = service.external_addresses().filter(move |(address, _)| is_on(*address));
+    asked.map(move |(address, field)| (address, refusal(address, field, inputs)))
+}
+
+/// Returns why an address that a field names is refused; `None` if it is served.
+pub fn refusal(address: IpAddr, field: ExternalField, inputs: PartInputs<'_>) -> Option<Reason> {
+    let ranges = &inputs.config.ranges;
+    let (flag, disallowed) = match field {
+        ExternalField::ExternalIps => ("--service-external-ip-range", ranges.disallow_external_ip(address)),
+        ExternalField::LoadBalancer => ("--loadbalancer-ip-range", ranges.disallow_load_balancer_ip(address)),
+    };
+    let reason = disallowed.map(|disallowed| Reason::Range { flag, disallowed });
+    let of_another = || match inputs.others.holder(address) {
+        _ if inputs.node.is_own(address) => None,
+        Some(node) => Some(Reason::NodeAddress(node.clone())),
+        None => (!inputs.others.are_known()).then_some(Reason::NodesUnknown),
+    };
+    reason.or_else(of_another)
 }
 
 impl Refusals {

@@ -7,7 +7,7 @@ use crate::kernel::address::Addresses;
 use crate::kernel::conntrack::{self, Flows, Remaining};
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Leftovers, Ownership, Programs, Table, Tables};
-use crate::kernel::ipvs::{Connections, Destination, ServiceKey, Services, Timeouts};
+use crate::kernel::ipvs::{Connections, Destination, Observed, ServiceKey, Services, Timeouts};
 use crate::kernel::link::{LinkName, Links};
 use crate::kernel::nftables::passages::{HostChain, Passages};
 use crate::kernel::nftables::{self, OwnTable};
@@ -181,6 +181,10 @@ impl Connected for Services {
         let listed = Services::connections(self, key)?;
         let count = |has: Connections| u64::from(has.active) + u64::from(has.inactive);
         Ok(listed.into_iter().map(|(destination, has)| (destination, count(has))).collect())
+    }
+
+    fn observe(&mut self, key: &ServiceKey) -> Result<Option<Observed>, Error> {
+        Services::observe(self, key)
     }
 
     fn list_some(&mut self) -> Option<bool> {

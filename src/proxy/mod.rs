@@ -21,7 +21,7 @@
 //! [`plan`] keeps the union of all parts, [`desired`], one for each key ([`owners`]), with what all Services
 //! share ([`guard`], [`host_input`],
 //! [`masquerade`], [`settings`], [`local_node`], [`other_nodes`]) and what is on its way out ([`drain`], [`closing`], [`udp_flows`]); [`apply`] brings it
-//! into the kernel; [`driver`] is the proxy's part of the loop (`subsystem`). [`names`] pins what running nodes call these things.
+//! into the kernel; [`explain`] answers users; [`driver`] is the proxy's part of the loop (`subsystem`). [`names`] pins what running nodes call these things.
 
 pub mod names;
 pub mod desired;
@@ -49,6 +49,7 @@ pub mod udp_flows;
 pub mod marks;
 pub mod apply;
 pub mod linux;
+pub mod explain;
 pub mod driver;
 pub mod metrics;
 pub mod serve;

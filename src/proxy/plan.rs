@@ -8,6 +8,7 @@
 //!
 //! A key that several Services claim has one owner (`owners`).
 
+mod asked;
 mod elements;
 mod host;
 

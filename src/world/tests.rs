@@ -49,6 +49,7 @@ fn rig_attaching(wanted: Vec<Wanted>, state_dir: Option<&Path>, attaching: Optio
         report: report_out,
         sync_timeout: Duration::from_secs(60),
         note: health.note("node"),
+        age: health.note("last known state"),
         attaching,
     };
     let (stop, stopped) = oneshot::channel();
@@ -258,6 +259,7 @@ fn from_api(client: crate::k8s::client::ApiClient, state_dir: &Path, wanted: &[W
         report: report_out,
         sync_timeout: Duration::from_secs(60),
         note: health.note("node"),
+        age: health.note("last known state"),
         attaching: None,
     };
     let (stop, stopped) = oneshot::channel();

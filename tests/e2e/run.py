@@ -22,7 +22,7 @@ from labkit.testbed import Testbed  # noqa: E402
 
 BEDS = {
     "manifests": ["schedulers", "affinity", "exposure", "protocols", "policies", "guard", "masquerade", "source_ranges", "hairpin", "host_input",
-                  "restart", "draining", "repair", "bad_input", "one_family", "foreign", "network_policies", "backends", "rest", "soak"],
+                  "restart", "draining", "repair", "asking", "bad_input", "one_family", "foreign", "network_policies", "backends", "rest", "soak"],
     "routing": ["routing"],
     "routing-flat": ["routing_flat"],
     "forwarding": ["forwarding", "withdrawal", "backends_routed", "rest"],

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use sluice::kernel::Error;
-use sluice::kernel::ipvs::{Destination, Forwarding, Service, ServiceKey, Services, Timeouts, Virtual, flags};
+use sluice::kernel::ipvs::{Destination, Forwarding, Observed, Service, ServiceKey, Services, Timeouts, Virtual, flags};
 use sluice::net::{Family, Protocol};
 use sluice::reconcile::{Failure, Glance, Phase, Step, Target};
 
@@ -376,6 +376,14 @@ fn counters_and_connections_tell_what_passed() {
         assert!(stats.packets_in >= 2 && stats.bytes_in > stats.packets_in, "{stats:?}");
         let connections = services.connections(&key).expect("connections");
         assert_eq!(connections.iter().map(|(_, c)| (c.active, c.inactive)).collect::<Vec<_>>(), [(1, 0)]);
+        let observed = services.observe(&key).expect("it can be read").expect("it is there");
+        assert_eq!(observed.without_counters(), want);
+        let of_destinations = |observed: &Observed| {
+            let found = observed.destinations.iter().map(|it| (it.connections.active, it.stats.connections));
+            found.collect::<Vec<_>>()
+        };
+        assert_eq!((observed.stats.connections, of_destinations(&observed)), (1, vec![(1, 1)]));
+        assert_eq!(services.observe(&service("tcp 10.96.0.1:81")).expect("it can be read"), None);
         drop(client);
     });
 }

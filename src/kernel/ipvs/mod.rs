@@ -94,8 +94,8 @@ pub enum Forwarding {
     Other(u8),
 }
 
-/// Counters of a virtual service since it was created, and its present rates.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+/// Counters of a virtual service or a destination since it was created, and its present rates.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
 pub struct Stats {
     pub connections: u64,
     pub packets_in: u64,
@@ -111,7 +111,7 @@ pub struct Stats {
 }
 
 /// The connections that a destination has now.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
 pub struct Connections {
     /// Established.
     pub active: u32,
@@ -119,6 +119,23 @@ pub struct Connections {
     pub inactive: u32,
     /// Persistence templates.
     pub persistent: u32,
+}
+
+/// A virtual service as it is in the kernel at a moment, with its counters and those of its destinations.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Observed {
+    pub service: Service,
+    pub stats: Stats,
+    /// Sorted by address.
+    pub destinations: Vec<ObservedDestination>,
+}
+
+/// A destination as it is in the kernel at a moment.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ObservedDestination {
+    pub destination: Destination,
+    pub connections: Connections,
+    pub stats: Stats,
 }
 
 /// Lifetimes of connection entries without traffic, in seconds, for the whole network namespace. When written,
@@ -137,6 +154,36 @@ impl ServiceKey {
             ServiceKey::Address { address, .. } => Family::from(*address),
             ServiceKey::Mark { family, .. } => *family,
         }
+    }
+}
+
+impl Observed {
+    /// Returns the virtual service without counters, as it is compared.
+    pub fn without_counters(&self) -> Virtual {
+        let destinations = self.destinations.iter().map(|observed| observed.destination);
+        Virtual { service: self.service.clone(), destinations: destinations.collect() }
+    }
+}
+
+impl fmt::Display for Virtual {
+    /// Scheduler, what else is set, and the destinations with their weights: `rr, persistent 10800 s: 10.244.1.7:8080 weight 1`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Service { scheduler, flags, persistence_seconds } = &self.service;
+        f.write_str(scheduler)?;
+        if *persistence_seconds > 0 {
+            write!(f, ", persistent {persistence_seconds} s")?;
+        }
+        let others = flags & !flags::PERSISTENT;
+        if others != 0 {
+            write!(f, ", flags {others:#x}")?;
+        }
+        for (index, Destination { address, weight, forwarding }) in self.destinations.iter().enumerate() {
+            write!(f, "{} {address} weight {weight}", if index == 0 { ":" } else { "," })?;
+            if *forwarding != Forwarding::Nat {
+                write!(f, " {forwarding:?}")?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use super::glance::{self, Glancer};
 use super::listing::Listing;
 use super::wire::{self, Command};
-use super::{Connections, Destination, Forwarding, ServiceKey, Stats, Timeouts, Virtual};
-use crate::kernel::netlink::{Fault, GenericSocket, Messages, Refusal, failed_steps};
+use super::{
+    Connections, Destination, Forwarding, Observed, ObservedDestination, ServiceKey, Stats, Timeouts, Virtual,
+};
+use crate::kernel::netlink::{Answer, Fault, GenericSocket, Messages, Refusal, failed_steps};
 use crate::kernel::{Cause, Error};
 use crate::reconcile::{Failure, Glance, Phase, Step, Target};
 
@@ -94,6 +96,31 @@ impl Services {
     /// The kernel has no IPVS or did not list the destinations, or an answer was malformed.
     pub fn connections(&mut self, key: &ServiceKey) -> Result<Vec<(Destination, Connections)>, Error> {
         self.list_destinations(key)
+    }
+
+    /// Returns a virtual service as it is now, with its counters and those of its destinations, whoever made it; `None` where it does not
+    /// exist.
+    ///
+    /// # Errors
+    /// The kernel has no IPVS or did not describe the service, or an answer was malformed.
+    pub fn observe(&mut self, key: &ServiceKey) -> Result<Option<Observed>, Error> {
+        wire::name_service(fresh(&mut self.messages), Command::ListServices, Some(key));
+        let described = |answer: &Answer<'_>| Some((wire::service(answer)?, wire::stats(answer).map(|(_, stats)| stats)));
+        let told = match self.socket.request(&mut self.messages, described) {
+            Ok(told) => told,
+            Err(Fault::Refused(refusal)) if refusal.errno == libc::ESRCH => Vec::new(),
+            Err(fault) => return Err(Error::new("read virtual service", key.to_string(), fault.into())),
+        };
+        let Some(((_, service), stats)) = told.into_iter().find(|((told, _), _)| told == key) else { return Ok(None) };
+        wire::name_service(fresh(&mut self.messages), Command::ListDestinations, Some(key));
+        let listed = self.socket.dump(&mut self.messages, |answer| {
+            let (destination, connections) = wire::destination(answer, key.family())?;
+            Some(ObservedDestination { destination, connections, stats: wire::destination_stats(answer) })
+        });
+        let mut destinations =
+            listed.map_err(|fault| Error::new("list destinations of", key.to_string(), fault.into()))?;
+        destinations.sort_unstable();
+        Ok(Some(Observed { service, stats: stats.unwrap_or_default(), destinations }))
     }
 
     /// Returns the timeouts of the network namespace.

@@ -65,6 +65,7 @@ mod destination_attribute {
     pub const INACTIVE: u16 = 8;
     pub const PERSISTENT: u16 = 9;
     pub const FAMILY: u16 = 11;
+    pub const STATS64: u16 = 12;
     pub const TUNNEL_TYPE: u16 = 13;
 }
 
@@ -181,9 +182,20 @@ pub fn service(answer: &Answer<'_>) -> Option<(ServiceKey, Service)> {
 /// The counters of the service that a message describes.
 pub fn stats(answer: &Answer<'_>) -> Option<(ServiceKey, Stats)> {
     let described = answer.attributes(HEADER).get(attribute::SERVICE)?.attributes();
-    let counters = described.get(service_attribute::STATS64)?.attributes();
-    let counter = |kind| counters.get(kind).and_then(|counter| counter.u64()).unwrap_or_default();
-    let stats = Stats {
+    let stats = counters(&described.get(service_attribute::STATS64)?.attributes());
+    Some((key_of(&described)?, stats))
+}
+
+/// The counters of the destination that a message describes; zero for a kernel that does not tell them.
+pub fn destination_stats(answer: &Answer<'_>) -> Stats {
+    let described = answer.attributes(HEADER).get(attribute::DESTINATION).map(|described| described.attributes());
+    let told = described.and_then(|described| described.get(destination_attribute::STATS64));
+    told.map(|told| counters(&told.attributes())).unwrap_or_default()
+}
+
+fn counters(told: &Attributes<'_>) -> Stats {
+    let counter = |kind| told.get(kind).and_then(|counter| counter.u64()).unwrap_or_default();
+    Stats {
         connections: counter(1),
         packets_in: counter(2),
         packets_out: counter(3),
@@ -194,8 +206,7 @@ pub fn stats(answer: &Answer<'_>) -> Option<(ServiceKey, Stats)> {
         packets_out_rate: counter(8),
         bytes_in_rate: counter(9),
         bytes_out_rate: counter(10),
-    };
-    Some((key_of(&described)?, stats))
+    }
 }
 
 fn key_of(described: &Attributes<'_>) -> Option<ServiceKey> {
@@ -265,7 +276,7 @@ mod tests {
         fn no_bytes_make_the_readers_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             let answer = Answer { kind: 0, flags: 0, sequence: 0, port: 0, payload: &bytes };
             let _ = (service_key(&answer), service(&answer), stats(&answer), timeouts(&answer));
-            let _ = (destination(&answer, Family::V4), destination(&answer, Family::V6));
+            let _ = (destination(&answer, Family::V4), destination(&answer, Family::V6), destination_stats(&answer));
         }
 
         #[test]

@@ -1,11 +1,12 @@
 //! Looking for drift of virtual services, one family at a time and portion by portion.
 
+use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::ops::Bound;
 
-use crate::kernel::ipvs::ServiceKey;
+use crate::kernel::ipvs::{Observed, ServiceKey, Virtual};
 use crate::net::{Family, Protocol};
-use crate::reconcile::{Found, Moment, Reflection};
+use crate::reconcile::{Found, Moment, Reflection, Target};
 
 use super::super::desired::Desired;
 use super::{Connected, Kernel, Mirrors};
@@ -33,6 +34,19 @@ impl<K: Kernel> Mirrors<K> {
         let audited = self.virtuals.compare_some(range, course, at);
         let kind = self.virtuals.name();
         (audited.drift.into_iter().map(|drift| Found { kind, drift }).collect(), audited.finished)
+    }
+
+    /// Returns the virtual services as last seen; `None` while they cannot be read.
+    pub fn seen_virtuals(&self) -> Option<&BTreeMap<ServiceKey, Virtual>> {
+        self.virtuals.seen()
+    }
+
+    /// Reads a virtual service with its counters, for a user. Nothing follows from it.
+    ///
+    /// # Errors
+    /// The kernel did not describe it.
+    pub fn observe(&mut self, key: &ServiceKey) -> Result<Option<Observed>, <K::Virtuals as Target>::Error> {
+        self.virtuals.target().observe(key)
     }
 }
 

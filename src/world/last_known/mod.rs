@@ -13,7 +13,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
@@ -115,6 +115,11 @@ impl LastKnown {
         let mut bytes = Vec::new();
         file.take(MAX_BYTES).read_to_end(&mut bytes)?;
         Ok(Some(record::decode(&bytes)?))
+    }
+
+    /// Returns when the file was last written, which may be long after all of it was known first; `None` without a file.
+    pub fn written_at(&self) -> Option<SystemTime> {
+        fs::metadata(self.path()).and_then(|metadata| metadata.modified()).ok()
     }
 
     /// Removes the file, and the directory where nothing else is in it; returns whether there was anything.

@@ -26,7 +26,7 @@ use sluice::kernel::Error;
 use sluice::kernel::conntrack::{Flows, Remaining};
 use sluice::kernel::ipset::SetName;
 use sluice::kernel::iptables::{Piece, Refusal, Rules, Timing};
-use sluice::kernel::ipvs::{Destination, ServiceKey};
+use sluice::kernel::ipvs::{Connections, Destination, Observed, ObservedDestination, ServiceKey, Stats};
 use sluice::kernel::sysctl::{Ruled, Setting, Wanted};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::apply::{Connected, Kernel, Owned, Targets};
@@ -349,6 +349,18 @@ impl Connected for Memory<Virtuals> {
             let count = |address| u64::from(machine.busy.contains(&(*key, address)));
             Ok(listed.map(|destination| (*destination, count(destination.address))).collect())
         })
+    }
+
+    fn observe(&mut self, key: &ServiceKey) -> Result<Option<Observed>, Error> {
+        let listed = self.connections(key)?;
+        let service = self.machine.with(|machine| machine.state.virtuals.get(key).map(|it| it.service.clone()));
+        let observed = |(destination, count): (Destination, u64)| ObservedDestination {
+            destination,
+            connections: Connections { active: u32::try_from(count).unwrap_or_default(), ..Connections::default() },
+            stats: Stats::default(),
+        };
+        let destinations = listed.into_iter().map(observed).collect();
+        Ok(service.map(|service| Observed { service, stats: Stats::default(), destinations }))
     }
 }
 

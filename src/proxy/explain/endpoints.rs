@@ -1,0 +1,135 @@
+//! The endpoints of one virtual service, each with the reason why it is in or out.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::kernel::ipvs::{Observed, Virtual};
+use crate::model::{Endpoint, Endpoints, ServicePort, Use};
+use crate::net::Family;
+
+use super::super::endpoints::{DRAINING, of_port};
+use super::{EndpointState, MOST_ENDPOINTS};
+
+/// Whether an endpoint is a destination of a virtual service.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Standing {
+    /// It takes new connections.
+    Serving,
+    /// It is terminating and takes new connections, because no endpoint is ready.
+    ServingWhileTerminating,
+    /// It is terminating and keeps the connections that it has.
+    Draining,
+    /// It is no endpoint any more, or not of this node's choice, and keeps the connections that it has.
+    Leaving,
+    /// Out: it is not ready, and not serving while it terminates.
+    NotReady,
+    /// Out: it is terminating while others are ready, and cannot drain (UDP, SCTP, scheduler `dh`).
+    Terminating,
+    /// Out: the traffic policy is Local, and it is on another node.
+    NotLocal,
+    /// Out: hints keep it for other nodes or zones.
+    Hinted,
+    /// In the kernel, and not desired.
+    Unexpected,
+}
+
+/// Returns the endpoints of one port in one family, sorted by address, and the number of those that are left off. `here`: the name of this node
+/// where the traffic policy is Local.
+pub fn states(
+    endpoints: &Endpoints,
+    (port, family): (&ServicePort, Family),
+    desired: &Virtual,
+    here: Option<&str>,
+) -> (Vec<EndpointState>, usize) {
+    // An address in several slices counts in its best condition.
+    let mut known: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
+    for (number, endpoint) in of_port(endpoints, port, family) {
+        let place = known.entry(SocketAddr::new(endpoint.address, number)).or_insert(endpoint);
+        if endpoint.conditions.use_of() > place.conditions.use_of() {
+            *place = endpoint;
+        }
+    }
+    let weights: BTreeMap<SocketAddr, u32> = desired.destinations.iter().map(|it| (it.address, it.weight)).collect();
+    let state = |address: SocketAddr, node: Option<Arc<str>>, standing| EndpointState { address, node, standing, traffic: None };
+    let in_slices = known.iter().map(|(address, endpoint)| {
+        state(*address, endpoint.node.clone(), standing(endpoint, weights.get(address).copied(), here))
+    });
+    let left = weights.keys().filter(|address| !known.contains_key(address));
+    let mut states: Vec<EndpointState> =
+        in_slices.chain(left.map(|address| state(*address, None, Standing::Leaving))).collect();
+    // Those that are in come first where not all can be named.
+    let left_off = states.len().saturating_sub(MOST_ENDPOINTS);
+    if left_off > 0 {
+        states.sort_by_key(|state| (state.standing, state.address));
+        states.truncate(MOST_ENDPOINTS);
+    }
+    states.sort_by_key(|state| state.address);
+    (states, left_off)
+}
+
+fn standing(endpoint: &Endpoint, weight: Option<u32>, here: Option<&str>) -> Standing {
+    let is_elsewhere = here.is_some_and(|here| endpoint.node.as_deref() != Some(here));
+    match (weight, endpoint.conditions.use_of()) {
+        (Some(DRAINING), Some(Use::Terminating)) => Standing::Draining,
+        (Some(DRAINING), _) => Standing::Leaving,
+        (Some(_), Some(Use::Terminating)) => Standing::ServingWhileTerminating,
+        (Some(_), _) => Standing::Serving,
+        (None, None) => Standing::NotReady,
+        (None, Some(_)) if is_elsewhere => Standing::NotLocal,
+        (None, Some(Use::Terminating)) => Standing::Terminating,
+        (None, Some(Use::Ready)) => Standing::Hinted,
+    }
+}
+
+/// Adds the connections and counters of the kernel's destinations, and the destinations that are not desired.
+pub fn observe(states: &mut Vec<EndpointState>, observed: &Observed) {
+    for found in &observed.destinations {
+        let (address, traffic) = (found.destination.address, Some((found.connections, found.stats)));
+        if let Some(state) = states.iter_mut().find(|state| state.address == address) {
+            state.traffic = traffic;
+            if state.standing.is_out() {
+                state.standing = Standing::Unexpected;
+            }
+        } else if states.len() < MOST_ENDPOINTS {
+            states.push(EndpointState { address, node: None, standing: Standing::Unexpected, traffic });
+        }
+    }
+}
+
+impl Standing {
+    /// Returns whether the endpoint is no destination.
+    pub fn is_out(self) -> bool {
+        matches!(self, Standing::NotReady | Standing::Terminating | Standing::NotLocal | Standing::Hinted)
+    }
+
+    /// One word for programs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Standing::Serving => "serving",
+            Standing::ServingWhileTerminating => "servingWhileTerminating",
+            Standing::Draining => "draining",
+            Standing::Leaving => "leaving",
+            Standing::NotReady => "notReady",
+            Standing::Terminating => "terminating",
+            Standing::NotLocal => "notLocal",
+            Standing::Hinted => "hinted",
+            Standing::Unexpected => "unexpected",
+        }
+    }
+
+    /// In or out, and why.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Standing::Serving => "in",
+            Standing::ServingWhileTerminating => "in: terminating, and no endpoint is ready",
+            Standing::Draining => "draining: terminating, takes no new connections",
+            Standing::Leaving => "draining: no longer an endpoint of this address, takes no new connections",
+            Standing::NotReady => "out: not ready",
+            Standing::Terminating => "out: terminating while others are ready, and it cannot drain",
+            Standing::NotLocal => "out: on another node, and the traffic policy is Local",
+            Standing::Hinted => "out: its hints are for other nodes or zones",
+            Standing::Unexpected => "in the kernel, and not desired",
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Answers for programs.
+
+use serde_json::{Value, json};
+
+use crate::kernel::ipvs::{Connections, ServiceKey, Stats};
+use crate::model::Authority;
+
+use super::text::{kind, policy, why_not};
+use super::{EndpointState, Explanation, KernelState, Place, Role, ServiceState, Served, Standing};
+
+/// Formats the answer for programs.
+pub fn json(explanation: &Explanation) -> Value {
+    let Explanation { authority, notes, services, left_off } = explanation;
+    let known = match authority {
+        Authority::Complete => "complete",
+        Authority::Partial => "partial",
+        Authority::Remembered => "remembered",
+        Authority::Nothing => "nothing",
+    };
+    json!({
+        "known": known,
+        "notes": notes,
+        "services": services.iter().map(of_service).collect::<Vec<_>>(),
+        "servicesLeftOff": left_off,
+    })
+}
+
+fn of_service(state: &ServiceState) -> Value {
+    let service = &state.service;
+    let ranges = service.source_ranges.as_ref();
+    json!({
+        "namespace": state.name.namespace.as_str(),
+        "name": state.name.name.as_str(),
+        "type": kind(service),
+        "scheduler": service.annotations.scheduler.name(),
+        "affinitySeconds": service.affinity_seconds,
+        "internalTrafficPolicy": policy(service.internal_traffic_policy),
+        "externalTrafficPolicy": policy(service.external_policy()),
+        "sourceRanges": ranges.map(|ranges| ranges.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        "endpoints": { "serving": state.serving(), "all": state.endpoints },
+        "healthCheck": state.health_check.as_ref().map(|check| json!({
+            "port": check.port,
+            "localEndpoints": check.local_endpoints,
+            "lostTo": check.lost_to.as_ref().map(ToString::to_string),
+        })),
+        "addresses": state.places.iter().map(of_place).collect::<Vec<_>>(),
+    })
+}
+
+fn of_place(place: &Place) -> Value {
+    let (address, protocol, port) = match place.key {
+        ServiceKey::Address { address, protocol, port } => (Some(address), Some(protocol), Some(port)),
+        ServiceKey::Mark { .. } => (None, None, None),
+    };
+    let field = match place.role {
+        Role::ClusterIp => "clusterIP",
+        Role::ExternalIp => "externalIP",
+        Role::LoadBalancer => "loadBalancer",
+        Role::NodePort => "nodePort",
+    };
+    let (standing, lost_to) = match &place.standing {
+        Standing::Served(_) => ("served", None),
+        Standing::Refused(_) => ("refused", None),
+        Standing::LostTo(owner) => ("lost", Some(owner.to_string())),
+        Standing::NoLocalEndpoint => ("noLocalEndpoint", None),
+        Standing::Closing => ("closing", None),
+        Standing::ThroughBalancer => ("throughBalancer", None),
+        Standing::Skipped => ("skipped", None),
+        Standing::FamilyOff => ("familyOff", None),
+    };
+    let served = match &place.standing {
+        Standing::Served(served) => Some(&**served),
+        _ => None,
+    };
+    json!({
+        "address": address.map(|address| address.to_string()),
+        "protocol": protocol.map(|protocol| protocol.to_string()),
+        "port": port,
+        "portName": place.port_name.as_str(),
+        "field": field,
+        "standing": standing,
+        "reason": Some(why_not(&place.standing)).filter(|why| !why.is_empty()),
+        "lostTo": lost_to,
+        "virtualService": served.map(of_served),
+    })
+}
+
+fn of_served(served: &Served) -> Value {
+    let (state, error, stats, present) = match &served.kernel {
+        KernelState::Unread(error) => ("notRead", Some(error), None, None),
+        KernelState::Missing => ("missing", None, None, None),
+        KernelState::Present { is_desired, observed } => {
+            let state = if *is_desired { "inPlace" } else { "different" };
+            let stats = observed.as_ref().map(|observed| of_stats(&observed.stats));
+            (state, None, stats, observed.as_ref().map(|observed| observed.without_counters().to_string()))
+        }
+    };
+    json!({
+        "desired": served.desired.to_string(),
+        "sources": served.sources.as_ref().map(|ranges| ranges.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        "kernel": state,
+        "error": error,
+        "present": present,
+        "stats": stats,
+        "endpoints": served.endpoints.iter().map(of_endpoint).collect::<Vec<_>>(),
+        "endpointsLeftOff": served.left_off,
+    })
+}
+
+fn of_endpoint(endpoint: &EndpointState) -> Value {
+    let of = |(connections, stats): &(Connections, Stats)| {
+        let Connections { active, inactive, persistent } = connections;
+        json!({ "active": active, "inactive": inactive, "persistent": persistent, "stats": of_stats(stats) })
+    };
+    json!({
+        "address": endpoint.address.ip().to_string(),
+        "port": endpoint.address.port(),
+        "node": endpoint.node.as_deref(),
+        "state": endpoint.standing.word(),
+        "reason": endpoint.standing.reason(),
+        "connections": endpoint.traffic.as_ref().map(of),
+    })
+}
+
+fn of_stats(stats: &Stats) -> Value {
+    json!({
+        "connections": stats.connections,
+        "packetsIn": stats.packets_in,
+        "packetsOut": stats.packets_out,
+        "bytesIn": stats.bytes_in,
+        "bytesOut": stats.bytes_out,
+        "connectionsPerSecond": stats.connections_rate,
+        "packetsInPerSecond": stats.packets_in_rate,
+        "packetsOutPerSecond": stats.packets_out_rate,
+        "bytesInPerSecond": stats.bytes_in_rate,
+        "bytesOutPerSecond": stats.bytes_out_rate,
+    })
+}

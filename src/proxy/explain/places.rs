@@ -1,0 +1,131 @@
+//! The addresses that a Service asks for, and whether this node serves them.
+
+use std::net::IpAddr;
+
+use crate::kernel::ipvs::ServiceKey;
+use crate::model::{ExternalField, ObjectName, Service, ServicePort, TrafficPolicy};
+use crate::net::Family;
+
+use super::super::part::{Claim, Rank};
+use super::super::plan::Plan;
+use super::super::{external_ip, health_check, node_port, traffic_policy};
+use super::endpoints;
+use super::{HealthCheckState, KernelState, Place, Role, Served, Standing};
+
+/// Returns each address of a Service with each of its ports. `in_full`: with the endpoints.
+pub fn places(plan: &Plan, name: &ObjectName, service: &Service, in_full: bool) -> Vec<Place> {
+    let mut places: Vec<Place> = Vec::new();
+    for port in &service.ports {
+        for (address, role, number) in asked(plan, service, port) {
+            let key = ServiceKey::Address { address, protocol: port.protocol, port: number };
+            let standing = standing(plan, (name, service), (port, key, role), in_full);
+            let is_served = matches!(standing, Standing::Served(_));
+            // An address may stand in two fields; one of them is why it is served.
+            match places.iter_mut().find(|place| place.key == key) {
+                Some(known) if is_served && !matches!(known.standing, Standing::Served(_)) => {
+                    (known.role, known.standing) = (role, standing);
+                }
+                Some(_) => {}
+                None => places.push(Place { key, role, port_name: port.name.clone(), standing }),
+            }
+        }
+    }
+    places
+}
+
+/// Returns the addresses that a port of a Service is wanted at, with the port's number there.
+fn asked(plan: &Plan, service: &Service, port: &ServicePort) -> Vec<(IpAddr, Role, u16)> {
+    let at = |role: Role, number: u16| move |address: IpAddr| (address, role, number);
+    let mut asked: Vec<_> = service.cluster_ips.iter().copied().map(at(Role::ClusterIp, port.port)).collect();
+    asked.extend(service.external_ips.iter().copied().map(at(Role::ExternalIp, port.port)));
+    asked.extend(service.load_balancer.iter().map(|it| it.address).map(at(Role::LoadBalancer, port.port)));
+    if let Some(number) = port.node_port {
+        let families = Family::BOTH.into_iter().filter(|family| has_family(service, *family));
+        asked.extend(families.flat_map(|family| node_addresses(plan, family)).map(at(Role::NodePort, number)));
+    }
+    asked
+}
+
+fn has_family(service: &Service, family: Family) -> bool {
+    service.cluster_ips.iter().any(|address| Family::from(*address) == family)
+}
+
+fn node_addresses(plan: &Plan, family: Family) -> Vec<IpAddr> {
+    let inputs = plan.part_inputs();
+    node_port::node_port_addresses(inputs.node, inputs.config.nodeport_bindon_all_ip, family)
+}
+
+/// Returns whether a Service may ask for an address. Cheap, and true for too many rather than for too few.
+pub fn may_ask_for(plan: &Plan, service: &Service, address: IpAddr, port: Option<u16>) -> bool {
+    let balanced = service.load_balancer.iter().map(|entry| entry.address);
+    let mut named = service.cluster_ips.iter().chain(&service.external_ips).copied().chain(balanced);
+    let mut numbers = service.ports.iter().filter_map(|port| port.node_port);
+    let mut has_node_port = || numbers.any(|number| port.is_none_or(|port| port == number));
+    named.any(|named| named == address)
+        || has_node_port() && node_addresses(plan, Family::from(address)).contains(&address)
+}
+
+fn standing(
+    plan: &Plan,
+    (name, service): (&ObjectName, &Service),
+    (port, key, role): (&ServicePort, ServiceKey, Role),
+    in_full: bool,
+) -> Standing {
+    let ServiceKey::Address { address, .. } = key else { return Standing::NoLocalEndpoint };
+    let inputs = plan.part_inputs();
+    if !*inputs.node.families.of(Family::from(address)) {
+        return Standing::FamilyOff;
+    }
+    let balanced = || service.load_balancer.iter().filter(|entry| entry.address == address);
+    let field = match role {
+        Role::LoadBalancer if service.annotations.skip_load_balancer_ips => return Standing::Skipped,
+        Role::LoadBalancer if balanced().all(|entry| entry.through_balancer) => return Standing::ThroughBalancer,
+        Role::LoadBalancer => Some(ExternalField::LoadBalancer),
+        Role::ExternalIp => Some(ExternalField::ExternalIps),
+        Role::ClusterIp | Role::NodePort => None,
+    };
+    if let Some(reason) = field.and_then(|field| external_ip::refusal(address, field, inputs)) {
+        return Standing::Refused(reason);
+    }
+    let claims = plan.claims_of(name);
+    let Some(claim) = claims.binary_search_by_key(&key, |claim| claim.key).ok().and_then(|index| claims.get(index)) else {
+        return if plan.is_closing_for(&key) { Standing::Closing } else { Standing::NoLocalEndpoint };
+    };
+    match plan.owner(&key) {
+        Some(owner) if owner != name => return Standing::LostTo(owner.clone()),
+        _ => {}
+    }
+    Standing::Served(Box::new(served(plan, (name, service), (port, claim), in_full)))
+}
+
+fn served(
+    plan: &Plan,
+    (name, service): (&ObjectName, &Service),
+    (port, claim): (&ServicePort, &Claim),
+    in_full: bool,
+) -> Served {
+    // With destinations that drain, which no claim names.
+    let desired = plan.desired().virtuals.get(&claim.key).unwrap_or(&claim.virtual_service).clone();
+    let policy = match claim.rank {
+        Rank::Cluster => traffic_policy::internal(service),
+        Rank::NodePort | Rank::External => traffic_policy::external(service),
+    };
+    let here = Some(plan.node().name.as_str()).filter(|_| policy == TrafficPolicy::Local);
+    let slices = plan.world().cluster.endpoints.get(name).filter(|_| in_full);
+    let (endpoints, left_off) = match slices {
+        Some(slices) => endpoints::states(slices, (port, claim.key.family()), &desired, here),
+        None => (Vec::new(), 0),
+    };
+    let kernel = KernelState::Unread("not read".to_owned());
+    Served { desired, sources: claim.sources.clone(), endpoints, left_off, kernel }
+}
+
+/// Returns the state of the health check port that a Service asks for, if it does.
+pub fn health_check(plan: &Plan, name: &ObjectName, service: &Service) -> Option<HealthCheckState> {
+    let none = Default::default();
+    let endpoints = plan.world().cluster.endpoints.get(name).map_or(&none, |endpoints| &**endpoints);
+    let wanted = health_check::wanted(name, service, endpoints, plan.node())?;
+    let checks = plan.health_checks().checks;
+    let lost_to = checks.get(&wanted.port).map(|check| check.service.clone()).filter(|owner| owner != name);
+    Some(HealthCheckState { port: wanted.port, lost_to, local_endpoints: wanted.local_endpoints })
+}

@@ -1,0 +1,219 @@
+//! Questions about Services, over the socket, to a running loop.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde_json::Value;
+use sluice::ask::post;
+use sluice::model::{LoadBalancerAddress, ProxyAnnotations, Scheduler};
+use sluice::observe::local::{self, JSON};
+use sluice::proxy::explain::serve::SERVICES;
+
+use super::*;
+
+const HERE: &str = "node1";
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// An endpoint in a slice: its address, its node, and ready, serving, terminating.
+type Given<'a> = (&'a str, &'a str, [bool; 3]);
+
+const READY: [bool; 3] = [true, true, false];
+const LEAVING: [bool; 3] = [false, true, true];
+const NOT_READY: [bool; 3] = [false, false, false];
+
+fn slice(given: &[Given<'_>]) -> EndpointSlice {
+    let endpoint = |(text, node, [ready, serving, terminating]): &Given<'_>| Endpoint {
+        address: address(text),
+        node: Some((*node).into()),
+        conditions: Conditions { ready: *ready, serving: *serving, terminating: *terminating },
+        hints: None,
+    };
+    EndpointSlice {
+        family: Family::from(address(given[0].0)),
+        ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: given.iter().map(endpoint).collect(),
+    }
+}
+
+/// `shop/web` has everything that a Service may have, and `shop/thief` claims one of its addresses.
+fn shop() -> World {
+    let mut world = generate::empty_world();
+    let port = ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(30_080) };
+    let web = Service {
+        kind: ServiceType::LoadBalancer,
+        external_ips: vec![address("203.0.113.7")],
+        load_balancer: vec![LoadBalancerAddress { address: address("203.0.113.8"), through_balancer: true }],
+        affinity_seconds: Some(60),
+        external_traffic_policy: TrafficPolicy::Local,
+        health_check_node_port: Some(30_777),
+        annotations: ProxyAnnotations { scheduler: Scheduler::Lc, ..ProxyAnnotations::default() },
+        ..Service::new(vec![address("10.96.0.9"), address("fd00:10:96::9")], vec![port.clone()])
+    };
+    let thief = Service {
+        created: 10,
+        ..Service::new(vec![address("10.96.0.9")], vec![ServicePort { node_port: None, ..port }])
+    };
+    let name = |name: &str| ObjectName::new("shop", name);
+    world.cluster.services.insert(name("web"), web);
+    world.cluster.services.insert(name("thief"), thief);
+    let ipv4 = slice(&[
+        ("10.244.1.7", HERE, READY),
+        ("10.244.2.8", "node2", READY),
+        ("10.244.2.9", "node2", NOT_READY),
+        ("10.244.1.10", HERE, LEAVING),
+    ]);
+    let ipv6 = slice(&[("fd00:10:244:2::8", "node2", READY)]);
+    let slices = [("four".into(), Arc::new(ipv4)), ("six".into(), Arc::new(ipv6))];
+    world.cluster.endpoints.insert(name("web"), Endpoints { slices: slices.into() });
+    world
+}
+
+/// Runs the loop and the socket for users.
+fn with_socket(test: impl AsyncFnOnce(PathBuf, &Running)) {
+    with_running(async |running| {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("sluice.sock");
+        let listener = local::bind(&socket).expect("the socket is made");
+        let serving = tokio::task::spawn(local::serve(listener, [(SERVICES, running.ask.clone())].into(), 8));
+        test(socket, running).await;
+        serving.abort();
+    });
+}
+
+async fn asked(socket: &PathBuf, what: &str, accept: Option<&'static str>) -> (u16, String) {
+    let about = std::collections::BTreeMap::from([("what", what)]);
+    let (status, text) = post(socket, SERVICES, &about, accept).await.expect("it is answered");
+    (status.as_u16(), text)
+}
+
+#[test]
+fn a_service_is_answered_with_every_address_and_every_endpoint_and_the_reasons() {
+    with_socket(async |socket, running| {
+        running.world.send_replace(shop());
+        running.settles(&shop()).await;
+        let (status, text) = asked(&socket, "shop/web", None).await;
+        let expected = "\
+Service shop/web: LoadBalancer, scheduler lc, affinity ClientIP 60 s, internal traffic Cluster, external traffic Local
+  health check port 30777: ready endpoints on this node: 1
+  tcp 10.96.0.9:80 (cluster IP, port http): in place; 0 active and 0 inactive connections
+    10.244.1.7:8080 on node1: in; 0 active and 0 inactive connections
+    10.244.1.10:8080 on node1: draining: terminating, takes no new connections; 0 active and 0 inactive connections
+    10.244.2.8:8080 on node2: in; 0 active and 0 inactive connections
+    10.244.2.9:8080 on node2: out: not ready
+  tcp [fd00:10:96::9]:80 (cluster IP, port http): in place; 0 active and 0 inactive connections
+    [fd00:10:244:2::8]:8080 on node2: in; 0 active and 0 inactive connections
+  tcp 203.0.113.7:80 (external IP, port http): not served: --service-external-ip-range is not set
+  tcp 203.0.113.8:80 (load balancer, port http): not served: its load balancer has ipMode Proxy, so traffic must pass it
+  tcp 192.0.2.1:30080 (node port, port http): in place; 0 active and 0 inactive connections
+    10.244.1.7:8080 on node1: in; 0 active and 0 inactive connections
+    10.244.1.10:8080 on node1: draining: terminating, takes no new connections; 0 active and 0 inactive connections
+    10.244.2.8:8080 on node2: out: on another node, and the traffic policy is Local
+    10.244.2.9:8080 on node2: out: not ready
+  tcp [2001:db8:2::1]:30080 (node port, port http): not served: the traffic policy is Local, and no usable endpoint is on this node
+";
+        assert_eq!((status, text.as_str()), (200, expected));
+        let (_, text) = asked(&socket, "shop/thief", None).await;
+        let lost = "  tcp 10.96.0.9:80 (cluster IP, port http): not served: Service shop/web claims it too and comes first\n";
+        assert!(text.ends_with(lost), "{text}");
+    });
+}
+
+#[test]
+fn an_address_is_answered_for_all_services_that_ask_for_it_and_nothing_else_of_them() {
+    with_socket(async |socket, running| {
+        running.world.send_replace(shop());
+        running.settles(&shop()).await;
+        for what in ["10.96.0.9", "10.96.0.9:80"] {
+            let (_, text) = asked(&socket, what, Some(JSON)).await;
+            let answer: Value = serde_json::from_str(&text).expect("JSON");
+            let services = answer["services"].as_array().expect("a list");
+            let of = |service: &Value| {
+                let places = service["addresses"].as_array().expect("a list");
+                let standings = places.iter().map(|it| format!("{} {}", it["address"], it["standing"]));
+                (service["name"].as_str().expect("a name").to_owned(), standings.collect::<Vec<_>>())
+            };
+            let expected = [
+                ("thief".to_owned(), vec![r#""10.96.0.9" "lost""#.to_owned()]),
+                ("web".to_owned(), vec![r#""10.96.0.9" "served""#.to_owned()]),
+            ];
+            assert_eq!(services.iter().map(of).collect::<Vec<_>>(), expected, "{what}: {text}");
+        }
+        let (_, text) = asked(&socket, "[fd00:10:96::9]:80", None).await;
+        assert_eq!(text.matches("(cluster IP").count(), 1, "{text}");
+        assert!(text.contains("[fd00:10:244:2::8]:8080"), "{text}");
+        let (_, text) = asked(&socket, "192.0.2.1:30080", None).await;
+        assert!(text.contains("tcp 192.0.2.1:30080 (node port") && !text.contains("10.96.0.9"), "{text}");
+        for (what, expected) in [
+            ("10.96.0.10", "no Service asks for the address 10.96.0.10"),
+            ("10.96.0.9:81", "no Service asks for 10.96.0.9:81 with this port"),
+            ("shop/nothing", "no Service shop/nothing with a cluster IP is known here"),
+            ("shop", "\"shop\" must be NAMESPACE/NAME"),
+        ] {
+            let (status, text) = asked(&socket, what, None).await;
+            assert!(status == 422 && text.starts_with(expected), "{what}: {status} {text}");
+        }
+    });
+}
+
+#[test]
+fn what_the_kernel_has_is_read_for_the_answer_and_not_changed() {
+    with_socket(async |socket, running| {
+        running.world.send_replace(shop());
+        running.settles(&shop()).await;
+        let key = |text: &str| {
+            let at: SocketAddr = text.parse().expect("an address and a port");
+            ServiceKey::Address { address: at.ip(), protocol: Protocol::Tcp, port: at.port() }
+        };
+        let busy = (key("10.96.0.9:80"), "10.244.1.10:8080".parse().expect("an address and a port"));
+        running.kernel.with(|machine| {
+            machine.busy.insert(busy);
+            machine.state.virtuals.remove(&key("[fd00:10:96::9]:80")).expect("it is there");
+            let changed = machine.state.virtuals.get_mut(&key("192.0.2.1:30080")).expect("it is there");
+            let stray = "10.244.3.3:8080".parse().expect("an address and a port");
+            changed.destinations =
+                [Destination { address: stray, weight: 1, forwarding: Forwarding::Nat }].into_iter().collect();
+        });
+        let before = running.kernel.state();
+        let (_, text) = asked(&socket, "shop/web", None).await;
+        for line in [
+            "  tcp 10.96.0.9:80 (cluster IP, port http): in place; 1 active and 0 inactive connections\n",
+            "    10.244.1.10:8080 on node1: draining: terminating, takes no new connections; 1 active and 0 inactive connections\n",
+            "  tcp [fd00:10:96::9]:80 (cluster IP, port http): missing in the kernel\n",
+            "  tcp 192.0.2.1:30080 (node port, port http): different in the kernel, which has lc, persistent 60 s: 10.244.3.3:8080 weight 1; 0 active and 0 inactive connections\n",
+            "    10.244.1.7:8080 on node1: in; missing in the kernel\n",
+            "    10.244.3.3:8080: in the kernel, and not desired; 0 active and 0 inactive connections\n",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        assert_eq!(running.kernel.state().virtuals, before.virtuals, "a question changes nothing");
+    });
+}
+
+#[test]
+fn all_services_are_a_table_that_says_how_far_the_cluster_is_known() {
+    with_socket(async |socket, running| {
+        let (status, text) = asked(&socket, "", None).await;
+        assert_eq!((status, text.as_str()), (422, "nothing is known of the cluster yet\n"));
+        let mut world = shop();
+        world.authority.proxy = Authority::Remembered;
+        running.world.send_replace(world.clone());
+        running.settles(&world).await;
+        running.health.note("API server").set(vec!["Service not read since yesterday".to_owned()]);
+        running.health.note("node").set(vec!["something else".to_owned()]);
+        let (_, text) = asked(&socket, "", None).await;
+        let expected = "\
+known of the cluster: remembered: from the last known state of an earlier run, which changes nothing that exists
+API server: Service not read since yesterday
+SERVICE     TYPE          ADDRESSES                                        ENDPOINTS  STATE
+shop/thief  ClusterIP     10.96.0.9                                        0/0        1 lost to another Service
+shop/web    LoadBalancer  10.96.0.9,fd00:10:96::9,203.0.113.7,203.0.113.8  3/5        3 in place, 1 refused, 1 without a local endpoint
+";
+        assert_eq!(text, expected);
+        let (_, text) = asked(&socket, "", Some(JSON)).await;
+        let answer: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!((&answer["known"], answer["services"].as_array().map(Vec::len)), (&"remembered".into(), Some(2)));
+    });
+}

@@ -1,0 +1,68 @@
+"""`sluice svc`: what a Service has on a node, said by the agent that runs there, with real IPVS."""
+import json
+
+import expect
+from expect import PODS
+from labkit import net, traffic
+
+
+SOCKET = f"--socket={net.RUN}/n1/sluice.sock"
+
+
+def _asked(bed):
+    """Restarts the agent of node 1 with a socket of its own: those of the other nodes would have the same."""
+    agent = bed.agents[1]
+    if SOCKET not in agent.extra:
+        agent.stop()
+        agent.extra = [*bed.flags_of(1), SOCKET]
+        agent.start()
+        bed.ready(1)
+    return agent.binary
+
+
+def _said(bed, *words):
+    """What the agent of node 1 answers, as JSON."""
+    return json.loads(net.node(1, _asked(bed), *words, "-o", "json", SOCKET))
+
+
+def _place(answer, address, port=80):
+    """One address of the only Service in an answer."""
+    found = [a for a in answer["services"][0]["addresses"] if (a["address"], a["port"], a["protocol"]) == (address, port, "tcp")]
+    expect.that(len(found) == 1, "not one place but", answer)
+    return found[0]
+
+
+def a_service_is_explained_with_its_endpoints_and_connections_in_both_families(bed):
+    _asked(bed)
+    with expect.service(bed, "asked") as s:
+        with net.Inside("n1p2"):
+            held = [traffic.connect(s.address(), 80) for _ in range(3)]
+            answer = _said(bed, "svc", f"default/{s.name}")
+            for sock in held:
+                sock.close()
+        expect.that(answer["known"] == "complete", answer)
+        for family in s.families:
+            place = _place(answer, s.address(family))["virtualService"]
+            expect.that(place["kernel"] == "inPlace", place)
+            found = {e["address"]: e["state"] for e in place["endpoints"]}
+            expect.that(found == {expect.pod(name, family): "serving" for name in PODS}, found)
+        active = sum(e["connections"]["active"] for e in _place(answer, s.address())["virtualService"]["endpoints"])
+        expect.that(active >= 3, "connections are not counted:", answer)
+        by_address = _said(bed, "svc", f"[{s.address('6')}]:80")
+        expect.that([a["address"] for a in by_address["services"][0]["addresses"]] == [s.address("6")] * len(by_address["services"][0]["addresses"]), by_address)
+        table = net.node(1, _asked(bed), "svc", SOCKET)
+        expect.that(any(line.startswith(f"default/{s.name} ") for line in table.splitlines()), table)
+
+
+def what_somebody_deleted_is_said_to_be_missing_until_the_agent_finds_it(bed):
+    _asked(bed)
+    with expect.service(bed, "asked-hurt") as s:
+        for _ in range(5):
+            net.node(1, "ipvsadm", "-D", "-t", f"{s.address()}:80")
+            place = _place(_said(bed, "svc", f"{s.address()}:80"), s.address())["virtualService"]
+            if place["kernel"] == "missing":
+                break
+            # The agent found it just then.
+            expect.that(place["kernel"] == "inPlace", place)
+            expect.soon(lambda: f"{s.address()}:80" in net.node(1, "ipvsadm", "-Ln"), 30, "it does not come back")
+        expect.that(place["kernel"] == "missing", place)
