@@ -45,6 +45,12 @@ fn a_question_without_its_words_ends_with_2_and_the_words_that_it_takes() {
         let text = said(&run(words), 2);
         assert!(text.contains("sluice policy diff -f FILE"), "{words:?}: {text}");
     }
+    for words in [&["svc", "--output=yaml"][..], &["svc", "shop/web", "shop/db"]] {
+        let text = said(&run(words), 2);
+        assert!(text.contains("Usage: sluice svc [NAMESPACE/NAME"), "{words:?}: {text}");
+    }
+    let text = said(&run(&["svc", "--help"]), 0);
+    assert!(text.starts_with("Usage: sluice svc [NAMESPACE/NAME"), "{text}");
     for words in [&["policy", "--help"][..], &["policy", "explain", "--help"]] {
         let text = said(&run(words), 0);
         assert!(text.starts_with("Usage: sluice policy explain"), "{words:?}: {text}");

@@ -148,7 +148,9 @@ pub(super) fn ask(words: &[OsString], usage: &str) -> Result<Option<Ask>, Refusa
     };
     Ok(Some(match about {
         About::Policy(Policy::Explain { from, to, output, socket }) => Ask::PolicyExplain { from, to, output, socket },
-        About::Policy(Policy::Diff { file, delete, output, socket }) => Ask::PolicyDiff { file, delete, output, socket },
+        About::Policy(Policy::Diff { file, delete, output, socket }) => {
+            Ask::PolicyDiff { file, delete, output, socket }
+        }
         About::Policy(Policy::Drops { follow, output, socket }) => Ask::PolicyDrops { follow, output, socket },
         About::Svc { what, output, socket } => Ask::Services { what: what.unwrap_or_default(), output, socket },
     }))

@@ -149,6 +149,7 @@ fn fed() -> Fed {
         clocks,
         report,
         sync_timeout: Duration::MAX,
+        age: note.clone(),
         note,
         attaching: None,
     };

@@ -94,6 +94,7 @@ fn reader(messages: mpsc::Receiver<Message>) -> Reader {
         clocks,
         report,
         sync_timeout: Duration::MAX,
+        age: note.clone(),
         note,
         attaching: None,
     };

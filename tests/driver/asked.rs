@@ -116,7 +116,8 @@ Service shop/web: LoadBalancer, scheduler lc, affinity ClientIP 60 s, internal t
 ";
         assert_eq!((status, text.as_str()), (200, expected));
         let (_, text) = asked(&socket, "shop/thief", None).await;
-        let lost = "  tcp 10.96.0.9:80 (cluster IP, port http): not served: Service shop/web claims it too and comes first\n";
+        let lost =
+            "  tcp 10.96.0.9:80 (cluster IP, port http): not served: Service shop/web claims it too and comes first\n";
         assert!(text.ends_with(lost), "{text}");
     });
 }

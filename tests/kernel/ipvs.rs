@@ -7,7 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use sluice::kernel::Error;
-use sluice::kernel::ipvs::{Destination, Forwarding, Observed, Service, ServiceKey, Services, Timeouts, Virtual, flags};
+use sluice::kernel::ipvs::{
+    Destination, Forwarding, Observed, Service, ServiceKey, Services, Timeouts, Virtual, flags,
+};
 use sluice::net::{Family, Protocol};
 use sluice::reconcile::{Failure, Glance, Phase, Step, Target};
 

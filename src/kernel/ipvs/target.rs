@@ -105,7 +105,8 @@ impl Services {
     /// The kernel has no IPVS or did not describe the service, or an answer was malformed.
     pub fn observe(&mut self, key: &ServiceKey) -> Result<Option<Observed>, Error> {
         wire::name_service(fresh(&mut self.messages), Command::ListServices, Some(key));
-        let described = |answer: &Answer<'_>| Some((wire::service(answer)?, wire::stats(answer).map(|(_, stats)| stats)));
+        let described =
+            |answer: &Answer<'_>| Some((wire::service(answer)?, wire::stats(answer).map(|(_, stats)| stats)));
         let told = match self.socket.request(&mut self.messages, described) {
             Ok(told) => told,
             Err(Fault::Refused(refusal)) if refusal.errno == libc::ESRCH => Vec::new(),

@@ -51,7 +51,12 @@ pub fn states(
         }
     }
     let weights: BTreeMap<SocketAddr, u32> = desired.destinations.iter().map(|it| (it.address, it.weight)).collect();
-    let state = |address: SocketAddr, node: Option<Arc<str>>, standing| EndpointState { address, node, standing, traffic: None };
+    let state = |address: SocketAddr, node: Option<Arc<str>>, standing| EndpointState {
+        address,
+        node,
+        standing,
+        traffic: None,
+    };
     let in_slices = known.iter().map(|(address, endpoint)| {
         state(*address, endpoint.node.clone(), standing(endpoint, weights.get(address).copied(), here))
     });

@@ -6,7 +6,7 @@ use crate::kernel::ipvs::{Connections, ServiceKey, Stats};
 use crate::model::Authority;
 
 use super::text::{kind, policy, why_not};
-use super::{EndpointState, Explanation, KernelState, Place, Role, ServiceState, Served, Standing};
+use super::{EndpointState, Explanation, KernelState, Place, Role, Served, ServiceState, Standing};
 
 /// Formats the answer for programs.
 pub fn json(explanation: &Explanation) -> Value {

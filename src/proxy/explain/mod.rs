@@ -131,7 +131,10 @@ pub enum KernelState {
     Unread(String),
     Missing,
     /// As desired, or not.
-    Present { is_desired: bool, observed: Option<Observed> },
+    Present {
+        is_desired: bool,
+        observed: Option<Observed>,
+    },
 }
 
 /// An endpoint of a Service, or a destination that is none any more.
@@ -162,7 +165,9 @@ impl Question {
         if text.is_empty() {
             return Ok(Question::All);
         }
-        if let Some((namespace, name)) = text.split_once('/').filter(|(one, other)| !one.is_empty() && !other.is_empty()) {
+        if let Some((namespace, name)) =
+            text.split_once('/').filter(|(one, other)| !one.is_empty() && !other.is_empty())
+        {
             return Ok(Question::Service(ObjectName::new(namespace, name)));
         }
         let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
@@ -196,7 +201,8 @@ pub fn explanation(plan: &Plan, question: &Question, notes: Vec<String>) -> Resu
             vec![state(name, service)]
         }
         Question::Address(address, port) => {
-            let named = cluster.services.iter().filter(|(_, service)| places::may_ask_for(plan, service, *address, *port));
+            let named =
+                cluster.services.iter().filter(|(_, service)| places::may_ask_for(plan, service, *address, *port));
             let mut found: Vec<(&ObjectName, &Arc<Service>)> = named.collect();
             left_off = found.len().saturating_sub(MOST_SERVICES);
             found.truncate(MOST_SERVICES);

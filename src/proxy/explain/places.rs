@@ -88,7 +88,8 @@ fn standing(
         return Standing::Refused(reason);
     }
     let claims = plan.claims_of(name);
-    let Some(claim) = claims.binary_search_by_key(&key, |claim| claim.key).ok().and_then(|index| claims.get(index)) else {
+    let Some(claim) = claims.binary_search_by_key(&key, |claim| claim.key).ok().and_then(|index| claims.get(index))
+    else {
         return if plan.is_closing_for(&key) { Standing::Closing } else { Standing::NoLocalEndpoint };
     };
     match plan.owner(&key) {

@@ -3,7 +3,9 @@
 use crate::kernel::ipvs::{Connections, Stats};
 use crate::model::{Authority, Service, ServiceType, TrafficPolicy};
 
-use super::{EndpointState, Explanation, HealthCheckState, KernelState, Place, Question, ServiceState, Served, Standing};
+use super::{
+    EndpointState, Explanation, HealthCheckState, KernelState, Place, Question, Served, ServiceState, Standing,
+};
 
 /// Formats the answer as lines of text, each ending with a line break.
 pub fn text(explanation: &Explanation, question: &Question) -> String {
@@ -23,7 +25,9 @@ fn known(explanation: &Explanation) -> String {
     let how = match explanation.authority {
         Authority::Complete => None,
         Authority::Partial => Some("partial: some objects cannot be read, so nothing is removed from the kernel"),
-        Authority::Remembered => Some("remembered: from the last known state of an earlier run, which changes nothing that exists"),
+        Authority::Remembered => {
+            Some("remembered: from the last known state of an earlier run, which changes nothing that exists")
+        }
         Authority::Nothing => Some("nothing is known"),
     };
     let how = how.map(|how| format!("known of the cluster: {how}\n"));
