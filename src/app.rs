@@ -30,7 +30,7 @@ use crate::cleanup;
 use crate::cni;
 use crate::cni::serve::Calls;
 use crate::config::{Config, ObserveConfig, RouterConfig, Source, TOOLCHAIN, VERSION, Variant};
-use crate::firewall::driver::{self, StartingPod};
+use crate::firewall::driver::StartingPod;
 use crate::gobgp;
 use crate::gobgp::serve::{Place, Ports};
 use crate::gobgp::service::Service;
@@ -49,7 +49,6 @@ use crate::observe::health::{Health, Pulse};
 use crate::observe::http::{self, Site};
 use crate::observe::local::{self, Answerers};
 use crate::observe::metrics::Registry;
-use crate::proxy;
 use crate::proxy::names::DEVICE;
 use crate::router;
 use crate::router::plugin_entry::{CniFiles, keep_without_plugin};
@@ -140,15 +139,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut answerers = Answerers::new();
     if let Some(settings) = config.proxy {
         let inputs = common.inputs(SERVICE_PROXY, "sluice_proxy", for_proxy)?;
-        let (ask, questions) = mpsc::channel(1);
-        answerers.insert(proxy::explain::serve::SERVICES, ask);
-        running.push(common.start_proxy(settings, inputs, (believed, served_out), questions).await?);
+        running.push(common.start_proxy(settings, inputs, (believed, served_out), &mut answerers).await?);
     }
     if let Some(settings) = config.firewall {
         let inputs = common.inputs("firewall", "sluice_firewall", for_firewall)?;
-        let (ask, questions) = mpsc::channel(1);
-        answerers.extend([driver::EXPLAIN, driver::DIFF, driver::DROPS].map(|path| (path, ask.clone())));
-        running.push(common.start_firewall(settings, inputs, (questions, starting)).await?);
+        running.push(common.start_firewall(settings, inputs, starting, &mut answerers).await?);
     }
     let guarded = guarded_ports(config.socket.as_deref(), config.source_guard);
     running.extend(common.start_source_guard(guarded, guard_calls, for_guard).await?);

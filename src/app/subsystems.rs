@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
 use crate::config::{Backend, FirewallConfig, ProxyConfig, RouterConfig};
-use crate::firewall::driver::StartingPod;
+use crate::firewall::driver::{self, StartingPod};
 use crate::firewall::{self, iptables, nftables};
 use crate::k8s::manifests;
 use crate::kernel::Error;
@@ -57,8 +57,10 @@ impl Common {
         config: ProxyConfig,
         inputs: Inputs,
         (believed, served): (watch::Receiver<Table<IpAddr, ()>>, watch::Sender<bool>),
-        questions: mpsc::Receiver<local::Question>,
+        answerers: &mut local::Answerers,
     ) -> anyhow::Result<Running> {
+        let (ask, questions) = mpsc::channel(1);
+        answerers.insert(proxy::explain::serve::SERVICES, ask);
         let metrics = proxy::metrics::Metrics::register(&self.registry)?;
         let (owners, owners_in) = watch::channel(Table::default());
         self.registry.register(Box::new(Counters::new(owners_in)?))?;
@@ -83,8 +85,11 @@ impl Common {
         &self,
         config: FirewallConfig,
         inputs: Inputs,
-        (questions, starting): (mpsc::Receiver<local::Question>, mpsc::Receiver<StartingPod>),
+        starting: mpsc::Receiver<StartingPod>,
+        answerers: &mut local::Answerers,
     ) -> anyhow::Result<Running> {
+        let (ask, questions) = mpsc::channel(1);
+        answerers.extend([driver::EXPLAIN, driver::DIFF, driver::DROPS].map(|path| (path, ask.clone())));
         let metrics = firewall::metrics::Metrics::register(&self.registry)?;
         let context = firewall::driver::FirewallContext {
             questions,
