@@ -1,7 +1,7 @@
 //! Questions about Services, over the socket, to a running loop.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use sluice::ask::post;
@@ -31,8 +31,9 @@ fn slice(given: &[Given<'_>]) -> EndpointSlice {
         conditions: Conditions { ready: *ready, serving: *serving, terminating: *terminating },
         hints: None,
     };
+    let (first, ..) = given.first().expect("there is one");
     EndpointSlice {
-        family: Family::from(address(given[0].0)),
+        family: Family::from(address(first)),
         ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints: given.iter().map(endpoint).collect(),
     }
@@ -83,7 +84,7 @@ fn with_socket(test: impl AsyncFnOnce(PathBuf, &Running)) {
     });
 }
 
-async fn asked(socket: &PathBuf, what: &str, accept: Option<&'static str>) -> (u16, String) {
+async fn asked(socket: &Path, what: &str, accept: Option<&'static str>) -> (u16, String) {
     let about = std::collections::BTreeMap::from([("what", what)]);
     let (status, text) = post(socket, SERVICES, &about, accept).await.expect("it is answered");
     (status.as_u16(), text)
