@@ -31,8 +31,7 @@ const HELP: &str = "Packets that a pod's policies did not allow; each counts for
 const LABELS: [&str; 3] = ["direction", "namespace", "policy"];
 
 const NAME_ON_BRIDGES: &str = "sluice_firewall_bridge_dropped_packets_total";
-const HELP_ON_BRIDGES: &str =
-    "Packets dropped on bridges of pods, for addresses that policies cannot name or for a second VLAN tag";
+const HELP_ON_BRIDGES: &str = "Packets of pods dropped on bridges, for addresses that policies cannot name, a second VLAN tag or a group that bridges do not forward";
 const REASON: &str = "reason";
 
 impl<D: Dropped> Refused<D> {

@@ -3,8 +3,10 @@
 //! Kernel: a device of type `bridge` with the kernel's defaults, set up (`ip link add kube-bridge type bridge`). It is ours by
 //! its name, and never deleted while pods are on it. Its addresses belong to the CNI plugin, which gives it the gateway's.
 
+mod groups;
 mod target;
 
+pub use groups::{GroupLearning, NoGroupLearning, OfBridges};
 pub use target::Bridges;
 
 /// The bridge.

@@ -192,8 +192,8 @@ pub struct Device {
     pub up: bool,
     /// The link has a carrier.
     pub carrier: bool,
-    /// It is a port of another device, as those of pods are.
-    pub port: bool,
+    /// It is a port of another device, as those of pods are; that one's index.
+    pub master: Option<u32>,
     /// MTU in bytes.
     pub mtu: u32,
 }
@@ -232,7 +232,7 @@ pub(super) fn device(answer: &Answer<'_>) -> Option<Device> {
         kind: if kind == Some(DUMMY) { LinkKind::Dummy } else { LinkKind::Other(kind.unwrap_or_default().into()) },
         up: flags & UP != 0,
         carrier: flags & CARRIER != 0,
-        port: attributes.get(MASTER).is_some(),
+        master: attributes.get(MASTER).and_then(|master| master.u32()),
         mtu: attributes.get(MTU).and_then(|mtu| mtu.u32()).unwrap_or_default(),
     })
 }

@@ -244,10 +244,10 @@ impl View {
         let index = device.index;
         let is_ours = self.watched.ours.contains(&device.name) || self.is_ours(index);
         let carries_routes = carries_routes(&device);
-        let (carrier, port) = (!gone && device.carrier, device.port);
+        let (carrier, master) = (!gone && device.carrier, device.master);
         let before = if gone { self.devices.remove(&index) } else { self.devices.insert(index, device) };
         let other_carrier = before.as_ref().is_none_or(|before| before.carrier != carrier);
-        changes.ways += u64::from(other_carrier && !is_ours && !port);
+        changes.ways += u64::from(other_carrier && !is_ours && master.is_none());
         let same = |device: &Device| before.as_ref().is_some_and(|before| is_same(before, device));
         if self.devices.get(&index).map_or(before.is_none(), same) {
             return;
@@ -267,7 +267,7 @@ impl View {
 
 /// Returns whether all but the carrier, and the device that it is a port of, is equal.
 fn is_same(one: &Device, other: &Device) -> bool {
-    *one == Device { carrier: one.carrier, port: one.port, ..other.clone() }
+    *one == Device { carrier: one.carrier, master: one.master, ..other.clone() }
 }
 
 /// Devices of pods come and go all the time, and no route that is watched leads through them.
@@ -301,7 +301,7 @@ mod tests {
             kind: link::LinkKind::Dummy,
             up,
             carrier: up,
-            port: false,
+            master: None,
             mtu: 1500,
         };
         let mut changes = Changes::default();

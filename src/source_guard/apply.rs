@@ -1,21 +1,24 @@
-//! Applies the table of the source guard to the kernel: everything that differs in one transaction, so that a frame meets all of
-//! the old or all of the new, and a process that is killed leaves one of the two.
+//! Applies the tables of the source guard to the kernel, each with everything that differs in one transaction, so that a frame meets all of
+//! the old or all of the new, and a process that is killed leaves one of the two; and the option of the bridges whose ports are guarded.
 //!
 //! What is desired is known completely, from this host alone, so what is not desired always goes.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use compact_str::CompactString;
 
+use crate::kernel::bridge::OfBridges;
 use crate::kernel::nftables::{Content, Object};
 use crate::reconcile::{Growth, Moment, Target};
 use crate::subsystem::{Kinds, kinds};
 
-use super::table::Contents;
+use super::table::{Contents, Desired};
 
 /// The kinds of kernel objects of the source guard, and what it asks of the kernel besides.
 pub trait Kernel {
     type Table: Target<Key = Object, Value = Content>;
+    type Learning: OfBridges;
 
     /// Returns the names of this host's links by which pods may be ports of bridges.
     ///
@@ -28,14 +31,16 @@ pub trait Kernel {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PodLink {
     pub name: CompactString,
-    /// It is one end of a pair, or a virtual machine's, and a port of a bridge: what comes from it is one pod's.
-    pub is_port: bool,
+    /// The bridge that it is a port of, where it is one end of a pair, or a virtual machine's: what comes from it is one pod's.
+    pub bridge: Option<CompactString>,
 }
 
 kinds! {
     /// Last seen state of the kernel.
     pub struct Mirrors {
         table: Table after Rules,
+        by_port: Table after Rules,
+        learning: Learning,
     }
     with {}
 }
@@ -45,15 +50,24 @@ impl<K: Kernel> Mirrors<K> {
         Mirrors::of(targets)
     }
 
-    /// Marks objects whose desired content has changed.
-    pub fn mark(&mut self, objects: impl IntoIterator<Item = Object>) {
-        objects.into_iter().for_each(|object| self.table.mark(object));
+    /// Marks what is desired differently.
+    pub fn mark(&mut self, before: &Desired, now: &Desired) {
+        differing(&before.frames, &now.frames).for_each(|object| self.table.mark(object));
+        differing(&before.by_port, &now.by_port).for_each(|object| self.by_port.mark(object));
+        if before.bridges != now.bridges {
+            self.learning.mark_all();
+        }
         self.table.try_at_once();
+        self.by_port.try_at_once();
+        self.learning.try_at_once();
     }
 
     /// Runs one round.
-    pub fn round(&mut self, desired: &Contents, at: Moment) {
-        self.table.transact(desired, Growth::Full, true, at);
+    pub fn round(&mut self, desired: &Desired, at: Moment) {
+        self.learning.target().of(desired.bridges.keys().cloned().collect());
+        self.learning.transact(&desired.bridges, Growth::Full, true, at);
+        self.table.transact(&desired.frames, Growth::Full, true, at);
+        self.by_port.transact(&desired.by_port, Growth::Full, true, at);
     }
 
     /// Returns whether the kernel is known to be as desired.
@@ -74,4 +88,10 @@ impl<K: Kernel> Mirrors<K> {
     pub fn kernel(&mut self) -> &mut K {
         &mut self.kernel
     }
+}
+
+/// Returns the objects whose content differs.
+fn differing<'a>(one: &'a Contents, other: &'a Contents) -> impl Iterator<Item = Object> + use<'a> {
+    let all: BTreeSet<&Object> = one.keys().chain(other.keys()).collect();
+    all.into_iter().filter(|object| one.get(*object) != other.get(*object)).cloned()
 }

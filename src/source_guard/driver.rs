@@ -11,7 +11,8 @@ use compact_str::CompactString;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
-use crate::kernel::nftables::Object;
+use crate::kernel::bridge::NoGroupLearning;
+use crate::kernel::link::LinkName;
 use crate::model::{AttachmentId, Authority, LinkAddress, ObjectName, Pod, Table, World};
 use crate::observe::health::Note;
 use crate::reconcile::{Account, Moment};
@@ -21,7 +22,7 @@ use super::apply::{Kernel, Mirrors, PodLink, Targets};
 use super::metrics::Metrics;
 use super::ports::{GuardedPort, Ports};
 use super::ports_file::PortsFile;
-use super::table::{self, Contents};
+use super::table::{self, Desired};
 
 /// A call of the container runtime.
 #[derive(Debug)]
@@ -68,7 +69,9 @@ pub struct Driver<K: Kernel> {
     context: GuardContext,
     mirrors: Mirrors<K>,
     ports: Ports,
-    desired: Contents,
+    /// The bridges of the links that were ports when the links were listed last.
+    bridges: BTreeMap<CompactString, CompactString>,
+    desired: Desired,
     /// Pods that wait until their port is guarded.
     waiting: Vec<watch::Sender<Result<(), String>>>,
     /// The last writing of the file failed with this, and is tried again then.
@@ -90,7 +93,8 @@ impl<K: Kernel> Driver<K> {
             context,
             mirrors: Mirrors::new(targets),
             ports: Ports::restored(restored),
-            desired: Contents::new(),
+            bridges: BTreeMap::new(),
+            desired: Desired::default(),
             waiting: Vec::new(),
             unwritten: None,
             pods: Table::default(),
@@ -98,7 +102,7 @@ impl<K: Kernel> Driver<K> {
             unguarded: 0,
         };
         driver.forget_missing_links();
-        driver.desired = table::contents(&driver.ports);
+        driver.desired = driver.wanted();
         driver
     }
 
@@ -117,14 +121,10 @@ impl<K: Kernel> Driver<K> {
 
     fn add(&mut self, starting: StartingPort) {
         let StartingPort { id, network, links, link_address, addresses, outcome } = starting;
-        let of_host = match self.mirrors.kernel().pod_links() {
-            Ok(of_host) => of_host,
-            Err(error) => {
-                return drop(outcome.send_replace(Err(format!("the links of this host are not known: {error}"))));
-            }
-        };
-        let is_port = |link: &&CompactString| of_host.iter().any(|one| one.is_port && one.name == **link);
-        let Some(link) = links.iter().find(is_port).cloned() else {
+        if let Err(error) = self.list_links() {
+            return drop(outcome.send_replace(Err(format!("the links of this host are not known: {error}"))));
+        }
+        let Some(link) = links.iter().find(|link| self.bridges.contains_key(*link)).cloned() else {
             // It is on no bridge, and counted with those that are not guarded.
             debug!(?links, "Pod is not guarded: none of its links is a port of a bridge");
             self.ports.remove(&id);
@@ -139,16 +139,29 @@ impl<K: Kernel> Driver<K> {
 
     /// Writes the ports down and makes desired what follows from them.
     fn take_over(&mut self, now: Instant) {
-        let desired = table::contents(&self.ports);
-        let differs = |key: &&Object| self.desired.get(*key) != desired.get(*key);
-        let changed: BTreeSet<Object> = self.desired.keys().chain(desired.keys()).filter(differs).cloned().collect();
-        if changed.is_empty() {
+        let desired = self.wanted();
+        if desired == self.desired {
             return;
         }
         self.write(now);
+        self.mirrors.mark(&self.desired, &desired);
         self.desired = desired;
-        self.mirrors.mark(changed);
         self.count_unguarded();
+    }
+
+    fn wanted(&self) -> Desired {
+        let bridges = self.ports.iter().filter_map(|port| self.bridges.get(&port.link));
+        let bridges = bridges.map(|bridge| (LinkName(bridge.clone()), NoGroupLearning)).collect();
+        Desired { bridges, ..table::contents(&self.ports) }
+    }
+
+    /// Lists the links of this host, and notes which are ports of bridges. Returns the names of all.
+    fn list_links(&mut self) -> Result<BTreeSet<CompactString>, String> {
+        let links = self.mirrors.kernel().pod_links()?;
+        let names = links.iter().map(|link| link.name.clone()).collect();
+        let port = |PodLink { name, bridge }: PodLink| Some((name, bridge?));
+        self.bridges = links.into_iter().filter_map(port).collect();
+        Ok(names)
     }
 
     fn write(&mut self, now: Instant) {
@@ -171,8 +184,8 @@ impl<K: Kernel> Driver<K> {
 
     /// Forgets the ports whose links are gone: their ends were not told.
     fn forget_missing_links(&mut self) {
-        match self.mirrors.kernel().pod_links() {
-            Ok(links) => self.ports.retain_links(&links.into_iter().map(|PodLink { name, .. }| name).collect()),
+        match self.list_links() {
+            Ok(links) => self.ports.retain_links(&links),
             Err(error) => warn!(%error, "Links of this host are not known; guarded ports of missing links stay"),
         }
     }

@@ -1,15 +1,19 @@
-//! The source guard's table on Linux.
+//! The source guard's tables on Linux.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use compact_str::CompactString;
+
 use crate::kernel::Error;
+use crate::kernel::bridge::GroupLearning;
 use crate::kernel::link::{self, LinkKind};
-use crate::kernel::nftables::{OwnTable, abandoned, probe_bridge};
+use crate::kernel::nftables::{OwnTable, abandoned, probe_bridge, probe_inet};
 use crate::model::{AttachmentId, LinkAddress};
 
 use super::apply::{Kernel, PodLink, Targets};
 use super::ports::{GuardedPort, Ports};
-use super::table::{NAME, TABLE, contents};
+use super::table::{BY_PORT_NAME, NAME, TABLE, contents};
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux;
@@ -17,10 +21,12 @@ pub struct Linux;
 /// Kinds of links that one pod alone sends by.
 const OF_PODS: [&str; 2] = ["veth", "tun"];
 
-/// Opens the table in the network namespace of the calling thread.
+const BRIDGE: &str = "bridge";
+
+/// Opens the tables in the network namespace of the calling thread.
 ///
 /// # Errors
-/// If the kernel refuses netlink sockets, or has no nf_tables for bridges that can do all of it.
+/// If the kernel refuses netlink sockets, or has no nf_tables for bridges and hosts that can do all of it.
 pub fn open() -> Result<Targets<Linux>, Error> {
     let trial = GuardedPort {
         id: AttachmentId { container: "trial".into(), interface: "eth0".into() },
@@ -29,23 +35,34 @@ pub fn open() -> Result<Targets<Linux>, Error> {
         link_address: LinkAddress([2, 0, 0, 0, 0, 1]),
         addresses: [IpAddr::from([192, 0, 2, 1])].into(),
     };
-    probe_bridge(&contents(&Ports::restored(vec![trial])))?;
-    Ok(Targets { kernel: Linux, table: OwnTable::open_bridge(TABLE, NAME)? })
+    let trial = contents(&Ports::restored(vec![trial]));
+    probe_bridge(&trial.frames)?;
+    probe_inet(&trial.by_port)?;
+    Ok(Targets {
+        kernel: Linux,
+        table: OwnTable::open_bridge(TABLE, NAME)?,
+        by_port: OwnTable::open_as(TABLE, BY_PORT_NAME)?,
+        learning: GroupLearning::open()?,
+    })
 }
 
-/// Removes the table where there is one; returns why it could not be removed.
+/// Removes the tables that are there; returns why one could not be removed.
 pub fn remove() -> Option<String> {
-    abandoned::remove_bridge(TABLE, NAME)
+    let (frames, by_port) = (abandoned::remove_bridge(TABLE, NAME), abandoned::remove(TABLE));
+    frames.or(by_port)
 }
 
 impl Kernel for Linux {
     type Table = OwnTable;
+    type Learning = GroupLearning;
 
     fn pod_links(&mut self) -> Result<Vec<PodLink>, String> {
         let all = link::all().map_err(|error| error.to_string())?;
-        let of_pods = |kind: &LinkKind| matches!(kind, LinkKind::Other(kind) if OF_PODS.contains(&kind.as_str()));
-        let pod_link =
-            |device: link::Device| PodLink { is_port: device.port && of_pods(&device.kind), name: device.name.0 };
-        Ok(all.into_iter().map(pod_link).collect())
+        let is_of_pod = |kind: &LinkKind| matches!(kind, LinkKind::Other(kind) if OF_PODS.contains(&kind.as_str()));
+        let is_bridge = |kind: &LinkKind| matches!(kind, LinkKind::Other(kind) if kind == BRIDGE);
+        let bridges: BTreeMap<u32, CompactString> =
+            all.iter().filter(|one| is_bridge(&one.kind)).map(|one| (one.index, one.name.0.clone())).collect();
+        let bridge = |device: &link::Device| bridges.get(&device.master?).filter(|_| is_of_pod(&device.kind)).cloned();
+        Ok(all.iter().map(|device| PodLink { bridge: bridge(device), name: device.name.0.clone() }).collect())
     }
 }

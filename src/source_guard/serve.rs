@@ -8,7 +8,8 @@ use prometheus::proto::MetricFamily;
 use prometheus::{IntCounterVec, Opts};
 use tracing::debug;
 
-use super::table::{REASONS, TABLE};
+use super::table::{BY_PORT_REASON, REASONS, TABLE};
+use crate::kernel::Error;
 use crate::kernel::nftables::{CounterReader, Name};
 
 /// Collector that reads the counters when metrics are requested. What a counter has counted before the table was made anew stays in
@@ -18,8 +19,15 @@ pub struct DroppedFrames {
     reading: Mutex<Reading>,
 }
 
+/// One of each table.
 #[derive(Default)]
 struct Reading {
+    frames: Last,
+    by_port: Last,
+}
+
+#[derive(Default)]
+struct Last {
     reader: Option<CounterReader>,
     last: BTreeMap<Name, u64>,
 }
@@ -33,26 +41,38 @@ impl DroppedFrames {
         let name = "sluice_source_guard_dropped_frames_total";
         let help = "Frames dropped because they do not come from the addresses of the pod that sent them, by what is wrong in them";
         let sums = IntCounterVec::new(Opts::new(name, help), &["reason"])?;
-        REASONS.iter().for_each(|(_, reason)| drop(sums.with_label_values(&[reason])));
+        REASONS.iter().chain([&BY_PORT_REASON]).for_each(|(_, reason)| drop(sums.with_label_values(&[reason])));
         Ok(DroppedFrames { sums, reading: Mutex::new(Reading::default()) })
     }
 
     fn read(&self) {
         let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        if reading.reader.is_none() {
-            reading.reader = CounterReader::open_bridge(TABLE).ok();
+        reading.frames.read(&self.sums, &REASONS, || CounterReader::open_bridge(TABLE));
+        reading.by_port.read(&self.sums, &[BY_PORT_REASON], || CounterReader::open(TABLE));
+    }
+}
+
+impl Last {
+    fn read(
+        &mut self,
+        sums: &IntCounterVec,
+        reasons: &[(&str, &str)],
+        open: impl FnOnce() -> Result<CounterReader, Error>,
+    ) {
+        if self.reader.is_none() {
+            self.reader = open().ok();
         }
-        let Some(counted) = reading.reader.as_mut().map(|reader| reader.counts("")) else { return };
+        let Some(counted) = self.reader.as_mut().map(|reader| reader.counts("")) else { return };
         let counted = counted.unwrap_or_else(|error| {
             // Without a guarded port there is no table.
             debug!(%error, "Reading the counters of the source guard failed");
             BTreeMap::new()
         });
-        for (counter, reason) in REASONS {
-            let name = Name::from(counter);
+        for (counter, reason) in reasons {
+            let name = Name::from(*counter);
             let now = counted.get(&name).map_or(0, |count| count.packets);
-            let before = reading.last.insert(name, now).filter(|before| *before <= now).unwrap_or_default();
-            self.sums.with_label_values(&[reason]).inc_by(now - before);
+            let before = self.last.insert(name, now).filter(|before| *before <= now).unwrap_or_default();
+            sums.with_label_values(&[*reason]).inc_by(now - before);
         }
     }
 }

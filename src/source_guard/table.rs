@@ -1,4 +1,4 @@
-//! The table of the source guard.
+//! The tables of the source guard.
 //!
 //! ```text
 //! table bridge sluice_sources {
@@ -30,6 +30,20 @@
 //!
 //! Before `br_netfilter` and connection tracking, so that nothing is remembered of what is dropped. In the family `bridge` rules
 //! know a frame by its EtherType (`meta protocol`).
+//!
+//! Frames to the groups 01:80:c2:00:00:00 to 0f, which a bridge does not forward (IEEE 802.1Q 8.6.3), never meet that hook. The host takes a packet in
+//! one of them as it takes any that comes by the port itself, which none but these does: what a bridge hands on has the bridge as its link. So all of them are dropped, and
+//! the bridge may not learn from such frames whose addresses are where ([`Desired::bridges`]).
+//!
+//! ```text
+//! table inet sluice_sources {
+//!     set ports_1    { type ifname; }
+//!     chain by_port {
+//!         type filter hook prerouting priority -450
+//!         iifname @ports_1 counter name bridge_group drop
+//!     }
+//! }
+//! ```
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -37,22 +51,39 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv6Net};
 
 use super::ports::{GuardedPort, Ports};
+use crate::kernel::bridge::NoGroupLearning;
+use crate::kernel::link::LinkName;
 use crate::kernel::nftables::{
     Base, BaseKind, Chain, Content, Fields, FrameField, Hook, Key, Kind, Lookup, Match, Name, Object, Rule, SetSpec,
     Statement, Verdict,
 };
 use crate::net::Family;
 
-/// The table, of the family `bridge`.
+/// The tables, one of the family `bridge` and one of the family `inet`.
 pub const TABLE: &str = "sluice_sources";
 
-/// The name of the kind of kernel objects.
+/// The names of the kinds of kernel objects.
 pub const NAME: &str = "source guard";
+pub const BY_PORT_NAME: &str = "source guard of the host";
 
-/// Contents of the table.
+/// Contents of a table.
 pub type Contents = BTreeMap<Object, Content>;
 
-/// Why frames are dropped, each with the counter of this name.
+/// What the kernel is to have.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Desired {
+    /// Of the table of the family `bridge`.
+    pub frames: Contents,
+    /// Of the table of the family `inet`.
+    pub by_port: Contents,
+    /// The bridges with guarded ports.
+    pub bridges: BTreeMap<LinkName, NoGroupLearning>,
+}
+
+/// Why packets in frames are dropped that no bridge hands on, in the metrics, and the name of its counter in the table of the family `inet`.
+pub const BY_PORT_REASON: (&str, &str) = (BRIDGE_GROUP, "bridge-group");
+
+/// Why frames are dropped in the table of the family `bridge`, each with the counter of this name.
 pub const REASONS: [(&str, &str); 6] = [
     (WRONG_LINK, "link-address"),
     (WRONG_IPV4, "ipv4"),
@@ -68,6 +99,7 @@ const WRONG_ARP: &str = "wrong_arp";
 const WRONG_IPV6: &str = "wrong_ipv6";
 const WRONG_TARGET: &str = "wrong_target";
 const TWO_TAGS: &str = "two_tags";
+const BRIDGE_GROUP: &str = "bridge_group";
 
 const PORTS: &str = "ports_1";
 const LINKS: &str = "links_1";
@@ -78,9 +110,13 @@ const FROM_PORTS: &str = "from_ports";
 const FROM_POD: &str = "from_pod";
 const FROM_POD_6: &str = "from_pod_6";
 const TARGET_6: &str = "target_6";
+const BY_PORT: &str = "by_port";
 
 /// `filter` of the family `bridge` (`NF_BR_PRI_FILTER_BRIDGED`): before `br_netfilter`.
 const PRIORITY: i32 = -200;
+
+/// `NF_IP_PRI_RAW_BEFORE_DEFRAG`: before connection tracking puts fragments together.
+const BEFORE_FRAGMENTS: i32 = -450;
 
 /// EtherTypes (IEEE 802.3): IPv4, ARP, IPv6, 802.1Q and 802.1ad.
 const IPV4: u16 = 0x0800;
@@ -94,12 +130,34 @@ const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
 
-/// Returns the contents of the table for these ports: nothing without any.
-pub fn contents(ports: &Ports) -> Contents {
+/// Returns the contents of the tables for these ports, nothing without any. Which bridges that concerns is known from the host's links alone.
+pub fn contents(ports: &Ports) -> Desired {
     if ports.is_empty() {
-        return Contents::new();
+        return Desired::default();
     }
-    fixed().chain(ports.iter().flat_map(elements)).collect()
+    Desired {
+        frames: fixed().chain(ports.iter().flat_map(elements)).collect(),
+        by_port: fixed_by_port().into_iter().chain(ports.iter().map(by_port)).collect(),
+        bridges: BTreeMap::new(),
+    }
+}
+
+/// The element of one port in the table of the family `inet`.
+fn by_port(port: &GuardedPort) -> (Object, Content) {
+    (Object::Element(PORTS.into(), Key::Link(port.link.as_str().into())), Content::Element)
+}
+
+/// Everything else of that table.
+fn fixed_by_port() -> [(Object, Content); 3] {
+    let base = Base { kind: BaseKind::Filter, hook: Hook::Prerouting, priority: BEFORE_FRAGMENTS };
+    let by_port = Match::InSet { lookup: Lookup::InputLink, set: PORTS.into(), negated: false };
+    let chain = Chain { base: Some(base), rules: vec![refused([by_port], BRIDGE_GROUP)] };
+    let spec = SetSpec { fields: Fields::Link, kind: Kind::Set, intervals: false };
+    [
+        (Object::Counter(BRIDGE_GROUP.into()), Content::Counter),
+        (Object::Set(PORTS.into()), Content::Set(spec)),
+        (Object::Chain(BY_PORT.into()), Content::Chain(chain.into())),
+    ]
 }
 
 /// Returns the elements of one port.
@@ -225,13 +283,16 @@ mod tests {
 
     #[test]
     fn another_port_is_its_own_elements_alone_and_without_ports_there_is_nothing() {
-        assert!(contents(&Ports::default()).is_empty());
+        assert_eq!(contents(&Ports::default()), Desired::default());
         let one = contents(&Ports::restored(vec![port("veth1", 7)]));
         let two = contents(&Ports::restored(vec![port("veth1", 7), port("veth2", 8)]));
-        let added: Vec<String> =
-            two.keys().filter(|object| !one.contains_key(*object)).map(ToString::to_string).collect();
+        let added = |one: &Contents, two: &Contents| -> Vec<String> {
+            assert!(one.iter().all(|(object, content)| two.get(object) == Some(content)));
+            two.keys().filter(|object| !one.contains_key(*object)).map(ToString::to_string).collect()
+        };
+        assert_eq!(added(&one.by_port, &two.by_port), ["element veth2 of ports_1"]);
         assert_eq!(
-            added,
+            added(&one.frames, &two.frames),
             [
                 "element veth2 . 02:00:00:00:00:08 of links_1",
                 "element veth2 of ports_1",
@@ -241,12 +302,11 @@ mod tests {
                 "element veth2 . fd00::8 of sources_6",
             ]
         );
-        assert!(one.iter().all(|(object, content)| two.get(object) == Some(content)));
     }
 
     #[test]
     fn every_reason_has_its_counter_and_every_counter_its_rule() {
-        let all = contents(&Ports::restored(vec![port("veth1", 7)]));
+        let all = contents(&Ports::restored(vec![port("veth1", 7)])).frames;
         let rules = all.values().filter_map(|content| match content {
             Content::Chain(chain) => Some(chain.rules.clone()),
             _ => None,

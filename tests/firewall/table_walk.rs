@@ -98,8 +98,8 @@ impl Machine {
     }
 
     pub fn targets(&self, settings: &MemoryKernel) -> Targets<Tables> {
-        let frames = Optional::unused(frames::NAME);
-        Targets { kernel: Tables, settings: Memory::new(settings), frames, table: self.clone() }
+        let (frames, groups) = (Optional::unused(frames::NAME), Optional::unused(frames::GROUPS_NAME));
+        Targets { kernel: Tables, settings: Memory::new(settings), frames, groups, table: self.clone() }
     }
 
     pub fn empty(seed: u64) -> Machine {

@@ -11,7 +11,7 @@ use crate::native::firewall_multicast::{Listeners, unicast};
 use crate::native::frame::Frame;
 
 fn assert_that_kernel_knows_bridges() {
-    let probed = probe_bridge(&frames::frames(&["kube-bridge".into()]));
+    let probed = probe_bridge(&frames::frames(&["kube-bridge".into()]).tags);
     assert!(
         probed.is_ok(),
         "this kernel has no module nft_meta_bridge; run this test in the guest of the lab: {probed:?}"

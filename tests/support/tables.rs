@@ -159,7 +159,11 @@ impl Table<'_> {
             // No connection has one.
             Match::ConnectionMark { mark, negated } => (mark.value == 0) != *negated,
             // Frames are for tables of the family bridge, whose contents have tests of their own.
-            Match::Mark { .. } | Match::EtherType { .. } | Match::FrameAddress { .. } | Match::NeighborMessage(_) => {
+            Match::Mark { .. }
+            | Match::EtherType { .. }
+            | Match::ToBridgeGroup
+            | Match::FrameAddress { .. }
+            | Match::NeighborMessage(_) => {
                 panic!("{one:?} is a match that this reader does not know")
             }
         }

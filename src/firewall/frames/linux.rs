@@ -1,28 +1,54 @@
-//! The table of frames in the kernel, and what it has dropped.
+//! The tables of frames in the kernel, and what they have dropped.
 
 use rustix::io::Errno;
 use tracing::warn;
 
-use crate::kernel::nftables::{CounterReader, Name, OwnTable, has_bridge_table, probe_bridge};
+use crate::kernel::nftables::{
+    CounterReader, Name, OwnTable, has_bridge_table, has_inet_table, probe_bridge, probe_inet,
+};
 use crate::kernel::{Cause, Error};
 use crate::reconcile::Optional;
 
-use super::{FrameTable, NAME, TABLE, TWO_TAGS, frames};
+use super::{BRIDGE_GROUP, Contents, FrameTable, GROUPS_NAME, NAME, REASONS, TABLE, TWO_TAGS, frames};
 
-/// Opens the table in the network namespace of the calling thread.
+/// The tables, each of its family.
+pub struct FrameTables {
+    /// Of the family `bridge`.
+    pub tags: FrameTable,
+    /// Of the family `inet`.
+    pub groups: FrameTable,
+}
+
+/// Opens the tables in the network namespace of the calling thread.
 ///
 /// # Errors
 /// If the kernel refuses netlink sockets, or does not say whether it has such tables.
-pub fn open() -> Result<FrameTable, Error> {
-    let error = match probe_bridge(&frames(&["kube-bridge".into()])) {
-        Ok(()) => return Ok(Optional::used(OwnTable::open_bridge(TABLE, NAME)?)),
-        Err(error) => error,
+pub fn open() -> Result<FrameTables, Error> {
+    let trial = frames(&["kube-bridge".into()]);
+    let tags = match usable(probe_bridge, &trial.tags)? {
+        None => Optional::used(OwnTable::open_bridge(TABLE, NAME)?),
+        Some(error) => {
+            warn!(%error, "Frames with two VLAN tags pass between pods without network policies: the kernel has no nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE, module nft_meta_bridge)");
+            Optional::unused(NAME)
+        }
     };
-    if is_missing(&error) {
-        warn!(%error, "Frames with two VLAN tags pass between pods without network policies: the kernel has no nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE, module nft_meta_bridge)");
-        return Ok(Optional::unused(NAME));
+    let groups = match usable(probe_inet, &trial.groups)? {
+        None => Optional::used(OwnTable::open_as(TABLE, GROUPS_NAME)?),
+        Some(error) => {
+            warn!(%error, "Packets of pods in frames to groups that bridges do not forward reach this host's link-local addresses without network policies: the kernel has no nf_tables of the family inet (CONFIG_NF_TABLES_INET)");
+            Optional::unused(GROUPS_NAME)
+        }
+    };
+    Ok(FrameTables { tags, groups })
+}
+
+/// Tries these contents. Returns why the kernel can have no such table, if it can not.
+fn usable(probe: impl FnOnce(&Contents) -> Result<(), Error>, contents: &Contents) -> Result<Option<Error>, Error> {
+    match probe(contents) {
+        Ok(()) => Ok(None),
+        Err(error) if is_missing(&error) => Ok(Some(error)),
+        Err(error) => Err(error),
     }
-    Err(error)
 }
 
 /// Returns whether the kernel has no such tables, or not all that they need; any other refusal says nothing of that.
@@ -30,34 +56,55 @@ fn is_missing(error: &Error) -> bool {
     error.is_unsupported() || matches!(error.cause, Cause::Errno(Errno::NOENT | Errno::INVAL, _))
 }
 
-/// Opens the table where there is one.
+/// Opens the tables that are there.
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_for_cleanup() -> Result<FrameTable, Error> {
-    if !has_bridge_table(TABLE)? {
-        return Ok(Optional::unused(NAME));
-    }
-    Ok(Optional::used(OwnTable::open_bridge(TABLE, NAME)?))
+pub fn open_for_cleanup() -> Result<FrameTables, Error> {
+    let tags = match has_bridge_table(TABLE)? {
+        true => Optional::used(OwnTable::open_bridge(TABLE, NAME)?),
+        false => Optional::unused(NAME),
+    };
+    let groups = match has_inet_table(TABLE)? {
+        true => Optional::used(OwnTable::open_as(TABLE, GROUPS_NAME)?),
+        false => Optional::unused(GROUPS_NAME),
+    };
+    Ok(FrameTables { tags, groups })
 }
 
-/// Reads how many packets were dropped. What was counted before the table was made anew stays in the sum.
+/// Reads how many packets were dropped. What was counted before a table was made anew stays in the sum.
 #[derive(Default)]
 pub struct DroppedFrames {
+    tags: Dropped,
+    groups: Dropped,
+}
+
+/// The count of one counter.
+#[derive(Default)]
+struct Dropped {
     reader: Option<CounterReader>,
     last: u64,
     sum: u64,
 }
 
 impl DroppedFrames {
-    /// Returns the number of packets dropped since the start, as far as the kernel tells.
-    pub fn count(&mut self) -> u64 {
+    /// Returns the number of packets dropped since the start, as far as the kernel tells, by the reason.
+    pub fn counts(&mut self) -> [(&'static str, u64); 2] {
+        let [vlan_tags, bridge_group] = REASONS;
+        let tags = self.tags.count(|| CounterReader::open_bridge(TABLE), TWO_TAGS);
+        let groups = self.groups.count(|| CounterReader::open(TABLE), BRIDGE_GROUP);
+        [(vlan_tags, tags), (bridge_group, groups)]
+    }
+}
+
+impl Dropped {
+    fn count(&mut self, open: impl FnOnce() -> Result<CounterReader, Error>, counter: &str) -> u64 {
         if self.reader.is_none() {
-            self.reader = CounterReader::open_bridge(TABLE).ok();
+            self.reader = open().ok();
         }
         // What cannot be read now is counted with what comes.
-        let Some(Ok(counted)) = self.reader.as_mut().map(|reader| reader.counts(TWO_TAGS)) else { return self.sum };
-        let now = counted.get(&Name::from(TWO_TAGS)).map_or(0, |count| count.packets);
+        let Some(Ok(counted)) = self.reader.as_mut().map(|reader| reader.counts(counter)) else { return self.sum };
+        let now = counted.get(&Name::from(counter)).map_or(0, |count| count.packets);
         self.sum += if now >= self.last { now - self.last } else { now };
         self.last = now;
         self.sum

@@ -1,4 +1,5 @@
-//! Frames that no rule of a policy sees, dropped where a pod's bridge receives them: those with more than one tag of a VLAN.
+//! Frames that lead past the rules of policies, dropped: those with more than one tag of a VLAN where a pod's bridge receives them, and those to the groups
+//! that bridges do not forward where the host takes what is in them.
 //!
 //! ```text
 //! table bridge sluice_frames {
@@ -18,6 +19,20 @@
 //!
 //! The table is the same with both backends, because iptables has no rules for frames: it needs nf_tables with the family `bridge`
 //! (`CONFIG_NF_TABLES_BRIDGE`) that tells by which bridge a frame came (`nft_meta_bridge`). Where the kernel has none, that is said at the start, and such frames pass.
+//!
+//! ```text
+//! table inet sluice_frames {
+//!     chain bridge_group {
+//!         type filter hook prerouting priority -450
+//!         ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 counter name bridge_group drop
+//!     }
+//! }
+//! ```
+//!
+//! A bridge keeps frames to 01:80:c2:00:00:00 to 0f to itself (IEEE 802.1Q 8.6.3), and the host takes them as ones that came by the port: no
+//! hook of the family `bridge` sees all of them, and rules about what comes from the bridge (`link_local`) see none. No packet of IPv4 or IPv6 is ever
+//! sent to these groups (RFC 1112 6.4, RFC 2464 7), so what comes in such a frame is dropped, whatever link it comes by. Before connection tracking puts fragments
+//! together.
 
 use std::collections::BTreeMap;
 
@@ -32,22 +47,33 @@ use crate::reconcile::{Growth, Mirror, Moment, Optional, Target};
 
 pub mod linux;
 
-/// The desired contents of the table.
-pub type Frames = BTreeMap<Object, Content>;
+/// The contents of a table.
+pub type Contents = BTreeMap<Object, Content>;
 
-/// The table as a kind of kernel objects; not used where the kernel has none.
+/// The desired contents of both tables.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Frames {
+    /// Of the family `bridge`.
+    pub tags: Contents,
+    /// Of the family `inet`.
+    pub groups: Contents,
+}
+
+/// A table as a kind of kernel objects; not used where the kernel has none.
 pub type FrameTable = Optional<OwnTable>;
 
-/// The table, of the family `bridge`.
+/// The tables, one of the family `bridge` and one of the family `inet`.
 pub const TABLE: &str = "sluice_frames";
 
-/// The name of the kind.
+/// The names of the kinds.
 pub const NAME: &str = "bridge rules";
+pub const GROUPS_NAME: &str = "bridge group rules";
 
 /// Why packets are dropped here, in the metrics.
-pub const REASON: &str = "vlan-tags";
+pub const REASONS: [&str; 2] = ["vlan-tags", "bridge-group"];
 
 const TWO_TAGS: &str = "two_tags";
+const BRIDGE_GROUP: &str = "bridge_group";
 const BRIDGES: &str = "pod_bridges";
 
 /// The EtherTypes of tags: 802.1Q and 802.1ad.
@@ -56,11 +82,27 @@ const TAGS: [u16; 2] = [0x8100, 0x88a8];
 /// `filter` of the family `bridge` (`NF_BR_PRI_FILTER_BRIDGED`): before `br_netfilter`.
 const PRIORITY: i32 = -200;
 
-/// Returns the contents of the table where policies are in force on these bridges.
+/// `NF_IP_PRI_RAW_BEFORE_DEFRAG`: before fragments are put together.
+const BEFORE_FRAGMENTS: i32 = -450;
+
+/// Returns the contents of the tables where policies are in force on these bridges.
 pub fn frames(bridges: &[CompactString]) -> Frames {
     if bridges.is_empty() {
-        return Frames::new();
+        return Frames::default();
     }
+    Frames { tags: tags(bridges), groups: groups() }
+}
+
+fn groups() -> Contents {
+    let counter = Name::from(BRIDGE_GROUP);
+    let base = Base { kind: BaseKind::Filter, hook: Hook::Prerouting, priority: BEFORE_FRAGMENTS };
+    let rule = Rule::with([Match::ToBridgeGroup], [Statement::Count(counter.clone())], Some(Verdict::Drop));
+    let chain = Chain { base: Some(base), rules: vec![rule] };
+    [(Object::Counter(counter.clone()), Content::Counter), (Object::Chain(counter), Content::Chain(chain.into()))]
+        .into()
+}
+
+fn tags(bridges: &[CompactString]) -> Contents {
     let (counter, set) = (Name::from(TWO_TAGS), Name::from(BRIDGES));
     let with_tag = |number| {
         let tagged = Match::EtherType { number, negated: false };
@@ -92,12 +134,12 @@ impl<T: Target<Key = Object, Value = Content>> FrameRules for Optional<T> {
     }
 }
 
-/// Brings the table about as far as `authority` allows.
-pub fn keep<T: FrameRules>(mirror: &mut Mirror<T>, desired: &Frames, authority: Authority, at: Moment) {
+/// Brings a table about as far as `authority` allows.
+pub fn keep<T: FrameRules>(mirror: &mut Mirror<T>, desired: &Contents, authority: Authority, at: Moment) {
     if mirror.target().is_used() {
         mirror.transact(desired, Growth::Full, authority == Authority::Complete, at);
     } else {
-        mirror.transact(&Frames::new(), Growth::Full, true, at);
+        mirror.transact(&Contents::new(), Growth::Full, true, at);
     }
 }
 
@@ -107,8 +149,10 @@ mod tests {
 
     #[test]
     fn another_bridge_is_one_element_and_without_bridges_there_is_nothing() {
-        assert!(frames(&[]).is_empty());
+        assert_eq!(frames(&[]), Frames::default());
         let (one, two) = (frames(&["cni0".into()]), frames(&["cni0".into(), "kube-bridge".into()]));
+        assert_eq!(one.groups, two.groups);
+        let (one, two) = (one.tags, two.tags);
         let added: Vec<&Object> = two.keys().filter(|object| !one.contains_key(*object)).collect();
         assert_eq!(added, [&Object::Element(BRIDGES.into(), Key::Link("kube-bridge".into()))]);
         assert!(one.iter().all(|(object, content)| two.get(object) == Some(content)));

@@ -90,6 +90,7 @@ kinds! {
     pub struct Mirrors {
         settings: Settings,
         frames: Frames after Rules,
+        groups: Frames after Rules,
         sets: Sets,
         elements: Elements,
         rules: Rules after Rules,
@@ -151,6 +152,7 @@ impl<K: Kernel> Mirrors<K> {
         }
         if changed.frames {
             self.frames.mark_all();
+            self.groups.mark_all();
         }
         changed.sets.iter().for_each(|key| self.sets.mark(key.clone()));
         changed.elements.iter().for_each(|key| self.elements.mark(key.clone()));
@@ -177,7 +179,8 @@ impl<K: Kernel> Mirrors<K> {
         if self.leaves_memory {
             return IptablesRound::default();
         }
-        frames::keep(&mut self.frames, &desired.frames, authority, at);
+        frames::keep(&mut self.frames, &desired.frames.tags, authority, at);
+        frames::keep(&mut self.groups, &desired.frames.groups, authority, at);
         let mut left = std::mem::take(&mut self.left);
         left.retain(|key| authority != Authority::Complete && !desired.elements.contains_key(key));
         let mut round = self.acts(&RoundInputs { desired, authority, at, left: &left }, begun);

@@ -16,7 +16,6 @@ use crate::net::Family;
 
 use super::super::backend::Owner;
 use super::super::drop_sums::{CountsFor, DropSums};
-use super::super::frames;
 use super::super::rules::{Direction, Isolation, RuleSet};
 use super::names::{self, CHAIN_DENY, CHAIN_LINK_LOCAL, CHAIN_MULTICAST};
 use super::pod_chain;
@@ -108,9 +107,9 @@ impl Drops {
         self.0.add(refused.chain(dropped).collect(), |(other, _)| *other == family, counts_for);
     }
 
-    /// Sets the number of frames dropped for their tags.
-    pub fn set_frames(&mut self, dropped: u64) {
-        self.0.set_on_bridges(frames::REASON, dropped);
+    /// Sets the numbers of frames dropped for these reasons.
+    pub fn set_frames(&mut self, dropped: impl IntoIterator<Item = (&'static str, u64)>) {
+        dropped.into_iter().for_each(|(reason, packets)| self.0.set_on_bridges(reason, packets));
     }
 
     pub fn on_bridges(&self) -> &BTreeMap<&'static str, u64> {

@@ -11,6 +11,7 @@ use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module, nftables};
 use crate::net::{Family, PerFamily};
 
+use super::super::frames::linux::FrameTables;
 use super::super::frames::{self, FrameTable};
 use super::super::settings;
 use super::apply::{Kernel, Refusing, Targets, Timed};
@@ -46,7 +47,8 @@ pub fn open() -> Result<(Targets<Linux>, Families), Error> {
         warn!(%error, "Loading a kernel module failed");
     }
     let (mut targets, programs) = open_for_cleanup()?;
-    targets.frames = frames::linux::open()?;
+    let FrameTables { tags, groups } = frames::linux::open()?;
+    (targets.frames, targets.groups) = (tags, groups);
     let is_legacy = programs.v6.is_some_and(|programs| programs.flavour == Flavour::Legacy);
     if is_legacy {
         // These programs print nothing, and no error, where the kernel has no tables. A failed load proves nothing: a
@@ -82,14 +84,17 @@ pub fn open_for_cleanup() -> Result<(Targets<Linux>, Families), Error> {
 pub fn open_with(programs: Families) -> Result<Targets<Linux>, Error> {
     let filters_ipv6 = iptables::kernel_has_ipv6() && programs.v6.is_some();
     let targets = targets(Tables::new(programs, ownership()), Linux { abandoned: Families::default(), filters_ipv6 })?;
-    Ok(Targets { frames: frames::linux::open()?, ..targets })
+    let FrameTables { tags, groups } = frames::linux::open()?;
+    Ok(Targets { frames: tags, groups, ..targets })
 }
 
 fn targets(rules: Tables, kernel: Linux) -> Result<Targets<Linux>, Error> {
+    let FrameTables { tags, groups } = frames::linux::open_for_cleanup()?;
     Ok(Targets {
         kernel,
         settings: Settings::new([]),
-        frames: frames::linux::open_for_cleanup()?,
+        frames: tags,
+        groups,
         sets: Sets::open(with_temporary(), SetName(TEMPORARY_SET.into()))?,
         elements: Elements::open(set_names())?,
         rules: rules.waiting_for(overlay::has_stand_in),

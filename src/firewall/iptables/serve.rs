@@ -41,7 +41,7 @@ impl Dropped for Counters {
     fn count(&mut self) -> Result<(), Error> {
         let owners = self.owners.borrow().clone();
         self.drops.begin(&owners);
-        self.drops.set_frames(self.frames.count());
+        self.drops.set_frames(self.frames.counts());
         let mut result = Ok(());
         for family in Family::BOTH {
             match (self.read)(family) {

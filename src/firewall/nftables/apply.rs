@@ -53,6 +53,7 @@ kinds! {
     pub struct Mirrors {
         settings: Settings,
         frames: Frames after Rules,
+        groups: Frames after Rules,
         table: Table after Rules,
     }
     with {
@@ -82,6 +83,7 @@ impl<K: Kernel> Mirrors<K> {
         }
         if changed.frames {
             self.frames.mark_all();
+            self.groups.mark_all();
         }
         for object in &changed.objects {
             self.table.mark(object.clone());
@@ -116,7 +118,8 @@ impl<K: Kernel> Mirrors<K> {
         if self.leaves_memory {
             return Duration::ZERO;
         }
-        frames::keep(&mut self.frames, &desired.frames, authority, at);
+        frames::keep(&mut self.frames, &desired.frames.tags, authority, at);
+        frames::keep(&mut self.groups, &desired.frames.groups, authority, at);
         self.left.retain(|object| authority != Authority::Complete && !desired.table.contains_key(object));
         self.keep(desired, authority);
         let merged = (!self.kept.is_empty()).then(|| self.kept.over(&desired.table));

@@ -10,7 +10,6 @@ use crate::kernel::nftables::Name;
 
 use super::super::backend::Owner;
 use super::super::drop_sums::{CountsFor, DropSums};
-use super::super::frames;
 use super::super::rules::ClusterPolicyKey;
 use super::class::Class;
 use super::names::{self, LINK_LOCAL, MULTICAST};
@@ -66,9 +65,9 @@ impl Drops {
         self.0.add(counted, |_| true, counts_for);
     }
 
-    /// Sets the number of frames dropped for their tags.
-    pub fn set_frames(&mut self, dropped: u64) {
-        self.0.set_on_bridges(frames::REASON, dropped);
+    /// Sets the numbers of frames dropped for these reasons.
+    pub fn set_frames(&mut self, dropped: impl IntoIterator<Item = (&'static str, u64)>) {
+        dropped.into_iter().for_each(|(reason, packets)| self.0.set_on_bridges(reason, packets));
     }
 
     pub fn on_bridges(&self) -> &BTreeMap<&'static str, u64> {

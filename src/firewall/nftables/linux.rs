@@ -8,6 +8,7 @@ use crate::kernel::nftables::{self, Object, OwnTable};
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, module};
 
+use super::super::frames::linux::FrameTables;
 use super::super::frames::{self, FrameTable};
 use super::super::{iptables, settings};
 use super::apply::{Kernel, Refusing, Targets};
@@ -24,7 +25,8 @@ pub fn open() -> Result<Targets<Linux>, Error> {
     for error in module::load(&settings::MODULES) {
         warn!(%error, "Loading a kernel module failed");
     }
-    Ok(Targets { frames: frames::linux::open()?, ..open_for_cleanup()? })
+    let FrameTables { tags, groups } = frames::linux::open()?;
+    Ok(Targets { frames: tags, groups, ..open_for_cleanup()? })
 }
 
 /// Like [`open`], without loading anything.
@@ -32,8 +34,9 @@ pub fn open() -> Result<Targets<Linux>, Error> {
 /// # Errors
 /// As [`open`].
 pub fn open_for_cleanup() -> Result<Targets<Linux>, Error> {
-    let frames = frames::linux::open_for_cleanup()?;
-    Ok(Targets { kernel: Linux, settings: Settings::new([]), frames, table: OwnTable::open(TABLE)? })
+    let FrameTables { tags, groups } = frames::linux::open_for_cleanup()?;
+    let table = OwnTable::open(TABLE)?;
+    Ok(Targets { kernel: Linux, settings: Settings::new([]), frames: tags, groups, table })
 }
 
 impl Kernel for Linux {

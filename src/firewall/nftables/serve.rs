@@ -39,7 +39,7 @@ impl Counters {
 impl Dropped for Counters {
     fn count(&mut self) -> Result<(), Error> {
         let owners = self.owners.borrow().clone();
-        self.drops.set_frames(self.frames.count());
+        self.drops.set_frames(self.frames.counts());
         let counted = self.table.counts("")?;
         self.drops.add(counted.into_iter().map(|(name, count)| (name, count.packets)).collect(), &owners);
         Ok(())

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::encode::{STATES, expressions, frame_field, icmp, length, loads, offset};
+use super::encode::{STATES, expressions, frame_field, icmp, length, loads, offset, to_bridge_group};
 use super::expression::{Data, Expression, FIRST, VERDICT, base, compare, connection, fib, meta, nat, reject};
 use super::object::Name;
 use super::rule::{FrameField, Lookup, Mark, Match, Rule, Side, Statement, States, Verdict};
@@ -148,6 +148,10 @@ impl<'a> Reader<'a> {
                 self.any_lookup(&[&with[..], &[Lookup::InputLink]].concat())
             }
             (meta::OUTPUT_LINK, _) => self.any_lookup(&[Lookup::OutputLink]),
+            (meta::INPUT_TYPE, _) => {
+                let rest = self.rest.strip_prefix(to_bridge_group().as_slice())?;
+                self.condition(Match::ToBridgeGroup, rest)
+            }
             (meta::INPUT_BRIDGE, _) => self.any_lookup(&[Lookup::InputBridge]),
             _ => None,
         }

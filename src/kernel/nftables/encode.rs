@@ -114,6 +114,22 @@ pub(super) fn frame_field(field: FrameField, word: u32) -> Expression {
     Expression::Payload { base, offset, length, to: register(word) }
 }
 
+/// Compares the type of the link, which says that there is a header of Ethernet, and the frame's destination.
+pub(super) fn to_bridge_group() -> [Expression; 5] {
+    let equal = |value| Expression::Compare { from: FIRST, operation: compare::EQUAL, value };
+    let (mask, xor) = (Data::new(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xf0]), Data::zero(6));
+    [
+        Expression::Meta { key: meta::INPUT_TYPE, to: FIRST },
+        equal(Data::new(&ETHERNET.to_ne_bytes())),
+        Expression::Payload { base: base::LINK, offset: 0, length: 6, to: FIRST },
+        Expression::Bitwise { from: FIRST, to: FIRST, mask, xor },
+        equal(Data::new(&[0x01, 0x80, 0xc2, 0, 0, 0])),
+    ]
+}
+
+/// `ARPHRD_ETHER` (include/uapi/linux/if_arp.h).
+const ETHERNET: u16 = 1;
+
 fn words(family: Family) -> u32 {
     length(family) / 4
 }
@@ -248,6 +264,7 @@ impl Writer {
                 self.meta(meta::ETHER_TYPE);
                 self.equal(*negated, Data::new(&number.to_be_bytes()));
             }
+            Match::ToBridgeGroup => self.written.extend(to_bridge_group()),
             Match::FrameAddress { of, range } => {
                 self.push(frame_field(*of, 0));
                 self.within(*range, false);

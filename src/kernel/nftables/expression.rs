@@ -118,6 +118,7 @@ pub(super) mod meta {
     pub const MARK: u32 = 3;
     pub const INPUT_LINK: u32 = 6;
     pub const OUTPUT_LINK: u32 = 7;
+    pub const INPUT_TYPE: u32 = 8;
     pub const FAMILY: u32 = 15;
     pub const PROTOCOL: u32 = 16;
     pub const INPUT_BRIDGE: u32 = 17;

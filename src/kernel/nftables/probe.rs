@@ -75,13 +75,27 @@ pub fn probe() -> Result<(), Missing> {
 /// # Errors
 /// It does not; what it says of it.
 pub fn probe_bridge(contents: &BTreeMap<Object, Content>) -> Result<(), Error> {
+    probe_contents(TableId { family: BRIDGE, name: TABLE }, contents)
+}
+
+/// The same in a table of the family `inet`.
+///
+/// # Errors
+/// As [`probe_bridge`].
+pub fn probe_inet(contents: &BTreeMap<Object, Content>) -> Result<(), Error> {
+    probe_contents(TABLE.into(), contents)
+}
+
+fn probe_contents(table: TableId<'_>, contents: &BTreeMap<Object, Content>) -> Result<(), Error> {
     let mut socket = Socket::open(Bus::Netfilter)?;
-    let mut batch = Batch::new(TableId { family: BRIDGE, name: TABLE }, None);
+    let mut batch = Batch::new(table, None);
     batch.make_table(0);
     Plan::of_all(contents).write(&mut batch)?;
     batch.delete_table();
     batch.close();
-    socket.transaction(&mut batch.messages).map_err(|fault| Error::new("try nf_tables", "bridge", fault.into()))
+    socket
+        .transaction(&mut batch.messages)
+        .map_err(|fault| Error::new("try nf_tables", "rules for frames", fault.into()))
 }
 
 fn missing(batch: &Batch<'_>, refusals: Vec<Refusal>) -> Option<Missing> {

@@ -71,6 +71,9 @@ pub enum Match {
     /// `meta protocol`: the EtherType of a frame (IEEE 802.3), behind the tag of a VLAN that the kernel takes off a frame which it receives:
     /// one at most.
     EtherType { number: u16, negated: bool },
+    /// `ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00`: the packet came by Ethernet, in a frame to one of the groups that bridges do not forward
+    /// (IEEE 802.1Q 8.6.3).
+    ToBridgeGroup,
     /// An address in a frame is in this range. In a table of the family `bridge`, behind a match for what the frame is.
     FrameAddress { of: FrameField, range: IpNet },
     /// The type of an ICMPv6 message, in a table of the family `bridge`, behind a match for IPv6.

@@ -72,6 +72,14 @@ impl OwnTable {
         OwnTable::of(name.into(), "rules")
     }
 
+    /// Like [`open`](OwnTable::open), for this kind of kernel objects.
+    ///
+    /// # Errors
+    /// As [`open`](OwnTable::open).
+    pub fn open_as(name: &'static str, kind: &'static str) -> Result<OwnTable, Error> {
+        OwnTable::of(name.into(), kind)
+    }
+
     /// Like [`open`](OwnTable::open), for the table of the family `bridge` with this name, and for this kind of kernel objects. Whether the kernel has such tables,
     /// [`probe_bridge`](super::probe::probe_bridge) tells.
     ///

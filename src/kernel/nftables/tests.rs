@@ -85,6 +85,7 @@ fn one_match() -> impl Strategy<Value = Match> {
         (lookup(), name(), any::<bool>()).prop_map(|(lookup, set, negated)| Match::InSet { lookup, set, negated }),
         (side(), any::<bool>()).prop_map(|(of, negated)| Match::HostAddress { of, negated }),
         Just(Match::ToMany),
+        Just(Match::ToBridgeGroup),
         protocol().prop_map(Match::Protocol),
         (family(), any::<u8>()).prop_map(|(family, number)| Match::IcmpKind { family, number }),
         (protocol(), ports()).prop_map(|(protocol, range)| Match::DestinationPort { protocol, range }),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use sluice::config::FirewallConfig;
 use sluice::firewall::backend::Backend;
 use sluice::firewall::frames;
+use sluice::firewall::frames::linux::FrameTables;
 use sluice::firewall::iptables::apply::{IptablesRound, Mirrors};
 use sluice::firewall::iptables::linux::{self, Linux};
 use sluice::firewall::iptables::lowering::Lowering;
@@ -197,8 +198,8 @@ impl Either {
             }
             Filter::Nftables => {
                 let opened = nftables::linux::open_for_cleanup().expect("the kernel can be reached");
-                let frames = frames::linux::open().expect("the kernel can be reached");
-                let targets = nftables::apply::Targets { frames, ..opened };
+                let FrameTables { tags, groups } = frames::linux::open().expect("the kernel can be reached");
+                let targets = nftables::apply::Targets { frames: tags, groups, ..opened };
                 let (owners, told) = watch::channel(Arc::default());
                 Either::Nftables(Box::new((Nftables::new(config.clone(), families, targets, owners), told)))
             }
@@ -209,7 +210,7 @@ impl Either {
 /// A table belongs to its process until all copies of the socket are closed, of which programs that begin have some for a moment.
 pub fn until_nobody_owns_the_table() {
     let begun = Instant::now();
-    let tables = [format!("inet {TABLE}"), format!("bridge {}", frames::TABLE)];
+    let tables = [format!("inet {TABLE}"), format!("bridge {}", frames::TABLE), format!("inet {}", frames::TABLE)];
     let is_owned = |table: &String| attempt(&format!("nft list table {table}")).1.contains("flags owner");
     while tables.iter().any(is_owned) {
         assert!(begun.elapsed() < Duration::from_secs(10), "a table still has an owner");

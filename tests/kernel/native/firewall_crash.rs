@@ -292,9 +292,11 @@ fn bring_about(filter: Filter, world: &Option<World>, default_deny: bool, left: 
 fn bring_about_in_table(world: &Option<World>, default_deny: bool, left: Rc<Cell<u64>>) {
     // A process that was killed may own it for a moment.
     until_nobody_owns_the_table();
-    let nftables::apply::Targets { kernel, settings, frames, table } = nftables::linux::open_for_cleanup().unwrap();
+    let nftables::apply::Targets { kernel, settings, frames, groups, table } =
+        nftables::linux::open_for_cleanup().unwrap();
     let (kernel, table) = (Mortal { inner: kernel, left: left.clone() }, Mortal { inner: table, left });
-    let mut mirrors = nftables::apply::Mirrors::new(nftables::apply::Targets { kernel, settings, frames, table });
+    let mut mirrors =
+        nftables::apply::Mirrors::new(nftables::apply::Targets { kernel, settings, frames, groups, table });
     let mut lowering = TableLowering::new(config(default_deny), BOTH_FAMILIES);
     if let Some(world) = world {
         let mut plan = Plan::new();
@@ -324,12 +326,13 @@ fn one_round(filter: Filter, world: &World, default_deny: bool) {
 }
 
 fn mortal(flavour: Flavour, left: Rc<Cell<u64>>) -> Mirrors<Mortal<Linux>> {
-    let Targets { settings, frames, sets, elements, rules, kernel } =
+    let Targets { settings, frames, groups, sets, elements, rules, kernel } =
         linux::open_with(programs(flavour)).expect("the kernel can be reached");
     Mirrors::new(Targets {
         kernel: Mortal { inner: kernel, left: left.clone() },
         settings,
         frames,
+        groups,
         sets: Mortal { inner: sets, left: left.clone() },
         elements: Mortal { inner: elements, left: left.clone() },
         rules: Mortal { inner: rules, left },

@@ -2,7 +2,7 @@
 //! the ports of a bridge, with IPv6 for pods and without.
 
 use std::fs::File;
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,10 +15,10 @@ use sluice::net::PerFamily;
 use super::enforcer::{Enforcer, Filter};
 use super::firewall::{PODS, app, config, egress, ingress, put_pod, world};
 use super::firewall_multicast::link_address;
-use super::frame::LinkAddress;
+use super::frame::{Frame, LinkAddress};
 use super::moment;
 use super::places::inside;
-use crate::namespace::{in_new, own_run, run};
+use crate::namespace::{attempt, in_new, own_run, run};
 
 /// Pods on the bridge, and the node, with the last word of their link-local addresses.
 const ENDS: [(&str, u16); 4] = [("web", 0x10), ("db", 0x11), ("plain", 0x12), ("node", 0x1)];
@@ -200,6 +200,48 @@ fn link_local_addresses_lead_past_no_policy_and_the_link_goes_on_working() {
         bridged.assert_paths("without policies again", By::Link, &open);
         let saved = bridged.enforcer.filter.saved();
         assert!(!saved.contains("LINK-LOCAL") && !saved.contains("jump link_local"), "nothing is left over: {saved}");
+    });
+}
+
+/// A bridge does not forward frames to some groups (IEEE 802.1Q 8.6.3), and the host takes a packet in them as one that came by the pod's own
+/// link: no rule about the bridge sees it.
+#[test]
+fn frames_to_groups_that_bridges_keep_to_themselves_lead_past_no_policy() {
+    with_each(|bridged| {
+        let socket = UdpSocket::bind("[::]:0").expect("a port is free");
+        socket.set_read_timeout(Some(Duration::from_millis(40))).expect("a socket can be told so");
+        let port = socket.local_addr().expect("it is bound").port();
+        let web = bridged.ends.iter().find(|(name, ..)| *name == "web").expect("it is there").2.try_clone();
+        let web = web.expect("a file can be opened twice");
+        let taken = |last: u8, (source, target): (&str, &str)| {
+            let frame = Frame {
+                from: link_address("web"),
+                to: [0x01, 0x80, 0xc2, 0, 0, last],
+                tags: Vec::new(),
+                source: SocketAddr::new(source.parse().expect("an address"), 1024),
+                destination: SocketAddr::new(target.parse().expect("an address"), port),
+                payload: b"past".to_vec(),
+            };
+            inside(&web, || frame.send(scope_of("eth0")));
+            socket.recv(&mut [0; 64]).is_ok()
+        };
+        let paths = [("fe80::10", "fd00:10:244:1::1"), ("fe80::10", "ff02::1"), ("fd00:10:244:1::10", "ff02::1")];
+        let all = || [2, 3, 0x0e].into_iter().flat_map(|last| paths.map(|path| (last, path)));
+        for (last, path) in all() {
+            assert!((0..5).any(|_| taken(last, path)), "without policies: {path:?} by {last}");
+        }
+        bridged.world.cluster.policies.insert(ObjectName::new("shop", "shut"), egress(app("web"), &[]));
+        bridged.settle();
+        for (last, path) in all() {
+            assert!(!taken(last, path), "web is isolated: {path:?} by {last}");
+        }
+        let text = bridged.refused();
+        let line = "sluice_firewall_bridge_dropped_packets_total{reason=\"bridge-group\"} ";
+        let count = text.lines().find_map(|one| one.strip_prefix(line)).and_then(|count| count.parse::<u64>().ok());
+        assert!(count >= Some(9), "{text}");
+        bridged.world.cluster.policies.remove(&ObjectName::new("shop", "shut"));
+        bridged.settle();
+        assert!(!attempt("nft list table inet sluice_frames").0, "nothing is left over");
     });
 }
 

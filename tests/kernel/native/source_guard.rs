@@ -321,6 +321,40 @@ fn forged() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// The groups that a bridge does not forward (IEEE 802.1Q 8.6.3), by the last byte: of bridges while none speaks STP, of LACP, of other
+/// protocols, of LLDP.
+const GROUPS: [u8; 4] = [0, 2, 3, 0x0e];
+
+fn group(last: u8) -> LinkAddress {
+    [0x01, 0x80, 0xc2, 0, 0, last]
+}
+
+/// Returns whether the bridge takes `db` for the owner of another pod's link address when it sends with that to this group.
+fn moves(last: u8) -> bool {
+    let stolen = || {
+        let all = run("bridge fdb show br kube-bridge");
+        all.lines().any(|line| line.starts_with(&spelled(mac("plain"))) && line.contains("dev to-db"))
+    };
+    let own = Frame { from: mac("plain"), ..udp(v4("plain")) };
+    inside(&namespace("plain"), || frame::send(scope_of("eth0"), &own.bytes()));
+    std::thread::sleep(Duration::from_millis(5));
+    assert!(!stolen(), "the pod itself has sent last");
+    let forged = Frame { from: mac("plain"), to: group(last), ..udp(v6("db")) };
+    inside(&namespace("db"), || frame::send(scope_of("eth0"), &forged.bytes()));
+    std::thread::sleep(Duration::from_millis(20));
+    stolen()
+}
+
+/// Returns whether the host takes a packet with this source that `db` sends to this group.
+fn taken_by_host(last: u8, source: IpAddr) -> bool {
+    let host: IpAddr = if source.is_ipv4() { [10, 244, 1, 1].into() } else { "fd00:10:244:1::1".parse().unwrap() };
+    let socket = UdpSocket::bind((host, 0)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(30))).unwrap();
+    let frame = Frame { to: group(last), destination: socket.local_addr().unwrap(), ..udp(source) };
+    inside(&namespace("db"), || frame::send(scope_of("eth0"), &frame.bytes()));
+    socket.recv(&mut [0; 64]).is_ok()
+}
+
 /// Returns whether a frame that `db` sends arrives at `web`.
 fn arrives(bytes: &[u8]) -> bool {
     let (from, at) = (namespace("db"), namespace("web"));
@@ -344,6 +378,12 @@ fn assert_guarded(said: &str) {
         // The machine may be busy.
         assert!((0..5).any(|_| arrives(&bytes)), "{said}: {what}");
     }
+    for last in GROUPS {
+        assert!(!moves(last), "{said}: another pod's link address in a frame to {:02x?}", group(last));
+        for source in [v4("plain"), v6("plain")] {
+            assert!(!taken_by_host(last, source), "{said}: a packet of {source} in a frame to {:02x?}", group(last));
+        }
+    }
 }
 
 /// A connection between two pods that know nothing of each other.
@@ -366,11 +406,18 @@ fn connects(from: &str, to: &str) -> bool {
 #[test]
 fn a_pod_sends_with_the_addresses_that_it_was_given_and_no_others() {
     with_each(|node| {
+        for last in GROUPS {
+            assert!(moves(last), "without a guard, another pod's link address in a frame to {:02x?}", group(last));
+        }
         node.start_agent(true);
         node.add("web");
         node.add("plain");
         for (what, bytes) in sound().into_iter().chain(forged()) {
             assert!((0..5).any(|_| arrives(&bytes)), "without a guard of the port, {what}");
+        }
+        for last in GROUPS {
+            let passes = [v4("plain"), v6("plain")].map(|source| (0..5).any(|_| taken_by_host(last, source)));
+            assert_eq!(passes, [true, true], "without a guard of the port, {last}");
         }
         node.until("the pod that is not guarded is told", || {
             node.asked(20241, "/metrics").contains("\nsluice_source_guard_unguarded_pods 1\n")

@@ -188,6 +188,7 @@ impl MemoryKernel {
             kernel: self.clone(),
             settings: Memory::new(self),
             frames: Optional::unused(firewall::frames::NAME),
+            groups: Optional::unused(firewall::frames::GROUPS_NAME),
             sets: Memory { ours: Box::new(move |set, _| is_our_set(set)), ..Memory::new(self) },
             elements: Memory { ours: Box::new(move |element, _| is_our_set(&element.set)), ..Memory::new(self) },
             rules: Memory { ours: Box::new(move |piece, _| is_ours(piece)), ..Memory::new(self) },
