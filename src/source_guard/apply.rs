@@ -62,6 +62,14 @@ impl<K: Kernel> Mirrors<K> {
         self.learning.try_at_once();
     }
 
+    /// Returns the contents of the table of the family `bridge`.
+    ///
+    /// # Errors
+    /// The kernel does not tell; why.
+    pub fn found(&mut self) -> Result<Contents, String> {
+        self.table.target().read().map_err(|error| error.to_string())
+    }
+
     /// Runs one round.
     pub fn round(&mut self, desired: &Desired, at: Moment) {
         self.learning.target().of(desired.bridges.keys().cloned().collect());

@@ -4,6 +4,7 @@
 //! number of pods that are not guarded.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Ti
 use super::apply::{Kernel, Mirrors, PodLink, Targets};
 use super::metrics::Metrics;
 use super::ports::{GuardedPort, Ports};
-use super::ports_file::PortsFile;
+use super::ports_file::{PortsFile, Restored};
 use super::table::{self, Desired};
 
 /// A call of the container runtime.
@@ -74,6 +75,8 @@ pub struct Driver<K: Kernel> {
     desired: Desired,
     /// Pods that wait until their port is guarded.
     waiting: Vec<watch::Sender<Result<(), String>>>,
+    /// What the file holds, as far as is known.
+    written: Option<Ports>,
     /// The last writing of the file failed with this, and is tried again then.
     unwritten: Option<(String, Instant)>,
     /// The pods of the last World, and of them those of this node with their addresses.
@@ -85,14 +88,14 @@ pub struct Driver<K: Kernel> {
 impl<K: Kernel> Driver<K> {
     /// Takes over the ports that an earlier run guarded.
     pub fn new(targets: Targets<K>, context: GuardContext) -> Driver<K> {
-        let restored = context.file.read().unwrap_or_else(|error| {
-            warn!(path = %context.file.path().display(), %error, "Guarded ports of an earlier run are not readable; their pods are not guarded any more");
-            Vec::new()
-        });
+        let restored = context.file.read();
+        let mut mirrors = Mirrors::new(targets);
+        let ports = take_up(restored, &mut mirrors);
         let mut driver = Driver {
             context,
-            mirrors: Mirrors::new(targets),
-            ports: Ports::restored(restored),
+            mirrors,
+            written: None,
+            ports,
             bridges: BTreeMap::new(),
             desired: Desired::default(),
             waiting: Vec::new(),
@@ -103,6 +106,7 @@ impl<K: Kernel> Driver<K> {
         };
         driver.forget_missing_links();
         driver.desired = driver.wanted();
+        driver.write(Instant::now());
         driver
     }
 
@@ -139,11 +143,13 @@ impl<K: Kernel> Driver<K> {
 
     /// Writes the ports down and makes desired what follows from them.
     fn take_over(&mut self, now: Instant) {
+        if self.written.as_ref() != Some(&self.ports) {
+            self.write(now);
+        }
         let desired = self.wanted();
         if desired == self.desired {
             return;
         }
-        self.write(now);
         self.mirrors.mark(&self.desired, &desired);
         self.desired = desired;
         self.count_unguarded();
@@ -168,6 +174,7 @@ impl<K: Kernel> Driver<K> {
         let path = self.context.file.path().display();
         match self.context.file.write(&self.ports) {
             Ok(()) => {
+                self.written = Some(self.ports.clone());
                 if self.unwritten.take().is_some() {
                     info!(%path, "Writing guarded ports recovered");
                 }
@@ -177,6 +184,7 @@ impl<K: Kernel> Driver<K> {
                 if self.unwritten.is_none() {
                     warn!(%path, %error, "Writing guarded ports failed; retrying; a restart now would open ports");
                 }
+                self.written = None;
                 self.unwritten = Some((text, now + WRITE_AGAIN));
             }
         }
@@ -204,6 +212,26 @@ impl<K: Kernel> Driver<K> {
         );
         self.context.note.set((unguarded > 0).then_some(text).into_iter().collect());
     }
+}
+
+/// Returns the ports of an earlier run. What its file does not say in a way that makes sense stays as the kernel has it.
+fn take_up<K: Kernel>(restored: io::Result<Restored>, mirrors: &mut Mirrors<K>) -> Ports {
+    let (restored, odd) = match restored {
+        Ok(Restored { ports, odd }) => (ports, odd.join("; ")),
+        Err(error) => (Vec::new(), error.to_string()),
+    };
+    let mut ports = Ports::restored(restored);
+    if odd.is_empty() {
+        return ports;
+    }
+    let known = ports.len();
+    match mirrors.found() {
+        Ok(found) => table::guarded(&found).into_iter().for_each(|port| ports.adopt(port)),
+        Err(error) => warn!(%error, "Reading the source guard of an earlier run failed"),
+    }
+    let kept = ports.len() - known;
+    warn!(%odd, kept, "Guarded ports of an earlier run are not readable; those that the kernel guards stay guarded until their links are gone");
+    ports
 }
 
 impl<K: Kernel> Subsystem for Driver<K> {
@@ -295,12 +323,17 @@ impl<K: Kernel> Subsystem for Driver<K> {
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         self.context.metrics.ports.set(count(self.ports.len()));
         self.context.metrics.unguarded.set(count(self.unguarded));
-        if self.mirrors.is_settled() {
+        self.waiting.retain(|outcome| !outcome.is_closed());
+        let tell = |waiting: &[watch::Sender<_>], text: &str| {
+            waiting.iter().for_each(|outcome| drop(outcome.send_replace(Err(text.to_owned()))));
+        };
+        if let Some((text, _)) = &self.unwritten {
+            // A restart would open the port.
+            tell(&self.waiting, text);
+        } else if self.mirrors.is_settled() {
             self.waiting.drain(..).for_each(|outcome| drop(outcome.send_replace(Ok(()))));
         } else if let Some(error) = self.mirrors.trouble() {
-            let text = format!("the source guard of its port is not in force: {error}");
-            self.waiting.retain(|outcome| !outcome.is_closed());
-            self.waiting.iter().for_each(|outcome| drop(outcome.send_replace(Err(text.clone()))));
+            tell(&self.waiting, &format!("the source guard of its port is not in force: {error}"));
         }
         standing.synced
     }

@@ -3,6 +3,9 @@
 //! A port is guarded from ADD until DEL, until a collection (GC) does not name its attachment, until another attachment has the port,
 //! or until the link is gone. The cluster is not asked: an attachment ends with its sandbox.
 //!
+//! Where the file that keeps the collection makes no sense, ports are taken over as the kernel guards them. Whose they are is not known then: such a port is guarded
+//! until its link is gone or another attachment has it.
+//!
 //! Pure: calls in, keys that changed out. `driver` keeps the collection on disk.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +33,13 @@ pub struct GuardedPort {
 /// All guarded ports, by the name of the link.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Ports(BTreeMap<CompactString, GuardedPort>);
+
+impl GuardedPort {
+    /// Returns whether it is known which attachment it belongs to: each has the name of a container.
+    fn has_owner(&self) -> bool {
+        !self.id.container.is_empty()
+    }
+}
 
 /// More ports than a node can have pods.
 const MOST: usize = 4096;
@@ -62,15 +72,22 @@ impl Ports {
         true
     }
 
+    /// Takes over a port that the kernel guards, unless it is known whose it is.
+    pub fn adopt(&mut self, port: GuardedPort) {
+        if self.0.len() < MOST {
+            self.0.entry(port.link.clone()).or_insert(port);
+        }
+    }
+
     /// Ends an attachment.
     pub fn remove(&mut self, id: &AttachmentId) {
         self.0.retain(|_, port| port.id != *id);
     }
 
-    /// Ends all attachments of a network but these. An empty name means all networks.
+    /// Ends all attachments of a network but these. An empty name means all networks. A port that is not known to belong to one stays.
     pub fn retain(&mut self, network: &str, ids: &BTreeSet<AttachmentId>) {
         let is_of = |port: &GuardedPort| network.is_empty() || port.network.is_empty() || port.network == network;
-        self.0.retain(|_, port| !is_of(port) || ids.contains(&port.id));
+        self.0.retain(|_, port| !is_of(port) || !port.has_owner() || ids.contains(&port.id));
     }
 
     /// Ends the ports whose links are gone.
@@ -129,6 +146,20 @@ mod tests {
         assert_eq!(links(&ports), [("veth2", "b")]);
         ports.retain_links(&["veth9".into()].into());
         assert!(ports.is_empty());
+    }
+
+    #[test]
+    fn a_port_of_nobody_known_stays_until_its_link_goes_or_is_anothers() {
+        let mut ports = Ports::restored(vec![port("a", "veth1", "10.244.1.7")]);
+        for link in ["veth1", "veth2", "veth3"] {
+            ports.adopt(port("", link, "10.244.1.8"));
+        }
+        assert_eq!(links(&ports), [("veth1", "a"), ("veth2", ""), ("veth3", "")]);
+        ports.retain("", &BTreeSet::new());
+        assert_eq!(links(&ports), [("veth2", ""), ("veth3", "")]);
+        assert!(ports.put(port("c", "veth3", "10.244.1.9")));
+        ports.retain_links(&["veth3".into()].into());
+        assert_eq!(links(&ports), [("veth3", "c")]);
     }
 
     #[test]

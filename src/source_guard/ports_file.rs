@@ -18,6 +18,14 @@ use crate::model::{AttachmentId, LinkAddress};
 #[derive(Clone, Debug)]
 pub struct PortsFile(PathBuf);
 
+/// What the file says.
+#[derive(PartialEq, Eq, Default, Debug)]
+pub struct Restored {
+    pub ports: Vec<GuardedPort>,
+    /// Why records were left out, one sentence without its end for each.
+    pub odd: Vec<String>,
+}
+
 /// One port.
 #[derive(Serialize, Deserialize)]
 struct Record {
@@ -41,29 +49,25 @@ impl PortsFile {
         &self.0
     }
 
-    /// Returns the ports; none where there is no file.
+    /// Returns the ports; none where there is no file. A record that makes no sense hides no other one.
     ///
     /// # Errors
-    /// There is one, and it cannot be read or makes no sense.
-    pub fn read(&self) -> io::Result<Vec<GuardedPort>> {
+    /// There is one, and it cannot be read or is no list.
+    pub fn read(&self) -> io::Result<Restored> {
         let text = match fs::read(&self.0) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Restored::default()),
             Err(error) => return Err(error),
         };
-        let records: Vec<Record> = serde_json::from_slice(&text)?;
-        let port = |record: Record| {
-            let Record { container, interface, network, link, link_address, addresses } = record;
-            let odd = || io::Error::new(io::ErrorKind::InvalidData, format!("{link_address:?} is no link address"));
-            Ok(GuardedPort {
-                id: AttachmentId { container: container.into(), interface: interface.into() },
-                network: network.into(),
-                link: link.into(),
-                link_address: LinkAddress::parse(&link_address).ok_or_else(odd)?,
-                addresses: addresses.into(),
-            })
-        };
-        records.into_iter().map(port).collect()
+        let records: Vec<serde_json::Value> = serde_json::from_slice(&text)?;
+        let mut restored = Restored::default();
+        for (number, record) in records.into_iter().enumerate() {
+            match port(record) {
+                Ok(port) => restored.ports.push(port),
+                Err(error) => restored.odd.push(format!("record {}: {error}", number + 1)),
+            }
+        }
+        Ok(restored)
     }
 
     /// Replaces the ports.
@@ -99,15 +103,27 @@ impl PortsFile {
     }
 }
 
+fn port(record: serde_json::Value) -> io::Result<GuardedPort> {
+    let Record { container, interface, network, link, link_address, addresses } = serde_json::from_value(record)?;
+    let odd = || io::Error::new(io::ErrorKind::InvalidData, format!("{link_address:?} is no link address"));
+    Ok(GuardedPort {
+        id: AttachmentId { container: container.into(), interface: interface.into() },
+        network: network.into(),
+        link: link.into(),
+        link_address: LinkAddress::parse(&link_address).ok_or_else(odd)?,
+        addresses: addresses.into(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_and_a_file_that_makes_no_sense_is_an_error() {
+    fn what_is_written_is_read_and_what_makes_no_sense_hides_nothing_else() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = PortsFile::beside(&directory.path().join("cni.sock"));
-        assert_eq!(file.read().expect("no file is no mistake"), []);
+        assert_eq!(file.read().expect("no file is no mistake"), Restored::default());
         let port = GuardedPort {
             id: AttachmentId { container: "a".into(), interface: "eth0".into() },
             network: "mynet".into(),
@@ -116,13 +132,19 @@ mod tests {
             addresses: ["10.244.1.7", "fd00::7"].iter().map(|text| text.parse().expect("an address")).collect(),
         };
         file.write(&Ports::restored(vec![port.clone()])).expect("writable");
-        assert_eq!(file.read().expect("it is there"), [port]);
-        for odd in
-            ["[{", r#"[{"container":"a","interface":"e","network":"","link":"v","link_address":"x","addresses":[]}]"#]
-        {
-            fs::write(file.path(), odd).expect("writable");
-            assert!(file.read().is_err(), "{odd}");
+        let whole = fs::read_to_string(file.path()).expect("it is there");
+        assert_eq!(file.read().expect("it is there"), Restored { ports: vec![port.clone()], odd: Vec::new() });
+        for odd in [
+            r#"{"container":"a","interface":"e","network":"","link":"v","link_address":"x","addresses":[]}"#,
+            r#"{"container":7}"#,
+            "null",
+        ] {
+            fs::write(file.path(), whole.replacen('[', &format!("[{odd},"), 1)).expect("writable");
+            let restored = file.read().expect("it is a list");
+            assert_eq!((restored.ports, restored.odd.len()), (vec![port.clone()], 1), "{odd}");
         }
+        fs::write(file.path(), "[{").expect("writable");
+        assert!(file.read().is_err());
         assert!(file.remove().expect("it is there") && !file.remove().expect("it is gone"));
     }
 }

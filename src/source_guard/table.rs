@@ -57,6 +57,7 @@ use crate::kernel::nftables::{
     Base, BaseKind, Chain, Content, Fields, FrameField, Hook, Key, Kind, Lookup, Match, Name, Object, Rule, SetSpec,
     Statement, Verdict,
 };
+use crate::model::{AttachmentId, LinkAddress};
 use crate::net::Family;
 
 /// The tables, one of the family `bridge` and one of the family `inet`.
@@ -140,6 +141,34 @@ pub fn contents(ports: &Ports) -> Desired {
         by_port: fixed_by_port().into_iter().chain(ports.iter().map(by_port)).collect(),
         bridges: BTreeMap::new(),
     }
+}
+
+/// Returns the ports that a table of the family `bridge` guards; whose they are it does not say.
+pub fn guarded(frames: &Contents) -> Vec<GuardedPort> {
+    let elements = || {
+        frames.keys().filter_map(|object| match object {
+            Object::Element(set, key) => Some((set.as_str(), key)),
+            _ => None,
+        })
+    };
+    let of = |link: &Name| -> Box<[IpAddr]> {
+        let addresses = elements().filter_map(|(_, key)| match key {
+            Key::LinkAddress(fields) if fields.0 == *link && !fields.1.is_unspecified() => Some(fields.1),
+            _ => None,
+        });
+        addresses.collect()
+    };
+    let port = |(set, key): (&str, &Key)| match key {
+        Key::LinkEther(link, address) if set == LINKS => Some(GuardedPort {
+            id: AttachmentId { container: "".into(), interface: "".into() },
+            network: "".into(),
+            link: link.as_str().into(),
+            link_address: LinkAddress(*address),
+            addresses: of(link),
+        }),
+        _ => None,
+    };
+    elements().filter_map(port).collect()
 }
 
 /// The element of one port in the table of the family `inet`.
@@ -268,7 +297,6 @@ fn refused(matches: impl Into<Box<[Match]>>, counter: &str) -> Rule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{AttachmentId, LinkAddress};
 
     fn port(link: &str, last: u8) -> GuardedPort {
         GuardedPort {
@@ -302,6 +330,15 @@ mod tests {
                 "element veth2 . fd00::8 of sources_6",
             ]
         );
+    }
+
+    #[test]
+    fn ports_are_known_by_the_table_alone_but_not_their_attachments() {
+        let ports = [port("veth1", 7), port("veth2", 8)];
+        let unknown = AttachmentId { container: "".into(), interface: "".into() };
+        let expected = ports.clone().map(|port| GuardedPort { id: unknown.clone(), network: "".into(), ..port });
+        assert_eq!(guarded(&contents(&Ports::restored(ports.into())).frames), expected);
+        assert!(guarded(&Contents::new()).is_empty());
     }
 
     #[test]

@@ -136,10 +136,22 @@ impl Node {
     }
 
     /// A call of the runtime for the pod on the link of this one.
-    fn called(&self, command: &str, (link, container): (&str, &str), addresses: &[IpAddr]) {
+    fn called(&self, command: &str, pod: (&str, &str), addresses: &[IpAddr]) {
+        let (succeeded, said) = self.answered(command, pod, addresses, 25_000);
+        assert!(succeeded, "{command}: {said}");
+    }
+
+    /// The same with a bound in milliseconds. Returns whether it succeeded, and what the plugin said.
+    fn answered(
+        &self,
+        command: &str,
+        (link, container): (&str, &str),
+        addresses: &[IpAddr],
+        bound: u32,
+    ) -> (bool, String) {
         let ips: Vec<Value> = addresses.iter().map(|one| json!({"address": one.to_string(), "interface": 2})).collect();
         let input = json!({
-            "cniVersion": "1.0.0", "name": "mynet", "type": "sluice-cni", "socket": self.path("cni.sock"), "timeoutMs": 25_000,
+            "cniVersion": "1.0.0", "name": "mynet", "type": "sluice-cni", "socket": self.path("cni.sock"), "timeoutMs": bound,
             "prevResult": {
                 "cniVersion": "1.0.0",
                 "interfaces": [
@@ -163,7 +175,7 @@ impl Node {
             .unwrap();
         plugin.stdin.take().unwrap().write_all(input.to_string().as_bytes()).unwrap();
         let output = plugin.wait_with_output().unwrap();
-        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stdout));
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     fn add(&self, pod: &str) {
@@ -218,9 +230,9 @@ fn attach(pod: &str) {
     within("-6 route add default via fd00:10:244:1::1");
 }
 
-/// Contents of the table; empty without one.
+/// Contents of the tables; empty without one.
 fn table() -> String {
-    attempt("nft -a list table bridge sluice_sources").1
+    ["bridge", "inet"].map(|family| attempt(&format!("nft -a list table {family} sluice_sources")).1).concat()
 }
 
 /// A packet of UDP from the pod with the raw socket to `web`.
@@ -502,6 +514,69 @@ fn the_guard_outlives_the_agent_and_ends_with_the_pod() {
         node.start_agent(false);
         node.until("without the flag there is no table", || table().is_empty());
         node.until("and no file", || !node.path("guarded-ports.json").exists());
+    });
+}
+
+#[test]
+fn a_file_that_makes_no_sense_opens_no_port_that_the_kernel_guards() {
+    with_each(|node| {
+        node.start_agent(true);
+        PODS.iter().for_each(|pod| node.add(pod));
+        let file = node.path("guarded-ports.json");
+        let whole = fs::read_to_string(&file).unwrap();
+        let is_ready = |node: &Node| {
+            TcpStream::connect((Ipv4Addr::LOCALHOST, 20244)).is_ok()
+                && node.asked(20244, "/readyz").contains("\r\n\r\nOK")
+        };
+        for damaged in [whole.replace(&spelled(mac("db")), "odd"), "[{".to_owned()] {
+            node.kill_agent();
+            fs::write(&file, damaged).unwrap();
+            node.start_agent(true);
+            node.until("the next run is ready", || is_ready(node));
+            assert_guarded("by what the kernel has");
+            assert!(node.asked(20241, "/metrics").contains("\nsluice_source_guard_ports 3\n"));
+            let written: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+            assert_eq!(written.as_array().unwrap().len(), 3, "{written}");
+        }
+        // A new sandbox has the port; nothing else about it differs.
+        node.called("ADD", ("db", "again"), &[v4("db"), v6("db")]);
+        assert!(fs::read_to_string(&file).unwrap().contains("again"), "whose the port is has been written");
+        node.called("DEL", ("db", "again"), &[]);
+        node.until("a port of a known attachment ends with it", || !table().contains("to-db"));
+        assert!(table().contains("to-web"), "others stay");
+    });
+}
+
+#[test]
+fn a_pod_does_not_start_while_its_port_cannot_be_written_down_and_cleanup_leaves_no_table() {
+    with_each(|node| {
+        node.put(
+            "policy",
+            "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: shut, namespace: shop}, \
+             spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress, Egress]}}\n",
+        );
+        node.start_agent(true);
+        node.add("web");
+        // The new file cannot be made.
+        fs::create_dir(node.path("guarded-ports.new")).unwrap();
+        let (succeeded, said) = node.answered("ADD", ("db", "db"), &[v4("db"), v6("db")], 1500);
+        assert!(!succeeded && said.contains("guarded ports cannot be written"), "{said}");
+        assert!(node.asked(20244, "/readyz").contains("guarded ports cannot be written"));
+        fs::remove_dir(node.path("guarded-ports.new")).unwrap();
+        node.add("db");
+        node.until("it is no trouble any more", || !node.asked(20244, "/readyz").contains("cannot be written"));
+        node.until("policies are in force", || attempt("nft list table inet sluice_frames").0);
+
+        node.kill_agent();
+        let argument = |name: &str, file: &str| format!("--{name}={}", node.path(file).display());
+        let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
+            .env("KUBE_ROUTER_CNI_CONF_FILE", node.path("10-sluice.conflist"))
+            .args(["--cleanup-config".to_owned(), argument("state-dir", "state"), argument("socket", "sluice.sock")])
+            .output()
+            .unwrap();
+        let tables = run("nft list tables");
+        assert!(!tables.contains("sluice"), "{tables}\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(!node.path("guarded-ports.json").exists());
     });
 }
 
