@@ -20,6 +20,10 @@ impl<T: Target> Optional<T> {
         Optional { name, target: None }
     }
 
+    pub fn is_used(&self) -> bool {
+        self.target.is_some()
+    }
+
     /// The target itself, where it is used.
     pub fn target(&mut self) -> Option<&mut T> {
         self.target.as_mut()

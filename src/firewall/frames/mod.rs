@@ -125,12 +125,12 @@ fn tags(bridges: &[CompactString]) -> Contents {
 /// A table of frames: in the kernel, or in memory for tests.
 pub trait FrameRules: Target<Key = Object, Value = Content> {
     /// Returns whether the kernel has such tables.
-    fn is_used(&mut self) -> bool;
+    fn is_used(&self) -> bool;
 }
 
 impl<T: Target<Key = Object, Value = Content>> FrameRules for Optional<T> {
-    fn is_used(&mut self) -> bool {
-        self.target().is_some()
+    fn is_used(&self) -> bool {
+        Optional::is_used(self)
     }
 }
 
@@ -141,6 +141,19 @@ pub fn keep<T: FrameRules>(mirror: &mut Mirror<T>, desired: &Contents, authority
     } else {
         mirror.transact(&Contents::new(), Growth::Full, true, at);
     }
+}
+
+/// Returns what the kernel lacks of a table, where it has such tables, as a sentence without its end.
+///
+/// # Errors
+/// That sentence.
+pub fn enforced<T: FrameRules>(mirror: &Mirror<T>, desired: &Contents) -> Result<(), String> {
+    if desired.is_empty() || !mirror.peek().is_used() {
+        return Ok(());
+    }
+    let seen = mirror.seen().ok_or_else(|| "what the kernel drops of frames is not known at the moment".to_owned())?;
+    let missing = desired.iter().find(|(object, content)| seen.get(*object) != Some(*content));
+    missing.map_or(Ok(()), |(object, _)| Err(format!("{object}, which drops frames, is not as it must be")))
 }
 
 #[cfg(test)]

@@ -164,6 +164,15 @@ impl<K: Kernel> Mirrors<K> {
         }
     }
 
+    /// Returns what the kernel lacks of what drops frames that no rule sees, as a sentence without its end.
+    ///
+    /// # Errors
+    /// That sentence.
+    pub fn frames_enforced(&self, desired: &Desired) -> Result<(), String> {
+        frames::enforced(&self.frames, &desired.frames.tags)?;
+        frames::enforced(&self.groups, &desired.frames.groups)
+    }
+
     /// Runs one round: grows as far as `authority` allows, then shrinks where that is allowed.
     pub fn round(&mut self, desired: &Desired, authority: Authority, at: Moment) -> IptablesRound {
         let (before, begun) = (self.steps_done(), Instant::now());

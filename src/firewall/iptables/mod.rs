@@ -143,6 +143,7 @@ impl<K: Kernel> Backend for Iptables<K> {
     }
 
     fn pod_enforced(&self, rules: &RuleSet, pod: &ObjectName) -> Result<(), String> {
+        self.mirrors.frames_enforced(self.lowering.desired())?;
         pod_enforced(rules, pod, self.lowering.desired(), &self.mirrors.applied(self.lowering.desired()))
     }
 

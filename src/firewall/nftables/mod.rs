@@ -139,6 +139,7 @@ impl<K: Kernel> Backend for Nftables<K> {
     }
 
     fn pod_enforced(&self, rules: &RuleSet, pod: &ObjectName) -> Result<(), String> {
+        self.mirrors.frames_enforced(self.lowering.desired())?;
         enforced::pod_enforced(rules, pod, &self.lowering, &self.mirrors.applied())
     }
 

@@ -70,10 +70,7 @@ fn remove_leftovers(ownership: &Ownership, family: Family) -> Result<(), Error> 
         return Ok(());
     }
     let table = HostTable { family, name: Table::Nat.name() };
-    let found = host_chains::masquerades(table, CHAIN)?;
-    if found.is_empty() {
-        return Ok(());
-    }
+    let Some((generation, found)) = host_chains::masquerades(table, CHAIN)? else { return Ok(()) };
     let mut ipset = Ipset::open()?;
     let mut is_leftover = |found: &Masquerade| {
         let asked = found.sets.iter().map(|one| {
@@ -89,7 +86,7 @@ fn remove_leftovers(ownership: &Ownership, family: Family) -> Result<(), Error> 
     if handles.is_empty() {
         return Ok(());
     }
-    host_chains::remove_rules(table, CHAIN, &handles)?;
+    host_chains::remove_rules(table, CHAIN, (generation, &handles))?;
     info!(%family, rules = handles.len(), "Masquerade rules that kube-router left in iptables are removed");
     Ok(())
 }

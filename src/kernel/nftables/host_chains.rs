@@ -4,16 +4,23 @@
 //! alone: a chain that is ours by its name goes with its rules, and so does each rule that jumps to it. What the rules
 //! match is not looked at. Tables of legacy iptables cannot be reached by netlink.
 //!
+//! Rules go by their numbers, which another rule has once somebody has made the table anew. So what is removed is bound to the generation of nf_tables in which it
+//! was read (`NFTA_GEN_ID`): where anything has changed since, the kernel refuses all of it.
+//!
 //! Of rules that stand in a chain of the host alone, those that look packets up in sets of ipset and masquerade them are read
 //! ([`masquerades`]): their owner knows them by the names of the sets, which the kernel tells by their numbers.
 
 use std::collections::BTreeSet;
 
 use super::passages::jumps_to;
-use super::wire::{self, HEADER, TABLE, chain, message, rule};
+use super::read::Reader;
+use super::wire::{self, HEADER, TABLE, batch, chain, message, rule};
 use crate::kernel::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket};
 use crate::kernel::{Cause, Error};
 use crate::net::Family;
+
+/// So often what is removed is read again because others have changed something meanwhile.
+const TRIES: usize = 5;
 
 /// The errors of a kernel without nf_tables.
 const ABSENT: [i32; 2] = [libc::EINVAL, libc::EOPNOTSUPP];
@@ -35,6 +42,10 @@ const CONTENT: u16 = 2;
 const MATCH_NAME: u16 = 1;
 const MATCH_REVISION: u16 = 2;
 const MATCH_INFO: u16 = 3;
+
+/// The state of nf_tables in which something was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Generation(u32);
 
 /// A rule that masquerades what is in sets of ipset, and nothing else.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -61,18 +72,28 @@ pub struct InSet {
 pub fn remove(table: HostTable<'_>, is_ours: impl Fn(&str) -> bool) -> Result<usize, Error> {
     let failed = |fault: Fault| Error::new("remove chains of iptables", table.name, Cause::from(fault));
     let Some(mut socket) = open()? else { return Ok(0) };
-    let chains = match chains(&mut socket, table) {
+    for _ in 1..TRIES {
+        match remove_once(&mut socket, table, &is_ours) {
+            Err(fault) if fault.errno() == Some(libc::ERESTART) => {}
+            outcome => return outcome.map_err(failed),
+        }
+    }
+    remove_once(&mut socket, table, &is_ours).map_err(failed)
+}
+
+fn remove_once(socket: &mut Socket, table: HostTable<'_>, is_ours: impl Fn(&str) -> bool) -> Result<usize, Fault> {
+    let generation = generation(socket)?;
+    let chains = match chains(socket, table) {
         Ok(chains) => chains,
         Err(fault) if fault.errno().is_some_and(|errno| ABSENT.contains(&errno)) => return Ok(0),
-        Err(fault) => return Err(failed(fault)),
+        Err(fault) => return Err(fault),
     };
     let ours: BTreeSet<String> = chains.into_iter().filter(|name| is_ours(name)).collect();
     if ours.is_empty() {
         return Ok(0);
     }
-    let jumps = jumps(&mut socket, table, &ours).map_err(failed)?;
-    let mut messages = Messages::new();
-    wire::mark(&mut messages, message::BATCH_BEGIN);
+    let jumps = jumps(socket, table, &ours)?;
+    let mut messages = begun(generation);
     for (from, handle) in jumps {
         about(&mut messages, message::DELETE_RULE, 0, table).text(rule::CHAIN, &from);
         messages.attribute(HANDLE, &handle.to_be_bytes());
@@ -85,35 +106,42 @@ pub fn remove(table: HostTable<'_>, is_ours: impl Fn(&str) -> bool) -> Result<us
         about(&mut messages, message::DELETE_CHAIN, 0, table).text(chain::NAME, name);
     }
     wire::mark(&mut messages, message::BATCH_END);
-    socket.transaction(&mut messages).map_err(failed)?;
+    socket.transaction(&mut messages)?;
     Ok(ours.len())
 }
 
-/// Returns the rules of a chain that only masquerade what sets of ipset name; none where there is no such chain.
+/// Returns the rules of a chain that only masquerade what sets of ipset name, and when they were read; `None` where there is none.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn masquerades(table: HostTable<'_>, chain: &str) -> Result<Vec<Masquerade>, Error> {
+pub fn masquerades(table: HostTable<'_>, chain: &str) -> Result<Option<(Generation, Vec<Masquerade>)>, Error> {
     let failed = |fault: Fault| Error::new("list rules of iptables", table.name, Cause::from(fault));
-    let Some(mut socket) = open()? else { return Ok(Vec::new()) };
+    let Some(mut socket) = open()? else { return Ok(None) };
+    let generation = match generation(&mut socket) {
+        Err(fault) if fault.errno().is_some_and(|errno| ABSENT.contains(&errno)) => return Ok(None),
+        generation => generation.map_err(failed)?,
+    };
     let mut message = Messages::new();
     about(&mut message, message::GET_RULE, 0, table);
     let found = socket.dump(&mut message, |answer| {
         (of_table(answer, table, rule::CHAIN)? == chain).then(|| masquerade(&answer.attributes(HEADER))).flatten()
     });
     match found {
-        Err(fault) if fault.errno().is_some_and(|errno| ABSENT.contains(&errno)) => Ok(Vec::new()),
-        found => found.map_err(failed),
+        Err(fault) if fault.errno().is_some_and(|errno| ABSENT.contains(&errno)) => Ok(None),
+        found => Ok(Some((generation, found.map_err(failed)?)).filter(|(_, found)| !found.is_empty())),
     }
 }
 
 /// Removes these rules of a chain, in one transaction.
 ///
 /// # Errors
-/// The kernel refuses.
-pub fn remove_rules(table: HostTable<'_>, chain: &str, handles: &[u64]) -> Result<(), Error> {
-    let mut messages = Messages::new();
-    wire::mark(&mut messages, message::BATCH_BEGIN);
+/// The kernel refuses, also because nf_tables has changed since the rules were read.
+pub fn remove_rules(
+    table: HostTable<'_>,
+    chain: &str,
+    (generation, handles): (Generation, &[u64]),
+) -> Result<(), Error> {
+    let mut messages = begun(generation);
     for handle in handles {
         about(&mut messages, message::DELETE_RULE, 0, table).text(rule::CHAIN, chain);
         messages.attribute(HANDLE, &handle.to_be_bytes());
@@ -121,6 +149,18 @@ pub fn remove_rules(table: HostTable<'_>, chain: &str, handles: &[u64]) -> Resul
     wire::mark(&mut messages, message::BATCH_END);
     let done = Socket::open(Bus::Netfilter)?.transaction(&mut messages);
     done.map_err(|fault| Error::new("remove rules of iptables", table.name, Cause::from(fault)))
+}
+
+fn generation(socket: &mut Socket) -> Result<Generation, Fault> {
+    Reader { socket, table: "filter".into() }.generation().map(Generation)
+}
+
+/// Begins a transaction that the kernel refuses if anything has changed since this generation.
+fn begun(Generation(generation): Generation) -> Messages {
+    let mut messages = Messages::new();
+    wire::mark(&mut messages, message::BATCH_BEGIN);
+    messages.u32_be(batch::GENERATION, generation);
+    messages
 }
 
 /// Opens a socket; `None` where the kernel has no netfilter that it could ask.

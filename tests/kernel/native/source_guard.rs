@@ -353,8 +353,10 @@ fn moves(last: u8) -> bool {
     assert!(!stolen(), "the pod itself has sent last");
     let forged = Frame { from: mac("plain"), to: group(last), ..udp(v6("db")) };
     inside(&namespace("db"), || frame::send(scope_of("eth0"), &forged.bytes()));
-    std::thread::sleep(Duration::from_millis(20));
-    stolen()
+    (0..6).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        stolen()
+    })
 }
 
 /// Returns whether the host takes a packet with this source that `db` sends to this group.
@@ -419,7 +421,7 @@ fn connects(from: &str, to: &str) -> bool {
 fn a_pod_sends_with_the_addresses_that_it_was_given_and_no_others() {
     with_each(|node| {
         for last in GROUPS {
-            assert!(moves(last), "without a guard, another pod's link address in a frame to {:02x?}", group(last));
+            assert!((0..5).any(|_| moves(last)), "without a guard, another pod's link address in a frame to {:02x?}", group(last));
         }
         node.start_agent(true);
         node.add("web");
