@@ -133,13 +133,13 @@ async fn opened(socket: &Path, metrics: &Metrics, pulse: &Pulse) -> UnixListener
 impl Calls {
     async fn answer(&self, about: &BTreeMap<String, String>) -> Answer {
         let message = Message::read(about)?;
-        let (attachment, guarded, wait) = match message {
+        let (attachment, guarded, runs, wait) = match message {
             Message::Add { attachment, link, wait } => {
                 self.change(AttachmentChange::Add(attachment.clone())).await?;
                 let guarded = self.guard_port(&attachment, link).await;
-                (attachment, guarded, wait)
+                (attachment, guarded, false, wait)
             }
-            Message::Check { attachment, wait } => (attachment, None, wait),
+            Message::Check { attachment, wait } => (attachment, None, true, wait),
             Message::Delete(id) => {
                 self.tell_guard(GuardCall::Delete(id.clone())).await;
                 return self.change(AttachmentChange::Delete(id)).await;
@@ -155,7 +155,7 @@ impl Calls {
         let Attachment { pod: name, uid, addresses, .. } = attachment;
         let mut guarded = guarded;
         let starts = async {
-            let sent = self.starting.send(StartingPod { name, uid, addresses, outcome }).await;
+            let sent = self.starting.send(StartingPod { name, uid, addresses, runs, outcome }).await;
             let is_guarded = match &mut guarded {
                 Some(guarded) => guarded.wait_for(Result::is_ok).await.is_ok(),
                 None => true,

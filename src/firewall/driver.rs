@@ -56,6 +56,8 @@ pub struct StartingPod {
     pub uid: Option<PodUid>,
     /// The addresses that it has got.
     pub addresses: Box<[IpAddr]>,
+    /// It is asked about again (CHECK): nothing about it is new.
+    pub runs: bool,
     /// Receives whether it may start: until then what is missing. Nobody waits any more where the receiver is gone.
     pub outcome: watch::Sender<Result<(), String>>,
 }
@@ -163,6 +165,10 @@ impl<B: Backend> Driver<B> {
             let missing = starting::missing(&self.plan, authority, (&pod.name, pod.uid), &pod.addresses);
             let enforced = || match by_memory {
                 true => places.of(&pod.name, &pod.addresses).try_for_each(|(address, former)| {
+                    if pod.runs && !self.announced.contains(&address) {
+                        // It had the address before the restart, and nothing that judges it has changed since.
+                        return Ok(());
+                    }
                     backend.address_enforced(&NewAddress { pod: &pod.name, address, former: &former })
                 }),
                 false => backend.pod_enforced(rules, &pod.name),
@@ -346,7 +352,8 @@ impl<B: Backend> Subsystem for Driver<B> {
                 while let Ok(more) = self.context.starting.try_recv() {
                     self.starting.push(more);
                 }
-                let announced = self.starting.iter().flat_map(|pod| pod.addresses.iter().copied());
+                let starting = self.starting.iter().filter(|pod| !pod.runs);
+                let announced = starting.flat_map(|pod| pod.addresses.iter().copied());
                 self.announced.extend(announced.filter(|_| context.authority < Authority::Partial));
                 return;
             }

@@ -632,7 +632,7 @@ impl Running {
         let addresses = addresses.iter().map(|text| text.parse().expect("an address")).collect();
         let name = sluice::model::ObjectName::new(namespace, name);
         let announce = self.starting.lock().expect("nobody panicked here").clone().expect("it runs");
-        announce.send(StartingPod { name, uid: None, addresses, outcome }).await.expect("it runs");
+        announce.send(StartingPod { name, uid: None, addresses, runs: false, outcome }).await.expect("it runs");
         told
     }
 

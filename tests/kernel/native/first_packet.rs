@@ -492,7 +492,13 @@ fn a_pod_gets_a_new_sandbox_after_a_restart_while_the_api_server_is_away() {
             fs::write(node.path("kubeconfig"), server).unwrap();
             let lists_open_pods = backend.contains("iptables");
             node.start_agent_with(&[node.argument("kubeconfig", "kubeconfig"), backend]);
+            for (namespace, number) in [("jobs", 10), ("open", 2000)] {
+                let (ok, answer) = node.called("CHECK", namespace, number, at(number, patient));
+                assert!(ok, "nothing about a pod that runs has changed: {answer}");
+            }
             let (ok, answer) = node.called("ADD", "jobs", 10, at(60, patient));
+            assert!(ok, "{answer}");
+            let (ok, answer) = node.called("CHECK", "jobs", 10, at(60, patient));
             assert!(ok, "{answer}");
             assert_eq!(node.wires.begin(60), NOTHING, "the pod is isolated at its new address");
             assert_eq!(node.wires.begin(10), NOTHING, "and at its former one");
