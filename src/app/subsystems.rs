@@ -97,6 +97,7 @@ impl Common {
             metrics,
             flows: Arc::new(firewall::flows::Kernel::default()),
             read_policies: manifests::policies,
+            note: self.health.note("firewall"),
         };
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
         if config.backend == Backend::Nftables {

@@ -14,13 +14,15 @@ use tracing::{debug, info, warn};
 use crate::config::FirewallConfig;
 use crate::model::{Authority, ObjectName, PodUid, World};
 use crate::net::{Family, PerFamily};
-use crate::observe::local::{Answer, AnswerFormat, Question};
+use crate::observe::health::Note;
+use crate::observe::local::{Answer, Question};
 use crate::reconcile::{Account, Moment};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Kinds, Standing, Subsystem, Times};
 
 use super::backend::{Backend, Consequence, NewAddress, Refusal, RoundDurations};
 use super::diff::serve::{Comparing, Comparisons, PolicyReader};
 use super::established::apply::{Established, Report};
+use super::explain::circumstances::Circumstances;
 use super::flows::Flows;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
@@ -38,6 +40,7 @@ pub struct FirewallContext {
     /// Connections of this network namespace.
     pub flows: Arc<dyn Flows>,
     pub read_policies: PolicyReader,
+    pub note: Note,
 }
 
 /// The questions that it answers, by the path on the local socket.
@@ -147,10 +150,8 @@ impl<B: Backend> Driver<B> {
             let family = Family::from(answer.packet.source);
             answer.enforced = Some(self.backend.enforced(rules, &answer.verdict, family));
         }
-        Ok(match question.form {
-            AnswerFormat::Text => explain::text(&explanation),
-            AnswerFormat::Json => format!("{:#}\n", explain::json(&explanation)),
-        })
+        let circumstances = Circumstances { authority: context.authority, notes: self.backend.notes() };
+        Ok(circumstances.answer(&explanation, question.form))
     }
 
     /// Answers the pods whose rules are in force, and tells the others what is missing.
@@ -456,6 +457,10 @@ impl<B: Backend> Subsystem for Driver<B> {
         self.tell_refusals()
     }
 
+    fn audited(&mut self, _at: Moment) {
+        self.context.note.set(self.backend.notes());
+    }
+
     fn log_first_sync(&self, sync: &FirstSync) {
         info!(
             pods = self.plan.rules().pods.len(),
@@ -467,6 +472,7 @@ impl<B: Backend> Subsystem for Driver<B> {
             took_ms = sync.took.as_millis() as u64,
             "First sync of network policies finished"
         );
+        self.context.note.set(self.backend.notes());
     }
 
     fn publish(&mut self, standing: &Standing) -> bool {

@@ -506,7 +506,8 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
     };
     let metrics = Metrics::register(&running.registry).expect("names are registered once");
     let flows = Arc::new(running.flows.clone());
-    let context = FirewallContext { questions, starting, metrics, flows, read_policies: manifests::policies };
+    let note = running.health.note("firewall");
+    let context = FirewallContext { questions, starting, metrics, flows, read_policies: manifests::policies, note };
     let (config, families, stop) = (running.config.clone(), running.families, running.stop.subscribe());
     let task = match &running.table {
         Some(table) => {

@@ -12,6 +12,7 @@
 //! Here are the question, the parties and the answer; [`judged`] is the verdict with the effect of flags, [`service`] answers for the endpoints
 //! of a Service, [`text`] and [`json`] are the forms.
 
+pub mod circumstances;
 mod judged;
 mod json;
 mod party;

@@ -1,15 +1,18 @@
 //! The tables of frames in the kernel, and what they have dropped.
 
 use rustix::io::Errno;
-use tracing::warn;
+use tracing::{debug, warn};
 
+use crate::kernel::nftables::foreign::dropping_chains as dropping_chains_of_others;
 use crate::kernel::nftables::{
     CounterReader, Name, OwnTable, has_bridge_table, has_inet_table, probe_bridge, probe_inet,
 };
 use crate::kernel::{Cause, Error};
 use crate::reconcile::Optional;
 
-use super::{BRIDGE_GROUP, Contents, FrameTable, GROUPS_NAME, NAME, REASONS, TABLE, TWO_TAGS, frames};
+use super::{
+    BRIDGE_GROUP, Contents, FrameTable, GROUPS_NAME, GROUPS_PASS, NAME, REASONS, TABLE, TAGS_PASS, TWO_TAGS, frames,
+};
 
 /// The tables, each of its family.
 pub struct FrameTables {
@@ -28,14 +31,14 @@ pub fn open() -> Result<FrameTables, Error> {
     let tags = match usable(probe_bridge, &trial.tags)? {
         None => Optional::used(OwnTable::open_bridge(TABLE, NAME)?),
         Some(error) => {
-            warn!(%error, "Frames with two VLAN tags pass between pods without network policies: the kernel has no nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE, module nft_meta_bridge)");
+            warn!(%error, "Not available in this kernel: {TAGS_PASS}");
             Optional::unused(NAME)
         }
     };
     let groups = match usable(probe_inet, &trial.groups)? {
         None => Optional::used(OwnTable::open_as(TABLE, GROUPS_NAME)?),
         Some(error) => {
-            warn!(%error, "Packets of pods in frames to groups that bridges do not forward reach this host's link-local addresses without network policies: the kernel has no nf_tables of the family inet (CONFIG_NF_TABLES_INET)");
+            warn!(%error, "Not available in this kernel: {GROUPS_PASS}");
             Optional::unused(GROUPS_NAME)
         }
     };
@@ -70,6 +73,16 @@ pub fn open_for_cleanup() -> Result<FrameTables, Error> {
         false => Optional::unused(GROUPS_NAME),
     };
     Ok(FrameTables { tags, groups })
+}
+
+/// Returns the chains of others that drop what none of their rules accepts, each as a sentence without its end; none where the kernel does not tell.
+pub fn dropping_chains() -> Vec<String> {
+    let chains = dropping_chains_of_others().unwrap_or_else(|error| {
+        debug!(%error, "Chains of others are not known");
+        Vec::new()
+    });
+    let sentence = |chain| format!("{chain} drops what none of its own rules accepts, also what policies allow");
+    chains.into_iter().map(sentence).collect()
 }
 
 /// Reads how many packets were dropped. What was counted before a table was made anew stays in the sum.

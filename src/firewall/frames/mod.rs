@@ -143,6 +143,15 @@ pub fn keep<T: FrameRules>(mirror: &mut Mirror<T>, desired: &Contents, authority
     }
 }
 
+/// What passes without the tables.
+pub const TAGS_PASS: &str = "frames with two VLAN tags pass between pods without network policies: the kernel has no nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE, module nft_meta_bridge)";
+pub const GROUPS_PASS: &str = "packets of pods in frames to groups that bridges do not forward reach this host's link-local addresses without network policies: the kernel has no nf_tables of the family inet (CONFIG_NF_TABLES_INET)";
+
+/// Returns what passes because the kernel has no such table, if anything would be dropped by one.
+pub fn note<T: FrameRules>(mirror: &Mirror<T>, desired: &Contents, passes: &str) -> Option<String> {
+    (!desired.is_empty() && !mirror.peek().is_used()).then(|| passes.to_owned())
+}
+
 /// Returns what the kernel lacks of a table, where it has such tables, as a sentence without its end.
 ///
 /// # Errors

@@ -112,6 +112,10 @@ impl Kernel for Linux {
         self.filters_ipv6
     }
 
+    fn dropping_chains(&self) -> Vec<String> {
+        frames::linux::dropping_chains()
+    }
+
     fn remove_abandoned(&mut self) -> Vec<String> {
         let mut left = remove_kube_routers_tables();
         left.extend(super::super::nftables::linux::remove());

@@ -147,6 +147,10 @@ impl<K: Kernel> Backend for Iptables<K> {
         pod_enforced(rules, pod, self.lowering.desired(), &self.mirrors.applied(self.lowering.desired()))
     }
 
+    fn notes(&self) -> Vec<String> {
+        self.mirrors.notes(self.lowering.desired())
+    }
+
     fn holds_newer_state(&self) -> bool {
         self.mirrors.leaves_memory()
     }

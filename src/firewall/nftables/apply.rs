@@ -37,6 +37,11 @@ pub trait Kernel {
     type Frames: FrameRules;
     type Table: Target<Key = Object, Value = Content> + Refusing;
 
+    /// Returns the chains of others that may drop what policies allow, each as a sentence without its end.
+    fn dropping_chains(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Removes what the iptables backend left. Called once its replacement is in place. Returns why something could
     /// not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
@@ -98,6 +103,14 @@ impl<K: Kernel> Mirrors<K> {
             // Failed steps are retried together with new ones.
             self.table.try_at_once();
         }
+    }
+
+    /// As [`Backend::notes`](super::super::backend::Backend::notes).
+    pub fn notes(&self, desired: &Desired) -> Vec<String> {
+        let mut notes = self.kernel.dropping_chains();
+        notes.extend(frames::note(&self.frames, &desired.frames.tags, frames::TAGS_PASS));
+        notes.extend(frames::note(&self.groups, &desired.frames.groups, frames::GROUPS_PASS));
+        notes
     }
 
     /// Returns what the kernel lacks of what drops frames that no rule sees, as a sentence without its end.

@@ -44,6 +44,10 @@ impl Kernel for Linux {
     type Frames = FrameTable;
     type Table = OwnTable;
 
+    fn dropping_chains(&self) -> Vec<String> {
+        frames::linux::dropping_chains()
+    }
+
     fn remove_abandoned(&mut self) -> Vec<String> {
         iptables::linux::remove_all()
     }

@@ -143,6 +143,10 @@ impl<K: Kernel> Backend for Nftables<K> {
         enforced::pod_enforced(rules, pod, &self.lowering, &self.mirrors.applied())
     }
 
+    fn notes(&self) -> Vec<String> {
+        self.mirrors.notes(self.lowering.desired())
+    }
+
     fn holds_newer_state(&self) -> bool {
         self.mirrors.leaves_memory()
     }

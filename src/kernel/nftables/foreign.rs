@@ -5,11 +5,16 @@
 //! caller names the tables, and a table goes with everything in it.
 //!
 //! A kernel without nf_tables has no tables.
+//!
+//! [`dropping_chains`] reads which base chains of others drop what none of their rules accepts (`NFTA_CHAIN_POLICY`): what a table of ours accepts they may still
+//! drop. The chains of legacy iptables cannot be reached by netlink.
+
+use std::fmt;
 
 use rustix::io::Errno;
 
-use super::wire::{BRIDGE, INET};
-use crate::kernel::netlink::{Bus, Fault, Messages, Socket};
+use super::wire::{BRIDGE, HEADER, INET, TABLE, chain, message};
+use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Socket};
 use crate::kernel::{Cause, Error};
 use crate::net::Family;
 
@@ -18,6 +23,71 @@ use crate::net::Family;
 pub struct Table<'a> {
     pub family: Family,
     pub name: &'a str,
+}
+
+/// A base chain of others that drops what none of its rules accepts.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct DroppingChain {
+    /// `ip`, `ip6` or `inet`.
+    pub family: &'static str,
+    pub table: String,
+    pub chain: String,
+}
+
+impl fmt::Display for DroppingChain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "chain {} of table {} {}", self.chain, self.family, self.table)
+    }
+}
+
+/// Tables of ours begin so.
+const OURS: &str = "sluice_";
+
+/// The families whose chains packets to pods and to this host meet.
+const FAMILIES: [(u8, &str); 3] = [(INET, "inet"), (2, "ip"), (10, "ip6")];
+
+/// `NF_INET_LOCAL_IN` and `NF_INET_FORWARD`.
+const CONCERNED: [u32; 2] = [1, 2];
+/// `NF_DROP`.
+const DROP: u32 = 0;
+
+/// Returns the base chains of others at the hooks `input` and `forward` that drop what none of their rules accepts, in the network namespace
+/// of the calling thread, sorted.
+///
+/// # Errors
+/// The kernel refuses to say.
+pub fn dropping_chains() -> Result<Vec<DroppingChain>, Error> {
+    let mut socket = match Socket::open(Bus::Netfilter) {
+        Ok(socket) => socket,
+        Err(error) if error.is_unsupported() => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut all = Vec::new();
+    for (number, family) in FAMILIES {
+        let mut message = Messages::new();
+        message.begin(message::GET_CHAIN, 0).header(&[number, 0, 0, 0]);
+        match socket.dump(&mut message, |answer| dropping(answer, number, family)) {
+            Ok(found) => all.extend(found),
+            Err(fault) if fault.errno().is_some_and(|errno| ABSENT.contains(&errno)) => {}
+            Err(fault) => return Err(Error::new("list chains of tables", family, fault.into())),
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
+/// The errors of a kernel without nf_tables, or without such tables.
+const ABSENT: [i32; 3] = [libc::EINVAL, libc::EOPNOTSUPP, libc::ENOENT];
+
+fn dropping(answer: &Answer<'_>, number: u8, family: &'static str) -> Option<DroppingChain> {
+    let [its, ..] = *answer.header::<HEADER>()?;
+    let attributes = answer.attributes(HEADER);
+    let hook = attributes.get(chain::HOOK)?.attributes().get(chain::HOOK_NUMBER)?.u32_be()?;
+    let policy = attributes.get(chain::POLICY)?.u32_be()?;
+    let table = attributes.get(TABLE)?.text()?;
+    let concerns = its == number && CONCERNED.contains(&hook) && policy == DROP && !table.starts_with(OURS);
+    let chain = attributes.get(chain::NAME)?.text()?;
+    concerns.then(|| DroppingChain { family, table: table.to_owned(), chain: chain.to_owned() })
 }
 
 const SUBSYSTEM: u8 = 10;

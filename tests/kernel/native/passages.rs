@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use sluice::kernel::nftables::foreign::dropping_chains;
 use sluice::kernel::nftables::passages::{HostChain, InHostChain, Passage, Passages, Passing, remove};
 use sluice::kernel::nftables::rule::Mark;
 use sluice::net::Family;
@@ -115,5 +116,36 @@ fn a_rule_that_asks_otherwise_is_put_right() {
             COMMENTS[0]
         ));
         assert_eq!(kept().steps_done(), 0);
+    });
+}
+
+#[test]
+fn chains_of_others_that_drop_by_their_policy_are_named_and_ours_and_open_ones_are_not() {
+    in_new(|| {
+        let named = || -> Vec<String> {
+            let chains = dropping_chains().expect("the kernel can be asked");
+            chains.into_iter().map(|chain| chain.to_string()).collect()
+        };
+        assert_eq!(named(), [""; 0]);
+        for (table, chain, hook, policy) in [
+            ("ip filter", "FORWARD", "forward", "drop"),
+            ("ip filter", "INPUT", "input", "accept"),
+            ("ip filter", "OUTPUT", "output", "drop"),
+            ("ip6 filter", "INPUT", "input", "drop"),
+            ("inet firewalld", "filter_FORWARD", "forward", "drop"),
+            ("inet sluice_policy", "forward_egress", "forward", "drop"),
+        ] {
+            run(&format!("nft add table {table}"));
+            run(&format!("nft add chain {table} {chain} {{ type filter hook {hook} priority 0 ; policy {policy} ; }}"));
+        }
+        run("nft add chain ip filter DOCKER");
+        assert_eq!(
+            named(),
+            [
+                "chain filter_FORWARD of table inet firewalld",
+                "chain FORWARD of table ip filter",
+                "chain INPUT of table ip6 filter"
+            ]
+        );
     });
 }

@@ -421,7 +421,11 @@ fn connects(from: &str, to: &str) -> bool {
 fn a_pod_sends_with_the_addresses_that_it_was_given_and_no_others() {
     with_each(|node| {
         for last in GROUPS {
-            assert!((0..5).any(|_| moves(last)), "without a guard, another pod's link address in a frame to {:02x?}", group(last));
+            assert!(
+                (0..5).any(|_| moves(last)),
+                "without a guard, another pod's link address in a frame to {:02x?}",
+                group(last)
+            );
         }
         node.start_agent(true);
         node.add("web");
