@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use sluice::kernel::ipset::{ElementKey, Entry};
 use sluice::kernel::ipvs::{Destination, Forwarding, Service as VirtualService, ServiceKey, Virtual};
 use sluice::kernel::monitor::Changes;
+use sluice::kernel::sysctl::Setting;
 use sluice::model::{
-    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, EventClock, ObjectName, Service,
+    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, EventClock, HostLink, ObjectName, Service,
     ServicePort, ServiceType, Table, TrafficPolicy, World,
 };
 use sluice::net::{Family, Protocol};
@@ -78,6 +79,22 @@ fn what_somebody_takes_away_comes_back_when_the_kernel_tells_of_it() {
         });
         running.changes.send_replace(Changes { ours: 1, ..Changes::default() });
         running.until("the device and its routes are back", |state| state.routes == before.routes).await;
+    });
+}
+
+#[test]
+fn settings_of_a_link_that_comes_later_are_made_when_it_comes() {
+    with_running(async |running| {
+        let mut world = served();
+        running.world.send_replace(world.clone());
+        running.settles(&world).await;
+        let filter = Setting("net/ipv4/conf/kube-bridge/rp_filter".into());
+        running.kernel.with(|machine| machine.state.settings.insert(filter.clone(), "1".into()));
+        let mut host = (*world.host).clone();
+        host.links.push(HostLink { name: "kube-bridge".into(), mtu: 1500, bridge: true });
+        world.host = Arc::new(host);
+        running.world.send_replace(world);
+        running.until("it is loose", |state| state.settings.get(&filter).is_some_and(|value| value == "2")).await;
     });
 }
 

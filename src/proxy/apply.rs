@@ -183,7 +183,10 @@ impl<K: Kernel> Mirrors<K> {
         };
         let before = self.steps_done();
         // The device does not depend on the cluster: if it is down it is set up, whatever is known.
-        self.links.grow(&desired.links, Growth::Full, at);
+        if !self.links.grow(&desired.links, Growth::Full, at).is_empty() {
+            // A device has settings of its own, which come with it.
+            self.settings.forget();
+        }
         self.addresses.grow(&desired.addresses, growth, at);
         sysctl::keep(&mut self.settings, &desired.settings, at);
         if !self.sets.grow(&desired.sets, growth, at).is_empty() {

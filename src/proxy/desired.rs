@@ -37,6 +37,7 @@ pub struct Desired {
 /// Changed keys of [`Desired`], in any order; a key may occur twice.
 #[derive(Default, Debug)]
 pub struct ProxyChanges {
+    /// The rules differ, or links came, whose settings did not exist before.
     pub settings: bool,
     pub sets: Vec<SetName>,
     pub elements: Vec<ElementKey>,

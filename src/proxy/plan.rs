@@ -146,8 +146,8 @@ impl Plan {
 
     /// Updates the plan from a newer World; returns what changed.
     pub fn update(&mut self, world: &World, now: Instant) -> ProxyChanges {
-        let mut changed = ProxyChanges::default();
         let older = std::mem::replace(&mut self.world, world.clone());
+        let mut changed = ProxyChanges { settings: older.host.links != world.host.links, ..Default::default() };
         let node = LocalNode::new(world, self.families);
         let (services, endpoints) = (&world.cluster.services, &world.cluster.endpoints);
         // Only Services with hints for zones ask for it.

@@ -98,7 +98,7 @@ impl Plan {
         self.desired.links = BTreeMap::from([(LinkName(DEVICE.into()), Link { kind: LinkKind::Dummy, up: true })]);
         self.keep_device(changed);
         let settings = settings::settings(&self.node, self.kernel);
-        changed.settings = settings != self.desired.settings;
+        changed.settings |= settings != self.desired.settings;
         self.desired.settings = settings;
         match self.config.backend {
             Backend::Iptables => self.replace_rules(changed),

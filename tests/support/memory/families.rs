@@ -5,7 +5,7 @@ use std::fmt::{Debug, Display};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use compact_str::CompactString;
+use compact_str::{CompactString, format_compact};
 use rustix::io::Errno;
 use sluice::kernel::Error;
 use sluice::kernel::address::AddressKey;
@@ -28,6 +28,8 @@ pub trait Rows: Sized + 'static {
     const NAME: &'static str;
     /// A glance sees their number alone.
     const COUNTED: bool = false;
+    /// A glance sees something of them.
+    const GLANCED: bool = true;
 
     fn rows(state: &mut State) -> &mut BTreeMap<Self::Key, Self::Value>;
 
@@ -92,8 +94,15 @@ impl Rows for Links {
         key.0 == DEVICE
     }
 
-    /// A device that goes, or goes down, takes its routes with it, and its addresses when it goes.
+    /// A device that goes, or goes down, takes its routes with it, and its addresses and settings when it goes.
     fn follow(state: &mut State, key: &LinkName, want: Option<&Link>) {
+        let filter = Setting(format_compact!("net/ipv4/conf/{key}/rp_filter"));
+        if want.is_some() {
+            // What `net/ipv4/conf/default` says, which many distributions have at 1.
+            state.settings.entry(filter).or_insert("1".into());
+        } else {
+            state.settings.remove(&filter);
+        }
         if want.is_some_and(|link| link.up) {
             let its: Vec<AddressKey> = state.addresses.keys().filter(|address| address.link == *key).cloned().collect();
             its.iter().for_each(|address| make_local(state, address));
@@ -110,6 +119,7 @@ impl Rows for Settings {
     type Key = Setting;
     type Value = CompactString;
     const NAME: &'static str = "settings";
+    const GLANCED: bool = false;
 
     fn rows(state: &mut State) -> &mut BTreeMap<Setting, CompactString> {
         &mut state.settings
