@@ -1,8 +1,8 @@
 //! Graceful termination: a removed destination keeps its connections for a while.
 //!
-//! Only TCP drains (`scheduler::can_drain`): UDP and SCTP destinations are deleted at once, and conntrack entries of
-//! UDP are deleted (`udp_flows`). Otherwise a client that keeps its source port would send to a deleted pod for the
-//! whole period.
+//! Only TCP drains (`scheduler::can_drain`): UDP and SCTP destinations are deleted when their endpoints leave the slice, and
+//! conntrack entries of UDP are deleted (`udp_flows`). Otherwise a client that keeps its source port would send to a deleted pod
+//! for the whole period.
 //!
 //! Flags: `--ipvs-graceful-termination`, `--ipvs-graceful-period`. Kernel: weight 0 takes no new connections
 //! and keeps the old ones. The period begins when the endpoint leaves its slice: a terminating pod stays in

@@ -33,7 +33,7 @@ pub const DRAINING: u32 = 0;
 
 /// Returns the destinations of one port in one family, sorted by address, without duplicates.
 ///
-/// `drains`: terminating endpoints may stay with weight 0 (`scheduler::can_drain`).
+/// `drains`: terminating endpoints may stay with weight 0 (`scheduler::allows_weight_zero`).
 pub fn destinations(
     endpoints: &Endpoints,
     port: &ServicePort,

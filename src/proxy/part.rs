@@ -104,7 +104,7 @@ fn claims_of_port(
             TrafficPolicy::Cluster => Reach::Cluster(inputs.node.place()),
             TrafficPolicy::Local => Reach::Node(&inputs.node.name),
         };
-        let drains = scheduler::can_drain(service.annotations.scheduler, port.protocol);
+        let drains = scheduler::allows_weight_zero(service.annotations.scheduler);
         Arc::<[Destination]>::from(endpoints::destinations(endpoints, port, family, reach, drains))
     };
     let (inside, outside) = (traffic_policy::internal(service), traffic_policy::external(service));

@@ -29,11 +29,16 @@ pub fn draining_flags(scheduler: &str, destinations: &[Destination]) -> u32 {
     if drains && scheduler == Scheduler::Sh.name() { flags::SCHEDULER_1 } else { 0 }
 }
 
-/// Returns whether a destination may keep its connections with weight 0: it must not affect new ones, and its
-/// connections must end. Only TCP has an end of connection; a UDP or SCTP client that keeps its port would keep a
-/// deleted destination.
+/// Returns whether a destination may have weight 0: it must not affect new connections. A terminating endpoint keeps its
+/// connections and flows that way for as long as its slice says that it serves, whatever the protocol.
+pub fn allows_weight_zero(scheduler: Scheduler) -> bool {
+    scheduler != Scheduler::Dh
+}
+
+/// Returns whether a destination that is no endpoint any more may keep its connections with weight 0: these must end. Only
+/// TCP has an end of connection; a UDP or SCTP client that keeps its port would keep a deleted destination.
 pub fn can_drain(scheduler: Scheduler, protocol: Protocol) -> bool {
-    scheduler != Scheduler::Dh && protocol == Protocol::Tcp
+    allows_weight_zero(scheduler) && protocol == Protocol::Tcp
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub enum Standing {
     Leaving,
     /// Out: it is not ready, and not serving while it terminates.
     NotReady,
-    /// Out: it is terminating while others are ready, and cannot drain (UDP, SCTP, scheduler `dh`).
+    /// Out: it is terminating while others are ready, and cannot drain (scheduler `dh`).
     Terminating,
     /// Out: the traffic policy is Local, and it is on another node.
     NotLocal,
