@@ -102,6 +102,8 @@ pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Ou
         unread: BTreeSet::new(),
         keeper: last_known.map(|file| Keeper::new(file, &wanted)),
         attachments: attaching.as_ref().map(|attaching| attaching.file.clone()),
+        together: false,
+        held_back: None,
         keep_again: None,
     };
     builder.restore_attachments();
@@ -181,6 +183,10 @@ struct Builder {
     unread: BTreeSet<String>,
     keeper: Option<Keeper>,
     attachments: Option<AttachmentsFile>,
+    /// Objects that belong together are being told: nothing is published before the last one.
+    together: bool,
+    /// Time of the earliest event that is not published for that reason.
+    held_back: Option<Instant>,
     /// The last writing of that file failed, and is tried again then.
     keep_again: Option<tokio::time::Instant>,
 }
@@ -252,6 +258,10 @@ impl Builder {
                 }
                 Event::Unreadable(unreadable) => {
                     self.joined.set_unreadable(unreadable);
+                    false
+                }
+                Event::Together(together) => {
+                    self.together = together;
                     false
                 }
             };
@@ -359,6 +369,11 @@ impl Builder {
     /// Publishes the World if it differs from the one that is out. `seen` is the time of the earliest event
     /// that it contains and the one before did not.
     fn publish(&mut self, seen: Option<Instant>) {
+        let seen = seen.into_iter().chain(self.held_back.take()).min();
+        if self.together {
+            self.held_back = seen;
+            return;
+        }
         let before = self.out.borrow().authority;
         let now = self.joined.authority();
         if seen.is_none() && before == now && !self.joined.take_unpublished() {

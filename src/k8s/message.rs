@@ -29,4 +29,6 @@ pub enum Event {
     /// Whether the source holds something that it could not read and has no earlier version of, so that
     /// absence proves nothing.
     Unreadable(bool),
+    /// Whether the objects from here on belong together: all of them take effect at once, when that is over.
+    Together(bool),
 }

@@ -130,6 +130,22 @@ async fn the_earliest_event_of_all_that_a_consumer_slept_through_is_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn objects_that_belong_together_are_published_together() {
+    let mut rig = rig(None);
+    rig.say(1, Event::Listing(Kind::Service)).await;
+    rig.say(2, Event::Listed(Kind::Service)).await;
+    rig.next().await;
+    rig.clock.take();
+    rig.say(4, Event::Together(true)).await;
+    rig.put(5, "a", "10.96.0.1").await;
+    assert!(tokio::time::timeout(Duration::from_secs(60), rig.world.changed()).await.is_err(), "one without the other");
+    rig.put(6, "b", "10.96.0.2").await;
+    rig.say(7, Event::Together(false)).await;
+    assert_eq!(rig.next().await.cluster.services.len(), 2);
+    assert_eq!(rig.clock.take(), Some(rig.origin + Duration::from_millis(5)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_new_address_of_the_host_is_a_new_world() {
     let mut rig = rig(None);
     rig.say(1, Event::Listing(Kind::Service)).await;

@@ -3,7 +3,7 @@
 //! Every `*.yaml`, `*.yml` and `*.json` file directly in the directory is read; a file may hold several
 //! documents and `List`s. Only kinds that a running subsystem needs are read, others are ignored. The directory
 //! is watched (inotify): writing a file, renaming one into place and the swap of links that a ConfigMap
-//! mount makes are all seen within milliseconds, and cost what changed.
+//! mount makes are all seen within milliseconds, and cost what changed. What one file changes takes effect at once.
 //!
 //! Warnings name the file and the line. A document that does not parse leaves its
 //! last good version in force. If there is none, because the program has just started, nothing in the kernel
@@ -212,10 +212,18 @@ impl Source {
                 }
             }
         }
+        // A Service and its endpoints, both changed, would not fit each other in between.
+        let belong_together = objects > 1;
+        if belong_together {
+            self.tell(at, Event::Together(true))?;
+        }
         for (object, warnings) in changed.objects {
             if self.wanted.iter().any(|wanted| wanted.includes(&object)) {
                 self.tell(at, Event::Object(object, warnings))?;
             }
+        }
+        if belong_together {
+            self.tell(at, Event::Together(false))?;
         }
         if objects > 0 {
             trace!(file, objects, "Took in a manifest");

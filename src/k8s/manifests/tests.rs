@@ -30,6 +30,7 @@ fn told(messages: &mut Receiver<Message>) -> String {
         Event::Listed(kind) => format!("listed {kind}"),
         Event::Unreachable => "unreachable".to_owned(),
         Event::Unreadable(unreadable) => format!("unreadable {unreadable}"),
+        Event::Together(together) => format!("together {together}"),
         Event::Object(Object::Service(name, Some(service)), _) => format!("{} {}", name.name, service.cluster_ips[0]),
         Event::Withheld(_) => panic!("a directory withholds nothing"),
         Event::Object(object, _) => format!("{} gone", object.id().name.name),
@@ -74,6 +75,21 @@ fn a_directory_is_listed_and_then_followed() {
     assert_eq!(told(&mut messages), "c gone");
     fs::remove_file(file("a.yaml")).expect("it is there");
     assert_eq!(told(&mut messages), "a gone");
+}
+
+#[test]
+fn what_one_file_changes_belongs_together() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("a.yaml");
+    let both = |last: u8| service("a", &format!("10.96.0.{last}")) + &service("b", &format!("10.96.1.{last}"));
+    fs::write(&file, both(1)).expect("writable");
+    let mut messages = watch(directory.path());
+    told_until(&mut messages, LISTED);
+    fs::write(&file, both(2)).expect("writable");
+    assert_eq!(
+        told_until(&mut messages, "together false"),
+        ["together true", "a 10.96.0.2", "b 10.96.1.2", "together false"]
+    );
 }
 
 #[test]

@@ -131,7 +131,9 @@ impl Reader {
             }
             Event::Unreachable => self.outages += 1,
             Event::Withheld(_) => self.withheld += 1,
-            Event::Unreadable(_) => panic!("only manifests can be unreadable in part"),
+            Event::Unreadable(_) | Event::Together(_) => {
+                panic!("only manifests can be unreadable in part, or belong together")
+            }
         }
     }
 }
