@@ -34,6 +34,7 @@ class Service:
     source_ranges: list = dataclasses.field(default_factory=list)
     internal_policy: str = "Cluster"
     external_policy: str = "Cluster"
+    leaving: list = dataclasses.field(default_factory=list)  # pods that terminate and still serve
 
     def address(self, family="4"):
         return f"10.96.1.{self.number}" if family == "4" else f"fd00:10:96::1:{self.number:x}"
@@ -78,6 +79,7 @@ def balancer_status(s):
 
 def slices(s):
     """The slices that the endpoint-slice controller would make of a Service: one for each family."""
+    ready, terminating = ({"ready": not leaves, "serving": True, "terminating": leaves} for leaves in (False, True))
     made = []
     for family in s.families:
         suffix = f"{zlib.crc32((s.name + family).encode()) % 46656:05d}"
@@ -88,8 +90,8 @@ def slices(s):
             "ports": [{"name": s.port_name(p), "port": p.target, "protocol": p.protocol} for p in s.ports],
             "endpoints": [{
                 "addresses": [net.pod_addresses(pod)[0 if family == "4" else 1]], "nodeName": node_of(pod),
-                "conditions": {"ready": True, "serving": True, "terminating": False},
-                "targetRef": {"kind": "Pod", "name": pod, "namespace": NAMESPACE}} for pod in s.pods],
+                "conditions": conditions, "targetRef": {"kind": "Pod", "name": pod, "namespace": NAMESPACE}}
+                for conditions, pods in ((ready, s.pods), (terminating, s.leaving)) for pod in pods],
         })
     return made
 

@@ -59,6 +59,7 @@ class Cluster:
         self.api = Api(facts)
         self.facts = facts
         self.services_of = {}  # pod: names of its Services
+        self.leaving = set()  # pods that terminate
         self.made = []
         self.applied = {}  # what was put there by `apply`, by name
 
@@ -76,7 +77,8 @@ class Cluster:
 
     def put(self, service):
         base = f"/api/v1/namespaces/{objects.NAMESPACE}"
-        for pod in [p for p, names in self.services_of.items() if service.name in names and p not in service.pods]:
+        self.terminate(base, service)
+        for pod in [p for p, names in self.services_of.items() if service.name in names and p not in (*service.pods, *service.leaving)]:
             self.services_of[pod].remove(service.name)
             self.api.patch(f"{base}/pods/{pod}", {"metadata": {"labels": {f"lab/{service.name}": None}}})
         for pod in service.pods:
@@ -86,6 +88,17 @@ class Cluster:
         if service.balancer_ips:
             self.api.patch(f"{base}/services/{service.name}/status", {"status": made["status"]})
         self.made.append(f"{base}/services/{service.name}")
+
+    def terminate(self, base, service):
+        """Begins to end the pods that leave a Service, and takes those away that have left it."""
+        for pod in self.leaving - set(service.leaving):
+            self.api.delete(f"{base}/pods/{pod}?gracePeriodSeconds=0")
+            self.leaving.remove(pod)
+            del self.services_of[pod]
+            self.made.remove(f"{base}/pods/{pod}")
+        for pod in set(service.leaving) - self.leaving:
+            self.api.delete(f"{base}/pods/{pod}")  # a kubelet would let it go; nobody does here
+            self.leaving.add(pod)
 
     def apply(self, name, items):
         """Puts objects there: a pod that exists gets labels beside those it has."""

@@ -110,7 +110,7 @@ class Testbed:
                                        f"\n{self.tail(i)}")
 
     def missing(self, i, service):
-        return self.unserved(i, service, service.pods)
+        return self.unserved(i, service, service.pods or service.leaving)
 
     def unserved(self, i, service, pods):
         """What the kernel of node i lacks, or has too much, when it shall send a Service to these pods."""

@@ -1,7 +1,8 @@
 """Traffic without a process per connection: servers that answer their name, and clients that count.
 
 A server answers every message with `NAME ADDRESS`: who it is and by which address it saw the sender. It keeps a
-connection open, so that the same port serves short and long-lived connections.
+connection open, so that the same port serves short and long-lived connections. After SIGUSR1 it is like a program
+that ends gracefully: it takes no new connections, and those that it has stay. After SIGUSR2 it answers no datagrams.
 
 Clients: `ask` makes one connection, `many` makes a number of them and counts who answered, `Load` keeps making new
 connections and keeps long-lived ones talking until it is stopped, and reports every one that failed or broke.
@@ -60,6 +61,8 @@ def serve(namespace, ports, name=None):
         os.setsid()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         selector = listen(ports)
+        signal.signal(signal.SIGUSR1, lambda *_: close_doors(selector, "connections"))
+        signal.signal(signal.SIGUSR2, lambda *_: close_doors(selector, "messages"))
         os.write(tell, b"ready")
         os.close(tell)
         quiet = os.open("/dev/null", os.O_RDWR)
@@ -83,6 +86,13 @@ def listen(ports):
         sock.setblocking(False)
         selector.register(sock, selectors.EVENT_READ, "messages" if protocol == "udp" else "connections")
     return selector
+
+
+def close_doors(selector, kind):
+    """What is new of this kind is refused from now on."""
+    for key in [key for key in selector.get_map().values() if key.data == kind]:
+        selector.unregister(key.fileobj)
+        key.fileobj.close()
 
 
 def answer_forever(selector, name):
@@ -123,6 +133,16 @@ def exchange(sock):
     if len(words) != 2:
         raise ConnectionResetError(errno.ECONNRESET, "closed without an answer")
     return words[0], words[1]
+
+
+def exchange_again(sock):
+    """The same, by a client that sends again what is not answered."""
+    sock.settimeout(PATIENCE / 4)
+    try:
+        return exchange(sock)
+    except TimeoutError:
+        sock.settimeout(PATIENCE)
+        return exchange(sock)
 
 
 def connect(address, port, protocol="tcp", patience=PATIENCE, source_port=None):
@@ -194,11 +214,12 @@ class Load:
     """A process in a namespace that loads one address until `stop`, which returns what it counted.
 
     `fresh` connections go one after the other, each a new one with one message, at most one in `pause` seconds.
-    `lasting` connections stay open and exchange a message every `pause` seconds, each in turn.
+    `lasting` connections stay open and exchange a message every `pause` seconds, each in turn. With `resends` those of UDP
+    send a message once again, as such clients do: an endpoint that goes may take an answer with it.
     """
 
-    def __init__(self, namespace, address, port, protocol="tcp", lasting=4, pause=0.005):
-        self.order = (address, port, protocol, lasting, pause)
+    def __init__(self, namespace, address, port, protocol="tcp", lasting=4, pause=0.005, resends=False):
+        self.order = (address, port, protocol, lasting, pause, resends)
         result, report = os.pipe()
         self.pid = os.fork()
         if self.pid:
@@ -226,7 +247,7 @@ class Load:
         return json.loads(text)
 
 
-def work(address, port, protocol, lasting, pause):
+def work(address, port, protocol, lasting, pause, resends):
     stopping = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     answers, errors, breaks = (collections.Counter() for _ in range(3))
@@ -248,7 +269,7 @@ def work(address, port, protocol, lasting, pause):
         if held:
             sock, before = held.pop(0)
             try:
-                who = exchange(sock)[0]
+                who = (exchange_again if resends and protocol == "udp" else exchange)(sock)[0]
                 messages += 1
                 if before not in (None, who) and protocol != "udp":
                     breaks[f"moved from {before} to {who}"] += 1

@@ -77,9 +77,9 @@ def service(bed, name, pods=None, settle=True, **more):
 
 
 @contextlib.contextmanager
-def load(*targets, pause=0.03):
+def load(*targets, pause=0.03, resends=False):
     """Streams of new and of long-lived connections on [(namespace, address, port, protocol)]: not one may fail."""
-    running = [(t, traffic.Load(*t, pause=pause)) for t in targets]
+    running = [(t, traffic.Load(*t, pause=pause, resends=resends)) for t in targets]
     outcomes, until = [], time.monotonic() + LEAST_LOAD
     try:
         yield outcomes

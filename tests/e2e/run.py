@@ -22,11 +22,11 @@ from labkit.testbed import Testbed  # noqa: E402
 
 BEDS = {
     "manifests": ["schedulers", "affinity", "exposure", "protocols", "policies", "guard", "masquerade", "source_ranges", "hairpin", "host_input",
-                  "restart", "draining", "repair", "asking", "bad_input", "one_family", "foreign", "network_policies", "backends", "rest", "soak"],
+                  "restart", "draining", "under_load", "repair", "asking", "bad_input", "one_family", "foreign", "network_policies", "backends", "rest", "soak"],
     "routing": ["routing"],
     "routing-flat": ["routing_flat"],
     "forwarding": ["forwarding", "withdrawal", "backends_routed", "rest"],
-    "api": ["api", "api_policies", "rest"],
+    "api": ["api", "api_policies", "under_load", "rest"],
 }
 ROUTER = ["--run-router=true", "--run-service-proxy=false"]
 # How the beds differ from three nodes with three pods each on one subnet.
@@ -52,7 +52,7 @@ def tests_of(bed, netfilter, only, long):
                 continue
             if isinstance(function, type) or (getattr(function, "long", False) and not long):
                 continue
-            if getattr(function, "netfilter", netfilter) != netfilter or not {name, function.__name__} & set(chosen):
+            if getattr(function, "bed", bed) != bed or getattr(function, "netfilter", netfilter) != netfilter or not {name, function.__name__} & set(chosen):
                 continue
             if not only or name in only or any(word in function.__name__ for word in only):
                 yield function

@@ -1,0 +1,219 @@
+"""Services change under load, and no request fails: what kube-proxy promises, in both families.
+
+The pods of these tests end as programs do that end gracefully: once the kernel gives them no new connections they refuse any, and keep
+those that they have. Datagrams they answer until they are gone.
+"""
+import contextlib
+import itertools
+import json
+import os
+import signal
+import time
+
+import expect
+from expect import FAMILIES, PODS
+from labkit import kernel, net, objects, own, traffic
+from labkit.objects import Port, Service
+
+NEXT = ["n1p2", "n2p2", "n3p2"]
+BALANCER = ["198.51.100.60", "2001:db8:51::60"]
+PORT = 8082  # of the programs that end; the others of the bed stay
+
+
+@contextlib.contextmanager
+def _programs(pods):
+    """One in each pod: {pod: process}."""
+    running = {pod: traffic.serve(pod, [("tcp", PORT), ("udp", PORT)]) for pod in pods}
+    try:
+        yield running
+    finally:
+        for pid in running.values():
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _becomes(bed, s, pods, leaving=()):
+    bed.put(s.name, pods, leaving=list(leaving))
+    bed.settle(s)
+
+
+def _hands_over(bed, s, programs, pods, leaving):
+    """Pods terminate while these are ready, and go."""
+    _becomes(bed, s, pods, leaving)
+    for pod in leaving:
+        os.kill(programs[pod], signal.SIGUSR1)
+    _becomes(bed, s, pods)
+    time.sleep(1)
+    for pod in leaving:
+        os.kill(programs[pod], signal.SIGUSR2)
+
+
+def _ports(number):
+    return [Port(80, node_port=number, target=PORT), Port(53, "UDP", target=PORT)]
+
+
+def all_endpoints_are_replaced_one_after_the_other(bed):
+    with _programs(PODS + NEXT) as programs, expect.service(bed, "rolled", kind="NodePort", ports=_ports(30094)) as s:
+        targets = [("n1p3", s.address(), 80), ("n2p3", s.address("6"), 80), ("n3p3", s.address(), 53, "udp"),
+                   ("ext", bed.plan.addresses(1)[1], 30094), ("ext", bed.plan.addresses(2)[0], 30094)]
+        with expect.load(*targets, pause=0.1, resends=True):
+            pods = PODS
+            for old, new in zip(PODS, NEXT):
+                pods = [*(pod for pod in pods if pod != old), new]
+                _becomes(bed, s, [*pods, old])
+                _hands_over(bed, s, programs, pods, [old])
+        for client, family in (("n1p3", "4"), ("n2p3", "6")):
+            expect.share(client, s.address(family), 80, NEXT)
+
+
+def the_pods_of_a_node_that_is_drained_hand_over(bed):
+    """To those of other nodes; clients come from the same node and from outside by it."""
+    pods, leaving = ["n1p1", "n2p1"], ["n3p1", "n3p2"]
+    with _programs(pods + leaving) as programs, expect.service(bed, "drained-node", pods + leaving, kind="NodePort", ports=_ports(30095)) as s:
+        targets = [("n3p3", s.address(), 80), ("n1p3", s.address("6"), 80), *(("ext", address, 30095) for address in bed.plan.addresses(3))]
+        with expect.load(*targets, pause=0.1):
+            _hands_over(bed, s, programs, pods, leaving)
+        expect.share("n3p3", s.address("6"), 80, pods)
+
+
+def the_only_pod_serves_while_it_terminates_until_another_is_ready(bed):
+    with _programs(["n1p1", "n2p1"]) as programs, expect.service(bed, "only", ["n1p1"], kind="NodePort", ports=_ports(30096)) as s:
+        targets = [("n1p3", s.address(), 80), ("n3p3", s.address("6"), 80), ("n2p3", s.address("6"), 53, "udp"),
+                   ("ext", bed.plan.addresses(3)[0], 30096)]
+        with expect.load(*targets, pause=0.1, resends=True):
+            _becomes(bed, s, [], ["n1p1"])
+            time.sleep(2)
+            _hands_over(bed, s, programs, ["n2p1"], ["n1p1"])
+        expect.share("n1p3", s.address("6"), 80, ["n2p1"])
+
+
+def the_last_pod_of_a_node_serves_its_clients_while_it_terminates_although_the_policy_is_local(bed):
+    """Load balancers outside need a while until they know that the node is to be left out."""
+    with expect.service(bed, "last-local", ["n1p1", "n2p1"], kind="NodePort", external_policy="Local", ports=[Port(80, node_port=30097)]) as s:
+        with expect.load(*(("ext", address, 30097) for address in bed.plan.addresses(1)), pause=0.1) as outcomes:
+            _becomes(bed, s, ["n2p1"], ["n1p1"])
+            time.sleep(2)
+        expect.that(all(set(outcome["answers"]) == {"n1p1"} for _, outcome in outcomes), "another pod than the local one answered:", outcomes)
+
+
+def policies_change_and_change_back(bed):
+    """On nodes that have an endpoint."""
+    with expect.service(bed, "flipped", kind="NodePort", ports=[Port(80, node_port=30098)]) as s:
+        outside = list(zip(("n1p1", "n2p1"), (bed.plan.addresses(1)[0], bed.plan.addresses(2)[1])))
+        inside = list(zip(("n1p1", "n2p1"), ("n1p2", "n2p2"), FAMILIES))
+
+        def become(external, internal):
+            bed.put(s.name, PODS, external_policy=external, internal_policy=internal)
+            for pod, address in outside:
+                expect.soon(lambda: _answer("ext", address, 30098) == ({pod} if external == "Local" else set(PODS)), 30, address, external)
+            for pod, client, family in inside:
+                expect.soon(lambda: _answer(client, s.address(family), 80) == ({pod} if internal == "Local" else set(PODS)), 30, client, internal)
+
+        targets = [*(("ext", address, 30098) for _, address in outside), *((client, s.address(family), 80) for _, client, family in inside)]
+        with expect.load(*targets, pause=0.1):
+            become("Local", "Cluster")
+            become("Cluster", "Local")
+            become("Cluster", "Cluster")
+
+
+def _answer(*target):
+    """Which pods answer; enough connections for each to have its turn while others ask too."""
+    return set(expect.many(*target, count=9)["answers"])
+
+
+def the_type_changes_and_changes_back(bed):
+    with expect.service(bed, "typed", ports=[Port(80), Port(53, "UDP")]) as s:
+        node_ports = [("ext", address, 30099) for address in (bed.plan.addresses(1)[0], bed.plan.addresses(2)[1])]
+        with_node_port = [Port(80, node_port=30099), Port(53, "UDP")]
+
+        def become(kind, ports, balancer_ips=()):
+            bed.put(s.name, PODS, kind=kind, ports=ports, balancer_ips=list(balancer_ips))
+            opened = {30099} if ports is with_node_port else set()
+            for i in bed.agents:
+                expect.soon(lambda: {p for _, _, p in kernel.ipvs(i)} & {30099} == opened, 30, f"node {i}, type {kind}:", kernel.ipvs(i))
+                expect.soon(lambda: {a for _, a, _ in kernel.ipvs(i)} & set(BALANCER) == set(balancer_ips), 30, f"node {i}, type {kind}")
+
+        with expect.load(("n1p2", s.address(), 80), ("n2p2", s.address("6"), 80), ("n3p2", s.address("6"), 53, "udp"), pause=0.1):
+            become("NodePort", with_node_port)
+            with expect.load(*node_ports, pause=0.1):
+                become("LoadBalancer", with_node_port, BALANCER)
+                for address in BALANCER:
+                    expect.share("ext", address, 80, PODS)
+            become("ClusterIP", [Port(80), Port(53, "UDP")])
+        for _, address, port in node_ports:
+            expect.silent("ext", address, port)
+
+
+def a_port_is_renamed(bed):
+    """With its endpoints, which an API server's controller renames a moment later: until then nobody serves the new name, with kube-proxy too."""
+    with expect.service(bed, "renamed", kind="NodePort", ports=[Port(80, node_port=30100, name="http")]) as s:
+        with expect.load(("n1p2", s.address(), 80), ("n2p2", s.address("6"), 80), ("ext", bed.plan.addresses(3)[1], 30100), pause=0.05):
+            for name in ("web", "http", "www", "web"):
+                bed.put(s.name, PODS, ports=[Port(80, node_port=30100, name=name)])
+                time.sleep(0.5)
+        bed.put(s.name, PODS[:2])
+        bed.settle(s)  # the new name is followed
+
+
+a_port_is_renamed.bed = "manifests"
+
+
+def a_new_service_that_has_answered_is_not_refused_any_more(bed):
+    """The guard, the virtual service and its address come in an order."""
+    for turn, family in enumerate(FAMILIES * 3):
+        with expect.service(bed, f"new-{turn}", settle=False) as s, net.Inside("n1p2"):
+            expect.soon(lambda: _answers(s.address(family)), 30, s.address(family), "is not served")
+            refused = sum(not _answers(s.address(family)) for _ in range(30))
+            expect.that(refused == 0, f"{refused} of 30 connections to {s.address(family)} failed after the first one that did not")
+
+
+def _answers(address):
+    """From the network namespace that this is called in."""
+    try:
+        with traffic.connect(address, 80, patience=1.0) as sock:
+            return bool(traffic.exchange(sock))
+    except OSError:
+        return False
+
+
+class _Passing(Service):
+    """One of many, with addresses apart from those of the others."""
+
+    def address(self, family="4"):
+        return f"10.97.{self.number // 250}.{self.number % 250 + 1}" if family == "4" else f"fd00:10:96::2:{self.number:x}"
+
+
+AT_ONCE, WAVES = 100, 8
+
+
+def two_hundred_services_are_made_and_two_hundred_removed_a_second(bed):
+    """A hundred of each every half second; a Service beside them answers, and nothing of theirs stays."""
+    before = {i: len(kernel.ipvs(i)) for i in bed.agents}
+    waves = [[_Passing(f"passing-{n}", n, [PODS[n % 3], NEXT[n % 3]]) for n in range(first, first + AT_ONCE)] for first in range(0, 3 * AT_ONCE, AT_ONCE)]
+    texts = [_text(wave) for wave in waves]
+    computed = {i: kernel.metric(i, "sluice_proxy_services_computed_total") for i in bed.agents}
+    with expect.service(bed, "beside", kind="NodePort", ports=[Port(80, node_port=30101), Port(53, "UDP")]) as s:
+        targets = [("n1p2", s.address(), 80), ("n2p2", s.address("6"), 80), ("n3p2", s.address(), 53, "udp"), ("ext", bed.plan.addresses(2)[1], 30101)]
+        with expect.load(*targets, pause=0.1):
+            began = time.monotonic()
+            for turn, text in zip(range(WAVES), itertools.cycle(texts)):
+                own.write(f"{net.RUN}/passing.manifest", text)
+                os.rename(f"{net.RUN}/passing.manifest", f"{bed.source.folder}/passing.json")
+                time.sleep(max(0.0, began + (turn + 1) / 2 - time.monotonic()))
+            seconds = time.monotonic() - began
+            last = waves[(WAVES - 1) % len(waves)]
+            bed.settle(last[-1])
+        computed = {i: int(kernel.metric(i, "sluice_proxy_services_computed_total") - computed[i]) for i in bed.agents}
+        print(f"       {WAVES * AT_ONCE} in {seconds:.1f} s; computed by the nodes: {computed}", flush=True)
+        expect.share("n2p2", last[0].address("6"), 80, last[0].pods)
+        bed.source.withdraw("passing")
+    for i in bed.agents:
+        expect.soon(lambda: len(kernel.ipvs(i)) == before[i], 120, f"node {i} has {len(kernel.ipvs(i))} virtual services, not {before[i]}")
+
+
+two_hundred_services_are_made_and_two_hundred_removed_a_second.bed = "manifests"
+
+
+def _text(services):
+    items = [item for s in services for item in (objects.service(s), *objects.slices(s))]
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
