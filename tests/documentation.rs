@@ -1,6 +1,7 @@
 //! Pages that list what the program has are written from the program. `UPDATE=1` rewrites them.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{env, fs};
 
@@ -50,4 +51,67 @@ fn the_page_of_metrics_lists_every_family_and_no_other() {
     }
     let found: Vec<&str> = found.lines().collect();
     assert_eq!(found, rows, "docs/metrics.md, and what the program has; UPDATE=1 rewrites the page");
+}
+
+/// Numbers of the weak spots that concern what exists here.
+const WEAK_SPOTS: [u32; 41] = [
+    1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 18, 19, 20, 24, 25, 26, 27, 28, 30, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41,
+    42, 43, 49, 52, 53, 54, 55, 56, 58, 59, 60,
+];
+
+#[test]
+fn each_weak_spot_of_kube_routers_service_proxy_has_tests_that_exist() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/service-proxy-tests.md")).expect("the page exists");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| W")?.split_once(" |"));
+    let rows: Vec<(u32, &str)> = rows.map(|(number, rest)| (number.parse().expect("a number"), rest)).collect();
+    assert_eq!(rows.iter().map(|(number, _)| *number).collect::<Vec<_>>(), WEAK_SPOTS);
+    let existing = names_of_tests(&root);
+    for (number, row) in rows {
+        let tests = row.rsplit('|').nth(1).expect("a row has a last column");
+        let named: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "W{number} has no test");
+        let missing: Vec<&&str> = named.iter().filter(|name| !existing.contains(**name)).collect();
+        assert!(missing.is_empty(), "W{number}: there are no tests {missing:?}");
+    }
+}
+
+/// The names of test functions in Rust, of end-to-end tests, and of scenarios of the service proxy.
+fn names_of_tests(root: &Path) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut folders: Vec<PathBuf> = ["src", "tests"].iter().map(|folder| root.join(folder)).collect();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder of the project") {
+            let path = entry.expect("it can be listed").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("rs") => names.extend(rust_tests(&text)),
+                Some("py") => names.extend(text.lines().filter_map(|line| name_after(line, "def "))),
+                Some("txt") if folder.ends_with("scenarios/proxy") => {
+                    names.extend(path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned));
+                }
+                _ => {}
+            }
+        }
+    }
+    names
+}
+
+/// The functions below an attribute that makes them tests.
+fn rust_tests(text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let is_attribute = |line: &&&str| line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+    let named = |at: usize| {
+        let below = lines.iter().skip(at + 1).find(|line| !line.starts_with('#'))?;
+        name_after(below, "fn ").or_else(|| name_after(below, "async fn "))
+    };
+    (0..lines.len()).filter(|at| lines.get(*at).as_ref().is_some_and(is_attribute)).filter_map(named).collect()
+}
+
+fn name_after(line: &str, word: &str) -> Option<String> {
+    line.strip_prefix(word)?.split_once('(').map(|(name, _)| name.to_owned())
 }

@@ -297,6 +297,16 @@ mod tests {
     }
 
     #[test]
+    fn flows_to_destinations_that_stay_are_not_forgotten_with_those_of_one_that_goes() {
+        let mut scene = Scene::new(&[]);
+        scene.changes("10.96.0.1:53", [&["10.244.0.1:53", "10.244.0.2:53"], &["10.244.0.2:53"]]);
+        let (tried, outcome) = scene.forget(START);
+        assert_eq!(tried, [flow("10.96.0.1:53", "10.244.0.1:53")]);
+        assert_eq!(outcome.forgotten, 1);
+        assert!(scene.udp.is_settled());
+    }
+
+    #[test]
     fn only_flows_that_remain_are_retried_and_given_up() {
         let stubborn = flow("10.96.0.1:53", "10.244.0.1:53");
         let mut scene = Scene::new(&[stubborn]);

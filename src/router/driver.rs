@@ -144,8 +144,9 @@ impl<K: Kernel> Driver<K> {
     /// first announcements for complete: so it starts once the addresses are served.
     async fn start_speaker(&mut self) {
         let now = Instant::now();
-        if !self.sessions.is_running() && !*self.context.served.borrow() && now < self.started + UNSERVED {
-            self.sessions.try_at(self.started + UNSERVED);
+        let is_served = *self.context.served.borrow();
+        if let (false, Some(until)) = (self.sessions.is_running(), waits(is_served, self.started, now)) {
+            self.sessions.try_at(until);
             return;
         }
         let at = self.moments.at(Instant::now());
@@ -439,5 +440,23 @@ impl<K: Kernel> Subsystem for Driver<K> {
             .report
             .send_if_modified(|report| is_there && !std::mem::replace(&mut report.network_is_there, true));
         self.reached
+    }
+}
+
+/// Returns until when the first speaker waits for the service proxy; `None` if it starts now.
+fn waits(is_served: bool, started: Instant, now: Instant) -> Option<Instant> {
+    Some(started + UNSERVED).filter(|until| !is_served && now < *until)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_speaker_waits_for_the_service_proxy_neither_for_ever_nor_after_it_was_told() {
+        let (started, second) = (Instant::now(), Duration::from_secs(1));
+        assert_eq!(waits(false, started, started + second), Some(started + UNSERVED));
+        assert_eq!(waits(false, started, started + UNSERVED), None, "a proxy that never says so");
+        assert_eq!(waits(true, started, started), None, "a proxy that had said so before");
     }
 }

@@ -312,6 +312,25 @@ mod tests {
     }
 
     #[test]
+    fn counters_do_not_wrap_at_32_bits() {
+        let key = ServiceKey::Mark { mark: 7, family: Family::V4 };
+        let mut messages = Messages::new();
+        messages.begin_generic(Command::NewService as u8, VERSION, 0).nest(attribute::SERVICE);
+        identify(&mut messages, &key);
+        let large = |number: u16| (1 << 40) + u64::from(number);
+        // The old counters, of which packets have 32 bits, stand beside.
+        messages.nest(10).u32(1, 1).u32(2, 2).u32(3, 3).end().nest(service_attribute::STATS64);
+        for number in 1..=10 {
+            messages.attribute(number, &large(number).to_ne_bytes());
+        }
+        messages.end().end();
+        let answer = answers(messages.bytes()).next().expect("one message");
+        let (found, told) = stats(&answer).expect("a service with counters");
+        let packets = (told.connections, told.packets_in, told.packets_out, told.packets_in_rate);
+        assert_eq!((found, packets), (key, (large(1), large(2), large(3), large(7))));
+    }
+
+    #[test]
     fn a_destination_reads_back_as_it_was_described() {
         let key = ServiceKey::Mark { mark: 7, family: Family::V4 };
         for (address, forwarding) in [("10.244.1.1:80", Forwarding::Nat), ("[fd00:10:244::1]:0", Forwarding::Tunnel)] {

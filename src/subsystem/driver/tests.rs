@@ -324,6 +324,20 @@ fn each_world_reaches_the_kernel_growing_forward_and_shrinking_backward() {
 }
 
 #[test]
+fn of_changes_that_come_faster_than_they_can_be_done_the_newest_is_done() {
+    Scene::new().run(async |scene| {
+        scene.publish(Authority::Complete, &["a"]);
+        scene.until("all of a", |yard| yard.has(&["a"], &["a"])).await;
+        scene.take_acts();
+        let names: Vec<String> = (0..200).map(|number| format!("passing-{number}")).collect();
+        names.iter().for_each(|name| scene.publish(Authority::Complete, &["a", name]));
+        scene.publish(Authority::Complete, &["a", "b"]);
+        scene.until("a and b", |yard| yard.has(&["a", "b"], &["a", "b"])).await;
+        assert_eq!(scene.take_acts(), "+posts b, +signs b");
+    });
+}
+
+#[test]
 fn a_kind_that_fails_is_trouble_until_it_recovers_and_the_others_go_on() {
     Scene::new().run(async |scene| {
         scene.yard.borrow_mut().failing = Some("signs");
