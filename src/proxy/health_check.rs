@@ -36,7 +36,7 @@ pub struct HealthCheck {
     pub local_endpoints: usize,
 }
 
-/// What is answered at which ports and addresses.
+/// Desired health checks, by port, and the addresses at which they are answered.
 #[derive(Clone, Default, Debug)]
 pub struct HealthChecks {
     pub checks: Table<u16, HealthCheck>,

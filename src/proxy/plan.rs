@@ -61,7 +61,7 @@ pub struct Plan {
     /// Number of Services of each endpoint on this node.
     own_endpoints: BTreeMap<OwnEndpoint, usize>,
     restrictions: Restrictions,
-    /// What of them the rules know.
+    /// The part of them that the rules depend on.
     shape: Shape,
     draining: Draining,
     /// Addresses that routers may still send traffic for.

@@ -95,7 +95,7 @@ pub struct Restrictions {
     services: PerFamily<usize>,
 }
 
-/// What the rules depend on.
+/// The part of the restrictions that the rules depend on.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Shape {
     /// The families of which any virtual service is restricted.

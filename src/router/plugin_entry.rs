@@ -42,7 +42,7 @@ pub struct Left {
     pub unanswered: Vec<String>,
 }
 
-/// What keeps a file from being without the entry.
+/// Reason for which a file still has the entry.
 enum Obstacle {
     Unread(io::Error),
     Named(io::Error),
@@ -203,7 +203,7 @@ mod tests {
     const WITH: &str = r#"{"plugins":[{"type":"ptp"},{"type":"sluice-cni"}]}"#;
     const WITHOUT: &str = r#"{"plugins":[{"type":"ptp"}]}"#;
 
-    /// What cannot be read.
+    /// Removes the entry from the files of a directory; returns those that cannot be read.
     fn removed(directory: &Path) -> Vec<String> {
         let Left { unread, named, unanswered } = CniFiles::new(directory.to_owned()).remove_plugin();
         assert_eq!((named, unanswered), (Vec::new(), Vec::new()));

@@ -424,7 +424,7 @@ fn a_pod_reaches_itself_and_is_denied_its_neighbour() {
     castle.check("gryffindor/0", "gryffindor/1", (Protocol::Tcp, 80), false);
 }
 
-/// What a rule that cannot be read stands for is in force, too.
+/// Substitutes of rules that cannot be read are in force, too.
 #[test]
 fn a_rule_with_a_peer_that_is_not_supported_accepts_nothing_and_denies_everything() {
     for (action, expected) in [("Accept", true), ("Deny", false), ("Pass", false)] {

@@ -80,7 +80,7 @@ impl Scene {
         }
     }
 
-    /// What the service proxy desires of its table on this node.
+    /// Returns the table that the service proxy desires on this node.
     fn desired(&self) -> BTreeMap<Object, Content> {
         let mut node =
             LocalNode { families: PerFamily::from_fn(|family| family == self.family), ..LocalNode::default() };

@@ -114,7 +114,7 @@ struct Listed {
     /// Place of its line in the text.
     at: usize,
     key: ServiceKey,
-    /// What follows from all that was said of it so far; `None` where something was not understood.
+    /// Sum over all that was listed of it so far; `None` where something was not understood.
     number: Option<u64>,
 }
 

@@ -33,7 +33,7 @@ pub enum Object {
 /// Everything else about an object.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Content {
-    /// What it has counted is not ours to decide.
+    /// A counter; its count is not ours to decide.
     Counter,
     Set(SetSpec),
     Chain(Arc<Chain>),
@@ -43,7 +43,7 @@ pub enum Content {
     Verdict(Arc<Verdict>),
     /// An element of a map to marks.
     Mark(u32),
-    /// What somebody else made under a name of ours, in a form that we never use. It is only ever read.
+    /// An object of somebody else under a name of ours, in a form that we never use. It is only ever read.
     Foreign,
 }
 
@@ -57,7 +57,7 @@ pub struct SetSpec {
     pub intervals: bool,
 }
 
-/// What a set maps its elements to.
+/// Type of the values of a set's elements.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Kind {
     /// Nothing: an element is in the set or not.
@@ -116,7 +116,7 @@ pub enum Key {
     LinkEther(Name, [u8; 6]),
     /// Of [`Fields::LinkAddress`]. Few, and longer than all others.
     LinkAddress(Box<(Name, IpAddr)>),
-    /// What somebody else put into a set of ours, and we never do, as the kernel has it. It is only ever read, and removed.
+    /// An element of somebody else in a set of ours, in a form that we never use, as the kernel has it. It is only ever read, and removed.
     Foreign(Box<[u8]>),
 }
 
@@ -168,7 +168,7 @@ pub struct Base {
     pub priority: i32,
 }
 
-/// What the rules of a base chain may do.
+/// Type of a base chain: the actions that its rules may perform.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum BaseKind {
     Filter,

@@ -53,14 +53,14 @@ pub struct Passage {
     pub comment: &'static str,
 }
 
-/// What a rule lets pass.
+/// The packets that a rule accepts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Passing {
-    /// What came by this link.
+    /// Packets that came in by this link.
     From(CompactString),
-    /// What leaves by this link.
+    /// Packets that leave by this link.
     To(CompactString),
-    /// What leaves by this link and belongs to a connection.
+    /// Packets that leave by this link and belong to a connection.
     AnswersTo(CompactString),
     /// Packets whose mark has these bits.
     Marked(Mark),

@@ -67,7 +67,7 @@ async fn until(at: Option<Instant>) {
 /// The listeners that are open, and those that are not although they are wanted.
 struct Listeners {
     places: BTreeMap<(u16, IpAddr), Place>,
-    /// What was wanted last.
+    /// The health checks desired last.
     known: HealthChecks,
     answers: Answers,
     note: Note,

@@ -182,7 +182,7 @@ impl Node {
         self.called("ADD", (pod, pod), &[v4(pod), v6(pod)]);
     }
 
-    /// What the agent answers on a port.
+    /// Returns the agent's answer on a port.
     fn asked(&self, port: u16, path: &str) -> String {
         let mut answer = String::new();
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
@@ -282,7 +282,7 @@ const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
 
-/// What a pod may send, and what it may not.
+/// Frames that a pod may send.
 fn sound() -> Vec<(&'static str, Vec<u8>)> {
     let [a, b, c, d] = [10, 244, 1, number("db")];
     let dhcp = Frame {

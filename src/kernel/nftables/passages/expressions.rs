@@ -184,7 +184,7 @@ pub fn found(answer: &Answer<'_>, family: Family, (table, chain): (&str, &str)) 
     })
 }
 
-/// What is known of a rule after some of its expressions.
+/// Interpretation of a rule after some of its expressions.
 #[derive(Default)]
 struct Reading {
     key: Option<u32>,
@@ -192,7 +192,7 @@ struct Reading {
     link: Option<CompactString>,
     number: Option<u32>,
     mask: Option<u32>,
-    /// What a match of xtables asks of the mark.
+    /// The bits of the mark that a match of xtables compares.
     mark: Option<Mark>,
     comment: Option<String>,
     is_for_answers: bool,
