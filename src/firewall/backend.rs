@@ -43,6 +43,9 @@ pub trait Backend {
     /// Returns the number of desired kernel objects.
     fn count(&self) -> Count;
 
+    /// Called when much work is over: keeps in memory once what is as desired.
+    fn pack(&mut self);
+
     /// Returns whether the kernel is known to be as desired, except for what it refuses.
     fn is_settled(&self) -> bool;
 
@@ -139,7 +142,7 @@ pub struct Refusal<'a> {
     pub consequence: Consequence,
 }
 
-/// What follows from a refusal.
+/// Consequence of a refusal for packets.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Consequence {
     /// A chain is missing: traffic that only it allows is denied.

@@ -451,6 +451,7 @@ impl<B: Backend> Subsystem for Driver<B> {
 
     async fn pack(&mut self) {
         self.plan.pack();
+        self.backend.pack();
     }
 
     fn troubles(&mut self, _account: &mut Account, _standing: &Standing) -> Vec<String> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
+use super::shared_value::Shared;
 use crate::net::{Family, Protocol};
 
 /// All slices of one Service, by the name of the slice.
@@ -46,7 +47,7 @@ pub struct EndpointPort {
 pub struct Endpoint {
     pub address: IpAddr,
     /// `nodeName`; absent for backends outside the cluster.
-    pub node: Option<Arc<str>>,
+    pub node: Option<Shared<str>>,
     pub conditions: Conditions,
     /// `hints`, where there are any that name a zone or a node.
     pub hints: Option<Arc<Hints>>,

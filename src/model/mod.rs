@@ -18,6 +18,7 @@ mod policy;
 mod report;
 mod selector;
 mod service;
+mod shared_value;
 mod table;
 
 pub use attachment::{
@@ -40,6 +41,7 @@ pub use service::{
     AnnounceAnnotations, ExternalField, LoadBalancerAddress, ProxyAnnotations, Scheduler, SchedulerFlags, Service,
     ServicePort, ServiceType, TrafficPolicy,
 };
+pub use shared_value::Shared;
 pub use table::{Change, Table};
 
 use std::collections::BTreeSet;

@@ -8,11 +8,11 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::ops::Deref;
 use std::slice;
-use std::sync::Arc;
 
 use compact_str::CompactString;
 
 use super::selector::Labels;
+use super::shared_value::Shared;
 use crate::net::Protocol;
 
 /// A Pod. One that has finished, or shares its node's network, or has no address yet is a value too, because its labels
@@ -25,13 +25,13 @@ pub struct Pod {
     /// `status.podIPs` and `status.podIP`, without duplicates, in the API's order.
     pub addresses: PodAddresses,
     /// `spec.nodeName`; `None` until the pod is scheduled. Which pods are local is decided by it, never by addresses.
-    pub node: Option<Arc<str>>,
+    pub node: Option<Shared<str>>,
     /// `spec.hostNetwork`: its addresses are the node's.
     pub host_network: bool,
     /// Phase Succeeded or Failed: its address may belong to another pod by now.
     pub finished: bool,
     /// Named ports of all containers that run while the pod runs, sorted.
-    pub ports: Arc<[NamedPort]>,
+    pub ports: Shared<[NamedPort]>,
 }
 
 /// A pod's UID in short: tells it from another pod of the same name, which has the same one by a chance of one in 2³².

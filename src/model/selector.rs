@@ -4,13 +4,14 @@
 //! requirements selects everything. A selector that could not be read never becomes a value: whoever parses it
 //! decides what its absence means (`k8s::parse`).
 
-use std::sync::Arc;
-
 use compact_str::CompactString;
+
+use super::interner::Counted;
+use super::shared_value::Shared;
 
 /// The labels of one object, sorted by key. Pods of one template share the memory.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
-pub struct Labels(Arc<[(CompactString, CompactString)]>);
+pub struct Labels(Shared<[(CompactString, CompactString)]>);
 
 /// `LabelSelector`: `matchLabels` and `matchExpressions` in one form, sorted, so that selectors that mean the same
 /// in the same words are equal.
@@ -45,7 +46,7 @@ impl Labels {
 
     /// Returns whether somebody else holds the same memory.
     pub fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
+        self.0.is_shared()
     }
 
     /// Keys and values, sorted by key.

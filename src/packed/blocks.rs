@@ -100,6 +100,12 @@ impl<K: Ord + Clone, V: Clone> BlockMap<K, V> {
         }
     }
 
+    /// Removes the entries that `keep` does not hold for.
+    pub fn retain(&mut self, keep: impl Fn(&K, &V) -> bool) {
+        let gone = self.iter().filter(|(key, value)| !keep(key, value)).map(|(key, _)| key.clone());
+        gone.collect::<Vec<K>>().iter().for_each(|key| drop(self.remove(key)));
+    }
+
     /// Fills the blocks again if many entries came one by one.
     pub fn pack(&mut self) {
         if self.loose < FEW || self.loose <= self.len / SHARE {
@@ -225,6 +231,13 @@ impl<K: Ord, V> BlockMap<K, V> {
         self.blocks.get(at)?.values.get(index)
     }
 
+    /// Returns an entry, with the key that stands in it.
+    pub fn entry_at(&self, key: &K) -> Option<(&K, &V)> {
+        let (at, index) = self.find(key).ok()?;
+        let block = self.blocks.get(at)?;
+        Some((block.keys.get(index)?, block.values.get(index)?))
+    }
+
     pub fn contains_key(&self, key: &K) -> bool {
         self.find(key).is_ok()
     }
@@ -256,6 +269,12 @@ impl<K: Ord, V> BlockMap<K, V> {
             Bound::Unbounded => (self.blocks.len(), 0),
         };
         (first, end)
+    }
+
+    /// The place behind all entries, if this key belongs there.
+    fn behind_all(&self, key: &K) -> Option<Place> {
+        let last = self.blocks.last()?;
+        (last.keys.last()? < key).then(|| (self.blocks.len() - 1, last.keys.len()))
     }
 
     /// Place of a key; as an error, where it belongs.
@@ -346,7 +365,12 @@ impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for BlockMap<K, V> {
 
 impl<K: Ord + Clone, V: Clone> Extend<(K, V)> for BlockMap<K, V> {
     fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, entries: I) {
-        entries.into_iter().for_each(|(key, value)| drop(self.insert(key, value)));
+        for (key, value) in entries {
+            match self.behind_all(&key) {
+                Some(behind) => drop(self.put(behind, key, value)),
+                None => drop(self.insert(key, value)),
+            }
+        }
     }
 }
 

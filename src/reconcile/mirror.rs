@@ -19,11 +19,12 @@ use std::time::Instant;
 use self::differing::side_by_side;
 use super::backoff::Backoff;
 use super::moment::Moment;
+use super::sorted::Sorted;
 use super::target::{Phase, Target};
 use crate::packed::PackedMap;
 
 pub use self::differing::Differing;
-pub use self::kept::{Kept, Sorted};
+pub use self::kept::Kept;
 pub use self::reflection::Reflection;
 
 /// How far growing may go.

@@ -22,12 +22,14 @@ mod backoff;
 mod mirror;
 mod moment;
 mod optional;
+mod sorted;
 mod target;
 
 pub use account::Account;
 pub use audits::{Audits, Found, audit, compare_after_notice, glance, scan};
 pub use backoff::Backoff;
-pub use mirror::{Audited, Course, Differing, Drift, Growth, Kept, Mirror, Reflection, Sorted, Trouble};
+pub use mirror::{Audited, Course, Differing, Drift, Growth, Kept, Mirror, Reflection, Trouble};
 pub use moment::{Moment, Moments};
 pub use optional::Optional;
+pub use sorted::Sorted;
 pub use target::{Failure, Glance, Phase, Step, Target};

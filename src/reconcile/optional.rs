@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::sorted::Sorted;
 use super::target::{Failure, Glance, Phase, Step, Target};
 
 /// A target, or none.
@@ -51,7 +52,7 @@ impl<T: Target> Target for Optional<T> {
         self.target.as_mut().map_or_else(|| Ok(BTreeSet::new()), T::keys)
     }
 
-    fn glance(&mut self, seen: &BTreeMap<T::Key, T::Value>) -> Glance<T::Key> {
+    fn glance(&mut self, seen: &impl Sorted<T::Key, T::Value>) -> Glance<T::Key> {
         self.target.as_mut().map_or(Glance::Alike, |target| target.glance(seen))
     }
 
@@ -59,11 +60,11 @@ impl<T: Target> Target for Optional<T> {
         self.target.as_ref().is_some_and(T::sees_all_at_a_glance)
     }
 
-    fn unlike(&mut self, seen: &BTreeMap<T::Key, T::Value>, keys: &[T::Key]) -> Result<Vec<T::Key>, T::Error> {
+    fn unlike(&mut self, seen: &impl Sorted<T::Key, T::Value>, keys: &[T::Key]) -> Result<Vec<T::Key>, T::Error> {
         self.target.as_mut().map_or_else(|| Ok(Vec::new()), |target| target.unlike(seen, keys))
     }
 
-    fn scan(&mut self, seen: &BTreeMap<T::Key, T::Value>) -> Result<Glance<T::Key>, T::Error> {
+    fn scan(&mut self, seen: &impl Sorted<T::Key, T::Value>) -> Result<Glance<T::Key>, T::Error> {
         self.target.as_mut().map_or(Ok(Glance::Alike), |target| target.scan(seen))
     }
 

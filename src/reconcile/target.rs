@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Display};
 
+use super::sorted::Sorted;
+
 /// A kind of kernel objects that are ours.
 ///
 /// Implemented by each file of `kernel/` on the real kernel, and once more in memory for tests.
@@ -43,7 +45,7 @@ pub trait Target {
 
     /// Looks for traces of others' changes at a small part of the price of reading, to be called every few seconds.
     /// `seen` is the last seen state of this kind. What a glance does not see an audit finds.
-    fn glance(&mut self, _seen: &BTreeMap<Self::Key, Self::Value>) -> Glance<Self::Key> {
+    fn glance(&mut self, _seen: &impl Sorted<Self::Key, Self::Value>) -> Glance<Self::Key> {
         Glance::Alike
     }
 
@@ -59,16 +61,16 @@ pub trait Target {
     /// As for [`read`](Target::read).
     fn unlike(
         &mut self,
-        seen: &BTreeMap<Self::Key, Self::Value>,
+        seen: &impl Sorted<Self::Key, Self::Value>,
         keys: &[Self::Key],
     ) -> Result<Vec<Self::Key>, Self::Error> {
         let found = self.read_some(keys)?;
-        Ok(keys.iter().filter(|key| found.get(key) != seen.get(key)).cloned().collect())
+        Ok(keys.iter().filter(|key| found.get(key) != seen.value(key)).cloned().collect())
     }
 
     /// Returns those of the last seen objects that a portion of an audit has to read: those that may differ by what no glance compares.
     /// A kind that can compare that at less cost than it reads overrides this.
-    fn to_audit(&mut self, _seen: &BTreeMap<Self::Key, Self::Value>, keys: &[Self::Key]) -> Vec<Self::Key> {
+    fn to_audit(&mut self, _seen: &impl Sorted<Self::Key, Self::Value>, keys: &[Self::Key]) -> Vec<Self::Key> {
         keys.to_vec()
     }
 
@@ -77,7 +79,7 @@ pub trait Target {
     ///
     /// # Errors
     /// As for [`read`](Target::read).
-    fn scan(&mut self, _seen: &BTreeMap<Self::Key, Self::Value>) -> Result<Glance<Self::Key>, Self::Error> {
+    fn scan(&mut self, _seen: &impl Sorted<Self::Key, Self::Value>) -> Result<Glance<Self::Key>, Self::Error> {
         Ok(Glance::Alike)
     }
 

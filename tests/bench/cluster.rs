@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sluice::model::{
     Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, ObjectName, Service,
-    ServicePort, World,
+    ServicePort, Shared, World,
 };
 use sluice::net::{Family, Protocol};
 
@@ -46,7 +46,7 @@ fn service(index: usize) -> Service {
 }
 
 fn slice(addresses: impl Iterator<Item = IpAddr>) -> Endpoints {
-    let node: Arc<str> = "node2".into();
+    let node: Shared<str> = "node2".into();
     let endpoint = |address| Endpoint { address, node: Some(node.clone()), conditions: Conditions::READY, hints: None };
     let slice = EndpointSlice {
         family: Family::V4,

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use sluice::firewall::plan::{Plan, RuleSetChanges};
 use sluice::model::{
     Authority, Host, Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, ObjectName, Operator, Peer, Peers, Pod,
-    PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, World,
+    PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, Shared, World,
 };
 use sluice::net::Protocol;
 
@@ -170,13 +170,13 @@ fn world(pods: usize) -> World {
     world
 }
 
-type Template = (Labels, Arc<[NamedPort]>);
+type Template = (Labels, Shared<[NamedPort]>);
 
 /// Labels and ports that pods of one template share, as parsing shares them.
 #[derive(Default)]
 struct Templates {
     known: RefCell<BTreeMap<(usize, usize), Template>>,
-    nodes: RefCell<BTreeMap<usize, Arc<str>>>,
+    nodes: RefCell<BTreeMap<usize, Shared<str>>>,
 }
 
 impl Templates {
@@ -185,9 +185,9 @@ impl Templates {
     }
 
     /// The node of a pod, by the pod's number.
-    fn node(&self, index: usize) -> Arc<str> {
+    fn node(&self, index: usize) -> Shared<str> {
         let number = index / LOCAL_PODS;
-        let name = || if number == 0 { NODE.into() } else { format!("node-{number:04}").into() };
+        let name = || if number == 0 { NODE.into() } else { format!("node-{number:04}").as_str().into() };
         self.nodes.borrow_mut().entry(number).or_insert_with(name).clone()
     }
 }
@@ -202,7 +202,7 @@ fn app_labels(app: usize) -> Labels {
     ])
 }
 
-fn ports() -> Arc<[NamedPort]> {
+fn ports() -> Shared<[NamedPort]> {
     let port = |name: &str, number| NamedPort { name: name.into(), protocol: Protocol::Tcp, number };
     [port("http", 8080), port("metrics", 9090)].into()
 }

@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use sluice::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, ObjectName, Table};
+use sluice::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, ObjectName, Shared, Table};
 use sluice::net::{Family, Protocol};
 
 struct Counting;
@@ -49,7 +49,7 @@ fn name(index: usize) -> ObjectName {
     ObjectName::new(&format!("namespace-{}", index % 50), &format!("service-{index:05}"))
 }
 
-fn endpoints(index: usize, version: usize, nodes: &[Arc<str>]) -> Endpoints {
+fn endpoints(index: usize, version: usize, nodes: &[Shared<str>]) -> Endpoints {
     let endpoint = |number: usize| Endpoint {
         address: IpAddr::V4(Ipv4Addr::from(0x0af4_0000 + ((index * ENDPOINTS + number + version) % 65_000) as u32)),
         node: Some(nodes[(index + number) % nodes.len()].clone()),
@@ -187,7 +187,7 @@ impl Way for Sharded {
 }
 
 fn measure<W: Way + Default>() {
-    let nodes: Vec<Arc<str>> = (0..500).map(|index| Arc::from(format!("node-{index:03}"))).collect();
+    let nodes: Vec<Shared<str>> = (0..500).map(|index| format!("node-{index:03}").as_str().into()).collect();
     let values: Vec<Arc<Endpoints>> = (0..SERVICES).map(|index| Arc::new(endpoints(index, 0, &nodes))).collect();
     let before = LIVE.load(Ordering::Relaxed);
     let began = Instant::now();
@@ -220,7 +220,7 @@ fn measure<W: Way + Default>() {
 }
 
 fn main() {
-    let nodes: Vec<Arc<str>> = (0..500).map(|index| Arc::from(format!("node-{index:03}"))).collect();
+    let nodes: Vec<Shared<str>> = (0..500).map(|index| format!("node-{index:03}").as_str().into()).collect();
     let before = LIVE.load(Ordering::Relaxed);
     let values: Vec<Arc<Endpoints>> = (0..SERVICES).map(|index| Arc::new(endpoints(index, 0, &nodes))).collect();
     let weight = (LIVE.load(Ordering::Relaxed) - before) as f64 / f64::from(1 << 20);

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use sluice::firewall::verdict::{Packet, Traffic};
 use sluice::model::{
     Authority, Cluster, Host, HostAddress, Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, ObjectName,
-    Operator, Peer, Peers, Pod, PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, World,
+    Operator, Peer, Peers, Pod, PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, Shared, World,
 };
 use sluice::net::Protocol;
 
@@ -337,7 +337,7 @@ fn labels(random: &mut Random, pool: &[(&str, &[&str])]) -> Labels {
     present.into_iter().map(|(key, values)| (key, *random.pick(values))).collect()
 }
 
-fn ports(random: &mut Random) -> Arc<[NamedPort]> {
+fn ports(random: &mut Random) -> Shared<[NamedPort]> {
     let port = |random: &mut Random| NamedPort {
         name: (*random.pick(&PORT_NAMES[..2])).into(),
         protocol: if random.chance(75) { Protocol::Tcp } else { *random.pick(&Protocol::ALL) },

@@ -19,7 +19,7 @@ use sluice::firewall::frames::{self, FrameTable};
 use sluice::firewall::nftables::Nftables;
 use sluice::firewall::nftables::apply::{Kernel, Mirrors, Refusing, Targets};
 use sluice::firewall::nftables::lowering::Lowering;
-use sluice::firewall::nftables::names;
+use sluice::firewall::nftables::{desired, names};
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::{Direction, RuleSet};
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
@@ -39,7 +39,8 @@ use super::{clusters, services};
 
 const STEPS: usize = 50;
 
-type Contents = BTreeMap<Object, Content>;
+/// The contents of a table, as the backend keeps them.
+type Contents = desired::Table;
 
 /// Which objects are refused.
 pub type Refuses = Rc<dyn Fn(&Object, &Content) -> bool>;
@@ -84,6 +85,10 @@ impl Inside {
     }
 }
 
+fn copied(table: &Contents) -> impl Iterator<Item = (Object, Content)> {
+    table.iter().map(|(object, content)| (object.clone(), content.clone()))
+}
+
 fn passes(table: &Contents, hook: Hook, packet: &Packet) -> bool {
     let local: BTreeSet<_> = ["192.0.2.11", "2001:db8:2::11"].map(|text| text.parse().expect("an address")).into();
     // Forwarded packets are not of this host, whatever their source.
@@ -104,7 +109,7 @@ impl Machine {
 
     pub fn empty(seed: u64) -> Machine {
         let inside = Inside {
-            table: Contents::new(),
+            table: Contents::default(),
             random: Random::new(seed),
             faults: 0,
             refuses: None,
@@ -125,13 +130,13 @@ impl Target for Machine {
         "rules"
     }
 
-    fn read(&mut self) -> Result<Contents, String> {
+    fn read(&mut self) -> Result<BTreeMap<Object, Content>, String> {
         let mut inside = self.0.borrow_mut();
         let faults = inside.faults;
         if inside.random.chance(faults) {
             return Err("the table cannot be read".to_owned());
         }
-        Ok(inside.table.clone())
+        Ok(copied(&inside.table).collect())
     }
 
     fn apply(&mut self, _: Phase, steps: &[Step<'_, Object, Content>]) -> Vec<Failure<String>> {
@@ -310,7 +315,7 @@ impl<'r> Walk<'r> {
         let is_refused = |packet: &Packet| [&older, &world].iter().all(|world| services::is_refused(world, packet));
         let never_to_services = packets.into_iter().filter(is_refused).collect();
         let refuses = self.random.chance(20).then(|| {
-            let objects = self.agent.lowering.desired().table.clone().into_iter();
+            let objects = copied(&self.agent.lowering.desired().table);
             self.random.pick_from(objects)
         });
         let refuses = refuses.flatten();
@@ -395,7 +400,7 @@ impl<'r> Walk<'r> {
         let mut table = self.table();
         let told = match self.random.below(3) {
             0 => {
-                table.clear();
+                table = Contents::default();
                 "the table is gone".to_owned()
             }
             1 => {
@@ -572,7 +577,7 @@ fn whatever_of_a_tier_the_kernel_refuses_closes_its_pods_and_no_others() {
             name.starts_with(head)
                 || ["denied_", "pods_of_namespaces_", "from_"].iter().any(|one| name.starts_with(one))
         };
-        let refused: Vec<_> = start().into_iter().filter(|(one, _)| of_tier(object(one).as_str())).collect();
+        let refused: Vec<_> = copied(&start()).filter(|(one, _)| of_tier(object(one).as_str())).collect();
         assert!(refused.len() > 8, "{refused:?}");
         for one in refused {
             let mut random = Random::new(1);
@@ -595,7 +600,7 @@ fn whatever_of_a_tier_the_kernel_refuses_closes_its_pods_and_no_others() {
     }
 }
 
-/// What takes the place of a chain may need what the kernel lacks too.
+/// The substitute of a chain may need a feature that the kernel lacks too.
 #[test]
 fn a_kernel_that_cannot_reject_drops() {
     for_many(20, |random| {
@@ -623,7 +628,7 @@ fn a_kernel_that_cannot_reject_drops() {
     });
 }
 
-/// What stays for policies that cannot be read may need what the kernel refuses, as what is desired may.
+/// Objects kept for policies that cannot be read may need something that the kernel refuses, as desired ones may.
 #[test]
 fn what_the_kernel_refuses_of_kept_denials_closes_their_pods_until_it_is_taken() {
     for (tier, addresses) in [
@@ -690,7 +695,7 @@ fn what_the_kernel_refuses_of_kept_denials_closes_their_pods_until_it_is_taken()
             let heads = ["kept_", "denied_", "from_", "admin_in_", "baseline_in_", "pods_of_namespaces_"];
             heads.iter().any(|head| name.as_str().starts_with(head))
         };
-        let refused: Vec<_> = before.into_iter().filter(|(object, _)| of_policies(object)).collect();
+        let refused: Vec<_> = copied(&before).filter(|(object, _)| of_policies(object)).collect();
         assert!(refused.len() > 5, "{refused:?}");
         for one in refused {
             let table = start(&mut Random::new(1), Some(one.clone()));
@@ -869,7 +874,7 @@ fn an_address_that_pods_share_stays_refused_by_the_one_whose_policy_is_not_known
     }
 }
 
-/// What a tier denies stays denied while one of its policies may only not be known, and so does what NetworkPolicies refuse that a
+/// Packets that a tier denies stay denied while one of its policies may only not be known, and so does what NetworkPolicies refuse that a
 /// Baseline tier would accept.
 #[test]
 fn what_a_tier_denies_stays_denied_where_its_policy_is_not_known() {

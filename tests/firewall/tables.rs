@@ -161,9 +161,10 @@ fn what_is_lowered_does_not_depend_on_history() {
             assert_eq!(replayed, expected.table, "every difference is named, after {told:#?}");
             assert_eq!(told_changed.settings, before.settings != expected.settings);
             let is_element = |object: &&Object| matches!(object, Object::Element(..));
-            let gone = before.table.keys().filter(|object| !expected.table.contains_key(*object)).filter(is_element);
+            let mut gone =
+                before.table.keys().filter(|object| !expected.table.contains_key(*object)).filter(is_element);
             let left: BTreeSet<&Object> = told_changed.left.iter().collect();
-            assert!(gone.clone().all(|object| left.contains(object)), "all that left is told, after {told:#?}");
+            assert!(gone.all(|object| left.contains(object)), "all that left is told, after {told:#?}");
             let count = |is_one: fn(&Object) -> bool| expected.table.keys().filter(|object| is_one(object)).count();
             let sets = count(|object| matches!(object, Object::Set(_)));
             let elements = count(|object| matches!(object, Object::Element(..)));

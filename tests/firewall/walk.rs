@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use sluice::config::{FirewallConfig, ServiceRanges};
 use sluice::firewall::iptables::apply::Mirrors;
+use sluice::firewall::iptables::desired::Elements;
 use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::iptables::{dispatch, names};
 use sluice::firewall::plan::Plan;
@@ -831,7 +832,7 @@ impl<'r> Walk<'r> {
         assert_eq!(ours(&state), desired.rules, "after {:#?}", self.story);
         let is_ours = |set: &sluice::kernel::ipset::SetName| set.0.contains("KUBE-") || set.0.contains("kube-");
         let sets: BTreeMap<_, _> = state.sets.into_iter().filter(|(set, _)| is_ours(set)).collect();
-        let elements: BTreeMap<_, _> = state.elements.into_iter().filter(|(key, ())| is_ours(&key.set)).collect();
+        let elements: Elements = state.elements.into_iter().filter(|(key, ())| is_ours(&key.set)).collect();
         assert_eq!(sets, desired.sets, "after {:#?}", self.story);
         assert_eq!(elements, desired.elements, "after {:#?}", self.story);
         assert!(self.agent.mirrors.refusals().all().is_empty());

@@ -11,11 +11,12 @@ use sluice::firewall::verdict::{Packet, Traffic};
 use sluice::kernel::ipset::{ElementKey, Entry, SetName};
 use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::net::{Family, Protocol};
+use sluice::reconcile::Sorted;
 
 /// Rules, sets and host facts by which the chains of the table `filter` judge.
-pub struct Chains<'a> {
+pub struct Chains<'a, E> {
     pub rules: &'a BTreeMap<Piece, Rules>,
-    pub elements: &'a BTreeMap<ElementKey, ()>,
+    pub elements: &'a E,
     /// The addresses of the host itself.
     pub local: &'a BTreeSet<IpAddr>,
 }
@@ -56,7 +57,7 @@ impl Fate {
     }
 }
 
-impl Chains<'_> {
+impl<E: Sorted<ElementKey, ()>> Chains<'_, E> {
     /// Verdict on a packet in a built-in chain, and its mark afterwards.
     pub fn fate(&self, builtin: &str, mut traced: Traced) -> (Fate, u32) {
         let family = Family::from(traced.packet.destination);
@@ -167,7 +168,7 @@ impl Chains<'_> {
 
     fn is_in(&self, set: &str, sides: &str, packet: &Packet) -> bool {
         let set = SetName(set.into());
-        let has = |entry| self.elements.contains_key(&ElementKey { set: set.clone(), entry });
+        let has = |entry| self.elements.value(&ElementKey { set: set.clone(), entry }).is_some();
         let address = match sides {
             "src" => packet.source,
             "dst" => packet.destination,

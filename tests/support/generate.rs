@@ -23,7 +23,7 @@ const PORT_NAMES: [&str; 3] = ["", "http", "dns"];
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
 const ZONES: [&str; 2] = ["east", "west"];
 
-/// What [`change`] says of a Node that got another zone and nothing else.
+/// The words of [`change`] for a Node that got another zone and nothing else.
 pub const OTHER_ZONE: &str = "change the zone of the Node";
 
 /// A World in which nothing but this host is known.
@@ -259,7 +259,7 @@ fn endpoint(family: Family, random: &mut Random) -> Endpoint {
     };
     Endpoint {
         address: address.parse().expect("an address"),
-        node: random.chance(90).then(|| Arc::from(*random.pick(&NODES))),
+        node: random.chance(90).then(|| (*random.pick(&NODES)).into()),
         conditions: conditions(random),
         hints: random.chance(70).then(|| hints(random)).flatten(),
     }

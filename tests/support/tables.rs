@@ -3,10 +3,10 @@
 //! Only what our rules use is understood; anything else fails the test, so that a new match gets its meaning here before it
 //! goes unnoticed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use sluice::firewall::nftables::desired::elements_of;
+use sluice::firewall::nftables::desired::{self, elements_of};
 use sluice::firewall::verdict::{Packet, Traffic};
 use sluice::kernel::iptables::rule::{Side, States};
 use sluice::kernel::nftables::{
@@ -19,7 +19,7 @@ use super::chains::State;
 /// A table, and what else its rules look at.
 #[derive(Clone, Copy)]
 pub struct Table<'a> {
-    pub table: &'a BTreeMap<Object, Content>,
+    pub table: &'a desired::Table,
     /// The addresses of the host itself.
     pub local: &'a BTreeSet<IpAddr>,
 }
@@ -221,7 +221,7 @@ impl Table<'_> {
 
 /// First reason for which the kernel would refuse a table: references to missing objects, elements of another type, ranges that
 /// overlap, names that are too long. The first of it.
-pub fn refusal(table: &BTreeMap<Object, Content>) -> Option<String> {
+pub fn refusal(table: &desired::Table) -> Option<String> {
     let is_there = |object: Object| match table.contains_key(&object) {
         true => None,
         false => Some(format!("{object} does not exist")),
@@ -291,7 +291,7 @@ fn fits(spec: SetSpec, key: &Key, content: &Content) -> bool {
 }
 
 /// Two ranges of a set that overlap.
-fn overlapping(table: &BTreeMap<Object, Content>, set: &Name) -> Option<String> {
+fn overlapping(table: &desired::Table, set: &Name) -> Option<String> {
     let meet = |one: &Key, other: &Key| match (one, other) {
         (Key::Prefix(one), Key::Prefix(other)) => one.contains(other) || other.contains(one),
         (Key::Ports(one), Key::Ports(other)) => one.first <= other.last && other.first <= one.last,

@@ -1,16 +1,16 @@
 //! A table of nf_tables as text, near to what `nft list table` prints.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use sluice::firewall::nftables::desired::Table;
 use sluice::kernel::iptables::rule::{Side, States};
-use sluice::kernel::nftables::{Content, Fields, Kind, Lookup, Match, Object, Rule, SetSpec, Statement, Verdict};
+use sluice::kernel::nftables::{Content, Fields, Kind, Lookup, Match, Rule, SetSpec, Statement, Verdict};
 use sluice::net::Family;
 
 /// Returns the objects of a table, one in a line, and the rules of its chains below them.
-pub fn text(table: &BTreeMap<Object, Content>) -> String {
+pub fn text(table: &Table) -> String {
     let mut text = String::new();
-    for (object, content) in table {
+    for (object, content) in table.iter() {
         let line = match content {
             Content::Counter => format!("{object}"),
             Content::Set(spec) => format!("{object} {{ {} }}", set(*spec)),

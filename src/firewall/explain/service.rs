@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::model::{EndpointSlice, Endpoints, ObjectName, Pod, Service, ServicePort};
+use crate::model::{EndpointSlice, Endpoints, ObjectName, Pod, Service, ServicePort, Shared};
 use crate::net::{Family, Protocol};
 
 use super::super::fill::pods_of;
@@ -34,7 +34,7 @@ pub struct Served {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EndpointState {
     /// `nodeName`.
-    pub node: Option<Arc<str>>,
+    pub node: Option<Shared<str>>,
     pub on_this_node: bool,
     /// Its address is a node's own.
     pub host_network: bool,

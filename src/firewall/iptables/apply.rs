@@ -32,6 +32,7 @@ use crate::kernel::iptables::{Piece, Refusal, Rules, Timing};
 use crate::kernel::sysctl::{self, Ruled};
 use crate::model::Authority;
 use crate::net::{Family, PerFamily};
+use crate::packed::BlockMap;
 use crate::reconcile::{Found, Growth, Moment, Reflection, Target, audit};
 use crate::subsystem::{Kinds, kinds};
 
@@ -97,7 +98,7 @@ kinds! {
         frames: Frames after Rules,
         groups: Frames after Rules,
         sets: Sets,
-        elements: Elements,
+        elements: Elements in BlockMap,
         rules: Rules after Rules,
     }
     with {
@@ -229,7 +230,7 @@ impl<K: Kernel> Mirrors<K> {
         }
         let stand = self.rules.seen().is_some_and(|seen| rules.iter().all(|(piece, all)| seen.get(piece) == Some(all)));
         if stand && !elements.is_empty() {
-            self.elements.grow(&elements, Growth::Full, at);
+            self.elements.grow(&elements.into(), Growth::Full, at);
         }
         // Compared with these additions alone, everything else counts as settled.
         self.rules.mark_all();
@@ -334,6 +335,11 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Returns whether a remembered cluster is applied: no chain of ours in the kernel is entered. A family for which
     /// nothing is desired need not be readable.
+    /// Keeps in memory once what is as desired.
+    pub fn share(&mut self, desired: &Desired) {
+        self.elements.share(&desired.elements);
+    }
+
     fn may_use_memory(&mut self, desired: &Desired) -> bool {
         let is_desired = |family: &Family| desired.rules.keys().any(|piece| piece.family() == *family);
         let mut families = Family::BOTH.into_iter().filter(is_desired);

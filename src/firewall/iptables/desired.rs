@@ -7,10 +7,14 @@ use compact_str::CompactString;
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::sysctl::{Setting, Wanted};
+use crate::packed::BlockMap;
 
 use super::super::frames::Frames;
 use super::super::lost::LostChains;
 use super::host_endpoints::Unsure;
+
+/// Desired elements, or those that were last seen: what is equal in both is in memory once.
+pub type Elements = BlockMap<ElementKey, ()>;
 
 /// Desired kernel objects, kind by kind.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -18,7 +22,7 @@ pub struct Desired {
     pub settings: BTreeMap<Setting, Wanted>,
     pub frames: Frames,
     pub sets: BTreeMap<SetName, SetSpec>,
-    pub elements: BTreeMap<ElementKey, ()>,
+    pub elements: Elements,
     pub rules: BTreeMap<Piece, Rules>,
     /// The sets of named ports of this node's pods: a pod's own ingress depends on them.
     pub ports_here: BTreeSet<SetName>,

@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::kernel::ipset::{ElementKey, SetName};
+use crate::kernel::ipset::SetName;
 use crate::kernel::iptables::{Piece, Rule, Rules};
 use crate::net::Family;
 
 use super::super::rules::{Direction, Isolation, PolicyKey, RuleSet};
 use super::super::verdict::{Decision, Verdict};
-use super::desired::Desired;
+use super::desired::{Desired, Elements};
 use super::dispatch::chain;
 use super::lowering::elements_of;
 use super::names::{
@@ -25,7 +25,7 @@ use super::overlay::Refusals;
 #[derive(Clone, Copy)]
 pub struct Seen<'a> {
     pub rules: Option<&'a BTreeMap<Piece, Rules>>,
-    pub elements: Option<&'a BTreeMap<ElementKey, ()>>,
+    pub elements: Option<&'a Elements>,
     pub refusals: &'a Refusals,
 }
 

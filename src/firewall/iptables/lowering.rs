@@ -68,6 +68,11 @@ impl Lowering {
         &self.desired
     }
 
+    /// Packs the desired elements, which are added one by one.
+    pub fn pack(&mut self) {
+        self.desired.elements.pack();
+    }
+
     /// Returns the ranges in which only known pods may be reached.
     pub fn closed(&self) -> &[IpNet] {
         self.closed.as_deref().unwrap_or_default()
@@ -96,10 +101,6 @@ impl Lowering {
             self.lower_set(set, rules.sets.get(set), &mut told);
         }
         self.lower_elements(rules, &changed.elements, &mut told);
-        // A map filled in order stays half empty; one that is built at once is full.
-        if told.elements.len() > self.desired.elements.len() / 2 {
-            self.desired.elements = std::mem::take(&mut self.desired.elements).into_iter().collect();
-        }
         for key in &changed.policies {
             self.lower_policy(key, rules, &mut told);
         }

@@ -107,6 +107,11 @@ impl<K: Kernel> Backend for Iptables<K> {
         Count { sets: desired.sets.len(), elements: desired.elements.len() }
     }
 
+    fn pack(&mut self) {
+        self.lowering.pack();
+        self.mirrors.share(self.lowering.desired());
+    }
+
     fn is_settled(&self) -> bool {
         self.mirrors.is_settled()
     }

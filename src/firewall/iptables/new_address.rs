@@ -15,7 +15,7 @@ use crate::net::Family;
 
 use super::super::backend::NewAddress;
 use super::super::rules::Direction;
-use super::desired::Desired;
+use super::desired::{Desired, Elements};
 use super::dispatch::chain;
 use super::enforced::Seen;
 use super::names::{self, CHAIN_TAIL};
@@ -109,7 +109,7 @@ impl Places {
     }
 
     /// Returns the elements that have to come.
-    fn elements(&self, desired: &Desired, seen: &BTreeMap<ElementKey, ()>) -> Result<BTreeMap<ElementKey, ()>, String> {
+    fn elements(&self, desired: &Desired, seen: &Elements) -> Result<BTreeMap<ElementKey, ()>, String> {
         let is_needed = |key: &ElementKey| desired.closes(key) || key.set == *names::local_pods(key.entry.family());
         let mut additions = BTreeMap::new();
         for key in seen.keys().filter(|key| address(&key.entry) == Some(self.former)) {

@@ -373,7 +373,7 @@ mod tests {
         let entry = Entry::IpPort([10, 96, 0, 1].into(), Protocol::Tcp, 443);
         let desired = Desired {
             rules: [(piece.clone(), Rules(vec![refusal.into()]))].into(),
-            elements: [(ElementKey { set: set.clone(), entry }, ())].into(),
+            elements: [(ElementKey { set: set.clone(), entry }, ())].into_iter().collect(),
             closing: [set.clone()].into(),
             ..Desired::default()
         };

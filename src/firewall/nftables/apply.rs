@@ -15,18 +15,17 @@ use std::time::{Duration, Instant};
 use crate::kernel::nftables::{Content, Object};
 use crate::kernel::sysctl::{self, Ruled};
 use crate::model::Authority;
+use crate::packed::BlockMap;
 use crate::reconcile::{Found, Growth, Moment, Reflection, Target, audit};
 use crate::subsystem::{Kinds, kinds};
 
 use super::super::backend::NewAddress;
 use super::super::frames::{self, FrameRules};
-use super::desired::{Desired, LoweredChanges};
+use super::desired::{Desired, LoweredChanges, Table};
 use super::enforced::Applied;
 use super::kept::{self, Kept};
 use super::refused::Refused;
 use super::{names, new_address};
-
-type Table = BTreeMap<Object, Content>;
 
 /// Number of attempts of one round at a transaction of which something is refused: one of what it names at a time is rare.
 const ATTEMPTS: usize = 8;
@@ -59,7 +58,7 @@ kinds! {
         settings: Settings,
         frames: Frames after Rules,
         groups: Frames after Rules,
-        table: Table after Rules,
+        table: Table in BlockMap after Rules,
     }
     with {
         /// True if a remembered cluster is applied: once it has been, all existing objects come from it.
@@ -203,6 +202,11 @@ impl<K: Kernel> Mirrors<K> {
         });
     }
 
+    /// Keeps in memory once what is as desired.
+    pub fn share(&mut self, desired: &Desired) {
+        self.table.share(&desired.table);
+    }
+
     /// Returns whether a remembered cluster was left alone in the last round.
     pub fn leaves_memory(&self) -> bool {
         self.leaves_memory
@@ -212,7 +216,7 @@ impl<K: Kernel> Mirrors<K> {
     pub fn add_address(&mut self, starting: &NewAddress<'_>, desired: &Desired, at: Moment) {
         let Ok(additions) = new_address::additions(starting, &desired.table, self.table.seen()) else { return };
         if !additions.is_empty() {
-            self.table.transact_where(&additions, Growth::Full, at, |_| false);
+            self.table.transact_where(&additions.into(), Growth::Full, at, |_| false);
             // Nothing takes the place of what is refused: the pod waits.
             let _ = self.table.target().take_refused();
             // Compared with these additions alone, everything else counts as settled.

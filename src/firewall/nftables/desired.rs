@@ -6,17 +6,22 @@ use std::sync::Arc;
 
 use crate::kernel::nftables::{Content, Key, Name, Object};
 use crate::kernel::sysctl::{Setting, Wanted};
+use crate::packed::BlockMap;
+use crate::reconcile::Sorted;
 
 use super::super::frames::Frames;
 use super::super::lost::LostChains;
 use super::class::Class;
+
+/// Desired contents of the table, or those that were last seen: what is equal in both is in memory once.
+pub type Table = BlockMap<Object, Content>;
 
 /// Desired kernel objects.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Desired {
     pub settings: BTreeMap<Setting, Wanted>,
     pub frames: Frames,
-    pub table: BTreeMap<Object, Content>,
+    pub table: Table,
     /// Number of sets and maps in the table, and of their elements.
     pub sets: usize,
     pub elements: usize,
@@ -40,7 +45,7 @@ pub struct Lost {
 pub struct LoweredChanges {
     pub settings: bool,
     pub frames: bool,
-    /// What stays of the table although it is not desired may differ ([`Desired::unsure`], [`Desired::lost`]).
+    /// The objects that stay although they are not desired may differ ([`Desired::unsure`], [`Desired::lost`]).
     pub kept: bool,
     pub objects: Vec<Object>,
     /// Elements that were removed explicitly, which absence alone does not prove.
@@ -78,7 +83,7 @@ impl Desired {
 
     /// Returns the name as its set has it, so that all elements share it.
     pub fn known(&self, set: Name) -> Name {
-        match self.table.get_key_value(&Object::Set(set.clone())) {
+        match self.table.entry_at(&Object::Set(set.clone())) {
             Some((Object::Set(known), _)) => known.clone(),
             _ => set,
         }
@@ -97,10 +102,13 @@ impl LoweredChanges {
 }
 
 /// Returns the elements of a set in a table.
-pub fn elements_of<'a, C>(table: &'a BTreeMap<Object, C>, set: &'a Name) -> impl Iterator<Item = (&'a Object, &'a C)> {
+pub fn elements_of<'a, C: 'a>(
+    table: &'a impl Sorted<Object, C>,
+    set: &'a Name,
+) -> impl Iterator<Item = (&'a Object, &'a C)> {
     let first = Object::Element(set.clone(), Key::Address(IpAddr::from([0; 4])));
     let is_its = move |object: &Object| matches!(object, Object::Element(name, _) if name == set);
-    table.range(first..).take_while(move |(object, _)| is_its(object))
+    table.between(first..).take_while(move |(object, _)| is_its(object))
 }
 
 /// Returns whether an object is a set, and whether it is an element.

@@ -4,7 +4,7 @@
 //! pods concerned lead to, as it is desired. What was last seen is compared with the desired table, where it may differ: a pod costs
 //! its own chains and what is not applied yet, whatever its sets hold. Objects of other pods do not count.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::kernel::nftables::{self, Content, Key, Name, Object};
@@ -13,6 +13,7 @@ use crate::net::Family;
 
 use super::super::rules::{Direction, RuleSet};
 use super::super::verdict::Verdict;
+use super::desired::Table;
 use super::kept::Kept;
 use super::lowering::Lowering;
 use super::names;
@@ -22,7 +23,7 @@ use super::refused::Refused;
 /// State of the kernel, and what of it is not desired and stays.
 pub struct Applied<'a> {
     /// The last seen table; `None` where it is not known.
-    pub seen: Option<&'a BTreeMap<Object, Content>>,
+    pub seen: Option<&'a Table>,
     /// The objects in which it may differ from the desired one; `None` if in any.
     pub unsettled: Option<&'a BTreeSet<Object>>,
     pub kept: &'a Kept,
@@ -144,7 +145,7 @@ mod tests {
     use crate::net::PerFamily;
 
     /// Returns whether the pod that one policy isolates is judged as it must be by a kernel that differs by `change`.
-    fn told(change: impl FnOnce(&mut BTreeMap<Object, Content>)) -> Result<(), String> {
+    fn told(change: impl FnOnce(&mut Table)) -> Result<(), String> {
         let mut world = World::empty();
         world.host = Arc::new(Host { node_name: "node1".into(), ..Host::default() });
         world.cluster.namespaces.insert("shop".into(), Namespace { labels: labels(""), isolated: false });

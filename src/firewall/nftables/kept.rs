@@ -18,14 +18,12 @@ use crate::model::Authority;
 use crate::net::Family;
 
 use super::super::rules::Direction;
-use super::desired::{Desired, elements_of};
+use super::desired::{Desired, Table, elements_of};
 use super::names::{self, FORWARD_EGRESS, INPUT_EGRESS, LINK_LOCAL, MULTICAST};
 
 /// Objects that stay, in the form in which they do.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Kept(BTreeMap<Object, Content>);
-
-type Table = BTreeMap<Object, Content>;
 
 impl Kept {
     /// Returns what stays of what was seen.

@@ -91,6 +91,11 @@ impl Lowering {
         &self.desired
     }
 
+    /// Packs the desired table, which is filled one by one.
+    pub fn pack(&mut self) {
+        self.desired.table.pack();
+    }
+
     /// Returns the ranges in which only known pods may be reached.
     pub fn closed(&self) -> &[IpNet] {
         self.closed.as_deref().unwrap_or_default()
@@ -136,10 +141,6 @@ impl Lowering {
         let denied = self.denials.update(rules, world, changed, &self.config);
         self.lower_denials(rules, addresses, &denied, &mut told);
         self.sweep(&mut told);
-        // A map filled in order stays half empty; one that is built at once is full.
-        if told.objects.len() > self.desired.table.len() / 2 {
-            self.desired.table = std::mem::take(&mut self.desired.table).into_iter().collect();
-        }
         told.kept = self.lower_kept(rules, world, &moved);
         let settings = settings::settings(bridges::has_pod_bridge(rules, world));
         told.settings = self.desired.settings != settings;

@@ -109,6 +109,11 @@ impl<K: Kernel> Backend for Nftables<K> {
         Count { sets: desired.sets, elements: desired.elements }
     }
 
+    fn pack(&mut self) {
+        self.lowering.pack();
+        self.mirrors.share(self.lowering.desired());
+    }
+
     fn is_settled(&self) -> bool {
         self.mirrors.is_settled()
     }

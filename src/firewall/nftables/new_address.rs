@@ -14,6 +14,7 @@ use crate::kernel::nftables::{Content, Key, Object, Verdict};
 use crate::net::Family;
 
 use super::super::backend::NewAddress;
+use super::desired::Table;
 use super::names;
 
 /// Objects that the kernel lacks.
@@ -23,11 +24,7 @@ pub type Additions = BTreeMap<Object, Content>;
 ///
 /// # Errors
 /// Why the address has to wait until the cluster is known, as a sentence without its end.
-pub fn additions(
-    starting: &NewAddress<'_>,
-    desired: &BTreeMap<Object, Content>,
-    seen: Option<&BTreeMap<Object, Content>>,
-) -> Result<Additions, String> {
+pub fn additions(starting: &NewAddress<'_>, desired: &Table, seen: Option<&Table>) -> Result<Additions, String> {
     let seen = seen.ok_or_else(|| "what the kernel holds is not known at the moment".to_owned())?;
     let mut all: Option<Additions> = None;
     for former in starting.former {
@@ -46,16 +43,12 @@ struct Places {
 }
 
 impl Places {
-    fn additions(
-        &self,
-        desired: &BTreeMap<Object, Content>,
-        seen: &BTreeMap<Object, Content>,
-    ) -> Result<Additions, String> {
+    fn additions(&self, desired: &Table, seen: &Table) -> Result<Additions, String> {
         let mut additions = Additions::new();
         let pods = names::pods(Family::from(self.new));
         let is_needed =
             |object: &Object| names::closes(object) || matches!(object, Object::Element(set, _) if *set == pods);
-        for (object, content) in seen {
+        for (object, content) in seen.iter() {
             let Some(new) = self.renamed(object) else { continue };
             let content = self.content(content);
             match desired.get(&new) {
@@ -107,7 +100,7 @@ impl Places {
 }
 
 /// Returns whether the memory has the set of an element.
-fn is_known_set(object: &Object, desired: &BTreeMap<Object, Content>) -> bool {
+fn is_known_set(object: &Object, desired: &Table) -> bool {
     matches!(object, Object::Element(set, _) if desired.contains_key(&Object::Set(set.clone())))
 }
 
@@ -146,8 +139,6 @@ mod tests {
     use crate::config::{FirewallConfig, ServiceRanges};
     use crate::model::{Host, Namespace, World};
     use crate::net::PerFamily;
-
-    type Table = BTreeMap<Object, Content>;
 
     /// `db` takes from `web`; both have these last parts of addresses.
     fn desired(db: &[u8], web: &[u8]) -> Table {

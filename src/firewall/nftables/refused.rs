@@ -21,10 +21,8 @@ use std::time::Instant;
 use crate::kernel::nftables::{Chain, Content, Match, Object, Rule, Statement, Verdict};
 use crate::reconcile::{Backoff, Moment};
 
-use super::desired::elements_of;
+use super::desired::{Table, elements_of};
 use super::names;
-
-type Table = BTreeMap<Object, Content>;
 
 /// The comment of the one rule of a closed chain.
 pub(super) const CLOSED: &str = "closed: the kernel refuses a part of it";
@@ -52,7 +50,7 @@ pub struct Substitutes {
     closed: BTreeSet<Object>,
 }
 
-/// What follows from what the kernel refuses.
+/// Effect of the kernel's refusals on the table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Effect<'a> {
     /// These chains reject everything in its place, and these elements drop it.

@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
-use crate::model::{Hints, Interner, Labels, NamedPort};
+use crate::model::{Hints, Interner, Labels, NamedPort, Shared};
 
 /// The shared values of all objects that are parsed with it.
 #[derive(Default, Debug)]
 pub struct Pool {
-    nodes: Interner<Arc<str>>,
+    nodes: Interner<Shared<str>>,
     labels: Interner<Labels>,
-    ports: Interner<Arc<[NamedPort]>>,
+    ports: Interner<Shared<[NamedPort]>>,
     hints: Interner<Arc<Hints>>,
 }
 
 impl Pool {
     /// The one copy of a node's name.
-    pub fn node(&mut self, name: &str) -> Arc<str> {
+    pub fn node(&mut self, name: &str) -> Shared<str> {
         self.nodes.intern(name)
     }
 
@@ -30,7 +30,7 @@ impl Pool {
     }
 
     /// The one copy of these ports.
-    pub fn ports(&mut self, ports: &[NamedPort]) -> Arc<[NamedPort]> {
+    pub fn ports(&mut self, ports: &[NamedPort]) -> Shared<[NamedPort]> {
         self.ports.intern(ports)
     }
 }

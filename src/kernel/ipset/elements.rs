@@ -9,7 +9,7 @@ use super::{ElementKey, Entry, SetName};
 use crate::kernel::netlink::Fault;
 use crate::kernel::{Error, Name};
 use crate::net::{Family, PerFamily};
-use crate::reconcile::{Failure, Glance, Phase, Step, Target};
+use crate::reconcile::{Failure, Glance, Phase, Sorted, Step, Target};
 
 /// The elements of the sets of one owner. The sets are a kind of their own, [`Sets`](super::Sets), that has to
 /// be there first.
@@ -63,8 +63,8 @@ impl Elements {
     }
 
     /// Returns the sets of ours that exist and of which no element is known: others may have added some.
-    fn unseen(&mut self, seen: &BTreeMap<ElementKey, ()>) -> Result<Vec<SetName>, Error> {
-        let mut known: Vec<&SetName> = seen.keys().map(|key| &key.set).collect();
+    fn unseen(&mut self, seen: &impl Sorted<ElementKey, ()>) -> Result<Vec<SetName>, Error> {
+        let mut known: Vec<&SetName> = seen.entries().map(|(key, ())| &key.set).collect();
         known.dedup();
         let is_unseen =
             |set: &SetName| self.ours.iter().any(|own| own.matches(&set.0)) && known.binary_search(&set).is_err();
@@ -126,9 +126,9 @@ impl Target for Elements {
     }
 
     /// Compares the number of elements of each set, for which the kernel walks all of them.
-    fn glance(&mut self, seen: &BTreeMap<ElementKey, ()>) -> Glance<ElementKey> {
+    fn glance(&mut self, seen: &impl Sorted<ElementKey, ()>) -> Glance<ElementKey> {
         let mut counts: Vec<(&SetName, usize)> = Vec::new();
-        for key in seen.keys() {
+        for (key, ()) in seen.entries() {
             match counts.last_mut() {
                 Some((set, count)) if **set == key.set => *count += key.entry.parts().count(),
                 _ => counts.push((&key.set, key.entry.parts().count())),
@@ -145,8 +145,8 @@ impl Target for Elements {
     }
 
     /// Lists all elements.
-    fn scan(&mut self, seen: &BTreeMap<ElementKey, ()>) -> Result<Glance<ElementKey>, Error> {
-        let mut known = seen.keys().peekable();
+    fn scan(&mut self, seen: &impl Sorted<ElementKey, ()>) -> Result<Glance<ElementKey>, Error> {
+        let mut known = seen.entries().map(|(key, ())| key).peekable();
         let mut differing = Vec::new();
         while let Some(set) = known.peek().map(|key| key.set.clone()) {
             let mut listed = self.ipset.entries(&set)?.into_iter().peekable();

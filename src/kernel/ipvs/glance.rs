@@ -8,7 +8,7 @@
 //! Not seen at a glance: a destination that was exchanged for another or changed, and those of IPv6 services. The older
 //! interface also compares the destinations of one IPv4 service, for a small part of what listing them costs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 
 use rustix::io::Errno;
@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::old_interface::OldInterface;
 use super::{Destination, ServiceKey, Virtual};
 use crate::net::Family;
+use crate::reconcile::Sorted;
 
 /// State between two glances.
 #[derive(Debug)]
@@ -39,14 +40,14 @@ impl Glancer {
     /// The IPv4 services that differ from what was seen. None where the kernel does not answer.
     pub fn unlike_ipv4(
         &self,
-        seen: &BTreeMap<ServiceKey, Virtual>,
+        seen: &impl Sorted<ServiceKey, Virtual>,
         ours: impl Fn(&ServiceKey) -> bool,
     ) -> Vec<ServiceKey> {
         let Some(Ok(mut found)) = self.old.as_ref().map(OldInterface::services) else { return Vec::new() };
         found.sort_unstable_by_key(|summary| summary.key);
         let mut found = found.into_iter().filter(|summary| ours(&summary.key)).peekable();
         let mut suspects = Vec::new();
-        for (key, known) in seen.iter().filter(|(key, _)| key.family() == Family::V4) {
+        for (key, known) in seen.entries().filter(|(key, _)| key.family() == Family::V4) {
             while let Some(unknown) = found.next_if(|summary| summary.key < *key) {
                 suspects.push(unknown.key);
             }
@@ -74,12 +75,12 @@ impl Glancer {
 
     /// Returns whether IPv6 services have to be listed: there are some, and the number of services on this host has
     /// changed by something else than those that are seen to be ours, since the last call.
-    pub fn must_list_ipv6(&mut self, seen: &BTreeMap<ServiceKey, Virtual>) -> bool {
-        if !seen.keys().any(|key| key.family() == Family::V6) {
+    pub fn must_list_ipv6(&mut self, seen: &impl Sorted<ServiceKey, Virtual>) -> bool {
+        if !seen.entries().any(|(key, _)| key.family() == Family::V6) {
             return false;
         }
         let users = fs::read_to_string(USERS).ok().and_then(|text| text.trim().parse::<u64>().ok());
-        let others = users.map(|users| users.wrapping_sub(seen.len() as u64));
+        let others = users.map(|users| users.wrapping_sub(seen.count() as u64));
         // The first seen state has just been read.
         let same = others.is_some() && self.others.is_none_or(|last| Some(last) == others);
         self.others = others;
@@ -93,9 +94,9 @@ impl Glancer {
 }
 
 /// The IPv6 services that are only seen, or only listed.
-pub fn unlike_ipv6(seen: &BTreeMap<ServiceKey, Virtual>, listed: &BTreeSet<ServiceKey>) -> Vec<ServiceKey> {
+pub fn unlike_ipv6(seen: &impl Sorted<ServiceKey, Virtual>, listed: &BTreeSet<ServiceKey>) -> Vec<ServiceKey> {
     let is_ipv6 = |key: &&ServiceKey| key.family() == Family::V6;
-    let gone = seen.keys().filter(is_ipv6).filter(|key| !listed.contains(key));
-    let new = listed.iter().filter(is_ipv6).filter(|key| !seen.contains_key(key));
+    let gone = seen.entries().map(|(key, _)| key).filter(is_ipv6).filter(|key| !listed.contains(key));
+    let new = listed.iter().filter(is_ipv6).filter(|key| seen.value(key).is_none());
     gone.chain(new).copied().collect()
 }

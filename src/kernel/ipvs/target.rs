@@ -13,7 +13,7 @@ use super::{
 };
 use crate::kernel::netlink::{Answer, Fault, GenericSocket, Messages, Refusal, failed_steps};
 use crate::kernel::{Cause, Error};
-use crate::reconcile::{Failure, Glance, Phase, Step, Target};
+use crate::reconcile::{Failure, Glance, Phase, Sorted, Step, Target};
 
 /// Predicate for the virtual services that are ours.
 pub type Ours = Box<dyn Fn(&ServiceKey) -> bool + Send>;
@@ -253,7 +253,7 @@ impl Target for Services {
         Ok(keys.into_iter().collect())
     }
 
-    fn glance(&mut self, seen: &BTreeMap<ServiceKey, Virtual>) -> Glance<ServiceKey> {
+    fn glance(&mut self, seen: &impl Sorted<ServiceKey, Virtual>) -> Glance<ServiceKey> {
         let mut suspects = self.glancer.unlike_ipv4(seen, &self.ours);
         if self.glancer.must_list_ipv6(seen) {
             match self.keys() {
@@ -266,10 +266,14 @@ impl Target for Services {
 
     /// Looks at the destinations alone where the older interface answers, for IPv4: at the other properties a glance looks. Of IPv6
     /// services that the file has listed, flags are left to audits.
-    fn unlike(&mut self, seen: &BTreeMap<ServiceKey, Virtual>, keys: &[ServiceKey]) -> Result<Vec<ServiceKey>, Error> {
+    fn unlike(
+        &mut self,
+        seen: &impl Sorted<ServiceKey, Virtual>,
+        keys: &[ServiceKey],
+    ) -> Result<Vec<ServiceKey>, Error> {
         let (mut unlike, mut unanswered) = (Vec::new(), Vec::new());
         for key in keys {
-            match seen.get(key).and_then(|known| self.glancer.has(key, &known.destinations)) {
+            match seen.value(key).and_then(|known| self.glancer.has(key, &known.destinations)) {
                 Some(true) => {}
                 Some(false) => unlike.push(*key),
                 None => unanswered.push(*key),
@@ -280,21 +284,21 @@ impl Target for Services {
         let listing = if unanswered.iter().any(is_listed) { self.listing.take() } else { None };
         if let Some(listing) = listing {
             let (listed, others): (Vec<ServiceKey>, Vec<ServiceKey>) = unanswered.into_iter().partition(is_listed);
-            unlike.extend(listing.unlike(listed.iter().map(|key| (key, seen.get(key)))));
+            unlike.extend(listing.unlike(listed.iter().map(|key| (key, seen.value(key)))));
             unanswered = others;
         }
         if !unanswered.is_empty() {
             let found = self.read_some(&unanswered)?;
-            unlike.extend(unanswered.into_iter().filter(|key| found.get(key) != seen.get(key)));
+            unlike.extend(unanswered.into_iter().filter(|key| found.get(key) != seen.value(key)));
         }
         Ok(unlike)
     }
 
     /// The older interface compares destinations of IPv4 services for a twentieth of reading them, all but kinds of tunnels; glances
     /// compare everything else of these services.
-    fn to_audit(&mut self, seen: &BTreeMap<ServiceKey, Virtual>, keys: &[ServiceKey]) -> Vec<ServiceKey> {
+    fn to_audit(&mut self, seen: &impl Sorted<ServiceKey, Virtual>, keys: &[ServiceKey]) -> Vec<ServiceKey> {
         let is_alike = |key: &ServiceKey| {
-            let known = &seen.get(key)?.destinations;
+            let known = &seen.value(key)?.destinations;
             let is_told = known.iter().all(|destination| destination.forwarding == Forwarding::Nat);
             is_told.then(|| self.glancer.has(key, known)).flatten()
         };

@@ -32,7 +32,7 @@ use super::wire::table::{FLAG_OWNER, FLAG_PERSIST};
 use super::wire::{BRIDGE, TableId};
 use crate::kernel::netlink::{Bus, Fault, Refusal, Socket};
 use crate::kernel::{Cause, Error};
-use crate::reconcile::{Failure, Glance, Phase, Step, Target};
+use crate::reconcile::{Failure, Glance, Phase, Sorted, Step, Target};
 
 /// The contents of one table of ours.
 #[derive(Debug)]
@@ -326,7 +326,7 @@ impl Target for OwnTable {
         Err(self.error("list table", Fault::Unsteady))
     }
 
-    fn glance(&mut self, seen: &Contents) -> Glance<Object> {
+    fn glance(&mut self, seen: &impl Sorted<Object, Content>) -> Glance<Object> {
         // As soon as its owner is gone, who changed it until then, it may be claimed; and one that others can change tells
         // nobody.
         if !self.is_read || self.standing == Standing::Free && self.knows_owners {

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use crate::kernel::ipvs::{Observed, Virtual};
-use crate::model::{Endpoint, Endpoints, ServicePort, Use};
+use crate::model::{Endpoint, Endpoints, ServicePort, Shared, Use};
 use crate::net::Family;
 
 use super::super::endpoints::{DRAINING, of_port};
@@ -51,7 +50,7 @@ pub fn states(
         }
     }
     let weights: BTreeMap<SocketAddr, u32> = desired.destinations.iter().map(|it| (it.address, it.weight)).collect();
-    let state = |address: SocketAddr, node: Option<Arc<str>>, standing| EndpointState {
+    let state = |address: SocketAddr, node: Option<Shared<str>>, standing| EndpointState {
         address,
         node,
         standing,

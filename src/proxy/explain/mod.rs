@@ -19,7 +19,7 @@ use std::sync::Arc;
 use compact_str::CompactString;
 
 use crate::kernel::ipvs::{Connections, Observed, ServiceKey, Stats, Virtual};
-use crate::model::{Authority, ObjectName, Service};
+use crate::model::{Authority, ObjectName, Service, Shared};
 
 use super::external_ip::Reason;
 use super::plan::Plan;
@@ -141,7 +141,7 @@ pub enum KernelState {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EndpointState {
     pub address: SocketAddr,
-    pub node: Option<Arc<str>>,
+    pub node: Option<Shared<str>>,
     pub standing: EndpointStanding,
     /// The state of the kernel's destination, where it has one that was read.
     pub traffic: Option<(Connections, Stats)>,

@@ -22,10 +22,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         self.audit_from = range.next().map(|(key, _)| key.clone());
         drop(range);
         let keys: Vec<T::Key> = portion.into_iter().filter(|key| !self.doubtful.contains(key)).collect();
-        let keys = match seen.tree().filter(|_| !at_once) {
-            Some(tree) => self.target.to_audit(tree, &keys),
-            None => keys,
-        };
+        let keys = if at_once { keys } else { self.target.to_audit(seen, &keys) };
         let mut found = if at_once { self.target.read()? } else { self.target.read_some(&keys)? };
         let mut drift = Vec::new();
         for key in keys {
@@ -57,10 +54,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         if keys.is_empty() {
             return Ok(Audited { drift: Vec::new(), finished: course.next.is_none() });
         }
-        let suspects = match seen.tree() {
-            Some(tree) => self.target.unlike(tree, &keys)?,
-            None => keys,
-        };
+        let suspects = self.target.unlike(seen, &keys)?;
         let mut drift = Vec::new();
         if !suspects.is_empty() {
             let mut found = self.target.read_some(&suspects)?;
@@ -70,13 +64,13 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
     }
 
     pub(super) fn compare_what_a_glance_tells(&mut self) -> Result<Vec<Drift>, T::Error> {
-        let Some(seen) = self.seen.as_ref().and_then(|seen| seen.form().tree()) else { return Ok(Vec::new()) };
+        let Some(seen) = self.seen.as_ref().map(S::form) else { return Ok(Vec::new()) };
         let told = self.target.glance(seen);
         self.compare_told(told)
     }
 
     pub(super) fn compare_what_a_scan_tells(&mut self) -> Result<Vec<Drift>, T::Error> {
-        let Some(seen) = self.seen.as_ref().and_then(|seen| seen.form().tree()) else { return Ok(Vec::new()) };
+        let Some(seen) = self.seen.as_ref().map(S::form) else { return Ok(Vec::new()) };
         let told = self.target.scan(seen)?;
         self.compare_told(told)
     }

@@ -3,7 +3,8 @@
 use std::cmp::Ordering;
 use std::ops::RangeBounds;
 
-use super::kept::{Kept, Sorted};
+use super::Sorted;
+use super::kept::Kept;
 use super::{Dirty, Mirror};
 use crate::reconcile::target::Target;
 

@@ -4,26 +4,9 @@
 //! ([`BlockMap`]).
 
 use std::collections::BTreeMap;
-use std::ops::RangeBounds;
 
 use crate::packed::{BlockMap, PackedMap};
-
-/// A sorted map to read.
-pub trait Sorted<K, V> {
-    fn value(&self, key: &K) -> Option<&V>;
-    fn entries<'a>(&'a self) -> impl Iterator<Item = (&'a K, &'a V)>
-    where
-        K: 'a,
-        V: 'a;
-    fn between<'a>(&'a self, range: impl RangeBounds<K>) -> impl Iterator<Item = (&'a K, &'a V)>
-    where
-        K: 'a,
-        V: 'a;
-    fn count(&self) -> usize;
-
-    /// Returns the map for a target that looks at it. Kinds in another form have neither glances nor scans, and are compared by reading.
-    fn tree(&self) -> Option<&BTreeMap<K, V>>;
-}
+use crate::reconcile::sorted::Sorted;
 
 /// The last seen state of a kind.
 pub trait Kept<K, V>: From<BTreeMap<K, V>> + FromIterator<(K, V)> + Extend<(K, V)> {
@@ -38,66 +21,6 @@ pub trait Kept<K, V>: From<BTreeMap<K, V>> + FromIterator<(K, V)> + Extend<(K, V
 
     /// Shares the memory of an equal map, if this form can.
     fn share(&mut self, _want: &Self::Form) {}
-}
-
-impl<K: Ord, V> Sorted<K, V> for BTreeMap<K, V> {
-    fn value(&self, key: &K) -> Option<&V> {
-        self.get(key)
-    }
-
-    fn entries<'a>(&'a self) -> impl Iterator<Item = (&'a K, &'a V)>
-    where
-        K: 'a,
-        V: 'a,
-    {
-        self.iter()
-    }
-
-    fn between<'a>(&'a self, range: impl RangeBounds<K>) -> impl Iterator<Item = (&'a K, &'a V)>
-    where
-        K: 'a,
-        V: 'a,
-    {
-        self.range(range)
-    }
-
-    fn count(&self) -> usize {
-        self.len()
-    }
-
-    fn tree(&self) -> Option<&BTreeMap<K, V>> {
-        Some(self)
-    }
-}
-
-impl<K: Ord, V> Sorted<K, V> for BlockMap<K, V> {
-    fn value(&self, key: &K) -> Option<&V> {
-        self.get(key)
-    }
-
-    fn entries<'a>(&'a self) -> impl Iterator<Item = (&'a K, &'a V)>
-    where
-        K: 'a,
-        V: 'a,
-    {
-        self.iter()
-    }
-
-    fn between<'a>(&'a self, range: impl RangeBounds<K>) -> impl Iterator<Item = (&'a K, &'a V)>
-    where
-        K: 'a,
-        V: 'a,
-    {
-        self.range(range)
-    }
-
-    fn count(&self) -> usize {
-        self.len()
-    }
-
-    fn tree(&self) -> Option<&BTreeMap<K, V>> {
-        None
-    }
 }
 
 impl<K: Ord, V> Kept<K, V> for PackedMap<K, V> {

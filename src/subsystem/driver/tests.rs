@@ -15,7 +15,7 @@ use crate::kernel::monitor::Changes;
 use crate::model::{EventClock, World};
 use crate::observe::health::Health;
 use crate::observe::metrics::Registry;
-use crate::reconcile::{Account, Failure, Glance, Growth, Phase, Step, Target};
+use crate::reconcile::{Account, Failure, Glance, Growth, Phase, Sorted, Step, Target};
 use crate::subsystem::kinds;
 
 /// Objects of a kernel in memory, with the log of all steps.
@@ -93,18 +93,18 @@ impl Target for Kind {
     }
 
     /// Sees that the number of signs has changed.
-    fn glance(&mut self, seen: &BTreeMap<Key, ()>) -> Glance<Key> {
+    fn glance(&mut self, seen: &impl Sorted<Key, ()>) -> Glance<Key> {
         std::thread::sleep(self.0.borrow().glance_sleeps);
-        let is_alike = self.1 == "posts" || self.objects(|objects| objects.len()) == seen.len();
+        let is_alike = self.1 == "posts" || self.objects(|objects| objects.len()) == seen.count();
         if is_alike { Glance::Alike } else { Glance::Somewhere }
     }
 
     /// Sees which signs have come or gone.
-    fn scan(&mut self, seen: &BTreeMap<Key, ()>) -> Result<Glance<Key>, String> {
+    fn scan(&mut self, seen: &impl Sorted<Key, ()>) -> Result<Glance<Key>, String> {
         if self.1 == "posts" {
             return Ok(Glance::Alike);
         }
-        let seen: BTreeSet<Key> = seen.keys().cloned().collect();
+        let seen: BTreeSet<Key> = seen.entries().map(|(key, ())| key.clone()).collect();
         let differing: Vec<Key> = self.objects(|objects| objects.symmetric_difference(&seen).cloned().collect());
         Ok(if differing.is_empty() { Glance::Alike } else { Glance::These(differing) })
     }

@@ -32,7 +32,7 @@ use sluice::net::{Family, PerFamily};
 use sluice::proxy::apply::{Connected, Kernel, Owned, Targets};
 use sluice::proxy::marks::service;
 use sluice::proxy::names::Set;
-use sluice::reconcile::{Failure, Glance, Optional, Phase, Step, Target};
+use sluice::reconcile::{Failure, Glance, Optional, Phase, Sorted, Step, Target};
 
 use super::random::Random;
 use ways::Passages;
@@ -388,12 +388,12 @@ impl<F: Rows> Memory<F> {
     }
 
     /// The keys that are only seen or only there, and the number of those that are there.
-    fn came_and_gone(&self, seen: &BTreeMap<F::Key, F::Value>) -> (Vec<F::Key>, usize) {
+    fn came_and_gone(&self, seen: &impl Sorted<F::Key, F::Value>) -> (Vec<F::Key>, usize) {
         self.machine.with(|machine| {
             let rows = F::rows(&mut machine.state).iter();
             let ours: BTreeSet<&F::Key> = rows.filter(|(key, value)| (self.ours)(key, value)).map(|(k, _)| k).collect();
-            let gone = seen.keys().filter(|key| !ours.contains(key)).cloned();
-            let new = ours.iter().filter(|key| !seen.contains_key(**key)).map(|key| (*key).clone());
+            let gone = seen.entries().map(|(key, _)| key).filter(|key| !ours.contains(key)).cloned();
+            let new = ours.iter().filter(|key| seen.value(key).is_none()).map(|key| (*key).clone());
             (gone.chain(new).collect(), ours.len())
         })
     }
@@ -422,18 +422,18 @@ impl<F: Rows> Target for Memory<F> {
     }
 
     /// Sees that something came or went, and no more; of elements only their number.
-    fn glance(&mut self, seen: &BTreeMap<F::Key, F::Value>) -> Glance<F::Key> {
+    fn glance(&mut self, seen: &impl Sorted<F::Key, F::Value>) -> Glance<F::Key> {
         let (differing, count) = self.came_and_gone(seen);
         match differing.len() {
             _ if !F::GLANCED => Glance::Alike,
             0 => Glance::Alike,
-            _ if F::COUNTED && count == seen.len() => Glance::Alike,
+            _ if F::COUNTED && count == seen.count() => Glance::Alike,
             1..=3 => Glance::These(differing),
             _ => Glance::Somewhere,
         }
     }
 
-    fn scan(&mut self, seen: &BTreeMap<F::Key, F::Value>) -> Result<Glance<F::Key>, Error> {
+    fn scan(&mut self, seen: &impl Sorted<F::Key, F::Value>) -> Result<Glance<F::Key>, Error> {
         let (differing, _) = self.came_and_gone(seen);
         Ok(if F::COUNTED && !differing.is_empty() { Glance::These(differing) } else { Glance::Alike })
     }

@@ -17,10 +17,10 @@ use std::sync::Arc;
 
 use crate::kernel::nftables::{Chain, Content, Key, Name, Object, Rule, Verdict};
 
-use super::super::desired::{Lost, elements_of};
+use super::super::desired::{Lost, Table, elements_of};
 use super::super::names;
 use super::super::refused::is_closed;
-use super::{Kept, Table, maps, named, target};
+use super::{Kept, maps, named, target};
 
 impl Kept {
     /// Keeps what tiers denied to addresses, where it is not desired. `lost`: only of policies that are not known, and for pods that

@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use super::*;
 use crate::k8s::parse::protobuf::ApiObject;
 use crate::net::Protocol;
@@ -62,8 +60,8 @@ fn what_pods_have_in_common_is_in_memory_once() {
         pod(&object, &mut pool).1.expect("it has a name")
     };
     let (one, other) = (read("one"), read("other"));
-    assert!(Arc::ptr_eq(&one.ports, &other.ports));
-    assert!(Arc::ptr_eq(one.node.as_ref().expect("named"), other.node.as_ref().expect("named")));
+    assert!(std::ptr::eq(&*one.ports, &*other.ports));
+    assert!(std::ptr::eq(one.node.as_deref().expect("named"), other.node.as_deref().expect("named")));
     let place = |pod: &Pod| pod.labels.value("app").map(str::as_ptr);
     assert_eq!(one.labels, other.labels);
     assert!(std::ptr::eq(place(&one).expect("labelled"), place(&other).expect("labelled")));

@@ -7,6 +7,7 @@ use super::{Contents, OwnTable, TRIES};
 use crate::kernel::netlink::Fault;
 use crate::kernel::nftables::object::{Chain, Content, Key, Name, Object, SetSpec};
 use crate::kernel::nftables::read::{Reader, Sets};
+use crate::reconcile::Sorted;
 
 /// So many elements are asked for one by one; for more, their set is listed.
 const FEW: usize = 256;
@@ -122,14 +123,14 @@ impl OwnTable {
     }
 
     /// The objects that may differ after others did something to these.
-    pub(super) fn suspects(&mut self, seen: &Contents) -> Result<Option<Vec<Object>>, Fault> {
+    pub(super) fn suspects(&mut self, seen: &impl Sorted<Object, Content>) -> Result<Option<Vec<Object>>, Fault> {
         let Some(notified) = &mut self.notified else { return Ok(Some(Vec::new())) };
         let Some(touched) = notified.take() else { return Ok(None) };
         let mut suspects: Vec<Object> = touched.iter().cloned().collect();
         let mut reader = Reader { socket: &mut self.socket, table: self.id };
         for set in touched.iter().filter_map(|object| if let Object::Set(name) = object { Some(name) } else { None }) {
             let from = Object::Element(set.clone(), Key::first());
-            let known = seen.range((Bound::Included(from), Bound::Unbounded));
+            let known = seen.between((Bound::Included(from), Bound::Unbounded));
             let known = known.take_while(|(object, _)| matches!(object, Object::Element(of, _) if of == set));
             let known: BTreeMap<&Object, &Content> = known.collect();
             let spec = self.sets.get(set).copied().flatten();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
-use crate::model::{Hints, Labels, NamedPort};
+use crate::model::{Hints, Labels, NamedPort, Shared};
 use crate::net::Protocol;
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -96,7 +96,7 @@ impl<T: Copy + Eq + Hash> List<T> {
 }
 
 impl<'a> Collected<'a> {
-    pub fn node(&mut self, name: Option<&'a Arc<str>>) -> u32 {
+    pub fn node(&mut self, name: Option<&'a Shared<str>>) -> u32 {
         name.map_or(0, |name| self.nodes.place(name))
     }
 
@@ -154,10 +154,10 @@ pub fn protocol(number: u32) -> Option<Protocol> {
 
 /// The lists as they were read: objects that name the same entry share its memory. An invalid entry is `None`.
 pub struct Lists {
-    nodes: Vec<Arc<str>>,
+    nodes: Vec<Shared<str>>,
     labels: Vec<Option<Labels>>,
-    ports: Vec<Option<Arc<[NamedPort]>>>,
-    no_ports: Arc<[NamedPort]>,
+    ports: Vec<Option<Shared<[NamedPort]>>>,
+    no_ports: Shared<[NamedPort]>,
     hints: Vec<Option<Arc<Hints>>>,
 }
 
@@ -175,7 +175,7 @@ impl Lists {
             |record: &HintsRecord| Some(Arc::new(Hints { zones: names(&record.zones)?, nodes: names(&record.nodes)? }));
         Lists {
             hints: record.hints.iter().map(hints).collect(),
-            nodes: record.nodes.iter().map(|name| Arc::from(name.as_str())).collect(),
+            nodes: record.nodes.iter().map(|name| name.as_str().into()).collect(),
             labels: record.labels.iter().map(labels).collect(),
             ports: record.ports.iter().map(|ports| ports.ports.iter().map(NamedPortRecord::port).collect()).collect(),
             no_ports: [].into(),
@@ -183,7 +183,7 @@ impl Lists {
     }
 
     /// The node's name, `Some(None)` for none; `None` where the place is invalid. The same for the others.
-    pub fn node(&self, place: u32) -> Option<Option<Arc<str>>> {
+    pub fn node(&self, place: u32) -> Option<Option<Shared<str>>> {
         if place == 0 { Some(None) } else { at(&self.nodes, place).cloned().map(Some) }
     }
 
@@ -195,7 +195,7 @@ impl Lists {
         if place == 0 { Some(Labels::default()) } else { at(&self.labels, place)?.clone() }
     }
 
-    pub fn ports(&self, place: u32) -> Option<Arc<[NamedPort]>> {
+    pub fn ports(&self, place: u32) -> Option<Shared<[NamedPort]>> {
         if place == 0 { Some(self.no_ports.clone()) } else { at(&self.ports, place)?.clone() }
     }
 }

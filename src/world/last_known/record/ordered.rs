@@ -22,7 +22,7 @@ use crate::k8s::Kind;
 use crate::model::{
     AnnounceAnnotations, Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, LoadBalancerAddress,
     Node, NodeAddress, NodeAddressKind, ObjectName, ProxyAnnotations, Scheduler, SchedulerFlags, Service, ServicePort,
-    ServiceType, TrafficPolicy,
+    ServiceType, Shared, TrafficPolicy,
 };
 use crate::net::{Family, Protocol};
 
@@ -125,7 +125,7 @@ impl ClusterRecord {
         for (name, service) in self.services {
             cluster.services.insert(name.name(), service.service()?);
         }
-        let names: Vec<Arc<str>> = self.node_names.iter().map(|name| Arc::from(name.as_str())).collect();
+        let names: Vec<Shared<str>> = self.node_names.iter().map(|name| name.as_str().into()).collect();
         let mut endpoints: HashMap<ObjectName, Endpoints> = HashMap::new();
         for record in self.slices {
             let (service, name, slice) = record.slice(&names)?;
@@ -200,7 +200,7 @@ impl PortRecord {
 }
 
 impl SliceRecord {
-    fn slice(self, names: &[Arc<str>]) -> Option<(ObjectName, CompactString, EndpointSlice)> {
+    fn slice(self, names: &[Shared<str>]) -> Option<(ObjectName, CompactString, EndpointSlice)> {
         let mut endpoints = Vec::with_capacity(self.endpoints.len());
         for record in self.endpoints {
             let node = match record.node.checked_sub(1) {

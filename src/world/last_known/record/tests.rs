@@ -10,8 +10,8 @@ use crate::model::{
     Action, AnnounceAnnotations, ClusterNetworkPolicy, ClusterRule, Conditions, Endpoint, EndpointPort, EndpointSlice,
     Hints, Labels, LoadBalancerAddress, NamedPort, Namespace, Namespaces, NetworkPolicy, Node, NodeAddress,
     NodeAddressKind, Operator, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports, Prepend, ProxyAnnotations,
-    Reflection, Requirement, Routing, Scheduler, SchedulerFlags, Selector, Service, ServicePort, ServiceType, Subject,
-    Tier, TrafficPolicy,
+    Reflection, Requirement, Routing, Scheduler, SchedulerFlags, Selector, Service, ServicePort, ServiceType, Shared,
+    Subject, Tier, TrafficPolicy,
 };
 use crate::net::{ExternalPeer, Family, Password, Protocol, Secret};
 
@@ -98,7 +98,7 @@ prop_compose! {
         let [ready, serving, terminating] = is;
         Endpoint {
             address,
-            node: node.map(|name| Arc::from(name.as_str())),
+            node: node.map(|name| name.as_str().into()),
             conditions: Conditions { ready, serving, terminating },
             hints,
         }
@@ -191,7 +191,7 @@ prop_compose! {
             uid: None,
             labels,
             addresses: addresses.into(),
-            node: node.map(Arc::from),
+            node: node.map(|name| name.as_str().into()),
             host_network,
             finished,
             ports: ports.into_iter().map(|(name, protocol, number)| NamedPort { name: name.into(), protocol, number }).collect(),
@@ -584,7 +584,7 @@ fn a_pod_takes_few_bytes_and_shares_its_memory_with_its_like() {
             uid: None,
             labels: [("app.kubernetes.io/name", "web"), ("pod-template-hash", "7d9f8b6c5")].into_iter().collect(),
             addresses: [IpAddr::from([10, 244, high, low])].into(),
-            node: Some(format!("node-{}", index % 10).into()),
+            node: Some(format!("node-{}", index % 10).as_str().into()),
             host_network: false,
             finished: false,
             ports: [NamedPort { name: "http".into(), protocol: Protocol::Tcp, number: 8080 }].into(),
@@ -672,7 +672,7 @@ fn sample_services(cluster: &mut Cluster) {
 fn sample_slices(cluster: &mut Cluster) {
     let on = |node: Option<&str>, text: &str, [ready, serving, terminating]: [bool; 3]| Endpoint {
         address: at(text),
-        node: node.map(Arc::from),
+        node: node.map(Shared::from),
         conditions: Conditions { ready, serving, terminating },
         hints: None,
     };
@@ -742,7 +742,7 @@ fn sample_pods(cluster: &mut Cluster) {
         uid: None,
         labels: labels(&[("app", "web"), ("tier", "front")]),
         addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
-        node: node.map(Arc::from),
+        node: node.map(Shared::from),
         host_network: false,
         finished: false,
         ports: [NamedPort { name: "http".into(), protocol: Protocol::Tcp, number: 8080 }].into(),

@@ -4,7 +4,6 @@
 //! one before it.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use compact_str::CompactString;
 use ipnet::IpNet;
@@ -14,7 +13,7 @@ use super::{Known, NameRecord};
 use crate::k8s::Kind;
 use crate::model::{
     Labels, NamedPort, Namespace, Namespaces, NetworkPolicy, ObjectName, Operator, Peer, Peers, Pod, PolicyPort,
-    PolicyRule, PortMatch, Ports, Requirement, Selector,
+    PolicyRule, PortMatch, Ports, Requirement, Selector, Shared,
 };
 use crate::net::Protocol;
 
@@ -87,9 +86,9 @@ impl FirewallRecord {
     /// Adds what is written here; `None` where it is invalid.
     pub fn complete(self, known: &mut Known) -> Option<()> {
         let labels: Vec<Labels> = self.labels.iter().map(|pairs| labels(pairs, &self.words)).collect::<Option<_>>()?;
-        let ports: Vec<Arc<[NamedPort]>> = self.ports.into_iter().map(named_ports).collect::<Option<_>>()?;
-        let nodes: Vec<Arc<str>> = self.nodes.iter().map(|name| Arc::from(name.as_str())).collect();
-        let shared = Shared { labels, ports, nodes };
+        let ports: Vec<Shared<[NamedPort]>> = self.ports.into_iter().map(named_ports).collect::<Option<_>>()?;
+        let nodes: Vec<Shared<str>> = self.nodes.iter().map(|name| name.as_str().into()).collect();
+        let shared = SharedLists { labels, ports, nodes };
         for (namespace, records) in self.pods {
             let mut before = CompactString::default();
             for record in records {
@@ -111,10 +110,10 @@ impl FirewallRecord {
 }
 
 /// The shared lists, as read.
-struct Shared {
+struct SharedLists {
     labels: Vec<Labels>,
-    ports: Vec<Arc<[NamedPort]>>,
-    nodes: Vec<Arc<str>>,
+    ports: Vec<Shared<[NamedPort]>>,
+    nodes: Vec<Shared<str>>,
 }
 
 fn at<T>(list: &[T], place: u32) -> Option<&T> {
@@ -125,13 +124,13 @@ fn labels(pairs: &[(u32, u32)], words: &[CompactString]) -> Option<Labels> {
     pairs.iter().map(|(key, value)| Some((at(words, *key)?.clone(), at(words, *value)?.clone()))).collect()
 }
 
-fn named_ports(record: Vec<(CompactString, u8, u16)>) -> Option<Arc<[NamedPort]>> {
+fn named_ports(record: Vec<(CompactString, u8, u16)>) -> Option<Shared<[NamedPort]>> {
     let port = |(name, protocol, number)| Some(NamedPort { name, protocol: Protocol::from_number(protocol)?, number });
     record.into_iter().map(port).collect()
 }
 
 impl PodRecord {
-    fn pod(self, before: &str, shared: &Shared) -> Option<(CompactString, Pod)> {
+    fn pod(self, before: &str, shared: &SharedLists) -> Option<(CompactString, Pod)> {
         let mut name = CompactString::from(before.get(..usize::from(self.shared))?);
         name.push_str(&self.rest);
         let node = match self.node.checked_sub(1) {
