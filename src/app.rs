@@ -57,7 +57,7 @@ use crate::source_guard::driver::Call as GuardCall;
 use crate::source_guard::ports_file::PortsFile;
 use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
-use self::subsystems::{Common, Running, SERVICE_PROXY};
+use self::subsystems::{Common, FIREWALL, PROXY, ROUTER, Running};
 
 mod subsystems;
 
@@ -138,17 +138,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut running = Vec::new();
     let mut answerers = Answerers::new();
     if let Some(settings) = config.proxy {
-        let inputs = common.inputs(SERVICE_PROXY, "sluice_proxy", for_proxy)?;
+        let inputs = common.inputs(PROXY, for_proxy, &mut answerers)?;
         running.push(common.start_proxy(settings, inputs, (believed, served_out), &mut answerers).await?);
     }
     if let Some(settings) = config.firewall {
-        let inputs = common.inputs("firewall", "sluice_firewall", for_firewall)?;
+        let inputs = common.inputs(FIREWALL, for_firewall, &mut answerers)?;
         running.push(common.start_firewall(settings, inputs, starting, &mut answerers).await?);
     }
     let guarded = guarded_ports(config.socket.as_deref(), config.source_guard);
-    running.extend(common.start_source_guard(guarded, guard_calls, for_guard).await?);
+    running.extend(common.start_source_guard(guarded, guard_calls, for_guard, &mut answerers).await?);
     if let Some(settings) = config.router {
-        let inputs = common.inputs("router", "sluice_router", for_router)?;
+        let inputs = common.inputs(ROUTER, for_router, &mut answerers)?;
         let (access, speaker) = watch::channel(None);
         let (places, ports) = gobgp_places(&settings, config.socket.as_deref());
         // A speaker that is not wanted yet is not stuck.

@@ -1,7 +1,9 @@
 //! The other side of the local socket: a user on this host asks the running program.
 //!
-//! `sluice policy explain`, `diff` and `drops`, `sluice svc`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
+//! `sluice policy explain`, `diff` and `drops`, `sluice svc`, `sluice audit`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
 //! It needs no API server and reads no cluster: the program answers from what it has put into the kernel.
+
+mod audit;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -19,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::UnixStream;
 
+use self::audit::{Audited, Subsystem};
 use crate::config::{Ask, Output};
 use crate::observe::local::{JSON, MOST};
 
@@ -26,9 +29,9 @@ use crate::observe::local::{JSON, MOST};
 ///
 /// # Errors
 /// Where nobody listens, or there is no answer; a sentence for the user.
-pub fn run(ask: &Ask) -> anyhow::Result<String> {
+pub fn run(ask: &Ask) -> anyhow::Result<Answered> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match ask {
+    let text = match ask {
         Ask::PolicyExplain { from, to, output, socket } => {
             let about = BTreeMap::from([("from", from.as_str()), ("to", to.as_str())]);
             runtime.block_on(answer(socket, "/policy/explain", &about, *output))
@@ -40,13 +43,57 @@ pub fn run(ask: &Ask) -> anyhow::Result<String> {
         }
         Ask::PolicyDrops { follow, output, socket } => {
             let until = (!follow).then(|| Instant::now() + LISTENED);
-            runtime.block_on(drops(socket, *output, until, &mut std::io::stdout().lock()))?;
-            Ok(String::new())
+            runtime.block_on(drops(socket, *output, until, &mut std::io::stdout().lock())).map(|()| String::new())
         }
         Ask::Services { what, output, socket } => {
             runtime.block_on(answer(socket, "/svc", &BTreeMap::from([("what", what.as_str())]), *output))
         }
+        Ask::Audit { repair, output, socket } => {
+            let audited = runtime.block_on(audited(socket, *repair))?;
+            let (text, exit_code) = (audit::printed(&audited, *output), audited.exit_code());
+            return Ok(Answered { text, exit_code });
+        }
+    };
+    text.map(|text| Answered { text, exit_code: 0 })
+}
+
+/// What is printed, and how the program ends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answered {
+    pub text: String,
+    pub exit_code: u8,
+}
+
+/// Asks every subsystem what differs, and has them repair it where that is wanted.
+async fn audited(socket: &Path, repair: bool) -> anyhow::Result<Audited> {
+    let before = differing(socket).await?;
+    if !repair {
+        return Ok(Audited { before, after: None });
     }
+    ask_all(socket, &BTreeMap::from([("repair", "true")])).await?;
+    Ok(Audited { before, after: Some(differing(socket).await?) })
+}
+
+async fn differing(socket: &Path) -> anyhow::Result<Vec<Subsystem>> {
+    let answers = ask_all(socket, &BTreeMap::new()).await?;
+    let parsed = answers.into_iter().map(|(name, text)| Subsystem::parse(name, &text));
+    parsed.collect::<Result<_, _>>().context("the answer makes no sense")
+}
+
+/// Asks every subsystem that runs, one after the other. Returns their names and answers.
+async fn ask_all(socket: &Path, about: &BTreeMap<&str, &str>) -> anyhow::Result<Vec<(&'static str, String)>> {
+    let mut answers = Vec::new();
+    for (name, path) in audit::SUBSYSTEMS {
+        match post(socket, path, about, Some(JSON)).await? {
+            (StatusCode::OK, text) => answers.push((name, text)),
+            (StatusCode::NOT_FOUND, _) => {}
+            (_, sentence) => return Err(anyhow!("{name}: {}", sentence.trim_end())),
+        }
+    }
+    if answers.is_empty() {
+        return Err(anyhow!("the sluice on this host runs nothing that could be audited"));
+    }
+    Ok(answers)
 }
 
 /// Prints refused packets as they come, for as long as somebody reads them.
@@ -203,7 +250,8 @@ mod tests {
 
     fn asked(from: &str, output: Output, socket: &Path) -> Result<String, String> {
         let (from, to) = (from.to_owned(), "shop/web:80".to_owned());
-        run(&Ask::PolicyExplain { from, to, output, socket: socket.to_owned() }).map_err(|error| format!("{error:#}"))
+        let answered = run(&Ask::PolicyExplain { from, to, output, socket: socket.to_owned() });
+        answered.map(|answered| answered.text).map_err(|error| format!("{error:#}"))
     }
 
     #[test]

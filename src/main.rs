@@ -2,13 +2,13 @@
 //!
 //! Order: flags, help and version, configuration, log, root. Nothing is bound or written before all of these.
 //! Under the name `sluice-cni` it is a CNI plugin instead (`cni`).
-//! Exit codes: 0 done, 1 refused or failed, 2 a flag that cannot be read.
+//! Exit codes: 0 done, 1 refused or failed, 2 a flag that cannot be read. `sluice audit`: 0 nothing differs, 1 something does, 2 not known.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use sluice::cni::plugin;
-use sluice::config::{self, Config, Environment, LogFormat, Refusal, Request, Source};
+use sluice::config::{self, Ask, Config, Environment, LogFormat, Refusal, Request, Source};
 use sluice::observe::logging::{self, LineFormat};
 use tracing::{info, warn};
 
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         return plugin::run();
     }
     match start(&words) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(exit_code) => exit_code,
         Err(refusal) => {
             eprintln!("{}", refusal.text);
             ExitCode::from(refusal.exit_code)
@@ -26,17 +26,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(words: &[OsString]) -> Result<(), Refusal> {
+fn start(words: &[OsString]) -> Result<ExitCode, Refusal> {
     let (flags, verbosity) = match config::request(words)? {
         Request::Run { flags, verbosity } => (flags, verbosity),
         Request::Ask(ask) => {
-            let answer = sluice::ask::run(&ask).map_err(|error| refused(format!("{error:#}")))?;
-            print!("{answer}");
-            return Ok(());
+            // For who asks what differs, 1 means that something does.
+            let failed = if matches!(ask, Ask::Audit { .. }) { 2 } else { 1 };
+            let refused = |error| Refusal { text: format!("{error:#}"), exit_code: failed };
+            let answered = sluice::ask::run(&ask).map_err(refused)?;
+            print!("{}", answered.text);
+            return Ok(ExitCode::from(answered.exit_code));
         }
         Request::Print(text) => {
             eprintln!("{text}");
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
         }
     };
     let config = Config::from_flags(&flags, verbosity, &environment()).map_err(refused)?;
@@ -55,9 +58,10 @@ fn start(words: &[OsString]) -> Result<(), Refusal> {
     }
     if config.runs_nothing() {
         info!("No subsystem is switched on; nothing to do");
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
-    sluice::app::run(config).map_err(|error| refused(format!("{error:#}")))
+    sluice::app::run(config).map_err(|error| refused(format!("{error:#}")))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A directory that is not there now is a mistake in the flags; one that goes away later is waited for (`k8s::manifests`).

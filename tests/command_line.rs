@@ -49,6 +49,10 @@ fn a_question_without_its_words_ends_with_2_and_the_words_that_it_takes() {
         let text = said(&run(words), 2);
         assert!(text.contains("Usage: sluice svc [NAMESPACE/NAME"), "{words:?}: {text}");
     }
+    let text = said(&run(&["audit", "--help"]), 0);
+    assert!(text.starts_with("Usage: sluice audit [--repair]") && text.contains("Exit status"), "{text}");
+    let text = said(&run(&["audit", "--socket=/nowhere/sluice.sock"]), 2);
+    assert!(text.contains("/nowhere/sluice.sock"), "what could not be asked may differ: {text}");
     let text = said(&run(&["svc", "--help"]), 0);
     assert!(text.starts_with("Usage: sluice svc [NAMESPACE/NAME"), "{text}");
     for words in [&["policy", "--help"][..], &["policy", "explain", "--help"]] {

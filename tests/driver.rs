@@ -48,6 +48,7 @@ struct Running {
     owners: watch::Receiver<Table<ServiceKey, Owner>>,
     health_checks: watch::Receiver<HealthChecks>,
     ask: mpsc::Sender<Question>,
+    ask_audit: mpsc::Sender<Question>,
     health: Health,
     stop: watch::Sender<bool>,
 }
@@ -302,6 +303,7 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
     let (owners, owners_in) = watch::channel(Table::default());
     let (health_checks, health_checks_in) = watch::channel(HealthChecks::default());
     let (ask, questions) = mpsc::channel(1);
+    let (ask_audit, audits) = mpsc::channel(1);
     let (registry, health) = (Registry::new("test", "test"), Health::default());
     let inputs = Inputs {
         world: world_in,
@@ -309,6 +311,7 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
         disturbances,
         pulse: health.register("service proxy", Duration::from_secs(60), Instant::now()),
         account: Account::register(&registry, "sluice_proxy").expect("names are registered once"),
+        audits,
     };
     let context = ProxyContext {
         believed: believed_in,
@@ -322,7 +325,7 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
     let (config, families) = flags::proxy(&FLAGS);
     let driver = Driver::new(config, families, KERNEL, kernel.targets(), context);
     let (owners, health_checks) = (owners_in, health_checks_in);
-    let running = Running { kernel, world, changes, believed, owners, health_checks, ask, health, stop };
+    let running = Running { kernel, world, changes, believed, owners, health_checks, ask, ask_audit, health, stop };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async {
         let task = tokio::task::spawn_local(driver.run(inputs, stopped));

@@ -28,12 +28,15 @@ use crate::router;
 use crate::source_guard;
 use crate::source_guard::driver::{Call, GuardContext};
 use crate::source_guard::ports_file::PortsFile;
-use crate::subsystem::Inputs;
+use crate::subsystem::{Inputs, Names};
 
 use super::DEADLINE;
 
-/// The service proxy's name in health.
-pub const SERVICE_PROXY: &str = "service proxy";
+pub const PROXY: Names = Names { health: "service proxy", metrics: "sluice_proxy", audit: "/audit/proxy" };
+pub const FIREWALL: Names = Names { health: "firewall", metrics: "sluice_firewall", audit: "/audit/firewall" };
+pub const ROUTER: Names = Names { health: "router", metrics: "sluice_router", audit: "/audit/router" };
+pub const SOURCE_GUARD: Names =
+    Names { health: "source guard", metrics: "sluice_source_guard", audit: "/audit/source-guard" };
 
 /// Inputs and outputs of every subsystem.
 pub struct Common {
@@ -65,7 +68,7 @@ impl Common {
         let (owners, owners_in) = watch::channel(Table::default());
         self.registry.register(Box::new(Counters::new(owners_in)?))?;
         let (health_checks, wanted) = watch::channel(HealthChecks::default());
-        let listeners = health_check::serve::Inputs { wanted, health: self.health.clone(), component: SERVICE_PROXY };
+        let listeners = health_check::serve::Inputs { wanted, health: self.health.clone(), component: PROXY.health };
         health_check::serve::spawn(listeners).context("the health checks of Services have no thread")?;
         let health = self.health.clone();
         let context =
@@ -77,7 +80,7 @@ impl Common {
         let open = move || Ok((proxy::linux::open(&opened)?, ()));
         let run =
             move |targets| proxy::driver::Driver::new(config, families, kernel, targets, context).run(inputs, stop);
-        let (running, ()) = start(SERVICE_PROXY, "proxy", open, run).await?;
+        let (running, ()) = start(PROXY.health, "proxy", open, run).await?;
         Ok(running)
     }
 
@@ -129,9 +132,10 @@ impl Common {
         file: Option<PortsFile>,
         calls: mpsc::Receiver<Call>,
         clock: Arc<EventClock>,
+        answerers: &mut local::Answerers,
     ) -> anyhow::Result<Option<Running>> {
         let Some(file) = file else { return Ok(None) };
-        let inputs = self.inputs("source guard", "sluice_source_guard", clock)?;
+        let inputs = self.inputs(SOURCE_GUARD, clock, answerers)?;
         let metrics = source_guard::metrics::Metrics::register(&self.registry)?;
         let note = self.health.note("source guard");
         let context = GuardContext { calls, file, metrics, note };
@@ -160,14 +164,22 @@ impl Common {
         Ok(running)
     }
 
-    /// Inputs of the loop of a subsystem. `metrics`: how the names of its metrics begin.
-    pub fn inputs(&self, name: &'static str, metrics: &str, clock: Arc<EventClock>) -> anyhow::Result<Inputs> {
+    /// Inputs of the loop of a subsystem, which answers questions for what differs from the kernel from now on.
+    pub fn inputs(
+        &self,
+        names: Names,
+        clock: Arc<EventClock>,
+        answerers: &mut local::Answerers,
+    ) -> anyhow::Result<Inputs> {
+        let (ask, audits) = mpsc::channel(1);
+        answerers.insert(names.audit, ask);
         Ok(Inputs {
             world: self.world.clone(),
             clock,
             disturbances: self.changes.clone(),
-            pulse: self.pulse(name),
-            account: Account::register(&self.registry, metrics)?,
+            pulse: self.pulse(names.health),
+            account: Account::register(&self.registry, names.metrics)?,
+            audits,
         })
     }
 

@@ -1,5 +1,5 @@
 //! Questions to a running program, as typed: `sluice policy explain --from … --to …`, `sluice policy diff -f …`,
-//! `sluice policy drops`, `sluice svc …`.
+//! `sluice policy drops`, `sluice svc …`, `sluice audit`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -21,6 +21,8 @@ pub enum Ask {
     PolicyDrops { follow: bool, output: Output, socket: PathBuf },
     /// What Services want and what the kernel has of it; without a word all of them. The word is the user's.
     Services { what: String, output: Output, socket: PathBuf },
+    /// What differs between the kernel and what is to be in place. `repair`: and that it be put back.
+    Audit { repair: bool, output: Output, socket: PathBuf },
 }
 
 /// How the answer is printed.
@@ -47,6 +49,17 @@ enum About {
     Svc {
         /// NAMESPACE/NAME, an address, or ADDRESS:PORT; none for a table of all Services
         what: Option<String>,
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+        /// The --socket of the running program
+        #[arg(long, default_value = DEFAULT_SOCKET)]
+        socket: PathBuf,
+    },
+    /// Say what differs between the kernel and what is to be in place
+    Audit {
+        /// Put it back
+        #[arg(long)]
+        repair: bool,
         #[arg(short, long, value_enum, default_value = "text")]
         output: Output,
         /// The --socket of the running program
@@ -123,11 +136,22 @@ word a table of all Services. The sluice that runs on this host is asked, and no
   -o, --output   text or json (default text)
       --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
 
+/// The words that questions for what differs take.
+const AUDIT_USAGE: &str = "\
+Usage: sluice audit [--repair] [-o text|json] [--socket PATH]
+Says what differs between the kernel and what the sluice on this host has put there, or what the kernel refuses: of the service proxy,
+the firewall, the router and the source guard, each kind of kernel objects. Prints nothing where nothing differs. Exit status: 0 nothing
+differs (with --repair: any more), 1 something differs, 2 it could not be found out. Without --repair nothing is changed.
+      --repair   Have it put back by an audit now, and say what came of it
+  -o, --output   text or json (default text)
+      --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
+
 /// Returns the words that the questions of a command line take; `None` where it is none.
 pub(super) fn usage(words: &[OsString]) -> Option<&'static str> {
     match words.get(1)?.to_str()? {
         "policy" => Some(POLICY_USAGE),
         "svc" => Some(SERVICES_USAGE),
+        "audit" => Some(AUDIT_USAGE),
         _ => None,
     }
 }
@@ -153,5 +177,6 @@ pub(super) fn ask(words: &[OsString], usage: &str) -> Result<Option<Ask>, Refusa
         }
         About::Policy(Policy::Drops { follow, output, socket }) => Ask::PolicyDrops { follow, output, socket },
         About::Svc { what, output, socket } => Ask::Services { what: what.unwrap_or_default(), output, socket },
+        About::Audit { repair, output, socket } => Ask::Audit { repair, output, socket },
     }))
 }

@@ -30,7 +30,7 @@ pub struct Flags {
     /// Directory that keeps the last known state of the cluster for a start without the API server; empty keeps none
     #[arg(long, default_value = DEFAULT_STATE_DIR)]
     pub state_dir: String,
-    /// Unix socket on which this host's root may ask, with sluice policy and sluice svc; empty means none
+    /// Unix socket on which this host's root may ask, with sluice policy, svc and audit; empty means none
     #[arg(long, default_value = DEFAULT_SOCKET)]
     pub socket: String,
     /// Name of this node; without it the variable NODE_NAME, then the host name

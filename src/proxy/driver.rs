@@ -264,6 +264,10 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.mirrors.audit(self.plan.desired(), at)
     }
 
+    fn prepare_to_read(&mut self) {
+        self.mirrors.prepare_to_read(self.plan.desired());
+    }
+
     fn glance(&mut self, at: Moment) -> Vec<Found> {
         self.mirrors.glance(self.plan.desired(), at)
     }

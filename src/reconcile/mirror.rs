@@ -7,6 +7,7 @@
 mod audited;
 mod deleting;
 mod differing;
+mod inspected;
 mod kept;
 mod portions;
 mod reflection;
@@ -24,6 +25,7 @@ use super::target::{Phase, Target};
 use crate::packed::PackedMap;
 
 pub use self::differing::Differing;
+pub use self::inspected::{DESCRIBED, Difference, Inspected, State as DifferenceState};
 pub use self::kept::Kept;
 pub use self::reflection::Reflection;
 
@@ -80,6 +82,8 @@ pub struct Mirror<T: Target, S = PackedMap<<T as Target>::Key, <T as Target>::Va
     steps_done: u64,
     /// Start of the next portion of an audit; `None` at the beginning.
     audit_from: Option<T::Key>,
+    /// Start of the next portion of an inspection.
+    inspected_to: Option<T::Key>,
 }
 
 enum Dirty<K> {
@@ -134,6 +138,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
             trouble: None,
             steps_done: 0,
             audit_from: None,
+            inspected_to: None,
         }
     }
 

@@ -28,7 +28,10 @@ mod target;
 pub use account::Account;
 pub use audits::{Audits, Found, audit, compare_after_notice, glance, scan};
 pub use backoff::Backoff;
-pub use mirror::{Audited, Course, Differing, Drift, Growth, Kept, Mirror, Reflection, Trouble};
+pub use mirror::{
+    Audited, Course, DESCRIBED, Difference, DifferenceState, Differing, Drift, Growth, Inspected, Kept, Mirror,
+    Reflection, Trouble,
+};
 pub use moment::{Moment, Moments};
 pub use optional::Optional;
 pub use sorted::Sorted;

@@ -44,6 +44,10 @@ impl<T: Target> Target for Optional<T> {
         self.target.as_mut().map_or_else(|| Ok(BTreeMap::new()), T::read)
     }
 
+    fn view(&mut self) -> Result<BTreeMap<T::Key, T::Value>, T::Error> {
+        self.target.as_mut().map_or_else(|| Ok(BTreeMap::new()), T::view)
+    }
+
     fn read_some(&mut self, keys: &[T::Key]) -> Result<BTreeMap<T::Key, T::Value>, T::Error> {
         self.target.as_mut().map_or_else(|| Ok(BTreeMap::new()), |target| target.read_some(keys))
     }
@@ -83,6 +87,10 @@ impl<T: Target> Target for Optional<T> {
 
     fn grown(have: &T::Value, want: &T::Value) -> T::Value {
         T::grown(have, want)
+    }
+
+    fn describe(value: &T::Value) -> String {
+        T::describe(value)
     }
 
     fn filled(have: &T::Value, want: &T::Value) -> Option<T::Value> {

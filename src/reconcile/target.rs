@@ -35,6 +35,14 @@ pub trait Target {
         Ok(keys.iter().filter_map(|key| all.remove_entry(key)).collect())
     }
 
+    /// Like [`read`](Target::read), for a user's question: takes nothing over, and nothing that is known of this kind follows from it.
+    ///
+    /// # Errors
+    /// As for [`read`](Target::read).
+    fn view(&mut self) -> Result<BTreeMap<Self::Key, Self::Value>, Self::Error> {
+        self.read()
+    }
+
     /// The keys of everything of ours that exists.
     ///
     /// # Errors
@@ -106,6 +114,12 @@ pub trait Target {
     /// gets a second step, in the shrinking phase, to lose the old.
     fn grown(_have: &Self::Value, want: &Self::Value) -> Self::Value {
         want.clone()
+    }
+
+    /// Describes an object for a user. One that has nothing beside its key is `present`.
+    fn describe(value: &Self::Value) -> String {
+        let text = format!("{value:?}");
+        if text == "()" { "present".to_owned() } else { text }
     }
 
     /// An object that exists and is of no use because it has no parts, with the parts that it shall have; `None` for any other

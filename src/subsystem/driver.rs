@@ -12,10 +12,12 @@ use tracing::{debug, info, warn};
 use crate::kernel::memory;
 use crate::kernel::processor::thread_time;
 use crate::model::Authority;
+use crate::observe::local::Question;
 use crate::reconcile::{Moment, Moments};
 
 use super::abandoned::Abandoned;
 use super::disturbances::Disturbances;
+use super::inspection::{Inspection, NOTHING_KNOWN, Repairs};
 use super::leftovers::Leftovers;
 use super::patrol::{Look, Patrol};
 use super::{Context, FirstSync, Inputs, Kinds, Standing, Subsystem, Times};
@@ -43,6 +45,10 @@ struct Loop<S> {
     next_audit: Instant,
     patrol: Patrol,
     leftovers: Leftovers,
+    inspection: Inspection,
+    repairs: Repairs,
+    /// The next portion of an audit is the first one.
+    audit_begins: bool,
     audit_found: usize,
     moments: Moments,
     /// Steps performed since the start.
@@ -68,6 +74,9 @@ impl<S: Subsystem> Loop<S> {
             next_audit: now + subsystem.audit_period(),
             patrol: Patrol::new(now, 1 + S::CLOSE_LOOKS),
             leftovers: Leftovers::new(now),
+            inspection: Inspection::default(),
+            repairs: Repairs::default(),
+            audit_begins: true,
             audit_found: 0,
             moments: Moments::since(now),
             steps: 0,
@@ -94,6 +103,10 @@ impl<S: Subsystem> Loop<S> {
                 return changed.is_ok();
             }
             news = self.subsystem.next() => news,
+            Some(question) = self.inputs.audits.recv() => {
+                self.take_question(question, Instant::now());
+                return true;
+            }
             Ok(()) = self.inputs.disturbances.changed() => {
                 self.inputs.disturbances.mark_changed();
                 return true;
@@ -113,6 +126,7 @@ impl<S: Subsystem> Loop<S> {
             Some(self.next_audit),
             Some(self.patrol.deadline()),
             self.abandoned.deadline(),
+            self.inspection.deadline(),
         ];
         due.into_iter().flatten().fold(now + HEARTBEAT, Instant::min)
     }
@@ -137,6 +151,10 @@ impl<S: Subsystem> Loop<S> {
         }
         if done >= self.patrol.deadline() {
             self.patrol(self.moments.at(done));
+        }
+        if self.inspection.deadline().is_some_and(|due| due <= done) {
+            self.subsystem.prepare_to_read();
+            self.inspection.look(self.subsystem.mirrors(), self.authority, done + BETWEEN_PORTIONS);
         }
         self.tell(done);
         if self.leftovers.take_due(done) {
@@ -214,7 +232,9 @@ impl<S: Subsystem> Loop<S> {
             self.next_audit = at.now + period;
             return;
         }
+        self.repairs.begin(self.audit_begins);
         let (found, finished) = self.subsystem.audit(at);
+        self.audit_begins = finished;
         self.audit_found += found.len();
         self.inputs.account.found(&found);
         if !found.is_empty() {
@@ -228,6 +248,25 @@ impl<S: Subsystem> Loop<S> {
             self.audit_found = 0;
             self.next_audit = at.now + period;
         }
+        if self.repairs.end(found.len(), finished) {
+            self.next_audit = at.now;
+        }
+    }
+
+    /// Takes in a user's question for what differs from the kernel, or for an audit now.
+    fn take_question(&mut self, question: Question, now: Instant) {
+        if question.about.get("repair").is_none_or(|word| word != "true") {
+            return self.inspection.ask(question, now);
+        }
+        if self.authority == Authority::Nothing {
+            // The requester may have gone away.
+            let _ = question.answer.send(Err(NOTHING_KNOWN.to_owned()));
+            return;
+        }
+        info!("Audit requested by a user of this host");
+        self.repairs.ask(question);
+        self.subsystem.mirrors().kinds().into_iter().for_each(|kind| kind.mirror.retry_now());
+        self.next_audit = self.next_audit.min(now);
     }
 
     /// Takes the next look for changes by others without notifications, and repairs them at once.

@@ -15,6 +15,7 @@
 mod abandoned;
 pub mod disturbances;
 mod driver;
+mod inspection;
 mod kinds;
 mod leftovers;
 mod patrol;
@@ -22,11 +23,12 @@ mod patrol;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::kernel::monitor::{Changes, Notice};
 use crate::model::{Authority, EventClock, World};
 use crate::observe::health::Pulse;
+use crate::observe::local::Question;
 use crate::reconcile::{Account, Found, Moment};
 
 pub use driver::run;
@@ -43,6 +45,19 @@ pub struct Inputs {
     pub pulse: Pulse,
     /// State of the kinds of kernel objects, in log and metrics.
     pub account: Account,
+    /// Questions of users on this host for what differs from the kernel.
+    pub audits: mpsc::Receiver<Question>,
+}
+
+/// What a subsystem is called.
+#[derive(Clone, Copy, Debug)]
+pub struct Names {
+    /// In health.
+    pub health: &'static str,
+    /// The beginning of the names of its metrics.
+    pub metrics: &'static str,
+    /// The path of questions for what differs from the kernel, on the local socket.
+    pub audit: &'static str,
 }
 
 /// A subsystem, as the loop sees it.
@@ -110,6 +125,9 @@ pub trait Subsystem {
     fn audit(&mut self, at: Moment) -> (Vec<Found>, bool) {
         self.mirrors().audit_portion(at)
     }
+
+    /// Called before the kernel is read for a user's question.
+    fn prepare_to_read(&mut self) {}
 
     /// Looks for traces of others' changes without notifications, every few seconds; returns the drift.
     fn glance(&mut self, at: Moment) -> Vec<Found> {

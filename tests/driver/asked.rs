@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use sluice::ask::post;
+use sluice::ask::{Answered, post};
+use sluice::config::{Ask, Output};
 use sluice::model::{LoadBalancerAddress, ProxyAnnotations, Scheduler};
 use sluice::observe::local::{self, JSON};
 use sluice::proxy::explain::serve::SERVICES;
@@ -78,7 +79,8 @@ fn with_socket(test: impl AsyncFnOnce(PathBuf, &Running)) {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("sluice.sock");
         let listener = local::bind(&socket).expect("the socket is made");
-        let serving = tokio::task::spawn(local::serve(listener, [(SERVICES, running.ask.clone())].into(), 8));
+        let answerers = [(SERVICES, running.ask.clone()), ("/audit/proxy", running.ask_audit.clone())].into();
+        let serving = tokio::task::spawn(local::serve(listener, answerers, 8));
         test(socket, running).await;
         serving.abort();
     });
@@ -217,5 +219,41 @@ shop/web    LoadBalancer  10.96.0.9,fd00:10:96::9,203.0.113.7,203.0.113.8  3/5  
         let (_, text) = asked(&socket, "", Some(JSON)).await;
         let answer: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!((&answer["known"], answer["services"].as_array().map(Vec::len)), (&"remembered".into(), Some(2)));
+    });
+}
+
+/// What `sluice audit` prints, and its exit code.
+async fn audit(socket: &Path, repair: bool) -> (String, u8) {
+    let ask = Ask::Audit { repair, output: Output::Text, socket: socket.to_owned() };
+    let Answered { text, exit_code } =
+        tokio::task::spawn_blocking(move || sluice::ask::run(&ask)).await.expect("it ends").expect("it is answered");
+    (text, exit_code)
+}
+
+#[test]
+fn an_audit_names_what_differs_of_each_kind_and_puts_it_back_only_when_asked_for() {
+    with_socket(async |socket, running| {
+        running.world.send_replace(shop());
+        running.settles(&shop()).await;
+        running.until("all is in place", |_| running.health.unready(Instant::now()).is_empty()).await;
+        assert_eq!(audit(&socket, false).await, (String::new(), 0));
+        let whole = running.kernel.state();
+        running.kernel.with(|machine| {
+            machine.state.virtuals.pop_last().expect("there are some");
+            machine.state.elements.pop_first().expect("there are some");
+            machine.state.routes.pop_last().expect("there are some");
+        });
+        let damaged = running.kernel.state();
+        let (text, exit_code) = audit(&socket, false).await;
+        for kind in ["virtual services", "elements", "routes"] {
+            let of_kind = text.lines().filter(|line| line.starts_with(&format!("proxy: {kind}: ")));
+            assert_eq!(of_kind.filter(|line| line.ends_with(": missing")).count(), 1, "{kind}: {text}");
+        }
+        assert_eq!(exit_code, 1);
+        assert_eq!(running.kernel.state(), damaged, "a question changes nothing");
+        let (text, exit_code) = audit(&socket, true).await;
+        assert_eq!((text.matches(": missing; repaired\n").count(), exit_code), (3, 0), "{text}");
+        assert_eq!(running.kernel.state(), whole);
+        assert_eq!(audit(&socket, true).await, (String::new(), 0), "nothing is left to repair");
     });
 }

@@ -503,6 +503,8 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
         disturbances: running.changes.subscribe(),
         pulse: running.health.register("network policies", Duration::from_secs(60), Instant::now()),
         account: Account::register(&running.registry, "sluice_firewall").expect("names are registered once"),
+        // Nobody asks.
+        audits: mpsc::channel(1).1,
     };
     let metrics = Metrics::register(&running.registry).expect("names are registered once");
     let flows = Arc::new(running.flows.clone());

@@ -405,6 +405,11 @@ impl Target for Tables {
         Ok(keys.iter().filter_map(|key| all.remove_entry(key)).collect())
     }
 
+    fn describe(value: &Rules) -> String {
+        let rules: Vec<String> = value.0.iter().map(ToString::to_string).collect();
+        if rules.is_empty() { "no rule".to_owned() } else { rules.join("; ") }
+    }
+
     fn apply<'a>(&mut self, _phase: Phase, steps: &[Step<'a, Piece, Rules>]) -> Vec<Failure<Error>> {
         self.refused.clear();
         let change =

@@ -336,6 +336,10 @@ impl Target for Services {
         Virtual { service: want.service.clone(), destinations: all.into_values().collect() }
     }
 
+    fn describe(value: &Virtual) -> String {
+        value.to_string()
+    }
+
     fn filled(have: &Virtual, want: &Virtual) -> Option<Virtual> {
         let is_empty = have.destinations.is_empty() && !want.destinations.is_empty();
         is_empty.then(|| Virtual { service: have.service.clone(), destinations: want.destinations.clone() })

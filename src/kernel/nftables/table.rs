@@ -315,6 +315,14 @@ impl Target for OwnTable {
         Err(self.error("list table", Fault::Unsteady))
     }
 
+    /// Neither claims the table nor hears what others did to it.
+    fn view(&mut self) -> Result<Contents, Error> {
+        match self.reader().header().map_err(|fault| self.error("look for table", fault))? {
+            None => Ok(Contents::new()),
+            Some(_) => Ok(self.read_all().map_err(|fault| self.error("list table", fault))?.0),
+        }
+    }
+
     fn read_some(&mut self, keys: &[Object]) -> Result<Contents, Error> {
         for _ in 0..TRIES {
             let before = self.generation().map_err(|fault| self.error("list table", fault))?;

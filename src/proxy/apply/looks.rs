@@ -36,6 +36,11 @@ impl<K: Kernel> Mirrors<K> {
         (audited.drift.into_iter().map(|drift| Found { kind, drift }).collect(), audited.finished)
     }
 
+    /// Says which virtual services are ours, for one that reads them.
+    pub fn prepare_to_read(&mut self, desired: &Desired) {
+        self.tell_new_ownership(desired);
+    }
+
     /// Returns the virtual services as last seen; `None` while they cannot be read.
     pub fn seen_virtuals(&self) -> Option<&BTreeMap<ServiceKey, Virtual>> {
         self.virtuals.seen()

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Audited, Dirty, Drift, Kept, Mirror, Trouble};
+use super::{Audited, Dirty, Drift, Inspected, Kept, Mirror, Trouble};
 use crate::reconcile::moment::Moment;
 use crate::reconcile::target::Target;
 
@@ -19,6 +19,9 @@ pub trait Reflection {
     fn glance(&mut self, at: Moment) -> Vec<Drift>;
     fn compare_after_notice(&mut self, at: Moment) -> Vec<Drift>;
     fn scan(&mut self, at: Moment) -> Vec<Drift>;
+    fn begin_inspection(&mut self);
+    fn inspect(&mut self, room: usize) -> Inspected;
+    fn retry_now(&mut self);
 }
 
 impl<T: Target, S: Kept<T::Key, T::Value>> Reflection for Mirror<T, S> {
@@ -83,6 +86,25 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Reflection for Mirror<T, S> {
     /// Finds what others changed just now: at a glance where that sees all, else by an audit of the next portion.
     fn compare_after_notice(&mut self, at: Moment) -> Vec<Drift> {
         if self.target.sees_all_at_a_glance() { self.glance(at) } else { self.audit(at).drift }
+    }
+
+    /// Makes the next portion of an inspection the first one.
+    fn begin_inspection(&mut self) {
+        self.inspected_to = None;
+    }
+
+    /// Compares the next portion of the last seen state with the kernel for a user, and changes nothing. The last portion also looks
+    /// for objects that are ours and unknown. At most `room` differences are described.
+    fn inspect(&mut self, room: usize) -> Inspected {
+        self.inspect_next_portion(room).unwrap_or_else(|error| {
+            self.inspected_to = None;
+            Inspected { unreadable: Some(error.to_string()), finished: true, ..Inspected::default() }
+        })
+    }
+
+    /// Makes failed steps due now.
+    fn retry_now(&mut self) {
+        self.backoff.tried();
     }
 
     /// Looks for every change by others, reads what may have changed, and marks what did as dirty.

@@ -8,12 +8,15 @@ use std::fmt::{self, Display};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
 use super::*;
 use crate::kernel::monitor::Changes;
 use crate::model::{EventClock, World};
 use crate::observe::health::Health;
+use crate::observe::local::AnswerFormat;
 use crate::observe::metrics::Registry;
 use crate::reconcile::{Account, Failure, Glance, Growth, Phase, Sorted, Step, Target};
 use crate::subsystem::kinds;
@@ -219,6 +222,7 @@ struct Scene {
     stop: watch::Sender<bool>,
     health: Health,
     audit_period: Duration,
+    ask: RefCell<mpsc::Sender<Question>>,
 }
 
 /// Longer than any test.
@@ -234,6 +238,7 @@ impl Scene {
             stop: watch::channel(false).0,
             health: Health::default(),
             audit_period: NEVER,
+            ask: RefCell::new(mpsc::channel(1).0),
         }
     }
 
@@ -245,13 +250,40 @@ impl Scene {
     }
 
     fn inputs(&self) -> Inputs {
+        let (ask, audits) = mpsc::channel(1);
+        self.ask.replace(ask);
         Inputs {
             world: self.world.subscribe(),
             clock: Arc::new(EventClock::new(Instant::now())),
             disturbances: self.changes.subscribe(),
             pulse: self.health.register("signposts", NEVER, Instant::now()),
             account: Account::register(&Registry::new("test", "test"), "test").expect("names are registered once"),
+            audits,
         }
+    }
+
+    /// The answer to a question of a user.
+    async fn asked(&self, words: &[(&str, &str)]) -> Result<Value, String> {
+        let about = words.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let (answer, answered) = oneshot::channel();
+        let question = Question { path: "/audit", about, form: AnswerFormat::Json, answer };
+        let ask = self.ask.borrow().clone();
+        ask.send(question).await.expect("the loop runs");
+        answered.await.expect("it is answered").map(|text| serde_json::from_str(&text).expect("JSON"))
+    }
+
+    /// What differs, as `KIND OBJECT STATE`.
+    async fn differing(&self) -> String {
+        let answer = self.asked(&[]).await.expect("something is known");
+        let kinds = answer["kinds"].as_array().expect("a list").iter();
+        let of_kind = |kind: &Value| {
+            let differences = kind["differences"].as_array().expect("a list").iter();
+            let words = |it: &Value| {
+                [&kind["kind"], &it["object"], &it["state"]].map(|word| word.as_str().expect("a word")).join(" ")
+            };
+            differences.map(words).collect::<Vec<_>>()
+        };
+        kinds.flat_map(of_kind).collect::<Vec<_>>().join(", ")
     }
 
     /// Runs a loop for as long as the test does. Returns the subsystem.
@@ -496,4 +528,45 @@ async fn time_in_which_a_glance_waits_delays_none() {
     let at = Instant::now() + Duration::from_secs(20);
     turning.patrol(turning.moments.at(at));
     assert!(turning.patrol.deadline() <= at + Duration::from_secs(10), "it cost no processor");
+}
+
+#[test]
+fn a_user_is_told_what_differs_and_it_is_put_back_at_once_only_when_asked_for() {
+    let scene = Scene::new();
+    scene.run(async |scene| {
+        assert_eq!(scene.asked(&[]).await, Err(NOTHING_KNOWN.to_owned()));
+        assert_eq!(scene.asked(&[("repair", "true")]).await, Err(NOTHING_KNOWN.to_owned()));
+        scene.publish(Authority::Complete, &["a", "b"]);
+        scene.until_ready().await;
+        assert_eq!(scene.differing().await, "");
+        scene.take_acts();
+        {
+            let mut yard = scene.yard.borrow_mut();
+            yard.signs.remove(&Key("a".to_owned()));
+            yard.posts.insert(Key("c".to_owned()));
+        }
+        for _ in 0..2 {
+            assert_eq!(scene.differing().await, "posts c unexpected, signs a missing");
+        }
+        assert_eq!(scene.take_acts(), "", "a question changes nothing");
+        let repaired = scene.asked(&[("repair", "true")]).await.expect("something is known");
+        assert_eq!(repaired["found"], 2);
+        assert_eq!((scene.differing().await, scene.take_acts()), (String::new(), "-posts c, +signs a".to_owned()));
+    });
+}
+
+#[test]
+fn what_the_kernel_refuses_differs_until_a_repair_finds_that_it_does_not_any_more() {
+    let scene = Scene::new();
+    scene.run(async |scene| {
+        scene.yard.borrow_mut().failing = Some("signs");
+        scene.publish(Authority::Complete, &["a"]);
+        scene.until("the post stands", |yard| yard.posts.len() == 1).await;
+        assert_eq!(scene.differing().await, "signs a failed");
+        // It would be tried again after a while.
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        scene.yard.borrow_mut().failing = None;
+        scene.asked(&[("repair", "true")]).await.expect("something is known");
+        assert_eq!(scene.differing().await, "");
+    });
 }
