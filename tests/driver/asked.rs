@@ -233,6 +233,8 @@ async fn audit(socket: &Path, repair: bool) -> (String, u8) {
 #[test]
 fn an_audit_names_what_differs_of_each_kind_and_puts_it_back_only_when_asked_for() {
     with_socket(async |socket, running| {
+        // Routes have the node's address as their source.
+        running.kernel.with(|machine| machine.state.addresses = State::of_others().addresses);
         running.world.send_replace(shop());
         running.settles(&shop()).await;
         running.until("all is in place", |_| running.health.unready(Instant::now()).is_empty()).await;

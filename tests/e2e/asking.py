@@ -1,5 +1,6 @@
-"""`sluice svc`: what a Service has on a node, said by the agent that runs there, with real IPVS."""
+"""`sluice svc` and `sluice audit`: what a Service has on a node, and what differs from the kernel, said by the agent that runs there, with real IPVS."""
 import json
+import subprocess
 
 import expect
 from expect import PODS
@@ -66,3 +67,29 @@ def what_somebody_deleted_is_said_to_be_missing_until_the_agent_finds_it(bed):
             expect.that(place["kernel"] == "inPlace", place)
             expect.soon(lambda: f"{s.address()}:80" in net.node(1, "ipvsadm", "-Ln"), 30, "it does not come back")
         expect.that(place["kernel"] == "missing", place)
+
+
+def _audit(bed, *words):
+    """What `sluice audit` prints on node 1, and its exit status."""
+    done = subprocess.run(net.node_command(1, _asked(bed), "audit", *words, SOCKET), capture_output=True, text=True, timeout=60)
+    return done.stdout, done.returncode
+
+
+def an_audit_says_what_differs_and_a_repair_puts_it_back(bed):
+    _asked(bed)
+    with expect.service(bed, "audited") as s:
+        expect.soon(lambda: _audit(bed) == ("", 0), 30, "something differs:", _audit(bed))
+        for family in s.families:
+            at = f"{s.address()}:80" if family == "4" else f"[{s.address('6')}]:80"
+            for _ in range(5):  # the agent may find it just then
+                net.node(1, "ipvsadm", "-D", "-t", at)
+                said, status = _audit(bed, "--repair")
+                if said:
+                    break
+                expect.soon(lambda: at in net.node(1, "ipvsadm", "-Ln"), 30, "it does not come back")
+            expect.that(f"proxy: virtual services: tcp {at}: missing; repaired" in said and status == 0, status, said)
+            expect.that(at in net.node(1, "ipvsadm", "-Ln"), "it is not back")
+            expect.share("n1p2", s.address(family), 80, PODS)
+        expect.that(_audit(bed) == ("", 0), "something differs:", _audit(bed))
+    nowhere = subprocess.run(net.node_command(1, _asked(bed), "audit", "--socket=/nowhere/sluice.sock"), capture_output=True, text=True, timeout=60)
+    expect.that(nowhere.returncode == 2, nowhere)
