@@ -247,7 +247,7 @@ fn an_audit_names_what_differs_of_each_kind_and_puts_it_back_only_when_asked_for
         });
         let damaged = running.kernel.state();
         let (text, exit_code) = audit(&socket, false).await;
-        for kind in ["virtual services", "elements", "routes"] {
+        for kind in ["virtual services", "set elements", "routes"] {
             let of_kind = text.lines().filter(|line| line.starts_with(&format!("proxy: {kind}: ")));
             assert_eq!(of_kind.filter(|line| line.ends_with(": missing")).count(), 1, "{kind}: {text}");
         }
