@@ -18,11 +18,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice::config::ProxyConfig;
+use sluice::kernel::ipset::Entry;
 use sluice::kernel::ipvs::{ServiceKey, Virtual};
 use sluice::model::{Change, Cluster, Endpoint, Endpoints, ObjectName, Table, World};
 use sluice::net::{PerFamily, Protocol};
 use sluice::proxy::desired::Desired;
 use sluice::proxy::health_check::HealthChecks;
+use sluice::proxy::names::Set;
 use sluice::proxy::plan::Plan;
 
 use support::random::{Random, for_many};
@@ -163,17 +165,28 @@ fn plan_believes(plan: &Plan, believed: &Table<IpAddr, ()>) {
 
 /// Asserts that a virtual service differs from the final plan only if its removal waits for a withdrawal, or if destinations drain.
 fn stays_only_what_serves(plan: &Plan, fresh: &Desired, changes: &[String]) {
-    let serves = |found: Option<&Virtual>| found.is_some_and(|found| found.destinations.iter().any(|d| d.weight > 0));
+    let has_any = |found: Option<&Virtual>| found.is_some_and(|found| found.destinations.iter().any(|d| d.weight > 0));
+    let serves =
+        |desired: &Desired, key: &ServiceKey| has_any(desired.virtuals.get(key)) && !is_inside_only(desired, key);
     for key in plan.closing() {
-        assert!(serves(plan.desired().virtuals.get(&key)), "{changes:?}: {key} is closed, and waits to be");
-        assert!(!serves(fresh.virtuals.get(&key)), "{changes:?}: {key} serves, and waits to be closed");
+        assert!(serves(plan.desired(), &key), "{changes:?}: {key} is closed, and waits to be");
+        assert!(!serves(fresh, &key), "{changes:?}: {key} serves, and waits to be closed");
     }
     let waiting: BTreeSet<ServiceKey> = plan.closing().collect();
     for key in plan.desired().virtuals.keys().chain(fresh.virtuals.keys()).filter(|key| !waiting.contains(key)) {
         let (found, wanted) = (plan.desired().virtuals.get(key), fresh.virtuals.get(key));
         assert_eq!(found.is_some(), wanted.is_some(), "{changes:?}: {key}");
-        assert_eq!(serves(found), serves(wanted), "{changes:?}: {key}");
+        assert_eq!(has_any(found), has_any(wanted), "{changes:?}: {key}");
+        assert_eq!(serves(plan.desired(), key), serves(fresh, key), "{changes:?}: {key}");
     }
+}
+
+/// Whether a virtual service is for clients on this node only.
+fn is_inside_only(desired: &Desired, key: &ServiceKey) -> bool {
+    let ServiceKey::Address { address, protocol, port } = *key else { return false };
+    let entry = Entry::IpPort(address, protocol, port);
+    desired.table.contains_key(&Set::InsideOnly.object(&entry))
+        || desired.elements.contains_key(&Set::InsideOnly.element(entry))
 }
 
 #[test]

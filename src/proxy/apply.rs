@@ -46,12 +46,12 @@ use crate::reconcile::{Course, Found, Growth, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
 use self::elements::{drops_clients, has_element};
+use super::clients::{set_of_chain, set_of_rule};
 use super::desired::{Desired, ProxyChanges};
 use super::endpoints::DRAINING;
 use super::marks::{Marks, restriction};
 use super::names::Set;
 use super::plan::{local_route_key, services_on};
-use super::source_ranges;
 use super::udp_flows::{Forgetting, UdpFlows};
 
 /// The kinds of kernel objects that the service proxy manages. Implemented on Linux (`linux`) and in memory for the
@@ -228,7 +228,7 @@ impl<K: Kernel> Mirrors<K> {
             self.shrink_addresses(desired, at);
             self.links.shrink(&desired.links, at);
         } else if authority == Authority::Partial {
-            self.shrink_known_sources(desired, at);
+            self.shrink_known_clients(desired, at);
         }
         let flows = self.forget_flows(desired, at);
         ProxyRound { virtuals: changed.len(), steps: self.steps_done() - before, flows }
@@ -335,16 +335,19 @@ impl<K: Kernel> Mirrors<K> {
         let marks = Marks::<K> { elements: &self.elements, table: &self.table };
         let all = marks.are_settled() && self.rules.is_settled();
         let (rules, table) = (&self.rules, &self.table);
-        let is_enforced = |key: &ServiceKey, family: Family| {
-            let mut pieces = desired.rules.keys().filter(|piece| source_ranges::is_rule(piece, family));
+        let is_enforced = |set: Set, key: &ServiceKey, family: Family| {
+            let of_family = desired.rules.keys().filter(|piece| piece.family() == family);
+            let mut pieces = of_family.filter(|piece| set_of_rule(piece) == Some(set));
             let objects = desired.table.keys().take_while(|object| !matches!(object, Object::Element(..)));
-            let mut chains = objects.filter(|object| source_ranges::is_chain(object));
-            marks.restricts(key) && pieces.all(|piece| rules.has(piece)) && chains.all(|object| table.has(object))
+            let mut chains = objects.filter(|object| set_of_chain(object).is_some_and(|(its, _)| its == set));
+            marks.restricts(set, key) && pieces.all(|piece| rules.has(piece)) && chains.all(|object| table.has(object))
         };
-        // One with source ranges is open to nobody else for no moment.
-        let is_closed = |key: &ServiceKey| match restriction(key) {
-            Some(entry) if has_element(desired, Set::Restricted, &entry) => is_enforced(key, entry.family()),
-            _ => true,
+        // One that has some clients only is open to nobody else for no moment.
+        let is_closed = |key: &ServiceKey| {
+            Set::CLOSING.into_iter().all(|set| match restriction(key) {
+                Some(entry) if has_element(desired, set, &entry) => is_enforced(set, key, entry.family()),
+                _ => true,
+            })
         };
         let may_come = |key: &ServiceKey| all || (marks.has_service(key) && is_closed(key));
         // One that is open still gets no new destination.

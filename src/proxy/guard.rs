@@ -42,7 +42,7 @@ const PRIORITY: i32 = -5;
 pub fn set_spec(set: Set, family: Family, elements: usize) -> SetSpec {
     let kind = match set {
         Set::LocalAddresses | Set::ServiceAddresses => SetKind::HashIp,
-        Set::ServicePorts | Set::Restricted => SetKind::HashIpPort,
+        Set::ServicePorts | Set::Restricted | Set::InsideOnly => SetKind::HashIpPort,
         Set::AllowedSources | Set::Hairpin => SetKind::HashIpPortNet,
     };
     // kube-router's sets have the extension; what it does not know needs none.
@@ -88,7 +88,7 @@ pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
 pub fn table_set(set: Set, family: Family) -> (Object, Content) {
     let fields = match set {
         Set::LocalAddresses | Set::ServiceAddresses => Fields::Address(family),
-        Set::ServicePorts | Set::Restricted => Fields::Service(family),
+        Set::ServicePorts | Set::Restricted | Set::InsideOnly => Fields::Service(family),
         Set::AllowedSources | Set::Hairpin => Fields::ServiceSource(family),
     };
     let spec = nftables::SetSpec { fields, kind: nftables::Kind::Set, intervals: false };

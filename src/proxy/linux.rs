@@ -20,7 +20,7 @@ use crate::reconcile::{Optional, Target};
 use super::apply::{Connected, Kernel, Owned, Targets};
 use super::host_input::COMMENTS;
 use super::marks::service;
-use super::names::{CHAIN_GUARD, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, Set, TABLE};
+use super::names::{CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, Set, TABLE};
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux {
@@ -195,9 +195,14 @@ impl Connected for Services {
 /// Returns the ownership rules: our chains, and the rules that kube-router left beside them.
 pub fn ownership() -> Ownership {
     Ownership {
-        chains: [(Table::Filter, CHAIN_GUARD), (Table::Nat, CHAIN_SNAT), (Table::Mangle, CHAIN_SOURCES)]
-            .map(|(table, chain)| (table, Name::Exact(chain.into())))
-            .into(),
+        chains: [
+            (Table::Filter, CHAIN_GUARD),
+            (Table::Nat, CHAIN_SNAT),
+            (Table::Mangle, CHAIN_SOURCES),
+            (Table::Mangle, CHAIN_INSIDE),
+        ]
+        .map(|(table, chain)| (table, Name::Exact(chain.into())))
+        .into(),
         leftovers: Leftovers::Proxy,
     }
 }

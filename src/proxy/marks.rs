@@ -45,9 +45,9 @@ impl<'a, K: Kernel> Marks<'a, K> {
         elements.chain(objects).filter_map(service)
     }
 
-    /// Returns whether the kernel knows that a virtual service has some clients only.
-    pub fn restricts(&self, key: &ServiceKey) -> bool {
-        restriction(key).is_some_and(|entry| self.has(Set::Restricted, entry))
+    /// Returns whether the kernel knows that a virtual service has some clients only, those that this set is about.
+    pub fn restricts(&self, set: Set, key: &ServiceKey) -> bool {
+        restriction(key).is_some_and(|entry| self.has(set, entry))
     }
 
     fn has(&self, set: Set, entry: Entry) -> bool {

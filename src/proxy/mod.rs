@@ -17,9 +17,9 @@
 //! ([`names`]) and mean the same. The plan desires one or the other; everything else knows elements by what they are for.
 //!
 //! Reading order: [`part`] is what one Service asks for, with one file for each feature that decides about it
-//! ([`endpoints`], [`traffic_policy`], [`topology`], [`session_affinity`], [`scheduler`], [`node_port`], [`external_ip`], [`health_check`], [`source_ranges`]);
+//! ([`endpoints`], [`traffic_policy`], [`topology`], [`session_affinity`], [`scheduler`], [`node_port`], [`external_ip`], [`health_check`], [`source_ranges`], [`inside`]);
 //! [`plan`] keeps the union of all parts, [`desired`], one for each key ([`owners`]), with what all Services
-//! share ([`guard`], [`host_input`],
+//! share ([`guard`], [`host_input`], [`clients`],
 //! [`masquerade`], [`settings`], [`local_node`], [`other_nodes`]) and what is on its way out ([`drain`], [`closing`], [`udp_flows`]); [`apply`] brings it
 //! into the kernel; [`explain`] answers users; [`driver`] is the proxy's part of the loop (`subsystem`). [`names`] pins what running nodes call these things.
 
@@ -35,6 +35,8 @@ pub mod node_port;
 pub mod external_ip;
 pub mod health_check;
 pub mod source_ranges;
+pub mod inside;
+pub mod clients;
 pub mod plan;
 pub mod owners;
 pub mod local_node;

@@ -19,6 +19,8 @@ pub const DEVICE: &str = "kube-dummy-if";
 pub const CHAIN_GUARD: &str = "KUBE-ROUTER-SERVICES";
 /// The mangle chain that drops packets to load balancer addresses from clients outside the source ranges of the Service.
 pub const CHAIN_SOURCES: &str = "KUBE-ROUTER-SOURCES";
+/// The mangle chain that drops packets from outside to what is served to this node only.
+pub const CHAIN_INSIDE: &str = "KUBE-ROUTER-INSIDE";
 /// The nat chain that masquerades connections to remote backends.
 pub const CHAIN_SNAT: &str = "KUBE-ROUTER-SNAT";
 
@@ -40,6 +42,10 @@ pub const NFT_SOURCES_IN: &str = "service_sources";
 pub const NFT_SOURCES_OUT: &str = "own_service_sources";
 /// The chain of each family that drops packets from clients outside the source ranges of the Service.
 pub const NFT_SOURCES: PerFamily<&str> = PerFamily { v4: "source_ranges4", v6: "source_ranges6" };
+/// The base chain that sends packets to what is served to this node only to the next one.
+pub const NFT_INSIDE_IN: &str = "inside_services";
+/// The chain of each family that drops packets from outside.
+pub const NFT_INSIDE: PerFamily<&str> = PerFamily { v4: "from_inside4", v6: "from_inside6" };
 
 /// The sets that the guard's rules match; they also mark virtual services as ours for a process without memory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -55,25 +61,31 @@ pub enum Set {
     /// Their clients: address, protocol and port, and a range of source addresses. In [`TABLE`] one set for each length
     /// of prefixes. Its name in ipset comes before that of [`Set::Restricted`], because elements are added in that order.
     AllowedSources,
+    /// Those that are open to this node only (`inside`); there are none where the set does not exist.
+    InsideOnly,
     /// The endpoints on this node: address, protocol and port, and the address again, as that of the client.
     Hairpin,
 }
 
 impl Set {
-    pub const ALL: [Set; 6] = [
+    pub const ALL: [Set; 7] = [
         Set::LocalAddresses,
         Set::ServiceAddresses,
         Set::ServicePorts,
         Set::Restricted,
         Set::AllowedSources,
         Set::Hairpin,
+        Set::InsideOnly,
     ];
     /// Those that always exist.
     pub const BASIC: [Set; 4] = [Set::LocalAddresses, Set::ServiceAddresses, Set::ServicePorts, Set::Hairpin];
 
+    /// Those whose elements close a virtual service to some clients.
+    pub const CLOSING: [Set; 2] = [Set::Restricted, Set::InsideOnly];
+
     /// Returns the set's name in one family. IPv6 names have a prefix.
     pub fn name(self, family: Family) -> SetName {
-        let [local, addresses, ports, restricted, sources, hairpin] = NAMES.of(family);
+        let [local, addresses, ports, restricted, sources, hairpin, inside] = NAMES.of(family);
         match self {
             Set::LocalAddresses => local.clone(),
             Set::ServiceAddresses => addresses.clone(),
@@ -81,12 +93,13 @@ impl Set {
             Set::Restricted => restricted.clone(),
             Set::AllowedSources => sources.clone(),
             Set::Hairpin => hairpin.clone(),
+            Set::InsideOnly => inside.clone(),
         }
     }
 
     /// Returns the set's name in [`TABLE`], in one family; of [`Set::AllowedSources`] what the names of its sets begin with.
     pub fn in_table(self, family: Family) -> Name {
-        let [local, addresses, ports, restricted, sources, hairpin] = NAMES_IN_TABLE.of(family);
+        let [local, addresses, ports, restricted, sources, hairpin, inside] = NAMES_IN_TABLE.of(family);
         match self {
             Set::LocalAddresses => local.clone(),
             Set::ServiceAddresses => addresses.clone(),
@@ -94,6 +107,7 @@ impl Set {
             Set::Restricted => restricted.clone(),
             Set::AllowedSources => sources.clone(),
             Set::Hairpin => hairpin.clone(),
+            Set::InsideOnly => inside.clone(),
         }
     }
 
@@ -174,18 +188,20 @@ impl Set {
             (Set::AllowedSources, Family::V6) => "inet6:kube-router-allowed-src",
             (Set::Hairpin, Family::V4) => "kube-router-hairpin",
             (Set::Hairpin, Family::V6) => "inet6:kube-router-hairpin",
+            (Set::InsideOnly, Family::V4) => "kube-router-inside",
+            (Set::InsideOnly, Family::V6) => "inet6:kube-router-inside",
         }
     }
 }
 
 /// Names of the sets, shared by all elements to save memory.
-static NAMES: LazyLock<PerFamily<[SetName; 6]>> =
+static NAMES: LazyLock<PerFamily<[SetName; 7]>> =
     LazyLock::new(|| PerFamily::from_fn(|family| Set::ALL.map(|set| SetName(set.text(family).into()))));
 
 /// Names of the sets in [`TABLE`].
-static NAMES_IN_TABLE: LazyLock<PerFamily<[Name; 6]>> = LazyLock::new(|| PerFamily {
-    v4: ["own4", "addresses4", "ports4", "restricted4", "sources4", "hairpin4"].map(Name::from),
-    v6: ["own6", "addresses6", "ports6", "restricted6", "sources6", "hairpin6"].map(Name::from),
+static NAMES_IN_TABLE: LazyLock<PerFamily<[Name; 7]>> = LazyLock::new(|| PerFamily {
+    v4: ["own4", "addresses4", "ports4", "restricted4", "sources4", "hairpin4", "inside4"].map(Name::from),
+    v6: ["own6", "addresses6", "ports6", "restricted6", "sources6", "hairpin6", "inside6"].map(Name::from),
 });
 
 #[cfg(test)]
@@ -202,6 +218,7 @@ mod tests {
                 (Set::ServiceAddresses, Entry::Ip(address)),
                 (Set::ServicePorts, Entry::IpPort(address, Protocol::Udp, 53)),
                 (Set::Restricted, Entry::IpPort(address, Protocol::Sctp, 99)),
+                (Set::InsideOnly, Entry::IpPort(address, Protocol::Tcp, 80)),
                 (Set::AllowedSources, source(address, 9)),
                 (Set::AllowedSources, source(address, 32)),
                 (Set::Hairpin, source(address, Family::from(address).host_bits())),

@@ -11,11 +11,11 @@ use crate::kernel::ipvs::{Destination, Service as VirtualService, ServiceKey, Vi
 use crate::model::{Endpoints, Service, ServicePort, TrafficPolicy};
 use crate::net::{Family, Protocol};
 
+use super::clients::Clients;
 use super::endpoints::{self, Reach};
 use super::local_node::LocalNode;
 use super::other_nodes::OtherNodes;
-use super::source_ranges::{self, Sources};
-use super::{external_ip, node_port, scheduler, session_affinity, traffic_policy};
+use super::{external_ip, inside, node_port, scheduler, session_affinity, source_ranges, traffic_policy};
 
 /// The virtual services that one Service claims, in the order in which they were computed; a key may occur twice if a
 /// Service names one address twice.
@@ -35,22 +35,21 @@ pub struct Claim {
     pub key: ServiceKey,
     pub rank: Rank,
     pub virtual_service: Virtual,
-    /// The only clients; `None` for everybody.
-    pub sources: Sources,
+    pub clients: Clients,
 }
 
 impl Claim {
     /// Returns what the claim asks of the kernel.
-    pub fn wanted(&self) -> (Virtual, Sources) {
-        (self.virtual_service.clone(), self.sources.clone())
+    pub fn wanted(&self) -> (Virtual, Clients) {
+        (self.virtual_service.clone(), self.clients.clone())
     }
 
     /// Joins a weaker claim of the same Service to this one, if it is to the same key; returns whether it is. The source ranges of
     /// either hold: a node port that is also the port of a load balancer address is no way around them.
     pub fn joins(weaker: &mut Claim, stronger: &mut Claim) -> bool {
         let is_same = weaker.key == stronger.key;
-        if is_same && stronger.sources.is_none() {
-            stronger.sources = weaker.sources.take();
+        if is_same && stronger.clients.sources.is_none() {
+            stronger.clients.sources = weaker.clients.sources.take();
         }
         is_same
     }
@@ -107,19 +106,27 @@ fn claims_of_port(
         let drains = scheduler::allows_weight_zero(service.annotations.scheduler);
         Arc::<[Destination]>::from(endpoints::destinations(endpoints, port, family, reach, drains))
     };
-    let (inside, outside) = (traffic_policy::internal(service), traffic_policy::external(service));
-    let internal = choose(inside);
-    let external = if outside == inside { internal.clone() } else { choose(outside) };
+    let (within, outside) = (traffic_policy::internal(service), traffic_policy::external(service));
+    let internal = choose(within);
+    let mut external = if outside == within { internal.clone() } else { choose(outside) };
+    // Clients on this node are served from all endpoints; where there are none at all, everybody is refused.
+    let lacks_local = outside == TrafficPolicy::Local && external.is_empty();
+    if lacks_local {
+        external = choose(TrafficPolicy::Cluster);
+    }
+    let is_left_out = lacks_local && !inside::knows_pods(inputs.node, family);
+    let inside_only = lacks_local && !external.is_empty();
     let mut claim = |rank, address: IpAddr, number, destinations: &Arc<[Destination]>| {
         let key = ServiceKey::Address { address, protocol: port.protocol, port: number };
         // A node port on an address that is the load balancer's too stays open.
         let sources = if rank == Rank::NodePort { None } else { source_ranges::sources(service, address) };
-        claims.push(Claim { key, rank, virtual_service: virtual_service(service, destinations.clone()), sources });
+        let clients = Clients { sources, inside_only: inside_only && rank != Rank::Cluster };
+        claims.push(Claim { key, rank, virtual_service: virtual_service(service, destinations.clone()), clients });
     };
     for address in service.cluster_ips.iter().filter(|ip| Family::from(**ip) == family) {
         claim(Rank::Cluster, *address, port.port, &internal);
     }
-    if outside == TrafficPolicy::Local && external.is_empty() {
+    if is_left_out {
         return claims;
     }
     let has_family = service.cluster_ips.iter().any(|ip| Family::from(*ip) == family);

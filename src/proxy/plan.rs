@@ -9,6 +9,7 @@
 //! A key that several Services claim has one owner (`owners`).
 
 mod asked;
+mod closing;
 mod elements;
 mod host;
 
@@ -27,7 +28,8 @@ use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
 use crate::model::{Endpoints, ObjectName, Scheduler, Service, Table, World};
 use crate::net::{Family, PerFamily, Protocol};
 
-use super::closing::{Closing, serves};
+use super::clients::{Clients, Restrictions, Shape};
+use super::closing::Closing;
 use super::desired::{Desired, ProxyChanges};
 use super::drain::Draining;
 use super::endpoints::DRAINING;
@@ -39,7 +41,7 @@ use super::other_nodes::{OtherNodes, asks_for};
 use super::owners::{Owner, Owners};
 use super::part::{Claim, OwnEndpoint, Part, part};
 use super::scheduler;
-use super::source_ranges::{self, Restrictions, Shape, Sources};
+use super::source_ranges;
 
 /// The desired state, with what is needed to update it by parts.
 pub struct Plan {
@@ -131,17 +133,6 @@ impl Plan {
     /// Returns the virtual services that stay open for now.
     pub fn closing(&self) -> impl Iterator<Item = ServiceKey> + '_ {
         self.closing.keys()
-    }
-
-    /// Sets the addresses that routers may still send traffic for.
-    pub fn set_believed(&mut self, believed: Table<IpAddr, ()>) -> ProxyChanges {
-        self.believed = believed;
-        let mut changed = ProxyChanges::default();
-        let told = |key: &ServiceKey| address_of(key).is_none_or(|address| self.believed.get(&address).is_none());
-        let over: Vec<ServiceKey> = self.closing.keys().filter(told).collect();
-        self.close(over, &mut changed);
-        self.follow_restrictions(&mut changed);
-        changed
     }
 
     /// Updates the plan from a newer World; returns what changed.
@@ -264,36 +255,12 @@ impl Plan {
             changed.owners |= self.owner(&key) != before.as_ref();
             let claim = if has_it { claim } else { self.claim(&key) };
             let wanted = claim.map(Claim::wanted);
-            if self.is_to_stay(key, wanted.as_ref().map(|(wanted, _)| wanted)) {
+            if self.is_to_stay(key, wanted.as_ref()) {
                 self.closing.begin(key, now);
             } else {
                 self.closing.end(&key);
                 self.put_virtual(key, wanted, changed);
             }
-        }
-    }
-
-    /// Returns whether a virtual service stays open, because routers may still send traffic for its address.
-    fn is_to_stay(&self, key: ServiceKey, wanted: Option<&Virtual>) -> bool {
-        let is_believed = address_of(&key).is_some_and(|address| self.believed.get(&address).is_some());
-        is_believed && !wanted.is_some_and(serves) && self.desired.virtuals.get(&key).is_some_and(serves)
-    }
-
-    /// Closes at once if another port of the address is served here: the address is not withdrawn, so no wait.
-    fn close_what_others_keep_open(&mut self, changed: &mut ProxyChanges) {
-        let is_served = |key: &ServiceKey| {
-            let others = address_of(key).map(|address| self.desired.virtuals.range(services_on(address)));
-            others.into_iter().flatten().any(|(other, found)| serves(found) && !self.closing.contains(other))
-        };
-        let served: Vec<ServiceKey> = self.closing.keys().filter(is_served).collect();
-        self.close(served, changed);
-    }
-
-    /// Updates virtual services to their desired state.
-    fn close(&mut self, keys: Vec<ServiceKey>, changed: &mut ProxyChanges) {
-        for key in keys {
-            self.closing.end(&key);
-            self.compose(key, changed);
         }
     }
 
@@ -347,9 +314,9 @@ impl Plan {
         self.put_virtual(key, wanted, changed);
     }
 
-    fn put_virtual(&mut self, key: ServiceKey, wanted: Option<(Virtual, Sources)>, changed: &mut ProxyChanges) {
-        let Some((wanted, sources)) = wanted else {
-            self.restrict(key, None, changed);
+    fn put_virtual(&mut self, key: ServiceKey, wanted: Option<(Virtual, Clients)>, changed: &mut ProxyChanges) {
+        let Some((wanted, clients)) = wanted else {
+            self.restrict(key, Clients::default(), changed);
             self.draining.end_service(key);
             if self.desired.virtuals.remove(&key).is_some() {
                 changed.virtuals.push(key);
@@ -357,7 +324,7 @@ impl Plan {
             }
             return;
         };
-        self.restrict(key, sources, changed);
+        self.restrict(key, clients, changed);
         let wanted = self.with_draining(key, wanted);
         changed.virtuals.push(key);
         match self.desired.virtuals.entry(key) {

@@ -27,22 +27,21 @@
 //! chain source_ranges4 { ip daddr . meta l4proto . th dport . ip saddr & 255.255.255.0 @sources4_24 return; drop }
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::kernel::ipset::{Entry, IpPortNet};
+use crate::kernel::ipset::Entry;
 use crate::kernel::iptables::rule::SetSides;
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
-use crate::kernel::ipvs::ServiceKey;
 use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Fields, Hook, Lookup, Object};
 use crate::model::{ObjectName, Service, ServiceType};
 use crate::net::{Family, PerFamily};
 
+use super::clients::Shape;
 use super::guard;
-use super::marks::restriction;
 use super::names::{CHAIN_SOURCES, NFT_SOURCES, NFT_SOURCES_IN, NFT_SOURCES_OUT, Set};
 
 /// The only clients of one virtual service, sorted; `None` for everybody. No range is of length 0.
@@ -84,74 +83,6 @@ pub fn refusal(name: &ObjectName, [before, now]: [Option<usize>; 2]) -> Option<S
         "Service {name}: its source ranges take {elements} elements (ranges, addresses and ports), {MOST_ELEMENTS} at most: \
          its load balancer addresses are closed to everybody"
     ))
-}
-
-/// The restricted virtual services.
-#[derive(Default)]
-pub struct Restrictions {
-    sources: BTreeMap<ServiceKey, Arc<[IpNet]>>,
-    /// Number of ranges of each length.
-    lengths: BTreeMap<(Family, u8), usize>,
-    services: PerFamily<usize>,
-}
-
-/// The part of the restrictions that the rules depend on.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Shape {
-    /// The families of which any virtual service is restricted.
-    pub families: PerFamily<bool>,
-    /// The lengths of prefixes of all source ranges.
-    pub lengths: BTreeSet<(Family, u8)>,
-}
-
-impl Restrictions {
-    /// Sets the clients of a virtual service. Returns the elements that come with that and those that go.
-    pub fn set(&mut self, key: ServiceKey, sources: Sources) -> Vec<(Set, Entry, bool)> {
-        let Some(service) = restriction(&key) else { return Vec::new() };
-        let before = match &sources {
-            Some(sources) => self.sources.insert(key, sources.clone()),
-            None => self.sources.remove(&key),
-        };
-        if before == sources {
-            return Vec::new();
-        }
-        let family = service.family();
-        let mut changed = Vec::new();
-        if before.is_some() != sources.is_some() {
-            let count = self.services.of_mut(family);
-            *count = if sources.is_some() { *count + 1 } else { count.saturating_sub(1) };
-            changed.push((Set::Restricted, service, sources.is_some()));
-        }
-        let (before, after) = (before.as_deref().unwrap_or_default(), sources.as_deref().unwrap_or_default());
-        for (range, is_there) in different(before, after) {
-            let count = self.lengths.entry((family, range.prefix_len())).or_default();
-            *count = if is_there { *count + 1 } else { count.saturating_sub(1) };
-            if *count == 0 {
-                self.lengths.remove(&(family, range.prefix_len()));
-            }
-            changed.extend(source(&key, range).map(|entry| (Set::AllowedSources, entry, is_there)));
-        }
-        changed
-    }
-
-    pub fn shape(&self) -> Shape {
-        Shape {
-            families: PerFamily::from_fn(|family| *self.services.of(family) > 0),
-            lengths: self.lengths.keys().copied().collect(),
-        }
-    }
-}
-
-/// Returns the ranges of only one of two sorted lists, and whether it is the second.
-fn different<'a>(before: &'a [IpNet], after: &'a [IpNet]) -> impl Iterator<Item = (IpNet, bool)> + 'a {
-    let is_in = |list: &[IpNet], range: &IpNet| list.binary_search(range).is_ok();
-    let added = after.iter().filter(move |range| !is_in(before, range)).map(|range| (*range, true));
-    added.chain(before.iter().filter(move |range| !is_in(after, range)).map(|range| (*range, false)))
-}
-
-fn source(key: &ServiceKey, range: IpNet) -> Option<Entry> {
-    let ServiceKey::Address { address, protocol, port } = *key else { return None };
-    Some(Entry::IpPortNet(Box::new(IpPortNet { address, protocol, port, range })))
 }
 
 /// Returns the restricted service that an element of [`Set::AllowedSources`] belongs to.
@@ -205,7 +136,7 @@ pub fn in_table(shape: &Shape, families: &[Family]) -> BTreeMap<Object, Content>
     use nftables::{Match, Rule, SetSpec, Verdict};
     let mut found = BTreeMap::new();
     let mut entered = Vec::new();
-    let is_used = shape.families.v4 || shape.families.v6;
+    let is_used = shape.ranged.v4 || shape.ranged.v6;
     for family in families.iter().copied().filter(|_| is_used) {
         found.extend([guard::table_set(Set::Restricted, family)]);
         let name = *NFT_SOURCES.of(family);
@@ -302,31 +233,9 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_ranges_names_what_differs_and_the_shape_follows() {
-        let key = ServiceKey::Address { address: ip(V4), protocol: Protocol::Tcp, port: 80 };
-        let list = |ranges: &[&str]| Some(ranges.iter().map(|range| range.parse().expect("a range")).collect());
-        let mut restrictions = Restrictions::default();
-        let mut set = |sources: Sources| {
-            let changed = restrictions.set(key, sources);
-            let said =
-                changed.iter().map(|(_, entry, is_there)| format!("{}{entry}", if *is_there { "+" } else { "-" }));
-            let lengths: Vec<u8> = restrictions.shape().lengths.iter().map(|(_, length)| *length).collect();
-            (said.collect::<Vec<_>>(), restrictions.shape().families.v4, lengths)
-        };
-        let text = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect::<Vec<_>>();
-        let (first, second) = ("203.0.113.20,tcp:80,10.0.0.0/8", "203.0.113.20,tcp:80,198.51.100.0/24");
-        let plus = |one: &str| format!("+{one}");
-        assert_eq!(set(list(&["10.0.0.0/8"])), (vec![plus("203.0.113.20,tcp:80"), plus(first)], true, vec![8]));
-        assert_eq!(set(list(&["10.0.0.0/8"])), (Vec::new(), true, vec![8]));
-        assert_eq!(set(list(&["198.51.100.0/24"])), (vec![plus(second), format!("-{first}")], true, vec![24]));
-        assert_eq!(set(list(&[])), (text(&["-203.0.113.20,tcp:80,198.51.100.0/24"]), true, Vec::new()));
-        assert_eq!(set(None), (text(&["-203.0.113.20,tcp:80"]), false, Vec::new()));
-    }
-
-    #[test]
     fn the_cost_of_a_packet_does_not_grow_with_services() {
         let lengths = [(Family::V4, 8), (Family::V4, 24), (Family::V6, 64)].into();
-        let shape = Shape { families: PerFamily { v4: true, v6: true }, lengths };
+        let shape = Shape { ranged: PerFamily { v4: true, v6: true }, lengths, inside: PerFamily::default() };
         let table = in_table(&shape, &Family::BOTH);
         let rules = |name: &str| match table.get(&Object::Chain(name.into())) {
             Some(Content::Chain(chain)) => chain.rules.len(),

@@ -8,8 +8,8 @@
 //! Local with no local backend:
 //! - a cluster address is still served, with no destination, so clients are refused at once. Were it left
 //!   out, the packet would leave the node by its default route, for a place that cannot know it;
-//! - an external address is left out altogether. Nobody announces it from this node then, and a client on
-//!   this node reaches it by routing, at a node that does have a backend.
+//! - at an external address clients on this node are served from all endpoints, and others are not ([`inside`](super::inside)). Nobody
+//!   announces it from this node then.
 
 use crate::model::{Service, TrafficPolicy};
 

@@ -34,11 +34,15 @@ struct Round {
     ends_after: BTreeMap<ServiceKey, BTreeSet<SocketAddr>>,
     /// Those that work before and shall work after.
     stable: Vec<ServiceKey>,
+    /// The same for pods of this node.
+    stable_for_pods: Vec<ServiceKey>,
     /// Those that a client outside of all source ranges does not reach before and shall not after.
     closed: Vec<ServiceKey>,
     guarded: bool,
     /// The services that shall have some clients only.
     restricted: BTreeSet<Entry>,
+    /// The services that shall be open to other nodes' clients too.
+    open: BTreeSet<Entry>,
     /// Addresses that the device itself needs.
     of_device: BTreeSet<IpAddr>,
     /// Virtual services of others.
@@ -64,7 +68,12 @@ impl Watch {
         round.last = state.virtuals.clone();
         let elements = desired.elements.keys().filter_map(Set::of_element);
         let all = elements.chain(desired.table.keys().filter_map(Set::of_object));
-        round.restricted = all.filter(|(set, _)| *set == Set::Restricted).map(|(_, entry)| entry).collect();
+        let all: Vec<(Set, Entry)> = all.collect();
+        let of = |wanted: Set| all.iter().filter(move |(set, _)| *set == wanted).map(|(_, entry)| entry.clone());
+        round.restricted = of(Set::Restricted).collect();
+        round.open = of(Set::ServicePorts).collect();
+        let inside: BTreeSet<Entry> = of(Set::InsideOnly).collect();
+        round.open.retain(|entry| !inside.contains(entry));
         round.guarded = desired.rules.keys().any(|piece| piece.to_string().contains(CHAIN_GUARD))
             || desired.table.contains_key(&InTable::Chain(NFT_GUARD.into()));
         let after = State {
@@ -84,6 +93,9 @@ impl Watch {
         let closed = |key: &ServiceKey| !is_open(state, *key) && !is_open(&after, *key);
         let by_ranges = |key: &ServiceKey| is_dropped(state, *key) || is_dropped(&after, *key);
         round.closed = ours.filter(|key| closed(key) && by_ranges(key)).collect();
+        let serves_pods = |state: &State, key| matches!(packet::end_of_pod(state, key), End::Backends(_));
+        let of_both = state.virtuals.keys().filter(|key| serves_pods(state, **key) && serves_pods(&after, **key));
+        round.stable_for_pods = of_both.copied().collect();
         round.ends_before = ends(state);
         round.ends_after = ends(&after);
         let before: BTreeSet<ServiceKey> = round.ends_before.keys().copied().collect();
@@ -232,6 +244,9 @@ impl Round {
             Object::InTable(key) => Set::of_object(key),
             _ => None,
         };
+        if let Some((Set::InsideOnly, entry)) = &place {
+            return self.authority == Some(Authority::Partial) && self.open.contains(entry);
+        }
         let service = place.filter(|(set, _)| *set == Set::AllowedSources);
         let service = service.and_then(|(_, entry)| restricted_by(&entry));
         self.authority == Some(Authority::Partial) && service.is_some_and(|entry| self.restricted.contains(&entry))
@@ -291,7 +306,13 @@ impl Round {
                 seen.push(format!("connections to {key} from anywhere end at {ends:?}, after {object}"));
             }
         }
-        let Object::Virtual(key) = object else { return seen };
+        for key in self.stable_for_pods.iter().filter(|key| !self.is_excused(key)) {
+            let end = packet::end_of_pod(state, *key);
+            if !matches!(end, End::Backends(_)) {
+                seen.push(format!("connections of pods to {key} end at {end:?}, after {object}"));
+            }
+        }
+        let Some(key) = &service_of(object) else { return seen };
         if let End::Backends(now) = packet::end(state, *key) {
             let known = |backend: &SocketAddr| {
                 let among = |ends: &BTreeMap<ServiceKey, BTreeSet<SocketAddr>>| {
@@ -317,6 +338,22 @@ impl Round {
 
     fn is_excused(&self, key: &ServiceKey) -> bool {
         matches!(key, ServiceKey::Address { address, .. } if self.excused.contains(address))
+    }
+}
+
+/// The virtual service whose connections may end elsewhere by a change of this object.
+fn service_of(object: &Object) -> Option<ServiceKey> {
+    let place = match object {
+        Object::Virtual(key) => return Some(*key),
+        Object::Element(key) => Set::of_element(key),
+        Object::InTable(key) => Set::of_object(key),
+        _ => None,
+    };
+    match place {
+        Some((Set::InsideOnly, Entry::IpPort(address, protocol, port))) => {
+            Some(ServiceKey::Address { address, protocol, port })
+        }
+        _ => None,
     }
 }
 

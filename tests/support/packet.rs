@@ -23,7 +23,7 @@ use super::memory::State;
 pub enum End {
     /// The address is not this host's: it goes where routing says.
     Elsewhere,
-    /// The client is outside of the source ranges of the Service.
+    /// The client is outside of the source ranges of the Service, or of the node, and the Service has no local endpoint.
     Dropped,
     /// The guard, or a virtual service without a backend, refuses it.
     Refused,
@@ -38,6 +38,9 @@ const CLIENT: (&str, &str) = ("198.51.100.9", "2001:db8:100::9");
 /// Another one, which is in no source range but that of everybody.
 const STRANGER: (&str, &str) = ("100.64.0.1", "2001:db8:999::1");
 
+/// A pod of this node.
+const POD: (&str, &str) = ("10.244.0.200", "fd00:10:244::c8");
+
 /// The end of a new connection of a client outside the cluster.
 pub fn end(state: &State, key: ServiceKey) -> End {
     end_from(state, key, of_family(CLIENT, key))
@@ -46,6 +49,11 @@ pub fn end(state: &State, key: ServiceKey) -> End {
 /// The end of a new connection of another client, which source ranges do not name.
 pub fn end_of_stranger(state: &State, key: ServiceKey) -> End {
     end_from(state, key, of_family(STRANGER, key))
+}
+
+/// The end of a new connection of a pod of this node, in the range that generated nodes have.
+pub fn end_of_pod(state: &State, key: ServiceKey) -> End {
+    end_from(state, key, of_family(POD, key))
 }
 
 fn of_family((v4, v6): (&str, &str), key: ServiceKey) -> IpAddr {
@@ -115,17 +123,18 @@ impl Packet<'_> {
         let chain = Piece::Chain { family, table, chain: to.into() };
         let rules = self.state.rules.get(&chain).filter(|_| taken)?;
         let hit = text(rules).into_iter().find(|rule| self.matches(rule))?;
-        let verdict = hit.split(" -j ").nth(1).expect("a rule has a verdict");
+        let verdict = hit.split("-j ").nth(1).expect("a rule has a verdict");
         Some(match verdict.split(' ').next() {
             Some("ACCEPT") => true,
             Some("REJECT" | "DROP") => false,
+            Some("RETURN") => return None,
             other => panic!("{other:?} is a verdict that this tracer does not know: {hit}"),
         })
     }
 
     fn matches(&self, rule: &str) -> bool {
         let text = without_comment(rule);
-        let text = text.split(" -j ").next().unwrap_or_default().trim();
+        let text = text.split("-j ").next().unwrap_or_default().trim();
         if text.starts_with("-p icmp") || text.starts_with("-p ipv6-icmp") {
             return false;
         }
@@ -137,6 +146,9 @@ impl Packet<'_> {
                 self.is_in(set, Entry::IpPort(self.address, self.protocol, self.port))
             }
             ["-m", "set", "!", "--match-set", set, "dst,dst,src"] => !self.is_source_in(set),
+            ["-s", range] => range.parse::<IpNet>().expect("a range").contains(&self.client),
+            ["-m", "addrtype", "--src-type", "LOCAL"] => is_local(self.state, self.client),
+            [] => true,
             _ => panic!("a rule that this tracer does not know: {rule}"),
         }
     }
@@ -188,6 +200,8 @@ impl Packet<'_> {
         match one {
             // Nothing is known of the connection yet, and it is not of ICMP.
             Match::State { negated: false, .. } | Match::IcmpKind { .. } => false,
+            Match::Address { of: Side::Source, range, negated } => range.contains(&self.client) != *negated,
+            Match::HostAddress { of: Side::Source, negated } => is_local(self.state, self.client) != *negated,
             Match::Mark { mark, negated } => (self.mark.get() & mark.mask == mark.value) != *negated,
             Match::InSet { lookup, set, negated } => {
                 let key = match lookup {

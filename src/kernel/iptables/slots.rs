@@ -20,7 +20,7 @@ const ORDER: [(Table, &str, &[&str]); 6] = [
     (Table::Filter, "INPUT", &["KUBE-ROUTER-INPUT", "KUBE-ROUTER-SERVICES"]),
     (Table::Filter, "FORWARD", &["KUBE-ROUTER-FORWARD", "KUBE-ROUTER-PODS"]),
     (Table::Filter, "OUTPUT", &["KUBE-ROUTER-OUTPUT"]),
-    (Table::Mangle, "INPUT", &["KUBE-ROUTER-SOURCES"]),
+    (Table::Mangle, "INPUT", &["KUBE-ROUTER-SOURCES", "KUBE-ROUTER-INSIDE"]),
     (Table::Mangle, "OUTPUT", &["KUBE-ROUTER-SOURCES"]),
     (Table::Nat, "POSTROUTING", &["KUBE-ROUTER-SNAT", "KUBE-ROUTER-HAIRPIN", "KUBE-ROUTER-EGRESS"]),
 ];

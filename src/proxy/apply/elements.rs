@@ -10,6 +10,7 @@ use crate::kernel::iptables::Piece;
 use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::kernel::nftables::Object;
 use crate::kernel::route::RouteKey;
+use crate::proxy::clients::{set_of_chain, set_of_rule};
 use crate::proxy::desired::Desired;
 use crate::proxy::names::{NFT_GUARD, Set};
 use crate::proxy::plan::{address_of, local_route_key, services_on};
@@ -30,15 +31,17 @@ impl<K: Kernel> Mirrors<K> {
             known.filter(|(set, _)| *set == Set::Restricted).map(|(_, entry)| entry).collect();
         let virtuals = &self.virtuals;
         let marked: BTreeSet<ServiceKey> = self.marks().services().collect();
-        let is_new = |entry: &Entry| {
-            let Entry::IpPort(address, protocol, port) = *entry else { return true };
+        let stands = |entry: &Entry| {
+            let Entry::IpPort(address, protocol, port) = *entry else { return false };
             let key = ServiceKey::Address { address, protocol, port };
             // One without its own element has lost it to another program, and perhaps these too.
-            !(restricted.contains(entry) || virtuals.has(&key) && marked.contains(&key))
+            virtuals.has(&key) && marked.contains(&key)
         };
+        let is_new = |entry: &Entry| !restricted.contains(entry) && !stands(entry);
         let is_needed = |place: (Set, Entry)| match place {
             // What the kernel knows of clients is newer.
             (Set::Restricted, entry) => is_new(&entry),
+            (Set::InsideOnly, entry) => !stands(&entry),
             (Set::AllowedSources, entry) => source_ranges::restricted_by(&entry).is_none_or(|entry| is_new(&entry)),
             (Set::ServicePorts, Entry::IpPort(address, protocol, port)) => {
                 virtuals.has(&ServiceKey::Address { address, protocol, port })
@@ -61,12 +64,20 @@ impl<K: Kernel> Mirrors<K> {
         self.table.grow_where(&desired.table, growth, at, |object| may_guard || !is_guard(object));
     }
 
-    /// Deletes source ranges that a known Service no longer names, while not everything is known.
-    pub(super) fn shrink_known_sources(&mut self, desired: &Desired, at: Moment) {
-        let is_known = |place: Option<(Set, Entry)>| {
-            let of_ranges = place.filter(|(set, _)| *set == Set::AllowedSources);
-            let service = of_ranges.and_then(|(_, entry)| source_ranges::restricted_by(&entry));
-            service.is_some_and(|entry| has_element(desired, Set::Restricted, &entry))
+    /// Deletes source ranges that a known Service no longer names, while not everything is known, and lets clients outside in
+    /// where such a Service has a local endpoint and the kernel no others.
+    pub(super) fn shrink_known_clients(&mut self, desired: &Desired, at: Moment) {
+        let (virtuals, routes) = (&self.virtuals, &self.routes);
+        let is_known = |place: Option<(Set, Entry)>| match place {
+            Some((Set::AllowedSources, entry)) => {
+                source_ranges::restricted_by(&entry).is_some_and(|entry| has_element(desired, Set::Restricted, &entry))
+            }
+            Some((Set::InsideOnly, Entry::IpPort(address, protocol, port))) => {
+                let key = ServiceKey::Address { address, protocol, port };
+                let place = (Set::InsideOnly, Entry::IpPort(address, protocol, port));
+                desired.virtuals.contains_key(&key) && marks_nothing(&place, desired, virtuals, routes)
+            }
+            _ => false,
         };
         self.elements.delete_among(&desired.elements, at, |key| is_known(Set::of_element(key)));
         self.table.delete_among(&desired.table, at, |object| is_known(Set::of_object(object)));
@@ -93,8 +104,8 @@ impl<K: Kernel> Mirrors<K> {
     pub(super) fn shrink_source_rules(&mut self, desired: &Desired, at: Moment) {
         let elements = &self.elements;
         self.rules.shrink_where(&desired.rules, at, |piece, _| {
-            let name = Set::Restricted.name(piece.family());
-            drops_clients(piece) && elements.seen().is_some() && !elements.known_keys().any(|key| key.set == name)
+            let Some(name) = set_of_rule(piece).map(|set| set.name(piece.family())) else { return false };
+            elements.seen().is_some() && !elements.known_keys().any(|key| key.set == name)
         });
     }
 
@@ -103,7 +114,7 @@ impl<K: Kernel> Mirrors<K> {
         let (virtuals, routes) = (&self.virtuals, &self.routes);
         self.table.shrink_where(&desired.table, at, |object, _| match object {
             Object::Set(_) => false,
-            object if source_ranges::is_chain(object) => false,
+            object if set_of_chain(object).is_some() => false,
             object => Set::of_object(object).is_none_or(|place| marks_nothing(&place, desired, virtuals, routes)),
         });
         let doubtful: BTreeSet<_> = self.table.doubts().cloned().collect();
@@ -117,14 +128,12 @@ impl<K: Kernel> Mirrors<K> {
         });
         self.table.shrink_where(&desired.table, at, |object, seen| {
             // The chain of one family goes with its restricted services, whatever is restricted in the other.
-            let family = source_ranges::family_of(object);
+            let Some((its, family)) = set_of_chain(object) else { return false };
             let restricts = |object: &Object| {
                 let place = Set::of_object(object);
-                place.is_some_and(|(set, entry)| {
-                    set == Set::Restricted && family.is_none_or(|family| family == entry.family())
-                })
+                place.is_some_and(|(set, entry)| set == its && family.is_none_or(|family| family == entry.family()))
             };
-            source_ranges::is_chain(object) && !seen.keys().chain(&doubtful).any(restricts)
+            !seen.keys().chain(&doubtful).any(restricts)
         });
         self.table.shrink_where(&desired.table, at, |object, seen| {
             let Object::Set(name) = object else { return false };
@@ -137,9 +146,9 @@ fn is_guard(object: &Object) -> bool {
     matches!(object, Object::Chain(name) if name.as_str() == NFT_GUARD)
 }
 
-/// Returns whether rules drop clients outside of source ranges.
+/// Returns whether rules drop some clients of Services.
 pub(super) fn drops_clients(piece: &Piece) -> bool {
-    source_ranges::is_rule(piece, piece.family())
+    set_of_rule(piece).is_some()
 }
 
 /// Returns whether an element is desired, in either backend.
@@ -162,7 +171,7 @@ where
             let route = local_route_key(address);
             virtuals.lacks(services_on(address)) && routes.lacks(route.clone()..=route)
         }
-        (Set::Restricted, &Entry::IpPort(address, protocol, port)) => {
+        (Set::Restricted | Set::InsideOnly, &Entry::IpPort(address, protocol, port)) => {
             let service = ServiceKey::Address { address, protocol, port };
             // One that still has the endpoints of the restricted Service would open them.
             let wanted = desired.virtuals.get(&service);

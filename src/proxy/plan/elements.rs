@@ -11,11 +11,11 @@ use crate::kernel::nftables::{Content, Key, Object};
 use crate::net::Family;
 
 use super::{ClaimedPart, Plan, different_keys};
+use crate::proxy::clients::Clients;
 use crate::proxy::desired::ProxyChanges;
 use crate::proxy::guard;
 use crate::proxy::names::Set;
 use crate::proxy::part::OwnEndpoint;
-use crate::proxy::source_ranges::Sources;
 
 impl Plan {
     pub(super) fn put_element(&mut self, set: Set, entry: Entry, present: bool, changed: &mut ProxyChanges) {
@@ -64,8 +64,8 @@ impl Plan {
     }
 
     /// Sets the clients of a virtual service.
-    pub(super) fn restrict(&mut self, key: ServiceKey, sources: Sources, changed: &mut ProxyChanges) {
-        for (set, entry, present) in self.restrictions.set(key, sources) {
+    pub(super) fn restrict(&mut self, key: ServiceKey, clients: Clients, changed: &mut ProxyChanges) {
+        for (set, entry, present) in self.restrictions.set(key, clients) {
             self.put_element(set, entry, present, changed);
         }
     }
@@ -76,7 +76,7 @@ impl Plan {
         if shape == self.shape {
             return;
         }
-        let has_other_families = shape.families != self.shape.families;
+        let has_other_families = (shape.ranged, shape.inside) != (self.shape.ranged, self.shape.inside);
         self.shape = shape;
         match self.config.backend {
             Backend::Iptables if has_other_families => {
@@ -109,8 +109,7 @@ impl Plan {
         }
         let mut sets = BTreeMap::new();
         for family in self.node.enabled_families() {
-            let is_used = |set: &Set| Set::BASIC.contains(set) || *self.shape.families.of(family);
-            for set in Set::ALL.into_iter().filter(is_used) {
+            for set in Set::ALL.into_iter().filter(|set| self.shape.uses(*set, family)) {
                 let size = self.sizes.get(&(set, family)).copied().unwrap_or_default();
                 sets.insert(set.name(family), guard::set_spec(set, family, size));
             }

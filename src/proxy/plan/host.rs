@@ -21,7 +21,7 @@ use crate::proxy::health_check::{self, HealthChecks};
 use crate::proxy::local_node::LocalNode;
 use crate::proxy::names::{DEVICE, Set};
 use crate::proxy::part::PartInputs;
-use crate::proxy::{external_ip, guard, host_input, masquerade, node_port, settings, source_ranges};
+use crate::proxy::{external_ip, guard, host_input, inside, masquerade, node_port, settings, source_ranges};
 
 impl Plan {
     /// Returns the number of refused external and load balancer addresses.
@@ -127,8 +127,11 @@ impl Plan {
             if self.config.guard {
                 rules.extend(guard::rules(family));
             }
-            if *self.shape.families.of(family) {
+            if *self.shape.ranged.of(family) {
                 rules.extend(source_ranges::rules(family));
+            }
+            if *self.shape.inside.of(family) {
+                rules.extend(inside::rules(&self.node, family));
             }
             rules.extend(masquerade::rules(&self.node, self.config.masquerade_all, family));
         }
@@ -146,6 +149,7 @@ impl Plan {
             new.extend(host_input::table_chains());
         }
         new.extend(source_ranges::in_table(&self.shape, &families));
+        new.extend(inside::in_table(&self.node, &self.shape.inside));
         let passages = if self.config.guard { host_input::passages(&families) } else { BTreeMap::new() };
         let old = std::mem::replace(&mut self.desired.passages, passages);
         changed.passages.extend(different_keys(&old, &self.desired.passages));

@@ -16,7 +16,7 @@ use sluice::kernel::link::{Link, LinkName};
 use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
 use sluice::kernel::sysctl::Setting;
 use sluice::net::Family;
-use sluice::proxy::names::{CHAIN_GUARD, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, Set};
+use sluice::proxy::names::{CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, Set};
 use sluice::reconcile::{Failure, Step, Target};
 
 use super::{Fault, Machine, Object, State};
@@ -232,7 +232,8 @@ impl Rows for RuleRows {
     }
 
     fn is_ours(key: &Piece, _: &Rules) -> bool {
-        let ours = |chain: &CompactString| [CHAIN_GUARD, CHAIN_SNAT, CHAIN_SOURCES].contains(&chain.as_str());
+        let ours =
+            |chain: &CompactString| [CHAIN_GUARD, CHAIN_SNAT, CHAIN_SOURCES, CHAIN_INSIDE].contains(&chain.as_str());
         match key {
             Piece::Chain { chain, .. } => ours(chain),
             Piece::Jump { to, .. } => ours(to),
