@@ -4,7 +4,7 @@
 //! the Service that it gives the address and port to, where that is certain: else whoever may write a Service could cut pods off
 //! from a Service of others by naming its address. It is certain where another Service has the address as cluster IP with the
 //! same port, and where an older Service (by name, if both are of one second) has them with external traffic policy Cluster; with
-//! Local the older one may have no endpoint here, and then the younger one is served. A cluster IP that no Service has with this
+//! Local the older one may be left out here (`proxy/inside.rs`), and then the younger one is served. A cluster IP that no Service has with this
 //! port is served for whoever names it (`--strict-external-ip-validation=false`), so it counts like any other address.
 
 use std::cmp::Ordering;
