@@ -156,8 +156,8 @@ def the_withdrawal_leaves_before_the_address_is_closed(bed):
                 expect.soon(lambda: f"{ADDRESS}/32" in neighbour.routes and _is_local(), 60, "not announced:", neighbour.routes)
                 witness = Witness()
                 witness.forget()
-                # Its last pod here, or the address itself.
-                bed.put("leaving", *([["n2p1"]] if turn % 2 else [PODS]), external_ips=[ADDRESS] if turn % 2 else [])
+                # The address, with its last pod here or alone.
+                bed.put("leaving", ["n2p1"] if turn % 2 else PODS, external_ips=[])
                 told = witness.has_been_told_when_it_closes(ADDRESS)
                 expect.that(told, f"in turn {turn} the address was closed before its withdrawal had left")
                 expect.soon(lambda: f"{ADDRESS}/32" not in neighbour.routes, 30, "the neighbour still has", neighbour.routes)
