@@ -97,7 +97,8 @@ fn of_served(served: &Served) -> Value {
     };
     json!({
         "desired": served.desired.to_string(),
-        "sources": served.sources.as_ref().map(|ranges| ranges.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        "insideOnly": served.clients.inside_only,
+        "sources": served.clients.sources.as_ref().map(|ranges| ranges.iter().map(ToString::to_string).collect::<Vec<_>>()),
         "kernel": state,
         "error": error,
         "present": present,

@@ -21,9 +21,9 @@ use compact_str::CompactString;
 use crate::kernel::ipvs::{Connections, Observed, ServiceKey, Stats, Virtual};
 use crate::model::{Authority, ObjectName, Service, Shared};
 
+use super::clients::Clients;
 use super::external_ip::Reason;
 use super::plan::Plan;
-use super::source_ranges::Sources;
 
 pub use self::endpoints::Standing as EndpointStanding;
 pub use self::json::json;
@@ -117,7 +117,7 @@ pub enum Standing {
 #[derive(Debug)]
 pub struct Served {
     pub desired: Virtual,
-    pub sources: Sources,
+    pub clients: Clients,
     pub endpoints: Vec<EndpointState>,
     /// The number of endpoints that are not named.
     pub left_off: usize,

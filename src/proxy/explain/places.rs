@@ -111,14 +111,16 @@ fn served(
         Rank::Cluster => traffic_policy::internal(service),
         Rank::NodePort | Rank::External => traffic_policy::external(service),
     };
-    let here = Some(plan.node().name.as_str()).filter(|_| policy == TrafficPolicy::Local);
+    // Clients on this node are served from all endpoints where none is here.
+    let is_local = policy == TrafficPolicy::Local && !claim.clients.inside_only;
+    let here = Some(plan.node().name.as_str()).filter(|_| is_local);
     let slices = plan.world().cluster.endpoints.get(name).filter(|_| in_full);
     let (endpoints, left_off) = match slices {
         Some(slices) => endpoints::states(slices, (port, claim.key.family()), &desired, here),
         None => (Vec::new(), 0),
     };
     let kernel = KernelState::Unread("not read".to_owned());
-    Served { desired, sources: claim.sources.clone(), endpoints, left_off, kernel }
+    Served { desired, clients: claim.clients.clone(), endpoints, left_off, kernel }
 }
 
 /// Returns the state of the health check port that a Service asks for, if it does.

@@ -168,7 +168,7 @@ pub(super) fn why_not(standing: &Standing) -> String {
 }
 
 fn of_served(at: &str, served: &Served) -> String {
-    let Served { sources, endpoints, left_off, kernel, .. } = served;
+    let Served { clients, endpoints, left_off, kernel, .. } = served;
     let state = match kernel {
         KernelState::Unread(why) => format!("the kernel was not read: {why}"),
         KernelState::Missing => "missing in the kernel".to_owned(),
@@ -189,12 +189,14 @@ fn of_served(at: &str, served: &Served) -> String {
         }
         _ => (String::new(), false),
     };
-    let clients = match sources {
+    let inside =
+        if clients.inside_only { "; for this node's pods and itself only, as no usable endpoint is here" } else { "" };
+    let clients = match &clients.sources {
         Some(ranges) if ranges.is_empty() => "; for no client".to_owned(),
         Some(_) => "; for the source ranges only".to_owned(),
         None => String::new(),
     };
-    let mut text = format!("{at}: {state}{clients}{counters}\n");
+    let mut text = format!("{at}: {state}{clients}{inside}{counters}\n");
     if endpoints.is_empty() {
         text.push_str("    no endpoint\n");
     }
