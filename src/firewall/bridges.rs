@@ -5,12 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use compact_str::CompactString;
 use ipnet::IpNet;
 
-use crate::model::{Pod, World};
+use crate::model::{Host, Node, Pod, World};
 
+use super::plan::RuleSetChanges;
 use super::rules::RuleSet;
 use super::{link_local, multicast};
 
@@ -22,6 +24,44 @@ const POD_BRIDGE: &str = "kube-bridge";
 pub struct ClosedBridges {
     pub link_local: Vec<CompactString>,
     pub multicast: Vec<CompactString>,
+}
+
+/// The bridges of this node's pods as of the last change of what they depend on, so that an update that concerns none of it looks at no pod.
+#[derive(Default)]
+pub struct PodBridges {
+    /// The facts of this host at the last look, and its Node.
+    host: Option<(Arc<Host>, Option<Arc<Node>>)>,
+    closed: ClosedBridges,
+    is_any: bool,
+}
+
+impl PodBridges {
+    /// Updates from changes of the rule set and the facts of this host.
+    pub fn update(&mut self, rules: &RuleSet, world: &World, changed: &RuleSetChanges) {
+        let node = world.cluster.nodes.get(&world.host.node_name);
+        let is_same = self
+            .host
+            .as_ref()
+            .is_some_and(|(host, of_host)| Arc::ptr_eq(host, &world.host) && of_host.as_ref() == node);
+        // Without addresses of the Node pods in its network tell them.
+        let depends_on_pods = node.is_none_or(|node| node.addresses.is_empty());
+        if is_same && !depends_on_pods && changed.pods.is_empty() && changed.cluster_policies.is_empty() {
+            return;
+        }
+        self.host = Some((world.host.clone(), node.cloned()));
+        self.closed = closed(rules, world);
+        self.is_any = has_pod_bridge(rules, world);
+    }
+
+    /// Returns what is closed on which bridges.
+    pub fn closed(&self) -> &ClosedBridges {
+        &self.closed
+    }
+
+    /// Returns whether the host has a bridge with pods on it, as far as is known.
+    pub fn is_any(&self) -> bool {
+        self.is_any
+    }
 }
 
 /// Returns what is closed on which bridges.
@@ -123,12 +163,10 @@ fn is_bridge(world: &World, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::firewall::given::{object, pod};
     use crate::firewall::rules::{Isolation, LocalPod};
-    use crate::model::{Host, HostAddress, HostLink, Node, NodeAddress, NodeAddressKind, OnLink};
+    use crate::model::{HostAddress, HostLink, NodeAddress, NodeAddressKind, OnLink};
 
     /// A host with these addresses, `link address/length`, on bridges where the name begins with `br` or `cni`.
     fn world(addresses: &[(&str, &str)]) -> World {
@@ -218,5 +256,31 @@ mod tests {
         let agent = Pod { host_network: true, ..pod("192.0.2.11", "", "") };
         unknown.cluster.pods.insert(object("kube-system/sluice"), agent);
         check(&unknown, &["192.0.2.77"], (&[], true));
+    }
+
+    #[test]
+    fn pods_are_looked_at_again_where_one_of_them_or_the_host_has_changed_and_not_else() {
+        let known = || with_node(world(&[("cni0", "10.244.1.1/24")]), "192.0.2.7", Some("10.244.1.0/24"));
+        let mut world = known();
+        let mut bridges = PodBridges::default();
+        let named =
+            |bridges: &PodBridges| bridges.closed().link_local.iter().map(ToString::to_string).collect::<Vec<_>>();
+        bridges.update(&pods(&[]), &world, &RuleSetChanges::default());
+        assert_eq!((named(&bridges), bridges.is_any()), (Vec::new(), false));
+        let mut rules = pods(&["10.244.1.7"]);
+        let isolated = Isolation::Isolated { policies: [].into(), by_namespace: true };
+        rules.pods.values_mut().for_each(|pod| pod.ingress = isolated.clone());
+        bridges.update(&rules, &world, &RuleSetChanges::default());
+        assert_eq!(named(&bridges), [""; 0], "no change names the pod, so nobody looked");
+        let named_pod = RuleSetChanges { pods: [object("shop/web")].into(), ..RuleSetChanges::default() };
+        bridges.update(&rules, &world, &named_pod);
+        assert_eq!((named(&bridges), bridges.is_any()), (vec!["cni0".to_owned(), POD_BRIDGE.to_owned()], true));
+        world.host = Arc::new(Host { links: Vec::new(), ..(*world.host).clone() });
+        bridges.update(&rules, &world, &RuleSetChanges::default());
+        assert_eq!((named(&bridges), bridges.is_any()), (vec![POD_BRIDGE.to_owned()], false));
+        bridges.update(&rules, &known(), &RuleSetChanges::default());
+        assert!(bridges.is_any());
+        bridges.update(&rules, &with_node(known(), "10.244.1.1", None), &RuleSetChanges::default());
+        assert_eq!(named(&bridges), [POD_BRIDGE], "the Node's own link");
     }
 }

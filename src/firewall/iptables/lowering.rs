@@ -21,7 +21,7 @@ use crate::kernel::iptables::{Piece, Rule, Rules};
 use crate::model::{ObjectName, Tier, UnreadPolicies, World};
 use crate::net::{Family, PerFamily};
 
-use super::super::bridges::{self, ClosedBridges};
+use super::super::bridges::{ClosedBridges, PodBridges};
 use super::super::closed_ranges::closed_ranges;
 use super::super::denials::{DenialChanges, Denials};
 use super::super::host_endpoints::HostEndpoints;
@@ -46,6 +46,8 @@ pub struct Lowering {
     pods: BTreeMap<ObjectName, Box<[IpAddr]>>,
     /// The ranges in which only known pods may be reached; `None` before the first World.
     closed: Option<Vec<IpNet>>,
+    pod_bridges: PodBridges,
+    /// What of them is closed by rules.
     bridges: ClosedBridges,
     filters_ipv6: bool,
     denials: Denials,
@@ -54,8 +56,21 @@ pub struct Lowering {
 
 impl Lowering {
     pub fn new(config: Arc<FirewallConfig>, families: PerFamily<bool>) -> Lowering {
-        let (desired, asking, pods, bridges, denials, unread) = Default::default();
-        Lowering { config, families, desired, asking, pods, closed: None, bridges, filters_ipv6: true, denials, unread }
+        let (desired, asking, pods, pod_bridges, bridges, denials, unread) = Default::default();
+        let (closed, filters_ipv6) = (None, true);
+        Lowering {
+            config,
+            families,
+            desired,
+            asking,
+            pods,
+            closed,
+            pod_bridges,
+            bridges,
+            filters_ipv6,
+            denials,
+            unread,
+        }
     }
 
     /// Returns the same for a kernel without IPv6, where pods have no link-local addresses, or one that takes no rules of
@@ -119,10 +134,11 @@ impl Lowering {
         self.lower_denials(rules, &denied, is_first || !changed.pods.is_empty(), &mut told);
         self.lower_certainty(host_endpoints::unsure(rules, world, &self.config), &mut told);
         self.lower_lost(rules, &world.unread, !changed.pods.is_empty(), &mut told);
-        let settings = settings::settings(bridges::has_pod_bridge(rules, world));
+        self.pod_bridges.update(rules, world, changed);
+        let settings = settings::settings(self.pod_bridges.is_any());
         told.settings = self.desired.settings != settings;
         self.desired.settings = settings;
-        let mut closed = bridges::closed(rules, world);
+        let mut closed = self.pod_bridges.closed().clone();
         let frames = frames::frames(&closed.link_local);
         told.frames = self.desired.frames != frames;
         self.desired.frames = frames;

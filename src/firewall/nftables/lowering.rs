@@ -17,7 +17,7 @@ use crate::kernel::nftables::{Content, Key, Name, Object, Verdict};
 use crate::model::{ObjectName, UnreadPolicies, World};
 use crate::net::{Family, PerFamily};
 
-use super::super::bridges::{self, ClosedBridges};
+use super::super::bridges::{ClosedBridges, PodBridges};
 use super::super::closed_ranges::closed_ranges;
 use super::super::denials::{DenialChanges, Denials};
 use super::super::host_endpoints::HostEndpoints;
@@ -50,7 +50,7 @@ pub struct Lowering {
     pods: BTreeMap<ObjectName, Box<[IpAddr]>>,
     /// The ranges in which only known pods may be reached; `None` before the first World.
     closed: Option<Vec<IpNet>>,
-    bridges: ClosedBridges,
+    bridges: PodBridges,
     denials: Denials,
     unread: UnreadPolicies,
     /// Addresses that a pod had and left since these policies cannot be read.
@@ -80,7 +80,7 @@ impl Lowering {
             roots: BTreeSet::new(),
             pods: BTreeMap::new(),
             closed: None,
-            bridges: ClosedBridges::default(),
+            bridges: PodBridges::default(),
             denials: Denials::default(),
             unread: UnreadPolicies::None,
             left: BTreeSet::new(),
@@ -103,7 +103,7 @@ impl Lowering {
 
     /// Returns the bridges on which something is closed.
     pub fn closed_bridges(&self) -> &ClosedBridges {
-        &self.bridges
+        self.bridges.closed()
     }
 
     /// Returns all endpoints of Services on this node itself, denied or not.
@@ -114,7 +114,9 @@ impl Lowering {
     /// Updates from changes of the rule set and the facts of this node; returns what changed.
     pub fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::RuleSetChanges) -> LoweredChanges {
         let mut told = LoweredChanges::default();
-        self.lower_base(rules, world, &mut told);
+        let before = self.bridges.closed().clone();
+        self.bridges.update(rules, world, changed);
+        self.lower_base(rules, world, before, &mut told);
         for (set, element) in &changed.elements {
             self.lower_element(set, *element, rules, &mut told);
         }
@@ -142,10 +144,10 @@ impl Lowering {
         self.lower_denials(rules, addresses, &denied, &mut told);
         self.sweep(&mut told);
         told.kept = self.lower_kept(rules, world, &moved);
-        let settings = settings::settings(bridges::has_pod_bridge(rules, world));
+        let settings = settings::settings(self.bridges.is_any());
         told.settings = self.desired.settings != settings;
         self.desired.settings = settings;
-        let frames = frames::frames(&self.bridges.link_local);
+        let frames = frames::frames(&self.bridges.closed().link_local);
         told.frames = self.desired.frames != frames;
         self.desired.frames = frames;
         told
@@ -212,14 +214,12 @@ impl Lowering {
         })
     }
 
-    fn lower_base(&mut self, rules: &RuleSet, world: &World, told: &mut LoweredChanges) {
+    fn lower_base(&mut self, rules: &RuleSet, world: &World, before: ClosedBridges, told: &mut LoweredChanges) {
         let closed = closed_ranges(&self.config, world, self.closed());
-        let bridges = bridges::closed(rules, world);
-        if self.closed.as_ref() == Some(&closed) && self.bridges == bridges {
+        if self.closed.as_ref() == Some(&closed) && *self.bridges.closed() == before {
             return;
         }
         self.closed = Some(closed);
-        self.bridges = bridges;
         if self.roots.contains(&Part::Base) {
             self.refresh(&Part::Base, rules, told);
         } else {
@@ -360,7 +360,7 @@ impl Lowering {
             Part::Base => {
                 let Lowering { config, bridges, .. } = self;
                 let closed = self.closed.as_deref().unwrap_or_default();
-                Surroundings { config, families, closed, bridges }.lower()
+                Surroundings { config, families, closed, bridges: bridges.closed() }.lower()
             }
             Part::Address(address) => self.address(*address, rules),
             Part::RefusedServices(address) => host_endpoints::refused_services(*address, rules, &self.denials),
