@@ -6,6 +6,7 @@ The product tells its own times: the log lines of its first sync and of each rou
 import calendar
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -122,7 +123,8 @@ class Cluster:
         self.api.put("/api/v1/nodes", bench_objects.node(ADDRESS))
         self.api.patch("/api/v1/nodes/node1/status", {"status": bench_objects.node(ADDRESS)["status"]})
         path = f"{net.RUN}/bench-kubeconfig"
-        own.write(path, kubeconfig(f"https://{reach(facts['port'])}", facts["agent_token"], facts["authority"]), 0o600)
+        token = facts["token" if "peer" in plan else "agent_token"]
+        own.write(path, kubeconfig(f"https://{reach(facts['port'])}", token, facts["authority"]), 0o600)
         self.flags = ["--kubeconfig", path]
 
     def put(self, index, turn):
@@ -160,10 +162,13 @@ def yaml(value, indent=0):
 def main():
     plan = json.loads(os.environ["SLUICE_BENCH"])
     net.up(1, 0, 1)
-    plan.update({program: nearby(plan[program]) for program in ("binary", "floor")})
+    plan.update({program: nearby(plan[program]) for program in ("binary", "floor", "kube_proxy") if plan.get(program)})
     forwarder = relay(plan["cluster"]["port"]) if plan["cluster"] and OUTSIDE in os.environ else None
     try:
-        report(plan, floor(plan), product(plan))
+        if "peer" in plan:
+            peer(plan)
+        else:
+            report(plan, floor(plan), product(plan))
     finally:
         if forwarder:
             os.kill(forwarder, signal.SIGKILL)
@@ -225,18 +230,84 @@ def check_kernel(plan):
 
 
 def changes(plan, source, agent):
-    """Latencies of single changes, sorted, in microseconds: from the event to the kernel's last acknowledgement."""
-    took = []
+    """Latencies of single changes, sorted, in microseconds: from the event to the kernel's last acknowledgement, and to that from the
+    moment before the object was written."""
+    took, written = [], []
     for change in range(plan["changes"]):
-        after = len(agent.lines())
+        after, at = len(agent.lines()), time.time()
         source.put(change * 7919 % plan["services"], 1 + change)
         line, _ = agent.wait_for(ROUND, after, pause=0.002)
         took.append(line["since_seen_us"])
-    return sorted(took)
+        written.append((timestamp(line) - at) * 1e6)
+    return sorted(took), sorted(written)
+
+
+class KubeProxy(Agent):
+    """The kube-proxy of the pinned version, with what it takes by itself but for limits of conntrack, which are the machine's."""
+    DONE = {"ipvs": "syncProxyRules complete", "nftables": "SyncProxyRules complete"}
+    LINE = re.compile(r'^I(\d{4} [\d:]+)(\.\d+) .*\] "(.*?)" ipFamily="IPv4"')  # it does the same for each family by itself
+
+    def __init__(self, plan, source):
+        self.mode = plan["peer"]
+        self.log, self.seen, self.rest = f"{net.RUN}/bench.log", [], b""
+        command = [plan["kube_proxy"], *source.flags, f"--proxy-mode={self.mode}",
+                   "--hostname-override=node1", "--cluster-cidr=10.244.0.0/16", "--conntrack-max-per-core=0", "--conntrack-min=0",
+                   "--conntrack-tcp-timeout-established=0s", "--conntrack-tcp-timeout-close-wait=0s", f"-v={4 if self.mode == 'ipvs' else 2}"]
+        with open(self.log, "wb") as log:
+            self.began = time.time()
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                                            env=dict(os.environ, PATH=PATH), preexec_fn=lambda: net.enter(f"n{NODE}"))
+        self.handle = open(self.log, "rb")
+
+    def lines(self):
+        *whole, self.rest = (self.rest + self.handle.read()).split(b"\n")
+        found = filter(None, (self.LINE.match(line.decode(errors="replace")) for line in whole))
+        year = time.gmtime().tm_year
+        self.seen += [{"message": m[3], "at": calendar.timegm(time.strptime(f"{year} {m[1]}", "%Y %m%d %H:%M:%S")) + float(m[2])} for m in found]
+        return self.seen
+
+    def done(self, after=0):
+        """When it next said that everything is programmed, since 1970, and the number of lines up to that."""
+        line, number = self.wait_for(self.DONE[self.mode], after)
+        return line["at"], number
+
+
+def peer(plan):
+    """kube-proxy in the place of ours, in a kernel that has seen neither."""
+    source, took = Cluster(plan), []
+    subprocess.run([plan["kube_proxy"], "--version"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+    with KubeProxy(plan, source) as agent:
+        first, _ = agent.done()
+        count_served(plan)
+        cold = first - agent.began
+        for change in range(plan["changes"]):
+            after, at = len(agent.lines()), time.time()
+            source.put(change * 7919 % plan["services"], 1 + change)
+            took.append((agent.done(after)[0] - at) * 1e3)
+        memory = agent.memory()
+    with KubeProxy(plan, source) as agent:
+        restart = agent.done()[0] - agent.began
+    took.sort()
+    print(f"  kube-proxy, {plan['peer']}")
+    print(f"    cold start, restart   {cold * 1e3:,.1f}, {restart * 1e3:,.1f} ms")
+    print(f"    one change, ms        from writing it p50 {took[len(took) // 2]:,.1f}, p99 {took[len(took) * 99 // 100]:,.1f} of {len(took)}")
+    print(f"    resident memory, MiB  {memory[0]:.1f} (at most {memory[1]:.1f})", flush=True)
+
+
+def count_served(plan):
+    """Sees that the kernel has all Services, as `check_kernel` does for ours."""
+    wanted = plan["services"] + 1  # the API server's own Service
+    if plan["peer"] == "ipvs":
+        with net.Inside(f"n{NODE}"), open("/proc/thread-self/net/ip_vs") as handle:
+            found = sum(1 for line in handle if line.split()[0] == "TCP")
+    else:
+        found = net.node(NODE, "nft", "list", "map", "ip", "kube-proxy", "service-ips").count(": goto ")
+    if found != wanted:
+        raise own.LabError(f"kube-proxy serves {found} Services in place of {wanted}")
 
 
 def report(plan, floor, found):
-    start, restart, took = found["start"], found["restart"], found["changes"]
+    start, restart, (took, written) = found["start"], found["restart"], found["changes"]
     kind = "API server" if plan["cluster"] else f"manifests ({plan['format']})"
     ms = lambda us: f"{us / 1e3:,.1f}"  # noqa: E731
     both = start["compute_us"] + start["kernel_us"]
@@ -245,6 +316,7 @@ def report(plan, floor, found):
     print(f"  cold start, ms          {ms(start['whole_us'])} = input {ms(start['whole_us'] - both)}, compute {ms(start['compute_us'])}, kernel {ms(start['kernel_us'])}")
     print(f"  compute + kernel/floor  {both / floor['total']:.2f}")
     print(f"  one change, ms          p50 {ms(took[len(took) // 2])}, p99 {ms(took[len(took) * 99 // 100])} of {len(took)}; floor p50 {ms(floor['change_p50'])}, p99 {ms(floor['change_p99'])}")
+    print(f"    from writing it       p50 {ms(written[len(written) // 2])}, p99 {ms(written[len(written) * 99 // 100])}")
     print(f"  restart, ms             {ms(restart['whole_us'])} = input {ms(restart['whole_us'] - restart['compute_us'] - restart['kernel_us'])}, "
           f"compute {ms(restart['compute_us'])}, kernel {ms(restart['kernel_us'])}; changes in the kernel: {restart['steps']}")
     print(f"  resident memory, MiB    {found['memory'][0]:.1f} (at most {found['memory'][1]:.1f})")

@@ -29,9 +29,12 @@ PROGRAMS = {
     "kube-controller-manager": ("kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", f"kubernetes-{KUBERNETES}"),
     "kubectl": ("kubernetes", "k8s.io/kubernetes/cmd/kubectl", f"kubernetes-{KUBERNETES}"),
 }
-# What is built in the same way for other tests.
-NEWER_GOBGP = "gobgp"
-OTHERS = {NEWER_GOBGP: ("gobgp", "github.com/osrg/gobgp/v4/cmd/gobgp", "gobgp-4.8.0")}
+# What is built in the same way for other tests, and to be measured beside ours.
+NEWER_GOBGP, KUBE_PROXY = "gobgp", "kube-proxy"
+OTHERS = {
+    NEWER_GOBGP: ("gobgp", "github.com/osrg/gobgp/v4/cmd/gobgp", "gobgp-4.8.0"),
+    KUBE_PROXY: ("kubernetes", "k8s.io/kubernetes/cmd/kube-proxy", f"kubernetes-{KUBERNETES}"),
+}
 SECONDS = 7200  # a forgotten cluster ends by itself
 # What users apply. The agents of the lab have the rights that are written in one of these files, and no others.
 INSTALLED = os.path.join(own.TREE, "daemonset")
@@ -94,10 +97,19 @@ def build(names=tuple(PROGRAMS)):
 
 def newer_gobgp():
     """The path of the newest client of GoBGP; the one in PATH is Debian's."""
-    path = f"{own.cache()}/cluster/{OTHERS[NEWER_GOBGP][2]}/{NEWER_GOBGP}"
-    with own.locked("gobgp-build"):
+    return other(NEWER_GOBGP)
+
+
+def kube_proxy():
+    """The path of the kube-proxy of the pinned version."""
+    return other(KUBE_PROXY)
+
+
+def other(name):
+    path = f"{own.cache()}/cluster/{OTHERS[name][2]}/{name}"
+    with own.locked(f"{name}-build"):
         if not os.path.exists(path):
-            compile_program(NEWER_GOBGP)
+            compile_program(name)
     return path
 
 
