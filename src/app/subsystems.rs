@@ -144,7 +144,7 @@ impl Common {
         let run = move |targets| source_guard::driver::Driver::new(targets, context).run(inputs, stop);
         let started = start("source guard", "source-guard", open, run).await;
         let (running, ()) = started
-            .context("--netpol-source-guard needs nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE) in this kernel")?;
+            .context("--netpol-source-guard needs nf_tables for bridges, hosts and ARP (CONFIG_NF_TABLES_BRIDGE, CONFIG_NF_TABLES_INET, CONFIG_NF_TABLES_ARP) in this kernel")?;
         self.registry.register(Box::new(source_guard::serve::DroppedFrames::new()?))?;
         Ok(Some(running))
     }

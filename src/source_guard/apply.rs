@@ -9,6 +9,7 @@ use std::time::Instant;
 use compact_str::CompactString;
 
 use crate::kernel::bridge::OfBridges;
+use crate::kernel::link::LinkName;
 use crate::kernel::nftables::{Content, Object};
 use crate::reconcile::{Growth, Moment, Target};
 use crate::subsystem::{Kinds, kinds};
@@ -40,6 +41,7 @@ kinds! {
     pub struct Mirrors {
         table: Table after Rules,
         by_port: Table after Rules,
+        arp: Table after Rules,
         learning: Learning,
     }
     with {}
@@ -54,12 +56,19 @@ impl<K: Kernel> Mirrors<K> {
     pub fn mark(&mut self, before: &Desired, now: &Desired) {
         differing(&before.frames, &now.frames).for_each(|object| self.table.mark(object));
         differing(&before.by_port, &now.by_port).for_each(|object| self.by_port.mark(object));
+        differing(&before.arp, &now.arp).for_each(|object| self.arp.mark(object));
         if before.bridges != now.bridges {
             self.learning.mark_all();
         }
         self.table.try_at_once();
         self.by_port.try_at_once();
+        self.arp.try_at_once();
         self.learning.try_at_once();
+    }
+
+    /// Has the option of this bridge read before the next round ends: it may be another bridge of the same name.
+    pub fn doubt(&mut self, bridge: LinkName) {
+        self.learning.doubt(bridge);
     }
 
     /// Returns the contents of the table of the family `bridge`.
@@ -76,6 +85,7 @@ impl<K: Kernel> Mirrors<K> {
         self.learning.transact(&desired.bridges, Growth::Full, true, at);
         self.table.transact(&desired.frames, Growth::Full, true, at);
         self.by_port.transact(&desired.by_port, Growth::Full, true, at);
+        self.arp.transact(&desired.arp, Growth::Full, true, at);
     }
 
     /// Returns whether the kernel is known to be as desired.

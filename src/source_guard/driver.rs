@@ -4,7 +4,6 @@
 //! number of pods that are not guarded.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -62,16 +61,16 @@ pub struct GuardContext {
 /// The time from the end of an audit to the next.
 const AUDIT_PERIOD: Duration = Duration::from_secs(300);
 
-/// Interval at which the file is written again that could not be.
-const WRITE_AGAIN: Duration = Duration::from_secs(1);
+/// Interval at which the file is written again that could not be, and at which is read again what the kernel guards.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// State of the source guard between two turns.
 pub struct Driver<K: Kernel> {
     context: GuardContext,
     mirrors: Mirrors<K>,
     ports: Ports,
-    /// The bridges of the links that were ports when the links were listed last.
-    bridges: BTreeMap<CompactString, CompactString>,
+    /// The bridges of the links that were ports when the links were listed last; `None` where they never were.
+    bridges: Option<BTreeMap<CompactString, CompactString>>,
     desired: Desired,
     /// Pods that wait until their port is guarded.
     waiting: Vec<watch::Sender<Result<(), String>>>,
@@ -79,6 +78,9 @@ pub struct Driver<K: Kernel> {
     written: Option<Ports>,
     /// The last writing of the file failed with this, and is tried again then.
     unwritten: Option<(String, Instant)>,
+    /// Reading what an earlier run guards failed with this, and is tried again then. Until it succeeds nothing is written, neither the file nor
+    /// the kernel: ports that only the kernel knows would be opened.
+    unread: Option<(String, Instant)>,
     /// The pods of the last World, and of them those of this node with their addresses.
     pods: Table<ObjectName, Pod>,
     local: BTreeMap<ObjectName, Box<[IpAddr]>>,
@@ -88,31 +90,63 @@ pub struct Driver<K: Kernel> {
 impl<K: Kernel> Driver<K> {
     /// Takes over the ports that an earlier run guarded.
     pub fn new(targets: Targets<K>, context: GuardContext) -> Driver<K> {
-        let restored = context.file.read();
-        let mut mirrors = Mirrors::new(targets);
-        let ports = take_up(restored, &mut mirrors);
+        let (restored, odd) = match context.file.read() {
+            Ok(Restored { ports, odd }) => (ports, odd.join("; ")),
+            Err(error) => (Vec::new(), error.to_string()),
+        };
+        if !odd.is_empty() {
+            warn!(%odd, "Guarded ports of an earlier run are not readable");
+        }
         let mut driver = Driver {
             context,
-            mirrors,
+            mirrors: Mirrors::new(targets),
             written: None,
-            ports,
-            bridges: BTreeMap::new(),
+            ports: Ports::restored(restored),
+            bridges: None,
             desired: Desired::default(),
             waiting: Vec::new(),
             unwritten: None,
+            unread: None,
             pods: Table::default(),
             local: BTreeMap::new(),
             unguarded: 0,
         };
-        driver.forget_missing_links();
-        driver.desired = driver.wanted();
-        driver.write(Instant::now());
+        driver.take_up(Instant::now());
         driver
     }
 
     /// Runs until `stop` becomes true or the World's publisher is gone.
     pub async fn run(self, inputs: Inputs, stop: watch::Receiver<bool>) {
         subsystem::run(self, inputs, stop).await;
+    }
+
+    /// Adds to the ports of the file those that the kernel guards besides: the file may be gone, damaged, or elsewhere than in the run before. A run without
+    /// the flag removes the tables, so what they guard is what the last run with it was told.
+    fn take_up(&mut self, now: Instant) {
+        let found = match self.mirrors.found() {
+            Ok(found) => found,
+            Err(error) => {
+                if self.unread.is_none() {
+                    warn!(%error, "Reading the source guard of an earlier run failed; retrying; nothing is changed until then");
+                }
+                self.unread =
+                    Some((format!("the source guard of an earlier run cannot be read: {error}"), now + TRY_AGAIN));
+                return;
+            }
+        };
+        if self.unread.take().is_some() {
+            info!("Reading the source guard of an earlier run recovered");
+        }
+        let links = self.forget_missing_links();
+        let known = self.ports.len();
+        let is_there = |port: &GuardedPort| links.as_ref().is_none_or(|links| links.contains(&port.link));
+        table::guarded(&found).into_iter().filter(is_there).for_each(|port| self.ports.adopt(port));
+        let kept = self.ports.len() - known;
+        if kept > 0 {
+            let path = self.context.file.path().display();
+            warn!(kept, %path, "The kernel guards ports that the file does not name; they stay guarded until their links are gone");
+        }
+        self.take_over(now);
     }
 
     fn take(&mut self, call: Call) {
@@ -128,12 +162,16 @@ impl<K: Kernel> Driver<K> {
         if let Err(error) = self.list_links() {
             return drop(outcome.send_replace(Err(format!("the links of this host are not known: {error}"))));
         }
-        let Some(link) = links.iter().find(|link| self.bridges.contains_key(*link)).cloned() else {
+        let bridge_of = |link: &CompactString| Some((link.clone(), self.bridges.as_ref()?.get(link)?.clone()));
+        let Some((link, bridge)) = links.iter().find_map(bridge_of) else {
             // It is on no bridge, and counted with those that are not guarded.
             debug!(?links, "Pod is not guarded: none of its links is a port of a bridge");
             self.ports.remove(&id);
+            self.ports.vacate(&links);
             return drop(outcome.send_replace(Ok(())));
         };
+        // The bridge may have been made anew since another pod came to it.
+        self.mirrors.doubt(LinkName(bridge));
         if !self.ports.put(GuardedPort { id, network, link, link_address, addresses }) {
             return drop(outcome.send_replace(Err("too many ports are guarded".to_owned())));
         }
@@ -141,8 +179,11 @@ impl<K: Kernel> Driver<K> {
         self.waiting.push(outcome);
     }
 
-    /// Writes the ports down and makes desired what follows from them.
+    /// Writes the ports down and makes desired what follows from them, once all of them are known.
     fn take_over(&mut self, now: Instant) {
+        if self.unread.is_some() {
+            return;
+        }
         if self.written.as_ref() != Some(&self.ports) {
             self.write(now);
         }
@@ -156,9 +197,11 @@ impl<K: Kernel> Driver<K> {
     }
 
     fn wanted(&self) -> Desired {
-        let bridges = self.ports.iter().filter_map(|port| self.bridges.get(&port.link));
+        let bridges = self.ports.iter().filter_map(|port| self.bridges.as_ref()?.get(&port.link));
         let bridges = bridges.map(|bridge| (LinkName(bridge.clone()), NoGroupLearning)).collect();
-        Desired { bridges, ..table::contents(&self.ports) }
+        let is_on_bridge =
+            |port: &GuardedPort| self.bridges.as_ref().is_none_or(|bridges| bridges.contains_key(&port.link));
+        Desired { bridges, ..table::contents(&self.ports, is_on_bridge) }
     }
 
     /// Lists the links of this host, and notes which are ports of bridges. Returns the names of all.
@@ -166,7 +209,7 @@ impl<K: Kernel> Driver<K> {
         let links = self.mirrors.kernel().pod_links()?;
         let names = links.iter().map(|link| link.name.clone()).collect();
         let port = |PodLink { name, bridge }: PodLink| Some((name, bridge?));
-        self.bridges = links.into_iter().filter_map(port).collect();
+        self.bridges = Some(links.into_iter().filter_map(port).collect());
         Ok(names)
     }
 
@@ -185,16 +228,22 @@ impl<K: Kernel> Driver<K> {
                     warn!(%path, %error, "Writing guarded ports failed; retrying; a restart now would open ports");
                 }
                 self.written = None;
-                self.unwritten = Some((text, now + WRITE_AGAIN));
+                self.unwritten = Some((text, now + TRY_AGAIN));
             }
         }
     }
 
-    /// Forgets the ports whose links are gone: their ends were not told.
-    fn forget_missing_links(&mut self) {
+    /// Forgets the ports whose links are gone: their ends were not told. Returns the links of this host, where they are known.
+    fn forget_missing_links(&mut self) -> Option<BTreeSet<CompactString>> {
         match self.list_links() {
-            Ok(links) => self.ports.retain_links(&links),
-            Err(error) => warn!(%error, "Links of this host are not known; guarded ports of missing links stay"),
+            Ok(links) => {
+                self.ports.retain_links(&links);
+                Some(links)
+            }
+            Err(error) => {
+                warn!(%error, "Links of this host are not known; guarded ports of missing links stay");
+                None
+            }
         }
     }
 
@@ -212,26 +261,6 @@ impl<K: Kernel> Driver<K> {
         );
         self.context.note.set((unguarded > 0).then_some(text).into_iter().collect());
     }
-}
-
-/// Returns the ports of an earlier run. What its file does not say in a way that makes sense stays as the kernel has it.
-fn take_up<K: Kernel>(restored: io::Result<Restored>, mirrors: &mut Mirrors<K>) -> Ports {
-    let (restored, odd) = match restored {
-        Ok(Restored { ports, odd }) => (ports, odd.join("; ")),
-        Err(error) => (Vec::new(), error.to_string()),
-    };
-    let mut ports = Ports::restored(restored);
-    if odd.is_empty() {
-        return ports;
-    }
-    let known = ports.len();
-    match mirrors.found() {
-        Ok(found) => table::guarded(&found).into_iter().for_each(|port| ports.adopt(port)),
-        Err(error) => warn!(%error, "Reading the source guard of an earlier run failed"),
-    }
-    let kept = ports.len() - known;
-    warn!(%odd, kept, "Guarded ports of an earlier run are not readable; those that the kernel guards stay guarded until their links are gone");
-    ports
 }
 
 impl<K: Kernel> Subsystem for Driver<K> {
@@ -265,7 +294,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     fn deadline(&self) -> Option<Instant> {
         let unwritten = self.unwritten.as_ref().map(|(_, at)| *at);
-        [self.mirrors.retry_at(), unwritten].into_iter().flatten().min()
+        let unread = self.unread.as_ref().map(|(_, at)| *at);
+        [self.mirrors.retry_at(), unwritten, unread].into_iter().flatten().min()
     }
 
     async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
@@ -285,13 +315,18 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     async fn calculate(&mut self, at: Moment) {
+        if self.unread.as_ref().is_some_and(|(_, due)| *due <= at.now) {
+            self.take_up(at.now);
+        }
         if self.unwritten.as_ref().is_some_and(|(_, due)| *due <= at.now) {
             self.write(at.now);
         }
     }
 
     fn round(&mut self, _authority: Authority, at: Moment) {
-        self.mirrors.round(&self.desired, at);
+        if self.unread.is_none() {
+            self.mirrors.round(&self.desired, at);
+        }
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {
@@ -301,12 +336,12 @@ impl<K: Kernel> Subsystem for Driver<K> {
     fn count(&mut self, (): (), _steps: u64, _times: &Times) {}
 
     fn audited(&mut self, at: Moment) {
-        self.forget_missing_links();
+        drop(self.forget_missing_links());
         self.take_over(at.now);
     }
 
     fn troubles(&mut self, _account: &mut Account, _standing: &Standing) -> Vec<String> {
-        self.unwritten.iter().map(|(text, _)| text.clone()).collect()
+        self.unread.iter().chain(&self.unwritten).map(|(text, _)| text.clone()).collect()
     }
 
     fn log_first_sync(&self, sync: &FirstSync) {
@@ -327,8 +362,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
         let tell = |waiting: &[watch::Sender<_>], text: &str| {
             waiting.iter().for_each(|outcome| drop(outcome.send_replace(Err(text.to_owned()))));
         };
-        if let Some((text, _)) = &self.unwritten {
-            // A restart would open the port.
+        if let Some((text, _)) = self.unread.as_ref().or(self.unwritten.as_ref()) {
+            // Its port is not guarded yet, or a restart would open it.
             tell(&self.waiting, text);
         } else if self.mirrors.is_settled() {
             self.waiting.drain(..).for_each(|outcome| drop(outcome.send_replace(Ok(()))));
@@ -338,3 +373,6 @@ impl<K: Kernel> Subsystem for Driver<K> {
         standing.synced
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,12 +8,12 @@ use compact_str::CompactString;
 use crate::kernel::Error;
 use crate::kernel::bridge::GroupLearning;
 use crate::kernel::link::{self, LinkKind};
-use crate::kernel::nftables::{OwnTable, abandoned, probe_bridge, probe_inet};
+use crate::kernel::nftables::{OwnTable, abandoned, probe_arp, probe_bridge, probe_inet};
 use crate::model::{AttachmentId, LinkAddress};
 
 use super::apply::{Kernel, PodLink, Targets};
 use super::ports::{GuardedPort, Ports};
-use super::table::{BY_PORT_NAME, NAME, TABLE, contents};
+use super::table::{ARP_NAME, BY_PORT_NAME, NAME, TABLE, contents};
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux;
@@ -26,7 +26,7 @@ const BRIDGE: &str = "bridge";
 /// Opens the tables in the network namespace of the calling thread.
 ///
 /// # Errors
-/// If the kernel refuses netlink sockets, or has no nf_tables for bridges and hosts that can do all of it.
+/// If the kernel refuses netlink sockets, or has no nf_tables for bridges, hosts and ARP that can do all of it: the error names the family.
 pub fn open() -> Result<Targets<Linux>, Error> {
     let trial = GuardedPort {
         id: AttachmentId { container: "trial".into(), interface: "eth0".into() },
@@ -35,13 +35,15 @@ pub fn open() -> Result<Targets<Linux>, Error> {
         link_address: LinkAddress([2, 0, 0, 0, 0, 1]),
         addresses: [IpAddr::from([192, 0, 2, 1])].into(),
     };
-    let trial = contents(&Ports::restored(vec![trial]));
+    let trial = contents(&Ports::restored(vec![trial]), |_| true);
     probe_bridge(&trial.frames)?;
     probe_inet(&trial.by_port)?;
+    probe_arp(&trial.arp)?;
     Ok(Targets {
         kernel: Linux,
         table: OwnTable::open_bridge(TABLE, NAME)?,
         by_port: OwnTable::open_as(TABLE, BY_PORT_NAME)?,
+        arp: OwnTable::open_arp(TABLE, ARP_NAME)?,
         learning: GroupLearning::open()?,
     })
 }
@@ -49,7 +51,8 @@ pub fn open() -> Result<Targets<Linux>, Error> {
 /// Removes the tables that are there; returns why one could not be removed.
 pub fn remove() -> Option<String> {
     let (frames, by_port) = (abandoned::remove_bridge(TABLE, NAME), abandoned::remove(TABLE));
-    frames.or(by_port)
+    let arp = abandoned::remove_arp(TABLE, ARP_NAME);
+    frames.or(by_port).or(arp)
 }
 
 impl Kernel for Linux {

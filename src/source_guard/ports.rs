@@ -3,8 +3,8 @@
 //! A port is guarded from ADD until DEL, until a collection (GC) does not name its attachment, until another attachment has the port,
 //! or until the link is gone. The cluster is not asked: an attachment ends with its sandbox.
 //!
-//! Where the file that keeps the collection makes no sense, ports are taken over as the kernel guards them. Whose they are is not known then: such a port is guarded
-//! until its link is gone or another attachment has it.
+//! Ports that the kernel guards and the file that keeps the collection does not name are taken over as the kernel guards them. Whose they are is not known then: such a
+//! port is guarded until its link is gone or another attachment has it.
 //!
 //! Pure: calls in, keys that changed out. `driver` keeps the collection on disk.
 
@@ -82,6 +82,11 @@ impl Ports {
     /// Ends an attachment.
     pub fn remove(&mut self, id: &AttachmentId) {
         self.0.retain(|_, port| port.id != *id);
+    }
+
+    /// Ends whatever these links were.
+    pub fn vacate(&mut self, links: &[CompactString]) {
+        links.iter().for_each(|link| drop(self.0.remove(link)));
     }
 
     /// Ends all attachments of a network but these. An empty name means all networks. A port that is not known to belong to one stays.

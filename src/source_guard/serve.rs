@@ -24,6 +24,7 @@ pub struct DroppedFrames {
 struct Reading {
     frames: Last,
     by_port: Last,
+    arp: Last,
 }
 
 #[derive(Default)]
@@ -49,6 +50,7 @@ impl DroppedFrames {
         let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         reading.frames.read(&self.sums, &REASONS, || CounterReader::open_bridge(TABLE));
         reading.by_port.read(&self.sums, &[BY_PORT_REASON], || CounterReader::open(TABLE));
+        reading.arp.read(&self.sums, &[BY_PORT_REASON], || CounterReader::open_arp(TABLE));
     }
 }
 

@@ -43,7 +43,17 @@
 //!         iifname @ports_1 counter name bridge_group drop
 //!     }
 //! }
+//! table arp sluice_sources {
+//!     set ports_1    { type ifname; }
+//!     chain by_port {
+//!         type filter hook input priority filter
+//!         iifname @ports_1 counter name bridge_group drop
+//!     }
+//! }
 //! ```
+//!
+//! ARP meets no chain of the family `inet`, hence the third table: without it the host would take the senders of such messages for its neighbours.
+//! These two name a port only while it is known to be one of a bridge, or nothing is known: all that a link on no bridge receives comes by the link itself.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -60,12 +70,13 @@ use crate::kernel::nftables::{
 use crate::model::{AttachmentId, LinkAddress};
 use crate::net::Family;
 
-/// The tables, one of the family `bridge` and one of the family `inet`.
+/// The tables, one each of the families `bridge`, `inet` and `arp`.
 pub const TABLE: &str = "sluice_sources";
 
 /// The names of the kinds of kernel objects.
 pub const NAME: &str = "source guard";
 pub const BY_PORT_NAME: &str = "source guard of the host";
+pub const ARP_NAME: &str = "source guard of ARP";
 
 /// Contents of a table.
 pub type Contents = BTreeMap<Object, Content>;
@@ -77,11 +88,13 @@ pub struct Desired {
     pub frames: Contents,
     /// Of the table of the family `inet`.
     pub by_port: Contents,
+    /// Of the table of the family `arp`.
+    pub arp: Contents,
     /// The bridges with guarded ports.
     pub bridges: BTreeMap<LinkName, NoGroupLearning>,
 }
 
-/// Why packets in frames are dropped that no bridge hands on, in the metrics, and the name of its counter in the table of the family `inet`.
+/// Why packets in frames are dropped that no bridge hands on, in the metrics, and the name of its counter in the tables of the families `inet` and `arp`.
 pub const BY_PORT_REASON: (&str, &str) = (BRIDGE_GROUP, "bridge-group");
 
 /// Why frames are dropped in the table of the family `bridge`, each with the counter of this name.
@@ -119,6 +132,9 @@ const PRIORITY: i32 = -200;
 /// `NF_IP_PRI_RAW_BEFORE_DEFRAG`: before connection tracking puts fragments together.
 const BEFORE_FRAGMENTS: i32 = -450;
 
+/// `filter` of the family `arp`, which has no other.
+const ARP_PRIORITY: i32 = 0;
+
 /// EtherTypes (IEEE 802.3): IPv4, ARP, IPv6, 802.1Q and 802.1ad.
 const IPV4: u16 = 0x0800;
 const ARP: u16 = 0x0806;
@@ -132,13 +148,22 @@ const ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
 
 /// Returns the contents of the tables for these ports, nothing without any. Which bridges that concerns is known from the host's links alone.
-pub fn contents(ports: &Ports) -> Desired {
+/// `is_on_bridge`: false for a port that is known to be on no bridge.
+pub fn contents(ports: &Ports, is_on_bridge: impl Fn(&GuardedPort) -> bool) -> Desired {
     if ports.is_empty() {
         return Desired::default();
     }
+    let on_bridges: Contents = ports.iter().filter(|port| is_on_bridge(port)).map(by_port).collect();
+    let of_host = |priority: i32| -> Contents {
+        if on_bridges.is_empty() {
+            return Contents::new();
+        }
+        fixed_by_port(priority).into_iter().chain(on_bridges.clone()).collect()
+    };
     Desired {
         frames: fixed().chain(ports.iter().flat_map(elements)).collect(),
-        by_port: fixed_by_port().into_iter().chain(ports.iter().map(by_port)).collect(),
+        by_port: of_host(BEFORE_FRAGMENTS),
+        arp: of_host(ARP_PRIORITY),
         bridges: BTreeMap::new(),
     }
 }
@@ -171,14 +196,14 @@ pub fn guarded(frames: &Contents) -> Vec<GuardedPort> {
     elements().filter_map(port).collect()
 }
 
-/// The element of one port in the table of the family `inet`.
+/// The element of one port in the tables of the families `inet` and `arp`.
 fn by_port(port: &GuardedPort) -> (Object, Content) {
     (Object::Element(PORTS.into(), Key::Link(port.link.as_str().into())), Content::Element)
 }
 
-/// Everything else of that table.
-fn fixed_by_port() -> [(Object, Content); 3] {
-    let base = Base { kind: BaseKind::Filter, hook: Hook::Prerouting, priority: BEFORE_FRAGMENTS };
+/// Everything else of such a table. The hook is called `input` in the family `arp`.
+fn fixed_by_port(priority: i32) -> [(Object, Content); 3] {
+    let base = Base { kind: BaseKind::Filter, hook: Hook::Prerouting, priority };
     let by_port = Match::InSet { lookup: Lookup::InputLink, set: PORTS.into(), negated: false };
     let chain = Chain { base: Some(base), rules: vec![refused([by_port], BRIDGE_GROUP)] };
     let spec = SetSpec { fields: Fields::Link, kind: Kind::Set, intervals: false };
@@ -311,14 +336,15 @@ mod tests {
 
     #[test]
     fn another_port_is_its_own_elements_alone_and_without_ports_there_is_nothing() {
-        assert_eq!(contents(&Ports::default()), Desired::default());
-        let one = contents(&Ports::restored(vec![port("veth1", 7)]));
-        let two = contents(&Ports::restored(vec![port("veth1", 7), port("veth2", 8)]));
+        assert_eq!(contents(&Ports::default(), |_| true), Desired::default());
+        let one = contents(&Ports::restored(vec![port("veth1", 7)]), |_| true);
+        let two = contents(&Ports::restored(vec![port("veth1", 7), port("veth2", 8)]), |_| true);
         let added = |one: &Contents, two: &Contents| -> Vec<String> {
             assert!(one.iter().all(|(object, content)| two.get(object) == Some(content)));
             two.keys().filter(|object| !one.contains_key(*object)).map(ToString::to_string).collect()
         };
         assert_eq!(added(&one.by_port, &two.by_port), ["element veth2 of ports_1"]);
+        assert_eq!(added(&one.arp, &two.arp), ["element veth2 of ports_1"]);
         assert_eq!(
             added(&one.frames, &two.frames),
             [
@@ -337,13 +363,13 @@ mod tests {
         let ports = [port("veth1", 7), port("veth2", 8)];
         let unknown = AttachmentId { container: "".into(), interface: "".into() };
         let expected = ports.clone().map(|port| GuardedPort { id: unknown.clone(), network: "".into(), ..port });
-        assert_eq!(guarded(&contents(&Ports::restored(ports.into())).frames), expected);
+        assert_eq!(guarded(&contents(&Ports::restored(ports.into()), |_| true).frames), expected);
         assert!(guarded(&Contents::new()).is_empty());
     }
 
     #[test]
     fn every_reason_has_its_counter_and_every_counter_its_rule() {
-        let all = contents(&Ports::restored(vec![port("veth1", 7)])).frames;
+        let all = contents(&Ports::restored(vec![port("veth1", 7)]), |_| true).frames;
         let rules = all.values().filter_map(|content| match content {
             Content::Chain(chain) => Some(chain.rules.clone()),
             _ => None,

@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use tracing::info;
 
+use super::foreign::has_table;
+use super::wire::ARP;
 use super::{OwnTable, has_bridge_table, has_inet_table};
 use crate::kernel::Error;
 use crate::reconcile::{Mirror, Moment, Reflection};
@@ -17,6 +19,11 @@ pub fn remove(name: &'static str) -> Option<String> {
 /// The same for the table of the family `bridge` with this name, which is of this kind of kernel objects.
 pub fn remove_bridge(name: &'static str, kind: &'static str) -> Option<String> {
     remove_if(has_bridge_table(name), name, || OwnTable::open_bridge(name, kind))
+}
+
+/// The same for the table of the family `arp`.
+pub fn remove_arp(name: &'static str, kind: &'static str) -> Option<String> {
+    remove_if(has_table(ARP, name), name, || OwnTable::open_arp(name, kind))
 }
 
 fn remove_if(

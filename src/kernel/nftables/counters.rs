@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::object::Name;
 use super::read::{Count, Reader};
-use super::wire::{BRIDGE, TableId};
+use super::wire::{ARP, BRIDGE, TableId};
 use crate::kernel::Error;
 use crate::kernel::netlink::{Bus, Socket};
 
@@ -30,6 +30,14 @@ impl CounterReader {
     /// As [`open`](CounterReader::open).
     pub fn open_bridge(name: &'static str) -> Result<CounterReader, Error> {
         CounterReader::of(TableId { family: BRIDGE, name })
+    }
+
+    /// Like [`open`](CounterReader::open), for a table of the family `arp`.
+    ///
+    /// # Errors
+    /// As [`open`](CounterReader::open).
+    pub fn open_arp(name: &'static str) -> Result<CounterReader, Error> {
+        CounterReader::of(TableId { family: ARP, name })
     }
 
     fn of(table: TableId<'static>) -> Result<CounterReader, Error> {

@@ -140,7 +140,8 @@ pub fn has_bridge_table(name: &str) -> Result<bool, Error> {
     has_table(BRIDGE, name)
 }
 
-fn has_table(family: u8, name: &str) -> Result<bool, Error> {
+/// The same for a family by its number.
+pub(super) fn has_table(family: u8, name: &str) -> Result<bool, Error> {
     let mut message = Messages::new();
     message.begin(GET_TABLE, 0).header(&[family, 0, 0, 0]).text(NAME, name);
     match Socket::open(Bus::Netfilter) {

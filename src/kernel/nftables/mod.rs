@@ -1,7 +1,8 @@
 //! nf_tables: one table of ours for each subsystem, with its sets, maps, chains and rules.
 //!
 //! Kernel: netlink subsystem `NFNL_SUBSYS_NFTABLES` (include/uapi/linux/netfilter/nf_tables.h). Our tables are of the family
-//! `inet`, so a chain serves IPv4 and IPv6, and some of the family `bridge`, whose chains see frames. Everything in a table of ours is
+//! `inet`, so a chain serves IPv4 and IPv6, some of the family `bridge`, whose chains see frames, and one
+//! of the family `arp`. Everything in a table of ours is
 //! ours: a process without memory knows it by the table's name.
 //!
 //! [`object`] is what a table contains, [`rule`] what a rule is, both as values; [`table`] brings them into the kernel and reads them,
@@ -31,7 +32,7 @@ mod wire;
 pub use self::counters::CounterReader;
 pub use self::foreign::{Table, has_bridge_table, has_inet_table, remove};
 pub use self::object::{Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Name, Object, SetSpec};
-pub use self::probe::{Feature, Missing, probe, probe_bridge, probe_inet};
+pub use self::probe::{Feature, Missing, probe, probe_arp, probe_bridge, probe_inet};
 pub use self::read::Count;
 pub use self::rule::{FrameField, Lookup, Match, Rule, Statement, Verdict};
 pub use self::table::OwnTable;

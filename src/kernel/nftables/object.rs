@@ -178,6 +178,8 @@ pub enum BaseKind {
     Route,
 }
 
+/// Called as in the families `inet` and `bridge`. The family `arp` has two hooks: its `input` has the number of `Prerouting`, its `output` that of `Input`
+/// (`NF_ARP_IN`, `NF_ARP_OUT` in include/uapi/linux/netfilter_arp.h).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Hook {
     Prerouting,

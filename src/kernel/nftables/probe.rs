@@ -10,7 +10,7 @@ use super::batch::Batch;
 use super::object::{Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Name, Object, SetSpec};
 use super::plan::Plan;
 use super::rule::{Lookup, Mark, Match, Rule, Side, Statement, States, Verdict};
-use super::wire::{BRIDGE, TableId};
+use super::wire::{ARP, BRIDGE, TableId};
 use crate::kernel::netlink::{Bus, Refusal, Socket};
 use crate::kernel::{Cause, Error};
 use crate::net::{Family, PortRange, Protocol};
@@ -86,6 +86,23 @@ pub fn probe_inet(contents: &BTreeMap<Object, Content>) -> Result<(), Error> {
     probe_contents(TABLE.into(), contents)
 }
 
+/// The same in a table of the family `arp`.
+///
+/// # Errors
+/// As [`probe_bridge`].
+pub fn probe_arp(contents: &BTreeMap<Object, Content>) -> Result<(), Error> {
+    probe_contents(TableId { family: ARP, name: TABLE }, contents)
+}
+
+/// Tables of a family, with the option of the kernel by which it has them.
+fn tables_of(family: u8) -> &'static str {
+    match family {
+        BRIDGE => "tables of the family bridge (CONFIG_NF_TABLES_BRIDGE)",
+        ARP => "tables of the family arp (CONFIG_NF_TABLES_ARP)",
+        _ => "tables of the family inet (CONFIG_NF_TABLES_INET)",
+    }
+}
+
 fn probe_contents(table: TableId<'_>, contents: &BTreeMap<Object, Content>) -> Result<(), Error> {
     let mut socket = Socket::open(Bus::Netfilter)?;
     let mut batch = Batch::new(table, None);
@@ -95,7 +112,7 @@ fn probe_contents(table: TableId<'_>, contents: &BTreeMap<Object, Content>) -> R
     batch.close();
     socket
         .transaction(&mut batch.messages)
-        .map_err(|fault| Error::new("try nf_tables", "rules for frames", fault.into()))
+        .map_err(|fault| Error::new("try nf_tables", tables_of(table.family), fault.into()))
 }
 
 fn missing(batch: &Batch<'_>, refusals: Vec<Refusal>) -> Option<Missing> {

@@ -1,6 +1,6 @@
 //! One table of ours as a kind of kernel objects.
 //!
-//! Ours: the table of the family `inet`, or `bridge`, with this name, and everything in it. A step is a change of one object in it; all steps
+//! Ours: the table of the family `inet`, `bridge` or `arp` with this name, and everything in it. A step is a change of one object in it; all steps
 //! that come together are one transaction, which the kernel performs whole or not at all.
 //!
 //! Where the kernel knows owners (since 5.12) that leave their tables behind (`persist`, since 6.9), the table belongs to the socket of
@@ -29,7 +29,7 @@ use super::object::{Content, Name, Object, SetSpec};
 use super::plan::Plan;
 use super::read::{Reader, Sets};
 use super::wire::table::{FLAG_OWNER, FLAG_PERSIST};
-use super::wire::{BRIDGE, TableId};
+use super::wire::{ARP, BRIDGE, TableId};
 use crate::kernel::netlink::{Bus, Fault, Refusal, Socket};
 use crate::kernel::{Cause, Error};
 use crate::reconcile::{Failure, Glance, Phase, Sorted, Step, Target};
@@ -87,6 +87,14 @@ impl OwnTable {
     /// As [`open`](OwnTable::open).
     pub fn open_bridge(name: &'static str, kind: &'static str) -> Result<OwnTable, Error> {
         OwnTable::of(TableId { family: BRIDGE, name }, kind)
+    }
+
+    /// The same for the family `arp` ([`probe_arp`](super::probe::probe_arp)).
+    ///
+    /// # Errors
+    /// As [`open`](OwnTable::open).
+    pub fn open_arp(name: &'static str, kind: &'static str) -> Result<OwnTable, Error> {
+        OwnTable::of(TableId { family: ARP, name }, kind)
     }
 
     fn of(id: TableId<'static>, kind: &'static str) -> Result<OwnTable, Error> {

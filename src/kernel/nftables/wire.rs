@@ -11,13 +11,15 @@ pub(super) const HEADER: usize = 4;
 /// The table that a message is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct TableId<'a> {
-    /// `NFPROTO_INET` or `NFPROTO_BRIDGE`.
+    /// `NFPROTO_INET`, `NFPROTO_ARP` or `NFPROTO_BRIDGE`.
     pub family: u8,
     pub name: &'a str,
 }
 
 /// `NFPROTO_INET`: a table for IPv4 and IPv6.
 pub(super) const INET: u8 = 1;
+/// `NFPROTO_ARP`: a table for the ARP messages of this host.
+pub(super) const ARP: u8 = 3;
 /// `NFPROTO_BRIDGE`: a table for the frames that ports of bridges receive.
 pub(super) const BRIDGE: u8 = 7;
 

@@ -232,7 +232,7 @@ fn attach(pod: &str) {
 
 /// Contents of the tables; empty without one.
 fn table() -> String {
-    ["bridge", "inet"].map(|family| attempt(&format!("nft -a list table {family} sluice_sources")).1).concat()
+    ["bridge", "inet", "arp"].map(|family| attempt(&format!("nft -a list table {family} sluice_sources")).1).concat()
 }
 
 /// A packet of UDP from the pod with the raw socket to `web`.
@@ -369,6 +369,19 @@ fn taken_by_host(last: u8, source: IpAddr) -> bool {
     socket.recv(&mut [0; 64]).is_ok()
 }
 
+/// Returns whether the host takes the sender of an ARP request for its neighbour that `db` sends with another pod's address to this group.
+fn remembered_by_host(last: u8) -> bool {
+    run("ip neigh flush dev to-db");
+    let mut request = arp(false, mac("db"), [10, 244, 1, number("plain")]);
+    request[..6].copy_from_slice(&group(last));
+    request[38..42].copy_from_slice(&[10, 244, 1, 1]);
+    inside(&namespace("db"), || frame::send(scope_of("eth0"), &request));
+    (0..6).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        run("ip neigh show dev to-db").contains(&v4("plain").to_string())
+    })
+}
+
 /// Returns whether a frame that `db` sends arrives at `web`.
 fn arrives(bytes: &[u8]) -> bool {
     let (from, at) = (namespace("db"), namespace("web"));
@@ -394,6 +407,7 @@ fn assert_guarded(said: &str) {
     }
     for last in GROUPS {
         assert!(!moves(last), "{said}: another pod's link address in a frame to {:02x?}", group(last));
+        assert!(!remembered_by_host(last), "{said}: an ARP request of another pod to {:02x?}", group(last));
         for source in [v4("plain"), v6("plain")] {
             assert!(!taken_by_host(last, source), "{said}: a packet of {source} in a frame to {:02x?}", group(last));
         }
@@ -436,6 +450,10 @@ fn a_pod_sends_with_the_addresses_that_it_was_given_and_no_others() {
         for last in GROUPS {
             let passes = [v4("plain"), v6("plain")].map(|source| (0..5).any(|_| taken_by_host(last, source)));
             assert_eq!(passes, [true, true], "without a guard of the port, {last}");
+        }
+        // A frame to the first group comes by the bridge, which does not speak STP.
+        for last in &GROUPS[1..] {
+            assert!((0..5).any(|_| remembered_by_host(*last)), "without a guard of the port, ARP to {last}");
         }
         node.until("the pod that is not guarded is told", || {
             node.asked(20241, "/metrics").contains("\nsluice_source_guard_unguarded_pods 1\n")
@@ -534,9 +552,13 @@ fn a_file_that_makes_no_sense_opens_no_port_that_the_kernel_guards() {
             TcpStream::connect((Ipv4Addr::LOCALHOST, 20244)).is_ok()
                 && node.asked(20244, "/readyz").contains("\r\n\r\nOK")
         };
-        for damaged in [whole.replace(&spelled(mac("db")), "odd"), "[{".to_owned()] {
+        let damaged = [Some(whole.replace(&spelled(mac("db")), "odd")), Some("[{".to_owned()), None];
+        for damaged in damaged {
             node.kill_agent();
-            fs::write(&file, damaged).unwrap();
+            match damaged {
+                Some(damaged) => fs::write(&file, damaged).unwrap(),
+                None => fs::remove_file(&file).unwrap(),
+            }
             node.start_agent(true);
             node.until("the next run is ready", || is_ready(node));
             assert_guarded("by what the kernel has");

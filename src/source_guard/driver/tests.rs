@@ -1,0 +1,258 @@
+//! The source guard with a kernel in memory, which may refuse to be read.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::*;
+use crate::kernel::bridge::OfBridges;
+use crate::kernel::nftables::{Content, Key, Object};
+use crate::observe::health::Health;
+use crate::observe::metrics::Registry;
+use crate::reconcile::{Failure, Phase, Step, Target};
+use crate::source_guard::table::Contents;
+
+/// What a kernel has of the source guard.
+#[derive(Default)]
+struct Machine {
+    tables: BTreeMap<&'static str, Contents>,
+    /// Bridges whose option is set.
+    set: BTreeMap<LinkName, NoGroupLearning>,
+    links: Vec<PodLink>,
+    is_unreadable: bool,
+}
+
+type Shared = Rc<RefCell<Machine>>;
+
+struct InMemory(Shared);
+struct Held(Shared, &'static str);
+struct Options(Shared);
+
+impl Kernel for InMemory {
+    type Table = Held;
+    type Learning = Options;
+
+    fn pod_links(&mut self) -> Result<Vec<PodLink>, String> {
+        Ok(self.0.borrow().links.clone())
+    }
+}
+
+impl Target for Held {
+    type Key = Object;
+    type Value = Content;
+    type Error = String;
+
+    fn name(&self) -> &'static str {
+        self.1
+    }
+
+    fn read(&mut self) -> Result<Contents, String> {
+        let machine = self.0.borrow();
+        if machine.is_unreadable {
+            return Err("others change it all the time".to_owned());
+        }
+        Ok(machine.tables.get(self.1).cloned().unwrap_or_default())
+    }
+
+    fn apply(&mut self, _phase: Phase, steps: &[Step<'_, Object, Content>]) -> Vec<Failure<String>> {
+        let mut machine = self.0.borrow_mut();
+        let table = machine.tables.entry(self.1).or_default();
+        for step in steps {
+            match step.want {
+                Some(want) => drop(table.insert(step.key.clone(), want.clone())),
+                None => drop(table.remove(step.key)),
+            }
+        }
+        Vec::new()
+    }
+}
+
+impl Target for Options {
+    type Key = LinkName;
+    type Value = NoGroupLearning;
+    type Error = String;
+
+    fn name(&self) -> &'static str {
+        "bridge options"
+    }
+
+    fn read(&mut self) -> Result<BTreeMap<LinkName, NoGroupLearning>, String> {
+        Ok(self.0.borrow().set.clone())
+    }
+
+    fn apply(&mut self, _phase: Phase, steps: &[Step<'_, LinkName, NoGroupLearning>]) -> Vec<Failure<String>> {
+        let wanted = steps.iter().filter(|step| step.want.is_some());
+        self.0.borrow_mut().set.extend(wanted.map(|step| (step.key.clone(), NoGroupLearning)));
+        Vec::new()
+    }
+}
+
+impl OfBridges for Options {
+    fn of(&mut self, _bridges: BTreeSet<LinkName>) {}
+}
+
+/// A host, and the directory of its file.
+struct Scene {
+    machine: Shared,
+    directory: tempfile::TempDir,
+    began: Instant,
+    seconds: u64,
+}
+
+impl Scene {
+    /// A host with these links, each on that bridge.
+    fn new(links: &[(&str, Option<&str>)]) -> Scene {
+        let machine = Shared::default();
+        machine.borrow_mut().links = links
+            .iter()
+            .map(|(name, bridge)| PodLink { name: (*name).into(), bridge: bridge.map(Into::into) })
+            .collect();
+        Scene { machine, directory: tempfile::tempdir().expect("a directory"), began: Instant::now(), seconds: 0 }
+    }
+
+    fn file(&self) -> PortsFile {
+        PortsFile::beside(&self.directory.path().join("cni.sock"))
+    }
+
+    fn start(&self) -> Driver<InMemory> {
+        let registry = Registry::new("1", "1");
+        let context = GuardContext {
+            calls: mpsc::channel(1).1,
+            file: self.file(),
+            metrics: Metrics::register(&registry).expect("the names are free"),
+            note: Health::default().note("source guard"),
+        };
+        let held = |name| Held(self.machine.clone(), name);
+        let targets = Targets {
+            kernel: InMemory(self.machine.clone()),
+            table: held("bridge"),
+            by_port: held("inet"),
+            arp: held("arp"),
+            learning: Options(self.machine.clone()),
+        };
+        Driver::new(targets, context)
+    }
+
+    /// A turn, some seconds after the last.
+    fn turn(&mut self, driver: &mut Driver<InMemory>) {
+        self.seconds += 5;
+        let at = Moment { now: self.began + Duration::from_secs(self.seconds), jitter: 0 };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(driver.calculate(at));
+        driver.round(Authority::Complete, at);
+        driver.publish(&Standing { now: at.now, authority: Authority::Complete, is_well: true, synced: true });
+    }
+
+    /// ADD of a pod with this link. Returns what it hears.
+    fn add(&mut self, driver: &mut Driver<InMemory>, link: &str) -> watch::Receiver<Result<(), String>> {
+        let (outcome, told) = watch::channel(Err("not heard yet".to_owned()));
+        driver.take(Call::Add(StartingPort {
+            id: AttachmentId { container: format!("of {link}").into(), interface: "eth0".into() },
+            network: "mynet".into(),
+            links: [link.into()].into(),
+            link_address: LinkAddress([2, 0, 0, 0, 0, 1]),
+            addresses: ["10.244.1.7", "fd00::7"].map(|text| text.parse().expect("an address")).into(),
+            outcome,
+        }));
+        driver.take_over(self.began + Duration::from_secs(self.seconds));
+        told
+    }
+
+    /// The links that a table guards.
+    fn guarded(&self, table: &str) -> Vec<String> {
+        let machine = self.machine.borrow();
+        let link = |object: &Object| match object {
+            Object::Element(_, Key::Link(link)) => Some(link.as_str().to_owned()),
+            _ => None,
+        };
+        machine.tables.get(table).into_iter().flat_map(|table| table.keys().filter_map(link)).collect()
+    }
+
+    fn written(&self) -> Vec<String> {
+        let restored = self.file().read().expect("it is readable");
+        restored.ports.into_iter().map(|port| port.link.to_string()).collect()
+    }
+}
+
+const KUBE_BRIDGE: Option<&str> = Some("kube-bridge");
+
+/// A host on which two ports are guarded by a run that is over.
+fn guarded_before() -> Scene {
+    let mut scene = Scene::new(&[("veth1", KUBE_BRIDGE), ("veth2", KUBE_BRIDGE)]);
+    let mut driver = scene.start();
+    let told = ["veth1", "veth2"].map(|link| scene.add(&mut driver, link));
+    scene.turn(&mut driver);
+    assert!(told.iter().all(|told| told.borrow().is_ok()));
+    for table in ["bridge", "inet", "arp"] {
+        assert_eq!(scene.guarded(table), ["veth1", "veth2"], "{table}");
+    }
+    scene
+}
+
+#[test]
+fn nothing_is_written_while_the_kernel_does_not_tell_what_it_guards() {
+    let mut scene = guarded_before();
+    std::fs::write(scene.file().path(), "[{").expect("writable");
+    scene.machine.borrow_mut().is_unreadable = true;
+    let mut driver = scene.start();
+    scene.machine.borrow_mut().links.push(PodLink { name: "veth3".into(), bridge: KUBE_BRIDGE.map(Into::into) });
+    let told = scene.add(&mut driver, "veth3");
+    scene.turn(&mut driver);
+    assert_eq!(std::fs::read_to_string(scene.file().path()).expect("it is there"), "[{", "it is as it was");
+    assert_eq!(scene.guarded("bridge"), ["veth1", "veth2"]);
+    let why = told.borrow().clone().expect_err("its port is not guarded");
+    assert!(why.contains("cannot be read: others change it all the time"), "{why}");
+
+    scene.machine.borrow_mut().is_unreadable = false;
+    scene.turn(&mut driver);
+    assert_eq!(scene.guarded("bridge"), ["veth1", "veth2", "veth3"]);
+    assert_eq!(scene.written(), ["veth1", "veth2", "veth3"]);
+    assert_eq!(*told.borrow(), Ok(()));
+}
+
+#[test]
+fn a_file_that_is_gone_or_empty_opens_nothing_that_the_kernel_guards() {
+    for is_gone in [true, false] {
+        let mut scene = guarded_before();
+        if is_gone {
+            assert!(scene.file().remove().expect("it can be removed"));
+        } else {
+            std::fs::write(scene.file().path(), "[]").expect("writable");
+        }
+        scene.machine.borrow_mut().links.retain(|link| link.name != "veth2");
+        let mut driver = scene.start();
+        scene.turn(&mut driver);
+        assert_eq!(scene.guarded("bridge"), ["veth1"], "but what is of a link that is gone");
+        assert_eq!(scene.written(), ["veth1"]);
+    }
+}
+
+#[test]
+fn a_bridge_that_was_made_anew_has_its_option_before_a_pod_on_it_starts() {
+    let mut scene = Scene::new(&[("veth1", KUBE_BRIDGE), ("veth2", KUBE_BRIDGE)]);
+    let mut driver = scene.start();
+    scene.add(&mut driver, "veth1");
+    scene.turn(&mut driver);
+    assert_eq!(scene.machine.borrow().set.len(), 1);
+    // A bridge of the same name, and both links put on it.
+    scene.machine.borrow_mut().set.clear();
+    let told = scene.add(&mut driver, "veth2");
+    scene.turn(&mut driver);
+    assert_eq!(*told.borrow(), Ok(()));
+    assert_eq!(scene.machine.borrow().set.len(), 1);
+}
+
+#[test]
+fn the_host_takes_what_comes_by_a_link_that_is_on_no_bridge() {
+    let mut scene = guarded_before();
+    scene.machine.borrow_mut().links[0].bridge = None;
+    let mut driver = scene.start();
+    scene.turn(&mut driver);
+    assert_eq!(scene.guarded("bridge"), ["veth1", "veth2"], "as soon as it is on one again, it is guarded there");
+    for table in ["inet", "arp"] {
+        assert_eq!(scene.guarded(table), ["veth2"], "{table}");
+    }
+    // Another pod has the link, by which its packets are routed.
+    let told = scene.add(&mut driver, "veth1");
+    scene.turn(&mut driver);
+    assert_eq!((told.borrow().clone(), scene.guarded("bridge")), (Ok(()), vec!["veth2".to_owned()]));
+}
