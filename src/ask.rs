@@ -76,18 +76,24 @@ async fn audited(socket: &Path, repair: bool) -> anyhow::Result<Audited> {
 
 async fn differing(socket: &Path) -> anyhow::Result<Vec<Subsystem>> {
     let answers = ask_all(socket, &BTreeMap::new()).await?;
-    let parsed = answers.into_iter().map(|(name, text)| Subsystem::parse(name, &text));
+    let parsed = answers.into_iter().map(|(name, answer)| match answer {
+        Ok(text) => Subsystem::parse(name, &text),
+        Err(sentence) => Ok(Subsystem::unanswered(name, sentence)),
+    });
     parsed.collect::<Result<_, _>>().context("the answer makes no sense")
 }
 
-/// Asks every subsystem that runs, one after the other. Returns their names and answers.
-async fn ask_all(socket: &Path, about: &BTreeMap<&str, &str>) -> anyhow::Result<Vec<(&'static str, String)>> {
+/// The name of a subsystem and its answer, or the sentence why it has none.
+type AnswerOf = (&'static str, Result<String, String>);
+
+/// Asks every subsystem that runs, one after the other.
+async fn ask_all(socket: &Path, about: &BTreeMap<&str, &str>) -> anyhow::Result<Vec<AnswerOf>> {
     let mut answers = Vec::new();
     for (name, path) in audit::SUBSYSTEMS {
         match post(socket, path, about, Some(JSON)).await? {
-            (StatusCode::OK, text) => answers.push((name, text)),
+            (StatusCode::OK, text) => answers.push((name, Ok(text))),
             (StatusCode::NOT_FOUND, _) => {}
-            (_, sentence) => return Err(anyhow!("{name}: {}", sentence.trim_end())),
+            (_, sentence) => answers.push((name, Err(sentence.trim_end().to_owned()))),
         }
     }
     if answers.is_empty() {
@@ -310,6 +316,35 @@ mod tests {
             drops(&socket, output, until, &mut printed).await.expect("it is answered");
             let printed = String::from_utf8(printed).expect("text");
             assert!(printed.starts_with(expected), "{printed}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_audit_prints_what_differs_though_another_subsystem_does_not_answer() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("sluice.sock");
+        let (out, mut questions) = mpsc::channel::<Question>(1);
+        let listener = local::bind(&socket).expect("the socket is made");
+        let answerers = [("/audit/proxy", out.clone()), ("/audit/router", out)].into();
+        tokio::spawn(local::serve(listener, answerers, 8));
+        tokio::spawn(async move {
+            while let Some(question) = questions.recv().await {
+                let difference = serde_json::json!({ "object": "a", "state": "missing", "desired": null, "seen": null, "error": null });
+                let kind = serde_json::json!({
+                    "kind": "routes", "compared": 1, "waiting": 0, "unreadable": null, "differences": [difference], "more": 0,
+                });
+                let answer = match question.path {
+                    "/audit/proxy" => Ok(serde_json::json!({ "known": "complete", "kinds": [kind] }).to_string()),
+                    _ => Err("nothing is known of the cluster yet".to_owned()),
+                };
+                question.answer.send(answer).expect("the asker waits");
+            }
+        });
+        let unanswered = "router: no answer: nothing is known of the cluster yet\n";
+        for (repair, outcome) in [(false, ""), (true, "; still so after the repair")] {
+            let audited = audited(&socket, repair).await.expect("one of them answers");
+            let expected = format!("proxy: routes: a: missing{outcome}\n{unanswered}");
+            assert_eq!((audit::printed(&audited, Output::Text), audited.exit_code()), (expected, 1));
         }
     }
 

@@ -31,6 +31,9 @@ pub struct Subsystem {
     /// How far the cluster is known.
     known: String,
     kinds: Vec<Kind>,
+    /// Why it did not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 #[derive(Serialize, Deserialize, Debug)]
@@ -62,12 +65,18 @@ impl Subsystem {
         Ok(Subsystem { subsystem: name.to_owned(), ..answer })
     }
 
+    /// Returns the state of a subsystem that did not answer, for the reason given.
+    pub fn unanswered(name: &str, error: String) -> Subsystem {
+        let (subsystem, known) = (name.to_owned(), "nothing".to_owned());
+        Subsystem { subsystem, known, kinds: Vec::new(), error: Some(error) }
+    }
+
     fn differs(&self) -> bool {
         self.kinds.iter().any(|kind| !kind.differences.is_empty() || kind.more > 0)
     }
 
     fn is_unknown(&self) -> bool {
-        self.kinds.iter().any(|kind| kind.unreadable.is_some())
+        self.error.is_some() || self.kinds.iter().any(|kind| kind.unreadable.is_some())
     }
 }
 
@@ -95,12 +104,19 @@ pub fn printed(audited: &Audited, output: Output) -> String {
     }
     let mut text = String::new();
     let remaining = after.as_ref().map(|after| objects(after));
+    let last = after.as_ref().unwrap_or(before);
+    let answers = |name: &str| !last.iter().any(|it| it.subsystem == name && it.error.is_some());
     for (subsystem, kind) in kinds(before) {
         for difference in &kind.differences {
-            let remains = remaining.as_ref().map(|all| all.contains(&(subsystem, &kind.kind, &difference.object)));
+            // What came of it is not known where there is no second answer.
+            let remaining = remaining.as_ref().filter(|_| answers(subsystem));
+            let remains = remaining.map(|all| all.contains(&(subsystem, &kind.kind, &difference.object)));
             text.push_str(&line(subsystem, kind, difference, remains));
         }
         text.push_str(&rest(subsystem, kind));
+    }
+    for Subsystem { subsystem, error, .. } in last {
+        text.extend(error.iter().map(|why| format!("{subsystem}: no answer: {why}\n")));
     }
     let Some(after) = after else { return text };
     let known = objects(before);

@@ -259,3 +259,98 @@ fn an_audit_names_what_differs_of_each_kind_and_puts_it_back_only_when_asked_for
         assert_eq!(audit(&socket, true).await, (String::new(), 0), "nothing is left to repair");
     });
 }
+
+fn name(name: &str) -> ObjectName {
+    ObjectName::new("shop", name)
+}
+
+#[test]
+fn an_address_that_many_services_share_is_answered_for_the_one_with_the_port() {
+    with_socket(async |socket, running| {
+        let mut world = generate::empty_world();
+        for number in 0..60_u16 {
+            let port =
+                ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8000 + number, node_port: None };
+            let service = Service {
+                external_ips: vec![address("203.0.113.7")],
+                ..Service::new(vec![address(&format!("10.96.1.{number}"))], vec![port])
+            };
+            world.cluster.services.insert(name(&format!("s{number:02}")), service);
+        }
+        running.world.send_replace(world.clone());
+        running.settles(&world).await;
+        let (status, text) = asked(&socket, "203.0.113.7:8055", None).await;
+        assert!(status == 200 && text.starts_with("Service shop/s55: "), "{status} {text}");
+        assert!(!text.contains("more Services"), "{text}");
+        let (_, text) = asked(&socket, "203.0.113.7", None).await;
+        assert!(text.ends_with("10 more Services ask for it\n"), "{text}");
+    });
+}
+
+#[test]
+fn of_a_service_with_many_ports_some_are_named_and_the_rest_is_counted() {
+    with_socket(async |socket, running| {
+        let mut world = generate::empty_world();
+        let port = |number: u16| ServicePort {
+            name: format!("p{number}").as_str().into(),
+            protocol: Protocol::Tcp,
+            port: number,
+            node_port: None,
+        };
+        let service = Service::new(vec![address("10.96.0.9")], (1..=300).map(port).collect());
+        world.cluster.services.insert(name("web"), service);
+        running.world.send_replace(world.clone());
+        running.settles(&world).await;
+        let (_, text) = asked(&socket, "shop/web", None).await;
+        assert_eq!(text.matches("(cluster IP").count(), 256);
+        assert!(text.ends_with("  44 more addresses with their ports\n"), "{text}");
+        let (_, text) = asked(&socket, "10.96.0.9:299", None).await;
+        assert!(text.contains("tcp 10.96.0.9:299 (cluster IP, port p299): in place"), "{text}");
+    });
+}
+
+#[test]
+fn an_endpoint_that_the_port_does_not_fit_and_one_without_a_node_have_their_reasons() {
+    with_socket(async |socket, running| {
+        let mut world = shop();
+        let mut nowhere = slice(&[("10.244.3.5", HERE, READY)]);
+        nowhere.endpoints.iter_mut().for_each(|endpoint| endpoint.node = None);
+        let mut other = slice(&[("10.244.3.6", HERE, READY), ("10.244.1.7", HERE, READY)]);
+        other.ports.iter_mut().for_each(|port| port.name = "metrics".into());
+        let here = slice(&[("10.244.1.7", HERE, READY)]);
+        let slices = [("a".into(), Arc::new(nowhere)), ("b".into(), Arc::new(other)), ("c".into(), Arc::new(here))];
+        world.cluster.endpoints.insert(name("web"), Endpoints { slices: slices.into() });
+        running.world.send_replace(world.clone());
+        running.settles(&world).await;
+        let (_, text) = asked(&socket, "192.0.2.1:30080", None).await;
+        let expected = "    \
+10.244.1.7:8080 on node1: in; 0 active and 0 inactive connections
+    10.244.3.5:8080: out: its slice names no node, and the traffic policy is Local
+    out: 1 endpoints without a tcp port named http
+";
+        assert!(text.ends_with(expected), "{text}");
+    });
+}
+
+#[test]
+fn the_table_does_not_say_missing_of_a_virtual_service_whose_change_failed() {
+    with_socket(async |socket, running| {
+        let mut world = shop();
+        running.world.send_replace(world.clone());
+        running.settles(&world).await;
+        running.kernel.with(|machine| (machine.faults.steps, machine.faults.reads) = (100, 100));
+        let web = world.cluster.services.get(&name("web")).expect("it is there");
+        let changed = Service { affinity_seconds: None, ..(**web).clone() };
+        world.cluster.services.insert(name("web"), changed);
+        running.world.send_replace(world);
+        for _ in 0..400 {
+            let (_, text) = asked(&socket, "", None).await;
+            assert!(!text.contains("missing"), "{text}");
+            if text.contains("3 not read yet") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("never: the table says that the virtual services are not read");
+    });
+}

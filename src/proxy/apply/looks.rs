@@ -1,6 +1,6 @@
 //! Looking for drift of virtual services, one family at a time and portion by portion.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 use std::ops::Bound;
 
@@ -44,6 +44,11 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns the virtual services as last seen; `None` while they cannot be read.
     pub fn seen_virtuals(&self) -> Option<&BTreeMap<ServiceKey, Virtual>> {
         self.virtuals.seen()
+    }
+
+    /// Returns the virtual services whose last change or read failed: the kernel may hold anything there.
+    pub fn doubtful_virtuals(&self) -> BTreeSet<ServiceKey> {
+        self.virtuals.doubts().copied().collect()
     }
 
     /// Reads a virtual service with its counters, for a user. Nothing follows from it.

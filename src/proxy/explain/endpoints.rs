@@ -1,7 +1,7 @@
 //! The endpoints of one virtual service, each with the reason why it is in or out.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 
 use crate::kernel::ipvs::{Observed, Virtual};
 use crate::model::{Endpoint, Endpoints, ServicePort, Shared, Use};
@@ -27,20 +27,32 @@ pub enum Standing {
     Terminating,
     /// Out: the traffic policy is Local, and it is on another node.
     NotLocal,
+    /// Out: the traffic policy is Local, and the slice does not say which node it is on.
+    NodeUnknown,
     /// Out: hints keep it for other nodes or zones.
     Hinted,
     /// In the kernel, and not desired.
     Unexpected,
 }
 
-/// Returns the endpoints of one port in one family, sorted by address, and the number of those that are left off. `here`: the name of this node
-/// where the traffic policy is Local.
+/// The endpoints of one port in one family.
+#[derive(Default)]
+pub struct Listed {
+    /// Sorted by address.
+    pub states: Vec<EndpointState>,
+    /// The number of those that are not named.
+    pub left_off: usize,
+    /// The number of addresses of this family that have no such port.
+    pub without_port: usize,
+}
+
+/// Returns the endpoints of one port in one family. `here`: the name of this node where the traffic policy is Local.
 pub fn states(
     endpoints: &Endpoints,
     (port, family): (&ServicePort, Family),
     desired: &Virtual,
     here: Option<&str>,
-) -> (Vec<EndpointState>, usize) {
+) -> Listed {
     // An address in several slices counts in its best condition.
     let mut known: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
     for (number, endpoint) in of_port(endpoints, port, family) {
@@ -69,7 +81,14 @@ pub fn states(
         states.truncate(MOST_ENDPOINTS);
     }
     states.sort_by_key(|state| state.address);
-    (states, left_off)
+    let with_port: BTreeSet<IpAddr> = known.keys().map(SocketAddr::ip).collect();
+    Listed { states, left_off, without_port: without_port(endpoints, family, &with_port) }
+}
+
+fn without_port(endpoints: &Endpoints, family: Family, with_port: &BTreeSet<IpAddr>) -> usize {
+    let of_family = endpoints.slices.values().filter(|slice| slice.family == family);
+    let addresses = of_family.flat_map(|slice| &slice.endpoints).map(|endpoint| endpoint.address);
+    addresses.filter(|address| !with_port.contains(address)).collect::<BTreeSet<IpAddr>>().len()
 }
 
 fn standing(endpoint: &Endpoint, weight: Option<u32>, here: Option<&str>) -> Standing {
@@ -80,6 +99,7 @@ fn standing(endpoint: &Endpoint, weight: Option<u32>, here: Option<&str>) -> Sta
         (Some(_), Some(Use::Terminating)) => Standing::ServingWhileTerminating,
         (Some(_), _) => Standing::Serving,
         (None, None) => Standing::NotReady,
+        (None, Some(_)) if is_elsewhere && endpoint.node.is_none() => Standing::NodeUnknown,
         (None, Some(_)) if is_elsewhere => Standing::NotLocal,
         (None, Some(Use::Terminating)) => Standing::Terminating,
         (None, Some(Use::Ready)) => Standing::Hinted,
@@ -104,7 +124,12 @@ pub fn observe(states: &mut Vec<EndpointState>, observed: &Observed) {
 impl Standing {
     /// Returns whether the endpoint is no destination.
     pub fn is_out(self) -> bool {
-        matches!(self, Standing::NotReady | Standing::Terminating | Standing::NotLocal | Standing::Hinted)
+        match self {
+            Standing::NotReady | Standing::Terminating | Standing::NotLocal => true,
+            Standing::NodeUnknown | Standing::Hinted => true,
+            Standing::Serving | Standing::ServingWhileTerminating => false,
+            Standing::Draining | Standing::Leaving | Standing::Unexpected => false,
+        }
     }
 
     /// One word for programs.
@@ -117,6 +142,7 @@ impl Standing {
             Standing::NotReady => "notReady",
             Standing::Terminating => "terminating",
             Standing::NotLocal => "notLocal",
+            Standing::NodeUnknown => "nodeUnknown",
             Standing::Hinted => "hinted",
             Standing::Unexpected => "unexpected",
         }
@@ -132,6 +158,7 @@ impl Standing {
             Standing::NotReady => "out: not ready",
             Standing::Terminating => "out: terminating while others are ready, and it cannot drain",
             Standing::NotLocal => "out: on another node, and the traffic policy is Local",
+            Standing::NodeUnknown => "out: its slice names no node, and the traffic policy is Local",
             Standing::Hinted => "out: its hints are for other nodes or zones",
             Standing::Unexpected => "in the kernel, and not desired",
         }

@@ -44,6 +44,7 @@ fn of_service(state: &ServiceState) -> Value {
             "lostTo": check.lost_to.as_ref().map(ToString::to_string),
         })),
         "addresses": state.places.iter().map(of_place).collect::<Vec<_>>(),
+        "addressesLeftOff": state.places_left_off,
     })
 }
 
@@ -105,6 +106,7 @@ fn of_served(served: &Served) -> Value {
         "stats": stats,
         "endpoints": served.endpoints.iter().map(of_endpoint).collect::<Vec<_>>(),
         "endpointsLeftOff": served.left_off,
+        "endpointsWithoutPort": served.without_port,
     })
 }
 

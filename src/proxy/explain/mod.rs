@@ -31,6 +31,8 @@ pub use self::text::text;
 
 /// Most Services that are answered one by one for an address.
 const MOST_SERVICES: usize = 50;
+/// Most addresses with ports that are named, and read of the kernel, for one answer about some Services.
+const MOST_PLACES: usize = 256;
 /// Most endpoints that are named of one virtual service.
 const MOST_ENDPOINTS: usize = 250;
 
@@ -60,6 +62,8 @@ pub struct ServiceState {
     pub name: ObjectName,
     pub service: Arc<Service>,
     pub places: Vec<Place>,
+    /// The number of places that are not named.
+    pub places_left_off: usize,
     /// Endpoints in the slices, whatever their condition; an address in several slices counts each time.
     pub endpoints: usize,
     pub health_check: Option<HealthCheckState>,
@@ -121,6 +125,8 @@ pub struct Served {
     pub endpoints: Vec<EndpointState>,
     /// The number of endpoints that are not named.
     pub left_off: usize,
+    /// The number of the Service's endpoints of this family that have no port of this name and protocol.
+    pub without_port: usize,
     pub kernel: KernelState,
 }
 
@@ -175,6 +181,17 @@ impl Question {
         let with_port = |_| text.parse().map(|at: SocketAddr| Question::Address(at.ip(), Some(at.port())));
         address.or_else(with_port).map_err(|_| Unanswerable::Unreadable(text.to_owned()))
     }
+
+    /// Returns whether a virtual service of a Service that is asked for belongs into the answer.
+    fn is_about(&self, key: &ServiceKey) -> bool {
+        match (self, *key) {
+            (Question::All | Question::Service(_), _) => true,
+            (Question::Address(wanted, number), ServiceKey::Address { address, port, .. }) => {
+                address == *wanted && number.is_none_or(|number| number == port)
+            }
+            (Question::Address(..), ServiceKey::Mark { .. }) => false,
+        }
+    }
 }
 
 /// Returns the answer without what only the kernel knows. For all Services nothing is said of single endpoints.
@@ -186,29 +203,36 @@ pub fn explanation(plan: &Plan, question: &Question, notes: Vec<String>) -> Resu
     if authority == Authority::Nothing {
         return Err(Unanswerable::NothingKnown);
     }
-    let state = |name: &ObjectName, service: &Arc<Service>| ServiceState {
-        name: name.clone(),
-        service: service.clone(),
-        places: places::places(plan, name, service, *question != Question::All),
-        endpoints: cluster.endpoints.get(name).map_or(0, |its| its.slices.values().map(|it| it.endpoints.len()).sum()),
-        health_check: places::health_check(plan, name, service),
+    let state = |name: &ObjectName, service: &Arc<Service>, room: usize| {
+        let (places, places_left_off) = places::places(plan, (name, service), question, room);
+        let slices = cluster.endpoints.get(name);
+        ServiceState {
+            name: name.clone(),
+            service: service.clone(),
+            places,
+            places_left_off,
+            endpoints: slices.map_or(0, |its| its.slices.values().map(|it| it.endpoints.len()).sum()),
+            health_check: places::health_check(plan, name, service),
+        }
     };
     let mut left_off = 0;
     let services = match question {
-        Question::All => cluster.services.iter().map(|(name, service)| state(name, service)).collect(),
+        Question::All => cluster.services.iter().map(|(name, service)| state(name, service, usize::MAX)).collect(),
         Question::Service(name) => {
             let service = cluster.services.get(name).ok_or_else(|| Unanswerable::NoService(name.clone()))?;
-            vec![state(name, service)]
+            vec![state(name, service, MOST_PLACES)]
         }
         Question::Address(address, port) => {
-            let named =
-                cluster.services.iter().filter(|(_, service)| places::may_ask_for(plan, service, *address, *port));
-            let mut found: Vec<(&ObjectName, &Arc<Service>)> = named.collect();
-            left_off = found.len().saturating_sub(MOST_SERVICES);
-            found.truncate(MOST_SERVICES);
-            let mut found: Vec<ServiceState> = found.into_iter().map(|(name, service)| state(name, service)).collect();
-            found.iter_mut().for_each(|state| state.places.retain(|place| place.is_at(*address, *port)));
-            found.retain(|state| !state.places.is_empty());
+            let asking =
+                cluster.services.iter().filter(|(_, service)| places::asks_for(plan, service, *address, *port));
+            let asking: Vec<(&ObjectName, &Arc<Service>)> = asking.collect();
+            left_off = asking.len().saturating_sub(MOST_SERVICES);
+            let (mut found, mut room) = (Vec::new(), MOST_PLACES);
+            for (name, service) in asking.into_iter().take(MOST_SERVICES) {
+                let state = state(name, service, room);
+                room = room.saturating_sub(state.places.len());
+                found.push(state);
+            }
             if found.is_empty() {
                 return Err(Unanswerable::NobodyAt(*address, *port));
             }
@@ -216,15 +240,6 @@ pub fn explanation(plan: &Plan, question: &Question, notes: Vec<String>) -> Resu
         }
     };
     Ok(Explanation { authority, notes, services, left_off })
-}
-
-impl Place {
-    fn is_at(&self, wanted: IpAddr, wanted_port: Option<u16>) -> bool {
-        match self.key {
-            ServiceKey::Address { address, port, .. } => address == wanted && wanted_port.is_none_or(|it| it == port),
-            ServiceKey::Mark { .. } => false,
-        }
-    }
 }
 
 impl Served {

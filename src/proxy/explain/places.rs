@@ -1,27 +1,44 @@
 //! The addresses that a Service asks for, and whether this node serves them.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::kernel::ipvs::ServiceKey;
-use crate::model::{ExternalField, ObjectName, Service, ServicePort, TrafficPolicy};
+use crate::model::{Endpoints, ExternalField, ObjectName, Service, ServicePort, TrafficPolicy};
 use crate::net::Family;
 
 use super::super::part::{Claim, Rank};
 use super::super::plan::Plan;
 use super::super::{external_ip, health_check, node_port, traffic_policy};
-use super::endpoints;
-use super::{HealthCheckState, KernelState, Place, Role, Served, Standing};
+use super::endpoints::{self, Listed};
+use super::{HealthCheckState, KernelState, Place, Question, Role, Served, Standing};
 
-/// Returns each address of a Service with each of its ports. `in_full`: with the endpoints.
-pub fn places(plan: &Plan, name: &ObjectName, service: &Service, in_full: bool) -> Vec<Place> {
+/// Returns each address of a Service with each of its ports that a question is about, at most `room` of them, and the number of those that are
+/// left off. A question for all Services gets no endpoints.
+pub fn places(
+    plan: &Plan,
+    (name, service): (&ObjectName, &Service),
+    question: &Question,
+    room: usize,
+) -> (Vec<Place>, usize) {
     let mut places: Vec<Place> = Vec::new();
+    // The index in `places`, or none such where there was no more room.
+    let mut known: BTreeMap<ServiceKey, usize> = BTreeMap::new();
     for port in &service.ports {
         for (address, role, number) in asked(plan, service, port) {
             let key = ServiceKey::Address { address, protocol: port.protocol, port: number };
-            let standing = standing(plan, (name, service), (port, key, role), in_full);
+            if !question.is_about(&key) {
+                continue;
+            }
+            let is_full = places.len() >= room;
+            let index = *known.entry(key).or_insert(if is_full { usize::MAX } else { places.len() });
+            if index == usize::MAX {
+                continue;
+            }
+            let standing = standing(plan, (name, service), (port, key, role), *question != Question::All);
             let is_served = matches!(standing, Standing::Served(_));
             // An address may stand in two fields; one of them is why it is served.
-            match places.iter_mut().find(|place| place.key == key) {
+            match places.get_mut(index) {
                 Some(known) if is_served && !matches!(known.standing, Standing::Served(_)) => {
                     (known.role, known.standing) = (role, standing);
                 }
@@ -30,7 +47,8 @@ pub fn places(plan: &Plan, name: &ObjectName, service: &Service, in_full: bool) 
             }
         }
     }
-    places
+    let left_off = known.len().saturating_sub(places.len());
+    (places, left_off)
 }
 
 /// Returns the addresses that a port of a Service is wanted at, with the port's number there.
@@ -55,14 +73,16 @@ fn node_addresses(plan: &Plan, family: Family) -> Vec<IpAddr> {
     node_port::node_port_addresses(inputs.node, inputs.config.nodeport_bindon_all_ip, family)
 }
 
-/// Returns whether a Service may ask for an address. Cheap, and true for too many rather than for too few.
-pub fn may_ask_for(plan: &Plan, service: &Service, address: IpAddr, port: Option<u16>) -> bool {
+/// Returns whether a Service asks for an address, at this port or at any. Cheap.
+pub fn asks_for(plan: &Plan, service: &Service, address: IpAddr, port: Option<u16>) -> bool {
     let balanced = service.load_balancer.iter().map(|entry| entry.address);
     let mut named = service.cluster_ips.iter().chain(&service.external_ips).copied().chain(balanced);
-    let mut numbers = service.ports.iter().filter_map(|port| port.node_port);
-    let mut has_node_port = || numbers.any(|number| port.is_none_or(|port| port == number));
-    named.any(|named| named == address)
-        || has_node_port() && node_addresses(plan, Family::from(address)).contains(&address)
+    let is_wanted = |number: u16| port.is_none_or(|port| port == number);
+    let has_port = || service.ports.iter().any(|port| is_wanted(port.port));
+    let has_node_port = || service.ports.iter().filter_map(|port| port.node_port).any(is_wanted);
+    let family = Family::from(address);
+    has_port() && named.any(|named| named == address)
+        || has_node_port() && has_family(service, family) && node_addresses(plan, family).contains(&address)
 }
 
 fn standing(
@@ -114,13 +134,15 @@ fn served(
     // Clients on this node are served from all endpoints where none is here.
     let is_local = policy == TrafficPolicy::Local && !claim.clients.inside_only;
     let here = Some(plan.node().name.as_str()).filter(|_| is_local);
-    let slices = plan.world().cluster.endpoints.get(name).filter(|_| in_full);
-    let (endpoints, left_off) = match slices {
-        Some(slices) => endpoints::states(slices, (port, claim.key.family()), &desired, here),
-        None => (Vec::new(), 0),
+    // Without any slice, destinations may still drain.
+    let none = Endpoints::default();
+    let slices = plan.world().cluster.endpoints.get(name).map_or(&none, |endpoints| &**endpoints);
+    let Listed { states: endpoints, left_off, without_port } = match in_full {
+        true => endpoints::states(slices, (port, claim.key.family()), &desired, here),
+        false => Listed::default(),
     };
     let kernel = KernelState::Unread("not read".to_owned());
-    Served { desired, clients: claim.clients.clone(), endpoints, left_off, kernel }
+    Served { desired, clients: claim.clients.clone(), endpoints, left_off, without_port, kernel }
 }
 
 /// Returns the state of the health check port that a Service asks for, if it does.

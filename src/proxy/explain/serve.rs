@@ -8,13 +8,10 @@ use crate::observe::local::{self, Answer, AnswerFormat};
 
 use super::super::apply::{Kernel, Mirrors};
 use super::super::plan::Plan;
-use super::{KernelState, Question, explanation, json, text};
+use super::{Explanation, KernelState, Question, explanation, json, text};
 
 /// The question that the service proxy answers, by its path on the local socket.
 pub const SERVICES: &str = "/svc";
-
-/// Most virtual services that are read for one answer.
-const MOST_READ: usize = 256;
 
 /// The components whose notes say how old what is known of the cluster may be.
 const SOURCES: [&str; 3] = ["API server", "manifests", "last known state"];
@@ -29,27 +26,37 @@ pub fn answer<K: Kernel>(question: &local::Question, plan: &Plan, mirrors: &mut 
     let notes = health.notes().into_iter().filter(|note| SOURCES.contains(&note.component));
     let notes = notes.map(|note| note.to_string()).collect();
     let mut explanation = explanation(plan, &asked, notes).map_err(|why| why.to_string())?;
-    let mut read = 0;
-    for (key, served) in explanation.served_mut() {
-        if asked == Question::All {
-            match mirrors.seen_virtuals() {
-                Some(seen) => served.compare(seen.get(&key)),
-                None => served.kernel = KernelState::Unread("it cannot be read".to_owned()),
-            }
-            continue;
-        }
-        read += 1;
-        if read > MOST_READ {
-            served.kernel = KernelState::Unread(format!("only {MOST_READ} virtual services are read for an answer"));
-            continue;
-        }
-        match mirrors.observe(&key) {
-            Ok(observed) => served.observe(observed),
-            Err(error) => served.kernel = KernelState::Unread(error.to_string()),
-        }
+    match asked {
+        Question::All => compare(&mut explanation, mirrors),
+        Question::Service(_) | Question::Address(..) => observe(&mut explanation, mirrors),
     }
     Ok(match question.form {
         AnswerFormat::Text => text(&explanation, &asked),
         AnswerFormat::Json => format!("{:#}\n", json(&explanation)),
     })
+}
+
+/// Takes in what was last seen of the kernel.
+fn compare<K: Kernel>(explanation: &mut Explanation, mirrors: &Mirrors<K>) {
+    let doubtful = mirrors.doubtful_virtuals();
+    for (key, served) in explanation.served_mut() {
+        match mirrors.seen_virtuals().map(|seen| seen.get(&key)) {
+            None => served.kernel = KernelState::Unread("it cannot be read".to_owned()),
+            // The kernel may have it all the same.
+            Some(None) if doubtful.contains(&key) => {
+                served.kernel = KernelState::Unread("its last change failed".to_owned());
+            }
+            Some(seen) => served.compare(seen),
+        }
+    }
+}
+
+/// Reads the kernel.
+fn observe<K: Kernel>(explanation: &mut Explanation, mirrors: &mut Mirrors<K>) {
+    for (key, served) in explanation.served_mut() {
+        match mirrors.observe(&key) {
+            Ok(observed) => served.observe(observed),
+            Err(error) => served.kernel = KernelState::Unread(error.to_string()),
+        }
+    }
 }

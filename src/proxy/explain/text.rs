@@ -1,6 +1,6 @@
 //! Answers as text: a table of all Services, or a paragraph for each address.
 
-use crate::kernel::ipvs::{Connections, Stats};
+use crate::kernel::ipvs::{Connections, ServiceKey, Stats};
 use crate::model::{Authority, Service, ServiceType, TrafficPolicy};
 
 use super::{
@@ -107,6 +107,9 @@ fn in_full(state: &ServiceState) -> String {
         });
     }
     text.extend(state.places.iter().map(of_place));
+    if state.places_left_off > 0 {
+        text.push_str(&format!("  {} more addresses with their ports\n", state.places_left_off));
+    }
     text
 }
 
@@ -148,7 +151,7 @@ fn of_place(place: &Place) -> String {
     let named = if port_name.is_empty() { String::new() } else { format!(", port {port_name}") };
     let at = format!("  {key} ({}{named})", role.name());
     match standing {
-        Standing::Served(served) => of_served(&at, served),
+        Standing::Served(served) => format!("{}{}", of_served(&at, served), without_port(served, place)),
         standing => format!("{at}: not served: {}\n", why_not(standing)),
     }
 }
@@ -168,7 +171,7 @@ pub(super) fn why_not(standing: &Standing) -> String {
 }
 
 fn of_served(at: &str, served: &Served) -> String {
-    let Served { clients, endpoints, left_off, kernel, .. } = served;
+    let Served { clients, endpoints, left_off, without_port, kernel, .. } = served;
     let state = match kernel {
         KernelState::Unread(why) => format!("the kernel was not read: {why}"),
         KernelState::Missing => "missing in the kernel".to_owned(),
@@ -197,7 +200,7 @@ fn of_served(at: &str, served: &Served) -> String {
         None => String::new(),
     };
     let mut text = format!("{at}: {state}{clients}{inside}{counters}\n");
-    if endpoints.is_empty() {
+    if endpoints.is_empty() && *without_port == 0 {
         text.push_str("    no endpoint\n");
     }
     text.extend(endpoints.iter().map(|endpoint| of_endpoint(endpoint, is_read)));
@@ -205,6 +208,19 @@ fn of_served(at: &str, served: &Served) -> String {
         text.push_str(&format!("    {left_off} more endpoints\n"));
     }
     text
+}
+
+/// Says how many endpoints the Service's port does not fit.
+fn without_port(served: &Served, place: &Place) -> String {
+    let protocol = match place.key {
+        ServiceKey::Address { protocol, .. } => format!("{protocol} "),
+        ServiceKey::Mark { .. } => String::new(),
+    };
+    match (served.without_port, place.port_name.as_str()) {
+        (0, _) => String::new(),
+        (count, "") => format!("    out: {count} endpoints without a {protocol}port that has no name\n"),
+        (count, name) => format!("    out: {count} endpoints without a {protocol}port named {name}\n"),
+    }
 }
 
 fn of_endpoint(endpoint: &EndpointState, is_read: bool) -> String {
