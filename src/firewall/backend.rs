@@ -91,8 +91,8 @@ pub trait Backend {
     fn address_enforced(&self, starting: &NewAddress<'_>) -> Result<(), String>;
 
     /// Returns what of this host stands against policies without being a failure, each as a sentence without its end: chains of others that drop what
-    /// policies allow, and what no rule of ours can see in this kernel. Asks the kernel.
-    fn notes(&self) -> Vec<String>;
+    /// policies allow, and what no rule of ours can see in this kernel. Asks the kernel, at most every few seconds.
+    fn notes(&mut self) -> Vec<String>;
 
     /// Returns what the kernel currently refuses; traffic that only a refused chain would allow is dropped.
     fn refused(&self) -> Vec<Refusal<'_>>;

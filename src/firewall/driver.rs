@@ -462,7 +462,7 @@ impl<B: Backend> Subsystem for Driver<B> {
         self.context.note.set(self.backend.notes());
     }
 
-    fn log_first_sync(&self, sync: &FirstSync) {
+    fn log_first_sync(&mut self, sync: &FirstSync) {
         info!(
             pods = self.plan.rules().pods.len(),
             policies = self.plan.rules().policies.len(),

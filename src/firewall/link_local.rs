@@ -25,8 +25,12 @@ pub const MULTICAST: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xff02,
 /// Returns whether link-local traffic between pods is refused: any pod of this node is isolated, or a ClusterNetworkPolicy denies
 /// it something, in either direction.
 pub fn is_closed(rules: &RuleSet) -> bool {
-    let is_isolated = |pod: &LocalPod| Direction::BOTH.iter().any(|direction| rules.may_refuse(pod, *direction));
-    rules.pods.values().any(is_isolated)
+    rules.pods.values().any(|pod| closes_for(rules, pod))
+}
+
+/// Returns whether this pod is a reason for that.
+pub fn closes_for(rules: &RuleSet, pod: &LocalPod) -> bool {
+    Direction::BOTH.iter().any(|direction| rules.may_refuse(pod, *direction))
 }
 
 /// Returns whether a packet outside of any connection is refused for its link-local address while those are closed.

@@ -288,7 +288,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         Vec::new()
     }
 
-    fn log_first_sync(&self, sync: &FirstSync) {
+    fn log_first_sync(&mut self, sync: &FirstSync) {
         info!(
             virtual_services = self.plan.desired().virtuals.len(),
             authority = ?sync.authority,

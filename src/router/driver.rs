@@ -401,7 +401,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.sessions.is_running()
     }
 
-    fn log_first_sync(&self, sync: &FirstSync) {
+    fn log_first_sync(&mut self, sync: &FirstSync) {
         info!(
             neighbours = self.plan.desired().peers.len(),
             announcements = self.plan.desired().announcements.len(),

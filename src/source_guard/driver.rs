@@ -344,7 +344,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.unread.iter().chain(&self.unwritten).map(|(text, _)| text.clone()).collect()
     }
 
-    fn log_first_sync(&self, sync: &FirstSync) {
+    fn log_first_sync(&mut self, sync: &FirstSync) {
         info!(
             ports = self.ports.len(),
             unguarded_pods = self.unguarded,

@@ -157,7 +157,7 @@ pub trait Subsystem {
     }
 
     /// Logs that the kernel holds the whole desired state for the first time.
-    fn log_first_sync(&self, sync: &FirstSync);
+    fn log_first_sync(&mut self, sync: &FirstSync);
 
     /// Publishes its state; returns whether it has done what it is there for.
     fn publish(&mut self, standing: &Standing) -> bool;

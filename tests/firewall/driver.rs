@@ -340,6 +340,43 @@ fn a_pod_that_starts_is_let_go_when_the_kernel_judges_it_and_not_before() {
     });
 }
 
+/// A table of frames that fails holds up nobody whom no policy isolates.
+#[test]
+fn an_isolated_pod_that_starts_waits_for_what_drops_frames_and_others_do_not() {
+    with_running(false, async |running| {
+        running.kernel.with(|machine| machine.frames_fail = true);
+        running.settles(&shop()).await;
+        let isolated = running.announces("shop/web", &["10.244.0.1", "fd00:10:244::1"]).await;
+        running.until_missing(&isolated, "which drops frames, is not as it must be").await;
+        let mut open = running.announces("shop/db", &["10.244.0.2", "fd00:10:244::2"]).await;
+        open.wait_for(Result::is_ok).await.expect("it may start");
+        running.until_missing(&isolated, "which drops frames, is not as it must be").await;
+        running.kernel.with(|machine| machine.frames_fail = false);
+        let mut isolated = isolated;
+        isolated.wait_for(Result::is_ok).await.expect("it may start");
+    });
+}
+
+#[test]
+fn what_drops_frames_comes_although_the_kernel_is_newer_than_a_remembered_cluster() {
+    with_running(false, async |running| {
+        running.settles(&shop()).await;
+        let tables = |running: &Running| running.kernel.with(|machine| machine.frames.clone());
+        running.waits("both tables are there", || tables(running).values().all(|table| !table.is_empty())).await;
+        let before = tables(running);
+        let (removed, acts) = running.kernel.with(|machine| (std::mem::take(&mut machine.frames), machine.acts));
+        assert_eq!(removed.len(), 2);
+        let again = running.parts();
+        run(&again, async |again| {
+            let remembered = Authorities { firewall: Authority::Remembered, ..Authorities::default() };
+            again.world.send_replace(World { authority: remembered, ..shop() });
+            again.waits("both are there again", || tables(again) == before).await;
+            assert_eq!(again.kernel.with(|machine| machine.acts), acts, "nothing else is written");
+        })
+        .await;
+    });
+}
+
 #[test]
 fn addresses_are_closed_before_pods_and_policies_are_known() {
     with_running(true, async |running| {

@@ -42,8 +42,11 @@ use crate::kernel::nftables::{
     Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Lookup, Match, Name, Object, OwnTable, Rule, SetSpec,
     Statement, Verdict,
 };
-use crate::model::Authority;
+use crate::model::{Authority, ObjectName};
 use crate::reconcile::{Growth, Mirror, Moment, Optional, Target};
+
+use super::link_local;
+use super::rules::RuleSet;
 
 pub mod linux;
 
@@ -143,6 +146,13 @@ pub fn keep<T: FrameRules>(mirror: &mut Mirror<T>, desired: &Contents, authority
     }
 }
 
+/// Adds what a table lacks, and changes nothing that exists: where a remembered cluster is older than the kernel. It opens nothing.
+pub fn add_missing<T: FrameRules>(mirror: &mut Mirror<T>, desired: &Contents, at: Moment) {
+    if mirror.target().is_used() {
+        mirror.transact(desired, Growth::OnlyMissing, false, at);
+    }
+}
+
 /// What passes without the tables.
 pub const TAGS_PASS: &str = "frames with two VLAN tags pass between pods without network policies: the kernel has no nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE, module nft_meta_bridge)";
 pub const GROUPS_PASS: &str = "packets of pods in frames to groups that bridges do not forward reach this host's link-local addresses without network policies: the kernel has no nf_tables of the family inet (CONFIG_NF_TABLES_INET)";
@@ -150,6 +160,11 @@ pub const GROUPS_PASS: &str = "packets of pods in frames to groups that bridges 
 /// Returns what passes because the kernel has no such table, if anything would be dropped by one.
 pub fn note<T: FrameRules>(mirror: &Mirror<T>, desired: &Contents, passes: &str) -> Option<String> {
     (!desired.is_empty() && !mirror.peek().is_used()).then(|| passes.to_owned())
+}
+
+/// Returns whether a pod may start only when such frames are dropped: they lead past rules that refuse it, or others on its behalf, something.
+pub fn concern(rules: &RuleSet, pod: &ObjectName) -> bool {
+    rules.pods.get(pod).is_some_and(|pod| link_local::closes_for(rules, pod))
 }
 
 /// Returns what the kernel lacks of a table, where it has such tables, as a sentence without its end.

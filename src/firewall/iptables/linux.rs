@@ -11,18 +11,19 @@ use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module, nftables};
 use crate::net::{Family, PerFamily};
 
-use super::super::frames::linux::FrameTables;
+use super::super::frames::linux::{ChainsOfOthers, FrameTables};
 use super::super::frames::{self, FrameTable};
 use super::super::settings;
 use super::apply::{Kernel, Refusing, Targets, Timed};
 use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, OF_IPV6, POD_CHAINS, POLICY_CHAINS, SETS, local_pods};
-use super::overlay;
+use super::{dispatch, overlay};
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux {
     /// Programs of the iptables variant that the host no longer uses, where its tables still hold rules of ours.
     abandoned: Families,
     filters_ipv6: bool,
+    others: ChainsOfOthers,
 }
 
 /// Temporary set, used while another one is replaced.
@@ -73,7 +74,7 @@ pub fn open_for_cleanup() -> Result<(Targets<Linux>, Families), Error> {
     }
     let (programs, abandoned) = (detected.programs, detected.abandoned);
     let filters_ipv6 = iptables::kernel_has_ipv6() && detected.printed.v6.is_some();
-    let kernel = Linux { abandoned, filters_ipv6 };
+    let kernel = Linux { abandoned, filters_ipv6, others: ChainsOfOthers::default() };
     Ok((targets(Tables::detected(detected, ownership()), kernel)?, programs))
 }
 
@@ -83,7 +84,8 @@ pub fn open_for_cleanup() -> Result<(Targets<Linux>, Families), Error> {
 /// As [`open`].
 pub fn open_with(programs: Families) -> Result<Targets<Linux>, Error> {
     let filters_ipv6 = iptables::kernel_has_ipv6() && programs.v6.is_some();
-    let targets = targets(Tables::new(programs, ownership()), Linux { abandoned: Families::default(), filters_ipv6 })?;
+    let kernel = Linux { abandoned: Families::default(), filters_ipv6, others: ChainsOfOthers::default() };
+    let targets = targets(Tables::new(programs, ownership()), kernel)?;
     let FrameTables { tags, groups } = frames::linux::open()?;
     Ok(Targets { frames: tags, groups, ..targets })
 }
@@ -112,8 +114,8 @@ impl Kernel for Linux {
         self.filters_ipv6
     }
 
-    fn dropping_chains(&self) -> Vec<String> {
-        frames::linux::dropping_chains()
+    fn dropping_chains(&mut self) -> Vec<String> {
+        self.others.notes(|chain| !dispatch::opens(chain))
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {

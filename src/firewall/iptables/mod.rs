@@ -49,6 +49,7 @@ use self::lowering::Lowering;
 use self::pod_enforced::pod_enforced;
 use super::backend::{Backend, Consequence, Count, NewAddress, Refusal, RoundDurations};
 use super::bridges::ClosedBridges;
+use super::frames;
 use super::host_endpoints::HostEndpoints;
 use super::plan;
 use super::rules::RuleSet;
@@ -148,11 +149,11 @@ impl<K: Kernel> Backend for Iptables<K> {
     }
 
     fn pod_enforced(&self, rules: &RuleSet, pod: &ObjectName) -> Result<(), String> {
-        self.mirrors.frames_enforced(self.lowering.desired())?;
-        pod_enforced(rules, pod, self.lowering.desired(), &self.mirrors.applied(self.lowering.desired()))
+        pod_enforced(rules, pod, self.lowering.desired(), &self.mirrors.applied(self.lowering.desired()))?;
+        if frames::concern(rules, pod) { self.mirrors.frames_enforced(self.lowering.desired()) } else { Ok(()) }
     }
 
-    fn notes(&self) -> Vec<String> {
+    fn notes(&mut self) -> Vec<String> {
         self.mirrors.notes(self.lowering.desired())
     }
 

@@ -37,7 +37,7 @@ pub trait Kernel {
     type Table: Target<Key = Object, Value = Content> + Refusing;
 
     /// Returns the chains of others that may drop what policies allow, each as a sentence without its end.
-    fn dropping_chains(&self) -> Vec<String> {
+    fn dropping_chains(&mut self) -> Vec<String> {
         Vec::new()
     }
 
@@ -105,7 +105,7 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// As [`Backend::notes`](super::super::backend::Backend::notes).
-    pub fn notes(&self, desired: &Desired) -> Vec<String> {
+    pub fn notes(&mut self, desired: &Desired) -> Vec<String> {
         let mut notes = self.kernel.dropping_chains();
         notes.extend(frames::note(&self.frames, &desired.frames.tags, frames::TAGS_PASS));
         notes.extend(frames::note(&self.groups, &desired.frames.groups, frames::GROUPS_PASS));
@@ -137,6 +137,8 @@ impl<K: Kernel> Mirrors<K> {
         }
         self.leaves_memory = authority == Authority::Remembered && !self.may_use_memory();
         if self.leaves_memory {
+            frames::add_missing(&mut self.frames, &desired.frames.tags, at);
+            frames::add_missing(&mut self.groups, &desired.frames.groups, at);
             return Duration::ZERO;
         }
         frames::keep(&mut self.frames, &desired.frames.tags, authority, at);

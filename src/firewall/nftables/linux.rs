@@ -8,14 +8,17 @@ use crate::kernel::nftables::{self, Object, OwnTable};
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, module};
 
-use super::super::frames::linux::FrameTables;
+use super::super::frames::linux::{ChainsOfOthers, FrameTables};
 use super::super::frames::{self, FrameTable};
 use super::super::{iptables, settings};
 use super::apply::{Kernel, Refusing, Targets};
 use super::names::TABLE;
 
 /// Kernel of the network namespace in which it was opened.
-pub struct Linux;
+#[derive(Default)]
+pub struct Linux {
+    others: ChainsOfOthers,
+}
 
 /// Opens all kinds in the network namespace of the calling thread.
 ///
@@ -36,7 +39,7 @@ pub fn open() -> Result<Targets<Linux>, Error> {
 pub fn open_for_cleanup() -> Result<Targets<Linux>, Error> {
     let FrameTables { tags, groups } = frames::linux::open_for_cleanup()?;
     let table = OwnTable::open(TABLE)?;
-    Ok(Targets { kernel: Linux, settings: Settings::new([]), frames: tags, groups, table })
+    Ok(Targets { kernel: Linux::default(), settings: Settings::new([]), frames: tags, groups, table })
 }
 
 impl Kernel for Linux {
@@ -44,8 +47,8 @@ impl Kernel for Linux {
     type Frames = FrameTable;
     type Table = OwnTable;
 
-    fn dropping_chains(&self) -> Vec<String> {
-        frames::linux::dropping_chains()
+    fn dropping_chains(&mut self) -> Vec<String> {
+        self.others.notes(|_| true)
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {

@@ -51,6 +51,7 @@ use self::lowering::Lowering;
 use self::refused::Effect;
 use super::backend::{Backend, Consequence, Count, NewAddress, Refusal, RoundDurations};
 use super::bridges::ClosedBridges;
+use super::frames;
 use super::host_endpoints::HostEndpoints;
 use super::plan;
 use super::rules::RuleSet;
@@ -144,11 +145,11 @@ impl<K: Kernel> Backend for Nftables<K> {
     }
 
     fn pod_enforced(&self, rules: &RuleSet, pod: &ObjectName) -> Result<(), String> {
-        self.mirrors.frames_enforced(self.lowering.desired())?;
-        enforced::pod_enforced(rules, pod, &self.lowering, &self.mirrors.applied())
+        enforced::pod_enforced(rules, pod, &self.lowering, &self.mirrors.applied())?;
+        if frames::concern(rules, pod) { self.mirrors.frames_enforced(self.lowering.desired()) } else { Ok(()) }
     }
 
-    fn notes(&self) -> Vec<String> {
+    fn notes(&mut self) -> Vec<String> {
         self.mirrors.notes(self.lowering.desired())
     }
 

@@ -70,23 +70,22 @@ fn remove_leftovers(ownership: &Ownership, family: Family) -> Result<(), Error> 
         return Ok(());
     }
     let table = HostTable { family, name: Table::Nat.name() };
-    let Some((generation, found)) = host_chains::masquerades(table, CHAIN)? else { return Ok(()) };
-    let mut ipset = Ipset::open()?;
-    let mut is_leftover = |found: &Masquerade| {
-        let asked = found.sets.iter().map(|one| {
-            let side = if one.is_source { Side::Source } else { Side::Destination };
-            let set = ipset.name_of(one.number)?;
-            Some(Match::Set { set, of: SetSides::Address(side), negated: one.negated })
-        });
-        let Some(asked): Option<Vec<Match>> = asked.collect() else { return false };
-        let rule = Rule::new(asked, Verdict::Masquerade { random_ports: false });
-        ownership.leftovers.include(Table::Nat, CHAIN, &rule)
-    };
-    let handles: Vec<u64> = found.iter().filter(|one| is_leftover(one)).map(|one| one.handle).collect();
-    if handles.is_empty() {
-        return Ok(());
+    let removed = host_chains::remove_masquerades(table, CHAIN, |found| {
+        let mut ipset = Ipset::open()?;
+        let mut is_leftover = |found: &Masquerade| {
+            let asked = found.sets.iter().map(|one| {
+                let side = if one.is_source { Side::Source } else { Side::Destination };
+                let set = ipset.name_of(one.number)?;
+                Some(Match::Set { set, of: SetSides::Address(side), negated: one.negated })
+            });
+            let Some(asked): Option<Vec<Match>> = asked.collect() else { return false };
+            let rule = Rule::new(asked, Verdict::Masquerade { random_ports: false });
+            ownership.leftovers.include(Table::Nat, CHAIN, &rule)
+        };
+        Ok(found.iter().filter(|one| is_leftover(one)).map(|one| one.handle).collect())
+    })?;
+    if removed > 0 {
+        info!(%family, rules = removed, "Masquerade rules that kube-router left in iptables are removed");
     }
-    host_chains::remove_rules(table, CHAIN, (generation, &handles))?;
-    info!(%family, rules = handles.len(), "Masquerade rules that kube-router left in iptables are removed");
     Ok(())
 }

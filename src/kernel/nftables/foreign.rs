@@ -6,15 +6,18 @@
 //!
 //! A kernel without nf_tables has no tables.
 //!
-//! [`dropping_chains`] reads which base chains of others drop what none of their rules accepts (`NFTA_CHAIN_POLICY`): what a table of ours accepts they may still
-//! drop. The chains of legacy iptables cannot be reached by netlink.
+//! [`DroppingChains`] reads which base chains of others drop what none of their rules accepts (`NFTA_CHAIN_POLICY`, or a last rule without a condition, as
+//! firewalld has it): what a table of ours accepts they may still drop. Chains that are entered from there are not followed. The chains of legacy iptables
+//! cannot be reached by netlink.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use rustix::io::Errno;
 
-use super::wire::{BRIDGE, HEADER, INET, TABLE, chain, message};
-use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Socket};
+use super::passages::{self, Passing};
+use super::wire::{BRIDGE, HEADER, INET, TABLE, chain, data, message, rule};
+use crate::kernel::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket};
 use crate::kernel::{Cause, Error};
 use crate::net::Family;
 
@@ -32,6 +35,10 @@ pub struct DroppingChain {
     pub family: &'static str,
     pub table: String,
     pub chain: String,
+    /// The chains that its rules enter.
+    pub enters: BTreeSet<String>,
+    /// The links from which its rules accept every packet, and to which too where it judges forwarded ones.
+    pub opened: BTreeSet<String>,
 }
 
 impl fmt::Display for DroppingChain {
@@ -47,47 +54,151 @@ const OURS: &str = "sluice_";
 const FAMILIES: [(u8, &str); 3] = [(INET, "inet"), (2, "ip"), (10, "ip6")];
 
 /// `NF_INET_LOCAL_IN` and `NF_INET_FORWARD`.
-const CONCERNED: [u32; 2] = [1, 2];
-/// `NF_DROP`.
-const DROP: u32 = 0;
+const INPUT: u32 = 1;
+const FORWARD: u32 = 2;
 
-/// Returns the base chains of others at the hooks `input` and `forward` that drop what none of their rules accepts, in the network namespace
-/// of the calling thread, sorted.
-///
-/// # Errors
-/// The kernel refuses to say.
-pub fn dropping_chains() -> Result<Vec<DroppingChain>, Error> {
-    let mut socket = match Socket::open(Bus::Netfilter) {
-        Ok(socket) => socket,
-        Err(error) if error.is_unsupported() => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
+/// The errors of a kernel without nf_tables, or without such tables.
+const ABSENT: [i32; 3] = [libc::EINVAL, libc::EOPNOTSUPP, libc::ENOENT];
+
+/// `NFTA_EXPR_NAME`, `NFTA_EXPR_DATA`.
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_CONTENT: u16 = 2;
+/// `NFTA_IMMEDIATE_DATA`.
+const IMMEDIATE_DATA: u16 = 2;
+/// `NFTA_MATCH_NAME`, `NFTA_TARGET_NAME`.
+const EXTENSION_NAME: u16 = 1;
+
+/// The chains of others that drop, asked by one socket of the network namespace of the thread that asks first.
+#[derive(Default)]
+pub struct DroppingChains {
+    socket: Option<Socket>,
+}
+
+impl DroppingChains {
+    /// Returns the base chains of others at the hooks `input` and `forward` that drop what none of their rules accepts, sorted: by their policy
+    /// or by a last rule that drops or rejects everything.
+    ///
+    /// # Errors
+    /// The kernel refuses to say.
+    pub fn read(&mut self) -> Result<Vec<DroppingChain>, Error> {
+        let mut socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => match Socket::open(Bus::Netfilter) {
+                Ok(socket) => socket,
+                Err(error) if error.is_unsupported() => return Ok(Vec::new()),
+                Err(error) => return Err(error),
+            },
+        };
+        let found = dropping_chains(&mut socket);
+        // One that failed is not used again.
+        self.socket = found.is_ok().then_some(socket);
+        found
+    }
+}
+
+fn dropping_chains(socket: &mut Socket) -> Result<Vec<DroppingChain>, Error> {
     let mut all = Vec::new();
-    for (number, family) in FAMILIES {
+    for of_family in FAMILIES {
+        let failed = |fault: Fault| Error::new("list chains of tables", of_family.1, fault.into());
         let mut message = Messages::new();
-        message.begin(message::GET_CHAIN, 0).header(&[number, 0, 0, 0]);
-        match socket.dump(&mut message, |answer| dropping(answer, number, family)) {
-            Ok(found) => all.extend(found),
-            Err(fault) if fault.errno().is_some_and(|errno| ABSENT.contains(&errno)) => {}
-            Err(fault) => return Err(Error::new("list chains of tables", family, fault.into())),
+        message.begin(message::GET_CHAIN, 0).header(&[of_family.0, 0, 0, 0]);
+        let found = socket.dump(&mut message, |answer| base_chain(answer, of_family));
+        for base in unless_absent(found).map_err(failed)? {
+            let rules = unless_absent(rules(socket, &base)).map_err(failed)?;
+            all.extend(base.dropping(rules));
         }
     }
     all.sort();
     Ok(all)
 }
 
-/// The errors of a kernel without nf_tables, or without such tables.
-const ABSENT: [i32; 3] = [libc::EINVAL, libc::EOPNOTSUPP, libc::ENOENT];
+fn unless_absent<T>(found: Result<Vec<T>, Fault>) -> Result<Vec<T>, Fault> {
+    match found {
+        Err(fault) if fault.errno().is_some_and(|errno| ABSENT.contains(&errno)) => Ok(Vec::new()),
+        found => found,
+    }
+}
 
-fn dropping(answer: &Answer<'_>, number: u8, family: &'static str) -> Option<DroppingChain> {
+/// A base chain of others.
+struct BaseChain {
+    family: (u8, &'static str),
+    table: String,
+    chain: String,
+    hook: u32,
+    drops_by_policy: bool,
+}
+
+/// A rule of it, as far as it matters here.
+struct HostRule {
+    enters: Option<String>,
+    passes: Option<Passing>,
+    /// It drops or rejects every packet.
+    drops_all: bool,
+}
+
+impl BaseChain {
+    fn dropping(self, rules: Vec<HostRule>) -> Option<DroppingChain> {
+        let drops = self.drops_by_policy || rules.last().is_some_and(|rule| rule.drops_all);
+        let (mut from, mut to) = (BTreeSet::new(), BTreeSet::new());
+        for passing in rules.iter().filter_map(|rule| rule.passes.as_ref()) {
+            match passing {
+                Passing::From(link) => from.insert(link.to_string()),
+                Passing::To(link) => to.insert(link.to_string()),
+                Passing::AnswersTo(_) | Passing::Marked(_) | Passing::Other => false,
+            };
+        }
+        from.retain(|link| self.hook == INPUT || to.contains(link));
+        let enters = rules.into_iter().filter_map(|rule| rule.enters).collect();
+        let (table, chain, family) = (self.table, self.chain, self.family.1);
+        drops.then_some(DroppingChain { family, table, chain, enters, opened: from })
+    }
+}
+
+fn base_chain(answer: &Answer<'_>, family: (u8, &'static str)) -> Option<BaseChain> {
     let [its, ..] = *answer.header::<HEADER>()?;
     let attributes = answer.attributes(HEADER);
     let hook = attributes.get(chain::HOOK)?.attributes().get(chain::HOOK_NUMBER)?.u32_be()?;
-    let policy = attributes.get(chain::POLICY)?.u32_be()?;
-    let table = attributes.get(TABLE)?.text()?;
-    let concerns = its == number && CONCERNED.contains(&hook) && policy == DROP && !table.starts_with(OURS);
-    let chain = attributes.get(chain::NAME)?.text()?;
-    concerns.then(|| DroppingChain { family, table: table.to_owned(), chain: chain.to_owned() })
+    let drops_by_policy = attributes.get(chain::POLICY)?.u32_be()? == data::DROP as u32;
+    let table = attributes.get(TABLE)?.text()?.to_owned();
+    let concerns = its == family.0 && [INPUT, FORWARD].contains(&hook) && !table.starts_with(OURS);
+    let chain = attributes.get(chain::NAME)?.text()?.to_owned();
+    concerns.then_some(BaseChain { family, table, chain, hook, drops_by_policy })
+}
+
+/// Returns the rules of a chain in their order.
+fn rules(socket: &mut Socket, of: &BaseChain) -> Result<Vec<HostRule>, Fault> {
+    let mut message = Messages::new();
+    message.begin(message::GET_RULE, 0).header(&[of.family.0, 0, 0, 0]);
+    message.text(TABLE, &of.table).text(rule::CHAIN, &of.chain);
+    socket.dump(&mut message, |answer| {
+        let [its, ..] = *answer.header::<HEADER>()?;
+        let rule = answer.attributes(HEADER);
+        let is_of_chain = rule.get(TABLE)?.text()? == of.table && rule.get(rule::CHAIN)?.text()? == of.chain;
+        let drops_all = drops_all(&rule).unwrap_or(false);
+        let found = HostRule { enters: passages::jumps_to(&rule), passes: passages::passing(&rule), drops_all };
+        (its == of.family.0 && is_of_chain).then_some(found)
+    })
+}
+
+/// Returns whether a rule drops or rejects every packet; `None` if it asks something.
+fn drops_all(of_rule: &Attributes<'_>) -> Option<bool> {
+    let mut drops = false;
+    for item in of_rule.get(rule::EXPRESSIONS)?.attributes() {
+        let item = item.attributes();
+        let content = item.get(EXPRESSION_CONTENT).map_or(Attributes::new(&[]), |content| content.attributes());
+        match item.get(EXPRESSION_NAME)?.text()? {
+            "counter" | "log" => {}
+            "match" if content.get(EXTENSION_NAME)?.text()? == "comment" => {}
+            "target" => drops |= ["DROP", "REJECT"].contains(&content.get(EXTENSION_NAME)?.text()?),
+            "reject" => drops = true,
+            "immediate" => {
+                let verdict = content.get(IMMEDIATE_DATA)?.attributes().get(data::VERDICT)?.attributes();
+                drops |= verdict.get(data::CODE)?.u32_be()? == data::DROP as u32;
+            }
+            _ => return None,
+        }
+    }
+    Some(drops)
 }
 
 const SUBSYSTEM: u8 = 10;

@@ -8,9 +8,11 @@
 //! was read (`NFTA_GEN_ID`): where anything has changed since, the kernel refuses all of it.
 //!
 //! Of rules that stand in a chain of the host alone, those that look packets up in sets of ipset and masquerade them are read
-//! ([`masquerades`]): their owner knows them by the names of the sets, which the kernel tells by their numbers.
+//! ([`remove_masquerades`]): their owner knows them by the names of the sets, which the kernel tells by their numbers.
 
 use std::collections::BTreeSet;
+use std::thread;
+use std::time::Duration;
 
 use super::passages::jumps_to;
 use super::read::Reader;
@@ -20,7 +22,9 @@ use crate::kernel::{Cause, Error};
 use crate::net::Family;
 
 /// So often what is removed is read again because others have changed something meanwhile.
-const TRIES: usize = 5;
+const TRIES: usize = 6;
+/// The pause after the first of these tries; each further one doubles it.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
 /// The errors of a kernel without nf_tables.
 const ABSENT: [i32; 2] = [libc::EINVAL, libc::EOPNOTSUPP];
@@ -45,7 +49,7 @@ const MATCH_INFO: u16 = 3;
 
 /// The state of nf_tables in which something was read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Generation(u32);
+struct Generation(u32);
 
 /// A rule that masquerades what is in sets of ipset, and nothing else.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -72,22 +76,12 @@ pub struct InSet {
 pub fn remove(table: HostTable<'_>, is_ours: impl Fn(&str) -> bool) -> Result<usize, Error> {
     let failed = |fault: Fault| Error::new("remove chains of iptables", table.name, Cause::from(fault));
     let Some(mut socket) = open()? else { return Ok(0) };
-    for _ in 1..TRIES {
-        match remove_once(&mut socket, table, &is_ours) {
-            Err(fault) if fault.errno() == Some(libc::ERESTART) => {}
-            outcome => return outcome.map_err(failed),
-        }
-    }
-    remove_once(&mut socket, table, &is_ours).map_err(failed)
+    until_unchanged(|| remove_once(&mut socket, table, &is_ours)).map_err(failed)
 }
 
 fn remove_once(socket: &mut Socket, table: HostTable<'_>, is_ours: impl Fn(&str) -> bool) -> Result<usize, Fault> {
-    let generation = generation(socket)?;
-    let chains = match chains(socket, table) {
-        Ok(chains) => chains,
-        Err(fault) if fault.errno().is_some_and(|errno| ABSENT.contains(&errno)) => return Ok(0),
-        Err(fault) => return Err(fault),
-    };
+    let Some(generation) = unless_absent(generation(socket))? else { return Ok(0) };
+    let Some(chains) = unless_absent(chains(socket, table))? else { return Ok(0) };
     let ours: BTreeSet<String> = chains.into_iter().filter(|name| is_ours(name)).collect();
     if ours.is_empty() {
         return Ok(0);
@@ -110,45 +104,71 @@ fn remove_once(socket: &mut Socket, table: HostTable<'_>, is_ours: impl Fn(&str)
     Ok(ours.len())
 }
 
-/// Returns the rules of a chain that only masquerade what sets of ipset name, and when they were read; `None` where there is none.
+/// Removes rules of a chain that only masquerade what sets of ipset name, in one transaction: those whose numbers `ours` returns. It is asked again
+/// where something has changed meanwhile, and not where there are none. Returns how many were removed.
 ///
 /// # Errors
-/// The kernel refuses.
-pub fn masquerades(table: HostTable<'_>, chain: &str) -> Result<Option<(Generation, Vec<Masquerade>)>, Error> {
-    let failed = |fault: Fault| Error::new("list rules of iptables", table.name, Cause::from(fault));
-    let Some(mut socket) = open()? else { return Ok(None) };
-    let generation = match generation(&mut socket) {
-        Err(fault) if fault.errno().is_some_and(|errno| ABSENT.contains(&errno)) => return Ok(None),
-        generation => generation.map_err(failed)?,
-    };
+/// The kernel refuses, or `ours` fails.
+pub fn remove_masquerades(
+    table: HostTable<'_>,
+    chain: &str,
+    mut ours: impl FnMut(&[Masquerade]) -> Result<Vec<u64>, Error>,
+) -> Result<usize, Error> {
+    let failed = |fault: Fault| Error::new("remove rules of iptables", table.name, Cause::from(fault));
+    let Some(mut socket) = open()? else { return Ok(0) };
+    until_unchanged(|| {
+        let Some((generation, found)) = masquerades(&mut socket, table, chain)? else { return Ok(Ok(0)) };
+        let handles = match ours(&found) {
+            Ok(handles) if handles.is_empty() => return Ok(Ok(0)),
+            Ok(handles) => handles,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut messages = begun(generation);
+        for handle in &handles {
+            about(&mut messages, message::DELETE_RULE, 0, table).text(rule::CHAIN, chain);
+            messages.attribute(HANDLE, &handle.to_be_bytes());
+        }
+        wire::mark(&mut messages, message::BATCH_END);
+        socket.transaction(&mut messages)?;
+        Ok(Ok(handles.len()))
+    })
+    .map_err(failed)?
+}
+
+/// Returns the rules of a chain that only masquerade what sets of ipset name, and when they were read; `None` where there is none.
+fn masquerades(
+    socket: &mut Socket,
+    table: HostTable<'_>,
+    chain: &str,
+) -> Result<Option<(Generation, Vec<Masquerade>)>, Fault> {
+    let Some(generation) = unless_absent(generation(socket))? else { return Ok(None) };
     let mut message = Messages::new();
     about(&mut message, message::GET_RULE, 0, table);
     let found = socket.dump(&mut message, |answer| {
         (of_table(answer, table, rule::CHAIN)? == chain).then(|| masquerade(&answer.attributes(HEADER))).flatten()
     });
-    match found {
+    Ok(unless_absent(found)?.filter(|found| !found.is_empty()).map(|found| (generation, found)))
+}
+
+/// Returns `None` where the kernel has no nf_tables.
+fn unless_absent<T>(answer: Result<T, Fault>) -> Result<Option<T>, Fault> {
+    match answer {
         Err(fault) if fault.errno().is_some_and(|errno| ABSENT.contains(&errno)) => Ok(None),
-        found => Ok(Some((generation, found.map_err(failed)?)).filter(|(_, found)| !found.is_empty())),
+        answer => answer.map(Some),
     }
 }
 
-/// Removes these rules of a chain, in one transaction.
-///
-/// # Errors
-/// The kernel refuses, also because nf_tables has changed since the rules were read.
-pub fn remove_rules(
-    table: HostTable<'_>,
-    chain: &str,
-    (generation, handles): (Generation, &[u64]),
-) -> Result<(), Error> {
-    let mut messages = begun(generation);
-    for handle in handles {
-        about(&mut messages, message::DELETE_RULE, 0, table).text(rule::CHAIN, chain);
-        messages.attribute(HANDLE, &handle.to_be_bytes());
+/// Reads and removes again, after a pause, as long as the kernel refuses because something has changed in between.
+fn until_unchanged<T>(mut attempt: impl FnMut() -> Result<T, Fault>) -> Result<T, Fault> {
+    let mut pause = FIRST_PAUSE;
+    for _ in 1..TRIES {
+        match attempt() {
+            Err(fault) if fault.errno() == Some(libc::ERESTART) => thread::sleep(pause),
+            outcome => return outcome,
+        }
+        pause *= 2;
     }
-    wire::mark(&mut messages, message::BATCH_END);
-    let done = Socket::open(Bus::Netfilter)?.transaction(&mut messages);
-    done.map_err(|fault| Error::new("remove rules of iptables", table.name, Cause::from(fault)))
+    attempt()
 }
 
 fn generation(socket: &mut Socket) -> Result<Generation, Fault> {
@@ -238,5 +258,20 @@ fn number_of(family: Family) -> u8 {
     match family {
         Family::V4 => 2,
         Family::V6 => 10,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of messages of nf_tables rtnetlink says what netfilter says where the kernel has no nf_tables: that it knows none.
+    #[test]
+    fn a_kernel_without_nf_tables_has_nothing_to_remove() {
+        let table = HostTable { family: Family::V4, name: "filter" };
+        let mut socket = Socket::open(Bus::Route).expect("any kernel has rtnetlink");
+        assert_eq!(generation(&mut socket).expect_err("rtnetlink has no generation").errno(), Some(libc::EOPNOTSUPP));
+        assert_eq!(remove_once(&mut socket, table, |_| true).expect("that is no failure"), 0);
+        assert_eq!(masquerades(&mut socket, table, "POSTROUTING").expect("that is no failure"), None);
     }
 }

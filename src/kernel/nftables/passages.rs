@@ -35,8 +35,8 @@ use crate::kernel::{Cause, Error};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Failure, Growth, Mirror, Moment, Optional, Phase, Reflection, Step, Target};
 
-pub(super) use self::expressions::jumps_to;
 use self::expressions::{Found, HANDLE, MarkBy, POSITION, found, write};
+pub(super) use self::expressions::{jumps_to, passing};
 
 /// A chain of the host's table `filter`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -206,7 +206,7 @@ impl Subsystem for Signposts {
         Vec::new()
     }
 
-    fn log_first_sync(&self, _sync: &FirstSync) {}
+    fn log_first_sync(&mut self, _sync: &FirstSync) {}
 
     fn publish(&mut self, standing: &Standing) -> bool {
         standing.synced

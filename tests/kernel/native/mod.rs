@@ -15,6 +15,7 @@ pub mod firewall_multicast;
 mod first_packet;
 mod firewall_refused;
 pub mod frame;
+mod host_chains;
 mod ipset;
 mod iptables;
 mod learned;

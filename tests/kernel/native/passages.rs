@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use sluice::kernel::nftables::foreign::dropping_chains;
+use sluice::firewall::{iptables, nftables};
+use sluice::kernel::nftables::foreign::DroppingChains;
 use sluice::kernel::nftables::passages::{HostChain, InHostChain, Passage, Passages, Passing, remove};
 use sluice::kernel::nftables::rule::Mark;
 use sluice::net::Family;
@@ -123,7 +124,7 @@ fn a_rule_that_asks_otherwise_is_put_right() {
 fn chains_of_others_that_drop_by_their_policy_are_named_and_ours_and_open_ones_are_not() {
     in_new(|| {
         let named = || -> Vec<String> {
-            let chains = dropping_chains().expect("the kernel can be asked");
+            let chains = DroppingChains::default().read().expect("the kernel can be asked");
             chains.into_iter().map(|chain| chain.to_string()).collect()
         };
         assert_eq!(named(), [""; 0]);
@@ -147,5 +148,77 @@ fn chains_of_others_that_drop_by_their_policy_are_named_and_ours_and_open_ones_a
                 "chain INPUT of table ip6 filter"
             ]
         );
+    });
+}
+
+/// As firewalld has it: the policy accepts, and the last rule rejects what none before has accepted.
+#[test]
+fn chains_of_others_that_end_in_a_rule_that_drops_or_rejects_everything_are_named() {
+    in_new(|| {
+        for (table, chain, hook, rules) in [
+            (
+                "inet firewalld",
+                "filter_FORWARD",
+                "forward",
+                [
+                    "ct state { established, related } accept",
+                    "ct state invalid drop",
+                    "reject with icmpx admin-prohibited",
+                ],
+            ),
+            (
+                "ip open",
+                "forward",
+                "forward",
+                ["tcp dport 22 drop", "reject with icmp admin-prohibited", "counter accept"],
+            ),
+            ("ip closed", "input", "input", ["tcp dport 22 accept", "accept comment \\\"all\\\"", "counter log drop"]),
+            ("ip asks", "input", "input", ["tcp dport 22 accept", "counter", "tcp dport 23 drop"]),
+        ] {
+            run(&format!("nft add table {table}"));
+            run(&format!("nft add chain {table} {chain} {{ type filter hook {hook} priority 10 ; policy accept ; }}"));
+            rules.iter().for_each(|rule| drop(shell(&format!("nft \"add rule {table} {chain} {rule}\""))));
+        }
+        run("ip6tables-nft -A FORWARD -j REJECT --reject-with icmp6-adm-prohibited");
+        let mut chains = DroppingChains::default();
+        let mut named = || -> Vec<String> {
+            chains.read().expect("the kernel can be asked").iter().map(ToString::to_string).collect()
+        };
+        let all = [
+            "chain filter_FORWARD of table inet firewalld",
+            "chain input of table ip closed",
+            "chain FORWARD of table ip6 filter",
+        ];
+        assert_eq!(named(), all);
+        run("nft delete table inet firewalld");
+        assert_eq!(named(), all[1..], "asked again by the same socket");
+    });
+}
+
+#[test]
+fn a_chain_of_the_host_that_drops_is_named_where_it_drops_what_policies_allow() {
+    use iptables::apply::Kernel as _;
+    use nftables::apply::Kernel as _;
+    in_new(|| {
+        run("iptables-nft -P FORWARD DROP");
+        run("iptables-nft -P INPUT DROP");
+        let by_iptables = || iptables::linux::open_for_cleanup().expect("a kernel").0.kernel.dropping_chains();
+        let by_nftables = || nftables::linux::open_for_cleanup().expect("a kernel").kernel.dropping_chains();
+        let said = |chain| {
+            format!(
+                "chain {chain} of table ip filter drops what none of its own rules accepts, also what policies allow"
+            )
+        };
+        let both = [said("FORWARD"), said("INPUT")];
+        assert_eq!((by_iptables(), by_nftables()), (both.to_vec(), both.to_vec()));
+        run("iptables-nft -N KUBE-ROUTER-FORWARD");
+        run("iptables-nft -A FORWARD -j KUBE-ROUTER-FORWARD");
+        assert_eq!(by_iptables(), both[1..], "our rules there accept what policies allow");
+        assert_eq!(by_nftables(), both);
+        run("iptables-nft -A FORWARD -i kube-bridge -j ACCEPT");
+        run("iptables-nft -A FORWARD -i cni0 -j ACCEPT");
+        assert_eq!(by_nftables(), both, "answers do not pass");
+        run("iptables-nft -A FORWARD -o kube-bridge -j ACCEPT");
+        assert_eq!(by_nftables(), [format!("{}, except on kube-bridge", both[0]), both[1].clone()]);
     });
 }

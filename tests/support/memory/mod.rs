@@ -6,6 +6,7 @@
 //! a restart of the program. What belongs to others stands in the same tables; [`Machine::foreign`] remembers it.
 
 mod families;
+mod frames;
 mod state;
 mod table;
 pub mod ways;
@@ -63,6 +64,10 @@ pub struct Machine {
     pub acts: u64,
     /// Steps that the kernel refused by its own rules, not by an injected fault.
     pub refused: Vec<String>,
+    /// The tables of frames, by the names of their kinds.
+    pub frames: BTreeMap<&'static str, firewall::frames::Contents>,
+    /// These tables cannot be changed, whatever is tried.
+    pub frames_fail: bool,
     /// Chains that this kernel does not take, because it lacks what their rules need.
     pub unloadable: BTreeSet<CompactString>,
     /// The family whose rules cannot be changed, whatever is tried.
@@ -157,6 +162,8 @@ impl MemoryKernel {
             abandoned_removed: 0,
             acts: 0,
             refused: Vec::new(),
+            frames: BTreeMap::new(),
+            frames_fail: false,
             unloadable: BTreeSet::new(),
             broken: None,
             tried_in_vain: Vec::new(),
@@ -184,11 +191,12 @@ impl MemoryKernel {
             Piece::Leftover { .. } => false,
         };
         let is_our_set = |set: &SetName| firewall::iptables::linux::set_names().iter().any(|name| name.matches(&set.0));
+        let [tags, groups] = frames::Frames::of(self).map(Optional::used);
         firewall::iptables::apply::Targets {
             kernel: self.clone(),
             settings: Memory::new(self),
-            frames: Optional::unused(firewall::frames::NAME),
-            groups: Optional::unused(firewall::frames::GROUPS_NAME),
+            frames: tags,
+            groups,
             sets: Memory { ours: Box::new(move |set, _| is_our_set(set)), ..Memory::new(self) },
             elements: Memory { ours: Box::new(move |element, _| is_our_set(&element.set)), ..Memory::new(self) },
             rules: Memory { ours: Box::new(move |piece, _| is_ours(piece)), ..Memory::new(self) },
@@ -298,7 +306,7 @@ impl Kernel for MemoryKernel {
 
 impl firewall::iptables::apply::Kernel for MemoryKernel {
     type Settings = Memory<Settings>;
-    type Frames = firewall::frames::FrameTable;
+    type Frames = Optional<frames::Frames>;
     type Sets = Memory<Sets>;
     type Elements = Memory<Elements>;
     type Rules = Memory<RuleRows>;

@@ -48,11 +48,21 @@ pub struct Found {
 
 /// Returns the chain that a rule jumps to.
 pub fn jumps_to(rule: &Attributes<'_>) -> Option<String> {
+    reading(rule).jumps_to
+}
+
+/// Returns the packets that a rule accepts, if it can be said so.
+pub fn passing(rule: &Attributes<'_>) -> Option<Passing> {
+    reading(rule).passing()
+}
+
+fn reading(rule: &Attributes<'_>) -> Reading {
     let mut reading = Reading::default();
-    for item in rule.get(rule::EXPRESSIONS)?.attributes() {
-        let _ = reading.read(&item.attributes());
+    let expressions = rule.get(rule::EXPRESSIONS).map(|list| list.attributes());
+    for item in expressions.into_iter().flatten() {
+        reading.is_odd |= reading.read(&item.attributes()).is_none();
     }
-    reading.jumps_to
+    reading
 }
 
 /// Appends expressions and comment of a rule, as iptables would write it but for the comment.
@@ -169,11 +179,7 @@ pub fn found(answer: &Answer<'_>, family: Family, (table, chain): (&str, &str)) 
     if !is_of_chain || !is_of_family {
         return None;
     }
-    let mut reading = Reading::default();
-    let expressions = attributes.get(rule::EXPRESSIONS).map(|list| list.attributes());
-    for item in expressions.into_iter().flatten() {
-        reading.is_odd |= reading.read(&item.attributes()).is_none();
-    }
+    let mut reading = reading(&attributes);
     let userdata = attributes.get(rule::USERDATA).and_then(|userdata| comment(userdata.value));
     let handle = attributes.get(HANDLE)?.u64_be()?;
     Some(Found {
