@@ -33,7 +33,6 @@ use crate::config::FirewallConfig;
 use crate::kernel::ipset::SetName;
 use crate::kernel::iptables::rule::{Mark, SetSides, Side, States};
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
-use crate::kernel::nftables::foreign::DroppingChain;
 use crate::net::{Family, icmp};
 
 use super::super::bridges::ClosedBridges;
@@ -145,12 +144,6 @@ pub fn entrances(family: Family) -> impl Iterator<Item = (Piece, &'static str, R
         let said = Match::Comment(format!("{said} - {id}").into());
         (jump, to, Rules(vec![Rule::new([said], Verdict::Jump(to.into()))]))
     })
-}
-
-/// Returns whether rules of ours in this chain of the host accept what policies allow: it holds a jump to them, and the tail accepts.
-pub fn opens(chain: &DroppingChain) -> bool {
-    let has_jump = |(from, to): &(&str, &str)| chain.chain == *from && chain.enters.contains(*to);
-    chain.table == Table::Filter.name() && chain.family != "inet" && ENTRANCES.iter().any(has_jump)
 }
 
 /// Returns the tail. `closed` are the ranges in which only known pods may be reached, with `--netpol-default-deny`.

@@ -115,7 +115,7 @@ impl Kernel for Linux {
     }
 
     fn dropping_chains(&mut self) -> Vec<String> {
-        self.others.notes(|chain| !dispatch::opens(chain))
+        self.others.notes(|chain| !opens(chain))
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {
@@ -132,6 +132,12 @@ impl Kernel for Linux {
         left.extend(failed);
         left
     }
+}
+
+/// Returns whether rules of ours in this chain of the host accept what policies allow: it holds a jump to them, and the tail accepts.
+fn opens(chain: &nftables::foreign::DroppingChain) -> bool {
+    let has_jump = |(from, to): &(&str, &str)| chain.chain == *from && chain.enters.contains(*to);
+    chain.table == Table::Filter.name() && chain.family != "inet" && dispatch::ENTRANCES.iter().any(has_jump)
 }
 
 impl Timed for Elements {
