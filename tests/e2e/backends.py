@@ -23,7 +23,8 @@ def _left(bed, i):
     """What node i has of the packet filter that its agent does not use."""
     state = kernel.snapshot(i)
     if bed.agents[i].netfilter == "iptables":
-        return [line for line in state["tables"] if "sluice_" in line]
+        # What drops frames is nftables' with either: iptables has no rules for them.
+        return [line for line in state["tables"] if "sluice_" in line and "sluice_frames" not in line]
     parts = [part for part in state if part == "sets" or part.startswith("ip") and "tables" in part]
     return [line for part in parts for line in state[part] if any(word in line for word in ("KUBE-ROUTER", "kube-router", "KUBE-NWPLCY", "KUBE-POD-FW", "KUBE-SRC", "KUBE-DST"))]
 
