@@ -35,6 +35,8 @@ class Service:
     internal_policy: str = "Cluster"
     external_policy: str = "Cluster"
     leaving: list = dataclasses.field(default_factory=list)  # pods that terminate and still serve
+    health_port: int = 0  # healthCheckNodePort
+    near: bool = False  # PreferSameZone, with the hints that the endpoint-slice controller writes
 
     def address(self, family="4"):
         return f"10.96.1.{self.number}" if family == "4" else f"fd00:10:96::1:{self.number:x}"
@@ -62,6 +64,10 @@ def service(s):
         spec["sessionAffinityConfig"] = {"clientIP": {"timeoutSeconds": s.affinity}}
     if s.external_ips:
         spec["externalIPs"] = s.external_ips
+    if s.health_port:
+        spec["healthCheckNodePort"] = s.health_port
+    if s.near:
+        spec["trafficDistribution"] = "PreferSameZone"
     if s.source_ranges:
         spec["loadBalancerSourceRanges"] = s.source_ranges
     meta = {"name": s.name, "namespace": NAMESPACE, "annotations": s.annotations}
@@ -89,7 +95,8 @@ def slices(s):
                 "kubernetes.io/service-name": s.name, "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"}},
             "ports": [{"name": s.port_name(p), "port": p.target, "protocol": p.protocol} for p in s.ports],
             "endpoints": [{
-                "addresses": [net.pod_addresses(pod)[0 if family == "4" else 1]], "nodeName": node_of(pod),
+                "addresses": [net.pod_addresses(pod)[0 if family == "4" else 1]], "nodeName": node_of(pod), "zone": zone_of(node_of(pod)),
+                **({"hints": {"forZones": [{"name": zone_of(node_of(pod))}]}} if s.near else {}),
                 "conditions": conditions, "targetRef": {"kind": "Pod", "name": pod, "namespace": NAMESPACE}}
                 for conditions, pods in ((ready, s.pods), (terminating, s.leaving)) for pod in pods],
         })
@@ -101,11 +108,16 @@ def node_of(pod):
     return "node" + pod[1:].split("p")[0]
 
 
+def zone_of(node_name):
+    return "zone-a" if node_name == "node1" else "zone-b"
+
+
 def node(plan, i, families="46", annotations=None):
     ranges = [r for r in plan.pod_ranges(i) if family_of(r) in families]
     return {
         "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": f"node{i}", "labels": {"kubernetes.io/hostname": f"node{i}"}, "annotations": annotations or {}},
+        "metadata": {"name": f"node{i}", "labels": {"kubernetes.io/hostname": f"node{i}", "topology.kubernetes.io/zone": zone_of(f"node{i}")},
+                     "annotations": annotations or {}},
         "spec": {"podCIDR": ranges[0], "podCIDRs": ranges},
         "status": node_status(plan, i, families),
     }
