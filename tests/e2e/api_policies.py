@@ -116,6 +116,7 @@ def _firewall(bed):
         api.delete(POLICIES)
         for name in PODS:
             api.delete(f"{OF_PODS}/{name}?gracePeriodSeconds=0")
+            bed.source.services_of.pop(name, None)  # a Service that comes later makes the pod anew
         for i, agent in bed.agents.items():
             agent.stop()
             status, text = agent.once("--cleanup-config")
