@@ -183,8 +183,9 @@ impl<K: Kernel> Mirrors<K> {
         };
         let before = self.steps_done();
         // The device does not depend on the cluster: if it is down it is set up, whatever is known.
-        if !self.links.grow(&desired.links, Growth::Full, at).is_empty() {
-            // A device has settings of its own, which come with it.
+        let is_there = self.links.is_settled();
+        if !self.links.grow(&desired.links, Growth::Full, at).is_empty() || !is_there {
+            // A device has settings of its own, which come with it, also by a step that failed and was done all the same.
             self.settings.forget();
         }
         self.addresses.grow(&desired.addresses, growth, at);
