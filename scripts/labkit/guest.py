@@ -32,6 +32,8 @@ PRELOAD = ["ip_vs", "ip_vs_rr", "nf_conntrack", "nf_conntrack_netlink", "br_netf
 # On a busy machine the guest measures its time stamp counter wrongly while it boots, and then runs several times too
 # fast; the other clock needs no measuring.
 CLOCK = "clocksource=hpet tsc=unstable"
+# A processor of the guest that never leaves the kernel would hold up everybody who waits: the guest ends instead and says where it was.
+STALL = "rcupdate.rcu_cpu_stall_timeout=60 sysctl.kernel.panic_on_rcu_stall=1"
 HERE = os.path.dirname(os.path.realpath(__file__))
 LOST = 125  # exit status of an exec whose guest is gone, as in `env` and `nice`
 TIMED_OUT = 124
@@ -82,7 +84,7 @@ class Guest:
             "-smp", str(processors), "-m", size, "-object", f"memory-backend-memfd,id=ram,size={size},share=on",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-serial", f"file:{self.folder}/console.log", "-device", "virtio-rng-pci", "-kernel", image, "-initrd", initrd,
-            "-append", f"console=ttyS0 quiet panic=-1 norandmaps mitigations=off nowatchdog {CLOCK} {arguments}"]
+            "-append", f"console=ttyS0 quiet panic=-1 norandmaps mitigations=off nowatchdog {CLOCK} {STALL} {arguments}"]
 
     def boot(self, record, machine, seconds):
         command = ["timeout", "-k", "5", str(seconds), *machine,
@@ -167,12 +169,12 @@ class Guest:
             own.end([record["qemu"], *record["files"]])
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def last_words(self):
+    def last_words(self, lines=15):
         text = ""
         for name in ("qemu.log", "console.log"):
             if os.path.exists(f"{self.folder}/{name}"):
                 with open(f"{self.folder}/{name}", errors="replace") as handle:
-                    text += "".join("  " + line for line in handle.readlines()[-15:])
+                    text += "".join("  " + line for line in handle.readlines()[-lines:])
         return text
 
     # ------------------------------------------------------------------ commands

@@ -7,10 +7,12 @@ A test is a function whose name is a sentence, in one of the modules below; it g
 by an exception what does not hold. Each test makes the Services it needs and takes them away again.
 """
 import argparse
+import contextlib
 import importlib
 import itertools
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -36,6 +38,7 @@ SHAPES = {
     "forwarding": {"pods": 1, "subnets": 2, "routed": True, "flags": ["--run-router=true"]},  # and the service proxy
     "api": {"subnets": 2, "routed": True, "flags": ["--run-router=true"]},
 }
+BOUND, LONG_BOUND = 600, 2400  # seconds for one test, and with --long
 LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the others' by nf_tables
 # Agents take nftables where nothing is said, so every bed runs all of its tests with it. With iptables a bed runs without --long what has rules of
 # its own there: these modules and tests.
@@ -84,10 +87,11 @@ def main():
         if not tests:
             continue
         print(f"-- {bed}, {netfilter}: {len(tests)} tests", flush=True)
-        here = make(bed, netfilter, known.binary)
+        with bounded(known.long):
+            here = make(bed, netfilter, known.binary)
         try:
             for test in tests:
-                if run(test, here):
+                if run(test, here, known.long):
                     passed += 1
                 else:
                     failed.append(f"{bed}, {netfilter}: {test.__name__}")
@@ -99,10 +103,27 @@ def main():
     return 1 if failed or not passed else 0
 
 
-def run(test, bed):
+@contextlib.contextmanager
+def bounded(long):
+    """What takes longer than any test has ended badly: a test that waits for ever would take the others with it."""
+    bound = LONG_BOUND if long else BOUND
+
+    def late(*_):
+        raise TimeoutError(f"not done after {bound} s")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, bound, 20)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def run(test, bed, long):
     began = time.monotonic()
     try:
-        test(bed)
+        with bounded(long):
+            test(bed)
         wrong = ""
     except Exception:  # whatever went wrong, the other tests still run
         wrong = traceback.format_exc()
@@ -112,7 +133,8 @@ def run(test, bed):
         for i in bed.agents:
             print(f"log of the agent of node {i}:\n{bed.tail(i)}", flush=True)
     try:
-        bed.restore()
+        with bounded(long):
+            bed.restore()
     except Exception:
         traceback.print_exc()
         wrong = wrong or "not restored"
