@@ -204,6 +204,15 @@ impl Node {
         assert!(self.called("DEL", namespace, number, json!({})).0);
     }
 
+    /// Waits for the file: a call is answered when the agent has taken it, a moment before it is written.
+    fn until_announced(&self, pods: usize) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.announced() != pods {
+            assert!(Instant::now() < deadline, "{} pods are announced, not {pods}", self.announced());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// The pods that are announced and not told by the cluster.
     fn announced(&self) -> usize {
         let text = fs::read_to_string(self.path("attachments.json")).unwrap();
@@ -371,7 +380,7 @@ fn pods_that_start_one_after_the_other(backend: &str) {
         });
         eprintln!("VERSION, which asks nobody: {}", figures(alone.collect()));
         node.ends("open", 2000);
-        assert_eq!(node.announced(), 0);
+        node.until_announced(0);
     });
 }
 
@@ -416,7 +425,7 @@ fn pods_that_start_together(backend: &str) {
         eprintln!("ADD of a pod under a policy, one of {TOGETHER} at a time: {}", figures(took));
         (10..10 + count).for_each(|number| node.ends("jobs", number));
         node.ends("open", 2000);
-        assert_eq!(node.announced(), 0);
+        node.until_announced(0);
     });
 }
 
@@ -443,18 +452,14 @@ fn what_was_announced_outlives_an_agent_that_is_killed() {
         for number in [10, 11, 20] {
             assert_eq!(node.wires.begin(number), NOTHING, "pod {number}");
         }
-        assert_eq!(node.announced(), 3);
+        node.until_announced(3);
         // The old pod's sandbox ends late, when its address is another pod's.
         let (ok, answer) = node.called("CHECK", "jobs", 10, json!({}));
         assert!(ok && answer.is_null(), "{answer}");
         node.put("jobs", &pods.replace("name: pod-10,", "name: pod-12,"));
         node.ends("jobs", 10);
         node.put("late", &pod("jobs", 20, true));
-        let until = Instant::now() + Duration::from_secs(30);
-        while node.announced() != 1 {
-            assert!(Instant::now() < until, "pods that are detached, or told by the cluster, are forgotten");
-            thread::sleep(Duration::from_millis(10));
-        }
+        node.until_announced(1);
         assert_eq!(node.wires.begin(20), NOTHING);
     });
 }
