@@ -3,6 +3,7 @@
 Pods, policies and Services come from manifests; node 2 has legacy iptables. A pod of the lab has the labels `pod` (its
 name) and `node`.
 """
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -79,8 +80,15 @@ def _reaches(client, address, protocol):
 def _becomes(expected, wrong):
     """Until the truth table is as expected: {(client, address, protocol): whether it gets an answer}."""
     def differs():
-        return {key: _reaches(*key) for key, wanted in expected.items() if _reaches(*key) != wanted}
+        found = _asked(expected)
+        return {key: found[key] for key, wanted in expected.items() if found[key] != wanted}
     expect.soon(lambda: not differs(), 40, wrong, differs)
+
+
+def _asked(keys, reaches=_reaches):
+    """{key: whether it gets an answer}. All are asked at the same time: who gets none waits for it."""
+    with concurrent.futures.ThreadPoolExecutor(len(keys)) as pool:
+        return dict(zip(keys, pool.map(lambda key: reaches(*key), keys)))
 
 
 def _table(clients, target, allowed):
@@ -213,7 +221,8 @@ def a_service_whose_endpoint_is_on_the_clients_own_node_is_judged_by_that_endpoi
 
         def differs():
             # A Service of which every third connection is refused is one that is reached at times.
-            return {key: open for key, open in wanted.items() if any(reaches(*key) != open for _ in range(3))}
+            times = [_asked(wanted, reaches) for _ in range(3)]
+            return {key: open for key, open in wanted.items() if any(found[key] != open for found in times)}
         until = time.monotonic() + 120
         while found := differs():
             expect.that(time.monotonic() < until, wrong, found)
