@@ -342,6 +342,11 @@ fn wanted(config: &Config) -> Vec<Wanted> {
     if config.firewall.is_some() {
         wanted.extend([Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies, Wanted::ClusterNetworkPolicies]);
     }
+    // The service proxy alone asks them about external addresses, and only where some are allowed and not all.
+    let restricts = config.proxy.as_ref().is_some_and(|proxy| proxy.ranges.strict && proxy.ranges.allow_any());
+    if config.firewall.is_some() || config.router.is_some() || restricts {
+        wanted.push(Wanted::ServiceCidrs);
+    }
     wanted
 }
 
@@ -389,17 +394,21 @@ mod tests {
             let words = ["sluice", "--run-router=false", "--run-firewall=false", flag].map(OsString::from);
             let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
             let proxy = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
-            assert_eq!(wanted(&proxy), [Wanted::Nodes, Wanted::Services, Wanted::EndpointSlices], "{flag}");
+            let mut all = vec![Wanted::Nodes, Wanted::Services, Wanted::EndpointSlices];
+            // Where all are allowed, no range speaks against one.
+            all.extend(flag.contains("range").then_some(Wanted::ServiceCidrs));
+            assert_eq!(wanted(&proxy), all, "{flag}");
         }
         let words = ["sluice", "--run-router=false", "--run-service-proxy=false"].map(OsString::from);
         let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
         let firewall = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
-        let policies = [Wanted::NetworkPolicies, Wanted::ClusterNetworkPolicies];
+        let policies = [Wanted::NetworkPolicies, Wanted::ClusterNetworkPolicies, Wanted::ServiceCidrs];
         assert_eq!(wanted(&firewall), [&[node, Wanted::Pods, Wanted::Namespaces][..], &policies].concat());
         let words = ["sluice", "--run-firewall=false", "--run-service-proxy=false"].map(OsString::from);
         let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
         let router = Config::meant(&flags, verbosity, &environment, &mut Mistakes::default());
-        assert_eq!(wanted(&router), [Wanted::Nodes, Wanted::Services, Wanted::EndpointSlices]);
+        let all = [Wanted::Nodes, Wanted::Services, Wanted::EndpointSlices, Wanted::ServiceCidrs];
+        assert_eq!(wanted(&router), all);
     }
 
     #[tokio::test]

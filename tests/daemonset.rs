@@ -122,6 +122,18 @@ fn the_status_of_nodes_may_be_written_only_where_somebody_asked_for_it() {
 }
 
 #[test]
+fn every_agent_may_follow_the_ranges_of_cluster_ips() {
+    for of in manifests() {
+        let rules = list(&of.object("ClusterRole")["rules"]);
+        let names = |rule: &&Value, field: &str, word: &str| list(&rule[field]).iter().any(|it| it == word);
+        let found = rules.iter().find(|rule| names(rule, "resources", "servicecidrs"));
+        let rule = found.unwrap_or_else(|| panic!("{}: servicecidrs may not be read", of.name));
+        assert!(names(&rule, "apiGroups", "networking.k8s.io"), "{}", of.name);
+        assert!(["list", "watch"].iter().all(|verb| names(&rule, "verbs", verb)), "{}", of.name);
+    }
+}
+
+#[test]
 fn a_firewall_alone_is_told_the_range_of_services() {
     for of in manifests().iter().filter(|of| of.has_flag("--run-firewall=true") && !of.has_flag("--run-router=true")) {
         let named = |argument: &Value| argument.as_str().unwrap().starts_with("--service-cluster-ip-range=");

@@ -108,7 +108,7 @@ impl Common {
             let open = || Ok((nftables::linux::open()?, ()));
             let run = move |targets| {
                 let backend = nftables::Nftables::new(config.clone(), families, targets, owners);
-                firewall::driver::Driver::new(config, families, backend, context).run(inputs, stop)
+                firewall::driver::Driver::new(families, backend, context).run(inputs, stop)
             };
             let (running, ()) = start("firewall", "firewall", open, run).await?;
             let counters = nftables::serve::Counters::new(owners_in)?;
@@ -118,7 +118,7 @@ impl Common {
         let (owners, owners_in) = watch::channel(Arc::default());
         let run = move |targets| {
             let backend = iptables::Iptables::new(config.clone(), families, targets, owners);
-            firewall::driver::Driver::new(config, families, backend, context).run(inputs, stop)
+            firewall::driver::Driver::new(families, backend, context).run(inputs, stop)
         };
         let (running, programs) = start("firewall", "firewall", iptables::linux::open, run).await?;
         let counters = iptables::serve::Counters::new(owners_in, programs);

@@ -1,6 +1,7 @@
 //! Configuration of the firewall.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::flags::Flags;
@@ -30,6 +31,15 @@ pub struct FirewallConfig {
 }
 
 impl FirewallConfig {
+    /// Replaces the ranges of Services where they differ; returns whether they did.
+    pub fn follow(config: &mut Arc<FirewallConfig>, ranges: ServiceRanges) -> bool {
+        let differs = config.ranges != ranges;
+        if differs {
+            *config = Arc::new(FirewallConfig { ranges, ..(**config).clone() });
+        }
+        differs
+    }
+
     /// Reads and checks the firewall's flags, which is done even when it does not run. The ranges of Services are
     /// those of the service proxy, whose flags are read before.
     pub(super) fn from_flags(flags: &Flags, proxy: &ProxyConfig, mistakes: &mut Mistakes) -> FirewallConfig {

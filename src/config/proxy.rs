@@ -1,6 +1,7 @@
 //! Configuration of the service proxy.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -49,6 +50,15 @@ pub struct ProxyConfig {
 const LONGEST_TIMEOUT: u64 = i32::MAX as u64 / 1000;
 
 impl ProxyConfig {
+    /// Replaces the ranges of Services where they differ; returns whether they did.
+    pub fn follow(config: &mut Arc<ProxyConfig>, ranges: ServiceRanges) -> bool {
+        let differs = config.ranges != ranges;
+        if differs {
+            *config = Arc::new(ProxyConfig { ranges, ..(**config).clone() });
+        }
+        differs
+    }
+
     /// Reads and checks the service proxy's flags, which is done even when it does not run.
     pub(super) fn from_flags(flags: &Flags, families: PerFamily<bool>, mistakes: &mut Mistakes) -> ProxyConfig {
         let ranges = |flag: &str, typed: &[Strings], mistakes: &mut Mistakes| {

@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::duration::GoDuration;
@@ -128,6 +129,15 @@ pub(super) fn cni_file(environment: &Environment) -> PathBuf {
 }
 
 impl RouterConfig {
+    /// Replaces the ranges of Services where they differ; returns whether they did.
+    pub fn follow(config: &mut Arc<RouterConfig>, ranges: ServiceRanges) -> bool {
+        let differs = config.ranges != ranges;
+        if differs {
+            *config = Arc::new(RouterConfig { ranges, ..(**config).clone() });
+        }
+        differs
+    }
+
     /// Reads and checks the router's flags, which is done even when it does not run. The ranges of Services are those of the
     /// service proxy, whose flags are read before.
     pub(super) fn from_flags(

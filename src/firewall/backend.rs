@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
 use ipnet::IpNet;
 
+use crate::config::FirewallConfig;
 use crate::kernel::Error;
 use crate::model::{Authority, ObjectName, World};
 use crate::net::{Family, PerFamily};
@@ -30,6 +32,9 @@ pub trait Backend {
 
     /// Updates the desired state from changes of the rule set and the facts of this node. Does not touch the kernel.
     fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::RuleSetChanges);
+
+    /// Returns the configuration, with the ranges of Services of the last update.
+    fn config(&self) -> &Arc<FirewallConfig>;
 
     /// Returns the ranges in which only known pods may be reached.
     fn closed(&self) -> &[IpNet];

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
-use crate::config::FirewallConfig;
 use crate::model::{Authority, ObjectName, PodUid, World};
 use crate::net::{Family, PerFamily};
 use crate::observe::health::Note;
@@ -74,7 +73,6 @@ pub enum News {
 
 /// State of the firewall between two turns.
 pub struct Driver<B: Backend> {
-    config: Arc<FirewallConfig>,
     families: PerFamily<bool>,
     plan: Plan,
     backend: B,
@@ -93,12 +91,7 @@ pub struct Driver<B: Backend> {
 }
 
 impl<B: Backend> Driver<B> {
-    pub fn new(
-        config: Arc<FirewallConfig>,
-        families: PerFamily<bool>,
-        backend: B,
-        context: FirewallContext,
-    ) -> Driver<B> {
+    pub fn new(families: PerFamily<bool>, backend: B, context: FirewallContext) -> Driver<B> {
         Driver {
             plan: Plan::new(),
             backend,
@@ -111,7 +104,6 @@ impl<B: Backend> Driver<B> {
             closed_first: false,
             starting: Vec::new(),
             announced: BTreeSet::new(),
-            config,
             families,
         }
     }
@@ -126,7 +118,8 @@ impl<B: Backend> Driver<B> {
     /// rules of an earlier run know the pods.
     fn close_first(&mut self, world: &World) {
         let node = world.cluster.nodes.get(&world.host.node_name);
-        if self.closed_first || !self.config.default_deny || node.is_none_or(|node| node.pod_cidrs.is_empty()) {
+        if self.closed_first || !self.backend.config().default_deny || node.is_none_or(|node| node.pod_cidrs.is_empty())
+        {
             return;
         }
         self.closed_first = true;
@@ -217,7 +210,7 @@ impl<B: Backend> Driver<B> {
                 let world = context.world.borrow().clone();
                 let until = Instant::now() + JUDGED_AT_A_TIME;
                 let mut some = Vec::with_capacity(connections.len());
-                for refused in established::refused(self.plan.rules(), (&world, &self.config), &connections) {
+                for refused in established::refused(self.plan.rules(), (&world, self.backend.config()), &connections) {
                     some.push(refused);
                     if Instant::now() >= until {
                         break;
@@ -238,7 +231,7 @@ impl<B: Backend> Driver<B> {
         explain::Known {
             rules: self.plan.rules(),
             world,
-            config: &self.config,
+            config: self.backend.config(),
             closed: self.backend.closed(),
             bridges: self.backend.closed_bridges(),
             claims: self.plan.claims(),
@@ -253,7 +246,7 @@ impl<B: Backend> Driver<B> {
         }
         Ok(Comparing {
             world: context.world.borrow().clone(),
-            config: self.config.clone(),
+            config: self.backend.config().clone(),
             file: question.about.get("file").cloned().unwrap_or_default(),
             read: self.context.read_policies,
             deleted: question.about.get("delete").is_some_and(|word| word == "true"),
@@ -263,7 +256,7 @@ impl<B: Backend> Driver<B> {
 
     /// Logs once for each family that default deny has no effect, because no pod CIDR is known.
     fn tell_what_cannot_be_closed(&mut self, world: &World) {
-        if !self.config.default_deny {
+        if !self.backend.config().default_deny {
             return;
         }
         let node = world.cluster.nodes.get(&world.host.node_name);
@@ -332,7 +325,7 @@ impl<B: Backend> Subsystem for Driver<B> {
     }
 
     fn audit_period(&self) -> Duration {
-        self.config.sync_period
+        self.backend.config().sync_period
     }
 
     async fn next(&mut self) -> News {
@@ -386,7 +379,7 @@ impl<B: Backend> Subsystem for Driver<B> {
         }
         let changed = self.plan.update(world);
         self.context.metrics.asked.inc_by(changed.pods_asked as u64);
-        if self.config.flush_established {
+        if self.backend.config().flush_established {
             self.established.note(&self.plan, &changed, world.authority.firewall);
         }
         self.backend.update(self.plan.rules(), world, &changed);

@@ -29,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::config::FirewallConfig;
+use crate::config::{FirewallConfig, ServiceRanges};
 use crate::model::{Endpoints, ObjectName, Service, ServicePort, Table, World};
 use crate::net::{Family, Protocol};
 
@@ -52,6 +52,8 @@ pub struct HostEndpoints {
     /// The addresses of this host.
     own: BTreeSet<IpAddr>,
     service_addresses: ServiceAddresses,
+    /// The ranges that these follow from.
+    ranges: ServiceRanges,
     services: Table<ObjectName, Service>,
     endpoints: Table<ObjectName, Endpoints>,
     /// The host endpoints of each Service that has any, with its entrances.
@@ -67,6 +69,12 @@ impl HostEndpoints {
     pub fn update(&mut self, world: &World, config: &FirewallConfig) -> BTreeSet<HostEndpoint> {
         let own: BTreeSet<IpAddr> = world.host.addresses.iter().map(|own| own.address).collect();
         let (services, endpoints) = (&world.cluster.services, &world.cluster.endpoints);
+        let moves = self.ranges != config.ranges;
+        if moves {
+            // The addresses of every Service count otherwise.
+            (self.service_addresses, self.services) = Default::default();
+            self.ranges = config.ranges.clone();
+        }
         let AddressChanges { mut dirty, turned } = self.service_addresses.update((&self.services, services), config);
         let has_turned = |endpoints: &Endpoints| {
             let mut all = endpoints.slices.values().flat_map(|slice| &slice.endpoints);
@@ -75,7 +83,7 @@ impl HostEndpoints {
         if !turned.is_empty() {
             dirty.extend(endpoints.iter().filter(|(_, its)| has_turned(its)).map(|(name, _)| name.clone()));
         }
-        if own == self.own {
+        if own == self.own && !moves {
             dirty.extend(endpoints.changes_since(&self.endpoints).map(|change| change.key().clone()));
         } else {
             self.own = own;
@@ -330,6 +338,23 @@ mod tests {
         assert_eq!(after(Some("203.0.113.6")), ["10.96.0.10:6443/tcp"]);
         assert_eq!(after(Some("203.0.113.5")), ["10.96.0.10:6443/tcp", "203.0.113.5:6443/tcp"]);
         assert_eq!(after(None), ["10.96.0.10:6443/tcp"]);
+    }
+
+    #[test]
+    fn ranges_that_change_are_as_if_they_had_always_been_so() {
+        let world = world(&["192.0.2.11"], slice(&["192.0.2.11", "10.96.0.10", "10.0.0.10"], Conditions::READY));
+        let mut all = HostEndpoints::default();
+        for named in [&[][..], &["10.0.0.0/16"], &["10.0.0.0/16", "203.0.113.0/24"], &["10.96.0.0/12"], &[]] {
+            let named = named.iter().map(|text| text.parse().expect("a range"));
+            let config = FirewallConfig { ranges: config().ranges.in_cluster(named), ..config() };
+            let before: BTreeSet<HostEndpoint> = all.all().copied().collect();
+            let changed = all.update(&world, &config);
+            let mut fresh = HostEndpoints::default();
+            fresh.update(&world, &config);
+            assert_eq!(found(&all), found(&fresh));
+            let after: BTreeSet<HostEndpoint> = all.all().copied().collect();
+            assert!(before.symmetric_difference(&after).all(|endpoint| changed.contains(endpoint)));
+        }
     }
 
     #[test]

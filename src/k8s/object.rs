@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
-use crate::model::{ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, ObjectName, Pod, Service};
+use crate::model::{
+    ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, ObjectName, Pod, Service, ServiceCidr,
+};
 
 /// The kinds of objects that this program reads.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -19,6 +21,8 @@ pub enum Kind {
     NetworkPolicy,
     /// A custom resource, which the API server may not have ([`Kind::may_be_absent`]).
     ClusterNetworkPolicy,
+    /// Served from Kubernetes 1.33 on.
+    ServiceCidr,
 }
 
 /// One object as the model knows it. Without a value the object is gone, or is of no concern to a node
@@ -33,6 +37,7 @@ pub enum Object {
     Namespace(CompactString, Option<Arc<Namespace>>),
     NetworkPolicy(ObjectName, Option<Arc<NetworkPolicy>>),
     ClusterNetworkPolicy(CompactString, Option<Arc<ClusterNetworkPolicy>>),
+    ServiceCidr(CompactString, Option<Arc<ServiceCidr>>),
     /// It exists, but cannot be parsed. Its last good version stays in force; where there is none, its kind is known
     /// in part only. Without a name it is any object of its kind: a listing that has one removes nothing.
     Unreadable(ObjectId),
@@ -66,6 +71,7 @@ pub enum Wanted {
     Namespaces,
     NetworkPolicies,
     ClusterNetworkPolicies,
+    ServiceCidrs,
 }
 
 impl Wanted {
@@ -78,6 +84,7 @@ impl Wanted {
             Wanted::Namespaces => Kind::Namespace,
             Wanted::NetworkPolicies => Kind::NetworkPolicy,
             Wanted::ClusterNetworkPolicies => Kind::ClusterNetworkPolicy,
+            Wanted::ServiceCidrs => Kind::ServiceCidr,
         }
     }
 
@@ -93,7 +100,7 @@ impl Wanted {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 8] = [
         Kind::Service,
         Kind::EndpointSlice,
         Kind::Node,
@@ -101,6 +108,7 @@ impl Kind {
         Kind::Namespace,
         Kind::NetworkPolicy,
         Kind::ClusterNetworkPolicy,
+        Kind::ServiceCidr,
     ];
 
     /// The API's name of the kind.
@@ -113,6 +121,7 @@ impl Kind {
             Kind::Namespace => "Namespace",
             Kind::NetworkPolicy => "NetworkPolicy",
             Kind::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+            Kind::ServiceCidr => "ServiceCIDR",
         }
     }
 
@@ -121,7 +130,7 @@ impl Kind {
         match self {
             Kind::Service | Kind::Node | Kind::Pod | Kind::Namespace => "v1",
             Kind::EndpointSlice => "discovery.k8s.io/v1",
-            Kind::NetworkPolicy => "networking.k8s.io/v1",
+            Kind::NetworkPolicy | Kind::ServiceCidr => "networking.k8s.io/v1",
             Kind::ClusterNetworkPolicy => "policy.networking.k8s.io/v1beta1",
         }
     }
@@ -136,6 +145,7 @@ impl Kind {
             Kind::Namespace => "/api/v1/namespaces",
             Kind::NetworkPolicy => "/apis/networking.k8s.io/v1/networkpolicies",
             Kind::ClusterNetworkPolicy => "/apis/policy.networking.k8s.io/v1beta1/clusternetworkpolicies",
+            Kind::ServiceCidr => "/apis/networking.k8s.io/v1/servicecidrs",
         }
     }
 
@@ -163,13 +173,13 @@ impl Kind {
 
     /// Returns whether objects of this kind belong to no namespace.
     pub fn is_cluster_wide(self) -> bool {
-        matches!(self, Kind::Node | Kind::Namespace | Kind::ClusterNetworkPolicy)
+        matches!(self, Kind::Node | Kind::Namespace | Kind::ClusterNetworkPolicy | Kind::ServiceCidr)
     }
 
-    /// Returns whether the API server has this kind only where somebody has installed it: that it is not there is then no
-    /// failure.
+    /// Returns whether the API server has this kind only where somebody has installed it, or from a version on: that it is not there
+    /// is then no failure.
     pub fn may_be_absent(self) -> bool {
-        matches!(self, Kind::ClusterNetworkPolicy)
+        matches!(self, Kind::ClusterNetworkPolicy | Kind::ServiceCidr)
     }
 }
 
@@ -186,6 +196,7 @@ impl Object {
             Object::ClusterNetworkPolicy(name, _) => {
                 ObjectId { kind: Kind::ClusterNetworkPolicy, name: ObjectName::new("", name) }
             }
+            Object::ServiceCidr(name, _) => ObjectId { kind: Kind::ServiceCidr, name: ObjectName::new("", name) },
             Object::Unreadable(id) => id.clone(),
         }
     }
@@ -196,6 +207,7 @@ impl Object {
             Object::Node(name, _) => return (Kind::Node, "", name),
             Object::Namespace(name, _) => return (Kind::Namespace, "", name),
             Object::ClusterNetworkPolicy(name, _) => return (Kind::ClusterNetworkPolicy, "", name),
+            Object::ServiceCidr(name, _) => return (Kind::ServiceCidr, "", name),
             Object::Service(name, _) => (Kind::Service, name),
             Object::EndpointSlice(name, _) => (Kind::EndpointSlice, name),
             Object::Pod(name, _) => (Kind::Pod, name),
@@ -215,6 +227,7 @@ impl Object {
             Kind::Namespace => Object::Namespace(id.name.name.clone(), None),
             Kind::NetworkPolicy => Object::NetworkPolicy(id.name, None),
             Kind::ClusterNetworkPolicy => Object::ClusterNetworkPolicy(id.name.name.clone(), None),
+            Kind::ServiceCidr => Object::ServiceCidr(id.name.name.clone(), None),
         }
     }
 
@@ -228,6 +241,7 @@ impl Object {
             Object::Namespace(_, value) => value.is_none(),
             Object::NetworkPolicy(_, value) => value.is_none(),
             Object::ClusterNetworkPolicy(_, value) => value.is_none(),
+            Object::ServiceCidr(_, value) => value.is_none(),
             Object::Unreadable(_) => false,
         }
     }

@@ -47,7 +47,7 @@ use super::client::ApiClient;
 use super::outage::{Cause, Outages};
 use super::parse::{
     ApiObject, Pool, cluster_network_policy_object, endpoint_slice_object, namespace_object, network_policy_object,
-    node_object, pod_object, service_object,
+    node_object, pod_object, service_cidr_object, service_object,
 };
 use super::request::{Asking, Failure, Stumble, Watch};
 use super::{Event, Kind, Message, Object, ObjectId, Scope, Wanted, Warning};
@@ -81,6 +81,7 @@ async fn follow(client: ApiClient, wanted: Wanted, common: Common) {
         Wanted::ClusterNetworkPolicies => {
             Follower::new(kind, client, cluster_network_policy_object, common).run().await;
         }
+        Wanted::ServiceCidrs => Follower::new(kind, client, service_cidr_object, common).run().await,
     }
 }
 

@@ -18,6 +18,7 @@ mod policy;
 mod report;
 mod selector;
 mod service;
+mod service_cidr;
 mod shared_value;
 mod table;
 
@@ -41,6 +42,7 @@ pub use service::{
     AnnounceAnnotations, ExternalField, LoadBalancerAddress, ProxyAnnotations, Scheduler, SchedulerFlags, Service,
     ServicePort, ServiceType, TrafficPolicy,
 };
+pub use service_cidr::ServiceCidr;
 pub use shared_value::Shared;
 pub use table::{Change, Table};
 
@@ -48,6 +50,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use compact_str::CompactString;
+use ipnet::IpNet;
 
 /// How far the known state of the cluster may be trusted, which decides what may be done to the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
@@ -114,6 +117,15 @@ pub struct Cluster {
     pub policies: Table<ObjectName, NetworkPolicy>,
     /// By name, as they belong to no namespace.
     pub cluster_policies: Table<CompactString, ClusterNetworkPolicy>,
+    /// By name, as they belong to no namespace; none where the API server has none, or they may not be read.
+    pub service_cidrs: Table<CompactString, ServiceCidr>,
+}
+
+impl Cluster {
+    /// Returns the ranges of all ServiceCIDRs, in the order of their names.
+    pub fn service_ranges(&self) -> impl Iterator<Item = IpNet> {
+        self.service_cidrs.iter().flat_map(|(_, of)| of.ranges.iter().copied())
+    }
 }
 
 impl World {

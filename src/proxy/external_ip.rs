@@ -133,7 +133,7 @@ impl fmt::Display for Reason {
             Reason::Range { flag, disallowed: Disallowed::NoRange } => write!(f, "{flag} is not set"),
             Reason::Range { flag, disallowed: Disallowed::OutsideRange } => write!(f, "it is outside {flag}"),
             Reason::Range { disallowed: Disallowed::ClusterIpRange, .. } => {
-                f.write_str("it is inside --service-cluster-ip-range")
+                f.write_str("it is inside a range of cluster IPs")
             }
             Reason::NodeAddress(node) => write!(f, "it is an address of Node {node}"),
             Reason::NodesUnknown => f.write_str("it may be an address of another Node; not all are known yet"),

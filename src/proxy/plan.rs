@@ -20,7 +20,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::config::ProxyConfig;
+use crate::config::{ProxyConfig, ServiceRanges};
 use crate::kernel::ipset::Entry;
 use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
 use crate::kernel::link::LinkName;
@@ -46,6 +46,8 @@ use super::source_ranges;
 /// The desired state, with what is needed to update it by parts.
 pub struct Plan {
     config: Arc<ProxyConfig>,
+    /// The ranges of the flags.
+    flags: ServiceRanges,
     families: PerFamily<bool>,
     /// The kernel's version, major and minor.
     kernel: (u32, u32),
@@ -86,6 +88,7 @@ struct ClaimedPart {
 impl Plan {
     pub fn new(config: Arc<ProxyConfig>, families: PerFamily<bool>, kernel: (u32, u32)) -> Plan {
         Plan {
+            flags: config.ranges.clone(),
             config,
             families,
             kernel,
@@ -146,6 +149,8 @@ impl Plan {
         let (same, parts_stay) = (node == self.node, self.parts_stay(&node));
         let moved = self.others.update([&older, world], [&self.node, &node]);
         let parts_stay = !self.others.note_known(world) && parts_stay;
+        let ranges = self.flags.in_cluster(world.cluster.service_ranges());
+        let ranges_move = ProxyConfig::follow(&mut self.config, ranges);
         self.node = node;
         changed.health_checks |= !same;
         if !same {
@@ -157,6 +162,10 @@ impl Plan {
             dirty.extend(endpoints.changes_since(&older.cluster.endpoints).map(|change| change.key()));
             if !moved.is_empty() {
                 dirty.extend(services.iter().filter(|(_, it)| asks_for(it, &moved)).map(|(name, _)| name));
+            }
+            if ranges_move {
+                let asks = |service: &Service| service.external_addresses().next().is_some();
+                dirty.extend(services.iter().filter(|(_, it)| asks(it)).map(|(name, _)| name));
             }
             if other_zone {
                 dirty.extend(endpoints.iter().filter(|(_, its)| its.have_zone_hints()).map(|(name, _)| name));

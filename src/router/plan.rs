@@ -19,7 +19,7 @@ use crate::bgp::message::Attributes;
 use crate::bgp::rib::{Own, RouteChange};
 use crate::bgp::session::Local;
 use crate::bgp::speaker::Wanted;
-use crate::config::RouterConfig;
+use crate::config::{RouterConfig, ServiceRanges};
 use crate::kernel::rule::RuleKey;
 use crate::kernel::tunnel::ReceivePort;
 use crate::model::{Authority, Endpoints, Node, ObjectName, OnLink, Reflection, Service, Table, World};
@@ -45,6 +45,8 @@ pub use pod_ranges::{Refusal, Unreached};
 /// The desired state, with what is needed to update it by parts.
 pub struct Plan {
     config: Arc<RouterConfig>,
+    /// The ranges of the flags.
+    flags: ServiceRanges,
     families: PerFamily<bool>,
     /// Passwords from the password file, if there is one.
     passwords: Vec<Password>,
@@ -104,6 +106,7 @@ impl Known {
 impl Plan {
     pub fn new(config: Arc<RouterConfig>, families: PerFamily<bool>) -> Plan {
         Plan {
+            flags: config.ranges.clone(),
             config,
             families,
             passwords: Vec::new(),
@@ -159,11 +162,14 @@ impl Plan {
         let moved = world.host.on_link != self.on_link || addresses(&older) != addresses(&self.known);
         self.own = own;
         self.on_link.clone_from(&world.host.on_link);
+        let ranges = self.flags.in_cluster(world.cluster.service_ranges());
+        let ranges_move = RouterConfig::follow(&mut self.config, ranges);
+        self.stale.own |= ranges_move;
         if is_other {
             self.replace_own(&mut changed);
         }
         self.update_nodes(&older, is_other, &mut changed);
-        self.update_services(&older, announces(self) != announced_before, &mut changed);
+        self.update_services(&older, ranges_move || announces(self) != announced_before, &mut changed);
         if is_other || moved {
             self.stale = Stale::ALL;
             self.routes.look_at_all_again();

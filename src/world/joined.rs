@@ -61,10 +61,10 @@ struct Part {
     now: Authority,
 }
 
-const PROXY_KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
-const FIREWALL_KINDS: [Kind; 5] =
-    [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::ClusterNetworkPolicy, Kind::Node];
-const ROUTER_KINDS: [Kind; 1] = [Kind::Node];
+const PROXY_KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
+const FIREWALL_KINDS: [Kind; 6] =
+    [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::ClusterNetworkPolicy, Kind::Node, Kind::ServiceCidr];
+const ROUTER_KINDS: [Kind; 2] = [Kind::Node, Kind::ServiceCidr];
 
 /// Progress of listing one kind.
 struct Listing {
@@ -107,7 +107,7 @@ impl Joined {
 
     /// Returns the authority of these tables.
     pub fn authority(&mut self) -> Authorities {
-        let counts = |id: &&ObjectId| id.kind != Kind::ClusterNetworkPolicy;
+        let counts = |id: &&ObjectId| !matches!(id.kind, Kind::ClusterNetworkPolicy | Kind::ServiceCidr);
         let sound = |kind| !self.unreadable && !self.unknown.iter().filter(counts).any(|id| id.kind == kind);
         Authorities {
             proxy: self.proxy.authority(&self.listings, sound),
@@ -250,6 +250,7 @@ impl Joined {
                 fill(&mut own.cluster_policies, &remembered.cluster_policies, has_open_name);
                 self.unknown.retain(|id| id.kind != kind || own.cluster_policies.get(&id.name.name).is_none());
             }
+            Kind::ServiceCidr => fill(&mut own.service_cidrs, &remembered.service_cidrs, has_open_name),
             Kind::EndpointSlice => {
                 let named = listing.named.as_ref();
                 for (name, endpoints) in remembered.endpoints.iter() {
@@ -343,6 +344,7 @@ impl Joined {
             Object::Namespace(name, value) => set(&mut own.namespaces, name, value),
             Object::NetworkPolicy(name, value) => set(&mut own.policies, name, value),
             Object::ClusterNetworkPolicy(name, value) => set(&mut own.cluster_policies, name, value),
+            Object::ServiceCidr(name, value) => set(&mut own.service_cidrs, name, value),
             Object::Unreadable(_) => false,
         };
         let told = self.parts().any(|part| part.tells(kind));
@@ -402,6 +404,7 @@ impl Joined {
             Kind::Namespace => own.namespaces.get(&id.name.name).is_some(),
             Kind::NetworkPolicy => own.policies.get(&id.name).is_some(),
             Kind::ClusterNetworkPolicy => own.cluster_policies.get(&id.name.name).is_some(),
+            Kind::ServiceCidr => own.service_cidrs.get(&id.name.name).is_some(),
         }
     }
 
@@ -417,13 +420,14 @@ impl Joined {
             Kind::ClusterNetworkPolicy => {
                 own.cluster_policies.iter().map(|(name, _)| ObjectName::new("", name)).collect()
             }
+            Kind::ServiceCidr => own.service_cidrs.iter().map(|(name, _)| ObjectName::new("", name)).collect(),
         }
     }
 }
 
-/// The Node of this host is needed by every part and makes none.
+/// The Node of this host and the ranges of cluster IPs are needed by several parts and make none.
 fn is_beside_nodes(wanted: &Wanted, kinds: &[Kind]) -> bool {
-    wanted.kind() != Kind::Node && kinds.contains(&wanted.kind())
+    !matches!(wanted.kind(), Kind::Node | Kind::ServiceCidr) && kinds.contains(&wanted.kind())
 }
 
 impl Part {

@@ -16,6 +16,7 @@ use sluice::model::{
 };
 use sluice::net::Protocol;
 
+use super::support::generate;
 use super::support::random::Random;
 use super::{services, tiers};
 
@@ -102,7 +103,8 @@ pub fn change(world: &mut World, random: &mut Random) -> String {
         48..=59 => put_namespace(cluster, random),
         60..=62 => remove_one(&mut cluster.namespaces, random),
         63..=83 => put_policy(cluster, random),
-        84..=91 => services::change(cluster, random, &addresses()),
+        84..=90 => services::change(cluster, random, &addresses()),
+        91 => generate::put_service_cidr(cluster, random),
         92..=94 => remove_one(&mut cluster.policies, random),
         95..=98 => tiers::change(cluster, random),
         _ => {
@@ -124,6 +126,9 @@ pub fn copied(world: &World) -> World {
     }
     for (name, service) in world.cluster.services.iter() {
         copy.cluster.services.insert(name.clone(), (**service).clone());
+    }
+    for (name, of) in world.cluster.service_cidrs.iter() {
+        copy.cluster.service_cidrs.insert(name.clone(), (**of).clone());
     }
     for (name, endpoints) in world.cluster.endpoints.iter() {
         copy.cluster.endpoints.insert(name.clone(), (**endpoints).clone());

@@ -552,11 +552,11 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
         Some(table) => {
             let (owners, _) = watch::channel(Arc::default());
             let backend = Nftables::new(config.clone(), families, table.targets(&running.kernel), owners);
-            tokio::task::spawn_local(Driver::new(config, families, backend, context).run(inputs, stop))
+            tokio::task::spawn_local(Driver::new(families, backend, context).run(inputs, stop))
         }
         None => {
             let backend = Iptables::new(config.clone(), families, running.kernel.firewall_targets(), owners);
-            tokio::task::spawn_local(Driver::new(config, families, backend, context).run(inputs, stop))
+            tokio::task::spawn_local(Driver::new(families, backend, context).run(inputs, stop))
         }
     };
     test(running).await;

@@ -61,6 +61,9 @@ fn put(world: &mut World, object: Object) {
         Object::NetworkPolicy(name, Some(policy)) => {
             world.cluster.policies.insert(name, (*policy).clone());
         }
+        Object::ServiceCidr(name, Some(of)) => {
+            world.cluster.service_cidrs.insert(name, (*of).clone());
+        }
         object => assert!(object.is_gone() || matches!(object, Object::Unreadable(_)), "{object:?} was put nowhere"),
     }
 }

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use sluice::model::{
     AnnounceAnnotations, Authority, Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Hints, Host,
     HostAddress, LoadBalancerAddress, Node, NodeAddress, NodeAddressKind, ObjectName, ProxyAnnotations, Scheduler,
-    SchedulerFlags, Service, ServicePort, ServiceType, Table, TrafficPolicy, World,
+    SchedulerFlags, Service, ServiceCidr, ServicePort, ServiceType, Table, TrafficPolicy, World,
 };
 use sluice::net::{Family, Protocol};
 
@@ -53,7 +53,8 @@ pub fn change(world: &mut World, random: &mut Random) -> String {
         40..=57 => put_slice(&mut world.cluster, random),
         58..=89 => edit_endpoint(&mut world.cluster, random),
         90..=93 => remove_slice(&mut world.cluster, random),
-        94..=96 => put_node(&mut world.cluster, random),
+        94 => put_service_cidr(&mut world.cluster, random),
+        95..=96 => put_node(&mut world.cluster, random),
         _ => put_host(world, random),
     }
 }
@@ -64,6 +65,7 @@ pub fn copied(world: &World) -> World {
     copy_rows(&world.cluster.services, &mut copy.cluster.services);
     copy_rows(&world.cluster.endpoints, &mut copy.cluster.endpoints);
     copy_rows(&world.cluster.nodes, &mut copy.cluster.nodes);
+    copy_rows(&world.cluster.service_cidrs, &mut copy.cluster.service_cidrs);
     copy
 }
 
@@ -71,6 +73,21 @@ fn copy_rows<K: Ord + Clone + std::hash::Hash, V: PartialEq + Clone>(from: &Tabl
     for (key, row) in from.iter() {
         to.insert(key.clone(), (**row).clone());
     }
+}
+
+/// Changes the ranges that cluster IPs come from: some with external addresses in them, some beside those of the flag.
+pub fn put_service_cidr(cluster: &mut Cluster, random: &mut Random) -> String {
+    let name = *random.pick(&["kubernetes", "more"]);
+    if random.chance(30) {
+        cluster.service_cidrs.remove(&name.into());
+        return format!("remove ServiceCIDR {name}");
+    }
+    let pool =
+        ["10.96.0.0/12", "10.0.0.0/16", "203.0.113.0/30", "203.0.113.4/30", "fd00:10:96::/108", "2001:db8:113::/64"];
+    let ranges: Box<[IpNet]> = (0..1 + random.below(2)).map(|_| random.pick(&pool).parse().expect("a range")).collect();
+    let told = format!("put ServiceCIDR {name} {ranges:?}");
+    cluster.service_cidrs.insert(name.into(), ServiceCidr { ranges });
+    told
 }
 
 /// A Service with this in every field that chance does not decide.

@@ -201,6 +201,7 @@ const POD: &[Field] = &[
 ];
 
 const NAMESPACE: &[Field] = &[("metadata", 1, PlainMessage(META))];
+const SERVICE_CIDR: &[Field] = &[("metadata", 1, PlainMessage(META)), ("spec", 2, PlainMessage(&[("cidrs", 1, Text)]))];
 const STATUS: &[Field] = &[("status", 2, Plain), ("message", 3, Plain), ("reason", 4, Plain), ("code", 6, PlainNumber)];
 const LIST_META: &[Field] = &[("selfLink", 1, Plain), ("resourceVersion", 2, Plain), ("continue", 3, Plain)];
 
@@ -212,6 +213,7 @@ fn form(path: &str) -> Option<&'static [Field]> {
         Some("nodes") => Some(NODE),
         Some("pods") => Some(POD),
         Some("namespaces") => Some(NAMESPACE),
+        Some("servicecidrs") => Some(SERVICE_CIDR),
         _ => None,
     }
 }

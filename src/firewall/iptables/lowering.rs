@@ -15,7 +15,7 @@ use std::sync::Arc;
 use compact_str::CompactString;
 use ipnet::IpNet;
 
-use crate::config::FirewallConfig;
+use crate::config::{FirewallConfig, ServiceRanges};
 use crate::kernel::ipset::{ElementKey, Entry, SetKind, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rule, Rules};
 use crate::model::{ObjectName, Tier, UnreadPolicies, World};
@@ -38,6 +38,8 @@ use super::{dispatch, names, pod_chain, policy_chain};
 /// The desired kernel objects, kept up to date.
 pub struct Lowering {
     config: Arc<FirewallConfig>,
+    /// The ranges of the flags.
+    flags: ServiceRanges,
     families: PerFamily<bool>,
     desired: Desired,
     /// The rule by which pod chains enter a policy's chain, shared by all of them.
@@ -59,6 +61,7 @@ impl Lowering {
         let (desired, asking, pods, pod_bridges, bridges, denials, unread) = Default::default();
         let (closed, filters_ipv6) = (None, true);
         Lowering {
+            flags: config.ranges.clone(),
             config,
             families,
             desired,
@@ -77,6 +80,10 @@ impl Lowering {
     /// IPv6: without `--enable-ipv6` none are desired.
     pub fn without_ipv6(self) -> Lowering {
         Lowering { filters_ipv6: false, ..self }
+    }
+
+    pub fn config(&self) -> &Arc<FirewallConfig> {
+        &self.config
     }
 
     pub fn desired(&self) -> &Desired {
@@ -107,6 +114,8 @@ impl Lowering {
     pub fn update(&mut self, rules: &RuleSet, world: &World, changed: &plan::RuleSetChanges) -> LoweredChanges {
         let mut told = LoweredChanges::default();
         let is_first = self.closed.is_none();
+        let ranges = self.flags.in_cluster(world.cluster.service_ranges());
+        let moves = FirewallConfig::follow(&mut self.config, ranges);
         let closed = closed_ranges(&self.config, world, self.closed());
         if self.closed.as_ref() != Some(&closed) {
             self.lower_tail(&closed, &mut told);
@@ -149,7 +158,7 @@ impl Lowering {
         if turns {
             self.lower_bridges(&mut told);
         }
-        if is_first || turns || !changed.pods.is_empty() {
+        if is_first || turns || moves || !changed.pods.is_empty() {
             for family in self.enabled() {
                 for (piece, chain) in dispatch::chains(rules, &self.config, family, &self.bridges) {
                     self.put_rules(piece, Some(chain), &mut told);

@@ -91,6 +91,10 @@ impl<K: Kernel> Backend for Iptables<K> {
         }
     }
 
+    fn config(&self) -> &Arc<FirewallConfig> {
+        self.lowering.config()
+    }
+
     fn closed(&self) -> &[IpNet] {
         self.lowering.closed()
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::config::FirewallConfig;
+use crate::config::{FirewallConfig, ServiceRanges};
 use crate::kernel::nftables::{Content, Key, Name, Object, Verdict};
 use crate::model::{ObjectName, UnreadPolicies, World};
 use crate::net::{Family, PerFamily};
@@ -35,6 +35,8 @@ use super::{host_endpoints, names, peers};
 /// The desired table, kept up to date.
 pub struct Lowering {
     config: Arc<FirewallConfig>,
+    /// The ranges of the flags.
+    flags: ServiceRanges,
     families: PerFamily<bool>,
     desired: Desired,
     parts: BTreeMap<Part, Held>,
@@ -69,6 +71,7 @@ struct Held {
 impl Lowering {
     pub fn new(config: Arc<FirewallConfig>, families: PerFamily<bool>) -> Lowering {
         Lowering {
+            flags: config.ranges.clone(),
             config,
             families,
             desired: Desired::default(),
@@ -85,6 +88,10 @@ impl Lowering {
             unread: UnreadPolicies::None,
             left: BTreeSet::new(),
         }
+    }
+
+    pub fn config(&self) -> &Arc<FirewallConfig> {
+        &self.config
     }
 
     pub fn desired(&self) -> &Desired {
@@ -215,8 +222,9 @@ impl Lowering {
     }
 
     fn lower_base(&mut self, rules: &RuleSet, world: &World, before: ClosedBridges, told: &mut LoweredChanges) {
+        let moves = FirewallConfig::follow(&mut self.config, self.flags.in_cluster(world.cluster.service_ranges()));
         let closed = closed_ranges(&self.config, world, self.closed());
-        if self.closed.as_ref() == Some(&closed) && *self.bridges.closed() == before {
+        if !moves && self.closed.as_ref() == Some(&closed) && *self.bridges.closed() == before {
             return;
         }
         self.closed = Some(closed);

@@ -93,6 +93,10 @@ impl<K: Kernel> Backend for Nftables<K> {
         }
     }
 
+    fn config(&self) -> &Arc<FirewallConfig> {
+        self.lowering.config()
+    }
+
     fn closed(&self) -> &[IpNet] {
         self.lowering.closed()
     }

@@ -16,7 +16,7 @@ use serde_saphyr::with_deserializer_from_str_with_options;
 
 use crate::k8s::parse::{
     Pool, cluster_network_policy_object, endpoint_slice_object, namespace_object, network_policy_object, node_object,
-    pod_object, service_object,
+    pod_object, service_cidr_object, service_object,
 };
 use crate::k8s::{Kind, Object, Warning};
 
@@ -273,6 +273,7 @@ fn object(kind: Kind, piece: &Piece<'_>, pool: &mut Pool) -> Result<(Object, Vec
         Kind::Namespace => namespace_object(&piece.read()?, pool),
         Kind::NetworkPolicy => network_policy_object(&piece.read()?, pool),
         Kind::ClusterNetworkPolicy => cluster_network_policy_object(&piece.read()?, pool),
+        Kind::ServiceCidr => service_cidr_object(&piece.read()?, pool),
     })
 }
 

@@ -18,6 +18,7 @@ pub mod pod;
 pub mod protobuf;
 pub mod selector;
 pub mod service;
+pub mod service_cidr;
 
 mod address;
 mod metadata;
@@ -84,4 +85,10 @@ pub fn cluster_network_policy_object(
         None => Object::Unreadable(ObjectId { kind: Kind::ClusterNetworkPolicy, name: ObjectName::new("", &name) }),
     };
     (object, warnings)
+}
+
+/// Parses a ServiceCIDR, from either source.
+pub fn service_cidr_object(object: &service_cidr::ServiceCidrObject, _: &mut Pool) -> (Object, Vec<Warning>) {
+    let (name, ranges, warnings) = service_cidr::service_cidr(object);
+    (Object::ServiceCidr(name, ranges.map(Arc::new)), warnings)
 }

@@ -1,4 +1,5 @@
-//! A kind that the API server may not have: a custom resource, which is there while somebody has installed it.
+//! A kind that the API server may not have: a custom resource, which is there while somebody has installed it, or one that servers
+//! have from a version on.
 //!
 //! It may be there in another version; all that are known are tried, the newest first.
 //!

@@ -819,3 +819,22 @@ async fn a_kind_whose_absence_was_not_answered_all_the_time_is_not_gone() {
         assert!(!reader.listed_as.contains(&0), "what was in force stayed so");
     }
 }
+
+#[tokio::test]
+async fn service_cidrs_are_followed_where_the_server_has_them() {
+    let server = ApiServer::start().await;
+    server.set_faults(Faults { forbid: Some("servicecidrs"), forbid_as: Some(404), ..Faults::default() });
+    let mut reader = read(&server, vec![Wanted::ServiceCidrs]).await;
+    while reader.listed_as.is_empty() {
+        reader.read_one(&[]).await;
+    }
+    assert_eq!((reader.outages, reader.withheld), (0, 1), "an older server has none, and nobody waits");
+    let cidr = |name: &str| json!({"metadata": {"name": name}, "spec": {"cidrs": ["10.96.0.0/12"]}});
+    server.put(Kind::ServiceCidr.path(), cidr("kubernetes"));
+    server.set_faults(newest_only());
+    reader.until(&["kubernetes"]).await;
+    server.put(Kind::ServiceCidr.path(), cidr("more"));
+    reader.until(&["kubernetes", "more"]).await;
+    server.delete(Kind::ServiceCidr.path(), "more");
+    reader.until(&["kubernetes"]).await;
+}

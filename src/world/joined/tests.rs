@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::{
-    AttachmentId, ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Selector, Service, Subject,
-    Tier, UnreadPolicies,
+    AttachmentId, ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Selector, Service,
+    ServiceCidr, Subject, Tier, UnreadPolicies,
 };
 use crate::net::Family;
 
@@ -510,4 +510,45 @@ fn cluster_policies_that_nobody_waits_for_are_unknown_until_they_are_listed_or_r
     joined.withhold(kind);
     joined.remember(Known { cluster: earlier.cluster, kinds: vec![kind], all_nodes: true });
     assert_eq!((joined.unread(), joined.names(kind).len()), (UnreadPolicies::None, 1));
+}
+
+fn service_cidr(name: &str, ranges: &[&str]) -> Object {
+    let ranges = ranges.iter().map(|text| text.parse().expect("a range")).collect();
+    Object::ServiceCidr(name.into(), Some(Arc::new(ServiceCidr { ranges })))
+}
+
+fn service_ranges(joined: &Joined) -> Vec<String> {
+    joined.cluster.service_ranges().map(|range| range.to_string()).collect()
+}
+
+#[test]
+fn ranges_of_cluster_ips_are_waited_for_by_all_who_need_them_and_make_no_part_of_their_own() {
+    let mut joined = Joined::new(&[Wanted::Services, Wanted::EndpointSlices, Wanted::ServiceCidrs]);
+    list(&mut joined, Kind::Service, vec![]);
+    list(&mut joined, Kind::EndpointSlice, vec![]);
+    assert_eq!(joined.authority(), Authorities::default(), "an external address may lie in one of them");
+    list(&mut joined, Kind::ServiceCidr, vec![service_cidr("kubernetes", &["10.96.0.0/12", "fd00:10:96::/108"])]);
+    assert_eq!(joined.authority(), Authorities { proxy: Authority::Complete, ..Authorities::default() });
+    assert_eq!(service_ranges(&joined), ["10.96.0.0/12", "fd00:10:96::/108"]);
+    assert!(joined.put(service_cidr("more", &["10.0.0.0/16"])), "that is news");
+    assert!(!joined.put(service_cidr("more", &["10.0.0.0/16"])));
+    assert!(joined.put(gone(&service_cidr("more", &[]))));
+    assert_eq!(service_ranges(&joined).len(), 2);
+}
+
+#[test]
+fn ranges_that_may_not_be_read_hold_nobody_up_and_those_of_the_last_known_state_count() {
+    let wanted = [Wanted::Pods, Wanted::ServiceCidrs];
+    let mut earlier = known(&[Wanted::ServiceCidrs]);
+    list(&mut earlier, Kind::ServiceCidr, vec![service_cidr("kubernetes", &["10.0.0.0/16"])]);
+    let mut joined = Joined::new(&wanted);
+    list(&mut joined, Kind::Pod, vec![]);
+    joined.withhold(Kind::ServiceCidr);
+    assert_eq!(joined.authority().firewall, Authority::Complete);
+    assert!(service_ranges(&joined).is_empty() && !joined.may_be_kept(), "the file may know more");
+    assert!(joined.may_remember());
+    joined.remember(Known { cluster: earlier.cluster, kinds: Kind::ALL.to_vec(), all_nodes: true });
+    assert!(service_ranges(&joined) == ["10.0.0.0/16"] && joined.may_be_kept());
+    joined.put(Object::Unreadable(service_cidr("other", &[]).id()));
+    assert_eq!(joined.authority().firewall, Authority::Complete, "others need not wait for one that cannot be read");
 }

@@ -28,7 +28,9 @@ impl Joined {
 
     /// Returns whether these tables are all that is known, so that they may replace what was known last.
     pub fn may_be_kept(&self) -> bool {
-        self.is_complete() && (self.has_asked || !self.lacks_list(Kind::ClusterNetworkPolicy))
+        self.is_complete()
+            && (self.has_asked
+                || ![Kind::ClusterNetworkPolicy, Kind::ServiceCidr].map(|kind| self.lacks_list(kind)).contains(&true))
     }
 
     /// Returns the policies that cannot be read and of which no good version is known.

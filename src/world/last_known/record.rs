@@ -32,12 +32,13 @@ use prost::Message;
 
 use self::lists::{Collected, Lists, ListsRecord};
 use self::node::NodeRecord;
+use self::packed::Packed;
 use self::pod::{NamespaceRecord, PodsRecord};
 use self::policy::{ClusterPolicyRecord, PolicyRecord};
 use self::service::{ServiceRecord, SliceRecord};
 use super::Known;
 use crate::k8s::Kind;
-use crate::model::{Cluster, Endpoints, ObjectName, Pod, Table};
+use crate::model::{Cluster, Endpoints, ObjectName, Pod, ServiceCidr, Table};
 
 /// Why bytes are not a cluster.
 #[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
@@ -86,7 +87,7 @@ pub fn decode(bytes: &[u8]) -> Result<Known, Unusable> {
     }
     if version < VERSION {
         let known = ordered::decode(version, body)?;
-        return Ok(Known { kinds: with_cluster_policies(known.kinds), ..known });
+        return Ok(Known { kinds: with_later_kinds(known.kinds), ..known });
     }
     let record = ClusterRecord::decode(body).map_err(|_| Unusable::Damaged("its body makes no sense"))?;
     Ok(record.known())
@@ -112,7 +113,7 @@ fn too_short(bytes: &[u8]) -> Unusable {
 #[derive(Clone, PartialEq, Message)]
 struct ClusterRecord {
     /// The kinds of which everything is written down: 1 Service, 2 EndpointSlice, 3 Node, 4 Pod, 5 Namespace, 6 NetworkPolicy,
-    /// 7 ClusterNetworkPolicy.
+    /// 7 ClusterNetworkPolicy, 8 ServiceCIDR.
     #[prost(uint32, repeated, tag = "1")]
     kinds: Vec<u32>,
     /// The nodes are all that there were.
@@ -134,12 +135,23 @@ struct ClusterRecord {
     lists: Option<ListsRecord>,
     #[prost(message, repeated, tag = "10")]
     cluster_policies: Vec<ClusterPolicyRecord>,
+    #[prost(message, repeated, tag = "11")]
+    service_cidrs: Vec<ServiceCidrRecord>,
+}
+
+/// The ranges of one ServiceCIDR.
+#[derive(Clone, PartialEq, Message)]
+struct ServiceCidrRecord {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(bytes = "vec", tag = "2")]
+    ranges: Vec<u8>,
 }
 
 /// Appends the body. Messages that stand one behind the other are one message, so no more than one record is in memory at a time.
 fn write_body(known: &Known, bytes: &mut Vec<u8>) {
     let Known { cluster, kinds, all_nodes } = known;
-    let Cluster { services, endpoints, nodes, pods, namespaces, policies, cluster_policies } = cluster;
+    let Cluster { services, endpoints, nodes, pods, namespaces, policies, cluster_policies, service_cidrs } = cluster;
     let mut collected = Collected::default();
     let mut write = |record: ClusterRecord| record.encode(bytes).expect("a vector has room for everything");
     let kinds = kinds.iter().map(|kind| number_of(*kind)).collect();
@@ -171,6 +183,10 @@ fn write_body(known: &Known, bytes: &mut Vec<u8>) {
     for (name, policy) in cluster_policies.iter() {
         let cluster_policies = vec![ClusterPolicyRecord::of(name, policy)];
         write(ClusterRecord { cluster_policies, ..ClusterRecord::default() });
+    }
+    for (name, of) in service_cidrs.iter() {
+        let service_cidrs = vec![ServiceCidrRecord { name: name.to_string(), ranges: packed::ranges(&of.ranges) }];
+        write(ClusterRecord { service_cidrs, ..ClusterRecord::default() });
     }
     write(ClusterRecord { lists: Some(collected.record()), ..ClusterRecord::default() });
 }
@@ -217,19 +233,26 @@ impl ClusterRecord {
         for record in self.cluster_policies {
             note(Kind::ClusterNetworkPolicy, put(&mut cluster.cluster_policies, record.policy()));
         }
+        for ServiceCidrRecord { name, ranges } in self.service_cidrs {
+            let row = Packed::new(&ranges).all_ranges().map(|all| (name.into(), ServiceCidr { ranges: all.into() }));
+            note(Kind::ServiceCidr, put(&mut cluster.service_cidrs, row));
+        }
         let known_in_full = |kind: &Kind| !unclear.contains(kind);
         // A kind that this program does not know is none that it needs.
         let kinds = self.kinds.into_iter().filter_map(kind_of);
-        let kinds = with_cluster_policies(kinds.collect()).into_iter().filter(known_in_full).collect();
+        let kinds = with_later_kinds(kinds.collect()).into_iter().filter(known_in_full).collect();
         Known { cluster, kinds, all_nodes: self.all_nodes && known_in_full(&Kind::Node) }
     }
 }
 
 /// Returns the kinds that a file holds in full, with those that its program did not know and so had none in force of: where
-/// there were no ClusterNetworkPolicies to it, NetworkPolicies are all policies.
-fn with_cluster_policies(mut kinds: Vec<Kind>) -> Vec<Kind> {
+/// there were no ClusterNetworkPolicies to it, NetworkPolicies are all policies; and the ranges of cluster IPs were those of the flag.
+fn with_later_kinds(mut kinds: Vec<Kind>) -> Vec<Kind> {
     if kinds.contains(&Kind::NetworkPolicy) && !kinds.contains(&Kind::ClusterNetworkPolicy) {
         kinds.push(Kind::ClusterNetworkPolicy);
+    }
+    if !kinds.is_empty() && !kinds.contains(&Kind::ServiceCidr) {
+        kinds.push(Kind::ServiceCidr);
     }
     kinds
 }
@@ -250,6 +273,7 @@ fn number_of(kind: Kind) -> u32 {
         Kind::Namespace => 5,
         Kind::NetworkPolicy => 6,
         Kind::ClusterNetworkPolicy => 7,
+        Kind::ServiceCidr => 8,
     }
 }
 

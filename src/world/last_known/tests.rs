@@ -20,7 +20,7 @@ fn what_is_written_is_read_and_only_by_its_owner() {
     assert_eq!(last_known.write(&known(3)).expect("writable"), Written::Same);
     let written = last_known.write(&known(2)).expect("writable");
     let read = last_known.read().expect("sound").expect("there");
-    assert_eq!((read.cluster.nodes.len(), read.kinds), (2, vec![Kind::Node]));
+    assert_eq!((read.cluster.nodes.len(), read.kinds), (2, vec![Kind::Node, Kind::ServiceCidr]));
     let file = fs::metadata(last_known.path()).expect("there");
     assert_eq!(written, Written::Anew(file.len()));
     assert_eq!(file.permissions().mode() & 0o777, 0o600);

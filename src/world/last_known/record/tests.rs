@@ -280,6 +280,7 @@ prop_compose! {
         namespaces in vec((word(), labels(), any::<bool>()), 0..3),
         policies in vec((name(), network_policy()), 0..4),
         cluster_policies in vec((word(), cluster_policy()), 0..3),
+        service_cidrs in vec((word(), vec(range(), 0..3)), 0..3),
     ) -> Cluster {
         let mut cluster = Cluster::default();
         for (name, service) in services {
@@ -294,6 +295,9 @@ prop_compose! {
         }
         for (name, pod) in pods {
             cluster.pods.insert(name, pod);
+        }
+        for (name, ranges) in service_cidrs {
+            cluster.service_cidrs.insert(name, ServiceCidr { ranges: ranges.into() });
         }
         for (name, labels, isolated) in namespaces {
             cluster.namespaces.insert(name, Namespace { labels, isolated });
@@ -312,7 +316,7 @@ fn known() -> impl Strategy<Value = Known> {
     (cluster(), vec(0..Kind::ALL.len(), 0..6), any::<bool>()).prop_map(|(cluster, kinds, all_nodes)| Known {
         cluster,
         all_nodes,
-        kinds: with_cluster_policies(kinds.into_iter().map(|index| Kind::ALL[index]).collect()),
+        kinds: with_later_kinds(kinds.into_iter().map(|index| Kind::ALL[index]).collect()),
     })
 }
 
@@ -425,7 +429,7 @@ const PROXIED_BYTES: &[u8] = &[
 #[test]
 fn the_form_of_programs_without_a_firewall_is_still_read() {
     let known = decode(&framed(1, PROXIED_BYTES)).expect("form 1 is known");
-    let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node];
+    let kinds = vec![Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
     let expected = Known { cluster: proxied_cluster(), kinds, all_nodes: false };
     assert_equal(&known, &expected);
     assert!(decode(&framed(1, &[PROXIED_BYTES, &[0][..]].concat())).is_err());
@@ -554,7 +558,11 @@ fn other(kind: u32) -> OtherCluster {
 #[test]
 fn what_a_later_program_says_beside_is_skipped_and_what_an_earlier_one_did_not_say_is_empty() {
     let known = decode(&framed(VERSION, &other(1).encode_to_vec())).expect("fields that are not known do no harm");
-    assert_eq!(known.kinds, [Kind::Service, Kind::Node], "of a kind that is not known nothing is needed");
+    assert_eq!(
+        known.kinds,
+        [Kind::Service, Kind::Node, Kind::ServiceCidr],
+        "of a kind that is not known nothing is needed, and one that its program did not know had none"
+    );
     let service = known.cluster.services.get(&ObjectName::new("shop", "web")).expect("it is in the file");
     assert_eq!((service.kind, service.cluster_ips.len()), (ServiceType::NodePort, 1));
     assert_eq!((service.ports.len(), service.affinity_seconds, service.created), (0, None, 0));
@@ -564,15 +572,15 @@ fn what_a_later_program_says_beside_is_skipped_and_what_an_earlier_one_did_not_s
 #[test]
 fn an_object_with_a_value_that_is_not_known_is_left_out_and_its_kind_is_not_known_in_full() {
     let known = decode(&framed(VERSION, &other(9).encode_to_vec())).expect("the rest is sound");
-    assert_eq!((known.kinds, known.cluster.services.len()), (vec![Kind::Node], 0));
+    assert_eq!((known.kinds, known.cluster.services.len()), (vec![Kind::Node, Kind::ServiceCidr], 0));
     let mut node = ClusterRecord { kinds: vec![1, 3], all_nodes: true, ..ClusterRecord::default() };
     node.nodes = vec![NodeRecord::default()];
     let sound = decode(&framed(VERSION, &node.encode_to_vec())).expect("sound");
-    assert!(sound.all_nodes && sound.kinds == [Kind::Service, Kind::Node]);
+    assert!(sound.all_nodes && sound.kinds == [Kind::Service, Kind::Node, Kind::ServiceCidr]);
     // A later program's third kind of address.
     let unclear = [&node.encode_to_vec()[..], &[0x2a, 9, 0x12, 5, 4, 192, 0, 2, 1, 0x18, 2]].concat();
     let known = decode(&framed(VERSION, &unclear)).expect("the rest is sound");
-    assert_eq!((known.kinds, known.all_nodes), (vec![Kind::Service], false));
+    assert_eq!((known.kinds, known.all_nodes), (vec![Kind::Service, Kind::ServiceCidr], false));
 }
 
 #[test]
