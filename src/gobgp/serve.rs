@@ -220,7 +220,51 @@ fn unimplemented(path: &str) -> Response<Body> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use http_body_util::{BodyExt, Empty};
+    use hyper::body::Bytes;
+    use hyper::client::conn::http2::handshake;
+    use tokio::sync::watch;
+    use tokio::time::{sleep, timeout};
+
     use super::*;
+
+    #[tokio::test]
+    async fn whoever_takes_all_places_of_the_port_takes_none_of_the_socket() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let socket = directory.path().join("gobgp.sock");
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let port = free.expect("loopback has a free port");
+        let (_access, access) = watch::channel(None);
+        spawn(Service::new(access), vec![Place::Port(port), Place::Socket(socket.clone())], Ports::ReadOnly);
+        let mut taken = Vec::new();
+        let until = Instant::now() + PATIENCE;
+        // More than there are places; the last ones wait in the kernel.
+        while taken.len() < 2 * CONNECTIONS && Instant::now() < until {
+            match TcpStream::connect(port).await {
+                Ok(stream) => taken.push(stream),
+                Err(_) => sleep(Duration::from_millis(10)).await,
+            }
+        }
+        assert_eq!(taken.len(), 2 * CONNECTIONS);
+        sleep(Duration::from_millis(50)).await;
+        let asked = async || {
+            let stream = UnixStream::connect(&socket).await.expect("the socket is there");
+            let (mut sender, connection) =
+                handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("it speaks HTTP/2");
+            tokio::spawn(connection);
+            let request = Request::post("http://localhost/api.GoBgpService/Nothing").body(Empty::<Bytes>::new());
+            let answer = sender.send_request(request.expect("a request")).await.expect("an answer");
+            let status = answer.headers().get("grpc-status").cloned();
+            drop(answer.into_body().collect().await);
+            status
+        };
+        for _ in 0..3 {
+            let status = timeout(Duration::from_secs(10), asked()).await.expect("root is served meanwhile");
+            assert_eq!(status.expect("a status").as_bytes(), b"12", "a procedure that is not there");
+        }
+    }
 
     #[test]
     fn what_changes_nothing_is_told_by_its_name_and_anything_else_may_change_something() {

@@ -86,9 +86,7 @@ impl Counters {
                 Vec::new()
             }
         };
-        let labelled: Vec<(Vec<LabelPair>, Stats)> =
-            stats.into_iter().filter_map(|(key, stats)| Some((labels(&key, &owners)?, stats))).collect();
-        let families = READINGS.iter().map(|reading| family(reading, &labelled)).collect();
+        let families = families(stats, &owners);
         self.export_time.observe(begun.elapsed().as_secs_f64());
         families
     }
@@ -120,6 +118,13 @@ const fn counter(name: &'static str, help: &'static str, value: fn(&Stats) -> u6
 
 const fn gauge(name: &'static str, help: &'static str, value: fn(&Stats) -> u64) -> Reading {
     Reading { name, help, kind: MetricType::GAUGE, value }
+}
+
+/// The series of the virtual services that have an owner.
+fn families(stats: Vec<(ServiceKey, Stats)>, owners: &Table<ServiceKey, Owner>) -> Vec<MetricFamily> {
+    let labelled: Vec<(Vec<LabelPair>, Stats)> =
+        stats.into_iter().filter_map(|(key, stats)| Some((labels(&key, owners)?, stats))).collect();
+    READINGS.iter().map(|reading| family(reading, &labelled)).collect()
 }
 
 fn labels(key: &ServiceKey, owners: &Table<ServiceKey, Owner>) -> Option<Vec<LabelPair>> {
@@ -164,4 +169,51 @@ fn family(reading: &Reading, labelled: &[(Vec<LabelPair>, Stats)]) -> MetricFami
     family.set_field_type(reading.kind);
     family.set_metric(labelled.iter().map(metric).collect());
     family
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+    use super::super::part::Rank;
+    use super::*;
+    use crate::model::ObjectName;
+    use crate::net::Protocol;
+
+    fn key(address: impl Into<IpAddr>) -> ServiceKey {
+        ServiceKey::Address { address: address.into(), protocol: Protocol::Tcp, port: 80 }
+    }
+
+    fn owner(service: &str) -> Owner {
+        Owner { rank: Rank::Cluster, created: 0, name: ObjectName::new("shop", service) }
+    }
+
+    /// The labels of every series, as pairs.
+    fn series(families: &[MetricFamily]) -> Vec<(&str, String)> {
+        let of_metric = |metric: &Metric| {
+            let pairs = metric.get_label().iter().map(|pair| format!("{}={}", pair.name(), pair.value()));
+            pairs.collect::<Vec<_>>().join(" ")
+        };
+        let of_family = |family: &'_ MetricFamily| family.get_metric().iter().map(of_metric).collect::<Vec<_>>();
+        families.iter().flat_map(|one| of_family(one).into_iter().map(|labels| (one.name(), labels))).collect()
+    }
+
+    #[test]
+    fn a_service_that_is_gone_has_no_series_although_its_connections_still_drain() {
+        let addresses = [key(Ipv4Addr::new(10, 96, 0, 1)), key(Ipv6Addr::LOCALHOST)];
+        let mut owners = Table::default();
+        for one in addresses {
+            owners.insert(one, owner("web"));
+        }
+        let in_the_kernel = || addresses.map(|key| (key, Stats::default())).to_vec();
+        let both = families(in_the_kernel(), &owners);
+        assert_eq!(series(&both).len(), 2 * READINGS.len());
+        let labels = "port=80 protocol=tcp service_name=web service_vip=10.96.0.1 svc_namespace=shop";
+        assert_eq!(series(&both).first(), Some(&("kube_router_service_total_connections", labels.to_owned())));
+        owners.remove(&addresses[0]);
+        let left = families(in_the_kernel(), &owners);
+        assert!(series(&left).iter().all(|(_, labels)| !labels.contains("10.96.0.1")), "{left:?}");
+        assert_eq!(series(&left).len(), READINGS.len());
+        assert_eq!(series(&families(Vec::new(), &owners)), [], "and neither has one that the kernel lacks");
+    }
 }

@@ -217,6 +217,38 @@ mod tests {
         assert_eq!((addresses, READINGS.load(Ordering::Relaxed)), (vec!["192.0.2.9".to_owned()], 5));
     }
 
+    #[tokio::test]
+    async fn reading_addresses_holds_up_nobody_else() {
+        static OTHERS: AtomicUsize = AtomicUsize::new(0);
+        static READINGS: AtomicUsize = AtomicUsize::new(0);
+        // A kernel that takes its time: it answers when others have had a turn, or not for ten seconds.
+        fn read() -> Result<Vec<Found>, Error> {
+            let before = OTHERS.load(Ordering::Relaxed);
+            let turned = (0..10_000).any(|_| {
+                std::thread::sleep(Duration::from_millis(1));
+                OTHERS.load(Ordering::Relaxed) > before
+            });
+            let link = if turned { "eth0" } else { "nobody-else-had-a-turn" };
+            let address = if READINGS.fetch_add(1, Ordering::Relaxed) == 0 { "192.0.2.1/24" } else { "192.0.2.9/24" };
+            Ok(vec![found(link, address, Scope::Global)])
+        }
+        // On the only thread of the runtime.
+        let others = tokio::spawn(async {
+            loop {
+                OTHERS.fetch_add(1, Ordering::Relaxed);
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+        let (changes, changed) = watch::channel(Changes::default());
+        let mut published = publish_host("node1".to_owned(), read, changed).await.expect("the first reading");
+        let seen = |host: &Host| host.addresses.iter().map(|a| format!("{} {}", a.address, a.link)).collect::<String>();
+        assert_eq!(seen(&published.borrow()), "192.0.2.1 eth0");
+        changes.send_modify(|changes| changes.host += 1);
+        published.changed().await.expect("somebody reads");
+        assert_eq!(seen(&published.borrow()), "192.0.2.9 eth0");
+        others.abort();
+    }
+
     fn found(link: &str, address: &str, scope: Scope) -> Found {
         let address = address.parse().expect("an address with its prefix length");
         Found { link: LinkName(link.into()), kind: LinkKind::Dummy, up: true, mtu: 1500, address, scope }
