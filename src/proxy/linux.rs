@@ -10,7 +10,7 @@ use crate::kernel::iptables::{self, Leftovers, Ownership, Programs, Table, Table
 use crate::kernel::ipvs::{Connections, Destination, Observed, ServiceKey, Services, Timeouts};
 use crate::kernel::link::{LinkName, Links};
 use crate::kernel::nftables::passages::{HostChain, Passages};
-use crate::kernel::nftables::{self, OwnTable};
+use crate::kernel::nftables::{self, OwnTable, TableFamily};
 use crate::kernel::route::{self, Routes, TABLE_LOCAL};
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module};
@@ -155,7 +155,7 @@ impl Kernel for Linux {
         let mut failed = Vec::new();
         if self.used.is_some() {
             self.left = None;
-            failed.extend(nftables::abandoned::remove(TABLE));
+            failed.extend(nftables::abandoned::remove(TableFamily::Inet, TABLE));
             failed.extend(nftables::passages::remove(HostChain::Input, &COMMENTS));
         }
         if self.abandoned != PerFamily::default() {

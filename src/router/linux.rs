@@ -14,7 +14,7 @@ use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Table, Tables};
 use crate::kernel::link::LinkName;
 use crate::kernel::nftables::passages::{HostChain, Passages};
-use crate::kernel::nftables::{self, OwnTable};
+use crate::kernel::nftables::{self, OwnTable, TableFamily};
 use crate::kernel::route::{Leading, Lookup, Protocol, TABLE_MAIN};
 use crate::kernel::rule::SourceRules;
 use crate::kernel::sysctl::Settings;
@@ -194,7 +194,7 @@ impl Kernel for Linux {
         if self.used.is_some() {
             // Those of nf_tables go with the rules already; where the host has legacy iptables nobody else looks at them.
             failed.extend(nftables::passages::remove(HostChain::Forward, &COMMENTS));
-            failed.extend(nftables::abandoned::remove(TABLE));
+            failed.extend(nftables::abandoned::remove(TableFamily::Inet, TABLE));
         }
         if self.abandoned != Families::default() {
             info!("Removing router rules from the other iptables backend");

@@ -8,7 +8,7 @@ use compact_str::CompactString;
 use crate::kernel::Error;
 use crate::kernel::bridge::GroupLearning;
 use crate::kernel::link::{self, LinkKind};
-use crate::kernel::nftables::{OwnTable, abandoned, probe_arp, probe_bridge, probe_inet};
+use crate::kernel::nftables::{OwnTable, TableFamily, abandoned, probe_arp, probe_bridge, probe_inet};
 use crate::model::{AttachmentId, LinkAddress};
 
 use super::apply::{Kernel, PodLink, Targets};
@@ -50,8 +50,8 @@ pub fn open() -> Result<Targets<Linux>, Error> {
 
 /// Removes the tables that are there; returns why one could not be removed.
 pub fn remove() -> Option<String> {
-    let (frames, by_port) = (abandoned::remove_bridge(TABLE, NAME), abandoned::remove(TABLE));
-    let arp = abandoned::remove_arp(TABLE, ARP_NAME);
+    let [frames, by_port, arp] =
+        [TableFamily::Bridge, TableFamily::Inet, TableFamily::Arp].map(|family| abandoned::remove(family, TABLE));
     frames.or(by_port).or(arp)
 }
 

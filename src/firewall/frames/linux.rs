@@ -1,14 +1,9 @@
 //! The tables of frames in the kernel, and what they have dropped.
 
-use std::time::{Duration, Instant};
-
 use rustix::io::Errno;
-use tracing::{debug, warn};
+use tracing::warn;
 
-use crate::kernel::nftables::foreign::{DroppingChain, DroppingChains};
-use crate::kernel::nftables::{
-    CounterReader, Name, OwnTable, has_bridge_table, has_inet_table, probe_bridge, probe_inet,
-};
+use crate::kernel::nftables::{CounterReader, Name, OwnTable, TableFamily, probe_bridge, probe_inet};
 use crate::kernel::{Cause, Error};
 use crate::reconcile::Optional;
 
@@ -66,49 +61,12 @@ fn is_missing(error: &Error) -> bool {
 /// # Errors
 /// As [`open`].
 pub fn open_for_cleanup() -> Result<FrameTables, Error> {
-    let tags = match has_bridge_table(TABLE)? {
-        true => Optional::used(OwnTable::open_bridge(TABLE, NAME)?),
-        false => Optional::unused(NAME),
+    let open = |family, kind| {
+        let table = OwnTable::open_existing(family, TABLE, kind)?;
+        Ok::<_, Error>(table.map_or_else(|| Optional::unused(kind), Optional::used))
     };
-    let groups = match has_inet_table(TABLE)? {
-        true => Optional::used(OwnTable::open_as(TABLE, GROUPS_NAME)?),
-        false => Optional::unused(GROUPS_NAME),
-    };
+    let (tags, groups) = (open(TableFamily::Bridge, NAME)?, open(TableFamily::Inet, GROUPS_NAME)?);
     Ok(FrameTables { tags, groups })
-}
-
-/// The chains of others that drop what policies allow, read at most once in a while.
-#[derive(Default)]
-pub struct ChainsOfOthers {
-    chains: DroppingChains,
-    last: Option<(Instant, Vec<DroppingChain>)>,
-}
-
-/// Validity of a reading: it holds up the firewall, by a moment, and many may ask.
-const FRESH: Duration = Duration::from_secs(5);
-
-impl ChainsOfOthers {
-    /// Returns those of the chains that concern this host, each as a sentence without its end; as last known where the kernel does not tell.
-    pub fn notes(&mut self, concerns: impl Fn(&DroppingChain) -> bool) -> Vec<String> {
-        if self.last.as_ref().is_none_or(|(at, _)| at.elapsed() >= FRESH) {
-            let read = self.chains.read().unwrap_or_else(|error| {
-                debug!(%error, "Chains of others are not known");
-                self.last.take().map(|(_, chains)| chains).unwrap_or_default()
-            });
-            self.last = Some((Instant::now(), read));
-        }
-        let known = self.last.iter().flat_map(|(_, chains)| chains);
-        known.filter(|chain| concerns(chain)).map(sentence).collect()
-    }
-}
-
-fn sentence(chain: &DroppingChain) -> String {
-    let drops = format!("{chain} drops what none of its own rules accepts, also what policies allow");
-    let links: Vec<&str> = chain.opened.iter().map(String::as_str).collect();
-    match links.is_empty() {
-        true => drops,
-        false => format!("{drops}, except on {}", links.join(", ")),
-    }
 }
 
 /// Reads how many packets were dropped. What was counted before a table was made anew stays in the sum.

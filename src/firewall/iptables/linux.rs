@@ -7,11 +7,12 @@ use tracing::{info, warn};
 
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::{self, Families, Flavour, Leftovers, Ownership, Refusal, Table, Tables, Timing};
+use crate::kernel::nftables::dropping_chains::ChainsOfOthers;
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module, nftables};
 use crate::net::{Family, PerFamily};
 
-use super::super::frames::linux::{ChainsOfOthers, FrameTables};
+use super::super::frames::linux::FrameTables;
 use super::super::frames::{self, FrameTable};
 use super::super::settings;
 use super::apply::{Kernel, Refusing, Targets, Timed};

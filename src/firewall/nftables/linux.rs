@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use tracing::warn;
 
-use crate::kernel::nftables::{self, Object, OwnTable};
+use crate::kernel::nftables::dropping_chains::ChainsOfOthers;
+use crate::kernel::nftables::{self, Object, OwnTable, TableFamily};
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, module};
 
-use super::super::frames::linux::{ChainsOfOthers, FrameTables};
+use super::super::frames::linux::FrameTables;
 use super::super::frames::{self, FrameTable};
 use super::super::{iptables, settings};
 use super::apply::{Kernel, Refusing, Targets};
@@ -58,7 +59,7 @@ impl Kernel for Linux {
 
 /// Removes the table where there is one; returns why it could not be removed.
 pub fn remove() -> Option<String> {
-    nftables::abandoned::remove(TABLE)
+    nftables::abandoned::remove(TableFamily::Inet, TABLE)
 }
 
 impl Refusing for OwnTable {

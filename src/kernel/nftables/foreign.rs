@@ -16,7 +16,7 @@ use std::fmt;
 use rustix::io::Errno;
 
 use super::passages::{self, Passing};
-use super::wire::{BRIDGE, HEADER, INET, TABLE, chain, data, message, rule};
+use super::wire::{HEADER, INET, TABLE, chain, data, message, rule};
 use crate::kernel::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket};
 use crate::kernel::{Cause, Error};
 use crate::net::Family;
@@ -243,15 +243,10 @@ pub fn has_inet_table(name: &str) -> Result<bool, Error> {
     has_table(INET, name)
 }
 
-/// The same for the family `bridge`.
+/// The same for a family by its number.
 ///
 /// # Errors
-/// The kernel refuses.
-pub fn has_bridge_table(name: &str) -> Result<bool, Error> {
-    has_table(BRIDGE, name)
-}
-
-/// The same for a family by its number.
+/// As [`has_inet_table`].
 pub(super) fn has_table(family: u8, name: &str) -> Result<bool, Error> {
     let mut message = Messages::new();
     message.begin(GET_TABLE, 0).header(&[family, 0, 0, 0]).text(NAME, name);

@@ -7,13 +7,15 @@
 //!
 //! [`object`] is what a table contains, [`rule`] what a rule is, both as values; [`table`] brings them into the kernel and reads them,
 //! in transactions that [`plan`] orders. [`encode`] and [`decode`] translate between rules and the kernel's expressions.
-//! [`probe`] tells what a kernel lacks, [`foreign`] removes tables of other programs, [`abandoned`] those of ours, [`forward`]
+//! [`probe`] tells what a kernel lacks, [`foreign`] removes tables of other programs, [`abandoned`] those of ours, [`dropping_chains`]
+//! tells which chains of others drop what ours accept, [`forward`]
 //! keeps rules in a chain of the host's own, [`host_chains`] removes chains of iptables where its programs are missing.
 
 pub mod abandoned;
 mod batch;
 mod counters;
 mod decode;
+pub mod dropping_chains;
 mod element;
 mod encode;
 mod expression;
@@ -30,12 +32,12 @@ mod table;
 mod wire;
 
 pub use self::counters::CounterReader;
-pub use self::foreign::{Table, has_bridge_table, has_inet_table, remove};
+pub use self::foreign::{Table, has_inet_table, remove};
 pub use self::object::{Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Name, Object, SetSpec};
 pub use self::probe::{Feature, Missing, probe, probe_arp, probe_bridge, probe_inet};
 pub use self::read::Count;
 pub use self::rule::{FrameField, Lookup, Match, Rule, Statement, Verdict};
-pub use self::table::OwnTable;
+pub use self::table::{OwnTable, TableFamily};
 
 #[cfg(test)]
 mod tests;

@@ -24,12 +24,13 @@ use self::standing::{Standing, is_lost};
 use rustix::io::Errno;
 
 use super::batch::Batch;
+use super::foreign::has_table;
 use super::notified::Notified;
 use super::object::{Content, Name, Object, SetSpec};
 use super::plan::Plan;
 use super::read::{Reader, Sets};
 use super::wire::table::{FLAG_OWNER, FLAG_PERSIST};
-use super::wire::{ARP, BRIDGE, TableId};
+use super::wire::{ARP, BRIDGE, INET, TableId};
 use crate::kernel::netlink::{Bus, Fault, Refusal, Socket};
 use crate::kernel::{Cause, Error};
 use crate::reconcile::{Failure, Glance, Phase, Sorted, Step, Target};
@@ -57,11 +58,33 @@ pub struct OwnTable {
     one_by_one: BTreeSet<Name>,
 }
 
+/// The family of a table of ours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TableFamily {
+    /// IPv4 and IPv6 of this host.
+    Inet,
+    /// Frames that ports of bridges receive.
+    Bridge,
+    /// The ARP messages of this host.
+    Arp,
+}
+
 /// As long as others change something, a table is read again this often.
 const TRIES: usize = 10;
 
 /// The objects that exist, with their contents.
 type Contents = BTreeMap<Object, Content>;
+
+impl TableFamily {
+    fn table(self, name: &'static str) -> TableId<'static> {
+        let family = match self {
+            TableFamily::Inet => INET,
+            TableFamily::Bridge => BRIDGE,
+            TableFamily::Arp => ARP,
+        };
+        TableId { family, name }
+    }
+}
 
 impl OwnTable {
     /// Opens the sockets in the network namespace of the calling thread, where they stay. Does not touch the table.
@@ -86,7 +109,7 @@ impl OwnTable {
     /// # Errors
     /// As [`open`](OwnTable::open).
     pub fn open_bridge(name: &'static str, kind: &'static str) -> Result<OwnTable, Error> {
-        OwnTable::of(TableId { family: BRIDGE, name }, kind)
+        OwnTable::of(TableFamily::Bridge.table(name), kind)
     }
 
     /// The same for the family `arp` ([`probe_arp`](super::probe::probe_arp)).
@@ -94,7 +117,20 @@ impl OwnTable {
     /// # Errors
     /// As [`open`](OwnTable::open).
     pub fn open_arp(name: &'static str, kind: &'static str) -> Result<OwnTable, Error> {
-        OwnTable::of(TableId { family: ARP, name }, kind)
+        OwnTable::of(TableFamily::Arp.table(name), kind)
+    }
+
+    /// Opens the table of this family only if it exists. A kernel without nf_tables has none.
+    ///
+    /// # Errors
+    /// As [`open`](OwnTable::open), or the kernel does not tell whether the table exists.
+    pub fn open_existing(
+        family: TableFamily,
+        name: &'static str,
+        kind: &'static str,
+    ) -> Result<Option<OwnTable>, Error> {
+        let id = family.table(name);
+        if has_table(id.family, name)? { OwnTable::of(id, kind).map(Some) } else { Ok(None) }
     }
 
     fn of(id: TableId<'static>, kind: &'static str) -> Result<OwnTable, Error> {
