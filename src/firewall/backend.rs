@@ -115,6 +115,25 @@ pub struct NewAddress<'a> {
     pub former: &'a [IpAddr],
 }
 
+impl NewAddress<'_> {
+    /// Returns what the kernel lacks of the address, where that is the same by each of the former ones.
+    ///
+    /// # Errors
+    /// There is no former address, what is lacking differs between them, or `by` fails for one: why the address has to wait until the
+    /// cluster is known, as a sentence without its end.
+    pub fn agreed<A: PartialEq>(&self, by: impl Fn(IpAddr) -> Result<A, String>) -> Result<A, String> {
+        let mut all: Option<A> = None;
+        for former in self.former {
+            let additions = by(*former)?;
+            if all.as_ref().is_some_and(|all| *all != additions) {
+                return Err(format!("the kernel judges {} in different ways at its former addresses", self.pod));
+            }
+            all = Some(additions);
+        }
+        all.ok_or_else(|| format!("the kernel knows {} at no former address", self.pod))
+    }
+}
+
 /// Counters of refused packets, for the metrics.
 pub trait Dropped {
     /// Reads the counters from the kernel.

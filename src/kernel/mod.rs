@@ -4,7 +4,7 @@
 //! `netlink` is the wire under all of them; `ipvs`, `ipset`, `link`, `address`, `route`, `iptables`, `nftables` and
 //! `sysctl` are kinds of objects (`reconcile::Target`); `conntrack` and `module` are operations; `nflog` reads logged packets;
 //! `bridge`, `rule` and `tunnel` hold the desired state of such objects; `monitor` reports changes by others; `tcp`
-//! opens sockets for routing protocols; `processor` is the time that work has taken, `memory` gives back what the allocator keeps.
+//! opens sockets for routing protocols; `record_list` is a list in a small file beside our sockets; `processor` is the time that work has taken, `memory` gives back what the allocator keeps.
 
 mod error;
 mod name;
@@ -25,6 +25,7 @@ pub mod netlink;
 pub mod nflog;
 pub mod nftables;
 pub mod processor;
+pub mod record_list;
 pub mod route;
 pub mod rule;
 pub mod sysctl;

@@ -32,7 +32,7 @@ use ipnet::IpNet;
 use crate::kernel::Error;
 use crate::kernel::address::AddressKey;
 use crate::kernel::conntrack::{Flows, Remaining};
-use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
+use crate::kernel::ipset::{ElementKey, Entry, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::ipvs::{Destination, Observed, ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkName};
@@ -41,7 +41,7 @@ use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{self, Ruled};
 use crate::model::Authority;
-use crate::net::{Family, PerFamily};
+use crate::net::PerFamily;
 use crate::reconcile::{Course, Found, Growth, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
@@ -336,19 +336,18 @@ impl<K: Kernel> Mirrors<K> {
         let marks = Marks::<K> { elements: &self.elements, table: &self.table };
         let all = marks.are_settled() && self.rules.is_settled();
         let (rules, table) = (&self.rules, &self.table);
-        let is_enforced = |set: Set, key: &ServiceKey, family: Family| {
-            let of_family = desired.rules.keys().filter(|piece| piece.family() == family);
+        let is_enforced = |set: Set, entry: &Entry| {
+            let of_family = desired.rules.keys().filter(|piece| piece.family() == entry.family());
             let mut pieces = of_family.filter(|piece| set_of_rule(piece) == Some(set));
             let objects = desired.table.keys().take_while(|object| !matches!(object, Object::Element(..)));
             let mut chains = objects.filter(|object| set_of_chain(object).is_some_and(|(its, _)| its == set));
-            marks.restricts(set, key) && pieces.all(|piece| rules.has(piece)) && chains.all(|object| table.has(object))
+            marks.has(set, entry) && pieces.all(|piece| rules.has(piece)) && chains.all(|object| table.has(object))
         };
         // One that has some clients only is open to nobody else for no moment.
         let is_closed = |key: &ServiceKey| {
-            Set::CLOSING.into_iter().all(|set| match restriction(key) {
-                Some(entry) if has_element(desired, set, &entry) => is_enforced(set, key, entry.family()),
-                _ => true,
-            })
+            let Some(entry) = restriction(key) else { return true };
+            let mut closing = Set::CLOSING.into_iter().filter(|set| has_element(desired, *set, &entry));
+            closing.all(|set| is_enforced(set, &entry))
         };
         let may_come = |key: &ServiceKey| all || (marks.has_service(key) && is_closed(key));
         // One that is open still gets no new destination.

@@ -30,12 +30,12 @@ impl<'a, K: Kernel> Marks<'a, K> {
     /// Returns whether a virtual service is marked as ours. One for a mark of packets needs no element.
     pub fn has_service(&self, key: &ServiceKey) -> bool {
         let ServiceKey::Address { address, protocol, port } = *key else { return true };
-        self.has(Set::ServicePorts, Entry::IpPort(address, protocol, port))
+        self.has(Set::ServicePorts, &Entry::IpPort(address, protocol, port))
     }
 
     /// Returns whether the guard knows a service address.
     pub fn has_address(&self, address: IpAddr) -> bool {
-        self.has(Set::ServiceAddresses, Entry::Ip(address))
+        self.has(Set::ServiceAddresses, &Entry::Ip(address))
     }
 
     /// Returns the virtual services that are marked as ours.
@@ -45,13 +45,9 @@ impl<'a, K: Kernel> Marks<'a, K> {
         elements.chain(objects).filter_map(service)
     }
 
-    /// Returns whether the kernel knows that a virtual service has some clients only, those that this set is about.
-    pub fn restricts(&self, set: Set, key: &ServiceKey) -> bool {
-        restriction(key).is_some_and(|entry| self.has(set, entry))
-    }
-
-    fn has(&self, set: Set, entry: Entry) -> bool {
-        self.table.has(&set.object(&entry)) || self.elements.has(&set.element(entry))
+    /// Returns whether the kernel holds an element.
+    pub fn has(&self, set: Set, entry: &Entry) -> bool {
+        self.table.has(&set.object(entry)) || self.elements.has(&set.element(entry.clone()))
     }
 }
 

@@ -11,7 +11,7 @@ use compact_str::CompactString;
 use crate::kernel::bridge::OfBridges;
 use crate::kernel::link::LinkName;
 use crate::kernel::nftables::{Content, Object};
-use crate::reconcile::{Growth, Moment, Target};
+use crate::reconcile::{Growth, Mirror, Moment, Target};
 use crate::subsystem::{Kinds, kinds};
 
 use super::table::{Contents, Desired};
@@ -54,16 +54,20 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Marks what is desired differently.
     pub fn mark(&mut self, before: &Desired, now: &Desired) {
-        differing(&before.frames, &now.frames).for_each(|object| self.table.mark(object));
-        differing(&before.by_port, &now.by_port).for_each(|object| self.by_port.mark(object));
-        differing(&before.arp, &now.arp).for_each(|object| self.arp.mark(object));
+        let desired = before.tables().into_iter().zip(now.tables());
+        for (mirror, (before, now)) in self.tables().into_iter().zip(desired) {
+            differing(before, now).for_each(|object| mirror.mark(object));
+            mirror.try_at_once();
+        }
         if before.bridges != now.bridges {
             self.learning.mark_all();
         }
-        self.table.try_at_once();
-        self.by_port.try_at_once();
-        self.arp.try_at_once();
         self.learning.try_at_once();
+    }
+
+    /// The tables in the order of [`Desired::tables`].
+    fn tables(&mut self) -> [&mut Mirror<K::Table>; 3] {
+        [&mut self.table, &mut self.by_port, &mut self.arp]
     }
 
     /// Has the option of this bridge read before the next round ends: it may be another bridge of the same name.
@@ -83,9 +87,9 @@ impl<K: Kernel> Mirrors<K> {
     pub fn round(&mut self, desired: &Desired, at: Moment) {
         self.learning.target().of(desired.bridges.keys().cloned().collect());
         self.learning.transact(&desired.bridges, Growth::Full, true, at);
-        self.table.transact(&desired.frames, Growth::Full, true, at);
-        self.by_port.transact(&desired.by_port, Growth::Full, true, at);
-        self.arp.transact(&desired.arp, Growth::Full, true, at);
+        for (mirror, contents) in self.tables().into_iter().zip(desired.tables()) {
+            mirror.transact(contents, Growth::Full, true, at);
+        }
     }
 
     /// Returns whether the kernel is known to be as desired.

@@ -1,22 +1,18 @@
 //! The guarded ports on disk, beside the sockets: a restart must not open them.
-//!
-//! JSON, a list of objects. The file is replaced as a whole, before what it says has any effect; it is not synced, because a host that
-//! loses power makes all sandboxes anew.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::ports::{GuardedPort, Ports};
+use crate::kernel::record_list::RecordList;
 use crate::model::{AttachmentId, LinkAddress};
 
 /// The file.
 #[derive(Clone, Debug)]
-pub struct PortsFile(PathBuf);
+pub struct PortsFile(RecordList);
 
 /// What the file says.
 #[derive(PartialEq, Eq, Default, Debug)]
@@ -42,11 +38,11 @@ const NAME: &str = "guarded-ports.json";
 impl PortsFile {
     /// The file beside this socket.
     pub fn beside(socket: &Path) -> PortsFile {
-        PortsFile(socket.with_file_name(NAME))
+        PortsFile(RecordList::beside(socket, NAME))
     }
 
     pub fn path(&self) -> &Path {
-        &self.0
+        self.0.path()
     }
 
     /// Returns the ports; none where there is no file. A record that makes no sense hides no other one.
@@ -54,12 +50,7 @@ impl PortsFile {
     /// # Errors
     /// There is one, and it cannot be read or is no list.
     pub fn read(&self) -> io::Result<Restored> {
-        let text = match fs::read(&self.0) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Restored::default()),
-            Err(error) => return Err(error),
-        };
-        let records: Vec<serde_json::Value> = serde_json::from_slice(&text)?;
+        let records: Vec<serde_json::Value> = self.0.read()?;
         let mut restored = Restored::default();
         for (number, record) in records.into_iter().enumerate() {
             match port(record) {
@@ -84,10 +75,7 @@ impl PortsFile {
             addresses: port.addresses.to_vec(),
         };
         let records: Vec<Record> = ports.iter().map(record).collect();
-        let new = self.0.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(&serde_json::to_vec(&records)?)?;
-        fs::rename(&new, &self.0)
+        self.0.write(&records)
     }
 
     /// Removes the file; returns whether there was one.
@@ -95,11 +83,7 @@ impl PortsFile {
     /// # Errors
     /// It is there and cannot be removed.
     pub fn remove(&self) -> io::Result<bool> {
-        match fs::remove_file(&self.0) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        self.0.remove()
     }
 }
 
@@ -117,6 +101,8 @@ fn port(record: serde_json::Value) -> io::Result<GuardedPort> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -94,6 +94,13 @@ pub struct Desired {
     pub bridges: BTreeMap<LinkName, NoGroupLearning>,
 }
 
+impl Desired {
+    /// The contents of the tables of the families `bridge`, `inet` and `arp`.
+    pub fn tables(&self) -> [&Contents; 3] {
+        [&self.frames, &self.by_port, &self.arp]
+    }
+}
+
 /// Why packets in frames are dropped that no bridge hands on, in the metrics, and the name of its counter in the tables of the families `inet` and `arp`.
 pub const BY_PORT_REASON: (&str, &str) = (BRIDGE_GROUP, "bridge-group");
 

@@ -1,21 +1,19 @@
 //! The announced attachments of pods on disk, beside the sockets: what a restart must not lose until the cluster tells it.
 //!
-//! JSON, a list of objects. The file is replaced as a whole, before what it says has any effect; it is not synced, because a host that
-//! loses power makes all sandboxes anew. It is small: attachments leave it within seconds.
+//! It is small: attachments leave it within seconds.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::kernel::record_list::RecordList;
 use crate::model::{Attachment, AttachmentId, ObjectName, PodUid};
 
 /// The file.
 #[derive(Clone, Debug)]
-pub struct AttachmentsFile(PathBuf);
+pub struct AttachmentsFile(RecordList);
 
 /// One attachment.
 #[derive(Serialize, Deserialize)]
@@ -37,11 +35,11 @@ const NAME: &str = "attachments.json";
 impl AttachmentsFile {
     /// The file beside this socket.
     pub fn beside(socket: &Path) -> AttachmentsFile {
-        AttachmentsFile(socket.with_file_name(NAME))
+        AttachmentsFile(RecordList::beside(socket, NAME))
     }
 
     pub fn path(&self) -> &Path {
-        &self.0
+        self.0.path()
     }
 
     /// Returns the attachments; none where there is no file.
@@ -49,12 +47,7 @@ impl AttachmentsFile {
     /// # Errors
     /// There is one, and it cannot be read or makes no sense.
     pub fn read(&self) -> io::Result<Vec<Attachment>> {
-        let text = match fs::read(&self.0) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
-        let records: Vec<Record> = serde_json::from_slice(&text)?;
+        let records: Vec<Record> = self.0.read()?;
         Ok(records.into_iter().map(Attachment::from).collect())
     }
 
@@ -64,10 +57,7 @@ impl AttachmentsFile {
     /// The directory is missing or cannot be written to; the former file is still there then.
     pub fn write(&self, attachments: &[Attachment]) -> io::Result<()> {
         let records: Vec<Record> = attachments.iter().map(Record::from).collect();
-        let new = self.0.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(&serde_json::to_vec(&records)?)?;
-        fs::rename(&new, &self.0)
+        self.0.write(&records)
     }
 
     /// Removes the file; returns whether there was one.
@@ -75,11 +65,7 @@ impl AttachmentsFile {
     /// # Errors
     /// It is there and cannot be removed.
     pub fn remove(&self) -> io::Result<bool> {
-        match fs::remove_file(&self.0) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        self.0.remove()
     }
 }
 
@@ -113,6 +99,8 @@ impl From<Record> for Attachment {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

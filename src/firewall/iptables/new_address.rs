@@ -48,26 +48,18 @@ pub fn additions(starting: &NewAddress<'_>, desired: &Desired, seen: Seen<'_>) -
     let (Some(rules), Some(elements)) = (seen.rules, seen.elements) else {
         return Err("what the kernel holds is not known at the moment".to_owned());
     };
-    if starting.former.is_empty() {
-        return Err(format!("the kernel knows {} at no former address", starting.pod));
-    }
-    let mut all: Option<Additions> = None;
-    for former in starting.former {
-        let places = Places { former: *former, new: starting.address };
-        let additions =
-            Additions { rules: places.rules(&desired.rules, rules)?, elements: places.elements(desired, elements)? };
-        if all.as_ref().is_some_and(|all| *all != additions) {
-            return Err(format!("the kernel judges {} in different ways at its former addresses", starting.pod));
-        }
-        all = Some(additions);
-    }
+    let additions = starting.agreed(|former| {
+        let places = Places { former, new: starting.address };
+        let (rules, elements) = (places.rules(&desired.rules, rules)?, places.elements(desired, elements)?);
+        Ok(Additions { rules, elements })
+    })?;
     for direction in Direction::BOTH {
         let own = chain(family, &names::pod_chain(starting.pod, direction));
         if asked(rules.get(&own)) != asked(desired.rules.get(&own)) {
             return Err(format!("{own} names other policies in the kernel than were remembered"));
         }
     }
-    Ok(all.unwrap_or_default())
+    Ok(additions)
 }
 
 /// Returns the chains that a pod's chain enters; `None` without such a chain.

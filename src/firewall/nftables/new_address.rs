@@ -26,15 +26,7 @@ pub type Additions = BTreeMap<Object, Content>;
 /// Why the address has to wait until the cluster is known, as a sentence without its end.
 pub fn additions(starting: &NewAddress<'_>, desired: &Table, seen: Option<&Table>) -> Result<Additions, String> {
     let seen = seen.ok_or_else(|| "what the kernel holds is not known at the moment".to_owned())?;
-    let mut all: Option<Additions> = None;
-    for former in starting.former {
-        let additions = Places { former: *former, new: starting.address }.additions(desired, seen)?;
-        if all.as_ref().is_some_and(|all| *all != additions) {
-            return Err(format!("the kernel judges {} in different ways at its former addresses", starting.pod));
-        }
-        all = Some(additions);
-    }
-    all.ok_or_else(|| format!("the kernel knows {} at no former address", starting.pod))
+    starting.agreed(|former| Places { former, new: starting.address }.additions(desired, seen))
 }
 
 struct Places {

@@ -68,19 +68,18 @@ impl<K: Kernel> Mirrors<K> {
     /// where such a Service has a local endpoint and the kernel no others.
     pub(super) fn shrink_known_clients(&mut self, desired: &Desired, at: Moment) {
         let (virtuals, routes) = (&self.virtuals, &self.routes);
-        let is_known = |place: Option<(Set, Entry)>| match place {
-            Some((Set::AllowedSources, entry)) => {
-                source_ranges::restricted_by(&entry).is_some_and(|entry| has_element(desired, Set::Restricted, &entry))
+        let is_known = |place: &(Set, Entry)| match *place {
+            (Set::AllowedSources, ref entry) => {
+                source_ranges::restricted_by(entry).is_some_and(|entry| has_element(desired, Set::Restricted, &entry))
             }
-            Some((Set::InsideOnly, Entry::IpPort(address, protocol, port))) => {
+            (Set::InsideOnly, Entry::IpPort(address, protocol, port)) => {
                 let key = ServiceKey::Address { address, protocol, port };
-                let place = (Set::InsideOnly, Entry::IpPort(address, protocol, port));
-                desired.virtuals.contains_key(&key) && marks_nothing(&place, desired, virtuals, routes)
+                desired.virtuals.contains_key(&key) && marks_nothing(place, desired, virtuals, routes)
             }
             _ => false,
         };
-        self.elements.delete_among(&desired.elements, at, |key| is_known(Set::of_element(key)));
-        self.table.delete_among(&desired.table, at, |object| is_known(Set::of_object(object)));
+        self.elements.delete_among(&desired.elements, at, |key| Set::of_element(key).as_ref().is_some_and(is_known));
+        self.table.delete_among(&desired.table, at, |object| Set::of_object(object).as_ref().is_some_and(is_known));
     }
 
     /// Deletes an element after the object that it marks.
