@@ -57,7 +57,7 @@ use crate::source_guard::driver::Call as GuardCall;
 use crate::source_guard::ports_file::PortsFile;
 use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
-use self::subsystems::{Common, FIREWALL, PROXY, ROUTER, Running};
+use self::subsystems::{Common, FIREWALL, PROXY, ROUTER, RouterChannels, Running};
 
 mod subsystems;
 
@@ -139,7 +139,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut answerers = Answerers::new();
     if let Some(settings) = config.proxy {
         let inputs = common.inputs(PROXY, for_proxy, &mut answerers)?;
-        running.push(common.start_proxy(settings, inputs, (believed, served_out), &mut answerers).await?);
+        let router = RouterChannels { believed, served: served_out };
+        running.push(common.start_proxy(settings, inputs, router, &mut answerers).await?);
     }
     if let Some(settings) = config.firewall {
         let inputs = common.inputs(FIREWALL, for_firewall, &mut answerers)?;

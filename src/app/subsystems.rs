@@ -48,6 +48,14 @@ pub struct Common {
     pub stop: watch::Receiver<bool>,
 }
 
+/// Channels between the service proxy and the router.
+pub struct RouterChannels {
+    /// The service addresses that neighbours may still believe in.
+    pub believed: watch::Receiver<Table<IpAddr, ()>>,
+    /// Told when the proxy's first sync is done.
+    pub served: watch::Sender<bool>,
+}
+
 /// A subsystem on its thread.
 pub struct Running {
     pub name: &'static str,
@@ -55,13 +63,18 @@ pub struct Running {
 }
 
 impl Common {
+    /// Starts the service proxy.
+    ///
+    /// # Errors
+    /// A metric or a listener is missing, or the kernel cannot be opened: which, as a sentence.
     pub async fn start_proxy(
         &self,
         config: ProxyConfig,
         inputs: Inputs,
-        (believed, served): (watch::Receiver<Table<IpAddr, ()>>, watch::Sender<bool>),
+        router: RouterChannels,
         answerers: &mut local::Answerers,
     ) -> anyhow::Result<Running> {
+        let RouterChannels { believed, served } = router;
         let (ask, questions) = mpsc::channel(1);
         answerers.insert(proxy::explain::serve::SERVICES, ask);
         let metrics = proxy::metrics::Metrics::register(&self.registry)?;
@@ -84,6 +97,10 @@ impl Common {
         Ok(running)
     }
 
+    /// Starts the firewall with the backend of its configuration.
+    ///
+    /// # Errors
+    /// A metric cannot be registered, or the kernel cannot be opened: which, as a sentence.
     pub async fn start_firewall(
         &self,
         config: FirewallConfig,
@@ -127,6 +144,9 @@ impl Common {
     }
 
     /// Starts the source guard where there is a file of guarded ports.
+    ///
+    /// # Errors
+    /// As [`start_firewall`](Common::start_firewall); also where the kernel lacks what the guard needs.
     pub async fn start_source_guard(
         &self,
         file: Option<PortsFile>,
@@ -149,6 +169,10 @@ impl Common {
         Ok(Some(running))
     }
 
+    /// Starts the router. `pod_ranges`: told which ranges of pods the monitor is to watch routes of.
+    ///
+    /// # Errors
+    /// As [`start_firewall`](Common::start_firewall).
     pub async fn start_router(
         &self,
         config: RouterConfig,
@@ -165,6 +189,9 @@ impl Common {
     }
 
     /// Inputs of the loop of a subsystem, which answers questions for what differs from the kernel from now on.
+    ///
+    /// # Errors
+    /// A metric of that subsystem cannot be registered.
     pub fn inputs(
         &self,
         names: Names,

@@ -203,11 +203,11 @@ pub(super) fn of_pod(
     (name, pod): (&ObjectName, &LocalPod),
     direction: Direction,
 ) -> Decision {
-    let by_tier = |tier| by_tier(rules, packet, (name, pod), (tier, direction));
+    let by_tier = |tier| by_tier(rules, packet, (name, pod), tier, direction);
     let open = || Decision::Open { pod: name.clone() };
     by_tier(Tier::Admin).unwrap_or_else(|| match pod.isolation(direction) {
         Isolation::Open => by_tier(Tier::Baseline).unwrap_or_else(open),
-        Isolation::Isolated { policies, by_namespace } => by_policies(rules, packet, (policies, direction), name)
+        Isolation::Isolated { policies, by_namespace } => by_policies(rules, packet, policies, direction, name)
             .unwrap_or_else(|| Decision::Denied {
                 pod: name.clone(),
                 policies: policies.clone(),
@@ -221,7 +221,8 @@ fn by_tier(
     rules: &RuleSet,
     packet: &Packet,
     (pod_name, pod): (&ObjectName, &LocalPod),
-    (tier, direction): (Tier, Direction),
+    tier: Tier,
+    direction: Direction,
 ) -> Option<Decision> {
     let action = |one: &ClusterRule| {
         let is = |rule| matches(rules, rule, packet, direction);
@@ -243,7 +244,8 @@ fn by_tier(
 fn by_policies(
     rules: &RuleSet,
     packet: &Packet,
-    (policies, direction): (&[ObjectName], Direction),
+    policies: &[ObjectName],
+    direction: Direction,
     name: &ObjectName,
 ) -> Option<Decision> {
     policies.iter().find_map(|policy| {

@@ -43,6 +43,14 @@ pub enum Lookup {
     Containing(IpNet),
 }
 
+/// Selection of routes in one table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Query {
+    pub which: Which,
+    pub family: Family,
+    pub lookup: Lookup,
+}
+
 /// Routes to a prefix.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Row {
@@ -114,13 +122,8 @@ impl Lookup {
 }
 
 /// Next rows of an answer, from a bounded number of prefixes.
-pub fn portion(
-    speaker: &mut Speaker,
-    (which, family): (Which, Family),
-    lookup: Lookup,
-    after: Option<IpNet>,
-    most: usize,
-) -> Portion {
+pub fn portion(speaker: &mut Speaker, query: Query, after: Option<IpNet>, most: usize) -> Portion {
+    let Query { which, family, lookup } = query;
     let candidates = candidates(speaker.rib().table(), family, lookup, after, most);
     let next = candidates.last().copied().filter(|_| candidates.len() >= most && can_go_on(lookup));
     let mut rows = candidates.into_iter().filter_map(|prefix| row(speaker, which, prefix));

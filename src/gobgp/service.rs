@@ -20,7 +20,7 @@ use super::changes;
 use super::clock::Clock;
 use super::neighbours::{self, RequestContext};
 use super::policies;
-use super::routes::{self, Lookup, Sizes, Which};
+use super::routes::{self, Lookup, Query, Sizes, Which};
 use super::version::{Version, meant};
 use super::wire::messages::{
     AddPathRequest, AddPathResponse, DeletePathRequest, GetBgpResponse, GetTableRequest, GetTableResponse, Global,
@@ -168,7 +168,7 @@ impl Service {
     async fn count_advertised(&self, address: IpAddr, peer: &mut Peer) -> Result<(), Status> {
         for state in peer.afi_safis.iter_mut().filter_map(|family| family.state.as_mut()) {
             if let Some(family) = meant(state.family.as_ref()) {
-                state.advertised = self.size((Which::Out(address), family)).await?.prefixes;
+                state.advertised = self.size(Which::Out(address), family).await?.prefixes;
             }
         }
         Ok(())
@@ -316,7 +316,7 @@ impl Service {
                 async move {
                     let Some(after) = after else { return Ok(None) };
                     let question = move |speaker: &mut Speaker| {
-                        routes::portion(speaker, (which, family), lookup, after, PREFIXES_AT_ONCE)
+                        routes::portion(speaker, Query { which, family, lookup }, after, PREFIXES_AT_ONCE)
                     };
                     let portion = service.ask(question).await?;
                     let rows = portion.rows.into_iter().map(Ok);
@@ -328,7 +328,7 @@ impl Service {
         Box::pin(rows.try_flatten())
     }
 
-    async fn size(&self, (which, family): (Which, Family)) -> Result<Sizes, Status> {
+    async fn size(&self, which: Which, family: Family) -> Result<Sizes, Status> {
         if !matches!(which, Which::Out(_)) {
             return self.ask(move |speaker| routes::sizes(speaker, which, family)).await;
         }
@@ -344,7 +344,7 @@ impl Service {
     pub(super) async fn table(&self, version: Version, request: GetTableRequest) -> Result<GetTableResponse, Status> {
         let which = self.which(version, request.table_type, &request.name).await?;
         let family = meant(request.family.as_ref()).ok_or_else(|| Status::invalid_argument(ONLY_UNICAST))?;
-        let sizes = self.size((which, family)).await?;
+        let sizes = self.size(which, family).await?;
         Ok(GetTableResponse { num_destination: sizes.prefixes, num_path: sizes.routes, num_accepted: sizes.used })
     }
 

@@ -38,7 +38,7 @@ use crate::net::{Family, PerFamily};
 use super::super::rules::{self, Direction, Isolation, PolicyKey, PortMatch, RuleSet, SetKey};
 use super::names;
 use super::parts::{Lowered, Part};
-use super::peers::{self, Allowed, Outcome, Peers};
+use super::peers::{self, Allowed, Outcome, PeerOutcome, Peers};
 use super::permissions::{Permissions, Ranges};
 use super::sets::{self, in_one, in_set};
 use super::tiers::Judged;
@@ -78,7 +78,8 @@ pub fn class(class: &Arc<Class>, rules: &RuleSet, families: PerFamily<bool>) -> 
     let name = names::class(class);
     let (mut lowered, mut chain) = (Lowered::default(), vec![invalid()]);
     let permissions = Permissions::of(class.matches(rules));
-    chain.extend(permitted(&name, &permissions, (class.direction, &Outcome::Accept), families, &mut lowered));
+    let found = PeerOutcome { direction: class.direction, outcome: &Outcome::Accept };
+    chain.extend(permissions.rules(&name, found, families, &mut lowered));
     if permissions.any != Allowed::Everybody {
         chain.extend(refusing(class));
     }
@@ -87,65 +88,68 @@ pub fn class(class: &Arc<Class>, rules: &RuleSet, families: PerFamily<bool>) -> 
     lowered
 }
 
-/// Returns the rules that look a packet up among these permissions, or among what is to be denied. The names of their maps begin
-/// with this name.
-pub fn permitted(
-    name: &Name,
-    permissions: &Permissions,
-    (direction, outcome): (Direction, &Outcome),
-    families: PerFamily<bool>,
-    lowered: &mut Lowered,
-) -> Vec<Rule> {
-    let crowded = peers::crowded(permissions.allowed());
-    let of_peers = |sets: &_| Peers::new(direction, sets, &crowded, outcome);
-    let verdict = |allowed: &Allowed, lowered: &mut Lowered| match allowed {
-        Allowed::Everybody => outcome.verdict(&mut lowered.needs),
-        Allowed::Peers(sets) => {
-            let peers = Arc::new(of_peers(sets));
-            let verdict = Verdict::Jump(names::peers(&peers));
-            lowered.needs.insert(Part::Peers(peers));
-            verdict
-        }
-    };
-    let mut chain = single_ports(name, permissions, verdict, lowered);
-    for (protocol, ranges) in &permissions.ranges {
-        let protocol = *protocol;
-        match ranges {
-            Ranges::Disjoint(ranges) => {
-                let map = names::ranges(name, protocol);
-                lowered.map(&map, SetSpec { fields: Fields::Port, kind: Kind::Verdicts, intervals: true });
-                for (range, allowed) in ranges {
-                    let verdict = verdict(allowed, lowered);
-                    lowered.verdict(&map, Key::Ports(*range), verdict);
-                }
-                chain.push(Rule::new([], Verdict::Map { lookup: Lookup::DestinationPort(protocol), map }));
+impl Permissions {
+    /// Returns the rules that look a packet up among these permissions, or among what is to be denied. The names of their maps begin
+    /// with this name.
+    pub fn rules(
+        &self,
+        name: &Name,
+        found: PeerOutcome<'_>,
+        families: PerFamily<bool>,
+        lowered: &mut Lowered,
+    ) -> Vec<Rule> {
+        let PeerOutcome { direction, outcome } = found;
+        let crowded = peers::crowded(self.allowed());
+        let of_peers = |sets: &_| Peers::new(direction, sets, &crowded, outcome);
+        let verdict = |allowed: &Allowed, lowered: &mut Lowered| match allowed {
+            Allowed::Everybody => outcome.verdict(&mut lowered.needs),
+            Allowed::Peers(sets) => {
+                let peers = Arc::new(of_peers(sets));
+                let verdict = Verdict::Jump(names::peers(&peers));
+                lowered.needs.insert(Part::Peers(peers));
+                verdict
             }
-            Ranges::InTurn(ranges) => chain.extend(ranges.iter().map(|(range, allowed)| {
-                let to_range = Match::DestinationPort { protocol, range: *range };
-                Rule::new([to_range], verdict(allowed, lowered))
-            })),
+        };
+        let mut chain = single_ports(name, self, verdict, lowered);
+        for (protocol, ranges) in &self.ranges {
+            let protocol = *protocol;
+            match ranges {
+                Ranges::Disjoint(ranges) => {
+                    let map = names::ranges(name, protocol);
+                    lowered.map(&map, SetSpec { fields: Fields::Port, kind: Kind::Verdicts, intervals: true });
+                    for (range, allowed) in ranges {
+                        let verdict = verdict(allowed, lowered);
+                        lowered.verdict(&map, Key::Ports(*range), verdict);
+                    }
+                    chain.push(Rule::new([], Verdict::Map { lookup: Lookup::DestinationPort(protocol), map }));
+                }
+                Ranges::InTurn(ranges) => chain.extend(ranges.iter().map(|(range, allowed)| {
+                    let to_range = Match::DestinationPort { protocol, range: *range };
+                    Rule::new([to_range], verdict(allowed, lowered))
+                })),
+            }
         }
-    }
-    for (set, allowed) in &permissions.named {
-        lowered.needs.extend(sets::parts(set, families));
-        let in_sets: Vec<Match> = in_set(set, direction, families).collect();
-        if in_sets.is_empty() {
-            continue;
+        for (set, allowed) in &self.named {
+            lowered.needs.extend(sets::parts(set, families));
+            let in_sets: Vec<Match> = in_set(set, direction, families).collect();
+            if in_sets.is_empty() {
+                continue;
+            }
+            let verdict = verdict(allowed, lowered);
+            chain.extend(in_sets.into_iter().map(|one| Rule::new([one], verdict.clone())));
         }
-        let verdict = verdict(allowed, lowered);
-        chain.extend(in_sets.into_iter().map(|one| Rule::new([one], verdict.clone())));
-    }
-    for (protocol, allowed) in &permissions.protocols {
-        chain.push(Rule::new([Match::Protocol(*protocol)], verdict(allowed, lowered)));
-    }
-    match &permissions.any {
-        Allowed::Everybody => chain.push(Rule::new([], outcome.verdict(&mut lowered.needs))),
-        Allowed::Peers(sets) if sets.is_empty() => {}
-        Allowed::Peers(sets) => {
-            chain.extend(of_peers(sets).rules(families, &mut lowered.needs));
+        for (protocol, allowed) in &self.protocols {
+            chain.push(Rule::new([Match::Protocol(*protocol)], verdict(allowed, lowered)));
         }
+        match &self.any {
+            Allowed::Everybody => chain.push(Rule::new([], outcome.verdict(&mut lowered.needs))),
+            Allowed::Peers(sets) if sets.is_empty() => {}
+            Allowed::Peers(sets) => {
+                chain.extend(of_peers(sets).rules(families, &mut lowered.needs));
+            }
+        }
+        chain
     }
-    chain
 }
 
 /// Returns the rules that look up single ports: a set for each of the peers with the most ports, and a map for all others.

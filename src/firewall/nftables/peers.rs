@@ -46,6 +46,13 @@ pub enum Outcome {
     Deny(ClusterPolicyKey),
 }
 
+/// The same with the direction in which the peer is looked for.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerOutcome<'a> {
+    pub direction: Direction,
+    pub outcome: &'a Outcome,
+}
+
 /// Sets of one kind, all of pods or all of named ports, at least two. Their union is kept up to date as one set.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Union {

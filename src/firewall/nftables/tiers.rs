@@ -36,7 +36,7 @@ use super::super::rules::{ClusterPolicyKey, Direction, LocalPod, Match, RuleSet}
 use super::class::{self, Class};
 use super::names;
 use super::parts::{Lowered, Part};
-use super::peers::Outcome;
+use super::peers::{Outcome, PeerOutcome};
 use super::permissions::Permissions;
 
 /// The ClusterNetworkPolicies of one tier that select the same pods in one direction.
@@ -175,8 +175,9 @@ pub fn tier(tier: &TierPolicies, rules: &RuleSet, families: PerFamily<bool>) -> 
             }
         };
         let permissions = Permissions::of(matches.into_iter());
-        let found = (tier.direction, &outcome);
-        chain.extend(class::permitted(&names::run(&name, place), &permissions, found, families, &mut lowered));
+        let run = names::run(&name, place);
+        let found = PeerOutcome { direction: tier.direction, outcome: &outcome };
+        chain.extend(permissions.rules(&run, found, families, &mut lowered));
     }
     lowered.chain(name, chain);
     lowered

@@ -45,7 +45,7 @@ fn found(lookup: Lookup, family: Family, most: usize) -> Vec<String> {
     let mut speaker = speaker(&ANNOUNCED);
     let (mut all, mut after) = (Vec::new(), None);
     loop {
-        let portion = portion(&mut speaker, (Which::Global, family), lookup, after, most);
+        let portion = portion(&mut speaker, Query { which: Which::Global, family, lookup }, after, most);
         all.extend(portion.rows.iter().map(|row| row.prefix.to_string()));
         match portion.next {
             Some(next) => after = Some(next),

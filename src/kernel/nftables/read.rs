@@ -45,6 +45,9 @@ impl Reader<'_> {
     }
 
     /// The number of changes that all tables of this network namespace have seen.
+    ///
+    /// # Errors
+    /// The kernel refuses the request, or an answer is malformed.
     pub fn generation(&mut self) -> Result<u32, Fault> {
         let mut message = Messages::new();
         message.begin(message::GET_GENERATION, 0).header(&[0; HEADER]);
@@ -54,6 +57,9 @@ impl Reader<'_> {
     }
 
     /// The table itself; `None` where there is none.
+    ///
+    /// # Errors
+    /// The kernel refuses the request, or an answer is malformed.
     pub fn header(&mut self) -> Result<Option<Header>, Fault> {
         let mut message = self.ask(message::GET_TABLE);
         let header = |answer: &Answer<'_>| {
@@ -69,6 +75,10 @@ impl Reader<'_> {
         }
     }
 
+    /// The counters.
+    ///
+    /// # Errors
+    /// The kernel refuses the request, or an answer is malformed.
     pub fn counters(&mut self) -> Result<BTreeMap<Name, Count>, Fault> {
         let mut message = self.ask(message::GET_OBJECT);
         message.u32_be(object::TYPE, object::COUNTER);
@@ -84,6 +94,10 @@ impl Reader<'_> {
         Ok(found.into_iter().collect())
     }
 
+    /// The sets and maps.
+    ///
+    /// # Errors
+    /// The kernel refuses the request, or an answer is malformed.
     pub fn sets(&mut self) -> Result<Sets, Fault> {
         let mut message = self.ask(message::GET_SET);
         let table = self.table;
@@ -113,6 +127,9 @@ impl Reader<'_> {
     }
 
     /// The elements of a set.
+    ///
+    /// # Errors
+    /// The kernel refuses the request, or an answer is malformed.
     pub fn elements(&mut self, name: &Name, spec: SetSpec) -> Result<Vec<(Key, Content)>, Fault> {
         let mut message = self.ask(message::GET_ELEMENT);
         message.text(wire::element::SET, name.as_str());
@@ -122,6 +139,9 @@ impl Reader<'_> {
     }
 
     /// One element of a set without ranges, if it is there.
+    ///
+    /// # Errors
+    /// The kernel refuses the request, or an answer is malformed.
     pub fn element(&mut self, name: &Name, spec: SetSpec, key: &Key) -> Result<Option<Content>, Fault> {
         let mut message = self.ask(message::GET_ELEMENT);
         if !ask_for(&mut message, name, spec, key) {
@@ -139,6 +159,9 @@ impl Reader<'_> {
     }
 
     /// The chains, but for those that are part of a rule: they go with it.
+    ///
+    /// # Errors
+    /// The kernel refuses the request, or an answer is malformed.
     pub fn chains(&mut self) -> Result<Chains, Fault> {
         let mut message = self.ask(message::GET_CHAIN);
         let table = self.table;
@@ -151,6 +174,9 @@ impl Reader<'_> {
     }
 
     /// The rules of all chains, or of one, in their order.
+    ///
+    /// # Errors
+    /// The kernel refuses the request, or an answer is malformed.
     pub fn rules(&mut self, of: Option<&Name>, sets: &Sets) -> Result<BTreeMap<Name, Vec<Rule>>, Fault> {
         let mut message = self.ask(message::GET_RULE);
         if let Some(chain) = of {

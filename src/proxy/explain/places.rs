@@ -13,6 +13,14 @@ use super::super::{external_ip, health_check, node_port, traffic_policy};
 use super::endpoints::{self, Listed};
 use super::{HealthCheckState, KernelState, Place, Question, Role, Served, Standing};
 
+/// A port of a Service at one of the addresses that it is wanted at.
+struct WantedPlace<'a> {
+    port: &'a ServicePort,
+    /// With the port's number there.
+    key: ServiceKey,
+    role: Role,
+}
+
 /// Returns each address of a Service with each of its ports that a question is about, at most `room` of them, and the number of those that are
 /// left off. A question for all Services gets no endpoints.
 pub fn places(
@@ -25,8 +33,8 @@ pub fn places(
     // The index in `places`, or none such where there was no more room.
     let mut known: BTreeMap<ServiceKey, usize> = BTreeMap::new();
     for port in &service.ports {
-        for (address, role, number) in asked(plan, service, port) {
-            let key = ServiceKey::Address { address, protocol: port.protocol, port: number };
+        for wanted in asked(plan, service, port) {
+            let WantedPlace { key, role, .. } = wanted;
             if !question.is_about(&key) {
                 continue;
             }
@@ -35,7 +43,7 @@ pub fn places(
             if index == usize::MAX {
                 continue;
             }
-            let standing = standing(plan, (name, service), (port, key, role), *question != Question::All);
+            let standing = standing(plan, (name, service), &wanted, *question != Question::All);
             let is_served = matches!(standing, Standing::Served(_));
             // An address may stand in two fields; one of them is why it is served.
             match places.get_mut(index) {
@@ -51,9 +59,12 @@ pub fn places(
     (places, left_off)
 }
 
-/// Returns the addresses that a port of a Service is wanted at, with the port's number there.
-fn asked(plan: &Plan, service: &Service, port: &ServicePort) -> Vec<(IpAddr, Role, u16)> {
-    let at = |role: Role, number: u16| move |address: IpAddr| (address, role, number);
+/// Returns where a port of a Service is wanted.
+fn asked<'a>(plan: &Plan, service: &Service, port: &'a ServicePort) -> Vec<WantedPlace<'a>> {
+    let at = |role: Role, number: u16| {
+        let key = move |address| ServiceKey::Address { address, protocol: port.protocol, port: number };
+        move |address: IpAddr| WantedPlace { port, key: key(address), role }
+    };
     let mut asked: Vec<_> = service.cluster_ips.iter().copied().map(at(Role::ClusterIp, port.port)).collect();
     asked.extend(service.external_ips.iter().copied().map(at(Role::ExternalIp, port.port)));
     asked.extend(service.load_balancer.iter().map(|it| it.address).map(at(Role::LoadBalancer, port.port)));
@@ -88,9 +99,10 @@ pub fn asks_for(plan: &Plan, service: &Service, address: IpAddr, port: Option<u1
 fn standing(
     plan: &Plan,
     (name, service): (&ObjectName, &Service),
-    (port, key, role): (&ServicePort, ServiceKey, Role),
+    wanted: &WantedPlace<'_>,
     in_full: bool,
 ) -> Standing {
+    let WantedPlace { port, key, role } = *wanted;
     let ServiceKey::Address { address, .. } = key else { return Standing::NoLocalEndpoint };
     let inputs = plan.part_inputs();
     if !*inputs.node.families.of(Family::from(address)) {
@@ -116,13 +128,14 @@ fn standing(
         Some(owner) if owner != name => return Standing::LostTo(owner.clone()),
         _ => {}
     }
-    Standing::Served(Box::new(served(plan, (name, service), (port, claim), in_full)))
+    Standing::Served(Box::new(served(plan, (name, service), port, claim, in_full)))
 }
 
 fn served(
     plan: &Plan,
     (name, service): (&ObjectName, &Service),
-    (port, claim): (&ServicePort, &Claim),
+    port: &ServicePort,
+    claim: &Claim,
     in_full: bool,
 ) -> Served {
     // With destinations that drain, which no claim names.

@@ -22,16 +22,25 @@ use super::super::names;
 use super::super::refused::is_closed;
 use super::{Kept, maps, named, target};
 
+/// What is compared.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    /// What is not known, if anything.
+    lost: Option<&'a Lost>,
+    seen: &'a Table,
+    desired: &'a Table,
+}
+
 impl Kept {
     /// Keeps what tiers denied to addresses, where it is not desired. `lost`: only of policies that are not known, and for pods that
     /// are.
     pub(super) fn keep_tiers(&mut self, lost: Option<&Lost>, seen: &Table, desired: &Table) {
-        let mut made = BTreeMap::new();
+        let (view, mut made) = (View { lost, seen, desired }, BTreeMap::new());
         for map in maps(names::admin) {
-            self.keep_tiers_of(&map, (lost, false), (seen, desired), &mut made);
+            self.keep_tiers_of(&map, false, view, &mut made);
         }
         for map in maps(names::isolated) {
-            self.keep_tiers_of(&map, (lost, true), (seen, desired), &mut made);
+            self.keep_tiers_of(&map, true, view, &mut made);
         }
     }
 
@@ -39,10 +48,11 @@ impl Kept {
     fn keep_tiers_of(
         &mut self,
         map: &Name,
-        (lost, behind): (Option<&Lost>, bool),
-        (seen, desired): (&Table, &Table),
+        behind: bool,
+        view: View<'_>,
         made: &mut BTreeMap<(Name, Option<Name>), Option<Name>>,
     ) {
+        let View { lost, seen, desired } = view;
         for (element, verdict) in elements_of(seen, map) {
             let (Some(before), now) = (target(Some(verdict)), target(desired.get(element))) else { continue };
             let is_of_tier = names::is_tier(before) || names::is_kept(before);
@@ -63,7 +73,7 @@ impl Kept {
                 continue;
             }
             let key = (before.clone(), now.cloned());
-            let chain = made.entry(key).or_insert_with(|| self.keep_denials((before, now), lost, (seen, desired)));
+            let chain = made.entry(key).or_insert_with(|| self.keep_denials(before, now, view));
             if let Some(chain) = chain {
                 self.0.insert(element.clone(), Content::Verdict(Verdict::Jump(chain.clone()).into()));
             }
@@ -71,12 +81,8 @@ impl Kept {
     }
 
     /// Keeps what a chain denied and that of now does not; returns the chain that asks both, if there is anything.
-    fn keep_denials(
-        &mut self,
-        (before, now): (&Name, Option<&Name>),
-        lost: Option<&Lost>,
-        (seen, desired): (&Table, &Table),
-    ) -> Option<Name> {
+    fn keep_denials(&mut self, before: &Name, now: Option<&Name>, view: View<'_>) -> Option<Name> {
+        let View { lost, seen, desired } = view;
         let known: BTreeSet<Object> = match (lost, now) {
             (None, Some(now)) => reached([Object::Chain(now.clone())], desired),
             _ => BTreeSet::new(),
