@@ -1,4 +1,4 @@
-//! A call of the container runtime: environment and standard input in, what is asked for out; and errors in the specification's form.
+//! A call of the container runtime: environment and standard input in, what is asked for out.
 //!
 //! CNI specification 1.1, sections 2 (parameters, operations) and 5 (results). All versions from 0.3.0 on are spoken: since then
 //! plugins of a list are given the result of those before them.
@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::failure::{Code, Failure, failure};
 use crate::model::{
     Attachment, AttachmentId, CNI_VERSIONS, DEFAULT_CNI_SOCKET, LinkAddress, ObjectName, PodLink, PodUid,
 };
@@ -64,23 +65,6 @@ pub struct Parameters {
     pub interface: String,
     /// `CNI_ARGS`.
     pub arguments: String,
-}
-
-/// An error in the specification's form.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Failure {
-    pub code: Code,
-    pub text: String,
-}
-
-/// Error codes of the specification.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Code {
-    IncompatibleVersion = 1,
-    InvalidEnvironment = 4,
-    NotDecodable = 6,
-    InvalidConfiguration = 7,
-    TryAgainLater = 11,
 }
 
 const DEFAULT_TIMEOUT: u64 = 2000;
@@ -141,30 +125,6 @@ pub fn result(mut result: Value, version: &str) -> Value {
         fields.entry("cniVersion").or_insert_with(|| version.into());
     }
     result
-}
-
-impl Failure {
-    /// Returns the text for standard output.
-    pub fn object(&self, version: &str) -> Value {
-        json!({"cniVersion": version, "code": self.code as u32, "msg": self.code.title(), "details": self.text})
-    }
-}
-
-impl Code {
-    fn title(self) -> &'static str {
-        match self {
-            Code::IncompatibleVersion => "sluice-cni: incompatible CNI version",
-            Code::InvalidEnvironment => "sluice-cni: invalid environment variables",
-            Code::NotDecodable => "sluice-cni: the configuration is not readable",
-            Code::InvalidConfiguration => "sluice-cni: invalid network configuration",
-            Code::TryAgainLater => "sluice-cni: network policies of the pod are not in force yet, try again later",
-        }
-    }
-}
-
-/// Returns a failure with this code.
-pub fn failure(code: Code, text: impl Into<String>) -> Failure {
-    Failure { code, text: text.into() }
 }
 
 /// Returns whether a command decides whether a pod starts or goes on. All others are obeyed whatever the entry says: a DEL that

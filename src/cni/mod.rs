@@ -17,9 +17,10 @@
 //!   restart of the agent.
 //! - Pods of the host's network are not attached by CNI and never come here.
 //!
-//! [`call`] reads a call, [`message`] is what the two say to each other, [`plugin`] is the one side, [`serve`] the other.
+//! [`call`] reads a call, [`failure`] is an error in the specification's form, [`message`] is what the two say to each other, [`plugin`] is the one side, [`serve`] the other.
 
 pub mod call;
+pub mod failure;
 pub mod message;
 pub mod metrics;
 pub mod plugin;

@@ -13,7 +13,8 @@ use http::StatusCode;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
-use super::call::{self, Call, Code, Entry, Failure, Parameters};
+use super::call::{self, Call, Entry, Parameters};
+use super::failure::{Code, Failure, failure};
 use super::message::{Message, PATH};
 use crate::ask::post;
 use crate::model::CNI_VERSIONS;
@@ -57,7 +58,7 @@ pub fn run() -> ExitCode {
     let newest = CNI_VERSIONS.last().copied().unwrap_or_default();
     let outcome = match read {
         Ok(_) => call::read(&parameters, &input),
-        Err(error) => Err((call::failure(Code::NotDecodable, error.to_string()), newest.to_owned())),
+        Err(error) => Err((failure(Code::NotDecodable, error.to_string()), newest.to_owned())),
     };
     let (answer, code) = match outcome.and_then(|(call, entry)| {
         let version = entry.version.clone();
@@ -109,7 +110,7 @@ fn may_start(outcome: Result<(), NoAnswer>, entry: &Entry) -> Result<(), Failure
         }
         Err(NoAnswer::Unreachable(text) | NoAnswer::Refused(text)) => text,
     };
-    Err(call::failure(Code::TryAgainLater, text))
+    Err(failure(Code::TryAgainLater, text))
 }
 
 /// A pod goes whether somebody hears of it or not.

@@ -24,6 +24,7 @@ mod counted;
 mod flavour;
 mod isolate;
 mod leftover;
+mod ownership;
 mod piece;
 mod plan;
 pub mod rule;
@@ -44,13 +45,14 @@ use self::save::{SavedTable, parse};
 use self::slots::Place;
 use self::spelling::Spelling;
 use self::timing::Timings;
-use super::{Cause, Error, Name};
+use super::{Cause, Error};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Failure, Phase, Step, Target};
 
 pub use self::counted::{Counted, counted};
 pub use self::flavour::{Detected, Flavour, Programs, detect, has_unreadable_tables, kernel_has_ipv6, used};
 pub use self::leftover::Leftovers;
+pub use self::ownership::Ownership;
 pub use self::piece::{Piece, Rules, Table};
 pub use self::rule::{Match, Rule, Verdict};
 pub use self::timing::{Program, Timing};
@@ -79,14 +81,6 @@ pub type Families = PerFamily<Option<Programs>>;
 pub struct Refusal {
     pub piece: Piece,
     pub reason: String,
-}
-
-/// The objects of one owner, in both families.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Ownership {
-    pub chains: Vec<(Table, Name)>,
-    /// The leftovers of kube-router in the tables named above that this owner removes.
-    pub leftovers: Leftovers,
 }
 
 /// Time for which the output from detection serves the first read.
@@ -419,22 +413,6 @@ impl Target for Tables {
     }
 }
 
-impl Ownership {
-    /// The tables that have to be read.
-    fn tables(&self) -> impl Iterator<Item = Table> {
-        Table::ALL.into_iter().filter(|table| self.chains.iter().any(|(owned, _)| owned == table))
-    }
-
-    fn owns(&self, table: Table, chain: &str) -> bool {
-        self.chains.iter().any(|(owned, name)| *owned == table && name.matches(chain))
-    }
-
-    /// As `owns`, for a table by its name.
-    fn owns_in(&self, table: &str, chain: &str) -> bool {
-        self.chains.iter().any(|(owned, name)| owned.name() == table && name.matches(chain))
-    }
-}
-
 /// The rules that jump to this chain.
 fn jumps(rules: &[Rule], to: &str) -> Vec<Rule> {
     rules.iter().filter(|rule| rule.jumps_to(to)).cloned().collect()
@@ -485,26 +463,4 @@ fn by_table<'a>(changes: &[Change<'a>]) -> BTreeMap<Table, Vec<Change<'a>>> {
 
 fn fail_all(changes: &[Change<'_>], error: &Error) -> Vec<Failure<Error>> {
     changes.iter().map(|change| Failure { step: change.step, error: error.clone() }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_owned_in_their_table_only() {
-        let ours = Ownership {
-            chains: vec![
-                (Table::Filter, Name::Exact("KUBE-ROUTER-SERVICES".into())),
-                (Table::Nat, Name::Prefix("KUBE-NWPLCY-".into())),
-            ],
-            leftovers: Leftovers::None,
-        };
-        assert!(ours.owns(Table::Filter, "KUBE-ROUTER-SERVICES"));
-        assert!(!ours.owns(Table::Nat, "KUBE-ROUTER-SERVICES"));
-        assert!(!ours.owns(Table::Filter, "KUBE-ROUTER-SERVICES-2"));
-        assert!(ours.owns(Table::Nat, "KUBE-NWPLCY-A"));
-        assert!(ours.owns_in("nat", "KUBE-NWPLCY-A") && !ours.owns_in("mangle", "KUBE-NWPLCY-A"));
-        assert_eq!(ours.tables().collect::<Vec<_>>(), [Table::Filter, Table::Nat]);
-    }
 }

@@ -2,6 +2,8 @@
 //!
 //! Posts are told of when others change them, signs are not. A sign needs its post.
 
+mod looked_at;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
@@ -480,93 +482,4 @@ fn news_of_its_own_wake_a_subsystem() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     });
     assert_eq!(subsystem.heard, 7);
-}
-
-/// Returns a loop that has done all there is to do, after one turn at which a glance is due.
-async fn glanced(scene: &Scene) -> Loop<Signposts> {
-    scene.publish(Authority::Complete, &["a", "b"]);
-    let mut turning = Loop::new(scene.subsystem(), scene.inputs(), Instant::now());
-    turning.turn().await;
-    assert!(scene.yard.borrow().has(&["a", "b"], &["a", "b"]));
-    turning
-}
-
-#[tokio::test]
-async fn a_glance_finds_drift_which_is_repaired_at_once_and_the_next_one_comes_after_a_period() {
-    let scene = Scene::new();
-    let mut turning = glanced(&scene).await;
-    scene.yard.borrow_mut().signs.pop_first();
-    let begun = Instant::now();
-    let at = begun + Duration::from_secs(20);
-    turning.patrol(turning.moments.at(at));
-    assert!(scene.yard.borrow().has(&["a", "b"], &["a", "b"]), "it is repaired");
-    assert_eq!(turning.patrol.next(at), Some(1), "no other look waits for that");
-    assert!(turning.patrol.deadline() <= at + Duration::from_secs(10));
-}
-
-#[tokio::test]
-async fn a_close_look_finds_what_a_glance_cannot_see() {
-    let scene = Scene::new();
-    let mut turning = glanced(&scene).await;
-    {
-        let mut yard = scene.yard.borrow_mut();
-        yard.signs.pop_first();
-        yard.signs.insert(Key("c".to_owned()));
-    }
-    let at = Instant::now() + Duration::from_secs(20);
-    turning.patrol(turning.moments.at(at));
-    assert!(scene.yard.borrow().has(&["a", "b"], &["b", "c"]), "there are as many");
-    turning.patrol(turning.moments.at(turning.patrol.deadline().max(at)));
-    assert!(scene.yard.borrow().has(&["a", "b"], &["a", "b"]), "it is repaired");
-}
-
-#[tokio::test]
-async fn time_in_which_a_glance_waits_delays_none() {
-    let scene = Scene::new();
-    let mut turning = glanced(&scene).await;
-    scene.yard.borrow_mut().glance_sleeps = Duration::from_millis(40);
-    let at = Instant::now() + Duration::from_secs(20);
-    turning.patrol(turning.moments.at(at));
-    assert!(turning.patrol.deadline() <= at + Duration::from_secs(10), "it cost no processor");
-}
-
-#[test]
-fn a_user_is_told_what_differs_and_it_is_put_back_at_once_only_when_asked_for() {
-    let scene = Scene::new();
-    scene.run(async |scene| {
-        assert_eq!(scene.asked(&[]).await, Err(NOTHING_KNOWN.to_owned()));
-        assert_eq!(scene.asked(&[("repair", "true")]).await, Err(NOTHING_KNOWN.to_owned()));
-        scene.publish(Authority::Complete, &["a", "b"]);
-        scene.until_ready().await;
-        assert_eq!(scene.differing().await, "");
-        scene.take_acts();
-        {
-            let mut yard = scene.yard.borrow_mut();
-            yard.signs.remove(&Key("a".to_owned()));
-            yard.posts.insert(Key("c".to_owned()));
-        }
-        for _ in 0..2 {
-            assert_eq!(scene.differing().await, "posts c unexpected, signs a missing");
-        }
-        assert_eq!(scene.take_acts(), "", "a question changes nothing");
-        let repaired = scene.asked(&[("repair", "true")]).await.expect("something is known");
-        assert_eq!(repaired["found"], 2);
-        assert_eq!((scene.differing().await, scene.take_acts()), (String::new(), "-posts c, +signs a".to_owned()));
-    });
-}
-
-#[test]
-fn what_the_kernel_refuses_differs_until_a_repair_finds_that_it_does_not_any_more() {
-    let scene = Scene::new();
-    scene.run(async |scene| {
-        scene.yard.borrow_mut().failing = Some("signs");
-        scene.publish(Authority::Complete, &["a"]);
-        scene.until("the post stands", |yard| yard.posts.len() == 1).await;
-        assert_eq!(scene.differing().await, "signs a failed");
-        // It would be tried again after a while.
-        tokio::time::sleep(Duration::from_millis(700)).await;
-        scene.yard.borrow_mut().failing = None;
-        scene.asked(&[("repair", "true")]).await.expect("something is known");
-        assert_eq!(scene.differing().await, "");
-    });
 }

@@ -1,0 +1,132 @@
+//! Division of a file into documents, before anything is parsed: at lines that begin with `---` in YAML, and between values in JSON.
+
+use serde::de::IgnoredAny;
+
+/// Format of a file; decided by the end of its name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    Yaml,
+    Json,
+}
+
+/// A piece of a file that is one document.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Document<'a> {
+    pub format: Format,
+    /// The line of the file on which the document begins, counted from 1.
+    pub line: usize,
+    pub text: &'a str,
+}
+
+impl Format {
+    /// The format of a file with this name; `None` for a file that is no manifest. Hidden files are none:
+    /// editors keep their temporary copies under such names, and ConfigMap mounts their links.
+    pub fn of_file(name: &str) -> Option<Format> {
+        if name.starts_with('.') {
+            return None;
+        }
+        match name.rsplit_once('.')?.1 {
+            "yaml" | "yml" => Some(Format::Yaml),
+            "json" => Some(Format::Json),
+            _ => None,
+        }
+    }
+}
+
+/// Cuts a file into its documents. Empty documents are left out.
+pub fn documents(format: Format, text: &str) -> Vec<Document<'_>> {
+    match format {
+        Format::Yaml => yaml_documents(text),
+        Format::Json => json_documents(text),
+    }
+}
+
+fn yaml_documents(text: &str) -> Vec<Document<'_>> {
+    let mut documents = Vec::new();
+    let mut add = |first: usize, text| {
+        if !is_empty_yaml(text) {
+            documents.push(Document { format: Format::Yaml, line: first + 1, text });
+        }
+    };
+    let (mut start, mut first, mut at) = (0, 0, 0);
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let marks_a_start =
+            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if marks_a_start {
+            add(first, text.get(start..at).unwrap_or_default());
+            (start, first) = (at, index);
+        }
+        at += line.len();
+    }
+    add(first, text.get(start..).unwrap_or_default());
+    documents
+}
+
+fn is_empty_yaml(text: &str) -> bool {
+    text.lines().all(|line| {
+        let line = line.strip_prefix("---").unwrap_or(line).trim();
+        line.is_empty() || line.starts_with('#') || line == "..." || line == "\u{feff}"
+    })
+}
+
+fn json_documents(text: &str) -> Vec<Document<'_>> {
+    let mut documents = Vec::new();
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
+    let (mut start, mut line) = (0, 1);
+    loop {
+        let next = values.next();
+        // A value that does not parse is a document too: the last one, and its own parser reports the error.
+        let end = if let Some(Ok(_)) = next { values.byte_offset() } else { text.len() };
+        let piece = text.get(start..end).unwrap_or_default();
+        let body = piece.trim_start();
+        let blank = piece.len() - body.len();
+        line += newlines(piece.get(..blank).unwrap_or_default());
+        if !body.trim_end().is_empty() {
+            documents.push(Document { format: Format::Json, line, text: body });
+        }
+        line += newlines(body);
+        start = end;
+        if !matches!(next, Some(Ok(_))) {
+            return documents;
+        }
+    }
+}
+
+pub fn newlines(text: &str) -> usize {
+    text.bytes().filter(|byte| *byte == b'\n').count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_begin_at_their_markers_and_empty_ones_are_left_out() {
+        let text = "# a comment\n---\n---\na: 1\n--- # two\nb: 2\n---not a marker: 3\n...\n---\n";
+        let found: Vec<(usize, &str)> = documents(Format::Yaml, text).iter().map(|d| (d.line, d.text)).collect();
+        assert_eq!(found, [(3, "---\na: 1\n"), (5, "--- # two\nb: 2\n---not a marker: 3\n...\n")]);
+    }
+
+    #[test]
+    fn json_values_that_follow_each_other_are_documents() {
+        let text = "\n{\"a\": 1}\n\n{\"b\":\n 2} [3] oops\n{}";
+        let found: Vec<(usize, &str)> = documents(Format::Json, text).iter().map(|d| (d.line, d.text)).collect();
+        assert_eq!(found, [(2, "{\"a\": 1}"), (4, "{\"b\":\n 2}"), (5, "[3]"), (5, "oops\n{}")]);
+    }
+
+    #[test]
+    fn files_are_known_by_the_end_of_their_names() {
+        for (name, format) in [
+            ("a.yaml", Some(Format::Yaml)),
+            ("a.b.yml", Some(Format::Yaml)),
+            ("a.json", Some(Format::Json)),
+            ("a.yaml~", None),
+            (".a.yaml", None),
+            (".#a.yaml", None),
+            ("yaml", None),
+            ("..data", None),
+        ] {
+            assert_eq!(Format::of_file(name), format, "{name}");
+        }
+    }
+}

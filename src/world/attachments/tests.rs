@@ -1,0 +1,305 @@
+//! Announced addresses of pods that come, go, and are told late.
+
+use super::*;
+
+use crate::model::PodUid;
+
+const BOTH: [&str; 2] = ["10.244.1.7", "fd00:10:244:1::7"];
+
+fn name(pod: &str) -> ObjectName {
+    ObjectName::new("shop", pod)
+}
+
+fn pod(addresses: &[&str]) -> Pod {
+    Pod {
+        uid: None,
+        labels: [("app", "web")].into_iter().collect(),
+        addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
+        node: Some("node-1".into()),
+        host_network: false,
+        finished: false,
+        ports: [].into(),
+    }
+}
+
+fn id(container: &str) -> AttachmentId {
+    AttachmentId { container: container.into(), interface: "eth0".into() }
+}
+
+fn add(container: &str, pod: &str, addresses: &[&str]) -> AttachmentChange {
+    add_of(None, container, pod, addresses)
+}
+
+fn add_of(uid: Option<PodUid>, container: &str, pod: &str, addresses: &[&str]) -> AttachmentChange {
+    let addresses = addresses.iter().map(|text| text.parse().expect("an address")).collect();
+    AttachmentChange::Add(Attachment { id: id(container), network: "mynet".into(), pod: name(pod), uid, addresses })
+}
+
+fn retain(network: &str, containers: &[&str]) -> AttachmentChange {
+    AttachmentChange::Retain { network: network.into(), ids: containers.iter().map(|one| id(one)).collect() }
+}
+
+/// The tables of one node: calls and messages of the cluster go in.
+struct Node {
+    attachments: Attachments,
+    pods: Table<ObjectName, Pod>,
+}
+
+impl Default for Node {
+    fn default() -> Node {
+        Node::with(Attachments::default())
+    }
+}
+
+impl Node {
+    fn with(mut attachments: Attachments) -> Node {
+        attachments.set_node("node-1".into());
+        Node { attachments, pods: Table::default() }
+    }
+
+    fn call(&mut self, change: AttachmentChange) {
+        for (name, pod) in self.attachments.apply(change, &self.pods) {
+            self.publish(name, pod);
+        }
+    }
+
+    fn told(&mut self, of: &str, pod: Option<Pod>) {
+        let shown = self.attachments.put(&name(of), pod.map(Arc::new));
+        self.publish(name(of), shown);
+    }
+
+    fn listed(&mut self) {
+        for (name, pod) in self.attachments.listed() {
+            self.publish(name, pod);
+        }
+    }
+
+    fn publish(&mut self, name: ObjectName, pod: Option<Arc<Pod>>) {
+        match pod {
+            Some(pod) => drop(self.pods.insert_shared(name, pod)),
+            None => drop(self.pods.remove(&name)),
+        }
+    }
+
+    fn addresses(&self, of: &str) -> Vec<String> {
+        let pod = self.pods.get(&name(of));
+        pod.into_iter().flat_map(|pod| pod.addresses.iter().map(ToString::to_string)).collect()
+    }
+
+    fn kept(&self) -> usize {
+        self.attachments.all.len()
+    }
+}
+
+#[test]
+fn an_announced_address_counts_until_the_status_has_it() {
+    let mut node = Node::default();
+    node.told("web", Some(pod(&[])));
+    node.call(add("a", "web", &BOTH));
+    assert_eq!(node.addresses("web"), BOTH);
+    // A change of something else, and a status that has one of two.
+    node.told("web", Some(pod(&BOTH[..1])));
+    assert_eq!((node.addresses("web").len(), node.kept()), (2, 1));
+    node.told("web", Some(pod(&BOTH)));
+    assert_eq!((node.addresses("web").len(), node.kept()), (2, 0));
+    node.told("web", Some(pod(&["10.244.1.9"])));
+    assert_eq!(node.addresses("web"), ["10.244.1.9"], "from now on the status alone tells");
+}
+
+#[test]
+fn a_pod_that_is_announced_before_it_is_known_has_the_address_as_soon_as_it_is() {
+    let mut node = Node::default();
+    node.call(add("a", "web", &BOTH));
+    node.told("web", None);
+    assert!(node.addresses("web").is_empty() && node.kept() == 1);
+    node.told("web", Some(pod(&[])));
+    assert_eq!(node.addresses("web"), BOTH);
+}
+
+#[test]
+fn what_was_announced_goes_with_its_sandbox_and_counts_for_no_pod_that_is_gone() {
+    let mut node = Node::default();
+    for gone in ["detached", "deleted", "finished", "collected"] {
+        node.told("web", Some(pod(&[])));
+        node.call(add("a", "web", &BOTH));
+        match gone {
+            "detached" => node.call(AttachmentChange::Delete(id("a"))),
+            "deleted" => node.told("web", None),
+            "collected" => node.call(retain("mynet", &["b"])),
+            _ => node.told("web", Some(Pod { finished: true, ..pod(&[]) })),
+        }
+        assert!(node.addresses("web").is_empty(), "{gone}");
+        node.call(AttachmentChange::Delete(id("a")));
+        assert_eq!(node.pods.get(&name("web")).is_some(), gone != "deleted", "{gone}");
+        assert!(node.kept() == 0 && node.attachments.pods.is_empty(), "{gone}");
+    }
+}
+
+#[test]
+fn a_pod_of_the_same_name_has_its_announced_address_although_the_end_of_the_former_is_told_later() {
+    for end in [None, Some(Pod { finished: true, ..pod(&["10.244.1.3"]) })] {
+        let mut node = Node::default();
+        node.told("web-0", Some(pod(&["10.244.1.3"])));
+        node.call(add("new", "web-0", &BOTH));
+        node.told("web-0", end.clone());
+        assert!(!node.addresses("web-0").contains(&BOTH[0].to_owned()), "{end:?}");
+        node.told("web-0", None);
+        node.told("web-0", Some(pod(&[])));
+        assert_eq!(node.addresses("web-0"), BOTH, "{end:?}");
+    }
+}
+
+#[test]
+fn a_pod_that_is_made_anew_waits_for_its_own_object_and_takes_its_address_from_the_former_one() {
+    let [old, new] = [1, 2].map(PodUid::from_number);
+    for former in [&["10.244.1.3"][..], &BOTH] {
+        let mut node = Node::default();
+        node.told("web-0", Some(Pod { uid: old, ..pod(former) }));
+        node.call(add_of(new, "b", "web-0", &BOTH));
+        let kept: Vec<String> = former.iter().filter(|one| !BOTH.contains(one)).map(|one| (*one).to_owned()).collect();
+        assert_eq!(node.addresses("web-0"), kept, "the labels are those of the former pod");
+        // A late status of the former pod says nothing of the new one, and neither does its end.
+        node.told("web-0", Some(Pod { uid: old, finished: true, ..pod(former) }));
+        node.told("web-0", Some(Pod { uid: old, ..pod(former) }));
+        assert_eq!((node.addresses("web-0"), node.kept()), (kept, 1));
+        node.told("web-0", None);
+        node.told("web-0", Some(Pod { uid: new, ..pod(&[]) }));
+        assert_eq!(node.addresses("web-0"), BOTH);
+        node.told("web-0", Some(Pod { uid: new, ..pod(&BOTH) }));
+        assert_eq!((node.addresses("web-0").len(), node.kept()), (2, 0));
+    }
+}
+
+#[test]
+fn an_attachment_of_a_former_pod_counts_nothing_for_the_next_one() {
+    let [old, new] = [1, 2].map(PodUid::from_number);
+    let mut node = Node::default();
+    node.told("web-0", Some(Pod { uid: old, ..pod(&[]) }));
+    node.call(add_of(old, "a", "web-0", &BOTH));
+    assert_eq!(node.addresses("web-0"), BOTH);
+    node.told("web-0", Some(Pod { uid: new, ..pod(&[]) }));
+    assert!(node.addresses("web-0").is_empty());
+    node.call(add_of(new, "b", "web-0", &["10.244.1.9"]));
+    assert_eq!((node.addresses("web-0"), node.kept()), (vec!["10.244.1.9".to_owned()], 1));
+}
+
+#[test]
+fn a_collection_concerns_its_own_network_alone() {
+    let mut node = Node::default();
+    node.told("web", Some(pod(&[])));
+    node.call(add("a", "web", &BOTH));
+    node.call(retain("othernet", &[]));
+    assert_eq!(node.addresses("web"), BOTH);
+    node.call(retain("mynet", &["a"]));
+    assert_eq!(node.addresses("web"), BOTH);
+    node.call(retain("", &[]));
+    assert!(node.addresses("web").is_empty(), "a plugin of an earlier release does not name the network");
+}
+
+#[test]
+fn a_pod_of_the_same_name_on_another_node_has_nothing_of_what_was_announced_here() {
+    let mut node = Node::default();
+    node.call(add("a", "web-0", &BOTH));
+    node.told("web-0", Some(Pod { node: Some("node-2".into()), ..pod(&[]) }));
+    assert!(node.addresses("web-0").is_empty());
+    node.told("web-0", Some(pod(&[])));
+    assert_eq!(node.addresses("web-0"), BOTH);
+}
+
+#[test]
+fn an_address_that_passes_from_pod_to_pod_is_the_new_ones_although_the_old_one_is_detached_late() {
+    let mut node = Node::default();
+    node.told("old", Some(pod(&[])));
+    node.told("new", Some(pod(&[])));
+    node.call(add("a", "old", &BOTH));
+    node.call(add("b", "new", &BOTH));
+    node.call(AttachmentChange::Delete(id("a")));
+    assert!(node.addresses("old").is_empty());
+    assert_eq!(node.addresses("new"), BOTH);
+}
+
+#[test]
+fn a_new_sandbox_of_a_pod_takes_the_place_of_the_former_and_a_second_interface_does_not() {
+    let mut node = Node::default();
+    node.told("web", Some(pod(&[])));
+    node.call(add("a", "web", &BOTH[..1]));
+    node.call(add("a", "web", &BOTH[..1]));
+    let AttachmentChange::Add(mut second) = add("a", "web", &["10.9.9.9"]) else { return };
+    second.id.interface = "net1".into();
+    node.call(AttachmentChange::Add(second));
+    assert_eq!(node.addresses("web"), [BOTH[0], "10.9.9.9"]);
+    node.call(add("b", "web", &["10.244.1.8"]));
+    assert_eq!(node.addresses("web"), ["10.9.9.9", "10.244.1.8"]);
+    node.call(AttachmentChange::Delete(id("a")));
+    assert_eq!(node.addresses("web").len(), 2, "a late call about the former sandbox says nothing of this one");
+}
+
+#[test]
+fn a_pod_with_the_address_in_its_status_already_keeps_it() {
+    let mut node = Node::default();
+    node.told("web", Some(pod(&BOTH)));
+    node.call(add("a", "web", &BOTH));
+    assert_eq!(node.addresses("web"), BOTH);
+    node.call(AttachmentChange::Delete(id("a")));
+    assert_eq!(node.addresses("web"), BOTH, "what the status says is the cluster's");
+}
+
+#[test]
+fn a_restart_loses_nothing_of_pods_that_are_there_and_keeps_nothing_of_those_that_are_gone() {
+    let mut before = Node::default();
+    before.told("web", Some(pod(&[])));
+    before.call(add("a", "web", &BOTH));
+    before.call(add("b", "gone", &["10.244.1.9"]));
+    let kept = before.attachments.take_changed().expect("there is news");
+    assert_eq!((kept.len(), before.attachments.take_changed()), (2, None));
+    let mut node = Node::with(Attachments::restored(kept));
+    node.told("web", Some(pod(&[])));
+    assert_eq!(node.addresses("web"), BOTH);
+    node.listed();
+    assert_eq!((node.kept(), node.attachments.pods.len()), (1, 1));
+    node.call(add("c", "late", &["10.244.1.10"]));
+    node.listed();
+    assert_eq!(node.kept(), 2, "a pod that is announced now may come after the listing");
+}
+
+#[test]
+fn what_a_former_pod_of_a_name_had_takes_no_address_from_the_next_one_after_a_restart() {
+    let [old, new] = [1, 2].map(PodUid::from_number);
+    let mut before = Node::default();
+    before.call(add_of(old, "a", "web-0", &BOTH));
+    let kept = before.attachments.take_changed().expect("there is news");
+    let mut node = Node::with(Attachments::restored(kept.clone()));
+    node.told("web-0", Some(Pod { uid: new, ..pod(&BOTH) }));
+    node.listed();
+    assert_eq!((node.addresses("web-0").len(), node.kept()), (2, 0), "the sandbox of the former pod is gone");
+    // What is announced to this run is no matter of the listing: the cluster may tell of its pod later.
+    let mut node = Node::with(Attachments::restored(kept));
+    node.told("web-0", Some(Pod { uid: old, ..pod(&[]) }));
+    node.call(add_of(new, "b", "web-0", &BOTH));
+    node.listed();
+    assert_eq!((node.addresses("web-0").len(), node.kept()), (0, 1));
+}
+
+#[test]
+fn a_pod_of_the_last_known_state_has_its_announced_address() {
+    let mut node = Node::default();
+    node.call(add("a", "web", &BOTH));
+    node.pods.insert(name("web"), pod(&[]));
+    for (name, pod) in node.attachments.recall(&node.pods.clone()) {
+        node.publish(name, pod);
+    }
+    assert_eq!(node.addresses("web"), BOTH);
+    node.told("web", Some(pod(&[])));
+    assert_eq!(node.addresses("web"), BOTH);
+}
+
+#[test]
+fn however_many_are_announced_there_is_a_bound_and_known_pods_are_kept() {
+    let mut node = Node::default();
+    node.told("web", Some(pod(&[])));
+    node.call(add("a", "web", &BOTH));
+    for number in 0..MOST + 10 {
+        node.call(add(&format!("unknown-{number}"), &format!("pod-{number}"), &["10.244.1.9"]));
+    }
+    assert_eq!((node.kept(), node.addresses("web").len()), (MOST, 2));
+}
