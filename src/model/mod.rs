@@ -3,7 +3,9 @@
 //! Reading order: [`World`] is what subsystems see; [`Cluster`] and [`Host`] are its halves; one file
 //! for each kind of object. [`Claims`] says who has what several claim. Nothing here knows the Kubernetes client, the kernel or a file format.
 
+mod address_pool;
 mod attachment;
+mod balanced_service;
 mod claims;
 mod cluster_policy;
 mod endpoint;
@@ -22,9 +24,11 @@ mod service_cidr;
 mod shared_value;
 mod table;
 
+pub use address_pool::{AddressPool, AddressPools};
 pub use attachment::{
     Attachment, AttachmentChange, AttachmentId, CNI_VERSIONS, DEFAULT_CNI_SOCKET, LinkAddress, PodLink,
 };
+pub use balanced_service::{AddressRequest, BalancedService, ClientPolicy};
 pub use claims::{Claim, Claims, Store};
 pub use cluster_policy::{Action, ClusterNetworkPolicy, ClusterRule, Subject, Tier};
 pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Hints, Slices, Use};

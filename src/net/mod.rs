@@ -3,6 +3,7 @@
 //! Both address families are values here, never generic parameters: code is written once and asks
 //! a [`Family`] where the two differ. Prefixes are `ipnet::IpNet`, addresses `std::net::IpAddr`.
 
+mod address_range;
 pub mod asn;
 pub mod base64;
 mod external_peer;
@@ -14,6 +15,7 @@ mod prefixes;
 mod protocol;
 mod secret;
 
+pub use address_range::{AddressRange, address_of, number_of};
 pub use external_peer::{ExternalPeer, Password};
 pub use family::{Family, PerFamily};
 pub use port_range::PortRange;

@@ -27,6 +27,7 @@ pub fn object_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectM
     Ok(ObjectMeta {
         name: narrow.name,
         namespace: narrow.namespace,
+        uid: narrow.uid,
         generate_name: narrow.generate_name,
         resource_version: narrow.resource_version,
         creation_timestamp: narrow.creation_timestamp.and_then(|text| text.parse().ok()).map(Time),
@@ -79,6 +80,7 @@ struct MirrorAnnotation {
 struct NarrowMeta {
     name: Option<String>,
     namespace: Option<String>,
+    uid: Option<String>,
     generate_name: Option<String>,
     resource_version: Option<String>,
     creation_timestamp: Option<String>,

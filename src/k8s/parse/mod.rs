@@ -9,6 +9,8 @@
 //! warning, and the rest of the object stays. An object that cannot be used at all is treated as absent; but a
 //! policy that cannot be understood is no policy that is gone ([`Object::Unreadable`]).
 
+pub mod address_pools;
+pub mod balanced_service;
 pub mod cluster_network_policy;
 pub mod endpoint_slice;
 pub mod namespace;

@@ -1,0 +1,284 @@
+//! A Service, from the API's form to what the allocator of load balancer addresses needs.
+//!
+//! Kubernetes: core/v1 Service. Requests for addresses are read from `spec.loadBalancerIP` and from the annotations of MetalLB and of
+//! Cilium's LB IPAM, so that clusters that come from there keep their addresses. The first of them that is there counts.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use compact_str::{CompactString, format_compact};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
+
+use super::metadata::{object_meta, object_name};
+use super::number::Number;
+use super::protobuf::{ApiObject, FromProtobuf};
+use crate::model::{AddressRequest, BalancedService, ClientPolicy, Labels, ObjectName};
+use crate::net::{Family, PerFamily, Protocol};
+
+/// Annotations that ask for addresses, one for each family, with commas between them.
+pub const ADDRESS_ANNOTATIONS: [&str; 4] = [
+    "metallb.io/loadBalancerIPs",
+    "metallb.universe.tf/loadBalancerIPs",
+    "lbipam.cilium.io/ips",
+    "io.cilium/lb-ipam-ips",
+];
+/// Annotations that ask for the addresses of one pool.
+pub const POOL_ANNOTATIONS: [&str; 2] = ["metallb.io/address-pool", "metallb.universe.tf/address-pool"];
+/// Annotations with which a Service agrees to share its address.
+pub const SHARING_ANNOTATIONS: [&str; 4] = [
+    "metallb.io/allow-shared-ip",
+    "metallb.universe.tf/allow-shared-ip",
+    "lbipam.cilium.io/sharing-key",
+    "io.cilium/lb-ipam-sharing-key",
+];
+
+/// The fields of a Service that are read.
+#[derive(Deserialize, Clone, Debug)]
+pub struct BalancedServiceObject {
+    #[serde(deserialize_with = "object_meta")]
+    pub metadata: ObjectMeta,
+    spec: Option<Spec>,
+    status: Option<Status>,
+}
+
+#[derive(Deserialize, Default, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    load_balancer_class: Option<CompactString>,
+    #[serde(rename = "loadBalancerIP")]
+    load_balancer_ip: Option<String>,
+    ip_families: Option<Vec<String>>,
+    ip_family_policy: Option<String>,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Option<Vec<String>>,
+    #[serde(rename = "externalIPs")]
+    external_ips: Option<Vec<String>>,
+    external_traffic_policy: Option<String>,
+    selector: Option<BTreeMap<String, Option<String>>>,
+    ports: Option<Vec<Port>>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct Port {
+    protocol: Option<String>,
+    port: Option<Number>,
+}
+
+#[derive(Deserialize, Default, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    load_balancer: Option<LoadBalancer>,
+}
+
+#[derive(Deserialize, Default, Clone, Debug)]
+struct LoadBalancer {
+    ingress: Option<Vec<Ingress>>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct Ingress {
+    ip: Option<String>,
+}
+
+/// Read by the one agent that gives addresses, and as JSON alone.
+impl ApiObject for BalancedServiceObject {
+    const FROM_PROTOBUF: Option<FromProtobuf<Self>> = None;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+}
+
+/// Parses a Service for the allocator. Whatever is odd in it is either a request that cannot be understood, or no concern of the
+/// allocator's.
+pub fn balanced_service(object: &BalancedServiceObject) -> (ObjectName, BalancedService) {
+    let meta = &object.metadata;
+    let absent = Spec::default();
+    let spec = object.spec.as_ref().unwrap_or(&absent);
+    let ingress = object.status.as_ref().and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
+    let entries: Vec<Option<IpAddr>> =
+        ingress.into_iter().flatten().map(|entry| entry.ip.as_deref()?.parse().ok()).collect();
+    let annotations = meta.annotations.as_ref();
+    let annotation = |keys: &[&'static str]| {
+        keys.iter().find_map(|key| Some((*key, annotations?.get(*key)?.trim()))).filter(|(_, value)| !value.is_empty())
+    };
+    let service = BalancedService {
+        uid: meta.uid.as_deref().unwrap_or_default().into(),
+        version: meta.resource_version.as_deref().unwrap_or_default().into(),
+        created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        labels: meta.labels.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str())).collect::<Labels>(),
+        is_balancer: spec.kind.as_deref() == Some("LoadBalancer"),
+        class: spec.load_balancer_class.clone().filter(|class| !class.is_empty()),
+        families: families(spec),
+        needs_all_families: spec.ip_family_policy.as_deref() == Some("RequireDualStack"),
+        request: request(
+            annotation(&ADDRESS_ANNOTATIONS)
+                .or_else(|| Some(("spec.loadBalancerIP", spec.load_balancer_ip.as_deref()?.trim())))
+                .filter(|(_, value)| !value.is_empty()),
+            annotation(&POOL_ANNOTATIONS).map(|(_, name)| name.into()),
+        ),
+        sharing_key: annotation(&SHARING_ANNOTATIONS).map(|(_, key)| key.into()),
+        ports: ports(spec),
+        clients: clients(spec),
+        external_ips: spec.external_ips.iter().flatten().filter_map(|text| text.trim().parse().ok()).collect(),
+        has_other_status: entries.iter().any(Option::is_none),
+        status: entries.into_iter().flatten().collect(),
+    };
+    (object_name(meta), service)
+}
+
+/// The API server sets `ipFamilies`; where it is absent, the families of the cluster IPs stand for it.
+fn families(spec: &Spec) -> Vec<Family> {
+    let mut families: Vec<Family> = Vec::new();
+    let mut add = |family| {
+        if !families.contains(&family) {
+            families.push(family);
+        }
+    };
+    for text in spec.ip_families.iter().flatten() {
+        match text.as_str() {
+            "IPv4" => add(Family::V4),
+            "IPv6" => add(Family::V6),
+            _ => {}
+        }
+    }
+    if spec.ip_families.is_none() {
+        spec.cluster_ips
+            .iter()
+            .flatten()
+            .filter_map(|text| text.parse::<IpAddr>().ok())
+            .map(Family::from)
+            .for_each(add);
+    }
+    if families.is_empty() { vec![Family::V4] } else { families }
+}
+
+fn request(written: Option<(&'static str, &str)>, pool: Option<CompactString>) -> AddressRequest {
+    let mut addresses = PerFamily::default();
+    let mut mistake = None;
+    if let Some((field, list)) = written {
+        for text in list.split(',').map(str::trim) {
+            match text.parse::<IpAddr>() {
+                Err(_) => mistake = Some(format!("{field}: {text:?} is not an IP address")),
+                Ok(address) => {
+                    let of_family: &mut Option<IpAddr> = addresses.of_mut(address.into());
+                    if of_family.replace(address).is_some_and(|other| other != address) {
+                        mistake = Some(format!("{field}: it asks for several addresses of one family"));
+                    }
+                }
+            }
+        }
+    }
+    AddressRequest { addresses, pool, mistake }
+}
+
+fn ports(spec: &Spec) -> Vec<(Protocol, u16)> {
+    let read = |port: &Port| {
+        let protocol = Protocol::from_api(port.protocol.as_deref().unwrap_or("TCP"))?;
+        Some((protocol, port.port.as_ref()?.port()?))
+    };
+    let mut ports: Vec<(Protocol, u16)> = spec.ports.iter().flatten().filter_map(read).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+fn clients(spec: &Spec) -> ClientPolicy {
+    if spec.external_traffic_policy.as_deref() != Some("Local") {
+        return ClientPolicy::Cluster;
+    }
+    let mut pods = CompactString::default();
+    for (key, value) in spec.selector.iter().flatten() {
+        pods.push_str(&format_compact!("{key}={},", value.as_deref().unwrap_or_default()));
+    }
+    ClientPolicy::Local(pods)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(spec: &str, annotations: &str) -> BalancedService {
+        let yaml = format!(
+            "{{metadata: {{name: web, namespace: shop, resourceVersion: '7', creationTimestamp: '1970-01-01T00:01:00Z', \
+             annotations: {{{annotations}}}}}, spec: {{{spec}}}, \
+             status: {{loadBalancer: {{ingress: [{{ip: 203.0.113.7}}, {{hostname: x}}]}}}}}}"
+        );
+        let object: BalancedServiceObject = serde_saphyr::from_str(&yaml).expect("the test's YAML is sound");
+        let (name, service) = balanced_service(&object);
+        assert_eq!(name.to_string(), "shop/web");
+        service
+    }
+
+    #[test]
+    fn a_service_is_read_with_what_it_has_and_what_it_asks_for() {
+        let spec = "type: LoadBalancer, loadBalancerClass: kube-router, ipFamilies: [IPv6, IPv4], \
+                    ipFamilyPolicy: RequireDualStack, externalIPs: [198.51.100.1], externalTrafficPolicy: Local, \
+                    selector: {tier: front, app: web}, ports: [{port: 443}, {port: 53, protocol: UDP}, {port: none}]";
+        let service = parsed(spec, "");
+        assert!(service.is_balancer && service.needs_all_families && service.has_other_status);
+        assert_eq!((service.version.as_str(), service.created), ("7", 60));
+        assert_eq!(service.class.as_deref(), Some("kube-router"));
+        assert_eq!(service.families, [Family::V6, Family::V4]);
+        assert_eq!(service.ports, [(Protocol::Tcp, 443), (Protocol::Udp, 53)]);
+        assert_eq!(service.clients, ClientPolicy::Local("app=web,tier=front,".into()));
+        assert_eq!((service.status.len(), service.external_ips.len()), (1, 1));
+        assert_eq!(service.request, AddressRequest::default());
+    }
+
+    #[test]
+    fn without_families_those_of_the_cluster_ips_count_and_else_ipv4() {
+        assert_eq!(parsed("clusterIPs: ['fd00::1', 10.96.0.1]", "").families, [Family::V6, Family::V4]);
+        assert_eq!(parsed("type: LoadBalancer", "").families, [Family::V4]);
+    }
+
+    #[test]
+    fn every_spelling_of_a_request_is_read_and_the_first_one_counts() {
+        let address: IpAddr = "203.0.113.9".parse().expect("an address");
+        let field = "loadBalancerIP: 203.0.113.9";
+        assert_eq!(parsed(field, "").request.addresses, PerFamily { v4: Some(address), v6: None });
+        for key in ADDRESS_ANNOTATIONS {
+            let request = parsed("loadBalancerIP: 203.0.113.1", &format!("{key}: '203.0.113.9, 2001:db8::9'")).request;
+            assert_eq!(request.addresses.v4, Some(address), "{key}");
+            assert_eq!(request.addresses.v6, "2001:db8::9".parse().ok(), "{key}");
+        }
+        for key in POOL_ANNOTATIONS {
+            assert_eq!(parsed("", &format!("{key}: gold")).request.pool.as_deref(), Some("gold"), "{key}");
+        }
+        for key in SHARING_ANNOTATIONS {
+            assert_eq!(parsed("", &format!("{key}: dns")).sharing_key.as_deref(), Some("dns"), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_makes_no_sense_is_named_with_its_field() {
+        for (annotations, mistake) in [
+            ("metallb.io/loadBalancerIPs: 203.0.113", "metallb.io/loadBalancerIPs: \"203.0.113\" is not an IP address"),
+            (
+                "lbipam.cilium.io/ips: '203.0.113.1,203.0.113.2'",
+                "lbipam.cilium.io/ips: it asks for several addresses of one family",
+            ),
+        ] {
+            assert_eq!(parsed("", annotations).request.mistake.as_deref(), Some(mistake));
+        }
+    }
+
+    #[test]
+    fn who_shares_an_address_has_the_same_key_other_ports_and_the_same_pods_where_traffic_stays_local() {
+        let key = "metallb.io/allow-shared-ip: dns";
+        let tcp = parsed("ports: [{port: 53}]", key);
+        let udp = parsed("ports: [{port: 53, protocol: UDP}]", key);
+        let other_key = parsed("ports: [{port: 80}]", "metallb.io/allow-shared-ip: web");
+        let local = |app: &str, port: u16| {
+            parsed(&format!("externalTrafficPolicy: Local, selector: {{app: {app}}}, ports: [{{port: {port}}}]"), key)
+        };
+        assert!(tcp.can_share_with(&udp) && !tcp.can_share_with(&tcp) && !udp.can_share_with(&other_key));
+        assert!(local("a", 1).can_share_with(&local("a", 2)) && !local("a", 1).can_share_with(&local("b", 2)));
+        assert!(!local("a", 1).can_share_with(&tcp));
+        let keyless = parsed("ports: [{port: 80}]", "");
+        assert!(!keyless.can_share_with(&parsed("ports: [{port: 81}]", "")));
+    }
+}

@@ -1,0 +1,70 @@
+//! A Service as the allocator of load balancer addresses sees it.
+//!
+//! Services that the service proxy leaves to others are among them: an address in the status of any Service is in use.
+
+use std::net::IpAddr;
+
+use compact_str::CompactString;
+
+use super::selector::Labels;
+use crate::net::{Family, PerFamily, Protocol};
+
+/// What one Service asks of the allocator, and what it has.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BalancedService {
+    /// `metadata.uid`.
+    pub uid: CompactString,
+    /// `metadata.resourceVersion`.
+    pub version: CompactString,
+    /// `metadata.creationTimestamp`, in seconds since 1970.
+    pub created: i64,
+    pub labels: Labels,
+    /// `spec.type` is LoadBalancer.
+    pub is_balancer: bool,
+    /// `spec.loadBalancerClass`; `None` where absent or empty.
+    pub class: Option<CompactString>,
+    /// `spec.ipFamilies`, the first one first; at least one.
+    pub families: Vec<Family>,
+    /// `spec.ipFamilyPolicy` is RequireDualStack: an address of each family or none.
+    pub needs_all_families: bool,
+    pub request: AddressRequest,
+    /// The key with which the Service agrees to share its address with others of its namespace.
+    pub sharing_key: Option<CompactString>,
+    /// Protocol and port of each port, sorted.
+    pub ports: Vec<(Protocol, u16)>,
+    pub clients: ClientPolicy,
+    /// `spec.externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// The addresses of `status.loadBalancer.ingress`, in its order.
+    pub status: Vec<IpAddr>,
+    /// The status has entries that are no addresses.
+    pub has_other_status: bool,
+}
+
+/// Addresses that a Service asks for.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct AddressRequest {
+    pub addresses: PerFamily<Option<IpAddr>>,
+    /// The pool that the addresses are to come from.
+    pub pool: Option<CompactString>,
+    /// Why the request cannot be understood, as a sentence that names the field.
+    pub mistake: Option<String>,
+}
+
+/// `spec.externalTrafficPolicy`, as far as it decides who may share an address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ClientPolicy {
+    Cluster,
+    /// Local: with the selector of the pods, `key=value` sorted.
+    Local(CompactString),
+}
+
+impl BalancedService {
+    /// Returns whether both agree to have one address together: with the same key, on different ports, and, where their
+    /// traffic is to stay on the node that it reaches, with the same pods. Whose namespaces differ never do.
+    pub fn can_share_with(&self, other: &BalancedService) -> bool {
+        let agree =
+            self.sharing_key.is_some() && self.sharing_key == other.sharing_key && self.clients == other.clients;
+        agree && !self.ports.iter().any(|port| other.ports.contains(port))
+    }
+}
