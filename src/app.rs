@@ -9,6 +9,7 @@
 //! - `policy-diff`, while somebody asks what a policy would change (`firewall::diff`);
 //! - `proxy`, `firewall`, `router` and, with `--netpol-source-guard`, `source-guard`, each of which owns everything that its subsystem does to the kernel (`subsystem`);
 //! - the BGP speaker's, which the router starts;
+//! - `load-balancer`, with `--run-loadbalancer`: the election, and what its winner does (`load_balancer`);
 //! - `monitor`, which waits for notifications of the kernel.
 //!
 //! Start: listeners are bound first, because a mistake there must be known before anything is written; then
@@ -167,14 +168,18 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         running.push(common.start_router(settings, inputs, context, pod_ranges).await?);
         gobgp::serve::spawn(Service::new(speaker), places, ports);
     }
-    // Nothing listens that nobody could answer on.
-    if let Some(path) = config.socket.as_deref().filter(|_| !answerers.is_empty()) {
-        tokio::spawn(local::run(path.to_owned(), answerers, QUESTIONS));
-    }
-
+    running.extend(common.start_load_balancer(config.load_balancer, &config.source, config.node_name)?);
+    answer_questions(config.socket.as_deref(), answerers);
     main.ready(true);
     wait_for_signal().await?;
     end(stop, world_task, running).await
+}
+
+/// Opens the socket for users' questions. Nothing listens that nobody could answer on.
+fn answer_questions(socket: Option<&Path>, answerers: Answerers) {
+    if let Some(path) = socket.filter(|_| !answerers.is_empty()) {
+        tokio::spawn(local::run(path.to_owned(), answerers, QUESTIONS));
+    }
 }
 
 /// Lets everything finish what it does, and waits for that.

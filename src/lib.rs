@@ -15,6 +15,7 @@ pub mod proxy;
 pub mod firewall;
 pub mod source_guard;
 pub mod gobgp;
+pub mod load_balancer;
 pub mod router;
 pub mod cleanup;
 pub mod ask;

@@ -77,11 +77,18 @@ fn manifests_can_be_read(config: &Config) -> Result<(), Refusal> {
     })
 }
 
+/// Where a pod finds the namespace that it is in.
+const SERVICE_ACCOUNT_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+
 fn environment() -> Environment {
     Environment {
         node_name: std::env::var_os("NODE_NAME").map(|name| name.to_string_lossy().into_owned()),
         host_name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         cni_file: std::env::var_os("KUBE_ROUTER_CNI_CONF_FILE").filter(|path| !path.is_empty()).map(Into::into),
+        pod_namespace: std::env::var("POD_NAMESPACE")
+            .or_else(|_| std::fs::read_to_string(SERVICE_ACCOUNT_NAMESPACE))
+            .ok(),
+        pod_name: std::env::var("POD_NAME").ok(),
     }
 }
 

@@ -102,9 +102,9 @@ fn a_stray_word_ends_with_1_and_one_sentence() {
 
 #[test]
 fn all_mistakes_are_said_before_anything_else() {
-    let text = said(&run(&["--run-loadbalancer", "--ipvs-sync-period=-1s", "--overlay-type=half"]), 1);
+    let text = said(&run(&["--enable-bfd", "--ipvs-sync-period=-1s", "--overlay-type=half"]), 1);
     let expected = "\
---run-loadbalancer is on, but this build has no address allocator yet: start with --run-loadbalancer=false.
+--enable-bfd is on, but this build has no BFD yet: start with --enable-bfd=false.
 --ipvs-sync-period must be longer than 0s, for example 5m; it is -1s.
 --overlay-type must be subnet or full; it is \"half\".
 ";

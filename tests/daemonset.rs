@@ -134,6 +134,29 @@ fn every_agent_may_follow_the_ranges_of_cluster_ips() {
 }
 
 #[test]
+fn the_status_of_services_may_be_written_only_where_the_allocator_of_addresses_runs() {
+    let resources = |objects: &[Value]| -> Vec<Value> {
+        let rules = objects.iter().flat_map(|object| list(&object["rules"]));
+        rules.flat_map(|rule| list(&rule["resources"])).cloned().collect()
+    };
+    for of in manifests() {
+        let named = resources(&of.objects);
+        assert!(!named.iter().any(|it| it == "services/status" || it == "leases" || it == "configmaps"), "{}", of.name);
+        assert!(!of.has_flag("--run-loadbalancer=true"), "{}", of.name);
+    }
+    let asked = objects(&folder().join("kube-router-load-balancer.yaml"));
+    let named = resources(&asked);
+    for resource in ["services", "services/status", "events", "leases", "configmaps"] {
+        assert!(named.iter().any(|it| it == resource), "{resource}");
+    }
+    for binding in asked.iter().filter(|object| object["subjects"].is_array()) {
+        for of in manifests() {
+            assert_eq!(binding["subjects"][0]["name"], of.pod()["serviceAccountName"], "{}", of.name);
+        }
+    }
+}
+
+#[test]
 fn a_firewall_alone_is_told_the_range_of_services() {
     for of in manifests().iter().filter(|of| of.has_flag("--run-firewall=true") && !of.has_flag("--run-router=true")) {
         let named = |argument: &Value| argument.as_str().unwrap().starts_with("--service-cluster-ip-range=");

@@ -34,6 +34,7 @@ fn the_page_of_metrics_lists_every_family_and_no_other() {
     let dropped = sluice::source_guard::serve::DroppedFrames::new().expect("valid names");
     registry.register(Box::new(dropped)).expect("the names are free");
     router::metrics::Metrics::register(&registry).expect("the names are free");
+    sluice::load_balancer::metrics::Metrics::register(&registry).expect("the names are free");
     Outages::register("API server", [], &registry, &Health::default()).expect("the names are free");
     for subsystem in ["proxy", "firewall", "router", "source_guard"] {
         Account::register(&registry, &format!("sluice_{subsystem}")).expect("the names are free");

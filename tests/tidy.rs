@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// Who may use whom, by the first part of the path below `src`; a directory below it may have a line of its own. A module may
 /// always use itself.
-const IMPORTS: [(&str, &[&str]); 19] = [
+const IMPORTS: [(&str, &[&str]); 20] = [
     ("net", &[]),
     ("packed", &[]),
     ("observe", &[]),
@@ -33,6 +33,8 @@ const IMPORTS: [(&str, &[&str]); 19] = [
     ("router", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem", "bgp"]),
     ("source_guard", &["net", "model", "kernel", "reconcile", "observe", "subsystem"]),
     ("gobgp", &["net", "bgp", "observe"]),
+    // Its effects are requests to the API.
+    ("load_balancer", &["net", "model", "config", "k8s", "observe"]),
     ("world", &["net", "model", "k8s", "kernel", "observe"]),
 ];
 

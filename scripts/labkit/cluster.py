@@ -39,8 +39,8 @@ SECONDS = 7200  # a forgotten cluster ends by itself
 # What users apply. The agents of the lab have the rights that are written in one of these files, and no others.
 INSTALLED = os.path.join(own.TREE, "daemonset")
 ALL = "generic-kuberouter-all-features.yaml"
-# Applied beside the others where agents are to write the condition of their nodes.
-NODE_STATUS = "kube-router-node-status.yaml"
+# Applied beside the others where agents are to write the condition of their nodes, or to give addresses to Services.
+BESIDE = ("kube-router-node-status.yaml", "kube-router-load-balancer.yaml")
 # What users write in the place of the words between percent signs.
 WORDS = {"%APISERVER%": f"https://{net.CONTROL[0]}:6443", "%CLUSTERASN%": "64512", "%PEERIPS%": f"{net.CONTROL[0]},{net.CONTROL[1]}",
          "%PEERASNS%": "65001,65001"}
@@ -178,9 +178,10 @@ def prepare(found, keeper, folder):
         raise own.LabError("the API server did not become ready:\n" + last_words(folder))
     if not own.wait(lambda: has_namespace(api, "kube-system"), 60, 0.3):
         raise own.LabError("the API server made no namespace kube-system:\n" + last_words(folder))
-    found["installed"] = {name: installed(found, name) for name in sorted(os.listdir(INSTALLED)) if name != NODE_STATUS}
+    found["installed"] = {name: installed(found, name) for name in sorted(os.listdir(INSTALLED)) if name not in BESIDE}
     apply(found, ALL)
-    apply(found, NODE_STATUS)
+    for name in BESIDE:
+        apply(found, name)
     asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": SECONDS}}
     found["agent_token"] = api.request("POST", f"{ACCOUNT}/token", asked)["status"]["token"]
 

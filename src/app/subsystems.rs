@@ -9,12 +9,15 @@ use anyhow::Context;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
-use crate::config::{Backend, FirewallConfig, ProxyConfig, RouterConfig};
+use crate::config::{Backend, FirewallConfig, LoadBalancerConfig, ProxyConfig, RouterConfig, Source};
 use crate::firewall::driver::{self, StartingPod};
 use crate::firewall::{self, iptables, nftables};
+use crate::k8s::allocation::Api;
+use crate::k8s::client::{self, Access};
 use crate::k8s::manifests;
 use crate::kernel::Error;
 use crate::kernel::monitor::Changes;
+use crate::load_balancer;
 use crate::model::{EventClock, Table, World};
 use crate::net::{PerFamily, Prefixes};
 use crate::observe::health::{Health, Pulse};
@@ -186,6 +189,33 @@ impl Common {
         let run = move |targets| router::driver::Driver::new(config, families, targets, context).run(inputs, stop);
         let (running, ()) = start("router", "router", open, run).await?;
         Ok(running)
+    }
+
+    /// Starts the allocator of load balancer addresses where it is to run. Its only effects are requests to the API.
+    pub fn start_load_balancer(
+        &self,
+        config: Option<LoadBalancerConfig>,
+        source: &Source,
+        node: String,
+    ) -> anyhow::Result<Option<Running>> {
+        let (Some(config), Source::Api { kubeconfig, master }) = (config, source) else { return Ok(None) };
+        let access = Access { kubeconfig: kubeconfig.clone(), master: master.clone() };
+        let name = "address allocator";
+        let metrics = load_balancer::metrics::Metrics::register(&self.registry)?;
+        let (pulse, note, stop) = (self.pulse(name), self.health.note(name), self.stop.clone());
+        let lease_note = self.health.note("election of the address allocator");
+        let run = async move {
+            let client = match client::client(&access).await {
+                Ok(client) => client,
+                Err(error) => return error!(%error, "Address allocator has no client of the API"),
+            };
+            let api = Api::new(client.clone(), config.namespace.clone(), node);
+            load_balancer::driver::Driver { config, client, api, pulse, note, lease_note, metrics }.run(stop).await;
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread =
+            std::thread::Builder::new().name("load-balancer".to_owned()).spawn(move || runtime.block_on(run))?;
+        Ok(Some(Running { name, thread }))
     }
 
     /// Inputs of the loop of a subsystem, which answers questions for what differs from the kernel from now on.

@@ -16,6 +16,7 @@ mod duration;
 mod environment;
 mod firewall;
 mod flags;
+mod load_balancer;
 mod mistakes;
 mod netfilter;
 mod notices;
@@ -37,6 +38,7 @@ pub use duration::GoDuration;
 pub use environment::Environment;
 pub use firewall::FirewallConfig;
 pub use flags::Flags;
+pub use load_balancer::LoadBalancerConfig;
 pub use mistakes::Mistakes;
 pub use netfilter::{Backend, Netfilter, Variant};
 pub use observe::{MetricsConfig, ObserveConfig};
@@ -76,6 +78,8 @@ pub struct Config {
     pub firewall: Option<FirewallConfig>,
     /// The router, when it runs or is cleaned up.
     pub router: Option<RouterConfig>,
+    /// `--run-loadbalancer`: the allocator of load balancer addresses, when it runs.
+    pub load_balancer: Option<LoadBalancerConfig>,
     pub observe: ObserveConfig,
     /// `-v`: 0 and higher.
     pub verbosity: u8,
@@ -124,7 +128,7 @@ const FEATURES: [Feature; 5] = [
     Feature { flag: "run-service-proxy", asked: |f| f.run_service_proxy, noun: "service proxy", exists: true },
     Feature { flag: "run-router", asked: |f| f.run_router, noun: "router", exists: true },
     Feature { flag: "run-firewall", asked: |f| f.run_firewall, noun: "firewall", exists: true },
-    Feature { flag: "run-loadbalancer", asked: |f| f.run_loadbalancer, noun: "address allocator", exists: false },
+    Feature { flag: "run-loadbalancer", asked: |f| f.run_loadbalancer, noun: "address allocator", exists: true },
     Feature { flag: "enable-bfd", asked: |f| f.enable_bfd, noun: "BFD", exists: false },
 ];
 
@@ -164,8 +168,10 @@ impl Config {
         if cni_socket.is_some() && flags.run_router {
             router.cni_plugin = cni_plugin(&router, cni_socket.as_deref(), mistakes);
         }
+        let node_name = node_name(flags, environment, mistakes);
+        let load_balancer = LoadBalancerConfig::from_flags(flags, environment, &proxy.ranges, &node_name, mistakes);
         let config = Config {
-            node_name: node_name(flags, environment, mistakes),
+            node_name,
             source: source(flags, mistakes),
             socket: (!flags.socket.is_empty()).then(|| PathBuf::from(&flags.socket)),
             source_guard: source_guard(flags, cni_socket.is_some(), mistakes),
@@ -179,6 +185,7 @@ impl Config {
             proxy: (flags.run_service_proxy || flags.cleanup_config).then_some(proxy),
             firewall: (flags.run_firewall || flags.cleanup_config).then_some(firewall),
             router: (flags.run_router || flags.cleanup_config).then_some(router),
+            load_balancer: (flags.run_loadbalancer && !flags.cleanup_config).then_some(load_balancer),
             observe: ObserveConfig::from_flags(flags, mistakes),
             verbosity,
             log_format: mistakes.one_of(
@@ -190,7 +197,6 @@ impl Config {
             cleanup: flags.cleanup_config,
             notices: notices::notices(flags, mistakes),
         };
-        mistakes.longer_than_zero("loadbalancer-sync-period", flags.loadbalancer_sync_period, "1m");
         check_runtime_endpoint(&flags.runtime_endpoint, mistakes);
         match netfilter {
             Netfilter::Nftables => config.decided(Backend::Nftables),
@@ -209,7 +215,11 @@ impl Config {
 
     /// Returns whether nothing is asked for at all: neither a subsystem nor a cleanup.
     pub fn runs_nothing(&self) -> bool {
-        self.proxy.is_none() && self.firewall.is_none() && self.router.is_none() && !self.cleanup
+        self.proxy.is_none()
+            && self.firewall.is_none()
+            && self.router.is_none()
+            && self.load_balancer.is_none()
+            && !self.cleanup
     }
 }
 

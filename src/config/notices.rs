@@ -16,7 +16,7 @@ struct Idle {
     reason: &'static str,
 }
 
-const NO_ALLOCATOR: &str = "this build has no address allocator yet";
+const NO_ALLOCATOR: &str = "the address allocator does not run";
 const NO_BFD: &str = "this build has no BFD yet";
 
 const IDLE: [Idle; 13] = [
@@ -37,12 +37,16 @@ const IDLE: [Idle; 13] = [
     },
     Idle {
         flag: "loadbalancer-default-class",
-        is_given: |typed, default| typed.loadbalancer_default_class != default.loadbalancer_default_class,
+        is_given: |typed, default| {
+            !typed.run_loadbalancer && typed.loadbalancer_default_class != default.loadbalancer_default_class
+        },
         reason: NO_ALLOCATOR,
     },
     Idle {
         flag: "loadbalancer-sync-period",
-        is_given: |typed, default| typed.loadbalancer_sync_period != default.loadbalancer_sync_period,
+        is_given: |typed, default| {
+            !typed.run_loadbalancer && typed.loadbalancer_sync_period != default.loadbalancer_sync_period
+        },
         reason: NO_ALLOCATOR,
     },
     Idle { flag: "bfd-port", is_given: |typed, default| typed.bfd_port != default.bfd_port, reason: NO_BFD },

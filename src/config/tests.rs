@@ -225,11 +225,27 @@ fn what_does_not_exist_yet_cannot_be_asked_for() {
 }
 
 #[test]
+fn the_allocator_of_addresses_needs_ranges_and_an_api_server() {
+    let mistakes = configured(&["--run-loadbalancer"]).expect_err("it has nothing to give");
+    assert!(mistakes.to_string().starts_with("--run-loadbalancer needs ranges that addresses come from"), "{mistakes}");
+    let range = "--loadbalancer-ip-range=203.0.113.0/24";
+    let mistakes = configured(&["--run-loadbalancer", range, "--manifests=/x"]).expect_err("files are not written to");
+    assert!(mistakes.to_string().contains("--manifests reads objects from files"), "{mistakes}");
+    let with =
+        config(&["--run-loadbalancer", range, "--loadbalancer-default-class=false", "--loadbalancer-sync-period=2m"]);
+    let allocator = with.load_balancer.expect("it runs");
+    assert_eq!((allocator.namespace.as_str(), allocator.identity.as_str()), ("kube-system", "node-1"));
+    assert_eq!((allocator.takes_default_class, allocator.sync_period), (false, Duration::from_secs(120)));
+    assert_eq!((allocator.ranges.load_balancer_ips.len(), with.notices), (1, Vec::new()));
+    assert!(config(&[range]).load_balancer.is_none());
+}
+
+#[test]
 fn a_flag_that_does_nothing_is_told_with_its_reason_and_ends_nothing() {
     for (typed, reason) in [
         ("--runtime-endpoint=unix:///run/containerd/containerd.sock", "this build has no direct server return yet"),
-        ("--loadbalancer-default-class=false", "this build has no address allocator yet"),
-        ("--loadbalancer-sync-period=2m", "this build has no address allocator yet"),
+        ("--loadbalancer-default-class=false", "the address allocator does not run"),
+        ("--loadbalancer-sync-period=2m", "the address allocator does not run"),
         ("--bfd-port=1234", "this build has no BFD yet"),
         ("--bfd-detection-multiplier=5", "this build has no BFD yet"),
         ("--bfd-desired-min-tx-interval=300", "this build has no BFD yet"),

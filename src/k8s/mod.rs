@@ -4,6 +4,7 @@
 //! value of `model` and the foreign form is gone. The reader of the stream (`world`) cannot tell the two
 //! apart. `parse` is the boundary: an invalid field becomes a warning there, never an error further in.
 
+pub mod allocation;
 pub mod annotations;
 pub mod answer;
 pub mod client;

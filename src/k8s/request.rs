@@ -1,5 +1,6 @@
 //! Requests to the API server for the objects of one kind, and their answers as they arrive.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use super::parse::ApiObject;
 pub struct Asking<K> {
     client: ApiClient,
     /// The API path of each version of the kind, newest first, and which of them is in use.
-    paths: Vec<&'static str>,
+    paths: Vec<Cow<'static, str>>,
     used: usize,
     /// Number of versions that were found not to be there, one after the other.
     missing: usize,
@@ -88,13 +89,19 @@ struct Resource {
 
 impl<K: ApiObject> Asking<K> {
     pub fn new(client: ApiClient, kind: Kind, patience: Patience) -> Asking<K> {
-        let paths = [kind.path()].into_iter().chain(kind.earlier().map(|(_, path)| path)).collect();
+        let paths = [kind.path()].into_iter().chain(kind.earlier().map(|(_, path)| path)).map(Cow::Borrowed).collect();
         let is_cluster_wide = kind.is_cluster_wide();
         Asking { client, paths, used: 0, missing: 0, is_cluster_wide, patience, objects: PhantomData }
     }
 
-    fn path(&self) -> &'static str {
-        self.paths.get(self.used).copied().unwrap_or_default()
+    /// Requests for the objects at one API path, which is of one namespace.
+    pub fn at(client: ApiClient, path: String, patience: Patience) -> Asking<K> {
+        let paths = vec![Cow::Owned(path)];
+        Asking { client, paths, used: 0, missing: 0, is_cluster_wide: false, patience, objects: PhantomData }
+    }
+
+    fn path(&self) -> &str {
+        self.paths.get(self.used).map_or("", AsRef::as_ref)
     }
 
     fn request(&self) -> Request {

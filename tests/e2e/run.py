@@ -28,7 +28,7 @@ BEDS = {
     "routing": ["routing"],
     "routing-flat": ["routing_flat"],
     "forwarding": ["forwarding", "withdrawal", "backends_routed", "rest"],
-    "api": ["api", "api_policies", "under_load", "rest"],
+    "api": ["api", "api_policies", "addresses", "under_load", "rest"],
 }
 ROUTER = ["--run-router=true", "--run-service-proxy=false"]
 # How the beds differ from three nodes with three pods each on one subnet.

@@ -369,7 +369,8 @@ fn pods_are_held_back_where_the_firewall_runs_and_by_a_list_of_plugins() {
     assert_eq!(without_firewall.notices, ["--netpol-cni has no effect: the firewall does not run."]);
     let with_file = |file: Option<&str>| {
         let cni_file = file.map(Into::into);
-        let environment = Environment { node_name: None, host_name: "node-1".to_owned(), cni_file };
+        let environment =
+            Environment { node_name: None, host_name: "node-1".to_owned(), cni_file, ..Environment::default() };
         Config::from_flags(&flags(&["--netpol-cni"]), 0, &environment)
     };
     let router = with_file(Some("/etc/cni/net.d/10-x.conflist")).expect("a list").router.expect("it runs");

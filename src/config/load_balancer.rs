@@ -1,0 +1,63 @@
+//! Configuration of the allocator of load balancer addresses.
+
+use std::time::Duration;
+
+use super::environment::Environment;
+use super::flags::Flags;
+use super::mistakes::Mistakes;
+use super::service_ranges::ServiceRanges;
+
+/// The allocator's part of the configuration, checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LoadBalancerConfig {
+    /// The ranges of Services: addresses come from `--loadbalancer-ip-range`.
+    pub ranges: ServiceRanges,
+    /// `--loadbalancer-default-class`: Services without a class are given addresses too.
+    pub takes_default_class: bool,
+    /// `--loadbalancer-sync-period`: between two lists of all Services; longer than zero.
+    pub sync_period: Duration,
+    /// The namespace of the Lease and of the ConfigMap of pools: the agent's own.
+    pub namespace: String,
+    /// The beginning of the identity with which the agent is elected: its pod's name, or else its node's.
+    pub identity: String,
+}
+
+/// The namespace of an agent that is told none.
+const NAMESPACE: &str = "kube-system";
+
+impl LoadBalancerConfig {
+    /// Reads and checks the allocator's flags, which is done even when it does not run. The ranges of Services are those of the
+    /// service proxy, whose flags are read before.
+    pub(super) fn from_flags(
+        flags: &Flags,
+        environment: &Environment,
+        ranges: &ServiceRanges,
+        node_name: &str,
+        mistakes: &mut Mistakes,
+    ) -> LoadBalancerConfig {
+        if flags.run_loadbalancer && !flags.cleanup_config {
+            if ranges.strict && flags.loadbalancer_ip_range.is_empty() {
+                mistakes.add(
+                    "--run-loadbalancer needs ranges that addresses come from: add --loadbalancer-ip-range, for example \
+                     --loadbalancer-ip-range=203.0.113.0/24."
+                        .to_owned(),
+                );
+            }
+            if !flags.manifests.is_empty() {
+                mistakes.add(
+                    "--run-loadbalancer writes addresses into the API, and --manifests reads objects from files: remove one."
+                        .to_owned(),
+                );
+            }
+        }
+        let named = |name: &Option<String>| name.clone().filter(|name| !name.trim().is_empty());
+        LoadBalancerConfig {
+            ranges: ranges.clone(),
+            takes_default_class: flags.loadbalancer_default_class,
+            sync_period: mistakes.longer_than_zero("loadbalancer-sync-period", flags.loadbalancer_sync_period, "1m"),
+            namespace: named(&environment.pod_namespace)
+                .map_or_else(|| NAMESPACE.to_owned(), |name| name.trim().to_owned()),
+            identity: named(&environment.pod_name).unwrap_or_else(|| node_name.to_owned()),
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! What the allocator of load balancer addresses reads of the API and writes there: the Lease, the statuses of Services, Events. Services
+//! and pools are followed in `follow.rs`.
+//!
+//! Kubernetes: `coordination.k8s.io/v1` Lease, core/v1 Service (`status`) and Event. Verbs are those of kube-router's own rules of RBAC: `get`,
+//! `create` and `update` of Leases, `get` of Services and `update` of their status.
+//!
+//! Each write names the resourceVersion that it is for, and for how long the API server is to work on it (`timeout`).
+
+pub mod follow;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::core::params::{GetParams, PostParams};
+use kube::core::request::Request;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::client::{ApiClient, chain};
+use super::parse::balanced_service::balanced_service;
+use crate::model::{BalancedService, ObjectName};
+
+/// The API as the allocator uses it.
+#[derive(Clone)]
+pub struct Api {
+    client: ApiClient,
+    /// The agent's own namespace, where the Lease is.
+    namespace: String,
+    /// This node's name, which Events name as their source.
+    node: String,
+    patience: Duration,
+}
+
+/// Why a request has no answer that helps.
+#[derive(Clone, PartialEq, Eq, thiserror::Error, Debug)]
+pub enum Failure {
+    /// The object is another version by now (409).
+    #[error("it has changed meanwhile (409)")]
+    Conflict,
+    #[error("it does not exist (404)")]
+    NotFound,
+    /// The right is missing (403).
+    #[error("the right is missing (403): {0}")]
+    Forbidden(String),
+    /// Refused for another reason, without effect.
+    #[error("{0}")]
+    Refused(String),
+    /// No answer, or an error of the server: it may have had an effect.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+/// The outcome of writing a status.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Status {
+    Written(BalancedService),
+    /// Nothing was written, because the Service is another version by now.
+    Newer(BalancedService),
+}
+
+/// The Lease that elects who gives addresses; kube-router's.
+pub const LEASE: &str = "kube-router-lballoc";
+/// For so long the API server works on a write.
+pub const WRITE_SECONDS: u64 = 3;
+/// The time limit for an answer, which comes after that.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// The rules of RBAC that are needed.
+pub const RULES: &str = "apiGroups [\"\"], resources [services], verbs [get, list, watch]; resources [services/status], verbs [update]; \
+                         resources [events], verbs [create]; resources [configmaps], resourceNames [kube-router-lb-pools], \
+                         verbs [get, list, watch]; apiGroups [coordination.k8s.io], resources [leases], verbs [get, create, update]";
+
+impl Api {
+    pub fn new(client: ApiClient, namespace: String, node: String) -> Api {
+        Api { client, namespace, node, patience: PATIENCE }
+    }
+
+    /// Returns the Lease; `None` where there is none.
+    ///
+    /// # Errors
+    /// Refused, or no answer.
+    pub async fn lease(&self) -> Result<Option<Value>, Failure> {
+        match self.send(self.leases().get(LEASE, &GetParams::default())).await {
+            Ok(lease) => Ok(Some(lease)),
+            Err(Failure::NotFound) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Writes the Lease in place of the one that was read, or creates it, and returns it as it is now. An empty holder gives it up.
+    ///
+    /// # Errors
+    /// Changed meanwhile, refused, or no answer.
+    pub async fn put_lease(&self, read: Option<&Value>, holder: &str, valid: Duration) -> Result<Value, Failure> {
+        let lease = renewed(read, holder, valid, Timestamp::now());
+        match read {
+            Some(_) => self.send(bounded(self.leases().replace(LEASE, &PostParams::default(), bytes(&lease)))).await,
+            None => self.send(bounded(self.leases().create(&PostParams::default(), bytes(&lease)))).await,
+        }
+    }
+
+    /// Writes the addresses into the status of a Service, if it still has this version. `until`: no write is begun later.
+    ///
+    /// # Errors
+    /// Changed meanwhile, gone, refused, or no answer.
+    pub async fn put_status(
+        &self,
+        name: &ObjectName,
+        version: &str,
+        addresses: &[IpAddr],
+        until: Instant,
+    ) -> Result<Status, Failure> {
+        let services = Request::new(format!("/api/v1/namespaces/{}/services", name.namespace));
+        // The whole object goes back, so that nothing of it is lost that is not known here.
+        let mut object = match self.send(services.get(&name.name, &GetParams::default())).await {
+            Ok(object) => object,
+            // Nothing was to be written yet.
+            Err(Failure::Unknown(reason)) => return Err(Failure::Refused(reason)),
+            Err(failure) => return Err(failure),
+        };
+        if object.pointer("/metadata/resourceVersion").and_then(Value::as_str) != Some(version) {
+            return parsed(object).map(Status::Newer);
+        }
+        let ingress: Vec<Value> = addresses.iter().map(|address| json!({"ip": address.to_string()})).collect();
+        if let Some(object) = object.as_object_mut() {
+            let status = object.entry("status").or_insert_with(|| json!({}));
+            status["loadBalancer"] = if ingress.is_empty() { json!({}) } else { json!({"ingress": ingress}) };
+        }
+        if Instant::now() >= until {
+            return Err(Failure::Refused("the Lease is about to end".to_owned()));
+        }
+        let put = services.replace_subresource("status", &name.name, &PostParams::default(), bytes(&object));
+        parsed(self.send(bounded(put)).await?).map(Status::Written)
+    }
+
+    /// Creates an Event about a Service.
+    ///
+    /// # Errors
+    /// Refused, or no answer.
+    pub async fn put_event(&self, about: &About<'_>) -> Result<(), Failure> {
+        let events = Request::new(format!("/api/v1/namespaces/{}/events", about.service.namespace));
+        let body = event(about, &self.node, Timestamp::now());
+        self.send(bounded(events.create(&PostParams::default(), bytes(&body)))).await.map(drop)
+    }
+
+    fn leases(&self) -> Request {
+        Request::new(format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", self.namespace))
+    }
+
+    async fn send(
+        &self,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> Result<Value, Failure> {
+        let request = request.map_err(|error| Failure::Refused(chain(&error)))?;
+        let client = self.client.current().await;
+        match timeout(self.patience, client.request::<Value>(request)).await {
+            Err(_) => Err(Failure::Unknown("no answer in time".to_owned())),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(kube::Error::Api(status))) => Err(match status.code {
+                403 => Failure::Forbidden(status.message.clone()),
+                404 => Failure::NotFound,
+                409 => Failure::Conflict,
+                500.. => Failure::Unknown(status.message.clone()),
+                _ => Failure::Refused(status.message.clone()),
+            }),
+            Ok(Err(error)) => Err(Failure::Unknown(chain(&error))),
+        }
+    }
+}
+
+/// An Event about a Service.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'a> {
+    pub service: &'a ObjectName,
+    pub uid: &'a str,
+    pub is_warning: bool,
+    pub reason: &'a str,
+    pub message: &'a str,
+}
+
+fn bytes(object: &Value) -> Vec<u8> {
+    object.to_string().into_bytes()
+}
+
+/// The same request, which the API server gives up after [`WRITE_SECONDS`].
+fn bounded(
+    request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+) -> Result<http::Request<Vec<u8>>, kube::core::request::Error> {
+    let mut request = request?;
+    let uri = request.uri().to_string();
+    let separator = match uri.split_once('?') {
+        None => "?",
+        Some((_, "")) => "",
+        Some(_) => "&",
+    };
+    if let Ok(uri) = format!("{uri}{separator}timeout={WRITE_SECONDS}s").parse() {
+        *request.uri_mut() = uri;
+    }
+    Ok(request)
+}
+
+fn parsed(object: Value) -> Result<BalancedService, Failure> {
+    let object = serde_json::from_value(object).map_err(|error| Failure::Unknown(error.to_string()))?;
+    Ok(balanced_service(&object).1)
+}
+
+/// The Lease with this holder, as client-go writes it.
+fn renewed(read: Option<&Value>, holder: &str, valid: Duration, now: Timestamp) -> Value {
+    let mut lease = read.cloned().unwrap_or_else(
+        || json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": LEASE}}),
+    );
+    let now = format!("{now:.6}");
+    let before = |field: &str| lease.get("spec").and_then(|spec| spec.get(field)).cloned().unwrap_or_default();
+    let is_same = before("holderIdentity").as_str() == Some(holder);
+    let transitions = before("leaseTransitions").as_i64().unwrap_or(0);
+    let acquired = if is_same { before("acquireTime") } else { json!(now) };
+    let transitions = if is_same || holder.is_empty() || read.is_none() { transitions } else { transitions + 1 };
+    // Who finds it given up need not wait.
+    let seconds = if holder.is_empty() { 1 } else { valid.as_secs() };
+    let spec = json!({
+        "holderIdentity": holder, "leaseDurationSeconds": seconds, "acquireTime": acquired, "renewTime": now,
+        "leaseTransitions": transitions,
+    });
+    if let Some(lease) = lease.as_object_mut() {
+        lease.insert("spec".to_owned(), spec);
+    }
+    lease
+}
+
+/// `metadata.name` is the Service's with the time, by convention.
+fn event(about: &About<'_>, node: &str, now: Timestamp) -> Value {
+    let About { service, uid, is_warning, reason, message } = *about;
+    let at = format!("{now:.0}");
+    let message = message.get(..message.floor_char_boundary(1024)).unwrap_or(message);
+    json!({
+        "apiVersion": "v1", "kind": "Event",
+        "metadata": {"name": format!("{}.{:x}", service.name, now.as_nanosecond()), "namespace": service.namespace.as_str()},
+        "involvedObject": {
+            "apiVersion": "v1", "kind": "Service", "name": service.name.as_str(), "namespace": service.namespace.as_str(),
+            "uid": uid,
+        },
+        "type": if is_warning { "Warning" } else { "Normal" }, "reason": reason, "message": message,
+        "source": {"component": "kube-router", "host": node},
+        "firstTimestamp": at, "lastTimestamp": at, "count": 1,
+    })
+}
+
+/// A Service, shared.
+pub type Shared = (ObjectName, Arc<BalancedService>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_written_as_others_read_it() {
+        let now = Timestamp::from_second(60).expect("a time");
+        let created = renewed(None, "a", Duration::from_secs(15), now);
+        assert_eq!(created["spec"]["renewTime"], "1970-01-01T00:01:00.000000Z");
+        assert_eq!(
+            (&created["spec"]["leaseTransitions"], &created["spec"]["leaseDurationSeconds"]),
+            (&json!(0), &json!(15))
+        );
+        let later = Timestamp::from_second(120).expect("a time");
+        let renewed_later = renewed(Some(&created), "a", Duration::from_secs(15), later);
+        assert_eq!(renewed_later["spec"]["acquireTime"], created["spec"]["acquireTime"]);
+        let mut marked = renewed_later.clone();
+        marked["metadata"]["labels"] = json!({"kept": "yes"});
+        let others = renewed(Some(&marked), "b", Duration::from_secs(15), later);
+        assert_eq!(
+            (&others["spec"]["leaseTransitions"], &others["metadata"]["labels"]["kept"]),
+            (&json!(1), &json!("yes"))
+        );
+        let given_up = renewed(Some(&others), "", Duration::from_secs(15), later);
+        assert_eq!(
+            (&given_up["spec"]["holderIdentity"], &given_up["spec"]["leaseTransitions"]),
+            (&json!(""), &json!(1))
+        );
+    }
+
+    #[test]
+    fn the_api_server_is_told_when_to_give_up_a_write() {
+        for (uri, bounded_uri) in [("/a", "/a?timeout=3s"), ("/a?", "/a?timeout=3s"), ("/a?b=c", "/a?b=c&timeout=3s")] {
+            let request = http::Request::put(uri).body(Vec::new()).expect("a request");
+            assert_eq!(bounded(Ok(request)).expect("a request").uri(), bounded_uri);
+        }
+    }
+}

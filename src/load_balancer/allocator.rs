@@ -1,0 +1,418 @@
+//! Who has which address: decisions from one view of all Services, and the writes that bring them into the statuses. Without I/O.
+//!
+//! Observations, outcomes of writes and the time go in; writes and notices come out. A write is for one version of a Service and takes
+//! effect for that version alone, so what was decided from an older one never does. Until the outcome is known, the addresses of the
+//! write count as in use, and where it never becomes known, until the API server must have given it up.
+//!
+//! Work follows the change: an observation concerns its Service, those that have an address in common with it, and those that
+//! wait for what it lets go.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use compact_str::CompactString;
+
+use super::decide::{Decision, class_of, decide};
+use super::notice::{Matter, Notice, Problem};
+use super::pools::{PoolId, PoolUse, Pools};
+use crate::model::{BalancedService, ObjectName};
+use crate::net::Family;
+
+/// All Services, and who has which address.
+pub struct Allocator {
+    /// `--loadbalancer-default-class`.
+    takes_default: bool,
+    /// `None`: the pools are not known completely, so nothing is decided.
+    pools: Option<Pools>,
+    is_listed: bool,
+    pub(super) services: BTreeMap<ObjectName, Entry>,
+    users: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
+    /// Number of Services that have an address with a sharing key, by namespace and key.
+    shared: BTreeMap<(CompactString, CompactString), BTreeMap<IpAddr, usize>>,
+    waiting: BTreeMap<Wait, BTreeSet<Rank>>,
+    undecided: BTreeSet<Rank>,
+    /// What came free and is not offered yet.
+    freed: BTreeSet<Wait>,
+    pub(super) due: BTreeSet<(Instant, Rank)>,
+    pub(super) expiring: BTreeSet<(Instant, ObjectName)>,
+    notices: Vec<Notice>,
+    wanting: usize,
+}
+
+/// One Service.
+#[derive(Debug)]
+pub struct Entry {
+    pub(super) service: Arc<BalancedService>,
+    /// As decided.
+    pub(super) given: Vec<IpAddr>,
+    /// Addresses of writes for this version that may still take effect.
+    pub(super) sent: Vec<IpAddr>,
+    /// Addresses for which it stands among their users.
+    counted: BTreeSet<IpAddr>,
+    pub(super) is_in_flight: bool,
+    /// When writes without a known outcome cannot take effect any more.
+    pub(super) expires: Option<Instant>,
+    pub(super) due: Option<Instant>,
+    pub(super) pause: Duration,
+    /// The last write that took effect.
+    pub(super) written: Option<(Instant, Vec<IpAddr>)>,
+    problems: Vec<Problem>,
+    waits: Vec<Wait>,
+}
+
+/// What a Service waits for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Wait {
+    Address(IpAddr),
+    Pool(PoolId, Family),
+}
+
+/// The order in which Services are decided about: by age, then by name.
+pub(super) type Rank = (i64, ObjectName);
+
+/// The first pause before a failed write is tried again, or one that others undid; it doubles up to the last.
+pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const LAST_PAUSE: Duration = Duration::from_secs(300);
+
+impl Allocator {
+    /// Knows nothing yet.
+    pub fn new(takes_default: bool) -> Allocator {
+        Allocator {
+            takes_default,
+            pools: None,
+            is_listed: false,
+            services: BTreeMap::new(),
+            users: BTreeMap::new(),
+            shared: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            undecided: BTreeSet::new(),
+            freed: BTreeSet::new(),
+            due: BTreeSet::new(),
+            expiring: BTreeSet::new(),
+            notices: Vec::new(),
+            wanting: 0,
+        }
+    }
+
+    /// Replaces the pools; `None` while they are not known completely.
+    pub fn set_pools(&mut self, pools: Option<Pools>, now: Instant) {
+        self.pools = pools;
+        if let Some(pools) = &mut self.pools {
+            self.users.keys().for_each(|address| pools.take(*address));
+        }
+        self.waiting.clear();
+        self.freed.clear();
+        self.undecided.extend(self.services.iter().map(|(name, entry)| entry.rank(name)));
+        self.services.values_mut().for_each(|entry| entry.waits.clear());
+        self.settle(now);
+    }
+
+    /// Takes in a list of all Services, at this resourceVersion of the list.
+    pub fn list(&mut self, all: Vec<(ObjectName, Arc<BalancedService>)>, version: &str, now: Instant) {
+        let named: BTreeSet<ObjectName> = all.iter().map(|(name, _)| name.clone()).collect();
+        let gone: Vec<ObjectName> = self.services.keys().filter(|name| !named.contains(*name)).cloned().collect();
+        gone.iter().for_each(|name| self.forget(name, version));
+        all.into_iter().for_each(|(name, service)| self.take_in(name, service));
+        self.is_listed = true;
+        self.settle(now);
+    }
+
+    /// Takes in one Service.
+    pub fn observe(&mut self, name: ObjectName, service: Arc<BalancedService>, now: Instant) {
+        self.take_in(name, service);
+        self.settle(now);
+    }
+
+    /// Takes in that a Service was gone at this resourceVersion.
+    pub fn gone(&mut self, name: &ObjectName, version: &str, now: Instant) {
+        self.forget(name, version);
+        self.settle(now);
+    }
+
+    /// Returns what there is to tell since the last call.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// The use of the pools.
+    pub fn pool_uses(&self) -> Vec<PoolUse> {
+        self.pools.iter().flat_map(Pools::uses).collect()
+    }
+
+    /// Number of Services that lack an address.
+    pub fn wanting(&self) -> usize {
+        self.wanting
+    }
+
+    pub(super) fn takes_default(&self) -> bool {
+        self.takes_default
+    }
+
+    /// Returns whether there is a complete view to decide from.
+    pub(super) fn is_ready(&self) -> bool {
+        self.pools.is_some() && self.is_listed
+    }
+
+    pub(super) fn users(&self, address: IpAddr) -> impl Iterator<Item = (&ObjectName, &Entry)> {
+        let names = self.users.get(&address).into_iter().flatten();
+        names.filter_map(|name| Some((name, self.services.get(name)?)))
+    }
+
+    pub(super) fn is_undecided(&self, name: &ObjectName, entry: &Entry) -> bool {
+        self.undecided.contains(&entry.rank(name))
+    }
+
+    /// The addresses that Services of the same namespace have with the same sharing key.
+    pub(super) fn shared_addresses(
+        &self,
+        name: &ObjectName,
+        service: &BalancedService,
+    ) -> impl Iterator<Item = IpAddr> {
+        let key = service.sharing_key.as_ref().map(|key| (name.namespace.clone(), key.clone()));
+        key.and_then(|key| self.shared.get(&key)).into_iter().flatten().map(|(address, _)| *address)
+    }
+
+    pub(super) fn is_in_pool(&self, address: IpAddr) -> bool {
+        self.pools.as_ref().is_some_and(|pools| pools.pool_of(address).is_some())
+    }
+
+    /// Takes in one Service without deciding anything.
+    fn take_in(&mut self, name: ObjectName, service: Arc<BalancedService>) {
+        let known = self.services.get(&name);
+        if known.is_some_and(|entry| is_older(&service.version, &entry.service.version) || entry.service == service) {
+            return;
+        }
+        let old = known.map(|entry| entry.rank(&name));
+        if let Some(rank) = old.filter(|rank| rank.0 != service.created) {
+            // Another Service of the same name.
+            self.drop_entry(&rank.1);
+        }
+        self.tell_given(&name, &service);
+        self.services.entry(name.clone()).or_insert_with(|| Entry::new(service.clone()));
+        let mut is_new_version = false;
+        self.change(&name, |entry| {
+            is_new_version = entry.service.version != service.version;
+            if is_new_version {
+                entry.sent.clear();
+            }
+            entry.service = service;
+        });
+        if is_new_version {
+            self.stop_expiring(&name);
+        }
+        let Some(entry) = self.services.get(&name) else { return };
+        self.undecided.insert(entry.rank(&name));
+        // Whoever uses one of these addresses too may have lost it, and whoever waits for one may have it.
+        for address in entry.uses() {
+            let users: Vec<Rank> = self.users(address).map(|(name, entry)| entry.rank(name)).collect();
+            self.undecided.extend(users);
+            self.freed.insert(Wait::Address(address));
+        }
+    }
+
+    /// Forgets a Service, unless it is known in a newer version.
+    pub(super) fn forget(&mut self, name: &ObjectName, version: &str) {
+        let known = self.services.get(name);
+        if known.is_some_and(|entry| !is_older(version, &entry.service.version)) {
+            self.drop_entry(name);
+        }
+    }
+
+    fn drop_entry(&mut self, name: &ObjectName) {
+        let Some(entry) = self.services.get(name) else { return };
+        let (rank, before) = (entry.rank(name), entry.counted.clone());
+        self.wanting -= usize::from(!entry.problems.is_empty());
+        self.count_shared(name, false);
+        self.set_waits(name, Vec::new());
+        self.unschedule(name);
+        self.stop_expiring(name);
+        self.undecided.remove(&rank);
+        self.services.remove(name);
+        self.reindex(name, &before, &BTreeSet::new());
+    }
+
+    /// Changes an entry, and keeps up to date who uses which address.
+    pub(super) fn change(&mut self, name: &ObjectName, change: impl FnOnce(&mut Entry)) {
+        self.count_shared(name, false);
+        let Some(entry) = self.services.get_mut(name) else { return };
+        let before = std::mem::take(&mut entry.counted);
+        change(entry);
+        let after = entry.uses();
+        entry.counted.clone_from(&after);
+        self.count_shared(name, true);
+        self.reindex(name, &before, &after);
+    }
+
+    fn reindex(&mut self, name: &ObjectName, before: &BTreeSet<IpAddr>, after: &BTreeSet<IpAddr>) {
+        for address in before.difference(after) {
+            self.freed.insert(Wait::Address(*address));
+            let Some(users) = self.users.get_mut(address) else { continue };
+            users.remove(name);
+            if users.is_empty() {
+                self.users.remove(address);
+                if let Some(pools) = &mut self.pools {
+                    pools.put_back(*address);
+                    self.freed.extend(pools.pool_of(*address).map(|pool| Wait::Pool(pool, Family::from(*address))));
+                }
+            }
+        }
+        for address in after.difference(before) {
+            let users = self.users.entry(*address).or_default();
+            if let (true, Some(pools)) = (users.is_empty(), &mut self.pools) {
+                pools.take(*address);
+            }
+            users.insert(name.clone());
+        }
+    }
+
+    /// Counts a Service among those that have addresses with its sharing key, or no longer.
+    fn count_shared(&mut self, name: &ObjectName, is_there: bool) {
+        let Some(entry) = self.services.get(name) else { return };
+        let Some(key) = &entry.service.sharing_key else { return };
+        if class_of(&entry.service, self.takes_default).is_none() {
+            return;
+        }
+        let key = (name.namespace.clone(), key.clone());
+        for address in &entry.given {
+            let of_key = self.shared.entry(key.clone()).or_default();
+            let count = of_key.entry(*address).or_default();
+            *count = if is_there { *count + 1 } else { count.saturating_sub(1) };
+            if *count == 0 {
+                of_key.remove(address);
+            }
+        }
+        if self.shared.get(&key).is_some_and(BTreeMap::is_empty) {
+            self.shared.remove(&key);
+        }
+    }
+
+    /// Decides about everybody about whom there is something to decide.
+    pub(super) fn settle(&mut self, now: Instant) {
+        if !self.is_ready() {
+            return;
+        }
+        loop {
+            if let Some((_, name)) = self.undecided.pop_first() {
+                self.decide_one(&name, now);
+            } else if let Some(wait) = self.freed.pop_first() {
+                self.offer(wait, now);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Lets those who wait for something try again, the oldest first, while there is something left of it.
+    fn offer(&mut self, wait: Wait, now: Instant) {
+        let mut last: Option<Rank> = None;
+        loop {
+            let is_left = match wait {
+                Wait::Pool(pool, family) => {
+                    self.pools.as_ref().is_some_and(|pools| pools.first_free(pool, family).is_some())
+                }
+                Wait::Address(_) => true,
+            };
+            let waiting = self.waiting.get(&wait).filter(|_| is_left);
+            let next = waiting.and_then(|ranks| match &last {
+                None => ranks.first().cloned(),
+                Some(last) => ranks.range((Bound::Excluded(last), Bound::Unbounded)).next().cloned(),
+            });
+            let Some(rank) = next else { return };
+            self.decide_one(&rank.1, now);
+            last = Some(rank);
+        }
+    }
+
+    fn decide_one(&mut self, name: &ObjectName, now: Instant) {
+        let (Some(pools), Some(entry)) = (&self.pools, self.services.get(name)) else { return };
+        let Decision { given, problems, waits } = decide(self, pools, name, entry);
+        let is_new = |problem: &&Problem| !entry.problems.contains(problem);
+        let notice = |matter| Notice { service: name.clone(), uid: entry.service.uid.clone(), matter };
+        let notices: Vec<Notice> =
+            problems.iter().filter(is_new).map(|problem| notice(Matter::Wanting(problem.clone()))).collect();
+        self.wanting -= usize::from(!entry.problems.is_empty());
+        self.wanting += usize::from(!problems.is_empty());
+        self.notices.extend(notices);
+        self.change(name, |entry| (entry.given, entry.problems) = (given, problems));
+        self.set_waits(name, waits);
+        self.schedule(name, now);
+    }
+
+    fn set_waits(&mut self, name: &ObjectName, waits: Vec<Wait>) {
+        let Some(entry) = self.services.get_mut(name) else { return };
+        let rank = entry.rank(name);
+        for wait in std::mem::replace(&mut entry.waits, waits.clone()) {
+            if let Some(ranks) = self.waiting.get_mut(&wait) {
+                ranks.remove(&rank);
+                if ranks.is_empty() {
+                    self.waiting.remove(&wait);
+                }
+            }
+        }
+        for wait in waits {
+            self.waiting.entry(wait).or_default().insert(rank.clone());
+        }
+    }
+
+    /// Tells of addresses that a write of ours has brought into the status.
+    fn tell_given(&mut self, name: &ObjectName, service: &BalancedService) {
+        let Some(entry) = self.services.get(name) else { return };
+        let is_new = |address: &&IpAddr| entry.sent.contains(address) && !entry.service.status.contains(address);
+        let pool = |address: IpAddr| {
+            let pools = self.pools.as_ref()?;
+            Some(pools.name(pools.pool_of(address)?).into())
+        };
+        let notices = service.status.iter().filter(is_new).map(|address| Notice {
+            service: name.clone(),
+            uid: service.uid.clone(),
+            matter: Matter::Given { address: *address, pool: pool(*address).unwrap_or_default() },
+        });
+        let notices: Vec<Notice> = notices.collect();
+        self.notices.extend(notices);
+    }
+}
+
+impl Entry {
+    fn new(service: Arc<BalancedService>) -> Entry {
+        Entry {
+            service,
+            given: Vec::new(),
+            sent: Vec::new(),
+            counted: BTreeSet::new(),
+            is_in_flight: false,
+            expires: None,
+            due: None,
+            pause: FIRST_PAUSE,
+            written: None,
+            problems: Vec::new(),
+            waits: Vec::new(),
+        }
+    }
+
+    pub(super) fn rank(&self, name: &ObjectName) -> Rank {
+        (self.service.created, name.clone())
+    }
+
+    /// Every address that the Service has or may still get.
+    fn uses(&self) -> BTreeSet<IpAddr> {
+        let all = [&self.given, &self.sent, &self.service.status, &self.service.external_ips];
+        all.into_iter().flatten().copied().collect()
+    }
+
+    /// Returns whether an address is in the status, or may get there by a write that was begun.
+    pub(super) fn has_or_gets(&self, address: IpAddr) -> bool {
+        self.service.status.contains(&address) || self.sent.contains(&address)
+    }
+}
+
+/// Returns whether the first of two resourceVersions is the older one. They are numbers of one sequence (KEP-5504); of what is none
+/// the later observation counts.
+fn is_older(one: &str, other: &str) -> bool {
+    match (one.parse::<u64>(), other.parse::<u64>()) {
+        (Ok(one), Ok(other)) => one < other,
+        _ => false,
+    }
+}

@@ -1,0 +1,183 @@
+//! Which addresses a Service is to have, with everybody else as they are.
+//!
+//! - An address that it has, in its status or by an earlier decision, stays while it fits: a restart and another leader move nothing.
+//! - Of two that have one address and may not share it, one loses it at once: who has it in the status wins over who was only to have
+//!   it, then the older Service, then the first by name. Every leader decides alike.
+//! - A new address is free, or all who use it agree to share it. An address is in use while it is decided for a Service, in its
+//!   status, in its `externalIPs`, or may still get into the status by a write that was begun.
+
+use std::net::IpAddr;
+
+use super::allocator::{Allocator, Entry, Wait};
+use super::notice::Problem;
+use super::pools::{Pools, Recipient};
+use crate::model::{BalancedService, ObjectName};
+use crate::net::Family;
+
+/// What a Service is to have.
+#[derive(Default, Debug)]
+pub struct Decision {
+    pub given: Vec<IpAddr>,
+    pub problems: Vec<Problem>,
+    /// What would let it have more.
+    pub waits: Vec<Wait>,
+}
+
+/// The class of Services that are ours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class<'a> {
+    /// `kube-router`, or none and `--loadbalancer-default-class`.
+    General,
+    /// One that begins with `kube-router/`: only pools that name it are for it.
+    Own(&'a str),
+}
+
+/// Returns the class of a Service that is ours; `None` for one that is others'.
+pub fn class_of(service: &BalancedService, takes_default: bool) -> Option<Class<'_>> {
+    let class = service.class.as_deref().unwrap_or("default");
+    match class {
+        _ if !service.is_balancer => None,
+        "kube-router" => Some(Class::General),
+        "default" => takes_default.then_some(Class::General),
+        other => other.starts_with("kube-router/").then_some(Class::Own(other)),
+    }
+}
+
+/// One Service, and its surroundings.
+struct Case<'a> {
+    all: &'a Allocator,
+    pools: &'a Pools,
+    name: &'a ObjectName,
+    entry: &'a Entry,
+    class: Option<&'a str>,
+}
+
+/// Decides about one Service.
+pub fn decide(all: &Allocator, pools: &Pools, name: &ObjectName, entry: &Entry) -> Decision {
+    let service = &entry.service;
+    let Some(class) = class_of(service, all.takes_default()) else { return Decision::default() };
+    let class = match class {
+        Class::General => None,
+        Class::Own(class) => Some(class),
+    };
+    let case = Case { all, pools, name, entry, class };
+    let mut decision = Decision::default();
+    if let Some(text) = &service.request.mistake {
+        decision.problems.push(Problem::Mistake(text.clone()));
+    }
+    if let Some(pool) = service.request.pool.as_ref().filter(|pool| !pools.is_known(pool)) {
+        decision.problems.push(Problem::UnknownPool(pool.clone()));
+    }
+    for family in &service.families {
+        match case.kept(*family) {
+            Some(address) => decision.given.push(address),
+            // Nothing new is given to a request that cannot be understood.
+            None if service.request.mistake.is_none() => case.choose(*family, &mut decision),
+            None => {}
+        }
+    }
+    if service.needs_all_families && decision.given.len() < service.families.len() {
+        decision.given.clear();
+    }
+    // Who prefers two families is content with one.
+    if !service.needs_all_families && !decision.given.is_empty() {
+        decision.problems.retain(|problem| !matches!(problem, Problem::NoPool(_)));
+    }
+    decision
+}
+
+impl Case<'_> {
+    fn service(&self) -> &BalancedService {
+        &self.entry.service
+    }
+
+    fn recipient(&self) -> Recipient<'_> {
+        Recipient { name: self.name, service: self.service(), class: self.class }
+    }
+
+    fn admits(&self, address: IpAddr) -> bool {
+        let pool = self.pools.pool_of(address);
+        pool.is_some_and(|pool| self.pools.admits(pool, self.recipient()))
+    }
+
+    /// The address of a family that the Service has and that still fits.
+    fn kept(&self, family: Family) -> Option<IpAddr> {
+        let request = &self.service().request;
+        // A request that cannot be understood takes nothing away.
+        let asked = request.addresses.of(family).filter(|_| request.mistake.is_none());
+        let has = self.entry.given.iter().chain(&self.service().status).copied();
+        let mut of_family = has.filter(|address| Family::from(*address) == family);
+        of_family.find(|address| {
+            asked.is_none_or(|asked| asked == *address) && self.admits(*address) && !self.is_lost(*address)
+        })
+    }
+
+    /// Returns whether an address that the Service has is somebody else's rather than its own.
+    fn is_lost(&self, address: IpAddr) -> bool {
+        let rank = |name: &ObjectName, entry: &Entry| {
+            (!entry.service.status.contains(&address), entry.service.created, name.clone())
+        };
+        let mine = rank(self.name, self.entry);
+        let is_in_my_status = !mine.0;
+        self.others(address).any(|(name, other)| {
+            if self.may_share(name, other) {
+                return false;
+            }
+            if !is_in_my_status && other.has_or_gets(address) {
+                return true;
+            }
+            let is_in_its_status = other.service.status.contains(&address);
+            let claims = other.given.contains(&address) || is_in_its_status && self.all.is_undecided(name, other);
+            let is_ours = class_of(&other.service, self.all.takes_default()).is_some();
+            is_ours && claims && rank(name, other) < mine
+        })
+    }
+
+    /// The other users of an address.
+    fn others(&self, address: IpAddr) -> impl Iterator<Item = (&ObjectName, &Entry)> {
+        self.all.users(address).filter(|(name, _)| *name != self.name)
+    }
+
+    fn may_share(&self, name: &ObjectName, other: &Entry) -> bool {
+        name.namespace == self.name.namespace
+            && class_of(&other.service, self.all.takes_default()).is_some()
+            && self.service().can_share_with(&other.service)
+    }
+
+    /// Returns whether nobody uses the address who would not share it.
+    fn is_to_be_had(&self, address: IpAddr) -> bool {
+        self.others(address)
+            .all(|(name, other)| self.may_share(name, other) && !other.service.external_ips.contains(&address))
+    }
+
+    /// Chooses a new address of a family.
+    fn choose(&self, family: Family, decision: &mut Decision) {
+        if let Some(asked) = *self.service().request.addresses.of(family) {
+            let problem = match () {
+                () if !self.admits(asked) => Problem::Outside(asked),
+                () if !self.pools.may_give(asked) => Problem::Edge(asked),
+                () if !self.is_to_be_had(asked) => Problem::Taken(asked),
+                () => return decision.given.push(asked),
+            };
+            decision.waits.push(Wait::Address(asked));
+            return decision.problems.push(problem);
+        }
+        let shared = self.all.shared_addresses(self.name, self.service());
+        let mut of_family = shared.filter(|address| Family::from(*address) == family);
+        if let Some(address) = of_family.find(|address| self.admits(*address) && self.is_to_be_had(*address)) {
+            return decision.given.push(address);
+        }
+        let mut has_pool = false;
+        for pool in self.pools.offers(self.recipient()) {
+            if let Some(address) = self.pools.first_free(pool, family) {
+                return decision.given.push(address);
+            }
+            has_pool |= self.pools.has_family(pool, family);
+            decision.waits.push(Wait::Pool(pool, family));
+        }
+        let is_unknown = decision.problems.iter().any(|problem| matches!(problem, Problem::UnknownPool(_)));
+        if !is_unknown {
+            decision.problems.push(if has_pool { Problem::Exhausted(family) } else { Problem::NoPool(family) });
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Which agent gives addresses: the holder of the Lease `kube-router-lballoc`. Without I/O.
+//!
+//! Kubernetes: `coordination.k8s.io/v1` Lease, used as client-go's `leaderelection` uses it, so that kube-router and this program elect
+//! one of them together. No two clocks are compared: who does not hold the Lease takes it when it has not seen it change for as long
+//! as it is valid, counted by its own monotonic clock; the holder counts from before it sent the renewal that was taken.
+//!
+//! An identity is one process's: after a restart the Lease of the process before is somebody else's, whose last writes may be on their way.
+
+use std::time::{Duration, Instant};
+
+use compact_str::CompactString;
+
+/// Delays of the election.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// For so long others leave the Lease to who renewed it.
+    pub valid: Duration,
+    /// For so long its holder begins writes. What is left of `valid` is for those that are on their way then.
+    pub usable: Duration,
+    /// Between two looks, and between two renewals.
+    pub retry: Duration,
+}
+
+/// As client-go has them by default, and kube-router.
+pub const TIMING: Timing =
+    Timing { valid: Duration::from_secs(15), usable: Duration::from_secs(10), retry: Duration::from_secs(2) };
+
+/// The Lease as it was read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lease {
+    /// `metadata.resourceVersion`.
+    pub version: CompactString,
+    /// `spec.holderIdentity`; empty where nobody holds it.
+    pub holder: CompactString,
+    /// `spec.leaseDurationSeconds`.
+    pub valid: Duration,
+}
+
+/// The next thing to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Step {
+    Wait(Instant),
+    /// Read the Lease.
+    Read,
+    /// Write it with our identity, if it still has this version; create it where there is none.
+    Claim(Option<CompactString>),
+}
+
+/// Why a Lease could not be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unclaimed {
+    /// Somebody else has changed it.
+    Conflict,
+    /// Refused, or no answer: it may have been written or not.
+    Failed,
+}
+
+/// One candidate.
+#[derive(Debug)]
+pub struct Elector {
+    identity: CompactString,
+    timing: Timing,
+    /// The Lease of somebody else, and when it was first seen in this version.
+    seen: Option<(Lease, Instant)>,
+    /// The version to claim; `Some(None)`: to create it.
+    claim: Option<Option<CompactString>>,
+    /// When the last renewal that was taken was sent.
+    renewed: Option<Instant>,
+    next: Option<Instant>,
+}
+
+impl Elector {
+    pub fn new(identity: CompactString, timing: Timing) -> Elector {
+        Elector { identity, timing, seen: None, claim: None, renewed: None, next: None }
+    }
+
+    pub fn step(&self, now: Instant) -> Step {
+        match (self.next.filter(|next| *next > now), &self.claim) {
+            (Some(next), _) => Step::Wait(next),
+            (None, Some(version)) => Step::Claim(version.clone()),
+            (None, None) => Step::Read,
+        }
+    }
+
+    /// Takes in the Lease as it was read; `None` where there is none.
+    pub fn read(&mut self, lease: Option<Lease>, now: Instant) {
+        let Some(lease) = lease else {
+            (self.claim, self.next, self.seen) = (Some(None), None, None);
+            return;
+        };
+        if lease.holder.is_empty() || lease.holder == self.identity {
+            (self.claim, self.next, self.seen) = (Some(Some(lease.version)), None, None);
+            return;
+        }
+        // It is somebody else's now, whatever was believed.
+        self.renewed = None;
+        let since =
+            self.seen.as_ref().filter(|(seen, _)| seen.version == lease.version).map_or(now, |(_, since)| *since);
+        // What others have written there is not to keep everybody waiting for ever, nor to let anybody in early.
+        let valid = lease.valid.clamp(self.timing.valid, self.timing.valid * 8);
+        if now >= since + valid {
+            (self.claim, self.next) = (Some(Some(lease.version.clone())), None);
+        } else {
+            self.next = Some((now + self.timing.retry).min(since + valid));
+        }
+        self.seen = Some((lease, since));
+    }
+
+    /// Records that the Lease could not be read.
+    pub fn unread(&mut self, now: Instant) {
+        self.next = Some(now + self.timing.retry);
+    }
+
+    /// Takes in the outcome of a claim that was sent at this time: the version of the Lease, or why there is none.
+    pub fn claimed(&mut self, sent: Instant, outcome: Result<CompactString, Unclaimed>, now: Instant) {
+        match outcome {
+            Ok(version) => {
+                (self.renewed, self.claim, self.seen) = (Some(sent), Some(Some(version)), None);
+                self.next = Some(sent + self.timing.retry);
+            }
+            Err(unclaimed) => {
+                if unclaimed == Unclaimed::Conflict {
+                    self.renewed = None;
+                }
+                // What it is now has to be read.
+                self.claim = None;
+                self.next = Some(now + self.timing.retry);
+            }
+        }
+    }
+
+    /// Until when writes may be begun; `None`: never, or no more.
+    pub fn usable_until(&self) -> Option<Instant> {
+        self.renewed.map(|sent| sent + self.timing.usable)
+    }
+
+    /// The version of the Lease to give up, where it is ours.
+    pub fn to_release(&self) -> Option<CompactString> {
+        self.renewed.and(self.claim.clone().flatten())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(version: &str, holder: &str) -> Option<Lease> {
+        Some(Lease { version: version.into(), holder: holder.into(), valid: Duration::from_secs(15) })
+    }
+
+    fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    #[test]
+    fn a_lease_that_nobody_holds_is_taken_and_renewed_without_reading_it() {
+        for (found, claim) in [(None, None), (lease("7", ""), Some("7".into()))] {
+            let begun = Instant::now();
+            let mut elector = Elector::new("a".into(), TIMING);
+            assert_eq!(elector.step(begun), Step::Read);
+            elector.read(found, begun);
+            assert_eq!(elector.step(begun), Step::Claim(claim));
+            assert_eq!(elector.usable_until(), None);
+            elector.claimed(begun, Ok("8".into()), begun + seconds(1));
+            assert_eq!(elector.usable_until(), Some(begun + seconds(10)), "counted from before it was sent");
+            assert_eq!(elector.step(begun + seconds(1)), Step::Wait(begun + seconds(2)));
+            assert_eq!(elector.step(begun + seconds(2)), Step::Claim(Some("8".into())));
+            assert_eq!(elector.to_release(), Some("8".into()));
+        }
+    }
+
+    #[test]
+    fn the_lease_of_another_is_taken_only_after_it_has_not_changed_for_as_long_as_it_is_valid() {
+        let begun = Instant::now();
+        let mut elector = Elector::new("a".into(), TIMING);
+        elector.read(lease("7", "b"), begun);
+        elector.read(lease("8", "b"), begun + seconds(14));
+        assert_eq!(elector.step(begun + seconds(14)), Step::Wait(begun + seconds(16)));
+        elector.read(lease("8", "b"), begun + seconds(28));
+        assert_eq!(elector.step(begun + seconds(28)), Step::Wait(begun + seconds(29)));
+        elector.read(lease("8", "b"), begun + seconds(29));
+        assert_eq!(elector.step(begun + seconds(29)), Step::Claim(Some("8".into())));
+        elector.claimed(begun + seconds(29), Err(Unclaimed::Conflict), begun + seconds(29));
+        assert_eq!(elector.usable_until(), None);
+        assert_eq!(elector.step(begun + seconds(31)), Step::Read, "it contends again");
+    }
+
+    #[test]
+    fn who_lost_it_stops_at_once_and_who_only_failed_to_renew_it_when_its_time_is_over() {
+        let begun = Instant::now();
+        let mut elector = Elector::new("a".into(), TIMING);
+        elector.read(None, begun);
+        elector.claimed(begun, Ok("1".into()), begun);
+        elector.claimed(begun + seconds(2), Err(Unclaimed::Failed), begun + seconds(7));
+        assert_eq!(elector.usable_until(), Some(begun + seconds(10)));
+        assert_eq!(elector.step(begun + seconds(9)), Step::Read, "whether it was written is not known");
+        elector.read(lease("2", "a"), begun + seconds(9));
+        assert_eq!(elector.usable_until(), Some(begun + seconds(10)), "what was read renews nothing");
+        elector.claimed(begun + seconds(9), Ok("3".into()), begun + seconds(9));
+        assert_eq!(elector.usable_until(), Some(begun + seconds(19)));
+        elector.claimed(begun + seconds(11), Err(Unclaimed::Conflict), begun + seconds(11));
+        assert_eq!((elector.usable_until(), elector.to_release()), (None, None));
+    }
+
+    #[test]
+    fn an_earlier_process_of_the_same_pod_is_somebody_else() {
+        let begun = Instant::now();
+        let mut elector = Elector::new("pod_2".into(), TIMING);
+        elector.read(lease("7", "pod_1"), begun);
+        assert_eq!(elector.step(begun), Step::Wait(begun + seconds(2)));
+    }
+}

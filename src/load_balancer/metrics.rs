@@ -1,0 +1,61 @@
+//! Metrics of the allocator. Those of pools and Services are the holder's of the Lease alone.
+
+use prometheus::{GaugeVec, IntCounterVec, IntGauge, Opts};
+
+use super::pools::PoolUse;
+use crate::observe::metrics::Registry;
+
+/// Metrics of the allocator.
+#[derive(Clone)]
+pub struct Metrics {
+    size: GaugeVec,
+    used: GaugeVec,
+    /// Services that lack an address.
+    pub wanting: IntGauge,
+    /// 1 on the agent that gives addresses.
+    pub leads: IntGauge,
+    /// Writes of statuses, by outcome.
+    pub writes: IntCounterVec,
+}
+
+impl Metrics {
+    /// Creates and registers the metrics.
+    ///
+    /// # Errors
+    /// If a name is already registered.
+    pub fn register(registry: &Registry) -> Result<Metrics, prometheus::Error> {
+        let of_pool = |name: &str, help: &str| GaugeVec::new(Opts::new(name, help), &["pool", "family"]);
+        let writes = Opts::new("sluice_load_balancer_writes_total", "Writes of load balancer addresses, by outcome");
+        let metrics = Metrics {
+            size: of_pool("sluice_load_balancer_pool_addresses", "Addresses that a pool has for Services")?,
+            used: of_pool("sluice_load_balancer_pool_addresses_used", "Addresses of a pool that are in use")?,
+            wanting: IntGauge::new(
+                "sluice_load_balancer_services_wanting",
+                "Services that lack a load balancer address",
+            )?,
+            leads: IntGauge::new(
+                "sluice_load_balancer_leader",
+                "1 on the agent that gives load balancer addresses, 0 on the others",
+            )?,
+            writes: IntCounterVec::new(writes, &["outcome"])?,
+        };
+        registry.register(Box::new(metrics.size.clone()))?;
+        registry.register(Box::new(metrics.used.clone()))?;
+        registry.register(Box::new(metrics.wanting.clone()))?;
+        registry.register(Box::new(metrics.leads.clone()))?;
+        registry.register(Box::new(metrics.writes.clone()))?;
+        Ok(metrics)
+    }
+
+    /// Sets the use of the pools; those that are not named are gone.
+    pub fn set_pools(&self, pools: &[PoolUse]) {
+        self.size.reset();
+        self.used.reset();
+        for PoolUse { pool, family, size, used } in pools {
+            let family = family.to_string();
+            let labels = [pool.as_str(), family.as_str()];
+            self.size.with_label_values(&labels).set(*size);
+            self.used.with_label_values(&labels).set(*used as f64);
+        }
+    }
+}

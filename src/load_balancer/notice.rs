@@ -1,0 +1,93 @@
+//! What becomes an Event on a Service.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use compact_str::CompactString;
+
+use crate::model::ObjectName;
+use crate::net::Family;
+
+/// Something to tell about a Service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Notice {
+    pub service: ObjectName,
+    /// `metadata.uid` of the Service.
+    pub uid: CompactString,
+    pub matter: Matter,
+}
+
+/// The subject of a notice.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Matter {
+    /// The address is in the Service's status.
+    Given { address: IpAddr, pool: CompactString },
+    /// The Service waits for something.
+    Wanting(Problem),
+}
+
+/// Why a Service lacks an address.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Problem {
+    /// The pools that are for the Service have no free address of the family.
+    Exhausted(Family),
+    /// No pool that is for the Service has addresses of the family.
+    NoPool(Family),
+    /// The address that it asks for is another Service's, or in another's `externalIPs`.
+    Taken(IpAddr),
+    /// The address that it asks for is in no pool that is for the Service.
+    Outside(IpAddr),
+    /// The address that it asks for is the network or broadcast address of its range.
+    Edge(IpAddr),
+    /// There is no pool of the name that it asks for.
+    UnknownPool(CompactString),
+    /// What it asks for cannot be understood.
+    Mistake(String),
+}
+
+impl Matter {
+    /// The Event's `reason`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Matter::Given { .. } => "LoadBalancerAddressGiven",
+            Matter::Wanting(problem) => match problem {
+                Problem::Exhausted(_) => "AddressPoolExhausted",
+                Problem::NoPool(_) => "NoAddressPool",
+                Problem::Taken(_) => "RequestedAddressTaken",
+                Problem::Outside(_) | Problem::Edge(_) | Problem::UnknownPool(_) => "RequestedAddressNotInPool",
+                Problem::Mistake(_) => "InvalidAddressRequest",
+            },
+        }
+    }
+
+    /// Returns whether the Event is of type Warning.
+    pub fn is_warning(&self) -> bool {
+        matches!(self, Matter::Wanting(_))
+    }
+}
+
+impl fmt::Display for Matter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Matter::Given { address, pool } if pool.is_empty() => write!(f, "{address} is the Service's"),
+            Matter::Given { address, pool } => write!(f, "{address} of pool {pool} is the Service's"),
+            Matter::Wanting(problem) => write!(f, "{problem}"),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Problem::Exhausted(family) => write!(f, "no pool for this Service has a free {family} address"),
+            Problem::NoPool(family) => write!(f, "no pool for this Service has {family} addresses"),
+            Problem::Taken(address) => write!(f, "{address} is asked for and in use by another Service"),
+            Problem::Outside(address) => write!(f, "{address} is asked for and in no pool for this Service"),
+            Problem::Edge(address) => {
+                write!(f, "{address} is asked for and is the network or broadcast address of its range")
+            }
+            Problem::UnknownPool(name) => write!(f, "pool {name} is asked for and does not exist"),
+            Problem::Mistake(text) => f.write_str(text),
+        }
+    }
+}

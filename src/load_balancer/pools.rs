@@ -1,0 +1,394 @@
+//! The pools in force: which addresses belong to each, which of them are free, and which Services a pool is for.
+//!
+//! The pool `default` has the addresses of `--loadbalancer-ip-range` that no pool of the ConfigMap has. With
+//! `--strict-external-ip-validation` that flag bounds all pools: nodes would not serve an address beyond it, and who may write the
+//! ConfigMap may not give more than the flag allows. An address belongs to one pool: where two name it, it is the first one's, by name.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use super::free::FreeNumbers;
+use crate::config::ServiceRanges;
+use crate::model::{AddressPool, AddressPools, BalancedService, ObjectName, Selector};
+use crate::net::{AddressRange, Family, PerFamily, address_of, number_of};
+
+/// The pools in force.
+#[derive(Clone, Debug)]
+pub struct Pools {
+    /// Those that are for certain Services first, `default` last.
+    pools: Vec<Pool>,
+    /// The last number of each range of addresses, and its pool, by the first number.
+    members: PerFamily<BTreeMap<u128, (u128, PoolId)>>,
+}
+
+/// One of the pools in force.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct PoolId(usize);
+
+/// One pool.
+#[derive(Clone, Debug)]
+struct Pool {
+    name: CompactString,
+    namespaces: Vec<CompactString>,
+    selector: Selector,
+    class: Option<CompactString>,
+    is_automatic: bool,
+    free: PerFamily<FreeNumbers>,
+    /// Number of addresses that may be given.
+    size: PerFamily<u128>,
+    /// Number of addresses in use.
+    used: PerFamily<usize>,
+}
+
+/// A Service that addresses are for.
+#[derive(Clone, Copy, Debug)]
+pub struct Recipient<'a> {
+    pub name: &'a ObjectName,
+    pub service: &'a BalancedService,
+    /// Its class, where that begins with `kube-router/`.
+    pub class: Option<&'a str>,
+}
+
+/// The use of a pool in one family.
+#[derive(Clone, PartialEq, Debug)]
+pub struct PoolUse {
+    pub pool: CompactString,
+    pub family: Family,
+    /// Number of addresses that may be given; inexact where it is very large.
+    pub size: f64,
+    pub used: usize,
+}
+
+/// The pool of `--loadbalancer-ip-range`.
+const DEFAULT: &str = "default";
+
+impl Pools {
+    /// The pools of the flag and of the ConfigMap, all addresses free; and ranges that are left out, each as a sentence.
+    pub fn new(ranges: &ServiceRanges, named: &AddressPools) -> (Pools, Vec<String>) {
+        let mut mistakes = Vec::new();
+        let mut pools = Pools { pools: Vec::new(), members: PerFamily::default() };
+        let mut ordered: Vec<&AddressPool> = named.pools.values().collect();
+        ordered.sort_by_key(|pool| !is_selective(pool));
+        // Which of two pools has an address is decided by name alone, and not by what they select.
+        let accepted = accepted_ranges(ranges, named, &mut mistakes);
+        for pool in ordered {
+            let of_pool = accepted.iter().filter(|(name, _)| *name == pool.name).map(|(_, range)| *range);
+            pools.add(Pool::of(pool), of_pool.map(|range| (range.family(), range.numbers(), range.host_numbers())));
+        }
+        let mut rest = Vec::new();
+        for network in &ranges.load_balancer_ips {
+            let range = AddressRange::Network(*network);
+            let others =
+                accepted.iter().map(|(_, range)| *range).chain(networks(&ranges.cluster_ips)).chain(rest.clone());
+            let others: Vec<_> = others.filter(|other| other.family() == range.family()).collect();
+            for numbers in without(range.numbers(), &others) {
+                let hosts = intersection(&numbers, &range.host_numbers());
+                rest.push(between(range.family(), &numbers));
+                pools.add_later((range.family(), numbers, hosts));
+            }
+        }
+        (pools, mistakes)
+    }
+
+    fn add(&mut self, mut pool: Pool, ranges: impl Iterator<Item = Numbers>) {
+        let id = PoolId(self.pools.len());
+        for numbers in ranges {
+            pool.add(&numbers);
+            let (family, all, _) = numbers;
+            self.members.of_mut(family).insert(*all.start(), (*all.end(), id));
+        }
+        self.pools.push(pool);
+    }
+
+    /// Adds addresses to the pool of the flag.
+    fn add_later(&mut self, numbers: Numbers) {
+        let is_there = self.pools.last().is_some_and(|pool| pool.name == DEFAULT);
+        if !is_there {
+            self.add(Pool::default_pool(), std::iter::empty());
+        }
+        let id = PoolId(self.pools.len().saturating_sub(1));
+        if let Some(pool) = self.pools.last_mut() {
+            pool.add(&numbers);
+        }
+        let (family, all, _) = numbers;
+        self.members.of_mut(family).insert(*all.start(), (*all.end(), id));
+    }
+
+    /// The pool that an address belongs to.
+    pub fn pool_of(&self, address: IpAddr) -> Option<PoolId> {
+        let number = number_of(address);
+        let (_, (last, id)) = self.members.of(address.into()).range(..=number).next_back()?;
+        (*last >= number).then_some(*id)
+    }
+
+    pub fn name(&self, id: PoolId) -> &str {
+        self.pools.get(id.0).map_or("", |pool| &pool.name)
+    }
+
+    pub fn is_known(&self, name: &str) -> bool {
+        self.pools.iter().any(|pool| pool.name == name)
+    }
+
+    /// Returns whether a Service may have addresses of a pool.
+    pub fn admits(&self, id: PoolId, Recipient { name, service, class }: Recipient<'_>) -> bool {
+        let Some(pool) = self.pools.get(id.0) else { return false };
+        let is_asked_for = service.request.pool.as_ref().is_none_or(|asked| *asked == pool.name);
+        is_asked_for
+            && pool.class.as_deref() == class
+            && (pool.namespaces.is_empty() || pool.namespaces.contains(&name.namespace))
+            && pool.selector.selects(&service.labels)
+    }
+
+    /// The pools from which a Service is given addresses that it does not name, the first one first.
+    pub fn offers(&self, to: Recipient<'_>) -> impl Iterator<Item = PoolId> {
+        let is_named = to.service.request.pool.is_some();
+        let all = self.pools.iter().enumerate().map(|(index, pool)| (PoolId(index), pool));
+        let offered = all.filter(move |(id, pool)| (pool.is_automatic || is_named) && self.admits(*id, to));
+        offered.map(|(id, _)| id)
+    }
+
+    /// Returns whether a pool has addresses of a family at all.
+    pub fn has_family(&self, id: PoolId, family: Family) -> bool {
+        self.pools.get(id.0).is_some_and(|pool| *pool.size.of(family) > 0)
+    }
+
+    /// Returns whether an address may be given, free or not: an edge of a network may not.
+    pub fn may_give(&self, address: IpAddr) -> bool {
+        let pool = self.pool_of(address).and_then(|id| self.pools.get(id.0));
+        pool.is_some_and(|pool| pool.free.of(address.into()).is_within_bounds(number_of(address)))
+    }
+
+    /// The first free address of a pool.
+    pub fn first_free(&self, id: PoolId, family: Family) -> Option<IpAddr> {
+        let number = self.pools.get(id.0)?.free.of(family).first()?;
+        Some(address_of(family, number))
+    }
+
+    /// Records that an address, which was free, is in use.
+    pub fn take(&mut self, address: IpAddr) {
+        if let Some(pool) = self.pool_of(address).and_then(|id| self.pools.get_mut(id.0)) {
+            pool.free.of_mut(address.into()).take(number_of(address));
+            *pool.used.of_mut(address.into()) += 1;
+        }
+    }
+
+    /// Records that an address, which was in use, is free.
+    pub fn put_back(&mut self, address: IpAddr) {
+        if let Some(pool) = self.pool_of(address).and_then(|id| self.pools.get_mut(id.0)) {
+            pool.free.of_mut(address.into()).put_back(number_of(address));
+            let used = pool.used.of_mut(address.into());
+            *used = used.saturating_sub(1);
+        }
+    }
+
+    /// The use of each pool that has addresses, in each family.
+    pub fn uses(&self) -> impl Iterator<Item = PoolUse> {
+        let of_pool = |pool: &Pool, family| PoolUse {
+            pool: pool.name.clone(),
+            family,
+            size: *pool.size.of(family) as f64,
+            used: *pool.used.of(family),
+        };
+        let all = self.pools.iter().flat_map(move |pool| Family::BOTH.map(|family| of_pool(pool, family)));
+        all.filter(|of_pool| of_pool.size > 0.0 || of_pool.used > 0)
+    }
+}
+
+/// Addresses of a family: those that belong to a pool, and those of them that may be given.
+type Numbers = (Family, RangeInclusive<u128>, RangeInclusive<u128>);
+
+impl Pool {
+    fn of(pool: &AddressPool) -> Pool {
+        Pool {
+            name: pool.name.clone(),
+            namespaces: pool.namespaces.clone(),
+            selector: pool.selector.clone(),
+            class: pool.class.clone(),
+            is_automatic: pool.is_automatic,
+            free: PerFamily::default(),
+            size: PerFamily::default(),
+            used: PerFamily::default(),
+        }
+    }
+
+    fn default_pool() -> Pool {
+        Pool::of(&AddressPool {
+            name: DEFAULT.into(),
+            ranges: Vec::new(),
+            namespaces: Vec::new(),
+            selector: Selector::everything(),
+            class: None,
+            is_automatic: true,
+        })
+    }
+
+    fn add(&mut self, (family, _, hosts): &Numbers) {
+        self.free.of_mut(*family).add(hosts);
+        if !hosts.is_empty() {
+            let size = self.size.of_mut(*family);
+            *size = size.saturating_add((hosts.end() - hosts.start()).saturating_add(1));
+        }
+    }
+}
+
+fn is_selective(pool: &AddressPool) -> bool {
+    !pool.namespaces.is_empty() || pool.selector != Selector::everything() || pool.class.is_some()
+}
+
+/// The ranges of the ConfigMap that are in force, each with the name of its pool.
+fn accepted_ranges<'a>(
+    ranges: &ServiceRanges,
+    named: &'a AddressPools,
+    mistakes: &mut Vec<String>,
+) -> Vec<(&'a CompactString, AddressRange)> {
+    let mut accepted: Vec<(&CompactString, AddressRange)> = Vec::new();
+    for pool in named.pools.values() {
+        for range in &pool.ranges {
+            let other = accepted.iter().find(|(_, other)| overlap(*other, *range));
+            let mistake = if let Some((name, other)) = other {
+                format!("it overlaps with {other} of pool {name}")
+            } else if networks(&ranges.cluster_ips).any(|cluster| overlap(cluster, *range)) {
+                "it overlaps with --service-cluster-ip-range".to_owned()
+            } else if ranges.strict && !networks(&ranges.load_balancer_ips).any(|allowed| covers(allowed, *range)) {
+                "it is not within a range of --loadbalancer-ip-range".to_owned()
+            } else {
+                accepted.push((&pool.name, *range));
+                continue;
+            };
+            mistakes.push(format!("pool {}: {range} is left out: {mistake}", pool.name));
+        }
+    }
+    accepted
+}
+
+fn networks(networks: &[IpNet]) -> impl Iterator<Item = AddressRange> {
+    networks.iter().map(|network| AddressRange::Network(*network))
+}
+
+fn overlap(one: AddressRange, other: AddressRange) -> bool {
+    one.family() == other.family() && !intersection(&one.numbers(), &other.numbers()).is_empty()
+}
+
+fn covers(outer: AddressRange, inner: AddressRange) -> bool {
+    outer.family() == inner.family() && intersection(&outer.numbers(), &inner.numbers()) == inner.numbers()
+}
+
+fn intersection(one: &RangeInclusive<u128>, other: &RangeInclusive<u128>) -> RangeInclusive<u128> {
+    *one.start().max(other.start())..=*one.end().min(other.end())
+}
+
+fn between(family: Family, numbers: &RangeInclusive<u128>) -> AddressRange {
+    AddressRange::Between(address_of(family, *numbers.start()), address_of(family, *numbers.end()))
+}
+
+/// The numbers that are in none of the other ranges.
+fn without(numbers: RangeInclusive<u128>, others: &[AddressRange]) -> Vec<RangeInclusive<u128>> {
+    let mut left = vec![numbers];
+    for other in others {
+        let (first, last) = other.numbers().into_inner();
+        let mut next = Vec::new();
+        for piece in left {
+            let (start, end) = piece.clone().into_inner();
+            if intersection(&piece, &(first..=last)).is_empty() {
+                next.push(piece);
+                continue;
+            }
+            if start < first {
+                next.push(start..=first - 1);
+            }
+            if last < end {
+                next.push(last + 1..=end);
+            }
+        }
+        left = next;
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(allowed: &[&str]) -> ServiceRanges {
+        ServiceRanges {
+            strict: true,
+            cluster_ips: vec!["10.96.0.0/12".parse().expect("a prefix")],
+            load_balancer_ips: allowed.iter().map(|text| text.parse().expect("a prefix")).collect(),
+            ..ServiceRanges::default()
+        }
+    }
+
+    fn named(pools: &[(&str, &[&str])]) -> AddressPools {
+        let pool = |name: &str, texts: &[&str]| AddressPool {
+            name: name.into(),
+            ranges: texts.iter().map(|text| AddressRange::parse(text).expect("a range")).collect(),
+            namespaces: Vec::new(),
+            selector: Selector::everything(),
+            class: None,
+            is_automatic: true,
+        };
+        let pools = pools.iter().map(|(name, texts)| ((*name).into(), pool(name, texts)));
+        AddressPools { pools: pools.collect(), unreadable: BTreeMap::new() }
+    }
+
+    fn pool(pools: &Pools, address: &str) -> Option<String> {
+        pools.pool_of(address.parse().expect("an address")).map(|id| pools.name(id).to_owned())
+    }
+
+    #[test]
+    fn the_default_pool_has_what_no_other_pool_has_and_no_edge_is_given() {
+        let (mut pools, mistakes) = Pools::new(
+            &ranges(&["203.0.113.0/29", "2001:db8::/64"]),
+            &named(&[("gold", &["203.0.113.2-203.0.113.3"])]),
+        );
+        assert_eq!(mistakes, [""; 0]);
+        assert_eq!(pool(&pools, "203.0.113.2").as_deref(), Some("gold"));
+        assert_eq!(pool(&pools, "203.0.113.4").as_deref(), Some("default"));
+        assert_eq!(pool(&pools, "203.0.113.8"), None);
+        let edges = ["203.0.113.0", "203.0.113.7", "2001:db8::"].map(|text| text.parse().expect("an address"));
+        for edge in edges {
+            assert!(pools.pool_of(edge).is_some() && !pools.may_give(edge), "{edge}");
+        }
+        let default = PoolId(1);
+        let mut given = Vec::new();
+        while let Some(address) = pools.first_free(default, Family::V4) {
+            pools.take(address);
+            given.push(address.to_string());
+        }
+        assert_eq!(given, ["203.0.113.1", "203.0.113.4", "203.0.113.5", "203.0.113.6"]);
+        let first: IpAddr = "2001:db8::1".parse().expect("an address");
+        assert_eq!(pools.first_free(default, Family::V6), Some(first));
+        pools.put_back("203.0.113.5".parse().expect("an address"));
+        assert_eq!(pools.first_free(default, Family::V4), "203.0.113.5".parse().ok());
+        let uses: Vec<_> = pools.uses().map(|used| (used.pool, used.family, used.size, used.used)).collect();
+        assert_eq!(uses[0], ("gold".into(), Family::V4, 2.0, 0));
+        assert_eq!(uses[1], ("default".into(), Family::V4, 4.0, 3));
+        assert_eq!(uses.len(), 3);
+    }
+
+    #[test]
+    fn ranges_that_overlap_or_that_nodes_would_not_serve_are_left_out_and_named() {
+        let allowed = ranges(&["203.0.113.0/24", "10.96.0.0/24"]);
+        let all = named(&[
+            ("a", &["203.0.113.0/28", "198.51.100.0/24"]),
+            ("b", &["203.0.113.8/29", "10.96.0.0/28", "203.0.113.16/28"]),
+        ]);
+        let (pools, mistakes) = Pools::new(&allowed, &all);
+        assert_eq!(
+            mistakes,
+            [
+                "pool a: 198.51.100.0/24 is left out: it is not within a range of --loadbalancer-ip-range",
+                "pool b: 203.0.113.8/29 is left out: it overlaps with 203.0.113.0/28 of pool a",
+                "pool b: 10.96.0.0/28 is left out: it overlaps with --service-cluster-ip-range",
+            ]
+        );
+        assert_eq!(pool(&pools, "203.0.113.20").as_deref(), Some("b"));
+        assert_eq!(pool(&pools, "10.96.0.5"), None, "cluster IPs belong to no pool");
+        let loose = ServiceRanges { strict: false, ..allowed };
+        assert_eq!(Pools::new(&loose, &all).1.len(), 2);
+    }
+}

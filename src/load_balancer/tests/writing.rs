@@ -1,0 +1,121 @@
+//! Writes that fail, are late, are refused, or are undone by others.
+
+use super::*;
+
+#[test]
+fn a_write_whose_outcome_is_unknown_keeps_its_address_in_use_until_it_cannot_take_effect_any_more() {
+    let mut bed = Bed::new(&["203.0.113.0/31"]);
+    bed.put("a", service());
+    let write = bed.allocator.next_writes(bed.now, 9).pop().expect("a write");
+    bed.allocator.finish(&write, Outcome::Unknown, bed.now);
+    // It is to have none now, and the write may still bring one.
+    bed.change("a", |service| service.families = vec![Family::V6]);
+    bed.put("b", service());
+    bed.settle();
+    assert_eq!(bed.status("b"), "203.0.113.0", "for another version it has no effect");
+    let mut bed = Bed::new(&["203.0.113.0/32"]);
+    bed.put("a", service());
+    let write = bed.allocator.next_writes(bed.now, 9).pop().expect("a write");
+    bed.allocator.finish(&write, Outcome::Unknown, bed.now);
+    bed.allocator.set_pools(
+        Some(pools(
+            &["203.0.113.0/32"],
+            vec![AddressPool { namespaces: vec!["other".into()], ..pool("x", "203.0.113.0/32") }],
+        )),
+        bed.now,
+    );
+    bed.put("other/b", service());
+    bed.settle();
+    assert_eq!((bed.status("a"), bed.status("other/b")), (String::new(), String::new()));
+    bed.pass(super::super::writes::LINGER);
+    bed.settle();
+    assert_eq!((bed.status("a"), bed.status("other/b")), (String::new(), "203.0.113.0".to_owned()));
+}
+
+#[test]
+fn a_write_that_took_effect_without_an_answer_is_not_repeated() {
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    bed.put("a", service());
+    let write = bed.allocator.next_writes(bed.now, 9).pop().expect("a write");
+    bed.apply(&write);
+    bed.allocator.finish(&write, Outcome::Unknown, bed.now);
+    bed.settle();
+    assert_eq!(bed.writes, 1, "it is not tried again at once");
+    bed.see("a");
+    bed.pass(Duration::from_secs(600));
+    bed.settle();
+    assert_eq!((bed.writes, bed.reasons()), (1, vec!["LoadBalancerAddressGiven"]));
+}
+
+#[test]
+fn what_is_refused_is_tried_again_later_and_later_and_its_address_is_given_to_nobody_else() {
+    let mut bed = Bed::new(&["203.0.113.0/31"]);
+    bed.put("a", service());
+    let mut pauses = Vec::new();
+    for _ in 0..10 {
+        let write = bed.allocator.next_writes(bed.now, 9).pop().expect("a write");
+        bed.allocator.finish(&write, Outcome::Refused, bed.now);
+        let next = bed.allocator.next_time().expect("a time");
+        pauses.push((next - bed.now).as_secs());
+        bed.now = next;
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]);
+    bed.put("b", service());
+    bed.settle();
+    assert_eq!((bed.status("a"), bed.status("b")), ("203.0.113.0".to_owned(), "203.0.113.1".to_owned()));
+}
+
+#[test]
+fn a_service_that_changed_meanwhile_is_decided_anew_from_the_newest_object() {
+    let mut bed = Bed::new(&["203.0.113.0/29", "2001:db8::/64"]);
+    bed.put("a", service());
+    bed.put_unseen("a", BalancedService { families: vec![Family::V6], ..service() });
+    bed.settle();
+    assert_eq!((bed.status("a"), bed.writes), ("2001:db8::1".to_owned(), 1));
+    bed.put("b", service());
+    bed.services.remove(&name("b"));
+    bed.settle();
+    assert_eq!(bed.allocator.next_time(), None, "what is gone is forgotten");
+}
+
+#[test]
+fn an_older_observation_changes_nothing() {
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    bed.put("a", service());
+    let old = bed.services.get(&name("a")).cloned().expect("it exists");
+    bed.settle();
+    bed.allocator.observe(name("a"), Arc::new(old.clone()), bed.now);
+    bed.allocator.gone(&name("a"), &old.version, bed.now);
+    bed.allocator.list(Vec::new(), &old.version, bed.now);
+    bed.put("b", service());
+    bed.settle();
+    assert_eq!((bed.status("a"), bed.status("b")), ("203.0.113.1".to_owned(), "203.0.113.2".to_owned()));
+    assert_eq!(bed.writes, 2);
+}
+
+#[test]
+fn what_others_undo_is_written_again_later_and_later() {
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    bed.put("a", service());
+    bed.settle();
+    let mut pauses = Vec::new();
+    for _ in 0..4 {
+        bed.change("a", |service| service.status.clear());
+        bed.settle();
+        let at = bed.allocator.next_time().expect("it is tried again");
+        pauses.push((at - bed.now).as_secs());
+        bed.pass(at - bed.now);
+        bed.settle();
+        assert_eq!(bed.status("a"), "203.0.113.1");
+    }
+    assert_eq!(pauses, [1, 2, 4, 8]);
+}
+
+#[test]
+fn entries_of_a_status_that_are_no_addresses_go_with_the_next_write() {
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    let status = vec!["203.0.113.4".parse().expect("an address"), "198.51.100.1".parse().expect("an address")];
+    bed.put("a", BalancedService { status, has_other_status: true, ..service() });
+    bed.settle();
+    assert_eq!((bed.status("a"), bed.writes), ("203.0.113.4".to_owned(), 1));
+}

@@ -1,0 +1,151 @@
+"""Addresses for Services of type LoadBalancer: given by one agent, served by all, with a real API server."""
+import contextlib
+import time
+
+import expect
+from expect import PODS
+from labkit import own
+from labkit.api import ApiError
+from labkit.objects import Port
+
+LEASE = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/kube-router-lballoc"
+POOLS = "/api/v1/namespaces/kube-system/configmaps"
+FLAGS = ["--run-loadbalancer", "--loadbalancer-sync-period=5s"]
+# Within what the agents' --loadbalancer-ip-range allows.
+GOLD = ["198.51.100.200", "198.51.100.201"]
+
+
+@contextlib.contextmanager
+def _allocators(bed):
+    """Agents that also give addresses; without the flag again at the end."""
+    def restart(change):
+        for i, agent in bed.agents.items():
+            agent.stop()
+            change(agent)
+            agent.start()
+        bed.ready()
+
+    def add(agent):
+        agent.extra = [*agent.extra, *FLAGS]
+
+    def remove(agent):
+        agent.extra = [flag for flag in agent.extra if flag not in FLAGS]
+    restart(add)
+    try:
+        expect.soon(lambda: _holder(bed), 40, "nobody holds the Lease")
+        yield
+    finally:
+        restart(remove)
+
+
+def _holder(bed):
+    try:
+        return bed.source.api.get(LEASE)["spec"].get("holderIdentity") or None
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return None
+
+
+def _path(name):
+    return f"/api/v1/namespaces/default/services/{name}"
+
+
+def _given(bed, name):
+    status = bed.source.api.get(_path(name)).get("status", {}).get("loadBalancer", {})
+    return [entry.get("ip") for entry in status.get("ingress", [])]
+
+
+def _create(bed, name, annotations=None, labels=None, **spec):
+    body = {"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": "default", "annotations": annotations or {}, "labels": labels or {}},
+            "spec": {"type": "LoadBalancer", "ports": [{"port": 80}], **spec}}
+    bed.source.api.request("POST", "/api/v1/namespaces/default/services", body)
+
+
+@contextlib.contextmanager
+def _services(bed, names):
+    try:
+        yield
+    finally:
+        for name in names:
+            with contextlib.suppress(ApiError):
+                bed.source.api.delete(_path(name))
+
+
+def _pools(bed, data):
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kube-router-lb-pools", "namespace": "kube-system"}, "data": data}
+    with contextlib.suppress(ApiError):
+        bed.source.api.delete(f"{POOLS}/kube-router-lb-pools")
+    if data is not None:
+        bed.source.api.request("POST", POOLS, body)
+
+
+def _reasons(bed, name):
+    found = bed.source.api.get("/api/v1/namespaces/default/events")["items"]
+    return {e["reason"] for e in found if e["involvedObject"]["kind"] == "Service" and e["involvedObject"]["name"] == name}
+
+
+def an_address_is_given_served_and_told(bed):
+    with _allocators(bed), expect.service(bed, "given", kind="LoadBalancer", ports=[Port(80, node_port=30110)]) as s:
+        expect.soon(lambda: _given(bed, s.name), 20, "no address is given")
+        bed.settle(s)
+        expect.share("ext", next(a for a in _given(bed, s.name) if "." in a), 80, PODS)
+        expect.soon(lambda: "LoadBalancerAddressGiven" in _reasons(bed, s.name), 10, "no Event says so")
+
+
+def no_address_has_two_owners_when_the_holder_of_the_lease_is_killed_again_and_again(bed):
+    names = [f"many-{n}" for n in range(60)]
+    with _allocators(bed), _services(bed, names):
+        for k, name in enumerate(names):
+            _create(bed, name, ipFamilyPolicy="PreferDualStack")
+            if k % 25 == 10:
+                holder = _holder(bed) or ""
+                for i, agent in bed.agents.items():
+                    if holder.startswith(f"node{i}_"):
+                        agent.kill()
+                        agent.start()
+        expect.soon(lambda: all(_given(bed, name) for name in names), 90, "some are left without an address")
+        given = [address for name in names for address in _given(bed, name)]
+        expect.that(len(given) == len(set(given)), "an address has two owners:", sorted(given))
+        versions = {name: bed.source.api.get(_path(name))["metadata"]["resourceVersion"] for name in names}
+        time.sleep(12)
+        now = {name: bed.source.api.get(_path(name))["metadata"]["resourceVersion"] for name in names}
+        expect.that(now == versions, "statuses are written without a cause")
+
+
+def pools_are_followed_and_a_misspelt_field_is_named(bed):
+    names = ["gold-1", "gold-2", "gold-3", "asks", "plain"]
+    pool = "addresses: [" + "-".join(GOLD) + "]\nserviceSelector: {matchLabels: {tier: gold}}\n"
+    since = {i: agent.position() for i, agent in bed.agents.items()}
+    with _allocators(bed), _services(bed, names):
+        try:
+            _pools(bed, {"gold": pool})
+            time.sleep(2)
+            for name in names[:3]:
+                _create(bed, name, labels={"tier": "gold"})
+            _create(bed, "asks", {"metallb.io/loadBalancerIPs": GOLD[0]})
+            _create(bed, "plain")
+            expect.soon(lambda: "RequestedAddressNotInPool" in _reasons(bed, "asks"), 20, "a pool of others is not refused")
+            expect.soon(lambda: _given(bed, "plain") and _given(bed, "gold-1") and _given(bed, "gold-2"), 20, "no address is given")
+            expect.that(sorted(_given(bed, "gold-1") + _given(bed, "gold-2")) == GOLD, "not of the pool:", _given(bed, "gold-1"))
+            expect.that(not _given(bed, "asks"), "who asks for an address of others has it")
+            before = {name: _given(bed, name) for name in names}
+            _pools(bed, {"gold": pool.replace("serviceSelector", "serviceSelectors")})
+            expect.soon(lambda: any("serviceSelectors is not a field" in agent.text(since[i]) for i, agent in bed.agents.items()), 20,
+                        "the misspelt field is not named")
+            expect.that({name: _given(bed, name) for name in names} == before, "a misspelt field moves addresses")
+        finally:
+            _pools(bed, None)
+
+
+def a_holder_that_ends_gives_the_lease_up_at_once(bed):
+    with _allocators(bed):
+        holder = _holder(bed)
+        i = next(i for i in bed.agents if holder.startswith(f"node{i}_"))
+        bed.agents[i].stop()
+        try:
+            expect.that(own.wait(lambda: _holder(bed) not in (None, holder), 10, 0.2), "another one does not take over")
+        finally:
+            bed.agents[i].start()
+            bed.ready(i)
