@@ -382,6 +382,36 @@ fn a_neighbour_that_says_a_keepalive_late_but_in_time_keeps_its_session() {
 }
 
 #[test]
+fn a_look_at_a_session_at_rest_that_finds_nothing_does_not_end_its_rest() {
+    with_hosts(2, Topology::Link, |hosts| {
+        const HOLD: u16 = 6;
+        let ours = Ours::start(&hosts[0], 65001, false);
+        let mut wanted = plain(&hosts[0], &hosts[1]);
+        (wanted.settings.hold_time, wanted.settings.passive) = (HOLD, true);
+        ours.want(wanted);
+        let mut raw = Raw::session(&hosts[1], &hosts[0], IN);
+        // Each of ours, after a quarter to a third of the hold time, is followed by a look.
+        let keepalive = |raw: &mut Raw| while raw.hear().expect("the session stands") != Message::Keepalive {};
+        for _ in 0..4 {
+            keepalive(&mut raw);
+            raw.say(&message::keepalive());
+        }
+        let late = || std::thread::sleep(Duration::from_secs(u64::from(HOLD)) / 5);
+        keepalive(&mut raw);
+        late();
+        raw.say(&message::keepalive());
+        assert!(one_unread(&hosts[0]), "it rests before");
+        keepalive(&mut raw);
+        keepalive(&mut raw);
+        // This look has found nothing, less than half the hold time after the last KEEPALIVE.
+        std::thread::sleep(Duration::from_millis(100));
+        raw.say(&message::keepalive());
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(one_unread(&hosts[0]), "what comes now is read by the next look");
+    });
+}
+
+#[test]
 fn what_is_said_last_arrives_though_the_other_side_is_flooding_us() {
     with_hosts(2, Topology::Link, |hosts| {
         let [one, other] = [0, 1].map(|number| Ours::start(&hosts[number], 65001, false));

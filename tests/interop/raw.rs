@@ -112,6 +112,7 @@ impl Raw {
                 Ok(read @ 1..) => self.framing.push(&buffer[..read]),
                 Ok(_) => return None,
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("nothing is said: {error}"),
             }
         }

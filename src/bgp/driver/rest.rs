@@ -9,9 +9,9 @@ use super::super::session::LinkId;
 use super::Driver;
 
 impl Driver {
-    /// Reads a resting connection after a KEEPALIVE of ours. One that has received nothing since the last time wakes the
-    /// process with anything from now on; one without a message on its way begins to rest, if the next KEEPALIVE of ours
-    /// is sent before its hold timer expires.
+    /// Reads a resting connection after a KEEPALIVE of ours. It rests on, or begins to rest, where no part of a message is received and half
+    /// of the hold time is left, so that the next KEEPALIVE of ours comes before the hold timer expires; any other connection wakes
+    /// the process with anything from now on. Neighbours may send KEEPALIVEs less often than we do: a look that finds nothing is no sign of silence.
     pub(super) fn look_at_rest(&mut self, link: LinkId) {
         let mut at = self.moment();
         if !self.links.is_resting(link) {
@@ -19,7 +19,7 @@ impl Driver {
             return;
         }
         let Some((bytes, age)) = self.links.read_resting(link, &mut self.buffer) else {
-            self.links.set_resting(link, false);
+            self.links.set_resting(link, self.speaker.is_at_rest(link, at.now));
             return;
         };
         if bytes == SHORTEST {
