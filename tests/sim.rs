@@ -71,6 +71,15 @@ fn the_other_backend_takes_over_and_no_connection_ends() {
 }
 
 #[test]
+fn the_former_backend_takes_over_again_before_the_other_has_removed_its_guard() {
+    for seed in 0..10 {
+        let [iptables, nftables] = BACKENDS;
+        Walk::new(seed).returns_to_a_backend_whose_guard_stands([iptables, nftables]);
+        Walk::new(seed).returns_to_a_backend_whose_guard_stands([nftables, iptables]);
+    }
+}
+
+#[test]
 fn while_it_is_not_known_what_the_other_backend_marks_there_is_trouble() {
     for seed in 0..10 {
         Walk::new(seed).does_not_know_what_the_other_backend_marks();

@@ -204,6 +204,13 @@ impl<K: Kernel> Mirrors<K> {
         // A guard that knows only some of the ports would refuse what the other backend's guard lets in.
         let may_guard = !takes_over || authority == Authority::Complete;
         if authority != Authority::Remembered || self.uses_memory(desired, at) {
+            if takes_over {
+                // The guard of this backend may stand since before the other one ran: it refuses all ports of an address that it does
+                // not know.
+                let set_of = |key: &ElementKey| Set::of_element(key).map(|(set, _)| set);
+                let is_other = |key: &ElementKey| set_of(key) != Some(Set::ServiceAddresses);
+                self.elements.grow_where(&desired.elements, growth, at, is_other);
+            }
             self.elements.grow(&desired.elements, growth, at);
             self.grow_table(desired, may_guard, growth, at);
         } else {

@@ -91,6 +91,33 @@ impl Walk {
 }
 
 impl Walk {
+    /// A run with the other backend came to know of more Services, but not of everything, so the guard of the first backend
+    /// still stands when the next run has that one again.
+    pub fn returns_to_a_backend_whose_guard_stands(&mut self, [first, second]: [&str; 2]) {
+        let configuration =
+            |backend| flags::proxy(&["--strict-external-ip-validation=false", "--enable-ipv6=true", backend]);
+        self.world.authority.proxy = Authority::Complete;
+        let mut served = 0;
+        for (backend, authority) in [(first, Authority::Complete), (second, Authority::Partial)] {
+            (self.config, self.families) = configuration(backend);
+            self.agent = Agent::start(&self.kernel, &self.config, self.families);
+            while self.kernel.state().virtuals.len() < served + 20 {
+                for _ in 0..60 {
+                    generate::change(&mut self.world, &mut self.random);
+                }
+                self.start_from(known(authority, &self.world));
+                self.settle();
+            }
+            served = self.kernel.state().virtuals.len();
+        }
+        (self.config, self.families) = configuration(first);
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        self.start_from(known(Authority::Complete, &self.world));
+        self.settle();
+    }
+}
+
+impl Walk {
     /// At the start it cannot be read what the other backend marks as ours, for a while.
     pub fn does_not_know_what_the_other_backend_marks(&mut self) {
         self.world.authority.proxy = Authority::Complete;
