@@ -34,6 +34,7 @@ use crate::reconcile::{Growth, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
 use super::desired::{Desired, RouterChanges};
+use super::forward::AnswersBy;
 use super::names::{BRIDGE, Set};
 use super::problem::{About, Problem};
 use super::reachable::Lead;
@@ -63,6 +64,11 @@ pub trait Kernel {
     /// Returns how the kernel would route packets to a next hop.
     fn leads_to(&mut self, _next_hop: IpAddr) -> Lead {
         Lead::Unknown
+    }
+
+    /// Returns how a chain of the host can know answers.
+    fn answers_by(&self) -> AnswersBy {
+        AnswersBy::State
     }
 
     /// Returns whether a run with the other backend left anything.

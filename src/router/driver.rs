@@ -92,7 +92,7 @@ impl<K: Kernel> Driver<K> {
     ) -> Driver<K> {
         let now = Instant::now();
         Driver {
-            plan: Plan::new(config.clone(), families),
+            plan: Plan::new(config.clone(), families).with_answers_by(targets.kernel.answers_by()),
             mirrors: Mirrors::new(targets),
             withdrawals: Withdrawals::default(),
             sessions: Sessions::new(&config, context.speaker_pulse.clone(), context.access.clone()),

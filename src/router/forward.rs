@@ -15,16 +15,42 @@
 //! With nftables there is no such chain: a table of ours cannot let pass what another one drops. Where the host has a chain
 //! `FORWARD` of iptables-nft, the same three rules stand in that chain itself (`kernel::nftables::passages`), as kube-router
 //! writes them.
+//!
+//! Where the kernel has no `xt_conntrack`, a chain of our table in front of that one marks the answers, the third rule there lets the mark
+//! pass, and a chain behind it takes the mark away, before IPVS sees the packet:
+//!
+//! ```text
+//! chain answers      { type filter hook forward priority filter - 1; meta nfproto ipv4 oifname "eth0" meta mark set meta mark & ~0x20000
+//!     meta nfproto ipv4 oifname "eth0" ct state established,related meta mark set meta mark | 0x20000 }
+//! iptables -I FORWARD -o eth0 -m mark --mark 0x20000/0x20000 -m comment --comment "allow outbound node port traffic …" -j ACCEPT
+//! chain answer_marks { type filter hook forward priority filter + 1; meta mark & 0x20000 == 0x20000 meta mark set meta mark & ~0x20000 }
+//! ```
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::kernel::iptables::rule::States;
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::kernel::nftables::passages::{Passage, Passing};
+use crate::kernel::nftables::rule::Mark;
+use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Hook, Object, Statement};
 use crate::net::Family;
 
 use super::identity::Identity;
-use super::names::{BRIDGE, CHAIN_PODS};
+use super::names::{BRIDGE, CHAIN_PODS, NFT_ANSWER_MARKS, NFT_ANSWERS};
+
+/// How the host's own chain knows answers.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum AnswersBy {
+    /// By the state of their connection.
+    #[default]
+    State,
+    /// By a mark that our table gives them: the kernel has no `xt_conntrack`.
+    Mark,
+}
+
+/// The bit that answers have between our two chains: kube-router's for packets that passed.
+const ANSWERED: Mark = Mark { value: 0x20000, mask: 0x20000 };
 
 const FROM_PODS: &str = "allow outbound traffic from pods";
 const TO_PODS: &str = "allow inbound traffic to pods";
@@ -34,12 +60,40 @@ const ANSWERS: &str = "allow outbound node port traffic on node interface with w
 pub const COMMENTS: [&str; 3] = [FROM_PODS, TO_PODS, ANSWERS];
 
 /// Returns the rules in the host's own chain, for one family: with nftables.
-pub fn passages(own: &Identity, family: Family) -> BTreeMap<Passage, Passing> {
+pub fn passages(own: &Identity, family: Family, by: AnswersBy) -> BTreeMap<Passage, Passing> {
     let key = |comment| Passage { family, comment };
     let mut passages =
         BTreeMap::from([(key(FROM_PODS), Passing::From(BRIDGE.into())), (key(TO_PODS), Passing::To(BRIDGE.into()))]);
-    passages.extend(own.links.of(family).clone().map(|link| (key(ANSWERS), Passing::AnswersTo(link))));
+    let answers = |link| match by {
+        AnswersBy::State => Passing::AnswersTo(link),
+        AnswersBy::Mark => Passing::MarkedTo(link, ANSWERED),
+    };
+    passages.extend(own.links.of(family).clone().map(|link| (key(ANSWERS), answers(link))));
     passages
+}
+
+/// Returns the chains of our table that mark answers of these families and take the mark away.
+pub fn marking_chains(own: &Identity, families: &[Family]) -> BTreeMap<Object, Content> {
+    use nftables::{Match, Rule};
+    let cleared = || [Statement::SetMark(Mark { value: 0, ..ANSWERED })];
+    let mut rules = Vec::new();
+    for family in families {
+        let Some(link) = own.links.of(*family) else { continue };
+        let leaves = [Match::Family(*family), Match::OutputLink { name: link.clone(), negated: false }];
+        let answers = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
+        rules.push(Rule::with(leaves.clone(), cleared(), None));
+        let matches: Vec<Match> = leaves.into_iter().chain([answers]).collect();
+        rules.push(Rule::with(matches, [Statement::SetMark(ANSWERED)], None));
+    }
+    let marked = Match::Mark { mark: ANSWERED, negated: false };
+    let chain = |name: &str, priority, rules| {
+        let base = Some(Base { kind: BaseKind::Filter, hook: Hook::Forward, priority });
+        (Object::Chain(name.into()), Content::Chain(Arc::new(Chain { base, rules })))
+    };
+    BTreeMap::from([
+        chain(NFT_ANSWERS, -1, rules),
+        chain(NFT_ANSWER_MARKS, 1, vec![Rule::with([marked], cleared(), None)]),
+    ])
 }
 
 /// Returns the chain and the jump to it, for one family.

@@ -20,11 +20,11 @@ use crate::kernel::rule::SourceRules;
 use crate::kernel::sysctl::Settings;
 use crate::kernel::tunnel::{ReceivePorts, Tunnels};
 use crate::kernel::{Error, Name, module};
-use crate::net::{PerFamily, Prefixes};
+use crate::net::{Family, PerFamily, Prefixes};
 use crate::reconcile::{Optional, Target};
 
 use super::apply::{Kernel, Targets, set_names};
-use super::forward::COMMENTS;
+use super::forward::{AnswersBy, COMMENTS};
 use super::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, PROTOCOL, TABLE, TUNNEL_PROTOCOL, TUNNEL_TABLE, is_tunnel};
 use super::reachable::Lead;
 use super::settings;
@@ -38,6 +38,7 @@ pub struct Linux {
     /// Programs of the iptables variant that the host no longer uses, where its tables still hold rules of ours.
     abandoned: Families,
     lookup: Lookup,
+    answers_by: AnswersBy,
 }
 
 /// Temporary set, used while another one is replaced.
@@ -87,7 +88,7 @@ fn opened(
     let mut tunnels = Tunnels::open(is_tunnel, compares_mtu)?;
     let uses = |backend| used.is_none_or(|used| used == backend);
     let mut targets = Targets {
-        kernel: Linux { used, abandoned: Families::default(), lookup: Lookup::open()? },
+        kernel: Linux { used, abandoned: Families::default(), lookup: Lookup::open()?, answers_by: AnswersBy::State },
         settings: Settings::new([]),
         bridges: Bridges::open(LinkName(BRIDGE.into()), compares_mtu)?,
         sets: Optional::unused("sets"),
@@ -103,6 +104,9 @@ fn opened(
     // To clean up it is opened only where there is one, because opening needs a kernel that has nf_tables.
     if uses(Backend::Nftables) && (used.is_some() || nftables::has_inet_table(TABLE)?) {
         targets.table = Optional::used(OwnTable::open(TABLE)?);
+    }
+    if used == Some(Backend::Nftables) {
+        targets.kernel.answers_by = answers_by();
     }
     if uses(Backend::Nftables) {
         targets.passages = Optional::used(Passages::open(HostChain::Forward, &COMMENTS)?);
@@ -124,6 +128,21 @@ fn opened(
         targets.rules = Optional::used(Tables::detected(detected, ownership()));
     }
     Ok(targets)
+}
+
+/// Both families have the same module.
+fn answers_by() -> AnswersBy {
+    match nftables::passages::has_connection_match(Family::V4) {
+        Ok(false) => {
+            info!("The kernel has no xt_conntrack: answers of pods pass the host's chain FORWARD by a mark");
+            AnswersBy::Mark
+        }
+        Ok(true) => AnswersBy::State,
+        Err(error) => {
+            warn!(%error, "Trying xt_conntrack failed");
+            AnswersBy::State
+        }
+    }
 }
 
 fn names() -> Vec<Name> {
@@ -171,6 +190,10 @@ impl Kernel for Linux {
                 Lead::Unknown
             }
         }
+    }
+
+    fn answers_by(&self) -> AnswersBy {
+        self.answers_by
     }
 
     fn has_other_backend(&mut self) -> bool {

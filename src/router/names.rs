@@ -38,6 +38,9 @@ pub const CHAIN_PODS: &str = "KUBE-ROUTER-PODS";
 pub const TABLE: &str = "sluice_router";
 /// The base chain that masquerades packets from pods to the outside.
 pub const NFT_EGRESS: &str = "pod_snat";
+/// The base chains that mark answers of pods for the host's own chain, and take the mark away again.
+pub const NFT_ANSWERS: &str = "answers";
+pub const NFT_ANSWER_MARKS: &str = "answer_marks";
 
 /// The sets of all nodes' ranges and addresses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

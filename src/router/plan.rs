@@ -28,6 +28,7 @@ use crate::net::{ExternalPeer, Family, Password, PerFamily};
 use super::advertise::{Announcer, announced};
 use super::claims::Claims;
 use super::desired::{Desired, RouterChanges, Speaker};
+use super::forward::AnswersBy;
 use super::identity::Identity;
 use super::names::{Set, TUNNEL_TABLE};
 use super::nodes::{Around, Nodes};
@@ -48,6 +49,7 @@ pub struct Plan {
     /// The ranges of the flags.
     flags: ServiceRanges,
     families: PerFamily<bool>,
+    answers_by: AnswersBy,
     /// Passwords from the password file, if there is one.
     passwords: Vec<Password>,
     known: Known,
@@ -109,6 +111,7 @@ impl Plan {
             flags: config.ranges.clone(),
             config,
             families,
+            answers_by: AnswersBy::default(),
             passwords: Vec::new(),
             known: Known::default(),
             own: Identity::default(),
@@ -127,6 +130,11 @@ impl Plan {
             sets: None,
             stale: Stale::default(),
         }
+    }
+
+    /// The same, with another way by which the host's own chain knows answers. To be called before the first World.
+    pub fn with_answers_by(self, answers_by: AnswersBy) -> Plan {
+        Plan { answers_by, ..self }
     }
 
     pub fn desired(&self) -> &Desired {

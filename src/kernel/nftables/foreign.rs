@@ -144,7 +144,7 @@ impl BaseChain {
             match passing {
                 Passing::From(link) => from.insert(link.to_string()),
                 Passing::To(link) => to.insert(link.to_string()),
-                Passing::AnswersTo(_) | Passing::Marked(_) | Passing::Other => false,
+                Passing::AnswersTo(_) | Passing::MarkedTo(..) | Passing::Marked(_) | Passing::Other => false,
             };
         }
         from.retain(|link| self.hook == INPUT || to.contains(link));

@@ -18,7 +18,8 @@
 //! Kernel: a comment of nf_tables (`NFTA_RULE_USERDATA`) reads as `-m comment`, and becomes one when iptables restores the rule.
 //! The state of a connection and the mark have to be asked by the matches of xtables (`nft_compat`, `xt_conntrack`, `xt_mark`): a rule with the
 //! expression `ct` would make the whole table unreadable for iptables, and so would one with `meta mark` before iptables 1.8.8.
-//! Where the kernel has no `xt_mark`, the mark is asked by `meta mark` all the same.
+//! Where the kernel has no `xt_mark`, the mark is asked by `meta mark` all the same. Where it has no `xt_conntrack` ([`has_connection_match`])
+//! nothing but a mark tells these chains that a packet belongs to a connection: a table of ours has to mark it before.
 
 mod expressions;
 
@@ -35,7 +36,7 @@ use crate::kernel::{Cause, Error};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Failure, Growth, Mirror, Moment, Optional, Phase, Reflection, Step, Target};
 
-use self::expressions::{Found, HANDLE, MarkBy, POSITION, found, write};
+use self::expressions::{Found, HANDLE, MarkBy, POSITION, found, write, write_answers};
 pub(super) use self::expressions::{jumps_to, passing};
 
 /// A chain of the host's table `filter`.
@@ -62,6 +63,8 @@ pub enum Passing {
     To(CompactString),
     /// Packets that leave by this link and belong to a connection.
     AnswersTo(CompactString),
+    /// Packets that leave by this link and whose mark has these bits.
+    MarkedTo(CompactString, Mark),
     /// Packets whose mark has these bits.
     Marked(Mark),
     /// Something else, or not in its place. Only ever read.
@@ -151,7 +154,9 @@ impl Passages {
 
     /// Changes the rules of one family in one transaction; with `meta mark` only where the kernel refuses the match.
     fn change(&mut self, family: Family, steps: &[&Step<'_, Passage, Passing>]) -> Result<(), Fault> {
-        let is_about_marks = steps.iter().any(|step| matches!(step.want, Some(Passing::Marked(_))));
+        let asks_mark =
+            |step: &&Step<'_, Passage, Passing>| matches!(step.want, Some(Passing::Marked(_) | Passing::MarkedTo(..)));
+        let is_about_marks = steps.iter().any(asks_mark);
         match self.change_by(MarkBy::Match, family, steps) {
             Err(Fault::Refused(_)) if is_about_marks => self.change_by(MarkBy::Meta, family, steps),
             outcome => outcome,
@@ -231,6 +236,31 @@ impl Target for Passages {
     }
 }
 
+/// Returns whether the kernel has the match for the state of a connection, `xt_conntrack`; also where it does not say so. Tried with a table that is made
+/// and deleted in one transaction, which loads the module as the rule itself would.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn has_connection_match(family: Family) -> Result<bool, Error> {
+    const TRIAL: &str = "sluice_trial";
+    let mut socket = Socket::open(Bus::Netfilter)?;
+    let mut messages = Messages::new();
+    let number = [number_of(family), 0, 0, 0];
+    wire::mark(&mut messages, message::BATCH_BEGIN);
+    messages.begin(message::NEW_TABLE, flag::CREATE).header(&number).text(TABLE, TRIAL);
+    messages.begin(message::NEW_CHAIN, flag::CREATE).header(&number).text(TABLE, TRIAL).text(wire::chain::NAME, TRIAL);
+    messages.begin(message::NEW_RULE, flag::CREATE | flag::APPEND).header(&number).text(TABLE, TRIAL);
+    messages.text(rule::CHAIN, TRIAL);
+    write_answers(&mut messages);
+    messages.begin(message::DELETE_TABLE, 0).header(&number).text(TABLE, TRIAL);
+    wire::mark(&mut messages, message::BATCH_END);
+    match socket.transaction(&mut messages) {
+        Ok(()) => Ok(true),
+        Err(Fault::Refused(refusal)) => Ok(refusal.errno != libc::ENOENT),
+        Err(fault) => Err(Error::new("try nf_tables", "xt_conntrack", fault.into())),
+    }
+}
+
 /// Removes the rules with these comments from the chains of both families; returns why one could not be removed.
 pub fn remove(chain: HostChain, comments: &'static [&'static str]) -> Option<String> {
     let mut mirror = match Passages::open(chain, comments) {
@@ -272,11 +302,15 @@ impl fmt::Display for Passage {
 }
 
 fn about(messages: &mut Messages, kind: u16, flags: u16, family: Family) -> &mut Messages {
-    let number = match family {
+    messages.begin(kind, flags).header(&[number_of(family), 0, 0, 0]).text(TABLE, HOST_TABLE)
+}
+
+/// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
+fn number_of(family: Family) -> u8 {
+    match family {
         Family::V4 => 2,
         Family::V6 => 10,
-    };
-    messages.begin(kind, flags).header(&[number, 0, 0, 0]).text(TABLE, HOST_TABLE)
+    }
 }
 
 fn error(operation: &'static str, chain: HostChain, fault: Fault) -> Error {

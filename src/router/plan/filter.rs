@@ -9,6 +9,7 @@ use crate::net::Family;
 
 use super::{Plan, replace};
 use crate::router::desired::RouterChanges;
+use crate::router::forward::AnswersBy;
 use crate::router::names::Set;
 use crate::router::{forward, node_sets, pod_egress};
 
@@ -30,7 +31,11 @@ impl Plan {
             Backend::Nftables => {
                 let sets = families.iter().flat_map(|family| Set::ALL.map(|set| node_sets::table_set(set, *family)));
                 let mut table: BTreeMap<Object, Content> = sets.collect();
-                let passages = families.iter().flat_map(|family| forward::passages(&self.own, *family)).collect();
+                let passages = |family: &Family| forward::passages(&self.own, *family, self.answers_by);
+                let passages = families.iter().flat_map(passages).collect();
+                if self.answers_by == AnswersBy::Mark && !families.is_empty() {
+                    table.extend(forward::marking_chains(&self.own, &families));
+                }
                 if self.config.pod_egress && !families.is_empty() {
                     table.extend([pod_egress::table_chain(families.into_iter())]);
                 }

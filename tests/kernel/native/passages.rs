@@ -8,10 +8,14 @@ use sluice::firewall::{iptables, nftables};
 use sluice::kernel::nftables::foreign::DroppingChains;
 use sluice::kernel::nftables::passages::{HostChain, InHostChain, Passage, Passages, Passing, remove};
 use sluice::kernel::nftables::rule::Mark;
-use sluice::net::Family;
+use sluice::kernel::nftables::{OwnTable, passages};
+use sluice::net::{Family, PerFamily, Protocol};
 use sluice::reconcile::{Growth, Mirror, Moment, Reflection};
+use sluice::router::forward::{self, AnswersBy};
+use sluice::router::identity::Identity;
 
-use crate::namespace::{in_new, run, shell};
+use super::places::{Place, Places};
+use crate::namespace::{in_new, own_run, run, shell};
 
 const COMMENTS: [&str; 1] = ["allow traffic to ports of Services"];
 const MARK: Mark = Mark { value: 0x20000, mask: 0x20000 };
@@ -220,5 +224,72 @@ fn a_chain_of_the_host_that_drops_is_named_where_it_drops_what_policies_allow() 
         assert_eq!(by_nftables(), both, "answers do not pass");
         run("iptables-nft -A FORWARD -o kube-bridge -j ACCEPT");
         assert_eq!(by_nftables(), [format!("{}, except on kube-bridge", both[0]), both[1].clone()]);
+    });
+}
+
+/// The node's end of the link to a place.
+fn link(place: &str) -> String {
+    format!("to-{place}")
+}
+
+#[test]
+fn answers_pass_a_forward_chain_that_drops_by_the_state_of_their_connection_or_by_a_mark_and_nothing_else_does() {
+    for by in [AnswersBy::State, AnswersBy::Mark] {
+        in_new(move || {
+            own_run();
+            let client = Place::new("client", "203.0.113.2", "2001:db8:113::2");
+            let pod = Place::new("pod", "10.244.2.5", "2001:db8:42:2::5");
+            let places = Places::new(vec![client, pod], ("node", "192.0.2.1", "2001:db8::1"));
+            for program in ["iptables-nft", "ip6tables-nft"] {
+                run(&format!("{program} -P FORWARD DROP"));
+                run(&format!("{program} -A FORWARD -o {} -j ACCEPT", link("pod")));
+            }
+            run("nft add table inet behind");
+            run("nft add chain inet behind forward { type filter hook forward priority 2 ; }");
+            run("nft add rule inet behind forward meta mark and 0x20000 != 0 counter");
+            let connects = |from, to| Family::BOTH.map(|family| places.reaches(family, (from, to), Protocol::Tcp, 80));
+            assert_eq!(connects("client", "pod"), [false; 2], "{by:?}: the host drops answers");
+            let own = Identity { links: PerFamily::from_fn(|_| Some(link("client").into())), ..Identity::default() };
+            let mut table = Mirror::new(OwnTable::open("sluice_router").expect("a socket"));
+            if by == AnswersBy::Mark {
+                table.grow(&forward::marking_chains(&own, &Family::BOTH), Growth::Full, moment());
+                assert!(table.is_settled(), "{:?}", table.trouble());
+            }
+            let wanted = Family::BOTH.into_iter().flat_map(|family| forward::passages(&own, family, by)).collect();
+            let mut rules = Mirror::new(Passages::open(HostChain::Forward, &forward::COMMENTS).expect("a socket"));
+            for steps in [6, 6] {
+                rules.grow(&wanted, Growth::Full, moment());
+                assert!(rules.is_settled(), "{by:?}: {:?}", rules.trouble());
+                assert_eq!(rules.steps_done(), steps, "{by:?}: what was written reads as what was wanted");
+                rules.forget();
+            }
+            assert_eq!(connects("client", "pod"), [true; 2], "{by:?}");
+            assert_eq!(connects("pod", "client"), [false; 2], "{by:?}: no answers");
+            run("nft add table inet marking");
+            run("nft add chain inet marking forward { type filter hook forward priority -150 ; }");
+            run("nft add rule inet marking forward meta mark set 0x20000");
+            assert_eq!(connects("pod", "client"), [false; 2], "{by:?}: whoever marks them");
+            run("nft delete table inet marking");
+            let behind = run("nft list table inet behind");
+            assert!(by == AnswersBy::State || behind.contains("counter packets 0 "), "marks stay: {behind}");
+            let saved = ["iptables-nft-save", "ip6tables-nft-save"].map(|program| run(&format!("{program} -t filter")));
+            let asks = if by == AnswersBy::State { "--ctstate RELATED,ESTABLISHED" } else { "--mark 0x20000/0x20000" };
+            for text in saved {
+                assert_eq!(text.lines().filter(|line| line.contains(asks)).count(), 1, "{text}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_trial_says_whether_the_kernel_can_ask_for_the_state_of_a_connection_and_leaves_nothing() {
+    in_new(|| {
+        let before = run("nft list ruleset");
+        let can_iptables = crate::namespace::attempt("iptables-nft -A FORWARD -m conntrack --ctstate ESTABLISHED").0;
+        run("nft flush ruleset");
+        for family in Family::BOTH {
+            assert_eq!(passages::has_connection_match(family).expect("the kernel can be asked"), can_iptables);
+        }
+        assert_eq!(run("nft list ruleset"), before);
     });
 }

@@ -78,8 +78,11 @@ pub fn write(messages: &mut Messages, passing: &Passing, comment: &str, by: Mark
             write_link(messages, OUTPUT_LINK, link);
             write_match(messages, "conntrack", 3, &conntrack::answers());
         }
-        (Passing::Marked(mark), MarkBy::Match) => write_match(messages, "mark", 1, &marked::info(*mark)),
-        (Passing::Marked(mark), MarkBy::Meta) => write_mark(messages, *mark),
+        (Passing::MarkedTo(link, mark), _) => {
+            write_link(messages, OUTPUT_LINK, link);
+            write_marked(messages, *mark, by);
+        }
+        (Passing::Marked(mark), _) => write_marked(messages, *mark, by),
         (Passing::Other, _) => {}
     }
     messages.nest(ITEM).text(NAME, "counter").nest(CONTENT).end().end();
@@ -96,6 +99,20 @@ fn write_link(messages: &mut Messages, key: u32, link: &str) {
     messages.nest(ITEM).text(NAME, "meta").nest(CONTENT).u32_be(META_KEY, key).u32_be(1, 1).end().end();
     messages.nest(ITEM).text(NAME, "cmp").nest(CONTENT).u32_be(1, 1).u32_be(2, 0);
     messages.nest(3).text(data::VALUE, link).end().end().end();
+}
+
+fn write_marked(messages: &mut Messages, mark: Mark, by: MarkBy) {
+    match by {
+        MarkBy::Match => write_match(messages, "mark", 1, &marked::info(mark)),
+        MarkBy::Meta => write_mark(messages, mark),
+    }
+}
+
+/// Appends only the match by which answers are known, and no verdict.
+pub fn write_answers(messages: &mut Messages) {
+    messages.nest(rule::EXPRESSIONS);
+    write_match(messages, "conntrack", 3, &conntrack::answers());
+    messages.end();
 }
 
 fn write_match(messages: &mut Messages, name: &str, revision: u32, info: &[u8]) {
@@ -193,9 +210,12 @@ pub fn found(answer: &Answer<'_>, family: Family, (table, chain): (&str, &str)) 
 /// Interpretation of a rule after some of its expressions.
 #[derive(Default)]
 struct Reading {
-    key: Option<u32>,
-    /// The link that a `cmp` compares with, or the number that one of 4 bytes compares with.
+    /// What the register holds that nothing has compared yet.
+    loaded: Option<u32>,
+    /// Which link is compared, and its name.
+    way: Option<u32>,
     link: Option<CompactString>,
+    /// The number that a `cmp` of 4 bytes compares the mark with, and its mask.
     number: Option<u32>,
     mask: Option<u32>,
     /// The bits of the mark that a match of xtables compares.
@@ -211,19 +231,12 @@ impl Reading {
     fn read(&mut self, item: &Attributes<'_>) -> Option<()> {
         let content = item.get(CONTENT).map_or(Attributes::new(&[]), |content| content.attributes());
         match item.get(NAME)?.text()? {
-            "meta" if self.key.is_none() => self.key = Some(content.get(META_KEY)?.u32_be()?),
-            "bitwise" if self.key == Some(MARK) && self.mask.is_none() => {
+            "meta" if self.loaded.is_none() => self.loaded = Some(content.get(META_KEY)?.u32_be()?),
+            "bitwise" if self.loaded == Some(MARK) && self.mask.is_none() => {
                 self.mask = Some(number(&content, BITWISE_MASK)?);
                 return (number(&content, BITWISE_XOR)? == 0).then_some(());
             }
-            "cmp" if self.key == Some(MARK) && self.number.is_none() && content.get(2)?.u32_be()? == 0 => {
-                self.number = Some(number(&content, 3)?);
-            }
-            "cmp" if self.link.is_none() && content.get(2)?.u32_be()? == 0 => {
-                let value = content.get(3)?.attributes().get(data::VALUE)?.value;
-                // Without a closing zero it is the beginning of names.
-                self.link = Some(CompactString::from(text(value)?));
-            }
+            "cmp" if content.get(2)?.u32_be()? == 0 => self.compare(&content)?,
             "match" => {
                 let info = content.get(MATCH_INFO)?.value;
                 match content.get(MATCH_NAME)?.text()? {
@@ -245,16 +258,36 @@ impl Reading {
         Some(())
     }
 
+    /// Takes in a comparison with what was loaded last.
+    fn compare(&mut self, content: &Attributes<'_>) -> Option<()> {
+        match self.loaded.take()? {
+            MARK if self.number.is_none() => self.number = Some(number(content, 3)?),
+            way @ (INPUT_LINK | OUTPUT_LINK) if self.way.is_none() => {
+                let value = content.get(3)?.attributes().get(data::VALUE)?.value;
+                self.way = Some(way);
+                // Without a closing zero it is the beginning of names.
+                self.link = Some(CompactString::from(text(value)?));
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
     fn passing(&mut self) -> Option<Passing> {
-        if !self.accepts || self.is_odd {
+        if !self.accepts || self.is_odd || self.loaded.is_some() {
             return None;
         }
-        match (self.key, self.link.take(), self.mark, self.is_for_answers) {
+        let mark = match (self.mark, self.number, self.mask) {
+            (mark, None, None) => mark,
+            (None, Some(value), Some(mask)) => Some(Mark { value, mask }),
+            _ => return None,
+        };
+        match (self.way, self.link.take(), mark, self.is_for_answers) {
             (Some(INPUT_LINK), Some(link), None, false) => Some(Passing::From(link)),
             (Some(OUTPUT_LINK), Some(link), None, false) => Some(Passing::To(link)),
             (Some(OUTPUT_LINK), Some(link), None, true) => Some(Passing::AnswersTo(link)),
+            (Some(OUTPUT_LINK), Some(link), Some(mark), false) => Some(Passing::MarkedTo(link, mark)),
             (None, None, Some(mark), false) => Some(Passing::Marked(mark)),
-            (Some(MARK), None, None, false) => Some(Passing::Marked(Mark { value: self.number?, mask: self.mask? })),
             _ => None,
         }
     }
