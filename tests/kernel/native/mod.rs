@@ -32,6 +32,7 @@ mod next_hop;
 mod passages;
 mod router;
 mod rule;
+mod source_ranges;
 mod source_guard;
 mod sysctl;
 
