@@ -269,7 +269,7 @@ mod tests {
         assert_eq!((named(&bridges), bridges.is_any()), (Vec::new(), false));
         let mut rules = pods(&["10.244.1.7"]);
         let isolated = Isolation::Isolated { policies: [].into(), by_namespace: true };
-        rules.pods.values_mut().for_each(|pod| pod.ingress = isolated.clone());
+        rules.pods.edit_all(|pod| pod.ingress = isolated.clone());
         bridges.update(&rules, &world, &RuleSetChanges::default());
         assert_eq!(named(&bridges), [""; 0], "no change names the pod, so nobody looked");
         let named_pod = RuleSetChanges { pods: [object("shop/web")].into(), ..RuleSetChanges::default() };

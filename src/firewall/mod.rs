@@ -4,7 +4,7 @@
 //! everything; one that policies select accepts (ingress) or sends (egress) only what one of them allows. This module
 //! decides what that means for the pods of this node.
 //!
-//! Reading order: [`rules`] is the compiled form, independent of any backend; [`compile`] makes the rules of one
+//! Reading order: [`rules`] is the compiled form, independent of any backend, in which [`local_pods`] are found by their addresses; [`compile`] makes the rules of one
 //! policy, with one file for each feature that decides about them: [`selection`] (pods and namespaces by labels),
 //! [`ip_block`] (address ranges with exceptions), [`port_number`], [`named_port`]; [`isolation`] decides whether a pod
 //! is restricted at all (default deny). [`plan`] keeps the rule set up to date: [`claims`] lists the pods of an
@@ -25,6 +25,7 @@
 //! [`serve`] exports the refused packets.
 
 pub mod rules;
+pub mod local_pods;
 pub mod compile;
 pub mod isolation;
 pub mod selection;

@@ -108,7 +108,7 @@ impl Plan {
             // A new node name changes which pods are local, so start over.
             let fresh = Plan { node: world.host.node_name.clone(), ..Plan::default() };
             let before = std::mem::replace(self, fresh).rules;
-            changed.pods.extend(before.pods.into_keys());
+            changed.pods.extend(before.pods.into_names());
             changed.policies.extend(before.policies.into_keys());
             changed.cluster_policies.extend(before.cluster_policies.into_keys());
             changed.sets.extend(before.sets.into_keys());

@@ -31,6 +31,8 @@ use ipnet::IpNet;
 use crate::model::{Action, ObjectName, PodUid, Selector, Tier};
 use crate::net::{Family, PerFamily, Protocol};
 
+use super::local_pods::LocalPods;
+
 pub use crate::net::PortRange;
 
 /// All rules to be enforced on this node.
@@ -38,7 +40,7 @@ pub use crate::net::PortRange;
 pub struct RuleSet {
     /// Pods of this node that policies can apply to: running, with addresses of their own. Pods without isolation are
     /// included.
-    pub pods: BTreeMap<ObjectName, LocalPod>,
+    pub pods: LocalPods,
     /// The rules of each policy that isolates a pod of this node, for each direction in which it does.
     pub policies: BTreeMap<PolicyKey, Arc<[Rule]>>,
     /// The rules of each ClusterNetworkPolicy that selects a pod of this node, in order, for each direction in which it has
@@ -221,7 +223,7 @@ impl RuleSet {
 
     /// Returns the pods of this node that have this address: one, or several for a moment.
     pub fn local_pods_at(&self, address: IpAddr) -> impl Iterator<Item = (&ObjectName, &LocalPod)> {
-        self.pods.iter().filter(move |(_, pod)| pod.addresses.contains(&address))
+        self.pods.at(address)
     }
 }
 

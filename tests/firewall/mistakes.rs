@@ -171,11 +171,11 @@ fn edit_keys(rules: &mut RuleSet, edit: impl Fn(&mut ClusterPolicyKey)) {
         key
     };
     rules.cluster_policies = rules.cluster_policies.iter().map(|(key, list)| (edited(key), list.clone())).collect();
-    for pod in rules.pods.values_mut() {
+    rules.pods.edit_all(|pod| {
         let mut keys: Vec<ClusterPolicyKey> = pod.cluster_policies.iter().map(edited).collect();
         keys.sort();
         pod.cluster_policies = keys.into();
-    }
+    });
 }
 
 fn mix_directions(rules: &mut RuleSet) {
@@ -320,22 +320,20 @@ fn names_become_numbers(rules: &mut RuleSet) {
 }
 
 fn open(rules: &mut RuleSet, direction: Direction) {
-    for pod in rules.pods.values_mut() {
-        match direction {
-            Direction::Ingress => pod.ingress = Isolation::Open,
-            Direction::Egress => pod.egress = Isolation::Open,
-        }
-    }
+    rules.pods.edit_all(|pod| match direction {
+        Direction::Ingress => pod.ingress = Isolation::Open,
+        Direction::Egress => pod.egress = Isolation::Open,
+    });
 }
 
 fn keep_first_policy(rules: &mut RuleSet) {
-    for pod in rules.pods.values_mut() {
+    rules.pods.edit_all(|pod| {
         for isolation in [&mut pod.ingress, &mut pod.egress] {
             if let Isolation::Isolated { policies, .. } = isolation {
                 *policies = policies.first().cloned().into_iter().collect();
             }
         }
-    }
+    });
 }
 
 fn keep_first_match(rules: &mut RuleSet) {

@@ -16,7 +16,8 @@ use crate::net::Family;
 
 use super::super::backend::Owner;
 use super::super::drop_sums::{CountsFor, DropSums};
-use super::super::rules::{Direction, Isolation, RuleSet};
+use super::super::plan::RuleSetChanges;
+use super::super::rules::{Direction, Isolation, LocalPod, RuleSet};
 use super::names::{self, CHAIN_DENY, CHAIN_LINK_LOCAL, CHAIN_MULTICAST};
 use super::pod_chain;
 
@@ -35,30 +36,39 @@ impl Default for Drops {
     }
 }
 
-/// Returns the owners of the chains of these pods.
-pub fn owners(rules: &RuleSet) -> Owners {
-    let mut owners = Owners::new();
-    for (name, pod) in &rules.pods {
+/// Updates the owners of the chains of those pods and ClusterNetworkPolicies that changed.
+pub fn update_owners(owners: &mut Owners, rules: &RuleSet, changed: &RuleSetChanges) {
+    for name in &changed.pods {
         for direction in Direction::BOTH {
-            let Isolation::Isolated { policies, by_namespace } = pod.isolation(direction) else { continue };
-            let owner = |policy: &ObjectName| Owner {
-                namespace: policy.namespace.clone(),
-                policy: policy.name.clone(),
-                direction,
-            };
-            let annotation = by_namespace.then(|| owner(&ObjectName::new(&name.namespace, "")));
-            let all: Box<[Owner]> = policies.iter().map(owner).chain(annotation).collect();
+            let of_pod = rules.pods.get(name).and_then(|pod| owners_of_pod(name, pod, direction));
             if direction == Direction::Egress {
-                owners.insert(names::refusal_chain(name), all.clone());
+                put(owners, names::refusal_chain(name), of_pod.clone());
             }
-            owners.insert(names::pod_chain(name, direction), all);
+            put(owners, names::pod_chain(name, direction), of_pod);
         }
     }
-    for key in rules.cluster_policies.keys() {
+    // One that has another priority, and so another key, keeps its chain.
+    changed.cluster_policies.iter().for_each(|key| put(owners, names::cluster_policy_chain(key), None));
+    for key in changed.cluster_policies.iter().filter(|key| rules.cluster_policies.contains_key(key)) {
         let owner = Owner { namespace: "".into(), policy: key.policy.clone(), direction: key.direction };
-        owners.insert(names::cluster_policy_chain(key), [owner].into());
+        put(owners, names::cluster_policy_chain(key), Some([owner].into()));
     }
-    owners
+}
+
+/// Returns the policies on whose behalf a pod's chain refuses; `None` for a pod without such a chain.
+fn owners_of_pod(name: &ObjectName, pod: &LocalPod, direction: Direction) -> Option<Box<[Owner]>> {
+    let Isolation::Isolated { policies, by_namespace } = pod.isolation(direction) else { return None };
+    let owner =
+        |policy: &ObjectName| Owner { namespace: policy.namespace.clone(), policy: policy.name.clone(), direction };
+    let annotation = by_namespace.then(|| owner(&ObjectName::new(&name.namespace, "")));
+    Some(policies.iter().map(owner).chain(annotation).collect())
+}
+
+fn put(owners: &mut Owners, chain: CompactString, of_chain: Option<Box<[Owner]>>) {
+    match of_chain {
+        Some(of_chain) => drop(owners.insert(chain, of_chain)),
+        None => drop(owners.remove(&chain)),
+    }
 }
 
 /// Returns the packets that each chain has refused: that the rules of a pod's chain have rejected because no policy allows them, and
@@ -128,7 +138,12 @@ impl Drops {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::super::given::{labels, object, pod, policy};
+    use super::super::super::plan::Plan;
     use super::*;
+    use crate::model::{Host, Namespace, World};
 
     fn owner(policy: &str) -> Owner {
         Owner { namespace: "shop".into(), policy: policy.into(), direction: Direction::Ingress }
@@ -142,6 +157,42 @@ mod tests {
     fn add(drops: &mut Drops, counted: &[Counted], owners: &Owners) {
         drops.begin(owners);
         drops.add(Family::V4, counted, owners);
+    }
+
+    #[test]
+    fn a_change_of_a_pod_names_its_own_owners_anew_and_no_others_and_equals_all_at_once() {
+        let mut world = World::empty();
+        world.host = Arc::new(Host { node_name: "node1".into(), ..Host::default() });
+        world.cluster.namespaces.insert("shop".into(), Namespace { labels: labels(""), isolated: false });
+        for (name, address) in [("web", "10.244.1.7"), ("db", "10.244.1.8")] {
+            world.cluster.pods.insert(object(&format!("shop/{name}")), pod(address, &format!("app={name}"), ""));
+        }
+        for (name, of) in [("all", ""), ("web", "app=web"), ("front", "tier=front")] {
+            world.cluster.policies.insert(object(&format!("shop/{name}")), policy(of, Some(&[]), Some(&[])));
+        }
+        let (mut plan, mut owners) = (Plan::default(), Owners::new());
+        let mut update = |world: &World, owners: &mut Owners| {
+            let changed = plan.update(world);
+            update_owners(owners, plan.rules(), &changed);
+            let (mut fresh, mut at_once) = (Plan::default(), Owners::new());
+            let all = fresh.update(world);
+            update_owners(&mut at_once, fresh.rules(), &all);
+            assert_eq!(*owners, at_once);
+        };
+        let chain = |name: &str| names::pod_chain(&object(&format!("shop/{name}")), Direction::Ingress);
+        update(&world, &mut owners);
+        assert_eq!((owners.len(), owners[&chain("web")].len(), owners[&chain("db")].len()), (6, 2, 1));
+        let of_db = owners[&chain("db")].as_ptr();
+        world.cluster.pods.insert(object("shop/web"), pod("10.244.1.7", "app=web tier=front", ""));
+        update(&world, &mut owners);
+        assert_eq!(owners[&chain("web")].len(), 3);
+        assert_eq!(owners[&chain("db")].as_ptr(), of_db, "nobody looked at it");
+        world.cluster.pods.remove(&object("shop/web"));
+        update(&world, &mut owners);
+        assert_eq!(owners.len(), 3);
+        world.cluster.policies.remove(&object("shop/all"));
+        update(&world, &mut owners);
+        assert!(owners.is_empty(), "nothing isolates the other one");
     }
 
     #[test]

@@ -87,7 +87,8 @@ impl<K: Kernel> Backend for Iptables<K> {
         let lowered = self.lowering.update(rules, world, changed);
         self.mirrors.mark(&lowered);
         if !changed.pods.is_empty() || !changed.cluster_policies.is_empty() {
-            self.owners.send_replace(Arc::new(drops::owners(rules)));
+            // Only a reader that is at work has the value besides: it keeps the one that it has.
+            self.owners.send_modify(|owners| drops::update_owners(Arc::make_mut(owners), rules, changed));
         }
     }
 

@@ -29,26 +29,40 @@ impl Default for Drops {
     }
 }
 
-/// Returns the owners of the counters of these classes, and of these ClusterNetworkPolicies, which belong to no namespace.
-pub fn owners<'a>(
-    classes: impl Iterator<Item = &'a Class>,
-    cluster_policies: impl Iterator<Item = &'a ClusterPolicyKey>,
-) -> Owners {
-    let of_cluster = |key: &ClusterPolicyKey| {
+/// Updates the owners of the counters of these classes, each with whether it is there, and of these ClusterNetworkPolicies, which belong to no
+/// namespace.
+pub fn update_owners<'a>(
+    owners: &mut Owners,
+    classes: impl Iterator<Item = (&'a Class, bool)>,
+    cluster_policies: impl Iterator<Item = (&'a ClusterPolicyKey, bool)> + Clone,
+) {
+    for (class, is_there) in classes {
+        put(owners, names::class(class), is_there.then(|| owners_of_class(class)));
+    }
+    // One that has another priority, and so another key, may keep its counter.
+    cluster_policies.clone().for_each(|(key, _)| put(owners, names::denied(key), None));
+    for (key, _) in cluster_policies.filter(|(_, is_there)| *is_there) {
         let owner = Owner { namespace: "".into(), policy: key.policy.clone(), direction: key.direction };
-        (names::denied(key), [owner].into())
+        put(owners, names::denied(key), Some([owner].into()));
+    }
+}
+
+fn owners_of_class(class: &Class) -> Box<[Owner]> {
+    let owner = |namespace: &str, policy: &str| Owner {
+        namespace: namespace.into(),
+        policy: policy.into(),
+        direction: class.direction,
     };
-    let of_class = |class: &Class| {
-        let owner = |namespace: &str, policy: &str| Owner {
-            namespace: namespace.into(),
-            policy: policy.into(),
-            direction: class.direction,
-        };
-        let policies = class.policies.iter().map(|policy| owner(&policy.namespace, &policy.name));
-        let annotation = class.by_namespace.then(|| owner(&class.namespace, ""));
-        (names::class(class), policies.chain(annotation).collect())
-    };
-    classes.map(of_class).chain(cluster_policies.map(of_cluster)).collect()
+    let policies = class.policies.iter().map(|policy| owner(&policy.namespace, &policy.name));
+    let annotation = class.by_namespace.then(|| owner(&class.namespace, ""));
+    policies.chain(annotation).collect()
+}
+
+fn put(owners: &mut Owners, counter: Name, of_counter: Option<Box<[Owner]>>) {
+    match of_counter {
+        Some(of_counter) => drop(owners.insert(counter, of_counter)),
+        None => drop(owners.remove(&counter)),
+    }
 }
 
 impl Drops {
@@ -96,6 +110,14 @@ mod tests {
         Class { direction: Direction::Ingress, namespace: "shop".into(), policies, by_namespace }
     }
 
+    /// The owners of these and of no others.
+    fn owners(classes: &[&Class], cluster_policies: &[&ClusterPolicyKey]) -> Owners {
+        let mut owners = Owners::new();
+        let classes = classes.iter().map(|class| (*class, true));
+        update_owners(&mut owners, classes, cluster_policies.iter().map(|key| (*key, true)));
+        owners
+    }
+
     fn sums(drops: &Drops) -> Vec<(String, u64)> {
         drops.sums().iter().map(|(owner, packets)| (owner.policy.to_string(), *packets)).collect()
     }
@@ -103,7 +125,7 @@ mod tests {
     #[test]
     fn a_packet_counts_for_every_policy_that_isolates_its_pod() {
         let (both, one) = (class(&["shop/a", "shop/b"], true), class(&["shop/b"], false));
-        let owners = owners([&both, &one].into_iter(), std::iter::empty());
+        let owners = owners(&[&both, &one], &[]);
         let counted = |both_has: u64, one_has: u64| -> BTreeMap<Name, u64> {
             [(names::class(&both), both_has), (names::class(&one), one_has), ("other".into(), 9)].into()
         };
@@ -114,7 +136,7 @@ mod tests {
         // One was made anew, the other is gone.
         drops.add([(names::class(&one), 1)].into(), &owners);
         assert_eq!(sums(&drops), [(String::new(), 5), ("a".into(), 5), ("b".into(), 10)]);
-        drops.forget_others(&super::owners([&one].into_iter(), std::iter::empty()));
+        drops.forget_others(&super::tests::owners(&[&one], &[]));
         assert_eq!(sums(&drops), [("b".into(), 10)]);
     }
 
@@ -123,7 +145,7 @@ mod tests {
         let of = |tier| ClusterPolicyKey { tier, priority: 7, policy: "guard".into(), direction: Direction::Ingress };
         let [guard, other] = [Tier::Admin, Tier::Baseline].map(of);
         let class = class(&["shop/a"], false);
-        let owners = owners([&class].into_iter(), [&guard].into_iter());
+        let owners = owners(&[&class], &[&guard]);
         let mut drops = Drops::default();
         let counted = [(names::class(&class), 2), (names::denied(&guard), 3), (names::denied(&other), 9)];
         drops.add(counted.into(), &owners);
@@ -134,7 +156,7 @@ mod tests {
     #[test]
     fn a_policy_that_refused_nothing_says_so_and_what_bridges_drop_counts_by_its_reason() {
         let mut drops = Drops::default();
-        let owners = owners([&class(&["shop/a"], false)].into_iter(), std::iter::empty());
+        let owners = owners(&[&class(&["shop/a"], false)], &[]);
         drops.add([(LINK_LOCAL.into(), 2)].into(), &owners);
         assert_eq!(sums(&drops), [("a".to_owned(), 0)]);
         assert_eq!(*drops.on_bridges(), BTreeMap::from([("link-local", 2), ("multicast", 0)]));

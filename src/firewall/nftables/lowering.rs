@@ -221,6 +221,11 @@ impl Lowering {
         })
     }
 
+    /// Returns whether a class is in use.
+    pub fn has_class(&self, class: &Arc<Class>) -> bool {
+        self.parts.contains_key(&Part::Counter(class.clone()))
+    }
+
     fn lower_base(&mut self, rules: &RuleSet, world: &World, before: ClosedBridges, told: &mut LoweredChanges) {
         let moves = FirewallConfig::follow(&mut self.config, self.flags.in_cluster(world.cluster.service_ranges()));
         let closed = closed_ranges(&self.config, world, self.closed());

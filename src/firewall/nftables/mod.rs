@@ -87,9 +87,11 @@ impl<K: Kernel> Backend for Nftables<K> {
         let lowered = self.lowering.update(rules, world, changed);
         self.mirrors.mark(&lowered);
         if !lowered.classes.is_empty() || !changed.cluster_policies.is_empty() {
-            let classes = self.lowering.classes().map(|class| &**class);
-            let owners = drops::owners(classes, rules.cluster_policies.keys());
-            self.owners.send_replace(Arc::new(owners));
+            let classes = lowered.classes.iter().map(|class| (&**class, self.lowering.has_class(class)));
+            let policies = changed.cluster_policies.iter();
+            let policies = policies.map(|key| (key, rules.cluster_policies.contains_key(key)));
+            // Only a reader that is at work has the value besides: it keeps the one that it has.
+            self.owners.send_modify(|owners| drops::update_owners(Arc::make_mut(owners), classes, policies));
         }
     }
 

@@ -62,10 +62,10 @@ impl Plan {
             }
             _ => {}
         }
-        let local = self.rules.pods.get_mut(name).expect("only pods of this node are asked");
         for direction in Direction::BOTH {
             let isolating = policy.is_some_and(|policy| isolation::isolates(policy, direction));
-            if isolation::set_isolating(local.isolation_mut(direction), policy_name, isolating) {
+            let local = self.rules.pods.isolation_mut(name, direction).expect("only pods of this node are asked");
+            if isolation::set_isolating(local, policy_name, isolating) {
                 changed.pods.insert(name.clone());
             }
         }
@@ -99,8 +99,8 @@ impl Plan {
             return;
         }
         match wanted {
-            Some(pod) => drop(self.rules.pods.insert(name.clone(), pod)),
-            None => drop(self.rules.pods.remove(name)),
+            Some(pod) => self.rules.pods.insert(name.clone(), pod),
+            None => self.rules.pods.remove(name),
         }
         changed.pods.insert(name.clone());
     }

@@ -162,7 +162,14 @@ impl Enforcer {
         };
         match (filter, of_table) {
             (Filter::Iptables(flavour), _) => {
-                let (_owners, told) = watch::channel(Arc::new(drops::owners(rules)));
+                let everything = RuleSetChanges {
+                    pods: rules.pods.keys().cloned().collect(),
+                    cluster_policies: rules.cluster_policies.keys().cloned().collect(),
+                    ..RuleSetChanges::default()
+                };
+                let mut owners = drops::Owners::new();
+                drops::update_owners(&mut owners, rules, &everything);
+                let (_owners, told) = watch::channel(Arc::new(owners));
                 let counters = serve::Counters::new(told, programs(flavour));
                 registry.register(Box::new(Refused::new(counters).expect("valid names"))).expect("the names are free");
                 registry.text()
