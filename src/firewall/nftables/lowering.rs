@@ -27,6 +27,7 @@ use super::super::{frames, plan, settings};
 use super::base::Surroundings;
 use super::class::{self, Class};
 use super::desired::{Desired, Lost, LoweredChanges};
+use super::left_addresses::LeftAddresses;
 use super::parts::{Lowered, Part};
 use super::sets::{self, Unions};
 use super::tiers::{self, Judged};
@@ -56,7 +57,7 @@ pub struct Lowering {
     denials: Denials,
     unread: UnreadPolicies,
     /// Addresses that a pod had and left since these policies cannot be read.
-    left: BTreeSet<IpAddr>,
+    left: LeftAddresses,
 }
 
 /// A part that exists.
@@ -86,7 +87,7 @@ impl Lowering {
             bridges: PodBridges::default(),
             denials: Denials::default(),
             unread: UnreadPolicies::None,
-            left: BTreeSet::new(),
+            left: LeftAddresses::default(),
         }
     }
 
@@ -186,15 +187,15 @@ impl Lowering {
             self.unread = world.unread.clone();
             let chains = LostChains::of(&self.unread, |key| names::denied(key).as_str().into());
             self.desired.lost = chains.map(|chains| Lost { chains, addresses: BTreeSet::new() });
-            (differs, self.left) = (true, BTreeSet::new());
+            (differs, self.left) = (true, LeftAddresses::default());
         } else if moved.is_empty() {
             return differs;
         }
         let Some(lost) = &mut self.desired.lost else { return differs };
         // What a pod was denied does not pass to the next one with its address.
-        self.left.extend(moved.iter().filter(|(_, left)| *left).map(|(address, _)| *address));
+        moved.iter().filter(|(_, left)| *left).for_each(|(address, _)| self.left.add(*address));
         let all = rules.pods.values().flat_map(|pod| pod.addresses.iter().copied());
-        let addresses = all.filter(|address| !self.left.contains(address)).collect();
+        let addresses = all.filter(|address| !self.left.contains(*address)).collect();
         differs |= lost.addresses != addresses;
         lost.addresses = addresses;
         differs

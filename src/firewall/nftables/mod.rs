@@ -7,7 +7,7 @@
 //!
 //! Reading order: [`names`]; [`base`] are the chains that the kernel enters, [`class`] is the chain of pods with the same
 //! policies, with [`permissions`] (ports), [`peers`] and [`sets`], [`tiers`] are ClusterNetworkPolicies around it; [`host_endpoints`] refuses Services. [`lowering`] keeps all of it
-//! up to date ([`desired`]), part by part ([`parts`]). [`apply`] applies it to the kernel ([`linux`]), [`kept`] says what stays while
+//! up to date ([`desired`]), part by part ([`parts`]), and knows the [`left_addresses`]. [`apply`] applies it to the kernel ([`linux`]), [`kept`] says what stays while
 //! not everything is known, [`new_address`] what comes all the same, [`refused`] what takes the place of what the kernel refuses. [`enforced`] checks whether the kernel enforces a verdict, and whether it judges a pod as it must, [`drops`] counts refused packets ([`serve`]).
 //!
 //! All changes of an update are one transaction of the kernel, so no packet meets a part of them, and no order of changes
@@ -23,6 +23,7 @@ pub mod peers;
 pub mod sets;
 pub mod host_endpoints;
 pub mod desired;
+pub mod left_addresses;
 pub mod lowering;
 pub mod kept;
 pub mod refused;
