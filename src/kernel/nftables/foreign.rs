@@ -6,8 +6,9 @@
 //!
 //! A kernel without nf_tables has no tables.
 //!
-//! [`DroppingChains`] reads which base chains of others drop what none of their rules accepts (`NFTA_CHAIN_POLICY`, or a last rule without a condition, as
-//! firewalld has it): what a table of ours accepts they may still drop. Chains that are entered from there are not followed. The chains of legacy iptables
+//! [`DroppingChains`] reads which base chains of others drop what none of their rules accepts (`NFTA_CHAIN_POLICY`, or a rule without a condition, as
+//! firewalld has it as its last): what a table of ours accepts they may still drop. Rules count in their order, up to the first that leaves nothing to those behind
+//! it. Chains that are entered from there are not followed. The chains of legacy iptables
 //! cannot be reached by netlink.
 
 use std::collections::BTreeSet;
@@ -35,7 +36,7 @@ pub struct DroppingChain {
     pub family: &'static str,
     pub table: String,
     pub chain: String,
-    /// The chains that its rules enter.
+    /// The chains that every packet enters that no rule before has accepted.
     pub enters: BTreeSet<String>,
     /// The links from which its rules accept every packet, and to which too where it judges forwarded ones.
     pub opened: BTreeSet<String>,
@@ -57,8 +58,9 @@ const FAMILIES: [(u8, &str); 3] = [(INET, "inet"), (2, "ip"), (10, "ip6")];
 const INPUT: u32 = 1;
 const FORWARD: u32 = 2;
 
-/// The errors of a kernel without nf_tables, or without such tables.
-const ABSENT: [i32; 3] = [libc::EINVAL, libc::EOPNOTSUPP, libc::ENOENT];
+/// The errors of a kernel without nf_tables, or without such tables. Before 4.16 a family whose module is not loaded is one that it does not
+/// support.
+const ABSENT: [i32; 4] = [libc::EINVAL, libc::EOPNOTSUPP, libc::EAFNOSUPPORT, libc::ENOENT];
 
 /// `NFTA_EXPR_NAME`, `NFTA_EXPR_DATA`.
 const EXPRESSION_NAME: u16 = 1;
@@ -76,7 +78,7 @@ pub struct DroppingChains {
 
 impl DroppingChains {
     /// Returns the base chains of others at the hooks `input` and `forward` that drop what none of their rules accepts, sorted: by their policy
-    /// or by a last rule that drops or rejects everything.
+    /// or by a rule that drops or rejects everything.
     ///
     /// # Errors
     /// The kernel refuses to say.
@@ -114,7 +116,7 @@ fn dropping_chains(socket: &mut Socket) -> Result<Vec<DroppingChain>, Error> {
 
 fn unless_absent<T>(found: Result<Vec<T>, Fault>) -> Result<Vec<T>, Fault> {
     match found {
-        Err(fault) if fault.errno().is_some_and(|errno| ABSENT.contains(&errno)) => Ok(Vec::new()),
+        Err(fault) if fault.errno().is_some_and(is_absent) => Ok(Vec::new()),
         found => found,
     }
 }
@@ -129,26 +131,55 @@ struct BaseChain {
 }
 
 /// A rule of it, as far as it matters here.
+#[derive(Default)]
 struct HostRule {
-    enters: Option<String>,
     passes: Option<Passing>,
-    /// It drops or rejects every packet.
-    drops_all: bool,
+    always: Option<Always>,
+}
+
+/// What becomes of every packet that meets a rule.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Always {
+    Accepted,
+    /// Dropped or rejected.
+    Dropped,
+    /// The chain's policy decides.
+    Returned,
+    /// That chain is asked, and then the next rule, or the policy of this one.
+    Enters {
+        chain: String,
+        comes_back: bool,
+    },
 }
 
 impl BaseChain {
+    /// Follows a packet that no condition holds for through the rules in their order.
     fn dropping(self, rules: Vec<HostRule>) -> Option<DroppingChain> {
-        let drops = self.drops_by_policy || rules.last().is_some_and(|rule| rule.drops_all);
-        let (mut from, mut to) = (BTreeSet::new(), BTreeSet::new());
-        for passing in rules.iter().filter_map(|rule| rule.passes.as_ref()) {
-            match passing {
-                Passing::From(link) => from.insert(link.to_string()),
-                Passing::To(link) => to.insert(link.to_string()),
-                Passing::AnswersTo(_) | Passing::MarkedTo(..) | Passing::Marked(_) | Passing::Other => false,
-            };
+        let (mut from, mut to, mut enters) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut drops = self.drops_by_policy;
+        for rule in rules {
+            match rule.passes {
+                Some(Passing::From(link)) => drop(from.insert(link.to_string())),
+                Some(Passing::To(link)) => drop(to.insert(link.to_string())),
+                _ => {}
+            }
+            match rule.always {
+                None => {}
+                Some(Always::Enters { chain, comes_back }) => {
+                    enters.insert(chain);
+                    if !comes_back {
+                        break;
+                    }
+                }
+                Some(Always::Accepted) => return None,
+                Some(Always::Dropped) => {
+                    drops = true;
+                    break;
+                }
+                Some(Always::Returned) => break,
+            }
         }
         from.retain(|link| self.hook == INPUT || to.contains(link));
-        let enters = rules.into_iter().filter_map(|rule| rule.enters).collect();
         let (table, chain, family) = (self.table, self.chain, self.family.1);
         drops.then_some(DroppingChain { family, table, chain, enters, opened: from })
     }
@@ -174,31 +205,41 @@ fn rules(socket: &mut Socket, of: &BaseChain) -> Result<Vec<HostRule>, Fault> {
         let [its, ..] = *answer.header::<HEADER>()?;
         let rule = answer.attributes(HEADER);
         let is_of_chain = rule.get(TABLE)?.text()? == of.table && rule.get(rule::CHAIN)?.text()? == of.chain;
-        let drops_all = drops_all(&rule).unwrap_or(false);
-        let found = HostRule { enters: passages::jumps_to(&rule), passes: passages::passing(&rule), drops_all };
+        let found = HostRule { passes: passages::passing(&rule), always: always(&rule) };
         (its == of.family.0 && is_of_chain).then_some(found)
     })
 }
 
-/// Returns whether a rule drops or rejects every packet; `None` if it asks something.
-fn drops_all(of_rule: &Attributes<'_>) -> Option<bool> {
-    let mut drops = false;
+/// Returns what a rule does with every packet; `None` if it asks something, or does nothing with it.
+fn always(of_rule: &Attributes<'_>) -> Option<Always> {
+    let mut always = None;
     for item in of_rule.get(rule::EXPRESSIONS)?.attributes() {
         let item = item.attributes();
         let content = item.get(EXPRESSION_CONTENT).map_or(Attributes::new(&[]), |content| content.attributes());
         match item.get(EXPRESSION_NAME)?.text()? {
             "counter" | "log" => {}
             "match" if content.get(EXTENSION_NAME)?.text()? == "comment" => {}
-            "target" => drops |= ["DROP", "REJECT"].contains(&content.get(EXTENSION_NAME)?.text()?),
-            "reject" => drops = true,
+            "target" if ["DROP", "REJECT"].contains(&content.get(EXTENSION_NAME)?.text()?) => {
+                always = Some(Always::Dropped);
+            }
+            "target" => {}
+            "reject" => always = Some(Always::Dropped),
             "immediate" => {
                 let verdict = content.get(IMMEDIATE_DATA)?.attributes().get(data::VERDICT)?.attributes();
-                drops |= verdict.get(data::CODE)?.u32_be()? == data::DROP as u32;
+                let chain = || Some(verdict.get(data::CHAIN)?.text()?.to_owned());
+                always = match verdict.get(data::CODE)?.u32_be()? as i32 {
+                    data::DROP => Some(Always::Dropped),
+                    data::ACCEPT => Some(Always::Accepted),
+                    data::RETURN => Some(Always::Returned),
+                    data::JUMP => Some(Always::Enters { chain: chain()?, comes_back: true }),
+                    data::GOTO => Some(Always::Enters { chain: chain()?, comes_back: false }),
+                    _ => return None,
+                };
             }
             _ => return None,
         }
     }
-    Some(drops)
+    always
 }
 
 const SUBSYSTEM: u8 = 10;
@@ -272,8 +313,8 @@ fn is_there(socket: &mut Socket, mut message: Messages, name: &str) -> Result<bo
 }
 
 /// The table is not there, or the kernel knows no tables.
-fn is_absent(errno: i32) -> bool {
-    [Errno::NOENT, Errno::INVAL, Errno::OPNOTSUPP].iter().any(|known| known.raw_os_error() == errno)
+pub(super) fn is_absent(errno: i32) -> bool {
+    ABSENT.contains(&errno)
 }
 
 fn about(messages: &mut Messages, kind: u16, table: Table<'_>) {
@@ -282,4 +323,56 @@ fn about(messages: &mut Messages, kind: u16, table: Table<'_>) {
         Family::V6 => 10,
     };
     messages.begin(kind, 0).header(&[family, 0, 0, 0]).text(NAME, table.name);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_that_the_kernel_does_not_support_has_no_tables() {
+        for errno in [libc::ENOENT, libc::EINVAL, libc::EOPNOTSUPP, libc::EAFNOSUPPORT] {
+            assert!(is_absent(errno), "{errno}");
+        }
+        assert!(!is_absent(libc::EPERM) && !is_absent(libc::EBUSY));
+    }
+
+    fn passing(passing: Passing) -> HostRule {
+        HostRule { passes: Some(passing), always: None }
+    }
+
+    fn always(always: Always) -> HostRule {
+        HostRule { passes: None, always: Some(always) }
+    }
+
+    fn enters(chain: &str, comes_back: bool) -> HostRule {
+        always(Always::Enters { chain: chain.into(), comes_back })
+    }
+
+    /// The chains that a chain `FORWARD` enters and the links that it opens, if it drops.
+    fn dropping(drops_by_policy: bool, rules: Vec<HostRule>) -> Option<(Vec<String>, Vec<String>)> {
+        let (family, table, chain) = ((2, "ip"), "filter".to_owned(), "FORWARD".to_owned());
+        let chain = BaseChain { family, table, chain, hook: FORWARD, drops_by_policy }.dropping(rules)?;
+        Some((chain.enters.into_iter().collect(), chain.opened.into_iter().collect()))
+    }
+
+    #[test]
+    fn the_first_rule_without_a_condition_decides_and_what_stands_behind_it_does_not_count() {
+        let links = || [Passing::From("kube-bridge".into()), Passing::To("kube-bridge".into())].map(passing);
+        let none = || Some((Vec::new(), Vec::new()));
+        let asks = || HostRule::default();
+        assert_eq!(dropping(false, vec![asks(), always(Always::Dropped), always(Always::Accepted)]), none());
+        assert_eq!(dropping(true, vec![asks(), always(Always::Accepted), always(Always::Dropped)]), None);
+        assert_eq!(dropping(false, vec![always(Always::Returned), always(Always::Dropped)]), None);
+        let opened = || Some((Vec::new(), vec!["kube-bridge".to_owned()]));
+        let [from, to] = links();
+        assert_eq!(dropping(false, vec![from, to, always(Always::Dropped)]), opened());
+        let [from, to] = links();
+        assert_eq!(dropping(true, vec![from, always(Always::Dropped), to]), none(), "answers do not pass");
+        let entered = || Some((vec!["KUBE-ROUTER-FORWARD".to_owned()], Vec::new()));
+        assert_eq!(dropping(true, vec![enters("KUBE-ROUTER-FORWARD", true)]), entered());
+        assert_eq!(dropping(true, vec![always(Always::Dropped), enters("KUBE-ROUTER-FORWARD", true)]), none());
+        let elsewhere = dropping(true, vec![enters("OTHERS", false), enters("KUBE-ROUTER-FORWARD", true)]);
+        assert_eq!(elsewhere, Some((vec!["OTHERS".to_owned()], Vec::new())));
+    }
 }

@@ -27,7 +27,7 @@ const TRIES: usize = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
 /// The errors of a kernel without nf_tables.
-const ABSENT: [i32; 2] = [libc::EINVAL, libc::EOPNOTSUPP];
+const ABSENT: [i32; 3] = [libc::EINVAL, libc::EOPNOTSUPP, libc::EAFNOSUPPORT];
 
 /// A table of iptables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

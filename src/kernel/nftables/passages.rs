@@ -29,6 +29,7 @@ use std::time::Instant;
 
 use compact_str::CompactString;
 
+use super::foreign::is_absent;
 use super::rule::Mark;
 use super::wire::{self, TABLE, message, rule};
 use crate::kernel::netlink::{Bus, Fault, Messages, Socket, flag};
@@ -121,9 +122,7 @@ impl Passages {
         match self.socket.request(&mut message, |_| Some(())) {
             Ok(_) => Ok(true),
             // No such chain, no such table, or no nf_tables.
-            Err(Fault::Refused(refusal)) if [libc::ENOENT, libc::EINVAL, libc::EOPNOTSUPP].contains(&refusal.errno) => {
-                Ok(false)
-            }
+            Err(Fault::Refused(refusal)) if is_absent(refusal.errno) => Ok(false),
             Err(fault) => Err(fault),
         }
     }

@@ -174,9 +174,16 @@ fn chains_of_others_that_end_in_a_rule_that_drops_or_rejects_everything_are_name
                 "ip open",
                 "forward",
                 "forward",
-                ["tcp dport 22 drop", "reject with icmp admin-prohibited", "counter accept"],
+                ["tcp dport 22 drop", "counter accept", "reject with icmp admin-prohibited"],
             ),
-            ("ip closed", "input", "input", ["tcp dport 22 accept", "accept comment \\\"all\\\"", "counter log drop"]),
+            (
+                "ip midst",
+                "forward",
+                "forward",
+                ["tcp dport 22 accept", "reject with icmp admin-prohibited", "counter accept"],
+            ),
+            ("ip closed", "input", "input", ["tcp dport 22 accept", "counter comment \\\"all\\\"", "counter log drop"]),
+            ("ip passes", "input", "input", ["tcp dport 22 accept", "accept comment \\\"all\\\"", "counter log drop"]),
             ("ip asks", "input", "input", ["tcp dport 22 accept", "counter", "tcp dport 23 drop"]),
         ] {
             run(&format!("nft add table {table}"));
@@ -191,6 +198,7 @@ fn chains_of_others_that_end_in_a_rule_that_drops_or_rejects_everything_are_name
         let all = [
             "chain filter_FORWARD of table inet firewalld",
             "chain input of table ip closed",
+            "chain forward of table ip midst",
             "chain FORWARD of table ip6 filter",
         ];
         assert_eq!(named(), all);
@@ -216,7 +224,9 @@ fn a_chain_of_the_host_that_drops_is_named_where_it_drops_what_policies_allow() 
         let both = [said("FORWARD"), said("INPUT")];
         assert_eq!((by_iptables(), by_nftables()), (both.to_vec(), both.to_vec()));
         run("iptables-nft -N KUBE-ROUTER-FORWARD");
-        run("iptables-nft -A FORWARD -j KUBE-ROUTER-FORWARD");
+        run("iptables-nft -A FORWARD -p tcp -j KUBE-ROUTER-FORWARD");
+        assert_eq!(by_iptables(), both, "not every packet comes to our rules");
+        shell("iptables-nft -A FORWARD -m comment --comment ours -j KUBE-ROUTER-FORWARD");
         assert_eq!(by_iptables(), both[1..], "our rules there accept what policies allow");
         assert_eq!(by_nftables(), both);
         run("iptables-nft -A FORWARD -i kube-bridge -j ACCEPT");
