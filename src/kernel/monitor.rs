@@ -44,6 +44,9 @@ pub struct Changes {
     /// The ways to other hosts may have changed: routes of the main table that we do not watch and that do not lead to
     /// pods; devices, their carriers and addresses.
     pub ways: u64,
+    /// Bridges and ports: a device came to or left another one that it is a port of, or a bridge, or a device with such ports, came, went or has
+    /// another name.
+    pub ports: u64,
 }
 
 /// Notices that subsystems wait for.
@@ -57,6 +60,8 @@ pub enum Notice {
     Routes,
     /// [`Changes::ways`].
     Ways,
+    /// [`Changes::ports`].
+    Ports,
 }
 
 impl Changes {
@@ -67,6 +72,7 @@ impl Changes {
             Notice::Rules => self.rules,
             Notice::Routes => self.routes,
             Notice::Ways => self.ways,
+            Notice::Ports => self.ports,
         }
     }
 }
@@ -164,6 +170,7 @@ impl Monitor {
         changes.host += 1;
         changes.routes += 1;
         changes.ways += 1;
+        changes.ports += 1;
         if let Err(error) = self.look_around() {
             warn!(%error, "Listing links failed");
         }
@@ -246,6 +253,12 @@ impl View {
         let carries_routes = carries_routes(&device);
         let (carrier, master) = (!gone && device.carrier, device.master);
         let before = if gone { self.devices.remove(&index) } else { self.devices.insert(index, device) };
+        let port = |device: &Device| {
+            let is_bridge = matches!(&device.kind, LinkKind::Other(kind) if kind == BRIDGE);
+            (is_bridge || device.master.is_some()).then(|| (device.name.clone(), device.master))
+        };
+        let (port_before, port_now) = (before.as_ref().and_then(port), self.devices.get(&index).and_then(port));
+        changes.ports += u64::from(port_before != port_now);
         let other_carrier = before.as_ref().is_none_or(|before| before.carrier != carrier);
         changes.ways += u64::from(other_carrier && !is_ours && master.is_none());
         let same = |device: &Device| before.as_ref().is_some_and(|before| is_same(before, device));
@@ -264,6 +277,9 @@ impl View {
         self.devices.get(&index).is_some_and(|device| self.watched.ours.contains(&device.name))
     }
 }
+
+/// The kind of a bridge, as the kernel names it.
+const BRIDGE: &str = "bridge";
 
 /// Returns whether all but the carrier, and the device that it is a port of, is equal.
 fn is_same(one: &Device, other: &Device) -> bool {
@@ -291,6 +307,34 @@ mod tests {
             view.note(&Answer { kind, flags: 0, sequence: 0, port: 0, payload: &payload }, &mut changes);
             prop_assert!(changes.ours + changes.host <= 1);
         }
+    }
+
+    #[test]
+    fn who_comes_to_a_bridge_or_leaves_it_is_told_and_who_has_none_is_not() {
+        let mut view = View::new(Watched::default());
+        let device = |index, name: &str, kind: &str, master| Device {
+            index,
+            name: LinkName(name.into()),
+            kind: LinkKind::Other(kind.into()),
+            up: true,
+            carrier: true,
+            master,
+            mtu: 1500,
+        };
+        let mut told = |device, gone| {
+            let mut changes = Changes::default();
+            view.note_device(device, gone, &mut changes);
+            changes.ports
+        };
+        assert_eq!(told(device(2, "veth1", "veth", None), false), 0);
+        assert_eq!(told(device(1, "kube-bridge", "bridge", None), false), 1, "a bridge");
+        assert_eq!(told(device(2, "veth1", "veth", Some(1)), false), 1, "on it");
+        assert_eq!(told(device(2, "veth1", "veth", Some(1)), false), 0, "as before");
+        assert_eq!(told(device(2, "veth2", "veth", Some(1)), false), 1, "another name");
+        assert_eq!(told(device(2, "veth2", "veth", Some(3)), false), 1, "on another one");
+        assert_eq!(told(device(2, "veth2", "veth", None), false), 1, "off it");
+        assert_eq!(told(device(2, "veth2", "veth", None), true), 0);
+        assert_eq!(told(device(1, "kube-bridge", "bridge", None), true), 1, "it goes");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use compact_str::CompactString;
 use crate::kernel::bridge::OfBridges;
 use crate::kernel::link::LinkName;
 use crate::kernel::nftables::{Content, Object};
-use crate::reconcile::{Growth, Mirror, Moment, Target};
+use crate::reconcile::{Growth, Mirror, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
 use super::table::{Contents, Desired};
@@ -42,7 +42,7 @@ kinds! {
         table: Table after Rules,
         by_port: Table after Rules,
         arp: Table after Rules,
-        learning: Learning,
+        learning: Learning after Ports,
     }
     with {}
 }
@@ -81,6 +81,17 @@ impl<K: Kernel> Mirrors<K> {
     /// The kernel does not tell; why.
     pub fn found(&mut self) -> Result<Contents, String> {
         self.table.target().read().map_err(|error| error.to_string())
+    }
+
+    /// Returns what the kernel has in the table of the family `bridge` and is not desired; nothing while that is not known. Reads it where it
+    /// may have changed.
+    pub fn surplus(&mut self, desired: &Desired, at: Moment) -> Contents {
+        if self.table.is_settled() || !self.table.learn(at) {
+            return Contents::new();
+        }
+        let seen = self.table.seen().into_iter().flatten();
+        let surplus = seen.filter(|(object, _)| !desired.frames.contains_key(object));
+        surplus.map(|(object, content)| (object.clone(), content.clone())).collect()
     }
 
     /// Runs one round.

@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 
 use crate::kernel::bridge::NoGroupLearning;
 use crate::kernel::link::LinkName;
+use crate::kernel::monitor::Notice;
 use crate::model::{AttachmentId, Authority, LinkAddress, ObjectName, Pod, Table, World};
 use crate::observe::health::Note;
 use crate::reconcile::{Account, Moment};
@@ -81,6 +82,11 @@ pub struct Driver<K: Kernel> {
     /// Reading what an earlier run guards failed with this, and is tried again then. Until it succeeds nothing is written, neither the file nor
     /// the kernel: ports that only the kernel knows would be opened.
     unread: Option<(String, Instant)>,
+    /// The links whose ports this run has ended, until the kernel was seen not to guard them any more. What else it guards besides ours, another agent was
+    /// told that runs beside this one, or ran until a moment ago.
+    ended: BTreeSet<CompactString>,
+    /// When to list the links again; `None` where nothing of them has changed.
+    relist: Option<Instant>,
     /// The pods of the last World, and of them those of this node with their addresses.
     pods: Table<ObjectName, Pod>,
     local: BTreeMap<ObjectName, Box<[IpAddr]>>,
@@ -107,6 +113,8 @@ impl<K: Kernel> Driver<K> {
             waiting: Vec::new(),
             unwritten: None,
             unread: None,
+            ended: BTreeSet::new(),
+            relist: None,
             pods: Table::default(),
             local: BTreeMap::new(),
             unguarded: 0,
@@ -168,6 +176,7 @@ impl<K: Kernel> Driver<K> {
             debug!(?links, "Pod is not guarded: none of its links is a port of a bridge");
             self.ports.remove(&id);
             self.ports.vacate(&links);
+            self.ended.extend(links);
             return drop(outcome.send_replace(Ok(())));
         };
         // The bridge may have been made anew since another pod came to it.
@@ -191,9 +200,27 @@ impl<K: Kernel> Driver<K> {
         if desired == self.desired {
             return;
         }
+        self.ended.extend(table::guarded(&self.desired.frames).into_iter().map(|port| port.link));
+        self.ended.retain(|link| !self.ports.has(link));
         self.mirrors.mark(&self.desired, &desired);
         self.desired = desired;
         self.count_unguarded();
+    }
+
+    /// Takes over what the kernel guards besides: two agents overlap while one replaces the other, and each is told of some pods alone.
+    fn adopt_of_others(&mut self, at: Moment) {
+        let surplus = self.mirrors.surplus(&self.desired, at);
+        let of_others = |port: &GuardedPort| !self.ended.contains(&port.link) && !self.ports.has(&port.link);
+        let found: Vec<GuardedPort> = table::guarded(&surplus).into_iter().filter(of_others).collect();
+        if found.is_empty() {
+            return;
+        }
+        let Some(links) = self.listed() else { return };
+        for port in found.into_iter().filter(|port| links.contains(&port.link)) {
+            info!(link = %port.link, "Port guarded by another agent taken over");
+            self.ports.adopt(port);
+        }
+        self.take_over(at.now);
     }
 
     fn wanted(&self) -> Desired {
@@ -235,11 +262,15 @@ impl<K: Kernel> Driver<K> {
 
     /// Forgets the ports whose links are gone: their ends were not told. Returns the links of this host, where they are known.
     fn forget_missing_links(&mut self) -> Option<BTreeSet<CompactString>> {
+        let links = self.listed()?;
+        self.ports.retain_links(&links);
+        Some(links)
+    }
+
+    /// Lists the links; `None` where the kernel does not tell, which is logged.
+    fn listed(&mut self) -> Option<BTreeSet<CompactString>> {
         match self.list_links() {
-            Ok(links) => {
-                self.ports.retain_links(&links);
-                Some(links)
-            }
+            Ok(links) => Some(links),
             Err(error) => {
                 warn!(%error, "Links of this host are not known; guarded ports of missing links stay");
                 None
@@ -268,6 +299,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
     type News = Call;
     type Round = ();
 
+    const NOTICES: &'static [Notice] = &[Notice::Ports];
+
     fn mirrors(&mut self) -> &mut Mirrors<K> {
         &mut self.mirrors
     }
@@ -295,7 +328,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
     fn deadline(&self) -> Option<Instant> {
         let unwritten = self.unwritten.as_ref().map(|(_, at)| *at);
         let unread = self.unread.as_ref().map(|(_, at)| *at);
-        [self.mirrors.retry_at(), unwritten, unread].into_iter().flatten().min()
+        [self.mirrors.retry_at(), unwritten, unread, self.relist].into_iter().flatten().min()
     }
 
     async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
@@ -321,11 +354,24 @@ impl<K: Kernel> Subsystem for Driver<K> {
         if self.unwritten.as_ref().is_some_and(|(_, due)| *due <= at.now) {
             self.write(at.now);
         }
+        if self.relist.is_some_and(|due| due <= at.now) {
+            self.relist = self.listed().is_none().then(|| at.now + TRY_AGAIN);
+            self.take_over(at.now);
+        }
+    }
+
+    fn disturbed(&mut self, _notice: Notice) {
+        self.relist = Some(Instant::now());
     }
 
     fn round(&mut self, _authority: Authority, at: Moment) {
-        if self.unread.is_none() {
-            self.mirrors.round(&self.desired, at);
+        if self.unread.is_some() {
+            return;
+        }
+        self.adopt_of_others(at);
+        self.mirrors.round(&self.desired, at);
+        if self.mirrors.is_settled() {
+            self.ended.clear();
         }
     }
 

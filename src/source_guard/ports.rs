@@ -4,7 +4,8 @@
 //! or until the link is gone. The cluster is not asked: an attachment ends with its sandbox.
 //!
 //! Ports that the kernel guards and the file that keeps the collection does not name are taken over as the kernel guards them. Whose they are is not known then: such a
-//! port is guarded until its link is gone or another attachment has it.
+//! port is guarded until its link is gone or another attachment has it. The same goes for ports that another agent guards which runs beside this one, as one of
+//! two that replace each other does.
 //!
 //! Pure: calls in, keys that changed out. `driver` keeps the collection on disk.
 
@@ -56,6 +57,11 @@ impl Ports {
 
     pub fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// Returns whether this link is guarded.
+    pub fn has(&self, link: &str) -> bool {
+        self.0.contains_key(link)
     }
 
     pub fn is_empty(&self) -> bool {

@@ -21,7 +21,7 @@ struct Waiting {
 /// Time for which the objects of a notice are left alone.
 fn settle(notice: Notice) -> Duration {
     match notice {
-        Notice::Ours | Notice::Routes => Duration::from_millis(20),
+        Notice::Ours | Notice::Routes | Notice::Ports => Duration::from_millis(20),
         // Reading them starts programs.
         Notice::Rules => Duration::from_millis(500),
         Notice::Ways => Duration::from_millis(200),

@@ -10,6 +10,7 @@ use crate::observe::health::Health;
 use crate::observe::metrics::Registry;
 use crate::reconcile::{Failure, Phase, Step, Target};
 use crate::source_guard::table::Contents;
+use crate::subsystem::Kinds;
 
 /// What a kernel has of the source guard.
 #[derive(Default)]
@@ -157,6 +158,21 @@ impl Scene {
         told
     }
 
+    /// The kernel tells that somebody else changed this.
+    fn disturb(&self, driver: &mut Driver<InMemory>, notice: Notice) {
+        let at = Moment { now: self.began + Duration::from_secs(self.seconds), jitter: 0 };
+        driver.mirrors.audit_after(notice, at);
+        if Driver::<InMemory>::NOTICES.contains(&notice) {
+            driver.disturbed(notice);
+        }
+    }
+
+    fn put_on(&self, link: &str, bridge: Option<&str>) {
+        let mut machine = self.machine.borrow_mut();
+        let there = machine.links.iter_mut().filter(|one| one.name == link);
+        there.for_each(|one| one.bridge = bridge.map(Into::into));
+    }
+
     /// The links that a table guards.
     fn guarded(&self, table: &str) -> Vec<String> {
         let machine = self.machine.borrow();
@@ -255,4 +271,67 @@ fn the_host_takes_what_comes_by_a_link_that_is_on_no_bridge() {
     let told = scene.add(&mut driver, "veth1");
     scene.turn(&mut driver);
     assert_eq!((told.borrow().clone(), scene.guarded("bridge")), (Ok(()), vec!["veth2".to_owned()]));
+}
+
+#[test]
+fn a_port_that_is_put_on_a_bridge_again_is_guarded_for_its_own_frames_as_soon_as_the_kernel_tells() {
+    let mut scene = guarded_before();
+    let mut driver = scene.start();
+    scene.turn(&mut driver);
+    scene.put_on("veth1", None);
+    scene.disturb(&mut driver, Notice::Ports);
+    scene.turn(&mut driver);
+    assert_eq!(scene.guarded("arp"), ["veth2"], "what comes by it is routed");
+    scene.put_on("veth1", KUBE_BRIDGE);
+    scene.disturb(&mut driver, Notice::Ports);
+    scene.turn(&mut driver);
+    for table in ["bridge", "inet", "arp"] {
+        assert_eq!(scene.guarded(table), ["veth1", "veth2"], "{table}");
+    }
+}
+
+#[test]
+fn a_bridge_that_was_made_anew_has_its_option_as_soon_as_the_kernel_tells() {
+    let mut scene = guarded_before();
+    let mut driver = scene.start();
+    scene.turn(&mut driver);
+    scene.machine.borrow_mut().set.clear();
+    scene.disturb(&mut driver, Notice::Ports);
+    scene.turn(&mut driver);
+    assert_eq!(scene.machine.borrow().set.len(), 1);
+}
+
+#[test]
+fn two_agents_that_overlap_take_away_nothing_that_the_other_one_guards() {
+    let mut scene = guarded_before();
+    let (mut older, mut younger) = (scene.start(), scene.start());
+    for driver in [&mut older, &mut younger] {
+        scene.turn(driver);
+    }
+    let links = ["veth3", "veth4"].map(|link| PodLink { name: link.into(), bridge: KUBE_BRIDGE.map(Into::into) });
+    scene.machine.borrow_mut().links.extend(links);
+    for (driver, link) in [(&mut older, "veth3"), (&mut younger, "veth4")] {
+        let told = scene.add(driver, link);
+        scene.turn(driver);
+        assert_eq!(*told.borrow(), Ok(()));
+    }
+    for driver in [&mut older, &mut younger] {
+        scene.disturb(driver, Notice::Rules);
+        scene.turn(driver);
+    }
+    let all = ["veth1", "veth2", "veth3", "veth4"];
+    for table in ["bridge", "inet", "arp"] {
+        assert_eq!(scene.guarded(table), all, "{table}");
+    }
+    assert_eq!(scene.written(), all);
+    drop(older);
+    // What ends, ends: whoever was told of it.
+    younger.take(Call::Delete(AttachmentId { container: "of veth1".into(), interface: "eth0".into() }));
+    younger.take_over(scene.began);
+    scene.turn(&mut younger);
+    assert_eq!(scene.guarded("bridge"), all[1..]);
+    scene.machine.borrow_mut().links.retain(|link| link.name != "veth3");
+    younger.audited(Moment { now: scene.began, jitter: 0 });
+    scene.turn(&mut younger);
+    assert_eq!(scene.guarded("bridge"), ["veth2", "veth4"]);
 }

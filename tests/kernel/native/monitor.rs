@@ -238,6 +238,31 @@ fn our_own_changes_are_not_told() {
 }
 
 #[test]
+fn a_link_that_comes_to_a_bridge_or_leaves_it_and_a_bridge_that_comes_or_goes_are_told() {
+    in_new(|| {
+        let mut monitor = Monitor::open(Watched::default()).expect("a monitor");
+        let mut told = |command: &str| {
+            let before = monitor.hear().ports;
+            run(command);
+            monitor.hear().ports - before
+        };
+        assert_eq!(told("ip link add port type veth peer name pod"), 0, "on no bridge");
+        assert_eq!(told("ip link set port up"), 0);
+        for command in [
+            "ip link add br0 type bridge",
+            "ip link set port master br0",
+            "ip link set port nomaster",
+            "ip link set port master br0",
+            "ip link delete br0",
+        ] {
+            assert!(told(command) > 0, "{command}");
+        }
+        assert_eq!(told("ip link set port down"), 0);
+        assert_eq!(told("ip link delete port"), 0);
+    });
+}
+
+#[test]
 fn rules_of_others_are_told_and_ours_are_not() {
     in_new(|| {
         own_run();
@@ -273,8 +298,8 @@ fn after_an_overrun_everything_is_told() {
             messages.begin(24, flag::CREATE).header(&header).attribute(1, &[10, 100, high, low]);
         }
         assert_eq!(socket.batch(&mut messages).expect("the batch is answered"), []);
-        assert_eq!(monitor.hear(), Changes { ours: 1, host: 1, rules: 0, routes: 1, ways: 1 });
-        assert_eq!(monitor.hear(), Changes { ours: 1, host: 1, rules: 0, routes: 1, ways: 1 });
+        assert_eq!(monitor.hear(), Changes { ours: 1, host: 1, rules: 0, routes: 1, ways: 1, ports: 1 });
+        assert_eq!(monitor.hear(), Changes { ours: 1, host: 1, rules: 0, routes: 1, ways: 1, ports: 1 });
         run("ip link add more type bridge");
         assert!(monitor.hear().host > 1, "it goes on listening");
     });
