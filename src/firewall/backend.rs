@@ -66,6 +66,11 @@ pub trait Backend {
     /// Removes objects of earlier runs from where they no longer belong. Returns why something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
 
+    /// Returns whether it was a part of the removal, and the next one is to follow soon: what else there is to do goes first.
+    fn removal_goes_on(&self) -> bool {
+        false
+    }
+
     /// Audits everything at once, to answer a user's question about the kernel's state.
     fn look_at_all(&mut self, at: Moment) -> Vec<Found>;
 

@@ -130,10 +130,7 @@ impl<B: Backend> Driver<B> {
     fn explained(&mut self, question: &Question, at: Moment, context: &Context<'_>) -> Answer {
         let about = |word: &str| question.about.get(word).map_or("", String::as_str);
         let asked = explain::Question::parse(about("from"), about("to"))?;
-        if context.authority == Authority::Nothing {
-            return Err("nothing is known of the cluster yet".to_owned());
-        }
-        let world = context.world.borrow().clone();
+        let world = known_world(context)?;
         let mut explanation = explain::explanation(self.known(&world), &asked).map_err(|why| why.to_string())?;
         // The last audit may be minutes old. Drift found now is reported, and repaired in the following turn.
         context.account.found(&self.backend.look_at_all(at));
@@ -193,10 +190,7 @@ impl<B: Backend> Driver<B> {
 
     /// Answers with the packets that have been refused.
     fn dropped(&mut self, question: &Question, at: Moment, context: &Context<'_>) -> Answer {
-        if context.authority == Authority::Nothing {
-            return Err("nothing is known of the cluster yet".to_owned());
-        }
-        let world = context.world.borrow().clone();
+        let world = known_world(context)?;
         let mut packets = std::mem::take(&mut self.refused_packets);
         let answer = packets.answer(self.known(&world), &*self.context.flows, question, at.now);
         self.refused_packets = packets;
@@ -241,11 +235,8 @@ impl<B: Backend> Driver<B> {
 
     /// Returns the inputs of the comparison that a question is for.
     fn comparing(&self, question: &Question, context: &Context<'_>) -> Result<Comparing, String> {
-        if context.authority == Authority::Nothing {
-            return Err("nothing is known of the cluster yet".to_owned());
-        }
         Ok(Comparing {
-            world: context.world.borrow().clone(),
+            world: known_world(context)?,
             config: self.backend.config().clone(),
             file: question.about.get("file").cloned().unwrap_or_default(),
             read: self.context.read_policies,
@@ -366,10 +357,8 @@ impl<B: Backend> Subsystem for Driver<B> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        [self.backend.retry_at(), self.refused_packets.deadline(), self.established.deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        let due = [self.backend.retry_at(), self.refused_packets.deadline(), self.established.deadline()];
+        due.into_iter().flatten().min()
     }
 
     async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
@@ -416,6 +405,10 @@ impl<B: Backend> Subsystem for Driver<B> {
 
     fn remove_abandoned(&mut self) -> Vec<String> {
         self.backend.remove_abandoned()
+    }
+
+    fn removal_goes_on(&self) -> bool {
+        self.backend.removal_goes_on()
     }
 
     fn count(&mut self, round: RoundDurations, steps: u64, times: &Times) {
@@ -489,4 +482,10 @@ impl<B: Backend> Subsystem for Driver<B> {
         }
         standing.synced
     }
+}
+
+/// Returns the newest World, if anything is known of the cluster.
+fn known_world(context: &Context<'_>) -> Result<World, String> {
+    let is_known = context.authority != Authority::Nothing;
+    is_known.then(|| context.world.borrow().clone()).ok_or_else(|| "nothing is known of the cluster yet".to_owned())
 }

@@ -84,6 +84,11 @@ pub trait Kernel {
     /// host has given up, and everything of the other backend. Called once their replacements are in place. Returns why
     /// something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
+
+    /// Returns whether it was a part of the removal, and the next one is to follow soon: what else there is to do goes first.
+    fn removal_goes_on(&self) -> bool {
+        false
+    }
 }
 
 /// A kind of kernel objects without a mark of their own: the owner has to say which are ours.
@@ -259,6 +264,10 @@ impl<K: Kernel> Mirrors<K> {
         // What was marked there and is ours is marked here too.
         self.marked_elsewhere = Some(Vec::new());
         self.kernel.remove_abandoned()
+    }
+
+    pub fn removal_goes_on(&self) -> bool {
+        self.kernel.removal_goes_on()
     }
 
     /// Returns the last seen virtual services; reads them where they are not known. `None` while they cannot be read.

@@ -241,6 +241,10 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.mirrors.remove_abandoned()
     }
 
+    fn removal_goes_on(&self) -> bool {
+        self.mirrors.removal_goes_on()
+    }
+
     fn count(&mut self, round: ProxyRound, steps: u64, times: &Times) {
         if steps == 0 {
             return;

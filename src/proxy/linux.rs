@@ -6,6 +6,7 @@ use crate::config::{Backend, ProxyConfig};
 use crate::kernel::address::Addresses;
 use crate::kernel::conntrack::{self, Flows, Remaining};
 use crate::kernel::ipset::{Elements, SetName, Sets};
+use crate::kernel::iptables::abandoned::Removal;
 use crate::kernel::iptables::{self, Leftovers, Ownership, Programs, Table, Tables};
 use crate::kernel::ipvs::{Connections, Destination, Observed, ServiceKey, Services, Timeouts};
 use crate::kernel::link::{LinkName, Links};
@@ -28,6 +29,8 @@ pub struct Linux {
     used: Option<Backend>,
     /// Our table of nf_tables, where iptables is used and an earlier run has left one.
     left: Option<OwnTable>,
+    /// The removal of what a run with iptables left.
+    removal: Removal,
     /// Programs of the iptables variant that the host no longer uses, where its tables still hold rules of ours.
     abandoned: PerFamily<Option<Programs>>,
 }
@@ -65,9 +68,10 @@ pub fn open_for_cleanup() -> Result<Targets<Linux>, Error> {
 /// Opens all kinds, of the packet filter those of one backend or of both.
 fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
     let uses = |backend| used.is_none_or(|used| used == backend);
+    let removal = Removal::of(ownership(), with_temporary(), SetName(TEMPORARY_SET.into()));
     let device = LinkName(DEVICE.into());
     let mut targets = Targets {
-        kernel: Linux { used, left: None, abandoned: PerFamily::default() },
+        kernel: Linux { used, left: None, removal, abandoned: PerFamily::default() },
         links: Links::open([device.clone()])?,
         settings: Settings::new([]),
         sets: Optional::unused("sets"),
@@ -150,7 +154,7 @@ impl Kernel for Linux {
 
     fn remove_abandoned(&mut self) -> Vec<String> {
         if self.used == Some(Backend::Nftables) {
-            return iptables::abandoned::remove_all(&ownership(), with_temporary(), SetName(TEMPORARY_SET.into()));
+            return self.removal.step();
         }
         let mut failed = Vec::new();
         if self.used.is_some() {
@@ -167,6 +171,10 @@ impl Kernel for Linux {
             failed.extend(left);
         }
         failed
+    }
+
+    fn removal_goes_on(&self) -> bool {
+        self.removal.goes_on()
     }
 }
 

@@ -78,6 +78,11 @@ pub trait Kernel {
     /// host has given up, and everything of the other backend. Called once their replacements are in place. Returns why
     /// something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
+
+    /// Returns whether it was a part of the removal, and the next one is to follow soon: what else there is to do goes first.
+    fn removal_goes_on(&self) -> bool {
+        false
+    }
 }
 
 /// Routes; those to pods of known nodes precede other programs' routes to the same range (flannel's, static ones).
@@ -306,6 +311,10 @@ impl<K: Kernel> Mirrors<K> {
     pub fn remove_abandoned(&mut self) -> Vec<String> {
         self.takes_over = Some(false);
         self.kernel.remove_abandoned()
+    }
+
+    pub fn removal_goes_on(&self) -> bool {
+        self.kernel.removal_goes_on()
     }
 
     /// Returns when the next retry of a failed step is due.

@@ -353,6 +353,10 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.mirrors.remove_abandoned()
     }
 
+    fn removal_goes_on(&self) -> bool {
+        self.mirrors.removal_goes_on()
+    }
+
     fn count(&mut self, round: RouterRound, steps: u64, times: &Times) {
         let learned_at = self.learned_at.take();
         if steps == 0 {

@@ -11,6 +11,7 @@ use tracing::{debug, info, warn};
 use crate::config::{Backend, RouterConfig};
 use crate::kernel::bridge::Bridges;
 use crate::kernel::ipset::{Elements, SetName, Sets};
+use crate::kernel::iptables::abandoned::Removal;
 use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Table, Tables};
 use crate::kernel::link::LinkName;
 use crate::kernel::nftables::passages::{HostChain, Passages};
@@ -39,6 +40,8 @@ pub struct Linux {
     abandoned: Families,
     lookup: Lookup,
     answers_by: AnswersBy,
+    /// The removal of what a run with iptables left.
+    removal: Removal,
 }
 
 /// Temporary set, used while another one is replaced.
@@ -86,9 +89,12 @@ fn opened(
     pod_ranges: watch::Sender<Prefixes>,
 ) -> Result<Targets<Linux>, Error> {
     let mut tunnels = Tunnels::open(is_tunnel, compares_mtu)?;
+    let left = Ownership { leftovers: Leftovers::RouterEgress, ..ownership() };
+    let removal = Removal::of(left, with_temporary(), SetName(TEMPORARY_SET.into()));
+    let answers_by = if used == Some(Backend::Nftables) { answers_by() } else { AnswersBy::State };
     let uses = |backend| used.is_none_or(|used| used == backend);
     let mut targets = Targets {
-        kernel: Linux { used, abandoned: Families::default(), lookup: Lookup::open()?, answers_by: AnswersBy::State },
+        kernel: Linux { used, abandoned: Families::default(), lookup: Lookup::open()?, answers_by, removal },
         settings: Settings::new([]),
         bridges: Bridges::open(LinkName(BRIDGE.into()), compares_mtu)?,
         sets: Optional::unused("sets"),
@@ -104,9 +110,6 @@ fn opened(
     // To clean up it is opened only where there is one, because opening needs a kernel that has nf_tables.
     if uses(Backend::Nftables) && (used.is_some() || nftables::has_inet_table(TABLE)?) {
         targets.table = Optional::used(OwnTable::open(TABLE)?);
-    }
-    if used == Some(Backend::Nftables) {
-        targets.kernel.answers_by = answers_by();
     }
     if uses(Backend::Nftables) {
         targets.passages = Optional::used(Passages::open(HostChain::Forward, &COMMENTS)?);
@@ -196,6 +199,10 @@ impl Kernel for Linux {
         self.answers_by
     }
 
+    fn removal_goes_on(&self) -> bool {
+        self.removal.goes_on()
+    }
+
     fn has_other_backend(&mut self) -> bool {
         match self.used {
             // Unknown counts as false, as for the sets.
@@ -210,8 +217,7 @@ impl Kernel for Linux {
 
     fn remove_abandoned(&mut self) -> Vec<String> {
         if self.used == Some(Backend::Nftables) {
-            let left = Ownership { leftovers: Leftovers::RouterEgress, ..ownership() };
-            return iptables::abandoned::remove_all(&left, with_temporary(), SetName(TEMPORARY_SET.into()));
+            return self.removal.step();
         }
         let mut failed = Vec::new();
         if self.used.is_some() {

@@ -41,6 +41,11 @@ impl Abandoned {
         }
     }
 
+    /// Records a part of a try; the next part is due then.
+    pub fn goes_on(&mut self, next: Instant) {
+        self.next = Some(next);
+    }
+
     /// Records a try, with the reasons why something remains. Returns whether they are others than before.
     pub fn tried(&mut self, errors: Vec<String>, now: Instant) -> bool {
         self.is_gone = errors.is_empty();
@@ -85,6 +90,8 @@ mod tests {
             abandoned.tried(vec!["set in use".to_owned()], at(9));
         }
         assert_eq!(abandoned.deadline(), Some(at(9 + 3600)), "the longest pause");
+        abandoned.goes_on(at(10));
+        assert!(abandoned.deadline() == Some(at(10)) && abandoned.trouble().is_some(), "a part of the next try");
         abandoned.tried(Vec::new(), at(10));
         assert!(!abandoned.is_due(at(1000)) && abandoned.deadline().is_none() && abandoned.trouble().is_none());
     }

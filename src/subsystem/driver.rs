@@ -215,6 +215,9 @@ impl<S: Subsystem> Loop<S> {
         }
         let failed_before = !self.abandoned.errors().is_empty();
         let errors = self.subsystem.remove_abandoned();
+        if self.subsystem.removal_goes_on() {
+            return self.abandoned.goes_on(Instant::now() + BETWEEN_PORTIONS);
+        }
         if self.abandoned.tried(errors, Instant::now()) {
             for error in self.abandoned.errors() {
                 warn!(%error, "Removing rules of an earlier run with another packet filter failed; retrying");

@@ -118,6 +118,11 @@ pub trait Subsystem {
     /// something remains. Returns why something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
 
+    /// Returns whether that was a part of the removal alone, and the next part is to follow: inputs and changes go first.
+    fn removal_goes_on(&self) -> bool {
+        false
+    }
+
     /// Counts and logs the result of a round of `steps` steps.
     fn count(&mut self, round: Self::Round, steps: u64, times: &Times);
 

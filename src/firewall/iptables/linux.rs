@@ -6,6 +6,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use crate::kernel::ipset::{Elements, SetName, Sets};
+use crate::kernel::iptables::abandoned::Removal;
 use crate::kernel::iptables::{self, Families, Flavour, Leftovers, Ownership, Refusal, Table, Tables, Timing};
 use crate::kernel::nftables::dropping_chains::ChainsOfOthers;
 use crate::kernel::sysctl::Settings;
@@ -161,17 +162,15 @@ impl Refusing for Tables {
     }
 }
 
-/// Removes everything that this backend and kube-router left, of both iptables backends. Returns why something could not be
-/// removed. A host without ipset or programs of iptables has nothing of it.
-pub fn remove_all() -> Vec<String> {
-    let mut left = remove_kube_routers_tables();
-    left.extend(iptables::abandoned::remove_all(&ownership(), with_temporary(), SetName(TEMPORARY_SET.into())));
-    left
+/// Returns the removal of everything that this backend and kube-router left, of both iptables backends. A host without ipset or programs of
+/// iptables has nothing of it.
+pub fn removal() -> Removal {
+    Removal::of(ownership(), with_temporary(), SetName(TEMPORARY_SET.into()))
 }
 
 /// Removes the tables that a kube-router with `--use-nftables-for-netpol` left: they go on enforcing its last policies.
 /// Returns why something could not be removed.
-fn remove_kube_routers_tables() -> Vec<String> {
+pub fn remove_kube_routers_tables() -> Vec<String> {
     match nftables::remove(&KUBE_ROUTERS_TABLES) {
         Ok(removed) => {
             for table in removed {

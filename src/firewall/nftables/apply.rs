@@ -44,6 +44,11 @@ pub trait Kernel {
     /// Removes what the iptables backend left. Called once its replacement is in place. Returns why something could
     /// not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
+
+    /// Returns whether it was a part of the removal, and the next one is to follow soon: what else there is to do goes first.
+    fn removal_goes_on(&self) -> bool {
+        false
+    }
 }
 
 /// A table that reports which objects of a refused transaction were at fault.
@@ -252,6 +257,10 @@ impl<K: Kernel> Mirrors<K> {
     /// Removes objects of earlier runs from where they no longer belong.
     pub fn remove_abandoned(&mut self) -> Vec<String> {
         self.kernel.remove_abandoned()
+    }
+
+    pub fn removal_goes_on(&self) -> bool {
+        self.kernel.removal_goes_on()
     }
 
     /// Audits everything at once, to answer a user's question about the kernel's state.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tracing::warn;
 
+use crate::kernel::iptables::abandoned::Removal;
 use crate::kernel::nftables::dropping_chains::ChainsOfOthers;
 use crate::kernel::nftables::{self, Object, OwnTable, TableFamily};
 use crate::kernel::sysctl::Settings;
@@ -16,9 +17,9 @@ use super::apply::{Kernel, Refusing, Targets};
 use super::names::TABLE;
 
 /// Kernel of the network namespace in which it was opened.
-#[derive(Default)]
 pub struct Linux {
     others: ChainsOfOthers,
+    removal: Removal,
 }
 
 /// Opens all kinds in the network namespace of the calling thread.
@@ -40,7 +41,8 @@ pub fn open() -> Result<Targets<Linux>, Error> {
 pub fn open_for_cleanup() -> Result<Targets<Linux>, Error> {
     let FrameTables { tags, groups } = frames::linux::open_for_cleanup()?;
     let table = OwnTable::open(TABLE)?;
-    Ok(Targets { kernel: Linux::default(), settings: Settings::new([]), frames: tags, groups, table })
+    let kernel = Linux { others: ChainsOfOthers::default(), removal: iptables::linux::removal() };
+    Ok(Targets { kernel, settings: Settings::new([]), frames: tags, groups, table })
 }
 
 impl Kernel for Linux {
@@ -53,7 +55,15 @@ impl Kernel for Linux {
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {
-        iptables::linux::remove_all()
+        let mut failed = self.removal.step();
+        if !self.removal.goes_on() {
+            failed.extend(iptables::linux::remove_kube_routers_tables());
+        }
+        failed
+    }
+
+    fn removal_goes_on(&self) -> bool {
+        self.removal.goes_on()
     }
 }
 

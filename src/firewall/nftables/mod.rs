@@ -143,6 +143,10 @@ impl<K: Kernel> Backend for Nftables<K> {
         self.mirrors.remove_abandoned()
     }
 
+    fn removal_goes_on(&self) -> bool {
+        self.mirrors.removal_goes_on()
+    }
+
     fn look_at_all(&mut self, at: Moment) -> Vec<Found> {
         self.mirrors.look_at_all(at)
     }

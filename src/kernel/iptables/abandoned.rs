@@ -1,6 +1,6 @@
 //! Rules of ours in tables that a host no longer uses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use tracing::info;
@@ -24,19 +24,72 @@ pub fn remove(programs: Families, ownership: Ownership) -> Option<String> {
     mirror.trouble().map(|trouble| trouble.error.clone())
 }
 
-/// Removes everything of ours from the tables of both variants, and these sets; returns why something could not be removed.
+/// Removes everything of ours from the tables of both variants, and sets of ours, part by part: each starts one or two programs at most, and whoever
+/// removes does other things in between.
+///
 /// Without programs of iptables what its nf_tables variant wrote is removed by netlink. What the legacy variant wrote can then be
 /// neither read nor removed: sets that are in use say that there is something.
-pub fn remove_all(ownership: &Ownership, sets: Vec<Name>, temporary: SetName) -> Vec<String> {
-    let detected = detect(ownership);
-    let both = [detected.programs, detected.abandoned];
-    let mut failed: Vec<String> = both.into_iter().filter_map(|programs| remove(programs, ownership.clone())).collect();
-    failed.extend(Family::BOTH.into_iter().flat_map(|family| remove_by_netlink(ownership, family)));
-    if let Some(error) = ipset::abandoned::remove(sets, temporary) {
-        failed.push(error);
-        failed.extend(has_unreadable_tables().then(|| UNREADABLE.to_owned()));
+#[derive(Debug)]
+pub struct Removal {
+    ownership: Ownership,
+    sets: Vec<Name>,
+    temporary: SetName,
+    /// What is still to be done of an attempt that has begun.
+    parts: VecDeque<Part>,
+    failed: Vec<String>,
+}
+
+/// A part of an attempt.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    /// The tables that these programs read, of one family.
+    Tables(Families),
+    /// The tables of nf_tables, of one family.
+    Netlink(Family),
+    /// All sets; rules that name them must have gone.
+    Sets,
+}
+
+impl Removal {
+    pub fn of(ownership: Ownership, sets: Vec<Name>, temporary: SetName) -> Removal {
+        Removal { ownership, sets, temporary, parts: VecDeque::new(), failed: Vec::new() }
     }
-    failed
+
+    /// Does the next part. Behind the last one it returns why something could not be removed; the next call begins anew then.
+    pub fn step(&mut self) -> Vec<String> {
+        match self.parts.pop_front() {
+            None => self.begin(),
+            Some(Part::Tables(programs)) => self.failed.extend(remove(programs, self.ownership.clone())),
+            Some(Part::Netlink(family)) => self.failed.extend(remove_by_netlink(&self.ownership, family)),
+            Some(Part::Sets) => {
+                if let Some(error) = ipset::abandoned::remove(self.sets.clone(), self.temporary.clone()) {
+                    self.failed.push(error);
+                    self.failed.extend(has_unreadable_tables().then(|| UNREADABLE.to_owned()));
+                }
+            }
+        }
+        if self.goes_on() { Vec::new() } else { std::mem::take(&mut self.failed) }
+    }
+
+    /// Returns whether an attempt has begun and is not complete.
+    pub fn goes_on(&self) -> bool {
+        !self.parts.is_empty()
+    }
+
+    fn begin(&mut self) {
+        let detected = detect(&self.ownership);
+        for programs in [detected.programs, detected.abandoned] {
+            for family in Family::BOTH {
+                let of_family = programs.of(family).map(|its| Families {
+                    v4: (family == Family::V4).then_some(its),
+                    v6: (family == Family::V6).then_some(its),
+                });
+                self.parts.extend(of_family.map(Part::Tables));
+            }
+        }
+        self.parts.extend(Family::BOTH.map(Part::Netlink));
+        self.parts.push_back(Part::Sets);
+    }
 }
 
 /// Removes what is ours in the tables of nf_tables, of the families whose programs are not installed. Returns why something could not

@@ -34,6 +34,10 @@ struct Yard {
     reads: BTreeMap<&'static str, usize>,
     /// How often it was asked to remove what earlier runs left elsewhere.
     abandoned_removed: u32,
+    /// Parts done of the next removal, and the turn of each of all that were done.
+    abandoned_parts: u32,
+    parts_at: Vec<u32>,
+    turns: u32,
     /// So many tries to remove it fail.
     abandoned_stays: u32,
     /// This kind cannot be changed.
@@ -43,6 +47,9 @@ struct Yard {
 }
 
 type Shared = Rc<RefCell<Yard>>;
+
+/// Of each removal of what earlier runs left.
+const PARTS: u32 = 3;
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Key(String);
@@ -198,8 +205,18 @@ impl Subsystem for Signposts {
 
     fn remove_abandoned(&mut self) -> Vec<String> {
         let mut yard = self.mirrors.kernel.borrow_mut();
+        yard.abandoned_parts = (yard.abandoned_parts + 1) % PARTS;
+        let turn = yard.turns;
+        yard.parts_at.push(turn);
+        if yard.abandoned_parts > 0 {
+            return Vec::new();
+        }
         yard.abandoned_removed += 1;
         if yard.abandoned_removed <= yard.abandoned_stays { vec!["a fence in use".to_owned()] } else { Vec::new() }
+    }
+
+    fn removal_goes_on(&self) -> bool {
+        self.mirrors.kernel.borrow().abandoned_parts > 0
     }
 
     fn count(&mut self, (): (), _steps: u64, _times: &Times) {}
@@ -211,6 +228,7 @@ impl Subsystem for Signposts {
     fn log_first_sync(&mut self, _sync: &FirstSync) {}
 
     fn publish(&mut self, standing: &Standing) -> bool {
+        self.mirrors.kernel.borrow_mut().turns += 1;
         standing.synced
     }
 }
@@ -397,6 +415,19 @@ fn what_an_earlier_run_left_is_removed_when_it_can_be_and_health_names_it_until_
         scene.until("health names it", |yard| yard.has(&["a"], &["a"]) && told()).await;
         scene.until("it is tried again", |yard| yard.abandoned_removed == 3).await;
         scene.until_ready().await;
+    });
+}
+
+#[test]
+fn each_part_of_a_removal_has_a_turn_of_its_own_in_which_changes_go_first() {
+    Scene::new().run(async |scene| {
+        scene.yard.borrow_mut().abandoned_stays = 1;
+        scene.publish(Authority::Complete, &["a"]);
+        scene.until("it is tried again", |yard| yard.abandoned_removed == 2).await;
+        scene.until_ready().await;
+        let parts_at = scene.yard.borrow().parts_at.clone();
+        assert_eq!(parts_at.len(), 6);
+        assert!(parts_at.windows(2).all(|two| two[0] < two[1]), "{parts_at:?}");
     });
 }
 

@@ -148,7 +148,12 @@ impl Enforcer {
     pub fn remove_abandoned(&mut self) -> Vec<String> {
         match self.backend() {
             Either::Iptables(both) => both.1.remove_abandoned(),
-            Either::Nftables(both) => both.0.remove_abandoned(),
+            Either::Nftables(both) => loop {
+                let failed = both.0.remove_abandoned();
+                if !both.0.removal_goes_on() {
+                    return failed;
+                }
+            },
         }
     }
 

@@ -614,6 +614,10 @@ impl nftables::apply::Kernel for Mortal<nftables::linux::Linux> {
     fn remove_abandoned(&mut self) -> Vec<String> {
         self.inner.remove_abandoned()
     }
+
+    fn removal_goes_on(&self) -> bool {
+        self.inner.removal_goes_on()
+    }
 }
 
 impl nftables::apply::Refusing for Mortal<OwnTable> {
