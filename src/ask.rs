@@ -104,7 +104,7 @@ async fn ask_all(socket: &Path, about: &BTreeMap<&str, &str>) -> anyhow::Result<
 
 /// Prints refused packets as they come, for as long as somebody reads them.
 async fn drops(socket: &Path, output: Output, until: Option<Instant>, out: &mut impl Write) -> anyhow::Result<()> {
-    let (mut since, mut lost) = (None, 0);
+    let (mut since, mut lost, mut doubt) = (None, 0, None);
     loop {
         let number = since.map(|number: u64| number.to_string());
         let about: BTreeMap<&str, &str> = number.iter().map(|number| ("since", number.as_str())).collect();
@@ -113,14 +113,19 @@ async fn drops(socket: &Path, output: Output, until: Option<Instant>, out: &mut 
         // What was lost before the first question is nothing that was asked for.
         let missed = drops.missed + if since.is_some() { drops.lost.saturating_sub(lost) } else { 0 };
         (since, lost) = (Some(drops.next), drops.lost);
-        let mut lines: Vec<String> = drops
-            .packets
-            .iter()
-            .map(|packet| match output {
-                Output::Json => packet.to_string(),
-                Output::Text => packet.get("text").and_then(Value::as_str).unwrap_or_default().to_owned(),
-            })
-            .collect();
+        let mut lines = Vec::new();
+        if doubt != drops.doubt {
+            lines.extend(drops.doubt.as_ref().map(|doubt| match output {
+                Output::Json => serde_json::json!({ "cluster": drops.cluster, "doubt": doubt }).to_string(),
+                Output::Text => format!("cluster: {doubt}"),
+            }));
+            doubt = drops.doubt;
+        }
+        let packets = drops.packets.iter().map(|packet| match output {
+            Output::Json => packet.to_string(),
+            Output::Text => packet.get("text").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        });
+        lines.extend(packets);
         if missed > 0 {
             lines.push(match output {
                 Output::Json => format!("{{\"missed\":{missed}}}"),
@@ -145,6 +150,11 @@ struct Drops {
     missed: u64,
     /// Since the program began to read them.
     lost: u64,
+    /// How far the cluster is known, and why reasons may be out of date, as a sentence without its end; not there in answers of earlier versions.
+    #[serde(default)]
+    cluster: String,
+    #[serde(default)]
+    doubt: Option<String>,
     packets: Vec<Value>,
 }
 
@@ -295,8 +305,12 @@ mod tests {
                     .map(|number| serde_json::json!({ "text": format!("packet {number}") }))
                     .collect();
                 let lost = if next < 9 { 0 } else { 5 };
-                let text =
-                    serde_json::json!({ "next": next, "missed": 0, "lost": lost, "packets": packets }).to_string();
+                let doubt = (next < 9).then_some("this is as an earlier run remembered it");
+                let cluster = if doubt.is_some() { "remembered" } else { "complete" };
+                let text = serde_json::json!({
+                    "next": next, "missed": 0, "lost": lost, "cluster": cluster, "doubt": doubt, "packets": packets,
+                })
+                .to_string();
                 question.answer.send(Ok(text)).expect("the asker waits");
             }
         });
@@ -308,7 +322,11 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = refusing(directory.path()).await;
         for (output, expected) in [
-            (Output::Text, "packet 7\npacket 8\n5 refused packets came too fast and are not shown\npacket 9\n"),
+            (
+                Output::Text,
+                "cluster: this is as an earlier run remembered it\n\
+                 packet 7\npacket 8\n5 refused packets came too fast and are not shown\npacket 9\n",
+            ),
             (Output::Json, "{\"text\":\"packet 10\"}\n{\"text\":\"packet 11\"}\n{\"text\":\"packet 12\"}\n"),
         ] {
             let mut printed = Vec::new();

@@ -87,6 +87,11 @@ impl Plan {
         Plan::default()
     }
 
+    /// Gives the rule set away, and all else up.
+    pub fn into_rules(self) -> RuleSet {
+        self.rules
+    }
+
     pub fn rules(&self) -> &RuleSet {
         &self.rules
     }

@@ -125,7 +125,7 @@ impl Compared {
             changes.push((PolicyName::Namespaced(name.clone()), change));
         }
         let changed = plan.update(&newer);
-        let after = plan.rules().clone();
+        let after = plan.into_rules();
         let names = PodNames::of(world);
         let pairs = pairs::pairs((&before, &after), &changed, &names, budget);
         let isolation = isolation(&before, &after);

@@ -14,6 +14,7 @@ use crate::model::{Policies, World};
 use crate::net::Family;
 use crate::observe::local::{Answer, AnswerFormat, Question};
 
+use super::super::explain::circumstances;
 use super::super::flows::{Flows, verdict_on};
 use super::pairs::BUDGET;
 use super::{CONNECTIONS, Candidates, Compared, Refused, RefusedConnection, json, text};
@@ -66,9 +67,16 @@ fn answer(inputs: &Comparing, form: AnswerFormat) -> Answer {
     let compared = Compared::of(&inputs.world, &candidates, BUDGET);
     let connections = refused(inputs, &compared);
     let difference = compared.into_difference(connections);
+    let authority = inputs.world.authority.firewall;
     Ok(match form {
-        AnswerFormat::Text => text(&difference),
-        AnswerFormat::Json => format!("{:#}\n", json(&difference)),
+        AnswerFormat::Text => text(&difference) + &circumstances::doubt_line(authority).unwrap_or_default(),
+        AnswerFormat::Json => {
+            let mut answer = json(&difference);
+            if let Some(fields) = answer.as_object_mut() {
+                fields.insert("cluster".to_owned(), circumstances::word(authority).into());
+            }
+            format!("{answer:#}\n")
+        }
     })
 }
 

@@ -20,7 +20,7 @@ impl Circumstances {
     pub fn answer(&self, explanation: &Explanation, form: AnswerFormat) -> String {
         match form {
             AnswerFormat::Text => {
-                let known = doubt(self.authority).map(|doubt| format!("cluster: {doubt}\n"));
+                let known = doubt_line(self.authority);
                 let of_host = self.notes.iter().map(|note| format!("host: {note}\n"));
                 [text(explanation)].into_iter().chain(known).chain(of_host).collect()
             }
@@ -36,8 +36,13 @@ impl Circumstances {
     }
 }
 
+/// Returns why an answer may be out of date, as a line of text.
+pub fn doubt_line(authority: Authority) -> Option<String> {
+    doubt(authority).map(|doubt| format!("cluster: {doubt}\n"))
+}
+
 /// Returns why an answer may be out of date, as a sentence without its end.
-fn doubt(authority: Authority) -> Option<&'static str> {
+pub fn doubt(authority: Authority) -> Option<&'static str> {
     match authority {
         Authority::Nothing => Some("nothing is known of it"),
         Authority::Remembered => {
@@ -50,7 +55,8 @@ fn doubt(authority: Authority) -> Option<&'static str> {
     }
 }
 
-fn word(authority: Authority) -> &'static str {
+/// Returns the word for how far the cluster is known, for programs.
+pub fn word(authority: Authority) -> &'static str {
     match authority {
         Authority::Nothing => "unknown",
         Authority::Remembered => "remembered",

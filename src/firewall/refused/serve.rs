@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use crate::observe::local::{Answer, Question};
 
-use super::super::explain::Known;
+use super::super::explain::{Known, circumstances};
 use super::super::flows::{Flows, Log};
 use super::{Limits, MOST, Recent, named};
 
@@ -63,7 +63,18 @@ impl RefusedPackets {
         let since = since.unwrap_or(u64::MAX).min(self.recent.next());
         let (packets, missed) = self.recent.since(since);
         let packets: Vec<_> = packets.map(super::json).collect();
-        Ok(format!("{}\n", json!({ "next": self.recent.next(), "missed": missed, "lost": lost, "packets": packets })))
+        let authority = known.world.authority.firewall;
+        Ok(format!(
+            "{}\n",
+            json!({
+                "next": self.recent.next(),
+                "missed": missed,
+                "lost": lost,
+                "cluster": circumstances::word(authority),
+                "doubt": circumstances::doubt(authority),
+                "packets": packets,
+            })
+        ))
     }
 
     /// Takes what the kernel has logged. Returns how many packets were lost since the log was opened, because they came too fast.
