@@ -421,6 +421,6 @@ async fn service_cidrs_are_followed_where_the_server_has_them() {
     reader.until(&["kubernetes"]).await;
     server.put(Kind::ServiceCidr.path(), cidr("more"));
     reader.until(&["kubernetes", "more"]).await;
-    server.delete(Kind::ServiceCidr.path(), "more");
+    server.delete(Kind::ServiceCidr.path(), "/more");
     reader.until(&["kubernetes"]).await;
 }
