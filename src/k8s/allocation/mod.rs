@@ -123,9 +123,10 @@ impl Api {
             return parsed(object).map(Status::Newer);
         }
         let ingress: Vec<Value> = addresses.iter().map(|address| json!({"ip": address.to_string()})).collect();
-        if let Some(object) = object.as_object_mut() {
-            let status = object.entry("status").or_insert_with(|| json!({}));
-            status["loadBalancer"] = if ingress.is_empty() { json!({}) } else { json!({"ingress": ingress}) };
+        let balancer = if ingress.is_empty() { json!({}) } else { json!({"ingress": ingress}) };
+        let status = object.as_object_mut().map(|object| object.entry("status").or_insert_with(|| json!({})));
+        if let Some(status) = status.and_then(Value::as_object_mut) {
+            status.insert("loadBalancer".to_owned(), balancer);
         }
         if Instant::now() >= until {
             return Err(Failure::Refused("the Lease is about to end".to_owned()));
