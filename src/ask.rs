@@ -88,12 +88,16 @@ type AnswerOf = (&'static str, Result<String, String>);
 
 /// Asks every subsystem that runs, one after the other.
 async fn ask_all(socket: &Path, about: &BTreeMap<&str, &str>) -> anyhow::Result<Vec<AnswerOf>> {
+    // Where nobody listens, none of them answers.
+    drop(UnixStream::connect(socket).await.with_context(|| unreachable(socket))?);
     let mut answers = Vec::new();
     for (name, path) in audit::SUBSYSTEMS {
-        match post(socket, path, about, Some(JSON)).await? {
-            (StatusCode::OK, text) => answers.push((name, Ok(text))),
-            (StatusCode::NOT_FOUND, _) => {}
-            (_, sentence) => answers.push((name, Err(sentence.trim_end().to_owned()))),
+        match post(socket, path, about, Some(JSON)).await {
+            Ok((StatusCode::OK, text)) => answers.push((name, Ok(text))),
+            Ok((StatusCode::NOT_FOUND, _)) => {}
+            Ok((_, sentence)) => answers.push((name, Err(sentence.trim_end().to_owned()))),
+            // It is too slow, and the connection ended; others are asked all the same.
+            Err(error) => answers.push((name, Err(format!("{error:#}")))),
         }
     }
     if answers.is_empty() {
@@ -204,10 +208,9 @@ pub async fn post(
     about: &impl Serialize,
     accept: Option<&'static str>,
 ) -> anyhow::Result<(StatusCode, String)> {
-    let unreachable =
-        || format!("nobody answers on {}: is sluice running on this host, with the same --socket?", socket.display());
-    let stream = UnixStream::connect(socket).await.with_context(unreachable)?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.with_context(unreachable)?;
+    let stream = UnixStream::connect(socket).await.with_context(|| unreachable(socket))?;
+    let handshake = http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.with_context(|| unreachable(socket))?;
     let driven = tokio::spawn(connection);
     let mut request = Request::post(path).header("host", "localhost");
     if let Some(accept) = accept {
@@ -219,6 +222,10 @@ pub async fn post(
     let body = response.into_body().collect().await.context("the answer broke off")?.to_bytes();
     driven.abort();
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+fn unreachable(socket: &Path) -> String {
+    format!("nobody answers on {}: is sluice running on this host, with the same --socket?", socket.display())
 }
 
 #[cfg(test)]
@@ -364,6 +371,36 @@ mod tests {
             let expected = format!("proxy: routes: a: missing{outcome}\n{unanswered}");
             assert_eq!((audit::printed(&audited, Output::Text), audited.exit_code()), (expected, 1));
         }
+    }
+
+    /// As where a subsystem takes longer than the program waits for it.
+    #[tokio::test]
+    async fn an_audit_goes_on_where_a_connection_ends_without_an_answer() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("sluice.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).expect("the socket is made");
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.expect("somebody asks");
+                let mut request = vec![0; 4096];
+                let length = stream.read(&mut request).await.unwrap_or_default();
+                let request = String::from_utf8_lossy(&request[..length]).into_owned();
+                let body = r#"{"known":"complete","kinds":[]}"#;
+                let answer = match request.split(' ').nth(1) {
+                    Some("/audit/proxy") => continue,
+                    Some("/audit/router") => format!("200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()),
+                    _ => "404 Not Found\r\nContent-Length: 0\r\n\r\n".to_owned(),
+                };
+                let _ = stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).await;
+            }
+        });
+        let audited = audited(&socket, false).await.expect("one of them answers");
+        let text = audit::printed(&audited, Output::Text);
+        assert!(text.starts_with("proxy: no answer: the question was not answered"), "{text}");
+        assert_eq!((text.lines().count(), audited.exit_code(), audited.before.len()), (1, 2, 2), "{text}");
+        let nobody = super::audited(&directory.path().join("other.sock"), false).await.expect_err("nobody listens");
+        assert!(format!("{nobody:#}").contains("--socket"), "{nobody:#}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -103,15 +103,11 @@ pub fn printed(audited: &Audited, output: Output) -> String {
         return format!("{answer:#}\n");
     }
     let mut text = String::new();
-    let remaining = after.as_ref().map(|after| objects(after));
     let last = after.as_ref().unwrap_or(before);
-    let answers = |name: &str| !last.iter().any(|it| it.subsystem == name && it.error.is_some());
     for (subsystem, kind) in kinds(before) {
         for difference in &kind.differences {
-            // What came of it is not known where there is no second answer.
-            let remaining = remaining.as_ref().filter(|_| answers(subsystem));
-            let remains = remaining.map(|all| all.contains(&(subsystem, &kind.kind, &difference.object)));
-            text.push_str(&line(subsystem, kind, difference, remains));
+            let outcome = after.as_ref().and_then(|after| outcome(after, (subsystem, kind), difference));
+            text.push_str(&line(subsystem, kind, difference, outcome.as_ref()));
         }
         text.push_str(&rest(subsystem, kind));
     }
@@ -122,9 +118,14 @@ pub fn printed(audited: &Audited, output: Output) -> String {
     let known = objects(before);
     for (subsystem, kind) in kinds(after) {
         let new = |difference: &&Difference| !known.contains(&(subsystem, &kind.kind, &difference.object));
-        text.extend(
-            kind.differences.iter().filter(new).map(|difference| line(subsystem, kind, difference, Some(true))),
-        );
+        let remains = Some(&Outcome::Remains);
+        text.extend(kind.differences.iter().filter(new).map(|difference| line(subsystem, kind, difference, remains)));
+        let was_read = |(name, before): (&str, &Kind)| {
+            name == subsystem && before.kind == kind.kind && before.unreadable.is_none()
+        };
+        if let Some(why) = kind.unreadable.as_ref().filter(|_| kinds(before).any(was_read)) {
+            text.push_str(&format!("{subsystem}: {}: cannot be read after the repair: {why}\n", kind.kind));
+        }
         if kind.more > 0 {
             text.push_str(&format!("{subsystem}: {}: {} more objects still differ\n", kind.kind, kind.more));
         }
@@ -144,17 +145,44 @@ fn objects(subsystems: &[Subsystem]) -> BTreeSet<(&str, &String, &String)> {
     kinds(subsystems).flat_map(of_kind).collect()
 }
 
-/// One difference. `remains`: whether it is still there after a repair.
-fn line(subsystem: &str, kind: &Kind, difference: &Difference, remains: Option<bool>) -> String {
+/// What came of a difference by a repair.
+enum Outcome {
+    Repaired,
+    /// Nobody has tried, or somebody else has done it again.
+    Remains,
+    /// The kernel refused it, for this reason.
+    Refused(String),
+    /// The kind could not be read again.
+    Unknown,
+}
+
+/// Returns what came of a difference; `None` where the subsystem gave no second answer.
+fn outcome(after: &[Subsystem], (name, kind): (&str, &Kind), difference: &Difference) -> Option<Outcome> {
+    let subsystem = after.iter().find(|it| it.subsystem == name && it.error.is_none())?;
+    let again = subsystem.kinds.iter().find(|again| again.kind == kind.kind)?;
+    let remains = again.differences.iter().find(|again| again.object == difference.object);
+    let is_full = again.more > 0;
+    Some(match remains {
+        Some(Difference { error: Some(error), .. }) => Outcome::Refused(error.clone()),
+        Some(_) => Outcome::Remains,
+        None if again.unreadable.is_some() || is_full => Outcome::Unknown,
+        None => Outcome::Repaired,
+    })
+}
+
+/// One difference, with what came of it after a repair.
+fn line(subsystem: &str, kind: &Kind, difference: &Difference, outcome: Option<&Outcome>) -> String {
     let Difference { object, state, desired, seen, error } = difference;
     let word = match (state.as_str(), error) {
         ("failed", Some(error)) => format!("the last change failed: {error}"),
         (state, _) => state.to_owned(),
     };
-    let outcome = match remains {
-        None => "",
-        Some(true) => "; still so after the repair",
-        Some(false) => "; repaired",
+    let outcome = match outcome {
+        None => String::new(),
+        Some(Outcome::Remains) => "; still so after the repair".to_owned(),
+        Some(Outcome::Repaired) => "; repaired".to_owned(),
+        Some(Outcome::Refused(error)) => format!("; the repair was refused: {error}"),
+        Some(Outcome::Unknown) => "; whether it was repaired is not known".to_owned(),
     };
     let mut text = format!("{subsystem}: {}: {object}: {word}{outcome}\n", kind.kind);
     for (what, value) in [("desired", desired), ("in the kernel", seen)] {
@@ -214,7 +242,7 @@ mod tests {
         let text = "\
 proxy: virtual services: a: missing; repaired
   desired: rr
-proxy: virtual services: b: the last change failed: refused; still so after the repair
+proxy: virtual services: b: the last change failed: refused; the repair was refused: refused
   desired: rr
 proxy: virtual services: c: missing; still so after the repair
   desired: rr
@@ -222,5 +250,20 @@ proxy: virtual services: c: missing; still so after the repair
         assert_eq!((printed(&audited, Output::Text).as_str(), audited.exit_code()), (text, 1));
         let done = Audited { after: Some(vec![subsystem(&[], None)]), ..audited };
         assert_eq!(done.exit_code(), 0);
+    }
+
+    #[test]
+    fn a_repair_that_is_refused_or_cannot_be_looked_at_is_not_said_to_be_done() {
+        let before = || vec![subsystem(&[("a", "missing")], None)];
+        let refused = Audited { before: before(), after: Some(vec![subsystem(&[("a", "failed")], None)]) };
+        let text = "proxy: virtual services: a: missing; the repair was refused: refused\n  desired: rr\n";
+        assert_eq!((printed(&refused, Output::Text).as_str(), refused.exit_code()), (text, 1));
+        let unread = Audited { before: before(), after: Some(vec![subsystem(&[], Some("not permitted"))]) };
+        let text = "\
+proxy: virtual services: a: missing; whether it was repaired is not known
+  desired: rr
+proxy: virtual services: cannot be read after the repair: not permitted
+";
+        assert_eq!((printed(&unread, Output::Text).as_str(), unread.exit_code()), (text, 2));
     }
 }

@@ -164,6 +164,13 @@ impl Target for Settings {
         Ok(found)
     }
 
+    /// An administrator has given it a third value.
+    fn is_of_others(&mut self, setting: &Setting) -> bool {
+        let rule = self.rules.get(setting).cloned();
+        let found = self.look(setting).and_then(Result::ok);
+        rule.zip(found).is_some_and(|(rule, found)| rule.given(&found).is_none())
+    }
+
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, Setting, CompactString>]) -> Vec<Failure<Error>> {
         if phase == Phase::Shrink {
             return Vec::new();
@@ -254,6 +261,28 @@ mod tests {
         let given = |found| rule.given(found).map(CompactString::as_str);
         assert_eq!([given("0"), given("1"), given("2"), given("10")], [None, Some("2"), Some("2"), None]);
         assert_eq!(always("1").given("0"), Some(&"1".into()));
+    }
+
+    #[test]
+    fn a_setting_that_an_administrator_gives_a_third_value_is_not_missing_to_an_audit_and_one_that_is_away_is() {
+        let rules = [("filter", two_instead_of_one()), ("forward", always("1"))];
+        let (root, settings) = settings(&[("filter", "1"), ("forward", "0")], &rules);
+        let rules: BTreeMap<Setting, Wanted> = rules.into_iter().map(|(name, rule)| (setting(name), rule)).collect();
+        let mut mirror = Mirror::new(settings);
+        keep(&mut mirror, &rules, Moment { now: std::time::Instant::now(), jitter: 0 });
+        let mut differing = || {
+            Reflection::begin_inspection(&mut mirror);
+            let found = Reflection::inspect(&mut mirror, 10).differences;
+            found.iter().map(|one| format!("{} {:?}", one.object, one.state)).collect::<Vec<_>>()
+        };
+        assert_eq!(differing(), [""; 0]);
+        let write = |name: &str, value: &str| std::fs::write(root.path().join(name), value).expect("a file");
+        write("filter", "0");
+        write("forward", "0");
+        assert_eq!(differing(), ["forward Different"]);
+        write("filter", "1");
+        std::fs::remove_file(root.path().join("forward")).expect("it is there");
+        assert_eq!(differing(), ["filter Different", "forward Missing"]);
     }
 
     #[test]

@@ -91,6 +91,11 @@ pub trait Target {
         Ok(Glance::Alike)
     }
 
+    /// Returns whether an object that is not returned (any more) is there and others decide about it by now, so that nothing is missing.
+    fn is_of_others(&mut self, _key: &Self::Key) -> bool {
+        false
+    }
+
     /// Returns the number of objects that an audit reads at once. For a kind whose objects are read one by one, as many
     /// as may hold up a change; where one request reads all, all is right.
     fn audit_portion(&self) -> usize {

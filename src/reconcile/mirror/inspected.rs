@@ -76,6 +76,9 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         }
         for key in portion {
             let there = found.remove(&key);
+            if there.is_none() && self.target.is_of_others(&key) {
+                continue;
+            }
             if !self.is_unsettled(&key) {
                 let desired = self.seen().and_then(|seen| seen.value(&key));
                 noted.inspected.compared += 1;
